@@ -1,0 +1,103 @@
+"""The measured and the predicted time of every operation, side by side, as arrays in the graph's order.
+
+Example: ``OpTimesTable.of(result, graph, spec).rungs["executed"]`` → T2 of each operation, one execution, seconds.
+"""
+
+import re
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiler.record.run import CellResult
+from roofline.hardware import HardwareSpec
+from roofline.laws.roofline import UNKNOWN, missing_peaks
+from roofline.op import OpGraph
+from roofline.predict import Prepared, price, price_fused
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class OpTimesTable:
+    """Arrays of shape (operations,), in seconds of one execution; NaN is a rung that is not known."""
+
+    count: Array
+    """Executions in the whole model that each operation stands for."""
+    gap_s: Array
+    """Device idle before it, median of the passes."""
+    rungs: dict[str, Array]
+    """ideal (T0), achieved (T1), executed (T2), calibrated (T3), measured (T4)."""
+    bound: tuple[str, ...]
+    """What the executed graph waits for, at the measured peaks, or the datasheet's if there are none."""
+    kernels: tuple[tuple[str, ...], ...]
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated_s: Array | None = None
+    ) -> "OpTimesTable":
+        """Join a measurement to its graph. Raises ValueError where they do not belong together."""
+        size = len(graph.ops)
+        by_op = {times.op: times for times in result.ops}
+        if len(by_op) != len(result.ops) or any(not 0 <= op < size for op in by_op):
+            raise ValueError(f"{result.cell.key}: what was measured is not its graph of {size}; measure it again")
+        if calibrated_s is not None and calibrated_s.shape != (size,):
+            raise ValueError(f"calibrated times are {calibrated_s.shape}, the graph has {size} operations")
+        measured, gap = np.zeros(size), np.zeros(size)
+        for op, times in by_op.items():
+            measured[op] = median(times.device_s) if times.device_s else 0.0
+            gap[op] = median(times.gap_s) if times.gap_s else 0.0
+        prepared, unknown = Prepared(graph), np.full(size, np.nan)
+        executed = price(prepared, spec.measured) if spec.measured else None
+        said = price(prepared, spec.datasheet) if spec.datasheet and not executed else None
+        return cls(
+            count=np.array([op.count for op in graph.ops], dtype=float),
+            gap_s=gap,
+            rungs={
+                "ideal": price_fused(prepared, spec.datasheet).time_s if spec.datasheet else unknown,
+                "achieved": price_fused(prepared, spec.measured).time_s if spec.measured else unknown,
+                "executed": executed.time_s if executed else unknown,
+                "calibrated": unknown if calibrated_s is None else calibrated_s,
+                "measured": measured,
+            },
+            bound=executed.bound if executed else said.bound if said else (UNKNOWN,) * size,
+            kernels=tuple(by_op[i].kernels if i in by_op else () for i in range(size)),
+            warnings=(*_unmeasured(graph, set(by_op)), *_unpriced(graph, spec)),
+        )
+
+    @property
+    def measured_s(self) -> Array:
+        return self.rungs["measured"]
+
+    def total(self, rung: str) -> float | None:
+        """Sum over all executions in the whole model; None if the rung is not known for some operation."""
+        return known(float((self.rungs[rung] * self.count).sum()))
+
+
+def known(value: float) -> float | None:
+    """None for NaN, for what leaves the arrays."""
+    return None if np.isnan(value) else value
+
+
+def layer_kind(path: str) -> str:
+    """A module path with the indices of repeated modules as "*": "model.layers.*.mlp"."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", path)
+
+
+def _unmeasured(graph: OpGraph, measured: set[int]) -> list[str]:
+    missing = [op for i, op in enumerate(graph.ops) if i not in measured]
+    if not missing:
+        return []
+    first = missing[0]
+    return [f"{len(missing)} operations were not measured and count as 0 s, the first: {first.path} {first.name}"]
+
+
+def _unpriced(graph: OpGraph, spec: HardwareSpec) -> list[str]:
+    out = []
+    for origin, peaks in (("datasheet", spec.datasheet), ("measured", spec.measured)):
+        lacking = missing_peaks(graph.ops, peaks) if peaks else ()
+        if lacking:
+            out.append(f"no {origin} peak for {', '.join(lacking)}: the times that need it are not known")
+    return out

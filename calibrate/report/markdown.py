@@ -1,0 +1,182 @@
+"""A run as GitHub Markdown: every row of every table, and how each figure came about.
+
+Nothing is folded or shortened here; null is "–".
+
+Example: ``Path("report.md").write_text(render(reports, run, spec, failed), encoding="utf-8")``
+"""
+
+from collections.abc import Iterable, Sequence
+
+from calibrate.efficiency import PassReport
+from calibrate.report import tables, wording
+from calibrate.report.units import UNKNOWN, number, percent, seconds
+from calibrate.report.wording import Fact
+from profiler.record.run import CellResult, Run
+from roofline.hardware import HardwareSpec
+
+FEW = 10
+"""Inactive parameters that are named; the rest are counted."""
+
+
+def render(reports: Sequence[PassReport], run: Run, spec: HardwareSpec, failed: Sequence[CellResult] = ()) -> str:
+    """The whole run as one document."""
+    parts = [f"# {_text(run.name)} on {_text(run.environment.device)}"]
+    if reports:
+        parts += ["## Passes", _passes(reports)]
+    else:
+        parts.append("No pass has been measured in this run.")
+    if failed:
+        rows = [(_text(what), status, _text(reason)) for what, status, reason in wording.failed_rows(failed)]
+        parts += ["## No result", _table(("what", "status", "reason"), "lll", rows)]
+    for report in reports:
+        parts += _pass(report, run, spec)
+    parts += ["## Environment", _facts(wording.environment(run)), *_list("Warnings", run.environment.notes)]
+    parts += ["## Peaks", *_peaks(spec)]
+    parts += ["## Words", *_words()]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _passes(reports: Sequence[PassReport]) -> str:
+    rows = [
+        (
+            _text(wording.title(report)),
+            report.status,
+            seconds(report.wall_s),
+            percent(report.noise),
+            seconds(report.busy_s),
+            seconds(tables.ideal_total_s(report)),
+            report.ideal_peaks or UNKNOWN,
+            seconds(report.predicted_busy_s),
+            seconds(report.predicted_wall_s),
+        )
+        for report in reports
+    ]
+    header = ("pass", "status", "wall", "±", "busy", "could be", "at peaks", "predicted busy", "predicted wall")
+    return _table(header, "llrrrrlrr", rows)
+
+
+def _pass(report: PassReport, run: Run, spec: HardwareSpec) -> list[str]:
+    lines = [
+        wording.ideal_uses(report, spec),
+        wording.predicted(report),
+        wording.how_timed(report),
+        *wording.notes(report),
+        wording.what_ran(report),
+    ]
+    return [
+        f"## {_text(wording.title(report))}",
+        f"**{_text(wording.headline(report))}**",
+        "\n".join(f"> **{_text(sentence)}**  " for sentence in wording.warnings(report)),
+        "\n".join(f"- {_text(line)}" for line in lines),
+        "### Layer kinds",
+        _layers(report),
+        "### Waterfall",
+        _waterfall(report),
+        "### Where the time of each layer kind goes",
+        _layer_waterfalls(report),
+        "### Closure",
+        _closure(wording.closure(report, run.environment.device_kind)),
+        *_list(
+            f"{len(report.differences)} differences between the meta trace and what the device ran", report.differences
+        ),
+        *_inactive(report.inactive),
+    ]
+
+
+def _layers(report: PassReport) -> str:
+    rows = tables.layer_rows(report)
+    columns = tables.LAYER_COLUMNS
+    header = [*(column.header for column in columns), "kernels"]
+    align = "".join("l" if column.text else "r" for column in columns) + "l"
+    cells = [
+        [
+            _code(row.label),
+            *(_text(column.cell(row)) for column in columns[1:]),
+            ", ".join(map(_code, row.kernels)) or UNKNOWN,
+        ]
+        for row in rows
+    ]
+    total = tables.busy_row(report)
+    cells.append(["**busy**", *(_text(column.cell(total)) for column in columns[1:]), ""])
+    return _table(header, align, cells)
+
+
+def _waterfall(report: PassReport) -> str:
+    rows = [
+        (row.label, seconds(row.time_s, signed=True), percent(row.share, signed=True), _text(wording.meaning(row)))
+        for row in tables.waterfall_rows(report.waterfall, report.wall_s)
+    ]
+    rows.append(("**wall**", seconds(report.wall_s), percent(1.0), "median of the unprofiled passes"))
+    return _table(("term", "time", "of wall", "what it is"), "lrrl", rows)
+
+
+def _layer_waterfalls(report: PassReport) -> str:
+    header, rows = tables.layer_terms(report)
+    cells = [[_code(label), kind, *(seconds(value, signed=True) for value in values)] for label, kind, values in rows]
+    return _table(("layer kind", "kind", *header), "ll" + "r" * len(header), cells)
+
+
+def _closure(facts: Sequence[Fact]) -> str:
+    holds = {None: UNKNOWN, True: "yes", False: "**NO**"}
+    return _table(
+        ("", "found", "asked", "holds"),
+        "lrll",
+        [(fact.name, fact.value, fact.asked, holds[fact.holds]) for fact in facts],
+    )
+
+
+def _inactive(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    more = f", and {number(len(names) - FEW)} more" if len(names) > FEW else ""
+    return [f"{len(names)} parameters are not read in this phase: {', '.join(map(_code, names[:FEW]))}{more}"]
+
+
+def _peaks(spec: HardwareSpec) -> list[str]:
+    found = wording.peak_rows(spec)
+    if not found:
+        return ["No peaks of this device are known: neither a datasheet nor a measurement."]
+    rows = [
+        (
+            _text(row.name),
+            row.show(row.datasheet.value if row.datasheet else None),
+            row.show(row.measured.value if row.measured else None),
+            row.interval() or UNKNOWN,
+            _text(row.datasheet.source) if row.datasheet else UNKNOWN,
+            _text(row.measured.source) if row.measured else UNKNOWN,
+        )
+        for row in found
+    ]
+    header = ("", "datasheet", "achieved", "90 % interval", "source of the datasheet's", "how it was achieved")
+    return [f"Device file: {_code(spec.name)}", _table(header, "lrrrll", rows)]
+
+
+def _words() -> list[str]:
+    words = {**wording.WORDS, **{term.replace("_", " "): wording.MEANING[term] for term in tables.TERMS}}
+    return ["\n".join(f"- **{word}**: {_text(text)}" for word, text in words.items())]
+
+
+def _facts(facts: Sequence[Fact]) -> str:
+    return "\n".join(f"- {fact.name}: {_text(fact.value)}" for fact in facts)
+
+
+def _list(title: str, items: Sequence[str]) -> list[str]:
+    return [f"{title}:", "\n".join(f"- {_text(item)}" for item in items)] if items else []
+
+
+def _table(header: Iterable[str], align: str, rows: Iterable[Sequence[str]]) -> str:
+    rule = ["---:" if letter == "r" else ":---" for letter in align]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (list(header), rule, *rows))
+
+
+def _text(words: str) -> str:
+    """Plain words that Markdown would otherwise read as layout."""
+    line = " ".join(words.split())
+    for mark in "\\`*_|<>[]#":
+        line = line.replace(mark, "\\" + mark)
+    return line
+
+
+def _code(name: str) -> str:
+    """A name as code; a bar must still not end its cell."""
+    return "`" + name.replace("|", "\\|").replace("`", "'") + "`"

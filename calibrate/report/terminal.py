@@ -1,0 +1,257 @@
+"""A run on the terminal: what the device is, and for each pass its layers, its waterfall and its closure.
+
+Lines never exceed the console's width: columns that matter least are left out, long module paths lose their middle.
+Without colour (piped) nothing is lost: marks are characters.
+
+Example: ``render(reports, run, spec, rich.console.Console())``
+"""
+
+import re
+import textwrap
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from calibrate.efficiency import PassReport
+from calibrate.report import tables, wording
+from calibrate.report.paths import shortened
+from calibrate.report.units import aligned, percent, seconds
+from calibrate.report.wording import Fact
+from profiler.record.run import CellResult, Run
+from roofline.hardware import HardwareSpec
+
+LEFT_OUT_FIRST = (
+    "repeat",
+    "flops",
+    "bytes",
+    "predicted",
+    "count",
+    "bound",
+    "ideal",
+    "kind",
+    "efficiency",
+    "share",
+    "time",
+)
+"""Columns of the layer table in the order they go when the console is narrow."""
+
+NARROWEST_PATH = 20
+"""Characters of a module path below which a column goes instead."""
+
+NARROWEST_BAR = 8
+WIDEST_BAR = 40
+"""Characters of the waterfall's bar."""
+
+_WIDTH_FOR_MEANINGS = 110
+"""Characters from which the waterfall has room for its words beside its bar."""
+
+GAP = 2
+"""Characters between two columns."""
+
+_FIGURE = re.compile(r"(?<=\d) (?=(?:%|[nµmkMGTP]?(?:s|B|B/s|FLOP|FLOP/s))(?!\w))|(?<=±) ")
+"""The space inside "82.1 ms" and "± 1.2 %"."""
+
+_STYLE = {"path": "cyan", "kind": "dim", "time": "bold", "bound": "dim"}
+
+
+def render(
+    reports: Sequence[PassReport], run: Run, spec: HardwareSpec, console: Console, failed: Sequence[CellResult] = ()
+) -> None:
+    """Print a whole run; nothing is computed here but the layout."""
+    _environment(reports, run, spec, console)
+    for report in reports:
+        _pass(report, run, spec, console)
+    if reports and console.width < _WIDTH_FOR_MEANINGS:
+        _meanings(reports, console)
+    if failed:
+        _rule(console, "no result")
+        for what, status, reason in wording.failed_rows(failed):
+            _say(console, f"{what}: {status}: {reason}", "red")
+    if not reports and not failed:
+        _say(console, "no pass has been measured in this run")
+
+
+def _environment(reports: Sequence[PassReport], run: Run, spec: HardwareSpec, console: Console) -> None:
+    _rule(console, f"{run.environment.device}")
+    _facts(console, wording.environment(run))
+    for note in run.environment.notes:
+        _say(console, f"warning: {note}", "yellow")
+    rows = wording.peak_rows(spec, sorted({report.workload.dtype for report in reports}) or None)
+    if not rows:
+        _say(console, "peaks: – (neither a datasheet nor a measurement)")
+        return
+    console.print()
+    said = [row.show(row.datasheet.value if row.datasheet else None) for row in rows]
+    reached = [row.show(row.measured.value if row.measured else None) for row in rows]
+    share = [
+        percent(row.measured.value / row.datasheet.value if row.measured and row.datasheet else None) for row in rows
+    ]
+    columns = [
+        ("peaks", [row.name for row in rows], "cyan", True),
+        ("datasheet", said, "", False),
+        ("achieved", reached, "bold", False),
+        ("of datasheet", share, "", False),
+    ]
+    _grid(console, columns, shrink=0)
+    if any(row.measured for row in rows):
+        _say(console, "achieved: measured in this run; spec.json and report.md say how for each figure", "dim")
+    if any(row.datasheet for row in rows):
+        _say(console, "datasheet: spec.json and report.md name the document of each figure", "dim")
+
+
+def _pass(report: PassReport, run: Run, spec: HardwareSpec, console: Console) -> None:
+    console.print()
+    console.print(Text("─" * console.width, style="dim"))
+    _say(console, f"{wording.title(report)}: {wording.headline(report)}", "bold")
+    _say(console, wording.ideal_uses(report, spec))
+    _say(console, wording.predicted(report))
+    for sentence in wording.warnings(report):
+        _say(console, sentence if sentence.startswith("!") else f"warning: {sentence}", "yellow")
+    for sentence in (wording.how_timed(report), *wording.notes(report), wording.what_ran(report)):
+        _say(console, sentence, "dim")
+    for what, names in (("differs from the trace", report.differences), ("not read in this phase", report.inactive)):
+        if names:
+            _say(console, f"{what}: {len(names)}: {wording.some(names)}", "dim")
+    console.print()
+    _layers(report, console)
+    console.print()
+    _waterfall(report, console)
+    console.print()
+    _closure(wording.closure(report, run.environment.device_kind), console)
+
+
+def _layers(report: PassReport, console: Console) -> None:
+    rows = tables.fold(tables.layer_rows(report), report.wall_s)
+    rows = (*rows, tables.busy_row(report))
+    columns = []
+    for column in tables.LAYER_COLUMNS:
+        cells = [column.cell(row) for row in rows]
+        columns.append((column.key, column.header, cells if column.text else aligned(cells), column.text))
+    for key in LEFT_OUT_FIRST:
+        fixed = sum(_width(header, cells) + GAP for _, header, cells, _ in columns[1:])
+        if fixed + min(NARROWEST_PATH, _width(*columns[0][1:3])) <= console.width:
+            break
+        columns = [column for column in columns if column[0] != key]
+    _grid(
+        console,
+        [(header, cells, _STYLE.get(key, ""), text) for key, header, cells, text in columns],
+        shrink=0,
+        marked=[row.above_one for row in rows],
+        rule_before_last=True,
+    )
+
+
+def _waterfall(report: PassReport, console: Console) -> None:
+    rows = tables.waterfall_rows(report.waterfall, report.wall_s)
+    labels = [*(row.label for row in rows), "wall"]
+    times = aligned([*(seconds(row.time_s, signed=True) for row in rows), seconds(report.wall_s)])
+    shares = aligned([*(percent(row.share, signed=True) for row in rows), percent(1.0)])
+    meanings = [*(wording.meaning(row) for row in rows), ""]
+    columns = [("waterfall", labels, "cyan", True), ("", times, "bold", False), ("of wall", shares, "", False)]
+    used = sum(_width(header, cells) + GAP for header, cells, _, _ in columns)
+    if console.width >= _WIDTH_FOR_MEANINGS:
+        used += max(map(len, meanings)) + GAP
+    width = min(console.width - used, WIDEST_BAR)
+    if width >= NARROWEST_BAR:
+        columns.append(("", _bars(rows, report.wall_s, width), "green", True))
+    if console.width >= _WIDTH_FOR_MEANINGS:
+        columns.append(("", meanings, "dim", True))
+    _grid(console, columns, shrink=0, rule_before_last=True)
+
+
+def _bars(rows: Sequence[tables.TermRow], wall_s: float, width: int) -> list[str]:
+    """Each term from where the sum stood to where it brings it; a term that takes away is drawn light."""
+    ends = [row.start_s + (row.time_s or 0.0) for row in rows]
+    low = min([0.0, *ends, *(row.start_s for row in rows)])
+    high = max([wall_s, *ends])
+    scale = width / (high - low) if high > low else 0.0
+    bars = []
+    for row, end_s in zip(rows, ends, strict=True):
+        left, right = sorted((round((row.start_s - low) * scale), round((end_s - low) * scale)))
+        left = min(left, width - 1)
+        mark = "░" if (row.time_s or 0.0) < 0 else "█"
+        length = max(right - left, 1) if row.time_s else 0
+        bars.append(" " * left + mark * length)
+    return [*bars, " " * round(-low * scale) + "█" * round(wall_s * scale)]
+
+
+def _closure(facts: Sequence[Fact], console: Console) -> None:
+    marks = {None: "", True: "holds", False: "DOES NOT HOLD"}
+    columns = [
+        ("closure", [fact.name for fact in facts], "cyan", True),
+        ("", [fact.value for fact in facts], "", False),
+        ("", [marks[fact.holds] for fact in facts], "", True),
+        ("asked", [fact.asked for fact in facts], "dim", True),
+    ]
+    fits = sum(_width(header, cells) + GAP for header, cells, _, _ in columns) - GAP <= console.width
+    _grid(console, columns if fits else columns[:3], shrink=0, marked=[fact.holds is False for fact in facts])
+
+
+def _meanings(reports: Sequence[PassReport], console: Console) -> None:
+    _rule(console, "terms of the waterfall")
+    rows = {
+        row.label: wording.meaning(row)
+        for report in reports
+        for row in tables.waterfall_rows(report.waterfall, report.wall_s)
+    }
+    _facts(console, [Fact(name=label, value=text) for label, text in rows.items()])
+
+
+def _grid(
+    console: Console,
+    columns: Sequence[tuple[str, Sequence[str], str, bool]],
+    shrink: int,
+    marked: Sequence[bool] = (),
+    rule_before_last: bool = False,
+) -> None:
+    """Print (header, cells, style, left-aligned) columns; the one numbered `shrink` gives way, then the right edge."""
+    widths = [_width(header, cells) for header, cells, _, _ in columns]
+    spare = console.width - sum(widths) - GAP * (len(widths) - 1)
+    widths[shrink] = max(min(widths[shrink], widths[shrink] + spare), 1)
+    names = shortened(columns[shrink][1], widths[shrink])
+    lines = [
+        Text(
+            (" " * GAP).join(
+                _pad(header, width, left) for (header, _, _, left), width in zip(columns, widths, strict=True)
+            ),
+            style="bold",
+        )
+    ]
+    for i in range(len(names)):
+        line = Text()
+        for j, ((_, cells, style, left), width) in enumerate(zip(columns, widths, strict=True)):
+            cell = _pad(names[i] if j == shrink else cells[i], width, left)
+            line.append(" " * GAP if j else "").append(cell, style="red" if i < len(marked) and marked[i] else style)
+        lines.append(line)
+    ruled = {1, len(lines) - 1} if rule_before_last else {1}
+    for i, line in enumerate(lines):
+        line.rstrip()
+        if i in ruled:
+            console.print(Text("─" * min(sum(widths) + GAP * (len(widths) - 1), console.width), style="dim"))
+        console.print(line, no_wrap=True, overflow="crop", crop=True)
+
+
+def _facts(console: Console, facts: Sequence[Fact]) -> None:
+    for fact in facts:
+        _say(console, f"{fact.name}: {fact.value}")
+
+
+def _rule(console: Console, title: str) -> None:
+    console.print()
+    console.rule(Text(title, style="bold"), align="left", characters="─", style="dim")
+
+
+def _say(console: Console, sentence: str, style: str = "") -> None:
+    """Print wrapped text, a figure and its unit on one line."""
+    held = _FIGURE.sub("\u00a0", sentence)
+    for line in textwrap.wrap(held, console.width, break_on_hyphens=False):
+        console.print(Text(line.replace("\u00a0", " "), style=style), no_wrap=True, overflow="crop")
+
+
+def _width(header: str, cells: Sequence[str]) -> int:
+    return max(map(len, (header, *cells)))
+
+
+def _pad(text: str, width: int, left: bool) -> str:
+    return text.ljust(width) if left else text.rjust(width)

@@ -1,0 +1,127 @@
+"""How a number is printed: SI prefixes, three significant digits, and "–" for what is not known.
+
+Values come in SI units (seconds, bytes, FLOPs, fractions) and become text here and nowhere else.
+A number that is not finite is a mistake upstream and raises ValueError.
+
+Example: ``seconds(0.0821) == "82.1 ms"``, ``bytes_per_s(4.8e12) == "4.80 TB/s"``, ``percent(None) == "–"``
+"""
+
+import math
+from collections.abc import Sequence
+
+UNKNOWN = "–"
+"""Stands for null: not known, not measured, not applicable. Never for zero."""
+
+MINUS = "−"
+"""As wide as "+", so that signed columns line up."""
+
+SMALLEST_PERCENT = 0.0001
+"""A fraction; below 0.01 % the digits are noise in any measurement, so only the bound is printed."""
+
+SHORT_DTYPE = {
+    "float64": "fp64",
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "float8_e4m3fn": "fp8 e4m3",
+    "float8_e5m2": "fp8 e5m2",
+}
+"""What people call torch's types; a type that is not here keeps its name."""
+
+_PREFIXES = {-3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P"}
+"""SI prefix by power of 1000."""
+
+
+def seconds(value: float | None, signed: bool = False) -> str:
+    """ns, µs, ms or s."""
+    return _prefixed(value, "s", -3, 0, signed)
+
+
+def size(value: float | None) -> str:
+    """Bytes; GB is 1e9."""
+    return _prefixed(value, "B", 0, 5)
+
+
+def flops(value: float | None) -> str:
+    """A count of FLOPs."""
+    return _prefixed(value, "FLOP", 0, 5)
+
+
+def flops_per_s(value: float | None) -> str:
+    """A rate of work; TFLOP/s is 1e12."""
+    return _prefixed(value, "FLOP/s", 0, 5)
+
+
+def bytes_per_s(value: float | None) -> str:
+    """A bandwidth; GB/s is 1e9."""
+    return _prefixed(value, "B/s", 0, 5)
+
+
+def magnitude(value: float | None) -> str:
+    """A number whose unit stands in the column's header: "12.3 G"."""
+    return _prefixed(value, "", 0, 5)
+
+
+def percent(value: float | None, signed: bool = False) -> str:
+    """A fraction as a percentage: 0.873 is "87.3 %"."""
+    if value is None:
+        return UNKNOWN
+    _finite(value)
+    sign = _sign(value, signed)
+    if value == 0:
+        return "0 %"
+    if abs(value) < SMALLEST_PERCENT:
+        return f"{sign}<0.01 %"
+    number = 100 * float(f"{abs(value):.2e}")
+    return f"{sign}{number:.{_decimals(number, most=4)}f} %"
+
+
+def number(value: float | None) -> str:
+    """A plain count: no prefix, no decimals it does not need."""
+    if value is None:
+        return UNKNOWN
+    _finite(value)
+    return f"{value:.4g}" if value != int(value) else f"{int(value)}"
+
+
+def dtype(name: str) -> str:
+    """The short name of a type."""
+    return SHORT_DTYPE.get(name, name)
+
+
+def aligned(cells: Sequence[str]) -> list[str]:
+    """Pad the part after the first space, so that right-aligned cells have their digits one below another."""
+    parts = [cell.partition(" ") for cell in cells]
+    width = max((len(space + unit) for _, space, unit in parts), default=0)
+    padded = [value + (space + unit).ljust(width) for value, space, unit in parts]
+    widest = max(map(len, padded), default=0)
+    return [cell.rjust(widest) for cell in padded]
+
+
+def _prefixed(value: float | None, unit: str, lowest: int, highest: int, signed: bool = False) -> str:
+    if value is None:
+        return UNKNOWN
+    _finite(value)
+    if value == 0:
+        return f"0 {unit}".rstrip()
+    rounded = float(f"{abs(value):.2e}")  # first, so that 999.6 µs becomes 1.00 ms
+    power = min(max(math.floor(math.log10(rounded) / 3 + 1e-9), lowest), highest)
+    number = rounded / 1000.0**power
+    text = f"{_sign(value, signed)}{number:.{_decimals(number, most=5)}f} {_PREFIXES[power]}{unit}"
+    return text.rstrip()
+
+
+def _decimals(number: float, most: int) -> int:
+    """Decimals that leave three significant digits."""
+    return min(max(2 - math.floor(math.log10(number) + 1e-9), 0), most)
+
+
+def _sign(value: float, signed: bool) -> str:
+    if value < 0:
+        return MINUS
+    return "+" if signed and value > 0 else ""
+
+
+def _finite(value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is not a figure to show: use None for what is not known")

@@ -1,0 +1,306 @@
+"""What a report says in words: headlines, meanings, closure, environment. The renderers only lay it out.
+
+Sentences and label-value rows, made from records; no layout, no escaping.
+
+Example: ``headline(report)`` is ``"82.1 ms wall ± 1.2 %, 78.0 ms busy; could be 20.1 ms at datasheet peaks (…)"``
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from calibrate.efficiency import PassReport
+from calibrate.report import tables
+from calibrate.report.units import UNKNOWN, bytes_per_s, dtype, flops_per_s, percent, seconds, size
+from profiler.record.run import CellResult, Run
+from roofline.hardware import Figure, HardwareSpec, Peaks
+from roofline.record import Record
+from roofline.workload import Workload
+
+MEANING = {
+    "ideal": "fused graph at datasheet peaks",
+    "peak_derate": "achieved peaks are not the datasheet's",
+    "extra_work": "work that the fused graph would not do",
+    "shape_loss": "shapes that reach less than the peaks",
+    "residual": "what the prediction does not explain",
+    "idle": "device without work",
+}
+"""One phrase for a term of the waterfall."""
+
+REACHED = {
+    "peak_derate": "fused graph at achieved peaks",
+    "extra_work": "graph as executed, at achieved peaks",
+    "shape_loss": "graph as executed, by calibrated laws",
+    "residual": "device time: no peaks are known to split it",
+}
+"""One phrase for terms joined from the first one on, by the last of them."""
+
+WORDS = {
+    "layer kind": "the operations of one kind under one module path; * stands for the index of a repeated layer",
+    "×": "executions in the whole model",
+    "time": "device time of one pass, all executions; the rows add up to the busy time",
+    "share": "of the wall time",
+    "ideal, predicted": "times from peaks and traced work, as each pass says; – is not known",
+    "efficiency": "ideal ÷ measured; ! marks one above 1: a wrong count, a wrong peak or a warm cache",
+    "bound": "what the roofline of the executed graph waits for",
+    "per repeat": "median of one repeated layer ± half the 5–95 % range over them",
+}
+"""Columns of the layer table."""
+
+ATTRIBUTED_AT_LEAST = 0.99
+SPANS_CLOSE_WITHIN = 0.005
+INSTRUMENTED_WITHIN = 0.05
+"""The closure that a pass must show: attributed ≥ 99 %, spans + gaps within 0.5 %, profiling cost within 5 %."""
+
+ABOVE_ONE = "efficiency above 1"
+"""How the footnote of the mark "!" begins; a report whose own warnings have it does not get a second one."""
+
+IDLE_AT_LEAST = -0.02
+"""DESIGN.md: idle below −2 % of the wall makes a pass invalid."""
+
+
+Unit = Literal["FLOP/s", "bytes/s", "s"]
+_UNITS: tuple[Unit, ...] = ("FLOP/s", "bytes/s", "s")
+
+
+class Fact(Record):
+    """A label, its value as text, what is asked of it, and whether it holds (None: nothing is asked)."""
+
+    name: str
+    value: str
+    asked: str = ""
+    holds: bool | None = None
+
+
+class PeakRow(Record):
+    """One rate of the device, by origin."""
+
+    name: str
+    unit: Unit
+    datasheet: Figure | None
+    measured: Figure | None
+
+    def show(self, value: float | None) -> str:
+        return {"FLOP/s": flops_per_s, "bytes/s": bytes_per_s, "s": seconds}[self.unit](value)
+
+    def interval(self) -> str:
+        """90 % interval of the measurement, "" where there is none."""
+        figure = self.measured
+        if figure is None or figure.low is None or figure.high is None:
+            return ""
+        return f"{self.show(figure.low)} to {self.show(figure.high)}"
+
+
+def workload_title(workload: Workload) -> str:
+    """ "decode b1 q1 ctx 512 bf16"."""
+    tokens = f"b{workload.batch} q{workload.query_tokens} ctx {workload.context_tokens}"
+    return f"{workload.phase} {tokens} {dtype(workload.dtype)}"
+
+
+def title(report: PassReport) -> str:
+    """ "llama-3.1-8b decode b1 q1 ctx 512 bf16"."""
+    return f"{report.model} {workload_title(report.workload)}"
+
+
+def headline(report: PassReport) -> str:
+    """How fast it is and how fast it could be, in a line."""
+    now = f"{seconds(report.wall_s)} wall ± {percent(report.noise)}, {seconds(report.busy_s)} busy"
+    if report.ideal_peaks is None:
+        return f"{now}; how fast it could be is unknown: no peaks of this device are known"
+    ideal_s = tables.ideal_total_s(report)
+    if ideal_s is None:
+        return f"{now}; how fast it could be is unknown: the {report.ideal_peaks} peaks lack one it needs"
+    ratio = f" ({report.wall_s / ideal_s:.2f}× faster)" if ideal_s > 0 else ""
+    return f"{now}; could be {seconds(ideal_s)} at {report.ideal_peaks} peaks{ratio}"
+
+
+def predicted(report: PassReport) -> str:
+    """What was predicted, with its signed error."""
+    if report.prediction is None:
+        return "predicted: – (no peaks of this device are known)"
+    how = {"executed": "graph as executed at achieved peaks, not calibrated", "calibrated": "calibrated laws"}
+    busy = _against(report.predicted_busy_s, report.busy_s)
+    wall = _against(report.predicted_wall_s, report.wall_s)
+    return f"predicted ({how.get(report.prediction, report.prediction)}): {busy} busy, {wall} wall"
+
+
+def ideal_uses(report: PassReport, spec: HardwareSpec) -> str:
+    """What `ideal` stands for in this pass."""
+    if report.ideal_peaks is None:
+        return "ideal: – (no peaks of this device are known)"
+    if report.ideal_peaks == "datasheet":
+        return "ideal: the fused graph at datasheet peaks"
+    why = "no datasheet describes this device" if spec.datasheet is None else "the datasheet lacks a peak it needs"
+    return f"ideal: the fused graph at {report.ideal_peaks} peaks: {why}"
+
+
+def meaning(row: tables.TermRow) -> str:
+    """One phrase for a row of the waterfall."""
+    if len(row.terms) > 1 and row.terms[0] == "ideal":
+        return REACHED[row.terms[-1]]
+    if row.terms == ("shape_loss", "residual"):
+        return "slower than the roofline of what ran"
+    return "; ".join(MEANING[term] for term in row.terms)
+
+
+def closure(report: PassReport, device_kind: str) -> tuple[Fact, ...]:
+    """How much of what the profiler saw is accounted for, beside what is asked."""
+    seen = report.closure
+    spans_close = abs(seen.spans_plus_gaps - 1) <= SPANS_CLOSE_WITHIN
+    busy = report.busy_s / report.wall_s if report.wall_s > 0 else None
+    facts = [
+        Fact(
+            name="attributed ÷ all device time",
+            value=percent(seen.attributed),
+            asked=f"at least {100 * ATTRIBUTED_AT_LEAST:g} %",
+            holds=seen.attributed >= ATTRIBUTED_AT_LEAST,
+        ),
+        Fact(
+            name="spans + gaps ÷ profiled wall",
+            value=percent(seen.spans_plus_gaps),
+            asked=f"100 % ± {100 * SPANS_CLOSE_WITHIN:g} %",
+            holds=spans_close,
+        ),
+        Fact(
+            name="profiled ÷ unprofiled wall",
+            value=percent(seen.instrumented_ratio),
+            asked=f"100 % ± {100 * INSTRUMENTED_WITHIN:g} %",
+            holds=abs(seen.instrumented_ratio - 1) <= INSTRUMENTED_WITHIN,
+        ),
+        Fact(
+            name="busy ÷ wall",
+            value=percent(busy),
+            asked=f"at most {100 * (1 - IDLE_AT_LEAST):g} %",
+            holds=None if busy is None else busy <= 1 - IDLE_AT_LEAST,
+        ),
+    ]
+    if device_kind == "cuda":
+        same = "all kernels seen" if seen.kernels == seen.launches else "kernels and launches differ: events dropped"
+        facts.append(
+            Fact(
+                name="kernels / launches / memory operations",
+                value=f"{seen.kernels} / {seen.launches} / {seen.memory_operations}",
+                asked="kernels = launches > 0" if seen.launches == 0 else same,
+                holds=seen.kernels == seen.launches > 0,
+            )
+        )
+    return tuple(facts)
+
+
+def warnings(report: PassReport) -> tuple[str, ...]:
+    """What an expert must know before using the figures of a pass; the most serious first."""
+    said = []
+    if report.status != "done":
+        said.append(f"this pass is {report.status}: {report.reason or 'no reason was recorded'}")
+    said += [f"does not close: {sentence}" for sentence in tables.unclosed(report)]
+    said += [f"! {words}" if words.startswith(ABOVE_ONE) else words for words in report.warnings]
+    marked = tables.above_one(report)
+    if marked and not any(words.startswith(ABOVE_ONE) for words in report.warnings):
+        worst = max(marked, key=lambda row: row.efficiency or 0)
+        said.append(
+            f"! {ABOVE_ONE} in {len(marked)} of {len(report.layers)} layer kinds (most: {worst.label} "
+            f"{worst.kind}, {percent(worst.efficiency)}): a wrong count, a wrong peak or a warm cache"
+        )
+    return tuple(said)
+
+
+def notes(report: PassReport) -> tuple[str, ...]:
+    """How the figures are to be read; nothing alarming."""
+    said = []
+    if report.scaled_from_layers is not None:
+        part, whole = report.scaled_from_layers
+        said.append(f"measured {part} of {whole} repeated layers; times are scaled up to {whole}")
+    said.append(
+        f"wall noise ± {percent(report.noise)} (half the 5–95 % range of single passes): "
+        f"± {seconds(report.noise * report.wall_s)}"
+    )
+    if report.peak_memory_bytes is not None:
+        said.append(f"peak memory {size(report.peak_memory_bytes)}")
+    return tuple(said)
+
+
+def how_timed(report: PassReport) -> str:
+    """Clock, cache state and passes behind the figures."""
+    passes = f"{report.passes[0]} unprofiled, {report.passes[1]} profiled" if report.passes else UNKNOWN
+    return f"clock: {report.clock or UNKNOWN}; caches: {report.cache_state or UNKNOWN}; passes: {passes}"
+
+
+def what_ran(report: PassReport) -> str:
+    """The implementations that really ran."""
+    return "ran: " + (", ".join(f"{what} {how}" for what, how in report.ran.items()) or UNKNOWN)
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first few, and how many more."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def environment(run: Run) -> tuple[Fact, ...]:
+    """The machine and its software."""
+    found = run.environment
+    rows = {
+        "run": f"{run.name}, {run.started}" + ("" if run.finished else " (not finished)"),
+        "device": f"{found.device} ({found.device_kind}), {size(found.memory_bytes)}",
+        **({"unit": found.device_uuid or UNKNOWN} if found.device_kind == "cuda" else {}),
+        "host": f"{found.hostname}, {found.cores} cores, {found.threads} threads, {found.os}",
+        "versions": ", ".join([f"python {found.python}", *(f"{name} {v}" for name, v in found.versions.items())]),
+        "command": " ".join(run.command),
+    }
+    return tuple(Fact(name=name, value=value) for name, value in rows.items())
+
+
+def peak_rows(spec: HardwareSpec, dtypes: Sequence[str] | None = None) -> tuple[PeakRow, ...]:
+    """Every rate of the device, datasheet beside measured; matrix rates of `dtypes` only where given."""
+    said, reached = _figures(spec.datasheet, dtypes), _figures(spec.measured, dtypes)
+    return tuple(
+        PeakRow(name=name, unit=unit, datasheet=said.get((unit, name)), measured=reached.get((unit, name)))
+        for unit, name in sorted({**said, **reached}, key=lambda key: _UNITS.index(key[0]))
+    )
+
+
+def sources(rows: Sequence[PeakRow]) -> tuple[Fact, ...]:
+    """Where the figures of each origin come from, each source once."""
+    origins = {"datasheet": [row.datasheet for row in rows], "achieved": [row.measured for row in rows]}
+    return tuple(
+        Fact(name=name, value="; ".join(dict.fromkeys(figure.source for figure in figures if figure)))
+        for name, figures in origins.items()
+        if any(figures)
+    )
+
+
+def failed_rows(failed: Sequence[CellResult]) -> tuple[tuple[str, str, str], ...]:
+    """(what, status, reason) of each cell without a result."""
+    return tuple(
+        (
+            f"{result.cell.model} {workload_title(result.cell.workload)} ({_options(result)})",
+            result.status,
+            " ".join((result.reason or "no reason was recorded").split()),
+        )
+        for result in failed
+    )
+
+
+def _options(result: CellResult) -> str:
+    cell = result.cell
+    layers = [f"{cell.layers} layers"] if cell.layers else []
+    return ", ".join([f"attention {cell.attn}", f"experts {cell.experts}", f"cache {cell.cache}", *layers])
+
+
+def _against(value: float | None, truth: float) -> str:
+    if value is None or truth <= 0:
+        return UNKNOWN
+    return f"{seconds(value)} ({percent(value / truth - 1, signed=True)})"
+
+
+def _figures(peaks: Peaks | None, dtypes: Sequence[str] | None) -> dict[tuple[Unit, str], Figure]:
+    if peaks is None:
+        return {}
+    found: dict[tuple[Unit, str], Figure] = {}
+    for name, figure in peaks.matrix.items():
+        if dtypes is None or name in dtypes:
+            found["FLOP/s", f"matrix {dtype(name)}"] = figure
+    found |= {("FLOP/s", f"vector {dtype(name)}"): figure for name, figure in peaks.vector.items()}
+    found |= {("bytes/s", level.name): level.bandwidth for level in peaks.levels}
+    if peaks.host_s_per_op is not None:
+        found["s", "host per operation"] = peaks.host_s_per_op
+    return found

@@ -1,0 +1,234 @@
+"""From kernels to operations: what the device did during one pass, and for which operation.
+
+Rule: device event → correlation id → launch → the operation whose host span encloses the launch's start on the same
+thread. Several kernels to one operation are normal. What fits no operation is kept with its name and its reason,
+never dropped: Σ operations + unattributed + gaps + tail = wall, by construction of `overlap`.
+
+Synchronise the device before and after the window. CUDA graphs are refused: one launch stands for many kernels.
+
+Example: ``done = join(timeline, (t0, t1), spans); problems = check(done)``
+"""
+
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from profiler.attribution.overlap import idle, shares
+from profiler.attribution.timeline import DeviceEvent, Launch, Timeline
+
+CLOCK_SKEW_S = 1e-4
+"""Disagreement between host and device clocks that is not an error: above CUPTI's microseconds, and far below the
+hours by which records with a corrupted clock are off (pytorch issue 192021)."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpSpan:
+    """Host span of an executed operation; spans of one thread do not overlap."""
+
+    index: int
+    """Of the operation in its graph."""
+    start_s: float
+    end_s: float
+    tid: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpDevice:
+    """What the device did for one operation."""
+
+    index: int
+    device_s: float
+    """Each instant shared equally among the events that run in it."""
+    gap_s: float
+    """Device idle directly before the operation's kernels: before its first one, and between them."""
+    kernels: tuple[str, ...]
+    """Kernels, copies and memsets, in the order they ran; empty for an operation without device work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unattributed:
+    """Device work that belongs to no operation."""
+
+    name: str
+    device_s: float
+    gap_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceJoin:
+    """One pass on the device. Seconds; counts are of this pass."""
+
+    ops: tuple[OpDevice, ...]
+    """One for each given span, in the given order."""
+    unattributed: tuple[Unattributed, ...]
+    tail_gap_s: float
+    """Idle between the last device event and the end of the window."""
+    wall_s: float
+    """Length of the window, or up to the last device event where that ends later."""
+    kernels: int
+    launches: int
+    """Kernel launches in the runtime and driver APIs."""
+    memory_operations: int
+    """memcpy and memset that ran."""
+    memory_launches: int
+    missing: tuple[Launch, ...]
+    """Launches of kernels and memory operations without a device event: the profiler dropped it."""
+    orphans: tuple[DeviceEvent, ...]
+    """Device events without a launch record."""
+    outsiders: tuple[DeviceEvent, ...]
+    """Device events that ran in the window but were launched outside of it."""
+    skewed: tuple[DeviceEvent, ...]
+    """Device events that claim to have begun before their launch."""
+    late_s: float
+    """How long the device still worked after the window."""
+
+    @property
+    def device_s(self) -> float:
+        """Busy time of the device, attributed or not."""
+        return sum(op.device_s for op in self.ops) + self.unattributed_s
+
+    @property
+    def unattributed_s(self) -> float:
+        return sum(event.device_s for event in self.unattributed)
+
+    @property
+    def gap_s(self) -> float:
+        """All idle time but the tail."""
+        return sum(op.gap_s for op in self.ops) + sum(event.gap_s for event in self.unattributed)
+
+
+def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[OpSpan]) -> DeviceJoin:
+    """Attribute the device work of one pass.
+
+    Args: the session; the pass on the host clock, seconds; the host spans of the operations that it executed.
+    Raises ValueError for CUDA graphs, for work on more than one device, and for spans of a thread that overlap.
+    """
+    owner = _Owners(operations)
+    in_window = [launch for launch in timeline.launches if window[0] <= launch.start_s <= window[1]]
+    if graphs := sum(launch.kind == "graph" for launch in in_window):
+        raise ValueError(
+            f"{graphs} CUDA graph launches in the pass: one launch stands for many kernels, which cannot be given to "
+            "operations; run the model without CUDA graphs"
+        )
+    launched = {launch.correlation: launch for launch in timeline.launches}
+    inside = {launch.correlation for launch in in_window}
+    events = [e for e in timeline.device if e.correlation in inside or (e.start_s < window[1] and e.end_s > window[0])]
+    if len(devices := sorted({e.device for e in events})) > 1:
+        raise ValueError(f"work on devices {devices}: one device at a time; hide the others with CUDA_VISIBLE_DEVICES")
+
+    # An outsider counts with what lies in the window; a launch's own event counts to its end.
+    ends = np.array([e.end_s if e.correlation in inside else min(e.end_s, window[1]) for e in events])
+    ends = np.maximum(ends, window[0])
+    starts = np.clip(np.array([e.start_s for e in events]), window[0], ends)
+    end_s = max(window[1], float(ends.max(initial=window[1])))
+    device_s = shares(starts, ends)
+    gaps = idle(starts, ends, (window[0], end_s))
+
+    per_op: dict[int, list[int]] = defaultdict(list)
+    unattributed: list[Unattributed] = []
+    for i, event in enumerate(events):
+        launch = launched.get(event.correlation) if event.correlation is not None else None
+        position, reason = owner.find(launch, inside)
+        if position is None:
+            unattributed.append(Unattributed(event.name, float(device_s[i]), float(gaps.before_s[i]), reason))
+        else:
+            per_op[position].append(i)
+    seen = {e.correlation for e in events}
+    kinds = Counter(launch.kind for launch in in_window)
+    return DeviceJoin(
+        ops=tuple(
+            OpDevice(
+                span.index,
+                float(device_s[per_op[i]].sum()),
+                float(gaps.before_s[per_op[i]].sum()),
+                tuple(events[k].name for k in per_op[i]),
+            )
+            for i, span in enumerate(operations)
+        ),
+        unattributed=tuple(unattributed),
+        tail_gap_s=gaps.tail_s,
+        wall_s=end_s - window[0],
+        kernels=sum(e.kind == "kernel" for e in events),
+        launches=kinds["kernel"],
+        memory_operations=sum(e.kind != "kernel" for e in events),
+        memory_launches=kinds["memory"],
+        missing=tuple(launch for launch in in_window if launch.correlation not in seen),
+        orphans=tuple(e for e in events if e.correlation not in launched),
+        outsiders=tuple(e for e in events if e.correlation in launched and e.correlation not in inside),
+        skewed=tuple(
+            e for e in events
+            if e.correlation is not None and e.correlation in launched
+            and e.start_s < launched[e.correlation].start_s - CLOCK_SKEW_S
+        ),
+        late_s=end_s - window[1],
+    )  # fmt: skip
+
+
+def check(done: DeviceJoin) -> list[str]:
+    """What makes a pass's attribution incomplete or wrong, one line each; empty if nothing does."""
+    problems: list[str] = []
+    expected = (("kernel", "kernel", done.launches), ("memory", "memcpy or memset", done.memory_launches))
+    for kind, word, total in expected:
+        if lost := [launch for launch in done.missing if launch.kind == kind]:
+            problems.append(
+                f"{len(lost)} of {total} {word} launches have no event on the device: the profiler dropped events "
+                f"(the first: {lost[0].name}, correlation {lost[0].correlation}); profile again"
+            )
+    if done.orphans:
+        problems.append(
+            f"{len(done.orphans)} device events have no launch record: their operation is unknown "
+            f"(the first: {done.orphans[0].name})"
+        )
+    if done.outsiders:
+        problems.append(
+            f"{len(done.outsiders)} device events were launched outside the pass and ran in it: synchronise before it "
+            f"(the first: {done.outsiders[0].name})"
+        )
+    if done.skewed:
+        problems.append(
+            f"{len(done.skewed)} device events begin before their launch: corrupted time stamps, profile again in a "
+            f"fresh process (the first: {done.skewed[0].name})"
+        )
+    if done.late_s > CLOCK_SKEW_S:
+        problems.append(f"the device worked on for {done.late_s:.6f} s after the pass: synchronise before it ends")
+    if not problems and done.kernels != done.launches:
+        problems.append(f"{done.kernels} kernels for {done.launches} launches: some launch made several kernels")
+    return problems
+
+
+class _Owners:
+    """Which operation a launch belongs to: sorted spans of each thread."""
+
+    def __init__(self, operations: Sequence[OpSpan]) -> None:
+        self._threads: dict[int, list[int]] = defaultdict(list)
+        for position, span in enumerate(operations):
+            self._threads[span.tid].append(position)
+        self._operations = operations
+        self._starts: dict[int, list[float]] = {}
+        for tid, positions in self._threads.items():
+            positions.sort(key=lambda p: operations[p].start_s)
+            self._starts[tid] = [operations[p].start_s for p in positions]
+            for a, b in pairwise(positions):
+                if operations[b].start_s < operations[a].end_s:
+                    raise ValueError(
+                        f"host spans of operations {operations[a].index} and {operations[b].index} overlap on thread "
+                        f"{tid}: give only outermost operations"
+                    )
+
+    def find(self, launch: Launch | None, inside: set[int]) -> tuple[int | None, str]:
+        """Position of the operation, or None and the reason."""
+        if launch is None:
+            return None, "no launch record"
+        if launch.correlation not in inside:
+            return None, "launched outside the pass"
+        if launch.tid not in self._threads:
+            return None, f"launched by another thread ({launch.tid})"
+        i = bisect_right(self._starts[launch.tid], launch.start_s) - 1
+        if i >= 0 and launch.start_s <= self._operations[self._threads[launch.tid][i]].end_s:
+            return self._threads[launch.tid][i], ""
+        return None, "launched by no operation"

@@ -1,0 +1,91 @@
+"""The front door: the verbs, and what every one of them does with an error.
+
+`main` maps errors to one line on stderr and an exit code (`profiler.cli.errors`); verbs only raise. Verbs load torch
+and everything else that is slow inside their functions, so that help and `list` answer at once.
+
+Example: ``main(["list", "--json"])`` returns 0
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+
+import typer
+
+from profiler.attribution.timeline import QUIET
+from profiler.cli import doctor, errors, run, show
+from profiler.cli import list as list_verb
+from profiler.record.errors import InvalidMeasurement, RequestError
+
+os.environ.update(QUIET)  # read when torch is first imported, which verbs do later
+
+VERBS: dict[str, tuple[Callable[..., None], str]] = {
+    "run": (run.run, run.EXAMPLE),
+    "list": (list_verb.list_, list_verb.EXAMPLE),
+    "show": (show.show, show.EXAMPLE),
+    "doctor": (doctor.doctor, doctor.EXAMPLE),
+}
+"""Verb -> function and the example that its help ends with."""
+
+CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
+"""ClickException: typer carries a click of its own in some versions and not in others."""
+
+
+def build() -> typer.Typer:
+    """The application with all its verbs."""
+    app = typer.Typer(
+        name="roofcal",
+        help="How fast each layer of a model could run on this device, how fast it does, where the difference goes.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+    @app.callback()
+    def root() -> None: ...
+
+    for name, (function, example) in VERBS.items():
+        app.command(name, epilog=example)(function)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code. `arguments` are those after the program's name."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        _require_verb(arguments[0])
+        command = typer.main.get_command(build())
+        with command.make_context("python -m profiler", arguments) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+        return errors.GOOD
+    except typer.Exit as end:
+        return end.exit_code
+    except RequestError as error:
+        return _fail(f"error: {error}", errors.REQUEST)
+    except InvalidMeasurement as error:
+        return _fail(f"invalid measurement: {error}", errors.INVALID)
+    except CLICK_ERROR as error:
+        return _fail(f"error: {error.format_message().rstrip('.')}; see --help", errors.REQUEST)  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        return _fail(
+            errors.interruption(stop) if isinstance(stop, KeyboardInterrupt) else "interrupted", errors.INTERRUPTED
+        )
+    except BrokenPipeError:
+        # whoever read our output has gone: leave the interpreter nothing to flush into the closed pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return errors.BROKEN_PIPE
+
+
+def _require_verb(word: str) -> None:
+    if word in VERBS or word.startswith("-"):
+        return
+    near = get_close_matches(word, VERBS, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(VERBS)}"
+    raise RequestError(f"no verb {word!r}; {hint}")
+
+
+def _fail(line: str, code: int) -> int:
+    print(" ".join(line.split()), file=sys.stderr)
+    return code

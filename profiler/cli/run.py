@@ -1,0 +1,169 @@
+"""`run`: characterise the device, profile the models, predict, and report.
+
+Wiring only: options become a plan, `profiler.job` measures it, `calibrate` makes reports of it.
+"""
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from profiler.cli.errors import GOOD, INCONCLUSIVE, INVALID, resumable
+from profiler.cli.output import print_json, stdout_to_stderr_if
+from profiler.cli.progress import progress
+from profiler.record.errors import RequestError
+from profiler.record.run import Run
+from profiler.record.store import RunFolder
+
+EXAMPLE = """
+Examples:\n
+python -m profiler run\n
+python -m profiler run llama-3.1-8b --prompt 128,2048 --context 1024 --batch 1,16\n
+python -m profiler run ./my-model --layers 4 --dtype bfloat16 --json\n
+python -m profiler run --resume results/DEVICE/RUN
+"""
+
+QUICK_SECONDS = 3.0
+"""Seconds of passes for each cell with --quick."""
+
+
+def run(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Catalogue names, folders with config.json, hub ids.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="Types of weights and activations, as bfloat16,float32.")] = None,
+    phase: Annotated[
+        str, typer.Option(help="Of prefill, decode, chunk (a prompt after a context).")
+    ] = "prefill,decode",
+    prompt: Annotated[str, typer.Option(help="Prompt tokens of prefill and chunk, as 128,2048.")] = "128",
+    context: Annotated[str, typer.Option(help="Tokens in the KV cache before decode and chunk.")] = "128",
+    batch: Annotated[str, typer.Option(help="Sequences in a batch.")] = "1",
+    layers: Annotated[int | None, typer.Option(help="Run only the first N repeated layers and scale up.")] = None,
+    attn: Annotated[str, typer.Option(help="Attention implementation, as sdpa or eager.")] = "default",
+    experts: Annotated[str, typer.Option(help="Experts implementation, as grouped_mm or eager.")] = "default",
+    cache: Annotated[str, typer.Option(help="dynamic or static.")] = "dynamic",
+    weights: Annotated[str, typer.Option(help="random or pretrained.")] = "random",
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run a model's own code.")] = False,
+    seconds: Annotated[float, typer.Option(help="Seconds of passes for each cell.", min=0.1)] = 10.0,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer passes, and a shorter look at the device.")] = False,
+    seed: Annotated[int, typer.Option(help="Of weights and tokens.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("results"),
+    name: Annotated[str, typer.Option(help="Name of the run.")] = "run",
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run; its own options hold.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.")] = False,
+) -> None:
+    """Measure how fast each layer of a model runs here, and say how fast it could."""
+    if resume is not None:
+        if models:
+            raise RequestError("--resume goes on with the models of its run; name none, or start a new run")
+        folder, done = RunFolder.open_for_resume(resume)
+    else:
+        options = {
+            "device": device,
+            "seconds": QUICK_SECONDS if quick else seconds,
+            "quick": quick,
+            "seed": seed,
+            "trust_remote_code": trust_remote_code,
+        }
+        from profiler.plan import Choices, Shapes
+
+        shapes = Shapes(
+            phases=_words("--phase", phase, ("prefill", "decode", "chunk")),  # type: ignore[arg-type]
+            prompts=_numbers("--prompt", prompt),
+            contexts=_numbers("--context", context),
+            batches=_numbers("--batch", batch),
+            dtypes=tuple(dict.fromkeys(dtype.split(","))) if dtype else (),
+        )
+        choices = Choices(
+            attn=attn,
+            experts=experts,
+            cache=_words("--cache", cache, ("dynamic", "static"))[0],
+            layers=layers,
+            weights=_words("--weights", weights, ("random", "pretrained"))[0],  # type: ignore[arg-type]
+            trust_remote_code=trust_remote_code,
+        )
+        folder, done = _new(models or [], shapes, choices, options, out, name), frozenset()
+    with folder:
+        with stdout_to_stderr_if(as_json):
+            _measure(folder, done)
+        raise typer.Exit(_show(folder, as_json))
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        values = tuple(dict.fromkeys(int(word) for word in text.split(",")))
+    except ValueError:
+        raise RequestError(f"{option} takes whole numbers separated by commas, as 128,2048; not {text!r}") from None
+    if min(values) < 1:
+        raise RequestError(f"{option} takes whole numbers from 1; not {text!r}")
+    return values
+
+
+def _words(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+    for word in text.split(","):
+        if word not in known:
+            raise RequestError(f"{option} takes {', '.join(known)}; not {word!r}")
+    return tuple(dict.fromkeys(text.split(",")))
+
+
+def _new(models: list[str], shapes: Any, choices: Any, options: dict[str, Any], out: Path, name: str) -> RunFolder:
+    """The folder of a new run, planned and checked."""
+    from profiler.device import parse_device
+    from profiler.environment import collect
+    from profiler.plan import plan
+
+    device = parse_device(options["device"])
+    cells = plan(models, device, shapes, choices)
+    run = Run(
+        name=name,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=tuple(sys.argv[1:]),
+        environment=collect(device),
+        cells=cells,
+        options=options | {"device": str(device)},
+    )
+    return RunFolder.create(out, run)
+
+
+def _measure(folder: RunFolder, done: frozenset[str]) -> None:
+    import torch
+
+    from profiler.job import Job, measure_cells, measure_device
+    from profiler.models.quiet import silence
+
+    silence()
+    options = folder.run.options
+    job = Job(
+        device=torch.device(str(options["device"])),
+        budget_s=float(options["seconds"] or 0),
+        seed=int(options["seed"] or 0),
+        trust_remote_code=bool(options["trust_remote_code"]),
+    )
+    with resumable(folder.path), progress(1 + len(folder.run.cells) - len(done)) as step:
+        if folder.read_spec() is None:
+            measure_device(folder, job.device, quick=bool(options["quick"]), step=step)
+        measure_cells(folder, done, job, step)
+    folder.finish()
+
+
+def _show(folder: RunFolder, as_json: bool) -> int:
+    """Write the reports and show them; the exit code."""
+    from calibrate.report import html, markdown, terminal
+    from calibrate.reports import document, load_reports, load_spec, without_report
+
+    reports, failed, spec = load_reports(folder), without_report(folder), load_spec(folder)
+    folder.write_report("report.md", markdown.render(reports, folder.run, spec, failed))
+    folder.write_report("report.html", html.render(reports, folder.run, spec, failed))
+    if as_json:
+        print_json(document(folder, reports, failed))
+    else:
+        terminal.render(reports, folder.run, spec, Console(), failed)
+        print(f"\nkept in {folder.path}", file=sys.stderr)
+    if any(result.status == "invalid" for result in failed) or any(report.status == "invalid" for report in reports):
+        return INVALID
+    return INCONCLUSIVE if failed else GOOD

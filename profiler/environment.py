@@ -1,0 +1,172 @@
+"""The machine and its software, as a run records them, and what about them spoils a measurement.
+
+`collect` gives the record; `findings` looks at the machine for half a second and gives what `doctor` prints.
+A device is a torch device or its name: "cpu", "cuda", "cuda:1".
+
+Example: ``collect("cpu").device``, ``[finding.what for finding in findings("cpu")]``
+"""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from profiler.device import parse_device
+from profiler.findings import Finding, disk_findings, gpu_findings, host_findings
+from profiler.host import parse_cpu_list, parse_cpu_name, parse_size, read_host, read_limits, usable_cpus
+from profiler.nvml import GpuReading, NvmlMissing, read_gpu
+from profiler.record.run import Environment
+from roofline.record import Record
+
+DISTRIBUTION = "roofcal"
+RECORDED = ("torch", "transformers", "numpy", "triton", "flash-attn", "flashinfer-python", "nvidia-ml-py")
+"""Distributions whose version can change a time; those not installed are left out."""
+
+
+class CacheLevel(Record):
+    """One data or unified cache of the first core."""
+
+    name: str
+    """"L1", "L2", "L3"."""
+    bytes: int
+    """Of one instance of it."""
+    shared_by: int
+    """Logical CPUs on one instance."""
+
+
+def collect(device: str | torch.device, found: Sequence[Finding] | None = None) -> Environment:
+    """Describe the machine; `found` are findings just made, looked for now if None.
+
+    Raises RequestError where there is no such device.
+    """
+    chosen = parse_device(device)
+    name, uuid, memory, extra = _cuda(chosen) if chosen.type == "cuda" else _cpu()
+    return Environment(
+        device=name,
+        device_kind="cuda" if chosen.type == "cuda" else "cpu",
+        device_uuid=uuid,
+        cores=len(usable_cpus()),
+        threads=torch.get_num_threads(),
+        memory_bytes=memory,
+        hostname=platform.node(),
+        os=platform.platform(),
+        python=platform.python_version(),
+        versions={**versions(), **extra},
+        notes=tuple(
+            finding.what for finding in (findings(device) if found is None else found) if finding.severity != "note"
+        ),
+    )
+
+
+def _cpu() -> tuple[str, None, int, dict[str, str]]:
+    cpuinfo = Path("/proc/cpuinfo")
+    name = parse_cpu_name(cpuinfo.read_text()) if cpuinfo.exists() else None
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = read_limits()[1] if Path("/proc/self/cgroup").exists() else None
+    return name or platform.processor() or platform.machine(), None, min(memory, limit or memory), {}
+
+
+def _cuda(device: torch.device) -> tuple[str, str | None, int, dict[str, str]]:
+    properties = torch.cuda.get_device_properties(device)
+    extra = {"cuda": str(torch.version.cuda)}
+    try:
+        gpu = read_gpu(_pci_bus_id(device))
+    except NvmlMissing:  # `findings` says so in the notes
+        return properties.name, None, properties.total_memory, extra
+    uuid = f"GPU-{properties.uuid}" if gpu.mig else gpu.uuid  # under MIG, the slice that torch sees
+    return gpu.name, uuid, properties.total_memory, {**extra, "driver": gpu.driver}
+
+
+def _pci_bus_id(device: torch.device) -> str:
+    found: Any = torch.cuda.get_device_properties(device)  # torch's stubs leave the PCI address out
+    return f"{found.pci_domain_id:08x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of roofcal and of what can change a time."""
+    return {name: found for name in (DISTRIBUTION, *RECORDED) if (found := _installed(name)) is not None}
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def findings(
+    device: str | torch.device, results: Path = Path("results"), interval_s: float = 0.5
+) -> tuple[Finding, ...]:
+    """What spoils a measurement on this device now, the worst first; takes `interval_s`.
+
+    Raises RequestError where there is no such device.
+    """
+    chosen = parse_device(device)
+    found = [*host_findings(read_host(torch.get_num_threads(), interval_s))]
+    if chosen.type == "cuda":
+        own_context = torch.cuda.is_initialized()
+        try:
+            found.extend(gpu_findings(_reading(chosen), own_context))
+        except NvmlMissing as error:
+            found.append(Finding(severity="warns", what=str(error), mend="install the driver's NVML library"))
+    folder = next(path for path in (results.absolute(), *results.absolute().parents) if path.exists())
+    found.extend(disk_findings(shutil.disk_usage(folder).free, str(results)))
+    found.extend(version_findings(_requirements(), {name: _installed(name) for name in _required_names()}))
+    order = ("invalidates", "warns", "note")
+    return tuple(sorted(found, key=lambda finding: order.index(finding.severity)))
+
+
+def _reading(device: torch.device) -> GpuReading:
+    return read_gpu(_pci_bus_id(device))
+
+
+def _requirements() -> list[str]:
+    """What this distribution's own metadata asks for; empty where it runs from a checkout that is not installed."""
+    try:
+        return importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
+def _required_names() -> list[str]:
+    return [Requirement(line).name for line in _requirements()]
+
+
+def version_findings(requirements: list[str], installed: Mapping[str, str | None]) -> tuple[Finding, ...]:
+    """Requirements, as in a distribution's metadata, that the installed versions do not meet; extras are left out."""
+    if not requirements:
+        what = f"{DISTRIBUTION} is not installed, so the versions of what it needs are not checked"
+        return (Finding(severity="note", what=what, mend="python -m pip install -c constraints.txt -e ."),)
+    found = []
+    for line in requirements:
+        needed = Requirement(line)
+        if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
+            continue
+        have = installed.get(needed.name)
+        if have is None or not needed.specifier.contains(Version(have), prereleases=True):
+            what = f"{needed.name} {have or 'is missing'}; {DISTRIBUTION} needs {needed.specifier}"
+            found.append(Finding(severity="warns", what=what, mend=f"python -m pip install '{needed}'"))
+    return tuple(found)
+
+
+def cpu_cache_levels(cpu: Path = Path("/sys/devices/system/cpu/cpu0")) -> tuple[CacheLevel, ...]:
+    """Data caches of one core, the smallest first; empty where the system does not describe them."""
+    levels = []
+    for index in sorted((cpu / "cache").glob("index[0-9]*")):
+        if (index / "type").read_text().strip() == "Instruction":
+            continue
+        levels.append(
+            CacheLevel(
+                name=f"L{(index / 'level').read_text().strip()}",
+                bytes=parse_size((index / "size").read_text()),
+                shared_by=len(parse_cpu_list((index / "shared_cpu_list").read_text())),
+            )
+        )
+    return tuple(sorted(levels, key=lambda level: level.bytes))

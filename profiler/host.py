@@ -1,0 +1,268 @@
+"""What the host is doing besides us, read from Linux's /proc and /sys; parsing apart from reading.
+
+Each parser is a function of text, so that recorded text tests it. Where a file is absent (another system, a container
+that hides it) the figure is None and `HostReading.unread` names it.
+
+Example: ``read_host(interval_s=0.5).steal_fraction``
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import Field
+
+from roofline.record import Record
+
+UNLIMITED_BYTES = 1 << 60
+"""cgroup v1 says "no limit" with a number near 2^63; no machine has this much memory."""
+
+
+class CpuTimes(Record):
+    """One line of /proc/stat, in seconds over all cores."""
+
+    busy_s: float
+    """Every state but idle, I/O wait and steal."""
+    steal_s: float
+    """The hypervisor ran somebody else."""
+    total_s: float
+
+
+class Process(Record):
+    """A process beside this one, over an interval."""
+
+    pid: int
+    name: str
+    cores: float
+    """CPU time ÷ interval."""
+
+
+class HostReading(Record):
+    """One look at the host; None where the system does not say."""
+
+    cores: int = Field(gt=0)
+    """That this process may use."""
+    host_cores: int = Field(gt=0)
+    threads: int | None = None
+    """That torch uses within an operation; None where torch was not asked."""
+    load_1min: float | None = None
+    steal_fraction: float | None = None
+    """Of all cores' time over the interval."""
+    busy_others_cores: float | None = None
+    """Cores' worth of CPU time that this process did not use."""
+    busiest: tuple[Process, ...] = ()
+    """Processes of this system beside this one that used the CPU, the busiest first."""
+    governors: tuple[str, ...] = ()
+    """Distinct frequency governors of the cores."""
+    cpu_quota_cores: float | None = None
+    """CPU time that the control group grants, in cores; None is no limit."""
+    memory_limit_bytes: int | None = None
+    """Of the control group; None is no limit."""
+    swapped_bytes: int | None = None
+    """Of this process."""
+    swap_pages: int | None = None
+    """Pages that the system swapped in or out over the interval."""
+    unread: tuple[str, ...] = ()
+
+
+def parse_cpu_times(stat: str, ticks_per_s: float) -> CpuTimes:
+    """The "cpu" line of /proc/stat: user nice system idle iowait irq softirq steal guest guest_nice (proc(5)).
+
+    Guest time is already in user time, so it is left out of the sum.
+    """
+    line = next(line for line in stat.splitlines() if line.startswith("cpu "))
+    user, nice, system, idle, iowait, irq, softirq, steal = (int(x) / ticks_per_s for x in line.split()[1:9])
+    busy = user + nice + system + irq + softirq
+    return CpuTimes(busy_s=busy, steal_s=steal, total_s=busy + steal + idle + iowait)
+
+
+def parse_process_times(stat: str, ticks_per_s: float) -> tuple[str, float]:
+    """Name and user + system seconds from /proc/PID/stat; the name is in brackets and may hold brackets itself."""
+    name = stat[stat.index("(") + 1 : stat.rindex(")")]
+    fields = stat[stat.rindex(")") + 2 :].split()
+    return name, (int(fields[11]) + int(fields[12])) / ticks_per_s
+
+
+def parse_cpu_name(cpuinfo: str) -> str | None:
+    """The model name in /proc/cpuinfo; None where the architecture does not give one."""
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model", "cpu model") and value.strip():
+            return " ".join(value.split())
+    return None
+
+
+def parse_kib(text: str, key: str) -> int | None:
+    """Bytes of a line like "VmSwap:  12 kB" (/proc/meminfo, /proc/PID/status); None where there is no such line."""
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    return None
+
+
+def parse_swap_pages(vmstat: str) -> int:
+    """Pages swapped in and out since boot, from /proc/vmstat."""
+    values = dict(line.split() for line in vmstat.splitlines())
+    return int(values.get("pswpin", 0)) + int(values.get("pswpout", 0))
+
+
+def parse_cgroups(text: str) -> dict[str, str]:
+    """Controller -> group's path from /proc/self/cgroup; the unified hierarchy (v2) is under ""."""
+    groups = {}
+    for line in text.splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            groups[controller] = path
+    return groups
+
+
+def parse_quota_v2(cpu_max: str) -> float | None:
+    """Cores from cpu.max, "quota period" or "max period" in microseconds; None is no limit."""
+    quota, period = cpu_max.split()
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def parse_quota_v1(quota_us: str, period_us: str) -> float | None:
+    """Cores from cpu.cfs_quota_us and cpu.cfs_period_us; a quota of -1 is no limit."""
+    return None if int(quota_us) < 0 else int(quota_us) / int(period_us)
+
+
+def parse_memory_limit(text: str) -> int | None:
+    """Bytes from memory.max (v2) or memory.limit_in_bytes (v1); None is no limit."""
+    text = text.strip()
+    return None if text == "max" or int(text) >= UNLIMITED_BYTES else int(text)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from sysfs's "32K", "1024K", "33M"."""
+    text = text.strip()
+    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1])
+    return int(text[:-1]) * factor if factor else int(text)
+
+
+def parse_cpu_list(text: str) -> tuple[int, ...]:
+    """CPU numbers from a list like "0-3,8"."""
+    cpus: list[int] = []
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        cpus.extend(range(int(first), int(last or first) + 1))
+    return tuple(cpus)
+
+
+def usable_cpus() -> tuple[int, ...]:
+    """CPU numbers that this process may run on; all of them where the system has no affinity."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def read_limits(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> tuple[float | None, int | None]:
+    """(cores, bytes) that the control groups grant this process, the tightest of the group and those above it.
+
+    Raises OSError where the system has no control groups.
+    """
+    groups = parse_cgroups((proc / "self/cgroup").read_text())
+    root = sys / "fs/cgroup"
+    quotas, limits = [], []
+    for folder in _group_and_above(root, groups.get("", "/")):
+        if (file := folder / "cpu.max").exists():
+            quotas.append(parse_quota_v2(file.read_text()))
+        if (file := folder / "memory.max").exists():
+            limits.append(parse_memory_limit(file.read_text()))
+    for folder in _group_and_above(root / "cpu", groups.get("cpu", "/")):
+        if (file := folder / "cpu.cfs_quota_us").exists():
+            quotas.append(parse_quota_v1(file.read_text(), (folder / "cpu.cfs_period_us").read_text()))
+    for folder in _group_and_above(root / "memory", groups.get("memory", "/")):
+        if (file := folder / "memory.limit_in_bytes").exists():
+            limits.append(parse_memory_limit(file.read_text()))
+    granted = [quota for quota in quotas if quota is not None]
+    bounded = [limit for limit in limits if limit is not None]
+    return min(granted, default=None), min(bounded, default=None)
+
+
+def _group_and_above(root: Path, group: str) -> list[Path]:
+    own = root / group.strip("/")
+    return [own, *(parent for parent in own.parents if parent == root or root in parent.parents)]
+
+
+def read_host(
+    threads: int | None = None,
+    interval_s: float = 0.5,
+    proc: Path = Path("/proc"),
+    sys: Path = Path("/sys"),
+    sleep: Callable[[float], None] = time.sleep,
+) -> HostReading:
+    """Look at the host twice, `interval_s` apart; this process should be at rest meanwhile."""
+    unread: list[str] = []
+
+    def text(path: Path) -> str | None:
+        try:
+            return path.read_text()
+        except OSError:
+            unread.append(str(path))
+            return None
+
+    cpus = usable_cpus()
+    ticks = float(os.sysconf("SC_CLK_TCK"))
+    before, swaps, spent = text(proc / "stat"), text(proc / "vmstat"), _process_times(proc, ticks)
+    start = time.monotonic()
+    sleep(interval_s)
+    after, swaps_after, spent_after = text(proc / "stat"), text(proc / "vmstat"), _process_times(proc, ticks)
+    elapsed = time.monotonic() - start or interval_s
+
+    figures: dict[str, object] = {}
+    if before and after:
+        first, last = parse_cpu_times(before, ticks), parse_cpu_times(after, ticks)
+        own = sum(spent_after.get(os.getpid(), ("", 0.0))[1:]) - sum(spent.get(os.getpid(), ("", 0.0))[1:])
+        figures["steal_fraction"] = (last.steal_s - first.steal_s) / max(last.total_s - first.total_s, 1 / ticks)
+        figures["busy_others_cores"] = max(0.0, last.busy_s - first.busy_s - own) / elapsed
+    if swaps and swaps_after:
+        figures["swap_pages"] = parse_swap_pages(swaps_after) - parse_swap_pages(swaps)
+    if status := text(proc / "self/status"):
+        figures["swapped_bytes"] = parse_kib(status, "VmSwap")
+    if load := text(proc / "loadavg"):
+        figures["load_1min"] = float(load.split()[0])
+    try:
+        figures["cpu_quota_cores"], figures["memory_limit_bytes"] = read_limits(proc, sys)
+    except OSError:
+        unread.append(str(sys / "fs/cgroup"))
+    governors = {
+        file.read_text().strip()
+        for cpu in cpus
+        if (file := sys / f"devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor").exists()
+    }
+    return HostReading.model_validate(
+        {
+            **figures,
+            "cores": len(cpus),
+            "host_cores": os.cpu_count() or len(cpus),
+            "threads": threads,
+            "busiest": _busiest(spent, spent_after, elapsed),
+            "governors": tuple(sorted(governors)),
+            "unread": tuple(dict.fromkeys(unread)),
+        }
+    )
+
+
+def _process_times(proc: Path, ticks_per_s: float) -> dict[int, tuple[str, float]]:
+    times = {}
+    for folder in proc.glob("[0-9]*"):
+        try:
+            times[int(folder.name)] = parse_process_times((folder / "stat").read_text(), ticks_per_s)
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it ended between the listing and the reading, or it is hidden from us
+    return times
+
+
+def _busiest(
+    before: dict[int, tuple[str, float]], after: dict[int, tuple[str, float]], elapsed_s: float
+) -> tuple[Process, ...]:
+    """Processes beside this one that used CPU time; one that started meanwhile counts from its start."""
+    used = [
+        Process(pid=pid, name=name, cores=(spent - before.get(pid, ("", 0.0))[1]) / elapsed_s)
+        for pid, (name, spent) in after.items()
+        if pid != os.getpid() and spent > before.get(pid, ("", 0.0))[1]
+    ]
+    return tuple(sorted(used, key=lambda process: -process.cores))

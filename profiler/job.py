@@ -1,0 +1,157 @@
+"""The main job, measuring side: the device's figures, then each model's cells, each kept as soon as it is done.
+
+Models are built one at a time, once for each dtype, and given back before the next. A cell that cannot run fails
+with its reason and the rest goes on.
+
+Example::
+
+    with RunFolder.create(Path("results"), run) as folder:
+        measure_device(folder, torch.device("cpu"), quick=True)
+        measure_cells(folder, done=frozenset(), job=Job(device=torch.device("cpu")))
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+
+import torch
+from torch import nn
+
+from profiler.microbench.quick import measure_peaks
+from profiler.models.resolve import resolve
+from profiler.models.truncate import truncate
+from profiler.models.weights import build, build_meta
+from profiler.record.errors import InvalidMeasurement
+from profiler.record.run import Cell, CellResult
+from profiler.record.store import RunFolder
+from profiler.timing.cell import Loaded, first_line, free_bytes, is_out_of_memory, measure_cell
+from roofline.hardware import HardwareSpec, find_device
+
+DEVICE_S, QUICK_DEVICE_S = 15.0, 5.0
+"""Seconds for the device's figures, in full and with --quick."""
+
+Step = Callable[[str, float], None]
+"""Told what begins, and how many units of work are done by then: the device is one, each cell is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """How to measure; what to measure is in the run."""
+
+    device: torch.device
+    budget_s: float = 10
+    """Seconds of passes for each cell."""
+    seed: int = 0
+    trust_remote_code: bool = False
+
+
+def measure_device(
+    folder: RunFolder, device: torch.device, *, quick: bool, step: Step = lambda text, done: None
+) -> HardwareSpec:
+    """The datasheet where one describes the device, and what a short measurement reaches; kept as spec.json.
+
+    Raises RequestError if the folder cannot be written.
+    """
+    environment = folder.run.environment
+    dtypes = sorted({cell.workload.dtype for cell in folder.run.cells} | {"float32"})
+    known = find_device(environment.device)
+    peaks, reasons = measure_peaks(
+        device,
+        dtypes,
+        budget_s=QUICK_DEVICE_S if quick else DEVICE_S,
+        progress=lambda part, text: step(f"device: {text}", part),
+    )
+    spec = HardwareSpec(
+        name=known.name if known else environment.device,
+        kind=environment.device_kind,
+        matches=known.matches if known else (environment.device,),
+        datasheet=known.datasheet if known else None,
+        measured=peaks,
+        missing=reasons,
+        uuid=environment.device_uuid,
+    )
+    folder.write_spec(spec)
+    return spec
+
+
+def measure_cells(folder: RunFolder, done: frozenset[str], job: Job, step: Step = lambda text, done: None) -> None:
+    """Measure every cell of the run that is not in `done`, keeping each result before the next begins."""
+    cells = [cell for cell in folder.run.cells if cell.key not in done]
+    begun = 0
+    for group in _by_model(cells):
+        try:
+            step(f"{group[0].model} {group[0].workload.dtype}: weights", begun + 1)
+            loaded: Loaded | None = _load(group[0], job)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            loaded = None
+            reason = f"out of memory while the weights were made: {first_line(error)}"
+        for cell in group:
+            begun += 1
+            if loaded is None:
+                folder.append(CellResult(cell=cell, status="failed", reason=reason))
+                continue
+            result, graph = measure_cell(
+                cell,
+                loaded,
+                device=job.device,
+                budget_s=job.budget_s,
+                seed=job.seed,
+                step=partial(_within, step, cell, begun),
+            )
+            if graph is not None:
+                result = result.model_copy(update={"graph": folder.write_graph(cell, graph)})
+            try:
+                folder.append(result)
+            except InvalidMeasurement as error:
+                folder.append(CellResult(cell=cell, status="invalid", reason=str(error)))
+        del loaded
+        gc.collect()
+
+
+def _within(step: Step, cell: Cell, done: int, text: str, part: float) -> None:
+    step(f"{cell.model} {cell.workload.key}: {text}", done + part)
+
+
+def _by_model(cells: list[Cell]) -> Iterator[list[Cell]]:
+    """Cells that one loaded model serves, in the order asked for."""
+
+    def model(cell: Cell) -> tuple[object, ...]:
+        return (cell.model, cell.workload.dtype, cell.attn, cell.experts, cell.layers, cell.weights)
+
+    for _, group in groupby(cells, key=model):
+        yield list(group)
+
+
+def _load(cell: Cell, job: Job) -> Loaded:
+    """The cell's model on the device. Raises RequestError, or an out-of-memory error, also where it cannot fit."""
+    resolved = resolve(cell.model, trust_remote_code=job.trust_remote_code)
+    whole_config = resolved.config
+    config = truncate(whole_config, cell.layers) if cell.layers else whole_config
+    dtype = getattr(torch, cell.workload.dtype)
+    meta = build_meta(config, dtype, cell.attn, cell.experts)
+    whole = meta if config is whole_config else build_meta(whole_config, dtype, cell.attn, cell.experts)
+    needed, free = weight_bytes(meta), free_bytes(job.device)
+    if needed > free:
+        raise MemoryError(f"{cell.model} needs {needed / 1e9:.1f} GB for its weights, {free / 1e9:.1f} GB are free")
+    model = build(
+        config,
+        job.device,
+        dtype,
+        cell.attn,
+        cell.experts,
+        weights=cell.weights,
+        name=resolved.location,
+        seed=job.seed,
+        trust_remote_code=job.trust_remote_code,
+    )
+    return Loaded(name=cell.model, model=model, meta=meta, whole=whole, notes=resolved.notes)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers, tied ones once."""
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())

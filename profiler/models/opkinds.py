@@ -1,0 +1,305 @@
+"""What one ATen call is: its kind, its dimensions and its FLOPs, from the shapes of its arguments.
+
+Matrix FLOPs follow from the definition of the product (a multiply-add is 2). Vector FLOPs come from
+`VECTOR_FLOPS`, arithmetic operations an element, each row with its source. Moving data costs no FLOPs.
+
+Example: ``describe(torch.ops.aten.mm.default, (a, b), {}, out).matrix_flops == 2 * m * k * n``
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from roofline.op import Kind
+
+VECTOR_FLOPS: Mapping[str, float] = {
+    # One arithmetic operation or comparison an element, by definition.
+    **dict.fromkeys(
+        ["add", "sub", "rsub", "mul", "div", "neg", "abs", "maximum", "minimum", "reciprocal", "floor_divide"], 1
+    ),
+    **dict.fromkeys(["relu", "exp", "log", "cos", "sin", "sqrt", "rsqrt", "tanh", "erf", "pow", "square"], 1),
+    **dict.fromkeys(["eq", "ne", "lt", "le", "gt", "ge", "isin", "floor", "ceil", "round", "log1p", "expm1"], 1),
+    **dict.fromkeys(["bitwise_and", "bitwise_or", "bitwise_not", "logical_and", "logical_or", "logical_not"], 1),
+    **dict.fromkeys(["remainder", "fmod", "sign", "exp2"], 1),
+    # Written out in these.
+    "clamp": 2,  # max, min
+    "addcmul": 2,  # multiply, add
+    "lerp": 3,  # a + w (b - a)
+    "sigmoid": 4,  # 1 / (1 + exp(-x)): negate, exp, add, divide
+    "silu": 4,  # x / (1 + exp(-x))
+    "softplus": 3,  # log(1 + exp(x)): exp, add, log
+    "gelu": 5,  # x/2 (1 + erf(x/√2)): scale, erf, add, scale, multiply (Hendrycks and Gimpel, arXiv 1606.08415, eq. 2)
+    "gelu_tanh": 8,  # x/2 (1 + tanh(√(2/π)(x + 0.044715 x³))): 3 for the cubic, add, scale, tanh, add, … (ibid.)
+    # arXiv 2402.16363, section 2: its per-layer table counts 5 an element for softmax and 7 for a norm.
+    "_softmax": 5,
+    "_safe_softmax": 5,
+    "_log_softmax": 5,
+    "native_layer_norm": 7,
+    "native_group_norm": 7,
+    "native_batch_norm": 7,
+    "_fused_rms_norm": 4,  # square, sum, scale by 1/rms, scale by the gain
+}
+"""Arithmetic operations an output element."""
+
+REDUCTION_FLOPS: Mapping[str, float] = {
+    # One operation an input element: the addition or the comparison.
+    **dict.fromkeys(["sum", "mean", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "any", "all"], 1),
+    **dict.fromkeys(["cumsum", "cumprod", "histc", "bincount"], 1),
+    "aminmax": 2,  # two comparisons
+    "linalg_vector_norm": 2,  # square, add
+    "var": 4,  # mean, subtract, square, sum
+    "var_mean": 4,
+    "logsumexp": 4,  # max, subtract, exp, add
+}
+"""Arithmetic operations an input element."""
+
+SOFTMAX_FLOPS = VECTOR_FLOPS["_softmax"]
+
+MOVES = frozenset(
+    [
+        "clone",
+        "copy_",
+        "cat",
+        "stack",
+        "_to_copy",
+        "where",
+        "masked_fill",
+        "masked_fill_",
+        "gather",
+        "index",
+        "index_select",
+        "index_put_",
+        "index_put",
+        "index_copy_",
+        "scatter_",
+        "scatter",
+        "slice_scatter",
+        "select_scatter",
+        "roll",
+        "flip",
+        "repeat",
+        "repeat_interleave",
+        "tril",
+        "triu",
+        "tril_",
+        "triu_",
+        "tril_indices",
+        "triu_indices",
+        "constant_pad_nd",
+        "zeros",
+        "ones",
+        "full",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "zero_",
+        "fill_",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "arange",
+        "one_hot",
+        "eye",
+        "bernoulli_",
+        "pad",
+        "_local_scalar_dense",
+        "nonzero",
+        "linspace",
+        "unfold_copy",
+        "masked_scatter",
+        "expand_copy",
+        "permute_copy",
+        "_copy_from",
+        "contiguous",
+        "im2col",
+        "constant",
+        "resolve_conj",
+        "index_fill_",
+        "put_",
+        "take",
+        "randn",
+        "rand",
+        "normal_",
+        "uniform_",
+    ]
+)
+"""Operators that only move or set data."""
+
+EMPTY = frozenset(
+    [
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "new_empty",
+        "new_empty_strided",
+        "_unsafe_view",
+        "detach",
+        "alias",
+        "lift_fresh",
+        "lift",
+        "_reshape_alias",
+        "resize_",
+        "set_",
+        "is_same_size",
+        "sym_size",
+        "sym_stride",
+        "sym_numel",
+        "sym_storage_offset",
+        "scalar_tensor",
+    ]
+)
+"""Operators without device work that a schema does not mark as views, and `scalar_tensor`, which `where` calls for
+its scalars: what it does there is part of `where`."""
+
+ACCUMULATES = frozenset({"index_add_", "index_add", "scatter_add_", "scatter_add"})
+"""Operators that add rows of a source to some of a tensor's: one addition for each element of the source."""
+
+_SORTS = frozenset({"sort", "topk", "argsort", "kthvalue", "unique", "_unique2", "unique_consecutive"})
+_NORMS = frozenset({"native_layer_norm", "native_group_norm", "native_batch_norm", "_fused_rms_norm"})
+_SOFTMAXES = frozenset({"_softmax", "_safe_softmax", "_log_softmax"})
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """Kind, dimensions and FLOPs of one call; `counted` is False where no table knows its arithmetic."""
+
+    kind: Kind
+    dims: dict[str, int] = field(default_factory=dict)
+    matrix_flops: float = 0
+    vector_flops: float = 0
+    counted: bool = True
+
+
+def is_metadata(func: OpOverload) -> bool:
+    """Whether a call makes no device work: a view, or an allocation."""
+    return func.is_view or name_of(func) in EMPTY
+
+
+def name_of(func: OpOverload) -> str:
+    """Operator without namespace and overload: "mm"."""
+    return str(func._schema.name).split("::")[1]
+
+
+def _matmul(batch: int, m: int, n: int, k: int, bias: bool) -> Description:
+    return Description(
+        Kind.MATMUL,
+        {"b": batch, "m": m, "n": n, "k": k},
+        2.0 * batch * m * n * k,
+        float(batch * m * n) if bias else 0.0,
+    )
+
+
+def _mm(args: tuple[Any, ...], out: Tensor) -> Description:
+    a, b = args[0], args[1]
+    return _matmul(1, a.shape[0], b.shape[1], a.shape[1], bias=False)
+
+
+def _addmm(args: tuple[Any, ...], out: Tensor) -> Description:
+    a, b = args[1], args[2]
+    return _matmul(1, a.shape[0], b.shape[1], a.shape[1], bias=True)
+
+
+def _bmm(args: tuple[Any, ...], out: Tensor) -> Description:
+    a, b = args[0], args[1]
+    return _matmul(a.shape[0], a.shape[1], b.shape[2], a.shape[2], bias=False)
+
+
+def _baddbmm(args: tuple[Any, ...], out: Tensor) -> Description:
+    a, b = args[1], args[2]
+    return _matmul(a.shape[0], a.shape[1], b.shape[2], a.shape[2], bias=True)
+
+
+def _vector_product(args: tuple[Any, ...], out: Tensor) -> Description:
+    return _matmul(1, max(1, out.numel()), 1, args[1].shape[0], bias=False)
+
+
+def _linear(args: tuple[Any, ...], out: Tensor) -> Description:
+    x, weight = args[0], args[1]
+    return _matmul(
+        1, x.numel() // x.shape[-1], weight.shape[0], weight.shape[1], bias=len(args) > 2 and args[2] is not None
+    )
+
+
+def _grouped_mm(args: tuple[Any, ...], out: Tensor) -> Description:
+    """Rows of `a`, sorted by group, times the group's own matrix; `b` is (groups, k, n)."""
+    a, b = args[0], args[1]
+    if a.dim() == 3 or b.dim() == 2:
+        groups, m, k, n = max(a.shape[0], 1), out.shape[-2], a.shape[-1], b.shape[-1]
+        return Description(Kind.GROUPED_MATMUL, {"groups": groups, "m": m, "n": n, "k": k}, 2.0 * out.numel() * k)
+    rows, k = a.shape
+    groups, n = b.shape[0], b.shape[2]
+    return Description(Kind.GROUPED_MATMUL, {"groups": groups, "m": rows, "n": n, "k": k}, 2.0 * rows * n * k)
+
+
+def _convolution(args: tuple[Any, ...], out: Tensor) -> Description:
+    """Each output element (transposed: input element) is a dot product over (channels ÷ groups) × kernel."""
+    x, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
+    per_element = math.prod(weight.shape[1:])
+    elements = x.numel() if transposed else out.numel()
+    dims = {"batch": x.shape[0], "in": x.shape[1], "out": out.shape[1], "groups": groups, "window": per_element}
+    return Description(Kind.CONV, dims, 2.0 * elements * per_element, float(out.numel()) if bias is not None else 0.0)
+
+
+_PRODUCTS: Mapping[str, Callable[[tuple[Any, ...], Tensor], Description]] = {
+    "mm": _mm,
+    "addmm": _addmm,
+    "bmm": _bmm,
+    "baddbmm": _baddbmm,
+    "mv": _vector_product,
+    "dot": _vector_product,
+    "linear": _linear,
+    "_scaled_mm": _mm,
+    "_int_mm": _mm,
+    "_grouped_mm": _grouped_mm,
+    "convolution": _convolution,
+    "_convolution": _convolution,
+}
+
+
+def describe(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Description:
+    """Kind, dimensions and FLOPs of one ATen call that makes device work.
+
+    Args: the call's arguments (tensors of any device, meta included) and its result.
+    """
+    name = name_of(func)
+    results = [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, Tensor)]
+    elements = max((t.numel() for t in results), default=0)
+    product = _PRODUCTS.get(name)
+    if product is not None:
+        return product(args, results[0])
+    first = next((t for t in args if isinstance(t, Tensor)), None)
+    given = first.numel() if first is not None else elements
+    if name == "embedding":
+        return Description(Kind.EMBEDDING, {"rows": args[1].numel(), "width": args[0].shape[-1]})
+    if name in MOVES:
+        return Description(Kind.COPY, {"elements": elements})
+    if name in _SORTS:
+        length = (
+            first.shape[args[2] if name == "topk" and len(args) > 2 else -1] if first is not None and first.dim() else 1
+        )
+        # A comparison sort needs n log2 n comparisons; topk is one pass and is counted as such.
+        comparisons = given if name == "topk" else given * math.ceil(math.log2(max(2, length)))
+        return Description(Kind.REDUCTION, {"elements": given}, 0, float(comparisons))
+    if name in ACCUMULATES:
+        source = [t for t in args if isinstance(t, Tensor)][-1]
+        return Description(Kind.POINTWISE, {"elements": source.numel()}, 0, float(source.numel()))
+    base = name.rstrip("_")
+    if base == "gelu" and kwargs.get("approximate") == "tanh":
+        base = "gelu_tanh"
+    if base == "max" and len(args) == 2 and isinstance(args[1], Tensor):
+        base = "maximum"
+    if base in REDUCTION_FLOPS:
+        return Description(Kind.REDUCTION, {"elements": given}, 0, REDUCTION_FLOPS[base] * given)
+    if base in VECTOR_FLOPS or name in VECTOR_FLOPS:
+        kind = Kind.NORM if name in _NORMS else Kind.SOFTMAX if name in _SOFTMAXES else Kind.POINTWISE
+        return Description(
+            kind, {"elements": elements}, 0, VECTOR_FLOPS.get(name, VECTOR_FLOPS.get(base, 0)) * elements
+        )
+    if torch.Tag.pointwise in func.tags:
+        return Description(Kind.POINTWISE, {"elements": elements}, 0, 0, counted=False)
+    return Description(Kind.OTHER, {"elements": elements}, 0, 0, counted=False)

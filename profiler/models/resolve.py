@@ -1,0 +1,188 @@
+"""Turns what a user typed into a config: a catalogue name, a folder with `config.json`, or a hub id.
+
+The catalogue comes first (write `./gpt2` for a folder of that name), then folders, then the hub or its cache.
+Whatever cannot be had is a `RequestError` of one line; an unreachable hub is noticed within a few seconds.
+
+Example: ``resolve("llama-3.1-8b").config.hidden_size == 4096``
+"""
+
+import difflib
+import json
+import ssl
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from profiler.models.catalogue import catalogue, config_of, find
+from profiler.models.quiet import quiet
+from profiler.record.errors import RequestError
+
+HUB_TIMEOUT_S = 3.0
+"""Longest wait for the hub to answer at all, before a download is tried; the hub client itself retries for 23 s."""
+
+IGNORES_IS_DECODER = frozenset({"gpt_neox", "gpt_neox_japanese"})
+"""Types whose config has `is_decoder` (False unless set) though the model is causal in any case."""
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model that can be built."""
+
+    name: str
+    """Catalogue name, folder or hub id, as it is written in results."""
+    config: PretrainedConfig
+    source: Literal["catalogue", "folder", "hub"]
+    location: str
+    """Folder or hub id that holds the pretrained weights."""
+    notes: tuple[str, ...] = ()
+    """What a reader of results should know of the config."""
+
+
+def resolve(name: str, *, trust_remote_code: bool = False) -> ResolvedModel:
+    """The config of `name`. Raises RequestError if there is none or it is not a causal language model."""
+    known = find(name)
+    if known is not None:
+        entry = catalogue()[known]
+        return ResolvedModel(known, config_of(known), "catalogue", entry.repo, (entry.note,) if entry.note else ())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RequestError(f"the folder {name} has no config.json; name the folder that holds it")
+        source: Literal["folder", "hub"] = "folder"
+        location = str(path)
+        raw = _read(path / "config.json")
+    elif path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise RequestError(f"{name} is not a folder; name a folder that holds config.json, or a model of the catalogue")
+    else:
+        source, location = "hub", name
+        raw = _read(_download(name))
+    config = _config(name, location, raw, trust_remote_code)
+    _check_causal(name, config, raw, trust_remote_code)
+    return ResolvedModel(name, config, source, location, _unquantise(config))
+
+
+def hub_reachable() -> bool:
+    """Whether the hub answers; one try within HUB_TIMEOUT_S. False where HF_HUB_OFFLINE is set."""
+    if constants.is_offline_mode():
+        return False
+    try:
+        with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT_S):
+            return True
+    except urllib.error.HTTPError:
+        return True  # it answers, whatever it says of its front page
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLCertVerificationError)  # the hub client brings its own certificates
+    except OSError:
+        return False
+
+
+def nearest(name: str) -> str:
+    """The catalogue's names that are most like `name`, the most alike first."""
+    short = name.lower().rpartition("/")[2]
+    return ", ".join(difflib.get_close_matches(short, list(catalogue()), n=3, cutoff=0.0))
+
+
+def _download(name: str) -> Path:
+    """`config.json` of a hub repository, from the hub or from its cache."""
+    unknown = f"unknown model {name!r}: it is not in the catalogue (nearest: {nearest(name)})"
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+        if hub_reachable():
+            with quiet():
+                return Path(hf_hub_download(name, "config.json", etag_timeout=HUB_TIMEOUT_S))
+    except GatedRepoError as error:
+        raise RequestError(f"{name} is gated on the hub; accept its terms there and run `hf auth login`") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise RequestError(f"{unknown} and not on the hub; use a catalogue name, a folder or a hub id") from error
+    except LocalEntryNotFoundError as error:
+        raise RequestError(f"{unknown} and the hub could not be reached; try again, or use a folder") from error
+    except EntryNotFoundError as error:
+        raise RequestError(f"{name} has no config.json on the hub, so it is not a transformers model") from error
+    except HfHubHTTPError as error:
+        raise RequestError(f"{unknown} and the hub answered with an error ({_line(error)}); try again later") from error
+    if isinstance(cached, str):
+        return Path(cached)
+    why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{constants.ENDPOINT} could not be reached"
+    raise RequestError(f"{unknown}, not in the hub's cache, and {why}; use a catalogue name or a folder")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} is not valid JSON ({_line(error)}); repair it or download it again") from error
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
+        raise RequestError(f"{path} has no model_type, so it is not the config of a transformers model")
+    return raw
+
+
+def _config(name: str, location: str, raw: dict[str, Any], trust_remote_code: bool) -> PretrainedConfig:
+    own_code = raw["model_type"] not in CONFIG_MAPPING and "AutoConfig" in raw.get("auto_map", {})
+    if own_code and not trust_remote_code:
+        raise _needs_code(name)
+    if raw["model_type"] not in CONFIG_MAPPING and not own_code:
+        raise RequestError(
+            f"{name}: this transformers does not know model_type {raw['model_type']!r}; update transformers"
+        )
+    try:
+        with quiet():
+            if own_code:
+                return AutoConfig.from_pretrained(location, trust_remote_code=True)
+            fields = {key: value for key, value in raw.items() if key != "model_type"}
+            config = AutoConfig.for_model(raw["model_type"], **fields)
+    except Exception as error:  # a config class may raise anything on fields that it cannot take
+        raise RequestError(f"{name}: transformers refuses this config.json ({_line(error)}); repair it") from error
+    config._name_or_path = location
+    return config
+
+
+def _check_causal(name: str, config: PretrainedConfig, raw: dict[str, Any], trust_remote_code: bool) -> None:
+    """Raise RequestError unless `transformers`, or the repository's code, has a causal LM for this config."""
+    if "AutoModelForCausalLM" in raw.get("auto_map", {}) and raw["model_type"] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if not trust_remote_code:
+            raise _needs_code(name)
+        return
+    architectures = raw.get("architectures") or []
+    classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(raw["model_type"], ())
+    classes = (classes,) if isinstance(classes, str) else tuple(classes)
+    is_encoder = raw["model_type"] not in IGNORES_IS_DECODER and getattr(config, "is_decoder", True) is False
+    other = architectures and not set(architectures) & set(classes)
+    if not classes or other or is_encoder or getattr(config, "is_encoder_decoder", False):
+        what = ", ".join(architectures) or raw["model_type"]
+        raise RequestError(f"{name} is not a causal language model ({what}); name a decoder such as llama-3.1-8b")
+
+
+def _unquantise(config: PretrainedConfig) -> tuple[str, ...]:
+    """Take the shape of quantised weights in the dtype that is asked for, and say so."""
+    stored = getattr(config, "quantization_config", None)
+    if not stored:
+        return ()
+    delattr(config, "quantization_config")
+    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+    return (f"stored as {method or 'quantised'}; taken in the dtype that is asked for",)
+
+
+def _needs_code(name: str) -> RequestError:
+    return RequestError(f"{name} needs Python code from its repository; read that code, then add --trust-remote-code")
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if type(error).__name__.startswith("Strict") and lines else (lines or [type(error).__name__])[0]

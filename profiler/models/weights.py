@@ -1,0 +1,207 @@
+"""Builds a model: on `meta` to be traced, or on a device with random or pretrained weights to be measured.
+
+Random weights are made on the device, in the dtype they run in, one parameter after the other: memory never holds
+more than the weights and one parameter. Buffers, the tables of rotary embeddings among them, are computed as the
+model computes them. Each parameter has the dtype that `transformers` gives it, and tied ones share their memory.
+
+Example: ``model = build(config, device="cpu", dtype="bfloat16", attn="sdpa")``
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from profiler.models.quiet import quiet
+from profiler.models.request import parse_dtype
+from profiler.models.resolve import hub_reachable
+from profiler.models.truncate import truncate
+from profiler.record.errors import RequestError
+
+DEFAULT = "default"
+"""As the name of an implementation: the model's own choice."""
+
+ATTENTION_CHOICES = ("eager", "sdpa", "flash_attention_2", "flex_attention")
+"""Implementations to offer where one is refused, as far as the model and the installed packages have them."""
+
+EXPERTS_CHOICES = ("eager", "grouped_mm", "batched_mm")
+"""Implementations that need torch alone."""
+
+DEFAULT_STD = 0.02
+"""Standard deviation of initial weights where the config names none: `PreTrainedModel._init_weights`."""
+
+
+def build_meta(
+    config: PretrainedConfig, dtype: str | torch.dtype, attn: str = DEFAULT, experts: str = DEFAULT
+) -> PreTrainedModel:
+    """The model without memory, to be traced. Raises RequestError if it refuses an implementation."""
+    with torch.device("meta"):
+        return _from_config(config, parse_dtype(dtype), attn, experts).eval()
+
+
+def build(
+    config: PretrainedConfig,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    attn: str = DEFAULT,
+    experts: str = DEFAULT,
+    *,
+    weights: Literal["random", "pretrained"] = "random",
+    name: str | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The model on `device`, ready to run.
+
+    Args:
+        weights: "random" is normal with the config's own deviation, around 1 for the gains of norms; "pretrained"
+            loads those of `name`, a folder or a hub id.
+        seed: of the random weights; the same seed gives the same weights on the same kind of device.
+    Raises: RequestError if the model refuses an implementation or its weights cannot be had; torch's own errors.
+    """
+    where, kind = torch.device(device), parse_dtype(dtype)
+    if weights == "pretrained":
+        if name is None:
+            raise ValueError("pretrained weights need the folder or hub id that holds them")
+        return _pretrained(config, where, kind, attn, experts, name, trust_remote_code).eval()
+    with torch.device(where), _parameters_on_meta():
+        model = _from_config(config, kind, attn, experts)
+    fill(model, where, initial_std(config), seed)
+    return model.eval()
+
+
+def implementations(model: PreTrainedModel) -> dict[str, str]:
+    """The attention and experts implementations that `model` was built with."""
+    found = {"attn": str(model.config._attn_implementation)}
+    if model._can_set_experts_implementation():
+        found["experts"] = str(model.config._experts_implementation)
+    return found
+
+
+def initial_std(config: PretrainedConfig) -> float:
+    """Standard deviation of a new model's weights, from the field that `transformers` reads it from."""
+    decoder = config.get_text_config(decoder=True)
+    found = (getattr(decoder, name, None) for name in ("initializer_range", "init_std", "initializer_factor"))
+    return float(next((std for std in found if std), DEFAULT_STD))
+
+
+@torch.no_grad()
+def fill(model: nn.Module, device: torch.device, std: float, seed: int) -> None:
+    """Give each `meta` parameter random values on `device`, one after the other, tied ones once."""
+    generator = torch.Generator(device).manual_seed(seed)
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None or parameter.device.type != "meta":
+                continue
+            if parameter not in made:
+                values = torch.empty_like(parameter, device=device).normal_(0, std, generator=generator)
+                if name == "weight" and values.dim() == 1:
+                    values += 1
+                made[parameter] = nn.Parameter(values, requires_grad=parameter.requires_grad)
+            module._parameters[name] = made[parameter]
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Replace each parameter by a `meta` one as it is registered; buffers stay where they are made."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None and parameter.device.type != "meta":  # a tied one is on meta already: keep it the same
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _from_config(config: PretrainedConfig, dtype: torch.dtype, attn: str, experts: str) -> Any:
+    _check_experts(config, experts)
+    try:
+        return _construct(config, dtype, attn, experts)
+    except (ValueError, ImportError) as error:
+        working = [choice for choice in ATTENTION_CHOICES if choice != attn and _accepts(config, dtype, choice)]
+        if attn != DEFAULT and working:
+            kind = type(config).__name__.removesuffix("Config")
+            raise RequestError(f"--attn {attn} is not to be had for {kind} here; use {' or '.join(working)}") from error
+        first = str(error).strip().splitlines()[0]
+        raise RequestError(f"transformers cannot build this config ({first}); repair it") from error
+
+
+def _construct(config: PretrainedConfig, dtype: torch.dtype, attn: str, experts: str) -> Any:
+    options: dict[str, Any] = {} if attn == DEFAULT else {"attn_implementation": attn}
+    if experts != DEFAULT and _model_class_sets_experts(config):
+        options["experts_implementation"] = experts
+    # A config whose class came from a repository was let in by the user's flag when it was resolved.
+    trusted = type(config).__module__.startswith("transformers_modules.")
+    with quiet():
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=dtype, trust_remote_code=trusted, **options
+        )
+
+
+def _accepts(config: PretrainedConfig, dtype: torch.dtype, attn: str) -> bool:
+    try:
+        with torch.device("meta"):
+            _construct(truncate(config, 1), dtype, attn, DEFAULT)
+    except (ValueError, ImportError):
+        return False
+    return True
+
+
+def _check_experts(config: PretrainedConfig, experts: str) -> None:
+    """A dense model takes any known name, because there is nothing that it chooses."""
+    if experts not in (DEFAULT, *EXPERTS_CHOICES):
+        raise RequestError(f"--experts {experts} is unknown; use {', '.join((DEFAULT, *EXPERTS_CHOICES))}")
+    decoder = config.get_text_config(decoder=True)
+    counts = (getattr(decoder, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    if experts != DEFAULT and any(counts) and not _model_class_sets_experts(config):
+        raise RequestError(f"--experts {experts}: this model has only its own experts; use {DEFAULT}")
+
+
+def _model_class_sets_experts(config: PretrainedConfig) -> bool:
+    mapping = AutoModelForCausalLM._model_mapping
+    if type(config) not in mapping:
+        return False
+    classes = mapping[type(config)]
+    return all(one._can_set_experts_implementation() for one in (classes if isinstance(classes, tuple) else (classes,)))
+
+
+def _pretrained(
+    config: PretrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    attn: str,
+    experts: str,
+    name: str,
+    trust_remote_code: bool,
+) -> Any:
+    options: dict[str, Any] = {} if attn == DEFAULT else {"attn_implementation": attn}
+    if experts != DEFAULT and _model_class_sets_experts(config):
+        options["experts_implementation"] = experts
+    _check_experts(config, experts)
+    offline = not hub_reachable()
+    try:
+        with quiet():
+            stored, _ = PretrainedConfig.get_config_dict(name, local_files_only=offline)
+            if stored.get("quantization_config"):
+                raise RequestError(f"the weights of {name} are stored quantised; use --weights random")
+            return AutoModelForCausalLM.from_pretrained(
+                name,
+                config=copy.deepcopy(config),
+                dtype=dtype,
+                local_files_only=offline,
+                trust_remote_code=trust_remote_code,
+                **options,
+            ).to(device)
+    except OSError as error:
+        where = "in the hub's cache, and the hub cannot be reached" if offline else "to be had"
+        raise RequestError(f"the weights of {name} are not {where}; use --weights random or a local folder") from error

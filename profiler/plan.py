@@ -1,0 +1,91 @@
+"""Turns a request into cells, and refuses before anything is measured what this machine or a model cannot do.
+
+Example: ``plan(["gpt2"], torch.device("cpu"), Shapes(phases=("decode",), contexts=(128,)), Choices())``
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from profiler.models.request import check_request
+from profiler.models.resolve import resolve
+from profiler.models.truncate import truncate
+from profiler.models.weights import build_meta
+from profiler.record.run import Cell
+from roofline.workload import Phase, Workload
+
+DEFAULT_MODEL = {"cpu": "qwen2.5-0.5b", "cuda": "llama-3.1-8b"}
+"""Profiled where no model is named: one that fits in 4 GiB of host memory, and one that fits on a 24 GB GPU."""
+DEFAULT_DTYPES = {"cpu": ("bfloat16", "float32"), "cuda": ("bfloat16",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Every combination of these is one workload."""
+
+    phases: tuple[Phase, ...] = ("prefill", "decode")
+    prompts: tuple[int, ...] = (128,)
+    """New tokens of prefill and chunk."""
+    contexts: tuple[int, ...] = (128,)
+    """Cached tokens of decode and chunk."""
+    batches: tuple[int, ...] = (1,)
+    dtypes: tuple[str, ...] = ()
+    """Empty is the device's default."""
+
+    def workloads(self, dtype: str) -> list[Workload]:
+        """Workloads of one dtype, each once."""
+        lengths: list[tuple[int, int]] = []
+        for phase in self.phases:
+            if phase == "prefill":
+                lengths += [(prompt, 0) for prompt in self.prompts]
+            elif phase == "decode":
+                lengths += [(1, context) for context in self.contexts]
+            else:
+                lengths += [(prompt, context) for prompt in self.prompts for context in self.contexts]
+        return [
+            Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype)
+            for query, context in dict.fromkeys(lengths)
+            for batch in self.batches
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Options that all cells of a run share."""
+
+    attn: str = "default"
+    experts: str = "default"
+    cache: str = "dynamic"
+    layers: int | None = None
+    weights: Literal["random", "pretrained"] = "random"
+    trust_remote_code: bool = False
+
+
+def plan(models: Sequence[str], device: torch.device, shapes: Shapes, choices: Choices) -> tuple[Cell, ...]:
+    """One cell for each model, dtype and workload, in that order.
+
+    Raises RequestError: unknown model, a device, dtype or implementation that cannot be had, a length beyond the
+    model's, a number of layers that it does not have.
+    """
+    cells: list[Cell] = []
+    for name in models or [DEFAULT_MODEL[device.type]]:
+        resolved = resolve(name, trust_remote_code=choices.trust_remote_code)
+        config = truncate(resolved.config, choices.layers) if choices.layers is not None else resolved.config
+        for dtype in shapes.dtypes or DEFAULT_DTYPES[device.type]:
+            for workload in shapes.workloads(dtype):
+                check_request(config, device=device, dtype=dtype, workload=workload)
+                cells.append(
+                    Cell(
+                        model=resolved.name,
+                        workload=workload,
+                        attn=choices.attn,
+                        experts=choices.experts,
+                        cache=choices.cache,
+                        layers=choices.layers if config is not resolved.config else None,
+                        weights=choices.weights,
+                    )
+                )
+        build_meta(config, cells[-1].workload.dtype, choices.attn, choices.experts)  # refuses what the model lacks
+    return tuple(dict.fromkeys(cells))

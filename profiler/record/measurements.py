@@ -1,0 +1,146 @@
+"""measurements.parquet: a row per measurement with its raw samples, and all that is needed to have the results back.
+
+One row is one thing timed in one cell; `op`, `path`, `name`, `kind`, `count` and `kernels` are null where `what` is not
+about one operation. What a `CellResult` holds besides samples (status, closure, what really ran) is kept as JSON under
+the key `roofcal` of the file's own metadata, so that ``read(write(results)) == results``.
+
+| what | samples, seconds |
+|---|---|
+| device | time on the device of one operation |
+| gap | idle before it |
+| wall | unprofiled passes |
+| profiled_wall | profiled passes |
+| tail | idle after the last operation |
+| unattributed | device time of no operation |
+
+Example, across all runs, with the embedded DuckDB::
+
+    duckdb.sql("SELECT device, model, phase, kind, sum(count * list_aggregate(samples, 'median')) AS seconds "
+               "FROM read_parquet('results/*/*/measurements.parquet') WHERE what = 'device' GROUP BY ALL")
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from profiler.record.errors import RequestError
+from profiler.record.files import replacing
+from profiler.record.run import RUN_SCHEMA, CellResult, OpTimes, Run
+from roofline.op import OpGraph
+
+METADATA_KEY = b"roofcal"
+
+COLUMNS = pa.schema(
+    [
+        ("run", pa.string()),
+        ("device", pa.string()),
+        ("cell", pa.string()),
+        ("model", pa.string()),
+        ("phase", pa.string()),
+        ("batch", pa.int64()),
+        ("query_tokens", pa.int64()),
+        ("context_tokens", pa.int64()),
+        ("dtype", pa.string()),
+        ("op", pa.int64()),
+        ("path", pa.string()),
+        ("name", pa.string()),
+        ("kind", pa.string()),
+        ("count", pa.float64()),
+        ("what", pa.string()),
+        ("cache_state", pa.string()),
+        ("clock", pa.string()),
+        ("kernels", pa.list_(pa.string())),
+        ("samples", pa.list_(pa.float64())),
+    ]
+)
+
+WHOLE_PASS = {
+    "wall": "wall_s",
+    "profiled_wall": "profiled_wall_s",
+    "tail": "tail_gap_s",
+    "unattributed": "unattributed_s",
+}
+"""`what` of a row that is not about one operation -> field of CellResult."""
+
+
+def write(path: Path, run: Run, results: Sequence[CellResult], graphs: Mapping[str, OpGraph]) -> None:
+    """Write the results of a run; `graphs` holds each `CellResult.graph` that has measured operations.
+
+    Raises ValueError where a measured operation is not in its graph, RequestError where the file cannot be written.
+    """
+    rows = [row for result in results for row in _rows(run, result, graphs)]
+    heads = [result.model_dump(mode="json", exclude={"ops", *WHOLE_PASS.values()}) for result in results]
+    metadata = {METADATA_KEY: json.dumps({"schema_version": RUN_SCHEMA, "cells": heads}, allow_nan=False).encode()}
+    table = pa.Table.from_pylist(rows, schema=COLUMNS.with_metadata(metadata))
+    with replacing(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
+def _rows(run: Run, result: CellResult, graphs: Mapping[str, OpGraph]) -> list[dict[str, Any]]:
+    cell, workload = result.cell, result.cell.workload
+    shared = {
+        "run": run.name,
+        "device": run.environment.device,
+        "cell": cell.key,
+        "model": cell.model,
+        "phase": workload.phase,
+        "batch": workload.batch,
+        "query_tokens": workload.query_tokens,
+        "context_tokens": workload.context_tokens,
+        "dtype": workload.dtype,
+        "cache_state": result.cache_state,
+        "clock": result.clock,
+    }
+    rows = [
+        {**shared, "what": what, "samples": samples}
+        for what, field in WHOLE_PASS.items()
+        if (samples := getattr(result, field))
+    ]
+    for times in result.ops:
+        about = {**shared, **_operation(result, times, graphs)}
+        rows.append({**about, "what": "device", "kernels": times.kernels, "samples": times.device_s})
+        rows.append({**about, "what": "gap", "samples": times.gap_s})
+    return rows
+
+
+def _operation(result: CellResult, times: OpTimes, graphs: Mapping[str, OpGraph]) -> dict[str, Any]:
+    if result.graph is None:
+        raise ValueError(f"{result.cell.key} has measured operations but names no graph")
+    ops = graphs[result.graph].ops
+    if not 0 <= times.op < len(ops):
+        raise ValueError(f"{result.cell.key} measured operation {times.op}; its graph has {len(ops)}")
+    op = ops[times.op]
+    return {"op": times.op, "path": op.path, "name": op.name, "kind": op.kind.value, "count": op.count}
+
+
+def read(path: Path) -> list[CellResult]:
+    """The results that `write` was given. Raises RequestError: damaged, not ours, or from a newer roofcal."""
+    try:
+        table = pq.read_table(path)
+        header = json.loads(table.schema.metadata[METADATA_KEY])
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error}") from error
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise RequestError(f"{path} is not a whole roofcal table; restore it or measure again") from error
+    if header["schema_version"] > RUN_SCHEMA:
+        raise RequestError(f"{path} is from a newer roofcal (schema {header['schema_version']}): update roofcal")
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in table.select(["cell", "op", "what", "kernels", "samples"]).to_pylist():
+        rows.setdefault(row["cell"], []).append(row)
+    return [_result(head, rows) for head in header["cells"]]
+
+
+def _result(head: dict[str, Any], rows: Mapping[str, list[dict[str, Any]]]) -> CellResult:
+    own = rows.get(CellResult.model_validate(head).cell.key, [])
+    whole = {WHOLE_PASS[row["what"]]: row["samples"] for row in own if row["op"] is None}
+    device = [row for row in own if row["what"] == "device"]
+    gap = [row for row in own if row["what"] == "gap"]
+    ops = [
+        OpTimes(op=timed["op"], device_s=timed["samples"], gap_s=idle["samples"], kernels=timed["kernels"])
+        for timed, idle in zip(device, gap, strict=True)
+    ]
+    return CellResult.model_validate({**head, **whole, "ops": ops})

@@ -1,0 +1,145 @@
+"""What a run is: the machine, what was asked, and what was measured. Torch-free, validated, versioned.
+
+Raw samples are kept and statistics derived when they are shown.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from roofline.record import Record
+from roofline.workload import Workload
+
+RUN_SCHEMA = 1
+METHOD_VERSION = 1
+"""Raised whenever the way a time is taken changes, so that runs are not compared across it."""
+
+
+class Environment(Record):
+    """The machine and its software, as found when the run started."""
+
+    device: str
+    """Driver's or vendor's name of the device."""
+    device_kind: Literal["cpu", "cuda"]
+    device_uuid: str | None = None
+    cores: int = Field(gt=0)
+    """Host cores available to this process."""
+    threads: int = Field(gt=0)
+    """Threads that torch uses within an operation."""
+    memory_bytes: int = Field(gt=0)
+    """Of the device."""
+    hostname: str
+    os: str
+    python: str
+    versions: dict[str, str]
+    """Of torch, transformers, CUDA, the driver, roofcal, …"""
+    notes: tuple[str, ...] = ()
+    """What may spoil a measurement here, as `doctor` finds it."""
+
+
+class Cell(Record):
+    """One thing to measure: a model under a workload and its options."""
+
+    model: str
+    workload: Workload
+    attn: str
+    """Attention implementation asked for: "sdpa", "eager", …"""
+    experts: str
+    """Experts implementation asked for; "default" is the model's own choice."""
+    cache: str
+    """"dynamic" or "static"."""
+    layers: int | None = None
+    """Repeated layers that run, where not all do."""
+    weights: Literal["random", "pretrained"] = "random"
+
+    @property
+    def key(self) -> str:
+        """File-name-safe and unique within a run."""
+        model = "".join(c if c.isalnum() or c in ".-" else "_" for c in self.model.strip("/"))
+        options = "-".join(
+            [
+                self.attn,
+                *([self.experts] if self.experts != "default" else []),
+                *([self.cache] if self.cache != "dynamic" else []),
+                *([f"l{self.layers}"] if self.layers else []),
+                *([self.weights] if self.weights != "random" else []),
+            ]
+        )
+        return f"{model}-{self.workload.key}-{options}"
+
+
+class OpTimes(Record):
+    """Measured times of one operation of the graph, one sample a profiled pass."""
+
+    op: int
+    """Index into the graph's operations."""
+    device_s: tuple[float, ...]
+    """Time on the device: kernel time, overlap shared; on a CPU the operation's span."""
+    gap_s: tuple[float, ...]
+    """Device idle just before it."""
+    kernels: tuple[str, ...] = ()
+    """Names of the kernels it became, or of the backend chosen on a CPU."""
+
+
+class Closure(Record):
+    """How much of what the profiler saw is accounted for. Ratios; nothing is left out of a denominator."""
+
+    attributed: float
+    """Device time joined to a module ÷ all device time seen."""
+    spans_plus_gaps: float
+    """(Device time + gaps) ÷ profiled wall."""
+    instrumented_ratio: float
+    """Profiled wall ÷ unprofiled wall, median of adjacent pairs."""
+    launches: int = 0
+    """Kernel launches seen in the runtime and driver APIs, one pass; 0 on a CPU."""
+    kernels: int = 0
+    """Kernels seen, one pass; equal to `launches` unless events were dropped."""
+    memory_operations: int = 0
+    """memcpy and memset, counted apart."""
+
+
+class CellResult(Record):
+    """What measuring one cell gave: a result, or why there is none."""
+
+    cell: Cell
+    status: Literal["done", "failed", "invalid"]
+    reason: str | None = None
+    """Why it failed or is invalid, in one line."""
+    graph: str | None = None
+    """File of the OpGraph, relative to the run's folder."""
+    wall_s: tuple[float, ...] = ()
+    """Unprofiled passes."""
+    profiled_wall_s: tuple[float, ...] = ()
+    """Profiled passes, each taken next to the unprofiled one of the same position."""
+    ops: tuple[OpTimes, ...] = ()
+    tail_gap_s: tuple[float, ...] = ()
+    """Idle between the last operation and the end of a profiled pass."""
+    unattributed_s: tuple[float, ...] = ()
+    """Device time that belongs to no operation of the graph, one sample a profiled pass."""
+    unattributed: tuple[str, ...] = ()
+    """Names of the kernels or operators behind `unattributed_s`."""
+    closure: Closure | None = None
+    ran: dict[str, str] = {}
+    """Implementations that really ran: attention backend, experts, cache class."""
+    differences: tuple[str, ...] = ()
+    """Operation by operation, where the device ran another sequence than the meta trace."""
+    cache_state: Literal["cold", "warm", "in situ"] = "in situ"
+    clock: str = ""
+    """"profiler spans" on a CPU, "kernel timeline" on a GPU."""
+    peak_memory_bytes: int | None = None
+
+
+class Run(Record):
+    """run.json: everything about a run but its samples and graphs."""
+
+    schema_version: int = RUN_SCHEMA
+    method_version: int = METHOD_VERSION
+    name: str
+    started: str
+    """UTC, ISO 8601."""
+    command: tuple[str, ...]
+    environment: Environment
+    cells: tuple[Cell, ...]
+    options: dict[str, str | int | float | bool | None] = {}
+    finished: str | None = None
+    """UTC; None while the run is going on or was cut off."""

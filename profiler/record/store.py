@@ -1,0 +1,199 @@
+"""The folder of one run, `results/<device>/<utc>-<name>/`, and all reading and writing of it.
+
+    run.json              machine, cells, options; `finished` is null while the run goes on or was cut off
+    journal.jsonl         a line a finished cell, while measuring only
+    graphs/<cell>.json    the OpGraphs, written before the journal line that names them
+    spec.json             the device's figures
+    measurements.parquet  the journal's content once the run is finished
+    report.md report.html what was shown
+
+The results are in one place at a time: in the journal while it exists, else in the parquet file. `finish` writes the
+parquet file, marks the run finished and removes the journal, in this order; a kill between any two loses nothing.
+
+Example::
+
+    with RunFolder.create(Path("results"), run) as folder:
+        folder.append(CellResult(cell=cell, status="done", graph=folder.write_graph(cell, graph), ...))
+        folder.finish()
+    RunFolder.open(folder.path).results()
+
+Across runs, with DuckDB: see `profiler.record.measurements`.
+"""
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from profiler.record import journal
+from profiler.record.errors import RequestError
+from profiler.record.files import read_record, write_text
+from profiler.record.lock import Lock
+from profiler.record.run import RUN_SCHEMA, Cell, CellResult, Run
+from roofline.hardware import SPEC_SCHEMA, HardwareSpec
+from roofline.op import GRAPH_SCHEMA, OpGraph
+
+LONGEST_NAME = 200
+"""Characters of a file name made from a key; file systems allow 255 bytes with the suffix."""
+
+
+class RunFolder:
+    """A run on disk. `create` and `open_for_resume` give the one that may write; `open` only reads."""
+
+    def __init__(self, path: Path, run: Run, lock: Lock | None = None) -> None:
+        self.path = path
+        self.run = run
+        self._lock = lock
+
+    @classmethod
+    def create(cls, base: Path, run: Run) -> Self:
+        """Make the folder of a new run under `base`. Raises RequestError where that cannot be written."""
+        started = datetime.fromisoformat(run.started)
+        stamp = (started if started.tzinfo else started.replace(tzinfo=UTC)).astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+        parent = Path(base) / slug(run.environment.device)
+        path = _new_folder(parent, f"{stamp}-{slug(run.name)}"[:LONGEST_NAME])
+        folder = cls(path, run, Lock(path / ".lock"))
+        folder._write_run(run)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open to read. Raises RequestError: missing, not a run, half-written, or from a newer roofcal."""
+        path = Path(path)
+        if not path.is_dir():
+            raise RequestError(f"no run folder at {path}; see: python -m profiler list")
+        if not (path / "run.json").exists():
+            raise RequestError(f"{path} is not a run folder: it has no run.json; see: python -m profiler list")
+        return cls(path, read_record(path / "run.json", Run, RUN_SCHEMA))
+
+    @classmethod
+    def open_for_resume(cls, path: Path) -> tuple[Self, frozenset[str]]:
+        """Open to go on measuring; also the keys of the cells that are done. Failed and invalid cells are not.
+
+        Raises RequestError as `open` does, and where another process is writing the folder.
+        """
+        seen = cls.open(path)
+        lock = Lock(seen.path / ".lock")
+        try:
+            folder = cls(seen.path, cls.open(path).run, lock)
+            results = folder.results()
+            journal.drop_torn_line(folder._journal)
+            if not folder._journal.exists():
+                journal.rewrite(folder._journal, results)
+            folder._write_run(folder.run.model_copy(update={"finished": None}))
+        except BaseException:
+            lock.release()
+            raise
+        return folder, frozenset(result.cell.key for result in results if result.status == "done")
+
+    def append(self, result: CellResult) -> None:
+        """Keep one result; it is on the disk when this returns. A later one of the same cell replaces it.
+
+        Raises InvalidMeasurement where a figure is not finite, RequestError where the disk refuses.
+        """
+        self._require_lock()
+        journal.append(self._journal, result)
+
+    def results(self) -> list[CellResult]:
+        """The latest result of each cell. Raises RequestError where the journal or the table is damaged."""
+        if self._journal.exists() or not self._table.exists():
+            return journal.latest(journal.read(self._journal))
+        from profiler.record import measurements  # Arrow takes long to load; `list` does without it
+
+        return measurements.read(self._table)
+
+    def write_graph(self, cell: Cell, graph: OpGraph) -> str:
+        """Keep the graph of a cell; returns what `CellResult.graph` names it by."""
+        self._require_lock()
+        name = cell.key
+        if len(name) > LONGEST_NAME:
+            name = f"{name[: LONGEST_NAME - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        write_text(self.path / "graphs" / f"{name}.json", graph.model_dump_json())
+        return f"graphs/{name}.json"
+
+    def read_graph(self, name: str) -> OpGraph:
+        """The graph that a `CellResult.graph` names. Raises RequestError: missing, damaged, or newer."""
+        return read_record(self.path / name, OpGraph, GRAPH_SCHEMA)
+
+    def write_spec(self, spec: HardwareSpec) -> None:
+        """Keep the device's figures, replacing earlier ones."""
+        self._require_lock()
+        write_text(self.path / "spec.json", spec.model_dump_json(indent=1) + "\n")
+
+    def read_spec(self) -> HardwareSpec | None:
+        """The device's figures; None where none were written. Raises RequestError: damaged or newer."""
+        path = self.path / "spec.json"
+        return read_record(path, HardwareSpec, SPEC_SCHEMA) if path.exists() else None
+
+    def write_report(self, name: str, text: str) -> Path:
+        """Keep a rendered report, such as "report.md"; returns its path."""
+        self._require_lock()
+        write_text(self.path / name, text)
+        return self.path / name
+
+    def finish(self) -> None:
+        """Turn the journal into measurements.parquet and mark the run finished."""
+        self._require_lock()
+        from profiler.record import measurements
+
+        results = self.results()
+        graphs = {result.graph: self.read_graph(result.graph) for result in results if result.graph and result.ops}
+        measurements.write(self._table, self.run, results, graphs)
+        self._write_run(self.run.model_copy(update={"finished": datetime.now(UTC).isoformat(timespec="seconds")}))
+        self._journal.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let another process write the folder; reading goes on working. Harmless when called twice."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def _journal(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    @property
+    def _table(self) -> Path:
+        return self.path / "measurements.parquet"
+
+    def _write_run(self, run: Run) -> None:
+        write_text(self.path / "run.json", run.model_dump_json(indent=1) + "\n")
+        self.run = run
+
+    def _require_lock(self) -> None:
+        if self._lock is None:
+            raise RuntimeError(f"{self.path} was opened to read, or closed; use create or open_for_resume to write")
+
+
+def slug(text: str) -> str:
+    """A readable name for a file: lower case, letters, digits, dots and dashes.
+
+    ``slug("NVIDIA H200 SXM") == "nvidia-h200-sxm"``
+    """
+    words = "".join(c if c.isascii() and (c.isalnum() or c == ".") else " " for c in text.lower()).split()
+    return "-".join(words).strip(".-") or "unnamed"
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        attempt = 1
+        while True:
+            path = parent / (name if attempt == 1 else f"{name}-{attempt}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                attempt += 1
+            else:
+                return path
+    except OSError as error:
+        raise RequestError(
+            f"cannot write results under {parent}: {error.strerror}; choose another with --out"
+        ) from error

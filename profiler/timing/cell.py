@@ -1,0 +1,180 @@
+"""Measures one cell: prepares its inputs, traces it, times it, and says what really ran.
+
+The trace comes from `meta` tensors where they suffice. Where the model decides on data, or the device turns out to
+run another sequence, the pass is traced on the device itself and every difference is recorded; a sequence that
+still differs is refused.
+
+Example: ``result, graph = measure_cell(cell, loaded, device=torch.device("cpu"), budget_s=10, seed=0)``
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from profiler.attribution.align import SequenceMismatch, differences, sequence
+from profiler.models.inputs import PassInputs, prepare
+from profiler.models.scale import scale
+from profiler.models.trace import trace
+from profiler.models.weights import implementations
+from profiler.record.errors import InvalidMeasurement, RequestError
+from profiler.record.run import Cell, CellResult
+from profiler.timing.passes import PassTimes, Step, measure
+from roofline.op import Kind, OpGraph
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to be measured."""
+
+    name: str
+    model: PreTrainedModel
+    """On the device, with weights."""
+    meta: PreTrainedModel
+    """The same layers without memory."""
+    whole: PreTrainedModel
+    """All layers without memory; `meta` itself where no layer was left out."""
+    notes: tuple[str, ...] = ()
+    """How the weights differ from what is published."""
+
+
+def measure_cell(
+    cell: Cell,
+    loaded: Loaded,
+    *,
+    device: torch.device,
+    budget_s: float,
+    seed: int,
+    step: Step = lambda text, part: None,
+) -> tuple[CellResult, OpGraph | None]:
+    """The cell's result and graph. Raises RequestError; any failure of the cell itself is in the result."""
+    try:
+        return _measure(cell, loaded, device, budget_s, seed, step)
+    except SequenceMismatch as error:
+        return CellResult(cell=cell, status="invalid", reason=str(error), differences=error.differences), None
+    except InvalidMeasurement as error:
+        return CellResult(cell=cell, status="invalid", reason=str(error)), None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return CellResult(cell=cell, status="failed", reason=f"out of memory: {first_line(error)}"), None
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _measure(
+    cell: Cell, loaded: Loaded, device: torch.device, budget_s: float, seed: int, step: Step
+) -> tuple[CellResult, OpGraph]:
+    explained: tuple[str, ...] = ()
+    options = {"attn": cell.attn, "experts": cell.experts, "cache": cell.cache}
+
+    def traced(model: PreTrainedModel, inputs: PassInputs) -> OpGraph:
+        return trace(model, inputs, cell.workload, name=cell.model, target=device.type, options=options)
+
+    step("trace", 0)
+    on_meta, explained = _trace_on_meta(traced, loaded.meta, cell, seed)
+    if on_meta is not None:
+        _check_memory(on_meta, device)
+    inputs = prepare(loaded.meta, cell.workload, cache=cell.cache, device=device, seed=seed)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+    def attempt(candidate: OpGraph) -> PassTimes:
+        return measure(loaded.model, inputs, candidate, device=device, budget_s=budget_s, step=step)
+
+    graph, times = on_meta, None
+    if on_meta is not None:
+        with suppress(SequenceMismatch):
+            times = attempt(on_meta)
+    if graph is None or times is None:
+        step("trace on the device", 0.15)
+        graph = traced(loaded.model, inputs)
+        inputs.restore()
+        if on_meta is not None:
+            explained = differences(sequence(on_meta), sequence(graph))
+        times = attempt(graph)
+    elif any(op.kind == Kind.GROUPED_MATMUL for op in graph.ops):
+        step("routing of the experts", 1)
+        graph = _routed(graph, traced(loaded.model, inputs))
+        inputs.restore()
+    if loaded.whole is not loaded.meta:
+        step("trace of the whole model", 1)
+        whole, why = _trace_on_meta(traced, loaded.whole, cell, seed)
+        if on_meta is None or whole is None:
+            raise RequestError(f"--layers cannot scale {cell.model} up: {(explained or why)[0]}; leave --layers out")
+        graph = scale(graph, on_meta, whole)
+    result = CellResult(
+        cell=cell,
+        status="done",
+        wall_s=times.wall_s,
+        profiled_wall_s=times.profiled_wall_s,
+        ops=times.ops,
+        tail_gap_s=times.tail_gap_s,
+        unattributed_s=times.unattributed_s,
+        unattributed=times.unattributed,
+        closure=times.closure,
+        ran=_ran(loaded, cell, inputs, times),
+        differences=explained,
+        clock="kernel timeline" if device.type == "cuda" else "profiler spans",
+        peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+    )
+    return result, graph
+
+
+def _trace_on_meta(
+    traced: Callable[[PreTrainedModel, PassInputs], OpGraph], model: PreTrainedModel, cell: Cell, seed: int
+) -> tuple[OpGraph | None, tuple[str, ...]]:
+    """The graph, or why there is none: what a model decides on data cannot be known without it."""
+    try:
+        return traced(model, prepare(model, cell.workload, cache=cell.cache, device="meta", seed=seed)), ()
+    except (RuntimeError, NotImplementedError) as error:  # which one says so differs from model to model
+        return None, (f"traced on the device: on meta the model fails with {first_line(error)}",)
+
+
+def _check_memory(graph: OpGraph, device: torch.device) -> None:
+    """Raise MemoryError where the cache and the largest operation cannot fit beside the weights.
+
+    A GPU would say so itself; on a CPU the kernel kills the process instead.
+    """
+    cache = sum(tensor.storage_bytes for tensor in graph.tensors if tensor.role == "kv")
+    largest = max((t.activation_read + t.activation_write for t in graph.traffic), default=0)
+    free = free_bytes(device)
+    if cache + largest > free:
+        raise MemoryError(f"the pass needs at least {(cache + largest) / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+
+
+def _routed(graph: OpGraph, exact: OpGraph) -> OpGraph:
+    """`exact`, traced on the device, where it runs the same operations: it has counted the experts that are hit."""
+    return exact if sequence(exact) == sequence(graph) else graph
+
+
+def _ran(loaded: Loaded, cell: Cell, inputs: PassInputs, times: PassTimes) -> dict[str, str]:
+    """Implementations as the model and the profiler name them."""
+    found = implementations(loaded.model) | {
+        "attention backend": ", ".join(name.removeprefix("aten::") for name in times.backends),
+        "cache": inputs.cache_classes(),
+        "weights": "; ".join((cell.weights, *loaded.notes)),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or in the host's allocator."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on the device now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

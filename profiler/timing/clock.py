@@ -1,0 +1,76 @@
+"""Clocks that time calls on a device: the monotonic clock of the host, and CUDA events.
+
+A clock times several calls at once, so that a short kernel is not measured as its launch (CUDA) or as the clock's
+own resolution (host).
+
+Example: ``clock_for(torch.device("cpu")).time(lambda: torch.mm(a, b, out=c), 10)``
+"""
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+Call = Callable[[], object]
+
+
+class Clock(Protocol):
+    """What the sampler needs; tests inject their own."""
+
+    name: str
+    """Shown with the result."""
+
+    def now(self) -> float:
+        """Seconds on the host's clock, for time limits."""
+
+    def time(self, call: Call, repeats: int) -> float:
+        """Seconds that `repeats` calls take together, from the first one's start to the last one's end."""
+
+
+class HostClock:
+    """Calls that return when their work is done: a CPU."""
+
+    name = "monotonic clock"
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def time(self, call: Call, repeats: int) -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        return time.perf_counter() - start
+
+
+class CudaClock:
+    """Calls that enqueue kernels on the current stream; events at both ends, the device idle before."""
+
+    name = "CUDA events"
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = torch.cuda.Event(enable_timing=True)
+        self._end = torch.cuda.Event(enable_timing=True)
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def time(self, call: Call, repeats: int) -> float:
+        with torch.cuda.device(self._device):
+            torch.cuda.synchronize()
+            self._start.record()
+            for _ in range(repeats):
+                call()
+            self._end.record()
+            self._end.synchronize()
+        return self._start.elapsed_time(self._end) * 1e-3  # elapsed_time is in ms
+
+
+def clock_for(device: torch.device) -> Clock:
+    """The clock of a device. Raises ValueError for a device type without one."""
+    if device.type == "cpu":
+        return HostClock()
+    if device.type == "cuda":
+        return CudaClock(device)
+    raise ValueError(f"no clock for device type {device.type!r}; use cpu or cuda")

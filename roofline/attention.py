@@ -1,0 +1,261 @@
+"""Finding attention that was executed in pieces, so that the ideal graph can run each as one kernel.
+
+- Unfused: in one module, a matmul of two activations (q·kT), a softmax behind it, and a second such matmul (p·v)
+  become one attention that never stores its query × KV intermediates (FlashAttention, arXiv 2205.14135). Its FLOPs
+  are those of the unmasked pairs, where the module says that it is causal or windowed.
+- Latent (MLA, arXiv 2405.04434 section 2.1): a matmul that expands the cached latents to keys and values of every
+  head can be absorbed into query and output instead: attention then runs on one shared head of width r + d_rope
+  (values: r). Taken only where that needs fewer FLOPs, as in decode; it always moves fewer bytes.
+
+Example: ``find_attention(graph, flow, accesses)[0].members`` → indices of the operations that become one kernel.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from roofline.dataflow import Accesses, Dataflow
+from roofline.op import ANCHORS, AttentionModule, Kind, Op, OpGraph, attention_pairs
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention of the ideal graph."""
+
+    members: tuple[int, ...]
+    """Indices of the executed operations it replaces, in order."""
+    matrix_flops: float
+    vector_flops: float
+    masks: frozenset[int]
+    """Tensors that only carry the mask, which a kernel that knows it is causal or windowed does not read."""
+    heads: int
+    """Over the whole batch."""
+    query: int
+    head_dim: int
+    value_dim: int
+
+
+def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses) -> list[Attention]:
+    """Every attention of the graph, none sharing an operation with another."""
+    modules = {module.path: module for module in graph.attention_modules}
+    found: list[Attention] = []
+    taken: set[int] = set()
+    for i, op in enumerate(graph.ops):
+        attention = None
+        if op.kind is Kind.SOFTMAX:
+            attention = _unfused(graph, flow, accesses, i, modules.get(op.path))
+        elif op.kind is Kind.ATTENTION:
+            attention = _fused(graph, flow, accesses, i, modules.get(op.path))
+        if attention is None or taken & set(attention.members):
+            continue
+        attention = _absorbed(graph, flow, accesses, attention)
+        taken |= set(attention.members)
+        found.append(attention)
+    return found
+
+
+def _fused(graph: OpGraph, flow: Dataflow, accesses: Accesses, index: int, module: AttentionModule | None) -> Attention:
+    op = graph.ops[index]
+    pairs = op.dims.get("query", 0) * op.dims.get("kv", 0)
+    outside = {t for t in accesses.reads[index] if _made_elsewhere(graph, flow, index, t)}
+    masks = {t for t in outside if pairs and accesses.reads[index][t] % pairs == 0} if module else set()
+    return Attention(
+        members=(index,),
+        matrix_flops=op.matrix_flops,
+        vector_flops=op.vector_flops,
+        masks=frozenset(masks) if len(masks) < len(accesses.reads[index]) else frozenset(),
+        heads=op.dims.get("batch", 0) * op.dims.get("heads", 0),
+        query=op.dims.get("query", 0),
+        head_dim=op.dims.get("head_dim", 0),
+        value_dim=op.dims.get("value_dim", op.dims.get("head_dim", 0)),
+    )
+
+
+def _made_elsewhere(graph: OpGraph, flow: Dataflow, op: int, tensor: int) -> bool:
+    """An activation that no operation of the attention module or its children makes."""
+    path = graph.ops[op].path
+    producer = flow.producer(op, tensor)
+    made_by = graph.ops[producer].path if producer is not None else ""
+    return graph.tensors[tensor].role == "activation" and not f"{made_by}.".startswith(f"{path}.")
+
+
+def _unfused(
+    graph: OpGraph, flow: Dataflow, accesses: Accesses, softmax: int, module: AttentionModule | None
+) -> Attention | None:
+    """The matmul pair around a softmax with all that lies between; None where there is no such pair."""
+    path = graph.ops[softmax].path
+    before, scores = _walk_back(graph, flow, softmax, path)
+    after, outputs = _walk_on(graph, flow, softmax, path)
+    if len(scores) != 1 or len(outputs) != 1:
+        return None
+    (first,), (last,) = scores, outputs
+    between = {*before, *after, softmax}
+    # what feeds the softmax but does not come from the scores, a mask made here, stays outside
+    between = {i for i in between if _derives(graph, flow, i, first, between)}
+    members = sorted({first, last, *between})
+    if not _is_closed(graph, flow, members):
+        return None
+    qk, pv = graph.ops[first], graph.ops[last]
+    share = _unmasked_share(graph, qk, module)
+    inside = set(members)
+    masks = {
+        t
+        for i in between
+        for t in accesses.reads[i]
+        if graph.tensors[t].role == "activation" and not inside & set(flow.writers[t])
+    }
+    return Attention(
+        members=tuple(members),
+        matrix_flops=(qk.matrix_flops + pv.matrix_flops) * share,
+        vector_flops=sum(graph.ops[i].vector_flops for i in members) * share,
+        masks=frozenset(masks) if module else frozenset(),
+        heads=qk.dims.get("b", 0),
+        query=qk.dims.get("m", 0),
+        head_dim=qk.dims.get("k", 0),
+        value_dim=pv.dims.get("n", 0),
+    )
+
+
+def _unmasked_share(graph: OpGraph, qk: Op, module: AttentionModule | None) -> float:
+    """Unmasked ÷ executed (query, key) pairs."""
+    query, executed_kv = graph.workload.query_tokens, qk.dims.get("n", 0)
+    if module is None or not executed_kv or qk.dims.get("m", 0) % query:
+        return 1.0
+    pairs = attention_pairs(query, graph.workload.context_tokens, module.causal, module.window)
+    return min(1.0, pairs / (query * executed_kv))
+
+
+def _walk_back(graph: OpGraph, flow: Dataflow, start: int, path: str) -> tuple[set[int], set[int]]:
+    """Operations of one module that lead to `start`, and the activation-only matmuls they start from."""
+    seen: set[int] = set()
+    matmuls: set[int] = set()
+    todo = [start]
+    while todo:
+        i = todo.pop()
+        for access in graph.ops[i].reads:
+            producer = flow.producer(i, access.tensor)
+            if producer is None or producer in seen or graph.ops[producer].path != path:
+                continue
+            if _is_activation_matmul(graph, graph.ops[producer]):
+                matmuls.add(producer)
+            elif graph.ops[producer].kind not in ANCHORS:
+                seen.add(producer)
+                todo.append(producer)
+    return seen, matmuls
+
+
+def _walk_on(graph: OpGraph, flow: Dataflow, start: int, path: str) -> tuple[set[int], set[int]]:
+    """Operations of one module that follow from `start`, and the activation-only matmuls they end in."""
+    seen: set[int] = set()
+    matmuls: set[int] = set()
+    todo = [start]
+    while todo:
+        i = todo.pop()
+        for access in graph.ops[i].writes:
+            for reader in flow.readers[access.tensor]:
+                if reader <= i or reader in seen or graph.ops[reader].path != path:
+                    continue
+                if _is_activation_matmul(graph, graph.ops[reader]):
+                    matmuls.add(reader)
+                elif graph.ops[reader].kind not in ANCHORS:
+                    seen.add(reader)
+                    todo.append(reader)
+    return seen, matmuls
+
+
+def _derives(graph: OpGraph, flow: Dataflow, op: int, source: int, between: set[int]) -> bool:
+    """Whether an operation reads, over others of `between`, what `source` made."""
+    todo, seen = [op], {op}
+    while todo:
+        i = todo.pop()
+        for access in graph.ops[i].reads:
+            producer = flow.producer(i, access.tensor)
+            if producer == source:
+                return True
+            if producer in between and producer not in seen:
+                seen.add(producer)
+                todo.append(producer)
+    return False
+
+
+def _is_activation_matmul(graph: OpGraph, op: Op) -> bool:
+    return op.kind is Kind.MATMUL and all(graph.tensors[a.tensor].role != "weight" for a in op.reads)
+
+
+def _is_closed(graph: OpGraph, flow: Dataflow, members: list[int]) -> bool:
+    """Whether the members can run together, at the place of the last.
+
+    So they can if only the last is read by others, nobody changes what they use in between, and all stand for the
+    same number of layers.
+    """
+    inside, last = set(members), members[-1]
+    if len({graph.ops[i].count for i in members}) != 1:
+        return False
+    for i in members:
+        for access in graph.ops[i].writes:
+            readers = {r for r in flow.readers[access.tensor] if r > i} - inside
+            if i != last and readers:
+                return False
+        for access in (*graph.ops[i].reads, *graph.ops[i].writes):
+            if any(i < writer < last and writer not in inside for writer in flow.writers[access.tensor]):
+                return False
+    return True
+
+
+def _absorbed(graph: OpGraph, flow: Dataflow, accesses: Accesses, attention: Attention) -> Attention:
+    """The attention with its latent expansion absorbed, where there is one and that needs fewer FLOPs."""
+    copies, expansions = _expansions(graph, flow, accesses, attention.members)
+    batch = graph.workload.batch
+    if len(expansions) != 1 or not attention.heads or attention.heads % batch:
+        return attention
+    (index,) = expansions
+    expansion, heads = graph.ops[index], attention.heads // batch
+    rank, width = expansion.dims.get("k", 0), expansion.dims.get("n", 0)
+    nope = width // heads - attention.value_dim
+    rope = attention.head_dim - nope
+    if width % heads or nope <= 0 or rope < 0:
+        return attention
+    members = sorted({*attention.members, *copies, index})
+    pair_flops = attention.matrix_flops / (attention.head_dim + attention.value_dim)
+    projections = 2 * attention.heads * attention.query * rank * (nope + attention.value_dim)
+    flops = pair_flops * (2 * rank + rope) + projections
+    if flops >= attention.matrix_flops + expansion.matrix_flops or not _is_closed(graph, flow, members):
+        return attention
+    extra = sum(graph.ops[i].vector_flops for i in (*copies, index))
+    return replace(attention, members=tuple(members), matrix_flops=flops, vector_flops=attention.vector_flops + extra)
+
+
+def _expansions(
+    graph: OpGraph, flow: Dataflow, accesses: Accesses, members: Iterable[int]
+) -> tuple[set[int], set[int]]:
+    """Copies in the module that only feed the members, and the weight matmuls over the cache behind them."""
+    inside = set(members)
+    path = graph.ops[max(inside)].path
+    copies: set[int] = set()
+    matmuls: set[int] = set()
+    todo = list(inside)
+    while todo:
+        i = todo.pop()
+        for access in graph.ops[i].reads:
+            for producer in flow.writers[access.tensor]:
+                if producer >= i or producer in inside | copies:
+                    continue
+                op = graph.ops[producer]
+                roles = {graph.tensors[tensor].role for tensor in accesses.reads[producer]}
+                if op.kind is Kind.MATMUL and {"weight", "kv"} <= roles:
+                    matmuls.add(producer)
+                elif op.kind is Kind.COPY and op.path == path and _stays_out_of_cache(graph, op):
+                    copies.add(producer)
+                    todo.append(producer)
+    while True:
+        leaking = {i for i in copies | matmuls if not _users(graph, flow, i) <= inside | copies}
+        if not leaking:
+            return copies, matmuls
+        copies, matmuls = copies - leaking, matmuls - leaking
+
+
+def _users(graph: OpGraph, flow: Dataflow, op: int) -> set[int]:
+    return {reader for a in graph.ops[op].writes for reader in flow.readers[a.tensor] if reader > op}
+
+
+def _stays_out_of_cache(graph: OpGraph, op: Op) -> bool:
+    return all(graph.tensors[a.tensor].role != "kv" for a in op.writes)

@@ -1,0 +1,218 @@
+"""The ideal graph of an executed graph: what would run, and move, if everything that can be fused were.
+
+Each executed operation goes to exactly one group, greedily in order of execution:
+(a) anchors (`ANCHORS`) start a group; any other operation joins the latest of the groups it depends on, or starts a
+    group if there is none. Such an anchorless group moves into the one anchor that alone uses it (a cast, a mask).
+(b) rewriting a cache to append to it becomes an append, (c) pure data movement in front of an anchor is read
+    through to its source: `dataflow`. (d) Unfused attention and (e) expanded latents become one attention: `attention`.
+Operations join only across equal counts, so that a group has one count.
+
+The groups, in order, are a valid schedule. Proof: groups are numbered as they are made, and each operation is put
+in a group whose number is at least that of every group it depends on (reads after writes, writes after reads and
+writes): an anchor's is new, so the highest; another's is the maximum of those groups, or new. So every dependency
+goes from a lower or equal number to a higher or equal one. The operations of a fused attention are placed when its
+last one comes, in a new group; none but its last is read by outsiders, and none of what they read is changed in
+between. An anchorless group is moved into a newer group only if that is its only successor.
+
+A group reads each tensor from outside once. It writes what is read outside it, the cache, and what nobody reads:
+an output of the model, unless it is a by-product beside another result that is read (the mean of a norm).
+
+Example: ``sum(a.bytes for g in fuse(graph) for a in (*g.reads, *g.writes))`` → compulsory bytes of the pass.
+"""
+
+from collections.abc import Iterable
+
+from pydantic import Field
+
+from roofline.attention import Attention, find_attention
+from roofline.dataflow import Accesses, Bytes, Dataflow, ideal_accesses
+from roofline.op import ANCHORS, Access, OpGraph
+from roofline.record import Record
+
+
+class Group(Record):
+    """Operations that an ideal implementation runs as one kernel. Figures are for one execution, as in `Op`."""
+
+    ops: tuple[int, ...]
+    """Indices of the executed operations, in order."""
+    matrix_flops: float = Field(ge=0)
+    vector_flops: float = Field(ge=0)
+    reads: tuple[Access, ...]
+    writes: tuple[Access, ...]
+    dtype: str
+    """Of the member with the most matrix work; of the first member if none has any."""
+    count: float = Field(gt=0)
+
+
+def fuse(graph: OpGraph) -> tuple[Group, ...]:
+    """The ideal graph, in an order that can run. Every operation of `graph` is in exactly one group."""
+    flow = Dataflow(graph)
+    accesses = ideal_accesses(graph, flow)
+    attentions = {attention.members[-1]: attention for attention in find_attention(graph, flow, accesses)}
+    accesses = _without_masks(accesses, attentions.values())
+    members = _Grouping(graph, flow, attentions).groups()
+    return tuple(
+        _group(graph, flow, accesses, ops, next((attentions[i] for i in ops if i in attentions), None))
+        for ops in members
+    )
+
+
+class _Grouping:
+    """Assigns operations to numbered groups, one operation after another."""
+
+    def __init__(self, graph: OpGraph, flow: Dataflow, attentions: dict[int, Attention]) -> None:
+        self._graph = graph
+        self._flow = flow
+        self._attentions = attentions
+        self._deferred = {i for a in attentions.values() for i in a.members[:-1]}
+        self._members: list[list[int]] = []
+        self._group_of: dict[int, int] = {}
+        self._last_write = [-1] * len(graph.tensors)
+        self._last_touch = [-1] * len(graph.tensors)
+
+    def groups(self) -> list[list[int]]:
+        for i, op in enumerate(self._graph.ops):
+            if i in self._deferred:
+                continue
+            if i in self._attentions:
+                self._place(list(self._attentions[i].members), None)
+            elif op.kind in ANCHORS:
+                self._place([i], None)
+            else:
+                latest = self._latest_dependency(i)
+                joins = latest is not None and self._count(latest) == op.count
+                self._place([i], latest if joins else None)
+        return [sorted(ops) for ops in self._members if ops]
+
+    def _latest_dependency(self, op: int) -> int | None:
+        """Highest group that the operation reads from, or must not overtake."""
+        executed = self._graph.ops[op]
+        groups = [self._last_write[a.tensor] for a in executed.reads]
+        groups += [self._last_touch[a.tensor] for a in executed.writes]
+        return max((group for group in groups if group >= 0), default=None)
+
+    def _count(self, group: int) -> float:
+        return self._graph.ops[self._members[group][0]].count
+
+    def _place(self, ops: list[int], group: int | None) -> None:
+        if group is None:
+            group = len(self._members)
+            self._members.append([])
+        self._members[group] += ops
+        for i in ops:
+            self._group_of[i] = group
+            self._touch(i, group)
+        if any(self._graph.ops[i].kind in ANCHORS for i in ops):
+            self._take_in_loose_groups(group)
+
+    def _touch(self, op: int, group: int) -> None:
+        executed = self._graph.ops[op]
+        for access in executed.reads:
+            self._last_touch[access.tensor] = max(self._last_touch[access.tensor], group)
+        for access in executed.writes:
+            self._last_touch[access.tensor] = max(self._last_touch[access.tensor], group)
+            self._last_write[access.tensor] = max(self._last_write[access.tensor], group)
+
+    def _take_in_loose_groups(self, group: int) -> None:
+        """Move in the anchorless groups that feed nothing but this one."""
+        todo = list(self._members[group])
+        while todo:
+            for access in self._graph.ops[todo.pop()].reads:
+                loose = self._last_write[access.tensor]
+                if loose in (-1, group) or not self._only_feeds(loose, group):
+                    continue
+                moved = self._members[loose]
+                self._members[group] += moved
+                self._members[loose] = []
+                for i in moved:
+                    self._group_of[i] = group
+                    self._touch(i, group)
+                todo += moved
+
+    def _only_feeds(self, loose: int, group: int) -> bool:
+        """Whether the first group has no anchor and no successor, of any dependency, but the second."""
+        ops = self._members[loose]
+        if not ops or self._count(loose) != self._count(group):
+            return False
+        inside = {*ops, *self._members[group]}
+        for i in ops:
+            op = self._graph.ops[i]
+            if op.kind in ANCHORS:
+                return False
+            users = {r for a in op.writes for r in self._flow.readers[a.tensor] if r > i}
+            if not users or not users <= inside:
+                return False
+            if any(w > i and w not in inside for a in (*op.reads, *op.writes) for w in self._flow.writers[a.tensor]):
+                return False
+        return True
+
+
+def _group(
+    graph: OpGraph,
+    flow: Dataflow,
+    accesses: Accesses,
+    ops: list[int],
+    attention: Attention | None,
+) -> Group:
+    inside = set(ops)
+    heaviest = max(ops, key=lambda i: graph.ops[i].matrix_flops)
+    rest = ops if attention is None else [i for i in ops if i not in attention.members]
+    matrix_flops = sum(graph.ops[i].matrix_flops for i in rest)
+    vector_flops = sum(graph.ops[i].vector_flops for i in rest)
+    if attention:
+        matrix_flops += attention.matrix_flops
+        vector_flops += attention.vector_flops
+    return Group(
+        ops=tuple(ops),
+        matrix_flops=matrix_flops,
+        vector_flops=vector_flops,
+        reads=_accesses(graph, _outside_reads(accesses, ops)),
+        writes=_accesses(graph, _outside_writes(graph, flow, accesses, ops, inside)),
+        dtype=graph.ops[heaviest].dtype,
+        count=graph.ops[ops[0]].count,
+    )
+
+
+def _outside_reads(accesses: Accesses, ops: list[int]) -> Bytes:
+    """Bytes that the group reads and has not written itself before."""
+    written: Bytes = {}
+    reads: Bytes = {}
+    for i in ops:
+        for tensor, size in accesses.reads[i].items():
+            missing = size - written.get(tensor, 0)
+            if missing > 0:
+                reads[tensor] = reads.get(tensor, 0) + missing
+        for tensor, size in accesses.writes[i].items():
+            written[tensor] = written.get(tensor, 0) + size
+    return reads
+
+
+def _outside_writes(graph: OpGraph, flow: Dataflow, accesses: Accesses, ops: list[int], inside: set[int]) -> Bytes:
+    """Bytes that the group writes for others: later readers, the cache, the caller of the model."""
+    writes: Bytes = {}
+    for i in ops:
+        readers = {tensor: [r for r in flow.readers[tensor] if r > i] for tensor in accesses.writes[i]}
+        is_used = any(readers.values())
+        for tensor, size in accesses.writes[i].items():
+            read = sum(accesses.reads[r].get(tensor, 0) for r in readers[tensor] if r not in inside)
+            keeps_all = graph.tensors[tensor].role == "kv" or not is_used
+            needed = size if keeps_all else min(size, read)
+            if needed:
+                writes[tensor] = writes.get(tensor, 0) + needed
+    return writes
+
+
+def _without_masks(accesses: Accesses, attentions: Iterable[Attention]) -> Accesses:
+    """Fused attention knows which pairs are unmasked: it does not read its mask."""
+    reads = list(accesses.reads)
+    for attention in attentions:
+        for i in attention.members:
+            reads[i] = {tensor: size for tensor, size in reads[i].items() if tensor not in attention.masks}
+    return Accesses(tuple(reads), accesses.writes)
+
+
+def _accesses(graph: OpGraph, sizes: Bytes) -> tuple[Access, ...]:
+    """A tensor is moved once, however many members touch it."""
+    return tuple(
+        Access(tensor=tensor, bytes=min(size, graph.tensors[tensor].storage_bytes)) for tensor, size in sizes.items()
+    )

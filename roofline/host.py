@@ -1,0 +1,61 @@
+"""Wall time of a pass when the host issues its operations one by one: small operations wait for the host.
+
+On a CPU host and device are the same cores: an operation's fixed cost and its work follow each other. On CUDA the
+host runs ahead through a queue: it has issued the i-th of the operations (counted from 1) at ``i * host_s``; the
+device starts it then, or when it has finished the one before; the pass ends with the last of them.
+
+Example: ``wall_s([5e-6, 5e-6], [1, 1], host_s_per_op=10e-6, kind="cuda")`` → 25e-6: the host is the bottleneck.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def wall_s(
+    device_s: Sequence[float] | NDArray[np.float64],
+    count: Sequence[float] | NDArray[np.float64],
+    host_s_per_op: float,
+    kind: Literal["cuda", "cpu"],
+) -> float:
+    """Seconds of a pass. `device_s` and `count` have shape (operations,), in the order they run.
+
+    A run of neighbours with the same count above 1 is a block of layers that runs so often, one after another.
+    A device time that is not known (NaN) makes the result NaN.
+    """
+    device, times = np.asarray(device_s, dtype=float), np.asarray(count, dtype=float)
+    if device.shape != times.shape:
+        raise ValueError(f"{device.shape} device times but {times.shape} counts")
+    if len(device) == 0:
+        return 0.0
+    if kind == "cpu":
+        return float((times * (device + host_s_per_op)).sum())
+    if kind != "cuda":
+        raise ValueError(f"no host model for a device of kind {kind!r}; known: cpu, cuda")
+    return _queue_wall_s(device, times, host_s_per_op)
+
+
+def _queue_wall_s(device: NDArray[np.float64], times: NDArray[np.float64], host_s: float) -> float:
+    """A queue that never waits after operation j ends at issue(j) + device time from j on; the wall is the largest.
+
+    Within a block repeated c times that sum changes by the same amount at each repetition, so the largest is in
+    the first or the last one: no need to unroll.
+    """
+    starts = np.flatnonzero(np.r_[True, times[1:] != times[:-1]])
+    block = np.cumsum(np.r_[True, times[1:] != times[:-1]]) - 1
+    block_device = np.add.reduceat(device, starts)
+    block_ops = np.diff(np.r_[starts, len(device)])
+    repeats = times[starts]
+    device_before = np.cumsum(block_device * repeats) - block_device * repeats
+    issued_before = np.cumsum(block_ops * repeats) - block_ops * repeats
+    within_device = np.cumsum(device) - device - (np.cumsum(block_device) - block_device)[block]
+    within_issued = np.arange(1, len(device) + 1) - starts[block]
+    total = float((device * times).sum())
+    walls = []
+    for repetition in (np.zeros_like(repeats), np.maximum(repeats - 1, 0)):
+        issued = (issued_before + repetition * block_ops)[block] + within_issued
+        finished = (device_before + repetition * block_device)[block] + within_device
+        walls.append((issued * host_s + total - finished).max())
+    return float(max(walls))

@@ -1,0 +1,191 @@
+"""The operations of one forward pass, in the order they run, and the tensors that connect them.
+
+An `OpGraph` is what is priced, what is measured and what is joined: the same list on all sides.
+FLOPs count a multiply-add as 2. Bytes are compulsory traffic: each distinct element an operation touches, once.
+
+Example: ``sum(op.matrix_flops * op.count for op in graph.ops)``
+"""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from functools import cached_property
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from roofline.record import Record
+from roofline.workload import Workload
+
+GRAPH_SCHEMA = 1
+
+DTYPE_BYTES = {
+    "float64": 8,
+    "int64": 8,
+    "complex64": 8,
+    "float32": 4,
+    "int32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+    "int16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
+"""Bytes of one element, by torch's name of the type."""
+
+
+class Kind(StrEnum):
+    """What kind of work an operation is; a law prices one kind."""
+
+    MATMUL = "matmul"
+    GROUPED_MATMUL = "grouped_matmul"
+    CONV = "conv"
+    ATTENTION = "attention"
+    SOFTMAX = "softmax"
+    NORM = "norm"
+    POINTWISE = "pointwise"
+    REDUCTION = "reduction"
+    COPY = "copy"
+    EMBEDDING = "embedding"
+    SCAN = "scan"
+    OTHER = "other"
+
+
+ANCHORS = frozenset(
+    {Kind.MATMUL, Kind.GROUPED_MATMUL, Kind.CONV, Kind.ATTENTION, Kind.EMBEDDING, Kind.SCAN, Kind.OTHER}
+)
+"""Kinds that stay kernels of their own in a fused graph; all others can run inside a neighbour."""
+
+Role = Literal["weight", "activation", "kv"]
+
+
+class Tensor(Record):
+    """One storage that operations read and write; views of it are the same tensor."""
+
+    id: int
+    storage_bytes: int = Field(ge=0)
+    """Size of the whole storage."""
+    role: Role
+    """Weights are parameters and buffers; kv is what the cache holds before or after the pass."""
+    name: str | None = None
+    """Path of the parameter or buffer, or the layer of the cache."""
+
+
+class Access(Record):
+    """The part of a tensor that one operation reads or writes."""
+
+    tensor: int
+    """`Tensor.id`."""
+    bytes: int = Field(ge=0)
+    """Distinct elements × element size; an expanded dimension counts once."""
+
+
+class Traffic(Record):
+    """Bytes by class, as DESIGN.md names them."""
+
+    weight_read: float = 0
+    activation_read: float = 0
+    activation_write: float = 0
+    kv_read: float = 0
+    kv_write: float = 0
+
+    @property
+    def total(self) -> float:
+        return self.weight_read + self.activation_read + self.activation_write + self.kv_read + self.kv_write
+
+
+class Op(Record):
+    """One operation that becomes device work; its figures are those of one execution."""
+
+    path: str
+    """Path of the module that ran it; "" is the model itself."""
+    name: str
+    """The operator, as the profiler names it: "aten::mm"."""
+    kind: Kind
+    dims: dict[str, int]
+    """Matmul: b, m, n, k. Attention: batch, heads, kv_heads, query, kv, head_dim, value_dim, causal, window, pairs."""
+    dtype: str
+    """Type of the arithmetic's inputs, by torch's name: it chooses the peak."""
+    matrix_flops: float = Field(ge=0)
+    """Work that a matrix unit can do."""
+    vector_flops: float = Field(ge=0)
+    """Everything else: norms, softmax, activations, additions."""
+    reads: tuple[Access, ...]
+    writes: tuple[Access, ...]
+    count: float = Field(default=1, gt=0)
+    """Executions in the whole model that this one stands for: above 1 where only some of the repeated layers ran."""
+
+
+class AttentionModule(Record):
+    """What an attention module says of itself; from this unfused attention is known to be causal or windowed."""
+
+    path: str
+    causal: bool
+    window: int | None = None
+    """Sliding window in tokens, the query's own included; None is no window."""
+
+
+class OpGraph(Record):
+    """A traced forward pass."""
+
+    schema_version: int = GRAPH_SCHEMA
+    model: str
+    """Catalogue name, folder or hub id."""
+    workload: Workload
+    ops: tuple[Op, ...]
+    """In the order they run."""
+    tensors: tuple[Tensor, ...]
+    """`tensors[i].id == i`."""
+    attention_modules: tuple[AttentionModule, ...] = ()
+    inactive: tuple[str, ...] = ()
+    """Parameters that no operation of this pass reads."""
+    parameters: int = Field(default=0, ge=0)
+    """Elements in all parameters of the whole model, tied ones once."""
+    uncounted: tuple[str, ...] = ()
+    """Operators whose arithmetic is in no table: priced by their bytes alone."""
+    traced_on: str = "meta"
+    """"meta", or the device, where routing or strides are only known from real data."""
+    options: dict[str, str] = {}
+    """Attention, experts and cache implementations that were asked for."""
+    layers: tuple[int, int] | None = None
+    """(traced, whole model) number of repeated layers where they differ."""
+
+    @model_validator(mode="after")
+    def _tensors_exist(self) -> "OpGraph":
+        if any(tensor.id != i for i, tensor in enumerate(self.tensors)):
+            raise ValueError("tensors must be numbered 0, 1, 2, … in order")
+        for op in self.ops:
+            for access in (*op.reads, *op.writes):
+                if access.tensor >= len(self.tensors):
+                    raise ValueError(f"{op.path} {op.name} touches tensor {access.tensor}, which is not in the graph")
+        return self
+
+    @cached_property
+    def traffic(self) -> tuple[Traffic, ...]:
+        """Traffic of each operation, one execution."""
+        return tuple(traffic(self.tensors, op.reads, op.writes) for op in self.ops)
+
+
+def traffic(tensors: tuple[Tensor, ...], reads: Iterable[Access], writes: Iterable[Access]) -> Traffic:
+    """Split accesses into the five classes by the role of the tensor; a written weight counts as an activation."""
+    total = dict.fromkeys(Traffic.model_fields, 0)
+    for access in reads:
+        total[f"{tensors[access.tensor].role}_read"] += access.bytes
+    for access in writes:
+        role = "kv" if tensors[access.tensor].role == "kv" else "activation"
+        total[f"{role}_write"] += access.bytes
+    return Traffic(**total)
+
+
+def attention_pairs(query: int, context: int, causal: bool, window: int | None) -> int:
+    """Unmasked (query, key) pairs of one head of one sequence.
+
+    Causal: query i of `query` sees ``context + i + 1`` keys, at most `window`; not causal: all ``context + query``.
+    """
+    if not causal:
+        return query * (context + query)
+    limit = window if window else context + query
+    growing = max(0, min(query, limit - context))  # queries that see fewer keys than the limit, or just it
+    return growing * context + growing * (growing + 1) // 2 + (query - growing) * min(limit, context + query)

@@ -1,0 +1,217 @@
+from itertools import pairwise
+
+import pytest
+import report_samples as samples
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calibrate.efficiency import Rungs
+from calibrate.report import tables, wording
+from calibrate.report.paths import shortened
+
+REPORTS = [
+    samples.gpu(),
+    samples.gpu_calibrated(),
+    samples.cpu(),
+    samples.no_peaks(),
+    samples.many_layers(),
+    samples.with_unattributed(),
+]
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: wording.title(report))
+def test_layer_rows_are_sorted_and_add_up_to_the_busy_time(report: tables.PassReport) -> None:
+    rows = tables.layer_rows(report)
+    assert len(rows) == len(report.layers)
+    assert sum(row.time_s for row in rows) == pytest.approx(report.busy_s, rel=1e-12)
+    assert [row.time_s for row in rows] == sorted((row.time_s for row in rows), reverse=True)
+    assert tables.unclosed(report) == ()
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: wording.title(report))
+@pytest.mark.parametrize("keep", [1, 5, 20])
+def test_folding_keeps_every_sum(report: tables.PassReport, keep: int) -> None:
+    rows = tables.layer_rows(report)
+    folded = tables.fold(rows, report.wall_s, keep=keep)
+    whole, part = (tables.total_row(some, report.wall_s, "busy") for some in (rows, folded))
+    for figure in ("count", "time_s", "flops", "bytes", "ideal_s", "predicted_s", "efficiency", "share"):
+        found, expected = getattr(part, figure), getattr(whole, figure)
+        assert found == (None if expected is None else pytest.approx(expected, rel=1e-9)), figure
+    assert len(folded) <= keep + 1
+    assert folded[-1].path == f"{len(rows) - len(folded) + 1} others"
+
+
+def test_folding_spares_a_single_row_and_small_shares_go() -> None:
+    rows = tables.layer_rows(samples.gpu())
+    assert tables.fold(rows, samples.gpu().wall_s, keep=len(rows) - 1, smallest=0) == rows
+    shown = tables.fold(rows, samples.gpu().wall_s, keep=1000, smallest=0.05)
+    assert all((row.share or 0) >= 0.05 for row in shown[:-1])
+
+
+def test_an_unknown_figure_stays_unknown_in_a_sum() -> None:
+    total = tables.total_row(tables.layer_rows(samples.no_peaks()), 1.0, "busy")
+    assert total.ideal_s is None
+    assert total.efficiency is None
+    assert total.predicted_s is None
+
+
+def test_rates_and_efficiency_by_hand() -> None:
+    report = samples.gpu()
+    row = next(row for row in tables.layer_rows(report) if row.path == "lm_head")
+    layer = next(layer for layer in report.layers if layer.path == "lm_head")
+    assert row.flops_per_s == (layer.matrix_flops + layer.vector_flops) / layer.measured_s
+    assert row.bytes_per_s == layer.bytes / layer.measured_s
+    assert row.share == layer.measured_s / report.wall_s
+    assert row.spread_s is None, "lm_head is not repeated"
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: wording.title(report))
+def test_waterfall_rows_add_up_to_the_wall(report: tables.PassReport) -> None:
+    rows = tables.waterfall_rows(report.waterfall, report.wall_s)
+    assert sum(row.time_s or 0 for row in rows) == pytest.approx(report.wall_s, rel=1e-12)
+    assert [term for row in rows for term in row.terms] == list(tables.TERMS)
+    for before, after in pairwise(rows):
+        assert after.start_s == pytest.approx(before.start_s + (before.time_s or 0))
+
+
+def test_unknown_rungs_are_one_term() -> None:
+    labels = [row.label for row in tables.waterfall_rows(samples.cpu().waterfall, 1.0)]
+    assert labels == ["ideal + peak derate", "extra work", "shape loss + residual", "idle"]
+    assert tables.waterfall_rows(samples.no_peaks().waterfall, 1.0)[0].label == "ideal … residual"
+
+
+def test_a_term_that_takes_away_moves_the_next_one_back() -> None:
+    rungs = Rungs(ideal=1, achieved=3, executed=2, calibrated=2.5, measured=4)
+    rows = tables.waterfall_rows(samples.waterfall(rungs, 5), 5)
+    assert [row.time_s for row in rows] == [1, 2, -1, 0.5, 1.5, 1]
+    assert [row.start_s for row in rows] == [0, 1, 3, 2, 2.5, 4]
+    assert [row.share for row in rows] == [0.2, 0.4, -0.2, 0.1, 0.3, 0.2]
+
+
+def test_a_term_that_nothing_joins_is_unknown_and_the_sum_is_said_not_to_close() -> None:
+    good = samples.gpu_calibrated()
+    broken = good.model_copy(update={"waterfall": good.waterfall.model_copy(update={"residual": None})})
+    row = next(row for row in tables.waterfall_rows(broken.waterfall, broken.wall_s) if row.terms == ("residual",))
+    assert row.time_s is None
+    assert "does not close" in wording.warnings(broken)[0]
+
+
+def test_terms_that_do_not_exist_are_refused() -> None:
+    rungs = Rungs(ideal=1, achieved=None, executed=2, calibrated=3, measured=4)
+    waterfall = samples.waterfall(rungs, 5).model_copy(update={"merged": {"peak_derate+luck": 1.0}})
+    with pytest.raises(ValueError, match="luck"):
+        tables.waterfall_rows(waterfall, 5)
+
+
+def test_layers_that_do_not_add_up_are_said() -> None:
+    good = samples.gpu()
+    broken = good.model_copy(update={"busy_s": good.busy_s * 1.01})
+    assert any("the layers' times add up to" in sentence for sentence in wording.warnings(broken))
+
+
+def test_efficiency_above_one_is_marked_and_explained() -> None:
+    report = samples.gpu()
+    cell = next(column for column in tables.LAYER_COLUMNS if column.key == "efficiency").cell
+    marked = [row for row in tables.layer_rows(report) if "!" in cell(row)]
+    assert [row.path for row in marked] == ["model.layers.*.post_attention_layernorm"]
+    assert sum("warm cache" in sentence for sentence in wording.warnings(report)) == 1
+    assert all("!" not in cell(row) for row in tables.layer_rows(samples.no_peaks()))
+
+
+def test_the_closure_is_judged() -> None:
+    report = samples.gpu()
+    assert all(fact.holds for fact in wording.closure(report, "cuda"))
+    bad = {"attributed": 0.98, "spans_plus_gaps": 1.006, "instrumented_ratio": 1.06, "kernels": 932}
+    for name, value in bad.items():
+        broken = report.model_copy(update={"closure": report.closure.model_copy(update={name: value})})
+        assert [fact.holds for fact in wording.closure(broken, "cuda")].count(False) == 1, name
+    overfull = report.model_copy(update={"wall_s": report.busy_s / 1.03})
+    assert [fact.name for fact in wording.closure(overfull, "cuda") if fact.holds is False] == ["busy ÷ wall"]
+    assert len(wording.closure(samples.cpu(), "cpu")) == 4
+    silent = report.model_copy(update={"closure": report.closure.model_copy(update={"kernels": 0, "launches": 0})})
+    assert False in [fact.holds for fact in wording.closure(silent, "cuda")], "no kernel was seen at all"
+
+
+def test_what_ideal_uses_is_said_plainly() -> None:
+    assert wording.ideal_uses(samples.gpu(), samples.GPU) == "ideal: the fused graph at datasheet peaks"
+    said = "achieved peaks: no datasheet describes this device"
+    assert said in wording.ideal_uses(samples.cpu(), samples.CPU)
+    assert "the datasheet lacks" in wording.ideal_uses(samples.cpu(), samples.GPU)
+    assert "–" in wording.ideal_uses(samples.no_peaks(), samples.BARE)
+
+
+def test_headline_compares_the_wall_with_the_right_rung() -> None:
+    report = samples.gpu()
+    assert report.rungs.ideal is not None
+    assert f"({report.wall_s / report.rungs.ideal:.2f}× faster)" in wording.headline(report)
+    assert "could be" in wording.headline(samples.cpu())
+    assert "unknown" in wording.headline(samples.no_peaks())
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: wording.title(report))
+def test_layer_terms_add_up_to_each_layers_time(report: tables.PassReport) -> None:
+    _, rows = tables.layer_terms(report)
+    for row, (label, kind, values) in zip(tables.layer_rows(report), rows, strict=True):
+        assert (row.label, row.kind) == (label, kind)
+        assert sum(value or 0 for value in values) == pytest.approx(row.time_s)
+
+
+def test_a_layer_that_knows_more_or_less_than_the_pass_keeps_its_sum() -> None:
+    fine, coarse = samples.gpu_calibrated(), samples.gpu()
+    mixed = coarse.model_copy(update={"layers": fine.layers})
+    labels, rows = tables.layer_terms(mixed)
+    assert labels[3] == "shape loss + residual"
+    for layer, (_, _, values) in zip(sorted(fine.layers, key=lambda x: -x.measured_s), rows, strict=True):
+        assert values[3] == pytest.approx((layer.waterfall.shape_loss or 0) + (layer.waterfall.residual or 0))
+    _, rows = tables.layer_terms(samples.with_unattributed())
+    values = next(values for label, _, values in rows if label == "(unattributed)")
+    assert values[:3] == (None, None, None)
+    assert values[3] == pytest.approx(0.01 * coarse.busy_s)
+
+
+def test_the_busy_row_has_the_figures_of_the_pass() -> None:
+    report = samples.with_unattributed()
+    row = tables.busy_row(report)
+    assert row.time_s == pytest.approx(report.busy_s)
+    assert row.ideal_s == report.rungs.ideal
+    assert row.predicted_s == report.predicted_busy_s
+    assert row.efficiency == pytest.approx((report.rungs.ideal or 0) / report.busy_s)
+    assert tables.busy_row(samples.cpu()).ideal_s == samples.cpu().rungs.achieved
+
+
+def test_one_footnote_for_the_mark() -> None:
+    said = "efficiency above 1 in 1 layer kinds, most in lm_head"
+    report = samples.gpu().model_copy(update={"warnings": (said,)})
+    assert wording.warnings(report) == (f"! {said}",)
+
+
+def test_inactive_parameters_are_counted() -> None:
+    assert wording.some(["a", "b", "c", "d", "e"], most=2) == "a, b and 3 more"
+    assert wording.some(["a"], most=2) == "a"
+
+
+PATHS = st.lists(
+    st.lists(
+        st.sampled_from(["model", "layers", "*", "self_attn", "mlp", "q_proj", "k_proj", "experts"]),
+        min_size=1,
+        max_size=6,
+    ).map(".".join),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(PATHS, st.integers(min_value=1, max_value=40))
+def test_shortened_paths_fit(paths: list[str], width: int) -> None:
+    short = shortened(paths, width)
+    assert len(short) == len(paths)
+    assert all(len(text) <= width for text in short)
+    assert all(text == path for text, path in zip(short, paths, strict=True) if len(path) <= width)
+
+
+def test_shortened_paths_lose_their_middle_and_stay_apart() -> None:
+    assert shortened(["model.layers.*.self_attn.q_proj"], 23) == ["model…self_attn.q_proj"]
+    paths = [f"model.{side}_stack.layers.*.attn.{name}_proj" for side in ("encoder", "decoder") for name in "qk"]
+    for text, path in zip(shortened(paths, 24), paths, strict=True):
+        start, end = text.split("…")
+        assert [other for other in paths if other.startswith(start) and other.endswith(end)] == [path]

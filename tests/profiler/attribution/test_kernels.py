@@ -1,0 +1,176 @@
+"""Kernels to operations, on the recorded decode step and on what goes wrong with such recordings."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from profiler.attribution.kernels import DeviceJoin, OpSpan, check, join
+from profiler.attribution.overlap import union_s
+from profiler.attribution.timeline import Timeline, read_timeline
+
+CUDA = Path(__file__).parents[2] / "data" / "timelines" / "llama_decode_cuda.json"
+TRACED = {
+    "aten::addmm", "aten::mm", "aten::mul", "aten::add", "aten::pow", "aten::mean", "aten::rsqrt", "aten::_to_copy",
+    "aten::cat", "aten::copy_", "aten::scaled_dot_product_attention", "aten::silu",
+}  # fmt: skip
+
+
+def recorded() -> dict[str, Any]:
+    return json.loads(CUDA.read_text())  # type: ignore[no-any-return]
+
+
+def executed(timeline: Timeline) -> tuple[tuple[float, float], list[str], list[OpSpan]]:
+    """The pass, and its outermost traced operators on the main thread."""
+    (whole,) = [e for e in timeline.host if e.name == "roofcal-pass"]
+    names, spans, end = [], [], 0.0
+    for e in timeline.host:
+        if e.name in TRACED and e.tid == whole.tid and e.start_s >= end:
+            names.append(e.name)
+            spans.append(OpSpan(len(spans), e.start_s, e.end_s, e.tid))
+            end = e.end_s
+    return (whole.start_s, whole.end_s), names, spans
+
+
+def joined(
+    change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = lambda events: events,
+) -> tuple[list[str], DeviceJoin]:
+    trace = recorded()
+    trace["traceEvents"] = change(copy.deepcopy(trace["traceEvents"]))
+    timeline = read_timeline(trace)
+    window, names, spans = executed(timeline)
+    return names, join(timeline, window, spans)
+
+
+def closes(done: DeviceJoin) -> None:
+    assert done.device_s + done.gap_s + done.tail_gap_s == pytest.approx(done.wall_s, rel=1e-9)
+
+
+def test_every_kernel_has_its_operation_or_its_reason() -> None:
+    names, done = joined()
+    by_name: dict[str, list[tuple[str, ...]]] = {}
+    for name, op in zip(names, done.ops, strict=True):
+        by_name.setdefault(name, []).append(op.kernels)
+    memset, gemm, reduce = by_name["aten::addmm"][0]
+    assert memset == "Memset (Device)" and "splitK" in gemm and "splitKreduce" in reduce
+    flash, combine = by_name["aten::scaled_dot_product_attention"][0]
+    assert "flash_fwd_splitkv_kernel" in flash and "combine" in combine
+    assert by_name["aten::copy_"] == [("Memcpy DtoD (Device -> Device)",)]
+    assert all(len(kernels) == 1 for kernels in by_name["aten::mm"])
+    assert {(e.name.split("<")[0], e.reason) for e in done.unattributed} == {
+        ("_rotate_cache_kernel", "launched by no operation"),
+        ("void at::native::vectorized_elementwise_kernel", "launched by another thread (41388)"),
+    }
+    assert (done.kernels, done.launches, done.memory_operations, done.memory_launches) == (34, 34, 2, 2)
+    assert check(done) == [] and done.late_s == 0
+
+
+def test_the_pass_closes_and_overlap_is_shared() -> None:
+    _, done = joined()
+    closes(done)
+    timeline = read_timeline(CUDA)
+    starts, ends = (np.array([getattr(e, end) for e in timeline.device]) for end in ("start_s", "end_s"))
+    assert done.device_s == pytest.approx(union_s(starts, ends), rel=1e-9)
+    assert done.device_s < (ends - starts).sum() - 1e-6, "the recording must hold kernels that overlap"
+
+
+def test_gaps_belong_to_the_operation_that_ended_them() -> None:
+    names, done = joined()
+    timeline = read_timeline(CUDA)
+    first = timeline.device[0]
+    assert done.ops[0].gap_s == pytest.approx(first.start_s - executed(timeline)[0][0])
+    # The product after silu was launched while the device still worked on it.
+    assert done.ops[names.index("aten::silu")].gap_s == 0
+
+
+def test_dropped_kernels_are_noticed() -> None:
+    def drop(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        victim = next(e for e in events if "splitKreduce" in e["name"])
+        return [e for e in events if e is not victim]
+
+    _, done = joined(drop)
+    assert (done.kernels, done.launches) == (33, 34)
+    assert [launch.name for launch in done.missing] == ["cudaLaunchKernel"]
+    (problem,) = check(done)
+    assert problem.startswith("1 of 34 kernel launches have no event on the device")
+    closes(done)
+
+
+def test_a_dropped_copy_is_noticed() -> None:
+    _, done = joined(lambda events: [e for e in events if e.get("cat") != "gpu_memcpy"])
+    assert check(done)[0].startswith("1 of 2 memcpy or memset launches have no event")
+
+
+def test_a_kernel_without_a_launch_is_kept() -> None:
+    _, done = joined(lambda events: [e for e in events if e["name"] != "cuLaunchKernelEx"])
+    assert "splitK" in done.orphans[0].name
+    assert [e.reason for e in done.unattributed if "splitK" in e.name] == ["no launch record"]
+    assert "1 device events have no launch record" in check(done)[0]
+    closes(done)
+
+
+def test_corrupted_time_stamps_are_noticed() -> None:
+    def corrupt(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        next(e for e in events if e.get("cat") == "kernel")["ts"] -= 1e8  # 100 s
+        return events
+
+    _, done = joined(corrupt)
+    assert any("begin before their launch" in problem for problem in check(done))
+    closes(done)
+
+
+def test_work_from_before_the_pass_and_after_it() -> None:
+    timeline = read_timeline(CUDA)
+    (start, end), _, spans = executed(timeline)
+    middle = (start + end) / 2
+    done = join(timeline, (middle, end), [s for s in spans if s.start_s >= middle])
+    closes(done)
+    busy = timeline.device[5]
+    cut = (busy.start_s + busy.end_s) / 2
+    done = join(timeline, (cut, end), [s for s in spans if s.start_s >= cut])
+    assert busy in done.outsiders and any("launched outside the pass" in p for p in check(done))
+    assert done.unattributed[0].device_s == pytest.approx(busy.end_s - cut, rel=1e-6)
+    closes(done)
+    early = spans[-1].end_s - 1e-6
+    done = join(timeline, (start, early), spans)
+    assert done.wall_s > early - start
+    closes(done)
+
+
+def test_an_unsynchronised_pass_is_noticed() -> None:
+    def stretch(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        max((e for e in events if e.get("cat") == "kernel"), key=lambda e: e["ts"])["dur"] = 5000.0
+        return events
+
+    _, done = joined(stretch)
+    assert done.late_s > 4e-3 and "synchronise before it ends" in check(done)[0]
+    closes(done)
+
+
+def test_graphs_devices_and_overlapping_spans_are_refused() -> None:
+    def graph(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        next(e for e in events if e["name"] == "cudaLaunchKernel")["name"] = "cudaGraphLaunch"
+        return events
+
+    def second_device(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        next(e for e in events if e.get("cat") == "kernel")["args"]["device"] = 1
+        return events
+
+    with pytest.raises(ValueError, match="without CUDA graphs"):
+        joined(graph)
+    with pytest.raises(ValueError, match="one device at a time"):
+        joined(second_device)
+    timeline = read_timeline(CUDA)
+    window, _, spans = executed(timeline)
+    with pytest.raises(ValueError, match="only outermost"):
+        join(timeline, window, [*spans, OpSpan(99, spans[0].start_s, spans[0].end_s, spans[0].tid)])
+
+
+def test_a_window_without_device_work_is_idle() -> None:
+    done = join(Timeline((), (), ()), (1.0, 3.0), [OpSpan(0, 1.0, 2.0, 1)])
+    assert (done.wall_s, done.tail_gap_s, done.device_s) == (2.0, 2.0, 0) and done.ops[0].kernels == ()
+    assert check(done) == []

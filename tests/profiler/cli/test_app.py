@@ -1,0 +1,127 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from profiler.cli import app, errors
+from profiler.cli.app import VERBS, main
+from profiler.record.errors import InvalidMeasurement, RequestError
+
+
+def _verb_that_raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def verb() -> None:
+        raise error
+
+    monkeypatch.setitem(VERBS, "doctor", (verb, ""))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_each_verb_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"python -m profiler {verb}" in shown.split("Example", 1)[1]
+    assert "--json" in shown
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_names_every_verb(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["roofcal"])
+    assert main(arguments or None) == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["shwo"], "error: no verb 'shwo'; did you mean show?"),
+        (["frobnicate"], f"error: no verb 'frobnicate'; known: {', '.join(VERBS)}"),
+        (["show"], "error: Missing argument 'run'; see --help"),
+        (["list", "--frob"], "error: No such option: --frob; see --help"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == errors.REQUEST
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == line + "\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (RequestError("no such\n thing; do that"), 2, "error: no such thing; do that"),
+        (InvalidMeasurement("it throttled"), 4, "invalid measurement: it throttled"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (
+            errors.Interrupted(Path("results/a/b")),
+            130,
+            "interrupted; what was measured is in results/a/b, go on with: python -m profiler run --resume results/a/b",
+        ),
+    ],
+)
+def test_each_end_has_its_code_and_its_line(
+    error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _verb_that_raises(monkeypatch, error)
+    assert main(["doctor"]) == code
+    assert capsys.readouterr() == ("", line + "\n")
+
+
+def test_an_error_of_ours_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    _verb_that_raises(monkeypatch, ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError):
+        main(["doctor"])
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # the pipe breaks at the end, or at the first line
+def test_nobody_reading_the_output_is_quiet(tmp_path: Path, unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "profiler", "list", "--results", str(tmp_path), "--json"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment) as child:
+        os.close(writer)
+        _, err = child.communicate()
+    assert (child.returncode, err) == (errors.BROKEN_PIPE, "")
+
+
+def test_ctrl_c_while_a_run_is_written_says_how_to_go_on() -> None:
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from profiler.cli import app\n"
+        "from profiler.cli.errors import resumable\n"
+        "def verb():\n"
+        "    with resumable(Path('results/a/b')):\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(600)\n"
+        "app.VERBS['doctor'] = (verb, '')\n"
+        "sys.exit(app.main(['doctor']))\n"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate()
+    assert child.returncode == errors.INTERRUPTED
+    assert "go on with: python -m profiler run --resume results/a/b" in err
+    assert "Traceback" not in err
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "profiler", "list", "--json", "--results", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == {"results": str(tmp_path), "runs": []}
+
+
+def test_verbs_can_be_built_once_more() -> None:
+    assert app.build() is not app.build()

@@ -1,0 +1,38 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from profiler import environment
+from profiler.cli.app import main
+from profiler.findings import Finding
+
+
+def test_doctor_describes_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["doctor", "--device", "cpu", "--results", str(tmp_path), "--json"])
+    document = json.loads(capsys.readouterr().out)
+    worst = {finding["severity"] for finding in document["findings"]}
+    assert code == (4 if "invalidates" in worst else 0)
+    assert document["environment"]["device_kind"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("severities", "code"),
+    [((), 0), (("note", "warns"), 0), (("invalidates", "note"), 4)],
+)
+def test_only_what_invalidates_is_an_exit_code(
+    severities: tuple[str, ...], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = tuple(Finding.model_validate({"severity": s, "what": f"a {s}", "mend": "mend it"}) for s in severities)
+    monkeypatch.setattr(environment, "findings", lambda *_: found)
+    assert main(["doctor", "--device", "cpu"]) == code
+    shown = capsys.readouterr().out
+    assert all(f"{severity}: a {severity}" in shown for severity in severities)
+    assert ("nothing found" in shown) == (not severities)
+
+
+def test_a_device_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--device", "cuda:99"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: --device cuda:99") and err.count("\n") == 1

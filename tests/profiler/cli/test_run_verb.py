@@ -1,0 +1,143 @@
+"""The main job as a user runs it: on a folder with a config.json, killed, resumed, and asked for what cannot be."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny
+
+from profiler.cli.app import main
+from profiler.record.store import RunFolder
+
+ROOT = Path(__file__).parents[3]
+QUICK = ["--quick", "--seconds", "0.1", "--prompt", "16", "--context", "16", "--dtype", "float32", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "small"
+    config = tiny("llama")
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    return folder
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "profiler", "run", *arguments],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+
+
+def test_json_of_a_run_and_what_it_leaves_on_disk(model: Path, tmp_path: Path) -> None:
+    process = start(str(model), *QUICK, "--out", str(tmp_path), "--json")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode in (0, 4), err  # a pass of 5 ms on a busy machine may be called invalid
+    document = json.loads(out)
+    prefill, decode = document["passes"]
+    for one in (prefill, decode):
+        assert sum(layer["measured_s"] for layer in one["layers"]) == pytest.approx(one["busy_s"])
+        terms = [one["waterfall"][k] for k in ("ideal", "peak_derate", "extra_work", "shape_loss", "residual", "idle")]
+        merged = one["waterfall"]["merged"].values()
+        assert sum(t for t in terms if t is not None) + sum(merged) == pytest.approx(one["wall_s"])
+        assert one["attributed"] >= 0.99
+        paths = {layer["path"] for layer in one["layers"]}
+        assert {"lm_head", "model.layers.*.self_attn.q_proj", "model.layers.*.mlp"} <= paths
+    assert (prefill["phase"], decode["phase"], decode["context_tokens"]) == ("prefill", "decode", 16)
+    folder = Path(document["run"])
+    left = {path.relative_to(folder).parts[0] for path in folder.rglob("*") if not path.name.startswith(".")}
+    assert left == {"run.json", "graphs", "spec.json", "measurements.parquet", "report.md", "report.html"}
+    assert main(["show", str(folder)]) == 0
+
+
+def test_killed_and_resumed(model: Path, tmp_path: Path) -> None:
+    options = ["--quick", "--seconds", "2", "--prompt", "16,24,32,40", "--phase", "prefill", "--dtype", "float32"]
+    process = start(str(model), *options, "--out", str(tmp_path))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        journals = list(tmp_path.glob("*/*/journal.jsonl"))
+        if journals and journals[0].read_text().count("\n") >= 1:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    folder = journals[0].parent
+    kept = RunFolder.open(folder).results()
+    assert 1 <= len(kept) < 4 and all(result.status == "done" for result in kept)
+    assert main(["show", str(folder), "--json"]) == 0
+    assert main(["run", "--resume", str(folder)]) in (0, 4)
+    finished = RunFolder.open(folder)
+    assert finished.run.finished is not None
+    assert [r.cell.key for r in finished.results()] == [c.key for c in finished.run.cells]
+    assert finished.results()[0] == kept[0]  # not measured again
+
+
+def test_what_does_not_fit_fails_and_the_rest_goes_on(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "run",
+        str(model),
+        *QUICK,
+        "--phase",
+        "prefill",
+        "--batch",
+        "100000000,1",
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
+    assert main(arguments) in (3, 4)
+    document = json.loads(capsys.readouterr().out)
+    assert [one["batch"] for one in document["passes"]] == [1]
+    assert "GB are free" in document["failed"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["gpt3"], "nearest: gpt2"),
+        (["no/such-model"], "not in the catalogue"),
+        (["gpt2", "--dtype", "float8"], "use float64, float32, bfloat16, float16"),
+        (["gpt2", "--prompt", "4096"], "beyond the 1024"),
+        (["gpt2", "--prompt", "many"], "whole numbers"),
+        (["gpt2", "--batch", "0"], "from 1"),
+        (["gpt2", "--phase", "training"], "takes prefill, decode, chunk"),
+        (["gpt2", "--cache", "paged"], "takes dynamic, static"),
+        (["gpt2", "--weights", "mine"], "takes random, pretrained"),
+        (["gpt2", "--layers", "99"], "1 to 12"),
+        (["gpt2", "--device", "toaster"], "use auto, cpu, cuda"),
+        (["--resume", "nowhere"], "no run folder at nowhere"),
+        (["--resume", "nowhere", "gpt2"], "name none"),
+        pytest.param(
+            ["gpt2", "--device", "cuda"], "--device cpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA"),
+        ),
+    ],
+)  # fmt: skip
+def test_one_line_and_exit_code_2(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["run", *arguments, "--out", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1 and says in shown.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_is_not_a_causal_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"]}))
+    assert main(["run", str(tmp_path)]) == 2
+    assert "not a causal language model" in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["run", "gpt2", "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

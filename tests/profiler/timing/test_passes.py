@@ -1,0 +1,103 @@
+"""Passes of real, tiny models: what is kept closes, and what does not match or is not finite is refused."""
+
+import math
+
+import pytest
+import torch
+from tiny import tiny
+
+from profiler.attribution.align import SequenceMismatch
+from profiler.models.inputs import prepare
+from profiler.models.trace import trace
+from profiler.models.weights import build, build_meta
+from profiler.record.errors import InvalidMeasurement
+from profiler.record.run import Cell
+from profiler.timing.cell import Loaded, measure_cell
+from profiler.timing.passes import PASSES, ROUNDS, PassTimes, measure
+from roofline.workload import Workload
+
+CPU = torch.device("cpu")
+DECODE = Workload(batch=1, query_tokens=1, context_tokens=12, dtype="float32")
+PREFILL = Workload(batch=2, query_tokens=12, context_tokens=0, dtype="float32")
+
+
+def loaded(name: str) -> Loaded:
+    meta = build_meta(tiny(name), "float32")
+    return Loaded(name=name, model=build(tiny(name), "cpu", "float32"), meta=meta, whole=meta)
+
+
+def cell(name: str, workload: Workload) -> Cell:
+    return Cell(model=name, workload=workload, attn="default", experts="default", cache="dynamic")
+
+
+@pytest.mark.parametrize("workload", [PREFILL, DECODE], ids=["prefill", "decode"])
+def test_samples_of_a_pass_close(workload: Workload) -> None:
+    ready = loaded("llama")
+    result, graph = measure_cell(cell("llama", workload), ready, device=CPU, budget_s=0.01, seed=0)
+    assert result.status == "done" and graph is not None and result.closure is not None
+    count = ROUNDS[0] * PASSES
+    assert len(result.wall_s) == len(result.profiled_wall_s) == len(result.tail_gap_s) == count
+    assert [times.op for times in result.ops] == list(range(len(graph.ops)))
+    assert all(len(times.device_s) == len(times.gap_s) == count for times in result.ops)
+    assert all(s > 0 for times in result.ops for s in times.device_s)
+    assert all(s >= -1e-9 for times in result.ops for s in times.gap_s)
+    for i, wall_s in enumerate(result.profiled_wall_s):
+        inside = math.fsum(times.device_s[i] + times.gap_s[i] for times in result.ops) + result.tail_gap_s[i]
+        assert 0 < inside <= wall_s  # the pass's range lies within the wall clock's two readings
+    assert result.closure.attributed == 1
+    assert result.ran["attention backend"].startswith("_scaled_dot_product")
+
+
+def test_a_graph_of_other_operations_is_refused() -> None:
+    ready = loaded("llama")
+    inputs = prepare(ready.meta, DECODE, device="cpu")
+    graph = trace(ready.meta, prepare(ready.meta, DECODE), DECODE, name="llama", target="cpu", options={})
+    wrong = graph.model_copy(update={"ops": graph.ops[:-1]})
+    with pytest.raises(SequenceMismatch, match="device only: aten::mm in lm_head"):
+        measure(ready.model, inputs, wrong, device=CPU, budget_s=0.01)
+    moved = [op.model_copy(update={"path": "elsewhere"}) if op.path == "lm_head" else op for op in graph.ops]
+    with pytest.raises(SequenceMismatch, match="traced only: aten::mm in elsewhere"):
+        measure(ready.model, inputs, graph.model_copy(update={"ops": tuple(moved)}), device=CPU, budget_s=0.01)
+
+
+def test_what_the_device_runs_beyond_the_meta_trace_is_explained() -> None:
+    # Falcon's attention takes the plain path on a CPU, whose output needs a copy that `meta` does not show.
+    result, graph = measure_cell(cell("falcon", PREFILL), loaded("falcon"), device=CPU, budget_s=0.01, seed=0)
+    assert result.status == "done" and graph is not None
+    assert graph.traced_on == "cpu"
+    assert result.differences == tuple(
+        f"device only: aten::clone in transformer.h.{layer}.self_attention" for layer in range(2)
+    )
+
+
+def test_logits_that_are_not_finite_make_no_times() -> None:
+    ready = loaded("llama")
+    with torch.no_grad():
+        ready.model.lm_head.weight[3] = float("nan")
+    result, graph = measure_cell(cell("llama", DECODE), ready, device=CPU, budget_s=0.01, seed=0)
+    assert (result.status, graph, result.wall_s) == ("invalid", None, ())
+    assert result.reason is not None and "not finite" in result.reason
+    with pytest.raises(InvalidMeasurement):
+        measure(ready.model, prepare(ready.meta, DECODE, device="cpu"), _graph(ready), device=CPU, budget_s=0.01)
+
+
+def _graph(ready: Loaded):  # type: ignore[no-untyped-def]
+    return trace(ready.meta, prepare(ready.meta, DECODE), DECODE, name="llama", target="cpu", options={})
+
+
+def test_a_cell_beyond_memory_fails_with_its_reason() -> None:
+    ready = loaded("gpt2")
+    endless = Workload(batch=1 << 24, query_tokens=64, context_tokens=0, dtype="float32")
+    result, graph = measure_cell(cell("gpt2", endless), ready, device=CPU, budget_s=0.01, seed=0)
+    assert (result.status, graph) == ("failed", None)
+    assert result.reason is not None and "GB are free" in result.reason
+
+
+def test_the_state_is_the_same_before_each_pass() -> None:
+    ready = loaded("mamba")
+    inputs = prepare(ready.meta, DECODE, device="cpu")
+    before = {(layer, name): t.clone() for layer, name, t in inputs.cache_tensors()}
+    times = measure(ready.model, inputs, _graph(ready), device=CPU, budget_s=0.01)
+    assert isinstance(times, PassTimes)
+    for layer, name, tensor in inputs.cache_tensors():
+        assert torch.equal(tensor, before[layer, name])

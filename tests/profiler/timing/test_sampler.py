@@ -1,0 +1,155 @@
+"""The sampler on a fake clock with known noise: it stops when it must and says why."""
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from profiler.timing.clock import Call, CudaClock, HostClock, clock_for
+from profiler.timing.flush import PAST, Rotation, copies
+from profiler.timing.sampler import Samples, is_precise, median_interval, sample
+
+
+class FakeClock:
+    """A call takes `seconds` plus noise; sampling costs no other time."""
+
+    name = "fake"
+
+    def __init__(self, seconds: float, noise: float = 0.0, seed: int = 0) -> None:
+        self.seconds, self.noise, self.random = seconds, noise, random.Random(seed)
+        self.elapsed = 0.0
+        self.batches: list[int] = []
+
+    def now(self) -> float:
+        return self.elapsed
+
+    def time(self, call: Call, repeats: int) -> float:
+        for _ in range(repeats):
+            call()
+        self.batches.append(repeats)
+        taken = repeats * self.seconds * max(0.1, 1 + self.noise * self.random.gauss(0, 1))
+        self.elapsed += taken
+        return taken
+
+
+def nothing() -> None:
+    pass
+
+
+def test_exact_times_end_as_precise_after_the_minimum() -> None:
+    found = sample(nothing, FakeClock(0.01), min_samples=7, min_time_s=0.05, max_time_s=10)
+    assert found.stop_reason == "precise" and len(found.times_s) == 7
+    assert found.median_s == pytest.approx(0.01) and found.clock == "fake"
+
+
+def test_the_minimum_time_is_kept() -> None:
+    found = sample(nothing, FakeClock(0.01), min_samples=5, min_time_s=0.5, max_time_s=10)
+    assert len(found.times_s) == 50
+
+
+def test_more_noise_takes_more_samples() -> None:
+    counts = [
+        len(sample(nothing, FakeClock(0.001, noise), min_time_s=0, max_time_s=100, max_samples=5000).times_s)
+        for noise in (0.01, 0.05, 0.2)
+    ]
+    assert counts == sorted(counts) and counts[0] < counts[1] < counts[2] < 5000
+
+
+def test_precise_means_what_it_says() -> None:
+    found = sample(nothing, FakeClock(0.001, 0.05), min_time_s=0, max_time_s=100, relative_width=0.02)
+    low, high = median_interval(found.times_s)
+    assert found.stop_reason == "precise" and high - low <= 0.02 * found.median_s
+    assert not is_precise(found.times_s[:6], 0.02)
+
+
+def test_limits_win_and_are_told() -> None:
+    slow = sample(nothing, FakeClock(2.0, 0.1), min_samples=5, max_time_s=1.0)
+    assert slow.stop_reason == "time limit" and len(slow.times_s) == 1 and slow.is_thin
+    clock = FakeClock(0.01, 0.5)
+    timed = sample(nothing, clock, max_time_s=0.3)
+    assert timed.stop_reason == "time limit" and clock.elapsed < 0.3 + 3 * 0.01
+    many = sample(nothing, FakeClock(0.001, 0.5), max_samples=20, max_time_s=100)
+    assert many.stop_reason == "sample limit" and len(many.times_s) == 20
+
+
+def test_short_calls_are_timed_in_a_row_and_the_warm_up_is_not_a_sample() -> None:
+    clock = FakeClock(1e-5)
+    found = sample(nothing, clock, min_sample_s=1e-3, min_time_s=0)
+    assert found.repeats == pytest.approx(100, abs=1) and found.median_s == pytest.approx(1e-5)
+    assert clock.batches[:2] == [1, 1] and len(found.times_s) == clock.batches.count(found.repeats) - 1
+
+
+def test_a_clock_that_stands_still_is_refused() -> None:
+    with pytest.raises(ArithmeticError, match=r"gave 0\.0 s"):
+        sample(nothing, FakeClock(0.0))
+    with pytest.raises(ValueError, match="min_samples"):
+        sample(nothing, FakeClock(1.0), min_samples=0)
+
+
+@pytest.mark.parametrize(("n", "k"), [(4, 0), (5, 1), (8, 2), (10, 2), (20, 6), (100, 42)])
+def test_ranks_of_the_median_s_interval(n: int, k: int) -> None:
+    # Binomial(n, ½) tables: the largest k with 2 P(X < k) ≤ 0.1.
+    times = [float(i) for i in range(1, n + 1)]
+    tail = sum(math.comb(n, i) for i in range(k)) / 2**n
+    assert 2 * tail <= 0.1 < 2 * (tail + math.comb(n, k) / 2**n)
+    assert median_interval(times) == ((k, n + 1 - k) if k else (0.0, math.inf))
+
+
+def test_the_interval_covers_the_median() -> None:
+    generator = random.Random(1)
+    hits = 0
+    for _ in range(400):
+        low, high = median_interval([generator.expovariate(math.log(2)) for _ in range(25)])  # median 1
+        hits += low <= 1 <= high
+    assert hits >= 0.86 * 400
+
+
+@given(st.lists(st.floats(1e-9, 1e3), min_size=1, max_size=60))
+def test_quantiles_are_ordered_and_within(times: list[float]) -> None:
+    found = Samples(tuple(times), 1, "precise", "fake")
+    values = [found.quantile_s(q) for q in (0, 0.05, 0.5, 0.95, 1)]
+    assert values[0] == min(times) and values[-1] == max(times)
+    assert all(a <= b * (1 + 1e-12) for a, b in itertools.pairwise(values))
+    assert found.quantile_s(0.5) == pytest.approx(found.median_s)
+
+
+def test_the_host_s_clock() -> None:
+    calls: list[int] = []
+    clock = clock_for(torch.device("cpu"))
+    assert isinstance(clock, HostClock) and clock.time(lambda: calls.append(1), 3) > 0 and len(calls) == 3
+    with pytest.raises(ValueError, match="no clock"):
+        clock_for(torch.device("meta"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_device_s_clock() -> None:
+    device = torch.device("cuda")
+    a = torch.randn(4096, 4096, device=device)
+    clock = clock_for(device)
+    assert isinstance(clock, CudaClock)
+    found = sample(lambda: torch.mm(a, a), clock, max_time_s=0.5)
+    assert 0 < found.median_s < 0.1
+
+
+def test_operands_take_turns() -> None:
+    turns = Rotation("abc")
+    assert [turns.next() for _ in range(7)] == list("abcabca") and len(turns) == 3
+    with pytest.raises(ValueError, match="at least one"):
+        Rotation([])
+
+
+@given(st.integers(1, 1 << 30), st.integers(0, 1 << 30))
+def test_enough_copies_to_be_cold(operand: int, cache: int) -> None:
+    count = copies(operand, cache, limit_bytes=1 << 62)
+    assert operand >= PAST * cache or (count - 1) * operand >= PAST * cache
+    assert count == 1 or (count - 2) * operand < PAST * cache
+
+
+def test_too_little_memory_to_be_cold_is_refused() -> None:
+    with pytest.raises(ValueError, match="allow more memory"):
+        copies(1 << 20, 1 << 30, limit_bytes=1 << 30)

@@ -1,0 +1,64 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from calibrate.reports import document, load_reports, without_report
+from profiler.record.run import CellResult, Run
+from profiler.record.store import RunFolder
+from roofline.hardware import HardwareSpec
+from roofline.op import OpGraph
+from scripts.check_run import main
+
+
+def _written(base: Path, run: Run, result: CellResult, graph: OpGraph) -> Path:
+    """A run of one cell with all its files, and the file that its JSON output went to."""
+    with RunFolder.create(base, run.model_copy(update={"cells": (result.cell,)})) as folder:
+        folder.write_spec(HardwareSpec(name="example", kind="cpu"))
+        folder.write_graph(result.cell, graph)
+        folder.append(result)
+        folder.finish()
+        folder.write_report("report.md", "# report")
+        folder.write_report("report.html", "<html>")
+    output = base / "output.json"
+    output.write_text(json.dumps(document(folder, load_reports(folder), without_report(folder))))
+    return output
+
+
+def test_a_whole_run_passes(tmp_path: Path, run: Run, result: CellResult, graph: OpGraph) -> None:
+    assert main(_written(tmp_path, run, result, graph)) == 0
+
+
+@pytest.mark.parametrize(
+    ("closure", "line"),
+    [
+        ({"attributed": 0.98}, "98.00% of device time attributed, not 99%"),
+        ({"spans_plus_gaps": 1.01}, "spans + gaps are 101.00% of the profiled wall"),
+    ],
+)
+def test_a_closure_that_is_too_wide_is_named(
+    closure: dict[str, float],
+    line: str,
+    tmp_path: Path,
+    run: Run,
+    result: CellResult,
+    graph: OpGraph,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert result.closure is not None
+    wide = result.model_copy(update={"closure": result.closure.model_copy(update=closure)})
+    assert main(_written(tmp_path, run, wide, graph)) == 1
+    assert line in capsys.readouterr().out
+
+
+def test_a_failed_cell_and_missing_files_are_named(
+    tmp_path: Path, run: Run, result: CellResult, graph: OpGraph, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = CellResult(cell=result.cell, status="failed", reason="out of memory")
+    output = _written(tmp_path, run, failed, graph)
+    next(tmp_path.glob("*/*/report.html")).unlink()
+    assert main(output) == 1
+    shown = capsys.readouterr().out
+    assert "failed: out of memory" in shown
+    assert "no report.html" in shown
+    assert "0 passes printed for 1 cells" in shown
