@@ -4,7 +4,7 @@ Wiring only: options become a plan, `profiler.job` measures it, `calibrate` make
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from profiler.cli.errors import GOOD, INCONCLUSIVE, INVALID, resumable
 from profiler.cli.output import print_json, stdout_to_stderr_if
 from profiler.cli.progress import progress
 from profiler.record.errors import RequestError
-from profiler.record.run import Run
+from profiler.record.run import Run, differing
 from profiler.record.store import RunFolder
 
 EXAMPLE = """
@@ -52,6 +52,9 @@ def run(
     seconds: Annotated[float, typer.Option(help="Seconds of passes for each cell.", min=0.1)] = 10.0,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer passes, and a shorter look at the device.")] = False,
     seed: Annotated[int, typer.Option(help="Of weights and tokens.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option(help="Host threads within an operation; torch's choice otherwise.", min=1)
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("results"),
     name: Annotated[str, typer.Option(help="Name of the run.")] = "run",
     resume: Annotated[Path | None, typer.Option(help="Go on with this run; its own options hold.")] = None,
@@ -61,13 +64,14 @@ def run(
     if resume is not None:
         if models:
             raise RequestError("--resume goes on with the models of its run; name none, or start a new run")
-        folder, done = RunFolder.open_for_resume(resume)
+        folder, done = _resumed(resume)
     else:
         options = {
             "device": device,
             "seconds": QUICK_SECONDS if quick else seconds,
             "quick": quick,
             "seed": seed,
+            "threads": threads,
             "trust_remote_code": trust_remote_code,
         }
         from profiler.plan import Choices, Shapes
@@ -117,6 +121,7 @@ def _new(models: list[str], shapes: Any, choices: Any, options: dict[str, Any], 
     from profiler.environment import collect
     from profiler.plan import plan
 
+    _set_threads(options)
     device = parse_device(options["device"])
     cells = plan(models, device, shapes, choices)
     run = Run(
@@ -128,6 +133,25 @@ def _new(models: list[str], shapes: Any, choices: Any, options: dict[str, Any], 
         options=options | {"device": str(device)},
     )
     return RunFolder.create(out, run)
+
+
+def _resumed(path: Path) -> tuple[RunFolder, frozenset[str]]:
+    """The folder of an unfinished run, if this is still the machine and the software that it began on."""
+    from profiler.environment import collect
+
+    run = RunFolder.open(path).run
+    _set_threads(run.options)
+    here = collect(str(run.options["device"]))
+    if changed := differing(run.environment, here):
+        raise RequestError(f"--resume: this run began with {'; '.join(changed)}; measure it there, or start a new run")
+    return RunFolder.open_for_resume(path)
+
+
+def _set_threads(options: Mapping[str, Any]) -> None:
+    if options.get("threads"):
+        import torch
+
+        torch.set_num_threads(int(options["threads"]))
 
 
 def _measure(folder: RunFolder, done: frozenset[str]) -> None:

@@ -15,6 +15,10 @@ METHOD_VERSION = 1
 """Raised whenever the way a time is taken changes, so that runs are not compared across it."""
 
 
+SAME_VERSIONS = ("torch", "transformers", "cuda", "driver")
+"""Software whose version changes what is measured."""
+
+
 class Environment(Record):
     """The machine and its software, as found when the run started."""
 
@@ -35,6 +39,13 @@ class Environment(Record):
     """Of torch, transformers, CUDA, the driver, roofcal, …"""
     notes: tuple[str, ...] = ()
     """What may spoil a measurement here, as `doctor` finds it."""
+
+
+def differing(then: Environment, now: Environment) -> list[str]:
+    """What makes measurements of two environments not comparable, as "torch 2.11.0, here 2.13.0"."""
+    pairs = [(field, getattr(then, field), getattr(now, field)) for field in ("device", "device_uuid", "threads")]
+    pairs += [(name, then.versions.get(name), now.versions.get(name)) for name in SAME_VERSIONS]
+    return [f"{name} {old}, here {new}" for name, old, new in pairs if old != new]
 
 
 class Cell(Record):

@@ -13,6 +13,7 @@ import torch
 from tiny import tiny
 
 from profiler.cli.app import main
+from profiler.record.run import Run
 from profiler.record.store import RunFolder
 
 ROOT = Path(__file__).parents[3]
@@ -76,6 +77,36 @@ def test_killed_and_resumed(model: Path, tmp_path: Path) -> None:
     assert finished.run.finished is not None
     assert [r.cell.key for r in finished.results()] == [c.key for c in finished.run.cells]
     assert finished.results()[0] == kept[0]  # not measured again
+
+
+def test_another_machine_does_not_go_on(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunFolder.create(tmp_path, run.model_copy(update={"options": {"device": "cpu"}})) as folder:
+        before = (folder.path / "run.json").read_text()
+    assert main(["run", "--resume", str(folder.path)]) == 2
+    shown = capsys.readouterr().err
+    assert "device Example CPU @ 2.0 GHz, here " in shown and shown.count("\n") == 1
+    assert (folder.path / "run.json").read_text() == before
+
+
+def test_threads_are_those_asked_for(model: Path, tmp_path: Path) -> None:
+    process = start(str(model), *QUICK, "--phase", "decode", "--threads", "1", "--out", str(tmp_path), "--json")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode in (0, 4), err
+    assert RunFolder.open(Path(json.loads(out)["run"])).run.environment.threads == 1
+
+
+def test_interrupted_keeps_what_was_measured(model: Path, tmp_path: Path) -> None:
+    options = ["--quick", "--prompt", "16,24,32,40", "--phase", "prefill", "--dtype", "float32"]
+    process = start(str(model), *options, "--out", str(tmp_path))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(tmp_path.glob("*/*/graphs/*")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith("interrupted; what was measured is in ")
+    (folder,) = tmp_path.glob("*/*")
+    assert all(result.status == "done" for result in RunFolder.open(folder).results())
 
 
 def test_what_does_not_fit_fails_and_the_rest_goes_on(
