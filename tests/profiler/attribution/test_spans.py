@@ -31,7 +31,7 @@ HOST = (
     event("aten::contiguous", 70, 80),
     event("aten::clone", 71, 79),  # touches data, but the graph does not know it
     event("aten::add", 81, 90),
-    event("aten::add", 10, 20, tid=2),  # another thread
+    event("aten::add", 62, 64, tid=2),  # another thread
     event("aten::add", 200, 210),  # after the pass
 )
 NAMES = frozenset({"aten::addmm", "aten::mul", "aten::add"})

@@ -14,6 +14,7 @@ from profiler.record.errors import InvalidMeasurement
 from profiler.record.run import Cell
 from profiler.timing.cell import Loaded, measure_cell
 from profiler.timing.passes import PASSES, ROUNDS, PassTimes, measure
+from roofline.op import Kind
 from roofline.workload import Workload
 
 CPU = torch.device("cpu")
@@ -68,6 +69,16 @@ def test_what_the_device_runs_beyond_the_meta_trace_is_explained() -> None:
     assert result.differences == tuple(
         f"device only: aten::clone in transformer.h.{layer}.self_attention" for layer in range(2)
     )
+
+
+def test_experts_are_priced_with_the_routing_that_happened() -> None:
+    result, graph = measure_cell(cell("mixtral", DECODE), loaded("mixtral"), device=CPU, budget_s=0.01, seed=0)
+    assert result.status == "done" and graph is not None
+    products = [op for op in graph.ops if op.kind == Kind.GROUPED_MATMUL]
+    assert len(products) == 2 * tiny("mixtral").num_hidden_layers
+    for op in products:  # one token that chooses two of four experts hits two; uniform routing expects two as well
+        assert op.reads[1].bytes == 2 * op.dims["k"] * op.dims["n"] * 4
+    assert graph.traced_on == "cpu"
 
 
 def test_logits_that_are_not_finite_make_no_times() -> None:
