@@ -2,7 +2,8 @@
 
 Each executed operation goes to exactly one group, greedily in order of execution:
 (a) anchors (`ANCHORS`) start a group; any other operation joins the latest of the groups it depends on, or starts a
-    group if there is none. Such an anchorless group moves into the one anchor that alone uses it (a cast, a mask).
+    group if there is none. Such an anchorless group moves into the one group with an anchor that alone uses it (a
+    cast, a mask), or before a later one that it does not depend on (1 + the gain of a norm behind a matmul).
 (b) rewriting a cache to append to it becomes an append, (c) pure data movement in front of an anchor is read
     through to its source: `dataflow`. (d) Unfused attention and (e) expanded latents become one attention: `attention`.
 Operations join only across equal counts, so that a group has one count.
@@ -12,7 +13,8 @@ in a group whose number is at least that of every group it depends on (reads aft
 writes): an anchor's is new, so the highest; another's is the maximum of those groups, or new. So every dependency
 goes from a lower or equal number to a higher or equal one. The operations of a fused attention are placed when its
 last one comes, in a new group; none but its last is read by outsiders, and none of what they read is changed in
-between. An anchorless group is moved into a newer group only if that is its only successor.
+between. An anchorless group is moved into a newer group only if that is its only successor, and into an older one only
+if that is no older than any group it depends on.
 
 A group reads each tensor from outside once. It writes what is read outside it, the cache, and what nobody reads:
 an output of the model, unless it is a by-product beside another result that is read (the mean of a norm).
@@ -51,8 +53,9 @@ def fuse(graph: OpGraph) -> tuple[Group, ...]:
     attentions = {attention.members[-1]: attention for attention in find_attention(graph, flow, accesses)}
     accesses = _without_masks(accesses, attentions.values())
     members = _Grouping(graph, flow, attentions).groups()
+    readers = _readers(graph, accesses)
     return tuple(
-        _group(graph, flow, accesses, ops, next((attentions[i] for i in ops if i in attentions), None))
+        _group(graph, flow, accesses, readers, ops, next((attentions[i] for i in ops if i in attentions), None))
         for ops in members
     )
 
@@ -80,6 +83,8 @@ class _Grouping:
                 self._place([i], None)
             else:
                 latest = self._latest_dependency(i)
+                while latest is not None and self._moves_back(latest, i):
+                    latest = self._latest_dependency(i)
                 joins = latest is not None and self._count(latest) == op.count
                 self._place([i], latest if joins else None)
         return [sorted(ops) for ops in self._members if ops]
@@ -102,8 +107,40 @@ class _Grouping:
         for i in ops:
             self._group_of[i] = group
             self._touch(i, group)
-        if any(self._graph.ops[i].kind in ANCHORS for i in ops):
-            self._take_in_loose_groups(group)
+        if any(self._graph.ops[i].kind in ANCHORS for i in self._members[group]):
+            self._take_in_loose_groups(group, ops)
+
+    def _moves_back(self, loose: int, op: int) -> bool:
+        """Move an anchorless group that only `op` uses into the older group with an anchor that `op` also needs.
+
+        So `op`, and what follows it, can join that anchor; False, and nothing is moved, where there is none such.
+        """
+        if not self._only_feeds(loose, {op}, self._graph.ops[op].count):
+            return False
+        inside = self._members[loose]
+        needed = self._dependencies(op) - {loose}
+        target = max(needed, default=-1)
+        own = {group for i in inside for group in self._dependencies(i)} - {loose}
+        if target < max(own, default=-1) or target < 0 or self._count(target) != self._count(loose):
+            return False
+        if not any(self._graph.ops[i].kind in ANCHORS for i in self._members[target]):
+            return False
+        self._members[loose] = []
+        self._members[target] += inside
+        self._group_of |= dict.fromkeys(inside, target)
+        for tensor in {a.tensor for i in inside for a in (*self._graph.ops[i].reads, *self._graph.ops[i].writes)}:
+            writers = [self._group_of[i] for i in self._flow.writers[tensor] if i in self._group_of]
+            readers = [self._group_of[i] for i in self._flow.readers[tensor] if i in self._group_of]
+            self._last_write[tensor] = max(writers, default=-1)
+            self._last_touch[tensor] = max((*writers, *readers), default=-1)
+        return True
+
+    def _dependencies(self, op: int) -> set[int]:
+        """Groups of the placed operations that come before `op` and that it must not overtake."""
+        executed = self._graph.ops[op]
+        before = {w for a in (*executed.reads, *executed.writes) for w in self._flow.writers[a.tensor]}
+        before |= {r for a in executed.writes for r in self._flow.readers[a.tensor]}
+        return {self._group_of[i] for i in before if i < op and i in self._group_of}
 
     def _touch(self, op: int, group: int) -> None:
         executed = self._graph.ops[op]
@@ -113,13 +150,13 @@ class _Grouping:
             self._last_touch[access.tensor] = max(self._last_touch[access.tensor], group)
             self._last_write[access.tensor] = max(self._last_write[access.tensor], group)
 
-    def _take_in_loose_groups(self, group: int) -> None:
-        """Move in the anchorless groups that feed nothing but this one."""
-        todo = list(self._members[group])
+    def _take_in_loose_groups(self, group: int, ops: Iterable[int]) -> None:
+        """Move in the anchorless groups that feed nothing but this one, starting from what `ops` of it read."""
+        todo = list(ops)
         while todo:
             for access in self._graph.ops[todo.pop()].reads:
                 loose = self._last_write[access.tensor]
-                if loose in (-1, group) or not self._only_feeds(loose, group):
+                if loose in (-1, group) or not self._only_feeds(loose, self._members[group], self._count(group)):
                     continue
                 moved = self._members[loose]
                 self._members[group] += moved
@@ -129,18 +166,18 @@ class _Grouping:
                     self._touch(i, group)
                 todo += moved
 
-    def _only_feeds(self, loose: int, group: int) -> bool:
-        """Whether the first group has no anchor and no successor, of any dependency, but the second."""
+    def _only_feeds(self, loose: int, users: Iterable[int], count: float) -> bool:
+        """Whether a group has no anchor and no successor, of any dependency, but `users`, which have that count."""
         ops = self._members[loose]
-        if not ops or self._count(loose) != self._count(group):
+        if not ops or self._count(loose) != count:
             return False
-        inside = {*ops, *self._members[group]}
+        inside = {*ops, *users}
         for i in ops:
             op = self._graph.ops[i]
             if op.kind in ANCHORS:
                 return False
-            users = {r for a in op.writes for r in self._flow.readers[a.tensor] if r > i}
-            if not users or not users <= inside:
+            readers = {r for a in op.writes for r in self._flow.readers[a.tensor] if r > i}
+            if not readers or not readers <= inside:
                 return False
             if any(w > i and w not in inside for a in (*op.reads, *op.writes) for w in self._flow.writers[a.tensor]):
                 return False
@@ -151,10 +188,10 @@ def _group(
     graph: OpGraph,
     flow: Dataflow,
     accesses: Accesses,
+    readers: list[list[int]],
     ops: list[int],
     attention: Attention | None,
 ) -> Group:
-    inside = set(ops)
     heaviest = max(ops, key=lambda i: graph.ops[i].matrix_flops)
     rest = ops if attention is None else [i for i in ops if i not in attention.members]
     matrix_flops = sum(graph.ops[i].matrix_flops for i in rest)
@@ -167,7 +204,7 @@ def _group(
         matrix_flops=matrix_flops,
         vector_flops=vector_flops,
         reads=_accesses(graph, _outside_reads(accesses, ops)),
-        writes=_accesses(graph, _outside_writes(graph, flow, accesses, ops, inside)),
+        writes=_accesses(graph, _outside_writes(graph, flow, accesses, readers, ops)),
         dtype=graph.ops[heaviest].dtype,
         count=graph.ops[ops[0]].count,
     )
@@ -187,14 +224,25 @@ def _outside_reads(accesses: Accesses, ops: list[int]) -> Bytes:
     return reads
 
 
-def _outside_writes(graph: OpGraph, flow: Dataflow, accesses: Accesses, ops: list[int], inside: set[int]) -> Bytes:
+def _readers(graph: OpGraph, accesses: Accesses) -> list[list[int]]:
+    """By tensor, the operations that read it in the ideal graph: of what is read through, others than were executed."""
+    readers: list[list[int]] = [[] for _ in graph.tensors]
+    for i, reads in enumerate(accesses.reads):
+        for tensor in reads:
+            readers[tensor].append(i)
+    return readers
+
+
+def _outside_writes(
+    graph: OpGraph, flow: Dataflow, accesses: Accesses, readers: list[list[int]], ops: list[int]
+) -> Bytes:
     """Bytes that the group writes for others: later readers, the cache, the caller of the model."""
+    inside = set(ops)
     writes: Bytes = {}
     for i in ops:
-        readers = {tensor: [r for r in flow.readers[tensor] if r > i] for tensor in accesses.writes[i]}
-        is_used = any(readers.values())
+        is_used = any(r > i for tensor in accesses.writes[i] for r in flow.readers[tensor])
         for tensor, size in accesses.writes[i].items():
-            read = sum(accesses.reads[r].get(tensor, 0) for r in readers[tensor] if r not in inside)
+            read = sum(accesses.reads[r][tensor] for r in readers[tensor] if r > i and r not in inside)
             keeps_all = graph.tensors[tensor].role == "kv" or not is_used
             needed = size if keeps_all else min(size, read)
             if needed:

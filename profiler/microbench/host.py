@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from profiler.models.opkinds import is_metadata
+from profiler.models.operators import is_metadata
 from profiler.timing.clock import HostClock
 from profiler.timing.sampler import Samples, sample
 

@@ -1,6 +1,6 @@
 """The peak rate of vector arithmetic: FLOP/s of torch's eager element-wise and row-wise operations, in cache.
 
-Counted by the tracer's own table (`profiler.models.opkinds`), so that no operation of a model can be priced below
+Counted by the tracer's own table (`profiler.models.operators`), so that no operation of a model can be priced below
 what the same count reached here. Most eager operations wait for a cache even then; the peak is the best rate of
 operations with much arithmetic a byte: GELU, layer norm, softmax, and a Hermite polynomial of degree 32, which is a
 chain of 93 multiplications and subtractions on one element (compute-bound on a GPU; scalar code on a CPU).
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from profiler.microbench.memory import cache_capacities
-from profiler.models.opkinds import REDUCTION_FLOPS, VECTOR_FLOPS
+from profiler.models.operators import REDUCTION_FLOPS, VECTOR_FLOPS
 from profiler.timing.clock import clock_for
 from profiler.timing.sampler import Samples, sample
 

@@ -1,7 +1,7 @@
 """What one ATen call is: its kind, its dimensions and its FLOPs, from the shapes of its arguments.
 
-Matrix FLOPs follow from the definition of the product (a multiply-add is 2). Vector FLOPs come from
-`VECTOR_FLOPS`, arithmetic operations an element, each row with its source. Moving data costs no FLOPs.
+Matrix FLOPs follow from the definition of the product (a multiply-add is 2). Vector FLOPs come from the tables of
+`profiler.models.operators`. Moving data costs no FLOPs.
 
 Example: ``describe(torch.ops.aten.mm.default, (a, b), {}, out).matrix_flops == 2 * m * k * n``
 """
@@ -11,157 +11,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from profiler.models.operators import (
+    ACCUMULATES,
+    MOVES,
+    NORMS,
+    REDUCTION_FLOPS,
+    SOFTMAXES,
+    SORTS,
+    VECTOR_FLOPS,
+    is_pointwise,
+    name_of,
+)
 from roofline.op import Kind
-
-VECTOR_FLOPS: Mapping[str, float] = {
-    # One arithmetic operation or comparison an element, by definition.
-    **dict.fromkeys(
-        ["add", "sub", "rsub", "mul", "div", "neg", "abs", "maximum", "minimum", "reciprocal", "floor_divide"], 1
-    ),
-    **dict.fromkeys(["relu", "exp", "log", "cos", "sin", "sqrt", "rsqrt", "tanh", "erf", "pow", "square"], 1),
-    **dict.fromkeys(["eq", "ne", "lt", "le", "gt", "ge", "isin", "floor", "ceil", "round", "log1p", "expm1"], 1),
-    **dict.fromkeys(["bitwise_and", "bitwise_or", "bitwise_not", "logical_and", "logical_or", "logical_not"], 1),
-    **dict.fromkeys(["remainder", "fmod", "sign", "exp2"], 1),
-    # Written out in these.
-    "clamp": 2,  # max, min
-    "addcmul": 2,  # multiply, add
-    "lerp": 3,  # a + w (b - a)
-    "sigmoid": 4,  # 1 / (1 + exp(-x)): negate, exp, add, divide
-    "silu": 4,  # x / (1 + exp(-x))
-    "softplus": 3,  # log(1 + exp(x)): exp, add, log
-    "gelu": 5,  # x/2 (1 + erf(x/√2)): scale, erf, add, scale, multiply (Hendrycks and Gimpel, arXiv 1606.08415, eq. 2)
-    "gelu_tanh": 8,  # x/2 (1 + tanh(√(2/π)(x + 0.044715 x³))): 3 for the cubic, add, scale, tanh, add, … (ibid.)
-    # arXiv 2402.16363, section 2: its per-layer table counts 5 an element for softmax and 7 for a norm.
-    "_softmax": 5,
-    "_safe_softmax": 5,
-    "_log_softmax": 5,
-    "native_layer_norm": 7,
-    "native_group_norm": 7,
-    "native_batch_norm": 7,
-    "_fused_rms_norm": 4,  # square, sum, scale by 1/rms, scale by the gain
-}
-"""Arithmetic operations an output element."""
-
-REDUCTION_FLOPS: Mapping[str, float] = {
-    # One operation an input element: the addition or the comparison.
-    **dict.fromkeys(["sum", "mean", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "any", "all"], 1),
-    **dict.fromkeys(["cumsum", "cumprod", "histc", "bincount"], 1),
-    "aminmax": 2,  # two comparisons
-    "linalg_vector_norm": 2,  # square, add
-    "var": 4,  # mean, subtract, square, sum
-    "var_mean": 4,
-    "logsumexp": 4,  # max, subtract, exp, add
-}
-"""Arithmetic operations an input element."""
-
-SOFTMAX_FLOPS = VECTOR_FLOPS["_softmax"]
-
-MOVES = frozenset(
-    [
-        "clone",
-        "copy_",
-        "cat",
-        "stack",
-        "_to_copy",
-        "where",
-        "masked_fill",
-        "masked_fill_",
-        "gather",
-        "index",
-        "index_select",
-        "index_put_",
-        "index_put",
-        "index_copy_",
-        "scatter_",
-        "scatter",
-        "slice_scatter",
-        "select_scatter",
-        "roll",
-        "flip",
-        "repeat",
-        "repeat_interleave",
-        "tril",
-        "triu",
-        "tril_",
-        "triu_",
-        "tril_indices",
-        "triu_indices",
-        "constant_pad_nd",
-        "zeros",
-        "ones",
-        "full",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "zero_",
-        "fill_",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "arange",
-        "one_hot",
-        "eye",
-        "bernoulli_",
-        "pad",
-        "_local_scalar_dense",
-        "nonzero",
-        "linspace",
-        "unfold_copy",
-        "masked_scatter",
-        "expand_copy",
-        "permute_copy",
-        "_copy_from",
-        "contiguous",
-        "im2col",
-        "constant",
-        "resolve_conj",
-        "index_fill_",
-        "put_",
-        "take",
-        "randn",
-        "rand",
-        "normal_",
-        "uniform_",
-    ]
-)
-"""Operators that only move or set data."""
-
-EMPTY = frozenset(
-    [
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "new_empty",
-        "new_empty_strided",
-        "_unsafe_view",
-        "detach",
-        "alias",
-        "lift_fresh",
-        "lift",
-        "_reshape_alias",
-        "resize_",
-        "set_",
-        "is_same_size",
-        "sym_size",
-        "sym_stride",
-        "sym_numel",
-        "sym_storage_offset",
-        "scalar_tensor",
-    ]
-)
-"""Operators without device work that a schema does not mark as views, and `scalar_tensor`, which `where` calls for
-its scalars: what it does there is part of `where`."""
-
-ACCUMULATES = frozenset({"index_add_", "index_add", "scatter_add_", "scatter_add"})
-"""Operators that add rows of a source to some of a tensor's: one addition for each element of the source."""
-
-_SORTS = frozenset({"sort", "topk", "argsort", "kthvalue", "unique", "_unique2", "unique_consecutive"})
-_NORMS = frozenset({"native_layer_norm", "native_group_norm", "native_batch_norm", "_fused_rms_norm"})
-_SOFTMAXES = frozenset({"_softmax", "_safe_softmax", "_log_softmax"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,16 +37,6 @@ class Description:
     matrix_flops: float = 0
     vector_flops: float = 0
     counted: bool = True
-
-
-def is_metadata(func: OpOverload) -> bool:
-    """Whether a call makes no device work: a view, or an allocation."""
-    return func.is_view or name_of(func) in EMPTY
-
-
-def name_of(func: OpOverload) -> str:
-    """Operator without namespace and overload: "mm"."""
-    return str(func._schema.name).split("::")[1]
 
 
 def _matmul(batch: int, m: int, n: int, k: int, bias: bool) -> Description:
@@ -278,7 +132,7 @@ def describe(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any],
         return Description(Kind.EMBEDDING, {"rows": args[1].numel(), "width": args[0].shape[-1]})
     if name in MOVES:
         return Description(Kind.COPY, {"elements": elements})
-    if name in _SORTS:
+    if name in SORTS:
         length = (
             first.shape[args[2] if name == "topk" and len(args) > 2 else -1] if first is not None and first.dim() else 1
         )
@@ -296,10 +150,10 @@ def describe(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     if base in REDUCTION_FLOPS:
         return Description(Kind.REDUCTION, {"elements": given}, 0, REDUCTION_FLOPS[base] * given)
     if base in VECTOR_FLOPS or name in VECTOR_FLOPS:
-        kind = Kind.NORM if name in _NORMS else Kind.SOFTMAX if name in _SOFTMAXES else Kind.POINTWISE
+        kind = Kind.NORM if name in NORMS else Kind.SOFTMAX if name in SOFTMAXES else Kind.POINTWISE
         return Description(
             kind, {"elements": elements}, 0, VECTOR_FLOPS.get(name, VECTOR_FLOPS.get(base, 0)) * elements
         )
-    if torch.Tag.pointwise in func.tags:
+    if is_pointwise(func):
         return Description(Kind.POINTWISE, {"elements": elements}, 0, 0, counted=False)
     return Description(Kind.OTHER, {"elements": elements}, 0, 0, counted=False)

@@ -134,6 +134,47 @@ def test_what_has_no_producer_moves_into_the_anchor_that_alone_uses_it():
     check_invariants(graph(2))
 
 
+def test_work_on_a_weight_does_not_part_a_norm_from_the_matmul_before_it():
+    b = GraphBuilder()
+    b.weight("w", 100)
+    b.weight("gain", 4)
+    b.op("matmul", reads={"x": 10, "w": 100}, writes={"y": 20}, matrix=8)
+    b.op("pointwise", reads=["y"], writes={"normed": 40}, vector=2)
+    b.op("copy", reads=["gain"], writes={"wide": 8})
+    b.op("pointwise", reads=["wide"], writes={"one_more": 8}, vector=1)  # Gemma: 1 + gain, in float32
+    b.op("pointwise", reads=["normed", "one_more"], writes={"z": 20}, vector=1)
+    b.op("matmul", reads=["z", "w"], writes={"out": 10})
+    graph = b.graph()
+    assert groups_of(graph) == [(0, 1, 2, 3, 4), (5,)]
+    first = fuse(graph)[0]
+    assert sizes(graph, first.reads) == {"x": 10, "w": 100, "gain": 4}
+    assert sizes(graph, first.writes) == {"z": 20}
+    check_invariants(graph)
+
+
+def test_a_table_that_others_use_too_stays_where_it_is():
+    b = GraphBuilder()
+    b.weight("w", 100)
+    b.op("matmul", reads={"x": 10, "w": 100}, writes={"y": 20})
+    b.op("pointwise", reads={"positions": 4}, writes={"table": 8})
+    b.op("pointwise", reads=["y", "table"], writes={"z": 20})
+    b.op("matmul", reads=["z", "table"], writes={"out": 10})
+    assert groups_of(b.graph()) == [(0,), (1, 2, 3)]
+    check_invariants(b.graph())
+
+
+def test_what_is_made_early_for_the_work_behind_an_anchor_moves_into_it():
+    b = GraphBuilder()
+    b.weight("w", 100)
+    b.op("pointwise", reads={"a": 4}, writes={"decay": 50})
+    b.op("matmul", reads={"x": 10, "w": 100}, writes={"y": 20})
+    b.op("pointwise", reads=["y", "decay"], writes={"z": 20})
+    graph = b.graph()
+    assert groups_of(graph) == [(0, 1, 2)]
+    assert sizes(graph, fuse(graph)[0].reads) == {"a": 4, "x": 10, "w": 100}
+    check_invariants(graph)
+
+
 def test_an_in_place_write_does_not_overtake_the_readers_of_the_old_value():
     b = GraphBuilder()
     b.weight("w", 10)
@@ -163,6 +204,36 @@ def test_a_rewritten_cache_becomes_an_append():
     assert sizes(graph, project.reads) == {"w": 50}
     assert sizes(graph, project.writes) == {"new": 10}
     assert sizes(graph, attend.reads) == {"q": 10, "new": 100}
+    check_invariants(graph)
+
+
+def test_a_rolled_window_becomes_an_append():
+    b = GraphBuilder()
+    b.weight("w", 50)
+    b.kv("cache", 100)
+    b.op("matmul", reads=["w"], writes={"k": 10})
+    b.op("copy", reads=["cache"], writes={"rolled": 100})
+    b.op("copy", reads={"k": 10, "where": 8}, writes={"rolled": 10})
+    b.op("copy", reads={"rolled": 100}, writes={"cache": 100})
+    b.op("attention", reads=["cache"], writes={"o": 10})
+    graph = b.graph()
+    groups = fuse(graph)
+    assert sum(a.bytes for g in groups for a in g.writes if graph.tensors[a.tensor].name == "cache") == 10
+    # attention, which the append joins, need not read back what it appends
+    assert sum(a.bytes for g in groups for a in g.reads if graph.tensors[a.tensor].name == "cache") == 90
+    assert all(graph.tensors[a.tensor].name != "rolled" or a.bytes == 10 for g in groups for a in g.writes)
+    check_invariants(graph)
+
+
+def test_a_new_cache_is_not_cleared_first():
+    b = GraphBuilder()
+    b.kv("cache", 100)
+    b.op("copy", writes={"cache": 100})
+    b.op("matmul", reads={"w": 50}, writes={"k": 10})
+    b.op("copy", reads=["k"], writes={"cache": 10})
+    b.op("attention", reads={"cache": 10}, writes={"o": 5})
+    graph = b.graph()
+    assert sum(a.bytes for g in fuse(graph) for a in g.writes if graph.tensors[a.tensor].name == "cache") == 10
     check_invariants(graph)
 
 
@@ -206,6 +277,53 @@ def test_copies_of_the_cache_vanish_but_equal_copies_of_activations_are_written_
     traffic = [(sizes(graph, g.reads), sizes(graph, g.writes)) for g in fuse(graph)]
     assert ({"k": 25}, {"oc": 10}) in traffic  # attention writes the layout that the matmul reads
     assert ({"oc": 10}, {"y": 5}) in traffic
+    check_invariants(graph)
+
+
+def test_what_is_only_read_through_a_copy_is_still_written():
+    b = GraphBuilder()
+    b.weight("w", 50)
+    b.op("matmul", reads={"in": 10, "w": 50}, writes={"x": 20})
+    b.op("copy", reads=["x"], writes={"x2": 40})
+    b.op("matmul", reads=["x2", "w"], writes={"y": 10})
+    graph = b.graph()
+    first, second = fuse(graph)
+    assert sizes(graph, first.writes) == {"x": 20}
+    assert sizes(graph, second.reads) == {"x": 20, "w": 50}
+    check_invariants(graph)
+
+
+def named(graph: OpGraph, names: dict[int, str]) -> OpGraph:
+    ops = tuple(op.model_copy(update={"name": names.get(i, op.name)}) for i, op in enumerate(graph.ops))
+    return graph.model_copy(update={"ops": ops})
+
+
+def test_experts_read_their_tokens_and_biases_at_the_source():
+    b = GraphBuilder()
+    b.weight("router", 30)
+    b.weight("experts", 500)
+    b.weight("bias", 24)
+    b.op("matmul", reads={"x": 40, "router": 30}, writes={"choice": 8})
+    b.op("copy", reads={"x": 40, "choice": 8}, writes={"rows": 160})  # each token for 4 experts
+    b.op("copy", reads={"bias": 24, "choice": 8}, writes={"biases": 160})
+    b.op("grouped_matmul", reads=["rows", "experts"], writes={"y": 160}, matrix=9)
+    b.op("pointwise", reads=["y", "biases"], writes={"z": 160}, vector=1)
+    graph = named(b.graph(), {1: "aten::index", 2: "aten::index"})
+    first, second = fuse(graph)
+    assert second.ops == (3, 4)
+    assert sizes(graph, first.writes) == {"choice": 8}
+    assert sizes(graph, second.reads) == {"x": 40, "choice": 8, "experts": 500, "bias": 24}
+    assert sizes(graph, second.writes) == {"z": 160}
+    check_invariants(graph)
+
+
+def test_few_rows_of_much_are_gathered_once():
+    b = GraphBuilder()
+    b.op("matmul", reads={"in": 10}, writes={"x": 400})
+    b.op("copy", reads={"x": 40, "numbers": 8}, writes={"rows": 40})
+    b.op("matmul", reads=["rows"], writes={"y": 10})
+    graph = named(b.graph(), {1: "aten::index"})
+    assert sizes(graph, group_with(graph, 2).reads) == {"rows": 40}
     check_invariants(graph)
 
 
@@ -456,4 +574,7 @@ def test_invariants_hold_for_any_graph(ops):
             k=2,
             b=2,
         )
-    check_invariants(b.graph([AttentionModule(path="m", causal=True)]))
+    graph = b.graph([AttentionModule(path="m", causal=True)])
+    check_invariants(graph)
+    gathers = {i: "aten::index" for i, op in enumerate(graph.ops) if op.kind == "copy" and op.reads}
+    check_invariants(named(graph, gathers))

@@ -11,7 +11,8 @@ from tiny import tiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from profiler.models.inputs import prepare
-from profiler.models.trace import ATTENTION, trace
+from profiler.models.sdpa import NAME
+from profiler.models.trace import trace
 from profiler.models.weights import build, build_meta
 from roofline.op import Kind, OpGraph, attention_pairs
 from roofline.workload import Workload
@@ -69,7 +70,7 @@ def test_attention_flops_are_the_closed_form(name: str, phase: str) -> None:
         else:
             dims = 2 * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         assert op.matrix_flops == 2 * pairs * 2 * config.num_attention_heads * dims
-        assert op.name == ATTENTION
+        assert op.name == NAME
 
 
 @pytest.mark.parametrize("phase", ["prefill", "chunk"])
@@ -78,6 +79,16 @@ def test_pairs_said_by_the_module_are_those_of_the_mask_it_builds(name: str, pha
     said = [op.dims["pairs"] for op in traced(name, phase).ops if op.kind == Kind.ATTENTION]
     seen = [op.dims["pairs"] for op in traced(name, phase, device="cpu").ops if op.kind == Kind.ATTENTION]
     assert said == seen
+
+
+def test_heads_that_are_folded_into_the_queries_see_the_keys_of_one_query() -> None:
+    """A static cache gives a mask in decode, and `transformers` then packs the heads of a group into one."""
+    what = workload("decode")
+    meta = build_meta(tiny("llama"), "float32", "sdpa")
+    graph = trace(meta, prepare(meta, what, cache="static"), what, name="llama", target="cpu", options={})
+    found = [op.dims for op in graph.ops if op.kind == Kind.ATTENTION]
+    assert found
+    assert all(dims["heads"] * dims["pairs"] == 4 * (CONTEXT + 1) for dims in found)
 
 
 @given(st.integers(1, 12), st.integers(0, 12), st.none() | st.integers(1, 30))

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from profiler.models.trace import trace
-from roofline.op import OpGraph
+from roofline.op import Kind, OpGraph
 from roofline.workload import Workload
 
 
@@ -59,6 +60,17 @@ def test_an_in_place_copy_does_not_read_what_it_overwrites() -> None:
     assert accesses(traced(lambda gain, x, y: x.add_(y), x=torch.randn(4, 8), y=torch.randn(4, 8))) == [
         ([128, 128], [128])
     ]
+
+
+@pytest.mark.parametrize("make", [torch.zeros_like, lambda x: x.new_ones(4, 8), lambda x: torch.full_like(x, 2.0)])
+def test_a_new_tensor_does_not_read_its_template(make: Any) -> None:
+    graph = traced(lambda gain, x: make(x), x=torch.randn(4, 8))
+    assert accesses(graph)[-1] == ([], [4 * 8 * 4])
+
+
+def test_complex_numbers_are_counted() -> None:
+    graph = traced(lambda gain, x: torch.polar(gain, x), x=torch.randn(64))
+    assert (graph.ops[0].kind, graph.ops[0].vector_flops, graph.uncounted) == (Kind.POINTWISE, 4 * 64, ())
 
 
 def test_scattered_rows_touch_as_much_as_they_bring() -> None:

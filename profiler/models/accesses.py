@@ -1,0 +1,85 @@
+"""Which bytes one ATen call touches: compulsory traffic, each distinct element once.
+
+An expanded operand counts at its storage; a gather reads what it returns; writing rows into a tensor touches those
+rows; a mixture reads the experts that are hit.
+
+Example: ``reads, writes = touched(torch.ops.aten.mm.default, (a, b), {}, out, experts_per_token=1)``
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from profiler.models.operators import ACCUMULATES, GATHERS, PARTIAL, TEMPLATES, WRITE_ONLY, name_of
+
+Touched = list[tuple[Tensor, int]]
+"""Tensors with the bytes of them that are touched."""
+
+
+def touched(
+    func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, *, experts_per_token: int
+) -> tuple[Touched, Touched]:
+    """What a call reads and what it writes.
+
+    Args: the call and its result; how many experts a token chooses, for grouped products without real routing.
+    """
+    name = name_of(func)
+    inputs, outputs = list(tensors((*args, *kwargs.values()))), list(tensors((out,)))
+    written = [args[i] for i, a in enumerate(func._schema.arguments) if i < len(args) and _is_written(a)]
+    written = [tensor for tensor in written if isinstance(tensor, Tensor)]
+    moved = max((t.numel() * t.element_size() for t in outputs), default=0)
+    reads = [
+        (t, min(distinct_bytes(t), moved) if name in GATHERS and i == 0 else distinct_bytes(t))
+        for i, t in enumerate(inputs)
+        if not (name in WRITE_ONLY and t is args[0]) and name not in TEMPLATES
+    ]
+    if name == "_grouped_mm" and inputs[1].dim() == 3:
+        offsets = kwargs.get("offs", args[2] if len(args) > 2 else None)
+        reads[1] = (inputs[1], expert_bytes(inputs[1], inputs[0].shape[0], offsets, experts_per_token))
+    if written and name in PARTIAL:
+        changed = max((distinct_bytes(t) // t.element_size() for t in inputs[1:]), default=0)
+        part = min(changed * written[0].element_size(), distinct_bytes(written[0]))
+        if name in ACCUMULATES:
+            reads[0] = (written[0], part)
+        return reads, [(written[0], part)]
+    fresh = [t for t in outputs if all(t is not w for w in written)]
+    return reads, [(t, distinct_bytes(t)) for t in (*written, *fresh)]
+
+
+def expert_bytes(matrices: Tensor, rows: int, offsets: Any, per_token: int) -> int:
+    """Bytes of the experts hit: counted from real routing, else expected under uniform routing.
+
+    E·(1 − (1 − k/E)^T) distinct experts for T tokens that choose k of E each; `matrices` is (E, k, n), `rows` is T·k,
+    `offsets` ends each expert's rows.
+    """
+    experts = matrices.shape[0]
+    if isinstance(offsets, Tensor) and offsets.device.type != "meta":
+        hit = float((torch.diff(offsets.flatten(), prepend=offsets.new_zeros(1)) > 0).sum())
+    else:
+        hit = experts * (1 - (1 - min(1.0, per_token / experts)) ** (rows / per_token))
+    return round(distinct_bytes(matrices) * hit / experts)
+
+
+def distinct_bytes(tensor: Tensor) -> int:
+    """Bytes of the distinct elements that a view addresses: an expanded dimension (stride 0) counts once."""
+    elements = math.prod(
+        size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0 or size == 0
+    )
+    return min(elements * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """All tensors in arguments, lists of tensors included."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors(value)
+
+
+def _is_written(argument: Any) -> bool:
+    return argument.alias_info is not None and argument.alias_info.is_write
