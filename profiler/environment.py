@@ -90,8 +90,9 @@ def _pci_bus_id(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of roofcal and of what can change a time."""
-    return {name: found for name in (DISTRIBUTION, *RECORDED) if (found := _installed(name)) is not None}
+    """Installed versions of roofcal and of what can change a time; torch's with its build, as in 2.11.0+cu130."""
+    found = {name: version for name in (DISTRIBUTION, *RECORDED) if (version := _installed(name)) is not None}
+    return {**found, "torch": str(torch.__version__)}
 
 
 def _installed(name: str) -> str | None:
@@ -111,9 +112,9 @@ def findings(
     chosen = parse_device(device)
     found = [*host_findings(read_host(torch.get_num_threads(), interval_s))]
     if chosen.type == "cuda":
-        own_context = torch.cuda.is_initialized()
         try:
-            found.extend(gpu_findings(_reading(chosen), own_context))
+            reading = _reading(chosen)  # asks torch for the PCI address, which may give this process a context
+            found.extend(gpu_findings(reading, _has_context(chosen)))
         except NvmlMissing as error:
             found.append(Finding(severity="warns", what=str(error), mend="install the driver's NVML library"))
     folder = next(path for path in (results.absolute(), *results.absolute().parents) if path.exists())
@@ -125,6 +126,12 @@ def findings(
 
 def _reading(device: torch.device) -> GpuReading:
     return read_gpu(_pci_bus_id(device))
+
+
+def _has_context(device: torch.device) -> bool:
+    """Whether this process holds the GPU's primary context and is thus among the driver's processes."""
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    return bool(torch._C._cuda_hasPrimaryContext(index))  # type: ignore[attr-defined]
 
 
 def _requirements() -> list[str]:

@@ -110,6 +110,8 @@ def measure_cells(folder: RunFolder, done: frozenset[str], job: Job, step: Step 
                 folder.append(CellResult(cell=cell, status="invalid", reason=str(error)))
         del loaded
         gc.collect()
+        if job.device.type == "cuda":
+            torch.cuda.empty_cache()  # else the next model finds no memory free
 
 
 def _within(step: Step, cell: Cell, done: int, text: str, part: float) -> None:

@@ -38,3 +38,14 @@ def differences(traced: Sequence[tuple[str, str]], found: Sequence[tuple[str, st
     if len(lines) > SHOWN:
         lines = [*lines[:SHOWN], f"and {len(lines) - SHOWN} more"]
     return tuple(lines)
+
+
+def only_found(traced: Sequence[tuple[str, str]], found: Sequence[tuple[str, str]]) -> set[int] | None:
+    """Positions in `found` of what was not traced; None where something traced was not found."""
+    extra: set[int] = set()
+    for tag, _, _, c, d in SequenceMatcher(None, traced, found, autojunk=False).get_opcodes():
+        if tag == "insert":
+            extra.update(range(c, d))
+        elif tag != "equal":
+            return None
+    return extra

@@ -1,8 +1,10 @@
 """From kernels to operations: what the device did during one pass, and for which operation.
 
 Rule: device event → correlation id → launch → the operation whose host span encloses the launch's start on the same
-thread. Several kernels to one operation are normal. What fits no operation is kept with its name and its reason,
-never dropped: Σ operations + unattributed + gaps + tail = wall, by construction of `overlap`.
+thread. Where kineto keeps no record of the launch, or knows its thread under another number, the event's external id
+names the host event that launched it, and that event's start is taken. Several kernels to one operation are normal.
+What fits no operation is kept with its name and its reason, never dropped: Σ operations + unattributed + gaps + tail =
+wall, by construction of `overlap`.
 
 Synchronise the device before and after the window. CUDA graphs are refused: one launch stands for many kernels.
 
@@ -18,11 +20,14 @@ from itertools import pairwise
 import numpy as np
 
 from profiler.attribution.overlap import idle, shares
-from profiler.attribution.timeline import DeviceEvent, Launch, Timeline
+from profiler.attribution.timeline import DeviceEvent, HostEvent, Launch, Timeline
 
 CLOCK_SKEW_S = 1e-4
 """Disagreement between host and device clocks that is not an error: above CUPTI's microseconds, and far below the
 hours by which records with a corrupted clock are off (pytorch issue 192021)."""
+EDGE_S = 1e-5
+"""How far work from outside a window may reach into it without having run there: CUPTI's disagreement, microseconds,
+beside which a synchronised host is at least as far away from the work before and after."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +77,17 @@ class DeviceJoin:
     """Length of the window, or up to the last device event where that ends later."""
     kernels: int
     launches: int
-    """Kernel launches in the runtime and driver APIs."""
+    """Kernel launches in the runtime and driver APIs, and those of `unrecorded` kernels."""
     memory_operations: int
     """memcpy and memset that ran."""
     memory_launches: int
+    """Counted as `launches` are."""
+    unrecorded: tuple[DeviceEvent, ...]
+    """Device events whose launch has no record of its own; the host event that made it is known."""
     missing: tuple[Launch, ...]
     """Launches of kernels and memory operations without a device event: the profiler dropped it."""
     orphans: tuple[DeviceEvent, ...]
-    """Device events without a launch record."""
+    """Device events without a launch record, of which no host event is known either."""
     outsiders: tuple[DeviceEvent, ...]
     """Device events that ran in the window but were launched outside of it."""
     skewed: tuple[DeviceEvent, ...]
@@ -108,7 +116,7 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
     Args: the session; the pass on the host clock, seconds; the host spans of the operations that it executed.
     Raises ValueError for CUDA graphs, for work on more than one device, and for spans of a thread that overlap.
     """
-    owner = _Owners(operations)
+    owners = _Owners(operations, timeline.host)
     in_window = [launch for launch in timeline.launches if window[0] <= launch.start_s <= window[1]]
     if graphs := sum(launch.kind == "graph" for launch in in_window):
         raise ValueError(
@@ -117,7 +125,7 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
         )
     launched = {launch.correlation: launch for launch in timeline.launches}
     inside = {launch.correlation for launch in in_window}
-    events = [e for e in timeline.device if e.correlation in inside or (e.start_s < window[1] and e.end_s > window[0])]
+    events = [e for e in timeline.device if e.correlation in inside or _runs_in(window, e, e.correlation in launched)]
     if len(devices := sorted({e.device for e in events})) > 1:
         raise ValueError(f"work on devices {devices}: one device at a time; hide the others with CUDA_VISIBLE_DEVICES")
 
@@ -133,13 +141,16 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
     unattributed: list[Unattributed] = []
     for i, event in enumerate(events):
         launch = launched.get(event.correlation) if event.correlation is not None else None
-        position, reason = owner.find(launch, inside)
+        position, reason = owners.find(event, launch, inside, window)
         if position is None:
             unattributed.append(Unattributed(event.name, float(device_s[i]), float(gaps.before_s[i]), reason))
         else:
             per_op[position].append(i)
     seen = {e.correlation for e in events}
+    without = [e for e in events if e.correlation not in launched]
+    unrecorded = tuple(e for e in without if owners.called(e, window) is not None)
     kinds = Counter(launch.kind for launch in in_window)
+    kinds.update("kernel" if e.kind == "kernel" else "memory" for e in unrecorded)
     return DeviceJoin(
         ops=tuple(
             OpDevice(
@@ -157,8 +168,9 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
         launches=kinds["kernel"],
         memory_operations=sum(e.kind != "kernel" for e in events),
         memory_launches=kinds["memory"],
+        unrecorded=unrecorded,
         missing=tuple(launch for launch in in_window if launch.correlation not in seen),
-        orphans=tuple(e for e in events if e.correlation not in launched),
+        orphans=tuple(e for e in without if e not in unrecorded),
         outsiders=tuple(e for e in events if e.correlation in launched and e.correlation not in inside),
         skewed=tuple(
             e for e in events
@@ -201,14 +213,21 @@ def check(done: DeviceJoin) -> list[str]:
     return problems
 
 
-class _Owners:
-    """Which operation a launch belongs to: sorted spans of each thread."""
+def _runs_in(window: tuple[float, float], event: DeviceEvent, launched: bool) -> bool:
+    """Whether an event runs in the window; one that was launched, but outside, only if it reaches beyond the edge."""
+    edge_s = EDGE_S if launched else 0.0
+    return event.start_s < window[1] - edge_s and event.end_s > window[0] + edge_s
 
-    def __init__(self, operations: Sequence[OpSpan]) -> None:
+
+class _Owners:
+    """Which operation a launch belongs to: sorted spans of each thread, and the host events by their ids."""
+
+    def __init__(self, operations: Sequence[OpSpan], host: Sequence[HostEvent]) -> None:
         self._threads: dict[int, list[int]] = defaultdict(list)
         for position, span in enumerate(operations):
             self._threads[span.tid].append(position)
         self._operations = operations
+        self._host = {event.external_id: event for event in host if event.external_id is not None}
         self._starts: dict[int, list[float]] = {}
         for tid, positions in self._threads.items():
             positions.sort(key=lambda p: operations[p].start_s)
@@ -220,15 +239,29 @@ class _Owners:
                         f"{tid}: give only outermost operations"
                     )
 
-    def find(self, launch: Launch | None, inside: set[int]) -> tuple[int | None, str]:
+    def called(self, event: DeviceEvent, window: tuple[float, float]) -> HostEvent | None:
+        """The innermost host event around the launch, if kineto knows one and it began in the window."""
+        caller = self._host.get(event.external_id) if event.external_id is not None else None
+        return caller if caller is not None and window[0] <= caller.start_s <= window[1] else None
+
+    def find(
+        self, event: DeviceEvent, launch: Launch | None, inside: set[int], window: tuple[float, float]
+    ) -> tuple[int | None, str]:
         """Position of the operation, or None and the reason."""
-        if launch is None:
-            return None, "no launch record"
-        if launch.correlation not in inside:
+        caller = self.called(event, window)
+        if launch is not None and launch.correlation not in inside:
             return None, "launched outside the pass"
-        if launch.tid not in self._threads:
-            return None, f"launched by another thread ({launch.tid})"
-        i = bisect_right(self._starts[launch.tid], launch.start_s) - 1
-        if i >= 0 and launch.start_s <= self._operations[self._threads[launch.tid][i]].end_s:
-            return self._threads[launch.tid][i], ""
+        if launch is not None and (launch.tid in self._threads or caller is None):
+            tid, at = launch.tid, launch.start_s
+        elif caller is not None:
+            tid, at = caller.tid, caller.start_s
+        else:
+            return None, "no launch record"
+        if tid not in self._threads:
+            return None, f"launched by another thread ({tid})"
+        i = bisect_right(self._starts[tid], at) - 1
+        if i >= 0 and at <= self._operations[self._threads[tid][i]].end_s:
+            return self._threads[tid][i], ""
+        if caller is not None and "::" in caller.name:  # an operator, not a range of ours
+            return None, f"launched by {caller.name}, which is no traced operation"
         return None, "launched by no operation"

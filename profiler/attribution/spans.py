@@ -15,7 +15,7 @@ import torch
 
 from profiler.attribution.timeline import HostEvent
 from profiler.models.annotate import PREFIX
-from profiler.models.opkinds import EMPTY
+from profiler.models.operators import EMPTY
 
 PASS = "roofcal-pass"
 """Name of the range around each profiled pass."""
@@ -103,8 +103,12 @@ def touches_data(name: str) -> bool:
         overload = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
         if not torch._C._dispatch_has_kernel(overload):  # known to TorchScript alone
             continue
+        if "name" in schema.overload_name.lower():  # dimensions by name (torch < 2.13): a composite beside any operator
+            continue
         if torch._C._dispatch_has_kernel_for_dispatch_key(overload, "CompositeImplicitAutograd"):
             return False
         if any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns):
+            return False
+        if torch.Tag.inplace_view in getattr(getattr(torch.ops.aten, base), schema.overload_name or "default").tags:
             return False
     return True

@@ -91,6 +91,9 @@ class DeviceEvent:
     correlation: int | None
     """None where the profiler knows no launch (it then writes 0 or nothing)."""
     kind: Literal["kernel", "memcpy", "memset"]
+    external_id: int | None = None
+    """That of the innermost host event around its launch, of which kineto knows even where it does not record the
+    launch itself: of the driver API it keeps cuLaunchKernel and cuLaunchKernelEx alone (CuptiCbidRegistry.cpp)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +154,12 @@ def _order(event: HostEvent | Launch | DeviceEvent) -> tuple[float, float]:
 
 
 def _host(event: Mapping[str, Any], start_s: float, end_s: float) -> HostEvent:
+    return HostEvent(str(event["name"]), start_s, end_s, int(event["tid"]), _external(event), _HOST[event["cat"]])
+
+
+def _external(event: Mapping[str, Any]) -> int | None:
     external = event.get("args", {}).get("External id")
-    return HostEvent(
-        str(event["name"]), start_s, end_s, int(event["tid"]), None if external is None else int(external),
-        _HOST[event["cat"]],
-    )  # fmt: skip
+    return None if external is None else int(external)
 
 
 def _device(event: Mapping[str, Any], start_s: float, end_s: float) -> DeviceEvent:
@@ -164,7 +168,7 @@ def _device(event: Mapping[str, Any], start_s: float, end_s: float) -> DeviceEve
     device = args.get("device", args.get("inDevice", event.get("pid")))
     return DeviceEvent(
         str(event["name"]), start_s, end_s, int(args.get("stream", event.get("tid"))), int(device),
-        int(args.get("correlation") or 0) or None, _DEVICE[event["cat"]],
+        int(args.get("correlation") or 0) or None, _DEVICE[event["cat"]], _external(event),
     )  # fmt: skip
 
 

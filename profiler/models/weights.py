@@ -125,6 +125,11 @@ def _parameters_on_meta() -> Iterator[None]:
 
 def _from_config(config: PretrainedConfig, dtype: torch.dtype, attn: str, experts: str) -> Any:
     _check_experts(config, experts)
+    if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None):
+        # transformers 5.17 runs such a model with sdpa and leaves the softcap out; later ones refuse
+        if attn == "sdpa":
+            raise RequestError(f"--attn sdpa: it has no softcap, which {config.model_type} needs; use eager")
+        attn = "eager" if attn == DEFAULT else attn
     try:
         return _construct(config, dtype, attn, experts)
     except (ValueError, ImportError) as error:

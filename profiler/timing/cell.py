@@ -22,8 +22,12 @@ from profiler.models.trace import trace
 from profiler.models.weights import implementations
 from profiler.record.errors import InvalidMeasurement, RequestError
 from profiler.record.run import Cell, CellResult
-from profiler.timing.passes import PassTimes, Step, measure
+from profiler.timing.passes import Step, measure
+from profiler.timing.samples import PassTimes
 from roofline.op import Kind, OpGraph
+
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What plain RuntimeErrors of torch's CPU allocator, of CUDA and of cuBLAS say when memory ran out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +168,7 @@ def _ran(loaded: Loaded, cell: Cell, inputs: PassInputs, times: PassTimes) -> di
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or in the host's allocator."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def free_bytes(device: torch.device) -> int:

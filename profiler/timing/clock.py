@@ -6,6 +6,7 @@ own resolution (host).
 Example: ``clock_for(torch.device("cpu")).time(lambda: torch.mm(a, b, out=c), 10)``
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -43,8 +44,20 @@ class HostClock:
         return time.perf_counter() - start
 
 
+HOLD_LIMIT_S = 0.02
+"""Longest hold of the device: time in which nothing is measured."""
+HOLD_MARGIN = 1.5
+"""Hold ÷ time in which the host enqueued as many calls before."""
+CYCLES_PER_S = 2e9
+"""Above the SM clock of every GPU today, so that a hold given in cycles is at least as long as asked for."""
+
+
 class CudaClock:
-    """Calls that enqueue kernels on the current stream; events at both ends, the device idle before."""
+    """Calls that enqueue kernels on the current stream; events at both ends, the device idle before.
+
+    While the host enqueues, a spinning kernel holds the device (as nvbench's blocking kernel does), so that kernels
+    shorter than their launch run back to back and are not measured as launches.
+    """
 
     name = "CUDA events"
 
@@ -52,6 +65,8 @@ class CudaClock:
         self._device = device
         self._start = torch.cuda.Event(enable_timing=True)
         self._end = torch.cuda.Event(enable_timing=True)
+        self._issue_s = math.inf
+        """Host time of one call, the least so far; a full queue or a first call takes longer."""
 
     def now(self) -> float:
         return time.perf_counter()
@@ -59,9 +74,14 @@ class CudaClock:
     def time(self, call: Call, repeats: int) -> float:
         with torch.cuda.device(self._device):
             torch.cuda.synchronize()
+            if self._issue_s < math.inf:
+                hold_s = min(HOLD_LIMIT_S, HOLD_MARGIN * self._issue_s * repeats)
+                torch.cuda._sleep(int(hold_s * CYCLES_PER_S))
             self._start.record()
+            begin = self.now()
             for _ in range(repeats):
                 call()
+            self._issue_s = min(self._issue_s, (self.now() - begin) / repeats)
             self._end.record()
             self._end.synchronize()
         return self._start.elapsed_time(self._end) * 1e-3  # elapsed_time is in ms

@@ -67,6 +67,7 @@ def test_the_backend_of_an_operation_is_found_inside_it() -> None:
         ("aten::add", True), ("aten::copy_", True), ("aten::mm", True), ("aten::cat", True), ("custom::kernel", True),
         ("aten::view", False), ("aten::transpose", False), ("aten::empty", False), ("aten::as_strided", False),
         ("aten::dropout", False), ("aten::to", False), ("aten::linear", False), ("a plain annotation", False),
+        ("aten::detach_", False), ("aten::unsqueeze_", False), ("aten::sum", True), ("aten::sort", True),
     ],
 )  # fmt: skip
 def test_which_leaves_touch_data(name: str, does: bool) -> None:
@@ -86,7 +87,8 @@ class Net(nn.Module):
 def test_a_live_profile_gives_modules_and_operators_in_order(tmp_path) -> None:  # type: ignore[no-untyped-def]
     model, x = Net().eval(), torch.randn(4, 16)
     ranges = entered(model, lambda path: _RecordFunctionFast(PREFIX + path))
-    with torch.no_grad(), ranges, profile(activities=[ProfilerActivity.CPU]) as session, _RecordFunctionFast(PASS):
+    cpu = [ProfilerActivity.CPU]
+    with torch.no_grad(), ranges, profile(activities=cpu, acc_events=True) as session, _RecordFunctionFast(PASS):
         model(x)
     session.export_chrome_trace(str(tmp_path / "trace.json"))
     timeline = read_timeline(tmp_path / "trace.json")

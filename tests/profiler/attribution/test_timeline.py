@@ -20,7 +20,8 @@ CUDA = FOLDER / "llama_decode_cuda.json"
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("trace") / "cpu.json"
     x = torch.randn(16, 16)
-    with profile(activities=[ProfilerActivity.CPU]) as session, torch.no_grad(), record_function("whole"):
+    cpu = [ProfilerActivity.CPU]
+    with profile(activities=cpu, acc_events=True) as session, torch.no_grad(), record_function("whole"):
         torch.nn.functional.linear(x, x, x[0])
         torch.relu(x)
     session.export_chrome_trace(str(path))

@@ -8,7 +8,7 @@ import torch
 from profiler.microbench import host, matmul, memory, pointwise
 from profiler.microbench.memory import Bandwidth, Capacity, plateau, working_sets
 from profiler.microbench.quick import measure_peaks
-from profiler.models.opkinds import is_metadata
+from profiler.models.operators import is_metadata
 from profiler.timing.flush import PAST
 from profiler.timing.sampler import Samples
 from roofline.hardware import Peaks

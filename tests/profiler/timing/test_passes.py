@@ -13,7 +13,8 @@ from profiler.models.weights import build, build_meta
 from profiler.record.errors import InvalidMeasurement
 from profiler.record.run import Cell
 from profiler.timing.cell import Loaded, measure_cell
-from profiler.timing.passes import PASSES, ROUNDS, PassTimes, measure
+from profiler.timing.passes import PASSES, ROUNDS, measure
+from profiler.timing.samples import PassTimes
 from roofline.op import Kind
 from roofline.workload import Workload
 
