@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from calibrate.op_times import Array, OpTimesTable, known, layer_kind
+from calibrate.soundness import doubts, judge
 from calibrate.waterfall import TERMS, terms
 from profiler.record.run import CellResult, Closure
 from roofline.hardware import HardwareSpec
@@ -18,8 +19,6 @@ from roofline.op import OpGraph
 from roofline.record import Record
 from roofline.workload import Workload
 
-MOST_NEGATIVE_IDLE = -0.02
-"""Of the wall; below it busy and wall time cannot belong to the same pass (DESIGN.md)."""
 UNATTRIBUTED = "(unattributed)"
 """Path of the row that holds device time of no operation of the graph."""
 
@@ -89,6 +88,7 @@ class PassReport(Record):
     model: str
     workload: Workload
     status: str
+    """"done", "inconclusive" or "invalid", as `calibrate.soundness` judges."""
     reason: str | None
     wall_s: float
     """Median of the unprofiled passes; scaled where only some layers ran."""
@@ -145,14 +145,14 @@ def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated
     layers = _layers(table, graph, idle_s, ideal_peaks)
     if unattributed_s:
         layers.append(_unattributed_row(unattributed_s))
-    invalid = idle_s < MOST_NEGATIVE_IDLE * wall_s
-    contradiction = f"busy {busy_s:.3g} s is more than wall {wall_s:.3g} s by more than {-MOST_NEGATIVE_IDLE:.0%}"
+    noise = _half_range(result.wall_s) / float(np.median(result.wall_s))
+    status, reason = judge(result, idle=idle_s / wall_s, noise=noise)
     prediction = next((name for name in ("calibrated", "executed") if getattr(rungs, name) is not None), None)
     return PassReport(
         model=result.cell.model,
         workload=result.cell.workload,
-        status="invalid" if invalid else result.status,
-        reason=result.reason or (contradiction if invalid else None),
+        status=status,
+        reason=reason,
         wall_s=wall_s,
         busy_s=busy_s,
         scaled_from_layers=graph.layers,
@@ -162,14 +162,14 @@ def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated
         waterfall=_waterfall(rungs, idle_s),
         predicted_busy_s=rungs.calibrated if rungs.calibrated is not None else rungs.executed,
         predicted_wall_s=_predicted_wall_s(table, spec, prediction),
-        noise=_half_range(result.wall_s) / float(np.median(result.wall_s)),
+        noise=noise,
         closure=result.closure,
         ran=result.ran,
         differences=result.differences,
         inactive=graph.inactive,
         peak_memory_bytes=result.peak_memory_bytes,
         layers=tuple(sorted(layers, key=lambda layer: -layer.measured_s)),
-        warnings=(*table.warnings, *_doubts(layers, result.closure)),
+        warnings=(*table.warnings, *doubts(result), *_doubts(layers, result.closure)),
         clock=result.clock,
         cache_state=result.cache_state,
         passes=(len(result.wall_s), len(result.profiled_wall_s)),

@@ -1,36 +1,73 @@
 """From a run's folder to what every view shows, without the device and without torch.
 
-Example: ``[report.wall_s for report in load_reports(RunFolder.open(path))]``
+Example: ``[report.wall_s for report in load(RunFolder.open(path))[0]]``
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from calibrate.efficiency import PassReport, summarise, to_json
+from profiler.record.errors import RequestError
 from profiler.record.run import CellResult
 from profiler.record.store import RunFolder
 from roofline.hardware import HardwareSpec
 
+ENVIRONMENT = {"device", "device_kind", "versions", "notes", "threads", "cores"}
+"""Of the machine, what the JSON output repeats from run.json."""
+
 
 def load_spec(folder: RunFolder) -> HardwareSpec:
-    """The device's figures; one without any where the run ended before they were taken."""
+    """The device's figures; one without any where the run ended before they were taken.
+
+    Raises RequestError as `RunFolder.read_spec` does.
+    """
     environment = folder.run.environment
     return folder.read_spec() or HardwareSpec(name=environment.device, kind=environment.device_kind)
 
 
-def load_reports(folder: RunFolder) -> list[PassReport]:
-    """A report for each cell that was measured, in the order of the run. Raises RequestError: a damaged file."""
+def load(folder: RunFolder) -> tuple[list[PassReport], list[CellResult]]:
+    """The reports of a run, and its cells without one, both in the order of the run.
+
+    A measured cell whose graph cannot be read is returned as "failed" with the reason. Raises RequestError where
+    the results or the device's figures cannot be read.
+    """
     spec = load_spec(folder)
-    return [
-        summarise(result, folder.read_graph(result.graph), spec)
-        for result in folder.results()
-        if _was_measured(result) and result.graph is not None
-    ]
+    reports: list[PassReport] = []
+    without: list[CellResult] = []
+    for result in folder.results():
+        report = _report(folder, result, spec)
+        if isinstance(report, PassReport):
+            reports.append(report)
+        else:
+            without.append(report)
+    return reports, without
 
 
-def without_report(folder: RunFolder) -> list[CellResult]:
-    """The cells that `load_reports` has nothing to say about, each with its reason."""
-    return [result for result in folder.results() if not _was_measured(result)]
+def sound(folder: RunFolder) -> frozenset[str]:
+    """Keys of the cells that need not be measured again: done, with a whole graph, and a report that is "done".
+
+    Raises RequestError as `load` does.
+    """
+    spec = load_spec(folder)
+    reports = [(result.cell.key, _report(folder, result, spec)) for result in folder.results()]
+    return frozenset(key for key, report in reports if isinstance(report, PassReport) and report.status == "done")
+
+
+def _report(folder: RunFolder, result: CellResult, spec: HardwareSpec) -> PassReport | CellResult:
+    """The cell's report, or the cell with the reason why there is none."""
+    if not _was_measured(result) or result.graph is None:
+        return result
+    try:
+        graph = folder.read_graph(result.graph)
+    except RequestError as error:
+        return result.model_copy(update={"status": "failed", "reason": str(error)})
+    if any(not 0 <= times.op < len(graph.ops) for times in result.ops):
+        reason = (
+            f"{folder.path / result.graph} is not the graph that was measured; restore it, or measure its cell again: "
+            f"python -m profiler run --resume {folder.path}"
+        )
+        return result.model_copy(update={"status": "failed", "reason": reason})
+    return summarise(result, graph, spec)
 
 
 def _was_measured(result: CellResult) -> bool:
@@ -40,14 +77,27 @@ def _was_measured(result: CellResult) -> bool:
 
 def document(folder: RunFolder, reports: Sequence[PassReport], failed: Sequence[CellResult]) -> dict[str, Any]:
     """What `run --json` and `show --json` print; keys are only ever added."""
+    environment = folder.run.environment
     return {
         "run": str(folder.path),
-        "device": folder.run.environment.device,
+        "device": environment.device,
         "started": folder.run.started,
         "finished": folder.run.finished,
+        "environment": environment.model_dump(mode="json", include=ENVIRONMENT),
+        "warnings": [
+            *environment.notes,
+            *(f"{report.model} {report.workload.key}: {line}" for report in reports for line in report.warnings),
+        ],
         "passes": [to_json(report) for report in reports],
         "failed": [
-            {"cell": result.cell.key, "model": result.cell.model, "status": result.status, "reason": result.reason}
+            {
+                "cell": result.cell.key,
+                "model": result.cell.model,
+                "phase": result.cell.workload.phase,
+                **result.cell.workload.model_dump(mode="json"),
+                "status": result.status,
+                "reason": result.reason,
+            }
             for result in failed
         ],
     }

@@ -20,6 +20,8 @@ Severity = Literal["note", "warns", "invalidates"]
 OTHERS_WARN, OTHERS_INVALIDATE = 0.05, 0.5
 """Cores' worth of foreign CPU time ÷ cores. A parallel operation waits for its slowest thread, so that one part in 20
 taken from one core already shows in a 5 % closure; at one half the scheduler's share is what is measured."""
+LISTED_CORES = 0.05
+"""Of one core; a process that takes less is not worth stopping, as `OTHERS_WARN`."""
 STEAL_WARN, STEAL_INVALIDATE = 0.01, 0.10
 """Of all cores' time. 1 % is the size of a regression that is looked for; 10 % is twice the closure's tolerance."""
 THERMAL_MARGIN_C = 10.0
@@ -59,7 +61,9 @@ def host_findings(host: HostReading) -> tuple[Finding, ...]:
         found.append(Finding(severity=severity, what=what, mend=mend))
 
     if (others := host.busy_others_cores) is not None and others > OTHERS_WARN * host.cores:
-        names = ", ".join(f"{p.name} ({p.pid}): {p.cores:.0%} of a core" for p in host.busiest[:3])
+        names = ", ".join(
+            f"{p.name} ({p.pid}): {p.cores:.0%} of a core" for p in host.busiest[:3] if p.cores >= LISTED_CORES
+        )
         add(
             "invalidates" if others >= OTHERS_INVALIDATE * host.cores else "warns",
             f"other work takes {others:.2f} of {host.cores} cores" + (f": {names}" if names else ""),

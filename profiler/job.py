@@ -26,7 +26,7 @@ from profiler.models.weights import build, build_meta
 from profiler.record.errors import InvalidMeasurement
 from profiler.record.run import Cell, CellResult
 from profiler.record.store import RunFolder
-from profiler.timing.cell import Loaded, first_line, free_bytes, is_out_of_memory, measure_cell
+from profiler.timing.cell import Loaded, free_bytes, measure_cell, reason
 from roofline.hardware import HardwareSpec, find_device
 
 DEVICE_S, QUICK_DEVICE_S = 15.0, 5.0
@@ -81,18 +81,17 @@ def measure_cells(folder: RunFolder, done: frozenset[str], job: Job, step: Step 
     cells = [cell for cell in folder.run.cells if cell.key not in done]
     begun = 0
     for group in _by_model(cells):
+        step(f"{group[0].model} {group[0].workload.dtype}: weights", begun + 1)
+        loaded: Loaded | None = None
+        why = ""
         try:
-            step(f"{group[0].model} {group[0].workload.dtype}: weights", begun + 1)
-            loaded: Loaded | None = _load(group[0], job)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            loaded = None
-            reason = f"out of memory while the weights were made: {first_line(error)}"
+            loaded = _load(group[0], job)
+        except Exception as error:  # noqa: BLE001 - a model that cannot be had fails its cells, and the others go on
+            why = reason(error)
         for cell in group:
             begun += 1
             if loaded is None:
-                folder.append(CellResult(cell=cell, status="failed", reason=reason))
+                folder.append(CellResult(cell=cell, status="failed", reason=why))
                 continue
             result, graph = measure_cell(
                 cell,

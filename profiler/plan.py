@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from transformers import PretrainedConfig, PreTrainedModel
 
+from profiler.models.inputs import prepare
 from profiler.models.request import check_request
-from profiler.models.resolve import resolve
+from profiler.models.resolve import ResolvedModel, resolve
+from profiler.models.scale import scale
+from profiler.models.trace import trace
 from profiler.models.truncate import truncate
-from profiler.models.weights import build_meta
+from profiler.models.weights import build_meta, require_weights
 from profiler.record.run import Cell
+from roofline.op import OpGraph
 from roofline.workload import Phase, Workload
 
 DEFAULT_MODEL = {"cpu": "qwen2.5-0.5b", "cuda": "llama-3.1-8b"}
@@ -87,5 +92,29 @@ def plan(models: Sequence[str], device: torch.device, shapes: Shapes, choices: C
                         weights=choices.weights,
                     )
                 )
-        build_meta(config, cells[-1].workload.dtype, choices.attn, choices.experts)  # refuses what the model lacks
+        _check_model(resolved, config, shapes.workloads(dtype), choices)
     return tuple(dict.fromkeys(cells))
+
+
+def _check_model(
+    resolved: ResolvedModel, config: PretrainedConfig, workloads: Sequence[Workload], choices: Choices
+) -> None:
+    """Raise RequestError: an implementation that the model lacks, weights that are not there, too few layers."""
+    meta = build_meta(config, workloads[0].dtype, choices.attn, choices.experts)
+    if choices.weights == "pretrained":
+        require_weights(resolved.location)
+    if config is resolved.config:
+        return
+    whole = build_meta(resolved.config, workloads[0].dtype, choices.attn, choices.experts)
+    for workload in workloads:
+        part, everything = (_traced(model, workload, choices.cache) for model in (meta, whole))
+        if part is not None and everything is not None:
+            scale(part, part, everything)
+
+
+def _traced(model: PreTrainedModel, workload: Workload, cache: str) -> OpGraph | None:
+    """The graph on `meta`; None where only the device can tell, which is then asked."""
+    try:
+        return trace(model, prepare(model, workload, cache=cache), workload, name="", target="cpu", options={})
+    except Exception:  # noqa: BLE001 - which error says so differs from model to model; the cell will tell
+        return None

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from calibrate.efficiency import PassReport, Waterfall
-from calibrate.reports import load_reports
+from calibrate.reports import load
+from profiler.record.errors import RequestError
 from profiler.record.run import RUN_SCHEMA, CellResult
 from profiler.record.store import RunFolder
 
@@ -32,10 +33,17 @@ def main(output: Path) -> int:
     """Check the run whose JSON output is in a file; prints what is wrong."""
     document = json.loads(output.read_text(), parse_constant=_refuse)
     folder = RunFolder.open(Path(document["run"]))
+    try:
+        folder.require_whole()
+        reports, without = load(folder)
+    except RequestError as error:
+        print(error)
+        return 1
     wrong = [*_folder(folder), *_document(document, folder)]
+    unread = {result.cell.key: result for result in without}
     for result in folder.results():
-        wrong.extend(f"{result.cell.key}: {line}" for line in _cell(result))
-    for report in load_reports(folder):
+        wrong.extend(f"{result.cell.key}: {line}" for line in _cell(unread.get(result.cell.key, result)))
+    for report in reports:
         wrong.extend(f"{report.model} {report.workload.key}: {line}" for line in _pass(report))
     print("\n".join(wrong) or f"{folder.path}: {len(folder.run.cells)} cells, everything is there and adds up")
     return 1 if wrong else 0

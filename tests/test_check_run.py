@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.reports import document, load_reports, without_report
+from calibrate.reports import document, load
 from profiler.record.run import CellResult, Run
 from profiler.record.store import RunFolder
 from roofline.hardware import HardwareSpec
@@ -21,7 +21,7 @@ def _written(base: Path, run: Run, result: CellResult, graph: OpGraph) -> Path:
         folder.write_report("report.md", "# report")
         folder.write_report("report.html", "<html>")
     output = base / "output.json"
-    output.write_text(json.dumps(document(folder, load_reports(folder), without_report(folder))))
+    output.write_text(json.dumps(document(folder, *load(folder))))
     return output
 
 
@@ -62,3 +62,14 @@ def test_a_failed_cell_and_missing_files_are_named(
     assert "failed: out of memory" in shown
     assert "no report.html" in shown
     assert "0 passes printed for 1 cells" in shown
+
+
+@pytest.mark.parametrize("name", ["spec.json", "measurements.parquet", "graphs/*.json"])
+def test_a_file_that_is_gone_is_named(
+    name: str, tmp_path: Path, run: Run, result: CellResult, graph: OpGraph, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = _written(tmp_path, run, result, graph)
+    gone = next(tmp_path.glob(f"*/*/{name}"))
+    gone.unlink()
+    assert main(output) == 1
+    assert str(gone) in capsys.readouterr().out

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from calibrate.efficiency import PassReport
-from calibrate.report import tables, wording
+from calibrate.report import roofs, tables, wording
 from calibrate.report.paths import shortened
-from calibrate.report.units import bytes_per_s, dtype, flops_per_s, magnitude, number, percent, seconds
+from calibrate.report.units import bytes_per_s, flops_per_s, magnitude, number, percent, seconds
 from roofline.hardware import HardwareSpec, Peaks
 
 TERM_COLOUR = {
@@ -43,10 +43,14 @@ KIND_COLOUR = {
 }
 """One colour a kind in every picture."""
 
-ROOF_COLOUR = {"achieved": "#33415c", "datasheet": "#9aa5b8"}
-
 BARS = 40
 """Layer kinds in the bar chart; the table below it has them all."""
+
+NAMED = 3
+"""Points above 1 with their efficiency beside them: the slowest; more would cover each other."""
+
+PLOT = 540
+"""Height of the roofline plot without its margins, in pixels."""
 
 LABEL = 56
 """Characters of a label beside a bar."""
@@ -163,7 +167,7 @@ def roofline_chart(report: PassReport, spec: HardwareSpec) -> go.Figure:
     known = {name: peaks for name, peaks in origins.items() if peaks is not None}
     x_range, y_range = _ranges(rows, list(known.values()), report.workload.dtype)
     for name, peaks in known.items():
-        _add_roofs(figure, name, peaks, report.workload.dtype, x_range, labelled=name == next(iter(known)))
+        roofs.add_lines(figure, name, peaks, report.workload.dtype, x_range)
     for kind in kinds:
         some = [row for row in rows if row.kind == kind]
         figure.add_scatter(
@@ -175,19 +179,19 @@ def roofline_chart(report: PassReport, spec: HardwareSpec) -> go.Figure:
                 "color": KIND_COLOUR.get(kind, "#000000"),
                 "size": [7 + 30 * math.sqrt(max(row.share or 0.0, 0.0)) for row in some],
                 "opacity": 0.75,
-                "line": {
-                    "color": ["#d00000" if row.above_one else "#ffffff" for row in some],
-                    "width": [2 if row.above_one else 1 for row in some],
-                },
+                "line": {"color": "#ffffff", "width": 1},
             },
             customdata=[_hover(row) for row in some],
             hovertemplate="%{customdata}<extra></extra>",
         )
+    _mark_above_one(figure, rows)
+    if known:
+        roofs.add_labels(figure, next(iter(known.values())), report.workload.dtype, y_range, PLOT)
     figure.update_layout(
         _LAYOUT,
-        height=640,
-        margin={"l": 76, "r": 20, "t": 10, "b": 56},
-        legend={"orientation": "h", "y": -0.12, "yanchor": "top", "x": 0},
+        height=PLOT + 10 + 120,
+        margin={"l": 76, "r": 190 if known else 20, "t": 10, "b": 120},
+        legend={"orientation": "h", "y": -0.13, "yanchor": "top", "x": 0},
     )
     figure.update_xaxes(
         _AXIS,
@@ -203,88 +207,46 @@ def roofline_chart(report: PassReport, spec: HardwareSpec) -> go.Figure:
     return figure
 
 
+def _mark_above_one(figure: go.Figure, rows: Sequence[tables.LayerRow]) -> None:
+    """A red ring and, at the largest, the efficiency; it is on top of what it marks."""
+    marked = [row for row in rows if row.above_one]
+    if not marked:
+        return
+    figure.add_scatter(
+        name="efficiency above 1",
+        x=[row.flops / row.bytes for row in marked],
+        y=[row.flops_per_s for row in marked],
+        mode="markers+text",
+        text=[f"! {percent(row.efficiency)}" if i < NAMED else "" for i, row in enumerate(marked)],
+        textposition="bottom center",
+        textfont={"color": "#d00000", "size": 11},
+        hoverinfo="skip",
+        marker={
+            "symbol": "circle-open",
+            "color": "#d00000",
+            "size": [13 + 30 * math.sqrt(max(row.share or 0.0, 0.0)) for row in marked],
+            "line": {"width": 2.5},
+        },
+    )
+
+
 def on_roofline(report: PassReport) -> tuple[tables.LayerRow, ...]:
     """Layer kinds that have a place on a logarithmic plot: copies, which do no FLOPs, have none."""
     return tuple(row for row in tables.layer_rows(report) if row.flops > 0 and row.bytes > 0 and row.time_s > 0)
-
-
-def _add_roofs(
-    figure: go.Figure, origin: str, peaks: Peaks, matrix_dtype: str, x_range: tuple[float, float], labelled: bool
-) -> None:
-    """Slanted roofs of the memory levels up to the highest flat one; flat ones from the fastest slanted one on."""
-    style = {"color": ROOF_COLOUR[origin], "width": 1.6, "dash": "solid" if origin == "achieved" else "dash"}
-    flats = _flats(peaks, matrix_dtype)
-    fastest = max(level.bandwidth.value for level in peaks.levels)
-    top = max(flats.values(), default=fastest * x_range[1])
-    lines = [(f"{level.name} {bytes_per_s(level.bandwidth.value)}", level.bandwidth.value) for level in peaks.levels]
-    for label, bandwidth in lines:
-        _line(figure, origin, label, [x_range[0], top / bandwidth], [x_range[0] * bandwidth, top], style)
-        if labelled:  # above the fastest level's roof and below the others', whose slopes are the same
-            side = "bottom" if bandwidth == fastest else "top"
-            _note(
-                figure,
-                label,
-                x_range[0] * 1.1,
-                x_range[0] * 1.1 * bandwidth,
-                "left",
-                side,
-                yshift=14 if side == "bottom" else -2,
-                bgcolor="#ffffffd8" if side == "bottom" else None,
-            )
-    for label, value in flats.items():
-        _line(figure, origin, label, [value / fastest, x_range[1]], [value, value], style)
-        if labelled:
-            _note(figure, label, x_range[1], value, "right", "top")
-
-
-def _line(figure: go.Figure, origin: str, label: str, x: list[float], y: list[float], style: dict[str, object]) -> None:
-    first = all(trace.name != f"{origin} peaks" for trace in figure.data)
-    figure.add_scatter(
-        name=f"{origin} peaks",
-        legendgroup=origin,
-        showlegend=first,
-        x=x,
-        y=y,
-        mode="lines",
-        line=style,
-        hovertemplate=f"{origin}: {label}<extra></extra>",
-    )
-
-
-def _note(figure: go.Figure, text: str, x: float, y: float, xanchor: str, yanchor: str, **more: object) -> None:
-    """Words at a point; plotly wants the logarithm of a place on a logarithmic axis."""
-    figure.add_annotation(
-        text=text,
-        x=math.log10(x),
-        y=math.log10(y),
-        xanchor=xanchor,
-        yanchor=yanchor,
-        showarrow=False,
-        font={"size": 11, "color": ROOF_COLOUR["achieved"]},
-        **more,
-    )
-
-
-def _flats(peaks: Peaks, matrix_dtype: str) -> dict[str, float]:
-    """Rates of work that bound this pass, by label."""
-    flats = {}
-    if matrix_dtype in peaks.matrix:
-        value = peaks.matrix[matrix_dtype].value
-        flats[f"matrix {dtype(matrix_dtype)} {flops_per_s(value)}"] = value
-    for name, figure in peaks.vector.items():
-        flats[f"vector {dtype(name)} {flops_per_s(figure.value)}"] = figure.value
-    return flats
 
 
 def _ranges(
     rows: Sequence[tables.LayerRow], known: Sequence[Peaks], matrix_dtype: str
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Both axes: every point and every ridge, with a margin."""
-    flats = [value for peaks in known for value in _flats(peaks, matrix_dtype).values()]
+    flats = [value for peaks in known for value in roofs.flats(peaks, matrix_dtype).values()]
     slowest = [peaks.levels[-1].bandwidth.value for peaks in known]
     x = [row.flops / row.bytes for row in rows] + [max(flats) / value for value in slowest if flats]
     y = [row.flops_per_s or 1.0 for row in rows] + flats
-    return (min(x, default=1.0) / 4, max(x, default=1.0) * 6), (min(y, default=1.0) / 4, max(y, default=1.0) * 4)
+    return (min(x, default=1.0) / 4, max(x, default=1.0) * 6), (
+        min(y, default=1.0) / 4,
+        max(y, default=1.0) * (30 if known else 4),
+    )
 
 
 def _labels(rows: Sequence[tables.LayerRow]) -> list[str]:

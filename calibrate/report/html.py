@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from calibrate.efficiency import PassReport
-from calibrate.report import charts, tables, wording
+from calibrate.report import charts, peaks, tables, wording
 from calibrate.report.page import SCRIPT, STYLE
 from calibrate.report.units import UNKNOWN, number, percent, seconds
 from profiler.record.run import CellResult, Run
@@ -32,8 +32,8 @@ def render(reports: Sequence[PassReport], run: Run, spec: HardwareSpec, failed: 
         f"<header><h1>{escape(run.environment.device)}</h1><p>{escape(run.name)}, {escape(run.started)}</p></header>",
         _passes(reports, run) if reports else "<p>No pass has been measured in this run.</p>",
         _failed(failed),
-        *(_pass(i, report, run, spec) for i, report in enumerate(reports)),
         _device(run, spec),
+        *(_pass(i, report, run, spec) for i, report in enumerate(reports)),
         _words(),
     ]
     return (
@@ -48,7 +48,7 @@ def _passes(reports: Sequence[PassReport], run: Run) -> str:
     rows = [
         [
             (f'<a href="#pass-{i}">{escape(wording.title(report))}</a>', ""),
-            _plain(report.status),
+            _status(report),
             _figure(seconds(report.wall_s), report.wall_s),
             _figure(f"± {percent(report.noise)}", report.noise),
             _figure(seconds(report.busy_s), report.busy_s),
@@ -75,6 +75,11 @@ def _passes(reports: Sequence[PassReport], run: Run) -> str:
     return _card("Passes", _table(header, rows, left=(0, 1, 6, 9)))
 
 
+def _status(report: PassReport) -> Cell:
+    verdict = wording.verdict(report)
+    return escape(report.status), f' class="bad" title="{escape(verdict)}"' if verdict else ""
+
+
 def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> str:
     facts = [
         wording.ideal_uses(report, spec),
@@ -83,6 +88,7 @@ def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> str:
         *wording.notes(report),
         wording.what_ran(report),
     ]
+    verdict = wording.verdict(report)
     warnings = "".join(f'<p class="warning">{escape(sentence)}</p>' for sentence in wording.warnings(report))
     absent = len(report.layers) - len(charts.on_roofline(report))
     shown = min(charts.BARS, len(report.layers))
@@ -91,14 +97,14 @@ def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> str:
     return "".join(
         (
             f'<section id="pass-{i}"><h2>{escape(wording.title(report))}</h2>',
+            f'<p class="verdict">{escape(verdict)}</p>' if verdict else "",
             f'<p class="headline">{escape(wording.headline(report))}</p>{warnings}',
             f"<ul>{''.join(f'<li>{escape(fact)}</li>' for fact in facts)}</ul>",
-            '<div class="pair">',
             _card(
                 "Where the wall time goes",
+                '<div class="pair">',
                 _chart(charts.waterfall_chart(report), f"waterfall-{i}"),
-                _waterfall(report),
-                _closure(report, run),
+                f"<div>{_waterfall(report)}{_closure(report, run)}</div></div>",
             ),
             _card(
                 "Roofline",
@@ -106,7 +112,6 @@ def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> str:
                 f'<p class="small">A point is a layer kind, its area its share of the wall, a red rim '
                 f"an efficiency above 1{absent_note}.</p>",
             ),
-            "</div>",
             _card(
                 "Layer kinds",
                 f'<p class="small">Measured with ideal ÷ measured beside it: {bars} layer kinds.</p>',
@@ -145,6 +150,8 @@ def _layer_cell(column: tables.Column, row: tables.LayerRow) -> Cell:
     if column.key == "share" and row.share is not None:
         filled = f"{100 * min(max(row.share, 0.0), 1.0):.1f}%"
         return text, f'{sort} style="background:linear-gradient(90deg,#d8e3f4 {filled},transparent {filled})"'
+    if column.key == "repeat":
+        return text, f'{sort} class="repeat"'
     if column.key == "efficiency" and row.above_one:
         return text, f'{sort} class="bad"'
     return text, sort
@@ -152,7 +159,8 @@ def _layer_cell(column: tables.Column, row: tables.LayerRow) -> Cell:
 
 def _kernels(row: tables.LayerRow) -> Cell:
     names = escape(", ".join(row.kernels) or UNKNOWN)
-    return names, f' class="kernels" title="{names}"'
+    more = f" and {len(row.kernels) - 1} more" if len(row.kernels) > 1 else ""
+    return escape(row.kernels[0] if row.kernels else UNKNOWN) + more, f' class="kernels" title="{names}"'
 
 
 def _waterfall(report: PassReport) -> str:
@@ -189,7 +197,10 @@ def _closure(report: PassReport, run: Run) -> str:
             _plain(fact.name),
             (escape(fact.value), ""),
             _plain(fact.asked),
-            (words[fact.holds], ' class="bad"' if fact.holds is False else ""),
+            (
+                ": ".join(filter(None, (words[fact.holds], escape(fact.implies)))),
+                ' class="bad"' if fact.holds is False else "",
+            ),
         ]
         for fact in wording.closure(report, run.environment.device_kind)
     ]
@@ -197,16 +208,15 @@ def _closure(report: PassReport, run: Run) -> str:
 
 
 def _closes(report: PassReport, run: Run) -> Cell:
-    held = [fact.holds for fact in wording.closure(report, run.environment.device_kind)]
-    if False in held or tables.unclosed(report):
-        return "does not hold", ' class="bad"'
-    return "holds", ""
+    if wording.closes(report, run.environment.device_kind):
+        return "holds", ""
+    return "does not hold", ' class="bad"'
 
 
 def _device(run: Run, spec: HardwareSpec) -> str:
     facts = [[_plain(fact.name), _plain(fact.value)] for fact in wording.environment(run)]
     facts += [[_plain("warning"), _plain(note)] for note in run.environment.notes]
-    found = wording.peak_rows(spec)
+    found = peaks.peak_rows(spec)
     rows = [
         [
             _plain(row.name),
@@ -218,9 +228,12 @@ def _device(run: Run, spec: HardwareSpec) -> str:
         ]
         for row in found
     ]
-    header = ("peak", "datasheet", "achieved", "90 % interval", "source of the datasheet's", "how it was achieved")
-    peaks = _table(header, rows, left=(0, 4, 5)) if found else "<p>No peaks of this device are known.</p>"
-    return _card("Device", _table(("", ""), facts, left=(0, 1)), peaks)
+    header = ("peak", "datasheet", "achieved", peaks.RANGE, "source of the datasheet's", "how it was achieved")
+    rates = _table(header, rows, left=(0, 4, 5)) if found else "<p>No peaks of this device are known.</p>"
+    warning = peaks.unsteady(found)
+    said = f'<p class="warning">{escape(warning)}</p>' if warning else ""
+    absent = "".join(f'<p class="small">{escape(line)}</p>' for line in peaks.missing(spec))
+    return _card("Device", _table(("", ""), facts, left=(0, 1)), said, rates, absent)
 
 
 def _words() -> str:

@@ -8,7 +8,7 @@ Example: ``Path("report.md").write_text(render(reports, run, spec, failed), enco
 from collections.abc import Iterable, Sequence
 
 from calibrate.efficiency import PassReport
-from calibrate.report import tables, wording
+from calibrate.report import peaks, tables, wording
 from calibrate.report.units import UNKNOWN, number, percent, seconds
 from calibrate.report.wording import Fact
 from profiler.record.run import CellResult, Run
@@ -22,7 +22,7 @@ def render(reports: Sequence[PassReport], run: Run, spec: HardwareSpec, failed: 
     """The whole run as one document."""
     parts = [f"# {_text(run.name)} on {_text(run.environment.device)}"]
     if reports:
-        parts += ["## Passes", _passes(reports)]
+        parts += ["## Passes", _passes(reports, run)]
     else:
         parts.append("No pass has been measured in this run.")
     if failed:
@@ -36,11 +36,11 @@ def render(reports: Sequence[PassReport], run: Run, spec: HardwareSpec, failed: 
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _passes(reports: Sequence[PassReport]) -> str:
+def _passes(reports: Sequence[PassReport], run: Run) -> str:
     rows = [
         (
             _text(wording.title(report)),
-            report.status,
+            report.status if report.status == "done" else f"**{report.status}**",
             seconds(report.wall_s),
             percent(report.noise),
             seconds(report.busy_s),
@@ -48,11 +48,12 @@ def _passes(reports: Sequence[PassReport]) -> str:
             report.ideal_peaks or UNKNOWN,
             seconds(report.predicted_busy_s),
             seconds(report.predicted_wall_s),
+            "holds" if wording.closes(report, run.environment.device_kind) else "**DOES NOT HOLD**",
         )
         for report in reports
     ]
     header = ("pass", "status", "wall", "±", "busy", "could be", "at peaks", "predicted busy", "predicted wall")
-    return _table(header, "llrrrrlrr", rows)
+    return _table((*header, "closure"), "llrrrrlrrl", rows)
 
 
 def _pass(report: PassReport, run: Run, spec: HardwareSpec) -> list[str]:
@@ -63,8 +64,10 @@ def _pass(report: PassReport, run: Run, spec: HardwareSpec) -> list[str]:
         *wording.notes(report),
         wording.what_ran(report),
     ]
+    verdict = wording.verdict(report)
     return [
         f"## {_text(wording.title(report))}",
+        f"> **{_text(verdict)}**" if verdict else "",
         f"**{_text(wording.headline(report))}**",
         "\n".join(f"> **{_text(sentence)}**  " for sentence in wording.warnings(report)),
         "\n".join(f"- {_text(line)}" for line in lines),
@@ -118,11 +121,11 @@ def _layer_waterfalls(report: PassReport) -> str:
 
 def _closure(facts: Sequence[Fact]) -> str:
     holds = {None: UNKNOWN, True: "yes", False: "**NO**"}
-    return _table(
-        ("", "found", "asked", "holds"),
-        "lrll",
-        [(fact.name, fact.value, fact.asked, holds[fact.holds]) for fact in facts],
-    )
+    rows = [
+        (fact.name, fact.value, fact.asked, ": ".join(filter(None, (holds[fact.holds], fact.implies))))
+        for fact in facts
+    ]
+    return _table(("", "found", "asked", "holds"), "lrll", rows)
 
 
 def _inactive(names: Sequence[str]) -> list[str]:
@@ -133,9 +136,12 @@ def _inactive(names: Sequence[str]) -> list[str]:
 
 
 def _peaks(spec: HardwareSpec) -> list[str]:
-    found = wording.peak_rows(spec)
+    found = peaks.peak_rows(spec)
+    absent = _list("Figures left out", peaks.missing(spec))
     if not found:
-        return ["No peaks of this device are known: neither a datasheet nor a measurement."]
+        return ["No peaks of this device are known: neither a datasheet nor a measurement.", *absent]
+    warning = peaks.unsteady(found)
+    said = f"> **{_text(warning)}**" if warning else ""
     rows = [
         (
             _text(row.name),
@@ -147,8 +153,8 @@ def _peaks(spec: HardwareSpec) -> list[str]:
         )
         for row in found
     ]
-    header = ("", "datasheet", "achieved", "90 % interval", "source of the datasheet's", "how it was achieved")
-    return [f"Device file: {_code(spec.name)}", _table(header, "lrrrll", rows)]
+    header = ("", "datasheet", "achieved", peaks.RANGE, "source of the datasheet's", "how it was achieved")
+    return [f"Device file: {_code(spec.name)}", _table(header, "lrrrll", rows), said, *absent]
 
 
 def _words() -> list[str]:

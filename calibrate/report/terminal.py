@@ -14,19 +14,19 @@ from rich.console import Console
 from rich.text import Text
 
 from calibrate.efficiency import PassReport
-from calibrate.report import tables, wording
+from calibrate.report import peaks, tables, wording
 from calibrate.report.paths import shortened
-from calibrate.report.units import aligned, percent, seconds
+from calibrate.report.units import UNKNOWN, aligned, percent, seconds
 from calibrate.report.wording import Fact
 from profiler.record.run import CellResult, Run
 from roofline.hardware import HardwareSpec
 
 LEFT_OUT_FIRST = (
     "repeat",
+    "count",
     "flops",
     "bytes",
     "predicted",
-    "count",
     "bound",
     "ideal",
     "kind",
@@ -77,9 +77,10 @@ def _environment(reports: Sequence[PassReport], run: Run, spec: HardwareSpec, co
     _facts(console, wording.environment(run))
     for note in run.environment.notes:
         _say(console, f"warning: {note}", "yellow")
-    rows = wording.peak_rows(spec, sorted({report.workload.dtype for report in reports}) or None)
+    rows = peaks.peak_rows(spec, sorted({report.workload.dtype for report in reports}) or None)
     if not rows:
         _say(console, "peaks: – (neither a datasheet nor a measurement)")
+        _missing(spec, console)
         return
     console.print()
     said = [row.show(row.datasheet.value if row.datasheet else None) for row in rows]
@@ -91,19 +92,38 @@ def _environment(reports: Sequence[PassReport], run: Run, spec: HardwareSpec, co
         ("peaks", [row.name for row in rows], "cyan", True),
         ("datasheet", said, "", False),
         ("achieved", reached, "bold", False),
-        ("of datasheet", share, "", False),
     ]
+    if any(row.interval() for row in rows):
+        columns.append((peaks.RANGE, [row.interval() or UNKNOWN for row in rows], "", False))
+    if any(row.datasheet for row in rows):
+        columns.append(("of datasheet", share, "", False))
+    while len(columns) > 3 and _needed(columns) > console.width:
+        columns.pop()
     _grid(console, columns, shrink=0)
+    warning = peaks.unsteady(rows)
+    if warning:
+        _say(console, f"warning: {warning}", "yellow")
+    _missing(spec, console)
     if any(row.measured for row in rows):
         _say(console, "achieved: measured in this run; spec.json and report.md say how for each figure", "dim")
     if any(row.datasheet for row in rows):
         _say(console, "datasheet: spec.json and report.md name the document of each figure", "dim")
 
 
+def _missing(spec: HardwareSpec, console: Console) -> None:
+    for line in peaks.missing(spec):
+        _say(console, line, "dim")
+
+
 def _pass(report: PassReport, run: Run, spec: HardwareSpec, console: Console) -> None:
     console.print()
     console.print(Text("─" * console.width, style="dim"))
-    _say(console, f"{wording.title(report)}: {wording.headline(report)}", "bold")
+    verdict = wording.verdict(report)
+    if verdict:
+        _say(console, f"{wording.title(report)}: {verdict}", "bold red")
+        _say(console, wording.headline(report), "bold")
+    else:
+        _say(console, f"{wording.title(report)}: {wording.headline(report)}", "bold")
     _say(console, wording.ideal_uses(report, spec))
     _say(console, wording.predicted(report))
     for sentence in wording.warnings(report):
@@ -184,8 +204,11 @@ def _closure(facts: Sequence[Fact], console: Console) -> None:
         ("", [marks[fact.holds] for fact in facts], "", True),
         ("asked", [fact.asked for fact in facts], "dim", True),
     ]
-    fits = sum(_width(header, cells) + GAP for header, cells, _, _ in columns) - GAP <= console.width
+    fits = _needed(columns) <= console.width
     _grid(console, columns if fits else columns[:3], shrink=0, marked=[fact.holds is False for fact in facts])
+    for fact in facts:
+        if fact.implies:
+            _say(console, f"{fact.name}: {fact.implies}", "yellow")
 
 
 def _meanings(reports: Sequence[PassReport], console: Console) -> None:
@@ -247,6 +270,10 @@ def _say(console: Console, sentence: str, style: str = "") -> None:
     held = _FIGURE.sub("\u00a0", sentence)
     for line in textwrap.wrap(held, console.width, break_on_hyphens=False):
         console.print(Text(line.replace("\u00a0", " "), style=style), no_wrap=True, overflow="crop")
+
+
+def _needed(columns: Sequence[tuple[str, Sequence[str], str, bool]]) -> int:
+    return sum(_width(header, cells) + GAP for header, cells, _, _ in columns) - GAP
 
 
 def _width(header: str, cells: Sequence[str]) -> int:

@@ -2,17 +2,16 @@
 
 Sentences and label-value rows, made from records; no layout, no escaping.
 
-Example: ``headline(report)`` is ``"82.1 ms wall ± 1.2 %, 78.0 ms busy; could be 20.1 ms at datasheet peaks (…)"``
+Example: ``headline(report)`` is ``"82.1 ms wall ± 1.2 %, 78.0 ms busy; its device work could take …"``
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 from calibrate.efficiency import PassReport
 from calibrate.report import tables
-from calibrate.report.units import UNKNOWN, bytes_per_s, dtype, flops_per_s, percent, seconds, size
+from calibrate.report.units import UNKNOWN, dtype, percent, seconds, size
 from profiler.record.run import CellResult, Run
-from roofline.hardware import Figure, HardwareSpec, Peaks
+from roofline.hardware import HardwareSpec
 from roofline.record import Record
 from roofline.workload import Workload
 
@@ -58,10 +57,6 @@ IDLE_AT_LEAST = -0.02
 """DESIGN.md: idle below −2 % of the wall makes a pass invalid."""
 
 
-Unit = Literal["FLOP/s", "bytes/s", "s"]
-_UNITS: tuple[Unit, ...] = ("FLOP/s", "bytes/s", "s")
-
-
 class Fact(Record):
     """A label, its value as text, what is asked of it, and whether it holds (None: nothing is asked)."""
 
@@ -69,25 +64,8 @@ class Fact(Record):
     value: str
     asked: str = ""
     holds: bool | None = None
-
-
-class PeakRow(Record):
-    """One rate of the device, by origin."""
-
-    name: str
-    unit: Unit
-    datasheet: Figure | None
-    measured: Figure | None
-
-    def show(self, value: float | None) -> str:
-        return {"FLOP/s": flops_per_s, "bytes/s": bytes_per_s, "s": seconds}[self.unit](value)
-
-    def interval(self) -> str:
-        """90 % interval of the measurement, "" where there is none."""
-        figure = self.measured
-        if figure is None or figure.low is None or figure.high is None:
-            return ""
-        return f"{self.show(figure.low)} to {self.show(figure.high)}"
+    implies: str = ""
+    """What follows where it does not hold."""
 
 
 def workload_title(workload: Workload) -> str:
@@ -101,16 +79,28 @@ def title(report: PassReport) -> str:
     return f"{report.model} {workload_title(report.workload)}"
 
 
+def verdict(report: PassReport) -> str | None:
+    """ "inconclusive: single passes vary by ± 40%"; None for a sound pass."""
+    if report.status == "done":
+        return None
+    return f"{report.status}: {report.reason or 'no reason was recorded'}"
+
+
 def headline(report: PassReport) -> str:
-    """How fast it is and how fast it could be, in a line."""
+    """How fast it is and, of a sound pass, how fast its device work could be, in a line."""
     now = f"{seconds(report.wall_s)} wall ± {percent(report.noise)}, {seconds(report.busy_s)} busy"
+    if report.status != "done":
+        return now
     if report.ideal_peaks is None:
         return f"{now}; how fast it could be is unknown: no peaks of this device are known"
     ideal_s = tables.ideal_total_s(report)
     if ideal_s is None:
         return f"{now}; how fast it could be is unknown: the {report.ideal_peaks} peaks lack one it needs"
-    ratio = f" ({report.wall_s / ideal_s:.2f}× faster)" if ideal_s > 0 else ""
-    return f"{now}; could be {seconds(ideal_s)} at {report.ideal_peaks} peaks{ratio}"
+    if ideal_s > report.busy_s:
+        there = f"{seconds(ideal_s)} at {report.ideal_peaks} peaks"
+        return f"{now}; its device work would take {there}, above the measured time: the peaks are too low"
+    ratio = f" ({report.busy_s / ideal_s:.2f}× less)" if ideal_s > 0 else ""
+    return f"{now}; its device work could take {seconds(ideal_s)} at {report.ideal_peaks} peaks{ratio}"
 
 
 def predicted(report: PassReport) -> str:
@@ -165,6 +155,7 @@ def closure(report: PassReport, device_kind: str) -> tuple[Fact, ...]:
             value=percent(seen.instrumented_ratio),
             asked=f"100 % ± {100 * INSTRUMENTED_WITHIN:g} %",
             holds=abs(seen.instrumented_ratio - 1) <= INSTRUMENTED_WITHIN,
+            implies=_instrumentation(seen.instrumented_ratio),
         ),
         Fact(
             name="busy ÷ wall",
@@ -186,11 +177,14 @@ def closure(report: PassReport, device_kind: str) -> tuple[Fact, ...]:
     return tuple(facts)
 
 
+def closes(report: PassReport, device_kind: str) -> bool:
+    """Whether every fact of the closure holds and every sum is met."""
+    return not tables.unclosed(report) and all(fact.holds is not False for fact in closure(report, device_kind))
+
+
 def warnings(report: PassReport) -> tuple[str, ...]:
     """What an expert must know before using the figures of a pass; the most serious first."""
     said = []
-    if report.status != "done":
-        said.append(f"this pass is {report.status}: {report.reason or 'no reason was recorded'}")
     said += [f"does not close: {sentence}" for sentence in tables.unclosed(report)]
     said += [f"! {words}" if words.startswith(ABOVE_ONE) else words for words in report.warnings]
     marked = tables.above_one(report)
@@ -249,25 +243,6 @@ def environment(run: Run) -> tuple[Fact, ...]:
     return tuple(Fact(name=name, value=value) for name, value in rows.items())
 
 
-def peak_rows(spec: HardwareSpec, dtypes: Sequence[str] | None = None) -> tuple[PeakRow, ...]:
-    """Every rate of the device, datasheet beside measured; matrix rates of `dtypes` only where given."""
-    said, reached = _figures(spec.datasheet, dtypes), _figures(spec.measured, dtypes)
-    return tuple(
-        PeakRow(name=name, unit=unit, datasheet=said.get((unit, name)), measured=reached.get((unit, name)))
-        for unit, name in sorted({**said, **reached}, key=lambda key: _UNITS.index(key[0]))
-    )
-
-
-def sources(rows: Sequence[PeakRow]) -> tuple[Fact, ...]:
-    """Where the figures of each origin come from, each source once."""
-    origins = {"datasheet": [row.datasheet for row in rows], "achieved": [row.measured for row in rows]}
-    return tuple(
-        Fact(name=name, value="; ".join(dict.fromkeys(figure.source for figure in figures if figure)))
-        for name, figures in origins.items()
-        if any(figures)
-    )
-
-
 def failed_rows(failed: Sequence[CellResult]) -> tuple[tuple[str, str, str], ...]:
     """(what, status, reason) of each cell without a result."""
     return tuple(
@@ -280,6 +255,15 @@ def failed_rows(failed: Sequence[CellResult]) -> tuple[tuple[str, str, str], ...
     )
 
 
+def _instrumentation(ratio: float) -> str:
+    """What a ratio of profiled to unprofiled time outside its bounds means."""
+    if ratio > 1 + INSTRUMENTED_WITHIN:
+        return f"operation times carry up to {percent(ratio - 1)} of instrumentation"
+    if ratio < 1 - INSTRUMENTED_WITHIN:
+        return "the machine changed between passes"
+    return ""
+
+
 def _options(result: CellResult) -> str:
     cell = result.cell
     layers = [f"{cell.layers} layers"] if cell.layers else []
@@ -290,17 +274,3 @@ def _against(value: float | None, truth: float) -> str:
     if value is None or truth <= 0:
         return UNKNOWN
     return f"{seconds(value)} ({percent(value / truth - 1, signed=True)})"
-
-
-def _figures(peaks: Peaks | None, dtypes: Sequence[str] | None) -> dict[tuple[Unit, str], Figure]:
-    if peaks is None:
-        return {}
-    found: dict[tuple[Unit, str], Figure] = {}
-    for name, figure in peaks.matrix.items():
-        if dtypes is None or name in dtypes:
-            found["FLOP/s", f"matrix {dtype(name)}"] = figure
-    found |= {("FLOP/s", f"vector {dtype(name)}"): figure for name, figure in peaks.vector.items()}
-    found |= {("bytes/s", level.name): level.bandwidth for level in peaks.levels}
-    if peaks.host_s_per_op is not None:
-        found["s", "host per operation"] = peaks.host_s_per_op
-    return found

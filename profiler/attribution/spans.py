@@ -13,6 +13,7 @@ from functools import cache
 
 import torch
 
+from profiler.attribution.align import in_place_or_not
 from profiler.attribution.timeline import HostEvent
 from profiler.models.annotate import PREFIX
 from profiler.models.operators import EMPTY
@@ -53,7 +54,11 @@ class Executed:
 
 
 def executed(host: Sequence[HostEvent], *, names: frozenset[str], window: tuple[float, float], tid: int) -> Executed:
-    """Operations of the thread `tid` that start within `window` (seconds, host clock), in order."""
+    """Operations of the thread `tid` that start within `window` (seconds, host clock), in order.
+
+    `names` are those of the graph's operators; an operator and its in-place form are taken for the same.
+    """
+    bases = frozenset(in_place_or_not(name) for name in names)
     events = [e for e in host if e.tid == tid and window[0] <= e.start_s <= window[1] and e.name != PASS]
     events.sort(key=lambda e: (e.start_s, -e.end_s))
     ops: list[ExecutedOp] = []
@@ -71,7 +76,7 @@ def executed(host: Sequence[HostEvent], *, names: frozenset[str], window: tuple[
                 ops[-1] = replace(ops[-1], backend=event.name)
             continue
         inside = following if following is not None and following.start_s < event.end_s else None
-        if event.name in names:
+        if in_place_or_not(event.name) in bases:
             while modules and modules[-1][0] <= event.start_s:
                 modules.pop()
             path = modules[-1][1] if modules else None

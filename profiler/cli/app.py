@@ -6,16 +6,22 @@ and everything else that is slow inside their functions, so that help and `list`
 Example: ``main(["list", "--json"])`` returns 0
 """
 
+import errno
+import importlib.metadata
 import os
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from profiler.attribution.timeline import QUIET
 from profiler.cli import doctor, errors, run, show
 from profiler.cli import list as list_verb
+from profiler.cli.output import discard_stdout, replace_unencodable
 from profiler.record.errors import InvalidMeasurement, RequestError
 
 os.environ.update(QUIET)  # read when torch is first imported, which verbs do later
@@ -31,6 +37,9 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException: typer carries a click of its own in some versions and not in others."""
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""Errors of the place that output goes to, not of ours: full disk, spent quota, failing disk or closed terminal."""
+
 
 def build() -> typer.Typer:
     """The application with all its verbs."""
@@ -43,7 +52,11 @@ def build() -> typer.Typer:
     )
 
     @app.callback()
-    def root() -> None: ...
+    def root(
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+        ] = False,
+    ) -> None: ...
 
     for name, (function, example) in VERBS.items():
         app.command(name, epilog=example)(function)
@@ -53,15 +66,12 @@ def build() -> typer.Typer:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code. `arguments` are those after the program's name."""
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    replace_unencodable()
     try:
-        _require_verb(arguments[0])
-        command = typer.main.get_command(build())
-        with command.make_context("python -m profiler", arguments) as context:
-            command.invoke(context)
-        sys.stdout.flush()
-        return errors.GOOD
-    except typer.Exit as end:
-        return end.exit_code
+        code = _invoke(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except RequestError as error:
         return _fail(f"error: {error}", errors.REQUEST)
     except InvalidMeasurement as error:
@@ -72,10 +82,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(
             errors.interruption(stop) if isinstance(stop, KeyboardInterrupt) else "interrupted", errors.INTERRUPTED
         )
-    except BrokenPipeError:
-        # whoever read our output has gone: leave the interpreter nothing to flush into the closed pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has gone
+        discard_stdout()
         return errors.BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        discard_stdout()
+        return _fail(
+            f"error: cannot write {error.filename or 'the output'}: {error.strerror}; free space or write elsewhere",
+            errors.REQUEST,
+        )
+
+
+def _invoke(arguments: list[str]) -> int:
+    _require_verb(arguments[0])
+    command = typer.main.get_command(build())
+    try:
+        with command.make_context(_program(), arguments) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    return errors.GOOD
+
+
+def _program() -> str:
+    """How this program was called, for the usage line."""
+    return "roofcal" if sys.argv and Path(sys.argv[0]).stem == "roofcal" else "python -m profiler"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"roofcal {_version()}")
+        raise typer.Exit
+
+
+def _version() -> str:
+    """Of the installed distribution; of the checkout where it is run without being installed."""
+    try:
+        return importlib.metadata.version("roofcal")
+    except importlib.metadata.PackageNotFoundError:
+        return str(tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["version"])
 
 
 def _require_verb(word: str) -> None:

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from profiler.cli.errors import INVALID
-from profiler.cli.output import print_json, stdout_to_stderr_if
+from profiler.cli.output import console, print_json, stdout_to_stderr_if
 
 EXAMPLE = "Example:  python -m profiler doctor --device cuda"
 STYLES = {"invalidates": "bold red", "warns": "yellow", "note": "dim"}
@@ -37,15 +36,13 @@ def doctor(
             }
         )
     else:
-        console = Console(soft_wrap=True, highlight=False)
+        out = console(soft_wrap=True, highlight=False)
         versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
-        console.print(
-            Text(f"{environment.device}, {environment.cores} cores, {environment.threads} threads, {versions}")
-        )
+        out.print(Text(f"{environment.device}, {environment.cores} cores, {environment.threads} threads, {versions}"))
         for finding in found:
-            console.print(Text(f"{finding.severity}: {finding.what}", STYLES[finding.severity]))
-            console.print(Text(f"  {finding.mend}"))
+            out.print(Text(f"{finding.severity}: {finding.what}", STYLES[finding.severity]))
+            out.print(Text(f"  → {finding.mend}"))
         if not found:
-            console.print("nothing found that would spoil a measurement")
+            out.print("nothing found that would spoil a measurement")
     if any(finding.severity == "invalidates" for finding in found):
         raise typer.Exit(INVALID)

@@ -32,13 +32,15 @@ def progress(total: int, stream: TextIO | None = None) -> Iterator[Step]:
 
 
 def _lines(total: int, stream: TextIO) -> Step:
-    last = -1
+    """A line as each unit begins, and as what it is about changes; what comes after a colon is detail."""
+    last = (-1, "")
 
     def step(text: str, done: float) -> None:
         nonlocal last
-        if int(done) > last:
-            last = int(done)
-            print(f"[{last + 1}/{total}] {text}", file=stream, flush=True)
+        about = (min(int(done), total - 1), text.partition(":")[0])
+        if about != last:
+            last = about
+            print(f"[{about[0] + 1}/{total}] {text}", file=stream, flush=True)
 
     return step
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from profiler.cli.errors import GOOD, INCONCLUSIVE, INVALID, resumable
-from profiler.cli.output import print_json, stdout_to_stderr_if
+from profiler.cli.output import console, print_json, stdout_to_stderr_if
 from profiler.cli.progress import progress
 from profiler.record.errors import RequestError
 from profiler.record.run import Run, differing
@@ -27,8 +26,8 @@ python -m profiler run ./my-model --layers 4 --dtype bfloat16 --json\n
 python -m profiler run --resume results/DEVICE/RUN
 """
 
-QUICK_SECONDS = 3.0
-"""Seconds of passes for each cell with --quick."""
+SECONDS, QUICK_SECONDS = 10.0, 3.0
+"""Seconds of passes for each cell, in full and with --quick."""
 
 
 def run(
@@ -49,7 +48,9 @@ def run(
     cache: Annotated[str, typer.Option(help="dynamic or static.")] = "dynamic",
     weights: Annotated[str, typer.Option(help="random or pretrained.")] = "random",
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run a model's own code.")] = False,
-    seconds: Annotated[float, typer.Option(help="Seconds of passes for each cell.", min=0.1)] = 10.0,
+    seconds: Annotated[
+        float | None, typer.Option(help="Seconds of passes for each cell; 10, or 3 with --quick.", min=0.1)
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer passes, and a shorter look at the device.")] = False,
     seed: Annotated[int, typer.Option(help="Of weights and tokens.")] = 0,
     threads: Annotated[
@@ -68,7 +69,7 @@ def run(
     else:
         options = {
             "device": device,
-            "seconds": QUICK_SECONDS if quick else seconds,
+            "seconds": seconds or (QUICK_SECONDS if quick else SECONDS),
             "quick": quick,
             "seed": seed,
             "threads": threads,
@@ -136,7 +137,8 @@ def _new(models: list[str], shapes: Any, choices: Any, options: dict[str, Any], 
 
 
 def _resumed(path: Path) -> tuple[RunFolder, frozenset[str]]:
-    """The folder of an unfinished run, if this is still the machine and the software that it began on."""
+    """The folder of a run and its good cells, if this is still the machine and the software that it began on."""
+    from calibrate.reports import sound
     from profiler.environment import collect
 
     run = RunFolder.open(path).run
@@ -144,7 +146,12 @@ def _resumed(path: Path) -> tuple[RunFolder, frozenset[str]]:
     here = collect(str(run.options["device"]))
     if changed := differing(run.environment, here):
         raise RequestError(f"--resume: this run began with {'; '.join(changed)}; measure it there, or start a new run")
-    return RunFolder.open_for_resume(path)
+    folder, _ = RunFolder.open_for_resume(path)
+    try:
+        return folder, sound(folder)  # what was invalid, inconclusive or lost is measured again
+    except BaseException:
+        folder.close()
+        raise
 
 
 def _set_threads(options: Mapping[str, Any]) -> None:
@@ -178,16 +185,15 @@ def _measure(folder: RunFolder, done: frozenset[str]) -> None:
 def _show(folder: RunFolder, as_json: bool) -> int:
     """Write the reports and show them; the exit code."""
     from calibrate.report import html, markdown, terminal
-    from calibrate.reports import document, load_reports, load_spec, without_report
+    from calibrate.reports import document, load, load_spec
 
-    reports, failed, spec = load_reports(folder), without_report(folder), load_spec(folder)
+    (reports, failed), spec = load(folder), load_spec(folder)
     folder.write_report("report.md", markdown.render(reports, folder.run, spec, failed))
     folder.write_report("report.html", html.render(reports, folder.run, spec, failed))
     if as_json:
         print_json(document(folder, reports, failed))
     else:
-        terminal.render(reports, folder.run, spec, Console(), failed)
+        terminal.render(reports, folder.run, spec, console(), failed)
         print(f"\nkept in {folder.path}", file=sys.stderr)
-    if any(result.status == "invalid" for result in failed) or any(report.status == "invalid" for report in reports):
-        return INVALID
-    return INCONCLUSIVE if failed else GOOD
+    found = {result.status for result in failed} | {report.status for report in reports}
+    return INVALID if "invalid" in found else INCONCLUSIVE if found - {"done"} else GOOD

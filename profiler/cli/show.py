@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from profiler.cli.output import print_json
+from profiler.cli.output import console, print_json
 from profiler.record.index import find_run
 
 EXAMPLE = "Example:  python -m profiler show last"
@@ -19,11 +18,11 @@ def show(
 ) -> None:
     """A run's layers, waterfalls and closure, as `run` printed them."""
     from calibrate.report.terminal import render
-    from calibrate.reports import document, load_reports, load_spec, without_report
+    from calibrate.reports import document, load, load_spec
 
     folder = find_run(run, results)
-    reports, failed = load_reports(folder), without_report(folder)
+    reports, failed = load(folder)
     if as_json:
         print_json(document(folder, reports, failed))
     else:
-        render(reports, folder.run, load_spec(folder), Console(), failed)
+        render(reports, folder.run, load_spec(folder), console(), failed)

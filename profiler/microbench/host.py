@@ -17,9 +17,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from profiler.microbench.undisturbed import collect, fastest_s
 from profiler.models.operators import is_metadata
 from profiler.timing.clock import HostClock
-from profiler.timing.sampler import Samples, sample
+from profiler.timing.sampler import Samples
 
 CONTEXT = 8
 """Tokens before the decoded one: enough to have a cache, too few to be work."""
@@ -34,7 +35,7 @@ class HostCost:
 
     @property
     def seconds_per_op(self) -> float:
-        return self.samples.median_s / self.operations
+        return fastest_s(self.samples) / self.operations
 
 
 class _Attention(TorchFunctionMode):
@@ -96,7 +97,7 @@ def tiny_llama(device: torch.device, dtype: str) -> LlamaForCausalLM:
 
 
 def measure(device: torch.device, dtype: str, *, budget_s: float) -> HostCost:
-    """Host seconds an operation: median over decode passes, each on a fresh cache of the same length.
+    """Host seconds an operation: the fastest tenth of decode passes, each on a fresh cache of the same length.
 
     The host's clock, with the device synchronised at the end of each sample.
     """
@@ -123,5 +124,5 @@ def measure(device: torch.device, dtype: str, *, budget_s: float) -> HostCost:
             layer.keys, layer.values = keys, values
         with _Counter() as counter:
             decode(cache)
-        samples = sample(step, HostClock(), min_samples=10, min_time_s=budget_s / 2, max_time_s=budget_s)
+        samples = collect(step, HostClock(), budget_s=budget_s, min_sample_s=0.0)
     return HostCost(counter.operations, samples)

@@ -4,15 +4,17 @@
 torch is set to ("ieee" unless it was changed), which `precision` tells. A short measurement: a burst, not a
 sustained rate under a power cap.
 
-Example: ``peak("bfloat16", torch.device("cpu"), budget_s=3.0).flops_per_s``
+Example: ``best(visit("bfloat16", torch.device("cpu"), budget_s=3.0)).flops_per_s``
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
+from profiler.microbench.undisturbed import CALLS_BEFORE, PER_VISIT, collect, fastest_s, merged
 from profiler.timing.clock import clock_for
-from profiler.timing.sampler import Samples, sample
+from profiler.timing.sampler import Samples
 
 Shape = tuple[int, int, int]
 
@@ -29,6 +31,9 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     ),
 }
 """m, n, k by device type, the small ones first."""
+SAMPLE_S = {"cpu": 2e-4, "cuda": 1e-3}
+"""Shortest sample: on a CPU below a scheduler's slice (milliseconds), so that some samples fall between those of
+other work; on a GPU so long that events (10–30 µs of wander) and launches do not matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,33 +51,31 @@ class Product:
 
     @property
     def flops_per_s(self) -> float:
-        return self.flops / self.samples.median_s
+        return self.flops / fastest_s(self.samples)
 
 
-def peak(dtype: str, device: torch.device, *, budget_s: float) -> Product:
-    """The fastest shape. A shape whose time, by the rate so far, exceeds what is left of the budget is not tried.
+def visit(dtype: str, device: torch.device, *, budget_s: float) -> list[Product]:
+    """Time the shapes, each for a part of the budget. One that has no time left for its samples is not tried.
 
     Raises what torch raises for a dtype that the device cannot multiply, ArithmeticError for a non-finite product.
     """
     clock = clock_for(device)
     shapes = SHAPES[device.type]
     deadline = clock.now() + budget_s
-    best: Product | None = None
+    found: list[Product] = []
     for tried, shape in enumerate(shapes):
         left_s = deadline - clock.now()
-        share_s = left_s / (len(shapes) - tried)
-        # A shape needs warm-up, a count of its repeats and three samples: five calls at least.
-        if best is not None and 5 * 2.0 * shape[0] * shape[1] * shape[2] / best.flops_per_s > max(left_s, 0):
+        rate = max((product.flops_per_s for product in found), default=None)
+        needed = (CALLS_BEFORE + PER_VISIT) * 2.0 * shape[0] * shape[1] * shape[2]
+        if rate is not None and needed / rate > max(left_s, 0):
             continue
-        found = time_product(dtype, shape, device, budget_s=share_s)
-        if best is None or _rank(found) > _rank(best):
-            best = found
-    assert best is not None, "the grid of shapes is not empty"
-    return best
+        found.append(time_product(dtype, shape, device, budget_s=left_s / (len(shapes) - tried)))
+    return found
 
 
-def _rank(product: Product) -> tuple[bool, float]:
-    return not product.samples.is_thin, product.flops_per_s
+def best(found: Iterable[Product]) -> Product:
+    """The fastest shape over all visits; one with fewer than three samples only if all have."""
+    return max(merged(found), key=lambda product: (not product.samples.is_thin, product.flops_per_s))
 
 
 def time_product(dtype: str, shape: Shape, device: torch.device, *, budget_s: float) -> Product:
@@ -82,13 +85,8 @@ def time_product(dtype: str, shape: Shape, device: torch.device, *, budget_s: fl
     a = torch.randn(m, k, device=device).to(kind)
     b = torch.randn(k, n, device=device).to(kind)
     out = torch.empty(m, n, device=device, dtype=kind)
-    samples = sample(
-        lambda: torch.mm(a, b, out=out),
-        clock_for(device),
-        min_samples=3,
-        min_time_s=budget_s / 4,
-        max_time_s=budget_s,
-        min_sample_s=1e-3,
+    samples = collect(
+        lambda: torch.mm(a, b, out=out), clock_for(device), budget_s=budget_s, min_sample_s=SAMPLE_S[device.type]
     )
     if not bool(torch.isfinite(out).all()):
         raise ArithmeticError(f"the {dtype} product of shape {shape} is not finite")

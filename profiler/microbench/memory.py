@@ -7,10 +7,10 @@ past the last-level cache. The last-level cache may be shared with others, of wh
 its capacity is twice the largest working set at which its bandwidth still shows. A level that is not distinctly
 faster than the next one is merged into it.
 
-Example: ``levels, merged = measure_levels(torch.device("cpu"), budget_s=4.0)``
+Example: ``kept, reasons = levels(device, [visit(device, budget_s=2.0) for _ in range(3)])``
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from profiler.environment import cpu_cache_levels
 from profiler.host import read_limits, usable_cpus
+from profiler.microbench.undisturbed import collect, fastest_s, merged
 from profiler.timing.clock import clock_for
 from profiler.timing.flush import Rotation, copies
-from profiler.timing.sampler import Samples, sample
+from profiler.timing.sampler import Samples
 from roofline.hardware import find_device
 
 DISTINCT = 1.15
@@ -57,7 +58,7 @@ class Bandwidth:
 
     @property
     def bytes_per_s(self) -> float:
-        return self.bytes_per_call / self.samples.median_s
+        return self.bytes_per_call / fastest_s(self.samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,10 @@ class MeasuredLevel:
     """What this process gets of it, at most what the system says."""
     stated_bytes: int
     best: Bandwidth
+
+
+Levels = tuple[MeasuredLevel, ...]
+"""The smallest cache first, main memory last."""
 
 
 def cache_capacities(device: torch.device) -> tuple[Capacity, ...]:
@@ -128,26 +133,26 @@ def kernels(pool: Tensor, turns: int) -> dict[str, tuple[int, Callable[[], objec
     }
 
 
-def measure(working_set_bytes: int, device: torch.device, *, turns: int, budget_s: float) -> Bandwidth:
-    """Best kernel on a working set; `turns` above 1 is the cold state. Raises ArithmeticError if data went bad."""
+def measure(working_set_bytes: int, device: torch.device, *, turns: int, budget_s: float) -> list[Bandwidth]:
+    """Every kernel on a working set; `turns` above 1 is the cold state. Raises ArithmeticError if data went bad."""
     pool = normal_pool(working_set_bytes, device)
     clock = clock_for(device)
     found = []
     calls = kernels(pool, turns)
     for name, (size, call) in calls.items():
         # CUDA: 1 ms of kernels in a row, so that events (10–30 µs of wander) and launches do not matter.
-        samples = sample(
-            call,
-            clock,
-            min_samples=3,
-            min_time_s=budget_s / len(calls) / 2,
-            max_time_s=budget_s / len(calls),
-            min_sample_s=1e-3 if device.type == "cuda" else 1e-4,
+        samples = collect(
+            call, clock, budget_s=budget_s / len(calls), min_sample_s=1e-3 if device.type == "cuda" else 1e-4
         )
         found.append(Bandwidth(name, working_set_bytes, size, turns > 1, samples))
     if not bool(torch.isfinite(pool.sum())):
         raise ArithmeticError(f"the data of a {working_set_bytes} byte working set became non-finite")
-    return max(found, key=lambda b: (not b.samples.is_thin, b.bytes_per_s))
+    return found
+
+
+def best(found: Iterable[Bandwidth]) -> Bandwidth:
+    """The kernel with the highest bandwidth over all visits."""
+    return max(merged(found), key=lambda b: (not b.samples.is_thin, b.bytes_per_s))
 
 
 def main_working_set(device: torch.device, *, limit_bytes: int | None = None) -> tuple[int, int]:
@@ -163,14 +168,14 @@ def main_working_set(device: torch.device, *, limit_bytes: int | None = None) ->
     return size, 1
 
 
-def measure_levels(
+def visit(
     device: torch.device,
     *,
     budget_s: float,
     limit_bytes: int | None = None,
     progress: Progress = lambda part, what: None,
-) -> tuple[tuple[MeasuredLevel, ...], dict[str, str]]:
-    """Levels from the smallest cache to main memory, and the reason of each level that was merged into the next.
+) -> dict[str, list[Bandwidth]]:
+    """Every kernel on every working set, by level, main memory first.
 
     Main memory gets half of the budget; `limit_bytes` bounds its working set (None: `MAIN_LIMIT_BYTES`).
     """
@@ -178,26 +183,48 @@ def measure_levels(
     main = main_capacity(device)
     size, turns = main_working_set(device, limit_bytes=limit_bytes)
     progress(0.0, f"bandwidth of {main.name}")
-    levels = [
-        MeasuredLevel(main.name, main.bytes, main.bytes, measure(size, device, turns=turns, budget_s=budget_s / 2))
-    ]
-    merged: dict[str, str] = {}
+    found = {main.name: measure(size, device, turns=turns, budget_s=budget_s / 2)}
     sets = {cache: working_sets(cache, caches) for cache in caches}
     share_s = budget_s / 2 / max(1, sum(len(s) for s in sets.values()))
     for done, cache in enumerate(reversed(caches)):
         progress(0.5 + 0.5 * done / len(caches), f"bandwidth of {cache.name}")
-        found = [measure(w, device, turns=1, budget_s=share_s) for w in sets[cache]]
-        outer = levels[0]
+        found[cache.name] = [one for w in sets[cache] for one in measure(w, device, turns=1, budget_s=share_s)]
+    return found
+
+
+def levels(device: torch.device, visits: Sequence[dict[str, list[Bandwidth]]]) -> tuple[Levels, dict[str, str]]:
+    """Levels from the smallest cache to main memory, and the reason of each level that was merged into the next."""
+    main = main_capacity(device)
+    reached = best(one for visit in visits for one in visit[main.name])
+    return ladder(
+        MeasuredLevel(main.name, main.bytes, main.bytes, reached),
+        {cache: [one for visit in visits for one in visit[cache.name]] for cache in cache_capacities(device)},
+    )
+
+
+def ladder(main: MeasuredLevel, caches: dict[Capacity, list[Bandwidth]]) -> tuple[Levels, dict[str, str]]:
+    """Main memory and, outwards from it, each cache (given from the smallest) that is distinctly faster.
+
+    So no level is slower than a larger one: one that was measured so is merged and its reason says it.
+    """
+    kept = [main]
+    reasons: dict[str, str] = {}
+    for cache in reversed(caches):
+        by_size: dict[int, list[Bandwidth]] = {}
+        for one in caches[cache]:
+            by_size.setdefault(one.working_set_bytes, []).append(one)
+        found = [best(some) for some in by_size.values()]
+        outer = kept[0]
         level = plateau(cache, found, outer.best.bytes_per_s)
         if level is None:
-            best = max(b.bytes_per_s for b in found)
-            merged[cache.name] = (
-                f"merged into {outer.name}: {best / 1e9:.1f} GB/s is not {DISTINCT - 1:.0%} above "
-                f"{outer.best.bytes_per_s / 1e9:.1f} GB/s"
+            reached = max(b.bytes_per_s for b in found)
+            how = "slower than" if reached < outer.best.bytes_per_s else f"not {DISTINCT - 1:.0%} above"
+            reasons[cache.name] = (
+                f"merged into {outer.name}: {reached / 1e9:.1f} GB/s is {how} {outer.best.bytes_per_s / 1e9:.1f} GB/s"
             )
         else:
-            levels.insert(0, level)
-    return tuple(levels), merged
+            kept.insert(0, level)
+    return tuple(kept), reasons
 
 
 def working_sets(cache: Capacity, caches: Sequence[Capacity]) -> list[int]:
@@ -213,8 +240,9 @@ def working_sets(cache: Capacity, caches: Sequence[Capacity]) -> list[int]:
 
 def plateau(cache: Capacity, found: Sequence[Bandwidth], outer_bytes_per_s: float) -> MeasuredLevel | None:
     """The largest working set that is about as fast as the fastest; None if none is distinct from the next level."""
-    best = max(b.bytes_per_s for b in found)
-    if best < DISTINCT * outer_bytes_per_s:
+    fastest = max(b.bytes_per_s for b in found)
+    if fastest < DISTINCT * outer_bytes_per_s:
         return None
-    chosen = max((b for b in found if b.bytes_per_s * DISTINCT >= best), key=lambda b: b.working_set_bytes)
+    least = max(fastest / DISTINCT, DISTINCT * outer_bytes_per_s)
+    chosen = max((b for b in found if b.bytes_per_s >= least), key=lambda b: b.working_set_bytes)
     return MeasuredLevel(cache.name, min(cache.bytes, 2 * chosen.working_set_bytes), cache.bytes, chosen)

@@ -6,20 +6,22 @@ operations with much arithmetic a byte: GELU, layer norm, softmax, and a Hermite
 chain of 93 multiplications and subtractions on one element (compute-bound on a GPU; scalar code on a CPU).
 Low-precision inputs are computed in float32 inside the kernels; their rate is that of the whole operation.
 
-Example: ``peak("float32", torch.device("cpu"), budget_s=1.0, working_set_bytes=1 << 20).flops_per_s``
+Example: ``best(visit("float32", torch.device("cpu"), budget_s=1.0, working_set_bytes=1 << 20)).flops_per_s``
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from profiler.microbench.matmul import SAMPLE_S
 from profiler.microbench.memory import cache_capacities
+from profiler.microbench.undisturbed import collect, fastest_s, merged
 from profiler.models.operators import REDUCTION_FLOPS, VECTOR_FLOPS
 from profiler.timing.clock import clock_for
-from profiler.timing.sampler import Samples, sample
+from profiler.timing.sampler import Samples
 
 WIDTH = 1024
 """Length of a row for layer norm and softmax."""
@@ -58,7 +60,7 @@ class Arithmetic:
 
     @property
     def flops_per_s(self) -> float:
-        return self.flops_per_element * self.elements / self.samples.median_s
+        return self.flops_per_element * self.elements / fastest_s(self.samples)
 
 
 def in_cache_bytes(device: torch.device) -> int:
@@ -67,8 +69,10 @@ def in_cache_bytes(device: torch.device) -> int:
     return sizes[0] // 2 if sizes else 1 << 20
 
 
-def peak(dtype: str, device: torch.device, *, budget_s: float, working_set_bytes: int | None = None) -> Arithmetic:
-    """The operation with the highest rate; input and output together fill the working set.
+def visit(
+    dtype: str, device: torch.device, *, budget_s: float, working_set_bytes: int | None = None
+) -> list[Arithmetic]:
+    """Time every operation; input and output together fill the working set.
 
     Raises what torch raises where the device lacks the dtype, ArithmeticError for a non-finite result.
     """
@@ -78,20 +82,19 @@ def peak(dtype: str, device: torch.device, *, budget_s: float, working_set_bytes
     x = torch.randn(rows, WIDTH, device=device).to(kind)
     y = torch.randn(rows, WIDTH, device=device).to(kind)
     names = [name for name in OPERATIONS if dtype == "float32" or name not in FLOAT32_ONLY]
-    found = [time_operation(name, x, y, budget_s=budget_s / len(names)) for name in names]
-    return max(found, key=lambda a: (not a.samples.is_thin, a.flops_per_s))
+    return [time_operation(name, x, y, budget_s=budget_s / len(names)) for name in names]
+
+
+def best(found: Iterable[Arithmetic]) -> Arithmetic:
+    """The operation with the highest rate over all visits."""
+    return max(merged(found), key=lambda a: (not a.samples.is_thin, a.flops_per_s))
 
 
 def time_operation(name: str, x: Tensor, y: Tensor, *, budget_s: float) -> Arithmetic:
     """Time one operation of the table on given operands."""
     flops, operation = OPERATIONS[name]
-    samples = sample(
-        lambda: operation(x, y),
-        clock_for(x.device),
-        min_samples=3,
-        min_time_s=budget_s / 2,
-        max_time_s=budget_s,
-        min_sample_s=1e-3,
+    samples = collect(
+        lambda: operation(x, y), clock_for(x.device), budget_s=budget_s, min_sample_s=SAMPLE_S[x.device.type]
     )
     if not bool(torch.isfinite(operation(x, y)).all()):
         raise ArithmeticError(f"{name} of {x.dtype} random normal data is not finite")

@@ -1,20 +1,23 @@
 """Achieved peaks from one short measurement: what this device gives to torch, as the prices of T1 and T2.
 
 About 15 s. A figure that cannot be had (no such dtype, out of memory, a non-finite result) is left out and its
-reason told; only main memory is indispensable. The interval of a figure is the 5–95 % range of its samples within
-this process: noise of the moment, not what another process, day or unit would give.
+reason told; only main memory is indispensable. A figure is the rate of the fastest tenth of its samples, which are
+taken on several visits: other work on the machine makes samples slower, and only that (`undisturbed`). Its interval
+is the 5–95 % range of the samples within this process: a wide one tells of other work, not of the device.
 
 Example: ``peaks, reasons = measure_peaks(torch.device("cpu"), ["float32", "bfloat16"])``
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
 import torch
 
-from profiler.microbench import host, matmul, memory, pointwise
+from profiler.microbench import host, matmul, memory, pointwise, undisturbed
 from profiler.microbench.memory import Progress
+from profiler.microbench.undisturbed import FASTEST, VISITS, fastest_s
 from profiler.timing.sampler import Samples
 from roofline.hardware import Figure, Level, Peaks
 
@@ -45,45 +48,85 @@ def measure_peaks(
     for dtype in dtypes:
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(f"{dtype!r} is no dtype of torch; use float32, bfloat16 or float16")
-    reasons: dict[str, str] = {}
+    found = _Found()
     everywhere = _conditions(device)
     with torch.no_grad():
-        levels, merged = memory.measure_levels(
+        for visit in range(VISITS):
+            _visit(
+                device,
+                dtypes,
+                found,
+                budget_s=budget_s / VISITS,
+                limit_bytes=limit_bytes,
+                progress=lambda part, what, visit=visit: progress((visit + part) / VISITS, what),  # type: ignore[misc]
+            )
+    progress(1.0, "peaks")
+    levels, merged = memory.levels(device, found.levels)
+    matrix = {name: _product(matmul.best(products), device, everywhere) for name, products in found.matrix.items()}
+    vector = {name: _arithmetic(pointwise.best(some), everywhere) for name, some in found.vector.items()}
+    return Peaks(
+        matrix=matrix,
+        vector=_with_products(vector, matrix, device),
+        levels=tuple(_level(level, everywhere) for level in levels),
+        host_s_per_op=_host_figure(undisturbed.merged(found.decodes)[0], everywhere) if found.decodes else None,
+    ), {**{f"level.{name}": reason for name, reason in merged.items()}, **found.reasons}
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the visits so far have timed; a figure is in `reasons` once one of them could not have it."""
+
+    levels: list[dict[str, list[memory.Bandwidth]]] = field(default_factory=list)
+    matrix: dict[str, list[matmul.Product]] = field(default_factory=dict)
+    vector: dict[str, list[pointwise.Arithmetic]] = field(default_factory=dict)
+    decodes: list[host.HostCost] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def _visit(
+    device: torch.device,
+    dtypes: Sequence[str],
+    found: _Found,
+    *,
+    budget_s: float,
+    limit_bytes: int | None,
+    progress: Progress,
+) -> None:
+    """Time everything once, and add it to what was found."""
+    found.levels.append(
+        memory.visit(
             device,
             budget_s=MEMORY_PART * budget_s,
             limit_bytes=limit_bytes,
             progress=lambda part, what: progress(MEMORY_PART * part, what),
         )
-        reasons |= {f"level.{name}": reason for name, reason in merged.items()}
-        vector_dtypes = list(dict.fromkeys(["float32", *dtypes]))
-        share_s = (1 - MEMORY_PART - HOST_PART) * budget_s / max(1, len(dtypes) * 2 + len(vector_dtypes))
-        matrix: dict[str, Figure] = {}
-        for i, dtype in enumerate(dtypes):
-            progress(MEMORY_PART + 0.4 * i / len(dtypes), f"{dtype} products")
-            found = _try(reasons, f"matrix.{dtype}", partial(matmul.peak, dtype, device, budget_s=2 * share_s))
-            if found is not None:
-                matrix[dtype] = _rate(found.flops, found.samples, _product_source(found, device), everywhere)
-        vector: dict[str, Figure] = {}
-        for i, dtype in enumerate(vector_dtypes):
-            progress(MEMORY_PART + 0.4 + 0.2 * i / len(vector_dtypes), f"{dtype} vector work")
-            best = _try(reasons, f"vector.{dtype}", partial(pointwise.peak, dtype, device, budget_s=share_s))
-            if best is not None:
-                source = f"{best.operation} of {best.elements} elements at {best.flops_per_element:g} FLOPs, in cache"
-                vector[dtype] = _rate(best.flops_per_element * best.elements, best.samples, source, everywhere)
-        progress(1 - HOST_PART, "host cost of an operation")
-        name = next(iter(matrix), "float32")  # a dtype that the device can do
-        cost = _try(reasons, "host_s_per_op", partial(host.measure, device, name, budget_s=HOST_PART * budget_s))
-    progress(1.0, "peaks")
-    return Peaks(
-        matrix=matrix,
-        vector=_with_products(vector, matrix, device),
-        levels=tuple(_level(level, everywhere) for level in levels),
-        host_s_per_op=None if cost is None else _host_figure(cost, everywhere),
-    ), reasons
+    )
+    vector_dtypes = list(dict.fromkeys(["float32", *dtypes]))
+    share_s = (1 - MEMORY_PART - HOST_PART) * budget_s / max(1, len(dtypes) * 2 + len(vector_dtypes))
+    for i, dtype in enumerate(dtypes):
+        progress(MEMORY_PART + 0.4 * i / len(dtypes), f"{dtype} products")
+        products = _try(found.reasons, f"matrix.{dtype}", partial(matmul.visit, dtype, device, budget_s=2 * share_s))
+        if products:
+            found.matrix.setdefault(dtype, []).extend(products)
+    for i, dtype in enumerate(vector_dtypes):
+        progress(MEMORY_PART + 0.4 + 0.2 * i / len(vector_dtypes), f"{dtype} vector work")
+        some = _try(found.reasons, f"vector.{dtype}", partial(pointwise.visit, dtype, device, budget_s=share_s))
+        if some:
+            found.vector.setdefault(dtype, []).extend(some)
+    progress(1 - HOST_PART, "host cost of an operation")
+    name = next(iter(found.matrix), "float32")  # a dtype that the device can do
+    cost = _try(found.reasons, "host_s_per_op", partial(host.measure, device, name, budget_s=HOST_PART * budget_s))
+    if cost:
+        found.decodes.append(cost)
 
 
 def _try(reasons: dict[str, str], figure: str, measure: Callable[[], T]) -> T | None:
-    """The result, or None with its reason kept: out of memory, no kernel for the dtype, a non-finite result."""
+    """The result, or None with its reason kept: out of memory, no kernel for the dtype, a non-finite result.
+
+    What one visit could not have is not tried again.
+    """
+    if figure in reasons:
+        return None
     try:
         return measure()
     except (RuntimeError, MemoryError, ArithmeticError) as error:
@@ -98,23 +141,29 @@ def _conditions(device: torch.device) -> str:
 
 def _sampled(samples: Samples) -> str:
     return (
-        f"median of {len(samples.times_s)} samples of {samples.repeats} calls ({samples.clock}, stopped: "
-        f"{samples.stop_reason}); low–high: 5–95 % of the samples in this process"
+        f"fastest tenth ({100 * FASTEST:g}th percentile of time) of {len(samples.times_s)} samples of at least "
+        f"{samples.repeats} calls ({samples.clock}, {VISITS} visits); low–high: 5–95 % of the samples in this process"
     )
 
 
 def _rate(work: float, samples: Samples, what: str, everywhere: str) -> Figure:
     return Figure(
-        value=work / samples.median_s,
+        value=work / fastest_s(samples),
         low=work / samples.quantile_s(0.95),
         high=work / samples.quantile_s(0.05),
         source=f"measured: {what}; {_sampled(samples)}; {everywhere}",
     )
 
 
-def _product_source(found: matmul.Product, device: torch.device) -> str:
-    shape = "×".join(str(s) for s in found.shape)
-    return f"torch.mm m×n×k {shape}, {matmul.precision(found.dtype, device)}, warm, random normal, burst"
+def _product(best: matmul.Product, device: torch.device, everywhere: str) -> Figure:
+    shape = "×".join(str(s) for s in best.shape)
+    what = f"torch.mm m×n×k {shape}, {matmul.precision(best.dtype, device)}, warm, random normal, burst"
+    return _rate(best.flops, best.samples, what, everywhere)
+
+
+def _arithmetic(best: pointwise.Arithmetic, everywhere: str) -> Figure:
+    what = f"{best.operation} of {best.elements} elements at {best.flops_per_element:g} FLOPs, in cache"
+    return _rate(best.flops_per_element * best.elements, best.samples, what, everywhere)
 
 
 def _level(level: memory.MeasuredLevel, everywhere: str) -> Level:

@@ -45,15 +45,15 @@ def trace(
     recorder = _Recorder(model, workload, target)
     recorder.mark_weights()
     recorder.mark_cache(inputs)
-    with torch.no_grad(), entered(model, recorder.inside), _Attention(recorder), recorder:
+    with torch.no_grad(), entered(model, recorder.inside), _Composites(recorder), recorder:
         model(**inputs.kwargs())
     recorder.mark_cache(inputs)
     device = next(model.parameters()).device.type
     return recorder.graph(name, traced_on=device, options=dict(options))
 
 
-class _Attention(TorchFunctionMode):
-    """Records attention as one operation and hides what it is made of."""
+class _Composites(TorchFunctionMode):
+    """Records as one operation what the profiler sees under one name, whatever it is made of."""
 
     def __init__(self, recorder: "_Recorder") -> None:
         super().__init__()
@@ -61,18 +61,26 @@ class _Attention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        with self.recorder.suspended():
-            query, _, value, _, _ = operands(args, kwargs)
-            if query.device.type == "meta":
-                # The fused backends return (batch, query, heads, dim) memory seen as (batch, heads, query, dim).
-                shape = (query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
-                out = query.new_empty(shape).transpose(1, 2) if query.dim() == 4 else func(*args, **kwargs)
-            else:
+        if func is F.scaled_dot_product_attention:
+            with self.recorder.suspended():
+                out = _attend(func, args, kwargs)
+                self.recorder.attention(args, kwargs, out)
+            return out
+        if func is torch.where and len(args) + len(kwargs) == 1:  # the positions that are true: `nonzero` inside
+            with self.recorder.suspended():
                 out = func(*args, **kwargs)
-            self.recorder.attention(args, kwargs, out)
-        return out
+            self.recorder.record(torch.ops.aten.where.default, args, kwargs, out)
+            return out
+        return func(*args, **kwargs)
+
+
+def _attend(func: Any, args: Any, kwargs: Any) -> Tensor:
+    query, _, value, _, _ = operands(args, kwargs)
+    if query.device.type != "meta" or query.dim() != 4:
+        return func(*args, **kwargs)
+    # The fused backends return (batch, query, heads, dim) memory seen as (batch, heads, query, dim).
+    batch, heads, length, _ = query.shape
+    return query.new_empty((batch, length, heads, value.shape[-1])).transpose(1, 2)
 
 
 class _Recorder(TorchDispatchMode):

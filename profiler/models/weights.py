@@ -8,11 +8,15 @@ Example: ``model = build(config, device="cpu", dtype="bfloat16", attn="sdpa")``
 """
 
 import copy
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -30,6 +34,10 @@ ATTENTION_CHOICES = ("eager", "sdpa", "flash_attention_2", "flex_attention")
 
 EXPERTS_CHOICES = ("eager", "grouped_mm", "batched_mm")
 """Implementations that need torch alone."""
+
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+HUB_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Where `transformers` keeps weights in a folder, and in a hub repository."""
 
 DEFAULT_STD = 0.02
 """Standard deviation of initial weights where the config names none: `PreTrainedModel._init_weights`."""
@@ -72,6 +80,18 @@ def build(
         model = _from_config(config, kind, attn, experts)
     fill(model, where, initial_std(config), seed)
     return model.eval()
+
+
+def require_weights(location: str) -> None:
+    """Raise RequestError if `location`, a folder or a hub id, has no weights that can be had now."""
+    folder = Path(location)
+    if folder.is_dir():
+        if not any(found for pattern in WEIGHT_FILES for found in folder.glob(pattern)):
+            raise RequestError(f"{location} has no weights ({' or '.join(WEIGHT_FILES)}); use --weights random")
+    elif not any(isinstance(try_to_load_from_cache(location, name), str) for name in HUB_FILES) and not hub_reachable():
+        raise RequestError(
+            f"the weights of {location} are not in the hub's cache, and the hub cannot be reached; use --weights random"
+        )
 
 
 def implementations(model: PreTrainedModel) -> dict[str, str]:
@@ -208,5 +228,10 @@ def _pretrained(
                 **options,
             ).to(device)
     except OSError as error:
-        where = "in the hub's cache, and the hub cannot be reached" if offline else "to be had"
-        raise RequestError(f"the weights of {name} are not {where}; use --weights random or a local folder") from error
+        raise RequestError(f"the weights of {name} cannot be had ({_first(error)}); use --weights random") from error
+    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        raise RequestError(f"the weights of {name} are damaged ({_first(error)}); fetch them again") from error
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -59,19 +59,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_record(path: Path, record: type[R], newest: int) -> R:
-    """Read one versioned JSON record. Raises RequestError: missing, half-written, newer than `newest`, or not one."""
+def read_record(path: Path, record: type[R], newest: int, mend: str = "restore the file") -> R:
+    """Read one versioned JSON record. `mend`: what to do where the file is missing or damaged.
+
+    Raises RequestError: missing, half-written, newer than `newest`, or not one.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror}") from error
+        raise RequestError(f"cannot read {path}: {error.strerror}; {mend}") from error
     except ValueError as error:
-        raise RequestError(
-            f"{path} is half-written or damaged ({error}); delete its folder or restore the file"
-        ) from error
+        raise RequestError(f"{path} is half-written or damaged ({error}); {mend}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if not isinstance(version, int):
-        raise RequestError(f"{path} is not a roofcal {record.__name__}: it has no schema_version")
+        raise RequestError(f"{path} is not a roofcal {record.__name__}: it has no schema_version; {mend}")
     if version > newest:
         raise RequestError(
             f"{path} is from a newer roofcal (schema {version}, this one reads {newest}): update roofcal"
@@ -79,7 +80,7 @@ def read_record(path: Path, record: type[R], newest: int) -> R:
     try:
         return record.model_validate(content)
     except ValidationError as error:
-        raise RequestError(f"{path} is not a valid {record.__name__}: {first_problem(error)}") from error
+        raise RequestError(f"{path} is not a valid {record.__name__}: {first_problem(error)}; {mend}") from error
 
 
 def first_problem(error: ValidationError) -> str:

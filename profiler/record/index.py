@@ -36,9 +36,11 @@ def list_runs(base: Path) -> list[RunSummary]:
 
 def _summary(path: Path) -> RunSummary:
     try:
-        run = RunFolder.open(path).run
+        folder = RunFolder.open(path)
+        folder.require_whole()
     except RequestError as error:
         return RunSummary(path=path, state="unreadable", why=str(error))
+    run = folder.run
     return RunSummary(
         path=path,
         state="finished" if run.finished else "unfinished",

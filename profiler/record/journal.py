@@ -66,15 +66,21 @@ def _decode(path: Path, number: int, line: bytes) -> CellResult:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Cut an unterminated last line off, so that the next append starts on a line of its own."""
+    """Cut an unterminated last line off, so that the next append starts on a line of its own.
+
+    Raises RequestError where it cannot be written.
+    """
     if not path.exists():
         return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        with path.open("rb+") as file:
-            file.truncate(whole)
-            os.fsync(file.fileno())
+    try:
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
+            with path.open("rb+") as file:
+                file.truncate(whole)
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise RequestError(f"cannot write {path}: {error.strerror}") from error
 
 
 def rewrite(path: Path, results: Iterable[CellResult]) -> None:

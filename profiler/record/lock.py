@@ -32,8 +32,12 @@ class Lock:
                     f"{self.path.parent} is being written by process {holder}; wait until it ends"
                 ) from error
             if self._is_current(descriptor):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, str(os.getpid()).encode())
+                try:
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, str(os.getpid()).encode())
+                except OSError as error:
+                    os.close(descriptor)
+                    raise RequestError(f"cannot write {self.path}: {error.strerror}; free some space") from error
                 return descriptor
             os.close(descriptor)  # the last holder removed the file between our open and our lock
 

@@ -33,6 +33,7 @@ from profiler.record.run import RUN_SCHEMA, CellResult, OpTimes, Run
 from roofline.op import OpGraph
 
 METADATA_KEY = b"roofcal"
+MEND = "restore it, or measure in a new run"
 
 COLUMNS = pa.schema(
     [
@@ -122,16 +123,20 @@ def read(path: Path) -> list[CellResult]:
     try:
         table = pq.read_table(path)
         header = json.loads(table.schema.metadata[METADATA_KEY])
+        version, heads = int(header["schema_version"]), header["cells"]
     except OSError as error:
-        raise RequestError(f"cannot read {path}: {error}") from error
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        raise RequestError(f"{path} is not a whole roofcal table; restore it or measure again") from error
-    if header["schema_version"] > RUN_SCHEMA:
-        raise RequestError(f"{path} is from a newer roofcal (schema {header['schema_version']}): update roofcal")
+        raise RequestError(f"cannot read {path}: {error}; {MEND}") from error
+    except (KeyError, TypeError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        raise RequestError(f"{path} is not a whole roofcal table; {MEND}") from error
+    if version > RUN_SCHEMA:
+        raise RequestError(f"{path} is from a newer roofcal (schema {version}): update roofcal")
     rows: dict[str, list[dict[str, Any]]] = {}
-    for row in table.select(["cell", "op", "what", "kernels", "samples"]).to_pylist():
-        rows.setdefault(row["cell"], []).append(row)
-    return [_result(head, rows) for head in header["cells"]]
+    try:
+        for row in table.select(["cell", "op", "what", "kernels", "samples"]).to_pylist():
+            rows.setdefault(row["cell"], []).append(row)
+        return [_result(head, rows) for head in heads]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RequestError(f"{path} holds no whole results; {MEND}") from error
 
 
 def _result(head: dict[str, Any], rows: Mapping[str, list[dict[str, Any]]]) -> CellResult:

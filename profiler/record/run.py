@@ -138,6 +138,8 @@ class CellResult(Record):
     clock: str = ""
     """"profiler spans" on a CPU, "kernel timeline" on a GPU."""
     peak_memory_bytes: int | None = None
+    other_work: float | None = None
+    """Share of all host cores that other processes and the hypervisor took meanwhile; None where unknown."""
 
 
 class Run(Record):

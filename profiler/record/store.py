@@ -65,19 +65,23 @@ class RunFolder:
             raise RequestError(f"no run folder at {path}; see: python -m profiler list")
         if not (path / "run.json").exists():
             raise RequestError(f"{path} is not a run folder: it has no run.json; see: python -m profiler list")
-        return cls(path, read_record(path / "run.json", Run, RUN_SCHEMA))
+        mend = "restore it from a copy; the run's other files can stay"
+        return cls(path, read_record(path / "run.json", Run, RUN_SCHEMA, mend))
 
     @classmethod
     def open_for_resume(cls, path: Path) -> tuple[Self, frozenset[str]]:
         """Open to go on measuring; also the keys of the cells that are done. Failed and invalid cells are not.
 
-        Raises RequestError as `open` does, and where another process is writing the folder.
+        Raises RequestError as `open`, `results` and `read_spec` do, and where another process is writing the folder;
+        then nothing was changed. A missing spec.json is no reason to refuse: it can be measured again.
         """
         seen = cls.open(path)
         lock = Lock(seen.path / ".lock")
         try:
             folder = cls(seen.path, cls.open(path).run, lock)
             results = folder.results()
+            if folder._spec.exists():
+                folder.read_spec()
             journal.drop_torn_line(folder._journal)
             if not folder._journal.exists():
                 journal.rewrite(folder._journal, results)
@@ -96,7 +100,11 @@ class RunFolder:
         journal.append(self._journal, result)
 
     def results(self) -> list[CellResult]:
-        """The latest result of each cell. Raises RequestError where the journal or the table is damaged."""
+        """The latest result of each cell.
+
+        Raises RequestError where the journal or the table is damaged, or a finished run has neither.
+        """
+        self._require_results()
         if self._journal.exists() or not self._table.exists():
             return journal.latest(journal.read(self._journal))
         from profiler.record import measurements  # Arrow takes long to load; `list` does without it
@@ -114,17 +122,32 @@ class RunFolder:
 
     def read_graph(self, name: str) -> OpGraph:
         """The graph that a `CellResult.graph` names. Raises RequestError: missing, damaged, or newer."""
-        return read_record(self.path / name, OpGraph, GRAPH_SCHEMA)
+        mend = f"restore it, or measure its cell again: python -m profiler run --resume {self.path}"
+        return read_record(self.path / name, OpGraph, GRAPH_SCHEMA, mend)
 
     def write_spec(self, spec: HardwareSpec) -> None:
         """Keep the device's figures, replacing earlier ones."""
         self._require_lock()
-        write_text(self.path / "spec.json", spec.model_dump_json(indent=1) + "\n")
+        write_text(self._spec, spec.model_dump_json(indent=1) + "\n")
 
     def read_spec(self) -> HardwareSpec | None:
-        """The device's figures; None where none were written. Raises RequestError: damaged or newer."""
-        path = self.path / "spec.json"
-        return read_record(path, HardwareSpec, SPEC_SCHEMA) if path.exists() else None
+        """The device's figures; None where an unfinished run has none yet.
+
+        Raises RequestError: damaged, newer, or missing from a finished run.
+        """
+        resume = f"python -m profiler run --resume {self.path} measures the device again"
+        if self._spec.exists():
+            mend = f"restore it, or delete it and {resume}"
+            return read_record(self._spec, HardwareSpec, SPEC_SCHEMA, mend)
+        if self.run.finished:
+            raise RequestError(f"{self._spec} is missing from a finished run; restore it, or {resume}")
+        return None
+
+    def require_whole(self) -> None:
+        """Raises RequestError where a finished run has lost its results or the device's figures. Reads neither."""
+        self._require_results()
+        if not self._spec.exists():
+            self.read_spec()
 
     def write_report(self, name: str, text: str) -> Path:
         """Keep a rendered report, such as "report.md"; returns its path."""
@@ -162,6 +185,14 @@ class RunFolder:
     @property
     def _table(self) -> Path:
         return self.path / "measurements.parquet"
+
+    @property
+    def _spec(self) -> Path:
+        return self.path / "spec.json"
+
+    def _require_results(self) -> None:
+        if self.run.finished and not self._journal.exists() and not self._table.exists():
+            raise RequestError(f"{self._table} is missing from a finished run; restore it, or measure in a new run")
 
     def _write_run(self, run: Run) -> None:
         write_text(self.path / "run.json", run.model_dump_json(indent=1) + "\n")

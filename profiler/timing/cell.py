@@ -22,6 +22,7 @@ from profiler.models.trace import trace
 from profiler.models.weights import implementations
 from profiler.record.errors import InvalidMeasurement, RequestError
 from profiler.record.run import Cell, CellResult
+from profiler.timing.contention import other_work
 from profiler.timing.passes import Step, measure
 from profiler.timing.samples import PassTimes
 from roofline.op import Kind, OpGraph
@@ -54,17 +55,17 @@ def measure_cell(
     seed: int,
     step: Step = lambda text, part: None,
 ) -> tuple[CellResult, OpGraph | None]:
-    """The cell's result and graph. Raises RequestError; any failure of the cell itself is in the result."""
+    """The cell's result and graph; a cell that cannot be measured has its reason in the result."""
     try:
-        return _measure(cell, loaded, device, budget_s, seed, step)
+        with other_work() as other:
+            result, graph = _measure(cell, loaded, device, budget_s, seed, step)
+        return result.model_copy(update={"other_work": other.share}), graph
     except SequenceMismatch as error:
         return CellResult(cell=cell, status="invalid", reason=str(error), differences=error.differences), None
     except InvalidMeasurement as error:
         return CellResult(cell=cell, status="invalid", reason=str(error)), None
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return CellResult(cell=cell, status="failed", reason=f"out of memory: {first_line(error)}"), None
+    except Exception as error:  # noqa: BLE001 - whatever a model raises fails its cell, and the others go on
+        return CellResult(cell=cell, status="failed", reason=reason(error)), None
     finally:
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -102,11 +103,11 @@ def _measure(
             explained = differences(sequence(on_meta), sequence(graph))
         times = attempt(graph)
     elif any(op.kind == Kind.GROUPED_MATMUL for op in graph.ops):
-        step("routing of the experts", 1)
+        step("routing of the experts", 0.9)
         graph = _routed(graph, traced(loaded.model, inputs))
         inputs.restore()
     if loaded.whole is not loaded.meta:
-        step("trace of the whole model", 1)
+        step("trace of the whole model", 0.95)
         whole, why = _trace_on_meta(traced, loaded.whole, cell, seed)
         if on_meta is None or whole is None:
             raise RequestError(f"--layers cannot scale {cell.model} up: {(explained or why)[0]}; leave --layers out")
@@ -135,7 +136,7 @@ def _trace_on_meta(
     """The graph, or why there is none: what a model decides on data cannot be known without it."""
     try:
         return traced(model, prepare(model, cell.workload, cache=cell.cache, device="meta", seed=seed)), ()
-    except (RuntimeError, NotImplementedError) as error:  # which one says so differs from model to model
+    except Exception as error:  # noqa: BLE001 - which error says so differs from model to model
         return None, (f"traced on the device: on meta the model fails with {first_line(error)}",)
 
 
@@ -171,6 +172,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
+def reason(error: BaseException) -> str:
+    """Why a cell failed, in one line."""
+    if isinstance(error, RequestError):
+        return str(error)
+    return f"out of memory: {first_line(error)}" if is_out_of_memory(error) else first_line(error)
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on the device now."""
     if device.type == "cuda":
@@ -179,6 +187,6 @@ def free_bytes(device: torch.device) -> int:
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    """An error in one line; of a MemoryError, which is ours, only what it says."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return lines[0] if isinstance(error, MemoryError) else f"{type(error).__name__}: {lines[0]}"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from profiler.attribution.align import SequenceMismatch, differences, only_found, sequence
+from profiler.attribution.align import SequenceMismatch, differences, in_place_or_not, only_found, sequence
 from profiler.attribution.kernels import DeviceJoin, OpSpan, check, join
 from profiler.attribution.spans import Executed, ExecutedOp, executed, passes
 from profiler.attribution.timeline import HostEvent, Timeline
@@ -85,7 +85,7 @@ def check_sequence(timeline: Timeline, graph: OpGraph, kind: DeviceKind) -> tupl
 
 def sample(timeline: Timeline, window: HostEvent, names: Sequence[str], kind: DeviceKind) -> Sample:
     """Times of one profiled pass without module ranges, whose operations must be `names` in order."""
-    expected = [("", name) for name in names]
+    expected = [("", in_place_or_not(name)) for name in names]
     if kind == "cuda":
         return _device_sample(_device_pass(timeline, window, expected, _without_path)[1])
     return _host_sample(window, _host_pass(timeline, window, expected, _without_path))
@@ -136,11 +136,11 @@ def _executed(timeline: Timeline, window: HostEvent, expected: Sequence[Key]) ->
 
 
 def _with_path(op: ExecutedOp) -> Key:
-    return op.path or "", op.name
+    return op.path or "", in_place_or_not(op.name)
 
 
 def _without_path(op: ExecutedOp) -> Key:
-    return "", op.name
+    return "", in_place_or_not(op.name)
 
 
 def _host_pass(

@@ -171,7 +171,7 @@ def test_medians_are_taken_of_the_passes():
 def test_busy_time_beyond_the_wall_is_invalid():
     assert summarise(result(wall=(16.7,)), two_matmuls_and_an_add(), SPEC).status == "done"  # −1.8 %
     report = summarise(result(wall=(16.6,)), two_matmuls_and_an_add(), SPEC)  # −2.4 %
-    assert report.status == "invalid" and "more than wall" in report.reason
+    assert report.status == "invalid" and "busy is more than the wall by 2%" in report.reason
     assert report.waterfall.idle == pytest.approx(-0.4)
 
 

@@ -120,3 +120,9 @@ def test_a_full_disk_is_a_finding() -> None:
     assert disk_findings(10 << 30, "results") == ()
     (finding,) = disk_findings(5 << 20, "results")
     assert finding.what == "5 MiB free for results under results"
+
+
+def test_a_process_that_takes_next_to_nothing_is_not_named() -> None:
+    busiest = (Process(pid=9, name="make", cores=0.9), Process(pid=10, name="sshd", cores=0.04))
+    (found,) = host_findings(QUIET.model_copy(update={"busy_others_cores": 1.0, "busiest": busiest}))
+    assert "make" in found.what and "sshd" not in found.what

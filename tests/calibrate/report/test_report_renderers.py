@@ -146,7 +146,7 @@ def test_an_invalid_pass_says_so_everywhere() -> None:
     case = ([report], samples.run(), samples.GPU)
     shown = (" ".join(in_terminal(case, 80).split()), markdown.render(*case), html.render(*case))
     for text in shown:
-        assert "this pass is invalid: idle is −3 % of the wall" in text
+        assert "invalid: idle is −3 % of the wall" in text
 
 
 class Page(HTMLParser):

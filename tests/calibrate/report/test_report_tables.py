@@ -140,11 +140,11 @@ def test_what_ideal_uses_is_said_plainly() -> None:
     assert "–" in wording.ideal_uses(samples.no_peaks(), samples.BARE)
 
 
-def test_headline_compares_the_wall_with_the_right_rung() -> None:
+def test_headline_compares_the_busy_time_with_the_right_rung() -> None:
     report = samples.gpu()
     assert report.rungs.ideal is not None
-    assert f"({report.wall_s / report.rungs.ideal:.2f}× faster)" in wording.headline(report)
-    assert "could be" in wording.headline(samples.cpu())
+    assert f"({report.busy_s / report.rungs.ideal:.2f}× less)" in wording.headline(report)
+    assert "could take" in wording.headline(samples.cpu())
     assert "unknown" in wording.headline(samples.no_peaks())
 
 

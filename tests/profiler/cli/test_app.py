@@ -116,6 +116,40 @@ def test_ctrl_c_while_a_run_is_written_says_how_to_go_on() -> None:
     assert "Traceback" not in err
 
 
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    name, version = capsys.readouterr().out.split()
+    assert name == "roofcal" and version[0].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("program", "shown"),
+    [("/usr/bin/roofcal", "roofcal"), ("/site-packages/profiler/__main__.py", "python -m profiler")],
+)
+def test_usage_shows_the_program_as_called(
+    program: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program])
+    assert main(["list", "--help"]) == 0
+    assert f"Usage: {shown} list" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["list", "--json"]])
+def test_a_full_disk_under_the_output_is_one_line(arguments: list[str], tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-m", "profiler", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == errors.REQUEST
+    assert done.stderr.startswith("error: cannot write the output") and done.stderr.count("\n") == 1
+
+
+def test_an_error_of_the_system_that_is_not_about_output_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    _verb_that_raises(monkeypatch, PermissionError(13, "denied"))
+    with pytest.raises(PermissionError):
+        main(["doctor"])
+
+
 def test_the_module_is_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "profiler", "list", "--json", "--results", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

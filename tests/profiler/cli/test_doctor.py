@@ -27,6 +27,7 @@ def test_only_what_invalidates_is_an_exit_code(
     monkeypatch.setattr(environment, "findings", lambda *_: found)
     assert main(["doctor", "--device", "cpu"]) == code
     shown = capsys.readouterr().out
+    assert shown.splitlines().count("  → mend it") == len(severities)
     assert all(f"{severity}: a {severity}" in shown for severity in severities)
     assert ("nothing found" in shown) == (not severities)
 

@@ -1,11 +1,16 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from profiler.cli.app import main
 from profiler.record.run import Cell, CellResult, Run
 from profiler.record.store import RunFolder
+from roofline.hardware import HardwareSpec
 from roofline.op import OpGraph
 
 
@@ -14,6 +19,7 @@ def results(tmp_path: Path, run: Run, result: CellResult, graph: OpGraph, decode
     """A finished run with one measured and one failed cell, and an unreadable one."""
     base = tmp_path / "results"
     with RunFolder.create(base, run) as folder:
+        folder.write_spec(HardwareSpec(name="example", kind="cpu"))
         folder.write_graph(result.cell, graph)
         folder.append(result)
         folder.append(CellResult(cell=decode_cell, status="failed", reason="out of memory: 3 GB wanted"))
@@ -59,6 +65,8 @@ def test_show_as_json_adds_up(results: Path, capsys: pytest.CaptureFixture[str])
     assert measured["busy_s"] == pytest.approx(3e-6 + 3 * 1e-6)  # the addition stands for three executions
     assert measured["busy_s"] == pytest.approx(sum(layer["measured_s"] for layer in measured["layers"]))
     (failed,) = document["failed"]
+    about = ("model", "phase", "batch", "query_tokens", "context_tokens", "dtype")
+    assert [failed[key] for key in about] == ["example", "decode", 1, 1, 4, "float32"]
     assert (failed["status"], failed["reason"]) == ("failed", "out of memory: 3 GB wanted")
 
 
@@ -72,10 +80,90 @@ def test_show_needs_no_spec_and_no_finished_run(
     assert "lin" in capsys.readouterr().out
 
 
-def test_show_refuses_a_damaged_graph_in_one_line(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (graph,) = results.glob("*/*/graphs/*.json")
-    graph.write_text(graph.read_text()[:50])
+@pytest.mark.parametrize("damage", ["torn", "missing", "another"])
+def test_one_bad_graph_leaves_the_other_cells_readable(
+    damage: str, results: Path, run: Run, result: CellResult, graph: OpGraph, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path,) = results.glob("*/*/graphs/*.json")
+    second = result.model_copy(update={"cell": run.cells[1]})
+    resumed, _ = RunFolder.open_for_resume(path.parents[1])
+    with resumed:
+        kept = resumed.write_graph(second.cell, graph)
+        resumed.append(second.model_copy(update={"graph": kept}))
+        resumed.finish()
+    if damage == "torn":
+        path.write_text(path.read_text()[:50])
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path.write_text(graph.model_copy(update={"ops": graph.ops[:1]}).model_dump_json())
+    assert main(["show", "main", "--results", str(results), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [one["phase"] for one in document["passes"]] == ["decode"]
+    (failed,) = document["failed"]
+    assert (failed["cell"], failed["status"]) == (result.cell.key, "failed")
+    assert str(path) in failed["reason"] and "run --resume" in failed["reason"]
+    assert main(["show", "main", "--results", str(results)]) == 0
+    assert "measure its cell again" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["measurements.parquet", "spec.json"])
+def test_a_run_that_lost_a_file_is_not_shown_as_empty(
+    name: str, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    next(results.glob(f"*/*/{name}")).unlink()
     assert main(["show", "main", "--results", str(results)]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1
-    assert str(graph) in err
+    assert f"{name} is missing" in err and err.count("\n") == 1
+
+
+def test_notes_about_the_machine_are_in_the_json(tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    note = "other work takes 1.06 of 2 cores"
+    noted = run.model_copy(update={"environment": run.environment.model_copy(update={"notes": (note,)})})
+    with RunFolder.create(tmp_path, noted) as folder:
+        pass
+    assert main(["show", str(folder.path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert note in document["warnings"]
+    assert document["environment"]["notes"] == [note]
+    assert {"device", "versions", "threads", "cores"} <= set(document["environment"])
+
+
+def _show(results: Path, **more: Any) -> tuple[int, str, str]:
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | more.pop("env", {})
+    command = [sys.executable, "-m", "profiler", "show", "main", "--results", str(results)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "check": False} | more
+    done = subprocess.run(command, env=environment, **options)
+    return done.returncode, (done.stdout or b"").decode("latin-1"), done.stderr.decode()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_signs_that_the_output_lacks_do_not_lose_the_report(results: Path, encoding: str) -> None:
+    code, out, err = _show(results, env={"PYTHONIOENCODING": encoding})
+    assert (code, err) == (0, "")
+    assert "lin" in out and "?" in out
+
+
+def test_nobody_reading_the_report_is_quiet(results: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert _show(results, stdout=writer) == (141, "", "")
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(results: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        code, _, err = _show(results, stdout=full)
+    assert code == 2
+    assert err.startswith("error: cannot write the output: No space left") and err.count("\n") == 1
+
+
+def test_a_pipe_is_120_wide_unless_columns_says(results: Path) -> None:
+    widths = [
+        max(map(len, _show(results, env={"PYTHONIOENCODING": "ascii"} | columns)[1].splitlines()))
+        for columns in ({}, {"COLUMNS": "90"})
+    ]
+    assert widths == [120, 90]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny import tiny
 
+from calibrate.reports import sound
 from profiler.cli.app import main
 from profiler.record.run import Run
 from profiler.record.store import RunFolder
@@ -39,7 +40,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 def test_json_of_a_run_and_what_it_leaves_on_disk(model: Path, tmp_path: Path) -> None:
     process = start(str(model), *QUICK, "--out", str(tmp_path), "--json")
     out, err = process.communicate(timeout=120)
-    assert process.returncode in (0, 4), err  # a pass of 5 ms on a busy machine may be called invalid
+    assert process.returncode in (0, 3, 4), err  # a pass of 5 ms on a busy machine may be called invalid
     document = json.loads(out)
     prefill, decode = document["passes"]
     for one in (prefill, decode):
@@ -72,11 +73,13 @@ def test_killed_and_resumed(model: Path, tmp_path: Path) -> None:
     kept = RunFolder.open(folder).results()
     assert 1 <= len(kept) < 4 and all(result.status == "done" for result in kept)
     assert main(["show", str(folder), "--json"]) == 0
-    assert main(["run", "--resume", str(folder)]) in (0, 4)
+    sound_before = sound(RunFolder.open(folder))
+    assert main(["run", "--resume", str(folder)]) in (0, 3, 4)
     finished = RunFolder.open(folder)
     assert finished.run.finished is not None
     assert [r.cell.key for r in finished.results()] == [c.key for c in finished.run.cells]
-    assert finished.results()[0] == kept[0]  # not measured again
+    if kept[0].cell.key in sound_before:
+        assert finished.results()[0] == kept[0]  # not measured again
 
 
 def test_another_machine_does_not_go_on(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,10 +91,22 @@ def test_another_machine_does_not_go_on(run: Run, tmp_path: Path, capsys: pytest
     assert (folder.path / "run.json").read_text() == before
 
 
+def test_a_damaged_cell_is_measured_again(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(model), *QUICK, "--out", str(tmp_path), "--json"]) in (0, 3, 4)
+    folder = Path(json.loads(capsys.readouterr().out)["run"])
+    graph = next((folder / "graphs").glob("*prefill*"))
+    graph.write_text(graph.read_text()[:100])
+    main(["show", str(folder), "--json"])
+    assert [one["phase"] for one in json.loads(capsys.readouterr().out)["failed"]] == ["prefill"]
+    assert main(["run", "--resume", str(folder), "--json"]) in (0, 3, 4)
+    again = json.loads(capsys.readouterr().out)
+    assert again["failed"] == [] and {one["phase"] for one in again["passes"]} == {"prefill", "decode"}
+
+
 def test_threads_are_those_asked_for(model: Path, tmp_path: Path) -> None:
     process = start(str(model), *QUICK, "--phase", "decode", "--threads", "1", "--out", str(tmp_path), "--json")
     out, err = process.communicate(timeout=120)
-    assert process.returncode in (0, 4), err
+    assert process.returncode in (0, 3, 4), err
     assert RunFolder.open(Path(json.loads(out)["run"])).run.environment.threads == 1
 
 

@@ -6,6 +6,9 @@ from profiler.record.errors import RequestError
 from profiler.record.index import find_run, list_runs
 from profiler.record.run import Run
 from profiler.record.store import RunFolder
+from roofline.hardware import HardwareSpec
+
+SPEC = HardwareSpec(name="example", kind="cpu")
 
 
 @pytest.fixture
@@ -13,6 +16,7 @@ def results(tmp_path: Path, run: Run) -> Path:
     """A finished run, a later unfinished one, a half-written one, an empty folder, and a README."""
     base = tmp_path / "results"
     with RunFolder.create(base, run) as folder:
+        folder.write_spec(SPEC)
         folder.finish()
     RunFolder.create(base, run.model_copy(update={"name": "second", "started": "2026-06-01T00:00:00Z"})).close()
     torn = RunFolder.create(base, run.model_copy(update={"name": "torn", "started": "2026-07-01T00:00:00Z"}))
@@ -30,6 +34,14 @@ def test_every_run_is_listed_and_a_bad_one_says_why(results: Path) -> None:
     assert "half-written" in str(runs[2].why)
     assert "no run.json" in str(runs[3].why)
     assert (runs[0].cells, runs[0].models, runs[0].device) == (2, ("example",), "Example CPU @ 2.0 GHz")
+
+
+@pytest.mark.parametrize("name", ["measurements.parquet", "spec.json"])
+def test_a_finished_run_that_lost_a_file_is_unreadable(results: Path, name: str) -> None:
+    (results / "example-cpu-2.0-ghz" / "20260509T101112Z-main" / name).unlink()
+    summary = list_runs(results)[0]
+    assert summary.state == "unreadable"
+    assert f"{name} is missing from a finished run; restore it" in str(summary.why)
 
 
 def test_no_results_folder_has_no_runs(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import textwrap
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from profiler.record import measurements
@@ -81,7 +83,75 @@ def test_the_spec_is_kept(tmp_path: Path, run: Run) -> None:
     with RunFolder.create(tmp_path, run) as folder:
         assert folder.read_spec() is None
         folder.write_spec(spec)
+        folder.finish()
     assert RunFolder.open(folder.path).read_spec() == spec
+
+
+def test_a_finished_run_without_its_files_is_no_empty_success(
+    tmp_path: Path, run: Run, result: CellResult, graph: OpGraph
+) -> None:
+    with _filled(tmp_path, run, result, graph) as folder:
+        folder.finish()
+    again = RunFolder.open(folder.path)
+    with pytest.raises(RequestError, match=r"spec\.json is missing from a finished run; .* measures the device again"):
+        again.read_spec()
+    resumed, done = RunFolder.open_for_resume(folder.path)
+    with resumed:
+        assert resumed.read_spec() is None
+        assert done == {result.cell.key}
+        resumed.finish()
+    (folder.path / "measurements.parquet").unlink()
+    with pytest.raises(RequestError, match=r"measurements\.parquet is missing from a finished run; restore it"):
+        RunFolder.open(folder.path).results()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("spec.json", '{"schema_version": 99}', "newer roofcal"),
+        ("spec.json", "{", "half-written or damaged"),
+        ("measurements.parquet", "PAR1 half", "restore it, or measure in a new run"),
+        ("measurements.parquet", None, "is missing"),
+        ("journal.jsonl", "garbage\n", "line 1 is damaged"),
+    ],
+)
+def test_a_refused_resume_changes_nothing(
+    name: str, content: str | None, message: str, tmp_path: Path, run: Run, result: CellResult, graph: OpGraph
+) -> None:
+    with _filled(tmp_path, run, result, graph) as folder:
+        folder.write_spec(HardwareSpec(name="example", kind="cpu"))
+        folder.finish()
+    if content is None:
+        (folder.path / name).unlink()
+    else:
+        (folder.path / name).write_text(content)
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    with pytest.raises(RequestError, match=message):
+        RunFolder.open_for_resume(folder.path)
+    assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("run.json", "restore it from a copy"),
+        ("spec.json", "run --resume .* measures the device again"),
+        ("graphs/{key}.json", "restore it, or measure its cell again: python -m profiler run --resume"),
+    ],
+)
+def test_advice_for_one_damaged_file_keeps_the_others(
+    name: str, advice: str, tmp_path: Path, run: Run, result: CellResult, graph: OpGraph
+) -> None:
+    with _filled(tmp_path, run, result, graph) as folder:
+        folder.write_spec(HardwareSpec(name="example", kind="cpu"))
+    path = folder.path / name.format(key=result.cell.key)
+    path.write_text("{")
+    with pytest.raises(RequestError, match=advice) as refusal:
+        again = RunFolder.open(folder.path)
+        again.read_spec()
+        again.read_graph(str(result.graph))
+    assert str(refusal.value).startswith(str(path))
+    assert "delete its folder" not in str(refusal.value)
 
 
 def test_a_very_long_name_of_a_model_still_makes_a_file(tmp_path: Path, run: Run, cell: Cell, graph: OpGraph) -> None:
@@ -226,6 +296,12 @@ def test_a_damaged_or_newer_table_is_refused(
     table = folder.path / "measurements.parquet"
     table.write_bytes(table.read_bytes()[:-20])
     with pytest.raises(RequestError, match="not a whole roofcal table"):
+        folder.results()
+    empty = pa.table({"x": [1]}).replace_schema_metadata(
+        {measurements.METADATA_KEY: json.dumps({"schema_version": 1, "cells": [{}]})}
+    )
+    pq.write_table(empty, table)
+    with pytest.raises(RequestError, match="holds no whole results"):
         folder.results()
     duckdb.sql(f"COPY (SELECT 1 AS x) TO '{table}' (FORMAT parquet)")
     with pytest.raises(RequestError, match="not a whole roofcal table"):

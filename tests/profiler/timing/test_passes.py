@@ -82,6 +82,30 @@ def test_experts_are_priced_with_the_routing_that_happened() -> None:
     assert graph.traced_on == "cpu"
 
 
+@pytest.mark.parametrize("name", ["phi", "opt"])
+def test_a_head_with_a_bias_on_some_of_the_tokens(name: str) -> None:
+    # `linear` of a strided input adds its bias in place, and not in place while a mode watches
+    result, graph = measure_cell(cell(name, PREFILL), loaded(name), device=CPU, budget_s=0.01, seed=0)
+    assert (result.status, result.reason) == ("done", None) and graph is not None
+
+
+def test_where_of_one_argument_is_an_operation_of_its_own() -> None:
+    config = tiny("gpt_oss")
+    meta = build_meta(config, "float32", experts="eager")
+    ready = Loaded("gpt_oss", build(config, "cpu", "float32", experts="eager"), meta, meta)
+    result, graph = measure_cell(cell("gpt_oss", PREFILL), ready, device=CPU, budget_s=0.01, seed=0)
+    assert (result.status, result.reason) == ("done", None) and graph is not None
+    assert graph.uncounted == ()
+
+
+def test_whatever_a_model_raises_fails_its_cell_alone() -> None:
+    ready = loaded("llama")
+    ready.model.model.norm.forward = lambda x: x.no_such_method()
+    result, graph = measure_cell(cell("llama", DECODE), ready, device=CPU, budget_s=0.01, seed=0)
+    assert (result.status, graph) == ("failed", None)
+    assert result.reason == "AttributeError: 'Tensor' object has no attribute 'no_such_method'"
+
+
 def test_logits_that_are_not_finite_make_no_times() -> None:
     ready = loaded("llama")
     with torch.no_grad():

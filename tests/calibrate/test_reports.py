@@ -1,0 +1,59 @@
+from pathlib import Path
+
+import pytest
+
+from calibrate.reports import load, sound
+from profiler.record.run import CellResult, Run
+from profiler.record.store import RunFolder
+from roofline.op import OpGraph
+
+
+def _kept(base: Path, run: Run, result: CellResult, graph: OpGraph) -> RunFolder:
+    with RunFolder.create(base, run) as folder:
+        folder.write_graph(result.cell, graph)
+        folder.append(result)
+    return folder
+
+
+@pytest.fixture
+def steady(result: CellResult) -> CellResult:
+    """`result` with enough unprofiled passes, so that nothing but what a test changes is in doubt."""
+    return result.model_copy(update={"wall_s": (5.5e-6,) * 20, "profiled_wall_s": (6e-6,) * 20})
+
+
+def test_a_good_cell_is_sound(tmp_path: Path, run: Run, steady: CellResult, graph: OpGraph) -> None:
+    folder = _kept(tmp_path, run, steady, graph)
+    assert sound(folder) == {steady.cell.key}
+    reports, without = load(folder)
+    assert ([report.status for report in reports], without) == (["done"], [])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": "failed", "reason": "out of memory"},
+        {"status": "invalid", "reason": "it throttled"},
+        {"wall_s": (3e-6,) * 20},  # less than the 6 µs on the device: the report is invalid
+        {"closure": None},
+    ],
+)
+def test_what_failed_or_is_in_doubt_is_not_sound(
+    change: dict[str, object], tmp_path: Path, run: Run, steady: CellResult, graph: OpGraph
+) -> None:
+    folder = _kept(tmp_path, run, steady.model_copy(update=change), graph)
+    assert sound(folder) == frozenset()
+
+
+@pytest.mark.parametrize("text", ["{", None])
+def test_a_cell_whose_graph_is_bad_is_not_sound(
+    text: str | None, tmp_path: Path, run: Run, steady: CellResult, graph: OpGraph
+) -> None:
+    folder = _kept(tmp_path, run, steady, graph)
+    path = folder.path / str(steady.graph)
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    assert sound(folder) == frozenset()
+    reports, (without,) = load(folder)
+    assert (reports, without.status) == ([], "failed")
+    assert str(path) in str(without.reason)
