@@ -305,7 +305,7 @@ def _doubts(layers: Sequence[LayerEfficiency], closure: Closure) -> list[str]:
     if above:
         worst, path, kind = max(above)
         out.append(
-            f"efficiency above 1 in {len(above)} layer kinds, most in {path or 'the model'} {kind} ({worst:.2f}): "
+            f"efficiency above 1 in {len(above)} layer kind{'s' * (len(above) > 1)}, most in {path or 'the model'} {kind} ({worst:.2f}): "
             "a wrong count, a wrong peak, or a warm cache"
         )
     if closure.kernels != closure.launches:
