@@ -304,8 +304,9 @@ def _doubts(layers: Sequence[LayerEfficiency], closure: Closure) -> list[str]:
     above = [(each.efficiency, each.path, each.kind) for each in layers if each.efficiency and each.efficiency > 1]
     if above:
         worst, path, kind = max(above)
+        kinds = "layer kind" if len(above) == 1 else "layer kinds"
         out.append(
-            f"efficiency above 1 in {len(above)} layer kind{'s' * (len(above) > 1)}, most in {path or 'the model'} {kind} ({worst:.2f}): "
+            f"efficiency above 1 in {len(above)} {kinds}, most in {path or 'the model'} {kind} ({worst:.2f}): "
             "a wrong count, a wrong peak, or a warm cache"
         )
     if closure.kernels != closure.launches:
