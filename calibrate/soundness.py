@@ -1,6 +1,6 @@
 """Whether a measured pass can be believed: done, inconclusive (measure again), or invalid (it contradicts itself).
 
-Example: ``judge(result, idle=-0.1, noise=0.02) == ("invalid", "busy is more than the wall by 10 %")``
+Example: ``judge(result, idle=-0.1, noise=0.02) == ("invalid", "busy is more than the wall by 10%")``
 """
 
 from profiler.record.run import CellResult
@@ -9,15 +9,19 @@ MOST_NEGATIVE_IDLE = -0.02
 """Of the wall; DESIGN.md: below it a pass is invalid."""
 LEAST_ATTRIBUTED = 0.99
 """Of all device time that the profiler saw."""
+SPANS_WITHIN = 0.005
+"""Operation spans + gaps of the profiled wall: how far from 1 they may be."""
+INSTRUMENTED_WITHIN = 0.05
+"""Profiled ÷ unprofiled wall: how far from 1 it may be; beyond, it is said what that implies."""
+LEAST_INSTRUMENTED = 0.9
+"""Profiled ÷ unprofiled wall: profiling cannot save time, below this the machine changed between them."""
 MOST_NOISE = 0.25
 """Half the 5–95 % range of single passes ÷ their median: above it the median of some tens of passes is not good to the
-5 % within which profiled and unprofiled passes must agree (0.25 · 1.25 ÷ (1.64 · √33), a normal median's error)."""
+5 % within which profiled and unprofiled passes must agree: 1.64 · 1.25 σ ÷ √33 = 5.4 %, σ = 0.25 ÷ 1.64, if normal."""
 MOST_OTHER_WORK = 0.25
 """Share of all cores: above it half of a core, of the two that a small machine has, was not ours."""
 SEEN_OTHER_WORK = 0.05
 """Share of all cores from which it is mentioned."""
-INSTRUMENTED = (0.9, 1.05)
-"""Profiled ÷ unprofiled wall. Below: profiling cannot save time, the machine changed. Above: it is mentioned."""
 
 
 def judge(result: CellResult, *, idle: float, noise: float) -> tuple[str, str | None]:
@@ -35,7 +39,7 @@ def judge(result: CellResult, *, idle: float, noise: float) -> tuple[str, str | 
         return "inconclusive", f"other work took {result.other_work:.0%} of the host while it was measured"
     if noise > MOST_NOISE:
         return "inconclusive", f"single passes vary by ± {noise:.0%}; measure on a quiet machine"
-    if result.closure.instrumented_ratio < INSTRUMENTED[0]:
+    if result.closure.instrumented_ratio < LEAST_INSTRUMENTED:
         ratio = result.closure.instrumented_ratio
         return "inconclusive", f"profiled passes took {ratio:.0%} of the plain ones: the machine changed between them"
     return "done", None
@@ -46,7 +50,7 @@ def doubts(result: CellResult) -> list[str]:
     out = []
     if result.other_work is not None and result.other_work > SEEN_OTHER_WORK:
         out.append(f"other work took {result.other_work:.0%} of the host while it was measured")
-    if result.closure is not None and result.closure.instrumented_ratio > INSTRUMENTED[1]:
+    if result.closure is not None and result.closure.instrumented_ratio > 1 + INSTRUMENTED_WITHIN:
         extra = result.closure.instrumented_ratio - 1
         out.append(f"times of operations carry up to {extra:.0%} of instrumentation; the wall does not")
     return out

@@ -17,14 +17,11 @@ from typing import Any
 
 from calibrate.efficiency import PassReport, Waterfall
 from calibrate.reports import load
+from calibrate.soundness import LEAST_ATTRIBUTED, SPANS_WITHIN
 from profiler.record.errors import RequestError
 from profiler.record.run import RUN_SCHEMA, CellResult
 from profiler.record.store import RunFolder
 
-LEAST_ATTRIBUTED = 0.99
-"""Of all device time that the profiler saw."""
-SPANS_TOLERANCE = 0.005
-"""Of the profiled wall: operation spans + gaps."""
 SUM_TOLERANCE = 1e-9
 """Relative: sums of the same numbers in another order."""
 
@@ -79,7 +76,7 @@ def _cell(result: CellResult) -> Iterator[str]:
         yield "no closure"
     elif result.closure.attributed < LEAST_ATTRIBUTED:
         yield f"{result.closure.attributed:.2%} of device time attributed, not {LEAST_ATTRIBUTED:.0%}"
-    elif abs(result.closure.spans_plus_gaps - 1) > SPANS_TOLERANCE:
+    elif abs(result.closure.spans_plus_gaps - 1) > SPANS_WITHIN:
         yield f"spans + gaps are {result.closure.spans_plus_gaps:.2%} of the profiled wall"
 
 

@@ -57,12 +57,12 @@ def peak_rows(spec: HardwareSpec, dtypes: Sequence[str] | None = None) -> tuple[
 
 
 def unsteady(rows: Sequence[PeakRow]) -> str | None:
-    """A warning where figures were measured beside other work."""
+    """A warning where the samples of a figure vary much."""
     wide = [row for row in rows if row.spread is not None and row.spread > STEADY_WITHIN]
     if not wide:
         return None
     names = ", ".join(f"{row.name} by {percent(row.spread)}" for row in wide)
-    return f"peaks measured beside other work: samples vary ({names}); run again on a quiet machine"
+    return f"samples of the peaks vary ({names}): other work, or a clock that changes; run again on a quiet machine"
 
 
 def missing(spec: HardwareSpec) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from calibrate.efficiency import PassReport
 from calibrate.report import tables
 from calibrate.report.units import UNKNOWN, dtype, percent, seconds, size
+from calibrate.soundness import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_NEGATIVE_IDLE, SPANS_WITHIN
 from profiler.record.run import CellResult, Run
 from roofline.hardware import HardwareSpec
 from roofline.record import Record
@@ -45,16 +46,8 @@ WORDS = {
 }
 """Columns of the layer table."""
 
-ATTRIBUTED_AT_LEAST = 0.99
-SPANS_CLOSE_WITHIN = 0.005
-INSTRUMENTED_WITHIN = 0.05
-"""The closure that a pass must show: attributed ≥ 99 %, spans + gaps within 0.5 %, profiling cost within 5 %."""
-
 ABOVE_ONE = "efficiency above 1"
 """How the footnote of the mark "!" begins; a report whose own warnings have it does not get a second one."""
-
-IDLE_AT_LEAST = -0.02
-"""DESIGN.md: idle below −2 % of the wall makes a pass invalid."""
 
 
 class Fact(Record):
@@ -135,19 +128,19 @@ def meaning(row: tables.TermRow) -> str:
 def closure(report: PassReport, device_kind: str) -> tuple[Fact, ...]:
     """How much of what the profiler saw is accounted for, beside what is asked."""
     seen = report.closure
-    spans_close = abs(seen.spans_plus_gaps - 1) <= SPANS_CLOSE_WITHIN
+    spans_close = abs(seen.spans_plus_gaps - 1) <= SPANS_WITHIN
     busy = report.busy_s / report.wall_s if report.wall_s > 0 else None
     facts = [
         Fact(
             name="attributed ÷ all device time",
             value=percent(seen.attributed),
-            asked=f"at least {100 * ATTRIBUTED_AT_LEAST:g} %",
-            holds=seen.attributed >= ATTRIBUTED_AT_LEAST,
+            asked=f"at least {100 * LEAST_ATTRIBUTED:g} %",
+            holds=seen.attributed >= LEAST_ATTRIBUTED,
         ),
         Fact(
             name="spans + gaps ÷ profiled wall",
             value=percent(seen.spans_plus_gaps),
-            asked=f"100 % ± {100 * SPANS_CLOSE_WITHIN:g} %",
+            asked=f"100 % ± {100 * SPANS_WITHIN:g} %",
             holds=spans_close,
         ),
         Fact(
@@ -160,8 +153,8 @@ def closure(report: PassReport, device_kind: str) -> tuple[Fact, ...]:
         Fact(
             name="busy ÷ wall",
             value=percent(busy),
-            asked=f"at most {100 * (1 - IDLE_AT_LEAST):g} %",
-            holds=None if busy is None else busy <= 1 - IDLE_AT_LEAST,
+            asked=f"at most {100 * (1 - MOST_NEGATIVE_IDLE):g} %",
+            holds=None if busy is None else busy <= 1 - MOST_NEGATIVE_IDLE,
         ),
     ]
     if device_kind == "cuda":
