@@ -4,6 +4,8 @@ import subprocess
 import sys
 import time
 
+import psutil
+
 from profiler.timing.contention import other_work
 
 
@@ -18,4 +20,4 @@ def test_work_of_another_process_is_seen_and_our_own_is_not() -> None:
         for process in busy:
             process.wait()
     assert 0 <= own.share <= 1
-    assert other.share > 0.2  # two processes on the cores there are; the rest of the machine can only add
+    assert other.share * (psutil.cpu_count() or 1) > 0.8  # a core at least, of two processes; others can only add
