@@ -18,23 +18,6 @@ from roofline.workload import Workload
 
 GRAPH_SCHEMA = 1
 
-DTYPE_BYTES = {
-    "float64": 8,
-    "int64": 8,
-    "complex64": 8,
-    "float32": 4,
-    "int32": 4,
-    "bfloat16": 2,
-    "float16": 2,
-    "int16": 2,
-    "float8_e4m3fn": 1,
-    "float8_e5m2": 1,
-    "int8": 1,
-    "uint8": 1,
-    "bool": 1,
-}
-"""Bytes of one element, by torch's name of the type."""
-
 
 class Kind(StrEnum):
     """What kind of work an operation is; a law prices one kind."""

@@ -32,17 +32,6 @@ def shares(starts_s: Floats, ends_s: Floats) -> Floats:
     return share
 
 
-def union_s(starts_s: Floats, ends_s: Floats) -> float:
-    """Measure of the union of the intervals, in seconds."""
-    starts, ends = _checked(starts_s, ends_s)
-    if not len(starts):
-        return 0.0
-    order = np.argsort(starts, kind="stable")
-    starts, ends = starts[order], np.maximum.accumulate(ends[order])
-    covered = np.concatenate([[starts[0]], ends[:-1]])
-    return float(np.sum(np.maximum(0.0, ends - np.maximum(starts, covered))))
-
-
 @dataclass(frozen=True, slots=True)
 class Idle:
     """Time within a window in which nothing ran."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from intervals import union_s
 
 from profiler.attribution.kernels import EDGE_S, DeviceJoin, OpSpan, check, join
-from profiler.attribution.overlap import union_s
 from profiler.attribution.timeline import Timeline, read_timeline
 
 CUDA = Path(__file__).parents[2] / "data" / "timelines" / "llama_decode_cuda.json"

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from intervals import union_s
 
-from profiler.attribution.overlap import idle, shares, union_s
+from profiler.attribution.overlap import idle, shares
 
 intervals = st.lists(
     st.tuples(st.integers(0, 10_000), st.integers(0, 3_000)).map(lambda p: (p[0] * 1e-6, (p[0] + p[1]) * 1e-6)),
