@@ -15,9 +15,9 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
-from roofline.op import ANCHORS, Kind, Op, OpGraph
+from roofline.op import ANCHORS, Bytes, Kind, Op, OpGraph
 
-Bytes = dict[int, int]
+Sizes = dict[int, Bytes]
 """Bytes by tensor."""
 
 GATHERS = frozenset({"aten::index", "aten::index_select"})
@@ -58,14 +58,14 @@ class Dataflow:
 class Accesses:
     """Bytes that each operation reads and writes, by tensor."""
 
-    reads: tuple[Bytes, ...]
-    writes: tuple[Bytes, ...]
+    reads: tuple[Sizes, ...]
+    writes: tuple[Sizes, ...]
 
 
-def executed_accesses(op: Op) -> tuple[Bytes, Bytes]:
+def executed_accesses(op: Op) -> tuple[Sizes, Sizes]:
     """Reads and writes of an operation, a tensor that is listed twice added up."""
-    reads: Bytes = {}
-    writes: Bytes = {}
+    reads: Sizes = {}
+    writes: Sizes = {}
     for access in op.reads:
         reads[access.tensor] = reads.get(access.tensor, 0) + access.bytes
     for access in op.writes:
@@ -97,7 +97,7 @@ def ideal_accesses(graph: OpGraph, flow: Dataflow) -> Accesses:
     return Accesses(tuple(reads), tuple(writes))
 
 
-def _append(graph: OpGraph, reads: Bytes, writes: Bytes) -> None:
+def _append(graph: OpGraph, reads: Sizes, writes: Sizes) -> None:
     """Rule (b): the old part of a rewritten cache is neither read nor written, nor is a new cache cleared."""
     if not reads and all(graph.tensors[t].role == "kv" for t in writes):
         writes.clear()
@@ -112,7 +112,7 @@ def _append(graph: OpGraph, reads: Bytes, writes: Bytes) -> None:
     writes[rewritten[0]] = min(writes[rewritten[0]], new_bytes)
 
 
-def _roll(flow: Dataflow, reads: list[Bytes], writes: list[Bytes], op: int) -> None:
+def _roll(flow: Dataflow, reads: list[Sizes], writes: list[Sizes], op: int) -> None:
     """Rule (b) for a window that is copied out, changed in part, and copied back: only the change is written."""
     if len(reads[op]) != 1 or len(writes[op]) != 1:
         return
@@ -128,7 +128,7 @@ def _roll(flow: Dataflow, reads: list[Bytes], writes: list[Bytes], op: int) -> N
         reads[op], writes[op] = {rolled: changed}, {cache: changed}
 
 
-def _movement_source(flow: Dataflow, reads: list[Bytes], writes: list[Bytes], op: int) -> int | None:
+def _movement_source(flow: Dataflow, reads: list[Sizes], writes: list[Sizes], op: int) -> int | None:
     """The tensor that an operation only moves to another place; None if it does anything else."""
     executed = flow.graph.ops[op]
     moves = executed.kind is Kind.COPY and not executed.matrix_flops and not executed.vector_flops
@@ -143,7 +143,7 @@ def _movement_source(flow: Dataflow, reads: list[Bytes], writes: list[Bytes], op
     return source if smaller or as_large else None
 
 
-def _reads_through(flow: Dataflow, source: int, copy: int, consumer: int, target: int, reads: list[Bytes]) -> bool:
+def _reads_through(flow: Dataflow, source: int, copy: int, consumer: int, target: int, reads: list[Sizes]) -> bool:
     """Whether a consumer of the copy can read the source instead: an anchor or a further copy, source unchanged.
 
     Rows of what is in memory anyway can be picked by any consumer.

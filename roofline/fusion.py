@@ -24,26 +24,30 @@ Example: ``sum(a.bytes for g in fuse(graph) for a in (*g.reads, *g.writes))`` â†
 
 from collections.abc import Iterable
 
-from pydantic import Field
-
 from roofline.attention import Attention, find_attention
-from roofline.dataflow import Accesses, Bytes, Dataflow, ideal_accesses
-from roofline.op import ANCHORS, Access, OpGraph
-from roofline.record import Record
+from roofline.dataflow import Accesses, Dataflow, Sizes, ideal_accesses
+from roofline.op import ANCHORS, Access, Kind, Op, OpGraph
 
 
-class Group(Record):
-    """Operations that an ideal implementation runs as one kernel. Figures are for one execution, as in `Op`."""
+class Group(Op):
+    """Operations that an ideal implementation runs as one kernel, described by its main member.
+
+    That is its last anchor with the most matrix work; without an anchor, the member with the most vector work.
+    """
 
     ops: tuple[int, ...]
     """Indices of the executed operations, in order."""
-    matrix_flops: float = Field(ge=0)
-    vector_flops: float = Field(ge=0)
-    reads: tuple[Access, ...]
-    writes: tuple[Access, ...]
-    dtype: str
-    """Of the member with the most matrix work; of the first member if none has any."""
-    count: float = Field(gt=0)
+
+
+def fused(graph: OpGraph) -> OpGraph:
+    """The ideal graph as a graph of its own: an operation a group, over the same tensors.
+
+    Nothing is known of how long its tensors are held.
+    """
+    fields = Op.model_fields
+    ops = tuple(Op.model_construct(**{name: getattr(group, name) for name in fields}) for group in fuse(graph))
+    tensors = tuple(tensor.model_copy(update={"held": None}) for tensor in graph.tensors)
+    return graph.model_copy(update={"ops": ops, "tensors": tensors})
 
 
 def fuse(graph: OpGraph) -> tuple[Group, ...]:
@@ -192,28 +196,42 @@ def _group(
     ops: list[int],
     attention: Attention | None,
 ) -> Group:
-    heaviest = max(ops, key=lambda i: graph.ops[i].matrix_flops)
+    main = max(ops, key=lambda i: _rank(graph.ops[i], attention is not None and i in attention.members, i))
+    described = dict(graph.ops[main])
+    if attention is not None and described["kind"] is not Kind.ATTENTION:
+        sizes = {"query": attention.query, "head_dim": attention.head_dim, "value_dim": attention.value_dim}
+        described |= {"kind": Kind.ATTENTION, "dims": {"heads": attention.heads, **sizes}}
     rest = ops if attention is None else [i for i in ops if i not in attention.members]
     matrix_flops = sum(graph.ops[i].matrix_flops for i in rest)
     vector_flops = sum(graph.ops[i].vector_flops for i in rest)
     if attention:
         matrix_flops += attention.matrix_flops
         vector_flops += attention.vector_flops
-    return Group(
-        ops=tuple(ops),
-        matrix_flops=matrix_flops,
-        vector_flops=vector_flops,
-        reads=_accesses(graph, _outside_reads(accesses, ops)),
-        writes=_accesses(graph, _outside_writes(graph, flow, accesses, readers, ops)),
-        dtype=graph.ops[heaviest].dtype,
-        count=graph.ops[ops[0]].count,
+    return Group.model_construct(  # of validated operations
+        **described
+        | {
+            "ops": tuple(ops),
+            "matrix_flops": matrix_flops,
+            "vector_flops": vector_flops,
+            "reads": _accesses(graph, _outside_reads(accesses, ops)),
+            "writes": _accesses(graph, _outside_writes(graph, flow, accesses, readers, ops)),
+            "link": next((graph.ops[i].link for i in ops if graph.ops[i].link), None),
+            "link_bytes": sum(graph.ops[i].link_bytes for i in ops),
+            "messages": sum(graph.ops[i].messages for i in ops),
+            "also": tuple(f"{graph.ops[i].path} {graph.ops[i].kind}" for i in ops if i != main),
+        }
     )
 
 
-def _outside_reads(accesses: Accesses, ops: list[int]) -> Bytes:
-    """Bytes that the group reads and has not written itself before."""
-    written: Bytes = {}
-    reads: Bytes = {}
+def _rank(op: Op, attends: bool, index: int) -> tuple[bool, bool, float, float, int]:
+    """The highest describes its group: the attention, an anchor, the most matrix work, the most vector work."""
+    return attends and op.kind is Kind.ATTENTION, op.kind in ANCHORS, op.matrix_flops, op.vector_flops, index
+
+
+def _outside_reads(accesses: Accesses, ops: list[int]) -> Sizes:
+    """Sizes that the group reads and has not written itself before."""
+    written: Sizes = {}
+    reads: Sizes = {}
     for i in ops:
         for tensor, size in accesses.reads[i].items():
             missing = size - written.get(tensor, 0)
@@ -235,10 +253,10 @@ def _readers(graph: OpGraph, accesses: Accesses) -> list[list[int]]:
 
 def _outside_writes(
     graph: OpGraph, flow: Dataflow, accesses: Accesses, readers: list[list[int]], ops: list[int]
-) -> Bytes:
-    """Bytes that the group writes for others: later readers, the cache, the caller of the model."""
+) -> Sizes:
+    """Sizes that the group writes for others: later readers, the cache, the caller of the model."""
     inside = set(ops)
-    writes: Bytes = {}
+    writes: Sizes = {}
     for i in ops:
         is_used = any(r > i for tensor in accesses.writes[i] for r in flow.readers[tensor])
         for tensor, size in accesses.writes[i].items():
@@ -259,7 +277,7 @@ def _without_masks(accesses: Accesses, attentions: Iterable[Attention]) -> Acces
     return Accesses(tuple(reads), accesses.writes)
 
 
-def _accesses(graph: OpGraph, sizes: Bytes) -> tuple[Access, ...]:
+def _accesses(graph: OpGraph, sizes: Sizes) -> tuple[Access, ...]:
     """A tensor is moved once, however many members touch it."""
     return tuple(
         Access(tensor=tensor, bytes=min(size, graph.tensors[tensor].storage_bytes)) for tensor, size in sizes.items()

@@ -39,15 +39,43 @@ class Level(Record):
     """Bytes/s, read and written bytes added."""
 
 
+class Link(Record):
+    """A way out of the device: to others of its kind, to the host, to the network."""
+
+    bandwidth: Figure
+    """Bytes/s that one device can send; it can receive as many at the same time."""
+    latency_s: Figure | None = None
+    """Of one message; where it is not known, messages are priced by their bytes alone."""
+
+
+class Chip(Record):
+    """What a datasheet says of a device besides its rates. Absent figures are None, never a guess."""
+
+    units: Figure | None = None
+    """Streaming multiprocessors, compute units, cores: what `unit` says."""
+    unit: str | None = None
+    """ "SM", "CU", "core", "TPC", "TensorCore"."""
+    base_clock_hz: Figure | None = None
+    boost_clock_hz: Figure | None = None
+    """The highest that the datasheet names; its peaks are usually at this clock."""
+    last_level_cache_bytes: Figure | None = None
+    power_w: Figure | None = None
+    """Board or socket power limit as sold."""
+    released: int | None = None
+    """Year."""
+
+
 class Peaks(Record):
     """Rates of one origin: a datasheet's, or a measurement's."""
 
     matrix: dict[str, Figure]
-    """Dense FLOP/s of matrix work, by dtype of the inputs."""
+    """Dense FLOP/s of matrix work, by dtype of the inputs: torch's names, and "float4_e2m1fn_x2", "int4"."""
     vector: dict[str, Figure]
     """FLOP/s of everything else, by dtype of the arithmetic; "float32" at least, or empty if unknown."""
     levels: tuple[Level, ...] = Field(min_length=1)
     """Smallest cache first, main memory last."""
+    links: dict[str, Link] = {}
+    """By name: "nvlink", "infinity-fabric", "ici", "pcie" (the host), "network"."""
     host_s_per_op: Figure | None = None
     """Host time to issue one operation in eager mode; on a CPU this includes the operation's own fixed cost."""
 
@@ -69,6 +97,8 @@ class HardwareSpec(Record):
     kind: Literal["cuda", "cpu", "other"]
     matches: tuple[str, ...] = ()
     """Names by which the driver reports exactly this device."""
+    chip: Chip | None = None
+    """From the datasheet."""
     datasheet: Peaks | None = None
     measured: Peaks | None = None
     missing: dict[str, str] = {}

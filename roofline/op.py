@@ -14,9 +14,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from roofline.record import Record
+from roofline.routing import Routing
 from roofline.workload import Workload
 
-GRAPH_SCHEMA = 1
+GRAPH_SCHEMA = 2
 
 
 class Kind(StrEnum):
@@ -33,27 +34,36 @@ class Kind(StrEnum):
     COPY = "copy"
     EMBEDDING = "embedding"
     SCAN = "scan"
+    COLLECTIVE = "collective"
+    TRANSFER = "transfer"
     OTHER = "other"
 
 
-ANCHORS = frozenset(
-    {Kind.MATMUL, Kind.GROUPED_MATMUL, Kind.CONV, Kind.ATTENTION, Kind.EMBEDDING, Kind.SCAN, Kind.OTHER}
-)
+ANCHORS = frozenset({
+    Kind.MATMUL, Kind.GROUPED_MATMUL, Kind.CONV, Kind.ATTENTION, Kind.EMBEDDING, Kind.SCAN, Kind.COLLECTIVE,
+    Kind.TRANSFER, Kind.OTHER,
+})  # fmt: skip
 """Kinds that stay kernels of their own in a fused graph; all others can run inside a neighbour."""
 
 Role = Literal["weight", "activation", "kv"]
+
+Bytes = int | float
+"""Whole as traced; expectations, and bits that do not fill a byte, are not."""
 
 
 class Tensor(Record):
     """One storage that operations read and write; views of it are the same tensor."""
 
     id: int
-    storage_bytes: int = Field(ge=0)
+    storage_bytes: Bytes = Field(ge=0)
     """Size of the whole storage."""
     role: Role
     """Weights are parameters and buffers; kv is what the cache holds before or after the pass."""
     name: str | None = None
     """Path of the parameter or buffer, or the layer of the cache."""
+    held: tuple[int, int] | None = None
+    """First and last operation of the traced pass during which its memory was held, as Python held it; −1 and the
+    number of operations stand for before and after the pass. None where it is not known."""
 
 
 class Access(Record):
@@ -61,7 +71,7 @@ class Access(Record):
 
     tensor: int
     """`Tensor.id`."""
-    bytes: int = Field(ge=0)
+    bytes: Bytes = Field(ge=0)
     """Distinct elements × element size; an expanded dimension counts once."""
 
 
@@ -88,7 +98,8 @@ class Op(Record):
     """The operator, as the profiler names it: "aten::mm"."""
     kind: Kind
     dims: dict[str, int]
-    """Matmul: b, m, n, k. Attention: batch, heads, kv_heads, query, kv, head_dim, value_dim, causal, window, pairs."""
+    """Matmul: b, m, n, k. Attention: batch, heads, kv_heads, query, kv, head_dim, value_dim, causal, window, pairs.
+    Collective and transfer: bytes, ranks."""
     dtype: str
     """Type of the arithmetic's inputs, by torch's name: it chooses the peak."""
     matrix_flops: float = Field(ge=0)
@@ -98,7 +109,17 @@ class Op(Record):
     reads: tuple[Access, ...]
     writes: tuple[Access, ...]
     count: float = Field(default=1, gt=0)
-    """Executions in the whole model that this one stands for: above 1 where only some of the repeated layers ran."""
+    """Executions in the whole model that this one stands for: above 1 where repeated layers or steps are folded."""
+    routing: Routing | None = None
+    """Of a grouped product whose weight reads are an expectation: they are those of all experts × hit ÷ experts."""
+    link: str | None = None
+    """Link of the device that `link_bytes` cross: a key of `Peaks.links`."""
+    link_bytes: Bytes = Field(default=0, ge=0)
+    """Bytes that this device sends, or receives if that is more, over the link."""
+    messages: float = Field(default=0, ge=0)
+    """Steps over the link, one after another, that each cost its latency."""
+    also: tuple[str, ...] = ()
+    """What else a fused operation does: "path kind" of each other member, in order."""
 
 
 class AttentionModule(Record):
@@ -134,6 +155,8 @@ class OpGraph(Record):
     """Attention, experts and cache implementations that were asked for."""
     layers: tuple[int, int] | None = None
     """(traced, whole model) number of repeated layers where they differ."""
+    heads: tuple[int, int] | None = None
+    """(query, key-value) heads of the config; None where it names none."""
 
     @model_validator(mode="after")
     def _tensors_exist(self) -> "OpGraph":
@@ -153,7 +176,7 @@ class OpGraph(Record):
 
 def traffic(tensors: tuple[Tensor, ...], reads: Iterable[Access], writes: Iterable[Access]) -> Traffic:
     """Split accesses into the five classes by the role of the tensor; a written weight counts as an activation."""
-    total = dict.fromkeys(Traffic.model_fields, 0)
+    total: dict[str, Bytes] = dict.fromkeys(Traffic.model_fields, 0)
     for access in reads:
         total[f"{tensors[access.tensor].role}_read"] += access.bytes
     for access in writes:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roofline.hardware import Peaks
-from roofline.op import Access, Tensor
+from roofline.op import Access, Bytes, Tensor
 
 CacheState = Literal["cold", "warm", "in situ"]
 
@@ -100,7 +100,7 @@ def _serving_level(peaks: Peaks, reach_bytes: NDArray[np.float64]) -> NDArray[np
 class _Segment:
     """A stretch of a tensor that was last touched at one time."""
 
-    end: int
+    end: Bytes
     """First byte after it; it starts where the segment before it ends."""
     position: int
     """Time of the touch, in accesses."""
@@ -118,9 +118,9 @@ class _Stack:
         self._storage = [tensor.storage_bytes for tensor in tensors]
         self._long_lived = [tensor.role != "activation" for tensor in tensors]
         self._segments: list[list[_Segment]] = [[] for _ in tensors]
-        self._tree = [0] * (2 * sum(len(s.reads) + len(s.writes) for s in steps) + 1)
+        self._tree: list[Bytes] = [0] * (2 * sum(len(s.reads) + len(s.writes) for s in steps) + 1)
         self._now = 0
-        self._resident = 0
+        self._resident: Bytes = 0
         self._hidden = 0.0
         self._hidden_after = _hidden_bytes(steps, self._long_lived)
 
@@ -148,20 +148,20 @@ class _Stack:
                 self._touch(tensor, size, i)
             self._hidden += self._hidden_after[i]
 
-    def _merged(self, accesses: tuple[Access, ...]) -> Iterator[tuple[int, int, int]]:
+    def _merged(self, accesses: tuple[Access, ...]) -> Iterator[tuple[int, Bytes, Bytes]]:
         """Views of one tensor as one access: (tensor, distinct bytes, bytes beyond the tensor, so seen twice)."""
         for tensor, size in _sizes(accesses).items():
             distinct = min(size, self._storage[tensor])
             if distinct:
                 yield tensor, distinct, size - distinct
 
-    def _touch(self, tensor: int, size: int, writer: int | None) -> list[tuple[int, float, int | None]]:
+    def _touch(self, tensor: int, size: Bytes, writer: int | None) -> list[tuple[Bytes, float, int | None]]:
         """Move the first bytes of a tensor to the top; the pieces they were found in: bytes, reach, unread writer."""
         self._now += 1
-        found: list[tuple[int, float, int | None]] = []
+        found: list[tuple[Bytes, float, int | None]] = []
         kept: list[_Segment] = []
-        moved: list[tuple[int, int]] = []
-        start = 0
+        moved: list[tuple[int, Bytes]] = []
+        start: Bytes = 0
         for segment in self._segments[tensor]:
             piece = min(segment.end, size) - start
             if piece > 0:
@@ -180,24 +180,25 @@ class _Stack:
         self._segments[tensor] = [top, *kept]
         return found
 
-    def _add(self, position: int, amount: int) -> None:
+    def _add(self, position: int, amount: Bytes) -> None:
         self._resident += amount
         tree, size = self._tree, len(self._tree)
         while position < size:
             tree[position] += amount
             position += position & -position
 
-    def _touched_until(self, position: int) -> int:
-        tree, total = self._tree, 0
+    def _touched_until(self, position: int) -> Bytes:
+        tree = self._tree
+        total: Bytes = 0
         while position:
             total += tree[position]
             position &= position - 1
         return total
 
 
-def _sizes(accesses: tuple[Access, ...]) -> dict[int, int]:
+def _sizes(accesses: tuple[Access, ...]) -> dict[int, Bytes]:
     """Bytes by tensor, views of one tensor added up."""
-    sizes: dict[int, int] = {}
+    sizes: dict[int, Bytes] = {}
     for access in accesses:
         sizes[access.tensor] = sizes.get(access.tensor, 0) + access.bytes
     return sizes
@@ -207,7 +208,7 @@ def _hidden_bytes(steps: Sequence[Step], long_lived: Sequence[bool]) -> list[flo
     """After each step: weight and KV bytes of the layers that the run of steps ending there stands for, but itself."""
     out = [0.0] * len(steps)
     for count, run in groupby(range(len(steps)), key=lambda i: steps[i].count):
-        most: dict[int, int] = {}
+        most: dict[int, Bytes] = {}
         last = 0
         for last in run:
             for access in (*steps[last].reads, *steps[last].writes):

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from profiler.models.operators import ACCUMULATES, GATHERS, PARTIAL, TEMPLATES, WRITE_ONLY, name_of
+from roofline.op import Bytes
+from roofline.routing import Routing
 
-Touched = list[tuple[Tensor, int]]
+Touched = list[tuple[Tensor, Bytes]]
 """Tensors with the bytes of them that are touched."""
 
 
@@ -32,14 +34,15 @@ def touched(
     written = [args[i] for i, a in enumerate(func._schema.arguments) if i < len(args) and _is_written(a)]
     written = [tensor for tensor in written if isinstance(tensor, Tensor)]
     moved = max((t.numel() * t.element_size() for t in outputs), default=0)
-    reads = [
+    reads: Touched = [
         (t, min(distinct_bytes(t), moved) if name in GATHERS and i == 0 else distinct_bytes(t))
         for i, t in enumerate(inputs)
         if not (name in WRITE_ONLY and t is args[0]) and name not in TEMPLATES
     ]
     if name == "_grouped_mm" and inputs[1].dim() == 3:
-        offsets = kwargs.get("offs", args[2] if len(args) > 2 else None)
-        reads[1] = (inputs[1], expert_bytes(inputs[1], inputs[0].shape[0], offsets, experts_per_token))
+        chosen = routing_of(args, kwargs, experts_per_token)
+        hit = chosen.hit if chosen else real_hit(args, kwargs)
+        reads[1] = (inputs[1], distinct_bytes(inputs[1]) * hit / inputs[1].shape[0])
     if written and name in PARTIAL:
         changed = max((distinct_bytes(t) // t.element_size() for t in inputs[1:]), default=0)
         part = min(changed * written[0].element_size(), distinct_bytes(written[0]))
@@ -50,18 +53,23 @@ def touched(
     return reads, [(t, distinct_bytes(t)) for t in (*written, *fresh)]
 
 
-def expert_bytes(matrices: Tensor, rows: int, offsets: Any, per_token: int) -> int:
-    """Bytes of the experts hit: counted from real routing, else expected under uniform routing.
+def routing_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], per_token: int) -> Routing | None:
+    """The assumed routing of a grouped product (rows, (experts, k, n), offsets); None where the offsets are real."""
+    rows, matrices = args[0], args[1]
+    offsets = _offsets(args, kwargs)
+    if matrices.dim() != 3 or (isinstance(offsets, Tensor) and offsets.device.type != "meta"):
+        return None
+    return Routing(experts=matrices.shape[0], per_token=per_token, tokens=rows.shape[0] / per_token)
 
-    E·(1 − (1 − k/E)^T) distinct experts for T tokens that choose k of E each; `matrices` is (E, k, n), `rows` is T·k,
-    `offsets` ends each expert's rows.
-    """
-    experts = matrices.shape[0]
-    if isinstance(offsets, Tensor) and offsets.device.type != "meta":
-        hit = float((torch.diff(offsets.flatten(), prepend=offsets.new_zeros(1)) > 0).sum())
-    else:
-        hit = experts * (1 - (1 - min(1.0, per_token / experts)) ** (rows / per_token))
-    return round(distinct_bytes(matrices) * hit / experts)
+
+def real_hit(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Distinct experts that have rows: `offsets` ends each expert's."""
+    ends = _offsets(args, kwargs).flatten()
+    return int((torch.diff(ends, prepend=ends.new_zeros(1)) > 0).sum())
+
+
+def _offsets(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return kwargs.get("offs", args[2] if len(args) > 2 else None)
 
 
 def distinct_bytes(tensor: Tensor) -> int:

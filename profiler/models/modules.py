@@ -45,3 +45,16 @@ def experts_per_token(model: nn.Module) -> int:
         if isinstance(value, int) and value > 0:
             return value
     return 1
+
+
+def heads(model: nn.Module) -> tuple[int, int] | None:
+    """(query, key-value) heads of the decoder's config; None where it names none."""
+    config: Any = getattr(model, "config", None)
+    if config is None or not hasattr(config, "get_text_config"):
+        return None
+    decoder = config.get_text_config(decoder=True)
+    query = getattr(decoder, "num_attention_heads", None)
+    if not isinstance(query, int):
+        return None
+    shared = getattr(decoder, "num_key_value_heads", None)
+    return query, shared if isinstance(shared, int) else query

@@ -26,17 +26,22 @@ from profiler.models.operators import (
     name_of,
 )
 from roofline.op import Kind
+from roofline.routing import Routing
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """Kind, dimensions and FLOPs of one call; `counted` is False where no table knows its arithmetic."""
+    """Kind, dimensions and FLOPs of one call; `counted` is False where no table knows its arithmetic.
+
+    `routing` is that of a grouped product, if nobody knows the real one.
+    """
 
     kind: Kind
     dims: dict[str, int] = field(default_factory=dict)
     matrix_flops: float = 0
     vector_flops: float = 0
     counted: bool = True
+    routing: Routing | None = None
 
 
 def _matmul(batch: int, m: int, n: int, k: int, bias: bool) -> Description:

@@ -10,6 +10,7 @@ Example: ``graph = trace(model, inputs, workload, name="gpt2", target="cpu")``
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,15 +20,15 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from profiler.models.accesses import distinct_bytes, tensors, touched
+from profiler.models.accesses import distinct_bytes, routing_of, tensors, touched
 from profiler.models.annotate import entered
 from profiler.models.inputs import PassInputs
 from profiler.models.meta import run_or_shape
-from profiler.models.modules import attention_modules, experts_per_token
+from profiler.models.modules import attention_modules, experts_per_token, heads
 from profiler.models.operators import is_metadata, name_of
 from profiler.models.opkinds import Description, describe
 from profiler.models.sdpa import NAME, describe_attention, operands
-from roofline.op import Access, Op, OpGraph
+from roofline.op import Access, Bytes, Op, OpGraph
 from roofline.op import Tensor as TensorRecord
 from roofline.workload import Workload
 
@@ -96,6 +97,8 @@ class _Recorder(TorchDispatchMode):
         self.ids: dict[int, int] = {}
         self.alive: list[StorageWeakRef] = []  # a weak reference keeps a storage's address from being used again
         self.sizes: list[int] = []
+        self.held: dict[int, int] = {}  # storages that Python holds now, since which operation
+        self.lifetimes: dict[int, tuple[int, int]] = {}
         self.roles: dict[int, tuple[str, str | None]] = {}
         self.read: set[int] = set()
         self.specs = {spec.path: spec for spec in attention_modules(model)}
@@ -125,7 +128,14 @@ class _Recorder(TorchDispatchMode):
             self.ids[key] = len(self.sizes)
             self.alive.append(StorageWeakRef(storage))
             self.sizes.append(storage.nbytes())
+            self.held[self.ids[key]] = len(self.ops)
         return self.ids[key]
+
+    def note_freed(self) -> None:
+        """Write down which storages Python has let go of since the last operation."""
+        last = len(self.ops) - 1
+        for number in [n for n in self.held if self.alive[n].expired()]:
+            self.lifetimes[number] = (self.held.pop(number), last)
 
     def mark_weights(self) -> None:
         for path, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
@@ -137,6 +147,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.note_freed()
         out = run_or_shape(func, args, kwargs)
         if self.recording and not is_metadata(func):
             self.record(func, args, kwargs, out)
@@ -151,6 +162,8 @@ class _Recorder(TorchDispatchMode):
         if not what.counted:
             self.uncounted.add(name)
         reads, writes = touched(func, args, kwargs, out, experts_per_token=self.experts_per_token)
+        if name == "_grouped_mm":
+            what = replace(what, routing=routing_of(args, kwargs, self.experts_per_token))
         self.append(f"aten::{name}", what, list(tensors((*args, *kwargs.values()))) or involved, reads, writes)
 
     def attention(self, args: Any, kwargs: Any, out: Tensor) -> None:
@@ -164,8 +177,8 @@ class _Recorder(TorchDispatchMode):
         name: str,
         what: Description,
         typed: list[Tensor],
-        reads: Iterable[tuple[Tensor, int]],
-        writes: Iterable[tuple[Tensor, int]],
+        reads: Iterable[tuple[Tensor, Bytes]],
+        writes: Iterable[tuple[Tensor, Bytes]],
     ) -> None:
         read, written = self.accesses(reads), self.accesses(writes)
         self.read.update(access.tensor for access in read)
@@ -182,10 +195,11 @@ class _Recorder(TorchDispatchMode):
                 vector_flops=what.vector_flops,
                 reads=read,
                 writes=written,
+                routing=what.routing,
             )
         )
 
-    def accesses(self, touched: Iterable[tuple[Tensor, int]]) -> tuple[Access, ...]:
+    def accesses(self, touched: Iterable[tuple[Tensor, Bytes]]) -> tuple[Access, ...]:
         """One access a view; two equal views of one storage are read once."""
         seen: dict[tuple[int, int, tuple[int, ...], tuple[int, ...]], Access] = {}
         for tensor, size in touched:
@@ -198,7 +212,8 @@ class _Recorder(TorchDispatchMode):
         records = []
         for i, size in enumerate(self.sizes):
             role, path = self.roles.get(i, ("activation", None))
-            records.append(TensorRecord(id=i, storage_bytes=size, role=role, name=path))
+            held = None if role == "weight" else self.lifetimes.get(i, (self.held.get(i, 0), len(self.ops)))
+            records.append(TensorRecord(id=i, storage_bytes=size, role=role, name=path, held=held))
         parameters = {self.storage(p): (path, p.numel()) for path, p in reversed(list(self.model.named_parameters()))}
         inactive = sorted(path for i, (path, _) in parameters.items() if i not in self.read)
         return OpGraph(
@@ -212,4 +227,5 @@ class _Recorder(TorchDispatchMode):
             parameters=sum(count for _, count in parameters.values()),
             traced_on=traced_on,
             options=options,
+            heads=heads(self.model),
         )
