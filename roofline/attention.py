@@ -95,7 +95,8 @@ def _unfused(
     if not _is_closed(graph, flow, members):
         return None
     qk, pv = graph.ops[first], graph.ops[last]
-    share = _unmasked_share(graph, qk, module)
+    rectangle = qk.dims.get("b", 1) * qk.dims.get("m", 0) * qk.dims.get("n", 0)
+    masked = _masked_scores(graph, qk, module)
     inside = set(members)
     masks = {
         t
@@ -105,8 +106,8 @@ def _unfused(
     }
     return Attention(
         members=tuple(members),
-        matrix_flops=(qk.matrix_flops + pv.matrix_flops) * share,
-        vector_flops=sum(graph.ops[i].vector_flops for i in members) * share,
+        matrix_flops=sum(_without(op.matrix_flops, rectangle, masked) for op in (qk, pv)),
+        vector_flops=sum(_without_elements(graph.ops[i], rectangle, masked) for i in members),
         masks=frozenset(masks) if module else frozenset(),
         heads=qk.dims.get("b", 0),
         query=qk.dims.get("m", 0),
@@ -115,13 +116,24 @@ def _unfused(
     )
 
 
-def _unmasked_share(graph: OpGraph, qk: Op, module: AttentionModule | None) -> float:
-    """Unmasked ÷ executed (query, key) pairs."""
-    query, executed_kv = graph.workload.query_tokens, qk.dims.get("n", 0)
-    if module is None or not executed_kv or qk.dims.get("m", 0) % query:
-        return 1.0
+def _masked_scores(graph: OpGraph, qk: Op, module: AttentionModule | None) -> int:
+    """Scores of all heads that are executed but masked, where the module says what it masks."""
+    query, executed_kv, rows = graph.workload.query_tokens, qk.dims.get("n", 0), qk.dims.get("m", 0)
+    if module is None or not executed_kv or rows % query:
+        return 0
     pairs = attention_pairs(query, graph.workload.context_tokens, module.causal, module.window)
-    return min(1.0, pairs / (query * executed_kv))
+    return max(0, query * executed_kv - pairs) * qk.dims.get("b", 1) * (rows // query)
+
+
+def _without(flops: float, elements: int, masked: int) -> float:
+    """FLOPs that are spread evenly over elements, without those of the masked ones."""
+    return flops - flops / elements * masked if masked else flops
+
+
+def _without_elements(op: Op, scores: int, masked: int) -> float:
+    """Vector FLOPs without those of masked scores, where the operation works on the scores."""
+    elements = op.dims.get("elements", 0)
+    return _without(op.vector_flops, elements, masked) if elements >= scores else op.vector_flops
 
 
 def _walk_back(graph: OpGraph, flow: Dataflow, start: int, path: str) -> tuple[set[int], set[int]]:

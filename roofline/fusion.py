@@ -218,7 +218,7 @@ def _group(
             "link": next((graph.ops[i].link for i in ops if graph.ops[i].link), None),
             "link_bytes": sum(graph.ops[i].link_bytes for i in ops),
             "messages": sum(graph.ops[i].messages for i in ops),
-            "also": tuple(f"{graph.ops[i].path} {graph.ops[i].kind}" for i in ops if i != main),
+            "also": tuple(dict.fromkeys(f"{graph.ops[i].path} {graph.ops[i].kind}" for i in ops if i != main)),
         }
     )
 

@@ -6,6 +6,7 @@ FLOPs count a multiply-add as 2. Bytes are compulsory traffic: each distinct ele
 Example: ``sum(op.matrix_flops * op.count for op in graph.ops)``
 """
 
+import math
 from collections.abc import Iterable
 from enum import StrEnum
 from functools import cached_property
@@ -64,6 +65,8 @@ class Tensor(Record):
     held: tuple[int, int] | None = None
     """First and last operation of the traced pass during which its memory was held, as Python held it; −1 and the
     number of operations stand for before and after the pass. None where it is not known."""
+    on_host: float = Field(default=0, ge=0, le=1)
+    """Share of the storage that lives in the memory of the host, not in the device's."""
 
 
 class Access(Record):
@@ -119,7 +122,7 @@ class Op(Record):
     messages: float = Field(default=0, ge=0)
     """Steps over the link, one after another, that each cost its latency."""
     also: tuple[str, ...] = ()
-    """What else a fused operation does: "path kind" of each other member, in order."""
+    """What else a fused operation does: "path kind" of its other members, each once, in order."""
 
 
 class AttentionModule(Record):
@@ -155,6 +158,8 @@ class OpGraph(Record):
     """Attention, experts and cache implementations that were asked for."""
     layers: tuple[int, int] | None = None
     """(traced, whole model) number of repeated layers where they differ."""
+    weight_bytes: Bytes | None = None
+    """All weights of the whole model where folding has left some out of `tensors`; None: those in `tensors`."""
     heads: tuple[int, int] | None = None
     """(query, key-value) heads of the config; None where it names none."""
 
@@ -183,6 +188,19 @@ def traffic(tensors: tuple[Tensor, ...], reads: Iterable[Access], writes: Iterab
         role = "kv" if tensors[access.tensor].role == "kv" else "activation"
         total[f"{role}_write"] += access.bytes
     return Traffic(**total)
+
+
+def routed_reads(op: Op, graph: OpGraph) -> frozenset[int]:
+    """Reads of a grouped product, by place, that are of the experts hit and not of all that there is."""
+    if op.routing is None or not op.routing.tokens:
+        return frozenset()
+    share = op.routing.hit / op.routing.experts
+    return frozenset(
+        i
+        for i, access in enumerate(op.reads)
+        if (tensor := graph.tensors[access.tensor]).role == "weight"
+        and math.isclose(access.bytes, tensor.storage_bytes * share, rel_tol=1e-9)  # products and quotients of floats
+    )
 
 
 def attention_pairs(query: int, context: int, causal: bool, window: int | None) -> int:

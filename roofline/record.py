@@ -3,6 +3,9 @@
 A file from a newer roofcal is refused by its schema number before its unknown fields are complained about.
 """
 
+from collections.abc import Mapping
+from typing import Any, Self
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -10,3 +13,10 @@ class Record(BaseModel):
     """An immutable value; an unknown field or an impossible value is an error that names the field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values, not validated; what was computed from the old ones does not come along."""
+        copy = super().model_copy(update=update, deep=deep)
+        for name in vars(copy).keys() - type(self).model_fields.keys():
+            del vars(copy)[name]
+        return copy

@@ -39,6 +39,8 @@ KIND_COLOUR = {
     "copy": "#7f7f7f",
     "embedding": "#9467bd",
     "scan": "#393b79",
+    "collective": "#ad494a",
+    "transfer": "#8c6d31",
     "other": "#000000",
 }
 """One colour a kind in every picture."""
@@ -58,7 +60,7 @@ LABEL = 56
 CHARACTER = 7
 """Pixels of a character of a label, at 11 px monospace."""
 
-_AXIS = {
+AXIS = {
     "gridcolor": "#e6e9ef",
     "zerolinecolor": "#b8c0cc",
     "linecolor": "#b8c0cc",
@@ -66,7 +68,7 @@ _AXIS = {
     "title_standoff": 12,
 }
 _NAMES = {"autorange": "reversed", "ticks": "outside", "ticklen": 6, "tickcolor": "#ffffff"}
-_LAYOUT = {
+LAYOUT = {
     "template": "none",
     "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#1f2733"},
     "hoverlabel": {"align": "left"},
@@ -103,9 +105,9 @@ def waterfall_chart(report: PassReport) -> go.Figure:
         )
     )
     span = max(ends) - min(ends)
-    figure.update_layout(_LAYOUT, height=330, margin={"l": 150, "r": 20, "t": 10, "b": 56}, bargap=0.35)
+    figure.update_layout(LAYOUT, height=330, margin={"l": 150, "r": 20, "t": 10, "b": 56}, bargap=0.35)
     figure.update_xaxes(
-        _AXIS,
+        AXIS,
         tickformat="~s",
         ticksuffix="s",
         title="time of the pass",
@@ -145,14 +147,14 @@ def layer_chart(report: PassReport) -> go.Figure:
     )
     longest = max((max(row.time_s, row.predicted_s or 0.0, row.ideal_s or 0.0) for row in rows), default=0.0)
     figure.update_layout(
-        _LAYOUT,
+        LAYOUT,
         height=120 + 25 * len(rows),
         barmode="overlay",
         margin={"l": 24 + CHARACTER * max(map(len, labels), default=0), "r": 20, "t": 36, "b": 56},
         legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
     )
     figure.update_xaxes(
-        _AXIS, tickformat="~s", ticksuffix="s", range=[0, 1.12 * longest], title="device time of one pass, all repeats"
+        AXIS, tickformat="~s", ticksuffix="s", range=[0, 1.12 * longest], title="device time of one pass, all repeats"
     )
     figure.update_yaxes(_NAMES, tickfont={"family": "ui-monospace, monospace", "size": 11})
     return figure
@@ -161,40 +163,51 @@ def layer_chart(report: PassReport) -> go.Figure:
 def roofline_chart(report: PassReport, spec: HardwareSpec) -> go.Figure:
     """Achieved FLOP/s over FLOPs per byte, both logarithmic; a point a layer kind, its area the share of the wall."""
     rows = on_roofline(report)
-    kinds = list(dict.fromkeys(row.kind for row in rows))
-    figure = go.Figure()
+    points = [
+        roofs.Point(row.kind, row.flops / row.bytes, row.flops_per_s or 0.0, max(row.share or 0.0, 0.0), _hover(row))
+        for row in rows
+    ]
     origins = {"achieved": spec.measured, "datasheet": spec.datasheet}
     known = {name: peaks for name, peaks in origins.items() if peaks is not None}
-    x_range, y_range = _ranges(rows, list(known.values()), report.workload.dtype)
+    figure = roofline_figure(points, known, (report.workload.dtype,))
+    _mark_above_one(figure, rows)
+    return figure
+
+
+def roofline_figure(
+    points: Sequence[roofs.Point], known: dict[str, Peaks], matrix_dtypes: Sequence[str], title: str = "achieved FLOP/s"
+) -> go.Figure:
+    """The points and the roofs of `known` peaks by origin ("achieved", "datasheet"); the first ones are labelled."""
+    figure = go.Figure()
+    x_range, y_range = roofs.ranges(points, list(known.values()), matrix_dtypes)
     for name, peaks in known.items():
-        roofs.add_lines(figure, name, peaks, report.workload.dtype, x_range)
-    for kind in kinds:
-        some = [row for row in rows if row.kind == kind]
+        roofs.add_lines(figure, name, peaks, matrix_dtypes, x_range)
+    for kind in dict.fromkeys(point.kind for point in points):
+        some = [point for point in points if point.kind == kind]
         figure.add_scatter(
             name=kind,
-            x=[row.flops / row.bytes for row in some],
-            y=[row.flops_per_s for row in some],
+            x=[point.intensity for point in some],
+            y=[point.flops_per_s for point in some],
             mode="markers",
             marker={
                 "color": KIND_COLOUR.get(kind, "#000000"),
-                "size": [7 + 30 * math.sqrt(max(row.share or 0.0, 0.0)) for row in some],
+                "size": [7 + 30 * math.sqrt(point.share) for point in some],
                 "opacity": 0.75,
                 "line": {"color": "#ffffff", "width": 1},
             },
-            customdata=[_hover(row) for row in some],
+            customdata=[point.hover for point in some],
             hovertemplate="%{customdata}<extra></extra>",
         )
-    _mark_above_one(figure, rows)
     if known:
-        roofs.add_labels(figure, next(iter(known.values())), report.workload.dtype, y_range, PLOT)
+        roofs.add_labels(figure, next(iter(known.values())), matrix_dtypes, y_range, PLOT)
     figure.update_layout(
-        _LAYOUT,
+        LAYOUT,
         height=PLOT + 10 + 120,
         margin={"l": 76, "r": 190 if known else 20, "t": 10, "b": 120},
         legend={"orientation": "h", "y": -0.13, "yanchor": "top", "x": 0},
     )
     figure.update_xaxes(
-        _AXIS,
+        AXIS,
         type="log",
         range=[math.log10(end) for end in x_range],
         exponentformat="power",
@@ -202,7 +215,7 @@ def roofline_chart(report: PassReport, spec: HardwareSpec) -> go.Figure:
         title="operational intensity, FLOP per byte",
     )
     figure.update_yaxes(
-        _AXIS, type="log", range=[math.log10(end) for end in y_range], tickformat="~s", dtick=1, title="achieved FLOP/s"
+        AXIS, type="log", range=[math.log10(end) for end in y_range], tickformat="~s", dtick=1, title=title
     )
     return figure
 
@@ -235,20 +248,6 @@ def on_roofline(report: PassReport) -> tuple[tables.LayerRow, ...]:
     return tuple(row for row in tables.layer_rows(report) if row.flops > 0 and row.bytes > 0 and row.time_s > 0)
 
 
-def _ranges(
-    rows: Sequence[tables.LayerRow], known: Sequence[Peaks], matrix_dtype: str
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Both axes: every point and every ridge, with a margin."""
-    flats = [value for peaks in known for value in roofs.flats(peaks, matrix_dtype).values()]
-    slowest = [peaks.levels[-1].bandwidth.value for peaks in known]
-    x = [row.flops / row.bytes for row in rows] + [max(flats) / value for value in slowest if flats]
-    y = [row.flops_per_s or 1.0 for row in rows] + flats
-    return (min(x, default=1.0) / 4, max(x, default=1.0) * 6), (
-        min(y, default=1.0) / 4,
-        max(y, default=1.0) * (30 if known else 4),
-    )
-
-
 def _labels(rows: Sequence[tables.LayerRow]) -> list[str]:
     """Unlike for unlike rows, so that plotly keeps their bars apart."""
     kinds = [f" · {row.kind}" for row in rows]
@@ -264,16 +263,16 @@ def _hover(row: tables.LayerRow) -> str:
     intensity = magnitude(row.flops / row.bytes) + " FLOP/B" if row.bytes > 0 else "–"
     return "<br>".join(
         (
-            f"<b>{_plain(row.label)}</b> {row.kind} × {number(row.count)}",
+            f"<b>{plotly_text(row.label)}</b> {row.kind} × {number(row.count)}",
             f"measured {seconds(row.time_s)} ({percent(row.share)} of wall)",
             f"predicted {seconds(row.predicted_s)}, ideal {seconds(row.ideal_s)}, efficiency {percent(row.efficiency)}"
             + (" ! above 1" if row.above_one else ""),
             f"{flops_per_s(row.flops_per_s)}, {bytes_per_s(row.bytes_per_s)}, {intensity}, bound: {row.bound}",
-            *(_plain(kernel[:90]) for kernel in row.kernels[:4]),
+            *(plotly_text(kernel[:90]) for kernel in row.kernels[:4]),
         )
     )
 
 
-def _plain(text: str) -> str:
+def plotly_text(text: str) -> str:
     """Names may hold what plotly reads as markup."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -3,10 +3,12 @@
 Flat roofs are labelled outside the plot at its right end, slanted ones above their upper end, where no point can be
 that does not exceed the peaks. Roofs within 20 % of each other share a label.
 
-Example: ``add_lines(figure, "achieved", peaks, "bfloat16", (0.1, 1000)); add_labels(figure, peaks, …)``
+Example: ``add_lines(figure, "achieved", peaks, ("bfloat16",), (0.1, 1000)); add_labels(figure, peaks, …)``
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
@@ -22,9 +24,40 @@ LINE = 15
 """Pixels that a line of a label needs."""
 
 
-def add_lines(figure: go.Figure, origin: str, peaks: Peaks, matrix_dtype: str, x_range: tuple[float, float]) -> None:
+@dataclass(frozen=True)
+class Point:
+    """A layer kind on the roofline plot."""
+
+    kind: str
+    intensity: float
+    """FLOP per byte, above 0."""
+    flops_per_s: float
+    """Above 0."""
+    share: float
+    """Of the time: the area of the point."""
+    hover: str
+    """Lines of markup."""
+
+
+def ranges(
+    points: Sequence[Point], known: Sequence[Peaks], matrix_dtypes: Sequence[str]
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Both axes: every point and every ridge, with a margin."""
+    flat = [value for peaks in known for value in flats(peaks, matrix_dtypes).values()]
+    slowest = [peaks.levels[-1].bandwidth.value for peaks in known]
+    x = [point.intensity for point in points] + [max(flat) / value for value in slowest if flat]
+    y = [point.flops_per_s for point in points] + flat
+    return (min(x, default=1.0) / 4, max(x, default=1.0) * 6), (
+        min(y, default=1.0) / 4,
+        max(y, default=1.0) * (30 if known else 4),
+    )
+
+
+def add_lines(
+    figure: go.Figure, origin: str, peaks: Peaks, matrix_dtypes: Sequence[str], x_range: tuple[float, float]
+) -> None:
     """Slanted roofs of the memory levels up to the highest flat one; flat ones from the fastest slanted one on."""
-    found = flats(peaks, matrix_dtype)
+    found = flats(peaks, matrix_dtypes)
     fastest = max(level.bandwidth.value for level in peaks.levels)
     top = max(found.values(), default=fastest * x_range[1])
     for level in peaks.levels:
@@ -35,9 +68,11 @@ def add_lines(figure: go.Figure, origin: str, peaks: Peaks, matrix_dtype: str, x
         _line(figure, origin, f"{name} {flops_per_s(value)}", [value / fastest, x_range[1]], [value, value])
 
 
-def add_labels(figure: go.Figure, peaks: Peaks, matrix_dtype: str, y_range: tuple[float, float], height: float) -> None:
+def add_labels(
+    figure: go.Figure, peaks: Peaks, matrix_dtypes: Sequence[str], y_range: tuple[float, float], height: float
+) -> None:
     """Names and rates of the roofs; `height` is the plot's in pixels."""
-    found = flats(peaks, matrix_dtype)
+    found = flats(peaks, matrix_dtypes)
     pixel = math.log10(y_range[1] / y_range[0]) / height
     below = math.inf
     for names, low, high in alike(found):
@@ -69,11 +104,9 @@ def alike(values: dict[str, float]) -> list[tuple[tuple[str, ...], float, float]
     return [(tuple(names), values[names[-1]], values[names[0]]) for names in groups]
 
 
-def flats(peaks: Peaks, matrix_dtype: str) -> dict[str, float]:
-    """FLOP/s of work that bounds a pass in this dtype, by label."""
-    found = {}
-    if matrix_dtype in peaks.matrix:
-        found[f"matrix {dtype(matrix_dtype)}"] = peaks.matrix[matrix_dtype].value
+def flats(peaks: Peaks, matrix_dtypes: Sequence[str]) -> dict[str, float]:
+    """FLOP/s of work that bounds a pass in these dtypes, by label."""
+    found = {f"matrix {dtype(name)}": peaks.matrix[name].value for name in matrix_dtypes if name in peaks.matrix}
     return found | {f"vector {dtype(name)}": figure.value for name, figure in peaks.vector.items()}
 
 

@@ -6,8 +6,6 @@ Without colour (piped) nothing is lost: marks are characters.
 Example: ``render(reports, run, spec, rich.console.Console())``
 """
 
-import re
-import textwrap
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -15,7 +13,7 @@ from rich.text import Text
 
 from calibrate.efficiency import PassReport
 from calibrate.report import peaks, tables, wording
-from calibrate.report.paths import shortened
+from calibrate.report.grid import GAP, characters, grid, needed, rule, say
 from calibrate.report.units import UNKNOWN, aligned, percent, seconds
 from calibrate.report.wording import Fact
 from profiler.record.run import CellResult, Run
@@ -46,12 +44,6 @@ WIDEST_BAR = 40
 _WIDTH_FOR_MEANINGS = 110
 """Characters from which the waterfall has room for its words beside its bar."""
 
-GAP = 2
-"""Characters between two columns."""
-
-_FIGURE = re.compile(r"(?<=\d) (?=(?:%|[nµmkMGTP]?(?:s|B|B/s|FLOP|FLOP/s))(?!\w))|(?<=±) ")
-"""The space inside "82.1 ms" and "± 1.2 %"."""
-
 _STYLE = {"path": "cyan", "kind": "dim", "time": "bold", "bound": "dim"}
 
 
@@ -65,21 +57,21 @@ def render(
     if reports and console.width < _WIDTH_FOR_MEANINGS:
         _meanings(reports, console)
     if failed:
-        _rule(console, "no result")
+        rule(console, "no result")
         for what, status, reason in wording.failed_rows(failed):
-            _say(console, f"{what}: {status}: {reason}", "red")
+            say(console, f"{what}: {status}: {reason}", "red")
     if not reports and not failed:
-        _say(console, "no pass has been measured in this run")
+        say(console, "no pass has been measured in this run")
 
 
 def _environment(reports: Sequence[PassReport], run: Run, spec: HardwareSpec, console: Console) -> None:
-    _rule(console, f"{run.environment.device}")
+    rule(console, f"{run.environment.device}")
     _facts(console, wording.environment(run))
     for note in run.environment.notes:
-        _say(console, f"warning: {note}", "yellow")
+        say(console, f"warning: {note}", "yellow")
     rows = peaks.peak_rows(spec, sorted({report.workload.dtype for report in reports}) or None)
     if not rows:
-        _say(console, "peaks: – (neither a datasheet nor a measurement)")
+        say(console, "peaks: – (neither a datasheet nor a measurement)")
         _missing(spec, console)
         return
     console.print()
@@ -97,22 +89,22 @@ def _environment(reports: Sequence[PassReport], run: Run, spec: HardwareSpec, co
         columns.append((peaks.RANGE, [row.interval() or UNKNOWN for row in rows], "", False))
     if any(row.datasheet for row in rows):
         columns.append(("of datasheet", share, "", False))
-    while len(columns) > 3 and _needed(columns) > console.width:
+    while len(columns) > 3 and needed(columns) > console.width:
         columns.pop()
-    _grid(console, columns, shrink=0)
+    grid(console, columns, shrink=0)
     warning = peaks.unsteady(rows)
     if warning:
-        _say(console, f"warning: {warning}", "yellow")
+        say(console, f"warning: {warning}", "yellow")
     _missing(spec, console)
     if any(row.measured for row in rows):
-        _say(console, "achieved: measured in this run; spec.json and report.md say how for each figure", "dim")
+        say(console, "achieved: measured in this run; spec.json and report.md say how for each figure", "dim")
     if any(row.datasheet for row in rows):
-        _say(console, "datasheet: spec.json and report.md name the document of each figure", "dim")
+        say(console, "datasheet: spec.json and report.md name the document of each figure", "dim")
 
 
 def _missing(spec: HardwareSpec, console: Console) -> None:
     for line in peaks.missing(spec):
-        _say(console, line, "dim")
+        say(console, line, "dim")
 
 
 def _pass(report: PassReport, run: Run, spec: HardwareSpec, console: Console) -> None:
@@ -120,19 +112,19 @@ def _pass(report: PassReport, run: Run, spec: HardwareSpec, console: Console) ->
     console.print(Text("─" * console.width, style="dim"))
     verdict = wording.verdict(report)
     if verdict:
-        _say(console, f"{wording.title(report)}: {verdict}", "bold red")
-        _say(console, wording.headline(report), "bold")
+        say(console, f"{wording.title(report)}: {verdict}", "bold red")
+        say(console, wording.headline(report), "bold")
     else:
-        _say(console, f"{wording.title(report)}: {wording.headline(report)}", "bold")
-    _say(console, wording.ideal_uses(report, spec))
-    _say(console, wording.predicted(report))
+        say(console, f"{wording.title(report)}: {wording.headline(report)}", "bold")
+    say(console, wording.ideal_uses(report, spec))
+    say(console, wording.predicted(report))
     for sentence in wording.warnings(report):
-        _say(console, sentence if sentence.startswith("!") else f"warning: {sentence}", "yellow")
+        say(console, sentence if sentence.startswith("!") else f"warning: {sentence}", "yellow")
     for sentence in (wording.how_timed(report), *wording.notes(report), wording.what_ran(report)):
-        _say(console, sentence, "dim")
+        say(console, sentence, "dim")
     for what, names in (("differs from the trace", report.differences), ("not read in this phase", report.inactive)):
         if names:
-            _say(console, f"{what}: {len(names)}: {wording.some(names)}", "dim")
+            say(console, f"{what}: {len(names)}: {wording.some(names)}", "dim")
     console.print()
     _layers(report, console)
     console.print()
@@ -149,11 +141,11 @@ def _layers(report: PassReport, console: Console) -> None:
         cells = [column.cell(row) for row in rows]
         columns.append((column.key, column.header, cells if column.text else aligned(cells), column.text))
     for key in LEFT_OUT_FIRST:
-        fixed = sum(_width(header, cells) + GAP for _, header, cells, _ in columns[1:])
-        if fixed + min(NARROWEST_PATH, _width(*columns[0][1:3])) <= console.width:
+        fixed = sum(characters(header, cells) + GAP for _, header, cells, _ in columns[1:])
+        if fixed + min(NARROWEST_PATH, characters(*columns[0][1:3])) <= console.width:
             break
         columns = [column for column in columns if column[0] != key]
-    _grid(
+    grid(
         console,
         [(header, cells, _STYLE.get(key, ""), text) for key, header, cells, text in columns],
         shrink=0,
@@ -169,7 +161,7 @@ def _waterfall(report: PassReport, console: Console) -> None:
     shares = aligned([*(percent(row.share, signed=True) for row in rows), percent(1.0)])
     meanings = [*(wording.meaning(row) for row in rows), ""]
     columns = [("waterfall", labels, "cyan", True), ("", times, "bold", False), ("of wall", shares, "", False)]
-    used = sum(_width(header, cells) + GAP for header, cells, _, _ in columns)
+    used = sum(characters(header, cells) + GAP for header, cells, _, _ in columns)
     if console.width >= _WIDTH_FOR_MEANINGS:
         used += max(map(len, meanings)) + GAP
     width = min(console.width - used, WIDEST_BAR)
@@ -177,7 +169,7 @@ def _waterfall(report: PassReport, console: Console) -> None:
         columns.append(("", _bars(rows, report.wall_s, width), "green", True))
     if console.width >= _WIDTH_FOR_MEANINGS:
         columns.append(("", meanings, "dim", True))
-    _grid(console, columns, shrink=0, rule_before_last=True)
+    grid(console, columns, shrink=0, rule_before_last=True)
 
 
 def _bars(rows: Sequence[tables.TermRow], wall_s: float, width: int) -> list[str]:
@@ -204,15 +196,15 @@ def _closure(facts: Sequence[Fact], console: Console) -> None:
         ("", [marks[fact.holds] for fact in facts], "", True),
         ("asked", [fact.asked for fact in facts], "dim", True),
     ]
-    fits = _needed(columns) <= console.width
-    _grid(console, columns if fits else columns[:3], shrink=0, marked=[fact.holds is False for fact in facts])
+    fits = needed(columns) <= console.width
+    grid(console, columns if fits else columns[:3], shrink=0, marked=[fact.holds is False for fact in facts])
     for fact in facts:
         if fact.implies:
-            _say(console, f"{fact.name}: {fact.implies}", "yellow")
+            say(console, f"{fact.name}: {fact.implies}", "yellow")
 
 
 def _meanings(reports: Sequence[PassReport], console: Console) -> None:
-    _rule(console, "terms of the waterfall")
+    rule(console, "terms of the waterfall")
     rows = {
         row.label: wording.meaning(row)
         for report in reports
@@ -221,64 +213,6 @@ def _meanings(reports: Sequence[PassReport], console: Console) -> None:
     _facts(console, [Fact(name=label, value=text) for label, text in rows.items()])
 
 
-def _grid(
-    console: Console,
-    columns: Sequence[tuple[str, Sequence[str], str, bool]],
-    shrink: int,
-    marked: Sequence[bool] = (),
-    rule_before_last: bool = False,
-) -> None:
-    """Print (header, cells, style, left-aligned) columns; the one numbered `shrink` gives way, then the right edge."""
-    widths = [_width(header, cells) for header, cells, _, _ in columns]
-    spare = console.width - sum(widths) - GAP * (len(widths) - 1)
-    widths[shrink] = max(min(widths[shrink], widths[shrink] + spare), 1)
-    names = shortened(columns[shrink][1], widths[shrink])
-    lines = [
-        Text(
-            (" " * GAP).join(
-                _pad(header, width, left) for (header, _, _, left), width in zip(columns, widths, strict=True)
-            ),
-            style="bold",
-        )
-    ]
-    for i in range(len(names)):
-        line = Text()
-        for j, ((_, cells, style, left), width) in enumerate(zip(columns, widths, strict=True)):
-            cell = _pad(names[i] if j == shrink else cells[i], width, left)
-            line.append(" " * GAP if j else "").append(cell, style="red" if i < len(marked) and marked[i] else style)
-        lines.append(line)
-    ruled = {1, len(lines) - 1} if rule_before_last else {1}
-    for i, line in enumerate(lines):
-        line.rstrip()
-        if i in ruled:
-            console.print(Text("─" * min(sum(widths) + GAP * (len(widths) - 1), console.width), style="dim"))
-        console.print(line, no_wrap=True, overflow="crop", crop=True)
-
-
 def _facts(console: Console, facts: Sequence[Fact]) -> None:
     for fact in facts:
-        _say(console, f"{fact.name}: {fact.value}")
-
-
-def _rule(console: Console, title: str) -> None:
-    console.print()
-    console.rule(Text(title, style="bold"), align="left", characters="─", style="dim")
-
-
-def _say(console: Console, sentence: str, style: str = "") -> None:
-    """Print wrapped text, a figure and its unit on one line."""
-    held = _FIGURE.sub("\u00a0", sentence)
-    for line in textwrap.wrap(held, console.width, break_on_hyphens=False):
-        console.print(Text(line.replace("\u00a0", " "), style=style), no_wrap=True, overflow="crop")
-
-
-def _needed(columns: Sequence[tuple[str, Sequence[str], str, bool]]) -> int:
-    return sum(_width(header, cells) + GAP for header, cells, _, _ in columns) - GAP
-
-
-def _width(header: str, cells: Sequence[str]) -> int:
-    return max(map(len, (header, *cells)))
-
-
-def _pad(text: str, width: int, left: bool) -> str:
-    return text.ljust(width) if left else text.rjust(width)
+        say(console, f"{fact.name}: {fact.value}")

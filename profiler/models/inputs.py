@@ -16,13 +16,15 @@ Example: ``inputs = prepare(meta_model, workload, cache="dynamic", device="cpu")
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel, StaticCache
 
+from profiler.models.caches import State, dynamic_cache, materialise, nested_tensors, snapshot, takes_cache
+from profiler.models.meta import know, known_values, with_values_if_asked
 from profiler.record.errors import RequestError
 from roofline.workload import Workload
 
@@ -42,16 +44,16 @@ class PassInputs:
     def __init__(
         self,
         tokens: dict[str, Any],
-        cache_name: str,
+        cache_name: str | None,
         new_cache: Callable[[], Cache] | None,
-        cache: Cache | None,
+        cache: Any,
         max_cache_len: int | None,
     ) -> None:
         self._tokens = tokens
         self._cache_name = cache_name
         self._new_cache = new_cache
         self._cache = cache
-        self._undo = _snapshot(cache) if cache is not None else None
+        self._undo = snapshot(cache) if cache is not None else None
         self.max_cache_len = max_cache_len
         """Tokens that a static cache attends over; None for a dynamic one."""
 
@@ -59,7 +61,18 @@ class PassInputs:
         """Arguments of `forward`, with an empty cache made now where the pass is a prefill."""
         if self._new_cache is not None:
             self._cache = self._new_cache()
+        if self._cache_name is None:
+            return {**self._tokens, **(self._cache.kwargs() if self._cache is not None else {})}
         return {**self._tokens, self._cache_name: self._cache, "use_cache": True}
+
+    @property
+    def cache(self) -> Cache | None:
+        """What the pass has filled or will use; None before a prefill, and where the model has no `Cache`."""
+        return self._cache if isinstance(self._cache, Cache) else None
+
+    def call(self, model: nn.Module) -> Any:
+        """Run the pass on `model` and return what it returns."""
+        return model(**self.kwargs())
 
     def restore(self) -> None:
         """Undo what a pass did to the cache: keys, values and lengths are again those from before it."""
@@ -72,7 +85,7 @@ class PassInputs:
         """(layer, attribute, tensor) of each floating tensor that the cache holds now."""
         for index, layer in enumerate(self._cache.layers if self._cache is not None else ()):
             for name, value in vars(layer).items():
-                for path, tensor in _tensors(name, value):
+                for path, tensor in nested_tensors(name, value):
                     if tensor.is_floating_point():
                         yield index, path, tensor
 
@@ -90,6 +103,7 @@ def prepare(
     cache: str = "dynamic",
     device: str | torch.device = "meta",
     seed: int = 0,
+    after: PassInputs | None = None,
 ) -> PassInputs:
     """Inputs of one pass of `workload`.
 
@@ -97,34 +111,63 @@ def prepare(
         meta_model: the model on `meta`, in the dtype and with the implementations of the one that will run.
         cache: "dynamic" or "static".
         device: where the pass will run; "meta" for a trace.
-    Raises: RequestError for an unknown cache or one that the model does not take.
+        after: inputs of a prefill of the context that this model has run on `meta`: their cache is then the context.
+    Raises: RequestError for an unknown cache, and for a context that the model has nothing to keep in.
     """
     where = torch.device(device)
     if cache not in CACHES:
         raise RequestError(f"--cache {cache} is unknown; use {' or '.join(CACHES)}")
     accepted = inspect.signature(meta_model.forward).parameters
-    cache_name = next((name for name in ("past_key_values", "cache_params") if name in accepted), None)
-    if cache_name is None:
-        raise RequestError(f"{type(meta_model).__name__} takes no cache in its forward, so roofcal cannot run it")
+    cache_name = next((name for name in ("past_key_values", "cache_params") if takes_cache(meta_model, name)), None)
     generator = torch.Generator("cpu" if where.type == "meta" else where).manual_seed(seed)
-    shape = (workload.batch, workload.query_tokens)
-    tokens: dict[str, Any] = {"input_ids": _token_ids(meta_model, shape, where, generator)}
+    tokens: dict[str, Any] = {
+        "input_ids": _token_ids(meta_model, workload.batch, workload.query_tokens, where, generator)
+    }
     if workload.query_tokens > 1 and "logits_to_keep" in accepted:
         tokens["logits_to_keep"] = 1
+    if cache_name is None:
+        return _without_cache(meta_model, workload, tokens, where, generator)
 
     length = max_cache_len(workload) if cache == "static" else None
 
     def empty() -> Cache:
         if length is None:
-            return DynamicCache(config=meta_model.config)
+            return dynamic_cache(meta_model.config)
         return StaticCache(config=meta_model.config, max_cache_len=length)
 
     if workload.context_tokens == 0:
         return PassInputs(tokens, cache_name, empty, None, length)
-    filled = _prefilled(meta_model, cache_name, empty, workload)
+    filled = after.cache if after is not None else None
+    if filled is None:
+        filled = _prefilled(meta_model, cache_name, empty, workload)
     for layer in filled.layers:
-        _materialise(layer, where, generator, workload.context_tokens)
+        materialise(layer, where, generator, workload.context_tokens)
     return PassInputs(tokens, cache_name, None, filled, length)
+
+
+def _without_cache(
+    model: PreTrainedModel,
+    workload: Workload,
+    tokens: dict[str, Any],
+    device: torch.device,
+    generator: torch.Generator,
+) -> PassInputs:
+    """Inputs of a model that has no cache, or returns a state that its next pass takes under the same name."""
+    if workload.context_tokens == 0:
+        return PassInputs(tokens, None, None, None, None)
+    accepted = inspect.signature(model.forward).parameters
+    with torch.no_grad(), known_values():
+        ids = _token_ids(model, workload.batch, workload.context_tokens, torch.device("meta"), torch.Generator())
+        out = model(input_ids=ids, **{name: True for name in ("use_cache", "use_mems") if name in accepted})
+    states = {name: value for name, value in dict(out).items() if name in accepted and value is not None}
+    if not states:
+        raise RequestError(
+            f"{type(model).__name__} keeps nothing from pass to pass, so it has no decode; use a prefill of all tokens"
+        )
+    state = State(states)
+    for layer in state.layers:
+        materialise(layer, device, generator, workload.context_tokens)
+    return PassInputs(tokens, None, None, state, None)
 
 
 def max_cache_len(workload: Workload) -> int:
@@ -133,12 +176,15 @@ def max_cache_len(workload: Workload) -> int:
 
 
 def _token_ids(
-    model: PreTrainedModel, shape: tuple[int, int], device: torch.device, generator: torch.Generator
+    model: PreTrainedModel, batch: int, tokens: int, device: torch.device, generator: torch.Generator
 ) -> Tensor:
-    if device.type == "meta":
-        return torch.empty(shape, dtype=torch.long, device=device)
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    return torch.randint(vocabulary, shape, device=device, generator=generator)
+    """Random ids; on `meta` they are known, so that what a model decides on them is decided as on the device."""
+    decoder = model.config.get_text_config(decoder=True)
+    shape = (batch, tokens)
+    ids = torch.randint(
+        decoder.vocab_size, shape, device="cpu" if device.type == "meta" else device, generator=generator
+    )
+    return know(torch.empty(shape, dtype=torch.long, device=device), ids) if device.type == "meta" else ids
 
 
 @torch.no_grad()
@@ -148,10 +194,22 @@ def _prefilled(model: PreTrainedModel, cache_name: str, empty: Callable[[], Cach
     tokens = workload.context_tokens
     if cache.layers and not any(hasattr(layer, "get_seq_length") for layer in cache.layers):
         tokens = min(tokens, STATE_PREFILL_TOKENS)
-    ids = torch.empty((workload.batch, tokens), dtype=torch.long, device="meta")
+    ids = _token_ids(model, workload.batch, tokens, torch.device("meta"), torch.Generator())
     keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+    def filled(values: AbstractContextManager[None]) -> Cache:
+        new = empty()
+        with values:
+            model(**{"input_ids": ids, cache_name: new, "use_cache": True, **keep})
+        return new
+
     with _experts_that_run_on_meta(model):
-        model(**{"input_ids": ids, cache_name: cache, "use_cache": True, **keep})
+        cache = with_values_if_asked(filled, lambda: None)
+    if not any(True for layer in cache.layers for _ in nested_tensors("", vars(layer))):
+        raise RequestError(
+            f"{type(model).__name__} keeps no keys and values with this config, so it has no decode; "
+            "use a prefill of all tokens, or set is_decoder if the config has it"
+        )
     return cache
 
 
@@ -167,83 +225,3 @@ def _experts_that_run_on_meta(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.set_experts_implementation(chosen)
-
-
-def _materialise(layer: Any, device: torch.device, generator: torch.Generator, context: int) -> None:
-    """Move a `meta` cache layer to `device` with random values, holding `context` tokens."""
-    counts = _counters(layer, context)
-    for name, value in vars(layer).items():
-        if name in counts:
-            value = counts[name]
-            if isinstance(vars(layer)[name], Tensor):
-                value = torch.tensor(value, dtype=vars(layer)[name].dtype, device=device)
-        elif name == "device":
-            value = device
-        else:
-            value = _real(value, device, generator, f"{type(layer).__name__}.{name}")
-        setattr(layer, name, value)
-
-
-def _counters(layer: Any, context: int) -> dict[str, int]:
-    """Lengths that a cache layer counts, as they are after `context` tokens."""
-    counts = {}
-    if hasattr(layer, "cumulative_length"):
-        counts["cumulative_length"] = context
-    if hasattr(layer, "cumulative_length_int"):  # a static window: its tensor stops counting in the pass that overflows
-        counts["cumulative_length_int"] = context
-        counts["cumulative_length"] = context if context <= layer.max_cache_len else 0
-    if isinstance(vars(layer).get("_sliding_window_tensor"), Tensor):
-        counts["_sliding_window_tensor"] = layer.sliding_window
-    return counts
-
-
-def _real(value: Any, device: torch.device, generator: torch.Generator, name: str) -> Any:
-    """`value` with each `meta` tensor in it made on `device`: normal with deviation 1."""
-    if isinstance(value, dict):
-        return {key: _real(one, device, generator, name) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_real(one, device, generator, name) for one in value)
-    if not isinstance(value, Tensor) or value.device.type != "meta":
-        return value
-    if not value.is_floating_point():
-        raise RequestError(f"the cache keeps counts in {name}, which roofcal cannot fill; use --cache dynamic")
-    made = torch.empty(value.shape, dtype=value.dtype, device=device)
-    return made if device.type == "meta" else made.normal_(generator=generator)
-
-
-def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, dict | list | tuple):
-        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _tensors(f"{name}.{key}", one)
-
-
-def _snapshot(cache: Cache) -> Callable[[], None]:
-    """A function that puts the cache back as it is now.
-
-    Keys and values are put back by reference: a dynamic cache makes new ones, and a static cache writes the same
-    values to the same positions in each pass. Counts, recurrent states and static windows, which roll, change in
-    place and are copied back.
-    """
-    attributes = [(layer, dict(vars(layer))) for layer in cache.layers]
-    copies: list[tuple[Tensor, Tensor]] = []
-    nested: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
-    for _, saved in attributes:
-        rolls = "cumulative_length_int" in saved
-        for name, value in saved.items():
-            in_place = rolls or isinstance(value, dict)
-            tensors = (tensor for _, tensor in _tensors(name, value))
-            copies += [(one, one.clone()) for one in tensors if in_place or not one.is_floating_point()]
-            if isinstance(value, dict):
-                nested.append((value, dict(value)))
-
-    def undo() -> None:
-        for layer, saved in attributes:
-            vars(layer).update(saved)
-        for entries, saved_entries in nested:
-            entries.update(saved_entries)
-        for tensor, saved_tensor in copies:
-            tensor.copy_(saved_tensor)
-
-    return undo

@@ -53,8 +53,11 @@ def heads(model: nn.Module) -> tuple[int, int] | None:
     if config is None or not hasattr(config, "get_text_config"):
         return None
     decoder = config.get_text_config(decoder=True)
-    query = getattr(decoder, "num_attention_heads", None)
+    try:
+        query = getattr(decoder, "num_attention_heads", None)
+        shared = getattr(decoder, "num_key_value_heads", None)
+    except RuntimeError:  # AmbiguousGlobalPerLayerAttributeError of transformers: it differs between layers
+        return None
     if not isinstance(query, int):
         return None
-    shared = getattr(decoder, "num_key_value_heads", None)
     return query, shared if isinstance(shared, int) else query

@@ -18,14 +18,16 @@ VECTOR_FLOPS: Mapping[str, float] = {
     **dict.fromkeys(["relu", "exp", "log", "cos", "sin", "sqrt", "rsqrt", "tanh", "erf", "pow", "square"], 1),
     **dict.fromkeys(["eq", "ne", "lt", "le", "gt", "ge", "isin", "floor", "ceil", "round", "log1p", "expm1"], 1),
     **dict.fromkeys(["bitwise_and", "bitwise_or", "bitwise_not", "logical_and", "logical_or", "logical_not"], 1),
-    **dict.fromkeys(["remainder", "fmod", "sign", "exp2"], 1),
+    **dict.fromkeys(["remainder", "fmod", "sign", "exp2", "erfinv"], 1),
     # Written out in these.
     "clamp": 2,  # max, min
+    **dict.fromkeys(["clamp_min", "clamp_max"], 1),
     "addcmul": 2,  # multiply, add
     "lerp": 3,  # a + w (b - a)
     "polar": 4,  # r cos(x), r sin(x): cos, sin, two products
     "sigmoid": 4,  # 1 / (1 + exp(-x)): negate, exp, add, divide
     "silu": 4,  # x / (1 + exp(-x))
+    "log_sigmoid_forward": 4,  # -log(1 + exp(-x)): negate, exp, add, log
     "softplus": 3,  # log(1 + exp(x)): exp, add, log
     "gelu": 5,  # x/2 (1 + erf(x/√2)): scale, erf, add, scale, multiply (Hendrycks and Gimpel, arXiv 1606.08415, eq. 2)
     "gelu_tanh": 8,  # x/2 (1 + tanh(√(2/π)(x + 0.044715 x³))): 3 for the cubic, add, scale, tanh, add, … (ibid.)
@@ -43,9 +45,11 @@ VECTOR_FLOPS: Mapping[str, float] = {
 REDUCTION_FLOPS: Mapping[str, float] = {
     # One operation an input element: the addition or the comparison.
     **dict.fromkeys(["sum", "mean", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "any", "all"], 1),
+    **dict.fromkeys(["_is_all_true", "_is_any_true"], 1),
     **dict.fromkeys(["cumsum", "cumprod", "histc", "bincount"], 1),
     "aminmax": 2,  # two comparisons
     "linalg_vector_norm": 2,  # square, add
+    **dict.fromkeys(["std", "std_mean"], 4),  # as the variance; the root is one an output
     "var": 4,  # mean, subtract, square, sum
     "var_mean": 4,
     "logsumexp": 4,  # max, subtract, exp, add
@@ -74,7 +78,7 @@ EMPTY = frozenset([
 """Operators without device work that a schema does not mark as views, and `scalar_tensor`, which `where` calls for
 its scalars: what it does there is part of `where`."""
 
-ACCUMULATES = frozenset(["index_add_", "index_add", "scatter_add_", "scatter_add"])
+ACCUMULATES = frozenset(["index_add_", "index_add", "scatter_add_", "scatter_add", "scatter_reduce", "scatter_reduce_"])
 """Operators that add rows of a source to some of a tensor's: one addition for each element of the source."""
 
 SORTS = frozenset(["sort", "topk", "argsort", "kthvalue", "unique", "_unique2", "unique_consecutive"])

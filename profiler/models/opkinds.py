@@ -138,12 +138,10 @@ def describe(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     if name in MOVES:
         return Description(Kind.COPY, {"elements": elements})
     if name in SORTS:
-        length = (
-            first.shape[args[2] if name == "topk" and len(args) > 2 else -1] if first is not None and first.dim() else 1
-        )
-        # A comparison sort needs n log2 n comparisons; topk is one pass and is counted as such.
-        comparisons = given if name == "topk" else given * math.ceil(math.log2(max(2, length)))
-        return Description(Kind.REDUCTION, {"elements": given}, 0, float(comparisons))
+        # As one comparison an element: a radix sort compares nothing, and its passes are bound by their bytes.
+        return Description(Kind.REDUCTION, {"elements": given}, 0, float(given))
+    if name == "linalg_solve_triangular":  # row i of n takes i multiply-adds and a division: n² for each column
+        return Description(Kind.OTHER, {"elements": elements}, 0, float(elements * args[0].shape[-1]))
     if name in ACCUMULATES:
         source = [t for t in args if isinstance(t, Tensor)][-1]
         return Description(Kind.POINTWISE, {"elements": source.numel()}, 0, float(source.numel()))

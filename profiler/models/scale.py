@@ -6,14 +6,11 @@ be among the traced ones, else nothing would be known of it.
 Example: ``scale(graph_of_2_layers, graph_of_2_layers, graph_of_32_layers).ops[10].count == 16``
 """
 
-import re
 from collections import Counter, defaultdict
 
 from profiler.record.errors import RequestError
+from roofline.layers import layer_of
 from roofline.op import Op, OpGraph
-
-_LAYER = re.compile(r"^(.*?)\.(\d+)(?:\.(.*))?$")
-"""Path up to the first repeated module, its index, and the path inside it."""
 
 Signature = tuple[tuple[object, ...], ...]
 
@@ -48,16 +45,16 @@ def scale(ran: OpGraph, part: OpGraph, whole: OpGraph) -> OpGraph:
 
 
 def _layer(op: Op) -> tuple[str, int] | None:
-    match = _LAYER.match(op.path)
-    return (match[1], int(match[2])) if match else None
+    place = layer_of(op.path)
+    return (place.prefix, place.layer) if place else None
 
 
 def _layers(graph: OpGraph) -> dict[tuple[str, int], Signature]:
     """What each repeated layer runs."""
     found: dict[tuple[str, int], list[tuple[object, ...]]] = defaultdict(list)
     for op, traffic in zip(graph.ops, graph.traffic, strict=True):
-        match = _LAYER.match(op.path)
-        if match:
+        place = layer_of(op.path)
+        if place:
             dims = tuple(sorted(op.dims.items()))
-            found[match[1], int(match[2])].append((match[3], op.name, op.dtype, dims, traffic.total))
+            found[place.prefix, place.layer].append((place.inner, op.name, op.dtype, dims, traffic.total))
     return {layer: tuple(ops) for layer, ops in found.items()}

@@ -9,9 +9,9 @@ Example: ``graph = trace(model, inputs, workload, name="gpt2", target="cpu")``
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +22,35 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.models.accesses import distinct_bytes, routing_of, tensors, touched
 from profiler.models.annotate import entered
-from profiler.models.inputs import PassInputs
-from profiler.models.meta import run_or_shape
+from profiler.models.meta import run_or_shape, with_values_if_asked
 from profiler.models.modules import attention_modules, experts_per_token, heads
 from profiler.models.operators import is_metadata, name_of
 from profiler.models.opkinds import Description, describe
 from profiler.models.sdpa import NAME, describe_attention, operands
+from profiler.models.workspace import attend_unfused, mask_copy_bytes
 from roofline.op import Access, Bytes, Op, OpGraph
 from roofline.op import Tensor as TensorRecord
 from roofline.workload import Workload
 
+OLD, OLD_EVERY = 128, 32
+"""A storage that is held for 128 operations (a cache, a table of positions) is asked only after every 32nd."""
+
+
+class Inputs(Protocol):
+    """What a pass starts from: `profiler.models.inputs.PassInputs`, or example inputs of any module."""
+
+    def call(self, model: nn.Module) -> Any:
+        """Run the pass on `model` and return what it returns."""
+
+    def restore(self) -> None:
+        """Undo what a pass did to the cache."""
+
+    def cache_tensors(self) -> Iterable[tuple[int, str, Tensor]]:
+        """(layer, attribute, tensor) of each floating tensor that the cache holds now."""
+
 
 def trace(
-    model: nn.Module, inputs: PassInputs, workload: Workload, *, name: str, target: str, options: Mapping[str, str]
+    model: nn.Module, inputs: Inputs, workload: Workload, *, name: str, target: str, options: Mapping[str, str]
 ) -> OpGraph:
     """Run one pass of `model` on `inputs` and return its operations in order.
 
@@ -43,14 +59,18 @@ def trace(
             where it is not the device.
     Raises: whatever the model raises, as when `meta` tensors have no data to decide on.
     """
-    recorder = _Recorder(model, workload, target)
-    recorder.mark_weights()
-    recorder.mark_cache(inputs)
-    with torch.no_grad(), entered(model, recorder.inside), _Composites(recorder), recorder:
-        model(**inputs.kwargs())
-    recorder.mark_cache(inputs)
-    device = next(model.parameters()).device.type
-    return recorder.graph(name, traced_on=device, options=dict(options))
+
+    def recorded(values: AbstractContextManager[None]) -> OpGraph:
+        recorder = _Recorder(model, workload, target)
+        recorder.mark_weights()
+        recorder.mark_cache(inputs)
+        with torch.no_grad(), entered(model, recorder.inside), values, _Composites(recorder), recorder:
+            inputs.call(model)
+        recorder.note_freed(final=True)
+        recorder.mark_cache(inputs)
+        return recorder.graph(name, options=dict(options))
+
+    return with_values_if_asked(recorded, inputs.restore)
 
 
 class _Composites(TorchFunctionMode):
@@ -64,8 +84,8 @@ class _Composites(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             with self.recorder.suspended():
-                out = _attend(func, args, kwargs)
-                self.recorder.attention(args, kwargs, out)
+                out, taken = _attend(func, args, kwargs, self.recorder.target)
+                self.recorder.attention(args, kwargs, out, taken)
             return out
         if func is torch.where and len(args) + len(kwargs) == 1:  # the positions that are true: `nonzero` inside
             with self.recorder.suspended():
@@ -75,13 +95,17 @@ class _Composites(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _attend(func: Any, args: Any, kwargs: Any) -> Tensor:
-    query, _, value, _, _ = operands(args, kwargs)
+def _attend(func: Any, args: Any, kwargs: Any, target: str) -> tuple[Tensor, int]:
+    """The result of attention, and the bytes that it takes for itself while it runs."""
+    query, _, value, mask, _ = operands(args, kwargs)
+    taken = mask_copy_bytes(mask, query)
     if query.device.type != "meta" or query.dim() != 4:
-        return func(*args, **kwargs)
+        return func(*args, **kwargs), taken
+    if target == "cpu" and query.shape[-1] != value.shape[-1]:
+        return attend_unfused(func, args, kwargs)
     # The fused backends return (batch, query, heads, dim) memory seen as (batch, heads, query, dim).
     batch, heads, length, _ = query.shape
-    return query.new_empty((batch, length, heads, value.shape[-1])).transpose(1, 2)
+    return query.new_empty((batch, length, heads, value.shape[-1])).transpose(1, 2), taken
 
 
 class _Recorder(TorchDispatchMode):
@@ -93,12 +117,17 @@ class _Recorder(TorchDispatchMode):
         self.ops: list[Op] = []
         self.uncounted: set[str] = set()
         self.path = [""]
+        self.device = "cpu"
         self.recording = True
         self.ids: dict[int, int] = {}
         self.alive: list[StorageWeakRef] = []  # a weak reference keeps a storage's address from being used again
         self.sizes: list[int] = []
         self.held: dict[int, int] = {}  # storages that Python holds now, since which operation
+        self.young: dict[int, int] = {}  # those of them that are new, since which operation
         self.lifetimes: dict[int, tuple[int, int]] = {}
+        self.touched: dict[int, int] = {}  # storages, by the last operation that accessed them
+        self.cached: set[int] = set()  # what the cache held when it was last looked at
+        self.workspaces: list[tuple[int, int]] = []  # (operation, bytes) that it takes and gives back
         self.roles: dict[int, tuple[str, str | None]] = {}
         self.read: set[int] = set()
         self.specs = {spec.path: spec for spec in attention_modules(model)}
@@ -120,30 +149,42 @@ class _Recorder(TorchDispatchMode):
         finally:
             self.recording = True
 
-    def storage(self, tensor: Tensor) -> int:
-        """Number of a tensor's storage; views share it."""
+    def storage(self, tensor: Tensor, since: int = -1) -> int:
+        """Number of a tensor's storage; views share it. A new one was made by operation `since`."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self.ids:
             self.ids[key] = len(self.sizes)
             self.alive.append(StorageWeakRef(storage))
             self.sizes.append(storage.nbytes())
-            self.held[self.ids[key]] = len(self.ops)
+            self.held[self.ids[key]] = since
+            self.young[self.ids[key]] = len(self.ops)
         return self.ids[key]
 
-    def note_freed(self) -> None:
-        """Write down which storages Python has let go of since the last operation."""
+    def note_freed(self, final: bool = False) -> None:
+        """Write down which storages Python has let go of since the last operation; of old ones, only now and then."""
         last = len(self.ops) - 1
-        for number in [n for n in self.held if self.alive[n].expired()]:
+        if final or len(self.ops) % OLD_EVERY == 0:
+            asked = list(self.held)
+            self.young = {n: since for n, since in self.young.items() if n in self.held and since > last - OLD}
+        else:
+            asked = [n for n in self.young if n in self.held]
+        for number in [n for n in asked if self.alive[n].expired()]:
             self.lifetimes[number] = (self.held.pop(number), last)
+            self.young.pop(number, None)
 
     def mark_weights(self) -> None:
         for path, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
-            self.roles.setdefault(self.storage(tensor), ("weight", path))
+            number = self.storage(tensor)
+            self.roles.setdefault(number, ("weight", path))
+            self.held.pop(number, None)  # held throughout; to ask each one after each operation would be slow
 
-    def mark_cache(self, inputs: PassInputs) -> None:
+    def mark_cache(self, inputs: Inputs) -> None:
+        self.cached = set()
         for layer, attribute, tensor in inputs.cache_tensors():
-            self.roles.setdefault(self.storage(tensor), ("kv", f"{layer}.{attribute}"))
+            number = self.storage(tensor)
+            self.roles.setdefault(number, ("kv", f"{layer}.{attribute}"))
+            self.cached.add(number)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -155,6 +196,7 @@ class _Recorder(TorchDispatchMode):
 
     def record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         involved = list(tensors((*args, *kwargs.values(), out)))
+        self.device = next((t.device.type for t in involved if t.device.type != "cpu"), self.device)
         if self.target != "cpu" and all(t.device.type == "cpu" for t in involved):
             return
         name = name_of(func)
@@ -166,10 +208,12 @@ class _Recorder(TorchDispatchMode):
             what = replace(what, routing=routing_of(args, kwargs, self.experts_per_token))
         self.append(f"aten::{name}", what, list(tensors((*args, *kwargs.values()))) or involved, reads, writes)
 
-    def attention(self, args: Any, kwargs: Any, out: Tensor) -> None:
+    def attention(self, args: Any, kwargs: Any, out: Tensor, taken: int) -> None:
         spec = next((self.specs[path] for path in reversed(self.path) if path in self.specs), None)
         inputs = list(tensors(operands(args, kwargs)))
         what = describe_attention(args, kwargs, self.workload, spec)
+        if taken:
+            self.workspaces.append((len(self.ops), taken))
         self.append(NAME, what, inputs, [(t, distinct_bytes(t)) for t in inputs], [(out, distinct_bytes(out))])
 
     def append(
@@ -180,7 +224,7 @@ class _Recorder(TorchDispatchMode):
         reads: Iterable[tuple[Tensor, Bytes]],
         writes: Iterable[tuple[Tensor, Bytes]],
     ) -> None:
-        read, written = self.accesses(reads), self.accesses(writes)
+        read, written = self.accesses(reads), self.accesses(writes, len(self.ops))
         self.read.update(access.tensor for access in read)
         floating = [t for t in typed if t.is_floating_point()]
         dtype = (floating or typed)[0].dtype if typed else torch.float32
@@ -199,21 +243,30 @@ class _Recorder(TorchDispatchMode):
             )
         )
 
-    def accesses(self, touched: Iterable[tuple[Tensor, Bytes]]) -> tuple[Access, ...]:
+    def accesses(self, touched: Iterable[tuple[Tensor, Bytes]], since: int = -1) -> tuple[Access, ...]:
         """One access a view; two equal views of one storage are read once."""
         seen: dict[tuple[int, int, tuple[int, ...], tuple[int, ...]], Access] = {}
         for tensor, size in touched:
-            view = (self.storage(tensor), int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()))
+            number = self.storage(tensor, since)
+            self.touched[number] = len(self.ops)
+            view = (number, int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()))
             if size and view not in seen:
                 seen[view] = Access(tensor=view[0], bytes=size)
         return tuple(seen.values())
 
-    def graph(self, name: str, traced_on: str, options: dict[str, str]) -> OpGraph:
+    def graph(self, name: str, options: dict[str, str]) -> OpGraph:
         records = []
         for i, size in enumerate(self.sizes):
             role, path = self.roles.get(i, ("activation", None))
-            held = None if role == "weight" else self.lifetimes.get(i, (self.held.get(i, 0), len(self.ops)))
+            held = None if role == "weight" else self.lifetimes.get(i, (self.held.get(i, -1), len(self.ops)))
+            if role == "kv" and i not in self.cached:  # replaced: nobody but `restore` needs it any more
+                held = -1, self.touched.get(i, -1)
             records.append(TensorRecord(id=i, storage_bytes=size, role=role, name=path, held=held))
+        for op, size in self.workspaces:
+            number = len(records)
+            records.append(
+                TensorRecord(id=number, storage_bytes=size, role="activation", name="workspace", held=(op, op))
+            )
         parameters = {self.storage(p): (path, p.numel()) for path, p in reversed(list(self.model.named_parameters()))}
         inactive = sorted(path for i, (path, _) in parameters.items() if i not in self.read)
         return OpGraph(
@@ -225,7 +278,7 @@ class _Recorder(TorchDispatchMode):
             inactive=tuple(inactive),
             uncounted=tuple(sorted(self.uncounted)),
             parameters=sum(count for _, count in parameters.values()),
-            traced_on=traced_on,
+            traced_on=self.device,
             options=options,
             heads=heads(self.model),
         )

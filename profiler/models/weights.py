@@ -47,7 +47,7 @@ def build_meta(
     config: PretrainedConfig, dtype: str | torch.dtype, attn: str = DEFAULT, experts: str = DEFAULT
 ) -> PreTrainedModel:
     """The model without memory, to be traced. Raises RequestError if it refuses an implementation."""
-    with torch.device("meta"):
+    with torch.device("meta"), _parameters_on_meta():  # some are made by `torch.FloatTensor`, which knows only the CPU
         return _from_config(config, parse_dtype(dtype), attn, experts).eval()
 
 

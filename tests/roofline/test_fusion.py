@@ -375,8 +375,8 @@ def eager(builder: GraphBuilder | None = None) -> GraphBuilder:
     b.op("copy", reads=["k"], writes={"k2": 2 * K}, path="attn")
     b.op("copy", reads=["v"], writes={"v2": 2 * K}, path="attn")
     b.op("matmul", reads=["q", "k2"], writes={"s": S}, path="attn", matrix=FULL, n=4, k=8, **dims)
-    b.op("pointwise", reads=["s", "mask"], writes={"t": S}, path="attn", vector=64)
-    b.op("softmax", reads=["t"], writes={"p": S}, path="attn", vector=160)
+    b.op("pointwise", reads=["s", "mask"], writes={"t": S}, path="attn", vector=64, elements=32)
+    b.op("softmax", reads=["t"], writes={"p": S}, path="attn", vector=160, elements=32)
     b.op("matmul", reads=["p", "v2"], writes={"o": OUT}, path="attn", matrix=FULL, n=8, k=4, **dims)
     b.op("copy", reads=["o"], writes={"ot": OUT}, path="attn")
     return b

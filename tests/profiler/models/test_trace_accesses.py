@@ -18,8 +18,8 @@ class Given:
     def __init__(self, **tensors: Tensor) -> None:
         self.tensors = tensors
 
-    def kwargs(self) -> dict[str, Any]:
-        return self.tensors
+    def call(self, model: nn.Module) -> Any:
+        return model(**self.tensors)
 
     def cache_tensors(self) -> Iterator[tuple[int, str, Tensor]]:
         return iter(())

@@ -1,0 +1,118 @@
+"""What the options of `predict` say, as workloads, devices and what-ifs; each refusal is one line.
+
+Example: ``Lengths(prompts=(128,), contexts=(1024,), batches=(1,), dtype="bfloat16").workloads("decode")``
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from profiler.record.errors import RequestError
+from roofline.hardware import load_device
+from roofline.inquiry import Device
+from roofline.whatif.registry import WhatIf, parse
+from roofline.workload import Workload
+
+MOST_TOKENS = 2**40
+"""Batch × tokens must be below, so that sizes in bytes stay within the 64-bit integers that torch counts in."""
+
+PART = re.compile(r"^(\d+)x(\d+)(?:@(\d+))?$")
+"""Sequences x new tokens @ cached tokens."""
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """What the analytical side refuses is a wrong request."""
+    try:
+        yield
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+
+
+def numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
+    """Whole numbers separated by commas."""
+    try:
+        values = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise RequestError(f"{option} takes whole numbers separated by commas, as 128,2048; not {text!r}") from None
+    if min(values) < least:
+        raise RequestError(f"{option} takes whole numbers from {least}; not {text!r}")
+    if max(values) >= MOST_TOKENS:
+        raise RequestError(f"{option} {max(values)} is beyond any memory; use less than {MOST_TOKENS}")
+    return values
+
+
+def words(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Words separated by commas, each a known one."""
+    for word in text.split(","):
+        if word not in known:
+            raise RequestError(f"{option} takes {', '.join(known)}; not {word!r}")
+    return tuple(dict.fromkeys(text.split(",")))
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Sizes that were asked for; every combination is one workload."""
+
+    prompts: tuple[int, ...]
+    contexts: tuple[int, ...]
+    batches: tuple[int, ...]
+    dtype: str
+
+    def workloads(self, phases: Sequence[str]) -> tuple[Workload, ...]:
+        shapes: list[tuple[int, int]] = []
+        for phase in phases:
+            queries = (1,) if phase == "decode" else self.prompts
+            contexts = (0,) if phase == "prefill" else self.contexts
+            shapes += itertools.product(queries, contexts)
+        return tuple(
+            workload(batch, query, context, self.dtype)
+            for query, context in dict.fromkeys(shapes)
+            for batch in self.batches
+        )
+
+    def requests(self, outputs: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+        """(batch, prompt, output) of whole requests."""
+        for batch, prompt, output in itertools.product(self.batches, self.prompts, outputs):
+            workload(batch, prompt + output, 0, self.dtype)
+        return tuple(itertools.product(self.batches, self.prompts, outputs))
+
+
+def workload(batch: int, query: int, context: int, dtype: str) -> Workload:
+    """A workload whose sizes can be counted."""
+    if batch * (query + context) >= MOST_TOKENS:
+        raise RequestError(f"{batch} sequences of {query + context} tokens are beyond any memory; ask for fewer")
+    if dtype not in DTYPES:
+        raise RequestError(f"--dtype {dtype} is no type that models are built in; use {', '.join(DTYPES)}")
+    return Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype)
+
+
+def mixed(text: str, dtype: str) -> tuple[Workload, ...]:
+    """The parts of one step: "1x512@0,32x1@1024"."""
+    parts = [PART.match(part) for part in text.split(",")]
+    if not all(parts) or any(int(part[1]) * int(part[2]) == 0 for part in parts if part):
+        raise RequestError(f"--mix takes SEQUENCESxNEW@CACHED,…, as 1x512@0,32x1@1024; not {text!r}")
+    return tuple(workload(int(p[1]), int(p[2]), int(p[3] or 0), dtype) for p in parts if p)
+
+
+def what_ifs(texts: Sequence[str]) -> list[WhatIf]:
+    """Changes of the graph, in order."""
+    with one_line():
+        return [parse(text) for text in texts]
+
+
+def device(name: str, peaks: str) -> Device:
+    """A device and the peaks of it that are wanted: "auto" takes measured ones where there are any."""
+    with one_line():
+        spec = load_device(name)
+    known = {"measured": spec.measured, "datasheet": spec.datasheet}
+    wanted = words("--peaks", peaks, ("auto", "datasheet", "measured"))[0]
+    for origin in known if wanted == "auto" else (wanted,):
+        found = known[origin]
+        if found is not None:
+            return Device(spec, found, origin)
+    raise RequestError(f"{name} has no {wanted} peaks; use --peaks auto or another device")

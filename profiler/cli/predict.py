@@ -1,0 +1,274 @@
+"""`predict`: what a model could do on a device, from its operations and the device's figures; no device is needed.
+
+Wiring only: options become workloads, what-ifs and a device; `roofline.inquiry` answers.
+With --graph no torch is loaded.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from profiler.cli.asked import Lengths, device, mixed, numbers, one_line, what_ifs, words
+from profiler.cli.given import SIZES, given_options, listed, refuse_in_vain
+from profiler.cli.output import console, print_json, stdout_to_stderr_if
+from profiler.record.errors import RequestError
+from profiler.record.files import read_record, replacing
+from roofline.hardware import device_names
+from roofline.inquiry import Asked, Device, Speculation, answer
+from roofline.op import GRAPH_SCHEMA, OpGraph
+from roofline.prediction import Prediction
+from roofline.stored import Form, Source, StoredGraphs, source
+from roofline.whatif.registry import WHAT_IFS, WhatIf, usage
+from roofline.workload import Workload
+
+EXAMPLE = """
+Examples:\n
+python -m profiler predict llama-3.1-8b --hardware nvidia-h100-sxm\n
+python -m profiler predict llama-3.1-70b --hardware nvidia-h100-sxm --what-if quantise:weights=4\n
+python -m profiler predict qwen3-8b --hardware nvidia-l40s --batch 1,2,4,8,16,32,64 --output 256 --html qwen3.html\n
+python -m profiler predict llama-2-7b --hardware nvidia-rtx-a6000 --accounting paper
+"""
+
+
+def predict(
+    invocation: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="Catalogue name, folder with config.json, or hub id.")] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="A device's name, its JSON file, or a run's spec.json; 'list' lists the names.")
+    ] = None,
+    peaks: Annotated[str, typer.Option(help="datasheet, measured, or auto: measured where it has them.")] = "auto",
+    phase: Annotated[
+        str, typer.Option(help="Of prefill, decode, chunk (a prompt after a context).")
+    ] = "prefill,decode",
+    prompt: Annotated[str, typer.Option(help="New tokens of prefill and chunk, as 128,2048.")] = "2048",
+    context: Annotated[str, typer.Option(help="Tokens in the KV cache before decode and chunk.")] = "2048",
+    batch: Annotated[str, typer.Option(help="Sequences in a batch, as 1,8,64.")] = "1",
+    mix: Annotated[
+        list[str] | None, typer.Option(help="One step of a mixed batch: SEQUENCESxNEW@CACHED,…, as 1x512@0,32x1@1024.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Whole requests of so many output tokens.")] = None,
+    dtype: Annotated[str, typer.Option(help="Type of weights and activations.")] = "bfloat16",
+    form: Annotated[str, typer.Option(help="fused (ideal kernels) or executed (as transformers runs it).")] = "fused",
+    what_if: Annotated[
+        list[str] | None,
+        typer.Option(help="A change, as quantise:weights=4; several in order; 'list' lists them."),
+    ] = None,
+    attn: Annotated[str, typer.Option(help="Attention implementation that is traced, as sdpa or eager.")] = "default",
+    experts: Annotated[str, typer.Option(help="Experts implementation that is traced.")] = "default",
+    cache: Annotated[str, typer.Option(help="dynamic or static.")] = "dynamic",
+    draft: Annotated[str | None, typer.Option(help="Draft model of speculative decoding.")] = None,
+    speculate: Annotated[int, typer.Option(help="Tokens drafted before each pass.", min=1)] = 4,
+    acceptance: Annotated[float, typer.Option(help="Probability that a draft is accepted.", min=0, max=1)] = 0.8,
+    decode_hardware: Annotated[
+        str | None, typer.Option(help="Device that decodes, where prefill runs on --hardware (see what-if send_kv).")
+    ] = None,
+    largest: Annotated[bool, typer.Option("--largest", help="Largest batch and context that fit.")] = False,
+    accounting: Annotated[str, typer.Option(help="roofcal, or paper: the rules of arXiv 2402.16363.")] = "roofcal",
+    bits: Annotated[str, typer.Option(help="Paper's accounting: bits of weights, activations, KV cache.")] = "16,16,16",
+    flash: Annotated[bool, typer.Option("--flash", help="Paper's accounting: fused attention.")] = False,
+    module: Annotated[
+        str | None, typer.Option(help="Any nn.Module: package.module:factory, which returns (module, example inputs).")
+    ] = None,
+    graph: Annotated[Path | None, typer.Option(help="A graph file instead of a model; no torch is needed.")] = None,
+    save_graph: Annotated[Path | None, typer.Option(help="Write the model's graphs to a file for --graph.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run a model's own code.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write a row an operation; in a sweep, a workload.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with tables and plots.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.")] = False,
+) -> None:
+    """Predict time, traffic and memory of each layer of a model on a device."""
+    if hardware == "list" or what_if == ["list"]:
+        print("\n".join(device_names() if hardware == "list" else map(usage, WHAT_IFS)))
+        return
+    given = given_options(invocation)
+    refuse_in_vain(given, accounting)
+    of = _Of(
+        model, module, graph, trust_remote_code, {"dtype": dtype, "attn": attn, "experts": experts, "cache": cache}
+    )
+    if model is None and (vain := given & {"--attn", "--experts", "--cache", "--trust-remote-code"}):
+        raise RequestError(f"{listed(vain)} say how MODEL is traced; leave them out without one")
+    if hardware is None and save_graph is None:
+        raise RequestError("name a device with --hardware (--hardware list lists them), or give its JSON file")
+    on = None if hardware is None else device(hardware, peaks)
+    is_paper = words("--accounting", accounting, ("roofcal", "paper"))[0] == "paper"
+    shape: Form = "fused" if words("--form", form, ("fused", "executed"))[0] == "fused" else "executed"
+    changes = what_ifs(what_if or ())
+    dtype = dtype if "--dtype" in given else of.dtype or dtype
+    lengths = Lengths(numbers("--prompt", prompt), numbers("--context", context), numbers("--batch", batch), dtype)
+    workloads = lengths.workloads(words("--phase", phase, ("prefill", "decode", "chunk")))
+    mixes = tuple(mixed(text, dtype) for text in mix or ())
+    requests = lengths.requests(numbers("--output", output)) if output is not None else ()
+    if not given & SIZES:
+        workloads = of.only or (() if mixes else workloads)
+    with one_line():
+        with stdout_to_stderr_if(as_json):
+            if save_graph is not None:
+                of.save(save_graph)
+            if on is None:
+                return
+            if not is_paper:
+                asked = Asked(
+                    workloads=workloads,
+                    mixes=mixes,
+                    requests=requests,
+                    dtype=dtype,
+                    largest=largest,
+                    decode=_decoding(of, changes, shape, device(decode_hardware, peaks)) if decode_hardware else None,
+                    speculation=_speculation(of, draft, speculate, acceptance, shape) if draft else None,
+                )
+                found = answer(of.source(changes, shape), asked, on, shape, of.notes(_longest(asked)))
+                _write(found, on, csv, html)
+        if is_paper:
+            _paper(of, on, lengths, numbers("--bits", bits), flash, as_json)
+        else:
+            _show(found, as_json)
+
+
+def _longest(asked: Asked) -> int:
+    """Tokens of the longest sequence."""
+    passes = (*asked.workloads, *(part for parts in asked.mixes for part in parts))
+    lengths = [w.query_tokens + w.context_tokens for w in passes]
+    return max((*lengths, *(prompt + output for _, prompt, output in asked.requests)), default=0)
+
+
+class _Of:
+    """What is predicted: a model, a module, or a file of graphs."""
+
+    def __init__(
+        self, model: str | None, module: str | None, graph: Path | None, trust: bool, tracing: dict[str, Any]
+    ) -> None:
+        given = {"MODEL": model, "--module": module, "--graph": graph}
+        named = [name for name, value in given.items() if value is not None]
+        if len(named) != 1:
+            raise RequestError(f"name one of MODEL, --module, --graph; got {' and '.join(named) or 'none'}")
+        self.model, self.module, self.file = model, module, graph
+        self.trust, self.tracing = trust, tracing
+        self.stored = _read(graph) if graph is not None else None
+
+    @property
+    def only(self) -> tuple[Workload, ...]:
+        """The one workload that there is, if there is but one."""
+        if isinstance(self.stored, OpGraph):
+            return (self.stored.workload,)
+        return (self._traced_module.workload,) if self.module is not None else ()
+
+    @property
+    def dtype(self) -> str | None:
+        """Of a file's graphs, or a module's weights; None where it is for the asker to say."""
+        if isinstance(self.stored, StoredGraphs):
+            return self.stored.regimes[0].graph.template.workload.dtype if self.stored.regimes else None
+        return self.only[0].dtype if self.only else None
+
+    def source(self, changes: Sequence[WhatIf], form: Form) -> Source:
+        if self.stored is not None:
+            return source(self.stored, changes, form)
+        if self.module is not None:
+            return source(self._traced_module, changes, form)
+        from profiler.predicting import model_source
+
+        return model_source(self._model[0], changes, form)
+
+    def another(self, model: str) -> "_Of":
+        """Another model, traced in the same way."""
+        return _Of(model, None, None, self.trust, self.tracing)
+
+    def notes(self, longest: int) -> list[str]:
+        """What a reader should know of the model, where the longest sequence has so many tokens."""
+        if self.model is None:
+            return []
+        from profiler.predicting import length_notes
+
+        graphs, notes = self._model
+        return [*notes, *length_notes(graphs, longest)]
+
+    def save(self, path: Path) -> None:
+        if self.model is None:
+            raise RequestError("--save-graph saves the graphs of a model; name one")
+        from profiler.predicting import stored_graphs
+
+        _save(path, stored_graphs(self._model[0]).model_dump_json())
+
+    @cached_property
+    def _model(self) -> tuple[Any, list[str]]:
+        """The graphs of the model, and notes on its config."""
+        from profiler.models.graphs import Tracing
+        from profiler.models.quiet import silence
+        from profiler.predicting import model_graphs
+
+        silence()
+        return model_graphs(str(self.model), Tracing(**self.tracing), trust_remote_code=self.trust)
+
+    @cached_property
+    def _traced_module(self) -> OpGraph:
+        from profiler.predicting import module_graph
+
+        return module_graph(str(self.module))
+
+
+def _read(path: Path) -> OpGraph | StoredGraphs:
+    mend = "save it again with --save-graph"
+    try:
+        is_family = "regimes" in json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, TypeError):
+        is_family = False
+    if is_family:
+        return read_record(path, StoredGraphs, GRAPH_SCHEMA, mend)
+    return read_record(path, OpGraph, GRAPH_SCHEMA, mend)
+
+
+def _decoding(of: _Of, changes: Sequence[WhatIf], form: Form, on: Device) -> tuple[Source, Device]:
+    """The decode steps elsewhere: with the same changes, but for what belongs to a prefill."""
+    return of.source([change for change in changes if change.name != "send_kv"], form), on
+
+
+def _speculation(of: _Of, draft: str, tokens: int, acceptance: float, form: Form) -> Speculation:
+    return Speculation(of.another(draft).source((), form), tokens, acceptance)
+
+
+def _write(found: Prediction, on: Device, csv: Path | None, html: Path | None) -> None:
+    from calibrate.report.predicted import page, rows
+
+    if csv is not None:
+        with replacing(csv) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            rows.write_csv(found, file, by="op" if any(step.ops for step in found.passes) else "workload")
+    if html is not None:
+        _save(html, page.render(found, on.peaks))
+
+
+def _save(path: Path, text: str) -> None:
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _show(found: Prediction, as_json: bool) -> None:
+    from calibrate.report.predicted import document, table
+
+    if as_json:
+        print_json(document.document(found))
+    else:
+        table.render(found, console())
+
+
+def _paper(of: _Of, on: Device, lengths: Lengths, bits: tuple[int, ...], flash: bool, as_json: bool) -> None:
+    from calibrate.report.predicted import paper
+    from roofline.paper import paper_table
+    from roofline.paper_shape import paper_shape
+
+    if len(bits) not in (1, 3) or len(lengths.prompts) * len(lengths.batches) != 1:
+        raise RequestError("--accounting paper takes one --prompt, one --batch and --bits WEIGHTS,ACTIVATIONS,KV")
+    first = of.only[0] if of.only else lengths.workloads(("prefill",))[0]
+    with stdout_to_stderr_if(as_json):
+        shape = paper_shape(of.source((), "executed").whole(first))
+    weight, activation, cache = bits if len(bits) == 3 else bits * 3
+    found = paper_table(
+        shape, on.peaks, lengths.batches[0], lengths.prompts[0], weight, activation, cache, use_flash=flash
+    )
+    name = of.model or str(of.file or of.module)
+    if as_json:
+        print_json(paper.document(found, name, on.spec.name))
+    else:
+        paper.render(found, name, on.spec.name, console())

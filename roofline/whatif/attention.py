@@ -1,0 +1,269 @@
+"""Attention as one kernel or in pieces: what FlashAttention (arXiv 2205.14135) saves, on the same graph.
+
+`unfuse_attention` runs each attention as eager attention does: q·kᵀ over all query × key pairs, masked ones too, a
+softmax over them, p·v over them, with scores and probabilities in memory. Where query heads share key heads, keys and
+values are first copied to every head, as `repeat_kv` of `transformers` does; its scaling, casts and transposed
+copies are left out: three operations, and those two copies.
+`fuse_attention` finds attention that was executed in pieces (`find_attention`) and runs each as one operation that
+does the unmasked pairs only, reads no mask that its module implies, and reads keys, values and queries in place, so
+that copies made only for the pieces are gone. Latents (MLA) stay expanded, as executed.
+
+``fuse_attention(unfuse_attention(graph))`` is `graph` again, but for its options, masks, and memory that an attention
+took within itself.
+"""
+
+import math
+
+from roofline.attention import Attention, find_attention
+from roofline.dataflow import Dataflow, ideal_accesses
+from roofline.op import Access, AttentionModule, Kind, Op, OpGraph, attention_pairs
+from roofline.whatif.edit import Edit, access, changed
+from roofline.whatif.kv_bits import DONE
+from roofline.whatif.linear import element_bits
+
+ATTENTION = "aten::scaled_dot_product_attention"
+QK, SOFTMAX, PV, REPEAT = "roofcal::qk", "roofcal::softmax", "roofcal::pv", "roofcal::repeat_kv"
+"""Names of the operations that `unfuse_attention` inserts."""
+
+SOFTMAX_FLOPS = 5
+"""For a (query, key) pair and head: arXiv 2402.16363, section 2, as in a trace."""
+
+NEEDED = ("batch", "heads", "kv_heads", "query", "kv", "head_dim", "value_dim", "pairs")
+
+
+def unfuse_attention(graph: OpGraph) -> OpGraph:
+    """Every attention in pieces. Raises: ValueError if there is none, or one whose sizes are not known."""
+    edit = Edit(graph)
+    found = [i for i, op in enumerate(graph.ops) if op.kind is Kind.ATTENTION]
+    if not found:
+        raise ValueError("the graph has no attention in one piece; there is nothing to unfuse")
+    for i in found:
+        edit.put(i, *_pieces(edit, graph.ops[i]))
+    edit.drop(_workspaces(graph, set(found)))
+    return edit.done({"attention": "unfused"})
+
+
+def _workspaces(graph: OpGraph, during: set[int]) -> list[int]:
+    """Memory that an attention took and gave back within itself."""
+    touched = {a.tensor for op in graph.ops for a in (*op.reads, *op.writes)}
+    return [
+        t.id
+        for t in graph.tensors
+        if t.role == "activation" and t.id not in touched and t.held and t.held[0] == t.held[1] and t.held[0] in during
+    ]
+
+
+def _pieces(edit: Edit, op: Op) -> tuple[Op, ...]:
+    missing = [name for name in NEEDED if name not in op.dims]
+    if missing or len(op.reads) < 3:
+        what = ", ".join(missing) or "operands"
+        raise ValueError(f"the attention of {op.path} does not say its {what}; unfuse it before operators are fused")
+    if op.also:
+        raise ValueError(f"the attention of {op.path} does other work too; unfuse it before operators are fused")
+    d, element = op.dims, element_bits(op.dtype) / 8
+    every = d["batch"] * d["heads"]
+    query, keys, values, *masks = op.reads
+    pairs = every * d["query"] * d["kv"]
+    extra = op.vector_flops - SOFTMAX_FLOPS * every * d["pairs"]  # turning narrow keys and values back
+    if extra < 0:
+        raise ValueError(f"the softmax of {op.path} has fewer than {SOFTMAX_FLOPS} FLOPs a pair; use a traced graph")
+    extras = [extra * a.bytes / (keys.bytes + values.bytes) for a in (keys, values)]
+    ops: list[Op] = []
+    if d["kv_heads"] != d["heads"]:
+        keys, values = (
+            _repeated(edit, op, read, every * d["kv"] * d[width], element, flops, ops)
+            for read, width, flops in zip((keys, values), ("head_dim", "value_dim"), extras, strict=True)
+        )
+        extras = [0.0, 0.0]
+    scores, probabilities = (access(edit.tensor(pairs * element, "activation"), pairs * element) for _ in "sp")
+    shape = {"b": every, "m": d["query"]}
+    qk = shape | {"n": d["kv"], "k": d["head_dim"]}
+    pv = shape | {"n": d["value_dim"], "k": d["kv"]}
+    return (
+        *ops,
+        changed(
+            op, name=QK, kind=Kind.MATMUL, dims=qk, matrix_flops=2.0 * pairs * d["head_dim"], vector_flops=extras[0],
+            reads=(query, keys), writes=(scores,),
+        ),
+        changed(
+            op, name=SOFTMAX, kind=Kind.SOFTMAX, dims=d | {"elements": pairs}, matrix_flops=0.0,
+            vector_flops=float(SOFTMAX_FLOPS * pairs), reads=(scores, *masks), writes=(probabilities,),
+        ),
+        changed(
+            op, name=PV, kind=Kind.MATMUL, dims=pv, matrix_flops=2.0 * pairs * d["value_dim"], vector_flops=extras[1],
+            reads=(probabilities, values),
+        ),
+    )  # fmt: skip
+
+
+def _repeated(edit: Edit, op: Op, read: Access, elements: int, element: float, flops: float, ops: list[Op]) -> Access:
+    """Keys or values of every query head, and the copy that makes them."""
+    made = access(edit.tensor(elements * element, "activation"), elements * element)
+    ops.append(
+        changed(
+            op, name=REPEAT, kind=Kind.COPY, dims={"elements": elements}, matrix_flops=0.0, vector_flops=flops,
+            reads=(read,), writes=(made,),
+        )
+    )  # fmt: skip
+    return made
+
+
+def fuse_attention(graph: OpGraph) -> OpGraph:
+    """Every attention in one piece. Raises: ValueError if none is found in pieces."""
+    flow = Dataflow(graph)
+    modules = {module.path: module for module in graph.attention_modules}
+    edit = Edit(graph)
+    fused = 0
+    for attention in find_attention(graph, flow, ideal_accesses(graph, flow)):
+        if any(graph.ops[i].kind is Kind.ATTENTION for i in attention.members):
+            continue
+        whole = _Pieces(flow, attention)
+        for i in {*whole.members, *whole.copies}:
+            edit.put(i)
+        edit.put(whole.last, whole.fused(modules.get(graph.ops[whole.last].path)))
+        fused += 1
+    if not fused:
+        raise ValueError("the graph has no attention in pieces; there is nothing to fuse")
+    return edit.done({"attention": "fused"})
+
+
+class _Pieces:
+    """One attention in pieces: the two products, what lies between, and the copies that only serve them."""
+
+    def __init__(self, flow: Dataflow, attention: Attention) -> None:
+        ops, graph = flow.graph.ops, flow.graph
+        products = [
+            i
+            for i in attention.members
+            if ops[i].kind is Kind.MATMUL and all(graph.tensors[a.tensor].role != "weight" for a in ops[i].reads)
+        ]
+        self.flow = flow
+        self.first, self.last = products[0], products[-1]
+        self.members = self._between()
+        self.is_ours = any(ops[i].name == SOFTMAX for i in self.members)
+        """Made by `unfuse_attention`, which is undone: what was there before, masks and copies, was meant."""
+        self.masks = frozenset() if self.is_ours else attention.masks
+        self.copies: dict[int, int] = {}
+        """Copies in front of the attention, by the tensor that each makes."""
+        order = [self.first, self.last, *(i for i in self.members if not self._is_product(i))]
+        self.reads = [self._source(a) for i in order for a in self._outside(i)]
+        self.write, behind = self._target()
+        if behind is not None:
+            self.copies[behind] = behind
+
+    @property
+    def _softmax(self) -> Op:
+        return next(op for i in self.members if (op := self.flow.graph.ops[i]).kind is Kind.SOFTMAX)
+
+    def _between(self) -> list[int]:
+        """All that derives from the scores, up to the last product."""
+        inside, made = [], set[int]()
+        for i in range(self.first, self.last + 1):
+            op = self.flow.graph.ops[i]
+            if i == self.first or any(a.tensor in made for a in op.reads):
+                inside.append(i)
+                made.update(a.tensor for a in op.writes)
+        return inside
+
+    def _outside(self, index: int) -> list[Access]:
+        """Reads of what no member makes; a mask that the attention implies is not read."""
+        made = {a.tensor for i in self.members if i != self.last for a in self.flow.graph.ops[i].writes}
+        return [a for a in self.flow.graph.ops[index].reads if a.tensor not in made and a.tensor not in self.masks]
+
+    def _source(self, read: Access) -> Access:
+        """What a read finds before copies that only the members use; they are noted in `copies`."""
+        graph, users = self.flow.graph, {*self.members, *self.copies}
+        while True:
+            writers, readers = self.flow.writers[read.tensor], self.flow.readers[read.tensor]
+            if len(writers) != 1 or not set(readers) <= users or graph.tensors[read.tensor].role != "activation":
+                return read
+            (copy,) = writers
+            op = graph.ops[copy]
+            if op.kind is not Kind.COPY or len(op.reads) != 1 or len(op.writes) != 1:
+                return read
+            if self.is_ours and op.name != REPEAT:
+                return read
+            source = op.reads[0]
+            if source.bytes > op.writes[0].bytes or self.flow.written_between(source.tensor, copy, self.last):
+                return read
+            self.copies[copy] = read.tensor
+            users.add(copy)
+            read = source
+
+    def _target(self) -> tuple[tuple[Access, ...], int | None]:
+        """Where the result goes: past a copy that only brings it into the order in which a fused kernel writes it."""
+        (made, *more), graph = self.flow.graph.ops[self.last].writes, self.flow.graph
+        readers = self.flow.readers[made.tensor]
+        if self.is_ours or more or len(readers) != 1 or len(self.flow.writers[made.tensor]) != 1:
+            return (made, *more), None
+        op = graph.ops[readers[0]]
+        is_copy = op.kind is Kind.COPY and len(op.reads) == len(op.writes) == 1 and not op.vector_flops
+        same = is_copy and op.path == graph.ops[self.last].path and op.writes[0].bytes == made.bytes
+        return (op.writes, readers[0]) if same else ((made,), None)
+
+    def fused(self, module: AttentionModule | None) -> Op:
+        ops, dims = self.flow.graph.ops, self._dims(module)
+        pairs = dims["batch"] * dims["heads"] * dims["pairs"]
+        share = pairs / (ops[self.first].dims["b"] * ops[self.first].dims["m"] * ops[self.first].dims["n"])
+        between = [i for i in self.members if not self._is_product(i) and not self._masks(i) and not self._scales(i)]
+        scored = sum(ops[i].vector_flops for i in between)
+        kept = sum(ops[i].vector_flops for i in (self.first, self.last, *self.copies))
+        return changed(
+            ops[self.last],
+            name=ATTENTION,
+            kind=Kind.ATTENTION,
+            dims=dims,
+            dtype=ops[self.first].dtype,
+            matrix_flops=2.0 * pairs * (dims["head_dim"] + dims["value_dim"]),
+            vector_flops=float(scored * share + kept),
+            reads=tuple(self.reads),
+            writes=self.write,
+        )
+
+    def _is_product(self, index: int) -> bool:
+        return index in (self.first, self.last)
+
+    def _scales(self, index: int) -> bool:
+        """Whether an operation only multiplies the scores by a constant: a fused softmax has that in its exponent."""
+        op, scores = self.flow.graph.ops[index], self.flow.graph.ops[self.first].writes
+        only = [a.tensor for a in op.reads] == [a.tensor for a in scores]
+        return only and op.kind is Kind.POINTWISE and op.vector_flops == op.dims.get("elements")
+
+    def _masks(self, index: int) -> bool:
+        """Whether an operation only adds a mask that the fused kernel does not need."""
+        op = self.flow.graph.ops[index]
+        return op.kind is not Kind.SOFTMAX and any(a.tensor in self.masks for a in op.reads)
+
+    def _dims(self, module: AttentionModule | None) -> dict[str, int]:
+        softmax = self._softmax.dims
+        if self.is_ours:
+            return {name: size for name, size in softmax.items() if name != "elements"}
+        graph, qk, pv = self.flow.graph, self.flow.graph.ops[self.first].dims, self.flow.graph.ops[self.last].dims
+        work = graph.workload
+        batch = math.gcd(qk["b"], work.batch)
+        heads = qk["b"] // batch
+        pairs, causal, window = qk["m"] * qk["n"], False, None
+        if module is not None and qk["m"] == work.query_tokens:
+            causal, window = module.causal, module.window
+            pairs = min(pairs, attention_pairs(qk["m"], work.context_tokens, causal, window))
+        return {
+            "batch": batch,
+            "heads": heads,
+            "kv_heads": self._kv_heads(batch, heads),
+            "query": qk["m"],
+            "kv": qk["n"],
+            "head_dim": qk["k"],
+            "value_dim": pv["n"],
+            "causal": int(causal),
+            "window": window or 0,
+            "pairs": pairs,
+        }
+
+    def _kv_heads(self, batch: int, heads: int) -> int:
+        """Heads of the keys that are read in place."""
+        op, graph = self.flow.graph.ops[self.first], self.flow.graph
+        keys = self._source(op.reads[-1])
+        if DONE in graph.options and graph.tensors[keys.tensor].role == "kv":  # of narrow keys the size says nothing
+            return graph.heads[1] if graph.heads is not None and graph.heads[0] == heads else heads
+        found = keys.bytes * 8 / element_bits(op.dtype) / (batch * op.dims["n"] * op.dims["k"])
+        return int(found) if found >= 1 and heads % found == 0 else heads

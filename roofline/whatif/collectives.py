@@ -1,0 +1,104 @@
+"""Operations that move data between ranks, or between two devices: what the sharding what-ifs insert.
+
+Bytes and steps are those of ring algorithms, which no other beats in bytes: Thakur, Rabenseifner, Gropp,
+"Optimization of Collective Communication Operations in MPICH", IJHPCA 19(1), 2005, sections 4.1, 4.3 and 4.5; the
+"bus bandwidth" of NVIDIA's nccl-tests (doc/PERFORMANCE.md) is defined by the same factors. With n ranks and S bytes:
+
+| operation | bytes that a rank sends | steps |
+|---|---|---|
+| all-reduce | 2 (n − 1) / n · S | 2 (n − 1) |
+| all-gather, reduce-scatter (S: the whole) | (n − 1) / n · S | n − 1 |
+| all-to-all (S: what a rank holds) | (n − 1) / n · S | n − 1 |
+| send | S | 1 |
+
+They read and write their tensors in memory too. The additions of a reduction are not counted: one for each element
+that arrives over the link, which is slower than any vector unit.
+
+Example: ``all_reduce(Access(tensor=3, bytes=1e6), ranks=8, link="nvlink", like=op).link_bytes`` → 1.75e6
+"""
+
+from roofline.op import Access, Bytes, Kind, Op
+from roofline.whatif.edit import access, whole
+
+
+def all_reduce(data: Access, *, ranks: int, link: str, like: Op) -> Op:
+    """Sum `data` over the ranks, in its place. Path, type and count are those of `like`."""
+    sent = 2 * (ranks - 1) / ranks * data.bytes
+    return _collective("all_reduce", data, data, data.bytes, sent, 2 * (ranks - 1), ranks, link, like)
+
+
+def all_gather(part: Access, gathered: Access, *, ranks: int, link: str, like: Op) -> Op:
+    """Put the parts of all ranks together: `gathered` is the whole."""
+    sent = (ranks - 1) / ranks * gathered.bytes
+    return _collective("all_gather", part, gathered, gathered.bytes, sent, ranks - 1, ranks, link, like)
+
+
+def reduce_scatter(data: Access, part: Access, *, ranks: int, link: str, like: Op) -> Op:
+    """Sum `data` over the ranks; each keeps its `part` of the sum."""
+    sent = (ranks - 1) / ranks * data.bytes
+    return _collective("reduce_scatter", data, part, data.bytes, sent, ranks - 1, ranks, link, like)
+
+
+def all_to_all(held: Access, received: Access, *, ranks: int, link: str, like: Op) -> Op:
+    """Give each other rank its share of what this one holds, and get one of each; the own share stays."""
+    moved = (ranks - 1) / ranks * max(held.bytes, received.bytes)
+    return _collective("all_to_all", held, received, held.bytes, moved, ranks - 1, ranks, link, like)
+
+
+def send(data: Access, *, link: str, like: Op) -> Op:
+    """Send `data` to another device, in one message."""
+    return transfer("send", data.bytes, reads=(access(data.tensor, data.bytes),), link=link, like=like)
+
+
+def transfer(name: str, size: Bytes, *, link: str, like: Op, reads: tuple[Access, ...] = ()) -> Op:
+    """Move `size` bytes over a link, in one message."""
+    return Op.model_construct(
+        path=like.path,
+        name=f"transfer::{name}",
+        kind=Kind.TRANSFER,
+        dims={"bytes": round(size), "ranks": 2},
+        dtype=like.dtype,
+        matrix_flops=0.0,
+        vector_flops=0.0,
+        reads=reads,
+        writes=(),
+        count=like.count,
+        link=_named(link),
+        link_bytes=whole(size),
+        messages=1,
+    )
+
+
+def checked_ranks(what: str, ranks: int) -> int:
+    """Raises: ValueError unless it is a whole number of at least 1."""
+    if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
+        raise ValueError(f"{what} is {ranks}; use a whole number of devices, 1 or more")
+    return ranks
+
+
+def _collective(
+    name: str, read: Access, written: Access, size: Bytes, sent: float, steps: int, ranks: int, link: str, like: Op
+) -> Op:
+    if checked_ranks("ranks", ranks) == 1:
+        raise ValueError(f"{name} among 1 rank moves nothing; leave it out")
+    return Op.model_construct(
+        path=like.path,
+        name=f"collective::{name}",
+        kind=Kind.COLLECTIVE,
+        dims={"bytes": round(size), "ranks": ranks},
+        dtype=like.dtype,
+        matrix_flops=0.0,
+        vector_flops=0.0,
+        reads=(access(read.tensor, read.bytes),),
+        writes=(access(written.tensor, written.bytes),),
+        count=like.count,
+        link=_named(link),
+        link_bytes=whole(sent),
+        messages=steps,
+    )
+
+
+def _named(link: str) -> str:
+    if not link:
+        raise ValueError("a transfer needs the name of a link of the device, such as nvlink, pcie or network")
+    return link

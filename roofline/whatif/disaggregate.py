@@ -1,0 +1,59 @@
+"""Prefill and decode on different devices: what a prefill adds to the cache is sent to the device that decodes.
+
+DistServe (Zhong et al., arXiv 2401.09670) sends it when the prefill is done, Splitwise (Patel et al., arXiv
+2311.18677, section 4.2) layer by layer. Of a layer with a sliding window only the tokens go that a later one can see:
+the window less the new token itself. States of recurrent layers go whole.
+
+Example: ``send_kv(graph, link="network").ops[-1].link_bytes`` → bytes of keys and values, of all layers if at once
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+
+from roofline.op import Access, Kind, Op, OpGraph
+from roofline.whatif.cache_writes import Added, added_to_cache, layer_key
+from roofline.whatif.collectives import transfer
+from roofline.whatif.edit import Edit, access
+
+OPTION = "send_kv"
+
+
+def send_kv(graph: OpGraph, link: str = "network", by_layer: bool = True) -> OpGraph:
+    """The pass with its new keys and values sent over `link`.
+
+    Args:
+        by_layer: one message as soon as a layer has written its own; else one of all layers at the end.
+    Raises: ValueError for a decode, or a pass that keeps nothing.
+    """
+    if graph.workload.phase == "decode":
+        raise ValueError("send_kv sends what a prefill wrote, and this pass is a decode; use it on a prefill or chunk")
+    if OPTION in graph.options:
+        raise ValueError(f"keys and values are sent already ({graph.options[OPTION]}); send them once")
+    added = added_to_cache(graph)
+    if not added:
+        raise ValueError("the pass keeps no keys and values, so there is nothing to send")
+    windows = {module.path: module.window for module in graph.attention_modules}
+    layers: dict[Hashable, list[Added]] = defaultdict(list)
+    for one in added:
+        layers[layer_key(graph.ops[one.op].path) if by_layer else ""].append(one)
+    edit = Edit(graph)
+    for layer in layers.values():
+        last = max(one.op for one in layer) if by_layer else len(graph.ops) - 1
+        edit.put(last, graph.ops[last], _sent(graph, layer, windows, last, link, by_layer))
+    return edit.done({OPTION: f"{'by layer' if by_layer else 'at once'} over {link}"})
+
+
+def _sent(
+    graph: OpGraph, layer: Sequence[Added], windows: dict[str, int | None], last: int, link: str, by_layer: bool
+) -> Op:
+    reads: dict[int, float] = {}
+    size = 0.0
+    for one in layer:
+        op, tokens = graph.ops[one.op], graph.workload.query_tokens
+        window = windows.get(op.path)
+        part = one.bytes * min(tokens, window - 1) / tokens if window and op.kind is Kind.COPY else one.bytes
+        reads[one.tensor] = part  # of a tensor that is written again, the last
+        size += part * (1 if by_layer else op.count)
+    accesses: tuple[Access, ...] = tuple(access(tensor, part) for tensor, part in reads.items())
+    like = graph.ops[last] if by_layer else graph.ops[last].model_copy(update={"count": 1, "path": ""})
+    return transfer("send_kv", size, link=link, like=like, reads=accesses)

@@ -1,0 +1,225 @@
+"""What fewer layers would do: leaving after some of them (early exit, CALM, arXiv 2207.07061), or without some of them
+(layer skipping and pruning, ShortGPT, arXiv 2403.03853).
+
+Operations of a removed layer are gone with its weights and its cache; whoever read what it passed on reads what it was
+given. The embedding, the final norm and the head stay: the layer that is last now feeds them. The work of deciding
+whether to leave is not counted. Repeated layers are found by their paths (`roofline.layers`).
+
+Example: ``early_exit(graph, after_layers=24)``, ``remove_layers(graph, [20, 21, 22])``
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from roofline.dataflow import Dataflow
+from roofline.layers import layer_of
+from roofline.op import Access, Op, OpGraph
+from roofline.whatif.edit import Edit, access, changed, rebuilt
+from roofline.whatif.linear import element_bits, is_side, linear_of
+
+OPTION = "removed_layers"
+"""Key in `OpGraph.options`; its value lists all that are removed, in order."""
+
+
+def early_exit(graph: OpGraph, after_layers: int) -> OpGraph:
+    """The same pass that leaves after the first `after_layers` repeated layers.
+
+    Raises: ValueError unless 1 <= `after_layers` <= their number; and as `remove_layers`.
+    """
+    layers = repeated_layers(graph)
+    if not 1 <= after_layers <= len(layers):
+        raise ValueError(f"leaving after {after_layers} layers: the graph has {len(layers)}; use 1 to {len(layers)}")
+    return remove_layers(graph, layers[after_layers:])
+
+
+def repeated_layers(graph: OpGraph) -> list[int]:
+    """Indices of the repeated layers of the graph, in the order they run."""
+    prefix = _stack(graph)
+    return list(
+        dict.fromkeys(place.layer for op in graph.ops if (place := layer_of(op.path)) and place.prefix == prefix)
+    )
+
+
+def remove_layers(graph: OpGraph, layers: Sequence[int]) -> OpGraph:
+    """The same pass without the repeated layers of these indices.
+
+    Raises: ValueError for an index that does not exist, all layers, a graph that was folded (its layers stand for
+        others), or a layer that others need more of than what it passes on.
+    """
+    prefix, known = _stack(graph), repeated_layers(graph)
+    if graph.layers is not None:
+        raise ValueError(f"the graph holds {graph.layers[0]} of {graph.layers[1]} layers; use one that holds all")
+    unknown = sorted(set(layers) - set(known))
+    if unknown:
+        raise ValueError(f"{prefix} has no layer {unknown[0]}; its layers are {_ranges(known)}")
+    if set(layers) >= set(known):
+        raise ValueError(f"all {len(known)} layers of {prefix} would be removed; leave one or more")
+    if not layers:
+        return graph
+    _check_apart(graph, prefix)
+    removed = set(layers)
+    inside = {i: p.layer for i, op in enumerate(graph.ops) if (p := layer_of(op.path)) and p.prefix == prefix}
+    edit = Edit(graph)
+    gone = {i for i, layer in inside.items() if layer in removed}
+    for i in gone:
+        edit.put(i)
+    _rewire(edit, _Flow(graph, prefix, known, inside).passed(removed), gone)
+    names = [tensor for tensor in graph.tensors if tensor.role == "weight" and _is_in(tensor.name, prefix, removed)]
+    edit.drop(tensor.id for tensor in names)
+    new = edit.done(
+        {},
+        attention_modules=tuple(m for m in graph.attention_modules if not _is_in(m.path, prefix, removed)),
+        inactive=tuple(name for name in graph.inactive if not _is_in(name, prefix, removed)),
+        parameters=max(0, graph.parameters - _elements(graph, {tensor.id for tensor in names})),
+    )
+    return rebuilt(new, options=_options(graph, removed))
+
+
+def _check_apart(graph: OpGraph, prefix: str) -> None:
+    """No fused operation does the work of two layers."""
+    for op in graph.ops:
+        paths = (op.path, *(member.rpartition(" ")[0] for member in op.also))
+        places = {place.layer if (place := layer_of(path)) and place.prefix == prefix else None for path in paths}
+        if len(places) > 1:
+            raise ValueError(f"{op.path} is fused with operations of another layer; remove layers before fusing")
+
+
+def _stack(graph: OpGraph) -> str:
+    """Prefix of the repeated layers: of several stacks that of the most layers."""
+    found = {(p.prefix, p.layer) for op in graph.ops if (p := layer_of(op.path))}
+    stacks = Counter(prefix for prefix, _ in found).most_common()
+    if not stacks:
+        raise ValueError("the graph has no repeated layers")
+    if len(stacks) > 1 and stacks[0][1] == stacks[1][1]:
+        raise ValueError(
+            f"{stacks[0][0]} and {stacks[1][0]} have {stacks[0][1]} layers each; which is meant is unclear"
+        )
+    return stacks[0][0]
+
+
+def _is_in(path: str | None, prefix: str, layers: set[int]) -> bool:
+    place = layer_of(path or "")
+    return place is not None and place.prefix == prefix and place.layer in layers
+
+
+def _elements(graph: OpGraph, tensors: set[int]) -> int:
+    """Elements of weights, whatever they are stored as; those of buffers inside layers are taken for parameters'."""
+    own = element_bits(graph.workload.dtype)
+    counted: dict[int, float] = {}
+    for tensor in tensors:
+        counted[tensor] = graph.tensors[tensor].storage_bytes * 8 / own
+    for i, op in enumerate(graph.ops):
+        linear = linear_of(graph, i, op)
+        if linear is not None and linear.matrix.tensor in counted:
+            counted[linear.matrix.tensor] = linear.elements
+        for read in op.reads:
+            if is_side(graph, read):
+                counted.pop(read.tensor, None)
+    return round(sum(counted.values()))
+
+
+def _options(graph: OpGraph, removed: set[int]) -> dict[str, str]:
+    before = graph.options.get(OPTION, "")
+    return dict(graph.options) | {OPTION: _ranges(sorted(removed | set(_parsed(before))))}
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """ "0-3, 7" for 0, 1, 2, 3, 7."""
+    ends: list[list[int]] = []
+    for layer in layers:
+        if ends and ends[-1][1] == layer - 1:
+            ends[-1][1] = layer
+        else:
+            ends.append([layer, layer])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ends)
+
+
+def _parsed(ranges: str) -> list[int]:
+    ends = [part.partition("-") for part in ranges.split(", ") if part]
+    return [layer for a, _, b in ends for layer in range(int(a), int(b or a) + 1)]
+
+
+class _Flow:
+    """What layers pass to each other."""
+
+    def __init__(self, graph: OpGraph, prefix: str, known: list[int], inside: dict[int, int]) -> None:
+        self._graph = graph
+        self._prefix = prefix
+        self._known = known
+        self._flow = Dataflow(graph)
+        self._inside = inside
+
+    def passed(self, removed: set[int]) -> dict[int, int]:
+        """By tensor that a removed layer passes on, the tensor that stands in for it."""
+        stands_in: dict[int, int] = {}
+        for layer in self._known:
+            if layer not in removed:
+                continue
+            given, made = self._given(layer), self._made(layer)
+            matched = self._matched(layer, given, made)
+            for tensor in made:
+                source = matched[tensor]
+                stands_in[tensor] = stands_in.get(source, source)
+        return stands_in
+
+    def _made(self, layer: int) -> list[int]:
+        """Tensors that the layer writes and others read after it; changed in place ones do not count."""
+        last = max(i for i, inside in self._inside.items() if inside == layer)
+        found: dict[int, None] = {}
+        for i, inside in self._inside.items():
+            if inside != layer:
+                continue
+            for write in self._graph.ops[i].writes:
+                first = self._flow.writers[write.tensor][0]
+                later = [r for r in self._flow.readers[write.tensor] if r > last and self._inside.get(r) != layer]
+                if self._inside.get(first) == layer and later:
+                    found[write.tensor] = None
+        return list(found)
+
+    def _given(self, layer: int) -> list[int]:
+        """Activations that the layer reads and does not make, and that no other layer reads, in order."""
+        found: dict[int, None] = {}
+        for i, inside in self._inside.items():
+            if inside != layer:
+                continue
+            for read in self._graph.ops[i].reads:
+                writers = self._flow.writers[read.tensor]
+                outside = not writers or self._inside.get(writers[0]) != layer
+                if outside and self._graph.tensors[read.tensor].role == "activation":
+                    found[read.tensor] = None
+        return list(found)
+
+    def _matched(self, layer: int, given: list[int], made: list[int]) -> dict[int, int]:
+        """For each tensor that the layer makes for others the one it was given: of that size, and its alone."""
+        left = [t for t in given if not self._is_shared(t, layer)] or given
+        matched: dict[int, int] = {}
+        for tensor in made:
+            size = self._graph.tensors[tensor].storage_bytes
+            fitting = [t for t in left if self._graph.tensors[t].storage_bytes == size]
+            if self._graph.tensors[tensor].role != "activation" or not fitting:
+                readers = [r for r in self._flow.readers[tensor] if self._inside.get(r) != layer]
+                user = self._graph.ops[readers[-1]].path
+                raise ValueError(
+                    f"{user} needs more of {self._prefix}.{layer} than what it was given, so that must stay"
+                )
+            matched[tensor] = fitting[0]
+            left.remove(fitting[0])
+        return matched
+
+    def _is_shared(self, tensor: int, layer: int) -> bool:
+        """Whether other layers read it too: positions, masks, rotary tables."""
+        readers = (self._inside.get(r) for r in self._flow.readers[tensor])
+        return any(reader is not None and reader != layer for reader in readers)
+
+
+def _rewire(edit: Edit, stands_in: dict[int, int], gone: set[int]) -> None:
+    def moved(read: Access) -> Access:
+        return access(stands_in[read.tensor], read.bytes) if read.tensor in stands_in else read
+
+    for i, op in enumerate(edit.graph.ops):
+        if i not in gone and any(a.tensor in stands_in for a in (*op.reads, *op.writes)):
+            edit.put(i, _with(op, tuple(map(moved, op.reads)), tuple(map(moved, op.writes))))
+
+
+def _with(op: Op, reads: tuple[Access, ...], writes: tuple[Access, ...]) -> Op:
+    return changed(op, reads=reads, writes=writes)

@@ -1,0 +1,105 @@
+"""Weights or cache in the memory of the host: what is used crosses the link when it is used.
+
+FlexGen (Sheng et al., arXiv 2303.06865) and ZeRO-Inference keep shares of both on the host. The offloaded share of a
+weight comes over the link before the operation that reads it; that of the cache comes once a layer, and what the pass
+adds to it goes back. With overlap an operation waits for the slower of its own roofs and the link; without, a transfer
+comes before it. What arrives is not counted as another write to device memory, which is faster than any link to it.
+
+`Tensor.on_host` says which share is not on the device; two buffers on the device, each for the layer with the most,
+take the one in use and the one that comes next. Sizes and accesses stay those of the pass, so that other what-ifs
+and fusing go on working.
+
+Example: ``offload(graph, weights=1.0, link="pcie")`` → every product waits for its weights
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable
+
+from roofline.op import Op, OpGraph
+from roofline.whatif.cache_writes import added_to_cache, layer_key
+from roofline.whatif.collectives import transfer
+from roofline.whatif.edit import Edit, changed, whole
+from roofline.whatif.executed import checked_share
+
+OPTION = "offload"
+WEIGHT_BUFFERS, KV_BUFFERS = "offload.weights", "offload.kv"
+"""Names of the tensors that stand for both buffers."""
+
+
+def offload(graph: OpGraph, weights: float = 0.0, kv: float = 0.0, link: str = "pcie", overlap: bool = True) -> OpGraph:
+    """The pass with these shares of its weights and its cache on the host; none is the identity.
+
+    Raises: ValueError for shares outside 0 to 1, for what is offloaded already, or for a cache that there is not.
+    """
+    shares = {"weights": checked_share("weights", weights), "kv": checked_share("kv", kv)}
+    if not any(shares.values()):
+        return graph
+    if OPTION in graph.options:
+        raise ValueError(f"{graph.options[OPTION]} is offloaded already; give both shares at once")
+    if kv and not any(tensor.role == "kv" for tensor in graph.tensors):
+        raise ValueError("the pass has no cache to offload; leave kv at 0")
+    edit = Edit(graph)
+    fetched, stored = _crossing(graph, weights, kv)
+    for i, op in enumerate(graph.ops):
+        if fetched[i] or stored[i]:
+            edit.put(i, *_with_link(op, fetched[i], stored[i], link, overlap))
+    _add_buffers(edit, graph, weights, kv)
+    what = " and ".join(f"{share:g} of {name}" for name, share in shares.items() if share)
+    new = edit.done({OPTION: f"{what} over {link}{'' if overlap else ', without overlap'}"})
+    host = {"weight": weights, "kv": kv, "activation": 0.0}
+    tensors = tuple(
+        t.model_copy(update={"on_host": host[t.role]})
+        if host[t.role] and t.name not in (WEIGHT_BUFFERS, KV_BUFFERS)
+        else t
+        for t in new.tensors
+    )
+    return new.model_copy(update={"tensors": tensors})
+
+
+def _crossing(graph: OpGraph, weights: float, kv: float) -> tuple[list[float], list[float]]:
+    """Bytes that come from the host for each operation, and that go back."""
+    fetched, stored = [0.0] * len(graph.ops), [0.0] * len(graph.ops)
+    on_device: dict[int, float] = defaultdict(float)  # of a cache tensor, what this pass wrote
+    seen: set[tuple[int, Hashable]] = set()
+    for i, op in enumerate(graph.ops):
+        for a in op.reads:
+            role, layer = graph.tensors[a.tensor].role, layer_key(op.path)
+            if role == "weight":
+                fetched[i] += weights * a.bytes
+            elif role == "kv" and (a.tensor, layer) not in seen:
+                fetched[i] += kv * max(0.0, a.bytes - on_device[a.tensor])
+                seen.add((a.tensor, layer))
+        for a in op.writes:
+            on_device[a.tensor] += a.bytes
+    for added in added_to_cache(graph):
+        stored[added.op] += kv * added.bytes
+    return fetched, stored
+
+
+def _with_link(op: Op, fetched: float, stored: float, link: str, overlap: bool) -> tuple[Op, ...]:
+    if overlap and op.link in (None, link):
+        size = op.link_bytes + max(fetched, stored)  # both directions at the same time
+        return (changed(op, link=link, link_bytes=whole(size), messages=op.messages + 1),)
+    before = [transfer("load", fetched, link=link, like=op)] if fetched else []
+    after = [transfer("store", stored, link=link, like=op)] if stored else []
+    return (*before, op, *after)
+
+
+def _add_buffers(edit: Edit, graph: OpGraph, weights: float, kv: float) -> None:
+    used: dict[str, dict[Hashable, dict[int, float]]] = {"weight": defaultdict(dict), "kv": defaultdict(dict)}
+    for op in graph.ops:
+        for a in (*op.reads, *op.writes):
+            role = graph.tensors[a.tensor].role
+            if role in used:
+                layer = used[role][layer_key(op.path)]
+                layer[a.tensor] = max(a.bytes, layer.get(a.tensor, 0.0))
+    if weights:
+        edit.tensor(weights * _two_layers(graph, used["weight"].values()), "weight", WEIGHT_BUFFERS)
+    if kv:
+        edit.tensor(kv * _two_layers(graph, used["kv"].values()), "kv", KV_BUFFERS)
+
+
+def _two_layers(graph: OpGraph, layers: Iterable[dict[int, float]]) -> float:
+    """Twice what the layer with the most uses, but no more than there is."""
+    whole_size = sum(graph.tensors[t].storage_bytes for t in {t for layer in layers for t in layer})
+    return min(whole_size, 2 * max((sum(layer.values()) for layer in layers), default=0.0))

@@ -1,0 +1,252 @@
+"""What fewer bits would do: weights, the activations that go into linear layers, keys and values.
+
+- Weights alone (GPTQ, arXiv 2210.17323; AWQ, arXiv 2306.00978): the matrix is stored and read at its bits, with a
+  scale (and a zero point) for each `group` elements along k. The product runs in the type of the activations; turning
+  each weight back is vector work of the matmul: one multiplication by its scale, one subtraction of its zero point.
+- Weights and activations (SmoothQuant, arXiv 2211.10438, eq. 1): an inserted operation quantises each distinct input
+  once, a scale a token: |x|, maximum, division, rounding are 4 FLOPs an element, and a division a token. The matmul
+  runs in the narrow type; a partial sum of one group is multiplied by the weights' scale and added to the others, the
+  total is multiplied by the token's: 2 FLOPs an output element and group. SmoothQuant's one scale a column is group −1.
+  4-bit weights with 8-bit activations (QServe, arXiv 2405.04532) are turned into 8 bits first.
+- Keys and values: `kv_bits`.
+
+As in GPTQ and AWQ, by default the linear layers inside repeated layers are quantised, but not routers, norms,
+embeddings and the head. A weight that is used twice (a head tied to the embedding) is quantised for both users.
+Attention itself stays in the type of the model. Bits equal to the model's own change nothing.
+
+Example: ``quantise(quantise(graph, weights=4, where=("*.mlp.*",)), weights=8, where=("*.self_attn.*",), kv=8)``
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from roofline.dataflow import Dataflow
+from roofline.op import Access, Kind, Op, OpGraph
+from roofline.whatif.edit import Edit, access, changed
+from roofline.whatif.kv_bits import KV_BITS, quantise_kv
+from roofline.whatif.linear import (
+    QUANTISE,
+    SCALES,
+    ZEROS,
+    Linear,
+    described,
+    element_bits,
+    input_of,
+    linear_layers,
+    linear_of,
+    matrix_bytes,
+)
+
+Format = Literal["int", "float"]
+
+WEIGHT_BITS: dict[Format, tuple[int, ...]] = {"int": (2, 3, 4, 5, 6, 8, 16, 32), "float": (4, 6, 8, 16, 32)}
+"""Of a stored weight; 16 and 32 are plain floating point, without scales."""
+
+ARITHMETIC: dict[tuple[Format, int, int], str] = {
+    ("int", 8, 8): "int8",
+    ("int", 4, 8): "int8",
+    ("int", 4, 4): "int4",
+    ("float", 8, 8): "float8_e4m3fn",
+    ("float", 4, 8): "float8_e4m3fn",
+    ("float", 4, 4): "float4_e2m1fn_x2",
+}
+"""Type of the product by format, bits of weights and bits of activations: the combinations that have kernels."""
+
+QUANTISE_FLOPS = 4
+"""For an element: |x|, maximum, division, rounding."""
+
+
+@dataclass(frozen=True)
+class _Scheme:
+    bits: int
+    group: int
+    scale_bits: int
+    zero_point_bits: int
+    activations: int | None
+    dtype: str | None
+    """Of the product; None is that of the model."""
+
+    def groups(self, k: int) -> int:
+        """Scales of one column."""
+        return 1 if self.group == -1 else math.ceil(k / self.group)
+
+
+def quantise(
+    graph: OpGraph,
+    *,
+    weights: float | None = None,
+    activations: float | None = None,
+    kv: float | None = None,
+    where: Sequence[str] = (),
+    group: int = 128,
+    scale_bits: int = 16,
+    zero_point_bits: int = 0,
+    weight_format: Format = "int",
+) -> OpGraph:
+    """The same pass with fewer bits; None leaves what it stands for as it is.
+
+    Args:
+        weights, activations, kv: bits of an element.
+        where: glob patterns of module paths whose weights and inputs are meant; none is the default above.
+        group: weights along k that share a scale; −1 is one scale a column.
+        scale_bits, zero_point_bits: of each scale (weights, tokens, keys and values), of each weight zero point.
+        weight_format: "int", or "float" (fp8 e4m3, fp4 e2m1): of activations too.
+    Raises: ValueError for bits that are in no table, more than the graph's own, or quantised already.
+    """
+    own = element_bits(graph.workload.dtype)
+    bits, narrow = _checked(own, weights, activations, weight_format)
+    _check_groups(group, scale_bits, zero_point_bits)
+    if kv is not None and kv not in KV_BITS:
+        raise ValueError(f"keys and values of {kv:g} bits: use one of {_listed(KV_BITS)}")
+    if kv is not None and kv > own:
+        raise ValueError(f"keys and values of {kv:g} bits are wider than the {own} of {graph.workload.dtype}")
+    if bits is not None:
+        dtype = ARITHMETIC[weight_format, bits, narrow] if narrow else None
+        scheme = _Scheme(bits, group, scale_bits, zero_point_bits if bits < 16 else 0, narrow, dtype)
+        graph = _linear_layers(graph, scheme, where, weight_format)
+    return graph if kv is None or kv == own else quantise_kv(graph, int(kv), scale_bits)
+
+
+def _checked(own: int, weights: float | None, activations: float | None, form: Format) -> tuple[int | None, int | None]:
+    """Bits of weights and of activations, None where they stay the model's own."""
+    if form not in WEIGHT_BITS:
+        raise ValueError(f"weight format {form!r} is unknown; use int or float")
+    for what, bits in (("weights", weights), ("activations", activations)):
+        if bits is not None and bits not in WEIGHT_BITS[form]:
+            raise ValueError(f"{form} {what} of {bits:g} bits: use one of {_listed(WEIGHT_BITS[form])}")
+        if bits is not None and bits > own:
+            raise ValueError(f"{what} of {bits:g} bits are wider than the model's {own}")
+    stored = None if weights is None or weights == own else int(weights)
+    narrow = None if activations is None or activations == own else int(activations)
+    if narrow is not None and (form, stored, narrow) not in ARITHMETIC:
+        pairs = ", ".join(f"{w}/{a}" for f, w, a in ARITHMETIC if f == form)
+        raise ValueError(
+            f"no kernel multiplies {form} weights of {stored or own} bits by activations of {narrow}: "
+            f"use weights/activations of {pairs}, or leave activations at {own}"
+        )
+    return stored, narrow
+
+
+def _check_groups(group: int, scale_bits: int, zero_point_bits: int) -> None:
+    if group < 1 and group != -1:
+        raise ValueError(f"a group of {group} weights: use 1 or more, or -1 for whole columns")
+    if scale_bits < 1 or zero_point_bits < 0:
+        raise ValueError(f"scales of {scale_bits} and zero points of {zero_point_bits} bits: use 1, and 0, or more")
+
+
+def _listed(bits: Sequence[int]) -> str:
+    return ", ".join(map(str, bits))
+
+
+def _linear_layers(graph: OpGraph, scheme: _Scheme, where: Sequence[str], form: Format) -> OpGraph:
+    chosen = linear_layers(graph, where)
+    tensors = {linear.matrix.tensor for linear in chosen}
+    every = [linear for i, op in enumerate(graph.ops) if (linear := linear_of(graph, i, op))]
+    targets = {linear.index: linear for linear in every if linear.matrix.tensor in tensors}
+    rewriting = _Rewriting(graph, scheme)
+    for linear in targets.values():
+        if linear.is_quantised:
+            raise ValueError(f"the weights of {linear.op.path} have {linear.bits:g} bits already; give them once")
+        rewriting.store(linear)
+    shared = False
+    for i, op in enumerate(graph.ops):
+        if i in targets:
+            rewriting.linear(targets[i])
+        elif any(a.tensor in tensors for a in op.reads):
+            shared |= op.kind is Kind.EMBEDDING
+            rewriting.other_reader(i, op)
+    groups = "per column" if scheme.group == -1 else f"g{scheme.group}"
+    zeros = f" zero points of {scheme.zero_point_bits} bit" if scheme.zero_point_bits else ""
+    name = f"{form}{scheme.bits} {groups}{zeros}" if scheme.bits < 16 else f"{scheme.bits} bit"
+    tied = " (with the embedding tied to them)" if shared else ""
+    options = {"weights": f"{name}{described(where)}{tied}"}
+    if scheme.activations:
+        options["activations"] = f"{form}{scheme.activations} per token{described(where)}"
+    return rewriting.edit.done(options)
+
+
+class _Rewriting:
+    """Weights as they are stored now, and the operations that read them."""
+
+    def __init__(self, graph: OpGraph, scheme: _Scheme) -> None:
+        self.edit = Edit(graph)
+        self._graph = graph
+        self._scheme = scheme
+        self._flow = Dataflow(graph)
+        self._stored: dict[int, tuple[Linear, tuple[int, ...]]] = {}
+        self._inputs: dict[tuple[int, int | None, float], tuple[int, float]] = {}
+
+    def store(self, linear: Linear) -> None:
+        """Shrink a weight's tensor, and add those of its scales and zero points, once."""
+        tensor, scheme, k = linear.matrix.tensor, self._scheme, linear.op.dims["k"]
+        if tensor in self._stored:
+            return
+        self.edit.resize(tensor, matrix_bytes(linear.elements, scheme.bits, linear.is_sparse))
+        numbers = linear.elements / k * scheme.groups(k)
+        name = self._graph.tensors[tensor].name or ""
+        per_group = [(SCALES, scheme.scale_bits), (ZEROS, scheme.zero_point_bits)] if scheme.bits < 16 else []
+        added = tuple(self.edit.tensor(numbers * bits / 8, "weight", f"{name}{end}") for end, bits in per_group if bits)
+        self._stored[tensor] = linear, added
+
+    def linear(self, linear: Linear) -> None:
+        op, scheme = linear.op, self._scheme
+        dims = op.dims | {"weight_bits": scheme.bits}
+        reads, flops = self._weight_reads(op)
+        if scheme.dtype is None or scheme.activations is None:
+            self.edit.put(linear.index, changed(op, dims=dims, reads=reads, vector_flops=op.vector_flops + flops))
+            return
+        if scheme.bits == scheme.activations:
+            flops = 0  # the product takes the weights as they are
+        flops += 2 * scheme.groups(op.dims["k"]) * linear.rows * op.dims["n"]
+        given = input_of(self._graph, linear)
+        before, narrow = self._quantised_input(linear, given)
+        reads = tuple(narrow if a is given else a for a in reads)
+        narrowed = changed(op, dims=dims, dtype=scheme.dtype, reads=reads, vector_flops=op.vector_flops + flops)
+        self.edit.put(linear.index, *before, narrowed)
+
+    def other_reader(self, index: int, op: Op) -> None:
+        """An embedding, or a copy, of a weight that is quantised for a linear layer too."""
+        reads, flops = self._weight_reads(op)
+        self.edit.put(index, changed(op, reads=reads, vector_flops=op.vector_flops + flops))
+
+    def _weight_reads(self, op: Op) -> tuple[tuple[Access, ...], float]:
+        """Reads at the new sizes, scales behind the matrix; FLOPs to turn what is read into the model's type."""
+        reads: list[Access] = []
+        flops = 0.0
+        for read in op.reads:
+            if read.tensor not in self._stored:
+                reads.append(read)
+                continue
+            linear, added = self._stored[read.tensor]
+            share = read.bytes / linear.stored_bytes
+            reads += [access(t, share * self.edit.storage_bytes(t)) for t in (read.tensor, *added)]
+            flops += len(added) * share * linear.elements * (0.5 if linear.is_sparse else 1)
+        return tuple(reads), flops
+
+    def _quantised_input(self, linear: Linear, given: Access) -> tuple[tuple[Op, ...], Access]:
+        """What runs before the layer, and its read of the quantised input: made once for all that share it."""
+        op, bits = linear.op, self._scheme.activations or 0
+        key = given.tensor, self._flow.producer(linear.index, given.tensor), given.bytes
+        if key in self._inputs:
+            return (), access(*self._inputs[key])
+        rows, k = linear.rows, op.dims["k"]
+        if self._graph.tensors[given.tensor].role == "activation":  # a fused gather has fewer rows than the product
+            rows = round(given.bytes * 8 / element_bits(op.dtype) / k)
+        size = (rows * k * bits + rows * self._scheme.scale_bits) / 8
+        self._inputs[key] = self.edit.tensor(size, "activation"), size
+        made = access(*self._inputs[key])
+        before = Op.model_construct(
+            path=op.path,
+            name=QUANTISE,
+            kind=Kind.POINTWISE,
+            dims={"elements": rows * k},
+            dtype=op.dtype,
+            matrix_flops=0.0,
+            vector_flops=float(QUANTISE_FLOPS * rows * k + rows),
+            reads=(given,),
+            writes=(made,),
+            count=op.count,
+        )
+        return (before,), made

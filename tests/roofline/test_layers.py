@@ -1,0 +1,19 @@
+import pytest
+
+from roofline.layers import Place, layer_of
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("model.layers.3.mlp.up_proj", Place("model.layers", 3, "mlp.up_proj")),
+        ("transformer.h.11", Place("transformer.h", 11, None)),
+        ("layers.0.mlp.experts.5.up", Place("layers", 0, "mlp.experts.5.up")),
+        ("model.rotary_emb", None),
+        ("model.conv1d.proj2", None),
+        ("", None),
+        ("3.weight", None),
+    ],
+)
+def test_a_module_is_in_the_first_numbered_one_of_its_path(path: str, place: Place | None) -> None:
+    assert layer_of(path) == place
