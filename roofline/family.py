@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from roofline.fold import work_of
 from roofline.layers import layer_of
-from roofline.op import OpGraph
+from roofline.op import Op, OpGraph
 from roofline.parametric import Mismatch, ParametricGraph, fit
 from roofline.regimes import Regime, monomials, regime_of, samples
 from roofline.workload import Workload
@@ -82,12 +82,16 @@ class Family:
     def _pieces(self, regime: Regime | None, workloads: Sequence[Workload], index: list[int]) -> list[Piece]:
         if regime is None or len({workloads[i] for i in index}) <= self.few:
             return self._alone(workloads, index)
-        some = [workloads[i] for i in index]
-        nearest = min(w.query_tokens for w in some), min(w.context_tokens for w in some)
+        nearest = min(workloads[i].query_tokens for i in index), min(workloads[i].context_tokens for i in index)
+        chunks = self.chunks if regime.phase != "decode" else ()
         why = ""
-        for chunk, start in [(1, (0, 0)), *((chunk, (0, 0)) for chunk in self.chunks), (1, nearest)]:
+        for chunk, start in [(1, (0, 0)), *((chunk, (0, 0)) for chunk in chunks), (1, nearest)]:
             try:
-                return [Piece(self._fitted(regime, some, chunk, start), np.array(index))]
+                parts = _by_last_chunk(workloads, index, chunk)
+                return [
+                    Piece(self._fitted(regime, [workloads[i] for i in part], chunk, filled, start), np.array(part))
+                    for filled, part in parts.items()
+                ]
             except Mismatch as mismatch:
                 why = why or str(mismatch)
         ordered = sorted(index, key=lambda i: (_tokens(workloads[i]), i))
@@ -101,22 +105,25 @@ class Family:
             *self._pieces(regime, workloads, ordered[half:]),
         ]
 
-    def _fitted(self, regime: Regime, some: Sequence[Workload], chunk: int, start: tuple[int, int]) -> ParametricGraph:
+    def _fitted(
+        self, regime: Regime, some: Sequence[Workload], chunk: int, filled: bool, start: tuple[int, int]
+    ) -> ParametricGraph:
         """A graph fitted to small samples that is right for the longest, the shortest and the widest of `some`."""
-        points = samples(regime, self.windows, some[0].dtype, chunk=chunk, start=start)
+        points = samples(regime, self.windows, some[0].dtype, chunk=chunk, filled=filled, start=start)
         if points is None:
             raise Mismatch(f"no room between the windows {self.windows} for samples")
         largest = self._check(max(some, key=lambda w: (_tokens(w), w.batch)), regime)
         others = [min(some, key=lambda w: (_tokens(w), w.batch))]
         if (widest := max(some, key=lambda w: (w.batch, -_tokens(w)))).batch > largest.batch:
             others.append(widest)
-        others = [w for w in others if self.longest_check is None or w.query_tokens <= self.longest_check]
+        short = [w for w in others if self.longest_check is None or w.query_tokens <= self.longest_check]
         trace = self._sampler(largest)
-        graph = fit([trace(point) for point in points], monomials(regime, chunk > 1), chunk=chunk)
-        for check in (self._whole(largest), *map(trace, others)):
+        counted = chunk > 1 and not filled
+        graph = fit([trace(point) for point in points], monomials(regime, counted), chunk=chunk if counted else 1)
+        for check in (self._whole(largest), *map(trace, short)):
             if unlike := graph.differs(check):
                 raise Mismatch(unlike)
-        return graph.model_copy(update={"checked": (largest, *others)})
+        return graph.model_copy(update={"checked": tuple(dict.fromkeys((largest, *short)))})
 
     def _check(self, largest: Workload, regime: Regime) -> Workload:
         """The workload whose trace a fit must agree with."""
@@ -157,6 +164,14 @@ class Family:
         return self._traced[trace, workload]
 
 
+def _by_last_chunk(workloads: Sequence[Workload], index: Sequence[int], chunk: int) -> dict[bool, list[int]]:
+    """Whether the last chunk of a workload is full, which needs no padding, and the workloads of which that is so."""
+    parts: dict[bool, list[int]] = defaultdict(list)
+    for i in index:
+        parts[chunk > 1 and workloads[i].query_tokens % chunk == 0].append(i)
+    return parts
+
+
 def _tokens(workload: Workload) -> int:
     return workload.context_tokens + workload.query_tokens
 
@@ -165,13 +180,13 @@ def _scaled(trace: Trace, small: OpGraph, whole: OpGraph) -> Trace:
     """Traces of a small model with the counts of the whole one, in proportion where a loop changes them.
 
     Args: graphs of both at one workload.
-    Raises: Mismatch unless both have the same operations on the same sizes, but for counts and numbers of layers.
+    Raises: Mismatch unless both have the same operations on the same tensors, but for counts and numbers of layers.
     """
     if len(small.ops) != len(whole.ops):
         raise Mismatch(f"{len(small.ops)} operations in the small model, {len(whole.ops)} in the whole")
     for a, b in zip(small.ops, whole.ops, strict=True):
         alike = work_of(a.model_copy(update={"count": b.count}), small) == work_of(b, whole)
-        if _inner(a.path) != _inner(b.path) or not alike:
+        if _inner(a.path) != _inner(b.path) or not alike or _operands(a) != _operands(b):
             raise Mismatch(f"{a.path} {a.name} is {b.path} {b.name} in the whole model")
 
     def scaled(workload: Workload) -> OpGraph:
@@ -190,3 +205,7 @@ def _scaled(trace: Trace, small: OpGraph, whole: OpGraph) -> Trace:
 def _inner(path: str) -> tuple[str, str | None]:
     place = layer_of(path)
     return (place.prefix, place.inner) if place else (path, None)
+
+
+def _operands(op: Op) -> tuple[list[int], list[int]]:
+    return [access.tensor for access in op.reads], [access.tensor for access in op.writes]

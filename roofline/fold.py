@@ -164,16 +164,16 @@ def _with(graph: OpGraph, ops: Sequence[Op], places: Sequence[int], alias: Mappi
     def renumbered(accesses: Sequence[Access], place: int) -> tuple[Access, ...]:
         named = [(_stands_for(alias, a.tensor), a) for a in accesses]
         joined = {tensor for tensor, a in named if a.tensor in alias}
-        read: dict[int, Bytes] = {}
-        for tensor, a in named:
-            if tensor in joined:
-                read[tensor] = read.get(tensor, 0) + a.bytes
-        for tensor, size in read.items():
-            if size > max(graph.tensors[tensor].storage_bytes, grown.get(tensor, (0, 0))[0]):
+        sizes: dict[tuple[int, int], Bytes] = {}
+        for i, (tensor, a) in enumerate(named):
+            key = tensor, -1 if tensor in joined else i
+            sizes[key] = sizes.get(key, 0) + a.bytes
+        for (tensor, i), size in sizes.items():
+            if i < 0 and size > max(graph.tensors[tensor].storage_bytes, grown.get(tensor, (0, 0))[0]):
                 grown[tensor] = size, place
-        both = [*((tensor, a.bytes) for tensor, a in named if tensor not in joined), *read.items()]
         return tuple(
-            Access.model_construct(tensor=numbers.setdefault(tensor, len(numbers)), bytes=size) for tensor, size in both
+            Access.model_construct(tensor=numbers.setdefault(tensor, len(numbers)), bytes=size)
+            for (tensor, _), size in sizes.items()
         )
 
     def moved(held: tuple[int, int] | None, until: int) -> tuple[int, int] | None:

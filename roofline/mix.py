@@ -50,7 +50,10 @@ def _joined(one: OpGraph, other: OpGraph) -> OpGraph:
 
 
 def _tensors(one: OpGraph, other: OpGraph) -> tuple[list[int], tuple[Any, ...]]:
-    """New number of each tensor of the other graph, and all tensors: weights of one name are one."""
+    """New number of each tensor of the other graph, and all tensors.
+
+    Weights of one name are one; the caches of two parts are two, and those of one name would be taken for one.
+    """
     named = {tensor.name: tensor.id for tensor in one.tensors if tensor.role == "weight" and tensor.name}
     tensors = [tensor.model_copy(update={"held": None}) for tensor in one.tensors]
     numbers: list[int] = []
@@ -58,7 +61,8 @@ def _tensors(one: OpGraph, other: OpGraph) -> tuple[list[int], tuple[Any, ...]]:
         shared = named.get(tensor.name or "") if tensor.role == "weight" else None
         if shared is None:
             shared = len(tensors)
-            tensors.append(tensor.model_copy(update={"id": shared, "held": None}))
+            own = f"{tensor.name} beside {len(one.tensors)}" if tensor.role == "kv" and tensor.name else tensor.name
+            tensors.append(tensor.model_copy(update={"id": shared, "name": own, "held": None}))
         numbers.append(shared)
     return numbers, tuple(tensors)
 

@@ -105,22 +105,26 @@ class ParametricGraph(Record):
         here = np.array([1 - tensor.on_host for tensor in self.template.tensors])
         return self._coefficients[:, list(self.index[: len(here)])].T * here[:, None]
 
-    def _sizes(self, workload: Workload) -> NDArray[np.float64]:
-        """Every size, as `sizes_of` gives them; shape (sizes,)."""
-        return (self.basis(Sweep.of([workload])) @ self._coefficients)[0, list(self.index)]
+    def sizes(self, sweep: Sweep) -> NDArray[np.float64]:
+        """Every size of every workload, in the order of `sizes_of`: shape (workloads, sizes).
+
+        Unlike there, reads of experts are those hit.
+        """
+        values = (self.basis(sweep) @ self._coefficients)[:, list(self.index)]
+        for op, place in zip(self.template.ops, places(self.template), strict=True):
+            for i, access in enumerate(op.reads):
+                if self.template.tensors[access.tensor].role == "weight":  # a gather reads no more than there is
+                    values[:, place.reads + i] = np.minimum(values[:, place.reads + i], values[:, access.tensor])
+            if op.routing is not None and place.tokens is not None:
+                chosen = op.routing
+                hit = experts_hit(chosen.experts, chosen.per_token, values[:, place.tokens], chosen.skew)
+                for i in routed_reads(op, self.template):
+                    values[:, place.reads + i] *= hit / chosen.experts
+        return values
 
     def at(self, workload: Workload) -> OpGraph:
         """The folded graph of one workload."""
-        values = self._sizes(workload)
-        for op, place in zip(self.template.ops, _places(self.template), strict=True):
-            for i, access in enumerate(op.reads):
-                if self.template.tensors[access.tensor].role == "weight":  # a gather reads no more than there is
-                    values[place.reads + i] = min(values[place.reads + i], values[access.tensor])
-            if op.routing is not None:
-                routing = op.routing.model_copy(update={"tokens": values[place.tokens]})
-                for i in routed_reads(op, self.template):
-                    values[place.reads + i] *= routing.hit / routing.experts
-        return _filled(self.template, iter(values.tolist()), workload)
+        return _filled(self.template, iter(self.sizes(Sweep.of([workload]))[0].tolist()), workload)
 
     @cached_property
     def columns(self) -> "Columns":
@@ -153,7 +157,7 @@ class Columns:
         self._shape = len(graph.monomials), len(template.ops)
         self.table = {}
         self._special: list[tuple[int, NDArray[np.float64], float, Routing | None, NDArray[np.float64] | None]] = []
-        for i, (op, place) in enumerate(zip(template.ops, _places(template), strict=True)):
+        for i, (op, place) in enumerate(zip(template.ops, places(template), strict=True)):
             for offset, name in enumerate(("count", "matrix_flops", "vector_flops", "link_bytes", "messages")):
                 self._add(name, i, sizes[:, place.first + offset])
             routed = routed_reads(op, template)
@@ -255,7 +259,7 @@ def _near(value: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
+class Places:
     """Where the sizes of an operation are in the order of `sizes_of`."""
 
     first: int
@@ -265,13 +269,14 @@ class _Places:
     tokens: int | None
 
 
-def _places(graph: OpGraph) -> Iterator[_Places]:
+def places(graph: OpGraph) -> Iterator[Places]:
+    """For each operation, where its sizes are."""
     at = len(graph.tensors)
     for op in graph.ops:
         reads = at + 5 + len(op.dims)
         writes = reads + len(op.reads)
         end = writes + len(op.writes)
-        yield _Places(at, reads, writes, end if op.routing is not None else None)
+        yield Places(at, reads, writes, end if op.routing is not None else None)
         at = end + (op.routing is not None)
 
 

@@ -56,16 +56,23 @@ def monomials(regime: Regime, chunked: bool) -> tuple[Exponents, ...]:
 
 
 def samples(
-    regime: Regime, windows: Sequence[int], dtype: str, *, chunk: int = 1, start: tuple[int, int] = (0, 0)
+    regime: Regime,
+    windows: Sequence[int],
+    dtype: str,
+    *,
+    chunk: int = 1,
+    filled: bool = False,
+    start: tuple[int, int] = (0, 0),
 ) -> list[Workload] | None:
     """Workloads of the regime that tell its monomials apart, small ones first; None where it has too few.
 
-    Args: `start` is (query, context) tokens from which samples are taken; with chunks, queries have several of them.
+    Args: `start` is (query, context) tokens from which samples are taken; with chunks, queries have several of them,
+    and all are full where they are to be `filled` (their number is then no monomial), else the last is not.
     """
-    wanted = monomials(regime, chunk > 1)
+    wanted = monomials(regime, chunk > 1 and not filled)
     chosen: list[Workload] = []
     rows: list[list[Fraction]] = []
-    for workload in _candidates(regime, windows, dtype, chunk, start):
+    for workload in _candidates(regime, windows, dtype, chunk, filled, start):
         if regime_of(workload, windows) != regime:
             continue
         rest = _reduced(powers(workload, wanted, chunk), rows)
@@ -78,22 +85,25 @@ def samples(
 
 
 def _candidates(
-    regime: Regime, windows: Sequence[int], dtype: str, chunk: int, start: tuple[int, int]
+    regime: Regime, windows: Sequence[int], dtype: str, chunk: int, filled: bool, start: tuple[int, int]
 ) -> Iterator[Workload]:
     origins = sorted({0, *(window + EDGE for window in windows)})
-    queries = [1] if regime.phase == "decode" else _lengths(origins, start[0], chunk)
-    contexts = [0] if regime.phase == "prefill" else _lengths(origins, start[1], 1)
+    queries = [1] if regime.phase == "decode" else _lengths(origins, start[0], chunk, filled)
+    contexts = [0] if regime.phase == "prefill" else _lengths(origins, start[1])
     batches = BATCHES if regime.batched else (1,)
     sizes = sorted((q + c, q, c, b) for q in queries for c in contexts for b in batches)
     for _, query, context, batch in sizes:
         yield Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype)
 
 
-def _lengths(origins: Iterable[int], start: int, chunk: int) -> list[int]:
+def _lengths(origins: Iterable[int], start: int, chunk: int = 1, filled: bool = False) -> list[int]:
     """With chunks: several of them, so that a loop over them is seen as one, and of various remainders."""
     first = [max(origin, start) for origin in origins]
+    if filled:
+        return sorted({(-(-o // chunk) + 5 + i) * chunk for o in first for i in range(len(STEPS))})
     if chunk > 1:
-        return sorted({o + (5 + i // 2) * chunk + step % chunk for o in first for i, step in enumerate(STEPS)})
+        full = (-(-o // chunk) * chunk for o in first)
+        return sorted({o + (5 + i // 2) * chunk + 1 + s % (chunk - 1) for o in full for i, s in enumerate(STEPS)})
     return sorted({o + step for o in first for step in STEPS})
 
 

@@ -18,6 +18,9 @@ from roofline.workload import Workload
 MOST_TOKENS = 2**40
 """Batch × tokens must be below, so that sizes in bytes stay within the 64-bit integers that torch counts in."""
 
+MOST_OUTPUT = 2**24
+"""Output tokens of a request: more than any context; each is priced."""
+
 PART = re.compile(r"^(\d+)x(\d+)(?:@(\d+))?$")
 """Sequences x new tokens @ cached tokens."""
 
@@ -77,6 +80,8 @@ class Lengths:
 
     def requests(self, outputs: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
         """(batch, prompt, output) of whole requests."""
+        if max(outputs) > MOST_OUTPUT:
+            raise RequestError(f"--output {max(outputs)} is beyond any request; use at most {MOST_OUTPUT}")
         for batch, prompt, output in itertools.product(self.batches, self.prompts, outputs):
             workload(batch, prompt + output, 0, self.dtype)
         return tuple(itertools.product(self.batches, self.prompts, outputs))

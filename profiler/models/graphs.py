@@ -86,7 +86,7 @@ class ModelGraphs:
     @cached_property
     def runs_by_token(self) -> bool:
         """Whether a prefill of more tokens runs more operations."""
-        small = self._shorter(min(MORE_LAYERS.start, layer_count(self.config)))
+        small = self._shorter(min(max(MORE_LAYERS.start, _of_each_kind(self.config)), layer_count(self.config)))
         short, longer = (
             Workload(batch=1, query_tokens=tokens, context_tokens=0, dtype=self.tracing.dtype) for tokens in PROBES
         )
@@ -124,8 +124,9 @@ class ModelGraphs:
         """Models of the first layers, up to some beyond the last kind of layer that is new in `whole`."""
         total = layer_count(self.config)
         kinds = [place.layer for op in whole.ops if (place := layer_of(op.path)) and place.layer < total - 1]
+        last = max([*kinds, _of_each_kind(self.config) - 1])
         for more in MORE_LAYERS:
-            layers = max(kinds, default=0) + more
+            layers = last + more
             if layers < total:
                 yield self._shorter(layers).folded
 
@@ -133,3 +134,9 @@ class ModelGraphs:
         if layers not in self._small:
             self._small[layers] = ModelGraphs(truncate(self.config, layers), self.name, self.tracing)
         return self._small[layers]
+
+
+def _of_each_kind(config: PretrainedConfig) -> int:
+    """First layers that hold one of each kind that the config names: without attention some models cannot run."""
+    kinds = getattr(config.get_text_config(decoder=True), "layer_types", None) or ("",)
+    return max(kinds.index(kind) + 1 for kind in set(kinds))

@@ -54,8 +54,7 @@ def test_an_unrolled_scan_is_as_long_as_one_step(form: str) -> None:
     graphs = [traced("mamba", workload(1, tokens, 0)) for tokens in (16, 40)]
     short, long = (fold(fused(graph) if form == "fused" else graph) for graph in graphs)
     assert len(short.ops) == len(long.ops)
-    longer = {b.count - a.count for a, b in zip(short.ops, long.ops, strict=True)}
-    assert longer == {0, 2 * (40 - 16) if form == "executed" else 40 - 16}  # fused layers differ: the last adds nothing
+    assert {b.count - a.count for a, b in zip(short.ops, long.ops, strict=True)} == {0, 40 - 16}
 
 
 def test_memory_of_folded_layers_is_near() -> None:
@@ -136,7 +135,7 @@ def looping(draw: st.DrawFn) -> OpGraph:
                 b.op("pointwise", dict(reads), written, path, matrix=work, vector=3 * work)
                 names += [name for name in written if name not in names]
         if draw(st.booleans()):
-            b.op("copy", {name: 8 for name in names[-12:]}, {f"stack{part}": 96}, path)
+            b.op("copy", dict.fromkeys(names[-12:], 8), {f"stack{part}": 96}, path)
     return b.graph()
 
 

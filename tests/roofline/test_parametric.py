@@ -157,7 +157,7 @@ def chunked(w: Workload, chunk: int) -> OpGraph:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.sampled_from([3, 8, 64]), st.integers(4, 40), st.integers(0, 63), st.integers(1, 4))
+@given(st.sampled_from([8, 16, 64]), st.integers(4, 40), st.integers(0, 63), st.integers(1, 4))
 def test_loops_over_chunks_have_a_count_in_chunks(chunk: int, chunks: int, rest: int, batch: int) -> None:
     w = workload(batch, chunk * chunks + rest % chunk, 0)
     graph = fitted(lambda one: chunked(one, chunk), w.model_copy(update={"query_tokens": 10**6}), chunk=chunk)
@@ -182,7 +182,7 @@ def test_another_list_of_operations_is_noticed() -> None:
     for other, said in (
         (decoder(workload(1, 100, 0), steps=9), "operations at"),
         (decoder(workload(1, 100, 0), experts=4), "is layers.0"),
-        (decoder(workload(1, 100, 7)), "operations at"),
+        (decoder(workload(1, 100, 7)), "is layers.0"),
     ):
         unlike = graph.differs(fold(other))
         assert unlike is not None and said in unlike

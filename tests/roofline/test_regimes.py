@@ -39,18 +39,19 @@ def test_a_lone_token_is_in_no_regime() -> None:
     assert regime_of(workload(4, 1, 0), ()) is None
 
 
-@given(windows, workloads, st.sampled_from([1, 64, 256]), st.booleans())
+@given(windows, workloads, st.sampled_from([1, 64, 256]), st.booleans(), st.booleans())
 def test_samples_are_in_the_regime_and_determine_its_monomials(
-    windows: list[int], w: Workload, chunk: int, near: bool
+    windows: list[int], w: Workload, chunk: int, filled: bool, near: bool
 ) -> None:
     regime = regime_of(w, windows)
     if regime is None:
         return
     start = (w.query_tokens, w.context_tokens) if near else (0, 0)
-    points = samples(regime, windows, "bfloat16", chunk=chunk, start=start)
-    wanted = monomials(regime, chunk > 1)
+    filled = filled and chunk > 1
+    points = samples(regime, windows, "bfloat16", chunk=chunk, filled=filled, start=start)
+    wanted = monomials(regime, chunk > 1 and not filled)
     if points is None:
-        assert windows or near  # no room between two windows
+        assert windows  # no room between two windows
         return
     assert len(points) == len(wanted) == len(set(points))
     assert all(regime_of(point, windows) == regime for point in points)
@@ -61,6 +62,7 @@ def test_samples_are_in_the_regime_and_determine_its_monomials(
     assert product == [[Fraction(int(i == j)) for j in size] for i in size]
     if chunk > 1 and regime.phase != "decode":
         assert all(point.query_tokens >= 5 * chunk for point in points)  # several chunks, so that they fold
+        assert {point.query_tokens % chunk == 0 for point in points} == {filled}
 
 
 def test_samples_are_small() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from calibrate.report.grid import Column, grid, rule, say
-from calibrate.report.units import aligned, magnitude, seconds, size
+from calibrate.report.units import aligned
 from roofline.paper import PaperCosts, PaperPhase, PaperResult
 
 MATRIX = ("_proj", "_matmul", "lm_head", "fused_attention")
@@ -49,25 +49,30 @@ def render(result: PaperResult, model: str, hardware: str, console: Console) -> 
     for name, found in (("prefill", result.prefill), ("decode", result.decode)):
         total = found.total
         console.print()
-        say(
-            console,
-            f"{name}: {magnitude(total.OPs)}OPs, {size(total.memory_access)}, {seconds(total.inference_time)}; memory "
-            f"{size(total.memory_consumption)}: weights {size(total.memory_consumption_weight)}, KV cache "
-            f"{size(total.memory_consumption_kv_cache)}, activations {size(total.memory_consumption_tmp_act)}",
-            "bold",
-        )
+        done = [_printed(total.OPs, "OPs"), _printed(total.memory_access, "B"), _printed(total.inference_time, "s")]
+        parts = {"": "", "weights": "_weight", "KV cache": "_kv_cache", "activations": "_tmp_act"}
+        held = {part: _printed(getattr(total, f"memory_consumption{end}"), "B") for part, end in parts.items()}
+        memory = ", ".join(f"{part} {figure}" for part, figure in held.items() if part)
+        say(console, f"{name}: {', '.join(done)}; memory {held['']}: {memory}", "bold")
         rows = found.rows
         columns: list[Column] = [
             ("layer", [row.name for row in rows], "cyan", True),
             ("×", [str(row.count) for row in rows], "", False),
-            ("OPs", aligned([magnitude(row.OPs) for row in rows]), "", False),
-            ("bytes", aligned([magnitude(row.memory_access) for row in rows]), "", False),
-            ("OPs/byte", [f"{row.arithmetic_intensity:.4g}" for row in rows], "", False),
-            ("OPs/s", aligned([magnitude(row.performance) for row in rows]), "", False),
+            ("OPs", aligned([_printed(row.OPs) for row in rows]), "", False),
+            ("bytes", aligned([_printed(row.memory_access) for row in rows]), "", False),
+            ("OPs/byte", [f"{row.arithmetic_intensity:#.5g}" for row in rows], "", False),
+            ("OPs/s", aligned([_printed(row.performance) for row in rows]), "", False),
             ("bound", [row.bound for row in rows], "dim", True),
-            ("time", aligned([seconds(row.inference_time) for row in rows]), "bold", False),
+            ("time", aligned([_printed(row.inference_time, "s") for row in rows]), "bold", False),
         ]
         grid(console, columns, shrink=0)
+
+
+def _printed(value: float, unit: str = "") -> str:
+    """Five digits, as many as the paper's own table has, with an SI prefix."""
+    power = next((p for p in (12, 9, 6, 3, 0, -3, -6) if abs(value) >= 10.0**p), -9)
+    prefix = {12: "T", 9: "G", 6: "M", 3: "k", 0: "", -3: "m", -6: "µ", -9: "n"}[power]
+    return f"{value / 10.0**power:#.5g} {prefix}{unit}".rstrip()
 
 
 def _phase(name: str, found: PaperPhase, result: PaperResult) -> dict[str, Any]:

@@ -1,0 +1,594 @@
+"""`predict` as a user runs it: what it says in JSON, what it writes, and how it refuses."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graphs import peaks
+from tiny import tiny
+
+from profiler.cli.app import main
+from profiler.models.graphs import ModelGraphs, Tracing
+from roofline.hardware import HardwareSpec, device_names, load_device
+from roofline.op import GRAPH_SCHEMA
+from roofline.whatif.registry import WHAT_IFS
+from roofline.workload import Workload
+
+ROOT = Path(__file__).parents[3]
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
+    "mamba": "MambaForCausalLM", "gpt2": "GPT2LMHeadModel",
+}  # fmt: skip
+ON = ("--hardware", "nvidia-h200-sxm")
+SHORT = ("--prompt", "24", "--context", "40")
+BYTES = ("weight_read", "activation_read", "activation_write", "kv_read", "kv_write")
+MODULE = "example_module:tiny_mlp"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    found = {}
+    for name, architecture in ARCHITECTURES.items():
+        folder = tmp_path_factory.mktemp("models") / name
+        config = tiny(name)
+        config.architectures = [architecture]
+        config.save_pretrained(folder)
+        found[name] = str(folder)
+    return found
+
+
+@pytest.fixture(scope="module")
+def llama(folders: dict[str, str]) -> str:
+    return folders["llama"]
+
+
+@pytest.fixture(scope="module")
+def saved(llama: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("graphs") / "llama.json"
+    assert main(["predict", llama, "--save-graph", str(path)]) == 0
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def one_graph(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """As a run leaves it in graphs/*.json."""
+    path = tmp_path_factory.mktemp("run") / "graph.json"
+    asked = Workload(batch=2, query_tokens=16, context_tokens=0, dtype="float32")
+    path.write_text(ModelGraphs(tiny("llama"), "llama", Tracing("float32")).whole(asked).model_dump_json())
+    return str(path)
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    (tmp_path / "example_module.py").write_text(
+        "import torch\n"
+        "def tiny_mlp():\n"
+        "    layers = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))\n"
+        "    return layers, (torch.ones(3, 8),)\n"
+        "not_a_factory = 7\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield MODULE
+    sys.modules.pop("example_module", None)
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run `predict … --json` and give the document."""
+
+    def run(*arguments: str) -> dict[str, Any]:
+        capsys.readouterr()
+        assert main(["predict", *arguments, "--json"]) == 0
+        shown = capsys.readouterr()
+        document: dict[str, Any] = json.loads(shown.out, parse_constant=pytest.fail)
+        return document
+
+    return run
+
+
+def summed(ops: list[dict[str, Any]], name: str) -> float:
+    return sum(op[name] for op in ops)
+
+
+def test_the_contract_of_json(ask: Any, llama: str) -> None:
+    found = ask(llama, *ON, *SHORT, "--phase", "prefill,decode,chunk", "--batch", "2")
+    assert {"model", "hardware", "accounting", "workloads", "memory"} <= set(found)
+    assert (found["model"], found["hardware"], found["accounting"]) == (llama, "nvidia-h200-sxm", "roofcal")
+    sizes = [(w["phase"], w["batch"], w["query_tokens"], w["context_tokens"]) for w in found["workloads"]]
+    assert sizes == [("prefill", 2, 24, 0), ("decode", 2, 1, 40), ("chunk", 2, 24, 40)]
+    for step in found["workloads"]:
+        total, ops = step["total"], step["ops"]
+        for op in ops:
+            assert {"path", "kind", "count", "matrix_flops", "vector_flops", "bytes", "time_s", "bound"} <= set(op)
+            assert set(op["bytes"]) == set(BYTES)
+        for name in ("count", "matrix_flops", "vector_flops", "time_s"):
+            assert total[name] == pytest.approx(summed(ops, name), rel=1e-12)
+        for name in BYTES:
+            assert total["bytes"][name] == pytest.approx(summed([op["bytes"] for op in ops], name), rel=1e-12)
+        assert total["tokens_per_s"] == pytest.approx(2 * step["query_tokens"] / total["time_s"])
+        assert {"weights", "kv_cache", "activations"} <= set(step["memory"]) and step["fits"] is True
+        projections = [op for op in ops if op["path"].endswith("up_proj")]
+        flops = 2 * 2 * step["query_tokens"] * 32 * 48  # batch × tokens × hidden × intermediate
+        assert sum(op["matrix_flops"] for op in projections) == 2 * flops  # two layers; amounts are of all executions
+    assert {"weights", "kv_cache", "activations"} <= set(found["memory"])
+    assert found["parameters"] == sum(
+        p.numel() for p in ModelGraphs(tiny("llama"), "", Tracing("float32")).model.parameters()
+    )
+
+
+def test_a_whole_process_keeps_stdout_for_json(llama: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "profiler", "predict", llama, *ON, *SHORT, "--json"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and len(json.loads(done.stdout)["workloads"]) == 2
+
+
+def test_every_combination_is_a_workload_and_many_are_a_sweep(ask: Any, llama: str) -> None:
+    found = ask(llama, *ON, "--phase", "prefill,chunk", "--prompt", "16,24,24", "--context", "32,64", "--batch", "1,4")
+    sizes = [(w["batch"], w["query_tokens"], w["context_tokens"]) for w in found["workloads"]]
+    assert len(sizes) == len(set(sizes)) == 2 * 2 + 2 * 2 * 2
+    assert all(step["ops"] == [] and step["total"]["time_s"] > 0 for step in found["workloads"])
+    one = ask(llama, *ON, "--phase", "chunk", "--prompt", "24", "--context", "64", "--batch", "4")["workloads"][0]
+    same = next(w for w in found["workloads"] if (w["batch"], w["query_tokens"], w["context_tokens"]) == (4, 24, 64))
+    assert same["total"]["time_s"] == pytest.approx(one["total"]["time_s"], rel=1e-9)
+
+
+def test_mixed_steps(ask: Any, llama: str) -> None:
+    found = ask(llama, *ON, "--mix", "1x24@0,4x1@40", "--mix", "2x8")
+    both, alone = found["workloads"]
+    assert [(p["batch"], p["query_tokens"], p["context_tokens"]) for p in both["parts"]] == [(1, 24, 0), (4, 1, 40)]
+    assert (alone["batch"], alone["query_tokens"], alone["context_tokens"]) == (2, 8, 0)
+    assert both["total"]["time_s"] == pytest.approx(summed(both["ops"], "time_s"))
+
+
+def test_requests_and_what_fits(ask: Any, llama: str) -> None:
+    found = ask(llama, *ON, *SHORT, "--output", "1,8", "--batch", "2", "--largest")
+    one, eight = found["requests"]
+    prefill, decode = (w["total"]["time_s"] for w in found["workloads"])
+    assert one["ttft_s"] == one["end_to_end_s"] == pytest.approx(prefill) and one["tpot_s"] is None
+    assert eight["end_to_end_s"] == pytest.approx(eight["ttft_s"] + 7 * eight["tpot_s"])
+    assert eight["tpot_s"] < decode  # at contexts of 24 to 30 tokens, not of 40
+    assert found["largest_batch"] > 1 and found["largest_context"] > 40
+
+
+def test_an_answer_of_largest_fits_and_one_more_does_not(ask: Any, llama: str, tmp_path: Path) -> None:
+    spec = load_device("nvidia-h200-sxm")
+    assert spec.datasheet is not None
+    small = spec.datasheet.levels[-1].model_copy(update={"capacity_bytes": 1.1e7})
+    rates = spec.datasheet.model_copy(update={"levels": (small,)})
+    path = tmp_path / "small.json"
+    path.write_text(spec.model_copy(update={"name": "small", "datasheet": rates}).model_dump_json())
+    on = ("--hardware", str(path), "--phase", "decode")
+    found = ask(llama, *on, "--context", "40", "--batch", "3", "--largest")
+    batch, context = found["largest_batch"], found["largest_context"]
+    for option, value in (("--batch", batch), ("--context", context)):
+        other = ("--context", "40") if option == "--batch" else ("--batch", "3")
+        fits = [ask(llama, *on, *other, option, str(value + more))["workloads"][0]["fits"] for more in (0, 1)]
+        assert fits == [True, False], option
+
+
+WHAT_IF_OF = {
+    "quantise": ("llama", "quantise:weights=4,kv=8"),
+    "unfuse_attention": ("llama", "unfuse_attention"),
+    "fuse_attention": ("llama", "fuse_attention"),
+    "tensor_parallel": ("llama", "tensor_parallel:degree=2"),
+    "pipeline_stage": ("llama", "pipeline_stage:stages=2,stage=1,link=nvlink"),
+    "expert_parallel": ("qwen3_moe", "expert_parallel:degree=2"),
+    "compress_kv": ("llama", "compress_kv:ratio=2"),
+    "early_exit": ("llama", "early_exit:after_layers=1"),
+    "remove_layers": ("llama", "remove_layers:layers=1"),
+    "low_rank": ("llama", "low_rank:rank=4"),
+    "sparsify_2_4": ("llama", "sparsify_2_4"),
+    "lora": ("llama", "lora:rank=4,adapters=2"),
+    "offload": ("llama", "offload:weights=0.5"),
+    "skew_experts": ("qwen3_moe", "skew_experts:exponent=1"),
+    "send_kv": ("llama", "send_kv:link=nvlink"),
+}
+
+
+def test_every_what_if_is_tried() -> None:
+    assert set(WHAT_IF_OF) == set(WHAT_IFS)
+
+
+@pytest.mark.parametrize("name", WHAT_IF_OF)
+def test_what_if(name: str, ask: Any, folders: dict[str, str]) -> None:
+    model, text = WHAT_IF_OF[name]
+    asked = (folders[model], *ON, "--phase", "prefill", "--prompt", "24", "--batch", "4")
+    plain, changed = ask(*asked), ask(*asked, "--what-if", text)
+    (step,) = changed["workloads"]
+    assert step["total"]["time_s"] == pytest.approx(summed(step["ops"], "time_s"))
+    is_same = name == "fuse_attention"  # it is fused already
+    assert (step["total"] == plain["workloads"][0]["total"]) is is_same
+    sweep = (folders[model], *ON, "--phase", "prefill", "--prompt", "24", "--batch", "2,3,4,5,6,7,8")
+    swept = ask(*sweep, "--what-if", text)["workloads"][2]
+    assert swept["total"]["time_s"] == pytest.approx(step["total"]["time_s"], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("model", "texts"),
+    [
+        ("llama", ("quantise:weights=4", "tensor_parallel:degree=2")),
+        ("llama", ("tensor_parallel:degree=2", "pipeline_stage:stages=2,stage=0,link=nvlink")),
+        ("qwen3_moe", ("expert_parallel:degree=2", "skew_experts:exponent=0.5")),
+        ("qwen3_moe", ("tensor_parallel:degree=2", "quantise:weights=8,kv=8")),
+        ("llama", ("low_rank:rank=4", "offload:weights=1.0,kv=0.5")),
+        ("llama", ("compress_kv:ratio=2", "quantise:kv=4")),
+        ("llama", ("early_exit:after_layers=1", "lora:rank=4,adapters=2")),
+        ("llama", ("unfuse_attention", "sparsify_2_4")),
+    ],
+)
+def test_what_ifs_compose(model: str, texts: tuple[str, str], ask: Any, folders: dict[str, str]) -> None:
+    both = [part for text in texts for part in ("--what-if", text)]
+    found = ask(folders[model], *ON, *SHORT, *both)
+    assert all(step["total"]["time_s"] > 0 for step in found["workloads"])
+    for text in texts:
+        alone = ask(folders[model], *ON, *SHORT, "--what-if", text)
+        assert alone["workloads"][1]["total"] != found["workloads"][1]["total"]
+
+
+def test_forms(ask: Any, llama: str) -> None:
+    fused, executed = (ask(llama, *ON, *SHORT, "--form", form)["workloads"] for form in ("fused", "executed"))
+    for ideal, ran in zip(fused, executed, strict=True):
+        assert ideal["total"]["count"] < ran["total"]["count"]
+        assert ideal["total"]["time_s"] < ran["total"]["time_s"]
+
+
+def test_speculation(ask: Any, folders: dict[str, str]) -> None:
+    asked = (folders["llama"], *ON, *SHORT, "--output", "8")
+    plain = ask(*asked)["requests"][0]["tpot_s"]
+    drafting = ("--draft", folders["gpt2"], "--speculate", "3")
+    never, always = (
+        ask(*asked, *drafting, "--acceptance", acceptance)["requests"][0]["tpot_s"] for acceptance in ("0", "1")
+    )
+    assert never == pytest.approx(4 * always) and never > plain
+
+
+def test_decode_on_other_hardware(ask: Any, llama: str) -> None:
+    sending = ("--what-if", "send_kv:link=nvlink")
+    asked = (llama, *ON, *SHORT, "--output", "8")
+    alone, sent = ask(*asked)["requests"][0], ask(*asked, *sending, "--decode-hardware", "nvidia-l4")["requests"][0]
+    there = ask(llama, "--hardware", "nvidia-l4", *SHORT, "--output", "8")["requests"][0]
+    assert sent["tpot_s"] == pytest.approx(there["tpot_s"]) and sent["ttft_s"] >= alone["ttft_s"]
+
+
+def test_the_paper_to_the_last_digit(ask: Any) -> None:
+    vectors = json.loads((ROOT / "tests/data/paper/llm-viewer.json").read_text("utf-8"))["vectors"]
+    wanted = next(v for v in vectors if v["model"] == "Llama-2-7b-hf" and v["seqlen"] == 2048 and v["w_bit"] == 16)
+    found = ask("llama-2-7b", "--hardware", "nvidia-rtx-a6000", "--accounting", "paper", "--prompt", "2048")
+    assert found["accounting"] == "paper"
+    for step in found["workloads"]:
+        rows = {op["name"]: op for op in step["ops"]}
+        expected = wanted["results"][step["phase"]]
+        assert set(rows) == set(expected)
+        for name, row in expected.items():
+            for key, value in row.items():
+                assert rows[name][key] == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value)
+        for key, value in wanted["results"]["total_results"][step["phase"]].items():
+            assert step["total"][key] == pytest.approx(value, rel=1e-12)
+
+
+def test_the_paper_as_a_table(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", llama, *ON, "--accounting", "paper", "--prompt", "32", "--flash", "--bits", "4,16,8"]) == 0
+    shown = capsys.readouterr().out
+    assert "arXiv 2402.16363" in shown and "fused_attention" in shown and "weights 4, activations 16" in shown
+
+
+def test_a_module(ask: Any, module: str) -> None:
+    found = ask("--module", module, *ON)
+    (step,) = found["workloads"]
+    assert (step["batch"], step["query_tokens"], step["dtype"]) == (3, 1, "float32")
+    assert step["total"]["matrix_flops"] == 2 * 3 * (8 * 16 + 16 * 4)
+    assert found["memory"]["weights"] == 4 * (8 * 16 + 16 + 16 * 4 + 4)
+    assert found["parameters"] == 8 * 16 + 16 + 16 * 4 + 4
+
+
+def test_a_diffusion_transformer(ask: Any) -> None:
+    found = ask("--module", "profiler.models.examples.dit:dit_xl_2", *ON)
+    assert found["parameters"] == pytest.approx(675e6, rel=0.01)  # arXiv 2212.09748, table 4: DiT-XL/2
+    flops = found["workloads"][0]["total"]["matrix_flops"] / found["workloads"][0]["batch"]
+    assert flops / 2 == pytest.approx(118.6e9, rel=0.02)  # the same table, which counts a multiply-add as 1
+
+
+WITHOUT_TORCH = (
+    "import sys\n"
+    "sys.modules.update(dict.fromkeys(('torch', 'transformers', 'pynvml')))\n"  # None: importing it is an error
+    "from profiler.cli.app import main\n"
+    "sys.exit(main(sys.argv[1:]))\n"
+)
+
+
+def without_torch(*arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, "predict", *arguments, "--json"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (*SHORT, "--phase", "prefill,decode,chunk", "--output", "40", "--batch", "2"),
+        ("--phase", "decode", "--context", "32,40,64,90,100,128,200", "--batch", "1,3"),
+    ],
+    ids=["passes", "a sweep"],
+)
+def test_a_saved_graph_needs_no_torch(options: tuple[str, ...], ask: Any, llama: str, saved: str) -> None:
+    alone, model = without_torch("--graph", saved, *ON, *options), ask(llama, *ON, *options)
+    assert alone["parameters"] == model["parameters"]
+    for here, there in zip(alone["workloads"], model["workloads"], strict=True):
+        assert here["fits"] == there["fits"] and here["phase"] == there["phase"]
+        for name, value in there["total"].items():
+            assert here["total"][name] == (pytest.approx(value, rel=1e-9) if value is not None else None), name
+        assert here["memory"]["weights"] == there["memory"]["weights"]
+        assert here["memory"]["kv_cache"] == there["memory"]["kv_cache"]
+    for here, there in zip(alone["requests"], model["requests"], strict=True):
+        for name in ("ttft_s", "tpot_s", "end_to_end_s"):
+            assert here[name] == pytest.approx(there[name], rel=1e-9)
+
+
+def test_the_graph_of_a_run(ask: Any, one_graph: str) -> None:
+    found = without_torch("--graph", one_graph, *ON)
+    (step,) = found["workloads"]
+    assert (step["phase"], step["batch"], step["query_tokens"], step["dtype"]) == ("prefill", 2, 16, "float32")
+    assert found["memory"]["weights"] > 0 and step["total"]["matrix_flops"] > 0
+    same = ask("--graph", one_graph, *ON, "--phase", "prefill", "--prompt", "16", "--batch", "2")
+    assert same["workloads"] == found["workloads"]
+
+
+def test_csv_has_a_row_an_operation_or_a_workload(llama: str, tmp_path: Path, ask: Any) -> None:
+    path = tmp_path / "deep" / "rows.csv"
+    found = ask(llama, *ON, *SHORT, "--csv", str(path))
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(len(step["ops"]) for step in found["workloads"])
+    times = [float(row["time_s"]) for row in rows]
+    assert sum(times) == pytest.approx(sum(step["total"]["time_s"] for step in found["workloads"]))
+    found = ask(llama, *ON, "--phase", "decode", "--context", "32", "--batch", "1,2,3,4,5,6,7", "--csv", str(path))
+    with path.open(encoding="utf-8", newline="") as file:
+        assert [float(row["batch"]) for row in csv.DictReader(file)] == [1, 2, 3, 4, 5, 6, 7]
+    assert [one.name for one in path.parent.iterdir()] == ["rows.csv"]
+
+
+def test_html_is_one_page_that_opens_offline(llama: str, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    assert main(["predict", llama, *ON, *SHORT, "--html", str(path)]) == 0
+    page = path.read_text("utf-8")
+    assert "<html" in page and "self_attn.q_proj" in page and 'src="http' not in page
+
+
+def spec_file(path: Path, **fields: Any) -> str:
+    levels = (("L2", 2e5, 4e12), ("HBM", 1e11, 1e12))
+    rates = peaks(matrix=1e14, vector=1e13, levels=levels, dtype="bfloat16", host_s=4e-6)
+    spec = HardwareSpec(name="mine", kind="cuda", datasheet=peaks(1e15, 1e14, (("HBM", 1e11, 2e12),), dtype="bfloat16"))
+    document = json.loads(spec.model_copy(update={"measured": rates}).model_dump_json()) | fields
+    path.write_text(json.dumps(document))
+    return str(path)
+
+
+def test_a_file_of_ones_own_with_measured_peaks(ask: Any, llama: str, tmp_path: Path) -> None:
+    mine = spec_file(tmp_path / "spec.json")
+    measured, sheet = (ask(llama, "--hardware", mine, *SHORT, "--peaks", which) for which in ("auto", "datasheet"))
+    assert (measured["hardware"], measured["peaks"], sheet["peaks"]) == ("mine", "measured", "datasheet")
+    for here, there in zip(measured["workloads"], sheet["workloads"], strict=True):
+        assert here["total"]["time_s"] > there["total"]["time_s"]
+        assert here["total"]["wall_s"] > here["total"]["time_s"] and there["total"]["wall_s"] is None
+        assert {op["bound"] for op in here["ops"]} & {"L2"}
+    swept = ask(llama, "--hardware", mine, "--phase", "decode", "--context", "40", "--batch", "1,2,3,4,5,6,7")
+    assert all(step["total"]["time_s"] > 0 for step in swept["workloads"])
+
+
+def test_what_does_not_fit_is_priced_and_flagged(ask: Any, llama: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = (llama, *ON, "--phase", "decode", "--context", "200", "--batch", "10000000")
+    (step,) = ask(*asked)["workloads"]
+    assert step["fits"] is False and step["total"]["time_s"] > 0
+    assert step["memory"]["kv_cache"] == 10_000_000 * 201 * 2 * 2 * 16 * 2
+    assert main(["predict", *asked]) == 0
+    assert "does not fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options", [("--prompt", "300"), ("--mix", "1x300@0"), (*SHORT, "--output", "300"), ("--prompt", "200,300")]
+)
+def test_beyond_the_models_context_is_priced_with_a_note(options: tuple[str, ...], ask: Any, llama: str) -> None:
+    found = ask(llama, *ON, "--context", "40", *options)
+    assert any("beyond the 256 that the model was made for" in note for note in found["notes"])
+
+
+def test_within_the_models_context_there_is_no_note(ask: Any, llama: str) -> None:
+    assert ask(llama, *ON, *SHORT)["notes"] == []
+    assert ask(llama, *ON, "--mix", "1x24@0")["notes"] == []  # the default prompt is not what is asked
+
+
+@pytest.mark.parametrize("option", [["--hardware", "list"], ["--what-if", "list"]])
+def test_lists(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", *option]) == 0
+    names = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert tuple(names) == (device_names() if option[0] == "--hardware" else tuple(WHAT_IFS))
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    code = main(["predict", *arguments])
+    shown = capsys.readouterr()
+    assert code == 2, shown
+    assert shown.out == "" and shown.err.count("\n") == 1 and shown.err.startswith("error: "), shown.err
+    return shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--batch", "-1"], "--batch takes whole numbers from 1"),
+        (["--batch", "0"], "from 1"),
+        (["--prompt", "0"], "--prompt takes whole numbers from 1"),
+        (["--context", "-5"], "--context takes whole numbers from 1"),
+        (["--prompt", "many"], "--prompt takes whole numbers separated by commas, as 128,2048; not 'many'"),
+        (["--prompt", "1e3"], "whole numbers"),
+        (["--prompt", ""], "whole numbers"),
+        (["--batch", "1,,2"], "whole numbers"),
+        (["--prompt", str(10**15)], "beyond any memory; use less than"),
+        (["--prompt", str(2**39), "--batch", "8"], "beyond any memory; ask for fewer"),
+        (["--output", "0"], "--output takes whole numbers from 1"),
+        (["--output", "100000000"], "beyond any request; use at most 16777216"),
+        (["--mix", "1x512"[::-1]], "--mix takes SEQUENCESxNEW@CACHED"),
+        (["--mix", "0x1@4"], "--mix takes"),
+        (["--mix", "1x1@-4"], "--mix takes"),
+        (["--phase", "training"], "--phase takes prefill, decode, chunk; not 'training'"),
+        (["--form", "ideal"], "--form takes fused, executed"),
+        (["--accounting", "mine"], "--accounting takes roofcal, paper"),
+        (["--peaks", "best"], "--peaks takes auto, datasheet, measured"),
+        (["--peaks", "measured"], "has no measured peaks; use --peaks auto"),
+        (["--dtype", "float8"], "use float64, float32, bfloat16, float16"),
+        (["--attn", "flash_attention_9"], "flash_attention_9"),
+        (["--cache", "paged"], "--cache paged is unknown; use dynamic or static"),
+        (["--frobnicate"], "No such option: --frobnicate"),
+        (["--what-if", "quantize:weights=4"], "no what-if 'quantize'; known: quantise"),
+        (["--what-if", "quantise:bits=4"], "'bits=4' is no option; write quantise:weights=,"),
+        (["--what-if", "quantise:weights=4,weights=8"], "weights stands there twice"),
+        (["--what-if", "quantise:weights=four"], "takes a whole number; not 'four'"),
+        (["--what-if", "quantise:weights=7"], "7"),
+        (["--what-if", "tensor_parallel"], "lacks degree; write tensor_parallel:degree=,link=nvlink"),
+        (["--what-if", "tensor_parallel:degree=3"], "3"),
+        (["--what-if", "tensor_parallel:degree=0"], "0"),
+        (["--what-if", "pipeline_stage:stages=9,stage=0"], "only 2 repeated layers"),
+        (["--what-if", "offload:weights=2"], "2"),
+        (["--what-if", "offload:weights=nan"], "nan"),
+        (["--what-if", "expert_parallel:degree=2"], "use a mixture of experts"),
+        (["--draft", "gpt2"], "--draft changes nothing without --output; add --output"),
+        (["--decode-hardware", "nvidia-l4"], "--decode-hardware changes nothing without --output"),
+        (["--acceptance", "0.5"], "--acceptance changes nothing without --draft"),
+        (["--output", "4", "--draft", "gpt2", "--acceptance", "1.5"], "1.5 is not in the range"),
+        (["--output", "4", "--draft", "gpt2", "--acceptance", "-0.1"], "-0.1 is not in the range"),
+        (["--output", "4", "--draft", "gpt2", "--speculate", "0"], "0 is not in the range"),
+        (["--output", "4", "--decode-hardware", "nvidia-h2000"], "no device"),
+        (["--bits", "4,4,4"], "--bits is of --accounting paper"),
+        (["--largest", "--mix", "1x4"], "ask without --mix"),
+        (["--accounting", "paper", "--bits", "4,4"], "--bits WEIGHTS,ACTIVATIONS,KV"),
+        (["--accounting", "paper", "--bits", "0"], "--bits takes whole numbers from 1"),
+        (["--accounting", "paper", "--bits", "32"], "32"),
+        (["--accounting", "paper", "--prompt", "16,32"], "takes one --prompt"),
+        (["--accounting", "paper", "--what-if", "sparsify_2_4"], "--accounting paper has no --what-if"),
+        (["--accounting", "paper", "--html", "page.html"], "--accounting paper has no --html"),
+    ],
+)  # fmt: skip
+def test_one_line_and_exit_code_2(
+    arguments: list[str], says: str, llama: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refused([llama, *ON, *arguments], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["gpt2"], "name a device with --hardware (--hardware list lists them)"),
+        ([*ON], "name one of MODEL, --module, --graph; got none"),
+        (["gpt2", "--module", MODULE, *ON], "got MODEL and --module"),
+        (["gpt3", *ON], "nearest: gpt2"),
+        (["no/such-model", *ON], "not in the catalogue"),
+        (["gpt2", "--hardware", "nvidia-h20"], "no device or JSON file 'nvidia-h20'"),
+        (["gpt2", "--hardware", "rtx 4090"], "did you mean nvidia-rtx-4090?"),
+        (["gpt2", "--hardware", "nowhere.json"], "cannot read nowhere.json: No such file or directory"),
+        (["--module", "no.such.module:factory", *ON], "cannot import no.such.module"),
+        (["--module", "json", *ON], "write it as package.module:factory"),
+        (["--module", "json:loads_of", *ON], "json has no factory loads_of"),
+        (["--module", "json:dumps", *ON], "the factory failed"),
+        (["--graph", "nowhere.json", *ON], "cannot read nowhere.json: No such file or directory"),
+        (["--graph", "nowhere.json", "--attn", "eager", *ON], "--attn say"),
+        (["--graph", "nowhere.json", "--save-graph", "x.json", *ON], "cannot read nowhere.json"),
+    ],
+)  # fmt: skip
+def test_what_is_predicted_and_where(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert says in refused(arguments, capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"frobs": 1}, "frobs: unknown field"),
+        ({"nmae": "x"}, "did you mean name?"),
+        ({"kind": "abacus"}, "kind"),
+        ({"schema_version": 99}, "newer roofcal"),
+        ({"datasheet": None, "measured": None}, "a device needs the one or the other"),
+    ],
+)
+def test_a_device_file_that_is_wrong(
+    change: dict[str, Any], says: str, llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refused([llama, "--hardware", spec_file(tmp_path / "spec.json", **change)], capsys)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [(-1e12, "greater than 0"), (0, "greater than 0"), (4800, "4800 GB/s is 4.8e12; give bytes/s"), ("fast", "number")],
+)
+def test_a_figure_that_is_wrong(
+    value: Any, says: str, llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(spec_file(tmp_path / "spec.json"))
+    document = json.loads(path.read_text())
+    document["datasheet"]["levels"][0]["bandwidth"]["value"] = value
+    path.write_text(json.dumps(document))
+    line = refused([llama, "--hardware", str(path)], capsys)
+    assert says in line and "datasheet.levels.0.bandwidth.value" in line
+
+
+def test_graph_files_that_are_wrong(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "graph.json"
+    whole = json.loads(Path(saved).read_text())
+    for text, says in (
+        (Path(saved).read_text()[:1000], "is half-written or damaged"),
+        ("[]", "has no schema_version; save it again with --save-graph"),
+        ("7", "has no schema_version"),
+        (json.dumps(whole | {"schema_version": GRAPH_SCHEMA + 1}), "from a newer roofcal"),
+        (json.dumps(whole | {"regimes": 3}), "not a valid StoredGraphs: regimes"),
+        (json.dumps(whole | {"frobs": 3}), "frobs"),
+        (json.dumps({"schema_version": 1, "model": "x"}), "not a valid OpGraph"),
+    ):
+        path.write_text(text)
+        assert says in refused(["--graph", str(path), *ON], capsys)
+    assert "Is a directory" in refused(["--graph", str(tmp_path), *ON], capsys)
+    assert "saved in bfloat16, not in float32" in refused(["--graph", saved, *ON, "--dtype", "float32"], capsys)
+
+
+@pytest.mark.parametrize(
+    "options", [["--batch", "8"], ["--prompt", "17"], ["--phase", "decode"], ["--mix", "1x4"], ["--output", "4"]]
+)
+def test_a_graph_of_another_workload(options: list[str], one_graph: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(["--graph", one_graph, *ON, *options], capsys)
+    assert "the graph holds prefill-b2-q16-c0-float32 alone, not " in line
+
+
+def test_a_module_has_the_sizes_of_its_inputs(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "holds prefill-b3-q1-c0-float32 alone" in refused(["--module", module, *ON, "--batch", "8"], capsys)
+    assert "has no factory not_a_factory; it has tiny_mlp" in refused(
+        ["--module", "example_module:not_a_factory", *ON], capsys
+    )
+
+
+@pytest.mark.parametrize("option", ["--csv", "--html", "--save-graph"])
+def test_a_place_that_cannot_be_written(
+    option: str, llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "inside", tmp_path):
+        line = refused([llama, *ON, *SHORT, option, str(place)], capsys)
+        assert f"cannot write {place}" in line
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("model", ["qwen3_moe", "mamba"])
+def test_the_paper_knows_no_such_model(model: str, folders: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused([folders[model], *ON, "--accounting", "paper", "--prompt", "32"], capsys)
+    assert "use the default accounting" in line

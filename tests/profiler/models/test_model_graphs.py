@@ -1,0 +1,184 @@
+"""Graphs of tiny models for many workloads, against exact traces of each."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from graphs import figure, peaks
+from parametric_graphs import model_graphs, totals, workload
+from tiny import tiny
+from transformers import PretrainedConfig
+
+from profiler.models import graphs as module
+from profiler.models.graphs import ModelGraphs, Tracing
+from profiler.record.errors import RequestError
+from roofline.family import Family
+from roofline.fold import fold
+from roofline.footprint import footprint
+from roofline.fusion import fused
+from roofline.op import OpGraph
+from roofline.predict import price
+from roofline.sweep import memory_pieces, price_pieces
+from roofline.workload import Workload
+
+DEVICE = peaks(vector=39e12, levels=(("DRAM", 48e9, 768e9),)).model_copy(
+    update={"matrix": {"bfloat16": figure(155e12), "float32": figure(39e12)}}
+)
+FORMS = {"executed": (), "fused": (fused,)}
+
+
+def config(name: str, **fields: object) -> PretrainedConfig:
+    found = tiny(name)
+    for key, value in fields.items():
+        setattr(found, key, value)
+    return found
+
+
+def made(name: str, form: str = "executed", **fields: object) -> ModelGraphs:
+    return ModelGraphs(config(name, **fields), name, Tracing(dtype="bfloat16", changes=FORMS[form]))
+
+
+def right(graphs: ModelGraphs, family: Family, ws: list[Workload], exact: list[int] | None = None) -> None:
+    """Totals, times and memory of a family are those of exact, unfolded traces; `exact` are the places to trace."""
+    pieces = family.cover(ws)
+    swept, memory = price_pieces(pieces, ws, DEVICE), memory_pieces(pieces, ws)
+    assert not np.isnan(swept.time_s).any()
+    for i in exact if exact is not None else range(len(ws)):
+        whole = graphs.whole(ws[i])
+        counts = [op.count for op in whole.ops]
+        assert swept.time_s[i] == pytest.approx((price(whole, DEVICE).time_s * counts).sum(), rel=1e-9)
+        expected = totals(whole)
+        found = swept.traffic(i).model_dump() | {"matrix_flops": swept.matrix_flops[i], "link_bytes": 0}
+        assert found == pytest.approx({name: expected[name] for name in found}, rel=1e-9)
+        needed = footprint(whole)
+        assert (memory.weights[i], memory.kv_cache[i]) == (needed.weights, needed.kv_cache)
+
+
+@pytest.mark.parametrize(("name", "form"), [("llama", "executed"), ("mixtral", "fused"), ("falcon", "fused")])
+def test_a_family_is_right_where_it_was_not_traced(name: str, form: str) -> None:
+    graphs = made(name, form, num_hidden_layers=5)
+    ws = [workload(b, 1, c) for b in (1, 5) for c in (20, 90, 150, 210)]
+    ws += [workload(3, q, 0) for q in (12, 60, 100, 180)]
+    right(graphs, graphs.family, ws, [1, 2, 6, 10])
+    assert graphs.family.notes == []
+    whole = [w for trace, w in graphs.family._traced if trace == graphs.family.trace]
+    assert len(whole) == 3, "the whole model is traced at the largest workload of each regime alone"
+
+
+def pattern(kinds: list[str], layers: int) -> list[str]:
+    return [kinds[i % len(kinds)] for i in range(layers)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "fields", "form"),
+    [
+        ("gpt_oss", ["sliding_attention", "full_attention"], {"sliding_window": 64}, "executed"),
+        ("qwen3_next", ["linear_attention"] * 3 + ["full_attention"], {}, "fused"),
+    ],
+)
+def test_hybrid_models_are_stood_for_by_whole_patterns(
+    name: str, kinds: list[str], fields: dict[str, object], form: str
+) -> None:
+    graphs = made(name, form, num_hidden_layers=8, layer_types=pattern(kinds, 8), **fields)
+    ws = [workload(2, 1, c) for c in (10, 20, 30, 50)]
+    right(graphs, graphs.family, ws, [1])
+    assert graphs.family.notes == []
+    assert len([w for trace, w in graphs.family._traced if trace == graphs.family.trace]) == 1
+
+
+def test_edges_of_windows_are_traced_alone() -> None:
+    graphs = made("mistral", sliding_window=32)
+    family = graphs.family
+    assert family.windows == (32,)
+    ws = [workload(1, 1, context) for context in (5, 9, 12, 25, 30, 31, 32, 33, 40, 70, 90, 200)]
+    right(graphs, family, ws)
+    assert family.notes == []
+    alone = {ws[int(p.index[0])].context_tokens for p in family.cover(ws) if len(p.graph.monomials) == 1}
+    assert alone == {30, 31, 32, 33}
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[Workload]:
+    """How often each workload was traced, at any number of layers."""
+    seen: Counter[Workload] = Counter()
+    real: Callable[..., OpGraph] = module.trace
+
+    def counting(model: object, inputs: object, w: Workload, **options: object) -> OpGraph:
+        seen[w] += 1
+        return real(model, inputs, w, **options)
+
+    monkeypatch.setattr(module, "trace", counting)
+    return seen
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_state_space_prefill_is_not_traced_at_its_length(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = counted(monkeypatch)
+    graphs = made("mamba", form, num_hidden_layers=5)
+    assert graphs.runs_by_token
+    (piece,) = graphs.family.cover([workload(1, 2000, 0)])
+    found = totals(piece.graph.at(workload(1, 2000, 0)))
+    assert max(w.query_tokens for w in seen) <= module.LONGEST_CHECK
+    assert len(seen) < 10 and graphs.family.notes == []
+    monkeypatch.undo()
+    two, three = (
+        totals(ModelGraphs(config("mamba", num_hidden_layers=n), "mamba", graphs.tracing).whole(workload(1, 150, 0)))
+        for n in (2, 3)
+    )
+    for name, value in totals(piece.graph.at(workload(1, 150, 0))).items():
+        assert value == pytest.approx(two[name] + 3 * (three[name] - two[name]), rel=1e-9)
+    short, long = (totals(piece.graph.at(workload(1, q, 0))) for q in (150, 2000))
+    assert found == long
+    assert long["vector_flops"] / short["vector_flops"] == pytest.approx(2000 / 150, rel=0.02)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_chunks_are_counted_or_traced_and_said(form: str) -> None:
+    """Mamba-2 with chunks of 64 tokens: its loops are folded where they can be; what cannot is in the notes."""
+    graphs = made("mamba2", form, num_hidden_layers=3, chunk_size=64)
+    family = graphs.family
+    assert not graphs.runs_by_token and 64 in family.chunks
+    ws = [workload(1, q, 0) for q in (10, 50, 64, 65, 333, 384, 640, 700)]
+    right(graphs, family, ws)
+    exact = [p for p in family.cover(ws) if len(p.graph.monomials) == 1]
+    assert not exact or family.notes
+
+
+def test_the_gated_delta_rule_has_a_count_in_chunks() -> None:
+    graphs = made("qwen3_next")
+    family = graphs.family
+    assert family.chunks == (module.DELTA_RULE_CHUNK,)
+    ws = [workload(1, q, 0) for q in (330, 400, 640, 641, 1000)]
+    right(graphs, family, ws, [1, 2, 4])
+    piece, filled = sorted(family.cover(ws), key=lambda piece: -len(piece.index))
+    assert (piece.graph.chunk, filled.graph.chunk, family.notes) == (64, 1, [])
+    assert filled.index.tolist() == [2]
+    for w in (ws[0], ws[3]):
+        chunks = -(-w.query_tokens // 64)
+        assert chunks * 3 in {op.count for op in piece.graph.at(w).ops}  # three such layers
+
+
+def test_a_model_whose_first_layers_have_no_attention_is_probed_with_some() -> None:
+    graphs = made("qwen3_next", num_hidden_layers=4)
+    assert not graphs.runs_by_token
+    assert set(graphs._small) == {4}
+
+
+@pytest.mark.parametrize(("name", "by_token"), [("llama", False), ("mamba", True), ("mamba2", False)])
+def test_which_models_run_token_by_token(name: str, by_token: bool) -> None:
+    assert made(name).runs_by_token is by_token
+
+
+def test_a_folded_graph_is_the_changed_one_folded() -> None:
+    graphs = made("llama", "fused")
+    w = workload(2, 1, 50)
+    assert graphs.folded(w) == fold(fused(model_graphs("llama").whole(w)))
+
+
+def test_a_change_that_cannot_be_made_is_a_wrong_request() -> None:
+    def refuse(graph: OpGraph) -> OpGraph:
+        raise ValueError("4 bits: no; use 8")
+
+    graphs = ModelGraphs(tiny("llama"), "llama", Tracing(dtype="bfloat16", changes=(refuse,)))
+    with pytest.raises(RequestError, match="4 bits: no; use 8"):
+        graphs.whole(workload(1, 1, 5))
