@@ -39,7 +39,7 @@ def one_line() -> Iterator[None]:
 def numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
     """Whole numbers separated by commas."""
     try:
-        values = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+        values = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise RequestError(f"{option} takes whole numbers separated by commas, as 128,2048; not {text!r}") from None
     if min(values) < least:
@@ -55,6 +55,11 @@ def words(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
         if word not in known:
             raise RequestError(f"{option} takes {', '.join(known)}; not {word!r}")
     return tuple(dict.fromkeys(text.split(",")))
+
+
+def distinct(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas, each once."""
+    return tuple(dict.fromkeys(numbers(option, text)))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from profiler.cli.asked import Lengths, device, mixed, numbers, one_line, what_ifs, words
+from profiler.cli.asked import Lengths, device, distinct, mixed, numbers, one_line, what_ifs, words
 from profiler.cli.given import SIZES, given_options, listed, refuse_in_vain
 from profiler.cli.output import console, print_json, stdout_to_stderr_if
 from profiler.record.errors import RequestError
@@ -97,11 +97,13 @@ def predict(
     is_paper = words("--accounting", accounting, ("roofcal", "paper"))[0] == "paper"
     shape: Form = "fused" if words("--form", form, ("fused", "executed"))[0] == "fused" else "executed"
     changes = what_ifs(what_if or ())
+    if shape == "fused" and any(change.name == "unfuse_attention" for change in changes):
+        raise RequestError("--form fused undoes what-if unfuse_attention; add --form executed")
     dtype = dtype if "--dtype" in given else of.dtype or dtype
-    lengths = Lengths(numbers("--prompt", prompt), numbers("--context", context), numbers("--batch", batch), dtype)
+    lengths = Lengths(distinct("--prompt", prompt), distinct("--context", context), distinct("--batch", batch), dtype)
     workloads = lengths.workloads(words("--phase", phase, ("prefill", "decode", "chunk")))
     mixes = tuple(mixed(text, dtype) for text in mix or ())
-    requests = lengths.requests(numbers("--output", output)) if output is not None else ()
+    requests = lengths.requests(distinct("--output", output)) if output is not None else ()
     if not given & SIZES:
         workloads = of.only or (() if mixes else workloads)
     with one_line():

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from parametric_graphs import Traced, decoder, totals, workload
 
-import roofline.family as family_module
 from roofline.family import FEW, MOST_ALONE, Family, Piece, Trace
 from roofline.fold import fold
 from roofline.op import OpGraph
@@ -254,7 +253,3 @@ def test_types_of_data_are_not_mixed() -> None:
 
 def test_the_pieces_of_nothing_are_none() -> None:
     assert Family(Traced()).cover([]) == []
-
-
-def test_the_documented_numbers_are_small() -> None:
-    assert family_module.CONSTANT == ((0, 0, 0, 0),)

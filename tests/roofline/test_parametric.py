@@ -54,8 +54,7 @@ FAR = {
 
 
 @pytest.mark.parametrize("phase", FAR)
-@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
-@pytest.mark.parametrize("name", ["llama", "mixtral"])
+@pytest.mark.parametrize(("name", "many"), [("llama", False), ("mixtral", True)])
 def test_far_traces_are_what_small_ones_say(name: str, many: bool, phase: str) -> None:
     far = FAR[phase][many]
     same(fitted(lambda w: traced(name, w), far), traced(name, far))

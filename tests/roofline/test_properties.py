@@ -25,9 +25,6 @@ from roofline.sweep import price_pieces
 from roofline.whatif.registry import parse
 from roofline.workload import Workload
 
-DENSE = ("llama", "qwen2", "phi3", "gpt2")
-WINDOWED = ("mistral", "gemma2", "gemma3", "gpt_oss")
-EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v3")
 PHASES = {"prefill": (12, 0), "decode": (1, 21), "chunk": (5, 17)}
 ONE_LEVEL = peaks(matrix=1e12, vector=1e11, levels=(("HBM", 1e12, 1e11),), dtype="bfloat16")
 THREE_LEVELS = peaks(
@@ -73,7 +70,7 @@ def body(found: OpGraph) -> list[Op]:
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("name", [*DENSE, *WINDOWED, *EXPERTS])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "gpt_oss", "deepseek_v3"])
 def test_flops_are_linear_in_batch(name: str, phase: str) -> None:
     one, two, three, seven = (graph(name, batch, *PHASES[phase]) for batch in (1, 2, 3, 7))
     assert matrix(three.ops) == pytest.approx(3 * matrix(one.ops), rel=1e-12)
@@ -81,8 +78,8 @@ def test_flops_are_linear_in_batch(name: str, phase: str) -> None:
     assert vector(seven) - vector(three) == pytest.approx(4 * (vector(three) - vector(two)), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", [*DENSE, *WINDOWED])
-@settings(max_examples=6, deadline=None)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gemma2"])
+@settings(max_examples=3, deadline=None)
 @given(cuts=st.lists(st.integers(1, 30), min_size=1, max_size=3, unique=True))
 def test_chunks_sum_to_the_whole_prefill(name: str, cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), 31]
@@ -110,7 +107,7 @@ MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "dow
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("name", ["llama", "mistral", "mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3_moe"])
 def test_shards_sum_to_the_whole(name: str, phase: str) -> None:
     whole = graph(name, 2, *PHASES[phase])
     rank = graph(name, 2, *PHASES[phase], changes="tensor_parallel:degree=2")
@@ -133,7 +130,7 @@ def test_kv_heads_replicate_where_there_are_fewer_than_ranks() -> None:
 
 
 @pytest.mark.parametrize("form", ["fused", "executed"])
-@pytest.mark.parametrize("name", [*DENSE, *WINDOWED, *EXPERTS])
+@pytest.mark.parametrize("name", ["qwen2", "gemma2", "qwen3_moe", "deepseek_v3"])
 def test_sixteen_bits_are_the_identity(name: str, form: Form) -> None:
     for change in ("quantise:weights=16", "quantise:weights=16,activations=16,kv=16"):
         assert graph(name, 2, 12, 0, form, change) == graph(name, 2, 12, 0, form)
@@ -195,7 +192,7 @@ CHANGES = (
 
 @pytest.mark.parametrize("levels", [ONE_LEVEL, THREE_LEVELS], ids=["one level", "three levels"])
 @pytest.mark.parametrize("changes", CHANGES)
-@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
 def test_no_time_is_below_the_roofline(name: str, changes: str, levels: type[ONE_LEVEL]) -> None:
     for sizes in ((1, 12, 0), (3, 1, 21)):
         for form in ("executed", "fused"):
@@ -217,7 +214,7 @@ def once(found: OpGraph) -> tuple[Op, ...]:
 
 
 @pytest.mark.parametrize("changes", CHANGES)
-@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
 def test_no_sweep_is_below_the_roofline(name: str, changes: str) -> None:
     made = [parse(text) for text in changes.split()]
     source = model_source(models(name), made, "fused")

@@ -157,14 +157,18 @@ def test_requests_and_what_fits(ask: Any, llama: str) -> None:
     assert found["largest_batch"] > 1 and found["largest_context"] > 40
 
 
-def test_an_answer_of_largest_fits_and_one_more_does_not(ask: Any, llama: str, tmp_path: Path) -> None:
+def eleven_megabytes(path: Path) -> str:
+    """A device with next to no memory."""
     spec = load_device("nvidia-h200-sxm")
     assert spec.datasheet is not None
     small = spec.datasheet.levels[-1].model_copy(update={"capacity_bytes": 1.1e7})
     rates = spec.datasheet.model_copy(update={"levels": (small,)})
-    path = tmp_path / "small.json"
     path.write_text(spec.model_copy(update={"name": "small", "datasheet": rates}).model_dump_json())
-    on = ("--hardware", str(path), "--phase", "decode")
+    return str(path)
+
+
+def test_an_answer_of_largest_fits_and_one_more_does_not(ask: Any, llama: str, tmp_path: Path) -> None:
+    on = ("--hardware", eleven_megabytes(tmp_path / "small.json"), "--phase", "decode")
     found = ask(llama, *on, "--context", "40", "--batch", "3", "--largest")
     batch, context = found["largest_batch"], found["largest_context"]
     for option, value in (("--batch", batch), ("--context", context)):
@@ -196,17 +200,23 @@ def test_every_what_if_is_tried() -> None:
     assert set(WHAT_IF_OF) == set(WHAT_IFS)
 
 
+PASS_OF = {
+    "unfuse_attention": ("--phase", "prefill", "--form", "executed"),
+    "fuse_attention": ("--phase", "prefill", "--form", "executed", "--attn", "eager"),
+    "send_kv": ("--phase", "prefill"),
+}
+"""Where a what-if changes something that a decode of the ideal graph does not have."""
+
+
 @pytest.mark.parametrize("name", WHAT_IF_OF)
 def test_what_if(name: str, ask: Any, folders: dict[str, str]) -> None:
     model, text = WHAT_IF_OF[name]
-    asked = (folders[model], *ON, "--phase", "prefill", "--prompt", "24", "--batch", "4")
-    plain, changed = ask(*asked), ask(*asked, "--what-if", text)
+    asked = (folders[model], *ON, *SHORT, *PASS_OF.get(name, ("--phase", "decode")))
+    plain, changed = ask(*asked, "--batch", "4"), ask(*asked, "--batch", "4", "--what-if", text)
     (step,) = changed["workloads"]
     assert step["total"]["time_s"] == pytest.approx(summed(step["ops"], "time_s"))
-    is_same = name == "fuse_attention"  # it is fused already
-    assert (step["total"] == plain["workloads"][0]["total"]) is is_same
-    sweep = (folders[model], *ON, "--phase", "prefill", "--prompt", "24", "--batch", "2,3,4,5,6,7,8")
-    swept = ask(*sweep, "--what-if", text)["workloads"][2]
+    assert step["total"] != plain["workloads"][0]["total"]
+    swept = ask(*asked, "--batch", "2,3,4,5,6,7,8", "--what-if", text)["workloads"][2]
     assert swept["total"]["time_s"] == pytest.approx(step["total"]["time_s"], rel=1e-9)
 
 
@@ -220,7 +230,7 @@ def test_what_if(name: str, ask: Any, folders: dict[str, str]) -> None:
         ("llama", ("low_rank:rank=4", "offload:weights=1.0,kv=0.5")),
         ("llama", ("compress_kv:ratio=2", "quantise:kv=4")),
         ("llama", ("early_exit:after_layers=1", "lora:rank=4,adapters=2")),
-        ("llama", ("unfuse_attention", "sparsify_2_4")),
+        ("llama", ("remove_layers:layers=1", "sparsify_2_4")),
     ],
 )
 def test_what_ifs_compose(model: str, texts: tuple[str, str], ask: Any, folders: dict[str, str]) -> None:
@@ -251,7 +261,7 @@ def test_speculation(ask: Any, folders: dict[str, str]) -> None:
 
 def test_decode_on_other_hardware(ask: Any, llama: str) -> None:
     sending = ("--what-if", "send_kv:link=nvlink")
-    asked = (llama, *ON, *SHORT, "--output", "8")
+    asked = (llama, *ON, "--phase", "prefill", "--prompt", "24", "--output", "8")
     alone, sent = ask(*asked)["requests"][0], ask(*asked, *sending, "--decode-hardware", "nvidia-l4")["requests"][0]
     there = ask(llama, "--hardware", "nvidia-l4", *SHORT, "--output", "8")["requests"][0]
     assert sent["tpot_s"] == pytest.approx(there["tpot_s"]) and sent["ttft_s"] >= alone["ttft_s"]
@@ -274,7 +284,7 @@ def test_the_paper_to_the_last_digit(ask: Any) -> None:
 
 
 def test_the_paper_as_a_table(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["predict", llama, *ON, "--accounting", "paper", "--prompt", "32", "--flash", "--bits", "4,16,8"]) == 0
+    assert main(["predict", llama, *ON, "--accounting", "paper", "--prompt", "32", "--flash", "--bits", "4,16,16"]) == 0
     shown = capsys.readouterr().out
     assert "arXiv 2402.16363" in shown and "fused_attention" in shown and "weights 4, activations 16" in shown
 
@@ -366,7 +376,7 @@ def test_html_is_one_page_that_opens_offline(llama: str, tmp_path: Path) -> None
 
 
 def spec_file(path: Path, **fields: Any) -> str:
-    levels = (("L2", 2e5, 4e12), ("HBM", 1e11, 1e12))
+    levels = (("L2", 2e5, 1.5e12), ("HBM", 1e11, 1e12))
     rates = peaks(matrix=1e14, vector=1e13, levels=levels, dtype="bfloat16", host_s=4e-6)
     spec = HardwareSpec(name="mine", kind="cuda", datasheet=peaks(1e15, 1e14, (("HBM", 1e11, 2e12),), dtype="bfloat16"))
     document = json.loads(spec.model_copy(update={"measured": rates}).model_dump_json()) | fields
@@ -386,11 +396,15 @@ def test_a_file_of_ones_own_with_measured_peaks(ask: Any, llama: str, tmp_path: 
     assert all(step["total"]["time_s"] > 0 for step in swept["workloads"])
 
 
-def test_what_does_not_fit_is_priced_and_flagged(ask: Any, llama: str, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = (llama, *ON, "--phase", "decode", "--context", "200", "--batch", "10000000")
+def test_what_does_not_fit_is_priced_and_flagged(
+    ask: Any, llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on = ("--hardware", eleven_megabytes(tmp_path / "small.json"), "--phase", "decode")
+    asked = (llama, *on, "--context", "200", "--batch", "1000")
     (step,) = ask(*asked)["workloads"]
     assert step["fits"] is False and step["total"]["time_s"] > 0
-    assert step["memory"]["kv_cache"] == 10_000_000 * 201 * 2 * 2 * 16 * 2
+    # sequences × tokens × layers × keys and values × (2 heads of 8) × 2 bytes
+    assert step["memory"]["kv_cache"] == 1000 * 201 * 2 * 2 * 16 * 2
     assert main(["predict", *asked]) == 0
     assert "does not fit" in capsys.readouterr().out
 
@@ -439,7 +453,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--prompt", str(2**39), "--batch", "8"], "beyond any memory; ask for fewer"),
         (["--output", "0"], "--output takes whole numbers from 1"),
         (["--output", "100000000"], "beyond any request; use at most 16777216"),
-        (["--mix", "1x512"[::-1]], "--mix takes SEQUENCESxNEW@CACHED"),
+        (["--mix", "512"], "--mix takes SEQUENCESxNEW@CACHED"),
         (["--mix", "0x1@4"], "--mix takes"),
         (["--mix", "1x1@-4"], "--mix takes"),
         (["--phase", "training"], "--phase takes prefill, decode, chunk; not 'training'"),
@@ -454,7 +468,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--what-if", "quantize:weights=4"], "no what-if 'quantize'; known: quantise"),
         (["--what-if", "quantise:bits=4"], "'bits=4' is no option; write quantise:weights=,"),
         (["--what-if", "quantise:weights=4,weights=8"], "weights stands there twice"),
-        (["--what-if", "quantise:weights=four"], "takes a whole number; not 'four'"),
+        (["--what-if", "quantise:weights=four"], "takes a number; not 'four'"),
         (["--what-if", "quantise:weights=7"], "7"),
         (["--what-if", "tensor_parallel"], "lacks degree; write tensor_parallel:degree=,link=nvlink"),
         (["--what-if", "tensor_parallel:degree=3"], "3"),
@@ -466,12 +480,15 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--draft", "gpt2"], "--draft changes nothing without --output; add --output"),
         (["--decode-hardware", "nvidia-l4"], "--decode-hardware changes nothing without --output"),
         (["--acceptance", "0.5"], "--acceptance changes nothing without --draft"),
-        (["--output", "4", "--draft", "gpt2", "--acceptance", "1.5"], "1.5 is not in the range"),
-        (["--output", "4", "--draft", "gpt2", "--acceptance", "-0.1"], "-0.1 is not in the range"),
-        (["--output", "4", "--draft", "gpt2", "--speculate", "0"], "0 is not in the range"),
+        (["--output", "4", "--draft", "gpt2", "--acceptance", "1.5"], "'--acceptance'"),
+        (["--output", "4", "--draft", "gpt2", "--acceptance", "-0.1"], "'--acceptance'"),
+        (["--output", "4", "--draft", "gpt2", "--speculate", "0"], "'--speculate'"),
         (["--output", "4", "--decode-hardware", "nvidia-h2000"], "no device"),
         (["--bits", "4,4,4"], "--bits is of --accounting paper"),
         (["--largest", "--mix", "1x4"], "ask without --mix"),
+        (["--what-if", "unfuse_attention"], "add --form executed"),
+        (["--what-if", "fuse_attention"], "there is nothing to fuse"),
+        (["--what-if", "send_kv"], "use it on a prefill or chunk"),
         (["--accounting", "paper", "--bits", "4,4"], "--bits WEIGHTS,ACTIVATIONS,KV"),
         (["--accounting", "paper", "--bits", "0"], "--bits takes whole numbers from 1"),
         (["--accounting", "paper", "--bits", "32"], "32"),
@@ -502,7 +519,7 @@ def test_one_line_and_exit_code_2(
         (["--module", "json:loads_of", *ON], "json has no factory loads_of"),
         (["--module", "json:dumps", *ON], "the factory failed"),
         (["--graph", "nowhere.json", *ON], "cannot read nowhere.json: No such file or directory"),
-        (["--graph", "nowhere.json", "--attn", "eager", *ON], "--attn say"),
+        (["--module", "json:dumps", "--attn", "eager", *ON], "--attn say how MODEL is traced"),
         (["--graph", "nowhere.json", "--save-graph", "x.json", *ON], "cannot read nowhere.json"),
     ],
 )  # fmt: skip
@@ -582,7 +599,7 @@ def test_a_place_that_cannot_be_written(
     option: str, llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    for place in (tmp_path / "file" / "inside", tmp_path):
+    for place in (tmp_path / "file" / "inside", tmp_path)[: 1 if option == "--save-graph" else 2]:
         line = refused([llama, *ON, *SHORT, option, str(place)], capsys)
         assert f"cannot write {place}" in line
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
