@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from roofline.op import Bytes, Op, OpGraph, Traffic, routed_reads
 from roofline.record import Record
@@ -110,7 +110,9 @@ class ParametricGraph(Record):
 
         Unlike there, reads of experts are those hit.
         """
-        values = (self.basis(sweep) @ self._coefficients)[:, list(self.index)]
+        each = self.basis(sweep) @ self._coefficients
+        whole = np.round(each)
+        values = np.where(_rounded_off(each - whole, each), whole, each)[:, list(self.index)]
         for op, place in zip(self.template.ops, places(self.template), strict=True):
             for i, access in enumerate(op.reads):
                 if self.template.tensors[access.tensor].role == "weight":  # a gather reads no more than there is
@@ -255,7 +257,11 @@ def sizes_of(graph: OpGraph) -> list[float]:
 
 def _near(value: float) -> float:
     """The whole number that a few operations on floats have left a trace of; other numbers as they are."""
-    return float(round(value)) if abs(value - round(value)) <= 1e-6 + 1e-12 * abs(value) else value
+    return float(round(value)) if _rounded_off(value - round(value), value) else value
+
+
+def _rounded_off(error: ArrayLike, value: ArrayLike) -> NDArray[np.bool_]:
+    return np.less_equal(np.abs(error), 1e-6 + 1e-12 * np.abs(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +290,7 @@ def _filled(template: OpGraph, values: Iterator[float], workload: Workload) -> O
     """The template with other sizes, in the order of `sizes_of`."""
 
     def size() -> Bytes:
-        value = _near(next(values))
+        value = next(values)
         return int(value) if value.is_integer() else value
 
     tensors = tuple(tensor.model_copy(update={"storage_bytes": size()}) for tensor in template.tensors)

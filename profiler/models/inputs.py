@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, StaticCache
 
 from profiler.models.caches import State, dynamic_cache, materialise, nested_tensors, snapshot, takes_cache
-from profiler.models.meta import know, known_values, with_values_if_asked
+from profiler.models.meta import LARGEST, know, known_values, with_values_if_asked
 from profiler.record.errors import RequestError
 from roofline.workload import Workload
 
@@ -178,13 +178,13 @@ def max_cache_len(workload: Workload) -> int:
 def _token_ids(
     model: PreTrainedModel, batch: int, tokens: int, device: torch.device, generator: torch.Generator
 ) -> Tensor:
-    """Random ids; on `meta` they are known, so that what a model decides on them is decided as on the device."""
-    decoder = model.config.get_text_config(decoder=True)
-    shape = (batch, tokens)
-    ids = torch.randint(
-        decoder.vocab_size, shape, device="cpu" if device.type == "meta" else device, generator=generator
-    )
-    return know(torch.empty(shape, dtype=torch.long, device=device), ids) if device.type == "meta" else ids
+    """Random ids; on `meta` they are known, unless there are too many, and a model decides on them as on the device."""
+    shape, on_meta = (batch, tokens), device.type == "meta"
+    if on_meta and batch * tokens > LARGEST:
+        return torch.empty(shape, dtype=torch.long, device=device)
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    ids = torch.randint(vocabulary, shape, device="cpu" if on_meta else device, generator=generator)
+    return know(torch.empty(shape, dtype=torch.long, device=device), ids) if on_meta else ids
 
 
 @torch.no_grad()

@@ -16,8 +16,8 @@ from roofline.workload import Workload
 class Linear:
     """A device on which a pass costs a second, and more for each new and each cached token."""
 
-    def __init__(self, scale: float = 1.0, capacity_bytes: float = 1e9, weights: float = 100.0) -> None:
-        self.scale, self.capacity_bytes, self.weights = scale, capacity_bytes, weights
+    def __init__(self, scale: float = 1.0, capacity_bytes: float = 1e9, weights: float = 100.0, work: int = 7) -> None:
+        self.scale, self.capacity_bytes, self.weights, self.work = scale, capacity_bytes, weights, work
 
     def seconds(self, workload: Workload) -> float:
         return self.scale * workload.batch * (1 + 2 * workload.query_tokens + 3 * workload.context_tokens)
@@ -27,7 +27,9 @@ class Linear:
 
     def memory(self, workload: Workload) -> Footprint:
         cache = float(workload.batch * (workload.query_tokens + workload.context_tokens))
-        return Footprint(weights=self.weights, kv_cache=cache, activations=7, peak=self.weights + cache + 7)
+        return Footprint(
+            weights=self.weights, kv_cache=cache, activations=self.work, peak=self.weights + cache + self.work
+        )
 
 
 def steps(device: Linear, batch: int, prompt: int, output: int, query: int = 1) -> float:
@@ -71,7 +73,7 @@ def test_speculation(acceptance: float, yields: float) -> None:
 
 
 def test_memory_holds_both_models() -> None:
-    draft = Draft(Linear(0.01, weights=10), 4, 0.8)
+    draft = Draft(Linear(0.01, weights=10, work=1), 4, 0.8)
     found = request(Linear(), batch=2, prompt=10, output=9, dtype="bfloat16", draft=draft)
     # the verifying pass: context 17 and 5 new tokens, beside the draft's weights and cache of 18 tokens
     assert found.peak_bytes == (100 + 2 * 22 + 7) + (10 + 2 * 18)

@@ -39,17 +39,17 @@ def seconds(graph: OpGraph, at: Peaks) -> float:
     return float((price(graph, at).time_s * [op.count for op in graph.ops]).sum())
 
 
-def agrees(graph: ParametricGraph, ws: list[Workload], at: Peaks, rel: float = 1e-12) -> None:
+def agrees(graph: ParametricGraph, ws: list[Workload], at: Peaks) -> None:
     """Every total of a sweep is the sum over the operations of the graph at each workload."""
     swept = price_sweep(graph, Sweep.of(ws), at)
     for i, w in enumerate(ws):
         alone = graph.at(w)
-        assert swept.time_s[i] == pytest.approx(seconds(alone, at), rel=rel, nan_ok=True)
-        assert swept.count[i] == pytest.approx(sum(op.count for op in alone.ops), rel=rel)
+        assert swept.time_s[i] == pytest.approx(seconds(alone, at), rel=1e-12, nan_ok=True)
+        assert swept.count[i] == pytest.approx(sum(op.count for op in alone.ops), rel=1e-12)
         expected = totals(alone)
         for name in ("matrix_flops", "vector_flops", "link_bytes"):
-            assert getattr(swept, name)[i] == pytest.approx(expected[name], rel=rel)
-        assert swept.traffic(i).model_dump() == pytest.approx({n: expected[n] for n in Traffic.model_fields}, rel=rel)
+            assert getattr(swept, name)[i] == pytest.approx(expected[name], rel=1e-12)
+        assert swept.traffic(i).model_dump() == pytest.approx({n: expected[n] for n in Traffic.model_fields}, rel=1e-12)
 
 
 shapes = {
@@ -76,10 +76,9 @@ def test_totals_are_those_of_each_workload(
         return decoder(w, experts=experts, layers=4, steps=steps)
 
     graph = fitted(make, ws[0])
-    rel = 1e-8 if experts else 1e-12  # `at` rounds to whole bytes, of which these weights have few
-    agrees(graph, ws, peaks(matrix=rates[0], vector=rates[1], dtype="float32"), rel)
+    agrees(graph, ws, peaks(matrix=rates[0], vector=rates[1], dtype="float32"))
     exact = [seconds(make(w), BALANCED) for w in ws]
-    assert price_sweep(graph, Sweep.of(ws), BALANCED).time_s == pytest.approx(exact, rel=max(rel, 1e-9))
+    assert price_sweep(graph, Sweep.of(ws), BALANCED).time_s == pytest.approx(exact, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,9 @@ def test_a_whole_process_keeps_stdout_for_json(llama: str) -> None:
 
 
 def test_every_combination_is_a_workload_and_many_are_a_sweep(ask: Any, llama: str) -> None:
-    found = ask(llama, *ON, "--phase", "prefill,chunk", "--prompt", "16,24,24", "--context", "32,64", "--batch", "1,4")
+    found = ask(
+        llama, *ON, "--phase", "prefill,chunk", "--prompt", "16,24,24", "--context", "32,64", "--batch", "1,4,4"
+    )
     sizes = [(w["batch"], w["query_tokens"], w["context_tokens"]) for w in found["workloads"]]
     assert len(sizes) == len(set(sizes)) == 2 * 2 + 2 * 2 * 2
     assert all(step["ops"] == [] and step["total"]["time_s"] > 0 for step in found["workloads"])
