@@ -84,7 +84,19 @@ def predicted(name: str, workload: Workload, attn: str, cache_name: str) -> OpGr
 
 
 def allocated(name: str, workload: Workload, attn: str, cache_name: str) -> Allocated:
-    """Run one pass of a model on the CPU and read torch's allocation events."""
+    """Run one pass of a model on one thread of the CPU and read torch's allocation events.
+
+    On several threads 16-bit products pack their weights into memory of their own (oneDNN).
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _allocated(name, workload, attn, cache_name)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _allocated(name: str, workload: Workload, attn: str, cache_name: str) -> Allocated:
     model = model_of(name, attn, workload.dtype, "cpu")
     meta = model_of(name, attn, workload.dtype, "meta")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled, torch.no_grad():

@@ -21,6 +21,8 @@ class Given:
     def call(self, model: nn.Module) -> Any:
         return model(**self.tensors)
 
+    def restore(self) -> None: ...
+
     def cache_tensors(self) -> Iterator[tuple[int, str, Tensor]]:
         return iter(())
 
