@@ -133,7 +133,7 @@ class Summed:
             others=np.flatnonzero(left),
             totals={name: work[name][:, here] @ count for name in _TOTALS}
             | {"count": work["count"][:, here].sum(axis=1)},
-            one_roof=np.sum(by_number.pop(1, []), axis=(0, 1), initial=0) + np.zeros(shape[0]),
+            one_roof=sum((roof[0] for roof in by_number.pop(1, [])), np.zeros(shape[0])),
             several=tuple(np.stack(same, axis=-1) for same in by_number.values()),
         )
 

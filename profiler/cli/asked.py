@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from profiler.record.errors import RequestError
 from roofline.hardware import load_device
 from roofline.inquiry import Device
-from roofline.whatif.registry import WhatIf, parse
+from roofline.whatif.registry import WhatIf, check_order, parse
 from roofline.workload import Workload
 
 MOST_TOKENS = 2**40
@@ -112,7 +112,9 @@ def mixed(text: str, dtype: str) -> tuple[Workload, ...]:
 def what_ifs(texts: Sequence[str]) -> list[WhatIf]:
     """Changes of the graph, in order."""
     with one_line():
-        return [parse(text) for text in texts]
+        changes = [parse(text) for text in texts]
+        check_order(changes)
+    return changes
 
 
 def device(name: str, peaks: str) -> Device:

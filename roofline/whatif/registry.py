@@ -6,7 +6,7 @@ Example: ``apply(parse("tensor_parallel:degree=8"), graph)``
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import NoneType, UnionType
@@ -46,6 +46,10 @@ WHAT_IFS: Mapping[str, Callable[..., OpGraph]] = {
 }
 
 
+SHRINK = frozenset(WHAT_IFS) - {"offload", "send_kv", "unfuse_attention", "fuse_attention"}
+"""What-ifs that change how many bytes there are to offload."""
+
+
 @dataclass(frozen=True)
 class WhatIf:
     """One change of a graph, with its options."""
@@ -67,8 +71,9 @@ def parse(text: str) -> WhatIf:
     """Read one what-if. Raises ValueError: an unknown name or option, a value of the wrong type, one that lacks."""
     name, _, rest = text.partition(":")
     if name not in WHAT_IFS:
-        near = get_close_matches(name, WHAT_IFS, n=3, cutoff=0.4) or list(WHAT_IFS)
-        raise ValueError(f"no what-if {name!r}; known: {', '.join(near)}")
+        near = get_close_matches(name, WHAT_IFS, n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(WHAT_IFS)}"
+        raise ValueError(f"no what-if {name!r}; {hint}")
     parameters = _parameters(name)
     hints = get_type_hints(WHAT_IFS[name])
     options: dict[str, Any] = {}
@@ -83,6 +88,24 @@ def parse(text: str) -> WhatIf:
     if lacks:
         raise ValueError(f"what-if {text!r} lacks {', '.join(lacks)}; write {usage(name)}")
     return WhatIf(name, options)
+
+
+def check_order(changes: Sequence[WhatIf]) -> None:
+    """Refuse orders that would give another number than they say.
+
+    Shards are found from the dataflow before activations are quantised; the load of a rank follows from the skew;
+    what is offloaded crosses the link as it is then. Raises: ValueError, what to write first.
+    """
+    for i, late in enumerate(changes):
+        before = {change.name for change in changes[:i]}
+        if late.name == "tensor_parallel" and any(
+            change.name == "quantise" and change.options.get("activations") for change in changes[:i]
+        ):
+            raise ValueError("write tensor_parallel before the quantise that quantises activations")
+        if late.name == "skew_experts" and "expert_parallel" in before:
+            raise ValueError("write skew_experts before expert_parallel")
+        if late.name in SHRINK and "offload" in before:
+            raise ValueError(f"write offload after {late.name}")
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:

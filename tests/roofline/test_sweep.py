@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from graphs import figure, peaks
+from graphs import GraphBuilder, figure, peaks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parametric_graphs import Traced, decoder, model_graphs, totals, traced, workload
@@ -213,3 +213,20 @@ def test_weights_are_those_of_the_whole_model() -> None:
     elements = sum(p.numel() for p in graphs.model.parameters()) + sum(b.numel() * 2 for b in graphs.model.buffers())
     graph = fitted(lambda w: traced("llama", w), workload(2, 1, 50))
     assert memory_sweep(graph, Sweep.of([workload(2, 1, 50)])).weights[0] == 2 * elements
+
+
+def test_a_graph_in_which_every_operation_has_two_roofs_is_priced() -> None:
+    def matmul(batch: int) -> OpGraph:
+        builder = GraphBuilder(workload(batch, 1, 1))
+        builder.weight("w", 1000)
+        builder.op("matmul", reads=["w"], writes={}, matrix=100.0 * batch)
+        return builder.graph()
+
+    graph = fit([matmul(2), matmul(3)], [(0, 0, 0, 0), (1, 0, 0, 0)])
+    both = Sweep.of([workload(5, 1, 1), workload(20, 1, 1)])
+    assert price_sweep(graph, both, peaks(matrix=1.0, vector=1.0)).time_s.tolist() == [500.0, 2000.0]
+    slow_memory = peaks(matrix=1.0, levels=(("DRAM", 1e9, 1.0),))
+    assert price_sweep(graph, Sweep.of([workload(b, 1, 1) for b in (5, 20)]), slow_memory).time_s.tolist() == [
+        1000,
+        2000,
+    ]

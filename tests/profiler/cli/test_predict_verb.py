@@ -467,7 +467,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--attn", "flash_attention_9"], "flash_attention_9"),
         (["--cache", "paged"], "--cache paged is unknown; use dynamic or static"),
         (["--frobnicate"], "No such option: --frobnicate"),
-        (["--what-if", "quantize:weights=4"], "no what-if 'quantize'; known: quantise"),
+        (["--what-if", "quantize:weights=4"], "no what-if 'quantize'; did you mean quantise?"),
         (["--what-if", "quantise:bits=4"], "'bits=4' is no option; write quantise:weights=,"),
         (["--what-if", "quantise:weights=4,weights=8"], "weights stands there twice"),
         (["--what-if", "quantise:weights=four"], "takes a number; not 'four'"),

@@ -8,7 +8,7 @@ from graphs import GraphBuilder
 
 from roofline.op import OpGraph
 from roofline.whatif.quantise import quantise
-from roofline.whatif.registry import WHAT_IFS, WhatIf, parse, usage
+from roofline.whatif.registry import WHAT_IFS, WhatIf, check_order, parse, usage
 
 
 def graph() -> OpGraph:
@@ -78,7 +78,7 @@ def test_it_is_applied_with_its_options() -> None:
     [
         ("", "no what-if ''; known: quantise, "),
         ("frobnicate", "no what-if 'frobnicate'; known: "),
-        ("quantize:weights=4", "no what-if 'quantize'; known: quantise"),
+        ("quantize:weights=4", "no what-if 'quantize'; did you mean quantise?"),
         ("tensor_parallel", "lacks degree; write tensor_parallel:degree=,link=nvlink"),
         ("pipeline_stage:link=pcie", "lacks stages, stage; write pipeline_stage:stages=,stage=,link=network"),
         ("tensor_parallel:8", "'8' is no option; write tensor_parallel:degree=,link=nvlink"),
@@ -96,3 +96,18 @@ def test_refused_in_one_line(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)) as refusal:
         parse(text)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("texts", "line"),
+    [
+        (("quantise:weights=8,activations=8", "tensor_parallel:degree=2"), "write tensor_parallel before"),
+        (("expert_parallel:degree=2", "skew_experts:exponent=1"), "write skew_experts before expert_parallel"),
+        (("offload:weights=1", "low_rank:rank=4"), "write offload after low_rank"),
+    ],
+)
+def test_orders_that_would_mislead_are_refused(texts: tuple[str, ...], line: str) -> None:
+    changes = [parse(text) for text in texts]
+    check_order(changes[::-1])
+    with pytest.raises(ValueError, match=line):
+        check_order(changes)
