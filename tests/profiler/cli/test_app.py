@@ -41,7 +41,7 @@ def test_help_names_every_verb(
     ("arguments", "line"),
     [
         (["shwo"], "error: no verb 'shwo'; did you mean show?"),
-        (["frobnicate"], f"error: no verb 'frobnicate'; known: {', '.join(VERBS)}"),
+        (["xyzzy"], f"error: no verb 'xyzzy'; known: {', '.join(VERBS)}"),
         (["show"], "error: Missing argument 'run'; see --help"),
         (["list", "--frob"], "error: No such option: --frob; see --help"),
     ],
