@@ -41,9 +41,10 @@ def document(result: PaperResult, model: str, hardware: str) -> dict[str, Any]:
 def render(result: PaperResult, model: str, hardware: str, console: Console) -> None:
     """Both phases: one execution of each operation, and the totals."""
     rule(console, f"{model} on {hardware}")
+    say(console, "the accounting of arXiv 2402.16363")
     say(
         console,
-        f"the accounting of arXiv 2402.16363: batch {result.batch}, {result.seqlen} tokens, bits of weights {result.w_bit}, activations {result.a_bit}, "
+        f"batch {result.batch}, {result.seqlen} tokens, bits of weights {result.w_bit}, activations {result.a_bit}, "
         f"KV cache {result.kv_bit}; a row is one execution",
     )
     for name, found in (("prefill", result.prefill), ("decode", result.decode)):
