@@ -227,7 +227,7 @@ def test_what_if(name: str, ask: Any, folders: dict[str, str]) -> None:
     [
         ("llama", ("quantise:weights=4", "tensor_parallel:degree=2")),
         ("llama", ("tensor_parallel:degree=2", "pipeline_stage:stages=2,stage=0,link=nvlink")),
-        ("qwen3_moe", ("expert_parallel:degree=2", "skew_experts:exponent=0.5")),
+        ("qwen3_moe", ("skew_experts:exponent=0.5", "expert_parallel:degree=2")),
         ("qwen3_moe", ("tensor_parallel:degree=2", "quantise:weights=8,kv=8")),
         ("llama", ("low_rank:rank=4", "offload:weights=1.0,kv=0.5")),
         ("llama", ("compress_kv:ratio=2", "quantise:kv=4")),
