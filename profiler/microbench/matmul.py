@@ -1,96 +1,174 @@
-"""The peak rate of matrix products that torch reaches for one dtype: the best of a coarse grid of shapes.
+"""Dense matrix products as torch runs them, for each type of input: the cases that peaks and decode shapes are made of.
 
-`torch.mm(a, b, out=c)` on random normal data, operands warm, 2·m·n·k FLOPs. float32 runs in the precision mode that
-torch is set to ("ieee" unless it was changed), which `precision` tells. A short measurement: a burst, not a
-sustained rate under a power cap.
+`out = a @ b` with m×k and k×n operands, random normal, 2·m·n·k FLOPs. float32 is multiplied as float32 ("ieee"),
+tfloat32 is the same call with the tensor cores' mode; float8 and int8 go through torch's own scaled and integer
+products, with float8's b stored by columns and fast accumulation, bf16 and int32 out.
 
-Example: ``best(visit("bfloat16", torch.device("cpu"), budget_s=3.0)).flops_per_s``
+Example: ``bench.time("matmul", …, lambda: product_case("bfloat16", (1024, 4096, 4096), device), unit="FLOP/s", …)``
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from profiler.microbench.undisturbed import CALLS_BEFORE, PER_VISIT, collect, fastest_s, merged
-from profiler.timing.clock import clock_for
-from profiler.timing.sampler import Samples
+from profiler.microbench.bench import Bench
+from profiler.record.measurement import Measurement, State
+from profiler.timing.engine import Case
 
 Shape = tuple[int, int, int]
+"""m, n, k."""
+CHECKED = 16
+"""Rows and columns of the product that are compared with float64, evenly spread."""
+SKINNY = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Rows of decode products: sequences in a batch, tokens of an expert."""
+SKINNY_WIDTH = 4096
+"""n and k: the hidden size of 7–8 B models."""
 
-SHAPES: dict[str, tuple[Shape, ...]] = {
-    "cpu": tuple((s, s, s) for s in (512, 1024, 2048, 4096)),
-    # Winners on Hopper lie at m 1024–2048, n and k 4096–14336 (mamf-finder, ml-engineering).
-    "cuda": (
-        *((s, s, s) for s in (1024, 2048, 4096, 8192)),
-        (1024, 4096, 8192),
-        (2048, 4096, 8192),
-        (2048, 8192, 4096),
-        (2048, 2048, 13312),
-        (4096, 8192, 14336),
-    ),
-}
-"""m, n, k by device type, the small ones first."""
-SAMPLE_S = {"cpu": 2e-4, "cuda": 1e-3}
-"""Shortest sample: on a CPU below a scheduler's slice (milliseconds), so that some samples fall between those of
-other work; on a GPU so long that events (10–30 µs of wander) and launches do not matter."""
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """Of one product."""
+
+    a: Tensor
+    b: Tensor
+    out: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One shape, timed."""
+    """How torch multiplies one type."""
 
-    dtype: str
-    shape: Shape
-    samples: Samples
-
-    @property
-    def flops(self) -> float:
-        m, n, k = self.shape
-        return 2.0 * m * n * k
-
-    @property
-    def flops_per_s(self) -> float:
-        return self.flops / fastest_s(self.samples)
+    stored: torch.dtype
+    result: torch.dtype
+    run: Callable[[Operands], object]
+    tolerance: float
+    """Of the largest expected value: rounding of the result (bf16 2^-8, fp16 2^-11), of TF32's inputs (2^-11)."""
 
 
-def visit(dtype: str, device: torch.device, *, budget_s: float) -> list[Product]:
-    """Time the shapes, each for a part of the budget. One that has no time left for its samples is not tried.
-
-    Raises what torch raises for a dtype that the device cannot multiply, ArithmeticError for a non-finite product.
-    """
-    clock = clock_for(device)
-    shapes = SHAPES[device.type]
-    deadline = clock.now() + budget_s
-    found: list[Product] = []
-    for tried, shape in enumerate(shapes):
-        left_s = deadline - clock.now()
-        rate = max((product.flops_per_s for product in found), default=None)
-        needed = (CALLS_BEFORE + PER_VISIT) * 2.0 * shape[0] * shape[1] * shape[2]
-        if rate is not None and needed / rate > max(left_s, 0):
-            continue
-        found.append(time_product(dtype, shape, device, budget_s=left_s / (len(shapes) - tried)))
-    return found
+def _mm(operands: Operands) -> object:
+    return torch.mm(operands.a, operands.b, out=operands.out)
 
 
-def best(found: Iterable[Product]) -> Product:
-    """The fastest shape over all visits; one with fewer than three samples only if all have."""
-    return max(merged(found), key=lambda product: (not product.samples.is_thin, product.flops_per_s))
-
-
-def time_product(dtype: str, shape: Shape, device: torch.device, *, budget_s: float) -> Product:
-    """Time one shape."""
-    m, n, k = shape
-    kind = getattr(torch, dtype)
-    a = torch.randn(m, k, device=device).to(kind)
-    b = torch.randn(k, n, device=device).to(kind)
-    out = torch.empty(m, n, device=device, dtype=kind)
-    samples = collect(
-        lambda: torch.mm(a, b, out=out), clock_for(device), budget_s=budget_s, min_sample_s=SAMPLE_S[device.type]
+def _scaled_mm(operands: Operands) -> object:
+    one = _one(operands.a.device)
+    return torch._scaled_mm(
+        operands.a, operands.b, one, one, out_dtype=torch.bfloat16, use_fast_accum=True, out=operands.out
     )
-    if not bool(torch.isfinite(out).all()):
-        raise ArithmeticError(f"the {dtype} product of shape {shape} is not finite")
-    return Product(dtype, shape, samples)
+
+
+def _int_mm(operands: Operands) -> object:
+    return torch._int_mm(operands.a, operands.b, out=operands.out)
+
+
+PRODUCTS: dict[str, Product] = {
+    "float64": Product(torch.float64, torch.float64, _mm, 1e-12),
+    "float32": Product(torch.float32, torch.float32, _mm, 1e-4),
+    "tfloat32": Product(torch.float32, torch.float32, _mm, 4e-3),
+    "float16": Product(torch.float16, torch.float16, _mm, 4e-3),
+    "bfloat16": Product(torch.bfloat16, torch.bfloat16, _mm, 2e-2),
+    "float8_e4m3fn": Product(torch.float8_e4m3fn, torch.bfloat16, _scaled_mm, 2e-2),
+    "int8": Product(torch.int8, torch.int32, _int_mm, 0.0),
+}
+"""By the name of the type in a device file."""
+
+
+def time_product(
+    bench: Bench,
+    benchmark: str,
+    dtype: str,
+    shape: Shape,
+    *,
+    cache: State = "warm",
+    budget_s: float | None = None,
+    label: str | None = None,
+) -> Measurement:
+    """Time one shape as FLOP/s; `label` names the case where it is not the shape."""
+    return bench.time(
+        benchmark,
+        label or "×".join(map(str, shape)),
+        lambda: product_case(dtype, shape, bench.device),
+        unit="FLOP/s",
+        work=flops(shape),
+        dtype=dtype,
+        cache=cache,
+        parameters={"m": shape[0], "n": shape[1], "k": shape[2], "bytes": touched_bytes(dtype, shape)},
+        budget_s=budget_s,
+    )
+
+
+def skinny(bench: Bench) -> Iterator[Measurement]:
+    """Products of few rows with a square weight, as in decode: cold, so that each reads its weight from memory."""
+    for dtype in bench.dtypes:
+        for m in SKINNY if not bench.quick else SKINNY[::2]:
+            shape = (m, SKINNY_WIDTH, SKINNY_WIDTH)
+            yield bench.time(
+                "skinny",
+                f"m{m}",
+                lambda dtype=dtype, shape=shape: product_case(dtype, shape, bench.device),  # type: ignore[misc]
+                unit="s",
+                work=1,
+                dtype=dtype,
+                cache="cold",
+                parameters={
+                    **dict(zip("mnk", shape, strict=True)),
+                    "flops": flops(shape),
+                    "bytes": touched_bytes(dtype, shape),
+                },
+            )
+
+
+def flops(shape: Shape) -> float:
+    """2·m·n·k."""
+    return 2.0 * math.prod(shape)
+
+
+def touched_bytes(dtype: str, shape: Shape) -> int:
+    """Distinct bytes of both inputs and the result."""
+    m, n, k = shape
+    one = _product(dtype)
+    return (m * k + k * n) * one.stored.itemsize + m * n * one.result.itemsize
+
+
+def product_case(dtype: str, shape: Shape, device: torch.device) -> Case[Operands]:
+    """One product. Raises ValueError for a type that is none of `PRODUCTS` or that only a GPU has."""
+    m, n, k = shape
+    one = _product(dtype)
+    if dtype == "tfloat32" and device.type != "cuda":
+        raise ValueError("tfloat32 is a mode of NVIDIA's and AMD's tensor cores; a CPU has float32")
+
+    def make() -> Operands:
+        a, b = _random((m, k), one.stored, device), _random((k, n), one.stored, device)
+        if dtype == "float8_e4m3fn":
+            b = _random((n, k), one.stored, device).t()
+        out = torch.full((m, n), math.nan if one.result.is_floating_point else -1, dtype=one.result, device=device)
+        return Operands(a, b, out)
+
+    def run(operands: Operands) -> object:
+        return one.run(operands)
+
+    def check(operands: Operands, result: object) -> None:
+        rows = torch.arange(0, m, max(1, m // CHECKED), device=device)
+        columns = torch.arange(0, n, max(1, n // CHECKED), device=device)
+        expected = operands.a[rows].double() @ operands.b[:, columns].double()
+        found = operands.out[rows][:, columns].double()
+        if not bool(torch.isfinite(operands.out.float() if one.stored.itemsize == 1 else operands.out).all()):
+            raise ArithmeticError(f"the {dtype} product of shape {shape} is not finite")
+        worst, scale = float((found - expected).abs().max()), float(expected.abs().max())
+        if not worst <= one.tolerance * scale:
+            raise ArithmeticError(f"the {dtype} product of shape {shape} is off by {worst:g} of {scale:g}")
+
+    if dtype != "tfloat32":
+        return Case(make, run, touched_bytes(dtype, shape), check)
+
+    def run_tf32(operands: Operands) -> object:
+        with _tf32():
+            return one.run(operands)
+
+    return Case(make, run_tf32, touched_bytes(dtype, shape), check)
 
 
 def precision(dtype: str, device: torch.device) -> str:
@@ -102,3 +180,35 @@ def precision(dtype: str, device: torch.device) -> str:
     else:
         mode = str(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
     return "ieee" if mode == "none" else mode  # "none": not set, and torch's default is ieee
+
+
+def _product(dtype: str) -> Product:
+    if dtype not in PRODUCTS:
+        raise ValueError(f"no product of {dtype!r}; use {', '.join(PRODUCTS)}")
+    return PRODUCTS[dtype]
+
+
+def _random(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if dtype == torch.int8:
+        return torch.randint(-127, 128, shape, dtype=dtype, device=device)
+    return torch.randn(shape, device=device).to(dtype)
+
+
+def _one(device: torch.device) -> Tensor:
+    """The scale of an unscaled float8 product; made once for each device."""
+    if device not in _ONES:
+        _ONES[device] = torch.ones((), device=device)
+    return _ONES[device]
+
+
+_ONES: dict[torch.device, Tensor] = {}
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before

@@ -1,248 +1,180 @@
-"""Bandwidth of each level of the memory hierarchy, as torch's own kernels reach it.
+"""Bandwidth of memory as torch's own kernels reach it: the four of STREAM, and read and write alone.
 
-Convention: bytes read plus bytes written, each once; no write-allocate traffic is added. Three kernels on float32
-random normal data: read (`sum`), copy (`copy_`) and add (`add(out=)`); a level's bandwidth is the best of them.
-Caches are measured warm with a working set of half their capacity; main memory cold, with operands that take turns
-past the last-level cache. The last-level cache may be shared with others, of whom a virtual machine does not tell:
-its capacity is twice the largest working set at which its bandwidth still shows. A level that is not distinctly
-faster than the next one is merged into it.
+Convention: bytes read plus bytes written, each once, as in STREAM (McCalpin, 1995); the read of a line before it is
+written (write-allocate) is not added. float32, random normal data, outputs given. Main memory is cold: every operand is
+past the last-level cache. A cache is warm: the same operands again.
 
-Example: ``kept, reasons = levels(device, [visit(device, budget_s=2.0) for _ in range(3)])``
+Example: ``[m.value() for m in main_memory(Bench(torch.device("cpu")))]``
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
-from profiler.environment import cpu_cache_levels
-from profiler.host import read_limits, usable_cpus
-from profiler.microbench.undisturbed import collect, fastest_s, merged
-from profiler.timing.clock import clock_for
-from profiler.timing.flush import Rotation, copies
-from profiler.timing.sampler import Samples
-from roofline.hardware import find_device
+from profiler.microbench.bench import Bench
+from profiler.microbench.caches import Capacity, cache_capacities, main_capacity
+from profiler.record.measurement import Measurement, State
+from profiler.timing.engine import Case
+from profiler.timing.flush import PAST
 
-DISTINCT = 1.15
-"""A level must be this much faster than the next one to count as a level of its own: above run-to-run noise."""
-MAIN_LIMIT_BYTES = {"cpu": 768 << 20, "cuda": 4 << 30}
-"""Most memory that a measurement of main memory takes, and never more than 1/8 of it. On a GPU each of four operands
-is then 1 GiB, a kernel of 0.2 ms and more, beside which the gap to the next one (2 µs) does not matter."""
-BLOCK_BYTES = 16 << 20
+FACTOR = 3.0
+"""Of scale and triad, as in STREAM."""
+OPERAND_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
+"""An operand in main memory: on a GPU a kernel of 0.2 ms and more, beside which the gap to the next one (2 µs) does not
+matter; on a CPU several times the largest cache (STREAM asks for 4) in a short sample."""
+BLOCK_ELEMENTS = 4 << 20
 """Random data is made once in this size and repeated: generating a GiB takes longer than measuring it."""
+CHECKED = 4096
+"""Elements of an output that are compared with the reference, evenly spread."""
+TOLERANCE = 1e-5
+"""Relative: a few roundings of float32 (6e-8 each)."""
+CURVE_BYTES = {"cpu": (256 << 10, 1 << 30), "cuda": (512 << 10, 8 << 30)}
+"""Working sets of the curve. Below 256 KiB a torch operation on a CPU is dispatch, not memory."""
+PER_OCTAVE = 2
+CURVE_KERNELS = ("read", "triad")
 
-Progress = Callable[[float, str], None]
-"""Called with the part done (0 to 1) and what is being done."""
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """A level of the hierarchy, all threads together."""
-
-    name: str
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Bandwidth:
-    """What one kernel reached on one working set."""
-
-    kernel: str
-    working_set_bytes: int
-    bytes_per_call: int
-    cold: bool
-    samples: Samples
-
-    @property
-    def bytes_per_s(self) -> float:
-        return self.bytes_per_call / fastest_s(self.samples)
+Operands = tuple[Tensor, ...]
+"""Inputs first, then the output where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredLevel:
-    """One level with the best kernel on it."""
+class Kernel:
+    """One pattern of access."""
 
-    name: str
-    capacity_bytes: int
-    """What this process gets of it, at most what the system says."""
-    stated_bytes: int
-    best: Bandwidth
-
-
-Levels = tuple[MeasuredLevel, ...]
-"""The smallest cache first, main memory last."""
+    tensors: int
+    """Operands of equal size; each is read or written once."""
+    run: Callable[..., object]
+    expected: Callable[..., Tensor] | None
+    """The output from the inputs, in float64; None: the result is a sum."""
 
 
-def cache_capacities(device: torch.device) -> tuple[Capacity, ...]:
-    """Caches that the threads of one operation have together, the smallest first; empty where they are unknown."""
-    if device.type == "cuda":
-        return (Capacity("L2", int(torch.cuda.get_device_properties(device).L2_cache_size)),)
-    cores, threads = len(usable_cpus()), torch.get_num_threads()
-    return tuple(
-        Capacity(level.name, level.bytes * max(1, min(threads, -(-cores // level.shared_by))))
-        for level in cpu_cache_levels()
-    )
+KERNELS: dict[str, Kernel] = {
+    "read": Kernel(1, lambda a: torch.sum(a), None),
+    "write": Kernel(1, lambda c: c.fill_(FACTOR), lambda: torch.tensor(FACTOR)),
+    "copy": Kernel(2, lambda a, c: c.copy_(a), lambda a: a),
+    "scale": Kernel(2, lambda a, c: torch.mul(a, FACTOR, out=c), lambda a: a * FACTOR),
+    "add": Kernel(3, lambda a, b, c: torch.add(a, b, out=c), lambda a, b: a + b),
+    "triad": Kernel(3, lambda a, b, c: torch.add(a, b, alpha=FACTOR, out=c), lambda a, b: a + FACTOR * b),
+}
 
 
-def main_capacity(device: torch.device) -> Capacity:
-    """Main memory of the device, named as in its datasheet where a file describes it; what a container may use."""
-    if device.type == "cuda":
-        spec = find_device(torch.cuda.get_device_name(device))
-        name = spec.datasheet.levels[-1].name if spec is not None and spec.datasheet is not None else "DRAM"
-        return Capacity(name, int(torch.cuda.get_device_properties(device).total_memory))
-    total = int(psutil.virtual_memory().total)
-    limit = read_limits()[1] if Path("/proc/self/cgroup").exists() else None
-    return Capacity("DRAM", min(total, limit or total))
-
-
-def normal_pool(size_bytes: int, device: torch.device) -> Tensor:
-    """A flat float32 tensor of at most `size_bytes` of random normal data, every page touched."""
-    block = torch.randn(min(size_bytes, BLOCK_BYTES) // 4, device=device)
-    repeats = max(1, size_bytes // (block.numel() * 4))
-    return block.repeat(repeats)
-
-
-def kernels(pool: Tensor, turns: int) -> dict[str, tuple[int, Callable[[], object]]]:
-    """(bytes a call, call) of each kernel on a pool; with `turns` above 1 each call works on another part of it."""
-
-    def parts(of: int) -> list[Tensor]:
-        """`of` tensors for each turn, in the order of the turns."""
-        length = pool.numel() // (turns * of)
-        return [pool[i * length : (i + 1) * length] for i in range(turns * of)]
-
-    whole, halves, thirds = parts(1), parts(2), parts(3)
-    reads = Rotation(whole)
-    pairs = Rotation([(halves[2 * i], halves[2 * i + 1]) for i in range(turns)])
-    triples = Rotation([(thirds[3 * i], thirds[3 * i + 1], thirds[3 * i + 2]) for i in range(turns)])
-
-    def copy() -> object:
-        source, target = pairs.next()
-        return target.copy_(source)
-
-    def add() -> object:
-        a, b, out = triples.next()
-        return torch.add(a, b, out=out)
-
-    return {
-        "read": (whole[0].nbytes, lambda: torch.sum(reads.next())),
-        "copy": (2 * halves[0].nbytes, copy),
-        "add": (3 * thirds[0].nbytes, add),
-    }
-
-
-def measure(working_set_bytes: int, device: torch.device, *, turns: int, budget_s: float) -> list[Bandwidth]:
-    """Every kernel on a working set; `turns` above 1 is the cold state. Raises ArithmeticError if data went bad."""
-    pool = normal_pool(working_set_bytes, device)
-    clock = clock_for(device)
-    found = []
-    calls = kernels(pool, turns)
-    for name, (size, call) in calls.items():
-        # CUDA: 1 ms of kernels in a row, so that events (10–30 µs of wander) and launches do not matter.
-        samples = collect(
-            call, clock, budget_s=budget_s / len(calls), min_sample_s=1e-3 if device.type == "cuda" else 1e-4
+def main_memory(bench: Bench) -> Iterator[Measurement]:
+    """Every kernel on main memory."""
+    name = main_capacity(bench.device).name
+    for kernel in KERNELS:
+        size = operand_bytes(bench, kernel)
+        yield bench.time(
+            "memory",
+            kernel,
+            lambda kernel=kernel, size=size: case(kernel, size, bench.device),  # type: ignore[misc]
+            unit="B/s",
+            work=KERNELS[kernel].tensors * size,
+            dtype="float32",
+            cache="cold",
+            parameters={"operand_bytes": size, "level": name},
         )
-        found.append(Bandwidth(name, working_set_bytes, size, turns > 1, samples))
-    if not bool(torch.isfinite(pool.sum())):
-        raise ArithmeticError(f"the data of a {working_set_bytes} byte working set became non-finite")
-    return found
 
 
-def best(found: Iterable[Bandwidth]) -> Bandwidth:
-    """The kernel with the highest bandwidth over all visits."""
-    return max(merged(found), key=lambda b: (not b.samples.is_thin, b.bytes_per_s))
+def caches(bench: Bench) -> Iterator[Measurement]:
+    """Read, copy and triad on working sets that stand for each cache; `levels.ladder` makes levels of them."""
+    known = cache_capacities(bench.device)
+    for cache in known:
+        for size in working_sets(cache, known):
+            for kernel in ("read", "copy", "triad"):
+                yield on_working_set(bench, "cache", kernel, size, "warm", {"level": cache.name})
 
 
-def main_working_set(device: torch.device, *, limit_bytes: int | None = None) -> tuple[int, int]:
-    """(bytes, turns) for main memory: the largest operands that still come back cold; (bytes, 1) if none can."""
-    size = min(limit_bytes or MAIN_LIMIT_BYTES[device.type], main_capacity(device).bytes // 8)
-    caches = cache_capacities(device)
-    for turns in (4, 8, 16, 32):
-        try:
-            if not caches or copies(size // turns, caches[-1].bytes, limit_bytes=size) <= turns:
-                return size, turns
-        except ValueError:
-            continue
-    return size, 1
+def curve(bench: Bench) -> Iterator[Measurement]:
+    """Bandwidth over the size of the working set, each used again and again: plateaus are levels, knees capacities."""
+    first, last = CURVE_BYTES[bench.device.type]
+    limit = bench.limit_bytes or 0
+    steps = PER_OCTAVE if not bench.quick else 1
+    for i in range(round(math.log2(last / first) * steps) + 1):
+        size = int(first * 2 ** (i / steps))
+        if size > limit:
+            break
+        for kernel in CURVE_KERNELS:
+            yield on_working_set(bench, "curve", kernel, size, "in place", {})
 
 
-def visit(
-    device: torch.device,
-    *,
-    budget_s: float,
-    limit_bytes: int | None = None,
-    progress: Progress = lambda part, what: None,
-) -> dict[str, list[Bandwidth]]:
-    """Every kernel on every working set, by level, main memory first.
-
-    Main memory gets half of the budget; `limit_bytes` bounds its working set (None: `MAIN_LIMIT_BYTES`).
-    """
-    caches = cache_capacities(device)
-    main = main_capacity(device)
-    size, turns = main_working_set(device, limit_bytes=limit_bytes)
-    progress(0.0, f"bandwidth of {main.name}")
-    found = {main.name: measure(size, device, turns=turns, budget_s=budget_s / 2)}
-    sets = {cache: working_sets(cache, caches) for cache in caches}
-    share_s = budget_s / 2 / max(1, sum(len(s) for s in sets.values()))
-    for done, cache in enumerate(reversed(caches)):
-        progress(0.5 + 0.5 * done / len(caches), f"bandwidth of {cache.name}")
-        found[cache.name] = [one for w in sets[cache] for one in measure(w, device, turns=1, budget_s=share_s)]
-    return found
-
-
-def levels(device: torch.device, visits: Sequence[dict[str, list[Bandwidth]]]) -> tuple[Levels, dict[str, str]]:
-    """Levels from the smallest cache to main memory, and the reason of each level that was merged into the next."""
-    main = main_capacity(device)
-    reached = best(one for visit in visits for one in visit[main.name])
-    return ladder(
-        MeasuredLevel(main.name, main.bytes, main.bytes, reached),
-        {cache: [one for visit in visits for one in visit[cache.name]] for cache in cache_capacities(device)},
+def on_working_set(
+    bench: Bench, benchmark: str, kernel: str, size: int, cache: State, more: dict[str, int | float | str]
+) -> Measurement:
+    """A kernel whose operands are `size` bytes together."""
+    part = max(64, size // KERNELS[kernel].tensors // 64 * 64)  # a whole number of cache lines
+    return bench.time(
+        benchmark,
+        f"{kernel} {size}",
+        lambda: case(kernel, part, bench.device),
+        unit="B/s",
+        work=KERNELS[kernel].tensors * part,
+        dtype="float32",
+        cache=cache,
+        parameters={"kernel": kernel, "working_set_bytes": size, **more},
     )
 
 
-def ladder(main: MeasuredLevel, caches: dict[Capacity, list[Bandwidth]]) -> tuple[Levels, dict[str, str]]:
-    """Main memory and, outwards from it, each cache (given from the smallest) that is distinctly faster.
-
-    So no level is slower than a larger one: one that was measured so is merged and its reason says it.
-    """
-    kept = [main]
-    reasons: dict[str, str] = {}
-    for cache in reversed(caches):
-        by_size: dict[int, list[Bandwidth]] = {}
-        for one in caches[cache]:
-            by_size.setdefault(one.working_set_bytes, []).append(one)
-        found = [best(some) for some in by_size.values()]
-        outer = kept[0]
-        level = plateau(cache, found, outer.best.bytes_per_s)
-        if level is None:
-            reached = max(b.bytes_per_s for b in found)
-            how = "slower than" if reached < outer.best.bytes_per_s else f"not {DISTINCT - 1:.0%} above"
-            reasons[cache.name] = (
-                f"merged into {outer.name}: {reached / 1e9:.1f} GB/s is {how} {outer.best.bytes_per_s / 1e9:.1f} GB/s"
-            )
-        else:
-            kept.insert(0, level)
-    return tuple(kept), reasons
+def operand_bytes(bench: Bench, kernel: str) -> int:
+    """Of each operand in main memory: `OPERAND_BYTES`, less where memory is limited, in whole blocks if possible."""
+    size = min(OPERAND_BYTES[bench.device.type], (bench.limit_bytes or 0) // KERNELS[kernel].tensors)
+    cache = bench.cache_bytes or 0
+    return max(size, math.ceil(PAST * cache / KERNELS[kernel].tensors / 64) * 64) // 64 * 64
 
 
-def working_sets(cache: Capacity, caches: Sequence[Capacity]) -> list[int]:
+def case(kernel: str, size_bytes: int, device: torch.device) -> Case[Operands]:
+    """A kernel on operands of `size_bytes` each; the output holds NaN until it is written."""
+    one = KERNELS[kernel]
+    inputs = one.tensors - (one.expected is not None)
+
+    def make() -> Operands:
+        given = [normal(size_bytes // 4, device) for _ in range(inputs)]
+        outputs = [torch.full_like(given[0] if given else torch.empty(size_bytes // 4, device=device), math.nan)]
+        return (*given, *(outputs if one.expected is not None else ()))
+
+    def check(operands: Operands, result: object) -> None:
+        if one.expected is None:
+            _check_sum(operands[0], result)
+            return
+        *given, out = operands
+        stride = max(1, out.numel() // CHECKED)
+        some = [tensor[::stride].double() for tensor in given]
+        _agree(kernel, out[::stride].double(), one.expected(*some).to(out.device))
+        _agree(kernel, out[-1:].double(), one.expected(*(t[-1:].double() for t in given)).to(out.device))
+
+    return Case(make, lambda operands: one.run(*operands), one.tensors * size_bytes, check)
+
+
+def normal(elements: int, device: torch.device) -> Tensor:
+    """Random normal float32, one block repeated, every page touched."""
+    block = torch.randn(min(elements, BLOCK_ELEMENTS), device=device)
+    return block.repeat(-(-elements // block.numel()))[:elements] if elements > block.numel() else block
+
+
+def working_sets(cache: Capacity, known: tuple[Capacity, ...]) -> list[int]:
     """Half of a cache; of the last one, which others share, also the halves down to what the next smaller one holds."""
     sizes = [cache.bytes // 2]
-    if cache is not caches[-1]:
+    if cache is not known[-1]:
         return sizes
-    smaller = max((c.bytes for c in caches if c.bytes < cache.bytes), default=cache.bytes)
+    smaller = max((c.bytes for c in known if c.bytes < cache.bytes), default=cache.bytes)
     while sizes[-1] // 2 > smaller:
         sizes.append(sizes[-1] // 2)
     return sizes
 
 
-def plateau(cache: Capacity, found: Sequence[Bandwidth], outer_bytes_per_s: float) -> MeasuredLevel | None:
-    """The largest working set that is about as fast as the fastest; None if none is distinct from the next level."""
-    fastest = max(b.bytes_per_s for b in found)
-    if fastest < DISTINCT * outer_bytes_per_s:
-        return None
-    least = max(fastest / DISTINCT, DISTINCT * outer_bytes_per_s)
-    chosen = max((b for b in found if b.bytes_per_s >= least), key=lambda b: b.working_set_bytes)
-    return MeasuredLevel(cache.name, min(cache.bytes, 2 * chosen.working_set_bytes), cache.bytes, chosen)
+def _check_sum(operand: Tensor, result: object) -> None:
+    if not isinstance(result, Tensor):
+        raise ArithmeticError("read gave no sum")
+    exact = float(operand.sum(dtype=torch.float64))
+    # partial sums of n random terms in float32 are off by some roundings of their own size, √n
+    if not abs(float(result) - exact) <= 1e-2 * math.sqrt(operand.numel()):
+        raise ArithmeticError(f"read gave the sum {float(result):g}, in float64 it is {exact:g}")
+
+
+def _agree(kernel: str, found: Tensor, expected: Tensor) -> None:
+    worst = float((found - expected).abs().max())
+    scale = float(expected.abs().max())
+    if not worst <= TOLERANCE * max(scale, 1.0):  # NaN is refused too
+        raise ArithmeticError(f"{kernel} wrote values that differ by {worst:g} from the reference")

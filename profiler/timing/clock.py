@@ -21,6 +21,8 @@ class Clock(Protocol):
 
     name: str
     """Shown with the result."""
+    replays: bool
+    """Whether a sample runs the calls of the first one again, on the same operands, instead of calling anew."""
 
     def now(self) -> float:
         """Seconds on the host's clock, for time limits."""
@@ -33,6 +35,7 @@ class HostClock:
     """Calls that return when their work is done: a CPU."""
 
     name = "monotonic clock"
+    replays = False
 
     def now(self) -> float:
         return time.perf_counter()
@@ -60,6 +63,7 @@ class CudaClock:
     """
 
     name = "CUDA events"
+    replays = False
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

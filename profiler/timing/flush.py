@@ -1,11 +1,17 @@
-"""Cold caches without a flush kernel: operands take turns, so that each returns after the cache has seen others.
+"""The declared state of the caches: how it is brought about, and whether what was touched bears it out.
 
-Example: ``turns = Rotation(pool.chunk(4)); sample(lambda: torch.sum(turns.next()), clock)``
+Cold without a flush kernel: operands take turns, so that each returns only after the cache has seen others. What
+counts is what was really touched: a graph that holds fewer calls than there are operands uses only those (flashinfer's
+graph mode was warm for that reason, and 36 % off).
+
+Example: ``turns = Rotation([case.make() for _ in range(copies(size, cache, limit_bytes=1 << 30))])``
 """
 
 import math
 from collections.abc import Sequence
 from typing import Generic, TypeVar
+
+from profiler.record.measurement import CacheState, State
 
 T = TypeVar("T")
 
@@ -21,14 +27,28 @@ class Rotation(Generic[T]):
         if not operands:
             raise ValueError("a rotation needs at least one operand")
         self._operands = tuple(operands)
-        self._turn = -1
+        self._turns = 0
 
     def __len__(self) -> int:
         return len(self._operands)
 
     def next(self) -> T:
-        self._turn = (self._turn + 1) % len(self._operands)
-        return self._operands[self._turn]
+        self._turns += 1
+        return self.current
+
+    def restart(self) -> None:
+        """Begin with the first operand again, and count from there."""
+        self._turns = 0
+
+    @property
+    def current(self) -> T:
+        """The operand that was used last."""
+        return self._operands[(self._turns - 1) % len(self._operands)]
+
+    @property
+    def distinct(self) -> int:
+        """Operands that have really been used."""
+        return min(self._turns, len(self._operands))
 
 
 def copies(operand_bytes: int, cache_bytes: int, *, limit_bytes: int) -> int:
@@ -46,3 +66,23 @@ def copies(operand_bytes: int, cache_bytes: int, *, limit_bytes: int) -> int:
             f"the {limit_bytes} bytes allowed: measure larger operands or allow more memory"
         )
     return count
+
+
+def state_of(declared: State, distinct: int, operand_bytes: int, cache_bytes: int | None) -> CacheState:
+    """The state that `distinct` operands of so many bytes, used in turn, leave a cache of `cache_bytes` in.
+
+    A single operand that is streamed has its own bytes between two uses of its first one.
+    """
+    between = operand_bytes * max(1, distinct - 1)
+    holds = None
+    if declared == "in place":
+        holds = True
+    elif cache_bytes is not None:
+        holds = between >= PAST * cache_bytes if declared == "cold" else distinct * operand_bytes <= cache_bytes
+    return CacheState(
+        declared=declared,
+        operand_bytes=operand_bytes,
+        between_bytes=between,
+        cache_bytes=cache_bytes,
+        holds=holds,
+    )

@@ -1,0 +1,193 @@
+"""What every microbenchmark is given: a device, a clock, a budget, and one way to time a case and to fail.
+
+A benchmark is a generator function of a `Bench` that yields a `Measurement` for each of its cases; it neither catches
+errors nor knows of processes, files or progress. A case that cannot be had (out of memory, a dtype that the device
+cannot do, a wrong or non-finite output, a device that is gone) is a measurement with its reason, and the next one is
+tried.
+
+Example::
+
+    def copies(bench: Bench) -> Iterator[Measurement]:
+        yield bench.time("memory", "copy", lambda: copy_case(bench.device, 1 << 30), unit="B/s", work=2 << 30)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+
+from profiler.microbench.caches import cache_capacities
+from profiler.record.conditions import Label
+from profiler.record.measurement import FASTEST, CacheState, Measurement, State, Unit
+from profiler.timing.clock import Clock, clock_for
+from profiler.timing.engine import Case, Setting, measure
+from profiler.timing.floor import ABOVE, too_short
+from profiler.timing.labels import labels, worst
+from profiler.timing.stopping import Rules
+from profiler.timing.watch import Watch, watch_for
+
+MEMORY_PART = 1 / 8
+"""Of the device's memory, the most that a case may take: others, and torch's own workspaces, need the rest."""
+LIMIT_BYTES = {"cpu": 768 << 20, "cuda": 16 << 30}
+"""And never more than this."""
+SAMPLE_S = {"cpu": 2e-4, "cuda": 1e-3}
+"""Shortest sample: on a CPU below a scheduler's slice (milliseconds), so that some samples fall between those of
+other work; on a GPU so long that events (10–30 µs of wander) and launches do not matter."""
+WARM_UP_S = {"cpu": 0.0, "cuda": 0.03}
+"""Least warm-up; a GPU raises its clocks from idle in some ten milliseconds."""
+BURST = Rules(min_samples=7, relative_width=0.01)
+"""When the samples of a burst end; `max_time_s` is the budget of the case."""
+
+
+@dataclass(slots=True)
+class Bench:
+    """Where, how long and for which process to measure."""
+
+    device: torch.device
+    budget_s: float = 0.3
+    """Seconds of a case, warm-up included; setting up comes on top."""
+    process: int = 0
+    dtypes: tuple[str, ...] = ("float32",)
+    """That matrix and vector work is measured in."""
+    quick: bool = False
+    limit_bytes: int | None = None
+    """Most memory of a case; None: `LIMIT_BYTES` and `MEMORY_PART`."""
+    parallel: bool = False
+    """Whether more than one process may use the machine at once: only collectives do."""
+    clock: Clock = field(init=False)
+    watch: Watch = field(init=False)
+    cache_bytes: int | None = field(init=False)
+    """Of the last-level cache."""
+
+    def __post_init__(self) -> None:
+        self.clock = clock_for(self.device)
+        self.watch = watch_for(self.device)
+        caches = cache_capacities(self.device)
+        self.cache_bytes = caches[-1].bytes if caches else None
+        if self.limit_bytes is None:
+            self.limit_bytes = int(min(LIMIT_BYTES[self.device.type], MEMORY_PART * total_bytes(self.device)))
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def threads(self) -> int | None:
+        """Of an operation; None on a GPU."""
+        return None if self.is_cuda else torch.get_num_threads()
+
+    def time(
+        self,
+        benchmark: str,
+        case: str,
+        build: Callable[[], Case[Any]],
+        *,
+        unit: Unit,
+        work: float,
+        dtype: str | None = None,
+        cache: State = "warm",
+        parameters: dict[str, int | float | str] | None = None,
+        budget_s: float | None = None,
+        clock: Clock | None = None,
+        quantile: float = FASTEST,
+        rules: Rules = BURST,
+    ) -> Measurement:
+        """Time one case; whatever keeps it from a result is the reason of the measurement. Never raises but to stop.
+
+        `build` allocates; it is called here so that a failure is the case's own.
+        """
+        about: dict[str, Any] = {
+            "benchmark": benchmark,
+            "case": case,
+            "dtype": dtype,
+            "threads": self.threads,
+            "process": self.process,
+            "parameters": parameters or {},
+            "unit": unit,
+            "work": work,
+            "quantile": quantile,
+        }
+        used = clock or self.clock
+        setting = Setting(
+            clock=used,
+            cache=cache,
+            rules=rules.within(self.budget_s if budget_s is None else budget_s),
+            min_sample_s=SAMPLE_S[self.device.type],
+            warm_up_s=WARM_UP_S[self.device.type],
+            cache_bytes=self.cache_bytes,
+            limit_bytes=self.limit_bytes or 0,
+            watch=self.watch,
+        )
+        try:
+            with torch.no_grad():
+                timed = measure(build(), setting)
+        except Exception as error:  # noqa: BLE001 - whatever a device raises fails its case, and the others go on
+            return Measurement(**about, status="failed", reason=reason(error), clock=used.name)
+        finally:
+            if self.is_cuda:
+                release(self.device)
+        samples = timed.samples
+        sample_s = samples.median_s * samples.repeats
+        found = [*labels(samples.windows), *flags(timed.cache, sample_s, timed.floor_s, used.name)]
+        invalid = worst(found) == "invalidates"
+        return Measurement(
+            **about,
+            status="invalid" if invalid else "done",
+            reason="; ".join(label.what for label in found if label.severity == "invalidates") if invalid else None,
+            samples=samples.times_s,
+            repeats=samples.repeats,
+            clock=samples.clock,
+            floor_s=timed.floor_s,
+            stop_reason=samples.stop_reason,
+            warm_up=samples.warm_up,
+            cache=timed.cache,
+            windows=samples.windows,
+            labels=tuple(found),
+        )
+
+
+def flags(cache: CacheState, sample_s: float, floor: float, clock: str) -> list[Label]:
+    """What of a result does not hold as declared."""
+    found = []
+    if cache.holds is False:
+        found.append(
+            Label(
+                severity="warns",
+                what=f"declared {cache.declared}, but {cache.between_bytes} bytes were touched between two uses of an "
+                f"operand and the cache holds {cache.cache_bytes}",
+                share=1.0,
+            )
+        )
+    if too_short(sample_s, floor):
+        found.append(
+            Label(
+                severity="warns",
+                what=f"a sample of {sample_s * 1e6:.3g} µs is under {ABOVE} times the floor of the clock ({clock}, "
+                f"{floor * 1e6:.3g} µs)",
+                share=1.0,
+            )
+        )
+    return found
+
+
+def reason(error: BaseException) -> str:
+    """Why a case has no result, in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def release(device: torch.device) -> None:
+    """Give memory back; a device that is gone has none."""
+    try:
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return
+
+
+def total_bytes(device: torch.device) -> int:
+    """Memory of the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)

@@ -1,0 +1,107 @@
+"""The fastest shape of a grid in a fraction of the time that trying all of them takes.
+
+Coarse to fine: every other point of each axis first, the large ones last; then the untried neighbours of the best
+ones, one step along each axis, until none of them is better; at last the finalists again, in turn, since the best of
+many noisy figures is one that was lucky. How a shape is timed is the caller's: the search itself has no clock.
+
+Example: ``search(Grid.up_to(2048), lambda shape: rate_of(shape)).best``
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Shape = tuple[int, int, int]
+Rate = Callable[[Shape], float | None]
+"""FLOP/s of a shape, from one more visit; None where it cannot be had."""
+
+LADDER = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
+"""Sizes of a dimension, steps of 4/3 and 3/2: multiples of every tile that libraries use (128 × 256 on Hopper)."""
+KEPT = 2
+"""Shapes whose neighbours are tried in each round."""
+FINALISTS = 3
+VISITS = 3
+"""Times that each finalist is measured again."""
+ROUNDS = 3
+"""Most rounds of neighbours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Every combination of the sizes of three dimensions."""
+
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def up_to(cls, largest: int) -> "Grid":
+        """The rungs of the ladder from 256 up to `largest`."""
+        return cls(tuple(size for size in LADDER if size <= largest) or LADDER[:1])
+
+    @property
+    def shapes(self) -> list[Shape]:
+        return list(itertools.product(self.sizes, repeat=3))
+
+    def coarse(self) -> list[Shape]:
+        """Every other size of each dimension, counted from the largest; the small shapes first."""
+        return sorted(itertools.product(self.sizes[::-2], repeat=3), key=lambda s: s[0] * s[1] * s[2])
+
+    def neighbours(self, shape: Shape) -> list[Shape]:
+        """One rung up or down in one dimension."""
+        found = []
+        for axis in range(3):
+            at = self.sizes.index(shape[axis])
+            for near in (at - 1, at + 1):
+                if 0 <= near < len(self.sizes):
+                    found.append((*shape[:axis], self.sizes[near], *shape[axis + 1 :]))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search found."""
+
+    best: Shape
+    rate: float
+    """Of the best, over all its visits: the highest."""
+    tried: Mapping[Shape, float]
+    """The highest rate of each shape that was tried."""
+
+
+def search(grid: Grid, rate: Rate) -> Found:
+    """The fastest shape. Raises ArithmeticError where no shape has a rate."""
+    tried: dict[Shape, float] = {}
+    hopeless: set[Shape] = set()
+
+    def visit(shape: Shape) -> None:
+        found = rate(shape)
+        if found is None:
+            hopeless.add(shape)
+        else:
+            tried[shape] = max(found, tried.get(shape, 0.0))
+
+    for shape in grid.coarse():
+        visit(shape)
+    for _ in range(ROUNDS):
+        if not tried:
+            break
+        near = dict.fromkeys(n for shape in _first(tried, KEPT) for n in grid.neighbours(shape))
+        new = [shape for shape in near if shape not in tried and shape not in hopeless]
+        if not new:
+            break
+        before = max(tried.values())
+        for shape in new:
+            visit(shape)
+        if max(tried.values()) <= before:
+            break
+    if not tried:
+        raise ArithmeticError("no shape of the grid has a rate")
+    finalists = _first(tried, FINALISTS)
+    for _ in range(VISITS):
+        for shape in finalists:
+            visit(shape)
+    best = _first(tried, 1)[0]
+    return Found(best, tried[best], tried)
+
+
+def _first(tried: Mapping[Shape, float], count: int) -> list[Shape]:
+    return sorted(tried, key=lambda shape: -tried[shape])[:count]

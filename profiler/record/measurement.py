@@ -1,0 +1,119 @@
+"""One thing that a microbenchmark timed in one process: raw samples, and all that their meaning depends on.
+
+The value is derived when it is shown: `work ÷ sample` for a rate, `sample ÷ work` for a cost. Interference only makes
+a sample slower, so the value of a process is taken at the fastest tenth of its samples unless `quantile` says
+otherwise; the median stands beside it. Figures of several processes are made of one value each
+(`profiler.microbench.figures`).
+
+Example: ``Measurement(benchmark="memory", case="copy", work=2 << 30, unit="B/s", status="done", …).value()``
+"""
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from profiler.record.conditions import Label, Window
+from roofline.record import Record
+
+MEASUREMENT_SCHEMA = 1
+FASTEST = 0.1
+"""Quantile of the samples' times that a peak is made of: one sample alone would rest on one reading of the clock."""
+
+Unit = Literal["B/s", "FLOP/s", "s", "J/FLOP", "J/B", "W"]
+RATES = ("B/s", "FLOP/s")
+"""Units in which more is better; in the others a sample is a cost."""
+State = Literal["cold", "warm", "in place"]
+
+
+class CacheState(Record):
+    """What the caches held of an operand when it was used, as declared, and whether what was touched bears it out."""
+
+    declared: State
+    """cold: nothing of it; warm: all of it; in place: whatever the calls before left."""
+    operand_bytes: int = Field(ge=0)
+    """Distinct bytes that one call touches."""
+    between_bytes: int = Field(ge=0)
+    """Bytes really touched between two uses of the same operand, the call's own among them where it streams."""
+    cache_bytes: int | None = None
+    """Of the last-level cache, as the system says; None where it does not."""
+    holds: bool | None = None
+    """None: the size of the cache is not known."""
+
+
+class WarmUp(Record):
+    """What ran before the first sample."""
+
+    calls: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+    steady: bool
+    """Whether the time of a call had stopped falling when it ended."""
+
+
+class Measurement(Record):
+    """Samples of one case in one process, or why there are none."""
+
+    schema_version: int = MEASUREMENT_SCHEMA
+    benchmark: str
+    """Family: "memory", "matmul", "launch", …"""
+    case: str
+    """Which of the family: "triad", "1024×4096×8192"; unique within a family, dtype and number of threads."""
+    dtype: str | None = None
+    """Torch's name, or "tfloat32"; None where the type does not matter."""
+    threads: int | None = None
+    """Of an operation on a CPU; None on a GPU."""
+    process: int = 0
+    """Number of the fresh process; samples of one process are not independent."""
+    parameters: dict[str, int | float | str] = {}
+    """Sizes, and what else the case depends on."""
+    unit: Unit
+    work: float = Field(gt=0, allow_inf_nan=False)
+    """Bytes, FLOPs or calls of what one sample counts; for a cost, what the sample is divided by."""
+    status: Literal["done", "failed", "invalid"]
+    reason: str | None = None
+    """Why there is no result, in one line."""
+    samples: tuple[float, ...] = ()
+    """Seconds a call (joules for J/…, watts for W), mean of `repeats` in a row, in the order they were taken."""
+    repeats: int = Field(default=1, ge=1)
+    quantile: float = Field(default=FASTEST, ge=0, le=1)
+    """Of the samples, from the fastest, that the value is made of; 0.5 where the device is loaded on purpose."""
+    clock: str = ""
+    floor_s: float | None = None
+    """What the clock says of a call that does nothing."""
+    stop_reason: str = ""
+    warm_up: WarmUp | None = None
+    cache: CacheState | None = None
+    windows: tuple[Window, ...] = ()
+    """Clocks, power, temperature and other work while the samples were taken."""
+    labels: tuple[Label, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Measurement":
+        if self.status == "done" and not self.samples:
+            raise ValueError("a measurement that is done has samples")
+        if self.status != "done" and not self.reason:
+            raise ValueError("a measurement without a result says why")
+        if any(not math.isfinite(sample) or sample <= 0 for sample in self.samples):
+            raise ValueError("a sample is a finite positive number")
+        return self
+
+    @property
+    def key(self) -> tuple[str, str, str | None, int | None]:
+        """What is alike in measurements of the same thing in different processes."""
+        return self.benchmark, self.case, self.dtype, self.threads
+
+    def value(self, quantile: float | None = None) -> float:
+        """In `unit`, at a quantile of the samples from the fastest (None: its own). Raises ValueError if not done."""
+        if not self.samples:
+            raise ValueError(f"{self.benchmark} {self.case} has no result: {self.reason}")
+        sample = quantile_of(self.samples, self.quantile if quantile is None else quantile)
+        return self.work / sample if self.unit in RATES else sample / self.work
+
+
+def quantile_of(values: tuple[float, ...], q: float) -> float:
+    """Linearly interpolated quantile, 0 ≤ q ≤ 1."""
+    ordered = sorted(values)
+    position = q * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)

@@ -1,0 +1,101 @@
+"""The measuring engine: one way to time anything, with its conditions declared, checked and kept.
+
+A `Case` says what to run on which operands and what must come out. `measure` makes as many operands as the declared
+cache state needs, checks the output once against its reference before and once after timing, warms up to a steady
+state, samples until a stop rule holds, and returns the samples with the reason, the state that the caches really had,
+and the conditions of each window.
+
+Contract: raises ArithmeticError where an output is wrong or not finite, ValueError where the cache state cannot be had
+within the memory limit, and what torch raises; it never returns a time of work that was not done.
+
+Example::
+
+    timed = measure(product_case("bfloat16", (1024, 1024, 1024), device), Setting(clock, cache_bytes=50 << 20))
+    timed.samples.median_s, timed.cache.holds
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from profiler.record.measurement import CacheState, State
+from profiler.timing.clock import Clock
+from profiler.timing.floor import floor_s
+from profiler.timing.flush import Rotation, copies, state_of
+from profiler.timing.sampler import Samples, sample
+from profiler.timing.stopping import Rules
+from profiler.timing.watch import Watch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Case(Generic[T]):
+    """Something to time. Its outputs are part of its operands, so that they are rewritten by every call."""
+
+    make: Callable[[], T]
+    """Fresh operands, random normal, with outputs that hold NaN."""
+    run: Callable[[T], object]
+    touched_bytes: int
+    """Distinct bytes that one call touches."""
+    check: Callable[[T, object], None] = lambda operands, result: None
+    """Raises ArithmeticError where the operands' outputs, or what `run` returned, are not what they must be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where and how long to time."""
+
+    clock: Clock
+    cache: State = "warm"
+    rules: Rules = field(default_factory=Rules)
+    min_sample_s: float = 0.0
+    """Shortest sample; calls are repeated within one until it is reached."""
+    warm_up_s: float = 0.0
+    """Least warm-up: a GPU raises its clocks in some ten milliseconds."""
+    cache_bytes: int | None = None
+    """Of the last-level cache; None where it is not known."""
+    limit_bytes: int = 1 << 30
+    """Most memory for copies of operands."""
+    watch: Watch | None = None
+    """Reads clocks, power and other work beside the samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What `measure` found."""
+
+    samples: Samples
+    cache: CacheState
+    floor_s: float
+
+
+def measure(case: Case[T], setting: Setting) -> Timed:
+    """Time a case under a setting."""
+    cold = setting.cache == "cold"
+    count = copies(case.touched_bytes, setting.cache_bytes or 0, limit_bytes=setting.limit_bytes) if cold else 1
+    turns = Rotation([case.make() for _ in range(count)])
+    first = turns.next()
+    case.check(first, case.run(first))
+    turns.restart()
+    last: object = None
+
+    def call() -> None:
+        nonlocal last
+        last = case.run(turns.next())
+
+    samples = sample(
+        call,
+        setting.clock,
+        rules=setting.rules,
+        min_sample_s=setting.min_sample_s,
+        multiple=count,
+        warm_up_s=setting.warm_up_s,
+        watch=setting.watch,
+    )
+    case.check(turns.current, last)
+    return Timed(
+        samples=samples,
+        cache=state_of(setting.cache, turns.distinct, case.touched_bytes, setting.cache_bytes),
+        floor_s=floor_s(setting.clock),
+    )
