@@ -1,0 +1,155 @@
+"""When to stop sampling: the samples so far, the time spent, and one of four reasons.
+
+- "time limit": the host's time is spent. It wins over all others.
+- "precise": the 90 % order-statistic interval of the median is narrow against the median. So is the interval that
+  the interquartile range gives (`NOTCH`): the first one alone is narrow by luck where samples fall into two modes (a
+  third of the runs of two equal modes; a ninth with both). And the medians of the two halves of the samples agree as
+  closely: a warm-up or a change of clock is not averaged away.
+- "noise stable": the noise itself, interquartile range over median, no longer changes: more samples would not show
+  less of it. After nvbench's stdrel criterion (nvbench/detail/stdrel_criterion.cu: more than 64 samples, looked at
+  every 16, noise recorded after each sample spread by less than 5 % of its mean). Two changes: quartiles, because one
+  stall moves a standard deviation; and the window is the latter half of the samples, not at most 512, because a
+  noise that falls as 1/√n moves by 1/(2n) a sample and looks stable through any window of fixed length.
+- "sample limit": as many samples as are allowed.
+
+Both are looked at on a grid of counts that grow by a twentieth, so that 10⁴ samples cost what sorting them does. The
+reason depends on nothing but the samples and the two times given with the last one, so the incremental object and
+the function over a sequence agree. A stable noise ends a measurement whose median could still be known better: it is
+for figures whose noise is part of what they say; `noise_tolerance=0` turns it off.
+
+Example::
+
+    stopping = Stopping(Rules(max_time_s=2.0))
+    while (why := stopping.add(taken, timed_s, clock.now() - began)) is None: ...
+"""
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.special import bdtr
+
+Reason = Literal["precise", "noise stable", "time limit", "sample limit"]
+
+CONFIDENCE = 0.9
+"""Of the interval of the median."""
+NOTCH = 3.06
+"""Width of the 90 % interval of a normal sample's median, in interquartile ranges over √n: 2 × 1.645 × 1.253 ÷ 1.349
+(McGill, Tukey and Larsen, Variations of box plots, 1978: notches)."""
+GROWTH = 1.05
+"""From one count at which precision and noise are looked at to the next, and at least by one sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """When enough is enough."""
+
+    min_samples: int = 10
+    """Samples before "precise"; nvbench's minimum. Of 10 samples the interval spans the 2nd to the 9th."""
+    max_samples: int = 10_000
+    """Samples at which it ends in any case."""
+    min_time_s: float = 0.05
+    """Seconds of timed work before "precise" and "noise stable": shorter than a clock or power excursion is luck."""
+    max_time_s: float = 1.0
+    """Seconds on the host after which it ends in any case, warm-up included."""
+    relative_width: float = 0.02
+    """Widest interval of the median that is precise, as a share of the median. 0: never precise unless exact."""
+    noise_samples: int = 64
+    """Samples before "noise stable", and the fewest in its window."""
+    noise_tolerance: float = 0.05
+    """Spread of the noise within the window, as a share of its mean, below which it no longer changes. 0: never."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_samples <= self.max_samples:
+            raise ValueError(f"need 1 ≤ min_samples ≤ max_samples, not {self.min_samples} and {self.max_samples}")
+        if not 0 <= self.min_time_s <= self.max_time_s:
+            raise ValueError(f"need 0 ≤ min_time_s ≤ max_time_s, not {self.min_time_s} and {self.max_time_s}")
+        if self.noise_samples < 64:
+            raise ValueError(
+                f"quartiles of {self.noise_samples} samples say little about noise; need noise_samples ≥ 64"
+            )
+        if not (self.relative_width >= 0 and self.noise_tolerance >= 0):
+            raise ValueError("relative_width and noise_tolerance are shares, 0 or more")
+
+
+class Stopping:
+    """The rules over a growing sequence of samples; a sample costs an insertion into a sorted list."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self._times: list[float] = []
+        self._ordered: list[float] = []
+        self._noises: list[float] = []
+        self._rank = 0
+        self._next_look = rules.min_samples
+
+    def add(self, sample_s: float, timed_s: float, elapsed_s: float) -> Reason | None:
+        """Reason to stop after this sample, or None.
+
+        `sample_s` is seconds a call; `timed_s` the seconds of timed work and `elapsed_s` those on the host's clock,
+        warm-up included, both in all so far. Raises ValueError for a sample that is not finite and positive.
+        """
+        if not (math.isfinite(sample_s) and sample_s > 0):
+            raise ValueError(f"a sample is finite and positive, not {sample_s} s")
+        self._times.append(sample_s)
+        bisect.insort(self._ordered, sample_s)
+        self._noises.append(relative_noise(self._ordered))
+        count = len(self._times)
+        while bdtr(self._rank, count, 0.5) <= (1 - CONFIDENCE) / 2:  # as sampler.median_interval: P(X < k) ≤ 0.05
+            self._rank += 1
+        look = count == self._next_look
+        if look:
+            self._next_look = max(count + 1, math.ceil(GROWTH * count))
+        if elapsed_s >= self.rules.max_time_s:
+            return "time limit"
+        if look and timed_s >= self.rules.min_time_s:
+            if self._is_precise():
+                return "precise"
+            if self._is_stable():
+                return "noise stable"
+        return "sample limit" if count >= self.rules.max_samples else None
+
+    def _is_precise(self) -> bool:
+        count, width = len(self._times), self.rules.relative_width
+        if self._rank == 0 or NOTCH * self._noises[-1] > width * math.sqrt(count):
+            return False
+        widest = width * _quantile(self._ordered, 0.5)
+        if self._ordered[-self._rank] - self._ordered[self._rank - 1] > widest:
+            return False
+        first, second = self._times[: count // 2], self._times[count // 2 :]
+        return bool(abs(np.median(first) - np.median(second)) <= widest)
+
+    def _is_stable(self) -> bool:
+        window = max(self.rules.noise_samples, len(self._noises) // 2)
+        if len(self._noises) < window:
+            return False
+        recent = np.array(self._noises[-window:])
+        return bool(recent.std() < self.rules.noise_tolerance * recent.mean())
+
+
+def reason(times_s: Sequence[float], timed_s: float, elapsed_s: float, rules: Rules) -> Reason | None:
+    """Reason to stop after these samples (seconds a call), taken in this order; None to go on, or for no samples.
+
+    For a finished sequence; while sampling, `Stopping` does the same without starting over.
+    """
+    stopping = Stopping(rules)
+    found: Reason | None = None
+    for taken in times_s:
+        found = stopping.add(taken, timed_s, elapsed_s)
+    return found
+
+
+def relative_noise(ordered_s: Sequence[float]) -> float:
+    """Interquartile range over median of samples in ascending order: 1.35 standard deviations of normal noise."""
+    return (_quantile(ordered_s, 0.75) - _quantile(ordered_s, 0.25)) / _quantile(ordered_s, 0.5)
+
+
+def _quantile(ordered: Sequence[float], q: float) -> float:
+    """Linearly interpolated, as `Samples.quantile_s`, which sorts; here the samples are sorted already."""
+    position = q * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
