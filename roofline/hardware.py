@@ -98,6 +98,34 @@ class Peaks(Record):
         return levels
 
 
+class Characteristic(Record):
+    """One measured property of a device: what it is, how sure it is, under which conditions; or why it is not there."""
+
+    name: str
+    """ "memory.triad", "matmul.burst", "launch.back to back"; with ".one core" where a single thread ran it."""
+    dtype: str | None = None
+    unit: str
+    """ "B/s", "FLOP/s", "s", "B", "J/FLOP", "J/B", "W"."""
+    value: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    low: float | None = None
+    """Lower end of the 90 % interval over fresh processes; None where fewer than three measured it."""
+    high: float | None = None
+    typical: float | None = None
+    """The same with the median of the samples, where `value` rests on the fastest tenth."""
+    variation: float | None = None
+    """Coefficient of variation over the processes, a fraction."""
+    replicates: int = 0
+    """Fresh processes that have a value."""
+    conditions: str = ""
+    """What was run, on what, in which state of the caches, by which clock."""
+    labels: tuple[str, ...] = ()
+    """What a reader has to know: "power cap in 83 % of the time, …"."""
+    datasheet: float | None = None
+    """What the datasheet says of the same, in the same unit."""
+    reason: str | None = None
+    """Why there is no value, in one line."""
+
+
 class HardwareSpec(Record):
     """One device. Absent figures are None or missing, never a guess."""
 
@@ -114,6 +142,8 @@ class HardwareSpec(Record):
     measured: Peaks | None = None
     missing: dict[str, str] = {}
     """Figures that could not be measured, each with its reason."""
+    characteristics: tuple[Characteristic, ...] = ()
+    """Everything that was measured of it; `measured` holds those of them that price operations."""
     uuid: str | None = None
     """Unit that was measured."""
 

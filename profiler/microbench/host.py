@@ -4,10 +4,10 @@ A tiny Llama decodes one token after another; its device work is negligible, so 
 dispatch and launches. Divided by the operations it executes: no views, no allocations, attention as one. On a CPU
 the operations' own fixed costs are in it, as they are in any model.
 
-Example: ``measure(torch.device("cpu"), "float32", budget_s=1.5).seconds_per_op``
+Example: ``next(host_cost(Bench(torch.device("cpu")))).value()`` → seconds an operation
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -17,25 +17,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from profiler.microbench.undisturbed import collect, fastest_s
+from profiler.microbench.bench import Bench
 from profiler.models.operators import is_metadata
+from profiler.record.measurement import Measurement
 from profiler.timing.clock import HostClock
-from profiler.timing.sampler import Samples
+from profiler.timing.engine import Case
 
 CONTEXT = 8
 """Tokens before the decoded one: enough to have a cache, too few to be work."""
-
-
-@dataclass(frozen=True, slots=True)
-class HostCost:
-    """Wall time of a pass and the operations in it."""
-
-    operations: int
-    samples: Samples
-
-    @property
-    def seconds_per_op(self) -> float:
-        return fastest_s(self.samples) / self.operations
 
 
 class _Attention(TorchFunctionMode):
@@ -96,33 +85,64 @@ def tiny_llama(device: torch.device, dtype: str) -> LlamaForCausalLM:
         return LlamaForCausalLM._from_config(config, dtype=getattr(torch, dtype)).eval()
 
 
-def measure(device: torch.device, dtype: str, *, budget_s: float) -> HostCost:
-    """Host seconds an operation: the fastest tenth of decode passes, each on a fresh cache of the same length.
+def host_cost(bench: Bench) -> Iterator[Measurement]:
+    """Decode passes, each on a fresh cache of the same length; the device is synchronised at the end of each."""
+    dtype = next((d for d in bench.dtypes if d in ("bfloat16", "float16", "float32")), "float32")
+    step: Step | None = None
 
-    The host's clock, with the device synchronised at the end of each sample.
-    """
-    model = tiny_llama(device, dtype)
-    prompt = torch.arange(CONTEXT, device=device)[None]
-    token = prompt[:, :1]
+    def build() -> Case[Step]:
+        nonlocal step
+        step = Step(bench.device, dtype)
+        return Case(lambda: step, lambda s: s.run(), step.touched_bytes, lambda s, logits: s.check(logits))
 
-    def decode(cache: Any) -> None:
-        model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    timed = bench.time(
+        "host",
+        "operation",
+        build,
+        unit="s",
+        work=1,
+        dtype=dtype,
+        cache="in place",
+        clock=HostClock(),
+    )
+    operations = step.operations if step is not None else 1
+    yield timed.model_copy(update={"work": float(operations), "parameters": {"operations": operations}})
 
-    with torch.no_grad():
-        cache = model(input_ids=prompt, use_cache=True).past_key_values
-        filled = [(layer, layer.keys, layer.values) for layer in cache.layers]
 
-        def step() -> None:
-            for layer, keys, values in filled:
-                layer.keys, layer.values = keys, values
-            decode(cache)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+class Step:
+    """One decode pass of the tiny model, again and again from the same cache."""
 
-        step()
-        for layer, keys, values in filled:
+    def __init__(self, device: torch.device, dtype: str) -> None:
+        self._model = tiny_llama(device, dtype)
+        self._device = device
+        prompt = torch.arange(CONTEXT, device=device)[None]
+        self._token = prompt[:, :1]
+        with torch.no_grad():
+            self._cache = self._model(input_ids=prompt, use_cache=True).past_key_values
+            self._filled = [(layer, layer.keys, layer.values) for layer in self._cache.layers]
+            self.run()  # anything lazy happens before the count
+            self._restore()
+            with _Counter() as counter:
+                self._decode()
+        self.operations = counter.operations
+        self.touched_bytes = sum(p.nbytes for p in self._model.parameters())
+
+    def run(self) -> Any:
+        self._restore()
+        logits = self._decode()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return logits
+
+    def check(self, logits: Any) -> None:
+        if not bool(torch.isfinite(logits).all()):
+            raise ArithmeticError("the logits of the tiny model are not finite")
+
+    def _decode(self) -> Any:
+        return self._model(
+            input_ids=self._token, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+        ).logits
+
+    def _restore(self) -> None:
+        for layer, keys, values in self._filled:
             layer.keys, layer.values = keys, values
-        with _Counter() as counter:
-            decode(cache)
-        samples = collect(step, HostClock(), budget_s=budget_s, min_sample_s=0.0)
-    return HostCost(counter.operations, samples)

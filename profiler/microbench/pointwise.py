@@ -1,27 +1,32 @@
-"""The peak rate of vector arithmetic: FLOP/s of torch's eager element-wise and row-wise operations, in cache.
+"""The rate of vector arithmetic, and what pointwise work reaches on main memory.
 
-Counted by the tracer's own table (`profiler.models.operators`), so that no operation of a model can be priced below
-what the same count reached here. Most eager operations wait for a cache even then; the peak is the best rate of
-operations with much arithmetic a byte: GELU, layer norm, softmax, and a Hermite polynomial of degree 32, which is a
-chain of 93 multiplications and subtractions on one element (compute-bound on a GPU; scalar code on a CPU).
-Low-precision inputs are computed in float32 inside the kernels; their rate is that of the whole operation.
+`vector`: FLOP/s of torch's eager element-wise and row-wise operations, in cache. Counted by the tracer's own table
+(`profiler.models.operators`), so that no operation of a model can be priced below what the same count reached here.
+Most eager operations wait for a cache even then; the peak is the best rate of operations with much arithmetic a byte:
+GELU, layer norm, softmax, and a Hermite polynomial of degree 32, which is a chain of 93 multiplications and
+subtractions on one element (compute-bound on a GPU; scalar code on a CPU). Low-precision inputs are computed in float32
+inside the kernels; their rate is that of the whole operation.
 
-Example: ``best(visit("float32", torch.device("cpu"), budget_s=1.0, working_set_bytes=1 << 20)).flops_per_s``
+`throughput`: bytes/s of the operations between the products of a model, on operands past the last-level cache, into
+outputs that are given and into outputs that the allocator makes anew each time: on a CPU a fresh large output costs its
+page faults (a 128 MiB add took 8 ms into a given output and 34 ms into a fresh one on a 2-core VM).
+
+Example: ``max(m.value() for m in vector(Bench(torch.device("cpu"))))``
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from profiler.microbench.matmul import SAMPLE_S
-from profiler.microbench.memory import cache_capacities
-from profiler.microbench.undisturbed import collect, fastest_s, merged
+from profiler.microbench.bench import Bench
+from profiler.microbench.caches import cache_capacities
+from profiler.microbench.memory import normal
 from profiler.models.operators import REDUCTION_FLOPS, VECTOR_FLOPS
-from profiler.timing.clock import clock_for
-from profiler.timing.sampler import Samples
+from profiler.record.measurement import Measurement
+from profiler.timing.engine import Case
 
 WIDTH = 1024
 """Length of a row for layer norm and softmax."""
@@ -48,19 +53,71 @@ FLOAT32_ONLY = frozenset({"hermite_polynomial_he"})
 """Operations that torch has in full precision alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arithmetic:
-    """One operation, timed."""
+OPERAND_BYTES = 128 << 20
+"""Of each operand of `throughput`; less where memory is limited."""
+LONGEST_ROW = 4096
+"""Elements of a row in `throughput`: the hidden size of 7–8 B models."""
 
-    operation: str
-    dtype: str
-    flops_per_element: float
-    elements: int
-    samples: Samples
+Given = Callable[[Tensor, Tensor, Tensor], object]
+Fresh = Callable[[Tensor, Tensor], Tensor]
 
-    @property
-    def flops_per_s(self) -> float:
-        return self.flops_per_element * self.elements / fastest_s(self.samples)
+STREAMED: dict[str, tuple[int, Given | None, Fresh]] = {
+    "add": (3, lambda x, y, out: torch.add(x, y, out=out), torch.add),
+    "mul": (3, lambda x, y, out: torch.mul(x, y, out=out), torch.mul),
+    "silu": (2, lambda x, y, out: torch.ops.aten.silu.out(x, out=out), lambda x, y: functional.silu(x)),
+    "gelu": (2, lambda x, y, out: torch.ops.aten.gelu.out(x, out=out), lambda x, y: functional.gelu(x)),
+    "softmax": (2, lambda x, y, out: torch.softmax(x, -1, out=out), lambda x, y: torch.softmax(x, -1)),
+    "rms_norm": (2, None, lambda x, y: functional.rms_norm(x, (LONGEST_ROW,))),
+    "layer_norm": (2, None, lambda x, y: functional.layer_norm(x, (LONGEST_ROW,))),
+    "sum of rows": (1, lambda x, y, out: torch.sum(x, -1, out=out[:, 0]), lambda x, y: torch.sum(x, -1)),
+}
+"""Operands of full size that are read or written once, the call into a given output (None: torch has none), and anew.
+The norms' intermediate passes are not counted: what a caller gets for the bytes that it must move."""
+
+
+def vector(bench: Bench) -> Iterator[Measurement]:
+    """Every operation of `OPERATIONS` in each dtype; input and output together fill half of the L2 caches."""
+    size = in_cache_bytes(bench.device)
+    for dtype in dict.fromkeys(("float32", *bench.dtypes)):
+        kind = getattr(torch, dtype, None)
+        if not isinstance(kind, torch.dtype) or not kind.is_floating_point or kind.itemsize == 1:
+            continue  # vector work on quantised data is done in wider types
+        rows = max(1, size // (2 * kind.itemsize * WIDTH))
+        for name, (flops, operation) in OPERATIONS.items():
+            if dtype != "float32" and name in FLOAT32_ONLY:
+                continue
+            yield bench.time(
+                "vector",
+                name,
+                lambda operation=operation, kind=kind, rows=rows: _in_cache(operation, kind, rows, bench.device),  # type: ignore[misc]
+                unit="FLOP/s",
+                work=flops * rows * WIDTH,
+                dtype=dtype,
+                parameters={"elements": rows * WIDTH, "flops_per_element": flops},
+                budget_s=bench.budget_s / 3,
+            )
+
+
+def throughput(bench: Bench) -> Iterator[Measurement]:
+    """Every operation of `STREAMED` in the first dtype, into given and into fresh outputs."""
+    dtype = next((d for d in bench.dtypes if d in ("bfloat16", "float16", "float32")), "float32")
+    kind = getattr(torch, dtype)
+    size = min(OPERAND_BYTES, (bench.limit_bytes or 0) // 4)
+    rows = max(1, size // (kind.itemsize * LONGEST_ROW))
+    for name, (operands, given, fresh) in STREAMED.items():
+        for output, call in (("given", given), ("fresh", fresh)):
+            if call is None:
+                continue
+            yield bench.time(
+                "pointwise",
+                f"{name}, {output} output",
+                lambda call=call, given=output == "given": _streamed(call, given, kind, rows, bench.device),  # type: ignore[misc]
+                unit="B/s",
+                work=operands * rows * LONGEST_ROW * kind.itemsize,
+                dtype=dtype,
+                cache="cold",
+                parameters={"operation": name, "output": output, "elements": rows * LONGEST_ROW},
+            )
 
 
 def in_cache_bytes(device: torch.device) -> int:
@@ -69,33 +126,41 @@ def in_cache_bytes(device: torch.device) -> int:
     return sizes[0] // 2 if sizes else 1 << 20
 
 
-def visit(
-    dtype: str, device: torch.device, *, budget_s: float, working_set_bytes: int | None = None
-) -> list[Arithmetic]:
-    """Time every operation; input and output together fill the working set.
+def _in_cache(operation: Operation, kind: torch.dtype, rows: int, device: torch.device) -> Case[tuple[Tensor, Tensor]]:
+    def make() -> tuple[Tensor, Tensor]:
+        x, y = (torch.randn(rows, WIDTH, device=device).to(kind) for _ in range(2))
+        return x, y
 
-    Raises what torch raises where the device lacks the dtype, ArithmeticError for a non-finite result.
-    """
-    kind = getattr(torch, dtype)
-    size = working_set_bytes or in_cache_bytes(device)
-    rows = max(1, size // (2 * kind.itemsize * WIDTH))
-    x = torch.randn(rows, WIDTH, device=device).to(kind)
-    y = torch.randn(rows, WIDTH, device=device).to(kind)
-    names = [name for name in OPERATIONS if dtype == "float32" or name not in FLOAT32_ONLY]
-    return [time_operation(name, x, y, budget_s=budget_s / len(names)) for name in names]
+    def check(operands: tuple[Tensor, Tensor], result: object) -> None:
+        exact = operation(*(t.double() for t in operands))
+        _agree(result, exact, kind)
+
+    return Case(make, lambda operands: operation(*operands), 2 * rows * WIDTH * kind.itemsize, check)
 
 
-def best(found: Iterable[Arithmetic]) -> Arithmetic:
-    """The operation with the highest rate over all visits."""
-    return max(merged(found), key=lambda a: (not a.samples.is_thin, a.flops_per_s))
+def _streamed(
+    call: Callable[..., object], given: bool, kind: torch.dtype, rows: int, device: torch.device
+) -> Case[tuple[Tensor, ...]]:
+    shape = (rows, LONGEST_ROW)
+
+    def make() -> tuple[Tensor, ...]:
+        x, y = (normal(rows * LONGEST_ROW, device).to(kind).view(shape) for _ in range(2))
+        return (x, y, torch.full(shape, math.nan, dtype=kind, device=device)) if given else (x, y)
+
+    def check(operands: tuple[Tensor, ...], result: object) -> None:
+        last = [t[-1:].clone() for t in operands]  # a row stands for all: each is computed alike
+        exact = call(*(t.double() for t in last))
+        found = result[-1:] if isinstance(result, Tensor) else None
+        _agree(found, exact, kind)
+
+    return Case(make, lambda operands: call(*operands), 2 * rows * LONGEST_ROW * kind.itemsize, check)
 
 
-def time_operation(name: str, x: Tensor, y: Tensor, *, budget_s: float) -> Arithmetic:
-    """Time one operation of the table on given operands."""
-    flops, operation = OPERATIONS[name]
-    samples = collect(
-        lambda: operation(x, y), clock_for(x.device), budget_s=budget_s, min_sample_s=SAMPLE_S[x.device.type]
-    )
-    if not bool(torch.isfinite(operation(x, y)).all()):
-        raise ArithmeticError(f"{name} of {x.dtype} random normal data is not finite")
-    return Arithmetic(name, str(x.dtype).removeprefix("torch."), flops, x.numel(), samples)
+def _agree(found: object, exact: object, kind: torch.dtype) -> None:
+    if not isinstance(found, Tensor) or not isinstance(exact, Tensor):
+        raise ArithmeticError("the operation gave no tensor")
+    worst = float((found.double() - exact.double()).abs().max())
+    scale = float(exact.abs().max())
+    # a few roundings of the type, and of sums of a row in float32
+    if not worst <= 8 * torch.finfo(kind).eps * max(scale, 1.0):
+        raise ArithmeticError(f"the {kind} result differs by {worst:g} of {scale:g} from float64")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from profiler.record.conditions import Window
 from profiler.record.measurement import WarmUp, quantile_of
 from profiler.timing.clock import Call, Clock
-from profiler.timing.stopping import Rules, StopReason, Stopping
+from profiler.timing.stopping import Reason, Rules, Stopping
 from profiler.timing.warmup import warm_up
 from profiler.timing.watch import Watch
 
@@ -31,7 +31,7 @@ class Samples:
     times_s: tuple[float, ...]
     """Seconds a call, mean of `repeats` calls in a row."""
     repeats: int
-    stop_reason: StopReason
+    stop_reason: Reason
     clock: str
     warm_up: WarmUp
     windows: tuple[Window, ...] = ()
@@ -66,6 +66,7 @@ def sample(
     repeats = _repeats(call, clock, once_s, min_sample_s, multiple)
     stopping = Stopping(rules)
     times: list[float] = []
+    timed_s = 0.0
     windows: list[Window] = []
     open_since, first = clock.now(), 0
     if watch is not None:
@@ -75,8 +76,9 @@ def sample(
         if not (math.isfinite(taken) and taken > 0):
             raise ArithmeticError(f"the clock ({clock.name}) gave {taken} s for {repeats} calls; measure more at once")
         times.append(taken / repeats)
+        timed_s += taken
         now = clock.now()
-        reason = stopping.add(taken / repeats, timed_s=taken, elapsed_s=now - began)
+        reason = stopping.add(taken / repeats, timed_s=timed_s, elapsed_s=now - began)
         if watch is not None and (reason or now - open_since >= WINDOW_S):
             windows.append(watch.end(len(times) - first))
             open_since, first = clock.now(), len(times)

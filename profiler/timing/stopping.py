@@ -26,7 +26,7 @@ Example::
 import bisect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -73,6 +73,10 @@ class Rules:
             )
         if not (self.relative_width >= 0 and self.noise_tolerance >= 0):
             raise ValueError("relative_width and noise_tolerance are shares, 0 or more")
+
+    def within(self, seconds: float) -> "Rules":
+        """The same rules with another time limit."""
+        return replace(self, min_time_s=min(self.min_time_s, seconds), max_time_s=seconds)
 
 
 class Stopping:

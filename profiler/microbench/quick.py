@@ -1,0 +1,136 @@
+"""Achieved peaks from one short measurement in this process: the prices of T1 and T2 in `run`.
+
+The parts of the characterisation that make peaks, on a short list of product shapes instead of a search, on three visits
+some seconds apart: other work on the machine makes samples slower, and only that. Intervals are over these visits, not
+over processes, and say so; `python -m profiler hardware` measures the same in fresh processes.
+
+Example: ``peaks, missing = measure_peaks(torch.device("cpu"), ["float32", "bfloat16"])``
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from profiler.microbench import memory, pointwise
+from profiler.microbench.bench import Bench
+from profiler.microbench.caches import cache_capacities, main_capacity
+from profiler.microbench.host import host_cost
+from profiler.microbench.matmul import PRODUCTS, Shape, time_product
+from profiler.microbench.peaks import peaks_of
+from profiler.record.measurement import Measurement
+from roofline.hardware import Peaks
+
+BUDGET_S = 12.0
+"""Time for all figures; allocation and data generation come on top."""
+VISITS = 3
+SHAPES: dict[str, tuple[Shape, ...]] = {
+    "cpu": tuple((s, s, s) for s in (512, 1024, 2048)),
+    # Winners on Hopper lie at m 1024–2048, n and k 4096–14336 (mamf-finder, ml-engineering).
+    "cuda": ((4096, 4096, 4096), (8192, 8192, 8192), (2048, 8192, 4096), (2048, 2048, 13312), (4096, 8192, 14336)),
+}
+PARTS = {"memory": 0.2, "cache": 0.2, "matmul": 0.35, "vector": 0.2, "host": 0.05}
+"""Parts of a visit's budget."""
+
+Progress = Callable[[float, str], None]
+"""Called with the part done (0 to 1) and what is being done."""
+
+
+def measure_peaks(
+    device: torch.device | str,
+    dtypes: Sequence[str],
+    *,
+    progress: Progress = lambda part, what: None,
+    budget_s: float = BUDGET_S,
+    limit_bytes: int | None = None,
+) -> tuple[Peaks, dict[str, str]]:
+    """Measure the device's peaks.
+
+    Args: a CPU or CUDA device; dtypes by torch's names, "float32" is added for vector work; `progress` is called
+    with the part done and what is being done; `limit_bytes` bounds the working set of main memory.
+    Returns the peaks and, by figure ("matrix.float16", "vector.bfloat16", "level.L3", "host_s_per_op"), why one is
+    missing or merged. Raises RuntimeError where main memory cannot be measured, ValueError for an unknown dtype.
+    """
+    device = torch.device(device)
+    for dtype in dtypes:
+        if dtype not in PRODUCTS:
+            raise ValueError(f"{dtype!r} is no dtype of a product; use {', '.join(PRODUCTS)}")
+    found: list[Measurement] = []
+    for visit in range(VISITS):
+        bench = Bench(device, process=visit, dtypes=tuple(dtypes), limit_bytes=limit_bytes)
+        for name, measurements in _visit(bench, budget_s / VISITS):
+            progress((visit + _before(name)) / VISITS, _WORDS[name])
+            found.extend(measurements)
+    progress(1.0, "peaks")
+    return peaks_of(
+        _with_bursts(found),
+        main=main_capacity(device),
+        caches=cache_capacities(device),
+        threads=None if device.type == "cuda" else torch.get_num_threads(),
+        where=where(device),
+        ieee_products_are_vector_work=device.type == "cuda",
+        replicate="visits in one process",
+    )
+
+
+def where(device: torch.device) -> str:
+    """What all figures of a device share."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"torch {torch.__version__}, {name}"
+
+
+_WORDS = {
+    "memory": "bandwidth of main memory",
+    "cache": "bandwidth of the caches",
+    "matmul": "products",
+    "vector": "vector work",
+    "host": "host cost of an operation",
+}
+
+
+def _before(name: str) -> float:
+    names = list(PARTS)
+    return sum(PARTS[one] for one in names[: names.index(name)])
+
+
+def _visit(bench: Bench, budget_s: float) -> Iterator[tuple[str, Iterator[Measurement]]]:
+    """The parts of one visit, each within its share of the budget."""
+    caches = cache_capacities(bench.device)
+    sets = sum(len(memory.working_sets(cache, caches)) for cache in caches) * 3
+    dtypes = dict.fromkeys(("float32", *bench.dtypes))
+    shapes = SHAPES[bench.device.type]
+    cases = {
+        "memory": len(memory.KERNELS),
+        "cache": max(1, sets),
+        "matmul": len(bench.dtypes) * len(shapes),
+        "vector": len(dtypes) * len(pointwise.OPERATIONS) / 3,  # it gives each a third of a case's time
+        "host": 1,
+    }
+    benches = {name: replace_budget(bench, PARTS[name] * budget_s / cases[name]) for name in PARTS}
+    yield "memory", memory.main_memory(benches["memory"])
+    yield "cache", memory.caches(benches["cache"])
+    yield "matmul", (
+        time_product(benches["matmul"], "matmul", dtype, shape) for dtype in bench.dtypes for shape in shapes
+    )
+    yield "vector", pointwise.vector(benches["vector"])
+    yield "host", host_cost(benches["host"])
+
+
+def replace_budget(bench: Bench, budget_s: float) -> Bench:
+    """The same bench with another budget for a case."""
+    return replace(bench, budget_s=budget_s)
+
+
+def _with_bursts(found: Sequence[Measurement]) -> list[Measurement]:
+    """Of the products of each dtype, those of the best shape over all visits, named as the burst that they are."""
+    best: dict[str, tuple[float, str]] = {}
+    for one in found:
+        if one.benchmark == "matmul" and one.dtype is not None and one.status == "done":
+            best[one.dtype] = max(best.get(one.dtype, (0.0, "")), (one.value(), one.case))
+    kept = []
+    for one in found:
+        if one.benchmark != "matmul":
+            kept.append(one)
+        elif one.dtype in best and one.case == best[one.dtype][1] or one.dtype not in best:
+            kept.append(one.model_copy(update={"case": "burst"}))
+    return kept
