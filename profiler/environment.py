@@ -12,14 +12,18 @@ import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from profiler.device import parse_device
-from profiler.findings import Finding, disk_findings, gpu_findings, host_findings
+from profiler.findings.disk import disk_findings
+from profiler.findings.finding import Finding
+from profiler.findings.gpu import gpu_findings
+from profiler.findings.host import host_findings
+from profiler.findings.variables import variable_findings
 from profiler.host import parse_cpu_list, parse_cpu_name, parse_size, read_host, read_limits, usable_cpus
 from profiler.nvml import GpuReading, NvmlMissing, read_gpu
 from profiler.record.run import Environment
@@ -50,7 +54,7 @@ def collect(device: str | torch.device, found: Sequence[Finding] | None = None) 
     name, uuid, memory, extra = _cuda(chosen) if chosen.type == "cuda" else _cpu()
     return Environment(
         device=name,
-        device_kind="cuda" if chosen.type == "cuda" else "cpu",
+        device_kind=_kind(chosen),
         device_uuid=uuid,
         cores=len(usable_cpus()),
         threads=torch.get_num_threads(),
@@ -63,6 +67,10 @@ def collect(device: str | torch.device, found: Sequence[Finding] | None = None) 
             finding.what for finding in (findings(device) if found is None else found) if finding.severity != "note"
         ),
     )
+
+
+def _kind(device: torch.device) -> Literal["cpu", "cuda"]:
+    return "cuda" if device.type == "cuda" else "cpu"
 
 
 def _cpu() -> tuple[str, None, int, dict[str, str]]:
@@ -110,11 +118,12 @@ def findings(
     Raises RequestError where there is no such device.
     """
     chosen = parse_device(device)
-    found = [*host_findings(read_host(torch.get_num_threads(), interval_s))]
+    threads, kind = torch.get_num_threads(), _kind(chosen)
+    found = [*host_findings(read_host(threads, interval_s), kind), *variable_findings(os.environ, kind, threads)]
     if chosen.type == "cuda":
         try:
             reading = _reading(chosen)  # asks torch for the PCI address, which may give this process a context
-            found.extend(gpu_findings(reading, _has_context(chosen)))
+            found.extend(gpu_findings(reading, _has_context(chosen), torch.cuda.memory_reserved(chosen)))
         except NvmlMissing as error:
             found.append(Finding(severity="warns", what=str(error), mend="install the driver's NVML library"))
     folder = next(path for path in (results.absolute(), *results.absolute().parents) if path.exists())

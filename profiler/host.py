@@ -8,11 +8,12 @@ Example: ``read_host(interval_s=0.5).steal_fraction``
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from pydantic import Field
 
+from profiler.processor import Processor, read_processor
 from roofline.record import Record
 
 UNLIMITED_BYTES = 1 << 60
@@ -20,7 +21,7 @@ UNLIMITED_BYTES = 1 << 60
 
 
 class CpuTimes(Record):
-    """One line of /proc/stat, in seconds over all cores."""
+    """Lines of /proc/stat, in seconds over the CPUs that were asked for."""
 
     busy_s: float
     """Every state but idle, I/O wait and steal."""
@@ -48,9 +49,9 @@ class HostReading(Record):
     """That torch uses within an operation; None where torch was not asked."""
     load_1min: float | None = None
     steal_fraction: float | None = None
-    """Of all cores' time over the interval."""
+    """Of the time of the cores that this process may use, over the interval."""
     busy_others_cores: float | None = None
-    """Cores' worth of CPU time that this process did not use."""
+    """Cores' worth of CPU time on them that this process did not use."""
     busiest: tuple[Process, ...] = ()
     """Processes of this system beside this one that used the CPU, the busiest first."""
     governors: tuple[str, ...] = ()
@@ -63,16 +64,21 @@ class HostReading(Record):
     """Of this process."""
     swap_pages: int | None = None
     """Pages that the system swapped in or out over the interval."""
+    processor: Processor = Processor()
     unread: tuple[str, ...] = ()
 
 
-def parse_cpu_times(stat: str, ticks_per_s: float) -> CpuTimes:
-    """The "cpu" line of /proc/stat: user nice system idle iowait irq softirq steal guest guest_nice (proc(5)).
+def parse_cpu_times(stat: str, ticks_per_s: float, cpus: Collection[int] = ()) -> CpuTimes:
+    """The "cpuN" lines of /proc/stat: user nice system idle iowait irq softirq steal guest guest_nice (proc(5)).
 
-    Guest time is already in user time, so it is left out of the sum.
+    Guest time is already in user time, so it is left out of the sum. The "cpu" line, of all CPUs, stands for those
+    that are not listed, and where none is asked for.
     """
-    line = next(line for line in stat.splitlines() if line.startswith("cpu "))
-    user, nice, system, idle, iowait, irq, softirq, steal = (int(x) / ticks_per_s for x in line.split()[1:9])
+    fields = {line.split()[0]: line.split()[1:9] for line in stat.splitlines() if line.startswith("cpu")}
+    names = [f"cpu{cpu}" for cpu in cpus if f"cpu{cpu}" in fields]
+    lines = [fields[name] for name in names] if names and len(names) == len(cpus) else [fields["cpu"]]
+    states = [sum(int(line[i]) for line in lines) / ticks_per_s for i in range(8)]
+    user, nice, system, idle, iowait, irq, softirq, steal = states
     busy = user + nice + system + irq + softirq
     return CpuTimes(busy_s=busy, steal_s=steal, total_s=busy + steal + idle + iowait)
 
@@ -214,7 +220,7 @@ def read_host(
 
     figures: dict[str, object] = {}
     if before and after:
-        first, last = parse_cpu_times(before, ticks), parse_cpu_times(after, ticks)
+        first, last = parse_cpu_times(before, ticks, cpus), parse_cpu_times(after, ticks, cpus)
         own = sum(spent_after.get(os.getpid(), ("", 0.0))[1:]) - sum(spent.get(os.getpid(), ("", 0.0))[1:])
         figures["steal_fraction"] = (last.steal_s - first.steal_s) / max(last.total_s - first.total_s, 1 / ticks)
         figures["busy_others_cores"] = max(0.0, last.busy_s - first.busy_s - own) / elapsed
@@ -241,6 +247,7 @@ def read_host(
             "threads": threads,
             "busiest": _busiest(spent, spent_after, elapsed),
             "governors": tuple(sorted(governors)),
+            "processor": read_processor(cpus, proc, sys),
             "unread": tuple(dict.fromkeys(unread)),
         }
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from profiler.environment import collect, cpu_cache_levels, findings, version_findings
-from profiler.findings import Finding
+from profiler.findings.finding import Finding
 from profiler.nvml import NvmlMissing, read_gpu
 
 

@@ -36,6 +36,14 @@ def test_cpu_times_add_up_and_guests_count_once() -> None:
     assert times.total_s == pytest.approx(times.busy_s + 0.76 + 2557.73 + 6.08)
 
 
+def test_cpu_times_of_the_cpus_that_are_used() -> None:
+    assert parse_cpu_times(STAT, 100, cpus=(1,)).busy_s == pytest.approx(290.58 + 64.06 + 0.67)
+    both = parse_cpu_times(STAT, 100, cpus=(0, 1))
+    assert both.busy_s == pytest.approx(117.43 + 10.42 + 0.17 + 290.58 + 64.06 + 0.67)
+    assert both.steal_s == pytest.approx(0.75)
+    assert parse_cpu_times(STAT, 100, cpus=(0, 7)) == parse_cpu_times(STAT, 100)
+
+
 def test_process_names_may_hold_brackets_and_blanks() -> None:
     text = "77 (tmux: (srv) 1) S 1 77 77 0 -1 4194560 900 0 3 0 250 50 0 0 20 0 1 0 5000 1 1 1\n"
     assert parse_process_times(text, ticks_per_s=100) == ("tmux: (srv) 1", 3.0)

@@ -5,7 +5,7 @@ import pytest
 
 from profiler import environment
 from profiler.cli.app import main
-from profiler.findings import Finding
+from profiler.findings.finding import Finding
 
 
 def test_doctor_describes_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

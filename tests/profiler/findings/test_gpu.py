@@ -1,20 +1,7 @@
 import pytest
 
-from profiler.findings import REASONS, disk_findings, gpu_findings, host_findings
-from profiler.host import HostReading, Process
+from profiler.findings.gpu import REASONS, gpu_findings
 from profiler.nvml import GpuProcess, GpuReading
-
-QUIET = HostReading(
-    cores=4,
-    host_cores=4,
-    threads=4,
-    load_1min=0.3,
-    steal_fraction=0.0,
-    busy_others_cores=0.02,
-    governors=("performance",),
-    swapped_bytes=0,
-    swap_pages=0,
-)
 
 IDLE_GPU = GpuReading(
     name="NVIDIA H200",
@@ -38,40 +25,8 @@ IDLE_GPU = GpuReading(
 )
 
 
-def test_a_quiet_host_and_an_idle_gpu_have_no_findings() -> None:
-    assert host_findings(QUIET) == ()
+def test_an_idle_gpu_has_no_findings() -> None:
     assert gpu_findings(IDLE_GPU) == ()
-
-
-@pytest.mark.parametrize(
-    ("change", "severity", "what"),
-    [
-        ({"busy_others_cores": 0.5}, "warns", "other work takes 0.50 of 4 cores"),
-        ({"busy_others_cores": 2.0}, "invalidates", "other work takes 2.00 of 4 cores"),
-        (
-            {"busy_others_cores": 1.0, "busiest": (Process(pid=9, name="make", cores=0.9),)},
-            "warns",
-            "other work takes 1.00 of 4 cores: make (9): 90% of a core",
-        ),
-        ({"steal_fraction": 0.02}, "warns", "2.0%"),
-        ({"steal_fraction": 0.2}, "invalidates", "20.0%"),
-        ({"load_1min": 4.5}, "note", "load average 4.50 on 4 cores"),
-        ({"governors": ("performance", "powersave")}, "warns", "governor powersave"),
-        ({"threads": 8}, "invalidates", "8 threads on 4 cores"),
-        ({"threads": 2}, "note", "2 threads of 4 cores"),
-        ({"host_cores": 16}, "note", "4 of 16 cores"),
-        ({"cpu_quota_cores": 1.5}, "warns", "1.5 cores' time on 4 cores"),
-        ({"memory_limit_bytes": 2 << 30}, "note", "2.0 GiB"),
-        ({"swapped_bytes": 3 << 20}, "warns", "3 MiB of this process"),
-        ({"swap_pages": 7}, "warns", "swapped 7 pages"),
-        ({"unread": ("/proc/stat",)}, "note", "not known here: /proc/stat"),
-    ],
-)
-def test_each_thing_that_spoils_a_host_is_one_finding(change: dict[str, object], severity: str, what: str) -> None:
-    (finding,) = host_findings(QUIET.model_copy(update=change))
-    assert finding.severity == severity
-    assert what in finding.what
-    assert finding.mend
 
 
 OTHER = GpuProcess(pid=9, memory_bytes=1 << 30, visible=True)
@@ -92,6 +47,9 @@ HIDDEN = GpuProcess(pid=88_000, visible=False)
         ({"temperature_c": 85}, "warns", "85 °C; it slows down at 92 °C"),
         ({"power_limit_w": 500}, "warns", "capped at 500 W; the default is 700 W"),
         ({"unread": ("power limit: Not Supported",)}, "note", "does not say: power limit: Not Supported"),
+        ({"memory_used_bytes": 5 << 30}, "warns", "5.0 of 140.4 GiB of the GPU's memory are in use"),
+        ({"compute_mode": "prohibited"}, "invalidates", "prohibited: no process may use CUDA"),
+        ({"compute_mode": "exclusive process"}, "note", "exclusive process: two processes cannot"),
         *(({"event_reasons": bit}, severity, what) for bit, what, severity, _ in REASONS),
     ],
 )
@@ -105,24 +63,21 @@ def test_each_thing_that_spoils_a_gpu_is_one_finding(change: dict[str, object], 
 def test_a_reading_with_nothing_known_has_no_findings() -> None:
     bare = GpuReading(name="x", uuid="u", driver="d", memory_bytes=1, memory_used_bytes=0)
     assert gpu_findings(bare) == ()
-    assert host_findings(HostReading(cores=1, host_cores=1)) == ()
 
 
 def test_in_a_container_one_unknown_process_may_be_this_one() -> None:
     gpu = IDLE_GPU.model_copy(update={"processes": (HIDDEN,), "utilization": 0.4})
     assert gpu_findings(gpu, own_context=True) == ()
     assert [f.severity for f in gpu_findings(gpu, own_context=False)] == ["invalidates"]
+    busy = HIDDEN.model_copy(update={"pid": 88_001, "sm_utilization": 0.9})
+    assert [p.pid for p in gpu.model_copy(update={"processes": (HIDDEN, busy)}).foreign(own_context=True)] == [88_000]
     two = gpu.model_copy(update={"processes": (HIDDEN, OTHER)})
     assert "1 other process(es) on the GPU (pid 9)" in gpu_findings(two, own_context=True)[0].what
 
 
-def test_a_full_disk_is_a_finding() -> None:
-    assert disk_findings(10 << 30, "results") == ()
-    (finding,) = disk_findings(5 << 20, "results")
-    assert finding.what == "5 MiB free for results under results"
-
-
-def test_a_process_that_takes_next_to_nothing_is_not_named() -> None:
-    busiest = (Process(pid=9, name="make", cores=0.9), Process(pid=10, name="sshd", cores=0.04))
-    (found,) = host_findings(QUIET.model_copy(update={"busy_others_cores": 1.0, "busiest": busiest}))
-    assert "make" in found.what and "sshd" not in found.what
+def test_memory_that_our_own_tensors_hold_is_not_in_the_way() -> None:
+    gpu = IDLE_GPU.model_copy(update={"memory_used_bytes": 21 << 30})
+    assert gpu_findings(gpu, own_bytes=20 << 30) == ()
+    assert "11.0 of" in gpu_findings(gpu, own_bytes=10 << 30)[0].what
+    # the driver counts the whole device where this process has a slice of it
+    assert [f.what[:6] for f in gpu_findings(gpu.model_copy(update={"mig": True}))] == ["MIG is"]
