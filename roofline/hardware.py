@@ -120,6 +120,9 @@ class Characteristic(Record):
     """What was run, on what, in which state of the caches, by which clock."""
     labels: tuple[str, ...] = ()
     """What a reader has to know: "power cap in 83 % of the time, …"."""
+    status: Literal["done", "inconclusive", "invalid", "failed"] = "done"
+    """inconclusive: other work had the host, and the value is at most too low a rate; invalid: not this device's
+    speed (throttled by heat, a foreign process), and there is no value; failed: nothing was measured."""
     datasheet: float | None = None
     """What the datasheet says of the same, in the same unit."""
     reason: str | None = None

@@ -20,11 +20,11 @@ import torch
 
 from profiler.microbench.caches import cache_capacities
 from profiler.record.conditions import Label
-from profiler.record.measurement import FASTEST, CacheState, Measurement, State, Unit
+from profiler.record.measurement import FASTEST, CacheState, Measurement, State, Status, Unit
 from profiler.timing.clock import Clock, clock_for
 from profiler.timing.engine import Case, Setting, measure
 from profiler.timing.floor import ABOVE, too_short
-from profiler.timing.labels import labels, worst
+from profiler.timing.labels import device_labels, host_labels, worst
 from profiler.timing.stopping import Rules
 from profiler.timing.watch import Watch, watch_for
 
@@ -54,8 +54,6 @@ class Bench:
     quick: bool = False
     limit_bytes: int | None = None
     """Most memory of a case; None: `LIMIT_BYTES` and `MEMORY_PART`."""
-    parallel: bool = False
-    """Whether more than one process may use the machine at once: only collectives do."""
     clock: Clock = field(init=False)
     watch: Watch = field(init=False)
     cache_bytes: int | None = field(init=False)
@@ -130,12 +128,18 @@ class Bench:
                 release(self.device)
         samples = timed.samples
         sample_s = samples.median_s * samples.repeats
-        found = [*labels(samples.windows), *flags(timed.cache, sample_s, timed.floor_s, used.name)]
-        invalid = worst(found) == "invalidates"
+        host = host_labels(samples.windows)
+        device = [*device_labels(samples.windows), *flags(timed.cache, sample_s, timed.floor_s, used.name)]
+        status: Status = "done"
+        if worst(device) == "invalidates":
+            status = "invalid"
+        elif worst(host) == "invalidates" and not self.is_cuda:
+            status = "inconclusive"
+        found = [*device, *host]
         return Measurement(
             **about,
-            status="invalid" if invalid else "done",
-            reason="; ".join(label.what for label in found if label.severity == "invalidates") if invalid else None,
+            status=status,
+            reason=None if status == "done" else "; ".join(x.what for x in found if x.severity == "invalidates"),
             samples=samples.times_s,
             repeats=samples.repeats,
             clock=samples.clock,

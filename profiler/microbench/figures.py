@@ -33,10 +33,10 @@ def characteristic(
 ) -> Characteristic:
     """The figure of measurements of one thing; where none is done, its reason."""
     first = alike[0]
-    done = [one for one in alike if one.status == "done"]
+    done = [one for one in alike if one.status == "done"] or [one for one in alike if one.status == "inconclusive"]
     about = {"name": name, "dtype": first.dtype, "unit": first.unit, "datasheet": datasheet}
     if not done:
-        return Characteristic(**about, reason=first.reason, labels=_labels(alike))
+        return Characteristic(**about, status=first.status, reason=first.reason, labels=_labels(alike))
     values = [one.value() for one in done]
     ends = interval(values)
     return Characteristic(
@@ -49,6 +49,8 @@ def characteristic(
         replicates=len(values),
         conditions=conditions(done, replicate),
         labels=_labels(alike),
+        status=done[0].status,
+        reason=done[0].reason,
     )
 
 

@@ -32,7 +32,7 @@ LAST_PART = 0.5
 def grid_for(bench: Bench, dtype: str) -> Grid:
     """The grid that suits the device's speed and memory. Raises ArithmeticError with the reason where the probe fails."""
     probe = time_product(bench, "search", dtype, PROBE, budget_s=VISIT_S[bench.device.type])
-    if probe.status != "done":
+    if not probe.has_value:
         raise ArithmeticError(probe.reason)
     limit = LARGEST_CALL_S[bench.device.type]
     fits = [s for s in LADDER if flops((s, s, s)) / probe.value() <= limit and 24 * s * s <= (bench.limit_bytes or 0)]
@@ -44,7 +44,7 @@ def rate_of(bench: Bench, dtype: str) -> Callable[[Shape], float | None]:
 
     def rate(shape: Shape) -> float | None:
         found = time_product(bench, "search", dtype, shape, budget_s=VISIT_S[bench.device.type])
-        return found.value() if found.status == "done" else None
+        return found.value() if found.has_value else None
 
     return rate
 

@@ -125,7 +125,7 @@ def _with_bursts(found: Sequence[Measurement]) -> list[Measurement]:
     """Of the products of each dtype, those of the best shape over all visits, named as the burst that they are."""
     best: dict[str, tuple[float, str]] = {}
     for one in found:
-        if one.benchmark == "matmul" and one.dtype is not None and one.status == "done":
+        if one.benchmark == "matmul" and one.dtype is not None and one.has_value:
             best[one.dtype] = max(best.get(one.dtype, (0.0, "")), (one.value(), one.case))
     kept = []
     for one in found:

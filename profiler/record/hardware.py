@@ -159,7 +159,7 @@ def _row(run: Run, one: Measurement) -> dict[str, Any]:
         **plain,
         "run": run.name,
         "device": run.environment.device,
-        "value": one.value() if one.status == "done" else None,
+        "value": one.value() if one.has_value else None,
         "cache_state": one.cache.declared if one.cache is not None else None,
         "record": json.dumps(content, allow_nan=False),
     }

@@ -24,6 +24,8 @@ Unit = Literal["B/s", "FLOP/s", "s", "J/FLOP", "J/B", "W"]
 RATES = ("B/s", "FLOP/s")
 """Units in which more is better; in the others a sample is a cost."""
 State = Literal["cold", "warm", "in place"]
+Status = Literal["done", "inconclusive", "invalid", "failed"]
+"""inconclusive: other work had the host; what is measured is at most too slow. invalid: not this device's speed."""
 
 
 class CacheState(Record):
@@ -69,9 +71,9 @@ class Measurement(Record):
     unit: Unit
     work: float = Field(gt=0, allow_inf_nan=False)
     """Bytes, FLOPs or calls of what one sample counts; for a cost, what the sample is divided by."""
-    status: Literal["done", "failed", "invalid"]
+    status: Status
     reason: str | None = None
-    """Why there is no result, in one line."""
+    """Why there is no result, or why it cannot be trusted, in one line."""
     samples: tuple[float, ...] = ()
     """Seconds a call (joules for J/…, watts for W), mean of `repeats` in a row, in the order they were taken."""
     repeats: int = Field(default=1, ge=1)
@@ -89,10 +91,10 @@ class Measurement(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Measurement":
-        if self.status == "done" and not self.samples:
-            raise ValueError("a measurement that is done has samples")
+        if self.status in ("done", "inconclusive") and not self.samples:
+            raise ValueError("a measurement with a result has samples")
         if self.status != "done" and not self.reason:
-            raise ValueError("a measurement without a result says why")
+            raise ValueError("a measurement without a good result says why")
         if any(not math.isfinite(sample) or sample <= 0 for sample in self.samples):
             raise ValueError("a sample is a finite positive number")
         return self
@@ -101,6 +103,11 @@ class Measurement(Record):
     def key(self) -> tuple[str, str, str | None, int | None]:
         """What is alike in measurements of the same thing in different processes."""
         return self.benchmark, self.case, self.dtype, self.threads
+
+    @property
+    def has_value(self) -> bool:
+        """Whether its samples tell something of the device, on a busy host at least a bound."""
+        return self.status in ("done", "inconclusive")
 
     def value(self, quantile: float | None = None) -> float:
         """In `unit`, at a quantile of the samples from the fastest (None: its own). Raises ValueError if not done."""
