@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 from profiler.attribution.timeline import QUIET
-from profiler.cli import doctor, errors, predict, run, show
+from profiler.cli import doctor, errors, hardware, predict, run, show
 from profiler.cli import list as list_verb
 from profiler.cli.output import discard_stdout, replace_unencodable
 from profiler.record.errors import InvalidMeasurement, RequestError
@@ -29,6 +29,7 @@ os.environ.update(QUIET)  # read when torch is first imported, which verbs do la
 
 VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "run": (run.run, run.EXAMPLE),
+    "hardware": (hardware.hardware, hardware.EXAMPLE),
     "predict": (predict.predict, predict.EXAMPLE),
     "list": (list_verb.list_, list_verb.EXAMPLE),
     "show": (show.show, show.EXAMPLE),

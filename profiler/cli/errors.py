@@ -20,24 +20,25 @@ INTERRUPTED, BROKEN_PIPE = 130, 141
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C while a run folder was being written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, verb: str) -> None:
         super().__init__(str(path))
-        self.path = path
+        self.path, self.verb = path, verb
 
 
 @contextmanager
-def resumable(path: Path) -> Iterator[None]:
+def resumable(path: Path, verb: str = "run") -> Iterator[None]:
     """Within it, Ctrl-C says where the results are and how to go on."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise Interrupted(path) from stop
+        raise Interrupted(path, verb) from stop
 
 
 def interruption(stop: KeyboardInterrupt) -> str:
     """The line shown after Ctrl-C."""
     if isinstance(stop, Interrupted):
         return (
-            f"interrupted; what was measured is in {stop.path}, go on with: python -m profiler run --resume {stop.path}"
+            f"interrupted; what was measured is in {stop.path}, "
+            f"go on with: python -m profiler {stop.verb} --resume {stop.path}"
         )
     return "interrupted"
