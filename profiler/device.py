@@ -1,7 +1,9 @@
-"""The device that a user names.
+"""The device that a user names, and its address.
 
 Example: ``parse_device("auto").type`` is "cuda" where torch sees a GPU, else "cpu"
 """
+
+from typing import Any
 
 import torch
 
@@ -27,3 +29,9 @@ def parse_device(name: str | torch.device) -> torch.device:
         if where.index is not None and where.index >= count:
             raise RequestError(f"--device {name}: this machine has {count}, from cuda:0 to cuda:{count - 1}")
     return where
+
+
+def pci_bus_id(device: torch.device) -> str:
+    """The PCI address of a CUDA device as NVML writes it, "domain:bus:device.0"."""
+    found: Any = torch.cuda.get_device_properties(device)  # torch's stubs leave the PCI address out
+    return f"{found.pci_domain_id:08x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"

@@ -12,13 +12,13 @@ import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from profiler.device import parse_device
+from profiler.device import parse_device, pci_bus_id
 from profiler.findings.disk import disk_findings
 from profiler.findings.finding import Finding
 from profiler.findings.gpu import gpu_findings
@@ -85,16 +85,11 @@ def _cuda(device: torch.device) -> tuple[str, str | None, int, dict[str, str]]:
     properties = torch.cuda.get_device_properties(device)
     extra = {"cuda": str(torch.version.cuda)}
     try:
-        gpu = read_gpu(_pci_bus_id(device))
+        gpu = read_gpu(pci_bus_id(device))
     except NvmlMissing:  # `findings` says so in the notes
         return properties.name, None, properties.total_memory, extra
     uuid = f"GPU-{properties.uuid}" if gpu.mig else gpu.uuid  # under MIG, the slice that torch sees
     return gpu.name, uuid, properties.total_memory, {**extra, "driver": gpu.driver}
-
-
-def _pci_bus_id(device: torch.device) -> str:
-    found: Any = torch.cuda.get_device_properties(device)  # torch's stubs leave the PCI address out
-    return f"{found.pci_domain_id:08x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
 
 
 def versions() -> dict[str, str]:
@@ -134,7 +129,7 @@ def findings(
 
 
 def _reading(device: torch.device) -> GpuReading:
-    return read_gpu(_pci_bus_id(device))
+    return read_gpu(pci_bus_id(device))
 
 
 def _has_context(device: torch.device) -> bool:
