@@ -40,17 +40,27 @@ def labels(
     `before` and `after` are readings of the GPU around it, None on a CPU or without NVML; `chip_clock_hz` is the SM
     clock for which the datasheet's peaks are quoted.
     """
+    found = [*device_labels(windows, before, after, chip_clock_hz=chip_clock_hz), *host_labels(windows)]
+    return tuple(sorted(found, key=lambda label: ORDER.index(label.severity)))
+
+
+def device_labels(
+    windows: Sequence[Window],
+    before: GpuReading | None = None,
+    after: GpuReading | None = None,
+    *,
+    chip_clock_hz: float | None = None,
+) -> list[Label]:
+    """Labels of the device alone; arguments as of `labels`."""
     reasons = _reasons(windows, chip_clock_hz)
-    found = [
+    return [
         *reasons,
         *_foreign(windows, mig=before is not None and bool(before.mig)),
         *_device(before, after),
         *_unknown(windows, before),
         *([] if reasons else _sm_clock_moved(windows, chip_clock_hz)),  # a reason has the range with it
         *_other_clocks(windows),
-        *_host(windows),
     ]
-    return tuple(sorted(found, key=lambda label: ORDER.index(label.severity)))
 
 
 def worst(found: Iterable[Label]) -> Severity | None:
@@ -88,7 +98,7 @@ def _sm_clock(windows: Sequence[Window], chip_clock_hz: float | None) -> str:
     if not clocks:
         return ""
     median = statistics.median(clocks)
-    text = f", SM clock {_megahertz(clocks)}, median {median / 1e6:,.0f}"
+    text = f", SM clock {_megahertz(clocks)}" + (f", median {median / 1e6:,.0f}" if len(set(clocks)) > 1 else "")
     if chip_clock_hz is not None:
         text += f", {_percent(median / chip_clock_hz)} of the {chip_clock_hz / 1e6:,.0f} MHz of the datasheet's peaks"
     return text
@@ -236,4 +246,5 @@ def _percent(fraction: float) -> str:
 
 
 def _megahertz(values: Sequence[float]) -> str:
-    return f"{min(values) / 1e6:,.0f}–{max(values) / 1e6:,.0f} MHz"
+    low, high = f"{min(values) / 1e6:,.0f}", f"{max(values) / 1e6:,.0f}"
+    return f"{low} MHz" if low == high else f"{low}–{high} MHz"
