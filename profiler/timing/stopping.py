@@ -6,7 +6,7 @@
   third of the runs of two equal modes; a ninth with both). And the medians of the two halves of the samples agree as
   closely: a warm-up or a change of clock is not averaged away.
 - "noise stable": the noise itself, interquartile range over median, no longer changes: more samples would not show
-  less of it. After nvbench's stdrel criterion (nvbench/detail/stdrel_criterion.cu: more than 64 samples, looked at
+  less of it. After nvbench's stdrel criterion (nvbench/detail/stdrel_criterion.cxx: more than 64 samples, looked at
   every 16, noise recorded after each sample spread by less than 5 % of its mean). Two changes: quartiles, because one
   stall moves a standard deviation; and the window is the latter half of the samples, not at most 512, because a
   noise that falls as 1/√n moves by 1/(2n) a sample and looks stable through any window of fixed length.
