@@ -1,9 +1,9 @@
 """Characterises a device in fresh processes, one after another, and keeps each measurement as soon as it is there.
 
-First the search for the fastest products, then `replicates` processes that each run every replicated part, the last of
-which also runs the parts that run once. While a process measures, this one only waits on its pipe: it takes no core from
-it. A process that dies (a lost device, the kernel's out-of-memory killer) or is silent for too long costs the part that
-it was in; a new one goes on with the next part.
+First the search for the fastest products and what else runs once, then as many processes as there are replicates, each
+with every replicated part. While one measures, this process only waits on its pipe: it takes no core from it. A process
+that dies (a lost device, the kernel's out-of-memory killer) or is silent for too long costs the part that it was in; a
+new one goes on with the next part.
 
 Example::
 

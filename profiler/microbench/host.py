@@ -139,9 +139,7 @@ class Step:
             raise ArithmeticError("the logits of the tiny model are not finite")
 
     def _decode(self) -> Any:
-        return self._model(
-            input_ids=self._token, past_key_values=self._cache, use_cache=True, logits_to_keep=1
-        ).logits
+        return self._model(input_ids=self._token, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits
 
     def _restore(self) -> None:
         for layer, keys, values in self._filled:

@@ -30,7 +30,7 @@ LAST_PART = 0.5
 
 
 def grid_for(bench: Bench, dtype: str) -> Grid:
-    """The grid that suits the device's speed and memory. Raises ArithmeticError with the reason where the probe fails."""
+    """The grid that suits the device's speed and memory. Raises ArithmeticError with the reason: the probe fails."""
     probe = time_product(bench, "search", dtype, PROBE, budget_s=VISIT_S[bench.device.type])
     if not probe.has_value:
         raise ArithmeticError(probe.reason)

@@ -104,13 +104,12 @@ def _levels(
     known = {cache: reached.get(cache.name, []) for cache in caches}
     kept, merged = ladder(MeasuredLevel(main.name, main.bytes, main.bytes, fastest), known)
     levels = []
-    for level in kept:
-        figure = _figure(sources[level.name, level.best.working_set_bytes], where)
-        if level.capacity_bytes != level.stated_bytes:
-            figure = figure.model_copy(
-                update={"source": f"{figure.source}; {level.stated_bytes} bytes stated by the system"}
-            )
-        levels.append(Level(name=level.name, capacity_bytes=level.capacity_bytes, bandwidth=figure))
+    for one_level in kept:
+        figure = _figure(sources[one_level.name, one_level.best.working_set_bytes], where)
+        if one_level.capacity_bytes != one_level.stated_bytes:
+            stated = f"{one_level.stated_bytes} bytes stated by the system"
+            figure = figure.model_copy(update={"source": f"{figure.source}; {stated}"})
+        levels.append(Level(name=one_level.name, capacity_bytes=one_level.capacity_bytes, bandwidth=figure))
     return tuple(levels), merged
 
 
@@ -118,6 +117,4 @@ def _figure(one: Characteristic, where: str) -> Figure:
     if one.value is None:
         raise ValueError(f"{one.name} has no value")
     what = f"measured: {one.name}; {one.conditions}"
-    return Figure(
-        value=one.value, low=one.low, high=one.high, source=f"{what}; {where}" if where else what
-    )
+    return Figure(value=one.value, low=one.low, high=one.high, source=f"{what}; {where}" if where else what)

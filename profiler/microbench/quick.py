@@ -1,7 +1,7 @@
 """Achieved peaks from one short measurement in this process: the prices of T1 and T2 in `run`.
 
-The parts of the characterisation that make peaks, on a short list of product shapes instead of a search, on three visits
-some seconds apart: other work on the machine makes samples slower, and only that. Intervals are over these visits, not
+What of the characterisation makes peaks, on a short list of product shapes instead of a search, on three visits some
+seconds apart: other work on the machine makes samples slower, and only that. Intervals are over these visits, not
 over processes, and say so; `python -m profiler hardware` measures the same in fresh processes.
 
 Example: ``peaks, missing = measure_peaks(torch.device("cpu"), ["float32", "bfloat16"])``
@@ -109,8 +109,9 @@ def _visit(bench: Bench, budget_s: float) -> Iterator[tuple[str, Iterator[Measur
     benches = {name: replace_budget(bench, PARTS[name] * budget_s / cases[name]) for name in PARTS}
     yield "memory", memory.main_memory(benches["memory"])
     yield "cache", memory.caches(benches["cache"])
-    yield "matmul", (
-        time_product(benches["matmul"], "matmul", dtype, shape) for dtype in bench.dtypes for shape in shapes
+    yield (
+        "matmul",
+        (time_product(benches["matmul"], "matmul", dtype, shape) for dtype in bench.dtypes for shape in shapes),
     )
     yield "vector", pointwise.vector(benches["vector"])
     yield "host", host_cost(benches["host"])
@@ -131,6 +132,6 @@ def _with_bursts(found: Sequence[Measurement]) -> list[Measurement]:
     for one in found:
         if one.benchmark != "matmul":
             kept.append(one)
-        elif one.dtype in best and one.case == best[one.dtype][1] or one.dtype not in best:
+        elif (one.dtype in best and one.case == best[one.dtype][1]) or one.dtype not in best:
             kept.append(one.model_copy(update={"case": "burst"}))
     return kept

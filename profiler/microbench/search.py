@@ -8,6 +8,7 @@ Example: ``search(Grid.up_to(2048), lambda shape: rate_of(shape)).best``
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -39,20 +40,22 @@ class Grid:
 
     @property
     def shapes(self) -> list[Shape]:
-        return list(itertools.product(self.sizes, repeat=3))
+        return list(itertools.product(self.sizes, self.sizes, self.sizes))
 
     def coarse(self) -> list[Shape]:
         """Every other size of each dimension, counted from the largest; the small shapes first."""
-        return sorted(itertools.product(self.sizes[::-2], repeat=3), key=lambda s: s[0] * s[1] * s[2])
+        some = self.sizes[::-2]
+        return sorted(itertools.product(some, some, some), key=math.prod)
 
     def neighbours(self, shape: Shape) -> list[Shape]:
         """One rung up or down in one dimension."""
-        found = []
+        found: list[Shape] = []
         for axis in range(3):
             at = self.sizes.index(shape[axis])
             for near in (at - 1, at + 1):
                 if 0 <= near < len(self.sizes):
-                    found.append((*shape[:axis], self.sizes[near], *shape[axis + 1 :]))
+                    m, n, k = (self.sizes[near] if i == axis else size for i, size in enumerate(shape))
+                    found.append((m, n, k))
         return found
 
 

@@ -1,8 +1,8 @@
 """Everything that a characterisation measures, as a list of parts: a new microbenchmark is a function and a row here.
 
 A part runs in one process. `replicated` parts run in every fresh process, so that their figures have intervals over
-processes; the others run once: the search, whose winner the replicates then time, curves and fits over many sizes, whose
-figures are those of the fit.
+processes; the others run once: the search, whose winner the replicates then time, and curves and fits over many sizes,
+whose figures are those of the fit.
 
 Example: ``[part.name for part in parts("cpu") if part.replicated]``
 """
@@ -71,7 +71,7 @@ PARTS: tuple[Part, ...] = (
     Part("sustained", "the same under lasting load", _sustained, True, (21, 4)),
     Part("skinny", "products of 1 to 256 rows, cold weights", _plain(matmul.skinny), True, (10, 3)),
     Part("vector", "arithmetic of pointwise and row-wise operations, in cache", _plain(pointwise.vector), True, (4, 2)),
-    Part("pointwise", "pointwise work and reductions, given and fresh outputs", _plain(pointwise.throughput), True, (13, 6)),
+    Part("pointwise", "pointwise work, given and fresh outputs", _plain(pointwise.throughput), True, (13, 6)),
     Part("launch", "cost of a call, of a launch, of a graph", _plain(launch.launch), True, (3, 1)),
     Part("host", "host cost of an operation of a model", _plain(host_cost), True, (1, 1)),
     Part("energy", "joules per FLOP and per byte", _energy, True, (12, 4), ("cuda",)),
@@ -91,5 +91,3 @@ def parts(kind: str) -> tuple[Part, ...]:
 def named(name: str) -> Part:
     """The row of that name. Raises KeyError."""
     return next(part for part in PARTS if part.name == name)
-
-

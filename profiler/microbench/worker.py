@@ -1,7 +1,7 @@
 """One fresh process of a characterisation: takes a task on stdin, runs its parts, and writes what it finds on stdout.
 
 A line a message, JSON: ``{"part": name}`` as a part begins, ``{"measurement": …}``, ``{"shape": [dtype, [m, n, k]]}``,
-``{"done": name}``. Whatever a library prints goes to stderr. A part that raises is a failed measurement with its reason.
+``{"done": name}``. Whatever a library prints goes to stderr. A part that raises is a failed measurement.
 
 Example: ``echo '{"device": "cpu", "process": 1, "parts": ["memory"], …}' | python -m profiler.microbench.worker``
 """

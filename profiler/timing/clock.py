@@ -24,6 +24,9 @@ class Clock(Protocol):
     replays: bool
     """Whether a sample runs the calls of the first one again, on the same operands, instead of calling anew."""
 
+    def __hash__(self) -> int:
+        """By identity: the floor of a clock is measured once."""
+
     def now(self) -> float:
         """Seconds on the host's clock, for time limits."""
 

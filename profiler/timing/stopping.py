@@ -87,7 +87,6 @@ class Stopping:
         self._times: list[float] = []
         self._ordered: list[float] = []
         self._noises: list[float] = []
-        self._rank = 0
         self._next_look = rules.min_samples
 
     def add(self, sample_s: float, timed_s: float, elapsed_s: float) -> Reason | None:
@@ -102,8 +101,6 @@ class Stopping:
         bisect.insort(self._ordered, sample_s)
         self._noises.append(relative_noise(self._ordered))
         count = len(self._times)
-        while bdtr(self._rank, count, 0.5) <= (1 - CONFIDENCE) / 2:  # as sampler.median_interval: P(X < k) ≤ 0.05
-            self._rank += 1
         look = count == self._next_look
         if look:
             self._next_look = max(count + 1, math.ceil(GROWTH * count))
@@ -118,10 +115,11 @@ class Stopping:
 
     def _is_precise(self) -> bool:
         count, width = len(self._times), self.rules.relative_width
-        if self._rank == 0 or NOTCH * self._noises[-1] > width * math.sqrt(count):
+        if NOTCH * self._noises[-1] > width * math.sqrt(count):
             return False
         widest = width * _quantile(self._ordered, 0.5)
-        if self._ordered[-self._rank] - self._ordered[self._rank - 1] > widest:
+        low, high = median_interval(self._ordered)
+        if high - low > widest:
             return False
         first, second = self._times[: count // 2], self._times[count // 2 :]
         return bool(abs(np.median(first) - np.median(second)) <= widest)
@@ -144,6 +142,21 @@ def reason(times_s: Sequence[float], timed_s: float, elapsed_s: float, rules: Ru
     for taken in times_s:
         found = stopping.add(taken, timed_s, elapsed_s)
     return found
+
+
+def median_interval(times_s: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Interval that holds the median of independent samples with at least `confidence`, whatever their distribution.
+
+    Order statistics k and n + 1 − k, with k the largest for which 2 P(Binomial(n, ½) < k) ≤ 1 − confidence
+    (Conover, Practical Nonparametric Statistics, section 3.2). Too few samples: (0, inf).
+    """
+    count, k = len(times_s), 0
+    while bdtr(k, count, 0.5) <= (1 - confidence) / 2:
+        k += 1
+    if k == 0:
+        return 0.0, math.inf
+    ordered = sorted(times_s)
+    return ordered[k - 1], ordered[-k]
 
 
 def relative_noise(ordered_s: Sequence[float]) -> float:

@@ -6,7 +6,7 @@ from nvml_sequences import NAMES, play, sequence
 from profiler.findings.gpu import POWER_CAP, REASONS
 from profiler.nvml import GpuReading
 from profiler.record.conditions import Label, Window
-from profiler.timing.labels import SLOWED_SHARE, labels, worst
+from profiler.timing.labels import host_labels, labels, worst
 
 EXPECTED: dict[str, list[tuple[str, str]]] = {
     "clean_h200": [],
@@ -154,17 +154,23 @@ def test_a_clock_held_below_that_of_the_peaks_is_said() -> None:
     [
         ("steal_fraction", 0.005, None, ""),
         ("steal_fraction", 0.02, "warns", "the hypervisor took 2.0 % of the cores' time (steal)"),
-        ("steal_fraction", 0.10, "invalidates", "the hypervisor took 10.0 %"),
+        ("steal_fraction", 0.101, "invalidates", "the hypervisor took 10.1 %"),
         ("other_cores", 0.1, None, ""),
         ("other_cores", 0.4, "warns", "other work took 0.40 of 4 cores"),
-        ("other_cores", 2.0, "invalidates", "other work took 2.00 of 4 cores"),
+        ("other_cores", 2.01, "invalidates", "other work took 2.01 of 4 cores"),
     ],
 )
 def test_a_disturbed_host_on_a_cpu(figure: str, value: float, severity: str | None, what: str) -> None:
-    cpu = Window(start_s=0, duration_s=0.5, samples=3, cores=4, steal_fraction=0.0, other_cores=0.0)
+    cpu = Window(start_s=0, duration_s=50, samples=3, cores=4, steal_fraction=0.0, other_cores=0.0)
     found = labels([cpu.model_copy(update={figure: value})] * 3, None, None)
     assert worst(found) == severity
     assert len(found) == (severity is not None) and all(label.what.startswith(what) for label in found)
+
+
+def test_the_counters_ticks_are_nobody_s_work() -> None:
+    short = Window(start_s=0, duration_s=0.04, samples=3, cores=4, steal_fraction=0.0, other_cores=1.9)
+    assert host_labels([short]) == []  # 0.04 s are 4 ticks a core, of which two can be ours
+    assert worst(host_labels([short] * 10)) == "warns"
 
 
 def test_the_host_is_judged_by_its_mean_since_a_tick_is_coarse() -> None:

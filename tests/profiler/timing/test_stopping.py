@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.timing.sampler import median_interval
-from profiler.timing.stopping import Reason, Rules, Stopping, reason, relative_noise
+from profiler.timing.stopping import Reason, Rules, Stopping, median_interval, reason, relative_noise
 
 FREE = Rules(min_time_s=0.0, max_samples=3000)
 """Samples alone decide."""
