@@ -38,13 +38,13 @@ def test_the_constants_come_back(latency_s: float, bandwidth: float, outliers: f
         [f.latency_interval[0] <= latency_s <= f.latency_interval[1] for f in runs],
         [f.bandwidth_interval[0] <= bandwidth <= f.bandwidth_interval[1] for f in runs],
     ):
-        assert 0.8 <= np.mean(covered) <= 0.97
+        assert 0.82 <= np.mean(covered) <= 0.97
 
 
 def test_intervals_hold_nine_times_of_ten() -> None:
     sizes = SIZES[::2]
     truth = 8e-6 + np.array(sizes) / 5.5e10
-    runs = [fit(*measured(sizes, truth, 0.03, 0.0, seed, repeats=3)) for seed in range(600)]
+    runs = [fit(*measured(sizes, truth, 0.03, 0.0, seed, repeats=3)) for seed in range(500)]
     assert 0.87 <= np.mean([f.latency_interval[0] <= 8e-6 <= f.latency_interval[1] for f in runs]) <= 0.93
     assert 0.87 <= np.mean([f.bandwidth_interval[0] <= 5.5e10 <= f.bandwidth_interval[1] for f in runs]) <= 0.93
 
