@@ -14,7 +14,6 @@ import gc
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -23,7 +22,6 @@ from typing import TypeVar
 import torch
 from torch import nn
 from torch._C._profiler import _RecordFunctionFast
-from torch.profiler import ProfilerActivity, profile
 
 from profiler.attribution.spans import PASS, passes
 from profiler.attribution.timeline import Timeline, read_timeline
@@ -31,15 +29,13 @@ from profiler.models.annotate import PREFIX, entered
 from profiler.models.inputs import PassInputs
 from profiler.record.errors import InvalidMeasurement
 from profiler.timing.samples import DeviceKind, PassTimes, Sample, check_sequence, collect, sample
+from profiler.timing.session import SETTLING_LAUNCHES, recorded
 from roofline.op import OpGraph
 
 PASSES = 3
 """Timed passes in a row, with and without the profiler in turn; one untimed pass goes before each row."""
 ROUNDS = (3, 12)
 """Fewest and most rounds; between them the time budget decides."""
-SETTLING_LAUNCHES = 1024
-"""Kernels that run at the start of each session on CUDA and are not looked at: in a process's k-th session CUPTI stamps
-the first k kernels with a wrong clock, and kineto drops them (pytorch issue 192021). Some 5 ms."""
 
 T = TypeVar("T")
 Step = Callable[[str, float], None]
@@ -101,36 +97,19 @@ class Runner:
 
     def record(self, path: Path, count: int, *, modules: bool = False) -> list[float]:
         """Profile `count` passes into a file that `read_timeline` reads; their wall times."""
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.kind == "cuda" else [])]
         walls = []
         ranges = entered(self.model, lambda path: _RecordFunctionFast(PREFIX + path)) if modules else nullcontext()
-        with ranges, warnings.catch_warnings():
-            # torch < 2.13 warns of it although a session has one cycle; `acc_events` would parse for a second instead
-            warnings.filterwarnings("ignore", message=".*Profiler clears events")
-            session = profile(activities=activities)
-            session.start()
-            try:
-                self.settle()
-                for _ in range(count):
-                    kwargs = self.inputs.kwargs()
+        with ranges, recorded(path, self.device, self.settling):
+            for _ in range(count):
+                kwargs = self.inputs.kwargs()
+                self.synchronize()
+                start = time.perf_counter()
+                with _RecordFunctionFast(PASS):
+                    self.model(**kwargs)
                     self.synchronize()
-                    start = time.perf_counter()
-                    with _RecordFunctionFast(PASS):
-                        self.model(**kwargs)
-                        self.synchronize()
-                    walls.append(time.perf_counter() - start)
-                    self.inputs.restore()
-            finally:
-                session.stop()
-        session.export_chrome_trace(str(path))
+                walls.append(time.perf_counter() - start)
+                self.inputs.restore()
         return walls
-
-    def settle(self) -> None:
-        """Give a session kernels to lose before the first pass."""
-        if self.kind == "cuda":
-            with torch.cuda.device(self.device):
-                for _ in range(self.settling):
-                    torch.cuda._sleep(1)
 
 
 def rounds(runner: Runner, graph: OpGraph, *, budget_s: float, step: Step = lambda text, part: None) -> PassTimes:
