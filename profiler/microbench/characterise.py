@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
@@ -36,6 +36,8 @@ SEARCH_S = (8.0, 5.0)
 """Of a search for one dtype, full and quick."""
 SILENT_S = 300.0
 """Without a line from a process: far longer than any case takes, a hung device apart."""
+
+WORKER = (sys.executable, "-m", "profiler.microbench.worker")
 
 Step = Callable[[str, float], None]
 """Told what begins, and how many of the plan's parts are done by then."""
@@ -100,40 +102,43 @@ def make_plan(
     return Plan(kind, device, dtypes, quick, threads, limit_bytes, tuple(stage for stage in stages if stage.parts))
 
 
-def characterise(plan: Plan, log: HardwareLog, step: Step = lambda text, done: None) -> None:
-    """Run what of the plan the log does not hold yet. Raises RequestError where the log cannot be written."""
-    finished = len(log.done)
+def characterise(
+    plan: Plan,
+    log: HardwareLog,
+    step: Step = lambda text, done: None,
+    *,
+    worker: Sequence[str] = WORKER,
+    silent_s: float = SILENT_S,
+) -> None:
+    """Run what of the plan the log does not hold yet. Raises RequestError where the log cannot be written.
+
+    `worker` is started for each process: it reads a `Task` and writes lines as `profiler.microbench.worker` does.
+    """
     for stage in plan.stages:
-        left = [part for part in stage.parts if (stage.process, part) not in log.done]
-        while left:
-            position = 0
-            for kind, content in _messages(plan, stage.process, tuple(left), log):
+        while left := [part for part in stage.parts if (stage.process, part) not in log.done]:
+            for kind, content in _messages(plan, stage.process, tuple(left), log, worker, silent_s):
                 if kind == "part":
-                    step(f"process {stage.process}: {content}", finished)
+                    step(f"process {stage.process}: {content}", len(log.done))
                 elif kind == "measurement":
                     log.append(Measurement.model_validate(content))
                 elif kind == "shape":
                     log.choose(content[0], tuple(content[1]))
                 elif kind == "done":
                     log.close_part(stage.process, content)
-                    finished += 1
-                    position += 1
-                else:  # the process ended before its parts did
-                    if position < len(left):
-                        log.append(lost(_benchmark(left[position]), stage.process, plan.threads, content))
-                        log.close_part(stage.process, left[position])
-                        finished += 1
-                        position += 1
-            left = left[position:]
+            if halted := next((part for part in left if (stage.process, part) not in log.done), None):
+                log.append(lost(_benchmark(halted), stage.process, plan.threads, content))
+                log.close_part(stage.process, halted)
 
 
 def _benchmark(part: str) -> str:
     """The family that a part's measurements are of."""
-    return "matmul" if part == suite.SEARCH else part
+    return "matmul" if part == suite.SEARCH else part.partition(",")[0]
 
 
-def _messages(plan: Plan, process: int, parts: tuple[str, ...], log: HardwareLog) -> Iterator[tuple[str, Any]]:
-    """What a fresh process says, and at last ("ended", why) if it did not come to the end of its parts."""
+def _messages(
+    plan: Plan, process: int, parts: tuple[str, ...], log: HardwareLog, worker: Sequence[str], silent_s: float
+) -> Iterator[tuple[str, Any]]:
+    """What a fresh process says, and at last ("ended", why), for where it left out parts."""
     task = Task(
         device=plan.device,
         process=process,
@@ -146,40 +151,38 @@ def _messages(plan: Plan, process: int, parts: tuple[str, ...], log: HardwareLog
     )
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
-            [sys.executable, "-m", "profiler.microbench.worker"],
+            list(worker),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             start_new_session=True,  # so that all it has started can be stopped with it
         )
-        done = 0
+        why = ""
         try:
             assert child.stdin is not None
-            child.stdin.write(task.model_dump_json().encode())
-            child.stdin.close()
-            silent = False
-            for line in _lines(child):
+            with suppress(BrokenPipeError):  # it died before it could be asked
+                child.stdin.write(task.model_dump_json().encode())
+                child.stdin.close()
+            for line in _lines(child, silent_s):
                 if line is None:
-                    silent = True
+                    why = f"the process said nothing for {silent_s:g} s"
                     break
                 ((kind, content),) = json.loads(line).items()
-                done += kind == "done"
                 yield kind, content
-            if done < len(parts):
-                yield "ended", f"the process said nothing for {SILENT_S:g} s" if silent else _why(child, errors)
+            yield "ended", why or _why(child, errors)
         finally:
             _stop(child)
 
 
-def _lines(child: subprocess.Popen[bytes]) -> Iterator[bytes | None]:
-    """Whole lines as they come; None, at last, after `SILENT_S` without one."""
+def _lines(child: subprocess.Popen[bytes], silent_s: float) -> Iterator[bytes | None]:
+    """Whole lines as they come; None, at last, after `silent_s` without one."""
     assert child.stdout is not None
     descriptor = child.stdout.fileno()
     rest = b""
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
         while True:
-            if not selector.select(SILENT_S):
+            if not selector.select(silent_s):
                 yield None
                 return
             chunk = os.read(descriptor, 1 << 16)
