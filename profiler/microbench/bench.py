@@ -91,10 +91,12 @@ class Bench:
         clock: Clock | None = None,
         quantile: float = FASTEST,
         rules: Rules = BURST,
+        sample_s: float | None = None,
     ) -> Measurement:
         """Time one case; whatever keeps it from a result is the reason of the measurement. Never raises but to stop.
 
-        `build` allocates; it is called here so that a failure is the case's own.
+        `build` allocates; it is called here so that a failure is the case's own. `sample_s`: shortest sample, None for
+        the device's `SAMPLE_S`.
         """
         about: dict[str, Any] = {
             "benchmark": benchmark,
@@ -112,7 +114,7 @@ class Bench:
             clock=used,
             cache=cache,
             rules=rules.within(self.budget_s if budget_s is None else budget_s),
-            min_sample_s=SAMPLE_S[self.device.type],
+            min_sample_s=SAMPLE_S[self.device.type] if sample_s is None else sample_s,
             warm_up_s=WARM_UP_S[self.device.type],
             cache_bytes=self.cache_bytes,
             limit_bytes=self.limit_bytes or 0,

@@ -1,0 +1,134 @@
+"""Bandwidth between the host's memory and the device's: pinned and pageable, each way and both ways at once.
+
+Convention: bytes that cross, each once; both ways count both copies. Pinned copies are asynchronous and timed by the
+device, one after another, so that their launch is hidden. Pageable ones go through the driver's own pinned buffer and
+keep the host's thread busy: they are timed by the host until the device is done, and "both ways" is what one thread
+gets of two streams. The same buffers each time, so that what fits the host's last-level cache may come from it.
+
+Example: ``{m.case: m.value() for m in transfer(Bench(torch.device("cuda")))}["pinned to device 1048576"]``
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from profiler.microbench.bench import Bench
+from profiler.microbench.memory import normal
+from profiler.microbench.missing import missing
+from profiler.record.measurement import Measurement
+from profiler.timing.clock import HostClock
+from profiler.timing.engine import Case
+
+FIRST_BYTES, LAST_BYTES = 1 << 10, 1 << 30
+STEP, QUICK_STEP = 4, 32
+"""From one size to the next; both end at the last one."""
+MEMORIES = ("pinned", "pageable")
+TO, FROM, BOTH = "to device", "from device", "both ways"
+DIRECTIONS = (TO, FROM, BOTH)
+CHECKED = 4096
+"""Elements of a copy that are compared with their source, evenly spread, with the last one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One direction, float32."""
+
+    source: Tensor
+    target: Tensor
+
+    def enqueue(self) -> None:
+        self.target.copy_(self.source, non_blocking=True)
+
+
+Copies = tuple[Copy, ...]
+"""To the device first."""
+
+
+def transfer(bench: Bench) -> Iterator[Measurement]:
+    """Every memory, direction and size that the limit on a case's memory allows."""
+    if not bench.is_cuda:
+        yield missing(bench, "transfer", "all", unit="B/s", reason="no device memory apart from the host's")
+        return
+    for memory in MEMORIES:
+        for direction in DIRECTIONS:
+            for size in sizes(QUICK_STEP if bench.quick else STEP):
+                if crossing(direction, size) <= (bench.limit_bytes or 0):
+                    yield time_transfer(bench, memory, direction, size)
+
+
+def time_transfer(bench: Bench, memory: str, direction: str, size: int) -> Measurement:
+    """Time copies of `size` bytes each way."""
+    return bench.time(
+        "transfer",
+        f"{memory} {direction} {size}",
+        lambda: transfer_case(memory, direction, size, bench.device),
+        unit="B/s",
+        work=crossing(direction, size),
+        cache="in place",
+        parameters={"bytes": size, "direction": direction, "memory": memory},
+        clock=HostClock() if memory == "pageable" else None,
+    )
+
+
+def sizes(step: int) -> list[int]:
+    """Bytes each way, the smallest first."""
+    count = round(math.log(LAST_BYTES / FIRST_BYTES, step)) + 1
+    return [FIRST_BYTES * step**i for i in range(count)]
+
+
+def crossing(direction: str, size: int) -> int:
+    """Bytes that cross in one call."""
+    return size * (2 if direction == BOTH else 1)
+
+
+def transfer_case(memory: str, direction: str, size: int, device: torch.device) -> Case[Copies]:
+    """Copies between the host and the device. Raises ValueError for a memory or direction that is none of the lists."""
+    if memory not in MEMORIES or direction not in DIRECTIONS:
+        raise ValueError(f"no transfer {memory!r} {direction!r}; use {MEMORIES} and {DIRECTIONS}")
+    elements = size // 4
+
+    def on_host(tensor: Tensor) -> Tensor:
+        return tensor.pin_memory() if memory == "pinned" else tensor
+
+    def make() -> Copies:
+        host = torch.device("cpu")
+        to = Copy(on_host(normal(elements, host)), torch.full((elements,), math.nan, device=device))
+        back = Copy(normal(elements, device), on_host(torch.full((elements,), math.nan)))
+        return {TO: (to,), FROM: (back,), BOTH: (to, back)}[direction]
+
+    enqueue = partial(_both, torch.cuda.Stream(device)) if direction == BOTH else _one_way
+
+    def run(copies: Copies) -> None:
+        enqueue(copies)
+        if memory == "pageable":
+            torch.cuda.synchronize(device)
+
+    def check(copies: Copies, result: object) -> None:
+        torch.cuda.synchronize(device)
+        for copy in copies:
+            if not (_same(copy, slice(None, None, max(1, elements // CHECKED))) and _same(copy, slice(-1, None))):
+                raise ArithmeticError(f"a {memory} copy of {size} bytes, {direction}, differs from its source")
+
+    return Case(make, run, crossing(direction, size), check)
+
+
+def _one_way(copies: Copies) -> None:
+    copies[0].enqueue()
+
+
+def _both(side: torch.cuda.Stream, copies: Copies) -> None:
+    """Two copies at once: the second one on a stream that starts with the current one, which waits for it."""
+    current = torch.cuda.current_stream()
+    side.wait_stream(current)
+    copies[0].enqueue()
+    with torch.cuda.stream(side):
+        copies[1].enqueue()
+    current.wait_stream(side)
+
+
+def _same(copy: Copy, part: slice) -> bool:
+    return torch.equal(copy.source[part].cpu(), copy.target[part].cpu())
