@@ -33,7 +33,8 @@ TOLERANCE = 1e-5
 """Relative: a few roundings of float32 (6e-8 each)."""
 CURVE_BYTES = {"cpu": (256 << 10, 1 << 30), "cuda": (512 << 10, 8 << 30)}
 """Working sets of the curve. Below 256 KiB a torch operation on a CPU is dispatch, not memory."""
-PER_OCTAVE = 2
+PER_OCTAVE, QUICK_PER_OCTAVE = 3, 2
+"""Sizes of an octave: plateaus need three."""
 CURVE_KERNELS = ("read", "triad")
 
 Operands = tuple[Tensor, ...]
@@ -91,7 +92,7 @@ def curve(bench: Bench) -> Iterator[Measurement]:
     """Bandwidth over the size of the working set, each used again and again: plateaus are levels, knees capacities."""
     first, last = CURVE_BYTES[bench.device.type]
     limit = bench.limit_bytes or 0
-    steps = PER_OCTAVE if not bench.quick else 1
+    steps = QUICK_PER_OCTAVE if bench.quick else PER_OCTAVE
     for i in range(round(math.log2(last / first) * steps) + 1):
         size = int(first * 2 ** (i / steps))
         if size > limit:
