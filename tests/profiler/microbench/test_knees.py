@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.microbench.knees import Plateau, knees, noise, plateaus
@@ -149,6 +149,7 @@ def test_the_noise_is_estimated_past_steps_and_slopes(spread: float) -> None:
     assert noise(np.log(memory.curve(sizes, 1.0))) < 0.01
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=40), st.floats(1e-3, 1e12))
 def test_plateaus_are_apart_in_order_and_in_the_unit_given(rates: list[float], unit: float) -> None:
     sizes = [1000 * 2**i for i in range(len(rates))]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.signal import lfilter
@@ -164,6 +164,7 @@ def test_the_spread_by_hand() -> None:
         coefficient_of_variation([1.0])
 
 
+@settings(deadline=None)
 @given(st.lists(POSITIVE, min_size=3, max_size=12), st.floats(1e-3, 1e3))
 def test_the_center_lies_within_and_units_do_not_matter(estimates: list[float], unit: float) -> None:
     low, high = interval(estimates) or (math.nan, math.nan)
@@ -173,6 +174,7 @@ def test_the_center_lies_within_and_units_do_not_matter(estimates: list[float], 
     assert np.log(scaled) == pytest.approx(logs + math.log(unit), abs=1e-6 + 1e-9 * float(abs(logs).max()))
 
 
+@settings(deadline=None)
 @given(st.lists(POSITIVE, min_size=3, max_size=12))
 def test_more_confidence_is_a_wider_interval(estimates: list[float]) -> None:
     narrow, wide = interval(estimates, 0.8), interval(estimates, 0.95)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.timing.stopping import Reason, Rules, Stopping, median_interval, reason, relative_noise
@@ -143,7 +143,8 @@ def test_stable_noise_can_be_turned_off() -> None:
     assert why == "precise" and 250 < count < 800  # (NOTCH × 1.349 × 0.1 ÷ 0.02)² = 426
 
 
-@given(st.lists(st.floats(0.9, 1.1), min_size=1, max_size=150), st.floats(0, 0.3))
+@settings(deadline=None)
+@given(st.lists(st.floats(0.9, 1.1), min_size=1, max_size=100), st.floats(0, 0.3))
 def test_the_object_and_the_function_agree(times: list[float], width: float) -> None:
     rules = Rules(min_time_s=0, relative_width=width)
     stopping = Stopping(rules)
@@ -151,6 +152,7 @@ def test_the_object_and_the_function_agree(times: list[float], width: float) -> 
         assert stopping.add(taken, 1.0, 0.5) == reason(times[:count], 1.0, 0.5, rules)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=80))
 def test_the_noise_is_quartiles_over_median(times: list[float]) -> None:
     low, middle, high = np.quantile(times, [0.25, 0.5, 0.75])
