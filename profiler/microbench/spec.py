@@ -8,12 +8,13 @@ Example: ``spec_of(measurements, environment, torch.device("cpu")).measured.matr
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 import torch
 
 from profiler.microbench.caches import cache_capacities, main_capacity
 from profiler.microbench.collective_fit import costs as collective_costs
-from profiler.microbench.collective_fit import link as collective_link
+from profiler.microbench.collective_fit import measured_link
 from profiler.microbench.costs import graph_cost, transfer_costs
 from profiler.microbench.figures import characteristics, grouped, with_datasheet
 from profiler.microbench.knees import knees, plateaus
@@ -146,8 +147,8 @@ def _links(measurements: Sequence[Measurement]) -> Iterator[tuple[str, Link]]:
         slower = min(pinned, key=lambda cost: cost.bandwidth_bytes_per_s)
         source = "measured: pinned copies between host and device, the slower way, latency + bytes ÷ bandwidth"
         yield "pcie", _link(slower, source)
-    if (found := collective_link(measurements)) is not None:
-        yield found
+    with suppress(ValueError):  # no collectives, or too few sizes of them: their measurements say why
+        yield measured_link(measurements)
 
 
 def _link(cost: LinearCost, source: str) -> Link:

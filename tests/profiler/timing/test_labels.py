@@ -121,6 +121,7 @@ def test_memory_errors_invalidate_if_they_came_meanwhile() -> None:
     assert labels(windows(), old, old) == ()
     (found,) = labels(windows(), old, old.model_copy(update={"ecc_uncorrected": 3}))
     assert (found.severity, found.what) == ("invalidates", "1 uncorrected memory errors during the measurement")
+    assert judged(windows(), whole().model_copy(update={"ecc": None})) == []
     assert judged(windows(), whole().model_copy(update={"ecc": False})) == [("note", "ECC is off", 1.0)]
 
 
@@ -162,7 +163,7 @@ def test_a_clock_held_below_that_of_the_peaks_is_said() -> None:
 )
 def test_a_disturbed_host_on_a_cpu(figure: str, value: float, severity: str | None, what: str) -> None:
     cpu = Window(start_s=0, duration_s=50, samples=3, cores=4, steal_fraction=0.0, other_cores=0.0)
-    found = labels([cpu.model_copy(update={figure: value})] * 3, None, None)
+    found = labels([cpu.model_copy(update={figure: value})] * 2, None, None)
     assert worst(found) == severity
     assert len(found) == (severity is not None) and all(label.what.startswith(what) for label in found)
 
@@ -171,6 +172,7 @@ def test_the_counters_ticks_are_nobody_s_work() -> None:
     short = Window(start_s=0, duration_s=0.04, samples=3, cores=4, steal_fraction=0.0, other_cores=1.9)
     assert host_labels([short]) == []  # 0.04 s are 4 ticks a core, of which two can be ours
     assert worst(host_labels([short] * 10)) == "warns"
+
 
 
 def test_the_host_is_judged_by_its_mean_since_a_tick_is_coarse() -> None:

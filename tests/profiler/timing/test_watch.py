@@ -23,15 +23,15 @@ def put(path: Path, text: str) -> None:
 
 
 def stat(busy_s: float, steal_s: float, idle_s: float) -> str:
-    """Of four CPUs, of which the first two did all this, and the others worked all the time."""
-    line = f"{{}} {busy_s * TICKS:.0f} 0 0 {idle_s * TICKS:.0f} 0 0 0 {steal_s * TICKS:.0f} 0 0\n"
-    others = "".join(f"cpu{i} {1000 * (busy_s + idle_s) * TICKS:.0f} 0 0 0 0 0 0 0 0 0\n" for i in (2, 3))
-    half = stat_line(busy_s / 2, steal_s / 2, idle_s / 2)
-    return line.format("cpu ") + "cpu0" + half + "cpu1" + half + others
-
-
-def stat_line(busy_s: float, steal_s: float, idle_s: float) -> str:
-    return f" {busy_s * TICKS:.0f} 0 0 {idle_s * TICKS:.0f} 0 0 0 {steal_s * TICKS:.0f} 0 0\n"
+    """Of four CPUs: the first two did all this, the others were busy the whole time."""
+    half = (busy_s / 2, steal_s / 2, idle_s / 2)
+    wall_s = sum(half)
+    lines = [("cpu", (busy_s + 2 * wall_s, steal_s, idle_s)), ("cpu0", half), ("cpu1", half)]
+    lines += [(f"cpu{i}", (wall_s, 0.0, 0.0)) for i in (2, 3)]
+    return "".join(
+        f"{name} {busy * TICKS:.0f} 0 0 {idle * TICKS:.0f} 0 0 0 {steal * TICKS:.0f} 0 0\n"
+        for name, (busy, steal, idle) in lines
+    )
 
 
 class Host:
