@@ -142,7 +142,11 @@ def _fitted(name: str, unit: str, value: float, ends: tuple[float, float], condi
 
 def _links(measurements: Sequence[Measurement]) -> Iterator[tuple[str, Link]]:
     """The host's link from pinned copies, the slower way; that between ranks from collectives."""
-    pinned = [cost for (memory, way), cost in transfer_costs(measurements).items() if memory == "pinned" and way != "both ways"]
+    pinned = [
+        cost
+        for (memory, way), cost in transfer_costs(measurements).items()
+        if memory == "pinned" and way != "both ways"
+    ]
     if pinned:
         slower = min(pinned, key=lambda cost: cost.bandwidth_bytes_per_s)
         source = "measured: pinned copies between host and device, the slower way, latency + bytes ÷ bandwidth"

@@ -174,7 +174,6 @@ def test_the_counters_ticks_are_nobody_s_work() -> None:
     assert worst(host_labels([short] * 10)) == "warns"
 
 
-
 def test_the_host_is_judged_by_its_mean_since_a_tick_is_coarse() -> None:
     cpu = Window(start_s=0, duration_s=0.5, samples=3, cores=1, other_cores=0.0)
     ticks = [cpu.model_copy(update={"other_cores": cores}) for cores in (0.2, -0.2)]
