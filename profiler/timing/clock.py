@@ -6,10 +6,10 @@ own resolution (host).
 Example: ``clock_for(torch.device("cpu")).time(lambda: torch.mm(a, b, out=c), 10)``
 """
 
-import math
 import time
 from collections.abc import Callable
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -62,7 +62,8 @@ class CudaClock:
     """Calls that enqueue kernels on the current stream; events at both ends, the device idle before.
 
     While the host enqueues, a spinning kernel holds the device (as nvbench's blocking kernel does), so that kernels
-    shorter than their launch run back to back and are not measured as launches.
+    shorter than their launch run back to back and are not measured as launches. How long the host takes is learnt of
+    each call, so give the same object again: the first sample of a call is not held.
     """
 
     name = "CUDA events"
@@ -72,8 +73,8 @@ class CudaClock:
         self._device = device
         self._start = torch.cuda.Event(enable_timing=True)
         self._end = torch.cuda.Event(enable_timing=True)
-        self._issue_s = math.inf
-        """Host time of one call, the least so far; a full queue or a first call takes longer."""
+        self._issue_s: WeakKeyDictionary[Call, float] = WeakKeyDictionary()
+        """Host time of a call, the least so far; a full queue or a first call takes longer."""
 
     def now(self) -> float:
         return time.perf_counter()
@@ -81,14 +82,16 @@ class CudaClock:
     def time(self, call: Call, repeats: int) -> float:
         with torch.cuda.device(self._device):
             torch.cuda.synchronize()
-            if self._issue_s < math.inf:
-                hold_s = min(HOLD_LIMIT_S, HOLD_MARGIN * self._issue_s * repeats)
+            known_s = self._issue_s.get(call)
+            if known_s is not None:
+                hold_s = min(HOLD_LIMIT_S, HOLD_MARGIN * known_s * repeats)
                 torch.cuda._sleep(int(hold_s * CYCLES_PER_S))
             self._start.record()
             begin = self.now()
             for _ in range(repeats):
                 call()
-            self._issue_s = min(self._issue_s, (self.now() - begin) / repeats)
+            issue_s = (self.now() - begin) / repeats
+            self._issue_s[call] = issue_s if known_s is None else min(known_s, issue_s)
             self._end.record()
             self._end.synchronize()
         return self._start.elapsed_time(self._end) * 1e-3  # elapsed_time is in ms

@@ -30,9 +30,8 @@ class NotCapturable(RuntimeError):
 @dataclass(frozen=True, slots=True)
 class _Captured:
     repeats: int
-    graph: torch.cuda.CUDAGraph
-    events: CudaClock
-    """One for each graph: it knows how long the host takes to launch it."""
+    replay: Call
+    """Of the graph that it keeps alive."""
 
 
 class GraphClock:
@@ -43,6 +42,7 @@ class GraphClock:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._events = CudaClock(device)
         self._graphs: WeakKeyDictionary[Call, _Captured] = WeakKeyDictionary()
 
     def now(self) -> float:
@@ -51,11 +51,11 @@ class GraphClock:
     def time(self, call: Call, repeats: int) -> float:
         captured = self._graphs.get(call)
         if captured is None or captured.repeats != repeats:
-            captured = _Captured(repeats, capture(call, repeats, self._device), CudaClock(self._device))
+            captured = _Captured(repeats, capture(call, repeats, self._device).replay)
             # The first replay uploads the graph, and tells how long the next one needs the device held.
-            captured.events.time(captured.graph.replay, 1)
+            self._events.time(captured.replay, 1)
             self._graphs[call] = captured
-        return captured.events.time(captured.graph.replay, 1)
+        return self._events.time(captured.replay, 1)
 
 
 def capture(call: Call, repeats: int, device: torch.device) -> torch.cuda.CUDAGraph:
@@ -64,7 +64,8 @@ def capture(call: Call, repeats: int, device: torch.device) -> torch.cuda.CUDAGr
     Raises NotCapturable, what the call itself raises in warm-up, and torch.OutOfMemoryError.
     """
     handled = sys.exception()
-    with torch.cuda.device(device):
+    # torch.cuda.graph leaves its own stream the current one where a capture fails (torch 2.13, cuda/graphs.py).
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
         _warm_up(call)
         graph = torch.cuda.CUDAGraph()
         try:

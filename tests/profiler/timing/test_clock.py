@@ -48,20 +48,36 @@ class Device:
 
 def test_the_device_is_held_while_the_host_enqueues(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch, issue_s=5e-6)
-    assert device.clock.time(device.call, 1) == pytest.approx(2e-3)
+    call = device.call
+    assert device.clock.time(call, 1) == pytest.approx(2e-3)
     assert device.queue == ["idle", "event", "call", "event", "wait"]  # nothing is known of the call yet
     device.queue.clear()
-    device.clock.time(device.call, 3)
+    device.clock.time(call, 3)
     assert device.queue == ["idle", "hold", "event", "call", "call", "call", "event", "wait"]
     assert device.holds == [pytest.approx(HOLD_MARGIN * 3 * 5e-6, rel=1e-3)]
 
 
 def test_a_hold_follows_the_fastest_issue_and_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch, issue_s=1.0)  # lazy initialisation
-    device.clock.time(device.call, 1)
+    call = device.call
+    device.clock.time(call, 1)
     device.issue_s = 1e-5
-    device.clock.time(device.call, 100)
+    device.clock.time(call, 100)
     device.issue_s = 1e-3  # the queue is full
-    device.clock.time(device.call, 100)
-    device.clock.time(device.call, 100)
+    device.clock.time(call, 100)
+    device.clock.time(call, 100)
     assert device.holds == pytest.approx([HOLD_LIMIT_S, HOLD_MARGIN * 1e-3, HOLD_MARGIN * 1e-3], rel=1e-3)
+
+
+def test_a_hold_is_that_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch, issue_s=1e-5)
+    call = device.call
+    device.clock.time(call, 1)
+
+    def nothing() -> None:
+        pass
+
+    device.clock.time(nothing, 1)  # a clock's floor is taken between two cases
+    device.clock.time(nothing, 1)
+    device.clock.time(call, 10)
+    assert device.holds == pytest.approx([0.0, HOLD_MARGIN * 1e-4], rel=1e-3)

@@ -58,14 +58,17 @@ class Device:
         @contextmanager
         def use(stream: Stream) -> Iterator[None]:
             device.stream, before = stream.name, device.stream
-            yield
-            device.stream = before
+            try:
+                yield
+            finally:
+                device.stream = before
 
         @contextmanager
         def graph(one: Graph) -> Iterator[None]:
-            device.capturing = one
+            device.capturing, device.stream, before = one, "capture", device.stream
             try:
                 yield
+                device.stream = before  # as torch does: not where the capture fails
             except RuntimeError:
                 raise RuntimeError("CUDA error: operation failed due to a previous error during capture") from None
             finally:
@@ -79,7 +82,7 @@ class Device:
             "CUDAGraph": Graph,
             "graph": graph,
             "stream": use,
-            "current_stream": lambda: Stream("main"),
+            "current_stream": lambda _=None: Stream("main"),
             "device": lambda _: nullcontext(),
             "synchronize": lambda: self.queue.append("idle"),
             "_sleep": lambda cycles: self.queue.append("hold"),
@@ -150,6 +153,7 @@ def test_a_call_that_waits_for_the_device_says_so_in_one_line(monkeypatch: pytes
     with pytest.raises(NotCapturable) as raised:
         GraphClock(CUDA).time(device.synchronize, 1)
     assert "\n" not in str(raised.value)
+    assert device.stream == "main", "what comes next runs where it would have"
 
 
 def test_memory_that_runs_out_is_not_the_fault_of_the_capture(monkeypatch: pytest.MonkeyPatch) -> None:
