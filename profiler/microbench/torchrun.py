@@ -12,6 +12,7 @@ Example: ``for line in lines("profiler.microbench.collective_worker", ["--device
 """
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -29,6 +30,8 @@ GRACE_S = 10.0
 ERROR = re.compile(r"^(?:\[rank\d+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)$")
 SIGNAL = re.compile(r"traceback\s*:\s*(Signal .*)$")
 """In torchrun's summary, of a rank that did not fail by itself."""
+SUMMARY = re.compile(r"^E\d{4} .*torch/distributed")
+"""Where torchrun begins to tell that a rank has failed."""
 
 
 class LaunchFailed(RuntimeError):
@@ -127,8 +130,9 @@ def last_words(log: str) -> str | None:
     the last line with words; torchrun's own frame around them is passed over."""
     found = [line.strip() for line in log.splitlines() if re.search(r"\w", line)]
     signals = [match[1] for line in found if (match := SIGNAL.search(line))]
-    errors = [match[1] for line in found if (match := ERROR.match(line)) and "ChildFailedError" not in line]
-    return next((last[-1] for last in (signals, errors, found) if last), None)
+    before = list(itertools.takewhile(lambda line: not SUMMARY.match(line), found))
+    errors = [match[1] for line in before if (match := ERROR.match(line)) and "ChildFailedError" not in line]
+    return next((last[-1] for last in (signals, errors, before, found) if last), None)
 
 
 def _both_ends(pipe: Path) -> tuple[int, int]:
