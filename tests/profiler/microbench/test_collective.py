@@ -1,11 +1,12 @@
 """Real ranks on this CPU under the real launcher: results, failures on some ranks, deaths, and no rank left behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -55,9 +56,13 @@ def ours(one: psutil.Process) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks inherit it, so that one of them is known without its parent."""
+def marked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ranks inherit it, so that one of them is known without its parent; a test that fails leaves none to the next."""
     monkeypatch.setenv("ROOFCAL_TEST", str(os.getpid()))
+    yield
+    for left in worker_processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.kill()
 
 
 def gone(limit_s: float = 30.0) -> bool:
@@ -139,12 +144,16 @@ def test_leaving_ends_all_ranks(bench: Bench) -> None:
     assert gone()
 
 
-def test_kill_9_of_the_reader_ends_all_ranks() -> None:
+@pytest.mark.usefixtures("with_faults")
+def test_kill_9_of_the_reader_ends_ranks_that_would_never_end() -> None:
     program = (
         "import torch\n"
+        "from profiler.microbench import collective\n"
         "from profiler.microbench.bench import Bench\n"
-        "from profiler.microbench.collective import collectives\n"
-        "for one in collectives(Bench(torch.device('cpu'), budget_s=5.0)): print(one.case, flush=True)\n"
+        f"collective.WORKER = {FAULTY!r}\n"
+        "bench = Bench(torch.device('cpu'), budget_s=0.02)\n"
+        "for one in collective.collectives(bench, operations=('all_reduce', 'endless'), largest=1024):\n"
+        "    print(one.case, flush=True)\n"
     )
     reader = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert reader.stdout is not None
