@@ -99,10 +99,11 @@ def lines(
     """Lines that rank 0 writes. `environment` is added to this process's own."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
-        *("--nproc-per-node", str(ranks), "-m", module, *arguments),
+        *("--nproc-per-node", str(ranks)),
     ]
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with TemporaryDirectory(prefix="roofcal-ranks-") as name:
+        command += ["--log-dir", name, "-m", module, *arguments]  # else torchrun leaves a folder behind
         launch = _Launch(command, Path(name), {**os.environ, "PYTHONPATH": paths, **(environment or {})})
         waiter = threading.Thread(target=launch.wait, name="torchrun", daemon=True)
         timer = threading.Timer(timeout_s, launch.time_out)
