@@ -45,7 +45,7 @@ operation still gets to tell the others."""
 
 
 class FailedTogether(Exception):
-    """A case has no result on any rank; the message is the first failing rank's reason."""
+    """A case has no result on any rank; the message says what each rank says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +233,16 @@ def share(phase: Phase) -> list[float]:
         why = reason(error)
     outcomes: list[tuple[list[float], str | None]] = [([], None)] * dist.get_world_size()
     dist.all_gather_object(outcomes, (times, why))
-    if reasons := [why for _, why in outcomes if why is not None]:
-        raise FailedTogether(reasons[0])
+    if any(why is not None for _, why in outcomes):
+        raise FailedTogether(together([why for _, why in outcomes]))
     return [max(column) for column in zip(*(times for times, _ in outcomes), strict=True)]
+
+
+def together(reasons: Sequence[str | None]) -> str:
+    """One line of what each rank says, None where it has not failed; said once where all say the same."""
+    if len(set(reasons)) == 1:
+        return str(reasons[0])
+    return "; ".join(f"rank {rank}: {why}" for rank, why in enumerate(reasons) if why is not None)
 
 
 def failed(case: str, why: str, *, process: int) -> Measurement:

@@ -5,7 +5,8 @@
   has it;
 - "infinity-fabric": AMD's GPUs within one host;
 - "nvlink": NVIDIA's, where the driver says so of every pair;
-- "pcie": NVIDIA's otherwise; also GPUs of one host that reach each other through its memory only.
+- "pcie": NVIDIA's otherwise; also GPUs of one host that reach each other through its memory only;
+- "unknown": NVIDIA's, where the driver cannot be asked. No `Link` is made of such measurements.
 
 Example: ``link_name(backend="nccl", hosts=1, rocm=False, nvlinked=lambda: True)`` → "nvlink"
 """
@@ -14,6 +15,8 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import pynvml
+
+UNKNOWN = "unknown"
 
 
 def link_name(*, backend: str, hosts: int, rocm: bool, nvlinked: Callable[[], bool]) -> str:
@@ -24,7 +27,10 @@ def link_name(*, backend: str, hosts: int, rocm: bool, nvlinked: Callable[[], bo
         return "loopback"
     if rocm:
         return "infinity-fabric"
-    return "nvlink" if nvlinked() else "pcie"
+    try:
+        return "nvlink" if nvlinked() else "pcie"
+    except pynvml.NVMLError:
+        return UNKNOWN
 
 
 def all_nvlinked(uuids: Sequence[str]) -> bool:

@@ -12,6 +12,7 @@ Example: ``for line in lines("profiler.microbench.collective_worker", ["--device
 """
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -29,6 +30,8 @@ GRACE_S = 10.0
 ERROR = re.compile(r"^(?:\[rank\d+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)$")
 SIGNAL = re.compile(r"traceback\s*:\s*(Signal .*)$")
 """In torchrun's summary, of a rank that did not fail by itself."""
+SUMMARY = re.compile(r"^E\d{4} .*torch/distributed")
+"""Where torchrun begins to tell that a rank has failed."""
 
 
 class LaunchFailed(RuntimeError):
@@ -96,10 +99,11 @@ def lines(
     """Lines that rank 0 writes. `environment` is added to this process's own."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
-        *("--nproc-per-node", str(ranks), "-m", module, *arguments),
+        *("--nproc-per-node", str(ranks)),
     ]
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with TemporaryDirectory(prefix="roofcal-ranks-") as name:
+        command += ["--log-dir", name, "-m", module, *arguments]  # else torchrun leaves a folder behind
         launch = _Launch(command, Path(name), {**os.environ, "PYTHONPATH": paths, **(environment or {})})
         waiter = threading.Thread(target=launch.wait, name="torchrun", daemon=True)
         timer = threading.Timer(timeout_s, launch.time_out)
@@ -127,8 +131,9 @@ def last_words(log: str) -> str | None:
     the last line with words; torchrun's own frame around them is passed over."""
     found = [line.strip() for line in log.splitlines() if re.search(r"\w", line)]
     signals = [match[1] for line in found if (match := SIGNAL.search(line))]
-    errors = [match[1] for line in found if (match := ERROR.match(line)) and "ChildFailedError" not in line]
-    return next((last[-1] for last in (signals, errors, found) if last), None)
+    before = list(itertools.takewhile(lambda line: not SUMMARY.match(line), found))
+    errors = [match[1] for line in before if (match := ERROR.match(line)) and "ChildFailedError" not in line]
+    return next((last[-1] for last in (signals, errors, before, found) if last), None)
 
 
 def _both_ends(pipe: Path) -> tuple[int, int]:
