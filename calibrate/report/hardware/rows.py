@@ -12,6 +12,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
+from calibrate.report.units import binary
 from profiler.record.measurement import Measurement, quantile_of
 from profiler.record.run import Run
 from roofline.hardware import Characteristic, HardwareSpec
@@ -59,6 +60,10 @@ class Row(Record):
     """Median SM clock while it was measured."""
     datasheet_at_clock: float | None = None
     """The datasheet's matrix peak at that clock, in the unit of the figure."""
+    shape: str | None = None
+    """m×n×k of a product."""
+    operands: str | None = None
+    """Size of one and the state of the caches: "256 MiB, cold"."""
     lost: str | None = None
     """"1 of 4 processes gave no result: …"."""
     flops_per_s: float | None = None
@@ -184,12 +189,25 @@ def _row(figure: Characteristic, alike: Sequence[Measurement], spec: HardwareSpe
             level = str(alike[0].parameters.get("level", "")) if alike else ""
             series = f"{level} {series}".strip()
             about |= {"series": series, "size_bytes": size}
+    if alike:
+        about |= {"shape": _shape(alike[0].parameters), "operands": _operands(alike[0])}
     clock, stated = median_clock(alike), datasheet_clock(spec, figure.dtype)
     if family == "matmul" and clock and stated and figure.datasheet:
         about["datasheet_at_clock"] = figure.datasheet * clock / stated
     if family == "skinny" and alike and figure.value:
         about |= _product(alike[0].parameters, figure, spec)
     return Row(figure=figure, clock_hz=clock, lost=_lost(figure, alike), **about)
+
+
+def _shape(parameters: Mapping[str, object]) -> str | None:
+    sides = [parameters.get(side) for side in "mnk"]
+    return None if None in sides else "×".join(map(str, sides))
+
+
+def _operands(one: Measurement) -> str | None:
+    size = one.parameters.get("operand_bytes")
+    known = [binary(size)] if isinstance(size, int | float) else []
+    return ", ".join([*known, *([one.cache.declared] if one.cache else [])]) or None
 
 
 def _product(parameters: Mapping[str, object], figure: Characteristic, spec: HardwareSpec) -> dict[str, float | None]:

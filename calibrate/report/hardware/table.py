@@ -64,7 +64,7 @@ class Shortened:
 
 
 def interval(figure: Characteristic) -> str:
-    """"± 0.8 %", "−12 % +20 %" where the sides differ; "n = 1" where too few processes measured it."""
+    """ "± 0.8 %", "−12 % +20 %" where the sides differ; "n = 1" where too few processes measured it."""
     if figure.value is None:
         return UNKNOWN
     if figure.replicates < FEWEST:
@@ -99,6 +99,8 @@ def name(row: Row) -> str:
     core = ", one core" if row.one_core else ""
     if row.series is not None:
         return f"{row.series} {binary(row.size_bytes)}{core}"
+    if row.family == "skinny" and row.shape:
+        return f"{row.shape}{core}"
     return row.label.replace(".bandwidth", ", bandwidth").replace(".latency", ", latency") + core
 
 
@@ -109,6 +111,13 @@ def kind(figure: Characteristic) -> str:
 
 def _share(share: float | None) -> str:
     return percent(share) + (" !" if share is not None and share > 1 else "")
+
+
+def _at_clock(line: Line) -> str:
+    """ "90.3 % 1605 MHz"."""
+    if line.row.of_clock is None or line.row.clock_hz is None:
+        return UNKNOWN
+    return f"{percent(line.row.of_clock)} {line.row.clock_hz / 1e6:.0f} MHz{' !' * (line.row.of_clock > 1)}"
 
 
 def _beside(line: Line) -> str:
@@ -124,7 +133,7 @@ COLUMNS = (
     Column("typical", "median", lambda line: typical(line.figure)),
     Column("datasheet", "datasheet", lambda line: in_unit(line.figure.datasheet, line.figure.unit)),
     Column("of", "of it", lambda line: _share(line.row.of_datasheet)),
-    Column("at_clock", "at clock", lambda line: _share(line.row.of_clock)),
+    Column("at_clock", "at SM clock", _at_clock),
     Column("flops", "FLOP/s", lambda line: magnitude(line.row.flops_per_s)),
     Column("bytes", "bytes/s", lambda line: magnitude(line.row.bytes_per_s)),
     Column("roofline", "of roofline", lambda line: _share(line.row.of_roofline)),
@@ -163,6 +172,7 @@ def shortened(group: Group) -> Shortened:
             lines.append(_best(series))
         else:
             sentences.append(_sentence(series))
+    sentences = [*_how(rows), *sentences]
     beside = "fresh output" if any(line.beside and FRESH in line.beside.label for line in lines) else "one core"
     return Shortened(tuple(lines), tuple(sentences), failed, beside)
 
@@ -222,6 +232,22 @@ def _sentence(series: Sequence[Row]) -> str:
         best = max(ordered, key=lambda row: row.figure.value or 0)
         text += f", most {value(best.figure)} at {binary(best.size_bytes)}"
     return text
+
+
+def _how(rows: Sequence[Row]) -> list[str]:
+    """Shapes of products, size and cache state of operands: what the figures of a group depend on."""
+    said = []
+    if any(row.shape for row in rows):
+        shapes = dict.fromkeys((kind(row.figure), row.shape) for row in rows if row.shape and row.family != "skinny")
+        named = [f"{what} {shape}".strip() for what, shape in shapes]
+        said += [f"m×n×k: {', '.join(named)}"] if named else []
+    for operands in dict.fromkeys(row.operands for row in rows if row.operands):
+        some = [row for row in rows if row.operands == operands]
+        what = "" if len(some) == len(rows) else f"{', '.join(name(row) for row in some)}: "
+        said.append(
+            f"{what}operands {operands}" if len(some) == len(rows) or len(some) < ROWS else f"operands {operands}"
+        )
+    return said
 
 
 def _by(rows: Sequence[Row], key: Callable[[Row], object]) -> list[list[Row]]:
