@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from calibrate.report.units import binary
+from profiler.record.conditions import Window
 from profiler.record.measurement import Measurement, quantile_of
 from profiler.record.run import Run
 from roofline.hardware import Characteristic, HardwareSpec
@@ -169,9 +170,19 @@ def datasheet_clock(spec: HardwareSpec, dtype: str | None) -> float | None:
 
 
 def median_clock(alike: Iterable[Measurement]) -> float | None:
-    """Median SM clock over all windows in Hz; None where none was read."""
-    clocks = [w.sm_clock_hz for one in alike if one.samples for w in one.windows if w.sm_clock_hz is not None]
+    """Median SM clock in Hz over the windows whose samples were kept; None where none was read."""
+    clocks = [w.sm_clock_hz for one in alike if one.samples for w in kept_windows(one) if w.sm_clock_hz is not None]
     return statistics.median(clocks) if clocks else None
+
+
+def kept_windows(one: Measurement) -> tuple[Window, ...]:
+    """The windows that hold the samples: the last ones, where a load's first samples were dropped."""
+    skip = sum(window.samples for window in one.windows) - len(one.samples)
+    first = 0
+    while first < len(one.windows) - 1 and skip >= one.windows[first].samples > 0:
+        skip -= one.windows[first].samples
+        first += 1
+    return one.windows[first:]
 
 
 def one_line(words: str) -> str:

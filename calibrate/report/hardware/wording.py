@@ -27,8 +27,8 @@ WORDS = {
     "CV": "coefficient of variation over the processes",
     "median": "the value with the median of each process's samples: what one usually gets",
     "datasheet, of it": "the vendor's figure, and value ÷ datasheet",
-    "at SM clock": "value ÷ the datasheet's peak at the median SM clock seen meanwhile (peak × clock seen ÷ clock of the "
-    "datasheet's peak)",
+    "at SM clock": "value ÷ the datasheet's peak at the median SM clock seen meanwhile: peak × clock seen ÷ clock of "
+    "the datasheet's peak",
     "bytes": "bytes read plus bytes written, each once, as in STREAM; the read of a line before it is written "
     "(write-allocate) is not added; kB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024",
     "FLOPs": "a multiply-add is 2; a product of m×k and k×n is 2·m·n·k",
