@@ -71,7 +71,8 @@ def binary(value: float | None) -> str:
         return UNKNOWN
     _finite(value)
     power = min(max(math.floor(math.log2(value) / 10 + 1e-9), 0), 4) if value > 0 else 0
-    return f"{float(f'{value / 1024.0**power:.4g}'):g} {('', 'Ki', 'Mi', 'Gi', 'Ti')[power]}B"
+    number = value / 1024.0**power
+    return f"{f'{number:.3g}' if number < 999.5 else f'{number:.0f}'} {('', 'Ki', 'Mi', 'Gi', 'Ti')[power]}B"
 
 
 def magnitude(value: float | None) -> str:

@@ -36,8 +36,9 @@ def pointwise(found: Sequence[Group]) -> go.Figure | None:
                 y=[row.figure.value for row in some],
                 marker={"color": paint},
                 text=[drawing.short(bytes_per_s(row.figure.value)) for row in some],
-                textposition="outside",
-                cliponaxis=False,
+                textposition="inside",
+                insidetextanchor="middle",
+                textangle=-90,
                 error_y=errors(some),
                 hovertemplate="%{x}, " + name + ": %{text}<extra></extra>",
             )

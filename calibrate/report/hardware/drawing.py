@@ -18,6 +18,9 @@ GREY, DARK, LIGHT = "#8d99ae", "#33415c", "#c9d3e3"
 HEIGHT = 440
 TICKS = 14
 """Most ticks of a logarithmic axis; of more, every second or third power is named."""
+FEWEST_TICKS = 3
+STEPS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0))
+"""Ticks within a power of ten, from coarse to fine."""
 POINTS = 1500
 """Samples drawn of one trace; of more, evenly chosen ones."""
 
@@ -37,7 +40,7 @@ def frame(figure: go.Figure, x_title: str, y_title: str, height: int = HEIGHT) -
         legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
     )
     figure.update_xaxes(AXIS, title=x_title)
-    figure.update_yaxes(AXIS, title=y_title)
+    figure.update_yaxes(AXIS, title=y_title, automargin=True)
     return figure
 
 
@@ -46,12 +49,14 @@ def log_axis(
 ) -> None:
     """A logarithmic axis ("x" or "y") around positive values, with ticks at powers of the base."""
     low, high = min(values) / 1.25, max(values) * 1.25
-    powers = range(math.ceil(math.log(low, base)), math.floor(math.log(high, base)) + 1)
-    steps = (1.0, 2.0, 5.0) if base == 10 and len(powers) < 4 else (1.0,)
+    powers = range(math.floor(math.log(low, base)), math.ceil(math.log(high, base)) + 1)
     every = -(-len(powers) // TICKS)
-    around = range(powers.start - 1, powers.stop)
-    ticks = [step * float(base) ** power for power in around if power % every == 0 for step in steps]
-    ticks = [tick for tick in ticks if low <= tick <= high]
+    ticks: list[float] = []
+    for steps in STEPS if base == 10 else STEPS[:1]:  # the coarsest that has enough of them
+        every_tick = [step * float(base) ** power for power in powers if power % every == 0 for step in steps]
+        ticks = [tick for tick in every_tick if low <= tick <= high]
+        if len(ticks) >= FEWEST_TICKS:
+            break
     update = figure.update_xaxes if axis == "x" else figure.update_yaxes
     update(
         type="log",

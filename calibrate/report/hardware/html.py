@@ -19,10 +19,11 @@ from profiler.record.run import Run
 from roofline.hardware import HardwareSpec
 
 STYLE = """
-.figures td:first-child { min-width: 130px; white-space: nowrap; }
-.figures td.how { min-width: 260px; max-width: 520px; white-space: normal; font-size: 11px; color: #5b6675;
+.figures td:first-child { min-width: 90px; white-space: nowrap; }
+.figures th, .figures td { padding: 4px 6px; }
+.figures td.how { min-width: 190px; max-width: 520px; white-space: normal; font-size: 11px; color: #5b6675;
                   overflow-wrap: anywhere; }
-.figures td.notes { min-width: 160px; white-space: normal; font-size: 11px; color: #8a5a00; }
+.figures td.notes { min-width: 220px; white-space: normal; font-size: 11px; color: #8a5a00; }
 .figures td.bad { white-space: normal; }
 """
 
@@ -59,8 +60,9 @@ def _group(group: Group) -> str:
     lines = [table.Line(row, table.name(row)) for row in group.rows]
     keys = {column.key for column in table.present(lines)}
     columns = [column for column in table.COLUMNS if column.key in keys and column.key in markdown.SHOWN]
-    header = ("", *(column.header for column in columns), markdown.INTERVAL, "processes", "how", "notes")
-    left = [0, *(i for i, column in enumerate(columns, start=1) if column.text), len(header) - 2, len(header) - 1]
+    noted = any(row.marks for row in group.rows)
+    header = ("", *(column.header for column in columns), markdown.INTERVAL, "processes", "how", *(["notes"] * noted))
+    left = [0, *(i for i, column in enumerate(columns, start=1) if column.text), *range(len(columns) + 3, len(header))]
     rows = [
         [
             markup.plain(line.label),
@@ -68,11 +70,11 @@ def _group(group: Group) -> str:
             (escape(markdown.interval(line.row)), ""),
             markup.figure(str(line.figure.replicates or UNKNOWN), line.figure.replicates),
             (escape(markdown.how(line.row)), f' class="{"how" if line.figure.value is not None else "bad"}"'),
-            (escape("; ".join(line.row.marks)), ' class="notes"'),
+            *([(escape("; ".join(line.row.marks)), ' class="notes"')] if noted else []),
         ]
         for line in lines
     ]
-    title = f"{group.title[0].upper()}{group.title[1:]}"
+        title = f"{group.title[0].upper()}{group.title[1:]}"
     return f'<div class="figures">{markup.card(title, markup.table(header, rows, left=left, tall=True))}</div>'
 
 

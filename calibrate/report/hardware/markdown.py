@@ -37,11 +37,13 @@ def render(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) ->
 
 
 def interval(row: Row) -> str:
-    """ "4.15 TB/s to 4.18 TB/s", or "n = 1" where too few processes measured it."""
+    """ "4.15 to 4.18 TB/s", or "n = 1" where too few processes measured it."""
     low, high = table.ends(row.figure)
     if low is None or high is None:
         return table.interval(row.figure)
-    return f"{in_unit(low, row.figure.unit)} to {in_unit(high, row.figure.unit)}"
+    first, last = in_unit(low, row.figure.unit), in_unit(high, row.figure.unit)
+    unit = last.partition(" ")[2]
+    return f"{first.removesuffix(f' {unit}')} to {last}"
 
 
 def how(row: Row) -> str:
@@ -55,8 +57,9 @@ def _group(group: Group) -> str:
     lines = [table.Line(row, table.name(row)) for row in group.rows]
     keys = {column.key for column in table.present(lines)}
     columns = [column for column in table.COLUMNS if column.key in keys and column.key in SHOWN]
-    header = ["", *(column.header for column in columns), INTERVAL, "n", "how", "notes"]
-    align = "l" + "".join("l" if column.text else "r" for column in columns) + "rrll"
+    noted = any(row.marks for row in group.rows)
+    header = ["", *(column.header for column in columns), INTERVAL, "processes", "how", *(["notes"] if noted else [])]
+    align = "l" + "".join("l" if column.text else "r" for column in columns) + "rrl" + "l" * noted
     rows = [
         [
             marks.text(line.label),
@@ -64,7 +67,7 @@ def _group(group: Group) -> str:
             interval(line.row),
             str(line.figure.replicates or UNKNOWN),
             marks.text(how(line.row)),
-            marks.text("; ".join(line.row.marks)),
+            *([marks.text("; ".join(line.row.marks))] if noted else []),
         ]
         for line in lines
     ]

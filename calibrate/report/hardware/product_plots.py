@@ -3,12 +3,11 @@
 Example: ``peaks(found)`` is None where no product was measured
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from calibrate.report.charts import AXIS
 from calibrate.report.hardware import drawing
 from calibrate.report.hardware.cost_plots import errors
 from calibrate.report.hardware.rows import Group, Row, by_figure
@@ -17,8 +16,7 @@ from profiler.record.conditions import Window
 from profiler.record.measurement import Measurement
 from profiler.record.run import Run
 
-WIDTH = 0.2
-"""Of a bar, in places of a dtype."""
+BAR = {"datasheet": drawing.LIGHT, "burst": "#1f77b4", "sustained": "#2a7f62"}
 
 
 def skinny(found: Sequence[Group], measurements: Sequence[Measurement], run: Run) -> go.Figure | None:
@@ -51,57 +49,52 @@ def skinny(found: Sequence[Group], measurements: Sequence[Measurement], run: Run
 
 
 def peaks(found: Sequence[Group]) -> go.Figure | None:
-    """Burst and sustained of each dtype beside the datasheet and the datasheet at the clock seen."""
+    """Burst and sustained of each dtype beside the datasheet and the datasheet at the clock seen; each on its scale."""
     rows = [r for group in found for r in group.rows if r.family == "matmul" and r.figure.value and not r.one_core]
     kinds = list(dict.fromkeys(row.figure.dtype or "" for row in rows))
     if not kinds:
         return None
-    by = {(row.label, row.figure.dtype or ""): row for row in rows}
-    bars: list[tuple[str, str, list[float | None]]] = [
-        ("datasheet", drawing.LIGHT, [_first(by, kind, lambda row: row.figure.datasheet) for kind in kinds]),
-        ("burst", "#1f77b4", [_value(by.get(("burst", kind))) for kind in kinds]),
-        ("sustained", "#2a7f62", [_value(by.get(("sustained", kind))) for kind in kinds]),
-    ]
-    bars = [bar for bar in bars if any(bar[2])]
-    figure = go.Figure()
-    for i, (name, paint, values) in enumerate(bars):
-        some = [by.get((name, kind)) for kind in kinds]
-        place = (i - (len(bars) - 1) / 2) * WIDTH * 1.1
-        at = [position + place for position in range(len(kinds))]
+    figure = make_subplots(rows=1, cols=len(kinds), subplot_titles=[dtype(kind) for kind in kinds])
+    drawing.frame(figure, "", "")
+    clocked = False
+    for column, kind in enumerate(kinds, start=1):
+        some = [row for row in rows if (row.figure.dtype or "") == kind]
+        said = next((row.figure.datasheet for row in some if row.figure.datasheet), None)
+        names = [*(["datasheet"] if said else []), *(row.label for row in some)]
+        values = [*([said] if said else []), *(row.figure.value for row in some)]
         figure.add_bar(
-            name=name,
-            x=at,
+            x=names,
             y=values,
-            width=WIDTH,
-            marker={"color": paint},
-            text=["" if value is None else drawing.short(flops_per_s(value)) for value in values],
-            textposition="outside",
-            cliponaxis=False,
-            error_y=errors(some),
-            hovertemplate="%{text}<extra>" + name + "</extra>",
+            marker={"color": [BAR.get(name, drawing.GREY) for name in names]},
+            text=[flops_per_s(value) for value in values],
+            textposition="inside",
+            insidetextanchor="middle",
+            textangle=-90,
+            error_y=errors([*([None] if said else []), *some]),
+            hovertemplate="%{x}: %{text}<extra>" + dtype(kind) + "</extra>",
+            showlegend=False,
+            row=1,
+            col=column,
         )
-        clocks = [(x, r) for x, r in zip(at, some, strict=True) if r is not None and r.datasheet_at_clock]
+        clocks = [row for row in some if row.datasheet_at_clock]
         if clocks:
             figure.add_scatter(
-                name=f"datasheet at the clock of {name}",
-                x=[x for x, _ in clocks],
-                y=[row.datasheet_at_clock for _, row in clocks],
+                name="datasheet at the SM clock seen",
+                x=[row.label for row in clocks],
+                y=[row.datasheet_at_clock for row in clocks],
                 mode="markers",
                 marker={"symbol": "line-ew", "size": 34, "line": {"width": 2.5, "color": "#c8553d"}},
-                hovertext=[
-                    f"{flops_per_s(r.datasheet_at_clock)} at {(r.clock_hz or 0) / 1e6:.0f} MHz" for _, r in clocks
-                ],
+                hovertext=[f"{flops_per_s(r.datasheet_at_clock)} at {(r.clock_hz or 0) / 1e6:.0f} MHz" for r in clocks],
                 hoverinfo="text",
-                showlegend=name == "burst" or len(bars) == 1,
+                showlegend=not clocked,
+                row=1,
+                col=column,
             )
-    drawing.frame(figure, "", "FLOP/s")
-    figure.update_xaxes(tickvals=list(range(len(kinds))), ticktext=[dtype(kind) for kind in kinds])
-    tops = [value for _, _, values in bars for value in values if value]
-    figure.update_yaxes(tickformat="~s", range=[0, 1.12 * max(tops)])
-    figure.update_layout(barmode="overlay")
-    for trace in figure.data:
-        if trace.name == "datasheet at the clock of burst":
-            trace.name = "datasheet at the SM clock seen"
+            clocked = True
+        top = max([v for v in values if v] + [row.datasheet_at_clock or 0.0 for row in some])
+        figure.update_yaxes(tickformat="~s", range=[0, 1.08 * top], row=1, col=column)
+    figure.update_yaxes(title="FLOP/s", row=1, col=1)
+    figure.update_layout(bargap=0.25, legend={"y": -0.12}, margin={"t": 40})
     return figure
 
 
@@ -110,50 +103,68 @@ def sustained(measurements: Sequence[Measurement]) -> go.Figure | None:
     loads = [one for one in measurements if one.benchmark == "matmul" and one.case == "sustained" and one.samples]
     if not loads:
         return None
-    panels = [panel for panel in PANELS if any(panel[2](w) is not None for one in loads for w in one.windows)]
-    figure = make_subplots(
-        rows=1 + len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.04,
-        row_heights=[2.0, *[1.0] * len(panels)],
-    )  # fmt: skip
-    first = min(one.process for one in loads)
     kinds = list(dict.fromkeys(one.dtype or "" for one in loads))
+    panels = [panel for panel in PANELS if any(panel[2](w) is not None for one in loads for w in one.windows)]
+    count = len(kinds) + len(panels)
+    figure = make_subplots(rows=count, cols=1, shared_xaxes=True, vertical_spacing=0.12 / count)
+    drawing.frame(figure, "", "", height=120 + 140 * count)
+    first = min(one.process for one in loads)
     for one in loads:
-        i = kinds.index(one.dtype or "")
-        name = f"{dtype(one.dtype or '')}, process {one.process}"
-        times = list(sample_times(one))
-        kept = drawing.thinned(len(times))
-        about = {"legendgroup": one.dtype, "name": dtype(one.dtype or ""), "showlegend": one.process == first}
-        paint = {"color": drawing.colour(i)}
-        opacity = 1.0 if one.process == first else 0.45
-        figure.add_scatter(
-            x=[times[k] for k in kept], y=[one.work / one.samples[k] for k in kept], mode="markers",
-            marker={**paint, "size": 4}, opacity=opacity,
-            hovertemplate="%{x:.2f} s: %{y:.4s}FLOP/s<extra>" + name + "</extra>", row=1, col=1, **about,
-        )  # fmt: skip
-        for row, (_, unit, read) in enumerate(panels, start=2):
-            known = [(w.start_s + w.duration_s, value) for w in one.windows if (value := read(w)) is not None]
-            figure.add_scatter(
-                x=[x for x, _ in known], y=[y for _, y in known], mode="lines+markers", line={**paint, "width": 1.4},
-                marker={**paint, "size": 4}, opacity=opacity, row=row, col=1,
-                hovertemplate="%{x:.2f} s: %{y:.4g} " + unit + "<extra>" + name + "</extra>",
-                **about | {"showlegend": False},
-            )  # fmt: skip
-    drawing.frame(figure, "", "", height=320 + 130 * len(panels))
-    figure.update_layout(legend={"y": -0.12})
-    figure.update_yaxes(AXIS, title="FLOP/s", tickformat="~s", row=1, col=1)
-    for row, (title, unit, _) in enumerate(panels, start=2):
-        figure.update_yaxes(AXIS, title=f"{title}, {unit}", row=row, col=1)
-    figure.update_xaxes(title="time under load, s", row=1 + len(panels), col=1)
+        _load(figure, one, kinds.index(one.dtype or ""), len(kinds), panels, first)
+    for row, kind in enumerate(kinds, start=1):
+        figure.update_yaxes(title=f"{dtype(kind)}, FLOP/s", tickformat="~s", row=row, col=1)
+    for row, (title, unit, _) in enumerate(panels, start=1 + len(kinds)):
+        figure.update_yaxes(title=f"{title}, {unit}", row=row, col=1)
+    figure.update_xaxes(rangemode="tozero", zeroline=False)
+    figure.update_xaxes(title="time under load, s", row=count, col=1)
+    figure.update_layout(legend={"y": 1.0, "yanchor": "bottom"})
     return figure
 
 
-PANELS: tuple[tuple[str, str, Callable[[Window], float | None]], ...] = (
+def _load(
+    figure: go.Figure, one: Measurement, i: int, kinds: int, panels: Sequence["Panel"], first_process: int
+) -> None:
+    """One process under load: its samples in the panel of its dtype, its windows below."""
+    name = f"{dtype(one.dtype or '')}, process {one.process}"
+    opacity = 1.0 if one.process == first_process else 0.45
+    about = {"name": dtype(one.dtype or ""), "legendgroup": one.dtype, "opacity": opacity, "col": 1}
+    paint = {"color": drawing.colour(i)}
+    times = list(sample_times(one))
+    kept = drawing.thinned(len(times))
+    figure.add_scatter(
+        x=[times[k] for k in kept],
+        y=[one.work / one.samples[k] for k in kept],
+        mode="markers",
+        marker={**paint, "size": 4},
+        hovertemplate="%{x:.2f} s: %{y:.4s}FLOP/s<extra>" + name + "</extra>",
+        showlegend=one.process == first_process,
+        row=1 + i,
+        **about,
+    )
+    for row, (_, unit, read) in enumerate(panels, start=1 + kinds):
+        known = [(w.start_s + w.duration_s, value) for w in one.windows if (value := read(w)) is not None]
+        figure.add_scatter(
+            x=[x for x, _ in known],
+            y=[y for _, y in known],
+            mode="lines+markers",
+            line={**paint, "width": 1.4},
+            marker={**paint, "size": 4},
+            hovertemplate="%{x:.2f} s: %{y:.4g} " + unit + "<extra>" + name + "</extra>",
+            showlegend=False,
+            row=row,
+            **about,
+        )
+
+
+Panel = tuple[str, str, Callable[[Window], float | None]]
+"""Title, unit, and what is read of a window."""
+
+PANELS: tuple[Panel, ...] = (
     ("SM clock", "MHz", lambda w: None if w.sm_clock_hz is None else w.sm_clock_hz / 1e6),
     ("CPU clock", "MHz", lambda w: None if w.cpu_clock_hz is None else w.cpu_clock_hz / 1e6),
     ("power", "W", lambda w: w.power_w),
     ("temperature", "°C", lambda w: w.temperature_c),
 )
-"""Title, unit, and what is read of a window."""
 
 
 def sample_times(one: Measurement) -> Iterator[float]:
@@ -187,11 +198,3 @@ def _skinny_hover(m: float, row: Row) -> str:
         f"{flops_per_s(row.flops_per_s)}, {bytes_per_s(row.bytes_per_s)}, {percent(row.of_roofline)} of the roofline"
     )
     return f"{dtype(row.figure.dtype or '')} {row.shape or f'm {m:g}'}: {seconds(row.figure.value)}, {rates}"
-
-
-def _value(row: Row | None) -> float | None:
-    return row.figure.value if row is not None else None
-
-
-def _first(by: Mapping[tuple[str, str], Row], kind: str, read: Callable[[Row], float | None]) -> float | None:
-    return next((value for (_, k), row in by.items() if k == kind and (value := read(row)) is not None), None)

@@ -117,6 +117,7 @@ def groups(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) ->
     """All figures of a spec, grouped; groups without a figure are left out."""
     measured = by_figure(measurements, run)
     rows = [_row(figure, measured.get((figure.name, figure.dtype), ()), spec) for figure in spec.characteristics]
+    rows.sort(key=lambda row: row.series is not None)  # fits and plateaus before the many points behind them
     known = {family for _, families in FAMILIES for family in families}
     found = [Group(title=title, rows=tuple(r for r in rows if r.family in families)) for title, families in FAMILIES]
     found.append(Group(title=OTHER, rows=tuple(row for row in rows if row.family not in known)))

@@ -57,7 +57,7 @@ def spread(found: Sequence[Group], measurements: Sequence[Measurement], run: Run
         autorange="reversed", automargin=True, title="", gridcolor="#e6e9ef", tickmode="array",
         tickvals=list(lines), categoryorder="array", categoryarray=list(lines),
     )  # fmt: skip
-    figure.update_layout(margin={"l": 24, "b": 50}, legend={"y": 1, "yanchor": "bottom"})
+    figure.update_layout(margin={"l": 24, "b": 64}, legend={"y": 1, "yanchor": "bottom"})
     return figure
 
 
