@@ -74,7 +74,7 @@ def _group(group: Group) -> str:
         ]
         for line in lines
     ]
-        title = f"{group.title[0].upper()}{group.title[1:]}"
+    title = f"{group.title[0].upper()}{group.title[1:]}"
     return f'<div class="figures">{markup.card(title, markup.table(header, rows, left=left, tall=True))}</div>'
 
 
