@@ -123,8 +123,8 @@ def errors(rows: Sequence[Row | None]) -> dict[str, object] | None:
     return {
         "type": "data",
         "symmetric": False,
-        "array": [0.0 if high is None else high - value for value, _, high in known],
-        "arrayminus": [0.0 if low is None else value - low for value, low, _ in known],
+        "array": [None if high is None else high - value for value, _, high in known],
+        "arrayminus": [None if low is None else value - low for value, low, _ in known],
         "thickness": 1.2,
     }
 

@@ -16,10 +16,10 @@ from profiler.record.run import Run
 from roofline.hardware import HardwareSpec
 
 
-def document(path: Path | str, spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> dict[str, Any]:
-    """All figures in the order of the report; `path` is that of the spec."""
+def document(path: Path | None, spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> dict[str, Any]:
+    """All figures in the order of the report; `path` is that of the spec, None while there is none."""
     return {
-        "spec": str(path),
+        "spec": None if path is None else str(path),
         "device": run.environment.device,
         "uuid": spec.uuid or run.environment.device_uuid,
         "started": run.started,

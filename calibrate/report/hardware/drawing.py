@@ -40,8 +40,14 @@ def frame(figure: go.Figure, x_title: str, y_title: str, height: int = HEIGHT) -
         legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
     )
     figure.update_xaxes(AXIS, title=x_title)
-    figure.update_yaxes(AXIS, title=y_title, automargin=True)
+    figure.update_yaxes(AXIS, automargin=True)
+    y_axis_title(figure, y_title)
     return figure
+
+
+def y_axis_title(figure: go.Figure, text: str, **where: int) -> None:
+    """A title clear of the tick labels; `where` is row and col of a subplot."""
+    figure.update_yaxes(title={"text": text, "standoff": 16}, **where)
 
 
 def log_axis(

@@ -93,7 +93,7 @@ def peaks(found: Sequence[Group]) -> go.Figure | None:
             clocked = True
         top = max([v for v in values if v] + [row.datasheet_at_clock or 0.0 for row in some])
         figure.update_yaxes(tickformat="~s", range=[0, 1.08 * top], row=1, col=column)
-    figure.update_yaxes(title="FLOP/s", row=1, col=1)
+    drawing.y_axis_title(figure, "FLOP/s", row=1, col=1)
     figure.update_layout(bargap=0.25, legend={"y": -0.12}, margin={"t": 40})
     return figure
 
@@ -112,9 +112,10 @@ def sustained(measurements: Sequence[Measurement]) -> go.Figure | None:
     for one in loads:
         _load(figure, one, kinds.index(one.dtype or ""), len(kinds), panels, first)
     for row, kind in enumerate(kinds, start=1):
-        figure.update_yaxes(title=f"{dtype(kind)}, FLOP/s", tickformat="~s", row=row, col=1)
+        figure.update_yaxes(tickformat="~s", row=row, col=1)
+        drawing.y_axis_title(figure, f"{dtype(kind)}, FLOP/s", row=row, col=1)
     for row, (title, unit, _) in enumerate(panels, start=1 + len(kinds)):
-        figure.update_yaxes(title=f"{title}, {unit}", row=row, col=1)
+        drawing.y_axis_title(figure, f"{title}, {unit}", row=row, col=1)
     figure.update_xaxes(rangemode="tozero", zeroline=False)
     figure.update_xaxes(title="time under load, s", row=count, col=1)
     figure.update_layout(legend={"y": 1.0, "yanchor": "bottom"})

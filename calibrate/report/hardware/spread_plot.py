@@ -54,7 +54,7 @@ def spread(found: Sequence[Group], measurements: Sequence[Measurement], run: Run
     widest = max(abs(share) for values in lines.values() for _, share, _ in values)
     figure.update_xaxes(tickformat="+.2~%", range=[-1.15 * widest - 1e-4, 1.15 * widest + 1e-4])
     figure.update_yaxes(
-        autorange="reversed", automargin=True, title="", gridcolor="#e6e9ef", tickmode="array",
+        autorange="reversed", automargin=True, gridcolor="#e6e9ef", tickmode="array",
         tickvals=list(lines), categoryorder="array", categoryarray=list(lines),
     )  # fmt: skip
     figure.update_layout(margin={"l": 24, "b": 64}, legend={"y": 1, "yanchor": "bottom"})
