@@ -19,10 +19,6 @@ from profiler.record.measurement import Measurement
 from roofline.hardware import HardwareSpec
 
 STATED = re.compile(r"(\d+) bytes stated by the system")
-SIZE = re.compile(r"(\d[\d.]*(?:e[+-]?\d+)?)\s*(KiB|MiB|GiB|TiB|kB|MB|GB|TB|B|bytes)?\b")
-FACTOR = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40}
-SMALLEST = 1024.0
-"""Bytes: no working set is smaller; a smaller number in a plateau's conditions is something else."""
 
 
 def curve(found: Sequence[Group], spec: HardwareSpec, measurements: Sequence[Measurement]) -> go.Figure | None:
@@ -43,22 +39,15 @@ def curve(found: Sequence[Group], spec: HardwareSpec, measurements: Sequence[Mea
     drawing.log_axis(figure, "x", sizes, binary, base=2)
     drawing.log_axis(figure, "y", rates, bytes_per_s)
     for row in rows:
-        if row.label.startswith("plateau") and (ends := working_sets(row.figure.conditions)):
+        if row.label.startswith("plateau") and row.span is not None:
             value = row.figure.value or 0.0
-            drawing.line(figure, f"{row.label}: {bytes_per_s(value)}", ends, (value, value), drawing.DARK, "solid")
+            drawing.line(figure, f"{row.label}: {bytes_per_s(value)}", row.span, (value, value), drawing.DARK, "solid")
     marks = [(size, f"{name} {binary(size)}", drawing.GREY, "dot") for name, size in capacities(spec, measurements)]
     marks += [(k.figure.value or 0.0, _knee(k), "#c8553d", "dash") for k in rows if k.label.startswith("knee")]
     low, high = min(sizes) / 1.25, max(sizes) * 1.25
     for level, (x, text, paint, dash) in enumerate(sorted(mark for mark in marks if low <= mark[0] <= high)):
         drawing.upright(figure, x, text, paint, dash, level % 4)
     return figure
-
-
-def working_sets(conditions: str) -> tuple[float, float] | None:
-    """The first two sizes that a plateau's conditions name, in bytes; None where there are not two."""
-    found = [float(number) * FACTOR.get(unit, 1.0) for number, unit in SIZE.findall(conditions)]
-    sizes = [size for size in found if size >= SMALLEST][:2]
-    return (sizes[0], sizes[1]) if len(sizes) == 2 and sizes[0] < sizes[1] else None
 
 
 def capacities(spec: HardwareSpec, measurements: Sequence[Measurement]) -> tuple[tuple[str, float], ...]:

@@ -43,6 +43,11 @@ SERIES = ("cache", "curve", "transfer", "collective")
 SIZES = ("working_set_bytes", "size_bytes", "message_bytes", "operand_bytes", "bytes")
 """Parameters that hold the size of a point, the first that is there."""
 
+SIZE = re.compile(r"(\d[\d.]*(?:e[+-]?\d+)?)\s*(KiB|MiB|GiB|TiB|kB|MB|GB|TB|B|bytes)?\b")
+FACTOR = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40}
+SMALLEST = 1024.0
+"""Bytes: no working set is smaller; a smaller number in a plateau's conditions is something else."""
+
 Key = tuple[str, str | None]
 """Name and dtype of a figure."""
 
@@ -57,6 +62,8 @@ class Row(Record):
     """Points of one series differ in their size alone."""
     size_bytes: float | None = None
     """Place in the series."""
+    span: tuple[float, float] | None = None
+    """Of a plateau: its smallest and its largest working set in bytes."""
     clock_hz: float | None = None
     """Median SM clock while it was measured."""
     datasheet_at_clock: float | None = None
@@ -148,6 +155,13 @@ def split_size(case: str) -> tuple[str, float | None]:
     return (found.group(1), float(found.group(2))) if found else (case, None)
 
 
+def working_sets(conditions: str) -> tuple[float, float] | None:
+    """The first two sizes that a plateau's conditions name, in bytes; None where there are not two."""
+    found = [float(number) * FACTOR.get(unit, 1.0) for number, unit in SIZE.findall(conditions)]
+    sizes = [size for size in found if size >= SMALLEST][:2]
+    return (sizes[0], sizes[1]) if len(sizes) == 2 and sizes[0] < sizes[1] else None
+
+
 def call_s(one: Measurement) -> float:
     """Seconds of one call, at the measurement's own quantile. Raises ValueError where there is no sample."""
     if not one.samples:
@@ -201,6 +215,8 @@ def _row(figure: Characteristic, alike: Sequence[Measurement], spec: HardwareSpe
             level = str(alike[0].parameters.get("level", "")) if alike else ""
             series = f"{level} {series}".strip()
             about |= {"series": series, "size_bytes": size}
+    if case.startswith("plateau"):
+        about["span"] = working_sets(figure.conditions)
     if alike:
         about |= {"shape": _shape(alike[0].parameters), "operands": _operands(alike[0])}
     clock, stated = median_clock(alike), datasheet_clock(spec, figure.dtype)

@@ -99,6 +99,8 @@ def name(row: Row) -> str:
     core = ", one core" if row.one_core else ""
     if row.series is not None:
         return f"{row.series} {binary(row.size_bytes)}{core}"
+    if row.span is not None:
+        return f"{row.label}, {binary(row.span[0])} to {binary(row.span[1])}"
     if row.family == "skinny" and row.shape:
         return f"{row.shape}{core}"
     return row.label.replace(".bandwidth", ", bandwidth").replace(".latency", ", latency") + core

@@ -91,11 +91,12 @@ def _after(spec: HardwareSpec, found: Sequence[Group], notes: Mapping[str, str],
         rule(console, "notes")
         for letter, text in notes.items():
             say(console, f"{letter}: {text}", "yellow")
-    absent = wording.left_out(spec)
-    if absent:
-        rule(console, "not among the peaks that price operations")
-        for line in absent:
-            say(console, line)
+    prices, absent = wording.prices(spec), wording.left_out(spec)
+    if prices or absent:
+        rule(console, "peaks that price operations")
+        say(console, prices or "none were measured")
+    for line in absent:
+        say(console, f"left out: {line}", "dim")
     rule(console, "words")
     for word, text in wording.words(found).items():
         say(console, f"{word}: {text}", "dim")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from calibrate.report.hardware import table
 from calibrate.report.hardware.rows import Group, Row, one_line
-from calibrate.report.units import UNKNOWN, dtype, in_unit, number, percent, seconds, size
+from calibrate.report.units import UNKNOWN, binary, dtype, in_unit, number, percent, seconds, size
 from calibrate.report.wording import Fact
 from profiler.record.conditions import Window
 from profiler.record.measurement import FASTEST, Measurement
@@ -152,6 +152,21 @@ def footnotes(rows: Iterable[Row]) -> tuple[dict[str, str], dict[str, tuple[str,
 def identity(row: Row) -> str:
     """What tells a figure from all others."""
     return f"{row.figure.name} {row.figure.dtype or ''}"
+
+
+def prices(spec: HardwareSpec) -> str:
+    """The measured peaks that price operations, in a line; "" where there are none."""
+    measured = spec.measured
+    if measured is None:
+        return ""
+    said = [f"matrix {dtype(name)} {in_unit(one.value, 'FLOP/s')}" for name, one in measured.matrix.items()]
+    said += [f"vector {dtype(name)} {in_unit(one.value, 'FLOP/s')}" for name, one in measured.vector.items()]
+    for level in measured.levels[:-1]:
+        said.append(f"{level.name} {in_unit(level.bandwidth.value, 'B/s')} ({binary(level.capacity_bytes)})")
+    said.append(f"{measured.levels[-1].name} {in_unit(measured.levels[-1].bandwidth.value, 'B/s')}")
+    said += [f"{name} {in_unit(link.bandwidth.value, 'B/s')}" for name, link in measured.links.items()]
+    said += [f"host {seconds(measured.host_s_per_op.value)} per operation"] if measured.host_s_per_op else []
+    return ", ".join(said)
 
 
 def left_out(spec: HardwareSpec) -> tuple[str, ...]:
