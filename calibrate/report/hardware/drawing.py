@@ -121,6 +121,7 @@ def upright(figure: go.Figure, x: float, text: str, paint: str, dash: str, level
         showarrow=False,
         text=plotly_text(text),
         font={"size": 11, "color": paint},
+        bgcolor="#ffffff",
     )
 
 

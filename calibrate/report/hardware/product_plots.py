@@ -60,22 +60,9 @@ def peaks(found: Sequence[Group]) -> go.Figure | None:
     for column, kind in enumerate(kinds, start=1):
         some = [row for row in rows if (row.figure.dtype or "") == kind]
         said = next((row.figure.datasheet for row in some if row.figure.datasheet), None)
-        names = [*(["datasheet"] if said else []), *(row.label for row in some)]
-        values = [*([said] if said else []), *(row.figure.value for row in some)]
-        figure.add_bar(
-            x=names,
-            y=values,
-            marker={"color": [BAR.get(name, drawing.GREY) for name in names]},
-            text=[flops_per_s(value) for value in values],
-            textposition="inside",
-            insidetextanchor="middle",
-            textangle=-90,
-            error_y=errors([*([None] if said else []), *some]),
-            hovertemplate="%{x}: %{text}<extra>" + dtype(kind) + "</extra>",
-            showlegend=False,
-            row=1,
-            col=column,
-        )
+        if said:
+            _bar(figure, column, kind, ["datasheet"], [said], None)
+        _bar(figure, column, kind, [row.label for row in some], [row.figure.value or 0.0 for row in some], errors(some))
         clocks = [row for row in some if row.datasheet_at_clock]
         if clocks:
             figure.add_scatter(
@@ -91,11 +78,38 @@ def peaks(found: Sequence[Group]) -> go.Figure | None:
                 col=column,
             )
             clocked = True
-        top = max([v for v in values if v] + [row.datasheet_at_clock or 0.0 for row in some])
+        top = max(
+            rate or 0.0 for row in some for rate in (said, row.figure.high, row.figure.value, row.datasheet_at_clock)
+        )
         figure.update_yaxes(tickformat="~s", range=[0, 1.08 * top], row=1, col=column)
     drawing.y_axis_title(figure, "FLOP/s", row=1, col=1)
-    figure.update_layout(bargap=0.25, legend={"y": -0.12}, margin={"t": 40})
+    figure.update_layout(barmode="overlay", bargap=0.25, legend={"y": -0.12}, margin={"t": 40})
     return figure
+
+
+def _bar(
+    figure: go.Figure,
+    column: int,
+    kind: str,
+    names: Sequence[str],
+    rates: Sequence[float],
+    whiskers: dict[str, object] | None,
+) -> None:
+    """Bars of one dtype, each with its rate in it."""
+    figure.add_bar(
+        x=names,
+        y=rates,
+        marker={"color": [BAR.get(name, drawing.GREY) for name in names]},
+        text=[flops_per_s(rate) for rate in rates],
+        textposition="inside",
+        insidetextanchor="middle",
+        textangle=-90,
+        error_y=whiskers,
+        hovertemplate="%{x}: %{text}<extra>" + dtype(kind) + "</extra>",
+        showlegend=False,
+        row=1,
+        col=column,
+    )
 
 
 def sustained(measurements: Sequence[Measurement]) -> go.Figure | None:

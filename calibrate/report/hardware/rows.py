@@ -109,7 +109,9 @@ class Row(Record):
     @property
     def marks(self) -> tuple[str, ...]:
         """What a reader has to know of the figure, each as one sentence."""
-        above = ["above 100 %: a wrong datasheet figure or clock, or a cache that held operands"] * self.above_one
+        above = [
+            "above 100 %: what it is held against is too low (datasheet, clock, measured peak), or a cache held operands"
+        ] * self.above_one
         return tuple(one_line(words) for words in (*self.figure.labels, *([self.lost] if self.lost else []), *above))
 
 

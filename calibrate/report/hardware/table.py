@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from calibrate.report.hardware.rows import ONE_CORE, Group, Row, one_line
 from calibrate.report.units import UNKNOWN, binary, dtype, in_unit, magnitude, percent
+from calibrate.report.wording import some as first_few
 from roofline.hardware import Characteristic
 
 FEWEST = 3
@@ -245,10 +246,8 @@ def _how(rows: Sequence[Row]) -> list[str]:
         said += [f"m×n×k: {', '.join(named)}"] if named else []
     for operands in dict.fromkeys(row.operands for row in rows if row.operands):
         some = [row for row in rows if row.operands == operands]
-        what = "" if len(some) == len(rows) else f"{', '.join(name(row) for row in some)}: "
-        said.append(
-            f"{what}operands {operands}" if len(some) == len(rows) or len(some) < ROWS else f"operands {operands}"
-        )
+        what = "" if len(some) == len(rows) else f"{first_few([name(row) for row in some])}: "
+        said.append(f"{what}operands {operands}")
     return said
 
 
