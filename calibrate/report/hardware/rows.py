@@ -110,7 +110,7 @@ class Row(Record):
     def marks(self) -> tuple[str, ...]:
         """What a reader has to know of the figure, each as one sentence."""
         above = [
-            "above 100 %: what it is held against is too low (datasheet, clock, measured peak), or a cache held operands"
+            "above 100 %: held against too low a datasheet, clock or measured peak, or a cache held operands"
         ] * self.above_one
         return tuple(one_line(words) for words in (*self.figure.labels, *([self.lost] if self.lost else []), *above))
 
