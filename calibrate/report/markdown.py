@@ -5,10 +5,10 @@ Nothing is folded or shortened here; null is "–".
 Example: ``Path("report.md").write_text(render(reports, run, spec, failed), encoding="utf-8")``
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from calibrate.efficiency import PassReport
-from calibrate.report import peaks, tables, wording
+from calibrate.report import marks, peaks, tables, wording
 from calibrate.report.units import UNKNOWN, number, percent, seconds
 from calibrate.report.wording import Fact
 from profiler.record.run import CellResult, Run
@@ -20,17 +20,17 @@ FEW = 10
 
 def render(reports: Sequence[PassReport], run: Run, spec: HardwareSpec, failed: Sequence[CellResult] = ()) -> str:
     """The whole run as one document."""
-    parts = [f"# {_text(run.name)} on {_text(run.environment.device)}"]
+    parts = [f"# {marks.text(run.name)} on {marks.text(run.environment.device)}"]
     if reports:
         parts += ["## Passes", _passes(reports, run)]
     else:
         parts.append("No pass has been measured in this run.")
     if failed:
-        rows = [(_text(what), status, _text(reason)) for what, status, reason in wording.failed_rows(failed)]
-        parts += ["## No result", _table(("what", "status", "reason"), "lll", rows)]
+        rows = [(marks.text(what), status, marks.text(reason)) for what, status, reason in wording.failed_rows(failed)]
+        parts += ["## No result", marks.table(("what", "status", "reason"), "lll", rows)]
     for report in reports:
         parts += _pass(report, run, spec)
-    parts += ["## Environment", _facts(wording.environment(run)), *_list("Warnings", run.environment.notes)]
+    parts += ["## Environment", marks.facts(wording.environment(run)), *marks.listed("Warnings", run.environment.notes)]
     parts += ["## Peaks", *_peaks(spec)]
     parts += ["## Words", *_words()]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -39,7 +39,7 @@ def render(reports: Sequence[PassReport], run: Run, spec: HardwareSpec, failed: 
 def _passes(reports: Sequence[PassReport], run: Run) -> str:
     rows = [
         (
-            _text(wording.title(report)),
+            marks.text(wording.title(report)),
             report.status if report.status == "done" else f"**{report.status}**",
             seconds(report.wall_s),
             percent(report.noise),
@@ -53,7 +53,7 @@ def _passes(reports: Sequence[PassReport], run: Run) -> str:
         for report in reports
     ]
     header = ("pass", "status", "wall", "±", "busy", "could be", "at peaks", "predicted busy", "predicted wall")
-    return _table((*header, "closure"), "llrrrrlrrl", rows)
+    return marks.table((*header, "closure"), "llrrrrlrrl", rows)
 
 
 def _pass(report: PassReport, run: Run, spec: HardwareSpec) -> list[str]:
@@ -66,11 +66,11 @@ def _pass(report: PassReport, run: Run, spec: HardwareSpec) -> list[str]:
     ]
     verdict = wording.verdict(report)
     return [
-        f"## {_text(wording.title(report))}",
-        f"> **{_text(verdict)}**" if verdict else "",
-        f"**{_text(wording.headline(report))}**",
-        "\n".join(f"> **{_text(sentence)}**  " for sentence in wording.warnings(report)),
-        "\n".join(f"- {_text(line)}" for line in lines),
+        f"## {marks.text(wording.title(report))}",
+        f"> **{marks.text(verdict)}**" if verdict else "",
+        f"**{marks.text(wording.headline(report))}**",
+        "\n".join(f"> **{marks.text(sentence)}**  " for sentence in wording.warnings(report)),
+        "\n".join(f"- {marks.text(line)}" for line in lines),
         "### Layer kinds",
         _layers(report),
         "### Waterfall",
@@ -79,7 +79,7 @@ def _pass(report: PassReport, run: Run, spec: HardwareSpec) -> list[str]:
         _layer_waterfalls(report),
         "### Closure",
         _closure(wording.closure(report, run.environment.device_kind)),
-        *_list(
+        *marks.listed(
             f"{len(report.differences)} differences between the meta trace and what the device ran", report.differences
         ),
         *_inactive(report.inactive),
@@ -93,30 +93,32 @@ def _layers(report: PassReport) -> str:
     align = "".join("l" if column.text else "r" for column in columns) + "l"
     cells = [
         [
-            _code(row.label),
-            *(_text(column.cell(row)) for column in columns[1:]),
-            ", ".join(map(_code, row.kernels)) or UNKNOWN,
+            marks.code(row.label),
+            *(marks.text(column.cell(row)) for column in columns[1:]),
+            ", ".join(map(marks.code, row.kernels)) or UNKNOWN,
         ]
         for row in rows
     ]
     total = tables.busy_row(report)
-    cells.append(["**busy**", *(_text(column.cell(total)) for column in columns[1:]), ""])
-    return _table(header, align, cells)
+    cells.append(["**busy**", *(marks.text(column.cell(total)) for column in columns[1:]), ""])
+    return marks.table(header, align, cells)
 
 
 def _waterfall(report: PassReport) -> str:
     rows = [
-        (row.label, seconds(row.time_s, signed=True), percent(row.share, signed=True), _text(wording.meaning(row)))
+        (row.label, seconds(row.time_s, signed=True), percent(row.share, signed=True), marks.text(wording.meaning(row)))
         for row in tables.waterfall_rows(report.waterfall, report.wall_s)
     ]
     rows.append(("**wall**", seconds(report.wall_s), percent(1.0), "median of the unprofiled passes"))
-    return _table(("term", "time", "of wall", "what it is"), "lrrl", rows)
+    return marks.table(("term", "time", "of wall", "what it is"), "lrrl", rows)
 
 
 def _layer_waterfalls(report: PassReport) -> str:
     header, rows = tables.layer_terms(report)
-    cells = [[_code(label), kind, *(seconds(value, signed=True) for value in values)] for label, kind, values in rows]
-    return _table(("layer kind", "kind", *header), "ll" + "r" * len(header), cells)
+    cells = [
+        [marks.code(label), kind, *(seconds(value, signed=True) for value in values)] for label, kind, values in rows
+    ]
+    return marks.table(("layer kind", "kind", *header), "ll" + "r" * len(header), cells)
 
 
 def _closure(facts: Sequence[Fact]) -> str:
@@ -125,64 +127,38 @@ def _closure(facts: Sequence[Fact]) -> str:
         (fact.name, fact.value, fact.asked, ": ".join(filter(None, (holds[fact.holds], fact.implies))))
         for fact in facts
     ]
-    return _table(("", "found", "asked", "holds"), "lrll", rows)
+    return marks.table(("", "found", "asked", "holds"), "lrll", rows)
 
 
 def _inactive(names: Sequence[str]) -> list[str]:
     if not names:
         return []
     more = f", and {number(len(names) - FEW)} more" if len(names) > FEW else ""
-    return [f"{len(names)} parameters are not read in this phase: {', '.join(map(_code, names[:FEW]))}{more}"]
+    return [f"{len(names)} parameters are not read in this phase: {', '.join(map(marks.code, names[:FEW]))}{more}"]
 
 
 def _peaks(spec: HardwareSpec) -> list[str]:
     found = peaks.peak_rows(spec)
-    absent = _list("Figures left out", peaks.missing(spec))
+    absent = marks.listed("Figures left out", peaks.missing(spec))
     if not found:
         return ["No peaks of this device are known: neither a datasheet nor a measurement.", *absent]
     warning = peaks.unsteady(found)
-    said = f"> **{_text(warning)}**" if warning else ""
+    said = f"> **{marks.text(warning)}**" if warning else ""
     rows = [
         (
-            _text(row.name),
+            marks.text(row.name),
             row.show(row.datasheet.value if row.datasheet else None),
             row.show(row.measured.value if row.measured else None),
             row.interval() or UNKNOWN,
-            _text(row.datasheet.source) if row.datasheet else UNKNOWN,
-            _text(row.measured.source) if row.measured else UNKNOWN,
+            marks.text(row.datasheet.source) if row.datasheet else UNKNOWN,
+            marks.text(row.measured.source) if row.measured else UNKNOWN,
         )
         for row in found
     ]
     header = ("", "datasheet", "achieved", peaks.RANGE, "source of the datasheet's", "how it was achieved")
-    return [f"Device file: {_code(spec.name)}", _table(header, "lrrrll", rows), said, *absent]
+    return [f"Device file: {marks.code(spec.name)}", marks.table(header, "lrrrll", rows), said, *absent]
 
 
 def _words() -> list[str]:
     words = {**wording.WORDS, **{term.replace("_", " "): wording.MEANING[term] for term in tables.TERMS}}
-    return ["\n".join(f"- **{word}**: {_text(text)}" for word, text in words.items())]
-
-
-def _facts(facts: Sequence[Fact]) -> str:
-    return "\n".join(f"- {fact.name}: {_text(fact.value)}" for fact in facts)
-
-
-def _list(title: str, items: Sequence[str]) -> list[str]:
-    return [f"{title}:", "\n".join(f"- {_text(item)}" for item in items)] if items else []
-
-
-def _table(header: Iterable[str], align: str, rows: Iterable[Sequence[str]]) -> str:
-    rule = ["---:" if letter == "r" else ":---" for letter in align]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (list(header), rule, *rows))
-
-
-def _text(words: str) -> str:
-    """Plain words that Markdown would otherwise read as layout."""
-    line = " ".join(words.split())
-    for mark in "\\`*_|<>[]#":
-        line = line.replace(mark, "\\" + mark)
-    return line
-
-
-def _code(name: str) -> str:
-    """A name as code; a bar must still not end its cell."""
-    return "`" + name.replace("|", "\\|").replace("`", "'") + "`"
+    return ["\n".join(f"- **{word}**: {marks.text(text)}" for word, text in words.items())]

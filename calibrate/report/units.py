@@ -28,7 +28,7 @@ SHORT_DTYPE = {
 }
 """What people call torch's types; a type that is not here keeps its name."""
 
-_PREFIXES = {-3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P"}
+_PREFIXES = {-5: "f", -4: "p", -3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P"}
 """SI prefix by power of 1000."""
 
 
@@ -55,6 +55,24 @@ def flops_per_s(value: float | None) -> str:
 def bytes_per_s(value: float | None) -> str:
     """A bandwidth; GB/s is 1e9."""
     return _prefixed(value, "B/s", 0, 5)
+
+
+def in_unit(value: float | None, unit: str) -> str:
+    """A figure in the SI unit that it is recorded in: "s", "B/s", "FLOP/s", "J/FLOP", "W"; "B" is a capacity."""
+    if unit == "B":
+        return binary(value)
+    lowest, highest = {"s": (-3, 0), "W": (-3, 5)}.get(unit, (-5, 5) if unit.startswith("J") else (0, 5))
+    return _prefixed(value, unit, lowest, highest)
+
+
+def binary(value: float | None) -> str:
+    """Bytes where powers of two are meant (a cache, a working set): "512 KiB", "1.5 MiB"."""
+    if value is None:
+        return UNKNOWN
+    _finite(value)
+    power = min(max(math.floor(math.log2(value) / 10 + 1e-9), 0), 4) if value > 0 else 0
+    number = value / 1024.0**power
+    return f"{f'{number:.3g}' if number < 999.5 else f'{number:.0f}'} {('', 'Ki', 'Mi', 'Gi', 'Ti')[power]}B"
 
 
 def magnitude(value: float | None) -> str:

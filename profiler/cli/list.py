@@ -32,8 +32,15 @@ def _lines(runs: list[RunSummary]) -> Iterator[str]:
     rows = [("run", "state", "cells", "models")]
     for run in runs:
         name = f"{run.path.parent.name}/{run.path.name}"
-        readable = run.state != "unreadable"
-        rows.append((name, run.state, str(run.cells) if readable else "–", run.why or ", ".join(run.models)))
+        cells = "–" if run.state == "unreadable" or run.kind == "hardware" else str(run.cells)
+        rows.append((name, run.state, cells, run.why or _what(run)))
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, state, cells, models in rows:
         yield f"{name:{wide[0]}}  {state:{wide[1]}}  {cells:>{wide[2]}}  {models}"
+
+
+def _what(run: RunSummary) -> str:
+    """The models, or that it is a characterisation."""
+    if run.kind == "hardware":
+        return f"hardware, {run.measurements} measurement{'' if run.measurements == 1 else 's'}"
+    return ", ".join(run.models)

@@ -6,7 +6,10 @@ from typing import Annotated
 import typer
 
 from profiler.cli.output import console, print_json
-from profiler.record.index import find_run
+from profiler.record.index import find_run, is_characterisation
+from profiler.record.measurement import Measurement
+from profiler.record.store import RunFolder
+from roofline.hardware import HardwareSpec, find_device
 
 EXAMPLE = "Example:  python -m profiler show last"
 
@@ -16,13 +19,46 @@ def show(
     results: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
 ) -> None:
-    """A run's layers, waterfalls and closure, as `run` printed them."""
+    """A run as `run` or `hardware` printed it: layers, waterfalls and closure, or the device's figures."""
+    folder = find_run(run, results)
+    if is_characterisation(folder):
+        _show_hardware(folder, as_json)
+    else:
+        _show_passes(folder, as_json)
+
+
+def _show_passes(folder: RunFolder, as_json: bool) -> None:
     from calibrate.report.terminal import render
     from calibrate.reports import document, load, load_spec
 
-    folder = find_run(run, results)
     reports, failed = load(folder)
     if as_json:
         print_json(document(folder, reports, failed))
     else:
         render(reports, folder.run, load_spec(folder), console(), failed)
+
+
+def _show_hardware(folder: RunFolder, as_json: bool) -> None:
+    from calibrate.report.hardware.document import document
+    from calibrate.report.hardware.terminal import render
+    from profiler.record.hardware import read_measurements
+
+    folder.require_whole()
+    measurements = read_measurements(folder.path)
+    kept = folder.read_spec()
+    spec = kept or _so_far(folder, measurements)
+    if as_json:
+        print_json(document(folder.path / "spec.json" if kept else None, spec, measurements, folder.run))
+    else:
+        render(spec, measurements, folder.run, console())
+
+
+def _so_far(folder: RunFolder, measurements: list[Measurement]) -> HardwareSpec:
+    """The figures of a characterisation that has not come to its end; fits and peaks are made then."""
+    from profiler.microbench.figures import characteristics, with_datasheet
+
+    machine = folder.run.environment
+    device = find_device(machine.device) or HardwareSpec(name=machine.device, kind=machine.device_kind)
+    threads = machine.threads if machine.device_kind == "cpu" else None
+    figures = with_datasheet(characteristics(measurements, threads), device.datasheet)
+    return device.model_copy(update={"characteristics": figures, "uuid": machine.device_uuid})

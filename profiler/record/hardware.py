@@ -61,7 +61,9 @@ COLUMNS = pa.schema(
 class HardwareLog:
     """The journal of one characterisation, and what it holds already."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, mend: bool = True) -> None:
+        """`mend`: drop a torn last line; not while another process may be writing it."""
+        self._mend = mend
         self._folder = folder
         self._path = folder / JOURNAL
         self.measurements: list[Measurement] = []
@@ -117,7 +119,7 @@ class HardwareLog:
     def _replay(self) -> None:
         content = self._path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) != len(content):
+        if self._mend and len(whole) != len(content):
             self._path.write_bytes(whole)
         for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
@@ -144,12 +146,31 @@ def has_measurements(folder: Path) -> bool:
     return (folder / JOURNAL).exists() or (folder / TABLE).exists()
 
 
+def count_measurements(folder: Path) -> int:
+    """How many there are, without reading their samples; a torn last line of a journal does not count.
+
+    Raises RequestError where the table is not whole.
+    """
+    journal, table = folder / JOURNAL, folder / TABLE
+    if journal.exists():
+        lines = journal.read_bytes().split(b"\n")[:-1]
+        return sum(line.startswith(b'{"measurement":') for line in lines)
+    if not table.exists():
+        return 0
+    try:
+        return int(pq.read_metadata(table).num_rows)
+    except (OSError, pa.ArrowException) as error:
+        raise RequestError(f"cannot read {table}: {error}; {MEND}") from error
+
+
 def read_measurements(folder: Path) -> list[Measurement]:
     """All measurements of a characterisation, in the order they were taken; none where the folder holds none.
 
+    Changes nothing, so that a characterisation can be looked at while it goes on.
+
     Raises RequestError: damaged, not ours, or from a newer roofcal.
     """
-    return HardwareLog(folder).measurements
+    return HardwareLog(folder, mend=False).measurements
 
 
 def _row(run: Run, one: Measurement) -> dict[str, Any]:

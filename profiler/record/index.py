@@ -26,6 +26,10 @@ class RunSummary(Record):
     cells: int = 0
     """Cells that were asked for."""
     models: tuple[str, ...] = ()
+    kind: Literal["passes", "hardware"] = "passes"
+    """hardware: a characterisation of the device, which has measurements instead of cells."""
+    measurements: int = 0
+    """Of a characterisation."""
 
 
 def list_runs(base: Path) -> list[RunSummary]:
@@ -38,6 +42,7 @@ def _summary(path: Path) -> RunSummary:
     try:
         folder = RunFolder.open(path)
         folder.require_whole()
+        measurements = _measurements(folder)
     except RequestError as error:
         return RunSummary(path=path, state="unreadable", why=str(error))
     run = folder.run
@@ -49,7 +54,27 @@ def _summary(path: Path) -> RunSummary:
         started=run.started,
         cells=len(run.cells),
         models=tuple(dict.fromkeys(cell.model for cell in run.cells)),
+        kind="passes" if measurements is None else "hardware",
+        measurements=measurements or 0,
     )
+
+
+def is_characterisation(folder: RunFolder) -> bool:
+    """Whether a run measured the device and no model."""
+    if folder.run.cells:
+        return False
+    from profiler.record.hardware import has_measurements  # Arrow takes long to load; a run with cells does without it
+
+    return has_measurements(folder.path)
+
+
+def _measurements(folder: RunFolder) -> int | None:
+    """How many a characterisation has; None where the run is none."""
+    if not is_characterisation(folder):
+        return None
+    from profiler.record.hardware import count_measurements
+
+    return count_measurements(folder.path)
 
 
 def find_run(name: str, base: Path) -> RunFolder:

@@ -108,3 +108,36 @@ def test_aligned_cells_are_equally_wide_and_keep_their_words(values: list[float 
     assert [cell.strip() for cell in padded] == cells
     assert len({len(cell) for cell in padded}) <= 1
     assert len({cell.rstrip().find(" ", len(cell) - len(cell.lstrip())) for cell in padded if " " in cell.strip()}) <= 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0, "0 B"),
+        (64, "64 B"),
+        (1536, "1.5 KiB"),
+        (1023 * 1024, "1023 KiB"),
+        (2**20, "1 MiB"),
+        (3e9, "2.79 GiB"),
+    ],
+)
+def test_capacities_are_powers_of_two(value: float | None, text: str) -> None:
+    assert units.binary(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (None, "s", "–"),
+        (2.5e-6, "s", "2.50 µs"),
+        (4.52e12, "B/s", "4.52 TB/s"),
+        (861e12, "FLOP/s", "861 TFLOP/s"),
+        (8e-13, "J/FLOP", "800 fJ/FLOP"),
+        (2.1e-11, "J/B", "21.0 pJ/B"),
+        (694.0, "W", "694 W"),
+        (2**21, "B", "2 MiB"),
+    ],
+)
+def test_figures_in_the_unit_they_are_recorded_in(value: float | None, unit: str, text: str) -> None:
+    assert units.in_unit(value, unit) == text
