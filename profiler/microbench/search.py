@@ -1,8 +1,9 @@
 """The fastest shape of a grid in a fraction of the time that trying all of them takes.
 
-Coarse to fine: every other point of each axis first, the large ones last; then the untried neighbours of the best
-ones, one step along each axis, until none of them is better; at last the finalists again, in turn, since the best of
-many noisy figures is one that was lucky. How a shape is timed is the caller's: the search itself has no clock.
+Coarse to fine: every fourth point of each axis first, the small ones first; then the neighbours of the best ones two
+rungs away along each axis, again until none of them is better, and then one rung away; at last the finalists again, in
+turn, since the best of many noisy figures is one that was lucky. How a shape is timed is the caller's: the search itself
+has no clock.
 
 Example: ``search(Grid.up_to(2048), lambda shape: rate_of(shape)).best``
 """
@@ -18,13 +19,19 @@ Rate = Callable[[Shape], float | None]
 
 LADDER = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
 """Sizes of a dimension, steps of 4/3 and 3/2: multiples of every tile that libraries use (128 × 256 on Hopper)."""
-KEPT = 2
+COARSE = 4
+"""Rungs between the points that are tried first: a factor of 4 in size."""
+STEPS = (2, 1)
+"""Rungs to the neighbours that are tried after them."""
+KEPT = 3
 """Shapes whose neighbours are tried in each round."""
+ROUNDS = 3
+"""Most rounds with the same step."""
 FINALISTS = 3
 VISITS = 3
 """Times that each finalist is measured again."""
-ROUNDS = 3
-"""Most rounds of neighbours."""
+PART, LEAST = 7, 24
+"""A search makes one visit in so many shapes of the grid, before the finalists; and so many at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +50,16 @@ class Grid:
         return list(itertools.product(self.sizes, self.sizes, self.sizes))
 
     def coarse(self) -> list[Shape]:
-        """Every other size of each dimension, counted from the largest; the small shapes first."""
-        some = self.sizes[::-2]
+        """Every fourth size of each dimension, counted from the largest; the small shapes first."""
+        some = self.sizes[::-COARSE]
         return sorted(itertools.product(some, some, some), key=math.prod)
 
-    def neighbours(self, shape: Shape) -> list[Shape]:
-        """One rung up or down in one dimension."""
+    def neighbours(self, shape: Shape, step: int = 1) -> list[Shape]:
+        """`step` rungs up or down in one dimension."""
         found: list[Shape] = []
         for axis in range(3):
             at = self.sizes.index(shape[axis])
-            for near in (at - 1, at + 1):
+            for near in (at - step, at + step):
                 if 0 <= near < len(self.sizes):
                     m, n, k = (self.sizes[near] if i == axis else size for i, size in enumerate(shape))
                     found.append((m, n, k))
@@ -84,18 +91,12 @@ def search(grid: Grid, rate: Rate) -> Found:
 
     for shape in grid.coarse():
         visit(shape)
-    for _ in range(ROUNDS):
-        if not tried:
-            break
-        near = dict.fromkeys(n for shape in _first(tried, KEPT) for n in grid.neighbours(shape))
-        new = [shape for shape in near if shape not in tried and shape not in hopeless]
-        if not new:
-            break
-        before = max(tried.values())
-        for shape in new:
-            visit(shape)
-        if max(tried.values()) <= before:
-            break
+    limit = max(LEAST, len(grid.sizes) ** 3 // PART)
+    for step in (step for step in STEPS for _ in range(ROUNDS)):
+        near = dict.fromkeys(n for shape in _first(tried, KEPT) for n in grid.neighbours(shape, step))
+        for shape in near:
+            if shape not in tried and shape not in hopeless and len(tried) + len(hopeless) < limit:
+                visit(shape)
     if not tried:
         raise ArithmeticError("no shape of the grid has a rate")
     finalists = _first(tried, FINALISTS)

@@ -7,6 +7,7 @@ up; which of the two is recorded.
 Example: ``warm_up(lambda: torch.mm(a, b, out=c), clock, min_s=0.0, max_s=0.2)[0].steady``
 """
 
+import math
 import statistics
 
 from profiler.record.measurement import WarmUp
@@ -23,12 +24,14 @@ FEWEST = 2
 def warm_up(call: Call, clock: Clock, *, min_s: float, max_s: float) -> tuple[WarmUp, float]:
     """Run `call` until it is steady, for `min_s` to `max_s` seconds; also the seconds of the last call.
 
-    The first call never counts towards steadiness.
+    The first call never counts towards steadiness. Raises ArithmeticError where the clock gives no finite time.
     """
     began = clock.now()
     times: list[float] = []
     while True:
         times.append(clock.time(call, 1))
+        if not math.isfinite(times[-1]):
+            raise ArithmeticError(f"the clock ({clock.name}) gave {times[-1]} s for a call")
         spent_s = clock.now() - began
         steady = is_steady(times[1:])
         if len(times) >= FEWEST and (spent_s >= max_s or (steady and spent_s >= min_s)):

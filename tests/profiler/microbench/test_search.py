@@ -45,7 +45,7 @@ def test_within_two_percent_of_the_best_in_a_fifth_of_the_visits(surface: object
             return surface(shape) * (1 - noise * abs(chance.gauss(0, 1)))  # type: ignore[misc, operator]
 
         found = search(GRID, rate)
-        assert visits <= len(GRID.shapes) / 5
+        assert visits <= len(GRID.shapes) / 5, surface
         hits += surface(found.best) >= 0.98 * best
     assert hits >= 18
 
@@ -85,4 +85,5 @@ def test_neighbours_are_one_rung_away(shape: Shape) -> None:
 def test_a_grid_goes_up_to_its_largest_size(largest: int) -> None:
     sizes = Grid.up_to(largest).sizes
     assert sizes == tuple(size for size in LADDER if size <= max(largest, 256))
-    assert Grid.up_to(largest).coarse()[-1] == (sizes[-1],) * 3
+    coarse = Grid.up_to(largest).coarse()
+    assert coarse[-1] == (sizes[-1],) * 3 and len(coarse) == (-(-len(sizes) // 4)) ** 3
