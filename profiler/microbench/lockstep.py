@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 
 from profiler.record.measurement import WarmUp
-from profiler.timing.clock import CYCLES_PER_S, HOLD_LIMIT_S, HOLD_MARGIN, Call, Clock, CudaClock, HostClock
+from profiler.timing.clock import Call, Clock, CudaClock, HostClock
 
 SAMPLE_S = {"cpu": 2e-4, "cuda": 1e-3}
 """Shortest sample: many times what ranks leave a barrier apart (some 10 µs)."""
@@ -98,17 +98,9 @@ class CudaLockstep(CudaClock):
         with torch.cuda.device(self._device):
             self._meet()  # on the host, so that no rank's hold is over before another's begins
             torch.cuda.synchronize()
-            if self._issue_s < math.inf:
-                torch.cuda._sleep(int(min(HOLD_LIMIT_S, HOLD_MARGIN * self._issue_s * repeats) * CYCLES_PER_S))
+            self.hold(call, repeats)
             self._meet()
-            self._start.record()
-            begin = self.now()
-            for _ in range(repeats):
-                call()
-            self._issue_s = min(self._issue_s, (self.now() - begin) / repeats)
-            self._end.record()
-            self._end.synchronize()
-        return self._start.elapsed_time(self._end) * 1e-3  # elapsed_time is in ms
+            return self.timed(call, repeats)
 
 
 def lockstep_clock(device: torch.device, meet: Call) -> Clock:

@@ -1,9 +1,8 @@
 """The fastest shape of a grid in a fraction of the time that trying all of them takes.
 
 Coarse to fine: every fourth point of each axis first, the small ones first; then the neighbours of the best ones two
-rungs away along each axis, again until none of them is better, and then one rung away; at last the finalists again, in
-turn, since the best of many noisy figures is one that was lucky. How a shape is timed is the caller's: the search itself
-has no clock.
+rungs away along each axis, in some rounds, and then one rung away; at last the finalists again, in turn, since the best
+of many noisy figures is one that was lucky. How a shape is timed is the caller's: the search itself has no clock.
 
 Example: ``search(Grid.up_to(2048), lambda shape: rate_of(shape)).best``
 """

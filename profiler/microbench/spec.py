@@ -92,11 +92,11 @@ def _curve(measurements: Iterable[Measurement]) -> Iterator[Characteristic]:
         for i, level in enumerate(levels, start=1):
             span = f"{kernel}, working sets of {level.first_bytes} to {level.last_bytes} bytes"
             yield Characteristic(
-                name=f"curve.{kernel} plateau {i}", dtype="float32", unit="B/s", value=level.rate, conditions=span
+                name=f"curve.plateau {i} {kernel}", dtype="float32", unit="B/s", value=level.rate, conditions=span
             )
         for i, knee in enumerate(knees(sizes, levels), start=1):
             yield Characteristic(
-                name=f"curve.{kernel} knee {i}",
+                name=f"curve.knee {i} {kernel}",
                 unit="B",
                 value=knee,
                 conditions=f"{kernel}, where the bandwidth begins to fall; {len(sizes)} {MANY}",

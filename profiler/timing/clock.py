@@ -6,6 +6,7 @@ own resolution (host).
 Example: ``clock_for(torch.device("cpu")).time(lambda: torch.mm(a, b, out=c), 10)``
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -82,18 +83,23 @@ class CudaClock:
     def time(self, call: Call, repeats: int) -> float:
         with torch.cuda.device(self._device):
             torch.cuda.synchronize()
-            known_s = self._issue_s.get(call)
-            if known_s is not None:
-                hold_s = min(HOLD_LIMIT_S, HOLD_MARGIN * known_s * repeats)
-                torch.cuda._sleep(int(hold_s * CYCLES_PER_S))
-            self._start.record()
-            begin = self.now()
-            for _ in range(repeats):
-                call()
-            issue_s = (self.now() - begin) / repeats
-            self._issue_s[call] = issue_s if known_s is None else min(known_s, issue_s)
-            self._end.record()
-            self._end.synchronize()
+            self.hold(call, repeats)
+            return self.timed(call, repeats)
+
+    def hold(self, call: Call, repeats: int) -> None:
+        """Keep the device busy for as long as the host will take to enqueue; not at all where that is not known yet."""
+        if (known_s := self._issue_s.get(call)) is not None:
+            torch.cuda._sleep(int(min(HOLD_LIMIT_S, HOLD_MARGIN * known_s * repeats) * CYCLES_PER_S))
+
+    def timed(self, call: Call, repeats: int) -> float:
+        """Seconds between events around the calls, on whatever the stream holds already."""
+        self._start.record()
+        begin = self.now()
+        for _ in range(repeats):
+            call()
+        self._issue_s[call] = min(self._issue_s.get(call, math.inf), (self.now() - begin) / repeats)
+        self._end.record()
+        self._end.synchronize()
         return self._start.elapsed_time(self._end) * 1e-3  # elapsed_time is in ms
 
 

@@ -68,8 +68,8 @@ def interval(figure: Characteristic) -> str:
     """ "± 0.8 %", "−12 % +20 %" where the sides differ; "n = 1" where too few processes measured it."""
     if figure.value is None:
         return UNKNOWN
-    if figure.replicates < FEWEST:
-        return f"n = {figure.replicates}" if figure.replicates else UNKNOWN
+    if 0 < figure.replicates < FEWEST:
+        return f"n = {figure.replicates}"
     if figure.low is None or figure.high is None:
         return UNKNOWN
     down, up = 1 - figure.low / figure.value, figure.high / figure.value - 1
@@ -80,7 +80,7 @@ def interval(figure: Characteristic) -> str:
 
 def ends(figure: Characteristic) -> tuple[float | None, float | None]:
     """The ends of the interval that is shown."""
-    enough = figure.value is not None and figure.replicates >= FEWEST
+    enough = figure.value is not None and not 0 < figure.replicates < FEWEST  # 0: a constant that was fitted
     return (figure.low, figure.high) if enough else (None, None)
 
 

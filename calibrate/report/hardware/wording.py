@@ -58,7 +58,7 @@ _NEEDS: dict[str, Callable[[Row], bool]] = {
     "given, fresh": lambda row: row.family == "pointwise",
     "launch": lambda row: row.family == "launch",
     "busbw": lambda row: row.family == "collective",
-    "n = 1, n = 2": lambda row: row.figure.value is not None and row.figure.replicates < table.FEWEST,
+    "n = 1, n = 2": lambda row: row.figure.value is not None and 0 < row.figure.replicates < table.FEWEST,
 }
 
 ALIKE = 4

@@ -75,11 +75,11 @@ def test_a_case_is_a_measurement_with_all_that_it_depends_on() -> None:
 @pytest.mark.parametrize(
     ("error", "why"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore lines"), "OutOfMemoryError: CUDA out of memory. Tried"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), "OutOfMemoryError: CUDA out of memory. Tried"),
         (MemoryError(), "MemoryError: no message"),
         (NotImplementedError('"addmm_impl_cpu_" not implemented'), "NotImplementedError: \"addmm_impl_cpu_\" not"),
         (ArithmeticError("the product is not finite"), "ArithmeticError: the product is not finite"),
-        (RuntimeError("CUDA error: unspecified launch failure"), "RuntimeError: CUDA error: unspecified launch failure"),
+        (RuntimeError("CUDA error: unspecified launch failure"), "RuntimeError: CUDA error: unspecified launch"),
     ],
 )  # fmt: skip
 def test_what_keeps_a_case_from_a_result_is_its_reason(error: Exception, why: str) -> None:
