@@ -1,0 +1,101 @@
+"""The kernels on main memory and caches: the bytes they move and the values they write, never how fast."""
+
+import math
+
+import pytest
+import torch
+
+from profiler.microbench import memory
+from profiler.microbench.bench import Bench
+from profiler.microbench.caches import Capacity
+from profiler.microbench.memory import KERNELS, case, working_sets
+from profiler.timing.flush import PAST
+
+CPU = torch.device("cpu")
+MIB = 1 << 20
+EXPECTED = {
+    "write": lambda c: torch.full_like(c, 3.0),
+    "copy": lambda a, c: a,
+    "scale": lambda a, c: 3.0 * a,
+    "add": lambda a, b, c: a + b,
+    "triad": lambda a, b, c: a + 3.0 * b,
+}
+"""STREAM's kernels (McCalpin), on the same operands."""
+
+
+def bench(limit: int = 48 * MIB) -> Bench:
+    return Bench(CPU, budget_s=0.02, quick=True, limit_bytes=limit)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_kernel_writes_what_stream_does_and_touches_the_bytes_it_claims(kernel: str) -> None:
+    made = case(kernel, 1 << 16, CPU)
+    operands = made.make()
+    assert len(operands) == KERNELS[kernel].tensors and made.touched_bytes == sum(t.nbytes for t in operands)
+    before = [tensor.clone() for tensor in operands]
+    result = made.run(operands)
+    made.check(operands, result)
+    if kernel == "read":
+        assert isinstance(result, torch.Tensor)
+        torch.testing.assert_close(result, before[0].sum())
+        return
+    assert bool(before[-1].isnan().all()), "outputs are not known before they are written"
+    torch.testing.assert_close(operands[-1], EXPECTED[kernel](*before).to(torch.float32))
+    for old, new in zip(before[:-1], operands[:-1], strict=True):
+        assert torch.equal(old, new)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_wrong_result_is_noticed(kernel: str) -> None:
+    made = case(kernel, 1 << 16, CPU)
+    operands = made.make()
+    result = made.run(operands)
+    if kernel == "read":
+        result = torch.tensor(math.nan)
+    else:
+        operands[-1][-1] = math.nan
+    with pytest.raises(ArithmeticError):
+        made.check(operands, result)
+
+
+@pytest.mark.parametrize("elements", [1, 100, memory.BLOCK_ELEMENTS, memory.BLOCK_ELEMENTS + 17])
+def test_data_is_random_normal(elements: int) -> None:
+    data = memory.normal(elements, CPU)
+    assert data.shape == (elements,) and data.dtype == torch.float32
+    if elements > 50:
+        assert abs(float(data.mean())) < 0.5 and 0.7 < float(data.std()) < 1.3
+
+
+def test_main_memory_is_cold_and_counted_as_stream_counts() -> None:
+    found = {one.case: one for one in memory.main_memory(bench(limit=192 * MIB))}
+    assert list(found) == list(KERNELS)
+    for kernel, one in found.items():
+        assert one.has_value, one.reason
+        assert one.work == KERNELS[kernel].tensors * one.parameters["operand_bytes"] and one.unit == "B/s"
+        assert one.cache is not None and one.cache.declared == "cold"
+        assert one.cache.holds is (None if one.cache.cache_bytes is None else True)
+        assert one.cache.between_bytes >= PAST * (one.cache.cache_bytes or 0)
+
+
+def test_memory_beyond_the_limit_is_a_reason() -> None:
+    made = bench(limit=4096)
+    made.cache_bytes = MIB
+    found = list(memory.main_memory(made))
+    assert [one.status for one in found] == ["failed"] * len(KERNELS)
+    assert all("allow more memory" in (one.reason or "") for one in found)
+
+
+def test_the_curve_goes_up_to_the_limit() -> None:
+    found = list(memory.curve(bench(limit=2 * MIB)))
+    sizes = [one.parameters["working_set_bytes"] for one in found if one.parameters["kernel"] == "read"]
+    assert sizes == sorted(sizes) and sizes[0] == 256 << 10 and sizes[-1] == 2 * MIB
+    assert len(sizes) == 3 * memory.QUICK_PER_OCTAVE + 1
+    assert {one.parameters["kernel"] for one in found} == set(memory.CURVE_KERNELS)
+    assert len({one.key for one in found}) == len(found)
+
+
+def test_working_sets_of_a_level() -> None:
+    small, large = Capacity("L2", 4 * MIB), Capacity("L3", 64 * MIB)
+    assert working_sets(small, (small, large)) == [2 * MIB]
+    assert working_sets(large, (small, large)) == [32 * MIB, 16 * MIB, 8 * MIB]
+    assert working_sets(small, (small,)) == [2 * MIB]
