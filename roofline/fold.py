@@ -62,7 +62,7 @@ def work_of(op: Op, graph: OpGraph) -> Key:
         op.name, op.kind, op.dtype, op.count, op.matrix_flops, op.vector_flops, tuple(sorted(op.dims.items())),
         tuple((graph.tensors[a.tensor].role, a.bytes) for a in op.reads),
         tuple((graph.tensors[a.tensor].role, a.bytes) for a in op.writes),
-        op.link, op.link_bytes, op.messages, op.routing,
+        op.link, op.link_bytes, op.messages, op.beside, op.routing,
     )  # fmt: skip
 
 

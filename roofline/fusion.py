@@ -23,6 +23,7 @@ Example: ``sum(a.bytes for g in fuse(graph) for a in (*g.reads, *g.writes))`` â†
 """
 
 from collections.abc import Iterable
+from typing import Literal
 
 from roofline.attention import Attention, find_attention
 from roofline.dataflow import Accesses, Dataflow, Sizes, ideal_accesses
@@ -221,9 +222,16 @@ def _group(
             "link": next((graph.ops[i].link for i in ops if graph.ops[i].link), None),
             "link_bytes": sum(graph.ops[i].link_bytes for i in ops),
             "messages": sum(graph.ops[i].messages for i in ops),
+            "beside": _beside([graph.ops[i] for i in ops]),
             "also": tuple(dict.fromkeys(f"{graph.ops[i].path} {graph.ops[i].kind}" for i in ops if i != main)),
         }
     )
+
+
+def _beside(ops: Iterable[Op]) -> Literal["in", "out"] | None:
+    """Where all transfers of a group go on beside its layer in one direction."""
+    ways = {op.beside for op in ops if op.link}
+    return ways.pop() if len(ways) == 1 else None
 
 
 def _rank(op: Op, attends: bool, index: int) -> tuple[bool, bool, bool, float, float, int]:
