@@ -168,5 +168,5 @@ def test_fused_is_never_slower_than_executed(
     )
     assert found <= ran * (1 + 1e-9)
     assert totals(ideal)["matrix_flops"] <= totals(graph)["matrix_flops"] * (1 + 1e-9)
-    if phase == "decode":
+    if phase == "decode" and not (bits and bits[1]):  # of 13 keys, narrow products may be the faster ones
         assert not any(op.path.endswith("kv_b_proj") for op in ideal.ops)
