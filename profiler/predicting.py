@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from typing import get_args
 
 from profiler.models.example import trace_module
 from profiler.models.graphs import Change, ModelGraphs, Tracing
@@ -17,7 +18,10 @@ from roofline.fusion import fused
 from roofline.op import OpGraph
 from roofline.regimes import Regime, regime_of
 from roofline.stored import Form, Source, StoredGraphs, StoredRegime
-from roofline.workload import Workload
+from roofline.workload import Logits, Workload
+
+VERIFIED = 32
+"""Most tokens of a pass over drafted ones for which a stored file is checked."""
 
 LENGTHS, BATCHES = (64, 96, 160, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384), (1, 4)
 """Workloads that a stored file is made for: with them each regime is fitted, and checked at the longest."""
@@ -85,10 +89,12 @@ def stored_graphs(graphs: ModelGraphs) -> StoredGraphs:
     lengths = [length for length in LENGTHS if length <= limit]
     shapes = [(length, 0) for length in lengths] + [(1, length - 1) for length in lengths]
     shapes += [(query, length - query) for length in lengths for query in (8, 32, length // 4) if query < length]
+    sizes = [(query, context, batch) for query, context in dict.fromkeys(shapes) for batch in BATCHES]
     workloads = [
-        Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype)
-        for query, context in dict.fromkeys(shapes)
-        for batch in BATCHES
+        Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype, logits=logits)
+        for logits in get_args(Logits)
+        for query, context, batch in sizes
+        if logits == "last" or (1 < query <= VERIFIED and context)
     ]
     found: list[StoredRegime] = []
     for form in ("executed", "fused"):

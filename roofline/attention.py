@@ -3,17 +3,16 @@
 - Unfused: in one module, a matmul of two activations (q·kT), a softmax behind it, and a second such matmul (p·v)
   become one attention that never stores its query × KV intermediates (FlashAttention, arXiv 2205.14135). Its FLOPs
   are those of the unmasked pairs, where the module says that it is causal or windowed.
-- Latent (MLA, arXiv 2405.04434 section 2.1): a matmul that expands the cached latents to keys and values of every
-  head can be absorbed into query and output instead: attention then runs on one shared head of width r + d_rope
-  (values: r). Taken only where that needs fewer FLOPs, as in decode; it always moves fewer bytes.
+- Latent (MLA): what expands the cached latents to keys and values of every head is absorbed into query and output
+  where that needs fewer FLOPs (`latent`).
 
 Example: ``find_attention(graph, flow, accesses)[0].members`` → indices of the operations that become one kernel.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from roofline.dataflow import Accesses, Dataflow
+from roofline.latent import Heads, absorbed
 from roofline.op import ANCHORS, AttentionModule, Kind, Op, OpGraph, attention_pairs
 
 
@@ -214,60 +213,13 @@ def _is_closed(graph: OpGraph, flow: Dataflow, members: list[int]) -> bool:
 
 
 def _absorbed(graph: OpGraph, flow: Dataflow, accesses: Accesses, attention: Attention) -> Attention:
-    """The attention with its latent expansion absorbed, where there is one and that needs fewer FLOPs."""
-    copies, expansions = _expansions(graph, flow, accesses, attention.members)
-    batch = graph.workload.batch
-    if len(expansions) != 1 or not attention.heads or attention.heads % batch:
+    """The attention over latents as they are cached, where there are such and that needs fewer FLOPs."""
+    sizes = Heads(attention.heads, attention.query, attention.head_dim, attention.value_dim, attention.matrix_flops)
+    found = absorbed(graph, flow, accesses, attention.members, sizes)
+    if found is None:
         return attention
-    (index,) = expansions
-    expansion, heads = graph.ops[index], attention.heads // batch
-    rank, width = expansion.dims.get("k", 0), expansion.dims.get("n", 0)
-    nope = width // heads - attention.value_dim
-    rope = attention.head_dim - nope
-    if width % heads or nope <= 0 or rope < 0:
+    members = sorted({*attention.members, *found.members})
+    if not _is_closed(graph, flow, members):
         return attention
-    members = sorted({*attention.members, *copies, index})
-    pair_flops = attention.matrix_flops / (attention.head_dim + attention.value_dim)
-    projections = 2 * attention.heads * attention.query * rank * (nope + attention.value_dim)
-    flops = pair_flops * (2 * rank + rope) + projections
-    if flops >= attention.matrix_flops + expansion.matrix_flops or not _is_closed(graph, flow, members):
-        return attention
-    extra = sum(graph.ops[i].vector_flops for i in (*copies, index))
-    return replace(attention, members=tuple(members), matrix_flops=flops, vector_flops=attention.vector_flops + extra)
-
-
-def _expansions(
-    graph: OpGraph, flow: Dataflow, accesses: Accesses, members: Iterable[int]
-) -> tuple[set[int], set[int]]:
-    """Copies in the module that only feed the members, and the weight matmuls over the cache behind them."""
-    inside = set(members)
-    path = graph.ops[max(inside)].path
-    copies: set[int] = set()
-    matmuls: set[int] = set()
-    todo = list(inside)
-    while todo:
-        i = todo.pop()
-        for access in graph.ops[i].reads:
-            for producer in flow.writers[access.tensor]:
-                if producer >= i or producer in inside | copies:
-                    continue
-                op = graph.ops[producer]
-                roles = {graph.tensors[tensor].role for tensor in accesses.reads[producer]}
-                if op.kind is Kind.MATMUL and {"weight", "kv"} <= roles:
-                    matmuls.add(producer)
-                elif op.kind is Kind.COPY and op.path == path and _stays_out_of_cache(graph, op):
-                    copies.add(producer)
-                    todo.append(producer)
-    while True:
-        leaking = {i for i in copies | matmuls if not _users(graph, flow, i) <= inside | copies}
-        if not leaking:
-            return copies, matmuls
-        copies, matmuls = copies - leaking, matmuls - leaking
-
-
-def _users(graph: OpGraph, flow: Dataflow, op: int) -> set[int]:
-    return {reader for a in graph.ops[op].writes for reader in flow.readers[a.tensor] if reader > op}
-
-
-def _stays_out_of_cache(graph: OpGraph, op: Op) -> bool:
-    return all(graph.tensors[a.tensor].role != "kv" for a in op.writes)
+    vector_flops = attention.vector_flops + found.vector_flops
+    return replace(attention, members=tuple(members), matrix_flops=found.matrix_flops, vector_flops=vector_flops)

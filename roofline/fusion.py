@@ -23,6 +23,7 @@ Example: ``sum(a.bytes for g in fuse(graph) for a in (*g.reads, *g.writes))`` â†
 """
 
 from collections.abc import Iterable
+from typing import Literal
 
 from roofline.attention import Attention, find_attention
 from roofline.dataflow import Accesses, Dataflow, Sizes, ideal_accesses
@@ -32,7 +33,8 @@ from roofline.op import ANCHORS, Access, Kind, Op, OpGraph
 class Group(Op):
     """Operations that an ideal implementation runs as one kernel, described by its main member.
 
-    That is its last anchor with the most matrix work; without an anchor, the member with the most vector work.
+    That is its attention, else its last anchor with the most matrix work; without an anchor, the member with the most
+    vector work.
     """
 
     ops: tuple[int, ...]
@@ -196,7 +198,9 @@ def _group(
     ops: list[int],
     attention: Attention | None,
 ) -> Group:
-    main = max(ops, key=lambda i: _rank(graph.ops[i], attention is not None and i in attention.members, i))
+    place = graph.ops[attention.members[-1]].path if attention is not None else None  # what it absorbs is elsewhere
+    attends = {i for i in attention.members if graph.ops[i].path == place} if attention is not None else set()
+    main = max(ops, key=lambda i: _rank(graph.ops[i], i in attends, i))
     described = dict(graph.ops[main])
     if attention is not None and described["kind"] is not Kind.ATTENTION:
         sizes = {"query": attention.query, "head_dim": attention.head_dim, "value_dim": attention.value_dim}
@@ -218,14 +222,22 @@ def _group(
             "link": next((graph.ops[i].link for i in ops if graph.ops[i].link), None),
             "link_bytes": sum(graph.ops[i].link_bytes for i in ops),
             "messages": sum(graph.ops[i].messages for i in ops),
+            "beside": _beside([graph.ops[i] for i in ops]),
             "also": tuple(dict.fromkeys(f"{graph.ops[i].path} {graph.ops[i].kind}" for i in ops if i != main)),
         }
     )
 
 
-def _rank(op: Op, attends: bool, index: int) -> tuple[bool, bool, float, float, int]:
+def _beside(ops: Iterable[Op]) -> Literal["in", "out"] | None:
+    """Where all transfers of a group go on beside its layer in one direction."""
+    ways = {op.beside for op in ops if op.link}
+    return ways.pop() if len(ways) == 1 else None
+
+
+def _rank(op: Op, attends: bool, index: int) -> tuple[bool, bool, bool, float, float, int]:
     """The highest describes its group: the attention, an anchor, the most matrix work, the most vector work."""
-    return attends and op.kind is Kind.ATTENTION, op.kind in ANCHORS, op.matrix_flops, op.vector_flops, index
+    whole = attends and op.kind is Kind.ATTENTION
+    return whole, attends, op.kind in ANCHORS, op.matrix_flops, op.vector_flops, index
 
 
 def _outside_reads(accesses: Accesses, ops: list[int]) -> Sizes:

@@ -3,8 +3,9 @@
 The steps are priced as arrays over the growing context, so their sum is exact and takes no loop. Time to first token
 (TTFT) is the prefill; time per output token (TPOT) the mean of the decode steps; end to end is both. Speculative
 decoding (Leviathan et al., arXiv 2211.17192) replaces a step by `tokens` steps of a draft model and one pass of the
-model over the drafted tokens and one more, which yields (1 − a^(k+1)) / (1 − a) tokens on average where each draft is
-accepted with probability a. All of them are priced at the context at which the pass starts.
+model over the drafted tokens and one more, with the logits of all of them, which yields (1 − a^(k+1)) / (1 − a) tokens
+on average where each draft is accepted with probability a. All of them are priced at the context at which the pass
+starts.
 
 Example: ``request(passes, batch=1, prompt=2048, output=512, dtype="bfloat16").tpot_s``
 """
@@ -104,7 +105,7 @@ def _each_s(passes: Passes, step: Workload, contexts: range, draft: Draft | None
 
 
 def _verify(step: Workload, draft: Draft) -> Workload:
-    return step.model_copy(update={"query_tokens": draft.tokens + 1})
+    return step.model_copy(update={"query_tokens": draft.tokens + 1, "logits": "all"})
 
 
 def _together(passes: Passes, draft: Draft | None, workload: Workload) -> float:

@@ -4,6 +4,7 @@ Example: ``layer_of("model.layers.3.mlp.up_proj")`` → Place(prefix="model.laye
 """
 
 import re
+from collections.abc import Hashable
 from typing import NamedTuple
 
 _LAYER = re.compile(r"^(.*?)\.(\d+)(?:\.(.*))?$")
@@ -23,3 +24,9 @@ def layer_of(path: str) -> Place | None:
     """The repeated layer that holds a module; None outside of all."""
     match = _LAYER.match(path)
     return Place(match[1], int(match[2]), match[3]) if match else None
+
+
+def layer_key(path: str) -> Hashable:
+    """The same for all modules of one repeated layer; a module outside of all is a layer of its own."""
+    place = layer_of(path)
+    return (place.prefix, place.layer) if place else path

@@ -322,7 +322,7 @@ def _unlike(one: OpGraph, other: OpGraph) -> str | None:
 def _structure(op: Op) -> tuple[object, ...]:
     routing = (op.routing.experts, op.routing.per_token, op.routing.skew) if op.routing else None
     tensors = [a.tensor for a in op.reads], [a.tensor for a in op.writes]
-    return (op.path, op.name, op.kind, op.dtype, tuple(op.dims), tensors, op.link, op.also, routing)
+    return (op.path, op.name, op.kind, op.dtype, tuple(op.dims), tensors, op.link, op.beside, op.also, routing)
 
 
 def powers(workload: Workload, monomials: Iterable[Exponents], chunk: int) -> list[Fraction]:

@@ -1,7 +1,8 @@
 """Regimes: workloads whose passes run the same list of operations, and the workloads to sample in one.
 
-The list changes between one query token and several, with and without a context, between one sequence and several, and
-on each side of a sliding window. Within a regime sizes are polynomials of low degree in batch, query and context.
+The list changes between one query token and several, with and without a context, between one sequence and several,
+with the logits that are wanted, and on each side of a sliding window. Within a regime sizes are polynomials of low
+degree in batch, query and context.
 
 Example: ``regime_of(workload, windows=(4096,))`` → Regime(phase="decode", batched=False, sides=(0,))
 """
@@ -11,7 +12,7 @@ from fractions import Fraction
 
 from roofline.parametric import Exponents, powers
 from roofline.record import Record
-from roofline.workload import Phase, Workload
+from roofline.workload import Logits, Phase, Workload
 
 EDGE = 1
 """Tokens around a window where implementations differ by one: such workloads are traced one by one."""
@@ -29,6 +30,7 @@ class Regime(Record):
     batched: bool
     sides: tuple[int, ...]
     """For each window: 0 all tokens fit in it, 1 the query passes it, 2 the context fills it."""
+    logits: Logits = "last"
 
 
 def regime_of(workload: Workload, windows: Sequence[int]) -> Regime | None:
@@ -37,7 +39,7 @@ def regime_of(workload: Workload, windows: Sequence[int]) -> Regime | None:
     if any(abs(context - w) <= EDGE or abs(total - w) <= EDGE for w in windows) or total == 1:
         return None
     sides = tuple(0 if total <= w else 2 if context >= w else 1 for w in windows)
-    return Regime(phase=workload.phase, batched=workload.batch > 1, sides=sides)
+    return Regime(phase=workload.phase, batched=workload.batch > 1, sides=sides, logits=workload.logits)
 
 
 def monomials(regime: Regime, chunked: bool) -> tuple[Exponents, ...]:
@@ -93,7 +95,7 @@ def _candidates(
     batches = BATCHES if regime.batched else (1,)
     sizes = sorted((q + c, q, c, b) for q in queries for c in contexts for b in batches)
     for _, query, context, batch in sizes:
-        yield Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype)
+        yield Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype, logits=regime.logits)
 
 
 def _lengths(origins: Iterable[int], start: int, chunk: int = 1, filled: bool = False) -> list[int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from roofline.beside import Beside
 from roofline.family import Piece
 from roofline.footprint import Liveness
 from roofline.hardware import Peaks
@@ -74,7 +75,8 @@ def price_sweep(graph: ParametricGraph, sweep: Sweep, peaks: Peaks) -> Swept:
             everything.link_bytes,
             everything.messages,
         )
-        time_s = _total(np.maximum.reduce(found_roofs), everything.count)  # NaN wins
+        each = Beside.of(graph.template.ops).time_s(found_roofs, everything.count)
+        time_s = _total(each, everything.count)
     amounts = {"matrix_flops": found.matrix_flops, "vector_flops": found.vector_flops, "link_bytes": found.link_bytes}
     totals = {name: _total(amount, count) for name, amount in (amounts | found.traffic).items()}
     totals["count"] = count.sum(axis=1)
@@ -83,10 +85,11 @@ def price_sweep(graph: ParametricGraph, sweep: Sweep, peaks: Peaks) -> Swept:
 
 def _each_time_s(graph: ParametricGraph, ops: NDArray[np.int64], found: Amounts, peaks: Peaks) -> Floats:
     """Seconds of one execution of some operations, shape (workloads, operations)."""
-    rates = Rates.of([graph.template.ops[i] for i in ops], peaks)
+    here = [graph.template.ops[i] for i in ops]
+    rates = Rates.of(here, peaks)
     moved = sum(found.traffic.values(), np.zeros(()))
     each = roofs(rates, found.matrix_flops, found.vector_flops, moved[..., None], found.link_bytes, found.messages)
-    return np.maximum.reduce(each)  # NaN wins
+    return Beside.of(here).time_s(each, found.count)
 
 
 def _total(each: Floats, count: Floats) -> Floats:
@@ -102,7 +105,8 @@ class Summed:
     """
 
     others: NDArray[np.int64]
-    """Places of the operations that are left: without such polynomials, or without a peak that they need."""
+    """Places of the operations that are left: without such polynomials, or without a peak that they need, or in a
+    layer with transfers beside all of its operations."""
     totals: dict[str, Floats]
     """Coefficients of each total of `Swept` but the time, shape (monomials,)."""
     one_roof: Floats
@@ -118,7 +122,7 @@ class Summed:
         seconds = _roof_polynomials(graph, work, peaks)
         varies = np.delete(work["count"], [] if constant is None else [constant], axis=0).any(axis=0)
         special = np.isin(np.arange(shape[1]), list(columns.no_polynomial))
-        left = varies | np.isnan(seconds).any(axis=(0, 1)) | special
+        left = varies | np.isnan(seconds).any(axis=(0, 1)) | special | Beside.of(graph.template.ops).members(shape[1])
         here = np.flatnonzero(~left)
         count = work["count"][:, here].sum(axis=0)
         roofs_of: dict[bytes, tuple[Floats, float]] = {}

@@ -10,6 +10,7 @@ from pydantic import Field
 from roofline.record import Record
 
 Phase = Literal["prefill", "decode", "chunk"]
+Logits = Literal["last", "all"]
 
 
 class Workload(Record):
@@ -23,6 +24,9 @@ class Workload(Record):
     """Tokens of each sequence already cached."""
     dtype: str
     """Weights and activations, by torch's name: "bfloat16", "float32", …"""
+    logits: Logits = "last"
+    """Of the last new token of each sequence, where the model can leave out the others; or of all new tokens, which
+    the verification of drafted ones needs."""
 
     @property
     def phase(self) -> Phase:
@@ -34,4 +38,5 @@ class Workload(Record):
     @property
     def key(self) -> str:
         """A short name that is unique among workloads, for file names and joins."""
-        return f"{self.phase}-b{self.batch}-q{self.query_tokens}-c{self.context_tokens}-{self.dtype}"
+        end = "-all-logits" if self.logits == "all" else ""
+        return f"{self.phase}-b{self.batch}-q{self.query_tokens}-c{self.context_tokens}-{self.dtype}{end}"

@@ -167,3 +167,12 @@ def tiny(name: str) -> PretrainedConfig:
     """A new config of the family `name`; KeyError names what there is not."""
     fields = dict(TINY[name])
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+def layered(name: str, layers: int) -> PretrainedConfig:
+    """A new config of the family `name` with another number of layers, of the kinds that it has, in turn."""
+    fields = dict(TINY[name]) | {"num_hidden_layers": layers}
+    kinds = fields.get("layer_types")
+    if kinds:
+        fields["layer_types"] = [kinds[i % len(kinds)] for i in range(layers)]
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)

@@ -13,7 +13,7 @@ from profiler.record.errors import RequestError
 from roofline.hardware import load_device
 from roofline.inquiry import Device
 from roofline.whatif.registry import WhatIf, check_order, parse
-from roofline.workload import Workload
+from roofline.workload import Logits, Workload
 
 MOST_TOKENS = 2**40
 """Batch × tokens must be below, so that sizes in bytes stay within the 64-bit integers that torch counts in."""
@@ -70,6 +70,7 @@ class Lengths:
     contexts: tuple[int, ...]
     batches: tuple[int, ...]
     dtype: str
+    logits: Logits = "last"
 
     def workloads(self, phases: Sequence[str]) -> tuple[Workload, ...]:
         shapes: list[tuple[int, int]] = []
@@ -78,7 +79,7 @@ class Lengths:
             contexts = (0,) if phase == "prefill" else self.contexts
             shapes += itertools.product(queries, contexts)
         return tuple(
-            workload(batch, query, context, self.dtype)
+            workload(batch, query, context, self.dtype, self.logits if query > 1 else "last")
             for query, context in dict.fromkeys(shapes)
             for batch in self.batches
         )
@@ -92,13 +93,13 @@ class Lengths:
         return tuple(itertools.product(self.batches, self.prompts, outputs))
 
 
-def workload(batch: int, query: int, context: int, dtype: str) -> Workload:
+def workload(batch: int, query: int, context: int, dtype: str, logits: Logits = "last") -> Workload:
     """A workload whose sizes can be counted."""
     if batch * (query + context) >= MOST_TOKENS:
         raise RequestError(f"{batch} sequences of {query + context} tokens are beyond any memory; ask for fewer")
     if dtype not in DTYPES:
         raise RequestError(f"--dtype {dtype} is no type that models are built in; use {', '.join(DTYPES)}")
-    return Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype)
+    return Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype, logits=logits)
 
 
 def mixed(text: str, dtype: str) -> tuple[Workload, ...]:

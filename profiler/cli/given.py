@@ -11,13 +11,13 @@ import typer
 
 from profiler.record.errors import RequestError
 
-SIZES = frozenset({"--phase", "--prompt", "--context", "--batch"})
-"""Options that ask for passes of certain sizes."""
+SIZES = frozenset({"--phase", "--prompt", "--context", "--batch", "--logits"})
+"""Options that say which passes are asked for."""
 
 OF_PAPER = frozenset({"--bits", "--flash"})
 NOT_OF_PAPER = frozenset({
     "--what-if", "--mix", "--output", "--draft", "--decode-hardware", "--largest", "--csv", "--html", "--form",
-    "--phase", "--context",
+    "--phase", "--context", "--logits",
 })  # fmt: skip
 """Of the two accountings each has options that mean nothing to the other."""
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -23,7 +23,7 @@ from roofline.op import GRAPH_SCHEMA, OpGraph
 from roofline.prediction import Prediction
 from roofline.stored import Form, Source, StoredGraphs, source
 from roofline.whatif.registry import WHAT_IFS, WhatIf, usage
-from roofline.workload import Workload
+from roofline.workload import Logits, Workload
 
 EXAMPLE = """
 Examples:\n
@@ -47,6 +47,9 @@ def predict(
     prompt: Annotated[str, typer.Option(help="New tokens of prefill and chunk, as 128,2048.")] = "2048",
     context: Annotated[str, typer.Option(help="Tokens in the KV cache before decode and chunk.")] = "2048",
     batch: Annotated[str, typer.Option(help="Sequences in a batch, as 1,8,64.")] = "1",
+    logits: Annotated[
+        str, typer.Option(help="Of the last new token, or of all, as the verification of drafted ones needs.")
+    ] = "last",
     mix: Annotated[
         list[str] | None, typer.Option(help="One step of a mixed batch: SEQUENCESxNEW@CACHED,…, as 1x512@0,32x1@1024.")
     ] = None,
@@ -100,7 +103,9 @@ def predict(
     if shape == "fused" and any(change.name == "unfuse_attention" for change in changes):
         raise RequestError("--form fused undoes what-if unfuse_attention; add --form executed")
     dtype = dtype if "--dtype" in given else of.dtype or dtype
-    lengths = Lengths(distinct("--prompt", prompt), distinct("--context", context), distinct("--batch", batch), dtype)
+    wanted: Logits = "all" if words("--logits", logits, get_args(Logits))[0] == "all" else "last"
+    sizes = distinct("--prompt", prompt), distinct("--context", context), distinct("--batch", batch)
+    lengths = Lengths(*sizes, dtype, wanted)
     workloads = lengths.workloads(words("--phase", phase, ("prefill", "decode", "chunk")))
     mixes = tuple(mixed(text, dtype) for text in mix or ())
     requests = lengths.requests(distinct("--output", output)) if output is not None else ()

@@ -110,8 +110,8 @@ class ModelGraphs:
 
     def _traced(self, workload: Workload) -> OpGraph:
         ran, before = self._prefill
-        lengths = {"query_tokens": workload.context_tokens, "context_tokens": 0}
-        continues = workload.context_tokens > 0 and ran == workload.model_copy(update=lengths)
+        first = {"query_tokens": workload.context_tokens, "context_tokens": 0, "logits": "last"}
+        continues = workload.context_tokens > 0 and ran == workload.model_copy(update=first)
         inputs = prepare(self.model, workload, cache=self.tracing.cache, after=before if continues else None)
         options = {**implementations(self.model), "cache": self.tracing.cache}
         graph = trace(self.model, inputs, workload, name=self.name, target=self.tracing.target, options=options)

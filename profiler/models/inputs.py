@@ -123,7 +123,7 @@ def prepare(
     tokens: dict[str, Any] = {
         "input_ids": _token_ids(meta_model, workload.batch, workload.query_tokens, where, generator)
     }
-    if workload.query_tokens > 1 and "logits_to_keep" in accepted:
+    if workload.query_tokens > 1 and workload.logits == "last" and "logits_to_keep" in accepted:
         tokens["logits_to_keep"] = 1
     if cache_name is None:
         return _without_cache(meta_model, workload, tokens, where, generator)

@@ -6,6 +6,8 @@ link_bytes / bandwidth_link + messages · latency_link)``
 levels in series; a link as in Hockney, Parallel Computing 20(3), 1994, its latency 0 where it is not known). A time
 that needs a peak which is not known is NaN, never a guess; `missing_peaks` says which.
 
+A transfer that goes on beside its whole layer is waited for as far as that does not hide it (`beside`).
+
 Example: 4e12 matrix FLOPs in float32, 1e12 bytes, on 2e12 FLOP/s and 1e12 bytes/s: 2 s, bound by "matrix".
 """
 
@@ -16,6 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from roofline.beside import Beside
 from roofline.hardware import Peaks
 
 UNKNOWN = ""
@@ -37,6 +40,12 @@ class Work(Protocol):
     def link_bytes(self) -> float: ...
     @property
     def messages(self) -> float: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def beside(self) -> str | None: ...
+    @property
+    def count(self) -> float: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +93,7 @@ def roofs(
     link_bytes: NDArray[np.float64],
     messages: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], ...]:
-    """Seconds at each of the four roofs: matrix, vector, memory, link; the time is their maximum.
+    """Seconds at each of the four roofs: matrix, vector, memory, link; the time is their maximum (but: `Beside`).
 
     Args: shapes (…, operations), and (…, operations, levels) for `level_bytes`. Any work without a peak is NaN.
     """
@@ -101,18 +110,18 @@ def roofline(work: Sequence[Work], level_bytes: NDArray[np.float64], peaks: Peak
     if level_bytes.shape != (len(work), len(peaks.levels)):
         raise ValueError(f"level_bytes is {level_bytes.shape}, needed {(len(work), len(peaks.levels))}")
     rates = Rates.of(work, peaks)
-    found = np.stack(
-        roofs(
-            rates,
-            _column([w.matrix_flops for w in work]),
-            _column([w.vector_flops for w in work]),
-            level_bytes,
-            _column([w.link_bytes for w in work]),
-            _column([w.messages for w in work]),
-        ),
-        axis=-1,
+    each = roofs(
+        rates,
+        _column([w.matrix_flops for w in work]),
+        _column([w.vector_flops for w in work]),
+        level_bytes,
+        _column([w.link_bytes for w in work]),
+        _column([w.messages for w in work]),
     )
-    time_s = found.max(axis=-1)  # NaN wins
+    time_s = Beside.of(work).time_s(each, _column([w.count for w in work]))
+    hidden = np.array([w.beside is not None for w in work], dtype=bool)
+    waits = time_s > np.maximum.reduce(each[:-1])
+    found = np.stack((*each[:-1], np.where(hidden, np.where(waits, time_s, 0.0), each[-1])), axis=-1)
     level_s = level_bytes * rates.level_s
     # an operation with no work at all is said to wait for main memory
     level = np.where(level_s.sum(axis=-1) > 0, level_s.argmax(axis=-1), len(peaks.levels) - 1)

@@ -3,10 +3,8 @@
 Example: ``[(added.op, added.bytes) for added in added_to_cache(graph)]``
 """
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
-from roofline.layers import layer_of
 from roofline.op import Bytes, Kind, OpGraph
 
 
@@ -28,9 +26,3 @@ def added_to_cache(graph: OpGraph) -> list[Added]:
             if graph.tensors[a.tensor].role == "kv" and a.bytes > copied:
                 found.append(Added(i, a.tensor, a.bytes - copied))
     return found
-
-
-def layer_key(path: str) -> Hashable:
-    """The same for all modules of one repeated layer; a module outside of all is a layer of its own."""
-    place = layer_of(path)
-    return (place.prefix, place.layer) if place else path

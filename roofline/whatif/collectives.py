@@ -17,6 +17,8 @@ that arrives over the link, which is slower than any vector unit.
 Example: ``all_reduce(Access(tensor=3, bytes=1e6), ranks=8, link="nvlink", like=op).link_bytes`` → 1.75e6
 """
 
+from typing import Literal
+
 from roofline.op import Access, Bytes, Kind, Op
 from roofline.whatif.edit import access, whole
 
@@ -50,8 +52,16 @@ def send(data: Access, *, link: str, like: Op) -> Op:
     return transfer("send", data.bytes, reads=(access(data.tensor, data.bytes),), link=link, like=like)
 
 
-def transfer(name: str, size: Bytes, *, link: str, like: Op, reads: tuple[Access, ...] = ()) -> Op:
-    """Move `size` bytes over a link, in one message."""
+def transfer(
+    name: str,
+    size: Bytes,
+    *,
+    link: str,
+    like: Op,
+    reads: tuple[Access, ...] = (),
+    beside: Literal["in", "out"] | None = None,
+) -> Op:
+    """Move `size` bytes over a link, in one message; see `Op.beside`."""
     return Op.model_construct(
         path=like.path,
         name=f"transfer::{name}",
@@ -66,6 +76,7 @@ def transfer(name: str, size: Bytes, *, link: str, like: Op, reads: tuple[Access
         link=_named(link),
         link_bytes=whole(size),
         messages=1,
+        beside=beside,
     )
 
 

@@ -9,20 +9,23 @@ Example: ``send_kv(graph, link="network").ops[-1].link_bytes`` → bytes of keys
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from typing import Literal
 
+from roofline.layers import layer_key
 from roofline.op import Access, Kind, Op, OpGraph
-from roofline.whatif.cache_writes import Added, added_to_cache, layer_key
+from roofline.whatif.cache_writes import Added, added_to_cache
 from roofline.whatif.collectives import transfer
 from roofline.whatif.edit import Edit, access
 
 OPTION = "send_kv"
 
 
-def send_kv(graph: OpGraph, link: str = "network", by_layer: bool = True) -> OpGraph:
+def send_kv(graph: OpGraph, link: str = "network", by_layer: bool = True, overlap: bool = True) -> OpGraph:
     """The pass with its new keys and values sent over `link`.
 
     Args:
         by_layer: one message as soon as a layer has written its own; else one of all layers at the end.
+        overlap: whether a layer's message goes on beside operations (`roofline.beside`); one at the end has none.
     Raises: ValueError for a decode, or a pass that keeps nothing.
     """
     if graph.workload.phase == "decode":
@@ -39,12 +42,18 @@ def send_kv(graph: OpGraph, link: str = "network", by_layer: bool = True) -> OpG
     edit = Edit(graph)
     for layer in layers.values():
         last = max(one.op for one in layer) if by_layer else len(graph.ops) - 1
-        edit.put(last, graph.ops[last], _sent(graph, layer, windows, last, link, by_layer))
+        edit.put(last, graph.ops[last], _sent(graph, layer, windows, last, link, by_layer, overlap))
     return edit.done({OPTION: f"{'by layer' if by_layer else 'at once'} over {link}"})
 
 
 def _sent(
-    graph: OpGraph, layer: Sequence[Added], windows: dict[str, int | None], last: int, link: str, by_layer: bool
+    graph: OpGraph,
+    layer: Sequence[Added],
+    windows: dict[str, int | None],
+    last: int,
+    link: str,
+    by_layer: bool,
+    overlap: bool,
 ) -> Op:
     reads: dict[int, float] = {}
     size = 0.0
@@ -56,4 +65,5 @@ def _sent(
         size += part * (1 if by_layer else op.count)
     accesses: tuple[Access, ...] = tuple(access(tensor, part) for tensor, part in reads.items())
     like = graph.ops[last] if by_layer else graph.ops[last].model_copy(update={"count": 1, "path": ""})
-    return transfer("send_kv", size, link=link, like=like, reads=accesses)
+    beside: Literal["out"] | None = "out" if by_layer and overlap else None
+    return transfer("send_kv", size, link=link, like=like, reads=accesses, beside=beside)

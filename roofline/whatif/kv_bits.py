@@ -114,7 +114,7 @@ def _name(flow: Dataflow, tensor: int) -> str:
 
 
 def _sources(flow: Dataflow, index: int, read: Access) -> Iterator[tuple[int, Access]]:
-    """Cache tensors that a read takes its elements from, over copies, with the read of each."""
+    """Cache tensors that a read takes its elements from, over copies and in fewer bits, with the read of each."""
     todo, seen = [(index, read)], {read.tensor}
     while todo:
         i, found = todo.pop()
@@ -122,7 +122,7 @@ def _sources(flow: Dataflow, index: int, read: Access) -> Iterator[tuple[int, Ac
             yield found.tensor, found
             continue
         for writer in flow.writers[found.tensor]:
-            if writer < i and flow.graph.ops[writer].kind is Kind.COPY:
+            if writer < i and (flow.graph.ops[writer].kind is Kind.COPY or flow.graph.ops[writer].name == QUANTISE):
                 fresh = [a for a in flow.graph.ops[writer].reads if a.tensor not in seen]
                 seen.update(a.tensor for a in fresh)
                 todo += [(writer, a) for a in fresh]

@@ -33,6 +33,9 @@ DTYPE_BITS = {
 }  # fmt: skip
 """Bits of an element by torch's name; "float4_e2m1fn_x2" is two of them in a byte."""
 
+PLAIN_BITS = 16
+"""Cached elements of fewer bits have scales, and whoever reads them multiplies by these."""
+
 INDEX_BITS = 2
 """Bits that say which of four a kept value is (NVIDIA A100 Tensor Core GPU Architecture whitepaper, v1.0, 2020,
 "Fine-grained structured sparsity")."""
@@ -149,6 +152,13 @@ def dequantise_flops(graph: OpGraph, linear: Linear) -> float:
     if not sides(graph, linear.op) or linear.bits >= element_bits(linear.op.dtype):
         return 0
     return each * linear.elements * linear.share * (0.5 if linear.is_sparse else 1)
+
+
+def turned_back_flops(graph: OpGraph, op: Op) -> float:
+    """Vector FLOPs of a product, or of quantising its input, that turn cached elements of few bits back (`kv_bits`)."""
+    elements = op.dims.get("elements", op.dims.get("b", 1) * op.dims.get("m", 0) * op.dims.get("k", 0))
+    cached = sum(a.bytes for a in op.reads if graph.tensors[a.tensor].role == "kv")
+    return elements if 0 < cached * 8 < PLAIN_BITS * elements else 0
 
 
 def input_of(graph: OpGraph, linear: Linear) -> Access:

@@ -2,21 +2,24 @@
 
 FlexGen (Sheng et al., arXiv 2303.06865) and ZeRO-Inference keep shares of both on the host. The offloaded share of a
 weight comes over the link before the operation that reads it; that of the cache comes once a layer, and what the pass
-adds to it goes back. With overlap an operation waits for the slower of its own roofs and the link; without, a transfer
-comes before it. What arrives is not counted as another write to device memory, which is faster than any link to it.
+adds to it goes back. With overlap the transfers of a layer go on beside its operations, both directions at once
+(`roofline.beside`); without, they come before and after the operation that needs them. What arrives is not counted as
+another write to device memory, which is faster than any link to it.
 
 `Tensor.on_host` says which share is not on the device; two buffers on the device, each for the layer with the most,
 take the one in use and the one that comes next. Sizes and accesses stay those of the pass, so that other what-ifs
 and fusing go on working.
 
-Example: ``offload(graph, weights=1.0, link="pcie")`` → every product waits for its weights
+Example: ``offload(graph, weights=1.0, link="pcie")`` → every layer waits for its weights
 """
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
+from typing import Literal
 
+from roofline.layers import layer_key
 from roofline.op import Op, OpGraph
-from roofline.whatif.cache_writes import added_to_cache, layer_key
+from roofline.whatif.cache_writes import added_to_cache
 from roofline.whatif.collectives import transfer
 from roofline.whatif.edit import Edit, changed, whole
 from roofline.whatif.executed import checked_share
@@ -77,11 +80,16 @@ def _crossing(graph: OpGraph, weights: float, kv: float) -> tuple[list[float], l
 
 
 def _with_link(op: Op, fetched: float, stored: float, link: str, overlap: bool) -> tuple[Op, ...]:
-    if overlap and op.link in (None, link):
-        size = op.link_bytes + max(fetched, stored)  # both directions at the same time
-        return (changed(op, link=link, link_bytes=whole(size), messages=op.messages + 1),)
-    before = [transfer("load", fetched, link=link, like=op)] if fetched else []
-    after = [transfer("store", stored, link=link, like=op)] if stored else []
+    comes: Literal["in", "out"] | None = "in" if overlap else None
+    goes: Literal["in", "out"] | None = "out" if overlap else None
+    if overlap and op.link is None:
+        own = fetched or stored
+        with_it = changed(op, link=link, link_bytes=whole(own), messages=1, beside=comes if fetched else goes)
+        return (
+            (with_it, transfer("store", stored, link=link, like=op, beside=goes)) if fetched and stored else (with_it,)
+        )
+    before = [transfer("load", fetched, link=link, like=op, beside=comes)] if fetched else []
+    after = [transfer("store", stored, link=link, like=op, beside=goes)] if stored else []
     return (*before, op, *after)
 
 

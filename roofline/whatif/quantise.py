@@ -37,6 +37,7 @@ from roofline.whatif.linear import (
     linear_layers,
     linear_of,
     matrix_bytes,
+    turned_back_flops,
 )
 
 Format = Literal["int", "float"]
@@ -203,7 +204,8 @@ class _Rewriting:
         given = input_of(self._graph, linear)
         before, narrow = self._quantised_input(linear, given)
         reads = tuple(narrow if a is given else a for a in reads)
-        narrowed = changed(op, dims=dims, dtype=scheme.dtype, reads=reads, vector_flops=op.vector_flops + flops)
+        flops += op.vector_flops - turned_back_flops(self._graph, op)
+        narrowed = changed(op, dims=dims, dtype=scheme.dtype, reads=reads, vector_flops=flops)
         self.edit.put(linear.index, *before, narrowed)
 
     def other_reader(self, index: int, op: Op) -> None:
@@ -244,7 +246,7 @@ class _Rewriting:
             dims={"elements": rows * k},
             dtype=op.dtype,
             matrix_flops=0.0,
-            vector_flops=float(QUANTISE_FLOPS * rows * k + rows),
+            vector_flops=float(QUANTISE_FLOPS * rows * k + rows + turned_back_flops(self._graph, op)),
             reads=(given,),
             writes=(made,),
             count=op.count,

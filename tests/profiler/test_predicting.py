@@ -104,8 +104,9 @@ def test_a_module_is_traced_once() -> None:
 
 def test_stored_graphs_hold_every_regime_of_both_forms() -> None:
     found = stored_graphs(models("llama"))
-    regimes = {(one.form, one.regime.phase, one.regime.batched) for one in found.regimes}
-    every = {(f, p, b) for f in ("fused", "executed") for p in ("prefill", "decode", "chunk") for b in (False, True)}
+    regimes = {(one.form, one.regime.phase, one.regime.batched, one.regime.logits) for one in found.regimes}
+    passes = [("prefill", "last"), ("decode", "last"), ("chunk", "last"), ("chunk", "all")]
+    every = {(f, p, b, logits) for f in ("fused", "executed") for p, logits in passes for b in (False, True)}
     assert regimes == every and len(found.regimes) == len(every)
     for one in found.regimes:
         assert all(w.query_tokens + w.context_tokens <= 256 for w in one.graph.checked)  # of the model's context

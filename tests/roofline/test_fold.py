@@ -5,7 +5,9 @@ from graphs import GraphBuilder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parametric_graphs import decoder, totals, traced, workload
+from tiny import layered
 
+from profiler.models.graphs import ModelGraphs, Tracing
 from roofline.fold import LEAST_REPEATS, fold
 from roofline.footprint import footprint
 from roofline.fusion import fused
@@ -34,6 +36,33 @@ def test_totals_of_real_models_are_kept(name: str, w: Workload) -> None:
         folded = fold(one)
         same_totals(folded, one)
         assert fold(folded).ops == folded.ops
+
+
+@pytest.mark.parametrize("w", [workload(2, 96, 0), DECODE, workload(1, 13, 40)], ids=lambda w: w.phase)
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("llama", 6), ("gemma2", 6), ("gemma2", 7), ("gemma3", 7), ("gpt_oss", 6), ("mixtral", 6), ("deepseek_v3", 6)],
+)
+def test_the_fused_memory_of_many_layers_is_kept(name: str, layers: int, w: Workload) -> None:
+    """Of two kinds of layers that take turns too; but for numbers of 8 bytes that later layers bring along."""
+    graph = fused(ModelGraphs(layered(name, layers), name, Tracing("bfloat16")).whole(w))
+    folded = fold(graph)
+    assert len(folded.ops) < 0.8 * len(graph.ops)
+    assert footprint(folded).activations == pytest.approx(footprint(graph).activations, abs=8 * layers)
+    assert footprint(folded).peak == pytest.approx(footprint(graph).peak, abs=8 * layers)
+
+
+def test_what_one_layer_makes_for_the_next_is_held_until_then() -> None:
+    """Layers of three kinds in turn, and one of its own that reads what the first kind makes."""
+    b = GraphBuilder()
+    b.activation("x", 10)
+    last = "x"
+    for i, size in enumerate((20, 30, 31, 20, 30, 31, 20, 40)):
+        b.op("matmul", [last], {f"h{i}": size}, f"layers.{i}", matrix=size)
+        last = f"h{i}"
+    b.op("matmul", [last], {"y": 5}, "head", matrix=5)
+    assert footprint(b.graph()).activations == 30 + 31
+    assert footprint(fold(b.graph())).activations == 30 + 31
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "falcon", "mixtral"])

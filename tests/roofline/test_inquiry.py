@@ -86,12 +86,40 @@ def test_speculation(acceptance: float, yields: int) -> None:
     asked = Asked(requests=((1, 20, 12),), speculation=Speculation(source("qwen2"), 3, acceptance))
     (found,) = answer(source("llama"), asked, device(), "fused").requests
     drafted = sum(seconds(source("qwen2"), workload(1, 1, 20 + i), device()) for i in range(11))
-    verified = sum(seconds(source("llama"), workload(1, 4, 20 + i), device()) for i in range(11))
+    passes = [workload(1, 4, 20 + i).model_copy(update={"logits": "all"}) for i in range(11)]
+    verified = sum(seconds(source("llama"), one, device()) for one in passes)
     assert found.tpot_s == pytest.approx((3 * drafted + verified) / yields / 11, rel=1e-9)
     both = sum(seconds(source(name), workload(1, 20, 0), device()) for name in ("llama", "qwen2"))
     assert found.ttft_s == pytest.approx(both, rel=1e-9)
     (alone,) = answer(source("llama"), Asked(requests=((1, 20, 12),)), device(), "fused").requests
     assert found.peak_bytes > alone.peak_bytes + footprint(source("qwen2").whole(workload(1, 1, 30))).weights
+
+
+@pytest.mark.parametrize(("batch", "drafted"), [(1, 3), (3, 4)])
+def test_a_verification_has_the_logits_of_every_drafted_row(batch: int, drafted: int) -> None:
+    """The head of the tiny llama: 32 × 128."""
+
+    def head(logits: str) -> float:
+        asked = workload(batch, drafted + 1, 20).model_copy(update={"logits": logits})
+        (op,) = (op for op in source("llama").whole(asked).ops if op.path == "lm_head")
+        return op.matrix_flops
+
+    assert head("last") == 2 * batch * 32 * 128
+    assert head("all") == 2 * batch * (drafted + 1) * 32 * 128
+
+
+def test_a_sweep_of_verifications_is_its_exact_passes() -> None:
+    asked = tuple(
+        workload(b, q, c).model_copy(update={"logits": "all"}) for b in (1, 3) for q, c in ((5, 30), (5, 61), (3, 40))
+    )
+    both = (*asked, *(one.model_copy(update={"logits": "last"}) for one in asked))
+    swept, exact = (
+        answer(source("gemma2"), Asked(workloads=both, exact=exact), device(), "fused").passes
+        for exact in (False, True)
+    )
+    for few, all_ in zip(swept, exact, strict=True):
+        assert few.time_s == pytest.approx(all_.time_s, rel=1e-9)
+        assert few.matrix_flops == pytest.approx(all_.matrix_flops, rel=1e-9)
 
 
 def test_decode_on_another_device_waits_for_the_cache() -> None:

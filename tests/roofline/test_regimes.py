@@ -35,6 +35,14 @@ def test_the_edge_of_a_window_is_in_no_regime(windows: list[int], w: Workload) -
     assert (regime_of(w, windows) is None) == (on_an_edge or ends == (0, 1))
 
 
+def test_logits_decide_and_samples_want_the_same() -> None:
+    every = workload(2, 5, 50).model_copy(update={"logits": "all"})
+    regime = regime_of(every, ())
+    assert regime is not None and regime != regime_of(workload(2, 5, 50), ())
+    assert {sample.logits for sample in samples(regime, (), "bfloat16") or ()} == {"all"}
+    assert every.key == f"{workload(2, 5, 50).key}-all-logits"
+
+
 def test_a_lone_token_is_in_no_regime() -> None:
     assert regime_of(workload(4, 1, 0), ()) is None
 

@@ -141,6 +141,14 @@ def test_every_combination_is_a_workload_and_many_are_a_sweep(ask: Any, llama: s
     assert same["total"]["time_s"] == pytest.approx(one["total"]["time_s"], rel=1e-9)
 
 
+def test_logits_of_all_new_tokens(ask: Any, llama: str) -> None:
+    chunk = [llama, *ON, "--phase", "chunk,decode", "--prompt", "5", "--context", "64"]
+    (last, decode), (every, same) = (ask(*chunk, "--logits", which)["workloads"] for which in ("last", "all"))
+    assert (last["logits"], every["logits"], same["logits"]) == ("last", "all", "last")
+    assert every["total"]["matrix_flops"] - last["total"]["matrix_flops"] == 4 * 2 * 32 * 128
+    assert same == decode
+
+
 def test_mixed_steps(ask: Any, llama: str) -> None:
     found = ask(llama, *ON, "--mix", "1x24@0,4x1@40", "--mix", "2x8")
     both, alone = found["workloads"]

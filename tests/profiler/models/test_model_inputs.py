@@ -137,6 +137,8 @@ def test_logits_of_the_last_token_alone_where_the_model_can() -> None:
     assert prepare(on_meta("llama"), work(1, 12, 0)).kwargs()["logits_to_keep"] == 1
     assert prepare(on_meta("llama"), work(1, 5, 20)).kwargs()["logits_to_keep"] == 1
     assert "logits_to_keep" not in prepare(on_meta("llama"), work(1, 1, 20)).kwargs()
+    drafted = work(1, 5, 20).model_copy(update={"logits": "all"})
+    assert "logits_to_keep" not in prepare(on_meta("llama"), drafted).kwargs()
     assert run(on_cpu("llama"), prepare(on_meta("llama"), work(2, 12, 0), device="cpu")).shape == (2, 1, 128)
 
 

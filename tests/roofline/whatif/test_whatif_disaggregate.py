@@ -1,11 +1,15 @@
 """Sent keys and values: the closed form of their bytes a token, for each family."""
 
 import pytest
+from graphs import figure
 from tiny import tiny
 from whatif_graphs import traced
-from whatif_ranks import check_rank, flops, transfers
+from whatif_ranks import check_rank, flops, linked_peaks, transfers
 
-from roofline.op import OpGraph
+from roofline.hardware import Link, Peaks
+from roofline.layers import layer_of
+from roofline.op import Kind, OpGraph
+from roofline.predict import price
 from roofline.whatif.disaggregate import send_kv
 from roofline.whatif.quantise import quantise
 from roofline.whatif.shard import tensor_parallel
@@ -44,6 +48,36 @@ def test_a_layer_is_sent_when_it_is_written() -> None:
         read = {a.tensor for a in sent.ops[i].reads}
         writers = [j for j, op in enumerate(sent.ops) if read & {a.tensor for a in op.writes}]
         assert max(writers) == i - 1
+
+
+def test_a_layer_is_sent_beside_operations() -> None:
+    """A layer takes the longer of its work and its message; all at once is waited for."""
+    graph = traced("llama", "prefill")
+    for bandwidth in (1e-3, 1.0, 1e3):
+        device = linked_peaks().model_copy(update={"links": {"network": Link(bandwidth=figure(bandwidth))}})
+
+        def seconds(changed: OpGraph, device: Peaks = device) -> float:
+            return float(price(changed, device, "cold").time_s.sum())
+
+        apart = send_kv(graph, overlap=False)
+        layers, sent = [0.0, 0.0], [0.0, 0.0]
+        for op, time_s in zip(apart.ops, price(apart, device, "cold").time_s, strict=True):
+            place = layer_of(op.path)
+            if op.kind is Kind.TRANSFER and place:
+                sent[place.layer] += op.link_bytes / bandwidth
+                layers[place.layer] += sum(a.bytes for a in op.reads) / device.levels[0].bandwidth.value
+            elif place:
+                layers[place.layer] += time_s
+        outside = seconds(graph) - sum(seconds_of(graph, device))
+        expected = outside + sum(max(pair) for pair in zip(layers, sent, strict=True))
+        assert seconds(send_kv(graph)) == pytest.approx(expected, rel=1e-9)
+        assert seconds(send_kv(graph, by_layer=False)) >= seconds(send_kv(graph)) * (1 - 1e-9)
+
+
+def seconds_of(graph: OpGraph, device: Peaks) -> list[float]:
+    """Of operations in layers."""
+    priced = zip(graph.ops, price(graph, device, "cold").time_s.tolist(), strict=True)
+    return [time_s for op, time_s in priced if layer_of(op.path)]
 
 
 def test_of_a_window_only_what_a_later_token_sees_is_sent() -> None:
