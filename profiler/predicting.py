@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
+import profiler.models.lean  # noqa: F401 - before anything else that loads transformers
 from profiler.models.example import trace_module
 from profiler.models.graphs import Change, ModelGraphs, Tracing
 from profiler.models.request import context_limit
