@@ -40,7 +40,7 @@ def model_source(graphs: ModelGraphs, changes: Sequence[Change], form: Form) -> 
 
     def whole(workload: Workload) -> OpGraph:
         with _traceable(graphs.name, workload):
-            if made.runs_by_token and workload.query_tokens > 1:  # an exact trace would have operations for each token
+            if workload.query_tokens > 1 and made.runs_by_token:  # an exact trace would have operations for each token
                 return made.family.cover([workload])[0].graph.at(workload)
             return made.whole(workload)
 

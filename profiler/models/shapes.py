@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.models.accesses import tensors
 
@@ -29,6 +30,18 @@ _repeatable: dict[Any, bool] = {}
 """Operators whose results are new memory."""
 
 PLAIN = (int, float, bool, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format, type(None))
+
+
+class Remembered(TorchDispatchMode):
+    """Runs what is inside by `run_or_shape`, where nothing is recorded."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run_or_shape(func, args, kwargs or {})
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch wraps the method above, so that it is not compiled, where this is True; nothing is compiled here."""
+        return False
 
 
 def run_or_shape(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -97,6 +97,19 @@ def test_a_mode_below_sees_each_call() -> None:
     assert seen.count == 2
 
 
+def test_a_model_runs_remembered() -> None:
+    with torch.device("meta"):
+        layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    given = meta(2, 3, 8)
+    with torch.no_grad():
+        plain = layer(given)
+        with shapes.Remembered():
+            assert layout(layer(given)) == layout(plain)
+            before = len(shapes._results)
+            assert layout(layer(given)) == layout(plain)
+    assert len(shapes._results) == before > 0
+
+
 def test_all_is_forgotten_where_it_would_be_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "MOST", 3)
     for size in range(1, 9):
