@@ -35,8 +35,7 @@ def model_graphs(name: str, tracing: Tracing, *, trust_remote_code: bool = False
 
 def model_source(graphs: ModelGraphs, changes: Sequence[Change], form: Form) -> Source:
     """A model as a source: what-ifs in order, fusion as the last."""
-    changed = replace(graphs.tracing, changes=(*changes, *((fused,) if form == "fused" else ())))
-    made = ModelGraphs(graphs.config, graphs.name, changed)
+    made = graphs.changed((*changes, *((fused,) if form == "fused" else ())))
 
     def whole(workload: Workload) -> OpGraph:
         with _traceable(graphs.name, workload):

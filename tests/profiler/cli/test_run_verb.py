@@ -59,7 +59,7 @@ def test_json_of_a_run_and_what_it_leaves_on_disk(model: Path, tmp_path: Path) -
 
 
 def test_killed_and_resumed(model: Path, tmp_path: Path) -> None:
-    options = ["--quick", "--seconds", "2", "--prompt", "16,24,32,40", "--phase", "prefill", "--dtype", "float32"]
+    options = ["--quick", "--seconds", "1", "--prompt", "16,24,32,40", "--phase", "prefill", "--dtype", "float32"]
     process = start(str(model), *options, "--out", str(tmp_path))
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
