@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache
 from typing import get_args
 
+import profiler.models.lean  # noqa: F401 - before anything else that loads transformers
 from profiler.models.example import trace_module
 from profiler.models.graphs import Change, ModelGraphs, Tracing
 from profiler.models.request import context_limit
@@ -38,12 +39,11 @@ def model_graphs(name: str, tracing: Tracing, *, trust_remote_code: bool = False
 
 def model_source(graphs: ModelGraphs, changes: Sequence[Change], form: Form) -> Source:
     """A model as a source: what-ifs in order, fusion as the last."""
-    changed = replace(graphs.tracing, changes=(*changes, *((fused,) if form == "fused" else ())))
-    made = ModelGraphs(graphs.config, graphs.name, changed)
+    made = graphs.changed((*changes, *((fused,) if form == "fused" else ())))
 
     def whole(workload: Workload) -> OpGraph:
         with _traceable(graphs.name, workload):
-            if made.runs_by_token and workload.query_tokens > 1:  # an exact trace would have operations for each token
+            if workload.query_tokens > 1 and made.runs_by_token:  # an exact trace would have operations for each token
                 return made.family.cover([workload])[0].graph.at(workload)
             return made.whole(workload)
 

@@ -48,7 +48,9 @@ def fused(graph: OpGraph) -> OpGraph:
     """
     fields = Op.model_fields
     ops = tuple(Op.model_construct(**{name: getattr(group, name) for name in fields}) for group in fuse(graph))
-    tensors = tuple(tensor.model_copy(update={"held": None}) for tensor in graph.tensors)
+    tensors = tuple(
+        tensor if tensor.held is None else tensor.model_copy(update={"held": None}) for tensor in graph.tensors
+    )
     return graph.model_copy(update={"ops": ops, "tensors": tensors})
 
 

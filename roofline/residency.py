@@ -94,15 +94,21 @@ class Touches:
             for t in {**both[0], **both[1]}:
                 footprint[i] += least(tensors[t].storage_bytes, most(both[0].get(t, 0), both[1].get(t, 0)))
         index = np.array([row[0] for row in rows], dtype=np.int64)
-        amount = np.array([np.broadcast_to(row[1], wide) for row in rows], dtype=float).reshape(-1, *wide)
+        amount = _array([row[1] for row in rows], wide)
         np.add.at(traffic, index, amount)
         return cls(
             step=index,
             bytes=amount,
-            reach_bytes=np.array([np.broadcast_to(row[2], wide) for row in rows], dtype=float).reshape(-1, *wide),
+            reach_bytes=_array([row[2] for row in rows], wide),
             footprint_bytes=footprint,
             traffic_bytes=traffic,
         )
+
+
+def _array(rows: Sequence[Amount], wide: tuple[int, ...]) -> NDArray[np.float64]:
+    """Shape (rows, *wide), of numbers and arrays that broadcast to `wide`."""
+    same = [np.broadcast_to(row, wide) for row in rows] if wide else rows
+    return np.array(same, dtype=float).reshape(-1, *wide)
 
 
 def level_bytes(touches: Touches, peaks: Peaks, state: CacheState) -> NDArray[np.float64]:

@@ -1,10 +1,20 @@
 """What every test may use: runs made by hand, and the marker of tests that need a GPU."""
 
+import os
+
 import pytest
+from hypothesis import settings
 
 from profiler.record.run import Cell, CellResult, Closure, Environment, OpTimes, Run
 from roofline.op import Access, Kind, Op, OpGraph, Tensor
 from roofline.workload import Workload
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Read when torch loads, here and in processes that tests start: threads of several workers, which wait for each other
+by spinning, take three times the time of one each."""
+
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

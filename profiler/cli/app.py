@@ -6,6 +6,7 @@ and everything else that is slow inside their functions, so that help and `list`
 Example: ``main(["list", "--json"])`` returns 0
 """
 
+import atexit
 import errno
 import gc
 import importlib.metadata
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     replace_unencodable()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
+    atexit.register(gc.freeze)  # else the interpreter looks for garbage among them once more: 0.8 s of `predict`
     try:
         code = _invoke(arguments)
         if sys.stdout is not None:

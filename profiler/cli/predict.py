@@ -237,12 +237,14 @@ def _speculation(of: _Of, draft: str, tokens: int, acceptance: float, form: Form
 
 
 def _write(found: Prediction, on: Device, csv: Path | None, html: Path | None) -> None:
-    from calibrate.report.predicted import page, rows
-
     if csv is not None:
+        from calibrate.report.predicted import rows
+
         with replacing(csv) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             rows.write_csv(found, file, by="op" if any(step.ops for step in found.passes) else "workload")
     if html is not None:
+        from calibrate.report.predicted import page
+
         _save(html, page.render(found, on.peaks))
 
 
@@ -252,11 +254,13 @@ def _save(path: Path, text: str) -> None:
 
 
 def _show(found: Prediction, as_json: bool) -> None:
-    from calibrate.report.predicted import document, table
-
     if as_json:
+        from calibrate.report.predicted import document
+
         print_json(document.document(found))
     else:
+        from calibrate.report.predicted import table
+
         table.render(found, console())
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from profiler.models.operators import ACCUMULATES, GATHERS, PARTIAL, TEMPLATES, WRITE_ONLY, name_of
+from profiler.models.operators import ACCUMULATES, GATHERS, PARTIAL, TEMPLATES, WRITE_ONLY, name_of, written_arguments
 from roofline.op import Bytes
 from roofline.routing import Routing
 
@@ -31,7 +31,7 @@ def touched(
     """
     name = name_of(func)
     inputs, outputs = list(tensors((*args, *kwargs.values()))), list(tensors((out,)))
-    written = [args[i] for i, a in enumerate(func._schema.arguments) if i < len(args) and _is_written(a)]
+    written = [args[i] for i in written_arguments(func) if i < len(args)]
     written = [tensor for tensor in written if isinstance(tensor, Tensor)]
     moved = max((t.numel() * t.element_size() for t in outputs), default=0)
     reads: Touched = [
@@ -87,7 +87,3 @@ def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from tensors(value)
-
-
-def _is_written(argument: Any) -> bool:
-    return argument.alias_info is not None and argument.alias_info.is_write

@@ -7,7 +7,7 @@ Example: ``ModelGraphs(resolve("llama-3.1-8b").config, "llama-3.1-8b", Tracing(d
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from transformers import PretrainedConfig, PreTrainedModel
@@ -65,9 +65,18 @@ class ModelGraphs:
     _prefill: tuple[Workload | None, PassInputs | None] = EMPTY
     """The last pass, if it was a prefill: a decode after it finds its cache filled."""
     _small: dict[int, "ModelGraphs"] = field(default_factory=dict)
+    _unchanged: "ModelGraphs | None" = None
+    """The same model with other changes: what does not depend on them is made once."""
+
+    def changed(self, changes: Sequence[Change]) -> "ModelGraphs":
+        """The same model, whose traced graphs get these changes instead."""
+        tracing = replace(self.tracing, changes=changes)
+        return ModelGraphs(self.config, self.name, tracing, _unchanged=self._unchanged or self)
 
     @cached_property
     def model(self) -> PreTrainedModel:
+        if self._unchanged is not None:
+            return self._unchanged.model
         return build_meta(self.config, self.tracing.dtype, self.tracing.attn, self.tracing.experts)
 
     def whole(self, workload: Workload) -> OpGraph:
@@ -86,6 +95,8 @@ class ModelGraphs:
     @cached_property
     def runs_by_token(self) -> bool:
         """Whether a prefill of more tokens runs more operations."""
+        if self._unchanged is not None:
+            return self._unchanged.runs_by_token
         small = self._shorter(min(max(MORE_LAYERS.start, _of_each_kind(self.config)), layer_count(self.config)))
         short, longer = (
             Workload(batch=1, query_tokens=tokens, context_tokens=0, dtype=self.tracing.dtype) for tokens in PROBES
@@ -132,7 +143,12 @@ class ModelGraphs:
 
     def _shorter(self, layers: int) -> "ModelGraphs":
         if layers not in self._small:
-            self._small[layers] = ModelGraphs(truncate(self.config, layers), self.name, self.tracing)
+            same = self._unchanged._shorter(layers) if self._unchanged is not None else None
+            self._small[layers] = (
+                same.changed(self.tracing.changes)
+                if same is not None
+                else ModelGraphs(truncate(self.config, layers), self.name, self.tracing)
+            )
         return self._small[layers]
 
 

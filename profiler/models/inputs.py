@@ -25,6 +25,7 @@ from transformers import Cache, PreTrainedModel, StaticCache
 
 from profiler.models.caches import State, dynamic_cache, materialise, nested_tensors, snapshot, takes_cache
 from profiler.models.meta import LARGEST, know, known_values, with_values_if_asked
+from profiler.models.shapes import Remembered
 from profiler.record.errors import RequestError
 from roofline.workload import Workload
 
@@ -199,7 +200,7 @@ def _prefilled(model: PreTrainedModel, cache_name: str, empty: Callable[[], Cach
 
     def filled(values: AbstractContextManager[None]) -> Cache:
         new = empty()
-        with values:
+        with values, Remembered():
             model(**{"input_ids": ids, cache_name: new, "use_cache": True, **keep})
         return new
 

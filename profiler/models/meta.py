@@ -5,8 +5,7 @@
   that are true. What depends on weights stays unknown, and asking for it raises torch's own error.
 - Routing: the experts that tokens choose (`topk` along the last dimension) are taken in turn, so that a model which
   runs expert by expert runs with a balanced load, the assumption of `predict`.
-- Shapes: `_grouped_mm` on meta takes bfloat16 alone (torch 2.13, `torch/_meta_registrations.py`); on a device it
-  takes more.
+- Shapes: `profiler.models.shapes`.
 
 Example: ``with known_values(): bool(torch.ones(2, device="meta").all())``
 """
@@ -21,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from profiler.models.shapes import run_or_shape
 
 T = TypeVar("T")
 
@@ -108,15 +109,6 @@ class _Values(TorchDispatchMode):
         else:
             _learn(out, values)
         return out
-
-
-def run_or_shape(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The call's result; for a grouped product of `meta` tensors an empty one of the right shape."""
-    if func is torch.ops.aten._grouped_mm.default and args[0].device.type == "meta" and args[1].dim() == 3:
-        rows, matrices = args[0], args[1]
-        dtype = kwargs.get("out_dtype") or rows.dtype
-        return rows.new_empty((*rows.shape[:-1], matrices.shape[-1]), dtype=dtype)
-    return func(*args, **kwargs)
 
 
 def _tensors(*values: Any) -> list[Tensor]:

@@ -6,6 +6,7 @@ Example: ``VECTOR_FLOPS["silu"] == 4``
 """
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch._ops import OpOverload
@@ -103,11 +104,13 @@ GATHERS = frozenset(["embedding", "index", "index_select", "gather", "take"])
 """Operators that read as much of their source as they return."""
 
 
+@cache
 def name_of(func: OpOverload) -> str:
     """Operator without namespace and overload: "mm"."""
     return str(func._schema.name).split("::")[1]
 
 
+@cache
 def is_metadata(func: OpOverload) -> bool:
     """Whether a call makes no device work: a view, or an allocation."""
     return func.is_view or name_of(func) in EMPTY
@@ -116,3 +119,10 @@ def is_metadata(func: OpOverload) -> bool:
 def is_pointwise(func: OpOverload) -> bool:
     """Whether torch tags the operator so: one result for each element."""
     return torch.Tag.pointwise in func.tags
+
+
+@cache
+def written_arguments(func: OpOverload) -> tuple[int, ...]:
+    """Positions of the arguments that a call writes to."""
+    arguments = func._schema.arguments
+    return tuple(i for i, one in enumerate(arguments) if one.alias_info is not None and one.alias_info.is_write)

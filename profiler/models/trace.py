@@ -22,11 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.models.accesses import distinct_bytes, routing_of, tensors, touched
 from profiler.models.annotate import entered
-from profiler.models.meta import run_or_shape, with_values_if_asked
+from profiler.models.meta import with_values_if_asked
 from profiler.models.modules import attention_modules, experts_per_token, heads
 from profiler.models.operators import is_metadata, name_of
 from profiler.models.opkinds import Description, describe
 from profiler.models.sdpa import NAME, describe_attention, operands
+from profiler.models.shapes import run_or_shape
 from profiler.models.workspace import attend_unfused, mask_copy_bytes
 from roofline.op import Access, Bytes, Op, OpGraph
 from roofline.op import Tensor as TensorRecord
@@ -143,6 +144,7 @@ class _Recorder(TorchDispatchMode):
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
+        self.note_freed()
         self.recording = False
         try:
             yield
@@ -169,7 +171,8 @@ class _Recorder(TorchDispatchMode):
             self.young = {n: since for n, since in self.young.items() if n in self.held and since > last - OLD}
         else:
             asked = [n for n in self.young if n in self.held]
-        for number in [n for n in asked if self.alive[n].expired()]:
+        is_freed = torch.UntypedStorage._expired
+        for number in [n for n in asked if is_freed(self.alive[n].cdata)]:
             self.lifetimes[number] = (self.held.pop(number), last)
             self.young.pop(number, None)
 
@@ -188,11 +191,17 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not self.recording or is_metadata(func):
+            return run_or_shape(func, args, kwargs)
         self.note_freed()
         out = run_or_shape(func, args, kwargs)
-        if self.recording and not is_metadata(func):
-            self.record(func, args, kwargs, out)
+        self.record(func, args, kwargs, out)
         return out
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch wraps the method above, so that it is not compiled, where this is True; nothing is compiled here."""
+        return False
 
     def record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         involved = list(tensors((*args, *kwargs.values(), out)))

@@ -175,6 +175,16 @@ def test_a_folded_graph_is_the_changed_one_folded() -> None:
     assert graphs.folded(w) == fold(fused(model_graphs("llama").whole(w)))
 
 
+def test_other_changes_share_the_model_and_what_its_traces_say() -> None:
+    plain = made("llama")
+    w = workload(2, 1, 50)
+    ideal = plain.changed((fused,))
+    assert ideal.whole(w) == fused(plain.whole(w)) == made("llama", "fused").whole(w)
+    assert ideal.changed(()).whole(w) == plain.whole(w)
+    assert ideal.model is plain.model and plain._shorter(1).model is ideal._shorter(1).model
+    assert ideal.runs_by_token is plain.runs_by_token is False
+
+
 def test_a_change_that_cannot_be_made_is_a_wrong_request() -> None:
     def refuse(graph: OpGraph) -> OpGraph:
         raise ValueError("4 bits: no; use 8")

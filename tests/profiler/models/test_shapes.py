@@ -1,0 +1,123 @@
+"""Remembered results against torch's own, asked for each call anew."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from profiler.models import shapes
+from profiler.models.shapes import run_or_shape
+
+aten = torch.ops.aten
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
+    (aten.mm.default, (meta(3, 4), meta(4, 5)), {}),
+    (aten.mm.default, (meta(4, 3).t(), meta(4, 5)), {}),
+    (aten.add.Tensor, (meta(3, 4), meta(4)), {}),
+    (aten.add.Tensor, (meta(3, 4).t(), meta(4, 3)), {}),
+    (aten.add.Tensor, (meta(3, dtype=torch.int64), 1), {}),
+    (aten.add.Tensor, (meta(3, dtype=torch.int64), 1.0), {}),
+    (aten.add.Tensor, (meta(3, dtype=torch.bool), True), {}),
+    (aten.mul.Tensor, (meta(2, 3, dtype=torch.bfloat16), meta(dtype=torch.float32)), {}),
+    (aten.mul.Tensor, (meta(2, 3, dtype=torch.bfloat16), meta(1, dtype=torch.float32)), {}),
+    (aten.cat.default, ([meta(2, 3), meta(2, 5)], 1), {}),
+    (aten.cat.default, ([meta(2, 3), meta(4, 3)],), {}),
+    (aten.sum.dim_IntList, (meta(2, 3), [1]), {}),
+    (aten.sum.dim_IntList, (meta(2, 3), [1], True), {}),
+    (aten.sum.dim_IntList, (meta(2, 3), [1]), {"dtype": torch.float64}),
+    (aten._to_copy.default, (meta(2, 3).t(),), {"dtype": torch.bfloat16}),
+    (aten.clone.default, (meta(2, 3).t(),), {}),
+    (aten.clone.default, (meta(2, 3).t(),), {"memory_format": torch.contiguous_format}),
+    (aten.clone.default, (meta(1, 3).expand(2, 3),), {}),
+    (aten.index.Tensor, (meta(5, 3), [None, meta(2, dtype=torch.int64)]), {}),
+    (aten.embedding.default, (meta(9, 3), meta(2, 4, dtype=torch.int64)), {}),
+    (aten.topk.default, (meta(2, 8), 3), {}),
+    (aten.arange.default, (4,), {"device": torch.device("meta")}),
+]
+
+
+def layout(out: Any) -> Any:
+    if not isinstance(out, Tensor):
+        return [layout(one) for one in out]
+    return out.shape, out.stride(), out.dtype, out.device, out.storage_offset(), out.untyped_storage().nbytes()
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "_results", {})
+
+
+def test_every_call_returns_what_torch_returns_the_first_time_and_later() -> None:
+    for _ in range(3):
+        for func, args, kwargs in CALLS:
+            assert layout(run_or_shape(func, args, kwargs)) == layout(func(*args, **kwargs)), func
+
+
+def test_results_are_new_memory() -> None:
+    a = meta(2, 3)
+    outs = [run_or_shape(aten.add.Tensor, (a, 1), {}) for _ in range(3)]
+    assert len({one.untyped_storage()._cdata for one in (a, *outs)}) == 4
+
+
+def test_views_and_written_operands_are_not_remembered() -> None:
+    a = meta(2, 3)
+    for _ in range(2):
+        assert run_or_shape(aten.view.default, (a, [6]), {}).untyped_storage()._cdata == a.untyped_storage()._cdata
+        assert run_or_shape(aten.add_.Tensor, (a, 1), {}) is a
+    assert not shapes._results
+
+
+def test_what_has_values_is_run() -> None:
+    one = torch.ones(3)
+    for factor in (2.0, 3.0):
+        assert run_or_shape(aten.mul.Tensor, (one, torch.tensor(factor)), {}).tolist() == [factor] * 3
+    assert not shapes._results
+
+
+def test_a_mode_below_sees_each_call() -> None:
+    class Seen(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += 1
+            return func(*args, **(kwargs or {}))
+
+    a = meta(2, 3)
+    run_or_shape(aten.add.Tensor, (a, 1), {})
+    with Seen() as seen:
+        run_or_shape(aten.add.Tensor, (a, 1), {})
+        run_or_shape(aten.add.Tensor, (a, 1), {})
+    assert seen.count == 2
+
+
+def test_a_model_runs_remembered() -> None:
+    with torch.device("meta"):
+        layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    given = meta(2, 3, 8)
+    with torch.no_grad():
+        plain = layer(given)
+        with shapes.Remembered():
+            assert layout(layer(given)) == layout(plain)
+            before = len(shapes._results)
+            assert layout(layer(given)) == layout(plain)
+    assert len(shapes._results) == before > 0
+
+
+def test_all_is_forgotten_where_it_would_be_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "MOST", 3)
+    for size in range(1, 9):
+        assert run_or_shape(aten.add.Tensor, (meta(size), 1), {}).shape == (size,)
+        assert len(shapes._results) <= 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_grouped_product_of_any_type_has_a_shape(dtype: torch.dtype) -> None:
+    args = meta(6, 4, dtype=dtype), meta(3, 4, 5, dtype=dtype), meta(3, dtype=torch.int32)
+    assert run_or_shape(aten._grouped_mm.default, args, {}).shape == (6, 5)
