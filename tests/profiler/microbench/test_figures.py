@@ -27,7 +27,9 @@ def test_a_figure_is_the_geometric_mean_of_one_value_a_process() -> None:
     assert one.value == pytest.approx(statistics.geometric_mean(values)) and one.replicates == 3
     logs = [math.log(v) for v in values]
     half = 2.919986 * statistics.stdev(logs) / math.sqrt(3)  # Student's t, 2 degrees of freedom, 95 %
-    assert one.low == pytest.approx(one.value * math.exp(-half)) and one.high == pytest.approx(one.value * math.exp(half))
+    assert one.low == pytest.approx(one.value * math.exp(-half)) and one.high == pytest.approx(
+        one.value * math.exp(half)
+    )
     assert one.variation == pytest.approx(statistics.stdev(values) / 100e9)
     assert one.typical == pytest.approx((one.value or 0) / 1.1)  # the median lies between the fast and the slow half
 
