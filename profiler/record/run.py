@@ -7,11 +7,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from profiler.record.conditions import Label, Window
+from profiler.record.measurement import WarmUp
 from roofline.record import Record
 from roofline.workload import Workload
 
-RUN_SCHEMA = 1
-METHOD_VERSION = 1
+RUN_SCHEMA = 2
+METHOD_VERSION = 2
 """Raised whenever the way a time is taken changes, so that runs are not compared across it."""
 
 
@@ -138,8 +140,16 @@ class CellResult(Record):
     clock: str = ""
     """"profiler spans" on a CPU, "kernel timeline" on a GPU."""
     peak_memory_bytes: int | None = None
+    warm_up: WarmUp | None = None
+    """Passes before the first sample."""
+    stop_reason: str = ""
+    """Why there are no more samples: "precise" (of the unprofiled wall), "time limit", "sample limit"."""
+    windows: tuple[Window, ...] = ()
+    """Clocks, power, temperature and other work, a window for each round of passes."""
+    labels: tuple[Label, ...] = ()
+    """What the windows say of the device."""
     other_work: float | None = None
-    """Share of all host cores that other processes and the hypervisor took meanwhile; None where unknown."""
+    """Share of the usable host cores that other processes and the hypervisor took meanwhile; None where unknown."""
 
 
 class Run(Record):

@@ -8,7 +8,7 @@ Example: ``result, graph = measure_cell(cell, loaded, device=torch.device("cpu")
 """
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import psutil
@@ -22,9 +22,10 @@ from profiler.models.trace import trace
 from profiler.models.weights import implementations
 from profiler.record.errors import InvalidMeasurement, RequestError
 from profiler.record.run import Cell, CellResult
-from profiler.timing.contention import other_work
+from profiler.timing.labels import device_labels, other_share
 from profiler.timing.passes import Step, measure
 from profiler.timing.samples import PassTimes
+from profiler.timing.watch import Watch, watch_for
 from roofline.op import Kind, OpGraph
 
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -57,9 +58,8 @@ def measure_cell(
 ) -> tuple[CellResult, OpGraph | None]:
     """The cell's result and graph; a cell that cannot be measured has its reason in the result."""
     try:
-        with other_work() as other:
-            result, graph = _measure(cell, loaded, device, budget_s, seed, step)
-        return result.model_copy(update={"other_work": other.share}), graph
+        with closing(watch_for(device)) as watch:
+            return _measure(cell, loaded, device, budget_s, seed, step, watch)
     except SequenceMismatch as error:
         return CellResult(cell=cell, status="invalid", reason=str(error), differences=error.differences), None
     except InvalidMeasurement as error:
@@ -72,7 +72,7 @@ def measure_cell(
 
 
 def _measure(
-    cell: Cell, loaded: Loaded, device: torch.device, budget_s: float, seed: int, step: Step
+    cell: Cell, loaded: Loaded, device: torch.device, budget_s: float, seed: int, step: Step, watch: Watch
 ) -> tuple[CellResult, OpGraph]:
     explained: tuple[str, ...] = ()
     options = {"attn": cell.attn, "experts": cell.experts, "cache": cell.cache}
@@ -89,7 +89,7 @@ def _measure(
         torch.cuda.reset_peak_memory_stats(device)
 
     def attempt(candidate: OpGraph) -> PassTimes:
-        return measure(loaded.model, inputs, candidate, device=device, budget_s=budget_s, step=step)
+        return measure(loaded.model, inputs, candidate, device=device, budget_s=budget_s, step=step, watch=watch)
 
     graph, times = on_meta, None
     if on_meta is not None:
@@ -112,9 +112,17 @@ def _measure(
         if on_meta is None or whole is None:
             raise RequestError(f"--layers cannot scale {cell.model} up: {(explained or why)[0]}; leave --layers out")
         graph = scale(graph, on_meta, whole)
+    found = device_labels(times.windows)
+    wrong = [label.what for label in found if label.severity == "invalidates"]
     result = CellResult(
         cell=cell,
-        status="done",
+        status="invalid" if wrong else "done",
+        reason="; ".join(wrong) or None,
+        warm_up=times.warm_up,
+        stop_reason=times.stop_reason,
+        windows=times.windows,
+        labels=tuple(found),
+        other_work=other_share(times.windows),
         wall_s=times.wall_s,
         profiled_wall_s=times.profiled_wall_s,
         ops=times.ops,

@@ -209,6 +209,15 @@ def host_labels(windows: Sequence[Window]) -> list[Label]:
     return found
 
 
+def other_share(windows: Sequence[Window]) -> float | None:
+    """Of the time of the cores that this process may use, what others and a hypervisor took; None where unknown."""
+    found = _mean(
+        windows,
+        lambda window: None if (others := _others(window)) is None else others + (window.steal_fraction or 0.0),
+    )
+    return None if found is None else max(0.0, found)
+
+
 def _others(window: Window) -> float | None:
     """Fraction of the cores that others took."""
     return None if window.other_cores is None or window.cores is None else window.other_cores / window.cores

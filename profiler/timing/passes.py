@@ -11,11 +11,13 @@ Example: ``measure(model, inputs, graph, device=torch.device("cpu"), budget_s=10
 """
 
 import gc
+import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,15 +29,23 @@ from profiler.attribution.spans import PASS, passes
 from profiler.attribution.timeline import Timeline, read_timeline
 from profiler.models.annotate import PREFIX, entered
 from profiler.models.inputs import PassInputs
+from profiler.record.conditions import Window
 from profiler.record.errors import InvalidMeasurement
 from profiler.timing.samples import DeviceKind, PassTimes, Sample, check_sequence, collect, sample
 from profiler.timing.session import SETTLING_LAUNCHES, recorded
+from profiler.timing.stopping import Reason, Rules, Stopping
+from profiler.timing.warmup import warm_up
+from profiler.timing.watch import Watch
 from roofline.op import OpGraph
 
 PASSES = 3
 """Timed passes in a row, with and without the profiler in turn; one untimed pass goes before each row."""
 ROUNDS = (3, 12)
-"""Fewest and most rounds; between them the time budget decides."""
+"""Fewest and most rounds; between them the plain passes' precision and the time budget decide."""
+WARM_UP_PART = 0.1
+"""Of the time budget, the most for passes before the first sample."""
+RULES = Rules(min_samples=ROUNDS[0] * PASSES, max_samples=ROUNDS[1] * PASSES, relative_width=0.01, noise_tolerance=0.0)
+"""When the plain passes end: at a median known to 1 %, the size of a regression that is looked for."""
 
 T = TypeVar("T")
 Step = Callable[[str, float], None]
@@ -50,13 +60,14 @@ def measure(
     device: torch.device,
     budget_s: float,
     step: Step = lambda text, part: None,
+    watch: Watch | None = None,
 ) -> PassTimes:
     """Samples of one pass of `model` for each operation of `graph`, within about `budget_s` seconds.
 
     Raises: SequenceMismatch if the device runs other operations than `graph`; InvalidMeasurement if the samples
     cannot be trusted; torch's own errors, out of memory among them.
     """
-    return rounds(Runner(model, inputs, device), graph, budget_s=budget_s, step=step)
+    return rounds(Runner(model, inputs, device), graph, budget_s=budget_s, step=step, watch=watch)
 
 
 class Runner:
@@ -112,32 +123,63 @@ class Runner:
         return walls
 
 
-def rounds(runner: Runner, graph: OpGraph, *, budget_s: float, step: Step = lambda text, part: None) -> PassTimes:
+def rounds(
+    runner: Runner,
+    graph: OpGraph,
+    *,
+    budget_s: float,
+    step: Step = lambda text, part: None,
+    watch: Watch | None = None,
+) -> PassTimes:
     """What `measure` does, on a runner."""
     with torch.no_grad(), _no_garbage_collection():
         step("warm-up", 0.1)
         if not runner.finite():
             raise InvalidMeasurement("the logits are not finite: the pass computes something else than the model does")
-        runner.once()
+        warmed, _ = warm_up(runner.once, PassClock(), min_s=0.0, max_s=WARM_UP_PART * budget_s)
         step("operations", 0.15)
         backends = _twice(lambda: check_sequence(runner.session(2, modules=True)[0], graph, runner.kind))
         wall: list[float] = []
         profiled: list[float] = []
         ratios: list[float] = []
         samples: list[Sample] = []
+        windows: list[Window] = []
         names = [op.name for op in graph.ops]
+        stopping = Stopping(RULES.within(budget_s))
+        why: Reason | None = None
         begin = time.monotonic()
-        while len(ratios) < ROUNDS[0] or (len(ratios) < ROUNDS[1] and time.monotonic() - begin < budget_s):
+        while why is None or len(ratios) < ROUNDS[0]:
             spent = max((time.monotonic() - begin) / budget_s, len(ratios) / ROUNDS[1])
             step(f"round {len(ratios) + 1}", 0.2 + 0.8 * min(1.0, spent))
+            if watch is not None:
+                watch.begin()
             runner.once()
             plain = [runner.once() for _ in range(PASSES)]
             taken, walls = _twice(lambda: _profiled(runner, names))
+            if watch is not None:
+                windows.append(watch.end(2 * PASSES))
             samples += taken
             wall += plain
             profiled += walls
             ratios.append(statistics.median(walls) / statistics.median(plain))
-    return collect(samples, wall, profiled, ratios, backends)
+            elapsed_s = time.monotonic() - begin
+            reasons = [stopping.add(s, timed_s=math.fsum(wall), elapsed_s=elapsed_s) for s in plain]
+            why = next((reason for reason in reasons if reason), None)
+    found = collect(samples, wall, profiled, ratios, backends)
+    return replace(found, warm_up=warmed, stop_reason=why, windows=tuple(windows))
+
+
+class PassClock:
+    """The clock of a call that tells its own time: a pass, which is timed without putting its inputs back."""
+
+    name = "wall of a pass"
+    replays = False
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def time(self, call: Callable[[], object], repeats: int) -> float:
+        return math.fsum(float(call()) for _ in range(repeats))  # type: ignore[arg-type]
 
 
 def _profiled(runner: Runner, names: Sequence[str]) -> tuple[list[Sample], list[float]]:

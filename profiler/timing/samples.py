@@ -21,7 +21,9 @@ from profiler.attribution.align import SequenceMismatch, differences, in_place_o
 from profiler.attribution.kernels import DeviceJoin, OpSpan, check, join
 from profiler.attribution.spans import Executed, ExecutedOp, executed, passes
 from profiler.attribution.timeline import HostEvent, Timeline
+from profiler.record.conditions import Window
 from profiler.record.errors import InvalidMeasurement
+from profiler.record.measurement import WarmUp
 from profiler.record.run import Closure, OpTimes
 from roofline.op import Kind, OpGraph
 
@@ -47,6 +49,10 @@ class PassTimes:
     """Attention backends that ran."""
     unattributed: tuple[str, ...]
     """Names of the device work that belongs to no operation."""
+    warm_up: WarmUp | None = None
+    stop_reason: str = ""
+    windows: tuple[Window, ...] = ()
+    """One for each round of passes."""
 
 
 @dataclass(frozen=True, slots=True)

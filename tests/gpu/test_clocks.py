@@ -45,7 +45,9 @@ def product(size: int) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize(
-    ("build", "size"), [(triad, 16), (triad, 64), (triad, 256), (product, 2048), (product, 4096)], ids=str
+    ("build", "size"),
+    [(triad, 16), (triad, 64), (triad, 256), (product, 2048), (product, 4096)],
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_the_three_clocks_agree(
     build: Callable[[int], Callable[[], object]], size: int, record_property: Callable[[str, object], None]

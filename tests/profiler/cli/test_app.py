@@ -60,7 +60,7 @@ def test_a_wrong_command_line_is_one_line(arguments: list[str], line: str, capsy
         (InvalidMeasurement("it throttled"), 4, "invalid measurement: it throttled"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (
-            errors.Interrupted(Path("results/a/b")),
+            errors.Interrupted(Path("results/a/b"), "run"),
             130,
             "interrupted; what was measured is in results/a/b, go on with: python -m profiler run --resume results/a/b",
         ),

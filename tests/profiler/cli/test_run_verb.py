@@ -114,7 +114,8 @@ def test_interrupted_keeps_what_was_measured(model: Path, tmp_path: Path) -> Non
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1].startswith("interrupted; what was measured is in ")
+    # not always the last line: Python tells of a destructor of torch's that an interruption left half made
+    assert any(line.startswith("interrupted; what was measured is in ") for line in err.splitlines())
     (folder,) = tmp_path.glob("*/*")
     assert all(result.status == "done" for result in RunFolder.open(folder).results())
 

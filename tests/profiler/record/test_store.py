@@ -13,7 +13,7 @@ import pytest
 
 from profiler.record import measurements
 from profiler.record.errors import RequestError
-from profiler.record.run import Cell, CellResult, Run
+from profiler.record.run import RUN_SCHEMA, Cell, CellResult, Run
 from profiler.record.store import RunFolder, slug
 from roofline.hardware import HardwareSpec
 from roofline.op import OpGraph
@@ -335,4 +335,4 @@ def test_run_json_is_readable_by_people(tmp_path: Path, run: Run) -> None:
     with RunFolder.create(tmp_path, run) as folder:
         text = (folder.path / "run.json").read_text()
     assert text.count("\n") > 10
-    assert json.loads(text)["schema_version"] == 1
+    assert json.loads(text)["schema_version"] == RUN_SCHEMA

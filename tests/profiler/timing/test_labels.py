@@ -6,7 +6,7 @@ from nvml_sequences import NAMES, play, sequence
 from profiler.findings.gpu import POWER_CAP, REASONS
 from profiler.nvml import GpuReading
 from profiler.record.conditions import Label, Window
-from profiler.timing.labels import SLOWED_SHARE, host_labels, labels, worst
+from profiler.timing.labels import SLOWED_SHARE, host_labels, labels, other_share, worst
 
 EXPECTED: dict[str, list[tuple[str, str]]] = {
     "clean_h200": [],
@@ -194,3 +194,10 @@ def test_the_worst_comes_first_and_is_the_severity_of_the_whole() -> None:
     assert worst(labels(taken, whole(), whole())) == "invalidates"
     assert worst([Label(severity="note", what="n", share=1), Label(severity="warns", what="w", share=1)]) == "warns"
     assert worst([]) is None
+
+
+def test_the_share_of_others_is_of_the_cores_that_we_may_use() -> None:
+    cpu = Window(start_s=0, duration_s=1, samples=3, cores=4, other_cores=1.0, steal_fraction=0.1)
+    assert other_share([cpu]) == pytest.approx(0.25 + 0.1)
+    assert other_share([cpu.model_copy(update={"other_cores": -0.9})]) == 0  # a tick that was not ours
+    assert other_share([cpu.model_copy(update={"other_cores": None})]) is None and other_share([]) is None
