@@ -15,7 +15,7 @@ import typer
 from profiler.cli.errors import GOOD, INCONCLUSIVE, INVALID, resumable
 from profiler.cli.output import console, print_json, stdout_to_stderr_if
 from profiler.cli.progress import progress
-from profiler.record.errors import InvalidMeasurement, RequestError
+from profiler.record.errors import RequestError
 from profiler.record.run import Run, differing
 from profiler.record.store import RunFolder
 
@@ -147,14 +147,17 @@ def _duration(seconds: float) -> str:
 
 
 def _new(options: dict[str, Any], out: Path, name: str) -> RunFolder:
-    from profiler.environment import collect
+    from profiler.environment import collect, findings
 
     _set_threads(options)
+    found = findings(options["device"], out)
+    # all of them: that the clock is not held, or ECC off, is worth a note only where the device itself is measured
+    notes = tuple(one.what for one in found)
     run = Run(
         name=name,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         command=tuple(sys.argv[1:]),
-        environment=collect(options["device"]),
+        environment=collect(options["device"], found).model_copy(update={"notes": notes}),
         cells=(),
         options=options,
     )
@@ -194,10 +197,7 @@ def _measure(folder: RunFolder, plan: "Plan") -> "HardwareSpec":
     log = HardwareLog(folder.path)
     with resumable(folder.path, "hardware"), progress(plan.total) as step:
         characterise(plan, log, step)
-    try:
-        spec = spec_of(log.measurements, folder.run.environment, torch.device(plan.device))
-    except RuntimeError as error:
-        raise InvalidMeasurement(f"{error}; what was measured is in {folder.path}") from error
+    spec = spec_of(log.measurements, folder.run.environment, torch.device(plan.device))
     folder.write_spec(spec)
     log.finish(folder.run)
     folder.finish()
@@ -213,7 +213,8 @@ def _write(folder: RunFolder, spec: "HardwareSpec") -> int:
     folder.write_report("report.md", markdown.render(spec, measurements, folder.run))
     folder.write_report("report.html", html.render(spec, measurements, folder.run))
     found = {one.status for one in spec.characteristics}
-    return INVALID if "invalid" in found else INCONCLUSIVE if "inconclusive" in found else GOOD
+    without_peaks = spec.measured is None and any(one.benchmark == "memory" for one in measurements)
+    return INVALID if "invalid" in found else INCONCLUSIVE if "inconclusive" in found or without_peaks else GOOD
 
 
 def _show(folder: RunFolder, spec: "HardwareSpec", as_json: bool) -> None:

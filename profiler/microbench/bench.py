@@ -30,7 +30,7 @@ from profiler.timing.watch import Watch, watch_for
 
 MEMORY_PART = 1 / 8
 """Of the device's memory, the most that a case may take: others, and torch's own workspaces, need the rest."""
-LIMIT_BYTES = {"cpu": 768 << 20, "cuda": 16 << 30}
+LIMIT_BYTES = {"cpu": 3 << 29, "cuda": 16 << 30}
 """And never more than this."""
 SAMPLE_S = {"cpu": 2e-4, "cuda": 1e-3}
 """Shortest sample: on a CPU below a scheduler's slice (milliseconds), so that some samples fall between those of
@@ -92,11 +92,12 @@ class Bench:
         quantile: float = FASTEST,
         rules: Rules = BURST,
         sample_s: float | None = None,
+        placements: int = 1,
     ) -> Measurement:
         """Time one case; whatever keeps it from a result is the reason of the measurement. Never raises but to stop.
 
         `build` allocates; it is called here so that a failure is the case's own. `sample_s`: shortest sample, None for
-        the device's `SAMPLE_S`.
+        the device's `SAMPLE_S`. `placements`: as of `Setting`.
         """
         about: dict[str, Any] = {
             "benchmark": benchmark,
@@ -118,6 +119,7 @@ class Bench:
             warm_up_s=WARM_UP_S[self.device.type],
             cache_bytes=self.cache_bytes,
             limit_bytes=self.limit_bytes or 0,
+            placements=placements,
             watch=self.watch,
         )
         try:

@@ -22,9 +22,14 @@ from profiler.timing.flush import PAST
 
 FACTOR = 3.0
 """Of scale and triad, as in STREAM."""
-OPERAND_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
+OPERAND_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 """An operand in main memory: on a GPU a kernel of 0.2 ms and more, beside which the gap to the next one (2 µs) does not
 matter; on a CPU several times the largest cache (STREAM asks for 4) in a short sample."""
+PLACEMENTS = {"cpu": 4, "cuda": 1}
+"""Sets of operands that take turns: on a CPU of which pages of physical memory they are made moves their bandwidth by a
+quarter from one process to the next."""
+MAIN_BUDGETS = 2
+"""Budgets of a case that a kernel on main memory has: its calls are the longest, so it has the fewest samples."""
 BLOCK_ELEMENTS = 4 << 20
 """Random data is made once in this size and repeated: generating a GiB takes longer than measuring it."""
 CHECKED = 4096
@@ -76,6 +81,8 @@ def main_memory(bench: Bench) -> Iterator[Measurement]:
             dtype="float32",
             cache="cold",
             parameters={"operand_bytes": size, "level": name},
+            budget_s=MAIN_BUDGETS * bench.budget_s,
+            placements=PLACEMENTS[bench.device.type],
         )
 
 

@@ -27,9 +27,9 @@ KEPT = 3
 ROUNDS = 3
 """Most rounds with the same step."""
 FINALISTS = 3
-VISITS = 3
+VISITS = 2
 """Times that each finalist is measured again."""
-PART, LEAST = 7, 24
+PART, LEAST = 7, 16
 """A search makes one visit in so many shapes of the grid, before the finalists; and so many at least."""
 
 

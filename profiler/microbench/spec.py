@@ -22,7 +22,7 @@ from profiler.microbench.linear_cost import LinearCost
 from profiler.microbench.peaks import peaks_of
 from profiler.record.measurement import Measurement
 from profiler.record.run import Environment
-from roofline.hardware import Characteristic, Figure, HardwareSpec, Level, Link, find_device
+from roofline.hardware import Characteristic, Figure, HardwareSpec, Level, Link, Peaks, find_device
 
 FITTED = ("curve", "transfer", "collective", "cache")
 """Families whose single sizes are no figures of the device."""
@@ -30,24 +30,27 @@ MANY = "sizes, see hardware.parquet"
 
 
 def spec_of(measurements: Sequence[Measurement], environment: Environment, device: torch.device) -> HardwareSpec:
-    """Raises RuntimeError where main memory has no figure: nothing can be priced without it."""
+    """The spec; without peaks where main memory has no figure, since nothing can be priced without it."""
     known = find_device(environment.device)
     datasheet = known.datasheet if known else None
     threads = environment.threads if device.type == "cpu" else None
-    links = dict(_links(measurements))
-    peaks, missing = peaks_of(
-        [one for one in measurements if one.benchmark not in ("curve", "transfer", "collective")],
-        main=main_capacity(device),
-        caches=cache_capacities(device),
-        threads=threads,
-        links=links,
-        where=f"torch {environment.versions.get('torch', '?')}, {environment.device}",
-        ieee_products_are_vector_work=device.type == "cuda",
-    )
+    peaks: Peaks | None = None
+    try:
+        peaks, missing = peaks_of(
+            [one for one in measurements if one.benchmark not in ("curve", "transfer", "collective")],
+            main=main_capacity(device),
+            caches=cache_capacities(device),
+            threads=threads,
+            links=dict(_links(measurements)),
+            where=f"torch {environment.versions.get('torch', '?')}, {environment.device}",
+            ieee_products_are_vector_work=device.type == "cuda",
+        )
+    except RuntimeError as error:
+        missing = {"peaks": str(error)}
     single = [one for one in measurements if one.benchmark not in FITTED or one.case in ("all", "remaining", "graph")]
     found = [
         *characteristics(single, threads),
-        *(_level(level) for level in peaks.levels),
+        *(_level(level) for level in (peaks.levels if peaks else ())),
         *_curve(measurements),
         *_costs("transfer", ((f"{m} {d}", cost) for (m, d), cost in transfer_costs(measurements).items())),
         *_costs("collective", collective_costs(measurements).items()),

@@ -55,6 +55,8 @@ class Setting:
     """Least warm-up: a GPU raises its clocks in some ten milliseconds."""
     cache_bytes: int | None = None
     """Of the last-level cache; None where it is not known."""
+    placements: int = 1
+    """Operands to take turns at least, where memory allows: a process has one luck with the placement of each."""
     limit_bytes: int = 1 << 30
     """Most memory for copies of operands."""
     watch: Watch | None = None
@@ -74,6 +76,7 @@ def measure(case: Case[T], setting: Setting) -> Timed:
     """Time a case under a setting."""
     cold = setting.cache == "cold"
     count = copies(case.touched_bytes, setting.cache_bytes or 0, limit_bytes=setting.limit_bytes) if cold else 1
+    count = max(count, min(setting.placements, setting.limit_bytes // max(1, case.touched_bytes)))
     turns = Rotation([case.make() for _ in range(count)])
     first = turns.next()
     case.check(first, case.run(first))

@@ -109,3 +109,11 @@ def test_collectives_that_cannot_be_fitted_are_no_link(monkeypatch: pytest.Monke
     spec = spec_of([*characterised(), one_gpu], environment(), torch.device("cpu"))
     assert spec.measured is not None and spec.measured.links == {}
     assert [one.reason for one in spec.characteristics if one.name == "collective.all"] == [one_gpu.reason]
+
+
+def test_parts_without_main_memory_make_a_spec_without_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spec_module, "main_capacity", lambda device: Capacity("DRAM", 1 << 34))
+    monkeypatch.setattr(spec_module, "cache_capacities", lambda device: ())
+    spec = spec_of([measured("launch", "call", 1e-6, unit="s", work=1.0)], environment(), torch.device("cpu"))
+    assert spec.measured is None and "main memory" in spec.missing["peaks"]
+    assert [one.name for one in spec.characteristics] == ["launch.call"]

@@ -1,0 +1,149 @@
+"""`hardware` as a user calls it: what it refuses in one line, what it plans, what a short real run leaves behind."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiler.cli.app import main
+from profiler.cli.hardware import DTYPES
+from profiler.microbench import suite
+from profiler.microbench.matmul import PRODUCTS
+from profiler.record.hardware import JOURNAL, read_measurements
+from profiler.record.store import RunFolder
+from roofline.hardware import load_device
+
+SHORT = ("hardware", "--quick", "--device", "cpu", "--dtype", "float32", "--memory", "0.2")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--dtype", "fp32"], "--dtype fp32 is no type of a product; use float64, float32"),
+        (["--only", "memry"], "--only memry is no part of this; use memory, caches"),
+        (["--only", "transfer"], "--only transfer is no part of this"),
+        (["--memory", "-1"], "--memory takes GiB above 0, as 4; not -1"),
+        (["--memory", "nan"], "--memory takes GiB above 0, as 4; not nan"),
+        (["--processes", "0"], "Invalid value for '--processes'"),
+        (["--threads", "0"], "Invalid value for '--threads'"),
+        (["--device", "cuda:99"], "--device cuda:99"),
+        (["--device", "tpu"], "--device tpu is unknown"),
+        (["--resume", "nowhere"], "no run folder at nowhere"),
+        (["--unknown"], "No such option: --unknown"),
+        (["--out", "/proc/nothing"], "cannot write results under /proc/nothing"),
+    ],
+)
+def test_bad_requests_are_one_line(options: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["hardware", "--device", "cpu", "--only", "launch", *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines()[-1].startswith("error: ") and line in err.splitlines()[-1]
+    assert sum(text.startswith("error") for text in err.splitlines()) == 1
+
+
+def test_the_plan_is_shown_with_its_time_and_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["hardware", "--device", "cpu", "--plan"]) == 0
+    out, _ = capsys.readouterr()
+    for part in suite.parts("cpu"):
+        assert part.name in out and part.what in out
+    assert "4 fresh processes, about" in out.splitlines()[-1]
+    assert main(["hardware", "--device", "cpu", "--plan", "--only", "memory"]) == 0
+    out, _ = capsys.readouterr()
+    assert "memory, one core" in out and "matmul" not in out
+
+
+def test_default_types_are_products() -> None:
+    assert all(dtype in PRODUCTS for full, quick in DTYPES.values() for dtype in (*full, *quick))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hardware")
+
+
+@pytest.fixture(scope="module")
+def document(results: Path) -> dict[str, Any]:
+    """A real run of some parts, in processes of their own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "profiler", *SHORT, "--only", "memory,launch,matmul", "--processes", "2", "--json",
+         "--out", str(results)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode in (0, 3), done.stderr
+    assert "fresh processes, about" in done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_the_json_of_a_run(document: dict[str, Any]) -> None:
+    figures = {(one["name"], one["dtype"]): one for one in document["figures"]}
+    assert len(figures) == len(document["figures"])
+    for name in ("memory.triad", "memory.triad.one core", "matmul.burst", "matmul.burst.one core"):
+        one = figures[name, "float32"]
+        assert one["value"] > 0 and one["unit"] in ("B/s", "FLOP/s") and one["datasheet"] is None
+        assert (one["replicates"], one["low"], one["high"]) == (2, None, None)
+    assert figures["launch.graph", None]["reason"] == "CUDA graphs need a GPU"
+
+
+def test_what_a_run_leaves_behind(document: dict[str, Any], results: Path) -> None:
+    (folder,) = results.glob("*/*")
+    assert Path(document["spec"]) == folder / "spec.json"
+    names = {path.name for path in folder.iterdir()}
+    assert {"run.json", "spec.json", "hardware.parquet", "report.md", "report.html"} <= names and JOURNAL not in names
+    spec = load_device(folder / "spec.json")
+    assert spec.measured is not None and spec.measured.matrix.keys() == {"float32"}
+    found = read_measurements(folder)
+    assert {one.process for one in found} == {1, 2} and all(one.windows for one in found if one.has_value)
+    run = RunFolder.open(folder).run
+    assert run.finished and run.cells == ()
+
+
+def test_the_spec_prices_a_model(document: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["predict", "smollm2-135m", "--hardware", document["spec"], "--dtype", "float32", "--json"]
+    assert main([*arguments, "--phase", "decode", "--context", "16"]) == 0
+    (step,) = json.loads(capsys.readouterr().out)["workloads"]
+    assert step["total"]["time_s"] > 0
+
+
+def test_list_and_show_know_it(document: dict[str, Any], results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--results", str(results)]) == 0
+    assert "hardware" in capsys.readouterr().out
+    assert main(["show", "last", "--results", str(results), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["figures"] == document["figures"]
+
+
+def test_a_finished_run_is_not_gone_on_with(
+    document: dict[str, Any], results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder,) = results.glob("*/*")
+    assert main(["hardware", "--resume", str(folder)]) == 2
+    assert "is finished; look at it with" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "profiler"]
+    process = subprocess.Popen(
+        [*command, *SHORT, "--only", "launch,host", "--processes", "2", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(
+        '"done"' in path.read_text() for path in tmp_path.glob("*/*/*.jsonl")
+    ):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    (folder,) = tmp_path.glob("*/*")
+    assert process.returncode == 130 and f"python -m profiler hardware --resume {folder}" in err
+    had = read_measurements(folder)
+    assert had
+    done = subprocess.run(
+        [*command, "hardware", "--resume", str(folder), "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, 3), done.stderr
+    assert json.loads(done.stdout)["missing"]["peaks"].startswith("main memory could not be measured")
+    assert read_measurements(folder)[: len(had)] == had
