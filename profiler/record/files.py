@@ -50,6 +50,20 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def append_line(path: Path, line: bytes) -> None:
+    """Add a whole line and return once it is on the disk. Raises OSError; the file is then as it was before."""
+    with path.open("ab", buffering=0) as file:  # unbuffered: closing must not write what was taken back
+        start = file.tell()
+        try:
+            rest = line
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), start)  # half a line in the middle would spoil the whole file
+            raise
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable; a file's own fsync does not."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -17,7 +17,6 @@ DuckDB: ``select benchmark, "case", dtype, process, list_median(samples) from 'r
 """
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from profiler.record.errors import RequestError
-from profiler.record.files import first_problem, replacing
+from profiler.record.files import append_line, first_problem, replacing
 from profiler.record.measurement import MEASUREMENT_SCHEMA, Measurement
 from profiler.record.run import Run
 
@@ -103,16 +102,7 @@ class HardwareLog:
     def _write(self, content: dict[str, Any]) -> None:
         line = json.dumps(content, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         try:
-            with self._path.open("ab", buffering=0) as file:
-                start = file.tell()
-                try:
-                    rest = line
-                    while rest:
-                        rest = rest[file.write(rest) :]
-                    os.fsync(file.fileno())
-                except OSError:
-                    os.ftruncate(file.fileno(), start)  # half a line in the middle would spoil the whole journal
-                    raise
+            append_line(self._path, line)
         except OSError as error:
             raise RequestError(f"cannot write {self._path}: {error.strerror}; what came before it is kept") from error
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from profiler.record.errors import InvalidMeasurement, RequestError
-from profiler.record.files import first_problem, replacing
+from profiler.record.files import append_line, first_problem, replacing
 from profiler.record.run import CellResult
 
 
@@ -31,16 +31,7 @@ def append(path: Path, result: CellResult) -> None:
     """Add one result and return once it is on the disk. Raises RequestError where it cannot be written."""
     line = encode(result)
     try:
-        with path.open("ab", buffering=0) as file:  # unbuffered: closing must not write what was taken back
-            start = file.tell()
-            try:
-                rest = line
-                while rest:
-                    rest = rest[file.write(rest) :]
-                os.fsync(file.fileno())
-            except OSError:
-                os.ftruncate(file.fileno(), start)  # half a line in the middle would spoil the whole journal
-                raise
+        append_line(path, line)
     except OSError as error:
         raise RequestError(f"cannot write {path}: {error.strerror}; the cells before this one are kept") from error
 

@@ -8,7 +8,7 @@ Example: ``curve(found, spec, measurements)`` is None where there is no curve
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import plotly.graph_objects as go
 
@@ -24,17 +24,14 @@ STATED = re.compile(r"(\d+) bytes stated by the system")
 def curve(found: Sequence[Group], spec: HardwareSpec, measurements: Sequence[Measurement]) -> go.Figure | None:
     """A line a kernel, log-log; None without points."""
     rows = [row for group in found for row in group.rows if row.family == "curve" and row.figure.value is not None]
-    measured = [row for row in rows if row.series is not None and row.size_bytes]
-    if not measured:
+    lines = curves(measurements)
+    if not lines:
         return None
     figure = go.Figure()
-    for i, series in enumerate(dict.fromkeys(row.series or "" for row in measured)):
-        line = sorted((row for row in measured if row.series == series), key=lambda row: row.size_bytes or 0)
-        sizes, rates = [row.size_bytes or 0.0 for row in line], [row.figure.value or 0.0 for row in line]
-        hover = [f"{series} {binary(x)}: {bytes_per_s(y)}" for x, y in zip(sizes, rates, strict=True)]
-        drawing.points(figure, series, sizes, rates, hover, i)
-    sizes = [row.size_bytes or 0.0 for row in measured]
-    rates = [row.figure.value or 0.0 for row in measured]
+    for i, (kernel, line) in enumerate(lines.items()):
+        hover = [f"{kernel} {binary(x)}: {bytes_per_s(y)}" for x, y in line]
+        drawing.points(figure, kernel, [x for x, _ in line], [y for _, y in line], hover, i)
+    sizes, rates = zip(*(point for line in lines.values() for point in line), strict=True)
     drawing.frame(figure, "working set", "bandwidth (bytes read + written)", height=500)
     drawing.log_axis(figure, "x", sizes, binary, base=2)
     drawing.log_axis(figure, "y", rates, bytes_per_s)
@@ -48,6 +45,16 @@ def curve(found: Sequence[Group], spec: HardwareSpec, measurements: Sequence[Mea
     for level, (x, text, paint, dash) in enumerate(sorted(mark for mark in marks if low <= mark[0] <= high)):
         drawing.upright(figure, x, text, paint, dash, level % 4)
     return figure
+
+
+def curves(measurements: Iterable[Measurement]) -> dict[str, list[tuple[float, float]]]:
+    """(working set in bytes, bytes/s) of each kernel, the smallest first."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for one in measurements:
+        if one.benchmark == "curve" and one.has_value:
+            point = float(one.parameters["working_set_bytes"]), one.value()
+            found.setdefault(str(one.parameters["kernel"]), []).append(point)
+    return {kernel: sorted(line) for kernel, line in found.items()}
 
 
 def capacities(spec: HardwareSpec, measurements: Sequence[Measurement]) -> tuple[tuple[str, float], ...]:

@@ -107,7 +107,7 @@ def conditions(measurements: Iterable[Measurement]) -> tuple[str, ...]:
         ("temperature", lambda w: w.temperature_c, celsius),
         ("CPU clock", lambda w: w.cpu_clock_hz, megahertz),
         ("taken by a hypervisor", lambda w: w.steal_fraction, _number(100.0, "%")),
-        ("other work, cores", lambda w: w.other_cores, _number(1.0, "")),
+        ("other work, cores", lambda w: None if w.other_cores is None else max(0.0, w.other_cores), _number(1.0, "")),
     )
     return tuple(text for name, read, show in ranges if (text := _range(name, windows, read, show)))
 

@@ -79,7 +79,7 @@ def test_a_full_disk_keeps_what_came_before(tmp_path: Path, monkeypatch: pytest.
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("profiler.record.hardware.os.fsync", full)
+    monkeypatch.setattr("profiler.record.files.os.fsync", full)
     with pytest.raises(RequestError, match="No space left on device; what came before it is kept"):
         log.append(measured("memory", "read", 1e9))
     monkeypatch.undo()
