@@ -99,10 +99,10 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
             raise RequestError(f"--dtype {one} is no type of a product; use {', '.join(PRODUCTS)}")
     known = [part.name for part in suite.parts(device.type)]
     names = [name.strip() for name in options["only"].split(",")] if options["only"] else []
-    # a part's own name may hold a comma ("memory, one core"): both words then name it
-    chosen = [part for part in known if part in names or all(word.strip() in names for word in part.split(","))]
+    words = {part: [word.strip() for word in part.split(",")] for part in known}  # "memory, one core": either names it
+    chosen = [part for part in known if any(word in names for word in words[part])]
     for name in names:
-        if not any(name in (part, *map(str.strip, part.split(","))) for part in known):
+        if not any(name in some for some in words.values()):
             raise RequestError(f"--only {name} is no part of this; use {', '.join(known)}")
     if options["memory_gib"] is not None and not 0 < options["memory_gib"] < 1 << 20:
         raise RequestError(f"--memory takes GiB above 0, as 4; not {options['memory_gib']:g}")
@@ -223,7 +223,7 @@ def _show(folder: RunFolder, spec: "HardwareSpec", as_json: bool) -> None:
 
     measurements = read_measurements(folder.path)
     if as_json:
-        print_json(document.document(folder.path, spec, measurements, folder.run))
+        print_json(document.document(folder.path / "spec.json", spec, measurements, folder.run))
     else:
         terminal.render(spec, measurements, folder.run, console())
         print(f"\nkept in {folder.path}", file=sys.stderr)

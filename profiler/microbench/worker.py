@@ -52,8 +52,9 @@ def work(task: Task, tell: Tell) -> None:
         tell({"part": name})
         if name == suite.SEARCH:
             _search(task, shapes, tell)
+        elif (part := suite.named(name)).one_core and threads == 1:
+            pass  # its other part is on one core already
         else:
-            part = suite.named(name)
             torch.set_num_threads(1 if part.one_core else threads)
             _measure(part, bench_of(task), shapes, tell)
             torch.set_num_threads(threads)
