@@ -65,7 +65,7 @@ def burst(bench: Bench, shapes: Mapping[str, Shape]) -> Iterator[Measurement]:
 def sustained(bench: Bench, shapes: Mapping[str, Shape], seconds: float) -> Iterator[Measurement]:
     """The given shape of each dtype without a pause for so many seconds; the value is that of the second half."""
     for dtype, shape in shapes.items():
-        rules = Rules(min_samples=3, max_samples=100_000, max_time_s=seconds, relative_width=0.0)
+        rules = Rules(min_samples=3, max_samples=100_000, max_time_s=seconds, relative_width=0.0, noise_tolerance=0.0)
         whole = bench.time(
             "matmul",
             "sustained",

@@ -13,6 +13,7 @@ from typing import Literal
 
 from profiler.microbench import energy, launch, matmul, memory, peak, pointwise, transfer
 from profiler.microbench.bench import Bench
+from profiler.microbench.clocks import clocks
 from profiler.microbench.collective import collectives
 from profiler.microbench.host import host_cost
 from profiler.microbench.matmul import Shape
@@ -75,6 +76,7 @@ PARTS: tuple[Part, ...] = (
     Part("launch", "cost of a call, of a launch, of a graph", _plain(launch.launch), True, (3, 1)),
     Part("host", "host cost of an operation of a model", _plain(host_cost), True, (1, 1)),
     Part("energy", "joules per FLOP and per byte", _energy, True, (12, 4), ("cuda",)),
+    Part("clocks", "the same kernels by events, spans and graph replay", _plain(clocks), False, (8, 6), ("cuda",)),
     Part("memory, one core", "the same on one core", _plain(memory.main_memory), True, (5, 3), ("cpu",), True),
     Part("matmul, one core", "the same on one core", peak.burst, True, (2, 1), ("cpu",), True),
     Part("curve", "bandwidth over the working set", _plain(memory.curve), False, (20, 4)),
