@@ -29,16 +29,20 @@ def grouped(measurements: Iterable[Measurement]) -> dict[Key, list[Measurement]]
 
 
 def characteristic(
-    name: str, alike: Sequence[Measurement], datasheet: float | None = None, replicate: str = "fresh processes"
+    name: str, alike: Sequence[Measurement], datasheet: float | None = None, *, samples_spread: bool = False
 ) -> Characteristic:
-    """The figure of measurements of one thing; where none is done, its reason."""
+    """The figure of measurements of one thing; where none is done, its reason.
+
+    `samples_spread`: low and high are the value at the slowest and the fastest twentieth of the samples, which tells of
+    other work and not of the device, instead of an interval over processes.
+    """
     first = alike[0]
     done = [one for one in alike if one.status == "done"] or [one for one in alike if one.status == "inconclusive"]
     about = {"name": name, "dtype": first.dtype, "unit": first.unit, "datasheet": datasheet}
     if not done:
         return Characteristic(**about, status=first.status, reason=first.reason, labels=_labels(alike))
     values = [one.value() for one in done]
-    ends = interval(values)
+    ends = (min(_spread(done)), max(_spread(done))) if samples_spread else interval(values)
     return Characteristic(
         **about,
         value=center(values),
@@ -47,11 +51,15 @@ def characteristic(
         typical=center([one.value(0.5) for one in done]),
         variation=coefficient_of_variation(values) if len(values) > 1 else None,
         replicates=len(values),
-        conditions=conditions(done, replicate),
+        conditions=conditions(done, "visits" if samples_spread else "fresh processes"),
         labels=_labels(alike),
         status=done[0].status,
         reason=done[0].reason,
     )
+
+
+def _spread(done: Sequence[Measurement]) -> list[float]:
+    return [one.value(q) for one in done for q in (0.05, 0.95)]
 
 
 def conditions(done: Sequence[Measurement], replicate: str) -> str:
@@ -65,20 +73,20 @@ def conditions(done: Sequence[Measurement], replicate: str) -> str:
         f"{one.threads} threads" if one.threads is not None and one.threads > 1 else "",
         "1 thread" if one.threads == 1 else "",
         one.cache.declared if one.cache is not None else "",
-        f"{_estimator(one)} of {count} samples, {len(done)} {replicate}",
+        f"{_estimator(one)} of {count} samples"
+        + (
+            f", {len(done)} {replicate}"
+            if replicate != "visits"
+            else "; low–high: 5–95 % of the samples in this process"
+        ),
         one.clock,
     ]
     return "; ".join(part for part in parts if part)
 
 
-def characteristics(
-    measurements: Iterable[Measurement], threads: int | None, replicate: str = "fresh processes"
-) -> tuple[Characteristic, ...]:
+def characteristics(measurements: Iterable[Measurement], threads: int | None) -> tuple[Characteristic, ...]:
     """A figure for each thing that was measured, by family and case; `threads` is all that the device has."""
-    return tuple(
-        characteristic(name_of(alike[0], threads), alike, replicate=replicate)
-        for alike in grouped(measurements).values()
-    )
+    return tuple(characteristic(name_of(alike[0], threads), alike) for alike in grouped(measurements).values())
 
 
 def name_of(one: Measurement, threads: int | None) -> str:

@@ -25,16 +25,19 @@ def peaks_of(
     links: Mapping[str, Link] | None = None,
     where: str = "",
     ieee_products_are_vector_work: bool = False,
-    replicate: str = "fresh processes",
+    samples_spread: bool = False,
 ) -> tuple[Peaks, dict[str, str]]:
     """The peaks, and by figure ("matrix.float16", "level.L3", "host_s_per_op") why one is missing or merged.
 
     `where`: conditions that all figures share, such as torch's version. `ieee_products_are_vector_work`: on a GPU a
-    float32 product runs on the vector units, and counts if it is faster than the best operation.
+    float32 product runs on the vector units, and counts if it is faster than the best operation. `samples_spread`: as of
+    `characteristic`.
     Raises RuntimeError where main memory has no figure: nothing can be priced without it.
     """
     alike = {key: some for key, some in grouped(measurements).items() if key[3] in (None, threads)}
-    found = {key: characteristic(f"{key[0]}.{key[1]}", some, replicate=replicate) for key, some in alike.items()}
+    found = {
+        key: characteristic(f"{key[0]}.{key[1]}", some, samples_spread=samples_spread) for key, some in alike.items()
+    }
     missing: dict[str, str] = {}
     matrix = _by_dtype(found, "matmul", "matrix", missing, where, cases=("burst",))
     vector = _by_dtype(found, "vector", "vector", missing, where)

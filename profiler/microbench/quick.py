@@ -1,8 +1,9 @@
 """Achieved peaks from one short measurement in this process: the prices of T1 and T2 in `run`.
 
 What of the characterisation makes peaks, on a short list of product shapes instead of a search, on three visits some
-seconds apart: other work on the machine makes samples slower, and only that. Intervals are over these visits, not
-over processes, and say so; `python -m profiler hardware` measures the same in fresh processes.
+seconds apart, whose samples are put together: other work on the machine makes samples slower, and only that, so that
+the fastest tenth of all is what an undisturbed machine reaches. low–high is the spread of these samples, no interval;
+`python -m profiler hardware` measures the same in fresh processes and has one.
 
 Example: ``peaks, missing = measure_peaks(torch.device("cpu"), ["float32", "bfloat16"])``
 """
@@ -15,6 +16,7 @@ import torch
 from profiler.microbench import memory, pointwise
 from profiler.microbench.bench import Bench
 from profiler.microbench.caches import cache_capacities, main_capacity
+from profiler.microbench.figures import grouped
 from profiler.microbench.host import host_cost
 from profiler.microbench.matmul import PRODUCTS, Shape, time_product
 from profiler.microbench.peaks import peaks_of
@@ -63,13 +65,13 @@ def measure_peaks(
             found.extend(measurements)
     progress(1.0, "peaks")
     return peaks_of(
-        _with_bursts(found),
+        _with_bursts(_together(found)),
         main=main_capacity(device),
         caches=cache_capacities(device),
         threads=None if device.type == "cuda" else torch.get_num_threads(),
         where=where(device),
         ieee_products_are_vector_work=device.type == "cuda",
-        replicate="visits in one process",
+        samples_spread=True,
     )
 
 
@@ -122,8 +124,19 @@ def replace_budget(bench: Bench, budget_s: float) -> Bench:
     return replace(bench, budget_s=budget_s)
 
 
+def _together(found: Sequence[Measurement]) -> list[Measurement]:
+    """One measurement of each thing with the samples of all visits; as a visit found it where none has a result."""
+    merged = []
+    for alike in grouped(found).values():
+        good = [one for one in alike if one.has_value]
+        samples = tuple(sample for one in good for sample in one.samples)
+        # a set of operands is another one on each visit, so that placements cannot be told apart any more
+        merged.append(good[0].model_copy(update={"samples": samples, "placements": 1}) if good else alike[-1])
+    return merged
+
+
 def _with_bursts(found: Sequence[Measurement]) -> list[Measurement]:
-    """Of the products of each dtype, those of the best shape over all visits, named as the burst that they are."""
+    """Of the products of each dtype, that of the best shape, named as the burst that it is."""
     best: dict[str, tuple[float, str]] = {}
     for one in found:
         if one.benchmark == "matmul" and one.dtype is not None and one.has_value:

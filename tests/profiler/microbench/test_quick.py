@@ -1,14 +1,16 @@
 """The quick peaks on this CPU in a reduced mode: what they are made of, never how fast they are."""
 
 import math
+import random
 
 import pytest
 import torch
-from microbench_samples import measured
+from microbench_samples import lost, measured
 
 from profiler.microbench import quick
 from profiler.microbench.caches import cache_capacities
-from profiler.microbench.quick import VISITS, measure_peaks
+from profiler.microbench.quick import measure_peaks
+from profiler.record.measurement import Measurement
 from roofline.hardware import Peaks
 
 CPU = torch.device("cpu")
@@ -36,7 +38,9 @@ def test_the_figures_of_this_cpu(found: Found) -> None:
     for figure in [*figures, peaks.host_s_per_op]:
         assert figure.low is not None and figure.high is not None
         assert 0 < figure.low <= figure.value * (1 + 1e-9) and figure.value <= figure.high * (1 + 1e-9) < math.inf
-        assert f"{VISITS} visits in one process" in figure.source and f"torch {torch.__version__}" in figure.source
+        assert (
+            "5–95 % of the samples in this process" in figure.source and f"torch {torch.__version__}" in figure.source
+        )
     for level in {level.name for level in cache_capacities(CPU)} - {level.name for level in peaks.levels}:
         assert reasons[f"level.{level}"].startswith("merged into")
 
@@ -55,15 +59,33 @@ def test_an_unknown_dtype_is_refused() -> None:
         measure_peaks("cpu", ["fp32"])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_figure_is_what_an_undisturbed_machine_reaches(seed: int) -> None:
+    chance = random.Random(seed)
+
+    def visit(number: int, true_s: float, undisturbed: float) -> Measurement:
+        """Samples of which a part is undisturbed (± 1 %) and the others 2 to 10 times slower."""
+        samples = tuple(
+            true_s * (chance.uniform(0.99, 1.01) if chance.random() < undisturbed else chance.uniform(2, 10))
+            for _ in range(40)
+        )
+        return measured("matmul", "8×8×8", 1.0, unit="FLOP/s", work=1e6, samples=samples, process=number)
+
+    visits = [visit(0, 1e-3, 0.0), visit(1, 1e-3, 0.5), visit(2, 1e-3, 0.2)]  # the first one shared the machine
+    (one,) = quick._together(visits)
+    assert len(one.samples) == 120 and one.value() == pytest.approx(1e9, rel=0.02)
+
+
+def test_what_no_visit_could_have_keeps_its_reason() -> None:
+    failed = [lost("matmul", "burst", f"reason {i}", process=i) for i in range(3)]
+    assert [one.reason for one in quick._together(failed)] == ["reason 2"]
+
+
 def test_the_best_shape_over_all_visits_is_the_burst() -> None:
-    def product(size: int, rate: float, visit: int) -> object:
+    def product(size: int, rate: float, visit: int) -> Measurement:
         return measured("matmul", f"{size}×{size}×{size}", rate, unit="FLOP/s", process=visit)
 
     found = [product(256, 9e9, 0), product(512, 8e9, 0), product(256, 7e9, 1), product(512, 10e9, 1)]
     other = measured("memory", "copy", 1e9)
-    kept = quick._with_bursts([*found, other])  # type: ignore[list-item]
-    assert [(one.case, one.value()) for one in kept if one.benchmark == "matmul"] == [
-        ("burst", pytest.approx(8e9)),
-        ("burst", pytest.approx(10e9)),
-    ]
-    assert other in kept
+    burst, kept = quick._with_bursts(quick._together([*found, other]))
+    assert burst.case == "burst" and burst.value() == pytest.approx(10e9) and kept.benchmark == "memory"
