@@ -17,6 +17,7 @@ ONE_CORE = ".one core"
 """Ends the name of what a single thread of several reached."""
 LABELS = 4
 """Labels of a figure, over all its processes, that are kept: the most severe."""
+SPREAD = "; low–high: 5–95 % of the samples in this process"
 SEVERITY = ("invalidates", "warns", "note")
 
 
@@ -51,7 +52,7 @@ def characteristic(
         typical=center([one.value(0.5) for one in done]),
         variation=coefficient_of_variation(values) if len(values) > 1 else None,
         replicates=len(values),
-        conditions=conditions(done, "visits" if samples_spread else "fresh processes"),
+        conditions=conditions(done, samples_spread=samples_spread),
         labels=_labels(alike),
         status=done[0].status,
         reason=done[0].reason,
@@ -59,10 +60,10 @@ def characteristic(
 
 
 def _spread(done: Sequence[Measurement]) -> list[float]:
-    return [one.value(q) for one in done for q in (0.05, 0.95)]
+    return [one.value(q) for one in done for q in (0.05, 0.95, one.quantile)]
 
 
-def conditions(done: Sequence[Measurement], replicate: str) -> str:
+def conditions(done: Sequence[Measurement], *, samples_spread: bool) -> str:
     """What was run and how, in one line."""
     one = done[0]
     sizes = ", ".join(f"{name} {value}" for name, value in one.parameters.items())
@@ -73,12 +74,7 @@ def conditions(done: Sequence[Measurement], replicate: str) -> str:
         f"{one.threads} threads" if one.threads is not None and one.threads > 1 else "",
         "1 thread" if one.threads == 1 else "",
         one.cache.declared if one.cache is not None else "",
-        f"{_estimator(one)} of {count} samples"
-        + (
-            f", {len(done)} {replicate}"
-            if replicate != "visits"
-            else "; low–high: 5–95 % of the samples in this process"
-        ),
+        f"{_estimator(one)} of {count} samples" + (SPREAD if samples_spread else f", {len(done)} fresh processes"),
         one.clock,
     ]
     return "; ".join(part for part in parts if part)

@@ -30,8 +30,8 @@ def peaks_of(
     """The peaks, and by figure ("matrix.float16", "level.L3", "host_s_per_op") why one is missing or merged.
 
     `where`: conditions that all figures share, such as torch's version. `ieee_products_are_vector_work`: on a GPU a
-    float32 product runs on the vector units, and counts if it is faster than the best operation. `samples_spread`: as of
-    `characteristic`.
+    float32 product runs on the vector units, and counts if it is faster than the best operation. `samples_spread`: as
+    of `characteristic`.
     Raises RuntimeError where main memory has no figure: nothing can be priced without it.
     """
     alike = {key: some for key, some in grouped(measurements).items() if key[3] in (None, threads)}
