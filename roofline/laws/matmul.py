@@ -53,7 +53,7 @@ class Matmul:
     dims: tuple[str, ...] = ("m", "n", "k")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Fourteen, and `unaligned`. Raises ValueError where the device's peak for the dtype is not known."""
+        """Fifteen. Raises ValueError where the device's peak for the dtype is not known."""
         return (
             *core_constants(facts, dtype),
             Constant("split_s", "s", 1e-7, 1e-4, 2e-6, 0.8, "fixed cost of adding the sums of a split k"),

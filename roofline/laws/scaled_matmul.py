@@ -14,7 +14,7 @@ Example: ``ScaledMatmul().time_s({"m": m, "n": n, "k": k}, facts, "float8_e4m3fn
 import numpy as np
 
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
-from roofline.laws.matmul import alignment, blended_s, core_constants, product_of
+from roofline.laws.matmul import blended_s, core_constants, product_of
 from roofline.laws.tiles import Edge, Product, loops_s
 
 COLUMNS = (64.0, 128.0, 256.0)
@@ -23,6 +23,8 @@ ROWS = (64.0, 256.0)
 """Least and most rows of a tile."""
 FEW_ROWS = 16.0
 """Products with at most these rows have kernels of their own, in which a tile that is not full costs nothing."""
+SWAPPED_ROWS = 32.0
+"""Block-scaled products with fewer rows go to a kernel with the operands swapped, in one call."""
 CONVERTED_BYTES = 4.0
 """Per activation: 2 read to find its scale (or with its scale), 2 more to read it again or write it in 8 bits."""
 BLOCK_K, BLOCK_N = 128.0, 64.0
@@ -54,11 +56,7 @@ class ScaledMatmul:
         tiles: list[tuple[Edge, Edge]] = [(rows, columns) for columns in COLUMNS]
         loops = loops_s(product, facts.units, values, tiles, split=False) * _partial(product, rows, values)
         conversion = product.m * (values["row_s"] + product.k * CONVERTED_BYTES / values["conversion"])
-        return (
-            values["fixed"]
-            + conversion
-            + blended_s(product, loops, facts, values) * alignment(product, values | {"unaligned": 1.0})
-        )
+        return values["fixed"] + conversion + blended_s(product, loops, facts, values)
 
 
 class BlockScaledMatmul(ScaledMatmul):
@@ -71,7 +69,7 @@ class BlockScaledMatmul(ScaledMatmul):
         return (
             *super().constants(facts, dtype),
             Constant("host", "s", 1e-7, 1e-3, 1e-5, 1.5, "work on the host that the device waits for"),
-            Constant("host_few", "1", 0.1, 2.0, 0.9, 0.3, f"of it where m ≤ {FEW_ROWS:.0f}"),
+            Constant("host_few", "1", 0.1, 2.0, 0.9, 0.3, f"of it where m < {SWAPPED_ROWS:.0f}"),
             Constant("host_whole", "1", 1.0, 10.0, 1.2, 0.7, "of it where k or n is not whole blocks"),
         )
 
@@ -80,7 +78,7 @@ class BlockScaledMatmul(ScaledMatmul):
         device = super().time_s(dims, facts, dtype, values)
         m, n, k = (np.asarray(dims[name], dtype=float) for name in ("m", "n", "k"))
         broken = (k % BLOCK_K > 0) | (n % BLOCK_N > 0)
-        few = np.where(m <= FEW_ROWS, values["host_few"], 1.0)
+        few = np.where(m < SWAPPED_ROWS, values["host_few"], 1.0)
         host = values["host"] * np.where(broken, values["host_whole"], few)
         top, low = np.maximum(host, device), np.minimum(host, device)
         return np.asarray(top * (1 + (low / top) ** FLOOR_POWER) ** (1 / FLOOR_POWER))
