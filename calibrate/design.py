@@ -11,13 +11,14 @@ Example: ``observations.take(design(law, observations.dims, facts, "bfloat16", p
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate.features import logarithm
 from roofline.laws.law import Dims, Facts, Floats, Law
 
 ROUNDS = 12
 """Of k-means; later ones move centres by less than the candidates' spacing."""
 STEP = 0.05
 """Change of a constant for its sensitivity, on its logarithm (or in units of its prior's spread)."""
-RESPONSE = 1.5
+RESPONSE = 1.0
 """Weight of sensitivities beside one doubling of a size: a constant that decides a kernel wholly counts as so many."""
 DRAWN_FROM = 6000
 """Candidates that clusters are found on, at most."""
@@ -66,7 +67,7 @@ def design(
 
 def _places(law: Law, dims: Dims, facts: Facts, dtype: str) -> Floats:
     """Shape (candidates, coordinates)."""
-    sizes = [np.log2(np.maximum(np.asarray(dims[name], dtype=float), 0.5)) for name in law.dims if name in dims]
+    sizes = [logarithm(np.asarray(dims[name], dtype=float)) for name in law.dims if name in dims]
     constants = law.constants(facts, dtype)
     priors = {c.name: c.prior for c in constants}
     base = np.log(law.time_s(dims, facts, dtype, priors))

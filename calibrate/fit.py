@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from calibrate.observations import Observations
-from roofline.laws.law import Constant, Facts, Law
+from roofline.laws.law import Constant, Facts, Law, Values
 
 Floats = NDArray[np.float64]
 
@@ -45,8 +45,11 @@ class Fitted:
     points: int
 
 
-def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0) -> Fitted:
-    """Fit a law; deterministic for a seed. Raises ValueError where there are no rows."""
+def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0, start: Values | None = None) -> Fitted:
+    """Fit a law; deterministic for a seed. Raises ValueError where there are no rows.
+
+    From `start` alone, where it is given: constants near which the best is known to be.
+    """
     if len(observations) == 0:
         raise ValueError(f"no rows to fit {law.kind} to")
     constants = law.constants(facts, observations.dtype)
@@ -65,6 +68,8 @@ def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0) -> Fi
 
     generator = np.random.default_rng(seed)
     starts = [priors, *(priors + spreads * generator.normal(size=len(priors)) for _ in range(STARTS - 1))]
+    if start is not None:
+        starts = [np.array([_inner(c, start[c.name]) for c in constants])]
     margin = 1e-6 * (highs - lows)
     found = [
         least_squares(residuals, np.clip(start, lows + margin, highs - margin), bounds=(lows, highs), x_scale=spreads)
