@@ -56,7 +56,9 @@ class Correction:
         return cls.given(features, residuals, found)
 
     @classmethod
-    def given(cls, features: Floats, residuals: Floats, like: "tuple[float, float, Floats] | Correction") -> "Correction":
+    def given(
+        cls, features: Floats, residuals: Floats, like: "tuple[float, float, Floats] | Correction"
+    ) -> "Correction":
         """With scale, noise and lengths that are known already."""
         scale, noise, lengths = (like.scale, like.noise, like.lengths) if isinstance(like, Correction) else like
         covariance = _covariance(features, features, scale, lengths)

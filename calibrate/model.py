@@ -68,7 +68,9 @@ class Model:
 
     def inside(self, dims: Dims) -> NDArray[np.bool_]:
         """Whether every size lies within the range of the points."""
-        within = [(np.asarray(dims[d]) >= low) & (np.asarray(dims[d]) <= high) for d, (low, high) in self.ranges.items()]
+        within = [
+            (np.asarray(dims[d]) >= low) & (np.asarray(dims[d]) <= high) for d, (low, high) in self.ranges.items()
+        ]
         return np.asarray(np.logical_and.reduce(within))
 
     def _places(self, dims: Dims) -> Floats:

@@ -60,6 +60,7 @@ def scores(law: Law, table: Observations, facts: Facts, points: int, seed: int) 
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path)
     parser.add_argument("device")
