@@ -1,8 +1,8 @@
 """A bounded, smooth correction of a law where its residuals have shape: a Gaussian process on the logarithm of time.
 
 What a law leaves, log measured − log predicted, is partly noise and partly structure (a library's heuristics). The
-process learns the second: covariance ``scale² · exp(−½ Σ ((x − x′) / length)²)``, x the features of a kernel (logarithms
-of its sizes), scale, lengths and noise at their maximum a posteriori (Rasmussen, Williams, "Gaussian Processes for
+process learns the second: covariance ``scale² · exp(−½ Σ ((x − x′) / length)²)``, x a kernel's features (logarithms of
+its sizes), scale, lengths and noise at their maximum a posteriori (Rasmussen, Williams, "Gaussian Processes for
 Machine Learning", 2006, ch. 5). Its mean goes to zero away from the data, so the law is what remains there, and it is
 never beyond `LARGEST`. Points that it cannot explain weigh less (a Student's t by reweighting).
 

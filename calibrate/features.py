@@ -1,9 +1,10 @@
 """Where a kernel lies among others: coordinates in which near means alike, from its sizes alone, for any law.
 
-A size is placed by its logarithm, in doublings, and by how even it is (how often 2 divides it, up to `EVEN`): libraries
-choose other kernels for sizes that do not divide into vectors and tiles.
+A size is placed by its logarithm, in doublings, the product of all (the amount of work) likewise, and a size by how even
+it is (how often 2 divides it, up to `EVEN`): libraries choose other kernels for sizes that do not divide into vectors
+and tiles.
 
-Example: ``features({"m": m, "n": n, "k": k}, ("m", "n", "k"))`` → shape (rows, 6)
+Example: ``features({"m": m, "n": n, "k": k}, ("m", "n", "k"))`` → shape (rows, 7)
 """
 
 import numpy as np
@@ -17,9 +18,11 @@ EVENNESS = 0.67
 
 
 def features(dims: Dims, names: tuple[str, ...]) -> Floats:
-    """Shape (rows, 2 × sizes); names that are not in `dims` are left out."""
+    """Shape (rows, 2 × sizes + 1); names that are not in `dims` are left out."""
     columns = [np.asarray(dims[name], dtype=float) for name in names if name in dims]
-    return np.stack([*map(logarithm, columns), *(EVENNESS * _evenness(column) for column in columns)], axis=1)
+    logs = [logarithm(column) for column in columns]
+    work = np.sum(logs, axis=0) / np.sqrt(len(logs))
+    return np.stack([*logs, work, *(EVENNESS * _evenness(column) for column in columns)], axis=1)
 
 
 def logarithm(size: Floats) -> Floats:

@@ -39,8 +39,7 @@ def test_intervals_cover_what_they_say(bump):
 
 
 def test_only_latencies_of_the_chosen_points_are_read():
-    seen, held = halves()
-    model = train(Simple(), seen, FACTS, points=50, seed=1)
+    model = train(Simple(), halves()[0], FACTS, points=50, seed=1)
     assert model.fitted.points == len(model.errors) == 50
 
 
