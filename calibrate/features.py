@@ -1,8 +1,8 @@
 """Where a kernel lies among others: coordinates in which near means alike, from its sizes alone, for any law.
 
-A size is placed by its logarithm, in doublings, the product of all (the amount of work) likewise, and a size by how even
-it is (how often 2 divides it, up to `EVEN`): libraries choose other kernels for sizes that do not divide into vectors
-and tiles.
+A size is placed by its logarithm, in doublings, so is the product of all (the amount of work), and a size also by how
+even it is (how often 2 divides it, up to `EVEN`): libraries choose other kernels for sizes that do not divide into
+vectors and tiles.
 
 Example: ``features({"m": m, "n": n, "k": k}, ("m", "n", "k"))`` → shape (rows, 7)
 """

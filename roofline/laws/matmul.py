@@ -53,10 +53,14 @@ class Matmul:
     dims: tuple[str, ...] = ("m", "n", "k")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Fifteen. Raises ValueError where the device's peak for the dtype is not known."""
+        """Sixteen: those of any product, of sharing k (large where a library does not) and of alignment.
+
+        Raises ValueError where the device's peak for the dtype is not known.
+        """
         return (
             *core_constants(facts, dtype),
             Constant("split_s", "s", 1e-7, 1e-4, 2e-6, 0.8, "fixed cost of adding the sums of a split k"),
+            Constant("stream_s", "s", 1e-7, 1e-2, 2e-6, 1.5, "fixed cost of sharing k beyond one wave of tiles"),
             Constant("unaligned", "1", 1.0, 8.0, 1.5, 0.3, "slowdown where rows are not whole 16-byte words"),
         )
 

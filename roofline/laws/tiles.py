@@ -48,7 +48,8 @@ def loops_s(product: Product, units: int, values: Values, tiles: Sequence[tuple[
     """Seconds of all main loops; `split` allows a library that shares one tile's k among units.
 
     Never less than ``flops / rate``. Needs the constants rate (FLOP/s of the device), narrow (rows or columns below
-    which a tile takes no less time), tile_s, quantum, choice and, with `split`, split_s and memory.
+    which a tile takes no less time), tile_s, quantum, choice and, with `split`, split_s, stream_s (stream-K
+    beyond one wave: large for a library without it) and memory.
     """
     m, n = product.m, product.n
     step_k = STEP_BYTES / product.element_bytes
@@ -68,7 +69,8 @@ def loops_s(product: Product, units: int, values: Values, tiles: Sequence[tuple[
             found.append(waves * (np.ceil(steps / parts) * step_s + values["tile_s"]) + sums_s)
             filled = np.minimum(units, np.maximum(1, grid * steps / FEWEST_STEPS))
             shared = grid * steps / filled * step_s + values["tile_s"] * np.maximum(1, grid / units)
-            found.append(shared + values["split_s"] + partial_s * np.minimum(1, units / grid))
+            handover_s = np.where(grid < units, values["split_s"], values["stream_s"])
+            found.append(shared + handover_s + partial_s * np.minimum(1, units / grid))
     return _soft_minimum(np.stack(found), values["choice"])
 
 
