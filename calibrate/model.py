@@ -129,7 +129,7 @@ def _unseen(
         residuals[out] = np.log(left.time_s) - np.log(law.time_s(left.dims, facts, seen.dtype, values))
         if correction is not None and len(rest) > 1:
             inner = np.log(rest.time_s) - np.log(law.time_s(rest.dims, facts, seen.dtype, values))
-            known = Correction.given(features(rest.dims, law.dims), inner, correction)
+            known = Correction.of(features(rest.dims, law.dims), inner, seed)
             shifts[out], deviations[out] = known.mean(places[out]), known.deviation(places[out])
     return residuals, shifts, deviations
 
