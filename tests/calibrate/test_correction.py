@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from calibrate.correction import LARGEST, Correction
+
+
+def learned(height=0.15, noise=0.02, points=120, spoilt=0, seed=0):
+    generator = np.random.default_rng(seed)
+    places = generator.uniform(0, 12, size=(points, 2))
+    residuals = height * np.sin(places[:, 0] / 2) + noise * generator.normal(size=points)
+    residuals[:spoilt] += 2.0
+    return Correction.of(places, residuals, seed)
+
+
+GRID = np.stack(np.meshgrid(np.linspace(1, 11, 15), np.linspace(1, 11, 15)), axis=-1).reshape(-1, 2)
+SHAPE = np.sin(GRID[:, 0] / 2)
+
+
+def test_structure_is_learned_where_points_are():
+    assert np.abs(learned().mean(GRID) - 0.15 * SHAPE).mean() < 0.02
+
+
+def test_it_fades_to_the_law_away_from_the_points():
+    far = np.array([[60.0, 60.0], [-40.0, 5.0]])
+    one = learned()
+    assert np.abs(one.mean(far)).max() < 1e-3
+    assert one.deviation(far).min() > 1.5 * one.deviation(GRID).max()
+
+
+def test_it_is_bounded_whatever_the_residuals():
+    assert np.abs(learned(height=3.0).mean(GRID)).max() <= LARGEST
+
+
+def test_pure_noise_is_hardly_corrected():
+    assert np.abs(learned(height=0.0, noise=0.05).mean(GRID)).mean() < 0.02
+
+
+def test_bad_rows_pull_little():
+    assert np.abs(learned(spoilt=4).mean(GRID) - 0.15 * SHAPE).mean() < 0.05
+
+
+def test_a_seed_gives_one_answer_and_rows_do_not_depend_on_each_other():
+    one, two = learned(), learned()
+    assert (one.mean(GRID) == two.mean(GRID)).all()
+    np.testing.assert_allclose(one.mean(GRID)[:1], one.mean(GRID[:1]), rtol=1e-9)
+    assert one.mean(GRID[:0]).shape == one.deviation(GRID[:0]).shape == (0,)
+
+
+def test_scale_noise_and_lengths_can_be_given():
+    one = learned()
+    residuals = 0.15 * np.sin(one.features[:, 0] / 2)
+    again = Correction.given(one.features, residuals, one)
+    assert (again.scale, again.noise) == (one.scale, one.noise)
+    assert again.mean(GRID) == pytest.approx(0.15 * SHAPE, abs=0.05)
