@@ -1,0 +1,85 @@
+"""How many rows each expert of a grouped product gets: what its weights are read for and its tiles are filled with.
+
+Two routings, by `skew`:
+- 0: dealt in turn, as evenly as can be: min(E, T·k) experts are hit, each with its share of the T·k rows.
+- s > 0: loads drawn from the density x^−s between `LEAST` and `MOST` (`MOST_PER_TOKEN`·T where rows outnumber
+  experts), scaled to T·k rows: how NVIDIA AIConfigurator makes "power_law_s" (collector, `sample_power_law`). Its
+  draws are replaced by their quantiles, and the rank is the busiest one, as there.
+
+Loads are kept as `QUANTILES` equal classes of experts, so that a kernel costs the same whatever its experts.
+
+Example: ``expert_loads(tokens, topk, experts, ep, skew).hit`` → distinct experts whose weights this rank reads
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+QUANTILES = 16
+"""Classes of experts by load."""
+LEAST, MOST = 0.01, 2.0
+"""Ends of the density where experts outnumber rows."""
+MOST_PER_TOKEN = 0.8
+"""Upper end of the density, in tokens, where rows outnumber experts (the lower end is 1)."""
+
+
+@dataclass(frozen=True)
+class ExpertLoads:
+    """Of the busiest rank; columns of one row a kernel."""
+
+    rows: Floats
+    """(kernels, classes): rows of one expert of the class; those below 1 are the chance of one row."""
+    experts: Floats
+    """(kernels, 1): experts of each class on this rank."""
+    routed: Floats
+    """(kernels,): rows of all ranks, tokens × experts a token."""
+
+    @property
+    def hit(self) -> Floats:
+        """(kernels,): expected distinct experts with a row."""
+        return np.asarray((np.minimum(self.rows, 1.0) * self.experts).sum(axis=1))
+
+    @property
+    def local(self) -> Floats:
+        """(kernels,): rows of this rank."""
+        return np.asarray((self.rows * self.experts).sum(axis=1))
+
+    def tiles(self, tile: Floats) -> Floats:
+        """(kernels,): tiles of `tile` rows, each of one expert; shape of `tile` (kernels,)."""
+        filled = np.where(self.rows < 1, self.rows, np.ceil(self.rows / tile[:, None] - 1e-9))
+        return np.asarray((filled * self.experts).sum(axis=1))
+
+
+def expert_loads(tokens: Floats, topk: Floats, experts: Floats, ep: Floats, skew: Floats) -> ExpertLoads:
+    """Loads under the routings above; all arguments have shape (kernels,); `ep` ranks share the experts."""
+    routed = tokens * topk
+    share = _shares(tokens, routed, experts, skew)
+    rows = share * (routed / experts)[:, None]
+    rows = np.minimum(rows, tokens[:, None])
+    local = experts / ep
+    spread = share.std(axis=1) / np.sqrt(local)
+    # The sum over a rank's experts is nearly normal; expected maximum of `ep` of them (Blom, 1958).
+    busiest = 1 + spread * _expected_maximum(ep)
+    busiest = np.minimum(busiest, np.minimum(share.max(axis=1), ep))
+    rows = np.minimum(rows * busiest[:, None], tokens[:, None])
+    # Whole rows: below one a draw of them, the rest to the nearest.
+    return ExpertLoads(rows, np.broadcast_to((local / QUANTILES)[:, None], (len(tokens), 1)), routed)
+
+
+def _shares(tokens: Floats, routed: Floats, experts: Floats, skew: Floats) -> Floats:
+    """(kernels, QUANTILES): load of each class over the mean load."""
+    at = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    many = routed > experts
+    low = np.where(many, 1.0, LEAST)[:, None]
+    high = np.where(many, np.maximum(MOST_PER_TOKEN * tokens, 1.0), MOST)[:, None]
+    power = np.where(np.abs(1 - skew) < 1e-6, 1e-6, 1 - skew)[:, None]
+    drawn = ((high**power - low**power) * at + low**power) ** (1 / power)
+    return np.where(skew[:, None] > 0, drawn / drawn.mean(axis=1, keepdims=True), 1.0)
+
+
+def _expected_maximum(count: Floats) -> Floats:
+    """Of `count` standard normals, 0 for one; ln 2 √(π) … √(2 ln n) in its simplest form, within 0.1 for 1–1,000."""
+    return np.where(count > 1, np.sqrt(2 * np.log(np.maximum(count, 1.0))) - 0.6 * (count > 1), 0.0)
