@@ -2,9 +2,10 @@
 
 A rank reads the weights of the experts that are hit, in tiles of rows that belong to one expert each (`tile_rows`).
 Each of the two products waits for its matrix units or for its weights:
-``product = ((tiles·tile·columns·depth·2 / P(tile))^p + (weights / B(blocks))^p)^(1/p)``
-where a tile of r rows runs at P·r/(r + half) and few blocks cannot draw the whole bandwidth. Rows are gathered, acted
-upon and summed at the activation bandwidth. Experts that this rank holds cost their share of sorting.
+``product = max_soft(waves·(tile·columns·depth·2 / P(tile) + block), weights / B)``
+where a tile of r rows runs at P·r/(r + half), blocks start and end in `block` seconds, few blocks cannot draw the whole
+bandwidth, and weights that fit in the last-level cache come from there (in tables that are taken warm). Rows are
+gathered, acted upon and summed at a bandwidth of their own; those of other ranks are masked, not free.
 
 Example: ``EXPERTS.time_s({"tokens": t, "hidden": h, …}, facts, "bfloat16", values)``
 """
@@ -14,12 +15,19 @@ from collections.abc import Mapping
 import numpy as np
 
 from roofline.laws.expert_loads import expert_loads
+from roofline.laws.four_constant import blend
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 
-TILE_COLUMNS = 128.0
+TILE_COLUMNS = 64.0
 """Columns of a block of output."""
 ELEMENT_BYTES = 2.0
 """Of an activation."""
+VECTOR_BYTES = 16
+"""Widest load of a thread. A depth that is no multiple of 16 elements is read one by one (Triton's divisibility)."""
+SHARPNESS = 3.0
+"""Of the blend of matrix units and weights."""
+KNEE = 4.0
+"""How sharply a cache is outgrown and units are filled."""
 
 
 def tile_rows(tokens: Floats) -> Floats:
@@ -38,15 +46,17 @@ class Experts:
         memory = facts.bandwidth_bytes_per_s
         return (
             Constant("fixed", "s", 1e-6, 1e-3, 20e-6, 0.7, "launches of all its kernels on one rank"),
-            Constant("parallel", "s", 1e-8, 1e-3, 5e-6, 1.0, "launches more where experts are spread over ranks"),
-            Constant("expert", "s", 1e-10, 1e-4, 1e-8, 2.0, "sorting and starting, for each expert that is hit"),
-            Constant("peak", "FLOP/s", 0.02 * peak, 1.1 * peak, 0.65 * peak, 0.4, "of full tiles"),
+            Constant("parallel", "s", 1e-8, 1e-3, 8e-6, 0.7, "launches more where experts are spread over ranks"),
+            Constant("block", "s", 1e-8, 1e-4, 5e-7, 1.0, "start and end of a block of output on its unit"),
+            Constant("peak", "FLOP/s", 0.02 * peak, 1.1 * peak, 0.7 * peak, 0.3, "of tall tiles"),
             Constant("half", "rows", 0.1, 1000.0, 16.0, 1.0, "rows of a tile at which it runs at half its peak"),
-            Constant("bandwidth", "B/s", 0.02 * memory, 1.2 * memory, 0.85 * memory, 0.4, "at which weights are read"),
-            Constant("blocks", "blocks/unit", 0.05, 8.0, 1.0, 0.7, "blocks a unit needs to draw its whole bandwidth"),
-            Constant("rows", "B/s", 0.02 * memory, 8 * memory, 0.7 * memory, 0.6, "at which rows are moved"),
+            Constant("bandwidth", "B/s", 0.02 * memory, 1.1 * memory, 0.9 * memory, 0.2, "of weights from memory"),
+            Constant("cache", "B/s", 0.02 * memory, 20 * memory, 1.5 * memory, 0.5, "of weights from the cache"),
+            Constant("resident", "1", 0.05, 2.0, 0.8, 0.4, "part of the cache that still holds them"),
+            Constant("fill", "blocks/unit", 0.05, 8.0, 1.0, 0.7, "blocks a unit needs to draw its whole bandwidth"),
+            Constant("rows", "B/s", 0.02 * memory, 8 * memory, 0.8 * memory, 0.6, "at which rows are moved"),
             Constant("masked", "1", 1e-3, 1.5, 0.5, 1.0, "cost of a row of another rank, over that of an own row"),
-            Constant("sharpness", "1", 1.0, 12.0, 3.0, 0.5, "how sharply the two roofs blend"),
+            Constant("passes", "1", 0.2, 50.0, 3.0, 0.7, "times that each token's hidden row is moved, besides"),
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
@@ -54,28 +64,32 @@ class Experts:
         loads = expert_loads(tokens, dims["topk"], dims["experts"], dims["ep"], dims["skew"])
         rows = tile_rows(tokens)
         tiles = loads.tiles(rows)
-        weight = dims["weight_bits"] / 8
-        first = self._product(tiles, rows, 2 * inner, hidden, loads.hit * weight, facts, values)
-        second = self._product(tiles, rows, hidden, inner, loads.hit * weight, facts, values)
-        moved = loads.local + values["masked"] * (loads.routed - loads.local)
-        moving = moved * (5 * inner + 2 * hidden) * ELEMENT_BYTES / values["rows"]
-        around = values["fixed"] + values["parallel"] * (dims["ep"] > 1) + values["expert"] * loads.hit
-        return np.asarray(around + first + second + moving)
+        weights = loads.hit * hidden * inner * dims["weight_bits"] / 8
+        outgrown = (3 * weights / (values["resident"] * facts.cache_bytes)) ** KNEE
+        missed = outgrown / (outgrown + 1)
+        byte_s = missed / values["bandwidth"] + (1 - missed) / values["cache"]
+        scalar = np.where(np.mod(inner, VECTOR_BYTES) == 0, 1.0, VECTOR_BYTES / ELEMENT_BYTES)
+        first = _product(tiles, rows, 2 * inner, hidden, 2 * weights * byte_s, facts, values)
+        second = _product(tiles, rows, hidden, inner, weights * byte_s, facts, values) * scalar
+        moved = (loads.local + values["masked"] * (loads.routed - loads.local)) * (5 * inner + hidden)
+        moved = moved + values["passes"] * tokens * hidden
+        fixed = values["fixed"] + values["parallel"] * (dims["ep"] > 1)
+        return np.asarray(fixed + first + second + moved * ELEMENT_BYTES / values["rows"])
 
-    @staticmethod
-    def _product(
-        tiles: Floats, rows: Floats, columns: Floats, depth: Floats, read: Floats, facts: Facts, values: Values
-    ) -> Floats:
-        blocks = tiles * np.ceil(columns / TILE_COLUMNS)
-        full = values["blocks"] * facts.units
-        reach = values["bandwidth"] * blocks / (blocks**4 + full**4) ** 0.25
-        memory = read * columns * depth / reach
-        peak = values["peak"] * rows / (rows + values["half"])
-        waves = (blocks**4 + facts.units**4) ** 0.25
-        compute = 2 * rows * TILE_COLUMNS * depth * waves / peak
-        p = values["sharpness"]
-        longest = np.maximum(memory, compute)
-        return np.asarray(longest * ((memory / longest) ** p + (compute / longest) ** p) ** (1 / p))
+
+def _product(
+    tiles: Floats, rows: Floats, columns: Floats, depth: Floats, memory_s: Floats, facts: Facts, values: Values
+) -> Floats:
+    """Seconds; `memory_s` is what the weights take where blocks fill the device."""
+    blocks = tiles * np.ceil(columns / TILE_COLUMNS)
+    short = _soft_max(values["fill"] * facts.units / blocks, 1.0)
+    waves = _soft_max(blocks / facts.units, 1.0)
+    block = 2 * rows * TILE_COLUMNS * depth * facts.units / (values["peak"] * rows / (rows + values["half"]))
+    return blend(memory_s * short, waves * block, SHARPNESS) + waves * values["block"]
+
+
+def _soft_max(one: Floats, floor: float) -> Floats:
+    return np.asarray((one**KNEE + floor**KNEE) ** (1 / KNEE))
 
 
 def experts_work(dims: Dims) -> Mapping[str, Floats]:
