@@ -53,7 +53,7 @@ class ExpertLoads:
         return np.asarray((filled * self.experts).sum(axis=1))
 
 
-def expert_loads(tokens: Floats, topk: Floats, experts: Floats, ep: Floats, skew: Floats) -> ExpertLoads:
+def expert_loads(tokens: Floats, topk: Floats, experts: Floats, ep: Floats, skew: Floats, crowding: float = 0.0) -> ExpertLoads:
     """Loads under the routings above; all arguments have shape (kernels,); `ep` ranks share the experts."""
     routed = tokens * topk
     share = _shares(tokens, routed, experts, skew)
@@ -64,8 +64,10 @@ def expert_loads(tokens: Floats, topk: Floats, experts: Floats, ep: Floats, skew
     # The sum over a rank's experts is nearly normal; expected maximum of `ep` of them (Blom, 1958).
     busiest = 1 + spread * _expected_maximum(ep)
     busiest = np.minimum(busiest, np.minimum(share.max(axis=1), ep))
+    crowded = np.minimum(routed, local) / np.maximum(rows.mean(axis=1) * busiest * local, 1e-300)
+    few = (routed <= experts) & (skew > 0)
+    busiest = busiest * np.where(few, np.maximum(crowded, 1.0) ** crowding, 1.0)
     rows = np.minimum(rows * busiest[:, None], tokens[:, None])
-    # Whole rows: below one a draw of them, the rest to the nearest.
     return ExpertLoads(rows, np.broadcast_to((local / QUANTILES)[:, None], (len(tokens), 1)), routed)
 
 

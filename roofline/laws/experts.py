@@ -18,8 +18,10 @@ from roofline.laws.expert_loads import expert_loads
 from roofline.laws.four_constant import blend
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 
-TILE_COLUMNS = 64.0
-"""Columns of a block of output."""
+DEPTH_STEP = 64.0
+"""Depth of one step of a block, to which a depth is filled up."""
+CACHE_OVER_MEMORY = 4.0
+"""Bandwidth of the last-level cache over main memory's: short kernels do not tell it from their fixed cost."""
 ELEMENT_BYTES = 2.0
 """Of an activation."""
 VECTOR_BYTES = 16
@@ -49,42 +51,57 @@ class Experts:
             Constant("parallel", "s", 1e-8, 1e-3, 8e-6, 0.7, "launches more where experts are spread over ranks"),
             Constant("block", "s", 1e-8, 1e-4, 5e-7, 1.0, "start and end of a block of output on its unit"),
             Constant("peak", "FLOP/s", 0.02 * peak, 1.1 * peak, 0.7 * peak, 0.3, "of tall tiles"),
+            Constant("tall", "1", 0.0, 1.0, 0.7, 0.3, "how far tiles grow to 128 rows, and not to 64 only", False),
             Constant("half", "rows", 0.1, 1000.0, 16.0, 1.0, "rows of a tile at which it runs at half its peak"),
             Constant("bandwidth", "B/s", 0.02 * memory, 1.1 * memory, 0.9 * memory, 0.2, "of weights from memory"),
-            Constant("cache", "B/s", 0.02 * memory, 20 * memory, 1.5 * memory, 0.5, "of weights from the cache"),
             Constant("resident", "1", 0.05, 2.0, 0.8, 0.4, "part of the cache that still holds them"),
             Constant("fill", "blocks/unit", 0.05, 8.0, 1.0, 0.7, "blocks a unit needs to draw its whole bandwidth"),
             Constant("rows", "B/s", 0.02 * memory, 8 * memory, 0.8 * memory, 0.6, "at which rows are moved"),
             Constant("masked", "1", 1e-3, 1.5, 0.5, 1.0, "cost of a row of another rank, over that of an own row"),
+            Constant("crowding", "1", 0.0, 1.0, 0.0, 0.3, "how far few skewed rows crowd on the busiest rank", False),
             Constant("passes", "1", 0.2, 50.0, 3.0, 0.7, "times that each token's hidden row is moved, besides"),
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
         tokens, hidden, inner = dims["tokens"], dims["hidden"], dims["inner"] / dims["tp"]
-        loads = expert_loads(tokens, dims["topk"], dims["experts"], dims["ep"], dims["skew"])
-        rows = tile_rows(tokens)
-        tiles = loads.tiles(rows)
+        loads = expert_loads(
+            tokens, dims["topk"], dims["experts"], dims["ep"], dims["skew"], values["crowding"]
+        )
         weights = loads.hit * hidden * inner * dims["weight_bits"] / 8
         outgrown = (3 * weights / (values["resident"] * facts.cache_bytes)) ** KNEE
         missed = outgrown / (outgrown + 1)
-        byte_s = missed / values["bandwidth"] + (1 - missed) / values["cache"]
+        memory_s = weights * (missed + (1 - missed) / CACHE_OVER_MEMORY) / values["bandwidth"]
         scalar = np.where(np.mod(inner, VECTOR_BYTES) == 0, 1.0, VECTOR_BYTES / ELEMENT_BYTES)
-        first = _product(tiles, rows, 2 * inner, hidden, 2 * weights * byte_s, facts, values)
-        second = _product(tiles, rows, hidden, inner, weights * byte_s, facts, values) * scalar
+        side = np.where(tokens <= 64, 64.0, 128.0)
+
+        def products(rows: Floats) -> Floats:
+            tiles = loads.tiles(rows)
+            first = _product(tiles, rows, side, 2 * inner, hidden, 2 * memory_s, facts, values)
+            return first + _product(tiles, rows, side, hidden, inner, memory_s, facts, values) * scalar
+
+        tall = tile_rows(tokens)
+        products_s = products(np.minimum(tall, 64.0)) ** (1 - values["tall"]) * products(tall) ** values["tall"]
         moved = (loads.local + values["masked"] * (loads.routed - loads.local)) * (5 * inner + hidden)
         moved = moved + values["passes"] * tokens * hidden
         fixed = values["fixed"] + values["parallel"] * (dims["ep"] > 1)
-        return np.asarray(fixed + first + second + moved * ELEMENT_BYTES / values["rows"])
+        return np.asarray(fixed + products_s + moved * ELEMENT_BYTES / values["rows"])
 
 
 def _product(
-    tiles: Floats, rows: Floats, columns: Floats, depth: Floats, memory_s: Floats, facts: Facts, values: Values
+    tiles: Floats,
+    rows: Floats,
+    side: Floats,
+    columns: Floats,
+    depth: Floats,
+    memory_s: Floats,
+    facts: Facts,
+    values: Values,
 ) -> Floats:
     """Seconds; `memory_s` is what the weights take where blocks fill the device."""
-    blocks = tiles * np.ceil(columns / TILE_COLUMNS)
+    blocks = tiles * np.ceil(columns / side)
     short = _soft_max(values["fill"] * facts.units / blocks, 1.0)
     waves = _soft_max(blocks / facts.units, 1.0)
-    block = 2 * rows * TILE_COLUMNS * depth * facts.units / (values["peak"] * rows / (rows + values["half"]))
+    block = 2 * rows * side * np.ceil(depth / DEPTH_STEP) * DEPTH_STEP * facts.units / (values["peak"] * rows / (rows + values["half"]))
     return blend(memory_s * short, waves * block, SHARPNESS) + waves * values["block"]
 
 
