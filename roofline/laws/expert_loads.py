@@ -56,14 +56,12 @@ class ExpertLoads:
 def expert_loads(tokens: Floats, topk: Floats, experts: Floats, ep: Floats, skew: Floats, crowding: float = 0.0) -> ExpertLoads:
     """Loads under the routings above; all arguments have shape (kernels,); `ep` ranks share the experts."""
     routed = tokens * topk
-    share = _shares(tokens, routed, experts, skew)
-    rows = share * (routed / experts)[:, None]
-    rows = np.minimum(rows, tokens[:, None])
+    share, top = _shares(tokens, routed, experts, skew)
+    rows = np.minimum(share * (routed / experts)[:, None], tokens[:, None])
     local = experts / ep
-    spread = share.std(axis=1) / np.sqrt(local)
-    # The sum over a rank's experts is nearly normal; expected maximum of `ep` of them (Blom, 1958).
-    busiest = 1 + spread * _expected_maximum(ep)
-    busiest = np.minimum(busiest, np.minimum(share.max(axis=1), ep))
+    # The busiest of `ep` sums: nearly normal where a rank has many experts, its one heaviest expert where few.
+    normal = 1 + share.std(axis=1) / np.sqrt(local) * _expected_maximum(ep)
+    busiest = np.minimum(np.maximum(normal, np.where(ep > 1, (top + local - 1) / local, 1.0)), np.minimum(top, ep))
     crowded = np.minimum(routed, local) / np.maximum(rows.mean(axis=1) * busiest * local, 1e-300)
     few = (routed <= experts) & (skew > 0)
     busiest = busiest * np.where(few, np.maximum(crowded, 1.0) ** crowding, 1.0)
@@ -71,15 +69,17 @@ def expert_loads(tokens: Floats, topk: Floats, experts: Floats, ep: Floats, skew
     return ExpertLoads(rows, np.broadcast_to((local / QUANTILES)[:, None], (len(tokens), 1)), routed)
 
 
-def _shares(tokens: Floats, routed: Floats, experts: Floats, skew: Floats) -> Floats:
-    """(kernels, QUANTILES): load of each class over the mean load."""
+def _shares(tokens: Floats, routed: Floats, experts: Floats, skew: Floats) -> tuple[Floats, Floats]:
+    """Loads over their mean: of each class, (kernels, QUANTILES), and of the most popular expert, (kernels,)."""
     at = (np.arange(QUANTILES) + 0.5) / QUANTILES
     many = routed > experts
     low = np.where(many, 1.0, LEAST)[:, None]
     high = np.where(many, np.maximum(MOST_PER_TOKEN * tokens, 1.0), MOST)[:, None]
     power = np.where(np.abs(1 - skew) < 1e-6, 1e-6, 1 - skew)[:, None]
+    at = np.concatenate([np.broadcast_to(at, (len(tokens), QUANTILES)), (1 - 0.5 / experts)[:, None]], axis=1)
     drawn = ((high**power - low**power) * at + low**power) ** (1 / power)
-    return np.where(skew[:, None] > 0, drawn / drawn.mean(axis=1, keepdims=True), 1.0)
+    drawn = np.where(skew[:, None] > 0, drawn / drawn[:, :-1].mean(axis=1, keepdims=True), 1.0)
+    return drawn[:, :-1], np.maximum(drawn[:, -1], 1.0)
 
 
 def _expected_maximum(count: Floats) -> Floats:
