@@ -1,7 +1,7 @@
 """Modules of a decoder as Hugging Face runs them eagerly: which kernels each is, and the price of their sum.
 
-For tables that time whole modules (LLMServingSim's layers.csv: the sum of a module's kernels on the device). A module is
-described by its operations alone, so that constants fitted on one model price another: products by m, n, k; attention
+For tables that time whole modules (LLMServingSim's layers.csv: the sum of a module's kernels on the device). A module
+is described by its operations alone, so that constants fitted on one model price another: products by m, n, k; attention
 by heads and lengths; everything else by the bytes of each kernel. Kernels as in transformers'
 `models/llama/modeling_llama.py`, 16-bit activations, float32 within norms.
 

@@ -70,7 +70,9 @@ class Collective:
             Constant("sync", "s", 1e-8, 1e-2, 15e-6, 0.8, "signals of large chunks"),
             Constant("sync_pairs", "s", 1e-8, 1e-2, 10e-6, 0.8, "the same, point to point"),
             Constant("busbw", "B/s", 1e-2 * link, 1.2 * link, 0.8 * link, 0.4, "bus bandwidth of large chunks"),
-            Constant("own", "1", 1e-2, 2.0, 0.4, 0.7, "time of a byte that stays with its rank, over that of a sent one"),
+            Constant(
+                "own", "1", 1e-2, 2.0, 0.4, 0.7, "time of a byte that stays with its rank, over that of a sent one"
+            ),
             Constant("sharpness", "1", 1.0, 30.0, 6.0, 0.7, "how sharply the library switches"),
         )
 
@@ -86,8 +88,11 @@ class Collective:
 def _faster(one: Floats, other: Floats, sharpness: float) -> Floats:
     """The smaller of two, a little less where they are close."""
     least = np.maximum(np.minimum(one, other), np.finfo(float).tiny)
-    return np.asarray(least * ((least / np.maximum(one, least)) ** sharpness
-                               + (least / np.maximum(other, least)) ** sharpness) ** (-1 / sharpness))
+    return np.asarray(
+        least
+        * ((least / np.maximum(one, least)) ** sharpness + (least / np.maximum(other, least)) ** sharpness)
+        ** (-1 / sharpness)
+    )
 
 
 def _by_operation(dims: Dims, of_ranks: tuple[Callable[[Floats], Floats], ...]) -> Floats:

@@ -4,7 +4,8 @@ Two routings, by `skew`:
 - 0: dealt in turn, as evenly as can be: min(E, T·k) experts are hit, each with its share of the T·k rows.
 - s > 0: loads drawn from the density x^−s between `LEAST` and `MOST` (`MOST_PER_TOKEN`·T where rows outnumber
   experts), scaled to T·k rows: how NVIDIA AIConfigurator makes "power_law_s" (collector, `sample_power_law`). Its
-  draws are replaced by their quantiles, and the rank is the busiest one, as there.
+  draws are replaced by their quantiles, and the rank is the busiest one, as there. (roofline.routing has the uniform
+  random routing of a model whose routing is not known.)
 
 Loads are kept as `QUANTILES` equal classes of experts, so that a kernel costs the same whatever its experts.
 
@@ -28,60 +29,66 @@ MOST_PER_TOKEN = 0.8
 
 @dataclass(frozen=True)
 class ExpertLoads:
-    """Of the busiest rank; columns of one row a kernel."""
+    """Of the busiest rank; … is the shape of the kernels' sizes."""
 
     rows: Floats
-    """(kernels, classes): rows of one expert of the class; those below 1 are the chance of one row."""
+    """(…, classes): rows of one expert of the class; those below 1 are the chance of one row."""
     experts: Floats
-    """(kernels, 1): experts of each class on this rank."""
+    """(…, 1): experts of each class on this rank."""
     routed: Floats
-    """(kernels,): rows of all ranks, tokens × experts a token."""
+    """(…): rows of all ranks, tokens × experts a token."""
 
     @property
     def hit(self) -> Floats:
-        """(kernels,): expected distinct experts with a row."""
-        return np.asarray((np.minimum(self.rows, 1.0) * self.experts).sum(axis=1))
+        """(…): expected distinct experts with a row."""
+        return np.asarray((np.minimum(self.rows, 1.0) * self.experts).sum(axis=-1))
 
     @property
     def local(self) -> Floats:
-        """(kernels,): rows of this rank."""
-        return np.asarray((self.rows * self.experts).sum(axis=1))
+        """(…): rows of this rank."""
+        return np.asarray((self.rows * self.experts).sum(axis=-1))
 
     def tiles(self, tile: Floats) -> Floats:
-        """(kernels,): tiles of `tile` rows, each of one expert; shape of `tile` (kernels,)."""
-        filled = np.where(self.rows < 1, self.rows, np.ceil(self.rows / tile[:, None] - 1e-9))
-        return np.asarray((filled * self.experts).sum(axis=1))
+        """(…): tiles of `tile` rows, each of one expert; shape of `tile` (…)."""
+        filled = np.where(self.rows < 1, self.rows, np.ceil(self.rows / tile[..., None] - 1e-9))
+        return np.asarray((filled * self.experts).sum(axis=-1))
 
 
-def expert_loads(tokens: Floats, topk: Floats, experts: Floats, ep: Floats, skew: Floats, crowding: float = 0.0) -> ExpertLoads:
-    """Loads under the routings above; all arguments have shape (kernels,); `ep` ranks share the experts."""
+def expert_loads(
+    tokens: Floats, topk: Floats, experts: Floats, ep: Floats, skew: Floats, crowding: float = 0.0
+) -> ExpertLoads:
+    """Loads under the routings above; all sizes have one shape; `ep` ranks share the experts.
+
+    Few skewed rows (no more than experts) may not be spread as drawn: where all loads round to none, AIConfigurator's
+    generator deals to the first experts, all of one rank. `crowding` says how far: 0 as drawn, 1 all on one rank.
+    """
     routed = tokens * topk
     share, top = _shares(tokens, routed, experts, skew)
-    rows = np.minimum(share * (routed / experts)[:, None], tokens[:, None])
+    rows = np.minimum(share * (routed / experts)[..., None], tokens[..., None])
     local = experts / ep
     # The busiest of `ep` sums: nearly normal where a rank has many experts, its one heaviest expert where few.
-    normal = 1 + share.std(axis=1) / np.sqrt(local) * _expected_maximum(ep)
+    normal = 1 + share.std(axis=-1) / np.sqrt(local) * _expected_maximum(ep)
     busiest = np.minimum(np.maximum(normal, np.where(ep > 1, (top + local - 1) / local, 1.0)), np.minimum(top, ep))
-    crowded = np.minimum(routed, local) / np.maximum(rows.mean(axis=1) * busiest * local, 1e-300)
+    crowded = np.minimum(routed, local) / np.maximum(rows.mean(axis=-1) * busiest * local, 1e-300)
     few = (routed <= experts) & (skew > 0)
     busiest = busiest * np.where(few, np.maximum(crowded, 1.0) ** crowding, 1.0)
-    rows = np.minimum(rows * busiest[:, None], tokens[:, None])
-    return ExpertLoads(rows, np.broadcast_to((local / QUANTILES)[:, None], (len(tokens), 1)), routed)
+    rows = np.minimum(rows * busiest[..., None], tokens[..., None])
+    return ExpertLoads(rows, (local / QUANTILES)[..., None], routed)
 
 
 def _shares(tokens: Floats, routed: Floats, experts: Floats, skew: Floats) -> tuple[Floats, Floats]:
-    """Loads over their mean: of each class, (kernels, QUANTILES), and of the most popular expert, (kernels,)."""
+    """Loads over their mean: of each class, (…, QUANTILES), and of the most popular expert, (…)."""
     at = (np.arange(QUANTILES) + 0.5) / QUANTILES
     many = routed > experts
-    low = np.where(many, 1.0, LEAST)[:, None]
-    high = np.where(many, np.maximum(MOST_PER_TOKEN * tokens, 1.0), MOST)[:, None]
-    power = np.where(np.abs(1 - skew) < 1e-6, 1e-6, 1 - skew)[:, None]
-    at = np.concatenate([np.broadcast_to(at, (len(tokens), QUANTILES)), (1 - 0.5 / experts)[:, None]], axis=1)
+    low = np.where(many, 1.0, LEAST)[..., None]
+    high = np.where(many, np.maximum(MOST_PER_TOKEN * tokens, 1.0), MOST)[..., None]
+    power = np.where(np.abs(1 - skew) < 1e-6, 1e-6, 1 - skew)[..., None]
+    at = np.concatenate([np.broadcast_to(at, (*tokens.shape, QUANTILES)), (1 - 0.5 / experts)[..., None]], axis=-1)
     drawn = ((high**power - low**power) * at + low**power) ** (1 / power)
-    drawn = np.where(skew[:, None] > 0, drawn / drawn[:, :-1].mean(axis=1, keepdims=True), 1.0)
-    return drawn[:, :-1], np.maximum(drawn[:, -1], 1.0)
+    drawn = np.where(skew[..., None] > 0, drawn / drawn[..., :-1].mean(axis=-1, keepdims=True), 1.0)
+    return drawn[..., :-1], np.maximum(drawn[..., -1], 1.0)
 
 
 def _expected_maximum(count: Floats) -> Floats:
-    """Of `count` standard normals, 0 for one; ln 2 √(π) … √(2 ln n) in its simplest form, within 0.1 for 1–1,000."""
-    return np.where(count > 1, np.sqrt(2 * np.log(np.maximum(count, 1.0))) - 0.6 * (count > 1), 0.0)
+    """Of `count` standard normals, 0 for one: √(2 ln n) − 0.6, within 0.1 for 2 to 1,000."""
+    return np.where(count > 1, np.sqrt(2 * np.log(np.maximum(count, 1.0))) - 0.6, 0.0)

@@ -1,8 +1,7 @@
 """Grouped experts: two products over the rows of each expert, the activation between them, and what goes around.
 
-A rank reads the weights of the experts that are hit, in tiles of rows that belong to one expert each (`tile_rows`).
-Each of the two products waits for its matrix units or for its weights:
-``product = max_soft(waves·(tile·columns·depth·2 / P(tile) + block), weights / B)``
+A rank reads the weights of the experts that are hit, in tiles of rows that belong to one expert each. Each of the two products waits for its matrix units or for its weights:
+``product = max_soft(waves·tile·columns·depth·2 / P(tile), weights / B) + waves·block``
 where a tile of r rows runs at P·r/(r + half), blocks start and end in `block` seconds, few blocks cannot draw the whole
 bandwidth, and weights that fit in the last-level cache come from there (in tables that are taken warm). Rows are
 gathered, acted upon and summed at a bandwidth of their own; those of other ranks are masked, not free.
@@ -24,17 +23,24 @@ CACHE_OVER_MEMORY = 4.0
 """Bandwidth of the last-level cache over main memory's: short kernels do not tell it from their fixed cost."""
 ELEMENT_BYTES = 2.0
 """Of an activation."""
-VECTOR_BYTES = 16
-"""Widest load of a thread. A depth that is no multiple of 16 elements is read one by one (Triton's divisibility)."""
+DIVISIBLE, SCALAR = 16, 8.0
+"""A depth that is no multiple of 16 elements is read one by one, not 8 (16 bytes) at once (Triton's specialisation)."""
 SHARPNESS = 3.0
 """Of the blend of matrix units and weights."""
 KNEE = 4.0
 """How sharply a cache is outgrown and units are filled."""
 
 
-def tile_rows(tokens: Floats) -> Floats:
-    """Rows of a tile, by tokens, as grouped kernels choose them: 16 to 128, powers of two (vLLM, `fused_moe.py`)."""
-    return np.select([tokens <= 32, tokens <= 96, tokens <= 512], [16.0, 32.0, 64.0], 128.0)
+def tiles_by_tokens(tokens: Floats) -> tuple[Floats, Floats]:
+    """Rows and columns of a block: 16 × 64 to 128 × 128 as tokens grow (vLLM, `get_default_config`, 2025 on)."""
+    rows = np.select([tokens <= 32, tokens <= 96, tokens <= 512], [16.0, 32.0, 64.0], 128.0)
+    return rows, np.where(tokens <= 64, 64.0, 128.0)
+
+
+def tiles_by_experts(tokens: Floats, local: Floats) -> tuple[Floats, Floats]:
+    """16 × 32 while tokens do not outnumber the rank's experts, then 64 × 64 (the same function, before)."""
+    few = tokens <= local
+    return np.where(few, 16.0, 64.0), np.where(few, 32.0, 64.0)
 
 
 class Experts:
@@ -51,7 +57,7 @@ class Experts:
             Constant("parallel", "s", 1e-8, 1e-3, 8e-6, 0.7, "launches more where experts are spread over ranks"),
             Constant("block", "s", 1e-8, 1e-4, 5e-7, 1.0, "start and end of a block of output on its unit"),
             Constant("peak", "FLOP/s", 0.02 * peak, 1.1 * peak, 0.7 * peak, 0.3, "of tall tiles"),
-            Constant("tall", "1", 0.0, 1.0, 0.7, 0.3, "how far tiles grow to 128 rows, and not to 64 only", False),
+            Constant("by_tokens", "1", 0.0, 1.0, 0.5, 0.5, "how tiles are chosen: 0 by experts, 1 by tokens", False),
             Constant("half", "rows", 0.1, 1000.0, 16.0, 1.0, "rows of a tile at which it runs at half its peak"),
             Constant("bandwidth", "B/s", 0.02 * memory, 1.1 * memory, 0.9 * memory, 0.2, "of weights from memory"),
             Constant("resident", "1", 0.05, 2.0, 0.8, 0.4, "part of the cache that still holds them"),
@@ -64,23 +70,20 @@ class Experts:
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
         tokens, hidden, inner = dims["tokens"], dims["hidden"], dims["inner"] / dims["tp"]
-        loads = expert_loads(
-            tokens, dims["topk"], dims["experts"], dims["ep"], dims["skew"], values["crowding"]
-        )
+        loads = expert_loads(tokens, dims["topk"], dims["experts"], dims["ep"], dims["skew"], values["crowding"])
         weights = loads.hit * hidden * inner * dims["weight_bits"] / 8
         outgrown = (3 * weights / (values["resident"] * facts.cache_bytes)) ** KNEE
         missed = outgrown / (outgrown + 1)
         memory_s = weights * (missed + (1 - missed) / CACHE_OVER_MEMORY) / values["bandwidth"]
-        scalar = np.where(np.mod(inner, VECTOR_BYTES) == 0, 1.0, VECTOR_BYTES / ELEMENT_BYTES)
-        side = np.where(tokens <= 64, 64.0, 128.0)
+        scalar = np.where(np.mod(inner, DIVISIBLE) == 0, 1.0, SCALAR)
 
-        def products(rows: Floats) -> Floats:
+        def products(rows: Floats, side: Floats) -> Floats:
             tiles = loads.tiles(rows)
             first = _product(tiles, rows, side, 2 * inner, hidden, 2 * memory_s, facts, values)
             return first + _product(tiles, rows, side, hidden, inner, memory_s, facts, values) * scalar
 
-        tall = tile_rows(tokens)
-        products_s = products(np.minimum(tall, 64.0)) ** (1 - values["tall"]) * products(tall) ** values["tall"]
+        one = products(*tiles_by_experts(tokens, dims["experts"] / dims["ep"]))
+        products_s = one ** (1 - values["by_tokens"]) * products(*tiles_by_tokens(tokens)) ** values["by_tokens"]
         moved = (loads.local + values["masked"] * (loads.routed - loads.local)) * (5 * inner + hidden)
         moved = moved + values["passes"] * tokens * hidden
         fixed = values["fixed"] + values["parallel"] * (dims["ep"] > 1)
@@ -101,7 +104,15 @@ def _product(
     blocks = tiles * np.ceil(columns / side)
     short = _soft_max(values["fill"] * facts.units / blocks, 1.0)
     waves = _soft_max(blocks / facts.units, 1.0)
-    block = 2 * rows * side * np.ceil(depth / DEPTH_STEP) * DEPTH_STEP * facts.units / (values["peak"] * rows / (rows + values["half"]))
+    block = (
+        2
+        * rows
+        * side
+        * np.ceil(depth / DEPTH_STEP)
+        * DEPTH_STEP
+        * facts.units
+        / (values["peak"] * rows / (rows + values["half"]))
+    )
     return blend(memory_s * short, waves * block, SHARPNESS) + waves * values["block"]
 
 
