@@ -64,7 +64,7 @@ def expert_loads(
     """
     routed = tokens * topk
     share, top = _shares(tokens, routed, experts, skew)
-    rows = np.minimum(share * (routed / experts)[..., None], tokens[..., None])
+    rows = _capped(share, routed / experts, tokens)
     local = experts / ep
     # The busiest of `ep` sums: nearly normal where a rank has many experts, its one heaviest expert where few.
     normal = 1 + share.std(axis=-1) / np.sqrt(local) * _expected_maximum(ep)
@@ -74,6 +74,20 @@ def expert_loads(
     busiest = busiest * np.where(few, np.maximum(crowded, 1.0) ** crowding, 1.0)
     rows = np.minimum(rows * busiest[..., None], tokens[..., None])
     return ExpertLoads(rows, (local / QUANTILES)[..., None], routed)
+
+
+def _capped(share: Floats, mean: Floats, most: Floats) -> Floats:
+    """Rows of the classes in proportion to their shares, none above `most`: the excess goes to the others."""
+    rows = share * mean[..., None]
+    for _ in range(QUANTILES):
+        open_ = rows < most[..., None]
+        rows = np.where(open_, rows, most[..., None])
+        missing = mean * QUANTILES - rows.sum(axis=-1)
+        if not (missing > 1e-9 * mean).any():
+            break
+        room = np.maximum(np.where(open_, rows, 0.0).sum(axis=-1), 1e-300)
+        rows = np.where(open_, rows * (1 + missing / room)[..., None], rows)
+    return np.minimum(rows, most[..., None])
 
 
 def _shares(tokens: Floats, routed: Floats, experts: Floats, skew: Floats) -> tuple[Floats, Floats]:

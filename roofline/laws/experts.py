@@ -2,7 +2,7 @@
 
 A rank reads the weights of the experts that are hit, in tiles of rows that belong to one expert each. Each of the two products waits for its matrix units or for its weights:
 ``product = max_soft(waves·tile·columns·depth·2 / P(tile), weights / B) + waves·block``
-where a tile of r rows runs at P·r/(r + half), blocks start and end in `block` seconds, few blocks cannot draw the whole
+where a tile of r rows runs at P·r/(r + 16), blocks start and end in `block` seconds, few blocks cannot draw the whole
 bandwidth, and weights that fit in the last-level cache come from there (in tables that are taken warm). Rows are
 gathered, acted upon and summed at a bandwidth of their own; those of other ranks are masked, not free.
 
@@ -25,6 +25,8 @@ ELEMENT_BYTES = 2.0
 """Of an activation."""
 DIVISIBLE, SCALAR = 16, 8.0
 """A depth that is no multiple of 16 elements is read one by one, not 8 (16 bytes) at once (Triton's specialisation)."""
+HALF_ROWS = 16.0
+"""Rows of a tile at which it runs at half its peak: the rows of one matrix instruction."""
 SHARPNESS = 3.0
 """Of the blend of matrix units and weights."""
 KNEE = 4.0
@@ -58,7 +60,6 @@ class Experts:
             Constant("block", "s", 1e-8, 1e-4, 5e-7, 1.0, "start and end of a block of output on its unit"),
             Constant("peak", "FLOP/s", 0.02 * peak, 1.1 * peak, 0.7 * peak, 0.3, "of tall tiles"),
             Constant("by_tokens", "1", 0.0, 1.0, 0.5, 0.5, "how tiles are chosen: 0 by experts, 1 by tokens", False),
-            Constant("half", "rows", 0.1, 1000.0, 16.0, 1.0, "rows of a tile at which it runs at half its peak"),
             Constant("bandwidth", "B/s", 0.02 * memory, 1.1 * memory, 0.9 * memory, 0.2, "of weights from memory"),
             Constant("resident", "1", 0.05, 2.0, 0.8, 0.4, "part of the cache that still holds them"),
             Constant("fill", "blocks/unit", 0.05, 8.0, 1.0, 0.7, "blocks a unit needs to draw its whole bandwidth"),
@@ -111,7 +112,7 @@ def _product(
         * np.ceil(depth / DEPTH_STEP)
         * DEPTH_STEP
         * facts.units
-        / (values["peak"] * rows / (rows + values["half"]))
+        / (values["peak"] * rows / (rows + HALF_ROWS))
     )
     return blend(memory_s * short, waves * block, SHARPNESS) + waves * values["block"]
 
