@@ -1,8 +1,8 @@
 """Modules of a decoder as Hugging Face runs them eagerly: which kernels each is, and the price of their sum.
 
 For tables that time whole modules (LLMServingSim's layers.csv: the sum of a module's kernels on the device). A module
-is described by its operations alone, so that constants fitted on one model price another: products by m, n, k; attention
-by heads and lengths; everything else by the bytes of each kernel. Kernels as in transformers'
+is described by its operations alone, so that constants fitted on one model price another: products by m, n, k;
+attention by heads and lengths; everything else by the bytes of each kernel. Kernels as in transformers'
 `models/llama/modeling_llama.py`, 16-bit activations, float32 within norms.
 
 Example: ``operations("q_proj", sizes)`` → [("matmul", {"m": tokens, "n": 4096, "k": 4096})]
@@ -72,10 +72,19 @@ def _rope(d: Dims) -> list[Operation]:
 
 
 def _attention(d: Dims) -> list[Operation]:
-    names = ("heads", "kv_heads", "head_dim")
+    """One fused kernel, causal, no window; keys in the activations' width."""
     one = np.ones_like(d["tokens"])
-    lengths = {"batch": one, "query_tokens": d["tokens"], "kv_tokens": d["tokens"] + d["kv_tokens"]}
-    return [("prefill_attention", {name: d[name] for name in names} | lengths | {"causal": one, "window": 0 * one})]
+    sizes = {
+        "batch": one,
+        "heads": d["heads"],
+        "kv_heads": d["kv_heads"],
+        "query": d["tokens"],
+        "context": d["kv_tokens"],
+        "head_dim": d["head_dim"],
+        "window": 0 * one,
+        "kv_bytes": NARROW * one,
+    }
+    return [("prefill_attention", sizes)]
 
 
 def _activation(d: Dims) -> list[Operation]:

@@ -1,6 +1,7 @@
 """Grouped experts: two products over the rows of each expert, the activation between them, and what goes around.
 
-A rank reads the weights of the experts that are hit, in tiles of rows that belong to one expert each. Each of the two products waits for its matrix units or for its weights:
+A rank reads the weights of the experts that are hit, in tiles of rows that belong to one expert each. Each
+of the two products waits for its matrix units or for its weights:
 ``product = max_soft(waves·tile·columns·depth·2 / P(tile), weights / B) + waves·block``
 where a tile of r rows runs at P·r/(r + 16), blocks start and end in `block` seconds, few blocks cannot draw the whole
 bandwidth, and weights that fit in the last-level cache come from there (in tables that are taken warm). Rows are
