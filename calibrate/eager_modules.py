@@ -1,0 +1,160 @@
+"""Modules of a decoder as Hugging Face runs them eagerly: which kernels each is, and the price of their sum.
+
+For tables that time whole modules (LLMServingSim's layers.csv: the sum of a module's kernels on the device). A module
+is described by its operations alone, so that constants fitted on one model price another: products by m, n, k;
+attention by heads and lengths; everything else by the bytes of each kernel. Kernels as in transformers'
+`models/llama/modeling_llama.py`, 16-bit activations, float32 within norms.
+
+Example: ``operations("q_proj", sizes)`` → [("matmul", {"m": tokens, "n": 4096, "k": 4096})]
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from roofline.laws.law import Constant, Dims, Facts, Floats, Law, Values
+
+Operation = tuple[str, Dims]
+"""Kind of law, and its dims."""
+
+WIDE, NARROW = 4.0, 2.0
+"""Bytes of float32, and of an activation."""
+
+
+def _product(rows: Floats, columns: Floats, depth: Floats) -> Operation:
+    return "matmul", {"m": rows, "n": columns, "k": depth}
+
+
+def _stream(elements: Floats, read: float, written: float, **more: float) -> Operation:
+    """One kernel: bytes read and written by element; FLOPs one by element."""
+    dims = {
+        "bytes_read": elements * read,
+        "bytes_written": elements * written,
+        "kernels": np.ones_like(elements),
+        "elements": elements,
+        "flops": elements,
+    }
+    return "pointwise", dims | {name: np.full_like(elements, value) for name, value in more.items()}
+
+
+def _norm(d: Dims) -> list[Operation]:
+    """To float32, square, mean, + ε, rsqrt, scale, back, weight: eight kernels, two of them tiny."""
+    elements = d["tokens"] * d["hidden"]
+    return [
+        _stream(elements, NARROW, WIDE),
+        _stream(elements, WIDE, WIDE),
+        _stream(elements, WIDE, 0.0, reductions=1.0),
+        _stream(d["tokens"], WIDE, WIDE),
+        _stream(d["tokens"], WIDE, WIDE),
+        _stream(elements, WIDE, WIDE),
+        _stream(elements, WIDE, NARROW),
+        _stream(elements, NARROW, NARROW),
+    ]
+
+
+def _rotate(elements: Floats) -> list[Operation]:
+    """x·cos, −half, cat, ·sin, +: on a transposed view."""
+    return [
+        _stream(elements, NARROW, NARROW, strided=1.0),
+        _stream(elements / 2, NARROW, NARROW, strided=1.0),
+        _stream(elements, NARROW, NARROW, strided=1.0),
+        _stream(elements, NARROW, NARROW, strided=1.0),
+        _stream(elements, 2 * NARROW, NARROW, strided=1.0),
+    ]
+
+
+def _rope(d: Dims) -> list[Operation]:
+    """Frequencies × positions, cat, cos and sin, scaled and narrowed (seven kernels of a row a token); then q and k."""
+    table = [_stream(d["tokens"] * d["head_dim"], WIDE, WIDE) for _ in range(7)]
+    query, key = d["heads"] * d["head_dim"], d["kv_heads"] * d["head_dim"]
+    return table + _rotate(d["tokens"] * query) + _rotate(d["tokens"] * key)
+
+
+def _attention(d: Dims) -> list[Operation]:
+    """One fused kernel, causal, no window; keys in the activations' width."""
+    one = np.ones_like(d["tokens"])
+    sizes = {
+        "batch": one,
+        "heads": d["heads"],
+        "kv_heads": d["kv_heads"],
+        "query": d["tokens"],
+        "context": d["kv_tokens"],
+        "head_dim": d["head_dim"],
+        "window": 0 * one,
+        "kv_bytes": NARROW * one,
+    }
+    return [("prefill_attention", sizes)]
+
+
+def _activation(d: Dims) -> list[Operation]:
+    """SiLU, then times the other half of the gate."""
+    elements = d["tokens"] * d["inner"]
+    return [_stream(elements, NARROW, NARROW), _stream(elements, 2 * NARROW, NARROW)]
+
+
+MODULES: dict[str, Callable[[Dims], list[Operation]]] = {
+    "embedding": lambda d: [_stream(d["tokens"] * d["hidden"], NARROW, NARROW, gathered=1.0)],
+    "input_layernorm": _norm,
+    "q_proj": lambda d: [_product(d["tokens"], d["heads"] * d["head_dim"], d["hidden"])],
+    "k_proj": lambda d: [_product(d["tokens"], d["kv_heads"] * d["head_dim"], d["hidden"])],
+    "v_proj": lambda d: [_product(d["tokens"], d["kv_heads"] * d["head_dim"], d["hidden"])],
+    "rope": _rope,
+    "attn": _attention,
+    "o_proj": lambda d: [_product(d["tokens"], d["hidden"], d["heads"] * d["head_dim"])],
+    "post_layernorm": _norm,
+    "gate_proj": lambda d: [_product(d["tokens"], d["inner"], d["hidden"])],
+    "up_proj": lambda d: [_product(d["tokens"], d["inner"], d["hidden"])],
+    "act_fn": _activation,
+    "down_proj": lambda d: [_product(d["tokens"], d["hidden"], d["inner"])],
+    "final_layernorm": _norm,
+    "lm_head": lambda d: [_product(d["tokens"], d["vocab"], d["hidden"])],
+}
+"""By the table's names; the dim "module" is a place in this list."""
+
+SIZES = ("tokens", "kv_tokens", "hidden", "inner", "heads", "kv_heads", "head_dim", "vocab")
+"""Dims that describe a model and a step: `kv_tokens` are in the cache before it."""
+
+
+def operations(module: str, dims: Dims) -> list[Operation]:
+    """Kernels of a module; dims are `SIZES`. Raises ValueError for a module that is none of `MODULES`."""
+    if module not in MODULES:
+        raise ValueError(f"no module {module!r}; use {', '.join(MODULES)}")
+    return MODULES[module](dims)
+
+
+def module_index(module: str) -> int:
+    """Place in `MODULES`: what the dim "module" holds."""
+    return list(MODULES).index(module)
+
+
+@dataclass(frozen=True)
+class EagerModules:
+    """Law of kind "module": the sum of a module's operations, each priced by the law of its kind."""
+
+    laws: Mapping[str, Law]
+    """By kind: "matmul", "pointwise", "prefill_attention"."""
+    kind: str = "module"
+    dims: tuple[str, ...] = ("module", *SIZES)
+
+    def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
+        """Those of all its laws, named "matmul.peak" and so on."""
+        return tuple(
+            Constant(f"{kind}.{c.name}", c.unit, c.low, c.high, c.prior, c.spread, c.what, c.logarithmic)
+            for kind, law in self.laws.items()
+            for c in law.constants(facts, dtype)
+        )
+
+    def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
+        own = {
+            kind: {name.removeprefix(f"{kind}."): v for name, v in values.items() if name.startswith(f"{kind}.")}
+            for kind in self.laws
+        }
+        total = np.zeros(len(dims["module"]))
+        for index, module in enumerate(MODULES):
+            rows = np.flatnonzero(dims["module"] == index)
+            if len(rows):
+                sizes = {name: np.asarray(dims[name], dtype=float)[rows] for name in SIZES}
+                for kind, sized in operations(module, sizes):
+                    total[rows] += self.laws[kind].time_s(sized, facts, dtype, own[kind])
+        return total

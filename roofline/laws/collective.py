@@ -1,0 +1,103 @@
+"""Collectives of ranks on one kind of link: launch, steps of a ring, and the faster of two protocols.
+
+With S the size (nccl-tests' meaning, `profiler.microbench.busbw`) and n ranks:
+``time = launch + step · steps(operation, n) + min_soft(W / slow, sync + W / busbw)``
+
+- steps: n − 1 of a ring, 2(n − 1) for an all-reduce, 1 where every pair talks at once (all-to-all, send);
+- W: the bytes that a rank sends, plus `own` × the S/n that stays with it and is copied or added in place;
+- small packets that carry their own flags (NCCL's LL and LL128) run at `slow` without more ado; large chunks (Simple)
+  wait `sync` for their signals and run at `busbw`. The library takes the faster one (min, softened by `sharpness`).
+  All-to-all and send move point-to-point messages, which have a `slow` and `sync` of their own.
+
+Example: ``COLLECTIVE.time_s({"bytes": s, "ranks": n, "operation": o}, facts, "float16", values)``; `o` is an index into
+`OPERATIONS`.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from roofline.laws.law import Constant, Dims, Facts, Floats, Values
+
+OPERATIONS: tuple[str, ...] = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
+"""The dim "operation" is a place in this list."""
+
+SENT: tuple[Callable[[Floats], Floats], ...] = (
+    lambda n: 2 * (n - 1) / n,
+    lambda n: (n - 1) / n,
+    lambda n: (n - 1) / n,
+    lambda n: (n - 1) / n,
+    lambda n: np.ones_like(n),
+    lambda n: np.ones_like(n),
+)
+"""Bytes that the busiest rank sends ÷ size (nccl-tests, doc/PERFORMANCE.md), by operation."""
+
+STEPS: tuple[Callable[[Floats], Floats], ...] = (
+    lambda n: 2 * (n - 1),
+    lambda n: n - 1,
+    lambda n: n - 1,
+    lambda n: np.ones_like(n),
+    lambda n: n - 1,
+    lambda n: np.ones_like(n),
+)
+"""Messages one after another, by operation."""
+
+POINT_TO_POINT = (3, 5)
+"""Operations made of messages between pairs."""
+
+
+def sent_bytes(dims: Dims) -> Floats:
+    """Bytes that the busiest rank sends."""
+    return np.asarray(dims["bytes"] * _by_operation(dims, SENT))
+
+
+class Collective:
+    """The law; see the module."""
+
+    kind = "collective"
+    dims = ("bytes", "ranks", "operation")
+
+    def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
+        if facts.link_bytes_per_s is None:
+            raise ValueError("a collective needs the bandwidth of the device's link; its facts have none")
+        link = facts.link_bytes_per_s
+        return (
+            Constant("launch", "s", 1e-7, 1e-2, 5e-6, 1.0, "start of the kernel on all ranks"),
+            Constant("step", "s", 1e-8, 1e-3, 1e-6, 0.7, "one message of the ring"),
+            Constant("pairing", "s", 1e-9, 1e-3, 1e-6, 1.0, "start of point-to-point messages, more than a ring's"),
+            Constant("slow", "B/s", 1e-3 * link, link, 0.3 * link, 0.8, "bus bandwidth of small packets"),
+            Constant("slow_pairs", "B/s", 1e-4 * link, link, 0.05 * link, 1.0, "the same, point to point"),
+            Constant("sync", "s", 1e-8, 1e-2, 15e-6, 0.8, "signals of large chunks"),
+            Constant("sync_pairs", "s", 1e-8, 1e-2, 10e-6, 0.8, "the same, point to point"),
+            Constant("busbw", "B/s", 1e-2 * link, 1.2 * link, 0.8 * link, 0.4, "bus bandwidth of large chunks"),
+            Constant(
+                "own", "1", 1e-2, 2.0, 0.4, 0.7, "time of a byte that stays with its rank, over that of a sent one"
+            ),
+            Constant("sharpness", "1", 1.0, 30.0, 6.0, 0.7, "how sharply the library switches"),
+        )
+
+    def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
+        pairs = np.isin(dims["operation"], POINT_TO_POINT)
+        worked = sent_bytes(dims) + values["own"] * dims["bytes"] / dims["ranks"]
+        latency = values["launch"] + values["step"] * _by_operation(dims, STEPS) + values["pairing"] * pairs
+        small = worked / np.where(pairs, values["slow_pairs"], values["slow"])
+        large = np.where(pairs, values["sync_pairs"], values["sync"]) + worked / values["busbw"]
+        return np.asarray(latency + _faster(small, large, values["sharpness"]))
+
+
+def _faster(one: Floats, other: Floats, sharpness: float) -> Floats:
+    """The smaller of two, a little less where they are close."""
+    least = np.maximum(np.minimum(one, other), np.finfo(float).tiny)
+    return np.asarray(
+        least
+        * ((least / np.maximum(one, least)) ** sharpness + (least / np.maximum(other, least)) ** sharpness)
+        ** (-1 / sharpness)
+    )
+
+
+def _by_operation(dims: Dims, of_ranks: tuple[Callable[[Floats], Floats], ...]) -> Floats:
+    ranks = np.asarray(dims["ranks"], dtype=float)
+    return np.asarray(np.choose(dims["operation"].astype(int), [each(ranks) for each in of_ranks]))
+
+
+COLLECTIVE = Collective()

@@ -1,0 +1,134 @@
+"""Grouped experts: two products over the rows of each expert, the activation between them, and what goes around.
+
+A rank reads the weights of the experts that are hit, in tiles of rows that belong to one expert each. Each
+of the two products waits for its matrix units or for its weights:
+``product = max_soft(waves·tile·columns·depth·2 / P(tile), weights / B) + waves·block``
+where a tile of r rows runs at P·r/(r + 16), blocks start and end in `block` seconds, few blocks cannot draw the whole
+bandwidth, and weights that fit in the last-level cache come from there (in tables that are taken warm). Rows are
+gathered, acted upon and summed at a bandwidth of their own; those of other ranks are masked, not free.
+
+Example: ``EXPERTS.time_s({"tokens": t, "hidden": h, …}, facts, "bfloat16", values)``
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from roofline.laws.expert_loads import expert_loads
+from roofline.laws.four_constant import blend
+from roofline.laws.law import Constant, Dims, Facts, Floats, Values
+
+DEPTH_STEP = 64.0
+"""Depth of one step of a block, to which a depth is filled up."""
+CACHE_OVER_MEMORY = 4.0
+"""Bandwidth of the last-level cache over main memory's: short kernels do not tell it from their fixed cost."""
+ELEMENT_BYTES = 2.0
+"""Of an activation."""
+DIVISIBLE, SCALAR = 16, 8.0
+"""A depth that is no multiple of 16 elements is read one by one, not 8 (16 bytes) at once (Triton's specialisation)."""
+HALF_ROWS = 16.0
+"""Rows of a tile at which it runs at half its peak: the rows of one matrix instruction."""
+SHARPNESS = 3.0
+"""Of the blend of matrix units and weights."""
+KNEE = 4.0
+"""How sharply a cache is outgrown and units are filled."""
+
+
+def tiles_by_tokens(tokens: Floats) -> tuple[Floats, Floats]:
+    """Rows and columns of a block: 16 × 64 to 128 × 128 as tokens grow (vLLM, `get_default_config`, 2025 on)."""
+    rows = np.select([tokens <= 32, tokens <= 96, tokens <= 512], [16.0, 32.0, 64.0], 128.0)
+    return rows, np.where(tokens <= 64, 64.0, 128.0)
+
+
+def tiles_by_experts(tokens: Floats, local: Floats) -> tuple[Floats, Floats]:
+    """16 × 32 while tokens do not outnumber the rank's experts, then 64 × 64 (the same function, before)."""
+    few = tokens <= local
+    return np.where(few, 16.0, 64.0), np.where(few, 32.0, 64.0)
+
+
+class Experts:
+    """The law; see the module."""
+
+    kind = "experts"
+    dims = ("tokens", "hidden", "inner", "topk", "experts", "tp", "ep", "skew", "weight_bits")
+
+    def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
+        peak = facts.matrix_flops_per_s[dtype]
+        memory = facts.bandwidth_bytes_per_s
+        return (
+            Constant("fixed", "s", 1e-6, 1e-3, 20e-6, 0.7, "launches of all its kernels on one rank"),
+            Constant("parallel", "s", 1e-8, 1e-3, 8e-6, 0.7, "launches more where experts are spread over ranks"),
+            Constant("block", "s", 1e-8, 1e-4, 5e-7, 1.0, "start and end of a block of output on its unit"),
+            Constant("peak", "FLOP/s", 0.02 * peak, 1.1 * peak, 0.7 * peak, 0.3, "of tall tiles"),
+            Constant("by_tokens", "1", 0.0, 1.0, 0.5, 0.5, "how tiles are chosen: 0 by experts, 1 by tokens", False),
+            Constant("bandwidth", "B/s", 0.02 * memory, 1.1 * memory, 0.9 * memory, 0.2, "of weights from memory"),
+            Constant("resident", "1", 0.05, 2.0, 0.8, 0.4, "part of the cache that still holds them"),
+            Constant("fill", "blocks/unit", 0.05, 8.0, 1.0, 0.7, "blocks a unit needs to draw its whole bandwidth"),
+            Constant("rows", "B/s", 0.02 * memory, 8 * memory, 0.8 * memory, 0.6, "at which rows are moved"),
+            Constant("masked", "1", 1e-3, 1.5, 0.5, 1.0, "cost of a row of another rank, over that of an own row"),
+            Constant("crowding", "1", 0.0, 1.0, 0.0, 0.3, "how far few skewed rows crowd on the busiest rank", False),
+            Constant("passes", "1", 0.2, 50.0, 3.0, 0.7, "times that each token's hidden row is moved, besides"),
+        )
+
+    def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
+        tokens, hidden, inner = dims["tokens"], dims["hidden"], dims["inner"] / dims["tp"]
+        loads = expert_loads(tokens, dims["topk"], dims["experts"], dims["ep"], dims["skew"], values["crowding"])
+        weights = loads.hit * hidden * inner * dims["weight_bits"] / 8
+        outgrown = (3 * weights / (values["resident"] * facts.cache_bytes)) ** KNEE
+        missed = outgrown / (outgrown + 1)
+        memory_s = weights * (missed + (1 - missed) / CACHE_OVER_MEMORY) / values["bandwidth"]
+        scalar = np.where(np.mod(inner, DIVISIBLE) == 0, 1.0, SCALAR)
+
+        def products(rows: Floats, side: Floats) -> Floats:
+            tiles = loads.tiles(rows)
+            first = _product(tiles, rows, side, 2 * inner, hidden, 2 * memory_s, facts, values)
+            return first + _product(tiles, rows, side, hidden, inner, memory_s, facts, values) * scalar
+
+        one = products(*tiles_by_experts(tokens, dims["experts"] / dims["ep"]))
+        products_s = one ** (1 - values["by_tokens"]) * products(*tiles_by_tokens(tokens)) ** values["by_tokens"]
+        moved = (loads.local + values["masked"] * (loads.routed - loads.local)) * (5 * inner + hidden)
+        moved = moved + values["passes"] * tokens * hidden
+        fixed = values["fixed"] + values["parallel"] * (dims["ep"] > 1)
+        return np.asarray(fixed + products_s + moved * ELEMENT_BYTES / values["rows"])
+
+
+def _product(
+    tiles: Floats,
+    rows: Floats,
+    side: Floats,
+    columns: Floats,
+    depth: Floats,
+    memory_s: Floats,
+    facts: Facts,
+    values: Values,
+) -> Floats:
+    """Seconds; `memory_s` is what the weights take where blocks fill the device."""
+    blocks = tiles * np.ceil(columns / side)
+    short = _soft_max(values["fill"] * facts.units / blocks, 1.0)
+    waves = _soft_max(blocks / facts.units, 1.0)
+    block = (
+        2
+        * rows
+        * side
+        * np.ceil(depth / DEPTH_STEP)
+        * DEPTH_STEP
+        * facts.units
+        / (values["peak"] * rows / (rows + HALF_ROWS))
+    )
+    return blend(memory_s * short, waves * block, SHARPNESS) + waves * values["block"]
+
+
+def _soft_max(one: Floats, floor: float) -> Floats:
+    return np.asarray((one**KNEE + floor**KNEE) ** (1 / KNEE))
+
+
+def experts_work(dims: Dims) -> Mapping[str, Floats]:
+    """FLOPs and compulsory bytes of a rank, for rooflines: columns "flops", "bytes"."""
+    inner = dims["inner"] / dims["tp"]
+    loads = expert_loads(dims["tokens"], dims["topk"], dims["experts"], dims["ep"], dims["skew"])
+    weights = loads.hit * 3 * dims["hidden"] * inner * dims["weight_bits"] / 8
+    around = ELEMENT_BYTES * 2 * dims["tokens"] * dims["hidden"]
+    return {"flops": 6 * loads.local * dims["hidden"] * inner, "bytes": weights + around}
+
+
+EXPERTS = Experts()
