@@ -33,4 +33,6 @@ def write(source: Source) -> Export:
             entry[name] = value / unit
     provenance = ledger.provenance(folded="efficiency: mfuPrefill and mfuDecode are 1, the rates are the values")
     commented = {"_comment": json.dumps(provenance, ensure_ascii=False), **entry}
-    return Export((File.text(f"{source.name}.hardware_config.json", json_text({source.name: commented})),), ledger.left_out)
+    return Export(
+        (File.text(f"{source.name}.hardware_config.json", json_text({source.name: commented})),), ledger.left_out
+    )

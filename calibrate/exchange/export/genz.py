@@ -1,8 +1,8 @@
 """GenZ: an entry of `system_configs` in Systems/system_configs.py.
 
-GenZ (unit.py, LLM_inference/utils.py) multiplies `Flops` by 1e12, `Memory_BW` and `ICN` by 2^30, `Memory_size` by 2^30
-(×1024 MB of 2^20), `ICN_LL` by 1e-6; its own efficiencies are 1 unless the caller sets them. Absent keys become 150 GB/s
-and 1 µs, so that a link that is not known is written as 0: a collective then fails, and nothing is invented.
+GenZ (unit.py, LLM_inference/utils.py) multiplies `Flops` by 1e12, `Memory_BW` and `ICN` by 2^30, `Memory_size` by
+2^30 (×1024 MB of 2^20), `ICN_LL` by 1e-6; its own efficiencies are 1 unless the caller sets them. Absent keys become
+150 GB/s and 1 µs, so that a link that is not known is written as 0: a collective then fails, and nothing is invented.
 """
 
 from calibrate.exchange.export.files import Export, File, commented

@@ -1,9 +1,9 @@
 """InferSim: a GPU for hardware/gpu.py, and its tables of MFU under bench_data.
 
 It counts TFLOPS × 1024 GFLOPS (or × its `TFLOPS_TO_GFLOPS`, where a version has one), and bandwidths in 2^30 bytes/s
-(layers/attn.py, comm/comm.py). A product takes FLOPs ÷ (peak × mfu of the nearest table row) and has no memory roof of its
-own; a prefill's causal FLOPs are all of them ÷ 1.8. The tables' mfu is that of which its own formula makes the priced
-time, so that it can pass 1. It rounds an mfu to three digits; rows that it would round to 0 are left out.
+(layers/attn.py, comm/comm.py). A product takes FLOPs ÷ (peak × mfu of the nearest table row) and has no memory roof of
+its own; a prefill's causal FLOPs are all of them ÷ 1.8. The tables' mfu is that of which its own formula makes the
+priced time, so that it can pass 1. It rounds an mfu to three digits; rows that it would round to 0 are left out.
 """
 
 import numpy as np
@@ -19,8 +19,20 @@ CAUSAL = 1.8
 """What InferSim divides a prefill's FLOPs by."""
 SMALLEST_MFU = 0.0005
 """Below, InferSim rounds to 0 and divides by it."""
-LAYOUTS = ((32, 32, 128), (32, 8, 128), (64, 8, 128), (64, 4, 128), (40, 8, 128), (28, 4, 128), (32, 4, 128))
-LAYOUTS += ((16, 2, 256), (16, 8, 128), (64, 8, 64), (96, 8, 128), (48, 8, 128))
+LAYOUTS: tuple[tuple[int, int, int], ...] = (
+    (32, 32, 128),
+    (32, 8, 128),
+    (64, 8, 128),
+    (64, 4, 128),
+    (40, 8, 128),
+    (28, 4, 128),
+    (32, 4, 128),
+    (16, 2, 256),
+    (16, 8, 128),
+    (64, 8, 64),
+    (96, 8, 128),
+    (48, 8, 128),
+)
 """Query heads, KV heads, head dim: a file each."""
 SIZES = (512, 768, 1024, 1536, 2048, 2560, 3072, 4096, 5120, 6144, 7168, 8192, 10240, 12288, 14336, 16384, 24576, 28672)
 KV_LENGTHS = tuple(length for length in grids.LENGTHS if length >= 256)
@@ -58,15 +70,15 @@ def _gpu(source: Source, ledger: Ledger) -> str:
     units = ledger.chip("units", "") if chip is not None and chip.unit == "SM" else None
     clock = ledger.chip("boost_clock_hz", "Hz")
     for name, value, then in (
-        ("fp8_tflops", fp8, "None; InferSim stops where it needs it"),
-        ("nvlink_bw", link, "None; InferSim stops where it needs it"),
-        ("rdma_bw", network, "None; InferSim stops where it needs it"),
+        ("fp8_tflops", fp8, "written as None, InferSim stops where it needs it"),
+        ("nvlink_bw", link, "written as None, InferSim stops where it needs it"),
+        ("rdma_bw", network, "written as None, InferSim stops where it needs it"),
         ("frequency", clock, "InferSim's None"),
         ("num_sm", units, "InferSim's None"),
         ("sm_version", None, "InferSim's None"),
     ):
         if value is None:
-            ledger.leave_out(name, f"not known; {then}")
+            ledger.leave_out(name, f"not known: {then}")
     fields = {
         "fp16_tflops": tflops,
         "fp8_tflops": "None" if fp8 is None else f"{fp8!r} / 1e9 / TFLOPS_TO_GFLOPS",

@@ -1,7 +1,7 @@
 """What an op table is filled with: seconds of kernels by kind, sizes and dtype.
 
-The seam between the tables and whatever predicts: an exporter takes any `Price`. `RooflinePrice` is the bare roofline at
-a device's peaks; a calibrated law takes its place without a change in an exporter.
+The seam between the tables and whatever predicts: an exporter takes any `Price`. `RooflinePrice` is the bare roofline
+at a device's peaks; a calibrated law takes its place without a change in an exporter.
 
 Kinds and their sizes (arrays of one shape, as in `roofline.laws.law`):
 
@@ -79,9 +79,7 @@ class RooflinePrice:
         level_bytes[..., -1] = work.bytes
         nothing = np.zeros_like(work.bytes)
         rates = Rates.of([need], self._peaks)
-        seconds: Floats = np.maximum.reduce(
-            roofs(rates, work.matrix_flops, nothing, level_bytes, nothing, nothing)
-        )
+        seconds: Floats = np.maximum.reduce(roofs(rates, work.matrix_flops, nothing, level_bytes, nothing, nothing))
         return seconds
 
 

@@ -1,6 +1,6 @@
 """Vidur: mlp.csv and attention.csv of the models that it knows, from priced kernels, in milliseconds.
 
-Its predictor (execution_time_predictor/sklearn_execution_time_predictor.py) keeps the rows of a model's sizes and of its
+Its predictor (execution_time_predictor/sklearn_execution_time_predictor.py) keeps the rows of a model's sizes and its
 tensor-parallel degree, and fits the medians to num_tokens, or to kv_cache_size and prefill_chunk_size. A price has no
 spread: min, max, mean and median are the same, and std is 0. The reshapes of attention are views, and left out.
 """
@@ -175,5 +175,5 @@ def _layout(model: Model, parallel: int, batch: Floats) -> dict[str, Floats]:
 
 def _stats(name: str, seconds: Floats) -> Rows:
     ms = seconds * TO_MS
-    flat = {stat: ms for stat in ("min", "max", "mean", "median")}
+    flat = dict.fromkeys(("min", "max", "mean", "median"), ms)
     return {f"time_stats.{name}.{stat}": column for stat, column in {**flat, "std": 0 * ms}.items()}
