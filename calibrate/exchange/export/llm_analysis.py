@@ -1,9 +1,9 @@
 """llm-analysis: a JSON file of its gpu_configs.
 
 `GPUConfig(**json)` (config.py) refuses unknown keys, so provenance is a file beside it; every file in gpu_configs is
-read as a GPU, so only the file itself goes there. Bandwidths are × 10^9, memory × 2^30, TFLOPS × 10^12, latency in seconds
-(analysis.py). An absent inter-node bandwidth would become 200, so that it is null instead; absent 8- and 4-bit peaks
-become 2× and 4× the 16-bit one, null too, which the provenance says.
+read as a GPU, so only the file itself goes there. Bandwidths are × 10^9, memory × 2^30, TFLOPS × 10^12, latency in
+seconds (analysis.py). An absent inter-node bandwidth would become 200, so that it is null instead; 8- and 4-bit peaks
+become 2× and 4× the 16-bit one where they are absent, and null, which the provenance says.
 """
 
 from calibrate.exchange.export.files import Export, File, json_text, sidecar

@@ -12,7 +12,7 @@ from roofline.hardware import HardwareSpec, Level, Link, Peaks
 
 Origin = Literal["measured", "datasheet"]
 
-BETWEEN = ("nvlink", "infinity-fabric", "ici", "ethernet-scale-up", "xe-link", "pcie")
+BETWEEN = ("nvlink", "infinity-fabric", "ici", "pcie")
 """Links between devices of one node, the first that a device has: those without one of their own talk over PCIe."""
 NETWORK = "network"
 
