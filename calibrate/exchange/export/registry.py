@@ -44,6 +44,6 @@ def find(name: str) -> Format:
         return known[name]
     plain = {one.replace("-", ""): one for one in known}
     word = "".join(character for character in name.lower() if character.isalnum())
-    near = [plain[one] for one in get_close_matches(word, plain, n=3, cutoff=0.5)]
+    near = [plain[one] for one in get_close_matches(word, plain, n=3, cutoff=0.6)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
     raise ValueError(f"no format {name!r} to export to; {hint}")

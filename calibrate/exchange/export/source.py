@@ -59,8 +59,14 @@ class Source:
 
     @property
     def between(self) -> tuple[str, Link] | None:
-        """The link to other devices of the node, with its name."""
-        return next(((name, self.peaks.links[name]) for name in BETWEEN if name in self.peaks.links), None)
+        """The link to other devices of the node, with its name; None where it has no figure of this origin.
+
+        The datasheet says which link it is: copies to the host, which one device alone can measure, are not what
+        devices talk over where they have a link of their own.
+        """
+        sold = self.spec.datasheet.links if self.spec.datasheet else {}
+        name = next((name for name in BETWEEN if name in sold or (name != "pcie" and name in self.peaks.links)), None)
+        return (name, self.peaks.links[name]) if name and name in self.peaks.links else None
 
 
 def source_of(

@@ -31,9 +31,7 @@ def test_prefill_counts_the_unmasked_pairs(query: int, context: int, window: int
     pairs = attention_pairs(query, context, True, window or None)
     assert work.matrix_flops == pytest.approx(4 * 3 * 8 * 64 * pairs)
     seen = [
-        key
-        for i in range(query)
-        for key in range(max(0, context + i + 1 - window) if window else 0, context + i + 1)
+        key for i in range(query) for key in range(max(0, context + i + 1 - window) if window else 0, context + i + 1)
     ]
     keys = max(seen) - min(seen) + 1
     assert work.bytes == pytest.approx(3 * 64 * (2 * 2 * query * 8 + 2 * 2 * keys * 2))
