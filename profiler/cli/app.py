@@ -9,10 +9,8 @@ Example: ``main(["list", "--json"])`` returns 0
 import atexit
 import errno
 import gc
-import importlib.metadata
 import os
 import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,10 +19,11 @@ from typing import Annotated
 import typer
 
 from profiler.attribution.timeline import QUIET
-from profiler.cli import doctor, errors, hardware, predict, run, show
+from profiler.cli import doctor, errors, export, hardware, predict, run, show
 from profiler.cli import list as list_verb
 from profiler.cli.output import discard_stdout, replace_unencodable
 from profiler.record.errors import InvalidMeasurement, RequestError
+from profiler.record.version import roofcal_version
 
 os.environ.update(QUIET)  # read when torch is first imported, which verbs do later
 
@@ -32,6 +31,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "run": (run.run, run.EXAMPLE),
     "hardware": (hardware.hardware, hardware.EXAMPLE),
     "predict": (predict.predict, predict.EXAMPLE),
+    "export": (export.export, export.EXAMPLE),
     "list": (list_verb.list_, list_verb.EXAMPLE),
     "show": (show.show, show.EXAMPLE),
     "doctor": (doctor.doctor, doctor.EXAMPLE),
@@ -123,16 +123,8 @@ def _program() -> str:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"roofcal {_version()}")
+        print(f"roofcal {roofcal_version()}")
         raise typer.Exit
-
-
-def _version() -> str:
-    """Of the installed distribution; of the checkout where it is run without being installed."""
-    try:
-        return importlib.metadata.version("roofcal")
-    except importlib.metadata.PackageNotFoundError:
-        return str(tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["version"])
 
 
 def _require_verb(word: str) -> None:

@@ -1,0 +1,120 @@
+"""`export`: a device's figures as the hardware files of other tools. Wiring only; no torch, no device.
+
+A SPEC is a device's name, a JSON file, or a run, which also says with what its figures were taken.
+"""
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from profiler.cli.asked import one_line, words
+from profiler.cli.output import print_json
+from profiler.record.errors import RequestError
+from profiler.record.files import replacing
+from profiler.record.index import find_run
+from profiler.record.store import RunFolder
+from profiler.record.version import roofcal_version
+from roofline.hardware import HardwareSpec, device_names, load_device
+
+if TYPE_CHECKING:
+    from calibrate.exchange.export.registry import Format
+    from calibrate.exchange.export.source import Origin, Taken
+
+EXAMPLE = """
+Examples:\n
+python -m profiler export last --to genz\n
+python -m profiler export nvidia-h200-sxm --to llm-viewer --peaks datasheet --out h200.py\n
+python -m profiler export --to list
+"""
+
+
+def export(
+    spec: Annotated[
+        str | None, typer.Argument(help="A device's name, its JSON file, a run's folder, or 'last'.")
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="Format; 'list' lists them.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File; a folder for formats of many files. Else here, by the device's name.")
+    ] = None,
+    peaks: Annotated[
+        str | None, typer.Option(help="measured or datasheet; measured unless the datasheet is asked for.")
+    ] = None,
+    results: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
+) -> None:
+    """Write a device's figures as another tool's hardware file."""
+    from calibrate.exchange.export.registry import FORMATS, find
+    from calibrate.exchange.export.source import source_of
+
+    if to == "list":
+        _list(FORMATS, as_json)
+        return
+    if to is None:
+        raise RequestError(f"say which format with --to; known: {', '.join(one.name for one in FORMATS)}")
+    with one_line():
+        form = find(to)
+    if spec is None:
+        raise RequestError("name a SPEC: a device, its JSON file, or a run's folder")
+    origin = None if peaks is None else cast("Origin", words("--peaks", peaks, ("measured", "datasheet"))[0])
+    found, taken = _read(spec, results)
+    with one_line():
+        source = source_of(found, origin, version=roofcal_version(), now=datetime.now(UTC), taken=taken)
+        made = form.write(source)
+    folder = (out or Path(f"{source.name}-{form.name}")) if form.folder else (out.parent if out else Path())
+    written = []
+    for file in made.files:
+        name = file.path if form.folder or out is None else file.path.replace(made.files[0].path, out.name, 1)
+        with replacing(folder / name) as partial:
+            partial.write_bytes(file.content)
+        written.append(str(folder / name))
+    if as_json:
+        print_json(
+            {
+                "format": form.name,
+                "device": found.name,
+                "peaks": source.origin,
+                "files": written,
+                "left_out": made.left_out,
+            }
+        )
+        return
+    for field, why in made.left_out.items():
+        print(f"left out: {field}: {why}", file=sys.stderr)
+    print(f"{written[0]}" if not form.folder else f"{folder}: {len(written)} files")
+
+
+def _list(formats: "tuple[Format, ...]", as_json: bool) -> None:
+    if as_json:
+        print_json({"formats": [{"name": one.name, "what": one.what} for one in formats]})
+        return
+    width = max(len(one.name) for one in formats)
+    for one in formats:
+        print(f"{one.name:{width}}  {one.what}")
+
+
+def _read(name: str, results: Path) -> "tuple[HardwareSpec, Taken | None]":
+    """The spec, and how it was taken where it lies in a run."""
+    from calibrate.exchange.export.taken import taken_of
+
+    path = Path(name)
+    run: RunFolder | None = None
+    if name not in device_names():
+        if name == "last" or path.is_dir() or (path.suffix != ".json" and _is_run(name, results)):
+            run = find_run(name, results)
+        elif path.name == "spec.json" and (path.parent / "run.json").exists():
+            run = RunFolder.open(path.parent)
+    if run is None:
+        with one_line():
+            return load_device(name), None
+    spec = run.read_spec()
+    if spec is None:
+        raise RequestError(f"{run.path} has no spec yet; finish it: python -m profiler hardware --resume {run.path}")
+    return spec, taken_of(run)
+
+
+def _is_run(name: str, results: Path) -> bool:
+    """Whether the end of a run's name is meant."""
+    return any(path.as_posix().endswith(name.rstrip("/")) for path in results.glob("*/*/"))

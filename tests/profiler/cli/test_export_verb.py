@@ -1,0 +1,117 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import hardware_samples as samples
+import pytest
+
+from profiler.cli.app import main
+from profiler.record.hardware import HardwareLog
+from profiler.record.store import RunFolder
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(here: Path) -> Path:
+    """A finished characterisation of a GPU."""
+    spec, measurements, run = samples.gpu()
+    with RunFolder.create(here / "results", run.model_copy(update={"finished": None})) as folder:
+        log = HardwareLog(folder.path)
+        for one in measurements:
+            log.append(one)
+        folder.write_spec(spec)
+        log.finish(folder.run)
+        folder.finish()
+    return folder.path
+
+
+def test_a_datasheet_becomes_a_file_here(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "nvidia-h200-sxm", "--to", "llm-viewer", "--peaks", "datasheet"]) == 0
+    written = here / capsys.readouterr().out.strip()
+    assert written.name == "nvidia-h200-sxm-roofcal-datasheet.llm_viewer.py"
+    assert "'bandwidth': 4800000000000.0" in written.read_text()
+
+
+def test_out_names_the_file_and_what_lies_beside_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["export", "nvidia-h200-sxm", "--to", "llm-analysis", "--peaks", "datasheet", "--out", "a/h200.json"]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["files"] == ["a/h200.json", "a/h200.json.provenance.json"]
+    assert found["peaks"] == "datasheet"
+    assert "peak_i4_TFLOPS" in found["left_out"]
+    assert all((here / file).exists() for file in found["files"])
+
+
+def test_tables_go_to_a_folder_and_what_is_left_out_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["export", "nvidia-h200-sxm", "--to", "aiconfigurator", "--peaks", "datasheet", "--out", "systems"]) == 0
+    )
+    said = capsys.readouterr()
+    assert said.out == "systems: 4 files\n"
+    assert "left out: node.num_gpus_per_node" in said.err
+    assert (here / "systems" / "nvidia-h200-sxm-roofcal-datasheet.yaml").exists()
+    assert len(list((here / "systems" / "data").rglob("*.parquet"))) == 3
+
+
+@pytest.mark.parametrize("how", ["folder", "last", "end of its name", "spec.json"])
+def test_a_run_says_with_what_it_was_taken(run: Path, here: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"folder": str(run), "last": "last", "end of its name": run.name, "spec.json": str(run / "spec.json")}
+    assert main(["export", given[how], "--to", "llm-analysis", "--out", "gpu.json"]) == 0, capsys.readouterr().err
+    found = json.loads((here / "gpu.json.provenance.json").read_text())
+    environment = RunFolder.open(run).run.environment
+    assert found["driver_name"] == environment.device
+    assert found["versions"] == environment.versions
+    assert found["run"].endswith(run.name)
+    assert found["clocks"].startswith("SM ")
+    assert found["peaks"] == "measured"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["export", "nvidia-h200-sxm", "--to", "genz"], "has no measured peaks; export its datasheet with --peaks"),
+        (["export", "nvidia-h200-sxm", "--to", "gens"], "no format 'gens' to export to; did you mean genz"),
+        (["export", "nvidia-h200-sxm"], "say which format with --to; known: llm-viewer"),
+        (["export", "--to", "genz"], "name a SPEC"),
+        (["export", "nvidia-h200-sxm", "--to", "genz", "--peaks", "best"], "--peaks takes measured, datasheet"),
+        (["export", "nvidia-h201", "--to", "genz"], "did you mean"),
+        (["export", "here.json", "--to", "genz"], "cannot read here.json"),
+    ],
+)
+def test_a_wrong_request_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_list_names_the_formats(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--to", "list"]) == 0
+    assert "genz " in capsys.readouterr().out
+    assert main(["export", "--to", "list", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["formats"]) == 7
+
+
+def test_no_torch_is_loaded(here: Path) -> None:
+    program = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('torch', 'transformers')))\n"
+        "from profiler.cli.app import main\n"
+        "assert main(['export', 'nvidia-h200-sxm', '--to', 'vidur', '--peaks', 'datasheet']) == 0\n"
+    )
+    root = str(Path(__file__).parents[3])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=here,
+        env={"PYTHONPATH": root, "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
