@@ -128,9 +128,9 @@ def lines(
 
 def last_words(log: str) -> str | None:
     """What a failed launch says last that tells why: a signal that ended a rank, else the last error of a rank, else
-    the last line with words; torchrun's own frame around them is passed over."""
+    the last line with words; torchrun's own frame around them, and its SIGTERM to the other ranks, are passed over."""
     found = [line.strip() for line in log.splitlines() if re.search(r"\w", line)]
-    signals = [match[1] for line in found if (match := SIGNAL.search(line))]
+    signals = [match[1] for line in found if (match := SIGNAL.search(line)) and "SIGTERM" not in line]
     before = list(itertools.takewhile(lambda line: not SUMMARY.match(line), found))
     errors = [match[1] for line in before if (match := ERROR.match(line)) and "ChildFailedError" not in line]
     return next((last[-1] for last in (signals, errors, before, found) if last), None)
