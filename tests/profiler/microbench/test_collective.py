@@ -228,7 +228,7 @@ def test_a_driver_that_cannot_be_asked_leaves_the_link_unknown() -> None:
     [
         ("[rank1]: Traceback\n[rank1]: ValueError: odd\nE: x\nChildFailedError: \n=====\n", "ValueError: odd"),
         ("  traceback : Signal 9 (SIGKILL) by PID 12\nRuntimeError: closed", "Signal 9 (SIGKILL) by PID 12"),
-        ("python: no module x\n=====\n  traceback : Signal 15 (SIGTERM) by PID 13", "python: no module x"),
+        ("python: no x\nE1126 10:1 7 torch/distributed] x\n traceback : Signal 15 (SIGTERM) by 3", "python: no x"),
         ("python: no 'x'\nE1126 10:11:12.1 7 torch/distributed] failed\n  d : 1", "python: no 'x'"),
         ("torch.distributed.DistStoreError: late\n", "torch.distributed.DistStoreError: late"),
         ("python: no module\n-----\n", "python: no module"),
