@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from profiler.record.errors import RequestError
 
 Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -55,7 +56,9 @@ def require(frame: pd.DataFrame, names: Iterable[str], path: Path, what: str) ->
     """Raises RequestError that names the columns which `frame` lacks for being a table of `what`."""
     if lacking := [name for name in names if name not in frame.columns]:
         columns = "column" if len(lacking) == 1 else "columns"
-        raise RequestError(f"{path}: missing {columns} {', '.join(lacking)} of {what}; import the table as it was written")
+        raise RequestError(
+            f"{path}: missing {columns} {', '.join(lacking)} of {what}; import the table as it was written"
+        )
 
 
 def numbers(column: pd.Series) -> Floats:

@@ -32,8 +32,8 @@ class Parsed:
 
 def complete(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with all columns, in their order: what is absent is null."""
-    filled = {name: frame[name] if name in frame else np.nan for name in DIMS}
-    texts = {name: frame[name] if name in frame else "" for name in TEXTS}
+    filled = {name: frame.get(name, np.nan) for name in DIMS}
+    texts = {name: frame.get(name, "") for name in TEXTS}
     return pd.DataFrame({**texts, **filled, "time_s": frame["time_s"], "row": frame["row"]}, index=frame.index)
 
 

@@ -4,7 +4,7 @@ A time is held against the least that its work takes, ``max(flops / peak, bytes 
 and poor kernels put the ratio between 0.5 and some hundreds, its median over a table between 1 and 10 (H200, A100: 1.9
 to 8.5 over GEMM, attention, experts); a unit that is wrong moves all of them by a thousand.
 
-Example: ``lower_bound_s(work_of(frame), limits_of(spec))``
+Example: ``least_s(frame, work_of(frame), limits_of(spec))``
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from calibrate.exchange.columns import Floats
+from calibrate.exchange.columns import Flags, Floats
 from calibrate.exchange.dtypes import BITS, LIKE
 from roofline.hardware import HardwareSpec
 
@@ -24,6 +24,8 @@ SLACK = 1.2
 """Over a datasheet's peak: clocks above those it is quoted at."""
 LAUNCH_S = 2e-6
 """A kernel with no work to speak of."""
+LINK = 5e10
+"""Bytes/s of a link between devices, of any: from a network's 1e10 to NVLink's 4.5e11."""
 SHORTEST_S = 1e-7
 """No kernel is: a hundred or two cycles."""
 LONGEST_S = 1e3
@@ -63,6 +65,8 @@ class Work:
     flops: Floats
     bytes: Floats
     """Compulsory; of a module 0."""
+    link_bytes: Floats
+    """Between devices."""
 
 
 def limits_of(spec: HardwareSpec | None) -> Limits:
@@ -99,13 +103,12 @@ def work_of(frame: pd.DataFrame) -> Work:
         "prefill_attention": attention,
         "decode_attention": attention,
         "experts": experts,
-        "collective": (0 * d["bytes"], d["bytes"] / d["ranks"]),
     }
     flops, moved = np.zeros(len(frame)), np.nan_to_num(d["bytes_read"] + d["bytes_written"])
     for kind, (arithmetic, traffic) in by_kind.items():
         rows = (frame["kind"] == kind).to_numpy()
         flops[rows], moved[rows] = arithmetic[rows], traffic[rows]
-    return Work(flops, moved)
+    return Work(flops, moved, np.where(frame["kind"] == "collective", d["bytes"], 0.0))
 
 
 def rates_of(frame: pd.DataFrame, limits: Limits) -> Floats:
@@ -119,14 +122,15 @@ def least_s(frame: pd.DataFrame, work: Work, limits: Limits) -> Floats:
     """Seconds that each row's work takes at least, give or take warm caches."""
     rates = rates_of(frame, limits) if limits.rates else np.full(len(frame), TYPICAL_RATE)
     bandwidth = limits.bandwidth_bytes_per_s or TYPICAL_BANDWIDTH
-    return np.asarray(np.maximum(np.maximum(work.flops / rates, work.bytes / bandwidth), LAUNCH_S))
+    roofs = np.maximum(work.flops / rates, work.bytes / bandwidth)
+    return np.asarray(np.maximum(np.maximum(roofs, work.link_bytes / LINK), LAUNCH_S))
 
 
-def impossible(frame: pd.DataFrame, work: Work, limits: Limits) -> tuple[Floats, Floats]:
+def impossible(frame: pd.DataFrame, work: Work, limits: Limits) -> tuple[Flags, Flags]:
     """Rows (boolean) that are too fast, and rows that are too slow, for any kernel on this device."""
     time_s = frame["time_s"].to_numpy()
     fast = (time_s < SHORTEST_S) | (work.flops / time_s > np.minimum(SLACK * rates_of(frame, limits), ANY_RATE))
-    fast |= work.bytes / time_s > ANY_BANDWIDTH
+    fast |= (work.bytes + work.link_bytes) / time_s > ANY_BANDWIDTH
     slow = (time_s > LONGEST_S) | (time_s > HOPELESS * least_s(frame, work, limits))
     return fast, slow
 
@@ -153,5 +157,5 @@ def _pairs(query: Floats, context: Floats, window: Floats) -> Floats:
 
 
 _NEEDED = ("m", "n", "k", "batch", "heads", "kv_heads", "query", "kv", "context", "head_dim", "window", "kv_bytes",
-           "tokens", "hidden", "inner", "topk", "experts", "tp", "ep", "skew", "weight_bits", "ranks", "bytes",
+           "tokens", "hidden", "inner", "topk", "experts", "tp", "ep", "skew", "weight_bits", "bytes",
            "bytes_read", "bytes_written")  # fmt: skip

@@ -34,7 +34,7 @@ def parse(frame: pd.DataFrame, path: Path, dtype: str = "float16") -> Parsed:
     if "collective" in frame.columns or "time_stats.all_reduce.median" in frame.columns:
         rows = _collectives(frame, path, dropped)
     elif ATTENTION in frame.columns:
-        raise RequestError(f"{path} is Vidur's attention table, which mixes steps; import its mlp.csv and all_reduce.csv")
+        raise RequestError(f"{path} is Vidur's attention table, which mixes steps; import mlp.csv and all_reduce.csv")
     else:
         rows = _linear(frame, path, dtype)
     if rows.empty:

@@ -35,6 +35,8 @@ from roofline.record import Record
 KERNELS_SCHEMA = 1
 TABLE = "kernels.parquet"
 METADATA_KEY = b"roofcal"
+OPTION = "format"
+"""Of `Run.options`: the tool whose tables were imported. A run that has it has a table."""
 MEND = "restore it, or import it again: python -m profiler import"
 
 DIMS: Mapping[str, str] = {
