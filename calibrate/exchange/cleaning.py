@@ -99,9 +99,10 @@ def _refuse_wrong_unit(frame: pd.DataFrame, least_s: np.ndarray, file: str, unit
 def _without_repeats(frame: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
     """One row a shape, in the order of their first ones."""
     shape = [*(name for name in TEXTS if name != "group"), *DIMS]
-    frame = without(frame, frame.duplicated([*shape, "time_s"]), EXACT, dropped)
-    again = frame.duplicated(shape)
+    again, exact = frame.duplicated(shape), frame.duplicated([*shape, "time_s"])
     if not again.any():
         return frame
+    # the median of all of them: where a tool rounds its times, equal ones are repeats as good as others
     median = frame.groupby(shape, dropna=False, sort=False)["time_s"].transform("median")
-    return without(frame.assign(time_s=median), again, REPEATED, dropped)
+    frame = without(frame.assign(time_s=median), exact, EXACT, dropped)
+    return without(frame, again[frame.index], REPEATED, dropped)

@@ -1,4 +1,4 @@
-"""Other tools' tables become a run's table of kernels: read, put into our words, cleaned, each file with its provenance.
+"""Other tools' tables become a run's table of kernels: read, put into our words, cleaned, with their provenance.
 
 Example: ``import_tables("aiconfigurator", [Path("gemm_perf.parquet")], Asked()).kernels``
 """

@@ -16,7 +16,7 @@ class Parsed:
     """Rows of one file."""
 
     frame: pd.DataFrame
-    """Columns of `profiler.record.kernels.COLUMNS` without `source`; NaN in a size or time is judged by the cleaning."""
+    """Columns of `profiler.record.kernels.COLUMNS` without `source`; NaN is judged by the cleaning."""
     unit: str
     """Of the file's latencies; `time_s` is converted already."""
     rows: int

@@ -1,7 +1,7 @@
 """`import`: other tools' measurement tables become an ordinary run, which `calibrate` fits and scores.
 
-Wiring only: `calibrate.exchange.importing` reads and cleans, `profiler.record.kernels` keeps, `calibrate.report.kernels`
-shows.
+Wiring only: `calibrate.exchange.importing` reads and cleans, `profiler.record.kernels` keeps, and
+`calibrate.report.kernels` shows.
 """
 
 import importlib.metadata
