@@ -16,6 +16,9 @@ from profiler.record.errors import RequestError
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
+MOST_NAMED = 6
+"""Missing columns that a refusal names."""
+
 
 def read_table(path: Path) -> pd.DataFrame:
     """A parquet file, or CSV under any other ending.
@@ -40,7 +43,7 @@ def read_table(path: Path) -> pd.DataFrame:
         raise RequestError(f"{path} has two columns {frame.columns[frame.columns.duplicated()][0]!r}; keep one")
     if frame.empty:
         raise RequestError(f"{path} has no rows; nothing to import")
-    return frame
+    return frame.reset_index(drop=True)
 
 
 def sha256(path: Path) -> str:
@@ -56,9 +59,9 @@ def require(frame: pd.DataFrame, names: Iterable[str], path: Path, what: str) ->
     """Raises RequestError that names the columns which `frame` lacks for being a table of `what`."""
     if lacking := [name for name in names if name not in frame.columns]:
         columns = "column" if len(lacking) == 1 else "columns"
-        raise RequestError(
-            f"{path}: missing {columns} {', '.join(lacking)} of {what}; import the table as it was written"
-        )
+        more = len(lacking) - MOST_NAMED
+        named = ", ".join(lacking[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+        raise RequestError(f"{path}: missing {columns} {named} of {what}; import the table as it was written")
 
 
 def numbers(column: pd.Series) -> Floats:

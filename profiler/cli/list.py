@@ -42,7 +42,11 @@ def _lines(runs: list[RunSummary]) -> Iterator[str]:
 def _what(run: RunSummary) -> str:
     """The models, or that it is a characterisation or a table."""
     if run.kind == "kernels":
-        return "kernels, " + ", ".join(f"{rows} {what}" for what, rows in run.kernels.items())
+        kinds: dict[str, int] = {}
+        for what, rows in run.kernels.items():
+            kind = what.partition(" ")[0]
+            kinds[kind] = kinds.get(kind, 0) + rows
+        return "kernels: " + ", ".join(f"{rows} {kind}" for kind, rows in kinds.items())
     if run.kind == "hardware":
         return f"hardware, {run.measurements} measurement{'' if run.measurements == 1 else 's'}"
     return ", ".join(run.models)
