@@ -32,7 +32,7 @@ def _lines(runs: list[RunSummary]) -> Iterator[str]:
     rows = [("run", "state", "cells", "models")]
     for run in runs:
         name = f"{run.path.parent.name}/{run.path.name}"
-        cells = "–" if run.state == "unreadable" or run.kind == "hardware" else str(run.cells)
+        cells = "–" if run.state == "unreadable" or run.kind != "passes" else str(run.cells)
         rows.append((name, run.state, cells, run.why or _what(run)))
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, state, cells, models in rows:
@@ -40,7 +40,13 @@ def _lines(runs: list[RunSummary]) -> Iterator[str]:
 
 
 def _what(run: RunSummary) -> str:
-    """The models, or that it is a characterisation."""
+    """The models, or that it is a characterisation or a table."""
+    if run.kind == "kernels":
+        kinds: dict[str, int] = {}
+        for what, rows in run.kernels.items():
+            kind = what.partition(" ")[0]
+            kinds[kind] = kinds.get(kind, 0) + rows
+        return "kernels: " + ", ".join(f"{rows} {kind}" for kind, rows in kinds.items())
     if run.kind == "hardware":
         return f"hardware, {run.measurements} measurement{'' if run.measurements == 1 else 's'}"
     return ", ".join(run.models)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from profiler.cli.output import console, print_json
-from profiler.record.index import find_run, is_characterisation
+from profiler.record.index import find_run, is_characterisation, is_table
 from profiler.record.measurement import Measurement
 from profiler.record.store import RunFolder
 from roofline.hardware import HardwareSpec, find_device
@@ -19,9 +19,11 @@ def show(
     results: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
 ) -> None:
-    """A run as `run` or `hardware` printed it: layers, waterfalls and closure, or the device's figures."""
+    """A run as `run`, `hardware` or `import` printed it: layers and waterfalls, the device's figures, kernels."""
     folder = find_run(run, results)
-    if is_characterisation(folder):
+    if is_table(folder):
+        _show_kernels(folder, as_json)
+    elif is_characterisation(folder):
         _show_hardware(folder, as_json)
     else:
         _show_passes(folder, as_json)
@@ -36,6 +38,19 @@ def _show_passes(folder: RunFolder, as_json: bool) -> None:
         print_json(document(folder, reports, failed))
     else:
         render(reports, folder.run, load_spec(folder), console(), failed)
+
+
+def _show_kernels(folder: RunFolder, as_json: bool) -> None:
+    from calibrate.report.kernels import document, lines
+    from profiler.record.kernels import read
+
+    folder.require_whole()
+    kernels = read(folder.path)
+    if as_json:
+        print_json(document(folder, kernels))
+    else:
+        for line in lines(folder, kernels):
+            print(line)
 
 
 def _show_hardware(folder: RunFolder, as_json: bool) -> None:

@@ -26,10 +26,12 @@ class RunSummary(Record):
     cells: int = 0
     """Cells that were asked for."""
     models: tuple[str, ...] = ()
-    kind: Literal["passes", "hardware"] = "passes"
-    """hardware: a characterisation of the device, which has measurements instead of cells."""
+    kind: Literal["passes", "hardware", "kernels"] = "passes"
+    """hardware: a characterisation of the device, which has measurements instead of cells; kernels: a table of them."""
     measurements: int = 0
     """Of a characterisation."""
+    kernels: dict[str, int] = {}
+    """Rows of a table of kernels: "matmul bfloat16" -> how many."""
 
 
 def list_runs(base: Path) -> list[RunSummary]:
@@ -42,7 +44,8 @@ def _summary(path: Path) -> RunSummary:
     try:
         folder = RunFolder.open(path)
         folder.require_whole()
-        measurements = _measurements(folder)
+        kernels = _kernels(folder)
+        measurements = None if kernels else _measurements(folder)
     except RequestError as error:
         return RunSummary(path=path, state="unreadable", why=str(error))
     run = folder.run
@@ -54,9 +57,32 @@ def _summary(path: Path) -> RunSummary:
         started=run.started,
         cells=len(run.cells),
         models=tuple(dict.fromkeys(cell.model for cell in run.cells)),
-        kind="passes" if measurements is None else "hardware",
+        kind="kernels" if kernels else "passes" if measurements is None else "hardware",
         measurements=measurements or 0,
+        kernels=kernels,
     )
+
+
+def is_table(folder: RunFolder) -> bool:
+    """Whether a run is a table of kernels. Raises RequestError where it was one and the table is gone."""
+    if folder.run.cells:
+        return False
+    from profiler.record import kernels  # as below
+
+    if kernels.has_kernels(folder.path):
+        return True
+    if kernels.OPTION in folder.run.options:
+        raise RequestError(f"{folder.path / kernels.TABLE} is missing; {kernels.MEND}")
+    return False
+
+
+def _kernels(folder: RunFolder) -> dict[str, int]:
+    """Rows by kind and dtype of a table of kernels; empty where the run is none."""
+    if not is_table(folder):
+        return {}
+    from profiler.record.kernels import count
+
+    return {f"{kind} {dtype}": rows for (kind, dtype), rows in count(folder.path).items()}
 
 
 def is_characterisation(folder: RunFolder) -> bool:

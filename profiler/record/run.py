@@ -12,7 +12,7 @@ from profiler.record.measurement import WarmUp
 from roofline.record import Record
 from roofline.workload import Workload
 
-RUN_SCHEMA = 2
+RUN_SCHEMA = 3
 METHOD_VERSION = 2
 """Raised whenever the way a time is taken changes, so that runs are not compared across it."""
 
@@ -28,11 +28,11 @@ class Environment(Record):
     """Driver's or vendor's name of the device."""
     device_kind: Literal["cpu", "cuda"]
     device_uuid: str | None = None
-    cores: int = Field(gt=0)
-    """Host cores available to this process."""
-    threads: int = Field(gt=0)
+    cores: int | None = Field(default=None, gt=0)
+    """Host cores available to this process; this and what follows is None where another tool measured elsewhere."""
+    threads: int | None = Field(default=None, gt=0)
     """Threads that torch uses within an operation."""
-    memory_bytes: int = Field(gt=0)
+    memory_bytes: int | None = Field(default=None, gt=0)
     """Of the device."""
     hostname: str
     os: str
