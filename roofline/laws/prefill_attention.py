@@ -1,0 +1,120 @@
+"""Fused attention of many query rows: tiles of rows as work items on the device's units, as FlashAttention does it.
+
+Each (batch, KV head) has its query rows, of all heads that share it, cut into tiles; a tile walks over the keys that its
+rows see, block by block: two products and an exponential a pair. Tiles are independent and of different lengths (causal,
+window); units take the next as they get free. So the time is the larger of the work shared by all units, the longest
+tiles that one unit must run, and the traffic; plus what ends ragged, and a fixed cost.
+
+    pair      = 4·head_dim / matrix rate + 1 / exponential rate          (FlashAttention-3, arXiv 2407.08608, §3.1)
+    tile      = start + 4·rows·head_dim / fill + rows · keys · pair
+    time      = fixed + ‖(Σ tiles / units + tail · longest, critical path, traffic / bandwidth)‖ₚ
+
+Example: ``PrefillAttention().time_s(dims, facts, "bfloat16", values)``, dims as in `PrefillAttention.dims`
+"""
+
+import numpy as np
+
+from roofline.laws.law import Constant, Dims, Facts, Floats, Values
+
+BLOCK = 128.0
+"""Keys that a tile takes at a time: 64 to 176 in FlashAttention 2 and 3."""
+WIDEST = 256.0
+"""Head dim up to which the output of 128 rows in float32 fits in half of a unit's 256 KiB of registers."""
+EXPONENTIALS = 1 / 16
+"""Of a unit's float32 FLOP/s: 16 exponentials a clock beside 128 multiply-adds (CUDA C++ guide, throughput table)."""
+ELEMENT = 2.0
+"""Bytes of an element of queries and outputs."""
+ROWS = (64.0, 128.0, 256.0)
+"""Rows of a tile between which `rows` interpolates: kernels have whole numbers of 64."""
+RANKS = (1, 2, 3, 4, 6, 8, 12)
+"""Full rounds of the units after which the critical path is looked at."""
+
+
+class PrefillAttention:
+    """Causal attention of `query` new tokens after `context` cached ones, in each of `batch` sequences."""
+
+    kind = "prefill_attention"
+    dims = ("batch", "heads", "kv_heads", "query", "context", "head_dim", "window", "kv_bytes")
+    """`window`: keys that a query sees at most, 0 for all; `kv_bytes`: of a cached element, 2, or 1 for fp8."""
+
+    def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
+        """Twelve for any table, and three that only an fp8 cache or a single query row moves."""
+        peak, band = facts.matrix_flops_per_s[dtype], facts.bandwidth_bytes_per_s
+        exponentials = EXPONENTIALS * facts.vector_flops_per_s
+        return (
+            Constant("fixed", "s", 1e-6, 1e-3, 9e-6, 0.5, "launch and what a call does once"),
+            Constant("rate", "FLOP/s", 0.1 * peak, peak, 0.85 * peak, 0.2, "matrix work of the two products"),
+            Constant("exponentials", "1/s", 0.1 * exponentials, 20 * exponentials, exponentials, 0.4, "not hidden"),
+            Constant("start", "s", 5e-8, 2e-5, 1e-6, 0.7, "a tile's own latency: first loads, last store"),
+            Constant("fill", "B/s", 0.2 * band, 50 * band, 3 * band, 0.7, "into and out of the units, all together"),
+            Constant("lone", "1", 1.0, 4.0, 1.3, 0.25, "how much slower a tile advances that has its unit to itself"),
+            Constant("rows", "1", 64.0, 256.0, 128.0, 0.4, "query rows of a tile"),
+            Constant("tail", "1", 0.0, 1.0, 0.3, 0.2, "part of a longest tile that the end is ragged by", False),
+            Constant("memory", "B/s", 0.2 * band, band, 0.85 * band, 0.2, "bandwidth of main memory"),
+            Constant("cache", "B/s", 0.3 * band, 20 * band, 2.5 * band, 0.5, "bandwidth of the last-level cache"),
+            Constant("sharpness", "1", 1.0, 12.0, 3.0, 0.5, "of the larger of work, path and traffic"),
+            Constant("wide", "1", 0.0, 2.5, 0.8, 0.5, "power of head_dim over 256 by which pairs get dearer", False),
+            Constant("regroup", "s", 1e-8, 3e-5, 1e-6, 1.5, "copies that regroup heads of single query rows"),
+            Constant("narrow_pair", "1", 0.4, 3.0, 1.2, 0.3, "cost of a pair with an fp8 cache, to that without"),
+            Constant("narrow_fixed", "s", 1e-7, 3e-5, 2e-6, 0.7, "converting queries for an fp8 cache"),
+        )
+
+    def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
+        """Seconds of each call; all dims of one shape."""
+        del dtype
+        sizes = {name: np.asarray(dims[name], dtype=float) for name in self.dims}
+        worked = np.zeros(np.broadcast(*sizes.values()).shape)
+        place = np.log2(values["rows"] / ROWS[0])
+        for index, rows in enumerate(ROWS):
+            share = max(0.0, 1.0 - abs(place - index))
+            if share > 0:
+                worked = worked + share * np.log(_tiles(sizes, rows, facts.units, values))
+        moved = _traffic_s(sizes, facts, values)
+        power = values["sharpness"]
+        narrow = sizes["kv_bytes"] < ELEMENT
+        single = (sizes["query"] == 1) & (sizes["batch"] > 1) & (sizes["heads"] > sizes["kv_heads"])
+        once = values["fixed"] + np.where(narrow, values["narrow_fixed"], 0.0)
+        once = once + np.where(single & (sizes["kv_heads"] > 1), values["regroup"], 0.0)
+        return once + _blend(np.exp(worked), moved, power)
+
+
+def _tiles(sizes: Dims, rows: float, units: int, values: Values) -> Floats:
+    """Seconds of the tiles of `rows` query rows, traffic aside."""
+    head_dim, query, context, window = (sizes[n] for n in ("head_dim", "query", "context", "window"))
+    pairs_s = 4 * head_dim / values["rate"] + 1 / values["exponentials"]
+    pairs_s = pairs_s * np.maximum(head_dim / WIDEST, 1.0) ** values["wide"]
+    pairs_s = pairs_s * np.where(sizes["kv_bytes"] < ELEMENT, values["narrow_pair"], 1.0)
+    block_s = rows * pairs_s * units
+    start_s = values["start"] + 2 * ELEMENT * rows * head_dim * units / values["fill"]
+    many = sizes["batch"] * sizes["kv_heads"]
+    each = np.ceil(query * sizes["heads"] / sizes["kv_heads"] / rows)
+    step = query / each
+    most = np.where(window > 0, np.minimum(window + step, context + query), context + query)
+    # tile i of `each` ends at key context + (i + 1)·step and sees `most` at the longest
+    ramp = np.clip(np.floor((most - context) / step), 0, each)
+    keys = ramp * context + step * ramp * (ramp + 1) / 2 + (each - ramp) * most
+    total = many * (each * (start_s + block_s * BLOCK / 2) + block_s * np.maximum(keys, each * BLOCK / 2))
+    longest = start_s + block_s * np.maximum(most + BLOCK / 2, BLOCK)
+    path = longest * values["lone"]
+    for rounds in (*RANKS, np.ceil(many * each / units) - 1):
+        rank = np.floor(rounds * units / many)
+        seen = np.minimum(context + (each - rank) * step, most) + BLOCK / 2
+        item = start_s + block_s * np.maximum(seen, BLOCK)
+        path = np.maximum(path, np.where(rank < each, np.maximum(rounds + 1.0, values["lone"]) * item, 0.0))
+    shared = total / units + values["tail"] * longest * np.minimum(many * each / units, 1.0)
+    return _blend(shared, path, values["sharpness"])
+
+
+def _traffic_s(sizes: Dims, facts: Facts, values: Values) -> Floats:
+    """Seconds to move queries, outputs, keys and values once: from the cache as far as they fit in it."""
+    token = sizes["batch"] * sizes["head_dim"]
+    moved = 2 * ELEMENT * token * sizes["heads"] * sizes["query"]
+    moved = moved + 2 * sizes["kv_bytes"] * token * sizes["kv_heads"] * (sizes["query"] + sizes["context"])
+    missed = moved**2 / (moved**2 + facts.cache_bytes**2)
+    return moved * (missed / values["memory"] + (1 - missed) / values["cache"])
+
+
+def _blend(one: Floats, other: Floats, power: float) -> Floats:
+    """The larger of two times, softly."""
+    top = np.maximum(one, other)
+    return top * ((one / top) ** power + (other / top) ** power) ** (1 / power)
