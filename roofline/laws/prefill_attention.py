@@ -26,6 +26,8 @@ ELEMENT = 2.0
 """Bytes of an element of queries and outputs."""
 ROWS = (64.0, 128.0, 256.0)
 """Rows of a tile between which `rows` interpolates: kernels have whole numbers of 64."""
+BURST_S = 2e-3
+"""Length of call at which half of the sustained slowdown is felt: power is regulated over milliseconds."""
 RANKS = (1, 2, 3, 4, 6, 8, 12)
 """Full rounds of the units after which the critical path is looked at."""
 
@@ -49,9 +51,10 @@ class PrefillAttention:
             Constant("fill", "B/s", 0.2 * band, 50 * band, 3 * band, 0.7, "into and out of the units, all together"),
             Constant("lone", "1", 1.0, 4.0, 1.3, 0.25, "how much slower a tile advances that has its unit to itself"),
             Constant("rows", "1", 64.0, 256.0, 128.0, 0.4, "query rows of a tile"),
-            Constant("tail", "1", 0.0, 1.0, 0.3, 0.2, "part of a longest tile that the end is ragged by", False),
-            Constant("memory", "B/s", 0.2 * band, band, 0.85 * band, 0.2, "bandwidth of main memory"),
-            Constant("cache", "B/s", 0.3 * band, 20 * band, 2.5 * band, 0.5, "bandwidth of the last-level cache"),
+            Constant("append", "s", 1e-13, 1e-7, 3e-10, 2.0, "a new token's way into the cache, where the call does it"),
+            Constant("mask", "s", 1e-8, 2e-5, 1e-6, 1.0, "what a causal call does beyond one of single rows"),
+            Constant("sustained", "1", 0.0, 1.0, 0.05, 0.1, "slowdown of calls of many milliseconds: clocks", False),
+            Constant("memory", "B/s", 0.2 * band, 4 * band, 0.85 * band, 0.4, "bandwidth of main memory, or of the cache"),
             Constant("sharpness", "1", 1.0, 12.0, 3.0, 0.5, "of the larger of work, path and traffic"),
             Constant("wide", "1", 0.0, 2.5, 0.8, 0.5, "power of head_dim over 256 by which pairs get dearer", False),
             Constant("regroup", "s", 1e-8, 3e-5, 1e-6, 1.5, "copies that regroup heads of single query rows"),
@@ -75,7 +78,9 @@ class PrefillAttention:
         single = (sizes["query"] == 1) & (sizes["batch"] > 1) & (sizes["heads"] > sizes["kv_heads"])
         once = values["fixed"] + np.where(narrow, values["narrow_fixed"], 0.0)
         once = once + np.where(single & (sizes["kv_heads"] > 1), values["regroup"], 0.0)
-        return once + _blend(np.exp(worked), moved, power)
+        once = once + np.where(sizes["query"] > 1, values["mask"], 0.0)
+        busy = _blend(np.exp(worked), moved, power) + _append_s(sizes, values)
+        return once + busy * (1 + values["sustained"] * busy / (busy + BURST_S))
 
 
 def _tiles(sizes: Dims, rows: float, units: int, values: Values) -> Floats:
@@ -101,7 +106,7 @@ def _tiles(sizes: Dims, rows: float, units: int, values: Values) -> Floats:
         seen = np.minimum(context + (each - rank) * step, most) + BLOCK / 2
         item = start_s + block_s * np.maximum(seen, BLOCK)
         path = np.maximum(path, np.where(rank < each, np.maximum(rounds + 1.0, values["lone"]) * item, 0.0))
-    shared = total / units + values["tail"] * longest * np.minimum(many * each / units, 1.0)
+    shared = total / units
     return _blend(shared, path, values["sharpness"])
 
 
@@ -110,8 +115,14 @@ def _traffic_s(sizes: Dims, facts: Facts, values: Values) -> Floats:
     token = sizes["batch"] * sizes["head_dim"]
     moved = 2 * ELEMENT * token * sizes["heads"] * sizes["query"]
     moved = moved + 2 * sizes["kv_bytes"] * token * sizes["kv_heads"] * (sizes["query"] + sizes["context"])
-    missed = moved**2 / (moved**2 + facts.cache_bytes**2)
-    return moved * (missed / values["memory"] + (1 - missed) / values["cache"])
+    return moved / values["memory"]
+
+
+def _append_s(sizes: Dims, values: Values) -> Floats:
+    """Seconds to write the new tokens' keys and values into the cache."""
+    wide = sizes["kv_heads"] * sizes["head_dim"]
+    moved = 2 * wide * (ELEMENT + sizes["kv_bytes"]) / values["memory"]
+    return sizes["batch"] * sizes["query"] * (values["append"] + moved)
 
 
 def _blend(one: Floats, other: Floats, power: float) -> Floats:
