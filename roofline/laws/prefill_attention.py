@@ -52,6 +52,8 @@ class PrefillAttention:
             Constant("lone", "1", 1.0, 4.0, 1.3, 0.25, "how much slower a tile advances that has its unit to itself"),
             Constant("rows", "1", 64.0, 256.0, 128.0, 0.4, "query rows of a tile"),
             Constant("append", "s", 1e-13, 1e-7, 3e-10, 2.0, "a new token's way into the cache, where the call does it"),
+            Constant("tail", "1", 0.0, 1.0, 0.4, 0.2, "part of a longest tile by which the end is ragged", False),
+            Constant("packed", "1", 0.0, 1.0, 0.5, 0.5, "1 where heads of a group share tiles, 0 where each has its own", False),
             Constant("mask", "s", 1e-8, 2e-5, 1e-6, 1.0, "what a causal call does beyond one of single rows"),
             Constant("sustained", "1", 0.0, 1.0, 0.05, 0.1, "slowdown of calls of many milliseconds: clocks", False),
             Constant("memory", "B/s", 0.2 * band, 4 * band, 0.85 * band, 0.4, "bandwidth of main memory, or of the cache"),
@@ -70,43 +72,50 @@ class PrefillAttention:
         place = np.log2(values["rows"] / ROWS[0])
         for index, rows in enumerate(ROWS):
             share = max(0.0, 1.0 - abs(place - index))
-            if share > 0:
-                worked = worked + share * np.log(_tiles(sizes, rows, facts.units, values))
+            for packed, part in ((True, values["packed"]), (False, 1 - values["packed"])):
+                if share * part > 0:
+                    worked = worked + share * part * np.log(_tiles(sizes, rows, packed, facts.units, values))
         moved = _traffic_s(sizes, facts, values)
         power = values["sharpness"]
         narrow = sizes["kv_bytes"] < ELEMENT
         single = (sizes["query"] == 1) & (sizes["batch"] > 1) & (sizes["heads"] > sizes["kv_heads"])
         once = values["fixed"] + np.where(narrow, values["narrow_fixed"], 0.0)
         once = once + np.where(single & (sizes["kv_heads"] > 1), values["regroup"], 0.0)
-        once = once + np.where(sizes["query"] > 1, values["mask"], 0.0)
+        full = sizes["query"] * sizes["heads"] / sizes["kv_heads"] / ROWS[1]
+        once = once + values["mask"] * np.minimum(full, 1.0)
         busy = _blend(np.exp(worked), moved, power) + _append_s(sizes, values)
         return once + busy * (1 + values["sustained"] * busy / (busy + BURST_S))
 
 
-def _tiles(sizes: Dims, rows: float, units: int, values: Values) -> Floats:
+def _tiles(sizes: Dims, rows: float, packed: bool, units: int, values: Values) -> Floats:
     """Seconds of the tiles of `rows` query rows, traffic aside."""
     head_dim, query, context, window = (sizes[n] for n in ("head_dim", "query", "context", "window"))
     pairs_s = 4 * head_dim / values["rate"] + 1 / values["exponentials"]
     pairs_s = pairs_s * np.maximum(head_dim / WIDEST, 1.0) ** values["wide"]
     pairs_s = pairs_s * np.where(sizes["kv_bytes"] < ELEMENT, values["narrow_pair"], 1.0)
+    rows = rows / np.maximum(head_dim / WIDEST, 1.0)
+    block = np.minimum(BLOCK, BLOCK**2 / head_dim)
     block_s = rows * pairs_s * units
     start_s = values["start"] + 2 * ELEMENT * rows * head_dim * units / values["fill"]
-    many = sizes["batch"] * sizes["kv_heads"]
-    each = np.ceil(query * sizes["heads"] / sizes["kv_heads"] / rows)
+    group = sizes["heads"] / sizes["kv_heads"]
+    joint = np.where(packed | (query == 1), group, 1.0)
+    many = sizes["batch"] * sizes["heads"] / joint
+    each = np.ceil(query * joint / rows)
     step = query / each
     most = np.where(window > 0, np.minimum(window + step, context + query), context + query)
     # tile i of `each` ends at key context + (i + 1)·step and sees `most` at the longest
     ramp = np.clip(np.floor((most - context) / step), 0, each)
     keys = ramp * context + step * ramp * (ramp + 1) / 2 + (each - ramp) * most
-    total = many * (each * (start_s + block_s * BLOCK / 2) + block_s * np.maximum(keys, each * BLOCK / 2))
-    longest = start_s + block_s * np.maximum(most + BLOCK / 2, BLOCK)
+    total = many * (each * (start_s + block_s * block / 2) + block_s * np.maximum(keys, each * block / 2))
+    longest = start_s + block_s * np.maximum(most + block / 2, block)
     path = longest * values["lone"]
     for rounds in (*RANKS, np.ceil(many * each / units) - 1):
         rank = np.floor(rounds * units / many)
-        seen = np.minimum(context + (each - rank) * step, most) + BLOCK / 2
-        item = start_s + block_s * np.maximum(seen, BLOCK)
+        seen = np.minimum(context + (each - rank) * step, most) + block / 2
+        item = start_s + block_s * np.maximum(seen, block)
         path = np.maximum(path, np.where(rank < each, np.maximum(rounds + 1.0, values["lone"]) * item, 0.0))
-    shared = total / units
+    over = np.clip(4 * (many * each / units - 1), 0.0, 1.0)
+    shared = total / units + values["tail"] * over * longest
     return _blend(shared, path, values["sharpness"])
 
 
@@ -120,9 +129,7 @@ def _traffic_s(sizes: Dims, facts: Facts, values: Values) -> Floats:
 
 def _append_s(sizes: Dims, values: Values) -> Floats:
     """Seconds to write the new tokens' keys and values into the cache."""
-    wide = sizes["kv_heads"] * sizes["head_dim"]
-    moved = 2 * wide * (ELEMENT + sizes["kv_bytes"]) / values["memory"]
-    return sizes["batch"] * sizes["query"] * (values["append"] + moved)
+    return sizes["batch"] * sizes["query"] * sizes["kv_heads"] * values["append"]
 
 
 def _blend(one: Floats, other: Floats, power: float) -> Floats:
