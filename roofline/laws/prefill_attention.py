@@ -28,6 +28,10 @@ ROWS = (64.0, 128.0, 256.0)
 """Rows of a tile between which `rows` interpolates: kernels have whole numbers of 64."""
 BURST_S = 2e-3
 """Length of call at which half of the sustained slowdown is felt: power is regulated over milliseconds."""
+THREADS = 512.0
+"""Of the block that appends a token, at most: one an element (vLLM, reshape_and_cache_flash)."""
+RESIDENT = 2048.0
+"""Threads that a unit holds (CUDA C++ guide, compute capabilities 8.0 to 10.0)."""
 RANKS = (1, 2, 3, 4, 6, 8, 12)
 """Full rounds of the units after which the critical path is looked at."""
 
@@ -51,7 +55,7 @@ class PrefillAttention:
             Constant("fill", "B/s", 0.2 * band, 50 * band, 3 * band, 0.7, "into and out of the units, all together"),
             Constant("lone", "1", 1.0, 4.0, 1.3, 0.25, "how much slower a tile advances that has its unit to itself"),
             Constant("rows", "1", 64.0, 256.0, 128.0, 0.4, "query rows of a tile"),
-            Constant("append", "s", 1e-13, 1e-7, 3e-10, 2.0, "a new token's way into the cache, where the call does it"),
+            Constant("append", "s", 1e-9, 1e-4, 3e-6, 1.0, "of the block of threads that writes a new token into the cache"),
             Constant("tail", "1", 0.0, 1.0, 0.4, 0.2, "part of a longest tile by which the end is ragged", False),
             Constant("packed", "1", 0.0, 1.0, 0.5, 0.5, "1 where heads of a group share tiles, 0 where each has its own", False),
             Constant("mask", "s", 1e-8, 2e-5, 1e-6, 1.0, "what a causal call does beyond one of single rows"),
@@ -82,8 +86,8 @@ class PrefillAttention:
         once = values["fixed"] + np.where(narrow, values["narrow_fixed"], 0.0)
         once = once + np.where(single & (sizes["kv_heads"] > 1), values["regroup"], 0.0)
         full = sizes["query"] * sizes["heads"] / sizes["kv_heads"] / ROWS[1]
-        once = once + values["mask"] * np.minimum(full, 1.0)
-        busy = _blend(np.exp(worked), moved, power) + _append_s(sizes, values)
+        once = once + values["mask"] * np.where(sizes["query"] > 1, (1 + np.minimum(full, 1.0)) / 2, 0.0)
+        busy = _blend(np.exp(worked), moved, power) + _append_s(sizes, facts.units, values)
         return once + busy * (1 + values["sustained"] * busy / (busy + BURST_S))
 
 
@@ -127,9 +131,12 @@ def _traffic_s(sizes: Dims, facts: Facts, values: Values) -> Floats:
     return moved / values["memory"]
 
 
-def _append_s(sizes: Dims, values: Values) -> Floats:
+def _append_s(sizes: Dims, units: int, values: Values) -> Floats:
     """Seconds to write the new tokens' keys and values into the cache."""
-    return sizes["batch"] * sizes["query"] * sizes["kv_heads"] * values["append"]
+    elements = sizes["kv_heads"] * sizes["head_dim"]
+    blocks_s = np.minimum(elements, THREADS) * values["append"] / (RESIDENT * units)
+    moved_s = 2 * elements * (ELEMENT + sizes["kv_bytes"]) / values["memory"]
+    return sizes["batch"] * sizes["query"] * _blend(blocks_s, moved_s, values["sharpness"])
 
 
 def _blend(one: Floats, other: Floats, power: float) -> Floats:
