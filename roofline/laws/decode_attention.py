@@ -1,0 +1,95 @@
+"""Fused attention of one query row a sequence: a read of the KV cache, cut into pieces for the device's units.
+
+Each (batch, KV head) is a piece; the heads that share it ride along in one tile of query rows, so it is read once.
+Where pieces are fewer than units can hold, keys are split, and partial results combined by a second launch
+(Flash-Decoding, 2023; FlashAttention 2 and 3, num_splits_heuristic). A unit alone cannot draw the whole bandwidth, so
+few pieces are slow; and pieces come in rounds.
+
+    piece     = start + blocks/splits · block bytes / a unit's bandwidth
+    time      = fixed + combine where split + append + ‖(rounds · piece, bytes / bandwidth)‖ₚ
+
+Example: ``DecodeAttention().time_s(dims, facts, "bfloat16", values)``, dims as in `DecodeAttention.dims`
+"""
+
+import numpy as np
+
+from roofline.laws.law import Constant, Dims, Facts, Floats, Values
+
+BLOCK = 128.0
+"""Keys that a piece takes at a time, at head dim 128; its bytes are bounded, so fewer where heads are wider."""
+ROWS = 64.0
+"""Query rows of a tile: the least that a matrix instruction of a unit's four schedulers takes together."""
+ELEMENT = 2.0
+"""Bytes of an element of queries and outputs."""
+MOST_SPLITS = 128.0
+"""Of one piece (FlashAttention, num_splits_heuristic's bound)."""
+THREADS = 512.0
+"""Of the block that appends a token, at most: one an element (vLLM, reshape_and_cache_flash)."""
+RESIDENT = 2048.0
+"""Threads that a unit holds (CUDA C++ guide, compute capabilities 8.0 to 10.0)."""
+
+
+class DecodeAttention:
+    """Attention of one new token to `kv` keys in each of `batch` sequences."""
+
+    kind = "decode_attention"
+    dims = ("batch", "heads", "kv_heads", "kv", "head_dim", "window", "kv_bytes")
+    """`kv`: keys with the new one; `window`: keys seen at most, 0 for all; `kv_bytes`: of an element, 2, or 1 for fp8."""
+
+    def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
+        """Eleven for any table, and two that only an fp8 cache moves."""
+        peak, band = facts.matrix_flops_per_s[dtype], facts.bandwidth_bytes_per_s
+        return (
+            Constant("fixed", "s", 1e-6, 1e-3, 9e-6, 0.5, "launch and what a call does once"),
+            Constant("memory", "B/s", 0.2 * band, band, 0.85 * band, 0.15, "bandwidth of main memory"),
+            Constant("cache", "B/s", 0.3 * band, 10 * band, 1.5 * band, 0.4, "bandwidth of the last-level cache"),
+            Constant("draw", "B/s", 0.1 * band, 10 * band, 1.5 * band, 0.4, "what all units could draw, one piece each"),
+            Constant("rate", "FLOP/s", 0.02 * peak, peak, 0.5 * peak, 0.5, "products of padded query rows"),
+            Constant("start", "s", 5e-8, 2e-5, 1.5e-6, 0.7, "a piece's own latency: first loads, last store"),
+            Constant("holds", "1", 0.5, 8.0, 1.5, 0.4, "pieces that a unit runs together"),
+            Constant("combine", "s", 1e-8, 3e-5, 2e-6, 0.7, "second launch that joins splits"),
+            Constant("join", "s", 1e-10, 1e-5, 1e-7, 1.0, "of it, each split of a piece"),
+            Constant("apart", "1", 0.0, 1.0, 0.5, 0.5, "1 where heads that share no keys are split too", False),
+            Constant("append", "s", 1e-9, 1e-4, 3e-6, 1.0, "of the block of threads that writes a new token"),
+            Constant("regroup", "s", 1e-8, 3e-5, 1e-6, 1.5, "copies that bring heads of a group together"),
+            Constant("sharpness", "1", 1.0, 12.0, 3.0, 0.5, "of the larger of pieces and traffic"),
+            Constant("narrow_block", "1", 0.3, 4.0, 1.5, 0.4, "time a byte of an fp8 cache takes a piece, to bf16"),
+            Constant("narrow_fixed", "s", 1e-7, 3e-5, 2e-6, 0.7, "converting queries for an fp8 cache"),
+        )
+
+    def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
+        """Seconds of each call; all dims of one shape."""
+        del dtype
+        batch, heads, kv_heads, kv, head_dim, window, kv_bytes = (np.asarray(dims[n], float) for n in self.dims)
+        group = heads / kv_heads
+        narrow = kv_bytes < ELEMENT
+        seen = np.where(window > 0, np.minimum(window, kv), kv)
+        pieces = batch * kv_heads * np.ceil(group / ROWS)
+        block = np.minimum(BLOCK, BLOCK**2 / head_dim)
+        blocks = np.ceil(seen / block)
+        slots = facts.units * values["holds"]
+        splits = np.clip(np.floor(slots / pieces), 1.0, np.minimum(blocks, MOST_SPLITS))
+        splits = np.where(group > 1, splits, splits ** values["apart"])
+        key_bytes = 2 * head_dim * kv_bytes
+        load_s = block * key_bytes * facts.units / values["draw"] * np.where(narrow, values["narrow_block"], 1.0)
+        product_s = 4 * ROWS * block * head_dim * facts.units / values["rate"]
+        block_s = _blend(load_s, product_s, values["sharpness"])
+        piece_s = values["start"] + np.ceil(blocks / splits) * block_s
+        held = pieces * splits / facts.units
+        rounds = np.maximum(held / values["holds"], 1.0)
+        worked = piece_s * rounds
+        moved = batch * kv_heads * seen * key_bytes + 2 * ELEMENT * batch * heads * head_dim
+        missed = moved**2 / (moved**2 + facts.cache_bytes**2)
+        moved_s = moved * (missed / values["memory"] + (1 - missed) / values["cache"])
+        once = values["fixed"] + np.where(narrow, values["narrow_fixed"], 0.0)
+        once = once + np.where((group > 1) & (kv_heads > 1) & (batch > 1), values["regroup"], 0.0)
+        once = once + np.where(splits > 1, values["combine"] + values["join"] * splits, 0.0)
+        elements = kv_heads * head_dim
+        append_s = batch * np.minimum(elements, THREADS) * values["append"] / (RESIDENT * facts.units)
+        return once + append_s + _blend(worked, moved_s, values["sharpness"])
+
+
+def _blend(one: Floats, other: Floats, power: float) -> Floats:
+    """The larger of two times, softly."""
+    top = np.maximum(one, other)
+    return top * ((one / top) ** power + (other / top) ** power) ** (1 / power)

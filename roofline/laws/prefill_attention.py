@@ -62,7 +62,7 @@ class PrefillAttention:
             Constant("sustained", "1", 0.0, 1.0, 0.05, 0.1, "slowdown of calls of many milliseconds: clocks", False),
             Constant("memory", "B/s", 0.2 * band, 4 * band, 0.85 * band, 0.4, "bandwidth of main memory, or of the cache"),
             Constant("sharpness", "1", 1.0, 12.0, 3.0, 0.5, "of the larger of work, path and traffic"),
-            Constant("wide", "1", 0.0, 2.5, 0.8, 0.5, "power of head_dim over 256 by which pairs get dearer", False),
+            Constant("wide", "1", 0.0, 2.5, 1.0, 0.3, "power of head_dim over 256 by which pairs get dearer", False),
             Constant("regroup", "s", 1e-8, 3e-5, 1e-6, 1.5, "copies that regroup heads of single query rows"),
             Constant("narrow_pair", "1", 0.4, 3.0, 1.2, 0.3, "cost of a pair with an fp8 cache, to that without"),
             Constant("narrow_fixed", "s", 1e-7, 3e-5, 2e-6, 0.7, "converting queries for an fp8 cache"),
