@@ -23,6 +23,12 @@ ELEMENT = 2.0
 """Bytes of an element of queries and outputs."""
 MOST_SPLITS = 128.0
 """Of one piece (FlashAttention, num_splits_heuristic's bound)."""
+WIDEST = 256.0
+"""Head dim up to which kernels know lengths before they start; wider ones split blindly."""
+RESERVED = 32.0
+"""Splits of a piece launched blindly (vLLM, flash_attn_max_num_splits_for_cuda_graph)."""
+CAPTURED = 512.0
+"""Sequences up to which that is done (vLLM, largest captured graph)."""
 THREADS = 512.0
 """Of the block that appends a token, at most: one an element (vLLM, reshape_and_cache_flash)."""
 RESIDENT = 2048.0
@@ -37,14 +43,15 @@ class DecodeAttention:
     """`kv`: keys with the new one; `window`: keys seen at most, 0 for all; `kv_bytes`: of an element, 2, or 1 for fp8."""
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
+        del dtype
         """Eleven for any table, and two that only an fp8 cache moves."""
-        peak, band = facts.matrix_flops_per_s[dtype], facts.bandwidth_bytes_per_s
+        band = facts.bandwidth_bytes_per_s
         return (
             Constant("fixed", "s", 1e-6, 1e-3, 9e-6, 0.5, "launch and what a call does once"),
             Constant("memory", "B/s", 0.2 * band, band, 0.85 * band, 0.15, "bandwidth of main memory"),
             Constant("cache", "B/s", 0.3 * band, 10 * band, 1.5 * band, 0.4, "bandwidth of the last-level cache"),
             Constant("draw", "B/s", 0.1 * band, 10 * band, 1.5 * band, 0.4, "what all units could draw, one piece each"),
-            Constant("rate", "FLOP/s", 0.02 * peak, peak, 0.5 * peak, 0.5, "products of padded query rows"),
+            Constant("idle", "s", 1e-10, 1e-6, 1e-8, 1.0, "of a split that was reserved and finds no keys"),
             Constant("start", "s", 5e-8, 2e-5, 1.5e-6, 0.7, "a piece's own latency: first loads, last store"),
             Constant("holds", "1", 0.5, 8.0, 1.5, 0.4, "pieces that a unit runs together"),
             Constant("combine", "s", 1e-8, 3e-5, 2e-6, 0.7, "second launch that joins splits"),
@@ -67,26 +74,29 @@ class DecodeAttention:
         pieces = batch * kv_heads * np.ceil(group / ROWS)
         block = np.minimum(BLOCK, BLOCK**2 / head_dim)
         blocks = np.ceil(seen / block)
+        key_bytes = 2 * head_dim * kv_bytes
+        block_s = block * key_bytes * facts.units / values["draw"] * np.where(narrow, values["narrow_block"], 1.0)
+        wide = head_dim > WIDEST
+        captured = batch <= CAPTURED
+        search_s = np.where(wide & captured, values["idle"] * batch, 0.0)
+        start_s = values["start"] * head_dim / BLOCK + search_s
         slots = facts.units * values["holds"]
         splits = np.clip(np.floor(slots / pieces), 1.0, np.minimum(blocks, MOST_SPLITS))
-        splits = np.where(group > 1, splits, splits ** values["apart"])
-        key_bytes = 2 * head_dim * kv_bytes
-        load_s = block * key_bytes * facts.units / values["draw"] * np.where(narrow, values["narrow_block"], 1.0)
-        product_s = 4 * ROWS * block * head_dim * facts.units / values["rate"]
-        block_s = _blend(load_s, product_s, values["sharpness"])
-        piece_s = values["start"] + np.ceil(blocks / splits) * block_s
-        held = pieces * splits / facts.units
-        rounds = np.maximum(held / values["holds"], 1.0)
-        worked = piece_s * rounds
+        splits = np.where(wide, np.where(captured, RESERVED, 1.0), splits)
+        whole_s = (start_s + blocks * block_s) * np.maximum(pieces / slots, 1.0)
+        split_s = (start_s + np.ceil(blocks / splits) * block_s) * np.maximum(pieces * splits / slots, 1.0)
+        split_s = split_s + np.where(splits > 1, values["combine"] + values["join"] * splits, 0.0)
+        apart = np.where(group > 1, 1.0, values["apart"])
+        worked = whole_s ** (1 - apart) * split_s**apart
+        idle_s = np.where(captured & ~wide, values["idle"] * pieces * RESERVED / facts.units, 0.0)
         moved = batch * kv_heads * seen * key_bytes + 2 * ELEMENT * batch * heads * head_dim
         missed = moved**2 / (moved**2 + facts.cache_bytes**2)
         moved_s = moved * (missed / values["memory"] + (1 - missed) / values["cache"])
         once = values["fixed"] + np.where(narrow, values["narrow_fixed"], 0.0)
         once = once + np.where((group > 1) & (kv_heads > 1) & (batch > 1), values["regroup"], 0.0)
-        once = once + np.where(splits > 1, values["combine"] + values["join"] * splits, 0.0)
         elements = kv_heads * head_dim
         append_s = batch * np.minimum(elements, THREADS) * values["append"] / (RESIDENT * facts.units)
-        return once + append_s + _blend(worked, moved_s, values["sharpness"])
+        return once + append_s + idle_s + _blend(worked, moved_s, values["sharpness"])
 
 
 def _blend(one: Floats, other: Floats, power: float) -> Floats:
