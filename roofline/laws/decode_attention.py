@@ -29,10 +29,10 @@ RESERVED = 32.0
 """Splits of a piece launched blindly (vLLM, flash_attn_max_num_splits_for_cuda_graph)."""
 CAPTURED = 512.0
 """Sequences up to which that is done (vLLM, largest captured graph)."""
-THREADS = 512.0
-"""Of the block that appends a token, at most: one an element (vLLM, reshape_and_cache_flash)."""
-RESIDENT = 2048.0
-"""Threads that a unit holds (CUDA C++ guide, compute capabilities 8.0 to 10.0)."""
+PARTIAL = 4.0
+"""Bytes of an element of a split's partial output: float32."""
+JOINED = 2048.0
+"""Elements of output that a block of the combining launch takes."""
 
 
 class DecodeAttention:
@@ -51,13 +51,13 @@ class DecodeAttention:
             Constant("memory", "B/s", 0.2 * band, band, 0.85 * band, 0.15, "bandwidth of main memory"),
             Constant("cache", "B/s", 0.3 * band, 10 * band, 1.5 * band, 0.4, "bandwidth of the last-level cache"),
             Constant("draw", "B/s", 0.1 * band, 10 * band, 1.5 * band, 0.4, "what all units could draw, one piece each"),
-            Constant("idle", "s", 1e-10, 1e-6, 1e-8, 1.0, "of a split that was reserved and finds no keys"),
+            Constant("idle", "s", 1e-10, 1e-6, 1e-8, 1.0, "of one more sequence where splits are reserved blindly"),
             Constant("start", "s", 5e-8, 2e-5, 1.5e-6, 0.7, "a piece's own latency: first loads, last store"),
             Constant("holds", "1", 0.5, 8.0, 1.5, 0.4, "pieces that a unit runs together"),
             Constant("combine", "s", 1e-8, 3e-5, 2e-6, 0.7, "second launch that joins splits"),
-            Constant("join", "s", 1e-10, 1e-5, 1e-7, 1.0, "of it, each split of a piece"),
+            Constant("ride", "B/s", 0.02 * band, 10 * band, 0.4 * band, 0.7, "of queries in and outputs out"),
             Constant("apart", "1", 0.0, 1.0, 0.5, 0.5, "1 where heads that share no keys are split too", False),
-            Constant("append", "s", 1e-9, 1e-4, 3e-6, 1.0, "of the block of threads that writes a new token"),
+            Constant("sequence", "s", 1e-10, 1e-6, 5e-9, 1.0, "of one more sequence: its page table, its new token"),
             Constant("regroup", "s", 1e-8, 3e-5, 1e-6, 1.5, "copies that bring heads of a group together"),
             Constant("sharpness", "1", 1.0, 12.0, 3.0, 0.5, "of the larger of pieces and traffic"),
             Constant("narrow_block", "1", 0.3, 4.0, 1.5, 0.4, "time a byte of an fp8 cache takes a piece, to bf16"),
@@ -79,24 +79,25 @@ class DecodeAttention:
         wide = head_dim > WIDEST
         captured = batch <= CAPTURED
         search_s = np.where(wide & captured, values["idle"] * batch, 0.0)
-        start_s = values["start"] * head_dim / BLOCK + search_s
+        start_s = values["start"] * (0.5 + head_dim / WIDEST) + search_s
+        joined_s = 2 * PARTIAL * batch * heads * head_dim / values["cache"]
         slots = facts.units * values["holds"]
         splits = np.clip(np.floor(slots / pieces), 1.0, np.minimum(blocks, MOST_SPLITS))
         splits = np.where(wide, np.where(captured, RESERVED, 1.0), splits)
         whole_s = (start_s + blocks * block_s) * np.maximum(pieces / slots, 1.0)
         split_s = (start_s + np.ceil(blocks / splits) * block_s) * np.maximum(pieces * splits / slots, 1.0)
-        split_s = split_s + np.where(splits > 1, values["combine"] + values["join"] * splits, 0.0)
+        split_s = split_s + np.where(splits > 1, values["combine"] + joined_s * splits, 0.0)
         apart = np.where(group > 1, 1.0, values["apart"])
         worked = whole_s ** (1 - apart) * split_s**apart
-        idle_s = np.where(captured & ~wide, values["idle"] * pieces * RESERVED / facts.units, 0.0)
-        moved = batch * kv_heads * seen * key_bytes + 2 * ELEMENT * batch * heads * head_dim
+        idle_s = np.where(captured & ~wide, values["idle"] * batch * (1 + heads * head_dim / JOINED), 0.0)
+        moved = batch * kv_heads * seen * key_bytes 
+        ridden_s = 2 * ELEMENT * batch * heads * head_dim / values["ride"]
         missed = moved**2 / (moved**2 + facts.cache_bytes**2)
         moved_s = moved * (missed / values["memory"] + (1 - missed) / values["cache"])
         once = values["fixed"] + np.where(narrow, values["narrow_fixed"], 0.0)
         once = once + np.where((group > 1) & (kv_heads > 1) & (batch > 1), values["regroup"], 0.0)
-        elements = kv_heads * head_dim
-        append_s = batch * np.minimum(elements, THREADS) * values["append"] / (RESIDENT * facts.units)
-        return once + append_s + idle_s + _blend(worked, moved_s, values["sharpness"])
+        once = once + values["sequence"] * batch + idle_s + ridden_s
+        return once + _blend(worked, moved_s, values["sharpness"])
 
 
 def _blend(one: Floats, other: Floats, power: float) -> Floats:
