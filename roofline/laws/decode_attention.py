@@ -21,7 +21,7 @@ ROWS = 64.0
 """Query rows of a tile: the least that a matrix instruction of a unit's four schedulers takes together."""
 ELEMENT = 2.0
 """Bytes of an element of queries and outputs."""
-MOST_SPLITS = 128.0
+MOST_SPLITS = 32.0
 """Of one piece (FlashAttention, num_splits_heuristic's bound)."""
 WIDEST = 256.0
 """Head dim up to which kernels know lengths before they start; wider ones split blindly."""
@@ -49,12 +49,12 @@ class DecodeAttention:
         return (
             Constant("fixed", "s", 1e-6, 1e-3, 9e-6, 0.5, "launch and what a call does once"),
             Constant("memory", "B/s", 0.2 * band, band, 0.85 * band, 0.15, "bandwidth of main memory"),
-            Constant("cache", "B/s", 0.3 * band, 10 * band, 1.5 * band, 0.4, "bandwidth of the last-level cache"),
             Constant("draw", "B/s", 0.1 * band, 10 * band, 1.5 * band, 0.4, "what all units could draw, one piece each"),
             Constant("idle", "s", 1e-10, 1e-6, 1e-8, 1.0, "of one more sequence where splits are reserved blindly"),
             Constant("start", "s", 5e-8, 2e-5, 1.5e-6, 0.7, "a piece's own latency: first loads, last store"),
             Constant("holds", "1", 0.5, 8.0, 1.5, 0.4, "pieces that a unit runs together"),
             Constant("combine", "s", 1e-8, 3e-5, 2e-6, 0.7, "second launch that joins splits"),
+            Constant("join", "s", 1e-10, 1e-5, 1e-7, 1.0, "of it, each split of a piece"),
             Constant("ride", "B/s", 0.02 * band, 10 * band, 0.4 * band, 0.7, "of queries in and outputs out"),
             Constant("apart", "1", 0.0, 1.0, 0.5, 0.5, "1 where heads that share no keys are split too", False),
             Constant("sequence", "s", 1e-10, 1e-6, 5e-9, 1.0, "of one more sequence: its page table, its new token"),
@@ -80,20 +80,19 @@ class DecodeAttention:
         captured = batch <= CAPTURED
         search_s = np.where(wide & captured, values["idle"] * batch, 0.0)
         start_s = values["start"] * (0.5 + head_dim / WIDEST) + search_s
-        joined_s = 2 * PARTIAL * batch * heads * head_dim / values["cache"]
+        joined_s = 2 * PARTIAL * batch * heads * head_dim / values["memory"]
         slots = facts.units * values["holds"]
         splits = np.clip(np.floor(slots / pieces), 1.0, np.minimum(blocks, MOST_SPLITS))
         splits = np.where(wide, np.where(captured, RESERVED, 1.0), splits)
         whole_s = (start_s + blocks * block_s) * np.maximum(pieces / slots, 1.0)
         split_s = (start_s + np.ceil(blocks / splits) * block_s) * np.maximum(pieces * splits / slots, 1.0)
-        split_s = split_s + np.where(splits > 1, values["combine"] + joined_s * splits, 0.0)
+        split_s = split_s + np.where(splits > 1, values["combine"] + (values["join"] + joined_s) * splits, 0.0)
         apart = np.where(group > 1, 1.0, values["apart"])
         worked = whole_s ** (1 - apart) * split_s**apart
         idle_s = np.where(captured & ~wide, values["idle"] * batch * (1 + heads * head_dim / JOINED), 0.0)
         moved = batch * kv_heads * seen * key_bytes 
         ridden_s = 2 * ELEMENT * batch * heads * head_dim / values["ride"]
-        missed = moved**2 / (moved**2 + facts.cache_bytes**2)
-        moved_s = moved * (missed / values["memory"] + (1 - missed) / values["cache"])
+        moved_s = moved / values["memory"]
         once = values["fixed"] + np.where(narrow, values["narrow_fixed"], 0.0)
         once = once + np.where((group > 1) & (kv_heads > 1) & (batch > 1), values["regroup"], 0.0)
         once = once + values["sequence"] * batch + idle_s + ridden_s
