@@ -58,6 +58,7 @@ class DecodeAttention:
             Constant("ride", "B/s", 0.02 * band, 10 * band, 0.4 * band, 0.7, "of queries in and outputs out"),
             Constant("apart", "1", 0.0, 1.0, 0.5, 0.5, "1 where heads that share no keys are split too", False),
             Constant("sequence", "s", 1e-10, 1e-6, 5e-9, 1.0, "of one more sequence: its page table, its new token"),
+            Constant("search", "s", 1e-10, 1e-6, 1.2e-8, 0.5, "a wide piece's walk over each sequence to find its own"),
             Constant("regroup", "s", 1e-8, 3e-5, 1e-6, 1.5, "copies that bring heads of a group together"),
             Constant("sharpness", "1", 1.0, 12.0, 3.0, 0.5, "of the larger of pieces and traffic"),
             Constant("narrow_block", "1", 0.3, 4.0, 1.5, 0.4, "time a byte of an fp8 cache takes a piece, to bf16"),
@@ -78,7 +79,7 @@ class DecodeAttention:
         block_s = block * key_bytes * facts.units / values["draw"] * np.where(narrow, values["narrow_block"], 1.0)
         wide = head_dim > WIDEST
         captured = batch <= CAPTURED
-        search_s = np.where(wide & captured, values["idle"] * batch, 0.0)
+        search_s = np.where(wide, values["search"] * batch, 0.0)
         start_s = values["start"] * (0.5 + head_dim / WIDEST) + search_s
         joined_s = 2 * PARTIAL * batch * heads * head_dim / values["memory"]
         slots = facts.units * values["holds"]
