@@ -74,7 +74,7 @@ class DecodeAttention:
         seen = np.where(window > 0, np.minimum(window, kv), kv)
         pieces = batch * kv_heads * np.ceil(group / ROWS)
         block = np.minimum(BLOCK, BLOCK**2 / head_dim)
-        blocks = np.ceil(seen / block)
+        blocks = np.ceil(seen / block) + ((window > 0) & (kv > window))
         key_bytes = 2 * head_dim * kv_bytes
         block_s = block * key_bytes * facts.units / values["draw"] * np.where(narrow, values["narrow_block"], 1.0)
         wide = head_dim > WIDEST

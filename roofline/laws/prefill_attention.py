@@ -53,9 +53,10 @@ class PrefillAttention:
             Constant("exponentials", "1/s", 0.1 * exponentials, 20 * exponentials, exponentials, 0.4, "not hidden"),
             Constant("start", "s", 5e-8, 2e-5, 1e-6, 0.7, "a tile's own latency: first loads, last store"),
             Constant("fill", "B/s", 0.2 * band, 50 * band, 3 * band, 0.7, "into and out of the units, all together"),
-            Constant("lone", "1", 1.0, 4.0, 1.3, 0.25, "how much slower a tile advances that has its unit to itself"),
             Constant("rows", "1", 64.0, 256.0, 128.0, 0.4, "query rows of a tile"),
             Constant("append", "s", 1e-9, 1e-4, 3e-6, 1.0, "of the block of threads that writes a new token into the cache"),
+            Constant("split", "1", 0.0, 1.0, 0.3, 0.2, "how far idle units take keys off the longest tiles", False),
+            Constant("narrow", "1", 0.4, 3.0, 1.2, 0.3, "cost with an fp8 cache, converted on the way, to that without"),
             Constant("tail", "1", 0.0, 1.0, 0.4, 0.2, "part of a longest tile by which the end is ragged", False),
             Constant("packed", "1", 0.0, 1.0, 0.5, 0.5, "1 where heads of a group share tiles, 0 where each has its own", False),
             Constant("mask", "s", 1e-8, 2e-5, 1e-6, 1.0, "what a causal call does beyond one of single rows"),
@@ -64,8 +65,6 @@ class PrefillAttention:
             Constant("sharpness", "1", 1.0, 12.0, 3.0, 0.5, "of the larger of work, path and traffic"),
             Constant("wide", "1", 0.0, 2.5, 1.0, 0.3, "power of head_dim over 256 by which pairs get dearer", False),
             Constant("regroup", "s", 1e-8, 3e-5, 1e-6, 1.5, "copies that regroup heads of single query rows"),
-            Constant("narrow_pair", "1", 0.4, 3.0, 1.2, 0.3, "cost of a pair with an fp8 cache, to that without"),
-            Constant("narrow_fixed", "s", 1e-7, 3e-5, 2e-6, 0.7, "converting queries for an fp8 cache"),
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
@@ -83,7 +82,7 @@ class PrefillAttention:
         power = values["sharpness"]
         narrow = sizes["kv_bytes"] < ELEMENT
         single = (sizes["query"] == 1) & (sizes["batch"] > 1) & (sizes["heads"] > sizes["kv_heads"])
-        once = values["fixed"] + np.where(narrow, values["narrow_fixed"], 0.0)
+        once = values["fixed"] * np.where(narrow, values["narrow"], 1.0)
         once = once + np.where(single & (sizes["kv_heads"] > 1), values["regroup"], 0.0)
         full = sizes["query"] * sizes["heads"] / sizes["kv_heads"] / ROWS[1]
         once = once + values["mask"] * np.where(sizes["query"] > 1, (1 + np.minimum(full, 1.0)) / 2, 0.0)
@@ -95,8 +94,8 @@ def _tiles(sizes: Dims, rows: float, packed: bool, units: int, values: Values) -
     """Seconds of the tiles of `rows` query rows, traffic aside."""
     head_dim, query, context, window = (sizes[n] for n in ("head_dim", "query", "context", "window"))
     pairs_s = 4 * head_dim / values["rate"] + 1 / values["exponentials"]
-    pairs_s = pairs_s * np.maximum(head_dim / WIDEST, 1.0) ** values["wide"]
-    pairs_s = pairs_s * np.where(sizes["kv_bytes"] < ELEMENT, values["narrow_pair"], 1.0)
+    pairs_s = pairs_s * np.maximum(head_dim / WIDEST, 1.0) ** 1.0
+    pairs_s = pairs_s * np.where(sizes["kv_bytes"] < ELEMENT, values["narrow"], 1.0)
     rows = rows / np.maximum(head_dim / WIDEST, 1.0)
     block = np.minimum(BLOCK, BLOCK**2 / head_dim)
     block_s = rows * pairs_s * units
@@ -112,14 +111,15 @@ def _tiles(sizes: Dims, rows: float, packed: bool, units: int, values: Values) -
     keys = ramp * context + step * ramp * (ramp + 1) / 2 + (each - ramp) * most
     total = many * (each * (start_s + block_s * block / 2) + block_s * np.maximum(keys, each * block / 2))
     longest = start_s + block_s * np.maximum(most + block / 2, block)
-    path = longest * values["lone"]
+    room = np.clip(units / (many * each), 1.0, np.maximum(most / block, 1.0))
+    path = start_s + (longest - start_s) / room ** values["split"]
     for rounds in (*RANKS, np.ceil(many * each / units) - 1):
         rank = np.floor(rounds * units / many)
         seen = np.minimum(context + (each - rank) * step, most) + block / 2
         item = start_s + block_s * np.maximum(seen, block)
-        path = np.maximum(path, np.where(rank < each, np.maximum(rounds + 1.0, values["lone"]) * item, 0.0))
+        path = np.maximum(path, np.where(rank < each, (rounds + 1.0) * item, 0.0))
     over = np.clip(4 * (many * each / units - 1), 0.0, 1.0)
-    shared = total / units + values["tail"] * over * longest
+    shared = total / units + 0.3 * over * longest
     return _blend(shared, path, values["sharpness"])
 
 
