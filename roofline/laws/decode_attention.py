@@ -6,7 +6,8 @@ Where pieces are fewer than units can hold, keys are split, and partial results 
 few pieces are slow; and pieces come in rounds.
 
     piece     = start + blocks/splits · block bytes / a unit's bandwidth
-    time      = fixed + combine where split + append + ‖(rounds · piece, bytes / bandwidth)‖ₚ
+    split     = combine + splits · (join + partial outputs / memory)
+    time      = fixed + sequences + queries and outputs / ride + ‖(rounds · piece + split, bytes / memory)‖ₚ
 
 Example: ``DecodeAttention().time_s(dims, facts, "bfloat16", values)``, dims as in `DecodeAttention.dims`
 """
@@ -40,16 +41,16 @@ class DecodeAttention:
 
     kind = "decode_attention"
     dims = ("batch", "heads", "kv_heads", "kv", "head_dim", "window", "kv_bytes")
-    """`kv`: keys with the new one; `window`: keys seen at most, 0 for all; `kv_bytes`: of an element, 2, or 1 for fp8."""
+    """`kv`: keys with the new one; `window`: keys seen at most, 0 for all; `kv_bytes`: an element's, 1 for fp8."""
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
         del dtype
-        """Eleven for any table, and two that only an fp8 cache moves."""
+        """Fifteen; `narrow` moves with an fp8 cache alone, `search` with head dims over `WIDEST` alone."""
         band = facts.bandwidth_bytes_per_s
         return (
             Constant("fixed", "s", 1e-6, 1e-3, 9e-6, 0.5, "launch and what a call does once"),
             Constant("memory", "B/s", 0.2 * band, band, 0.85 * band, 0.15, "bandwidth of main memory"),
-            Constant("draw", "B/s", 0.1 * band, 10 * band, 1.5 * band, 0.4, "what all units could draw, one piece each"),
+            Constant("draw", "B/s", 0.1 * band, 10 * band, 1.5 * band, 0.4, "what all units draw, one piece each"),
             Constant("idle", "s", 1e-10, 1e-6, 1e-8, 1.0, "of one more sequence where splits are reserved blindly"),
             Constant("start", "s", 5e-8, 2e-5, 1.5e-6, 0.7, "a piece's own latency: first loads, last store"),
             Constant("holds", "1", 0.5, 8.0, 1.5, 0.4, "pieces that a unit runs together"),
@@ -61,8 +62,7 @@ class DecodeAttention:
             Constant("search", "s", 1e-10, 1e-6, 1.2e-8, 0.5, "a wide piece's walk over each sequence to find its own"),
             Constant("regroup", "s", 1e-8, 3e-5, 1e-6, 1.5, "copies that bring heads of a group together"),
             Constant("sharpness", "1", 1.0, 12.0, 3.0, 0.5, "of the larger of pieces and traffic"),
-            Constant("narrow_block", "1", 0.3, 4.0, 1.5, 0.4, "time a byte of an fp8 cache takes a piece, to bf16"),
-            Constant("narrow_fixed", "s", 1e-7, 3e-5, 2e-6, 0.7, "converting queries for an fp8 cache"),
+            Constant("narrow", "1", 0.3, 4.0, 1.3, 0.3, "cost with an fp8 cache, but for its bytes, to that without"),
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
@@ -76,7 +76,7 @@ class DecodeAttention:
         block = np.minimum(BLOCK, BLOCK**2 / head_dim)
         blocks = np.ceil(seen / block) + ((window > 0) & (kv > window))
         key_bytes = 2 * head_dim * kv_bytes
-        block_s = block * key_bytes * facts.units / values["draw"] * np.where(narrow, values["narrow_block"], 1.0)
+        block_s = block * key_bytes * facts.units / values["draw"] * np.where(narrow, values["narrow"], 1.0)
         wide = head_dim > WIDEST
         captured = batch <= CAPTURED
         search_s = np.where(wide, values["search"] * batch, 0.0)
@@ -91,10 +91,10 @@ class DecodeAttention:
         apart = np.where(group > 1, 1.0, values["apart"])
         worked = whole_s ** (1 - apart) * split_s**apart
         idle_s = np.where(captured & ~wide, values["idle"] * batch * (1 + heads * head_dim / JOINED), 0.0)
-        moved = batch * kv_heads * seen * key_bytes 
+        moved = batch * kv_heads * seen * key_bytes
         ridden_s = 2 * ELEMENT * batch * heads * head_dim / values["ride"]
         moved_s = moved / values["memory"]
-        once = values["fixed"] + np.where(narrow, values["narrow_fixed"], 0.0)
+        once = values["fixed"] * np.where(narrow, values["narrow"], 1.0)
         once = once + np.where((group > 1) & (kv_heads > 1) & (batch > 1), values["regroup"], 0.0)
         once = once + values["sequence"] * batch + idle_s + ridden_s
         return once + _blend(worked, moved_s, values["sharpness"])

@@ -1,13 +1,14 @@
 """Fused attention of many query rows: tiles of rows as work items on the device's units, as FlashAttention does it.
 
-Each (batch, KV head) has its query rows, of all heads that share it, cut into tiles; a tile walks over the keys that its
-rows see, block by block: two products and an exponential a pair. Tiles are independent and of different lengths (causal,
-window); units take the next as they get free. So the time is the larger of the work shared by all units, the longest
-tiles that one unit must run, and the traffic; plus what ends ragged, and a fixed cost.
+Each (batch, KV head) has its query rows, of all heads that share it, cut into tiles; a tile walks over the keys that
+its rows see, block by block: two products and an exponential a pair. Tiles are independent and of different lengths
+(causal, window); units take the next as they get free. So the time is the larger of the work shared by all units, the
+longest tiles that one unit must run, and the traffic; plus what ends ragged, new tokens' way into the cache where the
+measured call does that, and a fixed cost.
 
     pair      = 4·head_dim / matrix rate + 1 / exponential rate          (FlashAttention-3, arXiv 2407.08608, §3.1)
     tile      = start + 4·rows·head_dim / fill + rows · keys · pair
-    time      = fixed + ‖(Σ tiles / units + tail · longest, critical path, traffic / bandwidth)‖ₚ
+    time      = fixed + ‖(Σ tiles / units + ragged · longest, critical path, traffic / bandwidth)‖ₚ
 
 Example: ``PrefillAttention().time_s(dims, facts, "bfloat16", values)``, dims as in `PrefillAttention.dims`
 """
@@ -19,7 +20,8 @@ from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 BLOCK = 128.0
 """Keys that a tile takes at a time: 64 to 176 in FlashAttention 2 and 3."""
 WIDEST = 256.0
-"""Head dim up to which the output of 128 rows in float32 fits in half of a unit's 256 KiB of registers."""
+"""Head dim up to which the output of 128 rows in float32 fits in half of a unit's 256 KiB of registers; beyond it tiles
+have fewer rows, and the same keys are loaded that much more often: pairs get dearer in proportion."""
 EXPONENTIALS = 1 / 16
 """Of a unit's float32 FLOP/s: 16 exponentials a clock beside 128 multiply-adds (CUDA C++ guide, throughput table)."""
 ELEMENT = 2.0
@@ -32,6 +34,8 @@ THREADS = 512.0
 """Of the block that appends a token, at most: one an element (vLLM, reshape_and_cache_flash)."""
 RESIDENT = 2048.0
 """Threads that a unit holds (CUDA C++ guide, compute capabilities 8.0 to 10.0)."""
+RAGGED = 0.3
+"""Part of a longest tile by which units end apart: between 0 (longest first) and 1 (longest last)."""
 RANKS = (1, 2, 3, 4, 6, 8, 12)
 """Full rounds of the units after which the critical path is looked at."""
 
@@ -44,7 +48,7 @@ class PrefillAttention:
     """`window`: keys that a query sees at most, 0 for all; `kv_bytes`: of a cached element, 2, or 1 for fp8."""
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Twelve for any table, and three that only an fp8 cache or a single query row moves."""
+        """Fifteen; `narrow` moves with an fp8 cache alone, `regroup` with single query rows alone."""
         peak, band = facts.matrix_flops_per_s[dtype], facts.bandwidth_bytes_per_s
         exponentials = EXPONENTIALS * facts.vector_flops_per_s
         return (
@@ -54,16 +58,14 @@ class PrefillAttention:
             Constant("start", "s", 5e-8, 2e-5, 1e-6, 0.7, "a tile's own latency: first loads, last store"),
             Constant("fill", "B/s", 0.2 * band, 50 * band, 3 * band, 0.7, "into and out of the units, all together"),
             Constant("rows", "1", 64.0, 256.0, 128.0, 0.4, "query rows of a tile"),
-            Constant("append", "s", 1e-9, 1e-4, 3e-6, 1.0, "of the block of threads that writes a new token into the cache"),
+            Constant("append", "s", 1e-9, 1e-4, 3e-6, 1.0, "of the block of threads that writes a new token"),
             Constant("split", "1", 0.0, 1.0, 0.3, 0.2, "how far idle units take keys off the longest tiles", False),
-            Constant("narrow", "1", 0.4, 3.0, 1.2, 0.3, "cost with an fp8 cache, converted on the way, to that without"),
-            Constant("tail", "1", 0.0, 1.0, 0.4, 0.2, "part of a longest tile by which the end is ragged", False),
-            Constant("packed", "1", 0.0, 1.0, 0.5, 0.5, "1 where heads of a group share tiles, 0 where each has its own", False),
+            Constant("narrow", "1", 0.4, 3.0, 1.2, 0.3, "cost with an fp8 cache, to that without"),
+            Constant("packed", "1", 0.0, 1.0, 0.5, 0.5, "1 where a group shares tiles, 0 where heads do not", False),
             Constant("mask", "s", 1e-8, 2e-5, 1e-6, 1.0, "what a causal call does beyond one of single rows"),
             Constant("sustained", "1", 0.0, 1.0, 0.05, 0.1, "slowdown of calls of many milliseconds: clocks", False),
-            Constant("memory", "B/s", 0.2 * band, 4 * band, 0.85 * band, 0.4, "bandwidth of main memory, or of the cache"),
+            Constant("memory", "B/s", 0.2 * band, 4 * band, 0.85 * band, 0.4, "bandwidth of main memory or cache"),
             Constant("sharpness", "1", 1.0, 12.0, 3.0, 0.5, "of the larger of work, path and traffic"),
-            Constant("wide", "1", 0.0, 2.5, 1.0, 0.3, "power of head_dim over 256 by which pairs get dearer", False),
             Constant("regroup", "s", 1e-8, 3e-5, 1e-6, 1.5, "copies that regroup heads of single query rows"),
         )
 
@@ -71,7 +73,7 @@ class PrefillAttention:
         """Seconds of each call; all dims of one shape."""
         del dtype
         sizes = {name: np.asarray(dims[name], dtype=float) for name in self.dims}
-        worked = np.zeros(np.broadcast(*sizes.values()).shape)
+        worked: Floats = np.zeros(np.broadcast(*sizes.values()).shape)
         place = np.log2(values["rows"] / ROWS[0])
         for index, rows in enumerate(ROWS):
             share = max(0.0, 1.0 - abs(place - index))
@@ -94,16 +96,16 @@ def _tiles(sizes: Dims, rows: float, packed: bool, units: int, values: Values) -
     """Seconds of the tiles of `rows` query rows, traffic aside."""
     head_dim, query, context, window = (sizes[n] for n in ("head_dim", "query", "context", "window"))
     pairs_s = 4 * head_dim / values["rate"] + 1 / values["exponentials"]
-    pairs_s = pairs_s * np.maximum(head_dim / WIDEST, 1.0) ** 1.0
+    pairs_s = pairs_s * np.maximum(head_dim / WIDEST, 1.0)
     pairs_s = pairs_s * np.where(sizes["kv_bytes"] < ELEMENT, values["narrow"], 1.0)
-    rows = rows / np.maximum(head_dim / WIDEST, 1.0)
+    tall = rows / np.maximum(head_dim / WIDEST, 1.0)
     block = np.minimum(BLOCK, BLOCK**2 / head_dim)
-    block_s = rows * pairs_s * units
-    start_s = values["start"] + 2 * ELEMENT * rows * head_dim * units / values["fill"]
+    block_s = tall * pairs_s * units
+    start_s = values["start"] + 2 * ELEMENT * tall * head_dim * units / values["fill"]
     group = sizes["heads"] / sizes["kv_heads"]
     joint = np.where(packed | (query == 1), group, 1.0)
     many = sizes["batch"] * sizes["heads"] / joint
-    each = np.ceil(query * joint / rows)
+    each = np.ceil(query * joint / tall)
     step = query / each
     most = np.where(window > 0, np.minimum(window + step, context + query), context + query)
     # tile i of `each` ends at key context + (i + 1)·step and sees `most` at the longest
@@ -113,13 +115,13 @@ def _tiles(sizes: Dims, rows: float, packed: bool, units: int, values: Values) -
     longest = start_s + block_s * np.maximum(most + block / 2, block)
     room = np.clip(units / (many * each), 1.0, np.maximum(most / block, 1.0))
     path = start_s + (longest - start_s) / room ** values["split"]
-    for rounds in (*RANKS, np.ceil(many * each / units) - 1):
+    for rounds in (*RANKS, np.maximum(np.ceil(many * each / units) - 1, 1.0)):
         rank = np.floor(rounds * units / many)
         seen = np.minimum(context + (each - rank) * step, most) + block / 2
         item = start_s + block_s * np.maximum(seen, block)
         path = np.maximum(path, np.where(rank < each, (rounds + 1.0) * item, 0.0))
     over = np.clip(4 * (many * each / units - 1), 0.0, 1.0)
-    shared = total / units + 0.3 * over * longest
+    shared = total / units + RAGGED * over * longest
     return _blend(shared, path, values["sharpness"])
 
 
