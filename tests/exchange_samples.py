@@ -16,7 +16,9 @@ COMMON: Mapping[str, Any] = {"framework": "VLLM", "version": "0.24.0", "device":
 def gemm(**more: Any) -> pd.DataFrame:
     """24 products of two dtypes."""
     rows = []
-    for dtype, m, (n, k) in product(("bfloat16", "fp8_block"), (1, 64, 4096), ((4096, 4096), (1024, 4096), (4096, 512), (8192, 64))):
+    for dtype, m, (n, k) in product(
+        ("bfloat16", "fp8_block"), (1, 64, 4096), ((4096, 4096), (1024, 4096), (4096, 512), (8192, 64))
+    ):
         seconds = LAUNCH + 2 * m * n * k / RATE + 2 * (m * k + n * k + m * n) / BANDWIDTH
         about = {"op_name": "gemm", "kernel_source": "linear", "gemm_dtype": dtype, "m": m, "n": n, "k": k}
         rows.append({**COMMON, **about, "latency": seconds * 1e3} | more)
@@ -32,7 +34,8 @@ def attention(op: str, **more: Any) -> pd.DataFrame:
             {
                 **COMMON, "op_name": op, "kernel_source": "vllm_flash_attn_fa3", "batch_size": 4, "isl": isl,
                 "num_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "beam_width": 1, "attn_dtype": "bfloat16",
-                "kv_cache_dtype": cached, "step": step, "window_size": window, "latency": 0.05,
+                "kv_cache_dtype": cached, "step": step, "window_size": window,
+                "latency": 0.2 if op == "context_attention" else 0.05,
             } | more
         )  # fmt: skip
     return pd.DataFrame(rows)
@@ -71,7 +74,9 @@ def vidur_linear(tokens: tuple[int, ...] = (64, 64, 128), ranks: int = 2) -> pd.
     for place, count in enumerate(tokens):
         times = {f"time_stats.{name}.{of}": 0.02 + 0.001 * place for name in LINEAR for of in ("min", "median", "std")}
         model = {"n_head": 16, "n_kv_head": 4, "n_embd": 1024, "n_expanded_embd": 2816, "vocab_size": 32000}
-        rows.append({**times, **model, "use_gated_mlp": True, "num_tokens": count, "num_tensor_parallel_workers": ranks})
+        rows.append(
+            {**times, **model, "use_gated_mlp": True, "num_tokens": count, "num_tensor_parallel_workers": ranks}
+        )
     return pd.DataFrame(rows)
 
 

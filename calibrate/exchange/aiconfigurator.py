@@ -191,7 +191,7 @@ def _label(rows: pd.DataFrame, **parts: str) -> pd.Series:
     label = pd.Series("", index=rows.index)
     for prefix, name in parts.items():
         known = {value: f"{value:g}" if value < 1e6 else f"{value:.0f}" for value in rows[name].unique()}
-        label = label + f" {prefix}" + rows[name].map(known).fillna("?")
+        label = label + f" {prefix}" + rows[name].map(known).astype("object").fillna("?").astype(str)
     return label.str.strip()
 
 

@@ -1,0 +1,87 @@
+"""`import` end to end: a run that `list` and `show` know, and one line for every bad request."""
+
+import json
+from pathlib import Path
+
+import exchange_samples as samples
+import pytest
+
+from profiler.cli.app import main
+from profiler.record import kernels
+from profiler.record.errors import RequestError
+from profiler.record.store import RunFolder
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    frame = samples.gemm()
+    frame.loc[2, "latency"] = -1.0
+    return samples.saved(frame, tmp_path / "gemm_perf.parquet")
+
+
+def test_a_run_like_any_other(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "results"
+    assert main(["import", "aiconfigurator", str(table), "--out", str(out), "--name", "h200", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["device"], document["datasheet"]) == ("NVIDIA H200", "nvidia-h200-sxm")
+    assert (document["rows"], document["kept"]) == (24, 23)
+    assert document["sources"][0]["cleaned"] == {"latency zero or negative": 1}
+    folder = RunFolder.open(Path(document["run"]))
+    environment = folder.run.environment
+    assert folder.run.finished and (environment.cores, environment.hostname) == (None, "imported")
+    assert environment.versions["VLLM"] == "0.24.0"
+    assert kernels.read(folder.path).counts() == {("matmul", "fp8_block"): 12, ("matmul", "bfloat16"): 11}
+
+    assert main(["list", "--results", str(out)]) == 0
+    assert "kernels: 23 matmul" in capsys.readouterr().out
+    assert main(["show", "last", "--results", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "1  latency zero or negative" in shown and "fp8_block" in shown and "note: " in shown
+    assert main(["show", "last", "--results", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == document
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["aiconf", "TABLE"], "did you mean aiconfigurator?"),
+        (["aiconfigurator", "nothing.parquet"], "no file nothing.parquet"),
+        (["aiconfigurator", "."], ". is a folder"),
+        (["aiconfigurator", "DAMAGED"], "is damaged"),
+        (["aiconfigurator", "EMPTY"], "is empty"),
+        (["aiconfigurator", "TABLE", "TABLE"], "named twice"),
+        (["aiconfigurator", "TABLE", "--device", "nvidia-l4"], "leave --device out"),
+        (["aiconfigurator", "TABLE", "--dtype", "float16"], "--dtype"),
+        (["vidur", "TABLE", "--model", "gpt2"], "--model"),
+    ],
+)
+def test_a_bad_request_is_one_line(
+    table: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged, empty = tmp_path / "damaged.parquet", tmp_path / "empty.csv"
+    damaged.write_bytes(table.read_bytes()[:-50])
+    empty.write_text("")
+    given = {"TABLE": str(table), "DAMAGED": str(damaged), "EMPTY": str(empty)}
+    assert main(["import", *(given.get(word, word) for word in arguments), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lost_damaged_or_newer_table_is_refused(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results"
+    assert main(["import", "aiconfigurator", str(table), "--out", str(out), "--json"]) == 0
+    folder = Path(json.loads(capsys.readouterr().out)["run"])
+    with monkeypatch.context() as older:
+        older.setattr(kernels, "KERNELS_SCHEMA", 0)
+        with pytest.raises(RequestError, match="newer roofcal"):
+            kernels.read(folder)
+    content = (folder / kernels.TABLE).read_bytes()
+    (folder / kernels.TABLE).write_bytes(content[:-20])
+    with pytest.raises(RequestError, match="not a whole table of kernels"):
+        kernels.read(folder)
+    (folder / kernels.TABLE).unlink()
+    assert main(["list", "--results", str(out)]) == 0
+    assert "unreadable" in capsys.readouterr().out
