@@ -146,6 +146,7 @@ class Bench:
             reason=None if status == "done" else "; ".join(x.what for x in found if x.severity == "invalidates"),
             samples=samples.times_s,
             repeats=samples.repeats,
+            placements=timed.placements,
             clock=samples.clock,
             floor_s=timed.floor_s,
             stop_reason=samples.stop_reason,

@@ -113,7 +113,7 @@ def datasheet_value(figure: Characteristic, datasheet: Peaks | None) -> float | 
 
 
 def _estimator(one: Measurement) -> str:
-    return "median" if one.quantile == 0.5 else f"{100 * one.quantile:g}th percentile"
+    return {0.5: "median", 0.0: "fastest"}.get(one.quantile, f"{100 * one.quantile:g}th percentile")
 
 
 def _labels(alike: Sequence[Measurement]) -> tuple[str, ...]:

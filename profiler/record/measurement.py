@@ -9,6 +9,7 @@ Example: ``Measurement(benchmark="memory", case="copy", work=2 << 30, unit="B/s"
 """
 
 import math
+import statistics
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -79,6 +80,9 @@ class Measurement(Record):
     repeats: int = Field(default=1, ge=1)
     quantile: float = Field(default=FASTEST, ge=0, le=1)
     """Of the samples, from the fastest, that the value is made of; 0.5 where the device is loaded on purpose."""
+    placements: int = Field(default=1, ge=1)
+    """Sets of operands that took turns, one a sample. The value is that of the middle one: a process has luck with
+    the pages that a set lies on."""
     clock: str = ""
     floor_s: float | None = None
     """What the clock says of a call that does nothing."""
@@ -113,7 +117,9 @@ class Measurement(Record):
         """In `unit`, at a quantile of the samples from the fastest (None: its own). Raises ValueError if not done."""
         if not self.samples:
             raise ValueError(f"{self.benchmark} {self.case} has no result: {self.reason}")
-        sample = quantile_of(self.samples, self.quantile if quantile is None else quantile)
+        q = self.quantile if quantile is None else quantile
+        sets = [self.samples[i :: self.placements] for i in range(self.placements)]
+        sample = statistics.median(quantile_of(one, q) for one in sets if one)
         return self.work / sample if self.unit in RATES else sample / self.work
 
 

@@ -70,6 +70,8 @@ class Timed:
     samples: Samples
     cache: CacheState
     floor_s: float
+    placements: int
+    """Operands that took turns, one a sample; 1 where a sample goes round them all."""
 
 
 def measure(case: Case[T], setting: Setting) -> Timed:
@@ -101,4 +103,5 @@ def measure(case: Case[T], setting: Setting) -> Timed:
         samples=samples,
         cache=state_of(setting.cache, turns.distinct, case.touched_bytes, setting.cache_bytes),
         floor_s=floor_s(setting.clock),
+        placements=turns.distinct if setting.placements > 1 and samples.repeats == 1 else 1,
     )

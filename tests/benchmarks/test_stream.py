@@ -1,7 +1,8 @@
 """Our bandwidth of main memory beside a STREAM compiled from C with OpenMP, turn by turn on the same machine.
 
-Both take the best that they see of operands of the same size: STREAM its fastest iteration, we the fastest tenth of our
-calls in a fresh process. The ratio of a round is ours ÷ the mean of the STREAM before and after it.
+Both take the best that they see of operands of the same size: STREAM its fastest iteration, we the fastest call on the
+middle one of our sets of operands, in a fresh process. The ratio of a round is ours ÷ the mean of the STREAM before and
+after it.
 Prints figures and judges nothing. Run: ``python -m pytest -s tests/benchmarks/test_stream.py``
 """
 

@@ -123,3 +123,10 @@ def test_a_figure_is_held_against_the_datasheet_s_figure_of_the_same(
     assert datasheet_value(figure, datasheet) == value
     assert with_datasheet([figure], datasheet)[0].datasheet == value
     assert datasheet_value(figure, None) is None
+
+
+def test_the_middle_placement_is_the_value() -> None:
+    lucky = (0.5, 1.0, 1.1, 1.0) * 5  # four sets of operands, one on twice as fast pages
+    one = measured("memory", "copy", 1.0, samples=lucky, work=1.0, quantile=0.0, placements=4)
+    assert one.value() == pytest.approx(1.0)
+    assert one.model_copy(update={"placements": 1}).value() == pytest.approx(2.0)

@@ -143,3 +143,15 @@ def test_a_real_product_is_timed_for_real() -> None:
     timed = measure(case, Setting(HostClock(), rules=Rules(max_time_s=0.2), cache_bytes=1 << 30))
     assert timed.samples.times_s and min(timed.samples.times_s) > 0
     assert timed.floor_s < 1e-3
+
+
+def test_operands_in_several_placements_are_told_apart() -> None:
+    case, made = counted([], size=100)
+    timed = measure(case, Setting(Ticking(), rules=RULES, placements=3, limit_bytes=1000))
+    assert (len(made), timed.placements) == (3, 3)
+    few, made_few = counted([], size=400)
+    assert measure(few, Setting(Ticking(), rules=RULES, placements=3, limit_bytes=1000)).placements == 2
+    assert len(made_few) == 2  # as many as memory allows
+    rounds, _ = counted([], size=100)
+    long = Setting(Ticking(), rules=RULES, placements=3, limit_bytes=1000, min_sample_s=0.01)
+    assert measure(rounds, long).placements == 1  # each sample goes round them all
