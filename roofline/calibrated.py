@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from roofline.laws.law import Dims, Facts, Floats
 
 CALIBRATED_SCHEMA = 1
+ROWS_AT_ONCE = 20_000
+"""Of predictions: bounds memory."""
 MARGIN = 1.001
 """Sizes beyond the fitted ones by less than this factor are not outside: rounding."""
 
@@ -54,21 +56,20 @@ class Extent(Record):
 
 
 class Correction(Record):
-    """What a law leaves, learnt: log time += L·tanh(Σ w·scale²·exp(−½ Σ((x − point)/length)²) / L), L = `largest`."""
+    """What a law leaves, learnt: log time += strength·L·tanh(Σ w·scale²·exp(−½ Σ((x − point)/length)²) / L)."""
 
     points: tuple[tuple[float, ...], ...]
-    """Coordinates of each: those of `roofline.laws` for its kind."""
+    """x of each: `roofline.laws.features` of the law's sizes."""
     weights: tuple[float, ...]
     scale: float = Field(gt=0)
     lengths: tuple[float, ...]
     largest: float = Field(gt=0)
-    features: tuple[str, ...]
-    """Names of the coordinates: log2 of these sizes."""
+    """L: bound of the whole, on the logarithm of time."""
+    strength: float = Field(ge=0, le=1)
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Self:
-        width = {len(self.lengths), len(self.features), *(len(point) for point in self.points)}
-        if len(width) != 1 or len(self.points) != len(self.weights):
+        if {len(point) for point in self.points} != {len(self.lengths)} or len(self.points) != len(self.weights):
             raise ValueError("a correction has a weight for each point and a length for each feature")
         return self
 
@@ -127,6 +128,7 @@ class CalibratedLaw(Record):
         """Seconds of each kernel. Raises ValueError where a size or constant is missing."""
         import numpy as np
 
+        from roofline.laws.features import features
         from roofline.laws.registry import law_named
 
         law = law_named(self.law)
@@ -136,7 +138,9 @@ class CalibratedLaw(Record):
         if wanted != set(self.values):
             raise ValueError(f"the constants kept for {self.kind} {self.dtype} are another law's; calibrate again")
         time_s = law.time_s(dims, facts, self.arithmetic, self.values)
-        return time_s if self.correction is None else np.asarray(time_s * np.exp(_mean(self.correction, dims)))
+        if self.correction is None:
+            return time_s
+        return np.asarray(time_s * np.exp(_mean(self.correction, features(dims, law.dims))))
 
     def outside(self, dims: "Dims") -> "NDArray[np.bool_]":
         """True where a size lies beyond those it was fitted on."""
@@ -150,12 +154,15 @@ class CalibratedLaw(Record):
         return np.logical_or.reduce(beyond) if beyond else np.zeros(0, dtype=bool)
 
 
-def _mean(correction: Correction, dims: "Dims") -> "Floats":
+def _mean(correction: Correction, features: "Floats") -> "Floats":
     import numpy as np
 
-    features = np.stack([np.log2(np.maximum(dims[name], 0.5)) for name in correction.features], axis=-1)
     lengths, points = np.array(correction.lengths), np.array(correction.points)
-    total = np.zeros(features.shape[:-1])
-    for point, weight in zip(points, correction.weights, strict=True):
-        total += weight * correction.scale**2 * np.exp(-0.5 * (((features - point) / lengths) ** 2).sum(axis=-1))
-    return np.asarray(correction.largest * np.tanh(total / correction.largest))
+    parts = []
+    for at in range(0, len(features), ROWS_AT_ONCE):
+        a, b = features[at : at + ROWS_AT_ONCE] / lengths, points / lengths
+        distance = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2 * a @ b.T
+        covariance = correction.scale**2 * np.exp(-0.5 * np.maximum(distance, 0.0))
+        parts.append(covariance @ np.array(correction.weights))
+    total = np.concatenate([np.zeros(0), *parts])
+    return np.asarray(correction.strength * correction.largest * np.tanh(total / correction.largest))
