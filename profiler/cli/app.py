@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 
 from profiler.attribution.timeline import QUIET
-from profiler.cli import doctor, errors, hardware, predict, run, show
+from profiler.cli import calibrate, doctor, errors, hardware, predict, run, show
 from profiler.cli import list as list_verb
 from profiler.cli.output import discard_stdout, replace_unencodable
 from profiler.record.errors import InvalidMeasurement, RequestError
@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "run": (run.run, run.EXAMPLE),
     "hardware": (hardware.hardware, hardware.EXAMPLE),
     "predict": (predict.predict, predict.EXAMPLE),
+    "calibrate": (calibrate.calibrate, calibrate.EXAMPLE),
     "list": (list_verb.list_, list_verb.EXAMPLE),
     "show": (show.show, show.EXAMPLE),
     "doctor": (doctor.doctor, doctor.EXAMPLE),
