@@ -72,9 +72,7 @@ def _attention(kind: str, dims: Dims) -> Work:
     pairs, keys = _pairs(query, context, dims["window"])
     batch, heads, head_dim = dims["batch"], dims["heads"], dims["head_dim"]
     cached = 2 * dims["kv_bytes"] * dims["kv_heads"] * keys
-    return _local(
-        4 * batch * heads * head_dim * pairs, batch * head_dim * (cached + 2 * OUTPUT_BYTES * heads * query)
-    )
+    return _local(4 * batch * heads * head_dim * pairs, batch * head_dim * (cached + 2 * OUTPUT_BYTES * heads * query))
 
 
 def _pairs(query: Floats, context: Floats, window: Floats) -> tuple[Floats, Floats]:

@@ -167,7 +167,9 @@ def main() -> int:
     tables, found = Tables(asked.data), []
     if not asked.as_json:
         names = ("mean", "median", "p90", "weighted", "bias", "in 90 %", "datasheet", "4-const")
-        print(f"{'%, held out':24} {'points':>6} {'scored':>6} " + " ".join(f"{name:>9}" for name in names) + "  target")
+        print(
+            f"{'%, held out':24} {'points':>6} {'scored':>6} " + " ".join(f"{name:>9}" for name in names) + "  target"
+        )
     for line in LINES:
         if asked.only not in line.name:
             continue

@@ -85,5 +85,5 @@ def _row(one: Calibrated) -> tuple[str, ...]:
 
 
 def percent(fraction: float | None) -> str:
-    """"4.7", or a dash where it is not known."""
+    """ "4.7", or a dash where it is not known."""
     return "–" if fraction is None else f"{100 * fraction:.1f}"

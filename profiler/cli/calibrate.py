@@ -1,6 +1,7 @@
 """`calibrate`: measured kernels to a spec of the device whose laws predict kernels that were not measured.
 
-Wiring only: `calibrate.calibrating` fits and scores, `calibrate.report.calibration` shows. Needs neither device nor torch.
+Wiring only: `calibrate.calibrating` fits and scores, `calibrate.report.calibration` shows. No device,
+no torch.
 """
 
 import importlib.metadata
@@ -45,7 +46,7 @@ def calibrate(
     hardware: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="The device, where the runs do not describe it.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The spec to write; the first run's spec.json, if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Spec to write; the first run's spec.json, if not given.")] = None,
     results: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.")] = False,
 ) -> None:
