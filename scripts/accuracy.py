@@ -25,6 +25,7 @@ from roofline.facts import facts_of
 from roofline.laws.law import Facts
 
 H200, A100 = "aiconfigurator/h200_sxm/vllm-0.24.0/", "aiconfigurator/a100_sxm/vllm-0.14.0/"
+NCCL = "aiconfigurator/h200_sxm/nccl-2.29.2/nccl_perf.parquet"
 GEMM, PREFILL, DECODE, MOE = (
     f"{name}_perf.parquet" for name in ("gemm", "context_attention", "generation_attention", "moe")
 )
@@ -85,7 +86,7 @@ LINES = (
     ),
     Line("A100 MoE", A100 + MOE, "experts", "bfloat16", (0.12, None, None)),
     *(
-        Line(f"H200 NCCL {d}", "aiconfigurator/h200_sxm/nccl-2.29.2/nccl_perf.parquet", "collective", d, (0.1, None, None))
+        Line(f"H200 NCCL {d}", NCCL, "collective", d, (0.1, None, None))
         for d in ("float16", "int8")
     ),
     Line("H100 modules", "llmservingsim/H100/meta-llama/Llama-3.1-8B/tp1/layers.csv", "module", "bfloat16",
@@ -155,6 +156,7 @@ def _words(found: dict[str, object]) -> Iterator[str]:
 
 
 def main() -> int:
+    """Exit code: 0 where every line was scored."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("data", type=Path, help="folder of the public tables, as ../shared/data")
     parser.add_argument("--seeds", type=int, default=5, help="random splits to average over")
