@@ -1,7 +1,7 @@
 """Which law prices which kind of operation, in which arithmetic: a list to read, nothing registers itself.
 
 A table's dtype may name more than arithmetic: "fp8_block" is float8 with a scale for each block of weights, another
-kernel than a plain product. `subject` says which law prices it and in which dtype of the device's datasheet it computes.
+kernel than a plain product. `subject` says which law prices it and in which dtype of the datasheet it computes.
 
 Example: ``subject("matmul", "fp8_block", facts)`` → (law "block_scaled_matmul", "float8_e4m3fn")
 """
