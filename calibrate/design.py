@@ -11,7 +11,7 @@ Example: ``observations.take(design(law, observations.dims, facts, "bfloat16", p
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.features import logarithm
+from roofline.laws.features import logarithm
 from roofline.laws.law import Dims, Facts, Floats, Law
 
 ROUNDS = 12

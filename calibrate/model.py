@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from calibrate.correction import Correction
 from calibrate.design import design
-from calibrate.features import features
 from calibrate.fit import Fitted, fit
 from calibrate.observations import Observations
+from roofline.laws.features import features
 from roofline.laws.law import Dims, Facts, Floats, Law
 
 FOLDS = 5

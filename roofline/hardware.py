@@ -18,10 +18,12 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator
 
+from roofline.calibrated import CalibratedLaw
 from roofline.plausible import DTYPES, Problem, implausible, inconsistent
 from roofline.record import Record
 
-SPEC_SCHEMA = 1
+SPEC_SCHEMA = 2
+"""1: without laws."""
 DEVICES = Path(__file__).parent / "devices"
 SEE = "see roofline/devices/README.md for the layout of a device file"
 
@@ -149,6 +151,16 @@ class HardwareSpec(Record):
     """Everything that was measured of it; `measured` holds those of them that price operations."""
     uuid: str | None = None
     """Unit that was measured."""
+    calibrated: tuple[CalibratedLaw, ...] = ()
+    """Laws with the constants fitted to kernels of this device."""
+
+    @field_validator("calibrated")
+    @classmethod
+    def _one_law_each(cls, laws: tuple[CalibratedLaw, ...]) -> tuple[CalibratedLaw, ...]:
+        pairs = [(law.kind, law.dtype) for law in laws]
+        if twice := [pair for pair in pairs if pairs.count(pair) > 1]:
+            raise ValueError(f"there are two laws of {' '.join(twice[0])}; keep one")
+        return laws
 
     @field_validator("matches")
     @classmethod

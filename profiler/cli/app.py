@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from profiler.attribution.timeline import QUIET
-from profiler.cli import doctor, errors, export, hardware, import_, predict, run, show
+from profiler.cli import calibrate, doctor, errors, export, hardware, import_, predict, run, show
 from profiler.cli import list as list_verb
 from profiler.cli.output import discard_stdout, replace_unencodable
 from profiler.record.errors import InvalidMeasurement, RequestError
@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "run": (run.run, run.EXAMPLE),
     "hardware": (hardware.hardware, hardware.EXAMPLE),
     "predict": (predict.predict, predict.EXAMPLE),
+    "calibrate": (calibrate.calibrate, calibrate.EXAMPLE),
     "import": (import_.import_, import_.EXAMPLE),
     "export": (export.export, export.EXAMPLE),
     "list": (list_verb.list_, list_verb.EXAMPLE),

@@ -65,10 +65,13 @@ class Facts:
 class Law(Protocol):
     """The price of one kind of operation."""
 
-    kind: str
-    """As in calibrate's tables: "matmul", "prefill_attention", "decode_attention", "experts", "collective", …"""
-    dims: tuple[str, ...]
-    """Sizes that it needs, by name."""
+    @property
+    def kind(self) -> str:
+        """As in calibrate's tables: "matmul", "prefill_attention", "decode_attention", "experts", "collective", …"""
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Sizes that it needs, by name."""
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
         """Its constants for a dtype, with priors from the device's facts."""

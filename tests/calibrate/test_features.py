@@ -1,6 +1,6 @@
 import numpy as np
 
-from calibrate.features import features, logarithm
+from roofline.laws.features import features, logarithm
 
 
 def test_a_doubling_is_one_and_zero_lies_below_one():

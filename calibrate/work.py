@@ -1,0 +1,96 @@
+"""What a kernel has to do whatever runs it: FLOPs and compulsory bytes from its sizes, for the rooflines beside a law.
+
+Products read both inputs and write the output once; attention reads queries, the keys and values that any query sees,
+and writes its outputs; experts read the weights of the experts that are hit; a collective sends what its busiest rank
+must. Causal pairs are counted exactly (DESIGN.md, "Words and units").
+
+Example: ``work("matmul", {"m": m, "n": n, "k": k}, "bfloat16").flops`` → 2·m·n·k
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibrate.eager_modules import MODULES, SIZES, operations
+from calibrate.exchange.dtypes import BITS
+from roofline.laws.collective import sent_bytes
+from roofline.laws.experts import experts_work
+from roofline.laws.law import Dims, Facts, Floats
+
+OUTPUT_BYTES = 2.0
+"""Of an element that a kernel writes, unless its inputs are wider."""
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """By kernel."""
+
+    flops: Floats
+    bytes: Floats
+    """Read and written, main memory."""
+    link_bytes: Floats
+    """Sent to other devices."""
+
+
+def work(kind: str, dims: Dims, dtype: str) -> Work:
+    """FLOPs and bytes of each kernel. Raises ValueError: a kind whose work is not known."""
+    width = BITS.get(dtype, 16) / 8
+    if kind == "matmul":
+        m, n, k = dims["m"], dims["n"], dims["k"]
+        return _local(2 * m * n * k, width * (m * k + k * n) + max(width, OUTPUT_BYTES) * m * n)
+    if kind in ("prefill_attention", "decode_attention"):
+        return _attention(kind, dims)
+    if kind == "experts":
+        found = experts_work(dims)
+        return _local(found["flops"], found["bytes"])
+    if kind == "collective":
+        sent = sent_bytes(dims)
+        return Work(np.zeros_like(sent), np.zeros_like(sent), sent)
+    if kind in ("pointwise", "norm", "embedding"):
+        return _local(dims["flops"], dims["bytes_read"] + dims["bytes_written"])
+    if kind == "module":
+        return _modules(dims, dtype)
+    raise ValueError(f"the work of {kind!r} is not known")
+
+
+def datasheet_s(found: Work, facts: Facts, arithmetic: str) -> Floats:
+    """Seconds by the datasheet alone: the longest of arithmetic, memory and link."""
+    peak = facts.matrix_flops_per_s.get(arithmetic, facts.vector_flops_per_s)
+    link = facts.link_bytes_per_s or np.inf
+    roofs = (found.flops / peak, found.bytes / facts.bandwidth_bytes_per_s, found.link_bytes / link)
+    return np.asarray(np.maximum.reduce(roofs))
+
+
+def _local(flops: Floats, moved: Floats) -> Work:
+    return Work(flops, moved, np.zeros_like(flops))
+
+
+def _attention(kind: str, dims: Dims) -> Work:
+    decode = kind == "decode_attention"
+    query = np.ones_like(dims["kv"]) if decode else dims["query"]
+    context = dims["kv"] - 1 if decode else dims["context"]
+    pairs, keys = _pairs(query, context, dims["window"])
+    batch, heads, head_dim = dims["batch"], dims["heads"], dims["head_dim"]
+    cached = 2 * dims["kv_bytes"] * dims["kv_heads"] * keys
+    return _local(4 * batch * heads * head_dim * pairs, batch * head_dim * (cached + 2 * OUTPUT_BYTES * heads * query))
+
+
+def _pairs(query: Floats, context: Floats, window: Floats) -> tuple[Floats, Floats]:
+    """Unmasked pairs of a causal sequence, and keys that any of its queries sees."""
+    whole = context + query
+    limit = np.where(window > 0, window, whole)
+    growing = np.clip(limit - context, 0, query)  # queries that see fewer keys than the limit, or just it
+    pairs = growing * context + growing * (growing + 1) / 2 + (query - growing) * np.minimum(limit, whole)
+    return pairs, np.minimum(whole, limit + query - 1)
+
+
+def _modules(dims: Dims, dtype: str) -> Work:
+    flops, moved = np.zeros(len(dims["module"])), np.zeros(len(dims["module"]))
+    for index, module in enumerate(MODULES):
+        rows = np.flatnonzero(dims["module"] == index)
+        if len(rows):
+            for kind, sizes in operations(module, {name: dims[name][rows] for name in SIZES}):
+                one = work(kind, sizes, dtype)
+                flops[rows] += one.flops
+                moved[rows] += one.bytes
+    return _local(flops, moved)

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from calibrate_samples import FACTS, products
+from pydantic import ValidationError
+
+from calibrate.calibration import Calibrated, calibrate_kind, stored
+from calibrate.split import halves
+from roofline.calibrated import CalibratedLaw, Provenance
+from roofline.hardware import HardwareSpec
+
+PROVENANCE = Provenance(runs=("results/x",), date="2026-11-26T00:00:00+00:00", seed=0)
+
+
+@pytest.fixture(scope="module")
+def calibrated() -> Calibrated:
+    return calibrate_kind(*halves(products(), 0), FACTS, points=60, seed=0)
+
+
+def test_a_known_law_is_found_and_beats_rooflines(calibrated: Calibrated) -> None:
+    assert calibrated.points <= 60
+    assert calibrated.scores.rows == 90
+    assert calibrated.scores.mape < 0.07
+    assert calibrated.scores.mape < calibrated.four_constant.mape < calibrated.datasheet.mape
+
+
+def test_coverage_is_of_the_kernels_not_seen(calibrated: Calibrated) -> None:
+    _, unseen = halves(products(), 0)
+    low, high = calibrated.model.interval(unseen.dims)
+    within = (low <= unseen.time_s) & (unseen.time_s <= high)
+    assert calibrated.scores.coverage == within.mean()
+
+
+def test_a_law_is_the_same_after_it_was_kept(calibrated: Calibrated) -> None:
+    kept = CalibratedLaw.model_validate_json(stored(calibrated, PROVENANCE).model_dump_json())
+    dims = products().dims
+    np.testing.assert_allclose(kept.time_s(dims, FACTS), calibrated.model.time_s(dims), rtol=1e-9)
+    spec = HardwareSpec(name="x", kind="cuda", calibrated=(kept,))
+    assert HardwareSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert {one.name for one in kept.constants if not one.determined} == set(calibrated.model.fitted.undetermined)
+
+
+def test_outside_the_domain_a_prediction_says_so(calibrated: Calibrated) -> None:
+    kept = stored(calibrated, PROVENANCE)
+    m = np.array([kept.domain["m"].high, kept.domain["m"].high * 2])
+    side = np.full(2, kept.domain["n"].low)
+    assert kept.outside({"m": m, "n": side, "k": np.full(2, kept.domain["k"].low)}).tolist() == [False, True]
+
+
+def test_an_unknown_law_is_refused_by_name(calibrated: Calibrated) -> None:
+    content = stored(calibrated, PROVENANCE).model_dump()
+    with pytest.raises(ValidationError, match="no law is known for 'quantum'"):
+        CalibratedLaw.model_validate({**content, "law": "quantum"})
+    with pytest.raises(ValidationError, match="newer roofcal"):
+        CalibratedLaw.model_validate({**content, "schema_version": 99})
+    law = stored(calibrated, PROVENANCE)
+    with pytest.raises(ValidationError, match="two laws of matmul bfloat16"):
+        HardwareSpec(name="x", kind="cuda", calibrated=(law, law))
+
+
+def test_fewer_points_than_constants() -> None:
+    with pytest.raises(ValueError, match="constants, and 5 points cannot"):
+        calibrate_kind(*halves(products(), 0), FACTS, points=5)
