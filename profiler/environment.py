@@ -128,6 +128,16 @@ def findings(
     return tuple(sorted(found, key=lambda finding: order.index(finding.severity)))
 
 
+def gpu_reading(device: torch.device) -> GpuReading | None:
+    """The GPU now, in full; None on a CPU, and where NVML does not answer, which `findings` says."""
+    if device.type != "cuda":
+        return None
+    try:
+        return _reading(device)
+    except NvmlMissing:
+        return None
+
+
 def _reading(device: torch.device) -> GpuReading:
     return read_gpu(pci_bus_id(device))
 

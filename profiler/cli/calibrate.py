@@ -4,10 +4,8 @@ Wiring only: `calibrate.calibrating` fits and scores, `calibrate.report.calibrat
 no torch.
 """
 
-import importlib.metadata
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +17,7 @@ from profiler.record.errors import RequestError
 from profiler.record.files import write_text
 from profiler.record.index import find_run
 from profiler.record.store import RunFolder
+from profiler.record.version import roofcal_version
 from roofline.hardware import HardwareSpec, load_device
 
 if TYPE_CHECKING:
@@ -110,8 +109,7 @@ def _provenance(folders: Sequence[RunFolder], seed: int) -> "Provenance":
     versions: dict[str, str] = {}
     for folder in folders:
         versions |= folder.run.environment.versions
-    with suppress(importlib.metadata.PackageNotFoundError):
-        versions["roofcal"] = importlib.metadata.version("roofcal")
+    versions["roofcal"] = roofcal_version()
     return Provenance(
         runs=tuple(str(folder.path) for folder in folders),
         sources=tuple(source.file for folder in folders for source in read(folder.path).sources),

@@ -4,9 +4,7 @@ Wiring only: `calibrate.exchange.importing` reads and cleans, `profiler.record.k
 `calibrate.report.kernels` shows.
 """
 
-import importlib.metadata
 import sys
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +15,7 @@ from profiler.cli.output import print_json, stdout_to_stderr_if
 from profiler.record.errors import RequestError
 from profiler.record.run import Environment, Run
 from profiler.record.store import RunFolder
+from profiler.record.version import roofcal_version
 from roofline.hardware import HardwareSpec
 
 if TYPE_CHECKING:
@@ -156,8 +155,7 @@ def _versions(imported: "Imported") -> dict[str, str]:
         for framework, version in source.versions.items():
             found.setdefault(framework, set()).update(version.split(", "))
     versions = {framework: ", ".join(sorted(each)) for framework, each in found.items()}
-    with suppress(importlib.metadata.PackageNotFoundError):
-        versions["roofcal"] = importlib.metadata.version("roofcal")
+    versions["roofcal"] = roofcal_version()
     return versions
 
 

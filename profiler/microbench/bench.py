@@ -13,12 +13,15 @@ Example::
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psutil
 import torch
 
+from profiler.environment import gpu_reading
 from profiler.microbench.caches import cache_capacities
+from profiler.nvml import GpuReading
 from profiler.record.conditions import Label
 from profiler.record.measurement import FASTEST, CacheState, Measurement, State, Status, Unit
 from profiler.timing.clock import Clock, clock_for
@@ -56,12 +59,15 @@ class Bench:
     """Most memory of a case; None: `LIMIT_BYTES` and `MEMORY_PART`."""
     clock: Clock = field(init=False)
     watch: Watch = field(init=False)
+    read: Callable[[], GpuReading | None] = field(init=False)
+    """The GPU as the driver describes it, around each case: MIG, ECC, memory errors; None without one."""
     cache_bytes: int | None = field(init=False)
     """Of the last-level cache."""
 
     def __post_init__(self) -> None:
         self.clock = clock_for(self.device)
         self.watch = watch_for(self.device)
+        self.read = partial(gpu_reading, self.device)
         caches = cache_capacities(self.device)
         self.cache_bytes = caches[-1].bytes if caches else None
         if self.limit_bytes is None:
@@ -122,6 +128,7 @@ class Bench:
             placements=placements,
             watch=self.watch,
         )
+        before = self.read()
         try:
             with torch.no_grad():
                 timed = measure(build(), setting)
@@ -133,7 +140,10 @@ class Bench:
         samples = timed.samples
         sample_s = samples.median_s * samples.repeats
         host = host_labels(samples.windows)
-        device = [*device_labels(samples.windows), *flags(timed.cache, sample_s, timed.floor_s, used.name)]
+        device = [
+            *device_labels(samples.windows, before, self.read()),
+            *flags(timed.cache, sample_s, timed.floor_s, used.name),
+        ]
         status: Status = "done"
         if worst(device) == "invalidates":
             status = "invalid"

@@ -24,7 +24,6 @@ VISIT_S = {"cpu": 0.06, "cuda": 0.05}
 """Of one shape in a search: a few calls."""
 REST_S = 0.2
 """Pause before a burst, in which a GPU's power falls below its cap."""
-SUSTAINED_S, QUICK_SUSTAINED_S = 20.0, 3.0
 LAST_PART = 0.5
 """Of a sustained load, the part that its figure is made of."""
 

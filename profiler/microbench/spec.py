@@ -8,7 +8,6 @@ Example: ``spec_of(measurements, environment, torch.device("cpu")).measured.matr
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 
 import torch
 
@@ -35,18 +34,21 @@ def spec_of(measurements: Sequence[Measurement], environment: Environment, devic
     datasheet = known.datasheet if known else None
     threads = environment.threads if device.type == "cpu" else None
     peaks: Peaks | None = None
+    links, why = _links(measurements)
     try:
         peaks, missing = peaks_of(
             [one for one in measurements if one.benchmark not in ("curve", "transfer", "collective")],
             main=main_capacity(device),
             caches=cache_capacities(device),
             threads=threads,
-            links=dict(_links(measurements)),
+            links=links,
             where=f"torch {environment.versions.get('torch', '?')}, {environment.device}",
             ieee_products_are_vector_work=device.type == "cuda",
         )
     except RuntimeError as error:
         missing = {"peaks": str(error)}
+    if why is not None and any(one.benchmark == "collective" for one in measurements):
+        missing["links"] = why
     single = [one for one in measurements if one.benchmark not in FITTED or one.case in ("all", "remaining", "graph")]
     found = [
         *characteristics(single, threads),
@@ -143,8 +145,9 @@ def _fitted(name: str, unit: str, value: float, ends: tuple[float, float], condi
     )
 
 
-def _links(measurements: Sequence[Measurement]) -> Iterator[tuple[str, Link]]:
-    """The host's link from pinned copies, the slower way; that between ranks from collectives."""
+def _links(measurements: Sequence[Measurement]) -> tuple[dict[str, Link], str | None]:
+    """The host's link from pinned copies, the slower way; that between ranks from collectives, or why there is none."""
+    found: dict[str, Link] = {}
     pinned = [
         cost
         for (memory, way), cost in transfer_costs(measurements).items()
@@ -153,9 +156,12 @@ def _links(measurements: Sequence[Measurement]) -> Iterator[tuple[str, Link]]:
     if pinned:
         slower = min(pinned, key=lambda cost: cost.bandwidth_bytes_per_s)
         source = "measured: pinned copies between host and device, the slower way, latency + bytes ÷ bandwidth"
-        yield "pcie", _link(slower, source)
-    with suppress(ValueError):  # no collectives, or too few sizes of them: their measurements say why
-        yield measured_link(measurements)
+        found["pcie"] = _link(slower, source)
+    try:
+        name, link = measured_link(measurements)
+    except ValueError as error:
+        return found, str(error)
+    return found | {name: link}, None
 
 
 def _link(cost: LinearCost, source: str) -> Link:

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from profiler.attribution.align import SequenceMismatch, differences, sequence
+from profiler.environment import gpu_reading
 from profiler.models.inputs import PassInputs, prepare
 from profiler.models.scale import scale
 from profiler.models.trace import trace
@@ -88,6 +89,8 @@ def _measure(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
+    before = gpu_reading(device)
+
     def attempt(candidate: OpGraph) -> PassTimes:
         return measure(loaded.model, inputs, candidate, device=device, budget_s=budget_s, step=step, watch=watch)
 
@@ -112,7 +115,7 @@ def _measure(
         if on_meta is None or whole is None:
             raise RequestError(f"--layers cannot scale {cell.model} up: {(explained or why)[0]}; leave --layers out")
         graph = scale(graph, on_meta, whole)
-    found = device_labels(times.windows)
+    found = device_labels(times.windows, before, gpu_reading(device))
     wrong = [label.what for label in found if label.severity == "invalidates"]
     result = CellResult(
         cell=cell,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from profiler.microbench.bench import Bench, flags, reason
+from profiler.nvml import GpuReading
 from profiler.record.conditions import Window
 from profiler.record.measurement import CacheState
 from profiler.timing.clock import Call
@@ -139,3 +140,19 @@ def test_what_does_not_hold_is_flagged() -> None:
     assert label.severity == "warns" and "20 bytes" in label.what
     (short,) = flags(holds, sample_s=9e-6, floor=1e-6, clock="c")
     assert "under 10 times the floor" in short.what
+
+
+def reading(**given: object) -> GpuReading:
+    about = {"name": "GPU", "uuid": "GPU-1", "driver": "1", "memory_bytes": 1 << 34, "memory_used_bytes": 0, **given}
+    return GpuReading.model_validate(about)
+
+
+def test_memory_errors_during_a_case_invalidate_it_and_a_slice_is_said() -> None:
+    made = bench(Recorded(event_reasons=0, foreign=()))
+    readings = iter([reading(ecc_uncorrected=0, ecc=True), reading(ecc_uncorrected=2, ecc=True)])
+    made.read = lambda: next(readings)
+    one = made.time("f", "c", case, unit="s", work=1)
+    assert one.status == "invalid" and "2 uncorrected memory errors" in (one.reason or "")
+    made.read = lambda: reading(mig=True, ecc=False)
+    sliced = made.time("f", "c", case, unit="s", work=1)
+    assert sliced.status == "done" and {"MIG", "ECC"} <= {label.what.split()[0].strip(":") for label in sliced.labels}

@@ -107,7 +107,7 @@ def test_collectives_that_cannot_be_fitted_are_no_link(monkeypatch: pytest.Monke
     monkeypatch.setattr(spec_module, "cache_capacities", lambda device: ())
     one_gpu = lost("collective", "all", "one GPU: collectives need two or more", dtype=None)
     spec = spec_of([*characterised(), one_gpu], environment(), torch.device("cpu"))
-    assert spec.measured is not None and spec.measured.links == {}
+    assert spec.measured is not None and spec.measured.links == {} and "a link needs" in spec.missing["links"]
     assert [one.reason for one in spec.characteristics if one.name == "collective.all"] == [one_gpu.reason]
 
 
