@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from profiler.cli.calibrating import calibrate_device
 from profiler.cli.errors import GOOD, INCONCLUSIVE, INVALID, resumable
 from profiler.cli.output import console, print_json, stdout_to_stderr_if
 from profiler.cli.progress import progress
@@ -52,7 +53,10 @@ def run(
         float | None, typer.Option(help="Seconds of passes for each cell; 10, or 3 with --quick.", min=0.1)
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer passes, and a shorter look at the device.")] = False,
-    seed: Annotated[int, typer.Option(help="Of weights and tokens.")] = 0,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate/--no-calibrate", help="Fit laws to this device's kernels before the models.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of weights, tokens and the calibration.")] = 0,
     threads: Annotated[
         int | None, typer.Option(help="Host threads within an operation; torch's choice otherwise.", min=1)
     ] = None,
@@ -71,6 +75,7 @@ def run(
             "device": device,
             "seconds": seconds or (QUICK_SECONDS if quick else SECONDS),
             "quick": quick,
+            "calibrate": calibrate,
             "seed": seed,
             "threads": threads,
             "trust_remote_code": trust_remote_code,
@@ -175,9 +180,11 @@ def _measure(folder: RunFolder, done: frozenset[str]) -> None:
         seed=int(options["seed"] or 0),
         trust_remote_code=bool(options["trust_remote_code"]),
     )
+    calibrate = bool(options.get("calibrate", False))
     with resumable(folder.path), progress(1 + len(folder.run.cells) - len(done)) as step:
-        if folder.read_spec() is None:
-            measure_device(folder, job.device, quick=bool(options["quick"]), step=step)
+        spec = folder.read_spec() or measure_device(folder, job.device, quick=bool(options["quick"]), step=step)
+        if calibrate and not spec.calibrated:
+            calibrate_device(folder, job.device, quick=bool(options["quick"]), seed=job.seed, step=step)
         measure_cells(folder, done, job, step)
     folder.finish()
 
