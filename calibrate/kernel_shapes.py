@@ -2,8 +2,8 @@
 
 Candidates are drawn over the sizes that a device can be asked for: products from one row to as many as take
 `LONGEST_S`, matrices of up to `LARGEST` last-level caches, attention with as many pieces as units and many times that,
-streams from some kilobytes to past the cache. Among the candidates of products and attention the law itself chooses
-(`calibrate.design`); streams are few and taken whole. No model's shapes are in here.
+streams from some kilobytes to a good part of the cache. Among the candidates of products and attention the law itself
+chooses (`calibrate.design`); streams are few and taken whole. No model's shapes are in here.
 
 Example: ``kernel_shapes(facts, ("float32",), memory_bytes=24e9)``
 """
@@ -29,9 +29,12 @@ CANDIDATES = 3000
 POINTS = {"matmul": 40, MATVEC: 14, "prefill_attention": 14, "decode_attention": 14}
 """Of each dtype."""
 STREAM_SIZES = 7
-"""From `SMALLEST` to twice the last-level cache, evenly on a logarithm."""
-SMALLEST = 2048
+"""From `SMALLEST` to `LARGEST_STREAM`, evenly on a logarithm."""
+SMALLEST = 256
 """Bytes of the smallest stream."""
+LARGEST_STREAM = 0.25
+"""Last-level caches that one operand of a stream fills at most: main memory is seen by sweeping the cache, and larger
+results come from the system page by page."""
 WIDTHS = (64, 256, 1024, 4096)
 ODD = 0.15
 """Share of products with a size that is not a multiple of anything: vocabularies are."""
@@ -67,7 +70,7 @@ def _products(
     width = ELEMENT_BYTES[dtype]
     most = min(LARGEST * facts.cache_bytes, MEMORY_PART * memory_bytes)
     n, k = (_sizes(generator, 2 * UNIT, most / width / UNIT) for _ in range(2))
-    m = np.round(np.exp(generator.uniform(np.log(2), np.log(4096), CANDIDATES)))
+    m = _log_uniform(generator, 2, 4096)
     seconds = 4 * m * n * k / facts.matrix_flops_per_s[dtype]
     fits = (n * k * width <= most) & (seconds <= LONGEST_S)
     dims = {"m": m[fits], "n": n[fits], "k": k[fits]}
@@ -90,18 +93,19 @@ def _attention(
     kv_heads = generator.choice((1, 2, 3, 4, 8, 12, 16, 32), CANDIDATES)
     head_dim = generator.choice((64, 128), CANDIDATES)
     heads = group * kv_heads
-    length = np.round(np.exp(generator.uniform(np.log(16), np.log(LONGEST_CONTEXT), CANDIDATES)))
-    batch = np.round(np.exp(generator.uniform(0, np.log(64), CANDIDATES)))
+    length = _log_uniform(generator, 16, LONGEST_CONTEXT)
+    batch = _log_uniform(generator, 1, 64)
     moved = 2 * batch * kv_heads * length * head_dim * width
     most = min(LARGEST * facts.cache_bytes, MEMORY_PART * memory_bytes)
     named = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
     shared = {name: np.asarray(column, dtype=float) for name, column in named.items()}
     shared |= {"window": np.zeros(CANDIDATES), "kv_bytes": np.full(CANDIDATES, width)}
     shapes = []
-    for kind, query in (("prefill_attention", length), ("decode_attention", np.ones(CANDIDATES))):
+    for kind, query in (("prefill_attention", length), ("decode_attention", np.ones(CANDIDATES, dtype=float))):
         seconds = 4 * batch * heads * query * length * head_dim / facts.matrix_flops_per_s[dtype]
         fits = (moved <= most) & (heads <= 64) & (seconds <= LONGEST_S)
-        dims: dict[str, Floats] = shared | {"query": query, "kv": length, "context": length - query}
+        lengths: dict[str, Floats] = {"query": query, "kv": length, "context": length - query}
+        dims = shared | lengths
         chosen = _designed(kind, {name: column[fits] for name, column in dims.items()}, facts, dtype, seed)
         names = ("batch", "heads", "kv_heads", "head_dim", "query", "kv")
         shapes += [
@@ -113,7 +117,7 @@ def _attention(
 
 def _streams(facts: Facts, dtype: str, op: str) -> list[KernelShape]:
     width_bytes = ELEMENT_BYTES[dtype]
-    sizes = np.geomspace(SMALLEST, 2 * facts.cache_bytes, STREAM_SIZES) / width_bytes
+    sizes = np.geomspace(SMALLEST, LARGEST_STREAM * facts.cache_bytes, STREAM_SIZES) / width_bytes
     shapes = []
     for i, elements in enumerate(sizes):
         width = min(WIDTHS[i % len(WIDTHS)], int(elements))
@@ -122,10 +126,15 @@ def _streams(facts: Facts, dtype: str, op: str) -> list[KernelShape]:
 
 
 def _sizes(generator: np.random.Generator, least: float, most: float) -> Floats:
-    """Log-uniform, whole; most of them multiples of `UNIT`."""
-    sizes = np.exp(generator.uniform(np.log(least), np.log(most), CANDIDATES))
+    """Whole, evenly on a logarithm; most of them multiples of `UNIT`."""
+    sizes = _log_uniform(generator, least, most)
     odd = generator.uniform(size=CANDIDATES) < ODD
-    return np.where(odd, np.round(sizes), UNIT * np.maximum(1, np.round(sizes / UNIT)))
+    return np.where(odd, sizes, UNIT * np.maximum(1.0, np.round(sizes / UNIT)))
+
+
+def _log_uniform(generator: np.random.Generator, least: float, most: float) -> Floats:
+    drawn: Floats = np.exp(generator.uniform(np.log(least), np.log(most), CANDIDATES))
+    return np.round(drawn)
 
 
 def _designed(

@@ -23,6 +23,9 @@ POOLS: Mapping[str, tuple[str, ...]] = {
 }
 """Law of a kind of streaming -> the operators that it is fitted to; all others are pointwise."""
 
+FEWEST = 6
+"""Kernels from which a law is fitted."""
+
 
 @dataclass(frozen=True, eq=False)
 class FittedLaw:
@@ -40,11 +43,11 @@ class FittedLaw:
 
 
 def fit_measured(tables: Mapping[tuple[str, str], Observations], facts: Facts, seed: int = 0) -> list[FittedLaw]:
-    """A law for each kind and dtype that can be fitted; kinds with fewer rows than constants are left out."""
+    """A law for each kind and dtype that has at least `FEWEST` rows; priors say what few rows cannot."""
     found = []
     for (kind, dtype), table in {**tables, **_pooled(tables)}.items():
         law, arithmetic = law_of(kind, dtype, facts)
-        if len(table) >= len(law.constants(facts, arithmetic)):
+        if len(table) >= FEWEST:
             found.append(
                 FittedLaw(kind, dtype, train_on(law, replace(table, dtype=arithmetic), facts, seed), len(table))
             )

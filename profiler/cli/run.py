@@ -18,6 +18,7 @@ from profiler.cli.progress import progress
 from profiler.record.errors import RequestError
 from profiler.record.run import Run, differing
 from profiler.record.store import RunFolder
+from roofline.hardware import HardwareSpec, load_device
 
 EXAMPLE = """
 Examples:\n
@@ -56,6 +57,9 @@ def run(
     calibrate: Annotated[
         bool, typer.Option("--calibrate/--no-calibrate", help="Fit laws to this device's kernels before the models.")
     ] = True,
+    hardware: Annotated[
+        Path | None, typer.Option(help="This device's spec.json from an earlier run, instead of measuring it again.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, tokens and the calibration.")] = 0,
     threads: Annotated[
         int | None, typer.Option(help="Host threads within an operation; torch's choice otherwise.", min=1)
@@ -97,7 +101,7 @@ def run(
             weights=_words("--weights", weights, ("random", "pretrained"))[0],  # type: ignore[arg-type]
             trust_remote_code=trust_remote_code,
         )
-        folder, done = _new(models or [], shapes, choices, options, out, name), frozenset()
+        folder, done = _new(models or [], shapes, choices, options, out, name, hardware), frozenset()
     with folder:
         with stdout_to_stderr_if(as_json):
             _measure(folder, done)
@@ -121,7 +125,15 @@ def _words(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.split(",")))
 
 
-def _new(models: list[str], shapes: Any, choices: Any, options: dict[str, Any], out: Path, name: str) -> RunFolder:
+def _new(
+    models: list[str],
+    shapes: Any,
+    choices: Any,
+    options: dict[str, Any],
+    out: Path,
+    name: str,
+    hardware: Path | None,
+) -> RunFolder:
     """The folder of a new run, planned and checked."""
     from profiler.device import parse_device
     from profiler.environment import collect
@@ -138,7 +150,25 @@ def _new(models: list[str], shapes: Any, choices: Any, options: dict[str, Any], 
         cells=cells,
         options=options | {"device": str(device)},
     )
-    return RunFolder.create(out, run)
+    spec = None if hardware is None else _known_spec(hardware, run)
+    folder = RunFolder.create(out, run)
+    if spec is not None:
+        folder.write_spec(spec)
+    return folder
+
+
+def _known_spec(path: Path, run: Run) -> HardwareSpec:
+    """The device's figures and laws as an earlier run found them. Raises RequestError: another device's, or none."""
+    try:
+        spec = load_device(path)
+    except ValueError as error:
+        raise RequestError(f"--hardware: {error}") from error
+    if spec.measured is None:
+        raise RequestError(f"--hardware: {path} holds nothing measured; leave it out, and this run measures the device")
+    here = run.environment.device
+    if here not in (spec.name, *spec.matches):
+        raise RequestError(f"--hardware: {path} is of {spec.name}, and this is {here}; leave it out")
+    return spec
 
 
 def _resumed(path: Path) -> tuple[RunFolder, frozenset[str]]:
