@@ -40,6 +40,10 @@ ODD = 0.15
 """Share of products with a size that is not a multiple of anything: vocabularies are."""
 UNIT = 32
 """Other sizes are multiples of it."""
+WIDEST = 16384.0
+"""Depth of a product; twice that and more are for its columns."""
+VOCABULARIES = 0.1
+"""Share of products with up to 16 times as many columns."""
 LONGEST_CONTEXT = 16384
 
 
@@ -69,7 +73,12 @@ def _products(
 ) -> list[KernelShape]:
     width = ELEMENT_BYTES[dtype]
     most = min(LARGEST * facts.cache_bytes, MEMORY_PART * memory_bytes)
-    n, k = (_sizes(generator, 2 * UNIT, most / width / UNIT) for _ in range(2))
+    k = _sizes(generator, 2 * UNIT, WIDEST)
+    n = np.where(
+        generator.uniform(size=CANDIDATES) < VOCABULARIES,
+        _sizes(generator, WIDEST, 16 * WIDEST),
+        _sizes(generator, 2 * UNIT, 2 * WIDEST),
+    )
     m = _log_uniform(generator, 2, 4096)
     seconds = 4 * m * n * k / facts.matrix_flops_per_s[dtype]
     fits = (n * k * width <= most) & (seconds <= LONGEST_S)

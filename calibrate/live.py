@@ -12,7 +12,7 @@ import numpy as np
 
 from calibrate.calibration import law_of, stored_model
 from calibrate.model import Model, train_on
-from calibrate.observations import Observations
+from calibrate.observations import Observations, joined
 from roofline.calibrated import CalibratedLaw, Provenance
 from roofline.laws.law import Facts
 from roofline.laws.registry import OPERATOR
@@ -65,15 +65,4 @@ def _pooled(tables: Mapping[tuple[str, str], Observations]) -> dict[tuple[str, s
         if kind.startswith(OPERATOR):
             pool = next((name for name, operators in POOLS.items() if kind in operators), "pointwise")
             parts.setdefault((pool, dtype), []).append(table)
-    return {key: _joined(key[0], tables) for key, tables in parts.items()}
-
-
-def _joined(kind: str, parts: list[Observations]) -> Observations:
-    names = set.intersection(*(set(part.dims) for part in parts))
-    return Observations(
-        kind,
-        parts[0].dtype,
-        {name: np.concatenate([part.dims[name] for part in parts]) for name in sorted(names)},
-        np.concatenate([part.time_s for part in parts]),
-        np.concatenate([part.group for part in parts]),
-    )
+    return {key: joined(key[0], tables) for key, tables in parts.items()}

@@ -7,23 +7,16 @@ Example: ``gap(torch.device("cpu"), "float32").value`` → seconds an operation
 """
 
 import statistics
-import tempfile
-import time
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._C._profiler import _RecordFunctionFast
+from torch import nn
 
-from profiler.attribution.spans import PASS, passes
-from profiler.attribution.timeline import read_timeline
 from profiler.microbench.host import CONTEXT, Step
+from profiler.microbench.probe import Inside, operation_times
 from profiler.models.trace import trace
 from profiler.record.measurement import quantile_of
-from profiler.timing.samples import sample
-from profiler.timing.session import recorded
+from profiler.timing.passes import Runner
 from roofline.hardware import Figure
 from roofline.workload import Workload
 
@@ -31,35 +24,31 @@ SESSIONS, PASSES = 5, 8
 """Profiled; as many passes run without the profiler beside each session."""
 
 
-class _Inputs:
+class _Decoding(nn.Module):
     """One step of the tiny model, from its own cache."""
 
     def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.tiny = step.model
         self._step = step
 
-    def call(self, model: nn.Module) -> Any:
-        del model
+    def forward(self) -> Any:
         return self._step.run()
-
-    def restore(self) -> None:
-        """The step restores its cache itself."""
-
-    def cache_tensors(self) -> Iterable[tuple[int, str, Tensor]]:
-        return ()
 
 
 def gap(device: torch.device, dtype: str) -> Figure:
     """Measure it on a CPU. Raises `InvalidMeasurement` and `SequenceMismatch` as profiling does."""
-    step = Step(device, dtype)
+    model = _Decoding(Step(device, dtype))
     workload = Workload(batch=1, query_tokens=1, context_tokens=CONTEXT, dtype=dtype)
-    graph = trace(step.model, _Inputs(step), workload, name="tiny", target="cpu", options={})
+    graph = trace(model, Inside(), workload, name="tiny", target="cpu", options={})
     names = [op.name for op in graph.ops]
+    runner = Runner(model, Inside(), device)
     found = []
     with torch.no_grad():
         for _ in range(SESSIONS):
-            busy_s = statistics.median(_busy_s(step, names, device))
-            step.run()
-            found.append((statistics.median(_wall_s(step) for _ in range(PASSES)) - busy_s) / len(names))
+            busy_s = statistics.median(sum(times) for times in operation_times(runner, names, PASSES))
+            runner.once()
+            found.append((statistics.median(runner.once() for _ in range(PASSES)) - busy_s) / len(names))
     low, high = (max(0.0, quantile_of(tuple(found), q)) for q in (0.05, 0.95))
     value = max(statistics.median(found), 1e-9)
     return Figure(
@@ -68,20 +57,3 @@ def gap(device: torch.device, dtype: str) -> Figure:
         low=min(low, value),
         high=max(high, value),
     )
-
-
-def _wall_s(step: Step) -> float:
-    start = time.perf_counter()
-    step.run()
-    return time.perf_counter() - start
-
-
-def _busy_s(step: Step, names: list[str], device: torch.device) -> list[float]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        with recorded(path, device):
-            for _ in range(1 + PASSES):
-                with _RecordFunctionFast(PASS):
-                    step.run()
-        timeline = read_timeline(path)
-    return [sum(sample(timeline, window, names, "cpu").device_s) for window in passes(timeline.host)[1:]]

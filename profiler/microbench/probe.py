@@ -12,24 +12,20 @@ Example: ``measure_probe(Probe(shapes, device, sweep_bytes=64 << 20), device).ti
 """
 
 import statistics
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._profiler import _RecordFunctionFast
 
-from profiler.attribution.spans import PASS, passes
-from profiler.attribution.timeline import read_timeline
+from profiler.attribution.spans import passes
 from profiler.microbench.probe_kernels import kernel_of
 from profiler.models.trace import trace
 from profiler.record.errors import InvalidMeasurement
 from profiler.record.kernel_shape import KernelShape
+from profiler.timing.passes import Runner
 from profiler.timing.samples import DeviceKind, sample
-from profiler.timing.session import recorded
 from roofline.op import OpGraph
 from roofline.workload import Workload
 
@@ -72,8 +68,8 @@ class Probed:
 
 def measure_probe(probe: Probe, device: torch.device, sessions: int = 3, passes_each: int = 3) -> Probed:
     """Trace the probe, then profile it in sessions of several passes; the first pass of each is not looked at."""
-    kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
-    graph = traced(probe, kind)
+    runner = Runner(probe, Inside(), device)
+    graph = traced(probe, runner.kind)
     names = [op.name for op in graph.ops]
     taken: list[list[float]] = []
     with torch.no_grad():
@@ -81,7 +77,7 @@ def measure_probe(probe: Probe, device: torch.device, sessions: int = 3, passes_
             if not bool(torch.isfinite(found).all()):
                 raise InvalidMeasurement(f"{shape.op} of {dict(shape.dims)} in {shape.dtype} is not finite")
         for _ in range(sessions):
-            taken += _session(probe, names, kind, device, passes_each)
+            taken += operation_times(runner, names, passes_each)
     owners = tuple(int(op.path.split(".")[1]) if op.path.startswith(KERNELS) else None for op in graph.ops)
     return Probed(graph, owners, tuple(statistics.median(times) for times in zip(*taken, strict=True)))
 
@@ -89,33 +85,26 @@ def measure_probe(probe: Probe, device: torch.device, sessions: int = 3, passes_
 def traced(probe: Probe, kind: DeviceKind) -> OpGraph:
     """The probe's operations, counted as a model's are."""
     workload = Workload(batch=1, query_tokens=1, context_tokens=0, dtype=probe.shapes[0].dtype)
-    return trace(probe, _Inputs(), workload, name="probe", target=kind, options={})
+    return trace(probe, Inside(), workload, name="probe", target=kind, options={})
 
 
-class _Inputs:
-    """None: a probe has its operands inside."""
+class Inside:
+    """The inputs of a module that has its operands inside: none."""
+
+    def kwargs(self) -> dict[str, Any]:
+        return {}
 
     def call(self, model: nn.Module) -> Any:
         return model()
 
     def restore(self) -> None:
-        """Nothing is changed."""
+        """Nothing was changed."""
 
     def cache_tensors(self) -> Iterable[tuple[int, str, Tensor]]:
         return ()
 
 
-def _session(
-    probe: Probe, names: Sequence[str], kind: DeviceKind, device: torch.device, count: int
-) -> Iterator[list[float]]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        with recorded(path, device):
-            for _ in range(1 + count):
-                with _RecordFunctionFast(PASS):
-                    probe()
-                    if kind == "cuda":
-                        torch.cuda.synchronize(device)
-        timeline = read_timeline(path)
-    for window in passes(timeline.host)[1:]:
-        yield sample(timeline, window, names, kind).device_s
+def operation_times(runner: Runner, names: Sequence[str], count: int) -> list[list[float]]:
+    """Seconds of each operation in each of `count` profiled passes; one more goes before them."""
+    timeline, _ = runner.session(1 + count)
+    return [sample(timeline, window, names, runner.kind).device_s for window in passes(timeline.host)[1:]]

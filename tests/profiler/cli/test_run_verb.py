@@ -77,7 +77,18 @@ def test_json_of_a_run_its_threads_and_what_it_leaves_on_disk(model: Path, tmp_p
 
 
 def test_killed_and_resumed(model: Path, tmp_path: Path) -> None:
-    options = ["--quick", "--no-calibrate", "--seconds", "1", "--prompt", "16,24,32,40", "--phase", "prefill", "--dtype", "float32"]
+    options = [
+        "--quick",
+        "--no-calibrate",
+        "--seconds",
+        "1",
+        "--prompt",
+        "16,24,32,40",
+        "--phase",
+        "prefill",
+        "--dtype",
+        "float32",
+    ]
     process = start(str(model), *options, "--out", str(tmp_path))
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
