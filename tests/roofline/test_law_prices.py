@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from calibrated_laws import at_priors
 from graphs import GraphBuilder
 
-from roofline.calibrated import CalibratedLaw, Estimate, Extent, Provenance
+from roofline.calibrated import CalibratedLaw
 from roofline.facts import facts_of
 from roofline.hardware import Chip, Figure, HardwareSpec, Level, Peaks
 from roofline.law_prices import law_prices
-from roofline.laws.registry import LAWS
 from roofline.predict import Prepared
 
 
@@ -25,22 +25,8 @@ def spec(*laws: CalibratedLaw) -> HardwareSpec:
     return HardwareSpec(name="a", kind="cpu", chip=Chip(units=figure(2), unit="core"), measured=peaks, calibrated=laws)
 
 
-def law(kind: str, name: str = "pointwise", high: float = 1e6) -> CalibratedLaw:
-    constants = LAWS[name].constants(facts_of(spec()), "float32")
-    return CalibratedLaw(
-        kind=kind,
-        dtype="float32",
-        law=name,
-        arithmetic="float32",
-        constants=tuple(
-            Estimate(name=c.name, unit=c.unit, value=c.prior, low=c.prior, high=c.prior, determined=True)
-            for c in constants
-        ),
-        domain={"bytes_read": Extent(low=1, high=high)},
-        points=3,
-        scale=0.1,
-        provenance=Provenance(runs=("r",), date="2026-01-01", seed=0),
-    )
+def law(kind: str, high: float = 1e6) -> CalibratedLaw:
+    return at_priors(kind, "float32", facts_of(spec()), bytes_read=(1, high))
 
 
 def graph() -> Prepared:
