@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from profiler.microbench.quick import measure_peaks
+from profiler.microbench.spec import host_chip
 from profiler.models.resolve import resolve
 from profiler.models.truncate import truncate
 from profiler.models.weights import build, build_meta
@@ -27,7 +28,7 @@ from profiler.record.errors import InvalidMeasurement
 from profiler.record.run import Cell, CellResult
 from profiler.record.store import RunFolder
 from profiler.timing.cell import Loaded, free_bytes, measure_cell, reason
-from roofline.hardware import Chip, Figure, HardwareSpec, find_device
+from roofline.hardware import HardwareSpec, find_device
 
 DEVICE_S, QUICK_DEVICE_S = 15.0, 5.0
 """Seconds for the device's figures, in full and with --quick."""
@@ -67,7 +68,7 @@ def measure_device(
         name=known.name if known else environment.device,
         kind=environment.device_kind,
         matches=known.matches if known else (environment.device,),
-        chip=known.chip if known else _host_chip(device),
+        chip=known.chip if known else host_chip(device),
         datasheet=known.datasheet if known else None,
         measured=peaks,
         missing=reasons,
@@ -75,13 +76,6 @@ def measure_device(
     )
     folder.write_spec(spec)
     return spec
-
-
-def _host_chip(device: torch.device) -> Chip | None:
-    """What laws need to know of a CPU that no datasheet describes: the cores that torch uses."""
-    if device.type != "cpu":
-        return None
-    return Chip(units=Figure(value=torch.get_num_threads(), source="torch.get_num_threads()"), unit="core")
 
 
 def measure_cells(folder: RunFolder, done: frozenset[str], job: Job, step: Step = lambda text, done: None) -> None:

@@ -2,10 +2,10 @@
 
 Wiring only: `calibrate` chooses and fits, `profiler` measures.
 
-Example: ``calibrate_device(folder, torch.device("cpu"), quick=False, seed=0, step=lambda text, part: None)``
+Example: ``calibrate_device(folder, torch.device("cpu"), ("float32",), quick=False, seed=0, step=lambda *_: None)``
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -22,11 +22,16 @@ PROBE_PART = 1 / 16
 PROBE_BYTES = 1 << 30
 """And never more: on a CPU making them takes time."""
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""Types that models are built in, and kernels are made in."""
+
 Step = Callable[[str, float], None]
 
 
-def calibrate_device(folder: RunFolder, device: "torch.device", *, quick: bool, seed: int, step: Step) -> HardwareSpec:
-    """Measure, fit, and keep kernels.parquet and spec.json; the spec that was kept.
+def calibrate_device(
+    folder: RunFolder, device: "torch.device", dtypes: Collection[str], *, quick: bool, seed: int, step: Step
+) -> HardwareSpec:
+    """Measure kernels in `dtypes`, fit, and keep kernels.parquet and spec.json; the spec that was kept.
 
     What cannot be measured or fitted is in `HardwareSpec.missing`, with its reason.
     """
@@ -45,9 +50,9 @@ def calibrate_device(folder: RunFolder, device: "torch.device", *, quick: bool, 
         facts = facts_of(spec)
     except ValueError as error:
         return _kept(folder, spec, {"calibrated": str(error)})
-    dtypes = sorted({cell.workload.dtype for cell in folder.run.cells} & set(facts.matrix_flops_per_s))
+    used = sorted(set(dtypes) & set(facts.matrix_flops_per_s) & set(DTYPES))
     memory_bytes = spec.measured.levels[-1].capacity_bytes
-    shapes = kernel_shapes(facts, dtypes, memory_bytes, tuple(STREAMING), quick=quick, seed=seed)
+    shapes = kernel_shapes(facts, used, memory_bytes, tuple(STREAMING), quick=quick, seed=seed)
     table, failed = probe_kernels(
         shapes,
         device,
@@ -67,7 +72,7 @@ def calibrate_device(folder: RunFolder, device: "torch.device", *, quick: bool, 
     )
     spec = spec.model_copy(update={"calibrated": stored_laws(laws, provenance)})
     if device.type == "cpu":
-        figure = gap(device, dtypes[0] if dtypes else "float32")
+        figure = gap(device, used[0] if used else "float32")
         spec = spec.model_copy(update={"measured": spec.measured.model_copy(update={"gap_s_per_op": figure})})  # type: ignore[union-attr]
     return _kept(folder, spec, {f"kernels.{i}": why for i, why in enumerate(failed)})
 

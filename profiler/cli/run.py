@@ -214,7 +214,8 @@ def _measure(folder: RunFolder, done: frozenset[str]) -> None:
     with resumable(folder.path), progress(1 + len(folder.run.cells) - len(done)) as step:
         spec = folder.read_spec() or measure_device(folder, job.device, quick=bool(options["quick"]), step=step)
         if calibrate and not spec.calibrated:
-            calibrate_device(folder, job.device, quick=bool(options["quick"]), seed=job.seed, step=step)
+            dtypes = {cell.workload.dtype for cell in folder.run.cells}
+            calibrate_device(folder, job.device, dtypes, quick=bool(options["quick"]), seed=job.seed, step=step)
         measure_cells(folder, done, job, step)
     folder.finish()
 
