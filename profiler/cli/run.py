@@ -13,12 +13,12 @@ import typer
 
 from profiler.cli.calibrating import calibrate_device
 from profiler.cli.errors import GOOD, INCONCLUSIVE, INVALID, resumable
+from profiler.cli.measured import measured_spec
 from profiler.cli.output import console, print_json, stdout_to_stderr_if
 from profiler.cli.progress import progress
 from profiler.record.errors import RequestError
 from profiler.record.run import Run, differing
 from profiler.record.store import RunFolder
-from roofline.hardware import HardwareSpec, load_device
 
 EXAMPLE = """
 Examples:\n
@@ -150,25 +150,11 @@ def _new(
         cells=cells,
         options=options | {"device": str(device)},
     )
-    spec = None if hardware is None else _known_spec(hardware, run)
+    spec = None if hardware is None else measured_spec(hardware, run.environment)
     folder = RunFolder.create(out, run)
     if spec is not None:
         folder.write_spec(spec)
     return folder
-
-
-def _known_spec(path: Path, run: Run) -> HardwareSpec:
-    """The device's figures and laws as an earlier run found them. Raises RequestError: another device's, or none."""
-    try:
-        spec = load_device(path)
-    except ValueError as error:
-        raise RequestError(f"--hardware: {error}") from error
-    if spec.measured is None:
-        raise RequestError(f"--hardware: {path} holds nothing measured; leave it out, and this run measures the device")
-    here = run.environment.device
-    if here not in (spec.name, *spec.matches):
-        raise RequestError(f"--hardware: {path} is of {spec.name}, and this is {here}; leave it out")
-    return spec
 
 
 def _resumed(path: Path) -> tuple[RunFolder, frozenset[str]]:

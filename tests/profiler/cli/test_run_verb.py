@@ -177,6 +177,12 @@ def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
     assert not has_kernels(again.path)
     assert {one["prediction"] for one in document["passes"]} == {"calibrated"}
 
+    priced = []
+    for options in ([], ["--hardware", kept]):
+        assert main(["show", str(folder.path), *options, "--json"]) == 0
+        priced.append(json.loads(capsys.readouterr().out)["passes"][0]["predicted_busy_s"])
+    assert priced[0] == priced[1]
+
     arguments = ["predict", str(model), "--hardware", kept, "--dtype", "float32", "--prompt", "16", "--context", "16"]
     assert main([*arguments, "--peaks", "calibrated", "--form", "executed", "--json"]) == 0
     predicted = json.loads(capsys.readouterr().out)
