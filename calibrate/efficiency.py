@@ -13,8 +13,8 @@ from calibrate.op_times import Array, OpTimesTable, known, layer_kind
 from calibrate.soundness import doubts, judge
 from calibrate.waterfall import TERMS, terms
 from profiler.record.run import CellResult, Closure
+from roofline.forecast import pass_wall_s
 from roofline.hardware import HardwareSpec
-from roofline.host import wall_s as host_wall_s
 from roofline.op import OpGraph
 from roofline.record import Record
 from roofline.workload import Workload
@@ -287,10 +287,10 @@ def _unattributed_row(seconds: float) -> LayerEfficiency:
 
 def _predicted_wall_s(table: OpTimesTable, spec: HardwareSpec, prediction: str | None) -> float | None:
     """The host model over the predicted device times; None without a prediction or a host figure."""
-    host = spec.measured.host_s_per_op if spec.measured else None
-    if prediction is None or host is None or spec.kind == "other":
+    if prediction is None or spec.measured is None or spec.kind == "other":
         return None
-    return known(host_wall_s(table.rungs[prediction], table.count, host.value, spec.kind))
+    with_laws = prediction == "calibrated"
+    return pass_wall_s(table.rungs[prediction], table.count, spec, spec.measured, with_laws=with_laws)
 
 
 def _half_range(values: Sequence[float]) -> float:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -70,10 +70,20 @@ def measure(
     return rounds(Runner(model, inputs, device), graph, budget_s=budget_s, step=step, watch=watch)
 
 
+class Repeatable(Protocol):
+    """What each pass starts from: `profiler.models.inputs.PassInputs`, or nothing."""
+
+    def kwargs(self) -> dict[str, Any]:
+        """Of one call of the model."""
+
+    def restore(self) -> None:
+        """Undo what a pass did."""
+
+
 class Runner:
     """One forward pass, again and again, from the same state."""
 
-    def __init__(self, model: nn.Module, inputs: PassInputs, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, inputs: Repeatable, device: torch.device) -> None:
         self.model, self.inputs, self.device = model, inputs, device
         self.kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
         self.settling = SETTLING_LAUNCHES
