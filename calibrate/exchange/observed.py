@@ -1,22 +1,21 @@
 """A run's measured kernels as columns by kind and dtype: what laws are fitted to and scored on.
 
 A size that some rows of a kind and dtype lack is left out of their dims. What a law has to know of a kernel besides its
-sizes becomes a dim too: "operation" is a place in `COLLECTIVES`, "module" one in `MODULES`.
+sizes becomes a dim too: "operation" is a place in `OPERATIONS`, "module" one in `MODULES`.
 
 Example: ``observations(read(folder.path))[("matmul", "bfloat16")].dims["m"]``
 """
 
 import numpy as np
 
-from calibrate.exchange.llmservingsim import MODULES
 from calibrate.observations import Observations
 from profiler.record.kernels import DIMS, Kernels
-
-COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
+from roofline.laws.collective import OPERATIONS
+from roofline.laws.eager_modules import MODULES
 
 CODES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "collective": ("operation", COLLECTIVES),
-    "module": ("module", MODULES),
+    "collective": ("operation", OPERATIONS),
+    "module": ("module", tuple(MODULES)),
 }
 """Kind -> the dim that holds its `op`, and what the dim is a place in."""
 

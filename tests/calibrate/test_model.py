@@ -24,7 +24,7 @@ def test_a_correction_helps_where_the_law_lacks_something():
     seen, held = halves(noise=0.01, bump=0.25)
     model = train(Simple(), seen, FACTS, points=120)
     law = np.abs(Simple().time_s(held.dims, FACTS, "bfloat16", model.fitted.values) / held.time_s - 1).mean()
-    assert model.strength > 0
+    assert model.corrected.process is not None
     assert error(model, held) < 0.6 * law
 
 
@@ -40,13 +40,8 @@ def test_intervals_cover_what_they_say(bump):
 
 def test_only_latencies_of_the_chosen_points_are_read():
     model = train(Simple(), halves()[0], FACTS, points=50, seed=1)
-    assert model.fitted.points == len(model.errors) == 50
-
-
-def test_ranges_say_what_was_seen():
-    model = train(Simple(), halves()[0], FACTS, points=50)
-    inside = model.inside({"m": np.array([100.0, 1e7]), "n": np.array([1000.0, 1000.0])})
-    assert inside.tolist() == [True, False]
+    assert model.fitted.points == len(model.errors) == len(model.points) == 50
+    assert model.ranges["m"] == (model.points.dims["m"].min(), model.points.dims["m"].max())
 
 
 def test_a_seed_gives_one_model_and_few_points_still_give_one():
@@ -54,5 +49,5 @@ def test_a_seed_gives_one_model_and_few_points_still_give_one():
     one, two = (train(Simple(), seen, FACTS, points=40, seed=5).time_s(held.dims) for _ in range(2))
     assert (one == two).all()
     few = train_on(Simple(), seen.take(np.arange(5)), FACTS)
-    assert few.correction is None
+    assert few.corrected.process is None
     assert np.isfinite(few.interval(held.dims)[1]).all()

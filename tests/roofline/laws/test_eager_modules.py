@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from law_checks import columns, one_by_one, price, recovered
 
-from calibrate.eager_modules import MODULES, EagerModules, module_index, operations
+from roofline.laws.eager_modules import MODULES, EagerModules, module_index, operations
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 from roofline.laws.streaming import POINTWISE
 
-LLAMA = {"hidden": 4096, "inner": 14336, "heads": 32, "kv_heads": 8, "head_dim": 128, "vocab": 128256, "kv_tokens": 0}
+LLAMA = {"hidden": 4096, "inner": 14336, "heads": 32, "kv_heads": 8, "head_dim": 128, "vocab": 128256, "context": 0}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def test_a_module_costs_the_sum_of_its_operations() -> None:
 
 
 def test_attention_sees_what_is_in_the_cache() -> None:
-    fresh, cached = (price(LAW, step("attn", 1, kv_tokens=tokens)) for tokens in (0, 999))
+    fresh, cached = (price(LAW, step("attn", 1, context=tokens)) for tokens in (0, 999))
     assert cached == pytest.approx(1000 * fresh)
 
 

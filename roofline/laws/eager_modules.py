@@ -79,7 +79,7 @@ def _attention(d: Dims) -> list[Operation]:
         "heads": d["heads"],
         "kv_heads": d["kv_heads"],
         "query": d["tokens"],
-        "context": d["kv_tokens"],
+        "context": d["context"],
         "head_dim": d["head_dim"],
         "window": 0 * one,
         "kv_bytes": NARROW * one,
@@ -112,8 +112,8 @@ MODULES: dict[str, Callable[[Dims], list[Operation]]] = {
 }
 """By the table's names; the dim "module" is a place in this list."""
 
-SIZES = ("tokens", "kv_tokens", "hidden", "inner", "heads", "kv_heads", "head_dim", "vocab")
-"""Dims that describe a model and a step: `kv_tokens` are in the cache before it."""
+SIZES = ("tokens", "context", "hidden", "inner", "heads", "kv_heads", "head_dim", "vocab")
+"""Dims that describe a model and a step: `context` tokens are in the cache before it."""
 
 
 def operations(module: str, dims: Dims) -> list[Operation]:
