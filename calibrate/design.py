@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 
 from roofline.laws.features import coordinates
 from roofline.laws.law import Dims, Facts, Floats, Law
+from roofline.laws.sensitivity import responses
 
 Rows = NDArray[np.int_]
 
 ROUNDS = 12
 """Of k-means; later ones move centres by less than the candidates' spacing."""
-STEP = 0.05
-"""Change of a constant for its sensitivity, on its logarithm (or in units of its prior's spread)."""
 RESPONSE = 1.0
-"""Weight of sensitivities beside one doubling of a size: a constant that decides a kernel wholly counts as so many."""
+"""Doublings of a size that a constant which decides a kernel wholly counts as."""
 DRAWN_FROM = 6000
 """Candidates that clusters are found on, at most."""
 DEGENERATE = (0.0, 1.0)
@@ -63,16 +62,9 @@ def design(
 
 def _places(law: Law, dims: Dims, facts: Facts, dtype: str) -> Floats:
     """Shape (candidates, coordinates)."""
-    constants = law.constants(facts, dtype)
-    priors = {c.name: c.prior for c in constants}
-    base = np.log(law.time_s(dims, facts, dtype, priors))
-    responses = []
-    for constant in constants:
-        moved = constant.prior * np.exp(-STEP) if constant.logarithmic else constant.prior - STEP * constant.spread
-        moved = max(constant.low, moved)
-        change = np.log(law.time_s(dims, facts, dtype, {**priors, constant.name: moved})) - base
-        responses.append(RESPONSE * change / STEP)
-    return np.concatenate([coordinates(dims, law.dims), *(each[:, None] for each in responses)], axis=1)
+    priors = {c.name: c.prior for c in law.constants(facts, dtype)}
+    _, response = responses(law, dims, facts, dtype, priors)
+    return np.concatenate([coordinates(dims, law.dims), RESPONSE * response], axis=1)
 
 
 def _regimes(dims: Dims, names: tuple[str, ...]) -> NDArray[np.bool_]:

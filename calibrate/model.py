@@ -10,7 +10,7 @@ Example: ``model = train(Matmul(), observations, facts, points=200, seed=0)``, t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,8 @@ from calibrate.design import design
 from calibrate.fit import Fitted, fit
 from calibrate.observations import Observations
 from roofline.laws.corrected import Corrected
-from roofline.laws.features import features
-from roofline.laws.law import Dims, Facts, Floats, Law
+from roofline.laws.law import Dims, Facts, Floats, Law, Values
+from roofline.laws.sensitivity import responses
 
 FOLDS = 5
 """Of groups, for intervals and for whether a correction helps."""
@@ -34,6 +34,8 @@ ASSUMED_GROUPS = 6.0
 """Groups that this assumption weighs as much as. On the public tables the width that held-out groups ask for is 1.4 to
 2.6 deviations whatever the kind, and one that 5 groups show anything from 1.9 to 4.5; between 3 and 12 coverage hardly
 changes."""
+WATCHED = 4
+"""Constants whose responses the correction is given."""
 FEWEST = 12
 """Points for which a correction is tried at all."""
 SMALLEST_SCALE = 1e-6
@@ -71,11 +73,12 @@ class Model:
 class _Unseen:
     """Of each point, by models without its group; all of shape (points,), on the logarithm of time."""
 
-    residuals: Floats
-    """Of the law."""
-    shifts: Floats
-    """The correction's mean."""
+    bare: Floats
+    """Errors of the law alone."""
+    errors: Floats
+    """With the correction."""
     deviations: Floats
+    """Of the correction."""
 
 
 def train(law: Law, observations: Observations, facts: Facts, points: int, seed: int = 0) -> Model:
@@ -87,35 +90,39 @@ def train(law: Law, observations: Observations, facts: Facts, points: int, seed:
 def train_on(law: Law, seen: Observations, facts: Facts, seed: int = 0) -> Model:
     """Fit to all rows that are given; deterministic for a seed. Raises ValueError where there are none."""
     fitted = fit(law, seen, facts, seed)
-    places = features(seen.dims, law.dims)
-    unseen = _unseen(law, seen, places, facts, fitted, seed)
-    process, errors = None, unseen.residuals
-    if len(seen) >= FEWEST and not _harmful(unseen, seen.group):
-        process = learn(places, _residuals(law, seen, facts, fitted.values), seed)
-        errors = unseen.residuals - unseen.shifts
-    deviations = unseen.deviations if process is not None else np.full(len(seen), max(fitted.scale, SMALLEST_SCALE))
-    width = _width(np.abs(errors) / deviations, seen.group)
-    if process is None:
-        width *= deviations[0]
-    return Model(Corrected(law, seen.dtype, fitted.values, process, width), facts, fitted, seen, errors)
+    unseen = _unseen(law, seen, facts, fitted, seed)
+    if len(seen) < FEWEST or _harmful(unseen, seen.group):
+        alone = max(fitted.scale, SMALLEST_SCALE)
+        width = alone * _width(np.abs(unseen.bare) / alone, seen.group)
+        return Model(Corrected(law, seen.dtype, fitted.values, width), facts, fitted, seen, unseen.bare)
+    corrected = _corrected(law, seen, facts, fitted.values, seed)
+    width = _width(np.abs(unseen.errors) / unseen.deviations, seen.group)
+    return Model(replace(corrected, width=width), facts, fitted, seen, unseen.errors)
 
 
-def _residuals(law: Law, seen: Observations, facts: Facts, values: Mapping[str, float]) -> Floats:
-    return np.asarray(np.log(seen.time_s) - np.log(law.time_s(seen.dims, facts, seen.dtype, values)))
+def _corrected(law: Law, seen: Observations, facts: Facts, values: Values, seed: int) -> Corrected:
+    """With intervals as they are assumed; watches the constants that tell kernels apart most."""
+    _, response = responses(law, seen.dims, facts, seen.dtype, values)
+    apart = np.argsort(-response.std(axis=0), kind="stable")[:WATCHED]
+    names = [constant.name for constant in law.constants(facts, seen.dtype)]
+    watched = tuple(names[place] for place in np.sort(apart))
+    bare = Corrected(law, seen.dtype, values, ASSUMED_WIDTH, watched=watched)
+    log_time, places = bare.places(seen.dims, facts)
+    return replace(bare, process=learn(places, np.log(seen.time_s) - log_time, seen.group, seed))
 
 
-def _unseen(law: Law, seen: Observations, places: Floats, facts: Facts, fitted: Fitted, seed: int) -> _Unseen:
+def _unseen(law: Law, seen: Observations, facts: Facts, fitted: Fitted, seed: int) -> _Unseen:
     found = _Unseen(np.zeros(len(seen)), np.zeros(len(seen)), np.ones(len(seen)))
     fold_of = _folds(seen.group, seed)
     for fold in np.unique(fold_of):
         out = fold_of == fold
-        rest = out if out.all() else ~out  # of a single row there is no rest
-        values = fit(law, seen.take(rest), facts, seed, start=fitted.values).values
-        residuals = _residuals(law, seen, facts, values)
-        found.residuals[out] = residuals[out]
-        if rest.sum() > 1:
-            process = learn(places[rest], residuals[rest], seed)
-            found.shifts[out], found.deviations[out] = process.mean(places[out]), process.deviation(places[out])
+        rest, left = seen.take(out if out.all() else ~out), seen.take(out)  # of a single row there is no rest
+        values = fit(law, rest, facts, seed, start=fitted.values).values
+        found.bare[out] = np.log(left.time_s) - np.log(law.time_s(left.dims, facts, seen.dtype, values))
+        corrected = _corrected(law, rest, facts, values, seed)
+        low, high = corrected.interval(left.dims, facts)
+        found.errors[out] = np.log(left.time_s) - np.log(low * high) / 2
+        found.deviations[out] = np.log(high / low) / (2 * corrected.width)
     return found
 
 
@@ -130,7 +137,7 @@ def _folds(group: NDArray[np.str_], seed: int) -> NDArray[np.int_]:
 
 def _harmful(unseen: _Unseen, group: NDArray[np.str_]) -> bool:
     """Whether the correction makes groups that it has not seen worse, by more than their standard error."""
-    worse = np.abs(unseen.residuals - unseen.shifts) - np.abs(unseen.residuals)
+    worse = np.abs(unseen.errors) - np.abs(unseen.bare)
     _, index, counts = np.unique(group, return_inverse=True, return_counts=True)
     shares = np.bincount(index, worse) / len(group)
     if len(counts) == 1:

@@ -7,7 +7,7 @@ was fitted from. Outside those sizes a prediction is the law's extrapolation, an
 Example: ``calibrated.time_s({"m": m, "n": n, "k": k}, facts_of(spec))`` → seconds, shape of `m`
 """
 
-from functools import cached_property
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import pydantic
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from roofline.laws.corrected import Corrected
     from roofline.laws.law import Dims, Facts, Floats
-    from roofline.laws.process import Process
 
 CALIBRATED_SCHEMA = 2
 """2: intervals of predictions; a correction keeps its points' sizes."""
@@ -66,29 +65,36 @@ class Correction(Record):
     """log measured − log of the law, of each."""
     variances: tuple[float, ...]
     """Of each residual's noise."""
+    groups: tuple[int, ...]
+    """Number of the group that each is of."""
     scale: float = Field(gt=0)
     noise: float = Field(gt=0)
+    apart: float = Field(gt=0)
     lengths: tuple[float, ...]
-    """A length for each feature of the law's sizes."""
+    """A length for each of `roofline.laws.corrected.Corrected.places`."""
+    watched: tuple[str, ...]
+    """Constants of the law whose responses are among those."""
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Self:
-        if {len(column) for column in (*self.points.values(), self.variances)} != {len(self.residuals)}:
-            raise ValueError("a correction has each size, a residual and a variance of every point")
+        columns = (*self.points.values(), self.variances, self.groups)
+        if {len(column) for column in columns} != {len(self.residuals)}:
+            raise ValueError("a correction has each size, a residual, a variance and a group of every point")
         return self
 
-    def process(self, names: tuple[str, ...]) -> "Process":
-        """Of a law with dims of these names. Raises ValueError where it is not of that law."""
+    def on(self, bare: "Corrected", facts: "Facts") -> "Corrected":
+        """The law with this correction. Raises ValueError where it is another law's."""
         import numpy as np
 
-        from roofline.laws.features import features
         from roofline.laws.process import Process
 
-        places = features({name: np.array(column) for name, column in self.points.items()}, names)
+        watching = replace(bare, watched=self.watched)
+        _, places = watching.places({name: np.array(column) for name, column in self.points.items()}, facts)
         if places.shape[1] != len(self.lengths):
             raise ValueError(f"a correction of {len(self.lengths)} lengths for {places.shape[1]} features")
-        residuals, variances = np.array(self.residuals), np.array(self.variances)
-        return Process(places, residuals, variances, self.scale, self.noise, np.array(self.lengths))
+        residuals, variances, groups = (np.array(one) for one in (self.residuals, self.variances, self.groups))
+        known = (self.scale, self.noise, self.apart, np.array(self.lengths))
+        return replace(watching, process=Process(places, residuals, variances, groups, *known))
 
 
 class Provenance(Record):
@@ -154,11 +160,11 @@ class CalibratedLaw(Record):
 
     def time_s(self, dims: "Dims", facts: "Facts") -> "Floats":
         """Seconds of each kernel. Raises ValueError where a size or constant is missing."""
-        return self._priced_by(dims, facts).time_s(dims, facts)
+        return self._corrected(dims, facts).time_s(dims, facts)
 
     def interval(self, dims: "Dims", facts: "Facts") -> "tuple[Floats, Floats]":
         """Seconds between which 90 % of kernels like each lie. Raises ValueError as `time_s`."""
-        return self._priced_by(dims, facts).interval(dims, facts)
+        return self._corrected(dims, facts).interval(dims, facts)
 
     def outside(self, dims: "Dims") -> "NDArray[np.bool_]":
         """True where a size lies beyond those it was fitted on."""
@@ -171,20 +177,15 @@ class CalibratedLaw(Record):
         ]
         return np.logical_or.reduce(beyond) if beyond else np.zeros(0, dtype=bool)
 
-    @cached_property
-    def _corrected(self) -> "Corrected":
+    def _corrected(self, dims: "Dims", facts: "Facts") -> "Corrected":
+        """What prices kernels of these sizes, once it is known to be able to."""
         from roofline.laws.corrected import Corrected
         from roofline.laws.registry import law_named
 
         law = law_named(self.law)
-        process = None if self.correction is None else self.correction.process(law.dims)
-        return Corrected(law, self.arithmetic, self.values, process, self.width)
-
-    def _priced_by(self, dims: "Dims", facts: "Facts") -> "Corrected":
-        """What prices it, once it is known to be able to."""
-        law = self._corrected.law
         if lacking := [name for name in law.dims if name not in dims]:
             raise ValueError(f"the law of {self.kind} needs {', '.join(lacking)}")
         if {constant.name for constant in law.constants(facts, self.arithmetic)} != set(self.values):
             raise ValueError(f"the constants kept for {self.kind} {self.dtype} are another law's; calibrate again")
-        return self._corrected
+        bare = Corrected(law, self.arithmetic, self.values, self.width)
+        return bare if self.correction is None else self.correction.on(bare, facts)

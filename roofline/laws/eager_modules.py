@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from roofline.laws.law import Constant, Dims, Facts, Floats, Law, Values
 
@@ -146,15 +147,31 @@ class EagerModules:
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
-        own = {
-            kind: {name.removeprefix(f"{kind}."): v for name, v in values.items() if name.startswith(f"{kind}.")}
-            for kind in self.laws
-        }
         total = np.zeros(len(dims["module"]))
-        for index, module in enumerate(MODULES):
-            rows = np.flatnonzero(dims["module"] == index)
-            if len(rows):
-                sizes = {name: np.asarray(dims[name], dtype=float)[rows] for name in SIZES}
-                for kind, sized in operations(module, sizes):
-                    total[rows] += self.laws[kind].time_s(sized, facts, dtype, own[kind])
+        for kind, parts in _by_kind(dims).items():
+            own = {name.removeprefix(f"{kind}."): v for name, v in values.items() if name.startswith(f"{kind}.")}
+            time_s = self.laws[kind].time_s(_together([sized for _, sized in parts]), facts, dtype, own)
+            total += np.bincount(np.concatenate([rows for rows, _ in parts]), time_s, minlength=len(total))
         return total
+
+
+def _by_kind(dims: Dims) -> dict[str, list[tuple[NDArray[np.int_], Dims]]]:
+    """Operations of all modules with the rows that they are part of: a law is asked once for all of its kind."""
+    found: dict[str, list[tuple[NDArray[np.int_], Dims]]] = {}
+    for index, module in enumerate(MODULES):
+        rows = np.flatnonzero(dims["module"] == index)
+        if len(rows):
+            sizes = {name: np.asarray(dims[name], dtype=float)[rows] for name in SIZES}
+            for kind, sized in operations(module, sizes):
+                found.setdefault(kind, []).append((rows, sized))
+    return found
+
+
+def _together(parts: list[Dims]) -> Dims:
+    """Columns one after another; 0 where a part has no such column."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    lengths = [len(next(iter(part.values()))) for part in parts]
+    return {
+        name: np.concatenate([part.get(name, np.zeros(rows)) for part, rows in zip(parts, lengths, strict=True)])
+        for name in names
+    }
