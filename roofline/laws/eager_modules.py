@@ -113,15 +113,18 @@ MODULES: dict[str, Callable[[Dims], list[Operation]]] = {
 }
 """By the table's names; the dim "module" is a place in this list."""
 
-SIZES = ("tokens", "context", "hidden", "inner", "heads", "kv_heads", "head_dim", "vocab")
-"""Dims that describe a model and a step: `context` tokens are in the cache before it."""
+SIZES = ("tokens", "context", "hidden", "inner", "heads", "kv_heads", "head_dim", "vocab", "tp")
+"""Dims that describe a model and a step: `context` tokens are in the cache before it, `tp` ranks share each matrix."""
+SHARED = ("inner", "heads", "kv_heads", "vocab")
+"""Of them, those of which a rank has its part, one at least."""
 
 
 def operations(module: str, dims: Dims) -> list[Operation]:
-    """Kernels of a module; dims are `SIZES`. Raises ValueError for a module that is none of `MODULES`."""
+    """Kernels of a module on one rank; dims are `SIZES`. Raises ValueError for a module that is none of `MODULES`."""
     if module not in MODULES:
         raise ValueError(f"no module {module!r}; use {', '.join(MODULES)}")
-    return MODULES[module](dims)
+    ranks = dims["tp"]
+    return MODULES[module]({**dims, **{name: np.maximum(np.ceil(dims[name] / ranks), 1.0) for name in SHARED}})
 
 
 def module_index(module: str) -> int:
