@@ -5,8 +5,8 @@
 For each table: half of its groups (weight shapes, head layouts) are drawn by the seed, at most `points` kernels among
 them are chosen by shape and fitted to, and all kernels of the other groups are scored. The mean over the seeds is
 printed, its target behind it, and the noise of repeated measurements where a table has any. A100's tables hold one
-device, H200's another; nothing in here is told to the fit but the device's datasheet. Tables of a single model, or of one
-model for each of two kernels, cannot be asked about models not seen: whole counts of tokens are held out there.
+device, H200's another; nothing in here is told to the fit but the device's datasheet. Tables of a single model, or of
+one model for each of two kernels, cannot be asked about models not seen: whole counts of tokens are held out there.
 """
 
 import argparse
