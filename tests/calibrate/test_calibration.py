@@ -87,3 +87,9 @@ def test_an_unknown_law_is_refused_by_name(calibrated: Calibrated) -> None:
 def test_fewer_points_than_constants() -> None:
     with pytest.raises(ValueError, match="constants, and 5 points cannot"):
         calibrate_kind(*halves(products(), 0), FACTS, points=5)
+
+
+def test_one_point_is_one_in_words() -> None:
+    table = products()
+    with pytest.raises(ValueError, match="and 1 row cannot"):
+        calibrate_kind(table.take(np.array([0])), table, FACTS)
