@@ -80,16 +80,20 @@ def _regimes(dims: Dims, names: tuple[str, ...]) -> NDArray[np.bool_]:
 
 
 def _nearest(placed: Floats, centres: Floats, room: "_Room", points: int) -> list[int]:
-    """A row for each centre; then, where centres coincide, the rows farthest from all that are chosen."""
-    chosen: list[int] = []
+    """A row for each centre; then, where centres were fewer, the rows farthest from all that are chosen."""
+    chosen = [room.take(_squares(placed, centre)) for centre in centres]
     gap = np.full(len(placed), np.inf)
-    for centre in [*centres, *[None] * (points - len(centres))]:
-        distance = -gap if centre is None else ((placed - centre) ** 2).sum(axis=1)
-        row = int(np.argmin(np.where(room.free(), distance, np.inf)))
-        room.take(row)
-        chosen.append(row)
-        gap = np.minimum(gap, ((placed - placed[row]) ** 2).sum(axis=1))
+    for place in range(points - 1):
+        if len(chosen) == points:
+            break
+        gap = np.minimum(gap, _squares(placed, placed[chosen[place]]))
+        if place + 1 >= len(centres):
+            chosen.append(room.take(-gap))
     return chosen
+
+
+def _squares(placed: Floats, place: Floats) -> Floats:
+    return np.asarray(((placed - place) ** 2).sum(axis=1))
 
 
 class _Room:
@@ -100,13 +104,13 @@ class _Room:
         self._left = np.ceil(counts / 2)
         self._untaken = np.ones(len(group), dtype=bool)
 
-    def free(self) -> NDArray[np.bool_]:
+    def take(self, distance: Floats) -> int:
+        """The nearest of them, which is then taken."""
         preferred = self._untaken & (self._left[self._group] > 0)
-        return preferred if preferred.any() else self._untaken
-
-    def take(self, row: int) -> None:
+        row = int(np.argmin(np.where(preferred if preferred.any() else self._untaken, distance, np.inf)))
         self._untaken[row] = False
         self._left[self._group[row]] -= 1
+        return row
 
 
 def _room(group: NDArray[np.str_] | None, rows: int) -> _Room:
