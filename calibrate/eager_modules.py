@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from roofline.laws.law import Constant, Dims, Facts, Floats, Law, Values
 
@@ -151,10 +152,34 @@ class EagerModules:
             for kind in self.laws
         }
         total = np.zeros(len(dims["module"]))
-        for index, module in enumerate(MODULES):
-            rows = np.flatnonzero(dims["module"] == index)
-            if len(rows):
-                sizes = {name: np.asarray(dims[name], dtype=float)[rows] for name in SIZES}
-                for kind, sized in operations(module, sizes):
-                    total[rows] += self.laws[kind].time_s(sized, facts, dtype, own[kind])
+        for kind, (rows, sized) in _by_kind(dims, tuple(self.laws)).items():
+            np.add.at(total, rows, self.laws[kind].time_s(sized, facts, dtype, own[kind]))
         return total
+
+
+def _by_kind(dims: Dims, kinds: tuple[str, ...]) -> dict[str, tuple[NDArray[np.int_], Dims]]:
+    """All operations of all modules of a kind as one set of columns, with the row of the module that each belongs to.
+
+    A law is asked once, not once an operation: a dim that an operation does not have is 0 there.
+    """
+    rows: dict[str, list[NDArray[np.int_]]] = {kind: [] for kind in kinds}
+    parts: dict[str, list[Dims]] = {kind: [] for kind in kinds}
+    for index, module in enumerate(MODULES):
+        of_module = np.flatnonzero(dims["module"] == index)
+        if len(of_module):
+            sizes = {name: np.asarray(dims[name], dtype=float)[of_module] for name in SIZES}
+            for kind, sized in operations(module, sizes):
+                rows[kind].append(of_module)
+                parts[kind].append(sized)
+    found: dict[str, tuple[NDArray[np.int_], Dims]] = {}
+    for kind in kinds:
+        if parts[kind]:
+            names = dict.fromkeys(name for part in parts[kind] for name in part)
+            columns = {
+                name: np.concatenate(
+                    [part.get(name, np.zeros(len(of))) for of, part in zip(rows[kind], parts[kind], strict=True)]
+                )
+                for name in names
+            }
+            found[kind] = np.concatenate(rows[kind]), columns
+    return found
