@@ -8,7 +8,7 @@ Two ways, by whether a library packs the query heads that share keys into one ti
   tiles of 64 rows of one head. Its mha_varlen_fwd splits keys of a single query row only where it has first copied the
   heads of a group together (seqlenq_ngroups_swapped): who pays for that copy does not split anything else.
 
-Example: ``splits(blocks=np.array(64.0), tiles=np.array(8.0), units=132)`` → 11 splits of 6 blocks
+Example: ``splits(blocks=np.array(64.0), tiles=np.array(8.0), units=132)`` → 13 splits of 5 blocks
 """
 
 import numpy as np
