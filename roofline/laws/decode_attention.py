@@ -14,6 +14,7 @@ Example: ``DecodeAttention().time_s(dims, facts, "bfloat16", values)``, dims as 
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from roofline.laws import flash_attention as flash
 from roofline.laws.four_constant import blend
@@ -31,11 +32,13 @@ PARTIAL = 4.0
 """Bytes of an element of a split's partial output: float32."""
 COMBINED = 2048.0
 """Elements of output that a block of the combining launch takes: 8 to 16 rows (flash_fwd_combine_launch_template.h)."""
+UNHIDDEN = 2.0
+"""Power of head dim over `flash_attention.WIDEST_NARROW` by which an fp8 cache is read more slowly: values are converted
+and transposed, and nothing hides it. Of 1 and 2 the one nearer to an H200's table."""
 RESIDENT = 0.8
 """Part of the last-level cache that holds keys and values from one call to the next."""
 KNEE = 8.0
-"""How sharply that is outgrown, as a power of size: what is read in turns, least recently used first out, is lost
-together."""
+"""How sharply that is outgrown, as a power of size: read in turns, the least recently used first out, all is lost."""
 SHARPNESS = 3.0
 """Of the larger of what units draw and what memory gives."""
 
@@ -77,13 +80,14 @@ class DecodeAttention:
         windowed = (window > 0) & (kv > window)
         pieces = batch * kv_heads * np.ceil(group / ROWS)
         block = np.minimum(BLOCK, BLOCK**2 / head_dim)
-        blocks = np.ceil(np.where(windowed, window, kv) / block) + windowed
+        seen = np.where(windowed, window, kv)
+        # A window begins anywhere in a block.
+        blocks = np.maximum(np.ceil(seen / block), 1.0) + windowed
         key_bytes = 2 * head_dim * kv_bytes
-        moved = batch * kv_heads * np.where(windowed, window, kv) * key_bytes
+        moved = batch * kv_heads * seen * key_bytes
         block_s = block * key_bytes * facts.units / values["draw"]
-        block_s = block_s * np.where(
-            narrow, values["narrow"] * np.maximum(head_dim / flash.WIDEST_NARROW, 1.0) ** 2, 1.0
-        )
+        unhidden = np.maximum(head_dim / flash.WIDEST_NARROW, 1.0) ** UNHIDDEN
+        block_s = block_s * np.where(narrow, values["narrow"] * unhidden, 1.0)
         start_s = values["start"] * (0.5 + head_dim / flash.WIDEST) + np.where(wide, flash.SEARCH_S * batch, 0.0)
         outputs = batch * heads * head_dim
         joined_s = values["join"] + 2 * PARTIAL * outputs / values["memory"]
@@ -99,12 +103,19 @@ class DecodeAttention:
         most = np.where(wide, np.where(blind > 0, flash.RESERVED, 1.0), most)
         any_heads = np.where(group > 1, 1.0, flash.splits_everything(values["regroup"]))
         worked = worked_s(np.ones_like(most)) ** (1 - any_heads) * worked_s(most) ** any_heads
-        captured = (batch <= flash.CAPTURED) & ~wide
-        once = values["fixed"] * np.where(narrow, values["narrow"], 1.0)
-        once = once + np.where((group > 1) & (kv_heads > 1) & (batch > 1), values["regroup"], 0.0)
-        once = once + values["sequence"] * batch + 2 * ELEMENT * outputs / values["ride"]
-        once = once + np.where(captured, values["idle"] * (batch + outputs / COMBINED), 0.0)
-        return np.asarray(once + worked)
+        return np.asarray(_once_s(batch, heads, kv_heads, head_dim, narrow, values) + worked)
+
+
+def _once_s(
+    batch: Floats, heads: Floats, kv_heads: Floats, head_dim: Floats, narrow: NDArray[np.bool_], values: Values
+) -> Floats:
+    """Seconds that do not grow with keys."""
+    outputs = batch * heads * head_dim
+    copied = (heads > kv_heads) & (kv_heads > 1) & (batch > 1)
+    captured = (batch <= flash.CAPTURED) & (head_dim <= flash.WIDEST)
+    once = values["fixed"] * np.where(narrow, values["narrow"], 1.0) + np.where(copied, values["regroup"], 0.0)
+    once = once + values["sequence"] * batch + 2 * ELEMENT * outputs / values["ride"]
+    return np.asarray(once + np.where(captured, values["idle"] * (batch + outputs / COMBINED), 0.0))
 
 
 def _traffic_s(moved: Floats, facts: Facts, values: Values) -> Floats:
