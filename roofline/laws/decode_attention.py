@@ -33,8 +33,8 @@ PARTIAL = 4.0
 COMBINED = 2048.0
 """Elements of output that a block of the combining launch takes: 8 to 16 rows (flash_fwd_combine_launch_template.h)."""
 UNHIDDEN = 2.0
-"""Power of head dim over `flash_attention.WIDEST_NARROW` by which an fp8 cache is read more slowly: values are converted
-and transposed, and nothing hides it. Of 1 and 2 the one nearer to an H200's table."""
+"""Power of head dim over `flash_attention.WIDEST_NARROW` by which an fp8 cache is read more slowly: values are
+converted and transposed, and nothing hides it. Of 1 and 2 the one nearer to an H200's table."""
 RESIDENT = 0.8
 """Part of the last-level cache that holds keys and values from one call to the next."""
 KNEE = 8.0
