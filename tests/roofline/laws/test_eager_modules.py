@@ -77,6 +77,10 @@ def test_attention_sees_what_is_in_the_cache() -> None:
     assert cached == pytest.approx(1000 * fresh)
 
 
+def test_attention_multiplies_masked_pairs_too() -> None:
+    assert price(LAW, step("attn", 64)) == pytest.approx(4 * 32 * 128 * 64 * 64 / 5e14)
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_more_tokens_and_a_larger_model_take_longer(module: str) -> None:
     small = price(LAW, step(module))
