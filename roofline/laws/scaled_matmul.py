@@ -5,8 +5,9 @@
 - k is not split, and the tile follows from m (and n) alone: `vllm_tiles`, as vLLM's `cutlass_scaled_mm` chooses it on
   Hopper (csrc/quantization/w8a8/cutlass/c3x/scaled_mm_sm90_fp8_dispatch.cuh).
 - Rows by which the last tile is not full are fetched too, by every column of tiles, and as nothing is shared there, at
-  main memory's rate: a product of 513 rows takes twice the time of one of 512. (Measured: where that rate was fitted by
-  itself, it came out within 4 % of main memory's.)
+  main memory's rate: a product of 513 rows takes twice the time of one of 512. (Where that rate was fitted by itself,
+  on one H200, it came out within 5 % of main memory's. DeepGEMM's csrc/jit_kernels/heuristics/sm90.hpp keeps its tiles
+  low for the same reason: "smaller block M can avoid TMA L2 OOB bound".)
 
 With a scale for each block of weights (`BlockScaledMatmul`) tiles are chosen by their time, nothing is fetched beyond
 the last row, and the call's own work on the host can take longer than the device: it is a floor, higher for products
