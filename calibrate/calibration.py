@@ -22,8 +22,8 @@ from roofline.laws.law import Dims, Facts
 from roofline.laws.registry import subject
 
 MOST_POINTS = 1000
-"""That a fit is given: a correction's time grows with their cube. With 2,000, four kinds took 47 s of CPU, and intervals
-covered 84 to 87 % of one split of the public tables."""
+"""That a fit is given: a correction's time grows with their cube. With 2,000, four kinds took 47 s of CPU, and
+intervals covered 84 to 87 % of one split of the public tables."""
 
 
 @dataclass(frozen=True, eq=False)

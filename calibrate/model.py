@@ -31,12 +31,13 @@ COVERED = 0.9
 ASSUMED_WIDTH = float(stdtrit(DEGREES, (1 + COVERED) / 2))
 """Half an interval, in deviations, if errors are as the correction assumes: 2.13."""
 ASSUMED_GROUPS = 6.0
-"""Groups that this assumption weighs as much as. On most splits of the public tables held-out groups ask for 1.4 to 2.6
-deviations (up to 4.6 where one is unlike all that were seen), while what 4 to 6 seen groups show is anything from 1.9 to
-4.6 and no guide to it; chosen there among 3, 6 and 12, between which coverage hardly differs."""
+"""Groups that this assumption weighs as much as. On most splits of the public tables held-out groups ask for 1.4 to
+2.6 deviations (up to 4.6 where one is unlike all that were seen), while what 4 to 6 seen groups show is anything from
+1.9 to 4.6 and no guide to it; chosen there among 3, 6 and 12, between which coverage hardly differs."""
 WATCHED = 4
-"""Constants whose responses the correction is given; each costs a prediction one more pricing by the law. Chosen on three
-splits of the public tables, where with four errors are 4 % of themselves lower than with sizes alone, with all 5 %."""
+"""Constants whose responses the correction is given; each costs a prediction one more pricing by the law. Chosen on
+three splits of the public tables, where with four errors are 4 % of themselves lower than with sizes alone, with all
+5 %."""
 FEWEST = 12
 """Points for which a correction is tried at all."""
 SMALLEST_SCALE = 1e-6
