@@ -8,6 +8,8 @@ With S the size (nccl-tests' meaning, `profiler.microbench.busbw`) and n ranks:
 - small packets that carry their own flags (NCCL's LL and LL128) run at `slow` without more ado; large chunks (Simple)
   wait `sync` for their signals and run at `busbw`. The library takes the faster one (min, softened by `SHARPNESS`).
   All-to-all and send move point-to-point messages, which have a `slow` and `sync` of their own.
+- Ranks on several nodes (dim "per_node", where a table has it) wait for the network: a ring is as fast as its slowest
+  link, `network`, and each message between nodes takes `hop` longer.
 
 Example: ``COLLECTIVE.time_s({"bytes": s, "ranks": n, "operation": o}, facts, "float16", values)``; `o` is an index into
 `OPERATIONS`.
@@ -73,6 +75,8 @@ class Collective:
             Constant("sync", "s", 1e-8, 1e-2, 15e-6, 0.8, "signals of large chunks"),
             Constant("sync_pairs", "s", 1e-8, 1e-2, 10e-6, 0.8, "the same, point to point"),
             Constant("busbw", "B/s", 1e-2 * link, 1.2 * link, 0.8 * link, 0.4, "bus bandwidth of large chunks"),
+            Constant("network", "B/s", 1e-4 * link, link, 0.08 * link, 1.0, "bus bandwidth between nodes"),
+            Constant("hop", "s", 1e-8, 1e-3, 1e-5, 1.0, "of a message between nodes, more than within one"),
             Constant(
                 "own", "1", 1e-2, 2.0, 0.4, 0.7, "time of a byte that stays with its rank, over that of a sent one"
             ),
@@ -81,9 +85,14 @@ class Collective:
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
         pairs = np.isin(dims["operation"], POINT_TO_POINT)
         worked = sent_bytes(dims) + values["own"] * dims["bytes"] / dims["ranks"]
+        nodes = np.ceil(dims["ranks"] / dims["per_node"]) if "per_node" in dims else np.ones_like(worked)
+        across = nodes > 1
         latency = values["launch"] + values["step"] * _by_operation(dims, STEPS) + values["pairing"] * pairs
+        latency = latency + values["hop"] * np.where(across, _by_operation({**dims, "ranks": nodes}, STEPS), 0.0)
         small = worked / np.where(pairs, values["slow_pairs"], values["slow"])
-        large = np.where(pairs, values["sync_pairs"], values["sync"]) + worked / values["busbw"]
+        small = np.where(across, np.maximum(small, worked / values["network"]), small)
+        wide = np.where(across, np.minimum(values["busbw"], values["network"]), values["busbw"])
+        large = np.where(pairs, values["sync_pairs"], values["sync"]) + worked / wide
         return np.asarray(latency + _faster(small, large, SHARPNESS))
 
 

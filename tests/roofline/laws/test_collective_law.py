@@ -37,6 +37,15 @@ def test_long_messages_reach_the_bus_bandwidth_and_short_ones_the_launch() -> No
     assert long == pytest.approx(1.75e12 / 300e9, rel=0.01)
 
 
+def test_ranks_on_several_nodes_wait_for_the_network() -> None:
+    dims = columns(2, bytes=np.array([1.0, 1e12]), ranks=16, operation=0)
+    within = price(COLLECTIVE, dims)
+    assert price(COLLECTIVE, dims | columns(2, per_node=16)) == pytest.approx(within)
+    short, long = price(COLLECTIVE, dims | columns(2, per_node=8), network=20e9, hop=1e-5, own=1e-2)
+    assert short - within[0] == pytest.approx(2e-5, rel=0.01)  # two nodes: two messages between them
+    assert long == pytest.approx(1.875e12 / 20e9, rel=0.01)
+
+
 def test_it_takes_the_faster_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("roofline.laws.collective.SHARPNESS", 30.0)
     dims = columns(41, bytes=SIZES, ranks=4, operation=1)
