@@ -90,10 +90,9 @@ class Collective:
         latency = values["launch"] + values["step"] * _by_operation(dims, STEPS) + values["pairing"] * pairs
         latency = latency + values["hop"] * np.where(across, _by_operation({**dims, "ranks": nodes}, STEPS), 0.0)
         small = worked / np.where(pairs, values["slow_pairs"], values["slow"])
-        small = np.where(across, np.maximum(small, worked / values["network"]), small)
-        wide = np.where(across, np.minimum(values["busbw"], values["network"]), values["busbw"])
-        large = np.where(pairs, values["sync_pairs"], values["sync"]) + worked / wide
-        return np.asarray(latency + _faster(small, large, SHARPNESS))
+        large = np.where(pairs, values["sync_pairs"], values["sync"]) + worked / values["busbw"]
+        network = np.where(across, worked / values["network"], 0.0)
+        return np.asarray(latency + np.maximum(_faster(small, large, SHARPNESS), network))
 
 
 def _faster(one: Floats, other: Floats, sharpness: float) -> Floats:
