@@ -108,6 +108,7 @@ def stored_model(kind: str, dtype: str, model: Model, provenance: Provenance) ->
         domain={name: Extent(low=low, high=high) for name, (low, high) in model.ranges.items()},
         points=len(model.points),
         scale=model.fitted.scale,
+        unseen=model.unseen_error,
         correction=None
         if process is None
         else Correction(

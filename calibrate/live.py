@@ -2,13 +2,11 @@
 
 Besides each operator's own law there is one of all operators of its kind of streaming, for those not measured.
 
-Example: ``calibrate_measured(observations(kernels), facts, seed=0).fitted[0].error``
+Example: ``fit_measured(observations(kernels), facts, seed=0)[0].model.unseen_error``
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from calibrate.calibration import stored_model
 from calibrate.model import Model, train_on
@@ -39,11 +37,6 @@ class FittedLaw:
     def points(self) -> int:
         """Kernels that it was fitted to."""
         return len(self.model.points)
-
-    @property
-    def error(self) -> float:
-        """Mean of |predicted ÷ measured − 1| of each kernel, by models that had not seen its group."""
-        return float(np.abs(np.exp(-self.model.errors) - 1).mean())
 
 
 def fit_measured(tables: Mapping[tuple[str, str], Observations], facts: Facts, seed: int = 0) -> list[FittedLaw]:

@@ -65,6 +65,11 @@ class Model:
         return self.corrected.interval(dims, self.facts)
 
     @property
+    def unseen_error(self) -> float:
+        """Mean of |predicted ÷ measured − 1| of each point, by models that had not seen its group."""
+        return float(np.abs(np.exp(-self.errors) - 1).mean())
+
+    @property
     def ranges(self) -> Mapping[str, tuple[float, float]]:
         """Least and largest of each size among the points."""
         dims = self.points.dims

@@ -130,6 +130,8 @@ class CalibratedLaw(Record):
     """Measured kernels that it was fitted to."""
     scale: float = Field(ge=0)
     """Robust standard deviation of log measured ÷ predicted on those; not its accuracy."""
+    unseen: float | None = Field(default=None, ge=0)
+    """Mean of |predicted ÷ measured − 1| of each of those kernels, by models that had not seen its group."""
     correction: Correction | None = None
     width: float = Field(gt=0, allow_inf_nan=False)
     """Half a 90 % interval of a prediction: in deviations of the correction, or on the logarithm of time where there is

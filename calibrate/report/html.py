@@ -221,7 +221,8 @@ def _device(run: Run, spec: HardwareSpec) -> str:
     rates = markup.table(header, rows, left=(0, 4, 5)) if found else "<p>No peaks of this device are known.</p>"
     warning = peaks.unsteady(found)
     said = f'<p class="warning">{escape(warning)}</p>' if warning else ""
-    absent = "".join(f'<p class="small">{escape(line)}</p>' for line in peaks.missing(spec))
+    more = [*peaks.missing(spec), *([laws] if (laws := peaks.laws(spec)) is not None else [])]
+    absent = "".join(f'<p class="small">{escape(line)}</p>' for line in more)
     return markup.card("Device", markup.table(("", ""), facts, left=(0, 1)), said, rates, absent)
 
 

@@ -140,6 +140,8 @@ def _inactive(names: Sequence[str]) -> list[str]:
 def _peaks(spec: HardwareSpec) -> list[str]:
     found = peaks.peak_rows(spec)
     absent = marks.listed("Figures left out", peaks.missing(spec))
+    if (laws := peaks.laws(spec)) is not None:
+        absent = [*absent, marks.text(laws)]
     if not found:
         return ["No peaks of this device are known: neither a datasheet nor a measurement.", *absent]
     warning = peaks.unsteady(found)

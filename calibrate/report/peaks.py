@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from calibrate.report.units import bytes_per_s, dtype, flops_per_s, percent, seconds
+from roofline.calibrated import CalibratedLaw
 from roofline.hardware import Figure, HardwareSpec, Peaks
+from roofline.laws.registry import OPERATOR
 from roofline.record import Record
 
 Unit = Literal["FLOP/s", "bytes/s", "s"]
@@ -56,6 +58,21 @@ def peak_rows(spec: HardwareSpec, dtypes: Sequence[str] | None = None) -> tuple[
     )
 
 
+def laws(spec: HardwareSpec) -> str | None:
+    """What the device was calibrated to, with the error on sizes that folds of the fit had not seen; None without."""
+    if not spec.calibrated:
+        return None
+    kinds: dict[str, list[CalibratedLaw]] = {}
+    for law in spec.calibrated:
+        kinds.setdefault("streaming operators" if law.kind.startswith(OPERATOR) else law.kind, []).append(law)
+    said = []
+    for kind, found in kinds.items():
+        errors = [law.unseen for law in found if law.unseen is not None]
+        off = f" {percent(sum(errors) / len(errors))}" if errors else ""
+        said.append(f"{kind.replace('_', ' ')}{off}")
+    return f"calibrated: {len(spec.calibrated)} laws, off on groups of kernels not fitted to: {', '.join(said)}"
+
+
 def unsteady(rows: Sequence[PeakRow]) -> str | None:
     """A warning where the samples of a figure vary much."""
     wide = [row for row in rows if row.spread is not None and row.spread > STEADY_WITHIN]
@@ -81,4 +98,6 @@ def _figures(peaks: Peaks | None, dtypes: Sequence[str] | None) -> dict[tuple[Un
     found |= {("bytes/s", level.name): level.bandwidth for level in peaks.levels}
     if peaks.host_s_per_op is not None:
         found["s", "host per operation"] = peaks.host_s_per_op
+    if peaks.gap_s_per_op is not None:
+        found["s", "host between operations"] = peaks.gap_s_per_op
     return found

@@ -96,6 +96,8 @@ def _environment(reports: Sequence[PassReport], run: Run, spec: HardwareSpec, co
     if warning:
         say(console, f"warning: {warning}", "yellow")
     _missing(spec, console)
+    if (laws := peaks.laws(spec)) is not None:
+        say(console, laws)
     if any(row.measured for row in rows):
         say(console, "achieved: measured in this run; spec.json and report.md say how for each figure", "dim")
     if any(row.datasheet for row in rows):

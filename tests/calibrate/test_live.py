@@ -28,7 +28,7 @@ def test_a_law_of_an_operator_predicts_sizes_that_were_not_measured() -> None:
     law = next(one for one in found if one.kind == "aten::mul")
     unseen = kernels("aten::mul", 200, 0.0, seed=1)
     assert np.abs(law.model.time_s(unseen.dims) / unseen.time_s - 1).mean() < 0.05
-    assert 0.005 < law.error < 0.2
+    assert 0.005 < law.model.unseen_error < 0.2
 
 
 def test_operators_of_one_kind_are_pooled_for_those_that_were_not_measured() -> None:
@@ -48,5 +48,5 @@ def test_stored_laws_predict_what_the_models_do() -> None:
     kept = stored_laws(found, Provenance(runs=("r",), date="2026-01-01", seed=0))
     unseen = kernels("aten::mul", 50, 0.0, seed=2)
     for law, stored in zip(found, kept, strict=True):
-        assert (stored.kind, stored.points) == (law.kind, law.points)
+        assert (stored.kind, stored.points, stored.unseen) == (law.kind, law.points, law.model.unseen_error)
         assert stored.time_s(unseen.dims, FACTS) == pytest.approx(law.model.time_s(unseen.dims))

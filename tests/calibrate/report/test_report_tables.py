@@ -2,12 +2,15 @@ from itertools import pairwise
 
 import pytest
 import report_samples as samples
+from calibrated_laws import at_priors
 from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrate.efficiency import Rungs
-from calibrate.report import tables, wording
+from calibrate.report import peaks, tables, wording
 from calibrate.report.paths import shortened
+from roofline.facts import facts_of
+from roofline.hardware import load_device
 
 REPORTS = [
     samples.gpu(),
@@ -215,3 +218,15 @@ def test_shortened_paths_lose_their_middle_and_stay_apart() -> None:
     for text, path in zip(shortened(paths, 24), paths, strict=True):
         start, end = text.split("…")
         assert [other for other in paths if other.startswith(start) and other.endswith(end)] == [path]
+
+
+def test_the_laws_of_a_spec_are_one_line_with_their_errors_on_unseen_groups() -> None:
+    facts = facts_of(load_device("nvidia-h200-sxm"))
+    laws = [at_priors(kind, "bfloat16", facts) for kind in ("matmul", "aten::mul", "aten::add")]
+    laws = [law.model_copy(update={"unseen": off}) for law, off in zip(laws, (0.05, 0.02, 0.04), strict=True)]
+    spec = load_device("nvidia-h200-sxm")
+    assert peaks.laws(spec) is None
+    said = peaks.laws(spec.model_copy(update={"calibrated": tuple(laws)}))
+    assert (
+        said == "calibrated: 3 laws, off on groups of kernels not fitted to: matmul 5.00 %, streaming operators 3.00 %"
+    )
