@@ -10,6 +10,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate.kernel_times import KernelTable
 from profiler.record.run import CellResult
 from roofline.hardware import HardwareSpec
 from roofline.laws.roofline import UNKNOWN, missing_peaks
@@ -33,6 +34,8 @@ class OpTimesTable:
     """What the executed graph waits for, at the measured peaks, or the datasheet's if there are none."""
     kernels: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...]
+    compiled: KernelTable | None = None
+    """The kernels of a compiled pass, whose shares `rungs` then holds."""
 
     @classmethod
     def of(
@@ -40,6 +43,8 @@ class OpTimesTable:
     ) -> "OpTimesTable":
         """Join a measurement to its graph. Raises ValueError where they do not belong together."""
         size = len(graph.ops)
+        if result.kernels:
+            return cls._of_kernels(KernelTable.of(result, graph, spec), graph, spec)
         by_op = {times.op: times for times in result.ops}
         if len(by_op) != len(result.ops) or any(not 0 <= op < size for op in by_op):
             raise ValueError(f"{result.cell.key}: what was measured is not its graph of {size}; measure it again")
@@ -65,6 +70,27 @@ class OpTimesTable:
             bound=executed.bound if executed else said.bound if said else (UNKNOWN,) * size,
             kernels=tuple(by_op[i].kernels if i in by_op else () for i in range(size)),
             warnings=(*_unmeasured(graph, set(by_op)), *_unpriced(graph, spec)),
+        )
+
+    @classmethod
+    def _of_kernels(cls, table: KernelTable, graph: OpGraph, spec: HardwareSpec) -> "OpTimesTable":
+        """A compiled pass: what was executed is its kernels. Laws price operations alone, so T3 is not known."""
+        prepared, unknown = Prepared(graph), np.full(len(graph.ops), np.nan)
+        waits = price(prepared, peaks) if (peaks := spec.measured or spec.datasheet) else None
+        return cls(
+            count=np.array([op.count for op in graph.ops], dtype=float),
+            gap_s=table.gap_s,
+            rungs={
+                "ideal": price_fused(prepared, spec.datasheet).time_s if spec.datasheet else unknown,
+                "achieved": price_fused(prepared, spec.measured).time_s if spec.measured else unknown,
+                "executed": table.executed_s if spec.measured else unknown,
+                "calibrated": unknown,
+                "measured": table.measured_s,
+            },
+            bound=waits.bound if waits else (UNKNOWN,) * len(graph.ops),
+            kernels=table.labels,
+            warnings=tuple(_unpriced(graph, spec)),
+            compiled=table,
         )
 
     @property

@@ -6,14 +6,15 @@ names the host event that launched it, and that event's start is taken. Several 
 What fits no operation is kept with its name and its reason, never dropped: Σ operations + unattributed + gaps + tail =
 wall, by construction of `overlap`.
 
-Synchronise the device before and after the window. CUDA graphs are refused: one launch stands for many kernels.
+Synchronise the device before and after the window. CUDA graphs are refused: one launch stands for many kernels, which
+`profiler.attribution.replay` gives to operations by their order.
 
 Example: ``done = join(timeline, (t0, t1), spans); problems = check(done)``
 """
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -94,6 +95,10 @@ class DeviceJoin:
     """Device events that claim to have begun before their launch."""
     late_s: float
     """How long the device still worked after the window."""
+    events: tuple[DeviceEvent, ...] = ()
+    """All that ran, in the order in which it began."""
+    owners: tuple[int | None, ...] = ()
+    """Position of the operation that each event belongs to; None where it belongs to none."""
 
     @property
     def device_s(self) -> float:
@@ -129,41 +134,21 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
     if len(devices := sorted({e.device for e in events})) > 1:
         raise ValueError(f"work on devices {devices}: one device at a time; hide the others with CUDA_VISIBLE_DEVICES")
 
-    # An outsider counts with what lies in the window; a launch's own event counts to its end.
-    ends = np.array([e.end_s if e.correlation in inside else min(e.end_s, window[1]) for e in events])
-    ends = np.maximum(ends, window[0])
-    starts = np.clip(np.array([e.start_s for e in events]), window[0], ends)
-    end_s = max(window[1], float(ends.max(initial=window[1])))
-    device_s = shares(starts, ends)
-    gaps = idle(starts, ends, (window[0], end_s))
-
-    per_op: dict[int, list[int]] = defaultdict(list)
-    unattributed: list[Unattributed] = []
-    for i, event in enumerate(events):
-        launch = launched.get(event.correlation) if event.correlation is not None else None
-        position, reason = owners.find(event, launch, inside, window)
-        if position is None:
-            unattributed.append(Unattributed(event.name, float(device_s[i]), float(gaps.before_s[i]), reason))
-        else:
-            per_op[position].append(i)
+    found = [
+        owners.find(event, launched.get(event.correlation) if event.correlation is not None else None, inside, window)
+        for event in events
+    ]
+    given = give(events, found, [span.index for span in operations], window, inside)
     seen = {e.correlation for e in events}
     without = [e for e in events if e.correlation not in launched]
     unrecorded = tuple(e for e in without if owners.called(e, window) is not None)
     kinds = Counter(launch.kind for launch in in_window)
     kinds.update("kernel" if e.kind == "kernel" else "memory" for e in unrecorded)
     return DeviceJoin(
-        ops=tuple(
-            OpDevice(
-                span.index,
-                float(device_s[per_op[i]].sum()),
-                float(gaps.before_s[per_op[i]].sum()),
-                tuple(events[k].name for k in per_op[i]),
-            )
-            for i, span in enumerate(operations)
-        ),
-        unattributed=tuple(unattributed),
-        tail_gap_s=gaps.tail_s,
-        wall_s=end_s - window[0],
+        ops=given.ops,
+        unattributed=given.unattributed,
+        tail_gap_s=given.tail_gap_s,
+        wall_s=given.end_s - window[0],
         kernels=sum(e.kind == "kernel" for e in events),
         launches=kinds["kernel"],
         memory_operations=sum(e.kind != "kernel" for e in events),
@@ -177,8 +162,58 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
             if e.correlation is not None and e.correlation in launched
             and e.start_s < launched[e.correlation].start_s - CLOCK_SKEW_S
         ),
-        late_s=end_s - window[1],
+        late_s=given.end_s - window[1],
+        events=tuple(events),
+        owners=tuple(position for position, _ in found),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Device time given to operations."""
+
+    ops: tuple[OpDevice, ...]
+    unattributed: tuple[Unattributed, ...]
+    tail_gap_s: float
+    end_s: float
+    """Of the window, or of the last event where that is later."""
+
+
+def give(
+    events: Sequence[DeviceEvent],
+    owners: Sequence[tuple[int | None, str]],
+    indices: Sequence[int],
+    window: tuple[float, float],
+    inside: Container[int | None],
+) -> Given:
+    """Share the window's time among the events, and give each event's share and gap to its owner.
+
+    Args: the position of each event's operation, or None and why; the index of the operation at each position; the
+    correlations launched in the window, whose events count to their ends, as others do to that of the window.
+    """
+    ends = np.array([e.end_s if e.correlation in inside else min(e.end_s, window[1]) for e in events])
+    ends = np.maximum(ends, window[0])
+    starts = np.clip(np.array([e.start_s for e in events]), window[0], ends)
+    end_s = max(window[1], float(ends.max(initial=window[1])))
+    device_s = shares(starts, ends)
+    gaps = idle(starts, ends, (window[0], end_s))
+    per_op: dict[int, list[int]] = defaultdict(list)
+    unattributed: list[Unattributed] = []
+    for i, (event, (position, reason)) in enumerate(zip(events, owners, strict=True)):
+        if position is None:
+            unattributed.append(Unattributed(event.name, float(device_s[i]), float(gaps.before_s[i]), reason))
+        else:
+            per_op[position].append(i)
+    ops = tuple(
+        OpDevice(
+            index,
+            float(device_s[per_op[i]].sum()),
+            float(gaps.before_s[per_op[i]].sum()),
+            tuple(events[k].name for k in per_op[i]),
+        )
+        for i, index in enumerate(indices)
+    )
+    return Given(ops, tuple(unattributed), gaps.tail_s, end_s)
 
 
 def check(done: DeviceJoin) -> list[str]:
