@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from torch._dynamo.utils import counters
 
 from profiler.attribution.align import sequence
 from profiler.attribution.provenance import CompiledGraph, members
@@ -34,10 +33,10 @@ class CompiledRunner(Runner):
     def __init__(self, model: nn.Module, inputs: PassInputs, device: torch.device) -> None:
         super().__init__(model, inputs, device)
         torch._dynamo.reset()  # else graphs of an earlier cell stay, and their number is limited
-        counters.clear()
         self._made = Inductor(model)
         self._compiled = torch.compile(model, backend=self._made, dynamic=False)
         self.forward = self._compiled
+        self._parts = 0  # graphs that a pass calls
         self.members: list[tuple[int, ...]] = []
         """Operations of each kernel of `names`; empty where no module is known."""
 
@@ -52,6 +51,9 @@ class CompiledRunner(Runner):
         each, rest = divmod(len(self._made.called), 2)
         if rest or self._made.called[:each] != self._made.called[each:]:
             raise InvalidMeasurement("two compiled passes called different graphs: the model recompiles itself")
+        if not each:
+            raise InvalidMeasurement("torch.compile compiled no part of the model; leave --compile out")
+        self._parts = each
         graphs = [self._made.graphs[number] for number in self._made.called[:each]]
         names = [kernel.name for one in graphs for kernel in one.kernels]
         ran = called(timeline, passes(timeline.host)[-1], names)
@@ -92,8 +94,8 @@ class CompiledRunner(Runner):
 
     def facts(self) -> dict[str, str]:
         return {
-            "compiled graphs": str(len(self._made.graphs)),
-            "graph breaks": str(counters["graph_break"].total()),
+            "compiled graphs": str(self._parts),
+            "graph breaks": str(max(0, self._parts - 1)),
             "compiled kernels": str(len(self.names)),
         }
 

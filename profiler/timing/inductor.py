@@ -117,10 +117,12 @@ class Inductor:
             yield CompiledKernel(operator or f"{prefix}{kernel}", tuple(numbers))
 
     def _source(self, node: fx.Node, position: Mapping[str, int], sources: list[Source]) -> int:
+        """Its call; where that makes no operator, as a slice of everything that the node replaced, its own module."""
         origin = node.meta.get("from_node")
         while origin:
-            if origin[-1].name in position:
-                return position[origin[-1].name]
+            number = position.get(origin[-1].name)
+            if number is not None and sources[number].names:
+                return number
             origin = origin[-1].from_node
         sources.append(Source(self._path(node)))
         return len(sources) - 1
