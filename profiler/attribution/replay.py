@@ -74,19 +74,20 @@ def join_replay(timeline: Timeline, window: tuple[float, float], plain: Referenc
     """Give the kernels of one replay to the operations of the plain pass.
 
     Args: the session; the replay on the host clock, seconds; the plain pass.
-    Raises GraphMismatch, and InvalidMeasurement where the window holds no single launch of a graph.
+    Raises GraphMismatch, and InvalidMeasurement where the window holds no single launch of a graph. What is launched
+    beside the graph, as the seeds of a random generator are before a replay, belongs to no operation.
     """
     launches = [launch for launch in timeline.launches if window[0] <= launch.start_s <= window[1]]
     graphs = [launch for launch in launches if launch.kind == "graph"]
-    if len(graphs) != 1 or len(launches) != 1:
-        others = len(launches) - len(graphs)
-        raise InvalidMeasurement(
-            f"a replay is one launch of a graph and nothing else; the profiler saw {len(graphs)} and {others} others"
-        )
+    if len(graphs) != 1:
+        raise InvalidMeasurement(f"a replay is one launch of a graph; the profiler saw {len(graphs)}")
     launch = graphs[0]
-    events = [event for event in timeline.device if _of_replay(event, launch.correlation, window)]
-    check_same(plain.events, events)
-    owners = list(zip(plain.owners, plain.reasons, strict=True))
+    others = {one.correlation for one in launches if one is not launch}
+    events = [event for event in timeline.device if _in_window(event, {launch.correlation, *others}, window)]
+    is_beside = [event.correlation in others for event in events]
+    check_same(plain.events, [event for event, beside in zip(events, is_beside, strict=True) if not beside])
+    nodes = iter(zip(plain.owners, plain.reasons, strict=True))
+    owners = [(None, "launched beside the graph") if beside else next(nodes) for beside in is_beside]
     given = give(events, owners, plain.indices, window, {event.correlation for event in events})
     kernels = sum(event.kind == "kernel" for event in events)
     return DeviceJoin(
@@ -105,13 +106,14 @@ def join_replay(timeline: Timeline, window: tuple[float, float], plain: Referenc
         skewed=tuple(event for event in events if event.start_s < launch.start_s - CLOCK_SKEW_S),
         late_s=given.end_s - window[1],
         events=tuple(events),
-        owners=plain.owners,
+        owners=tuple(owner for owner, _ in owners),
     )
 
 
-def _of_replay(event: DeviceEvent, correlation: int, window: tuple[float, float]) -> bool:
+def _in_window(event: DeviceEvent, launched: set[int], window: tuple[float, float]) -> bool:
     """Whether the launch's correlation says so, or, where CUPTI gives a node's event another, that it ran meanwhile."""
-    return event.correlation == correlation or (event.start_s < window[1] - EDGE_S and event.end_s > window[0] + EDGE_S)
+    ran = event.start_s < window[1] - EDGE_S and event.end_s > window[0] + EDGE_S
+    return event.correlation in launched or ran
 
 
 def _identity(event: DeviceEvent) -> tuple[object, ...]:

@@ -69,7 +69,7 @@ class Graph:
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     made: list[Graph] = []
 
-    def capture(call: Callable[[], object], repeats: int, device: torch.device) -> Graph:
+    def capture(call: Callable[[], object], repeats: int, device: torch.device, instead: str) -> Graph:
         made.append(Graph(call))
         return made[-1]
 
@@ -134,7 +134,7 @@ def test_logits_of_a_replay_that_are_not_finite_are_refused(graphs: list[Graph])
 
 
 def test_a_model_that_no_graph_can_hold_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def capture(*_: object) -> Graph:
+    def capture(*_: object, **__: object) -> Graph:
         raise NotCapturable("not captured in a CUDA graph (RuntimeError: synchronised)")
 
     monkeypatch.setattr(replayed, "capture", capture)
