@@ -7,8 +7,8 @@ in the place of another, stands for those of its module that no kernel has; a ke
 modules that are no anchors, or of the next module around that has some. So the time of a kernel always belongs to a set
 of modules, and is only unattributed where no module of the model is known for it.
 
-An operation that an operator of a library does (a product, attention) belongs to the kernel of that operator alone,
-though a compiler counts the copies made for it as its part.
+An anchor that an operator of a library does (a product, attention) belongs to the kernel of that operator alone, though
+a compiler counts the copies and masks made for it as its part.
 
 Example: ``members([graph], sequence(traced), anchors)[0] == (3, 4, 5)``
 """
@@ -44,6 +44,8 @@ class CompiledKernel:
     """As the profiler names its host event."""
     sources: tuple[int, ...]
     """Positions in the sources of its graph."""
+    is_library: bool = False
+    """Whether it is an operator of a library, not code that the compiler wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +81,20 @@ def members(
     by_path: dict[str, list[int]] = {}
     for i, (path, _) in enumerate(traced):
         by_path.setdefault(path, []).append(i)
-    found = [
-        {op for source in kernel.sources for op in sources[source]}
-        for graph, sources in zip(called, own, strict=True)
-        for kernel in graph.kernels
-    ]
-    left = set(range(len(traced))) - set(anchors) - set().union(*found)
     kernels = [(graph, sources, kernel) for graph, sources in zip(called, own, strict=True) for kernel in graph.kernels]
+    found = [{op for source in kernel.sources for op in sources[source]} for _, sources, kernel in kernels]
+    by_library = {op for ops, (_, _, kernel) in zip(found, kernels, strict=True) if kernel.is_library for op in ops}
+    done_elsewhere = by_library.intersection(anchors)
+    left = set(range(len(traced))) - set(anchors) - set().union(*found)
     for ops, (graph, sources, kernel) in zip(found, kernels, strict=True):
-        bare = (graph.sources[source].path for source in kernel.sources if not sources[source])
-        paths = [path for path in bare if path is not None]
-        for path in paths:
+        if not kernel.is_library:
+            ops -= done_elsewhere
+        paths = [(graph.sources[source].path, not sources[source]) for source in kernel.sources]
+        for path in (path for path, is_bare in paths if is_bare and path is not None):
             ops |= left.intersection(by_path.get(path, ()))
             left -= ops
         if not ops:
-            ops |= {op for path in paths for op in _of_module(path, by_path, anchors)}
+            ops |= {op for path, _ in paths if path is not None for op in _of_module(path, by_path, anchors)}
     return [tuple(sorted(ops)) for ops in found]
 
 

@@ -114,7 +114,7 @@ class Inductor:
             own = [node for node in working if operator or node.name not in taken]
             numbers = sorted({self._source(node, position, sources) for node in own})
             prefix = "" if operator or graph_id is None or not kernel.startswith("cpp") else f"graph_{graph_id}_"
-            yield CompiledKernel(operator or f"{prefix}{kernel}", tuple(numbers))
+            yield CompiledKernel(operator or f"{prefix}{kernel}", tuple(numbers), operator is not None)
 
     def _source(self, node: fx.Node, position: Mapping[str, int], sources: list[Source]) -> int:
         """Its call; where that makes no operator, as a slice of everything that the node replaced, its own module."""

@@ -80,6 +80,16 @@ def test_graphs_follow_each_other_in_the_order_of_their_calls() -> None:
     assert members([first, second], TRACED, ANCHORS) == [(0,), (1,), (3,), (5,)]
 
 
+def test_an_anchor_of_a_library_is_no_part_of_the_mask_made_for_it() -> None:
+    # the attention's call made a mask as well, in a kernel with the concatenation, and in one of its own
+    kernels = (CompiledKernel("k", (5, 6)), CompiledKernel("mask", (6,)), CompiledKernel("flash", (6,), True))
+    assert members([CompiledGraph(SOURCES, kernels)], TRACED, ANCHORS) == [(4,), (4,), (5,)]
+
+
+def test_an_anchor_that_the_compiler_wrote_itself_stays_in_its_kernel() -> None:
+    assert members([graph((2, 3))], TRACED, ANCHORS) == [(2, 3)]
+
+
 def test_repeated_layers_keep_to_their_own() -> None:
     traced = [(f"layers.{i}", "aten::mul") for i in range(3) for _ in range(2)]
     sources = tuple(Source(path, (name,)) for path, name in traced)
