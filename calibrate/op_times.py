@@ -89,7 +89,7 @@ class OpTimesTable:
             },
             bound=waits.bound if waits else (UNKNOWN,) * len(graph.ops),
             kernels=table.labels,
-            warnings=tuple(_unpriced(graph, spec)),
+            warnings=(*_uncompiled(graph, table), *_unpriced(graph, spec)),
             compiled=table,
         )
 
@@ -118,6 +118,17 @@ def _unmeasured(graph: OpGraph, measured: set[int]) -> list[str]:
         return []
     first = missing[0]
     return [f"{len(missing)} operations were not measured and count as 0 s, the first: {first.path} {first.name}"]
+
+
+def _uncompiled(graph: OpGraph, table: KernelTable) -> list[str]:
+    missing = sorted(set(range(len(graph.ops))) - {op for ops in table.members for op in ops})
+    if not missing:
+        return []
+    first = graph.ops[missing[0]]
+    return [
+        f"{len(missing)} operations are in no compiled kernel, the compiler left them out, and count as 0 s, "
+        f"the first: {first.path or 'the model'} {first.name}"
+    ]
 
 
 def _unpriced(graph: OpGraph, spec: HardwareSpec) -> list[str]:

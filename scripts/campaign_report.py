@@ -1,13 +1,15 @@
 """What of a campaign is kept: a few small files with its conditions, and predicted against measured.
 
-    keep/README.md      conditions, parts, figures of every pass
-    keep/summary.json   each part's last journal line, and each pass with its layers, as `run --json` prints them
-    keep/<part>/        spec.json, report.md and run.json of each part
+    keep/README.md        conditions, parts, figures of every pass
+    keep/summary.json     each part's last journal line, its run.json, and each pass as `run --json` prints it
+    keep/<part>.md        report of each part
+    keep/<part>.spec.json the device's figures that a characterisation found
 
 Only the standard library. Example: ``keep(Path("out"), parts, campaign.ended())``
 """
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +19,8 @@ from scripts.campaign import Part
 
 LARGEST_BYTES = 16 << 20
 """Of a file that is kept."""
-FILES = ("spec.json", "report.md", "run.json")
+CHARACTERISES = "hardware"
+"""Verb whose spec.json is kept; that of a run holds the short look that each run takes."""
 
 
 def keep(out: Path, parts: Sequence[Part], ended: Mapping[str, dict[str, Any]]) -> None:
@@ -26,25 +29,33 @@ def keep(out: Path, parts: Sequence[Part], ended: Mapping[str, dict[str, Any]]) 
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     passes: list[dict[str, Any]] = []
+    runs: dict[str, dict[str, Any]] = {}
     too_large: list[str] = []
     for part in parts:
         line = ended.get(part.name, {})
-        run = out / line["run"] if line.get("run") else None
-        for name in FILES if run is not None else ():
-            source = run / name if run is not None else out
-            if not source.exists():
-                continue
-            if source.stat().st_size > LARGEST_BYTES:
-                too_large.append(f"{part.name}/{name}")
-                continue
-            (kept / part.name).mkdir(exist_ok=True)
-            shutil.copyfile(source, kept / part.name / name)
+        if line.get("run"):
+            run = out / line["run"]
+            runs[part.name] = _json(run / "run.json")
+            files = {"report.md": f"{part.name}.md"}
+            if part.arguments[0] == CHARACTERISES:
+                files["spec.json"] = f"{part.name}.spec.json"
+            too_large += [name for source, name in files.items() if not _copied(run / source, kept / name)]
         document = _json(out / "logs" / f"{part.name}.json")
         passes += [{"part": part.name, **one} for one in document.get("passes", ())]
     lines = [ended[part.name] for part in parts if part.name in ended]
-    summary = json.dumps({"parts": lines, "passes": passes}, indent=None, separators=(",", ":"))
+    summary = json.dumps({"parts": lines, "runs": runs, "passes": passes}, separators=(",", ":"))
     (kept / "summary.json").write_text(summary + "\n", encoding="utf-8")
     (kept / "README.md").write_text(_readme(out, parts, ended, passes, too_large), encoding="utf-8")
+
+
+def _copied(source: Path, target: Path) -> bool:
+    """Whether a file is small enough to be kept; one that is not there is no loss."""
+    if not source.exists():
+        return True
+    if source.stat().st_size > LARGEST_BYTES:
+        return False
+    shutil.copyfile(source, target)
+    return True
 
 
 def _readme(
@@ -84,8 +95,11 @@ def _conditions(machines: Sequence[dict[str, Any]]) -> list[str]:
     others = {machine["environment"]["device_uuid"] or machine["environment"]["device"] for machine in machines}
     if len(others) > 1:
         rows.append(("attention", f"the parts ran on {len(others)} devices: {', '.join(sorted(others))}"))
-    notes = dict.fromkeys(note for machine in machines for note in machine["environment"]["notes"])
-    return [*(f"- {name}: {value}" for name, value in rows), *(f"- warning: {note}" for note in notes)]
+    notes: dict[str, list[str]] = {}
+    for note in (note for machine in machines for note in machine["environment"]["notes"]):
+        notes.setdefault(re.split(r"\d", note)[0], []).append(note)  # alike but for their figures
+    warnings = [f"{same[0]}" + (f" (in {len(same)} parts)" if len(same) > 1 else "") for same in notes.values()]
+    return [*(f"- {name}: {value}" for name, value in rows), *(f"- warning: {warning}" for warning in warnings)]
 
 
 def _passes(passes: Sequence[dict[str, Any]]) -> list[str]:

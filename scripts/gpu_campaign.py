@@ -61,7 +61,7 @@ GPU_MODELS = (
     Model("gpt2", longest=1023, load_s=5.0),
     Model("deepseek-v2-lite", load_s=30.0),
 )
-CPU_MODELS = (Model("gpt2", layers=1, longest=32, load_s=2.0), Model("smollm2-135m", layers=1, longest=32, load_s=2.0))
+CPU_MODELS = (Model("gpt2", layers=1, longest=32, load_s=2.0),)
 
 SUITES: tuple[Part, ...] = (
     Part("transfers", ("hardware", "--quick", "--only", "transfer"), 60.0),
@@ -92,7 +92,9 @@ def parts(device: str, models: Sequence[Model], shapes: Shapes) -> Iterator[Part
     yield Part("doctor", ("doctor", "--device", device), 10.0, keeps_run=False)
     yield Part("hardware", ("hardware", "--quick", "--device", device, *small), 40.0 if small else 150.0)
     first, *others = models
-    for mode in ("cuda-graph", "eager", "compile"):
+    yield from passes(device, [first], shapes, "cuda-graph")
+    yield from passes(device, [first], shapes, "cuda-graph", cache="static")
+    for mode in ("eager", "compile"):
         yield from passes(device, [first], shapes, mode)
     yield Part("sustained", ("hardware", "--device", device, "--only", "energy"), 120.0, unless=_cpu(device))
     for mode in ("eager", "cuda-graph", "compile"):
@@ -101,23 +103,32 @@ def parts(device: str, models: Sequence[Model], shapes: Shapes) -> Iterator[Part
         yield suite if device != "cpu" else Part(suite.name, suite.arguments, suite.estimate_s, unless=_cpu(device))
 
 
-def passes(device: str, models: Sequence[Model], shapes: Shapes, mode: str) -> Iterator[Part]:
-    """Decode and prefill of models in one mode; of CUDA graphs decode alone, where the host is most of the time."""
+def passes(device: str, models: Sequence[Model], shapes: Shapes, mode: str, cache: str = "dynamic") -> Iterator[Part]:
+    """Decode and prefill of models in one mode; of CUDA graphs decode alone, where the host is most of the time.
+
+    Compiled, the first two lengths of one sequence stand for all: each takes a compilation.
+    """
     flags = {"eager": [], "cuda-graph": ["--cuda-graph"], "compile": ["--compile"]}[mode]
     for model in models:
         for phase in ("decode",) if mode == "cuda-graph" else ("decode", "prefill"):
             lengths = shapes.contexts if phase == "decode" else shapes.prompts
             fitting = sorted({min(length, model.longest) for length in lengths})
             batches = shapes.batches if phase == "decode" else (1,)
+            if mode == "compile":
+                fitting, batches = fitting[:2], batches[:1]
+            if cache != "dynamic":
+                suffix, kept = f"-{cache}", ["--cache", cache]
+            else:
+                suffix, kept = "", []
             layers = ["--layers", str(model.layers)] if model.layers else []
             each_s = CELL_S + shapes.seconds + (COMPILE_S if mode == "compile" else 0.0)
             option = "--context" if phase == "decode" else "--prompt"
             yield Part(
-                f"{Path(model.name).name}-{phase}-{mode}",
+                f"{Path(model.name).name}-{phase}-{mode}{suffix}",
                 (
                     "run", model.name, "--device", device, "--quick", "--seconds", str(shapes.seconds),
                     "--dtype", "float32" if device == "cpu" else "bfloat16", "--phase", phase,
-                    option, ",".join(map(str, fitting)), "--batch", ",".join(map(str, batches)), *layers, *flags,
+                    option, ",".join(map(str, fitting)), "--batch", ",".join(map(str, batches)), *layers, *kept, *flags,
                 ),
                 START_S + model.load_s + each_s * len(fitting) * len(batches),
                 unless=_cpu(device) if mode == "cuda-graph" else None,

@@ -158,17 +158,20 @@ def test_what_is_kept_is_small_and_says_its_conditions(tmp_path: Path, monkeypat
     made.run()
     keep(tmp_path, parts, made.ended())
     text = (tmp_path / "keep" / "README.md").read_text()
-    assert "- device: NVIDIA H200" in text and "torch 2.11.0, driver 580.1" in text and "power cap of 600 W" in text
+    assert (
+        "- device: NVIDIA H200" in text and "torch 2.11.0, driver 580.1" in text and "cap of 600 W (in 2 parts)" in text
+    )
     assert "| a | done | 5 | 10 |  |" in text and "| c | skipped | 0 | 6000 | needs some" in text
     assert "| b | failed | 5 | 10 | last line of b |" in text
     assert "| llama | cuda-graph | decode | 1 | 1 | 1024 | 4 | 1.0 % | 3.8 | 3.6 | -5.3 % |" in text
     summary = json.loads((tmp_path / "keep" / "summary.json").read_text())
     assert [one["part"] for one in summary["passes"]] == ["a", "b", "doctor"]
-    assert (tmp_path / "keep" / "a" / "report.md").read_text() == "# a"
+    assert summary["runs"]["a"] == RUN
+    assert (tmp_path / "keep" / "a.md").read_text() == "# a"
     monkeypatch.setattr("scripts.campaign_report.LARGEST_BYTES", 2)
     keep(tmp_path, parts, made.ended())
-    assert not (tmp_path / "keep" / "a").exists()
-    assert "a/report.md" in (tmp_path / "keep" / "README.md").read_text()
+    assert not (tmp_path / "keep" / "a.md").exists()
+    assert "above 0 MiB: a.md" in (tmp_path / "keep" / "README.md").read_text()
 
 
 def test_nothing_measured_is_said(tmp_path: Path) -> None:

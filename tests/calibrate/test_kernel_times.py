@@ -117,6 +117,14 @@ def test_less_has_to_be_attributed_where_the_host_does_not_say_it() -> None:
     assert summarise(result("eager", attributed=0.975, kernels=(), ops=ops), layers(), SPEC).status == "inconclusive"
 
 
+def test_operations_of_no_kernel_are_told() -> None:
+    whole = result()
+    fewer = whole.model_copy(update={"kernels": whole.kernels[:3]})
+    assert summarise(whole, layers(), SPEC).warnings == ()
+    warning = summarise(fewer, layers(), SPEC).warnings[0]
+    assert warning.startswith("2 operations are in no compiled kernel") and "layers.1.act" in warning
+
+
 def test_kernels_of_another_graph_are_refused() -> None:
     with pytest.raises(ValueError, match="not its graph of 3"):
         summarise(result(), layers(1), SPEC)
