@@ -31,6 +31,8 @@ GRACE_S = 10.0
 """From an interruption, which lets a part write what it has, to its end by force."""
 LONGEST_FACTOR = 3.0
 """Times its estimate, the most that a part may take: the time of the others is worth more then."""
+LONGEST_REASON = 300
+"""Characters of a reason in the journal."""
 STATUS: Mapping[int, str] = {0: "done", 3: "inconclusive", 4: "invalid", 2: "refused"}
 """Of the exit codes of `python -m profiler`; any other is "failed"."""
 FINAL = ("done", "inconclusive", "refused")
@@ -129,7 +131,7 @@ class Campaign:
         seconds = self.now() - began
         self._write(
             part, "end", status=status, code=outcome.code, seconds=round(seconds, 1),
-            run=str(run.relative_to(self.out)) if run else None, why=None if status == "done" else _last_line(log),
+            run=str(run.relative_to(self.out)) if run else None, why=None if status == "done" else _why(stdout, log),
         )  # fmt: skip
         self.say(f"{part.name}: {status} after {seconds:.0f} s")
 
@@ -201,6 +203,14 @@ def _end(process: "subprocess.Popen[str]") -> None:
             process.communicate(timeout=GRACE_S)
 
 
-def _last_line(log: Path) -> str | None:
+def _why(stdout: str, log: Path) -> str | None:
+    """The first reason that a part's JSON gives for its verdict, else the last line it said."""
+    try:
+        document = json.loads(stdout)
+    except ValueError:
+        document = {}
+    told = [one.get("reason") for name in ("failed", "passes") for one in document.get(name, ())]
+    told += [one["what"] for one in document.get("findings", ()) if one.get("severity") == "invalidates"]
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
-    return lines[-1][:300] if lines else None
+    reasons = [reason for reason in told if reason] or lines[-1:]
+    return reasons[0][:LONGEST_REASON] if reasons else None

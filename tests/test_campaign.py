@@ -137,6 +137,16 @@ def test_exit_codes_are_told_and_only_some_run_again(tmp_path: Path, code: int, 
     assert len(machine.asked) == (2 if again else 1)
 
 
+def test_a_verdict_has_the_reason_that_the_part_gives(tmp_path: Path) -> None:
+    told = {"passes": [PASS, PASS | {"status": "inconclusive", "reason": "single passes vary by ± 40%"}]}
+    found = {
+        "findings": [{"severity": "warns", "what": "load"}, {"severity": "invalidates", "what": "a foreign process"}]
+    }
+    for document, why in ((told, "single passes vary by ± 40%"), (found, "a foreign process"), ({}, "last line")):
+        (tmp_path / "log").write_text("first line\nlast line\n")
+        assert campaign._why(json.dumps(document), tmp_path / "log") == why
+
+
 def test_a_run_of_another_machine_is_begun_anew(tmp_path: Path) -> None:
     machine = Machine(tmp_path, codes={"a": [4, 2, 0]})
     start(machine, [part("a")], 1)
