@@ -96,7 +96,7 @@ def parts(device: str, models: Sequence[Model], shapes: Shapes) -> Iterator[Part
     yield from passes(device, [first], shapes, "cuda-graph", cache="static")
     for mode in ("eager", "compile"):
         yield from passes(device, [first], shapes, mode)
-    yield Part("sustained", ("hardware", "--device", device, "--only", "energy"), 120.0, unless=_cpu(device))
+    yield Part("sustained", ("hardware", "--device", device, "--only", "sustained,energy"), 120.0, unless=_cpu(device))
     for mode in ("eager", "cuda-graph", "compile"):
         yield from passes(device, others, shapes, mode)
     for suite in SUITES:

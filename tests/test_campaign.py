@@ -240,6 +240,7 @@ def test_every_command_is_one_that_the_cli_has(device: str) -> None:
     import typer
 
     from profiler.cli.app import build
+    from profiler.microbench import suite
 
     group = typer.main.get_command(build())
     models = gpu_campaign.CPU_MODELS if device == "cpu" else gpu_campaign.GPU_MODELS
@@ -247,6 +248,9 @@ def test_every_command_is_one_that_the_cli_has(device: str) -> None:
     for one in gpu_campaign.parts(device, models, shapes):
         command = group.commands[one.arguments[0]]  # type: ignore[attr-defined]
         kept = ["--out", "x", "--name", one.name] if one.keeps_run else []
+        if "--only" in one.arguments:
+            only = one.arguments[one.arguments.index("--only") + 1].split(",")
+            assert set(only) <= {found.name for found in suite.parts("cuda")}
         command.make_context(one.arguments[0], [*one.arguments[1:], *kept, "--json"])
 
 
