@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from profiler.attribution.kernels import CLOCK_SKEW_S, EDGE_S, DeviceJoin, give
+from profiler.attribution.kernels import CLOCK_SKEW_S, EDGE_S, DeviceJoin
+from profiler.attribution.shared import give
 from profiler.attribution.timeline import DeviceEvent, Timeline
 from profiler.record.errors import InvalidMeasurement
 
