@@ -6,11 +6,9 @@ Example: ``calibrate_runs([folder], [], facts, kinds=(), points=200, seed=0).fit
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from calibrate.calibration import MODULE, Calibrated, calibrate_kind, stored
 from calibrate.exchange.observed import observations
-from calibrate.observations import Observations
+from calibrate.observations import Observations, joined
 from calibrate.split import halves
 from profiler.record.errors import RequestError
 from profiler.record.kernels import has_kernels, read
@@ -49,7 +47,7 @@ def tables(folders: Sequence[RunFolder]) -> Tables:
             )
         for key, one in observations(read(folder.path)).items():
             found.setdefault(key, []).append(one)
-    return {key: _joined(parts) for key, parts in found.items()}
+    return {key: joined(key[0], parts) for key, parts in found.items()}
 
 
 def chosen(fitted: Tables, kinds: Sequence[str]) -> Tables:
@@ -88,17 +86,3 @@ def calibrated_spec(spec: HardwareSpec, calibration: Calibration, provenance: Pr
     laws: dict[tuple[str, str], CalibratedLaw] = {(law.kind, law.dtype): law for law in spec.calibrated}
     laws |= {(one.kind, one.dtype): stored(one, provenance) for one in calibration.fitted if one.kind != MODULE}
     return spec.model_copy(update={"schema_version": SPEC_SCHEMA, "calibrated": tuple(laws.values())})
-
-
-def _joined(parts: Sequence[Observations]) -> Observations:
-    """Rows of several runs, with the sizes that all of them have."""
-    if len(parts) == 1:
-        return parts[0]
-    names = [name for name in parts[0].dims if all(name in part.dims for part in parts)]
-    return Observations(
-        kind=parts[0].kind,
-        dtype=parts[0].dtype,
-        dims={name: np.concatenate([part.dims[name] for part in parts]) for name in names},
-        time_s=np.concatenate([part.time_s for part in parts]),
-        group=np.concatenate([part.group for part in parts]),
-    )

@@ -95,13 +95,17 @@ def calibrate_kind(
 
 def stored(calibrated: Calibrated, provenance: Provenance) -> CalibratedLaw:
     """The law as a spec keeps it. Raises ValueError for modules, whose law is of other laws."""
-    model = calibrated.model
     if calibrated.kind == MODULE:
         raise ValueError("the law of modules is made of other laws; a spec keeps those")
+    return stored_model(calibrated.kind, calibrated.dtype, calibrated.model, calibrated.points, provenance)
+
+
+def stored_model(kind: str, dtype: str, model: Model, points: int, provenance: Provenance) -> CalibratedLaw:
+    """A model of any kernels as a spec keeps it."""
     kept = model.correction if model.correction is not None and model.strength > 0 else None
     return CalibratedLaw(
-        kind=calibrated.kind,
-        dtype=calibrated.dtype,
+        kind=kind,
+        dtype=dtype,
         law=model.law.kind,
         arithmetic=model.dtype,
         constants=tuple(
@@ -117,7 +121,7 @@ def stored(calibrated: Calibrated, provenance: Provenance) -> CalibratedLaw:
             for one in model.law.constants(model.facts, model.dtype)
         ),
         domain={name: Extent(low=low, high=high) for name, (low, high) in model.ranges.items()},
-        points=calibrated.points,
+        points=points,
         scale=model.fitted.scale,
         correction=None
         if kept is None

@@ -14,8 +14,8 @@ from calibrate.op_times import Array, OpTimesTable, known, layer_kind
 from calibrate.soundness import doubts, judge
 from calibrate.waterfall import TERMS, terms
 from profiler.record.run import CellResult, Closure, Mode
+from roofline.forecast import pass_wall_s
 from roofline.hardware import HardwareSpec
-from roofline.host import wall_s as host_wall_s
 from roofline.op import OpGraph
 from roofline.record import Record
 from roofline.workload import Workload
@@ -297,16 +297,16 @@ def _predicted_wall_s(table: OpTimesTable, spec: HardwareSpec, prediction: str |
     Of a CUDA graph the host issues one launch, which the device does not wait for: its wall is the device's time. Of a
     compiled pass it issues kernels.
     """
-    if prediction is None or spec.kind == "other":
+    if prediction is None or spec.measured is None or spec.kind == "other":
         return None
     if mode.endswith("cuda-graph"):
         return table.total(prediction)
-    host = spec.measured.host_s_per_op if spec.measured else None
-    if host is None:
-        return None
+    with_laws = prediction == "calibrated"
     if table.compiled is not None:
-        return known(host_wall_s(table.compiled.roofline_s, table.compiled.count, host.value, spec.kind))
-    return known(host_wall_s(table.rungs[prediction], table.count, host.value, spec.kind))
+        time_s, count = table.compiled.predicted_s, table.compiled.count
+    else:
+        time_s, count = table.rungs[prediction], table.count
+    return pass_wall_s(time_s, count, spec, spec.measured, with_laws=with_laws)
 
 
 def _kernels(table: OpTimesTable, graph: OpGraph) -> tuple[FusedKernel, ...]:

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from profiler.record.run import CellResult
 from roofline.hardware import HardwareSpec, Peaks
 from roofline.kernels import price_kernels, share
+from roofline.law_prices import law_prices
 from roofline.op import OpGraph
+from roofline.predict import Prepared, price
 from roofline.record import Record
 
 NUMBER = re.compile(r"^graph_\d+_|_\d+$")
@@ -38,7 +40,7 @@ class FusedKernel(Record):
     measured_s: float
     """In total."""
     predicted_s: float | None
-    """Roofline of what the kernel moves and computes at measured peaks, in total; None where a peak is not known."""
+    """By the law of its operation, else the roofline of what it moves and computes, in total; None: not known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +53,17 @@ class KernelTable:
     """Shape (kernels,): calls in the whole model that each stands for."""
     kernel_s: NDArray[np.float64]
     """Shape (kernels,): measured, one call."""
-    roofline_s: NDArray[np.float64]
-    """Shape (kernels,): at measured peaks, one call; NaN where not known."""
+    predicted_s: NDArray[np.float64]
+    """Shape (kernels,): one call by the calibrated law, where the kernel is one operation that has one, else by the
+    roofline at measured peaks; NaN where not known."""
     measured_s: NDArray[np.float64]
     """Shape (operations,)."""
     gap_s: NDArray[np.float64]
     """Shape (operations,): idle before a kernel, given to its first member."""
     executed_s: NDArray[np.float64]
     """Shape (operations,): the kernels' rooflines, shared."""
+    calibrated_s: NDArray[np.float64]
+    """Shape (operations,): the kernels' predictions, shared; NaN without calibrated laws."""
     labels: tuple[tuple[str, ...], ...]
     """Of each operation, the kernels that do it."""
 
@@ -72,6 +77,8 @@ class KernelTable:
         peaks: Peaks | None = spec.measured or spec.datasheet
         kernel_s = np.array([median(kernel.device_s) if kernel.device_s else 0.0 for kernel in result.kernels])
         roofline_s = price_kernels(graph, members, spec.measured).time_s if spec.measured else kernel_s * np.nan
+        predicted_s = _by_law(graph, members, spec, roofline_s)
+        unknown = np.full(size, np.nan)
         gap_s = np.zeros(size)
         labels: list[list[str]] = [[] for _ in range(size)]
         for kernel in result.kernels:
@@ -83,10 +90,11 @@ class KernelTable:
             names=tuple(kernel.name for kernel in result.kernels),
             count=np.array([graph.ops[ops[0]].count for ops in members]),
             kernel_s=kernel_s,
-            roofline_s=roofline_s,
+            predicted_s=predicted_s,
             measured_s=share(graph, members, kernel_s, peaks),
             gap_s=gap_s,
             executed_s=share(graph, members, roofline_s, peaks),
+            calibrated_s=share(graph, members, predicted_s, peaks) if spec.calibrated else unknown,
             labels=tuple(tuple(dict.fromkeys(names)) for names in labels),
         )
 
@@ -98,7 +106,7 @@ class KernelTable:
             groups.setdefault((NUMBER.sub("", self.names[k]), modules, of_kinds), []).append(k)
         rows = []
         for (name, modules, of_kinds), same in groups.items():
-            predicted_s = float((self.roofline_s[same] * self.count[same]).sum())
+            predicted_s = float((self.predicted_s[same] * self.count[same]).sum())
             rows.append(
                 FusedKernel(
                     name=name,
@@ -110,3 +118,18 @@ class KernelTable:
                 )
             )
         return tuple(sorted(rows, key=lambda row: -row.measured_s))
+
+
+def _by_law(
+    graph: OpGraph, members: Sequence[Sequence[int]], spec: HardwareSpec, otherwise: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Kernels of one operation priced by its law; what a compiler fused has none, and keeps its roofline."""
+    if spec.measured is None or not spec.calibrated:
+        return otherwise
+    prepared = Prepared(graph)
+    laws = law_prices(prepared, spec, price(prepared, spec.measured).time_s)
+    found = otherwise.copy()
+    for kernel, ops in enumerate(members):
+        if len(ops) == 1 and laws.by_law[ops[0]]:
+            found[kernel] = laws.time_s[ops[0]]
+    return found

@@ -3,7 +3,7 @@
 Example: ``Observations("matmul", "bfloat16", {"m": m, "n": n, "k": k}, time_s, group)``
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,3 +40,15 @@ class Observations:
         """Some of the rows."""
         dims = {name: column[rows] for name, column in self.dims.items()}
         return Observations(self.kind, self.dtype, dims, self.time_s[rows], self.group[rows])
+
+
+def joined(kind: str, parts: Sequence[Observations]) -> Observations:
+    """Rows of several tables of one dtype, with the sizes that all of them have."""
+    names = [name for name in parts[0].dims if all(name in part.dims for part in parts)]
+    return Observations(
+        kind=kind,
+        dtype=parts[0].dtype,
+        dims={name: np.concatenate([part.dims[name] for part in parts]) for name in names},
+        time_s=np.concatenate([part.time_s for part in parts]),
+        group=np.concatenate([part.group for part in parts]),
+    )

@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 from calibrate.kernel_times import KernelTable
 from profiler.record.run import CellResult
 from roofline.hardware import HardwareSpec
+from roofline.law_prices import LawPrices, law_prices
 from roofline.laws.roofline import UNKNOWN, missing_peaks
 from roofline.op import OpGraph
 from roofline.predict import Prepared, price, price_fused
 
 Array = NDArray[np.float64]
+
+NOTED = 0.02
+"""Share of a pass's predicted time from which a reader has to know that laws do not, or not surely, describe it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +60,9 @@ class OpTimesTable:
             gap[op] = median(times.gap_s) if times.gap_s else 0.0
         prepared, unknown = Prepared(graph), np.full(size, np.nan)
         executed = price(prepared, spec.measured) if spec.measured else None
+        laws = law_prices(prepared, spec, executed.time_s) if executed and spec.calibrated else None
+        if calibrated_s is None:
+            calibrated_s = laws.time_s if laws else unknown
         said = price(prepared, spec.datasheet) if spec.datasheet and not executed else None
         return cls(
             count=np.array([op.count for op in graph.ops], dtype=float),
@@ -64,17 +71,17 @@ class OpTimesTable:
                 "ideal": price_fused(prepared, spec.datasheet).time_s if spec.datasheet else unknown,
                 "achieved": price_fused(prepared, spec.measured).time_s if spec.measured else unknown,
                 "executed": executed.time_s if executed else unknown,
-                "calibrated": unknown if calibrated_s is None else calibrated_s,
+                "calibrated": calibrated_s,
                 "measured": measured,
             },
             bound=executed.bound if executed else said.bound if said else (UNKNOWN,) * size,
             kernels=tuple(by_op[i].kernels if i in by_op else () for i in range(size)),
-            warnings=(*_unmeasured(graph, set(by_op)), *_unpriced(graph, spec)),
+            warnings=(*_unmeasured(graph, set(by_op)), *_unpriced(graph, spec), *_unlawful(graph, laws)),
         )
 
     @classmethod
     def _of_kernels(cls, table: KernelTable, graph: OpGraph, spec: HardwareSpec) -> "OpTimesTable":
-        """A compiled pass: what was executed is its kernels. Laws price operations alone, so T3 is not known."""
+        """A compiled pass: what was executed is its kernels, and laws price those that are one operation."""
         prepared, unknown = Prepared(graph), np.full(len(graph.ops), np.nan)
         waits = price(prepared, peaks) if (peaks := spec.measured or spec.datasheet) else None
         return cls(
@@ -84,7 +91,7 @@ class OpTimesTable:
                 "ideal": price_fused(prepared, spec.datasheet).time_s if spec.datasheet else unknown,
                 "achieved": price_fused(prepared, spec.measured).time_s if spec.measured else unknown,
                 "executed": table.executed_s if spec.measured else unknown,
-                "calibrated": unknown,
+                "calibrated": table.calibrated_s,
                 "measured": table.measured_s,
             },
             bound=waits.bound if waits else (UNKNOWN,) * len(graph.ops),
@@ -129,6 +136,23 @@ def _uncompiled(graph: OpGraph, table: KernelTable) -> list[str]:
         f"{len(missing)} operations are in no compiled kernel, the compiler left them out, and count as 0 s, "
         f"the first: {first.path or 'the model'} {first.name}"
     ]
+
+
+def _unlawful(graph: OpGraph, laws: LawPrices | None) -> list[str]:
+    """Time that no law predicts, or a law beyond its sizes, where it is more than `NOTED`."""
+    if laws is None:
+        return []
+    times = laws.time_s * np.array([op.count for op in graph.ops])
+    whole, out = float(times.sum()), []
+    for rows, what in (
+        (~laws.by_law, "no calibrated law; it is the roofline's"),
+        (laws.outside, "a law beyond the sizes that it was fitted on"),
+    ):
+        share = float(times[rows].sum()) / whole if whole > 0 else 0.0
+        if share > NOTED:
+            names = sorted({graph.ops[i].name for i in np.flatnonzero(rows)})
+            out.append(f"{share:.0%} of the predicted time is of {what} ({', '.join(names)})")
+    return out
 
 
 def _unpriced(graph: OpGraph, spec: HardwareSpec) -> list[str]:

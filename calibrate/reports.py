@@ -25,13 +25,14 @@ def load_spec(folder: RunFolder) -> HardwareSpec:
     return folder.read_spec() or HardwareSpec(name=environment.device, kind=environment.device_kind)
 
 
-def load(folder: RunFolder) -> tuple[list[PassReport], list[CellResult]]:
-    """The reports of a run, and its cells without one, both in the order of the run.
+def load(folder: RunFolder, spec: HardwareSpec | None = None) -> tuple[list[PassReport], list[CellResult]]:
+    """The reports of a run, and its cells without one, both in the order of the run; priced with the run's own spec
+    unless another is given.
 
     A measured cell whose graph cannot be read is returned as "failed" with the reason. Raises RequestError where
     the results or the device's figures cannot be read.
     """
-    spec = load_spec(folder)
+    spec = spec or load_spec(folder)
     reports: list[PassReport] = []
     without: list[CellResult] = []
     for result in folder.results():

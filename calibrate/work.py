@@ -46,7 +46,7 @@ def work(kind: str, dims: Dims, dtype: str) -> Work:
     if kind == "collective":
         sent = sent_bytes(dims)
         return Work(np.zeros_like(sent), np.zeros_like(sent), sent)
-    if kind in ("pointwise", "norm", "embedding"):
+    if {"flops", "bytes_read", "bytes_written"} <= set(dims):
         return _local(dims["flops"], dims["bytes_read"] + dims["bytes_written"])
     if kind == "module":
         return _modules(dims, dtype)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from profiler.microbench.quick import measure_peaks
+from profiler.microbench.spec import host_chip
 from profiler.models.resolve import resolve
 from profiler.models.truncate import truncate
 from profiler.models.weights import build, build_meta
@@ -67,6 +68,7 @@ def measure_device(
         name=known.name if known else environment.device,
         kind=environment.device_kind,
         matches=known.matches if known else (environment.device,),
+        chip=known.chip if known else host_chip(device),
         datasheet=known.datasheet if known else None,
         measured=peaks,
         missing=reasons,

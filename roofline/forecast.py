@@ -13,9 +13,11 @@ from roofline.family import Piece
 from roofline.footprint import Footprint, footprint
 from roofline.hardware import HardwareSpec, Peaks
 from roofline.host import wall_s
+from roofline.law_prices import law_prices
+from roofline.laws.law import Floats
 from roofline.laws.roofline import missing_peaks
 from roofline.op import Op, OpGraph, Traffic
-from roofline.predict import price
+from roofline.predict import Prepared, price
 from roofline.prediction import OpPrediction, PassPrediction
 from roofline.sweep import memory_pieces, price_pieces
 from roofline.workload import Workload
@@ -40,21 +42,23 @@ def forecast(
     peaks: Peaks,
     workloads: Sequence[Workload] = (),
     memory: Footprint | None = None,
+    *,
+    with_laws: bool = False,
 ) -> PassPrediction:
     """One pass of `graph` at `peaks`, which are of `spec`.
 
-    Args: the workloads of a mixed step, where that is not the graph's own; memory, where it is known better.
+    Args: the workloads of a mixed step, where that is not the graph's own; memory, where it is known better;
+    `with_laws`, whether the calibrated laws of `spec` price the operations that they describe: `graph` is as executed.
     """
-    priced = price(graph, peaks)
+    prepared = Prepared(graph)
+    priced = price(prepared, peaks)
+    time_s = law_prices(prepared, spec, priced.time_s).time_s if with_laws else priced.time_s
     ops = tuple(
         _line(op, traffic, seconds, bound)
-        for op, traffic, seconds, bound in zip(
-            graph.ops, graph.traffic, priced.time_s.tolist(), priced.bound, strict=True
-        )
+        for op, traffic, seconds, bound in zip(graph.ops, graph.traffic, time_s.tolist(), priced.bound, strict=True)
     )
     count = np.array([op.count for op in graph.ops])
     needed = memory or footprint(graph)
-    host, kind = peaks.host_s_per_op, HOST_MODEL[spec.kind]
     return PassPrediction(
         workloads=tuple(workloads) or (graph.workload,),
         ops=ops,
@@ -64,12 +68,22 @@ def forecast(
         vector_flops=sum(op.vector_flops for op in ops),
         bytes=_sum(op.bytes for op in ops),
         link_bytes=sum(op.link_bytes for op in ops),
-        time_s=known(float(priced.time_s @ count)),
+        time_s=known(float(time_s @ count)),
         missing=missing_peaks(graph.ops, peaks),
-        wall_s=known(wall_s(priced.time_s, count, host.value, kind)) if host else None,
+        wall_s=pass_wall_s(time_s, count, spec, peaks, with_laws=with_laws),
         memory=needed,
         fits=needed.peak <= capacity_bytes(peaks),
     )
+
+
+def pass_wall_s(time_s: Floats, count: Floats, spec: HardwareSpec, peaks: Peaks, *, with_laws: bool) -> float | None:
+    """Wall time of operations with their device times; None where the host's share is not known.
+
+    Laws are fitted to whole operations: on a CPU only the gaps between them are left to the host.
+    """
+    kind = HOST_MODEL[spec.kind]
+    host = peaks.gap_s_per_op if with_laws and kind == "cpu" else peaks.host_s_per_op
+    return known(wall_s(time_s, count, host.value, kind)) if host else None
 
 
 def forecast_sweep(pieces: Sequence[Piece], workloads: Sequence[Workload], peaks: Peaks) -> list[PassPrediction]:

@@ -34,6 +34,9 @@ hold of most models; a note says where it was reached."""
 PROBES = 2 * FEW + 2
 """Contexts of one stretch that its graph is fitted for: more than are traced one by one, the halves of them too."""
 
+CALIBRATED = "calibrated"
+"""Origin of prices that are laws'."""
+
 BLOCK = 2**14
 """Contexts that are priced at once: arrays of some 100 MB for a model of a hundred operations."""
 
@@ -45,7 +48,12 @@ class Device:
     spec: HardwareSpec
     peaks: Peaks
     origin: str
-    """ "datasheet" or "measured"."""
+    """ "datasheet" or "measured"; "calibrated": the spec's laws, and measured peaks for what they do not describe."""
+
+    @property
+    def with_laws(self) -> bool:
+        """Whether laws price operations."""
+        return self.origin == CALIBRATED
 
 
 @dataclass(frozen=True)
@@ -78,24 +86,25 @@ class Asked:
 
 def answer(source: Source, asked: Asked, device: Device, form: Form, notes: Sequence[str] = ()) -> Prediction:
     """Everything that was asked. Raises: ValueError where a graph cannot be had or changed as asked."""
+    _refuse_fused_laws(asked, device, form)
     first, cached = _first(asked.workloads, 0), _first(asked.workloads, 1)
     if asked.largest and first is None:
         raise ValueError("the largest that fits is searched from a workload's lengths; ask without --mix")
     work = _Work(source, device)
-    exact = asked.exact if asked.exact is not None else len(asked.workloads) <= EXACT
+    exact = asked.exact if asked.exact is not None else device.with_laws or len(asked.workloads) <= EXACT
     passes: list[PassPrediction] = []
     options: dict[str, str] = {}
     if exact:
         for workload in asked.workloads:
             graph = source.whole(workload)
-            passes.append(forecast(graph, device.spec, device.peaks))
+            passes.append(forecast(graph, device.spec, device.peaks, with_laws=device.with_laws))
             options |= graph.options
     elif asked.workloads:
         passes += forecast_sweep(work.pieces(asked.workloads), asked.workloads, device.peaks)
         options |= work.options
     for parts in asked.mixes:
         graph = mix([source.whole(part) for part in parts])
-        passes.append(forecast(graph, device.spec, device.peaks, parts))
+        passes.append(forecast(graph, device.spec, device.peaks, parts, with_laws=device.with_laws))
         options |= graph.options
     requests = tuple(_request(work, asked, *one) for one in asked.requests)
     largest_batch = work.largest_batch(first) if asked.largest and first else None
@@ -114,6 +123,14 @@ def answer(source: Source, asked: Asked, device: Device, form: Form, notes: Sequ
         largest_context=largest_context,
         notes=(*notes, *work.notes),
     )
+
+
+def _refuse_fused_laws(asked: Asked, device: Device, form: Form) -> None:
+    """Laws are of kernels as they run."""
+    if device.with_laws and form == "fused":
+        raise ValueError("calibrated laws price what is executed; add --form executed, or use --peaks measured")
+    if device.with_laws and asked.requests:
+        raise ValueError("calibrated laws price passes, not requests yet; leave --output out, or use --peaks measured")
 
 
 def _first(workloads: Sequence[Workload], least_context: int) -> Workload | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from profiler.record.errors import RequestError
 from roofline.hardware import load_device
-from roofline.inquiry import Device
+from roofline.inquiry import CALIBRATED, Device
 from roofline.whatif.registry import WhatIf, check_order, parse
 from roofline.workload import Logits, Workload
 
@@ -119,13 +119,15 @@ def what_ifs(texts: Sequence[str]) -> list[WhatIf]:
 
 
 def device(name: str, peaks: str) -> Device:
-    """A device and the peaks of it that are wanted: "auto" takes measured ones where there are any."""
+    """A device and the prices of it that are wanted: "auto" takes measured peaks where there are any."""
     with one_line():
         spec = load_device(name)
+    wanted = words("--peaks", peaks, ("auto", "datasheet", "measured", CALIBRATED))[0]
+    if wanted == CALIBRATED and not spec.calibrated:
+        raise RequestError(f"{name} has no calibrated laws; calibrate it, or use --peaks auto")
     known = {"measured": spec.measured, "datasheet": spec.datasheet}
-    wanted = words("--peaks", peaks, ("auto", "datasheet", "measured"))[0]
-    for origin in known if wanted == "auto" else (wanted,):
+    for origin in (wanted,) if wanted in known else tuple(known):
         found = known[origin]
         if found is not None:
-            return Device(spec, found, origin)
+            return Device(spec, found, CALIBRATED if wanted == CALIBRATED else origin)
     raise RequestError(f"{name} has no {wanted} peaks; use --peaks auto or another device")

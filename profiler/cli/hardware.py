@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from profiler.cli.calibrating import calibrate_device
 from profiler.cli.errors import GOOD, INCONCLUSIVE, INVALID, resumable
 from profiler.cli.output import console, print_json, stdout_to_stderr_if
 from profiler.cli.progress import progress
@@ -27,6 +28,7 @@ EXAMPLE = """
 Examples:\n
 python -m profiler hardware\n
 python -m profiler hardware --quick --dtype bfloat16,float32\n
+python -m profiler hardware --quick --calibrate\n
 python -m profiler hardware --only memory,matmul --processes 10 --json\n
 python -m profiler hardware --plan\n
 python -m profiler hardware --resume results/DEVICE/RUN
@@ -47,6 +49,7 @@ def hardware(
     dtype: Annotated[str | None, typer.Option(help="Types of products, as bfloat16,float32.")] = None,
     only: Annotated[str | None, typer.Option(help="Parts, as memory,matmul; --plan lists them.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and shorter loads: a minute or two.")] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Also fit laws to kernels, in --dtype.")] = False,
     processes: Annotated[int, typer.Option(help="Fresh processes that measure each figure.", min=1)] = 3,
     threads: Annotated[int | None, typer.Option(help="Host threads within an operation.", min=1)] = None,
     memory: Annotated[float | None, typer.Option(help="Most memory of a case, in GiB.")] = None,
@@ -62,6 +65,7 @@ def hardware(
         "dtypes": dtype,
         "only": only,
         "quick": quick,
+        "calibrate": calibrate,
         "processes": processes,
         "threads": threads,
         "memory_gib": memory,
@@ -195,10 +199,17 @@ def _measure(folder: RunFolder, plan: "Plan") -> "HardwareSpec":
     from profiler.record.hardware import HardwareLog
 
     log = HardwareLog(folder.path)
-    with resumable(folder.path, "hardware"), progress(plan.total) as step:
+    device, options = torch.device(plan.device), folder.run.options
+    calibrate = bool(options.get("calibrate"))
+    with resumable(folder.path, "hardware"), progress(plan.total + calibrate) as step:
         characterise(plan, log, step)
-    spec = spec_of(log.measurements, folder.run.environment, torch.device(plan.device))
-    folder.write_spec(spec)
+        spec = spec_of(log.measurements, folder.run.environment, device)
+        folder.write_spec(spec)
+        if calibrate and spec.measured is not None:
+            quick, begun = bool(options["quick"]), plan.total
+            spec = calibrate_device(
+                folder, device, plan.dtypes, quick=quick, seed=0, step=lambda text, part: step(text, begun + part)
+            )
     log.finish(folder.run)
     folder.finish()
     return spec

@@ -40,7 +40,9 @@ def predict(
     hardware: Annotated[
         str | None, typer.Option(help="A device's name, its JSON file, or a run's spec.json; 'list' lists the names.")
     ] = None,
-    peaks: Annotated[str, typer.Option(help="datasheet, measured, or auto: measured where it has them.")] = "auto",
+    peaks: Annotated[
+        str, typer.Option(help="datasheet, measured, calibrated (laws), or auto: measured where it has them.")
+    ] = "auto",
     phase: Annotated[
         str, typer.Option(help="Of prefill, decode, chunk (a prompt after a context).")
     ] = "prefill,decode",

@@ -11,7 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from profiler.cli.calibrating import calibrate_device
 from profiler.cli.errors import GOOD, INCONCLUSIVE, INVALID, resumable
+from profiler.cli.measured import measured_spec
 from profiler.cli.output import console, print_json, stdout_to_stderr_if
 from profiler.cli.progress import progress
 from profiler.record.errors import RequestError
@@ -55,7 +57,13 @@ def run(
         float | None, typer.Option(help="Seconds of passes for each cell; 10, or 3 with --quick.", min=0.1)
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer passes, and a shorter look at the device.")] = False,
-    seed: Annotated[int, typer.Option(help="Of weights and tokens.")] = 0,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate/--no-calibrate", help="Fit laws to this device's kernels before the models.")
+    ] = True,
+    hardware: Annotated[
+        Path | None, typer.Option(help="This device's spec.json from an earlier run, instead of measuring it again.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, tokens and the calibration.")] = 0,
     threads: Annotated[
         int | None, typer.Option(help="Host threads within an operation; torch's choice otherwise.", min=1)
     ] = None,
@@ -74,6 +82,7 @@ def run(
             "device": device,
             "seconds": seconds or (QUICK_SECONDS if quick else SECONDS),
             "quick": quick,
+            "calibrate": calibrate,
             "seed": seed,
             "threads": threads,
             "trust_remote_code": trust_remote_code,
@@ -96,7 +105,7 @@ def run(
             trust_remote_code=trust_remote_code,
             mode=_mode(compiled, cuda_graph),
         )
-        folder, done = _new(models or [], shapes, choices, options, out, name), frozenset()
+        folder, done = _new(models or [], shapes, choices, options, out, name, hardware), frozenset()
     with folder:
         with stdout_to_stderr_if(as_json):
             _measure(folder, done)
@@ -127,7 +136,15 @@ def _words(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.split(",")))
 
 
-def _new(models: list[str], shapes: Any, choices: Any, options: dict[str, Any], out: Path, name: str) -> RunFolder:
+def _new(
+    models: list[str],
+    shapes: Any,
+    choices: Any,
+    options: dict[str, Any],
+    out: Path,
+    name: str,
+    hardware: Path | None,
+) -> RunFolder:
     """The folder of a new run, planned and checked."""
     from profiler.device import parse_device
     from profiler.environment import collect
@@ -144,7 +161,11 @@ def _new(models: list[str], shapes: Any, choices: Any, options: dict[str, Any], 
         cells=cells,
         options=options | {"device": str(device)},
     )
-    return RunFolder.create(out, run)
+    spec = None if hardware is None else measured_spec(hardware, run.environment)
+    folder = RunFolder.create(out, run)
+    if spec is not None:
+        folder.write_spec(spec)
+    return folder
 
 
 def _resumed(path: Path) -> tuple[RunFolder, frozenset[str]]:
@@ -186,9 +207,12 @@ def _measure(folder: RunFolder, done: frozenset[str]) -> None:
         seed=int(options["seed"] or 0),
         trust_remote_code=bool(options["trust_remote_code"]),
     )
+    calibrate = bool(options.get("calibrate", False))
     with resumable(folder.path), progress(1 + len(folder.run.cells) - len(done)) as step:
-        if folder.read_spec() is None:
-            measure_device(folder, job.device, quick=bool(options["quick"]), step=step)
+        spec = folder.read_spec() or measure_device(folder, job.device, quick=bool(options["quick"]), step=step)
+        if calibrate and not spec.calibrated:
+            dtypes = {cell.workload.dtype for cell in folder.run.cells}
+            calibrate_device(folder, job.device, dtypes, quick=bool(options["quick"]), seed=job.seed, step=step)
         measure_cells(folder, done, job, step)
     folder.finish()
 

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from profiler.cli.measured import measured_spec
 from profiler.cli.output import console, print_json
+from profiler.record.errors import RequestError
 from profiler.record.index import find_run, is_characterisation, is_table
 from profiler.record.measurement import Measurement
 from profiler.record.store import RunFolder
@@ -16,28 +18,34 @@ EXAMPLE = "Example:  python -m profiler show last"
 
 def show(
     run: Annotated[str, typer.Argument(help="A run's folder, the end of its name, or 'last'.")],
+    hardware: Annotated[
+        Path | None, typer.Option(help="Price the run's passes with this spec.json, calibrated later, not its own.")
+    ] = None,
     results: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
 ) -> None:
     """A run as `run`, `hardware` or `import` printed it: layers and waterfalls, the device's figures, kernels."""
     folder = find_run(run, results)
+    if hardware is not None and (is_table(folder) or is_characterisation(folder)):
+        raise RequestError(f"--hardware prices passes, and {folder.path} has none; leave it out")
     if is_table(folder):
         _show_kernels(folder, as_json)
     elif is_characterisation(folder):
         _show_hardware(folder, as_json)
     else:
-        _show_passes(folder, as_json)
+        _show_passes(folder, hardware, as_json)
 
 
-def _show_passes(folder: RunFolder, as_json: bool) -> None:
+def _show_passes(folder: RunFolder, hardware: Path | None, as_json: bool) -> None:
     from calibrate.report.terminal import render
     from calibrate.reports import document, load, load_spec
 
-    reports, failed = load(folder)
+    spec = load_spec(folder) if hardware is None else measured_spec(hardware, folder.run.environment)
+    reports, failed = load(folder, spec)
     if as_json:
         print_json(document(folder, reports, failed))
     else:
-        render(reports, folder.run, load_spec(folder), console(), failed)
+        render(reports, folder.run, spec, console(), failed)
 
 
 def _show_kernels(folder: RunFolder, as_json: bool) -> None:

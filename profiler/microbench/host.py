@@ -113,19 +113,19 @@ class Step:
     """One decode pass of the tiny model, again and again from the same cache."""
 
     def __init__(self, device: torch.device, dtype: str) -> None:
-        self._model = tiny_llama(device, dtype)
+        self.model = tiny_llama(device, dtype)
         self._device = device
         prompt = torch.arange(CONTEXT, device=device)[None]
         self._token = prompt[:, :1]
         with torch.no_grad():
-            self._cache = self._model(input_ids=prompt, use_cache=True).past_key_values
+            self._cache = self.model(input_ids=prompt, use_cache=True).past_key_values
             self._filled = [(layer, layer.keys, layer.values) for layer in self._cache.layers]
             self.run()  # anything lazy happens before the count
             self._restore()
             with _Counter() as counter:
                 self._decode()
         self.operations = counter.operations
-        self.touched_bytes = sum(p.nbytes for p in self._model.parameters())
+        self.touched_bytes = sum(p.nbytes for p in self.model.parameters())
 
     def run(self) -> Any:
         self._restore()
@@ -139,7 +139,7 @@ class Step:
             raise ArithmeticError("the logits of the tiny model are not finite")
 
     def _decode(self) -> Any:
-        return self._model(input_ids=self._token, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits
+        return self.model(input_ids=self._token, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits
 
     def _restore(self) -> None:
         for layer, keys, values in self._filled:

@@ -21,7 +21,7 @@ from profiler.microbench.linear_cost import LinearCost
 from profiler.microbench.peaks import peaks_of
 from profiler.record.measurement import Measurement
 from profiler.record.run import Environment
-from roofline.hardware import Characteristic, Figure, HardwareSpec, Level, Link, Peaks, find_device
+from roofline.hardware import Characteristic, Chip, Figure, HardwareSpec, Level, Link, Peaks, find_device
 
 FITTED = ("curve", "transfer", "collective", "cache")
 """Families whose single sizes are no figures of the device."""
@@ -62,13 +62,20 @@ def spec_of(measurements: Sequence[Measurement], environment: Environment, devic
         name=known.name if known else environment.device,
         kind=environment.device_kind,
         matches=known.matches if known else (environment.device,),
-        chip=known.chip if known else None,
+        chip=known.chip if known else host_chip(device),
         datasheet=datasheet,
         measured=peaks,
         missing=missing,
         characteristics=with_datasheet(found, datasheet),
         uuid=environment.device_uuid,
     )
+
+
+def host_chip(device: torch.device) -> Chip | None:
+    """What laws need to know of a CPU that no datasheet describes, the cores that torch uses; None for others."""
+    if device.type != "cpu":
+        return None
+    return Chip(units=Figure(value=torch.get_num_threads(), source="torch.get_num_threads()"), unit="core")
 
 
 def _level(level: Level) -> Characteristic:

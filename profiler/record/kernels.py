@@ -72,6 +72,7 @@ DIMS: Mapping[str, str] = {
     "kernels": "launches that it is",
     "gathered": "1 where its reads are rows looked up by index",
     "strided": "1 where its reads are not contiguous",
+    "cold": "share of its bytes that no cache holds beforehand",
 }
 """Sizes by name; float columns of the table."""
 

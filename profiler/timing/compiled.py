@@ -16,11 +16,10 @@ from torch import nn
 from profiler.attribution.align import sequence
 from profiler.attribution.provenance import CompiledGraph, members
 from profiler.attribution.spans import BACKENDS, COMPILED, passes
-from profiler.models.inputs import PassInputs
 from profiler.record.errors import InvalidMeasurement
 from profiler.record.run import KernelTimes
 from profiler.timing.inductor import Inductor
-from profiler.timing.runner import Runner
+from profiler.timing.runner import Repeatable, Runner
 from profiler.timing.samples import PassTimes, Sample, called
 from roofline.op import ANCHORS, OpGraph
 
@@ -30,7 +29,7 @@ class CompiledRunner(Runner):
 
     within = COMPILED
 
-    def __init__(self, model: nn.Module, inputs: PassInputs, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, inputs: Repeatable, device: torch.device) -> None:
         super().__init__(model, inputs, device)
         torch._dynamo.reset()  # else graphs of an earlier cell stay, and their number is limited
         self._made = Inductor(model)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -22,10 +22,19 @@ from torch._C._profiler import _RecordFunctionFast
 from profiler.attribution.spans import PASS, passes
 from profiler.attribution.timeline import Timeline, read_timeline
 from profiler.models.annotate import PREFIX, entered
-from profiler.models.inputs import PassInputs
 from profiler.timing.samples import DeviceKind, PassTimes, Sample, check_sequence, sample
 from profiler.timing.session import SETTLING_LAUNCHES, recorded
 from roofline.op import OpGraph
+
+
+class Repeatable(Protocol):
+    """What each pass starts from: `profiler.models.inputs.PassInputs`, or nothing."""
+
+    def kwargs(self) -> dict[str, Any]:
+        """Of one call of the model."""
+
+    def restore(self) -> None:
+        """Undo what a pass did."""
 
 
 class Runner:
@@ -34,7 +43,7 @@ class Runner:
     within: str | None = None
     """Name of the profiler range that all operations lie in; None where there is none."""
 
-    def __init__(self, model: nn.Module, inputs: PassInputs, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, inputs: Repeatable, device: torch.device) -> None:
         self.model, self.inputs, self.device = model, inputs, device
         self.kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
         self.settling = SETTLING_LAUNCHES

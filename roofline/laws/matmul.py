@@ -98,7 +98,7 @@ def product_of(dims: Dims, dtype: str) -> Product:
     if dtype not in ELEMENT_BYTES:
         raise ValueError(f"size of {dtype} is not known; known: {', '.join(ELEMENT_BYTES)}")
     m, n, k = (np.asarray(dims[name], dtype=float) for name in ("m", "n", "k"))
-    return Product(m, n, k, ELEMENT_BYTES[dtype])
+    return Product(m, n, k, ELEMENT_BYTES[dtype], np.asarray(dims.get("cold", np.zeros_like(m)), dtype=float))
 
 
 def blended_s(product: Product, loops: Floats, facts: Facts, values: Values) -> Floats:
@@ -106,7 +106,7 @@ def blended_s(product: Product, loops: Floats, facts: Facts, values: Values) -> 
     m, n, k, read = product.m, product.n, product.k, product.element_bytes
     moved = read * (m * k + k * n) + max(2.0, read) * m * n * values["store"]
     held = values["resident"] * facts.cache_bytes
-    missing = moved**2 / (moved**2 + held**2)
+    missing = 1 - (1 - moved**2 / (moved**2 + held**2)) * (1 - product.cold)
     traffic = moved * (missing / values["memory"] + (1 - missing) / values["cache"]) + values["latency"]
     loops = loops * (1 + (1 / values["spilled"] - 1) * missing)
     top, low = np.maximum(loops, traffic), np.minimum(loops, traffic)

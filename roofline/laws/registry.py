@@ -15,7 +15,7 @@ from roofline.laws.law import Facts, Law
 from roofline.laws.matmul import Matmul
 from roofline.laws.prefill_attention import PrefillAttention
 from roofline.laws.scaled_matmul import BlockScaledMatmul, ScaledMatmul
-from roofline.laws.streaming import EMBEDDING, NORM, POINTWISE
+from roofline.laws.streaming import EMBEDDING, MATVEC, NORM, POINTWISE
 
 LAWS: dict[str, Law] = {
     law.kind: law
@@ -26,6 +26,7 @@ LAWS: dict[str, Law] = {
         PrefillAttention(),
         DecodeAttention(),
         EXPERTS,
+        MATVEC,
         POINTWISE,
         NORM,
         EMBEDDING,
@@ -42,6 +43,9 @@ SPECIAL: dict[tuple[str, str], str] = {
     ("matmul", "fp8_block"): "block_scaled_matmul",
 }
 """(kind, dtype) -> law, where it is not the kind's own."""
+
+OPERATOR = "aten::"
+"""How the kinds begin that are one streaming operator each: "aten::mul"."""
 
 FOUR_BITS, EIGHT_BITS, SIXTEEN_BITS = "float4_e2m1fn_x2", "float8_e4m3fn", "bfloat16"
 
@@ -64,7 +68,7 @@ def law_named(name: str, laws: Mapping[str, Law] = LAWS) -> Law:
 
 def subject(kind: str, dtype: str, facts: Facts) -> tuple[Law, str]:
     """The law of a kind and dtype, and the dtype of its arithmetic. Raises ValueError: no law for that kind."""
-    law = law_named(SPECIAL.get((kind, dtype), kind))
+    law = law_named(POINTWISE.kind if kind.startswith(OPERATOR) else SPECIAL.get((kind, dtype), kind))
     return law, arithmetic(dtype, facts.matrix_flops_per_s)
 
 

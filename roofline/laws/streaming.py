@@ -25,7 +25,8 @@ SHARPNESS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """The law; optional dims, 0 where absent: "reductions" (kernels that reduce), "strided" and "gathered" (1 or 0)."""
+    """The law; optional dims, 0 where absent: "reductions" (kernels that reduce), "strided" and "gathered" (1 or 0),
+    "cold" (share of the bytes that no cache holds beforehand)."""
 
     kind: str = "pointwise"
     dims: tuple[str, ...] = ("bytes_read", "bytes_written", "kernels", "elements", "flops")
@@ -50,7 +51,7 @@ class Streaming:
         none = np.zeros_like(kernels)
         held = values["resident"] * facts.cache_bytes
         size = (moved / kernels / held) ** KNEE
-        missed = size / (size + 1)
+        missed = 1 - (1 - size / (size + 1)) * (1 - dims.get("cold", none))
         slower = 1 + (values["strided"] - 1) * dims.get("strided", none)
         slower = slower * (1 + (values["gathered"] - 1) * dims.get("gathered", none))
         streamed = moved * slower * (missed / values["memory"] + (1 - missed) / values["cache"])
@@ -61,3 +62,5 @@ class Streaming:
 POINTWISE = Streaming("pointwise")
 NORM = Streaming("norm")
 EMBEDDING = Streaming("embedding")
+MATVEC = Streaming("matvec")
+"""A product with one row: its matrix is read once, and nothing of it twice."""

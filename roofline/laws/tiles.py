@@ -37,6 +37,8 @@ class Product:
     k: Floats
     element_bytes: float
     """Of both inputs."""
+    cold: Floats | float = 0.0
+    """Share of the bytes that no cache holds beforehand."""
 
     @property
     def flops(self) -> Floats:

@@ -11,13 +11,14 @@ from calibrate.efficiency import PassReport, summarise, to_json
 from calibrate.op_times import layer_kind
 from calibrate.waterfall import TERMS, terms
 from profiler.record.run import Cell, CellResult, Closure, OpTimes
-from roofline.hardware import HardwareSpec
+from roofline.hardware import Figure, HardwareSpec
 from roofline.op import OpGraph
 from roofline.workload import Workload
 
 DECODE = Workload(batch=1, query_tokens=1, context_tokens=8, dtype="float32")
 SHEET = peaks(matrix=200, vector=20, levels=(("DRAM", 1e9, 20.0),))
 MEASURED = peaks(matrix=100, vector=10, levels=(("DRAM", 1e9, 10.0),), host_s=0.5)
+MEASURED = MEASURED.model_copy(update={"gap_s_per_op": Figure(value=0.25, source="test")})
 SPEC = HardwareSpec(name="test", kind="cpu", datasheet=SHEET, measured=MEASURED)
 
 
@@ -82,7 +83,7 @@ def test_every_rung_and_term_of_a_pass_by_hand():
     assert fall.merged == {}
     assert (report.wall_s, report.busy_s, report.status) == (20, 17, "done")
     assert (report.ideal_peaks, report.prediction) == ("datasheet", "calibrated")
-    assert (report.predicted_busy_s, report.predicted_wall_s) == (15, 16.5)  # + 3 × 0.5 s of host
+    assert (report.predicted_busy_s, report.predicted_wall_s) == (15, 15.75)  # + 3 gaps of 0.25 s
     assert report.warnings == ()
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from calibrate.exchange.export.law_price import LawPrice
 from calibrate.exchange.export.price import Price, RooflinePrice
 from roofline.hardware import HardwareSpec, Level, Link, Peaks
 
@@ -78,9 +79,10 @@ def source_of(
     taken: Taken | None = None,
     price: Price | None = None,
 ) -> Source:
-    """Choose the peaks: measured ones unless the datasheet's are asked for. The price is the roofline unless given.
+    """Choose the peaks: measured ones unless the datasheet's are asked for.
 
-    Raises ValueError, one line, where the spec has no such peaks: another origin is never taken in silence.
+    The price, unless given, is that of the spec's calibrated laws, and the roofline's where it has none. Raises
+    ValueError, one line, where the spec has no such peaks: another origin is never taken in silence.
     """
     wanted: Origin = origin or "measured"
     peaks = spec.measured if wanted == "measured" else spec.datasheet
@@ -95,7 +97,7 @@ def source_of(
         spec=spec,
         peaks=peaks,
         origin=wanted,
-        price=price or RooflinePrice(peaks),
+        price=price or (LawPrice(spec, RooflinePrice(peaks)) if spec.calibrated else RooflinePrice(peaks)),
         version=version,
         now=now,
         taken=taken or Taken(),

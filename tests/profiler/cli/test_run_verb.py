@@ -12,13 +12,29 @@ import pytest
 import torch
 from tiny import tiny
 
+from calibrate import kernel_shapes
 from calibrate.reports import sound
 from profiler.cli.app import main
+from profiler.microbench import probe_kernels
+from profiler.record.kernels import has_kernels
 from profiler.record.run import Run
 from profiler.record.store import RunFolder
 
 ROOT = Path(__file__).parents[3]
-QUICK = ["--quick", "--seconds", "0.1", "--prompt", "16", "--context", "16", "--dtype", "float32", "--device", "cpu"]
+QUICK = [
+    "--quick",
+    "--no-calibrate",
+    "--seconds",
+    "0.1",
+    "--prompt",
+    "16",
+    "--context",
+    "16",
+    "--dtype",
+    "float32",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +77,18 @@ def test_json_of_a_run_its_threads_and_what_it_leaves_on_disk(model: Path, tmp_p
 
 
 def test_killed_and_resumed(model: Path, tmp_path: Path) -> None:
-    options = ["--quick", "--seconds", "1", "--prompt", "16,24,32,40", "--phase", "prefill", "--dtype", "float32"]
+    options = [
+        "--quick",
+        "--no-calibrate",
+        "--seconds",
+        "1",
+        "--prompt",
+        "16,24,32,40",
+        "--phase",
+        "prefill",
+        "--dtype",
+        "float32",
+    ]
     process = start(str(model), *options, "--out", str(tmp_path))
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -142,6 +169,53 @@ def test_interrupted_keeps_what_was_measured(model: Path, tmp_path: Path) -> Non
     assert all(result.status == "done" for result in RunFolder.open(folder).results())
 
 
+def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_shapes, "POINTS", dict.fromkeys(kernel_shapes.POINTS, 6))
+    monkeypatch.setattr(kernel_shapes, "LARGEST", 0.05)
+    monkeypatch.setattr(probe_kernels, "STREAMING", {"aten::mul": probe_kernels.STREAMING["aten::mul"]})
+    quick = [one for one in QUICK if one not in ("--no-calibrate", "--quick")]
+    assert main(["run", str(model), *quick, "--out", str(tmp_path), "--json"]) in (0, 3, 4)
+    document = json.loads(capsys.readouterr().out)
+    folder = RunFolder.open(Path(document["run"]))
+    spec = folder.read_spec()
+    assert spec is not None and spec.measured is not None and spec.measured.gap_s_per_op is not None
+    assert {law.kind for law in spec.calibrated} >= {"matmul", "matvec", "decode_attention", "aten::mul", "pointwise"}
+    for one in document["passes"]:
+        assert one["prediction"] == "calibrated"
+        shape_loss, residual = one["waterfall"]["shape_loss"], one["waterfall"]["residual"]
+        assert shape_loss == pytest.approx(one["rungs"]["calibrated"] - one["rungs"]["executed"])
+        assert residual == pytest.approx(one["rungs"]["measured"] - one["rungs"]["calibrated"])
+        assert one["predicted_wall_s"] > one["predicted_busy_s"] == one["rungs"]["calibrated"]
+    assert main(["calibrate", str(folder.path), "--kind", "aten::mul", "--out", str(tmp_path / "again.json")]) == 0
+    capsys.readouterr()
+
+    kept = str(folder.path / "spec.json")
+    assert main(["run", str(model), *quick, "--hardware", kept, "--out", str(tmp_path), "--json"]) in (0, 3, 4)
+    document = json.loads(capsys.readouterr().out)
+    again = RunFolder.open(Path(document["run"]))
+    assert again.read_spec() == spec
+    assert not has_kernels(again.path)
+    assert {one["prediction"] for one in document["passes"]} == {"calibrated"}
+
+    priced = []
+    for options in ([], ["--hardware", kept]):
+        assert main(["show", str(folder.path), *options, "--json"]) == 0
+        priced.append(json.loads(capsys.readouterr().out)["passes"][0]["predicted_busy_s"])
+    assert priced[0] == priced[1]
+
+    arguments = ["predict", str(model), "--hardware", kept, "--dtype", "float32", "--prompt", "16", "--context", "16"]
+    assert main([*arguments, "--peaks", "calibrated", "--form", "executed", "--json"]) == 0
+    predicted = json.loads(capsys.readouterr().out)
+    assert predicted["peaks"] == "calibrated"
+    for one, told in zip(document["passes"], predicted["workloads"], strict=True):
+        assert told["total"]["time_s"] == pytest.approx(one["predicted_busy_s"], rel=1e-6)
+    for more, says in (([], "--form executed"), (["--form", "executed", "--output", "8"], "not requests yet")):
+        assert main([*arguments, "--peaks", "calibrated", *more]) == 2
+        assert says in capsys.readouterr().err
+
+
 def test_what_does_not_fit_fails_and_the_rest_goes_on(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,6 +253,8 @@ def test_what_does_not_fit_fails_and_the_rest_goes_on(
         (["gpt2", "--device", "toaster"], "use auto, cpu, cuda"),
         (["gpt2", "--device", "cpu", "--cuda-graph"], "--cuda-graph needs a CUDA device"),
         (["gpt2", "--device", "cpu", "--compile", "--cuda-graph"], "--cuda-graph needs a CUDA device"),
+        (["gpt2", "--hardware", "nowhere.json"], "cannot read nowhere.json"),
+        (["gpt2", "--hardware", "nvidia-h100-sxm"], "holds nothing measured"),
         (["--resume", "nowhere"], "no run folder at nowhere"),
         (["--resume", "nowhere", "gpt2"], "name none"),
         pytest.param(

@@ -1,0 +1,153 @@
+"""Which kernels a device is asked to run for its calibration: shapes that follow from the device alone.
+
+Candidates are drawn over the sizes that a device can be asked for: products from one row to as many as take
+`LONGEST_S`, matrices of up to `LARGEST` last-level caches, attention with as many pieces as units and many times that,
+streams from some kilobytes to a good part of the cache. Among the candidates of products and attention the law itself
+chooses (`calibrate.design`); streams are few and taken whole. No model's shapes are in here.
+
+Example: ``kernel_shapes(facts, ("float32",), memory_bytes=24e9)``
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from calibrate.design import design
+from profiler.record.kernel_shape import KernelShape
+from roofline.laws.law import Dims, Facts, Floats
+from roofline.laws.matmul import ELEMENT_BYTES
+from roofline.laws.registry import LAWS
+from roofline.subjects import MATVEC
+
+LONGEST_S = 0.03
+"""Of one product or attention at half of the device's peaks."""
+LARGEST = 8.0
+"""Last-level caches that a matrix fills at most: all beyond is main memory."""
+MEMORY_PART = 1 / 16
+"""Of the device's memory, the most for one kernel's operands."""
+CANDIDATES = 3000
+POINTS = {"matmul": 40, MATVEC: 14, "prefill_attention": 14, "decode_attention": 14}
+"""Of each dtype."""
+STREAM_SIZES = 7
+"""From `SMALLEST` to `LARGEST_STREAM`, evenly on a logarithm."""
+SMALLEST = 256
+"""Bytes of the smallest stream."""
+LARGEST_STREAM = 0.25
+"""Last-level caches that one operand of a stream fills at most: main memory is seen by sweeping the cache, and larger
+results come from the system page by page."""
+WIDTHS = (64, 256, 1024, 4096)
+ODD = 0.15
+"""Share of products with a size that is not a multiple of anything: vocabularies are."""
+UNIT = 32
+"""Other sizes are multiples of it."""
+WIDEST = 16384.0
+"""Depth of a product; twice that and more are for its columns."""
+VOCABULARIES = 0.1
+"""Share of products with up to 16 times as many columns."""
+LONGEST_CONTEXT = 16384
+
+
+def kernel_shapes(
+    facts: Facts,
+    dtypes: Sequence[str],
+    memory_bytes: float,
+    streaming: Sequence[str],
+    *,
+    quick: bool = False,
+    seed: int = 0,
+) -> list[KernelShape]:
+    """All kernels of a calibration. Args: `memory_bytes`, of the device; `streaming`, operators that stream; `quick`,
+    half of them.
+    """
+    found: list[KernelShape] = []
+    for dtype in dtypes:
+        generator = np.random.default_rng(seed)
+        found += _products(facts, dtype, memory_bytes, generator, seed)
+        found += _attention(facts, dtype, memory_bytes, generator, seed)
+        found += [shape for op in streaming for shape in _streams(facts, dtype, op)]
+    return found[:: 2 if quick else 1]
+
+
+def _products(
+    facts: Facts, dtype: str, memory_bytes: float, generator: np.random.Generator, seed: int
+) -> list[KernelShape]:
+    width = ELEMENT_BYTES[dtype]
+    most = min(LARGEST * facts.cache_bytes, MEMORY_PART * memory_bytes)
+    k = _sizes(generator, 2 * UNIT, WIDEST)
+    n = np.where(
+        generator.uniform(size=CANDIDATES) < VOCABULARIES,
+        _sizes(generator, WIDEST, 16 * WIDEST),
+        _sizes(generator, 2 * UNIT, 2 * WIDEST),
+    )
+    m = _log_uniform(generator, 2, 4096)
+    seconds = 4 * m * n * k / facts.matrix_flops_per_s[dtype]
+    fits = (n * k * width <= most) & (seconds <= LONGEST_S)
+    dims = {"m": m[fits], "n": n[fits], "k": k[fits]}
+    chosen = _designed("matmul", dims, facts, dtype, seed)
+    fits = n * k * width <= most
+    column = {"m": np.ones(fits.sum()), "n": n[fits], "k": k[fits]}
+    single = _designed("matmul", column, facts, dtype, seed, POINTS[MATVEC])
+    shapes = [("matmul", sizes) for sizes in chosen] + [(MATVEC, sizes) for sizes in single]
+    return [
+        KernelShape(kind, dtype, "aten::addmm" if i % 4 == 0 else "aten::mm", sizes)
+        for i, (kind, sizes) in enumerate(shapes)
+    ]
+
+
+def _attention(
+    facts: Facts, dtype: str, memory_bytes: float, generator: np.random.Generator, seed: int
+) -> list[KernelShape]:
+    width = ELEMENT_BYTES[dtype]
+    group = generator.choice((1, 2, 4, 7, 8), CANDIDATES)
+    kv_heads = generator.choice((1, 2, 3, 4, 8, 12, 16, 32), CANDIDATES)
+    head_dim = generator.choice((64, 128), CANDIDATES)
+    heads = group * kv_heads
+    length = _log_uniform(generator, 16, LONGEST_CONTEXT)
+    batch = _log_uniform(generator, 1, 64)
+    moved = 2 * batch * kv_heads * length * head_dim * width
+    most = min(LARGEST * facts.cache_bytes, MEMORY_PART * memory_bytes)
+    named = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    shared = {name: np.asarray(column, dtype=float) for name, column in named.items()}
+    shared |= {"window": np.zeros(CANDIDATES), "kv_bytes": np.full(CANDIDATES, width)}
+    shapes = []
+    for kind, query in (("prefill_attention", length), ("decode_attention", np.ones(CANDIDATES, dtype=float))):
+        seconds = 4 * batch * heads * query * length * head_dim / facts.matrix_flops_per_s[dtype]
+        fits = (moved <= most) & (heads <= 64) & (seconds <= LONGEST_S)
+        lengths: dict[str, Floats] = {"query": query, "kv": length, "context": length - query}
+        dims = shared | lengths
+        chosen = _designed(kind, {name: column[fits] for name, column in dims.items()}, facts, dtype, seed)
+        names = ("batch", "heads", "kv_heads", "head_dim", "query", "kv")
+        shapes += [
+            KernelShape(kind, dtype, "aten::scaled_dot_product_attention", {name: one[name] for name in names})
+            for one in chosen
+        ]
+    return shapes
+
+
+def _streams(facts: Facts, dtype: str, op: str) -> list[KernelShape]:
+    width_bytes = ELEMENT_BYTES[dtype]
+    sizes = np.geomspace(SMALLEST, LARGEST_STREAM * facts.cache_bytes, STREAM_SIZES) / width_bytes
+    shapes = []
+    for i, elements in enumerate(sizes):
+        width = min(WIDTHS[i % len(WIDTHS)], int(elements))
+        shapes.append(KernelShape(op, dtype, op, {"rows": max(1, round(elements / width)), "width": width}))
+    return shapes
+
+
+def _sizes(generator: np.random.Generator, least: float, most: float) -> Floats:
+    """Whole, evenly on a logarithm; most of them multiples of `UNIT`."""
+    sizes = _log_uniform(generator, least, most)
+    odd = generator.uniform(size=CANDIDATES) < ODD
+    return np.where(odd, sizes, UNIT * np.maximum(1.0, np.round(sizes / UNIT)))
+
+
+def _log_uniform(generator: np.random.Generator, least: float, most: float) -> Floats:
+    drawn: Floats = np.exp(generator.uniform(np.log(least), np.log(most), CANDIDATES))
+    return np.round(drawn)
+
+
+def _designed(
+    kind: str, dims: Dims, facts: Facts, dtype: str, seed: int, points: int | None = None
+) -> list[dict[str, int]]:
+    rows = design(LAWS[kind], dims, facts, dtype, points or POINTS[kind], seed)
+    return [{name: int(column[row]) for name, column in dims.items()} for row in rows]

@@ -1,0 +1,68 @@
+"""A device's own kernels to the laws of its spec: fitted to all of them, judged by folds of whole groups.
+
+Besides each operator's own law there is one of all operators of its kind of streaming, for those not measured.
+
+Example: ``calibrate_measured(observations(kernels), facts, seed=0).fitted[0].error``
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from calibrate.calibration import law_of, stored_model
+from calibrate.model import Model, train_on
+from calibrate.observations import Observations, joined
+from roofline.calibrated import CalibratedLaw, Provenance
+from roofline.laws.law import Facts
+from roofline.laws.registry import OPERATOR
+
+POOLS: Mapping[str, tuple[str, ...]] = {
+    "norm": ("aten::mean", "aten::_softmax", "aten::native_layer_norm"),
+    "embedding": ("aten::embedding",),
+}
+"""Law of a kind of streaming -> the operators that it is fitted to; all others are pointwise."""
+
+FEWEST = 6
+"""Kernels from which a law is fitted."""
+
+
+@dataclass(frozen=True, eq=False)
+class FittedLaw:
+    """One law of the device."""
+
+    kind: str
+    dtype: str
+    model: Model
+    points: int
+
+    @property
+    def error(self) -> float:
+        """Mean of |predicted ÷ measured − 1| of each kernel, by models that had not seen its group."""
+        return float(np.abs(np.exp(-self.model.errors) - 1).mean())
+
+
+def fit_measured(tables: Mapping[tuple[str, str], Observations], facts: Facts, seed: int = 0) -> list[FittedLaw]:
+    """A law for each kind and dtype that has at least `FEWEST` rows; priors say what few rows cannot."""
+    found = []
+    for (kind, dtype), table in {**tables, **_pooled(tables)}.items():
+        law, arithmetic = law_of(kind, dtype, facts)
+        if len(table) >= FEWEST:
+            found.append(
+                FittedLaw(kind, dtype, train_on(law, replace(table, dtype=arithmetic), facts, seed), len(table))
+            )
+    return found
+
+
+def stored_laws(laws: Sequence[FittedLaw], provenance: Provenance) -> tuple[CalibratedLaw, ...]:
+    """As a spec keeps them."""
+    return tuple(stored_model(law.kind, law.dtype, law.model, law.points, provenance) for law in laws)
+
+
+def _pooled(tables: Mapping[tuple[str, str], Observations]) -> dict[tuple[str, str], Observations]:
+    parts: dict[tuple[str, str], list[Observations]] = {}
+    for (kind, dtype), table in tables.items():
+        if kind.startswith(OPERATOR):
+            pool = next((name for name, operators in POOLS.items() if kind in operators), "pointwise")
+            parts.setdefault((pool, dtype), []).append(table)
+    return {key: joined(key[0], tables) for key, tables in parts.items()}

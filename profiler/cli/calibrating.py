@@ -1,0 +1,83 @@
+"""The calibration of a run's own device: kernels by shapes that follow from it, laws fitted to them, kept in its spec.
+
+Wiring only: `calibrate` chooses and fits, `profiler` measures.
+
+Example: ``calibrate_device(folder, torch.device("cpu"), ("float32",), quick=False, seed=0, step=lambda *_: None)``
+"""
+
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from profiler.record.store import RunFolder
+from profiler.record.version import roofcal_version
+from roofline.calibrated import Provenance
+from roofline.hardware import HardwareSpec
+
+if TYPE_CHECKING:
+    import torch
+
+PROBE_PART = 1 / 16
+"""Of the device's memory, for the operands of one probe."""
+PROBE_BYTES = 1 << 30
+"""And never more: on a CPU making them takes time."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Types that models are built in, and kernels are made in."""
+
+Step = Callable[[str, float], None]
+
+
+def calibrate_device(
+    folder: RunFolder, device: "torch.device", dtypes: Collection[str], *, quick: bool, seed: int, step: Step
+) -> HardwareSpec:
+    """Measure kernels in `dtypes`, fit, and keep kernels.parquet and spec.json; the spec that was kept.
+
+    What cannot be measured or fitted is in `HardwareSpec.missing`, with its reason.
+    """
+    from calibrate.exchange.observed import observations
+    from calibrate.kernel_shapes import kernel_shapes
+    from calibrate.live import fit_measured, stored_laws
+    from profiler.microbench.gap import gap
+    from profiler.microbench.probe_kernels import STREAMING
+    from profiler.microbench.probe_table import probe_kernels
+    from profiler.record import kernels
+    from roofline.facts import facts_of
+
+    spec = folder.read_spec()
+    assert spec is not None and spec.measured is not None  # `measure_device` has run
+    try:
+        facts = facts_of(spec)
+    except ValueError as error:
+        return _kept(folder, spec, {"calibrated": str(error)})
+    used = sorted(set(dtypes) & set(facts.matrix_flops_per_s) & set(DTYPES))
+    memory_bytes = spec.measured.levels[-1].capacity_bytes
+    shapes = kernel_shapes(facts, used, memory_bytes, tuple(STREAMING), quick=quick, seed=seed)
+    table, failed = probe_kernels(
+        shapes,
+        device,
+        facts.cache_bytes,
+        limit_bytes=min(PROBE_BYTES, PROBE_PART * memory_bytes),
+        versions=folder.run.environment.versions,
+        progress=lambda part, what: step(f"calibration: {what}", part),
+    )
+    kernels.write(folder.path, table)
+    step("calibration: laws", 0.9)
+    laws = fit_measured(observations(table), facts, seed)
+    provenance = Provenance(
+        runs=(str(folder.path),),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        seed=seed,
+        versions={**folder.run.environment.versions, "roofcal": roofcal_version()},
+    )
+    spec = spec.model_copy(update={"calibrated": stored_laws(laws, provenance)})
+    if device.type == "cpu":
+        figure = gap(device, used[0] if used else "float32")
+        spec = spec.model_copy(update={"measured": spec.measured.model_copy(update={"gap_s_per_op": figure})})  # type: ignore[union-attr]
+    return _kept(folder, spec, {f"kernels.{i}": why for i, why in enumerate(failed)})
+
+
+def _kept(folder: RunFolder, spec: HardwareSpec, missing: dict[str, str]) -> HardwareSpec:
+    spec = spec.model_copy(update={"missing": {**spec.missing, **missing}})
+    folder.write_spec(spec)
+    return spec

@@ -1,0 +1,51 @@
+"""T3: the operations of an executed graph priced with the calibrated laws of a device.
+
+Each operation is priced once, by the most special law that the spec has for it; what no law describes keeps the
+roofline's price, and is counted. Laws are evaluated on arrays, one call for each law.
+
+Example: ``law_prices(Prepared(graph), spec, otherwise=price(graph, spec.measured).time_s).time_s @ counts``
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roofline.facts import facts_of
+from roofline.hardware import HardwareSpec
+from roofline.laws.law import Floats
+from roofline.predict import Prepared
+from roofline.subjects import by_law, subjects
+
+
+@dataclass(frozen=True, eq=False)
+class LawPrices:
+    """Of the operations of a graph, in its order."""
+
+    time_s: Floats
+    """Seconds of one execution; NaN where neither a law nor the roofline knows it."""
+    by_law: NDArray[np.bool_]
+    """Priced by a law."""
+    outside: NDArray[np.bool_]
+    """Priced by a law beyond the sizes that it was fitted on."""
+
+
+def law_prices(prepared: Prepared, spec: HardwareSpec, otherwise: Floats) -> LawPrices:
+    """Price every operation. Args: `otherwise`, its time where no law of `spec` prices it.
+
+    Raises ValueError where the spec has laws but not the facts that they need.
+    """
+    time_s, priced = np.array(otherwise, dtype=float), np.zeros(len(otherwise), dtype=bool)
+    outside = np.zeros(len(otherwise), dtype=bool)
+    known = {(law.kind, law.dtype): law for law in spec.calibrated}
+    if not known:
+        return LawPrices(time_s, priced, outside)
+    facts = facts_of(spec)
+    found = subjects(prepared, facts.cache_bytes)
+    for key, places in by_law(found, known).items():
+        law, rows = known[key], [one for place in places if (one := found[place]) is not None]
+        names = set.intersection(*(set(row.dims) for row in rows))
+        dims = {name: np.array([row.dims[name] for row in rows]) for name in names}
+        time_s[places] = law.time_s(dims, facts)
+        priced[places], outside[places] = True, law.outside(dims)
+    return LawPrices(time_s, priced, outside)

@@ -1,0 +1,67 @@
+"""Probes on the real CPU: what is traced is what runs, and each kernel's rows say what it was."""
+
+import pytest
+import torch
+
+from profiler.microbench.probe import Probe, traced
+from profiler.microbench.probe_kernels import ATTENTION, STREAMING, kernel_of
+from profiler.microbench.probe_table import operand_bytes, probe_kernels
+from profiler.record.kernel_shape import KernelShape
+
+CPU = torch.device("cpu")
+CACHE = 1 << 20
+PRODUCT = KernelShape("matmul", "float32", "aten::mm", {"m": 8, "n": 32, "k": 16})
+SINGLE = KernelShape("matvec", "float32", "aten::addmm", {"m": 1, "n": 32, "k": 16})
+HEADS = {"batch": 2, "heads": 4, "kv_heads": 2, "head_dim": 8}
+PREFILL = KernelShape("prefill_attention", "float32", ATTENTION, {**HEADS, "query": 6, "kv": 6})
+DECODE = KernelShape("decode_attention", "float32", ATTENTION, {**HEADS, "query": 1, "kv": 6})
+STREAM = KernelShape("aten::silu", "float32", "aten::silu", {"rows": 4, "width": 64})
+
+
+def rows_of(*shapes: KernelShape) -> tuple[list[dict[str, object]], list[str]]:
+    table, failed = probe_kernels(shapes, CPU, CACHE, limit_bytes=1 << 24, versions={"torch": torch.__version__})
+    return table.table.to_pylist(), failed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("op", STREAMING)
+def test_every_operator_is_traced_under_its_name(op: str, dtype: str) -> None:
+    probe = Probe([KernelShape(op, dtype, op, {"rows": 4, "width": 64})], CPU, 64)
+    named = [one.name for one in traced(probe, "cpu").ops if one.path]
+    assert named == [op, op]
+    assert all(torch.isfinite(found.float()).all() for found in probe())
+
+
+def test_a_table_has_each_kernel_cold_and_warm_with_its_sizes() -> None:
+    rows, failed = rows_of(PRODUCT, SINGLE, STREAM, PREFILL, DECODE)
+    assert failed == []
+    by_kind: dict[object, list[dict[str, object]]] = {}
+    for row in rows:
+        by_kind.setdefault(row["kind"], []).append(row)
+        assert isinstance(row["time_s"], float)
+        assert row["time_s"] > 0
+    assert {kind: len(found) for kind, found in by_kind.items()} == {
+        "matmul": 2, "matvec": 2, "aten::silu": 2, "prefill_attention": 1, "decode_attention": 1,
+    }  # fmt: skip
+    cold, warm = by_kind["matmul"]
+    assert (cold["cold"], warm["cold"]) == (1.0, 0.0)
+    assert (cold["m"], cold["n"], cold["k"], cold["group"]) == (8, 32, 16, "n32 k16")
+    assert by_kind["matvec"][0]["bytes_read"] == 4 * (32 * 16 + 16 + 32)
+    assert by_kind["aten::silu"][0]["bytes_written"] == 4 * 4 * 64
+    assert by_kind["prefill_attention"][0]["context"] == 0
+    assert by_kind["decode_attention"][0]["kv"] == 6
+
+
+def test_a_kernel_that_cannot_be_had_costs_its_probe_and_no_other() -> None:
+    unknown = KernelShape("aten::nothing", "float32", "aten::nothing", {"rows": 1, "width": 1})
+    table, failed = probe_kernels([unknown, PRODUCT], CPU, CACHE, limit_bytes=1.0, versions={})
+    assert len(table) == 2
+    assert len(failed) == 1
+    assert "no kernel for aten::nothing" in failed[0]
+
+
+def test_operands_are_as_large_as_they_are_said_to_be() -> None:
+    kernel = kernel_of(PRODUCT)
+    result = kernel()
+    held = sum(t.nbytes for t in (*kernel.weights, *kernel._operands, result))
+    assert operand_bytes(PRODUCT) == held
