@@ -51,6 +51,8 @@ class Part:
     """Whether it writes a run folder, that `--resume` goes on with; its name is then the part's."""
     unless: str | None = None
     """Why it cannot run here; None where it can."""
+    uses: str | None = None
+    """Part whose spec.json, where there is one, stands for measuring the device again (`--hardware`)."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,12 @@ class Campaign:
         if resumed is not None:
             return [*PROFILER, part.arguments[0], "--resume", str(resumed), "--json"]
         named = ["--out", str(self.out / "runs"), "--name", part.name] if part.keeps_run else []
-        return [*PROFILER, *part.arguments, *named, "--json"]
+        spec = self._spec(part.uses) if part.uses else None
+        return [*PROFILER, *part.arguments, *(["--hardware", str(spec)] if spec else []), *named, "--json"]
+
+    def _spec(self, name: str) -> Path | None:
+        run = self.folder(next(part for part in self.parts if part.name == name))
+        return run / "spec.json" if run is not None and (run / "spec.json").exists() else None
 
     def _skip(self, part: Part, why: str) -> None:
         self._write(part, "end", status="skipped", seconds=0.0, why=why)

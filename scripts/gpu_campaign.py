@@ -35,6 +35,10 @@ START_S = 20.0
 """Of a process: torch and transformers load, the device's figures of `run --quick`, the reports."""
 CELL_S = 6.0
 """Of a cell besides its passes: trace, inputs, warm-up, sessions of the profiler."""
+CALIBRATION_S = 150.0
+"""Of kernels for the laws of the device, in few sizes."""
+QUICK_LOOK = ("--only", "memory,matmul,vector,host", "--processes", "1")
+"""All that the campaign is tried with on a CPU."""
 COMPILE_S = 45.0
 """Of a cell that is compiled, more."""
 
@@ -87,10 +91,10 @@ CPU_SHAPES = Shapes((32,), (32,), (1,), 0.2)
 
 
 def parts(device: str, models: Sequence[Model], shapes: Shapes) -> Iterator[Part]:
-    """All parts, the most valuable first. A calibration of the device is one line, behind `hardware`."""
-    small = ["--only", "memory,matmul", "--processes", "1"] if device == "cpu" else []
+    """All parts, the most valuable first. Models run with the figures and the laws of the part `hardware`."""
+    how, takes_s = (QUICK_LOOK, 40.0) if device == "cpu" else (("--calibrate",), 150.0 + CALIBRATION_S)
     yield Part("doctor", ("doctor", "--device", device), 10.0, keeps_run=False)
-    yield Part("hardware", ("hardware", "--quick", "--device", device, *small), 40.0 if small else 150.0)
+    yield Part("hardware", ("hardware", "--quick", "--device", device, *how), takes_s)
     first, *others = models
     yield from passes(device, [first], shapes, "cuda-graph")
     yield from passes(device, [first], shapes, "cuda-graph", cache="static")
@@ -126,12 +130,14 @@ def passes(device: str, models: Sequence[Model], shapes: Shapes, mode: str, cach
             yield Part(
                 f"{Path(model.name).name}-{phase}-{mode}{suffix}",
                 (
-                    "run", model.name, "--device", device, "--quick", "--seconds", str(shapes.seconds),
-                    "--dtype", "float32" if device == "cpu" else "bfloat16", "--phase", phase,
+                    "run", model.name, "--device", device, "--quick", "--no-calibrate",
+                    "--seconds", str(shapes.seconds), "--phase", phase,
+                    "--dtype", "float32" if device == "cpu" else "bfloat16",
                     option, ",".join(map(str, fitting)), "--batch", ",".join(map(str, batches)), *layers, *kept, *flags,
                 ),
                 START_S + model.load_s + each_s * len(fitting) * len(batches),
                 unless=_cpu(device) if mode == "cuda-graph" else None,
+                uses="hardware",
             )  # fmt: skip
 
 

@@ -154,6 +154,18 @@ def test_a_run_of_another_machine_is_begun_anew(tmp_path: Path) -> None:
     assert ["--resume" in command for command in machine.asked] == [False, True, False]
 
 
+def test_models_use_the_figures_of_an_earlier_part_where_it_has_left_any(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    parts = [part("hardware"), part("a", uses="hardware"), part("b", uses="hardware")]
+    start(machine, parts[:2], 10)
+    assert "--hardware" not in machine.asked[1], "it found none"
+    (spec,) = (folder / "spec.json" for folder in (tmp_path / "runs").glob("*/*Z-hardware"))
+    spec.write_text("{}")
+    start(machine, parts, 10)
+    asked = machine.asked[2]
+    assert asked[asked.index("--hardware") + 1] == str(spec)
+
+
 def test_what_cannot_run_here_says_why(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     assert start(machine, [part("a", unless="needs a CUDA device")], 1) == [("a", "skipped")]

@@ -3,7 +3,8 @@
 import io
 
 import pytest
-from graphs import GraphBuilder, peaks
+from calibrated_laws import at_priors
+from graphs import GraphBuilder, figure, peaks
 from rich.console import Console
 
 from calibrate.efficiency import PassReport, summarise, to_json
@@ -11,8 +12,11 @@ from calibrate.report import markdown, terminal
 from calibrate.report.compiled import cells
 from calibrate.report.tables import fold_modules
 from profiler.record.run import Cell, CellResult, Closure, KernelTimes, Mode, OpTimes, Run
-from roofline.hardware import HardwareSpec
+from roofline.facts import facts_of
+from roofline.hardware import Chip, HardwareSpec
+from roofline.law_prices import law_prices
 from roofline.op import OpGraph
+from roofline.predict import Prepared, price
 from roofline.workload import Workload
 
 DECODE = Workload(batch=1, query_tokens=1, context_tokens=8, dtype="float32")
@@ -73,6 +77,30 @@ def test_what_was_executed_is_the_kernels() -> None:
     assert report.rungs.calibrated is None and report.prediction == "executed"
     shares = {layer.path: layer.predicted_s for layer in report.layers}
     assert shares == pytest.approx({"layers.*.up": 8, "layers.*.act": 2.4, "layers.*": 3.6})
+
+
+def test_laws_price_kernels_that_are_one_operation() -> None:
+    b = GraphBuilder(DECODE)
+    b.weight("w", 4 << 20)
+    b.op("matmul", reads={"x": 4096, "w": 4 << 20}, writes={"a": 4096}, matrix=2 << 20, b=1, m=1, n=1024, k=1024)
+    b.op("pointwise", reads=["a"], writes={"c": 4096}, vector=1024, path="act")
+    b.op("pointwise", reads=["c"], writes={"d": 4096}, vector=1024, path="add")
+    graph = b.graph()
+    sizes = (("L2", 1e6, 1e11), ("DRAM", 1e10, 1e10))
+    measured = peaks(matrix=1e11, vector=1e10, levels=sizes, host_s=1e-6)
+    bare = HardwareSpec(name="test", kind="cpu", chip=Chip(units=figure(2), unit="core"), measured=measured)
+    law = at_priors("matmul", "float32", facts_of(bare))
+    spec = bare.model_copy(update={"calibrated": (law,)})
+    whole = result()
+    some = whole.model_copy(update={"kernels": whole.kernels[:2]})
+    before, after = summarise(some, graph, bare), summarise(some, graph, spec)
+    assert (before.prediction, after.prediction) == ("executed", "calibrated")
+    eager = law_prices(Prepared(graph), spec, price(graph, measured).time_s)
+    assert list(eager.by_law) == [True, False, False]
+    product, fused = (next(k for k in after.kernels if name in k.name) for name in ("mm", "fused"))
+    assert product.predicted_s == pytest.approx(eager.time_s[0])
+    assert fused.predicted_s == next(k.predicted_s for k in before.kernels if "fused" in k.name)
+    assert after.rungs.calibrated == pytest.approx(product.predicted_s + fused.predicted_s)
 
 
 def test_alike_kernels_are_one_row_with_their_set_of_modules() -> None:
