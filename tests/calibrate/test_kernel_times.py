@@ -8,7 +8,7 @@ from graphs import GraphBuilder, figure, peaks
 from rich.console import Console
 
 from calibrate.efficiency import PassReport, summarise, to_json
-from calibrate.report import markdown, terminal
+from calibrate.report import html, markdown, terminal
 from calibrate.report.compiled import cells
 from calibrate.report.tables import fold_modules
 from profiler.record.run import Cell, CellResult, Closure, KernelTimes, Mode, OpTimes, Run
@@ -81,26 +81,25 @@ def test_what_was_executed_is_the_kernels() -> None:
 
 def test_laws_price_kernels_that_are_one_operation() -> None:
     b = GraphBuilder(DECODE)
-    b.weight("w", 4 << 20)
-    b.op("matmul", reads={"x": 4096, "w": 4 << 20}, writes={"a": 4096}, matrix=2 << 20, b=1, m=1, n=1024, k=1024)
-    b.op("pointwise", reads=["a"], writes={"c": 4096}, vector=1024, path="act")
-    b.op("pointwise", reads=["c"], writes={"d": 4096}, vector=1024, path="add")
+    b.op("norm", reads={"x": 4096}, writes={"a": 4096}, vector=7168, elements=1024, path="norm")
+    b.op("pointwise", reads=["a"], writes={"c": 4096}, vector=1024, elements=1024, path="act")
+    b.op("pointwise", reads=["c"], writes={"d": 4096}, vector=1024, elements=1024, path="add")
     graph = b.graph()
-    sizes = (("L2", 1e6, 1e11), ("DRAM", 1e10, 1e10))
-    measured = peaks(matrix=1e11, vector=1e10, levels=sizes, host_s=1e-6)
+    measured = peaks(matrix=1e11, vector=1e10, levels=(("L2", 1e6, 1e11), ("DRAM", 1e10, 1e10)), host_s=1e-6)
     bare = HardwareSpec(name="test", kind="cpu", chip=Chip(units=figure(2), unit="core"), measured=measured)
-    law = at_priors("matmul", "float32", facts_of(bare))
-    spec = bare.model_copy(update={"calibrated": (law,)})
+    facts = facts_of(bare)
+    laws = tuple(at_priors(kind, "float32", facts, bytes_read=(1, 1e6)) for kind in ("norm", "pointwise"))
+    spec = bare.model_copy(update={"calibrated": laws})
     whole = result()
     some = whole.model_copy(update={"kernels": whole.kernels[:2]})
     before, after = summarise(some, graph, bare), summarise(some, graph, spec)
     assert (before.prediction, after.prediction) == ("executed", "calibrated")
     eager = law_prices(Prepared(graph), spec, price(graph, measured).time_s)
-    assert list(eager.by_law) == [True, False, False]
-    product, fused = (next(k for k in after.kernels if name in k.name) for name in ("mm", "fused"))
-    assert product.predicted_s == pytest.approx(eager.time_s[0])
-    assert fused.predicted_s == next(k.predicted_s for k in before.kernels if "fused" in k.name)
-    assert after.rungs.calibrated == pytest.approx(product.predicted_s + fused.predicted_s)
+    assert eager.by_law.all()
+    (norm, fused), (_, unfused) = after.kernels, before.kernels
+    assert norm.predicted_s == pytest.approx(eager.time_s[0])
+    assert fused.predicted_s == unfused.predicted_s, "what a compiler fused has no law"
+    assert after.rungs.calibrated == pytest.approx(eager.time_s[0] + (fused.predicted_s or 0))
 
 
 def test_alike_kernels_are_one_row_with_their_set_of_modules() -> None:
@@ -173,6 +172,8 @@ def test_every_view_shows_the_kernels(run: Run) -> None:
     assert "test decode b1 q1 ctx 8 fp32, compiled" in shown
     text = markdown.render([report], run, SPEC)
     assert "### Compiled kernels" in text and "`triton_poi_fused_add_gelu`" in text
+    page = html.render([report], run, SPEC)
+    assert "Compiled kernels" in page and "triton_poi_fused_add_gelu" in page
     assert cells(report.kernels[1], report)[2:5] == ("2", "8.00 s", "40.0 %")
 
 
