@@ -13,6 +13,7 @@ Nothing needs a network. What the machine lacks is said in one line, with how to
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ GPU_MODELS = (
     Model("gpt2", longest=1023, load_s=5.0),
     Model("deepseek-v2-lite", load_s=30.0),
 )
-CPU_MODELS = (Model("gpt2", layers=1, longest=32, load_s=2.0),)
+CPU_MODELS = (Model("gpt2", layers=1, longest=32, load_s=2.0), Model("smollm2-135m", layers=1, longest=32, load_s=2.0))
 
 SUITES: tuple[Part, ...] = (
     Part("transfers", ("hardware", "--quick", "--only", "transfer"), 60.0),
@@ -174,6 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shapes = CPU_SHAPES if given.device == "cpu" else GPU_SHAPES
     todo = list(parts(given.device, models, shapes))
     campaign = Campaign(todo, given.out, given.minutes)
+    # Parts inherit an ignored Ctrl-C, as of background jobs, and are ended with the campaign whatever ends it.
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, signal.default_int_handler)
     try:
         ended = campaign.run()
     finally:

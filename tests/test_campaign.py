@@ -1,6 +1,7 @@
 """The campaign with a clock and commands that are only pretended: what runs, what is skipped, what a cut-off leaves."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -218,6 +219,27 @@ def test_a_command_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: p
 def test_a_command_s_output_and_code_come_back(tmp_path: Path) -> None:
     found = execute([sys.executable, "-c", "import sys; print('{}'); sys.exit(3)"], tmp_path / "log", 60.0)
     assert (found.code, found.stdout) == (3, "{}\n")
+
+
+def test_a_campaign_that_is_ended_ends_its_part_and_keeps_what_there_is(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom scripts import gpu_campaign as g\n"
+        "g.parts = lambda *_: [g.Part('slow', (), 5.0, keeps_run=False)]\n"
+        "import scripts.campaign as c\nc.PROFILER = (sys.executable, '-c', 'import time; time.sleep(60)')\n"
+        f"g.main(['--minutes', '5', '--out', {str(tmp_path)!r}, '--device', 'cpu'])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as in the background of a shell
+    )  # fmt: skip
+    journal, deadline = tmp_path / "journal.jsonl", time.monotonic() + 60
+    while not journal.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) != 0
+    assert [line["event"] for line in read_journal(journal)] == ["start"]
+    assert "| slow | cut off |" in (tmp_path / "keep" / "README.md").read_text()
 
 
 def names(device: str) -> list[str]:
