@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +112,7 @@ def test_killed_and_resumed(model: Path, tmp_path: Path) -> None:
         assert finished.results()[0] == kept[0]  # not measured again
 
 
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 def test_a_compiled_run_tells_its_mode_and_its_kernels(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

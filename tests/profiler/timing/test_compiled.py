@@ -1,6 +1,7 @@
 """Compiled passes of a real, tiny Llama on the CPU: kernels, the operations each came from, and what breaks."""
 
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,10 @@ from profiler.timing.cell import Loaded, measure_cell
 from roofline.op import Kind, OpGraph
 from roofline.workload import Workload
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+    pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"),
+]
 
 CPU = torch.device("cpu")
 DECODE = Workload(batch=1, query_tokens=1, context_tokens=16, dtype="float32")
