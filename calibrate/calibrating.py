@@ -6,7 +6,7 @@ Example: ``calibrate_runs([folder], [], facts, kinds=(), points=200, seed=0).fit
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from calibrate.calibration import MODULE, Calibrated, calibrate_kind, stored
+from calibrate.calibration import Calibrated, calibrate_kind, stored
 from calibrate.exchange.observed import observations
 from calibrate.observations import Observations, joined
 from calibrate.split import halves
@@ -84,5 +84,5 @@ def calibrate_tables(fitted: Tables, scored: Tables | None, facts: Facts, points
 def calibrated_spec(spec: HardwareSpec, calibration: Calibration, provenance: Provenance) -> HardwareSpec:
     """The spec with the new laws; an earlier one of the same kind and dtype is replaced, others stay."""
     laws: dict[tuple[str, str], CalibratedLaw] = {(law.kind, law.dtype): law for law in spec.calibrated}
-    laws |= {(one.kind, one.dtype): stored(one, provenance) for one in calibration.fitted if one.kind != MODULE}
+    laws |= {(one.kind, one.dtype): stored(one, provenance) for one in calibration.fitted}
     return spec.model_copy(update={"schema_version": SPEC_SCHEMA, "calibrated": tuple(laws.values())})

@@ -1,117 +1,69 @@
-"""A bounded, smooth correction of a law where its residuals have shape: a Gaussian process on the logarithm of time.
+"""A smooth correction of a law where its residuals have shape: the hyperparameters of their `Process`.
 
 What a law leaves, log measured − log predicted, is partly noise and partly structure (a library's heuristics). The
-process learns the second: covariance ``scale² · exp(−½ Σ ((x − x′) / length)²)``, x a kernel's features (logarithms of
-its sizes), scale, lengths and noise at their maximum a posteriori (Rasmussen, Williams, "Gaussian Processes for
-Machine Learning", 2006, ch. 5). Its mean goes to zero away from the data, so the law is what remains there, and it is
-never beyond `LARGEST`. Points that it cannot explain weigh less (a Student's t by reweighting).
+process learns the second: scale, lengths and noise at their maximum a posteriori (Rasmussen, Williams, "Gaussian
+Processes for Machine Learning", 2006, ch. 5). Points that it cannot explain weigh less (a Student's t by reweighting).
 
-Example: ``corrected = law_s * np.exp(Correction.of(features, residuals, seed).mean(features_of_others))``
+Example: ``corrected = law_s * np.exp(learn(features, residuals, group, seed).mean(features_of_others))``
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
-Floats = NDArray[np.float64]
+from roofline.laws.law import Floats
+from roofline.laws.process import Process
 
-LARGEST = 0.3
-"""Of a correction, on the logarithm of time: a law that is further off is wrong, not rough."""
-PRIOR_SCALE, PRIOR_NOISE, PRIOR_LENGTH = 0.06, 0.04, 2.0
-"""Of residuals, of noise (relative), and of a length (in features' units: doublings of a size)."""
+PRIOR_SCALE, PRIOR_NOISE, PRIOR_APART, PRIOR_LENGTH = 0.06, 0.04, 0.01, 2.0
+"""Of residuals, of noise, of groups (relative), and of a length (in features' units: doublings of a size)."""
 PRIOR_SPREAD = 0.7
 """Of the logarithm of each."""
+FARTHEST = 5.0
+"""Spreads from the prior that a search may go: beyond, a covariance is no longer one in floating point."""
 TUNED_ON = 300
 """Points, at most, on which scale, lengths and noise are found; all of them are used afterwards."""
 SEARCH_STEPS = 25
 DEGREES = 4.0
 """Of freedom of the noise's t distribution."""
 REWEIGHTINGS = 3
-ROWS_AT_ONCE = 20_000
-"""Of predictions: bounds memory."""
 
 
-@dataclass(frozen=True, eq=False)
-class Correction:
-    """A process that has seen residuals."""
-
-    features: Floats
-    """Shape (points, features)."""
-    weights: Floats
-    """Shape (points,): of each point's covariance in the mean."""
-    factor: Floats
-    """Lower Cholesky factor of the points' covariance, noise included."""
-    scale: float
-    noise: float
-    lengths: Floats
-    """Shape (features,)."""
-
-    @classmethod
-    def of(cls, features: Floats, residuals: Floats, seed: int = 0) -> "Correction":
-        """Learn residuals (log measured − log predicted); deterministic for a seed."""
-        found = _search(features, residuals, seed)
-        return cls.given(features, residuals, found)
-
-    @classmethod
-    def given(
-        cls, features: Floats, residuals: Floats, like: "tuple[float, float, Floats] | Correction"
-    ) -> "Correction":
-        """With scale, noise and lengths that are known already."""
-        scale, noise, lengths = (like.scale, like.noise, like.lengths) if isinstance(like, Correction) else like
-        covariance = _covariance(features, features, scale, lengths)
-        variances = np.full(len(residuals), noise**2)
-        for _ in range(REWEIGHTINGS):
-            factor = cho_factor(covariance + np.diag(variances), lower=True)
-            weights = cho_solve(factor, residuals)
-            off = (residuals - covariance @ weights) / noise
-            variances = noise**2 * np.maximum(1.0, (DEGREES + off**2) / (DEGREES + 1))
-        factor = cho_factor(covariance + np.diag(variances), lower=True)
-        lower = np.tril(factor[0])
-        return cls(features, cho_solve(factor, residuals), lower, scale, noise, lengths)
-
-    def mean(self, features: Floats) -> Floats:
-        """Correction of the logarithm of time, within ± `LARGEST`; shape (rows,)."""
-        parts = [
-            _covariance(features[at : at + ROWS_AT_ONCE], self.features, self.scale, self.lengths) @ self.weights
-            for at in range(0, len(features), ROWS_AT_ONCE)
-        ]
-        return LARGEST * np.tanh(np.concatenate([np.zeros(0), *parts]) / LARGEST)
-
-    def deviation(self, features: Floats) -> Floats:
-        """Standard deviation of a measured residual: noise, and what is not known so far from the points."""
-        parts = []
-        for at in range(0, len(features), ROWS_AT_ONCE):
-            across = _covariance(features[at : at + ROWS_AT_ONCE], self.features, self.scale, self.lengths)
-            known = (solve_triangular(self.factor, across.T, lower=True, check_finite=False) ** 2).sum(axis=0)
-            parts.append(np.sqrt(np.maximum(self.scale**2 - known, 0.0) + self.noise**2))
-        return np.concatenate([np.zeros(0), *parts])
+def learn(features: Floats, residuals: Floats, group: NDArray[np.str_], seed: int = 0) -> Process:
+    """From residuals (log measured − log predicted), shape (points,); deterministic for a seed."""
+    _, number = np.unique(group, return_inverse=True)
+    scale, noise, apart, lengths = _search(features, residuals, number, seed)
+    variances = np.full(len(residuals), noise**2)
+    process = Process(features, residuals, variances, number, scale, noise, apart, lengths)
+    shared = process.shared()
+    for _ in range(REWEIGHTINGS):
+        weights = cho_solve(cho_factor(shared + np.diag(variances), lower=True), residuals)
+        off = (residuals - shared @ weights) / noise
+        variances = noise**2 * np.maximum(1.0, (DEGREES + off**2) / (DEGREES + 1))
+    return replace(process, variances=variances)
 
 
-def _covariance(one: Floats, other: Floats, scale: float, lengths: Floats) -> Floats:
-    a, b = one / lengths, other / lengths
-    distance = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2 * a @ b.T
-    return np.asarray(scale**2 * np.exp(-0.5 * np.maximum(distance, 0.0)))
-
-
-def _search(features: Floats, residuals: Floats, seed: int) -> tuple[float, float, Floats]:
-    """Scale, noise and lengths: maximum a posteriori."""
+def _search(
+    features: Floats, residuals: Floats, group: NDArray[np.int_], seed: int
+) -> tuple[float, float, float, Floats]:
+    """Scale, noise, apart and lengths: maximum a posteriori."""
     if len(residuals) > TUNED_ON:
         rows = np.random.default_rng(seed).choice(len(residuals), TUNED_ON, replace=False)
-        features, residuals = features[rows], residuals[rows]
+        features, residuals, group = features[rows], residuals[rows], group[rows]
     size = features.shape[1]
-    priors = np.log(np.concatenate([[PRIOR_SCALE, PRIOR_NOISE], np.full(size, PRIOR_LENGTH)]))
+    priors = np.log(np.concatenate([[PRIOR_SCALE, PRIOR_NOISE, PRIOR_APART], np.full(size, PRIOR_LENGTH)]))
     # Differences once: the search evaluates many covariances of the same points.
     squares = (features[:, None, :] - features[None, :, :]) ** 2
+    together = (group[:, None] == group[None]).astype(float)
     heavy = np.clip(residuals, *(np.median(residuals) + np.array([-4, 4]) * _robust(residuals)))
 
     def loss(inner: Floats) -> tuple[float, Floats]:
-        scale, noise, lengths = np.exp(inner[0]), np.exp(inner[1]), np.exp(inner[2:])
+        (scale, noise, apart), lengths = np.exp(inner[:3]), np.exp(inner[3:])
         smooth = scale**2 * np.exp(-0.5 * squares @ lengths**-2)
         try:
-            factor = cho_factor(smooth + noise**2 * np.eye(len(heavy)), lower=True)
+            factor = cho_factor(smooth + apart**2 * together + noise**2 * np.eye(len(heavy)), lower=True)
         except np.linalg.LinAlgError:
             return 1e12, np.zeros_like(inner)
         weights = cho_solve(factor, heavy)
@@ -121,11 +73,14 @@ def _search(features: Floats, residuals: Floats, seed: int) -> tuple[float, floa
         slope = cho_solve(factor, np.eye(len(heavy))) - np.outer(weights, weights)
         weighted = slope * smooth
         by_length = 0.5 * np.einsum("ij,ijd->d", weighted, squares) / lengths**2
-        gradient = np.concatenate([[weighted.sum(), noise**2 * np.trace(slope)], by_length])
+        by_group = apart**2 * (slope * together).sum()
+        gradient = np.concatenate([[weighted.sum(), noise**2 * np.trace(slope), by_group], by_length])
         return float(value), gradient + away / PRIOR_SPREAD
 
-    found = minimize(loss, priors, jac=True, method="L-BFGS-B", options={"maxiter": SEARCH_STEPS}).x
-    return float(np.exp(found[0])), float(np.exp(found[1])), np.exp(found[2:])
+    ends = [(prior - FARTHEST * PRIOR_SPREAD, prior + FARTHEST * PRIOR_SPREAD) for prior in priors]
+    options = {"maxiter": SEARCH_STEPS}
+    found = np.exp(minimize(loss, priors, jac=True, method="L-BFGS-B", bounds=ends, options=options).x)
+    return float(found[0]), float(found[1]), float(found[2]), found[3:]
 
 
 def _robust(values: Floats) -> float:

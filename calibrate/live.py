@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calibrate.calibration import law_of, stored_model
+from calibrate.calibration import stored_model
 from calibrate.model import Model, train_on
 from calibrate.observations import Observations, joined
 from roofline.calibrated import CalibratedLaw, Provenance
 from roofline.laws.law import Facts
-from roofline.laws.registry import OPERATOR
+from roofline.laws.registry import OPERATOR, subject
 
 POOLS: Mapping[str, tuple[str, ...]] = {
     "norm": ("aten::mean", "aten::_softmax", "aten::native_layer_norm"),
@@ -34,7 +34,11 @@ class FittedLaw:
     kind: str
     dtype: str
     model: Model
-    points: int
+
+    @property
+    def points(self) -> int:
+        """Kernels that it was fitted to."""
+        return len(self.model.points)
 
     @property
     def error(self) -> float:
@@ -46,17 +50,15 @@ def fit_measured(tables: Mapping[tuple[str, str], Observations], facts: Facts, s
     """A law for each kind and dtype that has at least `FEWEST` rows; priors say what few rows cannot."""
     found = []
     for (kind, dtype), table in {**tables, **_pooled(tables)}.items():
-        law, arithmetic = law_of(kind, dtype, facts)
+        law, arithmetic = subject(kind, dtype, facts)
         if len(table) >= FEWEST:
-            found.append(
-                FittedLaw(kind, dtype, train_on(law, replace(table, dtype=arithmetic), facts, seed), len(table))
-            )
+            found.append(FittedLaw(kind, dtype, train_on(law, replace(table, dtype=arithmetic), facts, seed)))
     return found
 
 
 def stored_laws(laws: Sequence[FittedLaw], provenance: Provenance) -> tuple[CalibratedLaw, ...]:
     """As a spec keeps them."""
-    return tuple(stored_model(law.kind, law.dtype, law.model, law.points, provenance) for law in laws)
+    return tuple(stored_model(law.kind, law.dtype, law.model, provenance) for law in laws)
 
 
 def _pooled(tables: Mapping[tuple[str, str], Observations]) -> dict[tuple[str, str], Observations]:

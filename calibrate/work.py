@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibrate.eager_modules import MODULES, SIZES, operations
 from calibrate.exchange.dtypes import BITS
 from roofline.laws.collective import sent_bytes
+from roofline.laws.eager_modules import MODULES, SIZES, operations
 from roofline.laws.experts import experts_work
 from roofline.laws.law import Dims, Facts, Floats
 

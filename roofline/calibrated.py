@@ -1,13 +1,14 @@
 """A law with the constants that a device was found to have: how a spec keeps them, and what they predict.
 
-Everything needed to price again is in the record, as plain numbers: the law's name, its constants with intervals, the
-sizes it was fitted on, what it was fitted from. Outside those sizes a prediction is the law's extrapolation, and
-`outside` says so.
+Everything needed to price again is in the record, as plain numbers: the law's name, its constants with intervals, what
+it leaves as learnt from the measured kernels, how wide a prediction's interval is, the sizes it was fitted on, what it
+was fitted from. Outside those sizes a prediction is the law's extrapolation, and `outside` says so.
 
 Example: ``calibrated.time_s({"m": m, "n": n, "k": k}, facts_of(spec))`` → seconds, shape of `m`
 """
 
-from typing import TYPE_CHECKING, Self
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
 
 import pydantic
 from pydantic import Field
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from roofline.laws.corrected import Corrected
     from roofline.laws.law import Dims, Facts, Floats
 
-CALIBRATED_SCHEMA = 1
-ROWS_AT_ONCE = 20_000
-"""Of predictions: bounds memory."""
+CALIBRATED_SCHEMA = 2
+"""2: intervals of predictions; a correction keeps its points' sizes."""
 MARGIN = 1.001
 """Sizes beyond the fitted ones by less than this factor are not outside: rounding."""
 
@@ -56,22 +57,44 @@ class Extent(Record):
 
 
 class Correction(Record):
-    """What a law leaves, learnt: log time += strength·L·tanh(Σ w·scale²·exp(−½ Σ((x − point)/length)²) / L)."""
+    """What the law leaves, learnt: the numbers of a `roofline.laws.process.Process`."""
 
-    points: tuple[tuple[float, ...], ...]
-    """x of each: `roofline.laws.features` of the law's sizes."""
-    weights: tuple[float, ...]
+    points: dict[str, tuple[float, ...]]
+    """Sizes of the measured kernels, by name; those that a law can do without, too."""
+    residuals: tuple[float, ...]
+    """log measured − log of the law, of each."""
+    variances: tuple[float, ...]
+    """Of each residual's noise."""
+    groups: tuple[int, ...]
+    """Number of the group that each is of."""
     scale: float = Field(gt=0)
+    noise: float = Field(gt=0)
+    apart: float = Field(gt=0)
     lengths: tuple[float, ...]
-    largest: float = Field(gt=0)
-    """L: bound of the whole, on the logarithm of time."""
-    strength: float = Field(ge=0, le=1)
+    """A length for each of `roofline.laws.corrected.Corrected.places`."""
+    watched: tuple[str, ...]
+    """Constants of the law whose responses are among those."""
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Self:
-        if {len(point) for point in self.points} != {len(self.lengths)} or len(self.points) != len(self.weights):
-            raise ValueError("a correction has a weight for each point and a length for each feature")
+        columns = (*self.points.values(), self.variances, self.groups)
+        if {len(column) for column in columns} != {len(self.residuals)}:
+            raise ValueError("a correction has each size, a residual, a variance and a group of every point")
         return self
+
+    def on(self, bare: "Corrected", facts: "Facts") -> "Corrected":
+        """The law with this correction. Raises ValueError where it is another law's."""
+        import numpy as np
+
+        from roofline.laws.process import Process
+
+        watching = replace(bare, watched=self.watched)
+        _, places = watching.places({name: np.array(column) for name, column in self.points.items()}, facts)
+        if places.shape[1] != len(self.lengths):
+            raise ValueError(f"a correction of {len(self.lengths)} lengths for {places.shape[1]} features")
+        residuals, variances, groups = (np.array(one) for one in (self.residuals, self.variances, self.groups))
+        known = (self.scale, self.noise, self.apart, np.array(self.lengths))
+        return replace(watching, process=Process(places, residuals, variances, groups, *known))
 
 
 class Provenance(Record):
@@ -108,14 +131,25 @@ class CalibratedLaw(Record):
     scale: float = Field(ge=0)
     """Robust standard deviation of log measured ÷ predicted on those; not its accuracy."""
     correction: Correction | None = None
+    width: float = Field(gt=0, allow_inf_nan=False)
+    """Half a 90 % interval of a prediction: in deviations of the correction, or on the logarithm of time where there is
+    none."""
     provenance: Provenance
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _read_here(cls, content: Any) -> Any:
+        """Before fields are complained about that another schema has."""
+        version = content.get("schema_version", CALIBRATED_SCHEMA) if isinstance(content, dict) else CALIBRATED_SCHEMA
+        if isinstance(version, int) and version != CALIBRATED_SCHEMA:
+            what = "newer roofcal: update it" if version > CALIBRATED_SCHEMA else "older roofcal: calibrate again"
+            raise ValueError(f"the law of {content.get('kind')} is from a{'n' if what[0] == 'o' else ''} {what}")
+        return content
 
     @pydantic.model_validator(mode="after")
     def _known(self) -> Self:
         from roofline.laws.registry import law_named  # numpy: verbs that only list runs do without it
 
-        if self.schema_version > CALIBRATED_SCHEMA:
-            raise ValueError(f"law of {self.kind} is from a newer roofcal (schema {self.schema_version}): update it")
         law_named(self.law)
         return self
 
@@ -126,21 +160,11 @@ class CalibratedLaw(Record):
 
     def time_s(self, dims: "Dims", facts: "Facts") -> "Floats":
         """Seconds of each kernel. Raises ValueError where a size or constant is missing."""
-        import numpy as np
+        return self._corrected(dims, facts).time_s(dims, facts)
 
-        from roofline.laws.features import features
-        from roofline.laws.registry import law_named
-
-        law = law_named(self.law)
-        if lacking := [name for name in law.dims if name not in dims]:
-            raise ValueError(f"the law of {self.kind} needs {', '.join(lacking)}")
-        wanted = {constant.name for constant in law.constants(facts, self.arithmetic)}
-        if wanted != set(self.values):
-            raise ValueError(f"the constants kept for {self.kind} {self.dtype} are another law's; calibrate again")
-        time_s = law.time_s(dims, facts, self.arithmetic, self.values)
-        if self.correction is None:
-            return time_s
-        return np.asarray(time_s * np.exp(_mean(self.correction, features(dims, law.dims))))
+    def interval(self, dims: "Dims", facts: "Facts") -> "tuple[Floats, Floats]":
+        """Seconds between which 90 % of kernels like each lie. Raises ValueError as `time_s`."""
+        return self._corrected(dims, facts).interval(dims, facts)
 
     def outside(self, dims: "Dims") -> "NDArray[np.bool_]":
         """True where a size lies beyond those it was fitted on."""
@@ -153,16 +177,15 @@ class CalibratedLaw(Record):
         ]
         return np.logical_or.reduce(beyond) if beyond else np.zeros(0, dtype=bool)
 
+    def _corrected(self, dims: "Dims", facts: "Facts") -> "Corrected":
+        """What prices kernels of these sizes, once it is known to be able to."""
+        from roofline.laws.corrected import Corrected
+        from roofline.laws.registry import law_named
 
-def _mean(correction: Correction, features: "Floats") -> "Floats":
-    import numpy as np
-
-    lengths, points = np.array(correction.lengths), np.array(correction.points)
-    parts = []
-    for at in range(0, len(features), ROWS_AT_ONCE):
-        a, b = features[at : at + ROWS_AT_ONCE] / lengths, points / lengths
-        distance = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2 * a @ b.T
-        covariance = correction.scale**2 * np.exp(-0.5 * np.maximum(distance, 0.0))
-        parts.append(covariance @ np.array(correction.weights))
-    total = np.concatenate([np.zeros(0), *parts])
-    return np.asarray(correction.strength * correction.largest * np.tanh(total / correction.largest))
+        law = law_named(self.law)
+        if lacking := [name for name in law.dims if name not in dims]:
+            raise ValueError(f"the law of {self.kind} needs {', '.join(lacking)}")
+        if {constant.name for constant in law.constants(facts, self.arithmetic)} != set(self.values):
+            raise ValueError(f"the constants kept for {self.kind} {self.dtype} are another law's; calibrate again")
+        bare = Corrected(law, self.arithmetic, self.values, self.width)
+        return bare if self.correction is None else self.correction.on(bare, facts)

@@ -13,26 +13,48 @@ OUTWARD = ("nvlink", "infinity-fabric", "ici")
 """Links to devices of its kind."""
 
 
+CACHE_S = 26e-6
+"""Size of a last-level cache in seconds of main memory's bandwidth: median of the device files that name both."""
+UNIT_FLOPS_PER_S = 450e9
+"""float32 vector rate of a unit: median of the GPUs among them."""
+MATRIX_PER_VECTOR = 8.0
+"""16-bit matrix rate ÷ float32 vector rate: median of the device files."""
+
+
 def facts_of(spec: HardwareSpec) -> Facts:
-    """Raises ValueError, one line: which facts the spec lacks, and where they belong."""
+    """What its datasheet does not say is taken as `assumed` names it: priors need only be right to a factor.
+
+    Raises ValueError, one line: a spec without peaks, or without any rate of arithmetic.
+    """
     peaks = spec.datasheet or spec.measured
     if peaks is None:
         raise ValueError(f"{spec.name} has no datasheet and no measured peaks; name a device file with --hardware")
-    units = spec.chip.units.value if spec.chip and spec.chip.units else None
+    bandwidth = peaks.levels[-1].bandwidth.value
+    assumed: list[str] = []
+    vector = peaks.vector["float32"].value if "float32" in peaks.vector else None
+    if vector is None:
+        matrix = next((peaks.matrix[dtype].value for dtype in ("bfloat16", "float16") if dtype in peaks.matrix), None)
+        if matrix is None:
+            raise ValueError(f"{spec.name} does not say vector.float32, which laws need; add it to its device file")
+        vector = matrix / MATRIX_PER_VECTOR
+        assumed.append(f"vector.float32 {vector:.3g} FLOP/s")
     cache = _cache_bytes(spec, peaks)
-    vector = peaks.vector.get("float32")
-    found = {"chip.units": units, "chip.last_level_cache_bytes": cache, "vector.float32": vector}
-    if lacking := [name for name, value in found.items() if value is None]:
-        raise ValueError(f"{spec.name} does not say {', '.join(lacking)}, which laws need; add them to its device file")
-    assert units is not None and cache is not None and vector is not None
+    if cache is None:
+        cache = CACHE_S * bandwidth
+        assumed.append(f"chip.last_level_cache_bytes {cache:.3g} B")
+    units = spec.chip.units.value if spec.chip and spec.chip.units else None
+    if units is None:
+        units = max(1, round(vector / UNIT_FLOPS_PER_S))
+        assumed.append(f"chip.units {units:.0f}")
     link = next((peaks.links[name] for name in OUTWARD if name in peaks.links), None)
     return Facts(
         units=int(units),
         cache_bytes=cache,
-        bandwidth_bytes_per_s=peaks.levels[-1].bandwidth.value,
+        bandwidth_bytes_per_s=bandwidth,
         matrix_flops_per_s={dtype: figure.value for dtype, figure in peaks.matrix.items()},
-        vector_flops_per_s=vector.value,
+        vector_flops_per_s=vector,
         link_bytes_per_s=link.bandwidth.value if link else None,
+        assumed=tuple(assumed),
     )
 
 

@@ -20,5 +20,6 @@ def at_priors(kind: str, dtype: str, facts: Facts, **domain: tuple[float, float]
         domain={name: Extent(low=low, high=high) for name, (low, high) in domain.items()},
         points=3,
         scale=0.1,
+        width=0.1,
         provenance=Provenance(runs=("a run",), date="2026-01-01", seed=0),
     )

@@ -37,12 +37,18 @@ class Simple:
 TRUTH = {"fixed": 5e-6, "rate": 250e12, "memory": 1.2e12, "unseen": 1.0}
 
 
-def kernels(seed=0, noise=0.02, groups=20, rows=12, bump=0.0):
-    """Observations of `Simple` at TRUTH; `bump` adds a smooth deviation that the law does not know."""
+def kernels(seed=0, noise=0.02, groups=20, rows=12, bump=0.0, uneven=1.0, apart=0.0):
+    """Observations of `Simple` at TRUTH, with log-normal noise.
+
+    `bump` adds a smooth deviation that the law does not know; the smallest kernels have `uneven` times the noise of the
+    largest; each group is off by itself with deviation `apart`.
+    """
     generator = np.random.default_rng(seed)
     n = np.repeat(np.exp2(generator.uniform(5, 15, groups)).round(), rows)
     m = np.exp2(generator.uniform(0, 15, groups * rows)).round()
     exact = Simple().time_s({"m": m, "n": n}, FACTS, "bfloat16", TRUTH)
     shape = bump * np.exp(-0.5 * ((np.log2(m) - 8) / 2.5) ** 2)
-    time_s = exact * np.exp(shape + noise * generator.normal(size=len(m)))
+    shape = shape + apart * np.repeat(generator.normal(size=groups), rows)
+    small = 1 - np.log2(m) / 15
+    time_s = exact * np.exp(shape + noise * uneven**small * generator.normal(size=len(m)))
     return Observations("simple", "bfloat16", {"m": m, "n": n}, time_s, np.array([f"n{x:.0f}" for x in n]))

@@ -16,14 +16,11 @@ import pandas as pd
 from calibrate.exchange.columns import numbers, require, words
 from calibrate.exchange.parsed import Parsed, complete, without
 from profiler.record.errors import RequestError
+from roofline.laws.eager_modules import MODULES
 
 UNIT, SECONDS = "ns", 1e-9
 LATENCY = "latency(ns)"
 FRAMEWORK = "transformers"
-
-MODULES = ("embedding", "input_layernorm", "q_proj", "k_proj", "v_proj", "rope", "attn", "o_proj", "post_layernorm",
-           "gate_proj", "up_proj", "act_fn", "down_proj", "final_layernorm", "lm_head")  # fmt: skip
-"""Names of `layer_name`, in the order of a pass."""
 
 
 def model_of(path: Path) -> str | None:

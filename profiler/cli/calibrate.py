@@ -64,6 +64,10 @@ def calibrate(
             facts = facts_of(spec)
         except ValueError as error:
             raise RequestError(str(error)) from error
+        if facts.assumed:
+            print(
+                f"{spec.name} does not say all that laws start from; taken: {', '.join(facts.assumed)}", file=sys.stderr
+            )
         calibration = calibrate_tables(fitted, scored, facts, points, seed)
         path = out or folders[0].path / SPEC
         kept = calibrated_spec(spec, calibration, _provenance(folders, seed))

@@ -6,7 +6,7 @@ With S the size (nccl-tests' meaning, `profiler.microbench.busbw`) and n ranks:
 - steps: n − 1 of a ring, 2(n − 1) for an all-reduce, 1 where every pair talks at once (all-to-all, send);
 - W: the bytes that a rank sends, plus `own` × the S/n that stays with it and is copied or added in place;
 - small packets that carry their own flags (NCCL's LL and LL128) run at `slow` without more ado; large chunks (Simple)
-  wait `sync` for their signals and run at `busbw`. The library takes the faster one (min, softened by `sharpness`).
+  wait `sync` for their signals and run at `busbw`. The library takes the faster one (min, softened by `SHARPNESS`).
   All-to-all and send move point-to-point messages, which have a `slow` and `sync` of their own.
 
 Example: ``COLLECTIVE.time_s({"bytes": s, "ranks": n, "operation": o}, facts, "float16", values)``; `o` is an index into
@@ -42,6 +42,9 @@ STEPS: tuple[Callable[[Floats], Floats], ...] = (
 )
 """Messages one after another, by operation."""
 
+SHARPNESS = 6.0
+"""How sharply the library switches between its protocols: held, since no table tried could tell."""
+
 POINT_TO_POINT = (3, 5)
 """Operations made of messages between pairs."""
 
@@ -73,7 +76,6 @@ class Collective:
             Constant(
                 "own", "1", 1e-2, 2.0, 0.4, 0.7, "time of a byte that stays with its rank, over that of a sent one"
             ),
-            Constant("sharpness", "1", 1.0, 30.0, 6.0, 0.7, "how sharply the library switches"),
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
@@ -82,7 +84,7 @@ class Collective:
         latency = values["launch"] + values["step"] * _by_operation(dims, STEPS) + values["pairing"] * pairs
         small = worked / np.where(pairs, values["slow_pairs"], values["slow"])
         large = np.where(pairs, values["sync_pairs"], values["sync"]) + worked / values["busbw"]
-        return np.asarray(latency + _faster(small, large, values["sharpness"]))
+        return np.asarray(latency + _faster(small, large, SHARPNESS))
 
 
 def _faster(one: Floats, other: Floats, sharpness: float) -> Floats:

@@ -26,6 +26,9 @@ ELEMENT_BYTES = 2.0
 """Of an activation."""
 DIVISIBLE, SCALAR = 16, 8.0
 """A depth that is no multiple of 16 elements is read one by one, not 8 (16 bytes) at once (Triton's specialisation)."""
+DIVISIBLE_BITS = 16.0
+"""Of weights for which that holds: those in 8 bits go to kernels that are not Triton's (FlashInfer's in vLLM on an
+H200), whose uneven depths cost nothing more."""
 HALF_ROWS = 16.0
 """Rows of a tile at which it runs at half its peak: the rows of one matrix instruction."""
 SHARPNESS = 3.0
@@ -77,7 +80,8 @@ class Experts:
         outgrown = (3 * weights / (values["resident"] * facts.cache_bytes)) ** KNEE
         missed = outgrown / (outgrown + 1)
         memory_s = weights * (missed + (1 - missed) / CACHE_OVER_MEMORY) / values["bandwidth"]
-        scalar = np.where(np.mod(inner, DIVISIBLE) == 0, 1.0, SCALAR)
+        uneven = (np.mod(inner, DIVISIBLE) > 0) & (dims["weight_bits"] == DIVISIBLE_BITS)
+        scalar = np.where(uneven, SCALAR, 1.0)
 
         def products(rows: Floats, side: Floats) -> Floats:
             tiles = loads.tiles(rows)

@@ -60,6 +60,8 @@ class Facts:
     """float32."""
     link_bytes_per_s: float | None = None
     """One direction, to others of its kind."""
+    assumed: tuple[str, ...] = ()
+    """Those of the above that its datasheet does not say, with what is taken instead."""
 
 
 class Law(Protocol):

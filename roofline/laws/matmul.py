@@ -1,10 +1,14 @@
-"""The law of a dense matrix product, m × k by k × n, in one dtype.
+"""The law of a dense matrix product, m × k by k × n, in one dtype: n × k are weights, m × k activations.
 
-``time = fixed + (loops^p + memory^p)^(1/p)``: the main loops of the tiles (`roofline.laws.tiles`) beside the traffic of
-both inputs and the output, blended as sharply as `sharpness` says. Bytes of a working set that the last-level cache
-holds move at its bandwidth, those of larger ones at main memory's, smoothly between; what spills also slows the loops
-(`spilled`: operands are fetched again, and long products run at the clock that the power limit leaves). Rows of k or n
-that are not whole 16-byte words take `unaligned` times as long (CUTLASS and cuBLAS then load single elements).
+``time = fixed + blend(loops, traffic)``: the main loops of the tiles (`roofline.laws.tiles`) beside the traffic of both
+inputs and the output.
+- Traffic comes from the last-level cache or from main memory, smoothly between. Activations and output stay where they
+  fit in half of the cache. Weights stay where they fit in the part `kept` of it: small where other weights are used in
+  between. (NVIDIA AIConfigurator's collector of vLLM products calls six layers in turn, with weights of their own and
+  the same activations; inside a model no weights stay, and `kept` is its least.)
+- First bytes of weights from main memory are waited for (`latency`): no loop starts without them.
+- Loops that go on long run at the rate that the power limit leaves (`sustained`).
+- k or n that are no whole 16-byte words take `UNALIGNED` times as long.
 
 Output is 2 bytes an element (4 for float32 inputs), accumulation float32.
 
@@ -14,7 +18,7 @@ Example: ``Matmul().time_s({"m": m, "n": n, "k": k}, facts, "bfloat16", values)`
 import numpy as np
 
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
-from roofline.laws.tiles import Product, loops_s
+from roofline.laws.tiles import Product, loops_s, together
 
 ELEMENT_BYTES = {
     "float32": 4.0,
@@ -40,10 +44,21 @@ TILES = (
     (128, 256),
     (256, 128),
 )
-"""Rows and columns of output that one unit makes at a time: those that CUTLASS and cuBLAS ship for tensor cores."""
+"""Rows and columns of output that one unit makes at a time: sides of powers of two, up to the 128 × 256 sums that a
+unit's registers hold."""
 
 WORD_BYTES = 16.0
-"""Of a vector load: rows that are a multiple of it are aligned."""
+"""Of a vector load: rows that are a multiple of it are aligned (NVIDIA's guide, "Tensor Core Requirements")."""
+UNALIGNED = 1.5
+"""Slowdown of rows that are not: the guide shows one, without a number; none of the tables here holds such a row."""
+ACTIVATIONS_KEPT = 0.5
+"""Part of the last-level cache that activations and output may fill and stay: 0.35 to 0.7 do as well on two devices."""
+BURST_S = 3e-4
+"""Loops up to about here run at the burst rate. Tables are taken with tens of calls one after another, so that this is
+some 10 ms of work, in which a power limit acts. On one H200, 0.1 ms fits worse, and 1 ms as well kernel by kernel but
+worse by time."""
+ABOVE_DATASHEET = 1.1
+"""Highest rate over the datasheet's peak: room for short products above the clock of that peak; assumed, no source."""
 
 
 class Matmul:
@@ -53,44 +68,30 @@ class Matmul:
     dims: tuple[str, ...] = ("m", "n", "k")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Sixteen: those of any product, of sharing k (large where a library does not) and of alignment.
-
-        Raises ValueError where the device's peak for the dtype is not known.
-        """
+        """Eleven, scaled to the device's datasheet. Raises ValueError where its peak for the dtype is not known."""
+        if dtype not in facts.matrix_flops_per_s:
+            raise ValueError(f"no peak of {dtype} is known; known: {', '.join(sorted(facts.matrix_flops_per_s))}")
+        peak, memory = facts.matrix_flops_per_s[dtype], facts.bandwidth_bytes_per_s
+        highest = ABOVE_DATASHEET * peak
         return (
-            *core_constants(facts, dtype),
-            Constant("split_s", "s", 1e-7, 1e-4, 2e-6, 0.8, "fixed cost of adding the sums of a split k"),
-            Constant("stream_s", "s", 1e-7, 1e-2, 2e-6, 1.5, "fixed cost of sharing k beyond one wave of tiles"),
-            Constant("unaligned", "1", 1.0, 8.0, 1.5, 0.3, "slowdown where rows are not whole 16-byte words"),
+            Constant("fixed", "s", 2e-7, 1e-3, 2.5e-6, 1.0, "cost of a call that no size explains"),
+            Constant("rate", "FLOP/s", 0.05 * peak, highest, 0.85 * peak, 0.25, "all units in their main loops"),
+            Constant("memory", "B/s", 0.2 * memory, memory, 0.85 * memory, 0.15, "main memory, sustained"),
+            Constant("cache", "B/s", 0.5 * memory, 10 * memory, 2 * memory, 0.5, "last-level cache"),
+            Constant("kept", "1", 0.01, 1.0, 0.2, 0.7, "part of the last-level cache that weights may fill and stay"),
+            Constant("latency", "s", 1e-8, 2e-5, 1.5e-6, 0.8, "first bytes of weights from main memory"),
+            Constant("step_s", "s", 5e-9, 2e-6, 1e-7, 0.8, "least time of a step of 128 bytes along k"),
+            Constant("narrow", "1", 8.0, 400.0, 64.0, 0.5, "side of a tile whose operands take as long as its loop"),
+            Constant("store", "B/s", 0.05 * memory, 20 * memory, memory, 0.7, "tiles' output out of all units"),
+            Constant("quantum", "1", 0.02, 1.0, 0.5, 0.7, "how much of a partial last wave is waited for"),
+            Constant("sustained", "1", 0.5, 1.0, 0.9, 0.1, "rate of long loops over that of short ones (power)"),
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
         """Seconds of each product."""
         product = product_of(dims, dtype)
-        loops = loops_s(product, facts.units, values, TILES, split=True)
-        return values["fixed"] + blended_s(product, loops, facts, values) * alignment(product, values)
-
-
-def core_constants(facts: Facts, dtype: str) -> tuple[Constant, ...]:
-    """Constants that products have in common, scaled to the device's datasheet."""
-    if dtype not in facts.matrix_flops_per_s:
-        raise ValueError(f"no peak of {dtype} is known; known: {', '.join(sorted(facts.matrix_flops_per_s))}")
-    peak, memory = facts.matrix_flops_per_s[dtype], facts.bandwidth_bytes_per_s
-    return (
-        Constant("fixed", "s", 2e-7, 1e-3, 3e-6, 1.0, "cost of a call that no size explains"),
-        Constant("rate", "FLOP/s", 0.05 * peak, peak, 0.8 * peak, 0.25, "all units in their main loops"),
-        Constant("memory", "B/s", 0.2 * memory, memory, 0.85 * memory, 0.15, "main memory, sustained"),
-        Constant("cache", "B/s", 0.5 * memory, 10 * memory, 2.5 * memory, 0.5, "last-level cache"),
-        Constant("resident", "1", 0.05, 2.0, 0.7, 0.5, "part of the last-level cache that a working set may fill"),
-        Constant("latency", "s", 1e-8, 2e-5, 1e-6, 0.8, "first byte of the operands, before traffic flows"),
-        Constant("store", "1", 0.1, 10.0, 1.0, 0.5, "cost of a byte written over that of a byte read"),
-        Constant("sharpness", "1", 1.0, 12.0, 3.0, 0.5, "power of the blend of loops and traffic; ∞ is a sharp roof"),
-        Constant("tile_s", "s", 5e-8, 1e-5, 1e-6, 0.8, "prologue and epilogue of a wave of tiles"),
-        Constant("quantum", "1", 0.02, 1.0, 0.5, 0.5, "how much of a partial last wave is waited for"),
-        Constant("narrow", "1", 16.0, 200.0, 64.0, 0.7, "rows or columns below which a tile takes no less time"),
-        Constant("choice", "1", 0.005, 0.5, 0.05, 0.7, "relative difference of tiles that a library overlooks"),
-        Constant("spilled", "1", 0.5, 1.0, 0.9, 0.1, "rate of the loops once operands exceed the last-level cache"),
-    )
+        loops = sustained_s(loops_s(product, facts.units, values, TILES, split=True), values)
+        return values["fixed"] + together(loops, traffic_s(product, facts, values)) * alignment(product)
 
 
 def product_of(dims: Dims, dtype: str) -> Product:
@@ -101,20 +102,43 @@ def product_of(dims: Dims, dtype: str) -> Product:
     return Product(m, n, k, ELEMENT_BYTES[dtype], np.asarray(dims.get("cold", np.zeros_like(m)), dtype=float))
 
 
-def blended_s(product: Product, loops: Floats, facts: Facts, values: Values) -> Floats:
-    """Seconds of loops and traffic together; never less than either."""
-    m, n, k, read = product.m, product.n, product.k, product.element_bytes
-    moved = read * (m * k + k * n) + max(2.0, read) * m * n * values["store"]
-    held = values["resident"] * facts.cache_bytes
-    missing = 1 - (1 - moved**2 / (moved**2 + held**2)) * (1 - product.cold)
-    traffic = moved * (missing / values["memory"] + (1 - missing) / values["cache"]) + values["latency"]
-    loops = loops * (1 + (1 / values["spilled"] - 1) * missing)
-    top, low = np.maximum(loops, traffic), np.minimum(loops, traffic)
-    power = values["sharpness"]
-    return np.asarray(top * (1 + (low / top) ** power) ** (1 / power))
+def traffic_s(product: Product, facts: Facts, values: Values) -> Floats:
+    """Seconds of both inputs and the output, each from the cache or from main memory.
+
+    What no cache holds beforehand is weights first, as in a model: activations have just been written.
+    """
+    weights = product.element_bytes * product.k * product.n
+    others = product.element_bytes * product.m * product.k + product.stored_bytes * product.m * product.n
+    outside = product.cold * (weights + others)
+    cold = _either(_missing(weights, values["kept"] * facts.cache_bytes), np.minimum(outside / weights, 1.0))
+    others_cold = _either(
+        _missing(others, ACTIVATIONS_KEPT * facts.cache_bytes), np.maximum(outside - weights, 0.0) / others
+    )
+    return weights * _byte_s(cold, values) + others * _byte_s(others_cold, values) + cold * values["latency"]
 
 
-def alignment(product: Product, values: Values) -> Floats:
-    """1, or `unaligned` where k or n is not a whole number of words."""
+def sustained_s(loops: Floats, values: Values) -> Floats:
+    """Seconds of loops under the power limit."""
+    long = loops**2 / (loops**2 + BURST_S**2)
+    return np.asarray(loops * (1 + (1 / values["sustained"] - 1) * long))
+
+
+def alignment(product: Product) -> Floats:
+    """1, or `UNALIGNED` where k or n is not a whole number of words."""
     broken = (product.k * product.element_bytes % WORD_BYTES > 0) | (product.n * product.element_bytes % WORD_BYTES > 0)
-    return np.where(broken, values["unaligned"], 1.0)
+    return np.where(broken, UNALIGNED, 1.0)
+
+
+def _missing(used: Floats, room: float) -> Floats:
+    """Part of `used` bytes that main memory serves where the cache has `room` for them."""
+    return np.asarray(used**2 / (used**2 + room**2))
+
+
+def _either(one: Floats, other: Floats) -> Floats:
+    """Shares that miss for either of two reasons, independent of each other."""
+    return np.asarray(1 - (1 - one) * (1 - other))
+
+
+def _byte_s(missing: Floats, values: Values) -> Floats:
+    """Seconds of a byte, of which the part `missing` is not in the cache."""
+    return missing / values["memory"] + (1 - missing) / values["cache"]

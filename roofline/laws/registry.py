@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from roofline.laws.collective import COLLECTIVE
 from roofline.laws.decode_attention import DecodeAttention
+from roofline.laws.eager_modules import EagerModules
 from roofline.laws.experts import EXPERTS
 from roofline.laws.law import Facts, Law
 from roofline.laws.matmul import Matmul
@@ -17,13 +18,15 @@ from roofline.laws.prefill_attention import PrefillAttention
 from roofline.laws.scaled_matmul import BlockScaledMatmul, ScaledMatmul
 from roofline.laws.streaming import EMBEDDING, MATVEC, NORM, POINTWISE
 
+MATMUL, PREFILL_ATTENTION = Matmul(), PrefillAttention()
+
 LAWS: dict[str, Law] = {
     law.kind: law
     for law in (
-        Matmul(),
+        MATMUL,
         ScaledMatmul(),
         BlockScaledMatmul(),
-        PrefillAttention(),
+        PREFILL_ATTENTION,
         DecodeAttention(),
         EXPERTS,
         MATVEC,
@@ -31,6 +34,7 @@ LAWS: dict[str, Law] = {
         NORM,
         EMBEDDING,
         COLLECTIVE,
+        EagerModules({law.kind: law for law in (MATMUL, POINTWISE, PREFILL_ATTENTION)}),
     )
 }
 """By name; most are the law of the kind of that name."""

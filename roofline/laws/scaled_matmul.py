@@ -1,62 +1,74 @@
 """The law of a product in 8 bits of inputs that arrive in 16: converted and scaled first, then multiplied.
 
-``time = fixed + conversion + (loops^p + memory^p)^(1/p)``, as `roofline.laws.matmul` with two differences.
+``time = fixed + conversion + blend(loops, traffic)``, as `roofline.laws.matmul` with three differences.
 - Conversion reads the m × k activations in 16 bits and writes 8: rows × (a fixed part + k elements).
-- The kernels that serving engines ship for it choose rows of a tile by m alone and do not split k (vLLM's
-  `cutlass_scaled_mm` dispatches on the next power of two of m); a last tile with few rows costs more than its share.
+- k is not split, and the tile follows from m (and n) alone: `vllm_tiles`, as vLLM's `cutlass_scaled_mm` chooses it on
+  Hopper (csrc/quantization/w8a8/cutlass/c3x/scaled_mm_sm90_fp8_dispatch.cuh).
+- Rows by which the last tile is not full are fetched too, by every column of tiles, and as nothing is shared there, at
+  main memory's rate: a product of 513 rows takes twice the time of one of 512. (Where that rate was fitted by itself,
+  on one H200, it came out within 5 % of main memory's. DeepGEMM's csrc/jit_kernels/heuristics/sm90.hpp keeps its tiles
+  low for the same reason: "smaller block M can avoid TMA L2 OOB bound".)
 
-With a scale for each block of weights (`BlockScaledMatmul`) the call's own work on the host can take longer than the
-device: it is a floor, higher for products whose k or n is not whole blocks.
+With a scale for each block of weights (`BlockScaledMatmul`) tiles are chosen by their time, nothing is fetched beyond
+the last row, and the call's own work on the host can take longer than the device: it is a floor, higher for products
+whose k or n is not whole blocks.
 
 Example: ``ScaledMatmul().time_s({"m": m, "n": n, "k": k}, facts, "float8_e4m3fn", values)``
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
-from roofline.laws.matmul import blended_s, core_constants, product_of
-from roofline.laws.tiles import Edge, Product, loops_s
+from roofline.laws.matmul import Matmul, product_of, sustained_s, traffic_s
+from roofline.laws.tiles import Edge, Product, loops_s, together
 
+FEW_ROWS, SOME_ROWS, MORE_ROWS = 16.0, 64.0, 128.0
+"""Up to which a product has kernels of its own; up to the second, operands are swapped."""
+FEW_COLUMNS = 1280.0
+"""Up to which tiles of some rows have `FEW_ROWS`."""
 COLUMNS = (64.0, 128.0, 256.0)
-"""Of a tile."""
+"""Of a tile, where they are chosen by time."""
 ROWS = (64.0, 256.0)
-"""Least and most rows of a tile."""
-FEW_ROWS = 16.0
-"""Products with at most these rows have kernels of their own, in which a tile that is not full costs nothing."""
+"""Least and most rows of such a tile; between them, the next power of two of m."""
 SWAPPED_ROWS = 32.0
 """Block-scaled products with fewer rows go to a kernel with the operands swapped, in one call."""
-CONVERTED_BYTES = 4.0
-"""Per activation: 2 read to find its scale (or with its scale), 2 more to read it again or write it in 8 bits."""
+CONVERTED_BYTES = 7.0
+"""Per activation, at main memory's rate: 2 read and 1 written, by kernels that reach under half of it. (Two tables of
+an H200 ask for 6.8 and 8.6.)"""
 BLOCK_K, BLOCK_N = 128.0, 64.0
-"""Of a block of weights: k and n that are multiples take the fast path (DeepGEMM)."""
+"""Of a block of weights: k and n that are multiples take the fast path."""
 FLOOR_POWER = 8.0
 """Of the blend of the host's floor and the device's time: a maximum with a rounded corner."""
 
 
-class ScaledMatmul:
+class ScaledMatmul(Matmul):
     """Activations scaled by tensor or row."""
 
     kind = "scaled_matmul"
-    dims: tuple[str, ...] = ("m", "n", "k")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
         """Those of a product, and the conversion's. Raises ValueError where the dtype's peak is not known."""
-        memory = facts.bandwidth_bytes_per_s
         return (
-            *core_constants(facts, dtype),
-            Constant("conversion", "B/s", 0.01 * memory, 2 * memory, 0.5 * memory, 0.7, "bytes that conversion moves"),
+            *super().constants(facts, dtype),
             Constant("row_s", "s", 1e-11, 1e-7, 2e-9, 1.5, "conversion of a row, besides its elements"),
-            Constant("partial", "1", 0.002, 5.0, 0.1, 1.2, "extra cost of a missing row of the last tile, in rows"),
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
         """Seconds of each product, conversion included."""
         product = product_of(dims, dtype)
-        rows = np.clip(2 ** np.ceil(np.log2(product.m)), *ROWS)
-        tiles: list[tuple[Edge, Edge]] = [(rows, columns) for columns in COLUMNS]
-        loops = loops_s(product, facts.units, values, tiles, split=False) * _partial(product, rows, values)
-        conversion = product.m * (values["row_s"] + product.k * CONVERTED_BYTES / values["conversion"])
-        return values["fixed"] + conversion + blended_s(product, loops, facts, values)
+        rows, columns, filled = vllm_tiles(product)
+        loops = loops_s(product, facts.units, values, [(rows, columns)], split=False)
+        beyond = np.where(product.m <= FEW_ROWS, 0.0, np.ceil(product.m / filled) * filled - product.m)
+        fetched = beyond * product.k * np.ceil(product.n / columns) * product.element_bytes
+        return self._whole(product, loops + fetched / values["memory"], facts, values)
+
+    def _whole(self, product: Product, loops: Floats, facts: Facts, values: Values) -> Floats:
+        """Seconds of a product from those of its loops."""
+        conversion = product.m * (values["row_s"] + product.k * CONVERTED_BYTES / values["memory"])
+        traffic = traffic_s(product, facts, values)
+        return np.asarray(values["fixed"] + conversion + together(sustained_s(loops, values), traffic))
 
 
 class BlockScaledMatmul(ScaledMatmul):
@@ -75,17 +87,21 @@ class BlockScaledMatmul(ScaledMatmul):
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
         """Seconds of each product, never less than the host's."""
-        device = super().time_s(dims, facts, dtype, values)
-        m, n, k = (np.asarray(dims[name], dtype=float) for name in ("m", "n", "k"))
-        broken = (k % BLOCK_K > 0) | (n % BLOCK_N > 0)
-        few = np.where(m < SWAPPED_ROWS, values["host_few"], 1.0)
+        product = product_of(dims, dtype)
+        rows = np.clip(2 ** np.ceil(np.log2(product.m)), *ROWS)
+        tiles: Sequence[tuple[Edge, Edge]] = [(rows, columns) for columns in COLUMNS]
+        loops = loops_s(product, facts.units, values, tiles, split=False)
+        device = self._whole(product, loops, facts, values)
+        broken = (product.k % BLOCK_K > 0) | (product.n % BLOCK_N > 0)
+        few = np.where(product.m < SWAPPED_ROWS, values["host_few"], 1.0)
         host = values["host"] * np.where(broken, values["host_whole"], few)
         top, low = np.maximum(host, device), np.minimum(host, device)
         return np.asarray(top * (1 + (low / top) ** FLOOR_POWER) ** (1 / FLOOR_POWER))
 
 
-def _partial(product: Product, rows: Floats, values: Values) -> Floats:
-    """Factor of the loops where the last tile has fewer rows than it could."""
-    full = np.ceil(product.m / rows) * rows
-    missing = np.where(product.m <= FEW_ROWS, 0.0, full - product.m)
-    return np.asarray(1 + values["partial"] * missing / full)
+def vllm_tiles(product: Product) -> tuple[Floats, Floats, Floats]:
+    """Rows and columns of a tile, and rows that are filled up: of a cluster of two tiles where m is large."""
+    m = product.m
+    few = (m <= FEW_ROWS) | ((m <= SOME_ROWS) & (product.n <= FEW_COLUMNS))
+    rows = np.where(few, FEW_ROWS, np.where(m <= MORE_ROWS, SOME_ROWS, MORE_ROWS))
+    return rows, np.where(m <= SOME_ROWS, SOME_ROWS, MORE_ROWS), np.where(m <= SOME_ROWS, rows, 2 * rows)

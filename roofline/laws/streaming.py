@@ -2,9 +2,9 @@
 
 ``time = kernels·launch + reductions·reduce + max_soft(bytes / B(bytes of one kernel), flops / vector)``
 where B goes from the cache's bandwidth to the memory's as what one kernel touches outgrows the part of the last level
-that is held between kernels (in tables taken warm, and between the kernels of one eager operation). Strided and
-gathered bytes are slower by a factor each. What is one operation on paper can be many kernels: an eager RMSNorm is
-eight.
+that is held between kernels (in tables taken warm, and between the kernels of one eager operation). Strided,
+reduced and gathered bytes are slower by a factor each. What is one operation on paper can be many kernels: an eager
+RMSNorm is eight.
 
 Example: ``Streaming("norm").time_s({"bytes_read": r, "bytes_written": w, "kernels": one, "elements": e, "flops": f},
 facts, "bfloat16", values)``
@@ -41,6 +41,7 @@ class Streaming:
             Constant("cache", "B/s", 0.1 * memory, 20 * memory, 1.5 * memory, 0.5, "bandwidth of the last-level cache"),
             Constant("resident", "1", 0.05, 2.0, 0.8, 0.4, "part of that cache that holds operands between kernels"),
             Constant("strided", "1", 1.0, 16.0, 2.0, 0.4, "slowdown of bytes that are not contiguous"),
+            Constant("reduced", "1", 0.5, 16.0, 2.0, 0.5, "slowdown of bytes that are reduced, row by row"),
             Constant("gathered", "1", 1.0, 32.0, 3.0, 0.7, "slowdown of rows looked up by index"),
             Constant("vector", "FLOP/s", 1e-3 * vector, vector, 0.3 * vector, 1.0, "arithmetic of the vector units"),
         )
@@ -54,6 +55,7 @@ class Streaming:
         missed = 1 - (1 - size / (size + 1)) * (1 - dims.get("cold", none))
         slower = 1 + (values["strided"] - 1) * dims.get("strided", none)
         slower = slower * (1 + (values["gathered"] - 1) * dims.get("gathered", none))
+        slower = slower * (1 + (values["reduced"] - 1) * np.minimum(dims.get("reductions", none) / kernels, 1.0))
         streamed = moved * slower * (missed / values["memory"] + (1 - missed) / values["cache"])
         fixed = kernels * values["launch"] + dims.get("reductions", none) * values["reduce"]
         return np.asarray(fixed + blend(streamed, dims["flops"] / values["vector"], SHARPNESS))

@@ -1,12 +1,14 @@
 """Time of the main loops of a tiled matrix product: tiles in waves over a device's units, k split where tiles are few.
 
 A library cuts m × n into tiles, one unit runs one tile at a time along k, and it has a few tile shapes to choose from
-(NVIDIA, "Matrix Multiplication Background User's Guide", tile and wave quantisation). Three ways to fill the units are
-priced for each shape: whole tiles in waves, split-K (s units share the k of one tile and add their sums), stream-K
-(all units share the k-steps of all tiles evenly; Osama et al., PPoPP 2023, arXiv:2301.03598). A library does not always
-find its fastest: the result is a soft minimum, between the best of them and their mean.
+(NVIDIA, "Matrix Multiplication Background User's Guide", tile and wave quantisation). A step along k takes the longest
+of three: its arithmetic, its operands' way into the unit (rows + columns of them for rows × columns of arithmetic, so
+that small tiles wait for theirs), and the least time that any step takes. A tile ends by storing its output. Two ways
+to fill the units are priced for each shape: whole tiles in waves, and split-K (several units share the k of one tile
+and add their sums, for as much as another call costs). A library does not always find its fastest: the result is a
+soft minimum, between the best of them and their mean.
 
-Example: one tile of 128 × 128 along k takes ``2 · 128 · 128 · k / (rate / units) + tile_s`` seconds
+Example: one tile of 128 × 128 along k takes about ``2 · 128 · 128 · k / (rate / units)`` seconds and its store
 """
 
 from collections.abc import Sequence
@@ -21,8 +23,17 @@ STEP_BYTES = 128.0
 """Bytes along k of one step of a main loop: the width of a swizzled shared-memory row of current tensor-core loops."""
 FEWEST_STEPS = 4.0
 """Steps that a part of a split k has at least: shorter ones do not fill the pipeline."""
-PARTIAL_BYTES = 4.0
-"""Of a partial sum: float32; written once and read once."""
+FEWEST_ROWS = 64.0
+"""Of the longer side of a tile: matrix instructions (64 × n on Hopper) compute as many, whether they are needed or not.
+"""
+OUTPUT_BYTES = 2.0
+"""Of an element of the output, or an input's where that is wider."""
+PARTIAL_BYTES = 8.0
+"""Of a partial sum: float32, written once and read once."""
+OVERLOOKED = 0.05
+"""Relative difference of tile shapes that a library overlooks: 0.02 to 0.1 do as well on two devices."""
+SHARPNESS = 4.0
+"""Power of the blends of what goes on at once, within a step and in a product; ∞ is a sharp roof. 3 to 5 do as well."""
 
 Edge = float | NDArray[np.float64]
 """Rows or columns of a tile: the same for all products, or one for each."""
@@ -45,35 +56,46 @@ class Product:
         """Multiplications and additions: 2 m n k."""
         return 2 * self.m * self.n * self.k
 
+    @property
+    def stored_bytes(self) -> float:
+        """Of an element of the output."""
+        return max(OUTPUT_BYTES, self.element_bytes)
+
 
 def loops_s(product: Product, units: int, values: Values, tiles: Sequence[tuple[Edge, Edge]], split: bool) -> Floats:
     """Seconds of all main loops; `split` allows a library that shares one tile's k among units.
 
-    Never less than ``flops / rate``. Needs the constants rate (FLOP/s of the device), narrow (rows or columns below
-    which a tile takes no less time), tile_s, quantum, choice and, with `split`, split_s, stream_s (stream-K
-    beyond one wave: large for a library without it) and memory.
+    Never less than ``flops / rate``. Needs the constants rate (FLOP/s of the device), narrow (side of a square tile
+    whose operands take as long as its arithmetic), step_s, store (B/s) and quantum (how much of a partial last wave is
+    waited for) and, with `split`, fixed and cache.
     """
     m, n = product.m, product.n
     step_k = STEP_BYTES / product.element_bytes
     steps = np.ceil(product.k / step_k)
-    partial_s = m * n * 2 * PARTIAL_BYTES / values["memory"] if split else np.zeros_like(m)
+    flop_s = units / values["rate"]
     most = np.maximum(1, steps / FEWEST_STEPS)
     found = []
     for rows, columns in tiles:
         grid = np.ceil(m / rows) * np.ceil(n / columns)
-        width = np.maximum(rows, values["narrow"]) * np.maximum(columns, values["narrow"])
-        step_s = 2 * width * step_k * units / values["rate"]
-        found.append(_waves(grid / units, values["quantum"]) * (steps * step_s + values["tile_s"]))
+        longer, shorter = np.maximum(rows, columns), np.minimum(rows, columns)
+        arithmetic_s = 2 * np.maximum(longer, FEWEST_ROWS) * shorter * step_k * flop_s
+        operands_s = values["narrow"] * (rows + columns) * step_k * flop_s
+        step_s = together(together(arithmetic_s, operands_s), values["step_s"])
+        store_s = rows * columns * product.stored_bytes * units / values["store"]
+        found.append(_waves(grid / units, values["quantum"]) * (steps * step_s + store_s))
         if split:
             parts = np.clip(np.floor(units / grid), 1, most)
             waves = _waves(grid * parts / units, values["quantum"])
-            sums_s = np.where(parts > 1, values["split_s"] + parts * partial_s, 0.0)
-            found.append(waves * (np.ceil(steps / parts) * step_s + values["tile_s"]) + sums_s)
-            filled = np.minimum(units, np.maximum(1, grid * steps / FEWEST_STEPS))
-            shared = grid * steps / filled * step_s + values["tile_s"] * np.maximum(1, grid / units)
-            handover_s = np.where(grid < units, values["split_s"], values["stream_s"])
-            found.append(shared + handover_s + partial_s * np.minimum(1, units / grid))
-    return _soft_minimum(np.stack(found), values["choice"])
+            sums_s = values["fixed"] + parts * m * n * PARTIAL_BYTES / values["cache"]
+            parts_s = waves * (np.ceil(steps / parts) * step_s + store_s)
+            found.append(parts_s + np.where(parts > 1, sums_s, 0.0))
+    return _soft_minimum(np.stack(found))
+
+
+def together(one: Edge, other: Edge) -> Floats:
+    """Seconds of two things that go on at once: at least the longer, at most 2^(1/SHARPNESS) of it."""
+    top, low = np.maximum(one, other), np.minimum(one, other)
+    return np.asarray(top * (1 + (low / top) ** SHARPNESS) ** (1 / SHARPNESS))
 
 
 def _waves(filled: Floats, quantum: float) -> Floats:
@@ -82,8 +104,8 @@ def _waves(filled: Floats, quantum: float) -> Floats:
     return least + quantum * (np.ceil(filled) - least)
 
 
-def _soft_minimum(times: Floats, choice: float) -> Floats:
-    """At least the minimum along the first axis; `choice` is the relative difference that a library overlooks."""
+def _soft_minimum(times: Floats) -> Floats:
+    """At least the minimum along the first axis: between it and the mean of times within `OVERLOOKED` of it."""
     best = times.min(axis=0)
-    excess = np.exp(-(times / best - 1) / choice).mean(axis=0)
-    return best * (1 - choice * np.log(excess))
+    excess = np.exp(-(times / best - 1) / OVERLOOKED).mean(axis=0)
+    return np.asarray(best * (1 - OVERLOOKED * np.log(excess)))

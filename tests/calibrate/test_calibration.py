@@ -1,6 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from calibrate_samples import FACTS, products
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from calibrate.calibration import Calibrated, calibrate_kind, stored
@@ -34,9 +38,30 @@ def test_a_law_is_the_same_after_it_was_kept(calibrated: Calibrated) -> None:
     kept = CalibratedLaw.model_validate_json(stored(calibrated, PROVENANCE).model_dump_json())
     dims = products().dims
     np.testing.assert_allclose(kept.time_s(dims, FACTS), calibrated.model.time_s(dims), rtol=1e-9)
+    np.testing.assert_allclose(kept.interval(dims, FACTS), calibrated.model.interval(dims), rtol=1e-9)
     spec = HardwareSpec(name="x", kind="cuda", calibrated=(kept,))
     assert HardwareSpec.model_validate_json(spec.model_dump_json()) == spec
     assert {one.name for one in kept.constants if not one.determined} == set(calibrated.model.fitted.undetermined)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_a_law_without_a_correction_is_kept_with_its_interval(noise: float) -> None:
+    seen, unseen = halves(products(noise=noise), 0)
+    found = calibrate_kind(seen, unseen, FACTS, points=60)
+    bare = replace(found.model.corrected, process=None, width=0.25)
+    alone = replace(found, model=replace(found.model, corrected=bare))
+    kept = CalibratedLaw.model_validate_json(stored(alone, PROVENANCE).model_dump_json())
+    assert kept.correction is None
+    low, high = kept.interval(unseen.dims, FACTS)
+    np.testing.assert_allclose(low, alone.model.interval(unseen.dims)[0], rtol=1e-12)
+    np.testing.assert_allclose(high / low, np.exp(0.5))
+
+
+@given(st.lists(st.integers(0, 179), min_size=1, max_size=5))
+def test_a_kernel_is_priced_alike_in_any_batch(calibrated: Calibrated, rows: list[int]) -> None:
+    law, dims = stored(calibrated, PROVENANCE), products().take(np.array(rows)).dims
+    alone = [law.interval({name: column[[i]] for name, column in dims.items()}, FACTS) for i in range(len(rows))]
+    np.testing.assert_allclose(law.interval(dims, FACTS), np.concatenate(alone, axis=1), rtol=1e-9)
 
 
 def test_outside_the_domain_a_prediction_says_so(calibrated: Calibrated) -> None:
@@ -50,8 +75,10 @@ def test_an_unknown_law_is_refused_by_name(calibrated: Calibrated) -> None:
     content = stored(calibrated, PROVENANCE).model_dump()
     with pytest.raises(ValidationError, match="no law is known for 'quantum'"):
         CalibratedLaw.model_validate({**content, "law": "quantum"})
-    with pytest.raises(ValidationError, match="newer roofcal"):
-        CalibratedLaw.model_validate({**content, "schema_version": 99})
+    with pytest.raises(ValidationError, match="law of matmul is from a newer roofcal: update it"):
+        CalibratedLaw.model_validate({**content, "schema_version": 99, "later": 1})
+    with pytest.raises(ValidationError, match="law of matmul is from an older roofcal: calibrate again"):
+        CalibratedLaw.model_validate({**content, "schema_version": 1, "width": None})
     law = stored(calibrated, PROVENANCE)
     with pytest.raises(ValidationError, match="two laws of matmul bfloat16"):
         HardwareSpec(name="x", kind="cuda", calibrated=(law, law))
@@ -60,3 +87,9 @@ def test_an_unknown_law_is_refused_by_name(calibrated: Calibrated) -> None:
 def test_fewer_points_than_constants() -> None:
     with pytest.raises(ValueError, match="constants, and 5 points cannot"):
         calibrate_kind(*halves(products(), 0), FACTS, points=5)
+
+
+def test_one_point_is_one_in_words() -> None:
+    table = products()
+    with pytest.raises(ValueError, match="and 1 row cannot"):
+        calibrate_kind(table.take(np.array([0])), table, FACTS)

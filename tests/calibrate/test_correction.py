@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from calibrate.correction import LARGEST, Correction
+from calibrate.correction import learn
+from roofline.laws.process import LARGEST
 
 
 def learned(height=0.15, noise=0.02, points=120, spoilt=0, seed=0):
@@ -9,7 +10,7 @@ def learned(height=0.15, noise=0.02, points=120, spoilt=0, seed=0):
     places = generator.uniform(0, 12, size=(points, 2))
     residuals = height * np.sin(places[:, 0] / 2) + noise * generator.normal(size=points)
     residuals[:spoilt] += 2.0
-    return Correction.of(places, residuals, seed)
+    return learn(places, residuals, np.arange(points).astype(str), seed)
 
 
 GRID = np.stack(np.meshgrid(np.linspace(1, 11, 15), np.linspace(1, 11, 15)), axis=-1).reshape(-1, 2)
@@ -46,9 +47,13 @@ def test_a_seed_gives_one_answer_and_rows_do_not_depend_on_each_other():
     assert one.mean(GRID[:0]).shape == one.deviation(GRID[:0]).shape == (0,)
 
 
-def test_scale_noise_and_lengths_can_be_given():
-    one = learned()
-    residuals = 0.15 * np.sin(one.features[:, 0] / 2)
-    again = Correction.given(one.features, residuals, one)
-    assert (again.scale, again.noise) == (one.scale, one.noise)
-    assert again.mean(GRID) == pytest.approx(0.15 * SHAPE, abs=0.05)
+def test_groups_that_are_off_by_themselves_are_told_from_shape():
+    generator = np.random.default_rng(0)
+    sides, places = generator.uniform(0, 12, 12), generator.uniform(0, 12, size=(240, 2))
+    group = np.arange(240) % 12
+    places[:, 1] = sides[group]
+    residuals = 0.1 * generator.normal(size=12)[group] + 0.01 * generator.normal(size=240)
+    others = np.stack([generator.uniform(0, 12, 200), generator.uniform(0, 12, 200)], axis=1)
+    known, alone = (learn(places, residuals, names.astype(str)) for names in (group, np.arange(240)))
+    assert 0.05 < known.apart < 0.2 and known.noise == pytest.approx(0.01, rel=0.3)
+    assert known.deviation(others).mean() > 0.06 > 2 * alone.deviation(places).mean()

@@ -5,6 +5,10 @@ from made_up_kernels import FACTS, Simple, kernels
 from calibrate.design import design
 
 
+class Windowed(Simple):
+    dims = ("m", "n", "window")
+
+
 def chosen(points, seed=0, group=True):
     seen = kernels()
     return design(Simple(), seen.dims, FACTS, "bfloat16", points, seed, seen.group if group else None)
@@ -21,16 +25,38 @@ def test_a_seed_gives_one_design():
     assert (chosen(30, seed=1) != chosen(30, seed=2)).any()
 
 
-def test_no_group_is_needed_whole():
+@pytest.mark.parametrize("points", [20, 120])
+def test_no_group_is_needed_whole(points):
     seen = kernels()
-    rows = chosen(1000)
-    names, counts = np.unique(seen.group[rows], return_counts=True)
+    names, counts = np.unique(seen.group[chosen(points)], return_counts=True)
     whole = dict(zip(*np.unique(seen.group, return_counts=True), strict=True))
     assert all(2 * count <= whole[name] + 1 for name, count in zip(names, counts, strict=True))
 
 
-def test_without_groups_a_large_budget_takes_all():
-    assert (chosen(1000, group=False) == np.arange(240)).all()
+@pytest.mark.parametrize("group", [True, False])
+@pytest.mark.parametrize("points", [150, 239, 240, 1000])
+def test_a_budget_is_used_though_groups_give_more_than_half(points, group):
+    rows = chosen(points, group=group)
+    assert len(rows) == len(np.unique(rows)) == min(points, 240)
+
+
+def test_kernels_of_one_shape_are_candidates_each():
+    dims = {name: np.repeat(column[:5], 6) for name, column in kernels().dims.items()}
+    assert len(np.unique(design(Simple(), dims, FACTS, "bfloat16", 20))) == 20
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("points", [6, 12])
+def test_regimes_that_sizes_mark_are_measured_on_both_sides(points, seed):
+    """A window of 0 is none, as many n as m is another kernel: a quarter of the candidates each, among many others."""
+    generator = np.random.default_rng(seed)
+    m, n = np.exp2(generator.integers(3, 15, size=(2, 400)))
+    equal = generator.random(400) < 0.25
+    dims = {"m": m, "n": np.where(equal, m, n * 1.5), "window": np.where(generator.random(400) < 0.25, 0.0, 512.0)}
+    rows = design(Windowed(), dims, FACTS, "bfloat16", points, seed)
+    assert len(np.unique(rows)) == points
+    assert 0 < (dims["window"][rows] == 0).sum() < points
+    assert 0 < (dims["m"] == dims["n"])[rows].sum() < points
 
 
 def test_points_spread_over_the_sizes():

@@ -62,7 +62,9 @@ def test_what_lies_beyond_the_sizes_of_a_law_is_said() -> None:
     assert law_prices(graph(), spec(law("pointwise", high=100)), OTHERWISE).outside.tolist() == [True, False, False]
 
 
-def test_a_spec_with_laws_but_without_the_facts_that_they_need_is_refused_in_one_line() -> None:
-    lacking = spec(law("pointwise")).model_copy(update={"chip": None})
-    with pytest.raises(ValueError, match=r"chip\.units"):
+def test_a_spec_with_laws_but_without_any_rate_is_refused_in_one_line() -> None:
+    one = spec(law("pointwise"))
+    assert one.measured is not None
+    lacking = one.model_copy(update={"measured": one.measured.model_copy(update={"vector": {}, "matrix": {}})})
+    with pytest.raises(ValueError, match=r"vector\.float32"):
         law_prices(graph(), lacking, OTHERWISE)

@@ -6,9 +6,10 @@ import exchange_samples as samples
 import pytest
 
 from calibrate.exchange.importing import Asked, import_tables
-from calibrate.exchange.llmservingsim import MODULES, model_of
+from calibrate.exchange.llmservingsim import model_of
 from calibrate.exchange.observed import observations
 from profiler.record.errors import RequestError
+from roofline.laws.eager_modules import MODULES
 
 SIZES = {"hidden": 4096.0, "inner": 14336.0, "heads": 32.0, "kv_heads": 8.0, "head_dim": 128.0, "vocab": 128256.0}
 
@@ -18,7 +19,7 @@ def test_modules_with_sizes(tmp_path: Path) -> None:
     asked = Asked(device="nvidia-h100-sxm", model="llama-3.1-8b", sizes=SIZES)
     one = observations(import_tables("llmservingsim", [path], asked).kernels)["module", "bfloat16"]
     assert one.time_s == pytest.approx([1e-5, 4e-5] * 3)  # 5 µs a token
-    assert [MODULES[int(place)] for place in one.dims["module"][::2]] == ["q_proj", "input_layernorm", "attn"]
+    assert [list(MODULES)[int(place)] for place in one.dims["module"][::2]] == ["q_proj", "input_layernorm", "attn"]
     assert {name: one.dims[name][1] for name in ("tokens", "context", "tp", *SIZES)} == {
         "tokens": 8, "context": 0, "tp": 1, **SIZES
     }  # fmt: skip

@@ -71,13 +71,17 @@ def test_scoring_another_run(
         (["--points", "5"], "constants, and 5 points"),
         (["--kind", "scan"], "--kind scan: the runs have no such kernels; they have matmul"),
         (["--hardware", "no-such"], "no device or JSON file"),
-        (["--hardware", "nvidia-h200-nvl"], "chip.last_level_cache_bytes"),
     ],
 )
 def test_a_wrong_request(run_path: str, more: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", run_path, *more]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_what_a_datasheet_does_not_say_is_told(run_path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", run_path, "--hardware", "nvidia-h200-nvl"]) == 0
+    assert "taken: chip.last_level_cache_bytes" in capsys.readouterr().err
 
 
 def test_a_run_named_twice_and_one_without_kernels(

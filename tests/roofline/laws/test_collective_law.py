@@ -37,12 +37,13 @@ def test_long_messages_reach_the_bus_bandwidth_and_short_ones_the_launch() -> No
     assert long == pytest.approx(1.75e12 / 300e9, rel=0.01)
 
 
-def test_it_takes_the_faster_protocol() -> None:
+def test_it_takes_the_faster_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("roofline.laws.collective.SHARPNESS", 30.0)
     dims = columns(41, bytes=SIZES, ranks=4, operation=1)
     worked = (0.75 + 0.4 / 4) * SIZES
     latency = 5e-6 + 3e-6
     best = latency + np.minimum(worked / 50e9, 20e-6 + worked / 350e9)
-    found = price(COLLECTIVE, dims, launch=5e-6, step=1e-6, slow=50e9, sync=20e-6, busbw=350e9, own=0.4, sharpness=30)
+    found = price(COLLECTIVE, dims, launch=5e-6, step=1e-6, slow=50e9, sync=20e-6, busbw=350e9, own=0.4)
     assert found == pytest.approx(best, rel=0.03)
 
 

@@ -70,6 +70,12 @@ def test_a_depth_that_is_read_one_by_one_is_slow() -> None:
     assert uneven > 1.5 * even
 
 
+def test_eight_bits_have_kernels_that_do_not_care() -> None:
+    sizes = SHAPE | {"tokens": 64, "weight_bits": 8}
+    uneven, even = (price(EXPERTS, columns(1, **sizes | {"inner": inner})) for inner in (2040, 2048))
+    assert uneven <= even
+
+
 def test_fewer_bits_take_less_where_weights_are_waited_for() -> None:
     full, quarter = (price(EXPERTS, columns(1, **SHAPE | {"tokens": 32, "weight_bits": bits})) for bits in (16, 4))
     assert quarter < 0.5 * full

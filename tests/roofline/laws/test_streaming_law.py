@@ -34,11 +34,12 @@ def test_many_kernels_pay_a_launch_each_and_reductions_more() -> None:
     assert price(NORM, sizes(tiny, reductions=1), reduce=5e-6) - one == pytest.approx(5e-6, rel=1e-3)
 
 
-def test_gathered_and_strided_bytes_are_slower() -> None:
+def test_gathered_strided_and_reduced_bytes_are_slower() -> None:
     big = np.array([1e10])
     plain = price(EMBEDDING, sizes(big))
     assert price(EMBEDDING, sizes(big, gathered=1), gathered=4.0) == pytest.approx(4 * plain, rel=0.01)
     assert price(EMBEDDING, sizes(big, strided=1), strided=2.0) == pytest.approx(2 * plain, rel=0.01)
+    assert price(EMBEDDING, sizes(big, reductions=1), reduced=5.0) == pytest.approx(5 * plain, rel=0.01)
 
 
 def test_columns_are_priced_as_each_alone() -> None:

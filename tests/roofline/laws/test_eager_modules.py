@@ -4,11 +4,20 @@ import numpy as np
 import pytest
 from law_checks import columns, one_by_one, price, recovered
 
-from calibrate.eager_modules import MODULES, EagerModules, module_index, operations
+from roofline.laws.eager_modules import MODULES, EagerModules, module_index, operations
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 from roofline.laws.streaming import POINTWISE
 
-LLAMA = {"hidden": 4096, "inner": 14336, "heads": 32, "kv_heads": 8, "head_dim": 128, "vocab": 128256, "kv_tokens": 0}
+LLAMA = {
+    "hidden": 4096,
+    "inner": 14336,
+    "heads": 32,
+    "kv_heads": 8,
+    "head_dim": 128,
+    "vocab": 128256,
+    "context": 0,
+    "tp": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,12 @@ def test_a_module_costs_the_sum_of_its_operations() -> None:
 
 
 def test_attention_sees_what_is_in_the_cache() -> None:
-    fresh, cached = (price(LAW, step("attn", 1, kv_tokens=tokens)) for tokens in (0, 999))
+    fresh, cached = (price(LAW, step("attn", 1, context=tokens)) for tokens in (0, 999))
     assert cached == pytest.approx(1000 * fresh)
+
+
+def test_attention_multiplies_masked_pairs_too() -> None:
+    assert price(LAW, step("attn", 64)) == pytest.approx(4 * 32 * 128 * 64 * 64 / 5e14)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -73,8 +86,16 @@ def test_more_tokens_and_a_larger_model_take_longer(module: str) -> None:
     small = price(LAW, step(module))
     assert small > 0
     assert price(LAW, step(module, 4096)) > small
-    twice = {name: 2 * size for name, size in LLAMA.items()}
+    twice = {name: 2 * size for name, size in LLAMA.items() if name != "tp"}
     assert price(LAW, step(module, **twice)) > small
+
+
+def test_ranks_share_matrices_and_heads_but_not_the_residual_stream() -> None:
+    half = {name: LLAMA[name] // 2 for name in ("inner", "heads", "kv_heads", "vocab")}
+    for module in MODULES:
+        assert price(LAW, step(module, tp=2)) == price(LAW, step(module, **half))
+    assert price(LAW, step("k_proj", tp=64)) == price(LAW, step("k_proj", kv_heads=1, heads=1))
+    assert price(LAW, step("input_layernorm", tp=2)) == price(LAW, step("input_layernorm"))
 
 
 def every() -> dict[str, np.ndarray]:

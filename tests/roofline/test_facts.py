@@ -1,0 +1,54 @@
+"""What laws start from, for every device that there is a file of."""
+
+from statistics import median
+
+import pytest
+
+from roofline.facts import CACHE_S, MATRIX_PER_VECTOR, UNIT_FLOPS_PER_S, facts_of
+from roofline.hardware import HardwareSpec, device_names, load_device
+from roofline.laws.registry import LAWS
+
+SPECS = [load_device(name) for name in device_names()]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_every_device_has_facts_and_says_which_of_them_are_assumed(spec: HardwareSpec) -> None:
+    facts = facts_of(spec)
+    assert facts.units >= 1 and facts.cache_bytes > 1e6 and facts.vector_flops_per_s > 0
+    said = {one.split()[0] for one in facts.assumed}
+    assert ("chip.units" in said) == (spec.chip is None or spec.chip.units is None)
+    for law in LAWS.values():
+        for dtype in facts.matrix_flops_per_s:
+            if law.kind != "collective" or facts.link_bytes_per_s is not None:
+                assert law.constants(facts, dtype)
+
+
+def test_what_a_datasheet_says_is_taken_from_it() -> None:
+    facts = facts_of(load_device("nvidia-h200-sxm"))
+    assert (facts.units, facts.cache_bytes, facts.assumed) == (132, 62914560, ())
+
+
+def test_a_device_without_them_is_near_what_others_are() -> None:
+    bare = load_device("nvidia-h100-sxm").model_copy(update={"chip": None})
+    facts = facts_of(bare)
+    assert [one.split()[0] for one in facts.assumed] == ["chip.last_level_cache_bytes", "chip.units"]
+    assert 66 <= facts.units <= 264
+    assert 25e6 <= facts.cache_bytes <= 100e6
+
+
+def test_assumptions_are_medians_of_the_device_files() -> None:
+    cache, unit, matrix = [], [], []
+    for spec in SPECS:
+        assert spec.datasheet is not None
+        chip, peaks = spec.chip, spec.datasheet
+        vector = peaks.vector["float32"].value if "float32" in peaks.vector else None
+        if chip and chip.last_level_cache_bytes:
+            cache.append(chip.last_level_cache_bytes.value / peaks.levels[-1].bandwidth.value)
+        if chip and chip.units and vector and chip.unit != "core":
+            unit.append(vector / chip.units.value)
+        sixteen = peaks.matrix.get("bfloat16") or peaks.matrix.get("float16")
+        if sixteen and vector:
+            matrix.append(sixteen.value / vector)
+    assert median(cache) == pytest.approx(CACHE_S, rel=0.1)
+    assert median(unit) == pytest.approx(UNIT_FLOPS_PER_S, rel=0.1)
+    assert median(matrix) == pytest.approx(MATRIX_PER_VECTOR, rel=0.1)
