@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from calibrate.kernel_times import FusedKernel
 from calibrate.op_times import Array, OpTimesTable, known, layer_kind
 from calibrate.soundness import doubts, judge
 from calibrate.waterfall import TERMS, terms
-from profiler.record.run import CellResult, Closure
+from profiler.record.run import CellResult, Closure, Mode
 from roofline.forecast import pass_wall_s
 from roofline.hardware import HardwareSpec
 from roofline.op import OpGraph
@@ -112,6 +113,9 @@ class PassReport(Record):
     inactive: tuple[str, ...]
     peak_memory_bytes: int | None
     layers: tuple[LayerEfficiency, ...]
+    mode: Mode = "eager"
+    kernels: tuple[FusedKernel, ...] = ()
+    """Of a compiled pass, the slowest first; their times are shared among the layers that they came from."""
     warnings: tuple[str, ...] = ()
     """What an expert must know before using the figures."""
     clock: str = ""
@@ -161,7 +165,7 @@ def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated
         rungs=rungs,
         waterfall=_waterfall(rungs, idle_s),
         predicted_busy_s=rungs.calibrated if rungs.calibrated is not None else rungs.executed,
-        predicted_wall_s=_predicted_wall_s(table, spec, prediction),
+        predicted_wall_s=_predicted_wall_s(table, spec, prediction, result.cell.mode),
         noise=noise,
         closure=result.closure,
         ran=result.ran,
@@ -169,6 +173,8 @@ def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated
         inactive=graph.inactive,
         peak_memory_bytes=result.peak_memory_bytes,
         layers=tuple(sorted(layers, key=lambda layer: -layer.measured_s)),
+        mode=result.cell.mode,
+        kernels=_kernels(table, graph),
         warnings=(*table.warnings, *doubts(result), *_doubts(layers, result.closure)),
         clock=result.clock,
         cache_state=result.cache_state,
@@ -285,12 +291,28 @@ def _unattributed_row(seconds: float) -> LayerEfficiency:
     )
 
 
-def _predicted_wall_s(table: OpTimesTable, spec: HardwareSpec, prediction: str | None) -> float | None:
-    """The host model over the predicted device times; None without a prediction or a host figure."""
+def _predicted_wall_s(table: OpTimesTable, spec: HardwareSpec, prediction: str | None, mode: Mode) -> float | None:
+    """The host model over the predicted device times; None without a prediction or a host figure.
+
+    Of a CUDA graph the host issues one launch, which the device does not wait for: its wall is the device's time. Of a
+    compiled pass it issues kernels.
+    """
     if prediction is None or spec.measured is None or spec.kind == "other":
         return None
+    if mode.endswith("cuda-graph"):
+        return table.total(prediction)
     with_laws = prediction == "calibrated"
-    return pass_wall_s(table.rungs[prediction], table.count, spec, spec.measured, with_laws=with_laws)
+    if table.compiled is not None:
+        time_s, count = table.compiled.predicted_s, table.compiled.count
+    else:
+        time_s, count = table.rungs[prediction], table.count
+    return pass_wall_s(time_s, count, spec, spec.measured, with_laws=with_laws)
+
+
+def _kernels(table: OpTimesTable, graph: OpGraph) -> tuple[FusedKernel, ...]:
+    if table.compiled is None:
+        return ()
+    return table.compiled.alike([layer_kind(op.path) for op in graph.ops], [str(op.kind) for op in graph.ops])
 
 
 def _half_range(values: Sequence[float]) -> float:

@@ -10,6 +10,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate.kernel_times import KernelTable
 from profiler.record.run import CellResult
 from roofline.hardware import HardwareSpec
 from roofline.law_prices import LawPrices, law_prices
@@ -37,6 +38,8 @@ class OpTimesTable:
     """What the executed graph waits for, at the measured peaks, or the datasheet's if there are none."""
     kernels: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...]
+    compiled: KernelTable | None = None
+    """The kernels of a compiled pass, whose shares `rungs` then holds."""
 
     @classmethod
     def of(
@@ -44,6 +47,8 @@ class OpTimesTable:
     ) -> "OpTimesTable":
         """Join a measurement to its graph. Raises ValueError where they do not belong together."""
         size = len(graph.ops)
+        if result.kernels:
+            return cls._of_kernels(KernelTable.of(result, graph, spec), graph, spec)
         by_op = {times.op: times for times in result.ops}
         if len(by_op) != len(result.ops) or any(not 0 <= op < size for op in by_op):
             raise ValueError(f"{result.cell.key}: what was measured is not its graph of {size}; measure it again")
@@ -74,6 +79,27 @@ class OpTimesTable:
             warnings=(*_unmeasured(graph, set(by_op)), *_unpriced(graph, spec), *_unlawful(graph, laws)),
         )
 
+    @classmethod
+    def _of_kernels(cls, table: KernelTable, graph: OpGraph, spec: HardwareSpec) -> "OpTimesTable":
+        """A compiled pass: what was executed is its kernels, and laws price those that are one operation."""
+        prepared, unknown = Prepared(graph), np.full(len(graph.ops), np.nan)
+        waits = price(prepared, peaks) if (peaks := spec.measured or spec.datasheet) else None
+        return cls(
+            count=np.array([op.count for op in graph.ops], dtype=float),
+            gap_s=table.gap_s,
+            rungs={
+                "ideal": price_fused(prepared, spec.datasheet).time_s if spec.datasheet else unknown,
+                "achieved": price_fused(prepared, spec.measured).time_s if spec.measured else unknown,
+                "executed": table.executed_s if spec.measured else unknown,
+                "calibrated": table.calibrated_s,
+                "measured": table.measured_s,
+            },
+            bound=waits.bound if waits else (UNKNOWN,) * len(graph.ops),
+            kernels=table.labels,
+            warnings=(*_uncompiled(graph, table), *_unpriced(graph, spec)),
+            compiled=table,
+        )
+
     @property
     def measured_s(self) -> Array:
         return self.rungs["measured"]
@@ -99,6 +125,17 @@ def _unmeasured(graph: OpGraph, measured: set[int]) -> list[str]:
         return []
     first = missing[0]
     return [f"{len(missing)} operations were not measured and count as 0 s, the first: {first.path} {first.name}"]
+
+
+def _uncompiled(graph: OpGraph, table: KernelTable) -> list[str]:
+    missing = sorted(set(range(len(graph.ops))) - {op for ops in table.members for op in ops})
+    if not missing:
+        return []
+    first = graph.ops[missing[0]]
+    return [
+        f"{len(missing)} operations are in no compiled kernel, the compiler left them out, and count as 0 s, "
+        f"the first: {first.path or 'the model'} {first.name}"
+    ]
 
 
 def _unlawful(graph: OpGraph, laws: LawPrices | None) -> list[str]:

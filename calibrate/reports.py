@@ -62,7 +62,8 @@ def _report(folder: RunFolder, result: CellResult, spec: HardwareSpec) -> PassRe
         graph = folder.read_graph(result.graph)
     except RequestError as error:
         return result.model_copy(update={"status": "failed", "reason": str(error)})
-    if any(not 0 <= times.op < len(graph.ops) for times in result.ops):
+    measured = [*(times.op for times in result.ops), *(op for kernel in result.kernels for op in kernel.ops)]
+    if any(not 0 <= op < len(graph.ops) for op in measured):
         reason = (
             f"{folder.path / result.graph} is not the graph that was measured; restore it, or measure its cell again: "
             f"python -m profiler run --resume {folder.path}"
@@ -96,6 +97,7 @@ def document(folder: RunFolder, reports: Sequence[PassReport], failed: Sequence[
                 "model": result.cell.model,
                 "phase": result.cell.workload.phase,
                 **result.cell.workload.model_dump(mode="json"),
+                "mode": result.cell.mode,
                 "status": result.status,
                 "reason": result.reason,
             }

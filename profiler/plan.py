@@ -5,6 +5,7 @@ Example: ``plan(["gpt2"], torch.device("cpu"), Shapes(phases=("decode",), contex
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -17,7 +18,8 @@ from profiler.models.scale import scale
 from profiler.models.trace import trace
 from profiler.models.truncate import truncate
 from profiler.models.weights import build_meta, require_weights
-from profiler.record.run import Cell
+from profiler.record.errors import RequestError
+from profiler.record.run import Cell, Mode
 from roofline.op import OpGraph
 from roofline.workload import Phase, Workload
 
@@ -66,14 +68,16 @@ class Choices:
     layers: int | None = None
     weights: Literal["random", "pretrained"] = "random"
     trust_remote_code: bool = False
+    mode: Mode = "eager"
 
 
 def plan(models: Sequence[str], device: torch.device, shapes: Shapes, choices: Choices) -> tuple[Cell, ...]:
     """One cell for each model, dtype and workload, in that order.
 
     Raises RequestError: unknown model, a device, dtype or implementation that cannot be had, a length beyond the
-    model's, a number of layers that it does not have.
+    model's, a number of layers that it does not have, a mode that the device has not.
     """
+    check_mode(choices.mode, device)
     cells: list[Cell] = []
     for name in models or [DEFAULT_MODEL[device.type]]:
         resolved = resolve(name, trust_remote_code=choices.trust_remote_code)
@@ -90,10 +94,29 @@ def plan(models: Sequence[str], device: torch.device, shapes: Shapes, choices: C
                         cache=choices.cache,
                         layers=choices.layers if config is not resolved.config else None,
                         weights=choices.weights,
+                        mode=choices.mode,
                     )
                 )
         _check_model(resolved, config, shapes.workloads(dtype), choices)
     return tuple(dict.fromkeys(cells))
+
+
+def check_mode(mode: Mode, device: torch.device) -> None:
+    """Raise RequestError where passes cannot run so here: CUDA graphs are of CUDA; inductor needs a compiler."""
+    if mode.endswith("cuda-graph") and device.type != "cuda":
+        raise RequestError(f"--cuda-graph needs a CUDA device, this is {device}; leave it out, or use --device cuda")
+    if not mode.startswith("compile"):
+        return
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            raise RequestError("--compile needs a C++ compiler here; install g++, or leave --compile out") from None
+    elif find_spec("triton") is None:
+        raise RequestError("--compile needs Triton on a GPU; install triton, or leave --compile out")
 
 
 def _check_model(

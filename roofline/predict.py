@@ -63,13 +63,13 @@ def price_fused(graph: OpGraph | Prepared, peaks: Peaks, state: CacheState = "in
     bound = [""] * len(weights)
     for group, total, waits_for in zip(prepared.groups, groups.time_s.tolist(), groups.bound, strict=True):
         members = list(group.ops)
-        time_s[members] = _shares(weights[members].tolist(), total)
+        time_s[members] = shares(weights[members].tolist(), total)
         for i in members:
             bound[i] = waits_for
     return Priced(time_s=time_s, bound=tuple(bound))
 
 
-def _shares(weights: Sequence[float], total: float) -> list[float]:
+def shares(weights: Sequence[float], total: float) -> list[float]:
     """`total` in proportion to the weights, equally if all are 0; NaN for all if any weight is not known."""
     whole = sum(weights)
     return [total * weight / whole if whole != 0 else total / len(weights) for weight in weights]

@@ -74,8 +74,8 @@ def _cell(result: CellResult) -> Iterator[str]:
         yield f"{result.status}: {result.reason}"
     if result.closure is None:
         yield "no closure"
-    elif result.closure.attributed < LEAST_ATTRIBUTED:
-        yield f"{result.closure.attributed:.2%} of device time attributed, not {LEAST_ATTRIBUTED:.0%}"
+    elif result.closure.attributed < LEAST_ATTRIBUTED[result.cell.mode]:
+        yield f"{result.closure.attributed:.2%} of device time attributed, not {LEAST_ATTRIBUTED[result.cell.mode]:.0%}"
     elif abs(result.closure.spans_plus_gaps - 1) > SPANS_WITHIN:
         yield f"spans + gaps are {result.closure.spans_plus_gaps:.2%} of the profiled wall"
 

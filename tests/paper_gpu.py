@@ -15,7 +15,7 @@ from torch import nn
 from profiler.attribution.spans import PASS, touches_data
 from profiler.attribution.timeline import DeviceEvent, HostEvent, Launch, LaunchKind, Timeline
 from profiler.models.inputs import PassInputs
-from profiler.timing.passes import Runner
+from profiler.timing.runner import Runner
 
 STREAM = 7
 KERNEL_S = 2e-7

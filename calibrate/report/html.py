@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 
 from calibrate.efficiency import PassReport
-from calibrate.report import charts, markup, peaks, tables, wording
+from calibrate.report import charts, compiled, markup, peaks, tables, wording
 from calibrate.report.markup import Cell
 from calibrate.report.units import UNKNOWN, number, percent, seconds
 from profiler.record.run import CellResult, Run
@@ -107,6 +107,7 @@ def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> str:
                 markup.chart(charts.layer_chart(report), f"layers-{i}"),
             ),
             markup.card(f"All {len(report.layers)} layer kinds", _layers(report)),
+            _compiled(report),
             markup.details("Waterfall of each layer kind", _layer_waterfalls(report)),
             markup.listed(
                 f"{len(report.differences)} differences between the meta trace and what the device ran",
@@ -150,6 +151,24 @@ def _kernels(row: tables.LayerRow) -> Cell:
     names = escape(", ".join(row.kernels) or UNKNOWN)
     more = f" and {len(row.kernels) - 1} more" if len(row.kernels) > 1 else ""
     return escape(row.kernels[0] if row.kernels else UNKNOWN) + more, f' class="kernels" title="{names}"'
+
+
+def _compiled(report: PassReport) -> str:
+    """Of a compiled pass."""
+    if not report.kernels:
+        return ""
+    rows = []
+    for kernel in report.kernels:
+        name, modules, count, time, share, predicted = compiled.cells(kernel, report)
+        rows.append([
+            markup.plain(name),
+            markup.plain(modules),
+            markup.figure(count, kernel.count),
+            markup.figure(time, kernel.measured_s),
+            markup.figure(share, kernel.measured_s),
+            markup.figure(predicted, kernel.predicted_s),
+        ])  # fmt: skip
+    return markup.card(compiled.TITLE, markup.table(compiled.HEADER, rows, left=(0, 1)))
 
 
 def _waterfall(report: PassReport) -> str:

@@ -8,7 +8,7 @@ Example: ``Path("report.md").write_text(render(reports, run, spec, failed), enco
 from collections.abc import Sequence
 
 from calibrate.efficiency import PassReport
-from calibrate.report import marks, peaks, tables, wording
+from calibrate.report import compiled, marks, peaks, tables, wording
 from calibrate.report.units import UNKNOWN, number, percent, seconds
 from calibrate.report.wording import Fact
 from profiler.record.run import CellResult, Run
@@ -73,6 +73,7 @@ def _pass(report: PassReport, run: Run, spec: HardwareSpec) -> list[str]:
         "\n".join(f"- {marks.text(line)}" for line in lines),
         "### Layer kinds",
         _layers(report),
+        *_kernels(report),
         "### Waterfall",
         _waterfall(report),
         "### Where the time of each layer kind goes",
@@ -102,6 +103,16 @@ def _layers(report: PassReport) -> str:
     total = tables.busy_row(report)
     cells.append(["**busy**", *(marks.text(column.cell(total)) for column in columns[1:]), ""])
     return marks.table(header, align, cells)
+
+
+def _kernels(report: PassReport) -> list[str]:
+    if not report.kernels:
+        return []
+    rows = [
+        [marks.code(name), marks.code(modules), *map(marks.text, figures)]
+        for name, modules, *figures in (compiled.cells(kernel, report) for kernel in report.kernels)
+    ]
+    return [f"### {compiled.TITLE}", marks.table(compiled.HEADER, compiled.ALIGN, rows)]
 
 
 def _waterfall(report: PassReport) -> str:

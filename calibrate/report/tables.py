@@ -187,6 +187,21 @@ def busy_row(report: PassReport) -> LayerRow:
     )
 
 
+def fold_modules(modules: Sequence[str]) -> str:
+    """Paths of one kernel in a line, each without the beginning that it shares with the one before.
+
+    ``fold_modules(["layers.*.mlp.up", "layers.*.mlp.act", "layers.*"]) == "layers.*.mlp.up + …act + layers.*"``
+    """
+    words: list[str] = []
+    before: list[str] = []
+    for module in modules:
+        parts = (module or "(model)").split(".")
+        same = next((i for i, pair in enumerate(zip(before, parts, strict=False)) if pair[0] != pair[1]), 0)
+        words.append(("…" if same else "") + ".".join(parts[same:]))
+        before = parts
+    return " + ".join(words)
+
+
 def ideal_total_s(report: PassReport) -> float | None:
     """The pass at the peaks that `ideal` uses, in seconds."""
     return {"datasheet": report.rungs.ideal, "achieved": report.rungs.achieved}.get(report.ideal_peaks or "")

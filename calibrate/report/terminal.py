@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from calibrate.efficiency import PassReport
-from calibrate.report import peaks, tables, wording
+from calibrate.report import compiled, peaks, tables, wording
 from calibrate.report.grid import GAP, characters, grid, needed, rule, say
 from calibrate.report.units import UNKNOWN, aligned, percent, seconds
 from calibrate.report.wording import Fact
@@ -130,6 +130,7 @@ def _pass(report: PassReport, run: Run, spec: HardwareSpec, console: Console) ->
     console.print()
     _layers(report, console)
     console.print()
+    _kernels(report, console)
     _waterfall(report, console)
     console.print()
     _closure(wording.closure(report, run.environment.device_kind), console)
@@ -154,6 +155,33 @@ def _layers(report: PassReport, console: Console) -> None:
         marked=[row.above_one for row in rows],
         rule_before_last=True,
     )
+
+
+def _kernels(report: PassReport, console: Console) -> None:
+    """Of a compiled pass; names and modules lose their middle where the console is narrow."""
+    rows = [compiled.cells(kernel, report) for kernel in compiled.shown(report)]
+    if not rows:
+        return
+    columns = [
+        (header, list(texts) if align == "l" else aligned(list(texts)), "cyan" if i == 0 else "", align == "l")
+        for i, (header, align, texts) in enumerate(
+            zip(compiled.HEADER, compiled.ALIGN, zip(*rows, strict=True), strict=True)
+        )
+    ]
+    for room in (0, 1):  # the wider of the two texts gives way first
+        spare = console.width - needed(columns)
+        if spare >= 0:
+            break
+        header, texts, style, text = columns[1 - room]
+        width = max(NARROWEST_PATH, characters(header, texts) + spare)
+        columns[1 - room] = (
+            header,
+            [each if len(each) <= width else f"{each[: width - 1]}…" for each in texts],
+            style,
+            text,
+        )
+    grid(console, columns, shrink=0)
+    console.print()
 
 
 def _waterfall(report: PassReport, console: Console) -> None:

@@ -6,7 +6,8 @@ names the host event that launched it, and that event's start is taken. Several 
 What fits no operation is kept with its name and its reason, never dropped: Σ operations + unattributed + gaps + tail =
 wall, by construction of `overlap`.
 
-Synchronise the device before and after the window. CUDA graphs are refused: one launch stands for many kernels.
+Synchronise the device before and after the window. CUDA graphs are refused: one launch stands for many kernels, which
+`profiler.attribution.replay` gives to operations by their order.
 
 Example: ``done = join(timeline, (t0, t1), spans); problems = check(done)``
 """
@@ -17,9 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-
-from profiler.attribution.overlap import idle, shares
+from profiler.attribution.shared import OpDevice, Unattributed, give
 from profiler.attribution.timeline import DeviceEvent, HostEvent, Launch, Timeline
 
 CLOCK_SKEW_S = 1e-4
@@ -39,29 +38,6 @@ class OpSpan:
     start_s: float
     end_s: float
     tid: int
-
-
-@dataclass(frozen=True, slots=True)
-class OpDevice:
-    """What the device did for one operation."""
-
-    index: int
-    device_s: float
-    """Each instant shared equally among the events that run in it."""
-    gap_s: float
-    """Device idle directly before the operation's kernels: before its first one, and between them."""
-    kernels: tuple[str, ...]
-    """Kernels, copies and memsets, in the order they ran; empty for an operation without device work."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unattributed:
-    """Device work that belongs to no operation."""
-
-    name: str
-    device_s: float
-    gap_s: float
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +70,10 @@ class DeviceJoin:
     """Device events that claim to have begun before their launch."""
     late_s: float
     """How long the device still worked after the window."""
+    events: tuple[DeviceEvent, ...] = ()
+    """All that ran, in the order in which it began."""
+    owners: tuple[int | None, ...] = ()
+    """Position of the operation that each event belongs to; None where it belongs to none."""
 
     @property
     def device_s(self) -> float:
@@ -129,41 +109,21 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
     if len(devices := sorted({e.device for e in events})) > 1:
         raise ValueError(f"work on devices {devices}: one device at a time; hide the others with CUDA_VISIBLE_DEVICES")
 
-    # An outsider counts with what lies in the window; a launch's own event counts to its end.
-    ends = np.array([e.end_s if e.correlation in inside else min(e.end_s, window[1]) for e in events])
-    ends = np.maximum(ends, window[0])
-    starts = np.clip(np.array([e.start_s for e in events]), window[0], ends)
-    end_s = max(window[1], float(ends.max(initial=window[1])))
-    device_s = shares(starts, ends)
-    gaps = idle(starts, ends, (window[0], end_s))
-
-    per_op: dict[int, list[int]] = defaultdict(list)
-    unattributed: list[Unattributed] = []
-    for i, event in enumerate(events):
-        launch = launched.get(event.correlation) if event.correlation is not None else None
-        position, reason = owners.find(event, launch, inside, window)
-        if position is None:
-            unattributed.append(Unattributed(event.name, float(device_s[i]), float(gaps.before_s[i]), reason))
-        else:
-            per_op[position].append(i)
+    found = [
+        owners.find(event, launched.get(event.correlation) if event.correlation is not None else None, inside, window)
+        for event in events
+    ]
+    given = give(events, found, [span.index for span in operations], window, inside)
     seen = {e.correlation for e in events}
     without = [e for e in events if e.correlation not in launched]
     unrecorded = tuple(e for e in without if owners.called(e, window) is not None)
     kinds = Counter(launch.kind for launch in in_window)
     kinds.update("kernel" if e.kind == "kernel" else "memory" for e in unrecorded)
     return DeviceJoin(
-        ops=tuple(
-            OpDevice(
-                span.index,
-                float(device_s[per_op[i]].sum()),
-                float(gaps.before_s[per_op[i]].sum()),
-                tuple(events[k].name for k in per_op[i]),
-            )
-            for i, span in enumerate(operations)
-        ),
-        unattributed=tuple(unattributed),
-        tail_gap_s=gaps.tail_s,
-        wall_s=end_s - window[0],
+        ops=given.ops,
+        unattributed=given.unattributed,
+        tail_gap_s=given.tail_gap_s,
+        wall_s=given.end_s - window[0],
         kernels=sum(e.kind == "kernel" for e in events),
         launches=kinds["kernel"],
         memory_operations=sum(e.kind != "kernel" for e in events),
@@ -177,7 +137,9 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
             if e.correlation is not None and e.correlation in launched
             and e.start_s < launched[e.correlation].start_s - CLOCK_SKEW_S
         ),
-        late_s=end_s - window[1],
+        late_s=given.end_s - window[1],
+        events=tuple(events),
+        owners=tuple(position for position, _ in found),
     )  # fmt: skip
 
 

@@ -21,6 +21,9 @@ from profiler.models.operators import EMPTY
 PASS = "roofcal-pass"
 """Name of the range around each profiled pass."""
 
+COMPILED = "roofcal-compiled"
+"""Name of the range around each call of a compiled graph."""
+
 BACKENDS = (
     "aten::_scaled_dot_product",
     "aten::_flash_attention",
@@ -53,10 +56,18 @@ class Executed:
     """Leaf operators that touch data and lie in no operation of the graph."""
 
 
-def executed(host: Sequence[HostEvent], *, names: frozenset[str], window: tuple[float, float], tid: int) -> Executed:
+def executed(
+    host: Sequence[HostEvent],
+    *,
+    names: frozenset[str],
+    window: tuple[float, float],
+    tid: int,
+    within: str | None = None,
+) -> Executed:
     """Operations of the thread `tid` that start within `window` (seconds, host clock), in order.
 
-    `names` are those of the graph's operators; an operator and its in-place form are taken for the same.
+    `names` are those of the graph's operators; an operator and its in-place form are taken for the same. With `within`,
+    only what lies in a range of that name is an operation.
     """
     bases = frozenset(in_place_or_not(name) for name in names)
     events = [e for e in host if e.tid == tid and window[0] <= e.start_s <= window[1] and e.name != PASS]
@@ -65,18 +76,22 @@ def executed(host: Sequence[HostEvent], *, names: frozenset[str], window: tuple[
     strangers: list[HostEvent] = []
     modules: list[tuple[float, str]] = []
     covered = float("-inf")  # end of the operation that later events lie inside of
+    open_until = float("inf") if within is None else float("-inf")
     for event, following in zip(events, [*events[1:], None], strict=True):
         if event.name.startswith(PREFIX):
             while modules and modules[-1][0] <= event.start_s:
                 modules.pop()
             modules.append((event.end_s, event.name.removeprefix(PREFIX)))
             continue
+        if event.name == within:
+            open_until = event.end_s
+            continue
         if event.start_s < covered:
             if ops[-1].backend is None and event.name.startswith(BACKENDS):
                 ops[-1] = replace(ops[-1], backend=event.name)
             continue
         inside = following if following is not None and following.start_s < event.end_s else None
-        if in_place_or_not(event.name) in bases:
+        if event.start_s < open_until and in_place_or_not(event.name) in bases:
             while modules and modules[-1][0] <= event.start_s:
                 modules.pop()
             path = modules[-1][1] if modules else None

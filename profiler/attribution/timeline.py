@@ -94,6 +94,10 @@ class DeviceEvent:
     external_id: int | None = None
     """That of the innermost host event around its launch, of which kineto knows even where it does not record the
     launch itself: of the driver API it keeps cuLaunchKernel and cuLaunchKernelEx alone (CuptiCbidRegistry.cpp)."""
+    grid: tuple[int, ...] | None = None
+    """Blocks of a kernel in x, y, z; None where the trace does not say."""
+    block: tuple[int, ...] | None = None
+    """Threads of a block in x, y, z."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,7 @@ def _device(event: Mapping[str, Any], start_s: float, end_s: float) -> DeviceEve
     return DeviceEvent(
         str(event["name"]), start_s, end_s, int(args.get("stream", event.get("tid"))), int(device),
         int(args.get("correlation") or 0) or None, _DEVICE[event["cat"]], _external(event),
+        *(tuple(map(int, args[name])) if name in args else None for name in ("grid", "block")),
     )  # fmt: skip
 
 

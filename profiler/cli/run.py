@@ -17,13 +17,14 @@ from profiler.cli.measured import measured_spec
 from profiler.cli.output import console, print_json, stdout_to_stderr_if
 from profiler.cli.progress import progress
 from profiler.record.errors import RequestError
-from profiler.record.run import Run, differing
+from profiler.record.run import Mode, Run, differing
 from profiler.record.store import RunFolder
 
 EXAMPLE = """
 Examples:\n
 python -m profiler run\n
 python -m profiler run llama-3.1-8b --prompt 128,2048 --context 1024 --batch 1,16\n
+python -m profiler run llama-3.1-8b --phase decode --cuda-graph\n
 python -m profiler run ./my-model --layers 4 --dtype bfloat16 --json\n
 python -m profiler run --resume results/DEVICE/RUN
 """
@@ -49,6 +50,8 @@ def run(
     experts: Annotated[str, typer.Option(help="Experts implementation, as grouped_mm or eager.")] = "default",
     cache: Annotated[str, typer.Option(help="dynamic or static.")] = "dynamic",
     weights: Annotated[str, typer.Option(help="random or pretrained.")] = "random",
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the model with torch.compile.")] = False,
+    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Replay each pass from a CUDA graph.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run a model's own code.")] = False,
     seconds: Annotated[
         float | None, typer.Option(help="Seconds of passes for each cell; 10, or 3 with --quick.", min=0.1)
@@ -100,12 +103,20 @@ def run(
             layers=layers,
             weights=_words("--weights", weights, ("random", "pretrained"))[0],  # type: ignore[arg-type]
             trust_remote_code=trust_remote_code,
+            mode=_mode(compiled, cuda_graph),
         )
         folder, done = _new(models or [], shapes, choices, options, out, name, hardware), frozenset()
     with folder:
         with stdout_to_stderr_if(as_json):
             _measure(folder, done)
         raise typer.Exit(_show(folder, as_json))
+
+
+def _mode(compiled: bool, cuda_graph: bool) -> Mode:
+    """Of both, the compiled model is captured."""
+    if compiled:
+        return "compile-cuda-graph" if cuda_graph else "compile"
+    return "cuda-graph" if cuda_graph else "eager"
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

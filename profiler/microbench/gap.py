@@ -16,7 +16,7 @@ from profiler.microbench.host import CONTEXT, Step
 from profiler.microbench.probe import Inside, operation_times
 from profiler.models.trace import trace
 from profiler.record.measurement import quantile_of
-from profiler.timing.passes import Runner
+from profiler.timing.runner import Runner
 from roofline.hardware import Figure
 from roofline.workload import Workload
 

@@ -24,7 +24,7 @@ from profiler.microbench.probe_kernels import kernel_of
 from profiler.models.trace import trace
 from profiler.record.errors import InvalidMeasurement
 from profiler.record.kernel_shape import KernelShape
-from profiler.timing.passes import Runner
+from profiler.timing.runner import Runner
 from profiler.timing.samples import DeviceKind, sample
 from roofline.op import OpGraph
 from roofline.workload import Workload

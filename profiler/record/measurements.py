@@ -1,13 +1,15 @@
 """measurements.parquet: a row per measurement with its raw samples, and all that is needed to have the results back.
 
 One row is one thing timed in one cell; `op`, `path`, `name`, `kind`, `count` and `kernels` are null where `what` is not
-about one operation. What a `CellResult` holds besides samples (status, closure, what really ran) is kept as JSON under
-the key `roofcal` of the file's own metadata, so that ``read(write(results)) == results``.
+about one operation or kernel. What a `CellResult` holds besides samples (status, closure, what really ran) is kept as
+JSON under the key `roofcal` of the file's own metadata, so that ``read(write(results)) == results``.
 
 | what | samples, seconds |
 |---|---|
 | device | time on the device of one operation |
 | gap | idle before it |
+| kernel | time on the device of one kernel of a compiled pass; `path` names all modules that it came from |
+| kernel_gap | idle before it |
 | wall | unprofiled passes |
 | profiled_wall | profiled passes |
 | tail | idle after the last operation |
@@ -29,7 +31,7 @@ import pyarrow.parquet as pq
 
 from profiler.record.errors import RequestError
 from profiler.record.files import replacing
-from profiler.record.run import RUN_SCHEMA, CellResult, OpTimes, Run
+from profiler.record.run import RUN_SCHEMA, Cell, CellResult, OpTimes, Run
 from roofline.op import OpGraph
 
 METADATA_KEY = b"roofcal"
@@ -74,7 +76,9 @@ def write(path: Path, run: Run, results: Sequence[CellResult], graphs: Mapping[s
     Raises ValueError where a measured operation is not in its graph, RequestError where the file cannot be written.
     """
     rows = [row for result in results for row in _rows(run, result, graphs)]
-    heads = [result.model_dump(mode="json", exclude={"ops", *WHOLE_PASS.values()}) for result in results]
+    samples: dict[str, Any] = dict.fromkeys(("ops", *WHOLE_PASS.values()), True)
+    samples["kernels"] = {"__all__": {"device_s", "gap_s"}}
+    heads = [result.model_dump(mode="json", exclude=samples) for result in results]
     metadata = {METADATA_KEY: json.dumps({"schema_version": RUN_SCHEMA, "cells": heads}, allow_nan=False).encode()}
     table = pa.Table.from_pylist(rows, schema=COLUMNS.with_metadata(metadata))
     with replacing(path) as partial:
@@ -102,20 +106,26 @@ def _rows(run: Run, result: CellResult, graphs: Mapping[str, OpGraph]) -> list[d
         if (samples := getattr(result, field))
     ]
     for times in result.ops:
-        about = {**shared, **_operation(result, times, graphs)}
+        about = {**shared, **_operation(result, times.op, graphs)}
         rows.append({**about, "what": "device", "kernels": times.kernels, "samples": times.device_s})
         rows.append({**about, "what": "gap", "samples": times.gap_s})
+    for kernel in result.kernels:
+        members = [_operation(result, op, graphs) for op in kernel.ops]
+        paths = " + ".join(dict.fromkeys(member["path"] or "(model)" for member in members))
+        about = {**shared, "path": paths, "name": kernel.name, "count": members[0]["count"]}
+        rows.append({**about, "what": "kernel", "samples": kernel.device_s})
+        rows.append({**about, "what": "kernel_gap", "samples": kernel.gap_s})
     return rows
 
 
-def _operation(result: CellResult, times: OpTimes, graphs: Mapping[str, OpGraph]) -> dict[str, Any]:
+def _operation(result: CellResult, index: int, graphs: Mapping[str, OpGraph]) -> dict[str, Any]:
     if result.graph is None:
         raise ValueError(f"{result.cell.key} has measured operations but names no graph")
     ops = graphs[result.graph].ops
-    if not 0 <= times.op < len(ops):
-        raise ValueError(f"{result.cell.key} measured operation {times.op}; its graph has {len(ops)}")
-    op = ops[times.op]
-    return {"op": times.op, "path": op.path, "name": op.name, "kind": op.kind.value, "count": op.count}
+    if not 0 <= index < len(ops):
+        raise ValueError(f"{result.cell.key} measured operation {index}; its graph has {len(ops)}")
+    op = ops[index]
+    return {"op": index, "path": op.path, "name": op.name, "kind": op.kind.value, "count": op.count}
 
 
 def read(path: Path) -> list[CellResult]:
@@ -140,12 +150,17 @@ def read(path: Path) -> list[CellResult]:
 
 
 def _result(head: dict[str, Any], rows: Mapping[str, list[dict[str, Any]]]) -> CellResult:
-    own = rows.get(CellResult.model_validate(head).cell.key, [])
-    whole = {WHOLE_PASS[row["what"]]: row["samples"] for row in own if row["op"] is None}
-    device = [row for row in own if row["what"] == "device"]
-    gap = [row for row in own if row["what"] == "gap"]
+    own = rows.get(Cell.model_validate(head["cell"]).key, [])
+    whole = {WHOLE_PASS[row["what"]]: row["samples"] for row in own if row["what"] in WHOLE_PASS}
+    device, gap, kernel, kernel_gap = (
+        [row for row in own if row["what"] == what] for what in ("device", "gap", "kernel", "kernel_gap")
+    )
     ops = [
         OpTimes(op=timed["op"], device_s=timed["samples"], gap_s=idle["samples"], kernels=timed["kernels"])
         for timed, idle in zip(device, gap, strict=True)
     ]
-    return CellResult.model_validate({**head, **whole, "ops": ops})
+    kernels = [
+        {**about, "device_s": timed["samples"], "gap_s": idle["samples"]}
+        for about, timed, idle in zip(head.get("kernels", ()), kernel, kernel_gap, strict=True)
+    ]
+    return CellResult.model_validate({**head, **whole, "ops": ops, "kernels": kernels})

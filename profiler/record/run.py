@@ -12,7 +12,8 @@ from profiler.record.measurement import WarmUp
 from roofline.record import Record
 from roofline.workload import Workload
 
-RUN_SCHEMA = 3
+RUN_SCHEMA = 4
+"""4: modes, and kernels of several operations."""
 METHOD_VERSION = 2
 """Raised whenever the way a time is taken changes, so that runs are not compared across it."""
 
@@ -50,6 +51,10 @@ def differing(then: Environment, now: Environment) -> list[str]:
     return [f"{name} {old}, here {new}" for name, old, new in pairs if old != new]
 
 
+Mode = Literal["eager", "compile", "cuda-graph", "compile-cuda-graph"]
+"""How a model's passes run: operation by operation, compiled by torch.compile, replayed from a CUDA graph, or both."""
+
+
 class Cell(Record):
     """One thing to measure: a model under a workload and its options."""
 
@@ -64,6 +69,15 @@ class Cell(Record):
     layers: int | None = None
     """Repeated layers that run, where not all do."""
     weights: Literal["random", "pretrained"] = "random"
+    mode: Mode = "eager"
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.mode.startswith("compile")
+
+    @property
+    def is_graph(self) -> bool:
+        return self.mode.endswith("cuda-graph")
 
     @property
     def key(self) -> str:
@@ -76,6 +90,7 @@ class Cell(Record):
                 *([self.cache] if self.cache != "dynamic" else []),
                 *([f"l{self.layers}"] if self.layers else []),
                 *([self.weights] if self.weights != "random" else []),
+                *([self.mode] if self.mode != "eager" else []),
             ]
         )
         return f"{model}-{self.workload.key}-{options}"
@@ -92,6 +107,19 @@ class OpTimes(Record):
     """Device idle just before it."""
     kernels: tuple[str, ...] = ()
     """Names of the kernels it became, or of the backend chosen on a CPU."""
+
+
+class KernelTimes(Record):
+    """Measured times of one call of a kernel that a compiler made of several operations, one sample a profiled pass."""
+
+    name: str
+    """As the compiler names it: "triton_poi_fused_add_mul_3", or the operator that it calls."""
+    ops: tuple[int, ...] = Field(min_length=1)
+    """Indices of the operations of the graph that it came from, in order; one may be part of several kernels."""
+    device_s: tuple[float, ...]
+    """As that of an operation."""
+    gap_s: tuple[float, ...]
+    """Device idle just before it."""
 
 
 class Closure(Record):
@@ -125,6 +153,9 @@ class CellResult(Record):
     profiled_wall_s: tuple[float, ...] = ()
     """Profiled passes, each taken next to the unprofiled one of the same position."""
     ops: tuple[OpTimes, ...] = ()
+    """Empty where the pass was compiled."""
+    kernels: tuple[KernelTimes, ...] = ()
+    """Of a compiled pass, in the order of the calls."""
     tail_gap_s: tuple[float, ...] = ()
     """Idle between the last operation and the end of a profiled pass."""
     unattributed_s: tuple[float, ...] = ()

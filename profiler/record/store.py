@@ -161,7 +161,7 @@ class RunFolder:
         from profiler.record import measurements
 
         results = self.results()
-        graphs = {result.graph: self.read_graph(result.graph) for result in results if result.graph and result.ops}
+        graphs = {result.graph: self.read_graph(result.graph) for result in results if result.graph and _timed(result)}
         measurements.write(self._table, self.run, results, graphs)
         self._write_run(self.run.model_copy(update={"finished": datetime.now(UTC).isoformat(timespec="seconds")}))
         self._journal.unlink(missing_ok=True)
@@ -201,6 +201,10 @@ class RunFolder:
     def _require_lock(self) -> None:
         if self._lock is None:
             raise RuntimeError(f"{self.path} was opened to read, or closed; use create or open_for_resume to write")
+
+
+def _timed(result: CellResult) -> bool:
+    return bool(result.ops or result.kernels)
 
 
 def slug(text: str) -> str:

@@ -24,7 +24,9 @@ from profiler.models.weights import implementations
 from profiler.record.errors import InvalidMeasurement, RequestError
 from profiler.record.run import Cell, CellResult
 from profiler.timing.labels import device_labels, other_share
-from profiler.timing.passes import Step, measure
+from profiler.timing.passes import Step, rounds
+from profiler.timing.replayed import ReplayRunner
+from profiler.timing.runner import Runner
 from profiler.timing.samples import PassTimes
 from profiler.timing.watch import Watch, watch_for
 from roofline.op import Kind, OpGraph
@@ -91,8 +93,11 @@ def _measure(
 
     before = gpu_reading(device)
 
+    plain = _runner(cell, loaded, inputs, device, step)
+    runner = ReplayRunner(plain) if cell.is_graph else plain
+
     def attempt(candidate: OpGraph) -> PassTimes:
-        return measure(loaded.model, inputs, candidate, device=device, budget_s=budget_s, step=step, watch=watch)
+        return rounds(runner, candidate, budget_s=budget_s, step=step, watch=watch)
 
     graph, times = on_meta, None
     if on_meta is not None:
@@ -129,16 +134,26 @@ def _measure(
         wall_s=times.wall_s,
         profiled_wall_s=times.profiled_wall_s,
         ops=times.ops,
+        kernels=times.kernels,
         tail_gap_s=times.tail_gap_s,
         unattributed_s=times.unattributed_s,
         unattributed=times.unattributed,
         closure=times.closure,
-        ran=_ran(loaded, cell, inputs, times),
+        ran=_ran(loaded, cell, inputs, times) | plain.facts(),
         differences=explained,
         clock="kernel timeline" if device.type == "cuda" else "profiler spans",
         peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
     return result, graph
+
+
+def _runner(cell: Cell, loaded: Loaded, inputs: PassInputs, device: torch.device, step: Step) -> Runner:
+    if not cell.is_compiled:
+        return Runner(loaded.model, inputs, device)
+    from profiler.timing.compiled import CompiledRunner  # inductor takes seconds to load
+
+    step("compile", 0.05)
+    return CompiledRunner(loaded.model, inputs, device)
 
 
 def _trace_on_meta(
@@ -174,6 +189,7 @@ def _ran(loaded: Loaded, cell: Cell, inputs: PassInputs, times: PassTimes) -> di
         "attention backend": ", ".join(name.removeprefix("aten::") for name in times.backends),
         "cache": inputs.cache_classes(),
         "weights": "; ".join((cell.weights, *loaded.notes)),
+        "mode": cell.mode,
     }
     return {name: value for name, value in found.items() if value}
 

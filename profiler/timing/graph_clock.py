@@ -58,9 +58,12 @@ class GraphClock:
         return self._events.time(captured.replay, 1)
 
 
-def capture(call: Call, repeats: int, device: torch.device) -> torch.cuda.CUDAGraph:
+def capture(
+    call: Call, repeats: int, device: torch.device, instead: str = "time it with CUDA events"
+) -> torch.cuda.CUDAGraph:
     """A graph of `repeats` calls in a row; tensors that they make live as long as the graph.
 
+    `instead`: what to do with a call that cannot be captured, for people.
     Raises NotCapturable, what the call itself raises in warm-up, and torch.OutOfMemoryError.
     """
     handled = sys.exception()
@@ -80,7 +83,7 @@ def capture(call: Call, repeats: int, device: torch.device) -> torch.cuda.CUDAGr
                 raise first from None
             raise NotCapturable(
                 f"not captured in a CUDA graph ({_first_line(first)}): the call waits for the device, or makes the "
-                "host look at data; time it with CUDA events"
+                f"host look at data; {instead}"
             ) from error
     return graph
 

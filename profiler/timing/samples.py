@@ -19,12 +19,13 @@ from typing import Literal
 
 from profiler.attribution.align import SequenceMismatch, differences, in_place_or_not, only_found, sequence
 from profiler.attribution.kernels import DeviceJoin, OpSpan, check, join
-from profiler.attribution.spans import Executed, ExecutedOp, executed, passes
+from profiler.attribution.replay import Reference, join_replay, reference
+from profiler.attribution.spans import COMPILED, Executed, ExecutedOp, executed, passes
 from profiler.attribution.timeline import HostEvent, Timeline
 from profiler.record.conditions import Window
 from profiler.record.errors import InvalidMeasurement
 from profiler.record.measurement import WarmUp
-from profiler.record.run import Closure, OpTimes
+from profiler.record.run import Closure, KernelTimes, OpTimes
 from roofline.op import Kind, OpGraph
 
 FROM_HOST = "Memcpy HtoD"
@@ -49,6 +50,8 @@ class PassTimes:
     """Attention backends that ran."""
     unattributed: tuple[str, ...]
     """Names of the device work that belongs to no operation."""
+    kernels: tuple[KernelTimes, ...] = ()
+    """Of a compiled pass, which has no times of operations."""
     warm_up: WarmUp | None = None
     stop_reason: str = ""
     windows: tuple[Window, ...] = ()
@@ -89,12 +92,37 @@ def check_sequence(timeline: Timeline, graph: OpGraph, kind: DeviceKind) -> tupl
     return tuple(sorted({op.backend or "math" for op, traced in ran if traced.kind == Kind.ATTENTION}))
 
 
-def sample(timeline: Timeline, window: HostEvent, names: Sequence[str], kind: DeviceKind) -> Sample:
-    """Times of one profiled pass without module ranges, whose operations must be `names` in order."""
+def sample(
+    timeline: Timeline, window: HostEvent, names: Sequence[str], kind: DeviceKind, within: str | None = None
+) -> Sample:
+    """Times of one profiled pass without module ranges, whose operations must be `names` in order.
+
+    With `within`, only what lies in a profiler range of that name is an operation.
+    """
     expected = [("", in_place_or_not(name)) for name in names]
     if kind == "cuda":
-        return _device_sample(_device_pass(timeline, window, expected, _without_path)[1])
-    return _host_sample(window, _host_pass(timeline, window, expected, _without_path))
+        return _device_sample(_device_pass(timeline, window, expected, _without_path, within)[1])
+    return _host_sample(window, _host_pass(timeline, window, expected, _without_path, within))
+
+
+def called(timeline: Timeline, window: HostEvent, names: Sequence[str]) -> tuple[str, ...]:
+    """Which of these kernels' host events a compiled pass has, in order, as `sample` compares them."""
+    expected = [("", in_place_or_not(name)) for name in names]
+    return tuple(in_place_or_not(op.name) for op in _executed(timeline, window, expected, COMPILED).ops)
+
+
+def plain_pass(timeline: Timeline, window: HostEvent, names: Sequence[str], within: str | None = None) -> Reference:
+    """A pass on CUDA as the reference of its replays, whose operations must be `names` in order."""
+    expected = [("", in_place_or_not(name)) for name in names]
+    return reference(_device_pass(timeline, window, expected, _without_path, within)[1])
+
+
+def replay_sample(timeline: Timeline, window: HostEvent, plain: Reference) -> Sample:
+    """Times of one replay of a CUDA graph. Raises GraphMismatch where it is not the plain pass."""
+    joined = join_replay(timeline, (window.start_s, window.end_s), plain)
+    if problems := check(joined):
+        raise InvalidMeasurement("; ".join(problems))
+    return _device_sample(joined)
 
 
 def collect(
@@ -136,9 +164,9 @@ def collect(
     )
 
 
-def _executed(timeline: Timeline, window: HostEvent, expected: Sequence[Key]) -> Executed:
+def _executed(timeline: Timeline, window: HostEvent, expected: Sequence[Key], within: str | None = None) -> Executed:
     names = frozenset(name for _, name in expected)
-    return executed(timeline.host, names=names, window=(window.start_s, window.end_s), tid=window.tid)
+    return executed(timeline.host, names=names, window=(window.start_s, window.end_s), tid=window.tid, within=within)
 
 
 def _with_path(op: ExecutedOp) -> Key:
@@ -150,9 +178,13 @@ def _without_path(op: ExecutedOp) -> Key:
 
 
 def _host_pass(
-    timeline: Timeline, window: HostEvent, expected: Sequence[Key], key: Callable[[ExecutedOp], Key]
+    timeline: Timeline,
+    window: HostEvent,
+    expected: Sequence[Key],
+    key: Callable[[ExecutedOp], Key],
+    within: str | None = None,
 ) -> Executed:
-    found = _executed(timeline, window, expected)
+    found = _executed(timeline, window, expected, within)
     if different := differences(expected, [key(op) for op in found.ops]):
         raise SequenceMismatch(different)
     return found
@@ -180,10 +212,14 @@ def _host_sample(window: HostEvent, found: Executed) -> Sample:
 
 
 def _device_pass(
-    timeline: Timeline, window: HostEvent, expected: Sequence[Key], key: Callable[[ExecutedOp], Key]
+    timeline: Timeline,
+    window: HostEvent,
+    expected: Sequence[Key],
+    key: Callable[[ExecutedOp], Key],
+    within: str | None = None,
 ) -> tuple[tuple[ExecutedOp, ...], DeviceJoin]:
     """The traced operations of a pass and what the device did for them, without what only the profiler sees."""
-    found = _executed(timeline, window, expected).ops
+    found = _executed(timeline, window, expected, within).ops
     joined = _join(timeline, window, found)
     idle = {i for i, op in enumerate(joined.ops) if not op.kernels}
     constants = {i for i, op in enumerate(joined.ops) if all(name.startswith(FROM_HOST) for name in op.kernels)}

@@ -12,7 +12,8 @@ from profiler.models.inputs import prepare
 from profiler.models.resolve import resolve
 from profiler.models.trace import trace
 from profiler.models.weights import build, build_meta
-from profiler.timing.passes import PASSES, measure
+from profiler.timing.passes import PASSES, rounds
+from profiler.timing.runner import Runner
 from roofline.workload import Workload
 
 ROUNDS_S = 20.0
@@ -27,16 +28,15 @@ def test_profiled_against_plain_passes(model: str, dtype: str) -> None:
     for query, context in ((1, 128), (128, 0)):
         workload = Workload(batch=1, query_tokens=query, context_tokens=context, dtype=dtype)
         graph = trace(meta, prepare(meta, workload), workload, name=model, target="cpu", options={})
-        times = measure(
-            real, prepare(meta, workload, device="cpu"), graph, device=torch.device("cpu"), budget_s=ROUNDS_S
-        )
-        rounds = [
+        runner = Runner(real, prepare(meta, workload, device="cpu"), torch.device("cpu"))
+        times = rounds(runner, graph, budget_s=ROUNDS_S)
+        ratios = [
             statistics.median(times.profiled_wall_s[i : i + PASSES]) / statistics.median(times.wall_s[i : i + PASSES])
             for i in range(0, len(times.wall_s), PASSES)
         ]
         plain_s, profiled_s = statistics.median(times.wall_s), statistics.median(times.profiled_wall_s)
         print(
             f"\n{model} {workload.key}: plain {plain_s * 1e3:.2f} ms, profiled {profiled_s * 1e3:.2f} ms, "
-            f"ratio {statistics.median(rounds):.4f} (rounds {min(rounds):.3f}–{max(rounds):.3f}), "
+            f"ratio {statistics.median(ratios):.4f} (rounds {min(ratios):.3f}–{max(ratios):.3f}), "
             f"{(profiled_s - plain_s) / len(graph.ops) * 1e6:.2f} µs an operation"
         )

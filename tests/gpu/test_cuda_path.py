@@ -26,7 +26,7 @@ from profiler.models.weights import build, build_meta
 from profiler.record.run import Cell, CellResult
 from profiler.timing.cell import Loaded, measure_cell
 from profiler.timing.clock import CudaClock
-from profiler.timing.passes import Runner
+from profiler.timing.runner import Runner
 from profiler.timing.samples import sample
 from roofline.op import OpGraph
 from roofline.workload import Workload

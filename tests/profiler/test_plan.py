@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from profiler.device import parse_device
-from profiler.plan import Choices, Shapes, plan
+from profiler.plan import Choices, Shapes, check_mode, plan
 from profiler.record.errors import RequestError
 
 CPU = torch.device("cpu")
@@ -54,3 +54,27 @@ def test_cuda_without_a_gpu() -> None:
     with pytest.raises(RequestError, match="use auto, cpu, cuda"):
         parse_device("toaster")
     assert parse_device("auto") == CPU
+
+
+def test_modes_are_refused_where_the_machine_lacks_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RequestError, match="--cuda-graph needs a CUDA device, this is cpu"):
+        check_mode("cuda-graph", CPU)
+    with pytest.raises(RequestError, match="--cuda-graph needs"):
+        check_mode("compile-cuda-graph", CPU)
+    check_mode("cuda-graph", torch.device("cuda"))
+    check_mode("eager", CPU)
+    monkeypatch.setattr("profiler.plan.find_spec", lambda name: None)
+    with pytest.raises(RequestError, match="--compile needs Triton"):
+        check_mode("compile", torch.device("cuda"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiling_on_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder, exc
+
+    def without() -> str:
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", without)
+    with pytest.raises(RequestError, match=r"--compile needs a C\+\+ compiler"):
+        check_mode("compile", CPU)

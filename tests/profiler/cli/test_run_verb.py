@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,29 @@ def test_killed_and_resumed(model: Path, tmp_path: Path) -> None:
     assert [r.cell.key for r in finished.results()] == [c.key for c in finished.run.cells]
     if kept[0].cell.key in sound_before:
         assert finished.results()[0] == kept[0]  # not measured again
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+def test_a_compiled_run_tells_its_mode_and_its_kernels(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*QUICK, "--phase", "decode", "--layers", "1", "--compile", "--out", str(tmp_path), "--json"]
+    process = start(str(model), *options)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode in (0, 3, 4), err
+    document = json.loads(out)
+    (decode,) = document["passes"]
+    assert decode["mode"] == "compile" and decode["ran"]["mode"] == "compile"
+    assert decode["attributed"] >= 0.97
+    fused = next(one for one in decode["kernels"] if "silu" in one["name"])
+    assert fused["modules"] == ["model.layers.*.mlp.act_fn", "model.layers.*.mlp"] and fused["count"] == 2
+    assert sum(layer["measured_s"] for layer in decode["layers"]) == pytest.approx(decode["busy_s"])
+    folder = Path(document["run"])
+    assert all(cell.key.endswith("-l1-compile") for cell in RunFolder.open(folder).run.cells)
+    (result,) = RunFolder.open(folder).results()
+    assert main(["show", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["passes"][0]["kernels"] == decode["kernels"]
+    assert result.kernels and not result.ops
 
 
 def test_another_machine_does_not_go_on(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,6 +253,8 @@ def test_what_does_not_fit_fails_and_the_rest_goes_on(
         (["gpt2", "--weights", "mine"], "takes random, pretrained"),
         (["gpt2", "--layers", "99"], "1 to 12"),
         (["gpt2", "--device", "toaster"], "use auto, cpu, cuda"),
+        (["gpt2", "--device", "cpu", "--cuda-graph"], "--cuda-graph needs a CUDA device"),
+        (["gpt2", "--device", "cpu", "--compile", "--cuda-graph"], "--cuda-graph needs a CUDA device"),
         (["gpt2", "--hardware", "nowhere.json"], "cannot read nowhere.json"),
         (["gpt2", "--hardware", "nvidia-h100-sxm"], "holds nothing measured"),
         (["--resume", "nowhere"], "no run folder at nowhere"),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import get_args
 
 import duckdb
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pytest
 
 from profiler.record import measurements
 from profiler.record.errors import RequestError
-from profiler.record.run import RUN_SCHEMA, Cell, CellResult, Run
+from profiler.record.run import RUN_SCHEMA, Cell, CellResult, KernelTimes, Mode, Run
 from profiler.record.store import RunFolder, slug
 from roofline.hardware import HardwareSpec
 from roofline.op import OpGraph
@@ -336,3 +337,31 @@ def test_run_json_is_readable_by_people(tmp_path: Path, run: Run) -> None:
         text = (folder.path / "run.json").read_text()
     assert text.count("\n") > 10
     assert json.loads(text)["schema_version"] == RUN_SCHEMA
+
+
+def test_kernels_of_a_compiled_pass_survive_finishing(
+    tmp_path: Path, run: Run, result: CellResult, graph: OpGraph
+) -> None:
+    cell = result.cell.model_copy(update={"mode": "compile"})
+    kernels = (
+        KernelTimes(name="triton_poi_0", ops=(0, 1), device_s=(1e-6, 2e-6), gap_s=(0.0, 1e-7)),
+        KernelTimes(name="aten::mm", ops=(0,), device_s=(3e-6, 4e-6), gap_s=(0.0, 0.0)),
+    )
+    compiled = result.model_copy(
+        update={"cell": cell, "graph": f"graphs/{cell.key}.json", "ops": (), "kernels": kernels}
+    )
+    with RunFolder.create(tmp_path, run) as folder:
+        for one in (result, compiled):
+            folder.write_graph(one.cell, graph)
+            folder.append(one)
+        folder.finish()
+    assert RunFolder.open(folder.path).results() == [result, compiled]
+    found = duckdb.sql(
+        f"SELECT path, name, len(samples) FROM read_parquet('{folder.path}/measurements.parquet') WHERE what = 'kernel'"
+    ).fetchall()
+    assert found == [("lin + (model)", "triton_poi_0", 2), ("lin", "aten::mm", 2)]
+
+
+def test_cells_of_different_modes_have_keys_of_their_own(cell: Cell) -> None:
+    keys = {cell.model_copy(update={"mode": mode}).key for mode in get_args(Mode)}
+    assert len(keys) == 4 and cell.key in keys and f"{cell.key}-cuda-graph" in keys

@@ -13,7 +13,8 @@ from profiler.models.weights import build, build_meta
 from profiler.record.errors import InvalidMeasurement
 from profiler.record.run import Cell
 from profiler.timing.cell import Loaded, measure_cell
-from profiler.timing.passes import PASSES, ROUNDS, measure
+from profiler.timing.passes import PASSES, ROUNDS, rounds
+from profiler.timing.runner import Runner
 from profiler.timing.samples import PassTimes
 from roofline.op import Kind
 from roofline.workload import Workload
@@ -56,10 +57,10 @@ def test_a_graph_of_other_operations_is_refused() -> None:
     graph = trace(ready.meta, prepare(ready.meta, DECODE), DECODE, name="llama", target="cpu", options={})
     wrong = graph.model_copy(update={"ops": graph.ops[:-1]})
     with pytest.raises(SequenceMismatch, match="device only: aten::mm in lm_head"):
-        measure(ready.model, inputs, wrong, device=CPU, budget_s=0.01)
+        rounds(Runner(ready.model, inputs, CPU), wrong, budget_s=0.01)
     moved = [op.model_copy(update={"path": "elsewhere"}) if op.path == "lm_head" else op for op in graph.ops]
     with pytest.raises(SequenceMismatch, match="traced only: aten::mm in elsewhere"):
-        measure(ready.model, inputs, graph.model_copy(update={"ops": tuple(moved)}), device=CPU, budget_s=0.01)
+        rounds(Runner(ready.model, inputs, CPU), graph.model_copy(update={"ops": tuple(moved)}), budget_s=0.01)
 
 
 def test_what_the_device_runs_beyond_the_meta_trace_is_explained() -> None:
@@ -114,7 +115,7 @@ def test_logits_that_are_not_finite_make_no_times() -> None:
     assert (result.status, graph, result.wall_s) == ("invalid", None, ())
     assert result.reason is not None and "not finite" in result.reason
     with pytest.raises(InvalidMeasurement):
-        measure(ready.model, prepare(ready.meta, DECODE, device="cpu"), _graph(ready), device=CPU, budget_s=0.01)
+        rounds(Runner(ready.model, prepare(ready.meta, DECODE, device="cpu"), CPU), _graph(ready), budget_s=0.01)
 
 
 def _graph(ready: Loaded):  # type: ignore[no-untyped-def]
@@ -133,7 +134,7 @@ def test_the_state_is_the_same_before_each_pass() -> None:
     ready = loaded("mamba")
     inputs = prepare(ready.meta, DECODE, device="cpu")
     before = {(layer, name): t.clone() for layer, name, t in inputs.cache_tensors()}
-    times = measure(ready.model, inputs, _graph(ready), device=CPU, budget_s=0.01)
+    times = rounds(Runner(ready.model, inputs, CPU), _graph(ready), budget_s=0.01)
     assert isinstance(times, PassTimes)
     for layer, name, tensor in inputs.cache_tensors():
         assert torch.equal(tensor, before[layer, name])
