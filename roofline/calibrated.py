@@ -177,7 +177,8 @@ class CalibratedLaw(Record):
             for name, extent in self.domain.items()
             if name in dims
         ]
-        return np.logical_or.reduce(beyond) if beyond else np.zeros(0, dtype=bool)
+        rows = len(next(iter(dims.values()), ()))
+        return np.logical_or.reduce(beyond) if beyond else np.zeros(rows, dtype=bool)
 
     def _corrected(self, dims: "Dims", facts: "Facts") -> "Corrected":
         """What prices kernels of these sizes, once it is known to be able to."""

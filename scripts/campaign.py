@@ -45,6 +45,7 @@ class Part:
 
     name: str
     arguments: tuple[str, ...]
+    """"{run}" in them is the run folder of the part `on`, "{out}" the campaign's own."""
     estimate_s: float
     """On the device that the campaign is for."""
     keeps_run: bool = True
@@ -53,6 +54,8 @@ class Part:
     """Why it cannot run here; None where it can."""
     uses: str | None = None
     """Part whose spec.json, where there is one, stands for measuring the device again (`--hardware`)."""
+    on: str | None = None
+    """Part whose run it works on; without that run it is skipped."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class Campaign:
             needed_s = part.estimate_s * self.factor()
             if part.unless is not None:
                 self._skip(part, part.unless)
+            elif part.on is not None and self._run_of(part.on) is None:
+                self._skip(part, f"{part.on} has left no run to work on")
             elif needed_s > left_s:
                 self._skip(part, f"needs some {needed_s:.0f} s, {max(0.0, left_s):.0f} s are left")
             else:
@@ -142,11 +147,16 @@ class Campaign:
             return [*PROFILER, part.arguments[0], "--resume", str(resumed), "--json"]
         named = ["--out", str(self.out / "runs"), "--name", part.name] if part.keeps_run else []
         spec = self._spec(part.uses) if part.uses else None
-        return [*PROFILER, *part.arguments, *(["--hardware", str(spec)] if spec else []), *named, "--json"]
+        places = {"out": self.out, "run": self._run_of(part.on) if part.on else None}
+        arguments = [argument.format(**places) for argument in part.arguments]
+        return [*PROFILER, *arguments, *(["--hardware", str(spec)] if spec else []), *named, "--json"]
 
     def _spec(self, name: str) -> Path | None:
-        run = self.folder(next(part for part in self.parts if part.name == name))
+        run = self._run_of(name)
         return run / "spec.json" if run is not None and (run / "spec.json").exists() else None
+
+    def _run_of(self, name: str) -> Path | None:
+        return self.folder(next(part for part in self.parts if part.name == name))
 
     def _skip(self, part: Part, why: str) -> None:
         self._write(part, "end", status="skipped", seconds=0.0, why=why)

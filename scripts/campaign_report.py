@@ -3,7 +3,8 @@
     keep/README.md        conditions, parts, figures of every pass
     keep/summary.json     each part's last journal line, its run.json, and each pass as `run --json` prints it
     keep/<part>.md        report of each part
-    keep/<part>.spec.json the device's figures that a characterisation found
+    keep/<part>.spec.json the device's figures and laws that a characterisation found
+    keep/exports/         the same for other tools
 
 Only the standard library. Example: ``keep(Path("out"), parts, campaign.ended())``
 """
@@ -21,6 +22,10 @@ LARGEST_BYTES = 16 << 20
 """Of a file that is kept."""
 CHARACTERISES = "hardware"
 """Verb whose spec.json is kept; that of a run holds the short look that each run takes."""
+
+
+HELD_OUT = "held-out"
+"""Part that judges the laws."""
 
 
 def keep(out: Path, parts: Sequence[Part], ended: Mapping[str, dict[str, Any]]) -> None:
@@ -42,6 +47,11 @@ def keep(out: Path, parts: Sequence[Part], ended: Mapping[str, dict[str, Any]]) 
             too_large += [name for source, name in files.items() if not _copied(run / source, kept / name)]
         document = _json(out / "logs" / f"{part.name}.json")
         passes += [{"part": part.name, **one} for one in document.get("passes", ())]
+    for file in sorted((out / "exports").rglob("*")):
+        if file.is_file():
+            target = kept / file.relative_to(out)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            too_large += [] if _copied(file, target) else [str(file.relative_to(out))]
     lines = [ended[part.name] for part in parts if part.name in ended]
     summary = json.dumps({"parts": lines, "runs": runs, "passes": passes}, separators=(",", ":"))
     (kept / "summary.json").write_text(summary + "\n", encoding="utf-8")
@@ -74,6 +84,8 @@ def _readme(
         line = ended.get(part.name)
         row = (line["status"], f"{line['seconds']:.0f}", line.get("why", "")) if line else ("not begun", "", "")
         text.append(f"| {part.name} | {row[0]} | {row[1]} | {part.estimate_s:.0f} | {_cell(row[2])} |")
+    if kinds := _json(out / "logs" / f"{HELD_OUT}.json").get("kinds"):
+        text += ["", "## Kernels that a fit of the other half had not seen", "", *_kinds(kinds)]
     text += ["", "## Predicted against measured", ""]
     text += _passes(passes) if passes else ["No pass has been measured."]
     if too_large:
@@ -100,6 +112,16 @@ def _conditions(machines: Sequence[dict[str, Any]]) -> list[str]:
         notes.setdefault(re.split(r"\d", note)[0], []).append(note)  # alike but for their figures
     warnings = [f"{same[0]}" + (f" (in {len(same)} parts)" if len(same) > 1 else "") for same in notes.values()]
     return [*(f"- {name}: {value}" for name, value in rows), *(f"- warning: {warning}" for warning in warnings)]
+
+
+def _kinds(kinds: Sequence[dict[str, Any]]) -> list[str]:
+    """As `calibrate --json` prints them, in per cent."""
+    names = ("mape", "median", "p90", "time_weighted", "bias", "coverage", "datasheet_mape", "noise")
+    lines = [f"| kind | dtype | points | scored | {' | '.join(names)} |", f"|---|---|{'---:|' * (2 + len(names))}"]
+    for one in kinds:
+        shares = ("–" if one.get(name) is None else f"{100 * one[name]:.1f}" for name in names)
+        lines.append(f"| {one['kind']} | {one['dtype']} | {one['points']} | {one['scored']} | {' | '.join(shares)} |")
+    return lines
 
 
 def _passes(passes: Sequence[dict[str, Any]]) -> list[str]:

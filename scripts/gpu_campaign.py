@@ -3,11 +3,12 @@
     python scripts/gpu_campaign.py --minutes 20 --out results/campaign
     python scripts/gpu_campaign.py --minutes 3 --out /tmp/try --device cpu
 
-The most valuable parts come first: what the device reaches; the headline, decode of Llama-3.1-8B from a CUDA graph;
-the same model eagerly and compiled; sustained load; the other models; the suites. What does not fit is skipped and said
-so (exit code 3); the same command goes on where it was. At the end `--out` holds `keep/`, small enough to commit:
-README.md with the conditions and predicted against measured, summary.json, each spec, and reports. On a CPU the same
-parts run with small models, to try the campaign itself.
+The most valuable parts come first: what the device reaches, and its laws; the headline, decode of Llama-3.1-8B from a
+CUDA graph; the same model eagerly and compiled; the laws on kernels that they were not fitted to, and the spec for other
+tools; sustained load; the other models; the suites. What does not fit is skipped and said so (exit code 3); the same
+command goes on where it was. At the end `--out` holds `keep/`, small enough to commit: README.md with the conditions and
+predicted against measured, summary.json, specs, exports and reports. On a CPU the same parts run with small models, to
+try the campaign itself.
 
 Nothing needs a network. What the machine lacks is said in one line, with how to carry it there.
 """
@@ -42,6 +43,13 @@ QUICK_LOOK = ("--only", "memory,matmul,vector,host", "--processes", "1")
 """All that the campaign is tried with on a CPU."""
 COMPILE_S = 45.0
 """Of a cell that is compiled, more."""
+
+
+FILES = {"llm-viewer": ".py", "genz": ".py", "llm-analysis": ".json", "blis": ".json"}
+"""Formats of one file that the spec is exported to."""
+FOLDERS = ("aiconfigurator", "infersim")
+"""And of many; Vidur's tables are of its own models, and large."""
+FORMATS = (*FILES, *FOLDERS)
 
 
 @dataclass(frozen=True)
@@ -101,11 +109,26 @@ def parts(device: str, models: Sequence[Model], shapes: Shapes) -> Iterator[Part
     yield from passes(device, [first], shapes, "cuda-graph", cache="static")
     for mode in ("eager", "compile"):
         yield from passes(device, [first], shapes, mode)
+    yield from judged(device)
     yield Part("sustained", ("hardware", "--device", device, "--only", "sustained,energy"), 120.0, unless=_cpu(device))
     for mode in ("eager", "cuda-graph", "compile"):
         yield from passes(device, others, shapes, mode)
     for suite in SUITES:
         yield suite if device != "cpu" else Part(suite.name, suite.arguments, suite.estimate_s, unless=_cpu(device))
+
+
+def judged(device: str) -> Iterator[Part]:
+    """What the calibration is worth on kernels that it was not fitted to, and its spec for other tools."""
+    unless = "the look at a CPU is not calibrated" if device == "cpu" else None
+    spec = "{out}/held-out.spec.json"  # of half the kernels; the calibrated one stays that of all
+    yield Part(
+        "held-out", ("calibrate", "{run}", "--out", spec), 40.0, keeps_run=False, unless=unless, on="hardware"
+    )  # fmt: skip
+    for form in FORMATS:
+        target = f"{{out}}/exports/{form}" + ("" if form in FOLDERS else f"/{form}{FILES[form]}")
+        yield Part(
+            f"export-{form}", ("export", "{run}", "--to", form, "--out", target), 5.0, keeps_run=False, on="hardware"
+        )
 
 
 def passes(device: str, models: Sequence[Model], shapes: Shapes, mode: str, cache: str = "dynamic") -> Iterator[Part]:

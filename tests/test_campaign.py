@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from calibrate.exchange.export import registry
 from scripts import campaign, gpu_campaign
 from scripts.campaign import LONGEST_FACTOR, RESERVE_S, Campaign, Outcome, Part, execute, read_journal
 from scripts.campaign_report import keep
@@ -167,6 +168,34 @@ def test_models_use_the_figures_of_an_earlier_part_where_it_has_left_any(tmp_pat
     assert asked[asked.index("--hardware") + 1] == str(spec)
 
 
+def test_a_part_works_on_the_run_of_another_or_is_skipped(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    held = Part("held-out", ("calibrate", "{run}", "--out", "{out}/s.json"), 1.0, keeps_run=False, on="hardware")
+    hardware = part("hardware", unless="needs a CUDA device")
+    assert start(machine, [hardware, held], 10) == [("hardware", "skipped"), ("held-out", "skipped")]
+    start(machine, [part("hardware"), held], 10)
+    (run,) = (tmp_path / "runs").glob("*/*Z-hardware")
+    assert machine.asked[-1] == ["calibrate", str(run), "--out", f"{tmp_path}/s.json", "--json"]
+
+
+def test_the_laws_on_unseen_kernels_and_the_exports_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    kind = {"kind": "matmul", "dtype": "bfloat16", "points": 20, "scored": 30, "mape": 0.0512, "noise": None}
+    (tmp_path / "logs" / "held-out.json").write_text(json.dumps({"kinds": [kind]}))
+    (tmp_path / "exports" / "aiconfigurator").mkdir(parents=True)
+    (tmp_path / "exports" / "aiconfigurator" / "a.yaml").write_text("a: 1")
+    keep(tmp_path, [part("a")], {})
+    assert "| matmul | bfloat16 | 20 | 30 | 5.1 | – |" in (tmp_path / "keep" / "README.md").read_text()
+    assert (tmp_path / "keep" / "exports" / "aiconfigurator" / "a.yaml").read_text() == "a: 1"
+
+
+def test_the_spec_is_exported_to_formats_that_there_are() -> None:
+    known = {one.name: one.folder for one in registry.FORMATS}
+    assert {form: form in gpu_campaign.FOLDERS for form in gpu_campaign.FORMATS} == {
+        name: folder for name, folder in known.items() if name != "vidur"
+    }
+
+
 def test_what_cannot_run_here_says_why(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     assert start(machine, [part("a", unless="needs a CUDA device")], 1) == [("a", "skipped")]
@@ -285,7 +314,8 @@ def test_every_command_is_one_that_the_cli_has(device: str) -> None:
         if "--only" in one.arguments:
             only = one.arguments[one.arguments.index("--only") + 1].split(",")
             assert set(only) <= {found.name for found in suite.parts("cuda")}
-        command.make_context(one.arguments[0], [*one.arguments[1:], *kept, "--json"])
+        given = [argument.format(run="a-run", out="an-out") for argument in one.arguments[1:]]
+        command.make_context(one.arguments[0], [*given, *kept, "--json"])
 
 
 def test_a_suite_joins_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

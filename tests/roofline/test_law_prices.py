@@ -62,6 +62,11 @@ def test_what_lies_beyond_the_sizes_of_a_law_is_said() -> None:
     assert law_prices(graph(), spec(law("pointwise", high=100)), OTHERWISE).outside.tolist() == [True, False, False]
 
 
+def test_a_law_that_says_no_sizes_has_none_beyond_them() -> None:
+    bare = law("pointwise").model_copy(update={"domain": {}})
+    assert not law_prices(graph(), spec(bare), OTHERWISE).outside.any()
+
+
 def test_a_spec_with_laws_but_without_any_rate_is_refused_in_one_line() -> None:
     one = spec(law("pointwise"))
     assert one.measured is not None
