@@ -4,9 +4,9 @@
     python scripts/gpu_campaign.py --minutes 3 --out /tmp/try --device cpu
 
 The most valuable parts come first: what the device reaches, and its laws; the headline, decode of Llama-3.1-8B from a
-CUDA graph; the same model eagerly and compiled; the laws on kernels that they were not fitted to, and the spec for other
-tools; sustained load; the other models; the suites. What does not fit is skipped and said so (exit code 3); the same
-command goes on where it was. At the end `--out` holds `keep/`, small enough to commit: README.md with the conditions and
+CUDA graph; the same model eagerly and compiled; the laws on kernels not fitted to, and the spec for other tools;
+sustained load; the other models; the suites. What does not fit is skipped and said so (exit code 3); the same command
+goes on where it was. At the end `--out` holds `keep/`, small enough to commit: README.md with the conditions and
 predicted against measured, summary.json, specs, exports and reports. On a CPU the same parts run with small models, to
 try the campaign itself.
 
