@@ -28,7 +28,7 @@ MEMORY_PART = 1 / 16
 CANDIDATES = 3000
 POINTS = {"matmul": 40, MATVEC: 14, "prefill_attention": 14, "decode_attention": 14}
 """Of each dtype."""
-STREAM_SIZES = 7
+STREAM_SIZES = 10
 """From `SMALLEST` to `LARGEST_STREAM`, evenly on a logarithm."""
 SMALLEST = 256
 """Bytes of the smallest stream."""

@@ -86,7 +86,7 @@ class Asked:
 
 def answer(source: Source, asked: Asked, device: Device, form: Form, notes: Sequence[str] = ()) -> Prediction:
     """Everything that was asked. Raises: ValueError where a graph cannot be had or changed as asked."""
-    _refuse_fused_laws(asked, device, form)
+    _refuse_fused_laws(device, form)
     first, cached = _first(asked.workloads, 0), _first(asked.workloads, 1)
     if asked.largest and first is None:
         raise ValueError("the largest that fits is searched from a workload's lengths; ask without --mix")
@@ -125,12 +125,10 @@ def answer(source: Source, asked: Asked, device: Device, form: Form, notes: Sequ
     )
 
 
-def _refuse_fused_laws(asked: Asked, device: Device, form: Form) -> None:
+def _refuse_fused_laws(device: Device, form: Form) -> None:
     """Laws are of kernels as they run."""
     if device.with_laws and form == "fused":
         raise ValueError("calibrated laws price what is executed; add --form executed, or use --peaks measured")
-    if device.with_laws and asked.requests:
-        raise ValueError("calibrated laws price passes, not requests yet; leave --output out, or use --peaks measured")
 
 
 def _first(workloads: Sequence[Workload], least_context: int) -> Workload | None:
@@ -160,6 +158,8 @@ class _Work:
         return pieces
 
     def seconds(self, workload: Workload) -> float:
+        if self.device.with_laws:
+            return self._law_s(workload)
         return float(price_pieces(self.pieces([workload]), [workload], self._peaks).time_s[0])
 
     def growing_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
@@ -167,7 +167,17 @@ class _Work:
         parts = [self._stretch_s(like, stretch) for stretch in _stretches(like, contexts, self._family.windows)]
         return np.concatenate([np.zeros(0), *parts])
 
+    def _law_s(self, workload: Workload) -> float:
+        """By the laws, of the one graph."""
+        graph = self.pieces([workload])[0].graph.at(workload)
+        found = forecast(graph, self.device.spec, self._peaks, with_laws=True).time_s
+        return np.nan if found is None else found
+
     def _stretch_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
+        if self.device.with_laws:  # smooth in the context: interpolated between as many passes as fit a graph
+            places = _spread(len(contexts))
+            each = [self._law_s(_at(like, contexts[i])) for i in places]
+            return np.interp(np.arange(len(contexts)), places, each)
         pieces = self.pieces([_at(like, contexts[i]) for i in _spread(len(contexts))])
         if len(pieces) > 1:  # nothing describes the whole stretch
             workloads = [_at(like, context) for context in contexts]

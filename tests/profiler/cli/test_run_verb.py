@@ -213,9 +213,14 @@ def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
     assert predicted["peaks"] == "calibrated"
     for one, told in zip(document["passes"], predicted["workloads"], strict=True):
         assert told["total"]["time_s"] == pytest.approx(one["predicted_busy_s"], rel=1e-6)
-    for more, says in (([], "--form executed"), (["--form", "executed", "--output", "8"], "not requests yet")):
-        assert main([*arguments, "--peaks", "calibrated", *more]) == 2
-        assert says in capsys.readouterr().err
+    assert main([*arguments, "--peaks", "calibrated"]) == 2
+    assert "--form executed" in capsys.readouterr().err
+    request = [*arguments, "--peaks", "calibrated", "--form", "executed", "--output", "9", "--json"]
+    assert main(request) == 0
+    (asked,) = json.loads(capsys.readouterr().out)["requests"]
+    prefill, decode = (told["total"]["time_s"] for told in predicted["workloads"])
+    assert asked["ttft_s"] == pytest.approx(prefill, rel=1e-6)
+    assert asked["tpot_s"] == pytest.approx(decode, rel=0.2)  # contexts of 16 to 23
 
 
 def test_what_does_not_fit_fails_and_the_rest_goes_on(
