@@ -3,7 +3,8 @@
 Candidates are drawn over the sizes that a device can be asked for: products from one row to as many as take
 `LONGEST_S`, matrices of up to `LARGEST` last-level caches, attention with as many pieces as units and many times that,
 streams from some kilobytes to a good part of the cache. Among the candidates of products and attention the law itself
-chooses (`calibrate.design`); streams are few and taken whole. No model's shapes are in here.
+chooses within a budget of points and seconds (`calibrate.budget`); streams are few and taken whole. No model's shapes
+are in here.
 
 Example: ``kernel_shapes(facts, ("float32",), memory_bytes=24e9)``
 """
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from calibrate.design import design
+from calibrate.budget import design_within
 from profiler.record.kernel_shape import KernelShape
 from roofline.laws.law import Dims, Facts, Floats
 from roofline.laws.matmul import ELEMENT_BYTES
@@ -26,12 +27,14 @@ LARGEST = 8.0
 MEMORY_PART = 1 / 16
 """Of the device's memory, the most for one kernel's operands."""
 CANDIDATES = 3000
-POINTS = {"matmul": 40, MATVEC: 14, "prefill_attention": 14, "decode_attention": 14}
+PASS_S = 0.5
+"""For all kernels of a kind and dtype, each once, as their law expects before anything is measured."""
+POINTS = {"matmul": 40, MATVEC: 15, "prefill_attention": 14, "decode_attention": 14}
 """Of each dtype."""
 STREAM_SIZES = 10
 """From `SMALLEST` to `LARGEST_STREAM`, evenly on a logarithm."""
-SMALLEST = 256
-"""Bytes of the smallest stream."""
+SMALLEST = 4
+"""Bytes of the smallest stream: an element, as of a norm's mean."""
 LARGEST_STREAM = 0.25
 """Last-level caches that one operand of a stream fills at most: main memory is seen by sweeping the cache, and larger
 results come from the system page by page."""
@@ -42,6 +45,8 @@ UNIT = 32
 """Other sizes are multiples of it."""
 WIDEST = 16384.0
 """Depth of a product; twice that and more are for its columns."""
+VOCABULARY = 2**17
+"""Columns of the largest one: 128 k tokens is the order of vocabularies today."""
 VOCABULARIES = 0.1
 """Share of products with up to 16 times as many columns."""
 LONGEST_CONTEXT = 16384
@@ -86,12 +91,18 @@ def _products(
     chosen = _designed("matmul", dims, facts, dtype, seed)
     fits = n * k * width <= most
     column = {"m": np.ones(fits.sum()), "n": n[fits], "k": k[fits]}
-    single = _designed("matmul", column, facts, dtype, seed, POINTS[MATVEC])
-    shapes = [("matmul", sizes) for sizes in chosen] + [(MATVEC, sizes) for sizes in single]
+    single = _designed("matmul", column, facts, dtype, seed, POINTS[MATVEC] - 1)
+    shapes = [("matmul", sizes) for sizes in chosen] + [(MATVEC, sizes) for sizes in (*single, _largest(most, width))]
     return [
         KernelShape(kind, dtype, "aten::addmm" if i % 4 == 0 else "aten::mm", sizes)
         for i, (kind, sizes) in enumerate(shapes)
     ]
+
+
+def _largest(most: float, width: float) -> dict[str, int]:
+    """A product with one row and a matrix of twice `most` bytes, as wide as vocabularies: the far end of the range."""
+    n = min(VOCABULARY, round(2 * most / width / UNIT))
+    return {"m": 1, "n": n, "k": UNIT * max(1, round(2 * most / width / n / UNIT))}
 
 
 def _attention(
@@ -129,7 +140,7 @@ def _streams(facts: Facts, dtype: str, op: str) -> list[KernelShape]:
     sizes = np.geomspace(SMALLEST, LARGEST_STREAM * facts.cache_bytes, STREAM_SIZES) / width_bytes
     shapes = []
     for i, elements in enumerate(sizes):
-        width = min(WIDTHS[i % len(WIDTHS)], int(elements))
+        width = max(1, min(WIDTHS[i % len(WIDTHS)], int(elements)))
         shapes.append(KernelShape(op, dtype, op, {"rows": max(1, round(elements / width)), "width": width}))
     return shapes
 
@@ -149,5 +160,5 @@ def _log_uniform(generator: np.random.Generator, least: float, most: float) -> F
 def _designed(
     kind: str, dims: Dims, facts: Facts, dtype: str, seed: int, points: int | None = None
 ) -> list[dict[str, int]]:
-    rows = design(LAWS[kind], dims, facts, dtype, points or POINTS[kind], seed)
+    rows = design_within(LAWS[kind], dims, facts, dtype, points or POINTS[kind], PASS_S, seed)
     return [{name: int(column[row]) for name, column in dims.items()} for row in rows]
