@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from calibrate.correction import learn
-from roofline.laws.process import LARGEST
+from roofline.laws.process import LARGEST, Process, matern_of
 
 
 def learned(height=0.15, noise=0.02, points=120, spoilt=0, seed=0):
@@ -57,3 +57,18 @@ def test_groups_that_are_off_by_themselves_are_told_from_shape():
     known, alone = (learn(places, residuals, names.astype(str)) for names in (group, np.arange(240)))
     assert 0.05 < known.apart < 0.2 and known.noise == pytest.approx(0.01, rel=0.3)
     assert known.deviation(others).mean() > 0.06 > 2 * alone.deviation(places).mean()
+
+
+def test_a_sudden_change_does_not_ring_between_points_away_from_it():
+    places = np.arange(0.0, 12.0)[:, None]
+    step = 0.05 * np.sign(places[:, 0] - 5.5)
+    known = Process(places, step, np.full(12, 1e-6), np.arange(12), 0.06, 1e-3, 0.0, np.array([3.0]))
+    away = np.linspace(0, 3, 31)[:, None]
+    np.testing.assert_allclose(known.mean(away), -0.05, rtol=0.03)
+
+
+def test_the_covariance_falls_as_its_derivative_says():
+    squares = np.linspace(0.01, 20, 50)
+    (low, _), (high, _), (_, slope) = (matern_of(squares + by) for by in (-1e-5, 1e-5, 0.0))
+    np.testing.assert_allclose((high - low) / 2e-5, slope, rtol=1e-5)
+    assert matern_of(np.zeros(1))[0] == 1
