@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-QUANTILES = 16
+QUANTILES = 64
 """Classes of experts by load."""
 LEAST, MOST = 0.01, 2.0
 """Ends of the density where experts outnumber rows."""
+TINY = 1e-300
 MOST_PER_TOKEN = 0.8
 """Upper end of the density, in tokens, where rows outnumber experts (the lower end is 1)."""
 
@@ -66,14 +67,35 @@ def expert_loads(
     share, top = _shares(tokens, routed, experts, skew)
     rows = _capped(share, routed / experts, tokens)
     local = experts / ep
+    kept = np.where(skew[..., None] > 0, np.round(rows), rows)
+    mean = kept.mean(axis=-1)
+    used = (kept > 0).mean(axis=-1)
     # The busiest of `ep` sums: nearly normal where a rank has many experts, its one heaviest expert where few.
-    normal = 1 + share.std(axis=-1) / np.sqrt(local) * _expected_maximum(ep)
+    spread, top = kept.std(axis=-1) / np.maximum(mean, TINY), np.maximum(top, kept.max(axis=-1) / np.maximum(mean, TINY))
+    normal = 1 + spread / np.sqrt(local) * _expected_maximum(ep)
     busiest = np.minimum(np.maximum(normal, np.where(ep > 1, (top + local - 1) / local, 1.0)), np.minimum(top, ep))
-    crowded = np.minimum(routed, local) / np.maximum(rows.mean(axis=-1) * busiest * local, 1e-300)
-    few = (routed <= experts) & (skew > 0)
-    busiest = busiest * np.where(few, np.maximum(crowded, 1.0) ** crowding, 1.0)
-    rows = np.minimum(rows * busiest[..., None], tokens[..., None])
-    return ExpertLoads(rows, (local / QUANTILES)[..., None], routed)
+    busiest = np.where(mean > 0, busiest, 1.0)
+    # What rounding left over is dealt to experts without a row, one each.
+    left = np.maximum(routed - mean * experts, 0.0)
+    even, first = np.minimum(left / ep, (1 - used) * local), np.minimum(left, (1 - used) * local)
+    crowds = np.where(mean * local + first > mean * local * busiest + even, crowding, 0.0)
+    busiest = busiest + crowds * (1 - busiest)
+    dealt = even + crowds * (first - even)
+    # A busier rank has more experts with rows, until all its experts have.
+    more = np.minimum(busiest, 1 / np.maximum(used, TINY))
+    on_used = local / QUANTILES * more
+    idle = np.maximum(local * (1 - used * more), 0.0)
+    on_idle = idle / np.maximum((1 - used) * QUANTILES, TINY)
+    some = kept > 0
+    count = np.where(some, on_used[..., None], on_idle[..., None])
+    chance = np.minimum(dealt / np.maximum(idle, TINY), 1.0)
+    target = np.where(ep > 1, mean * local * busiest + dealt, routed)
+    heavy = np.where(some, kept * (busiest / more)[..., None], 0.0)
+    # What is still over goes to the experts with rows.
+    total = (heavy * count).sum(axis=-1)
+    heavy = heavy * (np.maximum(target - chance * idle, 0.0) / np.maximum(total, TINY))[..., None]
+    rows = np.minimum(np.where(some, heavy, chance[..., None]), tokens[..., None])
+    return ExpertLoads(rows, count, routed)
 
 
 def _capped(share: Floats, mean: Floats, most: Floats) -> Floats:
