@@ -86,8 +86,10 @@ def expert_loads(
     count = np.where(
         some, (local / QUANTILES * more)[..., None], (idle / np.maximum((1 - used) * QUANTILES, TINY))[..., None]
     )
-    total = np.where(ep > 1, mean * local * busiest + dealt, routed) - chance * idle
-    rows = _filled(np.where(some, kept, 0.0), count, total, tokens)
+    # All rows of a single rank are there; of several, what an expert cannot take is another rank's.
+    alone = _filled(np.where(some, kept, 0.0), count, routed - chance * idle, tokens)
+    apart = np.minimum(kept * (busiest / more)[..., None], tokens[..., None])
+    rows = np.where((ep > 1)[..., None], apart, alone)
     return ExpertLoads(np.where(some, rows, chance[..., None]), count, routed)
 
 
