@@ -3,9 +3,10 @@
 Two routings, by `skew`:
 - 0: dealt in turn, as evenly as can be: min(E, T·k) experts are hit, each with its share of the T·k rows.
 - s > 0: loads drawn from the density x^−s between `LEAST` and `MOST` (`MOST_PER_TOKEN`·T where rows outnumber
-  experts), scaled to T·k rows: how NVIDIA AIConfigurator makes "power_law_s" (collector, `sample_power_law`). Its
-  draws are replaced by their quantiles, and the rank is the busiest one, as there. (roofline.routing has the uniform
-  random routing of a model whose routing is not known.)
+  experts), scaled to T·k rows and rounded; rows that rounding loses are dealt to experts without any: how NVIDIA
+  AIConfigurator makes "power_law_s" (collector, `power_law_logits_v3`; that the idle are dealt to is seen in its
+  tables' times). Its draws are replaced by their quantiles, and the rank is the busiest one, as there.
+  (roofline.routing has the uniform random routing of a model whose routing is not known.)
 
 Loads are kept as `QUANTILES` equal classes of experts, so that a kernel costs the same whatever its experts.
 
@@ -19,12 +20,14 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-QUANTILES = 16
+QUANTILES = 64
 """Classes of experts by load."""
 LEAST, MOST = 0.01, 2.0
 """Ends of the density where experts outnumber rows."""
 MOST_PER_TOKEN = 0.8
 """Upper end of the density, in tokens, where rows outnumber experts (the lower end is 1)."""
+TINY = 1e-300
+"""Keeps a quotient of nothing by nothing finite."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class ExpertLoads:
     rows: Floats
     """(…, classes): rows of one expert of the class; those below 1 are the chance of one row."""
     experts: Floats
-    """(…, 1): experts of each class on this rank."""
+    """(…, classes): experts of each class on this rank."""
     routed: Floats
     """(…): rows of all ranks, tokens × experts a token."""
 
@@ -59,34 +62,63 @@ def expert_loads(
 ) -> ExpertLoads:
     """Loads under the routings above; all sizes have one shape; `ep` ranks share the experts.
 
-    Few skewed rows (no more than experts) may not be spread as drawn: where all loads round to none, AIConfigurator's
-    generator deals to the first experts, all of one rank. `crowding` says how far: 0 as drawn, 1 all on one rank.
+    What rounding leaves over is dealt to idle experts; `crowding` says how: 0 alike to all ranks, 1 to one rank's
+    first (AIConfigurator's generator sorts equal loads, and which comes first is not defined).
     """
-    routed = tokens * topk
+    routed, local = tokens * topk, experts / ep
     share, top = _shares(tokens, routed, experts, skew)
-    rows = _capped(share, routed / experts, tokens)
-    local = experts / ep
-    # The busiest of `ep` sums: nearly normal where a rank has many experts, its one heaviest expert where few.
-    normal = 1 + share.std(axis=-1) / np.sqrt(local) * _expected_maximum(ep)
-    busiest = np.minimum(np.maximum(normal, np.where(ep > 1, (top + local - 1) / local, 1.0)), np.minimum(top, ep))
-    crowded = np.minimum(routed, local) / np.maximum(rows.mean(axis=-1) * busiest * local, 1e-300)
-    few = (routed <= experts) & (skew > 0)
-    busiest = busiest * np.where(few, np.maximum(crowded, 1.0) ** crowding, 1.0)
-    rows = np.minimum(rows * busiest[..., None], tokens[..., None])
-    return ExpertLoads(rows, (local / QUANTILES)[..., None], routed)
+    drawn = _filled(share, (experts / QUANTILES)[..., None], routed, tokens)
+    kept = np.where(skew[..., None] > 0, np.round(drawn), drawn)
+    mean, used = kept.mean(axis=-1), (kept > 0).mean(axis=-1)
+    busiest = _busiest(kept, top, local, ep)
+    idle = (1 - used) * local
+    left = np.maximum(routed - mean * experts, 0.0)
+    even, first = np.minimum(left / ep, idle), np.minimum(left, idle)
+    # The rank with what is left over is the busiest one where that outweighs what was drawn.
+    crowds = np.where(mean * local + first > mean * local * busiest + even, crowding, 0.0)
+    busiest = busiest + crowds * (1 - busiest)
+    dealt = even + crowds * (first - even)
+    # A busier rank has more experts with rows, and when all of its have some, more rows each.
+    more = np.minimum(busiest, 1 / np.maximum(used, TINY))
+    idle = np.maximum(local * (1 - used * more), 0.0)
+    chance = np.minimum(dealt / np.maximum(idle, TINY), 1.0)
+    some = kept > 0
+    count = np.where(
+        some, (local / QUANTILES * more)[..., None], (idle / np.maximum((1 - used) * QUANTILES, TINY))[..., None]
+    )
+    # All rows of a single rank are there; of several, what an expert cannot take is another rank's.
+    alone = _filled(np.where(some, kept, 0.0), count, routed - chance * idle, tokens)
+    apart = np.minimum(kept * (busiest / more)[..., None], tokens[..., None])
+    rows = np.where((ep > 1)[..., None], apart, alone)
+    return ExpertLoads(np.where(some, rows, chance[..., None]), count, routed)
 
 
-def _capped(share: Floats, mean: Floats, most: Floats) -> Floats:
-    """Rows of the classes in proportion to their shares, none above `most`: the excess goes to the others."""
-    rows = share * mean[..., None]
+def _busiest(kept: Floats, top: Floats, local: Floats, ep: Floats) -> Floats:
+    """Rows of the busiest of `ep` ranks over their mean; `top` is the most popular expert's load over the mean.
+
+    The largest of `ep` sums: nearly normal where a rank has many experts, its one heaviest expert where few.
+    """
+    mean = np.maximum(kept.mean(axis=-1), TINY)
+    top = np.maximum(top, kept.max(axis=-1) / mean)
+    normal = 1 + kept.std(axis=-1) / mean / np.sqrt(local) * _expected_maximum(ep)
+    heaviest = np.where(ep > 1, (top + local - 1) / local, 1.0)
+    return np.where((kept > 0).any(axis=-1), np.minimum(np.maximum(normal, heaviest), np.minimum(top, ep)), 1.0)
+
+
+def _filled(share: Floats, count: Floats, total: Floats, most: Floats) -> Floats:
+    """Rows in proportion to `share` that make `total` over `count` experts a class, none above `most`: the excess goes
+    to the others."""
+    scale = np.maximum(total, 0.0) / np.maximum((share * count).sum(axis=-1), TINY)
+    rows = share * scale[..., None]
     for _ in range(QUANTILES):
         open_ = rows < most[..., None]
         rows = np.where(open_, rows, most[..., None])
-        missing = mean * QUANTILES - rows.sum(axis=-1)
-        if not (missing > 1e-9 * mean).any():
+        missing = total - (rows * count).sum(axis=-1)
+        room = (np.where(open_, rows, 0.0) * count).sum(axis=-1)
+        if not ((missing > 1e-9 * total) & (room > 0)).any():
             break
-        room = np.maximum(np.where(open_, rows, 0.0).sum(axis=-1), 1e-300)
-        rows = np.where(open_, rows * (1 + missing / room)[..., None], rows)
+        more = np.maximum(missing, 0.0) / np.where(room > 0, room, np.inf)
+        rows = np.where(open_, rows * (1 + more)[..., None], rows)
     return np.minimum(rows, most[..., None])
 
 

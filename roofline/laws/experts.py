@@ -68,8 +68,12 @@ class Experts:
             Constant("resident", "1", 0.05, 2.0, 0.8, 0.4, "part of the cache that still holds them"),
             Constant("fill", "blocks/unit", 0.05, 8.0, 1.0, 0.7, "blocks a unit needs to draw its whole bandwidth"),
             Constant("rows", "B/s", 0.02 * memory, 8 * memory, 0.8 * memory, 0.6, "at which rows are moved"),
-            Constant("masked", "1", 1e-3, 1.5, 0.5, 1.0, "cost of a row of another rank, over that of an own row"),
-            Constant("crowding", "1", 0.0, 1.0, 0.0, 0.3, "how far few skewed rows crowd on the busiest rank", False),
+            Constant(
+                "masked", "1", 0.0, 1.5, 0.5, 0.5, "cost of a row of another rank, over that of an own row", False
+            ),
+            Constant(
+                "crowding", "1", 0.0, 1.0, 0.0, 0.3, "how far rows left over by rounding crowd on one rank", False
+            ),
             Constant("passes", "1", 0.2, 50.0, 3.0, 0.7, "times that each token's hidden row is moved, besides"),
         )
 

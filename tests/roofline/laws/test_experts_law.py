@@ -11,8 +11,8 @@ SHAPE = {"hidden": 4096, "inner": 2048, "topk": 8, "experts": 128, "tp": 1, "ep"
 TOKENS = np.geomspace(1, 32768, 16).round()
 
 
-def loads(tokens: float, topk: float, experts: float, ep: float = 1, skew: float = 0):
-    return expert_loads(*(np.array([float(size)]) for size in (tokens, topk, experts, ep, skew)))
+def loads(tokens: float, topk: float, experts: float, ep: float = 1, skew: float = 0, crowding: float = 0):
+    return expert_loads(*(np.array([float(size)]) for size in (tokens, topk, experts, ep, skew)), crowding=crowding)
 
 
 def test_dealt_rows_hit_one_expert_each_until_all_are_hit() -> None:
@@ -44,6 +44,60 @@ def test_rows_are_kept_and_no_expert_has_more_than_the_tokens(
 def test_skew_hits_fewer_experts_and_makes_one_rank_busier() -> None:
     assert loads(64, 8, 128, skew=1.2).hit < loads(64, 8, 128).hit
     assert loads(4096, 8, 128, ep=8, skew=1.2).local > loads(4096, 8, 128, ep=8).local
+
+
+def test_few_skewed_rows_each_get_an_expert() -> None:
+    # 8 and 16 rows of 256 experts: no expert's share rounds to a row, and all are dealt one each
+    assert loads(1, 8, 256, skew=1.01).hit == pytest.approx(8)
+    assert loads(2, 8, 256, skew=1.2).hit == pytest.approx(16)
+
+
+@pytest.mark.parametrize("ep", [2, 4, 8, 16, 32])
+def test_rows_left_over_may_crowd_on_one_rank_which_they_fill(ep: int) -> None:
+    spread, crowded = (loads(2, 8, 256, ep=ep, skew=1.01, crowding=crowding) for crowding in (0, 1))
+    assert spread.hit == pytest.approx(16 / ep)
+    assert crowded.hit == pytest.approx(min(16, 256 / ep))
+
+
+def test_a_busier_rank_has_more_experts_with_rows() -> None:
+    one = loads(8, 8, 256, skew=1.01)
+    assert one.hit / 16 < loads(8, 8, 256, ep=16, skew=1.01).hit <= 16
+
+
+def test_skewed_loads_are_those_of_the_generator() -> None:
+    """`power_law_logits_v3`, drawn: rows of the experts, and what rounding leaves over to those without any."""
+    generator = np.random.default_rng(0)
+    for tokens in (2, 8, 48, 256):
+        low, high = (1, 0.8 * tokens) if tokens * 8 > 128 else (0.01, 2)
+        hit = []
+        for _ in range(200):
+            at = generator.uniform(size=128)
+            drawn = ((high**-0.2 - low**-0.2) * at + low**-0.2) ** (1 / -0.2)
+            rows = np.round(drawn / drawn.sum() * tokens * 8)
+            left = max(tokens * 8 - rows.sum(), 0)
+            hit.append(min((rows > 0).sum() + left, 128))
+        assert loads(tokens, 8, 128, skew=1.2).hit[0] == pytest.approx(np.mean(hit), rel=0.06)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 100_000),
+    st.integers(1, 16),
+    st.sampled_from([16, 64, 384]),
+    st.sampled_from([1, 2, 8, 16]),
+    st.sampled_from([0, 0.6, 1.01, 1.2, 3.0]),
+    st.sampled_from([0, 0.5, 1]),
+)
+def test_a_rank_has_no_more_than_its_experts_and_no_less_than_its_share(
+    tokens: int, topk: int, experts: int, ep: int, skew: float, crowding: float
+) -> None:
+    found = loads(tokens, topk, experts, ep, skew, crowding)
+    local = experts / ep
+    assert found.hit[0] <= local * (1 + 1e-9)
+    assert found.experts.sum() == pytest.approx(local) or found.experts.shape[-1] == 1
+    assert found.local[0] <= min(tokens * topk, local * tokens) * (1 + 1e-6)
+    assert found.local[0] >= 0.98 * tokens * topk / ep
+    assert (found.rows >= 0).all()
 
 
 def test_more_tokens_never_take_less_time() -> None:
