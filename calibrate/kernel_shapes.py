@@ -17,7 +17,7 @@ from calibrate.budget import design_within
 from profiler.record.kernel_shape import KernelShape
 from roofline.laws.law import Dims, Facts, Floats
 from roofline.laws.matmul import ELEMENT_BYTES
-from roofline.laws.registry import LAWS
+from roofline.laws.registry import LAWS, ROW_MAJOR
 from roofline.subjects import MATVEC
 
 LONGEST_S = 0.03
@@ -29,7 +29,7 @@ MEMORY_PART = 1 / 16
 CANDIDATES = 3000
 PASS_S = 0.5
 """For all kernels of a kind and dtype, each once, as their law expects before anything is measured."""
-POINTS = {"matmul": 40, MATVEC: 15, "prefill_attention": 14, "decode_attention": 14}
+POINTS = {"matmul": 40, MATVEC: 24, "prefill_attention": 14, "decode_attention": 14}
 """Of each dtype."""
 STREAM_SIZES = 10
 """From `SMALLEST` to `LARGEST_STREAM`, evenly on a logarithm."""
@@ -92,11 +92,16 @@ def _products(
     fits = n * k * width <= most
     column = {"m": np.ones(fits.sum()), "n": n[fits], "k": k[fits]}
     single = _designed("matmul", column, facts, dtype, seed, POINTS[MATVEC] - 1)
-    shapes = [("matmul", sizes) for sizes in chosen] + [(MATVEC, sizes) for sizes in (*single, _largest(most, width))]
-    return [
+    found = {"matmul": chosen, MATVEC: [*single, _largest(most, width)]}
+    shapes = [
         KernelShape(kind, dtype, "aten::addmm" if i % 4 == 0 else "aten::mm", sizes)
-        for i, (kind, sizes) in enumerate(shapes)
+        for kind, each in found.items()
+        for i, sizes in enumerate(each)
     ]
+    others = [
+        KernelShape(f"{kind}{ROW_MAJOR}", dtype, "aten::addmm", one) for kind in found for one in found[kind][::2]
+    ]
+    return shapes + others
 
 
 def _largest(most: float, width: float) -> dict[str, int]:

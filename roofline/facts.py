@@ -54,6 +54,7 @@ def facts_of(spec: HardwareSpec) -> Facts:
         matrix_flops_per_s={dtype: figure.value for dtype, figure in peaks.matrix.items()},
         vector_flops_per_s=vector,
         link_bytes_per_s=link.bandwidth.value if link else None,
+        cores=spec.kind == "cpu",
         assumed=tuple(assumed),
     )
 

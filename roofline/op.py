@@ -101,8 +101,8 @@ class Op(Record):
     """The operator, as the profiler names it: "aten::mm"."""
     kind: Kind
     dims: dict[str, int]
-    """Matmul: b, m, n, k. Attention: batch, heads, kv_heads, query, kv, head_dim, value_dim, causal, window, pairs.
-    Collective and transfer: bytes, ranks."""
+    """Matmul: b, m, n, k; row_major 1 where weights lie k × n. Attention: batch, heads, kv_heads, query, kv, head_dim,
+    value_dim, causal, window, pairs. Collective and transfer: bytes, ranks."""
     dtype: str
     """Type of the arithmetic's inputs, by torch's name: it chooses the peak."""
     matrix_flops: float = Field(ge=0)

@@ -14,6 +14,7 @@ import numpy as np
 
 from roofline.laws.law import Floats
 from roofline.laws.matmul import ELEMENT_BYTES
+from roofline.laws.registry import ROW_MAJOR
 from roofline.op import Kind, Op
 from roofline.predict import Prepared
 from roofline.residency import Touches
@@ -63,9 +64,11 @@ def subject_of(op: Op, cold: float = 0.0) -> Subject | None:
     """One operation; None where no law describes it."""
     if op.kind == Kind.MATMUL and op.dims.get("b", 1) == 1:
         sizes = {name: float(op.dims[name]) for name in "mnk"}
-        if op.dims["m"] == 1:
-            return Subject((MATVEC, str(op.kind)), op.dtype, {**_streamed(op), **sizes, "cold": cold})
-        return Subject((str(op.kind),), op.dtype, {**sizes, "cold": cold})
+        kinds = (MATVEC, str(op.kind)) if op.dims["m"] == 1 else (str(op.kind),)
+        if op.dims.get("row_major"):
+            kinds = (f"{kinds[0]}{ROW_MAJOR}", *kinds)
+        streamed = _streamed(op) if op.dims["m"] == 1 else {}
+        return Subject(kinds, op.dtype, {**streamed, **sizes, "cold": cold})
     if op.kind == Kind.ATTENTION:
         return _attention(op, cold)
     if op.kind in STREAMS:

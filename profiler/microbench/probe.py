@@ -1,14 +1,15 @@
 """Kernels for calibration, timed as a model runs them: as the operations of a module, by the clock that times models.
 
-A `Probe` runs each kernel twice in a row after the caches were swept with other data: the first call finds its operands
-in main memory, the second where the first left them. It is traced and profiled as any model is, so that sizes, bytes
-and cache states are counted by the tracer that counts them in models, outputs are allocated as eager mode does, and an
-operation's time means the same on both sides.
+A `Probe` runs each kernel on several sets of operands in turn, as a model runs it layer after layer: weights (and all
+else that is read only then) come from main memory where they do in a model, activations and the kernel's own code do
+not. Further rounds over the last sets find them in the cache. The module is traced and profiled as
+any model is, so that sizes, bytes and cache states are counted by the tracer that counts them in models, outputs are
+allocated as eager mode does, and an operation's time means the same on both sides.
 
 Contract: a device that runs other operations than were traced raises `SequenceMismatch`; non-finite outputs or lost
 profiler events raise `InvalidMeasurement`; torch's own errors pass through, out of memory among them.
 
-Example: ``measure_probe(Probe(shapes, device, sweep_bytes=64 << 20), device).time_s``
+Example: ``measure_probe(Probe(shapes, device, rotated_bytes=64 << 20), device).time_s``
 """
 
 import statistics
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.attribution.spans import passes
-from profiler.microbench.probe_kernels import kernel_of
+from profiler.microbench.probe_kernels import Kernel, kernel_of
 from profiler.models.trace import trace
 from profiler.record.errors import InvalidMeasurement
 from profiler.record.kernel_shape import KernelShape
@@ -29,30 +30,50 @@ from profiler.timing.samples import DeviceKind, sample
 from roofline.op import OpGraph
 from roofline.workload import Workload
 
-KERNELS = "kernels"
-"""Path of the kernels within a probe: kernel 3 is "kernels.3"."""
+TOGETHER = 8
+"""Small streams that take turns with each other: in a model another operator ran before each, and the code of this one
+has to come back into the first caches, which is most of a small operation's time."""
+SMALL_PART = 1 / 192
+"""Of the bytes that take turns, the most of a small stream's operands: eight and all their turns stay in the cache."""
 
 
 class Probe(nn.Module):
-    """Kernels one after another, each cold and then warm."""
+    """Kernels one after another, each on all its sets of operands; small streams in turn with each other."""
 
-    def __init__(self, shapes: Sequence[KernelShape], device: torch.device, sweep_bytes: int) -> None:
-        """Make the operands. `sweep_bytes`: of other data that is touched before each kernel."""
+    def __init__(self, shapes: Sequence[KernelShape], device: torch.device, rotated_bytes: int) -> None:
+        """Make the operands. `rotated_bytes`: of all sets of a kernel together, where `most_sets` allow it."""
         super().__init__()
         self.shapes = tuple(shapes)
         with torch.device(device):
-            self.sweep = nn.Buffer(torch.ones(max(1, sweep_bytes // 4)))
-            self.kernels = nn.ModuleList(kernel_of(shape) for shape in shapes)
+            kernels = [kernel_of(shape, rotated_bytes) for shape in shapes]
+        self.kernels = nn.ModuleList(kernels)
+        self._groups = _grouped(kernels, SMALL_PART * rotated_bytes)
         self.eval()
 
     def forward(self) -> list[Tensor]:
-        """Results of the kernels' last calls."""
+        """Results of the kernels' last calls, small streams first."""
         found = []
-        for kernel in self.kernels:
-            self.sweep.sum()  # read, not written: what leaves a cache dirty is paid for by who comes next
-            kernel()
-            found.append(kernel())
+        for group in self._groups:
+            if len(group) == 1:
+                found.append(group[0]())
+                continue
+            for turn in range(group[0].turns):
+                last = [kernel(turn) for kernel in group]
+            found += last
         return found
+
+
+def _grouped(kernels: Sequence[Kernel], small_bytes: float) -> list[list[Kernel]]:
+    """Small streams with as many turns, `TOGETHER` at a time; all other kernels by themselves."""
+    small: dict[int, list[Kernel]] = {}
+    groups: list[list[Kernel]] = []
+    for kernel in kernels:
+        if kernel.is_stream and kernel.set_bytes <= small_bytes:
+            small.setdefault(kernel.turns, []).append(kernel)
+        else:
+            groups.append([kernel])
+    alike = [each[i : i + TOGETHER] for each in small.values() for i in range(0, len(each), TOGETHER)]
+    return [*alike, *groups]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +81,10 @@ class Probed:
     """What a probe's operations took."""
 
     graph: OpGraph
-    kernel: tuple[int | None, ...]
-    """Of each operation of the graph, the shape that it belongs to; None for the sweeps."""
+    kernel: tuple[int, ...]
+    """Of each operation of the graph, the shape that it belongs to."""
+    held: tuple[int, ...]
+    """Of each shape, the sets of operands that took turns again."""
     time_s: tuple[float, ...]
     """Of each operation, seconds: median of the passes."""
 
@@ -73,13 +96,13 @@ def measure_probe(probe: Probe, device: torch.device, sessions: int = 3, passes_
     names = [op.name for op in graph.ops]
     taken: list[list[float]] = []
     with torch.no_grad():
-        for shape, found in zip(probe.shapes, probe(), strict=True):
-            if not bool(torch.isfinite(found).all()):
-                raise InvalidMeasurement(f"{shape.op} of {dict(shape.dims)} in {shape.dtype} is not finite")
+        if not all(bool(torch.isfinite(found).all()) for found in probe()):
+            raise InvalidMeasurement(f"an output is not finite: {', '.join(sorted({s.op for s in probe.shapes}))}")
         for _ in range(sessions):
             taken += operation_times(runner, names, passes_each)
-    owners = tuple(int(op.path.split(".")[1]) if op.path.startswith(KERNELS) else None for op in graph.ops)
-    return Probed(graph, owners, tuple(statistics.median(times) for times in zip(*taken, strict=True)))
+    owners = tuple(int(op.path.split(".")[1]) for op in graph.ops)  # "kernels.3"
+    held = tuple(kernel.held for kernel in probe.kernels if isinstance(kernel, Kernel))
+    return Probed(graph, owners, held, tuple(statistics.median(times) for times in zip(*taken, strict=True)))
 
 
 def traced(probe: Probe, kind: DeviceKind) -> OpGraph:

@@ -1,4 +1,4 @@
-"""The kernels that calibration asks for, each a module without inputs that runs one operator on operands of its own.
+"""The kernels that calibration asks for, each a module without inputs that runs one operator on sets of operands.
 
 Operators of transformers' eager forwards, by the name under which the profiler sees them. A product's matrix lies as
 `nn.Linear` keeps it; a wide operand and a row are both tried where models broadcast one over the other.
@@ -6,7 +6,8 @@ Operators of transformers' eager forwards, by the name under which the profiler 
 Example: ``kernel_of(KernelShape("aten::silu", "float32", "aten::silu", {"rows": 128, "width": 4864}))()``
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -14,51 +15,121 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from profiler.record.kernel_shape import KernelShape
+from roofline.laws.registry import ROW_MAJOR
 
 VOCABULARY = 4
 """Rows of an embedding's table for each row that is looked up."""
+MOST_SETS, MOST_STREAMS = 64, 12
+"""Of operands of a product or attention, and of a stream, of which there are many more."""
+HELD_PART = 0.17
+"""Of the bytes that take turns, those of sets that take turns again: about a quarter of the cache, and so still in it,
+though not in the caches of single cores."""
+ROUNDS = 2
+"""Of those sets, of which the last one counts."""
+
+Operands = tuple[Tensor, ...]
 
 
 class Kernel(nn.Module):
-    """One operator on fixed operands; those named weights count as weights."""
+    """One operator on all its sets of operands in turn, and then on the last ones, round and round."""
 
-    def __init__(self, run: Callable[..., Tensor], operands: tuple[Tensor, ...], weights: int = 0) -> None:
+    def __init__(
+        self, run: Callable[..., Tensor], sets: Sequence[tuple[Operands, Operands]], held: int, *, is_stream: bool
+    ) -> None:
+        """`sets`: operands, and those of them, the last ones, that are weights; `held` of the sets stay in a cache."""
         super().__init__()
+        self.is_stream = is_stream
+        self.set_bytes = sum(one.nbytes for operands in sets[0] for one in operands)
         self._run = run
-        self.weights = nn.ParameterList(
-            nn.Parameter(w, requires_grad=False) for w in operands[len(operands) - weights :]
+        self.held = held
+        self._operands = [operands for operands, _ in sets]
+        self.weights = nn.ModuleList(
+            nn.ParameterList(nn.Parameter(weight, requires_grad=False) for weight in weights) for _, weights in sets
         )
-        self._operands = operands[: len(operands) - weights]
 
-    def forward(self) -> Tensor:
-        return self._run(*self._operands, *self.weights)
+    def forward(self, turn: int | None = None) -> Tensor:
+        """Result of one of the `turns`; of the last one after all of them, where none is named."""
+        sets = list(self._sets())
+        order = [*sets, *(sets[-self.held :] * ROUNDS)]
+        for operands, weights in order if turn is None else [order[turn]]:
+            found = self._run(*operands, *weights)
+        return found
+
+    @property
+    def turns(self) -> int:
+        """Calls of a whole pass."""
+        return self.sets + self.held * ROUNDS
+
+    def _sets(self) -> Iterator[tuple[Operands, Operands]]:
+        for operands, weights in zip(self._operands, self.weights, strict=True):
+            yield operands, tuple(weights.parameters())
+
+    @property
+    def sets(self) -> int:
+        """Of operands."""
+        return len(self._operands)
 
 
-def kernel_of(shape: KernelShape) -> Kernel:
-    """On torch's default device. Raises ValueError for an operator that is none of `operators()`."""
+def kernel_of(shape: KernelShape, rotated_bytes: int = 0) -> Kernel:
+    """On torch's default device, with sets of operands of so many bytes in all, where `most_sets` allows it.
+
+    Raises ValueError for an operator that it does not know.
+    """
     dtype = getattr(torch, shape.dtype)
+    run, make = _made(shape, dtype)
+    operands, weights = make()
+    each, most = sum(one.nbytes for one in (*operands, *weights)), most_sets(shape)
+    count = sets_of(each, rotated_bytes, most)
+    held = min(count, sets_of(each, round(HELD_PART * rotated_bytes), most))
+    return Kernel(
+        run, [(operands, weights), *(make() for _ in range(count - 1))], held, is_stream=shape.op in STREAMING
+    )
+
+
+def most_sets(shape: KernelShape) -> int:
+    """Sets of operands that a kernel has at most."""
+    return MOST_STREAMS if shape.op in STREAMING else MOST_SETS
+
+
+def sets_of(set_bytes: int, rotated_bytes: int, most: int) -> int:
+    """How many sets of operands, at most `most`, make `rotated_bytes` together."""
+    return max(1, min(most, math.ceil(rotated_bytes / max(1, set_bytes))))
+
+
+Make = Callable[[], tuple[Operands, Operands]]
+
+
+def _made(shape: KernelShape, dtype: torch.dtype) -> tuple[Callable[..., Tensor], Make]:
     sizes = shape.dims
     if shape.op in PRODUCTS:
         m, n, k = sizes["m"], sizes["n"], sizes["k"]
-        weights = (
-            (_random((n, k), dtype),) if shape.op == "aten::mm" else (_random((n, k), dtype), _random((n,), dtype))
-        )
-        return Kernel(F.linear, (_random((m, k), dtype), *weights), len(weights))
+        rows = _random((m, k), dtype)  # activations are where they have just been written
+        if shape.kind.endswith(ROW_MAJOR):
+            return _addmm, lambda: ((rows,), (_random((k, n), dtype), _random((n,), dtype)))
+        bias = shape.op == "aten::addmm"
+        return F.linear, lambda: ((rows,), (_random((n, k), dtype), *([_random((n,), dtype)] if bias else [])))
     if shape.op == ATTENTION:
         return _attention(sizes, dtype)
     if shape.op not in STREAMING:
         raise ValueError(f"no kernel for {shape.op}; known: {', '.join((*PRODUCTS, ATTENTION, *STREAMING))}")
-    return STREAMING[shape.op](sizes["rows"], sizes["width"], dtype)
+    run, make = STREAMING[shape.op]
+    return run, lambda: make(sizes["rows"], sizes["width"], dtype)
 
 
-def _attention(sizes: object, dtype: torch.dtype) -> Kernel:
-    dims = dict(sizes)  # type: ignore[call-overload]
+def _addmm(rows: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+    return torch.addmm(bias, rows, weights)
+
+
+def _attention(dims: Mapping[str, int], dtype: torch.dtype) -> tuple[Callable[..., Tensor], Make]:
     batch, heads, kv_heads, width = (dims[name] for name in ("batch", "heads", "kv_heads", "head_dim"))
     query, kv = dims["query"], dims["kv"]
-    q = _random((batch, query, heads, width), dtype).transpose(1, 2)  # as projections leave it
-    k, v = (_random((batch, kv_heads, kv, width), dtype) for _ in range(2))
     run = partial(F.scaled_dot_product_attention, is_causal=query > 1, enable_gqa=heads != kv_heads)
-    return Kernel(run, (q, k, v))
+
+    def make() -> tuple[Operands, Operands]:
+        q = _random((batch, query, heads, width), dtype).transpose(1, 2)  # as projections leave it
+        return (q, *(_random((batch, kv_heads, kv, width), dtype) for _ in range(2))), ()
+
+    return run, make
 
 
 def _random(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -69,40 +140,33 @@ def _positive(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return (torch.rand(size) + 0.5).to(dtype)
 
 
-Made = Callable[[int, int, torch.dtype], Kernel]
+Streaming = tuple[Callable[..., Tensor], Callable[[int, int, torch.dtype], tuple[Operands, Operands]]]
+"""What to run, and how to make its operands and weights of rows × width."""
 
 
-def _unary(run: Callable[[Tensor], Tensor], make: Callable[..., Tensor] = _random) -> Made:
-    return lambda rows, width, dtype: Kernel(run, (make((rows, width), dtype),))
+def _unary(run: Callable[[Tensor], Tensor], make: Callable[..., Tensor] = _random) -> Streaming:
+    return run, lambda rows, width, dtype: ((make((rows, width), dtype),), ())
 
 
-def _binary(run: Callable[[Tensor, Tensor], Tensor], second: Callable[..., Tensor] = _random) -> Made:
-    return lambda rows, width, dtype: Kernel(run, (_random((rows, width), dtype), second((rows, width), dtype)))
+def _binary(run: Callable[[Tensor, Tensor], Tensor], second: Callable[..., Tensor] = _random) -> Streaming:
+    return run, lambda rows, width, dtype: ((_random((rows, width), dtype), second((rows, width), dtype)), ())
 
 
-def _embedding(rows: int, width: int, dtype: torch.dtype) -> Kernel:
-    table = _random((VOCABULARY * rows, width), dtype)
-    return Kernel(F.embedding, (torch.randint(0, VOCABULARY * rows, (rows,)), table), 1)
+def _embedding(rows: int, width: int, dtype: torch.dtype) -> tuple[Operands, Operands]:
+    return (torch.randint(0, VOCABULARY * rows, (rows,)),), (_random((VOCABULARY * rows, width), dtype),)
 
 
-def _layer_norm(rows: int, width: int, dtype: torch.dtype) -> Kernel:
-    weights = (_random((width,), dtype), _random((width,), dtype))
-    return Kernel(lambda x, w, b: F.layer_norm(x, (width,), w, b), (_random((rows, width), dtype), *weights), 2)
+def _layer_norm(rows: int, width: int, dtype: torch.dtype) -> tuple[Operands, Operands]:
+    return (_random((rows, width), dtype),), (_random((width,), dtype), _random((width,), dtype))
 
 
-def _halves(rows: int, width: int, dtype: torch.dtype) -> Kernel:
-    halves = tuple(_random((rows, max(1, width // 2)), dtype) for _ in range(2))
-    return Kernel(lambda a, b: torch.cat((a, b), dim=-1), halves)
-
-
-def _converted(rows: int, width: int, dtype: torch.dtype) -> Kernel:
-    other = torch.float32 if dtype != torch.float32 else torch.bfloat16
-    return Kernel(lambda x: x.to(other), (_random((rows, width), dtype),))
+def _halves(rows: int, width: int, dtype: torch.dtype) -> tuple[Operands, Operands]:
+    return tuple(_random((rows, max(1, width // 2)), dtype) for _ in range(2)), ()
 
 
 PRODUCTS = ("aten::mm", "aten::addmm")
 ATTENTION = "aten::scaled_dot_product_attention"
-STREAMING: dict[str, Made] = {
+STREAMING: dict[str, Streaming] = {
     "aten::add": _binary(torch.add),
     "aten::sub": _binary(torch.sub),
     "aten::mul": _binary(torch.mul),
@@ -120,10 +184,10 @@ STREAMING: dict[str, Made] = {
     "aten::gelu": _unary(partial(F.gelu, approximate="tanh")),
     "aten::mean": _unary(lambda x: x.mean(-1, keepdim=True)),
     "aten::_softmax": _unary(lambda x: F.softmax(x, dim=-1)),
-    "aten::native_layer_norm": _layer_norm,
-    "aten::cat": _halves,
-    "aten::_to_copy": _converted,
+    "aten::native_layer_norm": (lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b), _layer_norm),
+    "aten::cat": (lambda a, b: torch.cat((a, b), dim=-1), _halves),
+    "aten::_to_copy": _unary(lambda x: x.to(torch.float32 if x.dtype != torch.float32 else torch.bfloat16)),
     "aten::clone": _unary(torch.clone),
-    "aten::embedding": _embedding,
+    "aten::embedding": (F.embedding, _embedding),
 }
 """What streams: a module of rows × width."""

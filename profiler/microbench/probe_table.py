@@ -1,7 +1,8 @@
 """A calibration's kernels as the table of a run: probes one after another, each with as many kernels as memory holds.
 
-Decode attention is taken with its cache in main memory, and prefill attention with what projections have just written:
-so they are in models, and their laws know no caches.
+A row is a kernel in one state of the caches: the median over its sets of operands. Decode attention is taken with its
+cache in main memory, and prefill attention with what projections have just written: so they are in models, and their
+laws know no caches.
 
 Example: ``table, failed = probe_kernels(shapes, device, facts.cache_bytes, limit_bytes=1 << 30, versions={})``
 """
@@ -10,6 +11,7 @@ import hashlib
 import json
 import math
 import random
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
@@ -17,14 +19,15 @@ import pyarrow as pa
 import torch
 
 from profiler.microbench.probe import Probe, Probed, measure_probe
+from profiler.microbench.probe_kernels import ROUNDS, VOCABULARY, most_sets, sets_of
 from profiler.record.kernel_shape import KernelShape
 from profiler.record.kernels import COLUMNS, DIMS, Kernels, Source
 from profiler.timing.flush import PAST
 from roofline.predict import Prepared
-from roofline.subjects import subjects
+from roofline.subjects import Subject, subjects
 
 COLD = {"decode_attention": True, "prefill_attention": False}
-"""Kinds of which only one of the two calls is kept: whether the first."""
+"""Kinds of which only one state is kept: whether that of operands that take turns."""
 FORMAT = "probe"
 """Of the source: these kernels were measured here."""
 
@@ -46,11 +49,12 @@ def probe_kernels(
     """
     rows: list[dict[str, object]] = []
     failed: list[str] = []
-    batches = list(_batches(shapes, limit_bytes))
+    rotated = round(PAST * cache_bytes)
+    batches = list(_batches(shapes, limit_bytes, rotated))
     for done, batch in enumerate(batches):
         progress(done / len(batches), f"kernels {done + 1}/{len(batches)}")
         try:
-            rows += _rows(measure_probe(Probe(batch, device, round(PAST * cache_bytes)), device), batch, cache_bytes)
+            rows += _rows(measure_probe(Probe(batch, device, rotated), device), batch, cache_bytes)
         except (RuntimeError, MemoryError, ValueError, ArithmeticError) as error:
             failed.append(f"{len(batch)} kernels, the first {batch[0].op} in {batch[0].dtype}: {_line(error)}")
         if device.type == "cuda":
@@ -74,28 +78,40 @@ def probe_kernels(
 
 
 def _rows(probed: Probed, shapes: Sequence[KernelShape], cache_bytes: float) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
+    calls: dict[tuple[int, str], list[tuple[Subject, float]]] = {}
     found = subjects(Prepared(probed.graph), cache_bytes)
     for op, subject, kernel, time_s in zip(probed.graph.ops, found, probed.kernel, probed.time_s, strict=True):
-        if kernel is None or subject is None or time_s <= 0:
-            continue
-        shape = shapes[kernel]
-        if shape.kind in COLD and (subject.dims["cold"] > 0.5) != COLD[shape.kind]:
-            continue
-        row: dict[str, object] = {name: float(value) for name, value in subject.dims.items() if name in DIMS}
-        row |= {"kind": subject.kinds[0], "dtype": subject.dtype, "op": op.name, "group": shape.group}
-        rows.append(row | {"framework": "torch", "version": torch.__version__, "time_s": time_s, "source": 0})
+        if subject is not None and time_s > 0:
+            calls.setdefault((kernel, op.name), []).append((subject, time_s))
+    rows: list[dict[str, object]] = []
+    for (kernel, name), taken in calls.items():
+        held = probed.held[kernel]
+        turns, warm = taken[: -held * ROUNDS], taken[-held:]
+        if len(turns) > 1:
+            turns = turns[1:]  # whose code and activations come from main memory as well
+        states = [alike for alike in (turns, warm) if _is_wanted(shapes[kernel].kind, alike is turns)]
+        for alike in states:
+            subject = alike[-1][0]
+            row: dict[str, object] = {size: float(value) for size, value in subject.dims.items() if size in DIMS}
+            row |= {"kind": subject.kinds[0], "dtype": subject.dtype, "op": name, "group": shapes[kernel].group}
+            row |= {"framework": "torch", "version": torch.__version__, "source": 0}
+            rows.append(row | {"time_s": statistics.median(time_s for _, time_s in alike)})
     return rows
 
 
-def _batches(shapes: Sequence[KernelShape], limit_bytes: float) -> Iterator[list[KernelShape]]:
+def _is_wanted(kind: str, is_turn: bool) -> bool:
+    return kind not in COLD or COLD[kind] == is_turn
+
+
+def _batches(shapes: Sequence[KernelShape], limit_bytes: float, rotated_bytes: int) -> Iterator[list[KernelShape]]:
     """In an order of no meaning, so that what changes with time is nobody's; each as large as memory allows."""
     left = sorted(shapes, key=lambda shape: (shape.dtype, shape.op, sorted(shape.dims.items())))
     random.Random(0).shuffle(left)
     batch: list[KernelShape] = []
     held = 0.0
     for shape in left:
-        needed = operand_bytes(shape)
+        each = operand_bytes(shape)
+        needed = each * sets_of(each, rotated_bytes, most_sets(shape))
         if batch and held + needed > limit_bytes:
             yield batch
             batch, held = [], 0.0
@@ -105,15 +121,15 @@ def _batches(shapes: Sequence[KernelShape], limit_bytes: float) -> Iterator[list
         yield batch
 
 
-def operand_bytes(shape: KernelShape) -> float:
-    """Of a kernel's operands and result, about."""
+def operand_bytes(shape: KernelShape) -> int:
+    """Of one set of a kernel's operands, about."""
     sizes, width = shape.dims, getattr(torch, shape.dtype).itemsize
     if "n" in sizes:
-        return float(width * (sizes["m"] * sizes["k"] + sizes["n"] * sizes["k"] + sizes["m"] * sizes["n"]))
+        return int(width * (sizes["m"] * sizes["k"] + sizes["n"] * sizes["k"]))
     if "heads" in sizes:
-        rows = sizes["heads"] * sizes["query"] * 2 + 2 * sizes["kv_heads"] * sizes["kv"]
-        return float(width * sizes["batch"] * sizes["head_dim"] * rows)
-    return float(6 * width * math.prod(sizes.values()))
+        rows = sizes["heads"] * sizes["query"] + 2 * sizes["kv_heads"] * sizes["kv"]
+        return int(width * sizes["batch"] * sizes["head_dim"] * rows)
+    return int((VOCABULARY if shape.op == "aten::embedding" else 2) * width * math.prod(sizes.values()))
 
 
 def _line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ Example: ``describe(torch.ops.aten.mm.default, (a, b), {}, out).matrix_flops == 
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -55,12 +55,19 @@ def _matmul(batch: int, m: int, n: int, k: int, bias: bool) -> Description:
 
 def _mm(args: tuple[Any, ...], out: Tensor) -> Description:
     a, b = args[0], args[1]
-    return _matmul(1, a.shape[0], b.shape[1], a.shape[1], bias=False)
+    return _with_layout(_matmul(1, a.shape[0], b.shape[1], a.shape[1], bias=False), b)
 
 
 def _addmm(args: tuple[Any, ...], out: Tensor) -> Description:
     a, b = args[1], args[2]
-    return _matmul(1, a.shape[0], b.shape[1], a.shape[1], bias=True)
+    return _with_layout(_matmul(1, a.shape[0], b.shape[1], a.shape[1], bias=True), b)
+
+
+def _with_layout(product: Description, weights: Tensor) -> Description:
+    """Says of weights that lie k × n, as GPT-2 keeps them, that they do; `nn.Linear` keeps them n × k."""
+    if weights.stride(1) == 1 and min(weights.shape) > 1:
+        return replace(product, dims=product.dims | {"row_major": 1})
+    return product
 
 
 def _bmm(args: tuple[Any, ...], out: Tensor) -> Description:

@@ -60,6 +60,8 @@ class Facts:
     """float32."""
     link_bytes_per_s: float | None = None
     """One direction, to others of its kind."""
+    cores: bool = False
+    """General-purpose cores with vector units, not units with matrix instructions on large tiles: a CPU."""
     assumed: tuple[str, ...] = ()
     """Those of the above that its datasheet does not say, with what is taken instead."""
 

@@ -9,14 +9,17 @@ Example: ``subject("matmul", "fp8_block", facts)`` → (law "block_scaled_matmul
 from collections.abc import Iterable, Mapping
 
 from roofline.laws.collective import COLLECTIVE
+from roofline.laws.core_attention import DECODE, CoreAttention
+from roofline.laws.core_matmul import CoreMatmul
 from roofline.laws.decode_attention import DecodeAttention
 from roofline.laws.eager_modules import EagerModules
 from roofline.laws.experts import EXPERTS
 from roofline.laws.law import Facts, Law
 from roofline.laws.matmul import Matmul
+from roofline.laws.matvec import Matvec
 from roofline.laws.prefill_attention import PrefillAttention
 from roofline.laws.scaled_matmul import BlockScaledMatmul, ScaledMatmul
-from roofline.laws.streaming import EMBEDDING, MATVEC, NORM, POINTWISE
+from roofline.laws.streaming import EMBEDDING, NORM, POINTWISE
 
 MATMUL, PREFILL_ATTENTION = Matmul(), PrefillAttention()
 
@@ -24,12 +27,15 @@ LAWS: dict[str, Law] = {
     law.kind: law
     for law in (
         MATMUL,
+        CoreMatmul(),
+        CoreAttention(),
+        CoreAttention(DECODE),
         ScaledMatmul(),
         BlockScaledMatmul(),
         PREFILL_ATTENTION,
         DecodeAttention(),
         EXPERTS,
-        MATVEC,
+        Matvec(),
         POINTWISE,
         NORM,
         EMBEDDING,
@@ -47,6 +53,17 @@ SPECIAL: dict[tuple[str, str], str] = {
     ("matmul", "fp8_block"): "block_scaled_matmul",
 }
 """(kind, dtype) -> law, where it is not the kind's own."""
+
+OF_CORES: dict[str, str] = {
+    "matmul": "core_matmul",
+    "scaled_matmul": "core_matmul",
+    "prefill_attention": "core_prefill_attention",
+    "decode_attention": DECODE,
+}
+"""Law -> that of the same kind on general-purpose cores, where it is another."""
+
+ROW_MAJOR = "_row_major"
+"""Ends the kind of products whose weights lie k × n: the same law, constants of their own."""
 
 OPERATOR = "aten::"
 """How the kinds begin that are one streaming operator each: "aten::mul"."""
@@ -72,7 +89,9 @@ def law_named(name: str, laws: Mapping[str, Law] = LAWS) -> Law:
 
 def subject(kind: str, dtype: str, facts: Facts) -> tuple[Law, str]:
     """The law of a kind and dtype, and the dtype of its arithmetic. Raises ValueError: no law for that kind."""
-    law = law_named(POINTWISE.kind if kind.startswith(OPERATOR) else SPECIAL.get((kind, dtype), kind))
+    plain = kind.removesuffix(ROW_MAJOR)
+    name = POINTWISE.kind if kind.startswith(OPERATOR) else SPECIAL.get((plain, dtype), plain)
+    law = law_named(OF_CORES.get(name, name) if facts.cores else name)
     return law, arithmetic(dtype, facts.matrix_flops_per_s)
 
 

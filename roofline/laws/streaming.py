@@ -64,5 +64,3 @@ class Streaming:
 POINTWISE = Streaming("pointwise")
 NORM = Streaming("norm")
 EMBEDDING = Streaming("embedding")
-MATVEC = Streaming("matvec")
-"""A product with one row: its matrix is read once, and nothing of it twice."""

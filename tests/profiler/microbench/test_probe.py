@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from profiler.microbench.probe import Probe, traced
-from profiler.microbench.probe_kernels import ATTENTION, STREAMING, kernel_of
+from profiler.microbench.probe_kernels import ATTENTION, MOST_SETS, ROUNDS, STREAMING, kernel_of
 from profiler.microbench.probe_table import operand_bytes, probe_kernels
 from profiler.record.kernel_shape import KernelShape
 
 CPU = torch.device("cpu")
-CACHE = 1 << 20
+CACHE = 1 << 15
+"""So small that sets of operands do not stay in it."""
 PRODUCT = KernelShape("matmul", "float32", "aten::mm", {"m": 8, "n": 32, "k": 16})
 SINGLE = KernelShape("matvec", "float32", "aten::addmm", {"m": 1, "n": 32, "k": 16})
 HEADS = {"batch": 2, "heads": 4, "kv_heads": 2, "head_dim": 8}
@@ -26,9 +27,8 @@ def rows_of(*shapes: KernelShape) -> tuple[list[dict[str, object]], list[str]]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("op", STREAMING)
 def test_every_operator_is_traced_under_its_name(op: str, dtype: str) -> None:
-    probe = Probe([KernelShape(op, dtype, op, {"rows": 4, "width": 64})], CPU, 64)
-    named = [one.name for one in traced(probe, "cpu").ops if one.path]
-    assert named == [op, op]
+    probe = Probe([KernelShape(op, dtype, op, {"rows": 4, "width": 64})], CPU, 1)
+    assert [one.name for one in traced(probe, "cpu").ops] == [op] * (1 + ROUNDS)
     assert all(torch.isfinite(found.float()).all() for found in probe())
 
 
@@ -44,7 +44,7 @@ def test_a_table_has_each_kernel_cold_and_warm_with_its_sizes() -> None:
         "matmul": 2, "matvec": 2, "aten::silu": 2, "prefill_attention": 1, "decode_attention": 1,
     }  # fmt: skip
     cold, warm = by_kind["matmul"]
-    assert (cold["cold"], warm["cold"]) == (1.0, 0.0)
+    assert cold["cold"] > 0.5 > warm["cold"] == 0  # type: ignore[operator]
     assert (cold["m"], cold["n"], cold["k"], cold["group"]) == (8, 32, 16, "n32 k16")
     assert by_kind["matvec"][0]["bytes_read"] == 4 * (32 * 16 + 16 + 32)
     assert by_kind["aten::silu"][0]["bytes_written"] == 4 * 4 * 64
@@ -62,6 +62,19 @@ def test_a_kernel_that_cannot_be_had_costs_its_probe_and_no_other() -> None:
 
 def test_operands_are_as_large_as_they_are_said_to_be() -> None:
     kernel = kernel_of(PRODUCT)
-    result = kernel()
-    held = sum(t.nbytes for t in (*kernel.weights, *kernel._operands, result))
-    assert operand_bytes(PRODUCT) == held
+    assert operand_bytes(PRODUCT) == sum(one.nbytes for operands in next(kernel._sets()) for one in operands)
+    assert kernel.sets == 1
+
+
+def test_sets_of_operands_fill_the_bytes_that_are_asked_for_within_reason() -> None:
+    each = operand_bytes(PRODUCT)
+    assert kernel_of(PRODUCT, 10 * each).sets == 10
+    assert kernel_of(PRODUCT, 1 << 40).sets == MOST_SETS
+    weights = {id(one) for _, own in kernel_of(PRODUCT, 3 * each)._sets() for one in own}
+    assert len(weights) == 3
+
+
+def test_weights_that_take_turns_are_cold_and_activations_are_not() -> None:
+    rows, _ = rows_of(PRODUCT)
+    cold = max(row["cold"] for row in rows)  # type: ignore[type-var]
+    assert cold == pytest.approx(32 * 16 / (32 * 16 + 8 * 16), abs=0.05)
