@@ -15,7 +15,10 @@ from roofline.facts import facts_of
 from roofline.hardware import HardwareSpec
 from roofline.laws.law import Floats
 from roofline.predict import Prepared
-from roofline.subjects import by_law, subjects
+from roofline.subjects import by_law, cold_shares, subjects
+
+HELD = "resident"
+"""Constant of laws that found which part of the last-level cache holds operands from one kernel to the next."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +49,8 @@ def law_prices(prepared: Prepared, spec: HardwareSpec, otherwise: Floats) -> Law
         law, rows = known[key], [one for place in places if (one := found[place]) is not None]
         names = set.intersection(*(set(row.dims) for row in rows))
         dims = {name: np.array([row.dims[name] for row in rows]) for name in names}
+        if (held := law.values.get(HELD, 1.0)) < 1:
+            dims["cold"] = cold_shares(prepared.touches, held * facts.cache_bytes)[places]
         time_s[places] = law.time_s(dims, facts)
         priced[places], outside[places] = True, law.outside(dims)
     return LawPrices(time_s, priced, outside)

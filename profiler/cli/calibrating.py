@@ -72,7 +72,7 @@ def calibrate_device(
     )
     spec = spec.model_copy(update={"calibrated": stored_laws(laws, provenance)})
     if device.type == "cpu":
-        figure = gap(device, used[0] if used else "float32")
+        figure = gap(device, used[0] if used else "float32", facts.cache_bytes)
         spec = spec.model_copy(update={"measured": spec.measured.model_copy(update={"gap_s_per_op": figure})})  # type: ignore[union-attr]
     return _kept(folder, spec, {f"kernels.{i}": why for i, why in enumerate(failed)})
 

@@ -1,11 +1,12 @@
 """Host time between two operations of an eager model where host and device are one: a CPU.
 
-The tiny model of `profiler.microbench.host` decodes a token with and without the profiler in turn. What its operations
+The model of `profiler.microbench.host`, wider, decodes a token with and without the profiler in turn. What its operations
 take under the profiler is what laws are fitted to; the rest of an unprofiled pass, over its operations, is the gap.
 
-Example: ``gap(torch.device("cpu"), "float32").value`` → seconds an operation
+Example: ``gap(torch.device("cpu"), "float32", 32e6).value`` → seconds an operation
 """
 
+import math
 import statistics
 from typing import Any
 
@@ -20,6 +21,11 @@ from profiler.timing.runner import Runner
 from roofline.hardware import Figure
 from roofline.workload import Workload
 
+WEIGHT_PART = 1 / 16
+"""Of the last-level cache, for one square weight: weights go through the caches that the interpreter's code lives in, and
+drive it out, as a model's do."""
+UNIT = 64
+"""Widths are multiples of it."""
 SESSIONS, PASSES = 5, 8
 """Profiled; as many passes run without the profiler beside each session."""
 
@@ -36,9 +42,13 @@ class _Decoding(nn.Module):
         return self._step.run()
 
 
-def gap(device: torch.device, dtype: str) -> Figure:
-    """Measure it on a CPU. Raises `InvalidMeasurement` and `SequenceMismatch` as profiling does."""
-    model = _Decoding(Step(device, dtype))
+def gap(device: torch.device, dtype: str, cache_bytes: float) -> Figure:
+    """Measure it on a CPU. Args: `cache_bytes`, of the last-level cache.
+
+    Raises `InvalidMeasurement` and `SequenceMismatch` as profiling does.
+    """
+    width = UNIT * max(1, round(math.sqrt(WEIGHT_PART * cache_bytes / getattr(torch, dtype).itemsize) / UNIT))
+    model = _Decoding(Step(device, dtype, width))
     workload = Workload(batch=1, query_tokens=1, context_tokens=CONTEXT, dtype=dtype)
     graph = trace(model, Inside(), workload, name="tiny", target="cpu", options={})
     names = [op.name for op in graph.ops]
@@ -53,7 +63,7 @@ def gap(device: torch.device, dtype: str) -> Figure:
     value = max(statistics.median(found), 1e-9)
     return Figure(
         value=value,
-        source=f"a tiny Llama decodes in {dtype}: wall less the spans of its {len(names)} operations, over them",
+        source=f"a Llama of width {width} decodes in {dtype}: wall less the spans of its {len(names)} operations, over them",
         low=min(low, value),
         high=max(high, value),
     )

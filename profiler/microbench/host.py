@@ -27,6 +27,10 @@ CONTEXT = 8
 """Tokens before the decoded one: enough to have a cache, too few to be work."""
 
 
+WIDTH = 64
+"""Of the residual stream."""
+
+
 class _Attention(TorchFunctionMode):
     """Counts attention as one operation and hides what it calls."""
 
@@ -70,12 +74,12 @@ class _Counter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def tiny_llama(device: torch.device, dtype: str) -> LlamaForCausalLM:
-    """Eight layers of width 64: about 0.1 MFLOP a layer and token."""
+def tiny_llama(device: torch.device, dtype: str, width: int = WIDTH) -> LlamaForCausalLM:
+    """Eight layers; of width 64 about 0.1 MFLOP a layer and token."""
     config = LlamaConfig(
         vocab_size=128,
-        hidden_size=64,
-        intermediate_size=128,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=8,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -112,8 +116,8 @@ def host_cost(bench: Bench) -> Iterator[Measurement]:
 class Step:
     """One decode pass of the tiny model, again and again from the same cache."""
 
-    def __init__(self, device: torch.device, dtype: str) -> None:
-        self.model = tiny_llama(device, dtype)
+    def __init__(self, device: torch.device, dtype: str, width: int = WIDTH) -> None:
+        self.model = tiny_llama(device, dtype, width)
         self._device = device
         prompt = torch.arange(CONTEXT, device=device)[None]
         self._token = prompt[:, :1]

@@ -31,8 +31,11 @@ from roofline.op import OpGraph
 from roofline.workload import Workload
 
 TOGETHER = 8
-"""Small streams that take turns with each other: in a model another operator ran before each, and the code of this one
-has to come back into the first caches, which is most of a small operation's time."""
+"""Small streams that take turns with each other, after as many bytes as a model's weights are were read: there, another
+operator ran before each, and code and operands have to come back into the first caches, which is most of the time of a
+small operation."""
+SWEPT_PART = 1 / 12
+"""Of the bytes that take turns, those read before: an eighth of the last-level cache, more than the caches below it."""
 SMALL_PART = 1 / 192
 """Of the bytes that take turns, the most of a small stream's operands: eight and all their turns stay in the cache."""
 
@@ -46,6 +49,7 @@ class Probe(nn.Module):
         self.shapes = tuple(shapes)
         with torch.device(device):
             kernels = [kernel_of(shape, rotated_bytes) for shape in shapes]
+        self.sweep = nn.Buffer(torch.ones(max(1, round(SWEPT_PART * rotated_bytes / 4)), device=device))
         self.kernels = nn.ModuleList(kernels)
         self._groups = _grouped(kernels, SMALL_PART * rotated_bytes)
         self.eval()
@@ -58,6 +62,7 @@ class Probe(nn.Module):
                 found.append(group[0]())
                 continue
             for turn in range(group[0].turns):
+                self.sweep.sum()
                 last = [kernel(turn) for kernel in group]
             found += last
         return found
@@ -81,8 +86,8 @@ class Probed:
     """What a probe's operations took."""
 
     graph: OpGraph
-    kernel: tuple[int, ...]
-    """Of each operation of the graph, the shape that it belongs to."""
+    kernel: tuple[int | None, ...]
+    """Of each operation of the graph, the shape that it belongs to; None for the sweeps."""
     held: tuple[int, ...]
     """Of each shape, the sets of operands that took turns again."""
     time_s: tuple[float, ...]
@@ -100,7 +105,7 @@ def measure_probe(probe: Probe, device: torch.device, sessions: int = 3, passes_
             raise InvalidMeasurement(f"an output is not finite: {', '.join(sorted({s.op for s in probe.shapes}))}")
         for _ in range(sessions):
             taken += operation_times(runner, names, passes_each)
-    owners = tuple(int(op.path.split(".")[1]) for op in graph.ops)  # "kernels.3"
+    owners = tuple(int(op.path.split(".")[1]) if op.path else None for op in graph.ops)  # "kernels.3"
     held = tuple(kernel.held for kernel in probe.kernels if isinstance(kernel, Kernel))
     return Probed(graph, owners, held, tuple(statistics.median(times) for times in zip(*taken, strict=True)))
 

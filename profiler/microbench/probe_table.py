@@ -81,7 +81,7 @@ def _rows(probed: Probed, shapes: Sequence[KernelShape], cache_bytes: float) -> 
     calls: dict[tuple[int, str], list[tuple[Subject, float]]] = {}
     found = subjects(Prepared(probed.graph), cache_bytes)
     for op, subject, kernel, time_s in zip(probed.graph.ops, found, probed.kernel, probed.time_s, strict=True):
-        if subject is not None and time_s > 0:
+        if kernel is not None and subject is not None and time_s > 0:
             calls.setdefault((kernel, op.name), []).append((subject, time_s))
     rows: list[dict[str, object]] = []
     for (kernel, name), taken in calls.items():

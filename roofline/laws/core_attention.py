@@ -1,6 +1,6 @@
 """The law of fused attention on cores with vector units: a CPU.
 
-``time = fixed + pieces / units · piece + flops / rate · (1 + half_query / query) + pairs / exponentials + bytes / memory``
+``fixed + pieces · piece / units + flops · (1 + half_query / query) / rate + pairs / exponentials + bytes / memory``
 
 A core takes a block of query rows of one head at a time and walks over the keys: two products, an exponential a pair,
 keys and values read. Little of that goes on beside the rest, so the parts are added. A head with few query rows leaves
