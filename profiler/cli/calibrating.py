@@ -38,7 +38,7 @@ def calibrate_device(
     from calibrate.exchange.observed import observations
     from calibrate.kernel_shapes import kernel_shapes
     from calibrate.live import fit_measured, stored_laws
-    from profiler.microbench.gap import gap
+    from profiler.microbench.eager import measure_eager
     from profiler.microbench.probe_kernels import STREAMING
     from profiler.microbench.probe_table import probe_kernels
     from profiler.record import kernels
@@ -53,10 +53,13 @@ def calibrate_device(
     used = sorted(set(dtypes) & set(facts.matrix_flops_per_s) & set(DTYPES))
     memory_bytes = spec.measured.levels[-1].capacity_bytes
     shapes = kernel_shapes(facts, used, memory_bytes, tuple(STREAMING), quick=quick, seed=seed)
+    step("calibration: an eager model", 0.0)
+    eager = [measure_eager(device, dtype, facts.cache_bytes) for dtype in used]
     table, failed = probe_kernels(
         shapes,
         device,
         facts.cache_bytes,
+        eager=eager,
         limit_bytes=min(PROBE_BYTES, PROBE_PART * memory_bytes),
         versions=folder.run.environment.versions,
         progress=lambda part, what: step(f"calibration: {what}", part),
@@ -71,9 +74,8 @@ def calibrate_device(
         versions={**folder.run.environment.versions, "roofcal": roofcal_version()},
     )
     spec = spec.model_copy(update={"calibrated": stored_laws(laws, provenance)})
-    if device.type == "cpu":
-        figure = gap(device, used[0] if used else "float32", facts.cache_bytes)
-        spec = spec.model_copy(update={"measured": spec.measured.model_copy(update={"gap_s_per_op": figure})})  # type: ignore[union-attr]
+    if device.type == "cpu" and eager:
+        spec = spec.model_copy(update={"measured": spec.measured.model_copy(update={"gap_s_per_op": eager[0].gap})})  # type: ignore[union-attr]
     return _kept(folder, spec, {f"kernels.{i}": why for i, why in enumerate(failed)})
 
 

@@ -2,7 +2,7 @@
 
 A row is a kernel in one state of the caches: the median over its sets of operands. Decode attention is taken with its
 cache in main memory, and prefill attention with what projections have just written: so they are in models, and their
-laws know no caches.
+laws know no caches. What streams is taken from a model (`profiler.microbench.eager`), and from probes in turns alone.
 
 Example: ``table, failed = probe_kernels(shapes, device, facts.cache_bytes, limit_bytes=1 << 30, versions={})``
 """
@@ -18,11 +18,13 @@ from dataclasses import asdict
 import pyarrow as pa
 import torch
 
+from profiler.microbench.eager import Eager
 from profiler.microbench.probe import Probe, Probed, measure_probe
 from profiler.microbench.probe_kernels import ROUNDS, VOCABULARY, most_sets, sets_of
 from profiler.record.kernel_shape import KernelShape
 from profiler.record.kernels import COLUMNS, DIMS, Kernels, Source
 from profiler.timing.flush import PAST
+from roofline.laws.registry import OPERATOR
 from roofline.predict import Prepared
 from roofline.subjects import Subject, subjects
 
@@ -40,14 +42,16 @@ def probe_kernels(
     cache_bytes: float,
     *,
     limit_bytes: float,
+    eager: Sequence[Eager] = (),
     versions: dict[str, str],
     progress: Progress = lambda part, what: None,
 ) -> tuple[Kernels, list[str]]:
-    """Measure all shapes. Args: `limit_bytes`, of the operands of one probe; `cache_bytes`, of the last-level cache.
+    """Measure all shapes. Args: `limit_bytes`, of the operands of one probe; `cache_bytes`, of the last-level cache;
+    `eager`, models whose streaming operations are rows too.
 
     Returns the table, and a line for each probe that could not be had.
     """
-    rows: list[dict[str, object]] = []
+    rows = [row for one in eager for row in eager_rows(one, cache_bytes)]
     failed: list[str] = []
     rotated = round(PAST * cache_bytes)
     batches = list(_batches(shapes, limit_bytes, rotated))
@@ -91,16 +95,36 @@ def _rows(probed: Probed, shapes: Sequence[KernelShape], cache_bytes: float) -> 
             turns = turns[1:]  # whose code and activations come from main memory as well
         states = [alike for alike in (turns, warm) if _is_wanted(shapes[kernel].kind, alike is turns)]
         for alike in states:
-            subject = alike[-1][0]
-            row: dict[str, object] = {size: float(value) for size, value in subject.dims.items() if size in DIMS}
-            row |= {"kind": subject.kinds[0], "dtype": subject.dtype, "op": name, "group": shapes[kernel].group}
-            row |= {"framework": "torch", "version": torch.__version__, "source": 0}
-            rows.append(row | {"time_s": statistics.median(time_s for _, time_s in alike)})
+            seconds = statistics.median(time_s for _, time_s in alike)
+            rows.append(_row(alike[-1][0], name, shapes[kernel].group, seconds))
     return rows
 
 
 def _is_wanted(kind: str, is_turn: bool) -> bool:
-    return kind not in COLD or COLD[kind] == is_turn
+    return is_turn if kind.startswith(OPERATOR) else kind not in COLD or COLD[kind] == is_turn
+
+
+def eager_rows(eager: Eager, cache_bytes: float) -> list[dict[str, object]]:
+    """Streaming operations of a model, alike ones as one row."""
+    taken: dict[tuple[object, ...], list[float]] = {}
+    about: dict[tuple[object, ...], Subject] = {}
+    for graph, times in eager.passes:
+        found = subjects(Prepared(graph), cache_bytes)
+        for op, subject, time_s in zip(graph.ops, found, times, strict=True):
+            if subject is not None and subject.kinds[0].startswith(OPERATOR) and time_s > 0:
+                key = (op.name, subject.dtype, *sorted(subject.dims.items()))
+                taken.setdefault(key, []).append(time_s)
+                about[key] = subject
+    return [
+        _row(about[key], str(key[0]), f"eager {about[key].dims['elements']:.0f}", statistics.median(times))
+        for key, times in taken.items()
+    ]
+
+
+def _row(subject: Subject, op: str, group: str, time_s: float) -> dict[str, object]:
+    row: dict[str, object] = {size: float(value) for size, value in subject.dims.items() if size in DIMS}
+    row |= {"kind": subject.kinds[0], "dtype": subject.dtype, "op": op, "group": group, "time_s": time_s}
+    return row | {"framework": "torch", "version": torch.__version__, "source": 0}
 
 
 def _batches(shapes: Sequence[KernelShape], limit_bytes: float, rotated_bytes: int) -> Iterator[list[KernelShape]]:
