@@ -1,0 +1,85 @@
+"""Laws of a CPU: limits by hand, what must not happen, and constants that come back from simulated kernels."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from law_checks import columns
+
+from roofline.laws.core_attention import DECODE, CoreAttention
+from roofline.laws.core_matmul import CoreMatmul
+from roofline.laws.law import Facts, Law
+from roofline.laws.matvec import Matvec
+from roofline.laws.registry import subject
+
+FACTS = Facts(4, 32e6, 40e9, {"float32": 400e9}, 100e9, cores=True)
+SIZE = st.floats(1, 1e5)
+
+
+def priced(law: Law, dims: dict[str, np.ndarray], **changed: float) -> np.ndarray:
+    values = {c.name: c.prior for c in law.constants(FACTS, "float32")} | changed
+    return law.time_s(dims, FACTS, "float32", values)
+
+
+def test_long_products_reach_the_rate_and_single_panels_the_bandwidth() -> None:
+    large = columns(1, m=1e5, n=1e5, k=1e5, cold=0)
+    assert priced(CoreMatmul(), large, rate=400e9, sharpness=6.0) == pytest.approx(2e15 / 400e9, rel=0.01)
+    wide = columns(1, m=2, n=1e6, k=1e4, cold=1)
+    seconds = priced(CoreMatmul(), wide, memory=10e9, rate=480e9, half_m=0.1, sharpness=6.0)
+    assert seconds == pytest.approx(4e10 / 10e9, rel=0.05)
+
+
+def test_cold_weights_cost_their_bytes_and_the_wait_for_the_first() -> None:
+    dims = columns(2, m=8, n=512, k=512, cold=np.array([0.0, 0.97]))
+    warm, cold = priced(CoreMatmul(), dims, memory=10e9, cache=100e9, latency=5e-6, sharpness=1.0)
+    weights, others = 4 * 512 * 512, 4 * 2 * 8 * 512
+    held = weights**2 / (weights**2 + (0.5 * 32e6) ** 2)
+    more = (0.97 * (weights + others) - held * weights) * (1 / 10e9 - 1 / 100e9)
+    waited = 5e-6 * (min(1.0, 0.97 * (weights + others) / weights) - held)
+    assert cold - warm == pytest.approx(more + waited, rel=1e-6)
+
+
+@given(m=SIZE, n=SIZE, k=SIZE, more=st.floats(1.0, 8.0))
+def test_more_work_never_takes_less(m: float, n: float, k: float, more: float) -> None:
+    for grown in ({"m": m * more}, {"n": n * more}, {"k": k * more}):
+        one = priced(CoreMatmul(), columns(1, m=m, n=n, k=k, cold=0))
+        other = priced(CoreMatmul(), columns(1, **({"m": m, "n": n, "k": k} | grown), cold=0))
+        assert other >= one * (1 - 1e-9)
+
+
+def test_a_matrix_vector_product_streams_its_matrix() -> None:
+    dims = columns(1, bytes_read=4e9, bytes_written=0, elements=1e4, cold=1)
+    assert priced(Matvec(), dims, memory=20e9, output=1e-8) == pytest.approx(0.2 + 1e-4, rel=0.01)
+    cached = columns(1, bytes_read=1e5, bytes_written=0, elements=1, cold=0)
+    assert priced(Matvec(), cached, launch=1e-6, cache=80e9) == pytest.approx(1e-6 + 1e5 / 80e9, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["core_prefill_attention", DECODE])
+def test_longer_contexts_and_more_sequences_take_longer(kind: str) -> None:
+    law = CoreAttention(kind)
+    sizes = {"batch": 2, "heads": 8, "kv_heads": 2, "head_dim": 64, "window": 0, "kv_bytes": 4, "query": 16, "kv": 40}
+    lengths = np.array([16.0, 64.0, 1024.0, 8192.0])
+    grown = "kv" if kind == DECODE else "context"
+    times = priced(law, columns(4, **(sizes | {"context": 24})) | {grown: lengths})
+    assert (np.diff(times) > 0).all()
+    batches = priced(law, columns(3, **(sizes | {"context": 24})) | {"batch": np.array([1.0, 8.0, 64.0])})
+    assert (np.diff(batches) > 0).all()
+
+
+def test_a_window_wider_than_the_context_is_none_and_pairs_are_exact() -> None:
+    law = CoreAttention()
+    sizes = {"batch": 1, "heads": 2, "kv_heads": 2, "head_dim": 8, "kv_bytes": 4, "query": 3, "context": 5}
+    free, wide, narrow = priced(law, columns(3, **sizes) | {"window": np.array([0.0, 100.0, 2.0])})
+    assert free == wide > narrow
+    pairs_only = {"fixed": 0.0, "piece": 0.0, "rate": 1e30, "exponentials": 1.0, "memory": 1e30}
+    found = priced(law, columns(2, **sizes) | {"window": np.array([0.0, 2.0])}, **pairs_only)
+    assert found == pytest.approx([2 * (6 + 7 + 8), 2 * 3 * 2])
+
+
+def test_cores_have_laws_of_their_own_and_other_devices_theirs() -> None:
+    gpu = Facts(132, 50e6, 4.8e12, {"float32": 6e13}, 6e13)
+    for kind, name in (("matmul", "core_matmul"), ("decode_attention", DECODE), ("matmul_row_major", "core_matmul")):
+        assert subject(kind, "float32", FACTS)[0].kind == name
+        assert subject(kind, "float32", gpu)[0].kind == kind.removesuffix("_row_major")
+    assert subject("aten::mul", "float32", FACTS)[0].kind == "pointwise"
+    assert subject("matvec_row_major", "float32", FACTS)[0].kind == "matvec"
