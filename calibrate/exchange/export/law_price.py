@@ -46,5 +46,5 @@ class LawPrice:
             sizes["kv_bytes"] = sizes.pop("kv_element_bytes")
         sizes["bytes_written"] = sizes.pop("write_bytes", np.zeros_like(moved))
         sizes["bytes_read"] = moved - sizes["bytes_written"]
-        sizes |= {"flops": flops, "kernels": np.ones_like(moved), "elements": moved}
+        sizes |= {"flops": flops, "kernels": np.ones_like(moved), "elements": sizes.get("n", moved)}
         return law.time_s(sizes, self._facts)
