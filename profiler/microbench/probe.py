@@ -94,7 +94,7 @@ class Probed:
     """Of each operation, seconds: median of the passes."""
 
 
-def measure_probe(probe: Probe, device: torch.device, sessions: int = 3, passes_each: int = 3) -> Probed:
+def measure_probe(probe: Probe, device: torch.device, sessions: int = 2, passes_each: int = 3) -> Probed:
     """Trace the probe, then profile it in sessions of several passes; the first pass of each is not looked at."""
     runner = Runner(probe, Inside(), device)
     graph = traced(probe, runner.kind)

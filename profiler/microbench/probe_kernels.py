@@ -133,7 +133,7 @@ def _attention(dims: Mapping[str, int], dtype: torch.dtype) -> tuple[Callable[..
 
 
 def _random(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.randn(size).to(dtype)
+    return torch.rand(size).sub_(0.5).to(dtype)
 
 
 def _positive(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
