@@ -60,14 +60,14 @@ class Line:
 
 
 def profile(options: Sequence[str]) -> dict[str, Any]:
-    """The JSON of `python -m profiler run`, in a fresh process; inconclusive cells (exit 3) are kept."""
+    """The JSON of `python -m profiler run`, in a fresh process; of its passes, those that are not invalid (exit 4)."""
     done = subprocess.run(
         [sys.executable, "-m", "profiler", "run", "--json", *options], stdout=subprocess.PIPE, text=True, check=False
     )
-    if done.returncode not in (0, 3):
+    if done.returncode not in (0, 3, 4):
         raise SystemExit(f"run {' '.join(options)} ended with exit code {done.returncode}")
     found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return found | {"passes": [one for one in found["passes"] if one["status"] != "invalid"]}
 
 
 def lines(passes: Sequence[dict[str, Any]]) -> Iterator[Line]:
