@@ -2,7 +2,7 @@
 
 Candidates are drawn over the sizes that a device can be asked for: products from one row to as many as take
 `LONGEST_S`, matrices of up to `LARGEST` last-level caches, attention with as many pieces as units and many times that,
-streams from some kilobytes to a good part of the cache. Among the candidates of products and attention the law itself
+streams from one element to a good part of the cache. Among the candidates of products and attention the law itself
 chooses within a budget of points and seconds (`calibrate.budget`); streams are few and taken whole. No model's shapes
 are in here.
 
@@ -36,9 +36,10 @@ STREAM_SIZES = 10
 SMALLEST = 4
 """Bytes of the smallest stream: an element, as of a norm's mean."""
 LARGEST_STREAM = 0.25
-"""Last-level caches that one operand of a stream fills at most: main memory is seen by sweeping the cache, and larger
-results come from the system page by page."""
+"""Last-level caches that one operand of a stream fills at most: main memory is seen by operands that take turns, and
+larger results come from the system page by page."""
 WIDTHS = (64, 256, 1024, 4096)
+"""Elements of a row of a stream, in turn by size."""
 ODD = 0.15
 """Share of products with a size that is not a multiple of anything: vocabularies are."""
 UNIT = 32

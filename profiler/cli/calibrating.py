@@ -38,6 +38,7 @@ def calibrate_device(
     from calibrate.exchange.observed import observations
     from calibrate.kernel_shapes import kernel_shapes
     from calibrate.live import fit_measured, stored_laws
+    from profiler.microbench.bench import reason
     from profiler.microbench.eager import measure_eager
     from profiler.microbench.probe_kernels import STREAMING
     from profiler.microbench.probe_table import probe_kernels
@@ -51,10 +52,22 @@ def calibrate_device(
     except ValueError as error:
         return _kept(folder, spec, {"calibrated": str(error)})
     used = sorted(set(dtypes) & set(facts.matrix_flops_per_s) & set(DTYPES))
+    missing: dict[str, str] = {}
+    if left_out := sorted(set(dtypes) - set(used)):
+        missing["calibrated"] = (
+            f"no laws in {', '.join(left_out)}: kernels are made in {', '.join(DTYPES)}, with a peak"
+        )
+    if not used:
+        return _kept(folder, spec, missing)
     memory_bytes = spec.measured.levels[-1].capacity_bytes
     shapes = kernel_shapes(facts, used, memory_bytes, tuple(STREAMING), quick=quick, seed=seed)
     step("calibration: an eager model", 0.0)
-    eager = [measure_eager(device, dtype, facts.cache_bytes) for dtype in used]
+    eager = []
+    for dtype in used:
+        try:
+            eager.append(measure_eager(device, dtype, facts.cache_bytes))
+        except (RuntimeError, MemoryError, ArithmeticError) as error:
+            missing[f"eager.{dtype}"] = reason(error)
     table, failed = probe_kernels(
         shapes,
         device,
@@ -64,6 +77,9 @@ def calibrate_device(
         versions=folder.run.environment.versions,
         progress=lambda part, what: step(f"calibration: {what}", part),
     )
+    missing |= {f"kernels.{i}": why for i, why in enumerate(failed)}
+    if table is None:
+        return _kept(folder, spec, missing)
     kernels.write(folder.path, table)
     step("calibration: laws", 0.9)
     laws = fit_measured(observations(table), facts, seed)
@@ -76,7 +92,7 @@ def calibrate_device(
     spec = spec.model_copy(update={"calibrated": stored_laws(laws, provenance)})
     if device.type == "cpu" and eager:
         spec = spec.model_copy(update={"measured": spec.measured.model_copy(update={"gap_s_per_op": eager[0].gap})})  # type: ignore[union-attr]
-    return _kept(folder, spec, {f"kernels.{i}": why for i, why in enumerate(failed)})
+    return _kept(folder, spec, missing)
 
 
 def _kept(folder: RunFolder, spec: HardwareSpec, missing: dict[str, str]) -> HardwareSpec:

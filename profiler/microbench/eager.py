@@ -70,12 +70,11 @@ def measure_eager(device: torch.device, dtype: str, cache_bytes: float) -> Eager
     """
     width = UNIT * max(1, round(math.sqrt(WEIGHT_PART * cache_bytes / getattr(torch, dtype).itemsize) / UNIT))
     step = Step(device, dtype, width)
-    passes, gaps, operations = [], [], 0
+    passes, gaps = [], []
     for prompt in (1, *PROMPTS):
         graph, times, found = _measured(_Pass(step, prompt), prompt, dtype, device)
         passes.append((graph, times))
         gaps.append(found)
-        operations += len(graph.ops)
     value = statistics.median(gaps)
     source = (
         f"a Llama of width {width} in {dtype}, decode and prefill: wall less the spans of its operations, over them"

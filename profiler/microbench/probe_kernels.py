@@ -1,7 +1,7 @@
 """The kernels that calibration asks for, each a module without inputs that runs one operator on sets of operands.
 
-Operators of transformers' eager forwards, by the name under which the profiler sees them. A product's matrix lies as
-`nn.Linear` keeps it; a wide operand and a row are both tried where models broadcast one over the other.
+Operators of transformers' eager forwards, by the name under which the profiler sees them. Weights lie n × k,
+as `nn.Linear` keeps them, or k × n, as GPT-2 does.
 
 Example: ``kernel_of(KernelShape("aten::silu", "float32", "aten::silu", {"rows": 128, "width": 4864}))()``
 """

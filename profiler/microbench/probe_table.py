@@ -18,6 +18,7 @@ from dataclasses import asdict
 import pyarrow as pa
 import torch
 
+from profiler.microbench.bench import reason
 from profiler.microbench.eager import Eager
 from profiler.microbench.probe import Probe, Probed, measure_probe
 from profiler.microbench.probe_kernels import ROUNDS, VOCABULARY, most_sets, sets_of
@@ -45,11 +46,11 @@ def probe_kernels(
     eager: Sequence[Eager] = (),
     versions: dict[str, str],
     progress: Progress = lambda part, what: None,
-) -> tuple[Kernels, list[str]]:
+) -> tuple[Kernels | None, list[str]]:
     """Measure all shapes. Args: `limit_bytes`, of the operands of one probe; `cache_bytes`, of the last-level cache;
     `eager`, models whose streaming operations are rows too.
 
-    Returns the table, and a line for each probe that could not be had.
+    Returns the table, None where nothing could be measured, and a line for each probe that could not be had.
     """
     rows = [row for one in eager for row in eager_rows(one, cache_bytes)]
     failed: list[str] = []
@@ -60,10 +61,12 @@ def probe_kernels(
         try:
             rows += _rows(measure_probe(Probe(batch, device, rotated), device), batch, cache_bytes)
         except (RuntimeError, MemoryError, ValueError, ArithmeticError) as error:
-            failed.append(f"{len(batch)} kernels, the first {batch[0].op} in {batch[0].dtype}: {_line(error)}")
+            failed.append(f"{len(batch)} kernels, the first {batch[0].op} in {batch[0].dtype}: {reason(error)}")
         if device.type == "cuda":
             torch.cuda.empty_cache()
     progress(1.0, "kernels")
+    if not rows:
+        return None, failed
     asked = json.dumps([asdict(shape) for shape in shapes], sort_keys=True, default=dict)
     source = Source(
         file=FORMAT,
@@ -154,8 +157,3 @@ def operand_bytes(shape: KernelShape) -> int:
         rows = sizes["heads"] * sizes["query"] + 2 * sizes["kv_heads"] * sizes["kv"]
         return int(width * sizes["batch"] * sizes["head_dim"] * rows)
     return int((VOCABULARY if shape.op == "aten::embedding" else 2) * width * math.prod(sizes.values()))
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

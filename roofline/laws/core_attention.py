@@ -4,8 +4,8 @@
 
 A core takes a block of query rows of one head at a time and walks over the keys: two products, an exponential a pair,
 keys and values read. Little of that goes on beside the rest, so the parts are added. A head with few query rows leaves
-most of a vector's or block's lanes empty (`half_query`, as Hockney's n½). Causal pairs are counted exactly; each query
-head reads its group's keys anew from a cache.
+most of a vector's or block's lanes empty (`half_query`, as Hockney's n½). Causal pairs are counted exactly; keys and
+values of a group of heads count once.
 
 Example: ``CoreAttention("core_decode_attention").time_s(dims, facts, "float32", values)``
 """

@@ -16,7 +16,7 @@ from tiny import tiny
 from calibrate import kernel_shapes
 from calibrate.reports import sound
 from profiler.cli.app import main
-from profiler.microbench import probe_kernels
+from profiler.microbench import eager, probe_kernels, probe_table
 from profiler.record.kernels import has_kernels
 from profiler.record.run import Run
 from profiler.record.store import RunFolder
@@ -221,6 +221,27 @@ def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
     prefill, decode = (told["total"]["time_s"] for told in predicted["workloads"])
     assert asked["ttft_s"] == pytest.approx(prefill, rel=1e-6)
     assert asked["tpot_s"] == pytest.approx(decode, rel=0.2)  # contexts of 16 to 23
+
+
+def test_what_cannot_be_calibrated_is_said_and_the_models_are_measured(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(eager, "measure_eager", fails)
+    monkeypatch.setattr(probe_table, "measure_probe", fails)
+    quick = [one for one in QUICK if one not in ("--no-calibrate", "float32")]
+    for dtype, key, says in (("float64", "calibrated", "no laws in float64"), ("float32", "eager.float32", "no such")):
+        arguments = ["run", str(model), *quick, "--out", str(tmp_path), "--json"]
+        arguments.insert(arguments.index("--dtype") + 1, dtype)
+        assert main(arguments) in (0, 3, 4)
+        document = json.loads(capsys.readouterr().out)
+        folder = RunFolder.open(Path(document["run"]))
+        spec = folder.read_spec()
+        assert spec is not None and spec.calibrated == () and says in spec.missing[key]
+        assert not has_kernels(folder.path)
+        assert {one["prediction"] for one in document["passes"]} == {"executed"}
 
 
 def test_what_does_not_fit_fails_and_the_rest_goes_on(
