@@ -16,6 +16,7 @@ from calibrate.waterfall import TERMS, terms
 from profiler.record.run import CellResult, Closure, Mode
 from roofline.forecast import pass_wall_s
 from roofline.hardware import HardwareSpec
+from roofline.host_gaps import least_gap_s
 from roofline.op import OpGraph
 from roofline.record import Record
 from roofline.workload import Workload
@@ -304,9 +305,10 @@ def _predicted_wall_s(table: OpTimesTable, spec: HardwareSpec, prediction: str |
     with_laws = prediction == "calibrated"
     if table.compiled is not None:
         time_s, count = table.compiled.predicted_s, table.compiled.count
+        gap_s = least_gap_s(spec, len(count))
     else:
-        time_s, count = table.rungs[prediction], table.count
-    return pass_wall_s(time_s, count, spec, spec.measured, with_laws=with_laws)
+        time_s, count, gap_s = table.rungs[prediction], table.count, table.host_gap_s
+    return pass_wall_s(time_s, count, spec, spec.measured, gap_s, with_laws=with_laws)
 
 
 def _kernels(table: OpTimesTable, graph: OpGraph) -> tuple[FusedKernel, ...]:

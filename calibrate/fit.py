@@ -24,6 +24,8 @@ NOISE = 0.05
 """Relative error of a good law, over which residuals count as large: σ of the loss."""
 STARTS = 4
 """Fits from the priors and from points around them; the best is kept."""
+DONE = 1e-5
+"""Relative change of loss and constants at which a fit ends: far within its intervals."""
 DETERMINED = 0.5
 """A constant is determined where data narrow its prior's spread to this part or less."""
 Z90 = 1.6449
@@ -72,7 +74,14 @@ def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0, start
         starts = [np.array([_inner(c, start[c.name]) for c in constants])]
     margin = 1e-6 * (highs - lows)
     found = [
-        least_squares(residuals, np.clip(start, lows + margin, highs - margin), bounds=(lows, highs), x_scale=spreads)
+        least_squares(
+            residuals,
+            np.clip(start, lows + margin, highs - margin),
+            bounds=(lows, highs),
+            x_scale=spreads,
+            ftol=DONE,
+            xtol=DONE,
+        )
         for start in starts
     ]
     best = min(found, key=lambda one: one.cost)

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from calibrate.budget import design_within
+from calibrate.design import Rows
 from profiler.record.kernel_shape import KernelShape
 from roofline.laws.law import Dims, Facts, Floats
 from roofline.laws.matmul import ELEMENT_BYTES
-from roofline.laws.registry import LAWS, ROW_MAJOR
+from roofline.laws.registry import ROW_MAJOR, subject
 from roofline.subjects import MATVEC
 
 LONGEST_S = 0.03
@@ -31,7 +32,7 @@ PASS_S = 0.5
 """For all kernels of a kind and dtype, each once, as their law expects before anything is measured."""
 POINTS = {"matmul": 40, MATVEC: 24, "prefill_attention": 14, "decode_attention": 14}
 """Of each dtype."""
-STREAM_SIZES = 10
+STREAM_SIZES = 8
 """From `SMALLEST` to `LARGEST_STREAM`, evenly on a logarithm."""
 SMALLEST = 4
 """Bytes of the smallest stream: an element, as of a norm's mean."""
@@ -46,8 +47,8 @@ UNIT = 32
 """Other sizes are multiples of it."""
 WIDEST = 16384.0
 """Depth of a product; twice that and more are for its columns."""
-VOCABULARY = 2**17
-"""Columns of the largest one: 128 k tokens is the order of vocabularies today."""
+VOCABULARY = 2**18
+"""Columns of the largest one: 256 k tokens, the largest of today's vocabularies (Gemma's)."""
 VOCABULARIES = 0.1
 """Share of products with up to 16 times as many columns."""
 LONGEST_CONTEXT = 16384
@@ -88,12 +89,13 @@ def _products(
     m = _log_uniform(generator, 2, 4096)
     seconds = 4 * m * n * k / facts.matrix_flops_per_s[dtype]
     fits = (n * k * width <= most) & (seconds <= LONGEST_S)
-    dims = {"m": m[fits], "n": n[fits], "k": k[fits]}
-    chosen = _designed("matmul", dims, facts, dtype, seed)
+    sizes = {"m": m[fits], "n": n[fits], "k": k[fits]}
+    chosen = _taken(sizes, _designed("matmul", sizes, facts, dtype, seed))
     fits = n * k * width <= most
-    column = {"m": np.ones(fits.sum()), "n": n[fits], "k": k[fits]}
-    single = _designed("matmul", column, facts, dtype, seed, POINTS[MATVEC] - 1)
-    found = {"matmul": chosen, MATVEC: [*single, _largest(most, width)]}
+    n, k = n[fits], k[fits]
+    streamed = {"bytes_read": width * (n + 1) * k, "bytes_written": width * n, "elements": n}
+    single = _taken({"m": np.ones_like(n), "n": n, "k": k}, _designed(MATVEC, streamed, facts, dtype, seed))
+    found = {"matmul": chosen, MATVEC: [*single[1:], _largest(most, width)]}
     shapes = [
         KernelShape(kind, dtype, "aten::addmm" if i % 4 == 0 else "aten::mm", sizes)
         for kind, each in found.items()
@@ -108,7 +110,8 @@ def _products(
 def _largest(most: float, width: float) -> dict[str, int]:
     """A product with one row and a matrix of twice `most` bytes, as wide as vocabularies: the far end of the range."""
     n = min(VOCABULARY, round(2 * most / width / UNIT))
-    return {"m": 1, "n": n, "k": UNIT * max(1, round(2 * most / width / n / UNIT))}
+    odd = 1 | max(1, round(2 * most / width / n / UNIT))  # rows of whole pages are a case of their own
+    return {"m": 1, "n": n, "k": UNIT * odd}
 
 
 def _attention(
@@ -132,7 +135,8 @@ def _attention(
         fits = (moved <= most) & (heads <= 64) & (seconds <= LONGEST_S)
         lengths: dict[str, Floats] = {"query": query, "kv": length, "context": length - query}
         dims = shared | lengths
-        chosen = _designed(kind, {name: column[fits] for name, column in dims.items()}, facts, dtype, seed)
+        allowed = {name: column[fits] for name, column in dims.items()}
+        chosen = _taken(allowed, _designed(kind, allowed, facts, dtype, seed))
         names = ("batch", "heads", "kv_heads", "head_dim", "query", "kv")
         shapes += [
             KernelShape(kind, dtype, "aten::scaled_dot_product_attention", {name: one[name] for name in names})
@@ -163,8 +167,10 @@ def _log_uniform(generator: np.random.Generator, least: float, most: float) -> F
     return np.round(drawn)
 
 
-def _designed(
-    kind: str, dims: Dims, facts: Facts, dtype: str, seed: int, points: int | None = None
-) -> list[dict[str, int]]:
-    rows = design_within(LAWS[kind], dims, facts, dtype, points or POINTS[kind], PASS_S, seed)
-    return [{name: int(column[row]) for name, column in dims.items()} for row in rows]
+def _designed(kind: str, dims: Dims, facts: Facts, dtype: str, seed: int) -> Rows:
+    law, arithmetic = subject(kind, dtype, facts)
+    return design_within(law, dims, facts, arithmetic, POINTS[kind], PASS_S, seed)
+
+
+def _taken(sizes: Dims, rows: Rows) -> list[dict[str, int]]:
+    return [{name: int(column[row]) for name, column in sizes.items()} for row in rows]

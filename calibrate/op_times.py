@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from calibrate.kernel_times import KernelTable
 from profiler.record.run import CellResult
 from roofline.hardware import HardwareSpec
+from roofline.host_gaps import host_gap_s
 from roofline.law_prices import LawPrices, law_prices
 from roofline.laws.roofline import UNKNOWN, missing_peaks
 from roofline.op import OpGraph
@@ -38,6 +39,8 @@ class OpTimesTable:
     """What the executed graph waits for, at the measured peaks, or the datasheet's if there are none."""
     kernels: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...]
+    host_gap_s: Array | None = None
+    """Of the host before each, as the spec's law has it; None without one."""
     compiled: KernelTable | None = None
     """The kernels of a compiled pass, whose shares `rungs` then holds."""
 
@@ -76,6 +79,7 @@ class OpTimesTable:
             },
             bound=executed.bound if executed else said.bound if said else (UNKNOWN,) * size,
             kernels=tuple(by_op[i].kernels if i in by_op else () for i in range(size)),
+            host_gap_s=host_gap_s(graph, spec),
             warnings=(*_unmeasured(graph, set(by_op)), *_unpriced(graph, spec), *_unlawful(graph, laws)),
         )
 

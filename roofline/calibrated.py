@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from roofline.laws.corrected import Corrected
     from roofline.laws.law import Dims, Facts, Floats
 
-CALIBRATED_SCHEMA = 2
-"""2: intervals of predictions; a correction keeps its points' sizes."""
+CALIBRATED_SCHEMA = 3
+"""2: intervals of predictions; a correction keeps its points' sizes. 3: code that has been driven out of caches."""
 MARGIN = 1.001
 """Sizes beyond the fitted ones by less than this factor are not outside: rounding."""
 

@@ -13,6 +13,7 @@ from roofline.family import Piece
 from roofline.footprint import Footprint, footprint
 from roofline.hardware import HardwareSpec, Peaks
 from roofline.host import wall_s
+from roofline.host_gaps import host_gap_s
 from roofline.law_prices import law_prices
 from roofline.laws.law import Floats
 from roofline.laws.roofline import missing_peaks
@@ -52,6 +53,7 @@ def forecast(
     """
     prepared = Prepared(graph)
     priced = price(prepared, peaks)
+    gap_s = host_gap_s(graph, spec) if with_laws else None
     time_s = law_prices(prepared, spec, priced.time_s).time_s if with_laws else priced.time_s
     ops = tuple(
         _line(op, traffic, seconds, bound)
@@ -70,20 +72,23 @@ def forecast(
         link_bytes=sum(op.link_bytes for op in ops),
         time_s=known(float(time_s @ count)),
         missing=missing_peaks(graph.ops, peaks),
-        wall_s=pass_wall_s(time_s, count, spec, peaks, with_laws=with_laws),
+        wall_s=pass_wall_s(time_s, count, spec, peaks, gap_s, with_laws=with_laws),
         memory=needed,
         fits=needed.peak <= capacity_bytes(peaks),
     )
 
 
-def pass_wall_s(time_s: Floats, count: Floats, spec: HardwareSpec, peaks: Peaks, *, with_laws: bool) -> float | None:
+def pass_wall_s(
+    time_s: Floats, count: Floats, spec: HardwareSpec, peaks: Peaks, gap_s: Floats | None, *, with_laws: bool
+) -> float | None:
     """Wall time of operations with their device times; None where the host's share is not known.
 
-    Laws are fitted to whole operations: on a CPU only the gaps between them are left to the host.
+    Laws are fitted to whole operations: on a CPU only `gap_s`, the gap before each, is left to the host.
     """
     kind = HOST_MODEL[spec.kind]
-    host = peaks.gap_s_per_op if with_laws and kind == "cpu" else peaks.host_s_per_op
-    return known(wall_s(time_s, count, host.value, kind)) if host else None
+    if with_laws and kind == "cpu":
+        return None if gap_s is None else known(float((time_s + gap_s) @ count))
+    return known(wall_s(time_s, count, peaks.host_s_per_op.value, kind)) if peaks.host_s_per_op else None
 
 
 def forecast_sweep(pieces: Sequence[Piece], workloads: Sequence[Workload], peaks: Peaks) -> list[PassPrediction]:

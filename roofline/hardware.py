@@ -90,8 +90,6 @@ class Peaks(Record):
     """By name: "nvlink", "nvlink-c2c" (to its CPU), "infinity-fabric", "ici", "pcie" (the host), "network"."""
     host_s_per_op: Figure | None = None
     """Host time to issue one operation in eager mode; on a CPU this includes the operation's own fixed cost."""
-    gap_s_per_op: Figure | None = None
-    """Host time between two operations in eager mode where they do not overlap: a CPU's, the operations' own apart."""
 
     @field_validator("levels")
     @classmethod
@@ -312,9 +310,8 @@ def _peak_problems(origin: str, peaks: Peaks) -> Iterable[Problem]:
         yield from _figure_problems(f"{origin}.links.{name}.bandwidth", "link_bandwidth", link.bandwidth)
         if link.latency_s is not None:
             yield from _figure_problems(f"{origin}.links.{name}.latency_s", "time_s", link.latency_s)
-    for name in ("host_s_per_op", "gap_s_per_op"):
-        if (figure := getattr(peaks, name)) is not None:
-            yield from _figure_problems(f"{origin}.{name}", "time_s", figure)
+    if peaks.host_s_per_op is not None:
+        yield from _figure_problems(f"{origin}.host_s_per_op", "time_s", peaks.host_s_per_op)
 
 
 def _figure_problems(place: str, quantity: str, figure: Figure) -> Iterable[Problem]:

@@ -2,7 +2,8 @@
 
 An operator may have a law of its own ("aten::mul"), else that of its kind of streaming ("pointwise"). A product with
 one row is a matrix-vector product, another kernel in every library, and streams its matrix. `cold`, of every operation,
-is the share of its bytes that no cache holds when it runs: by reuse distance in the graph (`roofline.residency`).
+is the share of its bytes that no cache holds when it runs: by reuse distance in the graph (`roofline.residency`);
+`reach`, the bytes that others have touched since the same operator last ran.
 
 Example: ``subjects(Prepared(graph), cache_bytes=50e6)[3].dims["n"]``; None for what no law describes
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from roofline.code_reach import reach_bytes
 from roofline.laws.law import Floats
 from roofline.laws.matmul import ELEMENT_BYTES
 from roofline.laws.registry import ROW_MAJOR
@@ -44,8 +46,10 @@ class Subject:
 
 def subjects(prepared: Prepared, cache_bytes: float) -> list[Subject | None]:
     """Of each operation of a graph, in its order. `cache_bytes`: of the device's last-level cache."""
+    ops = prepared.graph.ops
     cold = cold_shares(prepared.touches, cache_bytes)
-    return [subject_of(op, float(share)) for op, share in zip(prepared.graph.ops, cold, strict=True)]
+    reach = reach_bytes(ops, [operator(op.name) for op in ops])
+    return [subject_of(op, *states) for op, *states in zip(ops, cold.tolist(), reach.tolist(), strict=True)]
 
 
 def cold_shares(touches: Touches, cache_bytes: float) -> Floats:
@@ -60,19 +64,20 @@ def cold_shares(touches: Touches, cache_bytes: float) -> Floats:
     return np.asarray(missed / np.maximum(moved, 1.0))
 
 
-def subject_of(op: Op, cold: float = 0.0) -> Subject | None:
+def subject_of(op: Op, cold: float = 0.0, reach: float = 0.0) -> Subject | None:
     """One operation; None where no law describes it."""
+    states = {"cold": cold, "reach": reach}
     if op.kind == Kind.MATMUL and op.dims.get("b", 1) == 1:
         sizes = {name: float(op.dims[name]) for name in "mnk"}
         kinds = (MATVEC, str(op.kind)) if op.dims["m"] == 1 else (str(op.kind),)
         if op.dims.get("row_major"):
             kinds = (f"{kinds[0]}{ROW_MAJOR}", *kinds)
         streamed = _streamed(op) if op.dims["m"] == 1 else {}
-        return Subject(kinds, op.dtype, {**streamed, **sizes, "cold": cold})
+        return Subject(kinds, op.dtype, {**streamed, **sizes, **states})
     if op.kind == Kind.ATTENTION:
-        return _attention(op, cold)
+        return _attention(op, states)
     if op.kind in STREAMS:
-        return Subject((operator(op.name), STREAMS[op.kind]), op.dtype, {**_streamed(op), "cold": cold})
+        return Subject((operator(op.name), STREAMS[op.kind]), op.dtype, {**_streamed(op), **states})
     return None
 
 
@@ -103,13 +108,13 @@ def _law_key(subject: Subject, known: Mapping[tuple[str, str], object]) -> tuple
     return next((key for key in known if key[0] in streaming), None)
 
 
-def _attention(op: Op, cold: float) -> Subject | None:
+def _attention(op: Op, states: Mapping[str, float]) -> Subject | None:
     """None where values are of another width than keys, or several rows see all keys: no law describes those."""
     dims = {name: float(value) for name, value in op.dims.items()}
     if dims["value_dim"] != dims["head_dim"] or op.dtype not in ELEMENT_BYTES:
         return None
     sizes = {name: dims[name] for name in ("batch", "heads", "kv_heads", "head_dim", "window", "kv")}
-    sizes |= {"kv_bytes": ELEMENT_BYTES[op.dtype], "cold": cold}
+    sizes |= {"kv_bytes": ELEMENT_BYTES[op.dtype], **states}
     if dims["query"] == 1:
         return Subject(("decode_attention",), op.dtype, sizes)
     if not dims["causal"]:

@@ -3,10 +3,12 @@
     python scripts/live_accuracy.py [--processes 5] [--out DIR] [--json] [MODEL…]
 
 One run calibrates the device with kernels whose shapes follow from it alone. Then each round starts a fresh process for
-each model, which is told the calibrated spec and measures the model's passes. A pass's prediction is compared with the
-median over the processes; beside it stands the noise floor, the standard deviation of the processes' logarithms of the
-same time. Within: off by at most 5 %, or twice the floor. Inconclusive: a floor above 4 % hides what is asked.
-Layers: mean over layer kinds of at least 1 % of the busy time, each |predicted ÷ measured − 1|.
+each model, which is told the calibrated spec and measures the model's passes. Other work on the machine only ever makes
+a pass longer, so a process's wall is the lower quartile of its passes, as a kernel's time is to calibration. A pass's
+prediction is compared with the median over the processes; beside it stands the noise floor, the standard deviation of
+the processes' logarithms of the same time. Within: off by at most 5 %, or twice the floor. Inconclusive: a floor above
+4 % hides what is asked. Layers: mean over layer kinds of at least 1 % of the busy time, each |predicted ÷ measured − 1|
+of medians.
 """
 
 import argparse
@@ -20,8 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from profiler.microbench.probe import QUICKER
+from profiler.record.store import RunFolder
+
 MODELS = ("qwen2.5-0.5b", "gpt2", "smollm2-135m")
 """Qwen, GPT-2 and Llama shapes of 0.1 to 0.5 B parameters."""
+VISITS = 6
+"""Of each kernel: a calibration of about two minutes."""
 WITHIN, LAYERS_WITHIN = 0.05, 0.10
 HIDDEN = 0.04
 """Noise floor above which nothing is concluded."""
@@ -67,7 +74,16 @@ def profile(options: Sequence[str]) -> dict[str, Any]:
     if done.returncode not in (0, 3, 4):
         raise SystemExit(f"run {' '.join(options)} ended with exit code {done.returncode}")
     found: dict[str, Any] = json.loads(done.stdout)
+    samples = {_cell(result.cell.model_dump()): result.wall_s for result in RunFolder.open(found["run"]).results()}
+    for one in found["passes"]:
+        workload = {name: one[name] for name in ("batch", "query_tokens", "context_tokens", "dtype")}
+        one["wall_s"] = float(np.quantile(samples[_cell({"model": one["model"], "workload": workload})], QUICKER))
     return found | {"passes": [one for one in found["passes"] if one["status"] != "invalid"]}
+
+
+def _cell(cell: dict[str, Any]) -> tuple[Any, ...]:
+    names = ("batch", "query_tokens", "context_tokens", "dtype")
+    return (cell["model"], *(cell["workload"][name] for name in names))
 
 
 def lines(passes: Sequence[dict[str, Any]]) -> Iterator[Line]:
@@ -114,7 +130,7 @@ def main() -> int:
     asked = parser.parse_args()
     common = ["--dtype", asked.dtype, "--seconds", str(asked.seconds), "--out", str(asked.out)]
     common += ["--threads", str(asked.threads)] if asked.threads else []
-    first = profile([asked.models[0], *common, "--name", "calibration"])
+    first = profile([asked.models[0], *common, "--visits", str(VISITS), "--name", "calibration"])
     spec = Path(first["run"]) / "spec.json"
     passes: list[dict[str, Any]] = []
     for round_ in range(asked.processes):

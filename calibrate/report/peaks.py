@@ -98,6 +98,4 @@ def _figures(peaks: Peaks | None, dtypes: Sequence[str] | None) -> dict[tuple[Un
     found |= {("bytes/s", level.name): level.bandwidth for level in peaks.levels}
     if peaks.host_s_per_op is not None:
         found["s", "host per operation"] = peaks.host_s_per_op
-    if peaks.gap_s_per_op is not None:
-        found["s", "host between operations"] = peaks.gap_s_per_op
     return found

@@ -2,7 +2,7 @@
 
 Wiring only: `calibrate` chooses and fits, `profiler` measures.
 
-Example: ``calibrate_device(folder, torch.device("cpu"), ("float32",), quick=False, seed=0, step=lambda *_: None)``
+Example: ``calibrate_device(folder, torch.device("cpu"), ("float32",), quick=False, visits=2, seed=0, step=print)``
 """
 
 from collections.abc import Callable, Collection
@@ -22,6 +22,9 @@ PROBE_PART = 1 / 16
 PROBE_BYTES = 1 << 30
 """And never more: on a CPU making them takes time."""
 
+VISITS = 2
+"""Of each kernel, unless more are asked for."""
+
 DTYPES = ("float32", "bfloat16", "float16")
 """Types that models are built in, and kernels are made in."""
 
@@ -29,17 +32,23 @@ Step = Callable[[str, float], None]
 
 
 def calibrate_device(
-    folder: RunFolder, device: "torch.device", dtypes: Collection[str], *, quick: bool, seed: int, step: Step
+    folder: RunFolder,
+    device: "torch.device",
+    dtypes: Collection[str],
+    *,
+    quick: bool,
+    visits: int,
+    seed: int,
+    step: Step,
 ) -> HardwareSpec:
     """Measure kernels in `dtypes`, fit, and keep kernels.parquet and spec.json; the spec that was kept.
 
-    What cannot be measured or fitted is in `HardwareSpec.missing`, with its reason.
+    Args: `quick`, half of the kernels; `visits`, how often each of them is measured, with all others in between. What
+    cannot be measured or fitted is in `HardwareSpec.missing`, with its reason.
     """
     from calibrate.exchange.observed import observations
     from calibrate.kernel_shapes import kernel_shapes
     from calibrate.live import fit_measured, stored_laws
-    from profiler.microbench.bench import reason
-    from profiler.microbench.eager import measure_eager
     from profiler.microbench.probe_kernels import STREAMING
     from profiler.microbench.probe_table import probe_kernels
     from profiler.record import kernels
@@ -61,23 +70,17 @@ def calibrate_device(
         return _kept(folder, spec, missing)
     memory_bytes = spec.measured.levels[-1].capacity_bytes
     shapes = kernel_shapes(facts, used, memory_bytes, tuple(STREAMING), quick=quick, seed=seed)
-    step("calibration: an eager model", 0.0)
-    eager = []
-    for dtype in used:
-        try:
-            eager.append(measure_eager(device, dtype, facts.cache_bytes))
-        except (RuntimeError, MemoryError, ArithmeticError) as error:
-            missing[f"eager.{dtype}"] = reason(error)
     table, failed = probe_kernels(
         shapes,
         device,
         facts.cache_bytes,
-        eager=eager,
+        eager=used,
+        visits=visits,
         limit_bytes=min(PROBE_BYTES, PROBE_PART * memory_bytes),
         versions=folder.run.environment.versions,
         progress=lambda part, what: step(f"calibration: {what}", part),
     )
-    missing |= {f"kernels.{i}": why for i, why in enumerate(failed)}
+    missing |= failed
     if table is None:
         return _kept(folder, spec, missing)
     kernels.write(folder.path, table)
@@ -90,8 +93,6 @@ def calibrate_device(
         versions={**folder.run.environment.versions, "roofcal": roofcal_version()},
     )
     spec = spec.model_copy(update={"calibrated": stored_laws(laws, provenance)})
-    if device.type == "cpu" and eager:
-        spec = spec.model_copy(update={"measured": spec.measured.model_copy(update={"gap_s_per_op": eager[0].gap})})  # type: ignore[union-attr]
     return _kept(folder, spec, missing)
 
 

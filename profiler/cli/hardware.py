@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from profiler.cli.calibrating import calibrate_device
+from profiler.cli.calibrating import VISITS, calibrate_device
 from profiler.cli.errors import GOOD, INCONCLUSIVE, INVALID, resumable
 from profiler.cli.output import console, print_json, stdout_to_stderr_if
 from profiler.cli.progress import progress
@@ -50,6 +50,7 @@ def hardware(
     only: Annotated[str | None, typer.Option(help="Parts, as memory,matmul; --plan lists them.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and shorter loads: a minute or two.")] = False,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Also fit laws to kernels, in --dtype.")] = False,
+    visits: Annotated[int, typer.Option(help="Of each kernel, with --calibrate.", min=1)] = VISITS,
     processes: Annotated[int, typer.Option(help="Fresh processes that measure each figure.", min=1)] = 3,
     threads: Annotated[int | None, typer.Option(help="Host threads within an operation.", min=1)] = None,
     memory: Annotated[float | None, typer.Option(help="Most memory of a case, in GiB.")] = None,
@@ -66,6 +67,7 @@ def hardware(
         "only": only,
         "quick": quick,
         "calibrate": calibrate,
+        "visits": visits,
         "processes": processes,
         "threads": threads,
         "memory_gib": memory,
@@ -206,9 +208,15 @@ def _measure(folder: RunFolder, plan: "Plan") -> "HardwareSpec":
         spec = spec_of(log.measurements, folder.run.environment, device)
         folder.write_spec(spec)
         if calibrate and spec.measured is not None:
-            quick, begun = bool(options["quick"]), plan.total
+            quick, visits, begun = bool(options["quick"]), int(options.get("visits") or VISITS), plan.total
             spec = calibrate_device(
-                folder, device, plan.dtypes, quick=quick, seed=0, step=lambda text, part: step(text, begun + part)
+                folder,
+                device,
+                plan.dtypes,
+                quick=quick,
+                visits=visits,
+                seed=0,
+                step=lambda text, part: step(text, begun + part),
             )
     log.finish(folder.run)
     folder.finish()

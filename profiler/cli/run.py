@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from profiler.cli.calibrating import calibrate_device
+from profiler.cli.calibrating import VISITS, calibrate_device
 from profiler.cli.errors import GOOD, INCONCLUSIVE, INVALID, resumable
 from profiler.cli.measured import measured_spec
 from profiler.cli.output import console, print_json, stdout_to_stderr_if
@@ -60,6 +60,9 @@ def run(
     calibrate: Annotated[
         bool, typer.Option("--calibrate/--no-calibrate", help="Fit laws to this device's kernels before the models.")
     ] = True,
+    visits: Annotated[
+        int, typer.Option(help="Of each kernel in the calibration: on a busy machine, more are surer.", min=1)
+    ] = VISITS,
     hardware: Annotated[
         Path | None, typer.Option(help="This device's spec.json from an earlier run, instead of measuring it again.")
     ] = None,
@@ -83,6 +86,7 @@ def run(
             "seconds": seconds or (QUICK_SECONDS if quick else SECONDS),
             "quick": quick,
             "calibrate": calibrate,
+            "visits": visits,
             "seed": seed,
             "threads": threads,
             "trust_remote_code": trust_remote_code,
@@ -211,8 +215,9 @@ def _measure(folder: RunFolder, done: frozenset[str]) -> None:
     with resumable(folder.path), progress(1 + len(folder.run.cells) - len(done)) as step:
         spec = folder.read_spec() or measure_device(folder, job.device, quick=bool(options["quick"]), step=step)
         if calibrate and not spec.calibrated:
-            dtypes = {cell.workload.dtype for cell in folder.run.cells}
-            calibrate_device(folder, job.device, dtypes, quick=bool(options["quick"]), seed=job.seed, step=step)
+            dtypes, quick = {cell.workload.dtype for cell in folder.run.cells}, bool(options["quick"])
+            visits = int(options.get("visits") or VISITS)
+            calibrate_device(folder, job.device, dtypes, quick=quick, visits=visits, seed=job.seed, step=step)
         measure_cells(folder, done, job, step)
     folder.finish()
 

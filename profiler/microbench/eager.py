@@ -1,51 +1,64 @@
-"""Small operations and the gaps between them as they are in an eager model, which no row of equal calls can tell.
+"""Small operations and the gaps between them as they are in eager models, which no row of equal calls can tell.
 
-A Llama whose width follows from the device decodes a token and prefills prompts. Between two small operations of a
-model the interpreter runs, products stream their weights through the caches, and operands lie where another operation
-has put them. On a CPU a small operation takes twice as long there as in a row of its own; so what streams is measured
-here, and in rows only where it is large or not in a Llama. The gap is what remains of an unprofiled pass beside the
-spans of its operations.
+Llamas whose widths follow from the device decode a token and prefill prompts. Between two small operations of a model
+the interpreter runs, products stream their weights through the caches, and operands lie where another operation has
+put them: a layer smaller than the last-level cache leaves code and interpreter in it, a larger one drives them out. On
+a CPU a small operation takes two to four times as long there as in a row of its own. What remains of an unprofiled
+pass beside the spans of its operations is the host's: gaps are as the profiler sees them, scaled to that.
 
-Example: ``measure_eager(torch.device("cpu"), "float32", 32e6).gap.value`` → seconds an operation
+Example: ``measure_eager(torch.device("cpu"), "float32", 32e6)[0].time_s`` → seconds of each operation of a pass
 """
 
 import math
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from profiler.microbench.host import CONTEXT, Step
-from profiler.microbench.probe import Inside, operation_times
+from profiler.microbench.probe import QUICKER, Inside, quicker, samples
 from profiler.models.trace import trace
 from profiler.timing.runner import Runner
-from roofline.hardware import Figure
+from profiler.timing.samples import Sample
 from roofline.op import OpGraph
 from roofline.workload import Workload
 
-WEIGHT_PART = 1 / 16
-"""Of the last-level cache, for one square weight: so weights go through the caches, as a model's do."""
+SIZES = ((1 / 16, 8), (1 / 4, 3))
+"""Part of the last-level cache that one square weight fills, and layers: nine such weights make a layer, so layers of
+half of the cache and of twice the cache."""
 UNIT = 64
 """Widths are multiples of it."""
 PROMPTS = (16, 128)
 """Tokens of a prefill."""
-LEAST_S = 1e-8
-"""Of a gap: below, the profiler's own cost within the spans hides it."""
-SESSIONS, PASSES = 3, 5
-"""Profiled; as many passes run without the profiler beside each session."""
+PASSES = 4
+"""Of a visit, with and without the profiler. The first of a row is not looked at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Eager:
-    """What one model showed."""
+    """What one pass of one model showed; in the order of its operations."""
 
-    passes: tuple[tuple[OpGraph, tuple[float, ...]], ...]
-    """Operations of each pass, and their seconds: medians."""
-    gap: Figure
-    """Seconds of the host between two operations: median over the passes."""
+    graph: OpGraph
+    taken: tuple[Sample, ...]
+    wall_s: tuple[float, ...]
+    """Of passes without the profiler."""
+
+    @property
+    def time_s(self) -> NDArray[np.float64]:
+        """Seconds of each operation."""
+        return quicker([one.device_s for one in self.taken])
+
+    @property
+    def gap_s(self) -> NDArray[np.float64]:
+        """Of the host before each operation: together what the operations leave of an unprofiled pass, but not more
+        than the profiler saw, which adds to them, nor less than half, where noise of the products hides them."""
+        gaps = quicker([one.gap_s for one in self.taken])
+        busy_s = np.quantile([math.fsum(one.device_s) for one in self.taken], QUICKER)
+        return np.asarray(gaps * np.clip((np.quantile(self.wall_s, QUICKER) - busy_s) / gaps.sum(), 0.5, 1.0))
 
 
 class _Pass(nn.Module):
@@ -63,39 +76,32 @@ class _Pass(nn.Module):
         return self.model(input_ids=self._tokens, use_cache=True, logits_to_keep=1).logits
 
 
-def measure_eager(device: torch.device, dtype: str, cache_bytes: float) -> Eager:
-    """Measure it. Args: `cache_bytes`, of the last-level cache.
+def measure_eager(
+    device: torch.device, dtype: str, cache_bytes: float, before: Sequence[Eager] = ()
+) -> tuple[Eager, ...]:
+    """One visit to passes of all sizes, whose results are added to those `before`.
 
-    Raises `InvalidMeasurement` and `SequenceMismatch` as profiling does.
+    Args: `cache_bytes`, of the last-level cache. Raises `InvalidMeasurement` and `SequenceMismatch` as profiling does.
     """
-    width = UNIT * max(1, round(math.sqrt(WEIGHT_PART * cache_bytes / getattr(torch, dtype).itemsize) / UNIT))
-    step = Step(device, dtype, width)
-    passes, gaps = [], []
-    for prompt in (1, *PROMPTS):
-        graph, times, found = _measured(_Pass(step, prompt), prompt, dtype, device)
-        passes.append((graph, times))
-        gaps.append(found)
-    value = statistics.median(gaps)
-    source = (
-        f"a Llama of width {width} in {dtype}, decode and prefill: wall less the spans of its operations, over them"
-    )
-    return Eager(tuple(passes), Figure(value=value, source=source, low=min(*gaps, value), high=max(*gaps, value)))
+    found: list[Eager] = []
+    for part, layers in SIZES:
+        width = UNIT * max(1, round(math.sqrt(part * cache_bytes / getattr(torch, dtype).itemsize) / UNIT))
+        step = Step(device, dtype, width, layers)
+        for prompt in (1, *PROMPTS):
+            runner = Runner(_Pass(step, prompt), Inside(), device)
+            with torch.no_grad():
+                known = before[len(found)] if before else Eager(_traced(runner, prompt, dtype), (), ())
+                found.append(_visited(known, runner))
+    return tuple(found)
 
 
-def _measured(model: _Pass, prompt: int, dtype: str, device: torch.device) -> tuple[OpGraph, tuple[float, ...], float]:
-    """Operations, their times, and the gap between two of them."""
+def _traced(runner: Runner, prompt: int, dtype: str) -> OpGraph:
     context = CONTEXT if prompt == 1 else 0
     workload = Workload(batch=1, query_tokens=prompt, context_tokens=context, dtype=dtype)
-    runner = Runner(model, Inside(), device)
-    with torch.no_grad():
-        graph = trace(model, Inside(), workload, name="eager", target=runner.kind, options={})
-        names = [op.name for op in graph.ops]
-        taken: list[Sequence[float]] = []
-        walls: list[float] = []
-        for _ in range(SESSIONS):
-            taken += operation_times(runner, names, PASSES)
-            runner.once()
-            walls += [runner.once() for _ in range(PASSES)]
-    times = tuple(statistics.median(each) for each in zip(*taken, strict=True))
-    busy_s = statistics.median(math.fsum(each) for each in taken)
-    return graph, times, max(LEAST_S, (statistics.median(walls) - busy_s) / len(names))
+    return trace(runner.model, Inside(), workload, name="eager", target=runner.kind, options={})
+
+
+def _visited(known: Eager, runner: Runner) -> Eager:
+    taken = samples(runner, [op.name for op in known.graph.ops], PASSES)[1:]
+    walls = [runner.once() for _ in range(PASSES)][1:]
+    return replace(known, taken=(*known.taken, *taken), wall_s=(*known.wall_s, *walls))

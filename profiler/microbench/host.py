@@ -74,13 +74,16 @@ class _Counter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def tiny_llama(device: torch.device, dtype: str, width: int = WIDTH) -> LlamaForCausalLM:
-    """Eight layers; of width 64 about 0.1 MFLOP a layer and token."""
+LAYERS = 8
+
+
+def tiny_llama(device: torch.device, dtype: str, width: int = WIDTH, layers: int = LAYERS) -> LlamaForCausalLM:
+    """Of width 64 about 0.1 MFLOP a layer and token."""
     config = LlamaConfig(
         vocab_size=128,
         hidden_size=width,
         intermediate_size=2 * width,
-        num_hidden_layers=8,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,
@@ -116,8 +119,8 @@ def host_cost(bench: Bench) -> Iterator[Measurement]:
 class Step:
     """One decode pass of the tiny model, again and again from the same cache."""
 
-    def __init__(self, device: torch.device, dtype: str, width: int = WIDTH) -> None:
-        self.model = tiny_llama(device, dtype, width)
+    def __init__(self, device: torch.device, dtype: str, width: int = WIDTH, layers: int = LAYERS) -> None:
+        self.model = tiny_llama(device, dtype, width, layers)
         self._device = device
         prompt = torch.arange(CONTEXT, device=device)[None]
         self._token = prompt[:, :1]

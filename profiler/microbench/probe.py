@@ -4,7 +4,8 @@ A `Probe` runs each kernel on several sets of operands in turn, as a model runs 
 else that is read only then) come from main memory where they do in a model, activations and the kernel's own code do
 not. Further rounds over the last sets find them in the cache. The module is traced and profiled as
 any model is, so that sizes, bytes and cache states are counted by the tracer that counts them in models, outputs are
-allocated as eager mode does, and an operation's time means the same on both sides.
+allocated as eager mode does, and an operation's time means the same on both sides. Of several visits, some time apart,
+the quicker passes count: other work on a machine lasts for seconds, and only ever makes a pass longer.
 
 Contract: a device that runs other operations than were traced raises `SequenceMismatch`; non-finite outputs or lost
 profiler events raise `InvalidMeasurement`; torch's own errors pass through, out of memory among them.
@@ -12,12 +13,13 @@ profiler events raise `InvalidMeasurement`; torch's own errors pass through, out
 Example: ``measure_probe(Probe(shapes, device, rotated_bytes=64 << 20), device).time_s``
 """
 
-import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from profiler.attribution.spans import passes
@@ -26,7 +28,7 @@ from profiler.models.trace import trace
 from profiler.record.errors import InvalidMeasurement
 from profiler.record.kernel_shape import KernelShape
 from profiler.timing.runner import Runner
-from profiler.timing.samples import DeviceKind, sample
+from profiler.timing.samples import DeviceKind, Sample, sample
 from roofline.op import OpGraph
 from roofline.workload import Workload
 
@@ -38,6 +40,10 @@ SWEPT_PART = 1 / 12
 """Of the bytes that take turns, those read before: an eighth of the last-level cache, more than the caches below it."""
 SMALL_PART = 1 / 192
 """Of the bytes that take turns, the most of a small stream's operands: eight and all their turns stay in the cache."""
+PASSES = 2
+"""Of a visit."""
+QUICKER = 0.25
+"""Quantile of an operation's times over the passes."""
 
 
 class Probe(nn.Module):
@@ -52,11 +58,12 @@ class Probe(nn.Module):
         self.sweep = nn.Buffer(torch.ones(max(1, round(SWEPT_PART * rotated_bytes / 4)), device=device))
         self.kernels = nn.ModuleList(kernels)
         self._groups = _grouped(kernels, SMALL_PART * rotated_bytes)
+        self.results: list[Tensor] = []
+        """Of the kernels' last calls, small streams first."""
         self.eval()
 
-    def forward(self) -> list[Tensor]:
-        """Results of the kernels' last calls, small streams first."""
-        found = []
+    def forward(self) -> None:
+        self.results = found = []
         for group in self._groups:
             if len(group) == 1:
                 found.append(group[0]())
@@ -65,7 +72,6 @@ class Probe(nn.Module):
                 self.sweep.sum()
                 last = [kernel(turn) for kernel in group]
             found += last
-        return found
 
 
 def _grouped(kernels: Sequence[Kernel], small_bytes: float) -> list[list[Kernel]]:
@@ -90,24 +96,38 @@ class Probed:
     """Of each operation of the graph, the shape that it belongs to; None for the sweeps."""
     held: tuple[int, ...]
     """Of each shape, the sets of operands that took turns again."""
-    time_s: tuple[float, ...]
-    """Of each operation, seconds: median of the passes."""
+    passes: tuple[Sequence[float], ...]
+    """Seconds of each operation in each pass."""
+
+    @property
+    def time_s(self) -> NDArray[np.float64]:
+        """Of each operation, seconds."""
+        return quicker(self.passes)
 
 
-def measure_probe(probe: Probe, device: torch.device, sessions: int = 2, passes_each: int = 3) -> Probed:
-    """Trace the probe, then profile it in sessions of several passes; the first pass of each is not looked at."""
+def quicker(passes: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Of each operation, its time over the passes that nothing else made longer."""
+    return np.asarray(np.quantile(np.array(passes), QUICKER, axis=0))
+
+
+def measure_probe(probe: Probe, device: torch.device, before: Probed | None = None) -> Probed:
+    """One visit: a profiled session, and the trace if nothing was `before`, whose passes are among the result's."""
     runner = Runner(probe, Inside(), device)
-    graph = traced(probe, runner.kind)
-    names = [op.name for op in graph.ops]
-    taken: list[list[float]] = []
     with torch.no_grad():
-        if not all(bool(torch.isfinite(found).all()) for found in probe()):
-            raise InvalidMeasurement(f"an output is not finite: {', '.join(sorted({s.op for s in probe.shapes}))}")
-        for _ in range(sessions):
-            taken += operation_times(runner, names, passes_each)
+        if before is None:
+            before = _traced(probe, runner.kind)
+        taken = samples(runner, [op.name for op in before.graph.ops], PASSES)
+    return replace(before, passes=(*before.passes, *(one.device_s for one in taken)))
+
+
+def _traced(probe: Probe, kind: DeviceKind) -> Probed:
+    """Without any pass so far."""
+    graph = traced(probe, kind)
+    if not all(bool(torch.isfinite(found).all()) for found in probe.results):
+        raise InvalidMeasurement(f"an output is not finite: {', '.join(sorted({s.op for s in probe.shapes}))}")
     owners = tuple(int(op.path.split(".")[1]) if op.path else None for op in graph.ops)  # "kernels.3"
     held = tuple(kernel.held for kernel in probe.kernels if isinstance(kernel, Kernel))
-    return Probed(graph, owners, held, tuple(statistics.median(times) for times in zip(*taken, strict=True)))
+    return Probed(graph, owners, held, ())
 
 
 def traced(probe: Probe, kind: DeviceKind) -> OpGraph:
@@ -132,7 +152,7 @@ class Inside:
         return ()
 
 
-def operation_times(runner: Runner, names: Sequence[str], count: int) -> list[list[float]]:
-    """Seconds of each operation in each of `count` profiled passes; one more goes before them."""
-    timeline, _ = runner.session(1 + count)
-    return [sample(timeline, window, names, runner.kind).device_s for window in passes(timeline.host)[1:]]
+def samples(runner: Runner, names: Sequence[str], count: int) -> list[Sample]:
+    """Of each of `count` passes of a profiled session."""
+    timeline, _ = runner.session(count)
+    return [sample(timeline, window, names, runner.kind) for window in passes(timeline.host)]

@@ -19,7 +19,9 @@ from roofline.laws.registry import ROW_MAJOR
 
 VOCABULARY = 4
 """Rows of an embedding's table for each row that is looked up."""
-MOST_SETS, MOST_STREAMS = 64, 12
+DRAWN = 1 << 16
+"""Random numbers an operand has of its own: to draw all of them takes longer than to measure."""
+MOST_SETS, MOST_STREAMS = 32, 8
 """Of operands of a product or attention, and of a stream, of which there are many more."""
 HELD_PART = 0.17
 """Of the bytes that take turns, those of sets that take turns again: about a quarter of the cache, and so still in it,
@@ -71,29 +73,44 @@ class Kernel(nn.Module):
 
 
 def kernel_of(shape: KernelShape, rotated_bytes: int = 0) -> Kernel:
-    """On torch's default device, with sets of operands of so many bytes in all, where `most_sets` allows it.
+    """On torch's default device, with `sets_of` operands.
 
     Raises ValueError for an operator that it does not know.
     """
     dtype = getattr(torch, shape.dtype)
     run, make = _made(shape, dtype)
     operands, weights = make()
-    each, most = sum(one.nbytes for one in (*operands, *weights)), most_sets(shape)
-    count = sets_of(each, rotated_bytes, most)
-    held = min(count, sets_of(each, round(HELD_PART * rotated_bytes), most))
+    count = sets_of(shape, rotated_bytes)
+    held = min(count, sets_of(shape, HELD_PART * rotated_bytes))
     return Kernel(
         run, [(operands, weights), *(make() for _ in range(count - 1))], held, is_stream=shape.op in STREAMING
     )
 
 
-def most_sets(shape: KernelShape) -> int:
-    """Sets of operands that a kernel has at most."""
-    return MOST_STREAMS if shape.op in STREAMING else MOST_SETS
+def sets_of(shape: KernelShape, rotated_bytes: float) -> int:
+    """How many sets of operands a kernel takes in turn: calls that move `rotated_bytes`, within reason."""
+    most = MOST_STREAMS if shape.op in STREAMING else MOST_SETS
+    return max(1, min(most, math.ceil(rotated_bytes / (operand_bytes(shape) + _result_bytes(shape)))))
 
 
-def sets_of(set_bytes: int, rotated_bytes: int, most: int) -> int:
-    """How many sets of operands, at most `most`, make `rotated_bytes` together."""
-    return max(1, min(most, math.ceil(rotated_bytes / max(1, set_bytes))))
+def operand_bytes(shape: KernelShape) -> int:
+    """Of one set of a kernel's operands, about."""
+    sizes, width = shape.dims, getattr(torch, shape.dtype).itemsize
+    if "n" in sizes:
+        return int(width * (sizes["m"] * sizes["k"] + sizes["n"] * sizes["k"]))
+    if "heads" in sizes:
+        rows = sizes["heads"] * sizes["query"] + 2 * sizes["kv_heads"] * sizes["kv"]
+        return int(width * sizes["batch"] * sizes["head_dim"] * rows)
+    return int((VOCABULARY if shape.op == "aten::embedding" else 2) * width * math.prod(sizes.values()))
+
+
+def _result_bytes(shape: KernelShape) -> int:
+    sizes, width = shape.dims, getattr(torch, shape.dtype).itemsize
+    if "n" in sizes:
+        return int(width * sizes["m"] * sizes["n"])
+    if "heads" in sizes:
+        return int(width * sizes["batch"] * sizes["head_dim"] * sizes["heads"] * sizes["query"])
+    return int(width * math.prod(sizes.values()))
 
 
 Make = Callable[[], tuple[Operands, Operands]]
@@ -133,11 +150,17 @@ def _attention(dims: Mapping[str, int], dtype: torch.dtype) -> tuple[Callable[..
 
 
 def _random(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.rand(size).sub_(0.5).to(dtype)
+    """Between −0.5 and 0.5; `DRAWN` numbers, again and again."""
+    found = torch.empty(math.prod(size), dtype=dtype)
+    drawn = torch.rand(min(DRAWN, len(found))).sub_(0.5).to(dtype)
+    for start in range(0, len(found), DRAWN):
+        part = found[start : start + DRAWN]
+        part.copy_(drawn[: len(part)])
+    return found.view(size)
 
 
 def _positive(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return (torch.rand(size) + 0.5).to(dtype)
+    return _random(size, dtype).add_(1)
 
 
 Streaming = tuple[Callable[..., Tensor], Callable[[int, int, torch.dtype], tuple[Operands, Operands]]]

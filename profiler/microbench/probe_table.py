@@ -2,7 +2,8 @@
 
 A row is a kernel in one state of the caches: the median over its sets of operands. Decode attention is taken with its
 cache in main memory, and prefill attention with what projections have just written: so they are in models, and their
-laws know no caches. What streams is taken from a model (`profiler.microbench.eager`), and from probes in turns alone.
+laws know no caches. What streams is taken in turns alone. All operations of eager models (`profiler.microbench.eager`)
+are rows too, and so are the gaps between them.
 
 Example: ``table, failed = probe_kernels(shapes, device, facts.cache_bytes, limit_bytes=1 << 30, versions={})``
 """
@@ -13,24 +14,29 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import product
 
 import pyarrow as pa
 import torch
 
 from profiler.microbench.bench import reason
-from profiler.microbench.eager import Eager
+from profiler.microbench.eager import Eager, measure_eager
 from profiler.microbench.probe import Probe, Probed, measure_probe
-from profiler.microbench.probe_kernels import ROUNDS, VOCABULARY, most_sets, sets_of
+from profiler.microbench.probe_kernels import ROUNDS, operand_bytes, sets_of
 from profiler.record.kernel_shape import KernelShape
 from profiler.record.kernels import COLUMNS, DIMS, Kernels, Source
 from profiler.timing.flush import PAST
+from roofline.host_gaps import gap_dims
+from roofline.laws.host_gap import HostGap
 from roofline.laws.registry import OPERATOR
 from roofline.predict import Prepared
 from roofline.subjects import Subject, subjects
 
 COLD = {"decode_attention": True, "prefill_attention": False}
 """Kinds of which only one state is kept: whether that of operands that take turns."""
+STATES = ("cold", "reach")
+"""Sizes that are no kernel's own, but of when it ran."""
 FORMAT = "probe"
 """Of the source: these kernels were measured here."""
 
@@ -43,28 +49,42 @@ def probe_kernels(
     cache_bytes: float,
     *,
     limit_bytes: float,
-    eager: Sequence[Eager] = (),
+    eager: Sequence[str] = (),
+    visits: int = 2,
     versions: dict[str, str],
     progress: Progress = lambda part, what: None,
-) -> tuple[Kernels | None, list[str]]:
-    """Measure all shapes. Args: `limit_bytes`, of the operands of one probe; `cache_bytes`, of the last-level cache;
-    `eager`, models whose streaming operations are rows too.
+) -> tuple[Kernels | None, dict[str, str]]:
+    """Measure all shapes, and all of them again in each of the `visits`.
 
-    Returns the table, None where nothing could be measured, and a line for each probe that could not be had.
+    Args: `limit_bytes`, of the operands of one probe; `cache_bytes`, of the last-level cache; `eager`, dtypes in which
+    whole passes are measured too.
+
+    Returns the table, None where nothing could be measured, and for each probe or model that could not be had, why.
     """
-    rows = [row for one in eager for row in eager_rows(one, cache_bytes)]
-    failed: list[str] = []
     rotated = round(PAST * cache_bytes)
-    batches = list(_batches(shapes, limit_bytes, rotated))
-    for done, batch in enumerate(batches):
-        progress(done / len(batches), f"kernels {done + 1}/{len(batches)}")
+    batches = {f"kernels.{i}": batch for i, batch in enumerate(_batches(shapes, limit_bytes, rotated))}
+    models: dict[str, tuple[Eager, ...]] = {}
+    probed: dict[str, Probed] = {}
+    failed: dict[str, str] = {}
+    for step, (_, what) in enumerate(product(range(visits), [*(f"eager.{dtype}" for dtype in eager), *batches])):
+        if what in failed:
+            continue
+        whole = visits * (len(eager) + len(batches))
+        progress(step / whole, f"kernels {step + 1}/{whole}")
         try:
-            rows += _rows(measure_probe(Probe(batch, device, rotated), device), batch, cache_bytes)
+            if what in batches:
+                probed[what] = measure_probe(Probe(batches[what], device, rotated), device, probed.get(what))
+            else:
+                dtype = what.removeprefix("eager.")
+                models[what] = measure_eager(device, dtype, cache_bytes, models.get(what, ()))
         except (RuntimeError, MemoryError, ValueError, ArithmeticError) as error:
-            failed.append(f"{len(batch)} kernels, the first {batch[0].op} in {batch[0].dtype}: {reason(error)}")
+            of = [f"{len(batches[what])} kernels", f"the first {batches[what][0].op}"] if what in batches else []
+            failed[what] = ", ".join([*of, reason(error)])
         if device.type == "cuda":
             torch.cuda.empty_cache()
     progress(1.0, "kernels")
+    rows = [row for passes in models.values() for one in passes for row in eager_rows(one, cache_bytes)]
+    rows += [row for what, one in probed.items() for row in _rows(one, batches[what], cache_bytes)]
     if not rows:
         return None, failed
     asked = json.dumps([asdict(shape) for shape in shapes], sort_keys=True, default=dict)
@@ -108,20 +128,46 @@ def _is_wanted(kind: str, is_turn: bool) -> bool:
 
 
 def eager_rows(eager: Eager, cache_bytes: float) -> list[dict[str, object]]:
-    """Streaming operations of a model, alike ones as one row."""
-    taken: dict[tuple[object, ...], list[float]] = {}
-    about: dict[tuple[object, ...], Subject] = {}
-    for graph, times in eager.passes:
-        found = subjects(Prepared(graph), cache_bytes)
-        for op, subject, time_s in zip(graph.ops, found, times, strict=True):
-            if subject is not None and subject.kinds[0].startswith(OPERATOR) and time_s > 0:
-                key = (op.name, subject.dtype, *sorted(subject.dims.items()))
-                taken.setdefault(key, []).append(time_s)
-                about[key] = subject
-    return [
-        _row(about[key], str(key[0]), f"eager {about[key].dims['elements']:.0f}", statistics.median(times))
-        for key, times in taken.items()
+    """Operations of a pass and, where the host does not run ahead of the device, the gaps before them.
+
+    Those of the same sizes that ran about as long ago are one row.
+    """
+    graph = eager.graph
+    rows = [
+        (subject, op.name, f"eager {_name(subject)}", time_s)
+        for op, subject, time_s in zip(graph.ops, subjects(Prepared(graph), cache_bytes), eager.time_s, strict=True)
+        if subject is not None and time_s > 0
     ]
+    if graph.traced_on == "cpu":
+        sizes = gap_dims(graph.ops)
+        for i, gap_s in enumerate(eager.gap_s):
+            dims = {name: float(column[i]) for name, column in sizes.items()}
+            gap = Subject((HostGap.kind,), graph.workload.dtype, dims)
+            if i and gap_s > 0:
+                rows.append((gap, HostGap.kind, f"eager {dims['modules']:.0f} modules", gap_s))
+    alike: dict[tuple[object, ...], list[tuple[Subject, float]]] = {}
+    about: dict[tuple[object, ...], tuple[str, str]] = {}
+    for subject, op, group, time_s in rows:
+        own = sorted((name, size) for name, size in subject.dims.items() if name not in STATES)
+        key = (subject.kinds, subject.dtype, op, *own, round(math.log2(1 + subject.dims["reach"])))
+        alike.setdefault(key, []).append((subject, time_s))
+        about[key] = op, group
+    return [_mean(found, *about[key]) for key, found in alike.items()]
+
+
+def _name(subject: Subject) -> str:
+    """Of what is held out together when a fit is judged."""
+    dims = subject.dims
+    names = ("elements",) if subject.kinds[0].startswith(OPERATOR) else ("n", "k", "heads", "kv_heads", "head_dim")
+    return " ".join(f"{name} {dims[name]:.0f}" for name in names if name in dims)
+
+
+def _mean(found: Sequence[tuple[Subject, float]], op: str, group: str) -> dict[str, object]:
+    first = found[0][0]
+    states = {name: statistics.fmean(one.dims[name] for one, _ in found) for name in STATES if name in first.dims}
+    return _row(
+        replace(first, dims={**first.dims, **states}), op, group, statistics.fmean(time_s for _, time_s in found)
+    )
 
 
 def _row(subject: Subject, op: str, group: str, time_s: float) -> dict[str, object]:
@@ -137,8 +183,7 @@ def _batches(shapes: Sequence[KernelShape], limit_bytes: float, rotated_bytes: i
     batch: list[KernelShape] = []
     held = 0.0
     for shape in left:
-        each = operand_bytes(shape)
-        needed = each * sets_of(each, rotated_bytes, most_sets(shape))
+        needed = float(operand_bytes(shape) * sets_of(shape, rotated_bytes))
         if batch and held + needed > limit_bytes:
             yield batch
             batch, held = [], 0.0
@@ -146,14 +191,3 @@ def _batches(shapes: Sequence[KernelShape], limit_bytes: float, rotated_bytes: i
         held += needed
     if batch:
         yield batch
-
-
-def operand_bytes(shape: KernelShape) -> int:
-    """Of one set of a kernel's operands, about."""
-    sizes, width = shape.dims, getattr(torch, shape.dtype).itemsize
-    if "n" in sizes:
-        return int(width * (sizes["m"] * sizes["k"] + sizes["n"] * sizes["k"]))
-    if "heads" in sizes:
-        rows = sizes["heads"] * sizes["query"] + 2 * sizes["kv_heads"] * sizes["kv"]
-        return int(width * sizes["batch"] * sizes["head_dim"] * rows)
-    return int((VOCABULARY if shape.op == "aten::embedding" else 2) * width * math.prod(sizes.values()))

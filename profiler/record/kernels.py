@@ -73,6 +73,8 @@ DIMS: Mapping[str, str] = {
     "gathered": "1 where its reads are rows looked up by index",
     "strided": "1 where its reads are not contiguous",
     "cold": "share of its bytes that no cache holds beforehand",
+    "reach": "bytes that others have touched since its code last ran",
+    "modules": "that the host leaves and enters before it",
 }
 """Sizes by name; float columns of the table."""
 
@@ -173,8 +175,10 @@ def read(folder: Path) -> Kernels:
     header = _header(path)
     try:
         table = pq.read_table(path)
+        for name in [name for name in DIMS if name not in table.column_names]:  # of an earlier roofcal
+            table = table.append_column(name, pa.nulls(len(table), pa.float64()))
         sources = tuple(Source.model_validate(one) for one in header["sources"])
-        return Kernels(table.replace_schema_metadata(None).cast(COLUMNS), sources)
+        return Kernels(table.replace_schema_metadata(None).select(COLUMNS.names).cast(COLUMNS), sources)
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error}; {MEND}") from error
     except ValidationError as error:

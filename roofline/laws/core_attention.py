@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from roofline.laws.driven_out import FETCH, driven_out
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 
 BLOCK = 32.0
@@ -33,7 +34,7 @@ class CoreAttention:
         return ("batch", "heads", "kv_heads", *lengths, "head_dim", "window", "kv_bytes")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Six, scaled to the device. Raises KeyError where its peak for the dtype is not known."""
+        """Seven, scaled to the device. Raises KeyError where its peak for the dtype is not known."""
         peak, memory, vector = facts.matrix_flops_per_s[dtype], facts.bandwidth_bytes_per_s, facts.vector_flops_per_s
         return (
             Constant("fixed", "s", 2e-7, 1e-3, 1e-5, 1.0, "cost of a call"),
@@ -42,6 +43,7 @@ class CoreAttention:
             Constant("half_query", "1", 0.05, 300.0, 4.0, 1.0, "query rows at which half of the rate is reached"),
             Constant("exponentials", "1/s", 1e-3 * vector, vector, 0.05 * vector, 1.0, "of all cores"),
             Constant("memory", "B/s", 0.05 * memory, 20 * memory, memory, 0.7, "queries, keys, values, outputs"),
+            FETCH,
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
@@ -63,5 +65,5 @@ class CoreAttention:
             width * batch * head_dim * (2 * heads * query + 2 * kv_heads * np.minimum(context + query, limit + query))
         )
         products = 4 * pairs * head_dim / values["rate"] * (1 + values["half_query"] / query)
-        once = values["fixed"] + pieces * values["piece"]
+        once = values["fixed"] + values["fetch"] * driven_out(dims, facts) + pieces * values["piece"]
         return np.asarray(once + products + pairs / values["exponentials"] + moved / values["memory"])

@@ -15,6 +15,7 @@ Example: ``CoreMatmul().time_s({"m": m, "n": n, "k": k}, facts, "float32", value
 
 import numpy as np
 
+from roofline.laws.driven_out import FETCH, driven_out
 from roofline.laws.four_constant import blend
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 from roofline.laws.matmul import product_of
@@ -27,7 +28,7 @@ class CoreMatmul:
     dims: tuple[str, ...] = ("m", "n", "k")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Ten, scaled to the device. Raises ValueError where its peak for the dtype is not known."""
+        """Eleven, scaled to the device. Raises ValueError where its peak for the dtype is not known."""
         if dtype not in facts.matrix_flops_per_s:
             raise ValueError(f"no peak of {dtype} is known; known: {', '.join(sorted(facts.matrix_flops_per_s))}")
         peak, memory = facts.matrix_flops_per_s[dtype], facts.bandwidth_bytes_per_s
@@ -42,6 +43,7 @@ class CoreMatmul:
             Constant("resident", "1", 0.02, 2.0, 0.5, 0.7, "part of the last-level cache that holds weights"),
             Constant("latency", "s", 1e-8, 2e-4, 5e-6, 1.0, "first bytes of weights out of main memory"),
             Constant("sharpness", "1", 1.0, 6.0, 1.3, 0.3, "power of the blend of loops and traffic"),
+            FETCH,
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
@@ -56,4 +58,5 @@ class CoreMatmul:
         outside = np.maximum(product.cold * (weights + others), outgrown * weights)
         traffic = outside / values["memory"] + (weights + others - outside) / values["cache"]
         waited = np.minimum(outside / weights, 1.0) * values["latency"]
-        return np.asarray(values["fixed"] + waited + blend(loops, traffic, values["sharpness"]))
+        once = values["fixed"] + values["fetch"] * driven_out(dims, facts)
+        return np.asarray(once + waited + blend(loops, traffic, values["sharpness"]))

@@ -1,15 +1,18 @@
 """The law of a matrix-vector product: a product with one row streams its matrix once, and reuses nothing of it.
 
-``time = launch + outputs · output + bytes / B``, where B goes from the cache's bandwidth to the memory's with the share
-of bytes that no cache holds: what other work has driven out (dim "cold"), or what is more than `resident` of the
-last-level cache can hold. Each output ends with a sum over the lanes of a vector, or of a group of threads: `output`,
-of all units together. First bytes out of main memory are waited for (`latency`).
+``time = launch + outputs · (output + missed · row · r / √(r² + ramp²)) + bytes / B``, where B goes from the cache's
+bandwidth to the memory's with the share of bytes that no cache holds, "missed": what other work has driven out (dim
+"cold"), or what is more than `resident` of the last-level cache can hold. Each output ends with a sum over the lanes of
+a vector, or of a group of threads: `output`, of all units together. Each row of r bytes out of main memory is a stream
+to begin anew, `row`; a row shorter than `ramp` has ended before that is paid in full. First bytes out of main memory
+are waited for (`latency`), code that has been driven out is fetched.
 
 Example: ``Matvec().time_s({"bytes_read": r, "bytes_written": w, "elements": n}, facts, "bfloat16", values)``
 """
 
 import numpy as np
 
+from roofline.laws.driven_out import FETCH, driven_out
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 
 KNEE = 2.0
@@ -23,16 +26,19 @@ class Matvec:
     dims: tuple[str, ...] = ("bytes_read", "bytes_written", "elements")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Six, scaled to the device."""
+        """Nine, scaled to the device."""
         del dtype
         memory = facts.bandwidth_bytes_per_s
         return (
             Constant("launch", "s", 1e-8, 1e-3, 2e-6, 0.7, "cost of a call without work"),
             Constant("output", "s", 1e-13, 1e-6, 2e-8 / facts.units, 1.5, "of one output on all units together"),
+            Constant("row", "s", 1e-13, 1e-6, 4e-8 / facts.units, 1.5, "of a row out of main memory, likewise"),
+            Constant("ramp", "B", 1.0, 1e5, 500.0, 1.0, "of a row, below which that is not paid in full"),
             Constant("memory", "B/s", 0.05 * memory, 1.2 * memory, 0.7 * memory, 0.5, "matrix out of main memory"),
             Constant("cache", "B/s", 0.1 * memory, 20 * memory, 2 * memory, 0.7, "matrix in a cache"),
             Constant("resident", "1", 0.02, 2.0, 0.5, 0.7, "part of the last-level cache that holds a matrix"),
             Constant("latency", "s", 1e-8, 2e-4, 2e-6, 1.0, "first bytes out of main memory"),
+            FETCH,
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
@@ -42,6 +48,7 @@ class Matvec:
         size = (moved / (values["resident"] * facts.cache_bytes)) ** KNEE
         missed = 1 - (1 - size / (size + 1)) * (1 - dims.get("cold", np.zeros_like(moved)))
         streamed = moved * (missed / values["memory"] + (1 - missed) / values["cache"])
-        return np.asarray(
-            values["launch"] + missed * values["latency"] + dims["elements"] * values["output"] + streamed
-        )
+        once = values["launch"] + values["fetch"] * driven_out(dims, facts) + missed * values["latency"]
+        row = moved / dims["elements"]
+        started = missed * values["row"] * row / np.hypot(row, values["ramp"])
+        return np.asarray(once + dims["elements"] * (values["output"] + started) + streamed)

@@ -14,6 +14,7 @@ from roofline.laws.core_matmul import CoreMatmul
 from roofline.laws.decode_attention import DecodeAttention
 from roofline.laws.eager_modules import EagerModules
 from roofline.laws.experts import EXPERTS
+from roofline.laws.host_gap import HostGap
 from roofline.laws.law import Facts, Law
 from roofline.laws.matmul import Matmul
 from roofline.laws.matvec import Matvec
@@ -40,6 +41,7 @@ LAWS: dict[str, Law] = {
         NORM,
         EMBEDDING,
         COLLECTIVE,
+        HostGap(),
         EagerModules({law.kind: law for law in (MATMUL, POINTWISE, PREFILL_ATTENTION)}),
     )
 }

@@ -1,6 +1,6 @@
 """Kernels that stream: pointwise, norms, embeddings, copies; a launch each, and their bytes from cache or memory.
 
-``time = kernels·launch + reductions·reduce + max_soft(bytes / B(bytes of one kernel), flops / vector)``
+``time = kernels·launch + fetch·driven_out + reductions·reduce + max_soft(bytes / B(kernel bytes), flops / vector)``
 where B goes from the cache's bandwidth to the memory's as what one kernel touches outgrows the part of the last level
 that is held between kernels (in tables taken warm, and between the kernels of one eager operation). Strided,
 reduced and gathered bytes are slower by a factor each. What is one operation on paper can be many kernels: an eager
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from roofline.laws.driven_out import FETCH, driven_out
 from roofline.laws.four_constant import blend
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 
@@ -26,7 +27,7 @@ SHARPNESS = 3.0
 @dataclass(frozen=True, slots=True)
 class Streaming:
     """The law; optional dims, 0 where absent: "reductions" (kernels that reduce), "strided" and "gathered" (1 or 0),
-    "cold" (share of the bytes that no cache holds beforehand)."""
+    "cold" (share of the bytes that no cache holds beforehand), "reach" (as `driven_out` has it)."""
 
     kind: str = "pointwise"
     dims: tuple[str, ...] = ("bytes_read", "bytes_written", "kernels", "elements", "flops")
@@ -44,6 +45,7 @@ class Streaming:
             Constant("reduced", "1", 0.5, 16.0, 2.0, 0.5, "slowdown of bytes that are reduced, row by row"),
             Constant("gathered", "1", 1.0, 32.0, 3.0, 0.7, "slowdown of rows looked up by index"),
             Constant("vector", "FLOP/s", 1e-3 * vector, vector, 0.3 * vector, 1.0, "arithmetic of the vector units"),
+            FETCH,
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
@@ -57,7 +59,8 @@ class Streaming:
         slower = slower * (1 + (values["gathered"] - 1) * dims.get("gathered", none))
         slower = slower * (1 + (values["reduced"] - 1) * np.minimum(dims.get("reductions", none) / kernels, 1.0))
         streamed = moved * slower * (missed / values["memory"] + (1 - missed) / values["cache"])
-        fixed = kernels * values["launch"] + dims.get("reductions", none) * values["reduce"]
+        fixed = kernels * values["launch"] + values["fetch"] * driven_out(dims, facts)
+        fixed = fixed + dims.get("reductions", none) * values["reduce"]
         return np.asarray(fixed + blend(streamed, dims["flops"] / values["vector"], SHARPNESS))
 
 

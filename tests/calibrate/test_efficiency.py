@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+from calibrated_laws import at_priors
 from graphs import GraphBuilder, peaks
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,15 +12,20 @@ from calibrate.efficiency import PassReport, summarise, to_json
 from calibrate.op_times import layer_kind
 from calibrate.waterfall import TERMS, terms
 from profiler.record.run import Cell, CellResult, Closure, OpTimes
-from roofline.hardware import Figure, HardwareSpec
+from roofline.facts import facts_of
+from roofline.hardware import Chip, Figure, HardwareSpec
 from roofline.op import OpGraph
 from roofline.workload import Workload
 
 DECODE = Workload(batch=1, query_tokens=1, context_tokens=8, dtype="float32")
 SHEET = peaks(matrix=200, vector=20, levels=(("DRAM", 1e9, 20.0),))
 MEASURED = peaks(matrix=100, vector=10, levels=(("DRAM", 1e9, 10.0),), host_s=0.5)
-MEASURED = MEASURED.model_copy(update={"gap_s_per_op": Figure(value=0.25, source="test")})
-SPEC = HardwareSpec(name="test", kind="cpu", datasheet=SHEET, measured=MEASURED)
+CHIP = Chip(units=Figure(value=1, source="test"), last_level_cache_bytes=Figure(value=1e12, source="test"))
+SPEC = HardwareSpec(name="test", kind="cpu", chip=CHIP, datasheet=SHEET, measured=MEASURED)
+GAPS = at_priors("host_gap", "float32", facts_of(SPEC))
+GAP_S = 3 * GAPS.values["operation"] + 8 * GAPS.values["module"]
+"""Before three operations: three modules are entered, two are left and two entered, one is left."""
+PRODUCT = {"b": 1, "m": 2, "n": 1, "k": 1}
 
 
 def two_matmuls_and_an_add(count: float = 1, **fields: object) -> OpGraph:
@@ -30,8 +36,8 @@ def two_matmuls_and_an_add(count: float = 1, **fields: object) -> OpGraph:
     b = GraphBuilder(DECODE)
     b.weight("w1", 10)
     b.weight("w2", 30)
-    b.op("matmul", reads=["w1"], writes={"a": 10}, matrix=400, path="layers.0.up", count=count)
-    b.op("matmul", reads=["w2", "a"], writes={"b": 20}, matrix=100, path="layers.1.up", count=count)
+    b.op("matmul", reads=["w1"], writes={"a": 10}, matrix=400, path="layers.0.up", count=count, **PRODUCT)
+    b.op("matmul", reads=["w2", "a"], writes={"b": 20}, matrix=100, path="layers.1.up", count=count, **PRODUCT)
     b.op("pointwise", reads=["b"], writes={"c": 10}, vector=10, path="layers.1", count=count)
     return b.graph(**fields)
 
@@ -83,7 +89,10 @@ def test_every_rung_and_term_of_a_pass_by_hand():
     assert fall.merged == {}
     assert (report.wall_s, report.busy_s, report.status) == (20, 17, "done")
     assert (report.ideal_peaks, report.prediction) == ("datasheet", "calibrated")
-    assert (report.predicted_busy_s, report.predicted_wall_s) == (15, 15.75)  # + 3 gaps of 0.25 s
+    assert (report.predicted_busy_s, report.predicted_wall_s) == (15, None)  # no law of the host's gaps
+    spec = SPEC.model_copy(update={"calibrated": (GAPS,)})
+    known = summarise(result(), two_matmuls_and_an_add(), spec, np.array([4.5, 7.0, 3.5]))
+    assert known.predicted_wall_s == pytest.approx(15 + GAP_S, abs=1e-9)
     assert report.warnings == ()
 
 

@@ -52,8 +52,9 @@ def test_an_operation_with_a_law_has_the_law_s_time_and_the_others_keep_theirs()
     found = law_prices(graph(), spec(pointwise), OTHERWISE)
     one = np.ones(1)
     dims = {"bytes_read": 400 * one, "bytes_written": 400 * one, "kernels": one, "elements": 100 * one}
-    # x was read one pass ago, 1,200 bytes: in the cache; y is read next
-    expected = pointwise.time_s({**dims, "flops": 100 * one, "cold": 0 * one}, facts_of(spec()))[0]
+    # x was read one pass ago, 1,200 bytes: in the cache; y is read next; the others have touched 1,600 bytes since
+    states = {"cold": 0 * one, "reach": 1600 * one}
+    expected = pointwise.time_s({**dims, "flops": 100 * one, **states}, facts_of(spec()))[0]
     assert found.time_s == pytest.approx([expected, 2.0, np.nan], nan_ok=True)
     assert found.by_law.tolist() == [True, False, False]
 

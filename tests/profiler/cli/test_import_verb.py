@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import exchange_samples as samples
+import pyarrow.parquet as pq
 import pytest
 
 from profiler.cli.app import main
@@ -79,6 +80,12 @@ def test_a_lost_damaged_or_newer_table_is_refused(
         with pytest.raises(RequestError, match="newer roofcal"):
             kernels.read(folder)
     content = (folder / kernels.TABLE).read_bytes()
+    table_before = pq.read_table(folder / kernels.TABLE)
+    pq.write_table(table_before.drop_columns(["reach", "modules"]), folder / kernels.TABLE)
+    assert kernels.read(folder).table.equals(table_before.replace_schema_metadata(None))  # an older one lacks sizes
+    pq.write_table(table_before.drop_columns(["time_s"]), folder / kernels.TABLE)
+    with pytest.raises(RequestError, match="holds no whole table"):
+        kernels.read(folder)
     (folder / kernels.TABLE).write_bytes(content[:-20])
     with pytest.raises(RequestError, match="not a whole table of kernels"):
         kernels.read(folder)

@@ -176,14 +176,22 @@ def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
 ) -> None:
     monkeypatch.setattr(kernel_shapes, "POINTS", dict.fromkeys(kernel_shapes.POINTS, 6))
     monkeypatch.setattr(kernel_shapes, "LARGEST", 0.05)
+    monkeypatch.setattr(eager, "SIZES", ((1 / 1024, 2), (1 / 512, 2)))
     monkeypatch.setattr(probe_kernels, "STREAMING", {"aten::mul": probe_kernels.STREAMING["aten::mul"]})
     quick = [one for one in QUICK if one not in ("--no-calibrate", "--quick")]
     assert main(["run", str(model), *quick, "--out", str(tmp_path), "--json"]) in (0, 3, 4)
     document = json.loads(capsys.readouterr().out)
     folder = RunFolder.open(Path(document["run"]))
     spec = folder.read_spec()
-    assert spec is not None and spec.measured is not None and spec.measured.gap_s_per_op is not None
-    assert {law.kind for law in spec.calibrated} >= {"matmul", "matvec", "decode_attention", "aten::mul", "pointwise"}
+    assert spec is not None and spec.measured is not None
+    assert {law.kind for law in spec.calibrated} >= {
+        "matmul",
+        "matvec",
+        "decode_attention",
+        "aten::mul",
+        "pointwise",
+        "host_gap",
+    }
     for one in document["passes"]:
         assert one["prediction"] == "calibrated"
         shape_loss, residual = one["waterfall"]["shape_loss"], one["waterfall"]["residual"]
@@ -219,7 +227,7 @@ def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
     assert main(request) == 0
     (asked,) = json.loads(capsys.readouterr().out)["requests"]
     prefill, decode = (told["total"]["time_s"] for told in predicted["workloads"])
-    assert asked["ttft_s"] == pytest.approx(prefill, rel=1e-6)
+    assert asked["ttft_s"] == pytest.approx(prefill, rel=1e-3)  # alike layers are priced as one, by their mean
     assert asked["tpot_s"] == pytest.approx(decode, rel=0.2)  # contexts of 16 to 23
 
 
@@ -229,7 +237,7 @@ def test_what_cannot_be_calibrated_is_said_and_the_models_are_measured(
     def fails(*_: object) -> None:
         raise RuntimeError("no such device")
 
-    monkeypatch.setattr(eager, "measure_eager", fails)
+    monkeypatch.setattr(probe_table, "measure_eager", fails)
     monkeypatch.setattr(probe_table, "measure_probe", fails)
     quick = [one for one in QUICK if one not in ("--no-calibrate", "float32")]
     for dtype, key, says in (("float64", "calibrated", "no laws in float64"), ("float32", "eager.float32", "no such")):

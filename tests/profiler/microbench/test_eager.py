@@ -1,37 +1,55 @@
-"""The eager model of a calibration, on the real CPU: narrow, so that it takes no time."""
+"""The eager models of a calibration, on the real CPU: narrow, so that they take no time."""
+
+import math
 
 import pytest
 import torch
 
 from profiler.microbench import eager
-from profiler.microbench.eager import measure_eager
+from profiler.microbench.eager import Eager, measure_eager
 from profiler.microbench.probe_table import eager_rows, probe_kernels
+from roofline.host_gaps import gap_dims
 
+CPU = torch.device("cpu")
 CACHE = 64 * 64 * 4 * 16.0
 """Of which a sixteenth is a weight of 64 × 64."""
 
 
 @pytest.fixture(scope="module")
-def measured() -> eager.Eager:
+def measured() -> tuple[Eager, ...]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eager, "SESSIONS", 1)
         patch.setattr(eager, "PASSES", 2)
-        return measure_eager(torch.device("cpu"), "float32", CACHE)
+        return measure_eager(CPU, "float32", CACHE)
 
 
-def test_passes_are_a_decode_and_prefills_and_the_gap_is_between_their_gaps(measured: eager.Eager) -> None:
-    tokens = [graph.workload.query_tokens for graph, _ in measured.passes]
-    assert tokens == [1, *eager.PROMPTS]
-    assert all(len(graph.ops) == len(times) and min(times) >= 0 for graph, times in measured.passes)
-    gap = measured.gap
-    assert gap.low is not None and gap.high is not None and gap.low <= gap.value <= gap.high
-    assert "width 64" in gap.source
+def test_passes_are_a_decode_and_prefills_of_both_sizes(measured: tuple[Eager, ...]) -> None:
+    tokens = [one.graph.workload.query_tokens for one in measured]
+    assert tokens == [1, *eager.PROMPTS] * 2
+    narrow, wide = (sum(op.matrix_flops for op in measured[i].graph.ops if op.kind == "matmul") for i in (0, 3))
+    assert wide == pytest.approx(4 * 3 / 8 * narrow, rel=0.1)  # twice as wide, three layers of eight
+    for one in measured:
+        assert len(one.graph.ops) == len(one.time_s) == len(one.gap_s)
+        assert min(one.time_s) >= 0 and math.fsum(one.gap_s) > 0
 
 
-def test_streaming_operations_are_rows_and_alike_ones_one(measured: eager.Eager) -> None:
-    rows = eager_rows(measured, CACHE)
-    assert {row["kind"] for row in rows} >= {"aten::mul", "aten::add", "aten::silu", "aten::mean", "aten::cat"}
-    assert not [row for row in rows if row["kind"] in ("matmul", "matvec", "decode_attention")]
-    assert len(rows) < sum(len(graph.ops) for graph, _ in measured.passes) / 3
-    table, failed = probe_kernels([], torch.device("cpu"), CACHE, limit_bytes=1.0, eager=[measured], versions={})
-    assert (len(table), failed) == (len(rows), [])
+def test_operations_and_gaps_are_rows_and_alike_ones_one(measured: tuple[Eager, ...]) -> None:
+    rows = [row for one in measured for row in eager_rows(one, CACHE)]
+    kinds = {row["kind"] for row in rows}
+    assert kinds >= {"aten::mul", "aten::mean", "aten::cat", "matmul", "matvec", "decode_attention", "host_gap"}
+    assert len(rows) < sum(len(one.graph.ops) for one in measured) / 2
+    gaps = [row for row in eager_rows(measured[0], CACHE) if row["kind"] == "host_gap"]
+    sizes = gap_dims(measured[0].graph.ops)
+    alike = {(m, round(math.log2(1 + r))) for m, r in zip(*(sizes[n][1:] for n in ("modules", "reach")), strict=True)}
+    assert len(gaps) == len(alike)
+    assert {row["modules"] for row in gaps} >= {0.0, 1.0}
+
+
+def test_a_table_of_visits_has_the_rows_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eager, "PASSES", 2)
+    monkeypatch.setattr(eager, "PROMPTS", ())
+    again = measure_eager(CPU, "float32", CACHE, measure_eager(CPU, "float32", CACHE))
+    assert [len(one.taken) for one in again] == [len(one.wall_s) for one in again] == [2, 2]
+    table, failed = probe_kernels([], CPU, CACHE, limit_bytes=1.0, eager=("float32",), versions={})
+    assert failed == {}
+    assert table is not None
+    assert len(table) == len([row for one in again for row in eager_rows(one, CACHE)])

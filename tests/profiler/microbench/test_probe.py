@@ -1,9 +1,10 @@
 """Probes on the real CPU: what is traced is what runs, and each kernel's rows say what it was."""
 
+import numpy as np
 import pytest
 import torch
 
-from profiler.microbench.probe import Probe, traced
+from profiler.microbench.probe import PASSES, QUICKER, Probe, measure_probe, traced
 from profiler.microbench.probe_kernels import ATTENTION, MOST_SETS, ROUNDS, STREAMING, kernel_of
 from profiler.microbench.probe_table import operand_bytes, probe_kernels
 from profiler.record.kernel_shape import KernelShape
@@ -19,7 +20,7 @@ DECODE = KernelShape("decode_attention", "float32", ATTENTION, {**HEADS, "query"
 STREAM = KernelShape("aten::silu", "float32", "aten::silu", {"rows": 4, "width": 64})
 
 
-def rows_of(*shapes: KernelShape) -> tuple[list[dict[str, object]], list[str]]:
+def rows_of(*shapes: KernelShape) -> tuple[list[dict[str, object]], dict[str, str]]:
     table, failed = probe_kernels(shapes, CPU, CACHE, limit_bytes=1 << 24, versions={"torch": torch.__version__})
     return table.table.to_pylist(), failed
 
@@ -29,12 +30,13 @@ def rows_of(*shapes: KernelShape) -> tuple[list[dict[str, object]], list[str]]:
 def test_every_operator_is_traced_under_its_name(op: str, dtype: str) -> None:
     probe = Probe([KernelShape(op, dtype, op, {"rows": 4, "width": 64})], CPU, 1)
     assert [one.name for one in traced(probe, "cpu").ops if one.path] == [op] * (1 + ROUNDS)
-    assert all(torch.isfinite(found.float()).all() for found in probe())
+    assert len(probe.results) == 1
+    assert torch.isfinite(probe.results[0].float()).all()
 
 
 def test_a_table_has_each_kernel_cold_and_warm_with_its_sizes() -> None:
     rows, failed = rows_of(PRODUCT, SINGLE, STREAM, PREFILL, DECODE)
-    assert failed == []
+    assert failed == {}
     by_kind: dict[object, list[dict[str, object]]] = {}
     for row in rows:
         by_kind.setdefault(row["kind"], []).append(row)
@@ -57,7 +59,17 @@ def test_a_kernel_that_cannot_be_had_costs_its_probe_and_no_other() -> None:
     table, failed = probe_kernels([unknown, PRODUCT], CPU, CACHE, limit_bytes=1.0, versions={})
     assert len(table) == 2
     assert len(failed) == 1
-    assert "no kernel for aten::nothing" in failed[0]
+    (why,) = failed.values()
+    assert "no kernel for aten::nothing" in why
+
+
+def test_passes_of_later_visits_are_added() -> None:
+    first = measure_probe(Probe([PRODUCT], CPU, 1), CPU)
+    second = measure_probe(Probe([PRODUCT], CPU, 1), CPU, first)
+    assert second.graph is first.graph
+    assert second.passes[: len(first.passes)] == first.passes
+    assert len(second.passes) == 2 * len(first.passes) == 2 * PASSES
+    assert second.time_s == pytest.approx(np.quantile(second.passes, QUICKER, axis=0))
 
 
 def test_operands_are_as_large_as_they_are_said_to_be() -> None:
@@ -76,7 +88,7 @@ def test_small_streams_take_turns_after_a_sweep_and_others_run_by_themselves() -
 
 
 def test_sets_of_operands_fill_the_bytes_that_are_asked_for_within_reason() -> None:
-    each = operand_bytes(PRODUCT)
+    each = operand_bytes(PRODUCT) + 4 * 8 * 32
     assert kernel_of(PRODUCT, 10 * each).sets == 10
     assert kernel_of(PRODUCT, 1 << 40).sets == MOST_SETS
     weights = {id(one) for _, own in kernel_of(PRODUCT, 3 * each)._sets() for one in own}

@@ -8,9 +8,12 @@ from law_checks import columns
 
 from roofline.laws.core_attention import DECODE, CoreAttention
 from roofline.laws.core_matmul import CoreMatmul
+from roofline.laws.driven_out import HELD
+from roofline.laws.host_gap import HostGap
 from roofline.laws.law import Facts, Law
 from roofline.laws.matvec import Matvec
 from roofline.laws.registry import subject
+from roofline.laws.streaming import POINTWISE
 
 FACTS = Facts(4, 32e6, 40e9, {"float32": 400e9}, 100e9, cores=True)
 SIZE = st.floats(1, 1e5)
@@ -52,6 +55,37 @@ def test_a_matrix_vector_product_streams_its_matrix() -> None:
     assert priced(Matvec(), dims, memory=20e9, output=1e-8) == pytest.approx(0.2 + 1e-4, rel=0.01)
     cached = columns(1, bytes_read=1e5, bytes_written=0, elements=1, cold=0)
     assert priced(Matvec(), cached, launch=1e-6, cache=80e9) == pytest.approx(1e-6 + 1e5 / 80e9, rel=0.01)
+
+
+def test_rows_out_of_main_memory_are_begun_one_by_one_and_short_ones_less() -> None:
+    def per_row(elements: float, cold: float) -> float:
+        dims = columns(1, bytes_read=elements * 1e4, bytes_written=0, elements=1e4, cold=cold)
+        free = {"launch": 0.0, "output": 0.0, "latency": 0.0, "fetch": 0.0, "memory": 1e30, "cache": 1e30}
+        return float(priced(Matvec(), dims, row=1e-7, ramp=1000.0, resident=1e6, **free)[0]) / 1e4
+
+    assert per_row(1e6, 1.0) == pytest.approx(1e-7, rel=1e-3)
+    assert per_row(1000, 1.0) == pytest.approx(1e-7 / np.sqrt(2), rel=1e-3)
+    assert per_row(10, 1.0) == pytest.approx(1e-9, rel=1e-3)
+    assert per_row(1e6, 0.0) == pytest.approx(0, abs=1e-12)
+
+
+SIZES = {"m": 8, "n": 64, "k": 64, "bytes_read": 1e4, "bytes_written": 256, "elements": 64, "kernels": 1, "flops": 1}
+HEADS = {"batch": 1, "heads": 8, "kv_heads": 2, "head_dim": 64, "window": 0, "kv_bytes": 4, "query": 1, "kv": 9}
+
+
+@pytest.mark.parametrize("law", [CoreMatmul(), Matvec(), POINTWISE, CoreAttention(), CoreAttention(DECODE)])
+def test_code_that_others_have_driven_out_is_fetched(law: Law) -> None:
+    sizes = SIZES | HEADS | {"context": 8, "cold": 0}
+    reach = np.array([0.0, HELD * FACTS.cache_bytes, 1e15])
+    times = priced(law, columns(3, **sizes) | {"reach": reach}, fetch=1e-5)
+    assert times - times[0] == pytest.approx([0, 0.5e-5, 1e-5], rel=1e-6)
+    assert priced(law, columns(1, **sizes), fetch=1e-5)[0] == times[0]
+
+
+def test_a_gap_is_an_operator_s_and_its_modules_and_longer_when_cold() -> None:
+    dims = columns(3, modules=np.array([0.0, 3.0, 3.0])) | {"reach": np.array([0.0, 0.0, 1e15])}
+    found = priced(HostGap(), dims, operation=2e-6, module=1e-6, cold=3.0)
+    assert found == pytest.approx([2e-6, 5e-6, 15e-6])
 
 
 @pytest.mark.parametrize("kind", ["core_prefill_attention", DECODE])

@@ -1,0 +1,57 @@
+"""What the host does between operations, as the law of its gaps sees it.
+
+Example: ``host_gap_s(Prepared(graph), spec)`` → seconds before each operation; None where the spec has no such law
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from roofline.code_reach import reach_bytes
+from roofline.facts import facts_of
+from roofline.hardware import HardwareSpec
+from roofline.laws.host_gap import HostGap
+from roofline.laws.law import Floats
+from roofline.op import Op, OpGraph
+
+KIND = HostGap.kind
+NUMBER = re.compile(r"\d+")
+
+
+def gap_dims(ops: Sequence[Op]) -> dict[str, Floats]:
+    """Sizes of the gap before each operation, shape (operations,).
+
+    Modules are those with operations of their own or below them; the same line of a model is the same operator in the
+    same module of another layer.
+    """
+    lines = [(NUMBER.sub("#", op.path), op.name) for op in ops]
+    modules = np.zeros(len(ops))
+    before: list[str] = []
+    for i, op in enumerate(ops):
+        path = op.path.split(".") if op.path else []
+        modules[i] = len(path) + len(before) - 2 * _alike(path, before)
+        before = path
+    return {"modules": modules, "reach": reach_bytes(ops, lines)}
+
+
+def _alike(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many names from the first on are equal."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def host_gap_s(graph: OpGraph, spec: HardwareSpec) -> Floats | None:
+    """Seconds of the host before each operation: by the law for the pass's dtype, else for another."""
+    laws = {law.dtype: law for law in spec.calibrated if law.kind == KIND}
+    if not laws or not graph.ops:
+        return None
+    law = laws.get(graph.workload.dtype, next(iter(laws.values())))
+    return law.time_s(gap_dims(graph.ops), facts_of(spec))
+
+
+def least_gap_s(spec: HardwareSpec, kernels: int) -> Floats | None:
+    """Before each of the kernels of a compiled pass: no module is entered, the loop that calls them is never long out
+    of the caches. Shape (kernels,)."""
+    law = next((law for law in spec.calibrated if law.kind == KIND), None)
+    nothing = np.zeros(kernels)
+    return None if law is None or not kernels else law.time_s({"modules": nothing, "reach": nothing}, facts_of(spec))

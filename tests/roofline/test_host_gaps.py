@@ -1,0 +1,82 @@
+"""What the host does between operations, counted by hand on small graphs."""
+
+import numpy as np
+import pytest
+from calibrated_laws import at_priors
+from graphs import GraphBuilder, peaks
+from hypothesis import given
+from hypothesis import strategies as st
+
+from roofline.code_reach import reach_bytes
+from roofline.facts import facts_of
+from roofline.hardware import Chip, Figure, HardwareSpec
+from roofline.host_gaps import gap_dims, host_gap_s, least_gap_s
+from roofline.op import OpGraph
+
+LEVELS = (("L3", 1000.0, 100.0), ("DRAM", 1e9, 10.0))
+SPEC = HardwareSpec(
+    name="a", kind="cpu", chip=Chip(units=Figure(value=2, source="made up")), measured=peaks(levels=LEVELS)
+)
+GAPS = at_priors("host_gap", "float32", facts_of(SPEC))
+
+
+def two_layers(size: int = 10) -> OpGraph:
+    b = GraphBuilder()
+    for layer in (0, 1):
+        before = f"x{layer}"
+        b.op("norm", reads={before: size}, writes={f"n{layer}": size}, path=f"layers.{layer}.norm")
+        b.op("pointwise", reads={f"n{layer}": size}, writes={f"x{layer + 1}": size}, path=f"layers.{layer}.mlp.act")
+    b.op("norm", reads={"x2": size}, writes={"y": size}, path="norm")
+    return b.graph()
+
+
+def test_modules_are_those_left_and_entered() -> None:
+    # enter layers, 0, norm; leave norm, enter mlp, act; leave those and 0, enter 1, norm; …; leave all, enter it
+    assert gap_dims(two_layers().ops)["modules"].tolist() == [3, 3, 5, 3, 5]
+
+
+def test_the_same_line_ran_a_layer_ago_or_a_pass_ago() -> None:
+    found = gap_dims(two_layers().ops)["reach"]
+    assert found.tolist() == [40, 40, 20, 20, 80]  # each operation touches 20 bytes, five of them make a pass
+
+
+def test_reach_is_counted_since_the_same_code_ran() -> None:
+    ops = two_layers().ops
+    assert reach_bytes(ops, ["a"] * 5).tolist() == [0] * 5
+    assert reach_bytes(ops, list("abcde")).tolist() == [80] * 5
+    assert reach_bytes(ops, list("abbab")).tolist() == [20, 20, 0, 40, 20]
+    assert reach_bytes((), []).tolist() == []
+
+
+@given(layers=st.integers(2, 9), sizes=st.lists(st.integers(1, 50), min_size=1, max_size=4))
+def test_folded_layers_have_the_mean_of_all(layers: int, sizes: list[int]) -> None:
+    def graph(unfolded: int, count: float) -> OpGraph:
+        b = GraphBuilder()
+        b.op("embedding", reads={"t": 3}, writes={"x": 5})
+        for layer in range(unfolded):
+            for i, size in enumerate(sizes):
+                b.op("norm", reads={"x": size}, writes={f"y{layer}{i}": size}, path=f"layers.{layer}", count=count)
+        b.op("norm", reads={"x": 7}, writes={"z": 7}, path="norm")
+        return b.graph()
+
+    folded, unfolded = graph(1, layers).ops, graph(layers, 1).ops
+    for code in (lambda op: op.name, lambda op: op.kind == "norm"):
+        whole = reach_bytes(unfolded, [code(op) for op in unfolded])
+        part = reach_bytes(folded, [code(op) for op in folded])
+        assert part[[0, -1]] == pytest.approx(whole[[0, -1]])
+        assert part[1:-1] == pytest.approx(whole[1:-1].reshape(layers, -1).mean(axis=0))
+
+
+def test_gaps_are_priced_by_the_law_and_colder_ones_are_longer() -> None:
+    spec = SPEC.model_copy(update={"calibrated": (GAPS,)})
+    small, large = host_gap_s(two_layers(), spec), host_gap_s(two_layers(10**6), spec)
+    assert small is not None and large is not None
+    warm = GAPS.values["operation"] + np.array([3, 3, 5, 3, 5]) * GAPS.values["module"]
+    assert small == pytest.approx(warm, rel=0.05)
+    assert large == pytest.approx(warm * GAPS.values["cold"], rel=0.05)
+    assert least_gap_s(spec, 2) == pytest.approx([GAPS.values["operation"]] * 2)
+
+
+def test_without_a_law_there_is_no_gap_to_be_told() -> None:
+    assert host_gap_s(two_layers(), SPEC) is None
+    assert least_gap_s(SPEC, 3) is None
