@@ -1,9 +1,9 @@
 """A calibration's kernels as the table of a run: probes one after another, each with as many kernels as memory holds.
 
-A row is a kernel in one state of the caches: the median over its sets of operands. Decode attention is taken with its
-cache in main memory, and prefill attention with what projections have just written: so they are in models, and their
-laws know no caches. What streams is taken in turns alone. All operations of eager models (`profiler.microbench.eager`)
-are rows too, and so are the gaps between them.
+A row is a kernel in one state of the caches: the median over its sets of operands. On a GPU decode attention is taken
+with its cache in main memory, and prefill attention with what projections have just written: so they are in models, and
+their laws know no caches there. What streams is taken in turns alone. All operations of eager models
+(`profiler.microbench.eager`) are rows too, and so are the gaps between them.
 
 Example: ``table, failed = probe_kernels(shapes, device, facts.cache_bytes, limit_bytes=1 << 30, versions={})``
 """
@@ -30,11 +30,12 @@ from profiler.timing.flush import PAST
 from roofline.host_gaps import gap_dims
 from roofline.laws.host_gap import HostGap
 from roofline.laws.registry import OPERATOR
+from roofline.op import OpGraph
 from roofline.predict import Prepared
 from roofline.subjects import Subject, subjects
 
 COLD = {"decode_attention": True, "prefill_attention": False}
-"""Kinds of which only one state is kept: whether that of operands that take turns."""
+"""Kinds of which a GPU's law knows one state, that in models: whether that of operands that take turns."""
 STATES = ("cold", "reach")
 """Sizes that are no kernel's own, but of when it ran."""
 FORMAT = "probe"
@@ -116,15 +117,17 @@ def _rows(probed: Probed, shapes: Sequence[KernelShape], cache_bytes: float) -> 
         turns, warm = taken[: -held * ROUNDS], taken[-held:]
         if len(turns) > 1:
             turns = turns[1:]  # whose code and activations come from main memory as well
-        states = [alike for alike in (turns, warm) if _is_wanted(shapes[kernel].kind, alike is turns)]
+        states = [alike for alike in (turns, warm) if _is_wanted(shapes[kernel].kind, probed.graph, alike is turns)]
         for alike in states:
             seconds = statistics.median(time_s for _, time_s in alike)
             rows.append(_row(alike[-1][0], name, shapes[kernel].group, seconds))
     return rows
 
 
-def _is_wanted(kind: str, is_turn: bool) -> bool:
-    return is_turn if kind.startswith(OPERATOR) else kind not in COLD or COLD[kind] == is_turn
+def _is_wanted(kind: str, graph: OpGraph, is_turn: bool) -> bool:
+    if kind.startswith(OPERATOR):
+        return is_turn
+    return graph.traced_on == "cpu" or COLD.get(kind, is_turn) == is_turn
 
 
 def eager_rows(eager: Eager, cache_bytes: float) -> list[dict[str, object]]:

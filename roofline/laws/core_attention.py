@@ -1,11 +1,11 @@
 """The law of fused attention on cores with vector units: a CPU.
 
-``fixed + pieces · piece / units + flops · (1 + half_query / query) / rate + pairs / exponentials + bytes / memory``
+``fixed + pieces · piece / units + flops · (1 + half_query / query) / rate + pairs / exponentials + bytes / B``
 
 A core takes a block of query rows of one head at a time and walks over the keys: two products, an exponential a pair,
-keys and values read. Little of that goes on beside the rest, so the parts are added. A head with few query rows leaves
-most of a vector's or block's lanes empty (`half_query`, as Hockney's n½). Causal pairs are counted exactly; keys and
-values of a group of heads count once.
+keys and values read, from main memory as far as no cache holds them ("cold"). Little of that goes on beside the rest,
+so the parts are added. A head with few query rows leaves most of a vector's or block's lanes empty (`half_query`, as
+Hockney's n½). Causal pairs are counted exactly; keys and values of a group of heads count once.
 
 Example: ``CoreAttention("core_decode_attention").time_s(dims, facts, "float32", values)``
 """
@@ -34,7 +34,7 @@ class CoreAttention:
         return ("batch", "heads", "kv_heads", *lengths, "head_dim", "window", "kv_bytes")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Seven, scaled to the device. Raises KeyError where its peak for the dtype is not known."""
+        """Eight, scaled to the device. Raises KeyError where its peak for the dtype is not known."""
         peak, memory, vector = facts.matrix_flops_per_s[dtype], facts.bandwidth_bytes_per_s, facts.vector_flops_per_s
         return (
             Constant("fixed", "s", 2e-7, 1e-3, 1e-5, 1.0, "cost of a call"),
@@ -42,7 +42,8 @@ class CoreAttention:
             Constant("rate", "FLOP/s", 0.02 * peak, 1.2 * peak, 0.6 * peak, 0.5, "the two products, many query rows"),
             Constant("half_query", "1", 0.05, 300.0, 4.0, 1.0, "query rows at which half of the rate is reached"),
             Constant("exponentials", "1/s", 1e-3 * vector, vector, 0.05 * vector, 1.0, "of all cores"),
-            Constant("memory", "B/s", 0.05 * memory, 20 * memory, memory, 0.7, "queries, keys, values, outputs"),
+            Constant("memory", "B/s", 0.05 * memory, 2 * memory, 0.7 * memory, 0.5, "bytes out of main memory"),
+            Constant("cache", "B/s", 0.1 * memory, 40 * memory, 2 * memory, 0.7, "queries, keys, values in a cache"),
             FETCH,
         )
 
@@ -65,5 +66,7 @@ class CoreAttention:
             width * batch * head_dim * (2 * heads * query + 2 * kv_heads * np.minimum(context + query, limit + query))
         )
         products = 4 * pairs * head_dim / values["rate"] * (1 + values["half_query"] / query)
+        cold = np.asarray(dims.get("cold", np.zeros_like(batch)), dtype=float)
+        streamed = moved * (cold / values["memory"] + (1 - cold) / values["cache"])
         once = values["fixed"] + values["fetch"] * driven_out(dims, facts) + pieces * values["piece"]
-        return np.asarray(once + products + pairs / values["exponentials"] + moved / values["memory"])
+        return np.asarray(once + products + pairs / values["exponentials"] + streamed)

@@ -105,9 +105,17 @@ def test_a_window_wider_than_the_context_is_none_and_pairs_are_exact() -> None:
     sizes = {"batch": 1, "heads": 2, "kv_heads": 2, "head_dim": 8, "kv_bytes": 4, "query": 3, "context": 5}
     free, wide, narrow = priced(law, columns(3, **sizes) | {"window": np.array([0.0, 100.0, 2.0])})
     assert free == wide > narrow
-    pairs_only = {"fixed": 0.0, "piece": 0.0, "rate": 1e30, "exponentials": 1.0, "memory": 1e30}
+    pairs_only = {"fixed": 0.0, "piece": 0.0, "rate": 1e30, "exponentials": 1.0, "memory": 1e30, "cache": 1e30}
     found = priced(law, columns(2, **sizes) | {"window": np.array([0.0, 2.0])}, **pairs_only)
     assert found == pytest.approx([2 * (6 + 7 + 8), 2 * 3 * 2])
+
+
+def test_keys_and_values_that_no_cache_holds_come_from_main_memory() -> None:
+    sizes = {"batch": 2, "heads": 8, "kv_heads": 2, "head_dim": 64, "window": 0, "kv_bytes": 4, "kv": 40}
+    dims = columns(2, **sizes) | {"cold": np.array([0.0, 0.5])}
+    warm, half = priced(CoreAttention(DECODE), dims, memory=1e9, cache=1e10)
+    moved = 4 * 2 * 64 * (2 * 8 + 2 * 2 * 40)
+    assert half - warm == pytest.approx(0.5 * moved * (1 / 1e9 - 1 / 1e10), rel=1e-9)
 
 
 def test_cores_have_laws_of_their_own_and_other_devices_theirs() -> None:
