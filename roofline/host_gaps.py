@@ -19,20 +19,23 @@ KIND = HostGap.kind
 NUMBER = re.compile(r"\d+")
 
 
+def lines_of(ops: Sequence[Op]) -> list[tuple[str, str]]:
+    """Of each operation, the line of the model's code: alike in all layers."""
+    return [(NUMBER.sub("#", op.path), op.name) for op in ops]
+
+
 def gap_dims(ops: Sequence[Op]) -> dict[str, Floats]:
     """Sizes of the gap before each operation, shape (operations,).
 
-    Modules are those with operations of their own or below them; the same line of a model is the same operator in the
-    same module of another layer.
+    Modules are those with operations of their own or below them.
     """
-    lines = [(NUMBER.sub("#", op.path), op.name) for op in ops]
     modules = np.zeros(len(ops))
     before: list[str] = []
     for i, op in enumerate(ops):
         path = op.path.split(".") if op.path else []
         modules[i] = len(path) + len(before) - 2 * _alike(path, before)
         before = path
-    return {"modules": modules, "reach": reach_bytes(ops, lines)}
+    return {"modules": modules, "reach": reach_bytes(ops, lines_of(ops))}
 
 
 def _alike(one: Sequence[str], other: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ import json
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 
@@ -27,7 +27,7 @@ from profiler.microbench.probe_kernels import ROUNDS, operand_bytes, sets_of
 from profiler.record.kernel_shape import KernelShape
 from profiler.record.kernels import COLUMNS, DIMS, Kernels, Source
 from profiler.timing.flush import PAST
-from roofline.host_gaps import gap_dims
+from roofline.host_gaps import gap_dims, lines_of
 from roofline.laws.host_gap import HostGap
 from roofline.laws.registry import OPERATOR
 from roofline.op import OpGraph
@@ -133,26 +133,27 @@ def _is_wanted(kind: str, graph: OpGraph, is_turn: bool) -> bool:
 def eager_rows(eager: Eager, cache_bytes: float) -> list[dict[str, object]]:
     """Operations of a pass and, where the host does not run ahead of the device, the gaps before them.
 
-    Those of the same sizes that ran about as long ago are one row.
+    Operations of the same sizes that ran about as long ago are one row, and so are the gaps before the same line of a
+    model, so that each counts as often as a layer has it.
     """
     graph = eager.graph
-    rows = [
-        (subject, op.name, f"eager {_name(subject)}", time_s)
+    rows: list[tuple[Subject, str, str, Hashable, float]] = [
+        (subject, op.name, f"eager {_name(subject)}", round(math.log2(1 + subject.dims["reach"])), time_s)
         for op, subject, time_s in zip(graph.ops, subjects(Prepared(graph), cache_bytes), eager.time_s, strict=True)
         if subject is not None and time_s > 0
     ]
     if graph.traced_on == "cpu":
-        sizes = gap_dims(graph.ops)
+        sizes, lines = gap_dims(graph.ops), lines_of(graph.ops)
         for i, gap_s in enumerate(eager.gap_s):
             dims = {name: float(column[i]) for name, column in sizes.items()}
             gap = Subject((HostGap.kind,), graph.workload.dtype, dims)
             if i and gap_s > 0:
-                rows.append((gap, HostGap.kind, f"eager {dims['modules']:.0f} modules", gap_s))
+                rows.append((gap, HostGap.kind, f"eager {dims['modules']:.0f} modules", lines[i], gap_s))
     alike: dict[tuple[object, ...], list[tuple[Subject, float]]] = {}
     about: dict[tuple[object, ...], tuple[str, str]] = {}
-    for subject, op, group, time_s in rows:
+    for subject, op, group, mark, time_s in rows:
         own = sorted((name, size) for name, size in subject.dims.items() if name not in STATES)
-        key = (subject.kinds, subject.dtype, op, *own, round(math.log2(1 + subject.dims["reach"])))
+        key = (subject.kinds, subject.dtype, op, *own, mark)
         alike.setdefault(key, []).append((subject, time_s))
         about[key] = op, group
     return [_mean(found, *about[key]) for key, found in alike.items()]

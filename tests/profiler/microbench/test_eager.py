@@ -8,7 +8,7 @@ import torch
 from profiler.microbench import eager
 from profiler.microbench.eager import Eager, measure_eager
 from profiler.microbench.probe_table import eager_rows, probe_kernels
-from roofline.host_gaps import gap_dims
+from roofline.host_gaps import gap_dims, lines_of
 
 CPU = torch.device("cpu")
 CACHE = 64 * 64 * 4 * 16.0
@@ -38,9 +38,9 @@ def test_operations_and_gaps_are_rows_and_alike_ones_one(measured: tuple[Eager, 
     assert kinds >= {"aten::mul", "aten::mean", "aten::cat", "matmul", "matvec", "decode_attention", "host_gap"}
     assert len(rows) < sum(len(one.graph.ops) for one in measured) / 2
     gaps = [row for row in eager_rows(measured[0], CACHE) if row["kind"] == "host_gap"]
-    sizes = gap_dims(measured[0].graph.ops)
-    alike = {(m, round(math.log2(1 + r))) for m, r in zip(*(sizes[n][1:] for n in ("modules", "reach")), strict=True)}
-    assert len(gaps) == len(alike)
+    ops = measured[0].graph.ops
+    modules = gap_dims(ops)["modules"]
+    assert len(gaps) == len(set(zip(lines_of(ops)[1:], modules[1:], strict=True)))
     assert {row["modules"] for row in gaps} >= {0.0, 1.0}
 
 
