@@ -72,7 +72,8 @@ def subject_of(op: Op, cold: float = 0.0, reach: float = 0.0) -> Subject | None:
         kinds = (MATVEC, str(op.kind)) if op.dims["m"] == 1 else (str(op.kind),)
         if op.dims.get("row_major"):
             kinds = (f"{kinds[0]}{ROW_MAJOR}", *kinds)
-        streamed = _streamed(op) if op.dims["m"] == 1 else {}
+        stored = {"rows": sizes["k" if op.dims.get("row_major") else "n"]}
+        streamed = _streamed(op) | stored if op.dims["m"] == 1 else {}
         return Subject(kinds, op.dtype, {**streamed, **sizes, **states})
     if op.kind == Kind.ATTENTION:
         return _attention(op, states)

@@ -73,6 +73,7 @@ DIMS: Mapping[str, str] = {
     "gathered": "1 where its reads are rows looked up by index",
     "strided": "1 where its reads are not contiguous",
     "cold": "share of its bytes that no cache holds beforehand",
+    "rows": "of a matrix as it is stored",
     "reach": "bytes that others have touched since its code last ran",
     "modules": "that the host leaves and enters before it",
 }

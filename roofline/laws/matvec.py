@@ -1,11 +1,12 @@
 """The law of a matrix-vector product: a product with one row streams its matrix once, and reuses nothing of it.
 
-``time = launch + outputs · (output + missed · row · r / √(r² + ramp²)) + bytes / B``, where B goes from the cache's
-bandwidth to the memory's with the share of bytes that no cache holds, "missed": what other work has driven out (dim
-"cold"), or what is more than `resident` of the last-level cache can hold. Each output ends with a sum over the lanes of
-a vector, or of a group of threads: `output`, of all units together. Each row of r bytes out of main memory is a stream
-to begin anew, `row`; a row shorter than `ramp` has ended before that is paid in full. First bytes out of main memory
-are waited for (`latency`), code that has been driven out is fetched.
+``time = launch + outputs · output + missed · rows · row · r / √(r² + ramp²) + bytes / B``
+
+B goes from the cache's bandwidth to the memory's with the share of bytes that no cache holds, "missed": what other work
+has driven out (dim "cold"), or what is more than `resident` of the last-level cache can hold. Each output ends with a
+sum over the lanes of a vector, or of a group of threads: `output`, of all units together. Each row of r bytes, as the
+matrix is stored, is a stream to begin anew out of main memory, `row`; one shorter than `ramp` has ended before that is
+paid in full. First bytes out of main memory are waited for (`latency`), code that has been driven out is fetched.
 
 Example: ``Matvec().time_s({"bytes_read": r, "bytes_written": w, "elements": n}, facts, "bfloat16", values)``
 """
@@ -20,7 +21,7 @@ KNEE = 2.0
 
 
 class Matvec:
-    """The law; "elements" are outputs, "cold" is 0 where absent."""
+    """The law; "elements" are outputs. Where absent, "cold" is 0 and "rows", of the matrix as it is stored, outputs."""
 
     kind = "matvec"
     dims: tuple[str, ...] = ("bytes_read", "bytes_written", "elements")
@@ -49,6 +50,6 @@ class Matvec:
         missed = 1 - (1 - size / (size + 1)) * (1 - dims.get("cold", np.zeros_like(moved)))
         streamed = moved * (missed / values["memory"] + (1 - missed) / values["cache"])
         once = values["launch"] + values["fetch"] * driven_out(dims, facts) + missed * values["latency"]
-        row = moved / dims["elements"]
-        started = missed * values["row"] * row / np.hypot(row, values["ramp"])
-        return np.asarray(once + dims["elements"] * (values["output"] + started) + streamed)
+        rows = dims.get("rows", dims["elements"])
+        started = rows * values["row"] / np.hypot(1.0, values["ramp"] * rows / moved)
+        return np.asarray(once + dims["elements"] * values["output"] + missed * started + streamed)

@@ -23,7 +23,11 @@ def test_a_product_with_one_row_streams_its_matrix() -> None:
     assert found is not None
     assert found.kinds == ("matvec", "matmul")
     assert (found.dims["bytes_read"], found.dims["bytes_written"], found.dims["flops"]) == (440, 20, 800)
-    assert (found.dims["n"], found.dims["k"]) == (5, 20)
+    assert (found.dims["n"], found.dims["k"], found.dims["rows"]) == (5, 20, 5)
+    (found,) = subjects(Prepared(graph_of("matmul", b=1, m=1, n=5, k=20, row_major=1)), CACHE)
+    assert found is not None
+    assert found.kinds[0] == "matvec_row_major"
+    assert found.dims["rows"] == 20
 
 
 def test_a_product_with_more_rows_is_a_matmul_and_a_batch_of_products_has_no_law() -> None:

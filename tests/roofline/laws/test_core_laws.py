@@ -69,6 +69,12 @@ def test_rows_out_of_main_memory_are_begun_one_by_one_and_short_ones_less() -> N
     assert per_row(1e6, 0.0) == pytest.approx(0, abs=1e-12)
 
 
+def test_a_matrix_stored_the_other_way_round_has_as_many_streams_as_it_has_rows() -> None:
+    dims = columns(2, bytes_read=4e6, bytes_written=0, elements=100, cold=1) | {"rows": np.array([100.0, 10000.0])}
+    few, many = priced(Matvec(), dims, row=1e-7, ramp=1.0)
+    assert many - few == pytest.approx(9900e-7, rel=1e-3)
+
+
 SIZES = {"m": 8, "n": 64, "k": 64, "bytes_read": 1e4, "bytes_written": 256, "elements": 64, "kernels": 1, "flops": 1}
 HEADS = {"batch": 1, "heads": 8, "kv_heads": 2, "head_dim": 64, "window": 0, "kv_bytes": 4, "query": 1, "kv": 9}
 
