@@ -16,6 +16,7 @@ from roofline.laws.collective import sent_bytes
 from roofline.laws.eager_modules import MODULES, SIZES, operations
 from roofline.laws.experts import experts_work
 from roofline.laws.law import Dims, Facts, Floats
+from roofline.laws.registry import ROW_MAJOR
 
 OUTPUT_BYTES = 2.0
 """Of an element that a kernel writes, unless its inputs are wider."""
@@ -35,7 +36,7 @@ class Work:
 def work(kind: str, dims: Dims, dtype: str) -> Work:
     """FLOPs and bytes of each kernel. Raises ValueError: a kind whose work is not known."""
     width = BITS.get(dtype, 16) / 8
-    if kind == "matmul":
+    if kind.removesuffix(ROW_MAJOR) == "matmul":
         m, n, k = dims["m"], dims["n"], dims["k"]
         return _local(2 * m * n * k, width * (m * k + k * n) + max(width, OUTPUT_BYTES) * m * n)
     if kind in ("prefill_attention", "decode_attention"):

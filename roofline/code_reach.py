@@ -1,7 +1,7 @@
 """How long ago the code of an operation last ran: how many bytes others have touched since.
 
-What they touch drives code and tables out of the caches: a norm runs twice as long in a model whose layers are larger
-than the last-level cache than in one whose layers fit. Passes repeat, and the second one counts. A run of neighbours
+What they touch drives code and tables out of the caches: a norm runs longer in a model whose layers are larger than the
+last-level cache than in one whose layers fit. Passes repeat, and the second one counts. A run of neighbours
 with the same count above 1 is a block of layers that runs so often, one after another; its operations have the mean
 over its repetitions.
 

@@ -2,9 +2,9 @@
 
 Llamas whose widths follow from the device decode a token and prefill prompts. Between two small operations of a model
 the interpreter runs, products stream their weights through the caches, and operands lie where another operation has
-put them: a layer smaller than the last-level cache leaves code and interpreter in it, a larger one drives them out. On
-a CPU a small operation takes two to four times as long there as in a row of its own. What remains of an unprofiled
-pass beside the spans of its operations is the host's: gaps are as the profiler sees them, scaled to that.
+put them: a layer smaller than the last-level cache leaves code and interpreter in it, a larger one drives them out. So
+a small operation takes longer there than in a row of its own, on a CPU above all. What remains of an unprofiled pass
+beside the spans of its operations is the host's: gaps are as the profiler sees them, scaled to that.
 
 Example: ``measure_eager(torch.device("cpu"), "float32", 32e6)[0].time_s`` → seconds of each operation of a pass
 """

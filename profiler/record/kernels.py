@@ -79,6 +79,9 @@ DIMS: Mapping[str, str] = {
 }
 """Sizes by name; float columns of the table."""
 
+LATER = ("rows", "reach", "modules")
+"""Sizes that tables of an earlier roofcal do not have."""
+
 TEXTS = ("kind", "dtype", "op", "group", "kernel", "distribution", "framework", "version")
 
 COLUMNS = pa.schema(
@@ -176,7 +179,7 @@ def read(folder: Path) -> Kernels:
     header = _header(path)
     try:
         table = pq.read_table(path)
-        for name in [name for name in DIMS if name not in table.column_names]:  # of an earlier roofcal
+        for name in [name for name in LATER if name not in table.column_names]:
             table = table.append_column(name, pa.nulls(len(table), pa.float64()))
         sources = tuple(Source.model_validate(one) for one in header["sources"])
         return Kernels(table.replace_schema_metadata(None).select(COLUMNS.names).cast(COLUMNS), sources)

@@ -59,6 +59,7 @@ def test_repeat_noise_by_hand() -> None:
 def test_work_of_a_product_and_its_datasheet_time() -> None:
     dims = {"m": np.array([4.0]), "n": np.array([8.0]), "k": np.array([16.0])}
     found = work("matmul", dims, "bfloat16")
+    assert work("matmul_row_major", dims, "bfloat16").flops == found.flops
     assert (found.flops[0], found.bytes[0]) == (1024, 2 * (64 + 128) + 2 * 32)
     assert work("matmul", dims, "float8_e4m3fn").bytes[0] == 64 + 128 + 2 * 32
     assert datasheet_s(found, FACTS, "bfloat16")[0] == pytest.approx(448 / 2e12)

@@ -81,11 +81,12 @@ def test_a_lost_damaged_or_newer_table_is_refused(
             kernels.read(folder)
     content = (folder / kernels.TABLE).read_bytes()
     table_before = pq.read_table(folder / kernels.TABLE)
-    pq.write_table(table_before.drop_columns(["reach", "modules"]), folder / kernels.TABLE)
+    pq.write_table(table_before.drop_columns(["rows", "reach", "modules"]), folder / kernels.TABLE)
     assert kernels.read(folder).table.equals(table_before.replace_schema_metadata(None))  # an older one lacks sizes
-    pq.write_table(table_before.drop_columns(["time_s"]), folder / kernels.TABLE)
-    with pytest.raises(RequestError, match="holds no whole table"):
-        kernels.read(folder)
+    for lost in ("time_s", "m"):
+        pq.write_table(table_before.drop_columns([lost]), folder / kernels.TABLE)
+        with pytest.raises(RequestError, match="holds no whole table"):
+            kernels.read(folder)
     (folder / kernels.TABLE).write_bytes(content[:-20])
     with pytest.raises(RequestError, match="not a whole table of kernels"):
         kernels.read(folder)
