@@ -19,11 +19,12 @@ from typing import Any, Literal, get_args
 from pydantic import Field, ValidationError, field_validator
 
 from roofline.calibrated import CalibratedLaw
+from roofline.level import ReferenceLevel
 from roofline.plausible import DTYPES, Problem, implausible, inconsistent
 from roofline.record import Record
 
-SPEC_SCHEMA = 2
-"""1: without laws."""
+SPEC_SCHEMA = 3
+"""1: without laws. 2: without times of the reference probes."""
 DEVICES = Path(__file__).parent / "devices"
 SEE = "see roofline/devices/README.md for the layout of a device file"
 
@@ -153,6 +154,8 @@ class HardwareSpec(Record):
     """Unit that was measured."""
     calibrated: tuple[CalibratedLaw, ...] = ()
     """Laws with the constants fitted to kernels of this device."""
+    reference: dict[str, ReferenceLevel] = {}
+    """By probe (`roofline.level.PROBES`): its times while the kernels of those laws were timed."""
 
     @field_validator("calibrated")
     @classmethod

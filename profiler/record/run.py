@@ -12,8 +12,8 @@ from profiler.record.measurement import WarmUp
 from roofline.record import Record
 from roofline.workload import Workload
 
-RUN_SCHEMA = 4
-"""4: modes, and kernels of several operations."""
+RUN_SCHEMA = 5
+"""4: modes, and kernels of several operations. 5: reference probes of each round, seconds estimated and spent."""
 METHOD_VERSION = 2
 """Raised whenever the way a time is taken changes, so that runs are not compared across it."""
 
@@ -181,6 +181,18 @@ class CellResult(Record):
     """What the windows say of the device."""
     other_work: float | None = None
     """Share of the usable host cores that other processes and the hypervisor took meanwhile; None where unknown."""
+    reference: dict[str, tuple[float, ...]] = {}
+    """By reference probe (`roofline.level.PROBES`): its seconds, one for each round of passes, in order of rounds."""
+
+    @property
+    def rounds(self) -> int:
+        """In how many rounds, of as many passes each, the samples were taken; where that was not recorded, every pass
+        is a round of its own."""
+        passes = len(self.wall_s), len(self.profiled_wall_s)
+        for rounds in (len(self.windows), *map(len, self.reference.values())):
+            if rounds and not any(count % rounds for count in passes):
+                return rounds
+        return len(self.wall_s)
 
 
 class Run(Record):
@@ -197,3 +209,7 @@ class Run(Record):
     options: dict[str, str | int | float | bool | None] = {}
     finished: str | None = None
     """UTC; None while the run is going on or was cut off."""
+    estimated_s: dict[str, float] = {}
+    """Seconds that each part of the run was estimated to take when it began: "device", "calibration", …"""
+    spent_s: dict[str, float] = {}
+    """Seconds that each part took, all resumptions together."""

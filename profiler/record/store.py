@@ -85,7 +85,7 @@ class RunFolder:
             journal.drop_torn_line(folder._journal)
             if not folder._journal.exists():
                 journal.rewrite(folder._journal, results)
-            folder._write_run(folder.run.model_copy(update={"finished": None}))
+            folder._write_run(folder.run.model_copy(update={"schema_version": RUN_SCHEMA, "finished": None}))
         except BaseException:
             lock.release()
             raise
