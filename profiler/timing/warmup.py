@@ -21,9 +21,7 @@ FEWEST = 2
 """Calls at least: the first pays for initialisation, the second tells what a call takes."""
 
 
-def warm_up(
-    call: Call, clock: Clock, *, min_s: float, max_s: float, fewest: int = FEWEST
-) -> tuple[WarmUp, float]:
+def warm_up(call: Call, clock: Clock, *, min_s: float, max_s: float, fewest: int = FEWEST) -> tuple[WarmUp, float]:
     """Run `call` until it is steady, for `min_s` to `max_s` seconds; also the seconds of the last call.
 
     `fewest` calls at least: 1 does where the call has run before. The first never counts towards steadiness.
