@@ -71,17 +71,24 @@ class _Pass(nn.Module):
         return self.model(input_ids=self._tokens, use_cache=True, logits_to_keep=1).logits
 
 
-def measure_eager(
-    device: torch.device, dtype: str, cache_bytes: float, before: Sequence[Eager] = ()
-) -> tuple[Eager, ...]:
-    """One visit to passes of all sizes, whose results are added to those `before`.
+def steps_of(device: torch.device, dtype: str, cache_bytes: float) -> list[Step]:
+    """The models. `cache_bytes`: of the last-level cache."""
+    itemsize = getattr(torch, dtype).itemsize
+    return [
+        Step(device, dtype, UNIT * max(1, round(math.sqrt(part * cache_bytes / itemsize) / UNIT)), layers)
+        for part, layers in SIZES
+    ]
 
-    Args: `cache_bytes`, of the last-level cache. Raises `InvalidMeasurement` and `SequenceMismatch` as profiling does.
+
+def measure_eager(
+    device: torch.device, dtype: str, steps: Sequence[Step], before: Sequence[Eager] = ()
+) -> tuple[Eager, ...]:
+    """One visit to passes of all models, whose results are added to those `before`.
+
+    Raises `InvalidMeasurement` and `SequenceMismatch` as profiling does.
     """
     found: list[Eager] = []
-    for part, layers in SIZES:
-        width = UNIT * max(1, round(math.sqrt(part * cache_bytes / getattr(torch, dtype).itemsize) / UNIT))
-        step = Step(device, dtype, width, layers)
+    for step in steps:
         for prompt in (1, *PROMPTS):
             runner = Runner(_Pass(step, prompt), Inside(), device)
             with torch.no_grad():

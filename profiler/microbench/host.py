@@ -15,10 +15,11 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, PreTrainedModel
 
 from profiler.microbench.bench import Bench
 from profiler.models.operators import is_metadata
+from profiler.models.weights import build
 from profiler.record.measurement import Measurement
 from profiler.timing.clock import HostClock
 from profiler.timing.engine import Case
@@ -77,7 +78,7 @@ class _Counter(TorchDispatchMode):
 LAYERS = 8
 
 
-def tiny_llama(device: torch.device, dtype: str, width: int = WIDTH, layers: int = LAYERS) -> LlamaForCausalLM:
+def tiny_llama(device: torch.device, dtype: str, width: int = WIDTH, layers: int = LAYERS) -> PreTrainedModel:
     """Of width 64 about 0.1 MFLOP a layer and token."""
     config = LlamaConfig(
         vocab_size=128,
@@ -88,8 +89,7 @@ def tiny_llama(device: torch.device, dtype: str, width: int = WIDTH, layers: int
         num_key_value_heads=2,
         max_position_embeddings=128,
     )
-    with torch.device(device):
-        return LlamaForCausalLM._from_config(config, dtype=getattr(torch, dtype)).eval()
+    return build(config, device, dtype)
 
 
 def host_cost(bench: Bench) -> Iterator[Measurement]:

@@ -24,6 +24,7 @@ from scipy.stats import trim_mean
 from torch import Tensor, nn
 
 from profiler.attribution.spans import passes
+from profiler.microbench.arena import Arena
 from profiler.microbench.probe_kernels import Kernel, kernel_of
 from profiler.models.trace import trace
 from profiler.record.errors import InvalidMeasurement
@@ -52,12 +53,16 @@ interquartile mean of sums. `calibrate.op_times` takes the passes of models so."
 class Probe(nn.Module):
     """Kernels one after another, each on all its sets of operands; small streams in turn with each other."""
 
-    def __init__(self, shapes: Sequence[KernelShape], device: torch.device, rotated_bytes: int) -> None:
-        """Make the operands. `rotated_bytes`: of all sets of a kernel together, where `most_sets` allow it."""
+    def __init__(
+        self, shapes: Sequence[KernelShape], device: torch.device, rotated_bytes: int, arena: Arena | None = None
+    ) -> None:
+        """Make the operands, of one dtype. `rotated_bytes`: of all sets of a kernel together, where `sets_of` allows
+        it; `arena`: where operands are taken from, allocated without one."""
         super().__init__()
         self.shapes = tuple(shapes)
+        arena = arena or Arena(device, getattr(torch, shapes[0].dtype))
         with torch.device(device):
-            kernels = [kernel_of(shape, rotated_bytes) for shape in shapes]
+            kernels = [kernel_of(shape, arena, rotated_bytes) for shape in shapes]
         self.sweep = nn.Buffer(torch.ones(max(1, round(SWEPT_PART * rotated_bytes / 4)), device=device))
         self.kernels = nn.ModuleList(kernels)
         self._groups = _grouped(kernels, SMALL_PART * rotated_bytes)

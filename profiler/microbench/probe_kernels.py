@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from profiler.microbench.arena import Arena
 from profiler.record.kernel_shape import KernelShape
 from roofline.laws.registry import ROW_MAJOR
 
@@ -21,8 +22,6 @@ TAPS = 4
 """Of a depthwise convolution, as in Mamba."""
 VOCABULARY = 4
 """Rows of an embedding's table for each row that is looked up."""
-DRAWN = 1 << 16
-"""Random numbers an operand has of its own: to draw all of them takes longer than to measure."""
 MOST_SETS, MOST_STREAMS = 32, 8
 """Of operands of a product or attention, and of a stream, of which there are many more."""
 HELD_PART = 0.17
@@ -32,6 +31,8 @@ ROUNDS = 2
 """Of those sets, of which the last one counts."""
 
 Operands = tuple[Tensor, ...]
+Draw = Callable[[tuple[int, ...]], Tensor]
+"""Makes an operand of a size."""
 
 
 class Kernel(nn.Module):
@@ -74,13 +75,12 @@ class Kernel(nn.Module):
         return len(self._operands)
 
 
-def kernel_of(shape: KernelShape, rotated_bytes: int = 0) -> Kernel:
-    """On torch's default device, with `sets_of` operands.
+def kernel_of(shape: KernelShape, arena: Arena, rotated_bytes: int = 0) -> Kernel:
+    """With `sets_of` operands out of `arena`, other tensors on torch's default device.
 
     Raises ValueError for an operator that it does not know.
     """
-    dtype = getattr(torch, shape.dtype)
-    run, make = _made(shape, dtype)
+    run, make = _made(shape, arena.take)
     operands, weights = make()
     count = sets_of(shape, rotated_bytes)
     held = min(count, sets_of(shape, HELD_PART * rotated_bytes))
@@ -118,35 +118,35 @@ def _result_bytes(shape: KernelShape) -> int:
 Make = Callable[[], tuple[Operands, Operands]]
 
 
-def _made(shape: KernelShape, dtype: torch.dtype) -> tuple[Callable[..., Tensor], Make]:
+def _made(shape: KernelShape, draw: Draw) -> tuple[Callable[..., Tensor], Make]:
     sizes = shape.dims
     if shape.op in PRODUCTS:
         m, n, k = sizes["m"], sizes["n"], sizes["k"]
-        rows = _random((m, k), dtype)  # activations are where they have just been written
+        rows = draw((m, k))  # activations are where they have just been written
         if shape.kind.endswith(ROW_MAJOR):
-            return _addmm, lambda: ((rows,), (_random((k, n), dtype), _random((n,), dtype)))
+            return _addmm, lambda: ((rows,), (draw((k, n)), draw((n,))))
         bias = shape.op == "aten::addmm"
-        return F.linear, lambda: ((rows,), (_random((n, k), dtype), *([_random((n,), dtype)] if bias else [])))
+        return F.linear, lambda: ((rows,), (draw((n, k)), *([draw((n,))] if bias else [])))
     if shape.op in BATCHES:
-        return BATCHES[shape.op](sizes, dtype)
+        return BATCHES[shape.op](sizes, draw)
     if shape.op == ATTENTION:
-        return _attention(sizes, dtype)
+        return _attention(sizes, draw)
     if shape.op not in STREAMING:
         raise ValueError(f"no kernel for {shape.op}; known: {', '.join((*PRODUCTS, *BATCHES, ATTENTION, *STREAMING))}")
     run, make = STREAMING[shape.op]
-    return run, lambda: make(sizes["rows"], sizes["width"], dtype)
+    return run, lambda: make(sizes["rows"], sizes["width"], draw)
 
 
 def _addmm(rows: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
     return torch.addmm(bias, rows, weights)
 
 
-def _batched(dims: Mapping[str, int], dtype: torch.dtype) -> tuple[Callable[..., Tensor], Make]:
+def _batched(dims: Mapping[str, int], draw: Draw) -> tuple[Callable[..., Tensor], Make]:
     batch, m, n, k = (dims[name] for name in ("batch", "m", "n", "k"))
-    return torch.bmm, lambda: ((_random((batch, m, k), dtype), _random((batch, k, n), dtype)), ())
+    return torch.bmm, lambda: ((draw((batch, m, k)), draw((batch, k, n))), ())
 
 
-def _grouped(dims: Mapping[str, int], dtype: torch.dtype) -> tuple[Callable[..., Tensor], Make]:
+def _grouped(dims: Mapping[str, int], draw: Draw) -> tuple[Callable[..., Tensor], Make]:
     """Experts of the same number of rows each, as `transformers` calls them: weights lie n × k."""
     experts, m, n, k = (dims[name] for name in ("batch", "m", "n", "k"))
     ends = torch.arange(m, (experts + 1) * m, m, dtype=torch.int32)
@@ -155,68 +155,62 @@ def _grouped(dims: Mapping[str, int], dtype: torch.dtype) -> tuple[Callable[...,
         found: Tensor = F.grouped_mm(rows, weights.transpose(-2, -1), offs=ends)
         return found
 
-    return run, lambda: ((_random((experts * m, k), dtype),), (_random((experts, n, k), dtype),))
+    return run, lambda: ((draw((experts * m, k)),), (draw((experts, n, k)),))
 
 
 BATCHES = {"aten::bmm": _batched, "aten::_grouped_mm": _grouped}
 
 
-def _attention(dims: Mapping[str, int], dtype: torch.dtype) -> tuple[Callable[..., Tensor], Make]:
+def _attention(dims: Mapping[str, int], draw: Draw) -> tuple[Callable[..., Tensor], Make]:
     batch, heads, kv_heads, width = (dims[name] for name in ("batch", "heads", "kv_heads", "head_dim"))
     query, kv = dims["query"], dims["kv"]
     run = partial(F.scaled_dot_product_attention, is_causal=query > 1, enable_gqa=heads != kv_heads)
 
     def make() -> tuple[Operands, Operands]:
-        q = _random((batch, query, heads, width), dtype).transpose(1, 2)  # as projections leave it
-        return (q, *(_random((batch, kv_heads, kv, width), dtype) for _ in range(2))), ()
+        q = draw((batch, query, heads, width)).transpose(1, 2)  # as projections leave it
+        return (q, *(draw((batch, kv_heads, kv, width)) for _ in range(2))), ()
 
     return run, make
 
 
-def _random(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Between −0.5 and 0.5; `DRAWN` numbers, again and again."""
-    found = torch.empty(math.prod(size), dtype=dtype)
-    drawn = torch.rand(min(DRAWN, len(found))).sub_(0.5).to(dtype)
-    for start in range(0, len(found), DRAWN):
-        part = found[start : start + DRAWN]
-        part.copy_(drawn[: len(part)])
-    return found.view(size)
+def _any(size: tuple[int, ...], draw: Draw) -> Tensor:
+    return draw(size)
 
 
-def _positive(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return _random(size, dtype).add_(1)
+def _positive(size: tuple[int, ...], draw: Draw) -> Tensor:
+    return draw(size) + 1
 
 
-Streaming = tuple[Callable[..., Tensor], Callable[[int, int, torch.dtype], tuple[Operands, Operands]]]
+Streaming = tuple[Callable[..., Tensor], Callable[[int, int, Draw], tuple[Operands, Operands]]]
 """What to run, and how to make its operands and weights of rows × width."""
 
 
-def _unary(run: Callable[[Tensor], Tensor], make: Callable[..., Tensor] = _random) -> Streaming:
-    return run, lambda rows, width, dtype: ((make((rows, width), dtype),), ())
+def _unary(run: Callable[[Tensor], Tensor], make: Callable[..., Tensor] = _any) -> Streaming:
+    return run, lambda rows, width, draw: ((make((rows, width), draw),), ())
 
 
-def _binary(run: Callable[[Tensor, Tensor], Tensor], second: Callable[..., Tensor] = _random) -> Streaming:
-    return run, lambda rows, width, dtype: ((_random((rows, width), dtype), second((rows, width), dtype)), ())
+def _binary(run: Callable[[Tensor, Tensor], Tensor], second: Callable[..., Tensor] = _any) -> Streaming:
+    return run, lambda rows, width, draw: ((draw((rows, width)), second((rows, width), draw)), ())
 
 
-def _embedding(rows: int, width: int, dtype: torch.dtype) -> tuple[Operands, Operands]:
-    return (torch.randint(0, VOCABULARY * rows, (rows,)),), (_random((VOCABULARY * rows, width), dtype),)
+def _embedding(rows: int, width: int, draw: Draw) -> tuple[Operands, Operands]:
+    return (torch.randint(0, VOCABULARY * rows, (rows,)),), (draw((VOCABULARY * rows, width)),)
 
 
-def _layer_norm(rows: int, width: int, dtype: torch.dtype) -> tuple[Operands, Operands]:
-    return (_random((rows, width), dtype),), (_random((width,), dtype), _random((width,), dtype))
+def _layer_norm(rows: int, width: int, draw: Draw) -> tuple[Operands, Operands]:
+    return (draw((rows, width)),), (draw((width,)), draw((width,)))
 
 
-def _depthwise(rows: int, width: int, dtype: torch.dtype) -> tuple[Operands, Operands]:
-    return (_random((1, width, rows + TAPS - 1), dtype),), (_random((width, 1, TAPS), dtype), _random((width,), dtype))
+def _depthwise(rows: int, width: int, draw: Draw) -> tuple[Operands, Operands]:
+    return (draw((1, width, rows + TAPS - 1)),), (draw((width, 1, TAPS)), draw((width,)))
 
 
-def _indices(rows: int, width: int, dtype: torch.dtype) -> tuple[Operands, Operands]:
-    return (_random((rows, width), dtype), torch.randint(0, rows, (rows,))), ()
+def _indices(rows: int, width: int, draw: Draw) -> tuple[Operands, Operands]:
+    return (draw((rows, width)), torch.randint(0, rows, (rows,))), ()
 
 
-def _halves(rows: int, width: int, dtype: torch.dtype) -> tuple[Operands, Operands]:
-    return tuple(_random((rows, max(1, width // 2)), dtype) for _ in range(2)), ()
+def _halves(rows: int, width: int, draw: Draw) -> tuple[Operands, Operands]:
+    return tuple(draw((rows, max(1, width // 2))) for _ in range(2)), ()
 
 
 PRODUCTS = ("aten::mm", "aten::addmm")

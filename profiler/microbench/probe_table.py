@@ -22,8 +22,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from profiler.microbench.arena import Arena
 from profiler.microbench.bench import reason
-from profiler.microbench.eager import Eager, measure_eager
+from profiler.microbench.eager import Eager, measure_eager, steps_of
+from profiler.microbench.host import Step
 from profiler.microbench.probe import Probe, Probed, measure_probe, middle
 from profiler.microbench.probe_kernels import ROUNDS, operand_bytes, sets_of
 from profiler.record.kernel_shape import KernelShape
@@ -41,6 +43,8 @@ COLD = {"decode_attention": True, "prefill_attention": False}
 """Kinds of which a GPU's law knows one state, that in models: whether that of operands that take turns."""
 STATES = ("cold", "reach")
 """Sizes that are no kernel's own, but of when it ran."""
+TOGETHER = 120
+"""Kernels of one session at most: its events are kept in memory, and between sessions the machine's level is read."""
 FORMAT = "probe"
 """Of the source: these kernels were measured here."""
 
@@ -77,8 +81,16 @@ def probe_kernels(
     whole passes are measured too; `reference`, probes that are timed before each of these measurements.
     """
     rotated = round(PAST * cache_bytes)
-    batches = {f"kernels.{i}": batch for i, batch in enumerate(_batches(shapes, limit_bytes, rotated))}
+    widest = max((getattr(torch, shape.dtype).itemsize for shape in shapes), default=1)
+    arenas = {
+        name: Arena(device, kind, round(limit_bytes * kind.itemsize / widest))
+        for name in sorted({shape.dtype for shape in shapes})
+        for kind in [getattr(torch, name)]
+    }
+    most = math.inf if device.type == "cpu" else limit_bytes  # operands out of an arena need no memory of their own
+    batches = {f"kernels.{i}": batch for i, batch in enumerate(_batches(shapes, most, rotated))}
     models: dict[str, tuple[Eager, ...]] = {}
+    steps: dict[str, list[Step]] = {}
     probed: dict[str, Probed] = {}
     failed: dict[str, str] = {}
     levels: dict[str, list[float]] = {}
@@ -91,10 +103,13 @@ def probe_kernels(
             levels.setdefault(name, []).append(seconds)
         try:
             if what in batches:
-                probed[what] = measure_probe(Probe(batches[what], device, rotated), device, probed.get(what))
+                arena = arenas[batches[what][0].dtype]
+                probed[what] = measure_probe(Probe(batches[what], device, rotated, arena), device, probed.get(what))
             else:
                 dtype = what.removeprefix("eager.")
-                models[what] = measure_eager(device, dtype, cache_bytes, models.get(what, ()))
+                if dtype not in steps:
+                    steps[dtype] = steps_of(device, dtype, cache_bytes)
+                models[what] = measure_eager(device, dtype, steps[dtype], models.get(what, ()))
         except (RuntimeError, MemoryError, ValueError, ArithmeticError) as error:
             of = [f"{len(batches[what])} kernels", f"the first {batches[what][0].op}"] if what in batches else []
             failed[what] = ", ".join([*of, reason(error)])
@@ -200,14 +215,16 @@ def _row(subject: Subject, op: str, group: str, time_s: float) -> dict[str, obje
 
 
 def _batches(shapes: Sequence[KernelShape], limit_bytes: float, rotated_bytes: int) -> Iterator[list[KernelShape]]:
-    """In an order of no meaning, so that what changes with time is nobody's; each as large as memory allows."""
+    """In an order of no meaning, so that what changes with time is nobody's; each of one dtype, as large as memory
+    allows."""
     left = sorted(shapes, key=lambda shape: (shape.dtype, shape.op, sorted(shape.dims.items())))
     random.Random(0).shuffle(left)
+    left.sort(key=lambda shape: shape.dtype)
     batch: list[KernelShape] = []
     held = 0.0
     for shape in left:
         needed = float(operand_bytes(shape) * sets_of(shape, rotated_bytes))
-        if batch and held + needed > limit_bytes:
+        if batch and (held + needed > limit_bytes or len(batch) >= TOGETHER or shape.dtype != batch[0].dtype):
             yield batch
             batch, held = [], 0.0
         batch.append(shape)
