@@ -140,7 +140,7 @@ class _Drawn:
         wide, deep = self._weights()
         experts = np.round(_log_uniform(self.generator, 1, 16))
         each = np.maximum(1, np.round(self._near(self.demand.rows, 1, 512) / experts))
-        wide, deep = np.maximum(1, np.round(wide / 4)), np.maximum(8, np.round(deep / 2))
+        wide, deep = (UNIT * np.maximum(1, np.round(size / part / UNIT)) for size, part in ((wide, 4), (deep, 2)))
         fits = self._short(2 * experts * each * wide * deep) & (
             experts * wide * deep * self.width <= self.largest_bytes
         )

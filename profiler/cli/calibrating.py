@@ -30,7 +30,7 @@ LIKELY, LARGER = 5e8, 4.0
 """Parameters of a model that no catalogue names, and how many times more the largest model may have whose shapes are
 asked for: a range that holds its sizes without measuring what only much larger models have."""
 
-VISITS = 2
+VISITS = 3
 """Of each kernel, unless more are asked for."""
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from profiler.microbench.host import CONTEXT, Step
-from profiler.microbench.probe import Inside, middle, samples
+from profiler.microbench.probe import Inside, samples
 from profiler.models.trace import trace
+from profiler.record.measurement import middle_mean
 from profiler.timing.runner import Runner
 from profiler.timing.samples import Sample
 from roofline.op import OpGraph
@@ -34,7 +35,7 @@ UNIT = 64
 """Widths are multiples of it."""
 PROMPTS = (16, 128)
 """Tokens of a prefill."""
-PASSES = 4
+PASSES = 3
 """Of a visit. The first is not looked at."""
 
 
@@ -48,12 +49,12 @@ class Eager:
     @property
     def time_s(self) -> NDArray[np.float64]:
         """Seconds of each operation."""
-        return middle([one.device_s for one in self.taken])
+        return middle_mean([one.device_s for one in self.taken])
 
     @property
     def gap_s(self) -> NDArray[np.float64]:
         """Of the host before each operation."""
-        return middle([one.gap_s for one in self.taken])
+        return middle_mean([one.gap_s for one in self.taken])
 
 
 class _Pass(nn.Module):

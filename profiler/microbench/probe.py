@@ -5,7 +5,7 @@ else that is read only then) come from main memory where they do in a model, act
 not. Further rounds over the last sets find them in the cache. The module is traced and profiled as
 any model is, so that sizes, bytes and cache states are counted by the tracer that counts them in models, outputs are
 allocated as eager mode does, and an operation's time means the same on both sides: the mean within a pass, and the mean
-of the middle half of the passes (`MIDDLE`), which are taken in several visits some time apart.
+of the middle half of the passes (`middle_mean`), which are taken in several visits some time apart.
 
 Contract: a device that runs other operations than were traced raises `SequenceMismatch`; non-finite outputs or lost
 profiler events raise `InvalidMeasurement`; torch's own errors pass through, out of memory among them.
@@ -13,18 +13,17 @@ profiler events raise `InvalidMeasurement`; torch's own errors pass through, out
 Example: ``measure_probe(Probe(shapes, device, rotated_bytes=64 << 20), device).time_s``
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.stats import trim_mean
 from torch import Tensor, nn
 
 from profiler.attribution.spans import passes
 from profiler.microbench.arena import Arena
+from profiler.microbench.bench import reason
 from profiler.microbench.probe_kernels import Kernel, kernel_of
 from profiler.models.trace import trace
 from profiler.record.errors import InvalidMeasurement
@@ -43,11 +42,11 @@ SWEPT_PART = 1 / 12
 """Of the bytes that take turns, those read before: an eighth of the last-level cache, more than the caches below it."""
 SMALL_PART = 1 / 192
 """Of the bytes that take turns, the most of a small stream's operands: eight and all their turns stay in the cache."""
-PASSES = 2
+PASSES = 1
 """Of a visit."""
-MIDDLE = 0.25
-"""Part of the passes, at either end, that does not count: their interquartile mean is robust, and sums of it are the
-interquartile mean of sums. `calibrate.op_times` takes the passes of models so."""
+LONGEST_S = 0.1
+"""Of all calls of a kernel in a pass, and of a single call `LONGEST_CALL_S`."""
+LONGEST_CALL_S = 0.25
 
 
 class Probe(nn.Module):
@@ -59,10 +58,21 @@ class Probe(nn.Module):
         """Make the operands, of one dtype. `rotated_bytes`: of all sets of a kernel together, where `sets_of` allows
         it; `arena`: where operands are taken from, allocated without one."""
         super().__init__()
-        self.shapes = tuple(shapes)
         arena = arena or Arena(device, getattr(torch, shapes[0].dtype))
-        with torch.device(device):
-            kernels = [kernel_of(shape, arena, rotated_bytes) for shape in shapes]
+        kernels: list[Kernel] = []
+        able: list[KernelShape] = []
+        self.failed: list[tuple[KernelShape, str]] = []
+        """Kernels that the device cannot run, and why; none of the others is lost with them."""
+        for shape in shapes:
+            try:
+                with torch.device(device), torch.no_grad():
+                    kernel = _bounded(kernel_of(shape, arena, rotated_bytes), device)
+            except (RuntimeError, ValueError, NotImplementedError) as error:
+                self.failed.append((shape, reason(error)))
+            else:
+                kernels.append(kernel)
+                able.append(shape)
+        self.shapes = tuple(able)
         self.sweep = nn.Buffer(torch.ones(max(1, round(SWEPT_PART * rotated_bytes / 4)), device=device))
         self.kernels = nn.ModuleList(kernels)
         self._groups = _grouped(kernels, SMALL_PART * rotated_bytes)
@@ -80,6 +90,22 @@ class Probe(nn.Module):
                 self.sweep.sum()
                 last = [kernel(turn) for kernel in group]
             found += last
+
+
+def _bounded(kernel: Kernel, device: torch.device) -> Kernel:
+    """The kernel with fewer sets of operands where all of them would take longer than `LONGEST_S` on a CPU.
+
+    Raises RuntimeError where one call takes longer: a fallback, such as bfloat16 on cores that lack it, can be a
+    hundred times slower than the device's peak lets expect.
+    """
+    start = time.perf_counter()
+    kernel(0)
+    if device.type == "cuda":
+        return kernel
+    once_s = time.perf_counter() - start
+    if once_s > LONGEST_CALL_S:
+        raise RuntimeError(f"a call takes {once_s:.2g} s, and calibration gives it {LONGEST_CALL_S:g} s")
+    return kernel.bounded(max(1, int(LONGEST_S / once_s)))
 
 
 def _grouped(kernels: Sequence[Kernel], small_bytes: float) -> list[list[Kernel]]:
@@ -106,11 +132,6 @@ class Probed:
     """Of each shape, the sets of operands that took turns again."""
     passes: tuple[Sequence[float], ...]
     """Seconds of each operation in each pass."""
-
-
-def middle(passes: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """Mean over the middle half of the passes, which is along the first axis."""
-    return np.asarray(trim_mean(np.array(passes), MIDDLE, axis=0))
 
 
 def measure_probe(probe: Probe, device: torch.device, before: Probed | None = None) -> Probed:

@@ -55,10 +55,19 @@ class Kernel(nn.Module):
     def forward(self, turn: int | None = None) -> Tensor:
         """Result of one of the `turns`; of the last one after all of them, where none is named."""
         sets = list(self._sets())
-        order = [*sets, *(sets[-self.held :] * ROUNDS)]
+        order = [*sets, *(sets[len(sets) - self.held :] * ROUNDS)]
         for operands, weights in order if turn is None else [order[turn]]:
             found = self._run(*operands, *weights)
         return found
+
+    def bounded(self, turns: int) -> "Kernel":
+        """The same kernel with as many turns at most, on fewer sets of operands; it keeps one set at least."""
+        if turns >= self.turns:
+            return self
+        held = min(self.held, turns // (2 * ROUNDS))
+        count = max(held, 1, turns - held * ROUNDS)
+        sets = list(self._sets())[:count]
+        return Kernel(self._run, sets, held, is_stream=self.is_stream)
 
     @property
     def turns(self) -> int:
@@ -83,7 +92,8 @@ def kernel_of(shape: KernelShape, arena: Arena, rotated_bytes: int = 0) -> Kerne
     run, make = _made(shape, arena.take)
     operands, weights = make()
     count = sets_of(shape, rotated_bytes)
-    held = min(count, sets_of(shape, HELD_PART * rotated_bytes))
+    held_bytes = HELD_PART * rotated_bytes
+    held = min(count, sets_of(shape, held_bytes)) if operand_bytes(shape) <= held_bytes else 0
     return Kernel(
         run, [(operands, weights), *(make() for _ in range(count - 1))], held, is_stream=shape.op in STREAMING
     )

@@ -26,10 +26,11 @@ from profiler.microbench.arena import Arena
 from profiler.microbench.bench import reason
 from profiler.microbench.eager import Eager, measure_eager, steps_of
 from profiler.microbench.host import Step
-from profiler.microbench.probe import Probe, Probed, measure_probe, middle
+from profiler.microbench.probe import Probe, Probed, measure_probe
 from profiler.microbench.probe_kernels import ROUNDS, operand_bytes, sets_of
 from profiler.record.kernel_shape import KernelShape
 from profiler.record.kernels import COLUMNS, DIMS, Kernels, Source
+from profiler.record.measurement import middle_mean
 from profiler.timing.flush import PAST
 from profiler.timing.reference import ReferenceProbes
 from roofline.host_gaps import gap_dims, lines_of
@@ -91,6 +92,7 @@ def probe_kernels(
     batches = {f"kernels.{i}": batch for i, batch in enumerate(_batches(shapes, most, rotated))}
     models: dict[str, tuple[Eager, ...]] = {}
     steps: dict[str, list[Step]] = {}
+    probes: dict[str, Probe] = {}
     probed: dict[str, Probed] = {}
     failed: dict[str, str] = {}
     levels: dict[str, list[float]] = {}
@@ -103,8 +105,14 @@ def probe_kernels(
             levels.setdefault(name, []).append(seconds)
         try:
             if what in batches:
-                arena = arenas[batches[what][0].dtype]
-                probed[what] = measure_probe(Probe(batches[what], device, rotated, arena), device, probed.get(what))
+                probe = probes.get(what) or Probe(batches[what], device, rotated, arenas[batches[what][0].dtype])
+                if device.type == "cpu":  # operands out of an arena are kept, as no others are needed in between
+                    probes[what] = probe
+                failed |= {f"kernel.{shape.op}.{shape.dtype}": why for shape, why in probe.failed}
+                if batches[what] and not probe.shapes:
+                    raise RuntimeError(f"none of them can run, the last: {probe.failed[-1][1]}")
+                batches[what] = list(probe.shapes)
+                probed[what] = measure_probe(probe, device, probed.get(what))
             else:
                 dtype = what.removeprefix("eager.")
                 if dtype not in steps:
@@ -143,17 +151,19 @@ def _rows(probed: Probed, shapes: Sequence[KernelShape], cache_bytes: float) -> 
     for op, subject, kernel, times_s in zip(
         probed.graph.ops, found, probed.kernel, np.array(probed.passes).T, strict=True
     ):
-        if kernel is not None and subject is not None and middle(times_s) > 0:
+        if kernel is not None and subject is not None and middle_mean(times_s) > 0:
             calls.setdefault((kernel, op.name), []).append((subject, times_s))
     rows: list[dict[str, object]] = []
     for (kernel, name), taken in calls.items():
         held = probed.held[kernel]
-        turns, warm = taken[: -held * ROUNDS], taken[-held:]
+        turns, warm = taken[: len(taken) - held * ROUNDS], taken[len(taken) - held :]
         if len(turns) > 1:
             turns = turns[1:]  # whose code and activations come from main memory as well
-        states = [alike for alike in (turns, warm) if _is_wanted(shapes[kernel].kind, probed.graph, alike is turns)]
+        states = [
+            alike for alike in (turns, warm) if alike and _is_wanted(shapes[kernel].kind, probed.graph, alike is turns)
+        ]
         for alike in states:
-            seconds = float(middle(np.mean([times_s for _, times_s in alike], axis=0)))
+            seconds = float(middle_mean(np.mean([times_s for _, times_s in alike], axis=0)))
             rows.append(_row(alike[-1][0], name, shapes[kernel].group, seconds))
     return rows
 
