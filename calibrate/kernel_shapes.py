@@ -105,7 +105,7 @@ class _Drawn:
 
     def products(self) -> list[KernelShape]:
         n, k = self._weights()
-        m = self._near(self.demand.rows, FEWEST_ROWS, MOST_ROWS)
+        m = self._near([rows for rows in self.demand.rows if rows > 1] or [MOST_ROWS], FEWEST_ROWS, MOST_ROWS)
         many = self._short(2 * m * n * k) & (m > 1)
         sizes = {"m": m[many], "n": n[many], "k": k[many]}
         chosen = _taken(sizes, self._designed("matmul", sizes))
@@ -135,7 +135,7 @@ class _Drawn:
         n = np.where(scan, 1, np.where(turned, keys, head_dim))
         k = np.where(scan, head_dim / 4, np.where(turned, head_dim, keys))
         m = np.where(scan, heads * head_dim, rows)
-        small = self._short(2 * batch * m * n * k)
+        small = self._short(2 * batch * m * n * k) & (batch * n * k * self.width <= self.largest_bytes)
         many = {"batch": batch[small], "m": m[small], "n": n[small], "k": k[small]}
         wide, deep = self._weights()
         experts = np.round(_log_uniform(self.generator, 1, 16))
@@ -180,7 +180,8 @@ class _Drawn:
         n, k = (self._moved(column) for column in drawn.T)
         narrow = self.generator.uniform(size=CANDIDATES) < NARROW
         n = np.where(narrow, _log_uniform(self.generator, 1, 2 * UNIT), n)
-        return n, np.where(n * k * self.width <= self.largest_bytes, k, np.maximum(UNIT, np.round(k / 4)))
+        most = np.maximum(1.0, np.floor(self.largest_bytes / (k * self.width)))
+        return np.minimum(n, most), k
 
     def _largest(self) -> dict[str, int]:
         """The largest matrix of the catalogue that memory holds, and a quarter more: the far end of the range."""

@@ -30,11 +30,14 @@ def test_a_product_with_one_row_streams_its_matrix() -> None:
     assert found.dims["rows"] == 20
 
 
-def test_a_product_with_more_rows_is_a_matmul_and_a_batch_of_products_has_no_law() -> None:
+def test_a_product_with_more_rows_is_a_matmul_and_a_batch_of_products_is_another_kind() -> None:
     (found,) = subjects(Prepared(graph_of("matmul", b=1, m=4, n=5, k=20)), CACHE)
     assert found is not None
     assert found.kinds == ("matmul",)
-    assert subjects(Prepared(graph_of("matmul", b=2, m=4, n=5, k=20)), CACHE) == [None]
+    (batch,) = subjects(Prepared(graph_of("matmul", b=2, m=4, n=5, k=20)), CACHE)
+    assert batch is not None
+    assert batch.kinds == ("batched_matmul",)  # a law of one product says nothing of two
+    assert {name: batch.dims[name] for name in ("batch", "m", "n", "k")} == {"batch": 2, "m": 4, "n": 5, "k": 20}
 
 
 ATTENTION = {"batch": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "value_dim": 8, "window": 0, "pairs": 1}

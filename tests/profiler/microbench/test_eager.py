@@ -1,12 +1,13 @@
 """The eager models of a calibration, on the real CPU: narrow, so that they take no time."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from profiler.microbench import eager
-from profiler.microbench.eager import Eager, measure_eager
+from profiler.microbench.eager import Eager, measure_eager, steps_of
 from profiler.microbench.probe_table import eager_rows, probe_kernels
 from roofline.host_gaps import gap_dims, lines_of
 
@@ -19,7 +20,7 @@ CACHE = 64 * 64 * 4 * 16.0
 def measured() -> tuple[Eager, ...]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(eager, "PASSES", 2)
-        return measure_eager(CPU, "float32", CACHE)
+        return measure_eager(CPU, "float32", steps_of(CPU, "float32", CACHE))
 
 
 def test_passes_are_a_decode_and_prefills_of_both_sizes(measured: tuple[Eager, ...]) -> None:
@@ -47,9 +48,13 @@ def test_operations_and_gaps_are_rows_and_alike_ones_one(measured: tuple[Eager, 
 def test_a_table_of_visits_has_the_rows_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eager, "PASSES", 2)
     monkeypatch.setattr(eager, "PROMPTS", ())
-    again = measure_eager(CPU, "float32", CACHE, measure_eager(CPU, "float32", CACHE))
-    assert [len(one.taken) for one in again] == [len(one.wall_s) for one in again] == [2, 2]
-    table, failed = probe_kernels([], CPU, CACHE, limit_bytes=1.0, eager=("float32",), versions={})
-    assert failed == {}
-    assert table is not None
-    assert len(table) == len([row for one in again for row in eager_rows(one, CACHE)])
+    steps = steps_of(CPU, "float32", CACHE)
+    again = measure_eager(CPU, "float32", steps, measure_eager(CPU, "float32", steps))
+    assert [len(one.taken) for one in again] == [2, 2]
+    readings = iter(range(1, 99))
+    level = SimpleNamespace(time=lambda: {"memory": float(next(readings))})
+    probed = probe_kernels([], CPU, CACHE, limit_bytes=1.0, eager=("float32",), versions={}, reference=level)
+    assert probed.failed == {}
+    assert probed.reference == {"memory": [1.0, 2.0]}  # one for each visit
+    assert probed.table is not None
+    assert len(probed.table) == len([row for one in again for row in eager_rows(one, CACHE)])

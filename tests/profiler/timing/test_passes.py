@@ -1,6 +1,9 @@
 """Passes of real, tiny models: what is kept closes, and what does not match or is not finite is refused."""
 
 import math
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from profiler.models.weights import build, build_meta
 from profiler.record.errors import InvalidMeasurement
 from profiler.record.run import Cell
 from profiler.timing.cell import Loaded, measure_cell
-from profiler.timing.passes import PASSES, ROUNDS, rounds
+from profiler.timing.passes import ROUNDS, rounds
 from profiler.timing.runner import Runner
 from profiler.timing.samples import PassTimes
 from roofline.op import Kind
@@ -38,8 +41,9 @@ def test_samples_of_a_pass_close(workload: Workload) -> None:
     ready = loaded("llama")
     result, graph = measure_cell(cell("llama", workload), ready, device=CPU, budget_s=0.01, seed=0)
     assert result.status == "done" and graph is not None and result.closure is not None
-    count = ROUNDS[0] * PASSES
-    assert len(result.wall_s) == len(result.profiled_wall_s) == len(result.tail_gap_s) == count
+    count = len(result.wall_s)
+    assert count >= ROUNDS[0]
+    assert count == len(result.profiled_wall_s) == len(result.tail_gap_s) == count
     assert [times.op for times in result.ops] == list(range(len(graph.ops)))
     assert all(len(times.device_s) == len(times.gap_s) == count for times in result.ops)
     assert all(s > 0 for times in result.ops for s in times.device_s)
@@ -49,6 +53,45 @@ def test_samples_of_a_pass_close(workload: Workload) -> None:
         assert 0 < inside <= wall_s  # the pass's range lies within the wall clock's two readings
     assert result.closure.attributed == 1
     assert result.ran["attention backend"].startswith("_scaled_dot_product")
+
+
+class Slow(Runner):
+    """A runner whose passes take as long as it says."""
+
+    def __init__(self, *arguments: Any, pass_s: float) -> None:
+        super().__init__(*arguments)
+        self.pass_s, self.asked = pass_s, []  # type: ignore[var-annotated]
+
+    def once(self) -> float:
+        super().once()
+        self.asked.append(self.settles)
+        return self.pass_s
+
+
+@pytest.mark.parametrize(
+    ("pass_s", "budget_s", "in_a_row", "settles"), [(1e-4, 0.01, 3, True), (0.4, 5.0, 2, True), (30.0, 10.0, 1, False)]
+)
+def test_long_passes_are_fewer_in_a_round_and_need_none_that_does_not_count(
+    pass_s: float, budget_s: float, in_a_row: int, settles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("profiler.timing.passes.time.monotonic", count(step=budget_s).__next__)  # one round too many
+    ready = loaded("llama")
+    inputs = prepare(ready.meta, DECODE, device="cpu")
+    times = rounds(runner := Slow(ready.model, inputs, CPU, pass_s=pass_s), _graph(ready), budget_s=budget_s)
+    assert len(times.wall_s) == ROUNDS[0] * in_a_row
+    assert runner.settles == settles
+    assert len(runner.asked) == 1 + ROUNDS[0] * (in_a_row + settles)  # one of them to warm up
+
+
+def test_each_round_reads_the_level_of_the_machine_and_what_events_cost() -> None:
+    ready = loaded("llama")
+    inputs = prepare(ready.meta, DECODE, device="cpu")
+    readings = iter(range(1, 99))
+    probes = SimpleNamespace(time=lambda: {"memory": float(next(readings))})
+    times = rounds(Runner(ready.model, inputs, CPU), _graph(ready), budget_s=0.01, probes=probes)
+    assert times.reference["memory"][:3] == (1.0, 2.0, 3.0)
+    events = times.closure.subtracted_s / times.closure.event_cost_s if times.closure.event_cost_s else len(times.ops)
+    assert events >= len(times.ops)
 
 
 def test_a_graph_of_other_operations_is_refused() -> None:
