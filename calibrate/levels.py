@@ -40,6 +40,4 @@ def level_ratio(pass_s: Sequence[float], calibration_s: Sequence[float]) -> Leve
     if ends is None:
         return None
     told = 1 - (log_ratio.half() / log_ratio.value) ** 2 if log_ratio.value != 0 else 0.0
-    return LevelRatio(
-        ratio=math.exp(log_ratio.value * max(told, 0.0)), low=math.exp(ends[0]), high=math.exp(ends[1])
-    )
+    return LevelRatio(ratio=math.exp(log_ratio.value * max(told, 0.0)), low=math.exp(ends[0]), high=math.exp(ends[1]))

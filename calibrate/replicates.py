@@ -59,9 +59,27 @@ def by_round(samples: Sequence[float] | Floats, rounds: int) -> Floats:
     taken, as many in each round; where their number does not allow that, each is a round of its own."""
     values = np.asarray(samples, dtype=float)
     passes = values.shape[-1]
-    if rounds < 1 or passes % rounds:
+    if rounds < 1 or passes == 0 or passes % rounds:
         return values
     return np.asarray(np.median(values.reshape(*values.shape[:-1], rounds, passes // rounds), axis=-1))
+
+
+def medians_by_round(samples: Sequence[Sequence[float]], rounds: int) -> Floats:
+    """Median of each round's samples of several things, shape (things, rounds); 0 where nothing was sampled.
+
+    What has another number of samples than rounds of equal length have is given its median in every round.
+    """
+    found = np.zeros((len(samples), max(rounds, 1)))
+    for row, values in zip(found, samples, strict=True):
+        if values:
+            medians = by_round(values, rounds)
+            row[:] = medians if len(medians) == len(row) else np.median(values)
+    return found
+
+
+def median_by_round(samples: Sequence[float], rounds: int) -> float:
+    """Median over the rounds of the median of each round's samples; 0 where nothing was sampled."""
+    return float(np.median(by_round(samples, rounds))) if samples else 0.0
 
 
 def median_of(values: Sequence[float] | Floats) -> Median:
@@ -76,7 +94,18 @@ def median_of(values: Sequence[float] | Floats) -> Median:
     off = found - middle
     scale = NORMAL * float(np.abs(off).sum()) / (count - 1)
     independent = count * _independent_share(off)
-    return Median(middle, NORMAL * scale / math.sqrt(independent), max(independent - 1, 1.0))
+    return Median(middle, NORMAL * scale / math.sqrt(independent), count - 1.0)
+
+
+def error_within(samples: Sequence[float] | Floats, rounds: int) -> float:
+    """Standard error of the median of all samples, if rounds differed by nothing but the noise of single samples; 0
+    where a round has one. Rounds that agree by chance do not hide that noise."""
+    values = np.asarray(samples, dtype=float)
+    if rounds < 1 or len(values) % rounds or len(values) <= rounds:
+        return 0.0
+    each = values.reshape(rounds, -1)
+    off = np.abs(each - np.median(each, axis=1, keepdims=True)).sum()
+    return float(NORMAL**2 * off / (len(values) - rounds) / math.sqrt(len(values)))
 
 
 def difference(one: Median, other: Median) -> Median:

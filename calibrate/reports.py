@@ -6,7 +6,8 @@ Example: ``[report.wall_s for report in load(RunFolder.open(path))[0]]``
 from collections.abc import Sequence
 from typing import Any
 
-from calibrate.efficiency import PassReport, summarise, to_json
+from calibrate.efficiency import summarise
+from calibrate.pass_report import PassReport, to_json
 from profiler.record.errors import RequestError
 from profiler.record.run import CellResult
 from profiler.record.store import RunFolder

@@ -5,7 +5,8 @@ Times come from real shapes and plausible efficiencies, so that the pictures loo
 
 import math
 
-from calibrate.efficiency import LayerEfficiency, PassReport, Rungs, Waterfall
+from calibrate.pass_report import LayerEfficiency, PassReport, Rungs
+from calibrate.waterfall import Waterfall
 from profiler.record.run import Cell, CellResult, Closure, Environment, Run
 from roofline.hardware import Figure, HardwareSpec, Level, Peaks
 from roofline.workload import Workload
@@ -80,8 +81,15 @@ FUSES = {"pointwise", "norm", "softmax", "copy"}
 
 def waterfall(rungs: Rungs, total_s: float) -> Waterfall:
     """Differences of neighbouring known rungs; those over an unknown rung merged."""
-    names = ("ideal", "peak_derate", "extra_work", "shape_loss", "residual")
-    values = (rungs.ideal, rungs.achieved, rungs.executed, rungs.calibrated, rungs.measured)
+    names = ("ideal", "peak_derate", "extra_work", "shape_loss", "level", "residual")
+    values = (
+        rungs.ideal,
+        rungs.achieved,
+        rungs.executed,
+        rungs.calibrated,
+        rungs.calibrated_at_level,
+        rungs.measured,
+    )
     terms: dict[str, float | None] = dict.fromkeys(names)
     merged: dict[str, float] = {}
     last, pending = 0.0, []

@@ -9,11 +9,13 @@ Example: ``sum(row.time_s for row in layer_rows(report))`` is ``report.busy_s``.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from calibrate.efficiency import LayerEfficiency, PassReport, Waterfall
+from calibrate.pass_report import LayerEfficiency, PassReport
 from calibrate.report.units import UNKNOWN, magnitude, number, percent, seconds
+from calibrate.waterfall import TERMS as RUNG_TERMS
+from calibrate.waterfall import Waterfall
 from roofline.record import Record
 
-TERMS = ("ideal", "peak_derate", "extra_work", "shape_loss", "residual", "idle")
+TERMS = (*RUNG_TERMS, "idle")
 """Terms of the waterfall, in the order they add up."""
 
 ROWS_IN_TERMINAL = 20

@@ -7,7 +7,7 @@ Example: ``headline(report)`` is ``"82.1 ms wall ± 1.2 %, 78.0 ms busy; its dev
 
 from collections.abc import Sequence
 
-from calibrate.efficiency import PassReport
+from calibrate.pass_report import PassReport
 from calibrate.report import tables
 from calibrate.report.units import UNKNOWN, dtype, percent, seconds, size
 from calibrate.soundness import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_NEGATIVE_IDLE, SPANS_WITHIN
@@ -21,6 +21,7 @@ MEANING = {
     "peak_derate": "achieved peaks are not the datasheet's",
     "extra_work": "work that the fused graph would not do",
     "shape_loss": "shapes that reach less than the peaks",
+    "level": "machine slower than when calibrated",
     "residual": "what the prediction does not explain",
     "idle": "device without work",
 }
@@ -30,6 +31,7 @@ REACHED = {
     "peak_derate": "fused graph at achieved peaks",
     "extra_work": "graph as executed, at achieved peaks",
     "shape_loss": "graph as executed, by calibrated laws",
+    "level": "the same at the level of the machine beside the pass",
     "residual": "device time: no peaks are known to split it",
 }
 """One phrase for terms joined from the first one on, by the last of them."""
@@ -129,8 +131,10 @@ def meaning(row: tables.TermRow) -> str:
     """One phrase for a row of the waterfall."""
     if len(row.terms) > 1 and row.terms[0] == "ideal":
         return REACHED[row.terms[-1]]
-    if row.terms == ("shape_loss", "residual"):
+    if row.terms == ("shape_loss", "level", "residual"):
         return "slower than the roofline of what ran"
+    if row.terms == ("level", "residual"):
+        return "what the laws do not explain, and how slow the machine was"
     return "; ".join(MEANING[term] for term in row.terms)
 
 
