@@ -104,14 +104,15 @@ class Predicted:
 
     def beside(self, gap_s: Array, ends: tuple[Array, Array]) -> "Predicted":
         """With the host's gaps as so many operations more, priced by a law of their own."""
-        joined = {
-            "time_s": (self.time_s, gap_s),
-            "low_s": (self.low_s, ends[0]),
-            "high_s": (self.high_s, ends[1]),
-            "law": (self.law, np.full(len(gap_s), self.law.max(initial=-1) + 1)),
-            "shares": (self.shares, np.tile(HOST, (len(gap_s), 1))),
-        }
-        return replace(self, **{name: np.concatenate(parts) for name, parts in joined.items()})
+        number = np.full(len(gap_s), self.law.max(initial=-1) + 1)
+        return replace(
+            self,
+            time_s=np.concatenate([self.time_s, gap_s]),
+            low_s=np.concatenate([self.low_s, ends[0]]),
+            high_s=np.concatenate([self.high_s, ends[1]]),
+            law=np.concatenate([self.law, number]),
+            shares=np.concatenate([self.shares, np.tile(HOST, (len(gap_s), 1))]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,29 +137,29 @@ def predicted_wall(
     if spec.measured is None or spec.kind == "other":
         return Wall()
     if mode.endswith("cuda-graph"):
-        times = (float((time_s * count).sum()) for time_s in (predicted.at_level_s, predicted.time_s))
-        return Wall(*times, predicted.ends(count))
+        at_level_s, calibrated_s = (float((each * count).sum()) for each in (predicted.at_level_s, predicted.time_s))
+        return Wall(at_level_s, calibrated_s, predicted.ends(count))
     host = ratio_of(predicted.levels, "host")
-    times_s, at_level_s, gap_s = predicted.time_s, predicted.at_level_s, host_gap_s(graph, spec)
+    times_s, level_s, gap_s = predicted.time_s, predicted.at_level_s, host_gap_s(graph, spec)
     issued = count
     if compiled is not None:
         issued, gap_s, times_s = compiled.count, least_gap_s(spec, len(compiled.count)), compiled.predicted_s
-        at_level_s = times_s * np.array([float(predicted.factors[list(ops)].mean()) for ops in compiled.members])
+        level_s = times_s * np.array([float(predicted.factors[list(ops)].mean()) for ops in compiled.members])
 
     def wall(time_s: Array, ratio: float) -> float | None:
         peaks = _host_at(spec.measured, ratio) if spec.measured else None
         gaps = None if gap_s is None else gap_s * ratio
         return None if peaks is None else pass_wall_s(time_s, issued, spec, peaks, gaps, with_laws=True)
 
-    found = wall(at_level_s, host)
+    found = wall(level_s, host)
     ends = None
     if found is not None and compiled is None:
         gap_ends = host_gap_interval(graph, spec)
         if HOST_MODEL[spec.kind] == "cpu" and gap_s is not None and gap_ends is not None:
             ends = predicted.beside(gap_s, gap_ends).ends(np.concatenate([count, count]))
         elif (busy := predicted.ends(count)) is not None:
-            whole = float((at_level_s * count).sum())
-            low, high = (wall(at_level_s * end / whole, host) for end in busy)
+            whole = float((level_s * count).sum())
+            low, high = (wall(level_s * end / whole, host) for end in busy)
             ends = None if low is None or high is None else (low, high)
     return Wall(found, wall(times_s, 1.0), ends)
 

@@ -30,12 +30,11 @@ def waits(prepared: Prepared, peaks: Peaks, kind: str) -> Floats:
     if not ops:
         return np.zeros((0, len(PROBES)))
     rates, moved = Rates.of(ops, peaks), level_bytes(prepared.touches, peaks, "in situ")
-    matrix_s, vector_s, _, link_s = roofs(
-        rates,
-        *(np.array([getattr(op, name) for op in ops], dtype=float) for name in ("matrix_flops", "vector_flops")),
-        moved,
-        *(np.array([getattr(op, name) for op in ops], dtype=float) for name in ("link_bytes", "messages")),
+    matrix_flops, vector_flops, link_bytes, messages = (
+        np.array([getattr(op, name) for op in ops], dtype=float)
+        for name in ("matrix_flops", "vector_flops", "link_bytes", "messages")
     )
+    matrix_s, vector_s, _, link_s = roofs(rates, matrix_flops, vector_flops, moved, link_bytes, messages)
     each_s = moved * rates.level_s
     fixed = peaks.host_s_per_op.value if peaks.host_s_per_op and kind == "cpu" else 0.0
     parts = np.stack(

@@ -127,7 +127,7 @@ def test_markdown_times_add_up_and_nulls_are_dashes() -> None:
     text = markdown.render([report], samples.run("cpu"), samples.BARE)
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")][: len(report.layers)]
     assert sum(seconds_in(row[3]) for row in rows) == pytest.approx(report.busy_s, rel=0.005)
-    assert {(row[5], row[6], row[7]) for row in rows} == {("–", "–", "–")}
+    assert {(row[6], row[7], row[8], row[9]) for row in rows} == {("–",) * 4}
     assert "No peaks of this device are known" in text
 
 

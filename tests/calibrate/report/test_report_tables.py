@@ -79,7 +79,7 @@ def test_waterfall_rows_add_up_to_the_wall(report: tables.PassReport) -> None:
 
 def test_unknown_rungs_are_one_term() -> None:
     labels = [row.label for row in tables.waterfall_rows(samples.cpu().waterfall, 1.0)]
-    assert labels == ["ideal + peak derate", "extra work", "shape loss + residual", "idle"]
+    assert labels == ["ideal + peak derate", "extra work", "shape loss … residual", "idle"]
     assert tables.waterfall_rows(samples.no_peaks().waterfall, 1.0)[0].label == "ideal … residual"
 
 
@@ -93,7 +93,7 @@ def test_a_term_that_takes_away_moves_the_next_one_back() -> None:
 
 def test_a_term_that_nothing_joins_is_unknown_and_the_sum_is_said_not_to_close() -> None:
     good = samples.gpu_calibrated()
-    broken = good.model_copy(update={"waterfall": good.waterfall.model_copy(update={"residual": None})})
+    broken = good.model_copy(update={"waterfall": good.waterfall.model_copy(update={"merged": {}})})
     row = next(row for row in tables.waterfall_rows(broken.waterfall, broken.wall_s) if row.terms == ("residual",))
     assert row.time_s is None
     assert "does not close" in wording.warnings(broken)[0]
@@ -163,7 +163,7 @@ def test_a_layer_that_knows_more_or_less_than_the_pass_keeps_its_sum() -> None:
     fine, coarse = samples.gpu_calibrated(), samples.gpu()
     mixed = coarse.model_copy(update={"layers": fine.layers})
     labels, rows = tables.layer_terms(mixed)
-    assert labels[3] == "shape loss + residual"
+    assert labels[3] == "shape loss … residual"
     for layer, (_, _, values) in zip(sorted(fine.layers, key=lambda x: -x.measured_s), rows, strict=True):
         assert values[3] == pytest.approx((layer.waterfall.shape_loss or 0) + (layer.waterfall.residual or 0))
     _, rows = tables.layer_terms(samples.with_unattributed())
