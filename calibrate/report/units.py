@@ -94,6 +94,13 @@ def percent(value: float | None, signed: bool = False) -> str:
     return f"{sign}{number:.{_decimals(number, most=4)}f} %"
 
 
+def duration(value: float) -> str:
+    """Seconds that somebody waits: "75 s", "2 min 20 s"."""
+    _finite(value)
+    whole = round(value)
+    return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60} s"
+
+
 def plus_minus(low: float | None, high: float | None, of: float) -> str:
     """Half an interval as a share of the figure, two significant digits: "1.7 %"; "–" where it is not known."""
     if low is None or high is None or of == 0:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from calibrate.pass_report import PassReport
 from calibrate.report import tables
-from calibrate.report.units import UNKNOWN, dtype, percent, plus_minus, seconds, size
+from calibrate.report.units import UNKNOWN, dtype, duration, percent, plus_minus, seconds, size
 from calibrate.soundness import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_EXCESS, SPANS_WITHIN
 from profiler.record.run import CellResult, Mode, Run
 from roofline.hardware import HardwareSpec
@@ -292,8 +292,16 @@ def environment(run: Run) -> tuple[Fact, ...]:
         "host": f"{found.hostname}, {found.cores} cores, {found.threads} threads, {found.os}",
         "versions": ", ".join([f"python {found.python}", *(f"{name} {v}" for name, v in found.versions.items())]),
         "command": " ".join(run.command),
+        **({"took": took(run)} if run.spent_s else {}),
     }
     return tuple(Fact(name=name, value=value) for name, value in rows.items())
+
+
+def took(run: Run) -> str:
+    """What each part of a run took, and what it was estimated to take."""
+    parts = ", ".join(f"{part} {duration(spent)}" for part, spent in run.spent_s.items())
+    estimated = f" (estimated: {duration(sum(run.estimated_s.values()))})" if run.estimated_s else ""
+    return f"{duration(sum(run.spent_s.values()))}{estimated}: {parts}"
 
 
 def failed_rows(failed: Sequence[CellResult]) -> tuple[tuple[str, str, str], ...]:
