@@ -23,6 +23,10 @@ from roofline.residency import Touches
 
 MATVEC = "matvec"
 """Kind of a product with one row."""
+BATCHED, GROUPED = "batched_matmul", "grouped_matmul"
+"""Kinds of many products in one call: of activations with each other, and of the experts of a mixture."""
+BATCHED_OPERATORS = ("aten::bmm", "aten::baddbmm")
+"""Run other kernels than a single product does, even for a batch of one."""
 STREAMS: Mapping[Kind, str] = {
     Kind.POINTWISE: "pointwise",
     Kind.COPY: "pointwise",
@@ -67,7 +71,13 @@ def cold_shares(touches: Touches, cache_bytes: float) -> Floats:
 def subject_of(op: Op, cold: float = 0.0, reach: float = 0.0) -> Subject | None:
     """One operation; None where no law describes it."""
     states = {"cold": cold, "reach": reach}
-    if op.kind == Kind.MATMUL and op.dims.get("b", 1) == 1:
+    if op.kind == Kind.GROUPED_MATMUL:
+        return _grouped(op, states)
+    if op.kind == Kind.MATMUL and (op.dims.get("b", 1) > 1 or op.name in BATCHED_OPERATORS):
+        sizes = {"batch": float(op.dims.get("b", 1))} | {name: float(op.dims[name]) for name in "mnk"}
+        kinds = (BATCHED, *((str(op.kind),) if sizes["batch"] == 1 else ()))
+        return Subject(kinds, op.dtype, {**sizes, **states})
+    if op.kind == Kind.MATMUL:
         sizes = {name: float(op.dims[name]) for name in "mnk"}
         kinds = (MATVEC, str(op.kind)) if op.dims["m"] == 1 else (str(op.kind),)
         if op.dims.get("row_major"):
@@ -77,9 +87,20 @@ def subject_of(op: Op, cold: float = 0.0, reach: float = 0.0) -> Subject | None:
         return Subject(kinds, op.dtype, {**streamed, **sizes, **states})
     if op.kind == Kind.ATTENTION:
         return _attention(op, states)
+    if op.kind == Kind.CONV and op.dims.get("groups", 1) == op.dims.get("out"):
+        return Subject((operator(op.name),), op.dtype, {**_streamed(op), **states})  # depthwise: little work a byte
     if op.kind in STREAMS:
         return Subject((operator(op.name), STREAMS[op.kind]), op.dtype, {**_streamed(op), **states})
     return None
+
+
+def _grouped(op: Op, states: Mapping[str, float]) -> Subject:
+    """Experts that are hit, by the weights that are read, and the rows that each of them has on average."""
+    m, n, k = (float(op.dims[name]) for name in "mnk")
+    width = ELEMENT_BYTES.get(op.dtype, 2.0)
+    weights = sum(access.bytes for access in op.reads) - width * m * k
+    hit = float(np.clip(weights / (width * n * k), 1.0, op.dims["groups"]))
+    return Subject((GROUPED,), op.dtype, {"batch": hit, "m": max(1.0, m / hit), "n": n, "k": k, **states})
 
 
 def operator(name: str) -> str:

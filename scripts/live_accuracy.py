@@ -3,8 +3,7 @@
     python scripts/live_accuracy.py [--processes 5] [--out DIR] [--json] [MODEL…]
 
 One run calibrates the device with kernels whose shapes follow from it alone. Then each round starts a fresh process for
-each model, which is told the calibrated spec and measures the model's passes. Other work on the machine only ever makes
-a pass longer, so a process's wall is the lower quartile of its passes, as a kernel's time is to calibration. A pass's
+each model, which is told the calibrated spec and measures the model's passes. A pass's
 prediction is compared with the median over the processes; beside it stands the noise floor, the standard deviation of
 the processes' logarithms of the same time. Within: off by at most 5 %, or twice the floor. Inconclusive: a floor above
 4 % hides what is asked. Layers: mean over layer kinds of at least 1 % of the busy time, each |predicted ÷ measured − 1|
@@ -21,9 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from profiler.microbench.probe import QUICKER
-from profiler.record.store import RunFolder
 
 MODELS = ("qwen2.5-0.5b", "gpt2", "smollm2-135m")
 """Qwen, GPT-2 and Llama shapes of 0.1 to 0.5 B parameters."""
@@ -74,16 +70,7 @@ def profile(options: Sequence[str]) -> dict[str, Any]:
     if done.returncode not in (0, 3, 4):
         raise SystemExit(f"run {' '.join(options)} ended with exit code {done.returncode}")
     found: dict[str, Any] = json.loads(done.stdout)
-    samples = {_cell(result.cell.model_dump()): result.wall_s for result in RunFolder.open(found["run"]).results()}
-    for one in found["passes"]:
-        workload = {name: one[name] for name in ("batch", "query_tokens", "context_tokens", "dtype")}
-        one["wall_s"] = float(np.quantile(samples[_cell({"model": one["model"], "workload": workload})], QUICKER))
     return found | {"passes": [one for one in found["passes"] if one["status"] != "invalid"]}
-
-
-def _cell(cell: dict[str, Any]) -> tuple[Any, ...]:
-    names = ("batch", "query_tokens", "context_tokens", "dtype")
-    return (cell["model"], *(cell["workload"][name] for name in names))
 
 
 def lines(passes: Sequence[dict[str, Any]]) -> Iterator[Line]:

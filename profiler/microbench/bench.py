@@ -11,7 +11,7 @@ Example::
         yield bench.time("memory", "copy", lambda: copy_case(bench.device, 1 << 30), unit="B/s", work=2 << 30)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from profiler.environment import gpu_reading
 from profiler.microbench.caches import cache_capacities
 from profiler.nvml import GpuReading
 from profiler.record.conditions import Label
-from profiler.record.measurement import FASTEST, CacheState, Measurement, State, Status, Unit
+from profiler.record.measurement import FASTEST, CacheState, Layout, Measurement, State, Status, Unit
 from profiler.timing.clock import Clock, clock_for
 from profiler.timing.engine import Case, Setting, measure
 from profiler.timing.floor import ABOVE, too_short
@@ -57,6 +57,8 @@ class Bench:
     quick: bool = False
     limit_bytes: int | None = None
     """Most memory of a case; None: `LIMIT_BYTES` and `MEMORY_PART`."""
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    """The faster layout of the products of a type, where a search has found it."""
     clock: Clock = field(init=False)
     watch: Watch = field(init=False)
     read: Callable[[], GpuReading | None] = field(init=False)

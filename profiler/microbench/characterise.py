@@ -122,7 +122,7 @@ def characterise(
                 elif kind == "measurement":
                     log.append(Measurement.model_validate(content))
                 elif kind == "shape":
-                    log.choose(content[0], tuple(content[1]))
+                    log.choose(content[0], tuple(content[1]), content[2])
                 elif kind == "done":
                     log.close_part(stage.process, content)
             if halted := next((part for part in left if (stage.process, part) not in log.done), None):
@@ -147,6 +147,7 @@ def _messages(
         quick=plan.quick,
         threads=plan.threads,
         shapes=log.shapes,
+        layouts=log.layouts,
         limit_bytes=plan.limit_bytes,
     )
     with tempfile.TemporaryFile() as errors:

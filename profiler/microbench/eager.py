@@ -3,8 +3,8 @@
 Llamas whose widths follow from the device decode a token and prefill prompts. Between two small operations of a model
 the interpreter runs, products stream their weights through the caches, and operands lie where another operation has
 put them: a layer smaller than the last-level cache leaves code and interpreter in it, a larger one drives them out. So
-a small operation takes longer there than in a row of its own, on a CPU above all. What remains of an unprofiled pass
-beside the spans of its operations is the host's: gaps are as the profiler sees them, scaled to that.
+a small operation takes longer there than in a row of its own, on a CPU above all. What lies between the spans of two
+operations is the host's.
 
 Example: ``measure_eager(torch.device("cpu"), "float32", 32e6)[0].time_s`` → seconds of each operation of a pass
 """
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from profiler.microbench.host import CONTEXT, Step
-from profiler.microbench.probe import QUICKER, Inside, quicker, samples
+from profiler.microbench.probe import Inside, middle, samples
 from profiler.models.trace import trace
 from profiler.timing.runner import Runner
 from profiler.timing.samples import Sample
@@ -35,7 +35,7 @@ UNIT = 64
 PROMPTS = (16, 128)
 """Tokens of a prefill."""
 PASSES = 4
-"""Of a visit, with and without the profiler. The first of a row is not looked at."""
+"""Of a visit. The first is not looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +44,16 @@ class Eager:
 
     graph: OpGraph
     taken: tuple[Sample, ...]
-    wall_s: tuple[float, ...]
-    """Of passes without the profiler."""
 
     @property
     def time_s(self) -> NDArray[np.float64]:
         """Seconds of each operation."""
-        return quicker([one.device_s for one in self.taken])
+        return middle([one.device_s for one in self.taken])
 
     @property
     def gap_s(self) -> NDArray[np.float64]:
-        """Of the host before each operation: together what the operations leave of an unprofiled pass, but not more
-        than the profiler saw, which adds to them, nor less than half, where noise of the products hides them."""
-        gaps = quicker([one.gap_s for one in self.taken])
-        busy_s = np.quantile([math.fsum(one.device_s) for one in self.taken], QUICKER)
-        return np.asarray(gaps * np.clip((np.quantile(self.wall_s, QUICKER) - busy_s) / gaps.sum(), 0.5, 1.0))
+        """Of the host before each operation."""
+        return middle([one.gap_s for one in self.taken])
 
 
 class _Pass(nn.Module):
@@ -90,7 +85,7 @@ def measure_eager(
         for prompt in (1, *PROMPTS):
             runner = Runner(_Pass(step, prompt), Inside(), device)
             with torch.no_grad():
-                known = before[len(found)] if before else Eager(_traced(runner, prompt, dtype), (), ())
+                known = before[len(found)] if before else Eager(_traced(runner, prompt, dtype), ())
                 found.append(_visited(known, runner))
     return tuple(found)
 
@@ -103,5 +98,4 @@ def _traced(runner: Runner, prompt: int, dtype: str) -> OpGraph:
 
 def _visited(known: Eager, runner: Runner) -> Eager:
     taken = samples(runner, [op.name for op in known.graph.ops], PASSES)[1:]
-    walls = [runner.once() for _ in range(PASSES)][1:]
-    return replace(known, taken=(*known.taken, *taken), wall_s=(*known.wall_s, *walls))
+    return replace(known, taken=(*known.taken, *taken))

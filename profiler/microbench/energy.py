@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from profiler.microbench.bench import Bench
-from profiler.microbench.matmul import Shape, flops, product_case
+from profiler.microbench.matmul import Shape, flops, layout_of, product_case, sizes
 from profiler.microbench.memory import KERNELS, case, operand_bytes
 from profiler.microbench.missing import missing
 from profiler.record.conditions import Window
@@ -90,14 +90,15 @@ def idle(bench: Bench, sleep: Callable[[float], None]) -> Measurement:
 
 def product(bench: Bench, dtype: str, shape: Shape) -> Measurement:
     """A product under lasting load; its samples are still seconds a call."""
+    layout = layout_of(bench, dtype)
     return bench.time(
         "energy",
         "matmul",
-        lambda: product_case(dtype, shape, bench.device),
+        lambda: product_case(dtype, shape, bench.device, layout),
         unit="J/FLOP",
         work=flops(shape),
         dtype=dtype,
-        parameters=dict(zip("mnk", shape, strict=True)),
+        parameters=sizes(shape, layout),
         budget_s=QUICK_LOAD_S if bench.quick else LOAD_S,
         quantile=0.5,
         rules=LOADED,

@@ -2,7 +2,9 @@
 
 `out = a @ b` with m×k and k×n operands, random normal, 2·m·n·k FLOPs. float32 is multiplied as float32 ("ieee"),
 tfloat32 is the same call with the tensor cores' mode; float8 and int8 go through torch's own scaled and integer
-products, with float8's b stored by columns and fast accumulation, bf16 and int32 out.
+products, float8's with fast accumulation, bf16 and int32 out. b lies in memory either as `torch.mm` takes it (k×n) or
+as `nn.Linear` keeps weights (n×k, handed over transposed): libraries have different kernels for the two, and where one
+has only a fallback it is ten and more times slower.
 
 Example: ``bench.time("matmul", …, lambda: product_case("bfloat16", (1024, 4096, 4096), device), unit="FLOP/s", …)``
 """
@@ -11,12 +13,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from profiler.microbench.bench import Bench
-from profiler.record.measurement import Measurement, State
+from profiler.microbench.missing import missing
+from profiler.record.measurement import Layout, Measurement, State
 from profiler.timing.engine import Case
 
 Shape = tuple[int, int, int]
@@ -27,6 +31,8 @@ SKINNY = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Rows of decode products: sequences in a batch, tokens of an expert."""
 SKINNY_WIDTH = 4096
 """n and k: the hidden size of 7–8 B models."""
+SKINNY_CALL_BUDGETS = 1.0
+"""Longest call of a skinny product, in budgets of a case: a case makes four calls at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,43 +88,79 @@ def time_product(
     dtype: str,
     shape: Shape,
     *,
+    layout: Layout | None = None,
     cache: State = "warm",
     budget_s: float | None = None,
     label: str | None = None,
 ) -> Measurement:
-    """Time one shape as FLOP/s; `label` names the case where it is not the shape."""
+    """Time one shape as FLOP/s; `label` names the case where it is not the shape; `layout` as of `product_case`."""
+    layout = layout or layout_of(bench, dtype)
     return bench.time(
         benchmark,
-        label or "×".join(map(str, shape)),
-        lambda: product_case(dtype, shape, bench.device),
+        label or f"{named(shape)}, b {layout}",
+        lambda: product_case(dtype, shape, bench.device, layout),
         unit="FLOP/s",
         work=flops(shape),
         dtype=dtype,
         cache=cache,
-        parameters={"m": shape[0], "n": shape[1], "k": shape[2], "bytes": touched_bytes(dtype, shape)},
+        parameters={**sizes(shape, layout), "bytes": touched_bytes(dtype, shape)},
         budget_s=budget_s,
     )
 
 
+def named(shape: Shape) -> str:
+    """As in 1024×4096×8192."""
+    return "×".join(map(str, shape))
+
+
+def sizes(shape: Shape, layout: Layout) -> dict[str, int | float | str]:
+    """Parameters of a product's measurement."""
+    return {**dict(zip("mnk", shape, strict=True)), "b stored": layout}
+
+
+def layouts(dtype: str) -> tuple[Layout, ...]:
+    """The ways in which b may lie; torch multiplies float8 by columns alone."""
+    return ("n×k",) if dtype == "float8_e4m3fn" else get_args(Layout)
+
+
+def layout_of(bench: Bench, dtype: str) -> Layout:
+    """The layout that the bench names for a type, or the first one it has."""
+    return bench.layouts.get(dtype) or layouts(dtype)[0]
+
+
 def skinny(bench: Bench) -> Iterator[Measurement]:
-    """Products of few rows with a square weight, as in decode: cold, so that each reads its weight from memory."""
+    """Products of few rows with a square weight, as in decode: cold, so that each reads its weight from memory.
+
+    The weight is stored as `nn.Linear` does, n×k. A product whose call would take longer than its budget, at the rate
+    of the one before, is a measurement that says so.
+    """
     for dtype in bench.dtypes:
+        flops_per_s: float | None = None
         for m in SKINNY if not bench.quick else SKINNY[::2]:
             shape = (m, SKINNY_WIDTH, SKINNY_WIDTH)
-            yield bench.time(
+            call_s = flops(shape) / flops_per_s if flops_per_s else 0.0
+            if call_s > SKINNY_CALL_BUDGETS * bench.budget_s:
+                why = f"not tried: a call would take {call_s:.2g} s, its budget is {bench.budget_s:.2g} s"
+                skipped = missing(bench, "skinny", f"m{m}", unit="s", reason=why, dtype=dtype)
+                yield skipped.model_copy(update={"parameters": sizes(shape, "n×k")})
+                continue
+            one = bench.time(
                 "skinny",
                 f"m{m}",
-                lambda dtype=dtype, shape=shape: product_case(dtype, shape, bench.device),  # type: ignore[misc]
+                lambda dtype=dtype, shape=shape: product_case(dtype, shape, bench.device, "n×k"),  # type: ignore[misc]
                 unit="s",
                 work=1,
                 dtype=dtype,
                 cache="cold",
                 parameters={
-                    **dict(zip("mnk", shape, strict=True)),
+                    **sizes(shape, "n×k"),
                     "flops": flops(shape),
                     "bytes": touched_bytes(dtype, shape),
                 },
             )
+            yield one
+            if one.has_value:
+                flops_per_s = max(flops_per_s or 0.0, flops(shape) / one.value())
 
 
 def flops(shape: Shape) -> float:
@@ -133,17 +175,22 @@ def touched_bytes(dtype: str, shape: Shape) -> int:
     return (m * k + k * n) * one.stored.itemsize + m * n * one.result.itemsize
 
 
-def product_case(dtype: str, shape: Shape, device: torch.device) -> Case[Operands]:
-    """One product. Raises ValueError for a type that is none of `PRODUCTS` or that only a GPU has."""
+def product_case(dtype: str, shape: Shape, device: torch.device, layout: Layout | None = None) -> Case[Operands]:
+    """One product; `layout` is how b lies in memory, None: the first one that the type has.
+
+    Raises ValueError for a type that is none of `PRODUCTS` or that only a GPU has, and for a layout it does not have.
+    """
     m, n, k = shape
+    layout = layout or layouts(dtype)[0]
+    if layout not in layouts(dtype):
+        raise ValueError(f"torch multiplies {dtype} with b stored {' or '.join(layouts(dtype))}, not {layout}")
     one = _product(dtype)
     if dtype == "tfloat32" and device.type != "cuda":
         raise ValueError("tfloat32 is a mode of NVIDIA's and AMD's tensor cores; a CPU has float32")
 
     def make() -> Operands:
-        a, b = _random((m, k), one.stored, device), _random((k, n), one.stored, device)
-        if dtype == "float8_e4m3fn":
-            b = _random((n, k), one.stored, device).t()
+        a = _random((m, k), one.stored, device)
+        b = _random((k, n), one.stored, device) if layout == "k×n" else _random((n, k), one.stored, device).t()
         out = torch.full((m, n), math.nan if one.result.is_floating_point else -1, dtype=one.result, device=device)
         return Operands(a, b, out)
 

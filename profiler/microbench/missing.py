@@ -7,11 +7,14 @@ from profiler.microbench.bench import Bench
 from profiler.record.measurement import Measurement, Unit
 
 
-def missing(bench: Bench, benchmark: str, case: str, *, unit: Unit, reason: str) -> Measurement:
+def missing(
+    bench: Bench, benchmark: str, case: str, *, unit: Unit, reason: str, dtype: str | None = None
+) -> Measurement:
     """One that failed before it was tried, so that a report says why there is none."""
     return Measurement(
         benchmark=benchmark,
         case=case,
+        dtype=dtype,
         threads=bench.threads,
         process=bench.process,
         unit=unit,

@@ -4,8 +4,8 @@ A `Probe` runs each kernel on several sets of operands in turn, as a model runs 
 else that is read only then) come from main memory where they do in a model, activations and the kernel's own code do
 not. Further rounds over the last sets find them in the cache. The module is traced and profiled as
 any model is, so that sizes, bytes and cache states are counted by the tracer that counts them in models, outputs are
-allocated as eager mode does, and an operation's time means the same on both sides. Of several visits, some time apart,
-the quicker passes count: other work on a machine lasts for seconds, and only ever makes a pass longer.
+allocated as eager mode does, and an operation's time means the same on both sides: the mean within a pass, and the mean
+of the middle half of the passes (`MIDDLE`), which are taken in several visits some time apart.
 
 Contract: a device that runs other operations than were traced raises `SequenceMismatch`; non-finite outputs or lost
 profiler events raise `InvalidMeasurement`; torch's own errors pass through, out of memory among them.
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import trim_mean
 from torch import Tensor, nn
 
 from profiler.attribution.spans import passes
@@ -29,6 +30,7 @@ from profiler.record.errors import InvalidMeasurement
 from profiler.record.kernel_shape import KernelShape
 from profiler.timing.runner import Runner
 from profiler.timing.samples import DeviceKind, Sample, sample
+from profiler.timing.session import event_cost_s
 from roofline.op import OpGraph
 from roofline.workload import Workload
 
@@ -42,8 +44,9 @@ SMALL_PART = 1 / 192
 """Of the bytes that take turns, the most of a small stream's operands: eight and all their turns stay in the cache."""
 PASSES = 2
 """Of a visit."""
-QUICKER = 0.25
-"""Quantile of an operation's times over the passes."""
+MIDDLE = 0.25
+"""Part of the passes, at either end, that does not count: their interquartile mean is robust, and sums of it are the
+interquartile mean of sums. `calibrate.op_times` takes the passes of models so."""
 
 
 class Probe(nn.Module):
@@ -99,15 +102,10 @@ class Probed:
     passes: tuple[Sequence[float], ...]
     """Seconds of each operation in each pass."""
 
-    @property
-    def time_s(self) -> NDArray[np.float64]:
-        """Of each operation, seconds."""
-        return quicker(self.passes)
 
-
-def quicker(passes: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """Of each operation, its time over the passes that nothing else made longer."""
-    return np.asarray(np.quantile(np.array(passes), QUICKER, axis=0))
+def middle(passes: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Mean over the middle half of the passes, which is along the first axis."""
+    return np.asarray(trim_mean(np.array(passes), MIDDLE, axis=0))
 
 
 def measure_probe(probe: Probe, device: torch.device, before: Probed | None = None) -> Probed:
@@ -153,6 +151,7 @@ class Inside:
 
 
 def samples(runner: Runner, names: Sequence[str], count: int) -> list[Sample]:
-    """Of each of `count` passes of a profiled session."""
+    """Of each of `count` passes of a profiled session, less what the profiler added to them."""
     timeline, _ = runner.session(count)
-    return [sample(timeline, window, names, runner.kind) for window in passes(timeline.host)]
+    event_s = event_cost_s() if runner.kind == "cpu" else 0.0
+    return [sample(timeline, window, names, runner.kind).without(event_s) for window in passes(timeline.host)]

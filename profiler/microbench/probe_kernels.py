@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from profiler.record.kernel_shape import KernelShape
 from roofline.laws.registry import ROW_MAJOR
 
+TAPS = 4
+"""Of a depthwise convolution, as in Mamba."""
 VOCABULARY = 4
 """Rows of an embedding's table for each row that is looked up."""
 DRAWN = 1 << 16
@@ -97,7 +99,7 @@ def operand_bytes(shape: KernelShape) -> int:
     """Of one set of a kernel's operands, about."""
     sizes, width = shape.dims, getattr(torch, shape.dtype).itemsize
     if "n" in sizes:
-        return int(width * (sizes["m"] * sizes["k"] + sizes["n"] * sizes["k"]))
+        return int(width * sizes.get("batch", 1) * (sizes["m"] * sizes["k"] + sizes["n"] * sizes["k"]))
     if "heads" in sizes:
         rows = sizes["heads"] * sizes["query"] + 2 * sizes["kv_heads"] * sizes["kv"]
         return int(width * sizes["batch"] * sizes["head_dim"] * rows)
@@ -107,7 +109,7 @@ def operand_bytes(shape: KernelShape) -> int:
 def _result_bytes(shape: KernelShape) -> int:
     sizes, width = shape.dims, getattr(torch, shape.dtype).itemsize
     if "n" in sizes:
-        return int(width * sizes["m"] * sizes["n"])
+        return int(width * sizes.get("batch", 1) * sizes["m"] * sizes["n"])
     if "heads" in sizes:
         return int(width * sizes["batch"] * sizes["head_dim"] * sizes["heads"] * sizes["query"])
     return int(width * math.prod(sizes.values()))
@@ -125,16 +127,38 @@ def _made(shape: KernelShape, dtype: torch.dtype) -> tuple[Callable[..., Tensor]
             return _addmm, lambda: ((rows,), (_random((k, n), dtype), _random((n,), dtype)))
         bias = shape.op == "aten::addmm"
         return F.linear, lambda: ((rows,), (_random((n, k), dtype), *([_random((n,), dtype)] if bias else [])))
+    if shape.op in BATCHES:
+        return BATCHES[shape.op](sizes, dtype)
     if shape.op == ATTENTION:
         return _attention(sizes, dtype)
     if shape.op not in STREAMING:
-        raise ValueError(f"no kernel for {shape.op}; known: {', '.join((*PRODUCTS, ATTENTION, *STREAMING))}")
+        raise ValueError(f"no kernel for {shape.op}; known: {', '.join((*PRODUCTS, *BATCHES, ATTENTION, *STREAMING))}")
     run, make = STREAMING[shape.op]
     return run, lambda: make(sizes["rows"], sizes["width"], dtype)
 
 
 def _addmm(rows: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
     return torch.addmm(bias, rows, weights)
+
+
+def _batched(dims: Mapping[str, int], dtype: torch.dtype) -> tuple[Callable[..., Tensor], Make]:
+    batch, m, n, k = (dims[name] for name in ("batch", "m", "n", "k"))
+    return torch.bmm, lambda: ((_random((batch, m, k), dtype), _random((batch, k, n), dtype)), ())
+
+
+def _grouped(dims: Mapping[str, int], dtype: torch.dtype) -> tuple[Callable[..., Tensor], Make]:
+    """Experts of the same number of rows each, as `transformers` calls them: weights lie n × k."""
+    experts, m, n, k = (dims[name] for name in ("batch", "m", "n", "k"))
+    ends = torch.arange(m, (experts + 1) * m, m, dtype=torch.int32)
+
+    def run(rows: Tensor, weights: Tensor) -> Tensor:
+        found: Tensor = F.grouped_mm(rows, weights.transpose(-2, -1), offs=ends)
+        return found
+
+    return run, lambda: ((_random((experts * m, k), dtype),), (_random((experts, n, k), dtype),))
+
+
+BATCHES = {"aten::bmm": _batched, "aten::_grouped_mm": _grouped}
 
 
 def _attention(dims: Mapping[str, int], dtype: torch.dtype) -> tuple[Callable[..., Tensor], Make]:
@@ -183,6 +207,14 @@ def _layer_norm(rows: int, width: int, dtype: torch.dtype) -> tuple[Operands, Op
     return (_random((rows, width), dtype),), (_random((width,), dtype), _random((width,), dtype))
 
 
+def _depthwise(rows: int, width: int, dtype: torch.dtype) -> tuple[Operands, Operands]:
+    return (_random((1, width, rows + TAPS - 1), dtype),), (_random((width, 1, TAPS), dtype), _random((width,), dtype))
+
+
+def _indices(rows: int, width: int, dtype: torch.dtype) -> tuple[Operands, Operands]:
+    return (_random((rows, width), dtype), torch.randint(0, rows, (rows,))), ()
+
+
 def _halves(rows: int, width: int, dtype: torch.dtype) -> tuple[Operands, Operands]:
     return tuple(_random((rows, max(1, width // 2)), dtype) for _ in range(2)), ()
 
@@ -211,6 +243,16 @@ STREAMING: dict[str, Streaming] = {
     "aten::cat": (lambda a, b: torch.cat((a, b), dim=-1), _halves),
     "aten::_to_copy": _unary(lambda x: x.to(torch.float32 if x.dtype != torch.float32 else torch.bfloat16)),
     "aten::clone": _unary(torch.clone),
+    "aten::copy_": _binary(lambda x, y: x.copy_(y)),
+    "aten::stack": _binary(lambda x, y: torch.stack((x, y), dim=0)),
+    "aten::zeros_like": _unary(torch.zeros_like),
+    "aten::softplus": _unary(F.softplus),
+    "aten::sum": _unary(lambda x: x.sum(-1)),
+    "aten::cumsum": _unary(lambda x: x.cumsum(-1)),
+    "aten::topk": _unary(lambda x: x.topk(min(2, x.shape[-1]), dim=-1)[0]),
+    "aten::sort": _unary(lambda x: x.sort(dim=-1)[0]),
+    "aten::index": (lambda x, i: x[i], _indices),
+    "aten::convolution": (lambda x, w, b: F.conv1d(x, w, b, groups=len(w)), _depthwise),
     "aten::embedding": (F.embedding, _embedding),
 }
 """What streams: a module of rows × width."""

@@ -1,11 +1,11 @@
 """A calibration's kernels as the table of a run: probes one after another, each with as many kernels as memory holds.
 
-A row is a kernel in one state of the caches: the median over its sets of operands. On a GPU decode attention is taken
+A row is a kernel in one state of the caches: the mean over its sets of operands. On a GPU decode attention is taken
 with its cache in main memory, and prefill attention with what projections have just written: so they are in models, and
 their laws know no caches there. What streams is taken in turns alone. All operations of eager models
 (`profiler.microbench.eager`) are rows too, and so are the gaps between them.
 
-Example: ``table, failed = probe_kernels(shapes, device, facts.cache_bytes, limit_bytes=1 << 30, versions={})``
+Example: ``probe_kernels(shapes, device, facts.cache_bytes, limit_bytes=1 << 30, versions={}).table``
 """
 
 import hashlib
@@ -14,19 +14,22 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from profiler.microbench.bench import reason
 from profiler.microbench.eager import Eager, measure_eager
-from profiler.microbench.probe import Probe, Probed, measure_probe
+from profiler.microbench.probe import Probe, Probed, measure_probe, middle
 from profiler.microbench.probe_kernels import ROUNDS, operand_bytes, sets_of
 from profiler.record.kernel_shape import KernelShape
 from profiler.record.kernels import COLUMNS, DIMS, Kernels, Source
 from profiler.timing.flush import PAST
+from profiler.timing.reference import ReferenceProbes
 from roofline.host_gaps import gap_dims, lines_of
 from roofline.laws.host_gap import HostGap
 from roofline.laws.registry import OPERATOR
@@ -44,6 +47,18 @@ FORMAT = "probe"
 Progress = Callable[[float, str], None]
 
 
+@dataclass(frozen=True)
+class Probing:
+    """What a calibration measured."""
+
+    table: Kernels | None
+    """None where nothing could be measured."""
+    failed: dict[str, str]
+    """For each probe or model that could not be had, why."""
+    reference: dict[str, list[float]]
+    """Seconds of each reference probe, in the order of time."""
+
+
 def probe_kernels(
     shapes: Sequence[KernelShape],
     device: torch.device,
@@ -54,24 +69,26 @@ def probe_kernels(
     visits: int = 2,
     versions: dict[str, str],
     progress: Progress = lambda part, what: None,
-) -> tuple[Kernels | None, dict[str, str]]:
+    reference: ReferenceProbes | None = None,
+) -> Probing:
     """Measure all shapes, and all of them again in each of the `visits`.
 
     Args: `limit_bytes`, of the operands of one probe; `cache_bytes`, of the last-level cache; `eager`, dtypes in which
-    whole passes are measured too.
-
-    Returns the table, None where nothing could be measured, and for each probe or model that could not be had, why.
+    whole passes are measured too; `reference`, probes that are timed before each of these measurements.
     """
     rotated = round(PAST * cache_bytes)
     batches = {f"kernels.{i}": batch for i, batch in enumerate(_batches(shapes, limit_bytes, rotated))}
     models: dict[str, tuple[Eager, ...]] = {}
     probed: dict[str, Probed] = {}
     failed: dict[str, str] = {}
+    levels: dict[str, list[float]] = {}
     for step, (_, what) in enumerate(product(range(visits), [*(f"eager.{dtype}" for dtype in eager), *batches])):
         if what in failed:
             continue
         whole = visits * (len(eager) + len(batches))
         progress(step / whole, f"kernels {step + 1}/{whole}")
+        for name, seconds in (reference.time() if reference is not None else {}).items():
+            levels.setdefault(name, []).append(seconds)
         try:
             if what in batches:
                 probed[what] = measure_probe(Probe(batches[what], device, rotated), device, probed.get(what))
@@ -87,7 +104,7 @@ def probe_kernels(
     rows = [row for passes in models.values() for one in passes for row in eager_rows(one, cache_bytes)]
     rows += [row for what, one in probed.items() for row in _rows(one, batches[what], cache_bytes)]
     if not rows:
-        return None, failed
+        return Probing(None, failed, levels)
     asked = json.dumps([asdict(shape) for shape in shapes], sort_keys=True, default=dict)
     source = Source(
         file=FORMAT,
@@ -102,15 +119,17 @@ def probe_kernels(
     )
     for i, row in enumerate(rows):
         row["row"] = i
-    return Kernels(pa.Table.from_pylist(rows, schema=COLUMNS), (source,)), failed
+    return Probing(Kernels(pa.Table.from_pylist(rows, schema=COLUMNS), (source,)), failed, levels)
 
 
 def _rows(probed: Probed, shapes: Sequence[KernelShape], cache_bytes: float) -> list[dict[str, object]]:
-    calls: dict[tuple[int, str], list[tuple[Subject, float]]] = {}
+    calls: dict[tuple[int, str], list[tuple[Subject, NDArray[np.float64]]]] = {}
     found = subjects(Prepared(probed.graph), cache_bytes)
-    for op, subject, kernel, time_s in zip(probed.graph.ops, found, probed.kernel, probed.time_s, strict=True):
-        if kernel is not None and subject is not None and time_s > 0:
-            calls.setdefault((kernel, op.name), []).append((subject, time_s))
+    for op, subject, kernel, times_s in zip(
+        probed.graph.ops, found, probed.kernel, np.array(probed.passes).T, strict=True
+    ):
+        if kernel is not None and subject is not None and middle(times_s) > 0:
+            calls.setdefault((kernel, op.name), []).append((subject, times_s))
     rows: list[dict[str, object]] = []
     for (kernel, name), taken in calls.items():
         held = probed.held[kernel]
@@ -119,7 +138,7 @@ def _rows(probed: Probed, shapes: Sequence[KernelShape], cache_bytes: float) -> 
             turns = turns[1:]  # whose code and activations come from main memory as well
         states = [alike for alike in (turns, warm) if _is_wanted(shapes[kernel].kind, probed.graph, alike is turns)]
         for alike in states:
-            seconds = statistics.median(time_s for _, time_s in alike)
+            seconds = float(middle(np.mean([times_s for _, times_s in alike], axis=0)))
             rows.append(_row(alike[-1][0], name, shapes[kernel].group, seconds))
     return rows
 

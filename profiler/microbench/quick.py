@@ -8,8 +8,8 @@ the fastest tenth of all is what an undisturbed machine reaches. low–high is t
 Example: ``peaks, missing = measure_peaks(torch.device("cpu"), ["float32", "bfloat16"])``
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -19,7 +19,9 @@ from profiler.microbench.caches import cache_capacities, main_capacity
 from profiler.microbench.figures import grouped
 from profiler.microbench.host import host_cost
 from profiler.microbench.matmul import PRODUCTS, Shape, time_product
+from profiler.microbench.missing import missing
 from profiler.microbench.peaks import peaks_of
+from profiler.microbench.product_ladder import Product, climb
 from profiler.record.measurement import Measurement
 from roofline.hardware import Peaks
 
@@ -31,6 +33,9 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     # Winners on Hopper lie at m 1024–2048, n and k 4096–14336 (mamf-finder, ml-engineering).
     "cuda": ((4096, 4096, 4096), (8192, 8192, 8192), (2048, 8192, 4096), (2048, 2048, 13312), (4096, 8192, 14336)),
 }
+NEAR = 0.75
+"""Rate ÷ the best of the first visit from which a product is visited again: other work slows a short measurement by
+tens of percent, so that the fastest may have come second."""
 PARTS = {"memory": 0.2, "cache": 0.2, "matmul": 0.35, "vector": 0.2, "host": 0.05}
 """Parts of a visit's budget."""
 
@@ -58,14 +63,15 @@ def measure_peaks(
         if dtype not in PRODUCTS:
             raise ValueError(f"{dtype!r} is no dtype of a product; use {', '.join(PRODUCTS)}")
     found: list[Measurement] = []
+    products = Products({})
     for visit in range(VISITS):
         bench = Bench(device, process=visit, dtypes=tuple(dtypes), limit_bytes=limit_bytes)
-        for name, measurements in _visit(bench, budget_s / VISITS):
+        for name, measurements in _visit(bench, budget_s / VISITS, products):
             progress((visit + _before(name)) / VISITS, _WORDS[name])
             found.extend(measurements)
     progress(1.0, "peaks")
     return peaks_of(
-        _with_bursts(_together(found)),
+        _with_bursts(_together(found), products.left_out),
         main=main_capacity(device),
         caches=cache_capacities(device),
         threads=None if device.type == "cuda" else torch.get_num_threads(),
@@ -95,26 +101,50 @@ def _before(name: str) -> float:
     return sum(PARTS[one] for one in names[: names.index(name)])
 
 
-def _visit(bench: Bench, budget_s: float) -> Iterator[tuple[str, Iterator[Measurement]]]:
+@dataclass(slots=True)
+class Products:
+    """Those worth another visit, by dtype, and what the first visit left out."""
+
+    worth: dict[str, list[Product]]
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Shapes of which a call takes too long, in one line, by dtype."""
+
+    def visit(self, bench: Bench, budget_s: float) -> Iterator[Measurement]:
+        """Every product that fits on the first visit, on the others those that came near the fastest."""
+        for dtype in bench.dtypes:
+            share_s = budget_s / len(bench.dtypes)
+            if dtype in self.worth:
+                for shape, layout in self.worth[dtype]:
+                    each_s = share_s / len(self.worth[dtype])
+                    yield time_product(bench, "matmul", dtype, shape, layout=layout, budget_s=each_s)
+                continue
+            climbed = climb(bench, "matmul", dtype, SHAPES[bench.device.type], share_s)
+            if climbed.reason:
+                yield missing(bench, "matmul", "burst", unit="FLOP/s", reason=climbed.reason, dtype=dtype)
+                continue
+            rates = {product: one.value() for product, one in climbed.tried.items() if one.has_value}
+            near = NEAR * max(rates.values(), default=0.0)
+            self.worth[dtype] = [product for product, rate in rates.items() if rate >= near]
+            self.left_out[dtype] = climbed.left_out()
+            yield from climbed.tried.values()
+
+
+def _visit(bench: Bench, budget_s: float, products: Products) -> Iterator[tuple[str, Iterator[Measurement]]]:
     """The parts of one visit, each within its share of the budget."""
     caches = cache_capacities(bench.device)
     sets = sum(len(memory.working_sets(cache, caches)) for cache in caches) * 3
     dtypes = dict.fromkeys(("float32", *bench.dtypes))
-    shapes = SHAPES[bench.device.type]
     cases = {
         "memory": len(memory.KERNELS),
         "cache": max(1, sets),
-        "matmul": len(bench.dtypes) * len(shapes),
+        "matmul": 1,
         "vector": len(dtypes) * len(pointwise.OPERATIONS) / 3,  # it gives each a third of a case's time
         "host": 1,
     }
     benches = {name: replace_budget(bench, PARTS[name] * budget_s / cases[name]) for name in PARTS}
     yield "memory", memory.main_memory(benches["memory"])
     yield "cache", memory.caches(benches["cache"])
-    yield (
-        "matmul",
-        (time_product(benches["matmul"], "matmul", dtype, shape) for dtype in bench.dtypes for shape in shapes),
-    )
+    yield "matmul", products.visit(bench, PARTS["matmul"] * budget_s)
     yield "vector", pointwise.vector(benches["vector"])
     yield "host", host_cost(benches["host"])
 
@@ -135,8 +165,8 @@ def _together(found: Sequence[Measurement]) -> list[Measurement]:
     return merged
 
 
-def _with_bursts(found: Sequence[Measurement]) -> list[Measurement]:
-    """Of the products of each dtype, that of the best shape, named as the burst that it is."""
+def _with_bursts(found: Sequence[Measurement], left_out: Mapping[str, str]) -> list[Measurement]:
+    """Of the products of each dtype, the fastest, named as the burst that it is, with the shapes that were left out."""
     best: dict[str, tuple[float, str]] = {}
     for one in found:
         if one.benchmark == "matmul" and one.dtype is not None and one.has_value:
@@ -146,5 +176,6 @@ def _with_bursts(found: Sequence[Measurement]) -> list[Measurement]:
         if one.benchmark != "matmul":
             kept.append(one)
         elif (one.dtype in best and one.case == best[one.dtype][1]) or one.dtype not in best:
-            kept.append(one.model_copy(update={"case": "burst"}))
+            why = {"not tried": left_out[one.dtype]} if one.dtype and left_out.get(one.dtype) else {}
+            kept.append(one.model_copy(update={"case": "burst", "parameters": {**one.parameters, **why}}))
     return kept

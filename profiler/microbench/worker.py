@@ -1,7 +1,8 @@
 """One fresh process of a characterisation: takes a task on stdin, runs its parts, and writes what it finds on stdout.
 
-A line a message, JSON: ``{"part": name}`` as a part begins, ``{"measurement": …}``, ``{"shape": [dtype, [m, n, k]]}``,
-``{"done": name}``. Whatever a library prints goes to stderr. A part that raises is a failed measurement.
+A line a message, JSON: ``{"part": name}`` as a part begins, ``{"measurement": …}``,
+``{"shape": [dtype, [m, n, k], layout]}``, ``{"done": name}``. Whatever a library prints goes to stderr. A part that
+raises is a failed measurement.
 
 Example: ``echo '{"device": "cpu", "process": 1, "parts": ["memory"], …}' | python -m profiler.microbench.worker``
 """
@@ -10,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ import torch
 from profiler.microbench import suite
 from profiler.microbench.bench import Bench, reason
 from profiler.microbench.peak import shape_search
-from profiler.record.measurement import Measurement
+from profiler.record.measurement import Layout, Measurement
 from roofline.record import Record
 
 
@@ -34,6 +36,8 @@ class Task(Record):
     """Of an operation on a CPU; None: torch's own choice."""
     shapes: dict[str, tuple[int, int, int]] = {}
     """From the search."""
+    layouts: dict[str, Layout] = {}
+    """Of the second operand, from the search."""
     limit_bytes: int | None = None
     seed: int = 0
 
@@ -47,16 +51,16 @@ def work(task: Task, tell: Tell) -> None:
         torch.set_num_threads(task.threads)
     torch.manual_seed(task.seed + task.process)
     threads = torch.get_num_threads()
-    shapes = dict(task.shapes)
+    shapes, layouts = dict(task.shapes), dict(task.layouts)
     for name in task.parts:
         tell({"part": name})
         if name == suite.SEARCH:
-            _search(task, shapes, tell)
+            _search(task, shapes, layouts, tell)
         elif (part := suite.named(name)).one_core and threads == 1:
             pass  # its other part is on one core already
         else:
             torch.set_num_threads(1 if part.one_core else threads)
-            _measure(part, bench_of(task), shapes, tell)
+            _measure(part, replace(bench_of(task), layouts=layouts), shapes, tell)
             torch.set_num_threads(threads)
         tell({"done": name})
 
@@ -81,17 +85,17 @@ def _measure(part: suite.Part, bench: Bench, shapes: suite.Shapes, tell: Tell) -
         tell({"measurement": lost(part.name, bench.process, bench.threads, reason(error)).model_dump(mode="json")})
 
 
-def _search(task: Task, shapes: dict[str, tuple[int, int, int]], tell: Tell) -> None:
+def _search(task: Task, shapes: dict[str, tuple[int, int, int]], layouts: dict[str, Layout], tell: Tell) -> None:
     bench = bench_of(task)
     for dtype in task.dtypes:
         tell({"part": f"{suite.SEARCH}: {dtype}"})
         try:
-            shapes[dtype] = shape_search(bench, dtype).best
+            shapes[dtype], layouts[dtype] = shape_search(bench, dtype)
         except Exception as error:  # noqa: BLE001 - a dtype that the device lacks has its reason
             failed = lost("matmul", task.process, bench.threads, reason(error), dtype=dtype, case="burst")
             tell({"measurement": failed.model_dump(mode="json")})
         else:
-            tell({"shape": [dtype, list(shapes[dtype])]})
+            tell({"shape": [dtype, list(shapes[dtype]), layouts[dtype]]})
 
 
 def lost(

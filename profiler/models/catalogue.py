@@ -54,3 +54,30 @@ def config_of(name: str) -> PretrainedConfig:
     fields = dict(catalogue()[name].config)
     with quiet():
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+def linear_shapes(config: PretrainedConfig) -> tuple[tuple[int, int], ...]:
+    """(columns, depth) of the products with weights that a decoder of this config has: attention, feed-forward network,
+    vocabulary. Sizes that its config does not name are left out."""
+    decoder = config.get_text_config(decoder=True)
+    hidden, inner, vocabulary = (
+        getattr(decoder, name, None) for name in ("hidden_size", "intermediate_size", "vocab_size")
+    )
+    if not hidden:
+        return ()
+    inner = inner or 4 * hidden  # GPT-2 names none and has four times its width
+    pairs = [(inner, hidden), (hidden, inner), (vocabulary, hidden)]
+    for heads, _, head_dim in head_layouts(config)[:1]:
+        pairs += [(heads * head_dim, hidden), (hidden, heads * head_dim)]
+    pairs += [(kv_heads * head_dim, hidden) for _, kv_heads, head_dim in head_layouts(config)[:1]]
+    return tuple(dict.fromkeys((n, k) for n, k in pairs if n and k))
+
+
+def head_layouts(config: PretrainedConfig) -> tuple[tuple[int, int, int], ...]:
+    """(heads, key and value heads, head dim) of its attention; empty where it has none."""
+    decoder = config.get_text_config(decoder=True)
+    heads, hidden = getattr(decoder, "num_attention_heads", None), getattr(decoder, "hidden_size", None)
+    if not heads or not hidden:
+        return ()
+    kv_heads = getattr(decoder, "num_key_value_heads", None) or heads
+    return ((heads, kv_heads, getattr(decoder, "head_dim", None) or hidden // heads),)

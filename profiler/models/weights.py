@@ -39,6 +39,9 @@ WEIGHT_FILES = ("*.safetensors", "*.bin")
 HUB_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Where `transformers` keeps weights in a folder, and in a hub repository."""
 
+BLOCK_ELEMENTS = 4_194_301
+"""Normal values that are drawn; larger parameters repeat them. Drawing all of a model's takes longer than measuring it.
+A prime number, so that no two rows of a matrix are alike."""
 DEFAULT_STD = 0.02
 """Standard deviation of initial weights where the config names none: `PreTrainedModel._init_weights`."""
 
@@ -113,17 +116,31 @@ def initial_std(config: PretrainedConfig) -> float:
 def fill(model: nn.Module, device: torch.device, std: float, seed: int) -> None:
     """Give each `meta` parameter random values on `device`, one after the other, tied ones once."""
     generator = torch.Generator(device).manual_seed(seed)
+    largest = max((p.numel() for p in model.parameters() if p.device.type == "meta"), default=0)
+    block = torch.empty(min(BLOCK_ELEMENTS, largest), device=device).normal_(0, std, generator=generator)
     made: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is None or parameter.device.type != "meta":
                 continue
             if parameter not in made:
-                values = torch.empty_like(parameter, device=device).normal_(0, std, generator=generator)
+                values = _drawn(parameter, block, generator)
                 if name == "weight" and values.dim() == 1:
                     values += 1
                 made[parameter] = nn.Parameter(values, requires_grad=parameter.requires_grad)
             module._parameters[name] = made[parameter]
+
+
+def _drawn(parameter: nn.Parameter, block: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Values of `block` from a random place on, again and again, in the shape and dtype of `parameter`."""
+    values = torch.empty_like(parameter, device=block.device)
+    flat = values.view(-1)
+    first = int(torch.randint(len(block), (1,), generator=generator, device=generator.device)) if len(block) else 0
+    turned = torch.cat([block[first:], block[:first]]).to(values.dtype)
+    for start in range(0, len(flat), len(block) or 1):
+        part = flat[start : start + len(block)]
+        part.copy_(turned[: len(part)])
+    return values
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from profiler.record.errors import RequestError
 from profiler.record.files import append_line, first_problem, replacing
-from profiler.record.measurement import MEASUREMENT_SCHEMA, Measurement
+from profiler.record.measurement import MEASUREMENT_SCHEMA, Layout, Measurement
 from profiler.record.run import Run
 
 JOURNAL, TABLE = "hardware.jsonl", "hardware.parquet"
@@ -70,6 +70,8 @@ class HardwareLog:
         """(process, part) that came to their end."""
         self.shapes: dict[str, tuple[int, int, int]] = {}
         """m, n, k of the fastest product of each dtype."""
+        self.layouts: dict[str, Layout] = {}
+        """How the second operand of that product lies in memory; not known of a journal from before it was kept."""
         if self._path.exists():
             self._replay()
         elif (folder / TABLE).exists():
@@ -80,10 +82,10 @@ class HardwareLog:
         self._write({"measurement": one.model_dump(mode="json")})
         self.measurements.append(one)
 
-    def choose(self, dtype: str, shape: tuple[int, int, int]) -> None:
-        """Keep the fastest shape of a dtype."""
-        self._write({"shape": [dtype, list(shape)]})
-        self.shapes[dtype] = shape
+    def choose(self, dtype: str, shape: tuple[int, int, int], layout: Layout) -> None:
+        """Keep the fastest shape of a dtype, and how its second operand lies in memory."""
+        self._write({"shape": [dtype, list(shape), layout]})
+        self.shapes[dtype], self.layouts[dtype] = shape, layout
 
     def close_part(self, process: int, part: str) -> None:
         """Mark a part of a process as done, so that a resumed run does not repeat it."""
@@ -124,8 +126,10 @@ class HardwareLog:
         if "measurement" in content:
             self.measurements.append(Measurement.model_validate(content["measurement"]))
         elif "shape" in content:
-            dtype, (m, n, k) = content["shape"]
+            dtype, (m, n, k), *layout = content["shape"]
             self.shapes[dtype] = (m, n, k)
+            if layout:
+                self.layouts[dtype] = layout[0]
         else:
             process, part = content["done"]
             self.done.add((process, part))

@@ -25,6 +25,8 @@ Unit = Literal["B/s", "FLOP/s", "s", "J/FLOP", "J/B", "W"]
 RATES = ("B/s", "FLOP/s")
 """Units in which more is better; in the others a sample is a cost."""
 State = Literal["cold", "warm", "in place"]
+Layout = Literal["k×n", "n×k"]
+"""How the second operand of a product lies in memory: as `torch.mm` takes it, or as `nn.Linear` keeps weights."""
 Status = Literal["done", "inconclusive", "invalid", "failed"]
 """inconclusive: other work had the host; what is measured is at most too slow. invalid: not this device's speed."""
 

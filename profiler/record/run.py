@@ -130,7 +130,11 @@ class Closure(Record):
     spans_plus_gaps: float
     """(Device time + gaps) ÷ profiled wall."""
     instrumented_ratio: float
-    """Profiled wall ÷ unprofiled wall, median of adjacent pairs."""
+    """Profiled wall ÷ unprofiled wall, median of adjacent pairs, after `subtracted_s`."""
+    event_cost_s: float = 0.0
+    """Of the host for each event that the profiler records, measured beside the passes."""
+    subtracted_s: float = 0.0
+    """Of a profiled pass, and of its operations and gaps: events × their cost."""
     launches: int = 0
     """Kernel launches seen in the runtime and driver APIs, one pass; 0 on a CPU."""
     kernels: int = 0

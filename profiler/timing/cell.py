@@ -25,6 +25,7 @@ from profiler.record.errors import InvalidMeasurement, RequestError
 from profiler.record.run import Cell, CellResult
 from profiler.timing.labels import device_labels, other_share
 from profiler.timing.passes import Step, rounds
+from profiler.timing.reference import ReferenceProbes
 from profiler.timing.replayed import ReplayRunner
 from profiler.timing.runner import Runner
 from profiler.timing.samples import PassTimes
@@ -95,9 +96,10 @@ def _measure(
 
     plain = _runner(cell, loaded, inputs, device, step)
     runner = ReplayRunner(plain) if cell.is_graph else plain
+    probes = ReferenceProbes(device)
 
     def attempt(candidate: OpGraph) -> PassTimes:
-        return rounds(runner, candidate, budget_s=budget_s, step=step, watch=watch)
+        return rounds(runner, candidate, budget_s=budget_s, step=step, watch=watch, probes=probes)
 
     graph, times = on_meta, None
     if on_meta is not None:
@@ -129,6 +131,7 @@ def _measure(
         warm_up=times.warm_up,
         stop_reason=times.stop_reason,
         windows=times.windows,
+        reference=times.reference,
         labels=tuple(found),
         other_work=other_share(times.windows),
         wall_s=times.wall_s,

@@ -22,15 +22,20 @@ import torch
 
 from profiler.record.conditions import Window
 from profiler.record.errors import InvalidMeasurement
+from profiler.timing.reference import ReferenceProbes
 from profiler.timing.runner import Runner
 from profiler.timing.samples import PassTimes, Sample, collect
+from profiler.timing.session import event_cost_s
 from profiler.timing.stopping import Reason, Rules, Stopping
 from profiler.timing.warmup import warm_up
 from profiler.timing.watch import Watch
 from roofline.op import OpGraph
 
 PASSES = 3
-"""Timed passes in a row, with and without the profiler in turn; one untimed pass goes before each row."""
+"""Most timed passes in a row, with and without the profiler in turn; one untimed pass goes before each row."""
+LONG_S = 0.5
+"""A pass of this length needs no untimed pass before it: what changes between plain and profiled passes is over within
+some milliseconds."""
 ROUNDS = (3, 12)
 """Fewest and most rounds; between them the plain passes' precision and the time budget decide."""
 WARM_UP_PART = 0.1
@@ -50,8 +55,12 @@ def rounds(
     budget_s: float,
     step: Step = lambda text, part: None,
     watch: Watch | None = None,
+    probes: ReferenceProbes | None = None,
 ) -> PassTimes:
     """Samples of one pass for each operation of `graph`, within about `budget_s` seconds.
+
+    A pass of which three rounds of `PASSES` do not fit the budget has fewer of them in a round, at least one.
+    `probes`: timed before each round.
 
     Raises: SequenceMismatch if the device runs other operations than `graph`; InvalidMeasurement if the samples
     cannot be trusted; torch's own errors, out of memory among them.
@@ -60,7 +69,9 @@ def rounds(
         step("warm-up", 0.1)
         if not runner.finite():
             raise InvalidMeasurement("the logits are not finite: the pass computes something else than the model does")
-        warmed, _ = warm_up(runner.once, PassClock(), min_s=0.0, max_s=WARM_UP_PART * budget_s)
+        warmed, once_s = warm_up(runner.once, PassClock(), min_s=0.0, max_s=WARM_UP_PART * budget_s, fewest=1)
+        in_a_row = max(1, min(PASSES, int(budget_s / (2 * ROUNDS[0] * once_s))))
+        runner.settles = once_s < LONG_S
         step("operations", 0.15)
         backends = _twice(lambda: runner.check(graph))
         wall: list[float] = []
@@ -68,7 +79,10 @@ def rounds(
         ratios: list[float] = []
         samples: list[Sample] = []
         windows: list[Window] = []
-        stopping = Stopping(RULES.within(budget_s))
+        costs: list[float] = []
+        reference: dict[str, list[float]] = {}
+        rules = replace(RULES, min_samples=ROUNDS[0] * in_a_row, max_samples=ROUNDS[1] * in_a_row)
+        stopping = Stopping(rules.within(budget_s))
         why: Reason | None = None
         begin = time.monotonic()
         while why is None or len(ratios) < ROUNDS[0]:
@@ -76,11 +90,16 @@ def rounds(
             step(f"round {len(ratios) + 1}", 0.2 + 0.8 * min(1.0, spent))
             if watch is not None:
                 watch.begin()
-            runner.once()
-            plain = [runner.once() for _ in range(PASSES)]
-            taken, walls = _twice(lambda: runner.profiled(PASSES))
+            for name, seconds in (probes.time() if probes is not None else {}).items():
+                reference.setdefault(name, []).append(seconds)
+            if runner.settles:
+                runner.once()
+            plain = [runner.once() for _ in range(in_a_row)]
+            taken, walls = _twice(lambda: runner.profiled(in_a_row))
+            if runner.kind == "cpu":
+                costs.append(event_cost_s())
             if watch is not None:
-                windows.append(watch.end(2 * PASSES))
+                windows.append(watch.end(2 * in_a_row))
             samples += taken
             wall += plain
             profiled += walls
@@ -88,8 +107,10 @@ def rounds(
             elapsed_s = time.monotonic() - begin
             reasons = [stopping.add(s, timed_s=math.fsum(wall), elapsed_s=elapsed_s) for s in plain]
             why = next((reason for reason in reasons if reason), None)
-    found = runner.described(collect(samples, wall, profiled, ratios, backends))
-    return replace(found, warm_up=warmed, stop_reason=why, windows=tuple(windows))
+    event_s = statistics.median(costs) if costs else 0.0
+    found = runner.described(collect(samples, wall, profiled, ratios, backends, event_s))
+    levels = {name: tuple(seconds) for name, seconds in reference.items()}
+    return replace(found, warm_up=warmed, stop_reason=why, windows=tuple(windows), reference=levels)
 
 
 class PassClock:

@@ -47,6 +47,8 @@ class Runner:
         self.model, self.inputs, self.device = model, inputs, device
         self.kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
         self.settling = SETTLING_LAUNCHES
+        self.settles = True
+        """Whether a session begins with a pass that does not count."""
         self.forward: Callable[..., Any] = model
         self.names: list[str] = []
         """Host events that every profiled pass must have, in order; `check` fixes them."""
@@ -63,7 +65,7 @@ class Runner:
 
     def check(self, graph: OpGraph) -> tuple[str, ...]:
         """Whether a pass runs the operations of `graph`; the attention backends that it takes."""
-        backends = check_sequence(self.session(2, modules=True)[0], graph, self.kind)
+        backends = check_sequence(self.session(1 + self.settles, modules=True)[0], graph, self.kind)
         self.names = [op.name for op in graph.ops]
         return backends
 
@@ -80,10 +82,11 @@ class Runner:
 
     def profiled(self, count: int) -> tuple[list[Sample], list[float]]:
         """Samples and wall times of `count` passes under the profiler."""
-        timeline, walls = self.session(count + 1)
-        windows = passes(timeline.host)[1:]
+        first = int(self.settles)
+        timeline, walls = self.session(count + first)
+        windows, walls = passes(timeline.host)[first:], walls[first:]
         taken = (sample(timeline, window, self.names, self.kind, self.within) for window in windows)
-        return [self.attributed(one) for one in taken], walls[1:]
+        return [self.attributed(one) for one in taken], walls
 
     def attributed(self, one: Sample) -> Sample:
         """The same sample with what belongs to no module of the model unattributed: here, it is so already."""
@@ -98,7 +101,7 @@ class Runner:
         return {}
 
     def session(self, count: int, *, modules: bool = False) -> tuple[Timeline, list[float]]:
-        """Profile `count` passes; their timeline and wall times. The first is for the profiler to settle."""
+        """Profile `count` passes; their timeline and wall times."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.json"
             walls = self.record(path, count, modules=modules)

@@ -14,8 +14,10 @@ Example: ``[sample(timeline, window, names, "cuda") for window in passes(timelin
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+import numpy as np
 
 from profiler.attribution.align import SequenceMismatch, differences, in_place_or_not, only_found, sequence
 from profiler.attribution.kernels import DeviceJoin, OpSpan, check, join
@@ -56,6 +58,8 @@ class PassTimes:
     stop_reason: str = ""
     windows: tuple[Window, ...] = ()
     """One for each round of passes."""
+    reference: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """By reference probe, its seconds before each round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,26 @@ class Sample:
     launched: int = 0
     """Kernels that ran."""
     memory_operations: int = 0
+    nested: tuple[int, ...] = ()
+    """On a CPU, events that the profiler recorded within each operation, itself not counted."""
+    between: tuple[int, ...] = ()
+    """And in the gap before each operation, up to the operation's own start."""
+
+    @property
+    def events(self) -> int:
+        """Recorded in the whole pass, 0 on a GPU, whose kernels the host's events do not lengthen."""
+        return sum(self.nested) + sum(self.between)
+
+    def without(self, event_cost_s: float) -> "Sample":
+        """The sample less what recording its events took, so many seconds each; no time falls below 0."""
+        if not self.events or event_cost_s == 0:
+            return self
+        device_s, gap_s = (
+            [max(0.0, taken - event_cost_s * count) for taken, count in zip(times, counts, strict=True)]
+            for times, counts in ((self.device_s, self.nested), (self.gap_s, self.between))
+        )
+        saved_s = math.fsum(self.gap_s) - math.fsum(gap_s)
+        return replace(self, device_s=device_s, gap_s=gap_s, idle_s=self.idle_s - saved_s)
 
 
 def check_sequence(timeline: Timeline, graph: OpGraph, kind: DeviceKind) -> tuple[str, ...]:
@@ -102,7 +126,7 @@ def sample(
     expected = [("", in_place_or_not(name)) for name in names]
     if kind == "cuda":
         return _device_sample(_device_pass(timeline, window, expected, _without_path, within)[1])
-    return _host_sample(window, _host_pass(timeline, window, expected, _without_path, within))
+    return _host_sample(timeline, window, _host_pass(timeline, window, expected, _without_path, within))
 
 
 def called(timeline: Timeline, window: HostEvent, names: Sequence[str]) -> tuple[str, ...]:
@@ -131,8 +155,16 @@ def collect(
     profiled_wall_s: Sequence[float],
     ratios: Sequence[float],
     backends: tuple[str, ...],
+    event_cost_s: float = 0.0,
 ) -> PassTimes:
-    """All samples of a cell. `ratios`: profiled ÷ unprofiled wall of passes taken next to each other."""
+    """All samples of a cell, less the `event_cost_s` of each event that the profiler recorded on a CPU.
+
+    `ratios`: profiled ÷ unprofiled wall, as taken, of passes next to each other.
+    """
+    lengthened = [event_cost_s * one.events for one in samples]
+    raw_wall_s = statistics.median(profiled_wall_s)
+    profiled_wall_s = [wall - more for wall, more in zip(profiled_wall_s, lengthened, strict=True)]
+    samples = [one.without(event_cost_s) for one in samples]
     busy = [math.fsum(s.device_s) for s in samples]
     lost = [s.unattributed_s for s in samples]
     accounted = [b + x + s.idle_s for b, x, s in zip(busy, lost, samples, strict=True)]
@@ -154,7 +186,9 @@ def collect(
         closure=Closure(
             attributed=statistics.median(b / (b + x) for b, x in zip(busy, lost, strict=True)),
             spans_plus_gaps=statistics.median(a / w for a, w in zip(accounted, profiled_wall_s, strict=True)),
-            instrumented_ratio=statistics.median(ratios),
+            instrumented_ratio=statistics.median(ratios) * statistics.median(profiled_wall_s) / raw_wall_s,
+            event_cost_s=event_cost_s,
+            subtracted_s=statistics.median(lengthened),
             launches=samples[-1].launches,
             kernels=samples[-1].launched,
             memory_operations=samples[-1].memory_operations,
@@ -190,8 +224,11 @@ def _host_pass(
     return found
 
 
-def _host_sample(window: HostEvent, found: Executed) -> Sample:
+def _host_sample(timeline: Timeline, window: HostEvent, found: Executed) -> Sample:
     """What lies between two spans is idle."""
+    starts = np.array([e.start_s for e in timeline.host if e.tid == window.tid and e is not window])
+    begun, ended = (np.searchsorted(starts, [getattr(op, at) for op in found.ops], side="right") for at in _ENDS)
+    first = np.searchsorted(starts, window.start_s)
     previous = window.start_s
     device_s, gap_s = [], []
     for op in found.ops:
@@ -208,7 +245,12 @@ def _host_sample(window: HostEvent, found: Executed) -> Sample:
         unattributed=tuple(event.name for event in found.strangers),
         kernels=tuple((op.backend,) if op.backend else () for op in found.ops),
         idle_s=math.fsum(gap_s) + tail_s - time_s,  # strangers lie in the gaps between operations
+        nested=tuple((ended - begun).tolist()),
+        between=tuple((begun - np.concatenate([[first], ended])[: len(begun)]).tolist()),
     )
+
+
+_ENDS = ("start_s", "end_s")
 
 
 def _device_pass(

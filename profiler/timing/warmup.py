@@ -21,10 +21,11 @@ FEWEST = 2
 """Calls at least: the first pays for initialisation, the second tells what a call takes."""
 
 
-def warm_up(call: Call, clock: Clock, *, min_s: float, max_s: float) -> tuple[WarmUp, float]:
+def warm_up(call: Call, clock: Clock, *, min_s: float, max_s: float, fewest: int = FEWEST) -> tuple[WarmUp, float]:
     """Run `call` until it is steady, for `min_s` to `max_s` seconds; also the seconds of the last call.
 
-    The first call never counts towards steadiness. Raises ArithmeticError where the clock gives no finite time.
+    `fewest` calls at least: 1 does where the call has run before. The first never counts towards steadiness.
+    Raises ArithmeticError where the clock gives no finite time.
     """
     began = clock.now()
     times: list[float] = []
@@ -34,7 +35,7 @@ def warm_up(call: Call, clock: Clock, *, min_s: float, max_s: float) -> tuple[Wa
             raise ArithmeticError(f"the clock ({clock.name}) gave {times[-1]} s for a call")
         spent_s = clock.now() - began
         steady = is_steady(times[1:])
-        if len(times) >= FEWEST and (spent_s >= max_s or (steady and spent_s >= min_s)):
+        if len(times) >= fewest and (spent_s >= max_s or (steady and spent_s >= min_s)):
             return WarmUp(calls=len(times), seconds=spent_s, steady=steady), times[-1]
 
 

@@ -8,6 +8,7 @@ Example: ``subject("matmul", "fp8_block", facts)`` → (law "block_scaled_matmul
 
 from collections.abc import Iterable, Mapping
 
+from roofline.laws.batched_matmul import BatchedMatmul
 from roofline.laws.collective import COLLECTIVE
 from roofline.laws.core_attention import DECODE, CoreAttention
 from roofline.laws.core_matmul import CoreMatmul
@@ -29,6 +30,8 @@ LAWS: dict[str, Law] = {
     for law in (
         MATMUL,
         CoreMatmul(),
+        BatchedMatmul("batched_matmul"),
+        BatchedMatmul("grouped_matmul"),
         CoreAttention(),
         CoreAttention(DECODE),
         ScaledMatmul(),

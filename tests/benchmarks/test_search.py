@@ -13,7 +13,8 @@ import torch
 
 from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import time_product
-from profiler.microbench.peak import grid_for, rate_of
+from profiler.microbench.peak import PROBES_S, grid_for, rate_of
+from profiler.microbench.product_ladder import climb
 from profiler.microbench.search import Grid, Shape, search
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -24,7 +25,8 @@ AGAIN, AGAIN_S = 15, 0.3
 def test_search_beside_all_shapes(dtype: str) -> None:
     bench = Bench(DEVICE)
     largest = os.environ.get("SHAPES_UP_TO")
-    grid = Grid.up_to(int(largest)) if largest else grid_for(bench, dtype)
+    probed = climb(bench, "search", dtype, (), budget_s=PROBES_S)
+    grid = Grid.up_to(int(largest)) if largest else grid_for(bench, max(probed.probed.values()))
     rate = rate_of(bench, dtype)
     began = time.perf_counter()
     found = search(grid, rate)

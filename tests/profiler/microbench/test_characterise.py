@@ -141,8 +141,8 @@ def test_a_real_worker_searches_measures_and_marks_its_parts(told: list[dict[str
     assert [message["done"] for message in told if "done" in message] == [
         suite.SEARCH, "matmul", "matmul, one core", "launch",
     ]  # fmt: skip
-    ((dtype, shape),) = (message["shape"] for message in told if "shape" in message)  # type: ignore[misc]
-    assert dtype == "float32" and len(shape) == 3 and max(shape) <= 384
+    ((dtype, shape, layout),) = (message["shape"] for message in told if "shape" in message)  # type: ignore[misc]
+    assert dtype == "float32" and len(shape) == 3 and max(shape) <= 384 and layout in ("k×n", "n×k")
     found = [message["measurement"] for message in told if "measurement" in message]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     bursts = [(one["dtype"], one["status"], one["threads"]) for one in found if one["benchmark"] == "matmul"]  # type: ignore[index, call-overload]

@@ -1,11 +1,14 @@
 """Products of each type: what they compute against float64, and what is refused."""
 
+import math
+
 import pytest
 import torch
 
 from profiler.microbench import matmul, peak
 from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import PRODUCTS, flops, product_case, touched_bytes
+from profiler.record.measurement import Layout
 
 CPU = torch.device("cpu")
 SHAPE = (32, 48, 64)
@@ -16,10 +19,12 @@ def bench() -> Bench:
     return Bench(CPU, budget_s=0.02, dtypes=("float32", "bfloat16"), quick=True)
 
 
+@pytest.mark.parametrize("layout", ["k×n", "n×k"])
 @pytest.mark.parametrize("dtype", ON_A_CPU)
-def test_a_product_is_checked_against_float64(dtype: str) -> None:
-    made = product_case(dtype, SHAPE, CPU)
+def test_a_product_is_checked_against_float64(dtype: str, layout: Layout) -> None:
+    made = product_case(dtype, SHAPE, CPU, layout)
     operands = made.make()
+    assert operands.b.shape == (64, 48) and (operands.b if layout == "k×n" else operands.b.t()).is_contiguous()
     result = made.run(operands)
     made.check(operands, result)
     exact = operands.a.double() @ operands.b.double()
@@ -57,6 +62,8 @@ def test_types_that_cannot_be_multiplied() -> None:
         product_case("tfloat32", SHAPE, CPU)
     with pytest.raises(ValueError, match="no product of 'fp32'; use"):
         product_case("fp32", SHAPE, CPU)
+    with pytest.raises(ValueError, match="b stored n×k, not k×n"):
+        product_case("float8_e4m3fn", SHAPE, CPU, "k×n")
     one = matmul.time_product(bench(), "matmul", "tfloat32", SHAPE)
     assert one.status == "failed" and "tensor cores" in (one.reason or "")
 
@@ -79,17 +86,23 @@ def test_skinny_products_are_cold_and_carry_their_work() -> None:
     assert [one.case for one in found if one.dtype == "float32"] == ["m1", "m4", "m16", "m64", "m256"]
     for one in found:
         m = int(one.case[1:])
-        assert one.unit == "s" and one.parameters["flops"] == flops((m, 4096, 4096))
-        assert one.cache is not None and one.cache.declared == "cold" and one.cache.holds in (True, None)
+        assert one.unit == "s" and flops((m, 4096, 4096)) == 2 * math.prod(int(one.parameters[d]) for d in "mnk")
+        assert one.parameters["b stored"] == "n×k"
+        if one.has_value:
+            assert one.cache is not None and one.cache.declared == "cold" and one.cache.holds in (True, None)
+        else:
+            assert (one.reason or "").startswith("not tried: a call would take")
+    assert found[0].has_value
 
 
 def test_the_grid_follows_speed_and_memory() -> None:
     made = bench()
-    wide = peak.grid_for(made, "float32").sizes
+    made.limit_bytes = 1 << 30
+    assert peak.grid_for(made, 1e9).sizes == (256,), "2·256³ FLOPs take 34 ms"
+    wide = peak.grid_for(made, 100e9).sizes
+    assert wide[-1] == 1024, "2·1024³ take 21 ms, 2·1536³ 72 ms"
     made.limit_bytes = 24 * 512 * 512
-    assert peak.grid_for(made, "float32").sizes == (256, 384, 512) and len(wide) >= 3
-    with pytest.raises(ArithmeticError, match="tensor cores"):
-        peak.grid_for(made, "tfloat32")
+    assert peak.grid_for(made, 100e9).sizes == (256, 384, 512)
 
 
 def test_burst_and_sustained_are_named_and_weighed_apart() -> None:

@@ -87,5 +87,7 @@ def test_the_best_shape_over_all_visits_is_the_burst() -> None:
 
     found = [product(256, 9e9, 0), product(512, 8e9, 0), product(256, 7e9, 1), product(512, 10e9, 1)]
     other = measured("memory", "copy", 1e9)
-    burst, kept = quick._with_bursts(quick._together([*found, other]))
+    left_out = {"float32": "1024×1024×1024 (18 s a call)"}
+    burst, kept = quick._with_bursts(quick._together([*found, other]), left_out)
     assert burst.case == "burst" and burst.value() == pytest.approx(10e9) and kept.benchmark == "memory"
+    assert burst.parameters["not tried"] == left_out["float32"] and "not tried" not in kept.parameters

@@ -28,10 +28,11 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert not has_measurements(tmp_path) and read_measurements(tmp_path) == []
     for one in characterised():
         log.append(one)
-    log.choose("bfloat16", (512, 768, 256))
+    log.choose("bfloat16", (512, 768, 256), "n×k")
     log.close_part(1, "memory")
     again = HardwareLog(tmp_path)
     assert again.measurements == characterised()
+    assert again.layouts == {"bfloat16": "n×k"}
     assert again.shapes == {"bfloat16": (512, 768, 256)} and again.done == {(1, "memory")}
     again.finish(RUN)
     assert not (tmp_path / JOURNAL).exists() and has_measurements(tmp_path)

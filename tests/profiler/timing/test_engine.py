@@ -155,3 +155,16 @@ def test_operands_in_several_placements_are_told_apart() -> None:
     rounds, _ = counted([], size=100)
     long = Setting(Ticking(), rules=RULES, placements=3, limit_bytes=1000, min_sample_s=0.01)
     assert measure(rounds, long).placements == 1  # each sample goes round them all
+
+
+@pytest.mark.parametrize("call_s", [0.01, 0.1, 0.3, 1.0, 7.0])
+def test_the_checked_call_counts_towards_the_budget(call_s: float) -> None:
+    clock = Ticking()
+    budget_s = 1.0
+
+    def run(operand: Operand) -> None:
+        clock.at_s += call_s
+
+    measure(Case(lambda: Operand(0), run, 100), Setting(clock, rules=Rules(max_time_s=budget_s), cache_bytes=1000))
+    fewest_s = 4 * call_s  # the checked call, two of warm-up, a sample
+    assert clock.at_s <= max(budget_s + 2 * call_s, fewest_s) + 0.02

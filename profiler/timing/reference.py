@@ -1,0 +1,78 @@
+"""Reference probes: three fixed pieces of work whose time tells at which level a machine runs just now.
+
+A shared host's bandwidth moves with its neighbours, a GPU's clock with its heat. So the same three probes run in every
+visit of a calibration and in every round of a measured pass: a stream through main memory, a matrix product, and the
+host issuing small operations. Their ratio says how much slower the machine is than when its laws were fitted.
+
+Each time is the mean over a stretch of calls of about `STRETCH_S`, several of an operating system's time slices (some
+milliseconds), so that other work on the cores is in it in proportion, as it is in a pass.
+
+Example: ``probes = ReferenceProbes(torch.device("cpu")); probes.time()`` → {"memory": 2.1e-3, …}, seconds of one call
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from profiler.timing.clock import Clock, HostClock, clock_for
+
+STRETCH_S = 0.012
+"""Seconds of calls of one probe: a reading of all three costs some 40 ms."""
+STREAM_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+"""Read by the stream. On a CPU more than the last-level cache that one process is usually given; where a cache holds
+it all the same, both sides of the ratio are equally warm."""
+PRODUCT_SIZE = {"cpu": 512, "cuda": 4096}
+"""Rows, columns and depth of the float32 product (bfloat16 on a GPU): long enough to run at the device's clock."""
+HOST_OPERATIONS = 64
+"""Small operations, each issued by a module of its own, of one call of the host's probe."""
+
+
+class ReferenceProbes:
+    """The three probes of one device, with their operands."""
+
+    def __init__(self, device: torch.device, clock: Clock | None = None) -> None:
+        """`clock`: of the device's work; tests inject one."""
+        self._clock = clock or clock_for(device)
+        self._host_clock = clock or HostClock()
+        kind = device.type
+        stream = torch.ones(STREAM_BYTES[kind] // 4, device=device)
+        size = PRODUCT_SIZE[kind]
+        rows, weights = (
+            torch.randn(size, size, device=device, dtype=torch.bfloat16 if kind == "cuda" else torch.float32)
+            for _ in range(2)
+        )
+        out = torch.empty_like(rows)
+        small = torch.zeros(1, device=device)
+        steps = nn.Sequential(*(_Add() for _ in range(HOST_OPERATIONS)))
+
+        def host() -> None:
+            steps(small)
+            if kind == "cuda":
+                torch.cuda.synchronize(device)
+
+        self._calls: dict[str, tuple[Callable[[], object], Clock]] = {
+            "memory": (stream.sum, self._clock),
+            "product": (lambda: torch.mm(rows, weights.T, out=out), self._clock),
+            "host": (host, self._host_clock),
+        }
+        self._repeats: dict[str, int] = {}
+
+    def time(self) -> dict[str, float]:
+        """Seconds of one call of each of `roofline.level.PROBES`, now."""
+        found = {}
+        with torch.no_grad():
+            for name, (call, clock) in self._calls.items():
+                if name not in self._repeats:
+                    clock.time(call, 1)  # the first call allocates and chooses a kernel
+                    self._repeats[name] = max(1, round(STRETCH_S / max(clock.time(call, 1), 1e-9)))
+                repeats = self._repeats[name]
+                found[name] = clock.time(call, repeats) / repeats
+        return found
+
+
+class _Add(nn.Module):
+    """One small operation behind the interpreter's call of a module."""
+
+    def forward(self, small: torch.Tensor) -> torch.Tensor:
+        return small.add_(1.0)
