@@ -156,7 +156,7 @@ def _load(cell: Cell, job: Job) -> Loaded:
 
 
 def planned_weight_bytes(cells: Sequence[Cell], job: Job) -> dict[Cell, float]:
-    """Bytes of the weights of each cell's model, known without them; 0 where it cannot be built, which its cell says."""
+    """Bytes of the weights of each cell's model, before they are made; 0 where it cannot be built."""
     found: dict[Cell, float] = {}
     for group in _by_model(list(cells)):
         cell, size = group[0], 0.0

@@ -236,10 +236,8 @@ def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
                 with spent.on("device"):
                     measure_device(folder, job.device, quick=quick, step=step)
             if calibrate:
-                dtypes, visits = (
-                    {cell.workload.dtype for cell in folder.run.cells},
-                    int(options.get("visits") or VISITS),
-                )
+                dtypes = {cell.workload.dtype for cell in folder.run.cells}
+                visits = int(options.get("visits") or VISITS)
                 with spent.on("calibration"):
                     calibrate_device(folder, job.device, dtypes, quick=quick, visits=visits, seed=job.seed, step=step)
             with spent.on("passes"):
