@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.replicates import median_by_round, medians_by_round
+from calibrate.replicates import median_by_round, medians_by_round, middle
 from profiler.record.run import CellResult
 from roofline.hardware import HardwareSpec, Peaks
 from roofline.kernels import price_kernels, share
@@ -78,7 +78,7 @@ class KernelTable:
             raise ValueError(f"{result.cell.key}: what was measured is not its graph of {size}; measure it again")
         peaks: Peaks | None = spec.measured or spec.datasheet
         in_round_s = medians_by_round([kernel.device_s for kernel in result.kernels], result.rounds)
-        kernel_s = np.median(in_round_s, axis=1)
+        kernel_s = middle(in_round_s)
         roofline_s = price_kernels(graph, members, spec.measured).time_s if spec.measured else kernel_s * np.nan
         predicted_s = _by_law(graph, members, spec, roofline_s)
         unknown = np.full(size, np.nan)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from calibrate.kernel_times import KernelTable
 from calibrate.levels import levels
 from calibrate.predicted import NOTED, Predicted
-from calibrate.replicates import median_by_round, medians_by_round
+from calibrate.replicates import median_by_round, medians_by_round, middle
 from profiler.record.run import CellResult
 from roofline.hardware import HardwareSpec
 from roofline.law_prices import LawPrices, law_prices
@@ -84,7 +84,7 @@ class OpTimesTable:
                 "executed": executed.time_s if executed else unknown,
                 "calibrated": calibrated_s,
                 "calibrated_at_level": _at_level_s(predicted, size),
-                "measured": np.median(rounds_s, axis=1),
+                "measured": middle(rounds_s),
             },
             rounds_s=rounds_s,
             bound=executed.bound if executed else said.bound if said else (UNKNOWN,) * size,

@@ -21,11 +21,19 @@ from scipy.special import stdtrit
 
 Floats = NDArray[np.float64]
 
+MIDDLE = "median"
+"""What `middle` takes, in a report's words."""
+
 COVERED = 0.9
 """Share of intervals that hold what they are about, where nothing else is said."""
 NORMAL = math.sqrt(math.pi / 2)
 """1.253: standard deviation of a normal sample ÷ its mean absolute deviation, and also the standard error of its median
 ÷ that of its mean."""
+
+
+def middle(values: Floats, axis: int = -1) -> Floats:
+    """What stands for several times that should be alike; the one estimator of passes, rounds and visits."""
+    return np.asarray(np.median(values, axis=axis))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,7 @@ def by_round(samples: Sequence[float] | Floats, rounds: int) -> Floats:
     passes = values.shape[-1]
     if rounds < 1 or passes == 0 or passes % rounds:
         return values
-    return np.asarray(np.median(values.reshape(*values.shape[:-1], rounds, passes // rounds), axis=-1))
+    return middle(values.reshape(*values.shape[:-1], rounds, passes // rounds))
 
 
 def medians_by_round(samples: Sequence[Sequence[float]], rounds: int) -> Floats:
@@ -73,13 +81,13 @@ def medians_by_round(samples: Sequence[Sequence[float]], rounds: int) -> Floats:
     for row, values in zip(found, samples, strict=True):
         if values:
             medians = by_round(values, rounds)
-            row[:] = medians if len(medians) == len(row) else np.median(values)
+            row[:] = medians if len(medians) == len(row) else middle(np.asarray(values, dtype=float))
     return found
 
 
 def median_by_round(samples: Sequence[float], rounds: int) -> float:
     """Median over the rounds of the median of each round's samples; 0 where nothing was sampled."""
-    return float(np.median(by_round(samples, rounds))) if samples else 0.0
+    return float(middle(by_round(samples, rounds))) if samples else 0.0
 
 
 def median_of(values: Sequence[float] | Floats) -> Median:
@@ -88,13 +96,13 @@ def median_of(values: Sequence[float] | Floats) -> Median:
     count = len(found)
     if count == 0:
         raise ValueError("a median needs at least one value")
-    middle = float(np.median(found))
+    value = float(middle(found))
     if count == 1:
-        return Median(middle, math.inf, 1.0)
-    off = found - middle
+        return Median(value, math.inf, 1.0)
+    off = found - value
     scale = NORMAL * float(np.abs(off).sum()) / (count - 1)
     independent = count * _independent_share(off)
-    return Median(middle, NORMAL * scale / math.sqrt(independent), count - 1.0)
+    return Median(value, NORMAL * scale / math.sqrt(independent), count - 1.0)
 
 
 def error_within(samples: Sequence[float] | Floats, rounds: int) -> float:

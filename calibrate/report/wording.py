@@ -8,6 +8,7 @@ Example: ``headline(report)`` is ``"82.1 ms wall ± 1.2 %, 78.0 ms busy; its dev
 from collections.abc import Sequence
 
 from calibrate.pass_report import PassReport
+from calibrate.replicates import MIDDLE
 from calibrate.report import tables
 from calibrate.report.units import UNKNOWN, dtype, duration, percent, plus_minus, seconds, size
 from calibrate.soundness import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_EXCESS, SPANS_WITHIN
@@ -144,14 +145,14 @@ def level(report: PassReport) -> tuple[str, ...]:
 
 def compared(report: PassReport) -> str:
     """What measured and predicted figures are, so that it is seen that they are alike."""
-    measured = "median of the passes"
+    measured = f"{MIDDLE} of the passes"
     if report.rounds is not None and report.passes is not None:
         each = report.passes[0] // report.rounds
-        measured = f"median over {_some(report.rounds, 'round')} of {_some(each, 'pass', 'passes')}"
+        measured = f"{MIDDLE} over {_some(report.rounds, 'round')} of {_some(each, 'pass', 'passes')}"
     if report.rounds == 1:
         measured += ", without an interval"
     how = {
-        "calibrated": "laws fitted to medians of kernels measured in the same way, at the machine's level "
+        "calibrated": f"laws fitted to {MIDDLE}s of kernels measured in the same way, at the machine's level "
         + ("of this run" if report.level else "of the calibration"),
         "executed": "rooflines at peaks, which are of the fastest tenth of their samples",
     }

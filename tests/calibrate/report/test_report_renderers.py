@@ -65,7 +65,8 @@ def test_narrow_consoles_lose_columns_in_order_and_keep_path_and_time() -> None:
     assert all(column.header in header(160) for column in tables.LAYER_COLUMNS)
     assert "per repeat" not in header(100)
     assert "predicted" in header(100)
-    assert "bound" in header(80)
+    assert "bound" in header(90)
+    assert "±" in header(80)
     assert "efficiency" in header(80)
     assert "time" in header(47)
     for width in range(70, 161):  # columns go before a path becomes unreadable
