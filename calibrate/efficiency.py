@@ -1,7 +1,13 @@
-"""Measured against predicted, for each operation, layer kind and pass: the waterfall and the closure.
+"""Measured against predicted, for each operation, layer kind and pass: rungs, waterfall, intervals, verdict.
 
 `summarise` turns a measured cell, its graph and a device's figures into a `PassReport`; every view
 (terminal, markdown, HTML, JSON) renders that and computes nothing of its own.
+
+Measured figures are medians over the rounds of the median of each round's passes, and so are the laws' kernels. Their
+intervals are over rounds (`calibrate.replicates`), those of predictions from the laws (`calibrate.predicted`); that of
+a difference of the two has the root of the sum of both squares, as they are independent.
+
+Example: ``summarise(result, graph, spec).busy_s``
 """
 
 from collections.abc import Sequence
@@ -10,121 +16,18 @@ from typing import Any
 import numpy as np
 
 from calibrate.kernel_times import FusedKernel
-from calibrate.op_times import Array, OpTimesTable, known, layer_kind
-from calibrate.soundness import doubts, judge
-from calibrate.waterfall import TERMS, terms
-from profiler.record.run import CellResult, Closure, Mode
-from roofline.forecast import pass_wall_s
+from calibrate.op_times import RUNGS, Array, OpTimesTable, known, layer_kind
+from calibrate.pass_report import LayerEfficiency, PassReport, Rungs
+from calibrate.predicted import Ends, Wall, executed_wall, predicted_wall
+from calibrate.replicates import Median, around, by_round, median_by_round, median_of
+from calibrate.soundness import CERTAIN, doubts, excess_of, judge
+from calibrate.waterfall import Waterfall, term_ending_at, waterfall
+from profiler.record.run import CellResult, Closure
 from roofline.hardware import HardwareSpec
-from roofline.host_gaps import least_gap_s
 from roofline.op import OpGraph
-from roofline.record import Record
-from roofline.workload import Workload
 
 UNATTRIBUTED = "(unattributed)"
 """Path of the row that holds device time of no operation of the graph."""
-
-
-class Rungs(Record):
-    """The five times of DESIGN.md, in seconds, in total over all executions; None where a rung is not known."""
-
-    ideal: float | None
-    """T0: fused graph, datasheet peaks."""
-    achieved: float | None
-    """T1: fused graph, peaks measured on this device."""
-    executed: float | None
-    """T2: graph as executed, peaks measured on this device."""
-    calibrated: float | None
-    """T3: graph as executed, calibrated laws."""
-    measured: float
-    """T4: device time."""
-
-
-class Waterfall(Record):
-    """Signed seconds that add up to the wall time. A term with an unknown rung is None and shown merged."""
-
-    ideal: float | None
-    peak_derate: float | None
-    extra_work: float | None
-    shape_loss: float | None
-    residual: float | None
-    idle: float
-    merged: dict[str, float] = {}
-    """Terms that an unknown rung joins: {"shape_loss+residual": seconds}."""
-
-
-class LayerEfficiency(Record):
-    """One layer kind: the operations of one kind under one module path, repeated layers folded."""
-
-    path: str
-    """Module path; the index of a repeated layer is "*"."""
-    kind: str
-    count: float
-    """Executions in the whole model."""
-    rungs: Rungs
-    waterfall: Waterfall
-    ideal_s: float | None
-    """Lowest known rung, in total."""
-    predicted_s: float | None
-    """Highest known rung below the measurement, in total."""
-    measured_s: float
-    """In total, so that the layers add up to the busy time."""
-    median_s: float
-    """Of one repeated layer's measured time."""
-    spread_s: float
-    """Half the 5–95 % range over the repeated layers."""
-    efficiency: float | None
-    """ideal_s ÷ measured_s; above 1 is marked, never clipped."""
-    bound: str
-    """What the executed roofline waits for: "matrix", "vector", or the name of a memory level."""
-    matrix_flops: float
-    vector_flops: float
-    bytes: float
-    kernels: tuple[str, ...] = ()
-    """Kernels or backends that ran it."""
-
-
-class PassReport(Record):
-    """One measured pass."""
-
-    model: str
-    workload: Workload
-    status: str
-    """"done", "inconclusive" or "invalid", as `calibrate.soundness` judges."""
-    reason: str | None
-    wall_s: float
-    """Median of the unprofiled passes; scaled where only some layers ran."""
-    busy_s: float
-    """Sum of the layers' measured times."""
-    scaled_from_layers: tuple[int, int] | None
-    """(measured, whole model) repeated layers."""
-    ideal_peaks: str | None
-    """Which peaks `ideal_s` uses: "datasheet", "achieved", None if no peaks are known."""
-    prediction: str | None
-    """Rung of `predicted_s`: "executed" (achieved peaks) or "calibrated"."""
-    rungs: Rungs
-    waterfall: Waterfall
-    predicted_busy_s: float | None
-    predicted_wall_s: float | None
-    noise: float
-    """Half the 5–95 % range of the unprofiled wall times ÷ their median."""
-    closure: Closure
-    ran: dict[str, str]
-    differences: tuple[str, ...]
-    inactive: tuple[str, ...]
-    peak_memory_bytes: int | None
-    layers: tuple[LayerEfficiency, ...]
-    mode: Mode = "eager"
-    kernels: tuple[FusedKernel, ...] = ()
-    """Of a compiled pass, the slowest first; their times are shared among the layers that they came from."""
-    warnings: tuple[str, ...] = ()
-    """What an expert must know before using the figures."""
-    clock: str = ""
-    """What gave the device times, as `CellResult.clock`; "" if it was not recorded."""
-    cache_state: str = ""
-    """State of the caches, as `CellResult.cache_state`; "" if it was not recorded."""
-    passes: tuple[int, int] | None = None
-    """(unprofiled, profiled) passes behind the medians; None if it was not recorded."""
 
 
 def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated_s: Array | None = None) -> PassReport:
@@ -140,34 +43,52 @@ def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated
     if result.status == "failed" or not result.wall_s or result.closure is None:
         raise ValueError(f"{result.cell.key}: nothing to summarise ({result.reason or 'no samples'})")
     table = OpTimesTable.of(result, graph, spec, calibrated_s)
-    unattributed_s = float(np.median(result.unattributed_s)) if result.unattributed_s else 0.0
-    tail_s = float(np.median(result.tail_gap_s)) if result.tail_gap_s else 0.0
-    wall_s = float(np.median(result.wall_s)) * _scale(table, tail_s + unattributed_s)
-    busy_s = float((table.measured_s * table.count).sum()) + unattributed_s
-    idle_s = wall_s - busy_s
-    rungs = _rungs([table.total(rung) for rung in ("ideal", "achieved", "executed", "calibrated")], busy_s)
+    rounds = result.rounds
+    lost_s, tail_s = (median_by_round(samples, rounds) for samples in (result.unattributed_s, result.tail_gap_s))
+    scale = _scale(table, tail_s + lost_s)
+    busys_s = _busy_by_round(table, result)
+    wall = median_of(by_round(result.wall_s, rounds) * scale)
+    busy_s = float((table.measured_s * table.count).sum()) + lost_s
+    idle_s = wall.value - busy_s
+    rungs = _rungs([table.total(rung) for rung in RUNGS], busy_s)
     ideal_peaks = _ideal_peaks(rungs, spec)
     layers = _layers(table, graph, idle_s, ideal_peaks)
-    if unattributed_s:
-        layers.append(_unattributed_row(unattributed_s))
-    noise = _half_range(result.wall_s) / float(np.median(result.wall_s))
-    status, reason = judge(result, idle=idle_s / wall_s, noise=noise)
+    if lost_s:
+        layers.append(_unattributed_row(lost_s, by_round(result.unattributed_s, rounds)))
+    excess = excess_of(np.array(result.wall_s) * scale, np.array(result.profiled_wall_s) * scale, busys_s)
+    excess = Median(-idle_s / wall.value, excess.error, excess.freedom)
+    ratio = _instrumented(result, result.closure)
+    status, reason = judge(result, wall=wall, excess=excess, ratio=ratio)
     prediction = next((name for name in ("calibrated", "executed") if getattr(rungs, name) is not None), None)
+    predicted_wall_s = _predicted_wall(table, graph, spec, result, prediction)
+    fall = waterfall([getattr(rungs, name) for name in RUNGS], rungs.measured, idle_s)
+    busy_ends = around(busy_s, median_of(busys_s).half())
+    predicted_ends = table.predicted.ends(table.count) if table.predicted else None
+    terms = {
+        **_residual(rungs, fall, busy_ends, predicted_ends),
+        **_level(rungs, fall, table),
+        **_idle(idle_s, result, busys_s, scale),
+    }
     return PassReport(
         model=result.cell.model,
         workload=result.cell.workload,
         status=status,
         reason=reason,
-        wall_s=wall_s,
+        wall_s=wall.value,
         busy_s=busy_s,
         scaled_from_layers=graph.layers,
         ideal_peaks=ideal_peaks,
         prediction=prediction,
         rungs=rungs,
-        waterfall=_waterfall(rungs, idle_s),
-        predicted_busy_s=rungs.calibrated if rungs.calibrated is not None else rungs.executed,
-        predicted_wall_s=_predicted_wall_s(table, spec, prediction, result.cell.mode),
-        noise=noise,
+        waterfall=fall,
+        waterfall_low={name: ends[0] for name, ends in terms.items()},
+        waterfall_high={name: ends[1] for name, ends in terms.items()},
+        predicted_busy_s=_highest(rungs),
+        predicted_wall_s=predicted_wall_s.at_level_s,
+        predicted_busy_calibrated_s=rungs.calibrated,
+        predicted_wall_calibrated_s=predicted_wall_s.calibrated_s,
+        level=dict(table.predicted.levels) if table.predicted else {},
+        noise=_half_range(result.wall_s) / float(np.median(result.wall_s)),
         closure=result.closure,
         ran=result.ran,
         differences=result.differences,
@@ -176,27 +97,91 @@ def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated
         layers=tuple(sorted(layers, key=lambda layer: -layer.measured_s)),
         mode=result.cell.mode,
         kernels=_kernels(table, graph),
-        warnings=(*table.warnings, *doubts(result), *_doubts(layers, result.closure)),
+        warnings=(*table.warnings, *doubts(result, ratio), *_doubts(layers, result.closure)),
         clock=result.clock,
         cache_state=result.cache_state,
         passes=(len(result.wall_s), len(result.profiled_wall_s)),
+        rounds=rounds,
+        excess=excess.value,
+        **_ends("wall_s", wall.interval()),
+        **_ends("busy_s", busy_ends),
+        **_ends("predicted_busy_s", predicted_ends),
+        **_ends("predicted_wall_s", predicted_wall_s.ends),
+        **_ends("instrumented_ratio", ratio.interval()),
+        **_ends("excess", excess.interval(CERTAIN)),
     )
 
 
-def to_json(report: PassReport) -> dict[str, Any]:
-    """One element of `passes` in the output of `run --json`, as DESIGN.md gives it, with more keys."""
-    workload = report.workload
+def _ends(name: str, ends: Ends | None) -> dict[str, Any]:
+    """The two fields that hold the interval of a figure."""
+    return {f"{name}_low": ends[0], f"{name}_high": ends[1]} if ends else {}
+
+
+def _busy_by_round(table: OpTimesTable, result: CellResult) -> Array:
+    """Seconds of device time of each round, all executions, shape (rounds,)."""
+    busys_s = table.count @ table.rounds_s
+    lost_s = by_round(result.unattributed_s, result.rounds)
+    return np.asarray(busys_s + lost_s if len(lost_s) == len(busys_s) else busys_s)
+
+
+def _instrumented(result: CellResult, closure: Closure) -> Median:
+    """Profiled ÷ unprofiled wall, in pairs within a round."""
+    plain_s, profiled_s = by_round(result.wall_s, result.rounds), by_round(result.profiled_wall_s, result.rounds)
+    if len(plain_s) != len(profiled_s) or not (plain_s > 0).all():
+        return Median(closure.instrumented_ratio, np.inf, 1)
+    found = median_of(profiled_s / plain_s)
+    return Median(closure.instrumented_ratio, found.error, found.freedom)
+
+
+def _idle(idle_s: float, result: CellResult, busys_s: Array, scale: float) -> dict[str, Ends]:
+    """Interval of the idle time, from pairs of wall and busy time within a round."""
+    walls_s = by_round(result.wall_s, result.rounds) * scale
+    if len(walls_s) != len(busys_s):
+        return {}
+    ends = around(idle_s, median_of(walls_s - busys_s).half())
+    return {"idle": ends} if ends else {}
+
+
+def _residual(rungs: Rungs, fall: Waterfall, busy: Ends | None, predicted: Ends | None) -> dict[str, Ends]:
+    """Interval of the term that ends with the residual. What it begins at is a prediction with an interval, or a
+    roofline, which has none."""
+    name = term_ending_at(fall, "residual")
+    start_s, predicted_s = _start(fall, name, rungs), _highest(rungs)
+    if name is None or busy is None or start_s is None:
+        return {}
+    if start_s == predicted_s and rungs.calibrated is not None:
+        if predicted is None:
+            return {}
+        below, above = predicted_s - predicted[0], predicted[1] - predicted_s
+    else:
+        below = above = 0.0
+    value = rungs.measured - start_s
     return {
-        "model": report.model,
-        "phase": workload.phase,
-        **workload.model_dump(),
-        "attributed": report.closure.attributed,
-        "instrumented_ratio": report.closure.instrumented_ratio,
-        "spans_plus_gaps": report.closure.spans_plus_gaps,
-        "unprofiled_passes": report.passes[0] if report.passes else None,
-        "profiled_passes": report.passes[1] if report.passes else None,
-        **report.model_dump(mode="json", exclude={"workload", "passes"}),
+        name: (value - np.hypot(rungs.measured - busy[0], above), value + np.hypot(busy[1] - rungs.measured, below))
     }
+
+
+def _start(fall: Waterfall, name: str | None, rungs: Rungs) -> float | None:
+    """Where a term that ends at the measurement begins."""
+    if name is None:
+        return None
+    value = fall.merged[name] if name in fall.merged else getattr(fall, name)
+    return None if value is None else rungs.measured - value
+
+
+def _level(rungs: Rungs, fall: Waterfall, table: OpTimesTable) -> dict[str, Ends]:
+    """Interval of the level's term: every probe's ratio is off independently of the others."""
+    if fall.level is None or table.predicted is None:
+        return {}
+    return {"level": table.predicted.level_ends(table.count)}
+
+
+def _highest(rungs: Rungs) -> float | None:
+    """The highest known rung below the measurement that prices the graph as executed."""
+    for rung in (rungs.calibrated_at_level, rungs.calibrated, rungs.executed):
+        if rung is not None:
+            return rung
+    return None
 
 
 def _scale(table: OpTimesTable, rest_s: float) -> float:
@@ -207,13 +192,7 @@ def _scale(table: OpTimesTable, rest_s: float) -> float:
 
 
 def _rungs(predicted: Sequence[float | None], measured: float) -> Rungs:
-    ideal, achieved, executed, calibrated = predicted
-    return Rungs(ideal=ideal, achieved=achieved, executed=executed, calibrated=calibrated, measured=measured)
-
-
-def _waterfall(rungs: Rungs, idle_s: float) -> Waterfall:
-    alone, merged = terms(rungs.ideal, rungs.achieved, rungs.executed, rungs.calibrated, rungs.measured)
-    return Waterfall(**{name: alone[name] for name in TERMS}, idle=idle_s, merged=merged)
+    return Rungs(**dict(zip(RUNGS, predicted, strict=True)), measured=measured)
 
 
 def _ideal_peaks(rungs: Rungs, spec: HardwareSpec) -> str | None:
@@ -240,9 +219,8 @@ def _layer(
     table: OpTimesTable, graph: OpGraph, path: str, kind: str, row: Any, idle_s: float, ideal_peaks: str | None
 ) -> LayerEfficiency:
     count = table.count[row]
-    total = {rung: known(float((times[row] * count).sum())) for rung, times in table.rungs.items()}
     measured_s = float((table.measured_s[row] * count).sum())
-    rungs = _rungs([total[rung] for rung in ("ideal", "achieved", "executed", "calibrated")], measured_s)
+    rungs = _rungs([known(float((table.rungs[rung][row] * count).sum())) for rung in RUNGS], measured_s)
     ideal_s = {"datasheet": rungs.ideal, "achieved": rungs.achieved, None: None}[ideal_peaks]
     repeated: dict[str, float] = {}
     waits: dict[str, float] = {}
@@ -256,9 +234,9 @@ def _layer(
         kind=kind,
         count=float(count.sum()),
         rungs=rungs,
-        waterfall=_waterfall(rungs, idle_s),
+        waterfall=waterfall([getattr(rungs, name) for name in RUNGS], measured_s, idle_s),
         ideal_s=ideal_s,
-        predicted_s=rungs.calibrated if rungs.calibrated is not None else rungs.executed,
+        predicted_s=_highest(rungs),
         measured_s=measured_s,
         median_s=float(np.median([*repeated.values()])),
         spread_s=_half_range([*repeated.values()]),
@@ -268,17 +246,19 @@ def _layer(
         vector_flops=sum(op.vector_flops * op.count for op in ops),
         bytes=sum(op.count * sum(a.bytes for a in (*op.reads, *op.writes)) for op in ops),
         kernels=tuple(dict.fromkeys(name for i in row.tolist() for name in table.kernels[i])),
+        **_ends("measured_s", around(measured_s, median_of(count @ table.rounds_s[row]).half())),
+        **_ends("predicted_s", table.predicted.ends(table.count, row) if table.predicted else None),
     )
 
 
-def _unattributed_row(seconds: float) -> LayerEfficiency:
-    rungs = _rungs([None] * 4, seconds)
+def _unattributed_row(seconds: float, rounds_s: Array) -> LayerEfficiency:
+    rungs = _rungs([None] * len(RUNGS), seconds)
     return LayerEfficiency(
         path=UNATTRIBUTED,
         kind="other",
         count=1,
         rungs=rungs,
-        waterfall=_waterfall(rungs, 0.0),
+        waterfall=waterfall([None] * len(RUNGS), seconds, 0.0),
         ideal_s=None,
         predicted_s=None,
         measured_s=seconds,
@@ -289,26 +269,19 @@ def _unattributed_row(seconds: float) -> LayerEfficiency:
         matrix_flops=0,
         vector_flops=0,
         bytes=0,
+        **_ends("measured_s", around(seconds, median_of(rounds_s).half())),
     )
 
 
-def _predicted_wall_s(table: OpTimesTable, spec: HardwareSpec, prediction: str | None, mode: Mode) -> float | None:
-    """The host model over the predicted device times; None without a prediction or a host figure.
-
-    Of a CUDA graph the host issues one launch, which the device does not wait for: its wall is the device's time. Of a
-    compiled pass it issues kernels.
-    """
-    if prediction is None or spec.measured is None or spec.kind == "other":
-        return None
-    if mode.endswith("cuda-graph"):
-        return table.total(prediction)
-    with_laws = prediction == "calibrated"
-    if table.compiled is not None:
-        time_s, count = table.compiled.predicted_s, table.compiled.count
-        gap_s = least_gap_s(spec, len(count))
-    else:
-        time_s, count, gap_s = table.rungs[prediction], table.count, table.host_gap_s
-    return pass_wall_s(time_s, count, spec, spec.measured, gap_s, with_laws=with_laws)
+def _predicted_wall(
+    table: OpTimesTable, graph: OpGraph, spec: HardwareSpec, result: CellResult, prediction: str | None
+) -> Wall:
+    """Not known without a prediction or a host figure."""
+    if prediction == "calibrated" and table.predicted is not None:
+        return predicted_wall(graph, table.count, spec, table.predicted, result.cell.mode, table.compiled)
+    if prediction == "executed":
+        return executed_wall(table.count, spec, table.rungs[prediction], result.cell.mode, table.compiled)
+    return Wall()
 
 
 def _kernels(table: OpTimesTable, graph: OpGraph) -> tuple[FusedKernel, ...]:

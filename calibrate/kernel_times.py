@@ -9,11 +9,11 @@ Example: ``KernelTable.of(result, graph, spec).measured_s`` → seconds of each 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate.replicates import median_by_round, medians_by_round, middle
 from profiler.record.run import CellResult
 from roofline.hardware import HardwareSpec, Peaks
 from roofline.kernels import price_kernels, share
@@ -58,6 +58,8 @@ class KernelTable:
     roofline at measured peaks; NaN where not known."""
     measured_s: NDArray[np.float64]
     """Shape (operations,)."""
+    rounds_s: NDArray[np.float64]
+    """Shape (operations, rounds): what was measured in each round."""
     gap_s: NDArray[np.float64]
     """Shape (operations,): idle before a kernel, given to its first member."""
     executed_s: NDArray[np.float64]
@@ -75,14 +77,15 @@ class KernelTable:
         if any(not 0 <= op < size for ops in members for op in ops):
             raise ValueError(f"{result.cell.key}: what was measured is not its graph of {size}; measure it again")
         peaks: Peaks | None = spec.measured or spec.datasheet
-        kernel_s = np.array([median(kernel.device_s) if kernel.device_s else 0.0 for kernel in result.kernels])
+        in_round_s = medians_by_round([kernel.device_s for kernel in result.kernels], result.rounds)
+        kernel_s = middle(in_round_s)
         roofline_s = price_kernels(graph, members, spec.measured).time_s if spec.measured else kernel_s * np.nan
         predicted_s = _by_law(graph, members, spec, roofline_s)
         unknown = np.full(size, np.nan)
         gap_s = np.zeros(size)
         labels: list[list[str]] = [[] for _ in range(size)]
         for kernel in result.kernels:
-            gap_s[kernel.ops[0]] += median(kernel.gap_s) if kernel.gap_s else 0.0
+            gap_s[kernel.ops[0]] += median_by_round(kernel.gap_s, result.rounds)
             for op in kernel.ops:
                 labels[op].append(kernel.name)
         return cls(
@@ -92,6 +95,7 @@ class KernelTable:
             kernel_s=kernel_s,
             predicted_s=predicted_s,
             measured_s=share(graph, members, kernel_s, peaks),
+            rounds_s=np.stack([share(graph, members, one_s, peaks) for one_s in in_round_s.T], axis=1),
             gap_s=gap_s,
             executed_s=share(graph, members, roofline_s, peaks),
             calibrated_s=share(graph, members, predicted_s, peaks) if spec.calibrated else unknown,

@@ -5,24 +5,26 @@ Example: ``OpTimesTable.of(result, graph, spec).rungs["executed"]`` → T2 of ea
 
 import re
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.kernel_times import KernelTable
+from calibrate.levels import levels
+from calibrate.predicted import NOTED, Predicted
+from calibrate.replicates import median_by_round, medians_by_round, middle
 from profiler.record.run import CellResult
 from roofline.hardware import HardwareSpec
-from roofline.host_gaps import host_gap_s
 from roofline.law_prices import LawPrices, law_prices
 from roofline.laws.roofline import UNKNOWN, missing_peaks
+from roofline.level_prices import waits
 from roofline.op import OpGraph
 from roofline.predict import Prepared, price, price_fused
 
 Array = NDArray[np.float64]
 
-NOTED = 0.02
-"""Share of a pass's predicted time from which a reader has to know that laws do not, or not surely, describe it."""
+RUNGS = ("ideal", "achieved", "executed", "calibrated", "calibrated_at_level")
+"""T0, T1, T2, T3 at the calibration's level of the machine, and T3 at that of the pass; "measured", T4, is apart."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,15 +34,17 @@ class OpTimesTable:
     count: Array
     """Executions in the whole model that each operation stands for."""
     gap_s: Array
-    """Device idle before it, median of the passes."""
+    """Device idle before it, median over the rounds."""
     rungs: dict[str, Array]
-    """ideal (T0), achieved (T1), executed (T2), calibrated (T3), measured (T4)."""
+    """Those of `RUNGS`, and measured (T4): the median over the rounds of the median of each round's passes."""
+    rounds_s: Array
+    """Shape (operations, rounds): what was measured in each round."""
     bound: tuple[str, ...]
     """What the executed graph waits for, at the measured peaks, or the datasheet's if there are none."""
     kernels: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...]
-    host_gap_s: Array | None = None
-    """Of the host before each, as the spec's law has it; None without one."""
+    predicted: Predicted | None = None
+    """By calibrated laws, with intervals; None without them."""
     compiled: KernelTable | None = None
     """The kernels of a compiled pass, whose shares `rungs` then holds."""
 
@@ -51,21 +55,25 @@ class OpTimesTable:
         """Join a measurement to its graph. Raises ValueError where they do not belong together."""
         size = len(graph.ops)
         if result.kernels:
-            return cls._of_kernels(KernelTable.of(result, graph, spec), graph, spec)
+            return cls._of_kernels(KernelTable.of(result, graph, spec), result, graph, spec)
         by_op = {times.op: times for times in result.ops}
         if len(by_op) != len(result.ops) or any(not 0 <= op < size for op in by_op):
             raise ValueError(f"{result.cell.key}: what was measured is not its graph of {size}; measure it again")
         if calibrated_s is not None and calibrated_s.shape != (size,):
             raise ValueError(f"calibrated times are {calibrated_s.shape}, the graph has {size} operations")
-        measured, gap = np.zeros(size), np.zeros(size)
-        for op, times in by_op.items():
-            measured[op] = median(times.device_s) if times.device_s else 0.0
-            gap[op] = median(times.gap_s) if times.gap_s else 0.0
+        samples = [by_op[i].device_s if i in by_op else () for i in range(size)]
+        rounds_s = medians_by_round(samples, result.rounds)
+        gap = np.array([median_by_round(by_op[i].gap_s, result.rounds) if i in by_op else 0.0 for i in range(size)])
         prepared, unknown = Prepared(graph), np.full(size, np.nan)
         executed = price(prepared, spec.measured) if spec.measured else None
-        laws = law_prices(prepared, spec, executed.time_s) if executed and spec.calibrated else None
+        laws = None
+        if executed and spec.calibrated:
+            laws = law_prices(prepared, spec, executed.time_s, with_intervals=True)
         if calibrated_s is None:
             calibrated_s = laws.time_s if laws else unknown
+            predicted = _predicted(calibrated_s, laws, prepared, result, spec)
+        else:
+            predicted = _predicted(calibrated_s, None, prepared, result, spec)
         said = price(prepared, spec.datasheet) if spec.datasheet and not executed else None
         return cls(
             count=np.array([op.count for op in graph.ops], dtype=float),
@@ -75,19 +83,22 @@ class OpTimesTable:
                 "achieved": price_fused(prepared, spec.measured).time_s if spec.measured else unknown,
                 "executed": executed.time_s if executed else unknown,
                 "calibrated": calibrated_s,
-                "measured": measured,
+                "calibrated_at_level": _at_level_s(predicted, size),
+                "measured": middle(rounds_s),
             },
+            rounds_s=rounds_s,
             bound=executed.bound if executed else said.bound if said else (UNKNOWN,) * size,
             kernels=tuple(by_op[i].kernels if i in by_op else () for i in range(size)),
-            host_gap_s=host_gap_s(graph, spec),
+            predicted=predicted,
             warnings=(*_unmeasured(graph, set(by_op)), *_unpriced(graph, spec), *_unlawful(graph, laws)),
         )
 
     @classmethod
-    def _of_kernels(cls, table: KernelTable, graph: OpGraph, spec: HardwareSpec) -> "OpTimesTable":
+    def _of_kernels(cls, table: KernelTable, result: CellResult, graph: OpGraph, spec: HardwareSpec) -> "OpTimesTable":
         """A compiled pass: what was executed is its kernels, and laws price those that are one operation."""
         prepared, unknown = Prepared(graph), np.full(len(graph.ops), np.nan)
-        waits = price(prepared, peaks) if (peaks := spec.measured or spec.datasheet) else None
+        said = price(prepared, peaks) if (peaks := spec.measured or spec.datasheet) else None
+        predicted = _predicted(table.calibrated_s, None, prepared, result, spec)
         return cls(
             count=np.array([op.count for op in graph.ops], dtype=float),
             gap_s=table.gap_s,
@@ -96,11 +107,14 @@ class OpTimesTable:
                 "achieved": price_fused(prepared, spec.measured).time_s if spec.measured else unknown,
                 "executed": table.executed_s if spec.measured else unknown,
                 "calibrated": table.calibrated_s,
+                "calibrated_at_level": _at_level_s(predicted, len(graph.ops)),
                 "measured": table.measured_s,
             },
-            bound=waits.bound if waits else (UNKNOWN,) * len(graph.ops),
+            rounds_s=table.rounds_s,
+            bound=said.bound if said else (UNKNOWN,) * len(graph.ops),
             kernels=table.labels,
             warnings=(*_uncompiled(graph, table), *_unpriced(graph, spec)),
+            predicted=predicted,
             compiled=table,
         )
 
@@ -111,6 +125,20 @@ class OpTimesTable:
     def total(self, rung: str) -> float | None:
         """Sum over all executions in the whole model; None if the rung is not known for some operation."""
         return known(float((self.rungs[rung] * self.count).sum()))
+
+
+def _predicted(
+    time_s: Array, laws: LawPrices | None, prepared: Prepared, result: CellResult, spec: HardwareSpec
+) -> Predicted | None:
+    """None where an operation has no calibrated time."""
+    if spec.measured is None or np.isnan(time_s).any():
+        return None
+    shares = waits(prepared, spec.measured, spec.kind)
+    return Predicted.of(time_s, laws, shares, levels(result.reference, spec.reference))
+
+
+def _at_level_s(predicted: Predicted | None, size: int) -> Array:
+    return predicted.at_level_s if predicted is not None and predicted.levels else np.full(size, np.nan)
 
 
 def known(value: float) -> float | None:

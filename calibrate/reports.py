@@ -6,7 +6,8 @@ Example: ``[report.wall_s for report in load(RunFolder.open(path))[0]]``
 from collections.abc import Sequence
 from typing import Any
 
-from calibrate.efficiency import PassReport, summarise, to_json
+from calibrate.efficiency import summarise
+from calibrate.pass_report import PassReport, to_json
 from profiler.record.errors import RequestError
 from profiler.record.run import CellResult
 from profiler.record.store import RunFolder
@@ -77,6 +78,19 @@ def _was_measured(result: CellResult) -> bool:
     return result.status != "failed" and samples
 
 
+def advice(folder: RunFolder, reports: Sequence[PassReport]) -> str | None:
+    """What to do about passes that cannot be believed, in one line; None where all can."""
+    doubtful = [report for report in reports if report.status != "done"]
+    if not doubtful:
+        return None
+    seconds = 2 * float(folder.run.options.get("seconds") or 0)
+    longer = f" --seconds {seconds:g}" if seconds else ""
+    return (
+        f"{len(doubtful)} of {len(reports)} passes cannot be relied on; measure them again, longer or on a quieter "
+        f"machine: python -m profiler run --resume {folder.path}{longer}"
+    )
+
+
 def document(folder: RunFolder, reports: Sequence[PassReport], failed: Sequence[CellResult]) -> dict[str, Any]:
     """What `run --json` and `show --json` print; keys are only ever added."""
     environment = folder.run.environment
@@ -85,11 +99,14 @@ def document(folder: RunFolder, reports: Sequence[PassReport], failed: Sequence[
         "device": environment.device,
         "started": folder.run.started,
         "finished": folder.run.finished,
+        "estimated": folder.run.estimated_s,
+        "spent": folder.run.spent_s,
         "environment": environment.model_dump(mode="json", include=ENVIRONMENT),
         "warnings": [
             *environment.notes,
             *(f"{report.model} {report.workload.key}: {line}" for report in reports for line in report.warnings),
         ],
+        "advice": advice(folder, reports),
         "passes": [to_json(report) for report in reports],
         "failed": [
             {

@@ -11,7 +11,8 @@ Example::
 """
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -152,6 +153,19 @@ def _load(cell: Cell, job: Job) -> Loaded:
         trust_remote_code=job.trust_remote_code,
     )
     return Loaded(name=cell.model, model=model, meta=meta, whole=whole, notes=resolved.notes)
+
+
+def planned_weight_bytes(cells: Sequence[Cell], job: Job) -> dict[Cell, float]:
+    """Bytes of the weights of each cell's model, before they are made; 0 where it cannot be built."""
+    found: dict[Cell, float] = {}
+    for group in _by_model(list(cells)):
+        cell, size = group[0], 0.0
+        with suppress(Exception):
+            config = resolve(cell.model, trust_remote_code=job.trust_remote_code).config
+            config = truncate(config, cell.layers) if cell.layers else config
+            size = weight_bytes(build_meta(config, getattr(torch, cell.workload.dtype), cell.attn, cell.experts))
+        found |= dict.fromkeys(group, size)
+    return found
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from roofline.calibrated import CalibratedLaw
 from roofline.code_reach import reach_bytes
 from roofline.facts import facts_of
 from roofline.hardware import HardwareSpec
@@ -45,11 +46,21 @@ def _alike(one: Sequence[str], other: Sequence[str]) -> int:
 
 def host_gap_s(graph: OpGraph, spec: HardwareSpec) -> Floats | None:
     """Seconds of the host before each operation: by the law for the pass's dtype, else for another."""
+    law = _law_for(graph, spec)
+    return None if law is None else law.time_s(gap_dims(graph.ops), facts_of(spec))
+
+
+def host_gap_interval(graph: OpGraph, spec: HardwareSpec) -> tuple[Floats, Floats] | None:
+    """Between which seconds 90 % of gaps like each lie."""
+    law = _law_for(graph, spec)
+    return None if law is None else law.interval(gap_dims(graph.ops), facts_of(spec))
+
+
+def _law_for(graph: OpGraph, spec: HardwareSpec) -> CalibratedLaw | None:
     laws = {law.dtype: law for law in spec.calibrated if law.kind == KIND}
     if not laws or not graph.ops:
         return None
-    law = laws.get(graph.workload.dtype, next(iter(laws.values())))
-    return law.time_s(gap_dims(graph.ops), facts_of(spec))
+    return laws.get(graph.workload.dtype, next(iter(laws.values())))
 
 
 def least_gap_s(spec: HardwareSpec, kernels: int) -> Floats | None:

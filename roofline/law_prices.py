@@ -31,26 +31,36 @@ class LawPrices:
     """Priced by a law."""
     outside: NDArray[np.bool_]
     """Priced by a law beyond the sizes that it was fitted on."""
+    law: NDArray[np.int_]
+    """Which of the spec's laws priced it, by position in `HardwareSpec.calibrated`; −1 where none did."""
+    low_s: Floats
+    """Lower end of the law's 90 % interval; NaN where no law priced it, or intervals were not asked for."""
+    high_s: Floats
 
 
-def law_prices(prepared: Prepared, spec: HardwareSpec, otherwise: Floats) -> LawPrices:
+def law_prices(prepared: Prepared, spec: HardwareSpec, otherwise: Floats, *, with_intervals: bool = False) -> LawPrices:
     """Price every operation. Args: `otherwise`, its time where no law of `spec` prices it.
 
     Raises ValueError where the spec has laws but not the facts that they need.
     """
     time_s, priced = np.array(otherwise, dtype=float), np.zeros(len(otherwise), dtype=bool)
-    outside = np.zeros(len(otherwise), dtype=bool)
-    known = {(law.kind, law.dtype): law for law in spec.calibrated}
+    outside, number = np.zeros(len(otherwise), dtype=bool), np.full(len(otherwise), -1)
+    low_s, high_s = np.full((2, len(otherwise)), np.nan)
+    prices = LawPrices(time_s, priced, outside, number, low_s, high_s)
+    known = {(law.kind, law.dtype): i for i, law in enumerate(spec.calibrated)}
     if not known:
-        return LawPrices(time_s, priced, outside)
+        return prices
     facts = facts_of(spec)
     found = subjects(prepared, facts.cache_bytes)
     for key, places in by_law(found, known).items():
-        law, rows = known[key], [one for place in places if (one := found[place]) is not None]
+        law, rows = spec.calibrated[known[key]], [one for place in places if (one := found[place]) is not None]
         names = set.intersection(*(set(row.dims) for row in rows))
         dims = {name: np.array([row.dims[name] for row in rows]) for name in names}
         if (held := law.values.get(HELD, 1.0)) < 1:
             dims["cold"] = cold_shares(prepared.touches, held * facts.cache_bytes)[places]
         time_s[places] = law.time_s(dims, facts)
         priced[places], outside[places] = True, law.outside(dims)
-    return LawPrices(time_s, priced, outside)
+        number[places] = known[key]
+        if with_intervals:
+            low_s[places], high_s[places] = law.interval(dims, facts)
+    return prices

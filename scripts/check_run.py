@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from calibrate.efficiency import PassReport, Waterfall
+from calibrate.pass_report import PassReport
 from calibrate.reports import load
 from calibrate.soundness import LEAST_ATTRIBUTED, SPANS_WITHIN
+from calibrate.waterfall import Waterfall
 from profiler.record.errors import RequestError
 from profiler.record.run import RUN_SCHEMA, CellResult
 from profiler.record.store import RunFolder

@@ -5,9 +5,11 @@ Times come from real shapes and plausible efficiencies, so that the pictures loo
 
 import math
 
-from calibrate.efficiency import LayerEfficiency, PassReport, Rungs, Waterfall
+from calibrate.pass_report import LayerEfficiency, PassReport, Rungs
+from calibrate.waterfall import Waterfall
 from profiler.record.run import Cell, CellResult, Closure, Environment, Run
 from roofline.hardware import Figure, HardwareSpec, Level, Peaks
+from roofline.level import LevelRatio
 from roofline.workload import Workload
 
 DECODE = Workload(batch=1, query_tokens=1, context_tokens=512, dtype="bfloat16")
@@ -80,8 +82,15 @@ FUSES = {"pointwise", "norm", "softmax", "copy"}
 
 def waterfall(rungs: Rungs, total_s: float) -> Waterfall:
     """Differences of neighbouring known rungs; those over an unknown rung merged."""
-    names = ("ideal", "peak_derate", "extra_work", "shape_loss", "residual")
-    values = (rungs.ideal, rungs.achieved, rungs.executed, rungs.calibrated, rungs.measured)
+    names = ("ideal", "peak_derate", "extra_work", "shape_loss", "level", "residual")
+    values = (
+        rungs.ideal,
+        rungs.achieved,
+        rungs.executed,
+        rungs.calibrated,
+        rungs.calibrated_at_level,
+        rungs.measured,
+    )
     terms: dict[str, float | None] = dict.fromkeys(names)
     merged: dict[str, float] = {}
     last, pending = 0.0, []
@@ -112,13 +121,16 @@ def layer(
     said = _roof(spec.datasheet, flops, bytes_)
     base = executed if executed is not None else bytes_ / 50e9
     measured = base / reached
+    by_laws = calibrated and executed is not None
     rungs = Rungs(
         ideal=None if said is None else said * fused,
         achieved=None if executed is None else executed * fused,
         executed=executed,
-        calibrated=base + 0.9 * (measured - base) if calibrated and executed is not None else None,
+        calibrated=base + 0.9 * (measured - base) if by_laws else None,
+        calibrated_at_level=base + 0.96 * (measured - base) if by_laws else None,
         measured=measured,
     )
+    predicted_s = next((x for x in (rungs.calibrated_at_level, rungs.executed) if x is not None), None)
     ideal_s = rungs.ideal if rungs.ideal is not None else rungs.achieved
     repeats = 32 if "*" in path else 1
     matrix_bound = known is not None and flops / known.matrix["bfloat16"].value == executed
@@ -129,8 +141,12 @@ def layer(
         rungs=rungs,
         waterfall=waterfall(rungs, measured),
         ideal_s=ideal_s,
-        predicted_s=rungs.calibrated if rungs.calibrated is not None else rungs.executed,
+        predicted_s=predicted_s,
+        predicted_s_low=0.9 * predicted_s if by_laws and predicted_s is not None else None,
+        predicted_s_high=1.1 * predicted_s if by_laws and predicted_s is not None else None,
         measured_s=measured,
+        measured_s_low=0.97 * measured,
+        measured_s_high=1.03 * measured,
         median_s=measured / repeats,
         spread_s=0.013 * measured / repeats if repeats > 1 else 0.0,
         efficiency=None if ideal_s is None else ideal_s / measured,
@@ -160,7 +176,10 @@ def report(
     rungs = Rungs(**totals)
     busy_s = sum(one.measured_s for one in layers)
     wall_s = busy_s / (1 - idle)
-    predicted_s = rungs.calibrated if rungs.calibrated is not None else rungs.executed
+    at_level_s, calibrated_s = rungs.calibrated_at_level, rungs.calibrated
+    predicted_s = at_level_s if at_level_s is not None else rungs.executed
+    fall = waterfall(rungs, wall_s)
+    known = {"idle": fall.idle} | ({"level": fall.level, "residual": fall.residual} if at_level_s is not None else {})
     prediction = "calibrated" if rungs.calibrated is not None else "executed" if rungs.executed is not None else None
     cuda = spec.kind == "cuda"
     events = {"launches": 933, "kernels": 933, "memory_operations": 4} if cuda else {}
@@ -175,8 +194,19 @@ def report(
         "ideal_peaks": "datasheet" if spec.datasheet else "achieved" if spec.measured else None,
         "prediction": prediction,
         "rungs": rungs,
-        "waterfall": waterfall(rungs, wall_s),
+        "wall_s_low": 0.988 * wall_s,
+        "wall_s_high": 1.012 * wall_s,
+        "busy_s_low": 0.99 * busy_s,
+        "busy_s_high": 1.01 * busy_s,
+        "waterfall": fall,
+        "waterfall_low": {name: value - 0.01 * wall_s for name, value in known.items()},
+        "waterfall_high": {name: value + 0.01 * wall_s for name, value in known.items()},
         "predicted_busy_s": predicted_s,
+        "predicted_busy_s_low": None if at_level_s is None else 0.9 * at_level_s,
+        "predicted_busy_s_high": None if at_level_s is None else 1.1 * at_level_s,
+        "predicted_busy_calibrated_s": calibrated_s,
+        "predicted_wall_calibrated_s": None if calibrated_s is None else calibrated_s * 1.07,
+        "level": {} if at_level_s is None else {"memory": LevelRatio(ratio=1.06, low=1.02, high=1.1)},
         "predicted_wall_s": None if predicted_s is None else predicted_s * 1.07,
         "noise": 0.012,
         "closure": Closure(attributed=0.9991, spans_plus_gaps=1.0008, instrumented_ratio=1.031, **events),
@@ -188,6 +218,7 @@ def report(
         "clock": "kernel timeline" if cuda else "profiler spans",
         "cache_state": "in situ",
         "passes": (12, 12),
+        "rounds": 4,
     }
     return PassReport.model_validate(fields | changes)
 

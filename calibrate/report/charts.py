@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from calibrate.efficiency import PassReport
+from calibrate.pass_report import PassReport
 from calibrate.report import roofs, tables, wording
 from calibrate.report.paths import shortened
 from calibrate.report.units import bytes_per_s, flops_per_s, magnitude, number, percent, seconds
@@ -22,6 +22,7 @@ TERM_COLOUR = {
     "peak_derate": "#7fb069",
     "extra_work": "#e3b23c",
     "shape_loss": "#e08e45",
+    "level": "#b5838d",
     "residual": "#c8553d",
     "idle": "#8d99ae",
 }

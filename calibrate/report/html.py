@@ -8,10 +8,10 @@ Example: ``Path("report.html").write_text(render(reports, run, spec, failed), en
 from collections.abc import Sequence
 from html import escape
 
-from calibrate.efficiency import PassReport
+from calibrate.pass_report import PassReport
 from calibrate.report import charts, compiled, markup, peaks, tables, wording
 from calibrate.report.markup import Cell
-from calibrate.report.units import UNKNOWN, number, percent, seconds
+from calibrate.report.units import UNKNOWN, number, percent, plus_minus, seconds
 from profiler.record.run import CellResult, Run
 from roofline.hardware import HardwareSpec
 
@@ -39,7 +39,7 @@ def _passes(reports: Sequence[PassReport], run: Run) -> str:
             (f'<a href="#pass-{i}">{escape(wording.title(report))}</a>', ""),
             _status(report),
             markup.figure(seconds(report.wall_s), report.wall_s),
-            markup.figure(f"± {percent(report.noise)}", report.noise),
+            markup.figure(f"± {plus_minus(*ends, report.wall_s)}", tables.half_width(*ends)),
             markup.figure(seconds(report.busy_s), report.busy_s),
             markup.figure(seconds(tables.ideal_total_s(report)), tables.ideal_total_s(report)),
             markup.plain(report.ideal_peaks or UNKNOWN),
@@ -48,12 +48,13 @@ def _passes(reports: Sequence[PassReport], run: Run) -> str:
             _closes(report, run),
         ]
         for i, report in enumerate(reports)
+        for ends in ((report.wall_s_low, report.wall_s_high),)
     ]
     header = (
         "pass",
         "status",
         "wall",
-        "noise",
+        "±",
         "busy",
         "could be",
         "at peaks",
@@ -73,6 +74,8 @@ def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> str:
     facts = [
         wording.ideal_uses(report, spec),
         wording.predicted(report),
+        *wording.level(report),
+        wording.compared(report),
         wording.how_timed(report),
         *wording.notes(report),
         wording.what_ran(report),
@@ -176,13 +179,15 @@ def _waterfall(report: PassReport) -> str:
         [
             markup.plain(row.label),
             markup.figure(seconds(row.time_s, signed=True), row.time_s),
+            markup.figure(seconds(row.half_s), row.half_s),
             markup.figure(percent(row.share, signed=True), row.share),
             markup.plain(wording.meaning(row)),
         ]
-        for row in tables.waterfall_rows(report.waterfall, report.wall_s)
+        for row in tables.pass_terms(report)
     ]
-    foot = [("wall", ""), (seconds(report.wall_s), ""), (percent(1.0), ""), ("median of the unprofiled passes", "")]
-    return markup.table(("term", "time", "of wall", "what it is"), rows, left=(0, 3), foot=foot)
+    wall = ("wall", seconds(report.wall_s), wording.half_wall(report), percent(1.0), "median of the unprofiled passes")
+    foot = [(text, "") for text in wall]
+    return markup.table(("term", "time", "±", "of wall", "what it is"), rows, left=(0, 4), foot=foot)
 
 
 def _layer_waterfalls(report: PassReport) -> str:

@@ -7,9 +7,9 @@ Example: ``Path("report.md").write_text(render(reports, run, spec, failed), enco
 
 from collections.abc import Sequence
 
-from calibrate.efficiency import PassReport
+from calibrate.pass_report import PassReport
 from calibrate.report import compiled, marks, peaks, tables, wording
-from calibrate.report.units import UNKNOWN, number, percent, seconds
+from calibrate.report.units import UNKNOWN, number, percent, plus_minus, seconds
 from calibrate.report.wording import Fact
 from profiler.record.run import CellResult, Run
 from roofline.hardware import HardwareSpec
@@ -42,7 +42,7 @@ def _passes(reports: Sequence[PassReport], run: Run) -> str:
             marks.text(wording.title(report)),
             report.status if report.status == "done" else f"**{report.status}**",
             seconds(report.wall_s),
-            percent(report.noise),
+            plus_minus(report.wall_s_low, report.wall_s_high, report.wall_s),
             seconds(report.busy_s),
             seconds(tables.ideal_total_s(report)),
             report.ideal_peaks or UNKNOWN,
@@ -60,6 +60,8 @@ def _pass(report: PassReport, run: Run, spec: HardwareSpec) -> list[str]:
     lines = [
         wording.ideal_uses(report, spec),
         wording.predicted(report),
+        *wording.level(report),
+        wording.compared(report),
         wording.how_timed(report),
         *wording.notes(report),
         wording.what_ran(report),
@@ -117,11 +119,18 @@ def _kernels(report: PassReport) -> list[str]:
 
 def _waterfall(report: PassReport) -> str:
     rows = [
-        (row.label, seconds(row.time_s, signed=True), percent(row.share, signed=True), marks.text(wording.meaning(row)))
-        for row in tables.waterfall_rows(report.waterfall, report.wall_s)
+        (
+            row.label,
+            seconds(row.time_s, signed=True),
+            seconds(row.half_s),
+            percent(row.share, signed=True),
+            marks.text(wording.meaning(row)),
+        )
+        for row in tables.pass_terms(report)
     ]
-    rows.append(("**wall**", seconds(report.wall_s), percent(1.0), "median of the unprofiled passes"))
-    return marks.table(("term", "time", "of wall", "what it is"), "lrrl", rows)
+    wall = ("**wall**", seconds(report.wall_s), wording.half_wall(report), percent(1.0))
+    rows.append((*wall, "median of the unprofiled passes"))
+    return marks.table(("term", "time", "±", "of wall", "what it is"), "lrrrl", rows)
 
 
 def _layer_waterfalls(report: PassReport) -> str:

@@ -9,11 +9,13 @@ Example: ``sum(row.time_s for row in layer_rows(report))`` is ``report.busy_s``.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from calibrate.efficiency import LayerEfficiency, PassReport, Waterfall
-from calibrate.report.units import UNKNOWN, magnitude, number, percent, seconds
+from calibrate.pass_report import LayerEfficiency, PassReport
+from calibrate.report.units import UNKNOWN, magnitude, number, percent, plus_minus, seconds
+from calibrate.waterfall import TERMS as RUNG_TERMS
+from calibrate.waterfall import Waterfall
 from roofline.record import Record
 
-TERMS = ("ideal", "peak_derate", "extra_work", "shape_loss", "residual", "idle")
+TERMS = (*RUNG_TERMS, "idle")
 """Terms of the waterfall, in the order they add up."""
 
 ROWS_IN_TERMINAL = 20
@@ -34,10 +36,15 @@ class LayerRow(Record):
     kind: str
     count: float
     time_s: float
+    time_s_low: float | None = None
+    """Ends of a 90 % interval; None in a sum of kinds, and where they are not known."""
+    time_s_high: float | None = None
     share: float | None
     """Of the wall time."""
     ideal_s: float | None
     predicted_s: float | None
+    predicted_s_low: float | None = None
+    predicted_s_high: float | None = None
     efficiency: float | None
     bound: str
     flops: float
@@ -77,6 +84,8 @@ class TermRow(Record):
     """Sum of the terms before it: where its bar begins."""
     share: float | None
     """Of the wall time, signed."""
+    half_s: float | None = None
+    """Half its 90 % interval."""
 
     @property
     def label(self) -> str:
@@ -155,6 +164,17 @@ def waterfall_rows(waterfall: Waterfall, total_s: float) -> tuple[TermRow, ...]:
     return tuple(rows)
 
 
+def pass_terms(report: PassReport) -> tuple[TermRow, ...]:
+    """The terms of a pass with half their intervals."""
+    halves = {
+        name: (report.waterfall_high[name] - low) / 2
+        for name, low in report.waterfall_low.items()
+        if name in report.waterfall_high
+    }
+    rows = waterfall_rows(report.waterfall, report.wall_s)
+    return tuple(row.model_copy(update={"half_s": halves.get("+".join(row.terms))}) for row in rows)
+
+
 def layer_terms(
     report: PassReport,
 ) -> tuple[tuple[str, ...], tuple[tuple[str, str, tuple[float | None, ...]], ...]]:
@@ -181,7 +201,11 @@ def busy_row(report: PassReport) -> LayerRow:
     return total_row(layer_rows(report), report.wall_s, "busy").model_copy(
         update={
             "ideal_s": ideal_s,
+            "time_s_low": report.busy_s_low,
+            "time_s_high": report.busy_s_high,
             "predicted_s": report.predicted_busy_s,
+            "predicted_s_low": report.predicted_busy_s_low,
+            "predicted_s_high": report.predicted_busy_s_high,
             "efficiency": _ratio(ideal_s, report.busy_s),
         }
     )
@@ -232,6 +256,10 @@ def _layer_row(layer: LayerEfficiency, wall_s: float) -> LayerRow:
         kind=layer.kind,
         count=layer.count,
         time_s=layer.measured_s,
+        time_s_low=layer.measured_s_low,
+        time_s_high=layer.measured_s_high,
+        predicted_s_low=layer.predicted_s_low,
+        predicted_s_high=layer.predicted_s_high,
         share=_ratio(layer.measured_s, wall_s),
         ideal_s=layer.ideal_s,
         predicted_s=layer.predicted_s,
@@ -255,6 +283,11 @@ def _ratio(part: float | None, whole: float) -> float | None:
     return None if part is None or whole <= 0 else part / whole
 
 
+def half_width(low: float | None, high: float | None) -> float | None:
+    """Half an interval; None where it is not known."""
+    return None if low is None or high is None else (high - low) / 2
+
+
 def _end(rows: Sequence[TermRow]) -> float:
     return rows[-1].start_s + (rows[-1].time_s or 0.0)
 
@@ -275,9 +308,21 @@ LAYER_COLUMNS = (
     Column("kind", "kind", lambda row: row.kind, lambda row: row.kind, text=True),
     Column("count", "×", lambda row: number(row.count), lambda row: row.count),
     Column("time", "time", lambda row: seconds(row.time_s), lambda row: row.time_s),
+    Column(
+        "sure",
+        "±",
+        lambda row: plus_minus(row.time_s_low, row.time_s_high, row.time_s),
+        lambda row: half_width(row.time_s_low, row.time_s_high),
+    ),
     Column("share", "share", lambda row: percent(row.share), lambda row: row.share),
     Column("ideal", "ideal", lambda row: seconds(row.ideal_s), lambda row: row.ideal_s),
     Column("predicted", "predicted", lambda row: seconds(row.predicted_s), lambda row: row.predicted_s),
+    Column(
+        "foreseen",
+        "predicted ±",
+        lambda row: plus_minus(row.predicted_s_low, row.predicted_s_high, row.predicted_s or 0.0),
+        lambda row: half_width(row.predicted_s_low, row.predicted_s_high),
+    ),
     Column("efficiency", "efficiency", _efficiency_cell, lambda row: row.efficiency),
     Column("bound", "bound", lambda row: row.bound, lambda row: row.bound, text=True),
     Column("flops", "FLOP/s", lambda row: magnitude(row.flops_per_s), lambda row: row.flops_per_s),

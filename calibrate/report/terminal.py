@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from calibrate.efficiency import PassReport
+from calibrate.pass_report import PassReport
 from calibrate.report import compiled, peaks, tables, wording
 from calibrate.report.grid import GAP, characters, grid, needed, rule, say
 from calibrate.report.units import UNKNOWN, aligned, percent, seconds
@@ -21,6 +21,7 @@ from roofline.hardware import HardwareSpec
 
 LEFT_OUT_FIRST = (
     "repeat",
+    "foreseen",
     "count",
     "flops",
     "bytes",
@@ -30,6 +31,7 @@ LEFT_OUT_FIRST = (
     "kind",
     "efficiency",
     "share",
+    "sure",
     "time",
 )
 """Columns of the layer table in the order they go when the console is narrow."""
@@ -120,6 +122,8 @@ def _pass(report: PassReport, run: Run, spec: HardwareSpec, console: Console) ->
         say(console, f"{wording.title(report)}: {wording.headline(report)}", "bold")
     say(console, wording.ideal_uses(report, spec))
     say(console, wording.predicted(report))
+    for sentence in (*wording.level(report), wording.compared(report)):
+        say(console, sentence)
     for sentence in wording.warnings(report):
         say(console, sentence if sentence.startswith("!") else f"warning: {sentence}", "yellow")
     for sentence in (wording.how_timed(report), *wording.notes(report), wording.what_ran(report)):
@@ -185,12 +189,16 @@ def _kernels(report: PassReport, console: Console) -> None:
 
 
 def _waterfall(report: PassReport, console: Console) -> None:
-    rows = tables.waterfall_rows(report.waterfall, report.wall_s)
+    rows = tables.pass_terms(report)
     labels = [*(row.label for row in rows), "wall"]
     times = aligned([*(seconds(row.time_s, signed=True) for row in rows), seconds(report.wall_s)])
     shares = aligned([*(percent(row.share, signed=True) for row in rows), percent(1.0)])
     meanings = [*(wording.meaning(row) for row in rows), ""]
-    columns = [("waterfall", labels, "cyan", True), ("", times, "bold", False), ("of wall", shares, "", False)]
+    columns = [("waterfall", labels, "cyan", True), ("", times, "bold", False)]
+    if any(row.half_s is not None for row in rows):
+        halves = [seconds(row.half_s) if row.half_s is not None else "" for row in rows]
+        columns.append(("±", aligned([*halves, wording.half_wall(report)]), "", False))
+    columns.append(("of wall", shares, "", False))
     used = sum(characters(header, cells) + GAP for header, cells, _, _ in columns)
     if console.width >= _WIDTH_FOR_MEANINGS:
         used += max(map(len, meanings)) + GAP

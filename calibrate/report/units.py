@@ -94,6 +94,24 @@ def percent(value: float | None, signed: bool = False) -> str:
     return f"{sign}{number:.{_decimals(number, most=4)}f} %"
 
 
+def duration(value: float) -> str:
+    """Seconds that somebody waits: "75 s", "2 min 20 s"."""
+    _finite(value)
+    whole = round(value)
+    return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60} s"
+
+
+def plus_minus(low: float | None, high: float | None, of: float) -> str:
+    """Half an interval as a share of the figure, two significant digits: "1.7 %"; "–" where it is not known."""
+    if low is None or high is None or of == 0:
+        return UNKNOWN
+    share = 50 * (high - low) / abs(of)
+    _finite(share)
+    if 0 < share < 0.01:
+        return "<0.01 %"
+    return f"{share:.0f} %" if share >= 99.5 or share == 0 else f"{share:.2g} %"
+
+
 def number(value: float | None) -> str:
     """A plain count: no prefix, no decimals it does not need."""
     if value is None:

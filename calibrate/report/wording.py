@@ -7,10 +7,11 @@ Example: ``headline(report)`` is ``"82.1 ms wall ± 1.2 %, 78.0 ms busy; its dev
 
 from collections.abc import Sequence
 
-from calibrate.efficiency import PassReport
+from calibrate.pass_report import PassReport
+from calibrate.replicates import MIDDLE
 from calibrate.report import tables
-from calibrate.report.units import UNKNOWN, dtype, percent, seconds, size
-from calibrate.soundness import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_NEGATIVE_IDLE, SPANS_WITHIN
+from calibrate.report.units import UNKNOWN, dtype, duration, percent, plus_minus, seconds, size
+from calibrate.soundness import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_EXCESS, SPANS_WITHIN
 from profiler.record.run import CellResult, Mode, Run
 from roofline.hardware import HardwareSpec
 from roofline.record import Record
@@ -21,6 +22,7 @@ MEANING = {
     "peak_derate": "achieved peaks are not the datasheet's",
     "extra_work": "work that the fused graph would not do",
     "shape_loss": "shapes that reach less than the peaks",
+    "level": "machine slower than when calibrated",
     "residual": "what the prediction does not explain",
     "idle": "device without work",
 }
@@ -30,6 +32,7 @@ REACHED = {
     "peak_derate": "fused graph at achieved peaks",
     "extra_work": "graph as executed, at achieved peaks",
     "shape_loss": "graph as executed, by calibrated laws",
+    "level": "the same at the level of the machine beside the pass",
     "residual": "device time: no peaks are known to split it",
 }
 """One phrase for terms joined from the first one on, by the last of them."""
@@ -39,6 +42,7 @@ WORDS = {
     "×": "executions in the whole model",
     "time": "device time of one pass, all executions; the rows add up to the busy time",
     "share": "of the wall time",
+    "±": "half the 90 % interval over the rounds (of a prediction, by the laws), as a share of the figure",
     "ideal, predicted": "times from peaks and traced work, as each pass says; – is not known",
     "efficiency": "ideal ÷ measured; ! marks one above 1: a wrong count, a wrong peak or a warm cache",
     "bound": "what the roofline of the executed graph waits for",
@@ -90,7 +94,8 @@ def verdict(report: PassReport) -> str | None:
 
 def headline(report: PassReport) -> str:
     """How fast it is and, of a sound pass, how fast its device work could be, in a line."""
-    now = f"{seconds(report.wall_s)} wall ± {percent(report.noise)}, {seconds(report.busy_s)} busy"
+    wall = with_half(report.wall_s, report.wall_s_low, report.wall_s_high, "wall")
+    now = f"{wall}, {with_half(report.busy_s, report.busy_s_low, report.busy_s_high, 'busy')}"
     if report.status != "done":
         return now
     if report.ideal_peaks is None:
@@ -105,14 +110,53 @@ def headline(report: PassReport) -> str:
     return f"{now}; its device work could take {seconds(ideal_s)} at {report.ideal_peaks} peaks{ratio}"
 
 
+def with_half(value: float, low: float | None, high: float | None, what: str) -> str:
+    """ "82.1 ms wall ± 1.2 %"; without "±" where the interval is not known."""
+    half = plus_minus(low, high, value)
+    return f"{seconds(value)} {what}" + ("" if half == UNKNOWN else f" ± {half}")
+
+
+def half_wall(report: PassReport) -> str:
+    """Half the wall's interval, in seconds."""
+    return seconds(tables.half_width(report.wall_s_low, report.wall_s_high))
+
+
 def predicted(report: PassReport) -> str:
     """What was predicted, with its signed error."""
     if report.prediction is None:
         return "predicted: – (no peaks of this device are known)"
     how = {"executed": "graph as executed at achieved peaks, not calibrated", "calibrated": "calibrated laws"}
-    busy = _against(report.predicted_busy_s, report.busy_s)
-    wall = _against(report.predicted_wall_s, report.wall_s)
+    ends = report.predicted_busy_s_low, report.predicted_busy_s_high
+    busy = _against(report.predicted_busy_s, ends, report.busy_s)
+    ends = report.predicted_wall_s_low, report.predicted_wall_s_high
+    wall = _against(report.predicted_wall_s, ends, report.wall_s)
     return f"predicted ({how.get(report.prediction, report.prediction)}): {busy} busy, {wall} wall"
+
+
+def level(report: PassReport) -> tuple[str, ...]:
+    """How slow the machine was beside the pass, against the calibration; nothing where that is not known."""
+    if not report.level:
+        return ()
+    each = [f"{probe} {one.ratio:.2f}× ({one.low:.2f}–{one.high:.2f})" for probe, one in report.level.items()]
+    busy, wall = seconds(report.predicted_busy_calibrated_s), seconds(report.predicted_wall_calibrated_s)
+    ratios = f"level of the machine, time of a probe ÷ that in the calibration: {', '.join(each)}"
+    return (f"{ratios}; predicted at the calibration's: {busy} busy, {wall} wall",)
+
+
+def compared(report: PassReport) -> str:
+    """What measured and predicted figures are, so that it is seen that they are alike."""
+    measured = f"{MIDDLE} of the passes"
+    if report.rounds is not None and report.passes is not None:
+        each = report.passes[0] // report.rounds
+        measured = f"{MIDDLE} over {_some(report.rounds, 'round')} of {_some(each, 'pass', 'passes')}"
+    if report.rounds == 1:
+        measured += ", without an interval"
+    how = {
+        "calibrated": f"laws fitted to {MIDDLE}s of kernels measured in the same way, at the machine's level "
+        + ("of this run" if report.level else "of the calibration"),
+        "executed": "rooflines at peaks, which are of the fastest tenth of their samples",
+    }
+    return f"compared: measured, {measured}; predicted, {how.get(report.prediction or '', UNKNOWN)}"
 
 
 def ideal_uses(report: PassReport, spec: HardwareSpec) -> str:
@@ -129,16 +173,24 @@ def meaning(row: tables.TermRow) -> str:
     """One phrase for a row of the waterfall."""
     if len(row.terms) > 1 and row.terms[0] == "ideal":
         return REACHED[row.terms[-1]]
-    if row.terms == ("shape_loss", "residual"):
+    if row.terms == ("shape_loss", "level", "residual"):
         return "slower than the roofline of what ran"
+    if row.terms == ("level", "residual"):
+        return "what the laws do not explain, and how slow the machine was"
     return "; ".join(MEANING[term] for term in row.terms)
 
 
 def closure(report: PassReport, device_kind: str) -> tuple[Fact, ...]:
-    """How much of what the profiler saw is accounted for, beside what is asked."""
+    """How much of what the profiler saw is accounted for, beside what is asked.
+
+    A ratio of times of different passes holds unless its whole interval (90 %; of busy ÷ wall 99 %) lies outside.
+    """
     seen = report.closure
     spans_close = abs(seen.spans_plus_gaps - 1) <= SPANS_WITHIN
     busy = report.busy_s / report.wall_s if report.wall_s > 0 else None
+    ratio = _or_value(seen.instrumented_ratio, report.instrumented_ratio_low, report.instrumented_ratio_high)
+    excess = _or_value((busy or 0.0) - 1, report.excess_low, report.excess_high)
+    excess = 1 + excess[0], 1 + excess[1]
     facts = [
         Fact(
             name="attributed ÷ all device time",
@@ -154,16 +206,16 @@ def closure(report: PassReport, device_kind: str) -> tuple[Fact, ...]:
         ),
         Fact(
             name="profiled ÷ unprofiled wall",
-            value=percent(seen.instrumented_ratio),
+            value=_points(seen.instrumented_ratio, *ratio),
             asked=f"100 % ± {100 * INSTRUMENTED_WITHIN:g} %",
-            holds=abs(seen.instrumented_ratio - 1) <= INSTRUMENTED_WITHIN,
-            implies=_instrumentation(seen.instrumented_ratio),
+            holds=ratio[0] <= 1 + INSTRUMENTED_WITHIN and ratio[1] >= 1 - INSTRUMENTED_WITHIN,
+            implies=_instrumentation(*ratio),
         ),
         Fact(
             name="busy ÷ wall",
-            value=percent(busy),
-            asked=f"at most {100 * (1 - MOST_NEGATIVE_IDLE):g} %",
-            holds=None if busy is None else busy <= 1 - MOST_NEGATIVE_IDLE,
+            value=_points(busy, *excess),
+            asked=f"at most {100 * (1 + MOST_EXCESS):g} %",
+            holds=None if busy is None else excess[0] <= 1 + MOST_EXCESS,
         ),
     ]
     if device_kind == "cuda":
@@ -241,8 +293,16 @@ def environment(run: Run) -> tuple[Fact, ...]:
         "host": f"{found.hostname}, {found.cores} cores, {found.threads} threads, {found.os}",
         "versions": ", ".join([f"python {found.python}", *(f"{name} {v}" for name, v in found.versions.items())]),
         "command": " ".join(run.command),
+        **({"took": took(run)} if run.spent_s else {}),
     }
     return tuple(Fact(name=name, value=value) for name, value in rows.items())
+
+
+def took(run: Run) -> str:
+    """What each part of a run took, and what it was estimated to take."""
+    parts = ", ".join(f"{part} {duration(spent)}" for part, spent in run.spent_s.items())
+    estimated = f" (estimated: {duration(sum(run.estimated_s.values()))})" if run.estimated_s else ""
+    return f"{duration(sum(run.spent_s.values()))}{estimated}: {parts}"
 
 
 def failed_rows(failed: Sequence[CellResult]) -> tuple[tuple[str, str, str], ...]:
@@ -257,13 +317,28 @@ def failed_rows(failed: Sequence[CellResult]) -> tuple[tuple[str, str, str], ...
     )
 
 
-def _instrumentation(ratio: float) -> str:
-    """What a ratio of profiled to unprofiled time outside its bounds means."""
-    if ratio > 1 + INSTRUMENTED_WITHIN:
-        return f"operation times carry up to {percent(ratio - 1)} of instrumentation"
-    if ratio < 1 - INSTRUMENTED_WITHIN:
+def _or_value(value: float, low: float | None, high: float | None) -> tuple[float, float]:
+    """The interval, or twice the value where it is not known."""
+    return (value, value) if low is None or high is None else (low, high)
+
+
+def _points(value: float | None, low: float, high: float) -> str:
+    """ "94.4 % ± 6.1 %", both in per cent of the same whole."""
+    half = "" if value is None or high <= low else f" ± {plus_minus(low, high, 1.0)}"
+    return percent(value) + half
+
+
+def _instrumentation(low: float, high: float) -> str:
+    """What a ratio of profiled to unprofiled time means whose interval is outside its bounds."""
+    if low > 1 + INSTRUMENTED_WITHIN:
+        return f"operation times carry up to {percent((low + high) / 2 - 1)} of instrumentation"
+    if high < 1 - INSTRUMENTED_WITHIN:
         return "the machine changed between passes"
     return ""
+
+
+def _some(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one}" if count == 1 else f"{count} {many or one + 's'}"
 
 
 def _options(result: CellResult) -> str:
@@ -273,7 +348,9 @@ def _options(result: CellResult) -> str:
     return ", ".join([f"attention {cell.attn}", f"experts {cell.experts}", f"cache {cell.cache}", *layers, *mode])
 
 
-def _against(value: float | None, truth: float) -> str:
+def _against(value: float | None, ends: tuple[float | None, float | None], truth: float) -> str:
     if value is None or truth <= 0:
         return UNKNOWN
-    return f"{seconds(value)} ({percent(value / truth - 1, signed=True)})"
+    half = plus_minus(*ends, value)
+    sure = "" if half == UNKNOWN else f" ± {half}"
+    return f"{seconds(value)}{sure} ({percent(value / truth - 1, signed=True)})"

@@ -11,11 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
+from calibrate.report.units import duration
 from profiler.cli.calibrating import VISITS, calibrate_device
 from profiler.cli.errors import GOOD, INCONCLUSIVE, INVALID, resumable
 from profiler.cli.measured import measured_spec
 from profiler.cli.output import console, print_json, stdout_to_stderr_if
 from profiler.cli.progress import progress
+from profiler.cli.spending import PARTS, Spent, estimate, told
 from profiler.record.errors import RequestError
 from profiler.record.run import Mode, Run, differing
 from profiler.record.store import RunFolder
@@ -72,14 +74,16 @@ def run(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("results"),
     name: Annotated[str, typer.Option(help="Name of the run.")] = "run",
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run; its own options hold.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this run; its own options hold, but --seconds can be another.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.")] = False,
 ) -> None:
     """Measure how fast each layer of a model runs here, and say how fast it could."""
     if resume is not None:
         if models:
             raise RequestError("--resume goes on with the models of its run; name none, or start a new run")
-        folder, done = _resumed(resume)
+        folder, done = _resumed(resume, seconds)
     else:
         options = {
             "device": device,
@@ -110,10 +114,11 @@ def run(
             mode=_mode(compiled, cuda_graph),
         )
         folder, done = _new(models or [], shapes, choices, options, out, name, hardware), frozenset()
+    spent = Spent(folder.run.spent_s)
     with folder:
         with stdout_to_stderr_if(as_json):
-            _measure(folder, done)
-        raise typer.Exit(_show(folder, as_json))
+            _measure(folder, done, spent)
+        raise typer.Exit(_show(folder, as_json, spent))
 
 
 def _mode(compiled: bool, cuda_graph: bool) -> Mode:
@@ -172,8 +177,11 @@ def _new(
     return folder
 
 
-def _resumed(path: Path) -> tuple[RunFolder, frozenset[str]]:
-    """The folder of a run and its good cells, if this is still the machine and the software that it began on."""
+def _resumed(path: Path, seconds: float | None) -> tuple[RunFolder, frozenset[str]]:
+    """The folder of a run and its good cells, if this is still the machine and the software that it began on.
+
+    `seconds`: of passes for each cell that is measured now, where not those of the run.
+    """
     from calibrate.reports import sound
     from profiler.environment import collect
 
@@ -184,6 +192,8 @@ def _resumed(path: Path) -> tuple[RunFolder, frozenset[str]]:
         raise RequestError(f"--resume: this run began with {'; '.join(changed)}; measure it there, or start a new run")
     folder, _ = RunFolder.open_for_resume(path)
     try:
+        if seconds is not None:
+            folder.note(options={**folder.run.options, "seconds": seconds})
         return folder, sound(folder)  # what was invalid, inconclusive or lost is measured again
     except BaseException:
         folder.close()
@@ -197,43 +207,65 @@ def _set_threads(options: Mapping[str, Any]) -> None:
         torch.set_num_threads(int(options["threads"]))
 
 
-def _measure(folder: RunFolder, done: frozenset[str]) -> None:
+def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
     import torch
 
-    from profiler.job import Job, measure_cells, measure_device
+    from profiler.job import DEVICE_S, QUICK_DEVICE_S, Job, measure_cells, measure_device, planned_weight_bytes
     from profiler.models.quiet import silence
 
     silence()
     options = folder.run.options
+    quick = bool(options["quick"])
     job = Job(
         device=torch.device(str(options["device"])),
         budget_s=float(options["seconds"] or 0),
         seed=int(options["seed"] or 0),
         trust_remote_code=bool(options["trust_remote_code"]),
     )
-    calibrate = bool(options.get("calibrate", False))
-    with resumable(folder.path), progress(1 + len(folder.run.cells) - len(done)) as step:
-        spec = folder.read_spec() or measure_device(folder, job.device, quick=bool(options["quick"]), step=step)
-        if calibrate and not spec.calibrated:
-            dtypes, quick = {cell.workload.dtype for cell in folder.run.cells}, bool(options["quick"])
-            visits = int(options.get("visits") or VISITS)
-            calibrate_device(folder, job.device, dtypes, quick=quick, visits=visits, seed=job.seed, step=step)
-        measure_cells(folder, done, job, step)
-    folder.finish()
+    spec = folder.read_spec()
+    calibrate = bool(options.get("calibrate", False)) and not (spec and spec.calibrated)
+    left = [cell for cell in folder.run.cells if cell.key not in done]
+    device_s = 0.0 if spec else QUICK_DEVICE_S if quick else DEVICE_S
+    expected = estimate(folder.run, planned_weight_bytes(left, job), device_s=device_s, calibrate=calibrate)
+    print(f"about {told(expected, len(left))}", file=sys.stderr, flush=True)
+    added = {part: folder.run.spent_s.get(part, 0.0) + expected.get(part, 0.0) for part in PARTS}
+    folder.note(estimated_s={part: seconds for part, seconds in added.items() if seconds})
+    try:
+        with resumable(folder.path), progress(1 + len(left)) as step:
+            if spec is None:
+                with spent.on("device"):
+                    measure_device(folder, job.device, quick=quick, step=step)
+            if calibrate:
+                dtypes = {cell.workload.dtype for cell in folder.run.cells}
+                visits = int(options.get("visits") or VISITS)
+                with spent.on("calibration"):
+                    calibrate_device(folder, job.device, dtypes, quick=quick, visits=visits, seed=job.seed, step=step)
+            with spent.on("passes"):
+                measure_cells(folder, done, job, step)
+    finally:
+        folder.note(spent_s=spent.parts)
+    with spent.on("report"):
+        folder.finish()
 
 
-def _show(folder: RunFolder, as_json: bool) -> int:
+def _show(folder: RunFolder, as_json: bool, spent: Spent) -> int:
     """Write the reports and show them; the exit code."""
-    from calibrate.report import html, markdown, terminal
-    from calibrate.reports import document, load, load_spec
+    with spent.on("report"):
+        from calibrate.report import html, markdown, terminal
+        from calibrate.reports import advice, document, load, load_spec
 
-    (reports, failed), spec = load(folder), load_spec(folder)
-    folder.write_report("report.md", markdown.render(reports, folder.run, spec, failed))
-    folder.write_report("report.html", html.render(reports, folder.run, spec, failed))
+        (reports, failed), spec = load(folder), load_spec(folder)
+        folder.write_report("report.md", markdown.render(reports, folder.run, spec, failed))
+        folder.write_report("report.html", html.render(reports, folder.run, spec, failed))
+    folder.note(spent_s=spent.parts)
     if as_json:
         print_json(document(folder, reports, failed))
     else:
         terminal.render(reports, folder.run, spec, console(), failed)
         print(f"\nkept in {folder.path}", file=sys.stderr)
+    estimated = duration(sum(folder.run.estimated_s.values()))
+    print(f"took {told(spent.parts, len(folder.run.cells))} (estimated: {estimated})", file=sys.stderr)
+    if (what_to_do := advice(folder, reports)) is not None:
+        print(what_to_do, file=sys.stderr)
     found = {result.status for result in failed} | {report.status for report in reports}
     return INVALID if "invalid" in found else INCONCLUSIVE if found - {"done"} else GOOD

@@ -166,6 +166,11 @@ class RunFolder:
         self._write_run(self.run.model_copy(update={"finished": datetime.now(UTC).isoformat(timespec="seconds")}))
         self._journal.unlink(missing_ok=True)
 
+    def note(self, **changes: object) -> None:
+        """Change fields of run.json."""
+        self._require_lock()
+        self._write_run(self.run.model_copy(update=changes))
+
     def close(self) -> None:
         """Let another process write the folder; reading goes on working. Harmless when called twice."""
         if self._lock is not None:

@@ -1,5 +1,4 @@
 import json
-import math
 
 import numpy as np
 import pytest
@@ -8,9 +7,12 @@ from graphs import GraphBuilder, peaks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibrate.efficiency import PassReport, summarise, to_json
+from calibrate.efficiency import summarise
 from calibrate.op_times import layer_kind
-from calibrate.waterfall import TERMS, terms
+from calibrate.pass_report import PassReport, to_json
+from calibrate.replicates import median_of
+from calibrate.waterfall import TERMS, waterfall
+from profiler.record.conditions import Window
 from profiler.record.run import Cell, CellResult, Closure, OpTimes
 from roofline.facts import facts_of
 from roofline.hardware import Chip, Figure, HardwareSpec
@@ -83,10 +85,10 @@ def test_every_rung_and_term_of_a_pass_by_hand():
         (4.5, 9, 13, 15, 17)
     )
     fall = report.waterfall
-    assert (fall.ideal, fall.peak_derate, fall.extra_work, fall.shape_loss, fall.residual, fall.idle) == pytest.approx(
-        (4.5, 4.5, 4, 2, 2, 3)
+    assert (fall.ideal, fall.peak_derate, fall.extra_work, fall.shape_loss, fall.idle) == pytest.approx(
+        (4.5, 4.5, 4, 2, 3)
     )
-    assert fall.merged == {}
+    assert (fall.level, fall.residual, fall.merged) == (None, None, {"level+residual": 2})
     assert (report.wall_s, report.busy_s, report.status) == (20, 17, "done")
     assert (report.ideal_peaks, report.prediction) == ("datasheet", "calibrated")
     assert (report.predicted_busy_s, report.predicted_wall_s) == (15, None)  # no law of the host's gaps
@@ -110,7 +112,7 @@ def test_every_figure_of_a_layer_kind_by_hand():
     add = row(report, "layers.*", "pointwise")
     # idle 3 s by gaps of 1 s before either; the tail's goes along
     assert (up.waterfall.idle, add.waterfall.idle) == (1.5, 1.5)
-    assert add.waterfall.merged == pytest.approx({"shape_loss+residual": 4 - 3})
+    assert add.waterfall.merged == pytest.approx({"shape_loss+level+residual": 4 - 3})
 
 
 def test_layers_add_up_to_the_pass():
@@ -126,15 +128,15 @@ def test_unattributed_time_is_a_row_of_its_own():
     report = summarise(result(unattributed=(0.4, 0.5, 9.0)), two_matmuls_and_an_add(), SPEC)
     lost = row(report, "(unattributed)", "other")
     assert (lost.measured_s, lost.ideal_s, lost.efficiency, lost.waterfall.idle) == (0.5, None, None, 0)
-    assert lost.waterfall.merged == {"ideal+peak_derate+extra_work+shape_loss+residual": 0.5}
+    assert lost.waterfall.merged == {"ideal+peak_derate+extra_work+shape_loss+level+residual": 0.5}
 
 
 @pytest.mark.parametrize(
     ("spec", "merged", "ideal_s", "origin", "prediction"),
     [
-        ({"measured": MEASURED}, {"ideal+peak_derate": 9, "shape_loss+residual": 4}, 9, "achieved", "executed"),
-        ({"datasheet": SHEET}, {"peak_derate+extra_work+shape_loss+residual": 12.5}, 4.5, "datasheet", None),
-        ({}, {"ideal+peak_derate+extra_work+shape_loss+residual": 17}, None, None, None),
+        ({"measured": MEASURED}, {"ideal+peak_derate": 9, "shape_loss+level+residual": 4}, 9, "achieved", "executed"),
+        ({"datasheet": SHEET}, {"peak_derate+extra_work+shape_loss+level+residual": 12.5}, 4.5, "datasheet", None),
+        ({}, {"ideal+peak_derate+extra_work+shape_loss+level+residual": 17}, None, None, None),
     ],
 )
 def test_unknown_rungs_are_merged_never_zero(spec, merged, ideal_s, origin, prediction):
@@ -175,14 +177,50 @@ def test_medians_are_taken_of_the_passes():
     report = summarise(measured, two_matmuls_and_an_add(), SPEC)
     assert (report.busy_s, report.wall_s) == (17, 20)
     assert report.noise == pytest.approx((47 - 19.1) / 2 / 20)
-    assert report.passes == (3, 3)
+    assert (report.passes, report.rounds) == ((3, 3), 3)
 
 
-def test_busy_time_beyond_the_wall_is_invalid():
-    assert summarise(result(wall=(16.7,)), two_matmuls_and_an_add(), SPEC).status == "done"  # −1.8 %
-    report = summarise(result(wall=(16.6,)), two_matmuls_and_an_add(), SPEC)  # −2.4 %
-    assert report.status == "invalid" and "busy is more than the wall by 2%" in report.reason
-    assert report.waterfall.idle == pytest.approx(-0.4)
+def in_rounds(rounds, walls, device, **fields):
+    """A result of rounds of as many passes as there are numbers for each."""
+    windows = tuple(Window(start_s=i, duration_s=1, samples=1) for i in range(rounds))
+    gaps = tuple((0.0,) * len(device[0]) for _ in device)
+    return result(device, gaps, walls, tail=(), windows=windows, **fields)
+
+
+def test_the_round_is_what_is_repeated():
+    walls = (20.0, 20.1, 99.0, 22.0, 22.1, 22.2, 24.0, 0.1, 24.3)  # medians 20.1, 22.1, 24.0
+    device = ((5.0,) * 9, (7.0, 7.0, 7.0, 8.0, 8.0, 50.0, 9.0, 9.0, 9.0), (4.0,) * 9)
+    report = summarise(in_rounds(3, walls, device), two_matmuls_and_an_add(), SPEC)
+    assert (report.rounds, report.wall_s, report.busy_s) == (3, 22.1, 17)
+    assert (report.wall_s_low, report.wall_s_high) == pytest.approx(median_of([20.1, 22.1, 24.0]).interval())
+    assert (report.busy_s_low, report.busy_s_high) == pytest.approx(median_of([16, 17, 18]).interval())
+    up = row(report, "layers.*.up", "matmul")
+    assert (up.measured_s_low, up.measured_s_high) == pytest.approx(median_of([12, 13, 14]).interval())
+    idle = median_of([20.1 - 16, 22.1 - 17, 24 - 18])
+    assert report.waterfall_low["idle"] == pytest.approx(5.1 - idle.half())
+    name = "shape_loss+level+residual"  # from a roofline, which has no interval
+    assert report.waterfall_high[name] == pytest.approx(report.waterfall.merged[name] + report.busy_s_high - 17)
+    add = row(report, "layers.*", "pointwise")
+    assert add.measured_s_low == add.measured_s == add.measured_s_high == 4
+
+
+def test_one_round_has_no_interval():
+    report = summarise(result(), two_matmuls_and_an_add(), SPEC)
+    assert (report.wall_s_low, report.busy_s_high, report.waterfall_low) == (None, None, {})
+
+
+def test_busy_time_beyond_the_wall_is_judged_with_the_rounds_that_say_so():
+    assert summarise(result(wall=(16.7,)), two_matmuls_and_an_add(), SPEC).status == "done"  # 1.8 % more
+    report = summarise(result(wall=(16.0,)), two_matmuls_and_an_add(), SPEC)
+    assert report.status == "inconclusive" and "so few rounds cannot tell from noise" in report.reason
+    assert report.waterfall.idle == pytest.approx(-1)
+    steady = result(((5.0,) * 4, (8.0,) * 4, (4.0,) * 4), ((0.0,) * 4,) * 3, wall=(16.0, 16.1, 16.0, 15.9), tail=())
+    report = summarise(steady, two_matmuls_and_an_add(), SPEC)
+    assert report.status == "invalid" and report.reason.startswith("busy is more than the wall by 6% (99% interval: ")
+    assert report.excess == pytest.approx(1 / 16)
+    assert 0.02 < report.excess_low < report.excess < report.excess_high
+    noisy = steady.model_copy(update={"wall_s": (16.0, 18.0, 15.0, 16.0)})
+    assert summarise(noisy, two_matmuls_and_an_add(), SPEC).status == "inconclusive"
 
 
 def test_an_efficiency_above_one_is_marked():
@@ -273,15 +311,13 @@ def test_indices_of_repeated_modules_are_folded(path, kind):
 seconds = st.floats(0, 1e3)
 
 
-@given(*[st.none() | seconds] * 4, seconds)
+@given(*[st.none() | seconds] * 5, seconds, seconds)
 @settings(deadline=None)
-def test_terms_always_add_up_to_the_measured_time(ideal, achieved, executed, calibrated, measured):
-    alone, merged = terms(ideal, achieved, executed, calibrated, measured)
-    known = [x for x in alone.values() if x is not None]
-    assert math.fsum([*known, *merged.values()]) == pytest.approx(measured, abs=1e-9)
-    assert sorted([n for n, x in alone.items() if x is not None] + [n for m in merged for n in m.split("+")]) == sorted(
-        TERMS
-    )
+def test_terms_always_add_up_to_the_wall(ideal, achieved, executed, calibrated, at_level, measured, idle):
+    fall = waterfall([ideal, achieved, executed, calibrated, at_level], measured, idle)
+    known = [name for name in TERMS if getattr(fall, name) is not None]
+    assert total(fall) == pytest.approx(measured + idle, abs=1e-9)
+    assert sorted([*known, *(name for names in fall.merged for name in names.split("+"))]) == sorted(TERMS)
 
 
 @given(

@@ -1,8 +1,9 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from calibrate.reports import load, sound
+from calibrate.reports import advice, document, load, sound
 from profiler.record.run import CellResult, Run
 from profiler.record.store import RunFolder
 from roofline.op import OpGraph
@@ -57,3 +58,31 @@ def test_a_cell_whose_graph_is_bad_is_not_sound(
     reports, (without,) = load(folder)
     assert (reports, without.status) == ([], "failed")
     assert str(path) in str(without.reason)
+
+
+def test_a_run_of_the_schema_before_is_read(tmp_path: Path, run: Run, steady: CellResult, graph: OpGraph) -> None:
+    folder = _kept(tmp_path, run, steady, graph)
+    path, journal = folder.path / "run.json", folder.path / "journal.jsonl"
+    before = json.loads(path.read_text())
+    for name in ("estimated_s", "spent_s"):
+        del before[name]
+    path.write_text(json.dumps(before | {"schema_version": 4}))
+    kept = journal.read_text()
+    assert '"reference":{}' in kept
+    journal.write_text(kept.replace(',"reference":{}', ""))
+    old = RunFolder.open(folder.path)
+    assert old.run.schema_version == 4
+    assert load(old)[0] == load(folder)[0]
+    told = document(old, *load(old))
+    assert (told["spent"], told["estimated"], told["passes"][0]["level"]) == ({}, {}, {})
+
+
+def test_what_to_do_about_a_pass_in_doubt(tmp_path: Path, run: Run, steady: CellResult, graph: OpGraph) -> None:
+    budget = run.model_copy(update={"options": {"seconds": 10.0}})
+    folder = _kept(tmp_path / "good", budget, steady, graph)
+    assert advice(folder, load(folder)[0]) is None
+    noisy = steady.model_copy(update={"wall_s": tuple(5.5e-6 * (1 + i % 2) for i in range(20))})
+    folder = _kept(tmp_path / "noisy", budget, noisy, graph)
+    said = advice(folder, load(folder)[0])
+    assert said is not None and said.startswith("1 of 1 passes cannot be relied on; measure them again")
+    assert said.endswith(f"python -m profiler run --resume {folder.path} --seconds 20")

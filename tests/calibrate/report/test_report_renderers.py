@@ -7,7 +7,7 @@ import report_samples as samples
 from html_page import Page
 from rich.console import Console
 
-from calibrate.efficiency import PassReport
+from calibrate.pass_report import PassReport
 from calibrate.report import charts, html, markdown, tables, terminal, wording
 from profiler.record.run import Run
 from roofline.hardware import HardwareSpec
@@ -65,7 +65,8 @@ def test_narrow_consoles_lose_columns_in_order_and_keep_path_and_time() -> None:
     assert all(column.header in header(160) for column in tables.LAYER_COLUMNS)
     assert "per repeat" not in header(100)
     assert "predicted" in header(100)
-    assert "bound" in header(80)
+    assert "bound" in header(90)
+    assert "±" in header(80)
     assert "efficiency" in header(80)
     assert "time" in header(47)
     for width in range(70, 161):  # columns go before a path becomes unreadable
@@ -127,7 +128,7 @@ def test_markdown_times_add_up_and_nulls_are_dashes() -> None:
     text = markdown.render([report], samples.run("cpu"), samples.BARE)
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")][: len(report.layers)]
     assert sum(seconds_in(row[3]) for row in rows) == pytest.approx(report.busy_s, rel=0.005)
-    assert {(row[5], row[6], row[7]) for row in rows} == {("–", "–", "–")}
+    assert {(row[6], row[7], row[8], row[9]) for row in rows} == {("–",) * 4}
     assert "No peaks of this device are known" in text
 
 

@@ -6,8 +6,8 @@ from calibrated_laws import at_priors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.efficiency import Rungs
-from calibrate.report import peaks, tables, wording
+from calibrate.pass_report import Rungs
+from calibrate.report import peaks, tables, units, wording
 from calibrate.report.paths import shortened
 from roofline.facts import facts_of
 from roofline.hardware import load_device
@@ -79,7 +79,7 @@ def test_waterfall_rows_add_up_to_the_wall(report: tables.PassReport) -> None:
 
 def test_unknown_rungs_are_one_term() -> None:
     labels = [row.label for row in tables.waterfall_rows(samples.cpu().waterfall, 1.0)]
-    assert labels == ["ideal + peak derate", "extra work", "shape loss + residual", "idle"]
+    assert labels == ["ideal + peak derate", "extra work", "shape loss … residual", "idle"]
     assert tables.waterfall_rows(samples.no_peaks().waterfall, 1.0)[0].label == "ideal … residual"
 
 
@@ -163,9 +163,10 @@ def test_a_layer_that_knows_more_or_less_than_the_pass_keeps_its_sum() -> None:
     fine, coarse = samples.gpu_calibrated(), samples.gpu()
     mixed = coarse.model_copy(update={"layers": fine.layers})
     labels, rows = tables.layer_terms(mixed)
-    assert labels[3] == "shape loss + residual"
+    assert labels[3] == "shape loss … residual"
     for layer, (_, _, values) in zip(sorted(fine.layers, key=lambda x: -x.measured_s), rows, strict=True):
-        assert values[3] == pytest.approx((layer.waterfall.shape_loss or 0) + (layer.waterfall.residual or 0))
+        terms = layer.waterfall.shape_loss, layer.waterfall.level, layer.waterfall.residual
+        assert values[3] == pytest.approx(sum(term or 0 for term in terms))
     _, rows = tables.layer_terms(samples.with_unattributed())
     values = next(values for label, _, values in rows if label == "(unattributed)")
     assert values[:3] == (None, None, None)
@@ -230,3 +231,47 @@ def test_the_laws_of_a_spec_are_one_line_with_their_errors_on_unseen_groups() ->
     assert (
         said == "calibrated: 3 laws, off on groups of kernels not fitted to: matmul 5.00 %, streaming operators 3.00 %"
     )
+
+
+def test_intervals_are_shown_as_half_their_width() -> None:
+    report = samples.gpu_calibrated()
+    halves = {row.terms: row.half_s for row in tables.pass_terms(report)}
+    shown = [halves[(name,)] for name in ("level", "residual", "idle")]
+    assert shown == pytest.approx([0.01 * report.wall_s] * 3)
+    assert halves[("shape_loss",)] is None
+    row = tables.layer_rows(report)[0]
+    cells = {column.key: column.cell(row) for column in tables.LAYER_COLUMNS}
+    assert (cells["sure"], cells["foreseen"]) == ("3 %", "10 %")
+    assert tables.total_row([row, row], report.wall_s, "2 others").time_s_low is None
+    assert wording.headline(report).startswith(f"{units.seconds(report.wall_s)} wall ± 1.2 %, ")
+    assert " ± 10 % (" in wording.predicted(report)
+
+
+def test_what_is_compared_with_what_is_said() -> None:
+    by_laws, plain = samples.gpu_calibrated(), samples.gpu()
+    said = wording.compared(by_laws)
+    assert said.startswith(
+        "compared: measured, median over 4 rounds of 3 passes; predicted, laws fitted to medians of "
+    )
+    assert said.endswith("at the machine's level of this run")
+    assert wording.compared(by_laws.model_copy(update={"level": {}})).endswith("level of the calibration")
+    assert "rooflines at peaks" in wording.compared(plain)
+    assert "1 round of 12 passes, without an interval" in wording.compared(plain.model_copy(update={"rounds": 1}))
+    (level,) = wording.level(by_laws)
+    assert "memory 1.06× (1.02–1.10)" in level and wording.level(plain) == ()
+
+
+def test_a_ratio_holds_unless_its_whole_interval_lies_outside() -> None:
+    good = samples.gpu()
+
+    def holds(name: str, **changes: float) -> bool | None:
+        facts = wording.closure(good.model_copy(update=changes), "cuda")
+        return next(fact.holds for fact in facts if fact.name == name)
+
+    name = "profiled ÷ unprofiled wall"
+    assert holds(name, instrumented_ratio_low=0.9, instrumented_ratio_high=0.96)
+    assert holds(name, instrumented_ratio_low=1.04, instrumented_ratio_high=1.2)
+    assert holds(name, instrumented_ratio_low=1.06, instrumented_ratio_high=1.2) is False
+    assert holds(name, instrumented_ratio_low=0.8, instrumented_ratio_high=0.94) is False
+    assert holds("busy ÷ wall", excess_low=-0.02, excess_high=0.2)
+    assert holds("busy ÷ wall", excess_low=0.03, excess_high=0.2) is False

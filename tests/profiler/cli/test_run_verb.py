@@ -15,6 +15,7 @@ from tiny import tiny
 
 from calibrate import kernel_shapes
 from calibrate.reports import sound
+from calibrate.waterfall import TERMS
 from profiler.cli.app import main
 from profiler.microbench import eager, probe_kernels, probe_table
 from profiler.record.kernels import has_kernels
@@ -63,7 +64,7 @@ def test_json_of_a_run_its_threads_and_what_it_leaves_on_disk(model: Path, tmp_p
     prefill, decode = document["passes"]
     for one in (prefill, decode):
         assert sum(layer["measured_s"] for layer in one["layers"]) == pytest.approx(one["busy_s"])
-        terms = [one["waterfall"][k] for k in ("ideal", "peak_derate", "extra_work", "shape_loss", "residual", "idle")]
+        terms = [one["waterfall"][k] for k in (*TERMS, "idle")]
         merged = one["waterfall"]["merged"].values()
         assert sum(t for t in terms if t is not None) + sum(merged) == pytest.approx(one["wall_s"])
         assert one["attributed"] >= 0.99
@@ -71,6 +72,10 @@ def test_json_of_a_run_its_threads_and_what_it_leaves_on_disk(model: Path, tmp_p
         assert {"lm_head", "model.layers.*.self_attn.q_proj", "model.layers.*.mlp"} <= paths
     assert (prefill["phase"], decode["phase"], decode["context_tokens"]) == ("prefill", "decode", 16)
     folder = Path(document["run"])
+    assert document["spent"].keys() == document["estimated"].keys() == {"device", "passes", "report"}
+    told = [line.partition(" ")[0] for line in err.splitlines()]
+    assert told.count("about") == told.count("took") == 1
+    assert RunFolder.open(folder).run.spent_s == document["spent"]
     assert RunFolder.open(folder).run.environment.threads == threads
     left = {path.relative_to(folder).parts[0] for path in folder.rglob("*") if not path.name.startswith(".")}
     assert left == {"run.json", "graphs", "spec.json", "measurements.parquet", "report.md", "report.html"}
@@ -151,7 +156,8 @@ def test_a_damaged_cell_is_measured_again(model: Path, tmp_path: Path, capsys: p
     graph.write_text(graph.read_text()[:100])
     main(["show", str(folder), "--json"])
     assert [one["phase"] for one in json.loads(capsys.readouterr().out)["failed"]] == ["prefill"]
-    assert main(["run", "--resume", str(folder), "--json"]) in (0, 3, 4)
+    assert main(["run", "--resume", str(folder), "--seconds", "0.2", "--json"]) in (0, 3, 4)
+    assert RunFolder.open(folder).run.options["seconds"] == 0.2
     again = json.loads(capsys.readouterr().out)
     assert again["failed"] == [] and {one["phase"] for one in again["passes"]} == {"prefill", "decode"}
 
@@ -194,10 +200,13 @@ def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
     }
     for one in document["passes"]:
         assert one["prediction"] == "calibrated"
-        shape_loss, residual = one["waterfall"]["shape_loss"], one["waterfall"]["residual"]
-        assert shape_loss == pytest.approx(one["rungs"]["calibrated"] - one["rungs"]["executed"])
-        assert residual == pytest.approx(one["rungs"]["measured"] - one["rungs"]["calibrated"])
-        assert one["predicted_wall_s"] > one["predicted_busy_s"] == one["rungs"]["calibrated"]
+        fall, rungs = one["waterfall"], one["rungs"]
+        assert fall["shape_loss"] == pytest.approx(rungs["calibrated"] - rungs["executed"])
+        at_level = rungs["calibrated_at_level"] or rungs["calibrated"]
+        residual = fall["residual"] if one["level"] else fall["merged"]["level+residual"]
+        assert residual == pytest.approx(rungs["measured"] - at_level)
+        assert one["predicted_wall_s"] > one["predicted_busy_s"] == at_level
+        assert one["predicted_busy_calibrated_s"] == rungs["calibrated"]
     assert main(["calibrate", str(folder.path), "--kind", "aten::mul", "--out", str(tmp_path / "again.json")]) == 0
     capsys.readouterr()
 
@@ -220,7 +229,7 @@ def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
     predicted = json.loads(capsys.readouterr().out)
     assert predicted["peaks"] == "calibrated"
     for one, told in zip(document["passes"], predicted["workloads"], strict=True):
-        assert told["total"]["time_s"] == pytest.approx(one["predicted_busy_s"], rel=1e-6)
+        assert told["total"]["time_s"] == pytest.approx(one["predicted_busy_calibrated_s"], rel=1e-6)
     assert main([*arguments, "--peaks", "calibrated"]) == 2
     assert "--form executed" in capsys.readouterr().err
     request = [*arguments, "--peaks", "calibrated", "--form", "executed", "--output", "9", "--json"]
