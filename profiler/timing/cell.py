@@ -11,10 +11,10 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
-import psutil
 import torch
 from transformers import PreTrainedModel
 
+from profiler import host_memory
 from profiler.attribution.align import SequenceMismatch, differences, sequence
 from profiler.environment import gpu_reading
 from profiler.models.inputs import PassInputs, prepare
@@ -210,7 +210,7 @@ def free_bytes(device: torch.device) -> int:
     """Memory that is free on the device now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return host_memory.free_bytes()
 
 
 def first_line(error: BaseException) -> str:
