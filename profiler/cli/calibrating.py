@@ -49,6 +49,7 @@ def calibrate_device(
     from calibrate.exchange.observed import observations
     from calibrate.kernel_shapes import kernel_shapes
     from calibrate.live import fit_measured, stored_laws
+    from profiler.device import free_bytes
     from profiler.microbench.probe_kernels import STREAMING
     from profiler.microbench.probe_table import probe_kernels
     from profiler.record import kernels
@@ -68,7 +69,7 @@ def calibrate_device(
         )
     if not used:
         return _kept(folder, spec, missing)
-    memory_bytes = spec.measured.levels[-1].capacity_bytes
+    memory_bytes = min(spec.measured.levels[-1].capacity_bytes, free_bytes(device))
     shapes = kernel_shapes(facts, used, memory_bytes, tuple(STREAMING), quick=quick, seed=seed)
     table, failed = probe_kernels(
         shapes,

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from profiler import host_memory
+from profiler.device import free_bytes
 from profiler.environment import gpu_reading
 from profiler.microbench.effective_cache import effective_cache
 from profiler.nvml import GpuReading
@@ -212,10 +212,3 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
     except RuntimeError:
         return
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory of the device that nobody uses now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return host_memory.free_bytes()

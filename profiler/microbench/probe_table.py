@@ -62,7 +62,7 @@ def probe_kernels(
 
     Returns the table, None where nothing could be measured, and for each probe or model that could not be had, why.
     """
-    rotated = round(PAST * cache_bytes)
+    rotated = round(min(PAST * cache_bytes, limit_bytes))  # with little memory, as far past the cache as it allows
     batches = {f"kernels.{i}": batch for i, batch in enumerate(_batches(shapes, limit_bytes, rotated))}
     models: dict[str, tuple[Eager, ...]] = {}
     probed: dict[str, Probed] = {}
