@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from profiler import host_memory
 from profiler.record.errors import RequestError
 
 
@@ -35,3 +36,10 @@ def pci_bus_id(device: torch.device) -> str:
     """The PCI address of a CUDA device as NVML writes it, "domain:bus:device.0"."""
     found: Any = torch.cuda.get_device_properties(device)  # torch's stubs leave the PCI address out
     return f"{found.pci_domain_id:08x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of the device that nobody uses now; on a CPU, what a control group leaves of it."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return host_memory.free_bytes()

@@ -24,25 +24,15 @@ from profiler.findings.finding import Finding
 from profiler.findings.gpu import gpu_findings
 from profiler.findings.host import host_findings
 from profiler.findings.variables import variable_findings
-from profiler.host import parse_cpu_list, parse_cpu_name, parse_size, read_host, read_limits, usable_cpus
+from profiler.host import parse_cpu_name, read_host
+from profiler.host_memory import total_bytes
+from profiler.machine import proc_root, read_text, usable_cpus
 from profiler.nvml import GpuReading, NvmlMissing, read_gpu
 from profiler.record.run import Environment
-from roofline.record import Record
 
 DISTRIBUTION = "roofcal"
 RECORDED = ("torch", "transformers", "numpy", "triton", "flash-attn", "flashinfer-python", "nvidia-ml-py")
 """Distributions whose version can change a time; those not installed are left out."""
-
-
-class CacheLevel(Record):
-    """One data or unified cache of the first core."""
-
-    name: str
-    """"L1", "L2", "L3"."""
-    bytes: int
-    """Of one instance of it."""
-    shared_by: int
-    """Logical CPUs on one instance."""
 
 
 def collect(device: str | torch.device, found: Sequence[Finding] | None = None) -> Environment:
@@ -74,11 +64,8 @@ def _kind(device: torch.device) -> Literal["cpu", "cuda"]:
 
 
 def _cpu() -> tuple[str, None, int, dict[str, str]]:
-    cpuinfo = Path("/proc/cpuinfo")
-    name = parse_cpu_name(cpuinfo.read_text()) if cpuinfo.exists() else None
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = read_limits()[1] if Path("/proc/self/cgroup").exists() else None
-    return name or platform.processor() or platform.machine(), None, min(memory, limit or memory), {}
+    name = parse_cpu_name(read_text(proc_root() / "cpuinfo") or "")
+    return name or platform.processor() or platform.machine(), None, total_bytes(), {}
 
 
 def _cuda(device: torch.device) -> tuple[str, str | None, int, dict[str, str]]:
@@ -175,19 +162,3 @@ def version_findings(requirements: list[str], installed: Mapping[str, str | None
             what = f"{needed.name} {have or 'is missing'}; {DISTRIBUTION} needs {needed.specifier}"
             found.append(Finding(severity="warns", what=what, mend=f"python -m pip install '{needed}'"))
     return tuple(found)
-
-
-def cpu_cache_levels(cpu: Path = Path("/sys/devices/system/cpu/cpu0")) -> tuple[CacheLevel, ...]:
-    """Data caches of one core, the smallest first; empty where the system does not describe them."""
-    levels = []
-    for index in sorted((cpu / "cache").glob("index[0-9]*")):
-        if (index / "type").read_text().strip() == "Instruction":
-            continue
-        levels.append(
-            CacheLevel(
-                name=f"L{(index / 'level').read_text().strip()}",
-                bytes=parse_size((index / "size").read_text()),
-                shared_by=len(parse_cpu_list((index / "shared_cpu_list").read_text())),
-            )
-        )
-    return tuple(sorted(levels, key=lambda level: level.bytes))

@@ -13,11 +13,10 @@ from pathlib import Path
 
 from pydantic import Field
 
+from profiler.cgroups import read_limits
+from profiler.machine import proc_root, read_text, sys_root, usable_cpus
 from profiler.processor import Processor, read_processor
 from roofline.record import Record
-
-UNLIMITED_BYTES = 1 << 60
-"""cgroup v1 says "no limit" with a number near 2^63; no machine has this much memory."""
 
 
 class CpuTimes(Record):
@@ -114,93 +113,20 @@ def parse_swap_pages(vmstat: str) -> int:
     return int(values.get("pswpin", 0)) + int(values.get("pswpout", 0))
 
 
-def parse_cgroups(text: str) -> dict[str, str]:
-    """Controller -> group's path from /proc/self/cgroup; the unified hierarchy (v2) is under ""."""
-    groups = {}
-    for line in text.splitlines():
-        _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            groups[controller] = path
-    return groups
-
-
-def parse_quota_v2(cpu_max: str) -> float | None:
-    """Cores from cpu.max, "quota period" or "max period" in microseconds; None is no limit."""
-    quota, period = cpu_max.split()
-    return None if quota == "max" else int(quota) / int(period)
-
-
-def parse_quota_v1(quota_us: str, period_us: str) -> float | None:
-    """Cores from cpu.cfs_quota_us and cpu.cfs_period_us; a quota of -1 is no limit."""
-    return None if int(quota_us) < 0 else int(quota_us) / int(period_us)
-
-
-def parse_memory_limit(text: str) -> int | None:
-    """Bytes from memory.max (v2) or memory.limit_in_bytes (v1); None is no limit."""
-    text = text.strip()
-    return None if text == "max" or int(text) >= UNLIMITED_BYTES else int(text)
-
-
-def parse_size(text: str) -> int:
-    """Bytes from sysfs's "32K", "1024K", "33M"."""
-    text = text.strip()
-    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1])
-    return int(text[:-1]) * factor if factor else int(text)
-
-
-def parse_cpu_list(text: str) -> tuple[int, ...]:
-    """CPU numbers from a list like "0-3,8"."""
-    cpus: list[int] = []
-    for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        cpus.extend(range(int(first), int(last or first) + 1))
-    return tuple(cpus)
-
-
-def usable_cpus() -> tuple[int, ...]:
-    """CPU numbers that this process may run on; all of them where the system has no affinity."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
-
-
-def read_limits(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> tuple[float | None, int | None]:
-    """(cores, bytes) that the control groups grant this process, the tightest of the group and those above it.
-
-    Raises OSError where the system has no control groups.
-    """
-    groups = parse_cgroups((proc / "self/cgroup").read_text())
-    root = sys / "fs/cgroup"
-    quotas, limits = [], []
-    for folder in _group_and_above(root, groups.get("", "/")):
-        if (file := folder / "cpu.max").exists():
-            quotas.append(parse_quota_v2(file.read_text()))
-        if (file := folder / "memory.max").exists():
-            limits.append(parse_memory_limit(file.read_text()))
-    for folder in _group_and_above(root / "cpu", groups.get("cpu", "/")):
-        if (file := folder / "cpu.cfs_quota_us").exists():
-            quotas.append(parse_quota_v1(file.read_text(), (folder / "cpu.cfs_period_us").read_text()))
-    for folder in _group_and_above(root / "memory", groups.get("memory", "/")):
-        if (file := folder / "memory.limit_in_bytes").exists():
-            limits.append(parse_memory_limit(file.read_text()))
-    granted = [quota for quota in quotas if quota is not None]
-    bounded = [limit for limit in limits if limit is not None]
-    return min(granted, default=None), min(bounded, default=None)
-
-
-def _group_and_above(root: Path, group: str) -> list[Path]:
-    own = root / group.strip("/")
-    return [own, *(parent for parent in own.parents if parent == root or root in parent.parents)]
-
-
 def read_host(
     threads: int | None = None,
     interval_s: float = 0.5,
-    proc: Path = Path("/proc"),
-    sys: Path = Path("/sys"),
+    proc: Path | None = None,
+    sys: Path | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> HostReading:
-    """Look at the host twice, `interval_s` apart; this process should be at rest meanwhile."""
+    """Look at the host twice, `interval_s` apart; this process should be at rest meanwhile.
+
+    `proc` and `sys` are the folders to read; None: counters of what happens now from /proc, the rest from where
+    `profiler.machine` says.
+    """
+    built_proc, built_sys = proc or proc_root(), sys or sys_root()
+    proc = proc or Path("/proc")
     unread: list[str] = []
 
     def text(path: Path) -> str | None:
@@ -231,23 +157,23 @@ def read_host(
     if load := text(proc / "loadavg"):
         figures["load_1min"] = float(load.split()[0])
     try:
-        figures["cpu_quota_cores"], figures["memory_limit_bytes"] = read_limits(proc, sys)
+        figures["cpu_quota_cores"], figures["memory_limit_bytes"] = read_limits(built_proc, built_sys)
     except OSError:
-        unread.append(str(sys / "fs/cgroup"))
+        unread.append(str(built_sys / "fs/cgroup"))
     governors = {
-        file.read_text().strip()
+        governor
         for cpu in cpus
-        if (file := sys / f"devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor").exists()
+        if (governor := read_text(built_sys / f"devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor"))
     }
     return HostReading.model_validate(
         {
             **figures,
             "cores": len(cpus),
-            "host_cores": os.cpu_count() or len(cpus),
+            "host_cores": max(os.cpu_count() or 1, len(cpus)),
             "threads": threads,
             "busiest": _busiest(spent, spent_after, elapsed),
             "governors": tuple(sorted(governors)),
-            "processor": read_processor(cpus, proc, sys),
+            "processor": read_processor(cpus, built_proc, built_sys),
             "unread": tuple(dict.fromkeys(unread)),
         }
     )

@@ -20,6 +20,7 @@ from itertools import groupby
 import torch
 from torch import nn
 
+from profiler.device import free_bytes
 from profiler.microbench.quick import measure_peaks
 from profiler.microbench.spec import host_chip
 from profiler.models.resolve import resolve
@@ -28,7 +29,7 @@ from profiler.models.weights import build, build_meta
 from profiler.record.errors import InvalidMeasurement
 from profiler.record.run import Cell, CellResult
 from profiler.record.store import RunFolder
-from profiler.timing.cell import Loaded, free_bytes, measure_cell, reason
+from profiler.timing.cell import Loaded, measure_cell, reason
 from roofline.hardware import HardwareSpec, find_device
 
 DEVICE_S, QUICK_DEVICE_S = 15.0, 5.0

@@ -8,6 +8,7 @@ Example: ``read_processor(usable_cpus()).physical_cores``
 from collections.abc import Sequence
 from pathlib import Path
 
+from profiler.machine import proc_root, read_text, sys_root
 from roofline.record import Record
 
 
@@ -51,33 +52,27 @@ def parse_clock_hz(cpuinfo: str) -> float | None:
     return sum(megahertz) / len(megahertz) * 1e6 if megahertz else None
 
 
-def read_processor(cpus: Sequence[int], proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> Processor:
-    """Look at the processors that these CPU numbers name."""
+def read_processor(cpus: Sequence[int], proc: Path | None = None, sys: Path | None = None) -> Processor:
+    """Look at the processors that these CPU numbers name; `proc` and `sys`: None for those of this host."""
+    proc, sys = proc or proc_root(), sys or sys_root()
     system = sys / "devices/system"
-    siblings = {_text(system / f"cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in cpus}
+    siblings = {read_text(system / f"cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in cpus}
     nodes = {node.name for cpu in cpus for node in (system / f"cpu/cpu{cpu}").glob("node[0-9]*")}
-    flags = parse_flags(_text(proc / "cpuinfo") or "")
+    flags = parse_flags(read_text(proc / "cpuinfo") or "")
     return Processor(
         physical_cores=None if None in siblings else len(siblings),
         numa_nodes=len(nodes) or None,
         virtual="hypervisor" in flags if flags else None,
         clock_is_real="hypervisor" not in flags or "aperfmperf" in flags if flags else None,
         boost=_boost(system / "cpu"),
-        huge_pages=parse_chosen(_text(sys / "kernel/mm/transparent_hugepage/enabled") or ""),
+        huge_pages=parse_chosen(read_text(sys / "kernel/mm/transparent_hugepage/enabled") or ""),
     )
 
 
 def _boost(cpu: Path) -> bool | None:
     """From acpi-cpufreq's and amd-pstate's "boost", or from intel_pstate's "no_turbo", which says the opposite."""
-    if (boost := _text(cpu / "cpufreq/boost")) is not None:
+    if (boost := read_text(cpu / "cpufreq/boost")) is not None:
         return boost == "1"
-    if (no_turbo := _text(cpu / "intel_pstate/no_turbo")) is not None:
+    if (no_turbo := read_text(cpu / "intel_pstate/no_turbo")) is not None:
         return no_turbo == "0"
     return None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None

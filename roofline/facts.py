@@ -60,7 +60,14 @@ def facts_of(spec: HardwareSpec) -> Facts:
 
 
 def _cache_bytes(spec: HardwareSpec, peaks: Peaks) -> float | None:
-    """Of the last level before main memory."""
+    """Of the last level before main memory.
+
+    On a CPU what was measured comes first: a virtual machine states, and a datasheet names, the cache of the whole
+    processor, of which a process gets what its cores reach and others leave. A level that is not in `measured` is not
+    faster than main memory, so that laws need not know of it.
+    """
+    if spec.kind == "cpu" and spec.measured is not None and len(spec.measured.levels) > 1:
+        return spec.measured.levels[-2].capacity_bytes
     if spec.chip and spec.chip.last_level_cache_bytes:
         return spec.chip.last_level_cache_bytes.value
     for one in (peaks, spec.measured):

@@ -57,6 +57,7 @@ def calibrate_device(
     from calibrate.exchange.observed import observations
     from calibrate.kernel_shapes import kernel_shapes
     from calibrate.live import fit_measured, stored_laws
+    from profiler.device import free_bytes
     from profiler.microbench.probe_kernels import STREAMING
     from profiler.microbench.probe_table import probe_kernels
     from profiler.record import kernels
@@ -77,7 +78,8 @@ def calibrate_device(
         )
     if not used:
         return _kept(folder, spec, missing)
-    limit_bytes = min(PROBE_BYTES, PROBE_PART * spec.measured.levels[-1].capacity_bytes)
+    memory_bytes = min(spec.measured.levels[-1].capacity_bytes, free_bytes(device))
+    limit_bytes = min(PROBE_BYTES, PROBE_PART * memory_bytes)
     demand = demand_of(folder.run.cells)
     shapes = kernel_shapes(facts, used, limit_bytes, tuple(STREAMING), demand, quick=quick, seed=seed)
     probed = probe_kernels(

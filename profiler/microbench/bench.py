@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import psutil
 import torch
 
+from profiler.device import free_bytes
 from profiler.environment import gpu_reading
-from profiler.microbench.caches import cache_capacities
+from profiler.microbench.effective_cache import effective_cache
 from profiler.nvml import GpuReading
 from profiler.record.conditions import Label
-from profiler.record.measurement import FASTEST, CacheState, Layout, Measurement, State, Status, Unit
+from profiler.record.measurement import FASTEST, CacheSource, CacheState, Layout, Measurement, State, Status, Unit
 from profiler.timing.clock import Clock, clock_for
 from profiler.timing.engine import Case, Setting, measure
 from profiler.timing.floor import ABOVE, too_short
@@ -32,7 +32,7 @@ from profiler.timing.stopping import Rules
 from profiler.timing.watch import Watch, watch_for
 
 MEMORY_PART = 1 / 8
-"""Of the device's memory, the most that a case may take: others, and torch's own workspaces, need the rest."""
+"""Of the device's free memory, the most that a case may take: others, and torch's own workspaces, need the rest."""
 LIMIT_BYTES = {"cpu": 3 << 29, "cuda": 16 << 30}
 """And never more than this."""
 SAMPLE_S = {"cpu": 2e-4, "cuda": 1e-3}
@@ -64,16 +64,19 @@ class Bench:
     read: Callable[[], GpuReading | None] = field(init=False)
     """The GPU as the driver describes it, around each case: MIG, ECC, memory errors; None without one."""
     cache_bytes: int | None = field(init=False)
-    """Of the last-level cache."""
+    """Of the last-level cache that operands must get past to be cold."""
+    cache_source: CacheSource = field(init=False)
+    cache_reason: str = field(init=False)
+    """What the size of the cache rests on, in one line."""
 
     def __post_init__(self) -> None:
         self.clock = clock_for(self.device)
         self.watch = watch_for(self.device)
         self.read = partial(gpu_reading, self.device)
-        caches = cache_capacities(self.device)
-        self.cache_bytes = caches[-1].bytes if caches else None
+        cache = effective_cache(self.device)
+        self.cache_bytes, self.cache_source, self.cache_reason = cache.bytes, cache.source, cache.reason
         if self.limit_bytes is None:
-            self.limit_bytes = int(min(LIMIT_BYTES[self.device.type], MEMORY_PART * total_bytes(self.device)))
+            self.limit_bytes = int(min(LIMIT_BYTES[self.device.type], MEMORY_PART * free_bytes(self.device)))
 
     @property
     def is_cuda(self) -> bool:
@@ -126,6 +129,7 @@ class Bench:
             min_sample_s=SAMPLE_S[self.device.type] if sample_s is None else sample_s,
             warm_up_s=WARM_UP_S[self.device.type],
             cache_bytes=self.cache_bytes,
+            cache_source=self.cache_source,
             limit_bytes=self.limit_bytes or 0,
             placements=placements,
             watch=self.watch,
@@ -144,7 +148,7 @@ class Bench:
         host = host_labels(samples.windows)
         device = [
             *device_labels(samples.windows, before, self.read()),
-            *flags(timed.cache, sample_s, timed.floor_s, used.name),
+            *flags(timed.cache, sample_s, timed.floor_s, used.name, self.cache_reason),
         ]
         status: Status = "done"
         if worst(device) == "invalidates":
@@ -169,9 +173,12 @@ class Bench:
         )
 
 
-def flags(cache: CacheState, sample_s: float, floor: float, clock: str) -> list[Label]:
-    """What of a result does not hold as declared."""
+def flags(cache: CacheState, sample_s: float, floor: float, clock: str, cache_reason: str = "") -> list[Label]:
+    """What of a result does not hold as declared, or rests on an assumption."""
     found = []
+    if cache.declared == "cold" and cache.cache_source != "stated":
+        what = f"the cache to get past is taken as {cache.cache_bytes} bytes, {cache.cache_source}: {cache_reason}"
+        found.append(Label(severity="note", what=what, share=1.0))
     if cache.holds is False:
         found.append(
             Label(
@@ -205,10 +212,3 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
     except RuntimeError:
         return
-
-
-def total_bytes(device: torch.device) -> int:
-    """Memory of the device."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(psutil.virtual_memory().total)

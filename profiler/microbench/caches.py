@@ -4,13 +4,12 @@ Example: ``cache_capacities(torch.device("cpu"))[-1].bytes`` is the last-level c
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
-from profiler.environment import cpu_cache_levels
-from profiler.host import read_limits, usable_cpus
+from profiler.cpu_caches import CpuCache, read_cpu_caches
+from profiler.host_memory import total_bytes
+from profiler.machine import usable_cpus
 from roofline.hardware import find_device
 
 
@@ -23,14 +22,22 @@ class Capacity:
 
 
 def cache_capacities(device: torch.device) -> tuple[Capacity, ...]:
-    """Caches that the threads of one operation have together, the smallest first; empty where they are unknown."""
+    """Caches that the threads of one operation have together, level by level; empty where they are unknown.
+
+    A level as large as all of main memory is no cache and is left out.
+    """
     if device.type == "cuda":
         return (Capacity("L2", int(torch.cuda.get_device_properties(device).L2_cache_size)),)
-    cores, threads = len(usable_cpus()), torch.get_num_threads()
-    return tuple(
-        Capacity(level.name, level.bytes * max(1, min(threads, -(-cores // level.shared_by))))
-        for level in cpu_cache_levels()
-    )
+    levels: dict[str, list[CpuCache]] = {}
+    for one in read_cpu_caches(usable_cpus()):
+        levels.setdefault(one.name, []).append(one)
+    # Which CPUs the threads run on is not known: with fewer threads than instances they are taken to have the largest.
+    threads, most = torch.get_num_threads(), total_bytes()
+    held = {
+        name: sum(sorted((one.bytes for one in found), reverse=True)[:threads])
+        for name, found in sorted(levels.items())
+    }
+    return tuple(Capacity(name, size) for name, size in held.items() if size < most)
 
 
 def main_capacity(device: torch.device) -> Capacity:
@@ -39,6 +46,4 @@ def main_capacity(device: torch.device) -> Capacity:
         spec = find_device(torch.cuda.get_device_name(device))
         name = spec.datasheet.levels[-1].name if spec is not None and spec.datasheet is not None else "DRAM"
         return Capacity(name, int(torch.cuda.get_device_properties(device).total_memory))
-    total = int(psutil.virtual_memory().total)
-    limit = read_limits()[1] if Path("/proc/self/cgroup").exists() else None
-    return Capacity("DRAM", min(total, limit or total))
+    return Capacity("DRAM", total_bytes())

@@ -108,7 +108,7 @@ def product(bench: Bench, dtype: str, shape: Shape) -> Measurement:
 
 def copies(bench: Bench) -> Measurement:
     """Copies in main memory under lasting load, bytes read and written; its samples are still seconds a call."""
-    size = operand_bytes(bench, "copy")
+    size = operand_bytes(bench)
     return bench.time(
         "energy",
         "copy",

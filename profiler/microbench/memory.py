@@ -7,6 +7,7 @@ past the last-level cache. A cache is warm: the same operands again.
 Example: ``[m.value() for m in main_memory(Bench(torch.device("cpu")))]``
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from profiler.microbench.bench import Bench
 from profiler.microbench.caches import Capacity, cache_capacities, main_capacity
+from profiler.microbench.effective_cache import TRUSTED_BYTES, ReadCurve, read_curve
+from profiler.microbench.missing import missing
+from profiler.record.conditions import Label
 from profiler.record.measurement import FASTEST, Measurement, State
 from profiler.timing.engine import Case
 from profiler.timing.flush import PAST
@@ -32,6 +36,8 @@ MAIN_BUDGETS = 2
 """Budgets of a case that a kernel on main memory has: its calls are the longest, so it has the fewest samples. On a
 CPU its value is the fastest of them, as in STREAM, of the middle placement: a call of 10 ms is long enough for one
 reading of the clock, while CUDA events wander by 10–30 µs."""
+MOST_TENSORS = 3
+"""Operands of the kernels with the most."""
 BLOCK_ELEMENTS = 4 << 20
 """Random data is made once in this size and repeated: generating a GiB takes longer than measuring it."""
 CHECKED = 4096
@@ -58,6 +64,10 @@ class Kernel:
     expected: Callable[..., Tensor] | None
     """The output from the inputs, in float64; None: the result is a sum."""
 
+    @property
+    def inputs(self) -> int:
+        return self.tensors - (self.expected is not None)
+
 
 KERNELS: dict[str, Kernel] = {
     "read": Kernel(1, lambda a: torch.sum(a), None),
@@ -69,29 +79,98 @@ KERNELS: dict[str, Kernel] = {
 }
 
 
-def main_memory(bench: Bench) -> Iterator[Measurement]:
-    """Every kernel on main memory."""
+class Pool:
+    """Operands of equal size that the kernels on main memory share.
+
+    The pages of a large operand are made when it is first written, which takes longer than measuring a kernel on it;
+    each kernel anew would triple the time of the benchmark. An operand that was written as an output is filled with
+    random data again before it is an input.
+    """
+
+    def __init__(self, size_bytes: int, device: torch.device) -> None:
+        self._elements, self._device = size_bytes // 4, device
+        self._tensors: list[Tensor] = []
+        self._written: set[int] = set()
+
+    def take(self, number: int, kernel: str) -> Operands:
+        """The operands of a kernel's `number`th set, counted from 0: inputs random normal, the output NaN."""
+        one = KERNELS[kernel]
+        places = range(number * one.tensors, (number + 1) * one.tensors)
+        while len(self._tensors) < places.stop:
+            self._tensors.append(normal(self._elements, self._device))
+        for place in places[: one.inputs]:
+            if place in self._written:
+                fill_normal(self._tensors[place])
+        self._written -= set(places[: one.inputs])
+        for place in places[one.inputs :]:
+            self._tensors[place].fill_(math.nan)
+            self._written.add(place)
+        return tuple(self._tensors[place] for place in places)
+
+
+def main_memory(bench: Bench, placements: int | None = None) -> Iterator[Measurement]:
+    """Every kernel on main memory, on so many sets of operands in turn (None: `PLACEMENTS`).
+
+    With little memory the operands are smaller; where not even those fit that get past a usual last-level cache, each
+    kernel is a measurement that says what is missing.
+    """
     name = main_capacity(bench.device).name
+    size = operand_bytes(bench)
+    pool = Pool(size, bench.device)
     for kernel in KERNELS:
-        size = operand_bytes(bench, kernel)
-        yield bench.time(
+        if why := no_room(bench):
+            yield missing(bench, "memory", kernel, unit="B/s", reason=why, dtype="float32")
+            continue
+        one = bench.time(
             "memory",
             kernel,
-            lambda kernel=kernel, size=size: case(kernel, size, bench.device),  # type: ignore[misc]
+            lambda kernel=kernel: case(kernel, size, bench.device, pool),  # type: ignore[misc]
             unit="B/s",
             work=KERNELS[kernel].tensors * size,
             dtype="float32",
             cache="cold",
             parameters={"operand_bytes": size, "level": name},
             budget_s=MAIN_BUDGETS * bench.budget_s,
-            placements=PLACEMENTS[bench.device.type],
+            placements=placements or PLACEMENTS[bench.device.type],
             quantile=FASTEST if bench.is_cuda else 0.0,
         )
+        yield judged(one, read_curve(bench.device)) if kernel == "read" and not bench.is_cuda else one
+
+
+def no_room(bench: Bench) -> str | None:
+    """Why main memory cannot be told from a cache within the memory allowed; None where it can."""
+    needed = int(PAST * min(bench.cache_bytes or 0, TRUSTED_BYTES))
+    if needed <= (bench.limit_bytes or 0):
+        return None
+    return f"{needed} bytes are needed to get past a cache, {bench.limit_bytes} are allowed: free or allow more memory"
+
+
+def judged(read: Measurement, curve: ReadCurve | None) -> Measurement:
+    """Reading main memory held against what reading a cache reaches: not cold where it is nearer to that.
+
+    As it is where it has no result or no cache is distinctly faster than main memory.
+    """
+    if curve is None or curve.main_rate is None or curve.cached_rate is None or not read.has_value or not read.cache:
+        return read
+    rate = read.value()
+    warm = rate >= math.sqrt(curve.main_rate * curve.cached_rate)
+    state = read.cache.model_copy(
+        update={"judged_by": "bytes and rate", "holds": False if warm else read.cache.holds},
+    )
+    what = (
+        f"not cold: {rate / 1e9:.3g} GB/s is the rate of a cache ({curve.cached_rate / 1e9:.3g} GB/s), not that of "
+        f"main memory ({curve.main_rate / 1e9:.3g} GB/s)"
+    )
+    labels = (*read.labels, Label(severity="warns", what=what, share=1.0)) if warm else read.labels
+    return read.model_copy(update={"cache": state, "labels": labels})
 
 
 def caches(bench: Bench) -> Iterator[Measurement]:
     """Read, copy and triad on working sets that stand for each cache; `levels.ladder` makes levels of them."""
-    known = cache_capacities(bench.device)
+    most = bench.cache_bytes or 0
+    known = tuple(Capacity(one.name, min(one.bytes, most)) for one in cache_capacities(bench.device))
+    if not known:
+        yield missing(bench, "cache", "all", unit="B/s", reason="the system describes no caches", dtype="float32")
     for cache in known:
         for size in working_sets(cache, known):
             for kernel in ("read", "copy", "triad"):
@@ -128,22 +207,22 @@ def on_working_set(
     )
 
 
-def operand_bytes(bench: Bench, kernel: str) -> int:
-    """Of each operand in main memory: `OPERAND_BYTES`, less where memory is limited, in whole blocks if possible."""
-    size = min(OPERAND_BYTES[bench.device.type], (bench.limit_bytes or 0) // KERNELS[kernel].tensors)
-    cache = bench.cache_bytes or 0
-    return max(size, math.ceil(PAST * cache / KERNELS[kernel].tensors / 64) * 64) // 64 * 64
+def operand_bytes(bench: Bench) -> int:
+    """Of each operand in main memory: `OPERAND_BYTES`, less where memory is limited; three of them fit."""
+    size = min(OPERAND_BYTES[bench.device.type], (bench.limit_bytes or 0) // MOST_TENSORS)
+    return max(64, size // 64 * 64)  # a whole number of cache lines
 
 
-def case(kernel: str, size_bytes: int, device: torch.device) -> Case[Operands]:
-    """A kernel on operands of `size_bytes` each; the output holds NaN until it is written."""
+def case(kernel: str, size_bytes: int, device: torch.device, pool: Pool | None = None) -> Case[Operands]:
+    """A kernel on operands of `size_bytes` each; the output holds NaN until it is written.
+
+    `pool` has the operands; None: they are made for this case.
+    """
     one = KERNELS[kernel]
-    inputs = one.tensors - (one.expected is not None)
+    operands, number = pool or Pool(size_bytes, device), itertools.count()
 
     def make() -> Operands:
-        given = [normal(size_bytes // 4, device) for _ in range(inputs)]
-        outputs = [torch.full_like(given[0] if given else torch.empty(size_bytes // 4, device=device), math.nan)]
-        return (*given, *(outputs if one.expected is not None else ()))
+        return operands.take(next(number), kernel)
 
     def check(operands: Operands, result: object) -> None:
         if one.expected is None:
@@ -160,8 +239,16 @@ def case(kernel: str, size_bytes: int, device: torch.device) -> Case[Operands]:
 
 def normal(elements: int, device: torch.device) -> Tensor:
     """Random normal float32, one block repeated, every page touched."""
-    block = torch.randn(min(elements, BLOCK_ELEMENTS), device=device)
-    return block.repeat(-(-elements // block.numel()))[:elements] if elements > block.numel() else block
+    tensor = torch.empty(elements, device=device)
+    fill_normal(tensor)
+    return tensor
+
+
+def fill_normal(tensor: Tensor) -> None:
+    """Random normal data into a tensor of one dimension, one block repeated."""
+    tensor[:BLOCK_ELEMENTS].normal_()
+    for part in tensor.split(BLOCK_ELEMENTS)[1:]:
+        part.copy_(tensor[: part.numel()])
 
 
 def working_sets(cache: Capacity, known: tuple[Capacity, ...]) -> list[int]:

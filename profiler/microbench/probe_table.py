@@ -81,7 +81,7 @@ def probe_kernels(
     Args: `limit_bytes`, of the operands of one probe; `cache_bytes`, of the last-level cache; `eager`, dtypes in which
     whole passes are measured too; `reference`, probes that are timed before each of these measurements.
     """
-    rotated = round(PAST * cache_bytes)
+    rotated = round(min(PAST * cache_bytes, limit_bytes))  # with little memory, as far past the cache as it allows
     widest = max((getattr(torch, shape.dtype).itemsize for shape in shapes), default=1)
     arenas = {
         name: Arena(device, kind, round(limit_bytes * kind.itemsize / widest))

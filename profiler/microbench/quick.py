@@ -142,7 +142,7 @@ def _visit(bench: Bench, budget_s: float, products: Products) -> Iterator[tuple[
         "host": 1,
     }
     benches = {name: replace_budget(bench, PARTS[name] * budget_s / cases[name]) for name in PARTS}
-    yield "memory", memory.main_memory(benches["memory"])
+    yield "memory", memory.main_memory(benches["memory"], placements=1)  # each visit has operands of its own
     yield "cache", memory.caches(benches["cache"])
     yield "matmul", products.visit(bench, PARTS["matmul"] * budget_s)
     yield "vector", pointwise.vector(benches["vector"])

@@ -31,6 +31,8 @@ RATES = ("B/s", "FLOP/s")
 State = Literal["cold", "warm", "in place"]
 Layout = Literal["k×n", "n×k"]
 """How the second operand of a product lies in memory: as `torch.mm` takes it, or as `nn.Linear` keeps weights."""
+CacheSource = Literal["stated", "measured", "assumed"]
+"""Where the size of a last-level cache comes from: the system, the behaviour of memory, or neither of them."""
 Status = Literal["done", "inconclusive", "invalid", "failed"]
 """inconclusive: other work had the host; what is measured is at most too slow. invalid: not this device's speed."""
 
@@ -45,9 +47,12 @@ class CacheState(Record):
     between_bytes: int = Field(ge=0)
     """Bytes really touched between two uses of the same operand, the call's own among them where it streams."""
     cache_bytes: int | None = None
-    """Of the last-level cache, as the system says; None where it does not."""
+    """Of the last-level cache that had to be got past; None where it is not known."""
+    cache_source: CacheSource = "stated"
     holds: bool | None = None
     """None: the size of the cache is not known."""
+    judged_by: Literal["bytes", "bytes and rate"] = "bytes"
+    """What `holds` rests on: the bytes touched alone, or also a rate beside those of cache and main memory."""
 
 
 class WarmUp(Record):

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
-import psutil
 import torch
 from transformers import PreTrainedModel
 
 from profiler.attribution.align import SequenceMismatch, differences, sequence
+from profiler.device import free_bytes
 from profiler.environment import gpu_reading
 from profiler.models.inputs import PassInputs, prepare
 from profiler.models.scale import scale
@@ -207,13 +207,6 @@ def reason(error: BaseException) -> str:
     if isinstance(error, RequestError):
         return str(error)
     return f"out of memory: {first_line(error)}" if is_out_of_memory(error) else first_line(error)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on the device now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def first_line(error: BaseException) -> str:

@@ -5,8 +5,9 @@ cache state needs, checks the output once against its reference before and once 
 state, samples until a stop rule holds, and returns the samples with the reason, the state that the caches really had,
 and the conditions of each window.
 
-Contract: raises ArithmeticError where an output is wrong or not finite, ValueError where the cache state cannot be had
-within the memory limit, and what torch raises; it never returns a time of work that was not done.
+Contract: raises ArithmeticError where an output is wrong or not finite, ValueError where the operands of a cold case
+exceed the memory limit, and what torch raises; it never returns a time of work that was not done. A cold state for
+which there is not enough memory is measured all the same, and `cache.holds` is False.
 
 Example::
 
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from profiler.record.measurement import CacheState, State
+from profiler.record.measurement import CacheSource, CacheState, State
 from profiler.timing.clock import Clock
 from profiler.timing.floor import floor_s
 from profiler.timing.flush import Rotation, copies, state_of
@@ -55,6 +56,7 @@ class Setting:
     """Least warm-up: a GPU raises its clocks in some ten milliseconds."""
     cache_bytes: int | None = None
     """Of the last-level cache; None where it is not known."""
+    cache_source: CacheSource = "stated"
     placements: int = 1
     """Operands to take turns at least, where memory allows: a process has one luck with the placement of each."""
     limit_bytes: int = 1 << 30
@@ -106,7 +108,7 @@ def measure(case: Case[T], setting: Setting) -> Timed:
     case.check(turns.current, last)
     return Timed(
         samples=samples,
-        cache=state_of(setting.cache, turns.distinct, case.touched_bytes, setting.cache_bytes),
+        cache=state_of(setting.cache, turns.distinct, case.touched_bytes, setting.cache_bytes, setting.cache_source),
         floor_s=floor_s(setting.clock),
         placements=turns.distinct if setting.placements > 1 and samples.repeats == 1 else 1,
     )

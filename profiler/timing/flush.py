@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from profiler.record.measurement import CacheState, State
+from profiler.record.measurement import CacheSource, CacheState, State
 
 T = TypeVar("T")
 
@@ -54,21 +54,28 @@ class Rotation(Generic[T]):
 def copies(operand_bytes: int, cache_bytes: int, *, limit_bytes: int) -> int:
     """How many copies of an operand make each use of it cold, at least 2 unless one alone exceeds `PAST` caches.
 
-    Raises ValueError where they would need more than `limit_bytes`.
+    As many as fit where `limit_bytes` does not hold them all; `state_of` then says that they are not cold. Raises
+    ValueError where not even one fits.
     """
     if operand_bytes <= 0:
         raise ValueError(f"an operand has at least one byte, not {operand_bytes}")
+    if operand_bytes > limit_bytes:
+        raise ValueError(
+            f"an operand of {operand_bytes} bytes is more than the {limit_bytes} bytes allowed: measure smaller "
+            "operands or allow more memory"
+        )
     flushes_itself = operand_bytes >= PAST * cache_bytes
     count = 1 if flushes_itself else math.ceil(PAST * cache_bytes / operand_bytes) + 1
-    if count * operand_bytes > limit_bytes:
-        raise ValueError(
-            f"{count} copies of {operand_bytes} bytes are needed to get past a cache of {cache_bytes} bytes, more than "
-            f"the {limit_bytes} bytes allowed: measure larger operands or allow more memory"
-        )
-    return count
+    return min(count, limit_bytes // operand_bytes)
 
 
-def state_of(declared: State, distinct: int, operand_bytes: int, cache_bytes: int | None) -> CacheState:
+def state_of(
+    declared: State,
+    distinct: int,
+    operand_bytes: int,
+    cache_bytes: int | None,
+    cache_source: CacheSource = "stated",
+) -> CacheState:
     """The state that `distinct` operands of so many bytes, used in turn, leave a cache of `cache_bytes` in.
 
     A single operand that is streamed has its own bytes between two uses of its first one.
@@ -84,5 +91,6 @@ def state_of(declared: State, distinct: int, operand_bytes: int, cache_bytes: in
         operand_bytes=operand_bytes,
         between_bytes=between,
         cache_bytes=cache_bytes,
+        cache_source=cache_source,
         holds=holds,
     )

@@ -20,7 +20,8 @@ from typing import Protocol
 import torch
 
 from profiler.device import pci_bus_id
-from profiler.host import CpuTimes, parse_cpu_times, usable_cpus
+from profiler.host import CpuTimes, parse_cpu_times
+from profiler.machine import usable_cpus
 from profiler.nvml import Gpu, GpuState, NvmlMissing
 from profiler.processor import parse_clock_hz, read_processor
 from profiler.record.conditions import Window

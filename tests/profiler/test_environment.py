@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from profiler.environment import collect, cpu_cache_levels, findings, version_findings
+from profiler.environment import collect, findings, version_findings
 from profiler.findings.finding import Finding
 from profiler.nvml import NvmlMissing, read_gpu
 
@@ -50,21 +50,3 @@ def test_older_versions_than_supported_are_found() -> None:
     assert version_findings(["torch>=2.11"], {"torch": "2.13.0+cpu"}) == ()
     assert version_findings(["torch>=2.11"], {"torch": "2.14.0.dev20260101"}) == ()
     assert [f.severity for f in version_findings([], {})] == ["note"]
-
-
-def test_caches_are_read_smallest_first_without_the_instructions(tmp_path: Path) -> None:
-    rows = [
-        ("1", "Data", "48K", "0"),
-        ("1", "Instruction", "32K", "0"),
-        ("3", "Unified", "480M", "0-1"),
-        ("2", "Unified", "2M", "0"),
-    ]
-    for index, row in enumerate(rows):
-        folder = tmp_path / "cache" / f"index{index}"
-        folder.mkdir(parents=True)
-        for name, value in zip(("level", "type", "size", "shared_cpu_list"), row, strict=True):
-            (folder / name).write_text(value + "\n")
-    assert [(c.name, c.bytes, c.shared_by) for c in cpu_cache_levels(tmp_path)] == [
-        ("L1", 48 << 10, 1), ("L2", 2 << 20, 1), ("L3", 480 << 20, 2),
-    ]  # fmt: skip
-    assert cpu_cache_levels(tmp_path / "nowhere") == ()

@@ -7,20 +7,14 @@ import pytest
 
 from profiler import host
 from profiler.host import (
-    parse_cgroups,
-    parse_cpu_list,
     parse_cpu_name,
     parse_cpu_times,
     parse_kib,
-    parse_memory_limit,
     parse_process_times,
-    parse_quota_v1,
-    parse_quota_v2,
-    parse_size,
     parse_swap_pages,
     read_host,
-    read_limits,
 )
+from profiler.machine import usable_cpus
 
 STAT = """cpu  40801 10 7448 255773 608 5 84 76 500 0
 cpu0 11743 0 1042 139498 41 0 17 32 0 0
@@ -54,49 +48,15 @@ def test_names_of_processors() -> None:
     assert parse_cpu_name("processor\t: 0\nBogoMIPS\t: 50.00\n") is None
 
 
-def test_sizes_lists_and_counters() -> None:
-    assert [parse_size(text) for text in ("48K\n", "33M", "512")] == [49152, 33 << 20, 512]
-    assert parse_cpu_list("0-2,8\n") == (0, 1, 2, 8)
+def test_counters() -> None:
     assert parse_kib("VmSwap:\t    12 kB\nThreads:\t1\n", "VmSwap") == 12288
     assert parse_kib("Threads:\t1\n", "VmSwap") is None
     assert parse_swap_pages("pswpin 3\npswpout 4\npgfault 9\n") == 7
 
 
-def test_control_groups() -> None:
-    assert parse_cgroups("4:memory:/a/b\n1:cpu,cpuacct:/\n0::/user.slice\n") == {
-        "memory": "/a/b", "cpu": "/", "cpuacct": "/", "": "/user.slice",
-    }  # fmt: skip
-    assert (parse_quota_v2("max 100000\n"), parse_quota_v2("150000 100000\n")) == (None, 1.5)
-    assert (parse_quota_v1("-1\n", "100000\n"), parse_quota_v1("50000\n", "100000\n")) == (None, 0.5)
-    assert parse_memory_limit("max\n") is None
-    assert parse_memory_limit("9223372036854771712\n") is None
-    assert parse_memory_limit("1073741824\n") == 1 << 30
-
-
 def _put(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-
-
-def test_the_tightest_limit_on_the_way_up_counts(tmp_path: Path) -> None:
-    proc, sys_ = tmp_path / "proc", tmp_path / "sys"
-    _put(proc / "self/cgroup", "0::/pod/box\n")
-    root = sys_ / "fs/cgroup"
-    _put(root / "pod/box/cpu.max", "max 100000\n")
-    _put(root / "pod/box/memory.max", f"{8 << 30}\n")
-    _put(root / "pod/cpu.max", "300000 100000\n")
-    _put(root / "pod/memory.max", f"{4 << 30}\n")
-    assert read_limits(proc, sys_) == (3.0, 4 << 30)
-
-
-def test_limits_of_the_older_hierarchy_even_where_the_own_group_is_hidden(tmp_path: Path) -> None:
-    proc, sys_ = tmp_path / "proc", tmp_path / "sys"
-    _put(proc / "self/cgroup", "4:memory:/docker/abc\n1:cpu,cpuacct:/docker/abc\n")
-    root = sys_ / "fs/cgroup"
-    _put(root / "cpu/cpu.cfs_quota_us", "200000\n")
-    _put(root / "cpu/cpu.cfs_period_us", "100000\n")
-    _put(root / "memory/memory.limit_in_bytes", f"{1 << 30}\n")
-    assert read_limits(proc, sys_) == (2.0, 1 << 30)
 
 
 def test_a_look_at_recorded_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +72,7 @@ def test_a_look_at_recorded_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     _put(proc / "self/status", "VmSwap:\t 0 kB\n")
     _put(proc / "77/stat", busy.format(0))
     _put(proc / f"{os.getpid()}/stat", own.format(0))
-    cpu = host.usable_cpus()[0]
+    cpu = usable_cpus()[0]
     _put(sys_ / f"devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor", "powersave\n")
 
     def a_second_passes(_: float) -> None:

@@ -5,7 +5,7 @@ from statistics import median
 import pytest
 
 from roofline.facts import CACHE_S, MATRIX_PER_VECTOR, UNIT_FLOPS_PER_S, facts_of
-from roofline.hardware import HardwareSpec, device_names, load_device
+from roofline.hardware import Figure, HardwareSpec, Level, device_names, load_device
 from roofline.laws.registry import LAWS
 
 SPECS = [load_device(name) for name in device_names()]
@@ -26,6 +26,21 @@ def test_every_device_has_facts_and_says_which_of_them_are_assumed(spec: Hardwar
 def test_what_a_datasheet_says_is_taken_from_it() -> None:
     facts = facts_of(load_device("nvidia-h200-sxm"))
     assert (facts.units, facts.cache_bytes, facts.assumed) == (132, 62914560, ())
+
+
+def test_a_cpu_has_the_cache_that_was_measured_and_a_gpu_that_of_its_datasheet() -> None:
+    stated = {"amd-epyc-9755": 536870912, "nvidia-h200-sxm": 62914560}
+    for name, in_datasheet in stated.items():
+        spec = load_device(name)
+        assert spec.datasheet is not None
+        assert facts_of(spec).cache_bytes == in_datasheet
+        main = spec.datasheet.levels[-1]
+        cache = Level(name="L3", capacity_bytes=16 << 20, bandwidth=Figure(value=1e11, source="test"))
+        measured = spec.datasheet.model_copy(update={"levels": (cache, main)})
+        expected = 16 << 20 if spec.kind == "cpu" else in_datasheet
+        assert facts_of(spec.model_copy(update={"measured": measured})).cache_bytes == expected
+        flat = spec.datasheet.model_copy(update={"levels": (main,)})
+        assert facts_of(spec.model_copy(update={"measured": flat})).cache_bytes == in_datasheet
 
 
 def test_a_device_without_them_is_near_what_others_are() -> None:

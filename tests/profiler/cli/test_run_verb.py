@@ -181,7 +181,6 @@ def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernel_shapes, "POINTS", dict.fromkeys(kernel_shapes.POINTS, 6))
-    monkeypatch.setattr(kernel_shapes, "LARGEST", 0.05)
     monkeypatch.setattr(eager, "SIZES", ((1 / 1024, 2), (1 / 512, 2)))
     monkeypatch.setattr(probe_kernels, "STREAMING", {"aten::mul": probe_kernels.STREAMING["aten::mul"]})
     quick = [one for one in QUICK if one not in ("--no-calibrate", "--quick")]

@@ -1,14 +1,18 @@
 """The kernels on main memory and caches: the bytes they move and the values they write, never how fast."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from microbench_samples import measured
 
 from profiler.microbench import memory
 from profiler.microbench.bench import Bench
 from profiler.microbench.caches import Capacity
+from profiler.microbench.effective_cache import ReadCurve
 from profiler.microbench.memory import KERNELS, case, working_sets
+from profiler.record.measurement import CacheState
 from profiler.timing.flush import PAST
 
 CPU = torch.device("cpu")
@@ -66,23 +70,60 @@ def test_data_is_random_normal(elements: int) -> None:
         assert abs(float(data.mean())) < 0.5 and 0.7 < float(data.std()) < 1.3
 
 
-def test_main_memory_is_cold_and_counted_as_stream_counts() -> None:
-    found = {one.case: one for one in memory.main_memory(bench(limit=192 * MIB))}
+def test_main_memory_is_cold_and_counted_as_stream_counts(small_host: None) -> None:
+    found = {one.case: one for one in memory.main_memory(bench(limit=48 * MIB))}
     assert list(found) == list(KERNELS)
     for kernel, one in found.items():
         assert one.has_value, one.reason
         assert one.work == KERNELS[kernel].tensors * one.parameters["operand_bytes"] and one.unit == "B/s"
-        assert one.cache is not None and one.cache.declared == "cold"
-        assert one.cache.holds is (None if one.cache.cache_bytes is None else True)
-        assert one.cache.between_bytes >= PAST * (one.cache.cache_bytes or 0)
+        assert one.cache is not None and one.cache.declared == "cold" and one.cache.cache_bytes == MIB
+        assert one.cache.between_bytes >= PAST * MIB
+        if one.cache.judged_by == "bytes":
+            assert one.cache.holds is True
 
 
-def test_memory_beyond_the_limit_is_a_reason() -> None:
-    made = bench(limit=4096)
-    made.cache_bytes = MIB
-    found = list(memory.main_memory(made))
+def test_too_little_memory_to_get_past_a_cache_is_a_reason(small_host: None) -> None:
+    found = list(memory.main_memory(bench(limit=MIB)))
     assert [one.status for one in found] == ["failed"] * len(KERNELS)
-    assert all("allow more memory" in (one.reason or "") for one in found)
+    assert all("free or allow more memory" in (one.reason or "") for one in found)
+
+
+CURVE = ReadCurve((8 * MIB, 16 * MIB, 32 * MIB, 64 * MIB), (40e9, 40e9, 10e9, 10e9), 10e9)
+"""A cache at 40 GB/s, main memory at 10 GB/s."""
+
+
+@pytest.mark.parametrize(("rate", "holds"), [(9e9, True), (12e9, True), (19e9, True), (21e9, False), (44e9, False)])
+def test_a_cold_rate_that_is_a_cache_s_is_not_cold(rate: float, holds: bool) -> None:
+    cold = CacheState(declared="cold", operand_bytes=9, between_bytes=9, cache_bytes=5, holds=True)
+    one = memory.judged(measured("memory", "read", rate, cache=cold), CURVE)
+    assert one.cache is not None and (one.cache.holds, one.cache.judged_by) == (holds, "bytes and rate")
+    assert any("not cold" in label.what for label in one.labels) is not holds
+    assert one.value() == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    "curve", [None, replace(CURVE, rates=(10e9,) * 4), replace(CURVE, main_rate=None)], ids=["none", "flat", "falling"]
+)
+def test_without_two_distinct_rates_bytes_alone_judge(curve: ReadCurve | None) -> None:
+    one = measured("memory", "read", 40e9)
+    assert memory.judged(one, curve) is one
+
+
+def test_too_few_bytes_stay_too_few_however_slow_the_reading() -> None:
+    cold = CacheState(declared="cold", operand_bytes=9, between_bytes=9, cache_bytes=50, holds=False)
+    one = memory.judged(measured("memory", "read", 9e9, cache=cold), CURVE)
+    assert one.cache is not None and one.cache.holds is False
+
+
+def test_operands_are_shared_between_kernels_and_filled_anew() -> None:
+    pool = memory.Pool(4096, CPU)
+    written = pool.take(0, "write")[0]
+    assert bool(written.isnan().all())
+    a, b, c = pool.take(0, "triad")
+    assert a is written and not bool(a.isnan().any()) and float(a.std()) > 0.5
+    assert bool(c.isnan().all()) and b.shape == c.shape == (1024,)
+    other = pool.take(1, "triad")
+    assert not {t.data_ptr() for t in other} & {t.data_ptr() for t in (a, b, c)}
 
 
 def test_the_curve_goes_up_to_the_limit() -> None:

@@ -101,10 +101,16 @@ def test_too_few_calls_to_come_round_are_not_cold() -> None:
     assert state.holds is False and state.between_bytes == 200
 
 
-def test_what_cannot_be_cold_within_the_memory_limit_is_refused() -> None:
-    case, made = counted([])
+def test_what_cannot_be_cold_within_the_memory_limit_is_measured_and_said() -> None:
+    case, made = counted([], size=100)
+    timed = measure(case, Setting(Ticking(), cache="cold", rules=RULES, cache_bytes=1000, limit_bytes=1000))
+    assert len(made) == 10 and timed.cache.holds is False and timed.cache.between_bytes == 900
+
+
+def test_an_operand_larger_than_the_memory_limit_is_refused() -> None:
+    case, made = counted([], size=100)
     with pytest.raises(ValueError, match="allow more memory"):
-        measure(case, Setting(Ticking(), cache="cold", rules=RULES, cache_bytes=1000, limit_bytes=1000))
+        measure(case, Setting(Ticking(), cache="cold", rules=RULES, cache_bytes=1000, limit_bytes=99))
     assert made == []
 
 

@@ -225,6 +225,8 @@ def test_enough_copies_to_be_cold(operand: int, cache: int) -> None:
     assert count == 1 or (count - 2) * operand < PAST * cache
 
 
-def test_too_little_memory_to_be_cold_is_refused() -> None:
+def test_with_too_little_memory_there_are_as_many_copies_as_fit() -> None:
+    assert copies(1 << 20, 1 << 30, limit_bytes=10 << 20) == 10
+    assert copies(1 << 20, 1 << 30, limit_bytes=1 << 20) == 1
     with pytest.raises(ValueError, match="allow more memory"):
-        copies(1 << 20, 1 << 30, limit_bytes=1 << 30)
+        copies(1 << 20, 1 << 30, limit_bytes=(1 << 20) - 1)
