@@ -1,6 +1,7 @@
 """What every test may use: runs made by hand, and the marker of tests that need a GPU."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -12,6 +13,10 @@ from roofline.workload import Workload
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Read when torch loads, here and in processes that tests start: threads of several workers, which wait for each other
 by spinning, take three times the time of one each."""
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background jobs ignore Ctrl-C, and processes inherit that: those that tests interrupt must not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")

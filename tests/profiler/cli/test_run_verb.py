@@ -6,12 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny
+from waiting import LAST_RESORT_S, until
 
 from calibrate import kernel_shapes
 from calibrate.reports import sound
@@ -22,6 +22,21 @@ from profiler.record.run import Run
 from profiler.record.store import RunFolder
 
 ROOT = Path(__file__).parents[3]
+HELD = """
+import sys, time
+from profiler.cli.app import main
+from profiler.record.store import RunFolder
+kept, append = [], RunFolder.append
+def held(folder, result):
+    while kept:
+        time.sleep(1)
+    append(folder, result)
+    kept.append(result)
+RunFolder.append = held
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command line, which keeps one cell and goes on measuring, but keeps no second one: a signal that comes after
+the first is kept always finds the run at work, whenever it comes."""
 QUICK = [
     "--quick",
     "--no-calibrate",
@@ -47,9 +62,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, held: bool = False) -> subprocess.Popen[str]:
+    program = ["-c", HELD] if held else ["-m", "profiler"]
     return subprocess.Popen(
-        [sys.executable, "-m", "profiler", "run", *arguments],
+        [sys.executable, *program, "run", *arguments],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
 
@@ -57,7 +73,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 def test_json_of_a_run_its_threads_and_what_it_leaves_on_disk(model: Path, tmp_path: Path) -> None:
     threads = 2 if torch.get_num_threads() == 1 else 1  # other than without the option
     process = start(str(model), *QUICK, "--threads", str(threads), "--out", str(tmp_path), "--json")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=LAST_RESORT_S)
     assert process.returncode in (0, 3, 4), err  # a pass of 5 ms on a busy machine may be called invalid
     document = json.loads(out)
     prefill, decode = document["passes"]
@@ -77,39 +93,32 @@ def test_json_of_a_run_its_threads_and_what_it_leaves_on_disk(model: Path, tmp_p
     assert main(["show", str(folder)]) == 0
 
 
-def test_killed_and_resumed(model: Path, tmp_path: Path) -> None:
+def started_and_one_kept(model: Path, out: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A run of three cells at work after the first one, and its folder."""
     options = [
-        "--quick",
-        "--no-calibrate",
-        "--seconds",
-        "1",
-        "--prompt",
-        "16,24,32,40",
-        "--phase",
-        "prefill",
-        "--dtype",
-        "float32",
-    ]
-    process = start(str(model), *options, "--out", str(tmp_path))
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        journals = list(tmp_path.glob("*/*/journal.jsonl"))
-        if journals and journals[0].read_text().count("\n") >= 1:
-            break
-        time.sleep(0.05)
+        "--quick", "--no-calibrate", "--seconds", "0.1", "--prompt", "16,24,32", "--phase", "prefill",
+        "--dtype", "float32", "--device", "cpu",
+    ]  # fmt: skip
+    process = start(str(model), *options, "--out", str(out), held=True)
+    until(lambda: any("\n" in path.read_text() for path in out.glob("*/*/journal.jsonl")), process)
+    (folder,) = out.glob("*/*")
+    return process, folder
+
+
+def test_killed_and_resumed(model: Path, tmp_path: Path) -> None:
+    process, folder = started_and_one_kept(model, tmp_path)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    folder = journals[0].parent
-    kept = RunFolder.open(folder).results()
-    assert 1 <= len(kept) < 4 and all(result.status == "done" for result in kept)
+    (kept,) = RunFolder.open(folder).results()
+    assert kept.status == "done"
     assert main(["show", str(folder), "--json"]) == 0
     sound_before = sound(RunFolder.open(folder))
     assert main(["run", "--resume", str(folder)]) in (0, 3, 4)
     finished = RunFolder.open(folder)
     assert finished.run.finished is not None
     assert [r.cell.key for r in finished.results()] == [c.key for c in finished.run.cells]
-    if kept[0].cell.key in sound_before:
-        assert finished.results()[0] == kept[0]  # not measured again
+    if kept.cell.key in sound_before:
+        assert finished.results()[0] == kept  # not measured again
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
@@ -118,7 +127,7 @@ def test_a_compiled_run_tells_its_mode_and_its_kernels(
 ) -> None:
     options = [*QUICK, "--phase", "decode", "--layers", "1", "--compile", "--out", str(tmp_path), "--json"]
     process = start(str(model), *options)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=LAST_RESORT_S)
     assert process.returncode in (0, 3, 4), err
     document = json.loads(out)
     (decode,) = document["passes"]
@@ -157,18 +166,13 @@ def test_a_damaged_cell_is_measured_again(model: Path, tmp_path: Path, capsys: p
 
 
 def test_interrupted_keeps_what_was_measured(model: Path, tmp_path: Path) -> None:
-    options = ["--quick", "--prompt", "16,24,32,40", "--phase", "prefill", "--dtype", "float32"]
-    process = start(str(model), *options, "--out", str(tmp_path))
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(tmp_path.glob("*/*/graphs/*")):
-        time.sleep(0.05)
+    process, folder = started_and_one_kept(model, tmp_path)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=LAST_RESORT_S)
     assert process.returncode == 130
     # not always the last line: Python tells of a destructor of torch's that an interruption left half made
     assert any(line.startswith("interrupted; what was measured is in ") for line in err.splitlines())
-    (folder,) = tmp_path.glob("*/*")
-    assert all(result.status == "done" for result in RunFolder.open(folder).results())
+    assert [result.status for result in RunFolder.open(folder).results()] == ["done"]
 
 
 def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
