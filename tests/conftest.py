@@ -13,6 +13,9 @@ from roofline.workload import Workload
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Read when torch loads, here and in processes that tests start: threads of several workers, which wait for each other
 by spinning, take three times the time of one each."""
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+"""Read with it: where a test asks for two threads, one that waits for the other leaves its core to it. On a busy
+machine the other may be off its core for milliseconds at each of a pass's thousands of meetings."""
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background jobs ignore Ctrl-C, and processes inherit that: those that tests interrupt must not.

@@ -253,6 +253,7 @@ def codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.mark.starts_product
 def test_a_command_is_interrupted_before_it_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int]
 ) -> None:
@@ -282,6 +283,7 @@ def test_a_command_s_output_and_code_come_back(tmp_path: Path) -> None:
     assert (found.code, found.stdout) == (3, "{}\n")
 
 
+@pytest.mark.starts_product
 def test_a_campaign_that_is_ended_ends_its_part_and_keeps_what_there_is(tmp_path: Path) -> None:
     works = tmp_path / "works"
     script = (

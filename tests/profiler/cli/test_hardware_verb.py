@@ -95,6 +95,7 @@ def document(results: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.starts_product
 def test_the_json_of_a_run(document: dict[str, Any]) -> None:
     figures = {(one["name"], one["dtype"]): one for one in document["figures"]}
     assert len(figures) == len(document["figures"])
@@ -105,6 +106,7 @@ def test_the_json_of_a_run(document: dict[str, Any]) -> None:
     assert figures["launch.graph", None]["reason"] == "CUDA graphs need a GPU"
 
 
+@pytest.mark.starts_product
 def test_what_a_run_leaves_behind(document: dict[str, Any], results: Path) -> None:
     (folder,) = results.glob("*/*")
     assert Path(document["spec"]) == folder / "spec.json"
@@ -118,6 +120,7 @@ def test_what_a_run_leaves_behind(document: dict[str, Any], results: Path) -> No
     assert run.finished and run.cells == ()
 
 
+@pytest.mark.starts_product
 def test_the_spec_prices_a_model(document: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["predict", "smollm2-135m", "--hardware", document["spec"], "--dtype", "float32", "--json"]
     assert main([*arguments, "--phase", "decode", "--context", "16"]) == 0
@@ -140,6 +143,7 @@ def test_a_finished_run_is_not_gone_on_with(
     assert "is finished; look at it with" in capsys.readouterr().err
 
 
+@pytest.mark.starts_product
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", HELD, *SHORT, "--only", "launch,host", "--processes", "1", "--out", str(tmp_path)],

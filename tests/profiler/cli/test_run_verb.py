@@ -88,6 +88,7 @@ def first(model: Path, tmp_path_factory: pytest.TempPathFactory) -> First:
     return First(threads, document, Path(document["run"]))
 
 
+@pytest.mark.starts_product
 def test_json_of_a_run_its_threads_and_what_it_leaves_on_disk(first: First) -> None:
     document, folder = first.document, first.folder
     prefill, decode = document["passes"]
@@ -118,6 +119,7 @@ def started_and_one_kept(model: Path, out: Path, spec: list[str]) -> tuple[subpr
     return process, folder
 
 
+@pytest.mark.starts_product
 def test_killed_and_resumed(model: Path, first: First, tmp_path: Path) -> None:
     process, folder = started_and_one_kept(model, tmp_path, first.spec)
     process.send_signal(signal.SIGKILL)
@@ -135,6 +137,7 @@ def test_killed_and_resumed(model: Path, first: First, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+@pytest.mark.starts_product
 def test_a_compiled_run_tells_its_mode_and_its_kernels(
     model: Path, first: First, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +183,7 @@ def test_a_damaged_cell_is_measured_again(
     assert again["failed"] == [] and {one["phase"] for one in again["passes"]} == {"prefill", "decode"}
 
 
+@pytest.mark.starts_product
 def test_interrupted_keeps_what_was_measured(model: Path, first: First, tmp_path: Path) -> None:
     process, folder = started_and_one_kept(model, tmp_path, first.spec)
     process.send_signal(signal.SIGINT)

@@ -169,6 +169,7 @@ def test_a_part_that_raises_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None
     assert one["reason"] == "RuntimeError: the driver is gone" and messages[-1] == {"done": "broken"}  # type: ignore[index]
 
 
+@pytest.mark.starts_product
 def test_the_real_worker_is_a_fresh_process_whose_stdout_is_its_own(tmp_path: Path) -> None:
     log = HardwareLog(tmp_path)
     characterise(plan("launch", replicates=1), log, worker=WORKER)
