@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from profiler.record.run import Cell, CellResult, Closure, Environment, OpTimes, Run
 from roofline.op import Access, Kind, Op, OpGraph, Tensor
@@ -21,7 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background jobs ignore Ctrl-C, and processes inherit that: those that tests interrupt must not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("shared machine", deadline=None)
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
 
 
