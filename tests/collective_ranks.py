@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from dataclasses import replace
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -30,9 +31,17 @@ def alone(size: int, ranks: Ranks) -> Operands:
 
 
 def left_waiting(size: int, ranks: Ranks) -> Operands:
-    """Rank 1 fails before it takes part; the others wait for it until the operation times out."""
+    """Rank 1 fails before it takes part; the others wait for it until the operation times out.
+
+    Only this operation times out soon: anything that all ranks take part in has the time that a busy machine needs.
+    """
     one = CASES["all_reduce"](size, ranks)
-    return one if ranks.rank != 1 else replace(one, run=lambda: raised(RuntimeError("rank 1 stays away")))
+
+    def waits() -> None:
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1), ranks.group)
+        one.run()
+
+    return replace(one, run=waits if ranks.rank != 1 else lambda: raised(RuntimeError("rank 1 stays away")))
 
 
 def wrong(size: int, ranks: Ranks) -> Operands:
@@ -54,7 +63,7 @@ def dying(size: int, ranks: Ranks) -> Operands:
 
 def endless(size: int, ranks: Ranks) -> Operands:
     """Never comes back."""
-    return faulty(size, ranks, lambda: time.sleep(1000))
+    return faulty(size, ranks, lambda: time.sleep(3600))
 
 
 FAULTS = {

@@ -1,9 +1,10 @@
 """What every test may use: runs made by hand, and the marker of tests that need a GPU."""
 
 import os
+import signal
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from profiler.record.run import Cell, CellResult, Closure, Environment, OpTimes, Run
 from roofline.op import Access, Kind, Op, OpGraph, Tensor
@@ -12,8 +13,15 @@ from roofline.workload import Workload
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Read when torch loads, here and in processes that tests start: threads of several workers, which wait for each other
 by spinning, take three times the time of one each."""
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+"""Read with it: where a test asks for two threads, one that waits for the other leaves its core to it. On a busy
+machine the other may be off its core for milliseconds at each of a pass's thousands of meetings."""
 
-settings.register_profile("shared machine", deadline=None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background jobs ignore Ctrl-C, and processes inherit that: those that tests interrupt must not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
 
 

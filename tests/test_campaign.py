@@ -4,12 +4,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from waiting import LAST_RESORT_S, until
 
 from calibrate.exchange.export import registry
 from scripts import campaign, gpu_campaign
@@ -232,42 +232,75 @@ def test_nothing_measured_is_said(tmp_path: Path) -> None:
     assert "No part has come far enough" in text and "| a | not begun |" in text and "No pass has been" in text
 
 
-def test_a_command_is_interrupted_before_it_is_killed(tmp_path: Path) -> None:
-    script = "import time, sys\ntry:\n time.sleep(60)\nexcept KeyboardInterrupt:\n print('kept', file=sys.stderr)"
-    began = time.monotonic()
+@pytest.fixture
+def codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Exit codes of commands whose time is up as soon as they have written "ready" to their log."""
+    found: list[int] = []
+
+    class UpOnceReady(subprocess.Popen):  # type: ignore[type-arg]
+        is_up = False
+
+        def communicate(self, input: object = None, timeout: float | None = None) -> tuple[object, object]:
+            if not self.is_up:
+                self.is_up = True
+                until(lambda: "ready" in (tmp_path / "log").read_text(), self)
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+            written = super().communicate(timeout=timeout)
+            found.append(self.returncode)
+            return written
+
+    monkeypatch.setattr(campaign.subprocess, "Popen", UpOnceReady)
+    return found
+
+
+@pytest.mark.starts_product
+def test_a_command_is_interrupted_before_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int]
+) -> None:
+    monkeypatch.setattr(campaign, "GRACE_S", LAST_RESORT_S)
+    script = (
+        "import sys, time\ntry:\n print('ready', file=sys.stderr, flush=True)\n time.sleep(3600)\n"
+        "except KeyboardInterrupt:\n print('kept', file=sys.stderr)"
+    )
     assert execute([sys.executable, "-c", script], tmp_path / "log", 2.0) == Outcome(None, "")
-    assert time.monotonic() - began < 30 and "kept" in (tmp_path / "log").read_text()
+    assert codes == [0] and "kept" in (tmp_path / "log").read_text()
 
 
-def test_a_command_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_does_not_listen_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int]
+) -> None:
     monkeypatch.setattr(campaign, "GRACE_S", 0.2)
-    script = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(60)"
+    script = (
+        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "print('ready', file=sys.stderr, flush=True)\ntime.sleep(3600)"
+    )
     assert execute([sys.executable, "-c", script], tmp_path / "log", 2.0).code is None
+    assert codes == [-signal.SIGKILL]
 
 
 def test_a_command_s_output_and_code_come_back(tmp_path: Path) -> None:
-    found = execute([sys.executable, "-c", "import sys; print('{}'); sys.exit(3)"], tmp_path / "log", 60.0)
+    found = execute([sys.executable, "-c", "import sys; print('{}'); sys.exit(3)"], tmp_path / "log", LAST_RESORT_S)
     assert (found.code, found.stdout) == (3, "{}\n")
 
 
+@pytest.mark.starts_product
 def test_a_campaign_that_is_ended_ends_its_part_and_keeps_what_there_is(tmp_path: Path) -> None:
+    works = tmp_path / "works"
     script = (
         "import sys\nfrom scripts import gpu_campaign as g\n"
         "g.parts = lambda *_: [g.Part('slow', (), 5.0, keeps_run=False)]\n"
-        "import scripts.campaign as c\nc.PROFILER = (sys.executable, '-c', 'import time; time.sleep(60)')\n"
+        "import scripts.campaign as c\nc.PROFILER = (sys.executable, '-c', sys.argv[1])\n"
         f"g.main(['--minutes', '5', '--out', {str(tmp_path)!r}, '--device', 'cpu'])"
     )
+    part = f"import time; open({str(works)!r}, 'w').close(); time.sleep(3600)"
     process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL,
+        [sys.executable, "-c", script, part], cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as in the background of a shell
     )  # fmt: skip
-    journal, deadline = tmp_path / "journal.jsonl", time.monotonic() + 60
-    while not journal.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
+    until(works.exists, process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) != 0
-    assert [line["event"] for line in read_journal(journal)] == ["start"]
+    assert process.wait(LAST_RESORT_S) != 0
+    assert [line["event"] for line in read_journal(tmp_path / "journal.jsonl")] == ["start"]
     assert "| slow | cut off |" in (tmp_path / "keep" / "README.md").read_text()
 
 
@@ -343,7 +376,7 @@ def test_the_campaign_starts_without_any_package(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "scripts" / "gpu_campaign.py"
     done = subprocess.run(
         [sys.executable, "-S", "-I", str(script), "--minutes", "1", "--out", str(tmp_path / "x")],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=LAST_RESORT_S,
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.startswith("error: this machine lacks torch, transformers")
     assert not (tmp_path / "x").exists()

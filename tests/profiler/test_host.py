@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from profiler import host
 from profiler.host import (
@@ -99,11 +100,19 @@ def test_a_system_without_proc_says_what_it_did_not_read(tmp_path: Path) -> None
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_work_of_another_process_is_seen_on_this_machine() -> None:
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+
+        def works(_: float) -> None:
+            """Until the other process has had a tenth of a second of a CPU, however loaded the machine is."""
+            before = used_s(other.pid)
+            until(lambda: used_s(other.pid) >= before + 0.1)
+
         try:
-            # a process that has not run yet is waited for, however loaded the machine is
-            while parse_process_times(Path(f"/proc/{other.pid}/stat").read_text(), 1)[1] < 5:
-                pass
-            seen = {process.pid for _ in range(5) for process in read_host(interval_s=0.2).busiest}
+            reading = read_host(sleep=works)
         finally:
             other.kill()
-    assert other.pid in seen
+    assert other.pid in {process.pid for process in reading.busiest}
+
+
+def used_s(pid: int) -> float:
+    """CPU seconds of a process."""
+    return parse_process_times(Path(f"/proc/{pid}/stat").read_text(), os.sysconf("SC_CLK_TCK"))[1]

@@ -68,7 +68,7 @@ def test_the_spec_of_a_run_is_read(tmp_path):
     )
     cpu = Peaks(
         matrix={"bfloat16": Figure(value=3e9, source="measured: torch.mm")},
-        vector={"float32": Figure(value=2e9, source="measured: add")},
+        vector={"float32": Figure(value=2e9, source="measured: add", low=7.6e7, high=2.1e9)},  # on a busy machine
         levels=(level,),
         host_s_per_op=Figure(value=5e-6, source="measured: decode"),
     )
@@ -153,6 +153,8 @@ def test_a_newer_file_is_refused_by_its_schema_before_its_fields(write):
         ("datasheet.matrix.bf16", {"value": 1e12, "source": "x"}, "datasheet.matrix.bf16: unknown dtype; did you mean"),
         ("datasheet.vector.x", {"value": 1e12, "source": "x"}, "datasheet.vector.x: unknown dtype; known: float64, "),
         ("datasheet.matrix.float16.low", 2e15, "datasheet.matrix.float16.low: 2e+15 lies above high, 1e+15; swap them"),
+        ("datasheet.matrix.float16.low", 0, "datasheet.matrix.float16.low: 0 is no end of an interval; give a finite"),
+        ("datasheet.matrix.float16.high", math.inf, "datasheet.matrix.float16.high: inf is no end of an interval"),
         ("chip.released", 24, "chip.released: 24 is below 1970 (a year)"),
         ("datasheet.host_s_per_op", {"value": 5.2, "source": "µs"}, "datasheet.host_s_per_op.value: 5.2 is above 1 s"),
     ],

@@ -81,6 +81,7 @@ def test_an_error_of_ours_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])  # the pipe breaks at the end, or at the first line
+@pytest.mark.starts_product
 def test_nobody_reading_the_output_is_quiet(tmp_path: Path, unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -92,6 +93,7 @@ def test_nobody_reading_the_output_is_quiet(tmp_path: Path, unbuffered: str) -> 
     assert (child.returncode, err) == (errors.BROKEN_PIPE, "")
 
 
+@pytest.mark.starts_product
 def test_ctrl_c_while_a_run_is_written_says_how_to_go_on() -> None:
     program = (
         "import sys, time\n"
@@ -136,6 +138,7 @@ def test_usage_shows_the_program_as_called(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["list", "--json"]])
+@pytest.mark.starts_product
 def test_a_full_disk_under_the_output_is_one_line(arguments: list[str], tmp_path: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         command = [sys.executable, "-m", "profiler", *arguments]
@@ -150,6 +153,7 @@ def test_an_error_of_the_system_that_is_not_about_output_is_not_swallowed(monkey
         main(["doctor"])
 
 
+@pytest.mark.starts_product
 def test_the_module_is_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "profiler", "list", "--json", "--results", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -4,11 +4,11 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import LAST_RESORT_S, until
 
 from profiler.cli.app import main
 from profiler.cli.hardware import DTYPES
@@ -19,6 +19,22 @@ from profiler.record.store import RunFolder
 from roofline.hardware import load_device
 
 SHORT = ("hardware", "--quick", "--device", "cpu", "--dtype", "float32", "--memory", "0.2")
+
+HELD = """
+import sys, time
+from profiler.cli.app import main
+from profiler.record.hardware import HardwareLog
+closed, close = [], HardwareLog.close_part
+def held(log, *part):
+    while closed:
+        time.sleep(1)
+    close(log, *part)
+    closed.append(part)
+HardwareLog.close_part = held
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command line, which closes one part and never a second one: a signal that comes after the first is closed
+always finds the run at work, whenever it comes."""
 
 
 @pytest.mark.parametrize(
@@ -79,6 +95,7 @@ def document(results: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.starts_product
 def test_the_json_of_a_run(document: dict[str, Any]) -> None:
     figures = {(one["name"], one["dtype"]): one for one in document["figures"]}
     assert len(figures) == len(document["figures"])
@@ -89,6 +106,7 @@ def test_the_json_of_a_run(document: dict[str, Any]) -> None:
     assert figures["launch.graph", None]["reason"] == "CUDA graphs need a GPU"
 
 
+@pytest.mark.starts_product
 def test_what_a_run_leaves_behind(document: dict[str, Any], results: Path) -> None:
     (folder,) = results.glob("*/*")
     assert Path(document["spec"]) == folder / "spec.json"
@@ -102,6 +120,7 @@ def test_what_a_run_leaves_behind(document: dict[str, Any], results: Path) -> No
     assert run.finished and run.cells == ()
 
 
+@pytest.mark.starts_product
 def test_the_spec_prices_a_model(document: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["predict", "smollm2-135m", "--hardware", document["spec"], "--dtype", "float32", "--json"]
     assert main([*arguments, "--phase", "decode", "--context", "16"]) == 0
@@ -124,26 +143,23 @@ def test_a_finished_run_is_not_gone_on_with(
     assert "is finished; look at it with" in capsys.readouterr().err
 
 
+@pytest.mark.starts_product
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "profiler"]
     process = subprocess.Popen(
-        [*command, *SHORT, "--only", "launch,host", "--processes", "1", "--out", str(tmp_path)],
+        [sys.executable, "-c", HELD, *SHORT, "--only", "launch,host", "--processes", "1", "--out", str(tmp_path)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not any(
-        '"done"' in path.read_text() for path in tmp_path.glob("*/*/*.jsonl")
-    ):
-        time.sleep(0.05)
+    until(lambda: any('"done"' in path.read_text() for path in tmp_path.glob("*/*/*.jsonl")), process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=LAST_RESORT_S)
     (folder,) = tmp_path.glob("*/*")
     assert process.returncode == 130 and f"python -m profiler hardware --resume {folder}" in err
     had = read_measurements(folder)
     assert had
     done = subprocess.run(
-        [*command, "hardware", "--resume", str(folder), "--json"], capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-m", "profiler", "hardware", "--resume", str(folder), "--json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode in (0, 3), done.stderr
     assert json.loads(done.stdout)["missing"]["peaks"].startswith("main memory could not be measured")
     assert read_measurements(folder)[: len(had)] == had

@@ -121,6 +121,7 @@ def test_the_contract_of_json(ask: Any, llama: str) -> None:
     )
 
 
+@pytest.mark.starts_product
 def test_a_whole_process_keeps_stdout_for_json(llama: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "profiler", "predict", llama, *ON, *SHORT, "--json"],

@@ -6,16 +6,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import tiny
+from waiting import LAST_RESORT_S, until
 
 from calibrate import kernel_shapes
 from calibrate.reports import sound
 from calibrate.waterfall import TERMS
+from profiler import job
 from profiler.cli.app import main
 from profiler.microbench import eager, probe_kernels, probe_table
 from profiler.record.kernels import has_kernels
@@ -23,20 +26,25 @@ from profiler.record.run import Run
 from profiler.record.store import RunFolder
 
 ROOT = Path(__file__).parents[3]
-QUICK = [
-    "--quick",
-    "--no-calibrate",
-    "--seconds",
-    "0.1",
-    "--prompt",
-    "16",
-    "--context",
-    "16",
-    "--dtype",
-    "float32",
-    "--device",
-    "cpu",
-]
+HELD = """
+import sys, time
+from profiler.cli.app import main
+from profiler.record.store import RunFolder
+kept, append = [], RunFolder.append
+def held(folder, result):
+    while kept:
+        time.sleep(1)
+    append(folder, result)
+    kept.append(result)
+RunFolder.append = held
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command line, which keeps one cell and goes on measuring, but keeps no second one: a signal that comes after
+the first is kept always finds the run at work, whenever it comes."""
+QUICK = (
+    "--quick", "--no-calibrate", "--seconds", "0.1", "--prompt", "16", "--context", "16", "--dtype", "float32",
+    "--device", "cpu",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +56,44 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, held: bool = False) -> subprocess.Popen[str]:
+    program = ["-c", HELD] if held else ["-m", "profiler"]
     return subprocess.Popen(
-        [sys.executable, "-m", "profiler", "run", *arguments],
+        [sys.executable, *program, "run", *arguments],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
 
 
-def test_json_of_a_run_its_threads_and_what_it_leaves_on_disk(model: Path, tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class First:
+    """A run that has measured the device too."""
+
+    threads: int
+    document: dict[str, Any]
+    folder: Path
+    told: str
+    """What it wrote to stderr."""
+
+    @property
+    def spec(self) -> list[str]:
+        """What spares another run of the same machine measuring the device again."""
+        return ["--hardware", str(self.folder / "spec.json")]
+
+
+@pytest.fixture(scope="module")
+def first(model: Path, tmp_path_factory: pytest.TempPathFactory) -> First:
     threads = 2 if torch.get_num_threads() == 1 else 1  # other than without the option
-    process = start(str(model), *QUICK, "--threads", str(threads), "--out", str(tmp_path), "--json")
-    out, err = process.communicate(timeout=120)
+    out = str(tmp_path_factory.mktemp("first"))
+    process = start(str(model), *QUICK, "--threads", str(threads), "--out", out, "--json")
+    told, err = process.communicate(timeout=LAST_RESORT_S)
     assert process.returncode in (0, 3, 4), err  # a pass of 5 ms on a busy machine may be called invalid
-    document = json.loads(out)
+    document = json.loads(told)
+    return First(threads, document, Path(document["run"]), err)
+
+
+@pytest.mark.starts_product
+def test_json_of_a_run_its_threads_and_what_it_leaves_on_disk(first: First) -> None:
+    document, folder = first.document, first.folder
     prefill, decode = document["passes"]
     for one in (prefill, decode):
         assert sum(layer["measured_s"] for layer in one["layers"]) == pytest.approx(one["busy_s"])
@@ -71,59 +104,53 @@ def test_json_of_a_run_its_threads_and_what_it_leaves_on_disk(model: Path, tmp_p
         paths = {layer["path"] for layer in one["layers"]}
         assert {"lm_head", "model.layers.*.self_attn.q_proj", "model.layers.*.mlp"} <= paths
     assert (prefill["phase"], decode["phase"], decode["context_tokens"]) == ("prefill", "decode", 16)
-    folder = Path(document["run"])
     assert document["spent"].keys() == document["estimated"].keys() == {"device", "passes", "report"}
-    told = [line.partition(" ")[0] for line in err.splitlines()]
-    assert told.count("about") == told.count("took") == 1
+    words = [line.partition(" ")[0] for line in first.told.splitlines()]
+    assert words.count("about") == words.count("took") == 1
     assert RunFolder.open(folder).run.spent_s == document["spent"]
-    assert RunFolder.open(folder).run.environment.threads == threads
+    assert RunFolder.open(folder).run.environment.threads == first.threads
     left = {path.relative_to(folder).parts[0] for path in folder.rglob("*") if not path.name.startswith(".")}
     assert left == {"run.json", "graphs", "spec.json", "measurements.parquet", "report.md", "report.html"}
     assert main(["show", str(folder)]) == 0
 
 
-def test_killed_and_resumed(model: Path, tmp_path: Path) -> None:
+def started_and_one_kept(model: Path, out: Path, spec: list[str]) -> tuple[subprocess.Popen[str], Path]:
+    """A run of three cells at work after the first one, and its folder."""
     options = [
-        "--quick",
-        "--no-calibrate",
-        "--seconds",
-        "1",
-        "--prompt",
-        "16,24,32,40",
-        "--phase",
-        "prefill",
-        "--dtype",
-        "float32",
-    ]
-    process = start(str(model), *options, "--out", str(tmp_path))
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        journals = list(tmp_path.glob("*/*/journal.jsonl"))
-        if journals and journals[0].read_text().count("\n") >= 1:
-            break
-        time.sleep(0.05)
+        "--quick", "--no-calibrate", "--seconds", "0.1", "--prompt", "16,24,32", "--phase", "prefill",
+        "--dtype", "float32", "--device", "cpu",
+    ]  # fmt: skip
+    process = start(str(model), *options, *spec, "--out", str(out), held=True)
+    until(lambda: any("\n" in path.read_text() for path in out.glob("*/*/journal.jsonl")), process)
+    (folder,) = out.glob("*/*")
+    return process, folder
+
+
+@pytest.mark.starts_product
+def test_killed_and_resumed(model: Path, first: First, tmp_path: Path) -> None:
+    process, folder = started_and_one_kept(model, tmp_path, first.spec)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    folder = journals[0].parent
-    kept = RunFolder.open(folder).results()
-    assert 1 <= len(kept) < 4 and all(result.status == "done" for result in kept)
+    (kept,) = RunFolder.open(folder).results()
+    assert kept.status == "done"
     assert main(["show", str(folder), "--json"]) == 0
     sound_before = sound(RunFolder.open(folder))
     assert main(["run", "--resume", str(folder)]) in (0, 3, 4)
     finished = RunFolder.open(folder)
     assert finished.run.finished is not None
     assert [r.cell.key for r in finished.results()] == [c.key for c in finished.run.cells]
-    if kept[0].cell.key in sound_before:
-        assert finished.results()[0] == kept[0]  # not measured again
+    if kept.cell.key in sound_before:
+        assert finished.results()[0] == kept  # not measured again
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+@pytest.mark.starts_product
 def test_a_compiled_run_tells_its_mode_and_its_kernels(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, first: First, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [*QUICK, "--phase", "decode", "--layers", "1", "--compile", "--out", str(tmp_path), "--json"]
+    options = [*QUICK, *first.spec, "--phase", "decode", "--layers", "1", "--compile", "--out", str(tmp_path), "--json"]
     process = start(str(model), *options)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=LAST_RESORT_S)
     assert process.returncode in (0, 3, 4), err
     document = json.loads(out)
     (decode,) = document["passes"]
@@ -149,8 +176,10 @@ def test_another_machine_does_not_go_on(run: Run, tmp_path: Path, capsys: pytest
     assert (folder.path / "run.json").read_text() == before
 
 
-def test_a_damaged_cell_is_measured_again(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", str(model), *QUICK, "--out", str(tmp_path), "--json"]) in (0, 3, 4)
+def test_a_damaged_cell_is_measured_again(
+    model: Path, first: First, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(model), *QUICK, *first.spec, "--out", str(tmp_path), "--json"]) in (0, 3, 4)
     folder = Path(json.loads(capsys.readouterr().out)["run"])
     graph = next((folder / "graphs").glob("*prefill*"))
     graph.write_text(graph.read_text()[:100])
@@ -162,19 +191,15 @@ def test_a_damaged_cell_is_measured_again(model: Path, tmp_path: Path, capsys: p
     assert again["failed"] == [] and {one["phase"] for one in again["passes"]} == {"prefill", "decode"}
 
 
-def test_interrupted_keeps_what_was_measured(model: Path, tmp_path: Path) -> None:
-    options = ["--quick", "--prompt", "16,24,32,40", "--phase", "prefill", "--dtype", "float32"]
-    process = start(str(model), *options, "--out", str(tmp_path))
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(tmp_path.glob("*/*/graphs/*")):
-        time.sleep(0.05)
+@pytest.mark.starts_product
+def test_interrupted_keeps_what_was_measured(model: Path, first: First, tmp_path: Path) -> None:
+    process, folder = started_and_one_kept(model, tmp_path, first.spec)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=LAST_RESORT_S)
     assert process.returncode == 130
     # not always the last line: Python tells of a destructor of torch's that an interruption left half made
     assert any(line.startswith("interrupted; what was measured is in ") for line in err.splitlines())
-    (folder,) = tmp_path.glob("*/*")
-    assert all(result.status == "done" for result in RunFolder.open(folder).results())
+    assert [result.status for result in RunFolder.open(folder).results()] == ["done"]
 
 
 def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
@@ -183,6 +208,7 @@ def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
     monkeypatch.setattr(kernel_shapes, "POINTS", dict.fromkeys(kernel_shapes.POINTS, 6))
     monkeypatch.setattr(eager, "SIZES", ((1 / 1024, 2), (1 / 512, 2)))
     monkeypatch.setattr(probe_kernels, "STREAMING", {"aten::mul": probe_kernels.STREAMING["aten::mul"]})
+    monkeypatch.setattr(job, "DEVICE_S", 3.0)
     quick = [one for one in QUICK if one not in ("--no-calibrate", "--quick")]
     assert main(["run", str(model), *quick, "--out", str(tmp_path), "--json"]) in (0, 3, 4)
     document = json.loads(capsys.readouterr().out)
@@ -240,7 +266,7 @@ def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
 
 
 def test_what_cannot_be_calibrated_is_said_and_the_models_are_measured(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model: Path, first: First, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
         raise RuntimeError("no such device")
@@ -249,7 +275,7 @@ def test_what_cannot_be_calibrated_is_said_and_the_models_are_measured(
     monkeypatch.setattr(probe_table, "measure_probe", fails)
     quick = [one for one in QUICK if one not in ("--no-calibrate", "float32")]
     for dtype, key, says in (("float64", "calibrated", "no laws in float64"), ("float32", "eager.float32", "no such")):
-        arguments = ["run", str(model), *quick, "--out", str(tmp_path), "--json"]
+        arguments = ["run", str(model), *quick, *first.spec, "--out", str(tmp_path), "--json"]
         arguments.insert(arguments.index("--dtype") + 1, dtype)
         assert main(arguments) in (0, 3, 4)
         document = json.loads(capsys.readouterr().out)
@@ -261,20 +287,10 @@ def test_what_cannot_be_calibrated_is_said_and_the_models_are_measured(
 
 
 def test_what_does_not_fit_fails_and_the_rest_goes_on(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, first: First, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [
-        "run",
-        str(model),
-        *QUICK,
-        "--phase",
-        "prefill",
-        "--batch",
-        "100000000,1",
-        "--out",
-        str(tmp_path),
-        "--json",
-    ]
+    arguments = ["run", str(model), *QUICK, *first.spec, "--phase", "prefill", "--batch", "100000000,1"]
+    arguments += ["--out", str(tmp_path), "--json"]
     assert main(arguments) in (3, 4)
     document = json.loads(capsys.readouterr().out)
     assert [one["batch"] for one in document["passes"]] == [1]

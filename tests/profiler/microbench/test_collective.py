@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -15,6 +15,7 @@ import psutil
 import pynvml
 import pytest
 import torch
+from waiting import LAST_RESORT_S, until
 
 from profiler.microbench import collective
 from profiler.microbench.bench import Bench
@@ -65,16 +66,12 @@ def marked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             left.kill()
 
 
-def gone(limit_s: float = 30.0) -> bool:
-    """Whether all of them end."""
-    until = time.monotonic() + limit_s
-    while worker_processes():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.05)
-    return True
+def gone() -> None:
+    """Wait until all of them have ended."""
+    until(lambda: not worker_processes())
 
 
+@pytest.mark.starts_product
 def test_every_operation_on_two_ranks(bench: Bench) -> None:
     found = list(collectives(bench, largest=1 << 18))
     assert [one.case for one in found] == [f"{name} {size}" for name in CASES for size in (1 << 10, 1 << 14, 1 << 18)]
@@ -90,14 +87,12 @@ def test_every_operation_on_two_ranks(bench: Bench) -> None:
 
 def test_what_every_rank_holds_is_checked() -> None:
     paths = {"PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    assert list(lines(FAULTY, ["--verdicts"], ranks=3, timeout_s=120, environment=paths)) == ["[0, 1, 2]\n"]
+    assert list(lines(FAULTY, ["--verdicts"], ranks=3, timeout_s=LAST_RESORT_S, environment=paths)) == ["[0, 1, 2]\n"]
 
 
 @pytest.mark.usefixtures("with_faults")
-def test_a_case_that_fails_on_some_ranks_fails_on_all_and_the_next_one_is_had(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shorter(monkeypatch)
+@pytest.mark.starts_product
+def test_a_case_that_fails_on_some_ranks_fails_on_all_and_the_next_one_is_had(bench: Bench) -> None:
     names = ("lacking", "alone", "left_waiting", "wrong", "all_reduce")
     found = {one.case.split()[0]: one for one in collectives(bench, operations=names, largest=1 << 10)}
     assert {name: one.status for name, one in found.items()} == {
@@ -110,30 +105,34 @@ def test_a_case_that_fails_on_some_ranks_fails_on_all_and_the_next_one_is_had(
     assert found["wrong"].reason == "rank 1: ArithmeticError: 1 of 256 elements are wrong"
 
 
-def shorter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Operations time out after 2 s."""
-    real = collective.lines
-
-    def with_timeout(module: str, arguments: Sequence[str], **rest: object) -> object:
-        return real(module, [*arguments, "--timeout", "2"], **rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(collective, "lines", with_timeout)
-
-
 @pytest.mark.usefixtures("with_faults")
 def test_a_rank_that_dies_leaves_what_was_had_and_the_reason(bench: Bench) -> None:
     first, last = list(collectives(bench, operations=("broadcast", "dying", "all_reduce"), largest=1 << 10))
     assert (first.case, first.status) == ("broadcast 1024", "done")
     assert (last.case, last.status, last.process) == ("remaining", "failed", 3)
     assert "after 1 of 3 cases" in str(last.reason) and "SIGKILL" in str(last.reason)
-    assert gone()
+    gone()
 
 
 @pytest.mark.usefixtures("with_faults")
-def test_ranks_that_never_end_are_ended(bench: Bench) -> None:
-    *_, last = collectives(bench, operations=("all_reduce", "endless"), largest=1 << 10, timeout_s=15)
+def test_ranks_that_never_end_are_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[threading.Timer] = []
+
+    class Told(threading.Timer):
+        """Its time is up when the test says so."""
+
+        def start(self) -> None:
+            started.append(self)
+
+    monkeypatch.setattr("profiler.microbench.torchrun.threading.Timer", Told)
+    found = collectives(bench, operations=("all_reduce", "endless"), largest=1 << 10, timeout_s=15)
+    assert next(found).case == "all_reduce 1024"
+    (timer,) = started
+    assert timer.interval == 15
+    timer.function()
+    (last,) = found
     assert last.status == "failed" and "had not ended after 15 s" in str(last.reason)
-    assert gone()
+    gone()
 
 
 def test_leaving_ends_all_ranks(bench: Bench) -> None:
@@ -141,10 +140,11 @@ def test_leaving_ends_all_ranks(bench: Bench) -> None:
     next(found)
     assert len(worker_processes()) >= 3  # the launcher and two ranks
     found.close()  # type: ignore[attr-defined]
-    assert gone()
+    gone()
 
 
 @pytest.mark.usefixtures("with_faults")
+@pytest.mark.starts_product
 def test_kill_9_of_the_reader_ends_ranks_that_would_never_end() -> None:
     program = (
         "import torch\n"
@@ -162,12 +162,12 @@ def test_kill_9_of_the_reader_ends_ranks_that_would_never_end() -> None:
         assert len(worker_processes()) >= 3
         reader.send_signal(signal.SIGKILL)
         reader.wait()
-    assert gone()
+    gone()
 
 
 def test_a_module_that_is_not_there_is_said() -> None:
     with pytest.raises(LaunchFailed, match="no_such_module"):
-        list(lines("no_such_module", [], ranks=2, timeout_s=60))
+        list(lines("no_such_module", [], ranks=2, timeout_s=LAST_RESORT_S))
 
 
 def test_one_gpu_is_too_few(monkeypatch: pytest.MonkeyPatch) -> None:

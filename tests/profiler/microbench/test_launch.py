@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 def test_a_cpu_has_calls_and_says_why_there_is_no_graph() -> None:
     call, graph = launch(quiet_bench())
     assert (call.case, call.status, call.unit, call.work, call.clock) == ("call", "done", "s", 1, "monotonic clock")
-    assert 1e-8 < call.value() < 1e-2, "one addition"
+    assert 0 < min(call.samples) <= call.value() <= max(call.samples), "seconds of one addition"
     assert (graph.case, graph.status, graph.reason) == ("graph", "failed", "CUDA graphs need a GPU")
 
 
@@ -34,7 +34,6 @@ def test_every_case_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [found[f"graph {nodes}"].parameters for nodes in NODES] == [{"nodes": nodes} for nodes in NODES]
     assert captured == [1] * len(NODES), "a graph is captured once, not for each sample"
     assert found["call"].clock == IssueClock.name
-    assert found["graph 256"].value() > found["graph 4"].value(), "256 additions against 4"
 
 
 def test_a_graph_that_runs_too_few_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def test_beyond_memory_is_a_reason() -> None:
 
 def test_rate_times_time_is_flops() -> None:
     one = matmul.time_product(bench(), "matmul", "float32", SHAPE)
-    assert one.value() == pytest.approx(flops(SHAPE) / one.samples[0], rel=10) and one.unit == "FLOP/s"
+    assert flops(SHAPE) / max(one.samples) <= one.value() <= flops(SHAPE) / min(one.samples) and one.unit == "FLOP/s"
     assert one.value(0.5) <= one.value(0.1)
 
 

@@ -234,6 +234,7 @@ def test_a_resume_that_fails_leaves_the_folder_free(
         assert done == {result.cell.key}
 
 
+@pytest.mark.starts_product
 def test_kill_9_keeps_what_was_measured_and_frees_the_lock(
     tmp_path: Path, run: Run, result: CellResult, graph: OpGraph
 ) -> None:
