@@ -6,7 +6,8 @@ reason. So its time is held between two bounds that need nothing but the kernel'
     floor   = the longest of FLOPs / peak, bytes that no cache can hold / memory, sent bytes / link, over `FASTER`
     ceiling = most · (roofline + overhead)
 
-`roofline` is the longest of FLOPs / peak, bytes / memory and sent bytes / link, with all bytes from main memory.
+`roofline` is the longest of FLOPs / peak, bytes / memory and sent bytes / link, with all bytes from main memory, on as
+many of the device's units as the kernel has pieces (`Work.pieces`): a long sequence of one head may occupy one alone.
 `overhead` is the shortest of the measured kernels: what a call costs however little it does. `most` comes from the
 measured kernels, too: the largest of measured ÷ (roofline + overhead) among them, times `HEADROOM`. Where the measured
 kernels themselves are faster than the floor (a table that skips work, a datasheet that is too low), the floor is
@@ -28,7 +29,7 @@ from roofline.laws.work import Work, datasheet_s
 FASTER = 1.2
 """Over the datasheet's peaks that a device may run for a short time (boost clocks), or because a peak is one that was
 measured: the largest bound that most laws give a rate."""
-HEADROOM = 2.0
+HEADROOM = 3.0
 """Between the measured kernels' largest multiple of the roofline and the largest that is believed of others."""
 
 
@@ -48,7 +49,7 @@ class Bounds:
         """From measured kernels, their work and what the law says of them; at least one kernel, times in seconds."""
         short_s, long_s = np.minimum(measured_s, law_s), np.maximum(measured_s, law_s)
         overhead_s = float(long_s.min())
-        multiples = short_s / (datasheet_s(work, facts, dtype) + overhead_s)
+        multiples = short_s / (roofline_s(work, facts, dtype) + overhead_s)
         with np.errstate(divide="ignore"):
             over_floor = long_s / floor_s(work, facts, dtype)
         return cls(
@@ -59,7 +60,7 @@ class Bounds:
 
     def held(self, law_s: Floats, work: Work, facts: Facts, dtype: str) -> Floats:
         """A law's seconds, held between floor and ceiling."""
-        ceiling_s = self.most * (datasheet_s(work, facts, dtype) + self.overhead_s)
+        ceiling_s = self.most * (roofline_s(work, facts, dtype) + self.overhead_s)
         return np.asarray(np.clip(law_s, self.least * floor_s(work, facts, dtype), ceiling_s))
 
 
@@ -68,3 +69,8 @@ def floor_s(work: Work, facts: Facts, dtype: str) -> Floats:
     held = np.minimum(work.bytes, facts.cache_bytes * work.kernels)
     outside = Work(work.flops, work.bytes - held, work.link_bytes)
     return datasheet_s(outside, facts, dtype) / FASTER
+
+
+def roofline_s(work: Work, facts: Facts, dtype: str) -> Floats:
+    """Seconds by the datasheet on as many units as there are pieces."""
+    return np.asarray(datasheet_s(work, facts, dtype) * facts.units / np.minimum(facts.units, work.pieces))

@@ -31,6 +31,8 @@ BITS: dict[str, float] = {
 }
 """Of a weight, or of a cached element; scales beside blocks are not counted."""
 
+PIECE = 128.0
+"""Rows, and columns, of output that one unit makes at a time: of the usual tiles of products and attention."""
 OUTPUT_BYTES = 2.0
 """Of an element that a kernel writes, unless its inputs are wider."""
 
@@ -46,6 +48,9 @@ class Work:
     """Sent to other devices."""
     kernels: Floats | float = 1.0
     """Launches that the bytes are spread over; what one of them has written, the next may find in a cache."""
+    pieces: Floats | float = np.inf
+    """Parts that can be worked on at the same time without cutting a sum into partial ones: the most units at work in a
+    library that does not do that."""
 
 
 def work(kind: str, dims: Dims, dtype: str) -> Work:
@@ -57,7 +62,8 @@ def work(kind: str, dims: Dims, dtype: str) -> Work:
     plain = kind.removesuffix(ROW_MAJOR)
     if plain.endswith("matmul"):
         m, n, k = dims["m"], dims["n"], dims["k"]
-        return _local(2 * m * n * k, width * (m * k + k * n) + max(width, OUTPUT_BYTES) * m * n)
+        found = _local(2 * m * n * k, width * (m * k + k * n) + max(width, OUTPUT_BYTES) * m * n)
+        return replace(found, pieces=np.ceil(m / PIECE) * np.ceil(n / PIECE))
     if plain.endswith(("prefill_attention", "decode_attention")):
         return _attention(plain.endswith("decode_attention"), dims)
     if plain == "experts":
@@ -92,7 +98,8 @@ def _attention(decode: bool, dims: Dims) -> Work:
     pairs, keys = _pairs(query, context, dims["window"])
     batch, heads, head_dim = dims["batch"], dims["heads"], dims["head_dim"]
     cached = 2 * dims["kv_bytes"] * dims["kv_heads"] * keys
-    return _local(4 * batch * heads * head_dim * pairs, batch * head_dim * (cached + 2 * OUTPUT_BYTES * heads * query))
+    found = _local(4 * batch * heads * head_dim * pairs, batch * head_dim * (cached + 2 * OUTPUT_BYTES * heads * query))
+    return replace(found, pieces=batch * dims["kv_heads"] * np.ceil(query * heads / dims["kv_heads"] / PIECE))
 
 
 def _pairs(query: Floats, context: Floats, window: Floats) -> tuple[Floats, Floats]:
