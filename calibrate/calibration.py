@@ -75,7 +75,7 @@ def calibrate_kind(
         scores=scores(predicted, judged.time_s, interval),
         datasheet=scores(datasheet_s(least, facts, dtype), judged.time_s),
         four_constant=_four_constant(model.points, least, judged, seen, facts, seed),
-        regions=by_region(predicted, judged.time_s, regions_of(judged), interval),
+        regions=by_region(predicted, judged.time_s, regions_of(judged, facts.cache_bytes), interval),
         noise=repeat_noise(judged),
     )
 
@@ -125,6 +125,7 @@ def stored_model(kind: str, dtype: str, model: Model, provenance: Provenance) ->
         ),
         width=model.corrected.width,
         held=None if bounds is None else Held(overhead_s=bounds.overhead_s, most=bounds.most, least=bounds.least),
+        doubts=model.fitted.doubts,
         provenance=provenance,
     )
 

@@ -130,7 +130,11 @@ def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0, start
 
 
 def _doubts(
-    constants: tuple[Constant, ...], facts: Facts, best: OptimizeResult, others: list[OptimizeResult], deviations: Floats
+    constants: tuple[Constant, ...],
+    facts: Facts,
+    best: OptimizeResult,
+    others: list[OptimizeResult],
+    deviations: Floats,
 ) -> Iterator[str]:
     """One sentence each; of constants that the data determine, since others are their priors whatever they are."""
     values = _outer(constants, best.x)

@@ -55,7 +55,7 @@ class DecodeAttention:
         band = facts.bandwidth_bytes_per_s
         return (
             Constant("fixed", "s", 1e-6, 1e-3, 9e-6, 0.5, "launch and what a call does once"),
-            Constant("memory", "B/s", 0.2 * band, band, 0.85 * band, 0.15, "bandwidth of main memory"),
+            Constant("memory", "B/s", 0.2 * band, band, 0.85 * band, 0.1, "bandwidth of main memory"),
             Constant("cache", "B/s", 0.5 * band, 10 * band, 2 * band, 0.4, "bandwidth of the last-level cache"),
             Constant("draw", "B/s", 0.1 * band, 10 * band, 1.5 * band, 0.4, "what all units draw, one piece each"),
             Constant("idle", "s", 1e-10, 1e-6, 1e-8, 1.0, "of one more sequence in a launch that joins no splits"),
@@ -67,7 +67,7 @@ class DecodeAttention:
             Constant("regroup", "s", 1e-8, 3e-5, 1e-6, 1.5, "copies that bring heads of a group together"),
             Constant("narrow", "1", 0.3, 4.0, 1.3, 0.3, "cost with an fp8 cache, but for its bytes, to that without"),
             Constant("unhidden", "1", 0.0, 3.0, 1.0, 0.5, "power of head dim at which an fp8 cache is slower", False),
-            Constant("apart", "1", 1e-3, 1.5, 0.02, 1.0, "draw of one more head that shares keys, to the first's"),
+            Constant("apart", "1", 1e-4, 1.5, 5e-3, 0.7, "draw of one more head that shares keys, to the first's"),
             Constant("blind", "1", 0.0, 1.0, 0.0, 0.1, "1 where widest heads are split blindly, 0 as others", False),
         )
 

@@ -73,7 +73,7 @@ class PrefillAttention:
             Constant("packed", "1", 0.0, 1.0, 1.0, 0.5, "1 where a group shares tiles, 0 where heads do not", False),
             Constant("wide", "1", 0.0, 3.0, 1.25, 0.2, "power of head dim at which pairs get dearer if wide", False),
             Constant("sustained", "1", 0.0, 1.0, 0.1, 0.1, "slowdown of calls of many milliseconds: clocks", False),
-            Constant("memory", "B/s", 0.2 * band, band, 0.85 * band, 0.15, "bandwidth of main memory"),
+            Constant("memory", "B/s", 0.2 * band, band, 0.85 * band, 0.1, "bandwidth of main memory"),
             Constant("regroup", "s", 1e-8, 3e-5, 1e-6, 1.5, "copies that regroup heads of single query rows"),
             Constant("blind", "1", 0.0, 1.0, 0.0, 0.1, "1 where widest heads of single rows are split blindly", False),
         )
