@@ -15,11 +15,11 @@ from calibrate.fit import fit
 from calibrate.model import Model, train
 from calibrate.observations import Observations
 from calibrate.validate import Scores, by_region, regions_of, repeat_noise, scores
-from calibrate.work import Work, datasheet_s, work
-from roofline.calibrated import CalibratedLaw, Correction, Estimate, Extent, Provenance
+from roofline.calibrated import CalibratedLaw, Correction, Estimate, Extent, Held, Provenance
 from roofline.laws.four_constant import FourConstant
 from roofline.laws.law import Dims, Facts
 from roofline.laws.registry import subject
+from roofline.laws.work import Work, datasheet_s, work
 
 MOST_POINTS = 1000
 """That a fit is given: a correction's time grows with their cube. With 2,000, four kinds took 47 s of CPU, and
@@ -75,7 +75,7 @@ def calibrate_kind(
         scores=scores(predicted, judged.time_s, interval),
         datasheet=scores(datasheet_s(least, facts, dtype), judged.time_s),
         four_constant=_four_constant(model.points, least, judged, seen, facts, seed),
-        regions=by_region(predicted, judged.time_s, regions_of(judged), interval),
+        regions=by_region(predicted, judged.time_s, regions_of(judged, facts.cache_bytes), interval),
         noise=repeat_noise(judged),
     )
 
@@ -88,6 +88,7 @@ def stored(calibrated: Calibrated, provenance: Provenance) -> CalibratedLaw:
 def stored_model(kind: str, dtype: str, model: Model, provenance: Provenance) -> CalibratedLaw:
     """A model of any kernels as a spec keeps it."""
     law, arithmetic, process = model.corrected.law, model.corrected.dtype, model.corrected.process
+    bounds = model.corrected.bounds
     return CalibratedLaw(
         kind=kind,
         dtype=dtype,
@@ -123,6 +124,8 @@ def stored_model(kind: str, dtype: str, model: Model, provenance: Provenance) ->
             watched=model.corrected.watched,
         ),
         width=model.corrected.width,
+        held=None if bounds is None else Held(overhead_s=bounds.overhead_s, most=bounds.most, least=bounds.least),
+        doubts=model.fitted.doubts,
         provenance=provenance,
     )
 

@@ -5,15 +5,20 @@ Minimises Σ ρ((log predicted − log measured) / σ) + Σ ((constant − prior
 pull no more than they weigh. A constant that the data cannot determine stays at its prior by that second sum and is
 marked: its interval is no narrower than the prior's.
 
+The loss has several minima: where a law lacks something, another constant can take its place (a bandwidth far below the
+datasheet's for work that is not counted). So a fit starts from the priors and from points around them, goes a few steps
+from each, goes on from the best of these to the end, and says what makes the answer doubtful: a constant at its bound,
+main memory far below its datasheet, another minimum about as good that means something else (`Fitted.doubts`).
+
 Example: ``fit(law, observations, facts).values["bandwidth"]``
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
+from scipy.optimize import OptimizeResult, least_squares
 
 from calibrate.observations import Observations
 from roofline.laws.law import Constant, Facts, Law, Values
@@ -22,8 +27,23 @@ Floats = NDArray[np.float64]
 
 NOISE = 0.05
 """Relative error of a good law, over which residuals count as large: σ of the loss."""
-STARTS = 4
-"""Fits from the priors and from points around them; the best is kept."""
+STARTS = 8
+"""Points that a fit starts from: the priors, and points drawn from them."""
+FIRST_STEPS = 4
+"""Evaluations of the gradient, at most, after which starts are compared: most have found their valley by then."""
+FINISHED = 3
+"""Starts that go on to the end: the best."""
+AS_GOOD = 3.0
+"""Difference of two minima in the loss, a negative logarithm of probability, below which neither is much the better:
+odds of 20 to 1."""
+SLOW_MEMORY = 0.6
+"""Part of the datasheet's bandwidth: streams of all devices that we know of reach 0.75 to 0.95 of it."""
+MEMORY = ("memory", "bandwidth")
+"""Names of constants that are main memory's bandwidth; where the prior itself is lower, they are of something else."""
+NATURAL = (0.0, 1.0)
+"""Bounds of a constant without a unit that are answers: no part of something, all of it."""
+AT_BOUND = 0.01
+"""Part of the range between its bounds within which a constant is at one."""
 DONE = 1e-5
 """Relative change of loss and constants at which a fit ends: far within its intervals."""
 DETERMINED = 0.5
@@ -45,6 +65,8 @@ class Fitted:
     scale: float
     """Robust standard deviation of log measured ÷ predicted on the fitted rows; never shown as accuracy."""
     points: int
+    doubts: tuple[str, ...] = ()
+    """What makes the constants doubtful, a sentence each."""
 
 
 def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0, start: Values | None = None) -> Fitted:
@@ -68,23 +90,26 @@ def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0, start
         soft = np.sign(off) * np.sqrt(2 * (np.sqrt(1 + off**2) - 1))
         return np.concatenate([soft, (inner - priors) / spreads])
 
-    generator = np.random.default_rng(seed)
-    starts = [priors, *(priors + spreads * generator.normal(size=len(priors)) for _ in range(STARTS - 1))]
-    if start is not None:
-        starts = [np.array([_inner(c, start[c.name]) for c in constants])]
     margin = 1e-6 * (highs - lows)
-    found = [
-        least_squares(
+
+    def searched(place: Floats, steps: int | None = None) -> OptimizeResult:
+        return least_squares(
             residuals,
-            np.clip(start, lows + margin, highs - margin),
+            np.clip(place, lows + margin, highs - margin),
             bounds=(lows, highs),
             x_scale=spreads,
             ftol=DONE,
             xtol=DONE,
+            max_nfev=steps,
         )
-        for start in starts
-    ]
-    best = min(found, key=lambda one: one.cost)
+
+    if start is not None:
+        found = [searched(np.array([_inner(c, start[c.name]) for c in constants]))]
+    else:
+        drawn = priors + spreads * np.random.default_rng(seed).normal(size=(STARTS - 1, len(priors)))
+        first = sorted((searched(place, FIRST_STEPS) for place in (priors, *drawn)), key=lambda one: one.cost)
+        found = sorted((searched(one.x) for one in first[:FINISHED]), key=lambda one: one.cost)
+    best = found[0]
     off = residuals(best.x)[: len(logs)]
     covariance = np.linalg.pinv(best.jac.T @ best.jac)
     deviations = np.sqrt(np.diag(covariance))
@@ -100,7 +125,43 @@ def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0, start
         ),
         scale=float(1.4826 * np.median(np.abs(relative - np.median(relative)))),
         points=len(observations),
+        doubts=tuple(_doubts(constants, facts, best, found[1:], deviations)),
     )
+
+
+def _doubts(
+    constants: tuple[Constant, ...],
+    facts: Facts,
+    best: OptimizeResult,
+    others: list[OptimizeResult],
+    deviations: Floats,
+) -> Iterator[str]:
+    """One sentence each; of constants that the data determine, since others are their priors whatever they are."""
+    values = _outer(constants, best.x)
+    determined = [c for c, d in zip(constants, deviations, strict=True) if d <= DETERMINED * c.spread]
+    for one in determined:
+        value, low, high = (_inner(one, each) for each in (values[one.name], one.low, one.high))
+        for name, bound, inner in (("lower", one.low, low), ("upper", one.high, high)):
+            natural = one.unit == "1" and bound in NATURAL
+            if not natural and abs(value - inner) < AT_BOUND * (high - low):
+                yield f"{one.name} is at its {name} bound, {_shown(bound, one)}"
+    band = facts.bandwidth_bytes_per_s
+    for one in constants:
+        value = values[one.name]
+        if one.name.split(".")[-1] in MEMORY and one.prior >= SLOW_MEMORY * band and value < SLOW_MEMORY * band:
+            yield f"{one.name} is {value / band:.2f} of the datasheet's bandwidth; at least {SLOW_MEMORY} is usual"
+    for other in others:
+        if other.cost - best.cost > AS_GOOD:
+            continue
+        for one, here, there in zip(constants, best.x, other.x, strict=True):
+            if one in determined and abs(here - there) > one.spread:
+                elsewhere = _outer((one,), np.array([there]))[one.name]
+                yield f"{one.name} is {_shown(values[one.name], one)} or, about as likely, {_shown(elsewhere, one)}"
+        break
+
+
+def _shown(value: float, constant: Constant) -> str:
+    return f"{value:.3g}" if constant.unit == "1" else f"{value:.3g} {constant.unit}"
 
 
 def _inner(constant: Constant, value: float) -> float:

@@ -20,9 +20,11 @@ from calibrate.correction import DEGREES, learn
 from calibrate.design import design
 from calibrate.fit import Fitted, fit
 from calibrate.observations import Observations
+from roofline.laws.bounds import Bounds
 from roofline.laws.corrected import Corrected
 from roofline.laws.law import Dims, Facts, Floats, Law, Values
 from roofline.laws.sensitivity import responses
+from roofline.laws.work import work
 
 FOLDS = 5
 """Of groups, for intervals and for whether a correction helps."""
@@ -72,8 +74,7 @@ class Model:
     @property
     def ranges(self) -> Mapping[str, tuple[float, float]]:
         """Least and largest of each size among the points."""
-        dims = self.points.dims
-        return {d: (float(np.min(dims[d])), float(np.max(dims[d]))) for d in self.corrected.law.dims if d in dims}
+        return self.corrected.domain
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,10 +102,21 @@ def train_on(law: Law, seen: Observations, facts: Facts, seed: int = 0) -> Model
     if len(seen) < FEWEST or _harmful(unseen, seen.group):
         alone = max(fitted.scale, SMALLEST_SCALE)
         width = alone * _width(np.abs(unseen.bare) / alone, seen.group)
-        return Model(Corrected(law, seen.dtype, fitted.values, width), facts, fitted, seen, unseen.bare)
+        return Model(_bare(law, seen, facts, fitted.values, width), facts, fitted, seen, unseen.bare)
     corrected = _corrected(law, seen, facts, fitted.values, seed)
     width = _width(np.abs(unseen.errors) / unseen.deviations, seen.group)
     return Model(replace(corrected, width=width), facts, fitted, seen, unseen.errors)
+
+
+def _bare(law: Law, seen: Observations, facts: Facts, values: Values, width: float) -> Corrected:
+    """The law within its bounds, without a correction."""
+    domain = {d: (float(np.min(seen.dims[d])), float(np.max(seen.dims[d]))) for d in law.dims if d in seen.dims}
+    law_s = law.time_s(seen.dims, facts, seen.dtype, values)
+    try:
+        bounds = Bounds.of(work(law.kind, seen.dims, seen.dtype), facts, seen.dtype, seen.time_s, law_s)
+    except ValueError:
+        bounds = None  # of a law whose work is not known, such as a host's time
+    return Corrected(law, seen.dtype, values, width, domain=domain, bounds=bounds)
 
 
 def _corrected(law: Law, seen: Observations, facts: Facts, values: Values, seed: int) -> Corrected:
@@ -113,7 +125,7 @@ def _corrected(law: Law, seen: Observations, facts: Facts, values: Values, seed:
     apart = np.argsort(-response.std(axis=0), kind="stable")[:WATCHED]
     names = [constant.name for constant in law.constants(facts, seen.dtype)]
     watched = tuple(names[place] for place in np.sort(apart))
-    bare = Corrected(law, seen.dtype, values, ASSUMED_WIDTH, watched=watched)
+    bare = replace(_bare(law, seen, facts, values, ASSUMED_WIDTH), watched=watched)
     log_time, places = bare.places(seen.dims, facts)
     return replace(bare, process=learn(places, np.log(seen.time_s) - log_time, seen.group, seed))
 
@@ -127,9 +139,8 @@ def _unseen(law: Law, seen: Observations, facts: Facts, fitted: Fitted, seed: in
         values = fit(law, rest, facts, seed, start=fitted.values).values
         found.bare[out] = np.log(left.time_s) - np.log(law.time_s(left.dims, facts, seen.dtype, values))
         corrected = _corrected(law, rest, facts, values, seed)
-        low, high = corrected.interval(left.dims, facts)
-        found.errors[out] = np.log(left.time_s) - np.log(low * high) / 2
-        found.deviations[out] = np.log(high / low) / (2 * corrected.width)
+        middle, found.deviations[out], _ = corrected.spread(left.dims, facts)
+        found.errors[out] = np.log(left.time_s) - middle
     return found
 
 

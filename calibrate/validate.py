@@ -13,12 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.observations import Observations
+from roofline.laws.work import BITS
 
 Floats = NDArray[np.float64]
 Interval = tuple[Floats, Floats]
 
 TERCILES = ("small", "medium", "large")
 """Thirds of the kernels by measured time."""
+DECODING = "decode"
+"""Region of the kernels that a decode step of a large model waits for, which a mean over all kernels may hide."""
+FEW_ROWS = 64.0
+"""Rows, at most, of a product in it: sequences of a batch."""
+LONG_KEYS = 4096.0
+"""Keys, at least, of attention in it: from there reading the cache outweighs what a call costs once."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,11 @@ def by_region(
     }
 
 
-def regions_of(observations: Observations) -> dict[str, NDArray[np.bool_]]:
-    """Thirds by time; attention also by window and width of the cache, experts by spread."""
+def regions_of(observations: Observations, cache_bytes: float = np.inf) -> dict[str, NDArray[np.bool_]]:
+    """Thirds by time; attention also by window and width of the cache; what a decode step of a large model is made of.
+
+    `cache_bytes`: of the device's last-level cache; weights of at least that size cannot stay in it.
+    """
     low, high = np.quantile(observations.time_s, (1 / 3, 2 / 3))
     bounds = ((0.0, low), (low, high), (high, np.inf))
     found = {
@@ -85,7 +95,20 @@ def regions_of(observations: Observations) -> dict[str, NDArray[np.bool_]]:
             "windowed": windowed & ~narrow,
             "narrow cache": narrow,
         }
+    if (decoding := _decoding(observations, cache_bytes)) is not None:
+        found[DECODING] = decoding
     return found
+
+
+def _decoding(observations: Observations, cache_bytes: float) -> NDArray[np.bool_] | None:
+    """Products of few rows with large weights, attention of one row to many keys; None for kernels of other kinds."""
+    dims = observations.dims
+    if {"m", "n", "k"} <= set(dims):
+        weight_bytes = BITS.get(observations.dtype, 16) / 8 * dims["n"] * dims["k"]
+        return (dims["m"] <= FEW_ROWS) & (weight_bytes >= cache_bytes)
+    if observations.kind.endswith("decode_attention"):
+        return np.asarray(dims["kv"] >= LONG_KEYS)
+    return None
 
 
 def repeat_noise(observations: Observations) -> float | None:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from roofline.laws.bounds import Bounds
     from roofline.laws.corrected import Corrected
-    from roofline.laws.law import Dims, Facts, Floats
+    from roofline.laws.law import Dims, Facts, Floats, Law
 
 CALIBRATED_SCHEMA = 3
 """2: intervals of predictions; a correction keeps its points' sizes. 3: code that has been driven out of caches."""
@@ -97,6 +98,14 @@ class Correction(Record):
         return replace(watching, process=Process(places, residuals, variances, groups, *known))
 
 
+class Held(Record):
+    """Between which times the law is held: the numbers of a `roofline.laws.bounds.Bounds`."""
+
+    overhead_s: float = Field(gt=0, allow_inf_nan=False)
+    most: float = Field(ge=1, allow_inf_nan=False)
+    least: float = Field(ge=0, le=1)
+
+
 class Provenance(Record):
     """What a law was fitted from."""
 
@@ -136,6 +145,11 @@ class CalibratedLaw(Record):
     width: float = Field(gt=0, allow_inf_nan=False)
     """Half a 90 % interval of a prediction: in deviations of the correction, or on the logarithm of time where there is
     none."""
+    held: Held | None = None
+    """None where the work of its kernels is not known, and of laws kept before there were bounds; of these, `bounds`
+    finds them again where a correction has kept the measured kernels."""
+    doubts: tuple[str, ...] = ()
+    """What makes its constants doubtful, a sentence each."""
     provenance: Provenance
 
     @pydantic.model_validator(mode="before")
@@ -190,5 +204,26 @@ class CalibratedLaw(Record):
             raise ValueError(f"the law of {self.kind} needs {', '.join(lacking)}")
         if {constant.name for constant in law.constants(facts, self.arithmetic)} != set(self.values):
             raise ValueError(f"the constants kept for {self.kind} {self.dtype} are another law's; calibrate again")
-        bare = Corrected(law, self.arithmetic, self.values, self.width)
+        domain = {name: (extent.low, extent.high) for name, extent in self.domain.items() if name in law.dims}
+        bare = Corrected(law, self.arithmetic, self.values, self.width, domain=domain, bounds=self._bounds(law, facts))
         return bare if self.correction is None else self.correction.on(bare, facts)
+
+    def _bounds(self, law: "Law", facts: "Facts") -> "Bounds | None":
+        """As they are kept; of a law kept before there were bounds, from its correction's kernels, if it has one."""
+        import numpy as np
+
+        from roofline.laws.bounds import Bounds
+        from roofline.laws.work import work
+
+        if self.held is not None:
+            return Bounds(self.held.overhead_s, self.held.most, self.held.least)
+        if self.correction is None:
+            return None
+        points = {name: np.array(column) for name, column in self.correction.points.items()}
+        law_s = law.time_s(points, facts, self.arithmetic, self.values)
+        try:
+            found = work(law.kind, points, self.arithmetic)
+        except ValueError:  # a law whose work is not known
+            return None
+        measured_s = law_s * np.exp(np.array(self.correction.residuals))
+        return Bounds.of(found, facts, self.arithmetic, measured_s, law_s)

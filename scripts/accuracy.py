@@ -4,7 +4,8 @@
 
 For each table: half of its groups (weight shapes, head layouts) are drawn by the seed, at most `points` kernels among
 them are chosen by shape and fitted to, and all kernels of the other groups are scored. The mean over the seeds is
-printed, its target behind it, and the noise of repeated measurements where a table has any. A100's tables hold one
+printed, that of the kernels a decode step waits for beside it, its target behind it, and the noise of repeated
+measurements where a table has any. A100's tables hold one
 device, H200's another; nothing in here is told to the fit but the device's datasheet. Tables of a single model, or of
 one model for each of two kernels, cannot be asked about models not seen: whole counts of tokens are held out there.
 """
@@ -23,6 +24,7 @@ from calibrate.exchange.importing import Asked, import_tables
 from calibrate.exchange.observed import observations
 from calibrate.observations import Observations
 from calibrate.split import halves
+from calibrate.validate import DECODING
 from roofline.facts import facts_of
 from roofline.laws.law import Facts
 
@@ -101,6 +103,8 @@ LINES = (
          (0.10, None, None)),
 )  # fmt: skip
 
+DECODE_FIGURES = ("mape", "time_weighted")
+"""Of the region that a decode step waits for, by itself."""
 FIGURES = ("mape", "median", "p90", "time_weighted", "bias", "coverage")
 
 
@@ -141,6 +145,7 @@ def judge(line: Line, tables: Tables, seeds: int) -> dict[str, object]:
         "datasheet_mape": _mean([one.datasheet.mape for one in each]),
         "four_constant_mape": _mean([one.four_constant.mape for one in each]),
         "noise": _noise(each),
+        **{f"decode_{name}": _decoding(each, name) for name in DECODE_FIGURES},
         "target": line.target,
         "met": all(
             limit is None or _mean([getattr(one.scores, name) for one in each]) <= limit
@@ -151,6 +156,11 @@ def judge(line: Line, tables: Tables, seeds: int) -> dict[str, object]:
 
 def _mean(values: list[float]) -> float:
     return float(np.mean(values))
+
+
+def _decoding(each: list[Calibrated], name: str) -> float | None:
+    known = [getattr(one.regions[DECODING], name) for one in each if DECODING in one.regions]
+    return _mean(known) if known else None
 
 
 def _noise(each: list[Calibrated]) -> float | None:
@@ -164,6 +174,9 @@ def _words(found: dict[str, object]) -> Iterator[str]:
     noise = "–" if found["noise"] is None else f"{100 * float(found['noise']):.1f}"  # type: ignore[arg-type]
     yield f"{found['name']:30} {found['points']:>6} {found['scored']:>6} "
     yield " ".join(f"{100 * float(value):>9.1f}" for value in numbers)  # type: ignore[arg-type]
+    for name in DECODE_FIGURES:
+        value = found[f"decode_{name}"]
+        yield f" {'–' if value is None else f'{100 * float(value):.1f}':>9}"  # type: ignore[arg-type]
     yield f" {noise:>6}  {target:>11} {'yes' if found['met'] else 'NO'}"
 
 
@@ -184,7 +197,7 @@ def main() -> int:
         print(
             f"{'%, held out':30} {'points':>6} {'scored':>6} "
             + " ".join(f"{name:>9}" for name in names)
-            + f" {'noise':>6}  {'target':>11} met"
+            + f" {'decode':>9} {'weighted':>9} {'noise':>6}  {'target':>11} met"
         )
     for line in LINES:
         if asked.only not in line.name:

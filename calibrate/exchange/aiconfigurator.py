@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from calibrate.exchange.columns import numbers, require, words
-from calibrate.exchange.dtypes import BITS, dtypes
+from calibrate.exchange.dtypes import dtypes
 from calibrate.exchange.parsed import Parsed, complete, without
 from profiler.record.errors import RequestError
+from roofline.laws.work import BITS
 
 UNIT, SECONDS = "ms", 1e-3
 COMMON = ("framework", "version", "device", "op_name", "kernel_source", "latency")

@@ -1,9 +1,11 @@
-"""Names of number formats: other tools' to torch's, and how wide a weight or a cached element is.
+"""Names of number formats: other tools' to torch's.
 
 Formats that torch has no one dtype for keep their tool's name: "fp8_block" (float8 with a scale a block, another kernel
 than "float8_e4m3fn"), weights of 4 or 8 bits beside wider activations ("int4_wo", "w4a16_mxfp4").
 
-Example: ``dtype("fp8") == "float8_e4m3fn"``, ``BITS["int4_wo"] == 4``
+Their widths are `roofline.laws.work.BITS`.
+
+Example: ``dtype("fp8") == "float8_e4m3fn"``
 """
 
 import pandas as pd
@@ -35,20 +37,6 @@ KEPT = (
     "w4a8_mxfp4_mxfp8",
 )
 """Names that stay as they are."""
-
-BITS: dict[str, float] = {
-    "float32": 32,
-    "bfloat16": 16,
-    "float16": 16,
-    "float8_e4m3fn": 8,
-    "int8": 8,
-    "fp8_block": 8,
-    "fp8_static": 8,
-    "fp8_ootb": 8,
-    "int8_wo": 8,
-    **dict.fromkeys(("int4_wo", "nvfp4", "mxfp4", "w4afp8", "w4a16_mxfp4", "w4a8_mxfp4_mxfp8"), 4),
-}
-"""Of a weight, or of a cached element; scales beside blocks are not counted."""
 
 LIKE: dict[str, str] = {"fp8_block": "float8_e4m3fn", "fp8_static": "float8_e4m3fn", "fp8_ootb": "float8_e4m3fn"}
 """Kept name -> dtype whose datasheet peak bounds it; a name that is in neither is bounded by the device's best."""

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from calibrate.exchange.columns import Flags, Floats
-from calibrate.exchange.dtypes import BITS, LIKE
+from calibrate.exchange.dtypes import LIKE
 from roofline.hardware import HardwareSpec
+from roofline.laws.work import BITS
 
 ANY_RATE = 1e17
 """FLOP/s of no single device: the fastest announced reaches 2e16, in 4 bits."""

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from calibrate.exchange.columns import Floats, numbers, require, words
-from calibrate.exchange.dtypes import BITS
 from calibrate.exchange.parsed import Parsed, complete, without
 from profiler.record.errors import RequestError
+from roofline.laws.work import BITS
 
 UNIT, SECONDS = "ms", 1e-3
 LINEAR = ("emb", "input_layernorm", "attn_pre_proj", "attn_rope", "attn_post_proj", "post_attention_layernorm",

@@ -12,7 +12,7 @@ from typing import Any
 
 from calibrate.calibrating import Calibration
 from calibrate.calibration import Calibrated
-from calibrate.validate import Scores
+from calibrate.validate import DECODING, FEW_ROWS, LONG_KEYS, Scores
 
 HEAD = ("kind", "dtype", "points", "scored", "mean", "median", "p90", "weighted", "bias", "in 90 %", "datasheet",
         "4-constant", "noise")  # fmt: skip
@@ -32,7 +32,7 @@ def document(spec: Path, calibration: Calibration) -> dict[str, Any]:
 
 
 def lines(calibration: Calibration) -> Iterator[str]:
-    """The same as columns, then each kind's undetermined constants and what was skipped."""
+    """The same as columns, then the scores of decoding alone, each kind's doubts, and what was skipped."""
     rows = [HEAD, *(_row(one) for one in calibration.fitted)]
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -40,6 +40,15 @@ def lines(calibration: Calibration) -> Iterator[str]:
         yield "  ".join(words).rstrip()
     yield NOTE
     for one in calibration.fitted:
+        if (decoding := one.regions.get(DECODING)) is not None:
+            yield (
+                f"{one.kind} {one.dtype}, as in decode ({_decoding(one)}): {decoding.rows} scored, "
+                f"mean {percent(decoding.mape)}, weighted {percent(decoding.time_weighted)}, "
+                f"bias {100 * decoding.bias:+.1f}"
+            )
+    for one in calibration.fitted:
+        for doubt in one.model.fitted.doubts:
+            yield f"{one.kind} {one.dtype}: doubtful: {doubt}"
         if one.model.fitted.undetermined:
             names = ", ".join(one.model.fitted.undetermined)
             yield f"{one.kind} {one.dtype}: kept near their priors, the points do not tell them: {names}"
@@ -60,7 +69,15 @@ def _kind(one: Calibrated) -> dict[str, Any]:
         "four_constant": _scores(one.four_constant),
         "regions": {name: _scores(each) for name, each in one.regions.items()},
         "undetermined": list(one.model.fitted.undetermined),
+        "doubts": list(one.model.fitted.doubts),
     }
+
+
+def _decoding(one: Calibrated) -> str:
+    """What kernels of a kind the region of decoding has."""
+    if one.kind.endswith("attention"):
+        return f"at least {LONG_KEYS:.0f} keys"
+    return f"at most {FEW_ROWS:.0f} rows, weights that no cache holds"
 
 
 def _scores(one: Scores) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class PrefillAttention:
     """`window`: keys that a query sees at most, 0 for all; `kv_bytes`: of a cached element, 2, or 1 for fp8."""
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Twelve; `narrow` moves with an fp8 cache alone, `regroup` with single query rows alone."""
+        """Thirteen; `narrow` moves with an fp8 cache alone, `regroup` and `blind` with single query rows alone."""
         peak, band = facts.matrix_flops_per_s[dtype], facts.bandwidth_bytes_per_s
         exponentials = EXPONENTIALS * facts.vector_flops_per_s
         return (
@@ -73,8 +73,9 @@ class PrefillAttention:
             Constant("packed", "1", 0.0, 1.0, 1.0, 0.5, "1 where a group shares tiles, 0 where heads do not", False),
             Constant("wide", "1", 0.0, 3.0, 1.25, 0.2, "power of head dim at which pairs get dearer if wide", False),
             Constant("sustained", "1", 0.0, 1.0, 0.1, 0.1, "slowdown of calls of many milliseconds: clocks", False),
-            Constant("memory", "B/s", 0.2 * band, band, 0.85 * band, 0.15, "bandwidth of main memory"),
+            Constant("memory", "B/s", 0.2 * band, band, 0.85 * band, 0.1, "bandwidth of main memory"),
             Constant("regroup", "s", 1e-8, 3e-5, 1e-6, 1.5, "copies that regroup heads of single query rows"),
+            Constant("blind", "1", 0.0, 1.0, 0.0, 0.1, "1 where widest heads of single rows are split blindly", False),
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
@@ -101,7 +102,7 @@ def _once_s(sizes: Dims, units: int, values: Values) -> Floats:
     each_s = flash.SEARCH_S * batch
     blind_s = blocks * each_s + np.maximum(blocks - 1, 0.0) * values["start"] * (0.5 + head_dim / flash.WIDEST)
     blind_s = blind_s + flash.joining_s(batch, heads, head_dim, units)
-    return np.asarray(once + flash.blind(batch, query, head_dim) * blind_s)
+    return np.asarray(once + values["blind"] * flash.blind(batch, query, head_dim) * blind_s)
 
 
 def _tiles_s(sizes: Dims, packed: bool, units: int, values: Values) -> Floats:

@@ -34,9 +34,10 @@ ROWS = (64.0, 256.0)
 """Least and most rows of such a tile; between them, the next power of two of m."""
 SWAPPED_ROWS = 32.0
 """Block-scaled products with fewer rows go to a kernel with the operands swapped, in one call."""
-CONVERTED_BYTES = 7.0
-"""Per activation, at main memory's rate: 2 read and 1 written, by kernels that reach under half of it. (Two tables of
-an H200 ask for 6.8 and 8.6.)"""
+CONVERTED_BYTES = 3.0
+"""Per activation: 2 read and 1 written."""
+CONVERTING = 0.4
+"""Of main memory's bandwidth, at which kernels of that kind convert: two tables of an H200 ask for 0.35 and 0.44."""
 BLOCK_K, BLOCK_N = 128.0, 64.0
 """Of a block of weights: k and n that are multiples take the fast path."""
 FLOOR_POWER = 8.0
@@ -50,9 +51,11 @@ class ScaledMatmul(Matmul):
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
         """Those of a product, and the conversion's. Raises ValueError where the dtype's peak is not known."""
+        band = facts.bandwidth_bytes_per_s
         return (
             *super().constants(facts, dtype),
             Constant("row_s", "s", 1e-11, 1e-7, 2e-9, 1.5, "conversion of a row, besides its elements"),
+            Constant("convert", "B/s", 0.02 * band, 10 * band, CONVERTING * band, 0.5, "conversion of elements"),
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
@@ -66,7 +69,7 @@ class ScaledMatmul(Matmul):
 
     def _whole(self, product: Product, loops: Floats, facts: Facts, values: Values) -> Floats:
         """Seconds of a product from those of its loops."""
-        conversion = product.m * (values["row_s"] + product.k * CONVERTED_BYTES / values["memory"])
+        conversion = product.m * (values["row_s"] + product.k * CONVERTED_BYTES / values["convert"])
         traffic = traffic_s(product, facts, values)
         return np.asarray(values["fixed"] + conversion + together(sustained_s(loops, values), traffic))
 

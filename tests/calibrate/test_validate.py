@@ -5,7 +5,7 @@ from calibrate_samples import FACTS, products
 from calibrate.observations import Observations
 from calibrate.split import halves
 from calibrate.validate import by_region, regions_of, repeat_noise, scores
-from calibrate.work import datasheet_s, work
+from roofline.laws.work import datasheet_s, work
 
 
 def test_scores_by_hand() -> None:
