@@ -31,6 +31,8 @@ BITS: dict[str, float] = {
 }
 """Of a weight, or of a cached element; scales beside blocks are not counted."""
 
+MANY = ("batched_matmul", "grouped_matmul")
+"""Kinds of as many products in one call as the dim "batch" says."""
 PIECE = 128.0
 """Rows, and columns, of output that one unit makes at a time: of the usual tiles of products and attention."""
 OUTPUT_BYTES = 2.0
@@ -62,8 +64,11 @@ def work(kind: str, dims: Dims, dtype: str) -> Work:
     plain = kind.removesuffix(ROW_MAJOR)
     if plain.endswith("matmul"):
         m, n, k = dims["m"], dims["n"], dims["k"]
-        found = _local(2 * m * n * k, width * (m * k + k * n) + max(width, OUTPUT_BYTES) * m * n)
-        return replace(found, pieces=np.ceil(m / PIECE) * np.ceil(n / PIECE))
+        times = dims["batch"] if plain in MANY else np.ones_like(m)
+        moved = width * (m * k + k * n) + max(width, OUTPUT_BYTES) * m * n
+        return replace(
+            _local(2 * times * m * n * k, times * moved), pieces=times * np.ceil(m / PIECE) * np.ceil(n / PIECE)
+        )
     if plain.endswith(("prefill_attention", "decode_attention")):
         return _attention(plain.endswith("decode_attention"), dims)
     if plain == "experts":
