@@ -21,6 +21,8 @@ POOLS: Mapping[str, tuple[str, ...]] = {
 }
 """Law of a kind of streaming -> the operators that it is fitted to; all others are pointwise."""
 
+FOLDS = 3
+"""Of groups, for intervals and for whether a correction helps: a run fits some hundred laws while its user waits."""
 FEWEST = 6
 """Kernels from which a law is fitted."""
 
@@ -45,7 +47,7 @@ def fit_measured(tables: Mapping[tuple[str, str], Observations], facts: Facts, s
     for (kind, dtype), table in {**tables, **_pooled(tables)}.items():
         law, arithmetic = subject(kind, dtype, facts)
         if len(table) >= FEWEST:
-            found.append(FittedLaw(kind, dtype, train_on(law, replace(table, dtype=arithmetic), facts, seed)))
+            found.append(FittedLaw(kind, dtype, train_on(law, replace(table, dtype=arithmetic), facts, seed, FOLDS)))
     return found
 
 

@@ -95,10 +95,10 @@ def train(law: Law, observations: Observations, facts: Facts, points: int, seed:
     return train_on(law, observations.take(rows), facts, seed)
 
 
-def train_on(law: Law, seen: Observations, facts: Facts, seed: int = 0) -> Model:
+def train_on(law: Law, seen: Observations, facts: Facts, seed: int = 0, folds: int = FOLDS) -> Model:
     """Fit to all rows that are given; deterministic for a seed. Raises ValueError where there are none."""
     fitted = fit(law, seen, facts, seed)
-    unseen = _unseen(law, seen, facts, fitted, seed)
+    unseen = _unseen(law, seen, facts, fitted, seed, folds)
     if len(seen) < FEWEST or _harmful(unseen, seen.group):
         alone = max(fitted.scale, SMALLEST_SCALE)
         width = alone * _width(np.abs(unseen.bare) / alone, seen.group)
@@ -130,14 +130,17 @@ def _corrected(law: Law, seen: Observations, facts: Facts, values: Values, seed:
     return replace(bare, process=learn(places, np.log(seen.time_s) - log_time, seen.group, seed))
 
 
-def _unseen(law: Law, seen: Observations, facts: Facts, fitted: Fitted, seed: int) -> _Unseen:
+def _unseen(law: Law, seen: Observations, facts: Facts, fitted: Fitted, seed: int, folds: int) -> _Unseen:
+    """A correction is left out where there are too few rows for one."""
     found = _Unseen(np.zeros(len(seen)), np.zeros(len(seen)), np.ones(len(seen)))
-    fold_of = _folds(seen.group, seed)
+    fold_of = _folds(seen.group, seed) % folds
     for fold in np.unique(fold_of):
         out = fold_of == fold
         rest, left = seen.take(out if out.all() else ~out), seen.take(out)  # of a single row there is no rest
         values = fit(law, rest, facts, seed, start=fitted.values).values
         found.bare[out] = np.log(left.time_s) - np.log(law.time_s(left.dims, facts, seen.dtype, values))
+        if len(seen) < FEWEST:
+            continue
         corrected = _corrected(law, rest, facts, values, seed)
         middle, found.deviations[out], _ = corrected.spread(left.dims, facts)
         found.errors[out] = np.log(left.time_s) - middle
@@ -145,12 +148,15 @@ def _unseen(law: Law, seen: Observations, facts: Facts, fitted: Fitted, seed: in
 
 
 def _folds(group: NDArray[np.str_], seed: int) -> NDArray[np.int_]:
-    """Fold of each row; rows of a group share one. Of a single group, rows are drawn: nothing else can be held out."""
+    """Number of each row's group in a random order, of which folds are made; rows of a group share one.
+
+    Of a single group, rows are drawn: nothing else can be held out.
+    """
     names, index = np.unique(group, return_inverse=True)
     if len(names) == 1:
         index = np.arange(len(group))
     order = np.random.default_rng(seed).permutation(int(index.max()) + 1)
-    return order[index] % FOLDS
+    return order[index]
 
 
 def _harmful(unseen: _Unseen, group: NDArray[np.str_]) -> bool:
