@@ -1,9 +1,11 @@
-"""Medians of what was repeated, each with an interval: the rounds of a measured pass, the probes of a calibration.
+"""The middle of what was repeated, with an interval: the rounds of a measured pass, the probes of a calibration.
 
 Passes of one round follow each other within a moment and share what the machine does meanwhile, so the round is what
-is repeated, not the pass: `by_round` takes the median of each round's passes, `median_of` the median over rounds.
+is repeated, not the pass: `by_round` takes the mean of each round's passes, so that other work is in it in proportion,
+and `median_of` the mean of the middle half of the rounds. Calibration takes its kernels so too: the mean over the calls
+of a visit, the mean of the middle half of the visits.
 
-The standard error is that of a normal sample's median, 1.253 σ ÷ √n. σ comes from the mean absolute deviation, which a
+The standard error is that of a normal sample's median, 1.253 σ ÷ √n, a little more than the middle half's. σ comes from the mean absolute deviation, which a
 burst of other work moves less than it moves a standard deviation. Neighbours that resemble each other (a drift) count
 as fewer: n (1 − ρ) ÷ (1 + ρ) for a correlation ρ of neighbours. Intervals are Student's, so a few rounds give a wide
 one, and a single round gives none.
@@ -19,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from profiler.record.measurement import middle_mean
+
 Floats = NDArray[np.float64]
 
-MIDDLE = "median"
+MIDDLE = "mean of the middle half"
 """What `middle` takes, in a report's words."""
 
 COVERED = 0.9
@@ -32,8 +36,11 @@ NORMAL = math.sqrt(math.pi / 2)
 
 
 def middle(values: Floats, axis: int = -1) -> Floats:
-    """What stands for several times that should be alike; the one estimator of passes, rounds and visits."""
-    return np.asarray(np.median(values, axis=axis))
+    """What stands for several rounds or visits that should be alike: the mean of their middle half.
+
+    A quarter of them may be anything at either end; unlike medians, figures of parts nearly add up to the whole's.
+    """
+    return middle_mean(np.moveaxis(np.asarray(values, dtype=float), axis, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +70,19 @@ def around(value: float, half: float) -> tuple[float, float] | None:
 
 
 def by_round(samples: Sequence[float] | Floats, rounds: int) -> Floats:
-    """Median of each round's samples, in the order of rounds. Samples, shape (…, passes), are in the order they were
+    """Mean of each round's samples, in the order of rounds. Samples, shape (…, passes), are in the order they were
     taken, as many in each round; where their number does not allow that, each is a round of its own."""
     values = np.asarray(samples, dtype=float)
     passes = values.shape[-1]
     if rounds < 1 or passes == 0 or passes % rounds:
         return values
-    return middle(values.reshape(*values.shape[:-1], rounds, passes // rounds))
+    return np.asarray(values.reshape(*values.shape[:-1], rounds, passes // rounds).mean(axis=-1))
 
 
 def medians_by_round(samples: Sequence[Sequence[float]], rounds: int) -> Floats:
-    """Median of each round's samples of several things, shape (things, rounds); 0 where nothing was sampled.
+    """Mean of each round's samples of several things, shape (things, rounds); 0 where nothing was sampled.
 
-    What has another number of samples than rounds of equal length have is given its median in every round.
+    What has another number of samples than rounds of equal length have is given its middle in every round.
     """
     found = np.zeros((len(samples), max(rounds, 1)))
     for row, values in zip(found, samples, strict=True):
@@ -86,7 +93,7 @@ def medians_by_round(samples: Sequence[Sequence[float]], rounds: int) -> Floats:
 
 
 def median_by_round(samples: Sequence[float], rounds: int) -> float:
-    """Median over the rounds of the median of each round's samples; 0 where nothing was sampled."""
+    """Middle of the rounds of the mean of each round's samples; 0 where nothing was sampled."""
     return float(middle(by_round(samples, rounds))) if samples else 0.0
 
 

@@ -145,14 +145,14 @@ def level(report: PassReport) -> tuple[str, ...]:
 
 def compared(report: PassReport) -> str:
     """What measured and predicted figures are, so that it is seen that they are alike."""
-    measured = f"{MIDDLE} of the passes"
+    measured = f"the {MIDDLE} of the passes"
     if report.rounds is not None and report.passes is not None:
         each = report.passes[0] // report.rounds
-        measured = f"{MIDDLE} over {_some(report.rounds, 'round')} of {_some(each, 'pass', 'passes')}"
+        measured = f"the {MIDDLE} of {_some(report.rounds, 'round')}, each the mean of {_some(each, 'pass', 'passes')}"
     if report.rounds == 1:
         measured += ", without an interval"
     how = {
-        "calibrated": f"laws fitted to {MIDDLE}s of kernels measured in the same way, at the machine's level "
+        "calibrated": "laws fitted to kernels whose visits were summarised in the same way, at the machine's level "
         + ("of this run" if report.level else "of the calibration"),
         "executed": "rooflines at peaks, which are of the fastest tenth of their samples",
     }

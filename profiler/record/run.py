@@ -186,16 +186,16 @@ class CellResult(Record):
     other_work: float | None = None
     """Share of the usable host cores that other processes and the hypervisor took meanwhile; None where unknown."""
     reference: dict[str, tuple[float, ...]] = {}
-    """By reference probe (`roofline.level.PROBES`): its seconds, one for each round of passes, in order of rounds."""
+    """By reference probe (`roofline.level.PROBES`): its seconds before and after each round of passes, in order."""
 
     @property
     def rounds(self) -> int:
         """In how many rounds, of as many passes each, the samples were taken; where that was not recorded, every pass
         is a round of its own."""
         passes = len(self.wall_s), len(self.profiled_wall_s)
-        for rounds in (len(self.windows), *map(len, self.reference.values())):
-            if rounds and not any(count % rounds for count in passes):
-                return rounds
+        rounds = len(self.windows)
+        if rounds and not any(count % rounds for count in passes):
+            return rounds
         return len(self.wall_s)
 
 

@@ -60,7 +60,7 @@ def rounds(
     """Samples of one pass for each operation of `graph`, within about `budget_s` seconds.
 
     A pass of which three rounds of `PASSES` do not fit the budget has fewer of them in a round, at least one.
-    `probes`: timed before each round.
+    `probes`: timed before and after each round.
 
     Raises: SequenceMismatch if the device runs other operations than `graph`; InvalidMeasurement if the samples
     cannot be trusted; torch's own errors, out of memory among them.
@@ -96,6 +96,8 @@ def rounds(
                 runner.once()
             plain = [runner.once() for _ in range(in_a_row)]
             taken, walls = _twice(lambda: runner.profiled(in_a_row))
+            for name, seconds in (probes.time() if probes is not None else {}).items():
+                reference[name].append(seconds)
             if runner.kind == "cpu":
                 costs.append(event_cost_s())
             if watch is not None:

@@ -59,7 +59,7 @@ class PassTimes:
     windows: tuple[Window, ...] = ()
     """One for each round of passes."""
     reference: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """By reference probe, its seconds before each round."""
+    """By reference probe, its seconds before and after each round."""
 
 
 @dataclass(frozen=True, slots=True)

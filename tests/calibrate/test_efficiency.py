@@ -127,8 +127,9 @@ def test_layers_add_up_to_the_pass():
 def test_unattributed_time_is_a_row_of_its_own():
     report = summarise(result(unattributed=(0.4, 0.5, 9.0)), two_matmuls_and_an_add(), SPEC)
     lost = row(report, "(unattributed)", "other")
-    assert (lost.measured_s, lost.ideal_s, lost.efficiency, lost.waterfall.idle) == (0.5, None, None, 0)
-    assert lost.waterfall.merged == {"ideal+peak_derate+extra_work+shape_loss+level+residual": 0.5}
+    assert (lost.ideal_s, lost.efficiency, lost.waterfall.idle) == (None, None, 0)
+    assert lost.measured_s == pytest.approx((0.4 + 0.5 + 9.0) / 3)  # of one round
+    assert lost.waterfall.merged == {"ideal+peak_derate+extra_work+shape_loss+level+residual": lost.measured_s}
 
 
 @pytest.mark.parametrize(
@@ -188,10 +189,11 @@ def in_rounds(rounds, walls, device, **fields):
 
 
 def test_the_round_is_what_is_repeated():
-    walls = (20.0, 20.1, 99.0, 22.0, 22.1, 22.2, 24.0, 0.1, 24.3)  # medians 20.1, 22.1, 24.0
-    device = ((5.0,) * 9, (7.0, 7.0, 7.0, 8.0, 8.0, 50.0, 9.0, 9.0, 9.0), (4.0,) * 9)
+    walls = (20.0, 20.1, 20.2, 22.0, 22.1, 22.2, 23.7, 24.0, 24.3)  # means 20.1, 22.1, 24.0
+    device = ((5.0,) * 9, (7.0, 7.0, 7.0, 8.0, 8.5, 7.5, 9.0, 9.0, 9.0), (4.0,) * 9)
     report = summarise(in_rounds(3, walls, device), two_matmuls_and_an_add(), SPEC)
-    assert (report.rounds, report.wall_s, report.busy_s) == (3, 22.1, 17)
+    assert report.rounds == 3
+    assert (report.wall_s, report.busy_s) == pytest.approx((22.1, 17))
     assert (report.wall_s_low, report.wall_s_high) == pytest.approx(median_of([20.1, 22.1, 24.0]).interval())
     assert (report.busy_s_low, report.busy_s_high) == pytest.approx(median_of([16, 17, 18]).interval())
     up = row(report, "layers.*.up", "matmul")

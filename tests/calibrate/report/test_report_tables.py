@@ -250,13 +250,14 @@ def test_intervals_are_shown_as_half_their_width() -> None:
 def test_what_is_compared_with_what_is_said() -> None:
     by_laws, plain = samples.gpu_calibrated(), samples.gpu()
     said = wording.compared(by_laws)
-    assert said.startswith(
-        "compared: measured, median over 4 rounds of 3 passes; predicted, laws fitted to medians of "
-    )
+    measured = "compared: measured, the mean of the middle half of 4 rounds, each the mean of 3 passes; "
+    assert said.startswith(measured + "predicted, laws fitted to kernels whose visits were summarised in the same way")
     assert said.endswith("at the machine's level of this run")
     assert wording.compared(by_laws.model_copy(update={"level": {}})).endswith("level of the calibration")
     assert "rooflines at peaks" in wording.compared(plain)
-    assert "1 round of 12 passes, without an interval" in wording.compared(plain.model_copy(update={"rounds": 1}))
+    assert "1 round, each the mean of 12 passes, without an interval" in wording.compared(
+        plain.model_copy(update={"rounds": 1})
+    )
     (level,) = wording.level(by_laws)
     assert "memory 1.06× (1.02–1.10)" in level and wording.level(plain) == ()
 
