@@ -5,10 +5,10 @@ is repeated, not the pass: `by_round` takes the mean of each round's passes, so 
 and `median_of` the mean of the middle half of the rounds. Calibration takes its kernels so too: the mean over the calls
 of a visit, the mean of the middle half of the visits.
 
-The standard error is that of a normal sample's median, 1.253 σ ÷ √n, a little more than the middle half's. σ comes from the mean absolute deviation, which a
-burst of other work moves less than it moves a standard deviation. Neighbours that resemble each other (a drift) count
-as fewer: n (1 − ρ) ÷ (1 + ρ) for a correlation ρ of neighbours. Intervals are Student's, so a few rounds give a wide
-one, and a single round gives none.
+The standard error is that of a normal sample's median, 1.253 σ ÷ √n, a little more than the middle half's. σ comes from
+the mean absolute deviation, which a burst of other work moves less than it moves a standard deviation. Neighbours that
+resemble each other (a drift) count as fewer: n (1 − ρ) ÷ (1 + ρ) for a correlation ρ of neighbours. Intervals are
+Student's, so a few rounds give a wide one, and a single round gives none.
 
 Example: ``median_of(by_round(result.wall_s, result.rounds)).interval()`` → (low, high) in seconds
 """
