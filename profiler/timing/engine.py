@@ -106,9 +106,12 @@ def measure(case: Case[T], setting: Setting) -> Timed:
         watch=setting.watch,
     )
     case.check(turns.current, last)
+    # All operands lie between the making of one and its first use, so that those not used yet count as well; a clock
+    # that replays uses the same ones in each sample, and no others.
+    taking_turns = turns.distinct if setting.clock.replays else len(turns)
     return Timed(
         samples=samples,
-        cache=state_of(setting.cache, turns.distinct, case.touched_bytes, setting.cache_bytes, setting.cache_source),
+        cache=state_of(setting.cache, taking_turns, case.touched_bytes, setting.cache_bytes, setting.cache_source),
         floor_s=floor_s(setting.clock),
         placements=turns.distinct if setting.placements > 1 and samples.repeats == 1 else 1,
     )

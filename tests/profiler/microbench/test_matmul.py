@@ -79,7 +79,7 @@ def test_rate_times_time_is_flops() -> None:
     assert one.value(0.5) <= one.value(0.1)
 
 
-def test_skinny_products_are_cold_and_carry_their_work() -> None:
+def test_skinny_products_are_cold_and_carry_their_work(small_host: None) -> None:
     made = bench()
     made.limit_bytes = 1 << 30
     found = list(matmul.skinny(made))

@@ -101,6 +101,14 @@ def test_too_few_calls_to_come_round_are_not_cold() -> None:
     assert state.holds is False and state.between_bytes == 200
 
 
+def test_operands_that_were_not_used_yet_lie_between_too() -> None:
+    case, made = counted([], size=100)
+    few = Rules(min_samples=2, max_samples=2, min_time_s=0.0)
+    timed = measure(case, Setting(Ticking(), cache="cold", rules=few, cache_bytes=10_000, limit_bytes=1 << 20))
+    assert sum(operand.runs > 0 for operand in made) < len(made) == 151
+    assert timed.cache.holds is True and timed.cache.between_bytes == 15_000
+
+
 def test_what_cannot_be_cold_within_the_memory_limit_is_measured_and_said() -> None:
     case, made = counted([], size=100)
     timed = measure(case, Setting(Ticking(), cache="cold", rules=RULES, cache_bytes=1000, limit_bytes=1000))
