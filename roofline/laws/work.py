@@ -99,7 +99,7 @@ def _attention(decode: bool, dims: Dims) -> Work:
     batch, heads, head_dim = dims["batch"], dims["heads"], dims["head_dim"]
     cached = 2 * dims["kv_bytes"] * dims["kv_heads"] * keys
     found = _local(4 * batch * heads * head_dim * pairs, batch * head_dim * (cached + 2 * OUTPUT_BYTES * heads * query))
-    return replace(found, pieces=batch * dims["kv_heads"] * np.ceil(query * heads / dims["kv_heads"] / PIECE))
+    return replace(found, pieces=batch * dims["kv_heads"] * np.ceil(query / PIECE))
 
 
 def _pairs(query: Floats, context: Floats, window: Floats) -> tuple[Floats, Floats]:
