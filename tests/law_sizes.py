@@ -30,7 +30,7 @@ def family(law: Law) -> str:
 
 
 def kernels(law: Law, rows: int, seed: int = 0) -> dict[str, Floats]:
-    """Sizes of `rows` kernels, whole numbers, drawn evenly on a logarithm; all the law's dims, each of shape (rows,)."""
+    """Sizes of `rows` kernels, whole, drawn evenly on a logarithm; all the law's dims, each of shape (rows,)."""
     generator = np.random.default_rng(seed)
 
     def drawn(low: float, high: float) -> Floats:

@@ -67,8 +67,8 @@ def work(kind: str, dims: Dims, dtype: str) -> Work:
     if plain.endswith(("prefill_attention", "decode_attention")):
         return _attention(plain.endswith("decode_attention"), dims)
     if plain == "experts":
-        found = experts_work(dims)
-        return _local(found["flops"], found["bytes"])
+        routed = experts_work(dims)
+        return _local(routed["flops"], routed["bytes"])
     if plain == "collective":
         sent = sent_bytes(dims)
         return Work(np.zeros_like(sent), np.zeros_like(sent), sent)

@@ -36,7 +36,7 @@ FASTER = {
 
 Products: tiles are chosen by time, softly. Scaled ones: rows that fill up the last tile are fetched, and none are left
 over (513 rows take twice the time of 512 on an H200); whole blocks of weights take a fast path. Attention: keys are
-split over idle units once there are more than four blocks. Experts: tiles change with tokens. Any other law: not at all.
+split over idle units once there are more than four blocks. Experts: tiles change with tokens. Other laws: not at all.
 """
 ROUNDING = 1e-9
 
