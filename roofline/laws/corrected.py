@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from roofline.laws.bounds import Bounds
 from roofline.laws.features import CATEGORIES, EXPONENTS, features
@@ -104,7 +105,7 @@ class Corrected:
                 squares = squares + (_placed(name, rows[name]) - _placed(name, inside[name])) ** 2
         return rows, inside, np.broadcast_to(np.sqrt(squares), next(iter(rows.values())).shape)
 
-    def _logarithm(self, rows: Dims, facts: Facts, inside: Floats, beyond: Floats) -> Floats:
+    def _logarithm(self, rows: Dims, facts: Facts, inside: Floats, beyond: NDArray[np.bool_]) -> Floats:
         """log time of the law, held. `inside`: the law's at the nearest sizes, a row's own unless it is beyond."""
         if beyond.any():
             return np.asarray(np.log(self._law_s(rows, facts)))

@@ -72,8 +72,8 @@ def work(kind: str, dims: Dims, dtype: str) -> Work:
     if plain.endswith(("prefill_attention", "decode_attention")):
         return _attention(plain.endswith("decode_attention"), dims)
     if plain == "experts":
-        found = experts_work(dims)
-        return _local(found["flops"], found["bytes"])
+        routed = experts_work(dims)
+        return _local(routed["flops"], routed["bytes"])
     if plain == "collective":
         sent = sent_bytes(dims)
         return Work(np.zeros_like(sent), np.zeros_like(sent), sent)
@@ -104,7 +104,7 @@ def _attention(decode: bool, dims: Dims) -> Work:
     batch, heads, head_dim = dims["batch"], dims["heads"], dims["head_dim"]
     cached = 2 * dims["kv_bytes"] * dims["kv_heads"] * keys
     found = _local(4 * batch * heads * head_dim * pairs, batch * head_dim * (cached + 2 * OUTPUT_BYTES * heads * query))
-    return replace(found, pieces=batch * dims["kv_heads"] * np.ceil(query * heads / dims["kv_heads"] / PIECE))
+    return replace(found, pieces=batch * dims["kv_heads"] * np.ceil(query / PIECE))
 
 
 def _pairs(query: Floats, context: Floats, window: Floats) -> tuple[Floats, Floats]:

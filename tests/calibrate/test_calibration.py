@@ -1,4 +1,6 @@
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,3 +95,23 @@ def test_one_point_is_one_in_words() -> None:
     table = products()
     with pytest.raises(ValueError, match="and 1 row cannot"):
         calibrate_kind(table.take(np.array([0])), table, FACTS)
+
+
+def test_a_law_that_was_kept_before_there_were_bounds_is_read_and_held() -> None:
+    kept = json.loads((Path(__file__).parents[1] / "data" / "laws" / "schema3.json").read_text())
+    law = CalibratedLaw.model_validate(kept["law"])
+    assert (law.held, law.doubts) == (None, ())
+    dims = {name: np.array(column) for name, column in kept["dims"].items()}
+    np.testing.assert_allclose(law.time_s(dims, FACTS), kept["time_s"], rtol=1e-6)
+    # Without its correction no measured kernel is known, and the law is believed as it is.
+    bare = CalibratedLaw.model_validate(kept["law"] | {"correction": None})
+    assert np.isfinite(bare.time_s(dims, FACTS)).all()
+
+
+def test_bounds_and_doubts_are_kept(calibrated: Calibrated) -> None:
+    fitted = replace(calibrated.model.fitted, doubts=("memory is odd",))
+    kept = stored(replace(calibrated, model=replace(calibrated.model, fitted=fitted)), PROVENANCE)
+    assert kept.doubts == ("memory is odd",)
+    bounds = calibrated.model.corrected.bounds
+    assert kept.held is not None and bounds is not None
+    assert (kept.held.overhead_s, kept.held.most) == (bounds.overhead_s, bounds.most)

@@ -29,9 +29,20 @@ def test_scores_refuse_what_is_not_a_prediction_each(predicted: list[float]) -> 
 def test_regions() -> None:
     table = products()
     regions = regions_of(table)
+    assert not regions.pop("decode").any()
     assert np.sum([rows.sum() for rows in regions.values()]) == len(table)
     found = by_region(table.time_s * 1.1, table.time_s, regions)
     assert {name: round(one.mape, 9) for name, one in found.items()} == dict.fromkeys(("small", "medium", "large"), 0.1)
+
+
+def test_what_a_decode_step_waits_for_is_a_region() -> None:
+    table = products()
+    found = regions_of(table, cache_bytes=4e7)["decode"]
+    expected = (table.dims["m"] <= 64) & (2 * table.dims["n"] * table.dims["k"] >= 4e7)
+    assert 0 < found.sum() < len(table)
+    assert (found == expected).all()
+    long = Observations("decode_attention", "bfloat16", {"kv": np.array([4095.0, 4096.0])}, np.ones(2), table.group[:2])
+    assert regions_of(long)["decode"].tolist() == [False, True]
 
 
 @pytest.mark.parametrize("seed", range(5))

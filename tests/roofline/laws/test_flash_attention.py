@@ -8,7 +8,8 @@ from roofline.laws import flash_attention as flash
 from roofline.laws.decode_attention import DecodeAttention
 from roofline.laws.prefill_attention import PrefillAttention
 
-FREE = {"memory": 1e30, "cache": 1e30, "ride": 1e30, "idle": 1e-30, "sequence": 1e-30, "join": 1e-30, "regroup": 1e-12}
+FREE = {"memory": 1e30, "cache": 1e30, "ride": 1e30, "idle": 1e-30, "sequence": 1e-30, "join": 1e-30, "regroup": 1e-12,
+        "apart": 0.0}  # fmt: skip
 """Of a decode, all but launch, start, draw and combine."""
 
 
