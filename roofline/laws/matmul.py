@@ -18,7 +18,7 @@ Example: ``Matmul().time_s({"m": m, "n": n, "k": k}, facts, "bfloat16", values)`
 import numpy as np
 
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
-from roofline.laws.tiles import Product, loops_s, together
+from roofline.laws.tiles import Product, loops_s, step_bytes_of, together
 
 ELEMENT_BYTES = {
     "float32": 4.0,
@@ -61,6 +61,14 @@ ABOVE_DATASHEET = 1.1
 """Highest rate over the datasheet's peak: room for short products above the clock of that peak; assumed, no source."""
 
 
+CACHE_PER_UNIT = 4e10
+"""B/s between the last-level cache and one unit. The port belongs to the unit, so the whole rate grows with units and
+not with main memory: fitted to two public tables, an A100 (HBM2e) has 34 to 42 GB/s a unit and an H200 (HBM3e) 42. A
+device with many units and slow memory (GDDR) has a cache many times as fast as its memory."""
+STORE_PER_UNIT = 2e10
+"""B/s of output out of one unit, into the cache: 13 GB/s on that A100, 32 on that H200."""
+
+
 class Matmul:
     """A product of two unscaled matrices by a library that chooses tiles and splits k."""
 
@@ -73,16 +81,17 @@ class Matmul:
             raise ValueError(f"no peak of {dtype} is known; known: {', '.join(sorted(facts.matrix_flops_per_s))}")
         peak, memory = facts.matrix_flops_per_s[dtype], facts.bandwidth_bytes_per_s
         highest = ABOVE_DATASHEET * peak
+        cache, store = max(CACHE_PER_UNIT * facts.units, memory), STORE_PER_UNIT * facts.units
         return (
             Constant("fixed", "s", 2e-7, 1e-3, 2.5e-6, 1.0, "cost of a call that no size explains"),
             Constant("rate", "FLOP/s", 0.05 * peak, highest, 0.85 * peak, 0.25, "all units in their main loops"),
             Constant("memory", "B/s", 0.2 * memory, memory, 0.85 * memory, 0.15, "main memory, sustained"),
-            Constant("cache", "B/s", 0.5 * memory, 10 * memory, 2 * memory, 0.5, "last-level cache"),
+            Constant("cache", "B/s", 0.5 * memory, 5 * cache, cache, 0.5, "last-level cache"),
             Constant("kept", "1", 0.01, 1.0, 0.2, 0.7, "part of the last-level cache that weights may fill and stay"),
             Constant("latency", "s", 1e-8, 2e-5, 1.5e-6, 0.8, "first bytes of weights from main memory"),
             Constant("step_s", "s", 5e-9, 2e-6, 1e-7, 0.8, "least time of a step of 128 bytes along k"),
             Constant("narrow", "1", 8.0, 400.0, 64.0, 0.5, "side of a tile whose operands take as long as its loop"),
-            Constant("store", "B/s", 0.05 * memory, 20 * memory, memory, 0.7, "tiles' output out of all units"),
+            Constant("store", "B/s", 0.05 * store, 20 * store, store, 0.7, "tiles' output out of all units"),
             Constant("quantum", "1", 0.02, 1.0, 0.5, 0.7, "how much of a partial last wave is waited for"),
             Constant("sustained", "1", 0.5, 1.0, 0.9, 0.1, "rate of long loops over that of short ones (power)"),
         )
@@ -90,7 +99,8 @@ class Matmul:
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
         """Seconds of each product."""
         product = product_of(dims, dtype)
-        loops = sustained_s(loops_s(product, facts.units, values, TILES, split=True), values)
+        step_bytes = step_bytes_of(facts.matrix_flops_per_s[dtype], facts.units, product.element_bytes)
+        loops = sustained_s(loops_s(product, facts.units, values, TILES, split=True, step_bytes=step_bytes), values)
         return values["fixed"] + together(loops, traffic_s(product, facts, values)) * alignment(product)
 
 
