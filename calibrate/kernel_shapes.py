@@ -29,7 +29,7 @@ shorter one tells."""
 CANDIDATES = 3000
 PASS_S = 0.4
 """For all kernels of a kind and dtype, each once, as their law expects before anything is measured."""
-POINTS = {"matmul": 40, MATVEC: 24, "prefill_attention": 14, "decode_attention": 14, BATCHED: 12, GROUPED: 10}
+POINTS = {"matmul": 36, MATVEC: 24, "prefill_attention": 14, "decode_attention": 14, BATCHED: 12, GROUPED: 10}
 """Of each dtype."""
 JITTER = 0.4
 """Standard deviation of the logarithm by which a catalogue's size is moved: half of them by more than 1.3."""

@@ -32,7 +32,7 @@ from profiler.record.store import RunFolder
 from profiler.timing.cell import Loaded, measure_cell, reason
 from roofline.hardware import HardwareSpec, find_device
 
-DEVICE_S, QUICK_DEVICE_S = 15.0, 5.0
+DEVICE_S, QUICK_DEVICE_S = 10.0, 5.0
 """Seconds for the device's figures, in full and with --quick."""
 
 Step = Callable[[str, float], None]

@@ -86,7 +86,7 @@ def calibrate_device(
         shapes,
         device,
         facts.cache_bytes,
-        eager=used,
+        eager={dtype: facts.matrix_flops_per_s[dtype] for dtype in used},
         visits=visits,
         limit_bytes=limit_bytes,
         versions=folder.run.environment.versions,

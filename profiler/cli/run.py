@@ -31,7 +31,7 @@ python -m profiler run ./my-model --layers 4 --dtype bfloat16 --json\n
 python -m profiler run --resume results/DEVICE/RUN
 """
 
-SECONDS, QUICK_SECONDS = 10.0, 3.0
+SECONDS, QUICK_SECONDS = 6.0, 3.0
 """Seconds of passes for each cell, in full and with --quick."""
 
 
@@ -56,7 +56,7 @@ def run(
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Replay each pass from a CUDA graph.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run a model's own code.")] = False,
     seconds: Annotated[
-        float | None, typer.Option(help="Seconds of passes for each cell; 10, or 3 with --quick.", min=0.1)
+        float | None, typer.Option(help="Seconds of passes for each cell; 6, or 3 with --quick.", min=0.1)
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer passes, and a shorter look at the device.")] = False,
     calibrate: Annotated[

@@ -35,6 +35,8 @@ UNIT = 64
 """Widths are multiples of it."""
 PROMPTS = (16, 128)
 """Tokens of a prefill."""
+LONGEST_S = 0.3
+"""Of a prefill at the device's peak: a longer one is all products, of which probes tell more in less time."""
 PASSES = 3
 """Of a visit. The first is not looked at."""
 
@@ -81,16 +83,22 @@ def steps_of(device: torch.device, dtype: str, cache_bytes: float) -> list[Step]
     ]
 
 
+def prompts_of(step: Step, flops_per_s: float) -> tuple[int, ...]:
+    """Tokens of the passes of one model: a decode, and the prefills that `flops_per_s` let end within `LONGEST_S`."""
+    work = 2 * sum(parameter.numel() for parameter in step.model.parameters())
+    return (1, *(prompt for prompt in PROMPTS if work * prompt / flops_per_s <= LONGEST_S))
+
+
 def measure_eager(
-    device: torch.device, dtype: str, steps: Sequence[Step], before: Sequence[Eager] = ()
+    device: torch.device, dtype: str, steps: Sequence[Step], flops_per_s: float, before: Sequence[Eager] = ()
 ) -> tuple[Eager, ...]:
     """One visit to passes of all models, whose results are added to those `before`.
 
-    Raises `InvalidMeasurement` and `SequenceMismatch` as profiling does.
+    Args: `flops_per_s`, the device's peak of products in this dtype. Raises `InvalidMeasurement` and `SequenceMismatch` as profiling does.
     """
     found: list[Eager] = []
     for step in steps:
-        for prompt in (1, *PROMPTS):
+        for prompt in prompts_of(step, flops_per_s):
             runner = Runner(_Pass(step, prompt), Inside(), device)
             with torch.no_grad():
                 known = before[len(found)] if before else Eager(_traced(runner, prompt, dtype), ())

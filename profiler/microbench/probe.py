@@ -44,9 +44,9 @@ SMALL_PART = 1 / 192
 """Of the bytes that take turns, the most of a small stream's operands: eight and all their turns stay in the cache."""
 PASSES = 1
 """Of a visit."""
-LONGEST_S = 0.1
+LONGEST_S = 0.05
 """Of all calls of a kernel in a pass, and of a single call `LONGEST_CALL_S`."""
-LONGEST_CALL_S = 0.25
+LONGEST_CALL_S = 0.15
 
 
 class Probe(nn.Module):

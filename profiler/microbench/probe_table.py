@@ -13,9 +13,10 @@ import json
 import math
 import random
 import statistics
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -70,7 +71,7 @@ def probe_kernels(
     cache_bytes: float,
     *,
     limit_bytes: float,
-    eager: Sequence[str] = (),
+    eager: Mapping[str, float] = MappingProxyType({}),
     visits: int = 2,
     versions: dict[str, str],
     progress: Progress = lambda part, what: None,
@@ -79,7 +80,7 @@ def probe_kernels(
     """Measure all shapes, and all of them again in each of the `visits`.
 
     Args: `limit_bytes`, of the operands of one probe; `cache_bytes`, of the last-level cache; `eager`, dtypes in which
-    whole passes are measured too; `reference`, probes that are timed before each of these measurements.
+    whole passes are measured too, and the device's peak of products in each, FLOP/s; `reference`, probes that are timed before each of these measurements.
     """
     rotated = round(min(PAST * cache_bytes, limit_bytes))  # with little memory, as far past the cache as it allows
     widest = max((getattr(torch, shape.dtype).itemsize for shape in shapes), default=1)
@@ -117,7 +118,7 @@ def probe_kernels(
                 dtype = what.removeprefix("eager.")
                 if dtype not in steps:
                     steps[dtype] = steps_of(device, dtype, cache_bytes)
-                models[what] = measure_eager(device, dtype, steps[dtype], models.get(what, ()))
+                models[what] = measure_eager(device, dtype, steps[dtype], eager[dtype], models.get(what, ()))
         except (RuntimeError, MemoryError, ValueError, ArithmeticError) as error:
             of = [f"{len(batches[what])} kernels", f"the first {batches[what][0].op}"] if what in batches else []
             failed[what] = ", ".join([*of, reason(error)])

@@ -22,6 +22,7 @@ import torch
 
 from profiler.record.conditions import Window
 from profiler.record.errors import InvalidMeasurement
+from profiler.record.measurement import WarmUp
 from profiler.timing.reference import ReferenceProbes
 from profiler.timing.runner import Runner
 from profiler.timing.samples import PassTimes, Sample, collect
@@ -67,9 +68,13 @@ def rounds(
     """
     with torch.no_grad(), _no_garbage_collection():
         step("warm-up", 0.1)
+        began = time.monotonic()
         if not runner.finite():
             raise InvalidMeasurement("the logits are not finite: the pass computes something else than the model does")
-        warmed, once_s = warm_up(runner.once, PassClock(), min_s=0.0, max_s=WARM_UP_PART * budget_s, fewest=1)
+        once_s = time.monotonic() - began
+        warmed = WarmUp(calls=1, seconds=once_s, steady=False)
+        if once_s < max(LONG_S, WARM_UP_PART * budget_s):  # a longer pass is its own warm-up
+            warmed, once_s = warm_up(runner.once, PassClock(), min_s=0.0, max_s=WARM_UP_PART * budget_s, fewest=1)
         in_a_row = max(1, min(PASSES, int(budget_s / (2 * ROUNDS[0] * once_s))))
         runner.settles = once_s < LONG_S
         step("operations", 0.15)

@@ -20,7 +20,7 @@ CACHE = 64 * 64 * 4 * 16.0
 def measured() -> tuple[Eager, ...]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(eager, "PASSES", 2)
-        return measure_eager(CPU, "float32", steps_of(CPU, "float32", CACHE))
+        return measure_eager(CPU, "float32", steps_of(CPU, "float32", CACHE), 1e12)
 
 
 def test_passes_are_a_decode_and_prefills_of_both_sizes(measured: tuple[Eager, ...]) -> None:
@@ -45,15 +45,23 @@ def test_operations_and_gaps_are_rows_and_alike_ones_one(measured: tuple[Eager, 
     assert {row["modules"] for row in gaps} >= {0.0, 1.0}
 
 
+def test_prefills_that_a_slow_dtype_would_take_long_for_are_left_out() -> None:
+    (narrow, _) = steps_of(CPU, "float32", CACHE)
+    work = 2 * sum(one.numel() for one in narrow.model.parameters())
+    assert eager.prompts_of(narrow, 1e12) == (1, *eager.PROMPTS)
+    assert eager.prompts_of(narrow, work * 16 / eager.LONGEST_S) == (1, 16)
+    assert eager.prompts_of(narrow, 1.0) == (1,)
+
+
 def test_a_table_of_visits_has_the_rows_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eager, "PASSES", 2)
     monkeypatch.setattr(eager, "PROMPTS", ())
     steps = steps_of(CPU, "float32", CACHE)
-    again = measure_eager(CPU, "float32", steps, measure_eager(CPU, "float32", steps))
+    again = measure_eager(CPU, "float32", steps, 1e12, measure_eager(CPU, "float32", steps, 1e12))
     assert [len(one.taken) for one in again] == [2, 2]
     readings = iter(range(1, 99))
     level = SimpleNamespace(time=lambda: {"memory": float(next(readings))})
-    probed = probe_kernels([], CPU, CACHE, limit_bytes=1.0, eager=("float32",), versions={}, reference=level)
+    probed = probe_kernels([], CPU, CACHE, limit_bytes=1.0, eager={"float32": 1e12}, versions={}, reference=level)
     assert probed.failed == {}
     assert probed.reference == {"memory": [1.0, 2.0]}  # one for each visit
     assert probed.table is not None
