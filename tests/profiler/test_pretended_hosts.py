@@ -175,8 +175,8 @@ def test_the_part_of_a_shared_cache_that_a_guest_has_is_found(truth: int) -> Non
 
 
 def test_never_more_than_stated_nor_less_than_is_trusted() -> None:
-    above = effective_module.judged(48 * MIB, true_cache(100 * MIB, 48 * MIB))  # type: ignore[arg-type]
-    assert above.bytes == 48 * MIB
+    most = effective_module.judged(40 * MIB, true_cache(36 * MIB, 40 * MIB))  # type: ignore[arg-type]
+    assert (most.bytes, most.source) == (40 * MIB, "measured")
     below = effective_module.judged(260 * MIB, true_cache(10 * MIB, 260 * MIB))  # type: ignore[arg-type]
     assert below.bytes == TRUSTED_BYTES
 
@@ -205,6 +205,16 @@ def test_other_work_during_a_round_does_not_make_the_cache_smaller() -> None:
     sizes = probe_sizes(260 * MIB, 4 * GIB)
     found = curve_of(sizes, read, lambda: 0.0)
     assert found is not None and found.past_bytes is not None and 64 * MIB < found.past_bytes <= 96 * MIB
+
+
+def test_a_size_that_other_work_always_met_does_not_end_the_cache() -> None:
+    sizes = probe_sizes(260 * MIB, 4 * GIB)
+
+    def read(size: int) -> float:
+        return size / (8e9 if size == sizes[2] else 40e9 if size <= 64 * MIB else 10e9)
+
+    found = curve_of(sizes, read, lambda: 0.0)
+    assert found is not None and found.past_bytes is not None and found.past_bytes > 64 * MIB
 
 
 def test_the_probe_ends_at_its_deadline() -> None:

@@ -46,6 +46,13 @@ def test_a_wrong_result_is_noticed() -> None:
         pointwise._agree(None, exact, torch.float32)
 
 
+def test_a_sum_near_nothing_is_held_against_its_terms() -> None:
+    exact = torch.tensor([0.38], dtype=torch.float64)
+    pointwise._agree(exact.float() + 2.7e-6, exact, torch.float32, least=64.0)  # 4096 terms: 64 roundings of 6e-8
+    with pytest.raises(ArithmeticError, match="differs"):
+        pointwise._agree(exact.float() + 2.7e-6, exact, torch.float32)
+
+
 def test_the_polynomial_does_the_steps_that_are_counted() -> None:
     x = torch.randn(100, dtype=torch.float64)
     a, b, steps = torch.ones_like(x), x, 0
