@@ -5,7 +5,8 @@ inputs and the output.
 - Traffic comes from the last-level cache or from main memory, smoothly between. Activations and output stay where they
   fit in half of the cache. Weights stay where they fit in the part `kept` of it, beside the same part of what else the
   product touches: small where other weights are used in between. With six layers in turn and shared activations, six
-  layers' weights and one product's activations fill the cache, so that `kept` is a sixth. (NVIDIA AIConfigurator's collector of vLLM products calls six layers in turn, with weights of their own and
+  layers' weights and one product's activations fill the cache, so that `kept` is a sixth. (NVIDIA AIConfigurator's
+  collector of vLLM products calls six layers in turn, with weights of their own and
   the same activations; inside a model no weights stay, and `kept` is its least.)
 - First bytes of weights from main memory are waited for (`latency`): no loop starts without them.
 - Loops that go on long run at the rate that the power limit leaves (`sustained`).
@@ -57,7 +58,7 @@ ACTIVATIONS_KEPT = 0.5
 CACHE_SHARPNESS = 4.0
 """Power by which bytes begin to miss as they outgrow the cache; ∞ is a cache that replaces the least recently used and
 is run through in turn. 2 and 4 do alike on the public tables, whose memories are fast beside their caches; 4 is better
-where memory is slow (tests/calibrate/test_unlike_device.py, splits 0 to 2: held-out error of 6.3 %, with 2 of 6.8 %)."""
+where memory is slow (tests/calibrate/test_unlike_device.py, splits 0 to 2: off by 6.3 %, with 2 by 6.8 %)."""
 BURST_S = 3e-4
 """Loops up to about here run at the burst rate. Tables are taken with tens of calls one after another, so that this is
 some 10 ms of work, in which a power limit acts. On one H200, 0.1 ms fits worse, and 1 ms as well kernel by kernel but
