@@ -24,7 +24,7 @@ STEP_BYTES = 128.0
 whose cuBLAS kernels are named tilesize128x256x64 (64 elements of 16 bits)."""
 SHORT_STEP_BYTES = 64.0
 """The same on slower units: Ampere's and Ada's cuBLAS kernels are named 128x256 … stages_32x5 (32 elements)."""
-FAST_UNIT_OPERAND_BYTES_FLOPS = 8e12
+FAST_UNIT = 8e12
 """Arithmetic rate of a unit times bytes of an operand's element, above which steps are long. Hopper has 15e12 in 16 as
 in 8 bits, A100 6e12, Ada 5e12: a slow unit is busy long enough with half a step to hide the next one's loads."""
 FEWEST_STEPS = 4.0
@@ -81,7 +81,8 @@ def loops_s(
     """Seconds of all main loops; `split` allows a library that shares one tile's k among units.
 
     `step_bytes` along k are one step (`step_bytes_of` says how many on a device); `step_s` is the least time of one of
-    `STEP_BYTES`, and of a shorter one in proportion. Never less than ``flops / rate``. Needs the constants rate (FLOP/s of the device), narrow (side of a square tile
+    `STEP_BYTES`, and of a shorter one in proportion. Never less than ``flops / rate``.
+    Needs the constants rate (FLOP/s of the device), narrow (side of a square tile
     whose operands take as long as its arithmetic), step_s, store (B/s) and quantum (how much of a partial last wave is
     waited for) and, with `split`, fixed and cache.
     """
@@ -110,7 +111,7 @@ def loops_s(
 
 def step_bytes_of(peak_flops_per_s: float, units: int, element_bytes: float) -> float:
     """Bytes along k of a step, from a device's peak for a dtype and the number of its units."""
-    fast = peak_flops_per_s / units * element_bytes > FAST_UNIT_OPERAND_BYTES_FLOPS
+    fast = peak_flops_per_s / units * element_bytes > FAST_UNIT
     return STEP_BYTES if fast else SHORT_STEP_BYTES
 
 
