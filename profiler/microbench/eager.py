@@ -94,7 +94,8 @@ def measure_eager(
 ) -> tuple[Eager, ...]:
     """One visit to passes of all models, whose results are added to those `before`.
 
-    Args: `flops_per_s`, the device's peak of products in this dtype. Raises `InvalidMeasurement` and `SequenceMismatch` as profiling does.
+    Args: `flops_per_s`, the device's peak of products in this dtype. Raises `InvalidMeasurement` and `SequenceMismatch`
+    as profiling does.
     """
     found: list[Eager] = []
     for step in steps:

@@ -80,7 +80,8 @@ def probe_kernels(
     """Measure all shapes, and all of them again in each of the `visits`.
 
     Args: `limit_bytes`, of the operands of one probe; `cache_bytes`, of the last-level cache; `eager`, dtypes in which
-    whole passes are measured too, and the device's peak of products in each, FLOP/s; `reference`, probes that are timed before each of these measurements.
+    whole passes are measured too, and the device's peak of products in each, FLOP/s; `reference`, probes that are timed
+    before each of these measurements.
     """
     rotated = round(min(PAST * cache_bytes, limit_bytes))  # with little memory, as far past the cache as it allows
     widest = max((getattr(torch, shape.dtype).itemsize for shape in shapes), default=1)

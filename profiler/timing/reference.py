@@ -1,8 +1,8 @@
 """Reference probes: three fixed pieces of work whose time tells at which level a machine runs just now.
 
 A shared host's bandwidth moves with its neighbours, a GPU's clock with its heat. So the same three probes run in every
-visit of a calibration and in every round of a measured pass: a stream through main memory, a matrix product, and the
-host issuing small operations. Their ratio says how much slower the machine is than when its laws were fitted.
+visit of a calibration and in every round of a measured pass: a stream through main memory (on a CPU a matrix-vector
+product, as decoding is), a matrix product, and the host issuing small operations. Their ratio says how much slower the machine is than when its laws were fitted.
 
 Each time is the mean over a stretch of calls of about `STRETCH_S`, several of an operating system's time slices (some
 milliseconds), so that other work on the cores is in it in proportion, as it is in a pass.
@@ -15,13 +15,18 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from profiler.device import free_bytes
 from profiler.timing.clock import Clock, HostClock, clock_for
 
 STRETCH_S = 0.012
 """Seconds of calls of one probe: a reading of all three costs some 40 ms."""
-STREAM_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
-"""Read by the stream. On a CPU more than the last-level cache that one process is usually given; where a cache holds
-it all the same, both sides of the ratio are equally warm."""
+STREAM_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
+"""Read by the stream: several times what caches hold for one process. On a CPU which pages it lies on moves a stream of
+64 MiB by a factor of two from one allocation to the next; a matrix of 256 MiB, by a twentieth."""
+STREAM_PART = 1 / 32
+"""Of the free memory, the most of the stream."""
+DEPTH = 1024
+"""Columns of the matrix on a CPU: a hidden size."""
 PRODUCT_SIZE = {"cpu": 512, "cuda": 4096}
 """Rows, columns and depth of the float32 product (bfloat16 on a GPU): long enough to run at the device's clock."""
 HOST_OPERATIONS = 64
@@ -36,7 +41,9 @@ class ReferenceProbes:
         self._clock = clock or clock_for(device)
         self._host_clock = clock or HostClock()
         kind = device.type
-        stream = torch.ones(STREAM_BYTES[kind] // 4, device=device)
+        elements = int(min(STREAM_BYTES[kind], STREAM_PART * free_bytes(device))) // 4
+        stream = torch.ones(max(1, elements // DEPTH), DEPTH, device=device)
+        vector = torch.ones(DEPTH, device=device)
         size = PRODUCT_SIZE[kind]
         rows, weights = (
             torch.randn(size, size, device=device, dtype=torch.bfloat16 if kind == "cuda" else torch.float32)
@@ -52,7 +59,7 @@ class ReferenceProbes:
                 torch.cuda.synchronize(device)
 
         self._calls: dict[str, tuple[Callable[[], object], Clock]] = {
-            "memory": (stream.sum, self._clock),
+            "memory": (stream.sum if kind == "cuda" else lambda: torch.mv(stream, vector), self._clock),
             "product": (lambda: torch.mm(rows, weights.T, out=out), self._clock),
             "host": (host, self._host_clock),
         }
