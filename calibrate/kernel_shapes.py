@@ -221,11 +221,12 @@ class _Drawn:
 def _streams(dtype: str, op: str, demand: Demand) -> list[KernelShape]:
     """Activations of the passes to come: rows of the width of a residual stream or of a feed-forward network."""
     widths = sorted({size for weight in demand.weights for size in weight if UNIT <= size <= WIDEST})
-    most = max(demand.rows) * widths[3 * len(widths) // 4] if widths else FEWEST_ELEMENTS
+    widest = widths[3 * len(widths) // 4] if widths else UNIT
+    most = max(demand.rows) * widest
     sizes = [1.0, *np.geomspace(FEWEST_ELEMENTS, max(most, 2 * FEWEST_ELEMENTS), STREAM_SIZES - 1)]
     shapes = []
     for i, elements in enumerate(sizes):
-        rows = min(max(demand.rows), max(1, int(elements) // UNIT)) if i % 2 else 1
+        rows = min(max(demand.rows), max(1, int(elements) // UNIT)) if i % 2 else int(np.ceil(elements / widest))
         width = max(1, round(elements / rows))
         shapes.append(KernelShape(op, dtype, op, {"rows": rows, "width": width}))
     return shapes

@@ -14,7 +14,7 @@ Example: ``measure_probe(Probe(shapes, device, rotated_bytes=64 << 20), device).
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from profiler.attribution.spans import passes
 from profiler.microbench.arena import Arena
 from profiler.microbench.bench import reason
-from profiler.microbench.probe_kernels import Kernel, kernel_of
+from profiler.microbench.probe_kernels import Kernel, kernel_of, operand_bytes
 from profiler.models.trace import trace
 from profiler.record.errors import InvalidMeasurement
 from profiler.record.kernel_shape import KernelShape
@@ -44,9 +44,11 @@ SMALL_PART = 1 / 192
 """Of the bytes that take turns, the most of a small stream's operands: eight and all their turns stay in the cache."""
 PASSES = 1
 """Of a visit."""
-LONGEST_S = 0.05
-"""Of all calls of a kernel in a pass, and of a single call `LONGEST_CALL_S`."""
+LONGEST_S, LONGEST_STREAM_S = 0.05, 0.01
+"""Of all calls of a kernel in a pass, products and attention first: a stream that takes long is a fallback of thousands
+of operators, each of which the profiler records."""
 LONGEST_CALL_S = 0.15
+"""Of a single call."""
 
 
 class Probe(nn.Module):
@@ -59,53 +61,71 @@ class Probe(nn.Module):
         it; `arena`: where operands are taken from, allocated without one."""
         super().__init__()
         arena = arena or Arena(device, getattr(torch, shapes[0].dtype))
-        kernels: list[Kernel] = []
-        able: list[KernelShape] = []
+        made: dict[int, Kernel] = {}
         self.failed: list[tuple[KernelShape, str]] = []
         """Kernels that the device cannot run, and why; none of the others is lost with them."""
-        for shape in shapes:
+        pace = _Pace(device)
+        for place in sorted(range(len(shapes)), key=lambda place: operand_bytes(shapes[place])):
             try:
                 with torch.device(device), torch.no_grad():
-                    kernel = _bounded(kernel_of(shape, arena, rotated_bytes), device)
+                    made[place] = pace.bounded(shapes[place], lambda shape: kernel_of(shape, arena, rotated_bytes))
             except (RuntimeError, ValueError, NotImplementedError) as error:
-                self.failed.append((shape, reason(error)))
-            else:
-                kernels.append(kernel)
-                able.append(shape)
-        self.shapes = tuple(able)
+                self.failed.append((shapes[place], reason(error)))
+        kernels = [made[place] for place in sorted(made)]
+        self.shapes = tuple(shapes[place] for place in sorted(made))
         self.sweep = nn.Buffer(torch.ones(max(1, round(SWEPT_PART * rotated_bytes / 4)), device=device))
         self.kernels = nn.ModuleList(kernels)
         self._groups = _grouped(kernels, SMALL_PART * rotated_bytes)
-        self.results: list[Tensor] = []
-        """Of the kernels' last calls, small streams first."""
+        self.results: list[Tensor] | None = None
+        """Of the kernels' last calls, small streams first; kept by whoever makes a list of it."""
         self.eval()
 
     def forward(self) -> None:
-        self.results = found = []
         for group in self._groups:
             if len(group) == 1:
-                found.append(group[0]())
+                self._keep(group[0]())
                 continue
             for turn in range(group[0].turns):
                 self.sweep.sum()
                 last = [kernel(turn) for kernel in group]
-            found += last
+            self._keep(*last)
+
+    def _keep(self, *results: Tensor) -> None:
+        if self.results is not None:
+            self.results += results
 
 
-def _bounded(kernel: Kernel, device: torch.device) -> Kernel:
-    """The kernel with fewer sets of operands where all of them would take longer than `LONGEST_S` on a CPU.
+class _Pace:
+    """What calls of each kind of kernel have taken so far, on a CPU.
 
-    Raises RuntimeError where one call takes longer: a fallback, such as bfloat16 on cores that lack it, can be a
-    hundred times slower than the device's peak lets expect.
+    A fallback, such as bfloat16 on cores that lack it, can be a hundred times slower than the device's peak tells.
     """
-    start = time.perf_counter()
-    kernel(0)
-    if device.type == "cuda":
-        return kernel
-    once_s = time.perf_counter() - start
-    if once_s > LONGEST_CALL_S:
-        raise RuntimeError(f"a call takes {once_s:.2g} s, and calibration gives it {LONGEST_CALL_S:g} s")
-    return kernel.bounded(max(1, int(LONGEST_S / once_s)))
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cpu = device.type == "cpu"
+        self._least_s_per_byte: dict[str, float] = {}
+        """By kind, of its last kernel; products and attention take more a byte the larger they are."""
+
+    def bounded(self, shape: KernelShape, make: Callable[[KernelShape], Kernel]) -> Kernel:
+        """The kernel, with fewer sets of operands where all of them would take longer than `LONGEST_S`.
+
+        Raises RuntimeError where one call takes longer than `LONGEST_CALL_S`, as far as smaller ones of its kind tell.
+        """
+        expected_s = operand_bytes(shape) * self._least_s_per_byte.get(shape.kind, 0.0)
+        if expected_s > LONGEST_CALL_S:
+            raise RuntimeError(f"a call takes more than {expected_s:.2g} s, calibration gives it {LONGEST_CALL_S:g} s")
+        kernel = make(shape)
+        start = time.perf_counter()
+        kernel(0)
+        once_s = time.perf_counter() - start
+        if not self._is_cpu:
+            return kernel
+        if once_s > LONGEST_CALL_S / 10:  # shorter first calls are mostly their first touch of memory
+            self._least_s_per_byte[shape.kind] = once_s / operand_bytes(shape)
+        if once_s > LONGEST_CALL_S:
+            raise RuntimeError(f"a call takes {once_s:.2g} s, calibration gives it {LONGEST_CALL_S:g} s")
+        longest_s = LONGEST_STREAM_S if kernel.is_stream else LONGEST_S
+        return kernel.bounded(max(1, int(longest_s / once_s)))
 
 
 def _grouped(kernels: Sequence[Kernel], small_bytes: float) -> list[list[Kernel]]:
@@ -146,8 +166,10 @@ def measure_probe(probe: Probe, device: torch.device, before: Probed | None = No
 
 def _traced(probe: Probe, kind: DeviceKind) -> Probed:
     """Without any pass so far."""
-    graph = traced(probe, kind)
-    if not all(bool(torch.isfinite(found).all()) for found in probe.results):
+    probe.results = []
+    graph, results = traced(probe, kind), probe.results
+    probe.results = None
+    if not all(bool(torch.isfinite(found).all()) for found in results):
         raise InvalidMeasurement(f"an output is not finite: {', '.join(sorted({s.op for s in probe.shapes}))}")
     owners = tuple(int(op.path.split(".")[1]) if op.path else None for op in graph.ops)  # "kernels.3"
     held = tuple(kernel.held for kernel in probe.kernels if isinstance(kernel, Kernel))

@@ -2,7 +2,8 @@
 
 A shared host's bandwidth moves with its neighbours, a GPU's clock with its heat. So the same three probes run in every
 visit of a calibration and in every round of a measured pass: a stream through main memory (on a CPU a matrix-vector
-product, as decoding is), a matrix product, and the host issuing small operations. Their ratio says how much slower the machine is than when its laws were fitted.
+product, as decoding is), a matrix product, and the host issuing small operations. Their ratio says how much slower the
+machine is than when its laws were fitted.
 
 Each time is the mean over a stretch of calls of about `STRETCH_S`, several of an operating system's time slices (some
 milliseconds), so that other work on the cores is in it in proportion, as it is in a pass.

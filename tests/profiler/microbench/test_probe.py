@@ -31,6 +31,8 @@ def rows_of(*shapes: KernelShape) -> tuple[list[dict[str, object]], dict[str, st
 def test_every_operator_is_traced_under_its_name(op: str, dtype: str) -> None:
     probe = Probe([KernelShape(op, dtype, op, {"rows": 4, "width": 64})], CPU, 1)
     assert [one.name for one in traced(probe, "cpu").ops if one.path] == [op]
+    probe.results = []
+    probe()
     assert len(probe.results) == 1
     assert torch.isfinite(probe.results[0].float()).all()
 

@@ -1,7 +1,6 @@
 """Passes of real, tiny models: what is kept closes, and what does not match or is not finite is refused."""
 
 import math
-from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +17,7 @@ from profiler.record.run import Cell
 from profiler.timing.cell import Loaded, measure_cell
 from profiler.timing.passes import ROUNDS, rounds
 from profiler.timing.runner import Runner
-from profiler.timing.samples import PassTimes
+from profiler.timing.samples import PassTimes, Sample
 from roofline.op import Kind
 from roofline.workload import Workload
 
@@ -56,31 +55,43 @@ def test_samples_of_a_pass_close(workload: Workload) -> None:
 
 
 class Slow(Runner):
-    """A runner whose passes take as long as it says."""
+    """A runner whose passes take as long as it says, on a clock of its own."""
 
     def __init__(self, *arguments: Any, pass_s: float) -> None:
         super().__init__(*arguments)
-        self.pass_s, self.asked = pass_s, []  # type: ignore[var-annotated]
+        self.pass_s, self.now_s = pass_s, 0.0
+        self.in_a_row: set[int] = set()
+
+    def finite(self) -> bool:
+        self.now_s += self.pass_s
+        return super().finite()
 
     def once(self) -> float:
         super().once()
-        self.asked.append(self.settles)
+        self.now_s += self.pass_s
         return self.pass_s
+
+    def profiled(self, count: int) -> tuple[list[Sample], list[float]]:
+        self.now_s += self.pass_s * count
+        self.in_a_row.add(count)
+        return super().profiled(count)
 
 
 @pytest.mark.parametrize(
-    ("pass_s", "budget_s", "in_a_row", "settles"), [(1e-4, 0.01, 3, True), (0.4, 5.0, 2, True), (30.0, 10.0, 1, False)]
+    ("pass_s", "budget_s", "in_a_row", "settles", "warm_up"),
+    [(1e-3, 0.1, 3, True, True), (0.4, 5.0, 2, True, True), (30.0, 10.0, 1, False, False)],
 )
 def test_long_passes_are_fewer_in_a_round_and_need_none_that_does_not_count(
-    pass_s: float, budget_s: float, in_a_row: int, settles: bool, monkeypatch: pytest.MonkeyPatch
+    pass_s: float, budget_s: float, in_a_row: int, settles: bool, warm_up: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("profiler.timing.passes.time.monotonic", count(step=budget_s).__next__)  # one round too many
     ready = loaded("llama")
-    inputs = prepare(ready.meta, DECODE, device="cpu")
-    times = rounds(runner := Slow(ready.model, inputs, CPU, pass_s=pass_s), _graph(ready), budget_s=budget_s)
-    assert len(times.wall_s) == ROUNDS[0] * in_a_row
+    runner = Slow(ready.model, prepare(ready.meta, DECODE, device="cpu"), CPU, pass_s=pass_s)
+    monkeypatch.setattr("profiler.timing.passes.time.monotonic", lambda: runner.now_s)
+    times = rounds(runner, _graph(ready), budget_s=budget_s)
+    assert runner.in_a_row == {in_a_row}
+    assert len(times.wall_s) >= ROUNDS[0] * in_a_row
     assert runner.settles == settles
-    assert len(runner.asked) == 1 + ROUNDS[0] * (in_a_row + settles)  # one of them to warm up
+    assert (times.warm_up.calls > 1 or times.warm_up.seconds != pass_s) == warm_up  # a long pass is its own
 
 
 def test_each_round_reads_the_level_of_the_machine_and_what_events_cost() -> None:
