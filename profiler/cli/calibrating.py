@@ -30,6 +30,8 @@ LIKELY, LARGER = 5e8, 4.0
 """Parameters of a model that no catalogue names, and how many times more the largest model may have whose shapes are
 asked for: a range that holds its sizes without measuring what only much larger models have."""
 
+SECONDS = 50.0
+"""For the kernels of a calibration; with more visits asked for, as many times more."""
 VISITS = 3
 """Of each kernel, unless more are asked for."""
 
@@ -92,6 +94,7 @@ def calibrate_device(
         versions=folder.run.environment.versions,
         progress=lambda part, what: step(f"calibration: {what}", part),
         reference=ReferenceProbes(device),
+        seconds=SECONDS * max(1.0, visits / VISITS),
     )
     missing |= probed.failed
     if probed.table is None:

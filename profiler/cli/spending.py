@@ -21,21 +21,23 @@ PARTS = ("device", "calibration", "passes", "report")
 class Costs:
     """Seconds that no budget names, as runs of the default models on two cores of a shared EPYC took them."""
 
-    device: float = 1.1
+    device: float = 1.45
     """Times the budget of the device's figures: operands are made, and the last case ends after the budget."""
-    calibration_s: float = 30.0
-    """Of a visit to all kernels of one dtype."""
-    quick_calibration_s: float = 15.0
-    """The same with --quick: half of the kernels."""
-    laws_s: float = 10.0
+    start_s: float = 9.0
+    """Of the first visit to the kernels of one dtype: operands, first calls, the trace."""
+    visit_s: float = 6.5
+    """Of another visit to all kernels of one dtype."""
+    quick: float = 0.5
+    """Kernels with --quick ÷ all."""
+    laws_s: float = 6.0
     """The fit of the laws of one dtype."""
-    weights_s_per_byte: float = 1 / 1.0e9
-    """Random weights: drawn, and written once."""
-    model_s: float = 2.0
+    weights_s_per_byte: float = 1 / 1.5e9
+    """Random weights, written once."""
+    model_s: float = 1.0
     """A model is built twice, with weights and without."""
     cell_s: float = 3.0
     """A pass is traced, checked, warmed up, and its last round of passes ends after the budget."""
-    report_s: float = 3.0
+    report_s: float = 2.0
     """Reports are written: most of it is loading what draws pictures."""
 
 
@@ -53,13 +55,14 @@ def estimate(
     options = run.options
     visits, budget_s = int(options.get("visits") or 1), float(options.get("seconds") or 0)
     dtypes = {cell.workload.dtype for cell in run.cells}
-    visit_s = costs.quick_calibration_s if options.get("quick") else costs.calibration_s
+    part = costs.quick if options.get("quick") else 1.0
+    kernels_s = part * (costs.start_s + (visits - 1) * costs.visit_s)
     models = {(cell.model, cell.workload.dtype): size for cell, size in weight_bytes.items()}
     passes_s = sum(costs.model_s + size * costs.weights_s_per_byte for size in models.values())
     passes_s += len(weight_bytes) * (budget_s + costs.cell_s)
     parts = {
         "device": device_s * costs.device,
-        "calibration": len(dtypes) * (visits * visit_s + costs.laws_s) if calibrate else 0.0,
+        "calibration": len(dtypes) * (kernels_s + costs.laws_s) if calibrate else 0.0,
         "passes": passes_s,
         "report": costs.report_s,
     }

@@ -13,6 +13,7 @@ import json
 import math
 import random
 import statistics
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -47,6 +48,8 @@ STATES = ("cold", "reach")
 """Sizes that are no kernel's own, but of when it ran."""
 TOGETHER = 120
 """Kernels of one session at most: its events are kept in memory, and between sessions the machine's level is read."""
+FEWEST_VISITS = 2
+"""However long they take: a single one could be another process's fault."""
 FORMAT = "probe"
 """Of the source: these kernels were measured here."""
 
@@ -76,8 +79,11 @@ def probe_kernels(
     versions: dict[str, str],
     progress: Progress = lambda part, what: None,
     reference: ReferenceProbes | None = None,
+    seconds: float = math.inf,
+    now: Callable[[], float] = time.monotonic,
 ) -> Probing:
-    """Measure all shapes, and all of them again in each of the `visits`.
+    """Measure all shapes, and all of them again in each of the `visits`, of which those after the second are left out
+    where `seconds` are spent.
 
     Args: `limit_bytes`, of the operands of one probe; `cache_bytes`, of the last-level cache; `eager`, dtypes in which
     whole passes are measured too, and the device's peak of products in each, FLOP/s; `reference`, probes that are timed
@@ -98,8 +104,9 @@ def probe_kernels(
     probed: dict[str, Probed] = {}
     failed: dict[str, str] = {}
     levels: dict[str, list[float]] = {}
-    for step, (_, what) in enumerate(product(range(visits), [*(f"eager.{dtype}" for dtype in eager), *batches])):
-        if what in failed:
+    began = now()
+    for step, (visit, what) in enumerate(product(range(visits), [*(f"eager.{dtype}" for dtype in eager), *batches])):
+        if what in failed or (visit >= FEWEST_VISITS and now() - began > seconds):
             continue
         whole = visits * (len(eager) + len(batches))
         progress(step / whole, f"kernels {step + 1}/{whole}")
