@@ -78,11 +78,14 @@ def kernel_shapes(
 ) -> list[KernelShape]:
     """All kernels of a calibration.
 
-    Args: `largest_bytes` of the operands of one kernel; `streaming`, operators that stream; `quick`, half of them.
+    Args: `largest_bytes` of the operands of one kernel in the widest of the dtypes, and in the others as many elements;
+    `streaming`, operators that stream; `quick`, half of them.
     """
     found: list[KernelShape] = []
+    widest = max((ELEMENT_BYTES[dtype] for dtype in dtypes), default=1.0)
     for dtype in dtypes:
-        drawn = _Drawn(facts, dtype, largest_bytes, demand, np.random.default_rng(seed), seed)
+        most = largest_bytes * ELEMENT_BYTES[dtype] / widest
+        drawn = _Drawn(facts, dtype, most, demand, np.random.default_rng(seed), seed)
         found += [*drawn.products(), *drawn.batched(), *drawn.attention()]
         found += [shape for op in streaming for shape in _streams(dtype, op, demand)]
     return found[:: 2 if quick else 1]
