@@ -11,7 +11,7 @@ Example::
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,7 @@ from profiler.record.errors import InvalidMeasurement
 from profiler.record.run import Cell, CellResult
 from profiler.record.store import RunFolder
 from profiler.timing.cell import Loaded, measure_cell, reason
+from profiler.timing.clock import clock_for
 from roofline.hardware import HardwareSpec, find_device
 
 DEVICE_S, QUICK_DEVICE_S = 10.0, 5.0
@@ -167,6 +168,36 @@ def planned_weight_bytes(cells: Sequence[Cell], job: Job) -> dict[Cell, float]:
             size = weight_bytes(build_meta(config, getattr(torch, cell.workload.dtype), cell.attn, cell.experts))
         found |= dict.fromkeys(group, size)
     return found
+
+
+RATED = (128, 1024, 1024)
+"""Rows, columns and depth of the product that tells how fast a dtype is here: 0.3 GFLOP, milliseconds on most hosts."""
+
+
+def planned_pass_s(weights: Mapping[Cell, float], device: torch.device) -> dict[Cell, float]:
+    """About how long a pass of each cell takes, from its weights (bytes) and one short product in its dtype.
+
+    A dtype that a CPU lacks is a tenth as fast as others, and no budget of seconds bounds a pass that is longer than it.
+    """
+    rates: dict[str, float] = {}
+    found = {}
+    for cell, size in weights.items():
+        dtype = getattr(torch, cell.workload.dtype)
+        if cell.workload.dtype not in rates:
+            rates[cell.workload.dtype] = _product_rate(dtype, device)
+        tokens = cell.workload.batch * cell.workload.query_tokens
+        found[cell] = 2 * size / dtype.itemsize * tokens / rates[cell.workload.dtype]
+    return found
+
+
+def _product_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of one product as `nn.Linear` runs it."""
+    m, n, k = RATED
+    rows, weights = (torch.ones(size, k, dtype=dtype, device=device) for size in (m, n))
+    with torch.no_grad():
+        nn.functional.linear(rows, weights)  # the first call chooses a kernel
+        seconds = clock_for(device).time(lambda: nn.functional.linear(rows, weights), 1)
+    return 2 * m * n * k / max(seconds, 1e-9)
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from calibrate.report.units import duration
 from profiler.record.run import Cell, Run
@@ -37,6 +38,8 @@ class Costs:
     """A model is built twice, with weights and without."""
     cell_s: float = 3.0
     """A pass is traced, checked, warmed up, and its last round of passes ends after the budget."""
+    fewest_passes: float = 8.0
+    """Of a pass that is long: one to warm up, one that is checked, three rounds of one plain and one profiled."""
     report_s: float = 2.0
     """Reports are written: most of it is loading what draws pictures."""
 
@@ -45,12 +48,18 @@ COSTS = Costs()
 
 
 def estimate(
-    run: Run, weight_bytes: Mapping[Cell, float], *, device_s: float, calibrate: bool, costs: Costs = COSTS
+    run: Run,
+    weight_bytes: Mapping[Cell, float],
+    *,
+    device_s: float,
+    calibrate: bool,
+    pass_s: Mapping[Cell, float] = MappingProxyType({}),
+    costs: Costs = COSTS,
 ) -> dict[str, float]:
     """Seconds of each part that there is to do.
 
     Args: `weight_bytes`, of the model of each cell that is to be measured; `device_s`, the budget of the device's
-    figures, 0 where they are known; `calibrate`, whether laws are to be fitted.
+    figures, 0 where they are known; `calibrate`, whether laws are to be fitted; `pass_s`, about how long a pass takes.
     """
     options = run.options
     visits, budget_s = int(options.get("visits") or 1), float(options.get("seconds") or 0)
@@ -59,7 +68,8 @@ def estimate(
     kernels_s = part * (costs.start_s + (visits - 1) * costs.visit_s)
     models = {(cell.model, cell.workload.dtype): size for cell, size in weight_bytes.items()}
     passes_s = sum(costs.model_s + size * costs.weights_s_per_byte for size in models.values())
-    passes_s += len(weight_bytes) * (budget_s + costs.cell_s)
+    fewest_s = [costs.fewest_passes * pass_s.get(cell, 0.0) for cell in weight_bytes]
+    passes_s += sum(max(budget_s, needed_s) + costs.cell_s for needed_s in fewest_s)
     parts = {
         "device": device_s * costs.device,
         "calibration": len(dtypes) * (kernels_s + costs.laws_s) if calibrate else 0.0,

@@ -10,12 +10,14 @@ from roofline.workload import Workload
 
 COSTS = Costs(
     device=1.0,
-    calibration_s=20,
-    quick_calibration_s=10,
+    start_s=12,
+    visit_s=8,
+    quick=0.5,
     laws_s=5,
     weights_s_per_byte=1e-9,
     model_s=2,
     cell_s=3,
+    fewest_passes=8,
     report_s=4,
 )
 
@@ -36,9 +38,16 @@ def test_every_part_by_hand(run: Run) -> None:
     sizes = {one: 1e9 if one.workload.dtype == "bfloat16" else 2e9 for one in CELLS}
     found = estimate(planned(run), sizes, device_s=15, calibrate=True, costs=COSTS)
     weights_s = (2 + 1) + (2 + 2)  # a model serves the cells of its dtype
-    assert found == {"device": 15, "calibration": 2 * (2 * 20 + 5), "passes": weights_s + 4 * (10 + 3), "report": 4}
+    assert found == {"device": 15, "calibration": 2 * (12 + 8 + 5), "passes": weights_s + 4 * (10 + 3), "report": 4}
     quick = estimate(planned(run, quick=True, visits=1), sizes, device_s=5, calibrate=True, costs=COSTS)
-    assert quick["calibration"] == 2 * (10 + 5)
+    assert quick["calibration"] == 2 * (6 + 5)
+
+
+def test_a_pass_that_is_longer_than_its_budget_takes_as_many_as_it_needs(run: Run) -> None:
+    passes = {CELLS[0]: 5.0, CELLS[1]: 0.1}
+    sizes = dict.fromkeys(passes, 0.0)
+    found = estimate(planned(run), sizes, device_s=0, calibrate=False, pass_s=passes, costs=COSTS)
+    assert found["passes"] == 2 + (8 * 5.0 + 3) + (10 + 3)
 
 
 def test_what_is_done_already_costs_nothing(run: Run) -> None:
