@@ -177,7 +177,7 @@ RATED = (128, 1024, 1024)
 def planned_pass_s(weights: Mapping[Cell, float], device: torch.device) -> dict[Cell, float]:
     """About how long a pass of each cell takes, from its weights (bytes) and one short product in its dtype.
 
-    A dtype that a CPU lacks is a tenth as fast as others, and no budget of seconds bounds a pass that is longer than it.
+    A dtype that a CPU lacks is a tenth as fast as others, and no budget of seconds bounds a pass that is longer.
     """
     rates: dict[str, float] = {}
     found = {}

@@ -8,7 +8,7 @@ over its repetitions.
 Example: ``reach_bytes(graph.ops, [op.name for op in graph.ops])`` → shape (operations,)
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -17,9 +17,9 @@ from roofline.laws.law import Floats
 from roofline.op import Op
 
 
-def reach_bytes(ops: Sequence[Op], code: Sequence[Hashable]) -> Floats:
-    """Bytes between each operation and the one before it that ran the same `code`."""
-    touched = [float(sum(access.bytes for access in (*op.reads, *op.writes))) for op in ops]
+def reach_bytes(ops: Sequence[Op], code: Sequence[Hashable], counted: Callable[[Op], bool] = lambda op: True) -> Floats:
+    """Bytes between each operation and the one before it that ran the same `code`, of operations that are `counted`."""
+    touched = [float(counted(op) and sum(access.bytes for access in (*op.reads, *op.writes))) for op in ops]
     found = np.zeros(len(ops))
     last: dict[Hashable, float] = {}
     now = 0.0

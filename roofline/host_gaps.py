@@ -14,7 +14,7 @@ from roofline.facts import facts_of
 from roofline.hardware import HardwareSpec
 from roofline.laws.host_gap import HostGap
 from roofline.laws.law import Floats
-from roofline.op import Op, OpGraph
+from roofline.op import Kind, Op, OpGraph
 
 KIND = HostGap.kind
 NUMBER = re.compile(r"\d+")
@@ -28,7 +28,7 @@ def lines_of(ops: Sequence[Op]) -> list[tuple[str, str]]:
 def gap_dims(ops: Sequence[Op]) -> dict[str, Floats]:
     """Sizes of the gap before each operation, shape (operations,).
 
-    Modules are those with operations of their own or below them.
+    Modules are those with operations of their own or below them; "reach" and "streamed" are as `HostGap` has them.
     """
     modules = np.zeros(len(ops))
     before: list[str] = []
@@ -36,7 +36,17 @@ def gap_dims(ops: Sequence[Op]) -> dict[str, Floats]:
         path = op.path.split(".") if op.path else []
         modules[i] = len(path) + len(before) - 2 * _alike(path, before)
         before = path
-    return {"modules": modules, "reach": reach_bytes(ops, lines_of(ops))}
+    lines = lines_of(ops)
+    return {
+        "modules": modules,
+        "reach": reach_bytes(ops, lines, lambda op: not _is_streamed(op)),
+        "streamed": reach_bytes(ops, lines, _is_streamed),
+    }
+
+
+def _is_streamed(op: Op) -> bool:
+    """Whether an operation reads a matrix once: a product with one row."""
+    return op.kind == Kind.MATMUL and op.dims["m"] == 1
 
 
 def _alike(one: Sequence[str], other: Sequence[str]) -> int:
@@ -57,15 +67,21 @@ def host_gap_interval(graph: OpGraph, spec: HardwareSpec) -> tuple[Floats, Float
 
 
 def _law_for(graph: OpGraph, spec: HardwareSpec) -> CalibratedLaw | None:
-    laws = {law.dtype: law for law in spec.calibrated if law.kind == KIND}
+    laws = {law.dtype: law for law in _laws(spec)} if spec.calibrated else {}
     if not laws or not graph.ops:
         return None
     return laws.get(graph.workload.dtype, next(iter(laws.values())))
 
 
+def _laws(spec: HardwareSpec) -> list[CalibratedLaw]:
+    """Those of this version; an older spec's law had other constants, and the host's cost of an operation is used."""
+    names = {constant.name for constant in HostGap().constants(facts_of(spec), "")}
+    return [law for law in spec.calibrated if law.kind == KIND and set(law.values) == names]
+
+
 def least_gap_s(spec: HardwareSpec, kernels: int) -> Floats | None:
     """Before each of the kernels of a compiled pass: no module is entered, the loop that calls them is never long out
     of the caches. Shape (kernels,)."""
-    law = next((law for law in spec.calibrated if law.kind == KIND), None)
-    nothing = np.zeros(kernels)
-    return None if law is None or not kernels else law.time_s({"modules": nothing, "reach": nothing}, facts_of(spec))
+    law = next(iter(_laws(spec)), None) if spec.calibrated else None
+    nothing = dict.fromkeys(HostGap.dims, np.zeros(kernels))
+    return None if law is None or not kernels else law.time_s(nothing, facts_of(spec))

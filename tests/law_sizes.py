@@ -15,7 +15,7 @@ WORK: dict[str, tuple[str, ...]] = {
     "experts": ("tokens", "hidden", "inner"),
     "collective": ("bytes",),
     "streaming": ("bytes_read", "bytes_written", "elements", "flops"),
-    "host_gap": ("modules", "reach"),
+    "host_gap": ("modules", "reach", "streamed"),
     "module": ("tokens",),
 }
 """Sizes of a kernel, by family of laws. Head dim is not among them: a library cuts heads of other widths in other ways.
@@ -77,7 +77,7 @@ def kernels(law: Law, rows: int, seed: int = 0) -> dict[str, Floats]:
             "elements": streamed,
             "flops": streamed,
         },
-        "host_gap": lambda: {"modules": chosen(0.0, 1, 2, 4), "reach": drawn(1e5, 1e9)},
+        "host_gap": lambda: {"modules": chosen(0.0, 1, 2, 4), "reach": drawn(1e5, 1e9), "streamed": drawn(1e5, 1e9)},
         "module": lambda: {
             "module": generator.integers(len(MODULES), size=rows).astype(float),
             "tokens": drawn(1, 4096),

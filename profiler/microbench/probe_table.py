@@ -35,7 +35,7 @@ from profiler.record.kernels import COLUMNS, DIMS, Kernels, Source
 from profiler.record.measurement import middle_mean
 from profiler.timing.flush import PAST
 from profiler.timing.reference import ReferenceProbes
-from roofline.host_gaps import gap_dims, lines_of
+from roofline.host_gaps import gap_dims
 from roofline.laws.host_gap import HostGap
 from roofline.laws.registry import OPERATOR
 from roofline.op import OpGraph
@@ -44,7 +44,7 @@ from roofline.subjects import Subject, subjects
 
 COLD = {"decode_attention": True, "prefill_attention": False}
 """Kinds of which a GPU's law knows one state, that in models: whether that of operands that take turns."""
-STATES = ("cold", "reach")
+STATES = ("cold", "reach", "streamed")
 """Sizes that are no kernel's own, but of when it ran."""
 TOGETHER = 120
 """Kernels of one session at most: its events are kept in memory, and between sessions the machine's level is read."""
@@ -186,8 +186,8 @@ def _is_wanted(kind: str, graph: OpGraph, is_turn: bool) -> bool:
 def eager_rows(eager: Eager, cache_bytes: float) -> list[dict[str, object]]:
     """Operations of a pass and, where the host does not run ahead of the device, the gaps before them.
 
-    Operations of the same sizes that ran about as long ago are one row, and so are the gaps before the same line of a
-    model, so that each counts as often as a layer has it.
+    Operations of the same sizes that ran about as long ago are one row, and so are gaps in which as many modules are
+    left and entered: what is wanted of gaps is their sum, and their mean is far above most of them.
     """
     graph = eager.graph
     rows: list[tuple[Subject, str, str, Hashable, float]] = [
@@ -196,12 +196,12 @@ def eager_rows(eager: Eager, cache_bytes: float) -> list[dict[str, object]]:
         if subject is not None and time_s > 0
     ]
     if graph.traced_on == "cpu":
-        sizes, lines = gap_dims(graph.ops), lines_of(graph.ops)
+        sizes, pass_of = gap_dims(graph.ops), f"eager {len(graph.ops)} q{graph.workload.query_tokens}"
         for i, gap_s in enumerate(eager.gap_s):
             dims = {name: float(column[i]) for name, column in sizes.items()}
             gap = Subject((HostGap.kind,), graph.workload.dtype, dims)
             if i and gap_s > 0:
-                rows.append((gap, HostGap.kind, f"eager {dims['modules']:.0f} modules", lines[i], gap_s))
+                rows.append((gap, HostGap.kind, pass_of, dims["modules"], gap_s))
     alike: dict[tuple[object, ...], list[tuple[Subject, float]]] = {}
     about: dict[tuple[object, ...], tuple[str, str]] = {}
     for subject, op, group, mark, time_s in rows:

@@ -75,11 +75,12 @@ DIMS: Mapping[str, str] = {
     "cold": "share of its bytes that no cache holds beforehand",
     "rows": "of a matrix as it is stored",
     "reach": "bytes that others have touched since its code last ran",
+    "streamed": "bytes that products with one row have read since the line last ran",
     "modules": "that the host leaves and enters before it",
 }
 """Sizes by name; float columns of the table."""
 
-LATER = ("rows", "reach", "modules")
+LATER = ("rows", "reach", "modules", "streamed")
 """Sizes that tables of an earlier roofcal do not have."""
 
 TEXTS = ("kind", "dtype", "op", "group", "kernel", "distribution", "framework", "version")

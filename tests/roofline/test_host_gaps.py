@@ -69,12 +69,27 @@ def test_folded_layers_have_the_mean_of_all(layers: int, sizes: list[int]) -> No
 
 def test_gaps_are_priced_by_the_law_and_colder_ones_are_longer() -> None:
     spec = SPEC.model_copy(update={"calibrated": (GAPS,)})
-    small, large = host_gap_s(two_layers(), spec), host_gap_s(two_layers(10**6), spec)
+    small, large = host_gap_s(two_layers(), spec), host_gap_s(two_layers(10**9), spec)
     assert small is not None and large is not None
     warm = GAPS.values["operation"] + np.array([3, 3, 5, 3, 5]) * GAPS.values["module"]
     assert small == pytest.approx(warm, rel=0.05)
     assert large == pytest.approx(warm * GAPS.values["cold"], rel=0.05)
     assert least_gap_s(spec, 2) == pytest.approx([GAPS.values["operation"]] * 2)
+
+
+def test_a_matrix_that_is_streamed_is_counted_apart() -> None:
+    b = GraphBuilder()
+    b.op("matmul", reads={"w": 100, "x": 1}, writes={"y": 1}, dims={"b": 1, "m": 1, "n": 1, "k": 1}, path="a")
+    b.op("norm", reads={"y": 3}, writes={"z": 4}, path="b")
+    found = gap_dims(b.graph().ops)
+    assert found["streamed"].tolist() == [102, 102]
+    assert found["reach"].tolist() == [7, 7]
+
+
+def test_a_law_of_an_older_spec_is_left_out() -> None:
+    constants = tuple(one for one in GAPS.constants if one.name not in ("held", "share"))
+    spec = SPEC.model_copy(update={"calibrated": (GAPS.model_copy(update={"constants": constants}),)})
+    assert host_gap_s(two_layers(), spec) is None and least_gap_s(spec, 2) is None
 
 
 def test_without_a_law_there_is_no_gap_to_be_told() -> None:

@@ -89,9 +89,13 @@ def test_code_that_others_have_driven_out_is_fetched(law: Law) -> None:
 
 
 def test_a_gap_is_an_operator_s_and_its_modules_and_longer_when_cold() -> None:
-    dims = columns(3, modules=np.array([0.0, 3.0, 3.0])) | {"reach": np.array([0.0, 0.0, 1e15])}
-    found = priced(HostGap(), dims, operation=2e-6, module=1e-6, cold=3.0)
-    assert found == pytest.approx([2e-6, 5e-6, 15e-6])
+    half = 4 * FACTS.cache_bytes  # of what `held` caches are
+    dims = columns(5, modules=np.array([0.0, 3.0, 3.0, 3.0, 3.0])) | {
+        "reach": np.array([0.0, 0.0, 1e15, half, 0.0]),
+        "streamed": np.array([0.0, 0.0, 0.0, 0.0, half / 0.25]),
+    }
+    found = priced(HostGap(), dims, operation=2e-6, module=1e-6, cold=3.0, held=4.0, share=0.25)
+    assert found == pytest.approx([2e-6, 5e-6, 15e-6, 10e-6, 10e-6])
 
 
 @pytest.mark.parametrize("kind", ["core_prefill_attention", DECODE])
