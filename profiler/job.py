@@ -26,7 +26,7 @@ from profiler.microbench.spec import host_chip
 from profiler.models.resolve import resolve
 from profiler.models.truncate import truncate
 from profiler.models.weights import build, build_meta
-from profiler.record.errors import InvalidMeasurement
+from profiler.record.errors import InvalidMeasurement, RequestError
 from profiler.record.run import Cell, CellResult
 from profiler.record.store import RunFolder
 from profiler.timing.cell import Loaded, measure_cell, reason
@@ -56,17 +56,20 @@ def measure_device(
 ) -> HardwareSpec:
     """The datasheet where one describes the device, and what a short measurement reaches; kept as spec.json.
 
-    Raises RequestError if the folder cannot be written.
+    Raises RequestError if the folder cannot be written, or if main memory cannot be measured.
     """
     environment = folder.run.environment
     dtypes = sorted({cell.workload.dtype for cell in folder.run.cells} | {"float32"})
     known = find_device(environment.device)
-    peaks, reasons = measure_peaks(
-        device,
-        dtypes,
-        budget_s=QUICK_DEVICE_S if quick else DEVICE_S,
-        progress=lambda part, text: step(f"device: {text}", part),
-    )
+    try:
+        peaks, reasons = measure_peaks(
+            device,
+            dtypes,
+            budget_s=QUICK_DEVICE_S if quick else DEVICE_S,
+            progress=lambda part, text: step(f"device: {text}", part),
+        )
+    except RuntimeError as error:
+        raise RequestError(f"{error}; free memory, or name this device's spec.json with --hardware") from error
     spec = HardwareSpec(
         name=known.name if known else environment.device,
         kind=environment.device_kind,
