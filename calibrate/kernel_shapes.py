@@ -44,10 +44,13 @@ ODD = 0.15
 UNIT = 32
 """Other sizes are multiples of it."""
 SHORTEST_CONTEXT, LONGEST_CONTEXT = 16, 16384
-STREAM_SIZES = 8
+STREAM_SIZES = 9
 """Of one operator: one element, and the rest evenly on a logarithm up to the largest activation."""
 WIDEST = 16384
 """Of an activation's row; a longer row is a vocabulary's."""
+STATES = 8
+"""Times the largest activation, the largest stream: a state-space model holds 16 states a channel, attention scores are
+as many as heads. Such outputs come from the system page by page."""
 FEWEST_ELEMENTS = 64
 """Of the smallest stream of more than one element."""
 
@@ -222,14 +225,15 @@ class _Drawn:
 
 
 def _streams(dtype: str, op: str, demand: Demand) -> list[KernelShape]:
-    """Activations of the passes to come: rows of the width of a residual stream or of a feed-forward network."""
+    """Activations of the passes to come, as wide as a residual stream or a feed-forward network, and larger ones."""
     widths = sorted({size for weight in demand.weights for size in weight if UNIT <= size <= WIDEST})
     widest = widths[3 * len(widths) // 4] if widths else UNIT
-    most = max(demand.rows) * widest
+    most = STATES * max(demand.rows) * widest
     sizes = [1.0, *np.geomspace(FEWEST_ELEMENTS, max(most, 2 * FEWEST_ELEMENTS), STREAM_SIZES - 1)]
     shapes = []
     for i, elements in enumerate(sizes):
-        rows = min(max(demand.rows), max(1, int(elements) // UNIT)) if i % 2 else int(np.ceil(elements / widest))
+        fewest = int(np.ceil(elements / widest))
+        rows = max(fewest, min(max(demand.rows), max(1, int(elements) // UNIT))) if i % 2 else fewest
         width = max(1, round(elements / rows))
         shapes.append(KernelShape(op, dtype, op, {"rows": rows, "width": width}))
     return shapes

@@ -2,7 +2,8 @@
 
 A shared host's bandwidth moves with its neighbours, a GPU's clock with its heat. So the same three probes run in every
 visit of a calibration and in every round of a measured pass: a stream through main memory (on a CPU a matrix-vector
-product, as decoding is), a matrix product, and the host issuing small operations. Their ratio says how much slower the
+product, as decoding is), a matrix product (on a CPU on weights out of main memory, as a layer's are), and the host
+issuing small operations. Their ratio says how much slower the
 machine is than when its laws were fitted.
 
 Each time is the mean over a stretch of calls of about `STRETCH_S`, several of an operating system's time slices (some
@@ -11,6 +12,7 @@ milliseconds), so that other work on the cores is in it in proportion, as it is 
 Example: ``probes = ReferenceProbes(torch.device("cpu")); probes.time()`` → {"memory": 2.1e-3, …}, seconds of one call
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -28,8 +30,10 @@ STREAM_PART = 1 / 32
 """Of the free memory, the most of the stream."""
 DEPTH = 1024
 """Columns of the matrix on a CPU: a hidden size."""
-PRODUCT_SIZE = {"cpu": 512, "cuda": 4096}
-"""Rows, columns and depth of the float32 product (bfloat16 on a GPU): long enough to run at the device's clock."""
+PRODUCT_SIZE = 4096
+"""Rows, columns and depth of the bfloat16 product of a GPU: long enough to run at the device's clock."""
+ROWS = 128
+"""Of the float32 product of a CPU, with `DEPTH` rows of the streamed matrix, other ones each time."""
 HOST_OPERATIONS = 64
 """Small operations, each issued by a module of its own, of one call of the host's probe."""
 
@@ -43,14 +47,9 @@ class ReferenceProbes:
         self._host_clock = clock or HostClock()
         kind = device.type
         elements = int(min(STREAM_BYTES[kind], STREAM_PART * free_bytes(device))) // 4
-        stream = torch.ones(max(1, elements // DEPTH), DEPTH, device=device)
-        vector = torch.ones(DEPTH, device=device)
-        size = PRODUCT_SIZE[kind]
-        rows, weights = (
-            torch.randn(size, size, device=device, dtype=torch.bfloat16 if kind == "cuda" else torch.float32)
-            for _ in range(2)
-        )
-        out = torch.empty_like(rows)
+        fill = torch.randn if kind == "cuda" else torch.ones  # a GPU's power follows its data, a CPU's little
+        stream = fill(max(1, elements // DEPTH), DEPTH, device=device)
+        calls = _on_a_gpu(stream) if kind == "cuda" else _on_cores(stream)
         small = torch.zeros(1, device=device)
         steps = nn.Sequential(*(_Add() for _ in range(HOST_OPERATIONS)))
 
@@ -60,8 +59,8 @@ class ReferenceProbes:
                 torch.cuda.synchronize(device)
 
         self._calls: dict[str, tuple[Callable[[], object], Clock]] = {
-            "memory": (stream.sum if kind == "cuda" else lambda: torch.mv(stream, vector), self._clock),
-            "product": (lambda: torch.mm(rows, weights.T, out=out), self._clock),
+            "memory": (calls[0], self._clock),
+            "product": (calls[1], self._clock),
             "host": (host, self._host_clock),
         }
         self._repeats: dict[str, int] = {}
@@ -77,6 +76,21 @@ class ReferenceProbes:
                 repeats = self._repeats[name]
                 found[name] = clock.time(call, repeats) / repeats
         return found
+
+
+def _on_a_gpu(stream: torch.Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A sum over all of it, and a product in the caches."""
+    size = (PRODUCT_SIZE, PRODUCT_SIZE)
+    rows, weights = (torch.randn(size, device=stream.device, dtype=torch.bfloat16) for _ in range(2))
+    out = torch.empty_like(rows)
+    return stream.sum, lambda: torch.mm(rows, weights.T, out=out)
+
+
+def _on_cores(stream: torch.Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A matrix-vector product with all of it, and products with a part of it after the other."""
+    vector, rows = torch.ones(DEPTH), torch.randn(ROWS, DEPTH)
+    parts = itertools.cycle(stream.split(min(DEPTH, len(stream)))[: max(1, len(stream) // DEPTH)])
+    return lambda: torch.mv(stream, vector), lambda: torch.nn.functional.linear(rows, next(parts))
 
 
 class _Add(nn.Module):

@@ -1,0 +1,59 @@
+"""Reference probes on the real CPU, timed by a clock that the test moves."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from profiler.timing import reference
+from profiler.timing.reference import STRETCH_S, ReferenceProbes
+from roofline.level import PROBES
+
+CPU = torch.device("cpu")
+
+
+class Steady:
+    """A call takes `call_s`; counts how many calls each sample has."""
+
+    name, replays = "steady", False
+
+    def __init__(self, call_s: float) -> None:
+        self.call_s, self.repeats = call_s, []  # type: ignore[var-annotated]
+
+    def now(self) -> float:
+        return 0.0
+
+    def time(self, call: Callable[[], object], repeats: int) -> float:
+        call()
+        self.repeats.append(repeats)
+        return self.call_s * repeats
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "STREAM_BYTES", {"cpu": 3 * 4 * 16 * 16})
+    monkeypatch.setattr(reference, "DEPTH", 16)
+
+
+def test_each_probe_is_the_mean_of_a_stretch_that_is_as_long_the_next_time() -> None:
+    clock = Steady(STRETCH_S / 4)
+    probes = ReferenceProbes(CPU, clock)
+    assert probes.time() == pytest.approx(dict.fromkeys(PROBES, STRETCH_S / 4))
+    assert clock.repeats == [1, 1, 4] * len(PROBES)  # a first call, what one takes, the stretch
+    clock.call_s *= 10  # the machine is slower now: the same work, ten times as long
+    assert probes.time() == pytest.approx(dict.fromkeys(PROBES, 10 * STRETCH_S / 4))
+    assert clock.repeats[-len(PROBES) :] == [4] * len(PROBES)
+
+
+def test_a_call_that_is_longer_than_a_stretch_is_timed_once() -> None:
+    clock = Steady(10 * STRETCH_S)
+    ReferenceProbes(CPU, clock).time()
+    assert set(clock.repeats) == {1}
+
+
+@pytest.mark.parametrize("free", [0, 1 << 10, 1 << 40])
+def test_the_stream_takes_a_share_of_what_is_free(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "free_bytes", lambda device: free)
+    found = ReferenceProbes(CPU).time()
+    assert found.keys() == set(PROBES)
+    assert min(found.values()) > 0
