@@ -6,11 +6,13 @@ from numpy.typing import NDArray
 from roofline.laws.collective import OPERATIONS
 from roofline.laws.eager_modules import MODULES
 from roofline.laws.law import Law
+from roofline.laws.work import MANY
 
 Floats = NDArray[np.float64]
 
 WORK: dict[str, tuple[str, ...]] = {
     "matmul": ("m", "n", "k"),
+    "many": ("batch", "m", "n", "k"),
     "attention": ("batch", "heads", "kv_heads", "kv", "query", "context"),
     "experts": ("tokens", "hidden", "inner"),
     "collective": ("bytes",),
@@ -24,6 +26,8 @@ WORK: dict[str, tuple[str, ...]] = {
 
 def family(law: Law) -> str:
     """Which laws take the same sizes."""
+    if law.kind in MANY:
+        return "many"
     if law.kind.endswith(("matmul", "attention")):
         return "matmul" if law.kind.endswith("matmul") else "attention"
     return "streaming" if "bytes_read" in law.dims else law.kind
@@ -43,6 +47,7 @@ def kernels(law: Law, rows: int, seed: int = 0) -> dict[str, Floats]:
     streamed = drawn(2**9, 2**24)
     found = {
         "matmul": lambda: {"m": drawn(1, 4096), "n": 64 * drawn(4, 128), "k": 64 * drawn(4, 128)},
+        "many": lambda: {"batch": drawn(1, 64), "m": drawn(1, 512), "n": 8 * drawn(1, 256), "k": 8 * drawn(1, 256)},
         "attention": lambda: {
             "batch": drawn(1, 64),
             "heads": kv_heads * chosen(1.0, 2, 4, 8),

@@ -9,7 +9,7 @@ import torch
 from profiler.microbench import eager
 from profiler.microbench.eager import Eager, measure_eager, steps_of
 from profiler.microbench.probe_table import eager_rows, probe_kernels
-from roofline.host_gaps import gap_dims, lines_of
+from roofline.host_gaps import gap_dims
 
 CPU = torch.device("cpu")
 CACHE = 64 * 64 * 4 * 16.0
@@ -41,8 +41,11 @@ def test_operations_and_gaps_are_rows_and_alike_ones_one(measured: tuple[Eager, 
     gaps = [row for row in eager_rows(measured[0], CACHE) if row["kind"] == "host_gap"]
     ops = measured[0].graph.ops
     modules = gap_dims(ops)["modules"]
-    assert len(gaps) == len(set(zip(lines_of(ops)[1:], modules[1:], strict=True)))
-    assert {row["modules"] for row in gaps} >= {0.0, 1.0}
+    assert {row["modules"] for row in gaps} == set(modules[1:].tolist()) and len(gaps) == len(set(modules[1:].tolist()))
+    none = [
+        gap_s for gap_s, entered in zip(measured[0].gap_s[1:], modules[1:], strict=True) if entered == 0 and gap_s > 0
+    ]
+    assert next(row["time_s"] for row in gaps if row["modules"] == 0) == pytest.approx(sum(none) / len(none))
 
 
 def test_prefills_that_a_slow_dtype_would_take_long_for_are_left_out() -> None:

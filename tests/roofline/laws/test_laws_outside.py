@@ -53,7 +53,7 @@ def asked(law: Law) -> Iterator[tuple[str, Facts, str]]:
     """Devices and dtypes that have what the law needs."""
     for name, facts in devices().items():
         for dtype in facts.matrix_flops_per_s:
-            if family(law) in ("matmul", "module") and dtype not in ELEMENT_BYTES:
+            if family(law) in ("matmul", "many", "module") and dtype not in ELEMENT_BYTES:
                 continue
             if law.kind != "collective" or facts.link_bytes_per_s is not None:
                 yield name, facts, dtype
