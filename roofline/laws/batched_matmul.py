@@ -28,7 +28,7 @@ class BatchedMatmul:
     dims: tuple[str, ...] = ("batch", "m", "n", "k")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Nine, scaled to the device. Raises ValueError where its peak for the dtype or the dtype's size is not known."""
+        """Nine, scaled to the device. Raises ValueError where the dtype's peak or size is not known."""
         known = sorted(set(facts.matrix_flops_per_s) & set(ELEMENT_BYTES))
         if dtype not in known:
             raise ValueError(f"no peak and size of {dtype} are known; known: {', '.join(known)}")
