@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 PROBE_PART = 1 / 16
 """Of the device's memory, for the operands of one probe."""
-PROBE_BYTES = 1 << 30
+PROBE_BYTES = 7 << 27
 """And never more: on a CPU making them takes time."""
 
 LIKELY, LARGER = 5e8, 4.0
 """Parameters of a model that no catalogue names, and how many times more the largest model may have whose shapes are
 asked for: a range that holds its sizes without measuring what only much larger models have."""
 
-SECONDS = 50.0
+SECONDS = 45.0
 """For the kernels of a calibration; with more visits asked for, as many times more."""
 VISITS = 3
 """Of each kernel, unless more are asked for."""
