@@ -144,7 +144,6 @@ def test_killed_and_resumed(model: Path, first: First, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
-@pytest.mark.starts_product
 def test_a_compiled_run_tells_its_mode_and_its_kernels(
     model: Path, first: First, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

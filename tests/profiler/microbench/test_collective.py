@@ -71,7 +71,6 @@ def gone() -> None:
     until(lambda: not worker_processes())
 
 
-@pytest.mark.starts_product
 def test_every_operation_on_two_ranks(bench: Bench) -> None:
     found = list(collectives(bench, largest=1 << 18))
     assert [one.case for one in found] == [f"{name} {size}" for name in CASES for size in (1 << 10, 1 << 14, 1 << 18)]
@@ -91,7 +90,6 @@ def test_what_every_rank_holds_is_checked() -> None:
 
 
 @pytest.mark.usefixtures("with_faults")
-@pytest.mark.starts_product
 def test_a_case_that_fails_on_some_ranks_fails_on_all_and_the_next_one_is_had(bench: Bench) -> None:
     names = ("lacking", "alone", "left_waiting", "wrong", "all_reduce")
     found = {one.case.split()[0]: one for one in collectives(bench, operations=names, largest=1 << 10)}
