@@ -174,6 +174,13 @@ class CalibratedLaw(Record):
         """Constants by name."""
         return {one.name: one.value for one in self.constants}
 
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the law has changed since its constants were kept: products got bounds, gaps more constants."""
+        if self.law == "host_gap":
+            return "share" not in self.values
+        return self.law in ("matmul", "module") and self.held is None
+
     def time_s(self, dims: "Dims", facts: "Facts") -> "Floats":
         """Seconds of each kernel. Raises ValueError where a size or constant is missing."""
         return self._corrected(dims, facts).time_s(dims, facts)

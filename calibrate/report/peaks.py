@@ -71,7 +71,9 @@ def laws(spec: HardwareSpec) -> str | None:
         errors = [law.unseen for law in found if law.unseen is not None and kind != HostGap.kind]  # no kernel
         off = f" {percent(sum(errors) / len(errors))}" if errors else ""
         said.append(f"{kind.replace('_', ' ')}{off}")
-    return f"calibrated: {len(spec.calibrated)} laws, off on groups of kernels not fitted to: {', '.join(said)}"
+    old = sorted({law.kind.replace("_", " ") for law in spec.calibrated if law.is_outdated})
+    again = f"; kept by an older roofcal, whose laws were others: {', '.join(old)}; calibrate again" if old else ""
+    return f"calibrated: {len(spec.calibrated)} laws, off on groups of kernels not fitted to: {', '.join(said)}{again}"
 
 
 def unsteady(rows: Sequence[PeakRow]) -> str | None:
