@@ -110,8 +110,8 @@ def probe_kernels(
             continue
         whole = visits * (len(eager) + len(batches))
         progress(step / whole, f"kernels {step + 1}/{whole}")
-        for name, seconds in (reference.time() if reference is not None else {}).items():
-            levels.setdefault(name, []).append(seconds)
+        for name, probe_s in (reference.time() if reference is not None else {}).items():
+            levels.setdefault(name, []).append(probe_s)
         try:
             if what in batches:
                 probe = probes.get(what) or Probe(batches[what], device, rotated, arenas[batches[what][0].dtype])
