@@ -218,7 +218,7 @@ class _Stack:
     def _touch(self, tensor: int, size: Any, writer: int | None) -> list[tuple[Any, Any, int | None]]:
         """Move the first bytes of a tensor to the top; the pieces they were found in: bytes, reach, unread writer."""
         self._now += 1
-        found: list[tuple[Any, Any, int | None]] = []
+        pieces: list[tuple[Any, Any, int | None]] = []
         kept: list[_Segment] = []
         moved: list[tuple[int, Any]] = []
         start: Any = 0
@@ -228,7 +228,7 @@ class _Stack:
                 distance = self._resident - self._touched_until(segment.position)
                 if self._long_lived[tensor]:
                     distance = distance + (self._hidden - segment.hidden_bytes)
-                found.append((piece, distance + piece, segment.writer))
+                pieces.append((piece, distance + piece, segment.writer))
                 moved.append((segment.position, piece))
             if _some(segment.end > size):
                 kept.append(segment)
@@ -238,7 +238,7 @@ class _Stack:
         self._add(self._now, size)
         top = _Segment(size, self._now, self._hidden, writer)
         self._segments[tensor] = [top, *kept]
-        return found
+        return pieces
 
     def _add(self, position: int, amount: Any) -> None:
         self._resident = self._resident + amount

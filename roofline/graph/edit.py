@@ -122,12 +122,12 @@ def whole(size: Bytes) -> Bytes:
 
 def _touched(ops: Iterable[Op]) -> dict[int, tuple[int, int]]:
     """By tensor, the first and the last operation that touch it."""
-    found: dict[int, tuple[int, int]] = {}
+    spans: dict[int, tuple[int, int]] = {}
     for i, op in enumerate(ops):
         for touch in (*op.reads, *op.writes):
-            first, _ = found.get(touch.tensor, (i, i))
-            found[touch.tensor] = first, i
-    return found
+            first, _ = spans.get(touch.tensor, (i, i))
+            spans[touch.tensor] = first, i
+    return spans
 
 
 def _renumbered(

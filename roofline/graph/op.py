@@ -168,7 +168,7 @@ class Op(Record):
     count: float = Field(default=1, gt=0)
     """Executions in the whole model that this one stands for: above 1 where repeated layers or steps are folded."""
     routing: Routing | None = None
-    """Of a grouped product whose weight reads are an expectation: they are those of all experts × hit ÷ experts."""
+    """Choice of experts in a grouped product whose weight reads are an expectation: all experts × hit ÷ experts."""
     link: str | None = None
     """Link of the device that `link_bytes` cross: a key of `Peaks.links`."""
     link_bytes: Bytes = Field(default=0, ge=0)

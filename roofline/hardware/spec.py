@@ -44,7 +44,7 @@ class Link(Record):
     bandwidth: Figure
     """Bytes/s that one device can send; it can receive as many at the same time."""
     latency_s: Figure | None = None
-    """Of one message; where it is not known, messages are priced by their bytes alone."""
+    """Seconds of one message; where it is not known, messages are priced by their bytes alone."""
 
 
 class Chip(Record):

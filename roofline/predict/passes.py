@@ -62,7 +62,7 @@ class PassPrediction(Record):
     ops: tuple[OpPrediction, ...] = ()
     """In the order they run; empty in a sweep."""
     tensor_roles: tuple[Role, ...] = ()
-    """Of each tensor that the operations number; empty where not known: views then guess what is a weight."""
+    """Role of each tensor that the operations number; empty where not known: views then guess what is a weight."""
     count: float
     """Operations."""
     matrix_flops: float
@@ -119,7 +119,7 @@ class Prediction(Record):
     passes: tuple[PassPrediction, ...]
     requests: tuple[RequestPrediction, ...] = ()
     capacity_bytes: float
-    """Of the device's memory."""
+    """Size of the device's memory."""
     largest_batch: int | None = None
     """That fits at the first workload's lengths; 0 if not even one does."""
     largest_context: int | None = None

@@ -111,7 +111,7 @@ def answer(source: Source, question: Question, device: Device, form: Form, notes
         graph = mix([source.whole(part) for part in parts])
         passes.append(predict_pass(graph, device.spec, device.peaks, parts, with_laws=device.with_laws))
         options |= graph.options
-    requests = tuple(_request(work, question, *one) for one in question.requests)
+    requests = tuple(_request(work, question, *sizes) for sizes in question.requests)
     largest_batch = work.largest_batch(first) if question.largest and first else None
     largest_context = work.largest_context(cached) if question.largest and cached else None
     return Prediction(
@@ -175,8 +175,8 @@ class _Work:
     def _law_s(self, workload: Workload) -> float:
         """By the laws, of the one graph."""
         graph = self.pieces([workload])[0].graph.at(workload)
-        found = predict_pass(graph, self.device.spec, self._peaks, with_laws=True).time_s
-        return np.nan if found is None else found
+        time_s = predict_pass(graph, self.device.spec, self._peaks, with_laws=True).time_s
+        return np.nan if time_s is None else time_s
 
     def _stretch_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
         if self.device.with_laws:  # smooth in the context: interpolated between as many passes as fit a graph
@@ -194,8 +194,8 @@ class _Work:
         return self._memory(self.pieces([workload])[0], workload)
 
     def _memory(self, piece: Piece, workload: Workload) -> Footprint:
-        found = memory_pieces([Piece(piece.graph, np.array([0]))], [workload])
-        return Footprint(**{name: float(getattr(found, name)[0]) for name in Footprint.model_fields})
+        memory = memory_pieces([Piece(piece.graph, np.array([0]))], [workload])
+        return Footprint(**{name: float(getattr(memory, name)[0]) for name in Footprint.model_fields})
 
     def largest_batch(self, like: Workload) -> int:
         most = max(1, MOST_TOKENS // (like.query_tokens + like.context_tokens))
@@ -218,10 +218,10 @@ class _Work:
             piece = serving[int(np.searchsorted(sizes, size, side="right")) - 1]
             return self._memory(piece, probes[0].model_copy(update={field: size})).peak
 
-        found = largest(needed, self.capacity_bytes, limit)
-        if found == limit:
+        most = largest(needed, self.capacity_bytes, limit)
+        if most == limit:
             self.notes.append(f"the search for the largest {field} ended at {limit}: more may fit")
-        return found
+        return most
 
 
 def _at(like: Workload, context: int) -> Workload:
