@@ -6,7 +6,7 @@ and at last each workload is traced alone. Samples may come from a model with fe
 of the whole model but for the counts. No trace is made twice.
 
 A file holds either one graph (a run's `graphs/*.json`) or the fitted graphs of every regime that was saved, as
-`predict --save-graph` writes them, both as executed and fused: `source` makes graphs of it without torch and without the model.
+`predict --save-graph` writes them, executed and fused; with it `source` needs neither torch nor the model.
 
 Example: ``Family(trace).cover(workloads)`` → pieces, each with a graph and the workloads it serves
 """

@@ -16,7 +16,7 @@ from roofline.hardware.spec import HardwareSpec, Peaks
 from roofline.paper.rules import PaperShape
 from roofline.paper.table import PaperCosts, PaperResult, PaperRow, paper_table
 
-DATA = Path(__file__).parent.parent / "data" / "paper"
+DATA = Path(__file__).parent.parent.parent / "data" / "paper"
 VECTORS: list[dict[str, Any]] = json.loads((DATA / "llm-viewer.json").read_text("utf-8"))["vectors"]
 A6000 = HardwareSpec.model_validate_json((DATA / "llm-viewer-a6000.json").read_text("utf-8")).datasheet
 LLAMA_2_7B = PaperShape(hidden=4096, intermediate=11008, layers=32, heads=32, kv_heads=32, vocabulary=32000)

@@ -20,7 +20,7 @@ from roofline.paper.rules import PaperShape, paper_shape
 from roofline.paper.table import paper_table
 from roofline.workload import Workload
 
-DATA = Path(__file__).parent.parent / "data" / "paper"
+DATA = Path(__file__).parent.parent.parent / "data" / "paper"
 VECTORS: list[dict[str, Any]] = json.loads((DATA / "llm-viewer.json").read_text("utf-8"))["vectors"]
 CATALOGUE = {"Llama-2-7b-hf": "llama-2-7b", "Llama-2-13b-hf": "llama-2-13b"}
 

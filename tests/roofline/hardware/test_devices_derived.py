@@ -67,37 +67,39 @@ def test_every_nvidia_file_with_units_and_clock_is_derived():
     assert set(known) == set(FMA)
 
 
-@pytest.mark.parametrize("name", FMA)
-def test_the_16_bit_peak_of_an_nvidia_gpu_is_that_of_its_tensor_cores(name):
-    derived = load_device(name).chip.units.value * FMA[name] * 2 * clock(name)
-    assert peak(name, "float16") <= derived * 1.01, "more than the tensor cores can do without sparsity"
-    slack = 0.75 if name in UNKNOWN_TENSOR_CLOCK else 0.98
-    assert peak(name, "float16") >= derived * slack
+def test_the_16_bit_peak_of_an_nvidia_gpu_is_that_of_its_tensor_cores():
+    for name in FMA:
+        derived = load_device(name).chip.units.value * FMA[name] * 2 * clock(name)
+        assert peak(name, "float16") <= derived * 1.01, "more than the tensor cores can do without sparsity"
+        slack = 0.75 if name in UNKNOWN_TENSOR_CLOCK else 0.98
+        assert peak(name, "float16") >= derived * slack, name
 
 
-@pytest.mark.parametrize("name", FMA)
-def test_the_fp32_peak_of_an_nvidia_gpu_is_that_of_its_lanes(name):
-    chip = load_device(name).chip
-    derived = chip.units.value * (64 if name in SIXTY_FOUR_LANES else 128) * 2 * chip.boost_clock_hz.value
-    assert load_device(name).datasheet.vector["float32"].value == pytest.approx(derived, rel=0.02)
+def test_the_fp32_peak_of_an_nvidia_gpu_is_that_of_its_lanes():
+    for name in FMA:
+        chip = load_device(name).chip
+        derived = chip.units.value * (64 if name in SIXTY_FOUR_LANES else 128) * 2 * chip.boost_clock_hz.value
+        assert load_device(name).datasheet.vector["float32"].value == pytest.approx(derived, rel=0.02), name
 
 
-@pytest.mark.parametrize("name", [n for n in device_names() if n.startswith("nvidia-")])
-def test_narrower_types_have_the_steps_of_the_tensor_cores(name):
-    wide, fp8, int8, int4, fp4 = (
-        peak(name, d) for d in ("float16", "float8_e4m3fn", "int8", "int4", "float4_e2m1fn_x2")
-    )
-    hopper_or_later = any(part in name for part in ("-h100", "h200", "-b200", "gb200", "-b300", "-l4", "4090", "5090"))
-    assert (fp8 is not None) == (hopper_or_later or "pro-6000" in name)
-    if fp8 is not None:
-        assert fp8 / wide == pytest.approx(EIGHT_BITS, rel=0.02)
-    if int8 is not None:  # the integer accumulator is not halved on GeForce
-        assert int8 / wide == pytest.approx(EIGHT_BITS * (2 if name in GEFORCE else 1), rel=0.02)
-    if int4 is not None:
-        assert int4 / int8 == pytest.approx(2, rel=0.02)
-    if fp4 is not None:  # Blackwell Ultra has half as much again, GeForce no halved accumulator
-        step = 3 if name == "nvidia-b300" else 4 if name in GEFORCE else 2
-        assert fp4 / fp8 == pytest.approx(step, rel=0.01)
+def test_narrower_types_have_the_steps_of_the_tensor_cores():
+    for name in [n for n in device_names() if n.startswith("nvidia-")]:
+        wide, fp8, int8, int4, fp4 = (
+            peak(name, d) for d in ("float16", "float8_e4m3fn", "int8", "int4", "float4_e2m1fn_x2")
+        )
+        hopper_or_later = any(
+            part in name for part in ("-h100", "h200", "-b200", "gb200", "-b300", "-l4", "4090", "5090")
+        )
+        assert (fp8 is not None) == (hopper_or_later or "pro-6000" in name), name
+        if fp8 is not None:
+            assert fp8 / wide == pytest.approx(EIGHT_BITS, rel=0.02), name
+        if int8 is not None:  # the integer accumulator is not halved on GeForce
+            assert int8 / wide == pytest.approx(EIGHT_BITS * (2 if name in GEFORCE else 1), rel=0.02), name
+        if int4 is not None:
+            assert int4 / int8 == pytest.approx(2, rel=0.02), name
+        if fp4 is not None:  # Blackwell Ultra has half as much again, GeForce no halved accumulator
+            step = 3 if name == "nvidia-b300" else 4 if name in GEFORCE else 2
+            assert fp4 / fp8 == pytest.approx(step, rel=0.01), name
 
 
 # FLOPs of a compute unit in a cycle, dense (AMD CDNA 2, 3, 4 white papers): 16-bit matrix, FP32 matrix, FP32 vector
@@ -111,23 +113,22 @@ CDNA = {
 }
 
 
-@pytest.mark.parametrize("name", CDNA)
-def test_peaks_of_amd_gpus(name):
-    spec = load_device(name)
-    cycles = spec.chip.units.value * spec.chip.boost_clock_hz.value
-    matrix, fp32, vector = (rate * cycles for rate in CDNA[name])
-    assert peak(name, "bfloat16") == pytest.approx(matrix, rel=0.001)
-    assert peak(name, "float32") == pytest.approx(fp32, rel=0.001)
-    assert spec.datasheet.vector["float32"].value == pytest.approx(vector, rel=0.003)
-    eight_bits = 1 if name in {"amd-mi210", "amd-mi250x"} else EIGHT_BITS  # CDNA 2: INT8 at the rate of FP16
-    assert peak(name, "int8") == pytest.approx(eight_bits * matrix, rel=0.001)
-    if (fp4 := peak(name, "float4_e2m1fn_x2")) is not None:
-        assert fp4 == pytest.approx(4 * matrix, rel=0.001)
+def test_peaks_of_amd_gpus():
+    for name in CDNA:
+        spec = load_device(name)
+        cycles = spec.chip.units.value * spec.chip.boost_clock_hz.value
+        matrix, fp32, vector = (rate * cycles for rate in CDNA[name])
+        assert peak(name, "bfloat16") == pytest.approx(matrix, rel=0.001), name
+        assert peak(name, "float32") == pytest.approx(fp32, rel=0.001), name
+        assert spec.datasheet.vector["float32"].value == pytest.approx(vector, rel=0.003), name
+        eight_bits = 1 if name in {"amd-mi210", "amd-mi250x"} else EIGHT_BITS  # CDNA 2: INT8 at the rate of FP16
+        assert peak(name, "int8") == pytest.approx(eight_bits * matrix, rel=0.001), name
+        if (fp4 := peak(name, "float4_e2m1fn_x2")) is not None:
+            assert fp4 == pytest.approx(4 * matrix, rel=0.001), name
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype", "cores_clock_and_flops"),
-    [
+def test_peaks_of_cpus():
+    for name, dtype, cores_clock_and_flops in [
         ("amd-epyc-9755", "float32", [(128, 4.1e9, 64)]),  # two 512-bit FMA pipes: 2 × 16 × 2
         ("amd-epyc-9965", "float32", [(192, 3.7e9, 64)]),
         ("intel-xeon-6980p", "float32", [(128, 3.2e9, 64)]),
@@ -136,12 +137,10 @@ def test_peaks_of_amd_gpus(name):
         ("intel-xeon-6960p", "float32", [(72, 3.8e9, 64)]),
         ("intel-xeon-6960p", "float16", [(72, 3.8e9, 1024)]),
         ("intel-i9-13900k", "float32", [(8, 5.4e9, 32), (16, 4.3e9, 16)]),  # AVX2: two 256-bit, two 128-bit FMAs
-    ],
-)
-def test_peaks_of_cpus(name, dtype, cores_clock_and_flops):
-    derived = sum(cores * clock_hz * flops for cores, clock_hz, flops in cores_clock_and_flops)
-    assert peak(name, dtype) == pytest.approx(derived, rel=0.001)
-    assert sum(cores for cores, _, _ in cores_clock_and_flops) == load_device(name).chip.units.value
+    ]:
+        derived = sum(cores * clock_hz * flops for cores, clock_hz, flops in cores_clock_and_flops)
+        assert peak(name, dtype) == pytest.approx(derived, rel=0.001), (name, dtype)
+        assert sum(cores for cores, _, _ in cores_clock_and_flops) == load_device(name).chip.units.value, (name, dtype)
 
 
 # Width of the memory interface in bits, transfers of a pin in 1e9/s (datasheets, product briefs).
@@ -178,8 +177,8 @@ MEMORY = {
 }
 
 
-@pytest.mark.parametrize("name", MEMORY)
-def test_bandwidth_is_that_of_the_memory_interface(name):
-    bits, rate = MEMORY[name]
-    stated = load_device(name).datasheet.levels[-1].bandwidth.value
-    assert stated == pytest.approx(bits / 8 * rate * 1e9, rel=0.03)
+def test_bandwidth_is_that_of_the_memory_interface():
+    for name in MEMORY:
+        bits, rate = MEMORY[name]
+        stated = load_device(name).datasheet.levels[-1].bandwidth.value
+        assert stated == pytest.approx(bits / 8 * rate * 1e9, rel=0.03), name

@@ -1,12 +1,11 @@
 """A device file that is wrong is refused in one line that names the file, the field, what is wrong and what to do."""
 
 import copy
+import itertools
 import json
 import math
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from roofline.hardware.load import DEVICES, device_names, load_device
 from roofline.hardware.spec import SPEC_SCHEMA, Figure, HardwareSpec, Level, Peaks
@@ -80,26 +79,22 @@ def test_the_spec_of_a_run_is_read(tmp_path):
     assert refusal(tmp_path) == "FILE is a folder; name the JSON file of a device, such as FILE/spec.json"
 
 
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
+def test_a_typo_in_a_name_suggests_the_nearest():
+    for name, hint in [
         ("h200", "did you mean nvidia-h200-nvl or nvidia-h200-sxm?"),
         ("RTX 5090", "did you mean nvidia-rtx-5090?"),
         ("nvidia-h100-smx", "nvidia-h100-sxm"),
         ("amd-mi300", "did you mean amd-mi300x?"),
         ("v100", "did you mean nvidia-v100-pcie-16gb or nvidia-v100-pcie-32gb or"),
         ("abacus", "the devices are amd-epyc-9755, "),
-    ],
-)
-def test_a_typo_in_a_name_suggests_the_nearest(name, hint):
-    with pytest.raises(ValueError, match=f"^no device or JSON file {name!r}; ") as caught:
-        load_device(name)
-    assert hint in str(caught.value) and "\n" not in str(caught.value)
+    ]:
+        with pytest.raises(ValueError, match=f"^no device or JSON file {name!r}; ") as caught:
+            load_device(name)
+        assert hint in str(caught.value) and "\n" not in str(caught.value), (name, hint)
 
 
-@pytest.mark.parametrize(
-    ("content", "line"),
-    [
+def test_a_file_that_is_no_device_at_all(write):
+    for content, line in [
         ("{", "FILE is not valid JSON (Expecting property name enclosed in double quotes"),
         ("", "FILE is not valid JSON (Expecting value"),
         ("[" * 100_000, "FILE is not valid JSON ("),
@@ -107,10 +102,8 @@ def test_a_typo_in_a_name_suggests_the_nearest(name, hint):
         ("null", "FILE holds NoneType, not a JSON object"),
         ('{"name": "a", "name": "b"}', "FILE is not valid JSON (the key 'name' stands twice in one object); mend it"),
         ("{}", "FILE: name: missing; see roofline/devices/README.md"),
-    ],
-)
-def test_a_file_that_is_no_device_at_all(write, content, line):
-    assert refusal(write(content)).startswith(line)
+    ]:
+        assert refusal(write(content)).startswith(line), (content, line)
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path):
@@ -127,9 +120,8 @@ def test_a_newer_file_is_refused_by_its_schema_before_its_fields(write):
     assert refusal(write(newer)) == f"FILE is from a newer roofcal {known}"
 
 
-@pytest.mark.parametrize(
-    ("place", "value", "line"),
-    [
+def test_a_wrong_field_is_named(write):
+    for place, value, line in [
         ("datasheets", {}, "datasheets: unknown field; did you mean datasheet?"),
         ("datasheet.matrices", {}, "datasheet.matrices: unknown field; did you mean matrix?"),
         (
@@ -158,11 +150,9 @@ def test_a_newer_file_is_refused_by_its_schema_before_its_fields(write):
         ("datasheet.matrix.float16.high", math.inf, "datasheet.matrix.float16.high: inf is no end of an interval"),
         ("chip.released", 24, "chip.released: 24 is below 1970 (a year)"),
         ("datasheet.host_s_per_op", {"value": 5.2, "source": "µs"}, "datasheet.host_s_per_op.value: 5.2 is above 1 s"),
-    ],
-)
-def test_a_wrong_field_is_named(write, place, value, line):
-    base = changed("datasheet.matrix.float16.high", 1e15) if place.endswith("low") else H200
-    assert refusal(write(changed(place, value, base))).startswith(f"FILE: {line}")
+    ]:
+        base = changed("datasheet.matrix.float16.high", 1e15) if place.endswith("low") else H200
+        assert refusal(write(changed(place, value, base))).startswith(f"FILE: {line}"), (place, value)
 
 
 def test_levels_go_from_the_smallest_to_the_largest(write):
@@ -173,9 +163,8 @@ def test_levels_go_from_the_smallest_to_the_largest(write):
     assert refusal(write(changed("datasheet.levels", [*levels, cache]))) == line
 
 
-@pytest.mark.parametrize(
-    ("place", "value", "line"),
-    [
+def test_a_wrong_unit_is_refused_with_the_one_expected(write):
+    for place, value, line in [
         ("datasheet.matrix.bfloat16.value", 989.4, "989.4 is below 1e+08 FLOP/s: no processor computes at such a rate"),
         ("datasheet.levels.0.bandwidth.value", 4800, "4800 is below 1e+08 bytes/s: no memory has such a bandwidth"),
         ("datasheet.levels.0.capacity_bytes", 141, "141 is below 1e+07 bytes: no main memory is of such a size"),
@@ -184,23 +173,19 @@ def test_levels_go_from_the_smallest_to_the_largest(write):
         ("chip.last_level_cache_bytes.value", 50, "50 is below 10000 bytes: no last-level cache is of such a size"),
         ("chip.power_w.value", 0.7, "0.7 is below 1.5 W: no such device draws that"),
         ("datasheet.matrix.bfloat16.value", 1e21, "1e+21 is above 1e+18 FLOP/s"),
-    ],
-)
-def test_a_wrong_unit_is_refused_with_the_one_expected(write, place, value, line):
-    found = refusal(write(changed(place, value)))
-    assert found.startswith(f"FILE: {place}: {line}")
-    assert "; give " in found
+    ]:
+        found = refusal(write(changed(place, value)))
+        assert found.startswith(f"FILE: {place}: {line}"), (place, value)
+        assert "; give " in found, (place, value)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=8, deadline=None)
-@given(data=st.data())
-def test_every_figure_of_every_device_is_refused_in_giga_or_tera_units_or_impossible(name, data, tmp_path_factory):
-    place, value = data.draw(st.sampled_from(sorted(values(RAW[name]))))
-    wrong = data.draw(st.sampled_from([value * 1e-9, value * 1e-12, -value, 0, math.nan, math.inf, -math.inf]))
-    path = tmp_path_factory.mktemp("device") / "mine.json"
-    path.write_text(json.dumps(changed(place, wrong, RAW[name])))
-    assert refusal(path).startswith(f"FILE: {place}: ")
+def test_every_figure_of_every_device_is_refused_in_giga_or_tera_units_or_impossible(write):
+    ways = itertools.cycle((1e-9, 1e-12, -1, 0, math.nan, math.inf, -math.inf))
+    for name in NAMES:
+        for place, value in values(RAW[name]):
+            wrong = value * next(ways)
+            line = refusal(write(changed(place, wrong, RAW[name])))
+            assert line.startswith(f"FILE: {place}: "), (name, place, wrong)
 
 
 SIXTEEN_OR_EIGHT = [
@@ -211,12 +196,12 @@ SIXTEEN_OR_EIGHT = [
 ]
 
 
-@pytest.mark.parametrize(("name", "dtype"), SIXTEEN_OR_EIGHT)
-def test_a_sparse_figure_beside_dense_ones_is_refused(write, name, dtype):
-    place = f"datasheet.matrix.{dtype}.value"
-    line = refusal(write(changed(place, 2 * RAW[name]["datasheet"]["matrix"][dtype]["value"], RAW[name])))
-    assert line.startswith(f"FILE: {place}: ")
-    assert "no tensor core more than doubles it; a figure with sparsity? Give half of it" in line
+def test_a_sparse_figure_beside_dense_ones_is_refused(write):
+    for name, dtype in SIXTEEN_OR_EIGHT:
+        place = f"datasheet.matrix.{dtype}.value"
+        line = refusal(write(changed(place, 2 * RAW[name]["datasheet"]["matrix"][dtype]["value"], RAW[name])))
+        assert line.startswith(f"FILE: {place}: "), (name, dtype)
+        assert "no tensor core more than doubles it; a figure with sparsity? Give half of it" in line, (name, dtype)
 
 
 def test_eight_bits_slower_than_sixteen_are_refused(write):

@@ -1,5 +1,3 @@
-import pytest
-
 from roofline.hardware.load import DEVICES, device_names, find_device, load_device
 
 NAMES = device_names()
@@ -30,39 +28,40 @@ def test_the_devices_that_users_ask_for_are_there():
     assert [word for word in wanted.split() if not any(word in name for name in NAMES)] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_device_file_is_whole_and_found_by_its_driver_name(name):
-    spec = load_device(name)
-    assert spec.name == name and spec.measured is None and spec.uuid is None and not spec.missing
-    assert all(find_device(match) == spec for match in spec.matches)
-    assert spec.matches or name not in NVIDIA
-    assert spec.chip.released in range(2017, 2027)
-    assert (spec.chip.units is None) == (spec.chip.unit is None)
-    assert len(spec.datasheet.levels) == 1  # no datasheet gives the bandwidth of a cache
-    assert all(len(figure.source) > 20 and figure.low is figure.high is None for figure in figures(spec).values())
+def test_a_device_file_is_whole_and_found_by_its_driver_name():
+    for name in NAMES:
+        spec = load_device(name)
+        assert spec.name == name and spec.measured is None and spec.uuid is None and not spec.missing, name
+        assert all(find_device(match) == spec for match in spec.matches), name
+        assert spec.matches or name not in NVIDIA, name
+        assert spec.chip.released in range(2017, 2027), name
+        assert (spec.chip.units is None) == (spec.chip.unit is None), name
+        assert len(spec.datasheet.levels) == 1, name  # no datasheet gives the bandwidth of a cache
+        assert all(
+            len(figure.source) > 20 and figure.low is figure.high is None for figure in figures(spec).values()
+        ), name
 
 
-@pytest.mark.parametrize("name", GPUS)
-def test_gpu_rates_are_in_the_order_of_the_hardware(name):
-    matrix, vector = load_device(name).datasheet.matrix, load_device(name).datasheet.vector
-    assert {"float32", "float16"} <= set(matrix)
-    assert ("bfloat16" in matrix) == (name not in TENSOR_WITHOUT_TF32)
-    if name in NVIDIA:
-        assert ("tfloat32" in matrix) == (name not in TENSOR_WITHOUT_TF32)
-        assert matrix["float32"].value == vector["float32"].value  # fp32 runs outside the tensor cores
-    if "tfloat32" in matrix:
-        assert matrix["float32"].value <= matrix["tfloat32"].value
-        assert 1.9 < matrix["float16"].value / matrix["tfloat32"].value < 2.1
-    if "bfloat16" in matrix:
-        assert matrix["bfloat16"].value == matrix["float16"].value
-    for wide, narrow in (("float16", "float8_e4m3fn"), ("float16", "int8"), ("int8", "int4")):
-        if wide in matrix and narrow in matrix:
-            assert matrix[wide].value <= matrix[narrow].value
+def test_gpu_rates_are_in_the_order_of_the_hardware():
+    for name in GPUS:
+        matrix, vector = load_device(name).datasheet.matrix, load_device(name).datasheet.vector
+        assert {"float32", "float16"} <= set(matrix), name
+        assert ("bfloat16" in matrix) == (name not in TENSOR_WITHOUT_TF32), name
+        if name in NVIDIA:
+            assert ("tfloat32" in matrix) == (name not in TENSOR_WITHOUT_TF32), name
+            assert matrix["float32"].value == vector["float32"].value, name  # fp32 runs outside the tensor cores
+        if "tfloat32" in matrix:
+            assert matrix["float32"].value <= matrix["tfloat32"].value, name
+            assert 1.9 < matrix["float16"].value / matrix["tfloat32"].value < 2.1, name
+        if "bfloat16" in matrix:
+            assert matrix["bfloat16"].value == matrix["float16"].value, name
+        for wide, narrow in (("float16", "float8_e4m3fn"), ("float16", "int8"), ("int8", "int4")):
+            if wide in matrix and narrow in matrix:
+                assert matrix[wide].value <= matrix[narrow].value, name
 
 
-@pytest.mark.parametrize(
-    ("name", "bfloat16", "bandwidth"),
-    [
+def test_dense_peaks():
+    for name, bfloat16, bandwidth in [
         ("nvidia-b200", 2250e12, 8e12),
         ("nvidia-h200-sxm", 989.4e12, 4.8e12),
         ("nvidia-h200-nvl", 835.5e12, 4.8e12),
@@ -78,23 +77,21 @@ def test_gpu_rates_are_in_the_order_of_the_hardware(name):
         ("amd-mi300x", 1307.4e12, 5.3e12),
         ("intel-gaudi-3", 1835e12, 3.67e12),
         ("google-tpu-v5p", 459e12, 2.765e12),
-    ],
-)
-def test_dense_peaks(name, bfloat16, bandwidth):
-    sheet = load_device(name).datasheet
-    assert sheet.matrix["bfloat16"].value == bfloat16
-    assert sheet.levels[-1].bandwidth.value == bandwidth
+    ]:
+        sheet = load_device(name).datasheet
+        assert sheet.matrix["bfloat16"].value == bfloat16, (name, bfloat16)
+        assert sheet.levels[-1].bandwidth.value == bandwidth, (name, bfloat16)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_links_are_those_of_one_direction(name):
-    links = load_device(name).datasheet.links
-    assert set(links) <= {"pcie", "nvlink", "nvlink-c2c", "infinity-fabric", "ici", "network"}
-    if "pcie" in links:
-        assert links["pcie"].bandwidth.value in PCIE
-    if "nvlink" in links:
-        # links of 25 GB/s each way (NVLink 2 to 4), 50 (5), or 4 of 14.0625 (the bridge of GA102 cards)
-        assert links["nvlink"].bandwidth.value in {100e9, 150e9, 300e9, 450e9, 900e9, 56.25e9}
+def test_links_are_those_of_one_direction():
+    for name in NAMES:
+        links = load_device(name).datasheet.links
+        assert set(links) <= {"pcie", "nvlink", "nvlink-c2c", "infinity-fabric", "ici", "network"}, name
+        if "pcie" in links:
+            assert links["pcie"].bandwidth.value in PCIE, name
+        if "nvlink" in links:
+            # links of 25 GB/s each way (NVLink 2 to 4), 50 (5), or 4 of 14.0625 (the bridge of GA102 cards)
+            assert links["nvlink"].bandwidth.value in {100e9, 150e9, 300e9, 450e9, 900e9, 56.25e9}, name
 
 
 def test_no_two_files_claim_one_driver_name():
