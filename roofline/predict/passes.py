@@ -187,12 +187,7 @@ def predict_sweep(pieces: Sequence[Piece], workloads: Sequence[Workload], peaks:
             link_bytes=float(swept.link_bytes[i]),
             time_s=known(swept.time_s[i]),
             missing=missing,
-            memory=Footprint(
-                weights=memory.weights[i],
-                kv_cache=memory.kv_cache[i],
-                activations=memory.activations[i],
-                peak=memory.peak[i],
-            ),
+            memory=memory.footprint(i),
             fits=bool(memory.peak[i] <= capacity_bytes(peaks)),
         )
         for i, workload in enumerate(workloads)

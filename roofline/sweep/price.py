@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roofline.caches import Touches, level_bytes
-from roofline.graph.memory import Liveness
+from roofline.graph.memory import Footprint, Liveness
 from roofline.graph.op import Op, Role, Traffic
 from roofline.hardware.spec import Peaks
 from roofline.price import Floats, Overlaps, Rates, roofs
@@ -57,6 +57,10 @@ class Memory:
     kv_cache: Floats
     activations: Floats
     peak: Floats
+
+    def footprint(self, workload: int) -> Footprint:
+        """Memory of one workload."""
+        return Footprint(**{name: float(getattr(self, name)[workload]) for name in Footprint.model_fields})
 
 
 def price_pieces(pieces: Sequence[Piece], workloads: Sequence[Workload], peaks: Peaks) -> Swept:
