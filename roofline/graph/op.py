@@ -8,10 +8,10 @@ Example: ``sum(op.matrix_flops * op.count for op in graph.ops)``
 
 import math
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from enum import StrEnum
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -244,6 +244,23 @@ def traffic(tensors: tuple[Tensor, ...], reads: Iterable[Access], writes: Iterab
         role = "kv" if tensors[access.tensor].role == "kv" else "activation"
         total[f"{role}_write"] += access.bytes
     return Traffic(**total)
+
+
+class Touch(Protocol):
+    """An `Access`, or one with the sizes of many workloads."""
+
+    @property
+    def tensor(self) -> int: ...
+    @property
+    def bytes(self) -> Any: ...
+
+
+def sizes_by_tensor(accesses: Sequence[Touch]) -> dict[int, Any]:
+    """Bytes by tensor, views of one tensor added up."""
+    sizes: dict[int, Any] = {}
+    for access in accesses:
+        sizes[access.tensor] = sizes.get(access.tensor, 0) + access.bytes
+    return sizes
 
 
 def routed_reads(op: Op, graph: OpGraph) -> frozenset[int]:

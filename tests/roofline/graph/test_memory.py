@@ -122,10 +122,12 @@ def layered(layers: int) -> OpGraph:
     return b.graph()
 
 
-@pytest.mark.parametrize("layers", [1, 2, 9])
-def test_a_folded_graph_has_the_weights_and_the_cache_of_the_whole(layers: int) -> None:
-    whole, folded = footprint(layered(layers)), footprint(fold(layered(layers)))
-    assert (folded.weights, folded.kv_cache) == (whole.weights, whole.kv_cache) == (100 * layers + 50, 64 * layers)
+def test_a_folded_graph_has_the_weights_and_the_cache_of_the_whole() -> None:
+    for layers in [1, 2, 9]:
+        whole, folded = footprint(layered(layers)), footprint(fold(layered(layers)))
+        assert (
+            (folded.weights, folded.kv_cache) == (whole.weights, whole.kv_cache) == (100 * layers + 50, 64 * layers)
+        ), layers
 
 
 def test_a_graph_without_operations_needs_its_weights() -> None:

@@ -43,22 +43,24 @@ def test_one_part_is_itself() -> None:
     assert mix([one]) == one
 
 
-@pytest.mark.parametrize("form", ["fused", "executed"])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "gpt2", "qwen3_moe", "deepseek_v3"])
-def test_weights_once_and_all_else_added(name: str, form: Form) -> None:
-    parts = [graph(name, *sizes, form) for sizes in PARTS]
-    whole = mix(parts)
-    assert flops(whole)[0] == pytest.approx(sum(flops(part)[0] for part in parts), rel=1e-12)
-    assert flops(whole)[1] == pytest.approx(sum(flops(part)[1] for part in parts), rel=1e-12)
-    for kind in ("kv_read", "kv_write", "activation_write"):
-        assert total(whole, kind) == pytest.approx(sum(total(part, kind) for part in parts), rel=1e-12)
-    read = [total(part, "weight_read") for part in parts]
-    assert max(read) <= total(whole, "weight_read") < 1.4 * max(read)  # rows of the embedding add, and experts
-    dense = [op for op in whole.ops if op.kind is Kind.MATMUL]
-    once = {(op.path, a.tensor) for op in dense for a in op.reads if whole.tensors[a.tensor].role == "weight"}
-    assert len(once) == sum(whole.tensors[a.tensor].role == "weight" for op in dense for a in op.reads)
-    assert footprint(whole).weights == footprint(parts[0]).weights
-    assert footprint(whole).kv_cache == pytest.approx(sum(footprint(part).kv_cache for part in parts))
+def test_weights_once_and_all_else_added(name: str) -> None:
+    for form in ["fused", "executed"]:
+        parts = [graph(name, *sizes, form) for sizes in PARTS]
+        whole = mix(parts)
+        assert flops(whole)[0] == pytest.approx(sum(flops(part)[0] for part in parts), rel=1e-12), form
+        assert flops(whole)[1] == pytest.approx(sum(flops(part)[1] for part in parts), rel=1e-12), form
+        for kind in ("kv_read", "kv_write", "activation_write"):
+            assert total(whole, kind) == pytest.approx(sum(total(part, kind) for part in parts), rel=1e-12), form
+        read = [total(part, "weight_read") for part in parts]
+        assert max(read) <= total(whole, "weight_read") < 1.4 * max(read), (
+            form
+        )  # rows of the embedding add, and experts
+        dense = [op for op in whole.ops if op.kind is Kind.MATMUL]
+        once = {(op.path, a.tensor) for op in dense for a in op.reads if whole.tensors[a.tensor].role == "weight"}
+        assert len(once) == sum(whole.tensors[a.tensor].role == "weight" for op in dense for a in op.reads), form
+        assert footprint(whole).weights == footprint(parts[0]).weights, form
+        assert footprint(whole).kv_cache == pytest.approx(sum(footprint(part).kv_cache for part in parts)), form
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])

@@ -54,35 +54,35 @@ def traced(config: PretrainedConfig, query: int = 6, context: int = 0, dtype: st
     return trace(model, prepare(model, what), what, name="test", target="cpu", options={})
 
 
-@pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["model"])
-def test_from_the_model_to_the_vector(vector: dict[str, Any]) -> None:
-    sheet = HardwareSpec.model_validate_json((DATA / "llm-viewer-a6000.json").read_text("utf-8")).datasheet
-    shape = paper_shape(traced(config_of(CATALOGUE[vector["model"]]), query=3, dtype="float16"))
-    bits = {name: vector[name] for name in ("w_bit", "a_bit", "kv_bit")}
-    result = paper_table(shape, sheet, vector["batchsize"], vector["seqlen"], **bits)
-    for phase in ("prefill", "decode"):
-        ours = getattr(result, phase)
-        rows = {row.name: row.model_dump(exclude={"name", "count"}) for row in ours.rows}
-        assert rows == vector["results"][phase]
-        assert ours.total.model_dump() == vector["results"]["total_results"][phase]
+def test_from_the_model_to_the_vector() -> None:
+    for vector in VECTORS:
+        sheet = HardwareSpec.model_validate_json((DATA / "llm-viewer-a6000.json").read_text("utf-8")).datasheet
+        shape = paper_shape(traced(config_of(CATALOGUE[vector["model"]]), query=3, dtype="float16"))
+        bits = {name: vector[name] for name in ("w_bit", "a_bit", "kv_bit")}
+        result = paper_table(shape, sheet, vector["batchsize"], vector["seqlen"], **bits)
+        for phase in ("prefill", "decode"):
+            ours = getattr(result, phase)
+            rows = {row.name: row.model_dump(exclude={"name", "count"}) for row in ours.rows}
+            assert rows == vector["results"][phase], vector["model"]
+            assert ours.total.model_dump() == vector["results"]["total_results"][phase], vector["model"]
 
 
-@pytest.mark.parametrize(("query", "context"), [(6, 0), (1, 6), (3, 6)], ids=["prefill", "decode", "chunk"])
 @pytest.mark.parametrize("name", DENSE)
-def test_sizes_of_dense_models(name: str, query: int, context: int) -> None:
-    intermediate, kv_heads, gated = DENSE[name]
-    layers = tiny(name).get_text_config(decoder=True).num_hidden_layers
-    shape = paper_shape(traced(tiny(name), query, context))
-    assert shape.model_dump(exclude={"paths"}) == {
-        "hidden": 32,
-        "intermediate": intermediate,
-        "layers": layers,
-        "heads": 4,
-        "kv_heads": kv_heads,
-        "vocabulary": 128,
-        "gated": gated,
-    }
-    assert ("gate_proj" in shape.paths) == gated
+def test_sizes_of_dense_models(name: str) -> None:
+    for query, context in [(6, 0), (1, 6), (3, 6)]:
+        intermediate, kv_heads, gated = DENSE[name]
+        layers = tiny(name).get_text_config(decoder=True).num_hidden_layers
+        shape = paper_shape(traced(tiny(name), query, context))
+        assert shape.model_dump(exclude={"paths"}) == {
+            "hidden": 32,
+            "intermediate": intermediate,
+            "layers": layers,
+            "heads": 4,
+            "kv_heads": kv_heads,
+            "vocabulary": 128,
+            "gated": gated,
+        }, (query, context)
+        assert ("gate_proj" in shape.paths) == gated, (query, context)
 
 
 def test_paths_are_those_of_the_modules() -> None:
@@ -109,12 +109,12 @@ def test_a_head_size_of_its_own_changes_nothing() -> None:
     )
 
 
-@pytest.mark.parametrize("name", NO_RULE)
-def test_what_the_paper_has_no_rule_for_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"the paper's accounting has no rule for .*({NO_RULE[name]})") as caught:
-        paper_shape(traced(tiny(name)))
-    assert str(caught.value).endswith("; use the default accounting")
-    assert "\n" not in str(caught.value)
+def test_what_the_paper_has_no_rule_for_is_refused() -> None:
+    for name in NO_RULE:
+        with pytest.raises(ValueError, match=f"the paper's accounting has no rule for .*({NO_RULE[name]})") as caught:
+            paper_shape(traced(tiny(name)))
+        assert str(caught.value).endswith("; use the default accounting"), name
+        assert "\n" not in str(caught.value), name
 
 
 def test_latent_attention_is_refused_without_experts_too() -> None:
@@ -161,9 +161,8 @@ def test_products_before_the_layers_are_not_the_head() -> None:
     assert shape.vocabulary == 50
 
 
-@pytest.mark.parametrize(
-    ("hand", "message"),
-    [
+def test_a_graph_that_is_not_such_a_stack_is_refused() -> None:
+    for hand, message in [
         (Hand().layer(0), "does not end in its layers and one head"),
         (Hand().layer(0).product("out", 4, 8).product("head", 50, 4), "does not end in its layers and one head"),
         (Hand().layer(0).product("head", 50, 4), "does not end in its layers and one head"),
@@ -185,11 +184,9 @@ def test_products_before_the_layers_are_not_the_head() -> None:
         (Hand().layer(0).product("h.0.mlp.down2", 16, 8).product("head", 50, 8), "not one hidden layer"),
         (Hand().layer(0).product("h.1.mixer.in", 8, 8).product("head", 50, 8), "not attention and a dense MLP"),
         (Hand().product("h.0.in", 8, 8).product("head", 50, 8), "a model without attention"),
-    ],
-)
-def test_a_graph_that_is_not_such_a_stack_is_refused(hand: Hand, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        hand.shape()
+    ]:
+        with pytest.raises(ValueError, match=message):
+            hand.shape()
 
 
 def test_a_shard_is_refused() -> None:
