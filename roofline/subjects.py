@@ -2,7 +2,7 @@
 
 An operator may have a law of its own ("aten::mul"), else that of its kind of streaming ("pointwise"). A product with
 one row is a matrix-vector product, another kernel in every library, and streams its matrix. `cold`, of every operation,
-is the share of its bytes that no cache holds when it runs: by reuse distance in the graph (`roofline.residency`);
+is the share of its bytes that no cache holds when it runs: by reuse distance in the graph (`roofline.caches`);
 `reach`, the bytes that others have touched since the same operator last ran.
 
 Example: ``subjects(Prepared(graph), cache_bytes=50e6)[3].dims["n"]``; None for what no law describes

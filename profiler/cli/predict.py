@@ -1,6 +1,6 @@
 """`predict`: what a model could do on a device, from its operations and the device's figures; no device is needed.
 
-Wiring only: options become workloads, what-ifs and a device; `roofline.inquiry` answers.
+Wiring only: options become workloads, what-ifs and a device; `roofline.predict.question` answers.
 With --graph no torch is loaded.
 """
 

@@ -4,7 +4,7 @@
   become one attention that never stores its query × KV intermediates (FlashAttention, arXiv 2205.14135). Its FLOPs
   are those of the unmasked pairs, where the module says that it is causal or windowed.
 - Latent (MLA): what expands the cached latents to keys and values of every head is absorbed into query and output
-  where that needs fewer FLOPs (`latent`).
+  where that needs fewer FLOPs (`absorb_mla`).
 
 Example: ``find_attention(graph, flow, accesses)[0].members`` → indices of the operations that become one kernel.
 """

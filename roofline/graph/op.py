@@ -176,7 +176,7 @@ class Op(Record):
     messages: float = Field(default=0, ge=0)
     """Steps over the link, one after another, that each cost its latency."""
     beside: Literal["in", "out"] | None = None
-    """Direction of a transfer that goes on beside all operations of its layer; None: beside this one alone."""
+    """Direction of a transfer that overlaps with all operations of its layer; None: with this operation alone."""
     also: tuple[str, ...] = ()
     """What else a fused operation does: "path kind" of its other members, each once, in order."""
 

@@ -3,7 +3,7 @@
 A file is refused for unknown or missing fields, for figures in the wrong unit, and for figures that contradict each
 other. The bounds are so wide that only a wrong unit crosses them: each holds every device and every measurement of one
 with room on both sides. `inconsistent` refuses only what no hardware does, such as 8 bits slower than 16; a sparse
-figure beside dense ones shows in that way.
+figure among dense ones shows in that way.
 
 Example: ``load_device("nvidia-h200-sxm").datasheet.matrix["bfloat16"].value``
 """

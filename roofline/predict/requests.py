@@ -41,7 +41,7 @@ class Passes(Protocol):
 
 @dataclass(frozen=True)
 class Draft:
-    """A draft model that proposes tokens; it runs beside the model, where that decodes."""
+    """A draft model that proposes tokens; it runs on the device where the model decodes."""
 
     passes: Passes
     tokens: int

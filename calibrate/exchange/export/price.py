@@ -41,7 +41,7 @@ class Price(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """FLOPs and bytes of kernels; a `roofline.laws.roofline.Work` as far as rates are asked for."""
+    """FLOPs and bytes of kernels; a `roofline.price.Work` as far as rates are asked for."""
 
     matrix_flops: Floats
     bytes: Floats

@@ -99,16 +99,3 @@ def test_no_two_files_claim_one_driver_name():
     assert len(claimed) == len(set(claimed))
     assert find_device("NVIDIA H100 NVL").name == "nvidia-h100-nvl"
     assert find_device("NVIDIA H20") is None and find_device("") is None
-
-
-def row(name):
-    sheet = load_device(name).datasheet
-    rate, memory = sheet.matrix.get("bfloat16") or sheet.matrix.get("float16"), sheet.levels[-1]
-    numbers = (rate and rate.value / 1e12, memory.bandwidth.value / 1e9, memory.capacity_bytes / 1e9)
-    return f"| {name} | " + " | ".join("–" if n is None else f"{n:,.10g}" for n in numbers) + " |"
-
-
-def test_the_table_of_the_readme_is_that_of_the_files():
-    text = (DEVICES / "README.md").read_text(encoding="utf-8")
-    table = text[text.index("## All devices") :].splitlines()
-    assert [line for line in table if line.startswith("| ")][1:] == [row(name) for name in NAMES]
