@@ -1,4 +1,4 @@
-"""Where the graphs of a prediction come from when there is a model: sources for `roofline.predict.question`, and files of them.
+"""Where the graphs of a prediction come from when there is a model: sources of graphs, and files of them.
 
 Example: ``model_source("llama-3.1-8b", Tracing("bfloat16"), changes, "fused").whole(workload)``
 """
