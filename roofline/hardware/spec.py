@@ -157,5 +157,5 @@ class HardwareSpec(Record):
     @classmethod
     def _distinct(cls, matches: tuple[str, ...]) -> tuple[str, ...]:
         if twice := [name for name in matches if matches.count(name) > 1]:
-            raise ValueError(f"{twice[0]!r} stands there twice; keep one")
+            raise ValueError(f"{twice[0]!r} appears twice; keep one")
         return matches

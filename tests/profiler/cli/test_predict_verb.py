@@ -549,7 +549,7 @@ def test_what_is_predicted_and_where(
         ({"nmae": "x"}, "did you mean name?"),
         ({"kind": "abacus"}, "kind"),
         ({"schema_version": 99}, "newer roofcal"),
-        ({"datasheet": None, "measured": None}, "a device needs the one or the other"),
+        ({"datasheet": None, "measured": None}, "a device needs one of them"),
     ],
 )
 def test_a_device_file_that_is_wrong(

@@ -112,7 +112,7 @@ def test_what_comes_before_stays_before() -> None:
 
 
 def test_parts_of_two_models_are_no_batch() -> None:
-    with pytest.raises(ValueError, match="are no one batch"):
+    with pytest.raises(ValueError, match="are not one batch"):
         mix([graph("llama", *PARTS[0]), graph("qwen2", *PARTS[1])])
 
 

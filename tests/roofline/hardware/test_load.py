@@ -100,7 +100,7 @@ def test_a_file_that_is_no_device_at_all(write):
         ("[" * 100_000, "FILE is not valid JSON ("),
         ("[1]", "FILE holds list, not a JSON object; see roofline/devices/README.md"),
         ("null", "FILE holds NoneType, not a JSON object"),
-        ('{"name": "a", "name": "b"}', "FILE is not valid JSON (the key 'name' stands twice in one object); mend it"),
+        ('{"name": "a", "name": "b"}', "FILE is not valid JSON (the key 'name' appears twice in one object); correct it"),
         ("{}", "FILE: name: missing; see roofline/devices/README.md"),
     ]:
         assert refusal(write(content)).startswith(line), (content, line)
@@ -137,8 +137,8 @@ def test_a_wrong_field_is_named(write):
         ("chip.boost_clock", 1, "chip.boost_clock: unknown field; did you mean boost_clock_hz?"),
         ("datasheet.links.pcie.value", 1, "datasheet.links.pcie.value: unknown field; known here: bandwidth"),
         ("kind", "gpu", "kind: Input should be 'cuda', 'cpu' or 'other' (it is 'gpu')"),
-        ("matches", ["NVIDIA H200"] * 2, "matches: 'NVIDIA H200' stands there twice; keep one"),
-        ("datasheet", None, "datasheet: missing, and so is measured; a device needs the one or the other"),
+        ("matches", ["NVIDIA H200"] * 2, "matches: 'NVIDIA H200' appears twice; keep one"),
+        ("datasheet", None, "datasheet: missing, and so is measured; a device needs one of them"),
         ("datasheet.matrix.bfloat16", {"value": 1e12}, "datasheet.matrix.bfloat16.source: missing; see"),
         ("datasheet.matrix.bfloat16.source", " ", "datasheet.matrix.bfloat16.source: empty; say which document"),
         ("datasheet.matrix.bfloat16.value", "fast", "datasheet.matrix.bfloat16.value: Input should be a valid number"),
