@@ -1,4 +1,4 @@
-"""Where the graphs of a prediction come from when there is a model: sources for `roofline.inquiry`, and files of them.
+"""Where the graphs of a prediction come from when there is a model: sources of graphs, and files of them.
 
 Example: ``model_source("llama-3.1-8b", Tracing("bfloat16"), changes, "fused").whole(workload)``
 """
@@ -15,10 +15,10 @@ from profiler.models.graphs import Change, ModelGraphs, Tracing
 from profiler.models.request import context_limit
 from profiler.models.resolve import resolve
 from profiler.record.errors import RequestError
-from roofline.fusion import fused
-from roofline.op import OpGraph
-from roofline.regimes import Regime, regime_of
-from roofline.stored import Form, Source, StoredGraphs, StoredRegime
+from roofline.fusion.fuse import fused
+from roofline.graph.op import OpGraph
+from roofline.sweep.family import Form, Source, StoredGraphs, StoredRegime
+from roofline.sweep.regimes import Regime, regime_of
 from roofline.workload import Logits, Workload
 
 VERIFIED = 32

@@ -1,4 +1,4 @@
-"""The peaks that price operations (`roofline.hardware.Peaks`), from measurements of a device.
+"""The peaks that price operations (`roofline.hardware.spec.Peaks`), from measurements of a device.
 
 Matrix: the burst of each dtype. Vector: the best operation of each dtype. Levels: main memory and each cache that is
 distinctly faster (`profiler.microbench.levels`), each with the best of its kernels. Links: what transfers and
@@ -13,7 +13,7 @@ from profiler.microbench.caches import Capacity
 from profiler.microbench.figures import characteristic, grouped
 from profiler.microbench.levels import MeasuredLevel, Reached, ladder
 from profiler.record.measurement import Measurement
-from roofline.hardware import Characteristic, Figure, Level, Link, Peaks
+from roofline.hardware.spec import Characteristic, Figure, Level, Link, Peaks
 
 
 def peaks_of(

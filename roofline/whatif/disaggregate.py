@@ -11,11 +11,10 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from typing import Literal
 
-from roofline.layers import layer_key
-from roofline.op import Access, Kind, Op, OpGraph
+from roofline.graph.edit import Edit, access
+from roofline.graph.op import Access, Kind, Op, OpGraph, layer_key
 from roofline.whatif.cache_writes import Added, added_to_cache
 from roofline.whatif.collectives import transfer
-from roofline.whatif.edit import Edit, access
 
 OPTION = "send_kv"
 
@@ -25,7 +24,7 @@ def send_kv(graph: OpGraph, link: str = "network", by_layer: bool = True, overla
 
     Args:
         by_layer: one message as soon as a layer has written its own; else one of all layers at the end.
-        overlap: whether a layer's message goes on beside operations (`roofline.beside`); one at the end has none.
+        overlap: whether a layer's message goes on beside operations (`price.Overlaps`); one at the end has none.
     Raises: ValueError for a decode, or a pass that keeps nothing.
     """
     if graph.workload.phase == "decode":

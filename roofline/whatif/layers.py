@@ -3,7 +3,7 @@
 
 Operations of a removed layer are gone with its weights and its cache; whoever read what it passed on reads what it was
 given. The embedding, the final norm and the head stay: the layer that is last now feeds them. The work of deciding
-whether to leave is not counted. Repeated layers are found by their paths (`roofline.layers`).
+whether to leave is not counted. Repeated layers are found by their paths (`roofline.graph.op.layer_of`).
 
 Example: ``early_exit(graph, after_layers=24)``, ``remove_layers(graph, [20, 21, 22])``
 """
@@ -11,11 +11,11 @@ Example: ``early_exit(graph, after_layers=24)``, ``remove_layers(graph, [20, 21,
 from collections import Counter
 from collections.abc import Sequence
 
-from roofline.dataflow import Dataflow
-from roofline.layers import layer_of
-from roofline.op import Access, Op, OpGraph
-from roofline.whatif.edit import Edit, access, changed, rebuilt
-from roofline.whatif.linear import element_bits, is_side, linear_of
+from roofline.dtypes import element_bits
+from roofline.graph.dataflow import Dataflow
+from roofline.graph.edit import Edit, access, changed, rebuilt
+from roofline.graph.linear import is_side, linear_of
+from roofline.graph.op import Access, Op, OpGraph, layer_of
 
 OPTION = "removed_layers"
 """Key in `OpGraph.options`; its value lists all that are removed, in order."""

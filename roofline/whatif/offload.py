@@ -3,7 +3,7 @@
 FlexGen (Sheng et al., arXiv 2303.06865) and ZeRO-Inference keep shares of both on the host. The offloaded share of a
 weight comes over the link before the operation that reads it; that of the cache comes once a layer, and what the pass
 adds to it goes back. With overlap the transfers of a layer go on beside its operations, both directions at once
-(`roofline.beside`); without, they come before and after the operation that needs them. What arrives is not counted as
+(`price.Overlaps`); without, they come before and after the operation that needs them. What arrives is not counted as
 another write to device memory, which is faster than any link to it.
 
 `Tensor.on_host` says which share is not on the device; two buffers on the device, each for the layer with the most,
@@ -17,11 +17,10 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from typing import Literal
 
-from roofline.layers import layer_key
-from roofline.op import Op, OpGraph
+from roofline.graph.edit import Edit, changed, whole
+from roofline.graph.op import Op, OpGraph, layer_key
 from roofline.whatif.cache_writes import added_to_cache
 from roofline.whatif.collectives import transfer
-from roofline.whatif.edit import Edit, changed, whole
 from roofline.whatif.executed import checked_share
 
 OPTION = "offload"

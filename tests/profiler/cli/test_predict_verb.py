@@ -14,8 +14,9 @@ from tiny import tiny
 
 from profiler.cli.app import main
 from profiler.models.graphs import ModelGraphs, Tracing
-from roofline.hardware import HardwareSpec, device_names, load_device
-from roofline.op import GRAPH_SCHEMA
+from roofline.graph.op import GRAPH_SCHEMA
+from roofline.hardware.load import device_names, load_device
+from roofline.hardware.spec import HardwareSpec
 from roofline.whatif.registry import WHAT_IFS
 from roofline.workload import Workload
 
@@ -548,7 +549,7 @@ def test_what_is_predicted_and_where(
         ({"nmae": "x"}, "did you mean name?"),
         ({"kind": "abacus"}, "kind"),
         ({"schema_version": 99}, "newer roofcal"),
-        ({"datasheet": None, "measured": None}, "a device needs the one or the other"),
+        ({"datasheet": None, "measured": None}, "a device needs one of them"),
     ],
 )
 def test_a_device_file_that_is_wrong(

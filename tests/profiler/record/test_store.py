@@ -16,8 +16,8 @@ from profiler.record import measurements
 from profiler.record.errors import RequestError
 from profiler.record.run import RUN_SCHEMA, Cell, CellResult, KernelTimes, Mode, Run
 from profiler.record.store import RunFolder, slug
-from roofline.hardware import HardwareSpec
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import HardwareSpec
 
 
 def _filled(base: Path, run: Run, result: CellResult, graph: OpGraph) -> RunFolder:
@@ -246,7 +246,7 @@ def test_kill_9_keeps_what_was_measured_and_frees_the_lock(
         from pathlib import Path
         from profiler.record.run import CellResult, Run
         from profiler.record.store import RunFolder
-        from roofline.op import OpGraph
+        from roofline.graph.op import OpGraph
         base = Path(sys.argv[1])
         result = CellResult.model_validate_json((base / "result").read_text())
         folder = RunFolder.create(base, Run.model_validate_json((base / "run").read_text()))
