@@ -8,9 +8,8 @@ from typing import Any
 
 from calibrate.efficiency import summarise
 from calibrate.pass_report import PassReport, to_json
-from profiler.record.errors import RequestError
-from profiler.record.run import CellResult
-from profiler.record.store import RunFolder
+from profiler.record.folder import RunFolder
+from profiler.record.run import CellResult, RequestError
 from roofline.hardware import HardwareSpec
 
 ENVIRONMENT = {"device", "device_kind", "versions", "notes", "threads", "cores"}

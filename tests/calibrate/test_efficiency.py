@@ -12,7 +12,7 @@ from calibrate.op_times import layer_kind
 from calibrate.pass_report import PassReport, to_json
 from calibrate.replicates import median_of
 from calibrate.waterfall import TERMS, waterfall
-from profiler.record.conditions import Window
+from profiler.record.measurement import Window
 from profiler.record.run import Cell, CellResult, Closure, OpTimes
 from roofline.facts import facts_of
 from roofline.hardware import Chip, Figure, HardwareSpec

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from calibrate.reports import advice, document, load, sound
+from profiler.record.folder import RunFolder
 from profiler.record.run import CellResult, Run
-from profiler.record.store import RunFolder
 from roofline.op import OpGraph
 
 

@@ -21,15 +21,15 @@ from calibrate.waterfall import TERMS
 from profiler import job
 from profiler.cli.app import main
 from profiler.microbench import eager, probe_kernels, probe_table
-from profiler.record.kernels import has_kernels
+from profiler.record.folder import RunFolder
+from profiler.record.kernel_table import has_kernels
 from profiler.record.run import Run
-from profiler.record.store import RunFolder
 
 ROOT = Path(__file__).parents[3]
 HELD = """
 import sys, time
 from profiler.cli.app import main
-from profiler.record.store import RunFolder
+from profiler.record.folder import RunFolder
 kept, append = [], RunFolder.append
 def held(folder, result):
     while kept:

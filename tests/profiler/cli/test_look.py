@@ -5,11 +5,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hardware_samples
 import pytest
 
 from profiler.cli.app import main
+from profiler.record.find import list_runs
+from profiler.record.folder import HARDWARE, HARDWARE_JOURNAL, KERNELS, RunFolder
+from profiler.record.hardware_table import HardwareLog
 from profiler.record.run import Cell, CellResult, Run
-from profiler.record.store import RunFolder
 from roofline.hardware import HardwareSpec
 from roofline.op import OpGraph
 
@@ -167,3 +170,100 @@ def test_a_pipe_is_120_wide_unless_columns_says(results: Path) -> None:
         for columns in ({}, {"COLUMNS": "90"})
     ]
     assert widths == [120, 90]
+
+
+@pytest.fixture
+def characterised(tmp_path: Path) -> Path:
+    """One finished characterisation."""
+    _write(tmp_path / "results", finish=True)
+    return tmp_path / "results"
+
+
+def _write(base: Path, finish: bool) -> Path:
+    spec, measurements, run = hardware_samples.cpu()
+    with RunFolder.create(base, run.model_copy(update={"finished": None})) as folder:
+        log = HardwareLog(folder.path)
+        for one in measurements:
+            log.append(one)
+        if finish:
+            folder.write_spec(spec)
+            log.finish(folder.run)
+            folder.finish()
+    return folder.path
+
+
+def test_the_index_knows_a_characterisation(characterised: Path) -> None:
+    (found,) = list_runs(characterised)
+    assert (found.state, found.kind, found.measurements) == ("finished", "hardware", len(hardware_samples.cpu()[1]))
+    RunFolder.open(found.path).require_whole()
+
+
+def test_list_has_its_measurements_instead_of_cells(characterised: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--results", str(characterised)]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    count = len(hardware_samples.cpu()[1])
+    assert line.split()[1:] == ["finished", "–", "hardware,", str(count), "measurements"]
+    assert main(["list", "--results", str(characterised), "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (run["kind"], run["measurements"], run["cells"]) == ("hardware", count, 0)
+
+
+def test_show_prints_the_figures(characterised: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "last", "--results", str(characterised)]) == 0
+    text = capsys.readouterr().out
+    assert "main memory" in text and "52.0 GB/s" in text
+    assert "no float8 product on this CPU" in text
+
+
+def test_show_as_json(characterised: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "last", "--results", str(characterised), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert Path(document["spec"]).is_file()
+    triad = next(one for one in document["figures"] if one["name"] == "memory.triad")
+    assert triad["value"] == pytest.approx(49e9, rel=0.02)
+    assert triad["low"] < triad["value"] < triad["high"]
+
+
+def test_a_characterisation_that_was_calibrated_too_is_shown_as_one(
+    characterised: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (summary,) = list_runs(characterised)
+    (summary.path / KERNELS).write_bytes(b"kernels that its laws were fitted to")
+    assert list_runs(characterised) == [summary]
+    assert main(["show", "last", "--results", str(characterised)]) == 0
+    assert "main memory" in capsys.readouterr().out
+
+
+def test_show_needs_no_torch(characterised: Path) -> None:
+    code = (
+        "import sys; from profiler.cli.app import main;"
+        f"assert main(['show', 'last', '--results', {str(characterised)!r}]) == 0; assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_characterisation_can_be_looked_at_while_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _write(tmp_path, finish=False)
+    torn = (path / HARDWARE_JOURNAL).read_bytes() + b'{"measurement":{"bench'
+    (path / HARDWARE_JOURNAL).write_bytes(torn)
+    assert main(["show", str(path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["spec"], document["finished"]) == (None, None)
+    assert any(one["name"] == "memory.read" and one["value"] for one in document["figures"])
+    assert (path / HARDWARE_JOURNAL).read_bytes() == torn
+    (found,) = list_runs(tmp_path)
+    assert (found.state, found.kind, found.measurements) == ("unfinished", "hardware", len(hardware_samples.cpu()[1]))
+
+
+@pytest.mark.parametrize("name", [HARDWARE, "spec.json"])
+def test_a_damaged_characterisation_is_one_line(
+    name: str, characterised: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = next(characterised.glob(f"*/*/{name}"))
+    path.write_text("{")
+    assert main(["show", str(path.parent)]) == 2
+    err = capsys.readouterr().err
+    assert str(path) in err and err.count("\n") == 1

@@ -11,13 +11,12 @@ What a table says besides its rows, its version and its sources, is JSON in the 
 
 Example::
 
-    write(folder.path, Kernels(table, (source,)))
-    read(folder.path).counts()                        # {("matmul", "bfloat16"): 7203}
+    write_kernels(folder.path, Kernels(table, (source,)))
+    read_kernels(folder.path).counts()                # {("matmul", "bfloat16"): 7203}
 
 DuckDB: ``select kind, dtype, count(*), median(time_s) from 'results/*/*/kernels.parquet' group by all``
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,19 +24,13 @@ from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from profiler.record.errors import RequestError
-from profiler.record.files import first_problem, replacing
+from profiler.record.folder import KERNELS, KERNELS_MEND
+from profiler.record.parquet import Table
 from roofline.record import Record
 
 KERNELS_SCHEMA = 1
-TABLE = "kernels.parquet"
-METADATA_KEY = b"roofcal"
-OPTION = "format"
-"""Of `Run.options`: the tool whose tables were imported. A run that has it has a table."""
-MEND = "restore it, or import it again: python -m profiler import"
 
 DIMS: Mapping[str, str] = {
     "m": "rows of a product: tokens",
@@ -95,6 +88,8 @@ COLUMNS = pa.schema(
         ("row", pa.int64()),
     ]
 )
+
+TABLE = Table(KERNELS, "table of kernels", KERNELS_SCHEMA, COLUMNS, mend=KERNELS_MEND)
 
 
 class Source(Record):
@@ -159,63 +154,31 @@ class Kernels:
 
 def has_kernels(folder: Path) -> bool:
     """Whether a run's folder holds a table of kernels."""
-    return (folder / TABLE).exists()
+    return (folder / KERNELS).exists()
 
 
-def write(folder: Path, kernels: Kernels) -> None:
+def write_kernels(folder: Path, kernels: Kernels) -> None:
     """Put the table into a run's folder, whole or not at all. Raises RequestError where that cannot be written."""
-    header = {
-        "schema_version": KERNELS_SCHEMA,
-        "sources": [source.model_dump(mode="json") for source in kernels.sources],
-        "counts": [[kind, dtype, rows] for (kind, dtype), rows in kernels.counts().items()],
-    }
-    metadata = {METADATA_KEY: json.dumps(header, allow_nan=False).encode()}
-    with replacing(folder / TABLE) as partial:
-        pq.write_table(kernels.table.cast(COLUMNS).replace_schema_metadata(metadata), partial, compression="zstd")
+    TABLE.write(
+        folder,
+        kernels.table,
+        sources=[source.model_dump(mode="json") for source in kernels.sources],
+        counts=[[kind, dtype, rows] for (kind, dtype), rows in kernels.counts().items()],
+    )
 
 
-def read(folder: Path) -> Kernels:
-    """The table of a run's folder. Raises RequestError: missing, damaged, not ours, or from a newer roofcal."""
-    path = folder / TABLE
-    header = _header(path)
-    try:
-        table = pq.read_table(path)
-        for name in [name for name in LATER if name not in table.column_names]:
-            table = table.append_column(name, pa.nulls(len(table), pa.float64()))
-        sources = tuple(Source.model_validate(one) for one in header["sources"])
-        return Kernels(table.replace_schema_metadata(None).select(COLUMNS.names).cast(COLUMNS), sources)
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error}; {MEND}") from error
-    except ValidationError as error:
-        raise RequestError(f"{path} holds no whole table of kernels ({first_problem(error)}); {MEND}") from error
-    except (KeyError, TypeError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise RequestError(f"{path} holds no whole table of kernels ({_line(error)}); {MEND}") from error
+def read_kernels(folder: Path) -> Kernels:
+    """The table of a run's folder. Raises RequestError: missing, damaged, not roofcal's, or from a newer roofcal."""
+    return TABLE.read(folder, _kernels)
 
 
-def count(folder: Path) -> dict[tuple[str, str], int]:
-    """Rows by kind and dtype, without reading them. Raises RequestError as `read`."""
-    try:
-        return {(str(kind), str(dtype)): int(rows) for kind, dtype, rows in _header(folder / TABLE)["counts"]}
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, RequestError):
-            raise
-        raise RequestError(f"{folder / TABLE} holds no whole table of kernels; {MEND}") from error
+def _kernels(table: Any, header: Mapping[str, Any]) -> Kernels:
+    for name in [name for name in LATER if name not in table.column_names]:
+        table = table.append_column(name, pa.nulls(len(table), pa.float64()))
+    sources = tuple(Source.model_validate(source) for source in header["sources"])
+    return Kernels(table.select(COLUMNS.names).cast(COLUMNS), sources)
 
 
-def _header(path: Path) -> dict[str, Any]:
-    try:
-        header = json.loads(pq.read_schema(path).metadata[METADATA_KEY])
-        version = int(header["schema_version"])
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror or _line(error)}; {MEND}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise RequestError(f"{path} is not a whole table of kernels; {MEND}") from error
-    if version > KERNELS_SCHEMA:
-        raise RequestError(
-            f"{path} is from a newer roofcal (schema {version}, this one reads {KERNELS_SCHEMA}): update roofcal"
-        )
-    return dict(header)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def count_kernels(folder: Path) -> dict[tuple[str, str], int]:
+    """Rows by kind and dtype, without reading them. Raises RequestError as `read_kernels`."""
+    return TABLE.header(folder, lambda header: {(kind, dtype): rows for kind, dtype, rows in header["counts"]})

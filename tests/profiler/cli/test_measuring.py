@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from profiler.cli.spending import Costs, Spent, estimate, told
+from profiler.cli.measuring import Costs, Spent, estimate, told
 from profiler.record.run import Cell, Run
 from roofline.workload import Workload
 

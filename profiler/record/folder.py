@@ -5,6 +5,8 @@
     graphs/<cell>.json    the OpGraphs, written before the journal line that names them
     spec.json             the device's figures
     measurements.parquet  the journal's content once the run is finished
+    kernels.parquet       kernels measured to calibrate the device, or imported
+    hardware.jsonl        what a characterisation measured; hardware.parquet once it is finished
     report.md report.html what was shown
 
 The results are in one place at a time: in the journal while it exists, else in the parquet file. `finish` writes the
@@ -17,22 +19,27 @@ Example::
         folder.finish()
     RunFolder.open(folder.path).results()
 
-Across runs, with DuckDB: see `profiler.record.measurements`.
+Across runs, with DuckDB: see `profiler.record.pass_table`.
 """
 
 import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Literal, Self
 
-from profiler.record import journal
-from profiler.record.errors import RequestError
-from profiler.record.files import read_record, write_text
-from profiler.record.lock import Lock
-from profiler.record.run import RUN_SCHEMA, Cell, CellResult, Run
+from profiler.record.files import Journal, Lock, read_record, write_text
+from profiler.record.run import RUN_SCHEMA, Cell, CellResult, RequestError, Run
 from roofline.hardware import SPEC_SCHEMA, HardwareSpec
 from roofline.op import GRAPH_SCHEMA, OpGraph
+
+MEASUREMENTS, KERNELS, HARDWARE = "measurements.parquet", "kernels.parquet", "hardware.parquet"
+HARDWARE_JOURNAL = "hardware.jsonl"
+KERNELS_MEND = "restore it, or import it again: python -m profiler import"
+IMPORTED = "format"
+"""Option of a run that imported kernels: the tool whose tables they are. A run that has it has a table of kernels."""
+Content = Literal["passes", "hardware", "kernels"]
+"""What a run measured: passes of models; the device, which has measurements instead of cells; a table of kernels."""
 
 LONGEST_NAME = 200
 """Characters of a file name made from a key; file systems allow 255 bytes with the suffix."""
@@ -82,9 +89,9 @@ class RunFolder:
             results = folder.results()
             if folder._spec.exists():
                 folder.read_spec()
-            journal.drop_torn_line(folder._journal)
-            if not folder._journal.exists():
-                journal.rewrite(folder._journal, results)
+            folder._journal.drop_torn_line()
+            if not folder._journal.path.exists():
+                folder._journal.rewrite(map(_line, results))
             folder._write_run(folder.run.model_copy(update={"schema_version": RUN_SCHEMA, "finished": None}))
         except BaseException:
             lock.release()
@@ -97,19 +104,20 @@ class RunFolder:
         Raises InvalidMeasurement where a figure is not finite, RequestError where the disk refuses.
         """
         self._require_lock()
-        journal.append(self._journal, result)
+        self._journal.append(*_line(result))
 
     def results(self) -> list[CellResult]:
-        """The latest result of each cell.
+        """The latest result of each cell, in the order in which the cells were first measured.
 
         Raises RequestError where the journal or the table is damaged, or a finished run has neither.
         """
         self._require_results()
-        if self._journal.exists() or not self._table.exists():
-            return journal.latest(journal.read(self._journal))
-        from profiler.record import measurements  # Arrow takes long to load; `list` does without it
+        if self._journal.path.exists() or not self._table.exists():
+            results = self._journal.read(CellResult.model_validate_json)
+            return list({result.cell.key: result for result in results}.values())
+        from profiler.record.pass_table import read_results  # Arrow takes long to load; `list` does without it
 
-        return measurements.read(self._table)
+        return read_results(self.path)
 
     def write_graph(self, cell: Cell, graph: OpGraph) -> str:
         """Keep the graph of a cell; returns what `CellResult.graph` names it by."""
@@ -158,13 +166,13 @@ class RunFolder:
     def finish(self) -> None:
         """Turn the journal into measurements.parquet and mark the run finished."""
         self._require_lock()
-        from profiler.record import measurements
+        from profiler.record.pass_table import write_results
 
         results = self.results()
         graphs = {result.graph: self.read_graph(result.graph) for result in results if result.graph and _timed(result)}
-        measurements.write(self._table, self.run, results, graphs)
+        write_results(self.path, self.run, results, graphs)
         self._write_run(self.run.model_copy(update={"finished": datetime.now(UTC).isoformat(timespec="seconds")}))
-        self._journal.unlink(missing_ok=True)
+        self._journal.path.unlink(missing_ok=True)
 
     def note(self, **changes: object) -> None:
         """Change fields of run.json."""
@@ -184,19 +192,32 @@ class RunFolder:
         self.close()
 
     @property
-    def _journal(self) -> Path:
-        return self.path / "journal.jsonl"
+    def content(self) -> Content:
+        """What the run measured. Raises RequestError where it imported a table of kernels that is gone."""
+        if self.run.cells:
+            return "passes"
+        if (self.path / HARDWARE_JOURNAL).exists() or (self.path / HARDWARE).exists():
+            return "hardware"
+        if (self.path / KERNELS).exists():
+            return "kernels"
+        if IMPORTED in self.run.options:
+            raise RequestError(f"{self.path / KERNELS} is missing; {KERNELS_MEND}")
+        return "passes"
+
+    @property
+    def _journal(self) -> Journal:
+        return Journal(self.path / "journal.jsonl")
 
     @property
     def _table(self) -> Path:
-        return self.path / "measurements.parquet"
+        return self.path / MEASUREMENTS
 
     @property
     def _spec(self) -> Path:
         return self.path / "spec.json"
 
     def _require_results(self) -> None:
-        if self.run.finished and not self._journal.exists() and not self._table.exists():
+        if self.run.finished and not self._journal.path.exists() and not self._table.exists():
             raise RequestError(f"{self._table} is missing from a finished run; restore it, or measure in a new run")
 
     def _write_run(self, run: Run) -> None:
@@ -206,6 +227,11 @@ class RunFolder:
     def _require_lock(self) -> None:
         if self._lock is None:
             raise RuntimeError(f"{self.path} was opened to read, or closed; use create or open_for_resume to write")
+
+
+def _line(result: CellResult) -> tuple[dict[str, Any], str]:
+    """A line of the journal, and what a refusal to write it names."""
+    return result.model_dump(mode="json"), result.cell.key
 
 
 def _timed(result: CellResult) -> bool:

@@ -1,16 +1,21 @@
-"""What the options of `predict` say, as workloads, devices and what-ifs; each refusal is one line.
+"""What options say, as numbers, words, workloads, devices and what-ifs; each refusal is one line.
+
+An option that would change nothing is refused, rather than left out in silence.
 
 Example: ``Lengths(prompts=(128,), contexts=(1024,), batches=(1,), dtype="bfloat16").workloads("decode")``
 """
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from profiler.record.errors import RequestError
-from roofline.hardware import load_device
+import typer
+
+from profiler.record.run import Environment, RequestError
+from roofline.hardware import HardwareSpec, load_device
 from roofline.inquiry import CALIBRATED, Device
 from roofline.whatif.registry import WhatIf, check_order, parse
 from roofline.workload import Logits, Workload
@@ -25,6 +30,17 @@ PART = re.compile(r"^(\d+)x(\d+)(?:@(\d+))?$")
 """Sequences x new tokens @ cached tokens."""
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+SIZES = frozenset({"--phase", "--prompt", "--context", "--batch", "--logits"})
+"""Options that say which passes are asked for."""
+
+OF_PAPER = frozenset({"--bits", "--flash"})
+NOT_OF_PAPER = frozenset({
+    "--what-if", "--mix", "--output", "--draft", "--decode-hardware", "--largest", "--csv", "--html", "--form",
+    "--phase", "--context", "--logits",
+})  # fmt: skip
+"""Of the two accountings each has options that mean nothing to the other."""
 
 
 @contextmanager
@@ -131,3 +147,46 @@ def device(name: str, peaks: str) -> Device:
         if found is not None:
             return Device(spec, found, CALIBRATED if wanted == CALIBRATED else origin)
     raise RequestError(f"{name} has no {wanted} peaks; use --peaks auto or another device")
+
+
+def measured_spec(path: Path, environment: Environment) -> HardwareSpec:
+    """The device's figures and laws. Raises RequestError, one line: another device's, or nothing measured in it."""
+    try:
+        spec = load_device(path)
+    except ValueError as error:
+        raise RequestError(f"--hardware: {error}") from error
+    if spec.measured is None:
+        raise RequestError(f"--hardware: {path} holds nothing measured; leave it out, or name the spec.json of a run")
+    if environment.device not in (spec.name, *spec.matches):
+        raise RequestError(f"--hardware: {path} is of {spec.name}, and this is {environment.device}; leave it out")
+    return spec
+
+
+def given_options(invocation: typer.Context) -> frozenset[str]:
+    """The options that were written down."""
+    written = (name for name in invocation.params if _is_written(invocation, name))
+    return frozenset(f"--{name.replace('_', '-')}" for name in written)
+
+
+def _is_written(invocation: typer.Context, name: str) -> bool:
+    source = invocation.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def listed(options: Iterable[str]) -> str:
+    """Options as a sentence has them."""
+    return ", ".join(sorted(options))
+
+
+def refuse_in_vain(given: frozenset[str], accounting: str) -> None:
+    """Options that would change nothing are refused, rather than left out in silence."""
+    if accounting == "paper" and (vain := given & NOT_OF_PAPER):
+        raise RequestError(f"--accounting paper has no {listed(vain)}; leave it out, or use --accounting roofcal")
+    if accounting != "paper" and (vain := given & OF_PAPER):
+        raise RequestError(f"{listed(vain)} is of --accounting paper; here use --what-if, as quantise:weights=4")
+    for options, needed in (
+        ({"--draft", "--decode-hardware"}, "--output"),
+        ({"--speculate", "--acceptance"}, "--draft"),
+    ):
+        if needed not in given and (vain := given & options):
+            raise RequestError(f"{listed(vain)} changes nothing without {needed}; add {needed}")

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -12,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from profiler.record import measurements
-from profiler.record.errors import RequestError
-from profiler.record.run import RUN_SCHEMA, Cell, CellResult, KernelTimes, Mode, Run
-from profiler.record.store import RunFolder, slug
+from profiler.record import pass_table
+from profiler.record.folder import RunFolder, slug
+from profiler.record.parquet import METADATA_KEY
+from profiler.record.run import RUN_SCHEMA, Cell, CellResult, KernelTimes, Mode, RequestError, Run
 from roofline.hardware import HardwareSpec
 from roofline.op import OpGraph
 
@@ -245,7 +246,7 @@ def test_kill_9_keeps_what_was_measured_and_frees_the_lock(
         import sys, time
         from pathlib import Path
         from profiler.record.run import CellResult, Run
-        from profiler.record.store import RunFolder
+        from profiler.record.folder import RunFolder
         from roofline.op import OpGraph
         base = Path(sys.argv[1])
         result = CellResult.model_validate_json((base / "result").read_text())
@@ -292,21 +293,21 @@ def test_a_damaged_or_newer_table_is_refused(
     with _filled(tmp_path, run, result, graph) as folder:
         folder.finish()
     with monkeypatch.context() as later:
-        later.setattr(measurements, "RUN_SCHEMA", 0)
+        later.setattr(pass_table, "TABLE", replace(pass_table.TABLE, schema_version=0))
         with pytest.raises(RequestError, match="newer roofcal"):
             folder.results()
     table = folder.path / "measurements.parquet"
     table.write_bytes(table.read_bytes()[:-20])
-    with pytest.raises(RequestError, match="not a whole roofcal table"):
+    with pytest.raises(RequestError, match=r"measurements\.parquet.*; restore it, or measure in a new run"):
         folder.results()
     empty = pa.table({"x": [1]}).replace_schema_metadata(
-        {measurements.METADATA_KEY: json.dumps({"schema_version": 1, "cells": [{}]})}
+        {METADATA_KEY: json.dumps({"schema_version": 1, "cells": [{}]})}
     )
     pq.write_table(empty, table)
-    with pytest.raises(RequestError, match="holds no whole results"):
+    with pytest.raises(RequestError, match="is no whole table of results"):
         folder.results()
     duckdb.sql(f"COPY (SELECT 1 AS x) TO '{table}' (FORMAT parquet)")
-    with pytest.raises(RequestError, match="not a whole roofcal table"):
+    with pytest.raises(RequestError, match=r"measurements\.parquet.*; restore it, or measure in a new run"):
         folder.results()
 
 
@@ -325,7 +326,7 @@ def test_duckdb_reads_across_runs(tmp_path: Path, run: Run, result: CellResult, 
     for name in ("one", "two"):
         with _filled(tmp_path, run.model_copy(update={"name": name}), result, graph) as folder:
             folder.finish()
-    documented = str(measurements.__doc__)
+    documented = str(pass_table.__doc__)
     example = documented[documented.index("duckdb.sql(") :].replace("results/*", f"{tmp_path}/*")
     rows = {row[:-1]: row[-1] for row in eval(example).fetchall()}
     about = (run.environment.device, "example", "prefill")
@@ -366,3 +367,12 @@ def test_kernels_of_a_compiled_pass_survive_finishing(
 def test_cells_of_different_modes_have_keys_of_their_own(cell: Cell) -> None:
     keys = {cell.model_copy(update={"mode": mode}).key for mode in get_args(Mode)}
     assert len(keys) == 4 and cell.key in keys and f"{cell.key}-cuda-graph" in keys
+
+
+def test_the_latest_result_of_a_cell_counts(tmp_path: Path, run: Run, result: CellResult, decode_cell: Cell) -> None:
+    failed = result.model_copy(update={"status": "failed"})
+    other = result.model_copy(update={"cell": decode_cell})
+    with RunFolder.create(tmp_path, run) as folder:
+        for each in (failed, other, result):
+            folder.append(each)
+        assert folder.results() == [result, other]

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from profiler.record.errors import RequestError
-from profiler.record.store import RunFolder
+from profiler.record.folder import Content, RunFolder
+from profiler.record.run import RequestError
 from roofline.record import Record
 
 
@@ -26,8 +26,7 @@ class RunSummary(Record):
     cells: int = 0
     """Cells that were asked for."""
     models: tuple[str, ...] = ()
-    kind: Literal["passes", "hardware", "kernels"] = "passes"
-    """hardware: a characterisation of the device, which has measurements instead of cells; kernels: a table of them."""
+    kind: Content = "passes"
     measurements: int = 0
     """Of a characterisation."""
     kernels: dict[str, int] = {}
@@ -41,11 +40,19 @@ def list_runs(base: Path) -> list[RunSummary]:
 
 
 def _summary(path: Path) -> RunSummary:
+    measurements, kernels = 0, {}
     try:
         folder = RunFolder.open(path)
         folder.require_whole()
-        kernels = _kernels(folder)
-        measurements = None if kernels else _measurements(folder)
+        content = folder.content
+        if content == "hardware":
+            from profiler.record.hardware_table import count_measurements  # Arrow takes long to load
+
+            measurements = count_measurements(path)
+        elif content == "kernels":
+            from profiler.record.kernel_table import count_kernels
+
+            kernels = {f"{kind} {dtype}": rows for (kind, dtype), rows in count_kernels(path).items()}
     except RequestError as error:
         return RunSummary(path=path, state="unreadable", why=str(error))
     run = folder.run
@@ -57,50 +64,10 @@ def _summary(path: Path) -> RunSummary:
         started=run.started,
         cells=len(run.cells),
         models=tuple(dict.fromkeys(cell.model for cell in run.cells)),
-        kind="kernels" if kernels else "passes" if measurements is None else "hardware",
-        measurements=measurements or 0,
+        kind=content,
+        measurements=measurements,
         kernels=kernels,
     )
-
-
-def is_table(folder: RunFolder) -> bool:
-    """Whether a run is a table of kernels. Raises RequestError where it was one and the table is gone."""
-    if folder.run.cells:
-        return False
-    from profiler.record import kernels  # as below
-
-    if kernels.has_kernels(folder.path):
-        return True
-    if kernels.OPTION in folder.run.options:
-        raise RequestError(f"{folder.path / kernels.TABLE} is missing; {kernels.MEND}")
-    return False
-
-
-def _kernels(folder: RunFolder) -> dict[str, int]:
-    """Rows by kind and dtype of a table of kernels; empty where the run is none."""
-    if not is_table(folder):
-        return {}
-    from profiler.record.kernels import count
-
-    return {f"{kind} {dtype}": rows for (kind, dtype), rows in count(folder.path).items()}
-
-
-def is_characterisation(folder: RunFolder) -> bool:
-    """Whether a run measured the device and no model."""
-    if folder.run.cells:
-        return False
-    from profiler.record.hardware import has_measurements  # Arrow takes long to load; a run with cells does without it
-
-    return has_measurements(folder.path)
-
-
-def _measurements(folder: RunFolder) -> int | None:
-    """How many a characterisation has; None where the run is none."""
-    if not is_characterisation(folder):
-        return None
-    from profiler.record.hardware import count_measurements
-
-    return count_measurements(folder.path)
 
 
 def find_run(name: str, base: Path) -> RunFolder:

@@ -2,7 +2,7 @@
 
 One row is one thing timed in one cell; `op`, `path`, `name`, `kind`, `count` and `kernels` are null where `what` is not
 about one operation or kernel. What a `CellResult` holds besides samples (status, closure, what really ran) is kept as
-JSON under the key `roofcal` of the file's own metadata, so that ``read(write(results)) == results``.
+JSON in the file's header, so that `read_results` gives back what `write_results` was given.
 
 | what | samples, seconds |
 |---|---|
@@ -21,21 +21,16 @@ Example, across all runs, with the embedded DuckDB::
                "FROM read_parquet('results/*/*/measurements.parquet') WHERE what = 'device' GROUP BY ALL")
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from profiler.record.errors import RequestError
-from profiler.record.files import replacing
+from profiler.record.folder import MEASUREMENTS
+from profiler.record.parquet import Table
 from profiler.record.run import RUN_SCHEMA, Cell, CellResult, OpTimes, Run
 from roofline.op import OpGraph
-
-METADATA_KEY = b"roofcal"
-MEND = "restore it, or measure in a new run"
 
 COLUMNS = pa.schema(
     [
@@ -61,6 +56,8 @@ COLUMNS = pa.schema(
     ]
 )
 
+TABLE = Table(MEASUREMENTS, "table of results", RUN_SCHEMA, COLUMNS, mend="restore it, or measure in a new run")
+
 WHOLE_PASS = {
     "wall": "wall_s",
     "profiled_wall": "profiled_wall_s",
@@ -70,7 +67,7 @@ WHOLE_PASS = {
 """`what` of a row that is not about one operation -> field of CellResult."""
 
 
-def write(path: Path, run: Run, results: Sequence[CellResult], graphs: Mapping[str, OpGraph]) -> None:
+def write_results(folder: Path, run: Run, results: Sequence[CellResult], graphs: Mapping[str, OpGraph]) -> None:
     """Write the results of a run; `graphs` holds each `CellResult.graph` that has measured operations.
 
     Raises ValueError where a measured operation is not in its graph, RequestError where the file cannot be written.
@@ -79,10 +76,7 @@ def write(path: Path, run: Run, results: Sequence[CellResult], graphs: Mapping[s
     samples: dict[str, Any] = dict.fromkeys(("ops", *WHOLE_PASS.values()), True)
     samples["kernels"] = {"__all__": {"device_s", "gap_s"}}
     heads = [result.model_dump(mode="json", exclude=samples) for result in results]
-    metadata = {METADATA_KEY: json.dumps({"schema_version": RUN_SCHEMA, "cells": heads}, allow_nan=False).encode()}
-    table = pa.Table.from_pylist(rows, schema=COLUMNS.with_metadata(metadata))
-    with replacing(path) as partial:
-        pq.write_table(table, partial, compression="zstd")
+    TABLE.write(folder, pa.Table.from_pylist(rows, schema=COLUMNS), cells=heads)
 
 
 def _rows(run: Run, result: CellResult, graphs: Mapping[str, OpGraph]) -> list[dict[str, Any]]:
@@ -128,25 +122,16 @@ def _operation(result: CellResult, index: int, graphs: Mapping[str, OpGraph]) ->
     return {"op": index, "path": op.path, "name": op.name, "kind": op.kind.value, "count": op.count}
 
 
-def read(path: Path) -> list[CellResult]:
-    """The results that `write` was given. Raises RequestError: damaged, not ours, or from a newer roofcal."""
-    try:
-        table = pq.read_table(path)
-        header = json.loads(table.schema.metadata[METADATA_KEY])
-        version, heads = int(header["schema_version"]), header["cells"]
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error}; {MEND}") from error
-    except (KeyError, TypeError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise RequestError(f"{path} is not a whole roofcal table; {MEND}") from error
-    if version > RUN_SCHEMA:
-        raise RequestError(f"{path} is from a newer roofcal (schema {version}): update roofcal")
+def read_results(folder: Path) -> list[CellResult]:
+    """The results that `write_results` was given. Raises RequestError: damaged, not roofcal's, or from a newer one."""
+    return TABLE.read(folder, _results)
+
+
+def _results(table: Any, header: Mapping[str, Any]) -> list[CellResult]:
     rows: dict[str, list[dict[str, Any]]] = {}
-    try:
-        for row in table.select(["cell", "op", "what", "kernels", "samples"]).to_pylist():
-            rows.setdefault(row["cell"], []).append(row)
-        return [_result(head, rows) for head in heads]
-    except (KeyError, TypeError, ValueError) as error:
-        raise RequestError(f"{path} holds no whole results; {MEND}") from error
+    for row in table.select(["cell", "op", "what", "kernels", "samples"]).to_pylist():
+        rows.setdefault(row["cell"], []).append(row)
+    return [_result(head, rows) for head in header["cells"]]
 
 
 def _result(head: dict[str, Any], rows: Mapping[str, list[dict[str, Any]]]) -> CellResult:

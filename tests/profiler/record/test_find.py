@@ -2,10 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from profiler.record.errors import RequestError
-from profiler.record.index import find_run, list_runs
-from profiler.record.run import Run
-from profiler.record.store import RunFolder
+from profiler.record.find import find_run, list_runs
+from profiler.record.folder import RunFolder
+from profiler.record.run import RequestError, Run
 from roofline.hardware import HardwareSpec
 
 SPEC = HardwareSpec(name="example", kind="cpu")

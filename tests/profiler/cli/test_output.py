@@ -1,6 +1,6 @@
 import io
 
-from profiler.cli.progress import progress
+from profiler.cli.output import progress
 
 
 class Terminal(io.StringIO):

@@ -1,15 +1,17 @@
 """The journal and the table of a characterisation: nothing is lost, nothing is made up."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
 import pytest
 from microbench_samples import characterised, lost, measured
 
-from profiler.record.errors import RequestError
-from profiler.record.hardware import JOURNAL, TABLE, HardwareLog, has_measurements, read_measurements
-from profiler.record.run import Environment, Run
+from profiler.record import hardware_table
+from profiler.record.folder import HARDWARE, HARDWARE_JOURNAL
+from profiler.record.hardware_table import HardwareLog, count_measurements, read_measurements
+from profiler.record.run import Environment, RequestError, Run
 
 RUN = Run(
     name="hardware",
@@ -25,7 +27,7 @@ RUN = Run(
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
     log = HardwareLog(tmp_path)
-    assert not has_measurements(tmp_path) and read_measurements(tmp_path) == []
+    assert count_measurements(tmp_path) == 0 and read_measurements(tmp_path) == []
     for one in characterised():
         log.append(one)
     log.choose("bfloat16", (512, 768, 256), "n×k")
@@ -35,14 +37,14 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert again.layouts == {"bfloat16": "n×k"}
     assert again.shapes == {"bfloat16": (512, 768, 256)} and again.done == {(1, "memory")}
     again.finish(RUN)
-    assert not (tmp_path / JOURNAL).exists() and has_measurements(tmp_path)
+    assert not (tmp_path / HARDWARE_JOURNAL).exists() and count_measurements(tmp_path) == len(characterised())
     assert read_measurements(tmp_path) == characterised()
 
 
 def test_a_line_that_was_cut_off_is_not_there_and_the_next_one_is_whole(tmp_path: Path) -> None:
     log = HardwareLog(tmp_path)
     log.append(measured("memory", "copy", 1e9))
-    with (tmp_path / JOURNAL).open("ab") as file:
+    with (tmp_path / HARDWARE_JOURNAL).open("ab") as file:
         file.write(b'{"measurement": {"benchm')
     again = HardwareLog(tmp_path)
     assert len(again.measurements) == 1
@@ -52,13 +54,13 @@ def test_a_line_that_was_cut_off_is_not_there_and_the_next_one_is_whole(tmp_path
 
 @pytest.mark.parametrize("line", ["{", '{"measurement": {"benchmark": 1}}', '{"done": 3}', "[]"])
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
-    (tmp_path / JOURNAL).write_text(line + "\n")
+    (tmp_path / HARDWARE_JOURNAL).write_text(line + "\n")
     with pytest.raises(RequestError, match=r"line 1 is damaged .*delete the line"):
         HardwareLog(tmp_path)
 
 
 def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
-    (tmp_path / TABLE).write_bytes(b"not parquet")
+    (tmp_path / HARDWARE).write_bytes(b"not parquet")
     with pytest.raises(RequestError, match="measure again"):
         read_measurements(tmp_path)
 
@@ -66,7 +68,7 @@ def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
 def test_a_newer_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = HardwareLog(tmp_path)
     log.append(measured("memory", "copy", 1e9))
-    monkeypatch.setattr("profiler.record.hardware.MEASUREMENT_SCHEMA", 99)
+    monkeypatch.setattr(hardware_table, "TABLE", replace(hardware_table.TABLE, schema_version=99))
     log.finish(RUN)
     monkeypatch.undo()
     with pytest.raises(RequestError, match="newer roofcal"):
@@ -93,7 +95,7 @@ def test_duckdb_reads_values_and_samples(tmp_path: Path) -> None:
     log.append(lost("memory", "read", "out of memory"))
     log.finish(RUN)
     rows = duckdb.sql(
-        f"""select "case", value, len(samples), status, reason from '{tmp_path / TABLE}' order by "case" """
+        f"""select "case", value, len(samples), status, reason from '{tmp_path / HARDWARE}' order by "case" """
     ).fetchall()
     assert rows[0][0] == "copy" and rows[0][1] == pytest.approx(2e9) and rows[0][2] == 20
     assert rows[1] == ("read", None, 0, "failed", "out of memory")
