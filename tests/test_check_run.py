@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.reports import document, load
+from calibrate.passes.reports import document, load
 from profiler.record.folder import RunFolder
 from profiler.record.run import CellResult, Run
 from roofline.hardware import HardwareSpec

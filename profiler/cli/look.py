@@ -83,8 +83,8 @@ def show(
 
 
 def _show_passes(folder: RunFolder, hardware: Path | None, as_json: bool) -> None:
+    from calibrate.passes.reports import document, load, load_spec
     from calibrate.report.terminal import render
-    from calibrate.reports import document, load, load_spec
 
     spec = load_spec(folder) if hardware is None else measured_spec(hardware, folder.run.environment)
     reports, failed = load(folder, spec)

@@ -171,7 +171,7 @@ def _resumed(path: Path, seconds: float | None) -> tuple[RunFolder, frozenset[st
 
     `seconds`: of passes for each cell that is measured now, where not those of the run.
     """
-    from calibrate.reports import sound
+    from calibrate.passes.reports import sound
 
     require_same_machine(RunFolder.open(path).run)
     folder, _ = RunFolder.open_for_resume(path)
@@ -238,8 +238,8 @@ def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
 def _show(folder: RunFolder, as_json: bool, spent: Spent) -> int:
     """Write the reports and show them; the exit code."""
     with spent.on("report"):
+        from calibrate.passes.reports import advice, document, load, load_spec
         from calibrate.report import html, markdown, terminal
-        from calibrate.reports import advice, document, load, load_spec
 
         (reports, failed), spec = load(folder), load_spec(folder)
         folder.write_report("report.md", markdown.render(reports, folder.run, spec, failed))

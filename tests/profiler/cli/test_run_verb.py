@@ -16,8 +16,8 @@ from tiny import tiny
 from waiting import LAST_RESORT_S, until
 
 from calibrate import kernel_shapes
-from calibrate.reports import sound
-from calibrate.waterfall import TERMS
+from calibrate.passes.pass_report import TERMS
+from calibrate.passes.reports import sound
 from profiler import job
 from profiler.cli.app import main
 from profiler.microbench import eager, probe_kernels, probe_table

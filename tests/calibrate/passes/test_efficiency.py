@@ -7,11 +7,10 @@ from graphs import GraphBuilder, peaks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibrate.efficiency import summarise
-from calibrate.op_times import layer_kind
-from calibrate.pass_report import PassReport, to_json
+from calibrate.passes.efficiency import summarise
+from calibrate.passes.pass_report import TERMS, PassReport, to_json, waterfall
+from calibrate.passes.table import layer_kind
 from calibrate.replicates import median_of
-from calibrate.waterfall import TERMS, waterfall
 from profiler.record.measurement import Window
 from profiler.record.run import Cell, CellResult, Closure, OpTimes
 from roofline.facts import facts_of

@@ -10,12 +10,11 @@ Example: ``predicted.ends(count)`` → (low, high) seconds of all operations; No
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.kernel_times import KernelTable
 from profiler.record.run import Mode
 from roofline.forecast import HOST_MODEL, pass_wall_s
 from roofline.hardware import HardwareSpec, Peaks
@@ -24,6 +23,9 @@ from roofline.law_prices import LawPrices
 from roofline.level import PROBES, LevelRatio
 from roofline.level_prices import level_factors, ratio_of
 from roofline.op import OpGraph
+
+if TYPE_CHECKING:
+    from calibrate.passes.table import KernelTable
 
 Array = NDArray[np.float64]
 Ends = tuple[float, float]
@@ -127,7 +129,7 @@ class Wall:
 
 
 def predicted_wall(
-    graph: OpGraph, count: Array, spec: HardwareSpec, predicted: Predicted, mode: Mode, compiled: KernelTable | None
+    graph: OpGraph, count: Array, spec: HardwareSpec, predicted: Predicted, mode: Mode, compiled: "KernelTable | None"
 ) -> Wall:
     """By calibrated laws: the host model over the predicted device times.
 
@@ -164,7 +166,7 @@ def predicted_wall(
     return Wall(found, wall(times_s, 1.0), ends)
 
 
-def executed_wall(count: Array, spec: HardwareSpec, time_s: Array, mode: Mode, compiled: KernelTable | None) -> Wall:
+def executed_wall(count: Array, spec: HardwareSpec, time_s: Array, mode: Mode, compiled: "KernelTable | None") -> Wall:
     """By rooflines at achieved peaks, as `predicted_wall`; without an interval."""
     if spec.measured is None or spec.kind == "other":
         return Wall()

@@ -8,10 +8,9 @@ import pytest
 from calibrated_laws import at_priors
 from graphs import GraphBuilder, peaks
 
-from calibrate.efficiency import summarise
-from calibrate.pass_report import PassReport, to_json
-from calibrate.predicted import Array, Predicted
-from calibrate.waterfall import TERMS
+from calibrate.passes.efficiency import summarise
+from calibrate.passes.pass_report import TERMS, PassReport, to_json
+from calibrate.passes.predicted import Array, Predicted
 from profiler.record.run import Cell, CellResult, Closure, OpTimes
 from roofline.facts import facts_of
 from roofline.hardware import Chip, Figure, HardwareSpec

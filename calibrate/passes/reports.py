@@ -6,8 +6,8 @@ Example: ``[report.wall_s for report in load(RunFolder.open(path))[0]]``
 from collections.abc import Sequence
 from typing import Any
 
-from calibrate.efficiency import summarise
-from calibrate.pass_report import PassReport, to_json
+from calibrate.passes.efficiency import summarise
+from calibrate.passes.pass_report import PassReport, to_json
 from profiler.record.folder import RunFolder
 from profiler.record.run import CellResult, RequestError
 from roofline.hardware import HardwareSpec

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.reports import advice, document, load, sound
+from calibrate.passes.reports import advice, document, load, sound
 from profiler.record.folder import RunFolder
 from profiler.record.run import CellResult, Run
 from roofline.op import OpGraph

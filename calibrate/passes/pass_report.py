@@ -1,19 +1,25 @@
 """What every view shows of one measured pass: records of times, their intervals, and the terms between them.
 
-`calibrate.efficiency.summarise` makes them; terminal, Markdown, HTML and JSON render them and compute nothing of their
-own. Ends of intervals are of 90 %; they are None where too little was measured to tell.
+`calibrate.passes.efficiency.summarise` makes them; terminal, Markdown, HTML and JSON render them and compute nothing of
+their own. Ends of intervals are of 90 %; they are None where too little was measured to tell.
+
+The terms of a waterfall are what each piece of reality adds, signed, never clipped; each needs the times on both its
+sides. Where one is not known, its two terms are given as one, under both names: the sum is the same, and an unknown is
+never shown as 0. So a pass without reference probes has one term "level+residual".
 
 Example: ``to_json(summarise(result, graph, spec))["wall_s_low"]``
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-from calibrate.kernel_times import FusedKernel
-from calibrate.waterfall import Waterfall
 from profiler.record.run import Closure, Mode
 from roofline.level import LevelRatio
 from roofline.record import Record
 from roofline.workload import Workload
+
+TERMS = ("ideal", "peak_derate", "extra_work", "shape_loss", "level", "residual")
+"""Each ends at the rung of its position: T0, T1, T2, T3, T3 at the level of the pass, T4."""
 
 
 class Rungs(Record):
@@ -31,6 +37,38 @@ class Rungs(Record):
     """T3 at the level of the machine beside the pass; None where reference probes did not run in both."""
     measured: float
     """T4: device time."""
+
+
+class Waterfall(Record):
+    """Signed seconds that add up to the wall time. A term with an unknown rung is None and shown merged."""
+
+    ideal: float | None
+    peak_derate: float | None
+    extra_work: float | None
+    shape_loss: float | None
+    level: float | None = None
+    """The machine is slower than when the laws were fitted."""
+    residual: float | None
+    idle: float
+    merged: dict[str, float] = {}
+    """Terms that an unknown rung joins: {"level+residual": seconds}."""
+
+
+class FusedKernel(Record):
+    """Calls of alike kernels: one name, one set of layer kinds."""
+
+    name: str
+    """Without the numbers that the compiler gives its graphs and kernels."""
+    modules: tuple[str, ...]
+    """Layer kinds that it came from, in order; the index of a repeated layer is "*"."""
+    kinds: tuple[str, ...]
+    """Kinds of its operations."""
+    count: float
+    """Calls in the whole model."""
+    measured_s: float
+    """In total."""
+    predicted_s: float | None
+    """By the law of its operation, else the roofline of what it moves and computes, in total; None: not known."""
 
 
 class LayerEfficiency(Record):
@@ -74,7 +112,7 @@ class PassReport(Record):
     model: str
     workload: Workload
     status: str
-    """"done", "inconclusive" or "invalid", as `calibrate.soundness` judges."""
+    """"done", "inconclusive" or "invalid", as `calibrate.passes.verdict` judges."""
     reason: str | None
     wall_s: float
     """Median over the rounds of the median of their unprofiled passes; scaled where only some layers ran."""
@@ -137,6 +175,34 @@ class PassReport(Record):
     excess_low: float | None = None
     """Ends of its 99 % interval, of pairs within a round; below a tolerance unless the pass contradicts itself."""
     excess_high: float | None = None
+
+
+def waterfall(rungs: Sequence[float | None], measured_s: float, idle_s: float) -> Waterfall:
+    """The terms between rungs in the order of `TERMS`, the last one being measured: all add up to it and the idle.
+
+    ``waterfall([None, 2.0, 3.0, 3.2, None], measured_s=4.5, idle_s=0.5)`` has extra_work 1.0, shape_loss 0.2, idle 0.5
+    and merged {"ideal+peak_derate": 2.0, "level+residual": 1.3}.
+    """
+    alone: dict[str, float | None] = dict.fromkeys(TERMS)
+    merged: dict[str, float] = {}
+    below, waiting = 0.0, []
+    for name, rung in zip(TERMS, (*rungs, measured_s), strict=True):
+        waiting.append(name)
+        if rung is None:
+            continue
+        if len(waiting) == 1:
+            alone[name] = rung - below
+        else:
+            merged["+".join(waiting)] = rung - below
+        below, waiting = rung, []
+    return Waterfall(**alone, idle=idle_s, merged=merged)
+
+
+def term_ending_at(rungs: Waterfall, last: str) -> str | None:
+    """Name of the known term that ends with the term `last`, be it merged ("level+residual"); None where none does."""
+    if getattr(rungs, last) is not None:
+        return last
+    return next((names for names in rungs.merged if names.split("+")[-1] == last), None)
 
 
 def to_json(report: PassReport) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from calibrated_laws import at_priors
 from graphs import GraphBuilder, figure, peaks
 from rich.console import Console
 
-from calibrate.efficiency import summarise
-from calibrate.pass_report import PassReport, to_json
+from calibrate.passes.efficiency import summarise
+from calibrate.passes.pass_report import PassReport, to_json
 from calibrate.report import html, markdown, terminal
 from calibrate.report.compiled import cells
 from calibrate.report.tables import fold_modules
