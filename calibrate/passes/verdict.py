@@ -19,8 +19,8 @@ from profiler.record.run import CellResult
 CERTAIN = 0.99
 """Coverage of the interval that a contradiction is judged by."""
 FEWEST_ROUNDS = 4
-"""For a contradiction: of simulated honest passes on noisy hosts (tests/calibrate/passes/test_verdict.py) 1 of 28 000 was
-called invalid with four rounds, none of 20 000 with five; three agree by chance too easily."""
+"""For a contradiction: of simulated honest passes on noisy hosts (tests/calibrate/passes/test_verdict.py) 1 of 28 000
+was called invalid with four rounds, none of 20 000 with five; three agree by chance too easily."""
 MOST_EXCESS = 0.02
 """(Busy − wall) ÷ wall that is no contradiction: recording events lengthens what it records by up to a few per cent,
 and an operation's span has a part of that."""

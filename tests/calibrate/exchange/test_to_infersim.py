@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.exchange.export import infersim
-from calibrate.exchange.export.files import Export
-from calibrate.exchange.export.infersim import LAYOUTS, SIZES
+from calibrate.exchange import to_infersim
+from calibrate.exchange.figures import Export
+from calibrate.exchange.to_infersim import LAYOUTS, SIZES
 
 NAME = "example-77-roofcal-measured"
 ROUNDED = 0.0005
@@ -44,7 +44,7 @@ def gpu_of(export: Export, **constants: float) -> GPU:
 
 @pytest.fixture(scope="module")
 def export() -> Export:
-    return infersim.write(samples.source())
+    return to_infersim.write(samples.source())
 
 
 def table(export: Export, path: str) -> list[list[str]]:
@@ -139,7 +139,7 @@ _MADE: list[Export] = []
 
 def infersim_alone() -> Export:
     if not _MADE:
-        _MADE.append(infersim.write(samples.source()))
+        _MADE.append(to_infersim.write(samples.source()))
     return _MADE[0]
 
 
@@ -154,7 +154,7 @@ def test_its_gpu_has_our_memory_links_and_clock(export: Export) -> None:
 
 
 def test_what_is_not_known_is_none() -> None:
-    bare = infersim.write(samples.source(samples.bare(), chip=None, datasheet=None))
+    bare = to_infersim.write(samples.source(samples.bare(), chip=None, datasheet=None))
     gpu = gpu_of(bare)
     assert (gpu.fp8_tflops, gpu.nvlink_bw, gpu.rdma_bw, gpu.frequency, gpu.num_sm) == (None,) * 5
     assert {"fp8_tflops", "nvlink_bw", "rdma_bw", "frequency", "num_sm", "sm_version"} == set(bare.left_out)

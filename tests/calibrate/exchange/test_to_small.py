@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.exchange.export import blis, genz, llm_analysis, llm_viewer
-from calibrate.exchange.export.files import Export, uncommented
+from calibrate.exchange.figures import Export, uncommented
+from calibrate.exchange.to_small import BLIS, GENZ, LLM_ANALYSIS, LLM_VIEWER
 from roofline.hardware import Level, Peaks
 
 NAME = "example-77-roofcal-measured"
@@ -51,17 +51,17 @@ def viewer_seconds(entry: dict[str, float], operations: float, accessed: float, 
 @given(RATE, BANDWIDTH, CAPACITY, st.integers(1, 8192))
 def test_llm_viewer_computes_a_layer_as_we_do(flops: float, bandwidth: float, capacity: float, tokens: int) -> None:
     peaks = with_rates(flops, bandwidth, capacity)
-    entry = executed(llm_viewer.write(samples.source(peaks)))["hardware_params"][NAME]
+    entry = executed(LLM_VIEWER.write(samples.source(peaks)))["hardware_params"][NAME]
     operations, accessed = 2.0 * tokens * 4096 * 11008, 2.0 * (4096 * 11008 + tokens * (4096 + 11008))
     expected = samples.seconds(peaks, operations, accessed)
     assert viewer_seconds(entry, operations, accessed) == pytest.approx(expected, rel=EXACT)
 
 
 def test_llm_viewer_has_the_8_bit_peak_or_leaves_it_out() -> None:
-    entry = executed(llm_viewer.write(samples.source()))["hardware_params"][NAME]
+    entry = executed(LLM_VIEWER.write(samples.source()))["hardware_params"][NAME]
     expected = samples.seconds(samples.peaks(), 1e15, 1e9, "int8")
     assert viewer_seconds(entry, 1e15, 1e9, bits=8) == pytest.approx(expected, rel=EXACT)
-    found = llm_viewer.write(samples.source(samples.peaks(matrix={"float16": samples.figure(3e14)})))
+    found = LLM_VIEWER.write(samples.source(samples.peaks(matrix={"float16": samples.figure(3e14)})))
     assert "INT8" not in executed(found)["hardware_params"][NAME]
     assert "INT8" in found.left_out
     assert uncommented(found.files[0].content.decode())["sixteen_bit"] == "float16"
@@ -69,9 +69,9 @@ def test_llm_viewer_has_the_8_bit_peak_or_leaves_it_out() -> None:
 
 def test_llm_viewer_needs_a_cache_and_a_16_bit_peak() -> None:
     with pytest.raises(ValueError, match="example-77 has no measured size of an on-chip cache, which LLM-Viewer needs"):
-        llm_viewer.write(samples.source(samples.bare()))
+        LLM_VIEWER.write(samples.source(samples.bare()))
     with pytest.raises(ValueError, match="no measured matrix peak of bfloat16"):
-        llm_viewer.write(samples.source(samples.peaks(matrix={"float32": samples.figure(5e13)})))
+        LLM_VIEWER.write(samples.source(samples.peaks(matrix={"float32": samples.figure(5e13)})))
 
 
 # GenZ: unit.py Unit, LLM_inference/utils.py get_inference_system, operator_base.py get_compute_time, get_memory_time
@@ -99,20 +99,20 @@ class GenZ:
 @given(RATE, BANDWIDTH, CAPACITY, st.integers(1, 8192))
 def test_genz_computes_a_gemm_as_we_do(flops: float, bandwidth: float, capacity: float, m: int) -> None:
     peaks = with_rates(flops, bandwidth, capacity)
-    system = GenZ(executed(genz.write(samples.source(peaks)))["system_configs"][NAME])
+    system = GenZ(executed(GENZ.write(samples.source(peaks)))["system_configs"][NAME])
     expected = samples.seconds(peaks, 2.0 * m * 4096 * 1024, 2.0 * (m * 1024 + 1024 * 4096 + m * 4096))
     assert system.gemm_seconds(m, 4096, 1024) == pytest.approx(expected, rel=EXACT)
     assert system.off_chip_mem_size == pytest.approx(capacity, rel=EXACT)
 
 
 def test_genz_passes_a_message_as_we_do() -> None:
-    system = GenZ(executed(genz.write(samples.source()))["system_configs"][NAME])
+    system = GenZ(executed(GENZ.write(samples.source()))["system_configs"][NAME])
     expected = samples.message_seconds(samples.peaks(), "nvlink", 1e7, messages=1)
     assert system.message_seconds(1e7) == pytest.approx(expected, rel=EXACT)
 
 
 def test_genz_takes_no_default_for_a_link_that_is_not_known() -> None:
-    found = genz.write(samples.source(samples.bare()))
+    found = GENZ.write(samples.source(samples.bare()))
     system = GenZ(executed(found)["system_configs"][NAME])
     with pytest.raises(ZeroDivisionError):
         system.message_seconds(1.0)
@@ -150,14 +150,14 @@ class GPUConfig:
 @given(RATE, BANDWIDTH, CAPACITY)
 def test_llm_analysis_loads_weights_as_we_do(flops: float, bandwidth: float, capacity: float) -> None:
     peaks = with_rates(flops, bandwidth, capacity)
-    gpu = GPUConfig(**json.loads(llm_analysis.write(samples.source(peaks)).files[0].content))
+    gpu = GPUConfig(**json.loads(LLM_ANALYSIS.write(samples.source(peaks)).files[0].content))
     assert gpu.weight_seconds(13.5e9) == pytest.approx(samples.seconds(peaks, 0, 13.5e9), rel=EXACT)
     assert gpu.compute_seconds(1e13) == pytest.approx(samples.seconds(peaks, 1e13, 0), rel=EXACT)
     assert gpu.memory() == pytest.approx(capacity, rel=EXACT)
 
 
 def test_llm_analysis_has_links_and_narrow_peaks() -> None:
-    gpu = GPUConfig(**json.loads(llm_analysis.write(samples.source()).files[0].content))
+    gpu = GPUConfig(**json.loads(LLM_ANALYSIS.write(samples.source()).files[0].content))
     assert gpu.allreduce_seconds(1e9) == pytest.approx(samples.message_seconds(samples.peaks(), "nvlink", 1e9))
     assert gpu.allreduce_seconds(1) == 6.3e-6
     assert (gpu.peak_i8_TFLOPS, gpu.peak_i4_TFLOPS) == (pytest.approx(1299.1), None)
@@ -165,7 +165,7 @@ def test_llm_analysis_has_links_and_narrow_peaks() -> None:
 
 
 def test_llm_analysis_takes_no_default_for_a_link_that_is_not_known() -> None:
-    found = llm_analysis.write(samples.source(samples.bare()))
+    found = LLM_ANALYSIS.write(samples.source(samples.bare()))
     gpu = GPUConfig(**json.loads(found.files[0].content))
     assert gpu.inter_node_bandwidth_in_GB_per_sec is None
     with pytest.raises(TypeError):
@@ -183,7 +183,7 @@ BLIS_KEYS |= {"IntraNodeBwGBps", "InterNodeBwGBps", "_comment"}
 @given(RATE, BANDWIDTH, CAPACITY, st.integers(1, 8192))
 def test_blis_computes_a_gemm_as_we_do(flops: float, bandwidth: float, capacity: float, m: int) -> None:
     peaks = with_rates(flops, bandwidth, capacity)
-    entry = json.loads(blis.write(samples.source(peaks)).files[0].content)[NAME]
+    entry = json.loads(BLIS.write(samples.source(peaks)).files[0].content)[NAME]
     compute = 2.0 * m * 4096 * 4096 / (entry["TFlopsPeak"] * 1e12 * entry["mfuPrefill"])
     weights = 2.0 * 4096 * 4096 / (entry["BwPeakTBs"] * 1e12)
     expected = samples.seconds(peaks, 2.0 * m * 4096 * 4096, 2.0 * 4096 * 4096)
@@ -193,13 +193,13 @@ def test_blis_computes_a_gemm_as_we_do(flops: float, bandwidth: float, capacity:
 
 
 def test_blis_is_strict_and_has_the_links() -> None:
-    entry = json.loads(blis.write(samples.source()).files[0].content)[NAME]
+    entry = json.loads(BLIS.write(samples.source()).files[0].content)[NAME]
     assert set(entry) == BLIS_KEYS
     assert isinstance(entry["_comment"], str)
     assert all(isinstance(value, float) for name, value in entry.items() if name != "_comment")
     assert entry["TFlopsFP8"] == pytest.approx(1301.9)
     assert (entry["IntraNodeBwGBps"], entry["InterNodeBwGBps"]) == pytest.approx((371.9, 43.1))
-    assert set(blis.write(samples.source(samples.bare())).left_out) == {
+    assert set(BLIS.write(samples.source(samples.bare())).left_out) == {
         "TFlopsFP8",
         "IntraNodeBwGBps",
         "InterNodeBwGBps",

@@ -13,9 +13,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.exchange.export import aiconfigurator
-from calibrate.exchange.export.aiconfigurator_tables import METADATA
-from calibrate.exchange.export.files import Export, uncommented
+from calibrate.exchange import to_aiconfigurator
+from calibrate.exchange.figures import Export, uncommented
+from calibrate.exchange.to_aiconfigurator import METADATA
 
 NAME = "example-77-roofcal-measured"
 FOLDER = f"data/{NAME}/{{}}/vllm/9.8.7+roofcal/{{}}_perf.parquet"
@@ -23,7 +23,7 @@ FOLDER = f"data/{NAME}/{{}}/vllm/9.8.7+roofcal/{{}}_perf.parquet"
 
 @pytest.fixture(scope="module")
 def export() -> Export:
-    return aiconfigurator.write(samples.source())
+    return to_aiconfigurator.write(samples.source())
 
 
 def rows(export: Export, family: str, operation: str) -> pd.DataFrame:
@@ -77,7 +77,7 @@ def test_the_system_file_is_si_and_says_what_is_left_out(export: Export) -> None
 
 @given(st.floats(min_value=0, allow_infinity=False) | st.integers(0, 2**53).map(float))
 def test_a_number_comes_back_from_yaml_to_the_bit(value: float) -> None:
-    read = yaml.safe_load(f"a: {aiconfigurator.number(value)}")["a"]
+    read = yaml.safe_load(f"a: {to_aiconfigurator.number(value)}")["a"]
     assert isinstance(read, int | float)
     assert read == value
 
@@ -136,7 +136,7 @@ def test_tables_say_who_made_them(export: Export) -> None:
 
 
 def test_without_fp8_there_are_no_fp8_rows() -> None:
-    bare = aiconfigurator.write(samples.source(samples.bare()))
+    bare = to_aiconfigurator.write(samples.source(samples.bare()))
     assert set(rows(bare, "gemm", "gemm").gemm_dtype) == {"bfloat16"}
     assert "2 × bfloat16_tc_flops" in bare.left_out["gpu.fp8_tc_flops"]
     assert "node:" in bare.files[0].content.decode()
@@ -145,4 +145,4 @@ def test_without_fp8_there_are_no_fp8_rows() -> None:
 
 def test_without_bfloat16_it_is_refused() -> None:
     with pytest.raises(ValueError, match="no measured matrix peak of bfloat16, which AIConfigurator needs"):
-        aiconfigurator.write(samples.source(samples.peaks(matrix={"float16": samples.figure(1e14)})))
+        to_aiconfigurator.write(samples.source(samples.peaks(matrix={"float16": samples.figure(1e14)})))

@@ -1,16 +1,18 @@
-"""Other tools' files as they are: a table read whole, its columns required, its numbers numbers.
+"""Other tools' tables: read whole, their columns required, and put into roofcal's words and SI units, before cleaning.
 
-Example: ``frame = read_table(path); require(frame, ("m", "n", "k"), path)``
+Example: ``frame = read_table(path); require(frame, ("m", "n", "k"), path, "a table of products")``
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from profiler.record.kernel_table import DIMS, TEXTS
 from profiler.record.run import RequestError
 
 Floats = NDArray[np.float64]
@@ -18,6 +20,39 @@ Flags = NDArray[np.bool_]
 
 MOST_NAMED = 6
 """Missing columns that a refusal names."""
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What files do not say themselves."""
+
+    device: str | None = None
+    """Name of a device file."""
+    dtype: str | None = None
+    """Torch's name, for formats that name none."""
+    model: str | None = None
+    """Hub name of the model whose modules are timed."""
+    sizes: Mapping[str, float] = field(default_factory=dict)
+    """Sizes of that model: hidden, inner, heads, kv_heads, head_dim, vocab."""
+
+
+@dataclass(frozen=True, eq=False)
+class Parsed:
+    """Rows of one file in roofcal's words and SI units, whatever their values are."""
+
+    frame: pd.DataFrame
+    """Columns of `profiler.record.kernel_table.COLUMNS` without `source`; NaN is judged by the cleaning."""
+    unit: str
+    """Of the file's latencies; `time_s` is converted already."""
+    rows: int
+    """In the file."""
+    device: str | None = None
+    """As the file names it."""
+    model: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    """Framework -> version, several joined by ", "."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Rule -> times that the importer itself left out: a dtype or an operation that it does not know."""
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -77,3 +112,18 @@ def words(column: pd.Series) -> pd.Series:
 def _inside(path: Path) -> Path:
     tables = sorted(one for one in path.rglob("*") if one.suffix in (".parquet", ".csv", ".txt"))
     return tables[0] if tables else path / "gemm_perf.parquet"
+
+
+def complete(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with all columns, in their order: what is absent is null."""
+    filled = {name: frame.get(name, np.nan) for name in DIMS}
+    texts = {name: frame.get(name, "") for name in TEXTS}
+    return pd.DataFrame({**texts, **filled, "time_s": frame["time_s"], "row": frame["row"]}, index=frame.index)
+
+
+def without(frame: pd.DataFrame, bad: pd.Series, rule: str, dropped: dict[str, int]) -> pd.DataFrame:
+    """The rows that are not `bad`; how many were is added to `dropped` under the rule."""
+    count = int(bad.sum())
+    if count:
+        dropped[rule] = dropped.get(rule, 0) + count
+    return frame[~bad]

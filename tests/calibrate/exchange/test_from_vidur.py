@@ -5,11 +5,12 @@ from pathlib import Path
 import exchange_samples as samples
 import pytest
 
-from calibrate.exchange.importing import Asked, import_tables
+from calibrate.exchange.formats import import_tables
 from calibrate.exchange.observed import observations
+from calibrate.exchange.tables import ImportOptions
 from profiler.record.run import RequestError
 
-A100 = Asked(device="nvidia-a100-sxm-80gb")
+A100 = ImportOptions(device="nvidia-a100-sxm-80gb")
 
 
 def test_shapes_of_the_linear_layers(tmp_path: Path) -> None:
@@ -51,11 +52,11 @@ def test_all_reduce(tmp_path: Path) -> None:
 
 def test_a_device_by_its_folder(tmp_path: Path) -> None:
     path = samples.saved(samples.vidur_all_reduce(), tmp_path / "a100_dgx" / "all_reduce.csv")
-    done = import_tables("vidur", [path], Asked())
+    done = import_tables("vidur", [path], ImportOptions())
     assert done.device.name == "a100" and done.device.spec is None
     assert "say which with --device" in done.warnings[0]
     only = samples.saved(samples.vidur_all_reduce(), tmp_path / "L40S" / "all_reduce.csv")
-    assert import_tables("vidur", [only], Asked()).device.name == "NVIDIA L40S"
+    assert import_tables("vidur", [only], ImportOptions()).device.name == "NVIDIA L40S"
 
 
 def test_columns_that_are_missing_and_a_device_that_nothing_names(tmp_path: Path) -> None:
@@ -64,4 +65,4 @@ def test_columns_that_are_missing_and_a_device_that_nothing_names(tmp_path: Path
         import_tables("vidur", [path], A100)
     path = samples.saved(samples.vidur_linear(), tmp_path / "mlp.csv")
     with pytest.raises(RequestError, match="does not say which device it is of; add --device"):
-        import_tables("vidur", [path], Asked())
+        import_tables("vidur", [path], ImportOptions())

@@ -7,28 +7,29 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibrate.exchange import cleaning, physics
-from calibrate.exchange.importing import Asked, Imported, import_tables
+from calibrate.exchange import clean, physics
+from calibrate.exchange.formats import Imported, import_tables
+from calibrate.exchange.tables import ImportOptions
 from profiler.record.run import RequestError
 
 
 def imported(frame: pd.DataFrame, tmp_path: Path) -> Imported:
-    return import_tables("aiconfigurator", [samples.saved(frame, tmp_path / "table.parquet")], Asked())
+    return import_tables("aiconfigurator", [samples.saved(frame, tmp_path / "table.parquet")], ImportOptions())
 
 
 @pytest.mark.parametrize(
     ("column", "value", "rule"),
     [
-        ("latency", 0.0, cleaning.NOT_POSITIVE),
-        ("latency", -1.0, cleaning.NOT_POSITIVE),
-        ("latency", np.nan, cleaning.NOT_FINITE),
-        ("latency", np.inf, cleaning.NOT_FINITE),
-        ("latency", 1e-9, cleaning.TOO_FAST),
-        ("latency", 2e6, cleaning.TOO_SLOW),
-        ("m", 0, cleaning.SIZE),
-        ("k", -64, cleaning.SIZE),
-        ("n", np.nan, cleaning.SIZE),
-        ("n", 64.5, cleaning.SIZE),
+        ("latency", 0.0, clean.NOT_POSITIVE),
+        ("latency", -1.0, clean.NOT_POSITIVE),
+        ("latency", np.nan, clean.NOT_FINITE),
+        ("latency", np.inf, clean.NOT_FINITE),
+        ("latency", 1e-9, clean.TOO_FAST),
+        ("latency", 2e6, clean.TOO_SLOW),
+        ("m", 0, clean.SIZE),
+        ("k", -64, clean.SIZE),
+        ("n", np.nan, clean.SIZE),
+        ("n", 64.5, clean.SIZE),
     ],
 )
 def test_a_row_that_cannot_be_true_is_taken_out_and_counted(
@@ -46,7 +47,7 @@ def test_repeats_become_their_median(tmp_path: Path) -> None:
     frame = samples.gemm()
     again = [frame.loc[[0]].assign(latency=frame.loc[0, "latency"] * factor) for factor in (1.0, 1.5, 2.0, 2.5)]
     done = imported(pd.concat([frame, *again]), tmp_path)
-    assert done.kernels.sources[0].cleaned == {cleaning.EXACT: 1, cleaning.REPEATED: 3}
+    assert done.kernels.sources[0].cleaned == {clean.EXACT: 1, clean.REPEATED: 3}
     assert done.kernels.table["time_s"][0].as_py() == pytest.approx(1.5e-3 * frame.loc[0, "latency"])
     assert done.warnings == ()
 
@@ -54,7 +55,7 @@ def test_repeats_become_their_median(tmp_path: Path) -> None:
 def test_a_file_twice_over_is_the_file(tmp_path: Path) -> None:
     frame = samples.gemm()
     done = imported(pd.concat([frame, frame]), tmp_path)
-    assert done.kernels.sources[0].cleaned == {cleaning.EXACT: 24}
+    assert done.kernels.sources[0].cleaned == {clean.EXACT: 24}
     assert done.kernels.table["time_s"].to_numpy() == pytest.approx(frame["latency"].to_numpy() * 1e-3)
 
 
@@ -95,5 +96,5 @@ def test_a_call_faster_than_this_device_is_taken_out_of_its_table_alone(tmp_path
     row = int((frame["m"] * frame["n"] * frame["k"]).idxmax())
     flops = 2 * frame.loc[row, "m"] * frame.loc[row, "n"] * frame.loc[row, "k"]
     frame.loc[row, "latency"] = flops / 3e15 * 1e3  # three times an H200's bfloat16
-    assert imported(frame, tmp_path).kernels.sources[0].cleaned == {cleaning.TOO_FAST: 1}
+    assert imported(frame, tmp_path).kernels.sources[0].cleaned == {clean.TOO_FAST: 1}
     assert imported(frame.assign(device="Some GPU"), tmp_path).kernels.sources[0].cleaned == {}

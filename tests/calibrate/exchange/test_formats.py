@@ -1,18 +1,21 @@
-"""What holds for every format: provenance, the choice of peaks, refusals in one line, and the price as a seam."""
+"""What holds for every format: provenance, the choice of peaks, refusals in one line, a format from outside."""
 
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import export_samples as samples
 import pandas as pd
 import pytest
 
-from calibrate.exchange.export.files import SIDECAR, Export, uncommented
-from calibrate.exchange.export.price import RooflinePrice
-from calibrate.exchange.export.registry import FORMATS, Format, find
-from calibrate.exchange.export.source import source_of
+from calibrate.exchange import formats
+from calibrate.exchange.figures import SIDECAR, Export, File, Ledger, Source, commented, source_of, uncommented
+from calibrate.exchange.formats import EXPORTS, IMPORTS, Format, Importer, export_format, import_format, import_tables
+from calibrate.exchange.op_tables import RooflinePrice
+from calibrate.exchange.tables import ImportOptions, Parsed, complete
+from profiler.cli.app import main
 from roofline.hardware import device_names, load_device
 from roofline.laws.law import Dims, Floats
 
@@ -32,7 +35,7 @@ def provenance(export: Export) -> dict[str, Any]:
     return inner
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+@pytest.mark.parametrize("form", EXPORTS, ids=lambda form: form.name)
 def test_every_format_says_where_its_figures_are_from(form: Format) -> None:
     found = provenance(form.write(samples.source()))
     assert found["by"] == "roofcal 9.8.7"
@@ -66,8 +69,8 @@ class Twice:
     ("name", "column"), [("aiconfigurator", "latency"), ("vidur", "time_stats.add.median"), ("infersim", "latency_us")]
 )
 def test_tables_are_whatever_the_price_says(name: str, column: str) -> None:
-    usual = find(name).write(samples.source())
-    twice = find(name).write(replace(samples.source(), price=Twice()))
+    usual = export_format(name).write(samples.source())
+    twice = export_format(name).write(replace(samples.source(), price=Twice()))
     assert provenance(twice)["priced_by"] == "twice the roofline"
     path = next(f.path for f in twice.files if f.path.endswith(("gemm_perf.parquet", "mlp.csv", "data.csv")))
     before, after = (table(export, path)[column].iloc[-1] for export in (usual, twice))
@@ -83,20 +86,19 @@ TABLES_OF = ("nvidia-h200-sxm", "nvidia-t4", "amd-mi300x", "intel-xeon-6980p")
 """Tables of a few devices are enough: they take a third of a second each."""
 
 
-@pytest.mark.parametrize(
-    ("name", "form"),
-    [(name, form) for form in FORMATS for name in (TABLES_OF if form.folder else device_names())],
-    ids=lambda one: one.name if isinstance(one, Format) else one,
-)
-def test_every_datasheet_is_exported_or_refused_by_name(name: str, form: Format) -> None:
-    source = source_of(load_device(name), "datasheet", version="0", now=samples.NOW)
-    try:
-        export = form.write(source)
-    except ValueError as error:
-        assert name in str(error)
-        assert "\n" not in str(error)
-    else:
-        assert provenance(export)["peaks"] == "datasheet"
+@pytest.mark.parametrize("form", EXPORTS, ids=lambda form: form.name)
+def test_every_datasheet_is_exported_or_refused_by_name(form: Format) -> None:
+    exported = 0
+    for name in TABLES_OF if form.folder else device_names():
+        source = source_of(load_device(name), "datasheet", version="0", now=samples.NOW)
+        try:
+            export = form.write(source)
+        except ValueError as error:
+            assert name in str(error) and "\n" not in str(error), name
+        else:
+            assert provenance(export)["peaks"] == "datasheet", name
+            exported += 1
+    assert exported >= (1 if form.folder else 20)
 
 
 def test_measured_peaks_are_never_replaced_in_silence() -> None:
@@ -132,8 +134,36 @@ def test_copies_to_the_host_are_no_link_between_devices_that_have_their_own() ->
 )
 def test_an_unknown_format_has_near_names(asked: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        find(asked)
+        export_format(asked)
+    with pytest.raises(ValueError, match="no format 'vidu' to import; did you mean vidur"):
+        import_format("vidu")
 
 
-def test_formats_are_found_by_name() -> None:
-    assert [find(form.name) for form in FORMATS] == list(FORMATS)
+def test_an_export_is_added_by_a_function_and_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(source: Source) -> Export:
+        ledger = Ledger(source, "Another")
+        text = f"bandwidth = {ledger.bandwidth()!r}\n"
+        provenance = ledger.provenance(folded="nothing")
+        return Export((File.text("another.toml", commented(provenance) + text),), ledger.left_out)
+
+    monkeypatch.setattr(formats, "EXPORTS", [*EXPORTS, Format("another", "Another tool: another.toml", write)])
+    assert main(["export", "--to", "list"]) == 0
+    assert "another " in capsys.readouterr().out
+    target = tmp_path / "mine.toml"
+    assert main(["export", "nvidia-h200-sxm", "--to", "another", "--peaks", "datasheet", "--out", str(target)]) == 0
+    assert target.read_text().endswith("bandwidth = 4800000000000.0\n")
+    assert uncommented(target.read_text())["figures"].keys() == {"bandwidth HBM"}
+
+
+def test_an_import_is_added_by_a_function_and_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def parse(frame: pd.DataFrame, path: Path, options: ImportOptions) -> Parsed:
+        rows = frame.assign(kind="matmul", dtype="bfloat16", op="gemm", group="all", row=range(len(frame)))
+        return Parsed(complete(rows), unit="s", rows=len(frame), device="NVIDIA H200")
+
+    monkeypatch.setattr(formats, "IMPORTS", [*IMPORTS, Importer("another", parse)])
+    frame = pd.DataFrame({"m": [64, 128], "n": [4096, 4096], "k": [4096, 4096], "time_s": [3e-5, 4e-5]})
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    kernels = import_tables("another", [tmp_path / "table.csv"], ImportOptions()).kernels
+    assert kernels.counts() == {("matmul", "bfloat16"): 2}

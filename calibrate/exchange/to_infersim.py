@@ -8,11 +8,8 @@ priced time, so that it can pass 1. It rounds an mfu to three digits; rows that 
 
 import numpy as np
 
-from calibrate.exchange.export import grids
-from calibrate.exchange.export.files import Export, File, commented, sidecar
-from calibrate.exchange.export.ledger import FP8, Ledger
-from calibrate.exchange.export.source import Source
-from calibrate.exchange.export.tabular import csv_text
+from calibrate.exchange import op_tables
+from calibrate.exchange.figures import FP8, Export, File, Ledger, Source, commented, csv_text, sidecar
 from roofline.laws.law import Floats
 
 CAUSAL = 1.8
@@ -35,7 +32,7 @@ LAYOUTS: tuple[tuple[int, int, int], ...] = (
 )
 """Query heads, KV heads, head dim: a file each."""
 SIZES = (512, 768, 1024, 1536, 2048, 2560, 3072, 4096, 5120, 6144, 7168, 8192, 10240, 12288, 14336, 16384, 24576, 28672)
-KV_LENGTHS = tuple(length for length in grids.LENGTHS if length >= 256)
+KV_LENGTHS = tuple(length for length in op_tables.LENGTHS if length >= 256)
 
 
 def write(source: Source) -> Export:
@@ -52,7 +49,7 @@ def write(source: Source) -> Export:
     provenance = ledger.provenance(
         folded="InferSim's 1024 GFLOPS a TFLOPS, its 2^30 bytes a GB and its causal 1.8, divided out; mfu 1 without a "
         f"table; the tables' mfu is against {peak!r} FLOP/s, as InferSim counts",
-        valid=f"gemm {grids.span({n: gemm[n] for n in ('m', 'k', 'n')})}; attention of "
+        valid=f"gemm {op_tables.span({n: gemm[n] for n in ('m', 'k', 'n')})}; attention of "
         f"{KV_LENGTHS[0]} to {KV_LENGTHS[-1]} tokens; 16-bit; mfu of three digits",
         priced=True,
     )
@@ -99,14 +96,14 @@ Rows = dict[str, np.ndarray]
 
 
 def _gemm(source: Source, dtype: str, peak: float) -> Rows:
-    shapes = grids.columns(k=SIZES, n=SIZES, m=grids.GEMM_M)
+    shapes = op_tables.columns(k=SIZES, n=SIZES, m=op_tables.GEMM_M)
     m, n, k = (shapes[size].astype(float) for size in "mnk")
     seconds = source.price("matmul", {"m": m, "n": n, "k": k}, dtype)
     return _with_mfu({size: shapes[size] for size in "mkn"}, seconds, 2 * m * n * k, peak)
 
 
 def _prefill(source: Source, dtype: str, peak: float, layout: tuple[int, int, int]) -> Rows:
-    shapes = grids.columns(seq_len=KV_LENGTHS)
+    shapes = op_tables.columns(seq_len=KV_LENGTHS)
     length = shapes["seq_len"].astype(float)
     dims = {**_layout(layout, length), "batch": np.ones_like(length), "query": length, "context": 0 * length}
     seconds = source.price("prefill_attention", dims, dtype)
@@ -115,7 +112,7 @@ def _prefill(source: Source, dtype: str, peak: float, layout: tuple[int, int, in
 
 
 def _decode(source: Source, dtype: str, peak: float, layout: tuple[int, int, int]) -> Rows:
-    shapes = grids.columns(batch_size=grids.BATCHES, kv_len=KV_LENGTHS)
+    shapes = op_tables.columns(batch_size=op_tables.BATCHES, kv_len=KV_LENGTHS)
     batch, length = shapes["batch_size"].astype(float), shapes["kv_len"].astype(float)
     seconds = source.price("decode_attention", {**_layout(layout, length), "batch": batch, "kv": length}, dtype)
     about = {"dtype": _all("bf16", length), "kv_dtype": _all("bf16", length)}

@@ -9,11 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibrate.exchange.export import grids
-from calibrate.exchange.export.files import Export, File, sidecar
-from calibrate.exchange.export.ledger import Ledger
-from calibrate.exchange.export.source import Source
-from calibrate.exchange.export.tabular import csv_text
+from calibrate.exchange import op_tables
+from calibrate.exchange.figures import Export, File, Ledger, Source, csv_text, sidecar
 from roofline.laws.law import Dims, Floats
 
 TO_MS = 1e3
@@ -116,10 +113,10 @@ def _mlp(source: Source, dtype: str, model: Model, parallel: int) -> Rows:
 
 def _attention(source: Source, dtype: str, model: Model, parallel: int) -> Rows:
     """Prefill rows: one sequence, a chunk after what is cached. Decode rows: chunk 0, the new token after the cache."""
-    prefill = grids.columns(batch=(1,), cached=CACHED, chunk=CHUNKS)
-    prefill = grids.kept(prefill, prefill["cached"] + prefill["chunk"] <= LONGEST)
-    decode = grids.columns(batch=DECODE_BATCHES, cached=tuple(c for c in CACHED if c), chunk=(0,))
-    decode = grids.kept(decode, decode["cached"] < LONGEST)
+    prefill = op_tables.columns(batch=(1,), cached=CACHED, chunk=CHUNKS)
+    prefill = op_tables.kept(prefill, prefill["cached"] + prefill["chunk"] <= LONGEST)
+    decode = op_tables.columns(batch=DECODE_BATCHES, cached=tuple(c for c in CACHED if c), chunk=(0,))
+    decode = op_tables.kept(decode, decode["cached"] < LONGEST)
     p, d = ({name: column.astype(float) for name, column in part.items()} for part in (prefill, decode))
     chunks = {**_layout(model, parallel, p["batch"]), "query": p["chunk"], "context": p["cached"]}
     steps = {**_layout(model, parallel, d["batch"]), "kv": d["cached"] + 1}

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibrate.exchange.importing import Asked, Imported, import_tables
+from calibrate.exchange.formats import Imported, import_tables
 from calibrate.exchange.observed import observations
+from calibrate.exchange.tables import ImportOptions
 from profiler.record.run import RequestError
 
 
 def imported(frame: pd.DataFrame, tmp_path: Path, name: str = "table.parquet") -> Imported:
-    return import_tables("aiconfigurator", [samples.saved(frame, tmp_path / name)], Asked())
+    return import_tables("aiconfigurator", [samples.saved(frame, tmp_path / name)], ImportOptions())
 
 
 @pytest.mark.parametrize("name", ["gemm_perf.parquet", "gemm_perf.txt", "gemm_perf.csv"])
@@ -95,7 +96,7 @@ def test_files_of_one_device_become_one_table(tmp_path: Path) -> None:
         samples.saved(frame, tmp_path / name)
         for frame, name in ((samples.gemm(), "a.parquet"), (samples.nccl(), "b.csv"))
     ]
-    done = import_tables("aiconfigurator", paths, Asked())
+    done = import_tables("aiconfigurator", paths, ImportOptions())
     assert [source.kept for source in done.kernels.sources] == [24, 6]
     assert done.kernels.table["source"].to_pylist() == [0] * 24 + [1] * 6
 

@@ -6,9 +6,9 @@ import export_samples as samples
 import pandas as pd
 import pytest
 
-from calibrate.exchange.export import vidur
-from calibrate.exchange.export.files import Export
-from calibrate.exchange.export.vidur import MODELS
+from calibrate.exchange import to_vidur
+from calibrate.exchange.figures import Export
+from calibrate.exchange.to_vidur import MODELS
 
 MLP = ("attn_pre_proj", "attn_post_proj", "mlp_up_proj", "mlp_down_proj", "mlp_act", "input_layernorm")
 MLP += ("post_attention_layernorm", "attn_rope", "add")
@@ -18,7 +18,7 @@ SEVENTY = "meta-llama/Llama-2-70b-hf"
 
 @pytest.fixture(scope="module")
 def export() -> Export:
-    return vidur.write(samples.source())
+    return to_vidur.write(samples.source())
 
 
 def read(export: Export, path: str) -> pd.DataFrame:

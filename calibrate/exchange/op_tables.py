@@ -1,7 +1,8 @@
-"""What an op table is filled with: seconds of kernels by kind, sizes and dtype.
+"""What op tables of other tools are filled with: seconds of kernels by kind, sizes and dtype, over a grid of shapes.
 
 The seam between the tables and whatever predicts: an exporter takes any `Price`. `RooflinePrice` is the bare roofline
-at a device's peaks; a calibrated law takes its place without a change in an exporter.
+at a device's peaks, `LawPrice` its calibrated laws. The shapes are model-agnostic, dense enough for the interpolation
+of the tools that read them; their range goes into the provenance.
 
 Kinds and their sizes (arrays of one shape, as in `roofline.laws.law`):
 
@@ -15,18 +16,38 @@ Kinds and their sizes (arrays of one shape, as in `roofline.laws.law`):
 Example: ``RooflinePrice(peaks)("matmul", {"m": m, "n": n, "k": k}, "bfloat16")`` → seconds, shape of `m`
 """
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from roofline.hardware import Peaks
+from roofline.calibrated import CalibratedLaw
+from roofline.facts import facts_of
+from roofline.hardware import HardwareSpec, Peaks
 from roofline.laws.law import Dims, Floats
 from roofline.laws.roofline import Rates, missing_peaks, roofs
+from roofline.subjects import MATVEC
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "int8": 1}
 """Of weights and activations, by dtype of a product's inputs."""
+
+Columns = dict[str, NDArray[np.int64]]
+
+GEMM_M = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192, 16384, 32768)
+GEMM_NK = (32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 2560, 3072, 3584, 4096, 5120, 6144, 7168, 8192, 10240, 12288,
+           14336, 16384, 24576, 28672, 32768, 65536)  # fmt: skip
+HEADS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 64, 96, 128)
+KV_HEADS = (1, 2, 4, 8)
+"""Besides as many as query heads."""
+HEAD_DIMS = (64, 128, 256)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+LENGTHS = tuple(2**i for i in range(4, 18))
+"""16 to 131,072 tokens."""
+MOST_TOKENS = 1 << 17
+"""New tokens of a prefill, over the batch."""
 
 
 class Price(Protocol):
@@ -83,6 +104,44 @@ class RooflinePrice:
         return seconds
 
 
+class LawPrice:
+    """A spec's calibrated laws; another price for kinds and dtypes that it has no law of.
+
+    Operands are where the last-level cache can hold them, as when a kernel is timed again and again; a product with one
+    row goes to the law of matrix-vector products where there is one.
+    """
+
+    def __init__(self, spec: HardwareSpec, otherwise: Price) -> None:
+        """Raises ValueError, one line: the spec lacks facts that its laws need."""
+        self._laws = {(law.kind, law.dtype): law for law in spec.calibrated}
+        self._facts = facts_of(spec)
+        self._otherwise = otherwise
+        named = ", ".join(sorted({kind for kind, _ in self._laws}))
+        self.name = f"calibrated laws ({named}), operands in cache as far as it holds them; else {otherwise.name}"
+
+    def __call__(self, kind: str, dims: Dims, dtype: str) -> Floats:
+        """Seconds of each kernel. Raises ValueError as the other price does."""
+        work = work_of(kind, dims, dtype)
+        law = self._laws.get((kind, dtype))
+        priced = (
+            self._otherwise(kind, dims, dtype) if law is None else self._by(law, dims, work.matrix_flops, work.bytes)
+        )
+        single = self._laws.get((MATVEC, dtype)) if kind == "matmul" else None
+        if single is not None and (rows := np.asarray(dims["m"]) == 1).any():
+            priced = np.where(rows, self._by(single, dims, work.matrix_flops, work.bytes), priced)
+        return priced
+
+    def _by(self, law: CalibratedLaw, dims: Dims, flops: Floats, moved: Floats) -> Floats:
+        """The same sizes by the names that laws have for them."""
+        sizes = dict(dims)
+        if "kv_element_bytes" in sizes:
+            sizes["kv_bytes"] = sizes.pop("kv_element_bytes")
+        sizes["bytes_written"] = sizes.pop("write_bytes", np.zeros_like(moved))
+        sizes["bytes_read"] = moved - sizes["bytes_written"]
+        sizes |= {"flops": flops, "kernels": np.ones_like(moved), "elements": sizes.get("n", moved)}
+        return law.time_s(sizes, self._facts)
+
+
 def work_of(kind: str, dims: Dims, dtype: str) -> Work:
     """Compulsory work of kernels. Raises ValueError: an unknown kind or dtype."""
     if kind not in KINDS:
@@ -137,3 +196,30 @@ KINDS: dict[str, Callable[[Mapping[str, Floats], int], Work]] = {
     "pointwise": _pointwise,
 }
 """Kind -> its compulsory work."""
+
+
+def columns(**sizes: Iterable[int]) -> Columns:
+    """Every combination of the sizes, the last one varying fastest; a column a size."""
+    rows = np.array(list(itertools.product(*sizes.values())), dtype=np.int64).reshape(-1, len(sizes))
+    return {name: rows[:, i] for i, name in enumerate(sizes)}
+
+
+def kept(table: Mapping[str, NDArray[np.int64]], rows: NDArray[np.bool_]) -> Columns:
+    """Some of the rows."""
+    return {name: column[rows] for name, column in table.items()}
+
+
+def attention_shapes(batches: Sequence[int], lengths: Sequence[int], capacity_bytes: float, kv_bytes: int) -> Columns:
+    """batch, length, heads, kv_heads, head_dim: grouped and multi-head layouts whose KV cache fits the memory."""
+    shapes = columns(batch=batches, length=lengths, heads=HEADS, kv_heads=(*KV_HEADS, 0), head_dim=HEAD_DIMS)
+    heads, kv = shapes["heads"], shapes["kv_heads"]
+    own = kv == 0
+    whole = own | ((kv < heads) & (heads % np.where(own, 1, kv) == 0))
+    shapes = kept({**shapes, "kv_heads": np.where(own, heads, kv)}, whole)
+    cached = 2.0 * kv_bytes * shapes["batch"] * shapes["length"] * shapes["kv_heads"] * shapes["head_dim"]
+    return kept(shapes, cached <= capacity_bytes)
+
+
+def span(table: Mapping[str, NDArray[np.int64]]) -> str:
+    """The range of a table: "m 1–32768, n 32–65536"."""
+    return ", ".join(f"{name} {column.min()}–{column.max()}" for name, column in table.items())

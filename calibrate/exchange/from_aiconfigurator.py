@@ -4,7 +4,7 @@ Sizes as its collectors write them: context attention is `isl` new tokens after 
 new token of `isl + step`; `window_size` 0 is none and an absent column too; a collective's `message_size` counts
 elements (collector/collect_nccl.py divides nccl-tests' bytes by the element's).
 
-Example: ``parse(read_table(path), path).frame``
+Example: ``parse(read_table(path), path, ImportOptions()).frame``
 """
 
 from collections.abc import Callable
@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from calibrate.exchange.columns import numbers, require, words
 from calibrate.exchange.dtypes import dtypes
-from calibrate.exchange.parsed import Parsed, complete, without
+from calibrate.exchange.tables import ImportOptions, Parsed, complete, numbers, require, without, words
 from profiler.record.run import RequestError
 from roofline.laws.work import BITS
 
@@ -49,8 +48,11 @@ class Family:
     """Its rows in our words; `dtype` and the common columns are there already."""
 
 
-def parse(frame: pd.DataFrame, path: Path) -> Parsed:
-    """Raises RequestError, one line: not one of its tables, columns missing, or nothing in it that is known."""
+def parse(frame: pd.DataFrame, path: Path, options: ImportOptions) -> Parsed:
+    """Rows of one of its tables.
+
+    Raises RequestError, one line: not one of its tables, columns missing, or nothing in it that is known.
+    """
     require(frame, ("op_name", "latency"), path, "an AIConfigurator table")
     operations = words(frame["op_name"])
     family = _family(operations, path)
@@ -93,11 +95,11 @@ _WORDS = {"kernel": "kernel_source", "framework": "framework", "version": "versi
 
 
 def _family(operations: pd.Series, path: Path) -> Family:
-    found = [family for family in FAMILIES if operations.isin(family.operations).any()]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise RequestError(f"{path} mixes {' and '.join(one.name for one in found)}; split it by op_name")
+    families = [family for family in FAMILIES if operations.isin(family.operations).any()]
+    if len(families) == 1:
+        return families[0]
+    if families:
+        raise RequestError(f"{path} mixes {' and '.join(family.name for family in families)}; split it by op_name")
     known = ", ".join(operation for family in FAMILIES for operation in family.operations)
     raise RequestError(f"{path}: op_name {operations.iloc[0]!r} is not supported; there are {known}")
 

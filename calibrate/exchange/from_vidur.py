@@ -6,7 +6,7 @@ output of the first product and the depth of the second; norms, the addition and
 `size` of a collective is in bytes; each rank has a row, which are repeats of one shape. Neither table names its
 device, nor a dtype: Vidur measures in float16.
 
-Example: ``parse(read_table(path), path).frame``
+Example: ``parse(read_table(path), path, ImportOptions()).frame``
 """
 
 from pathlib import Path
@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from calibrate.exchange.columns import Floats, numbers, require, words
-from calibrate.exchange.parsed import Parsed, complete, without
+from calibrate.exchange.tables import Floats, ImportOptions, Parsed, complete, numbers, require, without, words
 from profiler.record.run import RequestError
 from roofline.laws.work import BITS
 
@@ -28,8 +27,9 @@ ATTENTION = "time_stats.attn_prefill.median"
 FRAMEWORK = "vidur"
 
 
-def parse(frame: pd.DataFrame, path: Path, dtype: str = "float16") -> Parsed:
-    """`dtype`: that the layers ran in. Raises RequestError, one line: neither table, or columns missing."""
+def parse(frame: pd.DataFrame, path: Path, options: ImportOptions) -> Parsed:
+    """Rows of one of its tables. Raises RequestError, one line: neither table, or columns missing."""
+    dtype = options.dtype or "float16"
     dropped: dict[str, int] = {}
     if "collective" in frame.columns or "time_stats.all_reduce.median" in frame.columns:
         rows = _collectives(frame, path, dropped)

@@ -4,17 +4,15 @@ A row is one module (`layer_name`) of one pass of `input` tokens after `kv_cache
 its model nor its device: both are folders of its path, ``<device>/<organisation>/<model>/tp<n>/layers.csv``. With the
 model's sizes a law can price modules of another one; without them rows have tokens alone.
 
-Example: ``parse(read_table(path), path, sizes={"hidden": 4096.0, …}).frame``
+Example: ``parse(read_table(path), path, ImportOptions(sizes={"hidden": 4096.0, …})).frame``
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from calibrate.exchange.columns import numbers, require, words
-from calibrate.exchange.parsed import Parsed, complete, without
+from calibrate.exchange.tables import ImportOptions, Parsed, complete, numbers, require, without, words
 from profiler.record.run import RequestError
 from roofline.laws.eager_modules import MODULES
 
@@ -31,24 +29,15 @@ def model_of(path: Path) -> str | None:
     return f"{parts[-4]}/{parts[-3]}"
 
 
-def parse(
-    frame: pd.DataFrame,
-    path: Path,
-    dtype: str = "bfloat16",
-    model: str | None = None,
-    sizes: Mapping[str, float] | None = None,
-) -> Parsed:
-    """`sizes` of `model`: hidden, inner, heads, kv_heads, head_dim, vocab.
-
-    Raises RequestError, one line: columns missing, or no module that is known.
-    """
+def parse(frame: pd.DataFrame, path: Path, options: ImportOptions) -> Parsed:
+    """Rows of the table. Raises RequestError, one line: columns missing, or no module that is known."""
     require(frame, ("layer_name", "input", "kv_cache", "tp_size", LATENCY), path, "an LLMServingSim table of layers")
     dropped: dict[str, int] = {}
     op = words(frame["layer_name"])
     rows = pd.DataFrame(
         {
             "kind": "module",
-            "dtype": dtype,
+            "dtype": options.dtype or "bfloat16",
             "op": op,
             "framework": FRAMEWORK,
             "kernel": "eager",
@@ -57,11 +46,11 @@ def parse(
             "tp": numbers(frame["tp_size"]),
             "time_s": numbers(frame[LATENCY]) * SECONDS,
             "row": np.arange(len(frame)),
-            **(sizes or {}),
+            **options.sizes,
         }
     )
     rows = without(rows, ~op.isin(MODULES), "unknown module", dropped)
     if rows.empty:
         raise RequestError(f"{path}: no layer_name is known ({op.iloc[0]!r}); there are {', '.join(MODULES)}")
-    rows["group"] = f"{model or 'unnamed model'} " + words(frame["input"]).loc[rows.index] + " tokens"
-    return Parsed(frame=complete(rows), unit=UNIT, rows=len(frame), model=model, dropped=dropped)
+    rows["group"] = f"{options.model or 'unnamed model'} " + words(frame["input"]).loc[rows.index] + " tokens"
+    return Parsed(frame=complete(rows), unit=UNIT, rows=len(frame), model=options.model, dropped=dropped)
