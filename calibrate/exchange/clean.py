@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from calibrate.exchange.dtypes import LIKE
 from calibrate.exchange.physics import Work, work_of
 from calibrate.exchange.tables import Flags, Floats, Parsed, without
 from profiler.record.kernel_table import DIMS, TEXTS
 from profiler.record.run import RequestError
-from roofline.dtypes import BOUNDED_BY
 from roofline.hardware import HardwareSpec
 
 SIZE = "size missing, not positive or not whole"
@@ -85,7 +85,7 @@ class Limits:
         """FLOP/s that kernels of a dtype reach at most; weights in few bits may run at any of the device's rates."""
         if not self.rates:
             return ANY_RATE
-        own = self.rates.get(BOUNDED_BY.get(dtype, dtype))
+        own = self.rates.get(LIKE.get(dtype, dtype))
         if own is None:
             return max(self.rates.values())
         cached = self.rates.get("float8_e4m3fn", 0.0) if cached_bytes == 1 else 0.0

@@ -64,7 +64,7 @@ def import_(
 
 def _refuse_in_vain(importer: "Importer", model: str | None, dtype: str | None) -> None:
     """Refuse options that would change nothing, and a dtype that is not one."""
-    from roofline.dtypes import IMPORTED
+    from calibrate.exchange.dtypes import NAMES
 
     for option, value in (("--dtype", dtype), ("--model", model)):
         if value is not None and option in importer.refuses:
