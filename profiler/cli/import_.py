@@ -69,8 +69,8 @@ def _refuse_in_vain(importer: "Importer", model: str | None, dtype: str | None) 
     for option, value in (("--dtype", dtype), ("--model", model)):
         if value is not None and option in importer.refuses:
             raise RequestError(f"{option}: {importer.refuses[option]}; leave it out")
-    if dtype is not None and dtype not in IMPORTED.values():
-        raise RequestError(f"--dtype {dtype} is not known; use {', '.join(dict.fromkeys(IMPORTED.values()))}")
+    if dtype is not None and dtype not in NAMES.values():
+        raise RequestError(f"--dtype {dtype} is not known; use {', '.join(dict.fromkeys(NAMES.values()))}")
 
 
 def _options(
@@ -117,7 +117,7 @@ def _write(
     options: "ImportOptions",
 ) -> RunFolder:  # fmt: skip
     """The run's folder, finished."""
-    from profiler.record.folder import IMPORTED
+    from profiler.record.folder import IMPORT_OPTION
     from profiler.record.kernel_table import write_kernels
 
     spec = imported.device.spec
@@ -131,7 +131,7 @@ def _write(
         notes=(*notes, *imported.warnings),
     )
     given = {"device": options.device, "model": options.model, "dtype": options.dtype}
-    run = new_run(name, environment, (), {IMPORTED: format_name, "files": " ".join(map(str, files)), **given})
+    run = new_run(name, environment, (), {IMPORT_OPTION: format_name, "files": " ".join(map(str, files)), **given})
     with RunFolder.create(out, run) as folder:
         write_kernels(folder.path, imported.kernels)
         folder.write_spec(spec or HardwareSpec(name=imported.device.name, kind="cuda"))
