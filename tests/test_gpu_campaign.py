@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from scripts.campaign import LONGEST_FACTOR, RESERVE_S, Campaign, Outcome, Part, execute, read_journal
+from scripts.campaign_report import keep
 from waiting import LAST_RESORT_S, until
 
 from calibrate.exchange import formats
 from scripts import campaign, gpu_campaign
-from scripts.campaign import LONGEST_FACTOR, RESERVE_S, Campaign, Outcome, Part, execute, read_journal
-from scripts.campaign_report import keep
 
 RUN = {
     "started": "2026-11-26T10:00:00+00:00",
