@@ -5,9 +5,9 @@
 
 A list of commands of `python -m profiler`, the most valuable first: what the device reaches, and its laws; the
 headline, decode of Llama-3.1-8B from a CUDA graph; the same model eagerly and compiled; the laws on kernels not fitted
-to, and the spec for other tools; sustained load; the other models; the suites. What does not fit what is left of the time is
-skipped and said so (exit code 3), and what takes too long is interrupted; the same command goes on where it was, each
-run by its own `--resume`. On a CPU the same parts run with small models, to try the campaign itself.
+to, and the spec for other tools; sustained load; the other models; the suites. What does not fit what is left of the
+time is skipped and said so (exit code 3), and what takes too long is interrupted; the same command goes on where it
+was, each run by its own `--resume`. On a CPU the same parts run with small models, to try the campaign itself.
 
     journal.jsonl         a line, on disk, for every beginning and every end of a part
     runs/ logs/ exports/  what the parts write

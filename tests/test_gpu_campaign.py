@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from scripts.campaign import LONGEST_FACTOR, RESERVE_S, Campaign, Outcome, Part, execute, read_journal
-from scripts.campaign_report import keep
 from waiting import LAST_RESORT_S, until
 
-from calibrate.exchange import formats
-from scripts import campaign, gpu_campaign
+from calibrate.exchange import formatsfrom scripts import gpu_campaign
+from scripts.gpu_campaign import LONGEST_FACTOR, RESERVE_S, Campaign, Outcome, Part, execute, keep, read_journal
 
 RUN = {
     "started": "2026-11-26T10:00:00+00:00",
@@ -116,12 +114,12 @@ def test_a_campaign_that_is_killed_goes_on(tmp_path: Path) -> None:
     machine = Machine(tmp_path, interrupt_in="b")
     with pytest.raises(KeyboardInterrupt):
         start(machine, [part("a"), part("b"), part("c")], 10)
-    assert [(e["part"], e["event"]) for e in read_journal(tmp_path / "journal.jsonl")] == [
-        ("a", "start"), ("a", "end"), ("b", "start"),
+    assert [(line["part"], line["status"]) for line in read_journal(tmp_path / "journal.jsonl")] == [
+        ("a", "cut off"), ("a", "done"), ("b", "cut off"),
     ]  # fmt: skip
     machine.interrupt_in = None
     with (tmp_path / "journal.jsonl").open("a") as file:
-        file.write('{"part": "c", "eve')  # as a full disk leaves it
+        file.write('{"part": "c", "stat')  # as a full disk leaves it
     assert start(machine, [part("a"), part("b"), part("c")], 10) == [("a", "done"), ("b", "done"), ("c", "done")]
     assert "--resume" in machine.asked[2]
 
@@ -133,7 +131,8 @@ def test_a_campaign_that_is_killed_goes_on(tmp_path: Path) -> None:
 def test_exit_codes_are_told_and_only_some_run_again(tmp_path: Path, code: int, status: str, again: bool) -> None:
     machine = Machine(tmp_path, codes={"a": [code]})
     assert start(machine, [part("a")], 1) == [("a", status)]
-    (end,) = [line for line in read_journal(tmp_path / "journal.jsonl") if line["event"] == "end"]
+    begin, end = read_journal(tmp_path / "journal.jsonl")
+    assert begin["status"] == "cut off", "until it ends"
     assert end.get("why") == (None if code == 0 else "last line of a")
     start(machine, [part("a")], 1)
     assert len(machine.asked) == (2 if again else 1)
@@ -146,7 +145,7 @@ def test_a_verdict_has_the_reason_that_the_part_gives(tmp_path: Path) -> None:
     }
     for document, why in ((told, "single passes vary by ± 40%"), (found, "a foreign process"), ({}, "last line")):
         (tmp_path / "log").write_text("first line\nlast line\n")
-        assert campaign._why(json.dumps(document), tmp_path / "log") == why
+        assert gpu_campaign._why(json.dumps(document), tmp_path / "log") == why
 
 
 def test_a_run_of_another_machine_is_begun_anew(tmp_path: Path) -> None:
@@ -190,8 +189,8 @@ def test_the_laws_on_unseen_kernels_and_the_exports_are_kept(tmp_path: Path) -> 
 
 
 def test_the_spec_is_exported_to_formats_that_there_are() -> None:
-    known = {one.name: one.folder for one in formats.EXPORTS}
-    assert {form: form in gpu_campaign.FOLDERS for form in gpu_campaign.FORMATS} == {
+    known = {form.name: form.folder for form in formats.EXPORTS}
+    assert {form: form in gpu_campaign.FOLDERS for form in (*gpu_campaign.FILES, *gpu_campaign.FOLDERS)} == {
         name: folder for name, folder in known.items() if name != "vidur"
     }
 
@@ -220,7 +219,7 @@ def test_what_is_kept_is_small_and_says_its_conditions(tmp_path: Path, monkeypat
     assert [one["part"] for one in summary["passes"]] == ["a", "b", "doctor"]
     assert summary["runs"]["a"] == RUN
     assert (tmp_path / "keep" / "a.md").read_text() == "# a"
-    monkeypatch.setattr("scripts.campaign_report.LARGEST_BYTES", 2)
+    monkeypatch.setattr("scripts.gpu_campaign.LARGEST_BYTES", 2)
     keep(tmp_path, parts, made.ended())
     assert not (tmp_path / "keep" / "a.md").exists()
     assert "above 0 MiB: a.md" in (tmp_path / "keep" / "README.md").read_text()
@@ -249,7 +248,7 @@ def codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
             found.append(self.returncode)
             return written
 
-    monkeypatch.setattr(campaign.subprocess, "Popen", UpOnceReady)
+    monkeypatch.setattr(gpu_campaign.subprocess, "Popen", UpOnceReady)
     return found
 
 
@@ -257,7 +256,7 @@ def codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_command_is_interrupted_before_it_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int]
 ) -> None:
-    monkeypatch.setattr(campaign, "GRACE_S", LAST_RESORT_S)
+    monkeypatch.setattr(gpu_campaign, "GRACE_S", LAST_RESORT_S)
     script = (
         "import sys, time\ntry:\n print('ready', file=sys.stderr, flush=True)\n time.sleep(3600)\n"
         "except KeyboardInterrupt:\n print('kept', file=sys.stderr)"
@@ -269,7 +268,7 @@ def test_a_command_is_interrupted_before_it_is_killed(
 def test_a_command_that_does_not_listen_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int]
 ) -> None:
-    monkeypatch.setattr(campaign, "GRACE_S", 0.2)
+    monkeypatch.setattr(gpu_campaign, "GRACE_S", 0.2)
     script = (
         "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "print('ready', file=sys.stderr, flush=True)\ntime.sleep(3600)"
@@ -289,7 +288,7 @@ def test_a_campaign_that_is_ended_ends_its_part_and_keeps_what_there_is(tmp_path
     script = (
         "import sys\nfrom scripts import gpu_campaign as g\n"
         "g.parts = lambda *_: [g.Part('slow', (), 5.0, keeps_run=False)]\n"
-        "import scripts.campaign as c\nc.PROFILER = (sys.executable, '-c', sys.argv[1])\n"
+        "g.PROFILER = (sys.executable, '-c', sys.argv[1])\n"
         f"g.main(['--minutes', '5', '--out', {str(tmp_path)!r}, '--device', 'cpu'])"
     )
     part = f"import time; open({str(works)!r}, 'w').close(); time.sleep(3600)"
@@ -300,7 +299,7 @@ def test_a_campaign_that_is_ended_ends_its_part_and_keeps_what_there_is(tmp_path
     until(works.exists, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(LAST_RESORT_S) != 0
-    assert [line["event"] for line in read_journal(tmp_path / "journal.jsonl")] == ["start"]
+    assert [line["status"] for line in read_journal(tmp_path / "journal.jsonl")] == ["cut off"]
     assert "| slow | cut off |" in (tmp_path / "keep" / "README.md").read_text()
 
 
