@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from waiting import LAST_RESORT_S, until
 
-from calibrate.exchange import formatsfrom scripts import gpu_campaign
+from calibrate.exchange import formats
+from scripts import gpu_campaign
 from scripts.gpu_campaign import LONGEST_FACTOR, RESERVE_S, Campaign, Outcome, Part, execute, keep, read_journal
 
 RUN = {
