@@ -73,7 +73,7 @@ DIMS: Mapping[str, str] = {
 }
 """Sizes by name; float columns of the table."""
 
-LATER = ("rows", "reach", "modules", "streamed")
+LATER = ("cold", "rows", "reach", "modules", "streamed")
 """Sizes that tables of an earlier roofcal do not have."""
 
 TEXTS = ("kind", "dtype", "op", "group", "kernel", "distribution", "framework", "version")
