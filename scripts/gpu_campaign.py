@@ -44,9 +44,9 @@ NEEDED = {
 """Modules that the parts import, and the packages that hold them."""
 
 RESERVE_S = 15.0
-"""Kept for the last part to be interrupted and for the summary."""
+"""Seconds kept for the last part to be interrupted and for the summary."""
 GRACE_S = 10.0
-"""From an interruption, which lets a part write what it has, to its end by force."""
+"""Seconds from an interruption, which lets a part write what it has, to its end by force."""
 LONGEST_FACTOR = 3.0
 """Times its estimate, the most that a part may take: the time of the others is worth more then."""
 LONGEST_REASON = 300
@@ -71,7 +71,7 @@ QUICK_LOOK = ("--only", "memory,matmul,vector,host", "--processes", "1")
 FILES = {"llm-viewer": ".py", "genz": ".py", "llm-analysis": ".json", "blis": ".json"}
 """Formats of one file that the spec is exported to."""
 FOLDERS = ("aiconfigurator", "infersim")
-"""And of many; Vidur's tables are of its own models, and large."""
+"""Formats of many files; Vidur's tables are of its own models, and large."""
 NO_CUDA = "needs a CUDA device"
 
 
@@ -104,7 +104,7 @@ class Model:
     longest: int = 16384
     """Most tokens of context and prompt."""
     load_s: float = 20.0
-    """To make its weights on the device."""
+    """Seconds to make its weights on the device."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ class Shapes:
     prompts: tuple[int, ...]
     contexts: tuple[int, ...]
     batches: tuple[int, ...]
-    """Of decode; prefill is of one sequence."""
+    """Sequences of a decode step; a prefill has one."""
     seconds: float
-    """Of passes for each cell."""
+    """Seconds of passes for each cell."""
 
 
 GPU_MODELS = (

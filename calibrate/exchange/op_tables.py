@@ -32,7 +32,7 @@ from roofline.laws.roofline import Rates, missing_peaks, roofs
 from roofline.subjects import MATVEC
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "int8": 1}
-"""Of weights and activations, by dtype of a product's inputs."""
+"""Bytes of a weight or activation, by dtype of a product's inputs."""
 
 Columns = dict[str, NDArray[np.int64]]
 

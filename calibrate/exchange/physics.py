@@ -14,7 +14,7 @@ from roofline.laws.work import BITS
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """By row."""
+    """FLOPs and bytes of every row."""
 
     flops: Floats
     bytes: Floats

@@ -46,7 +46,7 @@ DTYPES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("bfloat16", "float32", "tfloat32", "float8_e4m3fn"),
     ),
 }
-"""In full and with --quick."""
+"""Dtypes measured in full and with --quick."""
 
 
 def hardware(

@@ -40,7 +40,7 @@ NOT_OF_PAPER = frozenset({
     "--what-if", "--mix", "--output", "--draft", "--decode-hardware", "--largest", "--csv", "--html", "--form",
     "--phase", "--context", "--logits",
 })  # fmt: skip
-"""Of the two accountings each has options that mean nothing to the other."""
+"""Options of one accounting that mean nothing to the other."""
 
 
 @contextmanager

@@ -179,7 +179,7 @@ class _Of:
 
     @property
     def dtype(self) -> str | None:
-        """Of a file's graphs, or a module's weights; None where it is for the asker to say."""
+        """Dtype of a file's graphs, or a module's weights; None where the options say it."""
         if isinstance(self.stored, StoredGraphs):
             return self.stored.regimes[0].graph.template.workload.dtype if self.stored.regimes else None
         return self.only[0].dtype if self.only else None

@@ -135,7 +135,7 @@ def run(
 
 
 def _mode(compiled: bool, cuda_graph: bool) -> Mode:
-    """Of both, the compiled model is captured."""
+    """How passes run; with both options, the compiled model is captured."""
     if compiled:
         return "compile-cuda-graph" if cuda_graph else "compile"
     return "cuda-graph" if cuda_graph else "eager"
