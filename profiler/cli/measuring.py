@@ -198,7 +198,7 @@ class Costs:
     cell_s: float = 3.0
     """A pass is traced, checked, warmed up, and its last round of passes ends after the budget."""
     fewest_passes: float = 8.0
-    """Passes of a cell at the least: one to warm up, one that is checked, three rounds of one plain and one profiled."""
+    """Passes of a cell at the least: one to warm up, one checked, three rounds of one plain and one profiled."""
     report_s: float = 2.0
     """Reports are written: most of it is loading what draws pictures."""
 
