@@ -14,7 +14,7 @@ from profiler.models.example import trace_module
 from profiler.models.graphs import Change, ModelGraphs, Tracing
 from profiler.models.request import context_limit
 from profiler.models.resolve import resolve
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.fusion.fuse import fused
 from roofline.graph.op import OpGraph
 from roofline.sweep.family import Form, Source, StoredGraphs, StoredRegime

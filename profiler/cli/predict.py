@@ -12,11 +12,23 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from profiler.cli.asked import Lengths, device, distinct, mixed, numbers, one_line, what_ifs, words
-from profiler.cli.given import SIZES, given_options, listed, refuse_in_vain
+from profiler.cli.options import (
+    SIZES,
+    Lengths,
+    device,
+    distinct,
+    given_options,
+    listed,
+    mixed,
+    numbers,
+    one_line,
+    refuse_in_vain,
+    what_ifs,
+    words,
+)
 from profiler.cli.output import console, print_json, stdout_to_stderr_if
-from profiler.record.errors import RequestError
 from profiler.record.files import read_record, replacing
+from profiler.record.run import RequestError
 from roofline.graph.op import GRAPH_SCHEMA, OpGraph
 from roofline.hardware.load import device_names
 from roofline.predict.passes import Prediction
@@ -167,7 +179,7 @@ class _Of:
 
     @property
     def dtype(self) -> str | None:
-        """Of a file's graphs, or a module's weights; None where it is for the asker to say."""
+        """Dtype of a file's graphs, or a module's weights; None where the options say it."""
         if isinstance(self.stored, StoredGraphs):
             return self.stored.regimes[0].graph.template.workload.dtype if self.stored.regimes else None
         return self.only[0].dtype if self.only else None

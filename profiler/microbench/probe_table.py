@@ -31,7 +31,7 @@ from profiler.microbench.host import Step
 from profiler.microbench.probe import Probe, Probed, measure_probe
 from profiler.microbench.probe_kernels import ROUNDS, operand_bytes, sets_of
 from profiler.record.kernel_shape import KernelShape
-from profiler.record.kernels import COLUMNS, DIMS, Kernels, Source
+from profiler.record.kernel_table import COLUMNS, DIMS, Kernels, Source
 from profiler.record.measurement import middle_mean
 from profiler.timing.flush import PAST
 from profiler.timing.reference import ReferenceProbes

@@ -100,7 +100,10 @@ def test_a_file_that_is_no_device_at_all(write):
         ("[" * 100_000, "FILE is not valid JSON ("),
         ("[1]", "FILE holds list, not a JSON object; see roofline/devices/README.md"),
         ("null", "FILE holds NoneType, not a JSON object"),
-        ('{"name": "a", "name": "b"}', "FILE is not valid JSON (the key 'name' appears twice in one object); correct it"),
+        (
+            '{"name": "a", "name": "b"}',
+            "FILE is not valid JSON (the key 'name' appears twice in one object); correct it",
+        ),
         ("{}", "FILE: name: missing; see roofline/devices/README.md"),
     ]:
         assert refusal(write(content)).startswith(line), (content, line)
