@@ -44,13 +44,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from profiler.models.example import Example
+from profiler.models.build import build, build_meta, implementations
+from profiler.models.catalogue import silence
 from profiler.models.inputs import PassInputs, prepare
 from profiler.models.meta import known_values
-from profiler.models.quiet import silence
+from profiler.models.module import Example
+from profiler.models.resolve import layer_count, truncate
 from profiler.models.trace import Inputs, trace
-from profiler.models.truncate import layer_count, truncate
-from profiler.models.weights import build, build_meta, implementations
 from profiler.record.errors import RequestError
 from roofline.op import Kind, OpGraph
 from roofline.workload import Workload

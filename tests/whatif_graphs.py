@@ -6,9 +6,9 @@ from graphs import figure, peaks
 from tiny import TINY, tiny
 from transformers import AutoConfig
 
+from profiler.models.build import build_meta
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
-from profiler.models.weights import build_meta
 from roofline.fusion import fused
 from roofline.hardware import Peaks
 from roofline.op import OpGraph, Traffic

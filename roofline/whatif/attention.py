@@ -18,7 +18,7 @@ from roofline.attention import Attention, find_attention
 from roofline.dataflow import Dataflow, ideal_accesses
 from roofline.op import Access, AttentionModule, Kind, Op, OpGraph, attention_pairs
 from roofline.whatif.edit import Edit, access, changed
-from roofline.whatif.kv_bits import DONE
+from roofline.whatif.kv_cache import DONE
 from roofline.whatif.linear import element_bits
 
 ATTENTION = "aten::scaled_dot_product_attention"

@@ -20,6 +20,7 @@ Example: ``all_reduce(Access(tensor=3, bytes=1e6), ranks=8, link="nvlink", like=
 from typing import Literal
 
 from roofline.op import Access, Bytes, Kind, Op
+from roofline.whatif.checks import checked_ranks
 from roofline.whatif.edit import access, whole
 
 
@@ -62,29 +63,7 @@ def transfer(
     beside: Literal["in", "out"] | None = None,
 ) -> Op:
     """Move `size` bytes over a link, in one message; see `Op.beside`."""
-    return Op.model_construct(
-        path=like.path,
-        name=f"transfer::{name}",
-        kind=Kind.TRANSFER,
-        dims={"bytes": round(size), "ranks": 2},
-        dtype=like.dtype,
-        matrix_flops=0.0,
-        vector_flops=0.0,
-        reads=reads,
-        writes=(),
-        count=like.count,
-        link=_named(link),
-        link_bytes=whole(size),
-        messages=1,
-        beside=beside,
-    )
-
-
-def checked_ranks(what: str, ranks: int) -> int:
-    """Raises: ValueError unless it is a whole number of at least 1."""
-    if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
-        raise ValueError(f"{what} is {ranks}; use a whole number of devices, 1 or more")
-    return ranks
+    return _moving(Kind.TRANSFER, f"transfer::{name}", size, 2, size, 1, link, like, reads, (), beside)
 
 
 def _collective(
@@ -92,24 +71,38 @@ def _collective(
 ) -> Op:
     if checked_ranks("ranks", ranks) == 1:
         raise ValueError(f"{name} among 1 rank moves nothing; leave it out")
+    reads, writes = ((access(a.tensor, a.bytes),) for a in (read, written))
+    return _moving(Kind.COLLECTIVE, f"collective::{name}", size, ranks, sent, steps, link, like, reads, writes)
+
+
+def _moving(
+    kind: Kind,
+    name: str,
+    size: Bytes,
+    ranks: int,
+    sent: Bytes,
+    steps: int,
+    link: str,
+    like: Op,
+    reads: tuple[Access, ...],
+    writes: tuple[Access, ...],
+    beside: Literal["in", "out"] | None = None,
+) -> Op:
+    if not link:
+        raise ValueError("a transfer needs the name of a link of the device, such as nvlink, pcie or network")
     return Op.model_construct(
         path=like.path,
-        name=f"collective::{name}",
-        kind=Kind.COLLECTIVE,
+        name=name,
+        kind=kind,
         dims={"bytes": round(size), "ranks": ranks},
         dtype=like.dtype,
         matrix_flops=0.0,
         vector_flops=0.0,
-        reads=(access(read.tensor, read.bytes),),
-        writes=(access(written.tensor, written.bytes),),
+        reads=reads,
+        writes=writes,
         count=like.count,
-        link=_named(link),
+        link=link,
         link_bytes=whole(sent),
         messages=steps,
+        beside=beside,
     )
-
-
-def _named(link: str) -> str:
-    if not link:
-        raise ValueError("a transfer needs the name of a link of the device, such as nvlink, pcie or network")
-    return link

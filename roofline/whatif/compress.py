@@ -15,9 +15,9 @@ from math import ceil, isfinite
 
 from roofline.dataflow import Dataflow
 from roofline.op import Access, Kind, Op, OpGraph, attention_pairs
+from roofline.whatif.checks import executed
 from roofline.whatif.edit import Edit, access, changed
-from roofline.whatif.executed import executed
-from roofline.whatif.kv_bits import KEYS, VALUES
+from roofline.whatif.kv_cache import KEYS, VALUES
 
 OPTION = "compress_kv"
 

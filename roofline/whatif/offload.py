@@ -19,10 +19,9 @@ from typing import Literal
 
 from roofline.layers import layer_key
 from roofline.op import Op, OpGraph
-from roofline.whatif.cache_writes import added_to_cache
+from roofline.whatif.checks import cache_writes, checked_share
 from roofline.whatif.collectives import transfer
 from roofline.whatif.edit import Edit, changed, whole
-from roofline.whatif.executed import checked_share
 
 OPTION = "offload"
 WEIGHT_BUFFERS, KV_BUFFERS = "offload.weights", "offload.kv"
@@ -74,8 +73,8 @@ def _crossing(graph: OpGraph, weights: float, kv: float) -> tuple[list[float], l
                 seen.add((a.tensor, layer))
         for a in op.writes:
             on_device[a.tensor] += a.bytes
-    for added in added_to_cache(graph):
-        stored[added.op] += kv * added.bytes
+    for write in cache_writes(graph):
+        stored[write.op] += kv * write.bytes
     return fetched, stored
 
 

@@ -9,7 +9,8 @@ Example: ``[pipeline_stage(graph, 4, i) for i in range(4)]`` → together all op
 
 from roofline.layers import layer_of
 from roofline.op import ANCHORS, OpGraph
-from roofline.whatif.collectives import checked_ranks, send
+from roofline.whatif.checks import checked_ranks
+from roofline.whatif.collectives import send
 from roofline.whatif.edit import Edit, access
 
 OPTION = "pipeline_stage"

@@ -25,7 +25,7 @@ from typing import Literal
 from roofline.dataflow import Dataflow
 from roofline.op import Access, Kind, Op, OpGraph
 from roofline.whatif.edit import Edit, access, changed
-from roofline.whatif.kv_bits import KV_BITS, quantise_kv
+from roofline.whatif.kv_cache import KV_BITS, quantise_kv
 from roofline.whatif.linear import (
     QUANTISE,
     SCALES,

@@ -6,10 +6,11 @@ import pytest
 import torch
 from tiny import tiny
 
-from profiler.models.graphs import ModelGraphs, Tracing
-from profiler.models.quiet import silence
-from profiler.predicting import (
+from profiler.models.catalogue import silence
+from profiler.models.graphs import (
     LENGTHS,
+    ModelGraphs,
+    Tracing,
     _traceable,
     length_notes,
     model_graphs,
@@ -98,7 +99,7 @@ def test_a_model_by_name_comes_with_its_notes(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_module_is_traced_once() -> None:
-    spec = "profiler.models.examples.encoder:bert_base"
+    spec = "profiler.models.examples.dit:bert_base"
     assert module_graph(spec) is module_graph(spec)
 
 

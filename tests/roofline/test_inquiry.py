@@ -6,8 +6,7 @@ import pytest
 from graphs import figure, peaks
 from tiny import tiny
 
-from profiler.models.graphs import ModelGraphs, Tracing
-from profiler.predicting import model_source
+from profiler.models.graphs import ModelGraphs, Tracing, model_source
 from roofline.footprint import footprint
 from roofline.hardware import HardwareSpec, Link, Peaks
 from roofline.inquiry import PROBES, Asked, Device, Speculation, answer

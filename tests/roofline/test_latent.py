@@ -15,7 +15,7 @@ from roofline.fusion import fused
 from roofline.op import Kind, Op, OpGraph
 from roofline.predict import price
 from roofline.whatif.lora import lora
-from roofline.whatif.lowrank import low_rank
+from roofline.whatif.low_rank import low_rank
 from roofline.whatif.quantise import quantise
 
 BATCH, HEADS, RANK, NOPE, ROPE, VALUE, KEYS = 2, 4, 16, 8, 4, 8, 13

@@ -6,8 +6,7 @@ import pytest
 from graphs import peaks
 from tiny import tiny
 
-from profiler.models.graphs import ModelGraphs, Tracing
-from profiler.predicting import model_source
+from profiler.models.graphs import ModelGraphs, Tracing, model_source
 from roofline.fold import fold
 from roofline.footprint import footprint
 from roofline.mix import mix

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TINY, tiny
 
-from profiler.models.graphs import ModelGraphs, Tracing
-from profiler.predicting import model_source
+from profiler.models.graphs import ModelGraphs, Tracing, model_source
 from profiler.record.errors import RequestError
 from roofline.family import Family
 from roofline.footprint import footprint

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from profiler.models.weights import build_meta
+from profiler.models.build import build_meta
 from scripts import coverage
 
 KEYS = {"type", "parameters", "traced", "flops_exact", "parameters_accounted", "reason"}

@@ -3,10 +3,10 @@
 import pytest
 from memory_oracle import FAMILIES, allocated, model_of, predicted, storages
 
+from profiler.models.build import build_meta
 from profiler.models.catalogue import config_of
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
-from profiler.models.weights import build_meta
 from roofline.footprint import footprint
 from roofline.op import OpGraph
 from roofline.workload import Workload

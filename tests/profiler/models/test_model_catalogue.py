@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from profiler.models.build import build_meta
 from profiler.models.catalogue import catalogue, config_of, find
-from profiler.models.weights import build_meta
 
 FAMILIES = {
     "llama",

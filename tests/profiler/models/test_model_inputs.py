@@ -8,8 +8,8 @@ import torch
 from tiny import TINY, tiny
 from transformers import DynamicCache, PreTrainedModel
 
+from profiler.models.build import build, build_meta
 from profiler.models.inputs import MASK_ALIGNMENT, PassInputs, max_cache_len, prepare
-from profiler.models.weights import build, build_meta
 from profiler.record.errors import RequestError
 from roofline.workload import Workload
 

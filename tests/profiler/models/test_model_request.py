@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny
 
-from profiler.models.request import DTYPES, check_request, context_limit, parse_dtype
+from profiler.models.build import DTYPES, check_request, context_limit, parse_dtype
 from profiler.record.errors import RequestError
 from roofline.workload import Workload
 

@@ -5,8 +5,8 @@ import torch
 from tiny import TINY, tiny
 from transformers import Gemma3Config
 
-from profiler.models.truncate import layer_count, truncate
-from profiler.models.weights import build_meta
+from profiler.models.build import build_meta
+from profiler.models.resolve import layer_count, truncate
 from profiler.record.errors import RequestError
 
 
@@ -44,7 +44,7 @@ def test_layers_that_the_model_does_not_have(layers: int) -> None:
 
 
 def test_the_first_layers_compute_the_same() -> None:
-    from profiler.models.weights import build
+    from profiler.models.build import build
 
     whole = build(tiny("llama"), "cpu", "float32")
     cut = build(truncate(tiny("llama"), 1), "cpu", "float32")

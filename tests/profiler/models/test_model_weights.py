@@ -9,7 +9,7 @@ import torch
 from tiny import TINY, tiny
 from transformers import AutoModelForCausalLM
 
-from profiler.models.weights import build, build_meta, implementations, initial_std
+from profiler.models.build import build, build_meta, implementations, initial_std
 from profiler.record.errors import RequestError
 
 PEAK = """
@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 from tiny import tiny
 from transformers import AutoConfig
-from profiler.models.weights import build
+from profiler.models.build import build
 
 def peak_bytes():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -3,11 +3,11 @@
 import pytest
 from tiny import tiny
 
+from profiler.models.build import build_meta
+from profiler.models.graphs import scale
 from profiler.models.inputs import prepare
-from profiler.models.scale import scale
+from profiler.models.resolve import truncate
 from profiler.models.trace import trace
-from profiler.models.truncate import truncate
-from profiler.models.weights import build_meta
 from profiler.record.errors import RequestError
 from roofline.op import OpGraph
 from roofline.workload import Workload

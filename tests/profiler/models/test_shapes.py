@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.models import shapes
-from profiler.models.shapes import run_or_shape
+from profiler.models.meta import run_or_shape
 
 aten = torch.ops.aten
 

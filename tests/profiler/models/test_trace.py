@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tiny import tiny
 from torch.utils.flop_counter import FlopCounterMode
 
+from profiler.models.attention import NAME
+from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
-from profiler.models.sdpa import NAME
 from profiler.models.trace import trace
-from profiler.models.weights import build, build_meta
 from roofline.op import Kind, OpGraph, attention_pairs
 from roofline.workload import Workload
 

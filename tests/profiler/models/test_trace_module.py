@@ -7,15 +7,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from profiler.models.example import trace_module
-from profiler.models.examples.dit import dit_xl_2
-from profiler.models.examples.encoder import bert_base
+from profiler.models.examples.dit import bert_base, dit_xl_2
 from profiler.models.meta import known, known_values
+from profiler.models.module import trace_module
 from profiler.record.errors import RequestError
 from roofline.op import Kind, OpGraph
 
 DIT = "profiler.models.examples.dit:dit_xl_2"
-ENCODER = "profiler.models.examples.encoder:bert_base"
+ENCODER = "profiler.models.examples.dit:bert_base"
 
 
 def matrix_flops(graph: OpGraph) -> float:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
-from profiler.models.weights import build, build_meta
 from profiler.record.errors import RequestError
 from roofline.workload import Workload
 

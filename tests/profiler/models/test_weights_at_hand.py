@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny import tiny
 
+from profiler.models.build import build, require_weights
 from profiler.models.resolve import resolve
-from profiler.models.weights import build, require_weights
 from profiler.plan import Choices, Shapes, plan
 from profiler.record.errors import RequestError
 

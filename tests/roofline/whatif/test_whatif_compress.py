@@ -10,13 +10,13 @@ from tiny import tiny
 from whatif_graphs import stored, totals, traced
 from whatif_ranks import check_rank
 
+from profiler.models.build import build_meta
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
-from profiler.models.weights import build_meta
 from roofline.fusion import fused
 from roofline.op import Kind, OpGraph
 from roofline.whatif.compress import compress_kv
-from roofline.whatif.shard import tensor_parallel
+from roofline.whatif.tensor_parallel import tensor_parallel
 from roofline.workload import Workload
 
 FAMILIES = ("llama", "gpt2", "falcon", "mixtral", "qwen3_moe", "deepseek_v3")

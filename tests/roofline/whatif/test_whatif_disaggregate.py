@@ -12,7 +12,7 @@ from roofline.op import Kind, OpGraph
 from roofline.predict import price
 from roofline.whatif.disaggregate import send_kv
 from roofline.whatif.quantise import quantise
-from roofline.whatif.shard import tensor_parallel
+from roofline.whatif.tensor_parallel import tensor_parallel
 
 
 def token_bytes(name: str) -> float:

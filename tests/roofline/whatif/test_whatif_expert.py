@@ -10,9 +10,8 @@ from whatif_ranks import check_rank, collectives, flops
 
 from roofline.op import Kind, OpGraph
 from roofline.routing import Routing, chosen_by_a_token
-from roofline.whatif.expert import expert_parallel
-from roofline.whatif.shard import tensor_parallel
-from roofline.whatif.skew import skew_experts
+from roofline.whatif.experts import expert_parallel, skew_experts
+from roofline.whatif.tensor_parallel import tensor_parallel
 
 FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss")
 

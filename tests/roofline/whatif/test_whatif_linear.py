@@ -14,9 +14,8 @@ from roofline.routing import experts_hit
 from roofline.whatif.attention import unfuse_attention
 from roofline.whatif.layers import early_exit
 from roofline.whatif.lora import lora
-from roofline.whatif.lowrank import low_rank
+from roofline.whatif.low_rank import low_rank, sparsify_2_4
 from roofline.whatif.quantise import quantise
-from roofline.whatif.sparsity import sparsify_2_4
 
 FAMILIES = ("llama", "gpt2", "mixtral", "gpt_oss", "gemma3", "deepseek_v3", "falcon", "qwen2", "mamba2")
 LAYER = "model.layers.0.mlp.up_proj"

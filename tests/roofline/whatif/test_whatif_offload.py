@@ -10,8 +10,7 @@ from tiny import layered
 from whatif_graphs import PHASES, totals, traced
 from whatif_ranks import check_rank, link_bytes, linked_peaks, transfers
 
-from profiler.models.graphs import ModelGraphs, Tracing
-from profiler.predicting import model_source
+from profiler.models.graphs import ModelGraphs, Tracing, model_source
 from roofline.fusion import fused
 from roofline.hardware import Link
 from roofline.op import OpGraph
@@ -20,7 +19,7 @@ from roofline.stored import Form
 from roofline.sweep import price_pieces
 from roofline.whatif.offload import KV_BUFFERS, WEIGHT_BUFFERS, offload
 from roofline.whatif.registry import parse
-from roofline.whatif.shard import tensor_parallel
+from roofline.whatif.tensor_parallel import tensor_parallel
 from roofline.workload import Workload
 
 FAMILIES = ("llama", "gpt2", "falcon", "mixtral", "gemma3", "deepseek_v3", "mamba")

@@ -10,7 +10,7 @@ from whatif_ranks import check_rank, flops, link_bytes, transfers
 from roofline.fold import fold
 from roofline.op import OpGraph
 from roofline.whatif.pipeline import pipeline_stage
-from roofline.whatif.shard import tensor_parallel
+from roofline.whatif.tensor_parallel import tensor_parallel
 
 FAMILIES = ("llama", "gpt2", "falcon", "mixtral", "qwen3_moe", "gemma3", "deepseek_v3", "mamba")
 TIED = frozenset({"gpt2", "falcon", "gemma3", "mamba"})

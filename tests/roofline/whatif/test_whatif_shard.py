@@ -9,14 +9,14 @@ from tiny import tiny
 from whatif_graphs import PHASES, stored, traced
 from whatif_ranks import check_rank, collectives, flops
 
-from profiler.models.weights import build_meta
+from profiler.models.build import build_meta
 from roofline.fusion import fused
 from roofline.op import Kind, OpGraph
 from roofline.whatif.lora import lora
-from roofline.whatif.lowrank import low_rank
+from roofline.whatif.low_rank import low_rank
 from roofline.whatif.quantise import quantise
-from roofline.whatif.shard import OPTION, WHOLE_OPTION, tensor_parallel
-from roofline.whatif.shard_plan import plan
+from roofline.whatif.tensor_parallel import OPTION, WHOLE_OPTION, tensor_parallel
+from roofline.whatif.tensor_parallel_plan import plan
 
 DENSE = ("llama", "gpt2", "qwen2", "phi3", "opt", "mistral")
 FAMILIES = (*DENSE, "falcon", "mixtral", "qwen3_moe", "gpt_oss", "gemma2", "gemma3", "deepseek_v3", "mamba")

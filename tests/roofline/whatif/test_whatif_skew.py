@@ -9,7 +9,7 @@ from whatif_graphs import traced
 from whatif_ranks import check_rank
 
 from roofline.op import Kind, OpGraph
-from roofline.whatif.skew import skew_experts
+from roofline.whatif.experts import skew_experts
 
 SKEWS = st.floats(0, 4, allow_subnormal=False)
 

@@ -1,8 +1,8 @@
-"""Builds a model: on `meta` to be traced, or on a device with random or pretrained weights to be measured.
+"""Builds a model from its config: on `meta` to be traced, or on a device, with weights, to be measured.
 
 Random weights are made on the device, in the dtype they run in, one parameter after the other: memory never holds
-more than the weights and one parameter. Buffers, the tables of rotary embeddings among them, are computed as the
-model computes them. Each parameter has the dtype that `transformers` gives it, and tied ones share their memory.
+more than the weights and one parameter. Buffers are computed as the model computes them, each parameter has the dtype
+that `transformers` gives it, and tied ones share their memory. `check_request` refuses what cannot run beforehand.
 
 Example: ``model = build(config, device="cpu", dtype="bfloat16", attn="sdpa")``
 """
@@ -20,11 +20,19 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from profiler.models.quiet import quiet
-from profiler.models.request import parse_dtype
-from profiler.models.resolve import hub_reachable
-from profiler.models.truncate import truncate
+from profiler.device import parse_device
+from profiler.models.catalogue import first_line, quiet
+from profiler.models.resolve import hub_reachable, truncate
 from profiler.record.errors import RequestError
+from roofline.workload import Workload
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""Types that `transformers` can build and run a model in, by torch's name."""
 
 DEFAULT = "default"
 """As the name of an implementation: the model's own choice."""
@@ -44,6 +52,55 @@ BLOCK_ELEMENTS = 4_194_301
 A prime number, so that no two rows of a matrix are alike."""
 DEFAULT_STD = 0.02
 """Standard deviation of initial weights where the config names none: `PreTrainedModel._init_weights`."""
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Torch's type of that name. Raises RequestError with the known names."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        known = isinstance(getattr(torch, name, None), torch.dtype)
+        why = "not a type that models are built in" if known else "unknown"
+        raise RequestError(f"--dtype {name} is {why}; use {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def check_request(
+    config: PretrainedConfig, *, device: str | torch.device, dtype: str | torch.dtype, workload: Workload
+) -> None:
+    """Raise RequestError if there is no such device, it cannot run the dtype, or the workload is too long."""
+    where = parse_device(device)
+    _check_dtype_runs(where, parse_dtype(dtype))
+    longest = context_limit(config)
+    asked = workload.query_tokens + workload.context_tokens
+    if longest is not None and asked > longest:
+        raise RequestError(
+            f"{asked} tokens ({workload.context_tokens} of context, {workload.query_tokens} new) are beyond the "
+            f"{longest} that the model was made for; ask for fewer"
+        )
+
+
+def context_limit(config: PretrainedConfig) -> int | None:
+    """Tokens that the model was made for; None where it has no limit, as a state-space model."""
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return int(limit) if limit else None
+
+
+def _check_dtype_runs(device: torch.device, dtype: torch.dtype) -> None:
+    """Try the type with a product and a softmax, which every model needs."""
+    name = str(dtype).removeprefix("torch.")
+    others = ", ".join(known for known in DTYPES if known != name)
+    if device.type == "cuda" and dtype is torch.bfloat16:
+        with torch.cuda.device(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        if not native:
+            raise RequestError(f"--dtype bfloat16: {torch.cuda.get_device_name(device)} has none; use one of {others}")
+    try:
+        square = torch.ones(8, 8, dtype=dtype, device=device)
+        torch.softmax(square @ square, dim=-1)
+    except (RuntimeError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise RequestError(f"--dtype {name} does not run on {device}; use one of {others}") from error
 
 
 def build_meta(
@@ -89,7 +146,7 @@ def require_weights(location: str) -> None:
     """Raise RequestError if `location`, a folder or a hub id, has no weights that can be had now."""
     folder = Path(location)
     if folder.is_dir():
-        if not any(found for pattern in WEIGHT_FILES for found in folder.glob(pattern)):
+        if not any(path for pattern in WEIGHT_FILES for path in folder.glob(pattern)):
             raise RequestError(f"{location} has no weights ({' or '.join(WEIGHT_FILES)}); use --weights random")
     elif not any(isinstance(try_to_load_from_cache(location, name), str) for name in HUB_FILES) and not hub_reachable():
         raise RequestError(
@@ -99,17 +156,17 @@ def require_weights(location: str) -> None:
 
 def implementations(model: PreTrainedModel) -> dict[str, str]:
     """The attention and experts implementations that `model` was built with."""
-    found = {"attn": str(model.config._attn_implementation)}
+    names = {"attn": str(model.config._attn_implementation)}
     if model._can_set_experts_implementation():
-        found["experts"] = str(model.config._experts_implementation)
-    return found
+        names["experts"] = str(model.config._experts_implementation)
+    return names
 
 
 def initial_std(config: PretrainedConfig) -> float:
     """Standard deviation of a new model's weights, from the field that `transformers` reads it from."""
     decoder = config.get_text_config(decoder=True)
-    found = (getattr(decoder, name, None) for name in ("initializer_range", "init_std", "initializer_factor"))
-    return float(next((std for std in found if std), DEFAULT_STD))
+    deviations = (getattr(decoder, name, None) for name in ("initializer_range", "init_std", "initializer_factor"))
+    return float(next((std for std in deviations if std), DEFAULT_STD))
 
 
 @torch.no_grad()
@@ -174,20 +231,26 @@ def _from_config(config: PretrainedConfig, dtype: torch.dtype, attn: str, expert
         if attn != DEFAULT and working:
             kind = type(config).__name__.removesuffix("Config")
             raise RequestError(f"--attn {attn} is not to be had for {kind} here; use {' or '.join(working)}") from error
-        first = str(error).strip().splitlines()[0]
-        raise RequestError(f"transformers cannot build this config ({first}); repair it") from error
+        raise RequestError(f"transformers cannot build this config ({first_line(error)}); repair it") from error
 
 
 def _construct(config: PretrainedConfig, dtype: torch.dtype, attn: str, experts: str) -> Any:
-    options: dict[str, Any] = {} if attn == DEFAULT else {"attn_implementation": attn}
-    if experts != DEFAULT and _model_class_sets_experts(config):
-        options["experts_implementation"] = experts
     # A config whose class came from a repository was let in by the user's flag when it was resolved.
     trusted = type(config).__module__.startswith("transformers_modules.")
     with quiet():
         return AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=dtype, trust_remote_code=trusted, **options
+            copy.deepcopy(config),
+            dtype=dtype,
+            trust_remote_code=trusted,
+            **_implementation_options(config, attn, experts),
         )
+
+
+def _implementation_options(config: PretrainedConfig, attn: str, experts: str) -> dict[str, str]:
+    options = {} if attn == DEFAULT else {"attn_implementation": attn}
+    if experts != DEFAULT and _model_class_sets_experts(config):
+        options["experts_implementation"] = experts
+    return options
 
 
 def _accepts(config: PretrainedConfig, dtype: torch.dtype, attn: str) -> bool:
@@ -214,7 +277,8 @@ def _model_class_sets_experts(config: PretrainedConfig) -> bool:
     if type(config) not in mapping:
         return False
     classes = mapping[type(config)]
-    return all(one._can_set_experts_implementation() for one in (classes if isinstance(classes, tuple) else (classes,)))
+    classes = classes if isinstance(classes, tuple) else (classes,)
+    return all(model_class._can_set_experts_implementation() for model_class in classes)
 
 
 def _pretrained(
@@ -226,9 +290,6 @@ def _pretrained(
     name: str,
     trust_remote_code: bool,
 ) -> Any:
-    options: dict[str, Any] = {} if attn == DEFAULT else {"attn_implementation": attn}
-    if experts != DEFAULT and _model_class_sets_experts(config):
-        options["experts_implementation"] = experts
     _check_experts(config, experts)
     offline = not hub_reachable()
     try:
@@ -242,13 +303,11 @@ def _pretrained(
                 dtype=dtype,
                 local_files_only=offline,
                 trust_remote_code=trust_remote_code,
-                **options,
+                **_implementation_options(config, attn, experts),
             ).to(device)
     except OSError as error:
-        raise RequestError(f"the weights of {name} cannot be had ({_first(error)}); use --weights random") from error
+        raise RequestError(
+            f"the weights of {name} cannot be had ({first_line(error)}); use --weights random"
+        ) from error
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
-        raise RequestError(f"the weights of {name} are damaged ({_first(error)}); fetch them again") from error
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RequestError(f"the weights of {name} are damaged ({first_line(error)}); fetch them again") from error

@@ -1,9 +1,16 @@
-"""What low-rank weights would do: W (k×n) becomes A·B with A k×r and B r×n, the best of rank r by SVD.
+"""Smaller weights of linear layers: of a low rank, or 2:4 sparse.
 
-A layer then runs as two matmuls with r intermediate values a row (as in ASVD, arXiv 2312.05821, and SVD-LLM,
-arXiv 2403.07378). It pays only where r·(k + n) < k·n; other layers stay as they are. Factors are stored as the matrix
-was: at its bits, sparse if it was; scales are shared among them by size, exactly so where the group divides k and r.
-The bias is added by the second matmul.
+`low_rank`: W (k×n) becomes A·B with A k×r and B r×n, the best of rank r by SVD. A layer then runs as two matmuls with
+r intermediate values a row (as in ASVD, arXiv 2312.05821, and SVD-LLM, arXiv 2403.07378). It pays only where
+r·(k + n) < k·n; other layers stay as they are. Factors are stored as the matrix was: at its bits, sparse if it was;
+scales are shared among them by size, exactly so where the group divides k and r. The bias is added by the second
+matmul.
+
+`sparsify_2_4`: of each four weights along k two are kept, with two bits each that say which. Sparse tensor cores leave
+out the products with the other two and so do "twice the throughput of dense" math (NVIDIA A100 Tensor Core GPU
+Architecture whitepaper, v1.0, 2020, "Fine-grained structured sparsity"). Peaks of a device are dense ones here, so the
+work is halved instead of the peak doubled: `matrix_flops` are those on kept weights. Scales of quantised weights stay
+as they are: a group is counted along the k of the dense matrix.
 
 Example: ``low_rank(graph, rank=256, where=("*.mlp.*",))``
 """
@@ -21,6 +28,8 @@ from roofline.whatif.linear import (
     element_bits,
     input_of,
     linear_layers,
+    linear_of,
+    matrix_bytes,
     sides,
 )
 
@@ -36,7 +45,7 @@ def low_rank(graph: OpGraph, *, rank: int, where: Sequence[str] = ()) -> OpGraph
     chosen = linear_layers(graph, where)
     gaining = [linear for linear in chosen if rank * (_k(linear) + _n(linear)) < _k(linear) * _n(linear)]
     if not gaining:
-        most = max((_k(one) * _n(one) - 1) // (_k(one) + _n(one)) for one in chosen)
+        most = max((_k(linear) * _n(linear) - 1) // (_k(linear) + _n(linear)) for linear in chosen)
         raise ValueError(f"rank {rank} makes no layer smaller; use {most} or less" if most else "no layer can shrink")
     edit, factors = Edit(graph), _Factors(graph, rank)
     by_index = {linear.index: linear for linear in gaining}
@@ -115,3 +124,37 @@ def _factor_name(name: str, factor: str) -> str:
     """ "q_proj.weight.scales" → "q_proj.weight.A.scales": the end goes on saying what the tensor is."""
     stem, dot, end = name.rpartition(".")
     return f"{stem}.{factor}.{end}" if end in ("scales", "zeros") else f"{stem}{dot}{end}.{factor}"
+
+
+def sparsify_2_4(graph: OpGraph, *, where: Sequence[str] = ()) -> OpGraph:
+    """The same pass with 2:4 sparse weights in the linear layers that `where` matches (default: see `linear_layers`).
+
+    Raises: ValueError where k is no multiple of 4, or a matrix is sparse already or used by others than linear layers.
+    """
+    edit = Edit(graph)
+    tensors = {linear.matrix.tensor for linear in linear_layers(graph, where)}
+    for i, op in enumerate(graph.ops):
+        if not any(a.tensor in tensors for a in op.reads):
+            continue
+        linear = linear_of(graph, i, op)
+        if linear is None or linear.matrix.tensor not in tensors:
+            name = graph.tensors[next(a.tensor for a in op.reads if a.tensor in tensors)].name
+            raise ValueError(f"{op.path} reads {name} row by row, so it cannot be 2:4 sparse; leave it out of where")
+        if linear.is_sparse:
+            raise ValueError(f"the weights of {op.path} are 2:4 sparse already; name each layer once")
+        if op.dims["k"] % 4:
+            raise ValueError(f"{op.path} has k = {op.dims['k']}, no multiple of 4, so it cannot be 2:4 sparse")
+        size = matrix_bytes(linear.elements, linear.bits, is_sparse=True)
+        edit.resize(linear.matrix.tensor, size)
+        reads = tuple(access(a.tensor, size * linear.share) if a is linear.matrix else a for a in op.reads)
+        edit.put(
+            i,
+            changed(
+                op,
+                dims=op.dims | {"nonzero_of_4": 2},
+                reads=reads,
+                matrix_flops=op.matrix_flops / 2,
+                vector_flops=op.vector_flops - dequantise_flops(graph, linear) / 2,
+            ),
+        )
+    return edit.done({"sparsity": f"2:4{described(where)}"})

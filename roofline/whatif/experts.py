@@ -1,5 +1,8 @@
-"""One rank of expert parallelism: its share of the experts, for the tokens of all ranks (GShard, arXiv 2006.16668).
+"""Experts on several ranks, and experts that are chosen unevenly.
 
+`skew_experts`: some experts are chosen more often, by Zipf's law, so that a step touches fewer of them.
+
+`expert_parallel`: one rank has its share of the experts, for the tokens of all ranks (GShard, arXiv 2006.16668).
 Everything but the routed experts is whole on each rank and works on a batch of its own: the workload of the graph is
 that of one rank, and all `degree` ranks together serve `degree` times its batch (data-parallel attention). Tokens are
 sent to the ranks of their experts before them and back after them, by an all-to-all each.
@@ -12,15 +15,16 @@ Example: ``expert_parallel(graph, 8, link="nvlink")`` → two all-to-alls in eac
 """
 
 from collections import defaultdict
+from math import isfinite
 
 from roofline.dataflow import GATHERS, Dataflow
 from roofline.op import ANCHORS, Access, Kind, Op, OpGraph
 from roofline.routing import Routing, chosen_by_a_token
-from roofline.whatif.collectives import all_to_all, checked_ranks
+from roofline.whatif.checks import checked_ranks, executed
+from roofline.whatif.collectives import all_to_all
 from roofline.whatif.edit import Edit, access, changed
-from roofline.whatif.executed import executed
 
-OPTION = "expert_parallel"
+OPTION, SKEW_OPTION = "expert_parallel", "expert_skew"
 
 
 def expert_parallel(graph: OpGraph, degree: int, link: str = "nvlink") -> OpGraph:
@@ -176,3 +180,34 @@ def _redirected(op: Op, returned: dict[int, int]) -> Op:
 
 def _weights(graph: OpGraph, products: list[int]) -> set[int]:
     return {a.tensor for i in products for a in graph.ops[i].reads if graph.tensors[a.tensor].role == "weight"}
+
+
+def skew_experts(graph: OpGraph, exponent: float) -> OpGraph:
+    """The pass with experts chosen by Zipf's law (`Routing.skew`); 0 is uniform.
+
+    The reads of expert weights are those of all experts × expected experts hit ÷ experts.
+    Raises: ValueError for a negative exponent, or a graph without assumed routing.
+    """
+    if not isfinite(exponent) or exponent < 0:
+        raise ValueError(f"the skew of experts is {exponent}; use 0 (uniform) or a positive exponent of Zipf's law")
+    routed = [i for i, op in enumerate(graph.ops) if op.routing]
+    if not routed:
+        raise ValueError("no product of the graph has an assumed choice of experts to skew; use a mixture of experts")
+    if all((routing := graph.ops[i].routing) and routing.skew == exponent for i in routed):
+        return graph
+    edit = Edit(graph)
+    for i in routed:
+        edit.put(i, _skewed(graph, graph.ops[i], exponent))
+    return edit.done({SKEW_OPTION: f"{exponent:g}"})
+
+
+def _skewed(graph: OpGraph, op: Op, exponent: float) -> Op:
+    if op.routing is None:
+        return op
+    routing = op.routing.model_copy(update={"skew": float(exponent)})
+    ratio = routing.hit / op.routing.hit if op.routing.hit else 1.0
+
+    def resized(a: Access) -> Access:
+        return access(a.tensor, a.bytes * ratio) if graph.tensors[a.tensor].role == "weight" else a
+
+    return changed(op, routing=routing, reads=tuple(resized(a) for a in op.reads))

@@ -1,8 +1,8 @@
 """What one rank of tensor parallelism runs: its share of each operation, and the collectives between them.
 
-`roofline.whatif.shard_plan` says how the work is divided, from the dataflow alone; this applies it. The workload stays
-that of the whole group of ranks. A vocabulary that does not divide is padded, as Megatron does; anything else that
-does not is refused. Apply it before the activations are quantised (a scale for all features of a token would
+`tensor_parallel_plan` says how the work is divided, from the dataflow alone; this applies it. The workload stays that
+of the whole group of ranks. A vocabulary that does not divide is padded, as Megatron does; anything else that does not
+is refused. Apply it before the activations are quantised (a scale for all features of a token would
 otherwise be taken for work that needs them all) and before fusing.
 
 Example: ``tensor_parallel(graph, 8, link="nvlink").options["tensor_parallel"] == "8 over nvlink"``
@@ -12,11 +12,11 @@ import re
 from math import isclose
 
 from roofline.op import Access, Kind, Op, OpGraph
-from roofline.whatif.collectives import all_gather, all_reduce, checked_ranks
+from roofline.whatif.checks import checked_ranks, executed
+from roofline.whatif.collectives import all_gather, all_reduce
 from roofline.whatif.edit import Edit, access, changed
-from roofline.whatif.executed import executed
-from roofline.whatif.shard_plan import plan
-from roofline.whatif.shard_state import PRODUCTS, Plan, Shares
+from roofline.whatif.tensor_parallel_plan import plan
+from roofline.whatif.tensor_parallel_rules import PRODUCTS, Plan, Shares
 
 OPTION = "tensor_parallel"
 WHOLE_OPTION = "tensor_parallel_whole"

@@ -1,4 +1,4 @@
-"""Traces any module on example inputs: what no config describes, as a diffusion transformer or an encoder.
+"""Traces any `nn.Module` on example inputs, such as a diffusion transformer or an encoder, which no config describes.
 
 A factory returns the module and what to call it with. It is called inside ``torch.device("meta")``, so that neither
 weights nor activations take memory; a module that cannot be built or run there is built and run on the CPU.
@@ -10,12 +10,14 @@ import importlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from profiler.models.accesses import tensors
+from profiler.models.aten import tensors
+from profiler.models.catalogue import first_line
 from profiler.models.trace import trace
 from profiler.record.errors import RequestError
 from roofline.op import OpGraph
@@ -47,8 +49,9 @@ class Example:
         return ", ".join(f"{name}: {_said(value)}" for name, value in named) or "no inputs"
 
 
+@cache
 def trace_module(spec: str, target: str = "cuda") -> OpGraph:
-    """The operations of one forward pass of the module that a factory makes.
+    """The operations of one forward pass of the module that a factory makes; traced once.
 
     Args:
         spec: "package.module:factory"; ``factory()`` returns (module, inputs), where inputs are a tuple of arguments,
@@ -67,9 +70,8 @@ def trace_module(spec: str, target: str = "cuda") -> OpGraph:
         return _traced(spec, module, example, target)
     except (RequestError, RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError):
         module, example = _made(spec, factory)
-    if any(one.device.type == "meta" for one in (*module.parameters(), *example.tensors())):
-        return _traced(spec, module, example, target)
-    return _traced(spec, module, example, "cpu")
+    on_meta = any(tensor.device.type == "meta" for tensor in (*module.parameters(), *example.tensors()))
+    return _traced(spec, module, example, target if on_meta else "cpu")
 
 
 def _factory(spec: str) -> Callable[[], Any]:
@@ -79,11 +81,11 @@ def _factory(spec: str) -> Callable[[], Any]:
     try:
         module = importlib.import_module(name)
     except Exception as error:  # the user's module may raise anything while it loads
-        raise RequestError(f"--module {spec}: cannot import {name} ({_line(error)})") from error
+        raise RequestError(f"--module {spec}: cannot import {name} ({_error(error)})") from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
-        known = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
-        known = [one for one in known if getattr(vars(module)[one], "__module__", None) == name]
+        public = {key: value for key, value in vars(module).items() if callable(value) and not key.startswith("_")}
+        known = [key for key, value in public.items() if getattr(value, "__module__", None) == name]
         raise RequestError(f"--module {spec}: {name} has no factory {attribute}; it has {', '.join(known) or 'none'}")
     return factory
 
@@ -92,9 +94,9 @@ def _made(spec: str, factory: Callable[[], Any]) -> tuple[nn.Module, Example]:
     try:
         made = factory()
     except Exception as error:  # a factory may raise anything
-        raise RequestError(f"--module {spec}: the factory failed ({_line(error)})") from error
+        raise RequestError(f"--module {spec}: the factory failed ({_error(error)})") from error
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
-        what = [type(one).__name__ for one in made] if isinstance(made, tuple) else type(made).__name__
+        what = [type(part).__name__ for part in made] if isinstance(made, tuple) else type(made).__name__
         raise RequestError(f"--module {spec}: the factory must return (module, inputs), not {what}")
     return made[0].eval(), _example(spec, made[1])
 
@@ -112,7 +114,7 @@ def _example(spec: str, inputs: Any) -> Example:
         raise RequestError(
             f"--module {spec}: inputs must be a tuple, a dict or (tuple, dict), not {type(inputs).__name__}"
         )
-    if not any(one.dim() and one.numel() for one in example.tensors()):
+    if not any(tensor.dim() and tensor.numel() for tensor in example.tensors()):
         raise RequestError(f"--module {spec}: the inputs hold no tensor with a batch dimension ({example})")
     return example
 
@@ -121,16 +123,16 @@ def _traced(spec: str, module: nn.Module, example: Example, target: str) -> OpGr
     try:
         return trace(module, example, _workload(module, example), name=spec, target=target, options={})
     except Exception as error:  # a forward may raise anything
-        raise RequestError(f"--module {spec}: the module fails on {example} ({_line(error)})") from error
+        raise RequestError(f"--module {spec}: the module fails on {example} ({_error(error)})") from error
 
 
 def _workload(module: nn.Module, example: Example) -> Workload:
-    first = next(one for one in example.tensors() if one.dim() and one.numel())
+    first = next(tensor for tensor in example.tensors() if tensor.dim() and tensor.numel())
     ids = first.dim() == 2 and not first.is_floating_point()
     sequence = ids or first.dim() == 3
     types: Counter[torch.dtype] = Counter()
-    for one in module.parameters():
-        types[one.dtype] += one.numel()
+    for parameter in module.parameters():
+        types[parameter.dtype] += parameter.numel()
     dtype = types.most_common(1)[0][0] if types else first.dtype
     return Workload(
         batch=first.shape[0],
@@ -146,6 +148,6 @@ def _said(value: Any) -> str:
     return type(value).__name__
 
 
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _error(error: BaseException) -> str:
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"

@@ -24,9 +24,19 @@ from math import ceil, isclose
 from roofline.dataflow import GATHERS, Dataflow
 from roofline.op import Access, Kind, Op, OpGraph
 from roofline.whatif.linear import is_side
-from roofline.whatif.shard_heads import Labels, head_labels, kv_heads
-from roofline.whatif.shard_rules import is_featurewise, is_linear, read_shares
-from roofline.whatif.shard_state import PRODUCTS, WHOLE, Plan, Shares, State
+from roofline.whatif.tensor_parallel_rules import (
+    PRODUCTS,
+    WHOLE,
+    Labels,
+    Plan,
+    Shares,
+    State,
+    head_labels,
+    is_featurewise,
+    is_linear,
+    kv_heads,
+    read_shares,
+)
 
 
 def plan(graph: OpGraph, degree: int) -> Plan:
