@@ -1,4 +1,4 @@
-"""Random weights: what they are, where they live, and how much memory making them takes."""
+"""Models that are built: requests that are refused, random weights, pretrained weights."""
 
 import subprocess
 import sys
@@ -9,8 +9,70 @@ import torch
 from tiny import TINY, tiny
 from transformers import AutoModelForCausalLM
 
-from profiler.models.build import build, build_meta, implementations, initial_std
+from profiler.models.build import (
+    DTYPES,
+    build,
+    build_meta,
+    check_request,
+    context_limit,
+    implementations,
+    initial_std,
+    parse_dtype,
+    require_weights,
+)
+from profiler.models.resolve import resolve
+from profiler.plan import Choices, Shapes, plan
 from profiler.record.errors import RequestError
+from roofline.workload import Workload
+
+
+def work(query: int = 1, context: int = 0) -> Workload:
+    return Workload(batch=1, query_tokens=query, context_tokens=context, dtype="float32")
+
+
+def refusal(**asked: object) -> str:
+    defaults = {"device": "cpu", "dtype": "float32", "workload": work()}
+    with pytest.raises(RequestError) as caught:
+        check_request(tiny("llama"), **{**defaults, **asked})
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", torch.float16])
+def test_what_a_cpu_can_do(dtype: str | torch.dtype) -> None:
+    check_request(tiny("llama"), device="cpu", dtype=dtype, workload=work(6, 250))
+
+
+def test_dtypes_that_no_model_is_built_in() -> None:
+    assert refusal(dtype="float8_e4m3fn") == (
+        f"--dtype float8_e4m3fn is not a type that models are built in; use {', '.join(DTYPES)}"
+    )
+    assert "--dtype bf16 is unknown" in refusal(dtype="bf16")
+    assert "int8 is not a type" in refusal(dtype="int8")
+    assert parse_dtype(torch.bfloat16) is torch.bfloat16
+
+
+def test_devices_that_are_not_here() -> None:
+    assert "is unknown" in refusal(device="gpu")
+    assert "not measured" in refusal(device="meta")
+    if not torch.cuda.is_available():
+        assert "--device cpu" in refusal(device="cuda")
+
+
+def test_a_context_beyond_the_models() -> None:
+    assert refusal(workload=work(7, 250)).startswith("257 tokens (250 of context, 7 new) are beyond the 256")
+    with pytest.raises(RequestError, match="256"):
+        check_request(tiny("gpt2"), device="cpu", dtype="float32", workload=work(257))
+    check_request(tiny("mamba"), device="cpu", dtype="float32", workload=work(1, 10**6))
+    assert context_limit(tiny("mamba")) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_a_gpu_can_do() -> None:
+    check_request(tiny("llama"), device="cuda", dtype="float16", workload=work())
+    assert "GPUs here" in refusal(device="cuda:99")
+
 
 PEAK = """
 import sys
@@ -161,3 +223,37 @@ def test_pretrained_weights_that_are_stored_quantised(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     with pytest.raises(RequestError, match="stored quantised"):
         build(tiny("llama"), "cpu", "float32", weights="pretrained", name=str(tmp_path))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    build(tiny("llama"), "cpu", "float32").save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_weights_of_a_folder(folder: Path) -> None:
+    require_weights(str(folder))
+    config = resolve(str(folder)).config
+    model = build(config, "cpu", "float32", weights="pretrained", name=str(folder))
+    want = build(tiny("llama"), "cpu", "float32")
+    assert torch.equal(model.lm_head.weight, want.lm_head.weight)
+
+
+def test_a_folder_without_weights_is_refused_before_anything_runs(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(RequestError, match=r"has no weights .* use --weights random"):
+        plan([str(folder)], torch.device("cpu"), Shapes(dtypes=("float32",)), Choices(weights="pretrained"))
+
+
+def test_damaged_weights_are_one_line(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(RequestError, match="are damaged") as refused:
+        build(resolve(str(folder)).config, "cpu", "float32", weights="pretrained", name=str(folder))
+    assert "\n" not in str(refused.value)
+
+
+def test_too_few_layers_are_refused_before_anything_runs() -> None:
+    with pytest.raises(RequestError, match="--layers 4 or more"):
+        shapes = Shapes(phases=("decode",), contexts=(8,), dtypes=("bfloat16",))
+        plan(["deepseek-v3"], torch.device("cpu"), shapes, Choices(layers=3))

@@ -1,4 +1,4 @@
-"""Check the tracer on every causal language model that `transformers` knows: what is traced, and whether it adds up.
+"""Check the tracer on every causal language model that `transformers` knows, against oracles that are not ours.
 
 Each model type is built from its default config on `meta` and traced in prefill, decode and a chunk. Three oracles:
 
@@ -14,8 +14,8 @@ A type runs in a worker process with limits of time and memory, so that one that
 
 Example::
 
-    python scripts/coverage.py --types llama,mixtral
-    python scripts/coverage.py --json --out docs/coverage.md > coverage.json
+    python scripts/check_models.py --types llama,mixtral
+    python scripts/check_models.py --json --out docs/coverage.md > models.json
 """
 
 import argparse
@@ -26,8 +26,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -45,8 +45,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from profiler.models.build import build, build_meta, implementations
-from profiler.models.catalogue import silence
-from profiler.models.inputs import PassInputs, prepare
+from profiler.models.catalogue import first_line, silence
+from profiler.models.inputs import PassInputs, batched_experts, prepare
 from profiler.models.meta import known_values
 from profiler.models.module import Example
 from profiler.models.resolve import layer_count, truncate
@@ -154,7 +154,7 @@ def _cover(model_type: str, row: Row) -> None:
     filled = FILLED.get(model_type, {})
     whole = filled_config(model_type, filled)
     model = build_meta(whole, "bfloat16")
-    row["parameters"] = sum({id(one): one.numel() for one in model.parameters()}.values())
+    row["parameters"] = sum(parameter.numel() for parameter in model.parameters())  # tied ones once
     needed = _classes(model) | (default_classes(model_type) if filled else set())
     if model_type in ON_CPU:
         _check_on_cpu(row, {**filled, **ON_CPU[model_type]}, needed)
@@ -170,11 +170,11 @@ def _cover(model_type: str, row: Row) -> None:
         except Exception:  # layers may share what the shrunk model has lost: try all of them
             if config is whole:
                 raise
-    checks = [one for one in row["phases"].values() if "none" not in one]
+    checks = [phase for phase in row["phases"].values() if "none" not in phase]
     row["traced"] = True
     row["traced_on"] = "cpu" if model_type in ON_CPU else "meta"
-    row["flops_exact"] = all(one["matrix_flops"] == one["counted_flops"] for one in checks)
-    row["parameters_accounted"] = all(not one["used_though_inactive"] for one in checks)
+    row["flops_exact"] = all(phase["matrix_flops"] == phase["counted_flops"] for phase in checks)
+    row["parameters_accounted"] = all(not phase["used_though_inactive"] for phase in checks)
     row["reason"] = _shortfall(row["phases"])
 
 
@@ -331,7 +331,7 @@ def draft_inputs(model: PreTrainedModel, workload: Workload) -> Example:
 
 
 def matrix_flops(graph: OpGraph) -> float:
-    """Of all operations but attention."""
+    """Matrix FLOPs of all operations but attention."""
     return sum(op.matrix_flops for op in graph.ops if op.kind != Kind.ATTENTION)
 
 
@@ -360,13 +360,13 @@ class _NoAttention(TorchFunctionMode):
 
 def used_parameters(model: PreTrainedModel, inputs: Inputs) -> set[str]:
     """Parameters that get a gradient, or are handed to a torch function, in one pass."""
-    names = {id(one): name for name, one in model.named_parameters()}
-    for one in model.parameters():
-        one.requires_grad_(one.is_floating_point())
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     handed = _Handed()
     with torch.enable_grad(), batched_experts(model), known_values(), handed:
         out = inputs.call(model)
-    return {names[one] for one in (handed.seen | _differentiated(out)) if one in names}
+    return {names[key] for key in (handed.seen | _differentiated(out)) if key in names}
 
 
 def _differentiated(out: Any) -> set[int]:
@@ -391,39 +391,23 @@ class _Handed(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") not in ("__get__", "size", "dim", "numel", "stride", "is_floating_point"):
-            given = tree_leaves((args, kwargs))
-            self.seen.update(id(one) for one in given if isinstance(one, nn.Parameter))
+            self.seen.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, nn.Parameter))
         return func(*args, **kwargs)
 
 
-@contextmanager
-def batched_experts(model: PreTrainedModel) -> Iterator[None]:
-    """Experts as batched products, which `FlopCounterMode` counts and `meta` runs in every type."""
-    if not model._can_set_experts_implementation():
-        yield
-        return
-    chosen = model.config._experts_implementation
-    model.set_experts_implementation("batched_mm")
-    try:
-        yield
-    finally:
-        model.set_experts_implementation(chosen)
-
-
 def _shortfall(phases: Mapping[str, Row]) -> str | None:
-    for phase, one in phases.items():
-        if "none" in one:
+    for name, phase in phases.items():
+        if "none" in phase:
             continue
-        if one["matrix_flops"] != one["counted_flops"]:
-            return f"{phase}: {one['matrix_flops']:.0f} matrix FLOPs are traced, {one['counted_flops']} counted"
-        if one["used_though_inactive"]:
-            return f"{phase}: used though inactive: {', '.join(one['used_though_inactive'][:3])}"
+        if phase["matrix_flops"] != phase["counted_flops"]:
+            return f"{name}: {phase['matrix_flops']:.0f} matrix FLOPs are traced, {phase['counted_flops']} counted"
+        if phase["used_though_inactive"]:
+            return f"{name}: used though inactive: {', '.join(phase['used_though_inactive'][:3])}"
     return None
 
 
 def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if type(error).__name__.startswith('Strict') else lines[0]}"[:300]
+    return f"{type(error).__name__}: {first_line(error)}"[:300]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -435,7 +419,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=WORKERS, help="processes")
     options = parser.parse_args(argv)
     types = options.types.split(",") if options.types else list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    unknown = [one for one in types if one not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
+    unknown = [name for name in types if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
     if unknown:
         print(f"unknown model type {unknown[0]}; use types of MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", file=sys.stderr)
         return 2
@@ -454,15 +438,15 @@ def main(argv: list[str] | None = None) -> int:
 def cover_all(types: list[str], workers: int) -> list[Row]:
     """Rows in the order of `types`."""
     todo: SimpleQueue[str] = SimpleQueue()
-    for one in types:
-        todo.put(one)
+    for name in types:
+        todo.put(name)
     rows: dict[str, Row] = {}
     threads = [threading.Thread(target=_drive, args=(todo, rows, len(types))) for _ in range(min(workers, len(types)))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return [rows[one] for one in types]
+    return [rows[name] for name in types]
 
 
 def _drive(todo: "SimpleQueue[str]", rows: dict[str, Row], total: int) -> None:
@@ -534,11 +518,11 @@ def summary(rows: list[Row]) -> str:
 def table(rows: list[Row]) -> str:
     """The rows in Markdown."""
     lines = [
-        "# Coverage",
+        "# Model types",
         "",
         f"Causal language models of transformers {transformers.__version__} from the default config of each type, "
-        f"traced on `meta` (blt: on the CPU). {summary(rows)} pass all three checks of `scripts/coverage.py`, which",
-        "writes this table. Parameters are those of the whole model. The last column has the fields that a default",
+        f"traced on `meta` (blt: on the CPU). {summary(rows)} pass all three checks of `scripts/check_models.py`,",
+        "which writes this table. Parameters are those of the whole model. The last column has the fields that a default",
         "config lacks to be a valid model, and in `num_hidden_layers` how many layers were traced, where not all.",
         "",
         "| type | parameters | attention | phases | traced | FLOPs exact | parameters accounted | filled, or reason |",
@@ -546,7 +530,7 @@ def table(rows: list[Row]) -> str:
     ]
     for row in rows:
         marks = ["yes" if row[key] else "no" for key in ("traced", "flops_exact", "parameters_accounted")]
-        phases = ", ".join(name for name, one in row.get("phases", {}).items() if "none" not in one)
+        phases = ", ".join(name for name, phase in row.get("phases", {}).items() if "none" not in phase)
         notes = [f"`{name}={value!r}`" for name, value in row.get("config", {}).items()]
         notes += [row["reason"]] if row["reason"] else []
         count = f"{row['parameters']:,}" if row["parameters"] else "?"

@@ -1,4 +1,4 @@
-"""Remembered results against torch's own, asked for each call anew."""
+"""What `meta` tensors know: remembered shapes against torch's own, values that do not depend on weights."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from profiler.models import shapes
-from profiler.models.meta import run_or_shape
+from profiler.models import meta as module
+from profiler.models.meta import known, known_values, run_or_shape
 
 aten = torch.ops.aten
 
@@ -51,7 +51,7 @@ def layout(out: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shapes, "_results", {})
+    monkeypatch.setattr(module, "_results", {})
 
 
 def test_every_call_returns_what_torch_returns_the_first_time_and_later() -> None:
@@ -71,14 +71,14 @@ def test_views_and_written_operands_are_not_remembered() -> None:
     for _ in range(2):
         assert run_or_shape(aten.view.default, (a, [6]), {}).untyped_storage()._cdata == a.untyped_storage()._cdata
         assert run_or_shape(aten.add_.Tensor, (a, 1), {}) is a
-    assert not shapes._results
+    assert not module._results
 
 
 def test_what_has_values_is_run() -> None:
     one = torch.ones(3)
     for factor in (2.0, 3.0):
         assert run_or_shape(aten.mul.Tensor, (one, torch.tensor(factor)), {}).tolist() == [factor] * 3
-    assert not shapes._results
+    assert not module._results
 
 
 def test_a_mode_below_sees_each_call() -> None:
@@ -103,21 +103,49 @@ def test_a_model_runs_remembered() -> None:
     given = meta(2, 3, 8)
     with torch.no_grad():
         plain = layer(given)
-        with shapes.Remembered():
+        with module.Remembered():
             assert layout(layer(given)) == layout(plain)
-            before = len(shapes._results)
+            before = len(module._results)
             assert layout(layer(given)) == layout(plain)
-    assert len(shapes._results) == before > 0
+    assert len(module._results) == before > 0
 
 
 def test_all_is_forgotten_where_it_would_be_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shapes, "MOST", 3)
+    monkeypatch.setattr(module, "MOST_CALLS", 3)
     for size in range(1, 9):
         assert run_or_shape(aten.add.Tensor, (meta(size), 1), {}).shape == (size,)
-        assert len(shapes._results) <= 3
+        assert len(module._results) <= 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_grouped_product_of_any_type_has_a_shape(dtype: torch.dtype) -> None:
     args = meta(6, 4, dtype=dtype), meta(3, 4, 5, dtype=dtype), meta(3, dtype=torch.int32)
     assert run_or_shape(aten._grouped_mm.default, args, {}).shape == (6, 5)
+
+
+def test_values_that_do_not_depend_on_weights_are_known() -> None:
+    with known_values():
+        mask = torch.ones(2, 5, device="meta", dtype=torch.bool)
+        assert mask.all()
+        mask[:, 3:] = False
+        assert mask.sum(-1).tolist() == [3, 3]
+        assert mask.nonzero().shape == (6, 2)
+        weights = torch.empty(2, 5, device="meta")
+        assert weights[mask].shape == (6,)
+        assert known(torch.arange(5, device="meta")[[1, -1]]).tolist() == [1, 4]
+        with pytest.raises(RuntimeError, match="meta"):
+            bool((weights > 0).any())
+
+
+def test_a_tensor_overwritten_with_unknown_values_is_unknown() -> None:
+    with known_values():
+        ones = torch.ones(4, device="meta")
+        part = ones[:2]
+        part.copy_(torch.empty(2, device="meta"))
+        assert known(ones) is None and known(part) is None
+
+
+def test_experts_chosen_on_meta_are_balanced() -> None:
+    with known_values():
+        chosen = torch.empty(12, 8, device="meta").topk(2).indices
+        assert torch.bincount(known(chosen).flatten(), minlength=8).tolist() == [3] * 8

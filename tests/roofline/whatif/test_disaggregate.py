@@ -3,8 +3,7 @@
 import pytest
 from graphs import figure
 from tiny import tiny
-from whatif_graphs import traced
-from whatif_ranks import check_rank, flops, linked_peaks, transfers
+from whatif_graphs import check_rank, flops, linked_peaks, traced, transfers
 
 from roofline.hardware import Link, Peaks
 from roofline.layers import layer_of

@@ -1,17 +1,35 @@
-"""Graphs of tiny models for many workloads, against exact traces of each."""
+"""Graphs of tiny models for many workloads against exact traces, graphs in files, and few layers standing for all."""
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from graphs import figure, peaks
-from parametric_graphs import model_graphs, totals, workload
+from parametric_graphs import totals, workload
 from tiny import tiny
 from transformers import PretrainedConfig
 
 from profiler.models import graphs as module
-from profiler.models.graphs import ModelGraphs, Tracing
+from profiler.models.build import build_meta
+from profiler.models.catalogue import silence
+from profiler.models.graphs import (
+    LENGTHS,
+    ModelGraphs,
+    Tracing,
+    _traceable,
+    length_notes,
+    model_graphs,
+    model_source,
+    module_graph,
+    scale,
+    stored_graphs,
+)
+from profiler.models.inputs import prepare
+from profiler.models.resolve import truncate
+from profiler.models.trace import trace
 from profiler.record.errors import RequestError
 from roofline.family import Family
 from roofline.fold import fold
@@ -20,6 +38,7 @@ from roofline.fusion import fused
 from roofline.op import OpGraph
 from roofline.predict import price
 from roofline.sweep import memory_pieces, price_pieces
+from roofline.whatif.registry import parse
 from roofline.workload import Workload
 
 DEVICE = peaks(vector=39e12, levels=(("DRAM", 48e9, 768e9),)).model_copy(
@@ -172,7 +191,7 @@ def test_which_models_run_token_by_token(name: str, by_token: bool) -> None:
 def test_a_folded_graph_is_the_changed_one_folded() -> None:
     graphs = made("llama", "fused")
     w = workload(2, 1, 50)
-    assert graphs.folded(w) == fold(fused(model_graphs("llama").whole(w)))
+    assert graphs.folded(w) == fold(fused(made("llama").whole(w)))
 
 
 def test_other_changes_share_the_model_and_what_its_traces_say() -> None:
@@ -192,3 +211,114 @@ def test_a_change_that_cannot_be_made_is_a_wrong_request() -> None:
     graphs = ModelGraphs(tiny("llama"), "llama", Tracing(dtype="bfloat16", changes=(refuse,)))
     with pytest.raises(RequestError, match="4 bits: no; use 8"):
         graphs.whole(workload(1, 1, 5))
+
+
+@cache
+def models(name: str, dtype: str = "bfloat16") -> ModelGraphs:
+    return ModelGraphs(tiny(name), name, Tracing(dtype))
+
+
+def flops(graph: OpGraph) -> float:
+    return sum(op.matrix_flops * op.count for op in graph.ops)
+
+
+def test_changes_come_in_order_and_fusion_last() -> None:
+    asked = workload(2, 12, 0)
+    changes = [parse("tensor_parallel:degree=2"), parse("quantise:weights=4")]
+    by_hand = models("llama").whole(asked)
+    for change in changes:
+        by_hand = change(by_hand)
+    assert model_source(models("llama"), changes, "executed").whole(asked) == by_hand
+    assert model_source(models("llama"), changes, "fused").whole(asked) == fused(by_hand)
+
+
+def test_parameters_are_those_of_the_model() -> None:
+    found = model_source(models("qwen2"), (), "fused")
+    assert found.parameters == sum(p.numel() for p in models("qwen2").model.parameters())  # tied ones once
+    assert found.name == "qwen2"
+
+
+def test_a_model_that_runs_by_token_is_not_traced_at_full_length() -> None:
+    found = model_source(models("mamba"), (), "executed")
+    short, long = (len(found.whole(workload(1, tokens, 0)).ops) for tokens in (40, 100_000))
+    assert short == long
+    exact = models("mamba").whole(workload(1, 40, 0))
+    assert len(exact.ops) > short
+    assert flops(found.whole(workload(1, 40, 0))) == flops(exact)
+
+
+def test_a_change_that_cannot_be_made_is_a_request_error() -> None:
+    found = model_source(models("llama"), [parse("tensor_parallel:degree=3")], "fused")
+    with pytest.raises(RequestError, match="3"):
+        found.whole(workload(1, 12, 0))
+    with pytest.raises(RequestError, match="3"):
+        found.family().cover([workload(1, n, 0) for n in (12, 20, 30, 40)])
+
+
+def test_sizes_that_torch_cannot_count_are_one_line() -> None:
+    with (
+        pytest.raises(
+            RequestError, match=r"llama cannot be traced at prefill-b1-q12-c0-bfloat16 .*ask for fewer"
+        ) as said,
+        _traceable("llama", workload(1, 12, 0)),
+    ):
+        torch.empty((2**40, 2**40), device="meta")
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(("tokens", "notes"), [(256, 0), (257, 1)])
+def test_length_notes(tokens: int, notes: int) -> None:
+    assert len(length_notes(models("llama"), tokens)) == notes
+    assert length_notes(models("mamba"), 10**9) == []
+
+
+def test_a_model_by_name_comes_with_its_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    silence()
+    graphs, notes = model_graphs("llama-2-7b", Tracing("bfloat16"))
+    assert (graphs.name, graphs.config.hidden_size) == ("llama-2-7b", 4096)
+    assert all(isinstance(note, str) for note in notes)
+    with pytest.raises(RequestError, match="nearest: "):
+        model_graphs("lama-2-7", Tracing("bfloat16"))
+
+
+def test_a_module_is_traced_once() -> None:
+    spec = "profiler.models.examples.dit:bert_base"
+    assert module_graph(spec) is module_graph(spec)
+
+
+def test_stored_graphs_hold_every_regime_of_both_forms() -> None:
+    found = stored_graphs(models("llama"))
+    regimes = {(one.form, one.regime.phase, one.regime.batched, one.regime.logits) for one in found.regimes}
+    passes = [("prefill", "last"), ("decode", "last"), ("chunk", "last"), ("chunk", "all")]
+    every = {(f, p, b, logits) for f in ("fused", "executed") for p, logits in passes for b in (False, True)}
+    assert regimes == every and len(found.regimes) == len(every)
+    for one in found.regimes:
+        assert all(w.query_tokens + w.context_tokens <= 256 for w in one.graph.checked)  # of the model's context
+        assert max(w.query_tokens + w.context_tokens for w in one.graph.checked) == max(n for n in LENGTHS if n <= 256)
+    assert torch.float32 not in {p.dtype for p in models("llama").model.parameters()}
+
+
+def graph(name: str, layers: int | None) -> OpGraph:
+    config = tiny(name)
+    workload = Workload(batch=1, query_tokens=1, context_tokens=12, dtype="float32")
+    model = build_meta(truncate(config, layers) if layers else config, "float32")
+    return trace(model, prepare(model, workload), workload, name=name, target="cpu", options={})
+
+
+@pytest.mark.parametrize(("name", "layers"), [("llama", 1), ("gpt2", 1), ("deepseek_v3", 2), ("mamba", 1)])
+def test_scaled_totals_are_those_of_the_whole_model(name: str, layers: int) -> None:
+    part, whole = graph(name, layers), graph(name, None)
+    scaled = scale(part, part, whole)
+    for name in ("matrix_flops", "vector_flops"):
+        assert sum(getattr(op, name) * op.count for op in scaled.ops) == sum(getattr(op, name) for op in whole.ops)
+    bytes_ = sum(t.total * op.count for op, t in zip(scaled.ops, scaled.traffic, strict=True))
+    assert bytes_ == sum(t.total for t in whole.traffic)
+    assert scaled.layers is not None and scaled.layers[0] == layers
+    assert scaled.parameters == whole.parameters
+
+
+def test_a_missing_kind_of_layer_is_refused() -> None:
+    part, whole = graph("deepseek_v3", 1), graph("deepseek_v3", None)  # the first layer is dense, the others are not
+    with pytest.raises(RequestError, match=r"model\.layers\.1; use --layers 2 or more"):
+        scale(part, part, whole)

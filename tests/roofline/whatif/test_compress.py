@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny
-from whatif_graphs import stored, totals, traced
-from whatif_ranks import check_rank
+from whatif_graphs import check_rank, stored, totals, traced
 
 from profiler.models.build import build_meta
 from profiler.models.inputs import prepare

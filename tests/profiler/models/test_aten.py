@@ -1,4 +1,4 @@
-"""What single operations read and write, in a module made for it."""
+"""What single operators do and touch, in modules made for them."""
 
 from collections.abc import Iterator
 from typing import Any

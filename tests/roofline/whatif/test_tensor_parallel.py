@@ -6,8 +6,7 @@ import re
 import pytest
 from graphs import GraphBuilder
 from tiny import tiny
-from whatif_graphs import PHASES, stored, traced
-from whatif_ranks import check_rank, collectives, flops
+from whatif_graphs import PHASES, check_rank, collectives, flops, stored, traced
 
 from profiler.models.build import build_meta
 from roofline.fusion import fused

@@ -1,4 +1,4 @@
-"""Any module: examples against published figures and torch's counter, values that `meta` knows, bad factories."""
+"""Any module: examples against published figures and torch's counter, and factories that are refused."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from profiler.models.examples.dit import bert_base, dit_xl_2
-from profiler.models.meta import known, known_values
 from profiler.models.module import trace_module
 from profiler.record.errors import RequestError
 from roofline.op import Kind, OpGraph
@@ -113,31 +112,3 @@ def test_what_cannot_be_traced_is_one_line(factories: str, spec: str, says: str)
     with pytest.raises(RequestError, match=says) as error:
         trace_module(spec.format(factories))
     assert "\n" not in str(error.value)
-
-
-def test_values_that_do_not_depend_on_weights_are_known() -> None:
-    with known_values():
-        mask = torch.ones(2, 5, device="meta", dtype=torch.bool)
-        assert mask.all()
-        mask[:, 3:] = False
-        assert mask.sum(-1).tolist() == [3, 3]
-        assert mask.nonzero().shape == (6, 2)
-        weights = torch.empty(2, 5, device="meta")
-        assert weights[mask].shape == (6,)
-        assert known(torch.arange(5, device="meta")[[1, -1]]).tolist() == [1, 4]
-        with pytest.raises(RuntimeError, match="meta"):
-            bool((weights > 0).any())
-
-
-def test_a_tensor_overwritten_with_unknown_values_is_unknown() -> None:
-    with known_values():
-        ones = torch.ones(4, device="meta")
-        part = ones[:2]
-        part.copy_(torch.empty(2, device="meta"))
-        assert known(ones) is None and known(part) is None
-
-
-def test_experts_chosen_on_meta_are_balanced() -> None:
-    with known_values():
-        chosen = torch.empty(12, 8, device="meta").topk(2).indices
-        assert torch.bincount(known(chosen).flatten(), minlength=8).tolist() == [3] * 8

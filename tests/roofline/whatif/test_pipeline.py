@@ -4,8 +4,7 @@ import math
 
 import pytest
 from graphs import GraphBuilder
-from whatif_graphs import PHASES, stored, traced
-from whatif_ranks import check_rank, flops, link_bytes, transfers
+from whatif_graphs import PHASES, check_rank, flops, link_bytes, stored, traced, transfers
 
 from roofline.fold import fold
 from roofline.op import OpGraph

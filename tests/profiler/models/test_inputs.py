@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import TINY, tiny
-from transformers import DynamicCache, PreTrainedModel
+from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
 from profiler.models.build import build, build_meta
 from profiler.models.inputs import MASK_ALIGNMENT, PassInputs, max_cache_len, prepare
@@ -181,3 +181,23 @@ def test_the_implementations_of_the_model_stay_as_they_are() -> None:
 def test_an_unknown_cache() -> None:
     with pytest.raises(RequestError, match="use dynamic or static"):
         prepare(on_meta("llama"), work(1, 1, 5), cache="paged")
+
+
+def test_a_state_of_a_models_own_goes_from_prefill_to_decode_and_is_put_back() -> None:
+    config = AutoConfig.for_model("rwkv", vocab_size=64, hidden_size=16, num_hidden_layers=2, attention_hidden_size=16)
+    model = build_meta(config, "float32")
+    inputs = prepare(model, work(2, 1, 12), device="cpu")
+    shapes = [tuple(tensor.shape) for _, _, tensor in inputs.cache_tensors()]
+    assert shapes and all(shape == (2, 16, 2) for shape in shapes)
+    real = build(config, "cpu", "float32")
+    with torch.no_grad():
+        first = inputs.call(real).logits
+        inputs.restore()
+        torch.testing.assert_close(inputs.call(real).logits, first)
+
+
+def test_a_model_that_keeps_nothing_has_no_decode() -> None:
+    model = build_meta(AutoConfig.for_model("openai-gpt", n_layer=1, n_embd=24, n_head=2), "float32")
+    assert prepare(model, work(2, 12, 0)).kwargs().keys() == {"input_ids", "logits_to_keep"}
+    with pytest.raises(RequestError, match="keeps nothing from pass to pass"):
+        prepare(model, work(2, 1, 12))

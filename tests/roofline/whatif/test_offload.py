@@ -7,8 +7,7 @@ from graphs import GraphBuilder, figure, peaks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import layered
-from whatif_graphs import PHASES, totals, traced
-from whatif_ranks import check_rank, link_bytes, linked_peaks, transfers
+from whatif_graphs import PHASES, check_rank, link_bytes, linked_peaks, totals, traced, transfers
 
 from profiler.models.graphs import ModelGraphs, Tracing, model_source
 from roofline.fusion import fused
