@@ -522,8 +522,8 @@ def table(rows: list[Row]) -> str:
         "",
         f"Causal language models of transformers {transformers.__version__} from the default config of each type, "
         f"traced on `meta` (blt: on the CPU). {summary(rows)} pass all three checks of `scripts/check_models.py`,",
-        "which writes this table. Parameters are those of the whole model. The last column has the fields that a default",
-        "config lacks to be a valid model, and in `num_hidden_layers` how many layers were traced, where not all.",
+        "which writes this table. Parameters are those of the whole model. The last column has the fields that a",
+        "default config lacks to be a valid model, and `num_hidden_layers` where fewer layers than all were traced.",
         "",
         "| type | parameters | attention | phases | traced | FLOPs exact | parameters accounted | filled, or reason |",
         "|---|---:|---|---|---|---|---|---|",

@@ -17,11 +17,11 @@ that arrives over the link, which is slower than any vector unit.
 Example: ``all_reduce(Access(tensor=3, bytes=1e6), ranks=8, link="nvlink", like=op).link_bytes`` → 1.75e6
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from roofline.op import Access, Bytes, Kind, Op
 from roofline.whatif.checks import checked_ranks
-from roofline.whatif.edit import access, whole
+from roofline.whatif.edit import access, inserted, whole
 
 
 def all_reduce(data: Access, *, ranks: int, link: str, like: Op) -> Op:
@@ -63,7 +63,8 @@ def transfer(
     beside: Literal["in", "out"] | None = None,
 ) -> Op:
     """Move `size` bytes over a link, in one message; see `Op.beside`."""
-    return _moving(Kind.TRANSFER, f"transfer::{name}", size, 2, size, 1, link, like, reads, (), beside)
+    dims, crosses = {"bytes": round(size), "ranks": 2}, _crossing(link, size, 1)
+    return inserted(like, f"transfer::{name}", Kind.TRANSFER, dims, reads, (), beside=beside, **crosses)
 
 
 def _collective(
@@ -72,37 +73,12 @@ def _collective(
     if checked_ranks("ranks", ranks) == 1:
         raise ValueError(f"{name} among 1 rank moves nothing; leave it out")
     reads, writes = ((access(a.tensor, a.bytes),) for a in (read, written))
-    return _moving(Kind.COLLECTIVE, f"collective::{name}", size, ranks, sent, steps, link, like, reads, writes)
+    dims, crosses = {"bytes": round(size), "ranks": ranks}, _crossing(link, sent, steps)
+    return inserted(like, f"collective::{name}", Kind.COLLECTIVE, dims, reads, writes, **crosses)
 
 
-def _moving(
-    kind: Kind,
-    name: str,
-    size: Bytes,
-    ranks: int,
-    sent: Bytes,
-    steps: int,
-    link: str,
-    like: Op,
-    reads: tuple[Access, ...],
-    writes: tuple[Access, ...],
-    beside: Literal["in", "out"] | None = None,
-) -> Op:
+def _crossing(link: str, size: Bytes, messages: int) -> dict[str, Any]:
+    """What an operation sends over which link."""
     if not link:
         raise ValueError("a transfer needs the name of a link of the device, such as nvlink, pcie or network")
-    return Op.model_construct(
-        path=like.path,
-        name=name,
-        kind=kind,
-        dims={"bytes": round(size), "ranks": ranks},
-        dtype=like.dtype,
-        matrix_flops=0.0,
-        vector_flops=0.0,
-        reads=reads,
-        writes=writes,
-        count=like.count,
-        link=link,
-        link_bytes=whole(sent),
-        messages=steps,
-        beside=beside,
-    )
+    return {"link": link, "link_bytes": whole(size), "messages": messages}

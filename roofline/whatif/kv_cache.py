@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from roofline.dataflow import Dataflow
 from roofline.op import Access, Kind, Op, OpGraph
-from roofline.whatif.edit import Edit, access, changed
+from roofline.whatif.edit import Edit, access, changed, inserted
 from roofline.whatif.linear import QUANTISE, element_bits
 
 KV_BITS = (2, 4, 8, 16, 32)
@@ -80,14 +80,14 @@ def _widths(flow: Dataflow, cache: list[int]) -> dict[int, float]:
                 name = graph.tensors[tensor].name
                 if name and name not in named and (width := _width(graph, op, name, moved.bytes)):
                     named[name] = width
-    found: dict[int, float] = {}
+    widths: dict[int, float] = {}
     for tensor in cache:
         name = _name(flow, tensor)
         width = named.get(name) or _beside(flow, tensor, name)
         if not width:
             raise ValueError(f"no operation says how wide a head of {name or f'tensor {tensor}'} is")
-        found[tensor] = width
-    return found
+        widths[tensor] = width
+    return widths
 
 
 def _beside(flow: Dataflow, tensor: int, name: str) -> float | None:
@@ -117,11 +117,11 @@ def _sources(flow: Dataflow, index: int, read: Access) -> Iterator[tuple[int, Ac
     """Cache tensors that a read takes its elements from, over copies and in fewer bits, with the read of each."""
     todo, seen = [(index, read)], {read.tensor}
     while todo:
-        i, found = todo.pop()
-        if flow.graph.tensors[found.tensor].role == "kv":
-            yield found.tensor, found
+        i, source = todo.pop()
+        if flow.graph.tensors[source.tensor].role == "kv":
+            yield source.tensor, source
             continue
-        for writer in flow.writers[found.tensor]:
+        for writer in flow.writers[source.tensor]:
             if writer < i and (flow.graph.ops[writer].kind is Kind.COPY or flow.graph.ops[writer].name == QUANTISE):
                 fresh = [a for a in flow.graph.ops[writer].reads if a.tensor not in seen]
                 seen.update(a.tensor for a in fresh)
@@ -166,7 +166,7 @@ def _rewritten(
             )
             elements = given.bytes * 8 / own
             each = 0 if is_plain else _quantise_flops(elements, widths[cached])
-            before.append(_quantising(op, given, reads[position], round(elements), each))
+            before.append(quantising(op, given, reads[position], round(elements), each))
     elif not is_plain:
         flops += from_cache
         flops += sum(_quantise_flops(a.bytes * 8 / own, widths[a.tensor]) for a in to_cache)
@@ -192,16 +192,6 @@ def _quantise_flops(elements: float, width: float) -> float:
     return 4 * elements + elements / width
 
 
-def _quantising(op: Op, given: Access, made: Access, elements: int, flops: float) -> Op:
-    return Op.model_construct(
-        path=op.path,
-        name=QUANTISE,
-        kind=Kind.POINTWISE,
-        dims={"elements": elements},
-        dtype=op.dtype,
-        matrix_flops=0.0,
-        vector_flops=float(flops),
-        reads=(given,),
-        writes=(made,),
-        count=op.count,
-    )
+def quantising(op: Op, given: Access, made: Access, elements: int, flops: float) -> Op:
+    """The operation, before `op`, that makes fewer bits of what it is given."""
+    return inserted(op, QUANTISE, Kind.POINTWISE, {"elements": elements}, (given,), (made,), vector_flops=float(flops))

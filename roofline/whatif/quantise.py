@@ -25,9 +25,8 @@ from typing import Literal
 from roofline.dataflow import Dataflow
 from roofline.op import Access, Kind, Op, OpGraph
 from roofline.whatif.edit import Edit, access, changed
-from roofline.whatif.kv_cache import KV_BITS, quantise_kv
+from roofline.whatif.kv_cache import KV_BITS, quantise_kv, quantising
 from roofline.whatif.linear import (
-    QUANTISE,
     SCALES,
     ZEROS,
     Linear,
@@ -239,16 +238,5 @@ class _Rewriting:
         size = (rows * k * bits + rows * self._scheme.scale_bits) / 8
         self._inputs[key] = self.edit.tensor(size, "activation"), size
         made = access(*self._inputs[key])
-        before = Op.model_construct(
-            path=op.path,
-            name=QUANTISE,
-            kind=Kind.POINTWISE,
-            dims={"elements": rows * k},
-            dtype=op.dtype,
-            matrix_flops=0.0,
-            vector_flops=float(QUANTISE_FLOPS * rows * k + rows + turned_back_flops(self._graph, op)),
-            reads=(given,),
-            writes=(made,),
-            count=op.count,
-        )
-        return (before,), made
+        flops = QUANTISE_FLOPS * rows * k + rows + turned_back_flops(self._graph, op)
+        return (quantising(op, given, made, rows * k, flops),), made
