@@ -10,7 +10,7 @@ Each model type is built from its default config on `meta` and traced in prefill
   built. A config that is no valid model has fields filled (`FILLED`). Layers are left out where fewer
   have the same classes and kinds of layers; nothing else is changed.
 
-A type runs in a worker process with limits of time and memory, so that one that fails loses nothing.
+A type runs in a process of its own, with limits of time and memory, so that one that fails loses nothing.
 
 Example::
 
@@ -23,14 +23,13 @@ import json
 import multiprocessing
 import resource
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
@@ -56,10 +55,11 @@ from roofline.op import Kind, OpGraph
 from roofline.workload import Workload
 
 WORKERS = 2
+"""Types that are checked at one time, unless said otherwise."""
 TIME_LIMIT_S = 480
 """For one type; most take a second or two on an idle core."""
 MEMORY_LIMIT = 12 * 2**30
-"""Bytes of address space for one worker."""
+"""Bytes of address space for one type."""
 
 BATCH = 2
 PHASES = {"prefill": (12, 0), "decode": (1, 12), "chunk": (4, 12)}
@@ -129,13 +129,22 @@ Row = dict[str, Any]
 
 def cover(model_type: str) -> Row:
     """The row of one type; never raises for what a model does."""
-    row: Row = {
+    row = _blank(model_type)
+    try:
+        _cover(model_type, row)
+    except Exception as error:  # a model may raise anything; the row says what  # noqa: BLE001
+        row["reason"] = row["reason"] or _line(error)
+    return row
+
+
+def _blank(model_type: str, reason: str | None = None) -> Row:
+    return {
         "type": model_type,
         "parameters": None,
         "traced": False,
         "flops_exact": False,
         "parameters_accounted": False,
-        "reason": None,
+        "reason": reason,
         "class": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type],
         "attention": None,
         "dtype": None,
@@ -143,11 +152,6 @@ def cover(model_type: str) -> Row:
         "traced_on": None,
         "phases": {},
     }
-    try:
-        _cover(model_type, row)
-    except Exception as error:  # a model may raise anything; the row says what  # noqa: BLE001
-        row["reason"] = row["reason"] or _line(error)
-    return row
 
 
 def _cover(model_type: str, row: Row) -> None:
@@ -436,73 +440,44 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def cover_all(types: list[str], workers: int) -> list[Row]:
-    """Rows in the order of `types`."""
-    todo: SimpleQueue[str] = SimpleQueue()
-    for name in types:
-        todo.put(name)
-    rows: dict[str, Row] = {}
-    threads = [threading.Thread(target=_drive, args=(todo, rows, len(types))) for _ in range(min(workers, len(types)))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [rows[name] for name in types]
+    """Rows in the order of `types`; each comes from a process of its own, forked from one that has loaded torch."""
+    done = count(1)
 
-
-def _drive(todo: "SimpleQueue[str]", rows: dict[str, Row], total: int) -> None:
-    """Feed one worker after another until nothing is left to do."""
-    worker = _Worker()
-    while True:
-        try:
-            model_type = todo.get_nowait()
-        except Empty:
-            worker.stop()
-            return
+    def covered(model_type: str) -> Row:
         started = time.monotonic()
-        row = worker.ask(model_type)
-        if row is None:
-            worker.stop()
-            worker = _Worker()
-            taken = time.monotonic() - started
-            why = f"over {TIME_LIMIT_S} s" if taken >= TIME_LIMIT_S else "its process died, as where memory is short"
-            row = {"type": model_type, "traced": False, "flops_exact": False, "parameters_accounted": False}
-            row = {**row, "parameters": None, "reason": why}
-        rows[model_type] = row
-        good = "good" if is_good(row) else row["reason"]
-        print(f"{len(rows)}/{total} {model_type} {time.monotonic() - started:.0f} s: {good}", file=sys.stderr)
+        row = _cover_apart(model_type)
+        said = "good" if is_good(row) else row["reason"]
+        print(f"{next(done)}/{len(types)} {model_type} {time.monotonic() - started:.0f} s: {said}", file=sys.stderr)
+        return row
+
+    with ThreadPoolExecutor(min(workers, len(types))) as pool:
+        return list(pool.map(covered, types))
 
 
-class _Worker:
-    """A process that covers one type after another."""
-
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def ask(self, model_type: str) -> Row | None:
-        """Its row, or None if the process is late or dead."""
-        try:
-            self.pipe.send(model_type)
-            return self.pipe.recv() if self.pipe.poll(TIME_LIMIT_S) else None
-        except (EOFError, OSError):
-            return None
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.join()
+def _cover_apart(model_type: str) -> Row:
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(theirs, model_type), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if ours.poll(TIME_LIMIT_S):
+            row: Row = ours.recv()
+            return row
+        return _blank(model_type, f"over {TIME_LIMIT_S} s")
+    except EOFError:
+        return _blank(model_type, "its process died, as where memory is short")
+    finally:
+        process.kill()
+        process.join()
 
 
-def _serve(pipe: Connection) -> None:
+def _send(pipe: Connection, model_type: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     silence()
-    with suppress(EOFError, BrokenPipeError):  # nobody asks any more
-        while True:
-            pipe.send(cover(pipe.recv()))
+    pipe.send(cover(model_type))
 
 
 def is_good(row: Row) -> bool:
@@ -530,11 +505,11 @@ def table(rows: list[Row]) -> str:
     ]
     for row in rows:
         marks = ["yes" if row[key] else "no" for key in ("traced", "flops_exact", "parameters_accounted")]
-        phases = ", ".join(name for name, phase in row.get("phases", {}).items() if "none" not in phase)
-        notes = [f"`{name}={value!r}`" for name, value in row.get("config", {}).items()]
+        phases = ", ".join(name for name, phase in row["phases"].items() if "none" not in phase)
+        notes = [f"`{name}={value!r}`" for name, value in row["config"].items()]
         notes += [row["reason"]] if row["reason"] else []
         count = f"{row['parameters']:,}" if row["parameters"] else "?"
-        cells = [row["type"], count, row.get("attention") or "?", phases, *marks, ", ".join(notes)]
+        cells = [row["type"], count, row["attention"] or "?", phases, *marks, ", ".join(notes)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

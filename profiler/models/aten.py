@@ -178,7 +178,7 @@ OPERATORS: Mapping[str, Operator] = {
     **_rows("var var_mean std std_mean", _REDUCTION, 4, "input"),  # mean, subtract, square, sum; a root an output
     "logsumexp": Operator(_REDUCTION, 4, "input"),  # max, subtract, exp, add
     # As one comparison an element: a radix sort compares nothing, and its passes are bound by their bytes.
-    **_rows("sort topk argsort kthvalue unique _unique2 unique_consecutive", _REDUCTION, 1, "input"),
+    **_rows("sort topk argsort kthvalue _unique2 unique_consecutive", _REDUCTION, 1, "input"),
     # Rows of a source are added to some of a tensor's: one addition for each element of the source.
     **_rows(
         "index_add_ index_add scatter_add_ scatter_add scatter_reduce scatter_reduce_",
@@ -189,7 +189,7 @@ OPERATORS: Mapping[str, Operator] = {
     **_rows("index_put scatter slice_scatter select_scatter put_ resolve_conj", _COPY),
     **_rows("roll flip repeat repeat_interleave expand_copy permute_copy unfold_copy im2col", _COPY),
     **_rows("tril triu tril_ triu_ tril_indices triu_indices constant_pad_nd pad one_hot nonzero", _COPY),
-    **_rows("zeros ones full eye arange linspace constant randn rand _local_scalar_dense", _COPY),
+    **_rows("zeros ones full eye arange linspace randn rand _local_scalar_dense", _COPY),
     **_rows("index index_select gather take", _COPY, touches="rows of the first"),
     **_rows("copy_ fill_ zero_ normal_ uniform_ bernoulli_ index_fill_", _COPY, touches="overwrites"),
     **_rows("index_put_ index_copy_ scatter_", _COPY, touches="overwrites rows"),

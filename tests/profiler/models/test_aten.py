@@ -1,30 +1,16 @@
 """What single operators do and touch, in modules made for them."""
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import torch
+from each import each
 from torch import Tensor, nn
 
+from profiler.models.aten import OPERATORS, is_metadata, work_of
+from profiler.models.module import Example
 from profiler.models.trace import trace
 from roofline.op import Kind, OpGraph
 from roofline.workload import Workload
-
-
-class Given:
-    """Inputs of a module without a cache."""
-
-    def __init__(self, **tensors: Tensor) -> None:
-        self.tensors = tensors
-
-    def call(self, model: nn.Module) -> Any:
-        return model(**self.tensors)
-
-    def restore(self) -> None: ...
-
-    def cache_tensors(self) -> Iterator[tuple[int, str, Tensor]]:
-        return iter(())
 
 
 class Calls(nn.Module):
@@ -39,7 +25,7 @@ class Calls(nn.Module):
 
 def traced(function: Any, **tensors: Tensor) -> OpGraph:
     workload = Workload(batch=1, query_tokens=4, context_tokens=0, dtype="float32")
-    return trace(Calls(function), Given(**tensors), workload, name="calls", target="cpu", options={})  # type: ignore[arg-type]
+    return trace(Calls(function), Example((), tensors), workload, name="calls", target="cpu", options={})  # type: ignore[arg-type]
 
 
 def accesses(graph: OpGraph) -> list[tuple[list[int], list[int]]]:
@@ -64,7 +50,7 @@ def test_an_in_place_copy_does_not_read_what_it_overwrites() -> None:
     ]
 
 
-@pytest.mark.parametrize("make", [torch.zeros_like, lambda x: x.new_ones(4, 8), lambda x: torch.full_like(x, 2.0)])
+@each("make", [torch.zeros_like, lambda x: x.new_ones(4, 8), lambda x: torch.full_like(x, 2.0)])
 def test_a_new_tensor_does_not_read_its_template(make: Any) -> None:
     graph = traced(lambda gain, x: make(x), x=torch.randn(4, 8))
     assert accesses(graph)[-1] == ([], [4 * 8 * 4])
@@ -99,7 +85,33 @@ def test_views_and_allocations_are_no_operations() -> None:
 def test_host_tensors_are_left_out_of_a_graph_for_another_device() -> None:
     workload = Workload(batch=1, query_tokens=4, context_tokens=0, dtype="float32")
     calls = Calls(lambda gain, x: (torch.arange(4) + 1, x * 2)[1]).to("meta")
-    inputs: Any = Given(x=torch.ones(4, 8, device="meta"))
+    inputs = Example((), {"x": torch.ones(4, 8, device="meta")})
     for target, names in (("cuda", ["aten::mul"]), ("cpu", ["aten::arange", "aten::add", "aten::mul"])):
         graph = trace(calls, inputs, workload, name="calls", target=target, options={})
         assert [op.name for op in graph.ops] == names
+
+
+def test_every_row_of_the_table_is_an_operator_of_torch() -> None:
+    assert [name for name in OPERATORS if not hasattr(torch.ops.aten, name)] == ["gelu_tanh"]  # a variant of gelu
+
+
+def test_an_operator_in_place_does_what_the_other_one_does() -> None:
+    x, aten = torch.ones(4, 8), torch.ops.aten
+    for func, other in ((aten.add_.Tensor, aten.add.Tensor), (aten.mul_.Tensor, aten.mul.Tensor)):
+        assert work_of(func, (x, x), {}, x) == work_of(other, (x, x), {}, x)
+    assert work_of(aten.gelu_.default, (x,), {"approximate": "tanh"}, x).vector_flops == 8 * 32
+    assert work_of(aten.gelu.default, (x,), {}, x).vector_flops == 5 * 32
+
+
+def test_flops_are_counted_on_results_operands_or_sources() -> None:
+    x, rows, aten = torch.ones(4, 8), torch.ones(2, 8), torch.ops.aten
+    total = work_of(aten.sum.dim_IntList, (x, [1]), {}, torch.ones(4))
+    assert (total.kind, total.dims, total.vector_flops) == (Kind.REDUCTION, {"elements": 32}, 32)
+    added = work_of(aten.index_add_.default, (x, 0, torch.tensor([1, 2]), rows), {}, x)
+    assert (added.kind, added.vector_flops) == (Kind.POINTWISE, 16)
+    assert work_of(aten.max.other, (x, x), {}, x).kind is Kind.POINTWISE
+    assert work_of(aten.max.dim, (x, 1), {}, (torch.ones(4), torch.ones(4))).kind is Kind.REDUCTION
+    unknown = work_of(aten.special_entr.default, (x,), {}, x)
+    assert (unknown.kind, unknown.vector_flops, unknown.counted) == (Kind.POINTWISE, 0, False)
+    assert is_metadata(aten.empty.memory_format) and is_metadata(aten.view.default)
+    assert not is_metadata(aten.clone.default)

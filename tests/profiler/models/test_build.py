@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from each import each
 from tiny import TINY, tiny
 from transformers import AutoModelForCausalLM
 
@@ -38,7 +39,7 @@ def refusal(**asked: object) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", torch.float16])
+@each("dtype", ["float32", "bfloat16", torch.float16])
 def test_what_a_cpu_can_do(dtype: str | torch.dtype) -> None:
     check_request(tiny("llama"), device="cpu", dtype=dtype, workload=work(6, 250))
 
@@ -125,7 +126,7 @@ def test_same_parameters_types_ties_and_buffers_as_transformers_makes(name: str)
 
 
 @pytest.mark.parametrize("name", TINY)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@each("dtype", ["float32", "bfloat16"])
 def test_logits_are_finite(name: str, dtype: str) -> None:
     with torch.no_grad():
         logits = build(tiny(name), "cpu", dtype)(torch.arange(12)[None] % 128, use_cache=True).logits

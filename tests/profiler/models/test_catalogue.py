@@ -1,7 +1,7 @@
 """The catalogue's facts: each shape has exactly the published number of parameters."""
 
-import pytest
 import torch
+from each import each
 
 from profiler.models.build import build_meta
 from profiler.models.catalogue import catalogue, config_of, find
@@ -30,14 +30,14 @@ READ_BY_TRANSFORMERS = {"rope_theta", "rope_local_base_freq", "partial_rotary_fa
 """Fields of config.json that a config class takes without having an attribute of that name when it is left out."""
 
 
-@pytest.mark.parametrize("name", catalogue())
+@each("name", catalogue())
 def test_parameters_are_as_published(name: str) -> None:
     model = build_meta(config_of(name), "bfloat16")
     assert sum(p.numel() for p in model.parameters()) == catalogue()[name].parameters
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("name", catalogue())
+@each("name", catalogue())
 def test_every_field_is_one_that_the_config_reads(name: str) -> None:
     default = type(config_of(name))()
     unknown = {field for field in catalogue()[name].config if not hasattr(default, field)}

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from each import each
 from graphs import figure, peaks
 from parametric_graphs import totals, workload
 from tiny import tiny
@@ -23,7 +24,6 @@ from profiler.models.graphs import (
     length_notes,
     model_graphs,
     model_source,
-    module_graph,
     scale,
     stored_graphs,
 )
@@ -74,7 +74,7 @@ def right(graphs: ModelGraphs, family: Family, ws: list[Workload], exact: list[i
         assert (memory.weights[i], memory.kv_cache[i]) == (needed.weights, needed.kv_cache)
 
 
-@pytest.mark.parametrize(("name", "form"), [("llama", "executed"), ("mixtral", "fused"), ("falcon", "fused")])
+@each(("name", "form"), [("llama", "executed"), ("mixtral", "fused"), ("falcon", "fused")])
 def test_a_family_is_right_where_it_was_not_traced(name: str, form: str) -> None:
     graphs = made(name, form, num_hidden_layers=5)
     ws = [workload(b, 1, c) for b in (1, 5) for c in (20, 90, 150, 210)]
@@ -89,7 +89,7 @@ def pattern(kinds: list[str], layers: int) -> list[str]:
     return [kinds[i % len(kinds)] for i in range(layers)]
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "layers", "kinds", "fields", "form"),
     [
         ("gpt_oss", 8, ["sliding_attention", "full_attention"], {"sliding_window": 64}, "executed"),
@@ -130,10 +130,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[Workload]:
     return seen
 
 
-@pytest.mark.parametrize("form", ["fused"])
-def test_a_state_space_prefill_is_not_traced_at_its_length(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_space_prefill_is_not_traced_at_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = counted(monkeypatch)
-    graphs = made("mamba", form, num_hidden_layers=5)
+    graphs = made("mamba", "fused", num_hidden_layers=5)
     assert graphs.runs_by_token
     (piece,) = graphs.family.cover([workload(1, 2000, 0)])
     found = totals(piece.graph.at(workload(1, 2000, 0)))
@@ -151,10 +150,9 @@ def test_a_state_space_prefill_is_not_traced_at_its_length(form: str, monkeypatc
     assert long["vector_flops"] / short["vector_flops"] == pytest.approx(2000 / 150, rel=0.02)
 
 
-@pytest.mark.parametrize("form", ["executed"])
-def test_chunks_are_counted_or_traced_and_said(form: str) -> None:
+def test_chunks_are_counted_or_traced_and_said() -> None:
     """Mamba-2 with chunks of 64 tokens: its loops are folded where they can be; what cannot is in the notes."""
-    graphs = made("mamba2", form, num_hidden_layers=3, chunk_size=64)
+    graphs = made("mamba2", num_hidden_layers=3, chunk_size=64)
     family = graphs.family
     assert not graphs.runs_by_token and 64 in family.chunks
     ws = [workload(1, q, 0) for q in (50, 64, 333, 384, 700)]
@@ -183,7 +181,7 @@ def test_a_model_whose_first_layers_have_no_attention_is_probed_with_some() -> N
     assert set(graphs._small) == {4}
 
 
-@pytest.mark.parametrize(("name", "by_token"), [("llama", False), ("mamba", True), ("mamba2", False)])
+@each(("name", "by_token"), [("llama", False), ("mamba", True), ("mamba2", False)])
 def test_which_models_run_token_by_token(name: str, by_token: bool) -> None:
     assert made(name).runs_by_token is by_token
 
@@ -266,7 +264,7 @@ def test_sizes_that_torch_cannot_count_are_one_line() -> None:
     assert "\n" not in str(said.value)
 
 
-@pytest.mark.parametrize(("tokens", "notes"), [(256, 0), (257, 1)])
+@each(("tokens", "notes"), [(256, 0), (257, 1)])
 def test_length_notes(tokens: int, notes: int) -> None:
     assert len(length_notes(models("llama"), tokens)) == notes
     assert length_notes(models("mamba"), 10**9) == []
@@ -280,11 +278,6 @@ def test_a_model_by_name_comes_with_its_notes(monkeypatch: pytest.MonkeyPatch) -
     assert all(isinstance(note, str) for note in notes)
     with pytest.raises(RequestError, match="nearest: "):
         model_graphs("lama-2-7", Tracing("bfloat16"))
-
-
-def test_a_module_is_traced_once() -> None:
-    spec = "profiler.models.examples.dit:bert_base"
-    assert module_graph(spec) is module_graph(spec)
 
 
 def test_stored_graphs_hold_every_regime_of_both_forms() -> None:
@@ -306,7 +299,7 @@ def graph(name: str, layers: int | None) -> OpGraph:
     return trace(model, prepare(model, workload), workload, name=name, target="cpu", options={})
 
 
-@pytest.mark.parametrize(("name", "layers"), [("llama", 1), ("gpt2", 1), ("deepseek_v3", 2), ("mamba", 1)])
+@each(("name", "layers"), [("llama", 1), ("gpt2", 1), ("deepseek_v3", 2), ("mamba", 1)])
 def test_scaled_totals_are_those_of_the_whole_model(name: str, layers: int) -> None:
     part, whole = graph(name, layers), graph(name, None)
     scaled = scale(part, part, whole)

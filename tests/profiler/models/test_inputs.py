@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from each import each
 from tiny import TINY, tiny
 from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
@@ -46,7 +47,7 @@ def run(model: PreTrainedModel, inputs: PassInputs) -> Any:
         return model(**inputs.kwargs()).logits
 
 
-@pytest.mark.parametrize("cache_kind", ["dynamic", "static"])
+@each("cache_kind", ["dynamic", "static"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_passes_repeat_exactly(name: str, cache_kind: str) -> None:
     for workload in (work(*sizes) for sizes in WORKLOADS):
@@ -73,7 +74,7 @@ def test_meta_passes_have_the_shapes_of_real_ones(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("context", [5, 20])
+@each("context", [5, 20])
 def test_a_filled_cache_is_what_a_prefill_leaves(name: str, context: int) -> None:
     """All but the values: attributes, lengths, shapes, types and devices."""
     filled = prepare(on_meta(name), work(2, 1, context), device="cpu").kwargs()
@@ -98,7 +99,7 @@ def state(layer: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_oss"])
-@pytest.mark.parametrize("context", [5, 7, 8, 20])
+@each("context", [5, 7, 8, 20])
 def test_a_static_cache_is_what_a_prefill_leaves(name: str, context: int) -> None:
     model = on_cpu(name)
     ours = prepare(on_meta(name), work(2, 1, context), cache="static", device="cpu").kwargs()["past_key_values"]
@@ -163,7 +164,7 @@ def test_tokens_and_context_come_from_the_seed() -> None:
     assert keys.std().item() == pytest.approx(1, rel=0.1)
 
 
-@pytest.mark.parametrize(("query", "context"), [(1, 20), (12, 0), (5, 19), (1, 23)])
+@each(("query", "context"), [(1, 20), (12, 0), (5, 19), (1, 23)])
 def test_a_static_cache_holds_the_pass_and_little_more(query: int, context: int) -> None:
     length = max_cache_len(work(1, query, context))
     assert length % MASK_ALIGNMENT == 0

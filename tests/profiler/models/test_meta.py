@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from each import each
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -117,7 +118,7 @@ def test_all_is_forgotten_where_it_would_be_too_much(monkeypatch: pytest.MonkeyP
         assert len(module._results) <= 3
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@each("dtype", [torch.float32, torch.bfloat16])
 def test_a_grouped_product_of_any_type_has_a_shape(dtype: torch.dtype) -> None:
     args = meta(6, 4, dtype=dtype), meta(3, 4, 5, dtype=dtype), meta(3, dtype=torch.int32)
     assert run_or_shape(aten._grouped_mm.default, args, {}).shape == (6, 5)

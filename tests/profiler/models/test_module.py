@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from each import each
 from torch.utils.flop_counter import FlopCounterMode
 
 from profiler.models.examples.dit import bert_base, dit_xl_2
@@ -74,7 +75,7 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "some_factories"
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "batch", "query", "dtype", "on"),
     [
         ("both", 5, 1, "bfloat16", "meta"),
@@ -94,7 +95,7 @@ def test_a_workload_follows_from_the_inputs(
     assert matrix_flops(graph) == 2 * batch * query * 4 * width
 
 
-@pytest.mark.parametrize(
+@each(
     ("spec", "says"),
     [
         ("no_such_package:factory", "cannot import no_such_package"),
@@ -112,3 +113,7 @@ def test_what_cannot_be_traced_is_one_line(factories: str, spec: str, says: str)
     with pytest.raises(RequestError, match=says) as error:
         trace_module(spec.format(factories))
     assert "\n" not in str(error.value)
+
+
+def test_a_module_is_traced_once() -> None:
+    assert trace_module(ENCODER) is trace_module(ENCODER)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from each import each
 from huggingface_hub import constants
 from tiny import TINY, tiny
 from transformers import Gemma3Config
@@ -139,7 +140,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     assert "is not a folder" in refusal("./nowhere")
 
 
-@pytest.mark.parametrize(
+@each(
     "config",
     [
         {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
@@ -230,7 +231,7 @@ def test_the_decoder_inside_a_larger_config_is_cut() -> None:
     assert outer.text_config.num_hidden_layers == 4
 
 
-@pytest.mark.parametrize("layers", [0, -1, 3])
+@each("layers", [0, -1, 3])
 def test_layers_that_the_model_does_not_have(layers: int) -> None:
     with pytest.raises(RequestError, match="use 1 to 2"):
         truncate(tiny("llama"), layers)

@@ -1,6 +1,7 @@
 """Attention in one piece and in pieces, against traces of both."""
 
 import pytest
+from each import each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny
@@ -18,7 +19,7 @@ def attention(graph: OpGraph) -> list[tuple[Op, Traffic]]:
     return [(op, t) for op, t in zip(graph.ops, by_class(graph), strict=True) if op.kind is Kind.ATTENTION]
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@each("phase", PHASES)
 @pytest.mark.parametrize("name", [*PLAIN, "gemma3", "mistral", "qwen3_next"])
 def test_eager_attention_in_one_piece_is_that_of_sdpa(name: str, phase: str) -> None:
     eager = fuse_attention(traced(name, phase, attn="eager"))
@@ -42,7 +43,7 @@ def test_prefill_in_one_piece_moves_what_sdpa_moves() -> None:
         assert one == other
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@each("phase", PHASES)
 @pytest.mark.parametrize("name", [*PLAIN, "gemma3", "mistral", "qwen3_next"])
 def test_there_and_back(name: str, phase: str) -> None:
     graph = traced(name, phase, attn="sdpa")
@@ -59,7 +60,7 @@ def test_there_and_back(name: str, phase: str) -> None:
         assert [t.held for t in back.tensors] == [t.held for t in graph.tensors]
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@each("phase", PHASES)
 def test_pieces_by_hand(phase: str) -> None:
     apart, config = unfuse_attention(traced("llama", phase, attn="sdpa")), tiny("llama")
     query, context = PHASES[phase]
@@ -84,7 +85,7 @@ def test_the_result_is_not_held_before_the_last_piece() -> None:
             assert apart.tensors[op.reads[0].tensor].held == (i - 1, i)  # the probabilities
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@each("phase", PHASES)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "falcon"])
 def test_pieces_are_those_of_eager_attention(name: str, phase: str) -> None:
     """The two products and the softmax of a real eager trace, which casts and scales besides."""

@@ -4,6 +4,7 @@ import math
 from functools import cache
 
 import pytest
+from each import each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny
@@ -28,8 +29,8 @@ def after(name: str, query: int, context: int, attn: str = "default", cached: st
     return trace(model, prepare(model, what, cache=cached), what, name=name, target="cuda", options={})
 
 
-@pytest.mark.parametrize("attn", ["default", "eager"])
-@pytest.mark.parametrize("query", [1, 4])
+@each("attn", ["default", "eager"])
+@each("query", [1, 4])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_it_is_the_pass_after_as_many_tokens_as_are_kept(name: str, query: int, attn: str) -> None:
     compressed, fewer = compress_kv(after(name, query, 12, attn), 4), after(name, query, 3, attn)
@@ -74,7 +75,7 @@ def test_one_is_the_identity_and_it_composes_with_shards() -> None:
     assert totals(first) == pytest.approx(totals(last))
 
 
-@pytest.mark.parametrize("ratio", [0.5, 0, -3, math.nan, math.inf])
+@each("ratio", [0.5, 0, -3, math.nan, math.inf])
 def test_a_ratio_below_one_is_refused(ratio: float) -> None:
     with pytest.raises(ValueError, match=r"use 1 \(all of it\) or more"):
         compress_kv(traced("llama", "decode"), ratio)

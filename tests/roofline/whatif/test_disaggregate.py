@@ -1,6 +1,7 @@
 """Sent keys and values: the closed form of their bytes a token, for each family."""
 
 import pytest
+from each import each
 from graphs import figure
 from tiny import tiny
 from whatif_graphs import check_rank, flops, linked_peaks, traced, transfers
@@ -24,8 +25,8 @@ def token_bytes(name: str) -> float:
     return config.num_hidden_layers * 2 * heads * width * 2
 
 
-@pytest.mark.parametrize("by_layer", [True, False])
-@pytest.mark.parametrize(("phase", "tokens"), [("prefill", 12), ("chunk", 4)])
+@each("by_layer", [True, False])
+@each(("phase", "tokens"), [("prefill", 12), ("chunk", 4)])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "falcon", "mixtral", "qwen3_moe", "deepseek_v3"])
 def test_all_that_is_new_is_sent(name: str, phase: str, tokens: int, by_layer: bool) -> None:
     graph = traced(name, phase)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from each import each
 from graphs import GraphBuilder
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,7 +66,7 @@ def test_by_hand() -> None:
     assert up.reads[0].tensor == sent.writes[0].tensor and rank.ops[6].reads[0].tensor == back.writes[0].tensor
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@each("phase", PHASES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_rank_has_its_share_of_the_experts(name: str, phase: str) -> None:
     graph = traced(name, phase)

@@ -1,6 +1,7 @@
 """Fewer layers, against traces of models that have fewer."""
 
 import pytest
+from each import each
 from graphs import GraphBuilder
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from roofline.whatif.layers import early_exit, remove_layers, repeated_layers
 from roofline.whatif.quantise import quantise
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@each("phase", PHASES)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "mixtral", "falcon", "mamba", "phi", "gpt_oss"])
 def test_leaving_early_is_a_model_of_fewer_layers(name: str, phase: str) -> None:
     fewer = traced(name, phase, layers=2) if name != "gpt_oss" else None
@@ -66,7 +67,7 @@ def test_order_of_removal_does_not_matter(layers: set[int], order: list[int]) ->
     assert one_by_one == at_once
 
 
-@pytest.mark.parametrize("after", [1, 3, 4])
+@each("after", [1, 3, 4])
 def test_leaving_early_and_quantising_commute(after: int) -> None:
     graph = traced("llama", "chunk", layers=4)
 
@@ -113,7 +114,7 @@ def test_parameters_that_nothing_reads_go_too() -> None:
     assert early_exit(graph.model_copy(update=changed), 1) == early_exit(graph, 1)
 
 
-@pytest.mark.parametrize(
+@each(
     ("layers", "message"),
     [([4], "has no layer 4; its layers are 0-3"), ([-1], "has no layer -1"), (range(4), "all 4 layers")],
 )

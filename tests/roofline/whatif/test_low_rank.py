@@ -4,6 +4,7 @@ from collections.abc import Callable
 from itertools import combinations
 
 import pytest
+from each import each
 from graphs import GraphBuilder
 from tiny import tiny
 from whatif_graphs import PHASES, check, stored, totals, traced
@@ -83,7 +84,7 @@ def test_a_factorised_product_by_hand() -> None:
     assert [t.name for t in graph.tensors if t.role == "weight"] == ["bias", "w.A", "w.B"]
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@each("phase", PHASES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_low_rank_models(name: str, phase: str) -> None:
     graph = traced(name, phase)
@@ -121,7 +122,7 @@ def test_ranks_that_are_refused() -> None:
 # adapters
 
 
-@pytest.mark.parametrize("adapters", [1, 7])
+@each("adapters", [1, 7])
 def test_adapters_by_hand(adapters: int) -> None:
     graph = lora(product(), rank=8, adapters=adapters)
     base, shrink, expand, add = graph.ops
@@ -183,7 +184,7 @@ CHANGES: dict[str, Callable[[OpGraph], OpGraph]] = {
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
-@pytest.mark.parametrize(("one", "other"), list(combinations(CHANGES, 2)))
+@each(("one", "other"), list(combinations(CHANGES, 2)))
 def test_two_changes_commute(name: str, one: str, other: str) -> None:
     graph = traced(name, "decode", attn="sdpa")
     first, second = CHANGES[other](CHANGES[one](graph)), CHANGES[one](CHANGES[other](graph))

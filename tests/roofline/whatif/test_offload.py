@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from each import each
 from graphs import GraphBuilder, figure, peaks
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,7 +78,7 @@ def test_a_layer_waits_for_all_its_weights_at_once() -> None:
     assert price(offload(b.graph(), weights=1.0, overlap=False), device, "cold").time_s.sum() == 40 + 17 + 17 + 60
 
 
-@pytest.mark.parametrize(("name", "form"), [("llama", "executed"), ("gemma3", "fused")])
+@each(("name", "form"), [("llama", "executed"), ("gemma3", "fused")])
 def test_a_sweep_of_chunks_is_its_exact_passes(name: str, form: Form) -> None:
     """Chunks shorter and longer than what is cached: more comes than goes back, or less."""
     graphs = ModelGraphs(layered(name, 6), name, Tracing("bfloat16"))
@@ -111,7 +112,7 @@ def test_what_crosses_is_linear_in_the_shares(weights: float, kv: float) -> None
             assert math.isclose(mine, weights * read + kv * (all_of_it - read))
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@each("phase", PHASES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family(name: str, phase: str) -> None:
     graph = traced(name, phase)
@@ -124,7 +125,7 @@ def test_every_family(name: str, phase: str) -> None:
     assert seconds(host) <= seconds(offload(graph, 0.5, 0.25, overlap=False))
 
 
-@pytest.mark.parametrize("cached", ["dynamic", "static"])
+@each("cached", ["dynamic", "static"])
 def test_the_cache_comes_once_and_what_is_new_goes_back(cached: str) -> None:
     graph = traced("llama", "decode", cached=cached)
     apart = offload(graph, kv=1.0, overlap=False)

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from each import each
 from graphs import GraphBuilder
 from whatif_graphs import PHASES, check_rank, flops, link_bytes, stored, traced, transfers
 
@@ -38,7 +39,7 @@ def test_three_layers_by_hand() -> None:
     assert [t.id for t in last.tensors] == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@each("phase", PHASES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_stages_are_together_the_whole(name: str, phase: str) -> None:
     graph = traced(name, phase)

@@ -1,6 +1,7 @@
 """Fewer bits: closed forms, identities, composition."""
 
 import pytest
+from each import each
 from graphs import GraphBuilder
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ def linear_elements(name: str) -> int:
     return config.num_hidden_layers * (2 * width * width + 2 * width * kv + 3 * width * inner)
 
 
-@pytest.mark.parametrize(("bits", "zero"), [(4, 0), (4, 4), (3, 0), (8, 0)])
+@each(("bits", "zero"), [(4, 0), (4, 4), (3, 0), (8, 0)])
 def test_stored_weights_of_a_llama_are_the_closed_form(bits: int, zero: int) -> None:
     graph = traced("llama", "decode")
     narrow = quantise(graph, weights=bits, group=16, zero_point_bits=zero)
@@ -68,7 +69,7 @@ def test_bytes_do_not_fall_with_bits(name: str, phase: str, data: st.DataObject)
     check(small)
 
 
-@pytest.mark.parametrize("form", ["int", "float"])
+@each("form", ["int", "float"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_narrow_products_run_in_the_narrow_type(name: str, form: str) -> None:
     graph = traced(name, "chunk")
@@ -98,9 +99,9 @@ def test_one_quantised_product_by_hand() -> None:
     assert quantise(b.graph(), weights=4, activations=4, weight_format="float").ops[1].dtype == "float4_e2m1fn_x2"
 
 
-@pytest.mark.parametrize("cached", ["dynamic", "static"])
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("phase", PHASES)
+@each("cached", ["dynamic", "static"])
+@each("attn", ["sdpa", "eager"])
+@each("phase", PHASES)
 def test_a_narrow_cache_has_a_scale_for_each_token_and_head(phase: str, attn: str, cached: str) -> None:
     if (phase, attn, cached) == ("chunk", "sdpa", "static"):
         return  # cannot be traced on meta
@@ -127,7 +128,7 @@ def test_a_narrow_cache_has_a_scale_for_each_token_and_head(phase: str, attn: st
     check(narrow)
 
 
-@pytest.mark.parametrize("cached", ["dynamic", "static"])
+@each("cached", ["dynamic", "static"])
 @pytest.mark.parametrize("name", ["gemma3", "deepseek_v3", "gpt_oss", "mistral", "qwen3_next", "falcon"])
 def test_a_narrow_cache_of_every_kind(name: str, cached: str) -> None:
     for phase in ("prefill", "decode"):
@@ -214,7 +215,7 @@ def test_routers_norms_embedding_and_head_stay() -> None:
     assert wide == {"lm_head", "model.layers.0.mlp.gate", "model.layers.1.mlp.gate"}
 
 
-@pytest.mark.parametrize(
+@each(
     ("asked", "message"),
     [
         ({"weights": 7}, "int weights of 7 bits: use one of 2, 3, 4"),

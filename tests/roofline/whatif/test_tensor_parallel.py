@@ -4,6 +4,7 @@ import math
 import re
 
 import pytest
+from each import each
 from graphs import GraphBuilder
 from tiny import tiny
 from whatif_graphs import PHASES, check_rank, collectives, flops, stored, traced
@@ -80,7 +81,7 @@ def test_degree_one_changes_nothing() -> None:
     assert tensor_parallel(graph, 1) is graph
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "attn", "phase"),
     [(name, "default", phase) for name in FAMILIES for phase in PHASES]
     + [(name, "eager", "chunk") for name in FAMILIES if name != "mamba"],
@@ -93,7 +94,7 @@ def test_every_family_gives_a_graph_that_is_priced_and_fused(name: str, attn: st
     assert tensor_parallel(graph, 2) == shard
 
 
-@pytest.mark.parametrize(("degree", "phase"), [(2, "prefill"), (4, "decode")])
+@each(("degree", "phase"), [(2, "prefill"), (4, "decode")])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_divided_products_of_all_ranks_are_the_whole(name: str, degree: int, phase: str) -> None:
     graph = traced(name, phase)
@@ -173,7 +174,7 @@ def test_the_plan_is_that_of_transformers(name: str) -> None:
     assert planned - set(ours) <= (unused if name == "qwen3_moe" else set())
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@each("phase", PHASES)
 def test_latents_and_routers_stay_whole(phase: str) -> None:
     graph = traced("deepseek_v3", phase)
     shard = tensor_parallel(graph, 2)
@@ -192,8 +193,8 @@ def test_state_space_mixers_stay_whole_and_are_named() -> None:
     assert stored(shard, "kv") == stored(graph, "kv")
 
 
-@pytest.mark.parametrize(("name", "degree", "share"), [("llama", 2, 0.5), ("llama", 4, 0.5), ("falcon", 4, 1.0)])
-@pytest.mark.parametrize("attn", ["default", "eager"])
+@each(("name", "degree", "share"), [("llama", 2, 0.5), ("llama", 4, 0.5), ("falcon", 4, 1.0)])
+@each("attn", ["default", "eager"])
 def test_a_rank_keeps_at_least_one_key_value_head(name: str, degree: int, share: float, attn: str) -> None:
     graph = traced(name, "decode", attn=attn)
     shard = tensor_parallel(graph, degree)
@@ -213,15 +214,14 @@ def test_heads_that_are_folded_into_the_queries_are_divided_too() -> None:
             assert after.matrix_flops * 4 == before.matrix_flops
 
 
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
-@pytest.mark.parametrize(
+@each("phase", ["prefill", "decode"])
+@each(
     "change",
     [
         lambda g: quantise(g, weights=4, group=8),
         lambda g: quantise(g, kv=8),
         lambda g: lora(g, rank=4, adapters=2),
     ],
-    ids=["weights", "kv", "lora"],
 )
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 def test_sharding_commutes_with_other_what_ifs(name: str, change, phase: str) -> None:  # type: ignore[no-untyped-def]
