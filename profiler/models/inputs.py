@@ -17,6 +17,7 @@ Example: ``inputs = prepare(meta_model, workload, cache="dynamic", device="cpu")
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -38,24 +39,21 @@ STATE_PREFILL_TOKENS = 16
 """Prefill on `meta` for a cache without a sequence dimension: a state has one size whatever went into it."""
 
 
+@dataclass(eq=False)
 class PassInputs:
     """One pass of a workload, to be run again and again from the same state."""
 
-    def __init__(
-        self,
-        tokens: dict[str, Any],
-        cache_name: str | None,
-        new_cache: Callable[[], Cache] | None,
-        cache: Any,
-        max_cache_len: int | None,
-    ) -> None:
-        self._tokens = tokens
-        self._cache_name = cache_name
-        self._new_cache = new_cache
-        self._cache = cache
-        self._undo = snapshot(cache) if cache is not None else None
-        self.max_cache_len = max_cache_len
-        """Tokens that a static cache attends over; None for a dynamic one."""
+    _tokens: dict[str, Any]
+    _cache_name: str | None = None
+    """Argument of `forward` that takes a cache of `transformers`."""
+    _new_cache: Callable[[], Cache] | None = None
+    """Makes the empty cache of a prefill."""
+    _cache: Any = None
+    max_cache_len: int | None = None
+    """Tokens that a static cache attends over; None for a dynamic one."""
+
+    def __post_init__(self) -> None:
+        self._undo = snapshot(self._cache) if self._cache is not None else None
 
     def kwargs(self) -> dict[str, Any]:
         """Arguments of `forward`, with an empty cache made now where the pass is a prefill."""
@@ -146,15 +144,11 @@ def prepare(
 
 
 def _without_cache(
-    model: PreTrainedModel,
-    workload: Workload,
-    tokens: dict[str, Any],
-    device: torch.device,
-    generator: torch.Generator,
+    model: PreTrainedModel, workload: Workload, tokens: dict[str, Any], device: torch.device, generator: torch.Generator
 ) -> PassInputs:
     """Inputs of a model that has no cache, or returns a state that its next pass takes under the same name."""
     if workload.context_tokens == 0:
-        return PassInputs(tokens, None, None, None, None)
+        return PassInputs(tokens)
     accepted = inspect.signature(model.forward).parameters
     with torch.no_grad(), known_values():
         ids = _token_ids(model, workload.batch, workload.context_tokens, torch.device("meta"), torch.Generator())
@@ -167,7 +161,7 @@ def _without_cache(
     state = State(states)
     for layer in state.layers:
         materialise(layer, device, generator, workload.context_tokens)
-    return PassInputs(tokens, None, None, state, None)
+    return PassInputs(tokens, _cache=state)
 
 
 def max_cache_len(workload: Workload) -> int:

@@ -178,7 +178,7 @@ def _forget(func: Any, args: Any) -> None:
 
 
 class Remembered(TorchDispatchMode):
-    """Runs what is inside by `run_or_shape`, where nothing is recorded."""
+    """Runs what is inside by `run_or_shape`."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run_or_shape(func, args, kwargs or {})

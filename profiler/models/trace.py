@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.models.aten import Work, distinct_bytes, is_metadata, name_of, routing_of, tensors, touched, work_of
 from profiler.models.attention import (
@@ -31,7 +30,7 @@ from profiler.models.attention import (
     operands,
     work_of_attention,
 )
-from profiler.models.meta import run_or_shape, with_values_if_asked
+from profiler.models.meta import Remembered, run_or_shape, with_values_if_asked
 from roofline.op import Access, Bytes, Op, OpGraph
 from roofline.op import Tensor as TensorRecord
 from roofline.workload import Workload
@@ -131,7 +130,7 @@ class _Composites(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(Remembered):
     """Writes down each call that makes device work, with the storages that it touches and how long they are held."""
 
     def __init__(self, model: nn.Module, workload: Workload, target: str) -> None:
@@ -221,11 +220,6 @@ class _Recorder(TorchDispatchMode):
         out = run_or_shape(func, args, kwargs)
         self.record(func, args, kwargs, out)
         return out
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Torch wraps the method above, so that it is not compiled, where this is True; nothing is compiled here."""
-        return False
 
     def record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         involved = list(tensors((*args, *kwargs.values(), out)))

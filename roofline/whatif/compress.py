@@ -109,7 +109,7 @@ class _Shrink:
         return ceil(round(tokens, 6) / self.ratio)
 
     def _given(self, tensor: int) -> float:
-        """Of a cache from before the pass: it is appended to by a copy, or in its place."""
+        """Kept share of a cache from before the pass, which is appended to by a copy, or in its place."""
         query, size = self.graph.workload.query_tokens, self.graph.tensors[tensor].storage_bytes
         for i in self.flow.readers[tensor]:
             op = self.graph.ops[i]

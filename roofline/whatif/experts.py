@@ -135,13 +135,13 @@ def _between(graph: OpGraph, experts: _Experts) -> list[int]:
 
 def _inputs(graph: OpGraph, experts: _Experts, made: set[int]) -> list[Access]:
     """The rows that the products start from: the largest operand of each that is not made by them."""
-    found: dict[int, Access] = {}
+    inputs: dict[int, Access] = {}
     for i in experts.products:
         rows = [a for a in graph.ops[i].reads if graph.tensors[a.tensor].role != "weight"]
         largest = max(rows, key=lambda a: a.bytes)
         if largest.tensor not in made:
-            found[largest.tensor] = largest
-    return list(found.values())
+            inputs[largest.tensor] = largest
+    return list(inputs.values())
 
 
 def _on_rank(graph: OpGraph, op: Op, experts: _Experts, arrived: dict[int, int], made: set[int]) -> Op:

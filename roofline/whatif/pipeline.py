@@ -61,11 +61,11 @@ def _layers(graph: OpGraph) -> list[tuple[str, int]]:
 
 def _stages(graph: OpGraph, stage_of_layer: dict[tuple[str, int], int]) -> list[int]:
     """The stage of each operation; outside of layers, that of the layer before, behind the last one the last."""
-    found: list[int] = []
+    stages: list[int] = []
     for op in graph.ops:
         place = layer_of(op.path)
-        found.append(stage_of_layer[place.prefix, place.layer] if place else (found[-1] if found else 0))
-    return found
+        stages.append(stage_of_layer[place.prefix, place.layer] if place else (stages[-1] if stages else 0))
+    return stages
 
 
 def _sent_on(graph: OpGraph, at: list[int], stage: int) -> dict[int, float]:

@@ -42,7 +42,7 @@ from roofline.whatif.linear import (
 Format = Literal["int", "float"]
 
 WEIGHT_BITS: dict[Format, tuple[int, ...]] = {"int": (2, 3, 4, 5, 6, 8, 16, 32), "float": (4, 6, 8, 16, 32)}
-"""Of a stored weight; 16 and 32 are plain floating point, without scales."""
+"""Bits of a stored weight; 16 and 32 are plain floating point, without scales."""
 
 ARITHMETIC: dict[tuple[Format, int, int], str] = {
     ("int", 8, 8): "int8",
@@ -66,7 +66,7 @@ class _Scheme:
     zero_point_bits: int
     activations: int | None
     dtype: str | None
-    """Of the product; None is that of the model."""
+    """Type of the product; None is that of the model."""
 
     def groups(self, k: int) -> int:
         """Scales of one column."""

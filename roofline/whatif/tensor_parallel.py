@@ -35,15 +35,15 @@ def tensor_parallel(graph: OpGraph, degree: int, link: str = "nvlink") -> OpGrap
     if OPTION in graph.options:
         raise ValueError(f"the graph is one rank of {graph.options[OPTION]} already; start from the whole model")
     _check_heads(executed(graph, OPTION), degree)
-    found = plan(graph, degree)
-    _check_widths(graph, found, degree)
+    rank = plan(graph, degree)
+    _check_widths(graph, rank, degree)
     edit = Edit(graph)
-    _resize(edit, found)
+    _resize(edit, rank)
     for i, op in enumerate(graph.ops):
-        piece = [_divided(op, found.shares[i], found.split.get(i), degree)]
-        for tensor in found.summed.get(i, ()):
+        piece = [_divided(op, rank.shares[i], rank.split.get(i), degree)]
+        for tensor in rank.summed.get(i, ()):
             piece.append(all_reduce(_written(op, tensor), ranks=degree, link=link, like=op))
-        for tensor in found.gathered.get(i, ()):
+        for tensor in rank.gathered.get(i, ()):
             part = _written(piece[0], tensor)
             gathered = edit.tensor(_written(op, tensor).bytes, "activation")
             whole = access(gathered, _written(op, tensor).bytes)
@@ -52,18 +52,18 @@ def tensor_parallel(graph: OpGraph, degree: int, link: str = "nvlink") -> OpGrap
             edit.put(i, *piece)
     heads = graph.heads and (graph.heads[0] // degree, max(1, graph.heads[1] // degree))
     options = {OPTION: f"{degree} over {link}"}
-    kept = _kept_whole(graph, found)
+    kept = _kept_whole(graph, rank)
     return edit.done(options | ({WHOLE_OPTION: ", ".join(kept)} if kept else {}), heads=heads)
 
 
 def _check_heads(graph: OpGraph, degree: int) -> None:
-    found = [graph.heads] if graph.heads else []
+    counts = [graph.heads] if graph.heads else []
     for op in graph.ops:
         if op.kind is Kind.ATTENTION and "heads" in op.dims:
             # heads of a group may be folded into the queries: then the config's count is the true one
             folded = op.dims.get("query", 0) // graph.workload.query_tokens or 1
-            found.append((op.dims["heads"] * folded, op.dims.get("kv_heads", op.dims["heads"])))
-    for query, kv in dict.fromkeys(found):
+            counts.append((op.dims["heads"] * folded, op.dims.get("kv_heads", op.dims["heads"])))
+    for query, kv in dict.fromkeys(counts):
         fits = [n for n in range(1, query + 1) if query % n == 0 and (kv % n == 0 or n % kv == 0)]
         if query % degree:
             raise ValueError(f"{query} query heads do not divide by {degree} ranks; use one of {_listed(fits)}")
@@ -73,12 +73,12 @@ def _check_heads(graph: OpGraph, degree: int) -> None:
             )
 
 
-def _check_widths(graph: OpGraph, found: Plan, degree: int) -> None:
-    for i, how in found.split.items():
-        if how not in ("column", "row") or i in found.padded:
+def _check_widths(graph: OpGraph, rank: Plan, degree: int) -> None:
+    for i, how in rank.split.items():
+        if how not in ("column", "row") or i in rank.padded:
             continue
         op, side = graph.ops[i], {"column": "n", "row": "k"}[how]
-        part = op.dims[side] * found.shares[i].matrix
+        part = op.dims[side] * rank.shares[i].matrix
         if not isclose(part, round(part), abs_tol=1e-6):
             raise ValueError(
                 f"{op.path} has an {'output' if how == 'column' else 'input'} width of {op.dims[side]}, "
@@ -124,11 +124,11 @@ def _written(op: Op, tensor: int) -> Access:
     return access(tensor, sum(a.bytes for a in op.writes if a.tensor == tensor))
 
 
-def _resize(edit: Edit, found: Plan) -> None:
+def _resize(edit: Edit, rank: Plan) -> None:
     """A tensor is as large as what is written to it, or else as what is read of it."""
     read: dict[int, float] = {}
     written: dict[int, float] = {}
-    for op, shares in zip(edit.graph.ops, found.shares, strict=True):
+    for op, shares in zip(edit.graph.ops, rank.shares, strict=True):
         for a, share in zip(op.reads, shares.reads, strict=True):
             read[a.tensor] = max(share, read.get(a.tensor, 0.0))
         for a, share in zip(op.writes, shares.writes, strict=True):
@@ -136,11 +136,11 @@ def _resize(edit: Edit, found: Plan) -> None:
     for tensor in edit.graph.tensors:
         share = written.get(tensor.id, read.get(tensor.id, 1.0))
         is_workspace = tensor.id not in read and tensor.id not in written and tensor.role == "activation"
-        if is_workspace and tensor.held and tensor.held[0] == tensor.held[1] and tensor.held[0] in found.split:
-            share = found.shares[tensor.held[0]].matrix  # taken and given back by one operation
+        if is_workspace and tensor.held and tensor.held[0] == tensor.held[1] and tensor.held[0] in rank.split:
+            share = rank.shares[tensor.held[0]].matrix  # taken and given back by one operation
         if share < 1:
             edit.resize(tensor.id, tensor.storage_bytes * share)
 
 
-def _kept_whole(graph: OpGraph, found: Plan) -> list[str]:
-    return list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", graph.ops[i].path) for i in found.whole))
+def _kept_whole(graph: OpGraph, rank: Plan) -> list[str]:
+    return list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", graph.ops[i].path) for i in rank.whole))

@@ -26,13 +26,13 @@ class State:
     """What one rank has of a tensor."""
 
     share: float = 1.0
-    """Of its bytes."""
+    """Share of its bytes."""
     origins: frozenset[int] = frozenset()
     """Operations that divided it."""
     sums: tuple[tuple[int, int], ...] = ()
     """Partial: (operation, tensor) after which to sum which tensors."""
     tokens: int = 0
-    """Of a divided tensor: rows whose features, or heads, are divided."""
+    """Rows of a divided tensor whose features, or heads, are divided."""
     is_product: bool = False
     """A product made it, and nothing has worked on it since."""
     is_scores: bool = False
@@ -63,7 +63,7 @@ class Plan:
     split: dict[int, str] = field(default_factory=dict)
     """"column", "row", "heads" or "rows" (of an embedding), by operation; all others follow from these."""
     padded: frozenset[int] = frozenset()
-    """Of these, columns that nobody reads, such as a vocabulary: a width that does not divide is padded."""
+    """Operations split by column whose output nobody reads, such as logits: a width that does not divide is padded."""
     whole: list[int] = field(default_factory=list)
     """Products with weights that every rank does in full."""
     summed: dict[int, list[int]] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Labels:
         return min(labels, default=0) < 0 < max(labels, default=0) and self.kv_share(max(labels)) > 1 / self.degree
 
     def share(self, tensor: int) -> float:
-        """Of a tensor that one rank has, if it is divided: by its features where it holds no heads."""
+        """Share that one rank has of a tensor, if that is divided: by its features where it holds no heads."""
         labels = self.of(tensor)
         query, kv = max((-h for h in labels if h < 0), default=0), max((h for h in labels if h > 0), default=0)
         if not kv:
@@ -112,46 +112,46 @@ def kv_heads(graph: OpGraph, op: Op) -> int:
     held = graph.heads[1] if graph.heads else said
     if len(op.reads) < 2 or held >= said or op.dtype not in DTYPE_BITS:
         return said
-    one = op.dims["batch"] * op.dims["kv"] * op.dims["head_dim"] * DTYPE_BITS[op.dtype] / 8
-    return held if op.reads[1].bytes <= held * one else said
+    head_bytes = op.dims["batch"] * op.dims["kv"] * op.dims["head_dim"] * DTYPE_BITS[op.dtype] / 8
+    return held if op.reads[1].bytes <= held * head_bytes else said
 
 
 def head_labels(graph: OpGraph, degree: int, whole: Collection[int]) -> Labels:
     """The labels of all tensors; attention in `whole` is not divided and labels nothing."""
-    found: dict[int, set[int]] = {}
+    heads_of: dict[int, set[int]] = {}
     static = {tensor.id for tensor in graph.tensors if tensor.role == "weight"}
     pieces = _attention_in_pieces(graph, static)
     for i in range(len(graph.ops) - 1, -1, -1):
         op = graph.ops[i]
         if op.kind is Kind.ATTENTION:
             if i not in whole and "heads" in op.dims and len(op.reads) > 1:
-                _label(found, op.reads[:1], {-op.dims["heads"]})
-                _label(found, op.reads[1:3], {kv_heads(graph, op)})
+                _label(heads_of, op.reads[:1], {-op.dims["heads"]})
+                _label(heads_of, op.reads[1:3], {kv_heads(graph, op)})
         elif i in pieces:
-            _label(found, op.reads[:1], {-pieces[i]})
-            _label(found, op.reads[1:2], {pieces[i]})
+            _label(heads_of, op.reads[:1], {-pieces[i]})
+            _label(heads_of, op.reads[1:2], {pieces[i]})
         elif op.kind in (Kind.POINTWISE, Kind.COPY, Kind.NORM, Kind.REDUCTION, Kind.SOFTMAX):
-            labels: set[int] = set().union(*(found.get(a.tensor, set()) for a in op.writes))
+            labels: set[int] = set().union(*(heads_of.get(a.tensor, set()) for a in op.writes))
             if labels:
-                _label(found, [a for a in op.reads if a.tensor not in static], _divided(labels, _repeats(op)))
-    return Labels(graph, degree, {tensor: frozenset(labels) for tensor, labels in found.items()}, pieces)
+                _label(heads_of, [a for a in op.reads if a.tensor not in static], _divided(labels, _repeats(op)))
+    return Labels(graph, degree, {tensor: frozenset(labels) for tensor, labels in heads_of.items()}, pieces)
 
 
 def _attention_in_pieces(graph: OpGraph, static: Collection[int]) -> dict[int, int]:
     """Products of activations beside a softmax in one module, a batch of the model's query or key-value heads."""
-    found: dict[int, int] = {}
+    pieces: dict[int, int] = {}
     modules = {op.path for op in graph.ops if op.kind is Kind.SOFTMAX}
     for i, op in enumerate(graph.ops):
         if op.kind is Kind.MATMUL and op.path in modules and not any(a.tensor in static for a in op.reads):
             heads, rest = divmod(op.dims.get("b", 0), graph.workload.batch)
             if heads and not rest and heads in (graph.heads or ()):
-                found[i] = heads
-    return found
+                pieces[i] = heads
+    return pieces
 
 
-def _label(found: dict[int, set[int]], accesses: Collection[Access], labels: set[int]) -> None:
+def _label(heads_of: dict[int, set[int]], accesses: Collection[Access], labels: set[int]) -> None:
     for a in accesses:
-        found.setdefault(a.tensor, set()).update(labels)
+        heads_of.setdefault(a.tensor, set()).update(labels)
 
 
 def _repeats(op: Op) -> int:
