@@ -22,7 +22,7 @@ from roofline.inquiry import Asked, Device, Speculation, answer
 from roofline.op import GRAPH_SCHEMA, OpGraph
 from roofline.prediction import Prediction
 from roofline.stored import Form, Source, StoredGraphs, source
-from roofline.whatif.registry import WHAT_IFS, WhatIf, usage
+from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text
 from roofline.workload import Logits, Workload
 
 EXAMPLE = """
@@ -87,7 +87,7 @@ def predict(
 ) -> None:
     """Predict time, traffic and memory of each layer of a model on a device."""
     if hardware == "list" or what_if == ["list"]:
-        print("\n".join(device_names() if hardware == "list" else map(usage, WHAT_IFS)))
+        print("\n".join(device_names() if hardware == "list" else map(help_text, WHAT_IFS)))
         return
     given = given_options(invocation)
     refuse_in_vain(given, accounting)

@@ -32,7 +32,10 @@ NEEDED = ("batch", "heads", "kv_heads", "query", "kv", "head_dim", "value_dim", 
 
 
 def unfuse_attention(graph: OpGraph) -> OpGraph:
-    """Every attention in pieces. Raises: ValueError if there is none, or one whose sizes are not known."""
+    """Every attention as two products and a softmax, with the scores in memory.
+
+    Raises: ValueError if there is none, or one whose sizes are not known.
+    """
     edit = Edit(graph)
     whole = [i for i, op in enumerate(graph.ops) if op.kind is Kind.ATTENTION]
     if not whole:
@@ -109,7 +112,10 @@ def _repeated(edit: Edit, op: Op, read: Access, elements: int, element: float, f
 
 
 def fuse_attention(graph: OpGraph) -> OpGraph:
-    """Every attention in one piece. Raises: ValueError if none is found in pieces."""
+    """Every attention that runs in pieces as one kernel.
+
+    Raises: ValueError if none is found in pieces.
+    """
     flow = Dataflow(graph)
     modules = {module.path: module for module in graph.attention_modules}
     edit = Edit(graph)

@@ -21,7 +21,7 @@ OPTION = "send_kv"
 
 
 def send_kv(graph: OpGraph, link: str = "network", by_layer: bool = True, overlap: bool = True) -> OpGraph:
-    """The pass with its new keys and values sent over `link`.
+    """The pass with its new keys and values sent over `link`, to another device that decodes.
 
     Args:
         by_layer: one message as soon as a layer has written its own; else one of all layers at the end.

@@ -32,9 +32,9 @@ from roofline.whatif.linear import (
 
 
 def lora(graph: OpGraph, *, rank: int, adapters: int, where: Sequence[str] = ()) -> OpGraph:
-    """The same pass with `adapters` adapters of `rank` on the linear layers that `where` matches.
+    """The same pass with `adapters` LoRA adapters of `rank` beside its linear layers.
 
-    Default: all in repeated layers but routers and experts.
+    Args: `where` are glob patterns of module paths (default: all in repeated layers but routers and experts).
     Raises: ValueError for a rank or a number below 1, adapters that are there already, or experts named in `where`.
     """
     if rank < 1 or adapters < 1:

@@ -35,7 +35,9 @@ from roofline.whatif.linear import (
 
 
 def low_rank(graph: OpGraph, *, rank: int, where: Sequence[str] = ()) -> OpGraph:
-    """The same pass with every linear layer that `where` matches and that gains from it factorised.
+    """The same pass with linear layers as two products, of `rank` between them, where that makes them smaller.
+
+    Args: `where` are glob patterns of module paths (default: see `linear_layers`).
 
     Raises: ValueError for a rank below 1, if no layer gains, or for layers that are factorised or have quantised
         inputs already.
@@ -127,7 +129,9 @@ def _factor_name(name: str, factor: str) -> str:
 
 
 def sparsify_2_4(graph: OpGraph, *, where: Sequence[str] = ()) -> OpGraph:
-    """The same pass with 2:4 sparse weights in the linear layers that `where` matches (default: see `linear_layers`).
+    """The same pass with 2:4 sparse weights in its linear layers.
+
+    Args: `where` are glob patterns of module paths (default: see `linear_layers`).
 
     Raises: ValueError where k is no multiple of 4, or a matrix is sparse already or used by others than linear layers.
     """

@@ -17,7 +17,7 @@ OPTION = "pipeline_stage"
 
 
 def pipeline_stage(graph: OpGraph, stages: int, stage: int, link: str = "network") -> OpGraph:
-    """The graph of stage `stage`, of 0 to `stages` − 1; one stage is the identity.
+    """Stage `stage`, from 0 on, of a pipeline of `stages` devices; one stage is the identity.
 
     Raises: ValueError for more stages than layers, a stage that there is not, or a folded graph.
     """

@@ -85,7 +85,7 @@ def quantise(
     zero_point_bits: int = 0,
     weight_format: Format = "int",
 ) -> OpGraph:
-    """The same pass with fewer bits; None leaves what it stands for as it is.
+    """The same pass with fewer bits a weight, an activation, or a cached key and value; None leaves it as it is.
 
     Args:
         weights, activations, kv: bits of an element.

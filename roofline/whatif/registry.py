@@ -66,6 +66,12 @@ def usage(name: str) -> str:
     return f"{name}:{options}" if options else name
 
 
+def help_text(name: str) -> str:
+    """How a what-if is written, and on a second line what it does."""
+    summary = (inspect.getdoc(WHAT_IFS[name]) or "").partition("\n")[0]
+    return f"{usage(name)}\n    {summary}"
+
+
 def parse(text: str) -> WhatIf:
     """Read one what-if.
 

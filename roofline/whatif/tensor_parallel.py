@@ -24,7 +24,7 @@ WHOLE_OPTION = "tensor_parallel_whole"
 
 
 def tensor_parallel(graph: OpGraph, degree: int, link: str = "nvlink") -> OpGraph:
-    """The graph of one of `degree` ranks; 1 is the identity.
+    """One of `degree` ranks of tensor parallelism; 1 is the identity.
 
     Args:
         link: of the device to the other ranks, a key of `Peaks.links`.

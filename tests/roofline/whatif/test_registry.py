@@ -10,7 +10,7 @@ from graphs import GraphBuilder
 from roofline.op import OpGraph
 from roofline.whatif.edit import Edit
 from roofline.whatif.quantise import quantise
-from roofline.whatif.registry import WHAT_IFS, WhatIf, check_order, parse, usage
+from roofline.whatif.registry import WHAT_IFS, WhatIf, check_order, help_text, parse, usage
 
 
 def graph() -> OpGraph:
@@ -37,6 +37,8 @@ def test_every_function_takes_a_graph_and_options_that_can_be_written() -> None:
         assert usage(name) == name if not options else usage(name).startswith(f"{name}:{options[0]}=")
         written = usage(name).partition(":")[2].split(",")
         assert [part.partition("=")[0] for part in written if part] == options, name
+        written, summary = help_text(name).split("\n")
+        assert written == usage(name) and summary.strip().endswith("."), name
 
 
 PARSED: list[tuple[str, str, dict[str, object]]] = [
