@@ -43,6 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from profiler.models.attention import operands
 from profiler.models.build import build, build_meta, implementations
 from profiler.models.catalogue import first_line, silence
 from profiler.models.inputs import PassInputs, batched_experts, prepare
@@ -184,7 +185,14 @@ def _cover(model_type: str, row: Row) -> None:
 
 def _check_phases(config: PretrainedConfig, row: Row) -> None:
     row["phases"] = {}
-    model, row["phases"]["prefill"] = _prefilling(config, row)
+    for dtype in ("bfloat16", "float32"):  # some mix float32 tensors into bfloat16 products
+        row["dtype"], model = dtype, build_meta(config, dtype)
+        try:
+            row["phases"]["prefill"] = check(model, row["type"], "prefill", dtype)
+            break
+        except RuntimeError as error:
+            if dtype == "float32" or "type" not in str(error):
+                raise
     row["attention"] = implementations(model)["attn"]
     for phase in ("decode", "chunk"):
         try:
@@ -211,20 +219,6 @@ def _check_on_cpu(row: Row, fields: Mapping[str, Any], needed: set[str]) -> None
     workload = Workload(batch=BATCH, query_tokens=query, context_tokens=context, dtype="float32")
     row["phases"] = {"prefill": examined(model, inputs, workload, row["type"], "cpu")}
     row["phases"]["decode"] = {"none": "its cache is filled by a prefill on meta, which this type has not"}
-
-
-def _prefilling(config: PretrainedConfig, row: Row) -> tuple[PreTrainedModel, Row]:
-    """The model in the first type that its prefill runs in: some mix float32 tensors into bfloat16 products."""
-    row["dtype"] = "bfloat16"
-    model = build_meta(config, row["dtype"])
-    try:
-        return model, check(model, row["type"], "prefill", row["dtype"])
-    except RuntimeError as error:
-        if "type" not in str(error):
-            raise
-    row["dtype"] = "float32"
-    model = build_meta(config, row["dtype"])
-    return model, check(model, row["type"], "prefill", row["dtype"])
 
 
 def filled_config(model_type: str, fields: Mapping[str, Any]) -> PretrainedConfig:
@@ -353,11 +347,10 @@ class _NoAttention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            if (args[0] if args else kwargs["query"]).device.type == "cpu":  # later work may depend on the values
+            query, _, value, *_ = operands(args, kwargs)
+            if query.device.type == "cpu":  # later work may depend on the values
                 with _disable_current_modes():
                     return func(*args, **kwargs)
-            query = args[0] if args else kwargs["query"]
-            value = args[2] if len(args) > 2 else kwargs["value"]
             return query.new_zeros(*query.shape[:-1], value.shape[-1])
         return func(*args, **kwargs)
 
