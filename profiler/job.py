@@ -23,9 +23,8 @@ from torch import nn
 from profiler.device import free_bytes
 from profiler.microbench.quick import measure_peaks
 from profiler.microbench.spec import host_chip
-from profiler.models.resolve import resolve
-from profiler.models.truncate import truncate
-from profiler.models.weights import build, build_meta
+from profiler.models.build import build, build_meta
+from profiler.models.resolve import resolve, truncate
 from profiler.record.folder import RunFolder
 from profiler.record.run import Cell, CellResult, InvalidMeasurement, RequestError
 from profiler.timing.cell import Loaded, measure_cell, reason

@@ -323,8 +323,8 @@ def test_ten_minutes_hold_the_device_and_the_first_model() -> None:
 
 
 def test_every_model_is_in_the_catalogue_and_no_length_is_beyond_it() -> None:
+    from profiler.models.build import context_limit
     from profiler.models.catalogue import config_of
-    from profiler.models.request import context_limit
 
     for model in (*gpu_campaign.GPU_MODELS, *gpu_campaign.CPU_MODELS):
         limit = context_limit(config_of(model.name))

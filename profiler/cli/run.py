@@ -196,7 +196,7 @@ def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
         planned_pass_s,
         planned_weight_bytes,
     )
-    from profiler.models.quiet import silence
+    from profiler.models.catalogue import silence
 
     silence()
     options = folder.run.options

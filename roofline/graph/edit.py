@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import Any
 
-from roofline.graph.op import Access, Bytes, Op, OpGraph, Role, Tensor
+from roofline.graph.op import Access, Bytes, Kind, Op, OpGraph, Role, Tensor
 
 
 class Edit:
@@ -113,6 +113,26 @@ def access(tensor: int, size: Bytes) -> Access:
 def changed(op: Op, **fields: Any) -> Op:
     """`op` with other fields, which are not validated again."""
     return op.model_copy(update=fields)
+
+
+def inserted(
+    like: Op,
+    name: str,
+    kind: Kind,
+    dims: dict[str, int],
+    reads: tuple[Access, ...],
+    writes: tuple[Access, ...],
+    *,
+    matrix_flops: float = 0.0,
+    vector_flops: float = 0.0,
+    **fields: Any,
+) -> Op:
+    """A new operation with path, type and count of another one unless `fields` say otherwise; it is not validated."""
+    given = {"path": like.path, "dtype": like.dtype, "count": like.count, **fields}
+    return Op.model_construct(
+        name=name, kind=kind, dims=dims, reads=reads, writes=writes, matrix_flops=matrix_flops,
+        vector_flops=vector_flops, **given,
+    )  # fmt: skip
 
 
 def whole(size: Bytes) -> Bytes:

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TINY, tiny
 
-from profiler.models.graphs import ModelGraphs, Tracing
-from profiler.predicting import model_source
+from profiler.models.graphs import ModelGraphs, Tracing, model_source
 from profiler.record.run import RequestError
 from roofline.caches import Touches, level_bytes
 from roofline.fusion.fuse import fused

@@ -6,8 +6,7 @@ import pytest
 from graphs import peaks
 from tiny import tiny
 
-from profiler.models.graphs import ModelGraphs, Tracing
-from profiler.predicting import model_source
+from profiler.models.graphs import ModelGraphs, Tracing, model_source
 from roofline.graph.fold import fold
 from roofline.graph.memory import footprint
 from roofline.graph.mixed_batch import mix

@@ -9,10 +9,10 @@ from graphs import GraphBuilder
 from tiny import TINY, tiny
 from transformers import AutoConfig, PretrainedConfig
 
+from profiler.models.build import build_meta
 from profiler.models.catalogue import config_of
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
-from profiler.models.weights import build_meta
 from roofline.graph.fold import fold
 from roofline.graph.op import AttentionModule, OpGraph
 from roofline.hardware.spec import HardwareSpec

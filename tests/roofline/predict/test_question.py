@@ -6,8 +6,7 @@ import pytest
 from graphs import figure, peaks
 from tiny import tiny
 
-from profiler.models.graphs import ModelGraphs, Tracing
-from profiler.predicting import model_source
+from profiler.models.graphs import ModelGraphs, Tracing, model_source
 from roofline.graph.memory import footprint
 from roofline.hardware.spec import HardwareSpec, Link, Peaks
 from roofline.predict.question import PROBES, Device, Question, Speculation, answer

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny
 
-from profiler.models.graphs import ModelGraphs, Tracing
-from profiler.predicting import model_source, stored_graphs
+from profiler.models.graphs import ModelGraphs, Tracing, model_source, stored_graphs
 from profiler.record.files import read_record
 from roofline.graph.fold import fold
 from roofline.graph.op import GRAPH_SCHEMA, OpGraph
