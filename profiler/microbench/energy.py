@@ -1,4 +1,4 @@
-"""What work costs in energy: joules a FLOP of a product of each type, a byte of main memory, and the power at rest.
+"""What work costs in energy: joules a FLOP for the product of each type, joules a byte of main memory, watts at rest.
 
 Each load runs without a pause for seconds, in samples so long that the gaps between them matter little. The energy is
 the difference of the driver's counter over parts of a second and more, since the counter moves some ten times a second;
@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import Shape, flops, layout_of, product_case, sizes
 from profiler.microbench.memory import KERNELS, case, operand_bytes
-from profiler.microbench.missing import missing
 from profiler.record.conditions import Window
 from profiler.record.measurement import Measurement
 from profiler.timing.stopping import Rules
 from profiler.timing.watch import Watch
 
 LOAD_S, QUICK_LOAD_S = 5.0, 1.5
-"""Of each load, warm-up included."""
+"""Seconds of each load, warm-up included."""
 PART_S = 1.0
 """Shortest part: ten steps of the counter, so that one more or less is a tenth."""
 SAMPLE_S = 0.05
@@ -55,7 +54,7 @@ def energy(
 ) -> Iterator[Measurement]:
     """Watts at rest ("idle"), J/FLOP of the product of each dtype ("matmul"), J/B of a copy in main memory ("copy")."""
     if reason := no_energy(bench.watch):
-        yield missing(bench, "energy", "all", unit="W", reason=reason)
+        yield bench.missing("energy", "all", unit="W", reason=reason)
         return
     yield idle(bench, sleep)
     for dtype, shape in shapes.items():
@@ -81,7 +80,7 @@ def idle(bench: Bench, sleep: Callable[[float], None]) -> Measurement:
         sleep(PART_S)
         windows.append(bench.watch.end(0))
     watts = tuple(window.energy_j / window.duration_s for window in windows if window.energy_j and window.duration_s)
-    without = missing(bench, "energy", "idle", unit="W", reason=STILL)
+    without = bench.missing("energy", "idle", unit="W", reason=STILL)
     if not watts:
         return without
     done = {"status": "done", "reason": None, "samples": watts, "quantile": 0.5, "clock": COUNTER}
@@ -129,13 +128,13 @@ def in_joules(timed: Measurement, part_s: float = PART_S) -> Measurement:
     """The same measurement in joules a call, one sample for each part of its windows; as it is where it has none."""
     if not timed.samples:
         return timed
-    found = parts(timed.windows, part_s)
-    joules = tuple(part.energy_j / (part.samples * timed.repeats) for part in found[1:] or found)
+    measured = parts(timed.windows, part_s)
+    joules = tuple(part.energy_j / (part.samples * timed.repeats) for part in measured[1:] or measured)
     if not joules or min(joules) <= 0:
         return timed.model_copy(update={"status": "failed", "reason": STILL, "samples": (), "clock": COUNTER})
     lasted_s = math.fsum(window.duration_s for window in timed.windows)
     busy = math.fsum(timed.samples) * timed.repeats / lasted_s
-    parameters = {**timed.parameters, "busy": busy, "part_s": min(part.duration_s for part in found)}
+    parameters = {**timed.parameters, "busy": busy, "part_s": min(part.duration_s for part in measured)}
     return timed.model_copy(update={"samples": joules, "parameters": parameters, "clock": COUNTER, "floor_s": None})
 
 

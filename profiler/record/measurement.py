@@ -3,13 +3,14 @@
 The value is derived when it is shown: `work ÷ sample` for a rate, `sample ÷ work` for a cost. Interference only makes
 a sample slower, so the value of a process is taken at the fastest tenth of its samples unless `quantile` says
 otherwise; the median stands beside it. Figures of several processes are made of one value each
-(`profiler.microbench.figures`).
+(`calibrate.device.figures`).
 
 Example: ``Measurement(benchmark="memory", case="copy", work=2 << 30, unit="B/s", status="done", …).value()``
 """
 
 import math
 import statistics
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
@@ -35,6 +36,10 @@ CacheSource = Literal["stated", "measured", "assumed"]
 """Where the size of a last-level cache comes from: the system, the behaviour of memory, or neither of them."""
 Status = Literal["done", "inconclusive", "invalid", "failed"]
 """inconclusive: other work had the host; what is measured is at most too slow. invalid: not this device's speed."""
+
+
+Key = tuple[str, str, str | None, int | None]
+"""Family, case, dtype and threads: what measurements of the same thing in different processes share."""
 
 
 class CacheState(Record):
@@ -115,8 +120,8 @@ class Measurement(Record):
         return self
 
     @property
-    def key(self) -> tuple[str, str, str | None, int | None]:
-        """What is alike in measurements of the same thing in different processes."""
+    def key(self) -> Key:
+        """What measurements of the same thing in different processes share."""
         return self.benchmark, self.case, self.dtype, self.threads
 
     @property
@@ -152,3 +157,32 @@ def quantile_of(values: tuple[float, ...], q: float) -> float:
     low = math.floor(position)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+UNKNOWN_LINK = "unknown"
+"""Name of the link between ranks where the driver could not be asked for it."""
+DISTINCT = 1.15
+"""Ratio of the bandwidths of two neighbouring levels of memory, at least: above what varies from run to run."""
+
+
+class Capacity(Record):
+    """A level of the memory hierarchy, as the system states it; all threads of an operation together."""
+
+    name: str
+    bytes: int = Field(ge=0)
+
+
+class MemoryHierarchy(Record):
+    """The levels of a device's memory, as the system states them."""
+
+    main: Capacity
+    caches: tuple[Capacity, ...] = ()
+    """From the smallest; empty where the system describes none."""
+
+
+def grouped(measurements: Iterable[Measurement]) -> dict[Key, list[Measurement]]:
+    """Measurements of the same thing, in the order of their processes; a later one of a process replaces it."""
+    groups: dict[Key, dict[int, Measurement]] = {}
+    for measurement in measurements:
+        groups.setdefault(measurement.key, {})[measurement.process] = measurement
+    return {key: [alike[process] for process in sorted(alike)] for key, alike in groups.items()}

@@ -1,12 +1,18 @@
-"""Plateaus and knees of a working-set curve: which levels of memory a device shows, and how much each holds.
+"""Which levels of the memory hierarchy a device shows, and how much each holds: from bandwidths, not from statements.
 
-A capacity read from a data sheet is not what a kernel gets of it (shared slices, other tenants, hashed sets), so the
-levels are read off the curve: bandwidth against working set is flat while a level holds all of it, falls over an octave
-or two, and is flat again. The curve, in logarithms, is cut into plateaus (a constant), slopes (a line) and lone points
-such that the squared residuals over the noise plus a price for every piece are least: optimal segmentation by dynamic
-programming (Bellman 1961; Jackson et al., IEEE Signal Processing Letters 12, 2005) of a Potts functional whose price
-is that of the Bayesian information criterion, ln n for each constant fitted and each place cut. The noise is estimated
-from second differences, which neither plateaus nor slopes move.
+`ladder` takes bandwidths on working sets that stand for each stated cache. A level's bandwidth is the best of the
+kernels on it. The last-level cache may be shared with others, of whom a virtual machine does not tell: its capacity is
+twice the largest working set at which its bandwidth still shows. A level that is not distinctly faster than the next
+one is merged into it, so no level is slower than a larger one.
+
+`plateaus` and `knees` take a whole working-set curve. A capacity read from a data sheet is not what a kernel gets of it
+(shared slices, other tenants, hashed sets), so the levels are read off the curve: bandwidth against working set is flat
+while a level holds all of it, falls over an octave or two, and is flat again. The curve, in logarithms, is cut into
+plateaus (a constant), slopes (a line) and lone points such that the squared residuals over the noise plus a price for
+every piece are least: optimal segmentation by dynamic programming (Bellman 1961; Jackson et al., IEEE Signal Processing
+Letters 12, 2005) of a Potts functional whose price is that of the Bayesian information criterion, ln n for each
+constant fitted and each place cut. The noise is estimated from second differences, which neither plateaus nor slopes
+move.
 
 Contract: slopes and lone points are no levels; plateaus less than `DISTINCT` apart are one level (a lone bad point in
 a level does not cut it); a level seen over less than an octave, or at fewer than three sizes, is absent. A curve that
@@ -17,24 +23,24 @@ Example: ``knees(sizes, plateaus(sizes, rates))`` for a cache of 32 MiB is ``(3.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-DISTINCT = 1.15
-"""Ratio of the rates of two levels, at least."""
+from profiler.record.measurement import DISTINCT, Capacity
+
 OCTAVES = 2.0
-"""Of working set within which one level gives way to the next."""
+"""Octaves of working set within which one level gives way to the next."""
 STEEPEST_LEVEL = math.log(DISTINCT) / OCTAVES
 """Slope of log rate an octave from which a line is a transition: two distinct levels over the widest one. Flatter
 lines are levels with a tilt."""
 FEWEST = 3
 """Sizes of a plateau."""
 NOISE_FLOOR = 0.005
-"""Of log rate: a plateau is never flatter than this, however well a size repeats."""
+"""Least noise of a log rate: a plateau is never flatter than this, however well a size repeats."""
 BEND = float(norm.ppf(0.75)) * math.sqrt(6)
 """Median of the absolute second difference y₋ − 2 y + y₊ of normal noise, in its deviations."""
 WITHIN = 1.5
@@ -42,6 +48,67 @@ WITHIN = 1.5
 cases, one whose rate has fallen by twice as much is taken for one on it in 7 %."""
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """The bandwidth of a kernel on a working set."""
+
+    kernel: str
+    working_set_bytes: int
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredLevel:
+    """One level with the best kernel on it."""
+
+    name: str
+    capacity_bytes: int
+    """What this process gets of it, at most what the system says."""
+    stated_bytes: int
+    best: Reached
+
+
+def ladder(
+    main: MeasuredLevel, caches: Mapping[Capacity, Sequence[Reached]]
+) -> tuple[tuple[MeasuredLevel, ...], dict[str, str]]:
+    """Main memory and, outwards from it, each cache (given from the smallest) that is distinctly faster.
+
+    Also the reason of each level that was merged into the next, or has no figure at all.
+    """
+    kept = [main]
+    reasons: dict[str, str] = {}
+    for cache in reversed(list(caches)):
+        if not caches[cache]:
+            reasons[cache.name] = "no kernel has a result on it"
+            continue
+        outer = kept[0]
+        level = shown(cache, caches[cache], outer.best.bytes_per_s)
+        if level is None:
+            reached = max(kernel.bytes_per_s for kernel in caches[cache])
+            how = "slower than" if reached < outer.best.bytes_per_s else f"not {DISTINCT - 1:.0%} above"
+            reasons[cache.name] = (
+                f"merged into {outer.name}: {reached / 1e9:.1f} GB/s is {how} {outer.best.bytes_per_s / 1e9:.1f} GB/s"
+            )
+        else:
+            kept.insert(0, level)
+    return tuple(kept), reasons
+
+
+def shown(cache: Capacity, kernels: Sequence[Reached], outer_bytes_per_s: float) -> MeasuredLevel | None:
+    """The largest working set that is about as fast as the fastest; None if none is distinct from the next level."""
+    by_size: dict[int, Reached] = {}
+    for kernel in kernels:
+        best = by_size.get(kernel.working_set_bytes)
+        if best is None or kernel.bytes_per_s > best.bytes_per_s:
+            by_size[kernel.working_set_bytes] = kernel
+    fastest = max(best.bytes_per_s for best in by_size.values())
+    if fastest < DISTINCT * outer_bytes_per_s:
+        return None
+    least = max(fastest / DISTINCT, DISTINCT * outer_bytes_per_s)
+    chosen = max((best for best in by_size.values() if best.bytes_per_s >= least), key=lambda b: b.working_set_bytes)
+    return MeasuredLevel(cache.name, min(cache.bytes, 2 * chosen.working_set_bytes), cache.bytes, chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +136,12 @@ def plateaus(sizes: Sequence[int], rates: Sequence[float]) -> tuple[Plateau, ...
     return tuple(Plateau(sizes[i], sizes[j], math.exp(np.median(logs[i : j + 1]))) for i, j in spans)
 
 
-def knees(sizes: Sequence[int], found: Sequence[Plateau]) -> tuple[float, ...]:
+def knees(sizes: Sequence[int], levels: Sequence[Plateau]) -> tuple[float, ...]:
     """Capacities in bytes: between the last size on a plateau and the next size, where a slower plateau follows.
 
     The fall begins there, however many octaves it takes. Steps up (small calls that are mostly overhead) are none.
     """
-    falls = [a for a, b in itertools.pairwise(found) if a.rate > b.rate]
+    falls = [a for a, b in itertools.pairwise(levels) if a.rate > b.rate]
     return tuple(math.sqrt(a.last_bytes * sizes[list(sizes).index(a.last_bytes) + 1]) for a in falls)
 
 
@@ -157,14 +224,14 @@ def _merged(spans: list[tuple[int, int]], logs: Floats) -> list[tuple[int, int]]
 
 
 def _extended(spans: list[tuple[int, int]], logs: Floats) -> list[tuple[int, int]]:
-    """Each plateau up to the furthest size of the gaps beside it that is as high: a slope or a lone point has no
+    """Each plateau extended to the furthest size of the gaps beside it that is as high: a slope or a lone point has no
     reason to stop where it begins, and takes sizes of the plateau along when they are noisy."""
     reach = WITHIN * noise(logs)
     levels = [float(np.median(logs[i : j + 1])) for i, j in spans]
-    found: list[tuple[int, int]] = []
+    wider: list[tuple[int, int]] = []
     for k, (level, (i, j)) in enumerate(zip(levels, spans, strict=True)):
-        begin = found[-1][1] + 1 if found else 0
+        begin = wider[-1][1] + 1 if wider else 0
         end = spans[k + 1][0] if k + 1 < len(spans) else len(logs)
         alike = np.flatnonzero(np.abs(logs[begin:end] - level) <= reach) + begin
-        found.append((min(i, *alike), max(j, *alike)) if len(alike) else (i, j))
-    return found
+        wider.append((min(i, *alike), max(j, *alike)) if len(alike) else (i, j))
+    return wider

@@ -23,11 +23,11 @@ from torch import Tensor
 PERIOD = 1_048_573
 """Elements of the block, the largest prime below 2^20: 4 MiB, more than any chunk that a library moves at once."""
 START = 2.0**-100
-"""Scale of what is summed in its place: 26 bits above the smallest normal float32, 2^-126."""
+"""Scale of what is summed in place: 26 bits above the smallest normal float32, 2^-126."""
 GROWTH_BITS = 200
 """From the start to 2^100, 27 bits below the largest float32."""
 TOLERANCE = 1e-5
-"""Of the largest expected value: a rounding of float32 (6e-8) for each rank and each call that is left."""
+"""Largest error ÷ largest expected value: a rounding of float32 (6e-8) for each rank and each call that is left."""
 SEED = 20
 ITEM = 4
 """Bytes of float32, nccl-tests' own default."""
@@ -35,7 +35,7 @@ ITEM = 4
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Who takes part."""
+    """The ranks that take part, and which of them this is."""
 
     rank: int
     count: int
@@ -49,11 +49,11 @@ class Operands:
 
     run: Callable[[], object]
     source: Tensor
-    """What a rank gives; what `work` is set to by a reset where the call is in its place."""
+    """What a rank gives; a reset copies it to `work` where the call is in place."""
     work: Tensor
     """Where the result must be."""
     expected: Callable[[int], Tensor]
-    """Of `work`, after so many calls since the reset."""
+    """Contents of `work` after so many calls since the reset."""
     exact: bool
     """Whether data are only moved."""
     in_place: bool
@@ -171,7 +171,7 @@ CASES: dict[str, Callable[[int, Ranks], Operands]] = {
     "broadcast": broadcast,
     "send_recv": send_recv,
 }
-"""By the name in `busbw.RINGS`."""
+"""By the name in `roofline.laws.bus_bandwidth.RINGS`."""
 
 
 def whole(size: int, ranks: int) -> int:
@@ -210,5 +210,5 @@ _BLOCKS: dict[torch.device, Tensor] = {}
 
 def _function(name: str, before: str) -> Callable[..., object]:
     """torch 2.13 renamed two collectives; their old names warn."""
-    found: Callable[..., object] = getattr(dist, name, None) or getattr(dist, before)
-    return found
+    function: Callable[..., object] = getattr(dist, name, None) or getattr(dist, before)
+    return function

@@ -1,16 +1,15 @@
-"""How much of the last-level cache this process has, and so how many bytes make an operand cold.
+"""The memory hierarchy as the system states it, and how much of the last-level cache this process really has.
 
-What the system states need not be it. A virtual machine of two cores is told of the 260 MiB that a whole processor
-shares and gets a few of them; a large server states more cache than a short measurement can get past; some systems
-state nothing. A large or missing statement is therefore checked by a short probe: one buffer is read over and over,
-from its first 8 MiB up to all of it, and where the rate has fallen to that of main memory and stays there, the cache
-has been left behind.
+What the system states need not be what a process gets. A virtual machine of two cores is told of the 260 MiB that a
+whole processor shares and gets a few of them; some systems state nothing. A large or missing statement is therefore
+checked by a short probe: one buffer is read over and over, from its first 8 MiB up to all of it, and where the rate has
+fallen to that of main memory and stays there, the cache has been left behind.
 
-Contract: never more than the system states where it states anything; not less than `TRUSTED_BYTES` or, if that is
-smaller, what is stated, since other work can only make a cache look smaller. The probe takes about a second at most,
-runs once in a process and only where it is needed. GPUs state their cache correctly and are not probed.
+Contract of `effective_cache`: never more than the system states where it states anything; not less than `TRUSTED_BYTES`
+or, if that is smaller, what is stated, since other work can only make a cache look smaller. The probe takes about a
+second at most and runs once in a process, only where it is needed. GPUs state their cache correctly and are not probed.
 
-Example: ``effective_cache(torch.device("cpu")).bytes``, or ``effective_cache_bytes(device)`` for the figure alone
+Example: ``effective_cache(torch.device("cpu")).bytes``
 """
 
 import time
@@ -19,15 +18,15 @@ from dataclasses import dataclass
 
 import torch
 
-from profiler.host_memory import free_bytes
-from profiler.machine import pretended_root
-from profiler.microbench.caches import cache_capacities
-from profiler.microbench.levels import DISTINCT
-from profiler.record.measurement import CacheSource
+from profiler.cpu_caches import CpuCache, read_cpu_caches
+from profiler.host_memory import free_bytes, total_bytes
+from profiler.machine import pretended_root, usable_cpus
+from profiler.record.measurement import DISTINCT, CacheSource, Capacity, MemoryHierarchy
+from roofline.hardware import find_device
 
 TRUSTED_BYTES = 32 << 20
-"""A stated cache up to this size is taken as it is: the L3 of a group of cores in AMD's servers. Getting past it costs
-48 MiB of operands, a few milliseconds of reading."""
+"""A stated cache up to this size is taken as it is: the L3 of a group of cores in AMD's servers. Operands that exceed
+it take 48 MiB, a few milliseconds of reading."""
 FIRST_BYTES = 8 << 20
 """Smallest buffer of the probe: larger than the L2 of a few cores, so that it shows the last level."""
 STEPS = 2
@@ -35,25 +34,25 @@ STEPS = 2
 PAST_STATED = 4
 """Largest buffer of the probe, in stated caches: in one octave the rate falls, in the last one main memory shows."""
 MOST_BYTES = 512 << 20
-"""Of that buffer: a larger one takes longer to be touched for the first time than the probe has."""
+"""Limit of that buffer: touching a larger one for the first time takes longer than the probe has."""
 FREE_PART = 1 / 8
-"""Of the free memory, the most that the buffer takes."""
+"""Largest part of the free memory that the buffer takes."""
 ROUNDS = 3
 """Times that each size is read, some time apart: other work makes one slower, never faster."""
 DEADLINE_S = 1.0
-"""After which no further size is read."""
+"""After it no further size is read."""
 
 
 @dataclass(frozen=True, slots=True)
 class EffectiveCache:
-    """The last-level cache that a measurement must get past."""
+    """The last-level cache that cold operands must exceed."""
 
     bytes: int
     stated_bytes: int | None
     """None where the system states none."""
     source: CacheSource
     reason: str
-    """What the figure rests on, in one line."""
+    """How the size is known, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +63,11 @@ class ReadCurve:
     rates: tuple[float, ...]
     """Bytes/s; the best of each size and all larger ones, since a larger buffer is read no faster."""
     main_rate: float | None
-    """Of main memory: that of the last octave where it is flat; None where the rate still falls there."""
+    """Rate of the last octave where it is flat: that of main memory. None where the rate still falls there."""
 
     @property
     def cached_rate(self) -> float | None:
-        """Of the cache, where it is distinctly faster than main memory."""
+        """Bytes/s of the cache; None where it is not distinctly faster than main memory."""
         if self.main_rate is None or self.rates[0] < DISTINCT * self.main_rate:
             return None
         return self.rates[0]
@@ -81,9 +80,37 @@ class ReadCurve:
         return next(s for s, r in zip(self.sizes, self.rates, strict=True) if r < DISTINCT * self.main_rate)
 
 
-def effective_cache_bytes(device: torch.device) -> int:
-    """Bytes of the last-level cache that operands must get past to be cold."""
-    return effective_cache(device).bytes
+def cache_capacities(device: torch.device) -> tuple[Capacity, ...]:
+    """Caches that the threads of one operation have together, level by level; empty where they are unknown.
+
+    A level as large as all of main memory is no cache and is left out.
+    """
+    if device.type == "cuda":
+        return (Capacity(name="L2", bytes=int(torch.cuda.get_device_properties(device).L2_cache_size)),)
+    levels: dict[str, list[CpuCache]] = {}
+    for cache in read_cpu_caches(usable_cpus()):
+        levels.setdefault(cache.name, []).append(cache)
+    # Which CPUs the threads run on is not known: with fewer threads than instances they are taken to have the largest.
+    threads, most = torch.get_num_threads(), total_bytes()
+    held = {
+        name: sum(sorted((cache.bytes for cache in instances), reverse=True)[:threads])
+        for name, instances in sorted(levels.items())
+    }
+    return tuple(Capacity(name=name, bytes=size) for name, size in held.items() if size < most)
+
+
+def main_capacity(device: torch.device) -> Capacity:
+    """Main memory of the device, named as in its datasheet where a file describes it; what a container may use."""
+    if device.type == "cuda":
+        spec = find_device(torch.cuda.get_device_name(device))
+        name = spec.datasheet.levels[-1].name if spec is not None and spec.datasheet is not None else "DRAM"
+        return Capacity(name=name, bytes=int(torch.cuda.get_device_properties(device).total_memory))
+    return Capacity(name="DRAM", bytes=total_bytes())
+
+
+def memory_hierarchy(device: torch.device) -> MemoryHierarchy:
+    """What the system states of the device's memory."""
+    return MemoryHierarchy(main=main_capacity(device), caches=cache_capacities(device))
 
 
 def effective_cache(device: torch.device) -> EffectiveCache:
@@ -97,7 +124,7 @@ def effective_cache(device: torch.device) -> EffectiveCache:
 
 
 def read_curve(device: torch.device) -> ReadCurve | None:
-    """What the probe finds, run once in a process for each number of threads; None without the memory for it."""
+    """The curve of the probe, which runs once in a process for each number of threads; None without room or time."""
     key = (torch.get_num_threads(), pretended_root())
     if key not in _CURVES:
         stated = max((cache.bytes for cache in cache_capacities(device)), default=MOST_BYTES)
@@ -152,10 +179,10 @@ def judged(stated_bytes: int | None, curve: ReadCurve | None) -> EffectiveCache:
     said = "the system states no cache" if stated_bytes is None else f"the system states {_mib(stated_bytes)}"
     past = curve.past_bytes if curve is not None else None
     if past is not None and curve is not None:
-        found = max(past, TRUSTED_BYTES)
-        found = min(found, stated_bytes or found)
+        size = max(past, TRUSTED_BYTES)
+        size = min(size, stated_bytes or size)
         what = f"{said}; buffers of {_mib(past)} and more are read at the {curve.main_rate or 0:.3g} B/s of main memory"
-        return EffectiveCache(found, stated_bytes, "measured", what)
+        return EffectiveCache(size, stated_bytes, "measured", what)
     if stated_bytes is not None:
         why = (
             "a short probe did not show where it ends" if curve is not None else "there was no room or time to probe it"

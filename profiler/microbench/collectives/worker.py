@@ -1,10 +1,10 @@
 """What each rank runs: every collective at every size, timed on all ranks together; rank 0 writes the measurements.
 
-Started by `profiler.microbench.collective` on one machine. Across machines, start it by hand on each of them, with the
-folder of this package as the working directory::
+`profiler.microbench.collectives.launch` starts it on one machine. Across machines, start it by hand on each of them, in
+the folder of this repository::
 
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
-        -m profiler.microbench.collective_worker --device cuda --out collectives.jsonl
+        -m profiler.microbench.collectives.worker --device cuda --out collectives.jsonl
 
 Contract: rank 0 appends one `Measurement` a line to `--out` (its value is the bus bandwidth), each flushed when it is
 done. A case that fails on any rank fails on all and is a line with its reason; the next one has fresh connections. A
@@ -17,28 +17,29 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import combinations
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+import pynvml
 import torch
 import torch.distributed as dist
 
 from profiler.microbench.bench import reason
-from profiler.microbench.busbw import factor
-from profiler.microbench.collective_case import CASES, Ranks, repeats_limit, whole
-from profiler.microbench.link_name import all_nvlinked, link_name
-from profiler.microbench.lockstep import SAMPLE_S, Phase, Together, lockstep_clock, measure
-from profiler.record.measurement import Measurement
+from profiler.microbench.collectives.cases import CASES, Ranks, repeats_limit, whole
+from profiler.microbench.collectives.lockstep import SAMPLE_S, Phase, Together, lockstep_clock, measure
+from profiler.record.measurement import UNKNOWN_LINK, Measurement
+from roofline.laws.bus_bandwidth import factor
 
 SMALLEST = 1 << 10
 LARGEST = {"cpu": 16 << 20, "cuda": 256 << 20}
 STEP, QUICK_STEP = 4, 16
-"""From one size to the next."""
+"""Factor from one size to the next."""
 TIMEOUT_S = 60.0
-"""Of an operation: beyond it a rank is thought to be gone."""
+"""Longest time of an operation: beyond it a rank is thought to be gone."""
 CONTROL_FACTOR = 3
 """The group that decides waits so many times longer than an operation may take, so that whoever is left waiting in an
 operation still gets to tell the others."""
@@ -50,7 +51,7 @@ class FailedTogether(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Alike on all ranks."""
+    """What is measured, alike on all ranks."""
 
     device: str
     out: Path
@@ -64,15 +65,15 @@ class Settings:
 
 def sizes(device_type: str, *, quick: bool, smallest: int = SMALLEST, largest: int | None = None) -> tuple[int, ...]:
     """Bytes, from the smallest in steps of 4 (quick: 16) up to the largest."""
-    found, last = [smallest], largest or LARGEST[device_type]
-    while found[-1] * (step := QUICK_STEP if quick else STEP) <= last:
-        found.append(found[-1] * step)
-    return tuple(found)
+    every, last = [smallest], largest or LARGEST[device_type]
+    while every[-1] * (step := QUICK_STEP if quick else STEP) <= last:
+        every.append(every[-1] * step)
+    return tuple(every)
 
 
 def settings(arguments: Sequence[str]) -> Settings:
-    """From the command line. Exits with a message where it is wrong."""
-    parser = argparse.ArgumentParser(prog="collective_worker", description="Run under torchrun; one process a rank.")
+    """The settings that a command line asks for. Exits with a message where it is wrong."""
+    parser = argparse.ArgumentParser(prog="collectives.worker", description="Run under torchrun; one process a rank.")
     parser.add_argument("--out", type=Path, required=True, help="file that rank 0 appends measurements to, one a line")
     parser.add_argument("--device", choices=tuple(LARGEST), required=True)
     parser.add_argument("--operations", nargs="+", choices=tuple(CASES), default=tuple(CASES))
@@ -108,16 +109,11 @@ def main(arguments: Sequence[str]) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=CONTROL_FACTOR * asked.timeout_s))
     try:
         with Path(os.devnull if dist.get_rank() else asked.out).open("a", encoding="utf-8") as out, torch.no_grad():
-            for found in Worker(asked, device).measurements():
-                write(out, found)
+            for measurement in Worker(asked, device).measurements():
+                out.write(measurement.model_dump_json() + "\n")
+                out.flush()
     finally:
         dist.destroy_process_group()
-
-
-def write(out: TextIO, found: Measurement) -> None:
-    """One line, at once."""
-    out.write(found.model_dump_json() + "\n")
-    out.flush()
 
 
 def hold(lifeline: Path) -> None:
@@ -169,18 +165,18 @@ class Worker:
             "work": size * factor(operation, self._count),
         }
         try:
-            found = self._timed(operation, size)
+            timed = self._timed(operation, size)
         except FailedTogether as error:
             self._connect()
             return Measurement(**about, status="failed", reason=str(error))
         return Measurement(
             **about,
             status="done",
-            samples=found.times_s,
-            repeats=found.repeats,
-            clock=found.clock,
+            samples=timed.times_s,
+            repeats=timed.repeats,
+            clock=timed.clock,
             stop_reason="sample limit",
-            warm_up=found.warm_up,
+            warm_up=timed.warm_up,
         )
 
     def _timed(self, operation: str, size: int) -> Together:
@@ -218,6 +214,44 @@ class Worker:
             rocm=torch.version.hip is not None,
             nvlinked=lambda: all_nvlinked([uuid for _, uuid in seen]),
         )
+
+
+def link_name(*, backend: str, hosts: int, rocm: bool, nvlinked: Callable[[], bool]) -> str:
+    """What lies between the ranks, named as in `Peaks.links`; `nvlinked` is asked only where it matters.
+
+    - "network": they run on more than one host; the slowest link of a ring is what it is as fast as;
+    - "loopback": gloo within one host, TCP through the kernel, which no device file has;
+    - "infinity-fabric": AMD's GPUs within one host;
+    - "nvlink": NVIDIA's, where the driver says so of every pair;
+    - "pcie": NVIDIA's otherwise; also GPUs of one host that reach each other through its memory only;
+    - `UNKNOWN_LINK`: NVIDIA's, where the driver cannot be asked. No `Link` is made of such measurements.
+    """
+    if hosts > 1:
+        return "network"
+    if backend == "gloo":
+        return "loopback"
+    if rocm:
+        return "infinity-fabric"
+    try:
+        return "nvlink" if nvlinked() else "pcie"
+    except pynvml.NVMLError:
+        return UNKNOWN_LINK
+
+
+def all_nvlinked(uuids: Sequence[str]) -> bool:
+    """Whether the driver says that every two GPUs of this host ("GPU-…") reach each other over NVLink.
+
+    Raises pynvml.NVMLError where the driver cannot be asked.
+    """
+    pynvml.nvmlInit()
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
+        states = (
+            pynvml.nvmlDeviceGetP2PStatus(a, b, pynvml.NVML_P2P_CAPS_INDEX_NVLINK) for a, b in combinations(handles, 2)
+        )
+        return all(state == pynvml.NVML_P2P_STATUS_OK for state in states)
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def share(phase: Phase) -> list[float]:

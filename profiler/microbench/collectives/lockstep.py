@@ -23,11 +23,11 @@ SAMPLE_S = {"cpu": 2e-4, "cuda": 1e-3}
 """Shortest sample: many times what ranks leave a barrier apart (some 10 µs)."""
 MOST_SAMPLES = 50
 FEWEST_SAMPLES = 5
-"""Even where they take longer than the budget."""
+"""They are taken even where that takes longer than the budget."""
 WARM_UP_PART = 0.25
-"""Of the budget."""
+"""Part of the budget."""
 FALLING = 0.02
-"""As in `profiler.timing.warmup`."""
+"""A call is steady when it is less than this part faster than before, as in `profiler.timing.warmup`."""
 MOST_REPEATS = 10_000
 
 Phase = Callable[[], Sequence[float]]
@@ -37,7 +37,7 @@ Share = Callable[[Phase], list[float]]
 
 
 class Repeated(Protocol):
-    """What is timed: `collective_case.Operands`."""
+    """What is timed: `cases.Operands`."""
 
     @property
     def run(self) -> Call: ...
@@ -57,7 +57,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """What was found, alike on every rank."""
+    """The result of a measurement, alike on every rank."""
 
     times_s: tuple[float, ...]
     """Seconds a call of the slowest rank."""

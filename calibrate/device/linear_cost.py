@@ -26,7 +26,7 @@ from scipy.optimize import OptimizeResult, least_squares
 from scipy.stats import norm, t
 
 CONFIDENCE = 0.9
-"""Of the intervals."""
+"""Share of the intervals that hold."""
 FEWEST = 3
 """Distinct sizes: two always lie on a line."""
 SOFT = 0.05
@@ -35,7 +35,7 @@ TUNING = 2.385
 """Scale of the Cauchy loss in deviations of the noise: 95 % as efficient as least squares where the noise is normal
 (Holland and Welsch, Communications in Statistics A6, 1977)."""
 QUIETEST = 1e-3
-"""Relative noise, at least: what a clock resolves of a time."""
+"""Least relative noise: what a clock resolves of a time."""
 TINY = float(np.finfo(np.float64).tiny)
 """Seconds for log, where size 0 meets latency 0."""
 
@@ -103,7 +103,7 @@ def _jacobian(x: Floats, design: Floats, logs: Floats) -> Floats:
 
 
 def _solve(design: Floats, logs: Floats, start: Floats, loss: str, scale: float) -> Floats:
-    found: OptimizeResult = least_squares(
+    result: OptimizeResult = least_squares(
         _residuals,
         start,
         _jacobian,
@@ -115,7 +115,7 @@ def _solve(design: Floats, logs: Floats, start: Floats, loss: str, scale: float)
         ftol=1e-10,
         gtol=1e-10,
     )
-    solution: Floats = found.x
+    solution: Floats = result.x
     return solution
 
 

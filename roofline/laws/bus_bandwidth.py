@@ -1,4 +1,4 @@
-"""Bandwidths of a collective as nccl-tests defines them, and how many messages its ring takes: arithmetic, no torch.
+"""Bandwidths of a collective as nccl-tests defines them, and how many messages its ring takes.
 
 The algorithm bandwidth is size ÷ time; times a factor of the operation and of the number of ranks it is the bus
 bandwidth, which no operation can raise above what one device's links carry, however many ranks there are (nccl-tests,
@@ -26,12 +26,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """What an operation among n ranks costs a ring."""
+    """What an operation among n ranks costs in a ring."""
 
     factor: Callable[[int], float]
-    """Bytes that cross the busiest rank's link, in sizes."""
+    """Bytes that cross the busiest rank's link ÷ size."""
     messages: Callable[[int], int]
-    """One after another."""
+    """Messages that follow one another."""
 
 
 RINGS: dict[str, Ring] = {

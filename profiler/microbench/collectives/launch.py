@@ -1,14 +1,17 @@
-"""Runs a module on several ranks of this machine under torchrun and hands on the lines that it writes, as they come.
+"""Bandwidth of collectives among the GPUs of this machine (NCCL), or among processes of its CPU (gloo).
 
-Reading blocks; nothing polls while ranks are timed. Whatever ends the reader (the last line, a timeout, an
-interruption, `kill -9` of this very process) ends the launcher and every rank: torchrun starts ranks in sessions of
-their own, out of reach of a signal to its group, so that each rank also holds a lifeline, a named pipe that this
-process holds at the other end.
+Ranks are processes of their own under torchrun, so that NCCL runs as it does in serving; on a CPU they have one thread
+each and talk over the loopback. Sizes and bus bandwidth are nccl-tests' (`roofline.laws.bus_bandwidth`). A measurement
+is the time of the slowest rank; `calibrate.device.costs` makes latency, bandwidth and a `Link` of them.
 
-Contract: the module takes `--out FILE` (rank 0 appends lines to it) and `--lifeline FILE` (`collective_worker.hold`).
-Raises LaunchFailed, after all lines, where the launcher fails or is out of time.
+Reading the ranks' lines blocks; nothing polls while ranks are timed. Whatever ends the reader (the last line, a
+timeout, an interruption, `kill -9` of this very process) ends the launcher and every rank: torchrun starts ranks in
+sessions of their own, out of reach of a signal to its group, so that each rank also holds a lifeline, a named pipe that
+this process holds at the other end.
 
-Example: ``for line in lines("profiler.microbench.collective_worker", ["--device", "cpu"], ranks=2, timeout_s=60): …``
+Across machines, run the worker by hand (`worker` shows the command).
+
+Example: ``[m.value() for m in collectives(Bench(torch.device("cuda"))) if m.status == "done"]``
 """
 
 import contextlib
@@ -23,19 +26,80 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-ROOT = Path(__file__).resolve().parents[2]
+import torch
+
+from profiler.microbench.bench import Bench
+from profiler.microbench.collectives.cases import CASES
+from profiler.microbench.collectives.worker import SMALLEST, failed, sizes
+from profiler.record.measurement import Measurement
+
+WORKER = "profiler.microbench.collectives.worker"
+CPU_RANKS = (2, 4)
+"""Fewest and most ranks on a CPU; within that, one for each core."""
+START_S = 120.0
+"""Longest time for importing torch on all ranks and for the first connections, on a busy machine."""
+CASE_S, BUDGETS = 3.0, 5.0
+"""Longest time of a case: seconds for operands and checks, and so many of its budgets."""
+ROOT = Path(__file__).resolve().parents[3]
 """Folder of the packages, so that ranks import the same ones."""
 GRACE_S = 10.0
-"""For the launcher to end after SIGTERM."""
+"""Time for the launcher to end after SIGTERM."""
 ERROR = re.compile(r"^(?:\[rank\d+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)$")
 SIGNAL = re.compile(r"traceback\s*:\s*(Signal .*)$")
-"""In torchrun's summary, of a rank that did not fail by itself."""
+"""What torchrun's summary says of a rank that did not fail by itself."""
 SUMMARY = re.compile(r"^E\d{4} .*torch/distributed")
-"""Where torchrun begins to tell that a rank has failed."""
+"""The line with which torchrun begins to tell that a rank has failed."""
 
 
 class LaunchFailed(RuntimeError):
     """The launcher did not end well; the message says why, in one line."""
+
+
+def collectives(
+    bench: Bench,
+    *,
+    operations: Sequence[str] = tuple(CASES),
+    smallest: int = SMALLEST,
+    largest: int | None = None,
+    timeout_s: float | None = None,
+) -> Iterator[Measurement]:
+    """Every operation at every size, as ranks finish them; a failed measurement says why the rest is missing.
+
+    Sizes in bytes, `largest` by the device if it is None. Leaving the generator ends all ranks.
+    """
+    count = ranks(bench)
+    if count < 2:
+        yield failed("all", "one GPU: collectives need two or more", process=bench.process)
+        return
+    device = bench.device.type
+    todo = len(operations) * len(sizes(device, quick=bench.quick, smallest=smallest, largest=largest))
+    arguments = [
+        *("--device", device, "--budget", str(bench.budget_s), "--process", str(bench.process)),
+        *("--smallest", str(smallest), *(("--largest", str(largest)) if largest is not None else ())),
+        *("--operations", *operations, *(("--quick",) if bench.quick else ())),
+    ]
+    limit_s = START_S + todo * (CASE_S + BUDGETS * bench.budget_s) if timeout_s is None else timeout_s
+    had = 0
+    try:
+        for line in lines(WORKER, arguments, ranks=count, timeout_s=limit_s, environment=environment(bench)):
+            had += 1
+            yield Measurement.model_validate_json(line)
+    except LaunchFailed as error:
+        yield failed("remaining", f"after {had} of {todo} cases: {error}", process=bench.process)
+
+
+def ranks(bench: Bench) -> int:
+    """Processes to start: one for each GPU, or 2 to 4 on a CPU."""
+    if bench.is_cuda:
+        return torch.cuda.device_count()
+    fewest, most = CPU_RANKS
+    return max(fewest, min(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else fewest))
+
+
+def environment(bench: Bench) -> dict[str, str]:
+    """Variables of the ranks: gloo stays within this machine, and on a CPU ranks leave each other's cores alone."""
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"}
+    return loopback if bench.is_cuda else {**loopback, "OMP_NUM_THREADS": "1"}
 
 
 class _Launch:
@@ -96,7 +160,11 @@ def lines(
     timeout_s: float,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
-    """Lines that rank 0 writes. `environment` is added to this process's own."""
+    """Run a module on several ranks under torchrun and yield the lines that rank 0 writes, as they come.
+
+    The module takes `--out FILE`, which rank 0 appends lines to, and `--lifeline FILE` (`worker.hold`). `environment`
+    is added to this process's own. Raises LaunchFailed, after all lines, where the launcher fails or is out of time.
+    """
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
         *("--nproc-per-node", str(ranks)),
@@ -129,11 +197,11 @@ def lines(
 def last_words(log: str) -> str | None:
     """What a failed launch says last that tells why: a signal that ended a rank, else the last error of a rank, else
     the last line with words; torchrun's own frame around them, and its SIGTERM to the other ranks, are passed over."""
-    found = [line.strip() for line in log.splitlines() if re.search(r"\w", line)]
-    signals = [match[1] for line in found if (match := SIGNAL.search(line)) and "SIGTERM" not in line]
-    before = list(itertools.takewhile(lambda line: not SUMMARY.match(line), found))
+    said = [line.strip() for line in log.splitlines() if re.search(r"\w", line)]
+    signals = [match[1] for line in said if (match := SIGNAL.search(line)) and "SIGTERM" not in line]
+    before = list(itertools.takewhile(lambda line: not SUMMARY.match(line), said))
     errors = [match[1] for line in before if (match := ERROR.match(line)) and "ChildFailedError" not in line]
-    return next((last[-1] for last in (signals, errors, before, found) if last), None)
+    return next((last[-1] for last in (signals, errors, before, said) if last), None)
 
 
 def _both_ends(pipe: Path) -> tuple[int, int]:
