@@ -10,9 +10,9 @@ from calibrate.calibration import Calibrated, calibrate_kind, stored
 from calibrate.exchange.observed import observations
 from calibrate.observations import Observations, joined
 from calibrate.split import halves
-from profiler.record.errors import RequestError
-from profiler.record.kernels import has_kernels, read
-from profiler.record.store import RunFolder
+from profiler.record.folder import RunFolder
+from profiler.record.kernel_table import has_kernels, read_kernels
+from profiler.record.run import RequestError
 from roofline.calibrated import CalibratedLaw, Provenance
 from roofline.hardware import SPEC_SCHEMA, HardwareSpec
 from roofline.laws.law import Facts
@@ -45,7 +45,7 @@ def tables(folders: Sequence[RunFolder]) -> Tables:
             raise RequestError(
                 f"{folder.path} holds no measured kernels; import a table first: python -m profiler import --help"
             )
-        for key, one in observations(read(folder.path)).items():
+        for key, one in observations(read_kernels(folder.path)).items():
             found.setdefault(key, []).append(one)
     return {key: joined(key[0], parts) for key, parts in found.items()}
 

@@ -14,7 +14,7 @@ from profiler.models.example import trace_module
 from profiler.models.graphs import Change, ModelGraphs, Tracing
 from profiler.models.request import context_limit
 from profiler.models.resolve import resolve
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.fusion import fused
 from roofline.op import OpGraph
 from roofline.regimes import Regime, regime_of

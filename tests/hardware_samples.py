@@ -9,9 +9,8 @@ import random
 
 import report_samples
 
-from profiler.microbench.figures import characteristics, with_datasheet
-from profiler.record.conditions import Label, Window
-from profiler.record.measurement import CacheState, Measurement, Unit
+from calibrate.device.figures import characteristics, with_datasheet
+from profiler.record.measurement import CacheState, Label, Measurement, Unit, Window
 from profiler.record.run import Run
 from roofline.hardware import Characteristic, Figure, HardwareSpec, Level, Peaks, load_device
 

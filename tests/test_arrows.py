@@ -79,8 +79,8 @@ def test_imports_go_one_way(path: Path) -> None:
     [
         ("roofline.op", "import profiler"),
         ("roofline.op", "def f():\n    from calibrate.fit import fit"),
-        ("profiler.record.store", "from profiler import timing"),
-        ("profiler.record.store", "import calibrate.fit"),
+        ("profiler.record.folder", "from profiler import timing"),
+        ("profiler.record.folder", "import calibrate.fit"),
         ("calibrate.fit", "from profiler.timing.cell import measure_cell"),
         ("calibrate.fit", "import profiler"),
         ("profiler.timing.cell", "from calibrate import efficiency"),

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.reports import document, load
+from calibrate.passes.reports import document, load
+from profiler.record.folder import RunFolder
 from profiler.record.run import CellResult, Run
-from profiler.record.store import RunFolder
 from roofline.hardware import HardwareSpec
 from roofline.op import OpGraph
 from scripts.check_run import main

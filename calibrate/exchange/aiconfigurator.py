@@ -17,7 +17,7 @@ import pandas as pd
 from calibrate.exchange.columns import numbers, require, words
 from calibrate.exchange.dtypes import dtypes
 from calibrate.exchange.parsed import Parsed, complete, without
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.laws.work import BITS
 
 UNIT, SECONDS = "ms", 1e-3

@@ -15,8 +15,8 @@ import pandas as pd
 from calibrate.exchange import physics
 from calibrate.exchange.parsed import Parsed, without
 from calibrate.exchange.physics import Limits
-from profiler.record.errors import RequestError
-from profiler.record.kernels import DIMS, TEXTS
+from profiler.record.kernel_table import DIMS, TEXTS
+from profiler.record.run import RequestError
 
 SIZE = "size missing, not positive or not whole"
 NOT_FINITE = "latency is no finite number"

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

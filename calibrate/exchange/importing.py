@@ -17,8 +17,8 @@ from calibrate.exchange.columns import read_table, sha256
 from calibrate.exchange.devices import Device, device_of
 from calibrate.exchange.parsed import Parsed
 from calibrate.exchange.physics import limits_of
-from profiler.record.errors import RequestError
-from profiler.record.kernels import COLUMNS, Kernels, Source
+from profiler.record.kernel_table import COLUMNS, Kernels, Source
+from profiler.record.run import RequestError
 
 MANY = 0.02
 """Share of a file's times that rules about truth may take out without a warning."""

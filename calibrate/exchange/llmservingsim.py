@@ -15,7 +15,7 @@ import pandas as pd
 
 from calibrate.exchange.columns import numbers, require, words
 from calibrate.exchange.parsed import Parsed, complete, without
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.laws.eager_modules import MODULES
 
 UNIT, SECONDS = "ns", 1e-9

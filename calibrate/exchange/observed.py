@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from calibrate.observations import Observations
-from profiler.record.kernels import DIMS, Kernels
+from profiler.record.kernel_table import DIMS, Kernels
 from roofline.laws.collective import OPERATIONS
 from roofline.laws.eager_modules import MODULES
 

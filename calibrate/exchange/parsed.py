@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from profiler.record.kernels import DIMS, TEXTS
+from profiler.record.kernel_table import DIMS, TEXTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +16,7 @@ class Parsed:
     """Rows of one file."""
 
     frame: pd.DataFrame
-    """Columns of `profiler.record.kernels.COLUMNS` without `source`; NaN is judged by the cleaning."""
+    """Columns of `profiler.record.kernel_table.COLUMNS` without `source`; NaN is judged by the cleaning."""
     unit: str
     """Of the file's latencies; `time_s` is converted already."""
     rows: int

@@ -16,7 +16,7 @@ import pandas as pd
 
 from calibrate.exchange.columns import Floats, numbers, require, words
 from calibrate.exchange.parsed import Parsed, complete, without
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.laws.work import BITS
 
 UNIT, SECONDS = "ms", 1e-3

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from profiler.cli.asked import one_line, words
+from profiler.cli.options import one_line, words
 from profiler.cli.output import print_json
-from profiler.record.errors import RequestError
 from profiler.record.files import replacing
-from profiler.record.index import find_run
-from profiler.record.store import RunFolder
-from profiler.record.version import roofcal_version
+from profiler.record.find import find_run
+from profiler.record.folder import RunFolder
+from profiler.record.run import RequestError, roofcal_version
 from roofline.hardware import HardwareSpec, device_names, load_device
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """`import`: other tools' measurement tables become an ordinary run, which `calibrate` fits and scores.
 
-Wiring only: `calibrate.exchange.importing` reads and cleans, `profiler.record.kernels` keeps, and
+Wiring only: `calibrate.exchange.importing` reads and cleans, `profiler.record.kernel_table` keeps, and
 `calibrate.report.kernels` shows.
 """
 
@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from profiler.cli.output import print_json, stdout_to_stderr_if
-from profiler.record.errors import RequestError
-from profiler.record.run import Environment, Run
-from profiler.record.store import RunFolder
-from profiler.record.version import roofcal_version
+from profiler.record.folder import RunFolder
+from profiler.record.run import Environment, RequestError, Run, roofcal_version
 from roofline.hardware import HardwareSpec
 
 if TYPE_CHECKING:
@@ -116,7 +114,8 @@ def _write(
     asked: "Asked",
 ) -> RunFolder:  # fmt: skip
     """The run's folder, finished."""
-    from profiler.record.kernels import OPTION, write
+    from profiler.record.folder import IMPORTED
+    from profiler.record.kernel_table import write_kernels
 
     spec = imported.device.spec
     run = Run(
@@ -134,7 +133,7 @@ def _write(
         ),
         cells=(),
         options={
-            OPTION: format_name,
+            IMPORTED: format_name,
             "files": " ".join(map(str, files)),
             "device": asked.device,
             "model": asked.model,
@@ -142,7 +141,7 @@ def _write(
         },
     )
     with RunFolder.create(out, run) as folder:
-        write(folder.path, imported.kernels)
+        write_kernels(folder.path, imported.kernels)
         folder.write_spec(spec or HardwareSpec(name=imported.device.name, kind="cuda"))
         folder.finish()
     return folder

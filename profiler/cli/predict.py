@@ -12,11 +12,23 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from profiler.cli.asked import Lengths, device, distinct, mixed, numbers, one_line, what_ifs, words
-from profiler.cli.given import SIZES, given_options, listed, refuse_in_vain
+from profiler.cli.options import (
+    SIZES,
+    Lengths,
+    device,
+    distinct,
+    given_options,
+    listed,
+    mixed,
+    numbers,
+    one_line,
+    refuse_in_vain,
+    what_ifs,
+    words,
+)
 from profiler.cli.output import console, print_json, stdout_to_stderr_if
-from profiler.record.errors import RequestError
 from profiler.record.files import read_record, replacing
+from profiler.record.run import RequestError
 from roofline.hardware import device_names
 from roofline.inquiry import Asked, Device, Speculation, answer
 from roofline.op import GRAPH_SCHEMA, OpGraph

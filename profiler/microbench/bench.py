@@ -16,11 +16,20 @@ from typing import Any
 import torch
 
 from profiler.device import free_bytes
-from profiler.environment import gpu_reading
 from profiler.devices.caches import effective_cache
+from profiler.environment import gpu_reading
 from profiler.nvml import GpuReading
-from profiler.record.conditions import Label
-from profiler.record.measurement import FASTEST, CacheSource, CacheState, Layout, Measurement, State, Status, Unit
+from profiler.record.measurement import (
+    FASTEST,
+    CacheSource,
+    CacheState,
+    Label,
+    Layout,
+    Measurement,
+    State,
+    Status,
+    Unit,
+)
 from profiler.timing.clock import Clock, clock_for
 from profiler.timing.engine import Case, Setting, measure
 from profiler.timing.floor import ABOVE, too_short

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import Shape, flops, layout_of, product_case, sizes
 from profiler.microbench.memory import KERNELS, case, operand_bytes
-from profiler.record.conditions import Window
-from profiler.record.measurement import Measurement
+from profiler.record.measurement import Measurement, Window
 from profiler.timing.stopping import Rules
 from profiler.timing.watch import Watch
 

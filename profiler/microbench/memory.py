@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from profiler.microbench.bench import Bench
 from profiler.devices.caches import TRUSTED_BYTES, ReadCurve, cache_capacities, main_capacity, read_curve
-from profiler.record.conditions import Label
-from profiler.record.measurement import FASTEST, Capacity, Measurement, State
+from profiler.microbench.bench import Bench
+from profiler.record.measurement import FASTEST, Capacity, Label, Measurement, State
 from profiler.timing.engine import Case
 from profiler.timing.flush import PAST
 

@@ -30,7 +30,7 @@ import torch
 from profiler.microbench import suite
 from profiler.microbench.bench import Bench, reason
 from profiler.microbench.peak import shape_search
-from profiler.record.hardware import HardwareLog
+from profiler.record.hardware_table import HardwareLog
 from profiler.record.measurement import Layout, Measurement
 from roofline.record import Record
 

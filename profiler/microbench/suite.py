@@ -17,9 +17,9 @@ from typing import Literal
 
 import torch
 
+from profiler.devices.caches import cache_capacities
 from profiler.microbench import energy, launch, matmul, memory, peak, pointwise, transfer
 from profiler.microbench.bench import Bench
-from profiler.devices.caches import cache_capacities
 from profiler.microbench.clocks import clocks
 from profiler.microbench.collectives.launch import collectives
 from profiler.microbench.host_cost import host_cost

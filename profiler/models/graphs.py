@@ -17,7 +17,7 @@ from profiler.models.modules import attention_modules
 from profiler.models.trace import trace
 from profiler.models.truncate import layer_count, truncate
 from profiler.models.weights import DEFAULT, build_meta, implementations
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.family import FEW, Family, Trace
 from roofline.fold import fold
 from roofline.layers import layer_of

@@ -11,14 +11,20 @@ from pretended_hosts import GIB, HOSTS, MIB, Host, pretend
 
 from profiler import host_memory
 from profiler.cpu_caches import parse_size, read_cpu_caches
+from profiler.devices import caches as effective_module
+from profiler.devices.caches import (
+    TRUSTED_BYTES,
+    cache_capacities,
+    curve_of,
+    effective_cache,
+    main_capacity,
+    probe_sizes,
+)
 from profiler.environment import collect, findings
 from profiler.host import read_host
 from profiler.machine import parse_cpu_list, usable_cpus
-from profiler.microbench import effective_cache as effective_module
 from profiler.microbench import memory, pointwise
 from profiler.microbench.bench import Bench
-from profiler.microbench.caches import cache_capacities, main_capacity
-from profiler.microbench.effective_cache import TRUSTED_BYTES, curve_of, effective_cache, probe_sizes
 from profiler.processor import read_processor
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from tiny import TINY, tiny
 
 from profiler.models.graphs import ModelGraphs, Tracing
 from profiler.predicting import model_source
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.family import Family
 from roofline.footprint import footprint
 from roofline.fusion import fused

@@ -6,8 +6,7 @@ Example: ``taken_of(RunFolder.open(path)).clocks`` → "SM 1,410–1,980 MHz, me
 import statistics
 
 from calibrate.exchange.export.source import Taken
-from profiler.record.index import is_characterisation
-from profiler.record.store import RunFolder
+from profiler.record.folder import RunFolder
 
 
 def taken_of(folder: RunFolder) -> Taken:
@@ -24,9 +23,9 @@ def taken_of(folder: RunFolder) -> Taken:
 
 def _clocks(folder: RunFolder) -> str | None:
     """Of a characterisation: what the windows of its measurements read; None where nothing could be read."""
-    if not is_characterisation(folder):
+    if folder.content != "hardware":
         return None
-    from profiler.record.hardware import read_measurements  # Arrow takes long to load; a run with cells does without it
+    from profiler.record.hardware_table import read_measurements
 
     windows = [window for one in read_measurements(folder.path) for window in one.windows]
     seen = (

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from profiler.microbench.busbw import RINGS, factor, messages
-from profiler.microbench.collective_fit import costs, errors, measured_link, priced_s
+from calibrate.device.costs import collective_costs as costs
+from calibrate.device.costs import errors, measured_link, priced_s
 from profiler.record.measurement import Measurement
 from roofline.hardware import Figure, Level, Peaks
+from roofline.laws.bus_bandwidth import RINGS, factor, messages
 from roofline.laws.roofline import roofline
 from roofline.op import Access, Kind, Op
 from roofline.whatif import collectives

@@ -6,16 +6,9 @@ import statistics
 import pytest
 from microbench_samples import CAP, characterised, lost, measured, replicated
 
-from profiler.microbench.caches import Capacity
-from profiler.microbench.figures import (
-    characteristic,
-    characteristics,
-    datasheet_value,
-    grouped,
-    name_of,
-    with_datasheet,
-)
-from profiler.microbench.peaks import peaks_of
+from calibrate.device.figures import characteristic, characteristics, datasheet_value, name_of, with_datasheet
+from calibrate.device.spec import peaks_of
+from profiler.record.measurement import Capacity, grouped
 from roofline.hardware import Characteristic, load_device
 
 MAIN, CACHES = Capacity("DRAM", 1 << 34), (Capacity("L2", 2 << 20), Capacity("L3", 32 << 20))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 from scipy.stats import t
 
-from profiler.microbench.replicates import center, coefficient_of_variation, interval, log_interval
+from calibrate.device.figures import center, coefficient_of_variation, interval, log_interval
 
 SAMPLES = 30
 """Samples a process."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.microbench.knees import Plateau, knees, noise, plateaus
+from calibrate.device.levels import Plateau, knees, noise, plateaus
 
 SEEDS = 500
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30

@@ -4,10 +4,9 @@ import pytest
 import torch
 from microbench_samples import characterised, lost, measured
 
-from profiler.microbench import spec as spec_module
-from profiler.microbench.caches import Capacity
-from profiler.microbench.spec import spec_of
-from profiler.record.measurement import Measurement
+from calibrate.device import spec as spec_module
+from calibrate.device.spec import spec_of
+from profiler.record.measurement import Capacity, Measurement
 from profiler.record.run import Environment
 from roofline.hardware import HardwareSpec, load_device
 

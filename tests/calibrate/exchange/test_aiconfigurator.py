@@ -9,7 +9,7 @@ import pytest
 
 from calibrate.exchange.importing import Asked, Imported, import_tables
 from calibrate.exchange.observed import observations
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 
 
 def imported(frame: pd.DataFrame, tmp_path: Path, name: str = "table.parquet") -> Imported:

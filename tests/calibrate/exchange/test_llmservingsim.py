@@ -8,7 +8,7 @@ import pytest
 from calibrate.exchange.importing import Asked, import_tables
 from calibrate.exchange.llmservingsim import model_of
 from calibrate.exchange.observed import observations
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.laws.eager_modules import MODULES
 
 SIZES = {"hidden": 4096.0, "inner": 14336.0, "heads": 32.0, "kv_heads": 8.0, "head_dim": 128.0, "vocab": 128256.0}

@@ -7,7 +7,7 @@ import pytest
 
 from calibrate.exchange.importing import Asked, import_tables
 from calibrate.exchange.observed import observations
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 
 A100 = Asked(device="nvidia-a100-sxm-80gb")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from profiler.microbench.costs import graph_cost, transfer_costs
+from calibrate.device.costs import graph_cost, transfer_costs
 from profiler.microbench.transfer import BOTH, FROM, STEP, TO, crossing, sizes
 from profiler.record.measurement import Measurement
 

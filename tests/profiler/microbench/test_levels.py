@@ -1,7 +1,8 @@
 """Which levels of memory show in bandwidths, with known answers."""
 
-from profiler.microbench.caches import Capacity
-from profiler.microbench.levels import DISTINCT, MeasuredLevel, Reached, ladder, plateau
+from calibrate.device.levels import MeasuredLevel, Reached, ladder
+from calibrate.device.levels import shown as plateau
+from profiler.record.measurement import DISTINCT, Capacity
 
 MIB = 1 << 20
 

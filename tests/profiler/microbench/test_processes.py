@@ -11,9 +11,8 @@ import torch
 from waiting import until
 
 from profiler.microbench import suite
-from profiler.microbench.characterise import WORKER, Plan, characterise, make_plan
-from profiler.microbench.worker import Task, work
-from profiler.record.hardware import HardwareLog
+from profiler.microbench.processes import WORKER, Plan, Task, characterise, make_plan, work
+from profiler.record.hardware_table import HardwareLog
 
 FAKE = """
 import json, os, sys, time

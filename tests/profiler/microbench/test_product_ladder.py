@@ -3,9 +3,10 @@
 import pytest
 from slow_products import SlowProducts
 
-from profiler.microbench import matmul, peak, quick
+from profiler.microbench import matmul, peak
+from profiler.microbench import suite as quick
 from profiler.microbench.matmul import flops
-from profiler.microbench.product_ladder import CALLS, climb
+from profiler.microbench.peak import CALLS, climb
 
 NAIVE = {
     ("float32", "k×n"): 150e9, ("float32", "n×k"): 150e9,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from microbench_samples import lost, measured
 
-from profiler.microbench import quick
-from profiler.microbench.caches import cache_capacities
-from profiler.microbench.quick import measure_peaks
+from profiler.devices.caches import cache_capacities
+from profiler.microbench import suite as quick
+from profiler.microbench.suite import measure_peaks
 from profiler.record.measurement import Measurement
 from roofline.hardware import Peaks
 

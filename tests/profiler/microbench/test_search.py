@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.microbench.search import LADDER, Grid, Rate, Shape, search
+from profiler.microbench.matmul import Shape
+from profiler.microbench.peak import LADDER, Grid, Rate, search
 
 GRID = Grid.up_to(4096)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from profiler.microbench.busbw import RINGS, algbw, busbw, factor, messages
+from roofline.laws.bus_bandwidth import RINGS, algbw, busbw, factor, messages
 from roofline.op import Access, Kind, Op
 from roofline.whatif import collectives
 

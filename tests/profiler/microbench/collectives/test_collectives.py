@@ -17,15 +17,14 @@ import pytest
 import torch
 from waiting import LAST_RESORT_S, until
 
-from profiler.microbench import collective
 from profiler.microbench.bench import Bench
-from profiler.microbench.busbw import RINGS, factor
-from profiler.microbench.collective import collectives, environment, ranks
-from profiler.microbench.collective_case import CASES, repeats_limit, whole
-from profiler.microbench.collective_worker import sizes
-from profiler.microbench.link_name import UNKNOWN, link_name
-from profiler.microbench.torchrun import LaunchFailed, last_words, lines
+from profiler.microbench.collectives import launch as collective
+from profiler.microbench.collectives.cases import CASES, repeats_limit, whole
+from profiler.microbench.collectives.launch import LaunchFailed, collectives, environment, last_words, lines, ranks
+from profiler.microbench.collectives.worker import link_name, sizes
+from profiler.record.measurement import UNKNOWN_LINK as UNKNOWN
 from profiler.record.measurement import Measurement
+from roofline.laws.bus_bandwidth import RINGS, factor
 
 ROOT = Path(__file__).parents[3]
 FAULTY = "collective_ranks"
@@ -122,7 +121,7 @@ def test_ranks_that_never_end_are_ended(bench: Bench, monkeypatch: pytest.Monkey
         def start(self) -> None:
             started.append(self)
 
-    monkeypatch.setattr("profiler.microbench.torchrun.threading.Timer", Told)
+    monkeypatch.setattr("profiler.microbench.collectives.launch.threading.Timer", Told)
     found = collectives(bench, operations=("all_reduce", "endless"), largest=1 << 10, timeout_s=15)
     assert next(found).case == "all_reduce 1024"
     (timer,) = started

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from profiler.microbench.lockstep import (
+from profiler.microbench.collectives.lockstep import (
     FEWEST_SAMPLES,
     MOST_REPEATS,
     MOST_SAMPLES,
