@@ -8,10 +8,19 @@ from microbench_samples import CAP, characterised, lost, measured, replicated
 
 from calibrate.device.figures import characteristic, characteristics, datasheet_value, name_of, with_datasheet
 from calibrate.device.spec import peaks_of
-from profiler.record.measurement import Capacity, grouped
+from profiler.record.measurement import Capacity, MemoryHierarchy, grouped
+from profiler.record.run import Environment
 from roofline.hardware import Characteristic, load_device
 
-MAIN, CACHES = Capacity("DRAM", 1 << 34), (Capacity("L2", 2 << 20), Capacity("L3", 32 << 20))
+MAIN = Capacity(name="DRAM", bytes=1 << 34)
+HIERARCHY = MemoryHierarchy(main=MAIN, caches=(Capacity(name="L2", bytes=2 << 20), Capacity(name="L3", bytes=32 << 20)))
+
+
+def environment(kind: str = "cpu") -> Environment:
+    return Environment(
+        device="A device", device_kind=kind, cores=2, threads=2, memory_bytes=1 << 34, hostname="h", os="o",
+        python="3", versions={"torch": "9"},
+    )  # type: ignore[arg-type]  # fmt: skip
 
 
 def test_a_figure_is_the_geometric_mean_of_one_value_a_process() -> None:
@@ -27,10 +36,10 @@ def test_a_figure_is_the_geometric_mean_of_one_value_a_process() -> None:
     assert one.typical == pytest.approx((one.value or 0) / 1.1)  # the median lies between the fast and the slow half
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_fewer_than_three_processes_have_no_interval(count: int) -> None:
-    one = characteristic("x", replicated("memory", "triad", [1e9] * count))
-    assert (one.low, one.high, one.replicates) == (None, None, count)
+def test_fewer_than_three_processes_have_no_interval() -> None:
+    for count in (1, 2):
+        figure = characteristic("x", replicated("memory", "triad", [1e9] * count))
+        assert (figure.low, figure.high, figure.replicates) == (None, None, count)
 
 
 def test_a_later_measurement_of_a_process_replaces_the_first() -> None:
@@ -66,7 +75,7 @@ def test_names_tell_one_core_from_all() -> None:
 
 
 def test_peaks_of_a_cpu() -> None:
-    peaks, missing = peaks_of(characterised(), main=MAIN, caches=CACHES, threads=2, where="torch 9")
+    peaks, missing = peaks_of(characterised(), environment(), HIERARCHY)
     assert [level.name for level in peaks.levels] == ["L2", "DRAM"]
     middle = statistics.geometric_mean([1.0, 1.01, 0.99])
     assert peaks.levels[-1].bandwidth.value == pytest.approx(24e9 * middle)  # triad; a fill alone is no bandwidth
@@ -81,7 +90,8 @@ def test_peaks_of_a_cpu() -> None:
 
 
 def test_a_gpu_s_ieee_products_run_on_its_vector_units() -> None:
-    peaks, _ = peaks_of(characterised(), main=MAIN, caches=(), threads=2, ieee_products_are_vector_work=True)
+    on_a_gpu = [m.model_copy(update={"threads": None}) for m in characterised() if m.threads == 2]
+    peaks, _ = peaks_of(on_a_gpu, environment("cuda"), MemoryHierarchy(main=MAIN))
     assert peaks.vector["float32"] == peaks.matrix["float32"]
     assert peaks.vector["bfloat16"].value < peaks.matrix["bfloat16"].value
 
@@ -89,33 +99,32 @@ def test_a_gpu_s_ieee_products_run_on_its_vector_units() -> None:
 def test_nothing_is_priced_without_main_memory() -> None:
     found = [one for one in characterised() if one.benchmark != "memory"]
     with pytest.raises(RuntimeError, match="main memory"):
-        peaks_of([*found, lost("memory", "triad", "out of memory")], main=MAIN, caches=CACHES, threads=2)
+        peaks_of([*found, lost("memory", "triad", "out of memory")], environment(), HIERARCHY)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype", "unit", "value"),
-    [
-        ("memory.triad", "float32", "B/s", 4.8e12),
-        ("memory.triad.one core", "float32", "B/s", None),
-        ("level.HBM", "float32", "B/s", 4.8e12),
-        ("level.L2", "float32", "B/s", None),
-        ("matmul.burst", "bfloat16", "FLOP/s", 989.4e12),
-        ("matmul.sustained", "float8_e4m3fn", "FLOP/s", 1978.9e12),
-        ("vector.gelu", "bfloat16", "FLOP/s", 133.8e12),
-        ("transfer.pinned to device.bandwidth", None, "B/s", 63e9),
-        ("transfer.pinned both ways.bandwidth", None, "B/s", None),
-        ("transfer.pinned to device.latency", None, "s", None),
-        ("launch.call", None, "s", None),
-    ],
+DATASHEET = (
+    ("memory.triad", "float32", "B/s", 4.8e12),
+    ("memory.triad.one core", "float32", "B/s", None),
+    ("level.HBM", "float32", "B/s", 4.8e12),
+    ("level.L2", "float32", "B/s", None),
+    ("matmul.burst", "bfloat16", "FLOP/s", 989.4e12),
+    ("matmul.sustained", "float8_e4m3fn", "FLOP/s", 1978.9e12),
+    ("vector.gelu", "bfloat16", "FLOP/s", 133.8e12),
+    ("transfer.pinned to device.bandwidth", None, "B/s", 63e9),
+    ("transfer.pinned both ways.bandwidth", None, "B/s", None),
+    ("transfer.pinned to device.latency", None, "s", None),
+    ("launch.call", None, "s", None),
 )
-def test_a_figure_is_held_against_the_datasheet_s_figure_of_the_same(
-    name: str, dtype: str | None, unit: str, value: float | None
-) -> None:
+"""Name, dtype and unit of a figure, and what the datasheet of the H200 says of the same."""
+
+
+def test_a_figure_is_held_against_the_datasheet_s_figure_of_the_same() -> None:
     datasheet = load_device("nvidia-h200-sxm").datasheet
-    figure = Characteristic(name=name, dtype=dtype, unit=unit, value=1.0)
-    assert datasheet_value(figure, datasheet) == value
-    assert with_datasheet([figure], datasheet)[0].datasheet == value
-    assert datasheet_value(figure, None) is None
+    for name, dtype, unit, value in DATASHEET:
+        figure = Characteristic(name=name, dtype=dtype, unit=unit, value=1.0)
+        assert datasheet_value(figure, datasheet) == value, name
+        assert with_datasheet([figure], datasheet)[0].datasheet == value, name
+        assert datasheet_value(figure, None) is None, name
 
 
 def test_the_middle_placement_is_the_value() -> None:

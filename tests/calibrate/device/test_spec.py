@@ -1,16 +1,16 @@
 """The spec of a characterisation: every figure there, curves and sweeps as what was fitted to them."""
 
 import pytest
-import torch
 from microbench_samples import characterised, lost, measured
 
-from calibrate.device import spec as spec_module
 from calibrate.device.spec import spec_of
-from profiler.record.measurement import Capacity, Measurement
+from profiler.record.measurement import Capacity, Measurement, MemoryHierarchy
 from profiler.record.run import Environment
 from roofline.hardware import HardwareSpec, load_device
 
 KIB, MIB = 1 << 10, 1 << 20
+MAIN = Capacity(name="DRAM", bytes=1 << 34)
+HIERARCHY = MemoryHierarchy(main=MAIN, caches=(Capacity(name="L2", bytes=2 * MIB),))
 
 
 def environment(device: str = "A CPU", kind: str = "cpu") -> Environment:
@@ -44,14 +44,12 @@ def transfers() -> list[Measurement]:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> HardwareSpec:
-    monkeypatch.setattr(spec_module, "main_capacity", lambda device: Capacity("DRAM", 1 << 34))
-    monkeypatch.setattr(spec_module, "cache_capacities", lambda device: (Capacity("L2", 2 * MIB),))
+def made() -> HardwareSpec:
     graphs = [
         measured("launch", f"graph {n}", 3e-6 + n * 1e-6, unit="s", work=1.0, parameters={"nodes": n}, dtype=None)
         for n in (1, 4, 16, 64, 256)
     ]
-    return spec_of([*characterised(), *curve(), *transfers(), *graphs], environment(), torch.device("cpu"))
+    return spec_of([*characterised(), *curve(), *transfers(), *graphs], environment(), HIERARCHY)
 
 
 def values(spec: HardwareSpec) -> dict[tuple[str, str | None], float | None]:
@@ -85,10 +83,9 @@ def test_the_host_s_link_is_the_slower_way(made: HardwareSpec) -> None:
     assert link.bandwidth.value == pytest.approx(20e9, rel=0.05) and link.latency_s is not None
 
 
-def test_a_known_device_keeps_its_datasheet_beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spec_module, "main_capacity", lambda device: Capacity("DRAM", 1 << 34))
-    monkeypatch.setattr(spec_module, "cache_capacities", lambda device: ())
-    spec = spec_of(characterised(), environment("NVIDIA H200", "cuda"), torch.device("cpu"))
+def test_a_known_device_keeps_its_datasheet_beside() -> None:
+    on_a_gpu = [m.model_copy(update={"threads": None}) for m in characterised() if m.threads == 2]
+    spec = spec_of(on_a_gpu, environment("NVIDIA H200", "cuda"), MemoryHierarchy(main=MAIN))
     known = load_device("nvidia-h200-sxm")
     assert (spec.name, spec.datasheet, spec.chip, spec.uuid) == (known.name, known.datasheet, known.chip, "GPU-1")
     against = {one.name: one.datasheet for one in spec.characteristics if one.dtype == "bfloat16"}
@@ -101,18 +98,14 @@ def test_a_spec_is_read_back_as_a_device_file(made: HardwareSpec, tmp_path: obje
     assert load_device(path) == made
 
 
-def test_collectives_that_cannot_be_fitted_are_no_link(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spec_module, "main_capacity", lambda device: Capacity("DRAM", 1 << 34))
-    monkeypatch.setattr(spec_module, "cache_capacities", lambda device: ())
+def test_collectives_that_cannot_be_fitted_are_no_link() -> None:
     one_gpu = lost("collective", "all", "one GPU: collectives need two or more", dtype=None)
-    spec = spec_of([*characterised(), one_gpu], environment(), torch.device("cpu"))
+    spec = spec_of([*characterised(), one_gpu], environment(), MemoryHierarchy(main=MAIN))
     assert spec.measured is not None and spec.measured.links == {} and "a link needs" in spec.missing["links"]
     assert [one.reason for one in spec.characteristics if one.name == "collective.all"] == [one_gpu.reason]
 
 
-def test_parts_without_main_memory_make_a_spec_without_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spec_module, "main_capacity", lambda device: Capacity("DRAM", 1 << 34))
-    monkeypatch.setattr(spec_module, "cache_capacities", lambda device: ())
-    spec = spec_of([measured("launch", "call", 1e-6, unit="s", work=1.0)], environment(), torch.device("cpu"))
+def test_parts_without_main_memory_make_a_spec_without_peaks() -> None:
+    spec = spec_of([measured("launch", "call", 1e-6, unit="s", work=1.0)], environment(), MemoryHierarchy(main=MAIN))
     assert spec.measured is None and "main memory" in spec.missing["peaks"]
     assert [one.name for one in spec.characteristics] == ["launch.call"]

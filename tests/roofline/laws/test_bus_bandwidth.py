@@ -6,40 +6,37 @@ from roofline.laws.bus_bandwidth import RINGS, algbw, busbw, factor, messages
 from roofline.op import Access, Kind, Op
 from roofline.whatif import collectives
 
-
-@pytest.mark.parametrize(
-    ("operation", "ranks", "size", "time_us", "alg_gb", "bus_gb"),
-    [
-        # github.com/NVIDIA/nccl-tests/issues/78: 256 GPUs
-        ("all_reduce", 256, 33554432, 1464.2, 22.92, 45.65),
-        ("all_reduce", 256, 1073741824, 29896, 35.92, 71.55),
-        # github.com/kvcache-ai/Mooncake/pull/3484: 8 GPUs
-        ("all_reduce", 8, 33554432, 195.40, 171.72, 300.51),
-        # github.com/NVIDIA/nccl-tests/issues/314: 8 H20
-        ("all_to_all", 8, 1048576, 58.14, 18.04, 15.78),
-        ("all_to_all", 8, 4194304, 59.35, 70.67, 61.84),
-        # github.com/NVIDIA/nccl-tests/issues/214: 2 A40
-        ("send_recv", 2, 8192, 31.76, 0.26, 0.26),
-    ],
+PUBLISHED = (
+    # github.com/NVIDIA/nccl-tests/issues/78: 256 GPUs
+    ("all_reduce", 256, 33554432, 1464.2, 22.92, 45.65),
+    ("all_reduce", 256, 1073741824, 29896, 35.92, 71.55),
+    # github.com/kvcache-ai/Mooncake/pull/3484: 8 GPUs
+    ("all_reduce", 8, 33554432, 195.40, 171.72, 300.51),
+    # github.com/NVIDIA/nccl-tests/issues/314: 8 H20
+    ("all_to_all", 8, 1048576, 58.14, 18.04, 15.78),
+    ("all_to_all", 8, 4194304, 59.35, 70.67, 61.84),
+    # github.com/NVIDIA/nccl-tests/issues/214: 2 A40
+    ("send_recv", 2, 8192, 31.76, 0.26, 0.26),
 )
-def test_published_rows(operation: str, ranks: int, size: int, time_us: float, alg_gb: float, bus_gb: float) -> None:
-    assert algbw(size, time_us * 1e-6) / 1e9 == pytest.approx(alg_gb, abs=0.011)  # two digits are printed
-    assert busbw(operation, size, time_us * 1e-6, ranks) / 1e9 == pytest.approx(bus_gb, abs=0.011)
+"""Operation, ranks, bytes, µs, and the algorithm and bus bandwidth that nccl-tests printed, GB/s."""
 
 
-@pytest.mark.parametrize(
-    ("operation", "expected"),
-    [
-        ("all_reduce", 2 * 7 / 8),
-        ("all_gather", 7 / 8),
-        ("reduce_scatter", 7 / 8),
-        ("all_to_all", 7 / 8),
-        ("broadcast", 1),
-        ("send_recv", 1),
-    ],
-)
-def test_factors(operation: str, expected: float) -> None:
-    assert factor(operation, 8) == expected
+def test_published_rows() -> None:
+    for operation, ranks, size, time_us, alg_gb, bus_gb in PUBLISHED:
+        row = f"{operation} {size} among {ranks}"  # two digits are printed
+        assert algbw(size, time_us * 1e-6) / 1e9 == pytest.approx(alg_gb, abs=0.011), row
+        assert busbw(operation, size, time_us * 1e-6, ranks) / 1e9 == pytest.approx(bus_gb, abs=0.011), row
+
+
+def test_factors() -> None:
+    assert {operation: factor(operation, 8) for operation in RINGS} == {
+        "all_reduce": 2 * 7 / 8,
+        "all_gather": 7 / 8,
+        "reduce_scatter": 7 / 8,
+        "all_to_all": 7 / 8,
+        "broadcast": 1,
+        "send_recv": 1,
+    }
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8, 64])
@@ -61,10 +58,10 @@ def test_a_rank_sends_what_the_analytical_side_says(ranks: int) -> None:
         assert op.messages == messages(operation, ranks)
 
 
-@pytest.mark.parametrize("operation", RINGS)
-def test_one_rank_has_no_bandwidth(operation: str) -> None:
-    with pytest.raises(ValueError, match="two or more"):
-        busbw(operation, 1024, 1e-6, 1)
+def test_one_rank_has_no_bandwidth() -> None:
+    for operation in RINGS:
+        with pytest.raises(ValueError, match="two or more"):
+            busbw(operation, 1024, 1e-6, 1)
 
 
 def test_unknown_operations_and_times_that_are_none_are_refused() -> None:

@@ -83,12 +83,12 @@ def test_a_clock_without_a_time_is_no_result() -> None:
             measure(Operands(), FakeClock(call_s), lambda p: list(p()), budget_s=0.1, sample_s=1e-3)
 
 
-@pytest.mark.parametrize("call_s", [1e-9, 1e-6, 1e-4, 1e-2, 10.0])
-def test_a_plan_keeps_its_bounds(call_s: float) -> None:
-    todo = plan(call_s, budget_s=0.3, sample_s=1e-3)
-    assert FEWEST_SAMPLES <= todo.samples <= MOST_SAMPLES
-    assert 1 <= todo.repeats <= MOST_REPEATS
-    assert todo.samples == FEWEST_SAMPLES or todo.samples * todo.repeats * call_s <= 0.3 * (1 + 1e-9)
+def test_a_plan_keeps_its_bounds() -> None:
+    for call_s in (1e-9, 1e-6, 1e-4, 1e-2, 10.0):
+        todo = plan(call_s, budget_s=0.3, sample_s=1e-3)
+        assert FEWEST_SAMPLES <= todo.samples <= MOST_SAMPLES, call_s
+        assert 1 <= todo.repeats <= MOST_REPEATS, call_s
+        assert todo.samples == FEWEST_SAMPLES or todo.samples * todo.repeats * call_s <= 0.3 * (1 + 1e-9), call_s
 
 
 def test_warm_up_goes_on_while_calls_get_faster() -> None:
