@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from calibrate.report.units import duration
 from profiler.cli.measuring import VISITS, calibrate_device, new_run, require_same_machine, set_threads
 from profiler.cli.output import (
     GOOD,
@@ -177,14 +178,10 @@ def _print_plan(plan: "Plan", stream: Any) -> None:
         )
         print(f"{part:18} {count:2} × {plan.seconds(part):4.0f} s  {what}", file=stream)
     print(
-        f"{plan.device}, {', '.join(plan.dtypes)}: {len(plan.stages)} fresh processes, about {_duration(plan.total_s)}",
+        f"{plan.device}, {', '.join(plan.dtypes)}: {len(plan.stages)} fresh processes, about {duration(plan.total_s)}",
         file=stream,
         flush=True,
     )
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _new(options: dict[str, Any], out: Path, name: str) -> RunFolder:

@@ -15,11 +15,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import Shape, flops, layout_of, product_case, sizes
 from profiler.microbench.memory import KERNELS, case, operand_bytes
 from profiler.record.measurement import Measurement, Window
+from profiler.timing.engine import Case
 from profiler.timing.stopping import Rules
 from profiler.timing.watch import Watch
 
@@ -89,38 +91,24 @@ def idle(bench: Bench, sleep: Callable[[float], None]) -> Measurement:
 def product(bench: Bench, dtype: str, shape: Shape) -> Measurement:
     """A product under lasting load; its samples are still seconds a call."""
     layout = layout_of(bench, dtype)
-    return bench.time(
-        "energy",
-        "matmul",
-        lambda: product_case(dtype, shape, bench.device, layout),
-        unit="J/FLOP",
-        work=flops(shape),
-        dtype=dtype,
-        parameters=sizes(shape, layout),
-        budget_s=QUICK_LOAD_S if bench.quick else LOAD_S,
-        quantile=0.5,
-        rules=LOADED,
-        sample_s=SAMPLE_S,
-    )
+    about: dict[str, Any] = {"unit": "J/FLOP", "work": flops(shape), "parameters": sizes(shape, layout)}
+    return _load(bench, "matmul", lambda: product_case(dtype, shape, bench.device, layout), dtype=dtype, **about)
 
 
 def copies(bench: Bench) -> Measurement:
     """Copies in main memory under lasting load, bytes read and written; its samples are still seconds a call."""
     size = operand_bytes(bench)
-    return bench.time(
-        "energy",
-        "copy",
-        lambda: case("copy", size, bench.device),
-        unit="J/B",
-        work=KERNELS["copy"].tensors * size,
-        dtype="float32",
-        cache="cold",
-        parameters={"operand_bytes": size},
-        budget_s=QUICK_LOAD_S if bench.quick else LOAD_S,
-        quantile=0.5,
-        rules=LOADED,
-        sample_s=SAMPLE_S,
-    )
+    about: dict[str, Any] = {
+        "unit": "J/B",
+        "work": KERNELS["copy"].tensors * size,
+        "parameters": {"operand_bytes": size},
+    }
+    return _load(bench, "copy", lambda: case("copy", size, bench.device), dtype="float32", cache="cold", **about)
+
+
+def _load(bench: Bench, case: str, build: Callable[[], Case[Any]], **about: Any) -> Measurement:
+    seconds = QUICK_LOAD_S if bench.quick else LOAD_S
+    return bench.time("energy", case, build, budget_s=seconds, quantile=0.5, rules=LOADED, sample_s=SAMPLE_S, **about)
 
 
 def in_joules(timed: Measurement, part_s: float = PART_S) -> Measurement:
@@ -151,12 +139,12 @@ def parts(windows: Sequence[Window], least_s: float) -> list[Part]:
     if len(groups) > 1 and math.fsum(w.duration_s for w in groups[-1]) < least_s:
         rest = groups.pop()
         groups[-1] += rest
-    known = [group for group in groups if all(w.energy_j is not None for w in group) and any(w.samples for w in group)]
     return [
         Part(
             duration_s=math.fsum(w.duration_s for w in group),
             samples=sum(w.samples for w in group),
             energy_j=math.fsum(w.energy_j or 0.0 for w in group),
         )
-        for group in known
+        for group in groups
+        if all(w.energy_j is not None for w in group) and any(w.samples for w in group)
     ]

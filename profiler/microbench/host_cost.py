@@ -7,8 +7,8 @@ the operations' own fixed costs are in it, as they are in any model.
 Example: ``next(host_cost(Bench(torch.device("cpu")))).value()`` → seconds an operation
 """
 
-from collections.abc import Iterator
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,47 +31,45 @@ WIDTH = 64
 LAYERS = 8
 
 
-class _Attention(TorchFunctionMode):
-    """Counts attention as one operation and hides what it calls."""
-
-    def __init__(self, counter: "_Counter") -> None:
-        super().__init__()
-        self._counter = counter
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not functional.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        self._counter.operations += 1
-        self._counter.counting = False
-        try:
-            return func(*args, **(kwargs or {}))
-        finally:
-            self._counter.counting = True
-
-
 class _Counter(TorchDispatchMode):
-    """Counts the operations that make device work."""
+    """Counts the operations that make device work; attention is one, whatever it calls."""
 
     def __init__(self) -> None:
         super().__init__()
         self.operations = 0
-        self.counting = True
-        self._attention = _Attention(self)
+        self._hidden = False
+        self._functions = _AttentionAsOne(self)
 
     def __enter__(self) -> "_Counter":
-        self._attention.__enter__()
+        self._functions.__enter__()
         super().__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, value, trace)
-        self._attention.__exit__(kind, value, trace)
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._functions.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations += self.counting and not is_metadata(func)
+        self.operations += not self._hidden and not is_metadata(func)
         return func(*args, **(kwargs or {}))
+
+    def attention(self, call: Callable[[], Any]) -> Any:
+        """Run a call as one operation."""
+        self.operations, self._hidden = self.operations + 1, True
+        try:
+            return call()
+        finally:
+            self._hidden = False
+
+
+class _AttentionAsOne(TorchFunctionMode):
+    def __init__(self, counter: _Counter) -> None:
+        super().__init__()
+        self._counter = counter
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        call = partial(func, *args, **(kwargs or {}))
+        return self._counter.attention(call) if func is functional.scaled_dot_product_attention else call()
 
 
 def tiny_llama(device: torch.device, dtype: str, width: int = WIDTH, layers: int = LAYERS) -> PreTrainedModel:

@@ -215,17 +215,6 @@ def product_case(dtype: str, shape: Shape, device: torch.device, layout: Layout 
     return Case(make, run, touched_bytes(dtype, shape), check)
 
 
-def precision(dtype: str, device: torch.device) -> str:
-    """How torch multiplies this dtype: for float32 its precision mode, else the dtype's own name."""
-    if dtype != "float32":
-        return dtype
-    if device.type == "cuda":
-        mode = str(torch.backends.cuda.matmul.fp32_precision)
-    else:
-        mode = str(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
-    return "ieee" if mode == "none" else mode  # "none": not set, and torch's default is ieee
-
-
 def _product(dtype: str) -> Product:
     if dtype not in PRODUCTS:
         raise ValueError(f"no product of {dtype!r}; use {', '.join(PRODUCTS)}")

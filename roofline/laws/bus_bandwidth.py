@@ -16,10 +16,9 @@ doc/PERFORMANCE.md; sendrecv and alltoall: src/sendrecv.cu, src/alltoall.cu). Wh
 Size × factor are the bytes that `roofline.whatif.collectives` lets a rank send over its link, and the messages are its
 steps, so that a measured busbw is the bandwidth of its links. (It has no broadcast: that one's messages are a chain's.)
 
-Example: ``busbw("all_reduce", size_bytes=33554432, time_s=195.40e-6, ranks=8)`` → 300.51e9
+Example: ``33554432 / 195.40e-6 * factor("all_reduce", ranks=8)`` → 300.51e9 bytes/s
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,18 +51,6 @@ def factor(operation: str, ranks: int) -> float:
 def messages(operation: str, ranks: int) -> int:
     """Steps of the ring. Raises as `factor`."""
     return _ring(operation, ranks).messages(ranks)
-
-
-def algbw(size_bytes: float, time_s: float) -> float:
-    """Bytes/s. Raises ValueError unless the time is finite and positive."""
-    if not (math.isfinite(time_s) and time_s > 0):
-        raise ValueError(f"an operation takes a finite positive time, not {time_s} s")
-    return size_bytes / time_s
-
-
-def busbw(operation: str, size_bytes: float, time_s: float, ranks: int) -> float:
-    """Bytes/s. Raises as `factor` and `algbw`."""
-    return algbw(size_bytes, time_s) * factor(operation, ranks)
 
 
 def _ring(operation: str, ranks: int) -> Ring:

@@ -15,6 +15,7 @@ Example::
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -42,6 +43,14 @@ class Ranks:
     device: torch.device
     group: dist.ProcessGroup | None = None
 
+    def data(self, elements: int, rank: int | None = None) -> Tensor:
+        """What a rank gives; None stands for this one."""
+        return block(elements, self.device) * float(1 + (self.rank if rank is None else rank))
+
+    def summed(self, elements: int) -> Tensor:
+        """The sum of what all ranks give."""
+        return block(elements, self.device) * (self.count * (self.count + 1) / 2)
+
 
 @dataclass(frozen=True, slots=True)
 class Operands:
@@ -54,9 +63,9 @@ class Operands:
     """Where the result must be."""
     expected: Callable[[int], Tensor]
     """Contents of `work` after so many calls since the reset."""
-    exact: bool
+    exact: bool = True
     """Whether data are only moved."""
-    in_place: bool
+    in_place: bool = False
 
     def reset(self) -> None:
         """The state before the first call: outputs hold NaN."""
@@ -79,73 +88,68 @@ class Operands:
 
 def all_reduce(size: int, ranks: Ranks) -> Operands:
     """`size`: the buffer of a rank."""
-    source = given(size // ITEM, ranks.rank, ranks.device) * START
+    source = ranks.data(size // ITEM) * START
     work = source.clone()
 
     def expected(calls: int) -> Tensor:
-        first = block(size // ITEM, ranks.device) * START * total(ranks.count)
-        return first * float(ranks.count) ** (calls - 1)
+        return ranks.summed(size // ITEM) * START * float(ranks.count) ** (calls - 1)
 
-    return Operands(lambda: dist.all_reduce(work, group=ranks.group), source, work, expected, False, True)
+    return Operands(
+        lambda: dist.all_reduce(work, group=ranks.group), source, work, expected, exact=False, in_place=True
+    )
 
 
 def all_gather(size: int, ranks: Ranks) -> Operands:
     """`size`: what each rank has in the end."""
     part = size // ITEM // ranks.count
-    source = given(part, ranks.rank, ranks.device)
-    work = torch.empty(part * ranks.count, device=ranks.device)
+    source, work = ranks.data(part), torch.empty(part * ranks.count, device=ranks.device)
     call = _function("all_gather_single", "all_gather_into_tensor")
 
     def expected(calls: int) -> Tensor:
-        return torch.cat([given(part, rank, ranks.device) for rank in range(ranks.count)])
+        return torch.cat([ranks.data(part, rank) for rank in range(ranks.count)])
 
-    return Operands(lambda: call(work, source, group=ranks.group), source, work, expected, True, False)
+    return Operands(lambda: call(work, source, group=ranks.group), source, work, expected)
 
 
 def reduce_scatter(size: int, ranks: Ranks) -> Operands:
     """`size`: what each rank has at first."""
     part = size // ITEM // ranks.count
-    source = given(part * ranks.count, ranks.rank, ranks.device)
-    work = torch.empty(part, device=ranks.device)
+    source, work = ranks.data(part * ranks.count), torch.empty(part, device=ranks.device)
     call = _function("reduce_scatter_single", "reduce_scatter_tensor")
 
     def expected(calls: int) -> Tensor:
-        own = slice(ranks.rank * part, (ranks.rank + 1) * part)
-        return block(part * ranks.count, ranks.device)[own] * total(ranks.count)
+        return ranks.summed(part * ranks.count)[ranks.rank * part : (ranks.rank + 1) * part]
 
-    return Operands(lambda: call(work, source, group=ranks.group), source, work, expected, False, False)
+    return Operands(lambda: call(work, source, group=ranks.group), source, work, expected, exact=False)
 
 
 def all_to_all(size: int, ranks: Ranks) -> Operands:
     """`size`: the buffer of a rank, its own share within."""
     part = size // ITEM // ranks.count
-    source = given(part * ranks.count, ranks.rank, ranks.device)
+    source = ranks.data(part * ranks.count)
     work = torch.empty_like(source)
 
     def expected(calls: int) -> Tensor:
         own = slice(ranks.rank * part, (ranks.rank + 1) * part)
-        return torch.cat([given(part * ranks.count, rank, ranks.device)[own] for rank in range(ranks.count)])
+        return torch.cat([ranks.data(part * ranks.count, rank)[own] for rank in range(ranks.count)])
 
-    return Operands(
-        lambda: dist.all_to_all_single(work, source, group=ranks.group), source, work, expected, True, False
-    )
+    return Operands(lambda: dist.all_to_all_single(work, source, group=ranks.group), source, work, expected)
 
 
 def broadcast(size: int, ranks: Ranks) -> Operands:
     """`size`: the buffer. From rank 0, whose own buffer stays as it is."""
-    source = given(size // ITEM, 0, ranks.device)
-    root = ranks.rank == 0
+    source, root = ranks.data(size // ITEM, 0), ranks.rank == 0
     work = source.clone() if root else torch.empty_like(source)
 
     def expected(calls: int) -> Tensor:
-        return given(size // ITEM, 0, ranks.device)
+        return ranks.data(size // ITEM, 0)
 
-    return Operands(lambda: dist.broadcast(work, 0, group=ranks.group), source, work, expected, True, root)
+    return Operands(lambda: dist.broadcast(work, 0, group=ranks.group), source, work, expected, in_place=root)
 
 
 def send_recv(size: int, ranks: Ranks) -> Operands:
     """`size`: the message. Every rank sends to the next one and receives from the one before, as nccl-tests does."""
-    source = given(size // ITEM, ranks.rank, ranks.device)
+    source = ranks.data(size // ITEM)
     work = torch.empty_like(source)
     after, before = (ranks.rank + 1) % ranks.count, (ranks.rank - 1) % ranks.count
 
@@ -157,10 +161,7 @@ def send_recv(size: int, ranks: Ranks) -> Operands:
         for request in dist.batch_isend_irecv(both):
             request.wait()
 
-    def expected(calls: int) -> Tensor:
-        return given(size // ITEM, before, ranks.device)
-
-    return Operands(run, source, work, expected, True, False)
+    return Operands(run, source, work, lambda calls: ranks.data(size // ITEM, before))
 
 
 CASES: dict[str, Callable[[int, Ranks], Operands]] = {
@@ -187,25 +188,15 @@ def repeats_limit(operation: str, ranks: int) -> int | None:
     return max(1, int(GROWTH_BITS / math.log2(ranks))) if operation == "all_reduce" else None
 
 
-def total(ranks: int) -> float:
-    """Sum of all ranks' factors."""
-    return ranks * (ranks + 1) / 2
-
-
-def given(elements: int, rank: int, device: torch.device) -> Tensor:
-    """A rank's data."""
-    return block(elements, device) * float(1 + rank)
-
-
 def block(elements: int, device: torch.device) -> Tensor:
     """The shared random normal numbers, the same on every rank, repeated as often as it takes."""
-    if device not in _BLOCKS:
-        _BLOCKS[device] = torch.randn(PERIOD, generator=torch.Generator().manual_seed(SEED)).to(device)
-    once = _BLOCKS[device]
+    once = _period(device)
     return once.repeat(-(-elements // PERIOD))[:elements] if elements > PERIOD else once[:elements]
 
 
-_BLOCKS: dict[torch.device, Tensor] = {}
+@cache
+def _period(device: torch.device) -> Tensor:
+    return torch.randn(PERIOD, generator=torch.Generator().manual_seed(SEED)).to(device)
 
 
 def _function(name: str, before: str) -> Callable[..., object]:

@@ -12,10 +12,10 @@ Example: ``measure(operands, lockstep_clock(device, meet), share, budget_s=0.3, 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
+from profiler.microbench.collectives.cases import Operands
 from profiler.record.measurement import WarmUp
 from profiler.timing.clock import Call, Clock, CudaClock, HostClock
 
@@ -34,17 +34,6 @@ Phase = Callable[[], Sequence[float]]
 """Something that a rank does by itself or with the others, and its times."""
 Share = Callable[[Phase], list[float]]
 """Runs a phase and gives the greatest of each time over all ranks, alike on every one; raises on all if on any."""
-
-
-class Repeated(Protocol):
-    """What is timed: `cases.Operands`."""
-
-    @property
-    def run(self) -> Call: ...
-
-    def reset(self) -> None: ...
-
-    def check(self, calls: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +106,7 @@ def plan(call_s: float, *, budget_s: float, sample_s: float, most_repeats: int |
 
 
 def measure(
-    operands: Repeated,
+    operands: Operands,
     clock: Clock,
     share: Share,
     *,

@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 
 from profiler.microbench.bench import reason
-from profiler.microbench.collectives.cases import CASES, Ranks, repeats_limit, whole
+from profiler.microbench.collectives.cases import CASES, Operands, Ranks, repeats_limit, whole
 from profiler.microbench.collectives.lockstep import SAMPLE_S, Phase, Together, lockstep_clock, measure
 from profiler.record.measurement import UNKNOWN_LINK, Measurement
 from roofline.laws.bus_bandwidth import factor
@@ -51,14 +51,16 @@ class FailedTogether(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is measured, alike on all ranks."""
+    """What is measured, alike on all ranks: the options of the command line."""
 
     device: str
     out: Path
     operations: tuple[str, ...]
-    sizes: tuple[int, ...]
-    budget_s: float
-    timeout_s: float
+    smallest: int
+    largest: int | None
+    quick: bool
+    budget: float
+    timeout: float
     process: int
     lifeline: Path | None
 
@@ -84,17 +86,7 @@ def settings(arguments: Sequence[str]) -> Settings:
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds that an operation may take")
     parser.add_argument("--process", type=int, default=0, help="number written into the measurements")
     parser.add_argument("--lifeline", type=Path, help="named pipe: every rank ends when its writer is gone")
-    given = parser.parse_args(arguments)
-    return Settings(
-        device=given.device,
-        out=given.out,
-        operations=tuple(given.operations),
-        sizes=sizes(given.device, quick=given.quick, smallest=given.smallest, largest=given.largest),
-        budget_s=given.budget,
-        timeout_s=given.timeout,
-        process=given.process,
-        lifeline=given.lifeline,
-    )
+    return Settings(**vars(parser.parse_args(arguments)))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -106,7 +98,7 @@ def main(arguments: Sequence[str]) -> None:
     device = torch.device(asked.device, local) if asked.device == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=CONTROL_FACTOR * asked.timeout_s))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=CONTROL_FACTOR * asked.timeout))
     try:
         with Path(os.devnull if dist.get_rank() else asked.out).open("a", encoding="utf-8") as out, torch.no_grad():
             for measurement in Worker(asked, device).measurements():
@@ -143,8 +135,10 @@ class Worker:
             return
         self._connect()
         link = self._link()
-        for operation in self._asked.operations:
-            for size in self._asked.sizes:
+        asked = self._asked
+        every = sizes(asked.device, quick=asked.quick, smallest=asked.smallest, largest=asked.largest)
+        for operation in asked.operations:
+            for size in every:
                 yield self._measured(operation, whole(size, self._count), link)
 
     def _measured(self, operation: str, size: int, link: str) -> Measurement:
@@ -181,7 +175,7 @@ class Worker:
 
     def _timed(self, operation: str, size: int) -> Together:
         ranks = Ranks(dist.get_rank(), self._count, self._device, self._group)
-        made = []
+        made: list[Operands] = []
 
         def make() -> list[float]:
             made.append(CASES[operation](size, ranks))
@@ -192,14 +186,14 @@ class Worker:
             made[0],
             lockstep_clock(self._device, self._meet),
             share,
-            budget_s=self._asked.budget_s,
+            budget_s=self._asked.budget,
             sample_s=SAMPLE_S[self._device.type],
             most_repeats=repeats_limit(operation, self._count),
         )
 
     def _connect(self) -> None:
         """A fresh group for the operations: one that an operation has failed in may be of no more use."""
-        self._group = dist.new_group(backend=self._backend, timeout=timedelta(seconds=self._asked.timeout_s))
+        self._group = dist.new_group(backend=self._backend, timeout=timedelta(seconds=self._asked.timeout))
 
     def _meet(self) -> None:
         dist.all_reduce(self._small, group=self._group)
