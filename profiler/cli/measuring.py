@@ -42,6 +42,9 @@ SECONDS = 45.0
 VISITS = 3
 """Visits to each kernel, unless more are asked for."""
 
+DEVICE_S, QUICK_DEVICE_S = 10.0, 5.0
+"""Seconds of `measure_device`, in full and with --quick."""
+
 DTYPES = ("float32", "bfloat16", "float16")
 """Types that models are built in, and kernels are made in."""
 
@@ -73,6 +76,34 @@ def require_same_machine(run: Run) -> None:
     set_threads(run.options)
     if changed := differing(run.environment, collect(str(run.options["device"]))):
         raise RequestError(f"--resume: this run began with {'; '.join(changed)}; measure it there, or start a new run")
+
+
+def device_s(quick: bool) -> float:
+    """Seconds of `measure_device`."""
+    return QUICK_DEVICE_S if quick else DEVICE_S
+
+
+def measure_device(folder: RunFolder, device: "torch.device", *, quick: bool, step: Step) -> HardwareSpec:
+    """The datasheet where one describes the device, and what a short measurement reaches; kept as spec.json.
+
+    Raises RequestError if the folder cannot be written, or if main memory cannot be measured.
+    """
+    from calibrate.device.spec import spec_of_peaks
+    from profiler.devices.caches import memory_hierarchy
+    from profiler.microbench.suite import measure_peaks
+
+    try:
+        measurements = measure_peaks(
+            device,
+            sorted({cell.workload.dtype for cell in folder.run.cells} | {"float32"}),
+            budget_s=device_s(quick),
+            progress=lambda part, text: step(f"device: {text}", part),
+        )
+        spec = spec_of_peaks(measurements, folder.run.environment, memory_hierarchy(device))
+    except RuntimeError as error:
+        raise RequestError(f"{error}; free memory, or name this device's spec.json with --hardware") from error
+    folder.write_spec(spec)
+    return spec
 
 
 def calibrate_device(

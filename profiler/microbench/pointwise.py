@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from profiler.devices.caches import cache_capacities
 from profiler.microbench.bench import Bench
-from profiler.microbench.caches import cache_capacities
 from profiler.microbench.memory import normal
 from profiler.models.aten import FLOPS_PER_ELEMENT
 from profiler.record.measurement import Measurement
@@ -54,7 +54,7 @@ FLOAT32_ONLY = frozenset({"hermite_polynomial_he"})
 
 
 OPERAND_BYTES = 128 << 20
-"""Of each operand of `throughput`; less where memory is limited."""
+"""Size of each operand of `throughput`; less where memory is limited."""
 LONGEST_ROW = 4096
 """Elements of a row in `throughput`: the hidden size of 7–8 B models."""
 
@@ -150,19 +150,19 @@ def _streamed(
     def check(operands: tuple[Tensor, ...], result: object) -> None:
         last = [t[-1:].clone() for t in operands]  # a row stands for all: each is computed alike
         exact = call(*(t.double() for t in last))
-        found = result[-1:] if isinstance(result, Tensor) else None
+        written = result[-1:] if isinstance(result, Tensor) else None
         sums = isinstance(exact, Tensor) and exact.numel() < LONGEST_ROW
-        _agree(found, exact, kind, least=math.sqrt(LONGEST_ROW) if sums else 1.0)
+        _agree(written, exact, kind, least=math.sqrt(LONGEST_ROW) if sums else 1.0)
 
     return Case(make, lambda operands: call(*operands), 2 * rows * LONGEST_ROW * kind.itemsize, check)
 
 
-def _agree(found: object, exact: object, kind: torch.dtype, least: float = 1.0) -> None:
-    """Raises ArithmeticError where they differ; `least`: size of what is rounded on the way, √n for a sum of n terms of
-    size 1, whose result may happen to be near 0."""
-    if not isinstance(found, Tensor) or not isinstance(exact, Tensor):
+def _agree(written: object, exact: object, kind: torch.dtype, least: float = 1.0) -> None:
+    """Raises ArithmeticError where they differ. `least` is the size of what is rounded on the way: √n for a sum of n
+    terms of size 1, whose result may happen to be near 0."""
+    if not isinstance(written, Tensor) or not isinstance(exact, Tensor):
         raise ArithmeticError("the operation gave no tensor")
-    worst = float((found.double() - exact.double()).abs().max())
+    worst = float((written.double() - exact.double()).abs().max())
     scale = float(exact.abs().max())
     # a few roundings of the type, and of sums of a row in float32
     if not worst <= 8 * torch.finfo(kind).eps * max(scale, least):

@@ -10,6 +10,7 @@ Example: ``Measurement(benchmark="memory", case="copy", work=2 << 30, unit="B/s"
 
 import math
 import statistics
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
@@ -81,6 +82,10 @@ class Label(Record):
     """What holds, with its figures, in one line."""
     share: float = Field(ge=0, le=1)
     """Share of the measurement's time in which it held."""
+
+
+Key = tuple[str, str, str | None, int | None]
+"""Family, case, dtype and threads: what measurements of the same thing in different processes share."""
 
 
 class CacheState(Record):
@@ -161,8 +166,8 @@ class Measurement(Record):
         return self
 
     @property
-    def key(self) -> tuple[str, str, str | None, int | None]:
-        """What is alike in measurements of the same thing in different processes."""
+    def key(self) -> Key:
+        """What measurements of the same thing in different processes share."""
         return self.benchmark, self.case, self.dtype, self.threads
 
     @property
@@ -198,3 +203,32 @@ def quantile_of(values: tuple[float, ...], q: float) -> float:
     low = math.floor(position)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+UNKNOWN_LINK = "unknown"
+"""Name of the link between ranks where the driver could not be asked for it."""
+DISTINCT = 1.15
+"""Ratio of the bandwidths of two neighbouring levels of memory, at least: above what varies from run to run."""
+
+
+class Capacity(Record):
+    """A level of the memory hierarchy, as the system states it; all threads of an operation together."""
+
+    name: str
+    bytes: int = Field(ge=0)
+
+
+class MemoryHierarchy(Record):
+    """The levels of a device's memory, as the system states them."""
+
+    main: Capacity
+    caches: tuple[Capacity, ...] = ()
+    """From the smallest; empty where the system describes none."""
+
+
+def grouped(measurements: Iterable[Measurement]) -> dict[Key, list[Measurement]]:
+    """Measurements of the same thing, in the order of their processes; a later one of a process replaces it."""
+    groups: dict[Key, dict[int, Measurement]] = {}
+    for measurement in measurements:
+        groups.setdefault(measurement.key, {})[measurement.process] = measurement
+    return {key: [alike[process] for process in sorted(alike)] for key, alike in groups.items()}
