@@ -11,6 +11,7 @@ Example: ``lora(graph, rank=16, adapters=32, where=("*.q_proj", "*.v_proj"))``
 from collections.abc import Sequence
 from typing import Any
 
+from roofline.dtypes import element_bits
 from roofline.graph.dataflow import Dataflow
 from roofline.graph.edit import Edit, access, inserted
 from roofline.graph.linear import (

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from roofline.dtypes import element_bits
 from roofline.graph.dataflow import Dataflow
 from roofline.graph.edit import Edit, access, changed
 from roofline.graph.linear import (
