@@ -267,13 +267,13 @@ def _unlawful(graph: OpGraph, laws: LawPrices | None) -> list[str]:
     times = laws.time_s * np.array([op.count for op in graph.ops])
     whole, out = float(times.sum()), []
     for rows, what in (
-        (~laws.by_law, "no calibrated law; it is the roofline's"),
-        (laws.outside, "a law beyond the sizes that it was fitted on"),
+        (~laws.by_law, "has no calibrated law and is the roofline's"),
+        (laws.outside, "is from a law beyond the sizes that it was fitted on"),
     ):
         share = float(times[rows].sum()) / whole if whole > 0 else 0.0
         if share > NOTED:
             names = sorted({graph.ops[i].name for i in np.flatnonzero(rows)})
-            out.append(f"{share:.0%} of the predicted time is of {what} ({', '.join(names)})")
+            out.append(f"{share:.0%} of the predicted time {what} ({', '.join(names)})")
     return out
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profiler.cli.measuring import VISITS, calibrate_device, new_run, require_same_machine, set_threads
+from profiler.cli.options import AsJson, DeviceName, Name, Out, Threads
 from profiler.cli.output import (
     GOOD,
     INCONCLUSIVE,
@@ -50,20 +51,22 @@ DTYPES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 def hardware(
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="Types of products, as bfloat16,float32.")] = None,
-    only: Annotated[str | None, typer.Option(help="Parts, as memory,matmul; --plan lists them.")] = None,
+    device: DeviceName = "auto",
+    dtype: Annotated[str | None, typer.Option(help="Dtypes of matrix products, as bfloat16,float32.")] = None,
+    only: Annotated[str | None, typer.Option(help="Parts to measure, as memory,matmul; --plan lists them.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and shorter loads: a minute or two.")] = False,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="Also fit laws to kernels, in --dtype.")] = False,
-    visits: Annotated[int, typer.Option(help="Of each kernel, with --calibrate.", min=1)] = VISITS,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Also fit laws to kernels in these dtypes.")] = False,
+    visits: Annotated[
+        int, typer.Option(help="Times that each kernel is measured for the laws, with --calibrate.", min=1)
+    ] = VISITS,
     processes: Annotated[int, typer.Option(help="Fresh processes that measure each figure.", min=1)] = 3,
-    threads: Annotated[int | None, typer.Option(help="Host threads within an operation.", min=1)] = None,
-    memory: Annotated[float | None, typer.Option(help="Most memory of a case, in GiB.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Only print what would run, and how long.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("results"),
-    name: Annotated[str, typer.Option(help="Name of the run.")] = "hardware",
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run; its own options hold.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.")] = False,
+    threads: Threads = None,
+    memory: Annotated[float | None, typer.Option(help="GiB that the operands of one case may take.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only print what would be measured, and how long.")] = False,
+    out: Out = Path("results"),
+    name: Name = "hardware",
+    resume: Annotated[Path | None, typer.Option(help="Folder of a run to go on with, with its own options.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure what this device reaches: bandwidths, peaks, latencies, each with its interval and conditions."""
     options = {

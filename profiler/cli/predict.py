@@ -14,7 +14,16 @@ import typer
 
 from profiler.cli.options import (
     SIZES,
+    AsJson,
+    Attention,
+    Batches,
+    Cache,
+    Contexts,
+    Experts,
     Lengths,
+    Phases,
+    Prompts,
+    TrustRemoteCode,
     device,
     distinct,
     given_options,
@@ -48,43 +57,49 @@ python -m profiler predict llama-2-7b --hardware nvidia-rtx-a6000 --accounting p
 
 def predict(
     invocation: typer.Context,
-    model: Annotated[str | None, typer.Argument(help="Catalogue name, folder with config.json, or hub id.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Name in the catalogue, folder with config.json, or hub id.")
+    ] = None,
     hardware: Annotated[
         str | None, typer.Option(help="A device's name, its JSON file, or a run's spec.json; 'list' lists the names.")
     ] = None,
     peaks: Annotated[
-        str, typer.Option(help="datasheet, measured, calibrated (laws), or auto: measured where it has them.")
+        str, typer.Option(help="Figures to price with: datasheet, measured, calibrated (laws); auto: measured if any.")
     ] = "auto",
-    phase: Annotated[
-        str, typer.Option(help="Of prefill, decode, chunk (a prompt after a context).")
-    ] = "prefill,decode",
-    prompt: Annotated[str, typer.Option(help="New tokens of prefill and chunk, as 128,2048.")] = "2048",
-    context: Annotated[str, typer.Option(help="Tokens in the KV cache before decode and chunk.")] = "2048",
-    batch: Annotated[str, typer.Option(help="Sequences in a batch, as 1,8,64.")] = "1",
+    phase: Phases = "prefill,decode",
+    prompt: Prompts = "2048",
+    context: Contexts = "2048",
+    batch: Batches = "1",
     logits: Annotated[
-        str, typer.Option(help="Of the last new token, or of all, as the verification of drafted ones needs.")
+        str, typer.Option(help="Tokens that logits are computed for: the last, or all, as to verify drafted ones.")
     ] = "last",
     mix: Annotated[
         list[str] | None, typer.Option(help="One step of a mixed batch: SEQUENCESxNEW@CACHED,…, as 1x512@0,32x1@1024.")
     ] = None,
-    output: Annotated[str | None, typer.Option(help="Whole requests of so many output tokens.")] = None,
-    dtype: Annotated[str, typer.Option(help="Type of weights and activations.")] = "bfloat16",
-    form: Annotated[str, typer.Option(help="fused (ideal kernels) or executed (as transformers runs it).")] = "fused",
+    output: Annotated[str | None, typer.Option(help="Output tokens of whole requests, as 128,256.")] = None,
+    dtype: Annotated[str, typer.Option(help="Dtype of weights and activations.")] = "bfloat16",
+    form: Annotated[
+        str, typer.Option(help="Graph to price: fused (ideal kernels), or executed (as transformers runs it).")
+    ] = "fused",
     what_if: Annotated[
         list[str] | None,
-        typer.Option(help="A change, as quantise:weights=4; several in order; 'list' lists them."),
+        typer.Option(help="A change, as quantise:weights=4; repeat for several, in order; 'list' lists them."),
     ] = None,
-    attn: Annotated[str, typer.Option(help="Attention implementation that is traced, as sdpa or eager.")] = "default",
-    experts: Annotated[str, typer.Option(help="Experts implementation that is traced.")] = "default",
-    cache: Annotated[str, typer.Option(help="dynamic or static.")] = "dynamic",
+    attn: Attention = "default",
+    experts: Experts = "default",
+    cache: Cache = "dynamic",
     draft: Annotated[str | None, typer.Option(help="Draft model of speculative decoding.")] = None,
     speculate: Annotated[int, typer.Option(help="Tokens drafted before each pass.", min=1)] = 4,
     acceptance: Annotated[float, typer.Option(help="Probability that a draft is accepted.", min=0, max=1)] = 0.8,
     decode_hardware: Annotated[
         str | None, typer.Option(help="Device that decodes, where prefill runs on --hardware (see what-if send_kv).")
     ] = None,
-    largest: Annotated[bool, typer.Option("--largest", help="Largest batch and context that fit.")] = False,
-    accounting: Annotated[str, typer.Option(help="roofcal, or paper: the rules of arXiv 2402.16363.")] = "roofcal",
+    largest: Annotated[
+        bool, typer.Option("--largest", help="Also find the largest batch and context that fit.")
+    ] = False,
+    accounting: Annotated[
+        str, typer.Option(help="Rules of counting: roofcal, or paper (arXiv 2402.16363).")
+    ] = "roofcal",
     bits: Annotated[str, typer.Option(help="Paper's accounting: bits of weights, activations, KV cache.")] = "16,16,16",
     flash: Annotated[bool, typer.Option("--flash", help="Paper's accounting: fused attention.")] = False,
     module: Annotated[
@@ -92,10 +107,10 @@ def predict(
     ] = None,
     graph: Annotated[Path | None, typer.Option(help="A graph file instead of a model; no torch is needed.")] = None,
     save_graph: Annotated[Path | None, typer.Option(help="Write the model's graphs to a file for --graph.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run a model's own code.")] = False,
-    csv: Annotated[Path | None, typer.Option(help="Write a row an operation; in a sweep, a workload.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    csv: Annotated[Path | None, typer.Option(help="Write CSV: a row an operation, or a workload in a sweep.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with tables and plots.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Predict time, traffic and memory of each layer of a model on a device."""
     if hardware == "list" or what_if == ["list"]:

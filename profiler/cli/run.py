@@ -21,7 +21,24 @@ from profiler.cli.measuring import (
     set_threads,
     told,
 )
-from profiler.cli.options import distinct, measured_spec, words
+from profiler.cli.options import (
+    AsJson,
+    Attention,
+    Batches,
+    Cache,
+    Contexts,
+    DeviceName,
+    Experts,
+    Name,
+    Out,
+    Phases,
+    Prompts,
+    Threads,
+    TrustRemoteCode,
+    distinct,
+    measured_spec,
+    words,
+)
 from profiler.cli.output import (
     GOOD,
     INCONCLUSIVE,
@@ -50,47 +67,44 @@ SECONDS, QUICK_SECONDS = 6.0, 3.0
 
 def run(
     models: Annotated[
-        list[str] | None, typer.Argument(help="Catalogue names, folders with config.json, hub ids.")
+        list[str] | None, typer.Argument(help="Names in the catalogue, folders with config.json, or hub ids.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="Types of weights and activations, as bfloat16,float32.")] = None,
-    phase: Annotated[
-        str, typer.Option(help="Of prefill, decode, chunk (a prompt after a context).")
-    ] = "prefill,decode",
-    prompt: Annotated[str, typer.Option(help="Prompt tokens of prefill and chunk, as 128,2048.")] = "128",
-    context: Annotated[str, typer.Option(help="Tokens in the KV cache before decode and chunk.")] = "128",
-    batch: Annotated[str, typer.Option(help="Sequences in a batch.")] = "1",
+    device: DeviceName = "auto",
+    dtype: Annotated[str | None, typer.Option(help="Dtypes of weights and activations, as bfloat16,float32.")] = None,
+    phase: Phases = "prefill,decode",
+    prompt: Prompts = "128",
+    context: Contexts = "128",
+    batch: Batches = "1",
     layers: Annotated[int | None, typer.Option(help="Run only the first N repeated layers and scale up.")] = None,
-    attn: Annotated[str, typer.Option(help="Attention implementation, as sdpa or eager.")] = "default",
-    experts: Annotated[str, typer.Option(help="Experts implementation, as grouped_mm or eager.")] = "default",
-    cache: Annotated[str, typer.Option(help="dynamic or static.")] = "dynamic",
-    weights: Annotated[str, typer.Option(help="random or pretrained.")] = "random",
+    attn: Attention = "default",
+    experts: Experts = "default",
+    cache: Cache = "dynamic",
+    weights: Annotated[str, typer.Option(help="Weights of the models: random or pretrained.")] = "random",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the model with torch.compile.")] = False,
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Replay each pass from a CUDA graph.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run a model's own code.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     seconds: Annotated[
-        float | None, typer.Option(help="Seconds of passes for each cell; 6, or 3 with --quick.", min=0.1)
+        float | None, typer.Option(help="Seconds of passes for each cell. Default: 6, or 3 with --quick.", min=0.1)
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer passes, and a shorter look at the device.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Take fewer passes, and measure the device briefly.")] = False,
     calibrate: Annotated[
         bool, typer.Option("--calibrate/--no-calibrate", help="Fit laws to this device's kernels before the models.")
     ] = True,
     visits: Annotated[
-        int, typer.Option(help="Of each kernel in the calibration: on a busy machine, more are surer.", min=1)
+        int,
+        typer.Option(help="Times that each kernel is measured for the laws; on a busy machine more are better.", min=1),
     ] = VISITS,
     hardware: Annotated[
         Path | None, typer.Option(help="This device's spec.json from an earlier run, instead of measuring it again.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, tokens and the calibration.")] = 0,
-    threads: Annotated[
-        int | None, typer.Option(help="Host threads within an operation; torch's choice otherwise.", min=1)
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("results"),
-    name: Annotated[str, typer.Option(help="Name of the run.")] = "run",
+    seed: Annotated[int, typer.Option(help="Seed of weights, tokens and the calibration.")] = 0,
+    threads: Threads = None,
+    out: Out = Path("results"),
+    name: Name = "run",
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with this run; its own options hold, but --seconds can be another.")
+        Path | None, typer.Option(help="Folder of a run to go on with, with its own options; --seconds may be another.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure how fast each layer of a model runs here, and say how fast it could."""
     if resume is not None:
