@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from calibrate.report.units import duration
+from profiler.cli import options as option
+from profiler.cli import output
 from profiler.cli.measuring import (
     PARTS,
     VISITS,
@@ -20,34 +22,6 @@ from profiler.cli.measuring import (
     require_same_machine,
     set_threads,
     told,
-)
-from profiler.cli.options import (
-    AsJson,
-    Attention,
-    Batches,
-    Cache,
-    Contexts,
-    DeviceName,
-    Experts,
-    Name,
-    Out,
-    Phases,
-    Prompts,
-    Threads,
-    TrustRemoteCode,
-    distinct,
-    measured_spec,
-    words,
-)
-from profiler.cli.output import (
-    GOOD,
-    INCONCLUSIVE,
-    INVALID,
-    console,
-    print_json,
-    progress,
-    resumable,
-    stdout_to_stderr_if,
 )
 from profiler.record.folder import RunFolder
 from profiler.record.run import Mode, RequestError
@@ -69,20 +43,20 @@ def run(
     models: Annotated[
         list[str] | None, typer.Argument(help="Names in the catalogue, folders with config.json, or hub ids.")
     ] = None,
-    device: DeviceName = "auto",
+    device: option.DeviceName = "auto",
     dtype: Annotated[str | None, typer.Option(help="Dtypes of weights and activations, as bfloat16,float32.")] = None,
-    phase: Phases = "prefill,decode",
-    prompt: Prompts = "128",
-    context: Contexts = "128",
-    batch: Batches = "1",
+    phase: option.Phases = "prefill,decode",
+    prompt: option.Prompts = "128",
+    context: option.Contexts = "128",
+    batch: option.Batches = "1",
     layers: Annotated[int | None, typer.Option(help="Run only the first N repeated layers and scale up.")] = None,
-    attn: Attention = "default",
-    experts: Experts = "default",
-    cache: Cache = "dynamic",
+    attn: option.Attention = "default",
+    experts: option.Experts = "default",
+    cache: option.Cache = "dynamic",
     weights: Annotated[str, typer.Option(help="Weights of the models: random or pretrained.")] = "random",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the model with torch.compile.")] = False,
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Replay each pass from a CUDA graph.")] = False,
-    trust_remote_code: TrustRemoteCode = False,
+    trust_remote_code: option.TrustRemoteCode = False,
     seconds: Annotated[
         float | None, typer.Option(help="Seconds of passes for each cell. Default: 6, or 3 with --quick.", min=0.1)
     ] = None,
@@ -98,13 +72,13 @@ def run(
         Path | None, typer.Option(help="This device's spec.json from an earlier run, instead of measuring it again.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, tokens and the calibration.")] = 0,
-    threads: Threads = None,
-    out: Out = Path("results"),
-    name: Name = "run",
+    threads: option.Threads = None,
+    out: option.Out = Path("results"),
+    name: option.Name = "run",
     resume: Annotated[
         Path | None, typer.Option(help="Folder of a run to go on with, with its own options; --seconds may be another.")
     ] = None,
-    as_json: AsJson = False,
+    as_json: option.AsJson = False,
 ) -> None:
     """Measure how fast each layer of a model runs here, and say how fast it could."""
     if resume is not None:
@@ -125,25 +99,25 @@ def run(
         from profiler.plan import Choices, Shapes
 
         shapes = Shapes(
-            phases=words("--phase", phase, ("prefill", "decode", "chunk")),  # type: ignore[arg-type]
-            prompts=distinct("--prompt", prompt),
-            contexts=distinct("--context", context),
-            batches=distinct("--batch", batch),
+            phases=option.words("--phase", phase, ("prefill", "decode", "chunk")),  # type: ignore[arg-type]
+            prompts=option.distinct("--prompt", prompt),
+            contexts=option.distinct("--context", context),
+            batches=option.distinct("--batch", batch),
             dtypes=tuple(dict.fromkeys(dtype.split(","))) if dtype else (),
         )
         choices = Choices(
             attn=attn,
             experts=experts,
-            cache=words("--cache", cache, ("dynamic", "static"))[0],
+            cache=option.words("--cache", cache, ("dynamic", "static"))[0],
             layers=layers,
-            weights=words("--weights", weights, ("random", "pretrained"))[0],  # type: ignore[arg-type]
+            weights=option.words("--weights", weights, ("random", "pretrained"))[0],  # type: ignore[arg-type]
             trust_remote_code=trust_remote_code,
             mode=_mode(compiled, cuda_graph),
         )
         folder, done = _new(models or [], shapes, choices, options, out, name, hardware), frozenset()
     spent = Spent(folder.run.spent_s)
     with folder:
-        with stdout_to_stderr_if(as_json):
+        with output.stdout_to_stderr_if(as_json):
             _measure(folder, done, spent)
         raise typer.Exit(_show(folder, as_json, spent))
 
@@ -173,7 +147,7 @@ def _new(
     device = parse_device(options["device"])
     cells = plan(models, device, shapes, choices)
     run = new_run(name, collect(device), cells, options | {"device": str(device)})
-    spec = None if hardware is None else measured_spec(hardware, run.environment)
+    spec = None if hardware is None else option.measured_spec(hardware, run.environment)
     folder = RunFolder.create(out, run)
     if spec is not None:
         folder.write_spec(spec)
@@ -232,7 +206,7 @@ def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
     added = {part: folder.run.spent_s.get(part, 0.0) + expected.get(part, 0.0) for part in PARTS}
     folder.note(estimated_s={part: seconds for part, seconds in added.items() if seconds})
     try:
-        with resumable(folder.path), progress(1 + len(left)) as step:
+        with output.resumable(folder.path), output.progress(1 + len(left)) as step:
             if spec is None:
                 with spent.on("device"):
                     measure_device(folder, job.device, quick=quick, step=step)
@@ -260,13 +234,13 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent) -> int:
         folder.write_report("report.html", html.render(reports, folder.run, spec, failed))
     folder.note(spent_s=spent.parts)
     if as_json:
-        print_json(document(folder, reports, failed))
+        output.print_json(document(folder, reports, failed))
     else:
-        terminal.render(reports, folder.run, spec, console(), failed)
+        terminal.render(reports, folder.run, spec, output.console(), failed)
         print(f"\nkept in {folder.path}", file=sys.stderr)
     estimated = duration(sum(folder.run.estimated_s.values()))
     print(f"took {told(spent.parts, len(folder.run.cells))} (estimated: {estimated})", file=sys.stderr)
     if (what_to_do := advice(folder, reports)) is not None:
         print(what_to_do, file=sys.stderr)
     found = {result.status for result in failed} | {report.status for report in reports}
-    return INVALID if "invalid" in found else INCONCLUSIVE if found - {"done"} else GOOD
+    return output.INVALID if "invalid" in found else output.INCONCLUSIVE if found - {"done"} else output.GOOD
