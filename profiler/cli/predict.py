@@ -237,8 +237,8 @@ def _read(path: Path) -> OpGraph | StoredGraphs:
 
 def _decoding(of: _Of, changes: Sequence[WhatIf], form: Form, hardware: str, peaks: str) -> tuple[Source, Device]:
     """The decode steps elsewhere: with the same changes, but for what belongs to a prefill."""
-    kept = [change for change in changes if change.name != "send_kv"]
-    return of.source(kept, form), option.device(hardware, peaks)
+    on = option.device(hardware, peaks)
+    return of.source([change for change in changes if change.name != "send_kv"], form), on
 
 
 def _speculation(of: _Of, draft: str, tokens: int, acceptance: float, form: Form) -> Speculation:
