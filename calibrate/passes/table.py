@@ -210,11 +210,11 @@ def _by_law(graph: OpGraph, members: Sequence[Sequence[int]], spec: HardwareSpec
         return otherwise
     prepared = Prepared(graph)
     laws = law_prices(prepared, spec, price(prepared, spec.measured).time_s)
-    found = otherwise.copy()
+    times_s = otherwise.copy()
     for kernel, ops in enumerate(members):
         if len(ops) == 1 and laws.by_law[ops[0]]:
-            found[kernel] = laws.time_s[ops[0]]
-    return found
+            times_s[kernel] = laws.time_s[ops[0]]
+    return times_s
 
 
 def known(value: float) -> float | None:

@@ -160,9 +160,9 @@ def device(name: str, peaks: str) -> Device:
         raise RequestError(f"{name} has no calibrated laws; calibrate it, or use --peaks auto")
     known = {"measured": spec.measured, "datasheet": spec.datasheet}
     for origin in (wanted,) if wanted in known else tuple(known):
-        found = known[origin]
-        if found is not None:
-            return Device(spec, found, CALIBRATED if wanted == CALIBRATED else origin)
+        figures = known[origin]
+        if figures is not None:
+            return Device(spec, figures, CALIBRATED if wanted == CALIBRATED else origin)
     raise RequestError(f"{name} has no {wanted} peaks; use --peaks auto or another device")
 
 

@@ -242,5 +242,5 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent) -> int:
     print(f"took {told(spent.parts, len(folder.run.cells))} (estimated: {estimated})", file=sys.stderr)
     if (what_to_do := advice(folder, reports)) is not None:
         print(what_to_do, file=sys.stderr)
-    found = {result.status for result in failed} | {report.status for report in reports}
-    return output.INVALID if "invalid" in found else output.INCONCLUSIVE if found - {"done"} else output.GOOD
+    verdicts = {result.status for result in failed} | {report.status for report in reports}
+    return output.INVALID if "invalid" in verdicts else output.INCONCLUSIVE if verdicts - {"done"} else output.GOOD
