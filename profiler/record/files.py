@@ -173,7 +173,8 @@ def encoded(content: Mapping[str, Any], about: str) -> bytes:
 class Lock:
     """Holds `path` locked from construction until `release`. Raises RequestError where another process holds it.
 
-    filelock would do, but for the number of the process that holds the lock: it empties the file before it tries.
+    Unlike filelock's, its file is gone when it is released, and where a file system has no such locks it fails instead
+    of making a soft one, which would outlive a process that is killed.
     """
 
     def __init__(self, path: Path) -> None:
