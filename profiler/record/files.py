@@ -195,6 +195,9 @@ class Lock:
                 raise RequestError(
                     f"{self.path.parent} is being written by process {holder}; wait until it ends"
                 ) from error
+            except OSError as error:
+                os.close(descriptor)
+                raise RequestError(f"cannot lock {self.path}: {error.strerror}; choose another file system") from error
             if self._is_current(descriptor):
                 try:
                     os.ftruncate(descriptor, 0)
