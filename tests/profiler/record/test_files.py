@@ -170,5 +170,5 @@ def test_a_file_system_without_locks_is_refused_in_one_line(tmp_path: Path, monk
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("profiler.record.files.fcntl.flock", flock)
-    with pytest.raises(RequestError, match="cannot lock .*No locks available; choose another file system"):
+    with pytest.raises(RequestError, match=r"cannot lock .*No locks available; choose another file system"):
         Lock(tmp_path / ".lock")
