@@ -32,23 +32,23 @@ def device_of(named: Sequence[tuple[Path, str | None]], asked: str | None) -> De
     names = sorted({name for _, name in named if name})
     if len(names) > 1:
         raise RequestError(f"the files are of {' and '.join(names)}; import each device by itself")
-    found = find_device(names[0]) if names else None
+    spec = find_device(names[0]) if names else None
     if asked is not None:
-        return _asked(asked, names[0] if names else None, found)
+        return _asked(asked, names[0] if names else None, spec)
     if names:
-        if found is not None:
-            return Device(names[0], found)
+        if spec is not None:
+            return Device(names[0], spec)
         return Device(names[0], None, (f"no device file describes {names[0]!r}; with --device it gets a datasheet",))
     return _by_folder([path for path, _ in named])
 
 
-def _asked(asked: str, name: str | None, found: HardwareSpec | None) -> Device:
+def _asked(asked: str, name: str | None, own: HardwareSpec | None) -> Device:
     try:
         spec = load_device(asked)
     except ValueError as error:
         raise RequestError(f"--device: {error}") from error
-    if found is not None and found.name != spec.name:
-        raise RequestError(f"--device {asked}: the table is of {name}, which is {found.name}; leave --device out")
+    if own is not None and own.name != spec.name:
+        raise RequestError(f"--device {asked}: the table is of {name}, which is {own.name}; leave --device out")
     return Device(name or (spec.matches[0] if spec.matches else spec.name), spec)
 
 

@@ -110,7 +110,7 @@ def words(column: pd.Series) -> pd.Series:
 
 
 def _inside(path: Path) -> Path:
-    tables = sorted(one for one in path.rglob("*") if one.suffix in (".parquet", ".csv", ".txt"))
+    tables = sorted(file for file in path.rglob("*") if file.suffix in (".parquet", ".csv", ".txt"))
     return tables[0] if tables else path / "gemm_perf.parquet"
 
 

@@ -132,8 +132,8 @@ def _instrumented(result: CellResult, closure: Closure) -> Median:
     plain_s, profiled_s = by_round(result.wall_s, result.rounds), by_round(result.profiled_wall_s, result.rounds)
     if len(plain_s) != len(profiled_s) or not (plain_s > 0).all():
         return Median(closure.instrumented_ratio, np.inf, 1)
-    found = median_of(profiled_s / plain_s)
-    return Median(closure.instrumented_ratio, found.error, found.freedom)
+    ratio = median_of(profiled_s / plain_s)
+    return Median(closure.instrumented_ratio, ratio.error, ratio.freedom)
 
 
 def _idle(idle_s: float, result: CellResult, busys_s: Array, scale: float) -> dict[str, Ends]:

@@ -208,11 +208,11 @@ def _by_law(graph: OpGraph, members: Sequence[Sequence[int]], spec: HardwareSpec
         return otherwise
     prepared = Prepared(graph)
     laws = law_prices(prepared, spec, price(prepared, spec.measured).time_s)
-    found = otherwise.copy()
+    times_s = otherwise.copy()
     for kernel, ops in enumerate(members):
         if len(ops) == 1 and laws.by_law[ops[0]]:
-            found[kernel] = laws.time_s[ops[0]]
-    return found
+            times_s[kernel] = laws.time_s[ops[0]]
+    return times_s
 
 
 def known(value: float) -> float | None:
@@ -265,13 +265,13 @@ def _unlawful(graph: OpGraph, laws: LawPrices | None) -> list[str]:
     times = laws.time_s * np.array([op.count for op in graph.ops])
     whole, out = float(times.sum()), []
     for rows, what in (
-        (~laws.by_law, "no calibrated law; it is the roofline's"),
-        (laws.outside, "a law beyond the sizes that it was fitted on"),
+        (~laws.by_law, "has no calibrated law and is the roofline's"),
+        (laws.outside, "is from a law beyond the sizes that it was fitted on"),
     ):
         share = float(times[rows].sum()) / whole if whole > 0 else 0.0
         if share > NOTED:
             names = sorted({graph.ops[i].name for i in np.flatnonzero(rows)})
-            out.append(f"{share:.0%} of the predicted time is of {what} ({', '.join(names)})")
+            out.append(f"{share:.0%} of the predicted time {what} ({', '.join(names)})")
     return out
 
 

@@ -83,9 +83,9 @@ def excess_of(wall_s: Floats, profiled_wall_s: Floats, busy_s: Floats) -> Median
     middle_s = float(np.median(walls_s))
     if len(walls_s) != rounds:
         return Median((float(np.median(busy_s)) - middle_s) / middle_s, math.inf, 1.0)
-    found = median_of((busy_s - walls_s) / middle_s)
+    excess = median_of((busy_s - walls_s) / middle_s)
     noise = math.hypot(error_within(wall_s, rounds), error_within(profiled_wall_s, rounds)) / middle_s
-    return Median(found.value, max(found.error, noise), found.freedom)
+    return Median(excess.value, max(excess.error, noise), excess.freedom)
 
 
 def doubts(result: CellResult, ratio: Median) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from profiler.cli.options import AsJson, Results
 from profiler.cli.output import print_json, stdout_to_stderr_if
 from profiler.record.files import write_text
 from profiler.record.find import find_run
@@ -33,21 +34,27 @@ SPEC = "spec.json"
 
 
 def calibrate(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs with measured kernels, of one device.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Runs whose kernels the laws are fitted to, of one device.")
+    ],
     points: Annotated[
-        int | None, typer.Option(min=1, help="Measured kernels to read at most, of each kind and dtype.")
+        int | None, typer.Option(min=1, help="Most measured kernels of each kind and dtype to fit to.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split into groups and of the fit.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split into groups and of the fit.")] = 0,
     score: Annotated[
-        list[str] | None, typer.Option(metavar="RUN", help="Score on this run, which the fit does not see; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="RUN", help="Run to score the laws on, which the fit does not see; repeatable."),
     ] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="Only this kind, as matmul; repeatable.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Kind of kernels to fit, as matmul; repeatable. Default: all.")
+    ] = None,
     hardware: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="The device, where the runs do not describe it.")
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Name or JSON file of the device, where the runs do not describe it."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Spec to write; the first run's spec.json, if not given.")] = None,
-    results: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("results"),
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Spec to write. Default: spec.json of the first run.")] = None,
+    results: Results = Path("results"),
+    as_json: AsJson = False,
 ) -> None:
     """Fit each kind's law to few kernels and score it on others: other groups of the runs, or the runs of --score."""
     from calibrate.calibrating import calibrate_tables, calibrated_spec, chosen, tables

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from profiler.cli.options import one_line, words
+from profiler.cli.options import AsJson, Results, one_line, words
 from profiler.cli.output import print_json
 from profiler.record.files import replacing
 from profiler.record.find import find_run
@@ -46,8 +46,8 @@ def export(
     peaks: Annotated[
         str | None, typer.Option(help="Which figures to write: measured (the default) or datasheet.")
     ] = None,
-    results: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("results"),
-    as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
+    results: Results = Path("results"),
+    as_json: AsJson = False,
 ) -> None:
     """Write a device's figures as another tool's hardware file."""
     from calibrate.exchange.figures import source_of

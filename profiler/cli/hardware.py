@@ -12,17 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from calibrate.report.units import duration
+from profiler.cli import output
 from profiler.cli.measuring import VISITS, calibrate_device, new_run, require_same_machine, set_threads
-from profiler.cli.output import (
-    GOOD,
-    INCONCLUSIVE,
-    INVALID,
-    console,
-    print_json,
-    progress,
-    resumable,
-    stdout_to_stderr_if,
-)
+from profiler.cli.options import AsJson, DeviceName, Name, Out, Threads
 from profiler.record.folder import RunFolder
 from profiler.record.run import RequestError
 
@@ -104,13 +96,13 @@ def hardware(
         "threads": threads,
         "memory_gib": memory,
     }
-    with stdout_to_stderr_if(as_json):
+    with output.stdout_to_stderr_if(as_json):
         if resume is None:
             options = _checked(options)
             todo = _plan(options)
             _print_plan(todo, sys.stdout if plan and not as_json else sys.stderr)
             if plan:
-                raise typer.Exit(GOOD)
+                raise typer.Exit(output.GOOD)
             folder = _new(options, out, name)
         else:
             folder = _resumed(resume)
@@ -220,7 +212,7 @@ def _measure(folder: RunFolder, plan: "Plan") -> "HardwareSpec":
     log = HardwareLog(folder.path)
     device, options = torch.device(plan.device), folder.run.options
     calibrate = bool(options.get("calibrate"))
-    with resumable(folder.path, "hardware"), progress(plan.total + calibrate) as step:
+    with output.resumable(folder.path, "hardware"), output.progress(plan.total + calibrate) as step:
         characterise(plan, log, step)
         spec = spec_of(log.measurements, folder.run.environment, memory_hierarchy(device))
         folder.write_spec(spec)
@@ -259,7 +251,7 @@ def _show(folder: RunFolder, spec: "HardwareSpec", as_json: bool) -> None:
 
     measurements = read_measurements(folder.path)
     if as_json:
-        print_json(document.document(folder.path / "spec.json", spec, measurements, folder.run))
+        output.print_json(document.document(folder.path / "spec.json", spec, measurements, folder.run))
     else:
-        terminal.render(spec, measurements, folder.run, console())
+        terminal.render(spec, measurements, folder.run, output.console())
         print(f"\nkept in {folder.path}", file=sys.stderr)

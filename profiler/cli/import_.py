@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from profiler.cli.measuring import new_run
+from profiler.cli.options import AsJson, Out
 from profiler.cli.output import print_json, stdout_to_stderr_if
 from profiler.record.folder import RunFolder
 from profiler.record.run import Environment, RequestError, roofcal_version
@@ -46,9 +47,9 @@ def import_(
     dtype: Annotated[
         str | None, typer.Option(help="vidur, llmservingsim: dtype that the kernels ran in, as bfloat16.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("results"),
+    out: Out = Path("results"),
     name: Annotated[str | None, typer.Option(help="Name of the run. Default: the format's name.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Keep another tool's measured kernels as a run: in SI units, without rows that cannot be true, with provenance."""
     from calibrate.exchange.formats import import_format, import_tables

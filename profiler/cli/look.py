@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from profiler.cli.options import measured_spec
+from profiler.cli.options import AsJson, Results, measured_spec
 from profiler.cli.output import console, print_json
 from profiler.record.find import RunSummary, find_run, list_runs
 from profiler.record.folder import RunFolder
@@ -23,10 +23,10 @@ SHOW_EXAMPLE = "Example:  python -m profiler show last"
 
 
 def list_(
-    results: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("results"),
-    as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
+    results: Results = Path("results"),
+    as_json: AsJson = False,
 ) -> None:
-    """The runs under a results folder, the oldest first."""
+    """List the runs under a results folder, the oldest first."""
     runs = list_runs(results)
     if as_json:
         print_json({"results": str(results), "runs": [run.model_dump(mode="json") for run in runs]})
@@ -65,12 +65,13 @@ def _what(run: RunSummary) -> str:
 def show(
     run: Annotated[str, typer.Argument(help="A run's folder, the end of its name, or 'last'.")],
     hardware: Annotated[
-        Path | None, typer.Option(help="Price the run's passes with this spec.json, calibrated later, not its own.")
+        Path | None,
+        typer.Option(help="Price the passes with this spec.json, as one calibrated later, not the run's own."),
     ] = None,
-    results: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("results"),
-    as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
+    results: Results = Path("results"),
+    as_json: AsJson = False,
 ) -> None:
-    """A run as `run`, `hardware` or `import` printed it: layers and waterfalls, the device's figures, kernels."""
+    """Print a run again: its passes, the device's figures, or its table of kernels."""
     folder = find_run(run, results)
     content = folder.content
     if hardware is not None and content != "passes":

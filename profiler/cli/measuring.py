@@ -192,10 +192,10 @@ def demand_of(cells: Sequence[Cell]) -> "Demand":
     configs = [config_of(name) for name, entry in known.items() if entry.parameters <= most]
     passes = [cell.workload for cell in cells]
     return Demand(
-        weights=tuple(dict.fromkeys(one for config in configs for one in linear_shapes(config))),
-        heads=tuple(dict.fromkeys(one for config in configs for one in head_layouts(config))),
-        rows=tuple(sorted({one.batch * one.query_tokens for one in passes} | {1, 128})),
-        contexts=tuple(sorted({one.query_tokens + one.context_tokens for one in passes} | {128})),
+        weights=tuple(dict.fromkeys(shape for config in configs for shape in linear_shapes(config))),
+        heads=tuple(dict.fromkeys(layout for config in configs for layout in head_layouts(config))),
+        rows=tuple(sorted({each.batch * each.query_tokens for each in passes} | {1, 128})),
+        contexts=tuple(sorted({each.query_tokens + each.context_tokens for each in passes} | {128})),
     )
 
 

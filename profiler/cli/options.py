@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -21,6 +22,22 @@ from roofline.hardware.spec import HardwareSpec
 from roofline.predict.question import CALIBRATED, Device
 from roofline.whatif.registry import WhatIf, check_order, parse
 from roofline.workload import Logits, Workload
+
+Phases = Annotated[str, typer.Option(help="Phases, of prefill, decode and chunk (a prompt after a context).")]
+Prompts = Annotated[str, typer.Option(help="New tokens of prefill and chunk, as 128,2048.")]
+Contexts = Annotated[str, typer.Option(help="Tokens in the KV cache before decode and chunk, as 1024,16384.")]
+Batches = Annotated[str, typer.Option(help="Sequences in a batch, as 1,8,64.")]
+Attention = Annotated[str, typer.Option(help="Attention implementation of transformers, as sdpa or eager.")]
+Experts = Annotated[str, typer.Option(help="Experts implementation of transformers, as grouped_mm or eager.")]
+Cache = Annotated[str, typer.Option(help="Kind of KV cache: dynamic or static.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")]
+DeviceName = Annotated[str, typer.Option(help="Device to measure: cpu, cuda, cuda:1, or auto.")]
+Threads = Annotated[int | None, typer.Option(help="Host threads within an operation. Default: torch's choice.", min=1)]
+Out = Annotated[Path, typer.Option(help="Folder that the run's folder is made in.")]
+Name = Annotated[str, typer.Option(help="Name of the run.")]
+Results = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.")]
+"""Options that several verbs have."""
 
 MOST_TOKENS = 2**40
 """Batch × tokens must be below, so that sizes in bytes stay within the 64-bit integers that torch counts in."""
@@ -143,9 +160,9 @@ def device(name: str, peaks: str) -> Device:
         raise RequestError(f"{name} has no calibrated laws; calibrate it, or use --peaks auto")
     known = {"measured": spec.measured, "datasheet": spec.datasheet}
     for origin in (wanted,) if wanted in known else tuple(known):
-        found = known[origin]
-        if found is not None:
-            return Device(spec, found, CALIBRATED if wanted == CALIBRATED else origin)
+        figures = known[origin]
+        if figures is not None:
+            return Device(spec, figures, CALIBRATED if wanted == CALIBRATED else origin)
     raise RequestError(f"{name} has no {wanted} peaks; use --peaks auto or another device")
 
 

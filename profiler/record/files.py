@@ -173,7 +173,8 @@ def encoded(content: Mapping[str, Any], about: str) -> bytes:
 class Lock:
     """Holds `path` locked from construction until `release`. Raises RequestError where another process holds it.
 
-    filelock would do, but for the number of the process that holds the lock: it empties the file before it tries.
+    Unlike filelock's, its file is gone when it is released, and where a file system has no such locks it fails instead
+    of making a soft one, which would outlive a process that is killed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -194,6 +195,9 @@ class Lock:
                 raise RequestError(
                     f"{self.path.parent} is being written by process {holder}; wait until it ends"
                 ) from error
+            except OSError as error:
+                os.close(descriptor)
+                raise RequestError(f"cannot lock {self.path}: {error.strerror}; choose another file system") from error
             if self._is_current(descriptor):
                 try:
                     os.ftruncate(descriptor, 0)

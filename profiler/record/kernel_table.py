@@ -148,8 +148,8 @@ class Kernels:
     def counts(self) -> dict[tuple[str, str], int]:
         """Rows by kind and dtype, most of them first."""
         grouped = self.table.group_by(["kind", "dtype"]).aggregate([([], "count_all")]).to_pylist()
-        ordered = sorted(grouped, key=lambda one: (-one["count_all"], one["kind"], one["dtype"]))
-        return {(one["kind"], one["dtype"]): one["count_all"] for one in ordered}
+        ordered = sorted(grouped, key=lambda row: (-row["count_all"], row["kind"], row["dtype"]))
+        return {(row["kind"], row["dtype"]): row["count_all"] for row in ordered}
 
 
 def has_kernels(folder: Path) -> bool:

@@ -1,3 +1,4 @@
+import errno
 import json
 import resource
 from pathlib import Path
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.record.files import Journal, read_record, replacing, write_text
+from profiler.record.files import Journal, Lock, read_record, replacing, write_text
 from profiler.record.run import RUN_SCHEMA, Cell, CellResult, InvalidMeasurement, OpTimes, RequestError, Run
 from roofline.workload import Workload
 
@@ -162,3 +163,12 @@ def test_rewrite_replaces_everything(tmp_path: Path, result: CellResult) -> None
     journal.rewrite([(result.model_dump(mode="json"), "cell")])
     assert json.loads(journal.path.read_text())["status"] == "done"
     assert [file.name for file in tmp_path.iterdir()] == ["journal.jsonl"]
+
+
+def test_a_file_system_without_locks_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("profiler.record.files.fcntl.flock", flock)
+    with pytest.raises(RequestError, match=r"cannot lock .*No locks available; choose another file system"):
+        Lock(tmp_path / ".lock")
