@@ -4,7 +4,7 @@
 A multiply-add is 2 FLOPs, moving data is none. Bytes are compulsory traffic: each distinct element once, an expanded
 operand at its storage, of a mixture the experts that are hit.
 
-Example: ``work_of(torch.ops.aten.mm.default, (a, b), {}, out).matrix_flops == 2 * m * k * n``
+Example: ``work_of(torch.ops.aten.mm.default, (a, b), out).matrix_flops == 2 * m * k * n``
 """
 
 import math
@@ -164,7 +164,7 @@ OPERATORS: Mapping[str, Operator] = {
     # Hendrycks and Gimpel, arXiv 1606.08415, eq. 2: x/2 (1 + erf(x/√2)): scale, erf, add, scale, multiply; and
     # x/2 (1 + tanh(√(2/π)(x + 0.044715 x³))): 3 for the cubic, add, scale, tanh, add, …
     "gelu": Operator(_POINTWISE, 5),
-    "gelu_tanh": Operator(_POINTWISE, 8),
+    "gelu_tanh": Operator(_POINTWISE, 8),  # for the microbenchmark; a trace counts both kinds of gelu as the first
     # arXiv 2402.16363, section 2: its per-layer table counts 5 an element for softmax and 7 for a norm.
     **_rows("_softmax _safe_softmax _log_softmax", Kind.SOFTMAX, 5),
     **_rows("native_layer_norm native_group_norm native_batch_norm", Kind.NORM, 7),
@@ -225,14 +225,12 @@ def is_metadata(func: OpOverload) -> bool:
     return func.is_view or name_of(func) in NO_WORK
 
 
-def work_of(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Work:
+def work_of(func: OpOverload, args: tuple[Any, ...], out: Any) -> Work:
     """Kind, dimensions and FLOPs of one ATen call that makes device work.
 
     Args: the call's arguments (tensors of any device, meta included) and its result.
     """
     name = name_of(func)
-    if name.rstrip("_") == "gelu" and kwargs.get("approximate") == "tanh":
-        name = "gelu_tanh"
     if name == "max" and len(args) == 2 and isinstance(args[1], Tensor):
         name = "maximum"
     row = operator(name)
