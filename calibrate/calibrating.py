@@ -14,7 +14,7 @@ from profiler.record.folder import RunFolder
 from profiler.record.kernel_table import has_kernels, read_kernels
 from profiler.record.run import RequestError
 from roofline.calibrated import CalibratedLaw, Provenance
-from roofline.hardware import SPEC_SCHEMA, HardwareSpec
+from roofline.hardware.spec import SPEC_SCHEMA, HardwareSpec
 from roofline.laws.law import Facts
 
 Tables = dict[tuple[str, str], Observations]

@@ -20,13 +20,15 @@ import torch
 from torch import nn
 
 from profiler.device import free_bytes
-from profiler.models.resolve import resolve
-from profiler.models.truncate import truncate
-from profiler.models.weights import build, build_meta
+from profiler.models.build import build, build_meta
+from profiler.models.resolve import resolve, truncate
 from profiler.record.folder import RunFolder
 from profiler.record.run import Cell, CellResult, InvalidMeasurement
 from profiler.timing.cell import Loaded, measure_cell, reason
 from profiler.timing.clock import clock_for
+
+DEVICE_S, QUICK_DEVICE_S = 10.0, 5.0
+"""Seconds for the device's figures, in full and with --quick."""
 
 Step = Callable[[str, float], None]
 """Told what begins, and how many units of work are done by then: the device is one, each cell is one."""

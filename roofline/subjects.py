@@ -2,7 +2,7 @@
 
 An operator may have a law of its own ("aten::mul"), else that of its kind of streaming ("pointwise"). A product with
 one row is a matrix-vector product, another kernel in every library, and streams its matrix. `cold`, of every operation,
-is the share of its bytes that no cache holds when it runs: by reuse distance in the graph (`roofline.residency`);
+is the share of its bytes that no cache holds when it runs: by reuse distance in the graph (`roofline.caches`);
 `reach`, the bytes that others have touched since the same operator last ran.
 
 Example: ``subjects(Prepared(graph), cache_bytes=50e6)[3].dims["n"]``; None for what no law describes
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from roofline.caches import Touches
 from roofline.code_reach import reach_bytes
+from roofline.dtypes import ELEMENT_BYTES
+from roofline.graph.op import Kind, Op
 from roofline.laws.law import Floats
-from roofline.laws.matmul import ELEMENT_BYTES
 from roofline.laws.registry import ROW_MAJOR
-from roofline.op import Kind, Op
-from roofline.predict import Prepared
-from roofline.residency import Touches
+from roofline.price import Prepared
 
 MATVEC = "matvec"
 """Kind of a product with one row."""

@@ -7,7 +7,7 @@ import math
 
 from calibrate.passes.pass_report import LayerEfficiency, PassReport, Rungs, Waterfall
 from profiler.record.run import Cell, CellResult, Closure, Environment, Run
-from roofline.hardware import Figure, HardwareSpec, Level, Peaks
+from roofline.hardware.spec import Figure, HardwareSpec, Level, Peaks
 from roofline.level import LevelRatio
 from roofline.workload import Workload
 

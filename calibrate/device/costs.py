@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from calibrate.device.linear_cost import FEWEST, LinearCost, fit
 from profiler.record.measurement import UNKNOWN_LINK, Measurement, quantile_of
-from roofline.hardware import Figure, Link
+from roofline.hardware.spec import Figure, Link
 from roofline.laws.bus_bandwidth import factor, messages
 
 Route = tuple[str, str]

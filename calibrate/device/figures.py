@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from scipy.stats import t
 
 from profiler.record.measurement import Measurement, grouped
-from roofline.hardware import Characteristic, Peaks
+from roofline.hardware.spec import Characteristic, Peaks
 
 FEWEST = 3
 """Processes for an interval. Two leave one degree of freedom: t is 6.3 at 90 %, 12.7 at 95 %, and the interval says

@@ -19,7 +19,8 @@ from calibrate.device.levels import MeasuredLevel, Reached, knees, ladder, plate
 from calibrate.device.linear_cost import LinearCost
 from profiler.record.measurement import Key, Measurement, MemoryHierarchy, grouped
 from profiler.record.run import Environment
-from roofline.hardware import Characteristic, Chip, Figure, HardwareSpec, Level, Link, Peaks, find_device
+from roofline.hardware.load import find_device
+from roofline.hardware.spec import Characteristic, Chip, Figure, HardwareSpec, Level, Link, Peaks
 
 FITTED = ("curve", "transfer", "collective", "cache")
 """Families whose single sizes are no figures of the device."""

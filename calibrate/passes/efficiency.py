@@ -26,8 +26,8 @@ from calibrate.passes.table import RUNGS, Array, OpTimesTable, known, layer_kind
 from calibrate.passes.verdict import CERTAIN, doubts, excess_of, judge
 from calibrate.replicates import Median, around, by_round, median_by_round, median_of
 from profiler.record.run import CellResult, Closure
-from roofline.hardware import HardwareSpec
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import HardwareSpec
 
 UNATTRIBUTED = "(unattributed)"
 """Path of the row that holds device time of no operation of the graph."""

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.record.run import Mode
-from roofline.forecast import HOST_MODEL, pass_wall_s
-from roofline.hardware import HardwareSpec, Peaks
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import HardwareSpec, Peaks
+from roofline.host import HOST_MODEL, pass_wall_s
 from roofline.host_gaps import host_gap_interval, host_gap_s, least_gap_s
 from roofline.law_prices import LawPrices
 from roofline.level import PROBES, LevelRatio
 from roofline.level_prices import level_factors, ratio_of
-from roofline.op import OpGraph
 
 if TYPE_CHECKING:
     from calibrate.passes.table import KernelTable
@@ -49,7 +49,7 @@ class Predicted:
     shares: Array
     """Shape (operations, probes): as `roofline.level_prices.waits`."""
     levels: Mapping[str, LevelRatio]
-    """Of the pass; empty where that is not known, and then all is at the calibration's."""
+    """Levels of the pass by probe; empty where they are not known, and then all is at the calibration's."""
 
     @classmethod
     def of(cls, time_s: Array, laws: LawPrices | None, shares: Array, levels: Mapping[str, LevelRatio]) -> "Predicted":
@@ -105,7 +105,7 @@ class Predicted:
         return math.hypot(*below), math.hypot(*above)
 
     def beside(self, gap_s: Array, ends: tuple[Array, Array]) -> "Predicted":
-        """With the host's gaps as so many operations more, priced by a law of their own."""
+        """The same with the host's gaps as so many operations more, priced by a law of their own."""
         number = np.full(len(gap_s), self.law.max(initial=-1) + 1)
         return replace(
             self,
@@ -125,13 +125,13 @@ class Wall:
     calibrated_s: float | None = None
     """At the level of the calibration; None where no calibrated laws predict."""
     ends: Ends | None = None
-    """Of the first."""
+    """Interval of `at_level_s`."""
 
 
 def predicted_wall(
     graph: OpGraph, count: Array, spec: HardwareSpec, predicted: Predicted, mode: Mode, compiled: "KernelTable | None"
 ) -> Wall:
-    """By calibrated laws: the host model over the predicted device times.
+    """Wall time by calibrated laws: the host model over the predicted device times.
 
     Of a CUDA graph the host issues one launch, which the device does not wait for: its wall is the device's time. Of a
     compiled pass it issues kernels.
@@ -167,7 +167,7 @@ def predicted_wall(
 
 
 def executed_wall(count: Array, spec: HardwareSpec, time_s: Array, mode: Mode, compiled: "KernelTable | None") -> Wall:
-    """By rooflines at achieved peaks, as `predicted_wall`; without an interval."""
+    """Wall time by rooflines at achieved peaks, as `predicted_wall`; without an interval."""
     if spec.measured is None or spec.kind == "other":
         return Wall()
     if mode.endswith("cuda-graph"):

@@ -18,13 +18,11 @@ from calibrate.passes.pass_report import FusedKernel
 from calibrate.passes.predicted import NOTED, Predicted
 from calibrate.replicates import median_by_round, medians_by_round, middle
 from profiler.record.run import CellResult, OpTimes
-from roofline.hardware import HardwareSpec, Peaks
-from roofline.kernels import price_kernels, share
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import HardwareSpec, Peaks
 from roofline.law_prices import LawPrices, law_prices
-from roofline.laws.roofline import UNKNOWN, missing_peaks
 from roofline.level_prices import waits
-from roofline.op import OpGraph
-from roofline.predict import Prepared, price, price_fused
+from roofline.price import UNKNOWN, Prepared, missing_peaks, price, price_fused, price_kernels, share
 
 Array = NDArray[np.float64]
 
@@ -58,7 +56,7 @@ class KernelTable:
     calibrated_s: Array
     """Shape (operations,): the kernels' predictions, shared; NaN without calibrated laws."""
     labels: tuple[tuple[str, ...], ...]
-    """Of each operation, the kernels that do it."""
+    """Kernels that do each operation."""
 
     @classmethod
     def of(cls, result: CellResult, graph: OpGraph, spec: HardwareSpec) -> "KernelTable":
@@ -132,7 +130,7 @@ class OpTimesTable:
     kernels: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...]
     predicted: Predicted | None = None
-    """By calibrated laws, with intervals; None without them."""
+    """Predictions of calibrated laws, with intervals; None without laws."""
     compiled: KernelTable | None = None
     """The kernels of a compiled pass, whose shares `rungs` then holds."""
 

@@ -19,13 +19,13 @@ from profiler.record.run import CellResult
 CERTAIN = 0.99
 """Coverage of the interval that a contradiction is judged by."""
 FEWEST_ROUNDS = 4
-"""For a contradiction: of simulated honest passes on noisy hosts (tests/calibrate/passes/test_verdict.py) 1 of 28 000 was
-called invalid with four rounds, none of 20 000 with five; three agree by chance too easily."""
+"""For a contradiction: of simulated honest passes on noisy hosts (tests/calibrate/passes/test_verdict.py) 1 of 28 000
+was called invalid with four rounds, none of 20 000 with five; three agree by chance too easily."""
 MOST_EXCESS = 0.02
 """(Busy − wall) ÷ wall that is no contradiction: recording events lengthens what it records by up to a few per cent,
 and an operation's span has a part of that."""
 LEAST_ATTRIBUTED = {"eager": 0.99, "compile": 0.97, "cuda-graph": 0.97, "compile-cuda-graph": 0.97}
-"""Of all device time that the profiler saw, by the mode of the pass: what no operation of a plain pass launched, and
+"""Share of all device time that the profiler saw, by the mode: what no operation of a plain pass launched, and
 what no module is known of, is more where host events do not say it."""
 SPANS_WITHIN = 0.005
 """Operation spans + gaps of the profiled wall: how far from 1 they may be."""

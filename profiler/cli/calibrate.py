@@ -17,7 +17,8 @@ from profiler.record.files import write_text
 from profiler.record.find import find_run
 from profiler.record.folder import RunFolder
 from profiler.record.run import RequestError, roofcal_version
-from roofline.hardware import HardwareSpec, load_device
+from roofline.hardware.load import load_device
+from roofline.hardware.spec import HardwareSpec
 
 if TYPE_CHECKING:
     from roofline.calibrated import Provenance

@@ -28,7 +28,7 @@ from profiler.record.run import RequestError
 
 if TYPE_CHECKING:
     from profiler.microbench.processes import Plan
-    from roofline.hardware import HardwareSpec
+    from roofline.hardware.spec import HardwareSpec
 
 EXAMPLE = """
 Examples:\n

@@ -15,7 +15,8 @@ from profiler.record.find import RunSummary, find_run, list_runs
 from profiler.record.folder import RunFolder
 from profiler.record.measurement import Measurement
 from profiler.record.run import RequestError
-from roofline.hardware import HardwareSpec, find_device
+from roofline.hardware.load import find_device
+from roofline.hardware.spec import HardwareSpec
 
 LIST_EXAMPLE = "Example:  python -m profiler list --results results"
 SHOW_EXAMPLE = "Example:  python -m profiler show last"

@@ -20,7 +20,7 @@ from profiler.cli.output import Step
 from profiler.record.folder import RunFolder
 from profiler.record.run import Cell, Environment, RequestError, Run, differing, roofcal_version
 from roofline.calibrated import Provenance
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 from roofline.level import ReferenceLevel
 
 if TYPE_CHECKING:
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from calibrate.kernel_shapes import Demand
 
 PROBE_PART = 1 / 16
-"""Of the device's memory, for the operands of one probe."""
+"""Share of the device's memory that the operands of one probe may take."""
 PROBE_BYTES = 7 << 27
-"""And never more: on a CPU making them takes time."""
+"""Bytes that they never exceed: on a CPU making them takes time."""
 
 LIKELY, LARGER = 5e8, 4.0
 """Parameters of a model that no catalogue names, and how many times more the largest model may have whose shapes are
 asked for: a range that holds its sizes without measuring what only much larger models have."""
 
 SECONDS = 45.0
-"""For the kernels of a calibration; with more visits asked for, as many times more."""
+"""Budget for the kernels of a calibration; with more visits asked for, as many times more."""
 VISITS = 3
-"""Of each kernel, unless more are asked for."""
+"""Visits to each kernel, unless more are asked for."""
 
 DEVICE_S, QUICK_DEVICE_S = 10.0, 5.0
 """Seconds of `measure_device`, in full and with --quick."""
@@ -215,9 +215,9 @@ class Costs:
     device: float = 1.45
     """Times the budget of the device's figures: operands are made, and the last case ends after the budget."""
     start_s: float = 9.0
-    """Of the first visit to the kernels of one dtype: operands, first calls, the trace."""
+    """First visit to the kernels of one dtype: operands, first calls, the trace."""
     visit_s: float = 6.5
-    """Of another visit to all kernels of one dtype."""
+    """Another visit to all kernels of one dtype."""
     quick: float = 0.5
     """Kernels with --quick ÷ all."""
     laws_s: float = 6.0
@@ -229,7 +229,7 @@ class Costs:
     cell_s: float = 3.0
     """A pass is traced, checked, warmed up, and its last round of passes ends after the budget."""
     fewest_passes: float = 8.0
-    """Of a pass that is long: one to warm up, one that is checked, three rounds of one plain and one profiled."""
+    """Passes of a cell at the least: one to warm up, one checked, three rounds of one plain and one profiled."""
     report_s: float = 2.0
     """Reports are written: most of it is loading what draws pictures."""
 

@@ -1,6 +1,6 @@
 """`predict`: what a model could do on a device, from its operations and the device's figures; no device is needed.
 
-Wiring only: options become workloads, what-ifs and a device; `roofline.inquiry` answers.
+Wiring only: options become workloads, what-ifs and a device; `roofline.predict.question` answers.
 With --graph no torch is loaded.
 """
 
@@ -29,12 +29,12 @@ from profiler.cli.options import (
 from profiler.cli.output import console, print_json, stdout_to_stderr_if
 from profiler.record.files import read_record, replacing
 from profiler.record.run import RequestError
-from roofline.hardware import device_names
-from roofline.inquiry import Asked, Device, Speculation, answer
-from roofline.op import GRAPH_SCHEMA, OpGraph
-from roofline.prediction import Prediction
-from roofline.stored import Form, Source, StoredGraphs, source
-from roofline.whatif.registry import WHAT_IFS, WhatIf, usage
+from roofline.graph.op import GRAPH_SCHEMA, OpGraph
+from roofline.hardware.load import device_names
+from roofline.predict.passes import Prediction
+from roofline.predict.question import Device, Question, Speculation, answer
+from roofline.sweep.family import Form, Source, StoredGraphs, source
+from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text
 from roofline.workload import Logits, Workload
 
 EXAMPLE = """
@@ -99,7 +99,7 @@ def predict(
 ) -> None:
     """Predict time, traffic and memory of each layer of a model on a device."""
     if hardware == "list" or what_if == ["list"]:
-        print("\n".join(device_names() if hardware == "list" else map(usage, WHAT_IFS)))
+        print("\n".join(device_names() if hardware == "list" else map(help_text, WHAT_IFS)))
         return
     given = given_options(invocation)
     refuse_in_vain(given, accounting)
@@ -132,7 +132,7 @@ def predict(
             if on is None:
                 return
             if not is_paper:
-                asked = Asked(
+                asked = Question(
                     workloads=workloads,
                     mixes=mixes,
                     requests=requests,
@@ -149,7 +149,7 @@ def predict(
             _show(found, as_json)
 
 
-def _longest(asked: Asked) -> int:
+def _longest(asked: Question) -> int:
     """Tokens of the longest sequence."""
     passes = (*asked.workloads, *(part for parts in asked.mixes for part in parts))
     lengths = [w.query_tokens + w.context_tokens for w in passes]
@@ -179,7 +179,7 @@ class _Of:
 
     @property
     def dtype(self) -> str | None:
-        """Of a file's graphs, or a module's weights; None where it is for the asker to say."""
+        """Dtype of a file's graphs, or a module's weights; None where the options say it."""
         if isinstance(self.stored, StoredGraphs):
             return self.stored.regimes[0].graph.template.workload.dtype if self.stored.regimes else None
         return self.only[0].dtype if self.only else None
@@ -189,7 +189,7 @@ class _Of:
             return source(self.stored, changes, form)
         if self.module is not None:
             return source(self._traced_module, changes, form)
-        from profiler.predicting import model_source
+        from profiler.models.graphs import model_source
 
         return model_source(self._model[0], changes, form)
 
@@ -201,7 +201,7 @@ class _Of:
         """What a reader should know of the model, where the longest sequence has so many tokens."""
         if self.model is None:
             return []
-        from profiler.predicting import length_notes
+        from profiler.models.graphs import length_notes
 
         graphs, notes = self._model
         return [*notes, *length_notes(graphs, longest)]
@@ -209,25 +209,24 @@ class _Of:
     def save(self, path: Path) -> None:
         if self.model is None:
             raise RequestError("--save-graph saves the graphs of a model; name one")
-        from profiler.predicting import stored_graphs
+        from profiler.models.graphs import stored_graphs
 
         _save(path, stored_graphs(self._model[0]).model_dump_json())
 
     @cached_property
     def _model(self) -> tuple[Any, list[str]]:
         """The graphs of the model, and notes on its config."""
-        from profiler.models.graphs import Tracing
-        from profiler.models.quiet import silence
-        from profiler.predicting import model_graphs
+        from profiler.models.catalogue import silence
+        from profiler.models.graphs import Tracing, model_graphs
 
         silence()
         return model_graphs(str(self.model), Tracing(**self.tracing), trust_remote_code=self.trust)
 
     @cached_property
     def _traced_module(self) -> OpGraph:
-        from profiler.predicting import module_graph
+        from profiler.models.module import trace_module
 
-        return module_graph(str(self.module))
+        return trace_module(str(self.module))
 
 
 def _read(path: Path) -> OpGraph | StoredGraphs:
@@ -280,8 +279,8 @@ def _show(found: Prediction, as_json: bool) -> None:
 
 def _paper(of: _Of, on: Device, lengths: Lengths, bits: tuple[int, ...], flash: bool, as_json: bool) -> None:
     from calibrate.report.predicted import paper
-    from roofline.paper import paper_table
-    from roofline.paper_shape import paper_shape
+    from roofline.paper.rules import paper_shape
+    from roofline.paper.table import paper_table
 
     if len(bits) not in (1, 3) or len(lengths.prompts) * len(lengths.batches) != 1:
         raise RequestError("--accounting paper takes one --prompt, one --batch and --bits WEIGHTS,ACTIVATIONS,KV")

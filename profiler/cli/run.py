@@ -137,7 +137,7 @@ def run(
 
 
 def _mode(compiled: bool, cuda_graph: bool) -> Mode:
-    """Of both, the compiled model is captured."""
+    """How passes run; with both options, the compiled model is captured."""
     if compiled:
         return "compile-cuda-graph" if cuda_graph else "compile"
     return "cuda-graph" if cuda_graph else "eager"
@@ -195,7 +195,7 @@ def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
         planned_pass_s,
         planned_weight_bytes,
     )
-    from profiler.models.quiet import silence
+    from profiler.models.catalogue import silence
 
     silence()
     options = folder.run.options

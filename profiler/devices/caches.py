@@ -22,7 +22,7 @@ from profiler.cpu_caches import CpuCache, read_cpu_caches
 from profiler.host_memory import free_bytes, total_bytes
 from profiler.machine import pretended_root, usable_cpus
 from profiler.record.measurement import DISTINCT, CacheSource, Capacity, MemoryHierarchy
-from roofline.hardware import find_device
+from roofline.hardware.load import find_device
 
 TRUSTED_BYTES = 32 << 20
 """A stated cache up to this size is taken as it is: the L3 of a group of cores in AMD's servers. Operands that exceed

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, PreTrainedModel
 
 from profiler.microbench.bench import Bench
-from profiler.models.operators import is_metadata
-from profiler.models.weights import build
+from profiler.models.aten import is_metadata
+from profiler.models.build import build
 from profiler.record.measurement import Measurement
 from profiler.timing.clock import HostClock
 from profiler.timing.engine import Case

@@ -1,7 +1,7 @@
 """The rate of vector arithmetic, and what pointwise work reaches on main memory.
 
 `vector`: FLOP/s of torch's eager element-wise and row-wise operations, in cache. Counted by the tracer's own table
-(`profiler.models.operators`), so that no operation of a model can be priced below what the same count reached here.
+(`profiler.models.aten`), so that no operation of a model can be priced below what the same count reached here.
 Most eager operations wait for a cache even then; the peak is the best rate of operations with much arithmetic a byte:
 GELU, layer norm, softmax, and a Hermite polynomial of degree 32, which is a chain of 93 multiplications and
 subtractions on one element (compute-bound on a GPU; scalar code on a CPU). Low-precision inputs are computed in float32
@@ -24,7 +24,7 @@ from torch.nn import functional
 from profiler.devices.caches import cache_capacities
 from profiler.microbench.bench import Bench
 from profiler.microbench.memory import normal
-from profiler.models.operators import REDUCTION_FLOPS, VECTOR_FLOPS
+from profiler.models.aten import FLOPS_PER_ELEMENT
 from profiler.record.measurement import Measurement
 from profiler.timing.engine import Case
 
@@ -37,14 +37,14 @@ HERMITE_FLOPS = 3 * (DEGREE - 1)
 Operation = Callable[[Tensor, Tensor], Tensor]
 
 OPERATIONS: dict[str, tuple[float, Operation]] = {
-    "gelu": (VECTOR_FLOPS["gelu"], lambda x, y: functional.gelu(x)),
-    "gelu_tanh": (VECTOR_FLOPS["gelu_tanh"], lambda x, y: functional.gelu(x, approximate="tanh")),
-    "silu": (VECTOR_FLOPS["silu"], lambda x, y: functional.silu(x)),
-    "addcmul": (VECTOR_FLOPS["addcmul"], lambda x, y: torch.addcmul(x, x, y)),
-    "lerp": (VECTOR_FLOPS["lerp"], lambda x, y: torch.lerp(x, y, 0.3)),
-    "layer_norm": (VECTOR_FLOPS["native_layer_norm"], lambda x, y: functional.layer_norm(x, (WIDTH,))),
-    "softmax": (VECTOR_FLOPS["_softmax"], lambda x, y: torch.softmax(x, -1)),
-    "vector_norm": (REDUCTION_FLOPS["linalg_vector_norm"], lambda x, y: torch.linalg.vector_norm(x)),
+    "gelu": (FLOPS_PER_ELEMENT["gelu"], lambda x, y: functional.gelu(x)),
+    "gelu_tanh": (FLOPS_PER_ELEMENT["gelu_tanh"], lambda x, y: functional.gelu(x, approximate="tanh")),
+    "silu": (FLOPS_PER_ELEMENT["silu"], lambda x, y: functional.silu(x)),
+    "addcmul": (FLOPS_PER_ELEMENT["addcmul"], lambda x, y: torch.addcmul(x, x, y)),
+    "lerp": (FLOPS_PER_ELEMENT["lerp"], lambda x, y: torch.lerp(x, y, 0.3)),
+    "layer_norm": (FLOPS_PER_ELEMENT["native_layer_norm"], lambda x, y: functional.layer_norm(x, (WIDTH,))),
+    "softmax": (FLOPS_PER_ELEMENT["_softmax"], lambda x, y: torch.softmax(x, -1)),
+    "vector_norm": (FLOPS_PER_ELEMENT["linalg_vector_norm"], lambda x, y: torch.linalg.vector_norm(x)),
     "hermite_polynomial_he": (HERMITE_FLOPS, lambda x, y: torch.special.hermite_polynomial_he(x, DEGREE)),
 }
 """FLOPs an input element, and the call."""

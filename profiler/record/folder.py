@@ -30,13 +30,13 @@ from typing import Any, Literal, Self
 
 from profiler.record.files import Journal, Lock, read_record, write_text
 from profiler.record.run import RUN_SCHEMA, Cell, CellResult, RequestError, Run
-from roofline.hardware import SPEC_SCHEMA, HardwareSpec
-from roofline.op import GRAPH_SCHEMA, OpGraph
+from roofline.graph.op import GRAPH_SCHEMA, OpGraph
+from roofline.hardware.spec import SPEC_SCHEMA, HardwareSpec
 
 MEASUREMENTS, KERNELS, HARDWARE = "measurements.parquet", "kernels.parquet", "hardware.parquet"
 HARDWARE_JOURNAL = "hardware.jsonl"
 KERNELS_MEND = "restore it, or import it again: python -m profiler import"
-IMPORTED = "format"
+IMPORT_OPTION = "format"
 """Option of a run that imported kernels: the tool whose tables they are. A run that has it has a table of kernels."""
 Content = Literal["passes", "hardware", "kernels"]
 """What a run measured: passes of models; the device, which has measurements instead of cells; a table of kernels."""
@@ -200,7 +200,7 @@ class RunFolder:
             return "hardware"
         if (self.path / KERNELS).exists():
             return "kernels"
-        if IMPORTED in self.run.options:
+        if IMPORT_OPTION in self.run.options:
             raise RequestError(f"{self.path / KERNELS} is missing; {KERNELS_MEND}")
         return "passes"
 

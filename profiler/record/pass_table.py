@@ -30,7 +30,7 @@ import pyarrow as pa
 from profiler.record.folder import MEASUREMENTS
 from profiler.record.parquet import Table
 from profiler.record.run import RUN_SCHEMA, Cell, CellResult, OpTimes, Run
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 
 COLUMNS = pa.schema(
     [

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 from profiler.attribution.align import SequenceMismatch, differences, sequence
 from profiler.device import free_bytes
 from profiler.environment import gpu_reading
+from profiler.models.build import implementations
+from profiler.models.graphs import scale
 from profiler.models.inputs import PassInputs, prepare
-from profiler.models.scale import scale
 from profiler.models.trace import trace
-from profiler.models.weights import implementations
 from profiler.record.run import Cell, CellResult, InvalidMeasurement, RequestError
 from profiler.timing.labels import device_labels, other_share
 from profiler.timing.passes import Step, rounds
@@ -29,7 +29,7 @@ from profiler.timing.replayed import ReplayRunner
 from profiler.timing.runner import Runner
 from profiler.timing.samples import PassTimes
 from profiler.timing.watch import Watch, watch_for
-from roofline.op import Kind, OpGraph
+from roofline.graph.op import Kind, OpGraph
 
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What plain RuntimeErrors of torch's CPU allocator, of CUDA and of cuBLAS say when memory ran out."""

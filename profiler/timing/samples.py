@@ -26,7 +26,7 @@ from profiler.attribution.spans import COMPILED, Executed, ExecutedOp, executed,
 from profiler.attribution.timeline import HostEvent, Timeline
 from profiler.record.measurement import WarmUp, Window
 from profiler.record.run import Closure, InvalidMeasurement, KernelTimes, OpTimes
-from roofline.op import Kind, OpGraph
+from roofline.graph.op import Kind, OpGraph
 
 FROM_HOST = "Memcpy HtoD"
 """How kineto's names of copies from the host to the device begin (CuptiStrings.cpp)."""

@@ -15,7 +15,7 @@ from calibrate.report.units import UNKNOWN, binary, dtype, in_unit, number, perc
 from calibrate.report.wording import Fact
 from profiler.record.measurement import FASTEST, Measurement, Window
 from profiler.record.run import Run
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 WORDS = {
     "value": f"geometric mean over fresh processes; each gives the {100 * FASTEST:g}th percentile of its samples from "

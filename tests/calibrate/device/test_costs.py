@@ -5,10 +5,10 @@ import pytest
 
 from calibrate.device.costs import collective_costs, errors, graph_cost, measured_link, priced_s, transfer_costs
 from profiler.record.measurement import Measurement
-from roofline.hardware import Figure, Level, Peaks
+from roofline.graph.op import Access, Kind, Op
+from roofline.hardware.spec import Figure, Level, Peaks
 from roofline.laws.bus_bandwidth import RINGS, factor, messages
-from roofline.laws.roofline import roofline
-from roofline.op import Access, Kind, Op
+from roofline.price import roofline
 from roofline.whatif import collectives
 
 SIZES = tuple(4**i << 10 for i in range(10))

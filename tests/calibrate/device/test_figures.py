@@ -10,7 +10,8 @@ from calibrate.device.figures import characteristic, characteristics, datasheet_
 from calibrate.device.spec import peaks_of
 from profiler.record.measurement import Capacity, MemoryHierarchy, grouped
 from profiler.record.run import Environment
-from roofline.hardware import Characteristic, load_device
+from roofline.hardware.load import load_device
+from roofline.hardware.spec import Characteristic
 
 MAIN = Capacity(name="DRAM", bytes=1 << 34)
 HIERARCHY = MemoryHierarchy(main=MAIN, caches=(Capacity(name="L2", bytes=2 << 20), Capacity(name="L3", bytes=32 << 20)))

@@ -6,7 +6,8 @@ from microbench_samples import characterised, lost, measured
 from calibrate.device.spec import spec_of
 from profiler.record.measurement import Capacity, Measurement, MemoryHierarchy
 from profiler.record.run import Environment
-from roofline.hardware import HardwareSpec, load_device
+from roofline.hardware.load import load_device
+from roofline.hardware.spec import HardwareSpec
 
 KIB, MIB = 1 << 10, 1 << 20
 MAIN = Capacity(name="DRAM", bytes=1 << 34)

@@ -6,7 +6,7 @@ import pytest
 from calibrate.passes.reports import advice, document, load, sound
 from profiler.record.folder import RunFolder
 from profiler.record.run import CellResult, Run
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 
 
 def _kept(base: Path, run: Run, result: CellResult, graph: OpGraph) -> RunFolder:

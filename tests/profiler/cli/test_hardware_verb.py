@@ -22,7 +22,7 @@ from profiler.record.folder import HARDWARE_JOURNAL, RunFolder
 from profiler.record.hardware_table import read_measurements
 from profiler.record.measurement import Measurement
 from profiler.timing.engine import Case
-from roofline.hardware import load_device
+from roofline.hardware.load import load_device
 
 SHORT = ("hardware", "--quick", "--device", "cpu", "--dtype", "float32", "--memory", "0.2")
 

@@ -13,8 +13,8 @@ from profiler.record.find import list_runs
 from profiler.record.folder import HARDWARE, HARDWARE_JOURNAL, KERNELS, RunFolder
 from profiler.record.hardware_table import HardwareLog
 from profiler.record.run import Cell, CellResult, Run
-from roofline.hardware import HardwareSpec
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import HardwareSpec
 
 
 @pytest.fixture

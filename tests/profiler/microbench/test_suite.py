@@ -14,7 +14,7 @@ from profiler.environment import collect
 from profiler.microbench import suite
 from profiler.microbench.suite import measure_peaks
 from profiler.record.measurement import Measurement
-from roofline.hardware import Peaks
+from roofline.hardware.spec import Peaks
 
 CPU = torch.device("cpu")
 MIB = 1 << 20

@@ -5,7 +5,7 @@ import pytest
 from profiler.record.find import find_run, list_runs
 from profiler.record.folder import RunFolder
 from profiler.record.run import RequestError, Run
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 SPEC = HardwareSpec(name="example", kind="cpu")
 

@@ -17,8 +17,8 @@ from profiler.record import pass_table
 from profiler.record.folder import RunFolder, slug
 from profiler.record.parquet import METADATA_KEY
 from profiler.record.run import RUN_SCHEMA, Cell, CellResult, KernelTimes, Mode, RequestError, Run
-from roofline.hardware import HardwareSpec
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import HardwareSpec
 
 
 def _filled(base: Path, run: Run, result: CellResult, graph: OpGraph) -> RunFolder:
@@ -247,7 +247,9 @@ def test_kill_9_keeps_what_was_measured_and_frees_the_lock(
         from pathlib import Path
         from profiler.record.run import CellResult, Run
         from profiler.record.folder import RunFolder
-        from roofline.op import OpGraph
+        from roofline.graph.op import OpGraph
+        from profiler.record.folder import RunFolder
+        from roofline.graph.op import OpGraph
         base = Path(sys.argv[1])
         result = CellResult.model_validate_json((base / "result").read_text())
         folder = RunFolder.create(base, Run.model_validate_json((base / "run").read_text()))

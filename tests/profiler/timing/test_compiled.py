@@ -9,11 +9,11 @@ import torch
 from tiny import layered
 from torch import nn
 
+from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
-from profiler.models.weights import build, build_meta
 from profiler.record.run import Cell, CellResult, InvalidMeasurement
 from profiler.timing.cell import Loaded, measure_cell
-from roofline.op import Kind, OpGraph
+from roofline.graph.op import Kind, OpGraph
 from roofline.workload import Workload
 
 pytestmark = [

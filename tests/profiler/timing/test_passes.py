@@ -9,15 +9,15 @@ import torch
 from tiny import tiny
 
 from profiler.attribution.align import SequenceMismatch
+from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
-from profiler.models.weights import build, build_meta
 from profiler.record.run import Cell, InvalidMeasurement
 from profiler.timing.cell import Loaded, measure_cell
 from profiler.timing.passes import ROUNDS, rounds
 from profiler.timing.runner import Runner
 from profiler.timing.samples import PassTimes, Sample
-from roofline.op import Kind
+from roofline.graph.op import Kind
 from roofline.workload import Workload
 
 CPU = torch.device("cpu")

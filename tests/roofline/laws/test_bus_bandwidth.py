@@ -2,8 +2,8 @@
 
 import pytest
 
+from roofline.graph.op import Access, Kind, Op
 from roofline.laws.bus_bandwidth import RINGS, factor, messages
-from roofline.op import Access, Kind, Op
 from roofline.whatif import collectives
 
 PUBLISHED = (
