@@ -5,6 +5,7 @@ figures of it, `calibrate.report.hardware` shows them.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -158,16 +159,9 @@ def _print_plan(plan: "Plan", stream: Any) -> None:
     """What will run and roughly how long, before it starts."""
     from profiler.microbench import suite
 
-    counts: dict[str, int] = {}
-    for stage in plan.stages:
-        for part in stage.parts:
-            counts[part] = counts.get(part, 0) + 1
-    for part, count in counts.items():
-        what = (
-            "search for the fastest shape of the products of each type"
-            if part == suite.SEARCH
-            else suite.named(part).what
-        )
+    known = {part.name: part.what for part in suite.PARTS}
+    for part, count in Counter(part for stage in plan.stages for part in stage.parts).items():
+        what = known.get(part, "search for the fastest shape of the products of each type")
         print(f"{part:18} {count:2} × {plan.seconds(part):4.0f} s  {what}", file=stream)
     print(
         f"{plan.device}, {', '.join(plan.dtypes)}: {len(plan.stages)} fresh processes, about {duration(plan.total_s)}",

@@ -95,19 +95,13 @@ class Bench:
         """Host threads of an operation; None on a GPU."""
         return None if self.is_cuda else torch.get_num_threads()
 
-    def missing(self, benchmark: str, case: str, *, unit: Unit, reason: str, dtype: str | None = None) -> Measurement:
-        """A case that this device does not have: a measurement without samples, so that a report can say why."""
-        return Measurement(
-            benchmark=benchmark,
-            case=case,
-            dtype=dtype,
-            threads=self.threads,
-            process=self.process,
-            unit=unit,
-            work=1,
-            status="failed",
-            reason=reason,
-        )
+    def missing(self, benchmark: str, case: str, *, unit: Unit, reason: str, **about: Any) -> Measurement:
+        """A case that this device does not have: a measurement without samples, so that a report can say why.
+
+        `about` are further fields of the measurement, as `dtype` and `parameters`.
+        """
+        here = {"threads": self.threads, "process": self.process, "unit": unit, "work": 1, **about}
+        return Measurement(benchmark=benchmark, case=case, status="failed", reason=reason, **here)
 
     def time(
         self,

@@ -141,8 +141,8 @@ def skinny(bench: Bench) -> Iterator[Measurement]:
             call_s = flops(shape) / flops_per_s if flops_per_s else 0.0
             if call_s > SKINNY_CALL_BUDGETS * bench.budget_s:
                 why = f"not tried: a call would take {call_s:.2g} s, its budget is {bench.budget_s:.2g} s"
-                skipped = bench.missing("skinny", f"m{m}", unit="s", reason=why, dtype=dtype)
-                yield skipped.model_copy(update={"parameters": sizes(shape, "n×k")})
+                about = {"dtype": dtype, "parameters": sizes(shape, "n×k")}
+                yield bench.missing("skinny", f"m{m}", unit="s", reason=why, **about)
                 continue
             timed = bench.time(
                 "skinny",

@@ -61,7 +61,6 @@ class Stage:
 class Plan:
     """What will run, and roughly how long."""
 
-    kind: str
     device: str
     dtypes: tuple[str, ...]
     quick: bool
@@ -116,15 +115,14 @@ def make_plan(
     only: frozenset[str] | None = None,
 ) -> Plan:
     """The processes and their parts; `only` keeps some parts by name, and the search where one of them needs it."""
-    kind = device.partition(":")[0]
-    wanted = [part for part in suite.parts(kind) if only is None or part.name in only]
+    wanted = [part for part in suite.parts(device.partition(":")[0]) if only is None or part.name in only]
     replicated = tuple(part.name for part in wanted if part.replicated)
     once = tuple(part.name for part in wanted if not part.replicated)
     search = (suite.SEARCH,) if any(part.needs_search for part in wanted) else ()
     stages = [Stage(0, (*search, *once))]
     if replicated:
         stages += [Stage(process, replicated) for process in range(1, replicates + 1)]
-    return Plan(kind, device, dtypes, quick, threads, limit_bytes, tuple(stage for stage in stages if stage.parts))
+    return Plan(device, dtypes, quick, threads, limit_bytes, tuple(stage for stage in stages if stage.parts))
 
 
 def characterise(

@@ -73,7 +73,7 @@ def _main_shapes(bench: Bench) -> dict[str, Shape]:
 
 
 SEARCH = "search"
-"""The part that chooses shapes: it runs before all others, since they depend on it."""
+"""The part that finds the fastest shape of the products of each type: it runs before those that need it."""
 
 PARTS: tuple[Part, ...] = (
     Part("memory", "bandwidth of main memory: read, write, copy, scale, add, triad", memory.main_memory, (5, 3)),

@@ -157,10 +157,10 @@ def test_a_real_worker_searches_measures_and_marks_its_parts(told: list[dict[str
 
 
 def test_a_part_that_raises_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(bench: object, shapes: object) -> None:
+    def broken(bench: object) -> None:
         raise RuntimeError("the driver is gone")
 
-    part = suite.Part("broken", "", broken, True, (1, 1))  # type: ignore[arg-type]
+    part = suite.Part("broken", "", broken, (1, 1))  # type: ignore[arg-type]
     monkeypatch.setattr(suite, "PARTS", (part, *suite.PARTS))
     messages: list[dict[str, object]] = []
     work(Task(device="cpu", process=1, parts=("broken",), dtypes=("float32",)), messages.append)
