@@ -26,11 +26,11 @@ from profiler.microbench.spec import host_chip
 from profiler.models.resolve import resolve
 from profiler.models.truncate import truncate
 from profiler.models.weights import build, build_meta
+from profiler.passes.measure import Loaded, measure_cell, reason
 from profiler.record.errors import InvalidMeasurement, RequestError
 from profiler.record.run import Cell, CellResult
 from profiler.record.store import RunFolder
-from profiler.timing.cell import Loaded, measure_cell, reason
-from profiler.timing.clock import clock_for
+from profiler.timing.clocks import clock_for
 from roofline.hardware import HardwareSpec, find_device
 
 DEVICE_S, QUICK_DEVICE_S = 10.0, 5.0

@@ -81,10 +81,10 @@ def test_imports_go_one_way(path: Path) -> None:
         ("roofline.op", "def f():\n    from calibrate.fit import fit"),
         ("profiler.record.store", "from profiler import timing"),
         ("profiler.record.store", "import calibrate.fit"),
-        ("calibrate.fit", "from profiler.timing.cell import measure_cell"),
+        ("calibrate.fit", "from profiler.passes.measure import measure_cell"),
         ("calibrate.fit", "import profiler"),
-        ("profiler.timing.cell", "from calibrate import efficiency"),
-        ("profiler.timing.cell", "from profiler.cli import progress"),
+        ("profiler.passes.measure", "from calibrate import efficiency"),
+        ("profiler.passes.measure", "from profiler.cli import progress"),
         ("profiler.job", "from profiler.cli.app import main"),
     ],
 )

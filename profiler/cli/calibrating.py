@@ -5,6 +5,7 @@ Wiring only: `calibrate` chooses and fits, `profiler` measures.
 Example: ``calibrate_device(folder, torch.device("cpu"), ("float32",), quick=False, visits=2, seed=0, step=print)``
 """
 
+import sys
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -60,8 +61,8 @@ def calibrate_device(
     from calibrate.kernel_shapes import kernel_shapes
     from calibrate.live import fit_measured, stored_laws
     from profiler.device import free_bytes
-    from profiler.microbench.probe_kernels import STREAMING
-    from profiler.microbench.probe_table import probe_kernels
+    from profiler.kernels.family import streaming_operators
+    from profiler.kernels.table import probe_kernels
     from profiler.record import kernels
     from profiler.timing.reference import ReferenceProbes
     from roofline.facts import facts_of
@@ -83,7 +84,7 @@ def calibrate_device(
     memory_bytes = min(spec.measured.levels[-1].capacity_bytes, free_bytes(device))
     limit_bytes = min(PROBE_BYTES, PROBE_PART * memory_bytes)
     demand = demand_of(folder.run.cells)
-    shapes = kernel_shapes(facts, used, limit_bytes, tuple(STREAMING), demand, quick=quick, seed=seed)
+    shapes = kernel_shapes(facts, used, limit_bytes, streaming_operators(), demand, quick=quick, seed=seed)
     probed = probe_kernels(
         shapes,
         device,
@@ -97,6 +98,9 @@ def calibrate_device(
         seconds=SECONDS * max(1.0, visits / VISITS),
     )
     missing |= probed.failed
+    if probed.warning is not None:
+        missing["calibration"] = probed.warning
+        print(f"calibration: {probed.warning}", file=sys.stderr, flush=True)
     if probed.table is None:
         return _kept(folder, spec, missing)
     kernels.write(folder.path, probed.table)

@@ -95,7 +95,7 @@ def run(
             "threads": threads,
             "trust_remote_code": trust_remote_code,
         }
-        from profiler.plan import Choices, Shapes
+        from profiler.passes.plan import Choices, Shapes
 
         shapes = Shapes(
             phases=_words("--phase", phase, ("prefill", "decode", "chunk")),  # type: ignore[arg-type]
@@ -157,7 +157,7 @@ def _new(
     """The folder of a new run, planned and checked."""
     from profiler.device import parse_device
     from profiler.environment import collect
-    from profiler.plan import plan
+    from profiler.passes.plan import plan
 
     _set_threads(options)
     device = parse_device(options["device"])

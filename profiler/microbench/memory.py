@@ -21,8 +21,8 @@ from profiler.microbench.effective_cache import TRUSTED_BYTES, ReadCurve, read_c
 from profiler.microbench.missing import missing
 from profiler.record.conditions import Label
 from profiler.record.measurement import FASTEST, Measurement, State
+from profiler.timing.cache_state import PAST
 from profiler.timing.engine import Case
-from profiler.timing.flush import PAST
 
 FACTOR = 3.0
 """Of scale and triad, as in STREAM."""

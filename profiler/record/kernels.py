@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, ValidationError, model_validator
 
+from profiler.record.conditions import Label
 from profiler.record.errors import RequestError
 from profiler.record.files import first_problem, replacing
 from roofline.record import Record
@@ -122,6 +123,8 @@ class Source(Record):
     """Rows of this table that came from it."""
     cleaned: dict[str, int] = {}
     """Rule -> times that it took out."""
+    labels: tuple[Label, ...] = ()
+    """Conditions under which kernels of this machine were timed: throttling, other work, visits that do not count."""
 
     @model_validator(mode="after")
     def _closes(self) -> Self:

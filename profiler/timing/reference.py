@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from profiler.device import free_bytes
-from profiler.timing.clock import Clock, HostClock, clock_for
+from profiler.timing.clocks import Clock, HostClock, clock_for
 
 STRETCH_S = 0.012
 """Seconds of calls of one probe: a reading of all three costs some 40 ms."""

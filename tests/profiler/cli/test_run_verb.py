@@ -20,7 +20,9 @@ from calibrate.reports import sound
 from calibrate.waterfall import TERMS
 from profiler import job
 from profiler.cli.app import main
-from profiler.microbench import eager, probe_kernels, probe_table
+from profiler.kernels import eager as probe_kernels
+from profiler.kernels import in_model as eager
+from profiler.kernels import table as probe_table
 from profiler.record.kernels import has_kernels
 from profiler.record.run import Run
 from profiler.record.store import RunFolder

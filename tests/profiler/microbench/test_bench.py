@@ -9,7 +9,7 @@ from profiler.microbench.bench import Bench, flags, reason
 from profiler.nvml import GpuReading
 from profiler.record.conditions import Window
 from profiler.record.measurement import CacheState
-from profiler.timing.clock import Call
+from profiler.timing.clocks import Call
 from profiler.timing.engine import Case
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from profiler.microbench.caches import Capacity
 from profiler.microbench.effective_cache import ReadCurve
 from profiler.microbench.memory import KERNELS, case, working_sets
 from profiler.record.measurement import CacheState
-from profiler.timing.flush import PAST
+from profiler.timing.cache_state import PAST
 
 CPU = torch.device("cpu")
 MIB = 1 << 20

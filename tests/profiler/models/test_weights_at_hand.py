@@ -8,7 +8,7 @@ from tiny import tiny
 
 from profiler.models.resolve import resolve
 from profiler.models.weights import build, require_weights
-from profiler.plan import Choices, Shapes, plan
+from profiler.passes.plan import Choices, Shapes, plan
 from profiler.record.errors import RequestError
 
 
