@@ -162,15 +162,15 @@ def _load(cell: Cell, job: Job) -> Loaded:
 
 def planned_weight_bytes(cells: Sequence[Cell], job: Job) -> dict[Cell, float]:
     """Bytes of the weights of each cell's model, before they are made; 0 where it cannot be built."""
-    found: dict[Cell, float] = {}
+    sizes: dict[Cell, float] = {}
     for group in _by_model(list(cells)):
         cell, size = group[0], 0.0
         with suppress(Exception):
             config = resolve(cell.model, trust_remote_code=job.trust_remote_code).config
             config = truncate(config, cell.layers) if cell.layers else config
             size = weight_bytes(build_meta(config, getattr(torch, cell.workload.dtype), cell.attn, cell.experts))
-        found |= dict.fromkeys(group, size)
-    return found
+        sizes |= dict.fromkeys(group, size)
+    return sizes
 
 
 RATED = (128, 1024, 1024)
@@ -183,14 +183,14 @@ def planned_pass_s(weights: Mapping[Cell, float], device: torch.device) -> dict[
     A dtype that a CPU lacks is a tenth as fast as others, and no budget of seconds bounds a pass that is longer.
     """
     rates: dict[str, float] = {}
-    found = {}
+    seconds: dict[Cell, float] = {}
     for cell, size in weights.items():
         dtype = getattr(torch, cell.workload.dtype)
         if cell.workload.dtype not in rates:
             rates[cell.workload.dtype] = _product_rate(dtype, device)
         tokens = cell.workload.batch * cell.workload.query_tokens
-        found[cell] = 2 * size / dtype.itemsize * tokens / rates[cell.workload.dtype]
-    return found
+        seconds[cell] = 2 * size / dtype.itemsize * tokens / rates[cell.workload.dtype]
+    return seconds
 
 
 def _product_rate(dtype: torch.dtype, device: torch.device) -> float:

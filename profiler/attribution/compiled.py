@@ -31,7 +31,7 @@ class Source:
     """One call in the model's source, as the compiler traced it."""
 
     path: str | None
-    """Of its module; None where that is no module of the model."""
+    """Path of its module; None where that is no module of the model."""
     names: tuple[str, ...] = ()
     """Operators that it makes in eager mode, in order, without views: "aten::mm"."""
 
@@ -41,7 +41,7 @@ class CompiledKernel:
     """One call of a kernel."""
 
     name: str
-    """As the profiler names its host event."""
+    """Name of its host event in the profiler."""
     sources: tuple[int, ...]
     """Positions in the sources of its graph."""
     is_library: bool = False
@@ -53,9 +53,9 @@ class CompiledGraph:
     """A part of the model that was compiled as one: all of it, unless the compiler had to break it."""
 
     sources: tuple[Source, ...]
-    """In the order of the model's source."""
+    """Calls in the order of the model's source."""
     kernels: tuple[CompiledKernel, ...]
-    """In the order in which they are called."""
+    """Kernels in the order in which they are called."""
 
 
 def library_operator(kernel: str) -> str | None:
@@ -63,10 +63,10 @@ def library_operator(kernel: str) -> str | None:
 
     ``library_operator("extern_kernels.mm") == "aten::mm"``
     """
-    found = LIBRARY.match(kernel)
-    if found is None:
+    match = LIBRARY.match(kernel)
+    if match is None:
         return None
-    return f"{found[1] or 'aten'}::{INDUCTOR_NAMES.get(found[2], found[2])}"
+    return f"{match[1] or 'aten'}::{INDUCTOR_NAMES.get(match[2], match[2])}"
 
 
 def members(
@@ -82,11 +82,13 @@ def members(
     for i, (path, _) in enumerate(traced):
         by_path.setdefault(path, []).append(i)
     kernels = [(graph, sources, kernel) for graph, sources in zip(called, own, strict=True) for kernel in graph.kernels]
-    found = [{op for source in kernel.sources for op in sources[source]} for _, sources, kernel in kernels]
-    by_library = {op for ops, (_, _, kernel) in zip(found, kernels, strict=True) if kernel.is_library for op in ops}
+    of_kernels = [{op for source in kernel.sources for op in sources[source]} for _, sources, kernel in kernels]
+    by_library = {
+        op for ops, (_, _, kernel) in zip(of_kernels, kernels, strict=True) if kernel.is_library for op in ops
+    }
     done_elsewhere = by_library.intersection(anchors)
-    left = set(range(len(traced))) - set(anchors) - set().union(*found)
-    for ops, (graph, sources, kernel) in zip(found, kernels, strict=True):
+    left = set(range(len(traced))) - set(anchors) - set().union(*of_kernels)
+    for ops, (graph, sources, kernel) in zip(of_kernels, kernels, strict=True):
         if not kernel.is_library:
             ops -= done_elsewhere
         paths = [(graph.sources[source].path, not sources[source]) for source in kernel.sources]
@@ -95,11 +97,11 @@ def members(
             left -= ops
         if not ops:
             ops |= {op for path, _ in paths if path is not None for op in _of_module(path, by_path, anchors)}
-    return [tuple(sorted(ops)) for ops in found]
+    return [tuple(sorted(ops)) for ops in of_kernels]
 
 
 def _aligned(called: Sequence[CompiledGraph], traced: Sequence[tuple[str, str]]) -> list[list[list[int]]]:
-    """For each graph and each of its sources, the operations that it makes."""
+    """The operations that each source of each graph makes."""
     own: list[list[list[int]]] = [[[] for _ in graph.sources] for graph in called]
     calls = [
         ((source.path or "", in_place_or_not(name)), own[g][s])

@@ -4,7 +4,7 @@ Rule: device event → correlation id → launch → the operation whose host sp
 thread. Where kineto keeps no record of the launch, or knows its thread under another number, the event's external id
 names the host event that launched it, and that event's start is taken. Several kernels to one operation are normal.
 What fits no operation is kept with its name and its reason, never dropped: Σ operations + unattributed + gaps + tail =
-wall, by construction of `overlap`.
+wall, since `shares` and `idle` split each instant.
 
 Synchronise the device before and after the window. CUDA graphs are refused: one launch stands for many kernels, which
 `profiler.attribution.replayed` gives to operations by their order.
@@ -36,7 +36,7 @@ class OpSpan:
     """Host span of an executed operation; spans of one thread do not overlap."""
 
     index: int
-    """Of the operation in its graph."""
+    """Position of the operation in its graph."""
     start_s: float
     end_s: float
     tid: int
@@ -131,7 +131,7 @@ class Given:
     unattributed: tuple[Unattributed, ...]
     tail_gap_s: float
     end_s: float
-    """Of the window, or of the last event where that is later."""
+    """End of the window, or of the last event where that is later."""
 
 
 def give(
@@ -240,11 +240,11 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
     if len(devices := sorted({e.device for e in events})) > 1:
         raise ValueError(f"work on devices {devices}: one device at a time; hide the others with CUDA_VISIBLE_DEVICES")
 
-    found = [
+    owned = [
         owners.find(event, launched.get(event.correlation) if event.correlation is not None else None, inside, window)
         for event in events
     ]
-    given = give(events, found, [span.index for span in operations], window, inside)
+    given = give(events, owned, [span.index for span in operations], window, inside)
     seen = {e.correlation for e in events}
     without = [e for e in events if e.correlation not in launched]
     unrecorded = tuple(e for e in without if owners.called(e, window) is not None)
@@ -270,7 +270,7 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
         ),
         late_s=given.end_s - window[1],
         events=tuple(events),
-        owners=tuple(position for position, _ in found),
+        owners=tuple(position for position, _ in owned),
     )  # fmt: skip
 
 

@@ -142,9 +142,10 @@ SHOWN = 200
 class SequenceMismatch(RuntimeError):
     """The device ran another sequence than the graph holds; `differences` says which operations."""
 
-    def __init__(self, found: tuple[str, ...]) -> None:
-        super().__init__(f"the device ran other operations than were traced: {found[0]} ({len(found)} differences)")
-        self.differences = found
+    def __init__(self, differences: tuple[str, ...]) -> None:
+        count = len(differences)
+        super().__init__(f"the device ran other operations than were traced: {differences[0]} ({count} differences)")
+        self.differences = differences
 
 
 def in_place_or_not(name: str) -> str:
@@ -157,25 +158,25 @@ def sequence(graph: OpGraph) -> list[tuple[str, str]]:
     return [(op.path, in_place_or_not(op.name)) for op in graph.ops]
 
 
-def differences(traced: Sequence[tuple[str, str]], found: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+def differences(traced: Sequence[tuple[str, str]], ran: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     """One line an operation that only one side has; empty if both ran the same."""
-    if list(traced) == list(found):
+    if list(traced) == list(ran):
         return ()
     lines: list[str] = []
-    for tag, a, b, c, d in SequenceMatcher(None, traced, found, autojunk=False).get_opcodes():
+    for tag, a, b, c, d in SequenceMatcher(None, traced, ran, autojunk=False).get_opcodes():
         if tag == "equal":
             continue
         lines += [f"traced only: {name} in {path or 'the model'}" for path, name in traced[a:b]]
-        lines += [f"device only: {name} in {path or 'the model'}" for path, name in found[c:d]]
+        lines += [f"device only: {name} in {path or 'the model'}" for path, name in ran[c:d]]
     if len(lines) > SHOWN:
         lines = [*lines[:SHOWN], f"and {len(lines) - SHOWN} more"]
     return tuple(lines)
 
 
-def only_found(traced: Sequence[tuple[str, str]], found: Sequence[tuple[str, str]]) -> set[int] | None:
-    """Positions in `found` of what was not traced; None where something traced was not found."""
+def only_ran(traced: Sequence[tuple[str, str]], ran: Sequence[tuple[str, str]]) -> set[int] | None:
+    """Positions in `ran` of what was not traced; None where something traced did not run."""
     extra: set[int] = set()
-    for tag, _, _, c, d in SequenceMatcher(None, traced, found, autojunk=False).get_opcodes():
+    for tag, _, _, c, d in SequenceMatcher(None, traced, ran, autojunk=False).get_opcodes():
         if tag == "insert":
             extra.update(range(c, d))
         elif tag != "equal":

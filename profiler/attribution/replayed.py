@@ -50,10 +50,10 @@ def reference(joined: DeviceJoin) -> Reference:
 
 def check_same(plain: Sequence[DeviceEvent], replayed: Sequence[DeviceEvent]) -> None:
     """Raises GraphMismatch, one line, unless both ran the same kernels, copies and memsets in the same order."""
-    expected, found = [_identity(event) for event in plain], [_identity(event) for event in replayed]
-    if expected == found:
+    expected, ran = [_identity(event) for event in plain], [_identity(event) for event in replayed]
+    if expected == ran:
         return
-    changes = [c for c in SequenceMatcher(None, expected, found, autojunk=False).get_opcodes() if c[0] != "equal"]
+    changes = [c for c in SequenceMatcher(None, expected, ran, autojunk=False).get_opcodes() if c[0] != "equal"]
     _, a, b, c, d = changes[0]
     missing, extra = [_name(event) for event in plain[a:b]], [_name(event) for event in replayed[c:d]]
     if missing and extra:
@@ -65,7 +65,7 @@ def check_same(plain: Sequence[DeviceEvent], replayed: Sequence[DeviceEvent]) ->
     else:
         what = f"it ran {extra[0]} at {c + 1}, which the plain pass did not"
     raise GraphMismatch(
-        f"the CUDA graph is not the plain pass ({len(found)} kernels and copies, plain {len(expected)}): {what}, the "
+        f"the CUDA graph is not the plain pass ({len(ran)} kernels and copies, plain {len(expected)}): {what}, the "
         f"first of {len(changes)} differences; measure again, or without --cuda-graph"
     )
 
@@ -82,7 +82,7 @@ def join_replay(timeline: Timeline, window: tuple[float, float], plain: Referenc
     if len(graphs) != 1:
         raise InvalidMeasurement(f"a replay is one launch of a graph; the profiler saw {len(graphs)}")
     launch = graphs[0]
-    others = {one.correlation for one in launches if one is not launch}
+    others = {other.correlation for other in launches if other is not launch}
     events = [event for event in timeline.device if _in_window(event, {launch.correlation, *others}, window)]
     is_beside = [event.correlation in others for event in events]
     check_same(plain.events, [event for event, beside in zip(events, is_beside, strict=True) if not beside])

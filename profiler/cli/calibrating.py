@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from profiler.record.run import Cell
 
 PROBE_PART = 1 / 16
-"""Of the device's memory, for the operands of one probe."""
+"""Share of the device's memory for the operands of one group of kernels."""
 PROBE_BYTES = 7 << 27
-"""And never more: on a CPU making them takes time."""
+"""Most bytes of these operands: on a CPU making them takes time."""
 
 LIKELY, LARGER = 5e8, 4.0
 """Parameters of a model that no catalogue names, and how many times more the largest model may have whose shapes are
 asked for: a range that holds its sizes without measuring what only much larger models have."""
 
 SECONDS = 45.0
-"""For the kernels of a calibration; with more visits asked for, as many times more."""
+"""Time for the kernels of a calibration; with more visits asked for, as many times more."""
 VISITS = 3
-"""Of each kernel, unless more are asked for."""
+"""Visits to each kernel, unless more are asked for."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Types that models are built in, and kernels are made in."""
@@ -131,10 +131,10 @@ def demand_of(cells: "Sequence[Cell]") -> "Demand":
     configs = [config_of(name) for name, entry in known.items() if entry.parameters <= most]
     passes = [cell.workload for cell in cells]
     return Demand(
-        weights=tuple(dict.fromkeys(one for config in configs for one in linear_shapes(config))),
-        heads=tuple(dict.fromkeys(one for config in configs for one in head_layouts(config))),
-        rows=tuple(sorted({one.batch * one.query_tokens for one in passes} | {1, 128})),
-        contexts=tuple(sorted({one.query_tokens + one.context_tokens for one in passes} | {128})),
+        weights=tuple(dict.fromkeys(shape for config in configs for shape in linear_shapes(config))),
+        heads=tuple(dict.fromkeys(layout for config in configs for layout in head_layouts(config))),
+        rows=tuple(sorted({workload.batch * workload.query_tokens for workload in passes} | {1, 128})),
+        contexts=tuple(sorted({workload.query_tokens + workload.context_tokens for workload in passes} | {128})),
     )
 
 

@@ -10,7 +10,7 @@ warmed up, before it is timed.
 Contract: a device that runs other operations than were traced raises `SequenceMismatch`; lost profiler events raise
 `InvalidMeasurement`; torch's own errors pass through, out of memory among them.
 
-Example: ``ProbedKernels(shapes, device, rotated_bytes=64 << 20).visit(watched)`` → seconds of each operation in each pass
+Example: ``ProbedKernels(shapes, device, rotated_bytes=64 << 20).visit(watched)`` → seconds of each operation
 """
 
 import math
@@ -234,7 +234,7 @@ class _Pace:
     def __init__(self, device: torch.device) -> None:
         self._is_cpu = device.type == "cpu"
         self._least_s_per_byte: dict[str, float] = {}
-        """By kind, of its last kernel; products and attention take more a byte the larger they are."""
+        """Time of each kind's last kernel; products and attention take more a byte the larger they are."""
 
     def bounded(self, shape: KernelShape, make: Callable[[KernelShape], Kernel]) -> Kernel:
         """The kernel, checked, with fewer sets of operands where all of them would take longer than `LONGEST_S`.
@@ -281,14 +281,14 @@ class ProbedKernels:
         self.shapes = tuple(shapes)
         """Those that the device can run, after the first visit."""
         self.failed: dict[str, str] = {}
-        """By operator and dtype, why a kernel is not measured."""
+        """Why a kernel is not measured, by operator and dtype."""
         self._device, self._rotated_bytes, self._arena = device, rotated_bytes, arena
         self._probe: Probe | None = None
         self.graph: OpGraph | None = None
         self.owners: tuple[int | None, ...] = ()
-        """For each operation of the graph, the shape that it belongs to; None for the sweeps."""
+        """Shape that each operation of the graph belongs to; None for the sweeps."""
         self.held: tuple[int, ...] = ()
-        """For each shape, the sets of operands that took turns again."""
+        """Sets of operands of each shape that took turns again."""
 
     def visit(self, watched: Watched) -> list[list[float]]:
         """Seconds of each operation in each of `PASSES` passes; the first visit traces them."""

@@ -253,21 +253,23 @@ def in_model_rows(eager: InModel, cache_bytes: float) -> list[dict[str, object]]
         key = (subject.kinds, subject.dtype, op, *own, mark)
         alike.setdefault(key, []).append((subject, time_s))
         about[key] = op, group
-    return [_mean(found, *about[key]) for key, found in alike.items()]
+    return [_mean(same, *about[key]) for key, same in alike.items()]
 
 
 def _name(subject: Subject) -> str:
-    """Of what is held out together when a fit is judged."""
+    """Name of what is held out together when a fit is judged."""
     dims = subject.dims
     names = ("elements",) if subject.kinds[0].startswith(OPERATOR) else ("n", "k", "heads", "kv_heads", "head_dim")
     return " ".join(f"{name} {dims[name]:.0f}" for name in names if name in dims)
 
 
-def _mean(found: Sequence[tuple[Subject, float]], op: str, group: str) -> dict[str, object]:
-    first = found[0][0]
-    states = {name: statistics.fmean(one.dims[name] for one, _ in found) for name in STATES if name in first.dims}
+def _mean(alike: Sequence[tuple[Subject, float]], op: str, group: str) -> dict[str, object]:
+    first = alike[0][0]
+    states = {
+        name: statistics.fmean(subject.dims[name] for subject, _ in alike) for name in STATES if name in first.dims
+    }
     return _row(
-        replace(first, dims={**first.dims, **states}), op, group, statistics.fmean(time_s for _, time_s in found)
+        replace(first, dims={**first.dims, **states}), op, group, statistics.fmean(time_s for _, time_s in alike)
     )
 
 
@@ -278,8 +280,10 @@ def _row(subject: Subject, op: str, group: str, time_s: float) -> dict[str, obje
 
 
 def _batches(shapes: Sequence[KernelShape], limit_bytes: float, rotated_bytes: int) -> Iterator[list[KernelShape]]:
-    """In an order of no meaning, so that what changes with time is nobody's; each of one dtype, as large as memory
-    allows."""
+    """Groups of one dtype each, as large as memory allows.
+
+    Their order has no meaning, so that what changes with time is no kernel's in particular.
+    """
     left = sorted(shapes, key=lambda shape: (shape.dtype, shape.op, sorted(shape.dims.items())))
     random.Random(0).shuffle(left)
     left.sort(key=lambda shape: shape.dtype)

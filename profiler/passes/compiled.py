@@ -68,11 +68,11 @@ class CompiledRunner(Runner):
             raise InvalidMeasurement("torch.compile compiled no part of the model; leave --compile out")
         self._parts = each
         graphs = [self._made.graphs[number] for number in self._made.called[:each]]
-        names = [kernel.name for one in graphs for kernel in one.kernels]
+        names = [kernel.name for graph in graphs for kernel in graph.kernels]
         ran = called(timeline, passes(timeline.host)[-1], names)
         seen = frozenset(ran)
-        graphs = [_without_unseen(one, seen) for one in graphs]
-        self.names = [kernel.name for one in graphs for kernel in one.kernels]
+        graphs = [_without_unseen(graph, seen) for graph in graphs]
+        self.names = [kernel.name for graph in graphs for kernel in graph.kernels]
         if list(ran) != self.names:
             raise InvalidMeasurement(
                 f"a compiled pass called {len(ran)} kernels in another order than the {len(self.names)} that inductor "
@@ -82,30 +82,30 @@ class CompiledRunner(Runner):
         self.members = members(graphs, sequence(graph), anchors)
         return tuple(sorted({name for name in self.names if name.startswith(BACKENDS)})) or backends
 
-    def attributed(self, one: Sample) -> Sample:
+    def without_unknown(self, sample: Sample) -> Sample:
         lost = [i for i, ops in enumerate(self.members) if not ops]
         if not lost:
-            return one
-        device_s = list(one.device_s)
+            return sample
+        device_s = list(sample.device_s)
         for i in lost:
             device_s[i] = 0.0
         names = (f"{self.names[i]} (of no known module)" for i in lost)
         return replace(
-            one,
+            sample,
             device_s=device_s,
-            unattributed_s=one.unattributed_s + sum(one.device_s[i] for i in lost),
-            unattributed=(*one.unattributed, *names),
+            unattributed_s=sample.unattributed_s + sum(sample.device_s[i] for i in lost),
+            unattributed=(*sample.unattributed, *names),
         )
 
-    def described(self, times: PassTimes) -> PassTimes:
+    def as_kernel_times(self, times: PassTimes) -> PassTimes:
         kernels = tuple(
-            KernelTimes(name=name, ops=ops, device_s=one.device_s, gap_s=one.gap_s)
-            for name, ops, one in zip(self.names, self.members, times.ops, strict=True)
+            KernelTimes(name=name, ops=ops, device_s=op.device_s, gap_s=op.gap_s)
+            for name, ops, op in zip(self.names, self.members, times.ops, strict=True)
             if ops
         )
         return replace(times, ops=(), kernels=kernels)
 
-    def facts(self) -> dict[str, str]:
+    def environment_notes(self) -> dict[str, str]:
         return {
             "compiled graphs": str(self._parts),
             "graph breaks": str(max(0, self._parts - 1)),
@@ -114,7 +114,7 @@ class CompiledRunner(Runner):
 
 
 def _without_unseen(graph: CompiledGraph, seen: frozenset[str]) -> CompiledGraph:
-    """Without calls that no host event stands for anywhere, as of functions of inductor's own."""
+    """The graph without calls that no host event stands for, as those of functions of inductor's own."""
     return replace(graph, kernels=tuple(kernel for kernel in graph.kernels if kernel.name in seen))
 
 
@@ -184,23 +184,26 @@ class Inductor:
                 "to 2.13, or leave --compile out"
             )
         nodes = {node.name: node for node in made.graph.nodes}
-        found: list[tuple[str, str | None, list[fx.Node]]] = []
+        made_of: list[tuple[str, str | None, list[fx.Node]]] = []
         for key, names in provenance.items():
             kernel = key.rpartition(":")[0] or key
             working = [nodes[name] for name in names if name in nodes and _works(nodes[name])]
             operator = library_operator(kernel)
             if operator is not None:
                 working = [node for node in working if _operator(node) == operator] or working
-            found.append((kernel, operator, working))
-        taken = {node.name for _, operator, working in found if operator for node in working}
-        for kernel, operator, working in found:
+            made_of.append((kernel, operator, working))
+        taken = {node.name for _, operator, working in made_of if operator for node in working}
+        for kernel, operator, working in made_of:
             own = [node for node in working if operator or node.name not in taken]
             numbers = sorted({self._source(node, position, sources) for node in own})
             prefix = "" if operator or graph_id is None or not kernel.startswith("cpp") else f"graph_{graph_id}_"
             yield CompiledKernel(operator or f"{prefix}{kernel}", tuple(numbers), operator is not None)
 
     def _source(self, node: fx.Node, position: Mapping[str, int], sources: list[Source]) -> int:
-        """Its call; where that makes no operator, as a slice of everything that the node replaced, its own module."""
+        """Number of the call that a node came from.
+
+        A call that makes no operator, as a slice of everything that the node replaced, gives way to the node's module.
+        """
         origin = node.meta.get("from_node")
         while origin:
             number = position.get(origin[-1].name)
@@ -230,12 +233,12 @@ class _Names(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: dict[str, list[str]] = {}
+        self.operators: dict[str, list[str]] = {}
         self.node = ""
         self.is_inside = False
 
     def add(self, name: str) -> None:
-        self.found.setdefault(self.node, []).append(name)
+        self.operators.setdefault(self.node, []).append(name)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.is_inside and func.namespace != "prim" and not is_metadata(func):  # prim::device asks fake tensors
@@ -277,13 +280,13 @@ class _Eager(fx.Interpreter):
 def _eager_names(graph: fx.GraphModule) -> dict[str, list[str]]:
     """Operators by the name of dynamo's node; what cannot be run on fake tensors is left out."""
     examples = [node.meta.get("example_value") for node in graph.graph.nodes if node.op == "placeholder"]
-    fake = next((one.fake_mode for one in examples if isinstance(one, FakeTensor)), None)
+    fake = next((example.fake_mode for example in examples if isinstance(example, FakeTensor)), None)
     names = _Names()
-    if fake is None or any(one is None for one in examples):
+    if fake is None or any(example is None for example in examples):
         return {}
     try:
         with fake, _Attention(names), names:
             _Eager(graph, names).run(*examples)
     except Exception:  # noqa: BLE001 - then modules are known, and which operation of theirs is not
-        return names.found
-    return names.found
+        return names.operators
+    return names.operators

@@ -31,7 +31,7 @@ class Repeatable(Protocol):
     """What each pass starts from: `profiler.models.inputs.PassInputs`, or nothing."""
 
     def kwargs(self) -> dict[str, Any]:
-        """Of one call of the model."""
+        """Arguments of one call of the model."""
 
     def restore(self) -> None:
         """Undo what a pass did."""
@@ -86,18 +86,18 @@ class Runner:
         timeline, walls = self.session(count + first)
         windows, walls = passes(timeline.host)[first:], walls[first:]
         taken = (sample(timeline, window, self.names, self.kind, self.within) for window in windows)
-        return [self.attributed(one) for one in taken], walls
+        return [self.without_unknown(each) for each in taken], walls
 
-    def attributed(self, one: Sample) -> Sample:
+    def without_unknown(self, sample: Sample) -> Sample:
         """The same sample with what belongs to no module of the model unattributed: here, it is so already."""
-        return one
+        return sample
 
-    def described(self, times: PassTimes) -> PassTimes:
-        """The same times, said of what they are times of: here, of operations."""
+    def as_kernel_times(self, times: PassTimes) -> PassTimes:
+        """The same times, of kernels where each stands for several operations: here, of operations."""
         return times
 
-    def facts(self) -> dict[str, str]:
-        """What is to be known of how passes run, for people."""
+    def environment_notes(self) -> dict[str, str]:
+        """How passes run, for people."""
         return {}
 
     def session(

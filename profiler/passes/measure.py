@@ -48,7 +48,7 @@ some milliseconds."""
 ROUNDS = (3, 12)
 """Fewest and most rounds; between them the plain passes' precision and the time budget decide."""
 WARM_UP_PART = 0.1
-"""Of the time budget, the most for passes before the first sample."""
+"""Most of the time budget for passes before the first sample."""
 RULES = Rules(min_samples=ROUNDS[0] * PASSES, max_samples=ROUNDS[1] * PASSES, relative_width=0.01, noise_tolerance=0.0)
 """When the plain passes end: at a median known to 1 %, the size of a regression that is looked for."""
 
@@ -166,7 +166,7 @@ def _measure(
         unattributed_s=times.unattributed_s,
         unattributed=times.unattributed,
         closure=times.closure,
-        ran=_ran(loaded, cell, inputs, times) | plain.facts(),
+        ran=_ran(loaded, cell, inputs, times) | plain.environment_notes(),
         differences=explained,
         clock="kernel timeline" if device.type == "cuda" else "profiler spans",
         peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
@@ -212,13 +212,13 @@ def _routed(graph: OpGraph, exact: OpGraph) -> OpGraph:
 
 def _ran(loaded: Loaded, cell: Cell, inputs: PassInputs, times: PassTimes) -> dict[str, str]:
     """Implementations as the model and the profiler name them."""
-    found = implementations(loaded.model) | {
+    names = implementations(loaded.model) | {
         "attention backend": ", ".join(name.removeprefix("aten::") for name in times.backends),
         "cache": inputs.cache_classes(),
         "weights": "; ".join((cell.weights, *loaded.notes)),
         "mode": cell.mode,
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in names.items() if value}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -302,7 +302,7 @@ def rounds(
         rules = replace(RULES, min_samples=ROUNDS[0] * in_a_row, max_samples=ROUNDS[1] * in_a_row).within(budget_s)
         why, windows = sample_rounds(plain_passes, rules, time.monotonic, begin, fewest=ROUNDS[0], runs=2, watch=watch)
     event_s = statistics.median(costs) if costs else 0.0
-    times = runner.described(collect(samples, wall, profiled, ratios, backends, event_s))
+    times = runner.as_kernel_times(collect(samples, wall, profiled, ratios, backends, event_s))
     levels = {name: tuple(seconds) for name, seconds in reference.items()}
     return replace(times, warm_up=warmed, stop_reason=why, windows=windows, reference=levels)
 

@@ -55,10 +55,10 @@ class ReplayRunner(Runner):
         timeline, walls = self.session(count + 1)
         windows = passes(timeline.host)[1:]
         taken = (replay_sample(timeline, window, self._reference) for window in windows)
-        return [self.plain.attributed(one) for one in taken], walls[1:]
+        return [self.plain.without_unknown(each) for each in taken], walls[1:]
 
-    def described(self, times: PassTimes) -> PassTimes:
-        return self.plain.described(times)
+    def as_kernel_times(self, times: PassTimes) -> PassTimes:
+        return self.plain.as_kernel_times(times)
 
     def _captured(self) -> None:
         self._logits = self.plain.forward(**self.inputs.kwargs()).logits

@@ -28,7 +28,7 @@ from profiler.attribution.operations import (
     differences,
     executed,
     in_place_or_not,
-    only_found,
+    only_ran,
     passes,
     sequence,
 )
@@ -63,13 +63,13 @@ class PassTimes:
     unattributed: tuple[str, ...]
     """Names of the device work that belongs to no operation."""
     kernels: tuple[KernelTimes, ...] = ()
-    """Of a compiled pass, which has no times of operations."""
+    """Times of a compiled pass, which has none of operations."""
     warm_up: WarmUp | None = None
     stop_reason: str = ""
     windows: tuple[Window, ...] = ()
     """One for each round of passes."""
     reference: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """By reference probe, its seconds before and after each round."""
+    """Seconds of each reference probe before and after each round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,9 @@ class Sample:
     """Kernels that ran."""
     memory_operations: int = 0
     nested: tuple[int, ...] = ()
-    """On a CPU, events that the profiler recorded within each operation, itself not counted."""
+    """Events that the profiler recorded within each operation on a CPU, the operation's own not counted."""
     between: tuple[int, ...] = ()
-    """And in the gap before each operation, up to the operation's own start."""
+    """Events in the gap before each operation, up to the operation's own start."""
 
     @property
     def events(self) -> int:
@@ -118,12 +118,12 @@ def check_sequence(timeline: Timeline, graph: OpGraph, kind: DeviceKind) -> tupl
         ops, joined = _device_pass(timeline, window, expected, _with_path)
         strangers = [f"{e.name}, {e.reason}" for e in joined.unattributed if not e.name.startswith(FROM_HOST)]
     else:
-        found = _host_pass(timeline, window, expected, _with_path)
-        ops, strangers = found.ops, [f"{event.name} in no traced operation" for event in found.strangers]
+        ran = _host_pass(timeline, window, expected, _with_path)
+        ops, strangers = ran.ops, [f"{event.name} in no traced operation" for event in ran.strangers]
     if strangers and graph.traced_on == "meta":  # a trace on the device has seen all that a trace can see
         raise SequenceMismatch(tuple(f"device only: {name}" for name in strangers))
-    ran = zip(ops, graph.ops, strict=True)
-    return tuple(sorted({op.backend or "math" for op, traced in ran if traced.kind == Kind.ATTENTION}))
+    pairs = zip(ops, graph.ops, strict=True)
+    return tuple(sorted({op.backend or "math" for op, traced in pairs if traced.kind == Kind.ATTENTION}))
 
 
 def sample(
@@ -171,10 +171,10 @@ def collect(
 
     `ratios`: profiled ÷ unprofiled wall, as taken, of passes next to each other.
     """
-    lengthened = [event_cost_s * one.events for one in samples]
+    lengthened = [event_cost_s * sample.events for sample in samples]
     raw_wall_s = statistics.median(profiled_wall_s)
     profiled_wall_s = [wall - more for wall, more in zip(profiled_wall_s, lengthened, strict=True)]
-    samples = [one.without(event_cost_s) for one in samples]
+    samples = [sample.without(event_cost_s) for sample in samples]
     busy = [math.fsum(s.device_s) for s in samples]
     lost = [s.unattributed_s for s in samples]
     accounted = [b + x + s.idle_s for b, x, s in zip(busy, lost, samples, strict=True)]
@@ -228,32 +228,32 @@ def _host_pass(
     key: Callable[[ExecutedOp], Key],
     within: str | None = None,
 ) -> Executed:
-    found = _executed(timeline, window, expected, within)
-    if different := differences(expected, [key(op) for op in found.ops]):
+    ran = _executed(timeline, window, expected, within)
+    if different := differences(expected, [key(op) for op in ran.ops]):
         raise SequenceMismatch(different)
-    return found
+    return ran
 
 
-def _host_sample(timeline: Timeline, window: HostEvent, found: Executed) -> Sample:
+def _host_sample(timeline: Timeline, window: HostEvent, ran: Executed) -> Sample:
     """What lies between two spans is idle."""
     starts = np.array([e.start_s for e in timeline.host if e.tid == window.tid and e is not window])
-    begun, ended = (np.searchsorted(starts, [getattr(op, at) for op in found.ops], side="right") for at in _ENDS)
+    begun, ended = (np.searchsorted(starts, [getattr(op, at) for op in ran.ops], side="right") for at in _ENDS)
     first = np.searchsorted(starts, window.start_s)
     previous = window.start_s
     device_s, gap_s = [], []
-    for op in found.ops:
+    for op in ran.ops:
         device_s.append(op.end_s - op.start_s)
         gap_s.append(op.start_s - previous)
         previous = op.end_s
-    time_s = math.fsum(event.end_s - event.start_s for event in found.strangers)
+    time_s = math.fsum(event.end_s - event.start_s for event in ran.strangers)
     tail_s = window.end_s - previous
     return Sample(
         device_s,
         gap_s,
         tail_s,
         unattributed_s=time_s,
-        unattributed=tuple(event.name for event in found.strangers),
-        kernels=tuple((op.backend,) if op.backend else () for op in found.ops),
+        unattributed=tuple(event.name for event in ran.strangers),
+        kernels=tuple((op.backend,) if op.backend else () for op in ran.ops),
         idle_s=math.fsum(gap_s) + tail_s - time_s,  # strangers lie in the gaps between operations
         nested=tuple((ended - begun).tolist()),
         between=tuple((begun - np.concatenate([[first], ended])[: len(begun)]).tolist()),
@@ -271,20 +271,20 @@ def _device_pass(
     within: str | None = None,
 ) -> tuple[tuple[ExecutedOp, ...], DeviceJoin]:
     """The traced operations of a pass and what the device did for them, without what only the profiler sees."""
-    found = _executed(timeline, window, expected, within).ops
-    joined = _join(timeline, window, found)
+    ran = _executed(timeline, window, expected, within).ops
+    joined = _join(timeline, window, ran)
     idle = {i for i, op in enumerate(joined.ops) if not op.kernels}
     constants = {i for i, op in enumerate(joined.ops) if all(name.startswith(FROM_HOST) for name in op.kernels)}
-    kept = _without([key(op) for op in found], list(expected), idle, constants)
-    ops = tuple(found[i] for i in kept)
-    return ops, joined if len(ops) == len(found) else _join(timeline, window, ops)
+    kept = _without([key(op) for op in ran], list(expected), idle, constants)
+    ops = tuple(ran[i] for i in kept)
+    return ops, joined if len(ops) == len(ran) else _join(timeline, window, ops)
 
 
 def _without(keys: list[Key], expected: list[Key], idle: set[int], constants: set[int]) -> list[int]:
     """Positions of the traced operations: without all host work, without all constants, or without some of them."""
     everything = range(len(keys))
     choices: list[set[int]] = [set(), idle, constants]
-    if (beside := only_found(expected, keys)) is not None and beside <= constants:
+    if (beside := only_ran(expected, keys)) is not None and beside <= constants:
         choices.append(beside)
     for extra in choices:
         kept = [i for i in everything if i not in extra]

@@ -31,7 +31,7 @@ class Clock(Protocol):
     """Whether a sample runs the calls of the first one again, on the same operands, instead of calling anew."""
 
     def __hash__(self) -> int:
-        """By identity: the floor of a clock is measured once."""
+        """A clock is hashed by identity: its floor is measured once."""
 
     def now(self) -> float:
         """Seconds on the host's clock, for time limits."""
@@ -129,7 +129,7 @@ class NotCapturable(RuntimeError):
 class _Captured:
     repeats: int
     replay: Call
-    """Of the graph that it keeps alive."""
+    """Replays the graph, which it keeps alive."""
 
 
 class GraphClock:

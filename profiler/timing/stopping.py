@@ -35,12 +35,12 @@ from scipy.special import bdtr
 Reason = Literal["precise", "noise stable", "time limit", "sample limit"]
 
 CONFIDENCE = 0.9
-"""Of the interval of the median."""
+"""Confidence of the interval of the median."""
 NOTCH = 3.06
 """Width of the 90 % interval of a normal sample's median, in interquartile ranges over √n: 2 × 1.645 × 1.253 ÷ 1.349
 (McGill, Tukey and Larsen, Variations of box plots, 1978: notches)."""
 GROWTH = 1.05
-"""From one count at which precision and noise are looked at to the next, and at least by one sample."""
+"""Growth from one count at which precision and noise are looked at to the next, at least by one sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +138,10 @@ def reason(times_s: Sequence[float], timed_s: float, elapsed_s: float, rules: Ru
     For a finished sequence; while sampling, `Stopping` does the same without starting over.
     """
     stopping = Stopping(rules)
-    found: Reason | None = None
+    stopped: Reason | None = None
     for taken in times_s:
-        found = stopping.add(taken, timed_s, elapsed_s)
-    return found
+        stopped = stopping.add(taken, timed_s, elapsed_s)
+    return stopped
 
 
 def median_interval(times_s: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:

@@ -103,7 +103,7 @@ def test_a_model_that_breaks_is_measured_in_parts() -> None:
     runner = CompiledRunner(model, inputs, CPU)  # type: ignore[arg-type]
     graph = _traced(model, x)
     times = rounds(runner, graph, budget_s=0.01)
-    assert (runner.facts()["compiled graphs"], runner.facts()["graph breaks"]) == ("2", "1")
+    assert (runner.environment_notes()["compiled graphs"], runner.environment_notes()["graph breaks"]) == ("2", "1")
     assert times.closure.attributed >= 0.97
     assert {("first", "mm"), ("second", "mm")} <= {pair for k in times.kernels for pair in names(graph, k.ops)}
 

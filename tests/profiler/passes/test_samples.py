@@ -7,7 +7,7 @@ import pytest
 from paper_gpu import PaperGpu, launch, with_host_events
 from tiny import tiny
 
-from profiler.attribution.operations import PASS, SequenceMismatch, executed, only_found, passes
+from profiler.attribution.operations import PASS, SequenceMismatch, executed, only_ran, passes
 from profiler.attribution.timeline import HostEvent, Timeline, read_timeline
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
@@ -174,11 +174,11 @@ def test_the_recorded_pass_closes() -> None:
     assert 0.5 < times.closure.attributed < 1
 
 
-def test_only_found() -> None:
+def test_only_ran() -> None:
     a, b, c = ("", "a"), ("", "b"), ("", "c")
-    assert only_found([a, b], [a, c, b, c]) == {1, 3}
-    assert only_found([a, b], [a, b]) == set()
-    assert only_found([a, b], [a, c]) is None and only_found([a, b], [a]) is None
+    assert only_ran([a, b], [a, c, b, c]) == {1, 3}
+    assert only_ran([a, b], [a, b]) == set()
+    assert only_ran([a, b], [a, c]) is None and only_ran([a, b], [a]) is None
 
 
 def test_what_recording_events_took_is_taken_off_operations_and_gaps_and_never_more_than_they_took() -> None:
