@@ -1,5 +1,11 @@
 """A pass of a model that torch.compile has compiled, with times of its kernels and the operations each came from.
 
+Inductor keeps which calls of the model's source went into each kernel (`Inductor`): dynamo's graph says of each call
+which module made it; the operators that a call makes in eager mode are those that it makes on fake tensors; inductor's
+provenance tracking says from which nodes of its own graph each kernel was generated, and `from_node` of those leads
+back to dynamo's (torch 2.11 to 2.13). Caches of compiled graphs are off, since a cached graph tells nothing of this;
+compiled kernels themselves are cached as always.
+
 The plain model must run the traced operations first: kernels are then told in their terms. What the compiler leaves to
 Python between its graphs belongs to no kernel and stays unattributed, with its names.
 
@@ -36,6 +42,15 @@ from profiler.passes.samples import PassTimes, Sample, called
 from profiler.record.errors import InvalidMeasurement
 from profiler.record.run import KernelTimes
 from roofline.op import ANCHORS, OpGraph
+
+SETTINGS: Mapping[str, Any] = {
+    "trace.provenance_tracking_level": 1,
+    "fx_graph_cache": False,
+    "cpp.enable_kernel_profile": True,  # kernels in C++ are host events of their own; those in Triton always are
+}
+ROOT = re.compile(r"^L\['\w+'\]\.?")
+"""How dynamo names the module whose forward it compiles."""
+INDEX = re.compile(r"(?:\._modules)?\[['\"]?(\w+)['\"]?\]")
 
 
 class CompiledRunner(Runner):
@@ -116,16 +131,6 @@ class CompiledRunner(Runner):
 def _without_unseen(graph: CompiledGraph, seen: frozenset[str]) -> CompiledGraph:
     """The graph without calls that no host event stands for, as those of functions of inductor's own."""
     return replace(graph, kernels=tuple(kernel for kernel in graph.kernels if kernel.name in seen))
-
-
-SETTINGS: Mapping[str, Any] = {
-    "trace.provenance_tracking_level": 1,
-    "fx_graph_cache": False,
-    "cpp.enable_kernel_profile": True,  # kernels in C++ are host events of their own; those in Triton always are
-}
-ROOT = re.compile(r"^L\['\w+'\]\.?")
-"""How dynamo names the module whose forward it compiles."""
-INDEX = re.compile(r"(?:\._modules)?\[['\"]?(\w+)['\"]?\]")
 
 
 class Inductor:

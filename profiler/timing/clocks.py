@@ -1,7 +1,8 @@
-"""Clocks that time calls on a device: the monotonic clock of the host, and CUDA events.
+"""Clocks that time calls on a device: the host's, CUDA events, and the replay of a CUDA graph; and a clock's floor.
 
-A clock times several calls at once, so that a short kernel is not measured as its launch (CUDA) or as the clock's
-own resolution (host).
+A clock times several calls at once, so that a short kernel is not measured as its launch (CUDA) or as the clock's own
+resolution (host). A graph's kernels follow each other closer than launches can, as in engines that serve from graphs.
+The floor is what a clock says of a call that does nothing: below it nothing can be told, close above it not much.
 
 Example: ``clock_for(torch.device("cpu")).time(lambda: torch.mm(a, b, out=c), 10)``
 """
@@ -18,6 +19,21 @@ from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
+
+HOLD_LIMIT_S = 0.02
+"""Longest hold of the device: time in which nothing is measured."""
+HOLD_MARGIN = 1.5
+"""Hold ÷ time in which the host enqueued as many calls before."""
+CYCLES_PER_S = 2e9
+"""Above the SM clock of every GPU today, so that a hold given in cycles is at least as long as asked for."""
+WARM_UPS = 3
+"""Calls on a side stream before a capture: the number in torch's own examples (docs, "CUDA Graphs")."""
+READINGS = 101
+"""Calls of a floor, of which the median counts."""
+LIMIT_S = 0.5
+"""Seconds after which fewer readings do: one of the kernel clock is a profiler session."""
+ABOVE = 10
+"""A sample shorter than this many floors is flagged: the floor itself then makes a tenth of it."""
 
 Call = Callable[[], object]
 
@@ -54,14 +70,6 @@ class HostClock:
         for _ in range(repeats):
             call()
         return time.perf_counter() - start
-
-
-HOLD_LIMIT_S = 0.02
-"""Longest hold of the device: time in which nothing is measured."""
-HOLD_MARGIN = 1.5
-"""Hold ÷ time in which the host enqueued as many calls before."""
-CYCLES_PER_S = 2e9
-"""Above the SM clock of every GPU today, so that a hold given in cycles is at least as long as asked for."""
 
 
 class CudaClock:
@@ -115,10 +123,6 @@ def clock_for(device: torch.device) -> Clock:
     if device.type == "cuda":
         return CudaClock(device)
     raise ValueError(f"no clock for device type {device.type!r}; use cpu or cuda")
-
-
-WARM_UPS = 3
-"""Calls on a side stream before a capture: the number in torch's own examples (docs, "CUDA Graphs")."""
 
 
 class NotCapturable(RuntimeError):
@@ -208,13 +212,6 @@ def _first(error: BaseException, handled: BaseException | None) -> BaseException
     while error.__context__ is not None and error.__context__ is not handled:
         error = error.__context__
     return error
-
-
-READINGS = 101
-LIMIT_S = 0.5
-"""Seconds after which fewer readings do: one of the kernel clock is a profiler session."""
-ABOVE = 10
-"""A sample shorter than this many floors is flagged: the floor itself then makes a tenth of it."""
 
 
 @lru_cache(maxsize=16)

@@ -1,8 +1,11 @@
-"""One session of the torch profiler, written to a file: what every session needs, whatever runs in it.
+"""Sessions of the torch profiler: how one is recorded, what recording costs, and a clock of kernels alone.
 
-On CUDA it begins with kernels that are not looked at, since the first ones of a session can be lost.
+On CUDA a session begins with kernels that are not looked at, since the first ones can be lost. `KernelClock` times the
+kernels of calls as CUPTI stamps them: where CUDA events include the gaps between kernels and wander by 10–30 µs, kernel
+spans wander by some 0.5 µs; each sample is a session, a fraction of a second, so it is for few samples of what must be
+known exactly.
 
-Contract: the file is there when the block has ended without an error, and `read_timeline` reads it.
+Contract: the file of `recorded` is there when the block has ended without an error, and `read_timeline` reads it.
 
 Example::
 
