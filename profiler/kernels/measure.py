@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from profiler.attribution.operations import passes
-from profiler.kernels.eager import Operands
+from profiler.kernels.eager import Operands, Run
 from profiler.kernels.family import family_of
 from profiler.microbench.bench import reason
+from profiler.models.meta import know
 from profiler.models.trace import trace
 from profiler.passes.eager import Runner
 from profiler.passes.samples import DeviceKind, Sample, sample
@@ -116,47 +117,58 @@ def _filled(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 class Kernel(nn.Module):
     """One operator on all its sets of operands in turn, and then on the last ones, round and round."""
 
-    def __init__(self, shape: KernelShape, arena: Arena, rotated_bytes: int = 0) -> None:
-        """Make `sets_of` operands out of `arena`; raises ValueError for an operator that no family has."""
+    def __init__(self, shape: KernelShape, run: Run, sets: Sequence[tuple[Operands, Operands]], held: int) -> None:
+        """`sets`: operands, and those that are weights; the last `held` of the sets take turns again."""
         super().__init__()
-        self.shape, self.family = shape, family_of(shape.op)
-        self._run, make = self.family.bind(shape, arena.take)
-        count = sets_of(shape, rotated_bytes)
-        sets = [make() for _ in range(count)]
+        self.shape, self.held = shape, held
+        self._run = run
         self._operands = [operands for operands, _ in sets]
         self.weights = nn.ModuleList(
             nn.ParameterList(nn.Parameter(weight, requires_grad=False) for weight in weights) for _, weights in sets
         )
-        held_bytes = HELD_PART * rotated_bytes
-        self.held = min(count, sets_of(shape, held_bytes)) if operand_bytes(shape) <= held_bytes else 0
-        """Sets that take turns again, the last ones."""
         self.set_bytes = sum(tensor.nbytes for tensor in self._operands[0])
 
     def forward(self, turn: int | None = None) -> None:
         """Run one of the `turns`, or all of them where none is named."""
         order = [*range(self.sets), *(list(range(self.sets - self.held, self.sets)) * ROUNDS)]
         for place in order if turn is None else [order[turn]]:
-            self._run(*self._set(place))
+            self._run(*self._operands[place], *self.weights[place].parameters())
 
     def first(self) -> Tensor:
         """Run on the first set of operands."""
-        return self._run(*self._set(0))
+        return self._run(*self._operands[0], *self.weights[0].parameters())
 
     def check(self, result: Tensor) -> None:
         """Raise ArithmeticError where the result on the first set is not what it must be."""
-        self.family.check(self.shape, self._set(0), result)
+        family_of(self.shape.op).check(self.shape, (*self._operands[0], *self.weights[0].parameters()), result)
 
-    def bound(self, turns: int) -> None:
-        """Keep as many turns at most, on fewer sets of operands, one at least."""
-        if turns < self.turns:
-            self.held = min(self.held, turns // (2 * ROUNDS))
-            count = max(self.held, 1, turns - self.held * ROUNDS)
-            self._operands, self.weights = self._operands[:count], self.weights[:count]
+    def bounded(self, turns: int) -> "Kernel":
+        """The same kernel with as many turns at most, on fewer sets of operands; it keeps one set at least."""
+        if turns >= self.turns:
+            return self
+        held = min(self.held, turns // (2 * ROUNDS))
+        return Kernel(self.shape, self._run, self._sets()[: max(held, 1, turns - held * ROUNDS)], held)
+
+    def on_meta(self) -> "Kernel":
+        """The same kernel on tensors without memory, to be traced; those of indices keep their values."""
+        twins: dict[int, Tensor] = {}
+
+        def twin(tensor: Tensor) -> Tensor:
+            if id(tensor) not in twins:
+                twins[id(tensor)] = torch.empty_strided(
+                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+                )
+                if not tensor.is_floating_point():
+                    know(twins[id(tensor)], tensor)
+            return twins[id(tensor)]
+
+        sets = [(tuple(map(twin, operands)), tuple(map(twin, weights))) for operands, weights in self._sets()]
+        return Kernel(self.shape, self._run, sets, self.held)
 
     @property
     def is_stream(self) -> bool:
         """Whether it only streams."""
-        return self.family.is_stream
+        return family_of(self.shape.op).is_stream
 
     @property
     def turns(self) -> int:
@@ -168,8 +180,17 @@ class Kernel(nn.Module):
         """Sets of operands."""
         return len(self._operands)
 
-    def _set(self, place: int) -> Operands:
-        return *self._operands[place], *self.weights[place].parameters()
+    def _sets(self) -> list[tuple[Operands, Operands]]:
+        weights = (tuple(each.parameters()) for each in self.weights)
+        return list(zip(self._operands, weights, strict=True))
+
+
+def kernel_of(shape: KernelShape, arena: Arena, rotated_bytes: int = 0) -> Kernel:
+    """A kernel with `sets_of` operands out of `arena`. Raises ValueError for an operator that no family has."""
+    run, make = family_of(shape.op).bind(shape, arena.take)
+    count, held_bytes = sets_of(shape, rotated_bytes), HELD_PART * rotated_bytes
+    held = min(count, sets_of(shape, held_bytes)) if operand_bytes(shape) <= held_bytes else 0
+    return Kernel(shape, run, [make() for _ in range(count)], held)
 
 
 def operand_bytes(shape: KernelShape) -> int:
@@ -187,28 +208,10 @@ def sets_of(shape: KernelShape, rotated_bytes: float) -> int:
 class Probe(nn.Module):
     """Kernels one after another, each on all its sets of operands; small streams in turn with each other."""
 
-    def __init__(
-        self, shapes: Sequence[KernelShape], device: torch.device, rotated_bytes: int, arena: Arena | None = None
-    ) -> None:
-        """Make the operands, of one dtype, and check each kernel.
-
-        Args: `rotated_bytes`, of all sets of a kernel together, where `sets_of` allows it; `arena`, where operands are
-        taken from, allocated without one.
-        """
+    def __init__(self, kernels: Sequence[Kernel], rotated_bytes: int, device: torch.device) -> None:
+        """`rotated_bytes`, of all sets of a kernel together, where `sets_of` allowed it."""
         super().__init__()
-        arena = arena or Arena(device, getattr(torch, shapes[0].dtype))
-        made: dict[int, Kernel] = {}
-        self.failed: list[tuple[KernelShape, str]] = []
-        """Kernels that the device cannot run, and why; none of the others is lost with them."""
-        pace = _Pace(device)
-        for place in sorted(range(len(shapes)), key=lambda place: operand_bytes(shapes[place])):
-            try:
-                with torch.device(device), torch.no_grad():
-                    made[place] = pace.bounded(shapes[place], lambda shape: Kernel(shape, arena, rotated_bytes))
-            except (RuntimeError, ValueError, NotImplementedError, ArithmeticError) as error:
-                self.failed.append((shapes[place], reason(error)))
-        kernels = [made[place] for place in sorted(made)]
-        self.shapes = tuple(kernel.shape for kernel in kernels)
+        self.rotated_bytes = rotated_bytes
         self.sweep = nn.Buffer(torch.ones(max(1, round(SWEPT_PART * rotated_bytes / 4)), device=device))
         self.kernels = nn.ModuleList(kernels)
         self._groups = _grouped(kernels, SMALL_PART * rotated_bytes)
@@ -223,6 +226,25 @@ class Probe(nn.Module):
                 self.sweep.sum()
                 for kernel in group:
                     kernel(turn)
+
+
+def checked_kernels(
+    shapes: Sequence[KernelShape], device: torch.device, rotated_bytes: int, arena: Arena
+) -> tuple[list[Kernel], list[tuple[KernelShape, str]]]:
+    """Kernels of one dtype, each run and checked once; and those that the device cannot run, each with its reason.
+
+    Args: `rotated_bytes`, of all sets of a kernel together; `arena`, where operands are taken from.
+    """
+    made: dict[int, Kernel] = {}
+    failed: list[tuple[KernelShape, str]] = []
+    pace = _Pace(device)
+    for place in sorted(range(len(shapes)), key=lambda place: operand_bytes(shapes[place])):
+        try:
+            with torch.device(device), torch.no_grad():
+                made[place] = pace.bounded(shapes[place], lambda shape: kernel_of(shape, arena, rotated_bytes))
+        except (RuntimeError, ValueError, NotImplementedError, ArithmeticError) as error:
+            failed.append((shapes[place], reason(error)))
+    return [made[place] for place in sorted(made)], failed
 
 
 class _Pace:
@@ -246,17 +268,25 @@ class _Pace:
         if expected_s > LONGEST_CALL_S:
             raise RuntimeError(f"a call takes more than {expected_s:.2g} s, calibration gives it {LONGEST_CALL_S:g} s")
         kernel = make(shape)
-        start = time.perf_counter()
-        result = kernel.first()
-        once_s = time.perf_counter() - start
+        result, once_s = _timed(kernel)
+        if (
+            LONGEST_CALL_S / 10 < once_s < 10 * LONGEST_CALL_S
+        ):  # other work may have had the cores: the faster one tells
+            result, again_s = _timed(kernel)
+            once_s = min(once_s, again_s)
         if self._is_cpu and once_s > LONGEST_CALL_S / 10:  # shorter first calls are mostly their first touch of memory
             self._least_s_per_byte[shape.kind] = once_s / size
         if self._is_cpu and once_s > LONGEST_CALL_S:
             raise RuntimeError(f"a call takes {once_s:.2g} s, calibration gives it {LONGEST_CALL_S:g} s")
         kernel.check(result)
-        if self._is_cpu:
-            kernel.bound(max(1, int((LONGEST_STREAM_S if kernel.is_stream else LONGEST_S) / once_s)))
-        return kernel
+        longest_s = LONGEST_STREAM_S if kernel.is_stream else LONGEST_S
+        return kernel.bounded(max(1, int(longest_s / once_s))) if self._is_cpu else kernel
+
+
+def _timed(kernel: Kernel) -> tuple[Tensor, float]:
+    start = time.perf_counter()
+    result = kernel.first()
+    return result, time.perf_counter() - start
 
 
 def _grouped(kernels: Sequence[Kernel], small_bytes: float) -> list[list[Kernel]]:
@@ -278,11 +308,13 @@ class ProbedKernels:
     def __init__(
         self, shapes: Sequence[KernelShape], device: torch.device, rotated_bytes: int, arena: Arena | None = None
     ) -> None:
+        """Operands are taken from `arena`, allocated without one."""
         self.shapes = tuple(shapes)
         """Those that the device can run, after the first visit."""
         self.failed: dict[str, str] = {}
         """Why a kernel is not measured, by operator and dtype."""
-        self._device, self._rotated_bytes, self._arena = device, rotated_bytes, arena
+        self._device, self._rotated_bytes = device, rotated_bytes
+        self._arena = arena or Arena(device, getattr(torch, shapes[0].dtype))
         self._probe: Probe | None = None
         self.graph: OpGraph | None = None
         self.owners: tuple[int | None, ...] = ()
@@ -292,26 +324,33 @@ class ProbedKernels:
 
     def visit(self, watched: Watched) -> list[list[float]]:
         """Seconds of each operation in each of `PASSES` passes; the first visit traces them."""
-        probe = self._probe or Probe(self.shapes, self._device, self._rotated_bytes, self._arena)
+        probe = self._probe or self._made()
         if self._device.type == "cpu":  # operands out of an arena are kept, as no others are needed in between
             self._probe = probe
-        self.failed |= {f"kernel.{shape.op}.{shape.dtype}": why for shape, why in probe.failed}
-        if not probe.shapes:
-            raise RuntimeError(f"none of them can run, the last: {probe.failed[-1][1]}")
-        self.shapes = probe.shapes
         runner = Runner(probe, NoInputs(), self._device)
+        if self.graph is None:
+            self.graph = traced(probe, self.shapes[0].dtype, runner.kind)
+            self.owners = tuple(int(op.path.split(".")[1]) if op.path else None for op in self.graph.ops)
         with torch.no_grad():
-            if self.graph is None:
-                self.graph = traced(probe, runner.kind)
-                self.owners = tuple(int(op.path.split(".")[1]) if op.path else None for op in self.graph.ops)
-                self.held = tuple(kernel.held for kernel in probe.kernels if isinstance(kernel, Kernel))
             taken = samples(runner, [op.name for op in self.graph.ops], PASSES, watched)
         return [each.device_s for each in taken]
 
+    def _made(self) -> Probe:
+        kernels, failed = checked_kernels(self.shapes, self._device, self._rotated_bytes, self._arena)
+        self.failed |= {f"kernel.{shape.op}.{shape.dtype}": why for shape, why in failed}
+        if not kernels:
+            raise RuntimeError(f"none of them can run, the last: {failed[-1][1]}")
+        self.shapes = tuple(kernel.shape for kernel in kernels)
+        self.held = tuple(kernel.held for kernel in kernels)
+        return Probe(kernels, self._rotated_bytes, self._device)
 
-def traced(probe: Probe, kind: DeviceKind) -> OpGraph:
-    """The probe's operations, counted as a model's are."""
-    workload = Workload(batch=1, query_tokens=1, context_tokens=0, dtype=probe.shapes[0].dtype)
+
+def traced(probe: Probe, dtype: str, kind: DeviceKind) -> OpGraph:
+    """The probe's operations, counted as a model's are; on a CPU without running them, which would take long."""
+    if kind == "cpu":
+        kernels = [kernel.on_meta() for kernel in probe.kernels if isinstance(kernel, Kernel)]
+        probe = Probe(kernels, probe.rotated_bytes, torch.device("meta"))
+    workload = Workload(batch=1, query_tokens=1, context_tokens=0, dtype=dtype)
     return trace(probe, NoInputs(), workload, name="probe", target=kind, options={})
 
 

@@ -45,7 +45,6 @@ from profiler.timing.watch import Watch, watch_for
 from roofline.host_gaps import gap_dims
 from roofline.laws.host_gap import HostGap
 from roofline.laws.registry import OPERATOR
-from roofline.op import OpGraph
 from roofline.predict import Prepared
 from roofline.subjects import Subject, subjects
 
@@ -151,7 +150,8 @@ def probe_kernels(
         elif name in models:
             rows += [row for each in models[name].passes(results) for row in in_model_rows(each, cache_bytes)]
         else:
-            rows += _rows(groups[name], [times_s for visit in results for times_s in visit], cache_bytes)
+            passes = [times_s for visit in results for times_s in visit]
+            rows += _rows(groups[name], passes, cache_bytes, on_cpu=turns.on_cpu)
     warning = turns.warning()
     if not rows:
         return Probing(None, failed, levels, warning)
@@ -195,7 +195,9 @@ def _arenas(shapes: Sequence[KernelShape], device: torch.device, size_bytes: int
     return arenas
 
 
-def _rows(group: ProbedKernels, passes: Sequence[Sequence[float]], cache_bytes: float) -> list[dict[str, object]]:
+def _rows(
+    group: ProbedKernels, passes: Sequence[Sequence[float]], cache_bytes: float, *, on_cpu: bool
+) -> list[dict[str, object]]:
     """Rows of a group of kernels, from seconds of each operation in each pass."""
     assert group.graph is not None  # a visit has traced it
     calls: dict[tuple[int, str], list[tuple[Subject, NDArray[np.float64]]]] = {}
@@ -215,16 +217,16 @@ def _rows(group: ProbedKernels, passes: Sequence[Sequence[float]], cache_bytes: 
         if len(turns) > 1:
             turns = turns[1:]  # whose code and activations come from main memory as well
         for alike in (turns, warm):
-            if alike and _is_wanted(shape.kind, group.graph, alike is turns):
+            if alike and _is_wanted(shape.kind, alike is turns, on_cpu=on_cpu):
                 seconds = float(middle_mean(np.mean([times_s for _, times_s in alike], axis=0)))
                 rows.append(_row(alike[-1][0], name, shape.group, seconds))
     return rows
 
 
-def _is_wanted(kind: str, graph: OpGraph, is_turn: bool) -> bool:
+def _is_wanted(kind: str, is_turn: bool, *, on_cpu: bool) -> bool:
     if kind.startswith(OPERATOR):
         return is_turn
-    return graph.traced_on == "cpu" or COLD.get(kind, is_turn) == is_turn
+    return on_cpu or COLD.get(kind, is_turn) == is_turn
 
 
 def in_model_rows(eager: InModel, cache_bytes: float) -> list[dict[str, object]]:

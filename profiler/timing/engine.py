@@ -26,7 +26,7 @@ from typing import Generic, TypeVar
 
 from profiler.nvml import GpuReading
 from profiler.record.conditions import Label, Window
-from profiler.record.measurement import CacheSource, CacheState, State, Status, WarmUp, quantile_of
+from profiler.record.measurement import CacheSource, CacheState, State, Status, WarmUp
 from profiler.timing.cache_state import Rotation, copies, state_of
 from profiler.timing.clocks import Call, Clock, floor_s
 from profiler.timing.labels import device_labels, host_labels, other_share, worst
@@ -96,10 +96,6 @@ class Samples:
     @property
     def median_s(self) -> float:
         return statistics.median(self.times_s)
-
-    def quantile_s(self, q: float) -> float:
-        """Linearly interpolated quantile, 0 ≤ q ≤ 1."""
-        return quantile_of(self.times_s, q)
 
 
 @dataclass(frozen=True, slots=True)

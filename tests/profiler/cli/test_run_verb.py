@@ -20,8 +20,7 @@ from calibrate.reports import sound
 from calibrate.waterfall import TERMS
 from profiler import job
 from profiler.cli.app import main
-from profiler.kernels import eager as probe_kernels
-from profiler.kernels import in_model as eager
+from profiler.kernels import in_model
 from profiler.kernels import table as probe_table
 from profiler.record.kernels import has_kernels
 from profiler.record.run import Run
@@ -207,8 +206,8 @@ def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernel_shapes, "POINTS", dict.fromkeys(kernel_shapes.POINTS, 6))
-    monkeypatch.setattr(eager, "SIZES", ((1 / 1024, 2), (1 / 512, 2)))
-    monkeypatch.setattr(probe_kernels, "STREAMING", {"aten::mul": probe_kernels.STREAMING["aten::mul"]})
+    monkeypatch.setattr(in_model, "SIZES", ((1 / 1024, 2), (1 / 512, 2)))
+    monkeypatch.setattr("profiler.kernels.family.streaming_operators", lambda: ("aten::mul",))
     monkeypatch.setattr(job, "DEVICE_S", 3.0)
     quick = [one for one in QUICK if one not in ("--no-calibrate", "--quick")]
     assert main(["run", str(model), *quick, "--out", str(tmp_path), "--json"]) in (0, 3, 4)
