@@ -21,7 +21,6 @@ from calibrate.waterfall import TERMS
 from profiler import job
 from profiler.cli.app import main
 from profiler.kernels import in_model
-from profiler.kernels import table as probe_table
 from profiler.record.kernels import has_kernels
 from profiler.record.run import Run
 from profiler.record.store import RunFolder
@@ -271,8 +270,8 @@ def test_what_cannot_be_calibrated_is_said_and_the_models_are_measured(
     def fails(*_: object) -> None:
         raise RuntimeError("no such device")
 
-    monkeypatch.setattr(probe_table, "measure_eager", fails)
-    monkeypatch.setattr(probe_table, "measure_probe", fails)
+    monkeypatch.setattr("profiler.kernels.in_model.InModelKernels.visit", fails)
+    monkeypatch.setattr("profiler.kernels.measure.ProbedKernels.visit", fails)
     monkeypatch.setattr(job, "DEVICE_S", 3.0)
     quick = [one for one in QUICK if one not in ("--no-calibrate", "float32")]
     for dtype, key, says in (("float64", "calibrated", "no laws in float64"), ("float32", "eager.float32", "no such")):
