@@ -250,37 +250,39 @@ def checked_kernels(
 class _Pace:
     """What calls of each kind of kernel have taken so far, on a CPU.
 
-    A fallback, such as bfloat16 on cores that lack it, can be a hundred times slower than the device's peak tells.
+    A fallback, such as bfloat16 on cores that lack it, can be a hundred times slower than the device's peak tells. Two
+    kernels in a row have to say so: a single one may have met a burst of other work.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._is_cpu = device.type == "cpu"
-        self._least_s_per_byte: dict[str, float] = {}
-        """Time of each kind's last kernel; products and attention take more a byte the larger they are."""
+        self._s_per_byte: dict[str, list[float]] = {}
+        """Rates of each kind's last two kernels, while they are slow; products and attention take more a byte the
+        larger they are."""
 
     def bounded(self, shape: KernelShape, make: Callable[[KernelShape], Kernel]) -> Kernel:
         """The kernel, checked, with fewer sets of operands where all of them would take longer than `LONGEST_S`.
 
         Raises RuntimeError where one call takes longer than `LONGEST_CALL_S`, as far as smaller ones of its kind tell.
         """
-        size = operand_bytes(shape)
-        expected_s = size * self._least_s_per_byte.get(shape.kind, 0.0)
+        size, rates = operand_bytes(shape), self._s_per_byte.setdefault(shape.kind, [])
+        expected_s = size * min(rates) if len(rates) == 2 else 0.0
         if expected_s > LONGEST_CALL_S:
             raise RuntimeError(f"a call takes more than {expected_s:.2g} s, calibration gives it {LONGEST_CALL_S:g} s")
         kernel = make(shape)
         result, once_s = _timed(kernel)
-        if (
-            LONGEST_CALL_S / 10 < once_s < 10 * LONGEST_CALL_S
-        ):  # other work may have had the cores: the faster one tells
+        if not self._is_cpu:
+            kernel.check(result)
+            return kernel
+        is_slow = once_s > LONGEST_CALL_S / 10  # shorter first calls are mostly their first touch of memory
+        if is_slow and once_s < 10 * LONGEST_CALL_S:
             result, again_s = _timed(kernel)
             once_s = min(once_s, again_s)
-        if self._is_cpu and once_s > LONGEST_CALL_S / 10:  # shorter first calls are mostly their first touch of memory
-            self._least_s_per_byte[shape.kind] = once_s / size
-        if self._is_cpu and once_s > LONGEST_CALL_S:
+        self._s_per_byte[shape.kind] = [*rates[-1:], once_s / size] if is_slow else []
+        if once_s > LONGEST_CALL_S:
             raise RuntimeError(f"a call takes {once_s:.2g} s, calibration gives it {LONGEST_CALL_S:g} s")
         kernel.check(result)
-        longest_s = LONGEST_STREAM_S if kernel.is_stream else LONGEST_S
-        return kernel.bounded(max(1, int(longest_s / once_s))) if self._is_cpu else kernel
+        return kernel.bounded(max(1, int((LONGEST_STREAM_S if kernel.is_stream else LONGEST_S) / once_s)))
 
 
 def _timed(kernel: Kernel) -> tuple[Tensor, float]:
