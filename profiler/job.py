@@ -22,10 +22,10 @@ from torch import nn
 from profiler.device import free_bytes
 from profiler.models.build import build, build_meta
 from profiler.models.resolve import resolve, truncate
+from profiler.passes.measure import Loaded, measure_cell, reason
 from profiler.record.folder import RunFolder
 from profiler.record.run import Cell, CellResult, InvalidMeasurement
-from profiler.timing.cell import Loaded, measure_cell, reason
-from profiler.timing.clock import clock_for
+from profiler.timing.clocks import clock_for
 
 DEVICE_S, QUICK_DEVICE_S = 10.0, 5.0
 """Seconds for the device's figures, in full and with --quick."""
@@ -123,15 +123,15 @@ def _load(cell: Cell, job: Job) -> Loaded:
 
 def planned_weight_bytes(cells: Sequence[Cell], job: Job) -> dict[Cell, float]:
     """Bytes of the weights of each cell's model, before they are made; 0 where it cannot be built."""
-    found: dict[Cell, float] = {}
+    sizes: dict[Cell, float] = {}
     for group in _by_model(list(cells)):
         cell, size = group[0], 0.0
         with suppress(Exception):
             config = resolve(cell.model, trust_remote_code=job.trust_remote_code).config
             config = truncate(config, cell.layers) if cell.layers else config
             size = weight_bytes(build_meta(config, getattr(torch, cell.workload.dtype), cell.attn, cell.experts))
-        found |= dict.fromkeys(group, size)
-    return found
+        sizes |= dict.fromkeys(group, size)
+    return sizes
 
 
 RATED = (128, 1024, 1024)
@@ -144,14 +144,14 @@ def planned_pass_s(weights: Mapping[Cell, float], device: torch.device) -> dict[
     A dtype that a CPU lacks is a tenth as fast as others, and no budget of seconds bounds a pass that is longer.
     """
     rates: dict[str, float] = {}
-    found = {}
+    seconds: dict[Cell, float] = {}
     for cell, size in weights.items():
         dtype = getattr(torch, cell.workload.dtype)
         if cell.workload.dtype not in rates:
             rates[cell.workload.dtype] = _product_rate(dtype, device)
         tokens = cell.workload.batch * cell.workload.query_tokens
-        found[cell] = 2 * size / dtype.itemsize * tokens / rates[cell.workload.dtype]
-    return found
+        seconds[cell] = 2 * size / dtype.itemsize * tokens / rates[cell.workload.dtype]
+    return seconds
 
 
 def _product_rate(dtype: torch.dtype, device: torch.device) -> float:

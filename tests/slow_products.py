@@ -12,7 +12,7 @@ from pretended import Quiet
 from profiler.microbench import matmul, peak
 from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import Shape, flops, layouts
-from profiler.timing.clock import Call
+from profiler.timing.clocks import Call
 from profiler.timing.engine import Case
 
 TWO_CORES = {

@@ -125,8 +125,8 @@ def calibrate_device(
     from calibrate.kernel_shapes import kernel_shapes
     from calibrate.live import fit_measured, stored_laws
     from profiler.device import free_bytes
-    from profiler.microbench.probe_kernels import STREAMING
-    from profiler.microbench.probe_table import probe_kernels
+    from profiler.kernels.eager import STREAMING
+    from profiler.kernels.table import probe_kernels
     from profiler.record.kernel_table import write_kernels
     from profiler.timing.reference import ReferenceProbes
     from roofline.facts import facts_of

@@ -98,7 +98,7 @@ def run(
             "threads": threads,
             "trust_remote_code": trust_remote_code,
         }
-        from profiler.plan import Choices, Shapes
+        from profiler.passes.plan import Choices, Shapes
 
         shapes = Shapes(
             phases=option.words("--phase", phase, ("prefill", "decode", "chunk")),  # type: ignore[arg-type]
@@ -143,7 +143,7 @@ def _new(
     """The folder of a new run, planned and checked."""
     from profiler.device import parse_device
     from profiler.environment import collect
-    from profiler.plan import plan
+    from profiler.passes.plan import plan
 
     set_threads(options)
     device = parse_device(options["device"])

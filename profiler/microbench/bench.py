@@ -30,9 +30,8 @@ from profiler.record.measurement import (
     Status,
     Unit,
 )
-from profiler.timing.clock import Clock, clock_for
+from profiler.timing.clocks import ABOVE, Clock, clock_for, too_short
 from profiler.timing.engine import Case, Setting, measure
-from profiler.timing.floor import ABOVE, too_short
 from profiler.timing.labels import device_labels, host_labels, worst
 from profiler.timing.stopping import Rules
 from profiler.timing.watch import Watch, watch_for

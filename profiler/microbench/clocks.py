@@ -14,9 +14,9 @@ from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import product_case
 from profiler.microbench.memory import case
 from profiler.record.measurement import Measurement
+from profiler.timing.clocks import GraphClock
 from profiler.timing.engine import Case
-from profiler.timing.graph_clock import GraphClock
-from profiler.timing.kernel_clock import KernelClock
+from profiler.timing.profiled import KernelClock
 
 TRIADS = (16 << 20, 64 << 20, 256 << 20)
 """Bytes of an operand of a triad, which takes 10 to 200 µs at 4 TB/s."""

@@ -21,7 +21,7 @@ from profiler.microbench.bench import Bench
 from profiler.models.aten import is_metadata
 from profiler.models.build import build
 from profiler.record.measurement import Measurement
-from profiler.timing.clock import HostClock
+from profiler.timing.clocks import HostClock
 from profiler.timing.engine import Case
 
 CONTEXT = 8

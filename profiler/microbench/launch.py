@@ -21,9 +21,8 @@ from torch import Tensor
 from profiler.microbench.bench import Bench
 from profiler.microbench.memory import normal
 from profiler.record.measurement import Measurement
-from profiler.timing.clock import Call, Clock, HostClock
+from profiler.timing.clocks import Call, Clock, HostClock, capture
 from profiler.timing.engine import Case
-from profiler.timing.graph_clock import capture
 
 NODES = (1, 4, 16, 64, 256)
 """Kernels of a graph; a decode step of a small model has some hundred."""

@@ -18,8 +18,8 @@ from torch import Tensor
 from profiler.devices.caches import TRUSTED_BYTES, ReadCurve, cache_capacities, main_capacity, read_curve
 from profiler.microbench.bench import Bench
 from profiler.record.measurement import FASTEST, Capacity, Label, Measurement, State
+from profiler.timing.cache_state import PAST
 from profiler.timing.engine import Case
-from profiler.timing.flush import PAST
 
 FACTOR = 3.0
 """Factor of scale and triad, as in STREAM."""

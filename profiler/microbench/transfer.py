@@ -19,7 +19,7 @@ from torch import Tensor
 from profiler.microbench.bench import Bench
 from profiler.microbench.memory import normal
 from profiler.record.measurement import Measurement
-from profiler.timing.clock import HostClock
+from profiler.timing.clocks import HostClock
 from profiler.timing.engine import Case
 
 FIRST_BYTES, LAST_BYTES = 1 << 10, 1 << 30

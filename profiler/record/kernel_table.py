@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from profiler.record.folder import KERNELS, KERNELS_MEND
+from profiler.record.measurement import Label
 from profiler.record.parquet import Table
 from roofline.record import Record
 
@@ -117,6 +118,8 @@ class Source(Record):
     """Rows of this table that came from it."""
     cleaned: dict[str, int] = {}
     """Rule -> times that it took out."""
+    labels: tuple[Label, ...] = ()
+    """Conditions under which kernels of this machine were timed: throttling, other work, visits that do not count."""
 
     @model_validator(mode="after")
     def _closes(self) -> Self:

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from profiler.record.run import InvalidMeasurement
-from profiler.timing.clock import Clock, CudaClock
-from profiler.timing.graph_clock import GraphClock, NotCapturable, capture
-from profiler.timing.kernel_clock import KernelClock
+from profiler.timing.clocks import Clock, CudaClock, GraphClock, NotCapturable, capture
+from profiler.timing.profiled import KernelClock
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -18,16 +18,16 @@ import torch
 from tiny import TINY, tiny
 from transformers import LlamaConfig, PretrainedConfig
 
-from profiler.attribution.spans import passes
+from profiler.attribution.operations import passes
 from profiler.environment import collect, findings
 from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
+from profiler.passes.eager import Runner
+from profiler.passes.measure import Loaded, measure_cell
+from profiler.passes.samples import sample
 from profiler.record.run import Cell, CellResult
-from profiler.timing.cell import Loaded, measure_cell
-from profiler.timing.clock import CudaClock
-from profiler.timing.runner import Runner
-from profiler.timing.samples import sample
+from profiler.timing.clocks import CudaClock
 from roofline.graph.op import OpGraph
 from roofline.workload import Workload
 

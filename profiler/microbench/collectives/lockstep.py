@@ -17,7 +17,7 @@ import torch
 
 from profiler.microbench.collectives.cases import Operands
 from profiler.record.measurement import WarmUp
-from profiler.timing.clock import Call, Clock, CudaClock, HostClock
+from profiler.timing.clocks import Call, Clock, CudaClock, HostClock
 
 SAMPLE_S = {"cpu": 2e-4, "cuda": 1e-3}
 """Shortest sample: many times what ranks leave a barrier apart (some 10 µs)."""
@@ -27,7 +27,7 @@ FEWEST_SAMPLES = 5
 WARM_UP_PART = 0.25
 """Part of the budget."""
 FALLING = 0.02
-"""A call is steady when it is less than this part faster than before, as in `profiler.timing.warmup`."""
+"""A call is steady when it is less than this part faster than before, as in `profiler.timing.engine`."""
 MOST_REPEATS = 10_000
 
 Phase = Callable[[], Sequence[float]]

@@ -20,7 +20,9 @@ from calibrate.passes.pass_report import TERMS
 from calibrate.passes.reports import sound
 from profiler.cli import measuring
 from profiler.cli.app import main
-from profiler.microbench import eager, probe_kernels, probe_table
+from profiler.kernels import eager as probe_kernels
+from profiler.kernels import in_model as eager
+from profiler.kernels import table as probe_table
 from profiler.record.folder import RunFolder
 from profiler.record.kernel_table import has_kernels
 from profiler.record.run import Run

@@ -8,7 +8,7 @@ import torch
 from profiler.microbench.bench import Bench, flags, reason
 from profiler.nvml import GpuReading
 from profiler.record.measurement import CacheState, Window
-from profiler.timing.clock import Call
+from profiler.timing.clocks import Call
 from profiler.timing.engine import Case
 
 CPU = torch.device("cpu")

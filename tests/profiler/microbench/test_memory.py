@@ -12,7 +12,7 @@ from profiler.microbench import memory
 from profiler.microbench.bench import Bench
 from profiler.microbench.memory import KERNELS, case, working_sets
 from profiler.record.measurement import CacheState, Capacity
-from profiler.timing.flush import PAST
+from profiler.timing.cache_state import PAST
 
 CPU = torch.device("cpu")
 MIB = 1 << 20

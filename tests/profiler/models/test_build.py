@@ -22,7 +22,7 @@ from profiler.models.build import (
     require_weights,
 )
 from profiler.models.resolve import resolve
-from profiler.plan import Choices, Shapes, plan
+from profiler.passes.plan import Choices, Shapes, plan
 from profiler.record.run import RequestError
 from roofline.workload import Workload
 
