@@ -15,7 +15,6 @@ import typer
 from calibrate.report.units import duration
 from profiler.cli import output
 from profiler.cli.measuring import VISITS, calibrate_device, new_run, require_same_machine, set_threads
-from profiler.cli.options import AsJson, DeviceName, Name, Out, Threads
 from profiler.record.folder import RunFolder
 from profiler.record.run import RequestError
 
@@ -236,7 +235,9 @@ def _write(folder: RunFolder, spec: "HardwareSpec") -> int:
     folder.write_report("report.html", html.render(spec, measurements, folder.run))
     states = {figure.status for figure in spec.characteristics}
     without_peaks = spec.measured is None and any(measured.benchmark == "memory" for measured in measurements)
-    return INVALID if "invalid" in states else INCONCLUSIVE if "inconclusive" in states or without_peaks else GOOD
+    if "invalid" in states:
+        return output.INVALID
+    return output.INCONCLUSIVE if "inconclusive" in states or without_peaks else output.GOOD
 
 
 def _show(folder: RunFolder, spec: "HardwareSpec", as_json: bool) -> None:

@@ -37,8 +37,9 @@ LIKELY, LARGER = 5e8, 4.0
 """Parameters of a model that no catalogue names, and how many times more the largest model may have whose shapes are
 asked for: a range that holds its sizes without measuring what only much larger models have."""
 
-SECONDS = 45.0
-"""Budget for the kernels of a calibration; with more visits asked for, as many times more."""
+SECONDS = 50.0
+"""Time for the kernels of a calibration, three visits to each on two quiet cores; with more visits asked for, as many
+times more."""
 VISITS = 3
 """Visits to each kernel, unless more are asked for."""
 
@@ -125,7 +126,7 @@ def calibrate_device(
     from calibrate.kernel_shapes import kernel_shapes
     from calibrate.live import fit_measured, stored_laws
     from profiler.device import free_bytes
-    from profiler.kernels.eager import STREAMING
+    from profiler.kernels.family import streaming_operators
     from profiler.kernels.table import probe_kernels
     from profiler.record.kernel_table import write_kernels
     from profiler.timing.reference import ReferenceProbes
@@ -148,7 +149,7 @@ def calibrate_device(
     memory_bytes = min(spec.measured.levels[-1].capacity_bytes, free_bytes(device))
     limit_bytes = min(PROBE_BYTES, PROBE_PART * memory_bytes)
     demand = demand_of(folder.run.cells)
-    shapes = kernel_shapes(facts, used, limit_bytes, tuple(STREAMING), demand, quick=quick, seed=seed)
+    shapes = kernel_shapes(facts, used, limit_bytes, streaming_operators(), demand, quick=quick, seed=seed)
     probed = probe_kernels(
         shapes,
         device,
@@ -162,6 +163,9 @@ def calibrate_device(
         seconds=SECONDS * max(1.0, visits / VISITS),
     )
     missing |= probed.failed
+    if probed.warning is not None:
+        missing["calibration"] = probed.warning
+        print(f"calibration: {probed.warning}", file=sys.stderr, flush=True)
     if probed.table is None:
         return _kept(folder, spec, missing)
     write_kernels(folder.path, probed.table)

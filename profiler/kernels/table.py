@@ -34,7 +34,6 @@ from profiler.kernels.family import family_of
 from profiler.kernels.in_model import InModel, InModelKernels
 from profiler.kernels.measure import ROUNDS, Arena, ProbedKernels, Storage, operand_bytes, sets_of
 from profiler.microbench.bench import reason
-from profiler.microbench.peak import ROUNDS
 from profiler.nvml import GpuReading
 from profiler.record.kernel_shape import KernelShape
 from profiler.record.kernel_table import COLUMNS, DIMS, Kernels, Source

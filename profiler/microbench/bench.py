@@ -27,12 +27,10 @@ from profiler.record.measurement import (
     Layout,
     Measurement,
     State,
-    Status,
     Unit,
 )
 from profiler.timing.clocks import ABOVE, Clock, clock_for, too_short
-from profiler.timing.engine import Case, Setting, measure
-from profiler.timing.labels import device_labels, host_labels, worst
+from profiler.timing.engine import Case, Setting, judge, measure
 from profiler.timing.stopping import Rules
 from profiler.timing.watch import Watch, watch_for
 
@@ -160,21 +158,12 @@ class Bench:
                 release(self.device)
         samples = timed.samples
         sample_s = samples.median_s * samples.repeats
-        host = host_labels(samples.windows)
-        device = [
-            *device_labels(samples.windows, before, self.read()),
-            *flags(timed.cache, sample_s, timed.floor_s, used.name, self.cache_reason),
-        ]
-        status: Status = "done"
-        if worst(device) == "invalidates":
-            status = "invalid"
-        elif worst(host) == "invalidates" and not self.is_cuda:
-            status = "inconclusive"
-        labels = (*device, *host)
+        more = flags(timed.cache, sample_s, timed.floor_s, used.name, self.cache_reason)
+        verdict = judge(samples.windows, before, self.read(), on_cpu=not self.is_cuda, more=more)
         return Measurement(
             **about,
-            status=status,
-            reason=None if status == "done" else "; ".join(x.what for x in labels if x.severity == "invalidates"),
+            status=verdict.status,
+            reason=verdict.reason,
             samples=samples.times_s,
             repeats=samples.repeats,
             placements=timed.placements,
@@ -184,7 +173,7 @@ class Bench:
             warm_up=samples.warm_up,
             cache=timed.cache,
             windows=samples.windows,
-            labels=labels,
+            labels=verdict.labels,
         )
 
 
