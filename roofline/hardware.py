@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator
 
-from roofline.calibrated import CalibratedLaw
+from roofline.laws.fitted import FittedLaw
 from roofline.level import ReferenceLevel
 from roofline.plausible import DTYPES, Problem, implausible, inconsistent
 from roofline.record import Record

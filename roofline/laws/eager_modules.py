@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roofline.laws.law import Constant, Dims, Facts, Floats, Law, Values
+from roofline.laws.work import Work, prefill_work, product_work, stream_work
 
 Operation = tuple[str, Dims]
 """Kind of law, and its dims."""
@@ -136,13 +137,26 @@ def module_index(module: str) -> int:
     return list(MODULES).index(module)
 
 
+def modules_work(dims: Dims, dtype: str) -> Work:
+    """Work of each module: the sum over its operations."""
+    functions = {"matmul": product_work, "pointwise": stream_work, "prefill_attention": prefill_work}
+    flops, moved, kernels = (np.zeros(len(dims["module"])) for _ in range(3))
+    for kind, parts in _by_kind(dims).items():
+        for rows, sizes in parts:
+            work = functions[kind](sizes, dtype)
+            flops[rows] += work.flops
+            moved[rows] += work.bytes
+            kernels[rows] += work.kernels
+    return Work(flops, moved, np.zeros_like(flops), kernels=kernels)
+
+
 @dataclass(frozen=True)
 class EagerModules:
-    """Law of kind "module": the sum of a module's operations, each priced by the law of its kind."""
+    """The law of whole modules: the sum of a module's operations, each priced by the law of its kind."""
 
     laws: Mapping[str, Law]
     """By kind: "matmul", "pointwise", "prefill_attention"."""
-    kind: str = "module"
+    name: str = "module"
     dims: tuple[str, ...] = ("module", *SIZES)
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:

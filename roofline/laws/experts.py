@@ -7,15 +7,13 @@ where a tile of r rows runs at P·r/(r + 16), blocks start and end in `block` se
 bandwidth, and weights that fit in the last-level cache come from there (in tables that are taken warm). Rows are
 gathered, acted upon and summed at a bandwidth of their own; those of other ranks are masked, not free.
 
-Example: ``EXPERTS.time_s({"tokens": t, "hidden": h, …}, facts, "bfloat16", values)``
+Example: ``Experts().time_s({"tokens": t, "hidden": h, …}, facts, "bfloat16", values)``
 """
-
-from collections.abc import Mapping
 
 import numpy as np
 
 from roofline.laws.expert_loads import expert_loads
-from roofline.laws.four_constant import blend
+from roofline.laws.blend import blend
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 
 DEPTH_STEP = 64.0
@@ -52,7 +50,7 @@ def tiles_by_experts(tokens: Floats, local: Floats) -> tuple[Floats, Floats]:
 class Experts:
     """The law; see the module."""
 
-    kind = "experts"
+    name = "experts"
     dims = ("tokens", "hidden", "inner", "topk", "experts", "tp", "ep", "skew", "weight_bits")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
@@ -128,15 +126,3 @@ def _product(
 
 def _soft_max(one: Floats, floor: float) -> Floats:
     return np.asarray((one**KNEE + floor**KNEE) ** (1 / KNEE))
-
-
-def experts_work(dims: Dims) -> Mapping[str, Floats]:
-    """FLOPs and compulsory bytes of a rank, for rooflines: columns "flops", "bytes"."""
-    inner = dims["inner"] / dims["tp"]
-    loads = expert_loads(dims["tokens"], dims["topk"], dims["experts"], dims["ep"], dims["skew"])
-    weights = loads.hit * 3 * dims["hidden"] * inner * dims["weight_bits"] / 8
-    around = ELEMENT_BYTES * 2 * dims["tokens"] * dims["hidden"]
-    return {"flops": 6 * loads.local * dims["hidden"] * inner, "bytes": weights + around}
-
-
-EXPERTS = Experts()

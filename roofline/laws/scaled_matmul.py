@@ -21,8 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
-from roofline.laws.matmul import Matmul, product_of, sustained_s, traffic_s
-from roofline.laws.tiles import Edge, Product, loops_s, together
+from roofline.laws.matmul import Edge, Matmul, Product, loops_s, product_of, sustained_s, together, traffic_s
 
 FEW_ROWS, SOME_ROWS, MORE_ROWS = 16.0, 64.0, 128.0
 """Up to which a product has kernels of its own; up to the second, operands are swapped."""
@@ -47,7 +46,7 @@ FLOOR_POWER = 8.0
 class ScaledMatmul(Matmul):
     """Activations scaled by tensor or row."""
 
-    kind = "scaled_matmul"
+    name = "scaled_matmul"
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
         """Those of a product, and the conversion's. Raises ValueError where the dtype's peak is not known."""
@@ -77,7 +76,7 @@ class ScaledMatmul(Matmul):
 class BlockScaledMatmul(ScaledMatmul):
     """Weights scaled by block, activations by row and block of k; the host is a floor."""
 
-    kind = "block_scaled_matmul"
+    name = "block_scaled_matmul"
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
         """Those of a scaled product, and the host's."""
