@@ -14,7 +14,7 @@ from profiler.record.errors import RequestError
 from profiler.record.kernels import has_kernels, read
 from profiler.record.store import RunFolder
 from roofline.calibrated import CalibratedLaw, Provenance
-from roofline.hardware import SPEC_SCHEMA, HardwareSpec
+from roofline.hardware.spec import SPEC_SCHEMA, HardwareSpec
 from roofline.laws.law import Facts
 
 Tables = dict[tuple[str, str], Observations]

@@ -23,8 +23,8 @@ from calibrate.replicates import Median, around, by_round, median_by_round, medi
 from calibrate.soundness import CERTAIN, doubts, excess_of, judge
 from calibrate.waterfall import Waterfall, term_ending_at, waterfall
 from profiler.record.run import CellResult, Closure
-from roofline.hardware import HardwareSpec
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import HardwareSpec
 
 UNATTRIBUTED = "(unattributed)"
 """Path of the row that holds device time of no operation of the graph."""

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from calibrate.replicates import median_by_round, medians_by_round, middle
 from profiler.record.run import CellResult
-from roofline.hardware import HardwareSpec, Peaks
-from roofline.kernels import price_kernels, share
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import HardwareSpec, Peaks
 from roofline.law_prices import law_prices
-from roofline.op import OpGraph
-from roofline.predict import Prepared, price
+from roofline.price import Prepared, price, price_kernels, share
 from roofline.record import Record
 
 NUMBER = re.compile(r"^graph_\d+_|_\d+$")

@@ -14,12 +14,11 @@ from calibrate.levels import levels
 from calibrate.predicted import NOTED, Predicted
 from calibrate.replicates import median_by_round, medians_by_round, middle
 from profiler.record.run import CellResult
-from roofline.hardware import HardwareSpec
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import HardwareSpec
 from roofline.law_prices import LawPrices, law_prices
-from roofline.laws.roofline import UNKNOWN, missing_peaks
 from roofline.level_prices import waits
-from roofline.op import OpGraph
-from roofline.predict import Prepared, price, price_fused
+from roofline.price import UNKNOWN, Prepared, missing_peaks, price, price_fused
 
 Array = NDArray[np.float64]
 

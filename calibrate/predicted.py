@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from calibrate.kernel_times import KernelTable
 from profiler.record.run import Mode
-from roofline.forecast import HOST_MODEL, pass_wall_s
-from roofline.hardware import HardwareSpec, Peaks
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import HardwareSpec, Peaks
+from roofline.host import HOST_MODEL, pass_wall_s
 from roofline.host_gaps import host_gap_interval, host_gap_s, least_gap_s
 from roofline.law_prices import LawPrices
 from roofline.level import PROBES, LevelRatio
 from roofline.level_prices import level_factors, ratio_of
-from roofline.op import OpGraph
 
 Array = NDArray[np.float64]
 Ends = tuple[float, float]

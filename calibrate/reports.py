@@ -11,7 +11,7 @@ from calibrate.pass_report import PassReport, to_json
 from profiler.record.errors import RequestError
 from profiler.record.run import CellResult
 from profiler.record.store import RunFolder
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 ENVIRONMENT = {"device", "device_kind", "versions", "notes", "threads", "cores"}
 """Of the machine, what the JSON output repeats from run.json."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.observations import Observations
-from roofline.laws.work import BITS
+from roofline.dtypes import BITS
 
 Floats = NDArray[np.float64]
 Interval = tuple[Floats, Floats]

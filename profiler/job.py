@@ -31,7 +31,8 @@ from profiler.record.run import Cell, CellResult
 from profiler.record.store import RunFolder
 from profiler.timing.cell import Loaded, measure_cell, reason
 from profiler.timing.clock import clock_for
-from roofline.hardware import HardwareSpec, find_device
+from roofline.hardware.load import find_device
+from roofline.hardware.spec import HardwareSpec
 
 DEVICE_S, QUICK_DEVICE_S = 10.0, 5.0
 """Seconds for the device's figures, in full and with --quick."""

@@ -20,7 +20,7 @@ from profiler.models.truncate import truncate
 from profiler.models.weights import build_meta, require_weights
 from profiler.record.errors import RequestError
 from profiler.record.run import Cell, Mode
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 from roofline.workload import Phase, Workload
 
 DEFAULT_MODEL = {"cpu": "qwen2.5-0.5b", "cuda": "llama-3.1-8b"}

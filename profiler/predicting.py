@@ -15,10 +15,10 @@ from profiler.models.graphs import Change, ModelGraphs, Tracing
 from profiler.models.request import context_limit
 from profiler.models.resolve import resolve
 from profiler.record.errors import RequestError
-from roofline.fusion import fused
-from roofline.op import OpGraph
-from roofline.regimes import Regime, regime_of
-from roofline.stored import Form, Source, StoredGraphs, StoredRegime
+from roofline.fusion.fuse import fused
+from roofline.graph.op import OpGraph
+from roofline.sweep.family import Form, Source, StoredGraphs, StoredRegime
+from roofline.sweep.regimes import Regime, regime_of
 from roofline.workload import Logits, Workload
 
 VERIFIED = 32

@@ -13,8 +13,8 @@ from itertools import groupby
 
 import numpy as np
 
+from roofline.graph.op import Op
 from roofline.laws.law import Floats
-from roofline.op import Op
 
 
 def reach_bytes(ops: Sequence[Op], code: Sequence[Hashable], counted: Callable[[Op], bool] = lambda op: True) -> Floats:

@@ -11,10 +11,10 @@ import numpy as np
 from roofline.calibrated import CalibratedLaw
 from roofline.code_reach import reach_bytes
 from roofline.facts import facts_of
-from roofline.hardware import HardwareSpec
+from roofline.graph.op import Kind, Op, OpGraph
+from roofline.hardware.spec import HardwareSpec
 from roofline.laws.host_gap import HostGap
 from roofline.laws.law import Floats
-from roofline.op import Kind, Op, OpGraph
 
 KIND = HostGap.kind
 NUMBER = re.compile(r"\d+")

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from roofline.caches import Touches
 from roofline.code_reach import reach_bytes
+from roofline.dtypes import ELEMENT_BYTES
+from roofline.graph.op import Kind, Op
 from roofline.laws.law import Floats
-from roofline.laws.matmul import ELEMENT_BYTES
 from roofline.laws.registry import ROW_MAJOR
-from roofline.op import Kind, Op
-from roofline.predict import Prepared
-from roofline.residency import Touches
+from roofline.price import Prepared
 
 MATVEC = "matvec"
 """Kind of a product with one row."""

@@ -12,12 +12,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from roofline.hardware import Peaks
+from roofline.caches import level_bytes
+from roofline.hardware.spec import Peaks
 from roofline.laws.law import Floats
-from roofline.laws.roofline import Rates, roofs
 from roofline.level import PROBES, LevelRatio
-from roofline.predict import Prepared
-from roofline.residency import level_bytes
+from roofline.price import Prepared, Rates, roofs
 
 
 def waits(prepared: Prepared, peaks: Peaks, kind: str) -> Floats:

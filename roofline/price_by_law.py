@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roofline.facts import facts_of
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 from roofline.laws.law import Floats
-from roofline.predict import Prepared
+from roofline.price import Prepared
 from roofline.subjects import by_law, cold_shares, subjects
 
 HELD = "resident"

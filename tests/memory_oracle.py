@@ -17,7 +17,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
 from profiler.models.weights import build, build_meta
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 from roofline.workload import Workload
 
 PASS = "the pass"

@@ -8,7 +8,7 @@ import math
 from calibrate.pass_report import LayerEfficiency, PassReport, Rungs
 from calibrate.waterfall import Waterfall
 from profiler.record.run import Cell, CellResult, Closure, Environment, Run
-from roofline.hardware import Figure, HardwareSpec, Level, Peaks
+from roofline.hardware.spec import Figure, HardwareSpec, Level, Peaks
 from roofline.level import LevelRatio
 from roofline.workload import Workload
 

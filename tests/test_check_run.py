@@ -6,8 +6,8 @@ import pytest
 from calibrate.reports import document, load
 from profiler.record.run import CellResult, Run
 from profiler.record.store import RunFolder
-from roofline.hardware import HardwareSpec
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import HardwareSpec
 from scripts.check_run import main
 
 

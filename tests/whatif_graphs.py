@@ -9,11 +9,11 @@ from transformers import AutoConfig
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
 from profiler.models.weights import build_meta
-from roofline.fusion import fused
-from roofline.hardware import Peaks
-from roofline.op import OpGraph, Traffic
-from roofline.op import traffic as classes
-from roofline.predict import price
+from roofline.fusion.fuse import fused
+from roofline.graph.op import OpGraph, Traffic
+from roofline.graph.op import traffic as classes
+from roofline.hardware.spec import Peaks
+from roofline.price import price
 from roofline.workload import Workload
 
 PHASES = {"prefill": (12, 0), "decode": (1, 12), "chunk": (4, 12)}

@@ -5,10 +5,10 @@ import math
 from graphs import figure
 from whatif_graphs import all_peaks, traffic
 
-from roofline.fusion import fused
-from roofline.hardware import Link, Peaks
-from roofline.op import Kind, Op, OpGraph
-from roofline.predict import price
+from roofline.fusion.fuse import fused
+from roofline.graph.op import Kind, Op, OpGraph
+from roofline.hardware.spec import Link, Peaks
+from roofline.price import price
 
 LINKS = ("nvlink", "pcie", "network")
 

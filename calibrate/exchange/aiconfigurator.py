@@ -15,10 +15,9 @@ import numpy as np
 import pandas as pd
 
 from calibrate.exchange.columns import numbers, require, words
-from calibrate.exchange.dtypes import dtypes
 from calibrate.exchange.parsed import Parsed, complete, without
 from profiler.record.errors import RequestError
-from roofline.laws.work import BITS
+from roofline.dtypes import BITS, dtype_named
 
 UNIT, SECONDS = "ms", 1e-3
 COMMON = ("framework", "version", "device", "op_name", "kernel_source", "latency")
@@ -60,7 +59,7 @@ def parse(frame: pd.DataFrame, path: Path) -> Parsed:
         {
             "row": np.arange(len(frame)),
             "time_s": numbers(frame["latency"]) * SECONDS,
-            "dtype": dtypes(words(frame[family.dtype])),
+            "dtype": words(frame[family.dtype]).map(dtype_named),
             "op": operations,
             **{ours: words(frame[name]) for ours, name in _WORDS.items()},
         },
@@ -119,7 +118,7 @@ def _gemm(given: pd.DataFrame, path: Path, dropped: dict[str, int]) -> pd.DataFr
 
 def _attention(given: pd.DataFrame, path: Path, dropped: dict[str, int]) -> pd.DataFrame:
     given = without(given, numbers(given["beam_width"]) != 1, "beam search", dropped)
-    cached = dtypes(words(given["kv_cache_dtype"]))
+    cached = words(given["kv_cache_dtype"]).map(dtype_named)
     given = without(given, cached.isna(), UNKNOWN_DTYPE, dropped)
     sizes = _sizes(
         given, {"batch": "batch_size", "heads": "num_heads", "kv_heads": "num_key_value_heads", "head_dim": "head_dim"}

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from profiler.record.errors import RequestError
-from roofline.hardware import HardwareSpec, device_names, find_device, load_device
+from roofline.hardware.load import device_names, find_device, load_device
+from roofline.hardware.spec import HardwareSpec
 
 
 @dataclass(frozen=True)

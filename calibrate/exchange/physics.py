@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 
 from calibrate.exchange.columns import Flags, Floats
-from calibrate.exchange.dtypes import LIKE
-from roofline.hardware import HardwareSpec
-from roofline.laws.work import BITS
+from roofline.dtypes import BITS, BOUNDED_BY
+from roofline.hardware.spec import HardwareSpec
 
 ANY_RATE = 1e17
 """FLOP/s of no single device: the fastest announced reaches 2e16, in 4 bits."""
@@ -52,7 +51,7 @@ class Limits:
         """FLOP/s that kernels of a dtype reach at most; weights in few bits may run at any of the device's rates."""
         if not self.rates:
             return ANY_RATE
-        own = self.rates.get(LIKE.get(dtype, dtype))
+        own = self.rates.get(BOUNDED_BY.get(dtype, dtype))
         if own is None:
             return max(self.rates.values())
         cached = self.rates.get("float8_e4m3fn", 0.0) if cached_bytes == 1 else 0.0

@@ -17,7 +17,7 @@ import pandas as pd
 from calibrate.exchange.columns import Floats, numbers, require, words
 from calibrate.exchange.parsed import Parsed, complete, without
 from profiler.record.errors import RequestError
-from roofline.laws.work import BITS
+from roofline.dtypes import BITS
 
 UNIT, SECONDS = "ms", 1e-3
 LINEAR = ("emb", "input_layernorm", "attn_pre_proj", "attn_rope", "attn_post_proj", "post_attention_layernorm",

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from calibrate.budget import design_within
 from calibrate.design import Rows
 from profiler.record.kernel_shape import KernelShape
+from roofline.dtypes import ELEMENT_BYTES
 from roofline.laws.law import Dims, Facts, Floats
-from roofline.laws.matmul import ELEMENT_BYTES
 from roofline.laws.registry import ROW_MAJOR, subject
 from roofline.subjects import BATCHED, GROUPED, MATVEC
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from calibrate.report.units import bytes_per_s, dtype, flops_per_s, percent, seconds
 from roofline.calibrated import CalibratedLaw
-from roofline.hardware import Figure, HardwareSpec, Peaks
+from roofline.hardware.spec import Figure, HardwareSpec, Peaks
 from roofline.laws.host_gap import HostGap
 from roofline.laws.registry import OPERATOR
 from roofline.record import Record

@@ -17,7 +17,7 @@ from calibrate.report.grid import GAP, characters, grid, needed, rule, say
 from calibrate.report.units import UNKNOWN, aligned, percent, seconds
 from calibrate.report.wording import Fact
 from profiler.record.run import CellResult, Run
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 LEFT_OUT_FIRST = (
     "repeat",

@@ -13,7 +13,7 @@ from calibrate.report import tables
 from calibrate.report.units import UNKNOWN, dtype, duration, percent, plus_minus, seconds, size
 from calibrate.soundness import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_EXCESS, SPANS_WITHIN
 from profiler.record.run import CellResult, Mode, Run
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 from roofline.record import Record
 from roofline.workload import Workload
 

@@ -6,7 +6,7 @@ Example: ``differences(sequence(graph), [(op.path, op.name) for op in executed.o
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 
 SHOWN = 200
 """Differences that are listed one by one; the rest is counted."""

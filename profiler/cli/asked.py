@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from profiler.record.errors import RequestError
-from roofline.hardware import load_device
-from roofline.inquiry import CALIBRATED, Device
+from roofline.dtypes import MODEL_DTYPES
+from roofline.hardware.load import load_device
+from roofline.predict.question import CALIBRATED, Device
 from roofline.whatif.registry import WhatIf, check_order, parse
 from roofline.workload import Logits, Workload
 
@@ -23,8 +24,6 @@ MOST_OUTPUT = 2**24
 
 PART = re.compile(r"^(\d+)x(\d+)(?:@(\d+))?$")
 """Sequences x new tokens @ cached tokens."""
-
-DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 @contextmanager
@@ -97,8 +96,8 @@ def workload(batch: int, query: int, context: int, dtype: str, logits: Logits = 
     """A workload whose sizes can be counted."""
     if batch * (query + context) >= MOST_TOKENS:
         raise RequestError(f"{batch} sequences of {query + context} tokens are beyond any memory; ask for fewer")
-    if dtype not in DTYPES:
-        raise RequestError(f"--dtype {dtype} is no type that models are built in; use {', '.join(DTYPES)}")
+    if dtype not in MODEL_DTYPES:
+        raise RequestError(f"--dtype {dtype} is no type that models are built in; use {', '.join(MODEL_DTYPES)}")
     return Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype, logits=logits)
 
 

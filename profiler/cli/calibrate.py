@@ -18,7 +18,8 @@ from profiler.record.files import write_text
 from profiler.record.index import find_run
 from profiler.record.store import RunFolder
 from profiler.record.version import roofcal_version
-from roofline.hardware import HardwareSpec, load_device
+from roofline.hardware.load import load_device
+from roofline.hardware.spec import HardwareSpec
 
 if TYPE_CHECKING:
     from roofline.calibrated import Provenance

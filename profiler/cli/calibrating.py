@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from profiler.record.store import RunFolder
 from profiler.record.version import roofcal_version
 from roofline.calibrated import Provenance
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 from roofline.level import ReferenceLevel
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from profiler.record.files import replacing
 from profiler.record.index import find_run
 from profiler.record.store import RunFolder
 from profiler.record.version import roofcal_version
-from roofline.hardware import HardwareSpec, device_names, load_device
+from roofline.hardware.load import device_names, load_device
+from roofline.hardware.spec import HardwareSpec
 
 if TYPE_CHECKING:
     from calibrate.exchange.export.registry import Format

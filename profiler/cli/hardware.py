@@ -22,7 +22,7 @@ from profiler.record.store import RunFolder
 
 if TYPE_CHECKING:
     from profiler.microbench.characterise import Plan
-    from roofline.hardware import HardwareSpec
+    from roofline.hardware.spec import HardwareSpec
 
 EXAMPLE = """
 Examples:\n

@@ -16,7 +16,7 @@ from profiler.record.errors import RequestError
 from profiler.record.run import Environment, Run
 from profiler.record.store import RunFolder
 from profiler.record.version import roofcal_version
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 if TYPE_CHECKING:
     from calibrate.exchange.importing import Asked, Imported
@@ -60,14 +60,14 @@ def import_(
 
 def _refuse_in_vain(format_name: str, model: str | None, dtype: str | None) -> None:
     """Options that would change nothing, and a dtype that is none."""
-    from calibrate.exchange.dtypes import NAMES
+    from roofline.dtypes import IMPORTED
 
     if format_name == "aiconfigurator" and dtype is not None:
         raise RequestError("--dtype: AIConfigurator's tables name their own; leave it out")
     if format_name != "llmservingsim" and model is not None:
         raise RequestError(f"--model: {format_name}'s tables hold their shapes; leave it out")
-    if dtype is not None and dtype not in NAMES.values():
-        raise RequestError(f"--dtype {dtype} is not known; use {', '.join(dict.fromkeys(NAMES.values()))}")
+    if dtype is not None and dtype not in IMPORTED:
+        raise RequestError(f"--dtype {dtype} is not known; use {', '.join(IMPORTED)}")
 
 
 def _asked(

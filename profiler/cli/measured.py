@@ -7,7 +7,8 @@ from pathlib import Path
 
 from profiler.record.errors import RequestError
 from profiler.record.run import Environment
-from roofline.hardware import HardwareSpec, load_device
+from roofline.hardware.load import load_device
+from roofline.hardware.spec import HardwareSpec
 
 
 def measured_spec(path: Path, environment: Environment) -> HardwareSpec:

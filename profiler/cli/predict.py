@@ -17,11 +17,11 @@ from profiler.cli.given import SIZES, given_options, listed, refuse_in_vain
 from profiler.cli.output import console, print_json, stdout_to_stderr_if
 from profiler.record.errors import RequestError
 from profiler.record.files import read_record, replacing
-from roofline.hardware import device_names
-from roofline.inquiry import Asked, Device, Speculation, answer
-from roofline.op import GRAPH_SCHEMA, OpGraph
-from roofline.prediction import Prediction
-from roofline.stored import Form, Source, StoredGraphs, source
+from roofline.graph.op import GRAPH_SCHEMA, OpGraph
+from roofline.hardware.load import device_names
+from roofline.predict.passes import Prediction
+from roofline.predict.question import Device, Question, Speculation, answer
+from roofline.sweep.family import Form, Source, StoredGraphs, source
 from roofline.whatif.registry import WHAT_IFS, WhatIf, usage
 from roofline.workload import Logits, Workload
 
@@ -120,7 +120,7 @@ def predict(
             if on is None:
                 return
             if not is_paper:
-                asked = Asked(
+                asked = Question(
                     workloads=workloads,
                     mixes=mixes,
                     requests=requests,
@@ -137,7 +137,7 @@ def predict(
             _show(found, as_json)
 
 
-def _longest(asked: Asked) -> int:
+def _longest(asked: Question) -> int:
     """Tokens of the longest sequence."""
     passes = (*asked.workloads, *(part for parts in asked.mixes for part in parts))
     lengths = [w.query_tokens + w.context_tokens for w in passes]
@@ -268,8 +268,8 @@ def _show(found: Prediction, as_json: bool) -> None:
 
 def _paper(of: _Of, on: Device, lengths: Lengths, bits: tuple[int, ...], flash: bool, as_json: bool) -> None:
     from calibrate.report.predicted import paper
-    from roofline.paper import paper_table
-    from roofline.paper_shape import paper_shape
+    from roofline.paper.rules import paper_shape
+    from roofline.paper.table import paper_table
 
     if len(bits) not in (1, 3) or len(lengths.prompts) * len(lengths.batches) != 1:
         raise RequestError("--accounting paper takes one --prompt, one --batch and --bits WEIGHTS,ACTIVATIONS,KV")

@@ -11,7 +11,8 @@ from profiler.record.errors import RequestError
 from profiler.record.index import find_run, is_characterisation, is_table
 from profiler.record.measurement import Measurement
 from profiler.record.store import RunFolder
-from roofline.hardware import HardwareSpec, find_device
+from roofline.hardware.load import find_device
+from roofline.hardware.spec import HardwareSpec
 
 EXAMPLE = "Example:  python -m profiler show last"
 

@@ -10,7 +10,7 @@ import torch
 from profiler.cpu_caches import CpuCache, read_cpu_caches
 from profiler.host_memory import total_bytes
 from profiler.machine import usable_cpus
-from roofline.hardware import find_device
+from roofline.hardware.load import find_device
 
 
 @dataclass(frozen=True, slots=True)

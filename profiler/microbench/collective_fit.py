@@ -18,7 +18,7 @@ from profiler.microbench.busbw import factor, messages
 from profiler.microbench.linear_cost import FEWEST, LinearCost, fit
 from profiler.microbench.link_name import UNKNOWN
 from profiler.record.measurement import Measurement, quantile_of
-from roofline.hardware import Figure, Link
+from roofline.hardware.spec import Figure, Link
 
 PRICED = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
 """Operations that the analytical side inserts."""

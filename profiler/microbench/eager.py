@@ -25,7 +25,7 @@ from profiler.models.trace import trace
 from profiler.record.measurement import middle_mean
 from profiler.timing.runner import Runner
 from profiler.timing.samples import Sample
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 from roofline.workload import Workload
 
 SIZES = ((1 / 16, 8), (1 / 4, 3))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from profiler.microbench.replicates import center, coefficient_of_variation, interval
 from profiler.record.measurement import Measurement
-from roofline.hardware import Characteristic, Peaks
+from roofline.hardware.spec import Characteristic, Peaks
 
 Key = tuple[str, str, str | None, int | None]
 ONE_CORE = ".one core"

@@ -13,7 +13,7 @@ from profiler.microbench.caches import Capacity
 from profiler.microbench.figures import characteristic, grouped
 from profiler.microbench.levels import MeasuredLevel, Reached, ladder
 from profiler.record.measurement import Measurement
-from roofline.hardware import Characteristic, Figure, Level, Link, Peaks
+from roofline.hardware.spec import Characteristic, Figure, Level, Link, Peaks
 
 
 def peaks_of(

@@ -31,7 +31,7 @@ from profiler.record.kernel_shape import KernelShape
 from profiler.timing.runner import Runner
 from profiler.timing.samples import DeviceKind, Sample, sample
 from profiler.timing.session import event_cost_s
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 from roofline.workload import Workload
 
 TOGETHER = 8

@@ -35,11 +35,11 @@ from profiler.record.kernels import COLUMNS, DIMS, Kernels, Source
 from profiler.record.measurement import middle_mean
 from profiler.timing.flush import PAST
 from profiler.timing.reference import ReferenceProbes
+from roofline.graph.op import OpGraph
 from roofline.host_gaps import gap_dims
 from roofline.laws.host_gap import HostGap
 from roofline.laws.registry import OPERATOR
-from roofline.op import OpGraph
-from roofline.predict import Prepared
+from roofline.price import Prepared
 from roofline.subjects import Subject, subjects
 
 COLD = {"decode_attention": True, "prefill_attention": False}

@@ -23,7 +23,7 @@ from profiler.microbench.missing import missing
 from profiler.microbench.peaks import peaks_of
 from profiler.microbench.product_ladder import Product, climb
 from profiler.record.measurement import Measurement
-from roofline.hardware import Peaks
+from roofline.hardware.spec import Peaks
 
 BUDGET_S = 12.0
 """Time for all figures; allocation and data generation come on top."""

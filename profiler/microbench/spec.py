@@ -21,7 +21,8 @@ from profiler.microbench.linear_cost import LinearCost
 from profiler.microbench.peaks import peaks_of
 from profiler.record.measurement import Measurement
 from profiler.record.run import Environment
-from roofline.hardware import Characteristic, Chip, Figure, HardwareSpec, Level, Link, Peaks, find_device
+from roofline.hardware.load import find_device
+from roofline.hardware.spec import Characteristic, Chip, Figure, HardwareSpec, Level, Link, Peaks
 
 FITTED = ("curve", "transfer", "collective", "cache")
 """Families whose single sizes are no figures of the device."""

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from profiler.models.operators import ACCUMULATES, GATHERS, PARTIAL, TEMPLATES, WRITE_ONLY, name_of, written_arguments
-from roofline.op import Bytes
-from roofline.routing import Routing
+from roofline.graph.op import Bytes, Routing
 
 Touched = list[tuple[Tensor, Bytes]]
 """Tensors with the bytes of them that are touched."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from profiler.models.accesses import tensors
 from profiler.models.trace import trace
 from profiler.record.errors import RequestError
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 from roofline.workload import Workload
 
 

@@ -18,10 +18,9 @@ from profiler.models.trace import trace
 from profiler.models.truncate import layer_count, truncate
 from profiler.models.weights import DEFAULT, build_meta, implementations
 from profiler.record.errors import RequestError
-from roofline.family import FEW, Family, Trace
-from roofline.fold import fold
-from roofline.layers import layer_of
-from roofline.op import OpGraph
+from roofline.graph.fold import fold
+from roofline.graph.op import OpGraph, layer_of
+from roofline.sweep.family import FEW, Family, Trace
 from roofline.workload import Workload
 
 MORE_LAYERS = range(2, 7)

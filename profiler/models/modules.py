@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from roofline.op import AttentionModule
+from roofline.graph.op import AttentionModule
 
 
 def attention_modules(model: nn.Module) -> Iterator[AttentionModule]:

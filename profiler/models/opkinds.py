@@ -25,8 +25,7 @@ from profiler.models.operators import (
     is_pointwise,
     name_of,
 )
-from roofline.op import Kind
-from roofline.routing import Routing
+from roofline.graph.op import Kind, Routing
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,7 @@ Example: ``scale(graph_of_2_layers, graph_of_2_layers, graph_of_32_layers).ops[1
 from collections import Counter, defaultdict
 
 from profiler.record.errors import RequestError
-from roofline.layers import layer_of
-from roofline.op import Op, OpGraph
+from roofline.graph.op import Op, OpGraph, layer_of
 
 Signature = tuple[tuple[object, ...], ...]
 

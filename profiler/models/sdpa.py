@@ -12,7 +12,7 @@ from torch import Tensor
 
 from profiler.models.operators import SOFTMAX_FLOPS
 from profiler.models.opkinds import Description
-from roofline.op import AttentionModule, Kind, attention_pairs
+from roofline.graph.op import AttentionModule, Kind, attention_pairs
 from roofline.workload import Workload
 
 NAME = "aten::scaled_dot_product_attention"

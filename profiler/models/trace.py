@@ -29,8 +29,8 @@ from profiler.models.opkinds import Description, describe
 from profiler.models.sdpa import NAME, describe_attention, operands
 from profiler.models.shapes import run_or_shape
 from profiler.models.workspace import attend_unfused, mask_copy_bytes
-from roofline.op import Access, Bytes, Op, OpGraph
-from roofline.op import Tensor as TensorRecord
+from roofline.graph.op import Access, Bytes, Op, OpGraph
+from roofline.graph.op import Tensor as TensorRecord
 from roofline.workload import Workload
 
 OLD, OLD_EVERY = 128, 32

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from profiler.record.errors import RequestError
 from profiler.record.files import replacing
 from profiler.record.run import RUN_SCHEMA, Cell, CellResult, OpTimes, Run
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 
 METADATA_KEY = b"roofcal"
 MEND = "restore it, or measure in a new run"

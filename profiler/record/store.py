@@ -31,8 +31,8 @@ from profiler.record.errors import RequestError
 from profiler.record.files import read_record, write_text
 from profiler.record.lock import Lock
 from profiler.record.run import RUN_SCHEMA, Cell, CellResult, Run
-from roofline.hardware import SPEC_SCHEMA, HardwareSpec
-from roofline.op import GRAPH_SCHEMA, OpGraph
+from roofline.graph.op import GRAPH_SCHEMA, OpGraph
+from roofline.hardware.spec import SPEC_SCHEMA, HardwareSpec
 
 LONGEST_NAME = 200
 """Characters of a file name made from a key; file systems allow 255 bytes with the suffix."""

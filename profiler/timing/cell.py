@@ -30,7 +30,7 @@ from profiler.timing.replayed import ReplayRunner
 from profiler.timing.runner import Runner
 from profiler.timing.samples import PassTimes
 from profiler.timing.watch import Watch, watch_for
-from roofline.op import Kind, OpGraph
+from roofline.graph.op import Kind, OpGraph
 
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What plain RuntimeErrors of torch's CPU allocator, of CUDA and of cuBLAS say when memory ran out."""

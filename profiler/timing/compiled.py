@@ -21,7 +21,7 @@ from profiler.record.run import KernelTimes
 from profiler.timing.inductor import Inductor
 from profiler.timing.runner import Repeatable, Runner
 from profiler.timing.samples import PassTimes, Sample, called
-from roofline.op import ANCHORS, OpGraph
+from roofline.graph.op import ANCHORS, OpGraph
 
 
 class CompiledRunner(Runner):

@@ -30,7 +30,7 @@ from profiler.timing.session import event_cost_s
 from profiler.timing.stopping import Reason, Rules, Stopping
 from profiler.timing.warmup import warm_up
 from profiler.timing.watch import Watch
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 
 PASSES = 3
 """Most timed passes in a row, with and without the profiler in turn; one untimed pass goes before each row."""

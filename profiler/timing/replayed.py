@@ -18,7 +18,7 @@ from profiler.record.errors import InvalidMeasurement
 from profiler.timing.graph_clock import capture
 from profiler.timing.runner import Runner
 from profiler.timing.samples import PassTimes, Sample, plain_pass, replay_sample
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 
 
 class ReplayRunner(Runner):

@@ -24,7 +24,7 @@ from profiler.attribution.timeline import Timeline, read_timeline
 from profiler.models.annotate import PREFIX, entered
 from profiler.timing.samples import DeviceKind, PassTimes, Sample, check_sequence, sample
 from profiler.timing.session import SETTLING_LAUNCHES, recorded
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 
 
 class Repeatable(Protocol):

@@ -28,7 +28,7 @@ from profiler.record.conditions import Window
 from profiler.record.errors import InvalidMeasurement
 from profiler.record.measurement import WarmUp
 from profiler.record.run import Closure, KernelTimes, OpTimes
-from roofline.op import Kind, OpGraph
+from roofline.graph.op import Kind, OpGraph
 
 FROM_HOST = "Memcpy HtoD"
 """How kineto's names of copies from the host to the device begin (CuptiStrings.cpp)."""

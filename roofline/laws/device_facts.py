@@ -6,7 +6,7 @@ need only be right to a factor.
 Example: ``facts_of(load_device("nvidia-h200-sxm")).units == 132``
 """
 
-from roofline.hardware import HardwareSpec, Peaks
+from roofline.hardware.spec import HardwareSpec, Peaks
 from roofline.laws.law import Facts
 
 OUTWARD = ("nvlink", "infinity-fabric", "ici")

@@ -14,12 +14,12 @@ took within itself.
 
 import math
 
-from roofline.attention import Attention, find_attention
-from roofline.dataflow import Dataflow, ideal_accesses
-from roofline.op import Access, AttentionModule, Kind, Op, OpGraph, attention_pairs
-from roofline.whatif.edit import Edit, access, changed
+from roofline.dtypes import element_bits
+from roofline.fusion.attention import Attention, find_attention
+from roofline.graph.dataflow import Dataflow, ideal_accesses
+from roofline.graph.edit import Edit, access, changed
+from roofline.graph.op import Access, AttentionModule, Kind, Op, OpGraph, attention_pairs
 from roofline.whatif.kv_bits import DONE
-from roofline.whatif.linear import element_bits
 
 ATTENTION = "aten::scaled_dot_product_attention"
 QK, SOFTMAX, PV, REPEAT = "roofcal::qk", "roofcal::softmax", "roofcal::pv", "roofcal::repeat_kv"

@@ -5,7 +5,7 @@ Example: ``[(added.op, added.bytes) for added in added_to_cache(graph)]``
 
 from dataclasses import dataclass
 
-from roofline.op import Bytes, Kind, OpGraph
+from roofline.graph.op import Bytes, Kind, OpGraph
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ Example: ``all_reduce(Access(tensor=3, bytes=1e6), ranks=8, link="nvlink", like=
 
 from typing import Literal
 
-from roofline.op import Access, Bytes, Kind, Op
-from roofline.whatif.edit import access, whole
+from roofline.graph.edit import access, whole
+from roofline.graph.op import Access, Bytes, Kind, Op
 
 
 def all_reduce(data: Access, *, ranks: int, link: str, like: Op) -> Op:

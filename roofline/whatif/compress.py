@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite
 
-from roofline.dataflow import Dataflow
-from roofline.op import Access, Kind, Op, OpGraph, attention_pairs
-from roofline.whatif.edit import Edit, access, changed
+from roofline.graph.dataflow import Dataflow
+from roofline.graph.edit import Edit, access, changed
+from roofline.graph.op import Access, Kind, Op, OpGraph, attention_pairs
 from roofline.whatif.executed import executed
 from roofline.whatif.kv_bits import KEYS, VALUES
 

@@ -11,11 +11,10 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from typing import Literal
 
-from roofline.layers import layer_key
-from roofline.op import Access, Kind, Op, OpGraph
+from roofline.graph.edit import Edit, access
+from roofline.graph.op import Access, Kind, Op, OpGraph, layer_key
 from roofline.whatif.cache_writes import Added, added_to_cache
 from roofline.whatif.collectives import transfer
-from roofline.whatif.edit import Edit, access
 
 OPTION = "send_kv"
 

@@ -3,7 +3,7 @@
 Example: ``executed(graph, "tensor_parallel")`` raises ValueError on ``fused(graph)``.
 """
 
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 
 
 def executed(graph: OpGraph, what: str) -> OpGraph:

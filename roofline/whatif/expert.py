@@ -13,11 +13,10 @@ Example: ``expert_parallel(graph, 8, link="nvlink")`` → two all-to-alls in eac
 
 from collections import defaultdict
 
-from roofline.dataflow import GATHERS, Dataflow
-from roofline.op import ANCHORS, Access, Kind, Op, OpGraph
-from roofline.routing import Routing, chosen_by_a_token
+from roofline.graph.dataflow import GATHERS, Dataflow
+from roofline.graph.edit import Edit, access, changed
+from roofline.graph.op import ANCHORS, Access, Kind, Op, OpGraph, Routing, chosen_by_a_token
 from roofline.whatif.collectives import all_to_all, checked_ranks
-from roofline.whatif.edit import Edit, access, changed
 from roofline.whatif.executed import executed
 
 OPTION = "expert_parallel"

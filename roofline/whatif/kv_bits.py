@@ -12,10 +12,11 @@ Example: ``quantise_kv(graph, bits=8, scale_bits=16)``
 
 from collections.abc import Iterator
 
-from roofline.dataflow import Dataflow
-from roofline.op import Access, Kind, Op, OpGraph
-from roofline.whatif.edit import Edit, access, changed
-from roofline.whatif.linear import QUANTISE, element_bits
+from roofline.dtypes import element_bits
+from roofline.graph.dataflow import Dataflow
+from roofline.graph.edit import Edit, access, changed
+from roofline.graph.linear import QUANTISE
+from roofline.graph.op import Access, Kind, Op, OpGraph
 
 KV_BITS = (2, 4, 8, 16, 32)
 """Bits of a stored key or value; 16 and 32 are plain floating point, without scales."""

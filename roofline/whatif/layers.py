@@ -11,11 +11,11 @@ Example: ``early_exit(graph, after_layers=24)``, ``remove_layers(graph, [20, 21,
 from collections import Counter
 from collections.abc import Sequence
 
-from roofline.dataflow import Dataflow
-from roofline.layers import layer_of
-from roofline.op import Access, Op, OpGraph
-from roofline.whatif.edit import Edit, access, changed, rebuilt
-from roofline.whatif.linear import element_bits, is_side, linear_of
+from roofline.dtypes import element_bits
+from roofline.graph.dataflow import Dataflow
+from roofline.graph.edit import Edit, access, changed, rebuilt
+from roofline.graph.linear import is_side, linear_of
+from roofline.graph.op import Access, Op, OpGraph, layer_of
 
 OPTION = "removed_layers"
 """Key in `OpGraph.options`; its value lists all that are removed, in order."""

@@ -10,11 +10,10 @@ Example: ``lora(graph, rank=16, adapters=32, where=("*.q_proj", "*.v_proj"))``
 
 from collections.abc import Sequence
 
-from roofline.dataflow import Dataflow
-from roofline.op import Access, Kind, Op, OpGraph
-from roofline.routing import experts_hit
-from roofline.whatif.edit import Edit, access
-from roofline.whatif.linear import (
+from roofline.dtypes import element_bits
+from roofline.graph.dataflow import Dataflow
+from roofline.graph.edit import Edit, access
+from roofline.graph.linear import (
     LORA_A,
     LORA_ADD,
     LORA_B,
@@ -23,11 +22,11 @@ from roofline.whatif.linear import (
     QUANTISE,
     Linear,
     described,
-    element_bits,
     input_of,
     linear_layers,
     linear_of,
 )
+from roofline.graph.op import Access, Kind, Op, OpGraph, experts_hit
 
 
 def lora(graph: OpGraph, *, rank: int, adapters: int, where: Sequence[str] = ()) -> OpGraph:

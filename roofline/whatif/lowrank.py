@@ -10,19 +10,19 @@ Example: ``low_rank(graph, rank=256, where=("*.mlp.*",))``
 
 from collections.abc import Sequence
 
-from roofline.op import Access, Op, OpGraph
-from roofline.whatif.edit import Edit, access, changed
-from roofline.whatif.linear import (
+from roofline.dtypes import element_bits
+from roofline.graph.edit import Edit, access, changed
+from roofline.graph.linear import (
     LOW_RANK_IN,
     LOW_RANK_OUT,
     Linear,
     dequantise_flops,
     described,
-    element_bits,
     input_of,
     linear_layers,
     sides,
 )
+from roofline.graph.op import Access, Op, OpGraph
 
 
 def low_rank(graph: OpGraph, *, rank: int, where: Sequence[str] = ()) -> OpGraph:

@@ -17,11 +17,10 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from typing import Literal
 
-from roofline.layers import layer_key
-from roofline.op import Op, OpGraph
+from roofline.graph.edit import Edit, changed, whole
+from roofline.graph.op import Op, OpGraph, layer_key
 from roofline.whatif.cache_writes import added_to_cache
 from roofline.whatif.collectives import transfer
-from roofline.whatif.edit import Edit, changed, whole
 from roofline.whatif.executed import checked_share
 
 OPTION = "offload"

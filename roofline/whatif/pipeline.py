@@ -7,10 +7,9 @@ which every stage in fact makes again, are counted in the first. Tied weights of
 Example: ``[pipeline_stage(graph, 4, i) for i in range(4)]`` → together all operations of the graph
 """
 
-from roofline.layers import layer_of
-from roofline.op import ANCHORS, OpGraph
+from roofline.graph.edit import Edit, access
+from roofline.graph.op import ANCHORS, OpGraph, layer_of
 from roofline.whatif.collectives import checked_ranks, send
-from roofline.whatif.edit import Edit, access
 
 OPTION = "pipeline_stage"
 

@@ -22,23 +22,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from roofline.dataflow import Dataflow
-from roofline.op import Access, Kind, Op, OpGraph
-from roofline.whatif.edit import Edit, access, changed
-from roofline.whatif.kv_bits import KV_BITS, quantise_kv
-from roofline.whatif.linear import (
+from roofline.dtypes import element_bits
+from roofline.graph.dataflow import Dataflow
+from roofline.graph.edit import Edit, access, changed
+from roofline.graph.linear import (
     QUANTISE,
     SCALES,
     ZEROS,
     Linear,
     described,
-    element_bits,
     input_of,
     linear_layers,
     linear_of,
     matrix_bytes,
     turned_back_flops,
 )
+from roofline.graph.op import Access, Kind, Op, OpGraph
+from roofline.whatif.kv_bits import KV_BITS, quantise_kv
 
 Format = Literal["int", "float"]
 

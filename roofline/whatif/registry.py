@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 from roofline.whatif.attention import fuse_attention, unfuse_attention
 from roofline.whatif.compress import compress_kv
 from roofline.whatif.disaggregate import send_kv

@@ -11,9 +11,9 @@ Example: ``tensor_parallel(graph, 8, link="nvlink").options["tensor_parallel"] =
 import re
 from math import isclose
 
-from roofline.op import Access, Kind, Op, OpGraph
+from roofline.graph.edit import Edit, access, changed
+from roofline.graph.op import Access, Kind, Op, OpGraph
 from roofline.whatif.collectives import all_gather, all_reduce, checked_ranks
-from roofline.whatif.edit import Edit, access, changed
 from roofline.whatif.executed import executed
 from roofline.whatif.shard_plan import plan
 from roofline.whatif.shard_state import PRODUCTS, Plan, Shares

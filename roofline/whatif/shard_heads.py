@@ -10,8 +10,8 @@ Example: ``head_labels(graph, 16, whole=()).share(keys)`` → 1/8, if these are 
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from roofline.op import Access, Kind, Op, OpGraph
-from roofline.whatif.linear import DTYPE_BITS
+from roofline.dtypes import BITS
+from roofline.graph.op import Access, Kind, Op, OpGraph
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ def kv_heads(graph: OpGraph, op: Op) -> int:
     """Key-value heads that attention finds in memory: expanded ones, which it is given for each query head, once."""
     said = op.dims.get("kv_heads", op.dims["heads"])
     held = graph.heads[1] if graph.heads else said
-    if len(op.reads) < 2 or held >= said or op.dtype not in DTYPE_BITS:
+    if len(op.reads) < 2 or held >= said or op.dtype not in BITS:
         return said
-    one = op.dims["batch"] * op.dims["kv"] * op.dims["head_dim"] * DTYPE_BITS[op.dtype] / 8
+    one = op.dims["batch"] * op.dims["kv"] * op.dims["head_dim"] * BITS[op.dtype] / 8
     return held if op.reads[1].bytes <= held * one else said
 
 
@@ -98,9 +98,9 @@ def _label(found: dict[int, set[int]], accesses: Collection[Access], labels: set
 
 def _repeats(op: Op) -> int:
     """How often a copy repeats each element of its only operand."""
-    if op.kind is not Kind.COPY or len(op.reads) != 1 or not op.dims.get("elements") or op.dtype not in DTYPE_BITS:
+    if op.kind is not Kind.COPY or len(op.reads) != 1 or not op.dims.get("elements") or op.dtype not in BITS:
         return 1  # other types, integers, hold no heads
-    elements = op.dims["elements"] * DTYPE_BITS[op.dtype] / 8 / op.reads[0].bytes  # too many if these are quantised
+    elements = op.dims["elements"] * BITS[op.dtype] / 8 / op.reads[0].bytes  # too many if these are quantised
     return round(min(elements, op.writes[0].bytes / op.reads[0].bytes)) or 1  # too many if it widens them
 
 

@@ -21,9 +21,9 @@ Example: ``plan(graph, 8).split`` → {index of an operation: "column", "row", "
 from collections.abc import Iterable, Sequence
 from math import ceil, isclose
 
-from roofline.dataflow import GATHERS, Dataflow
-from roofline.op import Access, Kind, Op, OpGraph
-from roofline.whatif.linear import is_side
+from roofline.graph.dataflow import GATHERS, Dataflow
+from roofline.graph.linear import is_side
+from roofline.graph.op import Access, Kind, Op, OpGraph
 from roofline.whatif.shard_heads import Labels, head_labels, kv_heads
 from roofline.whatif.shard_rules import is_featurewise, is_linear, read_shares
 from roofline.whatif.shard_state import PRODUCTS, WHOLE, Plan, Shares, State

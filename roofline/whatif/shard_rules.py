@@ -7,9 +7,9 @@ Example: ``is_linear(op, states, static, blank)`` → whether partial sums may p
 
 from collections.abc import Collection, Sequence
 
-from roofline.dataflow import GATHERS
-from roofline.op import Access, Kind, Op
-from roofline.whatif.linear import LORA_ADD, QUANTISE
+from roofline.graph.dataflow import GATHERS
+from roofline.graph.linear import LORA_ADD, QUANTISE
+from roofline.graph.op import Access, Kind, Op
 from roofline.whatif.shard_heads import Labels
 from roofline.whatif.shard_state import PRODUCTS, State
 

@@ -5,7 +5,7 @@ Example: ``State(share=1 / 8, origins=frozenset({20}), tokens=24)`` is an eighth
 
 from dataclasses import dataclass, field
 
-from roofline.op import Kind
+from roofline.graph.op import Kind
 
 PRODUCTS = frozenset({Kind.MATMUL, Kind.GROUPED_MATMUL})
 

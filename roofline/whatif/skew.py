@@ -5,8 +5,8 @@ Example: ``skew_experts(graph, 1.0)`` → weight reads of experts as under Zipf'
 
 from math import isfinite
 
-from roofline.op import Access, Op, OpGraph
-from roofline.whatif.edit import Edit, access, changed
+from roofline.graph.edit import Edit, access, changed
+from roofline.graph.op import Access, Op, OpGraph
 
 OPTION = "expert_skew"
 

@@ -10,9 +10,9 @@ Example: ``sparsify_2_4(graph, where=("*.mlp.*",))``
 
 from collections.abc import Sequence
 
-from roofline.op import OpGraph
-from roofline.whatif.edit import Edit, access, changed
-from roofline.whatif.linear import dequantise_flops, described, linear_layers, linear_of, matrix_bytes
+from roofline.graph.edit import Edit, access, changed
+from roofline.graph.linear import dequantise_flops, described, linear_layers, linear_of, matrix_bytes
+from roofline.graph.op import OpGraph
 
 
 def sparsify_2_4(graph: OpGraph, *, where: Sequence[str] = ()) -> OpGraph:

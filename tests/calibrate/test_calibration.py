@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from calibrate.calibration import Calibrated, calibrate_kind, stored
 from calibrate.split import halves
 from roofline.calibrated import CalibratedLaw, Provenance
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 PROVENANCE = Provenance(runs=("results/x",), date="2026-11-26T00:00:00+00:00", seed=0)
 

@@ -15,8 +15,8 @@ from calibrate.waterfall import TERMS, waterfall
 from profiler.record.conditions import Window
 from profiler.record.run import Cell, CellResult, Closure, OpTimes
 from roofline.facts import facts_of
-from roofline.hardware import Chip, Figure, HardwareSpec
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import Chip, Figure, HardwareSpec
 from roofline.workload import Workload
 
 DECODE = Workload(batch=1, query_tokens=1, context_tokens=8, dtype="float32")

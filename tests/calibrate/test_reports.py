@@ -6,7 +6,7 @@ import pytest
 from calibrate.reports import advice, document, load, sound
 from profiler.record.run import CellResult, Run
 from profiler.record.store import RunFolder
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 
 
 def _kept(base: Path, run: Run, result: CellResult, graph: OpGraph) -> RunFolder:

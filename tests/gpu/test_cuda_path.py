@@ -28,7 +28,7 @@ from profiler.timing.cell import Loaded, measure_cell
 from profiler.timing.clock import CudaClock
 from profiler.timing.runner import Runner
 from profiler.timing.samples import sample
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 from roofline.workload import Workload
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -15,7 +15,7 @@ from profiler.record.run import Cell, CellResult, Mode
 from profiler.timing.cell import Loaded, measure_cell
 from profiler.timing.replayed import ReplayRunner
 from profiler.timing.runner import Runner
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 from roofline.workload import Workload
 
 pytestmark = [

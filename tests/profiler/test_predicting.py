@@ -18,8 +18,8 @@ from profiler.predicting import (
     stored_graphs,
 )
 from profiler.record.errors import RequestError
-from roofline.fusion import fused
-from roofline.op import OpGraph
+from roofline.fusion.fuse import fused
+from roofline.graph.op import OpGraph
 from roofline.whatif.registry import parse
 from roofline.workload import Workload
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline.beside import Beside
-from roofline.op import Kind, Op
+from roofline.graph.op import Kind, Op
+from roofline.price import Overlaps
 
 
 def op(path: str, link: str | None = None, beside: str | None = None) -> Op:
@@ -26,7 +26,7 @@ TWO_LAYERS = [
 
 def times(runs: list[float], crosses: list[float], count: list[float] | None = None) -> list[float]:
     of = np.array(count or [1.0] * len(runs))
-    found = Beside.of(TWO_LAYERS).time_s((np.array(runs), np.zeros(len(runs)), np.array(crosses)), of)
+    found = Overlaps.of(TWO_LAYERS).time_s((np.array(runs), np.zeros(len(runs)), np.array(crosses)), of)
     return [float(t) for t in found]
 
 
@@ -50,9 +50,9 @@ def test_others_on_the_same_link_keep_it_busy() -> None:
     ops = [op("layers.0.a", "pcie"), op("layers.0.b", "pcie", "in"), op("layers.0.c", "nvlink")]
     roofs = np.array([1.0, 2.0, 1.0]), np.array([6.0, 8.0, 100.0])
     # 6 + 2 + 100 s of work; 14 s over pcie
-    assert Beside.of(ops).time_s(roofs, np.ones(3)).tolist() == [6, 2, 100]
+    assert Overlaps.of(ops).time_s(roofs, np.ones(3)).tolist() == [6, 2, 100]
     roofs = np.array([1.0, 2.0, 1.0]), np.array([6.0, 8.0, 1.0])
-    assert Beside.of(ops).time_s(roofs, np.ones(3)).tolist() == [6, 2 + (14 - 9), 1]
+    assert Overlaps.of(ops).time_s(roofs, np.ones(3)).tolist() == [6, 2 + (14 - 9), 1]
 
 
 def test_a_link_that_is_not_known_is_no_guess() -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from roofline.hardware import DEVICES, device_names, find_device, load_device
+from roofline.hardware.load import DEVICES, device_names, find_device, load_device
 
 NAMES = device_names()
 GPUS = [name for name in NAMES if load_device(name).kind == "cuda"]

@@ -6,7 +6,7 @@ variant or a slip of a digit shows.
 
 import pytest
 
-from roofline.hardware import device_names, load_device
+from roofline.hardware.load import device_names, load_device
 
 # Multiply-adds of 16-bit inputs, FP32 accumulation, dense, of one SM in one cycle.
 # Volta, GA100, GH100: the whitepapers' tables of tensor cores (64, 256, 512 a core × 8, 4, 4 cores); Turing as Volta.

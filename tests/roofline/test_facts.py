@@ -5,7 +5,8 @@ from statistics import median
 import pytest
 
 from roofline.facts import CACHE_S, MATRIX_PER_VECTOR, UNIT_FLOPS_PER_S, facts_of
-from roofline.hardware import Figure, HardwareSpec, Level, device_names, load_device
+from roofline.hardware.load import device_names, load_device
+from roofline.hardware.spec import Figure, HardwareSpec, Level
 from roofline.laws.registry import LAWS
 
 SPECS = [load_device(name) for name in device_names()]

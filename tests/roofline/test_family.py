@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from parametric_graphs import Traced, decoder, totals, workload
 
-from roofline.family import FEW, MOST_ALONE, Family, Piece, Trace
-from roofline.fold import fold
-from roofline.op import OpGraph
+from roofline.graph.fold import fold
+from roofline.graph.op import OpGraph
+from roofline.sweep.family import FEW, MOST_ALONE, Family, Piece, Trace
 from roofline.workload import Workload
 
 DECODES = [workload(batch, 1, context) for batch in (1, 4) for context in range(10, 3000, 130)]

@@ -8,10 +8,10 @@ from parametric_graphs import decoder, totals, traced, workload
 from tiny import layered
 
 from profiler.models.graphs import ModelGraphs, Tracing
-from roofline.fold import LEAST_REPEATS, fold
-from roofline.footprint import footprint
-from roofline.fusion import fused
-from roofline.op import Op, OpGraph
+from roofline.fusion.fuse import fused
+from roofline.graph.fold import LEAST_REPEATS, fold
+from roofline.graph.memory import footprint
+from roofline.graph.op import Op, OpGraph
 from roofline.workload import Workload
 
 FAMILIES = (

@@ -6,10 +6,10 @@ from graphs import GraphBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline.fold import fold
-from roofline.footprint import Liveness, footprint, largest, peak_profile, storage_bytes
-from roofline.fusion import fused
-from roofline.op import Access, OpGraph, Tensor
+from roofline.fusion.fuse import fused
+from roofline.graph.fold import fold
+from roofline.graph.memory import Liveness, footprint, largest, peak_profile, storage_bytes
+from roofline.graph.op import Access, OpGraph, Tensor
 
 
 def changed(graph: OpGraph, **fields: dict[str, Any]) -> OpGraph:

@@ -5,10 +5,10 @@ import json
 import pytest
 from graphs import GraphBuilder, peaks
 
-from roofline.footprint import Footprint
-from roofline.forecast import forecast
-from roofline.hardware import HardwareSpec
-from roofline.op import OpGraph
+from roofline.graph.memory import Footprint
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import HardwareSpec
+from roofline.predict.passes import predict_pass
 from roofline.workload import Workload
 
 
@@ -26,7 +26,7 @@ def small() -> OpGraph:
 
 
 def test_sums_by_hand() -> None:
-    found = forecast(small(), spec(), peaks())
+    found = predict_pass(small(), spec(), peaks())
     product, addition = found.ops
     assert (product.time_s, product.bound, product.count) == (3.0, "matrix", 3)
     assert (addition.time_s, addition.bound) == (2.0, "DRAM")
@@ -39,7 +39,7 @@ def test_sums_by_hand() -> None:
 
 
 def test_a_peak_that_is_not_known_is_named() -> None:
-    found = forecast(small(), spec(), peaks(matrix=None))
+    found = predict_pass(small(), spec(), peaks(matrix=None))
     assert found.time_s is None and found.tokens_per_s is None
     assert found.missing == ("matrix float32",)
     assert [op.time_s for op in found.ops] == [None, 2.0]
@@ -50,18 +50,18 @@ def test_a_peak_that_is_not_known_is_named() -> None:
 @pytest.mark.parametrize(("kind", "wall"), [("cpu", 5 + 4 * 10.0), ("cuda", 4 * 10 + 2.0), ("other", 4 * 10 + 2.0)])
 def test_wall_time_with_the_host(kind: str, wall: float) -> None:
     rates = peaks(host_s=10.0)
-    assert forecast(small(), spec(kind), rates).wall_s == wall
+    assert predict_pass(small(), spec(kind), rates).wall_s == wall
 
 
 def test_what_does_not_fit_is_priced_and_flagged() -> None:
     rates = peaks(levels=(("DRAM", 20.0, 10.0),))
     need = Footprint(weights=10, kv_cache=0, activations=11, peak=21)
-    assert forecast(small(), spec(), rates, memory=need).fits is False
-    assert forecast(small(), spec(), rates, memory=need).time_s == 5
-    assert forecast(small(), spec(), rates, memory=need.model_copy(update={"peak": 20})).fits is True
+    assert predict_pass(small(), spec(), rates, memory=need).fits is False
+    assert predict_pass(small(), spec(), rates, memory=need).time_s == 5
+    assert predict_pass(small(), spec(), rates, memory=need.model_copy(update={"peak": 20})).fits is True
 
 
 def test_workloads_of_a_mixed_step_are_its_parts() -> None:
     parts = tuple(Workload(batch=b, query_tokens=1, context_tokens=4, dtype="float32") for b in (2, 3))
-    found = forecast(small(), spec(), peaks(), parts)
+    found = predict_pass(small(), spec(), peaks(), parts)
     assert found.workloads == parts and found.tokens_per_s == 1.0

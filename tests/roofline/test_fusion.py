@@ -5,8 +5,8 @@ from graphs import GraphBuilder, sizes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline.fusion import Group, fuse
-from roofline.op import AttentionModule, OpGraph
+from roofline.fusion.fuse import Group, fuse
+from roofline.graph.op import AttentionModule, OpGraph
 from roofline.workload import Workload
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from roofline.footprint import Footprint
-from roofline.generation import Draft, request
+from roofline.graph.memory import Footprint
+from roofline.predict.requests import Draft, request
 from roofline.workload import Workload
 
 

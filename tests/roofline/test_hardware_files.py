@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline.hardware import DEVICES, SPEC_SCHEMA, Figure, HardwareSpec, Level, Peaks, device_names, load_device
+from roofline.hardware.load import DEVICES, device_names, load_device
+from roofline.hardware.spec import SPEC_SCHEMA, Figure, HardwareSpec, Level, Peaks
 
 NAMES = device_names()
 RAW = {name: json.loads((DEVICES / f"{name}.json").read_text(encoding="utf-8")) for name in NAMES}

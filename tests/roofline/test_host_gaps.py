@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from roofline.code_reach import reach_bytes
 from roofline.facts import facts_of
-from roofline.hardware import Chip, Figure, HardwareSpec
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import Chip, Figure, HardwareSpec
 from roofline.host_gaps import gap_dims, host_gap_s, least_gap_s
-from roofline.op import OpGraph
 
 LEVELS = (("L3", 1000.0, 100.0), ("DRAM", 1e9, 10.0))
 SPEC = HardwareSpec(

@@ -8,11 +8,11 @@ from tiny import tiny
 
 from profiler.models.graphs import ModelGraphs, Tracing
 from profiler.predicting import model_source
-from roofline.footprint import footprint
-from roofline.hardware import HardwareSpec, Link, Peaks
-from roofline.inquiry import PROBES, Asked, Device, Speculation, answer
-from roofline.predict import price
-from roofline.stored import Source
+from roofline.graph.memory import footprint
+from roofline.hardware.spec import HardwareSpec, Link, Peaks
+from roofline.predict.question import PROBES, Device, Question, Speculation, answer
+from roofline.price import price
+from roofline.sweep.family import Source
 from roofline.whatif.registry import parse
 from roofline.workload import Workload
 
@@ -52,8 +52,8 @@ def seconds(found: Source, asked: Workload, on: Device) -> float:
 @pytest.mark.parametrize("name", ["mistral", "qwen3_moe"])
 def test_a_sweep_is_its_exact_passes(name: str) -> None:
     asked = tuple(workload(b, q, c) for b in (1, 3) for q, c in ((24, 0), (33, 0), (1, 20), (1, 47), (5, 30)))
-    swept = answer(source(name), Asked(workloads=asked), device(), "fused").passes
-    exact = answer(source(name), Asked(workloads=asked, exact=True), device(), "fused").passes
+    swept = answer(source(name), Question(workloads=asked), device(), "fused").passes
+    exact = answer(source(name), Question(workloads=asked, exact=True), device(), "fused").passes
     assert [one.workloads for one in swept] == [one.workloads for one in exact] == [(one,) for one in asked]
     for few, all_ in zip(swept, exact, strict=True):
         assert not few.ops and all_.ops
@@ -70,7 +70,7 @@ def test_a_sweep_is_its_exact_passes(name: str) -> None:
 def test_decoding_is_a_loop_over_exact_steps(name: str, levels: tuple[tuple[str, float, float], ...]) -> None:
     on = device(levels)
     batch, prompt, output = 2, 4, 2 * PROBES + 8  # over the edge of mistral's window of 8 tokens
-    (found,) = answer(source(name), Asked(requests=((batch, prompt, output),)), on, "fused").requests
+    (found,) = answer(source(name), Question(requests=((batch, prompt, output),)), on, "fused").requests
     each = [seconds(source(name), workload(batch, 1, prompt + i), on) for i in range(output - 1)]
     first = seconds(source(name), workload(batch, prompt, 0), on)
     fold_rel = 1e-9 if len(levels) == 1 else 0.3  # a folded layer's activations are found nearer than a whole model's
@@ -83,7 +83,7 @@ def test_decoding_is_a_loop_over_exact_steps(name: str, levels: tuple[tuple[str,
 
 @pytest.mark.parametrize(("acceptance", "yields"), [(0.0, 1), (1.0, 4)])
 def test_speculation(acceptance: float, yields: int) -> None:
-    asked = Asked(requests=((1, 20, 12),), speculation=Speculation(source("qwen2"), 3, acceptance))
+    asked = Question(requests=((1, 20, 12),), speculation=Speculation(source("qwen2"), 3, acceptance))
     (found,) = answer(source("llama"), asked, device(), "fused").requests
     drafted = sum(seconds(source("qwen2"), workload(1, 1, 20 + i), device()) for i in range(11))
     passes = [workload(1, 4, 20 + i).model_copy(update={"logits": "all"}) for i in range(11)]
@@ -91,7 +91,7 @@ def test_speculation(acceptance: float, yields: int) -> None:
     assert found.tpot_s == pytest.approx((3 * drafted + verified) / yields / 11, rel=1e-9)
     both = sum(seconds(source(name), workload(1, 20, 0), device()) for name in ("llama", "qwen2"))
     assert found.ttft_s == pytest.approx(both, rel=1e-9)
-    (alone,) = answer(source("llama"), Asked(requests=((1, 20, 12),)), device(), "fused").requests
+    (alone,) = answer(source("llama"), Question(requests=((1, 20, 12),)), device(), "fused").requests
     assert found.peak_bytes > alone.peak_bytes + footprint(source("qwen2").whole(workload(1, 1, 30))).weights
 
 
@@ -114,7 +114,7 @@ def test_a_sweep_of_verifications_is_its_exact_passes() -> None:
     )
     both = (*asked, *(one.model_copy(update={"logits": "last"}) for one in asked))
     swept, exact = (
-        answer(source("gemma2"), Asked(workloads=both, exact=exact), device(), "fused").passes
+        answer(source("gemma2"), Question(workloads=both, exact=exact), device(), "fused").passes
         for exact in (False, True)
     )
     for few, all_ in zip(swept, exact, strict=True):
@@ -126,10 +126,10 @@ def test_decode_on_another_device_waits_for_the_cache() -> None:
     link = {"network": Link(bandwidth=figure(1e9))}
     rates = device().peaks.model_copy(update={"links": link})
     fast = device(speed=100)
-    asked = Asked(requests=((1, 20, 12),), decode=(source("llama"), fast))
+    asked = Question(requests=((1, 20, 12),), decode=(source("llama"), fast))
     (found,) = answer(source("llama", "send_kv:link=network,by_layer=false"), asked, of(rates), "fused").requests
-    (alone,) = answer(source("llama"), Asked(requests=((1, 20, 12),)), of(rates), "fused").requests
-    (there,) = answer(source("llama"), Asked(requests=((1, 20, 12),)), fast, "fused").requests
+    (alone,) = answer(source("llama"), Question(requests=((1, 20, 12),)), of(rates), "fused").requests
+    (there,) = answer(source("llama"), Question(requests=((1, 20, 12),)), fast, "fused").requests
     cache = footprint(source("llama").whole(workload(1, 20, 0))).kv_cache
     assert found.tpot_s == pytest.approx(there.tpot_s, rel=1e-9)
     assert alone.ttft_s is not None and found.ttft_s == pytest.approx(alone.ttft_s + cache / 1e9, rel=1e-9)
@@ -141,7 +141,7 @@ def test_the_largest_batch_fits_and_one_more_does_not(name: str, sizes: tuple[in
         return footprint(source(name).whole(workload(batch, *sizes[1:]))).peak
 
     capacity = peak(5)
-    (asked,) = (Asked(workloads=(workload(*sizes),), largest=True),)
+    (asked,) = (Question(workloads=(workload(*sizes),), largest=True),)
     largest = answer(source(name), asked, memory(capacity * 1.0001), "fused").largest_batch
     assert largest is not None and largest >= 4
     assert peak(largest) <= capacity * 1.02 and peak(largest + 1) > capacity * 0.98
@@ -153,23 +153,25 @@ def test_the_largest_context_fits_and_one_more_does_not(name: str, context: int)
 
     def peak(context: int) -> float:
         return (
-            answer(source(name), Asked(workloads=(workload(2, 1, context),)), device(), "fused").passes[0].memory.peak
+            answer(source(name), Question(workloads=(workload(2, 1, context),)), device(), "fused")
+            .passes[0]
+            .memory.peak
         )
 
-    asked = Asked(workloads=(workload(2, 16, 0), workload(2, 1, 20)), largest=True)
+    asked = Question(workloads=(workload(2, 16, 0), workload(2, 1, 20)), largest=True)
     found = answer(source(name), asked, memory(peak(context)), "fused")
     assert found.largest_context is not None
     assert peak(found.largest_context) <= peak(context) < peak(found.largest_context + 1)
 
 
 def test_nothing_fits() -> None:
-    found = answer(source("llama"), Asked(workloads=(workload(1, 1, 20),), largest=True), memory(1e4), "fused")
+    found = answer(source("llama"), Question(workloads=(workload(1, 1, 20),), largest=True), memory(1e4), "fused")
     assert (found.largest_batch, found.largest_context) == (0, 0)
     assert found.passes[0].fits is False and found.passes[0].time_s
 
 
 def test_a_search_that_ends_says_so() -> None:
-    asked = Asked(workloads=(workload(1, 1, 2**26 - 1),), largest=True)
+    asked = Question(workloads=(workload(1, 1, 2**26 - 1),), largest=True)
     found = answer(source("llama"), asked, memory(1e15), "fused")
     assert found.largest_batch == 2
     assert "the search for the largest batch ended at 2: more may fit" in found.notes
@@ -177,14 +179,14 @@ def test_a_search_that_ends_says_so() -> None:
 
 def test_the_largest_needs_lengths() -> None:
     with pytest.raises(ValueError, match="ask without --mix"):
-        answer(source("llama"), Asked(mixes=((workload(1, 4, 0),),), largest=True), device(), "fused")
+        answer(source("llama"), Question(mixes=((workload(1, 4, 0),),), largest=True), device(), "fused")
 
 
 def test_mixed_steps_come_with_their_parts() -> None:
     parts = (workload(1, 12, 0), workload(4, 1, 20))
-    found = answer(source("llama"), Asked(mixes=(parts,)), device(), "fused")
+    found = answer(source("llama"), Question(mixes=(parts,)), device(), "fused")
     assert found.passes[0].workloads == parts
-    alone = answer(source("llama"), Asked(workloads=parts), device(), "fused").passes
+    alone = answer(source("llama"), Question(workloads=parts), device(), "fused").passes
     assert found.passes[0].matrix_flops == sum(one.matrix_flops for one in alone)
-    one = answer(source("llama"), Asked(mixes=(parts[:1],)), device(), "fused").passes[0]
+    one = answer(source("llama"), Question(mixes=(parts[:1],)), device(), "fused").passes[0]
     assert one.time_s == alone[0].time_s and one.memory == alone[0].memory

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from graphs import GraphBuilder, peaks
 
-from roofline.kernels import kernel_ops, price_kernels, share
-from roofline.op import OpGraph
-from roofline.predict import price
+from roofline.fusion.compiled import kernel_ops
+from roofline.graph.op import OpGraph
+from roofline.price import price, price_kernels, share
 
 PEAKS = peaks(matrix=100, vector=10, levels=(("DRAM", 1e9, 10.0),))
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from whatif_graphs import all_peaks, check, totals, traced
 
-from roofline.fusion import fused
-from roofline.op import Kind, Op, OpGraph
-from roofline.predict import price
+from roofline.fusion.fuse import fused
+from roofline.graph.op import Kind, Op, OpGraph
+from roofline.price import price
 from roofline.whatif.lora import lora
 from roofline.whatif.lowrank import low_rank
 from roofline.whatif.quantise import quantise

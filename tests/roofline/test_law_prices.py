@@ -7,9 +7,9 @@ from graphs import GraphBuilder
 
 from roofline.calibrated import CalibratedLaw
 from roofline.facts import facts_of
-from roofline.hardware import Chip, Figure, HardwareSpec, Level, Peaks
+from roofline.hardware.spec import Chip, Figure, HardwareSpec, Level, Peaks
 from roofline.law_prices import law_prices
-from roofline.predict import Prepared
+from roofline.price import Prepared
 
 
 def figure(value: float) -> Figure:

@@ -1,6 +1,6 @@
 import pytest
 
-from roofline.layers import Place, layer_of
+from roofline.graph.op import Place, layer_of
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from graphs import GraphBuilder, peaks
 
+from roofline.graph.op import OpGraph
 from roofline.level import PROBES, LevelRatio
 from roofline.level_prices import level_factors, ratio_of, waits
-from roofline.op import OpGraph
-from roofline.predict import Prepared
+from roofline.price import Prepared
 from roofline.workload import Workload
 
 PEAKS = peaks(matrix=100, vector=10, levels=(("DRAM", 1e9, 10.0),), host_s=0.5)

@@ -8,13 +8,12 @@ from tiny import tiny
 
 from profiler.models.graphs import ModelGraphs, Tracing
 from profiler.predicting import model_source
-from roofline.fold import fold
-from roofline.footprint import footprint
-from roofline.mix import mix
-from roofline.op import Kind, Op, OpGraph
-from roofline.predict import price
-from roofline.routing import experts_hit
-from roofline.stored import Form
+from roofline.graph.fold import fold
+from roofline.graph.memory import footprint
+from roofline.graph.mixed_batch import mix
+from roofline.graph.op import Kind, Op, OpGraph, experts_hit
+from roofline.price import price
+from roofline.sweep.family import Form
 from roofline.workload import Workload
 
 PARTS = ((1, 12, 0), (4, 1, 20), (1, 6, 9))

@@ -11,9 +11,10 @@ from graphs import peaks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline.hardware import HardwareSpec, Peaks, load_device
-from roofline.paper import PaperCosts, PaperResult, PaperRow, paper_table
-from roofline.paper_shape import PaperShape
+from roofline.hardware.load import load_device
+from roofline.hardware.spec import HardwareSpec, Peaks
+from roofline.paper.rules import PaperShape
+from roofline.paper.table import PaperCosts, PaperResult, PaperRow, paper_table
 
 DATA = Path(__file__).parent.parent / "data" / "paper"
 VECTORS: list[dict[str, Any]] = json.loads((DATA / "llm-viewer.json").read_text("utf-8"))["vectors"]

@@ -13,11 +13,11 @@ from profiler.models.catalogue import config_of
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
 from profiler.models.weights import build_meta
-from roofline.fold import fold
-from roofline.hardware import HardwareSpec
-from roofline.op import AttentionModule, OpGraph
-from roofline.paper import paper_table
-from roofline.paper_shape import PaperShape, paper_shape
+from roofline.graph.fold import fold
+from roofline.graph.op import AttentionModule, OpGraph
+from roofline.hardware.spec import HardwareSpec
+from roofline.paper.rules import PaperShape, paper_shape
+from roofline.paper.table import paper_table
 from roofline.workload import Workload
 
 DATA = Path(__file__).parent.parent / "data" / "paper"

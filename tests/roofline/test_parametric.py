@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parametric_graphs import ROW, decoder, model_graphs, traced, workload
 
-from roofline.fold import fold
-from roofline.fusion import fused
-from roofline.op import OpGraph
-from roofline.parametric import Mismatch, ParametricGraph, Sweep, fit
-from roofline.regimes import monomials, regime_of, samples
-from roofline.routing import experts_hit
+from roofline.fusion.fuse import fused
+from roofline.graph.fold import fold
+from roofline.graph.op import OpGraph, experts_hit
+from roofline.sweep.polynomial import Mismatch, ParametricGraph, Sweep, fit
+from roofline.sweep.regimes import monomials, regime_of, samples
 from roofline.workload import Workload
 
 WINDOW = 64

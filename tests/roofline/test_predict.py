@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from graphs import GraphBuilder, peaks
 
-from roofline.predict import Prepared, price, price_fused, price_groups
+from roofline.price import Prepared, price, price_fused, price_groups
 
 
 def two_matmuls_and_an_add():

@@ -14,14 +14,13 @@ from tiny import TINY, tiny
 from profiler.models.graphs import ModelGraphs, Tracing
 from profiler.predicting import model_source
 from profiler.record.errors import RequestError
-from roofline.family import Family
-from roofline.footprint import footprint
-from roofline.fusion import fused
-from roofline.op import Kind, Op, OpGraph
-from roofline.predict import price
-from roofline.residency import Touches, level_bytes
-from roofline.stored import Form
-from roofline.sweep import price_pieces
+from roofline.caches import Touches, level_bytes
+from roofline.fusion.fuse import fused
+from roofline.graph.memory import footprint
+from roofline.graph.op import Kind, Op, OpGraph
+from roofline.price import price
+from roofline.sweep.family import Family, Form
+from roofline.sweep.price import price_pieces
 from roofline.whatif.registry import parse
 from roofline.workload import Workload
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from parametric_graphs import workload
 
-from roofline.parametric import _inverse, powers
-from roofline.regimes import EDGE, Regime, monomials, regime_of, samples
+from roofline.sweep.polynomial import _inverse, powers
+from roofline.sweep.regimes import EDGE, Regime, monomials, regime_of, samples
 from roofline.workload import Workload
 
 windows = st.lists(st.integers(64, 4096), max_size=2, unique=True).map(sorted)

@@ -4,8 +4,8 @@ from graphs import GraphBuilder, peaks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline.op import Access, OpGraph
-from roofline.residency import Touches, level_bytes
+from roofline.caches import Touches, level_bytes
+from roofline.graph.op import Access, OpGraph
 
 
 def split(graph: OpGraph, state: str, *capacities: float) -> list[list[float]]:

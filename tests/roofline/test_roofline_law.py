@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from graphs import GraphBuilder, peaks
 
-from roofline.laws.roofline import missing_peaks, roofline
+from roofline.price import missing_peaks, roofline
 
 TWO_LEVELS = (("L2", 100, 40.0), ("HBM", 1e9, 10.0))
 

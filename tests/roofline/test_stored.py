@@ -9,9 +9,9 @@ from tiny import tiny
 from profiler.models.graphs import ModelGraphs, Tracing
 from profiler.predicting import model_source, stored_graphs
 from profiler.record.files import read_record
-from roofline.fold import fold
-from roofline.op import GRAPH_SCHEMA, OpGraph
-from roofline.stored import Form, StoredGraphs, source
+from roofline.graph.fold import fold
+from roofline.graph.op import GRAPH_SCHEMA, OpGraph
+from roofline.sweep.family import Form, StoredGraphs, source
 from roofline.whatif.registry import parse
 from roofline.workload import Workload
 

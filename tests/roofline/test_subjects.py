@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from graphs import GraphBuilder
 
-from roofline.op import OpGraph
-from roofline.predict import Prepared
+from roofline.graph.op import OpGraph
+from roofline.price import Prepared
 from roofline.subjects import by_law, cold_shares, operator, subjects
 
 CACHE = 1000.0

@@ -7,16 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parametric_graphs import Traced, decoder, model_graphs, totals, traced, workload
 
-from roofline.family import Family
-from roofline.fold import fold
-from roofline.footprint import footprint
-from roofline.fusion import fused
-from roofline.hardware import Link, Peaks
-from roofline.op import OpGraph, Traffic
-from roofline.parametric import ParametricGraph, Sweep, fit
-from roofline.predict import price
-from roofline.regimes import monomials, regime_of, samples
-from roofline.sweep import Summed, memory_pieces, memory_sweep, price_pieces, price_sweep
+from roofline.fusion.fuse import fused
+from roofline.graph.fold import fold
+from roofline.graph.memory import footprint
+from roofline.graph.op import OpGraph, Traffic
+from roofline.hardware.spec import Link, Peaks
+from roofline.price import price
+from roofline.sweep.family import Family
+from roofline.sweep.polynomial import ParametricGraph, Sweep, fit
+from roofline.sweep.price import Summed, memory_pieces, memory_sweep, price_pieces, price_sweep
+from roofline.sweep.regimes import monomials, regime_of, samples
 from roofline.workload import Workload
 
 BALANCED = peaks(matrix=30.0, vector=4.0, dtype="float32")

@@ -11,7 +11,7 @@ import numpy as np
 from calibrate.exchange.export.price import Price, work_of
 from roofline.calibrated import CalibratedLaw
 from roofline.facts import facts_of
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 from roofline.laws.law import Dims, Floats
 from roofline.subjects import MATVEC
 

@@ -12,7 +12,7 @@ Example::
 from typing import Any
 
 from calibrate.exchange.export.source import NETWORK, Source
-from roofline.hardware import Figure
+from roofline.hardware.spec import Figure
 
 FP8 = ("float8_e4m3fn", "float8_e4m3fnuz")
 VALID = {

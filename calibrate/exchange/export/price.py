@@ -21,9 +21,9 @@ from typing import Protocol
 
 import numpy as np
 
-from roofline.hardware import Peaks
+from roofline.hardware.spec import Peaks
 from roofline.laws.law import Dims, Floats
-from roofline.laws.roofline import Rates, missing_peaks, roofs
+from roofline.price import Rates, missing_peaks, roofs
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "int8": 1}
 """Of weights and activations, by dtype of a product's inputs."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 from calibrate.exchange.export.law_price import LawPrice
 from calibrate.exchange.export.price import Price, RooflinePrice
-from roofline.hardware import HardwareSpec, Level, Link, Peaks
+from roofline.hardware.spec import HardwareSpec, Level, Link, Peaks
 
 Origin = Literal["measured", "datasheet"]
 

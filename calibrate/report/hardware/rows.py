@@ -16,7 +16,7 @@ from calibrate.report.units import binary
 from profiler.record.conditions import Window
 from profiler.record.measurement import Measurement, quantile_of
 from profiler.record.run import Run
-from roofline.hardware import Characteristic, HardwareSpec
+from roofline.hardware.spec import Characteristic, HardwareSpec
 from roofline.record import Record
 
 ONE_CORE = ".one core"

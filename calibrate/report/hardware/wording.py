@@ -16,7 +16,7 @@ from calibrate.report.wording import Fact
 from profiler.record.conditions import Window
 from profiler.record.measurement import FASTEST, Measurement
 from profiler.record.run import Run
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 WORDS = {
     "value": f"geometric mean over fresh processes; each gives the {100 * FASTEST:g}th percentile of its samples from "

@@ -14,7 +14,7 @@ from calibrate.report.paths import shortened
 from calibrate.report.predicted.block import Block, Node
 from calibrate.report.predicted.layout import Layout, Point, layout
 from calibrate.report.units import UNKNOWN, dtype, flops, flops_per_s, magnitude, number, percent, seconds, size
-from roofline.op import ANCHORS
+from roofline.graph.op import ANCHORS
 
 WIDTH = 224.0
 MARGIN = 10.0

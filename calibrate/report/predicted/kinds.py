@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from calibrate.op_times import layer_kind
 from calibrate.report.units import UNKNOWN, dtype, magnitude, number, percent, seconds, size
-from roofline.op import Traffic
-from roofline.prediction import OpPrediction, PassPrediction
+from roofline.graph.op import Traffic
+from roofline.predict.passes import OpPrediction, PassPrediction
 from roofline.record import Record
 
 CLASSES = tuple(Traffic.model_fields)

@@ -10,7 +10,7 @@ from rich.console import Console
 from calibrate.pass_report import PassReport
 from calibrate.report import charts, html, markdown, tables, terminal, wording
 from profiler.record.run import Run
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 Case = tuple[list[PassReport], Run, HardwareSpec]
 

@@ -10,7 +10,7 @@ from calibrate.pass_report import Rungs
 from calibrate.report import peaks, tables, units, wording
 from calibrate.report.paths import shortened
 from roofline.facts import facts_of
-from roofline.hardware import load_device
+from roofline.hardware.load import load_device
 
 REPORTS = [
     samples.gpu(),

@@ -9,7 +9,7 @@ import pytest
 
 from profiler.cli.app import main
 from roofline.facts import facts_of
-from roofline.hardware import load_device
+from roofline.hardware.load import load_device
 from roofline.laws.eager_modules import MODULES, SIZES, module_index
 from roofline.laws.registry import LAWS
 

@@ -12,7 +12,8 @@ from profiler.cli.app import main
 from profiler.record.kernels import COLUMNS, Kernels, Source, write
 from profiler.record.run import Environment, Run
 from profiler.record.store import RunFolder
-from roofline.hardware import HardwareSpec, load_device
+from roofline.hardware.load import load_device
+from roofline.hardware.spec import HardwareSpec
 
 KEYS = {"kind", "dtype", "points", "scored", "mape", "median", "p90", "time_weighted", "bias", "coverage",
         "datasheet_mape", "four_constant_mape"}  # fmt: skip

@@ -16,7 +16,7 @@ from profiler.microbench import suite
 from profiler.microbench.matmul import PRODUCTS
 from profiler.record.hardware import JOURNAL, read_measurements
 from profiler.record.store import RunFolder
-from roofline.hardware import load_device
+from roofline.hardware.load import load_device
 
 SHORT = ("hardware", "--quick", "--device", "cpu", "--dtype", "float32", "--memory", "0.2")
 

@@ -10,8 +10,8 @@ import pytest
 from profiler.cli.app import main
 from profiler.record.run import Cell, CellResult, Run
 from profiler.record.store import RunFolder
-from roofline.hardware import HardwareSpec
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import HardwareSpec
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from tiny import tiny
 
 from profiler.cli.app import main
 from profiler.models.graphs import ModelGraphs, Tracing
-from roofline.hardware import HardwareSpec, device_names, load_device
-from roofline.op import GRAPH_SCHEMA
+from roofline.graph.op import GRAPH_SCHEMA
+from roofline.hardware.load import device_names, load_device
+from roofline.hardware.spec import HardwareSpec
 from roofline.whatif.registry import WHAT_IFS
 from roofline.workload import Workload
 

@@ -3,7 +3,7 @@
 import pytest
 
 from profiler.microbench.busbw import RINGS, algbw, busbw, factor, messages
-from roofline.op import Access, Kind, Op
+from roofline.graph.op import Access, Kind, Op
 from roofline.whatif import collectives
 
 

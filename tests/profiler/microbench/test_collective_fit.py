@@ -6,9 +6,9 @@ import pytest
 from profiler.microbench.busbw import RINGS, factor, messages
 from profiler.microbench.collective_fit import costs, errors, measured_link, priced_s
 from profiler.record.measurement import Measurement
-from roofline.hardware import Figure, Level, Peaks
-from roofline.laws.roofline import roofline
-from roofline.op import Access, Kind, Op
+from roofline.graph.op import Access, Kind, Op
+from roofline.hardware.spec import Figure, Level, Peaks
+from roofline.price import roofline
 from roofline.whatif import collectives
 
 SIZES = tuple(4**i << 10 for i in range(10))

@@ -16,7 +16,8 @@ from profiler.microbench.figures import (
     with_datasheet,
 )
 from profiler.microbench.peaks import peaks_of
-from roofline.hardware import Characteristic, load_device
+from roofline.hardware.load import load_device
+from roofline.hardware.spec import Characteristic
 
 MAIN, CACHES = Capacity("DRAM", 1 << 34), (Capacity("L2", 2 << 20), Capacity("L3", 32 << 20))
 

@@ -11,7 +11,7 @@ from profiler.microbench import quick
 from profiler.microbench.caches import cache_capacities
 from profiler.microbench.quick import measure_peaks
 from profiler.record.measurement import Measurement
-from roofline.hardware import Peaks
+from roofline.hardware.spec import Peaks
 
 CPU = torch.device("cpu")
 MIB = 1 << 20

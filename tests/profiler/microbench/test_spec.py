@@ -9,7 +9,8 @@ from profiler.microbench.caches import Capacity
 from profiler.microbench.spec import spec_of
 from profiler.record.measurement import Measurement
 from profiler.record.run import Environment
-from roofline.hardware import HardwareSpec, load_device
+from roofline.hardware.load import load_device
+from roofline.hardware.spec import HardwareSpec
 
 KIB, MIB = 1 << 10, 1 << 20
 

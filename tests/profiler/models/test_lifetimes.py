@@ -7,8 +7,8 @@ from profiler.models.catalogue import config_of
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
 from profiler.models.weights import build_meta
-from roofline.footprint import footprint
-from roofline.op import OpGraph
+from roofline.graph.memory import footprint
+from roofline.graph.op import OpGraph
 from roofline.workload import Workload
 
 PHASES = {"prefill": (64, 0), "decode": (1, 128), "chunk": (32, 64)}

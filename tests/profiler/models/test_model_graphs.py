@@ -13,13 +13,13 @@ from transformers import PretrainedConfig
 from profiler.models import graphs as module
 from profiler.models.graphs import ModelGraphs, Tracing
 from profiler.record.errors import RequestError
-from roofline.family import Family
-from roofline.fold import fold
-from roofline.footprint import footprint
-from roofline.fusion import fused
-from roofline.op import OpGraph
-from roofline.predict import price
-from roofline.sweep import memory_pieces, price_pieces
+from roofline.fusion.fuse import fused
+from roofline.graph.fold import fold
+from roofline.graph.memory import footprint
+from roofline.graph.op import OpGraph
+from roofline.price import price
+from roofline.sweep.family import Family
+from roofline.sweep.price import memory_pieces, price_pieces
 from roofline.workload import Workload
 
 DEVICE = peaks(vector=39e12, levels=(("DRAM", 48e9, 768e9),)).model_copy(

@@ -9,7 +9,7 @@ from profiler.models.trace import trace
 from profiler.models.truncate import truncate
 from profiler.models.weights import build_meta
 from profiler.record.errors import RequestError
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 from roofline.workload import Workload
 
 

@@ -14,7 +14,7 @@ from profiler.models.inputs import prepare
 from profiler.models.sdpa import NAME
 from profiler.models.trace import trace
 from profiler.models.weights import build, build_meta
-from roofline.op import Kind, OpGraph, attention_pairs
+from roofline.graph.op import Kind, OpGraph, attention_pairs
 from roofline.workload import Workload
 
 FAMILIES = ("llama", "gpt2", "mixtral", "gemma2", "gemma3", "deepseek_v3", "mamba", "qwen3_moe", "gpt_oss", "falcon")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.models.trace import trace
-from roofline.op import Kind, OpGraph
+from roofline.graph.op import Kind, OpGraph
 from roofline.workload import Workload
 
 

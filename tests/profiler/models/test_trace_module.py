@@ -12,7 +12,7 @@ from profiler.models.examples.dit import dit_xl_2
 from profiler.models.examples.encoder import bert_base
 from profiler.models.meta import known, known_values
 from profiler.record.errors import RequestError
-from roofline.op import Kind, OpGraph
+from roofline.graph.op import Kind, OpGraph
 
 DIT = "profiler.models.examples.dit:dit_xl_2"
 ENCODER = "profiler.models.examples.encoder:bert_base"

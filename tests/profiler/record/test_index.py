@@ -6,7 +6,7 @@ from profiler.record.errors import RequestError
 from profiler.record.index import find_run, list_runs
 from profiler.record.run import Run
 from profiler.record.store import RunFolder
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 SPEC = HardwareSpec(name="example", kind="cpu")
 

@@ -16,8 +16,8 @@ from profiler.record import measurements
 from profiler.record.errors import RequestError
 from profiler.record.run import RUN_SCHEMA, Cell, CellResult, KernelTimes, Mode, Run
 from profiler.record.store import RunFolder, slug
-from roofline.hardware import HardwareSpec
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import HardwareSpec
 
 
 def _filled(base: Path, run: Run, result: CellResult, graph: OpGraph) -> RunFolder:

@@ -14,7 +14,7 @@ from profiler.models.weights import build, build_meta
 from profiler.record.errors import InvalidMeasurement
 from profiler.record.run import Cell, CellResult
 from profiler.timing.cell import Loaded, measure_cell
-from roofline.op import Kind, OpGraph
+from roofline.graph.op import Kind, OpGraph
 from roofline.workload import Workload
 
 pytestmark = [

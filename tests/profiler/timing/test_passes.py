@@ -18,7 +18,7 @@ from profiler.timing.cell import Loaded, measure_cell
 from profiler.timing.passes import ROUNDS, rounds
 from profiler.timing.runner import Runner
 from profiler.timing.samples import PassTimes, Sample
-from roofline.op import Kind
+from roofline.graph.op import Kind
 from roofline.workload import Workload
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from profiler.timing import replayed
 from profiler.timing.graph_clock import NotCapturable
 from profiler.timing.passes import rounds
 from profiler.timing.replayed import ReplayRunner
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 from roofline.workload import Workload
 
 DECODE = Workload(batch=1, query_tokens=1, context_tokens=12, dtype="float32")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from roofline.facts import facts_of
-from roofline.hardware import load_device
+from roofline.hardware.load import load_device
 from roofline.laws.decode_attention import DecodeAttention
 from roofline.laws.law import Dims, Facts, Floats, Law
 from roofline.laws.prefill_attention import PrefillAttention

@@ -7,7 +7,7 @@ from law_sizes import Floats
 from calibrate.model import train_on
 from calibrate.observations import Observations
 from roofline.facts import facts_of
-from roofline.hardware import load_device
+from roofline.hardware.load import load_device
 from roofline.laws.decode_attention import DecodeAttention
 from roofline.laws.law import Dims, Facts, Values
 

@@ -12,7 +12,7 @@ import roofline.devices
 from calibrate.model import train_on
 from calibrate.observations import Observations
 from roofline.facts import facts_of
-from roofline.hardware import load_device
+from roofline.hardware.load import load_device
 from roofline.laws.bounds import Bounds, floor_s, roofline_s
 from roofline.laws.corrected import Corrected
 from roofline.laws.law import Dims, Facts, Law

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from tiny import tiny
 from whatif_graphs import PHASES, by_class, check, totals, traced, traffic
 
-from roofline.fusion import fused
-from roofline.op import Kind, Op, OpGraph, Traffic
+from roofline.fusion.fuse import fused
+from roofline.graph.op import Kind, Op, OpGraph, Traffic
 from roofline.whatif.attention import fuse_attention, unfuse_attention
 from roofline.whatif.quantise import quantise
 

@@ -7,7 +7,7 @@ from graphs import GraphBuilder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roofline.op import Access, Kind
+from roofline.graph.op import Access, Kind
 from roofline.whatif.collectives import all_gather, all_reduce, all_to_all, reduce_scatter, send
 
 SIZES = st.integers(1, 10**9)

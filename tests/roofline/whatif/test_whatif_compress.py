@@ -13,8 +13,8 @@ from whatif_ranks import check_rank
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
 from profiler.models.weights import build_meta
-from roofline.fusion import fused
-from roofline.op import Kind, OpGraph
+from roofline.fusion.fuse import fused
+from roofline.graph.op import Kind, OpGraph
 from roofline.whatif.compress import compress_kv
 from roofline.whatif.shard import tensor_parallel
 from roofline.workload import Workload

@@ -6,10 +6,9 @@ from tiny import tiny
 from whatif_graphs import traced
 from whatif_ranks import check_rank, flops, linked_peaks, transfers
 
-from roofline.hardware import Link, Peaks
-from roofline.layers import layer_of
-from roofline.op import Kind, OpGraph
-from roofline.predict import price
+from roofline.graph.op import Kind, OpGraph, layer_of
+from roofline.hardware.spec import Link, Peaks
+from roofline.price import price
 from roofline.whatif.disaggregate import send_kv
 from roofline.whatif.quantise import quantise
 from roofline.whatif.shard import tensor_parallel

@@ -8,8 +8,7 @@ from graphs import GraphBuilder
 from whatif_graphs import PHASES, stored, traced
 from whatif_ranks import check_rank, collectives, flops
 
-from roofline.op import Kind, OpGraph
-from roofline.routing import Routing, chosen_by_a_token
+from roofline.graph.op import Kind, OpGraph, Routing, chosen_by_a_token
 from roofline.whatif.expert import expert_parallel
 from roofline.whatif.shard import tensor_parallel
 from roofline.whatif.skew import skew_experts

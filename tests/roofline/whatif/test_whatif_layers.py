@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from whatif_graphs import PHASES, check, totals, traced
 
-from roofline.fusion import fused
-from roofline.layers import layer_of
-from roofline.op import OpGraph, Tensor
+from roofline.fusion.fuse import fused
+from roofline.graph.op import OpGraph, Tensor, layer_of
 from roofline.whatif.layers import early_exit, remove_layers, repeated_layers
 from roofline.whatif.quantise import quantise
 

@@ -8,9 +8,8 @@ from graphs import GraphBuilder
 from tiny import tiny
 from whatif_graphs import PHASES, check, stored, totals, traced
 
-from roofline.fusion import fused
-from roofline.op import Kind, OpGraph
-from roofline.routing import experts_hit
+from roofline.fusion.fuse import fused
+from roofline.graph.op import Kind, OpGraph, experts_hit
 from roofline.whatif.attention import unfuse_attention
 from roofline.whatif.layers import early_exit
 from roofline.whatif.lora import lora

@@ -12,12 +12,12 @@ from whatif_ranks import check_rank, link_bytes, linked_peaks, transfers
 
 from profiler.models.graphs import ModelGraphs, Tracing
 from profiler.predicting import model_source
-from roofline.fusion import fused
-from roofline.hardware import Link
-from roofline.op import OpGraph
-from roofline.predict import price
-from roofline.stored import Form
-from roofline.sweep import price_pieces
+from roofline.fusion.fuse import fused
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import Link
+from roofline.price import price
+from roofline.sweep.family import Form
+from roofline.sweep.price import price_pieces
 from roofline.whatif.offload import KV_BUFFERS, WEIGHT_BUFFERS, offload
 from roofline.whatif.registry import parse
 from roofline.whatif.shard import tensor_parallel

@@ -7,8 +7,8 @@ from graphs import GraphBuilder
 from whatif_graphs import PHASES, stored, traced
 from whatif_ranks import check_rank, flops, link_bytes, transfers
 
-from roofline.fold import fold
-from roofline.op import OpGraph
+from roofline.graph.fold import fold
+from roofline.graph.op import OpGraph
 from roofline.whatif.pipeline import pipeline_stage
 from roofline.whatif.shard import tensor_parallel
 

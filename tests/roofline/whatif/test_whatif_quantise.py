@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tiny import tiny
 from whatif_graphs import PHASES, check, stored, totals, traced
 
-from roofline.fusion import fused
-from roofline.op import Kind, OpGraph
+from roofline.fusion.fuse import fused
+from roofline.graph.op import Kind, OpGraph
 from roofline.whatif.quantise import WEIGHT_BITS, quantise
 
 FAMILIES = ("llama", "gpt2", "mixtral", "gpt_oss", "gemma3", "deepseek_v3", "mamba", "falcon", "qwen2")

@@ -6,7 +6,7 @@ import re
 import pytest
 from graphs import GraphBuilder
 
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 from roofline.whatif.quantise import quantise
 from roofline.whatif.registry import WHAT_IFS, WhatIf, check_order, parse, usage
 

@@ -10,8 +10,8 @@ from whatif_graphs import PHASES, stored, traced
 from whatif_ranks import check_rank, collectives, flops
 
 from profiler.models.weights import build_meta
-from roofline.fusion import fused
-from roofline.op import Kind, OpGraph
+from roofline.fusion.fuse import fused
+from roofline.graph.op import Kind, OpGraph
 from roofline.whatif.lora import lora
 from roofline.whatif.lowrank import low_rank
 from roofline.whatif.quantise import quantise

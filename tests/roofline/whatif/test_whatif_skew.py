@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from whatif_graphs import traced
 from whatif_ranks import check_rank
 
-from roofline.op import Kind, OpGraph
+from roofline.graph.op import Kind, OpGraph
 from roofline.whatif.skew import skew_experts
 
 SKEWS = st.floats(0, 4, allow_subnormal=False)

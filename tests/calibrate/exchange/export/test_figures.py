@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from calibrate.exchange.export import blis, genz, llm_analysis, llm_viewer
 from calibrate.exchange.export.files import Export, uncommented
-from roofline.hardware import Level, Peaks
+from roofline.hardware.spec import Level, Peaks
 
 NAME = "example-77-roofcal-measured"
 EXACT = 1e-12

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrate.exchange.export.price import RooflinePrice, work_of
-from roofline.op import attention_pairs
+from roofline.graph.op import attention_pairs
 
 SIZE = st.integers(1, 4096)
 

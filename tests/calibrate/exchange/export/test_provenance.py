@@ -13,7 +13,7 @@ from calibrate.exchange.export.files import SIDECAR, Export, uncommented
 from calibrate.exchange.export.price import RooflinePrice
 from calibrate.exchange.export.registry import FORMATS, Format, find
 from calibrate.exchange.export.source import source_of
-from roofline.hardware import device_names, load_device
+from roofline.hardware.load import device_names, load_device
 from roofline.laws.law import Dims, Floats
 
 
