@@ -4,7 +4,7 @@
 (terminal, markdown, HTML, JSON) renders that and computes nothing of its own.
 
 Measured figures are medians over the rounds of the median of each round's passes, and so are the laws' kernels. Their
-intervals are over rounds (`calibrate.replicates`), those of predictions from the laws (`calibrate.predicted`); that of
+intervals are over rounds (`passes.replicates`), those of predictions from the laws (`calibrate.predicted`); that of
 a difference of the two has the root of the sum of both squares, as they are independent.
 
 Example: ``summarise(result, graph, spec).busy_s``
@@ -18,8 +18,8 @@ import numpy as np
 from calibrate.kernel_times import FusedKernel
 from calibrate.op_times import RUNGS, Array, OpTimesTable, known, layer_kind
 from calibrate.pass_report import LayerEfficiency, PassReport, Rungs
+from calibrate.passes.replicates import Median, around, by_round, median_by_round, median_of
 from calibrate.predicted import Ends, Wall, executed_wall, predicted_wall
-from calibrate.replicates import Median, around, by_round, median_by_round, median_of
 from calibrate.soundness import CERTAIN, doubts, excess_of, judge
 from calibrate.waterfall import Waterfall, term_ending_at, waterfall
 from profiler.record.run import CellResult, Closure

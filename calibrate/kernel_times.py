@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.replicates import median_by_round, medians_by_round, middle
+from calibrate.passes.replicates import median_by_round, medians_by_round, middle
 from profiler.record.run import CellResult
 from roofline.graph.op import OpGraph
 from roofline.hardware.spec import HardwareSpec, Peaks
-from roofline.law_prices import law_prices
 from roofline.price import Prepared, price, price_kernels, share
+from roofline.price_by_law import law_prices
 from roofline.record import Record
 
 NUMBER = re.compile(r"^graph_\d+_|_\d+$")

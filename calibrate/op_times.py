@@ -10,15 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.kernel_times import KernelTable
-from calibrate.levels import levels
+from calibrate.passes.replicates import levels, median_by_round, medians_by_round, middle
 from calibrate.predicted import NOTED, Predicted
-from calibrate.replicates import median_by_round, medians_by_round, middle
 from profiler.record.run import CellResult
 from roofline.graph.op import OpGraph
 from roofline.hardware.spec import HardwareSpec
-from roofline.law_prices import LawPrices, law_prices
-from roofline.level_prices import waits
 from roofline.price import UNKNOWN, Prepared, missing_peaks, price, price_fused
+from roofline.price_by_law import LawPrices, law_prices, waits
 
 Array = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from typing import Any
 from calibrate.kernel_times import FusedKernel
 from calibrate.waterfall import Waterfall
 from profiler.record.run import Closure, Mode
-from roofline.level import LevelRatio
+from roofline.laws.fitted import LevelRatio
 from roofline.record import Record
 from roofline.workload import Workload
 

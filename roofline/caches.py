@@ -37,7 +37,7 @@ Amount = Bytes | NDArray[np.float64]
 
 
 class Touch(Protocol):
-    """What the stack needs of an access: `roofline.op.Access`, or one with the sizes of many workloads."""
+    """What the stack needs of an access: `roofline.graph.op.Access`, or one with the sizes of many workloads."""
 
     @property
     def tensor(self) -> int: ...

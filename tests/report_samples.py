@@ -9,7 +9,7 @@ from calibrate.pass_report import LayerEfficiency, PassReport, Rungs
 from calibrate.waterfall import Waterfall
 from profiler.record.run import Cell, CellResult, Closure, Environment, Run
 from roofline.hardware.spec import Figure, HardwareSpec, Level, Peaks
-from roofline.level import LevelRatio
+from roofline.laws.fitted import LevelRatio
 from roofline.workload import Workload
 
 DECODE = Workload(batch=1, query_tokens=1, context_tokens=512, dtype="bfloat16")

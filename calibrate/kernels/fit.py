@@ -17,13 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, least_squares
 
-from calibrate.observations import Observations
-from roofline.laws.law import Constant, Facts, Law, Values
-
-Floats = NDArray[np.float64]
+from calibrate.kernels.observations import Observations
+from roofline.laws.law import Constant, Facts, Floats, Law, Values
 
 NOISE = 0.05
 """Relative error of a good law, over which residuals count as large: σ of the loss."""
@@ -79,7 +76,7 @@ def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0, start
     From `start` alone, where it is given: constants near which the best is known to be.
     """
     if len(observations) == 0:
-        raise ValueError(f"no rows to fit {law.kind} to")
+        raise ValueError(f"no rows to fit {law.name} to")
     constants = law.constants(facts, observations.dtype)
     priors = np.array([_inner(c, c.prior) for c in constants])
     spreads = np.array([c.spread for c in constants])
@@ -94,7 +91,7 @@ def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0, start
         return rows_of(inner[None])[0]
 
     def rows_of(places: Floats) -> Floats:
-        """Of several places at once: shape (places, rows and constants)."""
+        """Residuals at several places at once: shape (places, rows and constants)."""
         off = (np.log(priced(places)) - logs) / NOISE
         soft = np.sign(off) * np.sqrt(2 * (np.sqrt(1 + off**2) - 1))
         return np.concatenate([soft, (places - priors) / spreads], axis=1)

@@ -1,15 +1,28 @@
 """Measured kernels of one kind and dtype as columns: what laws are fitted to and scored on.
 
-Example: ``Observations("matmul", "bfloat16", {"m": m, "n": n, "k": k}, time_s, group)``
+A size that some rows of a kind and dtype lack is left out of their dims. What a law has to know of a kernel besides its
+sizes becomes a dim too: "operation" and "module" are places in a list (`KernelKind.category`).
+
+A library runs several kernels under one kind and dtype. In the public tables which one it is follows from the sizes
+(fp8 blocks by rows and divisibility, experts by ranks), and so it must for whoever prices a shape later: they stay
+together. Where a table has times of several for one shape, that of the fastest is kept.
+
+Example: ``observations(read_kernels(folder.path))[("matmul", "bfloat16")].dims["m"]``
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from profiler.record.kernels import DIMS, Kernels
+from roofline.laws.kinds import kind_of
+from roofline.laws.law import Floats
+
+ALTERNATIVES = ("kind", "dtype", "op", "distribution", "framework", "version", *DIMS)
+"""Columns in which kernels that could run the same shape are equal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,9 +30,9 @@ class Observations:
     """One row a kernel; all arrays have the same length."""
 
     kind: str
-    """As `roofline.laws.law.Law.kind`."""
+    """As in the table of kernels: "matmul", "aten::mul"."""
     dtype: str
-    """Of the arithmetic's inputs, torch's name; what else tells tables apart, such as an fp8 cache, is a dim."""
+    """dtype of the arithmetic's inputs, torch's name; what else tells tables apart, such as an fp8 cache, is a dim."""
     dims: Mapping[str, Floats]
     time_s: Floats
     """Seconds, positive and finite."""
@@ -52,3 +65,62 @@ def joined(kind: str, parts: Sequence[Observations]) -> Observations:
         time_s=np.concatenate([part.time_s for part in parts]),
         group=np.concatenate([part.group for part in parts]),
     )
+
+
+def observations(kernels: Kernels) -> dict[tuple[str, str], Observations]:
+    """All rows, by (kind, dtype). Raises ValueError for an `op` that is not in its kind's list."""
+    columns = {name: kernels.table[name].to_numpy() for name in ("time_s", "group", "kernel", *ALTERNATIVES)}
+    tables = {}
+    for kind, dtype in kernels.counts():
+        rows = np.flatnonzero((columns["kind"] == kind) & (columns["dtype"] == dtype))
+        rows = rows[_fastest({name: column[rows] for name, column in columns.items()})]
+        sizes = {name: columns[name][rows] for name in DIMS}
+        dims = {name: column for name, column in sizes.items() if np.isfinite(column).all()}
+        if (category := _category(kind)) is not None:
+            name, places = category
+            dims[name] = _coded(columns["op"][rows], kind, places)
+        tables[kind, dtype] = Observations(
+            kind, dtype, dims, columns["time_s"][rows], columns["group"][rows].astype(np.str_)
+        )
+    return tables
+
+
+def _fastest(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """True of rows for whose shape no other kernel is faster; measured again by the same kernel, all stay."""
+    if len(set(columns["kernel"])) == 1:
+        return np.ones(len(columns["kernel"]), dtype=bool)
+    frame = pd.DataFrame(columns)
+    centre = frame.groupby([*ALTERNATIVES, "kernel"], dropna=False)["time_s"].transform("median")
+    best = frame.assign(centre=centre).groupby(list(ALTERNATIVES), dropna=False)["centre"].transform("min")
+    return np.asarray(centre == best)
+
+
+def _coded(ops: np.ndarray, kind: str, places: tuple[str, ...]) -> np.ndarray:
+    if unknown := sorted(set(ops) - set(places)):
+        raise ValueError(f"{kind} {unknown[0]!r} is none of {', '.join(places)}")
+    return np.array([places.index(op) for op in ops], dtype=float)
+
+
+def _category(kind: str) -> tuple[str, tuple[str, ...]] | None:
+    """None also for a kind without a law: it is kept, and said not to be calibrated."""
+    try:
+        return kind_of(kind).category
+    except ValueError:
+        return None
+
+
+def halves(observations: Observations, seed: int) -> tuple[Observations, Observations]:
+    """Rows of half of the groups (rounded up), drawn by a seed, and of the others: what a fit sees, and is scored on.
+
+    Rows of one weight shape or head layout resemble each other: held out by rows, a fit would be asked what it was
+    told. Raises ValueError where there is only one group.
+    """
+    names = np.unique(observations.group)
+    if len(names) < 2:
+        raise ValueError(
+            f"all {len(observations)} rows of {observations.kind} {observations.dtype} are of one group "
+            f"({names[0] if len(names) else 'none'}), and none can be held out; score on another run with --score"
+        )
+    drawn = np.random.default_rng(seed).permutation(len(names))[: (len(names) + 1) // 2]
+    seen = np.isin(observations.group, names[drawn])
+    return observations.take(seen), observations.take(~seen)

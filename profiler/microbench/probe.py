@@ -27,11 +27,11 @@ from profiler.microbench.bench import reason
 from profiler.microbench.probe_kernels import Kernel, kernel_of, operand_bytes
 from profiler.models.trace import trace
 from profiler.record.errors import InvalidMeasurement
-from profiler.record.kernel_shape import KernelShape
 from profiler.timing.runner import Runner
 from profiler.timing.samples import DeviceKind, Sample, sample
 from profiler.timing.session import event_cost_s
 from roofline.graph.op import OpGraph
+from roofline.laws.kinds import KernelShape
 from roofline.workload import Workload
 
 TOGETHER = 8

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from profiler.microbench.arena import Arena
-from profiler.record.kernel_shape import KernelShape
-from roofline.laws.registry import ROW_MAJOR
+from roofline.laws.kinds import ROW_MAJOR, KernelShape
 
 TAPS = 4
 """Of a depthwise convolution, as in Mamba."""

@@ -30,20 +30,15 @@ from profiler.microbench.eager import Eager, measure_eager, steps_of
 from profiler.microbench.host import Step
 from profiler.microbench.probe import Probe, Probed, measure_probe
 from profiler.microbench.probe_kernels import ROUNDS, operand_bytes, sets_of
-from profiler.record.kernel_shape import KernelShape
 from profiler.record.kernels import COLUMNS, DIMS, Kernels, Source
 from profiler.record.measurement import middle_mean
 from profiler.timing.flush import PAST
 from profiler.timing.reference import ReferenceProbes
 from roofline.graph.op import OpGraph
-from roofline.host_gaps import gap_dims
-from roofline.laws.host_gap import HostGap
-from roofline.laws.registry import OPERATOR
+from roofline.law_inputs import LawInput, gap_dims, law_inputs
+from roofline.laws.kinds import HOST_GAP, OPERATOR, KernelShape, kind_of
 from roofline.price import Prepared
-from roofline.subjects import Subject, subjects
 
-COLD = {"decode_attention": True, "prefill_attention": False}
-"""Kinds of which a GPU's law knows one state, that in models: whether that of operands that take turns."""
 STATES = ("cold", "reach", "streamed")
 """Sizes that are no kernel's own, but of when it ran."""
 TOGETHER = 120
@@ -155,8 +150,8 @@ def probe_kernels(
 
 
 def _rows(probed: Probed, shapes: Sequence[KernelShape], cache_bytes: float) -> list[dict[str, object]]:
-    calls: dict[tuple[int, str], list[tuple[Subject, NDArray[np.float64]]]] = {}
-    found = subjects(Prepared(probed.graph), cache_bytes)
+    calls: dict[tuple[int, str], list[tuple[LawInput, NDArray[np.float64]]]] = {}
+    found = law_inputs(Prepared(probed.graph), cache_bytes)
     for op, subject, kernel, times_s in zip(
         probed.graph.ops, found, probed.kernel, np.array(probed.passes).T, strict=True
     ):
@@ -180,7 +175,8 @@ def _rows(probed: Probed, shapes: Sequence[KernelShape], cache_bytes: float) -> 
 def _is_wanted(kind: str, graph: OpGraph, is_turn: bool) -> bool:
     if kind.startswith(OPERATOR):
         return is_turn
-    return graph.traced_on == "cpu" or COLD.get(kind, is_turn) == is_turn
+    state = kind_of(kind).state_on_gpu
+    return graph.traced_on == "cpu" or state is None or state == ("cold" if is_turn else "warm")
 
 
 def eager_rows(eager: Eager, cache_bytes: float) -> list[dict[str, object]]:
@@ -190,19 +186,19 @@ def eager_rows(eager: Eager, cache_bytes: float) -> list[dict[str, object]]:
     left and entered: what is wanted of gaps is their sum, and their mean is far above most of them.
     """
     graph = eager.graph
-    rows: list[tuple[Subject, str, str, Hashable, float]] = [
+    rows: list[tuple[LawInput, str, str, Hashable, float]] = [
         (subject, op.name, f"eager {_name(subject)}", round(math.log2(1 + subject.dims["reach"])), time_s)
-        for op, subject, time_s in zip(graph.ops, subjects(Prepared(graph), cache_bytes), eager.time_s, strict=True)
+        for op, subject, time_s in zip(graph.ops, law_inputs(Prepared(graph), cache_bytes), eager.time_s, strict=True)
         if subject is not None and time_s > 0
     ]
     if graph.traced_on == "cpu":
         sizes, pass_of = gap_dims(graph.ops), f"eager {len(graph.ops)} q{graph.workload.query_tokens}"
         for i, gap_s in enumerate(eager.gap_s):
             dims = {name: float(column[i]) for name, column in sizes.items()}
-            gap = Subject((HostGap.kind,), graph.workload.dtype, dims)
+            gap = LawInput((HOST_GAP,), graph.workload.dtype, dims)
             if i and gap_s > 0:
-                rows.append((gap, HostGap.kind, pass_of, dims["modules"], gap_s))
-    alike: dict[tuple[object, ...], list[tuple[Subject, float]]] = {}
+                rows.append((gap, HOST_GAP, pass_of, dims["modules"], gap_s))
+    alike: dict[tuple[object, ...], list[tuple[LawInput, float]]] = {}
     about: dict[tuple[object, ...], tuple[str, str]] = {}
     for subject, op, group, mark, time_s in rows:
         own = sorted((name, size) for name, size in subject.dims.items() if name not in STATES)
@@ -212,14 +208,14 @@ def eager_rows(eager: Eager, cache_bytes: float) -> list[dict[str, object]]:
     return [_mean(found, *about[key]) for key, found in alike.items()]
 
 
-def _name(subject: Subject) -> str:
+def _name(subject: LawInput) -> str:
     """Of what is held out together when a fit is judged."""
     dims = subject.dims
     names = ("elements",) if subject.kinds[0].startswith(OPERATOR) else ("n", "k", "heads", "kv_heads", "head_dim")
     return " ".join(f"{name} {dims[name]:.0f}" for name in names if name in dims)
 
 
-def _mean(found: Sequence[tuple[Subject, float]], op: str, group: str) -> dict[str, object]:
+def _mean(found: Sequence[tuple[LawInput, float]], op: str, group: str) -> dict[str, object]:
     first = found[0][0]
     states = {name: statistics.fmean(one.dims[name] for one, _ in found) for name in STATES if name in first.dims}
     return _row(
@@ -227,7 +223,7 @@ def _mean(found: Sequence[tuple[Subject, float]], op: str, group: str) -> dict[s
     )
 
 
-def _row(subject: Subject, op: str, group: str, time_s: float) -> dict[str, object]:
+def _row(subject: LawInput, op: str, group: str, time_s: float) -> dict[str, object]:
     row: dict[str, object] = {size: float(value) for size, value in subject.dims.items() if size in DIMS}
     row |= {"kind": subject.kinds[0], "dtype": subject.dtype, "op": op, "group": group, "time_s": time_s}
     return row | {"framework": "torch", "version": torch.__version__, "source": 0}

@@ -166,7 +166,9 @@ class PrefillAttention:
         for packed, part in ((True, values["packed"]), (False, 1 - values["packed"])):
             if part > 0:
                 worked = worked + part * np.log(_tiles_s(sizes, packed, facts.units, values))
-        busy = blend(np.exp(worked), work.bytes / values["memory"], PREFILL_SHARPNESS) + _append_s(sizes, facts.units, values)
+        busy = blend(np.exp(worked), work.bytes / values["memory"], PREFILL_SHARPNESS) + _append_s(
+            sizes, facts.units, values
+        )
         heated = (busy / HEATED_S) ** HEATING
         heated = heated / (1 + heated) * np.minimum(work.flops / values["rate"] / busy, 1.0)
         return np.asarray(_once_s(sizes, facts.units, values) + busy * (1 + values["sustained"] * heated))
@@ -329,8 +331,8 @@ class DecodeAttention:
         worked = worked * worked_s(most, start_s, values["combine"]) ** any_heads
         if values["blind"] > 0 and (wide := head_dim > WIDEST).any():
             blind = is_split_blindly(batch, np.ones_like(batch), head_dim)
-            joining_s = values["combine"] + blind * joining_s(batch, heads, head_dim, facts.units)
-            blindly = worked_s(np.where(blind > 0, RESERVED, 1.0), start_s + SEARCH_S * batch, joining_s)
+            joined_after_s = values["combine"] + blind * joining_s(batch, heads, head_dim, facts.units)
+            blindly = worked_s(np.where(blind > 0, RESERVED, 1.0), start_s + SEARCH_S * batch, joined_after_s)
             worked = np.where(wide, worked ** (1 - values["blind"]) * blindly ** values["blind"], worked)
         return np.asarray(_decode_once_s(batch, heads, kv_heads, head_dim, narrow, values) + worked)
 

@@ -28,7 +28,7 @@ from roofline.laws.work import Work, datasheet_s
 from roofline.record import Record
 
 FASTER = 1.2
-"""Rate over the datasheet's peaks at which a device may run for a short time (boost clocks), or because a peak is one that was
+"""Rate over the datasheet's peaks at which a device may run for a short time (boost clocks), or because a peak was
 measured: the largest bound that most laws give a rate."""
 HEADROOM = 10.0
 """Between the measured kernels' largest multiple of the roofline and the largest that is believed of others. On ten

@@ -6,7 +6,7 @@ Two routings, by `skew`:
   experts), scaled to T·k rows and rounded; rows that rounding loses are dealt to experts without any: how NVIDIA
   AIConfigurator makes "power_law_s" (collector, `power_law_logits_v3`; that the idle are dealt to is seen in its
   tables' times). Its draws are replaced by their quantiles, and the rank is the busiest one, as there.
-  (roofline.routing has the uniform random routing of a model whose routing is not known.)
+  (roofline.graph.op has the uniform random routing of a model whose routing is not known.)
 
 Loads are kept as `QUANTILES` equal classes of experts, so that a kernel costs the same whatever its experts.
 

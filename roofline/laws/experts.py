@@ -12,8 +12,8 @@ Example: ``Experts().time_s({"tokens": t, "hidden": h, …}, facts, "bfloat16", 
 
 import numpy as np
 
-from roofline.laws.expert_loads import expert_loads
 from roofline.laws.blend import blend
+from roofline.laws.expert_loads import expert_loads
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 
 DEPTH_STEP = 64.0

@@ -138,6 +138,28 @@ class Provenance(Record):
     """Versions of what measured, and of roofcal."""
 
 
+PROBES = ("memory", "product", "host")
+"""Reference probes that run in every visit of a calibration and in every round of a measured pass: a stream from main
+memory, a matrix product, a host operation. The ratio of their times is what the machine itself changed by in between,
+which is not what a law got wrong; `roofline.price_by_law.level_factors` prices operations by it."""
+
+
+class ReferenceLevel(Record):
+    """Times of one probe while the kernels were timed that the laws were fitted to."""
+
+    seconds: tuple[float, ...] = Field(min_length=1)
+    """One for each visit, or group of probes, of the calibration, in the order of time."""
+
+
+class LevelRatio(Record):
+    """Time of one probe beside a pass ÷ its time in the calibration: above 1 the machine was slower beside the pass."""
+
+    ratio: float = Field(gt=0, allow_inf_nan=False)
+    low: float = Field(gt=0, allow_inf_nan=False)
+    """Lower end of its 90 % interval."""
+    high: float = Field(gt=0, allow_inf_nan=False)
+
+
 class FittedLaw(Record):
     """The law of one kind and dtype on one device."""
 
@@ -220,7 +242,7 @@ class FittedLaw(Record):
         return np.exp(middle - half), np.exp(middle + half)
 
     def spread(self, dims: Dims, facts: Facts) -> tuple[Floats, Floats, Floats]:
-        """For each kernel, on the logarithm of time: its middle, the deviation that `width` multiplies, the law's drift.
+        """Middle of each kernel on the logarithm of time, the deviation that `width` multiplies, and the law's drift.
 
         The deviation is 1 where there is no correction.
         """

@@ -11,6 +11,7 @@ Example: ``law_for("matmul", "fp8_block", facts)`` → (law "block_scaled_matmul
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from roofline.graph.op import Kind as OpKind
 from roofline.laws.attention import DecodeAttention, PrefillAttention
 from roofline.laws.collective import Collective
 from roofline.laws.cpu import DECODE, CoreAttention, CoreMatmul, HostGap
@@ -31,7 +32,6 @@ from roofline.laws.work import (
     product_work,
     stream_work,
 )
-from roofline.op import Kind as OpKind
 
 MATVEC, BATCHED, GROUPED, POINTWISE, HOST_GAP = "matvec", "batched_matmul", "grouped_matmul", "pointwise", "host_gap"
 """Names of kinds: of a product with one row; of many products in one call, of activations with each other and of the
@@ -70,8 +70,8 @@ class KernelKind:
     points: int = 0
     """Kernels of each dtype that a calibration measures; 0: as many as there are."""
     state_on_gpu: str | None = None
-    """The only state of the caches that its law knows on a GPU, as in models: "cold", operands that take turns, or
-    "warm"; None: both, and `Law.dims` may lack it, since it is the optional size "cold"."""
+    """The state of the caches in which a calibration times its kernels on a GPU, that in models, where its law knows
+    one alone: "cold", operands that take turns, or "warm". None: both."""
 
     @property
     def laws(self) -> tuple[Law, ...]:

@@ -1,7 +1,7 @@
 """The laws of dense matrix products: m × k by k × n (`Matmul`), and many small ones in one call (`BatchedMatmul`).
 
-``time = fixed + blend(loops, traffic)``: the main loops of the tiles (`loops_s`) beside the traffic of both inputs and the
-output.
+``time = fixed + blend(loops, traffic)``: the main loops of the tiles (`loops_s`) beside the traffic of both inputs
+and the output.
 - Traffic comes from the last-level cache or from main memory, smoothly between. Activations and output stay where they
   fit in half of the cache. Weights stay where they fit in the part `kept` of it, beside the same part of what else the
   product touches: small where other weights are used in between. With six layers in turn and shared activations, six
@@ -31,9 +31,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from roofline.dtypes import ELEMENT_BYTES
 from roofline.laws.blend import FETCH, blend, evicted_code, optional
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
-from roofline.laws.work import ELEMENT_BYTES, OUTPUT_BYTES
+from roofline.laws.work import OUTPUT_BYTES
 
 STEP_BYTES = 128.0
 """Bytes along k of one step of a main loop on fast units: the width of a swizzled shared-memory row of Hopper's loops,

@@ -13,33 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from roofline.dtypes import ARITHMETIC, BITS
 from roofline.laws.expert_loads import expert_loads
 from roofline.laws.law import Dims, Facts, Floats
-
-BITS: dict[str, float] = {
-    **dict.fromkeys(("float32", "tfloat32"), 32),
-    **dict.fromkeys(("bfloat16", "float16"), 16),
-    **dict.fromkeys(("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "int8"), 8),
-    **dict.fromkeys(("fp8_block", "fp8_static", "fp8_ootb", "int8_wo"), 8),
-    **dict.fromkeys(("int4_wo", "nvfp4", "mxfp4", "w4afp8", "w4a16_mxfp4", "w4a8_mxfp4_mxfp8"), 4),
-    "float4_e2m1fn_x2": 4,
-}
-"""Bits of a weight as it is stored, by dtype; scales beside blocks are not counted."""
-
-FOUR_BITS, EIGHT_BITS, SIXTEEN_BITS = "float4_e2m1fn_x2", "float8_e4m3fn", "bfloat16"
-ARITHMETIC: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("fp8_block", "fp8_static", "fp8_ootb", "float8_e4m3fn"), (EIGHT_BITS, SIXTEEN_BITS)),
-    **dict.fromkeys(("w4afp8", "w4a8_mxfp4_mxfp8"), (EIGHT_BITS, SIXTEEN_BITS)),
-    **dict.fromkeys(("nvfp4", "mxfp4"), (FOUR_BITS, EIGHT_BITS, SIXTEEN_BITS)),
-    **dict.fromkeys(("int4_wo", "int8_wo", "w4a16_mxfp4"), (SIXTEEN_BITS,)),
-}
-"""A table's dtype -> the dtype that computes it: the first that the device has. Weights in fewer bits than their
-arithmetic are unpacked, and a device without 8 or 4 bits computes in 16. Any other dtype is its own arithmetic."""
-
-ELEMENT_BYTES = {
-    dtype: bits / 8 for dtype, bits in BITS.items() if dtype.startswith(("float32", "tf", "bf", "float16", "float8"))
-} | {"int8": 1.0}
-"""Bytes of an input of a plain product, by the dtypes that have one. tfloat32 is stored as float32."""
 
 OUTPUT_BYTES = 2.0
 """Bytes of an element that a kernel writes, unless its inputs are wider: products of 8 and 4 bits write 16."""
@@ -83,7 +59,7 @@ def weight_bytes(dtype: str) -> float:
 
 
 def activation_bytes(dtype: str) -> float:
-    """Bytes of an input that is no weight: those of the arithmetic, so 2 for weights in 4 bits beside 16 ("int4_wo")."""
+    """Bytes of an input that is no weight: those of the arithmetic, so 2 beside weights in 4 bits ("int4_wo")."""
     return weight_bytes(ARITHMETIC.get(dtype, (dtype,))[0])
 
 

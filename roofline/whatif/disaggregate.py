@@ -24,7 +24,7 @@ def send_kv(graph: OpGraph, link: str = "network", by_layer: bool = True, overla
 
     Args:
         by_layer: one message as soon as a layer has written its own; else one of all layers at the end.
-        overlap: whether a layer's message goes on beside operations (`roofline.beside`); one at the end has none.
+        overlap: whether a layer's message goes on beside operations (`roofline.price`); one at the end has none.
     Raises: ValueError for a decode, or a pass that keeps nothing.
     """
     if graph.workload.phase == "decode":

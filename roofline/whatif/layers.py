@@ -3,7 +3,7 @@
 
 Operations of a removed layer are gone with its weights and its cache; whoever read what it passed on reads what it was
 given. The embedding, the final norm and the head stay: the layer that is last now feeds them. The work of deciding
-whether to leave is not counted. Repeated layers are found by their paths (`roofline.layers`).
+whether to leave is not counted. Repeated layers are found by their paths (`roofline.graph.op`).
 
 Example: ``early_exit(graph, after_layers=24)``, ``remove_layers(graph, [20, 21, 22])``
 """

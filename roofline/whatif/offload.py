@@ -3,7 +3,7 @@
 FlexGen (Sheng et al., arXiv 2303.06865) and ZeRO-Inference keep shares of both on the host. The offloaded share of a
 weight comes over the link before the operation that reads it; that of the cache comes once a layer, and what the pass
 adds to it goes back. With overlap the transfers of a layer go on beside its operations, both directions at once
-(`roofline.beside`); without, they come before and after the operation that needs them. What arrives is not counted as
+(`roofline.price`); without, they come before and after the operation that needs them. What arrives is not counted as
 another write to device memory, which is faster than any link to it.
 
 `Tensor.on_host` says which share is not on the device; two buffers on the device, each for the layer with the most,

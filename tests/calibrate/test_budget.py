@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
 
-from calibrate.budget import design_within
-from calibrate.design import design
+from calibrate.kernels.choose import design, design_within
+from roofline.laws.kinds import laws
 from roofline.laws.law import Facts
-from roofline.laws.registry import LAWS
 
 FACTS = Facts(132, 50e6, 4.8e12, {"bfloat16": 9.9e14}, 6e13)
-LAW = LAWS["matmul"]
+LAW = laws()["matmul"]
 
 
 def candidates() -> dict[str, np.ndarray]:

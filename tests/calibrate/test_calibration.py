@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from calibrate.calibration import Calibrated, calibrate_kind, stored
-from calibrate.split import halves
-from roofline.calibrated import CalibratedLaw, Provenance
+from calibrate.kernels.observations import halves
+from calibrate.kernels.score import Calibrated, calibrate_kind, stored
 from roofline.hardware.spec import HardwareSpec
+from roofline.laws.fitted import FittedLaw, Provenance
 
 PROVENANCE = Provenance(runs=("results/x",), date="2026-11-26T00:00:00+00:00", seed=0)
 
@@ -37,7 +37,7 @@ def test_coverage_is_of_the_kernels_not_seen(calibrated: Calibrated) -> None:
 
 
 def test_a_law_is_the_same_after_it_was_kept(calibrated: Calibrated) -> None:
-    kept = CalibratedLaw.model_validate_json(stored(calibrated, PROVENANCE).model_dump_json())
+    kept = FittedLaw.model_validate_json(stored(calibrated, PROVENANCE).model_dump_json())
     dims = products().dims
     np.testing.assert_allclose(kept.time_s(dims, FACTS), calibrated.model.time_s(dims), rtol=1e-9)
     np.testing.assert_allclose(kept.interval(dims, FACTS), calibrated.model.interval(dims), rtol=1e-9)
@@ -52,7 +52,7 @@ def test_a_law_without_a_correction_is_kept_with_its_interval(noise: float) -> N
     found = calibrate_kind(seen, unseen, FACTS, points=60)
     bare = replace(found.model.corrected, process=None, width=0.25)
     alone = replace(found, model=replace(found.model, corrected=bare))
-    kept = CalibratedLaw.model_validate_json(stored(alone, PROVENANCE).model_dump_json())
+    kept = FittedLaw.model_validate_json(stored(alone, PROVENANCE).model_dump_json())
     assert kept.correction is None
     low, high = kept.interval(unseen.dims, FACTS)
     np.testing.assert_allclose(low, alone.model.interval(unseen.dims)[0], rtol=1e-12)
@@ -76,11 +76,11 @@ def test_outside_the_domain_a_prediction_says_so(calibrated: Calibrated) -> None
 def test_an_unknown_law_is_refused_by_name(calibrated: Calibrated) -> None:
     content = stored(calibrated, PROVENANCE).model_dump()
     with pytest.raises(ValidationError, match="no law is known for 'quantum'"):
-        CalibratedLaw.model_validate({**content, "law": "quantum"})
+        FittedLaw.model_validate({**content, "law": "quantum"})
     with pytest.raises(ValidationError, match="law of matmul is from a newer roofcal: update it"):
-        CalibratedLaw.model_validate({**content, "schema_version": 99, "later": 1})
+        FittedLaw.model_validate({**content, "schema_version": 99, "later": 1})
     with pytest.raises(ValidationError, match="law of matmul is from an older roofcal: calibrate again"):
-        CalibratedLaw.model_validate({**content, "schema_version": 1, "width": None})
+        FittedLaw.model_validate({**content, "schema_version": 1, "width": None})
     law = stored(calibrated, PROVENANCE)
     with pytest.raises(ValidationError, match="two laws of matmul bfloat16"):
         HardwareSpec(name="x", kind="cuda", calibrated=(law, law))
@@ -99,14 +99,14 @@ def test_one_point_is_one_in_words() -> None:
 
 def test_a_law_that_was_kept_before_there_were_bounds_is_read_and_held() -> None:
     kept = json.loads((Path(__file__).parents[1] / "data" / "laws" / "schema3.json").read_text())
-    law = CalibratedLaw.model_validate(kept["law"])
+    law = FittedLaw.model_validate(kept["law"])
     assert (law.held, law.doubts) == (None, ())
     dims = {name: np.array(column) for name, column in kept["dims"].items()}
     # The law of products has moved since (steps on slow units, what weights keep of a cache), by a few per cent: said.
     assert law.is_outdated
     np.testing.assert_allclose(law.time_s(dims, FACTS), kept["time_s"], rtol=0.08)
     # Without its correction no measured kernel is known, and the law is believed as it is.
-    bare = CalibratedLaw.model_validate(kept["law"] | {"correction": None})
+    bare = FittedLaw.model_validate(kept["law"] | {"correction": None})
     assert np.isfinite(bare.time_s(dims, FACTS)).all()
 
 

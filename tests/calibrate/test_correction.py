@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from calibrate.correction import learn
-from roofline.laws.process import LARGEST, Process, matern_of
+from calibrate.kernels.correct import learn
+from roofline.laws.residuals import LARGEST, Residuals, matern_of
 
 
 def learned(height=0.15, noise=0.02, points=120, spoilt=0, seed=0):
@@ -62,7 +62,7 @@ def test_groups_that_are_off_by_themselves_are_told_from_shape():
 def test_a_sudden_change_does_not_ring_between_points_away_from_it():
     places = np.arange(0.0, 12.0)[:, None]
     step = 0.05 * np.sign(places[:, 0] - 5.5)
-    known = Process(places, step, np.full(12, 1e-6), np.arange(12), 0.06, 1e-3, 0.0, np.array([3.0]))
+    known = Residuals(places, step, np.full(12, 1e-6), np.arange(12), 0.06, 1e-3, 0.0, np.array([3.0]))
     away = np.linspace(0, 3, 31)[:, None]
     np.testing.assert_allclose(known.mean(away), -0.05, rtol=0.03)
 

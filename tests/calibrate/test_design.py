@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from made_up_kernels import FACTS, Simple, kernels
 
-from calibrate.design import design
+from calibrate.kernels.choose import design
 
 
 class Windowed(Simple):

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from calibrate.efficiency import summarise
 from calibrate.op_times import layer_kind
 from calibrate.pass_report import PassReport, to_json
-from calibrate.replicates import median_of
+from calibrate.passes.replicates import median_of
 from calibrate.waterfall import TERMS, waterfall
 from profiler.record.conditions import Window
 from profiler.record.run import Cell, CellResult, Closure, OpTimes
-from roofline.facts import facts_of
 from roofline.graph.op import OpGraph
+from roofline.hardware.facts import facts_of
 from roofline.hardware.spec import Chip, Figure, HardwareSpec
 from roofline.workload import Workload
 

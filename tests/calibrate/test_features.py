@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline.laws.features import APART, coordinates, features
+from roofline.laws.residuals import APART, coordinates, features
 
 
 def test_a_doubling_is_one_and_zero_lies_below_one():

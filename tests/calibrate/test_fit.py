@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from made_up_kernels import FACTS, TRUTH, Simple, kernels
 
-from calibrate.fit import fit
+from calibrate.kernels.fit import fit
 from roofline.laws.law import Constant
 from roofline.laws.matmul import Matmul
 from roofline.laws.scaled_matmul import ScaledMatmul

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from calibrate.kernel_shapes import LONGEST_S, POINTS, Demand, kernel_shapes
-from profiler.record.kernel_shape import KernelShape
+from calibrate.kernels.choose import LONGEST_S, Demand, kernel_shapes
+from calibrate.report.hardware.drawing import POINTS
+from roofline.laws.kinds import KernelShape
 from roofline.laws.law import Facts
 
 CPU = Facts(2, 32e6, 30e9, {"float32": 2e11, "bfloat16": 4e11}, 6e10, cores=True)

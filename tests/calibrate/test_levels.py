@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from calibrate.levels import level_ratio, levels
-from roofline.level import ReferenceLevel
+from calibrate.passes.replicates import level_ratio, levels
+from roofline.laws.fitted import ReferenceLevel
 
 
 def times(rng: np.random.Generator, count: int, level: float = 1.0, noise: float = 0.05) -> tuple[float, ...]:

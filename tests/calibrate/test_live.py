@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from calibrate.live import fit_measured, stored_laws
-from calibrate.observations import Observations
-from roofline.calibrated import Provenance
+from calibrate.kernels.observations import Observations
+from calibrate.kernels.score import fit_measured, stored_laws
+from roofline.laws.fitted import Provenance
+from roofline.laws.kinds import laws
 from roofline.laws.law import Facts
-from roofline.laws.registry import LAWS
 
 FACTS = Facts(8, 32e6, 1e11, {"float32": 1e12}, 5e11)
-LAW = LAWS["pointwise"]
+LAW = laws()["pointwise"]
 TRUE = {c.name: c.prior for c in LAW.constants(FACTS, "float32")} | {"launch": 5e-6, "memory": 6e10, "cache": 4e11}
 
 
@@ -48,5 +48,5 @@ def test_stored_laws_predict_what_the_models_do() -> None:
     kept = stored_laws(found, Provenance(runs=("r",), date="2026-01-01", seed=0))
     unseen = kernels("aten::mul", 50, 0.0, seed=2)
     for law, stored in zip(found, kept, strict=True):
-        assert (stored.kind, stored.points, stored.unseen) == (law.kind, law.points, law.model.unseen_error)
+        assert (stored.kind, stored.points, stored.unseen) == (law.name, law.points, law.model.unseen_error)
         assert stored.time_s(unseen.dims, FACTS) == pytest.approx(law.model.time_s(unseen.dims))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from made_up_kernels import FACTS, Simple, kernels
 
-from calibrate.model import train, train_on
+from calibrate.kernels.correct import train, train_on
 
 
 def halves(seed=0, **options):

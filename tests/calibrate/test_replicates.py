@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calibrate.replicates import Median, by_round, difference, median_by_round, median_of, medians_by_round
+from calibrate.passes.replicates import Median, by_round, difference, median_by_round, median_of, medians_by_round
 
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
 

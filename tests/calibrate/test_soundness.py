@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calibrate.replicates import Median, median_of
+from calibrate.passes.replicates import Median, median_of
 from calibrate.soundness import doubts, excess_of, judge
 from profiler.record.run import CellResult, Closure
 

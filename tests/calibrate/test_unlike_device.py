@@ -7,9 +7,8 @@ two, and exact reuse distances of a cache that replaces the least recently used,
 import numpy as np
 import pytest
 
-from calibrate.model import train
-from calibrate.observations import Observations
-from calibrate.split import halves
+from calibrate.kernels.correct import train
+from calibrate.kernels.observations import Observations, halves
 from roofline.laws.law import Facts
 from roofline.laws.matmul import Matmul
 

@@ -4,10 +4,10 @@ from statistics import median
 
 import pytest
 
-from roofline.facts import CACHE_S, MATRIX_PER_VECTOR, UNIT_FLOPS_PER_S, facts_of
+from roofline.hardware.facts import CACHE_S, MATRIX_PER_VECTOR, UNIT_FLOPS_PER_S, facts_of
 from roofline.hardware.load import device_names, load_device
 from roofline.hardware.spec import Figure, HardwareSpec, Level
-from roofline.laws.registry import LAWS
+from roofline.laws.kinds import laws
 
 SPECS = [load_device(name) for name in device_names()]
 
@@ -18,9 +18,9 @@ def test_every_device_has_facts_and_says_which_of_them_are_assumed(spec: Hardwar
     assert facts.units >= 1 and facts.cache_bytes > 1e6 and facts.vector_flops_per_s > 0
     said = {one.split()[0] for one in facts.assumed}
     assert ("chip.units" in said) == (spec.chip is None or spec.chip.units is None)
-    for law in LAWS.values():
+    for law in laws().values():
         for dtype in facts.matrix_flops_per_s:
-            if law.kind != "collective" or facts.link_bytes_per_s is not None:
+            if law.name != "collective" or facts.link_bytes_per_s is not None:
                 assert law.constants(facts, dtype)
 
 

@@ -7,11 +7,11 @@ from graphs import GraphBuilder, peaks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline.code_reach import reach_bytes
-from roofline.facts import facts_of
 from roofline.graph.op import OpGraph
+from roofline.hardware.facts import facts_of
 from roofline.hardware.spec import Chip, Figure, HardwareSpec
-from roofline.host_gaps import gap_dims, host_gap_s, least_gap_s
+from roofline.law_inputs import bytes_since_last_run, gap_dims
+from roofline.price_by_law import host_gap_s, least_gap_s
 
 LEVELS = (("L3", 1000.0, 100.0), ("DRAM", 1e9, 10.0))
 SPEC = HardwareSpec(
@@ -42,10 +42,10 @@ def test_the_same_line_ran_a_layer_ago_or_a_pass_ago() -> None:
 
 def test_reach_is_counted_since_the_same_code_ran() -> None:
     ops = two_layers().ops
-    assert reach_bytes(ops, ["a"] * 5).tolist() == [0] * 5
-    assert reach_bytes(ops, list("abcde")).tolist() == [80] * 5
-    assert reach_bytes(ops, list("abbab")).tolist() == [20, 20, 0, 40, 20]
-    assert reach_bytes((), []).tolist() == []
+    assert bytes_since_last_run(ops, ["a"] * 5).tolist() == [0] * 5
+    assert bytes_since_last_run(ops, list("abcde")).tolist() == [80] * 5
+    assert bytes_since_last_run(ops, list("abbab")).tolist() == [20, 20, 0, 40, 20]
+    assert bytes_since_last_run((), []).tolist() == []
 
 
 @given(layers=st.integers(2, 9), sizes=st.lists(st.integers(1, 50), min_size=1, max_size=4))
@@ -61,8 +61,8 @@ def test_folded_layers_have_the_mean_of_all(layers: int, sizes: list[int]) -> No
 
     folded, unfolded = graph(1, layers).ops, graph(layers, 1).ops
     for code in (lambda op: op.name, lambda op: op.kind == "norm"):
-        whole = reach_bytes(unfolded, [code(op) for op in unfolded])
-        part = reach_bytes(folded, [code(op) for op in folded])
+        whole = bytes_since_last_run(unfolded, [code(op) for op in unfolded])
+        part = bytes_since_last_run(folded, [code(op) for op in folded])
         assert part[[0, -1]] == pytest.approx(whole[[0, -1]])
         assert part[1:-1] == pytest.approx(whole[1:-1].reshape(layers, -1).mean(axis=0))
 

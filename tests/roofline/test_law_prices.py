@@ -5,18 +5,18 @@ import pytest
 from calibrated_laws import at_priors
 from graphs import GraphBuilder
 
-from roofline.calibrated import CalibratedLaw
-from roofline.facts import facts_of
+from roofline.hardware.facts import facts_of
 from roofline.hardware.spec import Chip, Figure, HardwareSpec, Level, Peaks
-from roofline.law_prices import law_prices
+from roofline.laws.fitted import FittedLaw
 from roofline.price import Prepared
+from roofline.price_by_law import law_prices
 
 
 def figure(value: float) -> Figure:
     return Figure(value=value, source="made up")
 
 
-def spec(*laws: CalibratedLaw) -> HardwareSpec:
+def spec(*laws: FittedLaw) -> HardwareSpec:
     levels = (
         Level(name="L3", capacity_bytes=4096, bandwidth=figure(4e9)),
         Level(name="DRAM", capacity_bytes=1e9, bandwidth=figure(1e9)),
@@ -25,7 +25,7 @@ def spec(*laws: CalibratedLaw) -> HardwareSpec:
     return HardwareSpec(name="a", kind="cpu", chip=Chip(units=figure(2), unit="core"), measured=peaks, calibrated=laws)
 
 
-def law(kind: str, high: float = 1e6) -> CalibratedLaw:
+def law(kind: str, high: float = 1e6) -> FittedLaw:
     return at_priors(kind, "float32", facts_of(spec()), bytes_read=(1, high))
 
 

@@ -5,9 +5,9 @@ import pytest
 from graphs import GraphBuilder, peaks
 
 from roofline.graph.op import OpGraph
-from roofline.level import PROBES, LevelRatio
-from roofline.level_prices import level_factors, ratio_of, waits
+from roofline.laws.fitted import PROBES, LevelRatio
 from roofline.price import Prepared
+from roofline.price_by_law import level_factors, ratio_of, waits
 from roofline.workload import Workload
 
 PEAKS = peaks(matrix=100, vector=10, levels=(("DRAM", 1e9, 10.0),), host_s=0.5)

@@ -5,8 +5,8 @@ import pytest
 from graphs import GraphBuilder
 
 from roofline.graph.op import OpGraph
+from roofline.law_inputs import by_law, cold_shares, law_inputs, operator
 from roofline.price import Prepared
-from roofline.subjects import by_law, cold_shares, operator, subjects
 
 CACHE = 1000.0
 
@@ -19,22 +19,22 @@ def graph_of(kind: str, **dims: int) -> OpGraph:
 
 
 def test_a_product_with_one_row_streams_its_matrix() -> None:
-    (found,) = subjects(Prepared(graph_of("matmul", b=1, m=1, n=5, k=20)), CACHE)
+    (found,) = law_inputs(Prepared(graph_of("matmul", b=1, m=1, n=5, k=20)), CACHE)
     assert found is not None
     assert found.kinds == ("matvec", "matmul")
     assert (found.dims["bytes_read"], found.dims["bytes_written"], found.dims["flops"]) == (440, 20, 800)
     assert (found.dims["n"], found.dims["k"], found.dims["rows"]) == (5, 20, 5)
-    (found,) = subjects(Prepared(graph_of("matmul", b=1, m=1, n=5, k=20, row_major=1)), CACHE)
+    (found,) = law_inputs(Prepared(graph_of("matmul", b=1, m=1, n=5, k=20, row_major=1)), CACHE)
     assert found is not None
     assert found.kinds[0] == "matvec_row_major"
     assert found.dims["rows"] == 20
 
 
 def test_a_product_with_more_rows_is_a_matmul_and_a_batch_of_products_is_another_kind() -> None:
-    (found,) = subjects(Prepared(graph_of("matmul", b=1, m=4, n=5, k=20)), CACHE)
+    (found,) = law_inputs(Prepared(graph_of("matmul", b=1, m=4, n=5, k=20)), CACHE)
     assert found is not None
     assert found.kinds == ("matmul",)
-    (batch,) = subjects(Prepared(graph_of("matmul", b=2, m=4, n=5, k=20)), CACHE)
+    (batch,) = law_inputs(Prepared(graph_of("matmul", b=2, m=4, n=5, k=20)), CACHE)
     assert batch is not None
     assert batch.kinds == ("batched_matmul",)  # a law of one product says nothing of two
     assert {name: batch.dims[name] for name in ("batch", "m", "n", "k")} == {"batch": 2, "m": 4, "n": 5, "k": 20}
@@ -53,7 +53,7 @@ ATTENTION = {"batch": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "value_dim": 
     ],
 )
 def test_attention_is_decode_or_prefill_or_nothing_that_a_law_knows(dims: dict[str, int], kind: str | None) -> None:
-    (found,) = subjects(Prepared(graph_of("attention", **(ATTENTION | dims))), CACHE)
+    (found,) = law_inputs(Prepared(graph_of("attention", **(ATTENTION | dims))), CACHE)
     assert (found.kinds[0] if found else None) == kind
     if found is not None and kind == "prefill_attention":
         assert found.dims["context"] == 6
@@ -75,7 +75,7 @@ def test_weights_beyond_the_cache_are_cold_and_what_was_just_written_is_not() ->
 
 
 def test_operators_are_priced_by_their_own_law_then_their_kind_then_the_same_bytes_in_another_dtype() -> None:
-    found = subjects(Prepared(graph_of("pointwise", elements=5)), CACHE)
+    found = law_inputs(Prepared(graph_of("pointwise", elements=5)), CACHE)
     assert found[0] is not None
     own = found[0].kinds[0], "float32"
     assert by_law(found, dict.fromkeys([own, ("pointwise", "float32")])) == {own: [0]}

@@ -9,11 +9,11 @@ Example: ``LawPrice(spec, RooflinePrice(peaks))("matmul", {"m": m, "n": n, "k": 
 import numpy as np
 
 from calibrate.exchange.export.price import Price, work_of
-from roofline.calibrated import CalibratedLaw
-from roofline.facts import facts_of
+from roofline.hardware.facts import facts_of
 from roofline.hardware.spec import HardwareSpec
+from roofline.laws.fitted import FittedLaw
+from roofline.laws.kinds import MATVEC
 from roofline.laws.law import Dims, Floats
-from roofline.subjects import MATVEC
 
 
 class LawPrice:
@@ -39,7 +39,7 @@ class LawPrice:
             priced = np.where(rows, self._by(single, dims, work.matrix_flops, work.bytes), priced)
         return priced
 
-    def _by(self, law: CalibratedLaw, dims: Dims, flops: Floats, moved: Floats) -> Floats:
+    def _by(self, law: FittedLaw, dims: Dims, flops: Floats, moved: Floats) -> Floats:
         """The same sizes by the names that laws have for them."""
         sizes = dict(dims)
         if "kv_element_bytes" in sizes:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from calibrate.exchange.importing import Asked, Imported, import_tables
-from calibrate.exchange.observed import observations
+from calibrate.kernels.observations import observations
 from profiler.record.errors import RequestError
 
 

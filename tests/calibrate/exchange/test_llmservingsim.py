@@ -7,7 +7,7 @@ import pytest
 
 from calibrate.exchange.importing import Asked, import_tables
 from calibrate.exchange.llmservingsim import model_of
-from calibrate.exchange.observed import observations
+from calibrate.kernels.observations import observations
 from profiler.record.errors import RequestError
 from roofline.laws.eager_modules import MODULES
 

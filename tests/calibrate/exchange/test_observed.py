@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from calibrate.exchange.importing import Asked, import_tables
-from calibrate.exchange.observed import observations
+from calibrate.kernels.observations import observations
 
 
 def imported(frame: pd.DataFrame, path: Path) -> list[float]:

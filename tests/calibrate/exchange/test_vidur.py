@@ -6,7 +6,7 @@ import exchange_samples as samples
 import pytest
 
 from calibrate.exchange.importing import Asked, import_tables
-from calibrate.exchange.observed import observations
+from calibrate.kernels.observations import observations
 from profiler.record.errors import RequestError
 
 A100 = Asked(device="nvidia-a100-sxm-80gb")

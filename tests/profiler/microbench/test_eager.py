@@ -9,7 +9,7 @@ import torch
 from profiler.microbench import eager
 from profiler.microbench.eager import Eager, measure_eager, steps_of
 from profiler.microbench.probe_table import eager_rows, probe_kernels
-from roofline.host_gaps import gap_dims
+from roofline.law_inputs import gap_dims
 
 CPU = torch.device("cpu")
 CACHE = 64 * 64 * 4 * 16.0

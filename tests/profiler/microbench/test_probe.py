@@ -7,7 +7,7 @@ from profiler.microbench.arena import Arena
 from profiler.microbench.probe import PASSES, Probe, measure_probe, traced
 from profiler.microbench.probe_kernels import ATTENTION, MOST_SETS, STREAMING, Kernel, kernel_of
 from profiler.microbench.probe_table import operand_bytes, probe_kernels
-from profiler.record.kernel_shape import KernelShape
+from roofline.laws.kinds import KernelShape
 
 CPU = torch.device("cpu")
 CACHE = 1 << 15

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from calibrate.fit import fit
-from calibrate.observations import Observations
-from roofline.laws.decode_attention import DecodeAttention
+from calibrate.kernels.fit import fit
+from calibrate.kernels.observations import Observations
+from roofline.laws.attention import DecodeAttention, PrefillAttention
 from roofline.laws.law import Dims, Facts, Floats, Law
-from roofline.laws.prefill_attention import PrefillAttention
 
 FACTS = (
     Facts(132, 50e6, 4.8e12, {"bfloat16": 989e12}, 67e12),
@@ -25,7 +24,7 @@ class Case:
 
     @property
     def length(self) -> str:
-        return "query" if self.law.kind == "prefill_attention" else "kv"
+        return "query" if self.law.name == "prefill_attention" else "kv"
 
     def time_s(self, **sizes: object) -> Floats:
         base = {"batch": 4, "heads": 32, "kv_heads": 8, "head_dim": 128, "window": 0, "kv_bytes": 2}
@@ -144,13 +143,13 @@ def test_a_fit_finds_constants_again(case: Case) -> None:
     dims = simulated_dims(case, 200, generator)
     moved = {"prefill_attention": {"fixed": 1.3, "rate": 0.8, "append": 1.5}, "decode_attention": {"fixed": 1.2}}
     truth = priors(case.law, case.facts)
-    truth |= {name: truth[name] * factor for name, factor in moved[case.law.kind].items()}
+    truth |= {name: truth[name] * factor for name, factor in moved[case.law.name].items()}
     if case.length == "kv":
         truth |= {"memory": 0.75 * case.facts.bandwidth_bytes_per_s, "start": 2.5e-6}
     exact_s = case.law.time_s(dims, case.facts, "bfloat16", truth)
     noisy_s = exact_s * np.exp(0.02 * generator.normal(size=200))
     group = np.array(["all"] * 200)
-    found = fit(case.law, Observations(case.law.kind, "bfloat16", dims, noisy_s, group), case.facts)
+    found = fit(case.law, Observations(case.law.name, "bfloat16", dims, noisy_s, group), case.facts)
     again = simulated_dims(case, 200, np.random.default_rng(2))
     fitted_s = case.law.time_s(again, case.facts, "bfloat16", found.values)
     true_s = case.law.time_s(again, case.facts, "bfloat16", truth)

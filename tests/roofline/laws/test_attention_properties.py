@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from roofline.facts import facts_of
+from roofline.hardware.facts import facts_of
 from roofline.hardware.load import load_device
-from roofline.laws.decode_attention import DecodeAttention
+from roofline.laws.attention import DecodeAttention, PrefillAttention
 from roofline.laws.law import Dims, Facts, Floats, Law
-from roofline.laws.prefill_attention import PrefillAttention
 
 CPU = Facts(8, 32e6, 60e9, {"bfloat16": 1e12}, 0.5e12)
 NAMES = ("nvidia-l40s", "amd-mi300x", "nvidia-rtx-5090", "nvidia-h100-sxm", "nvidia-a100-sxm-80gb")

@@ -5,7 +5,8 @@ import pytest
 from law_checks import FACTS, columns
 
 from roofline.laws.bounds import FASTER, HEADROOM, Bounds, floor_s, roofline_s
-from roofline.laws.work import Work, work
+from roofline.laws.kinds import work_of
+from roofline.laws.work import Work
 
 MEMORY = 3e12
 
@@ -22,8 +23,8 @@ def test_the_floor_leaves_out_what_a_cache_can_hold() -> None:
 
 
 def test_a_kernel_of_few_pieces_occupies_few_units() -> None:
-    one = work("decode_attention", columns(1, batch=1, heads=8, kv_heads=2, kv=1e6, head_dim=128, window=0, kv_bytes=2),
-               "bfloat16")  # fmt: skip
+    sizes = columns(1, batch=1, heads=8, kv_heads=2, kv=1e6, head_dim=128, window=0, kv_bytes=2)
+    one = work_of("decode_attention", sizes, "bfloat16")
     assert one.pieces == 2
     assert roofline_s(one, FACTS, "bfloat16") == pytest.approx(50 * one.bytes / MEMORY)
 

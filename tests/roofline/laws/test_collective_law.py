@@ -5,7 +5,8 @@ import pytest
 from law_checks import FACTS, columns, one_by_one, price, recovered
 
 from profiler.microbench.busbw import factor
-from roofline.laws.collective import COLLECTIVE, OPERATIONS, sent_bytes
+from roofline.laws.collective import COLLECTIVE
+from roofline.laws.work import OPERATIONS, sent_bytes
 
 SIZES = np.geomspace(1, 1e10, 41)
 

@@ -6,14 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from law_checks import columns
 
-from roofline.laws.core_attention import DECODE, CoreAttention
-from roofline.laws.core_matmul import CoreMatmul
-from roofline.laws.driven_out import HELD
-from roofline.laws.host_gap import HostGap
+from roofline.laws.cpu import DECODE, CoreAttention, CoreMatmul, HostGap
+from roofline.laws.kinds import POINTWISE, law_for
 from roofline.laws.law import Facts, Law
-from roofline.laws.matvec import Matvec
-from roofline.laws.registry import subject
-from roofline.laws.streaming import POINTWISE
+from roofline.laws.streams import Matvec
+from roofline.price_by_law import HELD
 
 FACTS = Facts(4, 32e6, 40e9, {"float32": 400e9}, 100e9, cores=True)
 SIZE = st.floats(1, 1e5)
@@ -131,7 +128,7 @@ def test_keys_and_values_that_no_cache_holds_come_from_main_memory() -> None:
 def test_cores_have_laws_of_their_own_and_other_devices_theirs() -> None:
     gpu = Facts(132, 50e6, 4.8e12, {"float32": 6e13}, 6e13)
     for kind, name in (("matmul", "core_matmul"), ("decode_attention", DECODE), ("matmul_row_major", "core_matmul")):
-        assert subject(kind, "float32", FACTS)[0].kind == name
-        assert subject(kind, "float32", gpu)[0].kind == kind.removesuffix("_row_major")
-    assert subject("aten::mul", "float32", FACTS)[0].kind == "pointwise"
-    assert subject("matvec_row_major", "float32", FACTS)[0].kind == "matvec"
+        assert law_for(kind, "float32", FACTS)[0].kind == name
+        assert law_for(kind, "float32", gpu)[0].kind == kind.removesuffix("_row_major")
+    assert law_for("aten::mul", "float32", FACTS)[0].kind == "pointwise"
+    assert law_for("matvec_row_major", "float32", FACTS)[0].kind == "matvec"

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from law_sizes import Floats
 
-from calibrate.model import train_on
-from calibrate.observations import Observations
-from roofline.facts import facts_of
+from calibrate.kernels.correct import train_on
+from calibrate.kernels.observations import Observations
+from roofline.hardware.facts import facts_of
 from roofline.hardware.load import load_device
-from roofline.laws.decode_attention import DecodeAttention
+from roofline.laws.attention import DecodeAttention
 from roofline.laws.law import Dims, Facts, Values
 
 LAW, DTYPE = DecodeAttention(), "bfloat16"
@@ -58,7 +58,7 @@ def test_four_times_the_fitted_head_dim_is_within_twice_of_the_truth(seed: int) 
     seen = dims(100, head_dim, generator)
     time_s = truth_s(seen, facts, values) * np.exp(0.04 * generator.normal(size=100))
     group = np.char.add("kv heads ", seen["kv_heads"].astype(str))
-    model = train_on(LAW, Observations(LAW.kind, DTYPE, seen, time_s, group), facts, seed)
+    model = train_on(LAW, Observations(LAW.name, DTYPE, seen, time_s, group), facts, seed)
     wide = dims(100, np.full(100, 512.0), generator)
     off = np.log2(model.time_s(wide) / truth_s(wide, facts, values))
     assert np.abs(off).max() < (1.0 if truth_s is law_s else 2.0)

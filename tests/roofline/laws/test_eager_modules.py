@@ -5,8 +5,8 @@ import pytest
 from law_checks import columns, one_by_one, price, recovered
 
 from roofline.laws.eager_modules import MODULES, EagerModules, module_index, operations
+from roofline.laws.kinds import POINTWISE
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
-from roofline.laws.streaming import POINTWISE
 
 LLAMA = {
     "hidden": 4096,

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from law_checks import FACTS, columns, one_by_one, price, recovered
 
 from roofline.laws.expert_loads import expert_loads
-from roofline.laws.experts import EXPERTS, experts_work
+from roofline.laws.work import experts_work
+from tests.profiler.models.test_model_inputs import EXPERTS
 
 SHAPE = {"hidden": 4096, "inner": 2048, "topk": 8, "experts": 128, "tp": 1, "ep": 1, "skew": 0, "weight_bits": 16}
 TOKENS = np.geomspace(1, 32768, 16).round()

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from law_checks import columns, price
 
-from roofline.laws import flash_attention as flash
-from roofline.laws.decode_attention import DecodeAttention
-from roofline.laws.prefill_attention import PrefillAttention
+from roofline.laws import attention as flash
+from roofline.laws.attention import DecodeAttention, PrefillAttention
 
 FREE = {"memory": 1e30, "cache": 1e30, "ride": 1e30, "idle": 1e-30, "sequence": 1e-30, "join": 1e-30, "regroup": 1e-12,
         "apart": 0.0}  # fmt: skip

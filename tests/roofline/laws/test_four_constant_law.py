@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from law_checks import FACTS, columns, one_by_one, price, recovered
 
-from roofline.laws.four_constant import FourConstant, blend, datasheet_s
+from roofline.laws.blend import FourConstant, blend
+from roofline.laws.work import datasheet_s
 
 LAW = FourConstant("matmul")
 GRID = np.geomspace(1e3, 1e15, 13)

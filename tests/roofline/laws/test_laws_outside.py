@@ -9,17 +9,16 @@ import pytest
 from law_sizes import WORK, Floats, family, grown, kernels
 
 import roofline.devices
-from calibrate.model import train_on
-from calibrate.observations import Observations
-from roofline.facts import facts_of
+from calibrate.kernels.correct import train_on
+from calibrate.kernels.observations import Observations
+from roofline.dtypes import ELEMENT_BYTES
+from roofline.hardware.facts import facts_of
 from roofline.hardware.load import load_device
 from roofline.laws.bounds import Bounds, floor_s, roofline_s
-from roofline.laws.corrected import Corrected
+from roofline.laws.fitted import Corrected
+from roofline.laws.kinds import laws, work_of
 from roofline.laws.law import Dims, Facts, Law
-from roofline.laws.matmul import ELEMENT_BYTES
-from roofline.laws.process import Process
-from roofline.laws.registry import LAWS
-from roofline.laws.work import work
+from roofline.laws.residuals import Residuals
 
 FACTORS = (1 / 4, 1, 4, 16)
 """Of each size, away from the fitted ones."""
@@ -55,7 +54,7 @@ def asked(law: Law) -> Iterator[tuple[str, Facts, str]]:
         for dtype in facts.matrix_flops_per_s:
             if family(law) in ("matmul", "many", "module") and dtype not in ELEMENT_BYTES:
                 continue
-            if law.kind != "collective" or facts.link_bytes_per_s is not None:
+            if law.name != "collective" or facts.link_bytes_per_s is not None:
                 yield name, facts, dtype
 
 
@@ -90,7 +89,7 @@ def _stacked(parts: list[dict[str, Floats]]) -> dict[str, Floats]:
 
 
 def bounds_of(law: Law, dims: Dims, facts: Facts, dtype: str, time_s: Floats) -> Bounds | None:
-    return None if law.kind == "host_gap" else Bounds.of(work(law.kind, dims, dtype), facts, dtype, time_s, time_s)
+    return None if law.name == "host_gap" else Bounds.of(work_of(law.name, dims, dtype), facts, dtype, time_s, time_s)
 
 
 def check(priced: Corrected, dims: Dims, facts: Facts, factor: float = 1.0) -> Floats:
@@ -98,7 +97,7 @@ def check(priced: Corrected, dims: Dims, facts: Facts, factor: float = 1.0) -> F
     time_s = priced.time_s(dims, facts)
     assert (np.isfinite(time_s) & (time_s > 0)).all()
     if (bounds := priced.bounds) is not None:
-        todo = work(priced.law.kind, dims, priced.dtype)
+        todo = work_of(priced.law.name, dims, priced.dtype)
         assert (time_s * factor >= (1 - ROUNDING) * bounds.least * floor_s(todo, facts, priced.dtype)).all()
         most_s = bounds.most * (roofline_s(todo, facts, priced.dtype) + bounds.overhead_s)
         assert (time_s <= (1 + ROUNDING) * factor * most_s).all()
@@ -107,12 +106,12 @@ def check(priced: Corrected, dims: Dims, facts: Facts, factor: float = 1.0) -> F
 
 def test_all_device_files_are_asked() -> None:
     assert len(devices()) >= 48
-    assert all(len(list(asked(law))) > 90 for law in LAWS.values())
+    assert all(len(list(asked(law))) > 90 for law in laws().values())
 
 
-@pytest.mark.parametrize("kind", LAWS)
+@pytest.mark.parametrize("kind", laws())
 def test_at_the_priors_physics_holds_anywhere_on_any_device(kind: str) -> None:
-    law = LAWS[kind]
+    law = laws()[kind]
     seen = kernels(law, 24)
     one, two = away(law, kernels(law, 6, seed=1))
     for name, facts, dtype in asked(law):
@@ -123,13 +122,13 @@ def test_at_the_priors_physics_holds_anywhere_on_any_device(kind: str) -> None:
         assert ratio.min() >= 1 - ROUNDING - FASTER.get(kind, 0.0), (name, dtype)
 
 
-FITTED = tuple(kind for kind in LAWS if kind not in ("module", "host_gap"))
+FITTED = tuple(kind for kind in laws() if kind not in ("module", "host_gap"))
 
 
 @pytest.mark.parametrize("kind", FITTED)
 def test_a_fit_holds_them_too(kind: str) -> None:
     """One device for each law, another each time; the law's own times at other constants, with noise and bad rows."""
-    law, place = LAWS[kind], FITTED.index(kind)
+    law, place = laws()[kind], FITTED.index(kind)
     able = list(asked(law))
     _, facts, dtype = able[(7 + 13 * place) % len(able)]
     seen, generator = kernels(law, 48), np.random.default_rng(place)
@@ -144,15 +143,15 @@ def test_a_fit_holds_them_too(kind: str) -> None:
     assert (np.isfinite(high) & (low > 0) & (low < high)).all()
 
 
-@pytest.mark.parametrize("kind", LAWS)
+@pytest.mark.parametrize("kind", laws())
 def test_an_interval_never_narrows_and_a_correction_fades_as_a_size_leaves_the_fitted_ones(kind: str) -> None:
-    law, facts, dtype = LAWS[kind], devices()["nvidia-h100-sxm"], "bfloat16"
+    law, facts, dtype = laws()[kind], devices()["nvidia-h100-sxm"], "bfloat16"
     values, seen, generator = priors(law, facts, dtype), kernels(law, 30), np.random.default_rng(0)
     bare = Corrected(law, dtype, values, 2.0, watched=tuple(values)[:2], domain=domain(law, seen))
     _, places = bare.places(seen, facts)
     residuals = 0.1 + 0.05 * generator.normal(size=30)
     lengths = np.full(places.shape[1], 4.0)
-    process = Process(places, residuals, np.full(30, 1e-3), np.arange(30), 0.06, 0.03, 0.01, lengths)
+    process = Residuals(places, residuals, np.full(30, 1e-3), np.arange(30), 0.06, 0.03, 0.01, lengths)
     for priced in (Corrected(**(vars(bare) | {"process": process})), bare):
         for size in WORK[family(law)]:
             if size not in law.dims:

@@ -3,12 +3,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibrate.fit import fit
-from calibrate.observations import Observations
+from calibrate.kernels.fit import fit
+from calibrate.kernels.observations import Observations
 from roofline.laws.law import Facts
-from roofline.laws.matmul import Matmul
+from roofline.laws.matmul import Matmul, Product, loops_s
 from roofline.laws.scaled_matmul import BlockScaledMatmul, ScaledMatmul
-from roofline.laws.tiles import Product, loops_s
 
 FACTS = Facts(
     units=100,
@@ -46,11 +45,11 @@ def test_never_below_the_roofline_of_its_own_constants(law, dtype, m, n, k):
 @settings(max_examples=60, deadline=None)
 @given(m=SIZE, n=SIZE, k=SIZE)
 def test_twice_the_work_in_any_direction_is_never_quicker(law, dtype, m, n, k):
-    even = 128 if law.kind == "block_scaled_matmul" else 16  # alignment aside
+    even = 128 if law.name == "block_scaled_matmul" else 16  # alignment aside
     m, n, k = even * m, even * n, even * k
     base = time_s(law, dtype, m, n, k)[0]
-    slack = 1.02 if law.kind == "matmul" else 1.05  # partial tiles fill up, and the soft choice moves
-    filling = 1.3 if law.kind == "scaled_matmul" else slack  # rows beyond the last cost more than rows
+    slack = 1.02 if law.name == "matmul" else 1.05  # partial tiles fill up, and the soft choice moves
+    filling = 1.3 if law.name == "scaled_matmul" else slack  # rows beyond the last cost more than rows
     assert time_s(law, dtype, 2 * m, n, k)[0] * filling >= base
     assert time_s(law, dtype, m, 2 * n, k)[0] * slack >= base
     assert time_s(law, dtype, m, n, 2 * k)[0] * slack >= base
@@ -169,7 +168,7 @@ def test_priors_are_sane_on_unlike_devices_at_all_sizes(law, dtype, device):
 @settings(max_examples=60, deadline=None)
 @given(m=st.integers(1, 1_000_000), n=SIZE, k=SIZE)
 def test_one_more_row_is_no_cliff(law, dtype, m, n, k):
-    most = 2.6 if law.kind == "scaled_matmul" else 2.0  # measured on an H200 in 8 bits: 2.4
+    most = 2.6 if law.name == "scaled_matmul" else 2.0  # measured on an H200 in 8 bits: 2.4
     assert time_s(law, dtype, m + 1, n, k)[0] < most * time_s(law, dtype, m, n, k)[0]
 
 

@@ -5,7 +5,7 @@ import pytest
 from law_checks import FACTS
 
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
-from roofline.laws.sensitivity import responses
+from roofline.laws.residuals import responses
 
 
 class Powers:

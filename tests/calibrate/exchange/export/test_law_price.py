@@ -12,7 +12,7 @@ from calibrate.exchange.export import aiconfigurator
 from calibrate.exchange.export.law_price import LawPrice
 from calibrate.exchange.export.price import RooflinePrice
 from calibrate.exchange.export.source import source_of
-from roofline.facts import facts_of
+from roofline.hardware.facts import facts_of
 
 PLAIN = spec()
 FACTS = facts_of(PLAIN)
