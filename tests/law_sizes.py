@@ -4,8 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roofline.laws.eager_modules import MODULES
+from roofline.laws.kinds import BATCHED, GROUPED
 from roofline.laws.law import Law
-from roofline.laws.work import MANY, OPERATIONS
+from roofline.laws.work import OPERATIONS
 
 Floats = NDArray[np.float64]
 
@@ -25,7 +26,7 @@ WORK: dict[str, tuple[str, ...]] = {
 
 def family(law: Law) -> str:
     """Which laws take the same sizes."""
-    if law.name in MANY:
+    if law.name in (BATCHED, GROUPED):
         return "many"
     if law.name.endswith(("matmul", "attention")):
         return "matmul" if law.name.endswith("matmul") else "attention"

@@ -17,7 +17,7 @@ FACTS = Facts(
 class Simple:
     """fixed + flops / rate + bytes / memory; `unseen` acts on nothing."""
 
-    kind = "simple"
+    name = "simple"
     dims = ("m", "n")
 
     def constants(self, facts, dtype):

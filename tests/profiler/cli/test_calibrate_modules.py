@@ -11,7 +11,7 @@ from profiler.cli.app import main
 from roofline.hardware.facts import facts_of
 from roofline.hardware.load import load_device
 from roofline.laws.eager_modules import MODULES, SIZES, module_index
-from roofline.laws.kinds import laws
+from roofline.laws.kinds import law_named
 
 SMALL = {"hidden": 2048, "inner": 5632, "heads": 32, "kv_heads": 4, "head_dim": 64, "vocab": 32000}
 OTHER = {"hidden": 5120, "inner": 17408, "heads": 40, "kv_heads": 8, "head_dim": 128, "vocab": 151936}
@@ -20,7 +20,7 @@ DEVICE = "nvidia-h100-sxm"
 
 def table(path: Path, sizes: dict[str, int], tokens: list[int], noise: float = 0.03) -> Path:
     """layers.csv of a model, timed by the law with other constants than its priors."""
-    facts, law = facts_of(load_device(DEVICE)), laws()["module"]
+    facts, law = facts_of(load_device(DEVICE)), law_named("module")
     changed = {"pointwise.launch": 1.6, "pointwise.memory": 0.8, "matmul.peak": 0.8}
     values = {c.name: c.prior * changed.get(c.name, 1.0) for c in law.constants(facts, "bfloat16")}
     rows = [(name, count, context) for name in MODULES for count in tokens for context in (0, 256)]
@@ -67,7 +67,7 @@ def test_modules_of_another_model_are_predicted(tmp_path: Path, capsys: pytest.C
     assert (kind["kind"], kind["points"], kind["scored"]) == ("module", 120, 15 * 4 * 2)
     assert kind["mape"] < 0.08 < kind["four_constant_mape"]
     (law,) = load_device(found["spec"]).calibrated
-    assert (law.name, law.law, law.domain["hidden"].high) == ("module", "module", SMALL["hidden"])
+    assert (law.kind, law.law, law.domain["hidden"].high) == ("module", "module", SMALL["hidden"])
     dims = {
         name: np.full(1, float({"tokens": 64, "context": 0, "tp": 1}.get(name, OTHER.get(name, 0))))
         for name in law.domain

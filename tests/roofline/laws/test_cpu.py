@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from law_checks import columns
 
+from roofline.laws.blend import EVICTED_BY
 from roofline.laws.cpu import DECODE, CoreAttention, CoreMatmul, HostGap
-from roofline.laws.kinds import POINTWISE, law_for
+from roofline.laws.kinds import law_for
 from roofline.laws.law import Facts, Law
-from roofline.laws.streams import Matvec
-from roofline.price_by_law import HELD
+from roofline.laws.streams import Matvec, Streaming
 
 FACTS = Facts(4, 32e6, 40e9, {"float32": 400e9}, 100e9, cores=True)
 SIZE = st.floats(1, 1e5)
@@ -76,10 +76,10 @@ SIZES = {"m": 8, "n": 64, "k": 64, "bytes_read": 1e4, "bytes_written": 256, "ele
 HEADS = {"batch": 1, "heads": 8, "kv_heads": 2, "head_dim": 64, "window": 0, "kv_bytes": 4, "query": 1, "kv": 9}
 
 
-@pytest.mark.parametrize("law", [CoreMatmul(), Matvec(), POINTWISE, CoreAttention(), CoreAttention(DECODE)])
+@pytest.mark.parametrize("law", [CoreMatmul(), Matvec(), Streaming(), CoreAttention(), CoreAttention(DECODE)])
 def test_code_that_others_have_driven_out_is_fetched(law: Law) -> None:
     sizes = SIZES | HEADS | {"context": 8, "cold": 0}
-    reach = np.array([0.0, HELD * FACTS.cache_bytes, 1e15])
+    reach = np.array([0.0, EVICTED_BY * FACTS.cache_bytes, 1e15])
     times = priced(law, columns(3, **sizes) | {"reach": reach}, fetch=1e-5)
     assert times - times[0] == pytest.approx([0, 0.5e-5, 1e-5], rel=1e-6)
     assert priced(law, columns(1, **sizes), fetch=1e-5)[0] == times[0]
@@ -128,7 +128,7 @@ def test_keys_and_values_that_no_cache_holds_come_from_main_memory() -> None:
 def test_cores_have_laws_of_their_own_and_other_devices_theirs() -> None:
     gpu = Facts(132, 50e6, 4.8e12, {"float32": 6e13}, 6e13)
     for kind, name in (("matmul", "core_matmul"), ("decode_attention", DECODE), ("matmul_row_major", "core_matmul")):
-        assert law_for(kind, "float32", FACTS)[0].kind == name
-        assert law_for(kind, "float32", gpu)[0].kind == kind.removesuffix("_row_major")
-    assert law_for("aten::mul", "float32", FACTS)[0].kind == "pointwise"
-    assert law_for("matvec_row_major", "float32", FACTS)[0].kind == "matvec"
+        assert law_for(kind, "float32", FACTS)[0].name == name
+        assert law_for(kind, "float32", gpu)[0].name == kind.removesuffix("_row_major")
+    assert law_for("aten::mul", "float32", FACTS)[0].name == "pointwise"
+    assert law_for("matvec_row_major", "float32", FACTS)[0].name == "matvec"

@@ -5,9 +5,10 @@ import pytest
 from law_checks import FACTS, columns, one_by_one, price, recovered
 
 from profiler.microbench.busbw import factor
-from roofline.laws.collective import COLLECTIVE
+from roofline.laws.collective import Collective
 from roofline.laws.work import OPERATIONS, sent_bytes
 
+COLLECTIVE = Collective()
 SIZES = np.geomspace(1, 1e10, 41)
 
 

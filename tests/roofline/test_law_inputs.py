@@ -1,4 +1,4 @@
-"""What laws are told of operations, on graphs small enough to count by hand."""
+"""What laws are told of operations and of the gaps before them, on graphs small enough to count by hand."""
 
 import numpy as np
 import pytest

@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 from law_checks import FACTS, columns, one_by_one, price, recovered
 
 from roofline.laws.expert_loads import expert_loads
+from roofline.laws.experts import Experts
 from roofline.laws.work import experts_work
-from tests.profiler.models.test_model_inputs import EXPERTS
 
+EXPERTS = Experts()
 SHAPE = {"hidden": 4096, "inner": 2048, "topk": 8, "experts": 128, "tp": 1, "ep": 1, "skew": 0, "weight_bits": 16}
 TOKENS = np.geomspace(1, 32768, 16).round()
 
@@ -170,9 +171,9 @@ def test_constants_are_recovered_from_times_of_the_law() -> None:
 
 
 def test_work_of_one_token_is_its_experts() -> None:
-    work = experts_work(columns(1, **SHAPE | {"tokens": 1}))
-    assert work["flops"] == pytest.approx(8 * 6 * 4096 * 2048)
-    assert work["bytes"] == pytest.approx(8 * 3 * 4096 * 2048 * 2 + 4 * 4096)
+    work = experts_work(columns(1, **SHAPE | {"tokens": 1}), "bfloat16")
+    assert work.flops == pytest.approx(8 * 6 * 4096 * 2048)
+    assert work.bytes == pytest.approx(8 * 3 * 4096 * 2048 * 2 + 4 * 4096)
 
 
 def test_it_has_a_dozen_constants_at_most() -> None:

@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 from law_checks import columns, one_by_one, price, recovered
 
-from roofline.laws.kinds import POINTWISE
-from roofline.laws.streams import EMBEDDING
-from tests.profiler.attribution.test_provenance import NORM
+from roofline.laws.streams import Streaming
 
+POINTWISE, NORM, EMBEDDING = (Streaming(name) for name in ("pointwise", "norm", "embedding"))
 ELEMENTS = np.geomspace(1, 1e11, 45)
 
 
