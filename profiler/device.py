@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from profiler import host_memory
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 
 
 def parse_device(name: str | torch.device) -> torch.device:

@@ -26,9 +26,8 @@ from profiler.microbench.spec import host_chip
 from profiler.models.resolve import resolve
 from profiler.models.truncate import truncate
 from profiler.models.weights import build, build_meta
-from profiler.record.errors import InvalidMeasurement, RequestError
-from profiler.record.run import Cell, CellResult
-from profiler.record.store import RunFolder
+from profiler.record.folder import RunFolder
+from profiler.record.run import Cell, CellResult, InvalidMeasurement, RequestError
 from profiler.timing.cell import Loaded, measure_cell, reason
 from profiler.timing.clock import clock_for
 from roofline.hardware.load import find_device

@@ -18,8 +18,7 @@ from profiler.models.scale import scale
 from profiler.models.trace import trace
 from profiler.models.truncate import truncate
 from profiler.models.weights import build_meta, require_weights
-from profiler.record.errors import RequestError
-from profiler.record.run import Cell, Mode
+from profiler.record.run import Cell, Mode, RequestError
 from roofline.graph.op import OpGraph
 from roofline.workload import Phase, Workload
 

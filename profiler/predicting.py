@@ -1,4 +1,4 @@
-"""Where the graphs of a prediction come from when there is a model: sources for `roofline.inquiry`, and files of them.
+"""Where the graphs of a prediction come from when there is a model: sources for predictions, and files of them.
 
 Example: ``model_source("llama-3.1-8b", Tracing("bfloat16"), changes, "fused").whole(workload)``
 """
@@ -14,7 +14,7 @@ from profiler.models.example import trace_module
 from profiler.models.graphs import Change, ModelGraphs, Tracing
 from profiler.models.request import context_limit
 from profiler.models.resolve import resolve
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.fusion.fuse import fused
 from roofline.graph.op import OpGraph
 from roofline.sweep.family import Form, Source, StoredGraphs, StoredRegime

@@ -15,13 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from calibrate.pass_report import PassReport
-from calibrate.reports import load
-from calibrate.soundness import LEAST_ATTRIBUTED, SPANS_WITHIN
-from calibrate.waterfall import Waterfall
-from profiler.record.errors import RequestError
-from profiler.record.run import RUN_SCHEMA, CellResult
-from profiler.record.store import RunFolder
+from calibrate.passes.pass_report import PassReport, Waterfall
+from calibrate.passes.reports import load
+from calibrate.passes.verdict import LEAST_ATTRIBUTED, SPANS_WITHIN
+from profiler.record.folder import RunFolder
+from profiler.record.run import RUN_SCHEMA, CellResult, RequestError
 
 SUM_TOLERANCE = 1e-9
 """Relative: sums of the same numbers in another order."""

@@ -51,7 +51,7 @@ from profiler.models.quiet import silence
 from profiler.models.trace import Inputs, trace
 from profiler.models.truncate import layer_count, truncate
 from profiler.models.weights import build, build_meta, implementations
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.graph.op import Kind, OpGraph
 from roofline.workload import Workload
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.exchange.export.source import Source, Taken, source_of
+from calibrate.exchange.figures import Source, Taken, source_of
 from roofline.hardware.spec import Chip, Figure, HardwareSpec, Level, Link, Peaks
 from roofline.price import roofline
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from profiler.nvml import GpuReading, GpuState
-from profiler.record.conditions import Window
+from profiler.record.measurement import Window
 from profiler.timing.watch import GpuWatch, HostWatch
 from roofline.record import Record
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from profiler.microbench.bench import Bench
-from profiler.record.conditions import Window
+from profiler.record.measurement import Window
 
 
 class Quiet:

@@ -5,8 +5,7 @@ Times come from real shapes and plausible efficiencies, so that the pictures loo
 
 import math
 
-from calibrate.pass_report import LayerEfficiency, PassReport, Rungs
-from calibrate.waterfall import Waterfall
+from calibrate.passes.pass_report import LayerEfficiency, PassReport, Rungs, Waterfall
 from profiler.record.run import Cell, CellResult, Closure, Environment, Run
 from roofline.hardware.spec import Figure, HardwareSpec, Level, Peaks
 from roofline.laws.fitted import LevelRatio

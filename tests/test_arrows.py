@@ -77,12 +77,12 @@ def test_imports_go_one_way(path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("roofline.op", "import profiler"),
-        ("roofline.op", "def f():\n    from calibrate.fit import fit"),
-        ("profiler.record.store", "from profiler import timing"),
-        ("profiler.record.store", "import calibrate.fit"),
-        ("calibrate.fit", "from profiler.timing.cell import measure_cell"),
-        ("calibrate.fit", "import profiler"),
+        ("roofline.graph.op", "import profiler"),
+        ("roofline.graph.op", "def f():\n    from calibrate.kernels.fit import fit"),
+        ("profiler.record.folder", "from profiler import timing"),
+        ("profiler.record.folder", "import calibrate.kernels.fit"),
+        ("calibrate.kernels.fit", "from profiler.timing.cell import measure_cell"),
+        ("calibrate.kernels.fit", "import profiler"),
         ("profiler.timing.cell", "from calibrate import efficiency"),
         ("profiler.timing.cell", "from profiler.cli import progress"),
         ("profiler.job", "from profiler.cli.app import main"),

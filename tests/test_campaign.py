@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from waiting import LAST_RESORT_S, until
 
-from calibrate.exchange.export import registry
+from calibrate.exchange import formats
 from scripts import campaign, gpu_campaign
 from scripts.campaign import LONGEST_FACTOR, RESERVE_S, Campaign, Outcome, Part, execute, read_journal
 from scripts.campaign_report import keep
@@ -190,7 +190,7 @@ def test_the_laws_on_unseen_kernels_and_the_exports_are_kept(tmp_path: Path) -> 
 
 
 def test_the_spec_is_exported_to_formats_that_there_are() -> None:
-    known = {one.name: one.folder for one in registry.FORMATS}
+    known = {one.name: one.folder for one in formats.EXPORTS}
     assert {form: form in gpu_campaign.FOLDERS for form in gpu_campaign.FORMATS} == {
         name: folder for name, folder in known.items() if name != "vidur"
     }

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.reports import document, load
+from calibrate.passes.reports import document, load
+from profiler.record.folder import RunFolder
 from profiler.record.run import CellResult, Run
-from profiler.record.store import RunFolder
 from roofline.graph.op import OpGraph
 from roofline.hardware.spec import HardwareSpec
 from scripts.check_run import main

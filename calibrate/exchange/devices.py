@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.hardware.load import device_names, find_device, load_device
 from roofline.hardware.spec import HardwareSpec
 

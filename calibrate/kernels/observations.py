@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from profiler.record.kernels import DIMS, Kernels
+from profiler.record.kernel_table import DIMS, Kernels
 from roofline.laws.kinds import kind_of
 from roofline.laws.law import Floats
 

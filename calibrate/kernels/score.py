@@ -21,9 +21,9 @@ from calibrate.kernels.choose import design
 from calibrate.kernels.correct import train_on
 from calibrate.kernels.fit import fit
 from calibrate.kernels.observations import Observations, halves, joined, observations
-from profiler.record.errors import RequestError
-from profiler.record.kernels import has_kernels, read
-from profiler.record.store import RunFolder
+from profiler.record.folder import RunFolder
+from profiler.record.kernel_table import has_kernels, read_kernels
+from profiler.record.run import RequestError
 from roofline.dtypes import BITS
 from roofline.hardware.spec import SPEC_SCHEMA, HardwareSpec
 from roofline.laws.blend import FourConstant
@@ -123,7 +123,7 @@ def tables(folders: Sequence[RunFolder]) -> Tables:
             raise RequestError(
                 f"{folder.path} holds no measured kernels; import a table first: python -m profiler import --help"
             )
-        for key, table in observations(read(folder.path)).items():
+        for key, table in observations(read_kernels(folder.path)).items():
             parts.setdefault(key, []).append(table)
     return {key: joined(key[0], tables) for key, tables in parts.items()}
 

@@ -8,7 +8,7 @@ Example: ``Path("report.html").write_text(render(reports, run, spec, failed), en
 from collections.abc import Sequence
 from html import escape
 
-from calibrate.pass_report import PassReport
+from calibrate.passes.pass_report import PassReport
 from calibrate.report import charts, compiled, markup, peaks, tables, wording
 from calibrate.report.markup import Cell
 from calibrate.report.units import UNKNOWN, number, percent, plus_minus, seconds

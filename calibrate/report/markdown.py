@@ -7,7 +7,7 @@ Example: ``Path("report.md").write_text(render(reports, run, spec, failed), enco
 
 from collections.abc import Sequence
 
-from calibrate.pass_report import PassReport
+from calibrate.passes.pass_report import PassReport
 from calibrate.report import compiled, marks, peaks, tables, wording
 from calibrate.report.units import UNKNOWN, number, percent, plus_minus, seconds
 from calibrate.report.wording import Fact

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from calibrate.pass_report import PassReport
+from calibrate.passes.pass_report import PassReport
 from calibrate.report import compiled, peaks, tables, wording
 from calibrate.report.grid import GAP, characters, grid, needed, rule, say
 from calibrate.report.units import UNKNOWN, aligned, percent, seconds

@@ -17,7 +17,7 @@ from difflib import SequenceMatcher
 from profiler.attribution.kernels import CLOCK_SKEW_S, EDGE_S, DeviceJoin
 from profiler.attribution.shared import give
 from profiler.attribution.timeline import DeviceEvent, Timeline
-from profiler.record.errors import InvalidMeasurement
+from profiler.record.run import InvalidMeasurement
 
 SHOWN = 60
 """Characters of a kernel's name in a message: templates fill pages."""

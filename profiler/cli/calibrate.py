@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from profiler.cli.output import print_json, stdout_to_stderr_if
-from profiler.record.errors import RequestError
 from profiler.record.files import write_text
-from profiler.record.index import find_run
-from profiler.record.store import RunFolder
-from profiler.record.version import roofcal_version
+from profiler.record.find import find_run
+from profiler.record.folder import RunFolder
+from profiler.record.run import RequestError, roofcal_version
 from roofline.hardware.load import load_device
 from roofline.hardware.spec import HardwareSpec
 
@@ -108,7 +107,7 @@ def _spec(folders: Sequence[RunFolder], judges: Sequence[RunFolder], hardware: s
 
 
 def _provenance(folders: Sequence[RunFolder], seed: int) -> "Provenance":
-    from profiler.record.kernels import read
+    from profiler.record.kernel_table import read_kernels
     from roofline.laws.fitted import Provenance
 
     versions: dict[str, str] = {}
@@ -117,7 +116,7 @@ def _provenance(folders: Sequence[RunFolder], seed: int) -> "Provenance":
     versions["roofcal"] = roofcal_version()
     return Provenance(
         runs=tuple(str(folder.path) for folder in folders),
-        sources=tuple(source.file for folder in folders for source in read(folder.path).sources),
+        sources=tuple(source.file for folder in folders for source in read_kernels(folder.path).sources),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=seed,
         versions=versions,

@@ -6,19 +6,24 @@ figures of it, `calibrate.report.hardware` shows them.
 
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from profiler.cli.calibrating import VISITS, calibrate_device
-from profiler.cli.errors import GOOD, INCONCLUSIVE, INVALID, resumable
-from profiler.cli.output import console, print_json, stdout_to_stderr_if
-from profiler.cli.progress import progress
-from profiler.record.errors import RequestError
-from profiler.record.run import Run, differing
-from profiler.record.store import RunFolder
+from profiler.cli.measuring import VISITS, calibrate_device, new_run, require_same_machine, set_threads
+from profiler.cli.output import (
+    GOOD,
+    INCONCLUSIVE,
+    INVALID,
+    console,
+    print_json,
+    progress,
+    resumable,
+    stdout_to_stderr_if,
+)
+from profiler.record.folder import RunFolder
+from profiler.record.run import RequestError
 
 if TYPE_CHECKING:
     from profiler.microbench.characterise import Plan
@@ -155,42 +160,24 @@ def _duration(seconds: float) -> str:
 def _new(options: dict[str, Any], out: Path, name: str) -> RunFolder:
     from profiler.environment import collect, findings
 
-    _set_threads(options)
+    set_threads(options)
     found = findings(options["device"], out)
     # all of them: that the clock is not held, or ECC off, is worth a note only where the device itself is measured
     notes = tuple(one.what for one in found)
-    run = Run(
-        name=name,
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=tuple(sys.argv[1:]),
-        environment=collect(options["device"], found).model_copy(update={"notes": notes}),
-        cells=(),
-        options=options,
-    )
-    return RunFolder.create(out, run)
+    environment = collect(options["device"], found).model_copy(update={"notes": notes})
+    return RunFolder.create(out, new_run(name, environment, (), options))
 
 
 def _resumed(path: Path) -> RunFolder:
     """The folder of a characterisation, if this is still the machine and the software that it began on."""
-    from profiler.environment import collect
-    from profiler.record.hardware import has_measurements
-
-    run = RunFolder.open(path).run
-    if run.cells or not (has_measurements(path) or not run.finished):
+    seen = RunFolder.open(path)
+    run = seen.run
+    if run.cells or (run.finished and seen.content != "hardware"):
         raise RequestError(f"{path} is no characterisation; go on with it by: python -m profiler run --resume {path}")
     if run.finished:
         raise RequestError(f"{path} is finished; look at it with: python -m profiler show {path}")
-    _set_threads(run.options)
-    if changed := differing(run.environment, collect(str(run.options["device"]))):
-        raise RequestError(f"--resume: this run began with {'; '.join(changed)}; measure it there, or start a new run")
+    require_same_machine(run)
     return RunFolder.open_for_resume(path)[0]
-
-
-def _set_threads(options: Mapping[str, Any]) -> None:
-    if options.get("threads"):
-        import torch
-
-        torch.set_num_threads(int(options["threads"]))
 
 
 def _measure(folder: RunFolder, plan: "Plan") -> "HardwareSpec":
@@ -198,7 +185,7 @@ def _measure(folder: RunFolder, plan: "Plan") -> "HardwareSpec":
 
     from profiler.microbench.characterise import characterise
     from profiler.microbench.spec import spec_of
-    from profiler.record.hardware import HardwareLog
+    from profiler.record.hardware_table import HardwareLog
 
     log = HardwareLog(folder.path)
     device, options = torch.device(plan.device), folder.run.options
@@ -226,7 +213,7 @@ def _measure(folder: RunFolder, plan: "Plan") -> "HardwareSpec":
 def _write(folder: RunFolder, spec: "HardwareSpec") -> int:
     """Write the reports; the exit code."""
     from calibrate.report.hardware import html, markdown
-    from profiler.record.hardware import read_measurements
+    from profiler.record.hardware_table import read_measurements
 
     measurements = read_measurements(folder.path)
     folder.write_report("report.md", markdown.render(spec, measurements, folder.run))
@@ -238,7 +225,7 @@ def _write(folder: RunFolder, spec: "HardwareSpec") -> int:
 
 def _show(folder: RunFolder, spec: "HardwareSpec", as_json: bool) -> None:
     from calibrate.report.hardware import document, terminal
-    from profiler.record.hardware import read_measurements
+    from profiler.record.hardware_table import read_measurements
 
     measurements = read_measurements(folder.path)
     if as_json:

@@ -1,6 +1,6 @@
 """`predict`: what a model could do on a device, from its operations and the device's figures; no device is needed.
 
-Wiring only: options become workloads, what-ifs and a device; `roofline.inquiry` answers.
+Wiring only: options become workloads, what-ifs and a device; `roofline.predict.question` answers.
 With --graph no torch is loaded.
 """
 
@@ -12,15 +12,28 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from profiler.cli.asked import Lengths, device, distinct, mixed, numbers, one_line, what_ifs, words
-from profiler.cli.given import SIZES, given_options, listed, refuse_in_vain
+from profiler.cli.options import (
+    SIZES,
+    Lengths,
+    device,
+    distinct,
+    given_options,
+    listed,
+    mixed,
+    numbers,
+    one_line,
+    refuse_in_vain,
+    what_ifs,
+    words,
+)
 from profiler.cli.output import console, print_json, stdout_to_stderr_if
-from profiler.record.errors import RequestError
 from profiler.record.files import read_record, replacing
+from profiler.record.run import RequestError
 from roofline.graph.op import GRAPH_SCHEMA, OpGraph
 from roofline.hardware.load import device_names
 from roofline.predict.passes import Prediction
-from roofline.predict.question import Device, Question, Speculation, answer
+from roofline.predict.question import Device, Speculation, answer
+from roofline.predict.question import Question as Asked
 from roofline.sweep.family import Form, Source, StoredGraphs, source
 from roofline.whatif.registry import WHAT_IFS, WhatIf, usage
 from roofline.workload import Logits, Workload
@@ -120,7 +133,7 @@ def predict(
             if on is None:
                 return
             if not is_paper:
-                asked = Question(
+                asked = Asked(
                     workloads=workloads,
                     mixes=mixes,
                     requests=requests,
@@ -137,7 +150,7 @@ def predict(
             _show(found, as_json)
 
 
-def _longest(asked: Question) -> int:
+def _longest(asked: Asked) -> int:
     """Tokens of the longest sequence."""
     passes = (*asked.workloads, *(part for parts in asked.mixes for part in parts))
     lengths = [w.query_tokens + w.context_tokens for w in passes]

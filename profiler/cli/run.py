@@ -4,23 +4,36 @@ Wiring only: options become a plan, `profiler.job` measures it, `calibrate` make
 """
 
 import sys
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from calibrate.report.units import duration
-from profiler.cli.calibrating import VISITS, calibrate_device
-from profiler.cli.errors import GOOD, INCONCLUSIVE, INVALID, resumable
-from profiler.cli.measured import measured_spec
-from profiler.cli.output import console, print_json, stdout_to_stderr_if
-from profiler.cli.progress import progress
-from profiler.cli.spending import PARTS, Spent, estimate, told
-from profiler.record.errors import RequestError
-from profiler.record.run import Mode, Run, differing
-from profiler.record.store import RunFolder
+from profiler.cli.measuring import (
+    PARTS,
+    VISITS,
+    Spent,
+    calibrate_device,
+    estimate,
+    new_run,
+    require_same_machine,
+    set_threads,
+    told,
+)
+from profiler.cli.options import distinct, measured_spec, words
+from profiler.cli.output import (
+    GOOD,
+    INCONCLUSIVE,
+    INVALID,
+    console,
+    print_json,
+    progress,
+    resumable,
+    stdout_to_stderr_if,
+)
+from profiler.record.folder import RunFolder
+from profiler.record.run import Mode, RequestError
 
 EXAMPLE = """
 Examples:\n
@@ -98,18 +111,18 @@ def run(
         from profiler.plan import Choices, Shapes
 
         shapes = Shapes(
-            phases=_words("--phase", phase, ("prefill", "decode", "chunk")),  # type: ignore[arg-type]
-            prompts=_numbers("--prompt", prompt),
-            contexts=_numbers("--context", context),
-            batches=_numbers("--batch", batch),
+            phases=words("--phase", phase, ("prefill", "decode", "chunk")),  # type: ignore[arg-type]
+            prompts=distinct("--prompt", prompt),
+            contexts=distinct("--context", context),
+            batches=distinct("--batch", batch),
             dtypes=tuple(dict.fromkeys(dtype.split(","))) if dtype else (),
         )
         choices = Choices(
             attn=attn,
             experts=experts,
-            cache=_words("--cache", cache, ("dynamic", "static"))[0],
+            cache=words("--cache", cache, ("dynamic", "static"))[0],
             layers=layers,
-            weights=_words("--weights", weights, ("random", "pretrained"))[0],  # type: ignore[arg-type]
+            weights=words("--weights", weights, ("random", "pretrained"))[0],  # type: ignore[arg-type]
             trust_remote_code=trust_remote_code,
             mode=_mode(compiled, cuda_graph),
         )
@@ -128,23 +141,6 @@ def _mode(compiled: bool, cuda_graph: bool) -> Mode:
     return "cuda-graph" if cuda_graph else "eager"
 
 
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    try:
-        values = tuple(dict.fromkeys(int(word) for word in text.split(",")))
-    except ValueError:
-        raise RequestError(f"{option} takes whole numbers separated by commas, as 128,2048; not {text!r}") from None
-    if min(values) < 1:
-        raise RequestError(f"{option} takes whole numbers from 1; not {text!r}")
-    return values
-
-
-def _words(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
-    for word in text.split(","):
-        if word not in known:
-            raise RequestError(f"{option} takes {', '.join(known)}; not {word!r}")
-    return tuple(dict.fromkeys(text.split(",")))
-
-
 def _new(
     models: list[str],
     shapes: Any,
@@ -159,17 +155,10 @@ def _new(
     from profiler.environment import collect
     from profiler.plan import plan
 
-    _set_threads(options)
+    set_threads(options)
     device = parse_device(options["device"])
     cells = plan(models, device, shapes, choices)
-    run = Run(
-        name=name,
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=tuple(sys.argv[1:]),
-        environment=collect(device),
-        cells=cells,
-        options=options | {"device": str(device)},
-    )
+    run = new_run(name, collect(device), cells, options | {"device": str(device)})
     spec = None if hardware is None else measured_spec(hardware, run.environment)
     folder = RunFolder.create(out, run)
     if spec is not None:
@@ -182,14 +171,9 @@ def _resumed(path: Path, seconds: float | None) -> tuple[RunFolder, frozenset[st
 
     `seconds`: of passes for each cell that is measured now, where not those of the run.
     """
-    from calibrate.reports import sound
-    from profiler.environment import collect
+    from calibrate.passes.reports import sound
 
-    run = RunFolder.open(path).run
-    _set_threads(run.options)
-    here = collect(str(run.options["device"]))
-    if changed := differing(run.environment, here):
-        raise RequestError(f"--resume: this run began with {'; '.join(changed)}; measure it there, or start a new run")
+    require_same_machine(RunFolder.open(path).run)
     folder, _ = RunFolder.open_for_resume(path)
     try:
         if seconds is not None:
@@ -198,13 +182,6 @@ def _resumed(path: Path, seconds: float | None) -> tuple[RunFolder, frozenset[st
     except BaseException:
         folder.close()
         raise
-
-
-def _set_threads(options: Mapping[str, Any]) -> None:
-    if options.get("threads"):
-        import torch
-
-        torch.set_num_threads(int(options["threads"]))
 
 
 def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
@@ -261,8 +238,8 @@ def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
 def _show(folder: RunFolder, as_json: bool, spent: Spent) -> int:
     """Write the reports and show them; the exit code."""
     with spent.on("report"):
+        from calibrate.passes.reports import advice, document, load, load_spec
         from calibrate.report import html, markdown, terminal
-        from calibrate.reports import advice, document, load, load_spec
 
         (reports, failed), spec = load(folder), load_spec(folder)
         folder.write_report("report.md", markdown.render(reports, folder.run, spec, failed))

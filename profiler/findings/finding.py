@@ -9,7 +9,7 @@ The files beside this one hold the rules: functions of a reading, so that record
 Example: ``Finding(severity="note", what="ECC is off", mend="nvidia-smi -e 1").what``
 """
 
-from profiler.record.conditions import Severity
+from profiler.record.measurement import Severity
 from roofline.record import Record
 
 

@@ -5,7 +5,7 @@ Example: ``[f.what for f in gpu_findings(read_gpu("00000000:1B:00.0"))]``
 
 from profiler.findings.finding import Finding, Found
 from profiler.nvml import GpuReading
-from profiler.record.conditions import Severity
+from profiler.record.measurement import Severity
 
 THERMAL_MARGIN_C = 10.0
 """A loaded GPU warms by more than this within a run's heat-up."""

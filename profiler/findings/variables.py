@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from profiler.findings.finding import Finding
-from profiler.record.conditions import Severity
+from profiler.record.measurement import Severity
 
 
 class Variable(NamedTuple):

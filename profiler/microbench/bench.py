@@ -22,8 +22,17 @@ from profiler.device import free_bytes
 from profiler.environment import gpu_reading
 from profiler.microbench.effective_cache import effective_cache
 from profiler.nvml import GpuReading
-from profiler.record.conditions import Label
-from profiler.record.measurement import FASTEST, CacheSource, CacheState, Layout, Measurement, State, Status, Unit
+from profiler.record.measurement import (
+    FASTEST,
+    CacheSource,
+    CacheState,
+    Label,
+    Layout,
+    Measurement,
+    State,
+    Status,
+    Unit,
+)
 from profiler.timing.clock import Clock, clock_for
 from profiler.timing.engine import Case, Setting, measure
 from profiler.timing.floor import ABOVE, too_short

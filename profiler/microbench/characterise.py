@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from profiler.microbench import suite
 from profiler.microbench.worker import Task, lost
-from profiler.record.hardware import HardwareLog
+from profiler.record.hardware_table import HardwareLog
 from profiler.record.measurement import Measurement
 
 REPLICATES = 3

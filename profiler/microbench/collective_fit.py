@@ -25,7 +25,7 @@ PRICED = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv
 ONLY_MOVES = ("all_gather", "send_recv")
 """Of them, those that the bandwidth is made of."""
 LEAST_S = 1e-9
-"""A message's latency below it is none: `roofline.plausible` holds it for a wrong unit."""
+"""A message's latency below it is none: `roofline.hardware.load` holds it for a wrong unit."""
 LARGE_PART = 0.5
 """Of an operation's sizes, the larger ones that its bandwidth at large sizes is fitted to."""
 

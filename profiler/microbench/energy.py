@@ -20,8 +20,7 @@ from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import Shape, flops, layout_of, product_case, sizes
 from profiler.microbench.memory import KERNELS, case, operand_bytes
 from profiler.microbench.missing import missing
-from profiler.record.conditions import Window
-from profiler.record.measurement import Measurement
+from profiler.record.measurement import Measurement, Window
 from profiler.timing.stopping import Rules
 from profiler.timing.watch import Watch
 

@@ -19,8 +19,7 @@ from profiler.microbench.bench import Bench
 from profiler.microbench.caches import Capacity, cache_capacities, main_capacity
 from profiler.microbench.effective_cache import TRUSTED_BYTES, ReadCurve, read_curve
 from profiler.microbench.missing import missing
-from profiler.record.conditions import Label
-from profiler.record.measurement import FASTEST, Measurement, State
+from profiler.record.measurement import FASTEST, Label, Measurement, State
 from profiler.timing.engine import Case
 from profiler.timing.flush import PAST
 

@@ -26,7 +26,7 @@ from profiler.microbench.arena import Arena
 from profiler.microbench.bench import reason
 from profiler.microbench.probe_kernels import Kernel, kernel_of, operand_bytes
 from profiler.models.trace import trace
-from profiler.record.errors import InvalidMeasurement
+from profiler.record.run import InvalidMeasurement
 from profiler.timing.runner import Runner
 from profiler.timing.samples import DeviceKind, Sample, sample
 from profiler.timing.session import event_cost_s

@@ -30,7 +30,7 @@ from profiler.microbench.eager import Eager, measure_eager, steps_of
 from profiler.microbench.host import Step
 from profiler.microbench.probe import Probe, Probed, measure_probe
 from profiler.microbench.probe_kernels import ROUNDS, operand_bytes, sets_of
-from profiler.record.kernels import COLUMNS, DIMS, Kernels, Source
+from profiler.record.kernel_table import COLUMNS, DIMS, Kernels, Source
 from profiler.record.measurement import middle_mean
 from profiler.timing.flush import PAST
 from profiler.timing.reference import ReferenceProbes

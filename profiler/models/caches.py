@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
 
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 
 
 def dynamic_cache(config: PretrainedConfig) -> Cache:

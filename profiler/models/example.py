@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from profiler.models.accesses import tensors
 from profiler.models.trace import trace
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.graph.op import OpGraph
 from roofline.workload import Workload
 

@@ -17,7 +17,7 @@ from profiler.models.modules import attention_modules
 from profiler.models.trace import trace
 from profiler.models.truncate import layer_count, truncate
 from profiler.models.weights import DEFAULT, build_meta, implementations
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.graph.fold import fold
 from roofline.graph.op import OpGraph, layer_of
 from roofline.sweep.family import FEW, Family, Trace

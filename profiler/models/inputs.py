@@ -26,7 +26,7 @@ from transformers import Cache, PreTrainedModel, StaticCache
 from profiler.models.caches import State, dynamic_cache, materialise, nested_tensors, snapshot, takes_cache
 from profiler.models.meta import LARGEST, know, known_values, with_values_if_asked
 from profiler.models.shapes import Remembered
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.workload import Workload
 
 CACHES = ("dynamic", "static")

@@ -7,7 +7,7 @@ import torch
 from transformers import PretrainedConfig
 
 from profiler.device import parse_device
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.workload import Workload
 
 DTYPES = {

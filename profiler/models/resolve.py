@@ -29,7 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from profiler.models.catalogue import catalogue, config_of, find
 from profiler.models.quiet import quiet
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 
 HUB_TIMEOUT_S = 3.0
 """Longest wait for the hub to answer at all, before a download is tried; the hub client itself retries for 23 s."""

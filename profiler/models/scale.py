@@ -8,7 +8,7 @@ Example: ``scale(graph_of_2_layers, graph_of_2_layers, graph_of_32_layers).ops[1
 
 from collections import Counter, defaultdict
 
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.graph.op import Op, OpGraph, layer_of
 
 Signature = tuple[tuple[object, ...], ...]

@@ -7,7 +7,7 @@ import copy
 
 from transformers import PretrainedConfig
 
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 
 NOT_PER_LAYER = frozenset({"architectures", "bos_token_id", "eos_token_id", "pad_token_id", "time_step_limit"})
 """List fields that never hold one value a layer, though they may happen to be as long as there are layers."""

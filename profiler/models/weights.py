@@ -24,7 +24,7 @@ from profiler.models.quiet import quiet
 from profiler.models.request import parse_dtype
 from profiler.models.resolve import hub_reachable
 from profiler.models.truncate import truncate
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 
 DEFAULT = "default"
 """As the name of an implementation: the model's own choice."""

@@ -1,14 +1,16 @@
-"""What a run is: the machine, what was asked, and what was measured. Torch-free, validated, versioned.
+"""What a run is: the machine, what was asked, and what was measured, or why it ended early. Torch-free and versioned.
 
 Raw samples are kept and statistics derived when they are shown.
 """
 
+import importlib.metadata
+import tomllib
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from profiler.record.conditions import Label, Window
-from profiler.record.measurement import WarmUp
+from profiler.record.measurement import Label, WarmUp, Window
 from roofline.record import Record
 from roofline.workload import Workload
 
@@ -17,9 +19,24 @@ RUN_SCHEMA = 5
 METHOD_VERSION = 2
 """Raised whenever the way a time is taken changes, so that runs are not compared across it."""
 
-
 SAME_VERSIONS = ("torch", "transformers", "cuda", "driver")
 """Software whose version changes what is measured."""
+
+
+class RequestError(ValueError):
+    """What was asked cannot be done; the message is one line: what, and what to do about it. Exit code 2."""
+
+
+class InvalidMeasurement(RuntimeError):
+    """What was measured cannot be trusted: throttled, a foreign process, a value that is not finite. Exit code 4."""
+
+
+def roofcal_version() -> str:
+    """Of the installed distribution; of the checkout where it is run without being installed."""
+    try:
+        return importlib.metadata.version("roofcal")
+    except importlib.metadata.PackageNotFoundError:
+        return str(tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["version"])
 
 
 class Environment(Record):
@@ -186,7 +203,7 @@ class CellResult(Record):
     other_work: float | None = None
     """Share of the usable host cores that other processes and the hypervisor took meanwhile; None where unknown."""
     reference: dict[str, tuple[float, ...]] = {}
-    """By reference probe (`roofline.level.PROBES`): its seconds before and after each round of passes, in order."""
+    """By reference probe (`laws.fitted.PROBES`): its seconds before and after each round of passes, in order."""
 
     @property
     def rounds(self) -> int:

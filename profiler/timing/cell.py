@@ -21,8 +21,7 @@ from profiler.models.inputs import PassInputs, prepare
 from profiler.models.scale import scale
 from profiler.models.trace import trace
 from profiler.models.weights import implementations
-from profiler.record.errors import InvalidMeasurement, RequestError
-from profiler.record.run import Cell, CellResult
+from profiler.record.run import Cell, CellResult, InvalidMeasurement, RequestError
 from profiler.timing.labels import device_labels, other_share
 from profiler.timing.passes import Step, rounds
 from profiler.timing.reference import ReferenceProbes

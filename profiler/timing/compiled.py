@@ -16,8 +16,7 @@ from torch import nn
 from profiler.attribution.align import sequence
 from profiler.attribution.provenance import CompiledGraph, members
 from profiler.attribution.spans import BACKENDS, COMPILED, passes
-from profiler.record.errors import InvalidMeasurement
-from profiler.record.run import KernelTimes
+from profiler.record.run import InvalidMeasurement, KernelTimes
 from profiler.timing.inductor import Inductor
 from profiler.timing.runner import Repeatable, Runner
 from profiler.timing.samples import PassTimes, Sample, called

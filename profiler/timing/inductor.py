@@ -33,7 +33,7 @@ from profiler.attribution.provenance import CompiledGraph, CompiledKernel, Sourc
 from profiler.attribution.spans import COMPILED
 from profiler.models.operators import is_metadata, name_of
 from profiler.models.sdpa import NAME as ATTENTION
-from profiler.record.errors import InvalidMeasurement
+from profiler.record.run import InvalidMeasurement
 
 SETTINGS: Mapping[str, Any] = {
     "trace.provenance_tracking_level": 1,

@@ -20,7 +20,7 @@ from torch._C._profiler import _RecordFunctionFast
 from profiler.attribution.kernels import check, join
 from profiler.attribution.spans import PASS, passes
 from profiler.attribution.timeline import Timeline, read_timeline
-from profiler.record.errors import InvalidMeasurement
+from profiler.record.run import InvalidMeasurement
 from profiler.timing.clock import Call
 from profiler.timing.session import recorded
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from profiler.findings.gpu import POWER_CAP, REASONS
 from profiler.findings.host import OTHERS_INVALIDATE, OTHERS_WARN, STEAL_INVALIDATE, STEAL_WARN
 from profiler.nvml import GpuReading
-from profiler.record.conditions import Label, Severity, Window
+from profiler.record.measurement import Label, Severity, Window
 
 SLOWED_SHARE = 0.05
 """Of the time. A slowdown in less of it moves neither a median nor, at half the clock, a sum by more than the 5 % that

@@ -20,9 +20,8 @@ from typing import TypeVar
 
 import torch
 
-from profiler.record.conditions import Window
-from profiler.record.errors import InvalidMeasurement
-from profiler.record.measurement import WarmUp
+from profiler.record.measurement import WarmUp, Window
+from profiler.record.run import InvalidMeasurement
 from profiler.timing.reference import ReferenceProbes
 from profiler.timing.runner import Runner
 from profiler.timing.samples import PassTimes, Sample, collect

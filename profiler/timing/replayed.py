@@ -14,7 +14,7 @@ import torch
 
 from profiler.attribution.replay import Reference
 from profiler.attribution.spans import passes
-from profiler.record.errors import InvalidMeasurement
+from profiler.record.run import InvalidMeasurement
 from profiler.timing.graph_clock import capture
 from profiler.timing.runner import Runner
 from profiler.timing.samples import PassTimes, Sample, plain_pass, replay_sample

@@ -11,8 +11,7 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from profiler.record.conditions import Window
-from profiler.record.measurement import WarmUp, quantile_of
+from profiler.record.measurement import WarmUp, Window, quantile_of
 from profiler.timing.clock import Call, Clock
 from profiler.timing.stopping import Reason, Rules, Stopping
 from profiler.timing.warmup import warm_up

@@ -24,10 +24,8 @@ from profiler.attribution.kernels import DeviceJoin, OpSpan, check, join
 from profiler.attribution.replay import Reference, join_replay, reference
 from profiler.attribution.spans import COMPILED, Executed, ExecutedOp, executed, passes
 from profiler.attribution.timeline import HostEvent, Timeline
-from profiler.record.conditions import Window
-from profiler.record.errors import InvalidMeasurement
-from profiler.record.measurement import WarmUp
-from profiler.record.run import Closure, KernelTimes, OpTimes
+from profiler.record.measurement import WarmUp, Window
+from profiler.record.run import Closure, InvalidMeasurement, KernelTimes, OpTimes
 from roofline.graph.op import Kind, OpGraph
 
 FROM_HOST = "Memcpy HtoD"

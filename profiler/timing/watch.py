@@ -24,7 +24,7 @@ from profiler.host import CpuTimes, parse_cpu_times
 from profiler.machine import usable_cpus
 from profiler.nvml import Gpu, GpuState, NvmlMissing
 from profiler.processor import parse_clock_hz, read_processor
-from profiler.record.conditions import Window
+from profiler.record.measurement import Window
 
 CLOCKED_CPUS = 16
 """Most CPUs whose clock is read: on hosts with hundreds, reading each would take milliseconds."""

@@ -3,10 +3,10 @@
 Covariance ``scale² · matern(√Σ ((x − x′) / length)²)``, Matérn's of 3/2: residuals change suddenly where a library
 takes another kernel, and a smoother covariance would ring around that. x is a kernel's place among others: `features`
 of its sizes, and `responses` of the law to its constants, since kernels that the same constants decide are alike.
-Kernels of one group (a weight shape, a head layout) share ``apart²`` besides, and each measured residual has a variance of its own
-(Rasmussen, Williams, "Gaussian Processes for Machine Learning", 2006, ch. 2 and eq. 4.17). The mean goes to zero away
-from the points, so the law is what remains there, and it is never beyond `LARGEST`; the deviation goes to the whole
-scale there. `calibrate.kernels.correct` finds scale, noise, apart, lengths and variances.
+Kernels of one group (a weight shape, a head layout) share ``apart²`` besides, and each measured residual has a variance
+of its own (Rasmussen, Williams, "Gaussian Processes for Machine Learning", 2006, ch. 2 and eq. 4.17). The mean goes to
+zero away from the points, so the law is what remains there, and it is never beyond `LARGEST`; the deviation goes to the
+whole scale there. `calibrate.kernels.correct` finds scale, noise, apart, lengths and variances.
 
 Example: ``law_s * np.exp(residuals.mean(places))``
 """

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from profiler.record.errors import InvalidMeasurement
+from profiler.record.run import InvalidMeasurement
 from profiler.timing.clock import Clock, CudaClock
 from profiler.timing.graph_clock import GraphClock, NotCapturable, capture
 from profiler.timing.kernel_clock import KernelClock

@@ -5,7 +5,7 @@ import torch
 
 from profiler.device import parse_device
 from profiler.plan import Choices, Shapes, check_mode, plan
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 
 CPU = torch.device("cpu")
 

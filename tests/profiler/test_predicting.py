@@ -17,7 +17,7 @@ from profiler.predicting import (
     module_graph,
     stored_graphs,
 )
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.fusion.fuse import fused
 from roofline.graph.op import OpGraph
 from roofline.whatif.registry import parse

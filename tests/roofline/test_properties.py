@@ -13,7 +13,7 @@ from tiny import TINY, tiny
 
 from profiler.models.graphs import ModelGraphs, Tracing
 from profiler.predicting import model_source
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.caches import Touches, level_bytes
 from roofline.fusion.fuse import fused
 from roofline.graph.memory import footprint

@@ -13,8 +13,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from calibrate.report.units import binary
-from profiler.record.conditions import Window
-from profiler.record.measurement import Measurement, quantile_of
+from profiler.record.measurement import Measurement, Window, quantile_of
 from profiler.record.run import Run
 from roofline.hardware.spec import Characteristic, HardwareSpec
 from roofline.record import Record

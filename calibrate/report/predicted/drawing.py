@@ -8,7 +8,7 @@ Example: ``markup = svg(blocks(prediction.passes[0])[0], "block-0")``
 from html import escape
 from itertools import pairwise
 
-from calibrate.op_times import layer_kind
+from calibrate.passes.table import layer_kind
 from calibrate.report.charts import KIND_COLOUR
 from calibrate.report.paths import shortened
 from calibrate.report.predicted.block import Block, Node

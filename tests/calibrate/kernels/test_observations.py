@@ -6,12 +6,13 @@ import exchange_samples as samples
 import pandas as pd
 import pytest
 
-from calibrate.exchange.importing import Asked, import_tables
+from calibrate.exchange.formats import import_tables
+from calibrate.exchange.tables import ImportOptions
 from calibrate.kernels.observations import observations
 
 
 def imported(frame: pd.DataFrame, path: Path) -> list[float]:
-    kernels = import_tables("aiconfigurator", [samples.saved(frame, path)], Asked()).kernels
+    kernels = import_tables("aiconfigurator", [samples.saved(frame, path)], ImportOptions()).kernels
     return observations(kernels)["matmul", "bfloat16"].time_s.tolist()
 
 

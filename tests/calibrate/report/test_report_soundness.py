@@ -7,7 +7,7 @@ import pytest
 import report_samples as samples
 from rich.console import Console
 
-from calibrate.pass_report import PassReport
+from calibrate.passes.pass_report import PassReport
 from calibrate.report import charts, html, markdown, peaks, roofs, terminal, wording
 from roofline.hardware.spec import HardwareSpec
 

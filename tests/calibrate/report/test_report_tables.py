@@ -6,7 +6,7 @@ from calibrated_laws import at_priors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.pass_report import Rungs
+from calibrate.passes.pass_report import Rungs
 from calibrate.report import peaks, tables, units, wording
 from calibrate.report.paths import shortened
 from roofline.hardware.facts import facts_of

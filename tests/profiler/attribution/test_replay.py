@@ -9,7 +9,7 @@ from timelines import executed, recorded
 from profiler.attribution.kernels import DeviceJoin, check, join
 from profiler.attribution.replay import GraphMismatch, Reference, check_same, join_replay, reference
 from profiler.attribution.timeline import DeviceEvent, HostEvent, Launch, Timeline, read_timeline
-from profiler.record.errors import InvalidMeasurement
+from profiler.record.run import InvalidMeasurement
 
 Change = Callable[[list[DeviceEvent]], list[DeviceEvent]]
 CORRELATION = 77

@@ -9,9 +9,9 @@ import pytest
 from calibrate_samples import products
 
 from profiler.cli.app import main
-from profiler.record.kernels import COLUMNS, Kernels, Source, write
+from profiler.record.folder import RunFolder
+from profiler.record.kernel_table import COLUMNS, Kernels, Source, write_kernels
 from profiler.record.run import Environment, Run
-from profiler.record.store import RunFolder
 from roofline.hardware.load import load_device
 from roofline.hardware.spec import HardwareSpec
 
@@ -32,7 +32,7 @@ def make(base: Path, environment: Environment, name: str, spec: HardwareSpec, se
         options={"format": "aiconfigurator"},
     )  # fmt: skip
     with RunFolder.create(base, run) as folder:
-        write(folder.path, Kernels(pa.table(columns, schema=COLUMNS), (source,)))
+        write_kernels(folder.path, Kernels(pa.table(columns, schema=COLUMNS), (source,)))
         folder.write_spec(spec)
         folder.finish()
     return str(folder.path.resolve())

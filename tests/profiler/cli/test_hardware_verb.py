@@ -14,8 +14,8 @@ from profiler.cli.app import main
 from profiler.cli.hardware import DTYPES
 from profiler.microbench import suite
 from profiler.microbench.matmul import PRODUCTS
-from profiler.record.hardware import JOURNAL, read_measurements
-from profiler.record.store import RunFolder
+from profiler.record.folder import HARDWARE_JOURNAL, RunFolder
+from profiler.record.hardware_table import read_measurements
 from roofline.hardware.load import load_device
 
 SHORT = ("hardware", "--quick", "--device", "cpu", "--dtype", "float32", "--memory", "0.2")
@@ -23,7 +23,7 @@ SHORT = ("hardware", "--quick", "--device", "cpu", "--dtype", "float32", "--memo
 HELD = """
 import sys, time
 from profiler.cli.app import main
-from profiler.record.hardware import HardwareLog
+from profiler.record.hardware_table import HardwareLog
 closed, close = [], HardwareLog.close_part
 def held(log, *part):
     while closed:
@@ -111,7 +111,13 @@ def test_what_a_run_leaves_behind(document: dict[str, Any], results: Path) -> No
     (folder,) = results.glob("*/*")
     assert Path(document["spec"]) == folder / "spec.json"
     names = {path.name for path in folder.iterdir()}
-    assert {"run.json", "spec.json", "hardware.parquet", "report.md", "report.html"} <= names and JOURNAL not in names
+    assert {
+        "run.json",
+        "spec.json",
+        "hardware.parquet",
+        "report.md",
+        "report.html",
+    } <= names and HARDWARE_JOURNAL not in names
     spec = load_device(folder / "spec.json")
     assert spec.measured is not None and spec.measured.matrix.keys() == {"float32"}
     found = read_measurements(folder)

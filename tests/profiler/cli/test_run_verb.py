@@ -16,20 +16,20 @@ from tiny import tiny
 from waiting import LAST_RESORT_S, until
 
 from calibrate.kernels import choose as kernel_shapes
-from calibrate.reports import sound
-from calibrate.waterfall import TERMS
+from calibrate.passes.pass_report import TERMS
+from calibrate.passes.reports import sound
 from profiler import job
 from profiler.cli.app import main
 from profiler.microbench import eager, probe_kernels, probe_table
-from profiler.record.kernels import has_kernels
+from profiler.record.folder import RunFolder
+from profiler.record.kernel_table import has_kernels
 from profiler.record.run import Run
-from profiler.record.store import RunFolder
 
 ROOT = Path(__file__).parents[3]
 HELD = """
 import sys, time
 from profiler.cli.app import main
-from profiler.record.store import RunFolder
+from profiler.record.folder import RunFolder
 kept, append = [], RunFolder.append
 def held(folder, result):
     while kept:

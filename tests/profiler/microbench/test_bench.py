@@ -7,8 +7,7 @@ import torch
 
 from profiler.microbench.bench import Bench, flags, reason
 from profiler.nvml import GpuReading
-from profiler.record.conditions import Window
-from profiler.record.measurement import CacheState
+from profiler.record.measurement import CacheState, Window
 from profiler.timing.clock import Call
 from profiler.timing.engine import Case
 

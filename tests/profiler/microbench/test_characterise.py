@@ -13,7 +13,7 @@ from waiting import until
 from profiler.microbench import suite
 from profiler.microbench.characterise import WORKER, Plan, characterise, make_plan
 from profiler.microbench.worker import Task, work
-from profiler.record.hardware import HardwareLog
+from profiler.record.hardware_table import HardwareLog
 
 FAKE = """
 import json, os, sys, time

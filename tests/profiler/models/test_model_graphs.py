@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from profiler.models import graphs as module
 from profiler.models.graphs import ModelGraphs, Tracing
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.fusion.fuse import fused
 from roofline.graph.fold import fold
 from roofline.graph.memory import footprint

@@ -10,7 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from profiler.models.inputs import MASK_ALIGNMENT, PassInputs, max_cache_len, prepare
 from profiler.models.weights import build, build_meta
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.workload import Workload
 
 WORKLOADS = [(2, 12, 0), (1, 1, 20), (2, 5, 6)]

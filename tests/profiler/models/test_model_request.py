@@ -5,7 +5,7 @@ import torch
 from tiny import tiny
 
 from profiler.models.request import DTYPES, check_request, context_limit, parse_dtype
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.workload import Workload
 
 

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from profiler.models import resolve as resolving
 from profiler.models.resolve import resolve
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

@@ -7,7 +7,7 @@ from transformers import Gemma3Config
 
 from profiler.models.truncate import layer_count, truncate
 from profiler.models.weights import build_meta
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -10,7 +10,7 @@ from tiny import TINY, tiny
 from transformers import AutoModelForCausalLM
 
 from profiler.models.weights import build, build_meta, implementations, initial_std
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 
 PEAK = """
 import sys

@@ -8,7 +8,7 @@ from profiler.models.scale import scale
 from profiler.models.trace import trace
 from profiler.models.truncate import truncate
 from profiler.models.weights import build_meta
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.graph.op import OpGraph
 from roofline.workload import Workload
 

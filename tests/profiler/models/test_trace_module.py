@@ -11,7 +11,7 @@ from profiler.models.example import trace_module
 from profiler.models.examples.dit import dit_xl_2
 from profiler.models.examples.encoder import bert_base
 from profiler.models.meta import known, known_values
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.graph.op import Kind, OpGraph
 
 DIT = "profiler.models.examples.dit:dit_xl_2"

@@ -6,7 +6,7 @@ from transformers import AutoConfig
 
 from profiler.models.inputs import prepare
 from profiler.models.weights import build, build_meta
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 from roofline.workload import Workload
 
 

@@ -9,7 +9,7 @@ from tiny import tiny
 from profiler.models.resolve import resolve
 from profiler.models.weights import build, require_weights
 from profiler.plan import Choices, Shapes, plan
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from torch import nn
 
 from profiler.models.inputs import prepare
 from profiler.models.weights import build, build_meta
-from profiler.record.errors import InvalidMeasurement
-from profiler.record.run import Cell, CellResult
+from profiler.record.run import Cell, CellResult, InvalidMeasurement
 from profiler.timing.cell import Loaded, measure_cell
 from roofline.graph.op import Kind, OpGraph
 from roofline.workload import Workload

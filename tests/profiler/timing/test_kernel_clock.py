@@ -12,7 +12,7 @@ import torch
 from intervals import union_s
 
 from profiler.attribution.timeline import read_timeline
-from profiler.record.errors import InvalidMeasurement
+from profiler.record.run import InvalidMeasurement
 from profiler.timing import kernel_clock, session
 from profiler.timing.kernel_clock import KernelClock, busy_s
 from profiler.timing.session import recorded

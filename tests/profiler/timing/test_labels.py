@@ -5,7 +5,7 @@ from nvml_sequences import NAMES, play, sequence
 
 from profiler.findings.gpu import POWER_CAP, REASONS
 from profiler.nvml import GpuReading
-from profiler.record.conditions import Label, Window
+from profiler.record.measurement import Label, Window
 from profiler.timing.labels import SLOWED_SHARE, host_labels, labels, other_share, worst
 
 EXPECTED: dict[str, list[tuple[str, str]]] = {

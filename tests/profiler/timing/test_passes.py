@@ -12,8 +12,7 @@ from profiler.attribution.align import SequenceMismatch
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
 from profiler.models.weights import build, build_meta
-from profiler.record.errors import InvalidMeasurement
-from profiler.record.run import Cell
+from profiler.record.run import Cell, InvalidMeasurement
 from profiler.timing.cell import Loaded, measure_cell
 from profiler.timing.passes import ROUNDS, rounds
 from profiler.timing.runner import Runner

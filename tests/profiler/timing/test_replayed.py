@@ -15,7 +15,7 @@ from profiler.attribution.timeline import DeviceEvent, Launch, Timeline
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
 from profiler.models.weights import build, build_meta
-from profiler.record.errors import InvalidMeasurement
+from profiler.record.run import InvalidMeasurement
 from profiler.timing import replayed
 from profiler.timing.graph_clock import NotCapturable
 from profiler.timing.passes import rounds

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.record.conditions import Window
-from profiler.record.measurement import WarmUp
+from profiler.record.measurement import WarmUp, Window
 from profiler.timing.clock import Call, CudaClock, HostClock, clock_for
 from profiler.timing.flush import PAST, Rotation, copies
 from profiler.timing.sampler import WINDOW_S, Samples, sample

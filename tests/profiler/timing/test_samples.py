@@ -13,7 +13,7 @@ from profiler.attribution.timeline import HostEvent, Timeline, read_timeline
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
 from profiler.models.weights import build, build_meta
-from profiler.record.errors import InvalidMeasurement
+from profiler.record.run import InvalidMeasurement
 from profiler.timing.passes import ROUNDS, rounds
 from profiler.timing.samples import Sample, collect, sample
 from roofline.workload import Workload

@@ -10,7 +10,7 @@ from nvml_sequences import Clock, play, quiet_host, sequence
 
 from profiler.host import parse_process_times
 from profiler.nvml import GpuProcess, GpuState, NvmlMissing
-from profiler.record.conditions import Window
+from profiler.record.measurement import Window
 from profiler.timing.watch import CLOCKED_CPUS, GpuWatch, HostWatch, watch_for
 
 TICKS = os.sysconf("SC_CLK_TCK")
