@@ -177,7 +177,7 @@ def _decode(source: Source, kv_bytes: int) -> tuple[dict[str, Any], Floats]:
 def _sizes(shapes: op_tables.Columns, kv_bytes: int) -> dict[str, Floats]:
     dims = {name: shapes[name].astype(float) for name in ("batch", "heads", "kv_heads", "head_dim")}
     nothing = np.zeros_like(dims["batch"])
-    return {**dims, "window": nothing, "kv_element_bytes": nothing + kv_bytes}
+    return {**dims, "window": nothing, "kv_bytes": nothing + kv_bytes}
 
 
 def _named(shapes: op_tables.Columns) -> dict[str, Any]:

@@ -22,9 +22,8 @@ from calibrate.kernels.score import (
 )
 from roofline.hardware.spec import HardwareSpec
 from roofline.laws.fitted import FittedLaw, Provenance
-from roofline.laws.kinds import law_named, work_of
+from roofline.laws.kinds import law_named
 from roofline.laws.law import Facts
-from roofline.laws.work import datasheet_s
 
 
 def test_scores_by_hand() -> None:
@@ -84,31 +83,6 @@ def test_repeat_noise_by_hand() -> None:
     table = Observations("matmul", "bfloat16", {"m": one}, np.array([0.9, 1.1, 7.0]), np.array(["a", "a", "b"]))
     assert repeat_noise(table) == pytest.approx(0.1)
     assert repeat_noise(table.take(np.array([0, 2]))) is None
-
-
-def test_work_of_a_product_and_its_datasheet_time() -> None:
-    dims = {"m": np.array([4.0]), "n": np.array([8.0]), "k": np.array([16.0])}
-    found = work_of("matmul", dims, "bfloat16")
-    assert work_of("matmul_row_major", dims, "bfloat16").flops == found.flops
-    assert (found.flops[0], found.bytes[0]) == (1024, 2 * (64 + 128) + 2 * 32)
-    assert work_of("matmul", dims, "float8_e4m3fn").bytes[0] == 64 + 128 + 2 * 32
-    assert datasheet_s(found, FACTS, "bfloat16")[0] == pytest.approx(448 / 2e12)
-
-
-def test_work_of_attention_counts_unmasked_pairs() -> None:
-    sizes = {"batch": 1, "heads": 4, "kv_heads": 2, "query": 3, "context": 2, "head_dim": 8, "window": 3, "kv_bytes": 2}
-    found = work_of("prefill_attention", {name: np.array([float(size)]) for name, size in sizes.items()}, "bfloat16")
-    assert found.flops[0] == 4 * 4 * 8 * (3 + 3 + 3)
-    assert found.bytes[0] == 8 * (2 * 2 * 2 * 5 + 2 * 2 * 4 * 3)
-    decode = {"batch": 2, "heads": 4, "kv_heads": 2, "kv": 10, "head_dim": 8, "window": 4, "kv_bytes": 1}
-    found = work_of("decode_attention", {name: np.array([float(size)]) for name, size in decode.items()}, "bfloat16")
-    assert found.flops[0] == 4 * 2 * 4 * 8 * 4
-    assert found.bytes[0] == 2 * 8 * (2 * 1 * 2 * 4 + 2 * 2 * 4)
-
-
-def test_a_kind_whose_work_is_not_known() -> None:
-    with pytest.raises(ValueError, match="'scan'"):
-        work_of("scan", {}, "bfloat16")
 
 
 PROVENANCE = Provenance(runs=("results/x",), date="2026-11-26T00:00:00+00:00", seed=0)
