@@ -16,6 +16,7 @@ on both its sides. Deterministic for a seed.
 Example: ``observations.take(design(law, observations.dims, facts, "bfloat16", points=200, seed=0))``
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -31,7 +32,7 @@ from roofline.laws.residuals import coordinates, responses
 Rows = NDArray[np.int_]
 
 ROUNDS = 12
-"""Of k-means; later ones move centres by less than the candidates' spacing."""
+"""Rounds of k-means; later ones move centres by less than the candidates' spacing."""
 RESPONSE = 1.0
 """Doublings of a size that a constant which decides a kernel wholly counts as."""
 DRAWN_FROM = 6000
@@ -83,9 +84,9 @@ def _regimes(dims: Dims, names: tuple[str, ...]) -> NDArray[np.bool_]:
     """
     columns = {name: np.asarray(dims[name], dtype=float) for name in names if name in dims}
     marks = [column == value for column in columns.values() for value in DEGENERATE]
-    marks += [columns[one] == columns[other] for one, other in combinations(columns, 2)]
-    found = [mark for mark in marks if mark.any() and not mark.all()]
-    return np.stack(found, axis=1) if found else np.zeros((len(next(iter(columns.values()))), 0), dtype=bool)
+    marks += [columns[a] == columns[b] for a, b in combinations(columns, 2)]
+    mixed = [mark for mark in marks if mark.any() and not mark.all()]
+    return np.stack(mixed, axis=1) if mixed else np.zeros((len(next(iter(columns.values()))), 0), dtype=bool)
 
 
 def _nearest(placed: Floats, centres: Floats, room: "_Room", points: int) -> list[int]:
@@ -147,7 +148,7 @@ def _exchanged(chosen: list[int], placed: Floats, marks: NDArray[np.bool_], poin
 
 
 def _centres(placed: Floats, count: int, generator: np.random.Generator) -> Floats:
-    """Of k-means, started at spread-out points (k-means++: Arthur, Vassilvitskii, SODA 2007)."""
+    """Centres of k-means, started at spread-out points (k-means++: Arthur, Vassilvitskii, SODA 2007)."""
     centres = placed[generator.integers(len(placed))][None]
     nearest = ((placed - centres[0]) ** 2).sum(axis=1)
     for _ in range(count - 1):
@@ -198,7 +199,7 @@ JITTER = 0.4
 NEAR = 0.5
 """Share of the products and attention whose rows or context are near those of the passes to come."""
 FEWEST_ROWS, MOST_ROWS = 2, 4096
-"""Of the other products."""
+"""Rows of the other products."""
 NARROW = 0.1
 """Share of products with 1 to 64 columns: gates, routers, the projections of state-space models."""
 ODD = 0.15
@@ -207,14 +208,14 @@ UNIT = 32
 """Other sizes are multiples of it."""
 SHORTEST_CONTEXT, LONGEST_CONTEXT = 16, 16384
 STREAM_SIZES = 9
-"""Of one operator: one element, and the rest evenly on a logarithm up to the largest activation."""
+"""Sizes of one operator: one element, and the rest evenly on a logarithm up to the largest activation."""
 WIDEST = 16384
-"""Of an activation's row; a longer row is a vocabulary's."""
+"""Longest row of an activation; a longer row is a vocabulary's."""
 STATES = 8
 """Times the largest activation, the largest stream: a state-space model holds 16 states a channel, attention scores are
 as many as heads. Such outputs come from the system page by page."""
 FEWEST_ELEMENTS = 64
-"""Of the smallest stream of more than one element."""
+"""Elements of the smallest stream of more than one."""
 
 
 @dataclass(frozen=True)
@@ -246,14 +247,14 @@ def kernel_shapes(
     Args: `largest_bytes` of the operands of one kernel in the widest of the dtypes, and in the others as many elements;
     `streaming`, operators that stream; `quick`, half of them.
     """
-    found: list[KernelShape] = []
+    shapes: list[KernelShape] = []
     widest = max((ELEMENT_BYTES[dtype] for dtype in dtypes), default=1.0)
     for dtype in dtypes:
         most = largest_bytes * ELEMENT_BYTES[dtype] / widest
         drawn = _Drawn(facts, dtype, most, demand, np.random.default_rng(seed), seed)
-        found += [*drawn.products(), *drawn.batched(), *drawn.attention()]
-        found += [shape for op in streaming for shape in _streams(dtype, op, demand)]
-    return found[:: 2 if quick else 1]
+        shapes += [*drawn.products(), *drawn.batched(), *drawn.attention()]
+        shapes += [shape for op in streaming for shape in _streams(dtype, op, demand)]
+    return shapes[:: 2 if quick else 1]
 
 
 @dataclass(frozen=True)
@@ -279,16 +280,16 @@ class _Drawn:
         chosen = _taken(sizes, self._designed("matmul", sizes))
         streamed = {"bytes_read": self.width * (n + 1) * k, "bytes_written": self.width * n, "elements": n}
         single = _taken({"m": np.ones_like(n), "n": n, "k": k}, self._designed(MATVEC, streamed))
-        found = {"matmul": chosen, MATVEC: [*single, self._largest()]}
+        products = {"matmul": chosen, MATVEC: [*single, self._largest()]}
         shapes = [
             KernelShape(kind, self.dtype, "aten::addmm" if i % 4 == 0 else "aten::mm", sizes)
-            for kind, each in found.items()
+            for kind, each in products.items()
             for i, sizes in enumerate(each)
         ]
         others = [
-            KernelShape(f"{kind}{ROW_MAJOR}", self.dtype, "aten::addmm", one)
-            for kind in found
-            for one in found[kind][::2]
+            KernelShape(f"{kind}{ROW_MAJOR}", self.dtype, "aten::addmm", sizes)
+            for kind, each in products.items()
+            for sizes in each[::2]
         ]
         return shapes + others
 
@@ -314,9 +315,9 @@ class _Drawn:
         )
         routed = {"batch": experts[fits], "m": each[fits], "n": wide[fits], "k": deep[fits]}
         return [
-            KernelShape(kind, self.dtype, op, one)
+            KernelShape(kind, self.dtype, op, taken)
             for kind, op, sizes in ((BATCHED, "aten::bmm", many), (GROUPED, "aten::_grouped_mm", routed))
-            for one in _taken(sizes, self._designed(kind, sizes))
+            for taken in _taken(sizes, self._designed(kind, sizes))
         ]
 
     def attention(self) -> list[KernelShape]:
@@ -334,14 +335,16 @@ class _Drawn:
             allowed = {name: column[fits] for name, column in dims.items()}
             names = ("batch", "heads", "kv_heads", "head_dim", "query", "kv")
             shapes += [
-                KernelShape(kind, self.dtype, "aten::scaled_dot_product_attention", {name: one[name] for name in names})
-                for one in _taken(allowed, self._designed(kind, allowed))
+                KernelShape(
+                    kind, self.dtype, "aten::scaled_dot_product_attention", {name: taken[name] for name in names}
+                )
+                for taken in _taken(allowed, self._designed(kind, allowed))
             ]
         return shapes
 
     def _weights(self) -> tuple[Floats, Floats]:
         """Columns and depth of candidates, those that memory holds."""
-        known = np.array([one for one in self.demand.weights if one[0] * one[1] * self.width <= self.largest_bytes])
+        known = np.array([(n, k) for n, k in self.demand.weights if n * k * self.width <= self.largest_bytes])
         if len(known) == 0:  # a device that holds none of them
             known = np.array([[256, 256]])
         drawn = known[self.generator.integers(len(known), size=CANDIDATES)].astype(float)
@@ -354,8 +357,8 @@ class _Drawn:
     def _largest(self) -> dict[str, int]:
         """The largest matrix of the catalogue that memory holds, and a quarter more: the far end of the range."""
         n, k = max(
-            (one for one in self.demand.weights if 1.25 * one[0] * one[1] * self.width <= self.largest_bytes),
-            key=lambda one: one[0] * one[1],
+            (shape for shape in self.demand.weights if 1.25 * math.prod(shape) * self.width <= self.largest_bytes),
+            key=math.prod,
             default=(256, 256),
         )
         return {"m": 1, "n": round(1.25 * n) | 1, "k": k}  # odd: a vocabulary is no multiple of anything

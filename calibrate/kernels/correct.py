@@ -41,11 +41,11 @@ TUNED_ON = 300
 """Points, at most, on which scale, lengths and noise are found; all of them are used afterwards."""
 SEARCH_STEPS = 25
 DEGREES = 4.0
-"""Of freedom of the noise's t distribution."""
+"""Degrees of freedom of the noise's t distribution."""
 REWEIGHTINGS = 3
 
 FOLDS = 5
-"""Of groups, for intervals and for whether a correction helps."""
+"""Folds of groups, for intervals and for whether a correction helps."""
 COVERED = 0.9
 """Part of kernels not seen that an interval covers."""
 ASSUMED_WIDTH = float(stdtrit(DEGREES, (1 + COVERED) / 2))
@@ -198,7 +198,7 @@ def _width(ratios: Floats, group: NDArray[np.str_]) -> float:
 
 
 def _quantile(ratios: Floats) -> float:
-    """Of `COVERED`, with one more point than there are at infinity (split conformal; Vovk et al., 2005)."""
+    """Quantile of `COVERED`, with one more point than there are at infinity (split conformal; Vovk et al., 2005)."""
     level = min(1.0, COVERED * (1 + 1 / len(ratios)))
     return float(np.quantile(ratios, level))
 
@@ -251,8 +251,8 @@ def _search(
 
     ends = [(prior - FARTHEST * PRIOR_SPREAD, prior + FARTHEST * PRIOR_SPREAD) for prior in priors]
     options = {"maxiter": SEARCH_STEPS}
-    found = np.exp(minimize(loss, priors, jac=True, method="L-BFGS-B", bounds=ends, options=options).x)
-    return float(found[0]), float(found[1]), float(found[2]), found[3:]
+    best = np.exp(minimize(loss, priors, jac=True, method="L-BFGS-B", bounds=ends, options=options).x)
+    return float(best[0]), float(best[1]), float(best[2]), best[3:]
 
 
 def _robust(values: Floats) -> float:

@@ -46,7 +46,7 @@ DONE = 1e-5
 DETERMINED = 0.5
 """A constant is determined where data narrow its prior's spread to this part or less."""
 STEP = 1.5e-8
-"""Of a difference, on a constant's own scale: the root of a float's precision."""
+"""Step of a difference, on a constant's own scale: the root of a float's precision."""
 TRIED = 0.1
 """Spreads from the priors at which pricing in one go is compared with pricing one by one."""
 Z90 = 1.6449
@@ -100,8 +100,8 @@ def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0, start
         """Forward differences, away from a bound."""
         steps = STEP * np.maximum(1.0, np.abs(inner))
         steps = np.where(inner + steps > highs, -steps, steps)
-        found = rows_of(np.concatenate([inner[None], inner + np.diag(steps)]))
-        return np.asarray(((found[1:] - found[0]) / steps[:, None]).T)
+        rows = rows_of(np.concatenate([inner[None], inner + np.diag(steps)]))
+        return np.asarray(((rows[1:] - rows[0]) / steps[:, None]).T)
 
     margin = 1e-6 * (highs - lows)
 
@@ -118,12 +118,12 @@ def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0, start
         )
 
     if start is not None:
-        found = [searched(np.array([_inner(c, start[c.name]) for c in constants]))]
+        minima = [searched(np.array([_inner(c, start[c.name]) for c in constants]))]
     else:
         drawn = priors + spreads * np.random.default_rng(seed).normal(size=(STARTS - 1, len(priors)))
-        first = sorted((searched(place, FIRST_STEPS) for place in (priors, *drawn)), key=lambda one: one.cost)
-        found = sorted((searched(one.x) for one in first[:FINISHED]), key=lambda one: one.cost)
-    best = found[0]
+        first = sorted((searched(place, FIRST_STEPS) for place in (priors, *drawn)), key=lambda result: result.cost)
+        minima = sorted((searched(result.x) for result in first[:FINISHED]), key=lambda result: result.cost)
+    best = minima[0]
     off = residuals(best.x)[: len(logs)]
     covariance = np.linalg.pinv(best.jac.T @ best.jac)
     deviations = np.sqrt(np.diag(covariance))
@@ -139,7 +139,7 @@ def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0, start
         ),
         scale=float(1.4826 * np.median(np.abs(relative - np.median(relative)))),
         points=len(observations),
-        doubts=tuple(_doubts(constants, facts, best, found[1:], deviations)),
+        doubts=tuple(_doubts(constants, facts, best, minima[1:], deviations)),
     )
 
 
@@ -155,8 +155,8 @@ def _pricing(
     its arithmetic takes a column of values for each constant, as found out once."""
 
     def one_by_one(places: Floats) -> Floats:
-        times = (law.time_s(observations.dims, facts, observations.dtype, _outer(constants, one)) for one in places)
-        return np.stack([np.broadcast_to(one, len(observations)) for one in times])
+        times = (law.time_s(observations.dims, facts, observations.dtype, _outer(constants, place)) for place in places)
+        return np.stack([np.broadcast_to(time_s, len(observations)) for time_s in times])
 
     def together(places: Floats) -> Floats:
         columns = {
@@ -167,10 +167,11 @@ def _pricing(
     tried = priors + TRIED * spreads * np.stack([np.linspace(-1, 1, len(priors)) * turn for turn in (0, 1, -1)])
     expected = one_by_one(tried)
     try:
-        found = together(tried)
+        at_once = together(tried)
     except (ValueError, TypeError, IndexError):
         return one_by_one
-    return together if found.shape == expected.shape and np.allclose(found, expected, rtol=1e-12) else one_by_one
+    same = at_once.shape == expected.shape and np.allclose(at_once, expected, rtol=1e-12)
+    return together if same else one_by_one
 
 
 def _doubts(
@@ -183,24 +184,24 @@ def _doubts(
     """One sentence each; of constants that the data determine, since others are their priors whatever they are."""
     values = _outer(constants, best.x)
     determined = [c for c, d in zip(constants, deviations, strict=True) if d <= DETERMINED * c.spread]
-    for one in determined:
-        value, low, high = (_inner(one, each) for each in (values[one.name], one.low, one.high))
-        for name, bound, inner in (("lower", one.low, low), ("upper", one.high, high)):
-            natural = one.unit == "1" and bound in NATURAL
+    for c in determined:
+        value, low, high = (_inner(c, each) for each in (values[c.name], c.low, c.high))
+        for name, bound, inner in (("lower", c.low, low), ("upper", c.high, high)):
+            natural = c.unit == "1" and bound in NATURAL
             if not natural and abs(value - inner) < AT_BOUND * (high - low):
-                yield f"{one.name} is at its {name} bound, {_shown(bound, one)}"
-    band = facts.bandwidth_bytes_per_s
-    for one in constants:
-        value = values[one.name]
-        if one.name.split(".")[-1] in MEMORY and one.prior >= SLOW_MEMORY * band and value < SLOW_MEMORY * band:
-            yield f"{one.name} is {value / band:.2f} of the datasheet's bandwidth; at least {SLOW_MEMORY} is usual"
+                yield f"{c.name} is at its {name} bound, {_shown(bound, c)}"
+    slow = SLOW_MEMORY * facts.bandwidth_bytes_per_s
+    for c in constants:
+        if c.name.split(".")[-1] in MEMORY and c.prior >= slow and values[c.name] < slow:
+            part = values[c.name] / facts.bandwidth_bytes_per_s
+            yield f"{c.name} is {part:.2f} of the datasheet's bandwidth; at least {SLOW_MEMORY} is usual"
     for other in others:
         if other.cost - best.cost > AS_GOOD:
             continue
-        for one, here, there in zip(constants, best.x, other.x, strict=True):
-            if one in determined and abs(here - there) > one.spread:
-                elsewhere = _outer((one,), np.array([there]))[one.name]
-                yield f"{one.name} is {_shown(values[one.name], one)} or, about as likely, {_shown(elsewhere, one)}"
+        for c, here, there in zip(constants, best.x, other.x, strict=True):
+            if c in determined and abs(here - there) > c.spread:
+                elsewhere = _outer((c,), np.array([there]))[c.name]
+                yield f"{c.name} is {_shown(values[c.name], c)} or, about as likely, {_shown(elsewhere, c)}"
         break
 
 

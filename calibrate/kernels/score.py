@@ -82,7 +82,7 @@ class Calibrated:
     four_constant: Score
     regions: Mapping[str, Score]
     noise: float | None
-    """Of repeated measurements among the scored; None where nothing was repeated."""
+    """Noise of repeated measurements among the scored; None where nothing was repeated."""
 
     @property
     def kind(self) -> str:

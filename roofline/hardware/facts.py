@@ -60,7 +60,7 @@ def facts_of(spec: HardwareSpec) -> Facts:
 
 
 def _cache_bytes(spec: HardwareSpec, peaks: Peaks) -> float | None:
-    """Of the last level before main memory.
+    """Size of the last level before main memory.
 
     On a CPU what was measured comes first: a virtual machine states, and a datasheet names, the cache of the whole
     processor, of which a process gets what its cores reach and others leave. A level that is not in `measured` is not
@@ -70,7 +70,7 @@ def _cache_bytes(spec: HardwareSpec, peaks: Peaks) -> float | None:
         return spec.measured.levels[-2].capacity_bytes
     if spec.chip and spec.chip.last_level_cache_bytes:
         return spec.chip.last_level_cache_bytes.value
-    for one in (peaks, spec.measured):
-        if one is not None and len(one.levels) > 1:
-            return one.levels[-2].capacity_bytes
+    for origin in (peaks, spec.measured):
+        if origin is not None and len(origin.levels) > 1:
+            return origin.levels[-2].capacity_bytes
     return None

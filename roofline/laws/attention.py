@@ -30,9 +30,9 @@ ALMOST_FULL, FEW_BLOCKS = 0.8, 4.0
 """Keys are not split where the tiles of one sequence fill this part of the units, or with so few blocks of keys
 (num_splits_heuristic)."""
 MARGIN = 1.1
-"""Of blocks for each unit, when they are shared out (prepare_varlen_num_blocks_kernel)."""
+"""Factor on the blocks for each unit, when they are shared out (prepare_varlen_num_blocks_kernel)."""
 SWAP_S = 1.5e-6
-"""Of a copy that brings heads of a group together: a kernel cannot be launched for less, so less is none."""
+"""Seconds of a copy that brings heads of a group together: a kernel cannot be launched for less, so less is none."""
 
 RESERVED = 32.0
 """Splits of a piece that are launched blindly: vLLM's flash_attn_max_num_splits_for_cuda_graph, by default."""
@@ -89,7 +89,7 @@ def joining_s(batch: Floats, heads: Floats, head_dim: Floats, units: int) -> Flo
 
 
 EXPONENTIALS = 1 / 16
-"""Of a unit's float32 FLOP/s: 16 exponentials a clock beside 128 multiply-adds (CUDA C++ guide, throughput table)."""
+"""Part of a unit's float32 FLOP/s: 16 exponentials a clock beside 128 multiply-adds (CUDA C++ guide, throughputs)."""
 ELEMENT = 2.0
 """Bytes of an element of queries and outputs."""
 PARTIAL = 4.0
@@ -98,7 +98,7 @@ HEATED_S, HEATING = 5e-3, 4.0
 """Length of a call, repeated, at which half of the sustained slowdown is felt, and how sharply: power is regulated over
 milliseconds. Rates fall between 4 and 6 ms on an H200."""
 THREADS = 512.0
-"""Of the block that appends a token, at most: one an element (vLLM, reshape_and_cache_flash)."""
+"""Threads of the block that appends a token, at most: one an element (vLLM, reshape_and_cache_flash)."""
 RESIDENT = 2048.0
 """Threads that a unit holds (CUDA C++ guide, compute capabilities 8.0 to 10.0)."""
 RAGGED = 0.15
@@ -106,7 +106,7 @@ RAGGED = 0.15
 RANKS = (1, 2, 3, 4, 6, 8, 12)
 """Full rounds of the units after which the critical path is looked at."""
 PREFILL_SHARPNESS = 8.0
-"""Of the larger of work, path and traffic."""
+"""Power of the blend of work, path and traffic."""
 MASK_S = 1e-6
 """What a causal call does beyond one of single rows; half of it with less than `FULL` rows."""
 FULL = 128.0
@@ -245,7 +245,7 @@ BLOCK = 128.0
 ROWS = 64.0
 """Query rows of a tile: the least that a matrix instruction of a unit's four schedulers takes together."""
 MOST_SPLITS = 32.0
-"""Of one piece: what vLLM reserves (`RESERVED`)."""
+"""Splits of a piece, at most: what vLLM reserves (`RESERVED`)."""
 COMBINED = 2048.0
 """Elements of output that a block of the combining launch takes: 8 to 16 rows (flash_fwd_combine_launch_template.h)."""
 CACHE_PART = 0.8
@@ -253,7 +253,7 @@ CACHE_PART = 0.8
 KNEE = 8.0
 """How sharply that is outgrown, as a power of size: read in turns, the least recently used first out, all is lost."""
 DECODE_SHARPNESS = 3.0
-"""Of the larger of what units draw and what memory gives."""
+"""Power of the blend of what units draw and what memory gives."""
 
 
 class DecodeAttention:

@@ -121,7 +121,7 @@ MODULES: dict[str, Callable[[Dims], list[Operation]]] = {
 SIZES = ("tokens", "context", "hidden", "inner", "heads", "kv_heads", "head_dim", "vocab", "tp")
 """Dims that describe a model and a step: `context` tokens are in the cache before it, `tp` ranks share each matrix."""
 SHARED = ("inner", "heads", "kv_heads", "vocab")
-"""Of them, those of which a rank has its part, one at least."""
+"""Sizes of which a rank has its part, one at least."""
 
 
 def operations(module: str, dims: Dims) -> list[Operation]:
@@ -178,14 +178,14 @@ class EagerModules:
 
 def _by_kind(dims: Dims) -> dict[str, list[tuple[NDArray[np.int_], Dims]]]:
     """Operations of all modules with the rows that they are part of: a law is asked once for all of its kind."""
-    found: dict[str, list[tuple[NDArray[np.int_], Dims]]] = {}
+    parts: dict[str, list[tuple[NDArray[np.int_], Dims]]] = {}
     for index, module in enumerate(MODULES):
         rows = np.flatnonzero(dims["module"] == index)
         if len(rows):
             sizes = {name: np.asarray(dims[name], dtype=float)[rows] for name in SIZES}
             for kind, sized in operations(module, sizes):
-                found.setdefault(kind, []).append((rows, sized))
-    return found
+                parts.setdefault(kind, []).append((rows, sized))
+    return parts
 
 
 def _together(parts: list[Dims]) -> Dims:

@@ -77,7 +77,7 @@ class Correction(Record):
     residuals: tuple[float, ...]
     """log measured − log of the law, of each."""
     variances: tuple[float, ...]
-    """Of each residual's noise."""
+    """Variance of each residual's noise."""
     groups: tuple[int, ...]
     """Number of the group that each is of."""
     scale: float = Field(gt=0)

@@ -49,10 +49,9 @@ FEWEST_STEPS = 4.0
 PARTS_PER_UNIT = (1.0, 2.0)
 """Parts of a split k that a unit runs: two are resident at once where registers allow it."""
 FEWEST_ROWS = 64.0
-"""Of the longer side of a tile: matrix instructions (64 × n on Hopper) compute as many, whether they are needed or not.
-"""
+"""Least length of a tile's longer side: matrix instructions (64 × n on Hopper) compute as many, needed or not."""
 PARTIAL_BYTES = 8.0
-"""Of a partial sum: float32, written once and read once."""
+"""Bytes of a partial sum: float32, written once and read once."""
 OVERLOOKED = 0.05
 """Relative difference of tile shapes that a library overlooks: 0.02 to 0.1 do as well on two devices."""
 TOGETHER = 4.0
@@ -70,7 +69,7 @@ class Product:
     n: Floats
     k: Floats
     element_bytes: float
-    """Of both inputs."""
+    """Bytes of an element of both inputs."""
     cold: Floats | float = 0.0
     """Share of the bytes that no cache holds beforehand."""
 
@@ -81,7 +80,7 @@ class Product:
 
     @property
     def stored_bytes(self) -> float:
-        """Of an element of the output."""
+        """Bytes of an element of the output."""
         return max(OUTPUT_BYTES, self.element_bytes)
 
 
@@ -106,7 +105,7 @@ def loops_s(
     steps = np.ceil(product.k / step_k)
     flop_s = units / values["rate"]
     most = np.maximum(1, steps / FEWEST_STEPS)
-    found = []
+    times = []
     for rows, columns in tiles:
         grid = np.ceil(m / rows) * np.ceil(n / columns)
         longer, shorter = np.maximum(rows, columns), np.minimum(rows, columns)
@@ -114,14 +113,14 @@ def loops_s(
         operands_s = values["narrow"] * (rows + columns) * step_k * flop_s
         step_s = together(together(arithmetic_s, operands_s), values["step_s"] * step_bytes / STEP_BYTES)
         store_s = rows * columns * product.stored_bytes * units / values["store"]
-        found.append(_waves(grid / units, values["quantum"]) * (steps * step_s + store_s))
+        times.append(_waves(grid / units, values["quantum"]) * (steps * step_s + store_s))
         for per_unit in PARTS_PER_UNIT if split else ():
             parts = np.clip(np.floor(per_unit * units / grid), 1, most)
             waves = _waves(grid * parts / units, values["quantum"])
             sums_s = values["fixed"] + parts * m * n * PARTIAL_BYTES / values["cache"]
             parts_s = waves * (np.ceil(steps / parts) * step_s + store_s)
-            found.append(parts_s + np.where(parts > 1, sums_s, 0.0))
-    return _soft_minimum(np.stack(found))
+            times.append(parts_s + np.where(parts > 1, sums_s, 0.0))
+    return _soft_minimum(np.stack(times))
 
 
 def step_bytes_of(peak_flops_per_s: float, units: int, element_bytes: float) -> float:
@@ -164,7 +163,7 @@ TILES = (
 unit's registers hold."""
 
 WORD_BYTES = 16.0
-"""Of a vector load: rows that are a multiple of it are aligned (NVIDIA's guide, "Tensor Core Requirements")."""
+"""Bytes of a vector load: rows that are a multiple of it are aligned (NVIDIA's guide, "Tensor Core Requirements")."""
 UNALIGNED = 1.5
 """Slowdown of rows that are not: the guide shows one, without a number; none of the tables here holds such a row."""
 ACTIVATIONS_KEPT = 0.5

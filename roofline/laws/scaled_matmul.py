@@ -28,7 +28,7 @@ FEW_ROWS, SOME_ROWS, MORE_ROWS = 16.0, 64.0, 128.0
 FEW_COLUMNS = 1280.0
 """Up to which tiles of some rows have `FEW_ROWS`."""
 COLUMNS = (64.0, 128.0, 256.0)
-"""Of a tile, where they are chosen by time."""
+"""Columns of a tile, where they are chosen by time."""
 ROWS = (64.0, 256.0)
 """Least and most rows of such a tile; between them, the next power of two of m."""
 SWAPPED_ROWS = 32.0
@@ -36,11 +36,11 @@ SWAPPED_ROWS = 32.0
 CONVERTED_BYTES = 3.0
 """Per activation: 2 read and 1 written."""
 CONVERTING = 0.4
-"""Of main memory's bandwidth, at which kernels of that kind convert: two tables of an H200 ask for 0.35 and 0.44."""
+"""Part of main memory's bandwidth at which such kernels convert: two tables of an H200 ask for 0.35 and 0.44."""
 BLOCK_K, BLOCK_N = 128.0, 64.0
-"""Of a block of weights: k and n that are multiples take the fast path."""
+"""Sides of a block of weights: k and n that are multiples take the fast path."""
 FLOOR_POWER = 8.0
-"""Of the blend of the host's floor and the device's time: a maximum with a rounded corner."""
+"""Power of the blend of the host's floor and the device's time: a maximum with a rounded corner."""
 
 
 class ScaledMatmul(Matmul):

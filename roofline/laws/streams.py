@@ -20,7 +20,7 @@ from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 KNEE = 4.0
 """How sharply a cache is outgrown: the power of size over capacity."""
 SHARPNESS = 3.0
-"""Of the blend of bytes and vector FLOPs."""
+"""Power of the blend of bytes and vector FLOPs."""
 
 
 @dataclass(frozen=True, slots=True)
