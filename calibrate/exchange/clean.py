@@ -120,10 +120,14 @@ def work_of(frame: pd.DataFrame) -> Work:
         if row.category is not None:
             places = pd.Categorical(frame["op"].iloc[rows], categories=row.category[1]).codes.astype(float)
             rows, places = rows[places >= 0], places[places >= 0]
-        dims = {name: frame[name].iloc[rows].to_numpy(dtype=float) for name in DIMS}
+        columns = {name: frame[name].iloc[rows].to_numpy(dtype=float) for name in DIMS}
+        dims = {name: column for name, column in columns.items() if not np.isnan(column).all()}
         if row.category is not None:
             dims[row.category[0]] = places
-        work = row.work(dims, str(dtype))
+        try:
+            work = row.work(dims, str(dtype))
+        except KeyError:  # no row says a size that it needs, such as a module's of a model that is not known
+            continue
         for column, amount in ((flops, work.flops), (moved, work.bytes), (sent, work.link_bytes)):
             column[rows] = np.nan_to_num(amount)
     return Work(flops, moved, sent)

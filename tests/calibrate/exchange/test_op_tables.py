@@ -40,7 +40,7 @@ def test_prefill_counts_the_unmasked_pairs(query: int, context: int, window: int
     dims = one(batch=3, query=query, context=context, heads=8, kv_heads=2, head_dim=64, window=window)
     work = work_of("prefill_attention", {**dims, **one(kv_bytes=2)}, "bfloat16")
     pairs = attention_pairs(query, context, True, window or None)
-    assert work.matrix_flops == pytest.approx(4 * 3 * 8 * 64 * pairs)
+    assert work.flops == pytest.approx(4 * 3 * 8 * 64 * pairs)
     seen = [
         key for i in range(query) for key in range(max(0, context + i + 1 - window) if window else 0, context + i + 1)
     ]
@@ -53,7 +53,7 @@ def test_decode_reads_each_kv_head_once(kv: int, window: int, kv_bytes: int) -> 
     dims = one(batch=5, kv=kv, heads=8, kv_heads=2, head_dim=64, window=window, kv_bytes=kv_bytes)
     work = work_of("decode_attention", dims, "bfloat16")
     seen = min(kv, window) if window else kv
-    assert work.matrix_flops == pytest.approx(4 * 5 * 8 * 64 * seen)
+    assert work.flops == pytest.approx(4 * 5 * 8 * 64 * seen)
     assert work.bytes == pytest.approx(5 * 64 * (2 * 2 * 8 + 2 * kv_bytes * seen * 2))
 
 

@@ -67,7 +67,7 @@ def test_intervals_cover_what_they_say(groups, made):
 
 
 def test_an_interval_is_wider_away_from_the_points():
-    model = train(Simple(), halves(noise=0.02, bump=0.2)[0], FACTS, points=80)
+    model = train(Simple(), halved(noise=0.02, bump=0.2)[0], FACTS, points=80)
     low, high = model.interval({"m": np.array([256.0, 2.0**30]), "n": np.array([1024.0, 2.0**30])}, FACTS)
     assert np.log(high / low)[1] > 1.5 * np.log(high / low)[0]
 
@@ -81,7 +81,7 @@ def test_of_one_group_rows_are_held_out():
 
 
 def test_only_latencies_of_the_chosen_points_are_read():
-    model = train(Simple(), halves()[0], FACTS, points=50, seed=1)
+    model = train(Simple(), halved()[0], FACTS, points=50, seed=1)
     assert model.points == 50
     if model.correction is not None:
         m = model.correction.points["m"]

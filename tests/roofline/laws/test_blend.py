@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
-from law_checks import FACTS, columns, one_by_one, price, recovered
+from law_checks import columns, one_by_one, price, recovered
 
 from roofline.laws.blend import FourConstant, blend
-from roofline.laws.work import datasheet_s
 
 LAW = FourConstant("matmul")
 GRID = np.geomspace(1e3, 1e15, 13)
@@ -33,8 +32,3 @@ def test_constants_are_recovered_from_times_of_the_law() -> None:
     dims = columns(200, flops=10 ** generator.uniform(6, 14, 200), bytes=10 ** generator.uniform(4, 10, 200))
     truth = {"fixed": 8e-6, "peak": 3e14, "bandwidth": 2e12, "sharpness": 2.0}
     assert recovered(LAW, dims, **truth).values == pytest.approx(truth, rel=0.1)
-
-
-def test_the_datasheet_alone_is_the_longer_of_two() -> None:
-    dims = columns(2, flops=np.array([900e12, 1.0]), bytes=np.array([1.0, 3e12]))
-    assert np.allclose(datasheet_s(dims, FACTS, "bfloat16"), 1)
