@@ -11,13 +11,11 @@ from typing import Literal
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from profiler.models.build import build_meta, check_request, require_weights
+from profiler.models.graphs import scale
 from profiler.models.inputs import prepare
-from profiler.models.request import check_request
-from profiler.models.resolve import ResolvedModel, resolve
-from profiler.models.scale import scale
+from profiler.models.resolve import ResolvedModel, resolve, truncate
 from profiler.models.trace import trace
-from profiler.models.truncate import truncate
-from profiler.models.weights import build_meta, require_weights
 from profiler.record.run import Cell, Mode, RequestError
 from roofline.graph.op import OpGraph
 from roofline.workload import Phase, Workload

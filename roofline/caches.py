@@ -26,7 +26,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from roofline.graph.op import Bytes, Role
+from roofline.graph.op import Bytes, Role, Touch, sizes_by_tensor
 from roofline.hardware.spec import Peaks
 
 CacheState = Literal["cold", "warm", "in situ"]
@@ -34,15 +34,6 @@ CacheState = Literal["cold", "warm", "in situ"]
 
 Amount = Bytes | NDArray[np.float64]
 """Bytes of one workload, or of many: shape (workloads,)."""
-
-
-class Touch(Protocol):
-    """What the stack needs of an access: `roofline.graph.op.Access`, or one with the sizes of many workloads."""
-
-    @property
-    def tensor(self) -> int: ...
-    @property
-    def bytes(self) -> Any: ...
 
 
 class Step(Protocol):
@@ -90,7 +81,7 @@ class Touches:
         footprint = np.zeros((len(steps), *wide))
         traffic = np.zeros((len(steps), *wide))
         for i, step in enumerate(steps):
-            both = [_sizes(step.reads), _sizes(step.writes)]
+            both = [sizes_by_tensor(step.reads), sizes_by_tensor(step.writes)]
             for t in {**both[0], **both[1]}:
                 footprint[i] += least(tensors[t].storage_bytes, most(both[0].get(t, 0), both[1].get(t, 0)))
         index = np.array([row[0] for row in rows], dtype=np.int64)
@@ -210,7 +201,7 @@ class _Stack:
 
     def _merged(self, accesses: Sequence[Touch]) -> Iterator[tuple[int, Any, Any]]:
         """Views of one tensor as one access: (tensor, distinct bytes, bytes beyond the tensor, so seen twice)."""
-        for tensor, size in _sizes(accesses).items():
+        for tensor, size in sizes_by_tensor(accesses).items():
             distinct = least(size, self._storage[tensor])
             if _some(distinct > 0):
                 yield tensor, distinct, size - distinct
@@ -218,7 +209,7 @@ class _Stack:
     def _touch(self, tensor: int, size: Any, writer: int | None) -> list[tuple[Any, Any, int | None]]:
         """Move the first bytes of a tensor to the top; the pieces they were found in: bytes, reach, unread writer."""
         self._now += 1
-        found: list[tuple[Any, Any, int | None]] = []
+        pieces: list[tuple[Any, Any, int | None]] = []
         kept: list[_Segment] = []
         moved: list[tuple[int, Any]] = []
         start: Any = 0
@@ -228,7 +219,7 @@ class _Stack:
                 distance = self._resident - self._touched_until(segment.position)
                 if self._long_lived[tensor]:
                     distance = distance + (self._hidden - segment.hidden_bytes)
-                found.append((piece, distance + piece, segment.writer))
+                pieces.append((piece, distance + piece, segment.writer))
                 moved.append((segment.position, piece))
             if _some(segment.end > size):
                 kept.append(segment)
@@ -238,7 +229,7 @@ class _Stack:
         self._add(self._now, size)
         top = _Segment(size, self._now, self._hidden, writer)
         self._segments[tensor] = [top, *kept]
-        return found
+        return pieces
 
     def _add(self, position: int, amount: Any) -> None:
         self._resident = self._resident + amount
@@ -254,14 +245,6 @@ class _Stack:
             total = total + tree[position]
             position &= position - 1
         return total
-
-
-def _sizes(accesses: Sequence[Touch]) -> dict[int, Any]:
-    """Bytes by tensor, views of one tensor added up."""
-    sizes: dict[int, Any] = {}
-    for access in accesses:
-        sizes[access.tensor] = sizes.get(access.tensor, 0) + access.bytes
-    return sizes
 
 
 def _hidden_bytes(steps: Sequence[Step], long_lived: Sequence[bool]) -> list[Any]:

@@ -9,7 +9,7 @@ import random
 
 import report_samples
 
-from profiler.microbench.figures import characteristics, with_datasheet
+from calibrate.device.figures import characteristics, with_datasheet
 from profiler.record.measurement import CacheState, Label, Measurement, Unit, Window
 from profiler.record.run import Run
 from roofline.hardware.load import load_device

@@ -53,7 +53,7 @@ SHORTEST_S = 1e-7
 LONGEST_S = 1e3
 """Nobody measures a kernel for a quarter of an hour."""
 TYPICAL_RATE, TYPICAL_BANDWIDTH = 5e14, 2e12
-"""Of a device that is not known."""
+"""FLOP/s and bytes/s assumed of a device that is not known."""
 UNIT_STEP = 1000.0
 SLOW, FAST = 150.0, 0.1
 """Median ratios that mean a wrong unit: far from both 1 to 10 and a thousand times that."""
@@ -81,7 +81,7 @@ class Limits:
 
 
 def limits_of(spec: HardwareSpec | None) -> Limits:
-    """Of a device's datasheet; None where no file describes it."""
+    """Peaks of a device's datasheet; without any where no file describes it."""
     sheet = spec.datasheet if spec is not None else None
     if sheet is None:
         return Limits({}, None)
@@ -202,7 +202,7 @@ def impossible(frame: pd.DataFrame, work: Work, limits: Limits) -> tuple[Flags, 
 
 
 def unit_steps(ratios: Floats) -> int:
-    """By how many thousands a table's times are off: 1 where they are a thousand times too long; 0 where they are not.
+    """Factors of a thousand that a table's times are off by: 1 where they are a thousand times too long, 0 for none.
 
     `ratios`: time over the least that the work takes.
     """

@@ -1,4 +1,4 @@
-"""Which device a table is of: as the file names it, as its folders do, or as it is told; and the datasheet, if any.
+"""The device that a table was measured on: as the file, its folders or the user name it, with its datasheet, if any.
 
 Example: ``device_of([(path, "NVIDIA H200")], None).spec.name == "nvidia-h200-sxm"``
 """
@@ -18,7 +18,7 @@ class Device:
     """The device of an imported run."""
 
     name: str
-    """As the table names it, else the device file's driver name."""
+    """The table's name for it, else the device file's driver name."""
     spec: HardwareSpec | None
     """Its datasheet; None where no file describes it."""
     warnings: tuple[str, ...] = ()

@@ -44,9 +44,9 @@ class Taken:
     """How measured figures came about; empty where only the spec is known."""
 
     device: str | None = None
-    """As the driver names it."""
+    """The driver's name for it."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Of torch, the driver, CUDA, …"""
+    """Versions of torch, the driver, CUDA, …"""
     clocks: str | None = None
     """Seen while measuring."""
     date: str | None = None
@@ -64,14 +64,14 @@ class Source:
     origin: Origin
     price: Price
     version: str
-    """Of roofcal."""
+    """Version of roofcal."""
     now: datetime
     """When it is exported."""
     taken: Taken = Taken()
 
     @property
     def name(self) -> str:
-        """Of the entry in the other tool: never that of one it has already."""
+        """Name of the entry in the other tool: never that of one it has already."""
         return f"{self.spec.name}-roofcal-{self.origin}"
 
     @property

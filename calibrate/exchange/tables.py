@@ -43,11 +43,11 @@ class Parsed:
     frame: pd.DataFrame
     """Columns of `profiler.record.kernel_table.COLUMNS` without `source`; NaN is judged by the cleaning."""
     unit: str
-    """Of the file's latencies; `time_s` is converted already."""
+    """Unit of the file's latencies; `time_s` is converted already."""
     rows: int
-    """In the file."""
+    """Rows in the file."""
     device: str | None = None
-    """As the file names it."""
+    """The file's name for it."""
     model: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     """Framework -> version, several joined by ", "."""
@@ -82,7 +82,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def sha256(path: Path) -> str:
-    """Of the file's bytes. Raises RequestError where it cannot be read."""
+    """SHA-256 of the file's bytes, in hexadecimal. Raises RequestError where it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from calibrate.exchange import op_tables
 from calibrate.exchange.figures import FP8, Export, File, Ledger, Source, commented
-from calibrate.exchange.op_tables import ELEMENT_BYTES
+from roofline.dtypes import ELEMENT_BYTES
 from roofline.laws.law import Floats
 
 UNKNOWN = "not known to roofcal; AIConfigurator stops where it needs it, fill it in"

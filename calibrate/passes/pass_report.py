@@ -66,9 +66,9 @@ class FusedKernel(Record):
     count: float
     """Calls in the whole model."""
     measured_s: float
-    """In total."""
+    """Seconds in total."""
     predicted_s: float | None
-    """By the law of its operation, else the roofline of what it moves and computes, in total; None: not known."""
+    """Seconds in total by the law of its operation, else by the roofline; None: not known."""
 
 
 class LayerEfficiency(Record):
@@ -88,11 +88,11 @@ class LayerEfficiency(Record):
     predicted_s_low: float | None = None
     predicted_s_high: float | None = None
     measured_s: float
-    """In total, so that the layers add up to the busy time."""
+    """Seconds in total, so that the layers add up to the busy time."""
     measured_s_low: float | None = None
     measured_s_high: float | None = None
     median_s: float
-    """Of one repeated layer's measured time."""
+    """Median over the repeated layers of the measured time of one."""
     spread_s: float
     """Half the 5–95 % range over the repeated layers."""
     efficiency: float | None
@@ -138,14 +138,14 @@ class PassReport(Record):
     predicted_busy_s_low: float | None = None
     predicted_busy_s_high: float | None = None
     predicted_wall_s: float | None
-    """As `predicted_busy_s`."""
+    """At the level of the machine beside the pass, where that is known."""
     predicted_wall_s_low: float | None = None
     predicted_wall_s_high: float | None = None
     predicted_busy_calibrated_s: float | None = None
     """At the level of the machine that the laws were fitted at; None without laws."""
     predicted_wall_calibrated_s: float | None = None
     level: dict[str, LevelRatio] = {}
-    """Of the machine beside the pass against the calibration, by reference probe; empty where it is not known."""
+    """Speed of the machine beside the pass against the calibration, by reference probe; empty where it is not known."""
     noise: float
     """Half the 5–95 % range of the unprofiled wall times ÷ their median."""
     closure: Closure
@@ -156,7 +156,7 @@ class PassReport(Record):
     layers: tuple[LayerEfficiency, ...]
     mode: Mode = "eager"
     kernels: tuple[FusedKernel, ...] = ()
-    """Of a compiled pass, the slowest first; their times are shared among the layers that they came from."""
+    """Kernels of a compiled pass, the slowest first; their times are shared among the layers that they came from."""
     warnings: tuple[str, ...] = ()
     """What an expert must know before using the figures."""
     clock: str = ""
@@ -166,7 +166,7 @@ class PassReport(Record):
     passes: tuple[int, int] | None = None
     """(unprofiled, profiled) passes behind the medians; None if it was not recorded."""
     rounds: int | None = None
-    """In which they were taken; None if it was not recorded."""
+    """Rounds in which the passes were taken; None if it was not recorded."""
     instrumented_ratio_low: float | None = None
     """Ends of `Closure.instrumented_ratio`."""
     instrumented_ratio_high: float | None = None

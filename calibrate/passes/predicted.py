@@ -47,7 +47,7 @@ class Predicted:
     shares: Array
     """Shape (operations, probes): as `roofline.price_by_law.waits`."""
     levels: Mapping[str, LevelRatio]
-    """Of the pass; empty where that is not known, and then all is at the calibration's."""
+    """Levels of the pass by probe; empty where they are not known, and then all is at the calibration's."""
 
     @classmethod
     def of(cls, time_s: Array, laws: LawPrices | None, shares: Array, levels: Mapping[str, LevelRatio]) -> "Predicted":
@@ -103,7 +103,7 @@ class Predicted:
         return math.hypot(*below), math.hypot(*above)
 
     def beside(self, gap_s: Array, ends: tuple[Array, Array]) -> "Predicted":
-        """With the host's gaps as so many operations more, priced by a law of their own."""
+        """The same with the host's gaps as so many operations more, priced by a law of their own."""
         number = np.full(len(gap_s), self.law.max(initial=-1) + 1)
         return replace(
             self,
@@ -123,13 +123,13 @@ class Wall:
     calibrated_s: float | None = None
     """At the level of the calibration; None where no calibrated laws predict."""
     ends: Ends | None = None
-    """Of the first."""
+    """Interval of `at_level_s`."""
 
 
 def predicted_wall(
     graph: OpGraph, count: Array, spec: HardwareSpec, predicted: Predicted, mode: Mode, compiled: "KernelTable | None"
 ) -> Wall:
-    """By calibrated laws: the host model over the predicted device times.
+    """Wall time by calibrated laws: the host model over the predicted device times.
 
     Of a CUDA graph the host issues one launch, which the device does not wait for: its wall is the device's time. Of a
     compiled pass it issues kernels.
@@ -165,7 +165,7 @@ def predicted_wall(
 
 
 def executed_wall(count: Array, spec: HardwareSpec, time_s: Array, mode: Mode, compiled: "KernelTable | None") -> Wall:
-    """By rooflines at achieved peaks, as `predicted_wall`; without an interval."""
+    """Wall time by rooflines at achieved peaks, as `predicted_wall`; without an interval."""
     if spec.measured is None or spec.kind == "other":
         return Wall()
     if mode.endswith("cuda-graph"):

@@ -1,4 +1,4 @@
-"""From a run's folder to what every view shows, without the device and without torch.
+"""Reports of the passes in a run's folder, made without the device and without torch.
 
 Example: ``[report.wall_s for report in load(RunFolder.open(path))[0]]``
 """
@@ -13,7 +13,7 @@ from profiler.record.run import CellResult, RequestError
 from roofline.hardware.spec import HardwareSpec
 
 ENVIRONMENT = {"device", "device_kind", "versions", "notes", "threads", "cores"}
-"""Of the machine, what the JSON output repeats from run.json."""
+"""What the JSON output repeats of the machine from run.json."""
 
 
 def load_spec(folder: RunFolder) -> HardwareSpec:

@@ -54,7 +54,7 @@ class KernelTable:
     calibrated_s: Array
     """Shape (operations,): the kernels' predictions, shared; NaN without calibrated laws."""
     labels: tuple[tuple[str, ...], ...]
-    """Of each operation, the kernels that do it."""
+    """Kernels that do each operation."""
 
     @classmethod
     def of(cls, result: CellResult, graph: OpGraph, spec: HardwareSpec) -> "KernelTable":
@@ -128,7 +128,7 @@ class OpTimesTable:
     kernels: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...]
     predicted: Predicted | None = None
-    """By calibrated laws, with intervals; None without them."""
+    """Predictions of calibrated laws, with intervals; None without laws."""
     compiled: KernelTable | None = None
     """The kernels of a compiled pass, whose shares `rungs` then holds."""
 

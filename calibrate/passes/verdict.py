@@ -25,7 +25,7 @@ MOST_EXCESS = 0.02
 """(Busy − wall) ÷ wall that is no contradiction: recording events lengthens what it records by up to a few per cent,
 and an operation's span has a part of that."""
 LEAST_ATTRIBUTED = {"eager": 0.99, "compile": 0.97, "cuda-graph": 0.97, "compile-cuda-graph": 0.97}
-"""Of all device time that the profiler saw, by the mode of the pass: what no operation of a plain pass launched, and
+"""Share of all device time that the profiler saw, by the mode: what no operation of a plain pass launched, and
 what no module is known of, is more where host events do not say it."""
 SPANS_WITHIN = 0.005
 """Operation spans + gaps of the profiled wall: how far from 1 they may be."""

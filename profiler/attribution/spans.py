@@ -15,8 +15,8 @@ import torch
 
 from profiler.attribution.align import in_place_or_not
 from profiler.attribution.timeline import HostEvent
-from profiler.models.annotate import PREFIX
-from profiler.models.operators import EMPTY
+from profiler.models.aten import NO_WORK
+from profiler.models.trace import PREFIX
 
 PASS = "roofcal-pass"
 """Name of the range around each profiled pass."""
@@ -117,7 +117,7 @@ def touches_data(name: str) -> bool:
     if namespace != "aten":
         return bool(base)
     schemas = torch._C._jit_get_schemas_for_operator(name)
-    if base in EMPTY or not schemas:
+    if base in NO_WORK or not schemas:
         return False
     for schema in schemas:
         overload = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name

@@ -64,13 +64,13 @@ def import_(
 
 def _refuse_in_vain(importer: "Importer", model: str | None, dtype: str | None) -> None:
     """Refuse options that would change nothing, and a dtype that is not one."""
-    from roofline.dtypes import IMPORTED as NAMES
+    from roofline.dtypes import IMPORTED
 
     for option, value in (("--dtype", dtype), ("--model", model)):
         if value is not None and option in importer.refuses:
             raise RequestError(f"{option}: {importer.refuses[option]}; leave it out")
-    if dtype is not None and dtype not in NAMES.values():
-        raise RequestError(f"--dtype {dtype} is not known; use {', '.join(dict.fromkeys(NAMES.values()))}")
+    if dtype is not None and dtype not in IMPORTED:
+        raise RequestError(f"--dtype {dtype} is not known; use {', '.join(IMPORTED)}")
 
 
 def _options(

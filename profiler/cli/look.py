@@ -125,7 +125,7 @@ def _show_hardware(folder: RunFolder, as_json: bool) -> None:
 
 def _so_far(folder: RunFolder, measurements: list[Measurement]) -> HardwareSpec:
     """The figures of a characterisation that has not come to its end; fits and peaks are made then."""
-    from profiler.microbench.figures import characteristics, with_datasheet
+    from calibrate.device.figures import characteristics, with_datasheet
 
     machine = folder.run.environment
     device = find_device(machine.device) or HardwareSpec(name=machine.device, kind=machine.device_kind)

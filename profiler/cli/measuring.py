@@ -28,18 +28,21 @@ if TYPE_CHECKING:
     from calibrate.kernels.choose import Demand
 
 PROBE_PART = 1 / 16
-"""Of the device's memory, for the operands of one probe."""
+"""Share of the device's memory that the operands of one probe may take."""
 PROBE_BYTES = 7 << 27
-"""And never more: on a CPU making them takes time."""
+"""Bytes that they never exceed: on a CPU making them takes time."""
 
 LIKELY, LARGER = 5e8, 4.0
 """Parameters of a model that no catalogue names, and how many times more the largest model may have whose shapes are
 asked for: a range that holds its sizes without measuring what only much larger models have."""
 
 SECONDS = 45.0
-"""For the kernels of a calibration; with more visits asked for, as many times more."""
+"""Budget for the kernels of a calibration; with more visits asked for, as many times more."""
 VISITS = 3
-"""Of each kernel, unless more are asked for."""
+"""Visits to each kernel, unless more are asked for."""
+
+DEVICE_S, QUICK_DEVICE_S = 10.0, 5.0
+"""Seconds of `measure_device`, in full and with --quick."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Types that models are built in, and kernels are made in."""
@@ -72,6 +75,34 @@ def require_same_machine(run: Run) -> None:
     set_threads(run.options)
     if changed := differing(run.environment, collect(str(run.options["device"]))):
         raise RequestError(f"--resume: this run began with {'; '.join(changed)}; measure it there, or start a new run")
+
+
+def device_s(quick: bool) -> float:
+    """Seconds of `measure_device`."""
+    return QUICK_DEVICE_S if quick else DEVICE_S
+
+
+def measure_device(folder: RunFolder, device: "torch.device", *, quick: bool, step: Step) -> HardwareSpec:
+    """The datasheet where one describes the device, and what a short measurement reaches; kept as spec.json.
+
+    Raises RequestError if the folder cannot be written, or if main memory cannot be measured.
+    """
+    from calibrate.device.spec import spec_of_peaks
+    from profiler.devices.caches import memory_hierarchy
+    from profiler.microbench.suite import measure_peaks
+
+    try:
+        measurements = measure_peaks(
+            device,
+            sorted({cell.workload.dtype for cell in folder.run.cells} | {"float32"}),
+            budget_s=device_s(quick),
+            progress=lambda part, text: step(f"device: {text}", part),
+        )
+        spec = spec_of_peaks(measurements, folder.run.environment, memory_hierarchy(device))
+    except RuntimeError as error:
+        raise RequestError(f"{error}; free memory, or name this device's spec.json with --hardware") from error
+    folder.write_spec(spec)
+    return spec
 
 
 def calibrate_device(
@@ -183,9 +214,9 @@ class Costs:
     device: float = 1.45
     """Times the budget of the device's figures: operands are made, and the last case ends after the budget."""
     start_s: float = 9.0
-    """Of the first visit to the kernels of one dtype: operands, first calls, the trace."""
+    """First visit to the kernels of one dtype: operands, first calls, the trace."""
     visit_s: float = 6.5
-    """Of another visit to all kernels of one dtype."""
+    """Another visit to all kernels of one dtype."""
     quick: float = 0.5
     """Kernels with --quick ÷ all."""
     laws_s: float = 6.0
@@ -197,7 +228,7 @@ class Costs:
     cell_s: float = 3.0
     """A pass is traced, checked, warmed up, and its last round of passes ends after the budget."""
     fewest_passes: float = 8.0
-    """Of a pass that is long: one to warm up, one that is checked, three rounds of one plain and one profiled."""
+    """Passes of a cell at the least: one to warm up, one checked, three rounds of one plain and one profiled."""
     report_s: float = 2.0
     """Reports are written: most of it is loading what draws pictures."""
 

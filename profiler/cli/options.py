@@ -15,6 +15,7 @@ from pathlib import Path
 import typer
 
 from profiler.record.run import Environment, RequestError
+from roofline.dtypes import MODEL_DTYPES
 from roofline.hardware.load import load_device
 from roofline.hardware.spec import HardwareSpec
 from roofline.predict.question import CALIBRATED, Device
@@ -30,8 +31,6 @@ MOST_OUTPUT = 2**24
 PART = re.compile(r"^(\d+)x(\d+)(?:@(\d+))?$")
 """Sequences x new tokens @ cached tokens."""
 
-DTYPES = ("float64", "float32", "bfloat16", "float16")
-
 
 SIZES = frozenset({"--phase", "--prompt", "--context", "--batch", "--logits"})
 """Options that say which passes are asked for."""
@@ -41,7 +40,7 @@ NOT_OF_PAPER = frozenset({
     "--what-if", "--mix", "--output", "--draft", "--decode-hardware", "--largest", "--csv", "--html", "--form",
     "--phase", "--context", "--logits",
 })  # fmt: skip
-"""Of the two accountings each has options that mean nothing to the other."""
+"""Options of one accounting that mean nothing to the other."""
 
 
 @contextmanager
@@ -114,8 +113,8 @@ def workload(batch: int, query: int, context: int, dtype: str, logits: Logits = 
     """A workload whose sizes can be counted."""
     if batch * (query + context) >= MOST_TOKENS:
         raise RequestError(f"{batch} sequences of {query + context} tokens are beyond any memory; ask for fewer")
-    if dtype not in DTYPES:
-        raise RequestError(f"--dtype {dtype} is no type that models are built in; use {', '.join(DTYPES)}")
+    if dtype not in MODEL_DTYPES:
+        raise RequestError(f"--dtype {dtype} is no type that models are built in; use {', '.join(MODEL_DTYPES)}")
     return Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype, logits=logits)
 
 

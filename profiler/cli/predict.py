@@ -32,10 +32,9 @@ from profiler.record.run import RequestError
 from roofline.graph.op import GRAPH_SCHEMA, OpGraph
 from roofline.hardware.load import device_names
 from roofline.predict.passes import Prediction
-from roofline.predict.question import Device, Speculation, answer
-from roofline.predict.question import Question as Asked
+from roofline.predict.question import Device, Question, Speculation, answer
 from roofline.sweep.family import Form, Source, StoredGraphs, source
-from roofline.whatif.registry import WHAT_IFS, WhatIf, usage
+from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text
 from roofline.workload import Logits, Workload
 
 EXAMPLE = """
@@ -100,7 +99,7 @@ def predict(
 ) -> None:
     """Predict time, traffic and memory of each layer of a model on a device."""
     if hardware == "list" or what_if == ["list"]:
-        print("\n".join(device_names() if hardware == "list" else map(usage, WHAT_IFS)))
+        print("\n".join(device_names() if hardware == "list" else map(help_text, WHAT_IFS)))
         return
     given = given_options(invocation)
     refuse_in_vain(given, accounting)
@@ -133,7 +132,7 @@ def predict(
             if on is None:
                 return
             if not is_paper:
-                asked = Asked(
+                asked = Question(
                     workloads=workloads,
                     mixes=mixes,
                     requests=requests,
@@ -150,7 +149,7 @@ def predict(
             _show(found, as_json)
 
 
-def _longest(asked: Asked) -> int:
+def _longest(asked: Question) -> int:
     """Tokens of the longest sequence."""
     passes = (*asked.workloads, *(part for parts in asked.mixes for part in parts))
     lengths = [w.query_tokens + w.context_tokens for w in passes]
@@ -180,7 +179,7 @@ class _Of:
 
     @property
     def dtype(self) -> str | None:
-        """Of a file's graphs, or a module's weights; None where it is for the asker to say."""
+        """Dtype of a file's graphs, or a module's weights; None where the options say it."""
         if isinstance(self.stored, StoredGraphs):
             return self.stored.regimes[0].graph.template.workload.dtype if self.stored.regimes else None
         return self.only[0].dtype if self.only else None
@@ -190,7 +189,7 @@ class _Of:
             return source(self.stored, changes, form)
         if self.module is not None:
             return source(self._traced_module, changes, form)
-        from profiler.predicting import model_source
+        from profiler.models.graphs import model_source
 
         return model_source(self._model[0], changes, form)
 
@@ -202,7 +201,7 @@ class _Of:
         """What a reader should know of the model, where the longest sequence has so many tokens."""
         if self.model is None:
             return []
-        from profiler.predicting import length_notes
+        from profiler.models.graphs import length_notes
 
         graphs, notes = self._model
         return [*notes, *length_notes(graphs, longest)]
@@ -210,25 +209,24 @@ class _Of:
     def save(self, path: Path) -> None:
         if self.model is None:
             raise RequestError("--save-graph saves the graphs of a model; name one")
-        from profiler.predicting import stored_graphs
+        from profiler.models.graphs import stored_graphs
 
         _save(path, stored_graphs(self._model[0]).model_dump_json())
 
     @cached_property
     def _model(self) -> tuple[Any, list[str]]:
         """The graphs of the model, and notes on its config."""
-        from profiler.models.graphs import Tracing
-        from profiler.models.quiet import silence
-        from profiler.predicting import model_graphs
+        from profiler.models.catalogue import silence
+        from profiler.models.graphs import Tracing, model_graphs
 
         silence()
         return model_graphs(str(self.model), Tracing(**self.tracing), trust_remote_code=self.trust)
 
     @cached_property
     def _traced_module(self) -> OpGraph:
-        from profiler.predicting import module_graph
+        from profiler.models.module import trace_module
 
-        return module_graph(str(self.module))
+        return trace_module(str(self.module))
 
 
 def _read(path: Path) -> OpGraph | StoredGraphs:

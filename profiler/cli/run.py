@@ -15,7 +15,9 @@ from profiler.cli.measuring import (
     VISITS,
     Spent,
     calibrate_device,
+    device_s,
     estimate,
+    measure_device,
     new_run,
     require_same_machine,
     set_threads,
@@ -135,7 +137,7 @@ def run(
 
 
 def _mode(compiled: bool, cuda_graph: bool) -> Mode:
-    """Of both, the compiled model is captured."""
+    """How passes run; with both options, the compiled model is captured."""
     if compiled:
         return "compile-cuda-graph" if cuda_graph else "compile"
     return "cuda-graph" if cuda_graph else "eager"
@@ -188,15 +190,12 @@ def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
     import torch
 
     from profiler.job import (
-        DEVICE_S,
-        QUICK_DEVICE_S,
         Job,
         measure_cells,
-        measure_device,
         planned_pass_s,
         planned_weight_bytes,
     )
-    from profiler.models.quiet import silence
+    from profiler.models.catalogue import silence
 
     silence()
     options = folder.run.options
@@ -210,10 +209,10 @@ def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
     spec = folder.read_spec()
     calibrate = bool(options.get("calibrate", False)) and not (spec and spec.calibrated)
     left = [cell for cell in folder.run.cells if cell.key not in done]
-    device_s = 0.0 if spec else QUICK_DEVICE_S if quick else DEVICE_S
+    look_s = 0.0 if spec else device_s(quick)
     weights = planned_weight_bytes(left, job)
     passes = planned_pass_s(weights, job.device)
-    expected = estimate(folder.run, weights, device_s=device_s, calibrate=calibrate, pass_s=passes)
+    expected = estimate(folder.run, weights, device_s=look_s, calibrate=calibrate, pass_s=passes)
     print(f"about {told(expected, len(left))}", file=sys.stderr, flush=True)
     added = {part: folder.run.spent_s.get(part, 0.0) + expected.get(part, 0.0) for part in PARTS}
     folder.note(estimated_s={part: seconds for part, seconds in added.items() if seconds})

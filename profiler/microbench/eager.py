@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from profiler.microbench.host import CONTEXT, Step
+from profiler.microbench.host_cost import CONTEXT, Step
 from profiler.microbench.probe import Inside, samples
 from profiler.models.trace import trace
 from profiler.record.measurement import middle_mean

@@ -3,7 +3,7 @@
 - "call": host time to issue one operation on one element with its output given. On a CPU this is the whole operation.
 - "back to back": device time from one tiny kernel to the next while a queue is never empty.
 - "graph N": device time from one replay to the next of a graph of N tiny kernels, each of which needs the one before;
-  the host's launches are hidden. A line over N has the cost of a replay and of a node (`costs.graph_cost`).
+  the host's launches are hidden. A line over N has the cost of a replay and of a node (`calibrate.device.costs`).
 - "synchronize": host time to wait for a device that has nothing to do.
 
 Example: ``{m.case: m.value() for m in launch(Bench(torch.device("cuda")))}``
@@ -20,7 +20,6 @@ from torch import Tensor
 
 from profiler.microbench.bench import Bench
 from profiler.microbench.memory import normal
-from profiler.microbench.missing import missing
 from profiler.record.measurement import Measurement
 from profiler.timing.clock import Call, Clock, HostClock
 from profiler.timing.engine import Case
@@ -30,7 +29,7 @@ NODES = (1, 4, 16, 64, 256)
 """Kernels of a graph; a decode step of a small model has some hundred."""
 ELEMENT_BYTES = 4
 TOLERANCE = 1e-5
-"""Of a sum of a few hundred float32: a rounding (6e-8) each."""
+"""Relative error of a sum of a few hundred float32: a rounding (6e-8) each."""
 
 
 class IssueClock:
@@ -66,10 +65,10 @@ class Chain:
 
 
 def launch(bench: Bench) -> Iterator[Measurement]:
-    """Seconds of each; on a CPU only those of a call."""
+    """Seconds of every case; a CPU has only the call."""
     yield _time(bench, "call", addition(bench.device), IssueClock(bench.device) if bench.is_cuda else None)
     if not bench.is_cuda:
-        yield missing(bench, "launch", "graph", unit="s", reason="CUDA graphs need a GPU")
+        yield bench.missing("launch", "graph", unit="s", reason="CUDA graphs need a GPU")
         return
     yield _time(bench, "back to back", addition(bench.device))
     for nodes in NODES:
@@ -124,6 +123,6 @@ def wait(device: torch.device) -> Case[None]:
     return Case(lambda: None, lambda _: torch.cuda.synchronize(device), 0)
 
 
-def _agree(found: float, expected: float) -> None:
-    if not abs(found - expected) <= TOLERANCE * max(1.0, abs(expected)):  # NaN is refused too
-        raise ArithmeticError(f"the kernels gave {found:g}, not {expected:g}")
+def _agree(written: float, expected: float) -> None:
+    if not abs(written - expected) <= TOLERANCE * max(1.0, abs(expected)):  # NaN is refused too
+        raise ArithmeticError(f"the kernels gave {written:g}, not {expected:g}")

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from profiler.microbench.arena import Arena
 from profiler.microbench.bench import reason
 from profiler.microbench.eager import Eager, measure_eager, steps_of
-from profiler.microbench.host import Step
+from profiler.microbench.host_cost import Step
 from profiler.microbench.probe import Probe, Probed, measure_probe
 from profiler.microbench.probe_kernels import ROUNDS, operand_bytes, sets_of
 from profiler.record.kernel_table import COLUMNS, DIMS, Kernels, Source

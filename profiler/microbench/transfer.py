@@ -18,7 +18,6 @@ from torch import Tensor
 
 from profiler.microbench.bench import Bench
 from profiler.microbench.memory import normal
-from profiler.microbench.missing import missing
 from profiler.record.measurement import Measurement
 from profiler.timing.clock import HostClock
 from profiler.timing.engine import Case
@@ -30,12 +29,12 @@ MEMORIES = ("pinned", "pageable")
 TO, FROM, BOTH = "to device", "from device", "both ways"
 DIRECTIONS = (TO, FROM, BOTH)
 CHECKED = 4096
-"""Elements of a copy that are compared with their source, evenly spread, with the last one."""
+"""Elements of a copy that are compared with their source: evenly spread ones and the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One direction, float32."""
+    """A copy in one direction, float32."""
 
     source: Tensor
     target: Tensor
@@ -45,13 +44,13 @@ class Copy:
 
 
 Copies = tuple[Copy, ...]
-"""To the device first."""
+"""The copy to the device comes first."""
 
 
 def transfer(bench: Bench) -> Iterator[Measurement]:
-    """Every memory, direction and size that the limit on a case's memory allows."""
+    """Bandwidth of every memory, direction and size that the limit on a case's memory allows."""
     if not bench.is_cuda:
-        yield missing(bench, "transfer", "all", unit="B/s", reason="no device memory apart from the host's")
+        yield bench.missing("transfer", "all", unit="B/s", reason="no device memory apart from the host's")
         return
     for memory in MEMORIES:
         for direction in DIRECTIONS:

@@ -1,4 +1,4 @@
-"""Which runs there are under a results folder, and which one a word means.
+"""The runs under a results folder, and the one that a word means.
 
 Example: ``find_run("last", Path("results"))``, ``find_run("20260509T101112Z-main", Path("results"))``
 """
@@ -28,7 +28,7 @@ class RunSummary(Record):
     models: tuple[str, ...] = ()
     kind: Content = "passes"
     measurements: int = 0
-    """Of a characterisation."""
+    """Measurements of a characterisation."""
     kernels: dict[str, int] = {}
     """Rows of a table of kernels: "matmul bfloat16" -> how many."""
 

@@ -73,7 +73,7 @@ DIMS: Mapping[str, str] = {
 }
 """Sizes by name; float columns of the table."""
 
-LATER = ("rows", "reach", "modules", "streamed")
+LATER = ("cold", "rows", "reach", "modules", "streamed")
 """Sizes that tables of an earlier roofcal do not have."""
 
 TEXTS = ("kind", "dtype", "op", "group", "kernel", "distribution", "framework", "version")
@@ -98,19 +98,19 @@ class Source(Record):
     file: str
     """Path as it was given."""
     sha256: str
-    """Of its bytes."""
+    """SHA-256 of its bytes."""
     format: str
     """Tool that wrote it: "aiconfigurator", …"""
     unit: str
-    """Of its latencies: "ms", "ns"."""
+    """Unit of its latencies: "ms", "ns"."""
     device: str | None = None
-    """As the file itself names it; None where it does not."""
+    """The file's own name for it; None where it has none."""
     model: str | None = None
     """That its rows are modules of."""
     versions: dict[str, str] = {}
     """Framework -> version."""
     rows: int = Field(ge=0)
-    """In the file."""
+    """Rows in the file."""
     timed: int = Field(ge=0)
     """Times in those rows: several a row where a row times several kernels."""
     kept: int = Field(ge=0)

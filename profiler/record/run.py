@@ -32,7 +32,7 @@ class InvalidMeasurement(RuntimeError):
 
 
 def roofcal_version() -> str:
-    """Of the installed distribution; of the checkout where it is run without being installed."""
+    """Version of the installed distribution, or of the checkout where roofcal is run without being installed."""
     try:
         return importlib.metadata.version("roofcal")
     except importlib.metadata.PackageNotFoundError:
@@ -56,7 +56,7 @@ class Environment(Record):
     os: str
     python: str
     versions: dict[str, str]
-    """Of torch, transformers, CUDA, the driver, roofcal, …"""
+    """Versions of torch, transformers, CUDA, the driver, roofcal, …"""
     notes: tuple[str, ...] = ()
     """What may spoil a measurement here, as `doctor` finds it."""
 
@@ -130,11 +130,11 @@ class KernelTimes(Record):
     """Measured times of one call of a kernel that a compiler made of several operations, one sample a profiled pass."""
 
     name: str
-    """As the compiler names it: "triton_poi_fused_add_mul_3", or the operator that it calls."""
+    """The compiler's name for it: "triton_poi_fused_add_mul_3", or the operator that it calls."""
     ops: tuple[int, ...] = Field(min_length=1)
     """Indices of the operations of the graph that it came from, in order; one may be part of several kernels."""
     device_s: tuple[float, ...]
-    """As that of an operation."""
+    """Time on the device, as that of an operation."""
     gap_s: tuple[float, ...]
     """Device idle just before it."""
 
@@ -149,9 +149,9 @@ class Closure(Record):
     instrumented_ratio: float
     """Profiled wall ÷ unprofiled wall, median of adjacent pairs, after `subtracted_s`."""
     event_cost_s: float = 0.0
-    """Of the host for each event that the profiler records, measured beside the passes."""
+    """Seconds of the host for each event that the profiler records, measured beside the passes."""
     subtracted_s: float = 0.0
-    """Of a profiled pass, and of its operations and gaps: events × their cost."""
+    """Taken from the times of a profiled pass, its operations and gaps: events × their cost."""
     launches: int = 0
     """Kernel launches seen in the runtime and driver APIs, one pass; 0 on a CPU."""
     kernels: int = 0
@@ -176,7 +176,7 @@ class CellResult(Record):
     ops: tuple[OpTimes, ...] = ()
     """Empty where the pass was compiled."""
     kernels: tuple[KernelTimes, ...] = ()
-    """Of a compiled pass, in the order of the calls."""
+    """Kernels of a compiled pass, in the order of the calls."""
     tail_gap_s: tuple[float, ...] = ()
     """Idle between the last operation and the end of a profiled pass."""
     unattributed_s: tuple[float, ...] = ()
@@ -203,12 +203,12 @@ class CellResult(Record):
     other_work: float | None = None
     """Share of the usable host cores that other processes and the hypervisor took meanwhile; None where unknown."""
     reference: dict[str, tuple[float, ...]] = {}
-    """By reference probe (`laws.fitted.PROBES`): its seconds before and after each round of passes, in order."""
+    """Seconds of each reference probe (`laws.fitted.PROBES`) before and after each round of passes, in order."""
 
     @property
     def rounds(self) -> int:
-        """In how many rounds, of as many passes each, the samples were taken; where that was not recorded, every pass
-        is a round of its own."""
+        """Rounds of as many passes each in which the samples were taken; where they were not recorded, every pass is
+        a round of its own."""
         passes = len(self.wall_s), len(self.profiled_wall_s)
         rounds = len(self.windows)
         if rounds and not any(count % rounds for count in passes):

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 from profiler.attribution.align import SequenceMismatch, differences, sequence
 from profiler.device import free_bytes
 from profiler.environment import gpu_reading
+from profiler.models.build import implementations
+from profiler.models.graphs import scale
 from profiler.models.inputs import PassInputs, prepare
-from profiler.models.scale import scale
 from profiler.models.trace import trace
-from profiler.models.weights import implementations
 from profiler.record.run import Cell, CellResult, InvalidMeasurement, RequestError
 from profiler.timing.labels import device_labels, other_share
 from profiler.timing.passes import Step, rounds

@@ -31,8 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from profiler.attribution.provenance import CompiledGraph, CompiledKernel, Source, library_operator
 from profiler.attribution.spans import COMPILED
-from profiler.models.operators import is_metadata, name_of
-from profiler.models.sdpa import NAME as ATTENTION
+from profiler.models.aten import is_metadata, name_of
+from profiler.models.attention import NAME as ATTENTION
 from profiler.record.run import InvalidMeasurement
 
 SETTINGS: Mapping[str, Any] = {

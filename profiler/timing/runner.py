@@ -21,7 +21,7 @@ from torch._C._profiler import _RecordFunctionFast
 
 from profiler.attribution.spans import PASS, passes
 from profiler.attribution.timeline import Timeline, read_timeline
-from profiler.models.annotate import PREFIX, entered
+from profiler.models.trace import PREFIX, entered
 from profiler.timing.samples import DeviceKind, PassTimes, Sample, check_sequence, sample
 from profiler.timing.session import SETTLING_LAUNCHES, recorded
 from roofline.graph.op import OpGraph

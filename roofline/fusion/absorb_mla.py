@@ -4,7 +4,9 @@ The product that expands latents of width r to keys (nope) and values of every h
 multiplied by it before attention and each output after it, and attention runs on one shared head of width r + rope
 (values: r). Taken only where that needs fewer FLOPs, as in decode; it always moves fewer bytes.
 
-What-ifs that change the product (`expansion`) are absorbed with it:
+What expands the latents is, as traced, one product of the cache with a weight. `low_rank` makes two of it, `lora` adds
+branches of two each, and quantised activations run an operation before a product. All of them are linear in the
+latents, but for rounding, and are absorbed together:
 - Quantised inputs: the stored weights are multiplied in the type of the attention; their scales are applied to the
   weights or to partial sums, whichever is less. An expansion in a narrower type counts as less work, in proportion to
   the bits, so that absorbing it costs no time where peaks are in that proportion.
@@ -27,7 +29,7 @@ from roofline.graph.op import Kind, Op, OpGraph
 
 @dataclass(frozen=True)
 class Heads:
-    """Of an attention as it is executed."""
+    """Sizes of an attention as it is executed."""
 
     heads: int
     """Over the whole batch."""
@@ -44,9 +46,9 @@ class Absorbed:
     members: frozenset[int]
     """Operations, by index, besides those of the attention."""
     matrix_flops: float
-    """Of all."""
+    """FLOPs of all of them."""
     vector_flops: float
-    """Of those that are absorbed."""
+    """FLOPs of those that are absorbed."""
 
 
 def absorbed(
@@ -54,22 +56,22 @@ def absorbed(
 ) -> Absorbed | None:
     """The cheapest way to attend over the latents; None where there are none, or expanding them is cheaper."""
     inside = frozenset(attention)
-    found = find_expansion(graph, flow, accesses, inside)
-    if found is None or not sizes.heads or sizes.heads % graph.workload.batch:
+    expansion = find_expansion(graph, flow, accesses, inside)
+    if expansion is None or not sizes.heads or sizes.heads % graph.workload.batch:
         return None
-    branches = [_Branch.of(graph, branch) for branch in found.branches]
+    branches = [_Branch.of(graph, branch) for branch in expansion.branches]
     ends = {(branch.widths[0], branch.widths[-1]) for branch in branches}
     expanded, heads = branches[0].widths[-1], sizes.heads // graph.workload.batch
     nope = expanded // heads - sizes.value_dim
     if len(ends) != 1 or expanded % heads or nope <= 0 or sizes.head_dim < nope:
         return None
     dtype = graph.ops[max(inside)].dtype
-    executed = sizes.matrix_flops + sum(_in_type(dtype, graph.ops[i]) for i in found.members)
+    executed = sizes.matrix_flops + sum(_in_type(dtype, graph.ops[i]) for i in expansion.members)
     matrix, vector = min(_ways(graph, branches, sizes, nope))
     if matrix >= executed:
         return None
-    vector += sum(graph.ops[i].vector_flops for i in found.copies)
-    return Absorbed(found.copies | found.members, matrix, vector)
+    vector += sum(graph.ops[i].vector_flops for i in expansion.copies)
+    return Absorbed(expansion.copies | expansion.members, matrix, vector)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class _Branch:
     """All from the latents on, those that quantise too."""
     products: tuple[int, ...]
     widths: tuple[int, ...]
-    """Of the latents, and of what each product makes."""
+    """Width of the latents, and of what each product makes."""
 
     @classmethod
     def of(cls, graph: OpGraph, ops: tuple[int, ...]) -> "_Branch":
@@ -159,7 +161,7 @@ class Expansion:
     members: frozenset[int]
     """All others."""
     branches: tuple[tuple[int, ...], ...]
-    """Of each branch, the sum of which is expanded, its operations from the latents on."""
+    """Operations of each branch from the latents on; the sum of the branches is what is expanded."""
 
 
 def find_expansion(graph: OpGraph, flow: Dataflow, accesses: Accesses, attention: Iterable[int]) -> Expansion | None:
@@ -179,11 +181,11 @@ class _Walk:
         self._known: dict[int, bool] = {}
 
     def expansion(self) -> Expansion | None:
-        found = self._found()
-        while leaking := {i for i in found if not self._users(i) <= self._attention | found}:
-            found -= leaking
-        copies = {i for i in found if self._is_copy(self._graph.ops[i])}
-        members = found - copies
+        before = self._before()
+        while leaking := {i for i in before if not self._users(i) <= self._attention | before}:
+            before -= leaking
+        copies = {i for i in before if self._is_copy(self._graph.ops[i])}
+        members = before - copies
         makers = {
             producer
             for i in self._attention | copies
@@ -194,21 +196,21 @@ class _Walk:
             return None
         branches = tuple(self._branches(makers.pop()))
         used = {i for branch in branches for i in branch}
-        return Expansion(frozenset(copies), frozenset(members), branches) if used <= found else None
+        return Expansion(frozenset(copies), frozenset(members), branches) if used <= before else None
 
-    def _found(self) -> set[int]:
-        found: set[int] = set()
+    def _before(self) -> set[int]:
+        before: set[int] = set()
         todo = list(self._attention)
         while todo:
             i = todo.pop()
             for access in self._graph.ops[i].reads:
                 for producer in self._flow.writers[access.tensor]:
-                    if producer >= i or producer in self._attention | found:
+                    if producer >= i or producer in self._attention | before:
                         continue
                     if self._is_copy(self._graph.ops[producer]) or self._comes_from_cache(producer):
-                        found.add(producer)
+                        before.add(producer)
                         todo.append(producer)
-        return found
+        return before
 
     def _comes_from_cache(self, index: int) -> bool:
         """Whether an operation, and all before it up to the cache, is one that can be absorbed."""
@@ -225,7 +227,7 @@ class _Walk:
         return bool(writers) and all(self._comes_from_cache(writer) for writer in writers)
 
     def _branches(self, index: int | None) -> Iterator[tuple[int, ...]]:
-        """Of what an operation makes, each branch as the operations from the latents on."""
+        """Branches whose sum an operation makes, each as the operations from the latents on."""
         if index is None:
             return
         op = self._graph.ops[index]

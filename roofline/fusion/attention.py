@@ -4,11 +4,12 @@
   become one attention that never stores its query × KV intermediates (FlashAttention, arXiv 2205.14135). Its FLOPs
   are those of the unmasked pairs, where the module says that it is causal or windowed.
 - Latent (MLA): what expands the cached latents to keys and values of every head is absorbed into query and output
-  where that needs fewer FLOPs (`latent`).
+  where that needs fewer FLOPs (`absorb_mla`).
 
 Example: ``find_attention(graph, flow, accesses)[0].members`` → indices of the operations that become one kernel.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from roofline.fusion.absorb_mla import Heads, absorbed
@@ -36,7 +37,7 @@ class Attention:
 def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses) -> list[Attention]:
     """Every attention of the graph, none sharing an operation with another."""
     modules = {module.path: module for module in graph.attention_modules}
-    found: list[Attention] = []
+    attentions: list[Attention] = []
     taken: set[int] = set()
     for i, op in enumerate(graph.ops):
         attention = None
@@ -48,8 +49,8 @@ def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses) -> list[A
             continue
         attention = _absorbed(graph, flow, accesses, attention)
         taken |= set(attention.members)
-        found.append(attention)
-    return found
+        attentions.append(attention)
+    return attentions
 
 
 def _fused(graph: OpGraph, flow: Dataflow, accesses: Accesses, index: int, module: AttentionModule | None) -> Attention:
@@ -82,8 +83,15 @@ def _unfused(
 ) -> Attention | None:
     """The matmul pair around a softmax with all that lies between; None where there is no such pair."""
     path = graph.ops[softmax].path
-    before, scores = _walk_back(graph, flow, softmax, path)
-    after, outputs = _walk_on(graph, flow, softmax, path)
+
+    def producers(i: int) -> list[int]:
+        return [p for a in graph.ops[i].reads if (p := flow.producer(i, a.tensor)) is not None]
+
+    def consumers(i: int) -> list[int]:
+        return [reader for a in graph.ops[i].writes for reader in flow.readers[a.tensor] if reader > i]
+
+    before, scores = _walk(graph, softmax, path, producers)
+    after, outputs = _walk(graph, softmax, path, consumers)
     if len(scores) != 1 or len(outputs) != 1:
         return None
     (first,), (last,) = scores, outputs
@@ -135,41 +143,23 @@ def _without_elements(op: Op, scores: int, masked: int) -> float:
     return _without(op.vector_flops, elements, masked) if elements >= scores else op.vector_flops
 
 
-def _walk_back(graph: OpGraph, flow: Dataflow, start: int, path: str) -> tuple[set[int], set[int]]:
-    """Operations of one module that lead to `start`, and the activation-only matmuls they start from."""
+def _walk(
+    graph: OpGraph, start: int, path: str, neighbours: Callable[[int], Iterable[int]]
+) -> tuple[set[int], set[int]]:
+    """Operations of one module that are connected to `start`, and the activation-only matmuls where they end."""
     seen: set[int] = set()
     matmuls: set[int] = set()
     todo = [start]
     while todo:
-        i = todo.pop()
-        for access in graph.ops[i].reads:
-            producer = flow.producer(i, access.tensor)
-            if producer is None or producer in seen or graph.ops[producer].path != path:
+        for other in neighbours(todo.pop()):
+            op = graph.ops[other]
+            if other in seen or op.path != path:
                 continue
-            if _is_activation_matmul(graph, graph.ops[producer]):
-                matmuls.add(producer)
-            elif graph.ops[producer].kind not in ANCHORS:
-                seen.add(producer)
-                todo.append(producer)
-    return seen, matmuls
-
-
-def _walk_on(graph: OpGraph, flow: Dataflow, start: int, path: str) -> tuple[set[int], set[int]]:
-    """Operations of one module that follow from `start`, and the activation-only matmuls they end in."""
-    seen: set[int] = set()
-    matmuls: set[int] = set()
-    todo = [start]
-    while todo:
-        i = todo.pop()
-        for access in graph.ops[i].writes:
-            for reader in flow.readers[access.tensor]:
-                if reader <= i or reader in seen or graph.ops[reader].path != path:
-                    continue
-                if _is_activation_matmul(graph, graph.ops[reader]):
-                    matmuls.add(reader)
-                elif graph.ops[reader].kind not in ANCHORS:
-                    seen.add(reader)
-                    todo.append(reader)
+            if _is_activation_matmul(graph, op):
+                matmuls.add(other)
+            elif op.kind not in ANCHORS:
+                seen.add(other)
+                todo.append(other)
     return seen, matmuls
 
 
@@ -215,11 +205,11 @@ def _is_closed(graph: OpGraph, flow: Dataflow, members: list[int]) -> bool:
 def _absorbed(graph: OpGraph, flow: Dataflow, accesses: Accesses, attention: Attention) -> Attention:
     """The attention over latents as they are cached, where there are such and that needs fewer FLOPs."""
     sizes = Heads(attention.heads, attention.query, attention.head_dim, attention.value_dim, attention.matrix_flops)
-    found = absorbed(graph, flow, accesses, attention.members, sizes)
-    if found is None:
+    latent = absorbed(graph, flow, accesses, attention.members, sizes)
+    if latent is None:
         return attention
-    members = sorted({*attention.members, *found.members})
+    members = sorted({*attention.members, *latent.members})
     if not _is_closed(graph, flow, members):
         return attention
-    vector_flops = attention.vector_flops + found.vector_flops
-    return replace(attention, members=tuple(members), matrix_flops=found.matrix_flops, vector_flops=vector_flops)
+    vector_flops = attention.vector_flops + latent.vector_flops
+    return replace(attention, members=tuple(members), matrix_flops=latent.matrix_flops, vector_flops=vector_flops)

@@ -25,7 +25,7 @@ def kernel_ops(graph: OpGraph, members: Members) -> tuple[Op, ...]:
     for kernel, ops in enumerate(members):
         for i in ops:
             doing[i].add(kernel)
-    found = []
+    kernels = []
     for kernel, ops in enumerate(members):
         main = max((graph.ops[i] for i in ops), key=lambda op: (op.kind in ANCHORS, op.matrix_flops, op.vector_flops))
         reads: Sizes = {}
@@ -41,7 +41,7 @@ def kernel_ops(graph: OpGraph, members: Members) -> tuple[Op, ...]:
                 is_kept = graph.tensors[tensor].role == "kv" or not readers
                 if min(doing[i]) == kernel and (is_kept or any(not doing[r] <= doing[i] for r in readers)):
                     writes[tensor] = writes.get(tensor, 0) + size
-        found.append(
+        kernels.append(
             main.model_copy(
                 update={
                     "matrix_flops": sum(graph.ops[i].matrix_flops for i in ops),
@@ -51,4 +51,4 @@ def kernel_ops(graph: OpGraph, members: Members) -> tuple[Op, ...]:
                 }
             )
         )
-    return tuple(found)
+    return tuple(kernels)

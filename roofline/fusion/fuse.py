@@ -224,14 +224,14 @@ def _group(
             "link": next((graph.ops[i].link for i in ops if graph.ops[i].link), None),
             "link_bytes": sum(graph.ops[i].link_bytes for i in ops),
             "messages": sum(graph.ops[i].messages for i in ops),
-            "beside": _beside([graph.ops[i] for i in ops]),
+            "beside": _direction([graph.ops[i] for i in ops]),
             "also": tuple(dict.fromkeys(f"{graph.ops[i].path} {graph.ops[i].kind}" for i in ops if i != main)),
         }
     )
 
 
-def _beside(ops: Iterable[Op]) -> Literal["in", "out"] | None:
-    """Where all transfers of a group go on beside its layer in one direction."""
+def _direction(ops: Iterable[Op]) -> Literal["in", "out"] | None:
+    """Direction in which all transfers of a group overlap with its layer; None where they do not agree."""
     ways = {op.beside for op in ops if op.link}
     return ways.pop() if len(ways) == 1 else None
 

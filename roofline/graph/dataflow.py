@@ -15,7 +15,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
-from roofline.graph.op import ANCHORS, Bytes, Kind, Op, OpGraph
+from roofline.graph.op import ANCHORS, Bytes, Kind, Op, OpGraph, sizes_by_tensor
 
 Sizes = dict[int, Bytes]
 """Bytes by tensor."""
@@ -64,13 +64,7 @@ class Accesses:
 
 def executed_accesses(op: Op) -> tuple[Sizes, Sizes]:
     """Reads and writes of an operation, a tensor that is listed twice added up."""
-    reads: Sizes = {}
-    writes: Sizes = {}
-    for access in op.reads:
-        reads[access.tensor] = reads.get(access.tensor, 0) + access.bytes
-    for access in op.writes:
-        writes[access.tensor] = writes.get(access.tensor, 0) + access.bytes
-    return reads, writes
+    return sizes_by_tensor(op.reads), sizes_by_tensor(op.writes)
 
 
 def ideal_accesses(graph: OpGraph, flow: Dataflow) -> Accesses:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import Any
 
-from roofline.graph.op import Access, Bytes, Op, OpGraph, Role, Tensor
+from roofline.graph.op import Access, Bytes, Kind, Op, OpGraph, Role, Tensor
 
 
 class Edit:
@@ -115,6 +115,26 @@ def changed(op: Op, **fields: Any) -> Op:
     return op.model_copy(update=fields)
 
 
+def inserted(
+    like: Op,
+    name: str,
+    kind: Kind,
+    dims: dict[str, int],
+    reads: tuple[Access, ...],
+    writes: tuple[Access, ...],
+    *,
+    matrix_flops: float = 0.0,
+    vector_flops: float = 0.0,
+    **fields: Any,
+) -> Op:
+    """A new operation with path, type and count of another one unless `fields` say otherwise; it is not validated."""
+    given = {"path": like.path, "dtype": like.dtype, "count": like.count, **fields}
+    return Op.model_construct(
+        name=name, kind=kind, dims=dims, reads=reads, writes=writes, matrix_flops=matrix_flops,
+        vector_flops=vector_flops, **given,
+    )  # fmt: skip
+
+
 def whole(size: Bytes) -> Bytes:
     """An integer where it is one."""
     return int(size) if size == int(size) else size
@@ -122,12 +142,12 @@ def whole(size: Bytes) -> Bytes:
 
 def _touched(ops: Iterable[Op]) -> dict[int, tuple[int, int]]:
     """By tensor, the first and the last operation that touch it."""
-    found: dict[int, tuple[int, int]] = {}
+    spans: dict[int, tuple[int, int]] = {}
     for i, op in enumerate(ops):
         for touch in (*op.reads, *op.writes):
-            first, _ = found.get(touch.tensor, (i, i))
-            found[touch.tensor] = first, i
-    return found
+            first, _ = spans.get(touch.tensor, (i, i))
+            spans[touch.tensor] = first, i
+    return spans
 
 
 def _renumbered(

@@ -40,7 +40,7 @@ class Linear:
     """One linear layer of a graph."""
 
     index: int
-    """Of its operation."""
+    """Index of its operation."""
     op: Op
     matrix: Access
     """Its read of the weight matrix."""
@@ -66,7 +66,7 @@ class Linear:
 
     @property
     def share(self) -> float:
-        """Of the tensor that one execution reads."""
+        """Share of the tensor that one execution reads."""
         return self.matrix.bytes / self.stored_bytes
 
     @property
@@ -89,18 +89,18 @@ def linear_layers(graph: OpGraph, where: Sequence[str] = ()) -> list[Linear]:
             repeated layers (all, in a model without any) that are not routers; so neither the embedding nor the head.
     Raises: ValueError if a pattern matches no linear layer, or if there is none at all.
     """
-    found = [linear for i, op in enumerate(graph.ops) if (linear := linear_of(graph, i, op))]
-    paths = list(dict.fromkeys(linear.op.path for linear in found))
+    linears = [linear for i, op in enumerate(graph.ops) if (linear := linear_of(graph, i, op))]
+    paths = list(dict.fromkeys(linear.op.path for linear in linears))
     for pattern in where:
         if not any(fnmatchcase(path, pattern) for path in paths):
             like = f"they are called like {paths[len(paths) // 2]}" if paths else "the graph has none"
             raise ValueError(f"no linear layer is called {pattern}; {like}")
     if where:
-        return [linear for linear in found if any(fnmatchcase(linear.op.path, pattern) for pattern in where)]
+        return [linear for linear in linears if any(fnmatchcase(linear.op.path, pattern) for pattern in where)]
     has_layers = any(layer_of(path) for path in paths)
     chosen = [
         linear
-        for linear in found
+        for linear in linears
         if (layer_of(linear.op.path) or not has_layers) and linear.op.path.rpartition(".")[2] not in ROUTERS
     ]
     if not chosen:

@@ -12,7 +12,7 @@ that runs in the nearest module around it). Memory is that of the last repetitio
 grown already, their activations are gone. Folding loses what connects the layers (and tensors that nothing touches, and
 which layers share a weight), so take the footprint of the whole graph where it is at hand.
 
-All is linear in the sizes of the tensors: `Liveness` is found once, and sizes that are polynomials in batch and
+All is linear in the sizes of the tensors: `Liveness` is worked out once, and sizes that are polynomials in batch and
 context are priced by giving it the coefficients in their place.
 
 Example: ``footprint(graph).peak <= device.capacity_bytes``; ``largest(lambda n: needed(batch=n), 80e9, limit=4096)``
@@ -195,7 +195,7 @@ def _cache_spans(graph: OpGraph, touched: Sequence[Sequence[_Touch]], repeats: S
 
 
 def _survivors(tensors: Iterable[Tensor], touched: Sequence[Sequence[_Touch]], end: int) -> dict[int, int]:
-    """Of each cache tensor, the one of that name which is the cache after the pass: the last that is made."""
+    """For each cache tensor, the tensor of its name that is the cache after the pass: the last that is made."""
     named: dict[str | int, list[tuple[bool, int, int]]] = {}
     for tensor in tensors:
         if tensor.role == "kv":
@@ -219,7 +219,7 @@ def _repeats(graph: OpGraph, tensor: Tensor, touched: Sequence[_Touch]) -> float
 
 
 def _runs(ops: Sequence[Op]) -> list[tuple[int, int]]:
-    """Of each operation, the stretch of equal counts that it is in: first operation, and the one after the last."""
+    """For each operation, the stretch of equal counts that it is in: first operation, and the one after the last."""
     runs: list[tuple[int, int]] = []
     for _, same in groupby(ops, key=lambda op: op.count):
         start = len(runs)

@@ -29,16 +29,18 @@ def mix(parts: Sequence[OpGraph]) -> OpGraph:
     return whole
 
 
-def _joined(one: OpGraph, other: OpGraph) -> OpGraph:
-    if (one.model, one.workload.dtype, one.options) != (other.model, other.workload.dtype, other.options):
-        raise ValueError(f"{one.model} {one.workload.key} and {other.model} {other.workload.key} are no one batch")
-    numbers, tensors = _tensors(one, other)
+def _joined(first: OpGraph, other: OpGraph) -> OpGraph:
+    if (first.model, first.workload.dtype, first.options) != (other.model, other.workload.dtype, other.options):
+        raise ValueError(
+            f"{first.model} {first.workload.key} and {other.model} {other.workload.key} are not one batch of one model"
+        )
+    numbers, tensors = _tensors(first, other)
     moved = [_renumbered(op, numbers) for op in other.ops]
     graph = other.model_copy(update={"tensors": tensors})
     weights = {key: i for i, op in enumerate(moved) if (key := _weights_of(op, graph))}
     ops: list[Op] = []
     done = 0
-    for op in one.ops:
+    for op in first.ops:
         match = weights.get(_weights_of(op, graph) or ())
         if match is None or match < done:
             ops.append(op)
@@ -46,22 +48,22 @@ def _joined(one: OpGraph, other: OpGraph) -> OpGraph:
         ops += [*moved[done:match], _merged(op, moved[match], graph)]
         done = match + 1
     ops += moved[done:]
-    return one.model_copy(update={"ops": tuple(ops), "tensors": tensors})
+    return first.model_copy(update={"ops": tuple(ops), "tensors": tensors})
 
 
-def _tensors(one: OpGraph, other: OpGraph) -> tuple[list[int], tuple[Any, ...]]:
+def _tensors(first: OpGraph, other: OpGraph) -> tuple[list[int], tuple[Any, ...]]:
     """New number of each tensor of the other graph, and all tensors.
 
     Weights of one name are one; the caches of two parts are two, and those of one name would be taken for one.
     """
-    named = {tensor.name: tensor.id for tensor in one.tensors if tensor.role == "weight" and tensor.name}
-    tensors = [tensor.model_copy(update={"held": None}) for tensor in one.tensors]
+    named = {tensor.name: tensor.id for tensor in first.tensors if tensor.role == "weight" and tensor.name}
+    tensors = [tensor.model_copy(update={"held": None}) for tensor in first.tensors]
     numbers: list[int] = []
     for tensor in other.tensors:
         shared = named.get(tensor.name or "") if tensor.role == "weight" else None
         if shared is None:
             shared = len(tensors)
-            own = f"{tensor.name} beside {len(one.tensors)}" if tensor.role == "kv" and tensor.name else tensor.name
+            own = f"{tensor.name} beside {len(first.tensors)}" if tensor.role == "kv" and tensor.name else tensor.name
             tensors.append(tensor.model_copy(update={"id": shared, "name": own, "held": None}))
         numbers.append(shared)
     return numbers, tuple(tensors)
@@ -76,50 +78,50 @@ def _renumbered(op: Op, numbers: Sequence[int]) -> Op:
 
 def _weights_of(op: Op, graph: OpGraph) -> Key | None:
     """What tells one use of weights from another: module, operator, and the weights themselves."""
-    found = tuple(a.tensor for a in op.reads if graph.tensors[a.tensor].role == "weight")
-    return (op.path, op.kind, found) if found else None
+    weights = tuple(a.tensor for a in op.reads if graph.tensors[a.tensor].role == "weight")
+    return (op.path, op.kind, weights) if weights else None
 
 
-def _merged(one: Op, other: Op, graph: OpGraph) -> Op:
+def _merged(first: Op, other: Op, graph: OpGraph) -> Op:
     """Both uses of the same weights as one operation."""
-    if one.count != other.count:
+    if first.count != other.count:
         raise ValueError(
-            f"{one.path} stands for {one.count:g} operations in one part and {other.count:g} in another; mix parts on "
-            "the same side of each sliding window, or graphs that are not folded"
+            f"{first.path} stands for {first.count:g} operations in one part and {other.count:g} in another; mix parts "
+            "on the same side of each sliding window, or graphs that are not folded"
         )
-    routing = one.routing
+    routing = first.routing
     if routing is not None and other.routing is not None:
         routing = routing.model_copy(update={"tokens": routing.tokens + other.routing.tokens})
     reads: dict[int, Bytes] = {}
-    for access in (*one.reads, *other.reads):
+    for access in (*first.reads, *other.reads):
         before = reads.get(access.tensor, 0)
-        shared = graph.tensors[access.tensor].role == "weight" and one.kind is not Kind.EMBEDDING
+        shared = graph.tensors[access.tensor].role == "weight" and first.kind is not Kind.EMBEDDING
         most = graph.tensors[access.tensor].storage_bytes
         reads[access.tensor] = max(before, access.bytes) if shared else min(most, before + access.bytes)
-    if routing is not None and one.routing is not None:
-        for i in routed_reads(one, graph):
-            reads[one.reads[i].tensor] = one.reads[i].bytes * routing.hit / one.routing.hit
+    if routing is not None and first.routing is not None:
+        for i in routed_reads(first, graph):
+            reads[first.reads[i].tensor] = first.reads[i].bytes * routing.hit / first.routing.hit
     fields: dict[str, Any] = {
-        "matrix_flops": one.matrix_flops + other.matrix_flops,
-        "vector_flops": one.vector_flops + other.vector_flops,
-        "link_bytes": one.link_bytes + other.link_bytes,
-        "messages": max(one.messages, other.messages),
+        "matrix_flops": first.matrix_flops + other.matrix_flops,
+        "vector_flops": first.vector_flops + other.vector_flops,
+        "link_bytes": first.link_bytes + other.link_bytes,
+        "messages": max(first.messages, other.messages),
         "reads": tuple(Access.model_construct(tensor=t, bytes=size) for t, size in reads.items()),
-        "writes": (*one.writes, *other.writes),
-        "dims": {name: _dimension(name, one, other) for name in one.dims},
+        "writes": (*first.writes, *other.writes),
+        "dims": {name: _dimension(name, first, other) for name in first.dims},
         "routing": routing,
-        "also": tuple(dict.fromkeys((*one.also, *other.also))),
+        "also": tuple(dict.fromkeys((*first.also, *other.also))),
     }
-    return one.model_copy(update=fields)
+    return first.model_copy(update=fields)
 
 
-def _dimension(name: str, one: Op, other: Op) -> int:
+def _dimension(name: str, first: Op, other: Op) -> int:
     """Tokens add up; everything else is the weights' and the same."""
-    here, there = one.dims[name], other.dims.get(name, 0)
-    return here + there if name in _tokens(one, other) else here
+    here, there = first.dims[name], other.dims.get(name, 0)
+    return here + there if name in _tokens(first, other) else here
 
 
-def _tokens(one: Op, other: Op) -> tuple[str, ...]:
+def _tokens(first: Op, other: Op) -> tuple[str, ...]:
     """Dimensions that grow with the tokens: of a product that runs once for each sequence the batch."""
-    by_sequence = {"b", "m"} <= set(one.dims) and one.dims["m"] == other.dims.get("m") and one.dims["b"] != 1
-    return ("b", *ROWS) if by_sequence and one.dims["b"] != other.dims["b"] else ("m", *ROWS)
+    by_sequence = {"b", "m"} <= set(first.dims) and first.dims["m"] == other.dims.get("m") and first.dims["b"] != 1
+    return ("b", *ROWS) if by_sequence and first.dims["b"] != other.dims["b"] else ("m", *ROWS)

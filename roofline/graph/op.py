@@ -8,10 +8,10 @@ Example: ``sum(op.matrix_flops * op.count for op in graph.ops)``
 
 import math
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from enum import StrEnum
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -168,7 +168,7 @@ class Op(Record):
     count: float = Field(default=1, gt=0)
     """Executions in the whole model that this one stands for: above 1 where repeated layers or steps are folded."""
     routing: Routing | None = None
-    """Of a grouped product whose weight reads are an expectation: they are those of all experts × hit ÷ experts."""
+    """Choice of experts in a grouped product whose weight reads are an expectation: all experts × hit ÷ experts."""
     link: str | None = None
     """Link of the device that `link_bytes` cross: a key of `Peaks.links`."""
     link_bytes: Bytes = Field(default=0, ge=0)
@@ -176,7 +176,7 @@ class Op(Record):
     messages: float = Field(default=0, ge=0)
     """Steps over the link, one after another, that each cost its latency."""
     beside: Literal["in", "out"] | None = None
-    """Direction of a transfer that goes on beside all operations of its layer; None: beside this one alone."""
+    """Direction of a transfer that overlaps with all operations of its layer; None: with this operation alone."""
     also: tuple[str, ...] = ()
     """What else a fused operation does: "path kind" of its other members, each once, in order."""
 
@@ -244,6 +244,23 @@ def traffic(tensors: tuple[Tensor, ...], reads: Iterable[Access], writes: Iterab
         role = "kv" if tensors[access.tensor].role == "kv" else "activation"
         total[f"{role}_write"] += access.bytes
     return Traffic(**total)
+
+
+class Touch(Protocol):
+    """An `Access`, or one with the sizes of many workloads."""
+
+    @property
+    def tensor(self) -> int: ...
+    @property
+    def bytes(self) -> Any: ...
+
+
+def sizes_by_tensor(accesses: Sequence[Touch]) -> dict[int, Any]:
+    """Bytes by tensor, views of one tensor added up."""
+    sizes: dict[int, Any] = {}
+    for access in accesses:
+        sizes[access.tensor] = sizes.get(access.tensor, 0) + access.bytes
+    return sizes
 
 
 def routed_reads(op: Op, graph: OpGraph) -> frozenset[int]:

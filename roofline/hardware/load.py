@@ -3,7 +3,7 @@
 A file is refused for unknown or missing fields, for figures in the wrong unit, and for figures that contradict each
 other. The bounds are so wide that only a wrong unit crosses them: each holds every device and every measurement of one
 with room on both sides. `inconsistent` refuses only what no hardware does, such as 8 bits slower than 16; a sparse
-figure beside dense ones shows in that way.
+figure among dense ones shows in that way.
 
 Example: ``load_device("nvidia-h200-sxm").datasheet.matrix["bfloat16"].value``
 """
@@ -85,7 +85,7 @@ def _read(path: Path) -> HardwareSpec:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}; give a JSON file or the name of a device") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); mend it") from error
+        raise ValueError(f"{path} is not valid JSON ({error}); correct it") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, not a JSON object; {SEE}")
     version = content.get("schema_version", SPEC_SCHEMA)
@@ -107,7 +107,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice in one object")
     return content
 
 
@@ -146,7 +146,7 @@ def _record(annotation: Any) -> type[Record] | None:
 def _problems(spec: HardwareSpec) -> Iterable[Problem]:
     """What cannot be true of any device, or cannot be true together."""
     if spec.datasheet is None and spec.measured is None:
-        yield Problem("datasheet", f"missing, and so is measured; a device needs the one or the other: {SEE}")
+        yield Problem("datasheet", f"missing, and so is measured; a device needs one of them: {SEE}")
     for origin, peaks in (("datasheet", spec.datasheet), ("measured", spec.measured)):
         if peaks is not None:
             yield from _peak_problems(origin, peaks)

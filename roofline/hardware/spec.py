@@ -43,7 +43,7 @@ class Link(Record):
     bandwidth: Figure
     """Bytes/s that one device can send; it can receive as many at the same time."""
     latency_s: Figure | None = None
-    """Of one message; where it is not known, messages are priced by their bytes alone."""
+    """Seconds of one message; where it is not known, messages are priced by their bytes alone."""
 
 
 class Chip(Record):
@@ -156,5 +156,5 @@ class HardwareSpec(Record):
     @classmethod
     def _distinct(cls, matches: tuple[str, ...]) -> tuple[str, ...]:
         if twice := [name for name in matches if matches.count(name) > 1]:
-            raise ValueError(f"{twice[0]!r} stands there twice; keep one")
+            raise ValueError(f"{twice[0]!r} appears twice; keep one")
         return matches

@@ -1,6 +1,6 @@
 """Collectives of ranks on one kind of link: launch, steps of a ring, and the faster of two protocols.
 
-With S the size (nccl-tests' meaning, `profiler.microbench.busbw`) and n ranks:
+With S the size (nccl-tests' meaning, `roofline.laws.bus_bandwidth`) and n ranks:
 ``time = launch + step · steps(operation, n) + min_soft(W / slow, sync + W / busbw)``
 
 - steps: n − 1 of a ring, 2(n − 1) for an all-reduce, 1 where every pair talks at once (all-to-all, send);

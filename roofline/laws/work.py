@@ -8,12 +8,14 @@ A multiply-add is 2 FLOPs. Compulsory bytes: each distinct element is read once 
 Example: ``product_work({"m": m, "n": n, "k": k}, "bfloat16").flops`` → 2·m·n·k
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from roofline.dtypes import ARITHMETIC, BITS
+from roofline.laws.bus_bandwidth import RINGS
 from roofline.laws.expert_loads import expert_loads
 from roofline.laws.law import Dims, Facts, Floats
 
@@ -121,18 +123,8 @@ def stream_work(dims: Dims, dtype: str) -> Work:
     return Work(flops, moved, np.zeros_like(moved), kernels=dims.get("kernels", 1.0))
 
 
-OPERATIONS: tuple[str, ...] = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
-"""Collectives; the dim "operation" is a place in this list."""
-
-SENT: tuple[Callable[[Floats], Floats], ...] = (
-    lambda n: 2 * (n - 1) / n,
-    lambda n: (n - 1) / n,
-    lambda n: (n - 1) / n,
-    lambda n: (n - 1) / n,
-    lambda n: np.ones_like(n),
-    lambda n: np.ones_like(n),
-)
-"""Bytes that the busiest rank sends ÷ size, by operation and ranks (nccl-tests, doc/PERFORMANCE.md)."""
+OPERATIONS = tuple(RINGS)
+"""Collectives; the dim "operation" is a place in this list, in stored corrections as well."""
 
 
 def collective_work(dims: Dims, dtype: str) -> Work:
@@ -144,10 +136,10 @@ def collective_work(dims: Dims, dtype: str) -> Work:
 
 def sent_bytes(dims: Dims) -> Floats:
     """Bytes that the busiest rank sends."""
-    return np.asarray(dims["bytes"] * by_operation(dims, SENT))
+    return np.asarray(dims["bytes"] * by_operation(dims, [ring.factor for ring in RINGS.values()]))
 
 
-def by_operation(dims: Dims, of_ranks: tuple[Callable[[Floats], Floats], ...]) -> Floats:
+def by_operation(dims: Dims, of_ranks: Sequence[Callable[[Any], Any]]) -> Floats:
     """A function of the number of ranks for each operation, evaluated for each kernel."""
     ranks = np.asarray(dims["ranks"], dtype=float)
     return np.asarray(np.choose(np.asarray(dims["operation"]).astype(int), [each(ranks) for each in of_ranks]))

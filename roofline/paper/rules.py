@@ -89,7 +89,7 @@ def _refuse_what_has_no_rule(graph: OpGraph) -> None:
 def _layers(graph: OpGraph) -> tuple[list[_Layer], list[Op]]:
     """Products with weights: those of each repeated layer, and those after the last of them, in the graph's order."""
     attention = {op.path for op in graph.ops if op.kind == Kind.ATTENTION} | {m.path for m in graph.attention_modules}
-    found: dict[tuple[str, int], _Layer] = defaultdict(_Layer)
+    layers: dict[tuple[str, int], _Layer] = defaultdict(_Layer)
     outside: list[Op] = []
     for op in graph.ops:
         if op.kind != Kind.MATMUL or not any(graph.tensors[a.tensor].role == "weight" for a in op.reads):
@@ -99,11 +99,11 @@ def _layers(graph: OpGraph) -> tuple[list[_Layer], list[Op]]:
             outside.append(op)
             continue
         outside.clear()
-        layer = found[place.prefix, place.layer]
+        layer = layers[place.prefix, place.layer]
         (layer.attention if _within(op.path, attention) else layer.mlp).append(op)
-    if not found or not attention:
+    if not layers or not attention:
         raise _unknown("a model without attention (a state-space model)")
-    return list(found.values()), outside
+    return list(layers.values()), outside
 
 
 def _within(path: str, parents: Iterable[str]) -> bool:

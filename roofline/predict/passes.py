@@ -61,7 +61,7 @@ class PassPrediction(Record):
     ops: tuple[OpPrediction, ...] = ()
     """In the order they run; empty in a sweep."""
     tensor_roles: tuple[Role, ...] = ()
-    """Of each tensor that the operations number; empty where not known: views then guess what is a weight."""
+    """Role of each tensor that the operations number; empty where not known: views then guess what is a weight."""
     count: float
     """Operations."""
     matrix_flops: float
@@ -118,7 +118,7 @@ class Prediction(Record):
     passes: tuple[PassPrediction, ...]
     requests: tuple[RequestPrediction, ...] = ()
     capacity_bytes: float
-    """Of the device's memory."""
+    """Size of the device's memory."""
     largest_batch: int | None = None
     """That fits at the first workload's lengths; 0 if not even one does."""
     largest_context: int | None = None
@@ -186,12 +186,7 @@ def predict_sweep(pieces: Sequence[Piece], workloads: Sequence[Workload], peaks:
             link_bytes=float(swept.link_bytes[i]),
             time_s=known(swept.time_s[i]),
             missing=missing,
-            memory=Footprint(
-                weights=memory.weights[i],
-                kv_cache=memory.kv_cache[i],
-                activations=memory.activations[i],
-                peak=memory.peak[i],
-            ),
+            memory=memory.footprint(i),
             fits=bool(memory.peak[i] <= capacity_bytes(peaks)),
         )
         for i, workload in enumerate(workloads)

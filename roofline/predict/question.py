@@ -1,6 +1,6 @@
 """Answers what is asked of one model on one device: passes, mixed steps, sweeps, requests, and what fits.
 
-Example: ``answer(source, Question(workloads=(workload,)), spec, spec.datasheet, "datasheet").passes[0].time_s``
+Example: ``answer(source, Question(workloads=(workload,)), Device(spec, peaks, "datasheet"), "fused").passes[0].time_s``
 """
 
 from collections.abc import Sequence
@@ -86,12 +86,13 @@ class Question:
     """Graphs and device of the decode steps of requests, where those run elsewhere."""
     speculation: Speculation | None = None
     exact: bool | None = None
-    """Whether each workload is traced; None: where they are few."""
+    """Whether each workload is traced; None: they are traced if they are few."""
 
 
 def answer(source: Source, question: Question, device: Device, form: Form, notes: Sequence[str] = ()) -> Prediction:
-    """Everything that was question. Raises: ValueError where a graph cannot be had or changed as question."""
-    _refuse_fused_laws(device, form)
+    """Everything that is asked. Raises: ValueError where a graph cannot be had or changed as asked."""
+    if device.with_laws and form == "fused":
+        raise ValueError("calibrated laws price what is executed; add --form executed, or use --peaks measured")
     first, cached = _first(question.workloads, 0), _first(question.workloads, 1)
     if question.largest and first is None:
         raise ValueError("the largest that fits is searched from a workload's lengths; ask without --mix")
@@ -99,19 +100,14 @@ def answer(source: Source, question: Question, device: Device, form: Form, notes
     exact = question.exact if question.exact is not None else device.with_laws or len(question.workloads) <= EXACT
     passes: list[PassPrediction] = []
     options: dict[str, str] = {}
-    if exact:
-        for workload in question.workloads:
-            graph = source.whole(workload)
-            passes.append(predict_pass(graph, device.spec, device.peaks, with_laws=device.with_laws))
-            options |= graph.options
-    elif question.workloads:
+    if question.workloads and not exact:
         passes += predict_sweep(work.pieces(question.workloads), question.workloads, device.peaks)
         options |= work.options
-    for parts in question.mixes:
+    for parts in (*([workload] for workload in question.workloads if exact), *question.mixes):
         graph = mix([source.whole(part) for part in parts])
         passes.append(predict_pass(graph, device.spec, device.peaks, parts, with_laws=device.with_laws))
         options |= graph.options
-    requests = tuple(_request(work, question, *one) for one in question.requests)
+    requests = tuple(_request(work, question, *sizes) for sizes in question.requests)
     largest_batch = work.largest_batch(first) if question.largest and first else None
     largest_context = work.largest_context(cached) if question.largest and cached else None
     return Prediction(
@@ -128,12 +124,6 @@ def answer(source: Source, question: Question, device: Device, form: Form, notes
         largest_context=largest_context,
         notes=(*notes, *work.notes),
     )
-
-
-def _refuse_fused_laws(device: Device, form: Form) -> None:
-    """Laws are of kernels as they run."""
-    if device.with_laws and form == "fused":
-        raise ValueError("calibrated laws price what is executed; add --form executed, or use --peaks measured")
 
 
 def _first(workloads: Sequence[Workload], least_context: int) -> Workload | None:
@@ -175,8 +165,8 @@ class _Work:
     def _law_s(self, workload: Workload) -> float:
         """By the laws, of the one graph."""
         graph = self.pieces([workload])[0].graph.at(workload)
-        found = predict_pass(graph, self.device.spec, self._peaks, with_laws=True).time_s
-        return np.nan if found is None else found
+        time_s = predict_pass(graph, self.device.spec, self._peaks, with_laws=True).time_s
+        return np.nan if time_s is None else time_s
 
     def _stretch_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
         if self.device.with_laws:  # smooth in the context: interpolated between as many passes as fit a graph
@@ -194,8 +184,7 @@ class _Work:
         return self._memory(self.pieces([workload])[0], workload)
 
     def _memory(self, piece: Piece, workload: Workload) -> Footprint:
-        found = memory_pieces([Piece(piece.graph, np.array([0]))], [workload])
-        return Footprint(**{name: float(getattr(found, name)[0]) for name in Footprint.model_fields})
+        return memory_pieces([Piece(piece.graph, np.array([0]))], [workload]).footprint(0)
 
     def largest_batch(self, like: Workload) -> int:
         most = max(1, MOST_TOKENS // (like.query_tokens + like.context_tokens))
@@ -218,10 +207,10 @@ class _Work:
             piece = serving[int(np.searchsorted(sizes, size, side="right")) - 1]
             return self._memory(piece, probes[0].model_copy(update={field: size})).peak
 
-        found = largest(needed, self.capacity_bytes, limit)
-        if found == limit:
+        most = largest(needed, self.capacity_bytes, limit)
+        if most == limit:
             self.notes.append(f"the search for the largest {field} ended at {limit}: more may fit")
-        return found
+        return most
 
 
 def _at(like: Workload, context: int) -> Workload:

@@ -27,21 +27,21 @@ class Passes(Protocol):
 
     @property
     def capacity_bytes(self) -> float:
-        """Of the device's memory."""
+        """Size of the device's memory."""
 
     def seconds(self, workload: Workload) -> float:
-        """Of one pass; NaN where a peak that it needs is not known."""
+        """Seconds of one pass; NaN where a peak that it needs is not known."""
 
     def growing_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
         """Seconds of a pass at each of `contexts`, all else as in `like`: shape (contexts,)."""
 
     def memory(self, workload: Workload) -> Footprint:
-        """Of one pass."""
+        """Memory of one pass."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A draft model that proposes tokens; it runs beside the model, where that decodes."""
+    """A draft model that proposes tokens; it runs on the device where the model decodes."""
 
     passes: Passes
     tokens: int

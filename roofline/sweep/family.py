@@ -5,7 +5,10 @@ of the largest workload that was asked for; where the check fails, samples are t
 and at last each workload is traced alone. Samples may come from a model with fewer layers, if its folded graph is that
 of the whole model but for the counts. No trace is made twice.
 
-Example: ``Family("llama-2-7b", trace).cover(workloads)`` → pieces, each with a graph and the workloads it serves
+A file holds either one graph (a run's `graphs/*.json`) or the fitted graphs of every regime that was saved, as
+`predict --save-graph` writes them, executed and fused; with it `source` needs neither torch nor the model.
+
+Example: ``Family(trace).cover(workloads)`` → pieces, each with a graph and the workloads it serves
 """
 
 from collections import defaultdict
@@ -27,6 +30,9 @@ from roofline.workload import Workload
 
 Trace = Callable[[Workload], OpGraph]
 """The folded graph of one workload."""
+
+Form = Literal["fused", "executed"]
+Change = Callable[[OpGraph], OpGraph]
 
 FEW = 3
 """Workloads of a regime that are traced one by one: a fit needs as many traces."""
@@ -51,7 +57,7 @@ class Family:
     """The graphs of one model under one set of options."""
 
     trace: Trace
-    """Of the whole model."""
+    """Traces the whole model."""
     smaller: Callable[[OpGraph], Iterable[Trace]] = lambda whole: ()
     """For a folded graph of the whole model: traces of models with fewer layers that may stand for it."""
     windows: tuple[int, ...] = ()
@@ -89,7 +95,9 @@ class Family:
         why = ""
         for chunk, start in [(1, (0, 0)), *((chunk, (0, 0)) for chunk in chunks), (1, nearest)]:
             try:
-                parts = _by_last_chunk(workloads, index, chunk)
+                parts: dict[bool, list[int]] = defaultdict(list)  # whether the last chunk is full: it needs no padding
+                for i in index:
+                    parts[chunk > 1 and workloads[i].query_tokens % chunk == 0].append(i)
                 return [
                     Piece(self._fitted(regime, [workloads[i] for i in part], chunk, filled, start), np.array(part))
                     for filled, part in parts.items()
@@ -102,10 +110,7 @@ class Family:
             self.notes.append(f"{len(ordered)} workloads traced one by one: {why}")
             return self._alone(workloads, ordered)
         self.notes.append(f"{len(ordered)} workloads of {regime.phase} split at {workloads[ordered[half]].key}: {why}")
-        return [
-            *self._pieces(regime, workloads, ordered[:half]),
-            *self._pieces(regime, workloads, ordered[half:]),
-        ]
+        return self._pieces(regime, workloads, ordered[:half]) + self._pieces(regime, workloads, ordered[half:])
 
     def _fitted(
         self, regime: Regime, some: Sequence[Workload], chunk: int, filled: bool, start: tuple[int, int]
@@ -166,14 +171,6 @@ class Family:
         return self._traced[trace, workload]
 
 
-def _by_last_chunk(workloads: Sequence[Workload], index: Sequence[int], chunk: int) -> dict[bool, list[int]]:
-    """Whether the last chunk of a workload is full, which needs no padding, and the workloads of which that is so."""
-    parts: dict[bool, list[int]] = defaultdict(list)
-    for i in index:
-        parts[chunk > 1 and workloads[i].query_tokens % chunk == 0].append(i)
-    return parts
-
-
 def _tokens(workload: Workload) -> int:
     return workload.context_tokens + workload.query_tokens
 
@@ -213,10 +210,6 @@ def _operands(op: Op) -> tuple[list[int], list[int]]:
     return [access.tensor for access in op.reads], [access.tensor for access in op.writes]
 
 
-Form = Literal["fused", "executed"]
-Change = Callable[[OpGraph], OpGraph]
-
-
 class StoredRegime(Record):
     """The fitted graph of one regime in one form."""
 
@@ -243,13 +236,13 @@ class StoredGraphs(Record):
                 f"the graph file does not describe {workload.key}, on the edge of a sliding window ({windows} tokens); "
                 "ask for a few tokens more, or name the model"
             )
-        found = [s.graph for s in self.regimes if s.form == form and s.regime == regime]
-        if not found:
+        graph = next((s.graph for s in self.regimes if s.form == form and s.regime == regime), None)
+        if graph is None:
             raise ValueError(f"the graph file does not describe {workload.key}; save it again from the model")
-        saved = found[0].template.workload.dtype
+        saved = graph.template.workload.dtype
         if saved != workload.dtype:
             raise ValueError(f"the graph file was saved in {saved}, not in {workload.dtype}; use --dtype {saved}")
-        return found[0].at(workload)
+        return graph.at(workload)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ divided out first and multiplied back. `differs` says whether a trace elsewhere 
 Example: ``fit(samples, PREFILL).amounts(Sweep.of(workloads)).matrix_flops`` → array (workloads, operations)
 """
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +19,7 @@ from roofline.graph.op import Bytes, Op, OpGraph, Routing, Traffic, experts_hit,
 from roofline.record import Record
 from roofline.workload import Workload
 
+Floats = NDArray[np.float64]
 Exponents = tuple[int, int, int, int]
 """Powers of batch, query tokens, context tokens, and chunks of the query."""
 
@@ -27,6 +27,8 @@ TOLERANCE = 1e-9
 """Relative: sizes are whole numbers or binary fractions up to rounding in sums of products."""
 
 CLASSES = tuple(Traffic.model_fields)
+WORK = ("count", "matrix_flops", "vector_flops", "link_bytes", "messages")
+"""Sizes of an operation besides its dimensions and accesses, in the order of `sizes_of`."""
 
 
 class Mismatch(Exception):
@@ -37,9 +39,9 @@ class Mismatch(Exception):
 class Sweep:
     """Workloads as arrays of shape (workloads,)."""
 
-    batch: NDArray[np.float64]
-    query: NDArray[np.float64]
-    context: NDArray[np.float64]
+    batch: Floats
+    query: Floats
+    context: Floats
 
     @classmethod
     def of(cls, workloads: Sequence[Workload]) -> "Sweep":
@@ -57,13 +59,13 @@ class Sweep:
 class Amounts:
     """What each operation has to do in each workload; arrays of shape (workloads, operations)."""
 
-    count: NDArray[np.float64]
-    matrix_flops: NDArray[np.float64]
-    vector_flops: NDArray[np.float64]
-    traffic: dict[str, NDArray[np.float64]]
+    count: Floats
+    matrix_flops: Floats
+    vector_flops: Floats
+    traffic: dict[str, Floats]
     """Bytes by class, as in `Traffic`."""
-    link_bytes: NDArray[np.float64]
-    messages: NDArray[np.float64]
+    link_bytes: Floats
+    messages: Floats
 
 
 class ParametricGraph(Record):
@@ -82,29 +84,28 @@ class ParametricGraph(Record):
     """Workloads whose own traces were found to agree."""
 
     @cached_property
-    def _coefficients(self) -> NDArray[np.float64]:
+    def _coefficients(self) -> Floats:
         return np.array(self.polynomials, dtype=float).T
 
-    def basis(self, sweep: Sweep) -> NDArray[np.float64]:
+    def basis(self, sweep: Sweep) -> Floats:
         """Value of each monomial at each workload: shape (workloads, monomials)."""
         chunks = np.ceil(sweep.query / self.chunk)
         variables = (sweep.batch, sweep.query, sweep.context, chunks)
         columns = []
         for exponents in self.monomials:
             column = np.ones(len(sweep))
-            for variable, power in zip(variables, exponents, strict=True):
-                for _ in range(power):
-                    column = column * variable
+            for factor in (v for v, power in zip(variables, exponents, strict=True) for _ in range(power)):
+                column = column * factor
             columns.append(column)
         return np.stack(columns, axis=1)
 
     @cached_property
-    def storage(self) -> NDArray[np.float64]:
+    def storage(self) -> Floats:
         """Coefficients of each tensor's storage in the device's memory: shape (tensors, monomials)."""
         here = np.array([1 - tensor.on_host for tensor in self.template.tensors])
         return self._coefficients[:, list(self.index[: len(here)])].T * here[:, None]
 
-    def sizes(self, sweep: Sweep) -> NDArray[np.float64]:
+    def sizes(self, sweep: Sweep) -> Floats:
         """Every size of every workload, in the order of `sizes_of`: shape (workloads, sizes).
 
         Unlike there, reads of experts are those hit.
@@ -147,7 +148,7 @@ class ParametricGraph(Record):
 class Columns:
     """The polynomials that pricing needs, gathered by operation, so that a sweep is a few matrix products."""
 
-    table: dict[str, NDArray[np.float64]]
+    table: dict[str, Floats]
     """By field of `Amounts` and class of traffic, shape (monomials, operations); no entry where all are 0."""
     no_polynomial: frozenset[int]
     """Operations with reads that `table` leaves out: in proportion to experts hit, or up to a whole table."""
@@ -157,9 +158,9 @@ class Columns:
         sizes = np.array(graph.polynomials, dtype=float).T[:, list(graph.index)]
         self._shape = len(graph.monomials), len(template.ops)
         self.table = {}
-        self._special: list[tuple[int, NDArray[np.float64], float, Routing | None, NDArray[np.float64] | None]] = []
+        self._special: list[tuple[int, Floats, float, Routing | None, Floats | None]] = []
         for i, (op, place) in enumerate(zip(template.ops, places(template), strict=True)):
-            for offset, name in enumerate(("count", "matrix_flops", "vector_flops", "link_bytes", "messages")):
+            for offset, name in enumerate(WORK):
                 self._add(name, i, sizes[:, place.first + offset])
             routed = routed_reads(op, template)
             for k, access in enumerate(op.reads):
@@ -175,21 +176,20 @@ class Columns:
                 self._add(f"{role}_write", i, sizes[:, place.writes + k])
         self.no_polynomial = frozenset(special[0] for special in self._special)
 
-    def _add(self, name: str, op: int, column: NDArray[np.float64]) -> None:
+    def _add(self, name: str, op: int, column: Floats) -> None:
         if column.any():
             self.table.setdefault(name, np.zeros(self._shape))[:, op] += column
 
-    def amounts(self, basis: NDArray[np.float64], ops: NDArray[np.int64]) -> Amounts:
+    def amounts(self, basis: Floats, ops: NDArray[np.int64]) -> Amounts:
         """What some operations have to do.
 
         Args: the monomials of each workload, shape (workloads, monomials), and the places of the operations.
         """
         shape = len(basis), len(ops)
         at = {int(op): i for i, op in enumerate(ops)}
-        found = {name: basis @ table[:, ops] for name, table in self.table.items()}
-        nothing = np.broadcast_to(np.zeros((1, 1)), shape)
+        sums = {name: basis @ table[:, ops] for name, table in self.table.items()}
         if self._special:
-            weights = found.setdefault("weight_read", np.zeros(shape))
+            weights = sums.setdefault("weight_read", np.zeros(shape))
             for op, column, most, routing, tokens in self._special:
                 if op not in at:
                     continue
@@ -198,13 +198,10 @@ class Columns:
                     hit = experts_hit(routing.experts, routing.per_token, basis @ tokens, routing.skew)
                     amount = amount * hit / routing.experts
                 weights[:, at[op]] += amount
+        nothing = np.broadcast_to(np.zeros((1, 1)), shape)
         return Amounts(
-            count=found["count"],
-            matrix_flops=found.get("matrix_flops", nothing),
-            vector_flops=found.get("vector_flops", nothing),
-            traffic={name: found.get(name, nothing) for name in CLASSES},
-            link_bytes=found.get("link_bytes", nothing),
-            messages=found.get("messages", nothing),
+            **{name: sums.get(name, nothing) for name in WORK},
+            traffic={name: sums.get(name, nothing) for name in CLASSES},
         )
 
 
@@ -232,11 +229,7 @@ def fit(samples: Sequence[OpGraph], monomials: Sequence[Exponents], *, chunk: in
 
     index = tuple(number(column) for column in map(tuple, values.T.tolist()))
     return ParametricGraph(
-        template=template,
-        chunk=chunk,
-        monomials=tuple(monomials),
-        polynomials=tuple(polynomials),
-        index=index,
+        template=template, chunk=chunk, monomials=tuple(monomials), polynomials=tuple(polynomials), index=index
     )
 
 
@@ -244,7 +237,7 @@ def sizes_of(graph: OpGraph) -> list[float]:
     """Every size of a graph in one order; expected weight reads as if every expert were hit."""
     out: list[float] = [tensor.storage_bytes for tensor in graph.tensors]
     for op in graph.ops:
-        out += (op.count, op.matrix_flops, op.vector_flops, op.link_bytes, op.messages, *op.dims.values())
+        out += (*(getattr(op, name) for name in WORK), *op.dims.values())
         routed = routed_reads(op, graph)
         share = op.routing.hit / op.routing.experts if op.routing else 1.0
         out += (_near(a.bytes / share) if i in routed else a.bytes for i, a in enumerate(op.reads))
@@ -268,7 +261,7 @@ class Places:
     """Where the sizes of an operation are in the order of `sizes_of`."""
 
     first: int
-    """Count, matrix FLOPs, vector FLOPs, link bytes, messages, dimensions."""
+    """Where `WORK` starts; the dimensions follow."""
     reads: int
     writes: int
     tokens: int | None
@@ -278,7 +271,7 @@ def places(graph: OpGraph) -> Iterator[Places]:
     """For each operation, where its sizes are."""
     at = len(graph.tensors)
     for op in graph.ops:
-        reads = at + 5 + len(op.dims)
+        reads = at + len(WORK) + len(op.dims)
         writes = reads + len(op.reads)
         end = writes + len(op.writes)
         yield Places(at, reads, writes, end if op.routing is not None else None)
@@ -295,8 +288,7 @@ def _filled(template: OpGraph, values: Iterator[float], workload: Workload) -> O
     tensors = tuple(tensor.model_copy(update={"storage_bytes": size()}) for tensor in template.tensors)
     ops = []
     for op in template.ops:
-        names = ("count", "matrix_flops", "vector_flops", "link_bytes", "messages")
-        update: dict[str, object] = {name: size() for name in names}
+        update: dict[str, object] = {name: size() for name in WORK}
         update["dims"] = {name: round(size()) for name in op.dims}
         update["reads"] = tuple(a.model_copy(update={"bytes": size()}) for a in op.reads)
         update["writes"] = tuple(a.model_copy(update={"bytes": size()}) for a in op.writes)
@@ -341,8 +333,7 @@ def _inverse(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
             raise Mismatch(f"{size} samples do not determine {len(matrix[0])} monomials")
         rows[i], rows[pivot] = rows[pivot], rows[i]
         rows[i] = [value / rows[i][i] for value in rows[i]]
-        for k, j in itertools.product(range(size), [i]):
-            if k != j and rows[k][j]:
-                factor = rows[k][j]
-                rows[k] = [a - factor * b for a, b in zip(rows[k], rows[j], strict=True)]
+        for k in range(size):
+            if k != i and (factor := rows[k][i]):
+                rows[k] = [a - factor * b for a, b in zip(rows[k], rows[i], strict=True)]
     return [row[size:] for row in rows]

@@ -1,27 +1,30 @@
 """Prices thousands of workloads at once: a parametric graph at a device's peaks, by array arithmetic.
 
-With several memory levels each workload's own reuse distances decide (`in_situ`): tens of microseconds a workload
-instead of one.
+With several memory levels each workload's own reuse distances decide which level serves which bytes (`in_situ`): tens
+of microseconds a workload instead of one.
 
 Example: ``price_sweep(graph, Sweep.of(workloads), spec.datasheet).time_s`` → seconds of a pass, shape (workloads,)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from roofline.caches import Touches, level_bytes
-from roofline.graph.memory import Liveness
-from roofline.graph.op import Role, Traffic
+from roofline.graph.memory import Footprint, Liveness
+from roofline.graph.op import Op, Role, Traffic
 from roofline.hardware.spec import Peaks
-from roofline.price import Overlaps, Rates, roofs
+from roofline.price import Floats, Overlaps, Rates, roofs
 from roofline.sweep.family import Piece
 from roofline.sweep.polynomial import CLASSES, Amounts, ParametricGraph, Sweep, places
 from roofline.workload import Workload
 
-Floats = NDArray[np.float64]
+AT_ONCE = 256
+"""Workloads whose operands are followed together: more need more memory and are no faster."""
+
+_TOTALS = ("matrix_flops", "vector_flops", "link_bytes", *CLASSES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,40 +58,59 @@ class Memory:
     activations: Floats
     peak: Floats
 
+    def footprint(self, workload: int) -> Footprint:
+        """Memory of one workload."""
+        return Footprint(**{name: float(getattr(self, name)[workload]) for name in Footprint.model_fields})
+
+
+def price_pieces(pieces: Sequence[Piece], workloads: Sequence[Workload], peaks: Peaks) -> Swept:
+    """Totals of every workload, each by the piece that serves it."""
+    return Swept(**_by_piece(Swept, pieces, workloads, lambda graph, sweep: price_sweep(graph, sweep, peaks)))
+
+
+def memory_pieces(pieces: Sequence[Piece], workloads: Sequence[Workload]) -> Memory:
+    """Memory of every workload, each by the piece that serves it."""
+    return Memory(**_by_piece(Memory, pieces, workloads, memory_sweep))
+
+
+def _by_piece(
+    record: type[Swept] | type[Memory],
+    pieces: Sequence[Piece],
+    workloads: Sequence[Workload],
+    of: Callable[[ParametricGraph, Sweep], Swept | Memory],
+) -> dict[str, Floats]:
+    """The arrays of a record in the order of the workloads; NaN for a workload that no piece serves."""
+    whole = Sweep.of(workloads)
+    out = {field.name: np.full(len(workloads), np.nan) for field in fields(record)}
+    for piece in pieces:
+        part = of(piece.graph, whole.take(piece.index))
+        for name, values in out.items():
+            values[piece.index] = getattr(part, name)
+    return out
+
 
 def price_sweep(graph: ParametricGraph, sweep: Sweep, peaks: Peaks) -> Swept:
     """Totals of every workload of `sweep`, which the graph must describe."""
     basis = graph.basis(sweep)
     summed = Summed.of(graph, peaks)
-    found = graph.columns.amounts(basis, summed.others)
-    count = found.count
+    amounts = graph.columns.amounts(basis, summed.others)
     if len(peaks.levels) == 1:
-        time_s = summed.time_s(basis) + _total(_each_time_s(graph, summed.others, found, peaks), count)
+        ops = [graph.template.ops[i] for i in summed.others]
+        moved = sum(amounts.traffic.values(), np.zeros(()))[..., None]
+        time_s = summed.time_s(basis) + _pass_s(ops, amounts, moved, peaks)
     else:
-        everything = graph.amounts(sweep)
-        found_roofs = roofs(
-            Rates.of(graph.template.ops, peaks),
-            everything.matrix_flops,
-            everything.vector_flops,
-            in_situ(graph, sweep, peaks),
-            everything.link_bytes,
-            everything.messages,
-        )
-        each = Overlaps.of(graph.template.ops).time_s(found_roofs, everything.count)
-        time_s = _total(each, everything.count)
-    amounts = {"matrix_flops": found.matrix_flops, "vector_flops": found.vector_flops, "link_bytes": found.link_bytes}
-    totals = {name: _total(amount, count) for name, amount in (amounts | found.traffic).items()}
-    totals["count"] = count.sum(axis=1)
+        time_s = _pass_s(graph.template.ops, graph.amounts(sweep), in_situ(graph, sweep, peaks), peaks)
+    named = amounts.traffic | {name: getattr(amounts, name) for name in ("matrix_flops", "vector_flops", "link_bytes")}
+    totals = {name: _total(amount, amounts.count) for name, amount in named.items()}
+    totals["count"] = amounts.count.sum(axis=1)
     return Swept(time_s=time_s, **{name: basis @ summed.totals[name] + amount for name, amount in totals.items()})
 
 
-def _each_time_s(graph: ParametricGraph, ops: NDArray[np.int64], found: Amounts, peaks: Peaks) -> Floats:
-    """Seconds of one execution of some operations, shape (workloads, operations)."""
-    here = [graph.template.ops[i] for i in ops]
-    rates = Rates.of(here, peaks)
-    moved = sum(found.traffic.values(), np.zeros(()))
-    each = roofs(rates, found.matrix_flops, found.vector_flops, moved[..., None], found.link_bytes, found.messages)
-    return Overlaps.of(here).time_s(each, found.count)
+def _pass_s(ops: Sequence[Op], amounts: Amounts, level_bytes: Floats, peaks: Peaks) -> Floats:
+    """Seconds of all executions of some operations: shape (workloads,)."""
+    work = amounts.matrix_flops, amounts.vector_flops, level_bytes, amounts.link_bytes, amounts.messages
+    each_s = Overlaps.of(ops).time_s(roofs(Rates.of(ops, peaks), *work), amounts.count)
+    return _total(each_s, amounts.count)
 
 
 def _total(each: Floats, count: Floats) -> Floats:
@@ -100,12 +122,13 @@ class Summed:
     """Operations whose amounts and roofs are polynomials, summed before any workload is looked at.
 
     An operation one of whose roofs is, coefficient by coefficient, no lower than the others is a polynomial itself,
-    as monomials are never negative; such operations are one. Of the others equal ones are one.
+    as monomials are never negative; all such operations are added to one polynomial. Equal ones among the others are
+    added as well.
     """
 
     others: NDArray[np.int64]
     """Places of the operations that are left: without such polynomials, or without a peak that they need, or in a
-    layer with transfers beside all of its operations."""
+    layer with transfers that overlap with all of its operations."""
     totals: dict[str, Floats]
     """Coefficients of each total of `Swept` but the time, shape (monomials,)."""
     one_roof: Floats
@@ -116,10 +139,10 @@ class Summed:
     @classmethod
     def of(cls, graph: ParametricGraph, peaks: Peaks) -> "Summed":
         columns, shape = graph.columns, (len(graph.monomials), len(graph.template.ops))
-        constant = graph.monomials.index((0, 0, 0, 0)) if (0, 0, 0, 0) in graph.monomials else None
+        constant = [i for i, exponents in enumerate(graph.monomials) if exponents == (0, 0, 0, 0)]
         work = {name: columns.table.get(name, np.zeros(shape)) for name in (*_TOTALS, "messages", "count")}
         seconds = _roof_polynomials(graph, work, peaks)
-        varies = np.delete(work["count"], [] if constant is None else [constant], axis=0).any(axis=0)
+        varies = np.delete(work["count"], constant, axis=0).any(axis=0)
         special = np.isin(np.arange(shape[1]), list(columns.no_polynomial))
         left = varies | np.isnan(seconds).any(axis=(0, 1)) | special | Overlaps.of(graph.template.ops).members(shape[1])
         here = np.flatnonzero(~left)
@@ -151,9 +174,6 @@ class Summed:
         return time_s
 
 
-_TOTALS = ("matrix_flops", "vector_flops", "link_bytes", *CLASSES)
-
-
 def _roof_polynomials(graph: ParametricGraph, work: Mapping[str, Floats], peaks: Peaks) -> Floats:
     """Seconds of one execution at each roof, shape (roofs, monomials, operations); NaN without a needed peak."""
     rates = Rates.of(graph.template.ops, peaks)
@@ -171,7 +191,7 @@ def _roof_polynomials(graph: ParametricGraph, work: Mapping[str, Floats], peaks:
 
 
 def _highest(polynomials: Floats) -> Floats:
-    """Of the roofs of one operation, shape (roofs, monomials), those that can be the highest; at least one."""
+    """The roofs of one operation, shape (roofs, monomials), that can be the highest; at least one."""
     kept: list[Floats] = []
     for roof in polynomials:
         if not any((other >= roof).all() for other in kept):
@@ -179,53 +199,23 @@ def _highest(polynomials: Floats) -> Floats:
     return np.array(kept)
 
 
-def price_pieces(pieces: Sequence[Piece], workloads: Sequence[Workload], peaks: Peaks) -> Swept:
-    """Totals of every workload, each by the piece that serves it."""
-    whole = Sweep.of(workloads)
-    out = {field.name: np.full(len(workloads), np.nan) for field in fields(Swept)}
-    for piece in pieces:
-        part = price_sweep(piece.graph, whole.take(piece.index), peaks)
-        for name, values in out.items():
-            values[piece.index] = getattr(part, name)
-    return Swept(**out)
-
-
 def memory_sweep(graph: ParametricGraph, sweep: Sweep) -> Memory:
     """Memory of every workload of `sweep`: `footprint` with polynomials for sizes."""
-    live = Liveness.of(graph.template)
-    sizes = graph.storage
-    listed = sweep_values(graph, sweep, (live.weights @ sizes)[None])[:, 0]
-    weights = listed if graph.template.weight_bytes is None else np.full(len(sweep), float(graph.template.weight_bytes))
-    cache = sweep_values(graph, sweep, (live.cache @ sizes)[None])[:, 0]
-    activations = sweep_values(graph, sweep, np.unique(live.activations(sizes), axis=0)).max(axis=1, initial=0)
-    held = sweep_values(graph, sweep, np.unique(live.held(sizes), axis=0)).max(axis=1, initial=0)
+    live, basis, sizes = Liveness.of(graph.template), graph.basis(sweep), graph.storage
+    listed, cache = ((basis @ (times @ sizes)[None].T)[:, 0] for times in (live.weights, live.cache))
+    whole = graph.template.weight_bytes
+    weights = listed if whole is None else np.full(len(sweep), float(whole))
+    activations, held = (
+        (basis @ np.unique(moments, axis=0).T).max(axis=1, initial=0)
+        for moments in (live.activations(sizes), live.held(sizes))
+    )
     return Memory(weights, cache, activations, np.maximum(held, listed + cache) + weights - listed)
-
-
-def memory_pieces(pieces: Sequence[Piece], workloads: Sequence[Workload]) -> Memory:
-    """Memory of every workload, each by the piece that serves it."""
-    whole = Sweep.of(workloads)
-    out = {field.name: np.full(len(workloads), np.nan) for field in fields(Memory)}
-    for piece in pieces:
-        part = memory_sweep(piece.graph, whole.take(piece.index))
-        for name, values in out.items():
-            values[piece.index] = getattr(part, name)
-    return Memory(**out)
-
-
-def sweep_values(graph: ParametricGraph, sweep: Sweep, polynomials: Floats) -> Floats:
-    """Polynomials of a graph, shape (n, monomials), at every workload: shape (workloads, n)."""
-    return graph.basis(sweep) @ polynomials.T
-
-
-AT_ONCE = 256
-"""Workloads that are followed together: more need more memory and are no faster."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Access:
     tensor: int
-    bytes: NDArray[np.float64]
+    bytes: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,28 +227,26 @@ class _Step:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    storage_bytes: NDArray[np.float64]
+    storage_bytes: Floats
     role: Role
 
 
-def in_situ(graph: ParametricGraph, sweep: Sweep, peaks: Peaks) -> NDArray[np.float64]:
-    """Bytes of one execution of each operation that each level serves: shape (workloads, operations, levels)."""
-    blocks = [
-        _followed(graph, sweep.take(index), peaks)
-        for start in range(0, len(sweep), AT_ONCE)
-        for index in _blocks(graph, sweep, np.arange(start, min(start + AT_ONCE, len(sweep))))
-    ]
+def in_situ(graph: ParametricGraph, sweep: Sweep, peaks: Peaks) -> Floats:
+    """Bytes of one execution of each operation that each level serves: shape (workloads, operations, levels).
+
+    Loops whose length differs from workload to workload hide different numbers of bytes, so their graphs are followed
+    one workload at a time.
+    """
+    blocks: list[Floats] = []
+    for start in range(0, len(sweep), AT_ONCE):
+        index = np.arange(start, min(start + AT_ONCE, len(sweep)))
+        counts = graph.sizes(sweep.take(index))[:, [place.first for place in places(graph.template)]]
+        together = [index] if (counts == counts[0]).all() else [index[i : i + 1] for i in range(len(index))]
+        blocks += [_followed(graph, sweep.take(part), peaks) for part in together]
     return np.concatenate(blocks) if blocks else np.zeros((0, len(graph.template.ops), len(peaks.levels)))
 
 
-def _blocks(graph: ParametricGraph, sweep: Sweep, index: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Workloads that can be followed together: all, if loops are as long in each."""
-    sizes = graph.sizes(sweep.take(index))
-    counts = sizes[:, [place.first for place in places(graph.template)]]
-    return [index] if (counts == counts[0]).all() else [index[i : i + 1] for i in range(len(index))]
-
-
-def _followed(graph: ParametricGraph, sweep: Sweep, peaks: Peaks) -> NDArray[np.float64]:
+def _followed(graph: ParametricGraph, sweep: Sweep, peaks: Peaks) -> Floats:
     values = graph.sizes(sweep)
     tensors = [_Tensor(values[:, i], tensor.role) for i, tensor in enumerate(graph.template.tensors)]
     steps = [

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from profiler.microbench.characterise import characterise, make_plan
 from profiler.microbench.memory import OPERAND_BYTES
+from profiler.microbench.processes import characterise, make_plan
 from profiler.record.hardware_table import HardwareLog
 
 SETTLING, ROUNDS, ITERATIONS = 2, 9, 20

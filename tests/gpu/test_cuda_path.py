@@ -20,9 +20,9 @@ from transformers import LlamaConfig, PretrainedConfig
 
 from profiler.attribution.spans import passes
 from profiler.environment import collect, findings
+from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
-from profiler.models.weights import build, build_meta
 from profiler.record.run import Cell, CellResult
 from profiler.timing.cell import Loaded, measure_cell
 from profiler.timing.clock import CudaClock

@@ -8,9 +8,9 @@ import torch
 from tiny import TINY, tiny
 from transformers import LlamaConfig, PretrainedConfig
 
+from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
-from profiler.models.weights import build, build_meta
 from profiler.record.run import Cell, CellResult, Mode
 from profiler.timing.cell import Loaded, measure_cell
 from profiler.timing.replayed import ReplayRunner

@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from profiler.attribution.align import differences
 from profiler.attribution.spans import PASS, executed, passes, touches_data
 from profiler.attribution.timeline import HostEvent, read_timeline
-from profiler.models.annotate import PREFIX, entered
+from profiler.models.trace import PREFIX, entered
 
 
 def event(name: str, start: float, end: float, tid: int = 1) -> HostEvent:

@@ -18,7 +18,7 @@ from waiting import LAST_RESORT_S, until
 from calibrate.kernels import choose as kernel_shapes
 from calibrate.passes.pass_report import TERMS
 from calibrate.passes.reports import sound
-from profiler import job
+from profiler.cli import measuring
 from profiler.cli.app import main
 from profiler.microbench import eager, probe_kernels, probe_table
 from profiler.record.folder import RunFolder
@@ -207,7 +207,7 @@ def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
     monkeypatch.setattr(kernel_shapes, "POINTS", dict.fromkeys(kernel_shapes.POINTS, 6))
     monkeypatch.setattr(eager, "SIZES", ((1 / 1024, 2), (1 / 512, 2)))
     monkeypatch.setattr(probe_kernels, "STREAMING", {"aten::mul": probe_kernels.STREAMING["aten::mul"]})
-    monkeypatch.setattr(job, "DEVICE_S", 3.0)
+    monkeypatch.setattr(measuring, "DEVICE_S", 3.0)
     quick = [one for one in QUICK if one not in ("--no-calibrate", "--quick")]
     assert main(["run", str(model), *quick, "--out", str(tmp_path), "--json"]) in (0, 3, 4)
     document = json.loads(capsys.readouterr().out)
@@ -272,7 +272,7 @@ def test_what_cannot_be_calibrated_is_said_and_the_models_are_measured(
 
     monkeypatch.setattr(probe_table, "measure_eager", fails)
     monkeypatch.setattr(probe_table, "measure_probe", fails)
-    monkeypatch.setattr(job, "DEVICE_S", 3.0)
+    monkeypatch.setattr(measuring, "DEVICE_S", 3.0)
     quick = [one for one in QUICK if one not in ("--no-calibrate", "float32")]
     for dtype, key, says in (("float64", "calibrated", "no laws in float64"), ("float32", "eager.float32", "no such")):
         spec = first.spec if dtype == "float32" else []  # the first run knows nothing of the other type

@@ -1,12 +1,13 @@
 """How long the trace says tensors are held, against what real forward passes allocate."""
 
 import pytest
+from each import each
 from memory_oracle import FAMILIES, allocated, model_of, predicted, storages
 
+from profiler.models.build import build_meta
 from profiler.models.catalogue import config_of
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
-from profiler.models.weights import build_meta
 from roofline.graph.memory import footprint
 from roofline.graph.op import OpGraph
 from roofline.workload import Workload
@@ -31,20 +32,20 @@ def check(name: str, what: Workload, attn: str, cache: str = "dynamic") -> None:
         assert all(first <= i <= last for first, last in held)
 
 
-@pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@each("phase", PHASES)
+@each("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "mamba"])
 def test_memory_of_a_pass_is_what_torch_allocates(name: str, attn: str, phase: str) -> None:
     check(name, workload(phase), attn)
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@each("phase", PHASES)
 def test_memory_of_a_state_space_model_is_what_torch_allocates(phase: str) -> None:
     check("mamba", workload(phase), "default")
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@each("attn", ["sdpa", "eager"])
+@each("phase", ["prefill", "decode"])
 def test_a_static_cache_is_held_whole_and_not_copied(phase: str, attn: str) -> None:
     check("llama", workload(phase), attn, cache="static")
 

@@ -248,6 +248,8 @@ def test_kill_9_keeps_what_was_measured_and_frees_the_lock(
         from profiler.record.run import CellResult, Run
         from profiler.record.folder import RunFolder
         from roofline.graph.op import OpGraph
+        from profiler.record.folder import RunFolder
+        from roofline.graph.op import OpGraph
         base = Path(sys.argv[1])
         result = CellResult.model_validate_json((base / "result").read_text())
         folder = RunFolder.create(base, Run.model_validate_json((base / "run").read_text()))

@@ -9,8 +9,8 @@ import torch
 from tiny import layered
 from torch import nn
 
+from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
-from profiler.models.weights import build, build_meta
 from profiler.record.run import Cell, CellResult, InvalidMeasurement
 from profiler.timing.cell import Loaded, measure_cell
 from roofline.graph.op import Kind, OpGraph

@@ -9,9 +9,9 @@ import torch
 from tiny import tiny
 
 from profiler.attribution.align import SequenceMismatch
+from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
-from profiler.models.weights import build, build_meta
 from profiler.record.run import Cell, InvalidMeasurement
 from profiler.timing.cell import Loaded, measure_cell
 from profiler.timing.passes import ROUNDS, rounds

@@ -12,9 +12,9 @@ from tiny import tiny
 from profiler.attribution.replay import GraphMismatch
 from profiler.attribution.spans import passes
 from profiler.attribution.timeline import DeviceEvent, Launch, Timeline
+from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
-from profiler.models.weights import build, build_meta
 from profiler.record.run import InvalidMeasurement
 from profiler.timing import replayed
 from profiler.timing.graph_clock import NotCapturable

@@ -10,9 +10,9 @@ from tiny import tiny
 from profiler.attribution.align import SequenceMismatch, only_found
 from profiler.attribution.spans import PASS, executed, passes
 from profiler.attribution.timeline import HostEvent, Timeline, read_timeline
+from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
-from profiler.models.weights import build, build_meta
 from profiler.record.run import InvalidMeasurement
 from profiler.timing.passes import ROUNDS, rounds
 from profiler.timing.samples import Sample, collect, sample

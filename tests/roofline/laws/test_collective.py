@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from law_checks import FACTS, columns, one_by_one, price, recovered
 
-from profiler.microbench.busbw import factor
+from roofline.laws.bus_bandwidth import factor
 from roofline.laws.collective import Collective
 from roofline.laws.work import OPERATIONS, sent_bytes
 
