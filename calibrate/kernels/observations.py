@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from profiler.record.kernel_table import DIMS, Kernels
-from roofline.laws.kinds import kind_of
+from roofline.laws.kinds import KINDS
 from roofline.laws.law import Floats
 
 ALTERNATIVES = ("kind", "dtype", "op", "distribution", "framework", "version", *DIMS)
@@ -76,8 +76,9 @@ def observations(kernels: Kernels) -> dict[tuple[str, str], Observations]:
         rows = rows[_fastest({name: column[rows] for name, column in columns.items()})]
         sizes = {name: columns[name][rows] for name in DIMS}
         dims = {name: column for name, column in sizes.items() if np.isfinite(column).all()}
-        if (category := _category(kind)) is not None:
-            name, places = category
+        row = KINDS.get(kind)  # None: a kind without a law is kept, and said not to be calibrated
+        if row is not None and row.category is not None:
+            name, places = row.category
             dims[name] = _coded(columns["op"][rows], kind, places)
         tables[kind, dtype] = Observations(
             kind, dtype, dims, columns["time_s"][rows], columns["group"][rows].astype(np.str_)
@@ -99,14 +100,6 @@ def _coded(ops: np.ndarray, kind: str, places: tuple[str, ...]) -> np.ndarray:
     if unknown := sorted(set(ops) - set(places)):
         raise ValueError(f"{kind} {unknown[0]!r} is none of {', '.join(places)}")
     return np.array([places.index(op) for op in ops], dtype=float)
-
-
-def _category(kind: str) -> tuple[str, tuple[str, ...]] | None:
-    """None also for a kind without a law: it is kept, and said not to be calibrated."""
-    try:
-        return kind_of(kind).category
-    except ValueError:
-        return None
 
 
 def halves(observations: Observations, seed: int) -> tuple[Observations, Observations]:

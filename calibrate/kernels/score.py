@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.kernels.choose import design
-from calibrate.kernels.correct import train_on
+from calibrate.kernels.correct import FOLDS, train_on
 from calibrate.kernels.fit import fit
 from calibrate.kernels.observations import Observations, halves, joined, observations
 from profiler.record.folder import RunFolder
@@ -35,7 +35,7 @@ from roofline.laws.work import Work, datasheet_s
 MOST_POINTS = 1000
 """Points that a fit is given at most: a correction's time grows with their cube. With 2,000, four kinds took 47 s of
 CPU, and intervals covered 84 to 87 % of one split of the public tables."""
-FOLDS = 3
+FEW_FOLDS = 3
 """Folds of groups where a run fits some hundred laws while its user waits."""
 FEWEST = 6
 """Kernels from which a law of a run's own device is fitted."""
@@ -187,15 +187,15 @@ def calibrate_kind(
     if budget < constants:
         have = f"{budget} {'row' if budget == len(seen) else 'point'}{'' if budget == 1 else 's'}"
         raise ValueError(f"{named}: its law has {constants} constants, and {have} cannot determine them")
-    chosen = seen.take(design(law, seen.dims, facts, arithmetic, budget, seed, seen.group))
-    fitted = _fitted(chosen, facts, seed)
+    designed = seen.take(design(law, seen.dims, facts, arithmetic, budget, seed, seen.group))
+    fitted = _fitted(designed, facts, seed)
     predicted, interval = fitted.time_s(scored.dims, facts), fitted.interval(scored.dims, facts)
     least = work_of(scored.kind, scored.dims, scored.dtype)
     return Calibrated(
         law=fitted,
         scores=scores(predicted, scored.time_s, interval),
         datasheet=scores(datasheet_s(least, facts, arithmetic), scored.time_s),
-        four_constant=_four_constant(chosen, least, scored, facts, seed),
+        four_constant=_four_constant(designed, least, scored, facts, seed),
         regions=by_region(predicted, scored.time_s, regions_of(scored, facts.cache_bytes), interval),
         noise=repeat_noise(scored),
     )
@@ -211,16 +211,14 @@ def fit_measured(tables: Mapping[tuple[str, str], Observations], facts: Facts, s
         if kind.startswith(OPERATOR):
             pools.setdefault((kind_of(kind).name, dtype), []).append(table)
     pooled = {key: joined(key[0], parts) for key, parts in pools.items()}
-    return [_fitted(table, facts, seed, FOLDS) for table in {**tables, **pooled}.values() if len(table) >= FEWEST]
+    return [_fitted(table, facts, seed, FEW_FOLDS) for table in {**tables, **pooled}.values() if len(table) >= FEWEST]
 
 
-def _fitted(seen: Observations, facts: Facts, seed: int, folds: int | None = None) -> FittedLaw:
+def _fitted(seen: Observations, facts: Facts, seed: int, folds: int = FOLDS) -> FittedLaw:
     """The law of a table's kind and dtype, fitted to all its rows."""
     law, arithmetic = law_for(seen.kind, seen.dtype, facts)
-    options = {} if folds is None else {"folds": folds}
-    return train_on(law, replace(seen, dtype=arithmetic), facts, seed, **options).model_copy(
-        update={"dtype": seen.dtype}
-    )
+    fitted = train_on(law, replace(seen, dtype=arithmetic), facts, seed, folds)
+    return fitted.model_copy(update={"dtype": seen.dtype})
 
 
 def stored_laws(laws: Sequence[FittedLaw], provenance: Provenance) -> tuple[FittedLaw, ...]:
@@ -228,10 +226,10 @@ def stored_laws(laws: Sequence[FittedLaw], provenance: Provenance) -> tuple[Fitt
     return tuple(law.model_copy(update={"provenance": provenance}) for law in laws)
 
 
-def _four_constant(chosen: Observations, least: Work, scored: Observations, facts: Facts, seed: int) -> Score:
+def _four_constant(designed: Observations, least: Work, scored: Observations, facts: Facts, seed: int) -> Score:
     """Score of the four-constant roofline fitted to the points of the law; `least`, work of the scored kernels."""
-    law, (_, arithmetic) = FourConstant(chosen.kind), law_for(chosen.kind, chosen.dtype, facts)
-    points = replace(chosen, dtype=arithmetic, dims=_roofs(work_of(chosen.kind, chosen.dims, chosen.dtype)))
+    law, (_, arithmetic) = FourConstant(designed.kind), law_for(designed.kind, designed.dtype, facts)
+    points = replace(designed, dtype=arithmetic, dims=_roofs(work_of(designed.kind, designed.dims, designed.dtype)))
     values = fit(law, points, facts, seed).values
     return scores(law.time_s(_roofs(least), facts, arithmetic, values), scored.time_s)
 

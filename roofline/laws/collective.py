@@ -15,22 +15,14 @@ Example: ``Collective().time_s({"bytes": s, "ranks": n, "operation": o}, facts, 
 `roofline.laws.work.OPERATIONS`.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
+from roofline.laws.bus_bandwidth import RINGS
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 from roofline.laws.work import by_operation, sent_bytes
 
-STEPS: tuple[Callable[[Floats], Floats], ...] = (
-    lambda n: 2 * (n - 1),
-    lambda n: n - 1,
-    lambda n: n - 1,
-    lambda n: np.ones_like(n),
-    lambda n: n - 1,
-    lambda n: np.ones_like(n),
-)
-"""Messages one after another, by operation."""
+STEPS = [ring.messages if name != "all_to_all" else lambda n: 1 for name, ring in RINGS.items()]
+"""Messages one after another, by operation: those of a ring, and 1 where every pair talks at once."""
 
 SHARPNESS = 6.0
 """How sharply the library switches between its protocols: held, since no table tried could tell."""
