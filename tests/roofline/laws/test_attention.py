@@ -1,6 +1,7 @@
 """Attention laws: how they cut work into pieces, what physics says of them, and that a fit finds constants again."""
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pytest
@@ -52,20 +53,12 @@ def test_constants_are_few_and_apart(case: Case) -> None:
     assert len(names) == len(set(names)) <= 15
 
 
-@pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_time_grows_with_batch(case: Case, heads: tuple[int, int], head_dim: int) -> None:
-    batch = 2.0 ** np.arange(9)
-    time_s = case.time_s(batch=batch, heads=heads[0], kv_heads=heads[1], head_dim=head_dim)
-    assert (np.diff(time_s) > -0.02 * time_s[:-1]).all()
-    assert time_s[-1] > 2 * time_s[0]
-
-
-@pytest.mark.parametrize("heads", HEADS)
-def test_time_grows_with_length(case: Case, heads: tuple[int, int]) -> None:
-    time_s = case.time_s(heads=heads[0], kv_heads=heads[1], **{case.length: 2.0 ** np.arange(4, 18)})
-    assert (np.diff(time_s) > -0.02 * time_s[:-1]).all()
-    assert time_s[-1] > 2 * time_s[0]
+def test_time_grows_with_batch_and_with_length(case: Case) -> None:
+    for (heads, kv_heads), head_dim in product(HEADS, (64, 128, 256)):
+        for size, values in (("batch", 2.0 ** np.arange(9)), (case.length, 2.0 ** np.arange(4, 18))):
+            time_s = case.time_s(heads=heads, kv_heads=kv_heads, **{"head_dim": head_dim, size: values})
+            assert (np.diff(time_s) > -0.02 * time_s[:-1]).all(), (size, heads, kv_heads, head_dim)
+            assert time_s[-1] > 2 * time_s[0], (size, heads, kv_heads, head_dim)
 
 
 def test_more_heads_are_never_faster(case: Case) -> None:
@@ -201,45 +194,38 @@ def time_s(law: Law, dims: Dims, facts: Facts, **instead: float) -> Floats:
     return law.time_s(dims, facts, "bfloat16", values)
 
 
-@pytest.mark.parametrize(
-    ("law", "size"),
-    [(PREFILL, size) for size in ("batch", "query", "context", "kv_heads")]
-    + [(DECODE, size) for size in ("batch", "kv", "kv_heads")],
-)
-def test_more_is_never_faster_by_more_than_a_change_of_kernel(law: Law, size: str, facts: Facts) -> None:
-    dims = sizes(law)
-    more = dims | {size: 2 * dims[size] + (size == "context")}
-    if size == "kv_heads":
-        more["heads"] = 2 * dims["heads"]
-    assert (time_s(law, more, facts) > (1 - QUANTUM) * time_s(law, dims, facts)).all()
+def test_more_is_never_faster_by_more_than_a_change_of_kernel(facts: Facts) -> None:
+    """Twice of a size, and one more."""
+    for law, names in ((PREFILL, ("batch", "query", "context", "kv_heads")), (DECODE, ("batch", "kv", "kv_heads"))):
+        dims, others = sizes(law), sizes(law, seed=1)
+        for size in names:
+            more = dims | {size: 2 * dims[size] + (size == "context")}
+            if size == "kv_heads":
+                more["heads"] = 2 * dims["heads"]
+            assert (time_s(law, more, facts) > (1 - QUANTUM) * time_s(law, dims, facts)).all(), (law.name, size)
+            if size in ("batch", "query", "kv"):
+                one_more = time_s(law, others | {size: others[size] + 1}, facts)
+                assert (one_more > (1 - QUANTUM) * time_s(law, others, facts)).all(), (law.name, size)
 
 
-@pytest.mark.parametrize(("law", "size"), [(PREFILL, "batch"), (PREFILL, "query"), (DECODE, "batch"), (DECODE, "kv")])
-def test_one_more_is_never_faster_by_more_than_a_change_of_kernel(law: Law, size: str, facts: Facts) -> None:
-    dims = sizes(law, seed=1)
-    assert (time_s(law, dims | {size: dims[size] + 1}, facts) > (1 - QUANTUM) * time_s(law, dims, facts)).all()
-
-
-@pytest.mark.parametrize("values", [{}, {"packed": 0.0}, {"packed": 1.0}])
-def test_prefill_is_never_faster_than_its_products_at_the_datasheets_peak(
-    values: dict[str, float], facts: Facts
-) -> None:
+def test_prefill_is_never_faster_than_its_products_at_the_datasheets_peak(facts: Facts) -> None:
     dims = sizes(PREFILL)
     peak = facts.matrix_flops_per_s["bfloat16"]
     pairs = dims["query"] * (dims["context"] + (dims["query"] + 1) / 2)
     least = dims["batch"] * dims["heads"] * pairs * 4 * dims["head_dim"] / peak
-    found = time_s(PREFILL, dims, facts, **{"rate": peak, "narrow": 1.0, **values})
-    assert (found >= least).all()
+    for values in ({}, {"packed": 0.0}, {"packed": 1.0}):
+        found = time_s(PREFILL, dims, facts, **{"rate": peak, "narrow": 1.0, **values})
+        assert (found >= least).all(), values
 
 
-@pytest.mark.parametrize("regroup", [1e-8, 1e-5])
-def test_decode_is_never_faster_than_main_memory_once_the_cache_is_outgrown(regroup: float, facts: Facts) -> None:
+def test_decode_is_never_faster_than_main_memory_once_the_cache_is_outgrown(facts: Facts) -> None:
     dims = sizes(DECODE)
     moved = dims["batch"] * dims["kv_heads"] * dims["kv"] * dims["head_dim"] * 2 * dims["kv_bytes"]
-    found = time_s(DECODE, dims, facts, memory=facts.bandwidth_bytes_per_s, regroup=regroup)
     large = moved > 2 * facts.cache_bytes
     assert large.sum() > COUNT / 20
-    assert (found >= 0.999 * moved / facts.bandwidth_bytes_per_s)[large].all()
+    for regroup in (1e-8, 1e-5):
+        found = time_s(DECODE, dims, facts, memory=facts.bandwidth_bytes_per_s, regroup=regroup)
+        assert (found >= 0.999 * moved / facts.bandwidth_bytes_per_s)[large].all(), regroup
 
 
 @pytest.mark.parametrize("law", [PREFILL, DECODE])
