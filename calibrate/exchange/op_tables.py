@@ -149,7 +149,7 @@ def kept(table: Mapping[str, NDArray[np.int64]], rows: NDArray[np.bool_]) -> Col
     return {name: column[rows] for name, column in table.items()}
 
 
-def attention_shapes(batches: Sequence[int], lengths: Sequence[int], capacity_bytes: float, kv_bytes: int) -> Columns:
+def attention_shapes(batches: Sequence[int], lengths: Sequence[int], capacity_bytes: float, kv_bytes: float) -> Columns:
     """batch, length, heads, kv_heads, head_dim: grouped and multi-head layouts whose KV cache fits the memory."""
     shapes = columns(batch=batches, length=lengths, heads=HEADS, kv_heads=(*KV_HEADS, 0), head_dim=HEAD_DIMS)
     heads, kv = shapes["heads"], shapes["kv_heads"]
