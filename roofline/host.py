@@ -1,7 +1,7 @@
 """Wall time of a pass when the host issues its operations one by one: small operations wait for the host.
 
 On a CPU host and device are the same cores: what the host does for an operation and its work follow each other, so
-`host_s_per_op` is the host's whole cost where a roofline prices the work (where laws do: `roofline.host_gaps`). On CUDA
+`host_s_per_op` is the host's whole cost where a roofline prices the work (where laws do: `price_by_law`). On CUDA
 the host runs ahead through a queue: it has issued the i-th of the operations (counted from 1) at ``i * host_s``; the
 device starts it then, or when it has finished the one before; the pass ends with the last of them.
 

@@ -19,10 +19,8 @@ from profiler.record.run import Mode
 from roofline.graph.op import OpGraph
 from roofline.hardware.spec import HardwareSpec, Peaks
 from roofline.host import HOST_MODEL, pass_wall_s
-from roofline.host_gaps import host_gap_interval, host_gap_s, least_gap_s
-from roofline.law_prices import LawPrices
-from roofline.level import PROBES, LevelRatio
-from roofline.level_prices import level_factors, ratio_of
+from roofline.laws.fitted import PROBES, LevelRatio
+from roofline.price_by_law import LawPrices, host_gap_interval, host_gap_s, least_gap_s, level_factors, ratio_of
 
 if TYPE_CHECKING:
     from calibrate.passes.table import KernelTable
@@ -47,7 +45,7 @@ class Predicted:
     law: NDArray[np.int_]
     """Operations with the same number are priced by the same law; −1: by none."""
     shares: Array
-    """Shape (operations, probes): as `roofline.level_prices.waits`."""
+    """Shape (operations, probes): as `roofline.price_by_law.waits`."""
     levels: Mapping[str, LevelRatio]
     """Levels of the pass by probe; empty where they are not known, and then all is at the calibration's."""
 

@@ -30,10 +30,10 @@ from profiler.models.meta import know
 from profiler.models.trace import trace
 from profiler.passes.eager import Runner
 from profiler.passes.samples import DeviceKind, Sample, sample
-from profiler.record.kernel_shape import KernelShape
 from profiler.timing.profiled import event_cost_s
 from profiler.timing.turns import Watched
 from roofline.graph.op import OpGraph
+from roofline.laws.kinds import KernelShape
 from roofline.workload import Workload
 
 MOST_SETS, MOST_STREAMS = 32, 8

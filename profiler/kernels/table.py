@@ -34,22 +34,18 @@ from profiler.kernels.family import family_of
 from profiler.kernels.in_model import InModel, InModelKernels
 from profiler.kernels.measure import ROUNDS, Arena, ProbedKernels, Storage, operand_bytes, sets_of
 from profiler.microbench.bench import reason
+from profiler.microbench.peak import ROUNDS
 from profiler.nvml import GpuReading
-from profiler.record.kernel_shape import KernelShape
 from profiler.record.kernel_table import COLUMNS, DIMS, Kernels, Source
 from profiler.record.measurement import middle_mean
 from profiler.timing.cache_state import PAST
 from profiler.timing.reference import ReferenceProbes
 from profiler.timing.turns import Turns, Watched, take_turns
 from profiler.timing.watch import Watch, watch_for
-from roofline.host_gaps import gap_dims
-from roofline.laws.host_gap import HostGap
-from roofline.laws.registry import OPERATOR
+from roofline.law_inputs import LawInput, gap_dims, law_inputs
+from roofline.laws.kinds import HOST_GAP, OPERATOR, KernelShape
 from roofline.price import Prepared
-from roofline.subjects import Subject, subjects
 
-COLD = {"decode_attention": True, "prefill_attention": False}
-"""Kinds of which a GPU's law knows one state, that in models: whether that of operands that take turns."""
 STATES = ("cold", "reach", "streamed")
 """Sizes that are no kernel's own, but of when it ran."""
 TOGETHER = 120
@@ -236,19 +232,19 @@ def in_model_rows(eager: InModel, cache_bytes: float) -> list[dict[str, object]]
     left and entered: what is wanted of gaps is their sum, and their mean is far above most of them.
     """
     graph = eager.graph
-    rows: list[tuple[Subject, str, str, Hashable, float]] = [
+    rows: list[tuple[LawInput, str, str, Hashable, float]] = [
         (subject, op.name, f"eager {_name(subject)}", round(math.log2(1 + subject.dims["reach"])), time_s)
-        for op, subject, time_s in zip(graph.ops, subjects(Prepared(graph), cache_bytes), eager.time_s, strict=True)
+        for op, subject, time_s in zip(graph.ops, law_inputs(Prepared(graph), cache_bytes), eager.time_s, strict=True)
         if subject is not None and time_s > 0
     ]
     if graph.traced_on == "cpu":
         sizes, pass_of = gap_dims(graph.ops), f"eager {len(graph.ops)} q{graph.workload.query_tokens}"
         for i, gap_s in enumerate(eager.gap_s):
             dims = {name: float(column[i]) for name, column in sizes.items()}
-            gap = Subject((HostGap.kind,), graph.workload.dtype, dims)
+            gap = LawInput((HOST_GAP,), graph.workload.dtype, dims)
             if i and gap_s > 0:
-                rows.append((gap, HostGap.kind, pass_of, dims["modules"], gap_s))
-    alike: dict[tuple[object, ...], list[tuple[Subject, float]]] = {}
+                rows.append((gap, HOST_GAP, pass_of, dims["modules"], gap_s))
+    alike: dict[tuple[object, ...], list[tuple[LawInput, float]]] = {}
     about: dict[tuple[object, ...], tuple[str, str]] = {}
     for subject, op, group, mark, time_s in rows:
         own = sorted((name, size) for name, size in subject.dims.items() if name not in STATES)
@@ -275,7 +271,7 @@ def _mean(alike: Sequence[tuple[Subject, float]], op: str, group: str) -> dict[s
     )
 
 
-def _row(subject: Subject, op: str, group: str, time_s: float) -> dict[str, object]:
+def _row(subject: LawInput, op: str, group: str, time_s: float) -> dict[str, object]:
     row: dict[str, object] = {size: float(value) for size, value in subject.dims.items() if size in DIMS}
     row |= {"kind": subject.kinds[0], "dtype": subject.dtype, "op": op, "group": group, "time_s": time_s}
     return row | {"framework": "torch", "version": torch.__version__, "source": 0}

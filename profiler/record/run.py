@@ -203,7 +203,7 @@ class CellResult(Record):
     other_work: float | None = None
     """Share of the usable host cores that other processes and the hypervisor took meanwhile; None where unknown."""
     reference: dict[str, tuple[float, ...]] = {}
-    """Seconds of each reference probe (`roofline.level.PROBES`) before and after each round of passes, in order."""
+    """Seconds of each reference probe (`laws.fitted.PROBES`) before and after each round of passes, in order."""
 
     @property
     def rounds(self) -> int:

@@ -66,7 +66,7 @@ class ReferenceProbes:
         self._repeats: dict[str, int] = {}
 
     def time(self) -> dict[str, float]:
-        """Seconds of one call of each of `roofline.level.PROBES`, now."""
+        """Seconds of one call of each of `roofline.laws.fitted.PROBES`, now."""
         seconds = {}
         with torch.no_grad():
             for name, (call, clock) in self._calls.items():

@@ -9,8 +9,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from roofline.calibrated import CalibratedLaw
-from roofline.level import ReferenceLevel
+from roofline.laws.fitted import FittedLaw, ReferenceLevel
 from roofline.record import Record
 
 SPEC_SCHEMA = 3
@@ -140,14 +139,14 @@ class HardwareSpec(Record):
     """Everything that was measured of it; `measured` holds those of them that price operations."""
     uuid: str | None = None
     """Unit that was measured."""
-    calibrated: tuple[CalibratedLaw, ...] = ()
+    calibrated: tuple[FittedLaw, ...] = ()
     """Laws with the constants fitted to kernels of this device."""
     reference: dict[str, ReferenceLevel] = {}
-    """By probe (`roofline.level.PROBES`): its times while the kernels of those laws were timed."""
+    """By probe (`roofline.laws.fitted.PROBES`): its times while the kernels of those laws were timed."""
 
     @field_validator("calibrated")
     @classmethod
-    def _one_law_each(cls, laws: tuple[CalibratedLaw, ...]) -> tuple[CalibratedLaw, ...]:
+    def _one_law_each(cls, laws: tuple[FittedLaw, ...]) -> tuple[FittedLaw, ...]:
         pairs = [(law.kind, law.dtype) for law in laws]
         if twice := [pair for pair in pairs if pairs.count(pair) > 1]:
             raise ValueError(f"there are two laws of {' '.join(twice[0])}; keep one")
