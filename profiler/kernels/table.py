@@ -34,7 +34,6 @@ from profiler.kernels.family import family_of
 from profiler.kernels.in_model import InModel, InModelKernels
 from profiler.kernels.measure import ROUNDS, Arena, ProbedKernels, Storage, operand_bytes, sets_of
 from profiler.microbench.bench import reason
-from profiler.microbench.peak import ROUNDS
 from profiler.nvml import GpuReading
 from profiler.record.kernel_table import COLUMNS, DIMS, Kernels, Source
 from profiler.record.measurement import middle_mean
@@ -43,7 +42,7 @@ from profiler.timing.reference import ReferenceProbes
 from profiler.timing.turns import Turns, Watched, take_turns
 from profiler.timing.watch import Watch, watch_for
 from roofline.law_inputs import LawInput, gap_dims, law_inputs
-from roofline.laws.kinds import HOST_GAP, OPERATOR, KernelShape
+from roofline.laws.kinds import HOST_GAP, OPERATOR, KernelShape, kind_of
 from roofline.price import Prepared
 
 STATES = ("cold", "reach", "streamed")
@@ -196,10 +195,10 @@ def _rows(
 ) -> list[dict[str, object]]:
     """Rows of a group of kernels, from seconds of each operation in each pass."""
     assert group.graph is not None  # a visit has traced it
-    calls: dict[tuple[int, str], list[tuple[Subject, NDArray[np.float64]]]] = {}
+    calls: dict[tuple[int, str], list[tuple[LawInput, NDArray[np.float64]]]] = {}
     for op, subject, kernel, times_s in zip(
         group.graph.ops,
-        subjects(Prepared(group.graph), cache_bytes),
+        law_inputs(Prepared(group.graph), cache_bytes),
         group.owners,
         np.array(passes).T,
         strict=True,
@@ -222,7 +221,8 @@ def _rows(
 def _is_wanted(kind: str, is_turn: bool, *, on_cpu: bool) -> bool:
     if kind.startswith(OPERATOR):
         return is_turn
-    return on_cpu or COLD.get(kind, is_turn) == is_turn
+    state = kind_of(kind).state_on_gpu
+    return on_cpu or state is None or state == ("cold" if is_turn else "warm")
 
 
 def in_model_rows(eager: InModel, cache_bytes: float) -> list[dict[str, object]]:
@@ -254,14 +254,14 @@ def in_model_rows(eager: InModel, cache_bytes: float) -> list[dict[str, object]]
     return [_mean(same, *about[key]) for key, same in alike.items()]
 
 
-def _name(subject: Subject) -> str:
+def _name(subject: LawInput) -> str:
     """Name of what is held out together when a fit is judged."""
     dims = subject.dims
     names = ("elements",) if subject.kinds[0].startswith(OPERATOR) else ("n", "k", "heads", "kv_heads", "head_dim")
     return " ".join(f"{name} {dims[name]:.0f}" for name in names if name in dims)
 
 
-def _mean(alike: Sequence[tuple[Subject, float]], op: str, group: str) -> dict[str, object]:
+def _mean(alike: Sequence[tuple[LawInput, float]], op: str, group: str) -> dict[str, object]:
     first = alike[0][0]
     states = {
         name: statistics.fmean(subject.dims[name] for subject, _ in alike) for name in STATES if name in first.dims
