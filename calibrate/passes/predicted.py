@@ -137,8 +137,8 @@ def predicted_wall(
     if spec.measured is None or spec.kind == "other":
         return Wall()
     if mode.endswith("cuda-graph"):
-        at_level_s, calibrated_s = (float((each * count).sum()) for each in (predicted.at_level_s, predicted.time_s))
-        return Wall(at_level_s, calibrated_s, predicted.ends(count))
+        at_pass_s, calibrated_s = (float((each * count).sum()) for each in (predicted.at_level_s, predicted.time_s))
+        return Wall(at_pass_s, calibrated_s, predicted.ends(count))
     host = ratio_of(predicted.levels, "host")
     times_s, level_s, gap_s = predicted.time_s, predicted.at_level_s, host_gap_s(graph, spec)
     issued = count
