@@ -247,7 +247,7 @@ def _construct(config: PretrainedConfig, dtype: torch.dtype, attn: str, experts:
 
 
 def _implementation_options(config: PretrainedConfig, attn: str, experts: str) -> dict[str, str]:
-    options = {} if attn == DEFAULT else {"attn_implementation": attn}
+    options: dict[str, str] = {} if attn == DEFAULT else {"attn_implementation": attn}
     if experts != DEFAULT and _model_class_sets_experts(config):
         options["experts_implementation"] = experts
     return options
