@@ -53,7 +53,7 @@ SMALL_PART = 1 / 192
 """Largest share of the bytes that take turns, of a small stream's operands: eight and all their turns stay cached."""
 PASSES = 1
 """Profiled passes of a visit."""
-LONGEST_S, LONGEST_STREAM_S = 0.05, 0.01
+LONGEST_S, LONGEST_STREAM_S = 0.04, 0.008
 """Longest time of all calls of a kernel in a pass, products and attention first: a stream that takes long is a fallback
 of thousands of operators, each of which the profiler records."""
 LONGEST_CALL_S = 0.15
