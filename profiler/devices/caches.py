@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from profiler.cpu_caches import CpuCache, read_cpu_caches
-from profiler.host_memory import total_bytes
-from profiler.machine import usable_cpus
+from profiler.devices.backend import backend_of
+from profiler.devices.host import CpuCache, read_cpu_caches, total_bytes, usable_cpus
 from roofline.hardware import find_device
 
 
@@ -26,8 +25,9 @@ def cache_capacities(device: torch.device) -> tuple[Capacity, ...]:
 
     A level as large as all of main memory is no cache and is left out.
     """
-    if device.type == "cuda":
-        return (Capacity("L2", int(torch.cuda.get_device_properties(device).L2_cache_size)),)
+    backend = backend_of(device)
+    if not backend.is_host:
+        return tuple(Capacity(name, size) for name, size in backend.cache_bytes(device).items())
     levels: dict[str, list[CpuCache]] = {}
     for one in read_cpu_caches(usable_cpus()):
         levels.setdefault(one.name, []).append(one)
@@ -42,8 +42,7 @@ def cache_capacities(device: torch.device) -> tuple[Capacity, ...]:
 
 def main_capacity(device: torch.device) -> Capacity:
     """Main memory of the device, named as in its datasheet where a file describes it; what a container may use."""
-    if device.type == "cuda":
-        spec = find_device(torch.cuda.get_device_name(device))
-        name = spec.datasheet.levels[-1].name if spec is not None and spec.datasheet is not None else "DRAM"
-        return Capacity(name, int(torch.cuda.get_device_properties(device).total_memory))
-    return Capacity("DRAM", total_bytes())
+    backend = backend_of(device)
+    spec = None if backend.is_host else find_device(backend.device_name(device))
+    name = spec.datasheet.levels[-1].name if spec is not None and spec.datasheet is not None else "DRAM"
+    return Capacity(name, backend.memory_bytes(device))
