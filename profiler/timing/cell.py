@@ -15,21 +15,20 @@ import torch
 from transformers import PreTrainedModel
 
 from profiler.attribution.align import SequenceMismatch, differences, sequence
-from profiler.device import free_bytes
-from profiler.environment import gpu_reading
+from profiler.devices.backend import backend_of, free_bytes
+from profiler.devices.conditions import device_labels, other_share
+from profiler.devices.watch import Watch
 from profiler.models.inputs import PassInputs, prepare
 from profiler.models.scale import scale
 from profiler.models.trace import trace
 from profiler.models.weights import implementations
 from profiler.record.errors import InvalidMeasurement, RequestError
 from profiler.record.run import Cell, CellResult
-from profiler.timing.labels import device_labels, other_share
 from profiler.timing.passes import Step, rounds
 from profiler.timing.reference import ReferenceProbes
 from profiler.timing.replayed import ReplayRunner
 from profiler.timing.runner import Runner
 from profiler.timing.samples import PassTimes
-from profiler.timing.watch import Watch, watch_for
 from roofline.op import Kind, OpGraph
 
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -62,7 +61,7 @@ def measure_cell(
 ) -> tuple[CellResult, OpGraph | None]:
     """The cell's result and graph; a cell that cannot be measured has its reason in the result."""
     try:
-        with closing(watch_for(device)) as watch:
+        with closing(backend_of(device).watch(device)) as watch:
             return _measure(cell, loaded, device, budget_s, seed, step, watch)
     except SequenceMismatch as error:
         return CellResult(cell=cell, status="invalid", reason=str(error), differences=error.differences), None
@@ -71,8 +70,7 @@ def measure_cell(
     except Exception as error:  # noqa: BLE001 - whatever a model raises fails its cell, and the others go on
         return CellResult(cell=cell, status="failed", reason=reason(error)), None
     finally:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        backend_of(device).release_memory()
 
 
 def _measure(
@@ -89,10 +87,9 @@ def _measure(
     if on_meta is not None:
         _check_memory(on_meta, device)
     inputs = prepare(loaded.meta, cell.workload, cache=cell.cache, device=device, seed=seed)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    backend_of(device).reset_peak_memory(device)
 
-    before = gpu_reading(device)
+    before = backend_of(device).reading(device)
 
     plain = _runner(cell, loaded, inputs, device, step)
     runner = ReplayRunner(plain) if cell.is_graph else plain
@@ -122,7 +119,7 @@ def _measure(
         if on_meta is None or whole is None:
             raise RequestError(f"--layers cannot scale {cell.model} up: {(explained or why)[0]}; leave --layers out")
         graph = scale(graph, on_meta, whole)
-    found = device_labels(times.windows, before, gpu_reading(device))
+    found = device_labels(times.windows, before, backend_of(device).reading(device))
     wrong = [label.what for label in found if label.severity == "invalidates"]
     result = CellResult(
         cell=cell,
@@ -144,8 +141,8 @@ def _measure(
         closure=times.closure,
         ran=_ran(loaded, cell, inputs, times) | plain.facts(),
         differences=explained,
-        clock="kernel timeline" if device.type == "cuda" else "profiler spans",
-        peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        clock="kernel timeline" if backend_of(device).profiles_kernels else "profiler spans",
+        peak_memory_bytes=backend_of(device).peak_memory_bytes(device),
     )
     return result, graph
 

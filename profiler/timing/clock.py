@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from profiler.devices.backend import backend_of
+
 Call = Callable[[], object]
 
 
@@ -55,11 +57,9 @@ HOLD_LIMIT_S = 0.02
 """Longest hold of the device: time in which nothing is measured."""
 HOLD_MARGIN = 1.5
 """Hold ÷ time in which the host enqueued as many calls before."""
-CYCLES_PER_S = 2e9
-"""Above the SM clock of every GPU today, so that a hold given in cycles is at least as long as asked for."""
 
 
-class CudaClock:
+class EventClock:
     """Calls that enqueue kernels on the current stream; events at both ends, the device idle before.
 
     While the host enqueues, a spinning kernel holds the device (as nvbench's blocking kernel does), so that kernels
@@ -67,13 +67,13 @@ class CudaClock:
     each call, so give the same object again: the first sample of a call is not held.
     """
 
-    name = "CUDA events"
     replays = False
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._start = torch.cuda.Event(enable_timing=True)
-        self._end = torch.cuda.Event(enable_timing=True)
+        self._backend = backend_of(device)
+        self._start, self._end = self._backend.event(), self._backend.event()
+        self.name = f"{self._backend.label} events"
         self._issue_s: WeakKeyDictionary[Call, float] = WeakKeyDictionary()
         """Host time of a call, the least so far; a full queue or a first call takes longer."""
 
@@ -81,15 +81,15 @@ class CudaClock:
         return time.perf_counter()
 
     def time(self, call: Call, repeats: int) -> float:
-        with torch.cuda.device(self._device):
-            torch.cuda.synchronize()
+        with self._backend.on(self._device):
+            self._backend.synchronize(self._device)
             self.hold(call, repeats)
             return self.timed(call, repeats)
 
     def hold(self, call: Call, repeats: int) -> None:
         """Keep the device busy for as long as the host will take to enqueue; not at all where that is not known yet."""
         if (known_s := self._issue_s.get(call)) is not None:
-            torch.cuda._sleep(int(min(HOLD_LIMIT_S, HOLD_MARGIN * known_s * repeats) * CYCLES_PER_S))
+            self._backend.hold(self._device, min(HOLD_LIMIT_S, HOLD_MARGIN * known_s * repeats))
 
     def timed(self, call: Call, repeats: int) -> float:
         """Seconds between events around the calls, on whatever the stream holds already."""
@@ -105,8 +105,4 @@ class CudaClock:
 
 def clock_for(device: torch.device) -> Clock:
     """The clock of a device. Raises ValueError for a device type without one."""
-    if device.type == "cpu":
-        return HostClock()
-    if device.type == "cuda":
-        return CudaClock(device)
-    raise ValueError(f"no clock for device type {device.type!r}; use cpu or cuda")
+    return EventClock(device) if backend_of(device).runs_ahead_of_host else HostClock()

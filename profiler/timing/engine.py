@@ -19,13 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from profiler.devices.watch import Watch
 from profiler.record.measurement import CacheSource, CacheState, State
 from profiler.timing.clock import Clock
 from profiler.timing.floor import floor_s
 from profiler.timing.flush import Rotation, copies, state_of
 from profiler.timing.sampler import Samples, sample
 from profiler.timing.stopping import Rules
-from profiler.timing.watch import Watch
 
 T = TypeVar("T")
 

@@ -17,7 +17,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from profiler.timing.clock import Call, CudaClock
+from profiler.devices.backend import Backend, Graph, backend_of
+from profiler.timing.clock import Call, EventClock
 
 WARM_UPS = 3
 """Calls on a side stream before a capture: the number in torch's own examples (docs, "CUDA Graphs")."""
@@ -42,7 +43,7 @@ class GraphClock:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._events = CudaClock(device)
+        self._events = EventClock(device)
         self._graphs: WeakKeyDictionary[Call, _Captured] = WeakKeyDictionary()
 
     def now(self) -> float:
@@ -58,23 +59,20 @@ class GraphClock:
         return self._events.time(captured.replay, 1)
 
 
-def capture(
-    call: Call, repeats: int, device: torch.device, instead: str = "time it with CUDA events"
-) -> torch.cuda.CUDAGraph:
+def capture(call: Call, repeats: int, device: torch.device, instead: str = "time it with CUDA events") -> Graph:
     """A graph of `repeats` calls in a row; tensors that they make live as long as the graph.
 
     `instead`: what to do with a call that cannot be captured, for people.
     Raises NotCapturable, what the call itself raises in warm-up, and torch.OutOfMemoryError.
     """
     handled = sys.exception()
-    # torch.cuda.graph leaves its own stream the current one where a capture fails (torch 2.13, cuda/graphs.py).
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
-        _warm_up(call)
-        graph = torch.cuda.CUDAGraph()
+    backend = backend_of(device)
+    with backend.on(device):
+        _warm_up(call, backend, device)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="The CUDA Graph is empty")  # a clock's floor is such a call
-                with torch.cuda.graph(graph):
+                with backend.capture(device) as graph:
                     for _ in range(repeats):
                         call()
         except Exception as error:
@@ -88,14 +86,11 @@ def capture(
     return graph
 
 
-def _warm_up(call: Call) -> None:
+def _warm_up(call: Call, backend: Backend, device: torch.device) -> None:
     """Whatever a library allocates or chooses in its first calls happens outside of the capture."""
-    current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-    side.wait_stream(current)
-    with torch.cuda.stream(side):
+    with backend.beside(device) as side, side:
         for _ in range(WARM_UPS):
             call()
-    current.wait_stream(side)
 
 
 def _first_line(error: BaseException) -> str:

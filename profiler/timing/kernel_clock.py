@@ -20,6 +20,7 @@ from torch._C._profiler import _RecordFunctionFast
 from profiler.attribution.kernels import check, join
 from profiler.attribution.spans import PASS, passes
 from profiler.attribution.timeline import Timeline, read_timeline
+from profiler.devices.backend import backend_of
 from profiler.record.errors import InvalidMeasurement
 from profiler.timing.clock import Call
 from profiler.timing.session import recorded
@@ -40,12 +41,13 @@ class KernelClock:
     def time(self, call: Call, repeats: int) -> float:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.json"
-            with torch.cuda.device(self._device), recorded(path, self._device):
-                torch.cuda.synchronize()
+            backend = backend_of(self._device)
+            with backend.on(self._device), recorded(path, self._device):
+                backend.synchronize(self._device)
                 with _RecordFunctionFast(PASS):
                     for _ in range(repeats):
                         call()
-                    torch.cuda.synchronize()
+                    backend.synchronize(self._device)
             return busy_s(read_timeline(path))
 
 

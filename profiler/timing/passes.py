@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import torch
 
+from profiler.devices.watch import Watch
 from profiler.record.conditions import Window
 from profiler.record.errors import InvalidMeasurement
 from profiler.record.measurement import WarmUp
@@ -29,7 +30,6 @@ from profiler.timing.samples import PassTimes, Sample, collect
 from profiler.timing.session import event_cost_s
 from profiler.timing.stopping import Reason, Rules, Stopping
 from profiler.timing.warmup import warm_up
-from profiler.timing.watch import Watch
 from roofline.op import OpGraph
 
 PASSES = 3
@@ -103,7 +103,7 @@ def rounds(
             taken, walls = _twice(lambda: runner.profiled(in_a_row))
             for name, seconds in (probes.time() if probes is not None else {}).items():
                 reference[name].append(seconds)
-            if runner.kind == "cpu":
+            if not runner.by_kernels:
                 costs.append(event_cost_s())
             if watch is not None:
                 windows.append(watch.end(2 * in_a_row))

@@ -11,12 +11,12 @@ import math
 import statistics
 from dataclasses import dataclass
 
+from profiler.devices.watch import Watch
 from profiler.record.conditions import Window
 from profiler.record.measurement import WarmUp, quantile_of
 from profiler.timing.clock import Call, Clock
 from profiler.timing.stopping import Reason, Rules, Stopping
 from profiler.timing.warmup import warm_up
-from profiler.timing.watch import Watch
 
 WARM_UP_PART = 0.25
 """Most of the time limit that warm-up may take."""

@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from profiler.devices.backend import backend_of
+
 SETTLING_LAUNCHES = 1024
 """Kernels that run at the start of each session on CUDA and are not looked at: in a process's k-th session CUPTI stamps
 the first k kernels with a wrong clock, and kineto drops them (pytorch issue 192021). Some 5 ms."""
@@ -33,27 +35,18 @@ COST_CALLS, COST_ROWS = 50, 9
 @contextmanager
 def recorded(path: Path, device: torch.device, settling: int = SETTLING_LAUNCHES) -> Iterator[None]:
     """Profile the block into a file, after `settling` kernels."""
-    is_cuda = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
+    backend = backend_of(device)
     with warnings.catch_warnings():
         # torch < 2.13 warns of it although a session has one cycle; `acc_events` would parse for a second instead
         warnings.filterwarnings("ignore", message=".*Profiler clears events")
-        session = profile(activities=activities)
+        session = profile(activities=backend.activities)
         session.start()
         try:
-            if is_cuda:
-                settle(device, settling)
+            backend.settle(device, settling)
             yield
         finally:
             session.stop()
     session.export_chrome_trace(str(path))
-
-
-def settle(device: torch.device, launches: int) -> None:
-    """Give a session kernels to lose."""
-    with torch.cuda.device(device):
-        for _ in range(launches):
-            torch.cuda._sleep(1)
 
 
 def event_cost_s(now: Callable[[], float] = time.perf_counter) -> float:

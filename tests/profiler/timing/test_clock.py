@@ -5,7 +5,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from profiler.timing.clock import CYCLES_PER_S, HOLD_LIMIT_S, HOLD_MARGIN, CudaClock
+from profiler.devices.backend import CYCLES_PER_S
+from profiler.timing.clock import HOLD_LIMIT_S, HOLD_MARGIN, EventClock
 
 
 class Device:
@@ -32,9 +33,9 @@ class Device:
 
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-        monkeypatch.setattr(torch.cuda, "synchronize", lambda: self.queue.append("idle"))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: self.queue.append("idle"))
         monkeypatch.setattr(torch.cuda, "_sleep", self.sleep)
-        self.clock = CudaClock(torch.device("cuda"))
+        self.clock = EventClock(torch.device("cuda"))
         monkeypatch.setattr(self.clock, "now", lambda: self.now)
 
     def sleep(self, cycles: int) -> None:

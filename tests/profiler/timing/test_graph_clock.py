@@ -84,7 +84,7 @@ class Device:
             "stream": use,
             "current_stream": lambda _=None: Stream("main"),
             "device": lambda _: nullcontext(),
-            "synchronize": lambda: self.queue.append("idle"),
+            "synchronize": lambda device=None: self.queue.append("idle"),
             "_sleep": lambda cycles: self.queue.append("hold"),
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)

@@ -164,7 +164,7 @@ def test_the_recorded_pass_closes() -> None:
     names = frozenset(f"aten::{name}" for name in (*traced, "scaled_dot_product_attention"))
     found = executed(timeline.host, names=names, window=(window.start_s, window.end_s), tid=window.tid).ops
     ran = [op.name for op in found]
-    one = sample(timeline, window, ran, "cuda")
+    one = sample(timeline, window, ran, by_kernels=True)
     wall_s = window.end_s - window.start_s
     times = collect([one], [wall_s], [wall_s], [1.0], ())
     assert times.closure.spans_plus_gaps == pytest.approx(1, rel=1e-9)
