@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from profiler.devices.backend import backend_of
+
 DRAWN = 65_521
 """Random numbers that a buffer repeats: drawing all of them takes longer than measuring. A prime,
 so that rows differ."""
@@ -30,7 +32,7 @@ class Arena:
         self._device, self.dtype = device, dtype
         self._buffer: np.ndarray | None = None
         self._next = 0
-        if device.type == "cpu" and size_bytes >= ALIGNED:
+        if backend_of(device).is_host and size_bytes >= ALIGNED:
             self._buffer = _filled(size_bytes // dtype.itemsize, dtype, device).view(torch.uint8).numpy()
 
     @property

@@ -13,8 +13,6 @@ Example: ``costs([m for m in collectives(Bench(torch.device("cuda"))) if m.statu
 import os
 from collections.abc import Iterator, Sequence
 
-import torch
-
 from profiler.microbench.bench import Bench
 from profiler.microbench.collective_case import CASES
 from profiler.microbench.collective_worker import SMALLEST, failed, sizes
@@ -65,8 +63,8 @@ def collectives(
 
 def ranks(bench: Bench) -> int:
     """Processes to start: one for each GPU, or 2 to 4 on a CPU."""
-    if bench.is_cuda:
-        return torch.cuda.device_count()
+    if not bench.backend.is_host:
+        return bench.backend.count()
     fewest, most = CPU_RANKS
     return max(fewest, min(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else fewest))
 
@@ -74,4 +72,4 @@ def ranks(bench: Bench) -> int:
 def environment(bench: Bench) -> dict[str, str]:
     """Of the ranks: gloo stays within this machine, and on a CPU ranks leave each other's cores alone."""
     loopback = {"GLOO_SOCKET_IFNAME": "lo"}
-    return loopback if bench.is_cuda else {**loopback, "OMP_NUM_THREADS": "1"}
+    return {**loopback, "OMP_NUM_THREADS": "1"} if bench.backend.is_host else loopback

@@ -110,7 +110,7 @@ def measure_eager(
 def _traced(runner: Runner, prompt: int, dtype: str) -> OpGraph:
     context = CONTEXT if prompt == 1 else 0
     workload = Workload(batch=1, query_tokens=prompt, context_tokens=context, dtype=dtype)
-    return trace(runner.model, Inside(), workload, name="eager", target=runner.kind, options={})
+    return trace(runner.model, Inside(), workload, name="eager", target=runner.backend.type, options={})
 
 
 def _visited(known: Eager, runner: Runner) -> Eager:

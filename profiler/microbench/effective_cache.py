@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import torch
 
-from profiler.host_memory import free_bytes
-from profiler.machine import pretended_root
-from profiler.microbench.caches import cache_capacities
+from profiler.devices.backend import backend_of
+from profiler.devices.caches import cache_capacities
+from profiler.devices.host import free_bytes, pretended_root
 from profiler.microbench.levels import DISTINCT
 from profiler.record.measurement import CacheSource
 
@@ -89,7 +89,7 @@ def effective_cache_bytes(device: torch.device) -> int:
 def effective_cache(device: torch.device) -> EffectiveCache:
     """The last-level cache of a device; on a CPU with a large or no stated cache a probe runs the first time."""
     stated = max((cache.bytes for cache in cache_capacities(device)), default=None)
-    if device.type != "cpu" and stated is not None:
+    if not backend_of(device).is_host and stated is not None:
         return EffectiveCache(stated, stated, "stated", "stated by the driver")
     if stated is not None and stated <= TRUSTED_BYTES:
         return EffectiveCache(stated, stated, "stated", "stated by the system")

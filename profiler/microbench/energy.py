@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from profiler.devices.watch import Watch
 from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import Shape, flops, layout_of, product_case, sizes
 from profiler.microbench.memory import KERNELS, case, operand_bytes
@@ -23,7 +24,6 @@ from profiler.microbench.missing import missing
 from profiler.record.conditions import Window
 from profiler.record.measurement import Measurement
 from profiler.timing.stopping import Rules
-from profiler.timing.watch import Watch
 
 LOAD_S, QUICK_LOAD_S = 5.0, 1.5
 """Of each load, warm-up included."""

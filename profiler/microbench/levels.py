@@ -10,7 +10,7 @@ Example: ``ladder(main, {l2: [Reached("read", 2 << 20, 9e10, …)]})``
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from profiler.microbench.caches import Capacity
+from profiler.devices.caches import Capacity
 
 DISTINCT = 1.15
 """A level must be this much faster than the next one to count as a level of its own: above run-to-run noise."""

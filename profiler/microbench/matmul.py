@@ -11,13 +11,13 @@ Example: ``bench.time("matmul", …, lambda: product_case("bfloat16", (1024, 409
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import get_args
 
 import torch
 from torch import Tensor
 
+from profiler.devices.backend import backend_of
 from profiler.microbench.bench import Bench
 from profiler.microbench.missing import missing
 from profiler.record.measurement import Layout, Measurement, State
@@ -185,7 +185,7 @@ def product_case(dtype: str, shape: Shape, device: torch.device, layout: Layout 
     if layout not in layouts(dtype):
         raise ValueError(f"torch multiplies {dtype} with b stored {' or '.join(layouts(dtype))}, not {layout}")
     one = _product(dtype)
-    if dtype == "tfloat32" and device.type != "cuda":
+    if dtype == "tfloat32" and not backend_of(device).multiplies_tf32:
         raise ValueError("tfloat32 is a mode of NVIDIA's and AMD's tensor cores; a CPU has float32")
 
     def make() -> Operands:
@@ -212,7 +212,7 @@ def product_case(dtype: str, shape: Shape, device: torch.device, layout: Layout 
         return Case(make, run, touched_bytes(dtype, shape), check)
 
     def run_tf32(operands: Operands) -> object:
-        with _tf32():
+        with backend_of(device).tf32_products():
             return one.run(operands)
 
     return Case(make, run_tf32, touched_bytes(dtype, shape), check)
@@ -222,10 +222,7 @@ def precision(dtype: str, device: torch.device) -> str:
     """How torch multiplies this dtype: for float32 its precision mode, else the dtype's own name."""
     if dtype != "float32":
         return dtype
-    if device.type == "cuda":
-        mode = str(torch.backends.cuda.matmul.fp32_precision)
-    else:
-        mode = str(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
+    mode = backend_of(device).fp32_precision()
     return "ieee" if mode == "none" else mode  # "none": not set, and torch's default is ieee
 
 
@@ -256,13 +253,3 @@ def _one(device: torch.device) -> Tensor:
 
 
 _ONES: dict[torch.device, Tensor] = {}
-
-
-@contextmanager
-def _tf32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before

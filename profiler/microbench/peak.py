@@ -9,6 +9,7 @@ Example: ``shape, layout = shape_search(bench, "bfloat16")`` then ``burst(bench,
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+from profiler.devices.backend import PerDevice
 from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import Shape, flops, layout_of, product_case, sizes, time_product
 from profiler.microbench.product_ladder import FAR_SLOWER, climb
@@ -16,12 +17,12 @@ from profiler.microbench.search import LADDER, VISITS, Grid, search
 from profiler.record.measurement import Layout, Measurement
 from profiler.timing.stopping import Rules
 
-LARGEST_CALL_S = {"cpu": 0.05, "cuda": 0.01}
+LARGEST_CALL_S = PerDevice(host=0.05, accelerator=0.01)
 """A grid's largest cube takes no longer than this at the best rate of the probes. On a GPU the probes do not fill the
 device, so that real calls are some times shorter."""
 PROBES_S = 0.5
 """For the probes of a type, which on all but the slowest devices take a tenth of it."""
-VISIT_S = {"cpu": 0.06, "cuda": 0.05}
+VISIT_S = PerDevice(host=0.06, accelerator=0.05)
 """Of one shape in a search: a few calls."""
 REST_S = 0.2
 """Pause before a burst, in which a GPU's power falls below its cap."""
@@ -31,7 +32,7 @@ LAST_PART = 0.5
 
 def grid_for(bench: Bench, flops_per_s: float) -> Grid:
     """The grid that suits the device's speed, given by what the probes reached, and its memory."""
-    limit = LARGEST_CALL_S[bench.device.type]
+    limit = LARGEST_CALL_S.of(bench.device)
     fits = [s for s in LADDER if flops((s, s, s)) / flops_per_s <= limit and 24 * s * s <= (bench.limit_bytes or 0)]
     return Grid.up_to(max(fits, default=LADDER[0]))  # 24 bytes: three operands of the widest type
 
@@ -40,7 +41,7 @@ def rate_of(bench: Bench, dtype: str, layout: Layout | None = None) -> Callable[
     """How the search times a shape."""
 
     def rate(shape: Shape) -> float | None:
-        budget_s = VISIT_S[bench.device.type]
+        budget_s = VISIT_S.of(bench.device)
         found = time_product(bench, "search", dtype, shape, layout=layout, budget_s=budget_s)
         return found.value() if found.has_value else None
 
@@ -71,7 +72,7 @@ def shape_search(bench: Bench, dtype: str) -> tuple[Shape, Layout]:
 def burst(bench: Bench, shapes: Mapping[str, Shape]) -> Iterator[Measurement]:
     """The given shape of each dtype, after a rest, in the layout that the bench names."""
     for dtype, shape in shapes.items():
-        if bench.is_cuda:
+        if not bench.backend.is_host:
             time.sleep(REST_S)
         yield time_product(bench, "matmul", dtype, shape, label="burst")
 

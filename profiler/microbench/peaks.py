@@ -9,7 +9,7 @@ Example: ``peaks, missing = peaks_of(measurements, torch.device("cpu"))``
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from profiler.microbench.caches import Capacity
+from profiler.devices.caches import Capacity
 from profiler.microbench.figures import characteristic, grouped
 from profiler.microbench.levels import MeasuredLevel, Reached, ladder
 from profiler.record.measurement import Measurement

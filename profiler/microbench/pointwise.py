@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from profiler.devices.caches import cache_capacities
 from profiler.microbench.bench import Bench
-from profiler.microbench.caches import cache_capacities
 from profiler.microbench.memory import normal
 from profiler.models.operators import REDUCTION_FLOPS, VECTOR_FLOPS
 from profiler.record.measurement import Measurement

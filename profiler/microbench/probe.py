@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.attribution.spans import passes
+from profiler.devices.backend import backend_of
 from profiler.microbench.arena import Arena
 from profiler.microbench.bench import reason
 from profiler.microbench.probe_kernels import Kernel, kernel_of, operand_bytes
@@ -29,7 +30,7 @@ from profiler.models.trace import trace
 from profiler.record.errors import InvalidMeasurement
 from profiler.record.kernel_shape import KernelShape
 from profiler.timing.runner import Runner
-from profiler.timing.samples import DeviceKind, Sample, sample
+from profiler.timing.samples import Sample, sample
 from profiler.timing.session import event_cost_s
 from roofline.op import OpGraph
 from roofline.workload import Workload
@@ -102,7 +103,7 @@ class _Pace:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._is_cpu = device.type == "cpu"
+        self._is_cpu = backend_of(device).is_host
         self._least_s_per_byte: dict[str, float] = {}
         """By kind, of its last kernel; products and attention take more a byte the larger they are."""
 
@@ -159,12 +160,12 @@ def measure_probe(probe: Probe, device: torch.device, before: Probed | None = No
     runner = Runner(probe, Inside(), device)
     with torch.no_grad():
         if before is None:
-            before = _traced(probe, runner.kind)
+            before = _traced(probe, runner.backend.type)
         taken = samples(runner, [op.name for op in before.graph.ops], PASSES)
     return replace(before, passes=(*before.passes, *(one.device_s for one in taken)))
 
 
-def _traced(probe: Probe, kind: DeviceKind) -> Probed:
+def _traced(probe: Probe, kind: str) -> Probed:
     """Without any pass so far."""
     probe.results = []
     graph, results = traced(probe, kind), probe.results
@@ -176,7 +177,7 @@ def _traced(probe: Probe, kind: DeviceKind) -> Probed:
     return Probed(graph, owners, held, ())
 
 
-def traced(probe: Probe, kind: DeviceKind) -> OpGraph:
+def traced(probe: Probe, kind: str) -> OpGraph:
     """The probe's operations, counted as a model's are."""
     workload = Workload(batch=1, query_tokens=1, context_tokens=0, dtype=probe.shapes[0].dtype)
     return trace(probe, Inside(), workload, name="probe", target=kind, options={})
@@ -201,5 +202,5 @@ class Inside:
 def samples(runner: Runner, names: Sequence[str], count: int) -> list[Sample]:
     """Of each of `count` passes of a profiled session, less what the profiler added to them."""
     timeline, _ = runner.session(count)
-    event_s = event_cost_s() if runner.kind == "cpu" else 0.0
-    return [sample(timeline, window, names, runner.kind).without(event_s) for window in passes(timeline.host)]
+    event_s = event_cost_s() if not runner.by_kernels else 0.0
+    return [sample(timeline, window, names, runner.by_kernels).without(event_s) for window in passes(timeline.host)]

@@ -24,6 +24,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from profiler.devices.backend import backend_of
 from profiler.microbench.arena import Arena
 from profiler.microbench.bench import reason
 from profiler.microbench.eager import Eager, measure_eager, steps_of
@@ -96,7 +97,9 @@ def probe_kernels(
         for name in sorted({shape.dtype for shape in shapes})
         for kind in [getattr(torch, name)]
     }
-    most = math.inf if device.type == "cpu" else limit_bytes  # operands out of an arena need no memory of their own
+    most = (
+        math.inf if backend_of(device).is_host else limit_bytes
+    )  # operands out of an arena need no memory of their own
     batches = {f"kernels.{i}": batch for i, batch in enumerate(_batches(shapes, most, rotated))}
     models: dict[str, tuple[Eager, ...]] = {}
     steps: dict[str, list[Step]] = {}
@@ -115,7 +118,7 @@ def probe_kernels(
         try:
             if what in batches:
                 probe = probes.get(what) or Probe(batches[what], device, rotated, arenas[batches[what][0].dtype])
-                if device.type == "cpu":  # operands out of an arena are kept, as no others are needed in between
+                if backend_of(device).is_host:  # operands out of an arena are kept, as no others are needed in between
                     probes[what] = probe
                 failed |= {f"kernel.{shape.op}.{shape.dtype}": why for shape, why in probe.failed}
                 if batches[what] and not probe.shapes:
@@ -130,8 +133,7 @@ def probe_kernels(
         except (RuntimeError, MemoryError, ValueError, ArithmeticError) as error:
             of = [f"{len(batches[what])} kernels", f"the first {batches[what][0].op}"] if what in batches else []
             failed[what] = ", ".join([*of, reason(error)])
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        backend_of(device).release_memory()
     progress(1.0, "kernels")
     rows = [row for passes in models.values() for one in passes for row in eager_rows(one, cache_bytes)]
     rows += [row for what, one in probed.items() for row in _rows(one, batches[what], cache_bytes)]

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from profiler.devices.backend import PerDevice, backend_of
+from profiler.devices.caches import cache_capacities, main_capacity
 from profiler.microbench import memory, pointwise
 from profiler.microbench.bench import Bench
-from profiler.microbench.caches import cache_capacities, main_capacity
 from profiler.microbench.figures import grouped
 from profiler.microbench.host import host_cost
 from profiler.microbench.matmul import PRODUCTS, Shape, time_product
@@ -28,11 +29,11 @@ from roofline.hardware import Peaks
 BUDGET_S = 12.0
 """Time for all figures; allocation and data generation come on top."""
 VISITS = 3
-SHAPES: dict[str, tuple[Shape, ...]] = {
-    "cpu": tuple((s, s, s) for s in (512, 1024, 2048)),
+SHAPES: PerDevice[tuple[Shape, ...]] = PerDevice(
+    host=tuple((s, s, s) for s in (512, 1024, 2048)),
     # Winners on Hopper lie at m 1024–2048, n and k 4096–14336 (mamf-finder, ml-engineering).
-    "cuda": ((4096, 4096, 4096), (8192, 8192, 8192), (2048, 8192, 4096), (2048, 2048, 13312), (4096, 8192, 14336)),
-}
+    accelerator=((4096, 4096, 4096), (8192, 8192, 8192), (2048, 8192, 4096), (2048, 2048, 13312), (4096, 8192, 14336)),
+)
 NEAR = 0.75
 """Rate ÷ the best of the first visit from which a product is visited again: other work slows a short measurement by
 tens of percent, so that the fastest may have come second."""
@@ -74,16 +75,17 @@ def measure_peaks(
         _with_bursts(_together(found), products.left_out),
         main=main_capacity(device),
         caches=cache_capacities(device),
-        threads=None if device.type == "cuda" else torch.get_num_threads(),
+        threads=torch.get_num_threads() if backend_of(device).is_host else None,
         where=where(device),
-        ieee_products_are_vector_work=device.type == "cuda",
+        ieee_products_are_vector_work=backend_of(device).fp32_matmul_on_vector_units,
         samples_spread=True,
     )
 
 
 def where(device: torch.device) -> str:
     """What all figures of a device share."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    backend = backend_of(device)
+    name = f"{torch.get_num_threads()} threads" if backend.is_host else backend.device_name(device)
     return f"torch {torch.__version__}, {name}"
 
 
@@ -118,7 +120,7 @@ class Products:
                     each_s = share_s / len(self.worth[dtype])
                     yield time_product(bench, "matmul", dtype, shape, layout=layout, budget_s=each_s)
                 continue
-            climbed = climb(bench, "matmul", dtype, SHAPES[bench.device.type], share_s)
+            climbed = climb(bench, "matmul", dtype, SHAPES.of(bench.device), share_s)
             if climbed.reason:
                 yield missing(bench, "matmul", "burst", unit="FLOP/s", reason=climbed.reason, dtype=dtype)
                 continue

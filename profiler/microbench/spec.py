@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from profiler.microbench.caches import cache_capacities, main_capacity
+from profiler.devices.backend import backend_of
+from profiler.devices.caches import cache_capacities, main_capacity
 from profiler.microbench.collective_fit import costs as collective_costs
 from profiler.microbench.collective_fit import measured_link
 from profiler.microbench.costs import graph_cost, transfer_costs
@@ -21,7 +22,7 @@ from profiler.microbench.linear_cost import LinearCost
 from profiler.microbench.peaks import peaks_of
 from profiler.record.measurement import Measurement
 from profiler.record.run import Environment
-from roofline.hardware import Characteristic, Chip, Figure, HardwareSpec, Level, Link, Peaks, find_device
+from roofline.hardware import Characteristic, Chip, Figure, HardwareSpec, Level, Link, Peaks, find_device, spec_kind
 
 FITTED = ("curve", "transfer", "collective", "cache")
 """Families whose single sizes are no figures of the device."""
@@ -32,7 +33,7 @@ def spec_of(measurements: Sequence[Measurement], environment: Environment, devic
     """The spec; without peaks where main memory has no figure, since nothing can be priced without it."""
     known = find_device(environment.device)
     datasheet = known.datasheet if known else None
-    threads = environment.threads if device.type == "cpu" else None
+    threads = environment.threads if backend_of(device).is_host else None
     peaks: Peaks | None = None
     links, why = _links(measurements)
     try:
@@ -43,7 +44,7 @@ def spec_of(measurements: Sequence[Measurement], environment: Environment, devic
             threads=threads,
             links=links,
             where=f"torch {environment.versions.get('torch', '?')}, {environment.device}",
-            ieee_products_are_vector_work=device.type == "cuda",
+            ieee_products_are_vector_work=backend_of(device).fp32_matmul_on_vector_units,
         )
     except RuntimeError as error:
         missing = {"peaks": str(error)}
@@ -60,7 +61,7 @@ def spec_of(measurements: Sequence[Measurement], environment: Environment, devic
     ]
     return HardwareSpec(
         name=known.name if known else environment.device,
-        kind=environment.device_kind,
+        kind=spec_kind(environment.device_kind),
         matches=known.matches if known else (environment.device,),
         chip=known.chip if known else host_chip(device),
         datasheet=datasheet,
@@ -73,7 +74,7 @@ def spec_of(measurements: Sequence[Measurement], environment: Environment, devic
 
 def host_chip(device: torch.device) -> Chip | None:
     """What laws need to know of a CPU that no datasheet describes, the cores that torch uses; None for others."""
-    if device.type != "cpu":
+    if not backend_of(device).is_host:
         return None
     return Chip(units=Figure(value=torch.get_num_threads(), source="torch.get_num_threads()"), unit="core")
 

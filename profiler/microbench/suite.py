@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from profiler.devices.backend import Backend, backend_of
 from profiler.microbench import energy, launch, matmul, memory, peak, pointwise, transfer
 from profiler.microbench.bench import Bench
 from profiler.microbench.clocks import clocks
@@ -28,6 +29,16 @@ BUDGET_S, QUICK_BUDGET_S = 0.4, 0.12
 SUSTAINED_S, QUICK_SUSTAINED_S = 10.0, 1.5
 """Of one dtype and process under lasting load."""
 
+Need = Literal["any device", "the host", "graphs", "joules", "memory of its own"]
+NEEDS: Mapping[Need, Callable[[Backend], bool]] = {
+    "any device": lambda backend: True,
+    "the host": lambda backend: backend.is_host,
+    "graphs": lambda backend: backend.captures_graphs,
+    "joules": lambda backend: backend.counts_energy,
+    "memory of its own": lambda backend: not backend.is_host,
+}
+"""What a part needs of the device."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -40,7 +51,7 @@ class Part:
     replicated: bool
     seconds: tuple[float, float]
     """Rough time on a 2-core CPU, or a GPU: full and quick, for the plan; a process's own start comes on top."""
-    kinds: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
+    needs: Need = "any device"
     one_core: bool = False
     """Runs on one thread; on a CPU alone."""
 
@@ -75,19 +86,20 @@ PARTS: tuple[Part, ...] = (
     Part("pointwise", "pointwise work, given and fresh outputs", _plain(pointwise.throughput), True, (13, 6)),
     Part("launch", "cost of a call, of a launch, of a graph", _plain(launch.launch), True, (3, 1)),
     Part("host", "host cost of an operation of a model", _plain(host_cost), True, (1, 1)),
-    Part("energy", "joules per FLOP and per byte", _energy, True, (12, 4), ("cuda",)),
-    Part("clocks", "the same kernels by events, spans and graph replay", _plain(clocks), False, (8, 6), ("cuda",)),
-    Part("memory, one core", "the same on one core", _plain(memory.main_memory), True, (5, 3), ("cpu",), True),
-    Part("matmul, one core", "the same on one core", peak.burst, True, (2, 1), ("cpu",), True),
+    Part("energy", "joules per FLOP and per byte", _energy, True, (12, 4), "joules"),
+    Part("clocks", "the same kernels by events, spans and graph replay", _plain(clocks), False, (8, 6), "graphs"),
+    Part("memory, one core", "the same on one core", _plain(memory.main_memory), True, (5, 3), "the host", True),
+    Part("matmul, one core", "the same on one core", peak.burst, True, (2, 1), "the host", True),
     Part("curve", "bandwidth over the working set", _plain(memory.curve), False, (20, 4)),
-    Part("transfer", "host to device and back", _plain(transfer.transfer), False, (30, 6), ("cuda",)),
+    Part("transfer", "host to device and back", _plain(transfer.transfer), False, (30, 6), "memory of its own"),
     Part("collectives", "collectives over torchrun", _plain(collectives), False, (40, 15)),
 )  # fmt: skip
 
 
 def parts(kind: str) -> tuple[Part, ...]:
     """The rows for a kind of device, in the order they run."""
-    return tuple(part for part in PARTS if kind in part.kinds)
+    backend = backend_of(kind)
+    return tuple(part for part in PARTS if NEEDS[part.needs](backend))
 
 
 def named(name: str) -> Part:

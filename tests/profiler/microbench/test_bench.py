@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from profiler.devices.nvml import GpuReading
 from profiler.microbench.bench import Bench, flags, reason
-from profiler.nvml import GpuReading
 from profiler.record.conditions import Window
 from profiler.record.measurement import CacheState
 from profiler.timing.clock import Call

@@ -6,7 +6,7 @@ import statistics
 import pytest
 from microbench_samples import CAP, characterised, lost, measured, replicated
 
-from profiler.microbench.caches import Capacity
+from profiler.devices.caches import Capacity
 from profiler.microbench.figures import (
     characteristic,
     characteristics,

@@ -1,6 +1,6 @@
 """Which levels of memory show in bandwidths, with known answers."""
 
-from profiler.microbench.caches import Capacity
+from profiler.devices.caches import Capacity
 from profiler.microbench.levels import DISTINCT, MeasuredLevel, Reached, ladder, plateau
 
 MIB = 1 << 20

@@ -7,9 +7,9 @@ import pytest
 import torch
 from microbench_samples import measured
 
+from profiler.devices.caches import Capacity
 from profiler.microbench import memory
 from profiler.microbench.bench import Bench
-from profiler.microbench.caches import Capacity
 from profiler.microbench.effective_cache import ReadCurve
 from profiler.microbench.memory import KERNELS, case, working_sets
 from profiler.record.measurement import CacheState

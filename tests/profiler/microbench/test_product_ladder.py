@@ -13,7 +13,7 @@ NAIVE = {
     ("float16", "k×n"): 1e9, ("float16", "n×k"): 1e9,
 }  # fmt: skip
 """As measured on two cores with AVX2 and no bfloat16 instructions."""
-SHAPES = quick.SHAPES["cpu"]
+SHAPES = quick.SHAPES.host
 
 
 @pytest.mark.parametrize("budget_s", [0.2, 1.0, 5.0, 60.0])
@@ -88,7 +88,7 @@ def test_the_search_takes_the_faster_layout(monkeypatch: pytest.MonkeyPatch) -> 
     paper = SlowProducts(monkeypatch, NAIVE)
     bench = paper.bench(limit_bytes=1 << 30)
     shape, layout = peak.shape_search(bench, "bfloat16")
-    assert layout == "n×k" and flops(shape) / 20e9 <= peak.LARGEST_CALL_S["cpu"]
+    assert layout == "n×k" and flops(shape) / 20e9 <= peak.LARGEST_CALL_S.host
     bench.layouts = {"bfloat16": layout}
     (burst,) = peak.burst(bench, {"bfloat16": shape})
     (lasting,) = peak.sustained(bench, {"bfloat16": shape}, seconds=1.0)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from microbench_samples import lost, measured
 
+from profiler.devices.backend import PerDevice
+from profiler.devices.caches import cache_capacities
 from profiler.microbench import quick
-from profiler.microbench.caches import cache_capacities
 from profiler.microbench.quick import measure_peaks
 from profiler.record.measurement import Measurement
 from roofline.hardware import Peaks
@@ -22,7 +23,7 @@ Found = tuple[Peaks, dict[str, str], list[tuple[float, str]]]
 def found() -> Found:
     told: list[tuple[float, str]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(quick.SHAPES, "cpu", ((256, 256, 256), (512, 256, 256)))
+        patch.setattr(quick, "SHAPES", PerDevice(((256, 256, 256), (512, 256, 256)), ()))
         peaks, reasons = measure_peaks(
             "cpu", ["float32", "tfloat32"], budget_s=1.0, limit_bytes=192 * MIB,
             progress=lambda part, what: told.append((part, what)),

@@ -4,8 +4,8 @@ import pytest
 import torch
 from microbench_samples import characterised, lost, measured
 
+from profiler.devices.caches import Capacity
 from profiler.microbench import spec as spec_module
-from profiler.microbench.caches import Capacity
 from profiler.microbench.spec import spec_of
 from profiler.record.measurement import Measurement
 from profiler.record.run import Environment
