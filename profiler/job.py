@@ -20,7 +20,7 @@ from itertools import groupby
 import torch
 from torch import nn
 
-from profiler.device import free_bytes
+from profiler.devices.backend import backend_of, free_bytes
 from profiler.microbench.quick import measure_peaks
 from profiler.microbench.spec import host_chip
 from profiler.models.resolve import resolve
@@ -31,7 +31,7 @@ from profiler.record.run import Cell, CellResult
 from profiler.record.store import RunFolder
 from profiler.timing.cell import Loaded, measure_cell, reason
 from profiler.timing.clock import clock_for
-from roofline.hardware import HardwareSpec, find_device
+from roofline.hardware import HardwareSpec, find_device, spec_kind
 
 DEVICE_S, QUICK_DEVICE_S = 10.0, 5.0
 """Seconds for the device's figures, in full and with --quick."""
@@ -72,7 +72,7 @@ def measure_device(
         raise RequestError(f"{error}; free memory, or name this device's spec.json with --hardware") from error
     spec = HardwareSpec(
         name=known.name if known else environment.device,
-        kind=environment.device_kind,
+        kind=spec_kind(environment.device_kind),
         matches=known.matches if known else (environment.device,),
         chip=known.chip if known else host_chip(device),
         datasheet=known.datasheet if known else None,
@@ -117,8 +117,7 @@ def measure_cells(folder: RunFolder, done: frozenset[str], job: Job, step: Step 
                 folder.append(CellResult(cell=cell, status="invalid", reason=str(error)))
         del loaded
         gc.collect()
-        if job.device.type == "cuda":
-            torch.cuda.empty_cache()  # else the next model finds no memory free
+        backend_of(job.device).release_memory()  # else the next model finds no memory free
 
 
 def _within(step: Step, cell: Cell, done: int, text: str, part: float) -> None:

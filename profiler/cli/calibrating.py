@@ -59,7 +59,7 @@ def calibrate_device(
     from calibrate.exchange.observed import observations
     from calibrate.kernel_shapes import kernel_shapes
     from calibrate.live import fit_measured, stored_laws
-    from profiler.device import free_bytes
+    from profiler.devices.backend import free_bytes
     from profiler.microbench.probe_kernels import STREAMING
     from profiler.microbench.probe_table import probe_kernels
     from profiler.record import kernels

@@ -16,7 +16,7 @@ from profiler.record.errors import RequestError
 from profiler.record.run import Environment, Run
 from profiler.record.store import RunFolder
 from profiler.record.version import roofcal_version
-from roofline.hardware import HardwareSpec
+from roofline.hardware import GPU, HardwareSpec
 
 if TYPE_CHECKING:
     from calibrate.exchange.importing import Asked, Imported
@@ -125,7 +125,7 @@ def _write(
         command=tuple(sys.argv[1:]),
         environment=Environment(
             device=imported.device.name,
-            device_kind="cpu" if spec is not None and spec.kind == "cpu" else "cuda",
+            device_kind=GPU if spec is None else spec.kind,
             hostname=ELSEWHERE,
             os="unknown",
             python="unknown",
@@ -143,7 +143,7 @@ def _write(
     )
     with RunFolder.create(out, run) as folder:
         write(folder.path, imported.kernels)
-        folder.write_spec(spec or HardwareSpec(name=imported.device.name, kind="cuda"))
+        folder.write_spec(spec or HardwareSpec(name=imported.device.name, kind=GPU))
         folder.finish()
     return folder
 

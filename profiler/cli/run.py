@@ -155,8 +155,8 @@ def _new(
     hardware: Path | None,
 ) -> RunFolder:
     """The folder of a new run, planned and checked."""
-    from profiler.device import parse_device
-    from profiler.environment import collect
+    from profiler.devices.backend import parse_device
+    from profiler.devices.environment import collect
     from profiler.plan import plan
 
     _set_threads(options)
@@ -183,7 +183,7 @@ def _resumed(path: Path, seconds: float | None) -> tuple[RunFolder, frozenset[st
     `seconds`: of passes for each cell that is measured now, where not those of the run.
     """
     from calibrate.reports import sound
-    from profiler.environment import collect
+    from profiler.devices.environment import collect
 
     run = RunFolder.open(path).run
     _set_threads(run.options)

@@ -11,7 +11,7 @@ from profiler.record.errors import RequestError
 from profiler.record.index import find_run, is_characterisation, is_table
 from profiler.record.measurement import Measurement
 from profiler.record.store import RunFolder
-from roofline.hardware import HardwareSpec, find_device
+from roofline.hardware import HardwareSpec, find_device, spec_kind
 
 EXAMPLE = "Example:  python -m profiler show last"
 
@@ -81,7 +81,7 @@ def _so_far(folder: RunFolder, measurements: list[Measurement]) -> HardwareSpec:
     from profiler.microbench.figures import characteristics, with_datasheet
 
     machine = folder.run.environment
-    device = find_device(machine.device) or HardwareSpec(name=machine.device, kind=machine.device_kind)
+    device = find_device(machine.device) or HardwareSpec(name=machine.device, kind=spec_kind(machine.device_kind))
     threads = machine.threads if machine.device_kind == "cpu" else None
     figures = with_datasheet(characteristics(measurements, threads), device.datasheet)
     return device.model_copy(update={"characteristics": figures, "uuid": machine.device_uuid})

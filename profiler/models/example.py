@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from profiler.devices.backend import CUDA
 from profiler.models.accesses import tensors
 from profiler.models.trace import trace
 from profiler.record.errors import RequestError
@@ -47,7 +48,7 @@ class Example:
         return ", ".join(f"{name}: {_said(value)}" for name, value in named) or "no inputs"
 
 
-def trace_module(spec: str, target: str = "cuda") -> OpGraph:
+def trace_module(spec: str, target: str = CUDA.type) -> OpGraph:
     """The operations of one forward pass of the module that a factory makes.
 
     Args:

@@ -12,6 +12,7 @@ from functools import cached_property
 
 from transformers import PretrainedConfig, PreTrainedModel
 
+from profiler.devices.backend import CUDA
 from profiler.models.inputs import PassInputs, prepare
 from profiler.models.modules import attention_modules
 from profiler.models.trace import trace
@@ -50,7 +51,7 @@ class Tracing:
     attn: str = DEFAULT
     experts: str = DEFAULT
     cache: str = "dynamic"
-    target: str = "cuda"
+    target: str = CUDA.type
     changes: Sequence[Change] = ()
     """Applied to each traced graph in order: what-ifs, and fusion as the last."""
 

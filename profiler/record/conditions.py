@@ -1,8 +1,8 @@
 """What the device and the host did while samples were taken: the conditions that belong beside raw samples.
 
 A measurement is a sequence of windows, each with the samples that were taken within it. What was not read is None,
-never 0, so that "not throttled" and "not known" stay apart. `profiler.timing.watch` fills windows in,
-`profiler.timing.labels` says what they mean.
+never 0, so that "not throttled" and "not known" stay apart. `profiler.devices.watch` fills windows in,
+`profiler.devices.conditions` says what they mean.
 
 Example: ``Window(start_s=0, duration_s=0.25, samples=12, power_w=694.0)``
 """
