@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from calibrate.kernel_times import KernelTable
 from profiler.record.run import Mode
-from roofline.forecast import HOST_MODEL, pass_wall_s
+from roofline.forecast import pass_wall_s
 from roofline.hardware import HardwareSpec, Peaks
 from roofline.host_gaps import host_gap_interval, host_gap_s, least_gap_s
 from roofline.law_prices import LawPrices
@@ -155,7 +155,7 @@ def predicted_wall(
     ends = None
     if found is not None and compiled is None:
         gap_ends = host_gap_interval(graph, spec)
-        if HOST_MODEL[spec.kind] == "cpu" and gap_s is not None and gap_ends is not None:
+        if not spec.has_queue and gap_s is not None and gap_ends is not None:
             ends = predicted.beside(gap_s, gap_ends).ends(np.concatenate([count, count]))
         elif (busy := predicted.ends(count)) is not None:
             whole = float((level_s * count).sum())

@@ -11,7 +11,7 @@ from calibrate.pass_report import PassReport, to_json
 from profiler.record.errors import RequestError
 from profiler.record.run import CellResult
 from profiler.record.store import RunFolder
-from roofline.hardware import HardwareSpec
+from roofline.hardware import HardwareSpec, spec_kind
 
 ENVIRONMENT = {"device", "device_kind", "versions", "notes", "threads", "cores"}
 """Of the machine, what the JSON output repeats from run.json."""
@@ -23,7 +23,7 @@ def load_spec(folder: RunFolder) -> HardwareSpec:
     Raises RequestError as `RunFolder.read_spec` does.
     """
     environment = folder.run.environment
-    return folder.read_spec() or HardwareSpec(name=environment.device, kind=environment.device_kind)
+    return folder.read_spec() or HardwareSpec(name=environment.device, kind=spec_kind(environment.device_kind))
 
 
 def load(folder: RunFolder, spec: HardwareSpec | None = None) -> tuple[list[PassReport], list[CellResult]]:

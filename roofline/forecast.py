@@ -5,7 +5,6 @@ Example: ``forecast(graph, peaks).time_s`` → seconds of one pass of `graph` at
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -22,9 +21,6 @@ from roofline.predict import Prepared, price
 from roofline.prediction import OpPrediction, PassPrediction
 from roofline.sweep import memory_pieces, price_pieces
 from roofline.workload import Workload
-
-HOST_MODEL: dict[str, Literal["cuda", "cpu"]] = {"cpu": "cpu", "cuda": "cuda", "other": "cuda"}
-"""How the host issues work, by kind of device: everything but a CPU has a queue."""
 
 
 def known(value: float) -> float | None:
@@ -85,10 +81,9 @@ def pass_wall_s(
 
     Laws are fitted to whole operations: on a CPU only `gap_s`, the gap before each, is left to the host.
     """
-    kind = HOST_MODEL[spec.kind]
-    if with_laws and kind == "cpu":
+    if with_laws and not spec.has_queue:
         return None if gap_s is None else known(float((time_s + gap_s) @ count))
-    return known(wall_s(time_s, count, peaks.host_s_per_op.value, kind)) if peaks.host_s_per_op else None
+    return known(wall_s(time_s, count, peaks.host_s_per_op.value, spec.has_queue)) if peaks.host_s_per_op else None
 
 
 def forecast_sweep(pieces: Sequence[Piece], workloads: Sequence[Workload], peaks: Peaks) -> list[PassPrediction]:

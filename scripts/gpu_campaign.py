@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from roofline.hardware import GPU
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from scripts.campaign import Campaign, Part
@@ -182,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--minutes", type=float, required=True, help="Time that there is.")
     options.add_argument("--out", type=Path, required=True, help="Folder of the campaign; an old one is gone on with.")
-    options.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu, with small models.")
+    options.add_argument("--device", default=GPU, help="cuda, cuda:1, or cpu, with small models.")
     options.add_argument("--models", help="Only these of the list, or other names and folders, separated by commas.")
     given = options.parse_args(arguments)
     lacking = missing()
@@ -191,9 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = CPU_MODELS if given.device == "cpu" else GPU_MODELS
     models = _chosen(given.models, known) if given.models else known
     if given.device != "cpu":
-        import torch
+        from profiler.devices.backend import backend_of
 
-        if not torch.cuda.is_available():
+        if not backend_of(given.device).count():
             return _refuse(f"--device {given.device}: torch sees no GPU; try the campaign with --device cpu")
     shapes = CPU_SHAPES if given.device == "cpu" else GPU_SHAPES
     todo = list(parts(given.device, models, shapes))
