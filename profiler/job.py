@@ -1,4 +1,4 @@
-"""The main job, measuring side: the device's figures, then each model's cells, each kept as soon as it is done.
+"""The main job, measuring side: the cells of each model, each kept as soon as it is done.
 
 Models are built one at a time, once for each dtype, and given back before the next. A cell that cannot run fails
 with its reason and the rest goes on.
@@ -6,7 +6,6 @@ with its reason and the rest goes on.
 Example::
 
     with RunFolder.create(Path("results"), run) as folder:
-        measure_device(folder, torch.device("cpu"), quick=True)
         measure_cells(folder, done=frozenset(), job=Job(device=torch.device("cpu")))
 """
 
@@ -21,17 +20,12 @@ import torch
 from torch import nn
 
 from profiler.devices.backend import backend_of, free_bytes
-from profiler.microbench.quick import measure_peaks
-from profiler.microbench.spec import host_chip
-from profiler.models.resolve import resolve
-from profiler.models.truncate import truncate
-from profiler.models.weights import build, build_meta
-from profiler.record.errors import InvalidMeasurement, RequestError
-from profiler.record.run import Cell, CellResult
-from profiler.record.store import RunFolder
-from profiler.timing.cell import Loaded, measure_cell, reason
-from profiler.timing.clock import clock_for
-from roofline.hardware import HardwareSpec, find_device, spec_kind
+from profiler.models.build import build, build_meta
+from profiler.models.resolve import resolve, truncate
+from profiler.passes.measure import Loaded, measure_cell, reason
+from profiler.record.folder import RunFolder
+from profiler.record.run import Cell, CellResult, InvalidMeasurement
+from profiler.timing.clocks import clock_for
 
 DEVICE_S, QUICK_DEVICE_S = 10.0, 5.0
 """Seconds for the device's figures, in full and with --quick."""
@@ -49,39 +43,6 @@ class Job:
     """Seconds of passes for each cell."""
     seed: int = 0
     trust_remote_code: bool = False
-
-
-def measure_device(
-    folder: RunFolder, device: torch.device, *, quick: bool, step: Step = lambda text, done: None
-) -> HardwareSpec:
-    """The datasheet where one describes the device, and what a short measurement reaches; kept as spec.json.
-
-    Raises RequestError if the folder cannot be written, or if main memory cannot be measured.
-    """
-    environment = folder.run.environment
-    dtypes = sorted({cell.workload.dtype for cell in folder.run.cells} | {"float32"})
-    known = find_device(environment.device)
-    try:
-        peaks, reasons = measure_peaks(
-            device,
-            dtypes,
-            budget_s=QUICK_DEVICE_S if quick else DEVICE_S,
-            progress=lambda part, text: step(f"device: {text}", part),
-        )
-    except RuntimeError as error:
-        raise RequestError(f"{error}; free memory, or name this device's spec.json with --hardware") from error
-    spec = HardwareSpec(
-        name=known.name if known else environment.device,
-        kind=spec_kind(environment.device_kind),
-        matches=known.matches if known else (environment.device,),
-        chip=known.chip if known else host_chip(device),
-        datasheet=known.datasheet if known else None,
-        measured=peaks,
-        missing=reasons,
-        uuid=environment.device_uuid,
-    )
-    folder.write_spec(spec)
-    return spec
 
 
 def measure_cells(folder: RunFolder, done: frozenset[str], job: Job, step: Step = lambda text, done: None) -> None:
@@ -161,15 +122,15 @@ def _load(cell: Cell, job: Job) -> Loaded:
 
 def planned_weight_bytes(cells: Sequence[Cell], job: Job) -> dict[Cell, float]:
     """Bytes of the weights of each cell's model, before they are made; 0 where it cannot be built."""
-    found: dict[Cell, float] = {}
+    sizes: dict[Cell, float] = {}
     for group in _by_model(list(cells)):
         cell, size = group[0], 0.0
         with suppress(Exception):
             config = resolve(cell.model, trust_remote_code=job.trust_remote_code).config
             config = truncate(config, cell.layers) if cell.layers else config
             size = weight_bytes(build_meta(config, getattr(torch, cell.workload.dtype), cell.attn, cell.experts))
-        found |= dict.fromkeys(group, size)
-    return found
+        sizes |= dict.fromkeys(group, size)
+    return sizes
 
 
 RATED = (128, 1024, 1024)
@@ -182,14 +143,14 @@ def planned_pass_s(weights: Mapping[Cell, float], device: torch.device) -> dict[
     A dtype that a CPU lacks is a tenth as fast as others, and no budget of seconds bounds a pass that is longer.
     """
     rates: dict[str, float] = {}
-    found = {}
+    seconds: dict[Cell, float] = {}
     for cell, size in weights.items():
         dtype = getattr(torch, cell.workload.dtype)
         if cell.workload.dtype not in rates:
             rates[cell.workload.dtype] = _product_rate(dtype, device)
         tokens = cell.workload.batch * cell.workload.query_tokens
-        found[cell] = 2 * size / dtype.itemsize * tokens / rates[cell.workload.dtype]
-    return found
+        seconds[cell] = 2 * size / dtype.itemsize * tokens / rates[cell.workload.dtype]
+    return seconds
 
 
 def _product_rate(dtype: torch.dtype, device: torch.device) -> float:

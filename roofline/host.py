@@ -1,17 +1,22 @@
 """Wall time of a pass when the host issues its operations one by one: small operations wait for the host.
 
 On a CPU host and device are the same cores: what the host does for an operation and its work follow each other, so
-`host_s_per_op` is the host's whole cost beside a roofline (beside laws, `roofline.host_gaps`). On CUDA
+`host_s_per_op` is the host's whole cost where a roofline prices the work (where laws do: `price_by_law`). On CUDA
 the host runs ahead through a queue: it has issued the i-th of the operations (counted from 1) at ``i * host_s``; the
 device starts it then, or when it has finished the one before; the pass ends with the last of them.
 
 Example: ``wall_s([5e-6, 5e-6], [1, 1], host_s_per_op=10e-6, has_queue=True)`` → 25e-6: the host is the bottleneck.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from roofline.hardware.spec import HardwareSpec, Peaks
+
+Floats = NDArray[np.float64]
 
 
 def wall_s(
@@ -57,3 +62,20 @@ def _queue_wall_s(device: NDArray[np.float64], times: NDArray[np.float64], host_
         finished = (device_before + repetition * block_device)[block] + within_device
         walls.append((issued * host_s + total - finished).max())
     return float(max(walls))
+
+
+def pass_wall_s(
+    time_s: Floats, count: Floats, spec: HardwareSpec, peaks: Peaks, gap_s: Floats | None, *, with_laws: bool
+) -> float | None:
+    """Wall time of operations with their device times; None where the host's share is not known.
+
+    Laws are fitted to whole operations: on a CPU only `gap_s`, the gap before each, is left to the host.
+    """
+    if with_laws and not spec.has_queue:
+        return None if gap_s is None else known(float((time_s + gap_s) @ count))
+    return known(wall_s(time_s, count, peaks.host_s_per_op.value, spec.has_queue)) if peaks.host_s_per_op else None
+
+
+def known(value: float) -> float | None:
+    """The value; None where it is not known."""
+    return None if math.isnan(value) else float(value)

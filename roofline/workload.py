@@ -25,8 +25,8 @@ class Workload(Record):
     dtype: str
     """Weights and activations, by torch's name: "bfloat16", "float32", …"""
     logits: Logits = "last"
-    """Of the last new token of each sequence, where the model can leave out the others; or of all new tokens, which
-    the verification of drafted ones needs."""
+    """Which new tokens get logits: the last of each sequence, where the model can leave out the others; or all, which
+    the verification of drafted tokens needs."""
 
     @property
     def phase(self) -> Phase:

@@ -19,13 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from calibrate.calibration import Calibrated, calibrate_kind
-from calibrate.exchange.importing import Asked, import_tables
-from calibrate.exchange.observed import observations
-from calibrate.observations import Observations
-from calibrate.split import halves
-from calibrate.validate import DECODING
-from roofline.facts import facts_of
+from calibrate.exchange.formats import import_tables
+from calibrate.exchange.tables import ImportOptions
+from calibrate.kernels.observations import Observations, halves, observations
+from calibrate.kernels.score import DECODING, Calibrated, calibrate_kind
+from roofline.hardware.facts import facts_of
 from roofline.laws.law import Facts
 
 H200, A100 = "aiconfigurator/h200_sxm/vllm-0.24.0/", "aiconfigurator/a100_sxm/vllm-0.14.0/"
@@ -118,7 +116,11 @@ class Tables:
     def of(self, line: Line) -> tuple[Observations, Facts]:
         if line.file not in self._read:
             modules = line.file.startswith("llmservingsim")
-            asked = Asked(device="nvidia-h100-sxm", model="Llama-3.1-8B", sizes=LLAMA) if modules else Asked()
+            asked = (
+                ImportOptions(device="nvidia-h100-sxm", model="Llama-3.1-8B", sizes=LLAMA)
+                if modules
+                else ImportOptions()
+            )
             read = import_tables("llmservingsim" if modules else "aiconfigurator", [self._data / line.file], asked)
             if read.device.spec is None:
                 raise ValueError(f"{line.file}: no device file describes {read.device.name}")

@@ -1,4 +1,4 @@
-"""A worker like `profiler.microbench.collective_worker`, with operations that go wrong; run by test_collective.py.
+"""A worker like `profiler.microbench.collectives.worker`, with operations that go wrong; run by test_collective.py.
 
 "checked" is written as a case of its own: what every rank found of every operation.
 """
@@ -13,9 +13,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from profiler.microbench import collective_worker
-from profiler.microbench.busbw import RINGS
-from profiler.microbench.collective_case import CASES, Operands, Ranks, repeats_limit, whole
+from profiler.microbench.collectives import worker as collective_worker
+from profiler.microbench.collectives.cases import CASES, Operands, Ranks, repeats_limit, whole
+from roofline.laws.bus_bandwidth import RINGS
 
 
 def lacking(size: int, ranks: Ranks) -> Operands:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from profiler.record.run import Cell, CellResult, Closure, Environment, OpTimes, Run
-from roofline.op import Access, Kind, Op, OpGraph, Tensor
+from roofline.graph.op import Access, Kind, Op, OpGraph, Tensor
 from roofline.workload import Workload
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

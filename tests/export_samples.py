@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.exchange.export.source import Source, Taken, source_of
-from roofline.hardware import Chip, Figure, HardwareSpec, Level, Link, Peaks
-from roofline.laws.roofline import roofline
+from calibrate.exchange.figures import Source, Taken, source_of
+from roofline.hardware.spec import Chip, Figure, HardwareSpec, Level, Link, Peaks
+from roofline.price import roofline
 
 NOW = datetime(2026, 5, 9, 10, 11, 12, tzinfo=UTC)
 TAKEN = Taken(

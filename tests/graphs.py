@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from roofline.hardware import Figure, Level, Peaks
-from roofline.op import Access, AttentionModule, Kind, Op, OpGraph, Tensor
+from roofline.graph.op import Access, AttentionModule, Kind, Op, OpGraph, Tensor
+from roofline.hardware.spec import Figure, Level, Peaks
 from roofline.workload import Workload
 
 WORKLOAD = Workload(batch=1, query_tokens=4, context_tokens=0, dtype="float32")

@@ -9,11 +9,11 @@ import random
 
 import report_samples
 
-from profiler.microbench.figures import characteristics, with_datasheet
-from profiler.record.conditions import Label, Window
-from profiler.record.measurement import CacheState, Measurement, Unit
+from calibrate.device.figures import characteristics, with_datasheet
+from profiler.record.measurement import CacheState, Label, Measurement, Unit, Window
 from profiler.record.run import Run
-from roofline.hardware import Characteristic, Figure, HardwareSpec, Level, Peaks, load_device
+from roofline.hardware.load import load_device
+from roofline.hardware.spec import Characteristic, Figure, HardwareSpec, Level, Peaks
 
 Sample = tuple[HardwareSpec, list[Measurement], Run]
 

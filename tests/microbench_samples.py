@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from profiler.record.conditions import Label
-from profiler.record.measurement import CacheState, Measurement, WarmUp
+from profiler.record.measurement import CacheState, Label, Measurement, WarmUp
 
 WARM = CacheState(declared="warm", operand_bytes=100, between_bytes=100, cache_bytes=1000, holds=True)
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from profiler.devices.nvml import GpuReading, GpuState
 from profiler.devices.watch import GpuWatch, HostWatch
-from profiler.record.conditions import Window
+from profiler.record.measurement import Window
 from roofline.record import Record
 
 FOLDER = Path(__file__).parent / "data" / "nvml"

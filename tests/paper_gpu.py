@@ -12,10 +12,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from profiler.attribution.spans import PASS, touches_data
+from profiler.attribution.operations import PASS, touches_data
 from profiler.attribution.timeline import DeviceEvent, HostEvent, Launch, LaunchKind, Timeline
 from profiler.models.inputs import PassInputs
-from profiler.timing.runner import Runner
+from profiler.passes.eager import Runner
 
 STREAM = 7
 KERNEL_S = 2e-7

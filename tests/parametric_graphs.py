@@ -10,9 +10,8 @@ from graphs import GraphBuilder
 from tiny import tiny
 
 from profiler.models.graphs import ModelGraphs, Tracing
-from roofline.fold import fold
-from roofline.op import OpGraph, Traffic
-from roofline.routing import Routing
+from roofline.graph.fold import fold
+from roofline.graph.op import OpGraph, Routing, Traffic
 from roofline.workload import Workload
 
 ROW = 16

@@ -9,12 +9,11 @@ from typing import Any
 
 from graphs import GraphBuilder
 
-from roofline.footprint import Footprint, footprint
-from roofline.hardware import Figure, Level, Link, Peaks
-from roofline.laws.roofline import missing_peaks
-from roofline.op import OpGraph, Traffic
-from roofline.predict import price
-from roofline.prediction import OpPrediction, PassPrediction, Prediction, RequestPrediction
+from roofline.graph.memory import Footprint, footprint
+from roofline.graph.op import OpGraph, Traffic
+from roofline.hardware.spec import Figure, Level, Link, Peaks
+from roofline.predict.passes import OpPrediction, PassPrediction, Prediction, RequestPrediction
+from roofline.price import missing_peaks, price
 from roofline.workload import Workload
 
 _SOURCE = "by hand"

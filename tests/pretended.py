@@ -15,7 +15,7 @@ from profiler.devices import backend
 from profiler.devices.backend import Backend, Event
 from profiler.devices.watch import Watch
 from profiler.microbench.bench import Bench
-from profiler.record.conditions import Window
+from profiler.record.measurement import Window
 
 
 class Quiet:

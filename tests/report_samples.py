@@ -5,11 +5,10 @@ Times come from real shapes and plausible efficiencies, so that the pictures loo
 
 import math
 
-from calibrate.pass_report import LayerEfficiency, PassReport, Rungs
-from calibrate.waterfall import Waterfall
+from calibrate.passes.pass_report import LayerEfficiency, PassReport, Rungs, Waterfall
 from profiler.record.run import Cell, CellResult, Closure, Environment, Run
-from roofline.hardware import Figure, HardwareSpec, Level, Peaks
-from roofline.level import LevelRatio
+from roofline.hardware.spec import Figure, HardwareSpec, Level, Peaks
+from roofline.laws.fitted import LevelRatio
 from roofline.workload import Workload
 
 DECODE = Workload(batch=1, query_tokens=1, context_tokens=512, dtype="bfloat16")

@@ -2,13 +2,13 @@ import json
 from pathlib import Path
 
 import pytest
+from check_run import main
 
-from calibrate.reports import document, load
+from calibrate.passes.reports import document, load
+from profiler.record.folder import RunFolder
 from profiler.record.run import CellResult, Run
-from profiler.record.store import RunFolder
-from roofline.hardware import HardwareSpec
-from roofline.op import OpGraph
-from scripts.check_run import main
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import HardwareSpec
 
 
 def _written(base: Path, run: Run, result: CellResult, graph: OpGraph) -> Path:
@@ -62,6 +62,31 @@ def test_a_failed_cell_and_missing_files_are_named(
     assert "failed: out of memory" in shown
     assert "no report.html" in shown
     assert "0 passes printed for 1 cells" in shown
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_an_invalid_cell_is_a_verdict_that_has_a_reason(
+    measured: bool, tmp_path: Path, run: Run, result: CellResult, graph: OpGraph, capsys: pytest.CaptureFixture[str]
+) -> None:
+    invalid = result if measured else CellResult(cell=result.cell, status="invalid")
+    reason = {"status": "invalid", "reason": "the device was throttled"}
+    assert main(_written(tmp_path / "told", run, invalid.model_copy(update=reason), graph)) == 0
+    assert "1 of them invalid" in capsys.readouterr().out
+    assert main(_written(tmp_path / "untold", run, invalid.model_copy(update={"status": "invalid"}), graph)) == 1
+    assert "invalid: None" in capsys.readouterr().out
+
+
+def test_an_invalid_cell_is_right_all_the_same(
+    tmp_path: Path, run: Run, result: CellResult, graph: OpGraph, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert result.closure is not None
+    invalid = result.model_copy(update={"status": "invalid", "reason": "the device was throttled"})
+    wide = invalid.model_copy(update={"closure": result.closure.model_copy(update={"attributed": 0.9})})
+    assert main(_written(tmp_path / "wide", run, wide, graph)) == 1
+    assert "90.00% of device time attributed" in capsys.readouterr().out
+    other = invalid.model_copy(update={"differences": ("mm, traced addmm",)})
+    assert main(_written(tmp_path / "other", run, other, graph)) == 1
+    assert "ran another sequence than its trace: mm, traced addmm" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["spec.json", "measurements.parquet", "graphs/*.json"])

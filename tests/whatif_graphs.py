@@ -1,23 +1,25 @@
-"""Traces of tiny models for what-ifs, and what must hold of every graph that a what-if makes."""
+"""Traces of tiny models for what-ifs, and what must hold of every graph that a what-if makes, with links or without."""
 
+import math
 from functools import cache
 
 from graphs import figure, peaks
 from tiny import TINY, tiny
 from transformers import AutoConfig
 
+from profiler.models.build import build_meta
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
-from profiler.models.weights import build_meta
-from roofline.fusion import fused
-from roofline.hardware import Peaks
-from roofline.op import OpGraph, Traffic
-from roofline.op import traffic as classes
-from roofline.predict import price
+from roofline.fusion.fuse import fused
+from roofline.graph.op import Kind, Op, OpGraph, Traffic
+from roofline.graph.op import traffic as classes
+from roofline.hardware.spec import Link, Peaks
+from roofline.price import price
 from roofline.workload import Workload
 
 PHASES = {"prefill": (12, 0), "decode": (1, 12), "chunk": (4, 12)}
 DTYPES = ("float32", "bfloat16", "int8", "float8_e4m3fn", "int4", "float4_e2m1fn_x2")
+LINKS = ("nvlink", "pcie", "network")
 BYTES = ("weight_read", "activation_read", "activation_write", "kv_read", "kv_write")
 
 
@@ -43,9 +45,10 @@ def traced(
     return trace(model, prepare(model, what, cache=cached), what, name=name, target="cuda", options={})
 
 
-def all_peaks() -> Peaks:
-    """Peaks by hand for each type a what-if can choose."""
-    return peaks().model_copy(update={"matrix": {dtype: figure(100.0) for dtype in DTYPES}})
+def linked_peaks() -> Peaks:
+    """Peaks by hand for each type a what-if can choose; 1 byte a second over each link, without latency."""
+    matrix = {dtype: figure(100.0) for dtype in DTYPES}
+    return peaks().model_copy(update={"matrix": matrix, "links": {name: Link(bandwidth=figure(1.0)) for name in LINKS}})
 
 
 def totals(graph: OpGraph) -> dict[str, float]:
@@ -70,12 +73,13 @@ def traffic(graph: OpGraph) -> float:
 
 
 def check(graph: OpGraph) -> None:
-    """Whatever a what-if makes is a valid graph that can be written, priced and fused."""
+    """Valid, written and read, priced, fused with no more traffic, and tensors held while they are touched."""
     assert OpGraph.model_validate(graph.model_dump()) == graph
-    assert (price(graph, all_peaks()).time_s >= 0).all()
+    assert (price(graph, linked_peaks()).time_s >= 0).all()
     ideal = fused(graph)
     assert traffic(ideal) <= traffic(graph) * (1 + 1e-9)
-    assert (price(ideal, all_peaks()).time_s >= 0).all()
+    assert (price(ideal, linked_peaks()).time_s >= 0).all()
+    assert math.isclose(link_bytes(ideal), link_bytes(graph), rel_tol=1e-9, abs_tol=1e-9)
     touched: dict[int, list[int]] = {}
     for i, op in enumerate(graph.ops):
         for access in (*op.reads, *op.writes):
@@ -84,3 +88,28 @@ def check(graph: OpGraph) -> None:
         if tensor.held is not None and tensor.id in touched:
             assert tensor.held[0] <= touched[tensor.id][0] and touched[tensor.id][-1] <= tensor.held[1]
             assert tensor.held[0] >= -1 and tensor.held[1] <= len(graph.ops)
+
+
+def check_rank(graph: OpGraph) -> None:
+    """As `check`, and no access is larger than its tensor."""
+    check(graph)
+    for op in graph.ops:
+        for access in (*op.reads, *op.writes):
+            assert access.bytes <= graph.tensors[access.tensor].storage_bytes * (1 + 1e-9), (op.path, op.name)
+
+
+def link_bytes(graph: OpGraph) -> float:
+    return sum(op.link_bytes * op.count for op in graph.ops)
+
+
+def collectives(graph: OpGraph, name: str = "") -> list[Op]:
+    """Collectives of one name ("all_reduce"), or all, in order."""
+    return [op for op in graph.ops if op.kind is Kind.COLLECTIVE and op.name.endswith(name)]
+
+
+def transfers(graph: OpGraph, name: str = "") -> list[Op]:
+    return [op for op in graph.ops if op.kind is Kind.TRANSFER and op.name.endswith(name)]
+
+
+def flops(graph: OpGraph) -> float:
+    return sum(op.matrix_flops * op.count for op in graph.ops)

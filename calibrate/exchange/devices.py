@@ -1,4 +1,4 @@
-"""Which device a table is of: as the file names it, as its folders do, or as it is told; and the datasheet, if any.
+"""The device that a table was measured on: as the file, its folders or the user name it, with its datasheet, if any.
 
 Example: ``device_of([(path, "NVIDIA H200")], None).spec.name == "nvidia-h200-sxm"``
 """
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from profiler.record.errors import RequestError
-from roofline.hardware import HardwareSpec, device_names, find_device, load_device
+from profiler.record.run import RequestError
+from roofline.hardware.load import device_names, find_device, load_device
+from roofline.hardware.spec import HardwareSpec
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Device:
     """The device of an imported run."""
 
     name: str
-    """As the table names it, else the device file's driver name."""
+    """The table's name for it, else the device file's driver name."""
     spec: HardwareSpec | None
     """Its datasheet; None where no file describes it."""
     warnings: tuple[str, ...] = ()
@@ -31,23 +32,23 @@ def device_of(named: Sequence[tuple[Path, str | None]], asked: str | None) -> De
     names = sorted({name for _, name in named if name})
     if len(names) > 1:
         raise RequestError(f"the files are of {' and '.join(names)}; import each device by itself")
-    found = find_device(names[0]) if names else None
+    spec = find_device(names[0]) if names else None
     if asked is not None:
-        return _asked(asked, names[0] if names else None, found)
+        return _asked(asked, names[0] if names else None, spec)
     if names:
-        if found is not None:
-            return Device(names[0], found)
+        if spec is not None:
+            return Device(names[0], spec)
         return Device(names[0], None, (f"no device file describes {names[0]!r}; with --device it gets a datasheet",))
     return _by_folder([path for path, _ in named])
 
 
-def _asked(asked: str, name: str | None, found: HardwareSpec | None) -> Device:
+def _asked(asked: str, name: str | None, own: HardwareSpec | None) -> Device:
     try:
         spec = load_device(asked)
     except ValueError as error:
         raise RequestError(f"--device: {error}") from error
-    if found is not None and found.name != spec.name:
-        raise RequestError(f"--device {asked}: the table is of {name}, which is {found.name}; leave --device out")
+    if own is not None and own.name != spec.name:
+        raise RequestError(f"--device {asked}: the table is of {name}, which is {own.name}; leave --device out")
     return Device(name or (spec.matches[0] if spec.matches else spec.name), spec)
 
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from calibrate.pass_report import PassReport
+from calibrate.passes.pass_report import PassReport
 from calibrate.report import roofs, tables, wording
 from calibrate.report.paths import shortened
 from calibrate.report.units import bytes_per_s, flops_per_s, magnitude, number, percent, seconds
-from roofline.hardware import HardwareSpec, Peaks
+from roofline.hardware.spec import HardwareSpec, Peaks
 
 TERM_COLOUR = {
     "ideal": "#2a7f62",

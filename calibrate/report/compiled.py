@@ -3,8 +3,7 @@
 Example: ``HEADER, [cells(kernel, report) for kernel in shown(report)]``
 """
 
-from calibrate.kernel_times import FusedKernel
-from calibrate.pass_report import PassReport
+from calibrate.passes.pass_report import FusedKernel, PassReport
 from calibrate.report.tables import fold_modules
 from calibrate.report.units import number, percent, seconds
 

@@ -8,12 +8,12 @@ Example: ``Path("report.html").write_text(render(reports, run, spec, failed), en
 from collections.abc import Sequence
 from html import escape
 
-from calibrate.pass_report import PassReport
+from calibrate.passes.pass_report import PassReport
 from calibrate.report import charts, compiled, markup, peaks, tables, wording
 from calibrate.report.markup import Cell
 from calibrate.report.units import UNKNOWN, number, percent, plus_minus, seconds
 from profiler.record.run import CellResult, Run
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 FEW = 10
 """Inactive parameters that are named; the rest are counted."""

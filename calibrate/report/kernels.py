@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from profiler.record.kernels import Kernels, Source
-from profiler.record.store import RunFolder
+from profiler.record.folder import RunFolder
+from profiler.record.kernel_table import Kernels, Source
 
 
 def document(folder: RunFolder, kernels: Kernels) -> dict[str, Any]:

@@ -7,12 +7,12 @@ Example: ``Path("report.md").write_text(render(reports, run, spec, failed), enco
 
 from collections.abc import Sequence
 
-from calibrate.pass_report import PassReport
+from calibrate.passes.pass_report import PassReport
 from calibrate.report import compiled, marks, peaks, tables, wording
 from calibrate.report.units import UNKNOWN, number, percent, plus_minus, seconds
 from calibrate.report.wording import Fact
 from profiler.record.run import CellResult, Run
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 FEW = 10
 """Inactive parameters that are named; the rest are counted."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from calibrate.report.units import bytes_per_s, dtype, flops_per_s
-from roofline.hardware import Peaks
+from roofline.hardware.spec import Peaks
 
 COLOUR = {"achieved": "#33415c", "datasheet": "#9aa5b8"}
 

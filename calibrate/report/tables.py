@@ -9,10 +9,9 @@ Example: ``sum(row.time_s for row in layer_rows(report))`` is ``report.busy_s``.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from calibrate.pass_report import LayerEfficiency, PassReport
+from calibrate.passes.pass_report import TERMS as RUNG_TERMS
+from calibrate.passes.pass_report import LayerEfficiency, PassReport, Waterfall
 from calibrate.report.units import UNKNOWN, magnitude, number, percent, plus_minus, seconds
-from calibrate.waterfall import TERMS as RUNG_TERMS
-from calibrate.waterfall import Waterfall
 from roofline.record import Record
 
 TERMS = (*RUNG_TERMS, "idle")

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from calibrate.pass_report import PassReport
+from calibrate.passes.pass_report import PassReport
 from calibrate.report import compiled, peaks, tables, wording
 from calibrate.report.grid import GAP, characters, grid, needed, rule, say
 from calibrate.report.units import UNKNOWN, aligned, percent, seconds
 from calibrate.report.wording import Fact
 from profiler.record.run import CellResult, Run
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 LEFT_OUT_FIRST = (
     "repeat",

@@ -9,6 +9,8 @@ Example: ``seconds(0.0821) == "82.1 ms"``, ``bytes_per_s(4.8e12) == "4.80 TB/s"`
 import math
 from collections.abc import Sequence
 
+from roofline.dtypes import SHORT
+
 UNKNOWN = "–"
 """Stands for null: not known, not measured, not applicable. Never for zero."""
 
@@ -17,16 +19,6 @@ MINUS = "−"
 
 SMALLEST_PERCENT = 0.0001
 """A fraction; below 0.01 % the digits are noise in any measurement, so only the bound is printed."""
-
-SHORT_DTYPE = {
-    "float64": "fp64",
-    "float32": "fp32",
-    "float16": "fp16",
-    "bfloat16": "bf16",
-    "float8_e4m3fn": "fp8 e4m3",
-    "float8_e5m2": "fp8 e5m2",
-}
-"""What people call torch's types; a type that is not here keeps its name."""
 
 _PREFIXES = {-5: "f", -4: "p", -3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P"}
 """SI prefix by power of 1000."""
@@ -122,7 +114,7 @@ def number(value: float | None) -> str:
 
 def dtype(name: str) -> str:
     """The short name of a type."""
-    return SHORT_DTYPE.get(name, name)
+    return SHORT.get(name, name)
 
 
 def aligned(cells: Sequence[str]) -> list[str]:

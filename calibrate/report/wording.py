@@ -7,13 +7,13 @@ Example: ``headline(report)`` is ``"82.1 ms wall ± 1.2 %, 78.0 ms busy; its dev
 
 from collections.abc import Sequence
 
-from calibrate.pass_report import PassReport
-from calibrate.replicates import MIDDLE
+from calibrate.passes.pass_report import PassReport
+from calibrate.passes.replicates import MIDDLE
+from calibrate.passes.verdict import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_EXCESS, SPANS_WITHIN
 from calibrate.report import tables
 from calibrate.report.units import UNKNOWN, dtype, duration, percent, plus_minus, seconds, size
-from calibrate.soundness import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_EXCESS, SPANS_WITHIN
 from profiler.record.run import CellResult, Mode, Run
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 from roofline.record import Record
 from roofline.workload import Workload
 

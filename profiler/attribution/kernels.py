@@ -4,21 +4,23 @@ Rule: device event → correlation id → launch → the operation whose host sp
 thread. Where kineto keeps no record of the launch, or knows its thread under another number, the event's external id
 names the host event that launched it, and that event's start is taken. Several kernels to one operation are normal.
 What fits no operation is kept with its name and its reason, never dropped: Σ operations + unattributed + gaps + tail =
-wall, by construction of `overlap`.
+wall, since `shares` and `idle` split each instant.
 
 Synchronise the device before and after the window. CUDA graphs are refused: one launch stands for many kernels, which
-`profiler.attribution.replay` gives to operations by their order.
+`profiler.attribution.replayed` gives to operations by their order.
 
 Example: ``done = join(timeline, (t0, t1), spans); problems = check(done)``
 """
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from profiler.attribution.shared import OpDevice, Unattributed, give
+import numpy as np
+from numpy.typing import NDArray
+
 from profiler.attribution.timeline import DeviceEvent, HostEvent, Launch, Timeline
 
 CLOCK_SKEW_S = 1e-4
@@ -34,10 +36,139 @@ class OpSpan:
     """Host span of an executed operation; spans of one thread do not overlap."""
 
     index: int
-    """Of the operation in its graph."""
+    """Position of the operation in its graph."""
     start_s: float
     end_s: float
     tid: int
+
+
+Floats = NDArray[np.float64]
+
+
+def shares(starts_s: Floats, ends_s: Floats) -> Floats:
+    """Each interval's share of the busy time: ∫ 1/n(t) dt over it, n(t) intervals running at t.
+
+    Args: starts and ends in seconds, shape (events,), any order. Raises ValueError if one ends before it starts.
+    """
+    starts, ends = _checked(starts_s, ends_s)
+    if not len(starts):
+        return np.zeros(0)
+    times = np.unique(np.concatenate([starts, ends]))
+    change = np.bincount(np.searchsorted(times, starts), minlength=len(times))
+    change = change - np.bincount(np.searchsorted(times, ends), minlength=len(times))
+    running = np.cumsum(change)[:-1]
+    lengths = np.diff(times)
+    portions = np.divide(lengths, running, out=np.zeros_like(lengths), where=running > 0)
+    elapsed: Floats = np.concatenate([[0.0], np.cumsum(portions)])
+    share: Floats = elapsed[np.searchsorted(times, ends)] - elapsed[np.searchsorted(times, starts)]
+    return share
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Time within a window in which nothing ran."""
+
+    before_s: Floats
+    """Idle that each event ended, shape (events,); 0 where another event still ran or began at the same instant."""
+    tail_s: float
+    """Idle from the last end to the end of the window."""
+
+
+def idle(starts_s: Floats, ends_s: Floats, window: tuple[float, float]) -> Idle:
+    """Idle time before each interval and after the last one, within `window`; intervals lie inside it.
+
+    Of intervals that begin together, the first given one ends the idle time.
+    """
+    starts, ends = _checked(starts_s, ends_s)
+    before = np.zeros(len(starts))
+    if not len(starts):
+        return Idle(before, window[1] - window[0])
+    if starts.min() < window[0] or ends.max() > window[1]:
+        raise ValueError("intervals must lie within the window; clip them first")
+    order = np.argsort(starts, kind="stable")
+    reached = np.maximum.accumulate(np.concatenate([[window[0]], ends[order]]))
+    before[order] = np.maximum(0.0, starts[order] - reached[:-1])
+    return Idle(before, float(window[1] - reached[-1]))
+
+
+def _checked(starts_s: Floats, ends_s: Floats) -> tuple[Floats, Floats]:
+    starts, ends = np.asarray(starts_s, np.float64), np.asarray(ends_s, np.float64)
+    if starts.shape != ends.shape or starts.ndim != 1:
+        raise ValueError(f"starts and ends must be of one shape (events,), not {starts.shape} and {ends.shape}")
+    if np.any(ends < starts):
+        raise ValueError("an interval ends before it starts")
+    return starts, ends
+
+
+@dataclass(frozen=True, slots=True)
+class OpDevice:
+    """What the device did for one operation."""
+
+    index: int
+    device_s: float
+    """Each instant shared equally among the events that run in it."""
+    gap_s: float
+    """Device idle directly before the operation's kernels: before its first one, and between them."""
+    kernels: tuple[str, ...]
+    """Kernels, copies and memsets, in the order they ran; empty for an operation without device work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unattributed:
+    """Device work that belongs to no operation."""
+
+    name: str
+    device_s: float
+    gap_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Device time given to operations."""
+
+    ops: tuple[OpDevice, ...]
+    unattributed: tuple[Unattributed, ...]
+    tail_gap_s: float
+    end_s: float
+    """End of the window, or of the last event where that is later."""
+
+
+def give(
+    events: Sequence[DeviceEvent],
+    owners: Sequence[tuple[int | None, str]],
+    indices: Sequence[int],
+    window: tuple[float, float],
+    inside: Container[int | None],
+) -> Given:
+    """Share the window's time among the events, and give each event's share and gap to its owner.
+
+    Args: the position of each event's operation, or None and why; the index of the operation at each position; the
+    correlations launched in the window, whose events count to their ends, as others do to that of the window.
+    """
+    ends = np.array([e.end_s if e.correlation in inside else min(e.end_s, window[1]) for e in events])
+    ends = np.maximum(ends, window[0])
+    starts = np.clip(np.array([e.start_s for e in events]), window[0], ends)
+    end_s = max(window[1], float(ends.max(initial=window[1])))
+    device_s = shares(starts, ends)
+    gaps = idle(starts, ends, (window[0], end_s))
+    per_op: dict[int, list[int]] = defaultdict(list)
+    unattributed: list[Unattributed] = []
+    for i, (event, (position, reason)) in enumerate(zip(events, owners, strict=True)):
+        if position is None:
+            unattributed.append(Unattributed(event.name, float(device_s[i]), float(gaps.before_s[i]), reason))
+        else:
+            per_op[position].append(i)
+    ops = tuple(
+        OpDevice(
+            index,
+            float(device_s[per_op[i]].sum()),
+            float(gaps.before_s[per_op[i]].sum()),
+            tuple(events[k].name for k in per_op[i]),
+        )
+        for i, index in enumerate(indices)
+    )
+    return Given(ops, tuple(unattributed), gaps.tail_s, end_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +240,11 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
     if len(devices := sorted({e.device for e in events})) > 1:
         raise ValueError(f"work on devices {devices}: one device at a time; hide the others with CUDA_VISIBLE_DEVICES")
 
-    found = [
+    owned = [
         owners.find(event, launched.get(event.correlation) if event.correlation is not None else None, inside, window)
         for event in events
     ]
-    given = give(events, found, [span.index for span in operations], window, inside)
+    given = give(events, owned, [span.index for span in operations], window, inside)
     seen = {e.correlation for e in events}
     without = [e for e in events if e.correlation not in launched]
     unrecorded = tuple(e for e in without if owners.called(e, window) is not None)
@@ -139,7 +270,7 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
         ),
         late_s=given.end_s - window[1],
         events=tuple(events),
-        owners=tuple(position for position, _ in found),
+        owners=tuple(position for position, _ in owned),
     )  # fmt: skip
 
 

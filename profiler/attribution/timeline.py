@@ -92,7 +92,7 @@ class DeviceEvent:
     """None where the profiler knows no launch (it then writes 0 or nothing)."""
     kind: Literal["kernel", "memcpy", "memset"]
     external_id: int | None = None
-    """That of the innermost host event around its launch, of which kineto knows even where it does not record the
+    """External id of the innermost host event around its launch, which kineto knows even where it does not record the
     launch itself: of the driver API it keeps cuLaunchKernel and cuLaunchKernelEx alone (CuptiCbidRegistry.cpp)."""
     grid: tuple[int, ...] | None = None
     """Blocks of a kernel in x, y, z; None where the trace does not say."""
@@ -187,7 +187,7 @@ def _launches(events: list[Mapping[str, Any]], spans: list[tuple[float, float]])
         if event["cat"] in _DEVICE:
             correlation = int(event.get("args", {}).get("correlation") or 0)
             worked[correlation] = "kernel" if event["cat"] == "kernel" else "memory"
-    found: dict[int, Launch] = {}
+    outermost: dict[int, Launch] = {}
     for event, (start_s, end_s) in zip(events, spans, strict=True):
         if event["cat"] not in _APIS:
             continue
@@ -196,7 +196,7 @@ def _launches(events: list[Mapping[str, Any]], spans: list[tuple[float, float]])
         if kind is None or correlation == 0:
             continue
         launch = Launch(str(event["name"]), start_s, end_s, int(event["tid"]), correlation, _APIS[event["cat"]], kind)
-        outer = found.get(correlation)
+        outer = outermost.get(correlation)
         if outer is None or _order(launch) < _order(outer):
-            found[correlation] = launch
-    return tuple(sorted(found.values(), key=_order))
+            outermost[correlation] = launch
+    return tuple(sorted(outermost.values(), key=_order))

@@ -1,6 +1,6 @@
 """The front door: the verbs, and what every one of them does with an error.
 
-`main` maps errors to one line on stderr and an exit code (`profiler.cli.errors`); verbs only raise. Verbs load torch
+`main` maps errors to one line on stderr and an exit code (`profiler.cli.output`); verbs only raise. Verbs load torch
 and everything else that is slow inside their functions, so that help and `list` answer at once.
 
 Example: ``main(["list", "--json"])`` returns 0
@@ -19,11 +19,8 @@ from typing import Annotated
 import typer
 
 from profiler.attribution.timeline import QUIET
-from profiler.cli import calibrate, doctor, errors, export, hardware, import_, predict, run, show
-from profiler.cli import list as list_verb
-from profiler.cli.output import discard_stdout, replace_unencodable
-from profiler.record.errors import InvalidMeasurement, RequestError
-from profiler.record.version import roofcal_version
+from profiler.cli import calibrate, doctor, export, hardware, import_, look, output, predict, run
+from profiler.record.run import InvalidMeasurement, RequestError, roofcal_version
 
 os.environ.update(QUIET)  # read when torch is first imported, which verbs do later
 
@@ -34,8 +31,8 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "calibrate": (calibrate.calibrate, calibrate.EXAMPLE),
     "import": (import_.import_, import_.EXAMPLE),
     "export": (export.export, export.EXAMPLE),
-    "list": (list_verb.list_, list_verb.EXAMPLE),
-    "show": (show.show, show.EXAMPLE),
+    "list": (look.list_, look.LIST_EXAMPLE),
+    "show": (look.show, look.SHOW_EXAMPLE),
     "doctor": (doctor.doctor, doctor.EXAMPLE),
 }
 """Verb -> function and the example that its help ends with."""
@@ -76,7 +73,7 @@ def build() -> typer.Typer:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code. `arguments` are those after the program's name."""
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    replace_unencodable()
+    output.replace_unencodable()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     atexit.register(gc.freeze)  # else the interpreter looks for garbage among them once more: 0.8 s of `predict`
     try:
@@ -85,25 +82,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return code
     except RequestError as error:
-        return _fail(f"error: {error}", errors.REQUEST)
+        return _fail(f"error: {error}", output.REQUEST)
     except InvalidMeasurement as error:
-        return _fail(f"invalid measurement: {error}", errors.INVALID)
+        return _fail(f"invalid measurement: {error}", output.INVALID)
     except CLICK_ERROR as error:
-        return _fail(f"error: {error.format_message().rstrip('.')}; see --help", errors.REQUEST)  # type: ignore[attr-defined]
+        return _fail(f"error: {error.format_message().rstrip('.')}; see --help", output.REQUEST)  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort) as stop:
         return _fail(
-            errors.interruption(stop) if isinstance(stop, KeyboardInterrupt) else "interrupted", errors.INTERRUPTED
+            output.interruption(stop) if isinstance(stop, KeyboardInterrupt) else "interrupted", output.INTERRUPTED
         )
     except BrokenPipeError:  # whoever read our output has gone
-        discard_stdout()
-        return errors.BROKEN_PIPE
+        output.discard_stdout()
+        return output.BROKEN_PIPE
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        discard_stdout()
+        output.discard_stdout()
         return _fail(
             f"error: cannot write {error.filename or 'the output'}: {error.strerror}; free space or write elsewhere",
-            errors.REQUEST,
+            output.REQUEST,
         )
 
 
@@ -115,7 +112,7 @@ def _invoke(arguments: list[str]) -> int:
             command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
-    return errors.GOOD
+    return output.GOOD
 
 
 def _program() -> str:

@@ -1,6 +1,6 @@
 """`calibrate`: measured kernels to a spec of the device whose laws predict kernels that were not measured.
 
-Wiring only: `calibrate.calibrating` fits and scores, `calibrate.report.calibration` shows. No device,
+Wiring only: `calibrate.kernels.score` fits and scores, `calibrate.report.calibration` shows. No device,
 no torch.
 """
 
@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from profiler.cli.options import AsJson, Results
 from profiler.cli.output import print_json, stdout_to_stderr_if
-from profiler.record.errors import RequestError
 from profiler.record.files import write_text
-from profiler.record.index import find_run
-from profiler.record.store import RunFolder
-from profiler.record.version import roofcal_version
-from roofline.hardware import HardwareSpec, load_device
+from profiler.record.find import find_run
+from profiler.record.folder import RunFolder
+from profiler.record.run import RequestError, roofcal_version
+from roofline.hardware.load import load_device
+from roofline.hardware.spec import HardwareSpec
 
 if TYPE_CHECKING:
-    from roofline.calibrated import Provenance
+    from roofline.laws.fitted import Provenance
 
 EXAMPLE = """
 Examples:\n
@@ -33,26 +34,32 @@ SPEC = "spec.json"
 
 
 def calibrate(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs with measured kernels, of one device.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Runs whose kernels the laws are fitted to, of one device.")
+    ],
     points: Annotated[
-        int | None, typer.Option(min=1, help="Measured kernels to read at most, of each kind and dtype.")
+        int | None, typer.Option(min=1, help="Most measured kernels of each kind and dtype to fit to.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split into groups and of the fit.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split into groups and of the fit.")] = 0,
     score: Annotated[
-        list[str] | None, typer.Option(metavar="RUN", help="Score on this run, which the fit does not see; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="RUN", help="Run to score the laws on, which the fit does not see; repeatable."),
     ] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="Only this kind, as matmul; repeatable.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Kind of kernels to fit, as matmul; repeatable. Default: all.")
+    ] = None,
     hardware: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="The device, where the runs do not describe it.")
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Name or JSON file of the device, where the runs do not describe it."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Spec to write; the first run's spec.json, if not given.")] = None,
-    results: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("results"),
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Spec to write. Default: spec.json of the first run.")] = None,
+    results: Results = Path("results"),
+    as_json: AsJson = False,
 ) -> None:
     """Fit each kind's law to few kernels and score it on others: other groups of the runs, or the runs of --score."""
-    from calibrate.calibrating import calibrate_tables, calibrated_spec, chosen, tables
+    from calibrate.kernels.score import calibrate_tables, calibrated_spec, chosen, tables
     from calibrate.report.calibration import document, lines
-    from roofline.facts import facts_of
+    from roofline.hardware.facts import facts_of
 
     with stdout_to_stderr_if(as_json):
         folders, judges = ([find_run(name, results) for name in names] for names in (runs, score or []))
@@ -107,8 +114,8 @@ def _spec(folders: Sequence[RunFolder], judges: Sequence[RunFolder], hardware: s
 
 
 def _provenance(folders: Sequence[RunFolder], seed: int) -> "Provenance":
-    from profiler.record.kernels import read
-    from roofline.calibrated import Provenance
+    from profiler.record.kernel_table import read_kernels
+    from roofline.laws.fitted import Provenance
 
     versions: dict[str, str] = {}
     for folder in folders:
@@ -116,7 +123,7 @@ def _provenance(folders: Sequence[RunFolder], seed: int) -> "Provenance":
     versions["roofcal"] = roofcal_version()
     return Provenance(
         runs=tuple(str(folder.path) for folder in folders),
-        sources=tuple(source.file for folder in folders for source in read(folder.path).sources),
+        sources=tuple(source.file for folder in folders for source in read_kernels(folder.path).sources),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=seed,
         versions=versions,

@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from profiler.cli.errors import INVALID
-from profiler.cli.output import console, print_json, stdout_to_stderr_if
+from profiler.cli.output import INVALID, console, print_json, stdout_to_stderr_if
 
 EXAMPLE = "Example:  python -m profiler doctor --device cuda"
 STYLES = {"invalidates": "bold red", "warns": "yellow", "note": "dim"}

@@ -4,24 +4,25 @@ A SPEC is a device's name, a JSON file, or a run, which also says with what its 
 """
 
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from profiler.cli.asked import one_line, words
+from profiler.cli.options import AsJson, Results, one_line, words
 from profiler.cli.output import print_json
-from profiler.record.errors import RequestError
 from profiler.record.files import replacing
-from profiler.record.index import find_run
-from profiler.record.store import RunFolder
-from profiler.record.version import roofcal_version
-from roofline.hardware import HardwareSpec, device_names, load_device
+from profiler.record.find import find_run
+from profiler.record.folder import RunFolder
+from profiler.record.run import RequestError, roofcal_version
+from roofline.hardware.load import device_names, load_device
+from roofline.hardware.spec import HardwareSpec
 
 if TYPE_CHECKING:
-    from calibrate.exchange.export.registry import Format
-    from calibrate.exchange.export.source import Origin, Taken
+    from calibrate.exchange.figures import Origin, Taken
+    from calibrate.exchange.formats import Format
 
 EXAMPLE = """
 Examples:\n
@@ -35,33 +36,35 @@ def export(
     spec: Annotated[
         str | None, typer.Argument(help="A device's name, its JSON file, a run's folder, or 'last'.")
     ] = None,
-    to: Annotated[str | None, typer.Option(help="Format; 'list' lists them.")] = None,
+    to: Annotated[str | None, typer.Option(help="Format to write; 'list' lists the formats.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="File; a folder for formats of many files. Else here, by the device's name.")
+        Path | None,
+        typer.Option(
+            help="File to write, or a folder where the format has many files. Default: named after the device, here."
+        ),
     ] = None,
     peaks: Annotated[
-        str | None, typer.Option(help="measured or datasheet; measured unless the datasheet is asked for.")
+        str | None, typer.Option(help="Which figures to write: measured (the default) or datasheet.")
     ] = None,
-    results: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("results"),
-    as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
+    results: Results = Path("results"),
+    as_json: AsJson = False,
 ) -> None:
     """Write a device's figures as another tool's hardware file."""
-    from calibrate.exchange.export.registry import FORMATS, find
-    from calibrate.exchange.export.source import source_of
+    from calibrate.exchange.figures import source_of
+    from calibrate.exchange.formats import EXPORTS, export_format
 
     if to == "list":
-        _list(FORMATS, as_json)
+        _list(EXPORTS, as_json)
         return
     if to is None:
-        raise RequestError(f"say which format with --to; known: {', '.join(one.name for one in FORMATS)}")
-    with one_line():
-        form = find(to)
+        raise RequestError(f"say which format with --to; known: {', '.join(form.name for form in EXPORTS)}")
+    form = export_format(to)
     if spec is None:
         raise RequestError("name a SPEC: a device, its JSON file, or a run's folder")
     origin = None if peaks is None else cast("Origin", words("--peaks", peaks, ("measured", "datasheet"))[0])
-    found, taken = _read(spec, results)
+    device, taken = _read(spec, results)
     with one_line():
-        source = source_of(found, origin, version=roofcal_version(), now=datetime.now(UTC), taken=taken)
+        source = source_of(device, origin, version=roofcal_version(), now=datetime.now(UTC), taken=taken)
         made = form.write(source)
     folder = (out or Path(f"{source.name}-{form.name}")) if form.folder else (out.parent if out else Path())
     written = []
@@ -74,7 +77,7 @@ def export(
         print_json(
             {
                 "format": form.name,
-                "device": found.name,
+                "device": device.name,
                 "peaks": source.origin,
                 "files": written,
                 "left_out": made.left_out,
@@ -86,18 +89,18 @@ def export(
     print(f"{written[0]}" if not form.folder else f"{folder}: {len(written)} files")
 
 
-def _list(formats: "tuple[Format, ...]", as_json: bool) -> None:
+def _list(formats: "Sequence[Format]", as_json: bool) -> None:
     if as_json:
-        print_json({"formats": [{"name": one.name, "what": one.what} for one in formats]})
+        print_json({"formats": [{"name": form.name, "what": form.what} for form in formats]})
         return
-    width = max(len(one.name) for one in formats)
-    for one in formats:
-        print(f"{one.name:{width}}  {one.what}")
+    width = max(len(form.name) for form in formats)
+    for form in formats:
+        print(f"{form.name:{width}}  {form.what}")
 
 
 def _read(name: str, results: Path) -> "tuple[HardwareSpec, Taken | None]":
     """The spec, and how it was taken where it lies in a run."""
-    from calibrate.exchange.export.taken import taken_of
+    from calibrate.exchange.figures import taken_of
 
     path = Path(name)
     run: RunFolder | None = None

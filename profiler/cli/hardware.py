@@ -1,28 +1,26 @@
 """`hardware`: measure what the device reaches, in fresh processes, and keep it as a spec.
 
-Wiring only: options become a plan, `profiler.microbench.characterise` carries it out, `profiler.microbench.spec` makes
+Wiring only: options become a plan, `profiler.microbench.processes` carries it out, `calibrate.device.spec` makes
 figures of it, `calibrate.report.hardware` shows them.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from profiler.cli.calibrating import VISITS, calibrate_device
-from profiler.cli.errors import GOOD, INCONCLUSIVE, INVALID, resumable
-from profiler.cli.output import console, print_json, stdout_to_stderr_if
-from profiler.cli.progress import progress
-from profiler.record.errors import RequestError
-from profiler.record.run import Run, differing
-from profiler.record.store import RunFolder
+from calibrate.report.units import duration
+from profiler.cli import output
+from profiler.cli.measuring import VISITS, calibrate_device, new_run, require_same_machine, set_threads
+from profiler.record.folder import RunFolder
+from profiler.record.run import RequestError
 
 if TYPE_CHECKING:
-    from profiler.microbench.characterise import Plan
-    from roofline.hardware import HardwareSpec
+    from profiler.microbench.processes import Plan
+    from roofline.hardware.spec import HardwareSpec
 
 EXAMPLE = """
 Examples:\n
@@ -41,26 +39,52 @@ DTYPES = {
         ("bfloat16", "float32", "tfloat32", "float8_e4m3fn"),
     ),
 }
-"""In full and with --quick."""
+"""Types that products are measured in by default, in full and with --quick."""
 
 
 def hardware(
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="Types of products, as bfloat16,float32.")] = None,
-    only: Annotated[str | None, typer.Option(help="Parts, as memory,matmul; --plan lists them.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and shorter loads: a minute or two.")] = False,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="Also fit laws to kernels, in --dtype.")] = False,
-    visits: Annotated[int, typer.Option(help="Of each kernel, with --calibrate.", min=1)] = VISITS,
-    processes: Annotated[int, typer.Option(help="Fresh processes that measure each figure.", min=1)] = 3,
-    threads: Annotated[int | None, typer.Option(help="Host threads within an operation.", min=1)] = None,
-    memory: Annotated[float | None, typer.Option(help="Most memory of a case, in GiB.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Only print what would run, and how long.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("results"),
-    name: Annotated[str, typer.Option(help="Name of the run.")] = "hardware",
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run; its own options hold.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.")] = False,
+    device: Annotated[
+        str, typer.Option(help="Device to measure: cpu, cuda, cuda:1, or auto (a GPU where there is one).")
+    ] = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="Types to multiply matrices in, separated by commas, as bfloat16,float32.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Run only these parts, separated by commas, as memory,matmul; --plan lists all.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure fewer sizes and shorter loads: about two minutes instead of six.")
+    ] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Also time single kernels in the types of --dtype and fit laws to them.")
+    ] = False,
+    visits: Annotated[
+        int, typer.Option(help="How often --calibrate measures each kernel; on a busy machine, more are surer.", min=1)
+    ] = VISITS,
+    processes: Annotated[
+        int,
+        typer.Option(help="Fresh processes that measure each figure; from three on, figures have intervals.", min=1),
+    ] = 3,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads that an operation uses; torch's own choice otherwise.", min=1)
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(help="Most memory that a measurement takes, in GiB; an eighth of what is free otherwise."),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print what would run and how long it takes, then stop.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder in which results are kept.")] = Path("results"),
+    name: Annotated[str, typer.Option(help="Name of the run, as `list` shows it.")] = "hardware",
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue this interrupted run with the options that it was started with.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")
+    ] = False,
 ) -> None:
-    """Measure what this device reaches: bandwidths, peaks, latencies, each with its interval and conditions."""
+    """Measure what this device reaches: bandwidths, peak rates and latencies, each with its interval and conditions."""
     options = {
         "device": device,
         "dtypes": dtype,
@@ -72,13 +96,13 @@ def hardware(
         "threads": threads,
         "memory_gib": memory,
     }
-    with stdout_to_stderr_if(as_json):
+    with output.stdout_to_stderr_if(as_json):
         if resume is None:
             options = _checked(options)
             todo = _plan(options)
             _print_plan(todo, sys.stdout if plan and not as_json else sys.stderr)
             if plan:
-                raise typer.Exit(GOOD)
+                raise typer.Exit(output.GOOD)
             folder = _new(options, out, name)
         else:
             folder = _resumed(resume)
@@ -100,23 +124,23 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     full, short = DTYPES["host" if backend_of(device).is_host else "accelerator"]
     given = options["dtypes"]
     dtypes = tuple(dict.fromkeys(given.split(","))) if given else (short if options["quick"] else full)
-    for one in dtypes:
-        if one not in PRODUCTS:
-            raise RequestError(f"--dtype {one} is no type of a product; use {', '.join(PRODUCTS)}")
+    for name in dtypes:
+        if name not in PRODUCTS:
+            raise RequestError(f"--dtype {name} is not a type that products are measured in; use {', '.join(PRODUCTS)}")
     known = [part.name for part in suite.parts(device.type)]
     names = [name.strip() for name in options["only"].split(",")] if options["only"] else []
     words = {part: [word.strip() for word in part.split(",")] for part in known}  # "memory, one core": either names it
     chosen = [part for part in known if any(word in names for word in words[part])]
     for name in names:
         if not any(name in some for some in words.values()):
-            raise RequestError(f"--only {name} is no part of this; use {', '.join(known)}")
+            raise RequestError(f"--only {name} is not measured on {device.type}; use {', '.join(known)}")
     if options["memory_gib"] is not None and not 0 < options["memory_gib"] < 1 << 20:
-        raise RequestError(f"--memory takes GiB above 0, as 4; not {options['memory_gib']:g}")
+        raise RequestError(f"--memory takes a size in GiB above 0, as 4; not {options['memory_gib']:g}")
     return options | {"device": str(device), "dtypes": ",".join(dtypes), "only": ";".join(chosen) or None}
 
 
 def _plan(options: Mapping[str, Any]) -> "Plan":
-    from profiler.microbench.characterise import make_plan
+    from profiler.microbench.processes import make_plan
 
     memory = options["memory_gib"]
     return make_plan(
@@ -134,78 +158,56 @@ def _print_plan(plan: "Plan", stream: Any) -> None:
     """What will run and roughly how long, before it starts."""
     from profiler.microbench import suite
 
-    counts: dict[str, int] = {}
-    for stage in plan.stages:
-        for part in stage.parts:
-            counts[part] = counts.get(part, 0) + 1
-    for part, count in counts.items():
-        what = "the fastest shape of each dtype" if part == suite.SEARCH else suite.named(part).what
+    known = {part.name: part.what for part in suite.PARTS}
+    for part, count in Counter(part for stage in plan.stages for part in stage.parts).items():
+        what = known.get(part, "search for the fastest shape of the products of each type")
         print(f"{part:18} {count:2} × {plan.seconds(part):4.0f} s  {what}", file=stream)
     print(
-        f"{plan.device}, {', '.join(plan.dtypes)}: {len(plan.stages)} fresh processes, about {_duration(plan.total_s)}",
+        f"{plan.device}, {', '.join(plan.dtypes)}: {len(plan.stages)} fresh processes, about {duration(plan.total_s)}",
         file=stream,
         flush=True,
     )
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
 def _new(options: dict[str, Any], out: Path, name: str) -> RunFolder:
     from profiler.devices.environment import collect, findings
 
-    _set_threads(options)
-    found = findings(options["device"], out)
-    # all of them: that the clock is not held, or ECC off, is worth a note only where the device itself is measured
-    notes = tuple(one.what for one in found)
-    run = Run(
-        name=name,
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=tuple(sys.argv[1:]),
-        environment=collect(options["device"], found).model_copy(update={"notes": notes}),
-        cells=(),
-        options=options,
-    )
-    return RunFolder.create(out, run)
+    set_threads(options)
+    all_findings = findings(options["device"], out)
+    # Mere notes too: that the clock is not held, or ECC is off, matters only where the device itself is measured.
+    notes = tuple(finding.what for finding in all_findings)
+    environment = collect(options["device"], all_findings).model_copy(update={"notes": notes})
+    return RunFolder.create(out, new_run(name, environment, (), options))
 
 
 def _resumed(path: Path) -> RunFolder:
     """The folder of a characterisation, if this is still the machine and the software that it began on."""
-    from profiler.devices.environment import collect
-    from profiler.record.hardware import has_measurements
-
-    run = RunFolder.open(path).run
-    if run.cells or not (has_measurements(path) or not run.finished):
-        raise RequestError(f"{path} is no characterisation; go on with it by: python -m profiler run --resume {path}")
+    seen = RunFolder.open(path)
+    run = seen.run
+    if run.cells or (run.finished and seen.content != "hardware"):
+        raise RequestError(
+            f"{path} is not a run of `hardware`; continue it with: python -m profiler run --resume {path}"
+        )
     if run.finished:
         raise RequestError(f"{path} is finished; look at it with: python -m profiler show {path}")
-    _set_threads(run.options)
-    if changed := differing(run.environment, collect(str(run.options["device"]))):
-        raise RequestError(f"--resume: this run began with {'; '.join(changed)}; measure it there, or start a new run")
+    require_same_machine(run)
     return RunFolder.open_for_resume(path)[0]
-
-
-def _set_threads(options: Mapping[str, Any]) -> None:
-    if options.get("threads"):
-        import torch
-
-        torch.set_num_threads(int(options["threads"]))
 
 
 def _measure(folder: RunFolder, plan: "Plan") -> "HardwareSpec":
     import torch
 
-    from profiler.microbench.characterise import characterise
-    from profiler.microbench.spec import spec_of
-    from profiler.record.hardware import HardwareLog
+    from calibrate.device.spec import spec_of
+    from profiler.devices.caches import memory_hierarchy
+    from profiler.microbench.processes import characterise
+    from profiler.record.hardware_table import HardwareLog
 
     log = HardwareLog(folder.path)
     device, options = torch.device(plan.device), folder.run.options
     calibrate = bool(options.get("calibrate"))
-    with resumable(folder.path, "hardware"), progress(plan.total + calibrate) as step:
+    with output.resumable(folder.path, "hardware"), output.progress(plan.total + calibrate) as step:
         characterise(plan, log, step)
-        spec = spec_of(log.measurements, folder.run.environment, device)
+        spec = spec_of(log.measurements, folder.run.environment, memory_hierarchy(device))
         folder.write_spec(spec)
         if calibrate and spec.measured is not None:
             quick, visits, begun = bool(options["quick"]), int(options.get("visits") or VISITS), plan.total
@@ -226,23 +228,25 @@ def _measure(folder: RunFolder, plan: "Plan") -> "HardwareSpec":
 def _write(folder: RunFolder, spec: "HardwareSpec") -> int:
     """Write the reports; the exit code."""
     from calibrate.report.hardware import html, markdown
-    from profiler.record.hardware import read_measurements
+    from profiler.record.hardware_table import read_measurements
 
     measurements = read_measurements(folder.path)
     folder.write_report("report.md", markdown.render(spec, measurements, folder.run))
     folder.write_report("report.html", html.render(spec, measurements, folder.run))
-    found = {one.status for one in spec.characteristics}
-    without_peaks = spec.measured is None and any(one.benchmark == "memory" for one in measurements)
-    return INVALID if "invalid" in found else INCONCLUSIVE if "inconclusive" in found or without_peaks else GOOD
+    states = {figure.status for figure in spec.characteristics}
+    without_peaks = spec.measured is None and any(measured.benchmark == "memory" for measured in measurements)
+    if "invalid" in states:
+        return output.INVALID
+    return output.INCONCLUSIVE if "inconclusive" in states or without_peaks else output.GOOD
 
 
 def _show(folder: RunFolder, spec: "HardwareSpec", as_json: bool) -> None:
     from calibrate.report.hardware import document, terminal
-    from profiler.record.hardware import read_measurements
+    from profiler.record.hardware_table import read_measurements
 
     measurements = read_measurements(folder.path)
     if as_json:
-        print_json(document.document(folder.path / "spec.json", spec, measurements, folder.run))
+        output.print_json(document.document(folder.path / "spec.json", spec, measurements, folder.run))
     else:
-        terminal.render(spec, measurements, folder.run, console())
+        terminal.render(spec, measurements, folder.run, output.console())
         print(f"\nkept in {folder.path}", file=sys.stderr)

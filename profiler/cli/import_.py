@@ -1,25 +1,25 @@
 """`import`: other tools' measurement tables become an ordinary run, which `calibrate` fits and scores.
 
-Wiring only: `calibrate.exchange.importing` reads and cleans, `profiler.record.kernels` keeps, and
+Wiring only: `calibrate.exchange.formats` reads and cleans, `profiler.record.kernel_table` keeps, and
 `calibrate.report.kernels` shows.
 """
 
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from profiler.cli.measuring import new_run
+from profiler.cli.options import AsJson, Out
 from profiler.cli.output import print_json, stdout_to_stderr_if
-from profiler.record.errors import RequestError
-from profiler.record.run import Environment, Run
-from profiler.record.store import RunFolder
-from profiler.record.version import roofcal_version
-from roofline.hardware import GPU, HardwareSpec
+from profiler.record.folder import RunFolder
+from profiler.record.run import Environment, RequestError, roofcal_version
+from roofline.hardware.spec import GPU, HardwareSpec
 
 if TYPE_CHECKING:
-    from calibrate.exchange.importing import Asked, Imported
+    from calibrate.exchange.formats import Imported, Importer
+    from calibrate.exchange.tables import ImportOptions
 
 EXAMPLE = """
 Examples:\n
@@ -33,62 +33,64 @@ ELSEWHERE = "imported"
 
 
 def import_(
-    format_name: Annotated[str, typer.Argument(metavar="FORMAT", help="aiconfigurator, vidur or llmservingsim.")],
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Its tables, all of one device.")],
+    format_name: Annotated[
+        str, typer.Argument(metavar="FORMAT", help="Tool that wrote them: aiconfigurator, vidur or llmservingsim.")
+    ],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The tool's tables, all of one device.")],
     device: Annotated[
-        str | None, typer.Option(help="A device file's name, where the tables' own name is not enough.")
+        str | None, typer.Option(help="Name of a device file, where the tables do not name a device that is known.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="llmservingsim: whose modules; the folders' names, if not given.")
+        str | None,
+        typer.Option(help="llmservingsim: model that was timed. Default: the one that the files' folders name."),
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="vidur, llmservingsim: what they ran in, as bfloat16.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("results"),
-    name: Annotated[str | None, typer.Option(help="Name of the run; the format's, if not given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="vidur, llmservingsim: dtype that the kernels ran in, as bfloat16.")
+    ] = None,
+    out: Out = Path("results"),
+    name: Annotated[str | None, typer.Option(help="Name of the run. Default: the format's name.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Other tools' measured kernels as a run: units converted, rows cleaned by rule and counted, provenance kept."""
-    from calibrate.exchange.importing import import_tables, require_format
+    """Keep another tool's measured kernels as a run: in SI units, without rows that cannot be true, with provenance."""
+    from calibrate.exchange.formats import import_format, import_tables
 
-    require_format(format_name)
-    _refuse_in_vain(format_name, model, dtype)
+    importer = import_format(format_name)
+    _refuse_in_vain(importer, model, dtype)
     with stdout_to_stderr_if(as_json):
-        asked, notes = _asked(format_name, files, device, model, dtype)
-        imported = import_tables(format_name, files, asked)
-        folder = _write(imported, notes, format_name, files, out, name or format_name, asked)
+        options, notes = _options(importer, files, device, model, dtype)
+        imported = import_tables(format_name, files, options)
+        folder = _write(imported, notes, format_name, files, out, name or format_name, options)
     _show(folder, imported, as_json)
 
 
-def _refuse_in_vain(format_name: str, model: str | None, dtype: str | None) -> None:
-    """Options that would change nothing, and a dtype that is none."""
-    from calibrate.exchange.dtypes import NAMES
+def _refuse_in_vain(importer: "Importer", model: str | None, dtype: str | None) -> None:
+    """Refuse options that would change nothing, and a dtype that is not one."""
+    from roofline.dtypes import IMPORTED
 
-    if format_name == "aiconfigurator" and dtype is not None:
-        raise RequestError("--dtype: AIConfigurator's tables name their own; leave it out")
-    if format_name != "llmservingsim" and model is not None:
-        raise RequestError(f"--model: {format_name}'s tables hold their shapes; leave it out")
-    if dtype is not None and dtype not in NAMES.values():
-        raise RequestError(f"--dtype {dtype} is not known; use {', '.join(dict.fromkeys(NAMES.values()))}")
+    for option, value in (("--dtype", dtype), ("--model", model)):
+        if value is not None and option in importer.refuses:
+            raise RequestError(f"{option}: {importer.refuses[option]}; leave it out")
+    if dtype is not None and dtype not in IMPORTED:
+        raise RequestError(f"--dtype {dtype} is not known; use {', '.join(IMPORTED)}")
 
 
-def _asked(
-    format_name: str, files: list[Path], device: str | None, model: str | None, dtype: str | None
-) -> tuple["Asked", tuple[str, ...]]:
+def _options(
+    importer: "Importer", files: list[Path], device: str | None, model: str | None, dtype: str | None
+) -> tuple["ImportOptions", tuple[str, ...]]:
     """What the command line says of the files, and what is left unknown."""
-    from calibrate.exchange.importing import Asked
-
-    if format_name != "llmservingsim":
-        return Asked(device, dtype), ()
-    from calibrate.exchange.llmservingsim import model_of
+    from calibrate.exchange.tables import ImportOptions
     from profiler.models.catalogue import find
 
-    given = {model} if model is not None else {model_of(path) for path in files}
-    if len(given) > 1:
+    if importer.model_of is None:
+        return ImportOptions(device, dtype), ()
+    models = {model} if model is not None else {importer.model_of(path) for path in files}
+    if len(models) > 1:
         raise RequestError("the files' folders name several models; import each by itself")
-    (known,) = given
+    (known,) = models
     if known is not None and (model is not None or find(known) is not None):
-        return Asked(device, dtype, known, _sizes(known)), ()
+        return ImportOptions(device, dtype, known, _sizes(known)), ()
     what = "the tables do not name their model" if known is None else f"the catalogue has no {known}"
-    return Asked(device, dtype, known), (f"{what}; with --model its modules get their shapes",)
+    return ImportOptions(device, dtype, known), (f"{what}; with --model its modules get their shapes",)
 
 
 def _sizes(model: str) -> dict[str, float]:
@@ -113,48 +115,38 @@ def _sizes(model: str) -> dict[str, float]:
 
 def _write(
     imported: "Imported", notes: tuple[str, ...], format_name: str, files: list[Path], out: Path, name: str,
-    asked: "Asked",
+    options: "ImportOptions",
 ) -> RunFolder:  # fmt: skip
     """The run's folder, finished."""
-    from profiler.record.kernels import OPTION, write
+    from profiler.record.folder import IMPORT_OPTION
+    from profiler.record.kernel_table import write_kernels
 
     spec = imported.device.spec
-    run = Run(
-        name=name,
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=tuple(sys.argv[1:]),
-        environment=Environment(
-            device=imported.device.name,
-            device_kind=GPU if spec is None else spec.kind,
-            hostname=ELSEWHERE,
-            os="unknown",
-            python="unknown",
-            versions=_versions(imported),
-            notes=(*notes, *imported.warnings),
-        ),
-        cells=(),
-        options={
-            OPTION: format_name,
-            "files": " ".join(map(str, files)),
-            "device": asked.device,
-            "model": asked.model,
-            "dtype": asked.dtype,
-        },
+    environment = Environment(
+        device=imported.device.name,
+        device_kind=GPU if spec is None else spec.kind,
+        hostname=ELSEWHERE,
+        os="unknown",
+        python="unknown",
+        versions=_versions(imported),
+        notes=(*notes, *imported.warnings),
     )
+    given = {"device": options.device, "model": options.model, "dtype": options.dtype}
+    run = new_run(name, environment, (), {IMPORT_OPTION: format_name, "files": " ".join(map(str, files)), **given})
     with RunFolder.create(out, run) as folder:
-        write(folder.path, imported.kernels)
+        write_kernels(folder.path, imported.kernels)
         folder.write_spec(spec or HardwareSpec(name=imported.device.name, kind=GPU))
         folder.finish()
     return folder
 
 
 def _versions(imported: "Imported") -> dict[str, str]:
-    """Of the frameworks that measured, each version once; and of what imported them."""
-    found: dict[str, set[str]] = {}
+    """Versions of the frameworks that measured, each once, and of the roofcal that imports."""
+    by_framework: dict[str, set[str]] = {}
     for source in imported.kernels.sources:
         for framework, version in source.versions.items():
-            found.setdefault(framework, set()).update(version.split(", "))
-    versions = {framework: ", ".join(sorted(each)) for framework, each in found.items()}
+            by_framework.setdefault(framework, set()).update(version.split(", "))
+    versions = {framework: ", ".join(sorted(each)) for framework, each in by_framework.items()}
     versions["roofcal"] = roofcal_version()
     return versions
 

@@ -1,9 +1,16 @@
-"""What goes to stdout: with ``--json`` one JSON document and nothing else, whatever a library prints meanwhile.
+"""What a verb prints, and how it ends: stdout, progress on stderr, exit codes.
+
+With ``--json`` stdout has one JSON document and nothing else, whatever a library prints meanwhile. Exit codes:
+
+    0 good · 1 regression · 2 the request is wrong · 3 inconclusive · 4 the measurement is invalid
+    130 interrupted (128 + SIGINT) · 141 nobody reads the output any more (128 + SIGPIPE)
 
 Example::
 
-    with stdout_to_stderr_if(as_json):
-        document = work()
+    with stdout_to_stderr_if(as_json), resumable(folder.path), progress(len(cells)) as step:
+        for done, cell in enumerate(cells):
+            step(f"{cell.model} {cell.workload.key}", done)
+            measure(cell)
     print_json(document)
 """
 
@@ -11,14 +18,22 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+GOOD, REGRESSION, REQUEST, INCONCLUSIVE, INVALID = 0, 1, 2, 3, 4
+INTERRUPTED, BROKEN_PIPE = 130, 141
 
 PIPED_WIDTH = 120
 """Characters a line where no terminal says; the tables need 110 for all their words (calibrate.report.terminal)."""
+
+Step = Callable[[str, float], None]
+"""Told what begins and how many of the units are done by then; fractions count."""
 
 
 class _QuietConsole(Console):
@@ -60,3 +75,64 @@ def stdout_to_stderr_if(as_json: bool) -> Iterator[None]:
             yield
     else:
         yield
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while a run folder was being written."""
+
+    def __init__(self, path: Path, verb: str) -> None:
+        super().__init__(str(path))
+        self.path, self.verb = path, verb
+
+
+@contextmanager
+def resumable(path: Path, verb: str = "run") -> Iterator[None]:
+    """Within it, Ctrl-C says where the results are and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Interrupted(path, verb) from stop
+
+
+def interruption(stop: KeyboardInterrupt) -> str:
+    """The line shown after Ctrl-C."""
+    if isinstance(stop, Interrupted):
+        return (
+            f"interrupted; what was measured is in {stop.path}, "
+            f"go on with: python -m profiler {stop.verb} --resume {stop.path}"
+        )
+    return "interrupted"
+
+
+@contextmanager
+def progress(total: int, stream: TextIO | None = None) -> Iterator[Step]:
+    """Give a function to be called as work goes on through `total` units."""
+    stream = stream or sys.stderr
+    if stream.isatty():
+        with _bar(total, stream) as step:
+            yield step
+    else:
+        yield _lines(total, stream)
+
+
+def _lines(total: int, stream: TextIO) -> Step:
+    """A line as each unit begins, and as what it is about changes; what comes after a colon is detail."""
+    last = (-1, "")
+
+    def step(text: str, done: float) -> None:
+        nonlocal last
+        about = (min(int(done), total - 1), text.partition(":")[0])
+        if about != last:
+            last = about
+            print(f"[{about[0] + 1}/{total}] {text}", file=stream, flush=True)
+
+    return step
+
+
+@contextmanager
+def _bar(total: int, stream: TextIO) -> Iterator[Step]:
+    columns = (BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    text = TextColumn("{task.description}", markup=False)
+    with Progress(*columns, text, console=Console(file=stream), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda what, done: bar.update(task, description=what, completed=done)

@@ -1,6 +1,6 @@
 """`predict`: what a model could do on a device, from its operations and the device's figures; no device is needed.
 
-Wiring only: options become workloads, what-ifs and a device; `roofline.inquiry` answers.
+Wiring only: options become workloads, what-ifs and a device; `roofline.predict.question` answers.
 With --graph no torch is loaded.
 """
 
@@ -12,17 +12,16 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from profiler.cli.asked import Lengths, device, distinct, mixed, numbers, one_line, what_ifs, words
-from profiler.cli.given import SIZES, given_options, listed, refuse_in_vain
+from profiler.cli import options as option
 from profiler.cli.output import console, print_json, stdout_to_stderr_if
-from profiler.record.errors import RequestError
 from profiler.record.files import read_record, replacing
-from roofline.hardware import device_names
-from roofline.inquiry import Asked, Device, Speculation, answer
-from roofline.op import GRAPH_SCHEMA, OpGraph
-from roofline.prediction import Prediction
-from roofline.stored import Form, Source, StoredGraphs, source
-from roofline.whatif.registry import WHAT_IFS, WhatIf, usage
+from profiler.record.run import RequestError
+from roofline.graph.op import GRAPH_SCHEMA, OpGraph
+from roofline.hardware.load import device_names
+from roofline.predict.passes import Prediction
+from roofline.predict.question import Device, Question, Speculation, answer
+from roofline.sweep.family import Form, Source, StoredGraphs, source
+from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text
 from roofline.workload import Logits, Workload
 
 EXAMPLE = """
@@ -36,43 +35,49 @@ python -m profiler predict llama-2-7b --hardware nvidia-rtx-a6000 --accounting p
 
 def predict(
     invocation: typer.Context,
-    model: Annotated[str | None, typer.Argument(help="Catalogue name, folder with config.json, or hub id.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Name in the catalogue, folder with config.json, or hub id.")
+    ] = None,
     hardware: Annotated[
         str | None, typer.Option(help="A device's name, its JSON file, or a run's spec.json; 'list' lists the names.")
     ] = None,
     peaks: Annotated[
-        str, typer.Option(help="datasheet, measured, calibrated (laws), or auto: measured where it has them.")
+        str, typer.Option(help="Figures to price with: datasheet, measured, calibrated (laws); auto: measured if any.")
     ] = "auto",
-    phase: Annotated[
-        str, typer.Option(help="Of prefill, decode, chunk (a prompt after a context).")
-    ] = "prefill,decode",
-    prompt: Annotated[str, typer.Option(help="New tokens of prefill and chunk, as 128,2048.")] = "2048",
-    context: Annotated[str, typer.Option(help="Tokens in the KV cache before decode and chunk.")] = "2048",
-    batch: Annotated[str, typer.Option(help="Sequences in a batch, as 1,8,64.")] = "1",
+    phase: option.Phases = "prefill,decode",
+    prompt: option.Prompts = "2048",
+    context: option.Contexts = "2048",
+    batch: option.Batches = "1",
     logits: Annotated[
-        str, typer.Option(help="Of the last new token, or of all, as the verification of drafted ones needs.")
+        str, typer.Option(help="Tokens that logits are computed for: the last, or all, as to verify drafted ones.")
     ] = "last",
     mix: Annotated[
         list[str] | None, typer.Option(help="One step of a mixed batch: SEQUENCESxNEW@CACHED,…, as 1x512@0,32x1@1024.")
     ] = None,
-    output: Annotated[str | None, typer.Option(help="Whole requests of so many output tokens.")] = None,
-    dtype: Annotated[str, typer.Option(help="Type of weights and activations.")] = "bfloat16",
-    form: Annotated[str, typer.Option(help="fused (ideal kernels) or executed (as transformers runs it).")] = "fused",
+    output: Annotated[str | None, typer.Option(help="Output tokens of whole requests, as 128,256.")] = None,
+    dtype: Annotated[str, typer.Option(help="Dtype of weights and activations.")] = "bfloat16",
+    form: Annotated[
+        str, typer.Option(help="Graph to price: fused (ideal kernels), or executed (as transformers runs it).")
+    ] = "fused",
     what_if: Annotated[
         list[str] | None,
-        typer.Option(help="A change, as quantise:weights=4; several in order; 'list' lists them."),
+        typer.Option(help="A change, as quantise:weights=4; repeat for several, in order; 'list' lists them."),
     ] = None,
-    attn: Annotated[str, typer.Option(help="Attention implementation that is traced, as sdpa or eager.")] = "default",
-    experts: Annotated[str, typer.Option(help="Experts implementation that is traced.")] = "default",
-    cache: Annotated[str, typer.Option(help="dynamic or static.")] = "dynamic",
+    attn: option.Attention = "default",
+    experts: option.Experts = "default",
+    cache: option.Cache = "dynamic",
     draft: Annotated[str | None, typer.Option(help="Draft model of speculative decoding.")] = None,
     speculate: Annotated[int, typer.Option(help="Tokens drafted before each pass.", min=1)] = 4,
     acceptance: Annotated[float, typer.Option(help="Probability that a draft is accepted.", min=0, max=1)] = 0.8,
     decode_hardware: Annotated[
         str | None, typer.Option(help="Device that decodes, where prefill runs on --hardware (see what-if send_kv).")
     ] = None,
-    largest: Annotated[bool, typer.Option("--largest", help="Largest batch and context that fit.")] = False,
-    accounting: Annotated[str, typer.Option(help="roofcal, or paper: the rules of arXiv 2402.16363.")] = "roofcal",
+    largest: Annotated[
+        bool, typer.Option("--largest", help="Also find the largest batch and context that fit.")
+    ] = False,
+    accounting: Annotated[
+        str, typer.Option(help="Rules of counting: roofcal, or paper (arXiv 2402.16363).")
+    ] = "roofcal",
     bits: Annotated[str, typer.Option(help="Paper's accounting: bits of weights, activations, KV cache.")] = "16,16,16",
     flash: Annotated[bool, typer.Option("--flash", help="Paper's accounting: fused attention.")] = False,
     module: Annotated[
@@ -80,64 +85,65 @@ def predict(
     ] = None,
     graph: Annotated[Path | None, typer.Option(help="A graph file instead of a model; no torch is needed.")] = None,
     save_graph: Annotated[Path | None, typer.Option(help="Write the model's graphs to a file for --graph.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run a model's own code.")] = False,
-    csv: Annotated[Path | None, typer.Option(help="Write a row an operation; in a sweep, a workload.")] = None,
+    trust_remote_code: option.TrustRemoteCode = False,
+    csv: Annotated[Path | None, typer.Option(help="Write CSV: a row an operation, or a workload in a sweep.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with tables and plots.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.")] = False,
+    as_json: option.AsJson = False,
 ) -> None:
     """Predict time, traffic and memory of each layer of a model on a device."""
     if hardware == "list" or what_if == ["list"]:
-        print("\n".join(device_names() if hardware == "list" else map(usage, WHAT_IFS)))
+        print("\n".join(device_names() if hardware == "list" else map(help_text, WHAT_IFS)))
         return
-    given = given_options(invocation)
-    refuse_in_vain(given, accounting)
+    given = option.given_options(invocation)
+    option.refuse_in_vain(given, accounting)
     of = _Of(
         model, module, graph, trust_remote_code, {"dtype": dtype, "attn": attn, "experts": experts, "cache": cache}
     )
     if model is None and (vain := given & {"--attn", "--experts", "--cache", "--trust-remote-code"}):
-        raise RequestError(f"{listed(vain)} say how MODEL is traced; leave them out without one")
+        raise RequestError(f"{option.listed(vain)} say how MODEL is traced; leave them out without one")
     if hardware is None and save_graph is None:
         raise RequestError("name a device with --hardware (--hardware list lists them), or give its JSON file")
-    on = None if hardware is None else device(hardware, peaks)
-    is_paper = words("--accounting", accounting, ("roofcal", "paper"))[0] == "paper"
-    shape: Form = "fused" if words("--form", form, ("fused", "executed"))[0] == "fused" else "executed"
-    changes = what_ifs(what_if or ())
+    on = None if hardware is None else option.device(hardware, peaks)
+    is_paper = option.words("--accounting", accounting, ("roofcal", "paper"))[0] == "paper"
+    shape: Form = "fused" if option.words("--form", form, ("fused", "executed"))[0] == "fused" else "executed"
+    changes = option.what_ifs(what_if or ())
     if shape == "fused" and any(change.name == "unfuse_attention" for change in changes):
         raise RequestError("--form fused undoes what-if unfuse_attention; add --form executed")
     dtype = dtype if "--dtype" in given else of.dtype or dtype
-    wanted: Logits = "all" if words("--logits", logits, get_args(Logits))[0] == "all" else "last"
-    sizes = distinct("--prompt", prompt), distinct("--context", context), distinct("--batch", batch)
-    lengths = Lengths(*sizes, dtype, wanted)
-    workloads = lengths.workloads(words("--phase", phase, ("prefill", "decode", "chunk")))
-    mixes = tuple(mixed(text, dtype) for text in mix or ())
-    requests = lengths.requests(distinct("--output", output)) if output is not None else ()
-    if not given & SIZES:
+    wanted: Logits = "all" if option.words("--logits", logits, get_args(Logits))[0] == "all" else "last"
+    written = {"--prompt": prompt, "--context": context, "--batch": batch}
+    prompts, contexts, batches = (option.distinct(name, text) for name, text in written.items())
+    lengths = option.Lengths(prompts, contexts, batches, dtype, wanted)
+    workloads = lengths.workloads(option.words("--phase", phase, ("prefill", "decode", "chunk")))
+    mixes = tuple(option.mixed(text, dtype) for text in mix or ())
+    requests = lengths.requests(option.distinct("--output", output)) if output is not None else ()
+    if not given & option.SIZES:
         workloads = of.only or (() if mixes else workloads)
-    with one_line():
+    with option.one_line():
         with stdout_to_stderr_if(as_json):
             if save_graph is not None:
                 of.save(save_graph)
             if on is None:
                 return
             if not is_paper:
-                asked = Asked(
+                asked = Question(
                     workloads=workloads,
                     mixes=mixes,
                     requests=requests,
                     dtype=dtype,
                     largest=largest,
-                    decode=_decoding(of, changes, shape, device(decode_hardware, peaks)) if decode_hardware else None,
+                    decode=_decoding(of, changes, shape, decode_hardware, peaks) if decode_hardware else None,
                     speculation=_speculation(of, draft, speculate, acceptance, shape) if draft else None,
                 )
                 found = answer(of.source(changes, shape), asked, on, shape, of.notes(_longest(asked)))
                 _write(found, on, csv, html)
         if is_paper:
-            _paper(of, on, lengths, numbers("--bits", bits), flash, as_json)
+            _paper(of, on, lengths, option.numbers("--bits", bits), flash, as_json)
         else:
             _show(found, as_json)
 
 
-def _longest(asked: Asked) -> int:
+def _longest(asked: Question) -> int:
     """Tokens of the longest sequence."""
     passes = (*asked.workloads, *(part for parts in asked.mixes for part in parts))
     lengths = [w.query_tokens + w.context_tokens for w in passes]
@@ -167,7 +173,7 @@ class _Of:
 
     @property
     def dtype(self) -> str | None:
-        """Of a file's graphs, or a module's weights; None where it is for the asker to say."""
+        """Dtype of a file's graphs, or a module's weights; None where the options say it."""
         if isinstance(self.stored, StoredGraphs):
             return self.stored.regimes[0].graph.template.workload.dtype if self.stored.regimes else None
         return self.only[0].dtype if self.only else None
@@ -177,7 +183,7 @@ class _Of:
             return source(self.stored, changes, form)
         if self.module is not None:
             return source(self._traced_module, changes, form)
-        from profiler.predicting import model_source
+        from profiler.models.graphs import model_source
 
         return model_source(self._model[0], changes, form)
 
@@ -189,7 +195,7 @@ class _Of:
         """What a reader should know of the model, where the longest sequence has so many tokens."""
         if self.model is None:
             return []
-        from profiler.predicting import length_notes
+        from profiler.models.graphs import length_notes
 
         graphs, notes = self._model
         return [*notes, *length_notes(graphs, longest)]
@@ -197,25 +203,24 @@ class _Of:
     def save(self, path: Path) -> None:
         if self.model is None:
             raise RequestError("--save-graph saves the graphs of a model; name one")
-        from profiler.predicting import stored_graphs
+        from profiler.models.graphs import stored_graphs
 
         _save(path, stored_graphs(self._model[0]).model_dump_json())
 
     @cached_property
     def _model(self) -> tuple[Any, list[str]]:
         """The graphs of the model, and notes on its config."""
-        from profiler.models.graphs import Tracing
-        from profiler.models.quiet import silence
-        from profiler.predicting import model_graphs
+        from profiler.models.catalogue import silence
+        from profiler.models.graphs import Tracing, model_graphs
 
         silence()
         return model_graphs(str(self.model), Tracing(**self.tracing), trust_remote_code=self.trust)
 
     @cached_property
     def _traced_module(self) -> OpGraph:
-        from profiler.predicting import module_graph
+        from profiler.models.module import trace_module
 
-        return module_graph(str(self.module))
+        return trace_module(str(self.module))
 
 
 def _read(path: Path) -> OpGraph | StoredGraphs:
@@ -229,8 +234,9 @@ def _read(path: Path) -> OpGraph | StoredGraphs:
     return read_record(path, OpGraph, GRAPH_SCHEMA, mend)
 
 
-def _decoding(of: _Of, changes: Sequence[WhatIf], form: Form, on: Device) -> tuple[Source, Device]:
+def _decoding(of: _Of, changes: Sequence[WhatIf], form: Form, hardware: str, peaks: str) -> tuple[Source, Device]:
     """The decode steps elsewhere: with the same changes, but for what belongs to a prefill."""
+    on = option.device(hardware, peaks)
     return of.source([change for change in changes if change.name != "send_kv"], form), on
 
 
@@ -266,10 +272,10 @@ def _show(found: Prediction, as_json: bool) -> None:
         table.render(found, console())
 
 
-def _paper(of: _Of, on: Device, lengths: Lengths, bits: tuple[int, ...], flash: bool, as_json: bool) -> None:
+def _paper(of: _Of, on: Device, lengths: option.Lengths, bits: tuple[int, ...], flash: bool, as_json: bool) -> None:
     from calibrate.report.predicted import paper
-    from roofline.paper import paper_table
-    from roofline.paper_shape import paper_shape
+    from roofline.paper.rules import paper_shape
+    from roofline.paper.table import paper_table
 
     if len(bits) not in (1, 3) or len(lengths.prompts) * len(lengths.batches) != 1:
         raise RequestError("--accounting paper takes one --prompt, one --batch and --bits WEIGHTS,ACTIVATIONS,KV")

@@ -23,7 +23,7 @@ from profiler.devices.findings import gpu_findings
 from profiler.devices.nvml import GpuReading, NvmlMissing, read_gpu
 from profiler.devices.settings import CPU_VARIABLES, CUDA_VARIABLES, Variable
 from profiler.devices.watch import HostWatch, Watch, gpu_watch
-from profiler.record.errors import RequestError
+from profiler.record.run import RequestError
 
 CYCLES_PER_S = 2e9
 """Above the SM clock of every GPU today, so that a hold given in cycles is at least as long as asked for."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from profiler.devices.nvml import GpuReading
-from profiler.record.conditions import Label, Severity, Window
+from profiler.record.measurement import Label, Severity, Window
 from roofline.record import Record
 
 ORDER: tuple[Severity, ...] = ("invalidates", "warns", "note")

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from profiler.devices.conditions import Finding, finding
-from profiler.record.conditions import Severity
+from profiler.record.measurement import Severity
 
 DISTRIBUTION = "roofcal"
 DISK_WARN_BYTES = 1 << 30

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 from profiler.devices.host import CpuTimes, parse_clock_hz, parse_cpu_times, read_processor, usable_cpus
 from profiler.devices.nvml import Gpu, GpuState, NvmlMissing
-from profiler.record.conditions import Window
+from profiler.record.measurement import Window
 
 CLOCKED_CPUS = 16
 """Most CPUs whose clock is read: on hosts with hundreds, reading each would take milliseconds."""

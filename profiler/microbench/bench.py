@@ -1,11 +1,8 @@
-"""What every microbenchmark is given: a device, a clock, a budget, and one way to time a case and to fail.
+"""What every microbenchmark is given: a device, a clock, a budget, and one way to time a case or to fail.
 
-A benchmark is a generator function of a `Bench` that yields a `Measurement` for each of its cases; it neither catches
-errors nor knows of processes, files or progress. A case that cannot be had (out of memory, a dtype that the device
-cannot do, a wrong or non-finite output, a device that is gone) is a measurement with its reason, and the next one is
-tried.
-
-Example::
+A benchmark is a generator function of a `Bench` that yields one `Measurement` a case; it neither catches errors nor
+knows of processes, files or progress. A case that fails (out of memory, a dtype that the device lacks, a wrong output,
+a lost device) becomes a measurement with its reason, and the next case is tried. Example::
 
     def copies(bench: Bench) -> Iterator[Measurement]:
         yield bench.time("memory", "copy", lambda: copy_case(bench.device, 1 << 30), unit="B/s", work=2 << 30)
@@ -19,54 +16,62 @@ from typing import Any
 import torch
 
 from profiler.devices.backend import Backend, PerDevice, backend_of, free_bytes
-from profiler.devices.conditions import device_labels, host_labels, worst
+from profiler.devices.caches import effective_cache
 from profiler.devices.nvml import GpuReading
 from profiler.devices.watch import Watch
-from profiler.microbench.effective_cache import effective_cache
-from profiler.record.conditions import Label
-from profiler.record.measurement import FASTEST, CacheSource, CacheState, Layout, Measurement, State, Status, Unit
-from profiler.timing.clock import Clock, clock_for
-from profiler.timing.engine import Case, Setting, measure
-from profiler.timing.floor import ABOVE, too_short
+from profiler.record.measurement import (
+    FASTEST,
+    CacheSource,
+    CacheState,
+    Label,
+    Layout,
+    Measurement,
+    State,
+    Unit,
+)
+from profiler.timing.clocks import ABOVE, Clock, clock_for, too_short
+from profiler.timing.engine import Case, Setting, judge, measure
 from profiler.timing.stopping import Rules
 
 MEMORY_PART = 1 / 8
-"""Of the device's free memory, the most that a case may take: others, and torch's own workspaces, need the rest."""
+"""Largest part of the device's free memory that a case takes: others, and torch's own workspaces, need the rest."""
 LIMIT_BYTES = PerDevice(host=3 << 29, accelerator=16 << 30)
-"""And never more than this."""
+"""Most memory of a case, however much is free."""
 SAMPLE_S = PerDevice(host=2e-4, accelerator=1e-3)
 """Shortest sample: on a CPU below a scheduler's slice (milliseconds), so that some samples fall between those of
 other work; on a GPU so long that events (10–30 µs of wander) and launches do not matter."""
 WARM_UP_S = PerDevice(host=0.0, accelerator=0.03)
 """Least warm-up; a GPU raises its clocks from idle in some ten milliseconds."""
 BURST = Rules(min_samples=7, relative_width=0.01)
-"""When the samples of a burst end; `max_time_s` is the budget of the case."""
+"""Stop rule of a burst; `max_time_s` becomes the budget of the case."""
 
 
 @dataclass(slots=True)
 class Bench:
-    """Where, how long and for which process to measure."""
+    """The device to measure, the time and memory of a case, and the process that measures."""
 
     device: torch.device
     budget_s: float = 0.3
     """Seconds of a case, warm-up included; setting up comes on top."""
     process: int = 0
     dtypes: tuple[str, ...] = ("float32",)
-    """That matrix and vector work is measured in."""
+    """Types that matrix and vector work is measured in."""
     quick: bool = False
     limit_bytes: int | None = None
-    """Most memory of a case; None: `LIMIT_BYTES` and `MEMORY_PART`."""
+    """Most memory of a case; None stands for `LIMIT_BYTES` and `MEMORY_PART`."""
+    shapes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    """m, n, k of the fastest product of each type that the search has looked at."""
     layouts: Mapping[str, Layout] = field(default_factory=dict)
-    """The faster layout of the products of a type, where a search has found it."""
+    """How the second operand of that product lies in memory."""
     clock: Clock = field(init=False)
     watch: Watch = field(init=False)
     read: Callable[[], GpuReading | None] = field(init=False)
     """The GPU as the driver describes it, around each case: MIG, ECC, memory errors; None without one."""
     cache_bytes: int | None = field(init=False)
-    """Of the last-level cache that operands must get past to be cold."""
+    """Size of the last-level cache, which cold operands must exceed."""
     cache_source: CacheSource = field(init=False)
     cache_reason: str = field(init=False)
-    """What the size of the cache rests on, in one line."""
+    """How the size of the cache is known, in one line."""
 
     def __post_init__(self) -> None:
         self.clock = clock_for(self.device)
@@ -84,8 +89,16 @@ class Bench:
 
     @property
     def threads(self) -> int | None:
-        """Of an operation; None on a GPU."""
+        """Host threads of an operation; None on a GPU."""
         return torch.get_num_threads() if self.backend.is_host else None
+
+    def missing(self, benchmark: str, case: str, *, unit: Unit, reason: str, **about: Any) -> Measurement:
+        """A case that this device does not have: a measurement without samples, so that a report can say why.
+
+        `about` are further fields of the measurement, as `dtype` and `parameters`.
+        """
+        here = {"threads": self.threads, "process": self.process, "unit": unit, "work": 1, **about}
+        return Measurement(benchmark=benchmark, case=case, status="failed", reason=reason, **here)
 
     def time(
         self,
@@ -105,10 +118,10 @@ class Bench:
         sample_s: float | None = None,
         placements: int = 1,
     ) -> Measurement:
-        """Time one case; whatever keeps it from a result is the reason of the measurement. Never raises but to stop.
+        """Time one case. An exception becomes the reason of a failed measurement; only an interruption passes.
 
-        `build` allocates; it is called here so that a failure is the case's own. `sample_s`: shortest sample, None for
-        the device's `SAMPLE_S`. `placements`: as of `Setting`.
+        `build` allocates; it is called here so that its failure is the case's own. `sample_s` is the shortest sample,
+        None for the device's `SAMPLE_S`. `placements` is that of `Setting`.
         """
         about: dict[str, Any] = {
             "benchmark": benchmark,
@@ -144,21 +157,12 @@ class Bench:
             self.backend.release_memory()
         samples = timed.samples
         sample_s = samples.median_s * samples.repeats
-        host = host_labels(samples.windows)
-        device = [
-            *device_labels(samples.windows, before, self.read()),
-            *flags(timed.cache, sample_s, timed.floor_s, used.name, self.cache_reason),
-        ]
-        status: Status = "done"
-        if worst(device) == "invalidates":
-            status = "invalid"
-        elif worst(host) == "invalidates" and self.backend.is_host:
-            status = "inconclusive"
-        found = [*device, *host]
+        more = flags(timed.cache, sample_s, timed.floor_s, used.name, self.cache_reason)
+        verdict = judge(samples.windows, before, self.read(), on_cpu=self.backend.is_host, more=more)
         return Measurement(
             **about,
-            status=status,
-            reason=None if status == "done" else "; ".join(x.what for x in found if x.severity == "invalidates"),
+            status=verdict.status,
+            reason=verdict.reason,
             samples=samples.times_s,
             repeats=samples.repeats,
             placements=timed.placements,
@@ -168,38 +172,32 @@ class Bench:
             warm_up=samples.warm_up,
             cache=timed.cache,
             windows=samples.windows,
-            labels=tuple(found),
+            labels=verdict.labels,
         )
 
 
 def flags(cache: CacheState, sample_s: float, floor: float, clock: str, cache_reason: str = "") -> list[Label]:
-    """What of a result does not hold as declared, or rests on an assumption."""
-    found = []
+    """Labels for what does not hold as declared, and for what rests on an assumption."""
+    labels = []
     if cache.declared == "cold" and cache.cache_source != "stated":
-        what = f"the cache to get past is taken as {cache.cache_bytes} bytes, {cache.cache_source}: {cache_reason}"
-        found.append(Label(severity="note", what=what, share=1.0))
+        what = f"the last-level cache is taken as {cache.cache_bytes} bytes, {cache.cache_source}: {cache_reason}"
+        labels.append(Label(severity="note", what=what, share=1.0))
     if cache.holds is False:
-        found.append(
-            Label(
-                severity="warns",
-                what=f"declared {cache.declared}, but {cache.between_bytes} bytes were touched between two uses of an "
-                f"operand and the cache holds {cache.cache_bytes}",
-                share=1.0,
-            )
+        what = (
+            f"declared {cache.declared}, but only {cache.between_bytes} bytes were touched between two uses of an "
+            f"operand and the cache holds {cache.cache_bytes}"
         )
+        labels.append(Label(severity="warns", what=what, share=1.0))
     if too_short(sample_s, floor):
-        found.append(
-            Label(
-                severity="warns",
-                what=f"a sample of {sample_s * 1e6:.3g} µs is under {ABOVE} times the floor of the clock ({clock}, "
-                f"{floor * 1e6:.3g} µs)",
-                share=1.0,
-            )
+        what = (
+            f"a sample of {sample_s * 1e6:.3g} µs is shorter than {ABOVE} times what the clock ({clock}) says of an "
+            f"empty call ({floor * 1e6:.3g} µs)"
         )
-    return found
+        labels.append(Label(severity="warns", what=what, share=1.0))
+    return labels
 
 
 def reason(error: BaseException) -> str:
-    """Why a case has no result, in one line."""
+    """The type and the first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

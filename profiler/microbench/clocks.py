@@ -13,16 +13,15 @@ from typing import Any
 from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import product_case
 from profiler.microbench.memory import case
-from profiler.microbench.missing import missing
 from profiler.record.measurement import Measurement
+from profiler.timing.clocks import GraphClock
 from profiler.timing.engine import Case
-from profiler.timing.graph_clock import GraphClock
-from profiler.timing.kernel_clock import KernelClock
+from profiler.timing.profiled import KernelClock
 
 TRIADS = (16 << 20, 64 << 20, 256 << 20)
-"""Bytes of an operand: 10 to 200 µs at 4 TB/s."""
+"""Bytes of an operand of a triad, which takes 10 to 200 µs at 4 TB/s."""
 SQUARES = (2048, 4096)
-"""Of a bf16 product: 20 to 200 µs at 800 TFLOP/s."""
+"""Sides of a bf16 product, which takes 20 to 200 µs at 800 TFLOP/s."""
 SPANS_BUDGETS = 4
 """Budgets of a case for kernel spans: each sample is a profiler session of some tenths of a second."""
 
@@ -30,9 +29,7 @@ SPANS_BUDGETS = 4
 def clocks(bench: Bench) -> Iterator[Measurement]:
     """Seconds of each kernel by each clock; on a CPU there is one clock only."""
     if not bench.backend.captures_graphs:
-        yield missing(
-            bench, "clock", "all", unit="s", reason="a CPU has one clock: its calls return when they are done"
-        )
+        yield bench.missing("clock", "all", unit="s", reason="a CPU has one clock: its calls return when they are done")
         return
     builds: dict[str, Callable[[], Case[Any]]] = {
         f"triad {size}": partial(case, "triad", size, bench.device) for size in TRIADS

@@ -1,4 +1,4 @@
-"""What work costs in energy: joules a FLOP of a product of each type, a byte of main memory, and the power at rest.
+"""What work costs in energy: joules a FLOP for the product of each type, joules a byte of main memory, watts at rest.
 
 Each load runs without a pause for seconds, in samples so long that the gaps between them matter little. The energy is
 the difference of the driver's counter over parts of a second and more, since the counter moves some ten times a second;
@@ -15,18 +15,18 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from profiler.devices.watch import Watch
 from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import Shape, flops, layout_of, product_case, sizes
 from profiler.microbench.memory import KERNELS, case, operand_bytes
-from profiler.microbench.missing import missing
-from profiler.record.conditions import Window
-from profiler.record.measurement import Measurement
+from profiler.record.measurement import Measurement, Window
+from profiler.timing.engine import Case
 from profiler.timing.stopping import Rules
 
 LOAD_S, QUICK_LOAD_S = 5.0, 1.5
-"""Of each load, warm-up included."""
+"""Seconds of each load, warm-up included."""
 PART_S = 1.0
 """Shortest part: ten steps of the counter, so that one more or less is a tenth."""
 SAMPLE_S = 0.05
@@ -55,7 +55,7 @@ def energy(
 ) -> Iterator[Measurement]:
     """Watts at rest ("idle"), J/FLOP of the product of each dtype ("matmul"), J/B of a copy in main memory ("copy")."""
     if reason := no_energy(bench.watch):
-        yield missing(bench, "energy", "all", unit="W", reason=reason)
+        yield bench.missing("energy", "all", unit="W", reason=reason)
         return
     yield idle(bench, sleep)
     for dtype, shape in shapes.items():
@@ -81,7 +81,7 @@ def idle(bench: Bench, sleep: Callable[[float], None]) -> Measurement:
         sleep(PART_S)
         windows.append(bench.watch.end(0))
     watts = tuple(window.energy_j / window.duration_s for window in windows if window.energy_j and window.duration_s)
-    without = missing(bench, "energy", "idle", unit="W", reason=STILL)
+    without = bench.missing("energy", "idle", unit="W", reason=STILL)
     if not watts:
         return without
     done = {"status": "done", "reason": None, "samples": watts, "quantile": 0.5, "clock": COUNTER}
@@ -91,51 +91,37 @@ def idle(bench: Bench, sleep: Callable[[float], None]) -> Measurement:
 def product(bench: Bench, dtype: str, shape: Shape) -> Measurement:
     """A product under lasting load; its samples are still seconds a call."""
     layout = layout_of(bench, dtype)
-    return bench.time(
-        "energy",
-        "matmul",
-        lambda: product_case(dtype, shape, bench.device, layout),
-        unit="J/FLOP",
-        work=flops(shape),
-        dtype=dtype,
-        parameters=sizes(shape, layout),
-        budget_s=QUICK_LOAD_S if bench.quick else LOAD_S,
-        quantile=0.5,
-        rules=LOADED,
-        sample_s=SAMPLE_S,
-    )
+    about: dict[str, Any] = {"unit": "J/FLOP", "work": flops(shape), "parameters": sizes(shape, layout)}
+    return _load(bench, "matmul", lambda: product_case(dtype, shape, bench.device, layout), dtype=dtype, **about)
 
 
 def copies(bench: Bench) -> Measurement:
     """Copies in main memory under lasting load, bytes read and written; its samples are still seconds a call."""
     size = operand_bytes(bench)
-    return bench.time(
-        "energy",
-        "copy",
-        lambda: case("copy", size, bench.device),
-        unit="J/B",
-        work=KERNELS["copy"].tensors * size,
-        dtype="float32",
-        cache="cold",
-        parameters={"operand_bytes": size},
-        budget_s=QUICK_LOAD_S if bench.quick else LOAD_S,
-        quantile=0.5,
-        rules=LOADED,
-        sample_s=SAMPLE_S,
-    )
+    about: dict[str, Any] = {
+        "unit": "J/B",
+        "work": KERNELS["copy"].tensors * size,
+        "parameters": {"operand_bytes": size},
+    }
+    return _load(bench, "copy", lambda: case("copy", size, bench.device), dtype="float32", cache="cold", **about)
+
+
+def _load(bench: Bench, case: str, build: Callable[[], Case[Any]], **about: Any) -> Measurement:
+    seconds = QUICK_LOAD_S if bench.quick else LOAD_S
+    return bench.time("energy", case, build, budget_s=seconds, quantile=0.5, rules=LOADED, sample_s=SAMPLE_S, **about)
 
 
 def in_joules(timed: Measurement, part_s: float = PART_S) -> Measurement:
     """The same measurement in joules a call, one sample for each part of its windows; as it is where it has none."""
     if not timed.samples:
         return timed
-    found = parts(timed.windows, part_s)
-    joules = tuple(part.energy_j / (part.samples * timed.repeats) for part in found[1:] or found)
+    measured = parts(timed.windows, part_s)
+    joules = tuple(part.energy_j / (part.samples * timed.repeats) for part in measured[1:] or measured)
     if not joules or min(joules) <= 0:
         return timed.model_copy(update={"status": "failed", "reason": STILL, "samples": (), "clock": COUNTER})
     lasted_s = math.fsum(window.duration_s for window in timed.windows)
     busy = math.fsum(timed.samples) * timed.repeats / lasted_s
-    parameters = {**timed.parameters, "busy": busy, "part_s": min(part.duration_s for part in found)}
+    parameters = {**timed.parameters, "busy": busy, "part_s": min(part.duration_s for part in measured)}
     return timed.model_copy(update={"samples": joules, "parameters": parameters, "clock": COUNTER, "floor_s": None})
 
 
@@ -153,12 +139,12 @@ def parts(windows: Sequence[Window], least_s: float) -> list[Part]:
     if len(groups) > 1 and math.fsum(w.duration_s for w in groups[-1]) < least_s:
         rest = groups.pop()
         groups[-1] += rest
-    known = [group for group in groups if all(w.energy_j is not None for w in group) and any(w.samples for w in group)]
     return [
         Part(
             duration_s=math.fsum(w.duration_s for w in group),
             samples=sum(w.samples for w in group),
             energy_j=math.fsum(w.energy_j or 0.0 for w in group),
         )
-        for group in known
+        for group in groups
+        if all(w.energy_j is not None for w in group) and any(w.samples for w in group)
     ]

@@ -3,7 +3,7 @@
 - "call": host time to issue one operation on one element with its output given. On a CPU this is the whole operation.
 - "back to back": device time from one tiny kernel to the next while a queue is never empty.
 - "graph N": device time from one replay to the next of a graph of N tiny kernels, each of which needs the one before;
-  the host's launches are hidden. A line over N has the cost of a replay and of a node (`costs.graph_cost`).
+  the host's launches are hidden. A line over N has the cost of a replay and of a node (`calibrate.device.costs`).
 - "synchronize": host time to wait for a device that has nothing to do.
 
 Example: ``{m.case: m.value() for m in launch(Bench(torch.device("cuda")))}``
@@ -21,17 +21,15 @@ from torch import Tensor
 from profiler.devices.backend import Graph, backend_of
 from profiler.microbench.bench import Bench
 from profiler.microbench.memory import normal
-from profiler.microbench.missing import missing
 from profiler.record.measurement import Measurement
-from profiler.timing.clock import Call, Clock, HostClock
+from profiler.timing.clocks import Call, Clock, HostClock, capture
 from profiler.timing.engine import Case
-from profiler.timing.graph_clock import capture
 
 NODES = (1, 4, 16, 64, 256)
 """Kernels of a graph; a decode step of a small model has some hundred."""
 ELEMENT_BYTES = 4
 TOLERANCE = 1e-5
-"""Of a sum of a few hundred float32: a rounding (6e-8) each."""
+"""Relative error of a sum of a few hundred float32: a rounding (6e-8) each."""
 
 
 class IssueClock:
@@ -67,12 +65,12 @@ class Chain:
 
 
 def launch(bench: Bench) -> Iterator[Measurement]:
-    """Seconds of each; on a CPU only those of a call."""
+    """Seconds of every case; a CPU has only the call."""
     yield _time(
         bench, "call", addition(bench.device), IssueClock(bench.device) if bench.backend.runs_ahead_of_host else None
     )
     if not bench.backend.captures_graphs:
-        yield missing(bench, "launch", "graph", unit="s", reason="CUDA graphs need a GPU")
+        yield bench.missing("launch", "graph", unit="s", reason="CUDA graphs need a GPU")
         return
     yield _time(bench, "back to back", addition(bench.device))
     for nodes in NODES:
@@ -128,6 +126,6 @@ def wait(device: torch.device) -> Case[None]:
     return Case(lambda: None, lambda _: backend.synchronize(device), 0)
 
 
-def _agree(found: float, expected: float) -> None:
-    if not abs(found - expected) <= TOLERANCE * max(1.0, abs(expected)):  # NaN is refused too
-        raise ArithmeticError(f"the kernels gave {found:g}, not {expected:g}")
+def _agree(written: float, expected: float) -> None:
+    if not abs(written - expected) <= TOLERANCE * max(1.0, abs(expected)):  # NaN is refused too
+        raise ArithmeticError(f"the kernels gave {written:g}, not {expected:g}")

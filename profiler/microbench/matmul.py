@@ -1,4 +1,4 @@
-"""Dense matrix products as torch runs them, for each type of input: the cases that peaks and decode shapes are made of.
+"""Dense matrix products as torch runs them, for each type of input: peaks and decode shapes are made of them.
 
 `out = a @ b` with m×k and k×n operands, random normal, 2·m·n·k FLOPs. float32 is multiplied as float32 ("ieee"),
 tfloat32 is the same call with the tensor cores' mode; float8 and int8 go through torch's own scaled and integer
@@ -12,6 +12,7 @@ Example: ``bench.time("matmul", …, lambda: product_case("bfloat16", (1024, 409
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import get_args
 
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor
 
 from profiler.devices.backend import backend_of
 from profiler.microbench.bench import Bench
-from profiler.microbench.missing import missing
 from profiler.record.measurement import Layout, Measurement, State
 from profiler.timing.engine import Case
 
@@ -32,12 +32,12 @@ SKINNY = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SKINNY_WIDTH = 4096
 """n and k: the hidden size of 7–8 B models."""
 SKINNY_CALL_BUDGETS = 1.0
-"""Longest call of a skinny product, in budgets of a case: a case makes four calls at least."""
+"""Longest call of a skinny product, in budgets of a case, which makes four calls at least."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """Of one product."""
+    """The tensors of one product."""
 
     a: Tensor
     b: Tensor
@@ -52,7 +52,7 @@ class Product:
     result: torch.dtype
     run: Callable[[Operands], object]
     tolerance: float
-    """Of the largest expected value: rounding of the result (bf16 2^-8, fp16 2^-11), of TF32's inputs (2^-11)."""
+    """Error ÷ largest expected value: rounding of the result (bf16 2^-8, fp16 2^-11), of TF32's inputs (2^-11)."""
 
 
 def _mm(operands: Operands) -> object:
@@ -60,9 +60,9 @@ def _mm(operands: Operands) -> object:
 
 
 def _scaled_mm(operands: Operands) -> object:
-    one = _one(operands.a.device)
+    scale = _unit_scale(operands.a.device)
     return torch._scaled_mm(
-        operands.a, operands.b, one, one, out_dtype=torch.bfloat16, use_fast_accum=True, out=operands.out
+        operands.a, operands.b, scale, scale, out_dtype=torch.bfloat16, use_fast_accum=True, out=operands.out
     )
 
 
@@ -109,7 +109,7 @@ def time_product(
 
 
 def named(shape: Shape) -> str:
-    """As in 1024×4096×8192."""
+    """The shape as a report writes it: 1024×4096×8192."""
     return "×".join(map(str, shape))
 
 
@@ -141,10 +141,10 @@ def skinny(bench: Bench) -> Iterator[Measurement]:
             call_s = flops(shape) / flops_per_s if flops_per_s else 0.0
             if call_s > SKINNY_CALL_BUDGETS * bench.budget_s:
                 why = f"not tried: a call would take {call_s:.2g} s, its budget is {bench.budget_s:.2g} s"
-                skipped = missing(bench, "skinny", f"m{m}", unit="s", reason=why, dtype=dtype)
-                yield skipped.model_copy(update={"parameters": sizes(shape, "n×k")})
+                about = {"dtype": dtype, "parameters": sizes(shape, "n×k")}
+                yield bench.missing("skinny", f"m{m}", unit="s", reason=why, **about)
                 continue
-            one = bench.time(
+            timed = bench.time(
                 "skinny",
                 f"m{m}",
                 lambda dtype=dtype, shape=shape: product_case(dtype, shape, bench.device, "n×k"),  # type: ignore[misc]
@@ -158,9 +158,9 @@ def skinny(bench: Bench) -> Iterator[Measurement]:
                     "bytes": touched_bytes(dtype, shape),
                 },
             )
-            yield one
-            if one.has_value:
-                flops_per_s = max(flops_per_s or 0.0, flops(shape) / one.value())
+            yield timed
+            if timed.has_value:
+                flops_per_s = max(flops_per_s or 0.0, flops(shape) / timed.value())
 
 
 def flops(shape: Shape) -> float:
@@ -171,8 +171,8 @@ def flops(shape: Shape) -> float:
 def touched_bytes(dtype: str, shape: Shape) -> int:
     """Distinct bytes of both inputs and the result."""
     m, n, k = shape
-    one = _product(dtype)
-    return (m * k + k * n) * one.stored.itemsize + m * n * one.result.itemsize
+    product = _product(dtype)
+    return (m * k + k * n) * product.stored.itemsize + m * n * product.result.itemsize
 
 
 def product_case(dtype: str, shape: Shape, device: torch.device, layout: Layout | None = None) -> Case[Operands]:
@@ -184,46 +184,35 @@ def product_case(dtype: str, shape: Shape, device: torch.device, layout: Layout 
     layout = layout or layouts(dtype)[0]
     if layout not in layouts(dtype):
         raise ValueError(f"torch multiplies {dtype} with b stored {' or '.join(layouts(dtype))}, not {layout}")
-    one = _product(dtype)
+    product = _product(dtype)
     if dtype == "tfloat32" and not backend_of(device).multiplies_tf32:
         raise ValueError("tfloat32 is a mode of NVIDIA's and AMD's tensor cores; a CPU has float32")
 
     def make() -> Operands:
-        a = _random((m, k), one.stored, device)
-        b = _random((k, n), one.stored, device) if layout == "k×n" else _random((n, k), one.stored, device).t()
-        out = torch.full((m, n), math.nan if one.result.is_floating_point else -1, dtype=one.result, device=device)
+        a = _random((m, k), product.stored, device)
+        b = _random((k, n), product.stored, device) if layout == "k×n" else _random((n, k), product.stored, device).t()
+        out = torch.full(
+            (m, n), math.nan if product.result.is_floating_point else -1, dtype=product.result, device=device
+        )
         return Operands(a, b, out)
-
-    def run(operands: Operands) -> object:
-        return one.run(operands)
 
     def check(operands: Operands, result: object) -> None:
         rows = torch.arange(0, m, max(1, m // CHECKED), device=device)
         columns = torch.arange(0, n, max(1, n // CHECKED), device=device)
         expected = _picked(operands.a, rows, 0) @ _picked(operands.b, columns, 1)
-        found = operands.out[rows][:, columns].double()
-        if not bool(torch.isfinite(operands.out.float() if one.stored.itemsize == 1 else operands.out).all()):
+        written = operands.out[rows][:, columns].double()
+        if not bool(torch.isfinite(operands.out.float() if product.stored.itemsize == 1 else operands.out).all()):
             raise ArithmeticError(f"the {dtype} product of shape {shape} is not finite")
-        worst, scale = float((found - expected).abs().max()), float(expected.abs().max())
-        if not worst <= one.tolerance * scale:
+        worst, scale = float((written - expected).abs().max()), float(expected.abs().max())
+        if not worst <= product.tolerance * scale:
             raise ArithmeticError(f"the {dtype} product of shape {shape} is off by {worst:g} of {scale:g}")
-
-    if dtype != "tfloat32":
-        return Case(make, run, touched_bytes(dtype, shape), check)
 
     def run_tf32(operands: Operands) -> object:
         with backend_of(device).tf32_products():
-            return one.run(operands)
+            return product.run(operands)
 
-    return Case(make, run_tf32, touched_bytes(dtype, shape), check)
-
-
-def precision(dtype: str, device: torch.device) -> str:
-    """How torch multiplies this dtype: for float32 its precision mode, else the dtype's own name."""
-    if dtype != "float32":
-        return dtype
-    mode = backend_of(device).fp32_precision()
-    return "ieee" if mode == "none" else mode  # "none": not set, and torch's default is ieee
+    run = run_tf32 if dtype == "tfloat32" else product.run
+    return Case(make, run, touched_bytes(dtype, shape), check)
 
 
 def _product(dtype: str) -> Product:
@@ -245,11 +234,7 @@ def _picked(tensor: Tensor, places: Tensor, axis: int) -> Tensor:
     return tensor.index_select(axis, places).double()
 
 
-def _one(device: torch.device) -> Tensor:
-    """The scale of an unscaled float8 product; made once for each device."""
-    if device not in _ONES:
-        _ONES[device] = torch.ones((), device=device)
-    return _ONES[device]
-
-
-_ONES: dict[torch.device, Tensor] = {}
+@cache
+def _unit_scale(device: torch.device) -> Tensor:
+    """The scale of an unscaled float8 product."""
+    return torch.ones((), device=device)

@@ -16,17 +16,14 @@ import torch
 from torch import Tensor
 
 from profiler.devices.backend import PerDevice
-from profiler.devices.caches import Capacity, cache_capacities, main_capacity
+from profiler.devices.caches import TRUSTED_BYTES, ReadCurve, cache_capacities, main_capacity, read_curve
 from profiler.microbench.bench import Bench
-from profiler.microbench.effective_cache import TRUSTED_BYTES, ReadCurve, read_curve
-from profiler.microbench.missing import missing
-from profiler.record.conditions import Label
-from profiler.record.measurement import FASTEST, Measurement, State
+from profiler.record.measurement import FASTEST, Capacity, Label, Measurement, State
+from profiler.timing.cache_state import PAST
 from profiler.timing.engine import Case
-from profiler.timing.flush import PAST
 
 FACTOR = 3.0
-"""Of scale and triad, as in STREAM."""
+"""Factor of scale and triad, as in STREAM."""
 OPERAND_BYTES = PerDevice(host=128 << 20, accelerator=1 << 30)
 """An operand in main memory: on a GPU a kernel of 0.2 ms and more, beside which the gap to the next one (2 µs) does not
 matter; on a CPU several times the largest cache (STREAM asks for 4) in a short sample."""
@@ -44,7 +41,7 @@ BLOCK_ELEMENTS = 4 << 20
 CHECKED = 4096
 """Elements of an output that are compared with the reference, evenly spread."""
 TOLERANCE = 1e-5
-"""Relative: a few roundings of float32 (6e-8 each)."""
+"""Relative error: a few roundings of float32 (6e-8 each)."""
 CURVE_BYTES = PerDevice(host=(256 << 10, 1 << 30), accelerator=(512 << 10, 8 << 30))
 """Working sets of the curve. Below 256 KiB a torch operation on a CPU is dispatch, not memory."""
 PER_OCTAVE, QUICK_PER_OCTAVE = 3, 2
@@ -95,15 +92,15 @@ class Pool:
 
     def take(self, number: int, kernel: str) -> Operands:
         """The operands of a kernel's `number`th set, counted from 0: inputs random normal, the output NaN."""
-        one = KERNELS[kernel]
-        places = range(number * one.tensors, (number + 1) * one.tensors)
+        inputs, tensors = KERNELS[kernel].inputs, KERNELS[kernel].tensors
+        places = range(number * tensors, (number + 1) * tensors)
         while len(self._tensors) < places.stop:
             self._tensors.append(normal(self._elements, self._device))
-        for place in places[: one.inputs]:
+        for place in places[:inputs]:
             if place in self._written:
                 fill_normal(self._tensors[place])
-        self._written -= set(places[: one.inputs])
-        for place in places[one.inputs :]:
+        self._written -= set(places[:inputs])
+        for place in places[inputs:]:
             self._tensors[place].fill_(math.nan)
             self._written.add(place)
         return tuple(self._tensors[place] for place in places)
@@ -120,9 +117,9 @@ def main_memory(bench: Bench, placements: int | None = None) -> Iterator[Measure
     pool = Pool(size, bench.device)
     for kernel in KERNELS:
         if why := no_room(bench):
-            yield missing(bench, "memory", kernel, unit="B/s", reason=why, dtype="float32")
+            yield bench.missing("memory", kernel, unit="B/s", reason=why, dtype="float32")
             continue
-        one = bench.time(
+        timed = bench.time(
             "memory",
             kernel,
             lambda kernel=kernel: case(kernel, size, bench.device, pool),  # type: ignore[misc]
@@ -135,7 +132,7 @@ def main_memory(bench: Bench, placements: int | None = None) -> Iterator[Measure
             placements=placements or PLACEMENTS.of(bench.device),
             quantile=0.0 if bench.backend.is_host else FASTEST,
         )
-        yield judged(one, read_curve(bench.device)) if kernel == "read" and bench.backend.is_host else one
+        yield judged(timed, read_curve(bench.device)) if kernel == "read" and bench.backend.is_host else timed
 
 
 def no_room(bench: Bench) -> str | None:
@@ -167,11 +164,11 @@ def judged(read: Measurement, curve: ReadCurve | None) -> Measurement:
 
 
 def caches(bench: Bench) -> Iterator[Measurement]:
-    """Read, copy and triad on working sets that stand for each cache; `levels.ladder` makes levels of them."""
+    """Read, copy and triad on working sets that stand for each cache, of which levels are made later."""
     most = bench.cache_bytes or 0
-    known = tuple(Capacity(one.name, min(one.bytes, most)) for one in cache_capacities(bench.device))
+    known = tuple(Capacity(name=c.name, bytes=min(c.bytes, most)) for c in cache_capacities(bench.device))
     if not known:
-        yield missing(bench, "cache", "all", unit="B/s", reason="the system describes no caches", dtype="float32")
+        yield bench.missing("cache", "all", unit="B/s", reason="the system describes no caches", dtype="float32")
     for cache in known:
         for size in working_sets(cache, known):
             for kernel in ("read", "copy", "triad"):
@@ -209,7 +206,7 @@ def on_working_set(
 
 
 def operand_bytes(bench: Bench) -> int:
-    """Of each operand in main memory: `OPERAND_BYTES`, less where memory is limited; three of them fit."""
+    """Size of an operand in main memory: `OPERAND_BYTES`, less where memory is limited; three of them fit."""
     size = min(OPERAND_BYTES.of(bench.device), (bench.limit_bytes or 0) // MOST_TENSORS)
     return max(64, size // 64 * 64)  # a whole number of cache lines
 
@@ -219,23 +216,23 @@ def case(kernel: str, size_bytes: int, device: torch.device, pool: Pool | None =
 
     `pool` has the operands; None: they are made for this case.
     """
-    one = KERNELS[kernel]
+    access = KERNELS[kernel]
     operands, number = pool or Pool(size_bytes, device), itertools.count()
 
     def make() -> Operands:
         return operands.take(next(number), kernel)
 
     def check(operands: Operands, result: object) -> None:
-        if one.expected is None:
+        if access.expected is None:
             _check_sum(operands[0], result)
             return
         *given, out = operands
         stride = max(1, out.numel() // CHECKED)
         some = [tensor[::stride].double() for tensor in given]
-        _agree(kernel, out[::stride].double(), one.expected(*some).to(out.device))
-        _agree(kernel, out[-1:].double(), one.expected(*(t[-1:].double() for t in given)).to(out.device))
+        _agree(kernel, out[::stride].double(), access.expected(*some).to(out.device))
+        _agree(kernel, out[-1:].double(), access.expected(*(t[-1:].double() for t in given)).to(out.device))
 
-    return Case(make, lambda operands: one.run(*operands), one.tensors * size_bytes, check)
+    return Case(make, lambda operands: access.run(*operands), access.tensors * size_bytes, check)
 
 
 def normal(elements: int, device: torch.device) -> Tensor:
@@ -272,8 +269,8 @@ def _check_sum(operand: Tensor, result: object) -> None:
         raise ArithmeticError(f"read gave the sum {float(result):g}, in float64 it is {exact:g}")
 
 
-def _agree(kernel: str, found: Tensor, expected: Tensor) -> None:
-    worst = float((found - expected).abs().max())
+def _agree(kernel: str, written: Tensor, expected: Tensor) -> None:
+    worst = float((written - expected).abs().max())
     scale = float(expected.abs().max())
     if not worst <= TOLERANCE * max(scale, 1.0):  # NaN is refused too
         raise ArithmeticError(f"{kernel} wrote values that differ by {worst:g} from the reference")

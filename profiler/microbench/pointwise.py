@@ -1,7 +1,7 @@
 """The rate of vector arithmetic, and what pointwise work reaches on main memory.
 
 `vector`: FLOP/s of torch's eager element-wise and row-wise operations, in cache. Counted by the tracer's own table
-(`profiler.models.operators`), so that no operation of a model can be priced below what the same count reached here.
+(`profiler.models.aten`), so that no operation of a model can be priced below what the same count reached here.
 Most eager operations wait for a cache even then; the peak is the best rate of operations with much arithmetic a byte:
 GELU, layer norm, softmax, and a Hermite polynomial of degree 32, which is a chain of 93 multiplications and
 subtractions on one element (compute-bound on a GPU; scalar code on a CPU). Low-precision inputs are computed in float32
@@ -24,7 +24,7 @@ from torch.nn import functional
 from profiler.devices.caches import cache_capacities
 from profiler.microbench.bench import Bench
 from profiler.microbench.memory import normal
-from profiler.models.operators import REDUCTION_FLOPS, VECTOR_FLOPS
+from profiler.models.aten import FLOPS_PER_ELEMENT
 from profiler.record.measurement import Measurement
 from profiler.timing.engine import Case
 
@@ -37,14 +37,14 @@ HERMITE_FLOPS = 3 * (DEGREE - 1)
 Operation = Callable[[Tensor, Tensor], Tensor]
 
 OPERATIONS: dict[str, tuple[float, Operation]] = {
-    "gelu": (VECTOR_FLOPS["gelu"], lambda x, y: functional.gelu(x)),
-    "gelu_tanh": (VECTOR_FLOPS["gelu_tanh"], lambda x, y: functional.gelu(x, approximate="tanh")),
-    "silu": (VECTOR_FLOPS["silu"], lambda x, y: functional.silu(x)),
-    "addcmul": (VECTOR_FLOPS["addcmul"], lambda x, y: torch.addcmul(x, x, y)),
-    "lerp": (VECTOR_FLOPS["lerp"], lambda x, y: torch.lerp(x, y, 0.3)),
-    "layer_norm": (VECTOR_FLOPS["native_layer_norm"], lambda x, y: functional.layer_norm(x, (WIDTH,))),
-    "softmax": (VECTOR_FLOPS["_softmax"], lambda x, y: torch.softmax(x, -1)),
-    "vector_norm": (REDUCTION_FLOPS["linalg_vector_norm"], lambda x, y: torch.linalg.vector_norm(x)),
+    "gelu": (FLOPS_PER_ELEMENT["gelu"], lambda x, y: functional.gelu(x)),
+    "gelu_tanh": (FLOPS_PER_ELEMENT["gelu_tanh"], lambda x, y: functional.gelu(x, approximate="tanh")),
+    "silu": (FLOPS_PER_ELEMENT["silu"], lambda x, y: functional.silu(x)),
+    "addcmul": (FLOPS_PER_ELEMENT["addcmul"], lambda x, y: torch.addcmul(x, x, y)),
+    "lerp": (FLOPS_PER_ELEMENT["lerp"], lambda x, y: torch.lerp(x, y, 0.3)),
+    "layer_norm": (FLOPS_PER_ELEMENT["native_layer_norm"], lambda x, y: functional.layer_norm(x, (WIDTH,))),
+    "softmax": (FLOPS_PER_ELEMENT["_softmax"], lambda x, y: torch.softmax(x, -1)),
+    "vector_norm": (FLOPS_PER_ELEMENT["linalg_vector_norm"], lambda x, y: torch.linalg.vector_norm(x)),
     "hermite_polynomial_he": (HERMITE_FLOPS, lambda x, y: torch.special.hermite_polynomial_he(x, DEGREE)),
 }
 """FLOPs an input element, and the call."""
@@ -54,7 +54,7 @@ FLOAT32_ONLY = frozenset({"hermite_polynomial_he"})
 
 
 OPERAND_BYTES = 128 << 20
-"""Of each operand of `throughput`; less where memory is limited."""
+"""Size of each operand of `throughput`; less where memory is limited."""
 LONGEST_ROW = 4096
 """Elements of a row in `throughput`: the hidden size of 7–8 B models."""
 
@@ -150,19 +150,19 @@ def _streamed(
     def check(operands: tuple[Tensor, ...], result: object) -> None:
         last = [t[-1:].clone() for t in operands]  # a row stands for all: each is computed alike
         exact = call(*(t.double() for t in last))
-        found = result[-1:] if isinstance(result, Tensor) else None
+        written = result[-1:] if isinstance(result, Tensor) else None
         sums = isinstance(exact, Tensor) and exact.numel() < LONGEST_ROW
-        _agree(found, exact, kind, least=math.sqrt(LONGEST_ROW) if sums else 1.0)
+        _agree(written, exact, kind, least=math.sqrt(LONGEST_ROW) if sums else 1.0)
 
     return Case(make, lambda operands: call(*operands), 2 * rows * LONGEST_ROW * kind.itemsize, check)
 
 
-def _agree(found: object, exact: object, kind: torch.dtype, least: float = 1.0) -> None:
-    """Raises ArithmeticError where they differ; `least`: size of what is rounded on the way, √n for a sum of n terms of
-    size 1, whose result may happen to be near 0."""
-    if not isinstance(found, Tensor) or not isinstance(exact, Tensor):
+def _agree(written: object, exact: object, kind: torch.dtype, least: float = 1.0) -> None:
+    """Raises ArithmeticError where they differ. `least` is the size of what is rounded on the way: √n for a sum of n
+    terms of size 1, whose result may happen to be near 0."""
+    if not isinstance(written, Tensor) or not isinstance(exact, Tensor):
         raise ArithmeticError("the operation gave no tensor")
-    worst = float((found.double() - exact.double()).abs().max())
+    worst = float((written.double() - exact.double()).abs().max())
     scale = float(exact.abs().max())
     # a few roundings of the type, and of sums of a row in float32
     if not worst <= 8 * torch.finfo(kind).eps * max(scale, least):

@@ -1,34 +1,34 @@
-"""Everything that a characterisation measures, as a list of parts: a new microbenchmark is a function and a row here.
+"""What is measured of a device: the parts of a characterisation (`hardware`), and a short selection of them (`run`).
 
-A part runs in one process. `replicated` parts run in every fresh process, so that their figures have intervals over
-processes; the others run once: the search, whose winner the replicates then time, and curves and fits over many sizes,
-whose figures are those of the fit.
+A new microbenchmark is a function and a row of `PARTS`: the plan, the processes, the figures and the reports follow
+from its measurements. A part runs in one process. `replicated` parts run in every fresh process, so that their figures
+have intervals over processes; the others run once: curves and fits over many sizes, whose figures are those of the fit.
+
+`measure_peaks` measures what peaks are made of in this process: a short list of product shapes instead of a search, on
+three visits some seconds apart, whose samples are put together. Other work on the machine makes samples slower, and
+only that, so that the fastest tenth of all is what an undisturbed machine reaches.
 
 Example: ``[part.name for part in parts("cpu") if part.replicated]``
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from profiler.devices.backend import Backend, backend_of
+import torch
+
+from profiler.devices.backend import Backend, PerDevice, backend_of
+from profiler.devices.caches import cache_capacities
 from profiler.microbench import energy, launch, matmul, memory, peak, pointwise, transfer
 from profiler.microbench.bench import Bench
 from profiler.microbench.clocks import clocks
-from profiler.microbench.collective import collectives
-from profiler.microbench.host import host_cost
-from profiler.microbench.matmul import Shape
-from profiler.record.measurement import Measurement
+from profiler.microbench.collectives.launch import collectives
+from profiler.microbench.host_cost import host_cost
+from profiler.microbench.matmul import PRODUCTS, Shape, time_product
+from profiler.microbench.peak import Product, climb
+from profiler.record.measurement import Measurement, grouped
 
-Shapes = Mapping[str, Shape]
-"""m, n, k of the fastest product of each dtype, from the search."""
-Run = Callable[[Bench, Shapes], Iterator[Measurement]]
-
-BUDGET_S, QUICK_BUDGET_S = 0.4, 0.12
-"""Of one case."""
-SUSTAINED_S, QUICK_SUSTAINED_S = 10.0, 1.5
-"""Of one dtype and process under lasting load."""
-
+Run = Callable[[Bench], Iterator[Measurement]]
 Need = Literal["any device", "the host", "graphs", "joules", "memory of its own"]
 NEEDS: Mapping[Need, Callable[[Backend], bool]] = {
     "any device": lambda backend: True,
@@ -39,69 +39,207 @@ NEEDS: Mapping[Need, Callable[[Backend], bool]] = {
 }
 """What a part needs of the device."""
 
+BUDGET_S, QUICK_BUDGET_S = 0.4, 0.12
+"""Seconds of one case."""
+SUSTAINED_S, QUICK_SUSTAINED_S = 10.0, 1.5
+"""Seconds of lasting load, for one dtype in one process."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One row."""
+    """A microbenchmark of the suite."""
 
     name: str
     what: str
     """Shown in the plan."""
     run: Run
-    replicated: bool
     seconds: tuple[float, float]
     """Rough time on a 2-core CPU, or a GPU: full and quick, for the plan; a process's own start comes on top."""
+    replicated: bool = True
+    """Runs in every fresh process; else once."""
     needs: Need = "any device"
     one_core: bool = False
-    """Runs on one thread; on a CPU alone."""
+    """Runs on one thread."""
+    needs_search: bool = False
+    """Times the shapes that the search finds (`Bench.shapes`)."""
 
 
-def _plain(function: Callable[[Bench], Iterator[Measurement]]) -> Run:
-    return lambda bench, shapes: function(bench)
+def _burst(bench: Bench) -> Iterator[Measurement]:
+    return peak.burst(bench, bench.shapes)
 
 
-def _main_dtypes(shapes: Shapes) -> Shapes:
-    """Those that models run in; lasting load of the others says nothing new about the power cap."""
-    return {dtype: shape for dtype, shape in shapes.items() if dtype in ("float32", "bfloat16", "float8_e4m3fn")}
+def _sustained(bench: Bench) -> Iterator[Measurement]:
+    return peak.sustained(bench, _main_shapes(bench), QUICK_SUSTAINED_S if bench.quick else SUSTAINED_S)
 
 
-def _sustained(bench: Bench, shapes: Shapes) -> Iterator[Measurement]:
-    return peak.sustained(bench, _main_dtypes(shapes), QUICK_SUSTAINED_S if bench.quick else SUSTAINED_S)
+def _energy(bench: Bench) -> Iterator[Measurement]:
+    return energy.energy(bench, _main_shapes(bench))
 
 
-def _energy(bench: Bench, shapes: Shapes) -> Iterator[Measurement]:
-    return energy.energy(bench, _main_dtypes(shapes))
+def _main_shapes(bench: Bench) -> dict[str, Shape]:
+    """Shapes of the types that models run in; lasting load of the others says nothing new about the power cap."""
+    return {dtype: shape for dtype, shape in bench.shapes.items() if dtype in ("float32", "bfloat16", "float8_e4m3fn")}
 
 
 SEARCH = "search"
-"""The part that chooses shapes: run by name, before all others, since they depend on it."""
+"""The part that finds the fastest shape of the products of each type: it runs before those that need it."""
 
 PARTS: tuple[Part, ...] = (
-    Part("memory", "read, write, copy, scale, add, triad in main memory", _plain(memory.main_memory), True, (5, 3)),
-    Part("caches", "read, copy, triad in each cache", _plain(memory.caches), True, (9, 3)),
-    Part("matmul", "the fastest product of each dtype, in a burst", peak.burst, True, (2, 1)),
-    Part("sustained", "the same under lasting load", _sustained, True, (21, 4)),
-    Part("skinny", "products of 1 to 256 rows, cold weights", _plain(matmul.skinny), True, (10, 3)),
-    Part("vector", "arithmetic of pointwise and row-wise operations, in cache", _plain(pointwise.vector), True, (4, 2)),
-    Part("pointwise", "pointwise work, given and fresh outputs", _plain(pointwise.throughput), True, (13, 6)),
-    Part("launch", "cost of a call, of a launch, of a graph", _plain(launch.launch), True, (3, 1)),
-    Part("host", "host cost of an operation of a model", _plain(host_cost), True, (1, 1)),
-    Part("energy", "joules per FLOP and per byte", _energy, True, (12, 4), "joules"),
-    Part("clocks", "the same kernels by events, spans and graph replay", _plain(clocks), False, (8, 6), "graphs"),
-    Part("memory, one core", "the same on one core", _plain(memory.main_memory), True, (5, 3), "the host", True),
-    Part("matmul, one core", "the same on one core", peak.burst, True, (2, 1), "the host", True),
-    Part("curve", "bandwidth over the working set", _plain(memory.curve), False, (20, 4)),
-    Part("transfer", "host to device and back", _plain(transfer.transfer), False, (30, 6), "memory of its own"),
-    Part("collectives", "collectives over torchrun", _plain(collectives), False, (40, 15)),
-)  # fmt: skip
+    Part("memory", "bandwidth of main memory: read, write, copy, scale, add, triad", memory.main_memory, (5, 3)),
+    Part("caches", "bandwidth of each cache: read, copy, triad", memory.caches, (9, 3)),
+    Part("matmul", "the fastest matrix product of each type, in a burst", _burst, (2, 1), needs_search=True),
+    Part("sustained", "the same products under load for seconds", _sustained, (21, 4), needs_search=True),
+    Part("skinny", "matrix products of 1 to 256 rows, with weights from main memory", matmul.skinny, (10, 3)),
+    Part("vector", "arithmetic of pointwise and row-wise operations, in cache", pointwise.vector, (4, 2)),
+    Part("pointwise", "pointwise operations, with given and with fresh outputs", pointwise.throughput, (13, 6)),
+    Part("launch", "cost of a call, of a kernel launch, of a CUDA graph", launch.launch, (3, 1)),
+    Part("host", "host time of an operation of a model", host_cost, (1, 1)),
+    Part("energy", "joules per FLOP and per byte", _energy, (12, 4), needs="joules", needs_search=True),
+    Part("clocks", "the same kernels by three clocks", clocks, (8, 6), replicated=False, needs="graphs"),
+    Part("memory, one core", "main memory on one core", memory.main_memory, (5, 3), needs="the host", one_core=True),
+    Part("matmul, one core", "matrix products on one core", _burst, (2, 1), True, "the host", True, needs_search=True),
+    Part("curve", "bandwidth over the size of the working set", memory.curve, (20, 4), replicated=False),
+    Part("transfer", "copies from host to device and back", transfer.transfer, (30, 6), False, "memory of its own"),
+    Part("collectives", "collectives between GPUs, or processes of a CPU", collectives, (40, 15), replicated=False),
+)
 
 
 def parts(kind: str) -> tuple[Part, ...]:
-    """The rows for a kind of device, in the order they run."""
+    """The parts for a kind of device, in the order they run."""
     backend = backend_of(kind)
     return tuple(part for part in PARTS if NEEDS[part.needs](backend))
 
 
 def named(name: str) -> Part:
-    """The row of that name. Raises KeyError."""
+    """The part of that name. Raises KeyError."""
     return next(part for part in PARTS if part.name == name)
+
+
+PEAKS_S = 12.0
+"""Seconds of `measure_peaks`; allocation and data generation come on top."""
+VISITS = 3
+SHAPES: PerDevice[tuple[Shape, ...]] = PerDevice(
+    host=tuple((s, s, s) for s in (512, 1024, 2048)),
+    # Winners on Hopper lie at m 1024–2048, n and k 4096–14336 (mamf-finder, ml-engineering).
+    accelerator=((4096, 4096, 4096), (8192, 8192, 8192), (2048, 8192, 4096), (2048, 2048, 13312), (4096, 8192, 14336)),
+)
+NEAR = 0.75
+"""Rate ÷ the best of the first visit from which a product is visited again: other work slows a short measurement by
+tens of percent, so that the fastest may have come second."""
+SHARES = {
+    "memory": (0.2, "bandwidth of main memory"),
+    "cache": (0.2, "bandwidth of the caches"),
+    "matmul": (0.35, "matrix products"),
+    "vector": (0.2, "vector arithmetic"),
+    "host": (0.05, "host time of an operation"),
+}
+"""Share of a visit's seconds of each family, and what progress calls it."""
+
+Progress = Callable[[float, str], None]
+"""Is called with the part done (0 to 1) and what is being done."""
+
+
+def measure_peaks(
+    device: torch.device | str,
+    dtypes: Sequence[str],
+    *,
+    progress: Progress = lambda part, what: None,
+    budget_s: float = PEAKS_S,
+    limit_bytes: int | None = None,
+) -> list[Measurement]:
+    """Measure what a device's peaks are made of, in this process; `calibrate.device.spec` makes them.
+
+    Args: a CPU or CUDA device; dtypes by torch's names, "float32" is added for vector work; `limit_bytes` bounds the
+    working set of main memory. The fastest product of each dtype is named "burst". Raises ValueError for an unknown
+    dtype.
+    """
+    device = torch.device(device)
+    for dtype in dtypes:
+        if dtype not in PRODUCTS:
+            raise ValueError(f"{dtype!r} is no dtype of a product; use {', '.join(PRODUCTS)}")
+    measurements: list[Measurement] = []
+    products = Products({})
+    for visit in range(VISITS):
+        bench = Bench(device, process=visit, dtypes=tuple(dtypes), limit_bytes=limit_bytes)
+        done = 0.0
+        for family, visited in _visit(bench, budget_s / VISITS, products).items():
+            share, what = SHARES[family]
+            progress((visit + done) / VISITS, what)
+            measurements.extend(visited)
+            done += share
+    progress(1.0, "peaks")
+    return with_bursts(together(measurements), products.left_out)
+
+
+@dataclass(slots=True)
+class Products:
+    """The products worth another visit, by dtype, and the shapes that the first visit left out."""
+
+    worth: dict[str, list[Product]]
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Shapes of which a call takes too long, in one line, by dtype."""
+
+    def visit(self, bench: Bench, budget_s: float) -> Iterator[Measurement]:
+        """Time every product that fits on the first visit, on the others those that came near the fastest."""
+        for dtype in bench.dtypes:
+            share_s = budget_s / len(bench.dtypes)
+            if dtype in self.worth:
+                for shape, layout in self.worth[dtype]:
+                    each_s = share_s / len(self.worth[dtype])
+                    yield time_product(bench, "matmul", dtype, shape, layout=layout, budget_s=each_s)
+                continue
+            climbed = climb(bench, "matmul", dtype, SHAPES.of(bench.device), share_s)
+            if climbed.reason:
+                yield bench.missing("matmul", "burst", unit="FLOP/s", reason=climbed.reason, dtype=dtype)
+                continue
+            rates = {product: timed.value() for product, timed in climbed.tried.items() if timed.has_value}
+            near = NEAR * max(rates.values(), default=0.0)
+            self.worth[dtype] = [product for product, rate in rates.items() if rate >= near]
+            self.left_out[dtype] = climbed.left_out()
+            yield from climbed.tried.values()
+
+
+def _visit(bench: Bench, budget_s: float, products: Products) -> dict[str, Iterator[Measurement]]:
+    """The families of one visit, each within its share of the budget."""
+
+    def within(family: str, cases: float) -> Bench:
+        return replace(bench, budget_s=SHARES[family][0] * budget_s / cases)
+
+    capacities = cache_capacities(bench.device)
+    sets = sum(len(memory.working_sets(cache, capacities)) for cache in capacities) * 3
+    dtypes = dict.fromkeys(("float32", *bench.dtypes))
+    return {
+        "memory": memory.main_memory(within("memory", len(memory.KERNELS)), placements=1),  # each visit has its own
+        "cache": memory.caches(within("cache", max(1, sets))),
+        "matmul": products.visit(bench, SHARES["matmul"][0] * budget_s),
+        # `vector` gives each operation a third of a case's time
+        "vector": pointwise.vector(within("vector", len(dtypes) * len(pointwise.OPERATIONS) / 3)),
+        "host": host_cost(within("host", 1)),
+    }
+
+
+def together(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """One measurement of each thing with the samples of all visits; the last failure where no visit has a result."""
+    merged = []
+    for alike in grouped(measurements).values():
+        good = [visited for visited in alike if visited.has_value]
+        samples = tuple(sample for visited in good for sample in visited.samples)
+        # Each visit has another set of operands, so that placements cannot be told apart any more.
+        merged.append(good[0].model_copy(update={"samples": samples, "placements": 1}) if good else alike[-1])
+    return merged
+
+
+def with_bursts(measurements: Sequence[Measurement], left_out: Mapping[str, str]) -> list[Measurement]:
+    """The measurements with one product a dtype, the fastest, named "burst", which also names the shapes left out."""
+    best: dict[str, tuple[float, str]] = {}
+    for timed in measurements:
+        if timed.benchmark == "matmul" and timed.dtype is not None and timed.has_value:
+            best[timed.dtype] = max(best.get(timed.dtype, (0.0, "")), (timed.value(), timed.case))
+    kept = []
+    for timed in measurements:
+        if timed.benchmark != "matmul":
+            kept.append(timed)
+        elif timed.dtype not in best or timed.case == best[timed.dtype][1]:
+            why = {"not tried": left_out[timed.dtype]} if timed.dtype and left_out.get(timed.dtype) else {}
+            kept.append(timed.model_copy(update={"case": "burst", "parameters": {**timed.parameters, **why}}))
+    return kept

@@ -19,9 +19,8 @@ from torch import Tensor
 from profiler.devices.backend import Backend, backend_of
 from profiler.microbench.bench import Bench
 from profiler.microbench.memory import normal
-from profiler.microbench.missing import missing
 from profiler.record.measurement import Measurement
-from profiler.timing.clock import HostClock
+from profiler.timing.clocks import HostClock
 from profiler.timing.engine import Case
 
 FIRST_BYTES, LAST_BYTES = 1 << 10, 1 << 30
@@ -31,12 +30,12 @@ MEMORIES = ("pinned", "pageable")
 TO, FROM, BOTH = "to device", "from device", "both ways"
 DIRECTIONS = (TO, FROM, BOTH)
 CHECKED = 4096
-"""Elements of a copy that are compared with their source, evenly spread, with the last one."""
+"""Elements of a copy that are compared with their source: evenly spread ones and the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One direction, float32."""
+    """A copy in one direction, float32."""
 
     source: Tensor
     target: Tensor
@@ -46,13 +45,13 @@ class Copy:
 
 
 Copies = tuple[Copy, ...]
-"""To the device first."""
+"""The copy to the device comes first."""
 
 
 def transfer(bench: Bench) -> Iterator[Measurement]:
-    """Every memory, direction and size that the limit on a case's memory allows."""
+    """Bandwidth of every memory, direction and size that the limit on a case's memory allows."""
     if bench.backend.is_host:
-        yield missing(bench, "transfer", "all", unit="B/s", reason="no device memory apart from the host's")
+        yield bench.missing("transfer", "all", unit="B/s", reason="no device memory apart from the host's")
         return
     for memory in MEMORIES:
         for direction in DIRECTIONS:

@@ -1,13 +1,17 @@
-"""Public decoder shapes as facts: what `catalogue.json` says of each model, and a `transformers` config from it.
+"""Shapes of public models, and `transformers` configs made from them without weights or network.
 
-An entry holds the fields of the `config.json` in the hub repository it names (`repo`), without those that neither
-shape nor run the model, and the number of parameters of the published weights, tied ones once. No weights and no
-network are needed. Weights that the hub keeps quantised are described in the dtype that is asked for; `note` says so.
+An entry of `catalogue.json` holds the fields of the `config.json` in the hub repository it names (`repo`), without
+those that neither shape nor run the model, and the number of parameters of the published weights, tied ones once.
+Weights that the hub keeps quantised are described in the dtype that is asked for; `note` says so.
 
 Example: ``config_of("llama-3.1-8b").num_hidden_layers == 32``
 """
 
 import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,6 @@ from typing import Any
 from pydantic import Field
 from transformers import AutoConfig, PretrainedConfig
 
-from profiler.models.quiet import quiet
 from roofline.record import Record
 
 FILE = Path(__file__).with_name("catalogue.json")
@@ -67,9 +70,8 @@ def linear_shapes(config: PretrainedConfig) -> tuple[tuple[int, int], ...]:
         return ()
     inner = inner or 4 * hidden  # GPT-2 names none and has four times its width
     pairs = [(inner, hidden), (hidden, inner), (vocabulary, hidden)]
-    for heads, _, head_dim in head_layouts(config)[:1]:
-        pairs += [(heads * head_dim, hidden), (hidden, heads * head_dim)]
-    pairs += [(kv_heads * head_dim, hidden) for _, kv_heads, head_dim in head_layouts(config)[:1]]
+    for heads, kv_heads, head_dim in head_layouts(config):
+        pairs += [(heads * head_dim, hidden), (hidden, heads * head_dim), (kv_heads * head_dim, hidden)]
     return tuple(dict.fromkeys((n, k) for n, k in pairs if n and k))
 
 
@@ -81,3 +83,33 @@ def head_layouts(config: PretrainedConfig) -> tuple[tuple[int, int, int], ...]:
         return ()
     kv_heads = getattr(decoder, "num_key_value_heads", None) or heads
     return ((heads, kv_heads, getattr(decoder, "head_dim", None) or hidden // heads),)
+
+
+LOGGERS = ("transformers", "huggingface_hub")
+"""Their log lines speak of training, generation and missing optional packages, which are no news to our user."""
+
+
+def silence() -> None:
+    """Drop log lines of `transformers` and the hub client below ERROR for the rest of the process."""
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop log lines below ERROR, and Python warnings, of the libraries that load models."""
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        silence()
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something; of a config's strict validation the last one, which says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if type(error).__name__.startswith("Strict") else lines[0]

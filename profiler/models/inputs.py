@@ -1,8 +1,8 @@
 """Prepares one forward pass: token ids, and a cache that holds the context, on a device or on `meta`.
 
 No prefill runs on the device. The context is prefilled on `meta`, which costs no memory, and each tensor of the
-cache is then made on the device with random values of the same shape. After a pass `restore` puts the cache back,
-so that the next pass does the same work.
+cache (one of `transformers`, or a state that the model returns for its next pass) is then made on the device with
+random values of the same shape. After a pass `restore` puts the cache back, so that the next one does the same work.
 
 - dynamic: `DynamicCache`, which grows by concatenation.
 - static: `StaticCache`, for all tokens of the pass, rounded up to a multiple of MASK_ALIGNMENT.
@@ -17,16 +17,16 @@ Example: ``inputs = prepare(meta_model, workload, cache="dynamic", device="cpu")
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel, StaticCache
+from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel, StaticCache
 
-from profiler.models.caches import State, dynamic_cache, materialise, nested_tensors, snapshot, takes_cache
-from profiler.models.meta import LARGEST, know, known_values, with_values_if_asked
-from profiler.models.shapes import Remembered
-from profiler.record.errors import RequestError
+from profiler.models.meta import LARGEST, Remembered, know, known_values, with_values_if_asked
+from profiler.record.run import RequestError
 from roofline.workload import Workload
 
 CACHES = ("dynamic", "static")
@@ -39,24 +39,21 @@ STATE_PREFILL_TOKENS = 16
 """Prefill on `meta` for a cache without a sequence dimension: a state has one size whatever went into it."""
 
 
+@dataclass(eq=False)
 class PassInputs:
     """One pass of a workload, to be run again and again from the same state."""
 
-    def __init__(
-        self,
-        tokens: dict[str, Any],
-        cache_name: str | None,
-        new_cache: Callable[[], Cache] | None,
-        cache: Any,
-        max_cache_len: int | None,
-    ) -> None:
-        self._tokens = tokens
-        self._cache_name = cache_name
-        self._new_cache = new_cache
-        self._cache = cache
-        self._undo = snapshot(cache) if cache is not None else None
-        self.max_cache_len = max_cache_len
-        """Tokens that a static cache attends over; None for a dynamic one."""
+    _tokens: dict[str, Any]
+    _cache_name: str | None = None
+    """Argument of `forward` that takes a cache of `transformers`."""
+    _new_cache: Callable[[], Cache] | None = None
+    """Makes the empty cache of a prefill."""
+    _cache: Any = None
+    max_cache_len: int | None = None
+    """Tokens that a static cache attends over; None for a dynamic one."""
+
+    def __post_init__(self) -> None:
+        self._undo = snapshot(self._cache) if self._cache is not None else None
 
     def kwargs(self) -> dict[str, Any]:
         """Arguments of `forward`, with an empty cache made now where the pass is a prefill."""
@@ -147,15 +144,11 @@ def prepare(
 
 
 def _without_cache(
-    model: PreTrainedModel,
-    workload: Workload,
-    tokens: dict[str, Any],
-    device: torch.device,
-    generator: torch.Generator,
+    model: PreTrainedModel, workload: Workload, tokens: dict[str, Any], device: torch.device, generator: torch.Generator
 ) -> PassInputs:
     """Inputs of a model that has no cache, or returns a state that its next pass takes under the same name."""
     if workload.context_tokens == 0:
-        return PassInputs(tokens, None, None, None, None)
+        return PassInputs(tokens)
     accepted = inspect.signature(model.forward).parameters
     with torch.no_grad(), known_values():
         ids = _token_ids(model, workload.batch, workload.context_tokens, torch.device("meta"), torch.Generator())
@@ -168,7 +161,7 @@ def _without_cache(
     state = State(states)
     for layer in state.layers:
         materialise(layer, device, generator, workload.context_tokens)
-    return PassInputs(tokens, None, None, state, None)
+    return PassInputs(tokens, _cache=state)
 
 
 def max_cache_len(workload: Workload) -> int:
@@ -204,7 +197,7 @@ def _prefilled(model: PreTrainedModel, cache_name: str, empty: Callable[[], Cach
             model(**{"input_ids": ids, cache_name: new, "use_cache": True, **keep})
         return new
 
-    with _experts_that_run_on_meta(model):
+    with batched_experts(model):
         cache = with_values_if_asked(filled, lambda: None)
     if not any(True for layer in cache.layers for _ in nested_tensors("", vars(layer))):
         raise RequestError(
@@ -215,8 +208,8 @@ def _prefilled(model: PreTrainedModel, cache_name: str, empty: Callable[[], Cach
 
 
 @contextmanager
-def _experts_that_run_on_meta(model: PreTrainedModel) -> Iterator[None]:
-    """Batched experts: what a cache holds does not depend on them, and `grouped_mm` on `meta` takes bfloat16 alone."""
+def batched_experts(model: PreTrainedModel) -> Iterator[None]:
+    """Run experts as batched products, which `meta` runs in every type (`grouped_mm` takes bfloat16 alone there)."""
     if not model._can_set_experts_implementation():
         yield
         return
@@ -226,3 +219,133 @@ def _experts_that_run_on_meta(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.set_experts_implementation(chosen)
+
+
+def dynamic_cache(config: PretrainedConfig) -> Cache:
+    """A cache whose layers are of the config's kinds, or come as they are used where it counts those of an encoder."""
+    decoder = config.get_text_config(decoder=True)
+    layers = getattr(decoder, "num_hidden_layers", None)
+    if layers is None or getattr(decoder, "decoder_layers", layers) != layers:
+        return DynamicCache()
+    return DynamicCache(config=config)
+
+
+def takes_cache(model: PreTrainedModel, name: str) -> bool:
+    """Whether an argument of `forward` is a cache of `transformers`, not of a class that only this model has."""
+    if name not in inspect.signature(model.forward).parameters:
+        return False
+    for module in (model, model.base_model):
+        parameter = inspect.signature(module.forward).parameters.get(name)
+        kind = parameter.annotation if parameter else None
+        caches = [part for part in (kind, *get_args(kind)) if getattr(part, "__name__", "").endswith("Cache")]
+        if caches and not any(part.__module__ == Cache.__module__ for part in caches):
+            return False
+    return True
+
+
+class Part(SimpleNamespace):
+    """One of the arguments that make up a state."""
+
+
+class State:
+    """What a model returns for its next pass, seen as a cache with a layer for each argument."""
+
+    def __init__(self, states: dict[str, Any]) -> None:
+        self.owns = {name: value for name, value in states.items() if hasattr(value, "__dict__")}
+        plain = [Part(**{name: value}) for name, value in states.items() if name not in self.owns]
+        inner = [layer for value in self.owns.values() for layer in getattr(value, "layers", ())]
+        self.layers: list[Any] = [*self.owns.values(), *inner, *plain]
+
+    def kwargs(self) -> dict[str, Any]:
+        arguments = dict(self.owns)
+        for layer in self.layers:
+            arguments.update(vars(layer) if isinstance(layer, Part) else {})
+        return arguments
+
+
+def materialise(layer: Any, device: torch.device, generator: torch.Generator, context: int) -> None:
+    """Move a `meta` cache layer to `device` with random values, holding `context` tokens."""
+    counts = _counters(layer, context)
+    for name, value in vars(layer).items():
+        if name in counts:
+            value = counts[name]
+            if isinstance(vars(layer)[name], Tensor):
+                value = torch.tensor(value, dtype=vars(layer)[name].dtype, device=device)
+        elif name == "device":
+            value = device
+        else:
+            value = _real(value, device, generator, f"{type(layer).__name__}.{name}")
+        setattr(layer, name, value)
+
+
+def _counters(layer: Any, context: int) -> dict[str, int]:
+    """Lengths that a cache layer counts, as they are after `context` tokens."""
+    counts = {}
+    if hasattr(layer, "cumulative_length"):
+        counts["cumulative_length"] = context
+    if hasattr(layer, "cumulative_length_int"):  # a static window: its tensor stops counting in the pass that overflows
+        counts["cumulative_length_int"] = context
+        counts["cumulative_length"] = context if context <= layer.max_cache_len else 0
+    if isinstance(vars(layer).get("_sliding_window_tensor"), Tensor):
+        counts["_sliding_window_tensor"] = layer.sliding_window
+    return counts
+
+
+def _real(value: Any, device: torch.device, generator: torch.Generator, name: str) -> Any:
+    """`value` with each `meta` tensor in it made on `device`: normal with deviation 1."""
+    if isinstance(value, dict):
+        return {key: _real(part, device, generator, name) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_real(part, device, generator, name) for part in value)
+    if not isinstance(value, Tensor) or value.device.type != "meta":
+        return value
+    if not value.is_floating_point():
+        if device.type == "meta":
+            return value
+        raise RequestError(f"the cache keeps counts in {name}, which roofcal cannot fill; use --cache dynamic")
+    made = torch.empty(value.shape, dtype=value.dtype, device=device)
+    return made if device.type == "meta" else made.normal_(generator=generator)
+
+
+def nested_tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """(path, tensor) of each tensor in nested lists and dicts; `name` starts the paths."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, dict | list | tuple):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from nested_tensors(f"{name}.{key}", part)
+
+
+def snapshot(cache: Any) -> Callable[[], None]:
+    """A function that puts the cache back as it is now.
+
+    Keys and values are put back by reference: a dynamic cache makes new ones, and a static cache writes the same
+    values to the same positions in each pass. Counts, recurrent states and static windows, which roll, change in
+    place and are copied back.
+    """
+    attributes = [(layer, dict(vars(layer))) for layer in cache.layers]
+    copies: list[tuple[Tensor, Tensor]] = []
+    nested: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+    lists: list[tuple[list[Any], list[Any]]] = []
+    for layer, saved in attributes:
+        rolls = "cumulative_length_int" in saved
+        for name, value in saved.items():
+            in_place = rolls or isinstance(value, dict) or isinstance(layer, Part)
+            tensors = (tensor for _, tensor in nested_tensors(name, value))
+            copies += [(tensor, tensor.clone()) for tensor in tensors if in_place or not tensor.is_floating_point()]
+            if isinstance(value, dict):
+                nested.append((value, dict(value)))
+            if isinstance(value, list):
+                lists.append((value, list(value)))
+
+    def undo() -> None:
+        for layer, saved in attributes:
+            vars(layer).update(saved)
+        for entries, saved_entries in nested:
+            entries.update(saved_entries)
+        for elements, saved_elements in lists:
+            elements[:] = saved_elements
+        for tensor, saved_tensor in copies:
+            tensor.copy_(saved_tensor)
+
+    return undo

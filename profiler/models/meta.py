@@ -5,7 +5,8 @@
   that are true. What depends on weights stays unknown, and asking for it raises torch's own error.
 - Routing: the experts that tokens choose (`topk` along the last dimension) are taken in turn, so that a model which
   runs expert by expert runs with a balanced load, the assumption of `predict`.
-- Shapes: `profiler.models.shapes`.
+- Shapes: what an ATen call returns is worked out once for calls that are alike (`run_or_shape`). Torch works most of
+  them out in Python, which takes half of the time of a trace, and the layers of a model repeat the same calls.
 
 Example: ``with known_values(): bool(torch.ones(2, device="meta").all())``
 """
@@ -15,13 +16,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from profiler.models.shapes import run_or_shape
+from profiler.models.aten import tensors
 
 T = TypeVar("T")
 
@@ -30,6 +31,20 @@ LARGEST = 2**22
 
 _values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """Values of `meta` tensors that are alive; those of a view share the memory of its base's."""
+
+MOST_CALLS = 2**15
+"""Calls that are remembered, some 1 kB each; then all are forgotten."""
+
+Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+"""Shape, strides and type of a result."""
+
+_results: dict[Any, Layout | None] = {}
+"""Result by call; None where it has to be asked each time."""
+
+_repeatable: dict[Any, bool] = {}
+"""Operators whose results are new memory."""
+
+PLAIN = (int, float, bool, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format, type(None))
 
 
 def know(tensor: Tensor, values: Tensor) -> Tensor:
@@ -70,11 +85,11 @@ class _Literals(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.__getitem__ and args[0].device.type == "meta":
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            if any(isinstance(one, list) for one in index):
-                here = tuple(torch.tensor(one, device="cpu") if isinstance(one, list) else one for one in index)
+            if any(isinstance(part, list) for part in index):
+                here = tuple(torch.tensor(part, device="cpu") if isinstance(part, list) else part for part in index)
                 return func(args[0], here)
         out = func(*args, **kwargs)
-        if func in (torch.tensor, torch.as_tensor) and out.device.type == "meta" and not _tensors(args):
+        if func in (torch.tensor, torch.as_tensor) and out.device.type == "meta" and next(tensors(args), None) is None:
             know(out, func(*args, **{**kwargs, "device": "cpu"}))
         return out
 
@@ -84,12 +99,12 @@ class _Values(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = _tensors(args, *kwargs.values())
-        if all(one.device.type != "meta" for one in given) and not _is_meta(kwargs.get("device")):
+        operands = list(tensors((args, *kwargs.values())))
+        if all(operand.device.type != "meta" for operand in operands) and not _is_meta(kwargs.get("device")):
             return func(*args, **kwargs)
         args = _positions_of_true(func, args)
         computable = torch.Tag.nondeterministic_seeded not in func.tags and "empty" not in func._schema.name
-        computable = computable and all(known(one) is not None for one in given)
+        computable = computable and all(known(operand) is not None for operand in operands)
         try:
             out = run_or_shape(func, args, kwargs)
         except (RuntimeError, NotImplementedError):  # the shape, or the answer, depends on values
@@ -97,10 +112,10 @@ class _Values(TorchDispatchMode):
                 raise
             values = _on_cpu(func, args, kwargs)
             wanted = torch.device(kwargs.get("device") or "meta")
-            out = tree_map(lambda one: one.to(wanted) if isinstance(one, Tensor) else one, values)
+            out = tree_map(lambda value: value.to(wanted) if isinstance(value, Tensor) else value, values)
             _learn(out, values)
             return out
-        small = func.is_view or all(one.numel() <= LARGEST for one in _tensors(out))
+        small = func.is_view or all(result.numel() <= LARGEST for result in tensors((out,)))
         values = _tried(func, args, kwargs) if computable and small else None
         if values is None:
             _forget(func, args)
@@ -111,24 +126,13 @@ class _Values(TorchDispatchMode):
         return out
 
 
-def _tensors(*values: Any) -> list[Tensor]:
-    """Tensors among arguments, those in lists included; quicker than `tree_leaves`, for it runs at every call."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += _tensors(*value)
-    return found
-
-
 def _is_meta(device: Any) -> bool:
     return device is not None and torch.device(device).type == "meta"
 
 
 def _on_cpu(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-    here = {key: torch.device("cpu") if key == "device" and _is_meta(one) else one for key, one in kwargs.items()}
-    args, here = tree_map(lambda one: known(one) if isinstance(one, Tensor) else one, (args, here))
+    here = {key: torch.device("cpu") if key == "device" and _is_meta(value) else value for key, value in kwargs.items()}
+    args, here = tree_map(lambda value: known(value) if isinstance(value, Tensor) else value, (args, here))
     return func(*args, **here)
 
 
@@ -145,16 +149,16 @@ def _positions_of_true(func: Any, args: Any) -> Any:
     if func._overloadpacket not in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_):
         return args
     index: list[Any] = []
-    for one in args[1]:
-        mask = known(one) if isinstance(one, Tensor) and one.dtype == torch.bool else None
-        index += [one] if mask is None else list(mask.nonzero(as_tuple=True))
+    for part in args[1]:
+        mask = known(part) if isinstance(part, Tensor) and part.dtype == torch.bool else None
+        index += [part] if mask is None else list(mask.nonzero(as_tuple=True))
     return (args[0], index, *args[2:])
 
 
 def _learn(out: Any, values: Any) -> None:
-    for one, value in zip(tree_leaves(out), tree_leaves(values), strict=True):
-        if isinstance(one, Tensor):
-            know(one, value)
+    for result, value in zip(tree_leaves(out), tree_leaves(values), strict=True):
+        if isinstance(result, Tensor):
+            know(result, value)
 
 
 def _assume_balanced(chosen: Tensor, args: Any) -> None:
@@ -165,9 +169,104 @@ def _assume_balanced(chosen: Tensor, args: Any) -> None:
 
 def _forget(func: Any, args: Any) -> None:
     """Drop the values of all views of what a call with unknown operands has written."""
-    for argument, one in zip(func._schema.arguments if func._schema.is_mutable else (), args, strict=False):
-        values = _values.get(one) if isinstance(one, Tensor) else None
+    for argument, operand in zip(func._schema.arguments if func._schema.is_mutable else (), args, strict=False):
+        values = _values.get(operand) if isinstance(operand, Tensor) else None
         if values is not None and argument.alias_info is not None and argument.alias_info.is_write:
             memory = values.untyped_storage().data_ptr()
             for view in [key for key, value in _values.items() if value.untyped_storage().data_ptr() == memory]:
                 del _values[view]
+
+
+class Remembered(TorchDispatchMode):
+    """Runs what is inside by `run_or_shape`."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run_or_shape(func, args, kwargs or {})
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch wraps the method above, so that it is not compiled, where this is True; nothing is compiled here."""
+        return False
+
+
+def run_or_shape(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The call's result, of a remembered shape for `meta` tensors where nothing but shapes, strides and types of the
+    arguments can matter: no operand is written or viewed."""
+    if torch._C._len_torch_dispatch_stack():  # another mode waits to see the call
+        return _run(func, args, kwargs)
+    repeatable = _repeatable.get(func)
+    if repeatable is None:
+        repeatable = _repeatable[func] = _makes_memory(func)
+    call = _call(func, args, kwargs) if repeatable else None
+    if call is None:
+        return _run(func, args, kwargs)
+    layout = _results.get(call)
+    if layout is not None:
+        shape, strides, dtype = layout
+        return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    out = _run(func, args, kwargs)
+    if call not in _results:
+        if len(_results) >= MOST_CALLS:
+            _results.clear()
+        _results[call] = _layout(out, args)
+    return out
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    # torch 2.13's `_grouped_mm` on `meta` takes bfloat16 alone (`torch/_meta_registrations.py`), a device takes more
+    if func is torch.ops.aten._grouped_mm.default and args[0].device.type == "meta" and args[1].dim() == 3:
+        rows, matrices = args[0], args[1]
+        dtype = kwargs.get("out_dtype") or rows.dtype
+        return rows.new_empty((*rows.shape[:-1], matrices.shape[-1]), dtype=dtype)
+    return func(*args, **kwargs)
+
+
+def _makes_memory(func: Any) -> bool:
+    """Whether the operator is torch's own, writes no operand, and returns one tensor that shares no memory."""
+    schema = func._schema
+    return (
+        func.namespace == "aten"
+        and not func.is_view
+        and not schema.is_mutable
+        and len(schema.returns) == 1
+        and all(value.alias_info is None for value in (*schema.arguments, *schema.returns))
+    )
+
+
+def _call(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What the result of a call on `meta` tensors depends on; None where that is not known."""
+    key: list[Any] = [func]
+    if not _describe(args, key) or (kwargs and not _describe(kwargs.items(), key)):
+        return None
+    return tuple(key) if Tensor in key or nn.Parameter in key else None
+
+
+def _describe(values: Any, key: list[Any]) -> bool:
+    """Append what matters of each value; False for what may matter otherwise."""
+    for value in values:
+        kind = type(value)
+        key.append(kind)  # 1, 1.0 and True are equal
+        if kind is Tensor or kind is nn.Parameter:
+            if value.device.type != "meta" or value.layout is not torch.strided or value.is_conj() or value.is_neg():
+                return False
+            key += (value.shape, value.stride(), value.dtype)
+        elif kind is list or kind is tuple:
+            key.append(len(value))
+            if not _describe(value, key):
+                return False
+        elif kind in PLAIN:
+            key.append(value)
+        else:
+            return False
+    return True
+
+
+def _layout(out: Any, args: tuple[Any, ...]) -> Layout | None:
+    """Layout of a plain tensor in memory of its own, without room before or behind it; None for all else."""
+    if type(out) is not Tensor or out.device.type != "meta" or out.layout is not torch.strided or out.requires_grad:
+        return None
+    like = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device="meta")
+    alike = out.storage_offset() == 0 and out.untyped_storage().nbytes() == like.untyped_storage().nbytes()
+    memory = out.untyped_storage()._cdata
+    own = all(argument.untyped_storage()._cdata != memory for argument in tensors(args))
+    return (tuple(out.shape), out.stride(), out.dtype) if alike and own and not out.is_conj() else None

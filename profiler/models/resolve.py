@@ -1,4 +1,5 @@
-"""Turns what a user typed into a config: a catalogue name, a folder with `config.json`, or a hub id.
+"""Turns what a user typed into a config: a catalogue name, a folder with `config.json`, or a hub id; and cuts a config
+to its first layers (`truncate`), so that a large model can be profiled on a small device.
 
 The catalogue comes first (write `./gpt2` for a folder of that name), then folders, then the hub or its cache.
 Whatever cannot be had is a `RequestError` of one line; an unreachable hub is noticed within a few seconds.
@@ -6,6 +7,7 @@ Whatever cannot be had is a `RequestError` of one line; an unreachable hub is no
 Example: ``resolve("llama-3.1-8b").config.hidden_size == 4096``
 """
 
+import copy
 import difflib
 import json
 import ssl
@@ -27,9 +29,8 @@ from huggingface_hub.errors import (
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from profiler.models.catalogue import catalogue, config_of, find
-from profiler.models.quiet import quiet
-from profiler.record.errors import RequestError
+from profiler.models.catalogue import catalogue, config_of, find, first_line, quiet
+from profiler.record.run import RequestError
 
 HUB_TIMEOUT_S = 3.0
 """Longest wait for the hub to answer at all, before a download is tried; the hub client itself retries for 23 s."""
@@ -113,7 +114,9 @@ def _download(name: str) -> Path:
     except EntryNotFoundError as error:
         raise RequestError(f"{name} has no config.json on the hub, so it is not a transformers model") from error
     except HfHubHTTPError as error:
-        raise RequestError(f"{unknown} and the hub answered with an error ({_line(error)}); try again later") from error
+        raise RequestError(
+            f"{unknown} and the hub answered with an error ({first_line(error)}); try again later"
+        ) from error
     if isinstance(cached, str):
         return Path(cached)
     why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{constants.ENDPOINT} could not be reached"
@@ -124,7 +127,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path} is not valid JSON ({_line(error)}); repair it or download it again") from error
+        raise RequestError(f"{path} is not valid JSON ({first_line(error)}); repair it or download it again") from error
     except OSError as error:
         raise RequestError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
@@ -147,7 +150,7 @@ def _config(name: str, location: str, raw: dict[str, Any], trust_remote_code: bo
             fields = {key: value for key, value in raw.items() if key != "model_type"}
             config = AutoConfig.for_model(raw["model_type"], **fields)
     except Exception as error:  # a config class may raise anything on fields that it cannot take
-        raise RequestError(f"{name}: transformers refuses this config.json ({_line(error)}); repair it") from error
+        raise RequestError(f"{name}: transformers refuses this config.json ({first_line(error)}); repair it") from error
     config._name_or_path = location
     return config
 
@@ -182,7 +185,30 @@ def _needs_code(name: str) -> RequestError:
     return RequestError(f"{name} needs Python code from its repository; read that code, then add --trust-remote-code")
 
 
-def _line(error: BaseException) -> str:
-    """The first line of an error that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if type(error).__name__.startswith("Strict") and lines else (lines or [type(error).__name__])[0]
+NOT_PER_LAYER = frozenset({"architectures", "bos_token_id", "eos_token_id", "pad_token_id", "time_step_limit"})
+"""List fields that never hold one value a layer, though they may happen to be as long as there are layers."""
+
+
+def layer_count(config: PretrainedConfig) -> int:
+    """Repeated layers of the decoder."""
+    return int(config.get_text_config(decoder=True).num_hidden_layers)
+
+
+def truncate(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """A copy of `config` with only its first `layers` repeated layers; `config` itself is left as it is.
+
+    Lists with one value a layer (`layer_types` and the like) are cut with it.
+    Raises: RequestError unless 1 <= `layers` <= the model's.
+    """
+    total = layer_count(config)
+    if not 1 <= layers <= total:
+        raise RequestError(f"--layers {layers}: the model has {total} repeated layers; use 1 to {total}")
+    cut = copy.deepcopy(config)
+    if layers == total:
+        return cut
+    decoder = cut.get_text_config(decoder=True)
+    for name, value in vars(decoder).items():
+        if isinstance(value, list | tuple) and len(value) == total and name not in NOT_PER_LAYER:
+            setattr(decoder, name, value[:layers])
+    decoder.num_hidden_layers = layers
+    return cut

@@ -8,9 +8,10 @@ Never time a pass that is being traced.
 Example: ``graph = trace(model, inputs, workload, name="gpt2", target="cpu")``
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import wraps
 from typing import Any, Protocol
 
 import torch
@@ -18,20 +19,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from profiler.models.accesses import distinct_bytes, routing_of, tensors, touched
-from profiler.models.annotate import entered
-from profiler.models.meta import with_values_if_asked
-from profiler.models.modules import attention_modules, experts_per_token, heads
-from profiler.models.operators import is_metadata, name_of
-from profiler.models.opkinds import Description, describe
-from profiler.models.sdpa import NAME, describe_attention, operands
-from profiler.models.shapes import run_or_shape
-from profiler.models.workspace import attend_unfused, mask_copy_bytes
-from roofline.op import Access, Bytes, Op, OpGraph
-from roofline.op import Tensor as TensorRecord
+from profiler.models.aten import Work, distinct_bytes, is_metadata, name_of, routing_of, tensors, touched, work_of
+from profiler.models.attention import (
+    NAME,
+    attend,
+    attention_modules,
+    experts_per_token,
+    heads,
+    operands,
+    work_of_attention,
+)
+from profiler.models.meta import Remembered, run_or_shape, with_values_if_asked
+from roofline.graph.op import Access, Bytes, Op, OpGraph
+from roofline.graph.op import Tensor as TensorRecord
 from roofline.workload import Workload
+
+PREFIX = "roofcal:"
+"""Starts the name of each of our profiler ranges, so that no operator or module of a user is taken for one."""
 
 OLD, OLD_EVERY = 128, 32
 """A storage that is held for 128 operations (a cache, a table of positions) is asked only after every 32nd."""
@@ -74,6 +79,35 @@ def trace(
     return with_values_if_asked(recorded, inputs.restore)
 
 
+@contextmanager
+def entered(model: nn.Module, enter: Callable[[str], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Run every module's forward inside ``enter(path)``; the model itself has path "".
+
+    The same paths serve the trace, where they are kept on a stack, and the device, where they are profiler ranges:
+    ``with entered(model, torch._C._profiler._RecordFunctionFast): model(**inputs)``. A wrapped `forward` keeps
+    `nn.Module.__call__` on its fast path, which hooks do not.
+    """
+    modules = list(model.named_modules())
+    had = {path for path, module in modules if "forward" in vars(module)}
+    originals = [module.forward for _, module in modules]
+    for (path, module), forward in zip(modules, originals, strict=True):
+
+        @wraps(forward)
+        def inside(*args: Any, _forward: Any = forward, _path: str = path, **kwargs: Any) -> Any:
+            with enter(_path):
+                return _forward(*args, **kwargs)
+
+        module.forward = inside
+    try:
+        yield
+    finally:
+        for (path, module), forward in zip(modules, originals, strict=True):
+            if path in had:
+                module.forward = forward
+            else:
+                del module.forward
+
+
 class _Composites(TorchFunctionMode):
     """Records as one operation what the profiler sees under one name, whatever it is made of."""
 
@@ -85,7 +119,7 @@ class _Composites(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             with self.recorder.suspended():
-                out, taken = _attend(func, args, kwargs, self.recorder.target)
+                out, taken = attend(func, args, kwargs, self.recorder.target)
                 self.recorder.attention(args, kwargs, out, taken)
             return out
         if func is torch.where and len(args) + len(kwargs) == 1:  # the positions that are true: `nonzero` inside
@@ -96,20 +130,9 @@ class _Composites(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _attend(func: Any, args: Any, kwargs: Any, target: str) -> tuple[Tensor, int]:
-    """The result of attention, and the bytes that it takes for itself while it runs."""
-    query, _, value, mask, _ = operands(args, kwargs)
-    taken = mask_copy_bytes(mask, query)
-    if query.device.type != "meta" or query.dim() != 4:
-        return func(*args, **kwargs), taken
-    if target == "cpu" and query.shape[-1] != value.shape[-1]:
-        return attend_unfused(func, args, kwargs)
-    # The fused backends return (batch, query, heads, dim) memory seen as (batch, heads, query, dim).
-    batch, heads, length, _ = query.shape
-    return query.new_empty((batch, length, heads, value.shape[-1])).transpose(1, 2), taken
+class _Recorder(Remembered):
+    """Writes down each call that makes device work, with the storages that it touches and how long they are held."""
 
-
-class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, workload: Workload, target: str) -> None:
         super().__init__()
         self.model = model
@@ -198,37 +221,32 @@ class _Recorder(TorchDispatchMode):
         self.record(func, args, kwargs, out)
         return out
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Torch wraps the method above, so that it is not compiled, where this is True; nothing is compiled here."""
-        return False
-
     def record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         involved = list(tensors((*args, *kwargs.values(), out)))
         self.device = next((t.device.type for t in involved if t.device.type != "cpu"), self.device)
         if self.target != "cpu" and all(t.device.type == "cpu" for t in involved):
             return
         name = name_of(func)
-        what = describe(func, args, kwargs, out)
-        if not what.counted:
+        work = work_of(func, args, out)
+        if not work.counted:
             self.uncounted.add(name)
         reads, writes = touched(func, args, kwargs, out, experts_per_token=self.experts_per_token)
         if name == "_grouped_mm":
-            what = replace(what, routing=routing_of(args, kwargs, self.experts_per_token))
-        self.append(f"aten::{name}", what, list(tensors((*args, *kwargs.values()))) or involved, reads, writes)
+            work = replace(work, routing=routing_of(args, kwargs, self.experts_per_token))
+        self.append(f"aten::{name}", work, list(tensors((*args, *kwargs.values()))) or involved, reads, writes)
 
     def attention(self, args: Any, kwargs: Any, out: Tensor, taken: int) -> None:
         spec = next((self.specs[path] for path in reversed(self.path) if path in self.specs), None)
         inputs = list(tensors(operands(args, kwargs)))
-        what = describe_attention(args, kwargs, self.workload, spec)
+        work = work_of_attention(args, kwargs, self.workload, spec)
         if taken:
             self.workspaces.append((len(self.ops), taken))
-        self.append(NAME, what, inputs, [(t, distinct_bytes(t)) for t in inputs], [(out, distinct_bytes(out))])
+        self.append(NAME, work, inputs, [(t, distinct_bytes(t)) for t in inputs], [(out, distinct_bytes(out))])
 
     def append(
         self,
         name: str,
-        what: Description,
+        work: Work,
         typed: list[Tensor],
         reads: Iterable[tuple[Tensor, Bytes]],
         writes: Iterable[tuple[Tensor, Bytes]],
@@ -241,14 +259,14 @@ class _Recorder(TorchDispatchMode):
             Op(
                 path=self.path[-1],
                 name=name,
-                kind=what.kind,
-                dims=what.dims,
+                kind=work.kind,
+                dims=work.dims,
                 dtype=str(dtype).removeprefix("torch."),
-                matrix_flops=what.matrix_flops,
-                vector_flops=what.vector_flops,
+                matrix_flops=work.matrix_flops,
+                vector_flops=work.vector_flops,
                 reads=read,
                 writes=written,
-                routing=what.routing,
+                routing=work.routing,
             )
         )
 

@@ -1,24 +1,27 @@
-"""Files that are either whole or not there, and records that are read strictly.
+"""What all files of a run's folder rest on: whole or not there, read strictly, one writer at a time.
 
-A file is written beside its place and renamed into it, so that a reader (or a resumed run) never sees half of one.
-A record from a newer roofcal is refused by its `schema_version` before its unknown fields are complained about.
+A file is written beside its place and renamed into it, so that no reader sees half of one. A record of a newer roofcal
+is refused by its `schema_version` before its unknown fields are complained about. A `Journal` has its lines on the disk
+one by one. A `Lock` ends with its process, however that ends.
 
 Example: ``read_record(folder / "run.json", Run, RUN_SCHEMA)``
 """
 
+import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from profiler.record.errors import RequestError
+from profiler.record.run import InvalidMeasurement, RequestError
 from roofline.record import Record
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
 @contextmanager
@@ -48,20 +51,6 @@ def write_text(path: Path, text: str) -> None:
     """Put `text` at `path`, whole or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
-
-
-def append_line(path: Path, line: bytes) -> None:
-    """Add a whole line and return once it is on the disk. Raises OSError; the file is then as it was before."""
-    with path.open("ab", buffering=0) as file:  # unbuffered: closing must not write what was taken back
-        start = file.tell()
-        try:
-            rest = line
-            while rest:
-                rest = rest[file.write(rest) :]
-            os.fsync(file.fileno())
-        except OSError:
-            os.ftruncate(file.fileno(), start)  # half a line in the middle would spoil the whole file
-            raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -98,6 +87,136 @@ def read_record(path: Path, record: type[R], newest: int, mend: str = "restore t
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first field that is wrong, in one line."""
+    """Name of the first field that is wrong, and why, in one line."""
     problem = error.errors(include_url=False)[0]
     return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+
+
+class Journal:
+    """Lines of JSON, each on the disk when `append` returns.
+
+    `kill -9` can leave one unterminated last line: it counts as not written. Anything else that cannot be decoded was
+    not written by roofcal and is refused.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, content: Mapping[str, Any], about: str) -> None:
+        """Add a line. Raises RequestError where the disk refuses; what came before is then kept.
+
+        Raises InvalidMeasurement, which names `about`, where a figure is not finite: JSON has no such number.
+        """
+        rest = encoded(content, about)
+        try:
+            with self.path.open("ab", buffering=0) as file:  # unbuffered: closing must not write what was taken back
+                start = file.tell()
+                try:
+                    while rest:
+                        rest = rest[file.write(rest) :]
+                    os.fsync(file.fileno())
+                except OSError:
+                    os.ftruncate(file.fileno(), start)  # half a line in the middle would spoil the whole file
+                    raise
+        except OSError as error:
+            raise RequestError(f"cannot write {self.path}: {error.strerror}; what came before it is kept") from error
+
+    def read(self, decode: Callable[[bytes], T]) -> list[T]:
+        """All whole lines, decoded, in the order they were written; none where there is no file.
+
+        Raises RequestError, which names the line, where `decode` raises ValueError, KeyError or TypeError.
+        """
+        decoded = []
+        for number, line in enumerate(self._content().split(b"\n")[:-1], start=1):
+            try:
+                decoded.append(decode(line))
+            except (ValueError, KeyError, TypeError) as error:
+                what = first_problem(error) if isinstance(error, ValidationError) else str(error)
+                raise RequestError(
+                    f"{self.path} line {number} is damaged ({what}); delete the line to go on without it"
+                ) from error
+        return decoded
+
+    def drop_torn_line(self) -> None:
+        """Cut an unterminated last line off, so that the next one starts on a line of its own."""
+        content = self._content()
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
+            try:
+                with self.path.open("rb+") as file:
+                    file.truncate(whole)
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise RequestError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def rewrite(self, contents: Iterable[tuple[Mapping[str, Any], str]]) -> None:
+        """Replace all lines by these, given as to `append`; the file is the old or the new one, never half of one."""
+        lines = b"".join(encoded(content, about) for content, about in contents)
+        with replacing(self.path) as partial:
+            partial.write_bytes(lines)
+
+    def _content(self) -> bytes:
+        try:
+            return self.path.read_bytes() if self.path.exists() else b""
+        except OSError as error:
+            raise RequestError(f"cannot read {self.path}: {error.strerror}") from error
+
+
+def encoded(content: Mapping[str, Any], about: str) -> bytes:
+    """One line of a journal. Raises InvalidMeasurement as `Journal.append`."""
+    try:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    except ValueError as error:
+        raise InvalidMeasurement(f"{about}: a measured figure is not a finite number") from error
+
+
+class Lock:
+    """Holds `path` locked from construction until `release`. Raises RequestError where another process holds it.
+
+    Unlike filelock's, its file is gone when it is released, and where a file system has no such locks it fails instead
+    of making a soft one, which would outlive a process that is killed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = self._acquire()
+
+    def _acquire(self) -> int:
+        while True:
+            try:
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise RequestError(f"cannot write {self.path.parent}: {error.strerror}") from error
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.read(descriptor, 32).decode(errors="replace").strip() or "another process"
+                os.close(descriptor)
+                raise RequestError(
+                    f"{self.path.parent} is being written by process {holder}; wait until it ends"
+                ) from error
+            except OSError as error:
+                os.close(descriptor)
+                raise RequestError(f"cannot lock {self.path}: {error.strerror}; choose another file system") from error
+            if self._is_current(descriptor):
+                try:
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, str(os.getpid()).encode())
+                except OSError as error:
+                    os.close(descriptor)
+                    raise RequestError(f"cannot write {self.path}: {error.strerror}; free some space") from error
+                return descriptor
+            os.close(descriptor)  # the last holder removed the file between our open and our lock
+
+    def _is_current(self, descriptor: int) -> bool:
+        try:
+            return self.path.stat().st_ino == os.fstat(descriptor).st_ino
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Let the next writer in; harmless when called twice."""
+        if self._descriptor is not None:
+            self.path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None

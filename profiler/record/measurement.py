@@ -1,20 +1,20 @@
-"""One thing that a microbenchmark timed in one process: raw samples, and all that their meaning depends on.
+"""One thing that a microbenchmark timed in one process: raw samples, and the conditions that they were taken under.
 
-The value is derived when it is shown: `work ÷ sample` for a rate, `sample ÷ work` for a cost. Interference only makes
+A value is derived when it is shown: `work ÷ sample` for a rate, `sample ÷ work` for a cost. Interference only makes
 a sample slower, so the value of a process is taken at the fastest tenth of its samples unless `quantile` says
-otherwise; the median stands beside it. Figures of several processes are made of one value each
-(`profiler.microbench.figures`).
+otherwise. Conditions are a sequence of windows, each with the samples that were taken within it; what was not read is
+None, never 0, so that "not throttled" and "not known" stay apart.
 
 Example: ``Measurement(benchmark="memory", case="copy", work=2 << 30, unit="B/s", status="done", …).value()``
 """
 
 import math
 import statistics
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from profiler.record.conditions import Label, Window
 from roofline.record import Record
 
 if TYPE_CHECKING:
@@ -36,6 +36,57 @@ CacheSource = Literal["stated", "measured", "assumed"]
 Status = Literal["done", "inconclusive", "invalid", "failed"]
 """inconclusive: other work had the host; what is measured is at most too slow. invalid: not this device's speed."""
 
+Severity = Literal["note", "warns", "invalidates"]
+"""Worth knowing · usable, with more noise or less speed than the device can give · not this device's speed."""
+
+
+class Window(Record):
+    """A stretch of a measurement; figures of the device are read just after its last sample."""
+
+    start_s: float = Field(ge=0)
+    """Since the measurement's start."""
+    duration_s: float = Field(ge=0)
+    samples: int = Field(ge=0)
+    """Taken within it."""
+
+    sm_clock_hz: float | None = None
+    memory_clock_hz: float | None = None
+    power_w: float | None = None
+    """The driver's reading: on most GPUs the mean of the last second."""
+    temperature_c: float | None = None
+    event_reasons: int | None = None
+    """Bits of nvmlDeviceGetCurrentClocksEventReasons."""
+    energy_j: float | None = None
+    """Difference of nvmlDeviceGetTotalEnergyConsumption; add up windows of a second or more before dividing."""
+    foreign: tuple[str, ...] | None = None
+    """Other processes on the device, () where there is none."""
+    foreign_utilization: float | None = None
+    """SM time that the busiest of them took, as a fraction of the driver's sampling period."""
+
+    cores: int | None = Field(default=None, gt=0)
+    """CPUs that this process may run on; the next two are about these."""
+    steal_fraction: float | None = None
+    """Share of their time that a hypervisor gave to somebody else."""
+    other_cores: float | None = None
+    """Cores' worth of CPU time that others took. The system counts in ticks of 10 ms, so it can be a little below 0."""
+    cpu_clock_hz: float | None = None
+    """Mean over CPUs."""
+    load_1min: float | None = None
+
+
+class Label(Record):
+    """One thing about a measurement's conditions that a reader has to know."""
+
+    severity: Severity
+    what: str
+    """What holds, with its figures, in one line."""
+    share: float = Field(ge=0, le=1)
+    """Share of the measurement's time in which it held."""
+
+
+Key = tuple[str, str, str | None, int | None]
+"""Family, case, dtype and threads: what measurements of the same thing in different processes share."""
+
 
 class CacheState(Record):
     """What the caches held of an operand when it was used, as declared, and whether what was touched bears it out."""
@@ -47,7 +98,7 @@ class CacheState(Record):
     between_bytes: int = Field(ge=0)
     """Bytes really touched between two uses of the same operand, the call's own among them where it streams."""
     cache_bytes: int | None = None
-    """Of the last-level cache that had to be got past; None where it is not known."""
+    """Size of the last-level cache that had to be got past; None where it is not known."""
     cache_source: CacheSource = "stated"
     holds: bool | None = None
     """None: the size of the cache is not known."""
@@ -71,11 +122,11 @@ class Measurement(Record):
     benchmark: str
     """Family: "memory", "matmul", "launch", …"""
     case: str
-    """Which of the family: "triad", "1024×4096×8192"; unique within a family, dtype and number of threads."""
+    """Member of the family: "triad", "1024×4096×8192"; unique within a family, dtype and number of threads."""
     dtype: str | None = None
     """Torch's name, or "tfloat32"; None where the type does not matter."""
     threads: int | None = None
-    """Of an operation on a CPU; None on a GPU."""
+    """Threads of an operation on a CPU; None on a GPU."""
     process: int = 0
     """Number of the fresh process; samples of one process are not independent."""
     parameters: dict[str, int | float | str] = {}
@@ -90,7 +141,7 @@ class Measurement(Record):
     """Seconds a call (joules for J/…, watts for W), mean of `repeats` in a row, in the order they were taken."""
     repeats: int = Field(default=1, ge=1)
     quantile: float = Field(default=FASTEST, ge=0, le=1)
-    """Of the samples, from the fastest, that the value is made of; 0.5 where the device is loaded on purpose."""
+    """Quantile of the samples, from the fastest, that gives the value; 0.5 where the device is loaded on purpose."""
     placements: int = Field(default=1, ge=1)
     """Sets of operands that took turns, one a sample. The value is that of the middle one: a process has luck with
     the pages that a set lies on."""
@@ -115,8 +166,8 @@ class Measurement(Record):
         return self
 
     @property
-    def key(self) -> tuple[str, str, str | None, int | None]:
-        """What is alike in measurements of the same thing in different processes."""
+    def key(self) -> Key:
+        """What measurements of the same thing in different processes share."""
         return self.benchmark, self.case, self.dtype, self.threads
 
     @property
@@ -125,7 +176,7 @@ class Measurement(Record):
         return self.status in ("done", "inconclusive")
 
     def value(self, quantile: float | None = None) -> float:
-        """In `unit`, at a quantile of the samples from the fastest (None: its own). Raises ValueError if not done."""
+        """Value in `unit`, at a quantile of the samples from the fastest (None: its own). Raises ValueError if none."""
         if not self.samples:
             raise ValueError(f"{self.benchmark} {self.case} has no result: {self.reason}")
         q = self.quantile if quantile is None else quantile
@@ -152,3 +203,32 @@ def quantile_of(values: tuple[float, ...], q: float) -> float:
     low = math.floor(position)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+UNKNOWN_LINK = "unknown"
+"""Name of the link between ranks where the driver could not be asked for it."""
+DISTINCT = 1.15
+"""Ratio of the bandwidths of two neighbouring levels of memory, at least: above what varies from run to run."""
+
+
+class Capacity(Record):
+    """A level of the memory hierarchy, as the system states it; all threads of an operation together."""
+
+    name: str
+    bytes: int = Field(ge=0)
+
+
+class MemoryHierarchy(Record):
+    """The levels of a device's memory, as the system states them."""
+
+    main: Capacity
+    caches: tuple[Capacity, ...] = ()
+    """From the smallest; empty where the system describes none."""
+
+
+def grouped(measurements: Iterable[Measurement]) -> dict[Key, list[Measurement]]:
+    """Measurements of the same thing, in the order of their processes; a later one of a process replaces it."""
+    groups: dict[Key, dict[int, Measurement]] = {}
+    for measurement in measurements:
+        groups.setdefault(measurement.key, {})[measurement.process] = measurement
+    return {key: [alike[process] for process in sorted(alike)] for key, alike in groups.items()}

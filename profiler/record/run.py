@@ -1,14 +1,16 @@
-"""What a run is: the machine, what was asked, and what was measured. Torch-free, validated, versioned.
+"""What a run is: the machine, what was asked, and what was measured, or why it ended early. Torch-free and versioned.
 
 Raw samples are kept and statistics derived when they are shown.
 """
 
+import importlib.metadata
+import tomllib
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from profiler.record.conditions import Label, Window
-from profiler.record.measurement import WarmUp
+from profiler.record.measurement import Label, WarmUp, Window
 from roofline.record import Record
 from roofline.workload import Workload
 
@@ -17,9 +19,24 @@ RUN_SCHEMA = 5
 METHOD_VERSION = 2
 """Raised whenever the way a time is taken changes, so that runs are not compared across it."""
 
-
 SAME_VERSIONS = ("torch", "transformers", "cuda", "driver")
 """Software whose version changes what is measured."""
+
+
+class RequestError(ValueError):
+    """What was asked cannot be done; the message is one line: what, and what to do about it. Exit code 2."""
+
+
+class InvalidMeasurement(RuntimeError):
+    """What was measured cannot be trusted: throttled, a foreign process, a value that is not finite. Exit code 4."""
+
+
+def roofcal_version() -> str:
+    """Version of the installed distribution, or of the checkout where roofcal is run without being installed."""
+    try:
+        return importlib.metadata.version("roofcal")
+    except importlib.metadata.PackageNotFoundError:
+        return str(tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["version"])
 
 
 class Environment(Record):
@@ -40,7 +57,7 @@ class Environment(Record):
     os: str
     python: str
     versions: dict[str, str]
-    """Of torch, transformers, CUDA, the driver, roofcal, …"""
+    """Versions of torch, transformers, CUDA, the driver, roofcal, …"""
     notes: tuple[str, ...] = ()
     """What may spoil a measurement here, as `doctor` finds it."""
 
@@ -119,11 +136,11 @@ class KernelTimes(Record):
     """Measured times of one call of a kernel that a compiler made of several operations, one sample a profiled pass."""
 
     name: str
-    """As the compiler names it: "triton_poi_fused_add_mul_3", or the operator that it calls."""
+    """The compiler's name for it: "triton_poi_fused_add_mul_3", or the operator that it calls."""
     ops: tuple[int, ...] = Field(min_length=1)
     """Indices of the operations of the graph that it came from, in order; one may be part of several kernels."""
     device_s: tuple[float, ...]
-    """As that of an operation."""
+    """Time on the device, as that of an operation."""
     gap_s: tuple[float, ...]
     """Device idle just before it."""
 
@@ -138,9 +155,9 @@ class Closure(Record):
     instrumented_ratio: float
     """Profiled wall ÷ unprofiled wall, median of adjacent pairs, after `subtracted_s`."""
     event_cost_s: float = 0.0
-    """Of the host for each event that the profiler records, measured beside the passes."""
+    """Seconds of the host for each event that the profiler records, measured beside the passes."""
     subtracted_s: float = 0.0
-    """Of a profiled pass, and of its operations and gaps: events × their cost."""
+    """Taken from the times of a profiled pass, its operations and gaps: events × their cost."""
     launches: int = 0
     """Kernel launches seen in the runtime and driver APIs, one pass; 0 on a CPU."""
     kernels: int = 0
@@ -165,7 +182,7 @@ class CellResult(Record):
     ops: tuple[OpTimes, ...] = ()
     """Empty where the pass was compiled."""
     kernels: tuple[KernelTimes, ...] = ()
-    """Of a compiled pass, in the order of the calls."""
+    """Kernels of a compiled pass, in the order of the calls."""
     tail_gap_s: tuple[float, ...] = ()
     """Idle between the last operation and the end of a profiled pass."""
     unattributed_s: tuple[float, ...] = ()
@@ -192,12 +209,12 @@ class CellResult(Record):
     other_work: float | None = None
     """Share of the usable host cores that other processes and the hypervisor took meanwhile; None where unknown."""
     reference: dict[str, tuple[float, ...]] = {}
-    """By reference probe (`roofline.level.PROBES`): its seconds before and after each round of passes, in order."""
+    """Seconds of each reference probe (`laws.fitted.PROBES`) before and after each round of passes, in order."""
 
     @property
     def rounds(self) -> int:
-        """In how many rounds, of as many passes each, the samples were taken; where that was not recorded, every pass
-        is a round of its own."""
+        """Rounds of as many passes each in which the samples were taken; where they were not recorded, every pass is
+        a round of its own."""
         passes = len(self.wall_s), len(self.profiled_wall_s)
         rounds = len(self.windows)
         if rounds and not any(count % rounds for count in passes):

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from profiler.devices.backend import PerDevice, backend_of, free_bytes
-from profiler.timing.clock import Clock, HostClock, clock_for
+from profiler.timing.clocks import Clock, HostClock, clock_for
 
 STRETCH_S = 0.012
 """Seconds of calls of one probe: a reading of all three costs some 40 ms."""
@@ -27,13 +27,13 @@ STREAM_BYTES = PerDevice(host=256 << 20, accelerator=1 << 30)
 """Read by the stream: several times what caches hold for one process. On a CPU which pages it lies on moves a stream of
 64 MiB by a factor of two from one allocation to the next; a matrix of 256 MiB, by a twentieth."""
 STREAM_PART = 1 / 32
-"""Of the free memory, the most of the stream."""
+"""Largest share of the free memory for the stream."""
 DEPTH = 1024
 """Columns of the matrix on a CPU: a hidden size."""
 PRODUCT_SIZE = 4096
 """Rows, columns and depth of the bfloat16 product of a GPU: long enough to run at the device's clock."""
 ROWS = 128
-"""Of the float32 product of a CPU, with `DEPTH` rows of the streamed matrix, other ones each time."""
+"""Rows of the float32 product of a CPU, with `DEPTH` rows of the streamed matrix, other ones each time."""
 HOST_OPERATIONS = 64
 """Small operations, each issued by a module of its own, of one call of the host's probe."""
 
@@ -65,16 +65,16 @@ class ReferenceProbes:
         self._repeats: dict[str, int] = {}
 
     def time(self) -> dict[str, float]:
-        """Seconds of one call of each of `roofline.level.PROBES`, now."""
-        found = {}
+        """Seconds of one call of each of `roofline.laws.fitted.PROBES`, now."""
+        seconds = {}
         with torch.no_grad():
             for name, (call, clock) in self._calls.items():
                 if name not in self._repeats:
                     clock.time(call, 1)  # the first call allocates and chooses a kernel
                     self._repeats[name] = max(1, round(STRETCH_S / max(clock.time(call, 1), 1e-9)))
                 repeats = self._repeats[name]
-                found[name] = clock.time(call, repeats) / repeats
-        return found
+                seconds[name] = clock.time(call, repeats) / repeats
+        return seconds
 
 
 def _on_a_gpu(stream: torch.Tensor) -> tuple[Callable[[], object], Callable[[], object]]:

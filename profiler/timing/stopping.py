@@ -13,9 +13,9 @@
 - "sample limit": as many samples as are allowed.
 
 Both are looked at on a grid of counts that grow by a twentieth, so that 10⁴ samples cost what sorting them does. The
-reason depends on nothing but the samples and the two times given with the last one, so the incremental object and
-the function over a sequence agree. A stable noise ends a measurement whose median could still be known better: it is
-for figures whose noise is part of what they say; `noise_tolerance=0` turns it off.
+reason depends on nothing but the samples and the two times given with the last one. A stable noise ends a measurement
+whose median could still be known better: it is for figures whose noise is part of what they say; `noise_tolerance=0`
+turns it off.
 
 Example::
 
@@ -35,12 +35,12 @@ from scipy.special import bdtr
 Reason = Literal["precise", "noise stable", "time limit", "sample limit"]
 
 CONFIDENCE = 0.9
-"""Of the interval of the median."""
+"""Confidence of the interval of the median."""
 NOTCH = 3.06
 """Width of the 90 % interval of a normal sample's median, in interquartile ranges over √n: 2 × 1.645 × 1.253 ÷ 1.349
 (McGill, Tukey and Larsen, Variations of box plots, 1978: notches)."""
 GROWTH = 1.05
-"""From one count at which precision and noise are looked at to the next, and at least by one sample."""
+"""Growth from one count at which precision and noise are looked at to the next, at least by one sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,18 +132,6 @@ class Stopping:
         return bool(recent.std() < self.rules.noise_tolerance * recent.mean())
 
 
-def reason(times_s: Sequence[float], timed_s: float, elapsed_s: float, rules: Rules) -> Reason | None:
-    """Reason to stop after these samples (seconds a call), taken in this order; None to go on, or for no samples.
-
-    For a finished sequence; while sampling, `Stopping` does the same without starting over.
-    """
-    stopping = Stopping(rules)
-    found: Reason | None = None
-    for taken in times_s:
-        found = stopping.add(taken, timed_s, elapsed_s)
-    return found
-
-
 def median_interval(times_s: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Interval that holds the median of independent samples with at least `confidence`, whatever their distribution.
 
@@ -165,7 +153,7 @@ def relative_noise(ordered_s: Sequence[float]) -> float:
 
 
 def _quantile(ordered: Sequence[float], q: float) -> float:
-    """Linearly interpolated, as `Samples.quantile_s`, which sorts; here the samples are sorted already."""
+    """Linearly interpolated, as `quantile_of`, which sorts; here the samples are sorted already."""
     position = q * (len(ordered) - 1)
     low = math.floor(position)
     high = min(low + 1, len(ordered) - 1)

@@ -6,7 +6,7 @@ Two routings, by `skew`:
   experts), scaled to T·k rows and rounded; rows that rounding loses are dealt to experts without any: how NVIDIA
   AIConfigurator makes "power_law_s" (collector, `power_law_logits_v3`; that the idle are dealt to is seen in its
   tables' times). Its draws are replaced by their quantiles, and the rank is the busiest one, as there.
-  (roofline.routing has the uniform random routing of a model whose routing is not known.)
+  (roofline.graph.op has the uniform random routing of a model whose routing is not known.)
 
 Loads are kept as `QUANTILES` equal classes of experts, so that a kernel costs the same whatever its experts.
 
@@ -32,7 +32,7 @@ TINY = 1e-300
 
 @dataclass(frozen=True)
 class ExpertLoads:
-    """Of the busiest rank; … is the shape of the kernels' sizes."""
+    """Loads of the busiest rank; … is the shape of the kernels' sizes."""
 
     rows: Floats
     """(…, classes): rows of one expert of the class; those below 1 are the chance of one row."""
@@ -136,5 +136,5 @@ def _shares(tokens: Floats, routed: Floats, experts: Floats, skew: Floats) -> tu
 
 
 def _expected_maximum(count: Floats) -> Floats:
-    """Of `count` standard normals, 0 for one: √(2 ln n) − 0.6, within 0.1 for 2 to 1,000."""
+    """Expected maximum of `count` standard normals, 0 for one: √(2 ln n) − 0.6, within 0.1 for 2 to 1,000."""
     return np.where(count > 1, np.sqrt(2 * np.log(np.maximum(count, 1.0))) - 0.6, 0.0)

@@ -14,12 +14,12 @@ took within itself.
 
 import math
 
-from roofline.attention import Attention, find_attention
-from roofline.dataflow import Dataflow, ideal_accesses
-from roofline.op import Access, AttentionModule, Kind, Op, OpGraph, attention_pairs
-from roofline.whatif.edit import Edit, access, changed
-from roofline.whatif.kv_bits import DONE
-from roofline.whatif.linear import element_bits
+from roofline.dtypes import element_bits
+from roofline.fusion.attention import Attention, find_attention
+from roofline.graph.dataflow import Dataflow, ideal_accesses
+from roofline.graph.edit import Edit, access, changed
+from roofline.graph.op import Access, AttentionModule, Kind, Op, OpGraph, attention_pairs
+from roofline.whatif.kv_cache import DONE
 
 ATTENTION = "aten::scaled_dot_product_attention"
 QK, SOFTMAX, PV, REPEAT = "roofcal::qk", "roofcal::softmax", "roofcal::pv", "roofcal::repeat_kv"
@@ -32,14 +32,17 @@ NEEDED = ("batch", "heads", "kv_heads", "query", "kv", "head_dim", "value_dim", 
 
 
 def unfuse_attention(graph: OpGraph) -> OpGraph:
-    """Every attention in pieces. Raises: ValueError if there is none, or one whose sizes are not known."""
+    """Every attention as two products and a softmax, with the scores in memory.
+
+    Raises: ValueError if there is none, or one whose sizes are not known.
+    """
     edit = Edit(graph)
-    found = [i for i, op in enumerate(graph.ops) if op.kind is Kind.ATTENTION]
-    if not found:
+    whole = [i for i, op in enumerate(graph.ops) if op.kind is Kind.ATTENTION]
+    if not whole:
         raise ValueError("the graph has no attention in one piece; there is nothing to unfuse")
-    for i in found:
+    for i in whole:
         edit.put(i, *_pieces(edit, graph.ops[i]))
-    edit.drop(_workspaces(graph, set(found)))
+    edit.drop(_workspaces(graph, set(whole)))
     return edit.done({"attention": "unfused"})
 
 
@@ -109,7 +112,10 @@ def _repeated(edit: Edit, op: Op, read: Access, elements: int, element: float, f
 
 
 def fuse_attention(graph: OpGraph) -> OpGraph:
-    """Every attention in one piece. Raises: ValueError if none is found in pieces."""
+    """Every attention that runs in pieces as one kernel.
+
+    Raises: ValueError if none is found in pieces.
+    """
     flow = Dataflow(graph)
     modules = {module.path: module for module in graph.attention_modules}
     edit = Edit(graph)
@@ -265,5 +271,5 @@ class _Pieces:
         keys = self._source(op.reads[-1])
         if DONE in graph.options and graph.tensors[keys.tensor].role == "kv":  # of narrow keys the size says nothing
             return graph.heads[1] if graph.heads is not None and graph.heads[0] == heads else heads
-        found = keys.bytes * 8 / element_bits(op.dtype) / (batch * op.dims["n"] * op.dims["k"])
-        return int(found) if found >= 1 and heads % found == 0 else heads
+        kv_heads = keys.bytes * 8 / element_bits(op.dtype) / (batch * op.dims["n"] * op.dims["k"])
+        return int(kv_heads) if kv_heads >= 1 and heads % kv_heads == 0 else heads

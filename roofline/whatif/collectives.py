@@ -17,10 +17,11 @@ that arrives over the link, which is slower than any vector unit.
 Example: ``all_reduce(Access(tensor=3, bytes=1e6), ranks=8, link="nvlink", like=op).link_bytes`` → 1.75e6
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-from roofline.op import Access, Bytes, Kind, Op
-from roofline.whatif.edit import access, whole
+from roofline.graph.edit import access, inserted, whole
+from roofline.graph.op import Access, Bytes, Kind, Op
+from roofline.whatif.checks import checked_ranks
 
 
 def all_reduce(data: Access, *, ranks: int, link: str, like: Op) -> Op:
@@ -62,29 +63,8 @@ def transfer(
     beside: Literal["in", "out"] | None = None,
 ) -> Op:
     """Move `size` bytes over a link, in one message; see `Op.beside`."""
-    return Op.model_construct(
-        path=like.path,
-        name=f"transfer::{name}",
-        kind=Kind.TRANSFER,
-        dims={"bytes": round(size), "ranks": 2},
-        dtype=like.dtype,
-        matrix_flops=0.0,
-        vector_flops=0.0,
-        reads=reads,
-        writes=(),
-        count=like.count,
-        link=_named(link),
-        link_bytes=whole(size),
-        messages=1,
-        beside=beside,
-    )
-
-
-def checked_ranks(what: str, ranks: int) -> int:
-    """Raises: ValueError unless it is a whole number of at least 1."""
-    if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
-        raise ValueError(f"{what} is {ranks}; use a whole number of devices, 1 or more")
-    return ranks
+    dims, crosses = {"bytes": round(size), "ranks": 2}, _crossing(link, size, 1)
+    return inserted(like, f"transfer::{name}", Kind.TRANSFER, dims, reads, (), beside=beside, **crosses)
 
 
 def _collective(
@@ -92,24 +72,13 @@ def _collective(
 ) -> Op:
     if checked_ranks("ranks", ranks) == 1:
         raise ValueError(f"{name} among 1 rank moves nothing; leave it out")
-    return Op.model_construct(
-        path=like.path,
-        name=f"collective::{name}",
-        kind=Kind.COLLECTIVE,
-        dims={"bytes": round(size), "ranks": ranks},
-        dtype=like.dtype,
-        matrix_flops=0.0,
-        vector_flops=0.0,
-        reads=(access(read.tensor, read.bytes),),
-        writes=(access(written.tensor, written.bytes),),
-        count=like.count,
-        link=_named(link),
-        link_bytes=whole(sent),
-        messages=steps,
-    )
+    reads, writes = ((access(a.tensor, a.bytes),) for a in (read, written))
+    dims, crosses = {"bytes": round(size), "ranks": ranks}, _crossing(link, sent, steps)
+    return inserted(like, f"collective::{name}", Kind.COLLECTIVE, dims, reads, writes, **crosses)
 
 
-def _named(link: str) -> str:
+def _crossing(link: str, size: Bytes, messages: int) -> dict[str, Any]:
+    """What an operation sends over which link."""
     if not link:
         raise ValueError("a transfer needs the name of a link of the device, such as nvlink, pcie or network")
-    return link
+    return {"link": link, "link_bytes": whole(size), "messages": messages}

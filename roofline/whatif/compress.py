@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite
 
-from roofline.dataflow import Dataflow
-from roofline.op import Access, Kind, Op, OpGraph, attention_pairs
-from roofline.whatif.edit import Edit, access, changed
-from roofline.whatif.executed import executed
-from roofline.whatif.kv_bits import KEYS, VALUES
+from roofline.graph.dataflow import Dataflow
+from roofline.graph.edit import Edit, access, changed
+from roofline.graph.op import Access, Kind, Op, OpGraph, attention_pairs
+from roofline.whatif.checks import executed
+from roofline.whatif.kv_cache import KEYS, VALUES
 
 OPTION = "compress_kv"
 
@@ -109,7 +109,7 @@ class _Shrink:
         return ceil(round(tokens, 6) / self.ratio)
 
     def _given(self, tensor: int) -> float:
-        """Of a cache from before the pass: it is appended to by a copy, or in its place."""
+        """Kept share of a cache from before the pass, which is appended to by a copy, or in its place."""
         query, size = self.graph.workload.query_tokens, self.graph.tensors[tensor].storage_bytes
         for i in self.flow.readers[tensor]:
             op = self.graph.ops[i]

@@ -11,44 +11,43 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from typing import Literal
 
-from roofline.layers import layer_key
-from roofline.op import Access, Kind, Op, OpGraph
-from roofline.whatif.cache_writes import Added, added_to_cache
+from roofline.graph.edit import Edit, access
+from roofline.graph.op import Access, Kind, Op, OpGraph, layer_key
+from roofline.whatif.checks import CacheWrite, cache_writes
 from roofline.whatif.collectives import transfer
-from roofline.whatif.edit import Edit, access
 
 OPTION = "send_kv"
 
 
 def send_kv(graph: OpGraph, link: str = "network", by_layer: bool = True, overlap: bool = True) -> OpGraph:
-    """The pass with its new keys and values sent over `link`.
+    """The pass with its new keys and values sent over `link`, to another device that decodes.
 
     Args:
         by_layer: one message as soon as a layer has written its own; else one of all layers at the end.
-        overlap: whether a layer's message goes on beside operations (`roofline.beside`); one at the end has none.
+        overlap: whether a layer's message goes on beside operations (`price.Overlaps`); one at the end has none.
     Raises: ValueError for a decode, or a pass that keeps nothing.
     """
     if graph.workload.phase == "decode":
         raise ValueError("send_kv sends what a prefill wrote, and this pass is a decode; use it on a prefill or chunk")
     if OPTION in graph.options:
         raise ValueError(f"keys and values are sent already ({graph.options[OPTION]}); send them once")
-    added = added_to_cache(graph)
+    added = cache_writes(graph)
     if not added:
         raise ValueError("the pass keeps no keys and values, so there is nothing to send")
     windows = {module.path: module.window for module in graph.attention_modules}
-    layers: dict[Hashable, list[Added]] = defaultdict(list)
-    for one in added:
-        layers[layer_key(graph.ops[one.op].path) if by_layer else ""].append(one)
+    layers: dict[Hashable, list[CacheWrite]] = defaultdict(list)
+    for write in added:
+        layers[layer_key(graph.ops[write.op].path) if by_layer else ""].append(write)
     edit = Edit(graph)
     for layer in layers.values():
-        last = max(one.op for one in layer) if by_layer else len(graph.ops) - 1
+        last = max(write.op for write in layer) if by_layer else len(graph.ops) - 1
         edit.put(last, graph.ops[last], _sent(graph, layer, windows, last, link, by_layer, overlap))
     return edit.done({OPTION: f"{'by layer' if by_layer else 'at once'} over {link}"})
 
 
 def _sent(
     graph: OpGraph,
-    layer: Sequence[Added],
+    layer: Sequence[CacheWrite],
     windows: dict[str, int | None],
     last: int,
     link: str,
@@ -57,11 +56,11 @@ def _sent(
 ) -> Op:
     reads: dict[int, float] = {}
     size = 0.0
-    for one in layer:
-        op, tokens = graph.ops[one.op], graph.workload.query_tokens
+    for write in layer:
+        op, tokens = graph.ops[write.op], graph.workload.query_tokens
         window = windows.get(op.path)
-        part = one.bytes * min(tokens, window - 1) / tokens if window and op.kind is Kind.COPY else one.bytes
-        reads[one.tensor] = part  # of a tensor that is written again, the last
+        part = write.bytes * min(tokens, window - 1) / tokens if window and op.kind is Kind.COPY else write.bytes
+        reads[write.tensor] = part  # of a tensor that is written again, the last
         size += part * (1 if by_layer else op.count)
     accesses: tuple[Access, ...] = tuple(access(tensor, part) for tensor, part in reads.items())
     like = graph.ops[last] if by_layer else graph.ops[last].model_copy(update={"count": 1, "path": ""})

@@ -3,19 +3,20 @@
 
 Operations of a removed layer are gone with its weights and its cache; whoever read what it passed on reads what it was
 given. The embedding, the final norm and the head stay: the layer that is last now feeds them. The work of deciding
-whether to leave is not counted. Repeated layers are found by their paths (`roofline.layers`).
+whether to leave is not counted. Repeated layers are found by their paths (`roofline.graph.op.layer_of`).
 
 Example: ``early_exit(graph, after_layers=24)``, ``remove_layers(graph, [20, 21, 22])``
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from roofline.dataflow import Dataflow
-from roofline.layers import layer_of
-from roofline.op import Access, Op, OpGraph
-from roofline.whatif.edit import Edit, access, changed, rebuilt
-from roofline.whatif.linear import element_bits, is_side, linear_of
+from roofline.dtypes import element_bits
+from roofline.graph.dataflow import Dataflow
+from roofline.graph.edit import Edit, access, changed, rebuilt
+from roofline.graph.linear import is_side, linear_of
+from roofline.graph.op import Access, OpGraph, layer_of
 
 OPTION = "removed_layers"
 """Key in `OpGraph.options`; its value lists all that are removed, in order."""
@@ -63,7 +64,7 @@ def remove_layers(graph: OpGraph, layers: Sequence[int]) -> OpGraph:
     gone = {i for i, layer in inside.items() if layer in removed}
     for i in gone:
         edit.put(i)
-    _rewire(edit, _Flow(graph, prefix, known, inside).passed(removed), gone)
+    _rewire(edit, _Flow(graph, prefix, known, inside, Dataflow(graph)).stand_ins(removed), gone)
     names = [tensor for tensor in graph.tensors if tensor.role == "weight" and _is_in(tensor.name, prefix, removed)]
     edit.drop(tensor.id for tensor in names)
     new = edit.done(
@@ -86,8 +87,8 @@ def _check_apart(graph: OpGraph, prefix: str) -> None:
 
 def _stack(graph: OpGraph) -> str:
     """Prefix of the repeated layers: of several stacks that of the most layers."""
-    found = {(p.prefix, p.layer) for op in graph.ops if (p := layer_of(op.path))}
-    stacks = Counter(prefix for prefix, _ in found).most_common()
+    layers = {(place.prefix, place.layer) for op in graph.ops if (place := layer_of(op.path))}
+    stacks = Counter(prefix for prefix, _ in layers).most_common()
     if not stacks:
         raise ValueError("the graph has no repeated layers")
     if len(stacks) > 1 and stacks[0][1] == stacks[1][1]:
@@ -105,9 +106,7 @@ def _is_in(path: str | None, prefix: str, layers: set[int]) -> bool:
 def _elements(graph: OpGraph, tensors: set[int]) -> int:
     """Elements of weights, whatever they are stored as; those of buffers inside layers are taken for parameters'."""
     own = element_bits(graph.workload.dtype)
-    counted: dict[int, float] = {}
-    for tensor in tensors:
-        counted[tensor] = graph.tensors[tensor].storage_bytes * 8 / own
+    counted = {tensor: graph.tensors[tensor].storage_bytes * 8 / own for tensor in tensors}
     for i, op in enumerate(graph.ops):
         linear = linear_of(graph, i, op)
         if linear is not None and linear.matrix.tensor in counted:
@@ -139,68 +138,60 @@ def _parsed(ranges: str) -> list[int]:
     return [layer for a, _, b in ends for layer in range(int(a), int(b or a) + 1)]
 
 
+@dataclass(frozen=True)
 class _Flow:
     """What layers pass to each other."""
 
-    def __init__(self, graph: OpGraph, prefix: str, known: list[int], inside: dict[int, int]) -> None:
-        self._graph = graph
-        self._prefix = prefix
-        self._known = known
-        self._flow = Dataflow(graph)
-        self._inside = inside
+    graph: OpGraph
+    prefix: str
+    known: list[int]
+    """Layers, in the order they run."""
+    inside: dict[int, int]
+    """Layer of each operation that is in one."""
+    flow: Dataflow
 
-    def passed(self, removed: set[int]) -> dict[int, int]:
+    def stand_ins(self, removed: set[int]) -> dict[int, int]:
         """By tensor that a removed layer passes on, the tensor that stands in for it."""
         stands_in: dict[int, int] = {}
-        for layer in self._known:
-            if layer not in removed:
-                continue
-            given, made = self._given(layer), self._made(layer)
-            matched = self._matched(layer, given, made)
-            for tensor in made:
-                source = matched[tensor]
-                stands_in[tensor] = stands_in.get(source, source)
+        for layer in self.known:
+            if layer in removed:
+                for tensor, source in self._matched(layer).items():
+                    stands_in[tensor] = stands_in.get(source, source)
         return stands_in
+
+    def _ops(self, layer: int) -> list[int]:
+        return [i for i, inside in self.inside.items() if inside == layer]
 
     def _made(self, layer: int) -> list[int]:
         """Tensors that the layer writes and others read after it; changed in place ones do not count."""
-        last = max(i for i, inside in self._inside.items() if inside == layer)
-        found: dict[int, None] = {}
-        for i, inside in self._inside.items():
-            if inside != layer:
-                continue
-            for write in self._graph.ops[i].writes:
-                first = self._flow.writers[write.tensor][0]
-                later = [r for r in self._flow.readers[write.tensor] if r > last and self._inside.get(r) != layer]
-                if self._inside.get(first) == layer and later:
-                    found[write.tensor] = None
-        return list(found)
+        last = max(self._ops(layer))
+        written = dict.fromkeys(a.tensor for i in self._ops(layer) for a in self.graph.ops[i].writes)
+        return [
+            t
+            for t in written
+            if self.inside.get(self.flow.writers[t][0]) == layer
+            and any(r > last and self.inside.get(r) != layer for r in self.flow.readers[t])
+        ]
 
     def _given(self, layer: int) -> list[int]:
-        """Activations that the layer reads and does not make, and that no other layer reads, in order."""
-        found: dict[int, None] = {}
-        for i, inside in self._inside.items():
-            if inside != layer:
-                continue
-            for read in self._graph.ops[i].reads:
-                writers = self._flow.writers[read.tensor]
-                outside = not writers or self._inside.get(writers[0]) != layer
-                if outside and self._graph.tensors[read.tensor].role == "activation":
-                    found[read.tensor] = None
-        return list(found)
+        """Activations that the layer reads and does not make, in order."""
+        read = dict.fromkeys(a.tensor for i in self._ops(layer) for a in self.graph.ops[i].reads)
+        made = {t for t in read if self.flow.writers[t] and self.inside.get(self.flow.writers[t][0]) == layer}
+        return [t for t in read if self.graph.tensors[t].role == "activation" and t not in made]
 
-    def _matched(self, layer: int, given: list[int], made: list[int]) -> dict[int, int]:
+    def _matched(self, layer: int) -> dict[int, int]:
         """For each tensor that the layer makes for others the one it was given: of that size, and its alone."""
+        given = self._given(layer)
         left = [t for t in given if not self._is_shared(t, layer)] or given
         matched: dict[int, int] = {}
-        for tensor in made:
-            size = self._graph.tensors[tensor].storage_bytes
-            fitting = [t for t in left if self._graph.tensors[t].storage_bytes == size]
-            if self._graph.tensors[tensor].role != "activation" or not fitting:
-                readers = [r for r in self._flow.readers[tensor] if self._inside.get(r) != layer]
-                user = self._graph.ops[readers[-1]].path
+        for tensor in self._made(layer):
+            size = self.graph.tensors[tensor].storage_bytes
+            fitting = [t for t in left if self.graph.tensors[t].storage_bytes == size]
+            if self.graph.tensors[tensor].role != "activation" or not fitting:
+                readers = [r for r in self.flow.readers[tensor] if self.inside.get(r) != layer]
+                user = self.graph.ops[readers[-1]].path
                 raise ValueError(
-                    f"{user} needs more of {self._prefix}.{layer} than what it was given, so that must stay"
+                    f"{user} needs more of {self.prefix}.{layer} than what it was given, so that must stay"
                 )
             matched[tensor] = fitting[0]
             left.remove(fitting[0])
@@ -208,18 +199,14 @@ class _Flow:
 
     def _is_shared(self, tensor: int, layer: int) -> bool:
         """Whether other layers read it too: positions, masks, rotary tables."""
-        readers = (self._inside.get(r) for r in self._flow.readers[tensor])
+        readers = (self.inside.get(r) for r in self.flow.readers[tensor])
         return any(reader is not None and reader != layer for reader in readers)
 
 
 def _rewire(edit: Edit, stands_in: dict[int, int], gone: set[int]) -> None:
-    def moved(read: Access) -> Access:
-        return access(stands_in[read.tensor], read.bytes) if read.tensor in stands_in else read
+    def moved(accesses: tuple[Access, ...]) -> tuple[Access, ...]:
+        return tuple(access(stands_in[a.tensor], a.bytes) if a.tensor in stands_in else a for a in accesses)
 
     for i, op in enumerate(edit.graph.ops):
         if i not in gone and any(a.tensor in stands_in for a in (*op.reads, *op.writes)):
-            edit.put(i, _with(op, tuple(map(moved, op.reads)), tuple(map(moved, op.writes))))
-
-
-def _with(op: Op, reads: tuple[Access, ...], writes: tuple[Access, ...]) -> Op:
-    return changed(op, reads=reads, writes=writes)
+            edit.put(i, changed(op, reads=moved(op.reads), writes=moved(op.writes)))

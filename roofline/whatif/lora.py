@@ -9,12 +9,12 @@ Example: ``lora(graph, rank=16, adapters=32, where=("*.q_proj", "*.v_proj"))``
 """
 
 from collections.abc import Sequence
+from typing import Any
 
-from roofline.dataflow import Dataflow
-from roofline.op import Access, Kind, Op, OpGraph
-from roofline.routing import experts_hit
-from roofline.whatif.edit import Edit, access
-from roofline.whatif.linear import (
+from roofline.dtypes import element_bits
+from roofline.graph.dataflow import Dataflow
+from roofline.graph.edit import Edit, access, inserted
+from roofline.graph.linear import (
     LORA_A,
     LORA_ADD,
     LORA_B,
@@ -23,17 +23,17 @@ from roofline.whatif.linear import (
     QUANTISE,
     Linear,
     described,
-    element_bits,
     input_of,
     linear_layers,
     linear_of,
 )
+from roofline.graph.op import Access, Kind, Op, OpGraph, experts_hit
 
 
 def lora(graph: OpGraph, *, rank: int, adapters: int, where: Sequence[str] = ()) -> OpGraph:
-    """The same pass with `adapters` adapters of `rank` on the linear layers that `where` matches.
+    """The same pass with `adapters` LoRA adapters of `rank` beside its linear layers.
 
-    Default: all in repeated layers but routers and experts.
+    Args: `where` are glob patterns of module paths (default: all in repeated layers but routers and experts).
     Raises: ValueError for a rank or a number below 1, adapters that are there already, or experts named in `where`.
     """
     if rank < 1 or adapters < 1:
@@ -64,7 +64,9 @@ def _adapted(graph: OpGraph) -> set[str]:
 def _with_adapters(edit: Edit, flow: Dataflow, linear: Linear, rank: int, adapters: int) -> tuple[Op, ...]:
     op, rows, n = linear.op, linear.rows, linear.op.dims["n"]
     given, k = _input(flow, linear)
-    element = element_bits(edit.graph.workload.dtype) / 8
+    dtype = edit.graph.workload.dtype
+    element = element_bits(dtype) / 8
+    own: dict[str, Any] = {"path": f"{op.path}.lora", "dtype": dtype}
     hit = float(experts_hit(adapters, 1, edit.graph.workload.batch))
     name = edit.graph.tensors[linear.matrix.tensor].name or op.path
 
@@ -79,42 +81,16 @@ def _with_adapters(edit: Edit, flow: Dataflow, linear: Linear, rank: int, adapte
         grouped = {"groups": adapters} if adapters > 1 else {"b": 1}
         kind = Kind.GROUPED_MATMUL if adapters > 1 else Kind.MATMUL
         dims = grouped | {"m": rows, "n": width, "k": deep}
-        return _op(edit.graph, op, name, kind, dims, (read, weights), made, matrix=2.0 * rows * width * deep)
+        flops = 2.0 * rows * width * deep
+        return inserted(op, name, kind, dims, (read, weights), (made,), matrix_flops=flops, **own)
 
-    low, delta = value(rank), value(n)
+    low, delta, added = value(rank), value(n), float(rows * n)
     out = max(op.writes, key=lambda a: a.bytes)
     return (
         op,
         product(LORA_A, given, matrix("A", k * rank), low, rank, k),
         product(LORA_B, low, matrix("B", rank * n), delta, n, rank),
-        _op(
-            edit.graph, op, LORA_ADD, Kind.POINTWISE, {"elements": rows * n}, (out, delta), out, vector=float(rows * n)
-        ),
-    )
-
-
-def _op(
-    graph: OpGraph,
-    base: Op,
-    name: str,
-    kind: Kind,
-    dims: dict[str, int],
-    reads: tuple[Access, ...],
-    write: Access,
-    matrix: float = 0.0,
-    vector: float = 0.0,
-) -> Op:
-    return Op.model_construct(
-        path=f"{base.path}.lora",
-        name=name,
-        kind=kind,
-        dims=dims,
-        dtype=graph.workload.dtype,
-        matrix_flops=matrix,
-        vector_flops=vector,
-        reads=reads,
-        writes=(write,),
-        count=base.count,
+        inserted(op, LORA_ADD, Kind.POINTWISE, {"elements": rows * n}, (out, delta), (out,), vector_flops=added, **own),
     )
 
 

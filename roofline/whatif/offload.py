@@ -3,7 +3,7 @@
 FlexGen (Sheng et al., arXiv 2303.06865) and ZeRO-Inference keep shares of both on the host. The offloaded share of a
 weight comes over the link before the operation that reads it; that of the cache comes once a layer, and what the pass
 adds to it goes back. With overlap the transfers of a layer go on beside its operations, both directions at once
-(`roofline.beside`); without, they come before and after the operation that needs them. What arrives is not counted as
+(`price.Overlaps`); without, they come before and after the operation that needs them. What arrives is not counted as
 another write to device memory, which is faster than any link to it.
 
 `Tensor.on_host` says which share is not on the device; two buffers on the device, each for the layer with the most,
@@ -17,12 +17,10 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from typing import Literal
 
-from roofline.layers import layer_key
-from roofline.op import Op, OpGraph
-from roofline.whatif.cache_writes import added_to_cache
+from roofline.graph.edit import Edit, changed, whole
+from roofline.graph.op import Op, OpGraph, layer_key
+from roofline.whatif.checks import cache_writes, checked_share
 from roofline.whatif.collectives import transfer
-from roofline.whatif.edit import Edit, changed, whole
-from roofline.whatif.executed import checked_share
 
 OPTION = "offload"
 WEIGHT_BUFFERS, KV_BUFFERS = "offload.weights", "offload.kv"
@@ -30,7 +28,7 @@ WEIGHT_BUFFERS, KV_BUFFERS = "offload.weights", "offload.kv"
 
 
 def offload(graph: OpGraph, weights: float = 0.0, kv: float = 0.0, link: str = "pcie", overlap: bool = True) -> OpGraph:
-    """The pass with these shares of its weights and its cache on the host; none is the identity.
+    """The pass with these shares of its weights and its cache in the memory of the host; 0 is none.
 
     Raises: ValueError for shares outside 0 to 1, for what is offloaded already, or for a cache that there is not.
     """
@@ -74,8 +72,8 @@ def _crossing(graph: OpGraph, weights: float, kv: float) -> tuple[list[float], l
                 seen.add((a.tensor, layer))
         for a in op.writes:
             on_device[a.tensor] += a.bytes
-    for added in added_to_cache(graph):
-        stored[added.op] += kv * added.bytes
+    for write in cache_writes(graph):
+        stored[write.op] += kv * write.bytes
     return fetched, stored
 
 

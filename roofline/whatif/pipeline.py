@@ -7,16 +7,16 @@ which every stage in fact makes again, are counted in the first. Tied weights of
 Example: ``[pipeline_stage(graph, 4, i) for i in range(4)]`` → together all operations of the graph
 """
 
-from roofline.layers import layer_of
-from roofline.op import ANCHORS, OpGraph
-from roofline.whatif.collectives import checked_ranks, send
-from roofline.whatif.edit import Edit, access
+from roofline.graph.edit import Edit, access
+from roofline.graph.op import ANCHORS, OpGraph, layer_of
+from roofline.whatif.checks import checked_ranks
+from roofline.whatif.collectives import send
 
 OPTION = "pipeline_stage"
 
 
 def pipeline_stage(graph: OpGraph, stages: int, stage: int, link: str = "network") -> OpGraph:
-    """The graph of stage `stage`, of 0 to `stages` − 1; one stage is the identity.
+    """Stage `stage`, from 0 on, of a pipeline of `stages` devices; one stage is the identity.
 
     Raises: ValueError for more stages than layers, a stage that there is not, or a folded graph.
     """
@@ -60,11 +60,11 @@ def _layers(graph: OpGraph) -> list[tuple[str, int]]:
 
 def _stages(graph: OpGraph, stage_of_layer: dict[tuple[str, int], int]) -> list[int]:
     """The stage of each operation; outside of layers, that of the layer before, behind the last one the last."""
-    found: list[int] = []
+    stages: list[int] = []
     for op in graph.ops:
         place = layer_of(op.path)
-        found.append(stage_of_layer[place.prefix, place.layer] if place else (found[-1] if found else 0))
-    return found
+        stages.append(stage_of_layer[place.prefix, place.layer] if place else (stages[-1] if stages else 0))
+    return stages
 
 
 def _sent_on(graph: OpGraph, at: list[int], stage: int) -> dict[int, float]:

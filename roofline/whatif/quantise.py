@@ -22,28 +22,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from roofline.dataflow import Dataflow
-from roofline.op import Access, Kind, Op, OpGraph
-from roofline.whatif.edit import Edit, access, changed
-from roofline.whatif.kv_bits import KV_BITS, quantise_kv
-from roofline.whatif.linear import (
-    QUANTISE,
+from roofline.dtypes import element_bits
+from roofline.graph.dataflow import Dataflow
+from roofline.graph.edit import Edit, access, changed
+from roofline.graph.linear import (
     SCALES,
     ZEROS,
     Linear,
     described,
-    element_bits,
     input_of,
     linear_layers,
     linear_of,
     matrix_bytes,
     turned_back_flops,
 )
+from roofline.graph.op import Access, Kind, Op, OpGraph
+from roofline.whatif.kv_cache import KV_BITS, quantise_kv, quantising
 
 Format = Literal["int", "float"]
 
 WEIGHT_BITS: dict[Format, tuple[int, ...]] = {"int": (2, 3, 4, 5, 6, 8, 16, 32), "float": (4, 6, 8, 16, 32)}
-"""Of a stored weight; 16 and 32 are plain floating point, without scales."""
+"""Bits of a stored weight; 16 and 32 are plain floating point, without scales."""
 
 ARITHMETIC: dict[tuple[Format, int, int], str] = {
     ("int", 8, 8): "int8",
@@ -67,7 +66,7 @@ class _Scheme:
     zero_point_bits: int
     activations: int | None
     dtype: str | None
-    """Of the product; None is that of the model."""
+    """Type of the product; None is that of the model."""
 
     def groups(self, k: int) -> int:
         """Scales of one column."""
@@ -86,7 +85,7 @@ def quantise(
     zero_point_bits: int = 0,
     weight_format: Format = "int",
 ) -> OpGraph:
-    """The same pass with fewer bits; None leaves what it stands for as it is.
+    """The same pass with fewer bits a weight, an activation, or a cached key and value; None leaves it as it is.
 
     Args:
         weights, activations, kv: bits of an element.
@@ -239,16 +238,5 @@ class _Rewriting:
         size = (rows * k * bits + rows * self._scheme.scale_bits) / 8
         self._inputs[key] = self.edit.tensor(size, "activation"), size
         made = access(*self._inputs[key])
-        before = Op.model_construct(
-            path=op.path,
-            name=QUANTISE,
-            kind=Kind.POINTWISE,
-            dims={"elements": rows * k},
-            dtype=op.dtype,
-            matrix_flops=0.0,
-            vector_flops=float(QUANTISE_FLOPS * rows * k + rows + turned_back_flops(self._graph, op)),
-            reads=(given,),
-            writes=(made,),
-            count=op.count,
-        )
-        return (before,), made
+        flops = QUANTISE_FLOPS * rows * k + rows + turned_back_flops(self._graph, op)
+        return (quantising(op, given, made, rows * k, flops),), made

@@ -1,33 +1,33 @@
 """Every what-if by name, and how one is written down: ``name:option=value,option=value``.
 
-Lists have | between their items: ``quantise:weights=4,where=*.mlp.*|*.self_attn.*``.
+Items of a list have | between them: ``quantise:weights=4,where=*.mlp.*|*.self_attn.*``. A what-if is a function of a
+graph and of options with types, which returns a graph or raises ValueError; a new one is its file and a row here.
 
-Example: ``apply(parse("tensor_parallel:degree=8"), graph)``
+Example: ``parse("tensor_parallel:degree=8")(graph)``
 """
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
-from roofline.op import OpGraph
+from pydantic import TypeAdapter, ValidationError
+
+from roofline.graph.op import OpGraph
 from roofline.whatif.attention import fuse_attention, unfuse_attention
 from roofline.whatif.compress import compress_kv
 from roofline.whatif.disaggregate import send_kv
-from roofline.whatif.expert import expert_parallel
+from roofline.whatif.experts import expert_parallel, skew_experts
 from roofline.whatif.layers import early_exit, remove_layers
 from roofline.whatif.lora import lora
-from roofline.whatif.lowrank import low_rank
+from roofline.whatif.low_rank import low_rank, sparsify_2_4
 from roofline.whatif.offload import offload
 from roofline.whatif.pipeline import pipeline_stage
 from roofline.whatif.quantise import quantise
-from roofline.whatif.shard import tensor_parallel
-from roofline.whatif.skew import skew_experts
-from roofline.whatif.sparsity import sparsify_2_4
+from roofline.whatif.tensor_parallel import tensor_parallel
 
-WHAT_IFS: Mapping[str, Callable[..., OpGraph]] = {
+WHAT_IFS: dict[str, Callable[..., OpGraph]] = {
     "quantise": quantise,
     "unfuse_attention": unfuse_attention,
     "fuse_attention": fuse_attention,
@@ -45,9 +45,8 @@ WHAT_IFS: Mapping[str, Callable[..., OpGraph]] = {
     "send_kv": send_kv,
 }
 
-
-SHRINK = frozenset(WHAT_IFS) - {"offload", "send_kv", "unfuse_attention", "fuse_attention"}
-"""What-ifs that change how many bytes there are to offload."""
+AFTER_OFFLOAD = frozenset({"offload", "send_kv", "unfuse_attention", "fuse_attention"})
+"""What-ifs that leave as many bytes to offload as there were, and so may be written behind it."""
 
 
 @dataclass(frozen=True)
@@ -63,30 +62,44 @@ class WhatIf:
 
 def usage(name: str) -> str:
     """How a what-if is written, with its defaults: "tensor_parallel:degree=,link=nvlink"."""
-    options = [f"{p.name}={_shown(p.default)}" for p in _parameters(name).values()]
-    return f"{name}:{','.join(options)}" if options else name
+    options = ",".join(f"{p.name}={_written(p.default)}" for p in _parameters(name).values())
+    return f"{name}:{options}" if options else name
+
+
+def help_text(name: str) -> str:
+    """How a what-if is written, and on a second line what it does."""
+    summary = (inspect.getdoc(WHAT_IFS[name]) or "").partition("\n")[0]
+    return f"{usage(name)}\n    {summary}"
 
 
 def parse(text: str) -> WhatIf:
-    """Read one what-if. Raises ValueError: an unknown name or option, a value of the wrong type, one that lacks."""
+    """Read one what-if.
+
+    Raises: ValueError, one line, for an unknown what-if or option, a value of the wrong type, an option that is given
+        twice, or one without a default that is not given.
+    """
     name, _, rest = text.partition(":")
     if name not in WHAT_IFS:
         near = get_close_matches(name, WHAT_IFS, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(WHAT_IFS)}"
         raise ValueError(f"no what-if {name!r}; {hint}")
-    parameters = _parameters(name)
-    hints = get_type_hints(WHAT_IFS[name])
+    parameters, types = _parameters(name), get_type_hints(WHAT_IFS[name])
     options: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
-        option, given, value = part.partition("=")
-        if option not in parameters or not given:
-            raise ValueError(f"what-if {text!r}: {part!r} is no option; write {usage(name)}")
+        option, equals, value = part.partition("=")
+        if option not in parameters or not equals:
+            raise ValueError(f"what-if {text!r}: {part!r} is not one of its options; write {usage(name)}")
         if option in options:
-            raise ValueError(f"what-if {text!r}: {option} stands there twice; keep one")
-        options[option] = _value(f"what-if {name}: {option}", hints[option], value)
-    lacks = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
-    if lacks:
-        raise ValueError(f"what-if {text!r} lacks {', '.join(lacks)}; write {usage(name)}")
+            raise ValueError(f"what-if {text!r}: {option} is given twice; give it once")
+        is_list = get_origin(types[option]) is Sequence
+        try:
+            options[option] = TypeAdapter(types[option]).validate_python(tuple(value.split("|")) if is_list else value)
+        except ValidationError as error:
+            why = error.errors()[0]["msg"].removeprefix("Input ").partition(", unable")[0]
+            raise ValueError(f"what-if {name}: {option}={value!r} {why}; write {usage(name)}") from None
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
+    if missing:
+        raise ValueError(f"what-if {text!r} needs {', '.join(missing)}; write {usage(name)}")
     return WhatIf(name, options)
 
 
@@ -98,44 +111,23 @@ def check_order(changes: Sequence[WhatIf]) -> None:
     """
     for i, late in enumerate(changes):
         before = {change.name for change in changes[:i]}
-        if late.name == "tensor_parallel" and any(
-            change.name == "quantise" and change.options.get("activations") for change in changes[:i]
-        ):
+        narrowed = any(change.name == "quantise" and change.options.get("activations") for change in changes[:i])
+        if late.name == "tensor_parallel" and narrowed:
             raise ValueError("write tensor_parallel before the quantise that quantises activations")
         if late.name == "skew_experts" and "expert_parallel" in before:
             raise ValueError("write skew_experts before expert_parallel")
-        if late.name in SHRINK and "offload" in before:
+        if "offload" in before and late.name not in AFTER_OFFLOAD:
             raise ValueError(f"write offload after {late.name}")
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:
-    return {p.name: p for p in list(inspect.signature(WHAT_IFS[name]).parameters.values())[1:]}
+    """The options of a what-if: all parameters of its function but the graph."""
+    return dict(list(inspect.signature(WHAT_IFS[name]).parameters.items())[1:])
 
 
-def _shown(default: Any) -> str:
+def _written(default: Any) -> str:
     if default is inspect.Parameter.empty or default is None:
         return ""
     if isinstance(default, bool):
         return str(default).lower()
     return "|".join(map(str, default)) if isinstance(default, tuple) else str(default)
-
-
-def _value(what: str, hint: Any, text: str) -> Any:
-    origin = get_origin(hint)
-    if origin in (UnionType, Union):
-        return _value(what, next(one for one in get_args(hint) if one is not NoneType), text)
-    if origin is Literal:
-        if text not in get_args(hint):
-            raise ValueError(f"{what} takes {', '.join(map(str, get_args(hint)))}; not {text!r}")
-        return text
-    if origin is not None:
-        return tuple(_value(what, get_args(hint)[0], item) for item in text.split("|"))
-    if hint is bool:
-        if text not in ("true", "false"):
-            raise ValueError(f"{what} takes true or false; not {text!r}")
-        return text == "true"
-    try:
-        return hint(text)
-    except ValueError:
-        wanted = {int: "a whole number", float: "a number"}.get(hint, "text")
-        raise ValueError(f"{what} takes {wanted}; not {text!r}") from None

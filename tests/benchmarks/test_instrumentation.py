@@ -8,12 +8,12 @@ import statistics
 import pytest
 import torch
 
+from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
 from profiler.models.resolve import resolve
 from profiler.models.trace import trace
-from profiler.models.weights import build, build_meta
-from profiler.timing.passes import PASSES, rounds
-from profiler.timing.runner import Runner
+from profiler.passes.eager import Runner
+from profiler.passes.measure import PASSES, rounds
 from roofline.workload import Workload
 
 ROUNDS_S = 20.0

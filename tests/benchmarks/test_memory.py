@@ -6,7 +6,7 @@ Prints figures and judges nothing. Run: ``python -m pytest -s tests/benchmarks/t
 import pytest
 from memory_oracle import FAMILIES, allocated, predicted
 
-from roofline.footprint import footprint
+from roofline.graph.memory import footprint
 from roofline.workload import Workload
 
 SHAPES = ((4, 64, 0), (4, 1, 128), (4, 32, 64), (1, 256, 0), (2, 200, 40), (16, 1, 500))

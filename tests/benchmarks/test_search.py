@@ -12,10 +12,8 @@ import pytest
 import torch
 
 from profiler.microbench.bench import Bench
-from profiler.microbench.matmul import time_product
-from profiler.microbench.peak import PROBES_S, grid_for, rate_of
-from profiler.microbench.product_ladder import climb
-from profiler.microbench.search import Grid, Shape, search
+from profiler.microbench.matmul import Shape, time_product
+from profiler.microbench.peak import PROBES_S, Grid, climb, grid_for, rate_of, search
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 AGAIN, AGAIN_S = 15, 0.3

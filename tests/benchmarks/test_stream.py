@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from profiler.microbench.characterise import characterise, make_plan
 from profiler.microbench.memory import OPERAND_BYTES
-from profiler.record.hardware import HardwareLog
+from profiler.microbench.processes import characterise, make_plan
+from profiler.record.hardware_table import HardwareLog
 
 SETTLING, ROUNDS, ITERATIONS = 2, 9, 20
 """Rounds that are not counted: a virtual machine gives more at first than it does for long."""

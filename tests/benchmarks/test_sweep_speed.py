@@ -168,11 +168,11 @@ def main(form: str) -> None:
 
     from profiler.models.graphs import ModelGraphs, Tracing
     from profiler.models.resolve import resolve
-    from roofline import fusion
-    from roofline.hardware import load_device
-    from roofline.laws.roofline import matrix_peak, vector_peak
-    from roofline.parametric import Sweep
-    from roofline.sweep import price_sweep
+    from roofline.fusion import fuse as fusion
+    from roofline.hardware.load import load_device
+    from roofline.price import matrix_peak, vector_peak
+    from roofline.sweep.polynomial import Sweep
+    from roofline.sweep.price import price_sweep
     from roofline.workload import Workload
 
     torch.set_num_threads(1)

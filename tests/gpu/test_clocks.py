@@ -10,10 +10,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from profiler.record.errors import InvalidMeasurement
-from profiler.timing.clock import Clock, EventClock
-from profiler.timing.graph_clock import GraphClock, NotCapturable, capture
-from profiler.timing.kernel_clock import KernelClock
+from profiler.record.run import InvalidMeasurement
+from profiler.timing.clocks import Clock, EventClock, GraphClock, NotCapturable, capture
+from profiler.timing.profiled import KernelClock
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

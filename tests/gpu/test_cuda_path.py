@@ -18,17 +18,17 @@ import torch
 from tiny import TINY, tiny
 from transformers import LlamaConfig, PretrainedConfig
 
-from profiler.attribution.spans import passes
+from profiler.attribution.operations import passes
 from profiler.devices.environment import collect, findings
+from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
-from profiler.models.weights import build, build_meta
+from profiler.passes.eager import Runner
+from profiler.passes.measure import Loaded, measure_cell
+from profiler.passes.samples import sample
 from profiler.record.run import Cell, CellResult
-from profiler.timing.cell import Loaded, measure_cell
-from profiler.timing.clock import EventClock
-from profiler.timing.runner import Runner
-from profiler.timing.samples import sample
-from roofline.op import OpGraph
+from profiler.timing.clocks import EventClock
+from roofline.graph.op import OpGraph
 from roofline.workload import Workload
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

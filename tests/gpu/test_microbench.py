@@ -6,8 +6,8 @@ No speed is asked for. Skips where there is no GPU.
 import pytest
 import torch
 
+from calibrate.device.costs import graph_cost, transfer_costs
 from profiler.microbench.bench import Bench
-from profiler.microbench.costs import graph_cost, transfer_costs
 from profiler.microbench.energy import energy
 from profiler.microbench.launch import NODES, launch
 from profiler.microbench.transfer import BOTH, DIRECTIONS, FROM, LAST_BYTES, MEMORIES, TO, transfer

@@ -8,14 +8,14 @@ import torch
 from tiny import TINY, tiny
 from transformers import LlamaConfig, PretrainedConfig
 
+from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
-from profiler.models.weights import build, build_meta
+from profiler.passes.eager import Runner
+from profiler.passes.measure import Loaded, measure_cell
+from profiler.passes.replayed import ReplayRunner
 from profiler.record.run import Cell, CellResult, Mode
-from profiler.timing.cell import Loaded, measure_cell
-from profiler.timing.replayed import ReplayRunner
-from profiler.timing.runner import Runner
-from roofline.op import OpGraph
+from roofline.graph.op import OpGraph
 from roofline.workload import Workload
 
 pytestmark = [

@@ -11,16 +11,13 @@ def test_on_a_cpu_everything_is_serial():
     assert wall_s([2.0, 3.0], [1, 4], 0.5, False) == 2.5 + 4 * 3.5
 
 
-@pytest.mark.parametrize(
-    ("device", "wall"),
-    [
+def test_on_cuda_the_device_waits_for_the_host_only_when_its_queue_is_empty():
+    for device, wall in [
         ([5.0, 5.0, 5.0], 16.0),  # issued at 1, 2, 3; the device never waits after the first
         ([0.5, 0.5, 0.5], 3.5),  # the host is the bottleneck: the last is issued at 3
         ([0.5, 4.0, 0.5], 6.5),  # waits for the second at 2, then runs 4.5
-    ],
-)
-def test_on_cuda_the_device_waits_for_the_host_only_when_its_queue_is_empty(device, wall):
-    assert wall_s(device, [1, 1, 1], 1.0, True) == wall
+    ]:
+        assert wall_s(device, [1, 1, 1], 1.0, True) == wall, (device, wall)
 
 
 def test_an_unknown_time_makes_the_wall_unknown():

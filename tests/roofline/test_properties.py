@@ -11,17 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TINY, tiny
 
-from profiler.models.graphs import ModelGraphs, Tracing
-from profiler.predicting import model_source
-from profiler.record.errors import RequestError
-from roofline.family import Family
-from roofline.footprint import footprint
-from roofline.fusion import fused
-from roofline.op import Kind, Op, OpGraph
-from roofline.predict import price
-from roofline.residency import Touches, level_bytes
-from roofline.stored import Form
-from roofline.sweep import price_pieces
+from profiler.models.graphs import ModelGraphs, Tracing, model_source
+from profiler.record.run import RequestError
+from roofline.caches import Touches, level_bytes
+from roofline.fusion.fuse import fused
+from roofline.graph.memory import footprint
+from roofline.graph.op import Kind, Op, OpGraph
+from roofline.price import price
+from roofline.sweep.family import Family, Form
+from roofline.sweep.price import price_pieces
 from roofline.whatif.registry import parse
 from roofline.workload import Workload
 
@@ -69,13 +67,13 @@ def body(found: OpGraph) -> list[Op]:
     return [op for op in found.ops if op.path not in heads]
 
 
-@pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "gpt_oss", "deepseek_v3"])
-def test_flops_are_linear_in_batch(name: str, phase: str) -> None:
-    one, two, three, seven = (graph(name, batch, *PHASES[phase]) for batch in (1, 2, 3, 7))
-    assert matrix(three.ops) == pytest.approx(3 * matrix(one.ops), rel=1e-12)
-    assert matrix(seven.ops) == pytest.approx(7 * matrix(one.ops), rel=1e-12)
-    assert vector(seven) - vector(three) == pytest.approx(4 * (vector(three) - vector(two)), rel=1e-9)
+def test_flops_are_linear_in_batch(name: str) -> None:
+    for phase in PHASES:
+        one, two, three, seven = (graph(name, batch, *PHASES[phase]) for batch in (1, 2, 3, 7))
+        assert matrix(three.ops) == pytest.approx(3 * matrix(one.ops), rel=1e-12), phase
+        assert matrix(seven.ops) == pytest.approx(7 * matrix(one.ops), rel=1e-12), phase
+        assert vector(seven) - vector(three) == pytest.approx(4 * (vector(three) - vector(two)), rel=1e-9), phase
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gemma2"])
@@ -106,17 +104,17 @@ def weight_bytes(found: OpGraph, *ends: str) -> float:
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head", "experts")
 
 
-@pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3_moe"])
-def test_shards_sum_to_the_whole(name: str, phase: str) -> None:
-    whole = graph(name, 2, *PHASES[phase])
-    rank = graph(name, 2, *PHASES[phase], changes="tensor_parallel:degree=2")
-    routers = ".gate"  # every rank chooses the experts by itself
-    for before, after, times in zip(linear_flops(whole, routers), linear_flops(rank, routers), (2, 1), strict=True):
-        assert times * after == pytest.approx(before, rel=1e-12)
-    attends = [matrix([op for op in g.ops if op.kind is Kind.ATTENTION]) for g in (whole, rank)]
-    assert 2 * attends[1] == attends[0] > 0
-    assert 2 * weight_bytes(rank, *MATRICES) == weight_bytes(whole, *MATRICES) > 0
+def test_shards_sum_to_the_whole(name: str) -> None:
+    for phase in PHASES:
+        whole = graph(name, 2, *PHASES[phase])
+        rank = graph(name, 2, *PHASES[phase], changes="tensor_parallel:degree=2")
+        routers = ".gate"  # every rank chooses the experts by itself
+        for before, after, times in zip(linear_flops(whole, routers), linear_flops(rank, routers), (2, 1), strict=True):
+            assert times * after == pytest.approx(before, rel=1e-12), phase
+        attends = [matrix([op for op in g.ops if op.kind is Kind.ATTENTION]) for g in (whole, rank)]
+        assert 2 * attends[1] == attends[0] > 0, phase
+        assert 2 * weight_bytes(rank, *MATRICES) == weight_bytes(whole, *MATRICES) > 0, phase
 
 
 def test_kv_heads_replicate_where_there_are_fewer_than_ranks() -> None:
@@ -129,55 +127,56 @@ def test_kv_heads_replicate_where_there_are_fewer_than_ranks() -> None:
         assert times * here[0] == here[1] > 0
 
 
-@pytest.mark.parametrize("form", ["fused", "executed"])
 @pytest.mark.parametrize("name", ["qwen2", "gemma2", "qwen3_moe", "deepseek_v3"])
-def test_sixteen_bits_are_the_identity(name: str, form: Form) -> None:
-    for change in ("quantise:weights=16", "quantise:weights=16,activations=16,kv=16"):
-        assert graph(name, 2, 12, 0, form, change) == graph(name, 2, 12, 0, form)
+def test_sixteen_bits_are_the_identity(name: str) -> None:
+    for form in ["fused", "executed"]:
+        for change in ("quantise:weights=16", "quantise:weights=16,activations=16,kv=16"):
+            assert graph(name, 2, 12, 0, form, change) == graph(name, 2, 12, 0, form), form
+
+
+def test_experts_that_are_all_chosen_are_a_dense_mlp() -> None:
+    for phase in PHASES:
+        fields = dict(TINY["qwen3_moe"])
+        experts, width = fields["num_experts"], fields["moe_intermediate_size"]
+        sparse = tiny("qwen3_moe")
+        sparse.num_experts_per_tok = experts
+        dense = type(tiny("llama")).from_dict(tiny("llama").to_dict() | {"intermediate_size": experts * width})
+        found = {}
+        for name, config in (("sparse", sparse), ("dense", dense)):
+            one = ModelGraphs(config, name, Tracing("bfloat16")).whole(workload(2, *PHASES[phase]))
+            ops = [i for i, op in enumerate(one.ops) if ".mlp" in op.path and not op.path.endswith(".gate")]
+            found[name] = matrix([one.ops[i] for i in ops]), sum(one.traffic[i].weight_read for i in ops)
+        assert found["sparse"] == pytest.approx(found["dense"], rel=1e-12), phase
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_experts_that_are_all_chosen_are_a_dense_mlp(phase: str) -> None:
-    fields = dict(TINY["qwen3_moe"])
-    experts, width = fields["num_experts"], fields["moe_intermediate_size"]
-    sparse = tiny("qwen3_moe")
-    sparse.num_experts_per_tok = experts
-    dense = type(tiny("llama")).from_dict(tiny("llama").to_dict() | {"intermediate_size": experts * width})
-    found = {}
-    for name, config in (("sparse", sparse), ("dense", dense)):
-        one = ModelGraphs(config, name, Tracing("bfloat16")).whole(workload(2, *PHASES[phase]))
-        ops = [i for i, op in enumerate(one.ops) if ".mlp" in op.path and not op.path.endswith(".gate")]
-        found[name] = matrix([one.ops[i] for i in ops]), sum(one.traffic[i].weight_read for i in ops)
-    assert found["sparse"] == pytest.approx(found["dense"], rel=1e-12)
+def test_a_window_that_holds_all_is_no_window(phase: str) -> None:
+    for form in ["fused", "executed"]:
+        found = []
+        for window in (64, None):
+            config = tiny("mistral")
+            config.sliding_window = window
+            one = model_source(ModelGraphs(config, "mistral", Tracing("bfloat16")), (), form).whole(
+                workload(2, *PHASES[phase])
+            )
+            attention = [(op.matrix_flops, op.vector_flops) for op in one.ops if op.kind is Kind.ATTENTION]
+            kv = [(t.kv_read, t.kv_write) for t in one.traffic if t.kv_read + t.kv_write]
+            found.append((attention, kv, matrix(one.ops)))
+        assert found[0] == found[1], form
+        assert found[0][0], form
 
 
-@pytest.mark.parametrize("form", ["fused", "executed"])
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_window_that_holds_all_is_no_window(phase: str, form: Form) -> None:
-    found = []
-    for window in (64, None):
-        config = tiny("mistral")
-        config.sliding_window = window
-        one = model_source(ModelGraphs(config, "mistral", Tracing("bfloat16")), (), form).whole(
-            workload(2, *PHASES[phase])
-        )
-        attention = [(op.matrix_flops, op.vector_flops) for op in one.ops if op.kind is Kind.ATTENTION]
-        kv = [(t.kv_read, t.kv_write) for t in one.traffic if t.kv_read + t.kv_write]
-        found.append((attention, kv, matrix(one.ops)))
-    assert found[0] == found[1]
-    assert found[0][0]
-
-
-@pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("name", TINY)
-def test_fused_moves_no_more_than_executed(name: str, phase: str) -> None:
-    try:
-        executed, ideal = (graph(name, 2, *PHASES[phase], form) for form in ("executed", "fused"))
-    except RequestError:  # it has no such pass, and says so
-        assert phase == "chunk"
-        return
-    assert moved(ideal) <= moved(executed)
-    assert matrix(ideal.ops) <= matrix(executed.ops) * (1 + 1e-12) or name.startswith("deepseek")  # absorbed latents
+def test_fused_moves_no_more_than_executed(name: str) -> None:
+    for phase in PHASES:
+        try:
+            executed, ideal = (graph(name, 2, *PHASES[phase], form) for form in ("executed", "fused"))
+        except RequestError:  # it has no such pass, and says so
+            assert phase == "chunk", phase
+            continue
+        assert moved(ideal) <= moved(executed), phase
+        absorbs = name.startswith("deepseek")  # its latents
+        assert matrix(ideal.ops) <= matrix(executed.ops) * (1 + 1e-12) or absorbs, phase
 
 
 CHANGES = (
@@ -190,47 +189,52 @@ CHANGES = (
 )
 
 
-@pytest.mark.parametrize("levels", [ONE_LEVEL, THREE_LEVELS], ids=["one level", "three levels"])
-@pytest.mark.parametrize("changes", CHANGES)
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
-def test_no_time_is_below_the_roofline(name: str, changes: str, levels: type[ONE_LEVEL]) -> None:
-    for sizes in ((1, 12, 0), (3, 1, 21)):
-        for form in ("executed", "fused"):
-            found = graph(name, *sizes, form, changes)
-            split = level_bytes(Touches.of(found.ops, found.tensors), levels, "in situ")
-            times = price(found, levels).time_s
-            for op, parts, time_s in zip(found.ops, split.tolist(), times.tolist(), strict=True):
-                memory = sum(size / lv.bandwidth.value for size, lv in zip(parts, levels.levels, strict=True))
-                if np.isnan(time_s):
-                    assert op.link is not None or (op.matrix_flops and op.dtype not in levels.matrix)
-                    continue
-                least = max(memory, op.vector_flops / 1e11, op.matrix_flops / 1e12)
-                assert time_s >= least * (1 - 1e-12)
-            assert split.sum() == pytest.approx(moved(found.model_copy(update={"ops": once(found)})), rel=1e-9)
+def test_no_time_is_below_the_roofline(name: str) -> None:
+    for changes in CHANGES:
+        for levels in [ONE_LEVEL, THREE_LEVELS]:
+            for sizes in ((1, 12, 0), (3, 1, 21)):
+                for form in ("executed", "fused"):
+                    found = graph(name, *sizes, form, changes)
+                    split = level_bytes(Touches.of(found.ops, found.tensors), levels, "in situ")
+                    times = price(found, levels).time_s
+                    for op, parts, time_s in zip(found.ops, split.tolist(), times.tolist(), strict=True):
+                        memory = sum(size / lv.bandwidth.value for size, lv in zip(parts, levels.levels, strict=True))
+                        if np.isnan(time_s):
+                            unknown = op.link is not None or (op.matrix_flops and op.dtype not in levels.matrix)
+                            assert unknown, changes
+                            continue
+                        least = max(memory, op.vector_flops / 1e11, op.matrix_flops / 1e12)
+                        assert time_s >= least * (1 - 1e-12), changes
+                    assert split.sum() == pytest.approx(
+                        moved(found.model_copy(update={"ops": once(found)})), rel=1e-9
+                    ), changes
 
 
 def once(found: OpGraph) -> tuple[Op, ...]:
     return tuple(op.model_copy(update={"count": 1}) for op in found.ops)
 
 
-@pytest.mark.parametrize("changes", CHANGES)
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
-def test_no_sweep_is_below_the_roofline(name: str, changes: str) -> None:
-    made = [parse(text) for text in changes.split()]
-    source = model_source(models(name), made, "fused")
-    asked = [workload(b, 1, c) for b in (2, 3, 5) for c in (30, 47, 64, 129)]
-    family: Family = source.family()
-    swept = price_pieces(family.cover(asked), asked, ONE_LEVEL)
-    for i, one in enumerate(asked):
-        totals = swept.matrix_flops[i] / 1e12, swept.vector_flops[i] / 1e11, swept.traffic(i).total / 1e11
-        if np.isnan(swept.time_s[i]):
-            assert "tensor_parallel" in changes
-            continue
-        assert swept.time_s[i] >= max(totals) * (1 - 1e-12)
-        if i % 5 == 0:  # each is traced
-            exact = source.whole(one)
-            count = [op.count for op in exact.ops]
-            assert swept.time_s[i] == pytest.approx(price(exact, ONE_LEVEL).time_s @ np.array(count), rel=1e-9)
+def test_no_sweep_is_below_the_roofline(name: str) -> None:
+    for changes in CHANGES:
+        made = [parse(text) for text in changes.split()]
+        source = model_source(models(name), made, "fused")
+        asked = [workload(b, 1, c) for b in (2, 3, 5) for c in (30, 47, 64, 129)]
+        family: Family = source.family()
+        swept = price_pieces(family.cover(asked), asked, ONE_LEVEL)
+        for i, one in enumerate(asked):
+            totals = swept.matrix_flops[i] / 1e12, swept.vector_flops[i] / 1e11, swept.traffic(i).total / 1e11
+            if np.isnan(swept.time_s[i]):
+                assert "tensor_parallel" in changes, changes
+                continue
+            assert swept.time_s[i] >= max(totals) * (1 - 1e-12), changes
+            if i % 5 == 0:  # each is traced
+                exact = source.whole(one)
+                count = [op.count for op in exact.ops]
+                assert swept.time_s[i] == pytest.approx(price(exact, ONE_LEVEL).time_s @ np.array(count), rel=1e-9), (
+                    changes
+                )
 
 
 def test_weights_of_llama_2_7b() -> None:

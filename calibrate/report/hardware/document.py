@@ -13,7 +13,7 @@ from calibrate.report.hardware.rows import Row, groups, one_line
 from calibrate.report.hardware.table import ends
 from profiler.record.measurement import Measurement
 from profiler.record.run import Run
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 
 def document(path: Path | None, spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> dict[str, Any]:

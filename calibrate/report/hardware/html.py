@@ -16,7 +16,7 @@ from calibrate.report.markup import Cell
 from calibrate.report.units import UNKNOWN
 from profiler.record.measurement import Measurement
 from profiler.record.run import Run
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 STYLE = """
 .figures td:first-child { min-width: 90px; white-space: nowrap; }

@@ -11,7 +11,7 @@ from calibrate.report.hardware.rows import Group, Row, groups, one_line
 from calibrate.report.units import UNKNOWN, in_unit
 from profiler.record.measurement import Measurement
 from profiler.record.run import Run
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 INTERVAL = "90 % interval"
 SHOWN = ("dtype", "value", "variation", "typical", "datasheet", "of", "at_clock", "flops", "bytes", "roofline")

@@ -16,7 +16,7 @@ from calibrate.report.hardware import drawing
 from calibrate.report.hardware.rows import Group, Row
 from calibrate.report.units import binary, bytes_per_s
 from profiler.record.measurement import Measurement
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 STATED = re.compile(r"(\d+) bytes stated by the system")
 

@@ -14,7 +14,7 @@ from calibrate.report.hardware import cost_plots, memory_plot, product_plots, sp
 from calibrate.report.hardware.rows import Group
 from profiler.record.measurement import Measurement
 from profiler.record.run import Run
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from calibrate.report.hardware import drawing
 from calibrate.report.hardware.cost_plots import errors
 from calibrate.report.hardware.rows import Group, Row, by_figure
 from calibrate.report.units import bytes_per_s, dtype, flops_per_s, number, percent, seconds
-from profiler.record.conditions import Window
-from profiler.record.measurement import Measurement
+from profiler.record.measurement import Measurement, Window
 from profiler.record.run import Run
 
 BAR = {"datasheet": drawing.LIGHT, "burst": "#1f77b4", "sustained": "#2a7f62"}

@@ -1,7 +1,7 @@
 """The figures of a characterisation as rows in groups, each with what its measurements add: the device's clock, lost
 processes, the place of a point in its series. Every view shows these and computes nothing of its own.
 
-A figure (`roofline.hardware.Characteristic`) belongs to the measurements whose family, case and dtype are in its name.
+A figure (a `Characteristic` of the spec) belongs to the measurements whose family, case and dtype are in its name.
 All figures are in exactly one group; a family that is not known here comes last, never nowhere.
 
 Example: ``[row.figure.value for group in groups(spec, measurements, run) for row in group.rows]``
@@ -13,10 +13,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from calibrate.report.units import binary
-from profiler.record.conditions import Window
-from profiler.record.measurement import Measurement, quantile_of
+from profiler.record.measurement import Measurement, Window, quantile_of
 from profiler.record.run import Run
-from roofline.hardware import Characteristic, HardwareSpec
+from roofline.hardware.spec import Characteristic, HardwareSpec
 from roofline.record import Record
 
 ONE_CORE = ".one core"

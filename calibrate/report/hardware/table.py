@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from calibrate.report.hardware.rows import ONE_CORE, Group, Row, one_line
 from calibrate.report.units import UNKNOWN, binary, dtype, in_unit, magnitude, percent
 from calibrate.report.wording import some as first_few
-from roofline.hardware import Characteristic
+from roofline.hardware.spec import Characteristic
 
 FEWEST = 3
 """Fresh processes for an interval; of two it would say only that two numbers were alike by chance."""

@@ -17,7 +17,7 @@ from calibrate.report.hardware.rows import Group, groups
 from calibrate.report.units import aligned
 from profiler.record.measurement import Measurement
 from profiler.record.run import Run
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 LEFT_OUT_FIRST = (
     "flops",

@@ -13,10 +13,9 @@ from calibrate.report.hardware import table
 from calibrate.report.hardware.rows import Group, Row, one_line
 from calibrate.report.units import UNKNOWN, binary, dtype, in_unit, number, percent, seconds, size
 from calibrate.report.wording import Fact
-from profiler.record.conditions import Window
-from profiler.record.measurement import FASTEST, Measurement
+from profiler.record.measurement import FASTEST, Measurement, Window
 from profiler.record.run import Run
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 WORDS = {
     "value": f"geometric mean over fresh processes; each gives the {100 * FASTEST:g}th percentile of its samples from "

@@ -12,9 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from roofline.layers import layer_of
-from roofline.op import ANCHORS, Traffic
-from roofline.prediction import OpPrediction, PassPrediction
+from roofline.graph.op import ANCHORS, Traffic, layer_of
+from roofline.predict.passes import OpPrediction, PassPrediction
 
 MOST_BLOCKS = 3
 """Kinds of block that are drawn: those that take the most time."""

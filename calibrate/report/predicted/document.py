@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from calibrate.report.predicted.wording import phase
-from roofline.prediction import OpPrediction, PassPrediction, Prediction, RequestPrediction
+from roofline.predict.passes import OpPrediction, PassPrediction, Prediction, RequestPrediction
 from roofline.workload import Workload
 
 ACCOUNTING = "roofcal"

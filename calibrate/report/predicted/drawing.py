@@ -8,13 +8,13 @@ Example: ``markup = svg(blocks(prediction.passes[0])[0], "block-0")``
 from html import escape
 from itertools import pairwise
 
-from calibrate.op_times import layer_kind
+from calibrate.passes.table import layer_kind
 from calibrate.report.charts import KIND_COLOUR
 from calibrate.report.paths import shortened
 from calibrate.report.predicted.block import Block, Node
 from calibrate.report.predicted.layout import Layout, Point, layout
 from calibrate.report.units import UNKNOWN, dtype, flops, flops_per_s, magnitude, number, percent, seconds, size
-from roofline.op import ANCHORS
+from roofline.graph.op import ANCHORS
 
 WIDTH = 224.0
 MARGIN = 10.0

@@ -9,10 +9,10 @@ Example: ``sum(row.time_s for row in kind_rows(prediction.passes[0])) == predict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from calibrate.op_times import layer_kind
+from calibrate.passes.table import layer_kind
 from calibrate.report.units import UNKNOWN, dtype, magnitude, number, percent, seconds, size
-from roofline.op import Traffic
-from roofline.prediction import OpPrediction, PassPrediction
+from roofline.graph.op import Traffic
+from roofline.predict.passes import OpPrediction, PassPrediction
 from roofline.record import Record
 
 CLASSES = tuple(Traffic.model_fields)

@@ -12,8 +12,8 @@ from calibrate.report.markup import Cell
 from calibrate.report.predicted import drawing, kinds, plots, wording
 from calibrate.report.predicted.block import blocks
 from calibrate.report.units import number, percent, seconds, size
-from roofline.hardware import Peaks
-from roofline.prediction import PassPrediction, Prediction
+from roofline.hardware.spec import Peaks
+from roofline.predict.passes import PassPrediction, Prediction
 
 STYLE = """
 .layers td:first-child { min-width: 190px; }

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from calibrate.report.grid import Column, grid, rule, say
 from calibrate.report.units import aligned
-from roofline.paper import PaperCosts, PaperPhase, PaperResult
+from roofline.paper.table import PaperCosts, PaperPhase, PaperResult
 
 MATRIX = ("_proj", "_matmul", "lm_head", "fused_attention")
 """Names of rows that are products; LLM-Viewer itself does not tell them from the others."""

@@ -15,8 +15,8 @@ from calibrate.report.predicted import wording
 from calibrate.report.predicted.kinds import KindRow, kind_rows
 from calibrate.report.roofs import Point
 from calibrate.report.units import UNKNOWN, bytes_per_s, flops, flops_per_s, magnitude, number, percent, seconds, size
-from roofline.hardware import Peaks
-from roofline.prediction import PassPrediction, Prediction
+from roofline.hardware.spec import Peaks
+from roofline.predict.passes import PassPrediction, Prediction
 
 SERIES = 12
 """Lines of a plot that can be told apart; of more, so many evenly chosen ones are drawn."""

@@ -11,8 +11,8 @@ from typing import Any, Literal, TextIO, get_args
 
 from calibrate.report.predicted.kinds import CLASSES, KindRow, kind_rows
 from calibrate.report.predicted.wording import phase
-from roofline.op import Traffic
-from roofline.prediction import OpPrediction, PassPrediction, Prediction
+from roofline.graph.op import Traffic
+from roofline.predict.passes import OpPrediction, PassPrediction, Prediction
 
 By = Literal["kind", "op", "workload"]
 

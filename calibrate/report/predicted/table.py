@@ -14,7 +14,7 @@ from rich.text import Text
 from calibrate.report.grid import GAP, Column, characters, grid, needed, rule, say
 from calibrate.report.predicted import kinds, wording
 from calibrate.report.units import UNKNOWN, aligned
-from roofline.prediction import PassPrediction, Prediction
+from roofline.predict.passes import PassPrediction, Prediction
 
 LEFT_OUT_FIRST = ("dtype", "rate", "count", "link", "kind", "intensity", "share", "bytes", "bound", "flops", "time")
 """Columns of the table of layer kinds in the order they go when the console is narrow."""

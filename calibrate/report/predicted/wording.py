@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from calibrate.report.predicted.kinds import bound_shares
 from calibrate.report.units import UNKNOWN, magnitude, number, percent, seconds, size
 from calibrate.report.wording import workload_title
-from roofline.footprint import Footprint
-from roofline.prediction import PassPrediction, Prediction, RequestPrediction
+from roofline.graph.memory import Footprint
+from roofline.predict.passes import PassPrediction, Prediction, RequestPrediction
 
 FORM = {"fused": "the ideal graph, all fused that can be", "executed": "the graph as transformers executes it"}
 

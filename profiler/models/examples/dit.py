@@ -1,8 +1,9 @@
-"""A diffusion transformer of DiT-XL/2's shape: an example for `--module`.
+"""Modules for `--module` that are no causal language models: a diffusion transformer and an encoder.
 
-Peebles and Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748: sections 3.2 (blocks with adaLN-Zero)
-and table 1 (depth 28, width 1152, 16 heads); patches of 2 of a latent of 32 × 32 × 4, which stands for 256 × 256
-pixels; 118.6 Gflops there are multiply-adds. The model predicts the noise and its variance (learned sigma).
+- DiT-XL/2: Peebles and Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748, section 3.2 (blocks with
+  adaLN-Zero) and table 1 (depth 28, width 1152, 16 heads); patches of 2 of a latent of 32 × 32 × 4, which stands for
+  256 × 256 pixels; 118.6 Gflops there are multiply-adds. It predicts the noise and its variance (learned sigma).
+- BERT-base: Devlin et al., arXiv 1810.04805: 12 layers, width 768, 12 heads; each token sees all tokens.
 
 Example: ``python -m profiler predict --module profiler.models.examples.dit:dit_xl_2 --hardware h100-sxm``
 """
@@ -12,12 +13,13 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import BertConfig, BertModel
 
 FREQUENCIES = 256
 """Sines and cosines of a time step, as in ADM (arXiv 2105.05233), which the paper follows."""
 
 CLASSES = 1000
-"""Of ImageNet; one more stands for no class (classifier-free guidance)."""
+"""Classes of ImageNet; one more stands for no class (classifier-free guidance)."""
 
 
 class TimestepEmbedding(nn.Module):
@@ -112,3 +114,8 @@ def dit_xl_2(batch: int = 1) -> tuple[nn.Module, tuple[Tensor, Tensor, Tensor]]:
     model = DiT(depth=28, width=1152, heads=16, patch=2, side=32, channels=4)
     whole = torch.zeros(batch, dtype=torch.long)
     return model, (torch.zeros(batch, 4, 32, 32), whole, whole.clone())
+
+
+def bert_base(batch: int = 8, tokens: int = 128) -> tuple[nn.Module, dict[str, Tensor]]:
+    """BERT-base and `batch` sequences of `tokens` token ids."""
+    return BertModel(BertConfig()), {"input_ids": torch.zeros(batch, tokens, dtype=torch.long)}

@@ -7,10 +7,10 @@ import report_samples as samples
 from html_page import Page
 from rich.console import Console
 
-from calibrate.pass_report import PassReport
+from calibrate.passes.pass_report import PassReport
 from calibrate.report import charts, html, markdown, tables, terminal, wording
 from profiler.record.run import Run
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 Case = tuple[list[PassReport], Run, HardwareSpec]
 

@@ -7,9 +7,9 @@ import pytest
 import report_samples as samples
 from rich.console import Console
 
-from calibrate.pass_report import PassReport
+from calibrate.passes.pass_report import PassReport
 from calibrate.report import charts, html, markdown, peaks, roofs, terminal, wording
-from roofline.hardware import HardwareSpec
+from roofline.hardware.spec import HardwareSpec
 
 
 def views(report: PassReport, spec: HardwareSpec, width: int = 120) -> dict[str, str]:

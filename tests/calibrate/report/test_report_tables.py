@@ -6,11 +6,11 @@ from calibrated_laws import at_priors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.pass_report import Rungs
+from calibrate.passes.pass_report import Rungs
 from calibrate.report import peaks, tables, units, wording
 from calibrate.report.paths import shortened
-from roofline.facts import facts_of
-from roofline.hardware import load_device
+from roofline.hardware.facts import facts_of
+from roofline.hardware.load import load_device
 
 REPORTS = [
     samples.gpu(),

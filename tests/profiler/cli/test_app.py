@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from profiler.cli import app, errors
+from profiler.cli import app, output
 from profiler.cli.app import VERBS, main
-from profiler.record.errors import InvalidMeasurement, RequestError
+from profiler.record.run import InvalidMeasurement, RequestError
 
 
 def _verb_that_raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -47,7 +47,7 @@ def test_help_names_every_verb(
     ],
 )
 def test_a_wrong_command_line_is_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == errors.REQUEST
+    assert main(arguments) == output.REQUEST
     out, err = capsys.readouterr()
     assert out == ""
     assert err == line + "\n"
@@ -60,7 +60,7 @@ def test_a_wrong_command_line_is_one_line(arguments: list[str], line: str, capsy
         (InvalidMeasurement("it throttled"), 4, "invalid measurement: it throttled"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (
-            errors.Interrupted(Path("results/a/b"), "run"),
+            output.Interrupted(Path("results/a/b"), "run"),
             130,
             "interrupted; what was measured is in results/a/b, go on with: python -m profiler run --resume results/a/b",
         ),
@@ -90,7 +90,7 @@ def test_nobody_reading_the_output_is_quiet(tmp_path: Path, unbuffered: str) -> 
     with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment) as child:
         os.close(writer)
         _, err = child.communicate()
-    assert (child.returncode, err) == (errors.BROKEN_PIPE, "")
+    assert (child.returncode, err) == (output.BROKEN_PIPE, "")
 
 
 @pytest.mark.starts_product
@@ -99,7 +99,7 @@ def test_ctrl_c_while_a_run_is_written_says_how_to_go_on() -> None:
         "import sys, time\n"
         "from pathlib import Path\n"
         "from profiler.cli import app\n"
-        "from profiler.cli.errors import resumable\n"
+        "from profiler.cli.output import resumable\n"
         "def verb():\n"
         "    with resumable(Path('results/a/b')):\n"
         "        print('ready', flush=True)\n"
@@ -113,7 +113,7 @@ def test_ctrl_c_while_a_run_is_written_says_how_to_go_on() -> None:
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
         _, err = child.communicate()
-    assert child.returncode == errors.INTERRUPTED
+    assert child.returncode == output.INTERRUPTED
     assert "go on with: python -m profiler run --resume results/a/b" in err
     assert "Traceback" not in err
 
@@ -143,7 +143,7 @@ def test_a_full_disk_under_the_output_is_one_line(arguments: list[str], tmp_path
     with Path("/dev/full").open("wb") as full:
         command = [sys.executable, "-m", "profiler", *arguments]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == errors.REQUEST
+    assert done.returncode == output.REQUEST
     assert done.stderr.startswith("error: cannot write the output") and done.stderr.count("\n") == 1
 
 

@@ -9,10 +9,11 @@ import pytest
 from calibrate_samples import products
 
 from profiler.cli.app import main
-from profiler.record.kernels import COLUMNS, Kernels, Source, write
+from profiler.record.folder import RunFolder
+from profiler.record.kernel_table import COLUMNS, Kernels, Source, write_kernels
 from profiler.record.run import Environment, Run
-from profiler.record.store import RunFolder
-from roofline.hardware import HardwareSpec, load_device
+from roofline.hardware.load import load_device
+from roofline.hardware.spec import HardwareSpec
 
 KEYS = {"kind", "dtype", "points", "scored", "mape", "median", "p90", "time_weighted", "bias", "coverage",
         "datasheet_mape", "four_constant_mape"}  # fmt: skip
@@ -31,7 +32,7 @@ def make(base: Path, environment: Environment, name: str, spec: HardwareSpec, se
         options={"format": "aiconfigurator"},
     )  # fmt: skip
     with RunFolder.create(base, run) as folder:
-        write(folder.path, Kernels(pa.table(columns, schema=COLUMNS), (source,)))
+        write_kernels(folder.path, Kernels(pa.table(columns, schema=COLUMNS), (source,)))
         folder.write_spec(spec)
         folder.finish()
     return str(folder.path.resolve())

@@ -7,8 +7,8 @@ import hardware_samples as samples
 import pytest
 
 from profiler.cli.app import main
-from profiler.record.hardware import HardwareLog
-from profiler.record.store import RunFolder
+from profiler.record.folder import RunFolder
+from profiler.record.hardware_table import HardwareLog
 
 
 @pytest.fixture(autouse=True)

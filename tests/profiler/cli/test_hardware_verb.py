@@ -4,26 +4,32 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from waiting import LAST_RESORT_S, until
 
 from profiler.cli.app import main
 from profiler.cli.hardware import DTYPES
-from profiler.microbench import suite
+from profiler.microbench import processes, suite
+from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import PRODUCTS
-from profiler.record.hardware import JOURNAL, read_measurements
-from profiler.record.store import RunFolder
-from roofline.hardware import load_device
+from profiler.microbench.processes import Plan, Task, work
+from profiler.record.folder import HARDWARE_JOURNAL, RunFolder
+from profiler.record.hardware_table import read_measurements
+from profiler.record.measurement import Measurement
+from profiler.timing.engine import Case
+from roofline.hardware.load import load_device
 
 SHORT = ("hardware", "--quick", "--device", "cpu", "--dtype", "float32", "--memory", "0.2")
 
 HELD = """
 import sys, time
 from profiler.cli.app import main
-from profiler.record.hardware import HardwareLog
+from profiler.record.hardware_table import HardwareLog
 closed, close = [], HardwareLog.close_part
 def held(log, *part):
     while closed:
@@ -37,28 +43,29 @@ sys.exit(main(sys.argv[1:]))
 always finds the run at work, whenever it comes."""
 
 
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        (["--dtype", "fp32"], "--dtype fp32 is no type of a product; use float64, float32"),
-        (["--only", "memry"], "--only memry is no part of this; use memory, caches"),
-        (["--only", "transfer"], "--only transfer is no part of this"),
-        (["--memory", "-1"], "--memory takes GiB above 0, as 4; not -1"),
-        (["--memory", "nan"], "--memory takes GiB above 0, as 4; not nan"),
-        (["--processes", "0"], "Invalid value for '--processes'"),
-        (["--threads", "0"], "Invalid value for '--threads'"),
-        (["--device", "cuda:99"], "--device cuda:99"),
-        (["--device", "tpu"], "--device tpu is unknown"),
-        (["--resume", "nowhere"], "no run folder at nowhere"),
-        (["--unknown"], "No such option: --unknown"),
-        (["--out", "/proc/nothing"], "cannot write results under /proc/nothing"),
-    ],
+BAD = (
+    (["--dtype", "fp32"], "--dtype fp32 is not a type that products are measured in; use float64, float32"),
+    (["--only", "memry"], "--only memry is not measured on cpu; use memory, caches"),
+    (["--only", "transfer"], "--only transfer is not measured on cpu"),
+    (["--memory", "-1"], "--memory takes a size in GiB above 0, as 4; not -1"),
+    (["--memory", "nan"], "--memory takes a size in GiB above 0, as 4; not nan"),
+    (["--processes", "0"], "Invalid value for '--processes'"),
+    (["--threads", "0"], "Invalid value for '--threads'"),
+    (["--device", "cuda:99"], "--device cuda:99"),
+    (["--device", "tpu"], "--device tpu is unknown"),
+    (["--resume", "nowhere"], "no run folder at nowhere"),
+    (["--unknown"], "No such option: --unknown"),
+    (["--out", "/proc/nothing"], "cannot write results under /proc/nothing"),
 )
-def test_bad_requests_are_one_line(options: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["hardware", "--device", "cpu", "--only", "launch", *options]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.splitlines()[-1].startswith("error: ") and line in err.splitlines()[-1]
-    assert sum(text.startswith("error") for text in err.splitlines()) == 1
+"""Options that are refused, and the words of the line that says so."""
+
+
+def test_bad_requests_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for options, line in BAD:
+        assert main(["hardware", "--device", "cpu", "--only", "launch", *options]) == 2, options
+        out, err = capsys.readouterr()
+        assert out == "" and err.splitlines()[-1].startswith("error: ") and line in err.splitlines()[-1], options
+        assert sum(text.startswith("error") for text in err.splitlines()) == 1, options
 
 
 def test_the_plan_is_shown_with_its_time_and_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,6 +77,39 @@ def test_the_plan_is_shown_with_its_time_and_nothing_runs(capsys: pytest.Capture
     assert main(["hardware", "--device", "cpu", "--plan", "--only", "memory"]) == 0
     out, _ = capsys.readouterr()
     assert "memory, one core" in out and "matmul" not in out
+
+
+def test_a_new_microbenchmark_is_a_function_and_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the plan to the reports, nothing else knows of it."""
+
+    def gathers(bench: Bench) -> Iterator[Measurement]:
+        rows = Case(lambda: torch.randn(64, 64), lambda x: x[[3, 1]], 64 * 64 * 4)
+        yield bench.time("gather", "two rows", lambda: rows, unit="B/s", work=512, dtype="float32")
+
+    part = suite.Part("gather", "rows gathered by number", gathers, (1, 1))
+    monkeypatch.setattr(suite, "PARTS", (*suite.PARTS, part))
+    assert main(["hardware", "--device", "cpu", "--plan", "--only", "gather"]) == 0
+    planned = capsys.readouterr().out
+    assert "rows gathered by number" in planned and "3 fresh processes" in planned
+
+    def in_this_process(plan: Plan, process: int, parts: tuple[str, ...], *_: object) -> Iterator[tuple[str, Any]]:
+        messages: list[dict[str, Any]] = []
+        task = Task(device=plan.device, process=process, parts=parts, dtypes=plan.dtypes, quick=plan.quick)
+        work(task, messages.append)
+        yield from (item for message in messages for item in message.items())
+
+    monkeypatch.setattr(processes, "_messages", in_this_process)
+    assert main([*SHORT, "--only", "gather", "--out", str(tmp_path)]) in (0, 3)
+    shown = capsys.readouterr().out
+    (folder,) = tmp_path.glob("*/*")
+    spec = RunFolder.open(folder).read_spec()
+    assert spec is not None
+    (figure,) = spec.characteristics
+    assert (figure.name, figure.unit, figure.replicates) == ("gather.two rows", "B/s", 3) and figure.low is not None
+    for report in (shown, (folder / "report.md").read_text(), (folder / "report.html").read_text()):
+        assert "two rows" in report
 
 
 def test_default_types_are_products() -> None:
@@ -111,7 +151,13 @@ def test_what_a_run_leaves_behind(document: dict[str, Any], results: Path) -> No
     (folder,) = results.glob("*/*")
     assert Path(document["spec"]) == folder / "spec.json"
     names = {path.name for path in folder.iterdir()}
-    assert {"run.json", "spec.json", "hardware.parquet", "report.md", "report.html"} <= names and JOURNAL not in names
+    assert {
+        "run.json",
+        "spec.json",
+        "hardware.parquet",
+        "report.md",
+        "report.html",
+    } <= names and HARDWARE_JOURNAL not in names
     spec = load_device(folder / "spec.json")
     assert spec.measured is not None and spec.measured.matrix.keys() == {"float32"}
     found = read_measurements(folder)

@@ -1,6 +1,7 @@
 """`import` end to end: a run that `list` and `show` know, and one line for every bad request."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import exchange_samples as samples
@@ -8,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from profiler.cli.app import main
-from profiler.record import kernels
-from profiler.record.errors import RequestError
-from profiler.record.store import RunFolder
+from profiler.record import kernel_table
+from profiler.record.folder import KERNELS, RunFolder
+from profiler.record.kernel_table import read_kernels
+from profiler.record.run import RequestError
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def test_a_run_like_any_other(table: Path, tmp_path: Path, capsys: pytest.Captur
     environment = folder.run.environment
     assert folder.run.finished and (environment.cores, environment.hostname) == (None, "imported")
     assert environment.versions["VLLM"] == "0.24.0"
-    assert kernels.read(folder.path).counts() == {("matmul", "fp8_block"): 12, ("matmul", "bfloat16"): 11}
+    assert read_kernels(folder.path).counts() == {("matmul", "fp8_block"): 12, ("matmul", "bfloat16"): 11}
 
     assert main(["list", "--results", str(out)]) == 0
     assert "kernels: 23 matmul" in capsys.readouterr().out
@@ -76,20 +78,20 @@ def test_a_lost_damaged_or_newer_table_is_refused(
     assert main(["import", "aiconfigurator", str(table), "--out", str(out), "--json"]) == 0
     folder = Path(json.loads(capsys.readouterr().out)["run"])
     with monkeypatch.context() as older:
-        older.setattr(kernels, "KERNELS_SCHEMA", 0)
+        older.setattr(kernel_table, "TABLE", replace(kernel_table.TABLE, schema_version=0))
         with pytest.raises(RequestError, match="newer roofcal"):
-            kernels.read(folder)
-    content = (folder / kernels.TABLE).read_bytes()
-    table_before = pq.read_table(folder / kernels.TABLE)
-    pq.write_table(table_before.drop_columns(["rows", "reach", "modules"]), folder / kernels.TABLE)
-    assert kernels.read(folder).table.equals(table_before.replace_schema_metadata(None))  # an older one lacks sizes
+            read_kernels(folder)
+    content = (folder / KERNELS).read_bytes()
+    table_before = pq.read_table(folder / KERNELS)
+    pq.write_table(table_before.drop_columns(["rows", "reach", "modules"]), folder / KERNELS)
+    assert read_kernels(folder).table.equals(table_before.replace_schema_metadata(None))  # an older one lacks sizes
     for lost in ("time_s", "m"):
-        pq.write_table(table_before.drop_columns([lost]), folder / kernels.TABLE)
-        with pytest.raises(RequestError, match="holds no whole table"):
-            kernels.read(folder)
-    (folder / kernels.TABLE).write_bytes(content[:-20])
-    with pytest.raises(RequestError, match="not a whole table of kernels"):
-        kernels.read(folder)
-    (folder / kernels.TABLE).unlink()
+        pq.write_table(table_before.drop_columns([lost]), folder / KERNELS)
+        with pytest.raises(RequestError, match="is no whole table of kernels"):
+            read_kernels(folder)
+    (folder / KERNELS).write_bytes(content[:-20])
+    with pytest.raises(RequestError, match=r"kernels\.parquet.*; restore it, or import it again"):
+        read_kernels(folder)
+    (folder / KERNELS).unlink()
     assert main(["list", "--results", str(out)]) == 0
     assert "unreadable" in capsys.readouterr().out

@@ -14,8 +14,9 @@ from tiny import tiny
 
 from profiler.cli.app import main
 from profiler.models.graphs import ModelGraphs, Tracing
-from roofline.hardware import HardwareSpec, device_names, load_device
-from roofline.op import GRAPH_SCHEMA
+from roofline.graph.op import GRAPH_SCHEMA
+from roofline.hardware.load import device_names, load_device
+from roofline.hardware.spec import HardwareSpec
 from roofline.whatif.registry import WHAT_IFS
 from roofline.workload import Workload
 
@@ -436,7 +437,8 @@ def test_within_the_models_context_there_is_no_note(ask: Any, llama: str) -> Non
 @pytest.mark.parametrize("option", [["--hardware", "list"], ["--what-if", "list"]])
 def test_lists(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", *option]) == 0
-    names = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    names = [line.partition(":")[0] for line in lines]
     assert tuple(names) == (device_names() if option[0] == "--hardware" else tuple(WHAT_IFS))
 
 
@@ -477,11 +479,11 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--cache", "paged"], "--cache paged is unknown; use dynamic or static"),
         (["--frobnicate"], "No such option: --frobnicate"),
         (["--what-if", "quantize:weights=4"], "no what-if 'quantize'; did you mean quantise?"),
-        (["--what-if", "quantise:bits=4"], "'bits=4' is no option; write quantise:weights=,"),
-        (["--what-if", "quantise:weights=4,weights=8"], "weights stands there twice"),
+        (["--what-if", "quantise:bits=4"], "'bits=4' is not one of its options; write quantise:weights=,"),
+        (["--what-if", "quantise:weights=4,weights=8"], "weights is given twice"),
         (["--what-if", "quantise:weights=four"], "takes a number; not 'four'"),
         (["--what-if", "quantise:weights=7"], "7"),
-        (["--what-if", "tensor_parallel"], "lacks degree; write tensor_parallel:degree=,link=nvlink"),
+        (["--what-if", "tensor_parallel"], "needs degree; write tensor_parallel:degree=,link=nvlink"),
         (["--what-if", "tensor_parallel:degree=3"], "3"),
         (["--what-if", "tensor_parallel:degree=0"], "0"),
         (["--what-if", "pipeline_stage:stages=9,stage=0"], "only 2 repeated layers"),
@@ -548,7 +550,7 @@ def test_what_is_predicted_and_where(
         ({"nmae": "x"}, "did you mean name?"),
         ({"kind": "abacus"}, "kind"),
         ({"schema_version": 99}, "newer roofcal"),
-        ({"datasheet": None, "measured": None}, "a device needs the one or the other"),
+        ({"datasheet": None, "measured": None}, "a device needs one of them"),
     ],
 )
 def test_a_device_file_that_is_wrong(

@@ -15,21 +15,23 @@ import torch
 from tiny import tiny
 from waiting import LAST_RESORT_S, until
 
-from calibrate import kernel_shapes
-from calibrate.reports import sound
-from calibrate.waterfall import TERMS
-from profiler import job
+from calibrate.kernels import choose as kernel_shapes
+from calibrate.passes.pass_report import TERMS
+from calibrate.passes.reports import sound
+from profiler.cli import measuring
 from profiler.cli.app import main
-from profiler.microbench import eager, probe_kernels, probe_table
-from profiler.record.kernels import has_kernels
+from profiler.kernels import eager as probe_kernels
+from profiler.kernels import in_model as eager
+from profiler.kernels import table as probe_table
+from profiler.record.folder import RunFolder
+from profiler.record.kernel_table import has_kernels
 from profiler.record.run import Run
-from profiler.record.store import RunFolder
 
 ROOT = Path(__file__).parents[3]
 HELD = """
 import sys, time
 from profiler.cli.app import main
-from profiler.record.store import RunFolder
+from profiler.record.folder import RunFolder
 kept, append = [], RunFolder.append
 def held(folder, result):
     while kept:
@@ -207,7 +209,7 @@ def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
     monkeypatch.setattr(kernel_shapes, "POINTS", dict.fromkeys(kernel_shapes.POINTS, 6))
     monkeypatch.setattr(eager, "SIZES", ((1 / 1024, 2), (1 / 512, 2)))
     monkeypatch.setattr(probe_kernels, "STREAMING", {"aten::mul": probe_kernels.STREAMING["aten::mul"]})
-    monkeypatch.setattr(job, "DEVICE_S", 3.0)
+    monkeypatch.setattr(measuring, "DEVICE_S", 3.0)
     quick = [one for one in QUICK if one not in ("--no-calibrate", "--quick")]
     assert main(["run", str(model), *quick, "--out", str(tmp_path), "--json"]) in (0, 3, 4)
     document = json.loads(capsys.readouterr().out)
@@ -272,7 +274,7 @@ def test_what_cannot_be_calibrated_is_said_and_the_models_are_measured(
 
     monkeypatch.setattr(probe_table, "measure_eager", fails)
     monkeypatch.setattr(probe_table, "measure_probe", fails)
-    monkeypatch.setattr(job, "DEVICE_S", 3.0)
+    monkeypatch.setattr(measuring, "DEVICE_S", 3.0)
     quick = [one for one in QUICK if one not in ("--no-calibrate", "float32")]
     for dtype, key, says in (("float64", "calibrated", "no laws in float64"), ("float32", "eager.float32", "no such")):
         spec = first.spec if dtype == "float32" else []  # the first run knows nothing of the other type

@@ -17,10 +17,9 @@ from profiler.microbench import memory
 from profiler.microbench.bench import Bench
 from profiler.microbench.launch import launch
 from profiler.microbench.suite import parts
-from profiler.record.errors import RequestError
-from profiler.record.run import Environment
-from profiler.timing.clock import EventClock, HostClock, clock_for
-from roofline.hardware import spec_kind
+from profiler.record.run import Environment, RequestError
+from profiler.timing.clocks import EventClock, HostClock, clock_for
+from roofline.hardware.spec import spec_kind
 
 HOST = torch.device("cpu")
 ROOT = Path(__file__).parents[3]

@@ -5,7 +5,7 @@ from nvml_sequences import NAMES, play, sequence
 
 from profiler.devices.conditions import POWER_CAP, REASONS, SLOWED_SHARE, host_labels, labels, other_share, worst
 from profiler.devices.nvml import GpuReading
-from profiler.record.conditions import Label, Window
+from profiler.record.measurement import Label, Window
 
 EXPECTED: dict[str, list[tuple[str, str]]] = {
     "clean_h200": [],

@@ -10,13 +10,19 @@ import torch
 from pretended_hosts import GIB, HOSTS, MIB, Host, pretend
 
 from profiler.devices import host as host_memory
-from profiler.devices.caches import cache_capacities, main_capacity
+from profiler.devices.caches import (
+    TRUSTED_BYTES,
+    cache_capacities,
+    curve_of,
+    effective_cache,
+    main_capacity,
+    probe_sizes,
+)
 from profiler.devices.environment import collect, findings
 from profiler.devices.host import parse_cpu_list, parse_size, read_cpu_caches, read_host, read_processor, usable_cpus
-from profiler.microbench import effective_cache as effective_module
 from profiler.microbench import memory, pointwise
 from profiler.microbench.bench import Bench
-from profiler.microbench.effective_cache import TRUSTED_BYTES, curve_of, effective_cache, probe_sizes
+from profiler.microbench.memory import caches as effective_module
 
 CPU = torch.device("cpu")
 
@@ -122,7 +128,7 @@ def test_operands_of_main_memory_fit_what_is_free_or_are_missing_with_their_reas
 
     def time(family: str, kernel: str, build: object, **given: object) -> object:
         asked.append(int(given["parameters"]["operand_bytes"]))  # type: ignore[index]
-        return memory.missing(bench, family, kernel, unit="B/s", reason="not run")
+        return bench.missing(family, kernel, unit="B/s", reason="not run")
 
     monkeypatch.setattr(Bench, "time", lambda self, *args, **given: time(*args, **given))
     found = list(memory.main_memory(bench))
@@ -144,7 +150,7 @@ def test_measured_bandwidth_on_a_pretended_host(name: str, monkeypatch: pytest.M
     assert [one.reason for one in found if not one.has_value] == []
     for one in found:
         assert one.cache is not None and one.cache.cache_source == bench.cache_source
-        assumed = [label.what for label in one.labels if "the cache to get past is taken as" in label.what]
+        assumed = [label.what for label in one.labels if "the last-level cache is taken as" in label.what]
         assert bool(assumed) == (bench.cache_source != "stated")
         if one.cache.holds is False:
             assert any(label.severity == "warns" and "cold" in label.what for label in one.labels)
@@ -161,14 +167,13 @@ def true_cache(size: int, stated_bytes: int | None, *, cached: float = 40e9, mai
     return curve_of(sizes, read, lambda: 0.0)
 
 
-@pytest.mark.parametrize("truth", [4, 10, 24, 40, 60, 100])
-def test_the_part_of_a_shared_cache_that_a_guest_has_is_found(truth: int) -> None:
-    found = effective_module.judged(260 * MIB, true_cache(truth * MIB, 260 * MIB))  # type: ignore[arg-type]
-    if truth <= 8:
-        assert found.source == "assumed", "the whole curve lies past it"
-        return
-    assert found.source == "measured" and truth * MIB <= found.bytes <= max(TRUSTED_BYTES, 4 * truth * MIB)
-    assert "260 MiB" in found.reason
+def test_the_part_of_a_shared_cache_that_a_guest_has_is_found() -> None:
+    for truth in (10, 24, 40, 60, 100):
+        found = effective_module.judged(260 * MIB, true_cache(truth * MIB, 260 * MIB))  # type: ignore[arg-type]
+        assert found.source == "measured" and truth * MIB <= found.bytes <= max(TRUSTED_BYTES, 4 * truth * MIB), truth
+        assert "260 MiB" in found.reason
+    small = effective_module.judged(260 * MIB, true_cache(4 * MIB, 260 * MIB))  # type: ignore[arg-type]
+    assert small.source == "assumed", "the whole curve lies past it"
 
 
 def test_never_more_than_stated_nor_less_than_is_trusted() -> None:
@@ -226,11 +231,11 @@ def test_the_probe_ends_at_its_deadline() -> None:
     assert now <= effective_module.DEADLINE_S + 2 * 0.3
 
 
-@pytest.mark.parametrize("limit_mib", [0, 7, 8, 20, 100, 4096])
-def test_the_probe_takes_no_more_memory_than_it_may(limit_mib: int) -> None:
-    sizes = probe_sizes(260 * MIB, limit_mib * MIB)
-    assert all(size <= min(limit_mib * MIB, effective_module.MOST_BYTES) for size in sizes)
-    assert bool(sizes) == (limit_mib >= 8)
+def test_the_probe_takes_no_more_memory_than_it_may() -> None:
+    for limit_mib in (0, 7, 8, 20, 100, 4096):
+        sizes = probe_sizes(260 * MIB, limit_mib * MIB)
+        assert all(size <= min(limit_mib * MIB, effective_module.MOST_BYTES) for size in sizes), limit_mib
+        assert bool(sizes) == (limit_mib >= 8), limit_mib
 
 
 def test_a_started_process_pretends_the_same_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

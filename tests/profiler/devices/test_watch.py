@@ -12,7 +12,7 @@ from profiler.devices.backend import CPU, CUDA
 from profiler.devices.host import process_times
 from profiler.devices.nvml import GpuProcess, GpuState, NvmlMissing
 from profiler.devices.watch import CLOCKED_CPUS, GpuWatch, HostWatch
-from profiler.record.conditions import Window
+from profiler.record.measurement import Window
 
 TICKS = os.sysconf("SC_CLK_TCK")
 GPU_FIGURES = ("sm_clock_hz", "memory_clock_hz", "power_w", "temperature_c", "event_reasons", "energy_j", "foreign")

@@ -7,7 +7,7 @@ from pretended import pretend_accelerator
 from profiler.microbench import clocks as module
 from profiler.microbench.bench import Bench
 from profiler.microbench.clocks import clocks
-from profiler.timing.clock import HostClock
+from profiler.timing.clocks import HostClock
 
 
 def test_a_cpu_has_one_clock() -> None:

@@ -5,8 +5,7 @@ from pretended import Quiet, quiet_bench
 
 from profiler.microbench import energy as module
 from profiler.microbench.energy import STILL, energy, in_joules, no_energy, parts
-from profiler.record.conditions import Window
-from profiler.record.measurement import Measurement
+from profiler.record.measurement import Measurement, Window
 
 POWER_W = 300.0
 

@@ -1,13 +1,17 @@
 """Products of each type: what they compute against float64, and what is refused."""
 
+import itertools
 import math
+from typing import get_args
 
 import pytest
 import torch
+from slow_products import SlowProducts
 
-from profiler.microbench import matmul, peak
+from profiler.microbench import matmul
 from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import PRODUCTS, flops, product_case, touched_bytes
+from profiler.microbench.peak import CALLS
 from profiler.record.measurement import Layout
 
 CPU = torch.device("cpu")
@@ -19,29 +23,29 @@ def bench() -> Bench:
     return Bench(CPU, budget_s=0.02, dtypes=("float32", "bfloat16"), quick=True)
 
 
-@pytest.mark.parametrize("layout", ["k×n", "n×k"])
-@pytest.mark.parametrize("dtype", ON_A_CPU)
-def test_a_product_is_checked_against_float64(dtype: str, layout: Layout) -> None:
-    made = product_case(dtype, SHAPE, CPU, layout)
-    operands = made.make()
-    assert operands.b.shape == (64, 48) and (operands.b if layout == "k×n" else operands.b.t()).is_contiguous()
-    result = made.run(operands)
-    made.check(operands, result)
-    exact = operands.a.double() @ operands.b.double()
-    assert operands.out.shape == (32, 48) and exact.shape == (32, 48)
-    operands.out[0, 0] += 1 + operands.out[0, 0].abs()
-    with pytest.raises(ArithmeticError, match="is off by"):
+def test_a_product_is_checked_against_float64() -> None:
+    for dtype, layout in itertools.product(ON_A_CPU, get_args(Layout)):
+        made = product_case(dtype, SHAPE, CPU, layout)
+        operands = made.make()
+        assert operands.b.shape == (64, 48), (dtype, layout)
+        assert (operands.b if layout == "k×n" else operands.b.t()).is_contiguous(), (dtype, layout)
+        result = made.run(operands)
         made.check(operands, result)
+        exact = operands.a.double() @ operands.b.double()
+        assert operands.out.shape == (32, 48) and exact.shape == (32, 48)
+        operands.out[0, 0] += 1 + operands.out[0, 0].abs()
+        with pytest.raises(ArithmeticError, match=f"the {dtype} product .* is off by"):
+            made.check(operands, result)
 
 
-@pytest.mark.parametrize("dtype", [d for d in ON_A_CPU if d != "int8"])
-def test_a_product_that_is_not_finite_is_no_result(dtype: str) -> None:
-    made = product_case(dtype, SHAPE, CPU)
-    operands = made.make()
-    made.run(operands)
-    operands.out[1, 1] = torch.nan
-    with pytest.raises(ArithmeticError, match="not finite"):
-        made.check(operands, None)
+def test_a_product_that_is_not_finite_is_no_result() -> None:
+    for dtype in (d for d in ON_A_CPU if d != "int8"):
+        made = product_case(dtype, SHAPE, CPU)
+        operands = made.make()
+        made.run(operands)
+        operands.out[1, 1] = torch.nan
+        with pytest.raises(ArithmeticError, match=f"the {dtype} product .* is not finite"):
+            made.check(operands, None)
 
 
 def test_an_output_that_is_not_written_is_noticed() -> None:
@@ -50,11 +54,10 @@ def test_an_output_that_is_not_written_is_noticed() -> None:
         made.check(made.make(), None)
 
 
-@pytest.mark.parametrize("dtype", PRODUCTS)
-def test_bytes_of_a_product(dtype: str) -> None:
-    one = PRODUCTS[dtype]
-    a, b, out = 32 * 64 * one.stored.itemsize, 64 * 48 * one.stored.itemsize, 32 * 48 * one.result.itemsize
-    assert touched_bytes(dtype, SHAPE) == a + b + out and flops(SHAPE) == 2 * 32 * 48 * 64
+def test_bytes_of_a_product() -> None:
+    for dtype, one in PRODUCTS.items():
+        a, b, out = 32 * 64 * one.stored.itemsize, 64 * 48 * one.stored.itemsize, 32 * 48 * one.result.itemsize
+        assert touched_bytes(dtype, SHAPE) == a + b + out and flops(SHAPE) == 2 * 32 * 48 * 64, dtype
 
 
 def test_types_that_cannot_be_multiplied() -> None:
@@ -95,20 +98,12 @@ def test_skinny_products_are_cold_and_carry_their_work(small_host: None) -> None
     assert found[0].has_value
 
 
-def test_the_grid_follows_speed_and_memory() -> None:
-    made = bench()
-    made.limit_bytes = 1 << 30
-    assert peak.grid_for(made, 1e9).sizes == (256,), "2·256³ FLOPs take 34 ms"
-    wide = peak.grid_for(made, 100e9).sizes
-    assert wide[-1] == 1024, "2·1024³ take 21 ms, 2·1536³ 72 ms"
-    made.limit_bytes = 24 * 512 * 512
-    assert peak.grid_for(made, 100e9).sizes == (256, 384, 512)
-
-
-def test_burst_and_sustained_are_named_and_weighed_apart() -> None:
-    shapes = {"float32": (64, 64, 64)}
-    (burst,) = peak.burst(bench(), shapes)
-    (lasting,) = peak.sustained(bench(), shapes, seconds=0.2)
-    assert (burst.case, lasting.case) == ("burst", "sustained") and burst.parameters["m"] == 64
-    assert lasting.quantile == 0.5 and lasting.stop_reason in ("time limit", "sample limit")
-    assert lasting.parameters["seconds"] == 0.2
+def test_skinny_products_that_take_too_long_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = SlowProducts(monkeypatch, {("bfloat16", "n×k"): 1e9})
+    found = list(matmul.skinny(paper.bench(dtypes=("bfloat16",), budget_s=0.3)))
+    values = {one.case: one.value() for one in found if one.has_value}
+    assert values == {f"m{m}": pytest.approx(2 * m * 4096**2 / 1e9) for m in (1, 2, 4, 8)}
+    late = [one for one in found if not one.has_value]
+    assert [one.case for one in late] == ["m16", "m32", "m64", "m128", "m256"]
+    assert late[0].reason == "not tried: a call would take 0.54 s, its budget is 0.3 s" and late[0].dtype == "bfloat16"
+    assert paper.clock.at_s <= 4 * CALLS * 0.3

@@ -7,13 +7,12 @@ import pytest
 import torch
 from microbench_samples import measured
 
-from profiler.devices.caches import Capacity
+from profiler.devices.caches import ReadCurve
 from profiler.microbench import memory
 from profiler.microbench.bench import Bench
-from profiler.microbench.effective_cache import ReadCurve
 from profiler.microbench.memory import KERNELS, case, working_sets
-from profiler.record.measurement import CacheState
-from profiler.timing.flush import PAST
+from profiler.record.measurement import CacheState, Capacity
+from profiler.timing.cache_state import PAST
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -49,25 +48,25 @@ def test_a_kernel_writes_what_stream_does_and_touches_the_bytes_it_claims(kernel
         assert torch.equal(old, new)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_a_wrong_result_is_noticed(kernel: str) -> None:
-    made = case(kernel, 1 << 16, CPU)
-    operands = made.make()
-    result = made.run(operands)
-    if kernel == "read":
-        result = torch.tensor(math.nan)
-    else:
-        operands[-1][-1] = math.nan
-    with pytest.raises(ArithmeticError):
-        made.check(operands, result)
+def test_a_wrong_result_is_noticed() -> None:
+    for kernel in KERNELS:
+        made = case(kernel, 1 << 16, CPU)
+        operands = made.make()
+        result = made.run(operands)
+        if kernel == "read":
+            result = torch.tensor(math.nan)
+        else:
+            operands[-1][-1] = math.nan
+        with pytest.raises(ArithmeticError, match=kernel):
+            made.check(operands, result)
 
 
-@pytest.mark.parametrize("elements", [1, 100, memory.BLOCK_ELEMENTS, memory.BLOCK_ELEMENTS + 17])
-def test_data_is_random_normal(elements: int) -> None:
-    data = memory.normal(elements, CPU)
-    assert data.shape == (elements,) and data.dtype == torch.float32
-    if elements > 50:
-        assert abs(float(data.mean())) < 0.5 and 0.7 < float(data.std()) < 1.3
+def test_data_is_random_normal() -> None:
+    for elements in (1, 100, memory.BLOCK_ELEMENTS, memory.BLOCK_ELEMENTS + 17):
+        data = memory.normal(elements, CPU)
+        assert data.shape == (elements,) and data.dtype == torch.float32
+        if elements > 50:
+            assert abs(float(data.mean())) < 0.5 and 0.7 < float(data.std()) < 1.3, elements
 
 
 def test_main_memory_is_cold_and_counted_as_stream_counts(small_host: None) -> None:
@@ -92,21 +91,19 @@ CURVE = ReadCurve((8 * MIB, 16 * MIB, 32 * MIB, 64 * MIB), (40e9, 40e9, 10e9, 10
 """A cache at 40 GB/s, main memory at 10 GB/s."""
 
 
-@pytest.mark.parametrize(("rate", "holds"), [(9e9, True), (12e9, True), (19e9, True), (21e9, False), (44e9, False)])
-def test_a_cold_rate_that_is_a_cache_s_is_not_cold(rate: float, holds: bool) -> None:
+def test_a_cold_rate_that_is_a_cache_s_is_not_cold() -> None:
     cold = CacheState(declared="cold", operand_bytes=9, between_bytes=9, cache_bytes=5, holds=True)
-    one = memory.judged(measured("memory", "read", rate, cache=cold), CURVE)
-    assert one.cache is not None and (one.cache.holds, one.cache.judged_by) == (holds, "bytes and rate")
-    assert any("not cold" in label.what for label in one.labels) is not holds
-    assert one.value() == pytest.approx(rate)
+    for rate, holds in ((9e9, True), (12e9, True), (19e9, True), (21e9, False), (44e9, False)):
+        read = memory.judged(measured("memory", "read", rate, cache=cold), CURVE)
+        assert read.cache is not None and (read.cache.holds, read.cache.judged_by) == (holds, "bytes and rate"), rate
+        assert any("not cold" in label.what for label in read.labels) is not holds, rate
+        assert read.value() == pytest.approx(rate)
 
 
-@pytest.mark.parametrize(
-    "curve", [None, replace(CURVE, rates=(10e9,) * 4), replace(CURVE, main_rate=None)], ids=["none", "flat", "falling"]
-)
-def test_without_two_distinct_rates_bytes_alone_judge(curve: ReadCurve | None) -> None:
-    one = measured("memory", "read", 40e9)
-    assert memory.judged(one, curve) is one
+def test_without_two_distinct_rates_bytes_alone_judge() -> None:
+    read = measured("memory", "read", 40e9)
+    for curve in (None, replace(CURVE, rates=(10e9,) * 4), replace(CURVE, main_rate=None)):
+        assert memory.judged(read, curve) is read, curve
 
 
 def test_too_few_bytes_stay_too_few_however_slow_the_reading() -> None:
@@ -136,7 +133,7 @@ def test_the_curve_goes_up_to_the_limit() -> None:
 
 
 def test_working_sets_of_a_level() -> None:
-    small, large = Capacity("L2", 4 * MIB), Capacity("L3", 64 * MIB)
+    small, large = Capacity(name="L2", bytes=4 * MIB), Capacity(name="L3", bytes=64 * MIB)
     assert working_sets(small, (small, large)) == [2 * MIB]
     assert working_sets(large, (small, large)) == [32 * MIB, 16 * MIB, 8 * MIB]
     assert working_sets(small, (small,)) == [2 * MIB]

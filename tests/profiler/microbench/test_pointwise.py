@@ -5,8 +5,8 @@ import torch
 
 from profiler.microbench import pointwise
 from profiler.microbench.bench import Bench
-from profiler.microbench.host import Step, _Counter, host_cost
-from profiler.models.operators import is_metadata
+from profiler.microbench.host_cost import Step, _Counter, host_cost
+from profiler.models.aten import is_metadata
 
 CPU = torch.device("cpu")
 

@@ -65,18 +65,18 @@ def test_both_ways_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert accelerator.steps == ["fork", "copy", "side", "copy", "main", "join"]
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_copy_that_is_not_made_is_refused(monkeypatch: pytest.MonkeyPatch, direction: str) -> None:
+def test_a_copy_that_is_not_made_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_accelerator(monkeypatch)
-    case = transfer_case("pageable", direction, 1 << 16, CPU)
-    copies = case.make()
-    with pytest.raises(ArithmeticError, match="differs from its source"):
+    for direction in DIRECTIONS:
+        case = transfer_case("pageable", direction, 1 << 16, CPU)
+        copies = case.make()
+        with pytest.raises(ArithmeticError, match="differs from its source"):
+            case.check(copies, None)
+        case.run(copies)
         case.check(copies, None)
-    case.run(copies)
-    case.check(copies, None)
-    copies[-1].target[-1] = 7.0
-    with pytest.raises(ArithmeticError, match=f"a pageable copy of 65536 bytes, {direction}"):
-        case.check(copies, None)
+        copies[-1].target[-1] = 7.0
+        with pytest.raises(ArithmeticError, match=f"a pageable copy of 65536 bytes, {direction}"):
+            case.check(copies, None)
 
 
 def test_pageable_copies_wait_for_the_device_within_the_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,16 @@
 """How long the trace says tensors are held, against what real forward passes allocate."""
 
 import pytest
+import torch
+from each import each
 from memory_oracle import FAMILIES, allocated, model_of, predicted, storages
 
+from profiler.models.build import build_meta
 from profiler.models.catalogue import config_of
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
-from profiler.models.weights import build_meta
-from roofline.footprint import footprint
-from roofline.op import OpGraph
+from roofline.graph.memory import footprint
+from roofline.graph.op import OpGraph
 from roofline.workload import Workload
 
 PHASES = {"prefill": (64, 0), "decode": (1, 128), "chunk": (32, 64)}
@@ -19,32 +21,41 @@ def workload(phase: str, dtype: str = "float32", batch: int = 4) -> Workload:
     return Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype)
 
 
+def hidden_bytes(graph: OpGraph) -> float:
+    """What products in 16 bits may take besides: oneDNN accumulates them in two float32 copies of the result on cores
+    with AVX-512, which nothing that is traced tells."""
+    if graph.workload.dtype == "float32" or "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        return 0.0
+    return max(2 * 4 * op.dims["m"] * op.dims["n"] * op.dims.get("batch", 1) for op in graph.ops if op.kind == "matmul")
+
+
 def check(name: str, what: Workload, attn: str, cache: str = "dynamic") -> None:
     graph = predicted(name, what, attn, cache)
     memory = footprint(graph)
     model, real = model_of(name, attn, what.dtype, "cpu"), allocated(name, what, attn, cache)
     assert memory.weights == storages((*model.parameters(), *model.buffers()))
     assert memory.kv_cache == real.cache_bytes
-    assert memory.peak - memory.weights == pytest.approx(real.peak_bytes, rel=0.05)
+    held = memory.peak - memory.weights
+    assert 0.95 * held <= real.peak_bytes <= 1.05 * (held + hidden_bytes(graph))
     for i, op in enumerate(graph.ops):
         held = [graph.tensors[access.tensor].held or (-1, i) for access in (*op.reads, *op.writes)]
         assert all(first <= i <= last for first, last in held)
 
 
-@pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@each("phase", PHASES)
+@each("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "mamba"])
 def test_memory_of_a_pass_is_what_torch_allocates(name: str, attn: str, phase: str) -> None:
     check(name, workload(phase), attn)
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@each("phase", PHASES)
 def test_memory_of_a_state_space_model_is_what_torch_allocates(phase: str) -> None:
     check("mamba", workload(phase), "default")
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@each("attn", ["sdpa", "eager"])
+@each("phase", ["prefill", "decode"])
 def test_a_static_cache_is_held_whole_and_not_copied(phase: str, attn: str) -> None:
     check("llama", workload(phase), attn, cache="static")
 

@@ -5,16 +5,17 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from each import each
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny
 from torch.utils.flop_counter import FlopCounterMode
 
+from profiler.models.attention import NAME
+from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
-from profiler.models.sdpa import NAME
 from profiler.models.trace import trace
-from profiler.models.weights import build, build_meta
-from roofline.op import Kind, OpGraph, attention_pairs
+from roofline.graph.op import Kind, OpGraph, attention_pairs
 from roofline.workload import Workload
 
 FAMILIES = ("llama", "gpt2", "mixtral", "gemma2", "gemma3", "deepseek_v3", "mamba", "qwen3_moe", "gpt_oss", "falcon")
@@ -54,7 +55,7 @@ def test_matrix_flops_outside_attention_are_those_of_flop_counter_mode(
     assert sum(op.matrix_flops for op in graph.ops if op.kind != Kind.ATTENTION) == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@each("phase", PHASES)
 @pytest.mark.parametrize("name", [n for n in FAMILIES if n not in ("gemma2", "mamba", "gpt_oss")])
 def test_attention_flops_are_the_closed_form(name: str, phase: str) -> None:
     config = tiny(name).get_text_config(decoder=True)
@@ -73,7 +74,7 @@ def test_attention_flops_are_the_closed_form(name: str, phase: str) -> None:
         assert op.name == NAME
 
 
-@pytest.mark.parametrize("phase", ["prefill", "chunk"])
+@each("phase", ["prefill", "chunk"])
 @pytest.mark.parametrize("name", ["gemma3", "falcon", "mistral"])
 def test_pairs_said_by_the_module_are_those_of_the_mask_it_builds(name: str, phase: str) -> None:
     said = [op.dims["pairs"] for op in traced(name, phase).ops if op.kind == Kind.ATTENTION]

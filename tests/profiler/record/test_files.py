@@ -1,11 +1,39 @@
+import errno
 import json
+import resource
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from profiler.record.errors import RequestError
-from profiler.record.files import read_record, replacing, write_text
-from profiler.record.run import RUN_SCHEMA, Run
+from profiler.record.files import Journal, Lock, read_record, replacing, write_text
+from profiler.record.run import RUN_SCHEMA, Cell, CellResult, InvalidMeasurement, OpTimes, RequestError, Run
+from roofline.workload import Workload
+
+decode = CellResult.model_validate_json
+
+CELL = Cell(
+    model="m",
+    workload=Workload(batch=1, query_tokens=1, context_tokens=1, dtype="float32"),
+    attn="sdpa",
+    experts="default",
+    cache="dynamic",
+)
+SECONDS = st.floats(min_value=0, max_value=1e6, allow_nan=False)
+SAMPLES = st.lists(SECONDS, max_size=4).map(tuple)
+RESULTS = st.builds(
+    CellResult,
+    cell=st.just(CELL),
+    status=st.sampled_from(["done", "failed", "invalid"]),
+    reason=st.none() | st.text(),
+    wall_s=SAMPLES,
+    ops=st.lists(st.builds(OpTimes, op=st.integers(0, 9), device_s=SAMPLES, gap_s=SAMPLES), max_size=3).map(tuple),
+)
+
+
+def append(journal: Journal, result: CellResult) -> None:
+    journal.append(result.model_dump(mode="json"), result.cell.key)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -66,3 +94,81 @@ def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RequestError, match="damaged"):
         read_record(tmp_path / "run.json", Run, RUN_SCHEMA)
+
+
+@given(results=st.lists(RESULTS, max_size=4))
+@settings(max_examples=50, deadline=None)
+def test_what_is_appended_is_read_back_exactly(
+    results: list[CellResult], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    journal = Journal(tmp_path_factory.mktemp("journal") / "journal.jsonl")
+    for result in results:
+        append(journal, result)
+    assert journal.read(decode) == results
+
+
+def test_no_journal_is_no_results(tmp_path: Path) -> None:
+    assert Journal(tmp_path / "journal.jsonl").read(decode) == []
+
+
+def test_killed_at_any_byte_of_a_line_the_lines_before_it_stay(tmp_path: Path, result: CellResult) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    append(journal, result)
+    line = journal.path.read_bytes()
+    for cut in range(0, len(line), 7):
+        journal.path.write_bytes(line + line[:cut])
+        assert journal.read(decode) == [result]
+        journal.drop_torn_line()
+        append(journal, result)
+        assert journal.read(decode) == [result, result]
+
+
+@pytest.mark.parametrize("garbage", [b"{}\n", b"not json\n", b"\x00\x00\n", b"\n"])
+def test_garbage_in_a_whole_line_is_refused_with_its_number(tmp_path: Path, result: CellResult, garbage: bytes) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    append(journal, result)
+    line = journal.path.read_bytes()
+    journal.path.write_bytes(line + garbage + line)
+    with pytest.raises(RequestError, match=r"journal\.jsonl line 2 is damaged"):
+        journal.read(decode)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_time_that_is_not_finite_is_not_kept(tmp_path: Path, result: CellResult, value: float) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    with pytest.raises(InvalidMeasurement, match=r"example-prefill.*not a finite"):
+        append(journal, result.model_copy(update={"wall_s": (1.0, value)}))
+    assert not journal.path.exists()
+
+
+def test_a_write_that_the_disk_cuts_short_is_taken_back(tmp_path: Path, result: CellResult) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    append(journal, result)
+    line = journal.path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(line) + 10, limits[1]))
+    try:
+        with pytest.raises(RequestError, match="File too large; what came before it is kept"):
+            append(journal, result)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert journal.path.read_bytes() == line
+    append(journal, result)
+    assert journal.read(decode) == [result, result]
+
+
+def test_rewrite_replaces_everything(tmp_path: Path, result: CellResult) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.path.write_text("garbage")
+    journal.rewrite([(result.model_dump(mode="json"), "cell")])
+    assert json.loads(journal.path.read_text())["status"] == "done"
+    assert [file.name for file in tmp_path.iterdir()] == ["journal.jsonl"]
+
+
+def test_a_file_system_without_locks_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("profiler.record.files.fcntl.flock", flock)
+    with pytest.raises(RequestError, match=r"cannot lock .*No locks available; choose another file system"):
+        Lock(tmp_path / ".lock")

@@ -8,7 +8,7 @@ import torch
 from profiler.devices.backend import PerDevice
 from profiler.timing import reference
 from profiler.timing.reference import STRETCH_S, ReferenceProbes
-from roofline.level import PROBES
+from roofline.laws.fitted import PROBES
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.timing.stopping import Reason, Rules, Stopping, median_interval, reason, relative_noise
+from profiler.timing.stopping import Reason, Rules, Stopping, median_interval, relative_noise
 
 FREE = Rules(min_time_s=0.0, max_samples=3000)
 """Samples alone decide."""
@@ -25,6 +25,14 @@ def run(samples: Iterable[float], rules: Rules, cost_s: float = 0.0) -> tuple[Re
         if why := stopping.add(float(taken), spent, spent):
             break
     return why, count
+
+
+def reason(times_s: Iterable[float], timed_s: float, elapsed_s: float, rules: Rules) -> Reason | None:
+    """Reason after all of these samples, with the same two times for each."""
+    stopping, why = Stopping(rules), None
+    for taken in times_s:
+        why = stopping.add(taken, timed_s, elapsed_s)
+    return why
 
 
 def normal(spread: float, count: int = 3000) -> Simulated:

@@ -5,7 +5,8 @@ import pytest
 
 from calibrate.report.hardware import rows, table
 from calibrate.report.hardware.rows import Row, groups
-from roofline.hardware import Characteristic, load_device
+from roofline.hardware.load import load_device
+from roofline.hardware.spec import Characteristic
 
 
 def row(sample: samples.Sample, name: str, dtype: str | None = None) -> Row:

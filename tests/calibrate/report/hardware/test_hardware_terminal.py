@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from calibrate.report.hardware import terminal
-from roofline.hardware import Characteristic
+from roofline.hardware.spec import Characteristic
 
 SAMPLES = {"cpu": samples.cpu(), "gpu": samples.gpu()}
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from calibrate.report.predicted import drawing
 from calibrate.report.predicted.block import MOST_NODES, Block, blocks
 from calibrate.report.predicted.layout import Edge, layout
-from roofline.fold import fold
-from roofline.op import OpGraph
-from roofline.prediction import PassPrediction
+from roofline.graph.fold import fold
+from roofline.graph.op import OpGraph
+from roofline.predict.passes import PassPrediction
 
 HOSTILE = 'model.layers.0.<script>alert("x")</script>&\x07'
 

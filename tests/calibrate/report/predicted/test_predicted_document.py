@@ -11,9 +11,9 @@ from graphs import GraphBuilder
 from calibrate.report.predicted import kinds
 from calibrate.report.predicted.document import document
 from calibrate.report.predicted.rows import By, write_csv
-from roofline.footprint import footprint
-from roofline.op import Traffic
-from roofline.prediction import Prediction
+from roofline.graph.memory import footprint
+from roofline.graph.op import Traffic
+from roofline.predict.passes import Prediction
 from roofline.workload import Workload
 
 PREFILL = Workload(batch=1, query_tokens=512, context_tokens=0, dtype="bfloat16")

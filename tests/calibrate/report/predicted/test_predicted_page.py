@@ -8,7 +8,7 @@ import pytest
 from graphs import GraphBuilder
 
 from calibrate.report.predicted import kinds, page, plots
-from roofline.prediction import PassPrediction, Prediction
+from roofline.predict.passes import PassPrediction, Prediction
 from roofline.workload import Workload
 
 HOSTILE = 'model.layers.0.<script>alert("x")</script>&amp;<b>'

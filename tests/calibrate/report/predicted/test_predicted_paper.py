@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from calibrate.report.predicted.paper import document, render
-from roofline.hardware import HardwareSpec
-from roofline.op import Kind
-from roofline.paper import PaperResult, paper_table
-from roofline.paper_shape import PaperShape
+from roofline.graph.op import Kind
+from roofline.hardware.spec import HardwareSpec
+from roofline.paper.rules import PaperShape
+from roofline.paper.table import PaperResult, paper_table
 
 DATA = Path(__file__).parents[3] / "data" / "paper"
 SHAPE = PaperShape(hidden=4096, intermediate=11008, layers=32, heads=32, kv_heads=32, vocabulary=32000)

@@ -7,7 +7,7 @@ from graphs import GraphBuilder
 from rich.console import Console
 
 from calibrate.report.predicted import table
-from roofline.prediction import Prediction
+from roofline.predict.passes import Prediction
 from roofline.workload import Workload
 
 HOSTILE = "model.layers.0.[red]<script>\x1b[31m\nmlp"

@@ -1,0 +1,205 @@
+"""What transfers, graph replays and collectives cost, from their measurements: a fixed cost, a rate, and links.
+
+Time = latency + size ÷ bandwidth, fitted over the sizes. For a graph the size is its number of nodes, so that the
+latency is the cost of a replay and 1 ÷ bandwidth that of a node. For a collective the size is the bytes that cross a
+rank's link, and the latency that of the whole operation.
+
+`measured_link` is for pricing: `roofline.whatif.collectives` gives every operation the bytes and messages of a ring,
+and a `Link` has one bandwidth and one latency of a message for all of them. The bandwidth is what the better of
+all-gather and send/receive reaches at large sizes, where a device does nothing but send and receive; the latency is
+then the one with the least relative errors over all operations and sizes that are priced. Real libraries leave the
+ring where messages are small (trees, sums in the switch), so that the errors are part of the answer: `errors`.
+
+Example: ``name, link = measured_link(measurements); priced_s(link, "all_reduce", 1 << 20, ranks=8)``
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from calibrate.device.linear_cost import FEWEST, LinearCost, fit
+from profiler.record.measurement import UNKNOWN_LINK, Measurement, quantile_of
+from roofline.hardware.spec import Figure, Link
+from roofline.laws.bus_bandwidth import factor, messages
+
+Route = tuple[str, str]
+"""Memory of the host, and direction."""
+PRICED = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
+"""Operations that the analytical side inserts."""
+ONLY_MOVES = ("all_gather", "send_recv")
+"""Those of them that the bandwidth is made of."""
+LEAST_S = 1e-9
+"""A message's latency below it is none: a device file with a smaller one is taken for a wrong unit."""
+LARGE_PART = 0.5
+"""The larger part of an operation's sizes, which its bandwidth at large sizes is fitted to."""
+
+
+def transfer_costs(measurements: Iterable[Measurement]) -> dict[Route, LinearCost]:
+    """The line of each route with three sizes or more; both ways at once count the bytes of both.
+
+    Points of several processes are fitted together. What failed or is invalid is left out.
+    """
+    points: dict[Route, list[tuple[float, float]]] = defaultdict(list)
+    for copied in measurements:
+        if copied.benchmark == "transfer" and copied.status == "done":
+            route = str(copied.parameters["memory"]), str(copied.parameters["direction"])
+            points[route].append((copied.work, copied.work / copied.value()))
+    return {route: line for route, timed in points.items() if (line := _line(timed)) is not None}
+
+
+def graph_cost(measurements: Iterable[Measurement]) -> LinearCost | None:
+    """The line over the nodes of replayed graphs; None with fewer than three sizes."""
+    return _line(
+        [
+            (float(replayed.parameters["nodes"]), replayed.value())
+            for replayed in measurements
+            if replayed.benchmark == "launch" and replayed.status == "done" and "nodes" in replayed.parameters
+        ]
+    )
+
+
+def _line(points: Iterable[tuple[float, float]]) -> LinearCost | None:
+    """The line through (size, seconds); None with fewer than three sizes."""
+    ordered = sorted(points)
+    if len({size for size, _ in ordered}) < FEWEST:
+        return None
+    return fit([size for size, _ in ordered], [time_s for _, time_s in ordered])
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One measured size of one collective operation."""
+
+    operation: str
+    size: int
+    """Bytes as nccl-tests counts them."""
+    ranks: int
+    time_s: float
+    """Seconds of a call, at the measurement's own quantile."""
+
+    @property
+    def bus_bytes(self) -> float:
+        """Bytes that cross a rank's link."""
+        return self.size * factor(self.operation, self.ranks)
+
+
+def collective_costs(measurements: Iterable[Measurement]) -> dict[str, LinearCost]:
+    """Latency of a call, and bus bandwidth, of each operation with three sizes or more; others are left out.
+
+    Raises ValueError for collectives among different numbers of ranks or over different links.
+    """
+    lines = {operation: _bus_line(own) for operation, own in _by_operation(timed(measurements)).items()}
+    return {operation: line for operation, line in lines.items() if line is not None}
+
+
+def measured_link(measurements: Sequence[Measurement]) -> tuple[str, Link]:
+    """The link between the ranks, by its name in `Peaks.links`, so that a priced collective takes as long as it did.
+
+    Its latency is None where messages cost nothing beside their bytes. Raises ValueError where neither all-gather nor
+    send/receive has three sizes, where the link's name is not known, and as `collective_costs`.
+    """
+    every = timed(measurements)
+    best, rate = _rate(_by_operation(every))
+    if (between := str(_shared("link", measurements))) == UNKNOWN_LINK:
+        raise ValueError("what lies between the ranks is not known: NVML could not be asked; set the parameter link")
+    where = f"{every[0].ranks} ranks, {_shared('backend', measurements)}"
+    bandwidth = Figure(
+        value=rate.bandwidth_bytes_per_s,
+        source=f"bus bandwidth of {best} at large sizes, {where}",
+        low=_finite(rate.bandwidth_interval[0]),
+        high=_finite(rate.bandwidth_interval[1]),
+    )
+    message_s = _message_s([call for call in every if call.operation in PRICED], bandwidth.value)
+    if message_s < LEAST_S:
+        return between, Link(bandwidth=bandwidth)
+    source = f"least relative errors over collectives, {where}"
+    link = Link(bandwidth=bandwidth, latency_s=Figure(value=message_s, source=source))
+    off = "; ".join(f"{name} {low:+.0%} to {high:+.0%}" for name, (low, high) in errors(link, measurements).items())
+    latency = Figure(value=message_s, source=f"{source}; priced against measured: {off}")
+    return between, link.model_copy(update={"latency_s": latency})
+
+
+def priced_s(link: Link, operation: str, size: int, ranks: int) -> float:
+    """Seconds that the roofline's link roof gives an operation: bytes ÷ bandwidth + messages × latency."""
+    latency_s = link.latency_s.value if link.latency_s else 0.0
+    return size * factor(operation, ranks) / link.bandwidth.value + messages(operation, ranks) * latency_s
+
+
+def errors(link: Link, measurements: Iterable[Measurement]) -> dict[str, tuple[float, float]]:
+    """Lowest and highest priced ÷ measured − 1 over the sizes of each operation that is priced."""
+    bounds: dict[str, tuple[float, float]] = {}
+    for name, own in _by_operation(timed(measurements)).items():
+        if name in PRICED:
+            off = [priced_s(link, name, call.size, call.ranks) / call.time_s - 1 for call in own]
+            bounds[name] = min(off), max(off)
+    return bounds
+
+
+def timed(measurements: Iterable[Measurement]) -> list[Timed]:
+    """The collectives among the measurements that are done. Raises ValueError where they are not of one kind."""
+    done = _done(measurements)
+    for what in ("ranks", "link", "backend"):
+        if done:
+            _shared(what, done)
+    return [
+        Timed(
+            operation=str(call.parameters["operation"]),
+            size=int(call.parameters["bytes"]),
+            ranks=int(call.parameters["ranks"]),
+            time_s=quantile_of(call.samples, call.quantile),
+        )
+        for call in done
+    ]
+
+
+def _rate(own: dict[str, list[Timed]]) -> tuple[str, LinearCost]:
+    """Which of `ONLY_MOVES` is faster at large sizes, and its line there. Raises ValueError for none."""
+    large = {name: _bus_line(_large(own[name])) for name in ONLY_MOVES if name in own}
+    rates = {name: line for name, line in large.items() if line and math.isfinite(line.bandwidth_bytes_per_s)}
+    if not rates:
+        raise ValueError(
+            f"a link needs {FEWEST} or more sizes of {' or '.join(ONLY_MOVES)}, their time growing; measure more"
+        )
+    return max(rates.items(), key=lambda item: item[1].bandwidth_bytes_per_s)
+
+
+def _message_s(calls: Sequence[Timed], bandwidth: float) -> float:
+    """The λ of least Σ ((bytes / bandwidth + messages · λ) / time − 1)²."""
+    weights = [messages(call.operation, call.ranks) / call.time_s for call in calls]
+    left = [1 - call.bus_bytes / bandwidth / call.time_s for call in calls]
+    return sum(w * rest for w, rest in zip(weights, left, strict=True)) / sum(w * w for w in weights)
+
+
+def _large(own: Sequence[Timed]) -> list[Timed]:
+    """The calls with an operation's larger sizes."""
+    sizes = sorted({call.size for call in own})
+    kept = sizes[-max(FEWEST, math.ceil(LARGE_PART * len(sizes))) :]
+    return [call for call in own if call.size >= kept[0]]
+
+
+def _bus_line(own: Iterable[Timed]) -> LinearCost | None:
+    return _line((call.bus_bytes, call.time_s) for call in own)
+
+
+def _by_operation(calls: Iterable[Timed]) -> dict[str, list[Timed]]:
+    groups: dict[str, list[Timed]] = {}
+    for call in calls:
+        groups.setdefault(call.operation, []).append(call)
+    return groups
+
+
+def _done(measurements: Iterable[Measurement]) -> list[Measurement]:
+    return [call for call in measurements if call.benchmark == "collective" and call.status == "done"]
+
+
+def _shared(what: str, measurements: Iterable[Measurement]) -> int | float | str:
+    """A parameter that all collectives must share. Raises ValueError where they do not."""
+    values = {call.parameters[what] for call in _done(measurements)}
+    if len(values) != 1:
+        raise ValueError(f"collectives of one {what} at a time, not {', '.join(sorted(map(str, values)))}")
+    return values.pop()
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) and value > 0 else None

@@ -1,0 +1,333 @@
+"""What an export takes: figures of one origin of one device, where each of them is from, and the files it becomes.
+
+An exporter asks a `Ledger` for each figure, so that no number gets into a file without its source beside it. Provenance
+is in comments, in a field, or in a JSON file beside one that has no room for it.
+
+Example::
+
+    source = source_of(load_device("nvidia-h200-sxm"), "datasheet", version="0.1.0", now=now)
+    ledger = Ledger(source, "GenZ")
+    flops = ledger.sixteen_bit() / 1e12
+    Export((File.text("genz.py", commented(ledger.provenance(folded="…")) + text),), ledger.left_out)
+"""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+import numpy as np
+
+from calibrate.exchange.op_tables import LawPrice, Price, RooflinePrice
+from profiler.record.folder import RunFolder
+from roofline.hardware.spec import Figure, HardwareSpec, Level, Link, Peaks
+
+Origin = Literal["measured", "datasheet"]
+
+BETWEEN = ("nvlink", "infinity-fabric", "ici", "pcie")
+"""Links between devices of one node, the first that a device has: those without one of their own talk over PCIe."""
+NETWORK = "network"
+FP8 = ("float8_e4m3fn", "float8_e4m3fnuz")
+VALID = {
+    "measured": "rates of the fastest large calls on cold operands; small kernels and fixed costs are not in them",
+    "datasheet": "dense peaks of the datasheet, which no kernel reaches",
+}
+SIDECAR = ".provenance.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """How measured figures came about; empty where only the spec is known."""
+
+    device: str | None = None
+    """The driver's name for it."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of torch, the driver, CUDA, …"""
+    clocks: str | None = None
+    """Seen while measuring."""
+    date: str | None = None
+    """UTC, ISO 8601."""
+    run: str | None = None
+    """Folder of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """All that an exporter reads."""
+
+    spec: HardwareSpec
+    peaks: Peaks
+    origin: Origin
+    price: Price
+    version: str
+    """Version of roofcal."""
+    now: datetime
+    """When it is exported."""
+    taken: Taken = Taken()
+
+    @property
+    def name(self) -> str:
+        """Name of the entry in the other tool: never that of one it has already."""
+        return f"{self.spec.name}-roofcal-{self.origin}"
+
+    @property
+    def main(self) -> Level:
+        """Main memory."""
+        return self.peaks.levels[-1]
+
+    @property
+    def between(self) -> tuple[str, Link] | None:
+        """The link to other devices of the node, with its name; None where it has no figure of this origin.
+
+        The datasheet says which link it is: copies to the host, which one device alone can measure, are not what
+        devices talk over where they have a link of their own.
+        """
+        sold = self.spec.datasheet.links if self.spec.datasheet else {}
+        name = next((name for name in BETWEEN if name in sold or (name != "pcie" and name in self.peaks.links)), None)
+        return (name, self.peaks.links[name]) if name and name in self.peaks.links else None
+
+
+def source_of(
+    spec: HardwareSpec,
+    origin: Origin | None,
+    *,
+    version: str,
+    now: datetime,
+    taken: Taken | None = None,
+    price: Price | None = None,
+) -> Source:
+    """Choose the peaks: measured ones unless the datasheet's are asked for.
+
+    The price, unless given, is that of the spec's calibrated laws, and the roofline's where it has none. Raises
+    ValueError, one line, where the spec has no such peaks: another origin is never taken in silence.
+    """
+    wanted: Origin = origin or "measured"
+    peaks = spec.measured if wanted == "measured" else spec.datasheet
+    if peaks is None:
+        instead = (
+            "export its datasheet with --peaks datasheet, or measure it: python -m profiler hardware"
+            if wanted == "measured"
+            else "leave --peaks datasheet out"
+        )
+        raise ValueError(f"{spec.name} has no {wanted} peaks; {instead}")
+    return Source(
+        spec=spec,
+        peaks=peaks,
+        origin=wanted,
+        price=price or (LawPrice(spec, RooflinePrice(peaks)) if spec.calibrated else RooflinePrice(peaks)),
+        version=version,
+        now=now,
+        taken=taken or Taken(),
+    )
+
+
+def taken_of(folder: RunFolder) -> Taken:
+    """How the figures of a run on disk came about. Raises RequestError where its measurements are damaged."""
+    machine = folder.run.environment
+    return Taken(
+        device=machine.device,
+        versions=machine.versions,
+        clocks=_clocks(folder),
+        date=folder.run.started,
+        run=str(folder.path),
+    )
+
+
+def _clocks(folder: RunFolder) -> str | None:
+    """What the windows of a characterisation's measurements read; None where nothing could be read."""
+    if folder.content != "hardware":
+        return None
+    from profiler.record.hardware_table import (
+        read_measurements,  # Arrow takes long to load; a run with cells does without it
+    )
+
+    windows = [window for measurement in read_measurements(folder.path) for window in measurement.windows]
+    seen = (
+        ("SM", [w.sm_clock_hz for w in windows if w.sm_clock_hz is not None]),
+        ("memory", [w.memory_clock_hz for w in windows if w.memory_clock_hz is not None]),
+        ("CPU", [w.cpu_clock_hz for w in windows if w.cpu_clock_hz is not None]),
+    )
+    ranges = [
+        f"{name} {min(hz) / 1e6:,.0f}–{max(hz) / 1e6:,.0f} MHz, median {statistics.median(hz) / 1e6:,.0f}"
+        for name, hz in seen
+        if hz
+    ]
+    return "; ".join(ranges) or None
+
+
+class Ledger:
+    """Figures of a source, noted as they are taken. Rates in FLOP/s and bytes/s, as everywhere here."""
+
+    def __init__(self, source: Source, tool: str) -> None:
+        self._source = source
+        self._tool = tool
+        self._figures: dict[str, dict[str, Any]] = {}
+        self.left_out: dict[str, str] = {}
+        """Field of the other tool -> why it is not there, and what that tool does then."""
+        self.sixteen = next((name for name in ("bfloat16", "float16") if name in source.peaks.matrix), "")
+        """The 16-bit dtype that the device is exported with: bfloat16 where it is known."""
+
+    def sixteen_bit(self) -> float:
+        """Matrix FLOP/s of 16-bit inputs. Raises ValueError where it is not known."""
+        return self.matrix(self.sixteen or "bfloat16")
+
+    def matrix(self, dtype: str) -> float:
+        """Matrix FLOP/s. Raises ValueError where it is not known."""
+        rate = self.matrix_or_none(dtype)
+        if rate is None:
+            raise ValueError(self.refusal(f"matrix peak of {dtype}"))
+        return rate
+
+    def matrix_or_none(self, *dtypes: str) -> float | None:
+        """Matrix FLOP/s of the first of the dtypes that is known."""
+        for dtype in dtypes:
+            if figure := self._source.peaks.matrix.get(dtype):
+                return self._take(f"matrix {dtype}", "FLOP/s", figure)
+        return None
+
+    def bandwidth(self) -> float:
+        """Bytes/s of main memory."""
+        return self._take(f"bandwidth {self._source.main.name}", "B/s", self._source.main.bandwidth)
+
+    def capacity(self) -> float:
+        """Bytes of main memory."""
+        level = self._source.main
+        return self._take(
+            f"capacity {level.name}", "B", Figure(value=level.capacity_bytes, source=f"{self._source.origin} spec")
+        )
+
+    def on_chip(self) -> float:
+        """Bytes of the last level before main memory. Raises ValueError where it is not known."""
+        caches, chip = self._source.peaks.levels[:-1], self._source.spec.chip
+        if caches:
+            figure = Figure(value=caches[-1].capacity_bytes, source=f"capacity of {caches[-1].name}")
+        elif chip is not None and chip.last_level_cache_bytes is not None:
+            figure = chip.last_level_cache_bytes
+        else:
+            raise ValueError(self.refusal("size of an on-chip cache"))
+        return self._take("on-chip cache", "B", figure)
+
+    def between(self) -> float | None:
+        """Bytes/s to another device of the node, one direction."""
+        between = self._source.between
+        return None if between is None else self._take(f"link {between[0]}", "B/s", between[1].bandwidth)
+
+    def between_latency(self) -> float | None:
+        """Seconds of a message to another device of the node."""
+        between = self._source.between
+        if between is None or between[1].latency_s is None:
+            return None
+        return self._take(f"latency {between[0]}", "s", between[1].latency_s)
+
+    def network(self) -> float | None:
+        """Bytes/s that one device can send out of its node."""
+        link = self._source.peaks.links.get(NETWORK)
+        return None if link is None else self._take("link network", "B/s", link.bandwidth)
+
+    def link(self, name: str) -> float | None:
+        """Bytes/s of a link by its name."""
+        link = self._source.peaks.links.get(name)
+        return None if link is None else self._take(f"link {name}", "B/s", link.bandwidth)
+
+    def chip(self, name: str, unit: str) -> float | None:
+        """A figure of the chip's datasheet: units, clocks, power."""
+        figure = getattr(self._source.spec.chip, name, None)
+        return self._take(f"chip {name}", unit, figure) if isinstance(figure, Figure) else None
+
+    def leave_out(self, field: str, why: str) -> None:
+        """Note a field of the other tool that has no figure."""
+        self.left_out[field] = why
+
+    def refusal(self, what: str) -> str:
+        """Why this cannot be exported, in one line."""
+        return f"{self._source.spec.name} has no {self._source.origin} {what}, which {self._tool} needs; measure it"
+
+    def provenance(self, folded: str, valid: str | None = None, priced: bool = False) -> dict[str, Any]:
+        """Where every number is from. `valid`: more about the range; `priced`: the file has predicted times."""
+        source, taken = self._source, self._source.taken
+        entries = {
+            "by": f"roofcal {source.version}",
+            "exported": source.now.isoformat(timespec="seconds"),
+            "device": source.spec.name,
+            "driver_name": taken.device,
+            "uuid": source.spec.uuid,
+            "peaks": source.origin,
+            "measured_on": taken.date,
+            "run": taken.run,
+            "versions": taken.versions or None,
+            "clocks": taken.clocks,
+            "valid": "; ".join(filter(None, (VALID[source.origin], valid))),
+            "priced_by": source.price.name if priced else None,
+            "sixteen_bit": self.sixteen or None,
+            "folded": folded,
+            "figures": self._figures,
+            "left_out": self.left_out or None,
+        }
+        return {name: value for name, value in entries.items() if value is not None}
+
+    def _take(self, name: str, unit: str, figure: Figure) -> float:
+        ends = {end: getattr(figure, end) for end in ("low", "high") if getattr(figure, end) is not None}
+        self._figures[name] = {"value": figure.value, "unit": unit, "source": figure.source, **ends}
+        return figure.value
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file, not yet written."""
+
+    path: str
+    """Relative to where the export goes."""
+    content: bytes
+
+    @classmethod
+    def text(cls, path: str, content: str) -> "File":
+        return cls(path, content.encode("utf-8"))
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """All files of one export, the main one first."""
+
+    files: tuple[File, ...]
+    left_out: dict[str, str]
+    """Field of the other tool -> why it is not there, and what that tool does then."""
+
+
+def json_text(content: Any) -> str:
+    """JSON as it is written to files. Raises ValueError where a number is not finite."""
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def sidecar(path: str, provenance: dict[str, Any]) -> File:
+    """Provenance beside a file that has no room for it."""
+    return File.text(path + SIDECAR, json_text(provenance))
+
+
+def commented(provenance: dict[str, Any]) -> str:
+    """Provenance as comment lines of Python or YAML."""
+    return "".join(f"# {line}\n" for line in json_text(provenance).splitlines())
+
+
+def uncommented(text: str) -> dict[str, Any]:
+    """The provenance that `commented` put at the head of a file."""
+    head = []
+    for line in text.splitlines():
+        if not line.startswith("# "):
+            break
+        head.append(line.removeprefix("# "))
+    provenance: dict[str, Any] = json.loads("\n".join(head))
+    return provenance
+
+
+def csv_text(table: Mapping[str, np.ndarray]) -> str:
+    """A header and a line a row; NaN is an empty cell."""
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(table)
+    for row in zip(*(column.tolist() for column in table.values()), strict=True):
+        writer.writerow("" if isinstance(value, float) and value != value else value for value in row)
+    return sink.getvalue()

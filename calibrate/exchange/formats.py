@@ -1,0 +1,161 @@
+"""What can be imported and exported: two visible lists. A new format is a file and a row.
+
+An imported table is read, put into roofcal's words, cleaned, and kept with its provenance as a run's table of kernels.
+
+Example: ``import_tables("aiconfigurator", [Path("gemm_perf.parquet")], ImportOptions()).kernels``,
+``export_format("genz").write(source).files[0].content``
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from calibrate.exchange import (
+    from_aiconfigurator,
+    from_llmservingsim,
+    from_vidur,
+    to_aiconfigurator,
+    to_infersim,
+    to_small,
+    to_vidur,
+)
+from calibrate.exchange.clean import clean, limits_of
+from calibrate.exchange.devices import Device, device_of
+from calibrate.exchange.figures import Export
+from calibrate.exchange.figures import Source as Exported
+from calibrate.exchange.tables import ImportOptions, Parsed, read_table, sha256
+from profiler.record.kernel_table import COLUMNS, Kernels, Source
+from profiler.record.run import RequestError
+
+MANY = 0.02
+"""Share of a file's times that rules about truth may take out without a warning."""
+
+
+@dataclass(frozen=True)
+class Importer:
+    """A tool whose tables are imported."""
+
+    name: str
+    """As the command line takes it."""
+    parse: Callable[[pd.DataFrame, Path, ImportOptions], Parsed]
+    """Rows of one file. Raises RequestError, one line: what is wrong with it."""
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    """Option that would change nothing -> why."""
+    model_of: Callable[[Path], str | None] | None = None
+    """Model that the rows of a file are modules of, by its path; None for tables that hold their shapes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A tool whose description of a device is exported."""
+
+    name: str
+    """As --to takes it."""
+    what: str
+    """Tool and file, in one line."""
+    write: Callable[[Exported], Export]
+    """Makes the files. Raises ValueError, one line: a figure that the format cannot do without."""
+    folder: bool = False
+    """More than a file and its provenance: --out is a folder."""
+
+
+IMPORTS: list[Importer] = [
+    Importer(
+        "aiconfigurator",
+        from_aiconfigurator.parse,
+        {"--dtype": "AIConfigurator's tables name their own", "--model": "AIConfigurator's tables hold their shapes"},
+    ),
+    Importer("vidur", from_vidur.parse, {"--model": "Vidur's tables hold their shapes"}),
+    Importer("llmservingsim", from_llmservingsim.parse, model_of=from_llmservingsim.model_of),
+]
+
+EXPORTS: list[Format] = [
+    Format("llm-viewer", "LLM-Viewer: entry of hardware_params (Python)", to_small.LLM_VIEWER.write),
+    Format("genz", "GenZ: entry of system_configs (Python)", to_small.GENZ.write),
+    Format("llm-analysis", "llm-analysis: file of gpu_configs (JSON)", to_small.LLM_ANALYSIS.write),
+    Format("aiconfigurator", "AIConfigurator: system yaml and op tables (parquet)", to_aiconfigurator.write, True),
+    Format("vidur", "Vidur: mlp.csv and attention.csv of its models", to_vidur.write, folder=True),
+    Format("infersim", "InferSim: GPU entry (Python) and tables of MFU (CSV)", to_infersim.write, folder=True),
+    Format("blis", "BLIS inference-sim: hardware_config.json", to_small.BLIS.write),
+]
+
+
+def import_format(name: str) -> Importer:
+    """The importer of a name. Raises RequestError, one line with the nearest names."""
+    for importer in IMPORTS:
+        if importer.name == name:
+            return importer
+    raise RequestError(_unknown(name, "import", [importer.name for importer in IMPORTS]))
+
+
+def export_format(name: str) -> Format:
+    """The format of a name. Raises RequestError, one line with the nearest names."""
+    for form in EXPORTS:
+        if form.name == name:
+            return form
+    raise RequestError(_unknown(name, "export to", [form.name for form in EXPORTS]))
+
+
+def _unknown(name: str, what: str, known: Sequence[str]) -> str:
+    plain = {format_name.replace("-", ""): format_name for format_name in known}
+    word = "".join(character for character in name.lower() if character.isalnum())
+    near = [plain[match] for match in get_close_matches(word, plain, n=3, cutoff=0.6)]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    return f"no format {name!r} to {what}; {hint}"
+
+
+@dataclass(frozen=True, eq=False)
+class Imported:
+    """A table of kernels with what has to be said about it."""
+
+    kernels: Kernels
+    device: Device
+    warnings: tuple[str, ...]
+
+
+def import_tables(format_name: str, files: Sequence[Path], options: ImportOptions) -> Imported:
+    """All files as one table; they are of one device.
+
+    Raises RequestError, one line: which file, what is wrong with it, and what to do.
+    """
+    importer = import_format(format_name)
+    if len({path.resolve() for path in files}) < len(files):
+        raise RequestError("a file is named twice; name each once")
+    tables = [(path, importer.parse(read_table(path), path, options)) for path in files]
+    device = device_of([(path, parsed.device) for path, parsed in tables], options.device)
+    limits = limits_of(device.spec)
+    frames, sources, warnings = [], [], [*device.warnings]
+    for place, (path, parsed) in enumerate(tables):
+        frame, cleaned = clean(parsed, str(path), limits)
+        frames.append(frame.assign(source=place))
+        sources.append(
+            Source(
+                file=str(path),
+                sha256=sha256(path),
+                format=format_name,
+                unit=parsed.unit,
+                device=parsed.device,
+                model=parsed.model,
+                versions=parsed.versions,
+                rows=parsed.rows,
+                timed=len(parsed.frame) + sum(parsed.dropped.values()),
+                kept=len(frame),
+                cleaned=cleaned,
+            )
+        )
+        warnings += _warnings(sources[-1])
+    table = pa.Table.from_pandas(pd.concat(frames, ignore_index=True)[COLUMNS.names], COLUMNS, preserve_index=False)
+    return Imported(Kernels(table.replace_schema_metadata(None), tuple(sources)), device, tuple(warnings))
+
+
+def _warnings(source: Source) -> list[str]:
+    """What took out more of a file than chance would."""
+    return [
+        f"{source.file}: {count} of {source.timed} times taken out, {rule}; the rest of it may be no better"
+        for rule, count in source.cleaned.items()
+        if not rule.startswith(("repeat", "unknown")) and count > MANY * source.timed
+    ]

@@ -1,0 +1,184 @@
+"""What calibrated laws predict of a pass, at the level of the machine beside it, and how surely.
+
+The interval of a total takes all operations of one law to be off together (they share its constants), the laws to be
+off independently of each other, and of the level of each probe: widths add up within a law and within a probe, and the
+squares of those sums add up between them. Ends are of 90 %.
+
+Example: ``predicted.ends(count)`` → (low, high) seconds of all operations; None where laws do not price nearly all
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiler.record.run import Mode
+from roofline.graph.op import OpGraph
+from roofline.hardware.spec import HardwareSpec, Peaks
+from roofline.host import pass_wall_s
+from roofline.laws.fitted import PROBES, LevelRatio
+from roofline.price_by_law import LawPrices, host_gap_interval, host_gap_s, least_gap_s, level_factors, ratio_of
+
+if TYPE_CHECKING:
+    from calibrate.passes.table import KernelTable
+
+Array = NDArray[np.float64]
+Ends = tuple[float, float]
+
+NOTED = 0.02
+"""Share of a pass's predicted time from which a reader has to know that laws do not, or not surely, describe it."""
+HOST = np.array([probe == "host" for probe in PROBES], dtype=float)
+"""Shares of what follows the probe of the host alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """Times of one execution of each operation, shape (operations,), in seconds at the calibration's level."""
+
+    time_s: Array
+    low_s: Array
+    """End of the law's interval; NaN where no law has one."""
+    high_s: Array
+    law: NDArray[np.int_]
+    """Operations with the same number are priced by the same law; −1: by none."""
+    shares: Array
+    """Shape (operations, probes): as `roofline.price_by_law.waits`."""
+    levels: Mapping[str, LevelRatio]
+    """Levels of the pass by probe; empty where they are not known, and then all is at the calibration's."""
+
+    @classmethod
+    def of(cls, time_s: Array, laws: LawPrices | None, shares: Array, levels: Mapping[str, LevelRatio]) -> "Predicted":
+        """`laws` None: times that are not of laws, without intervals."""
+        if laws is None:
+            nothing = np.full(len(time_s), np.nan)
+            return cls(time_s, nothing, nothing, np.full(len(time_s), -1), shares, levels)
+        return cls(time_s, laws.low_s, laws.high_s, laws.law, shares, levels)
+
+    @property
+    def factors(self) -> Array:
+        """Time at the level of the pass ÷ time at the calibration's."""
+        return level_factors(self.shares, self.levels)
+
+    @property
+    def at_level_s(self) -> Array:
+        """At the level of the pass."""
+        return self.time_s * self.factors
+
+    def ends(self, count: Array, rows: Any = slice(None)) -> Ends | None:
+        """Interval of the total of some operations, `count` times each, at the level of the pass."""
+        times = (self.at_level_s * count)[rows]
+        total, by_law = float(times.sum()), self.law[rows] >= 0
+        if not total > 0 or float(times[~by_law].sum()) > NOTED * total:
+            return None
+        below, above = (
+            np.where(by_law, np.abs(end_s - self.time_s)[rows] * (count * self.factors)[rows], 0.0)
+            for end_s in (self.low_s, self.high_s)
+        )
+        halves = [
+            np.hypot(np.linalg.norm(np.bincount(self.law[rows] + 1, weights=widths)), probes)
+            for widths, probes in zip((below, above), self._level_halves(count, rows), strict=True)
+        ]
+        return max(total - float(halves[0]), 0.0), total + float(halves[1])
+
+    def level_ends(self, count: Array) -> Ends:
+        """Interval of what the level of the pass adds to the total of all operations, signed seconds."""
+        added = float(((self.at_level_s - self.time_s) * count).sum())
+        below, above = self._level_halves(count, slice(None))
+        return added - below, added + above
+
+    def _level_halves(self, count: Array, rows: Any) -> Ends:
+        """How far the total of some operations may be below and above because ratios of probes are not known better."""
+        waited = (self.time_s * count)[rows] @ self.shares[rows]
+        below, above = (
+            [
+                seconds * abs(getattr(self.levels[probe], end) - self.levels[probe].ratio)
+                for probe, seconds in zip(PROBES, waited.tolist(), strict=True)
+                if probe in self.levels
+            ]
+            for end in ("low", "high")
+        )
+        return math.hypot(*below), math.hypot(*above)
+
+    def beside(self, gap_s: Array, ends: tuple[Array, Array]) -> "Predicted":
+        """The same with the host's gaps as so many operations more, priced by a law of their own."""
+        number = np.full(len(gap_s), self.law.max(initial=-1) + 1)
+        return replace(
+            self,
+            time_s=np.concatenate([self.time_s, gap_s]),
+            low_s=np.concatenate([self.low_s, ends[0]]),
+            high_s=np.concatenate([self.high_s, ends[1]]),
+            law=np.concatenate([self.law, number]),
+            shares=np.concatenate([self.shares, np.tile(HOST, (len(gap_s), 1))]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Wall:
+    """Predicted wall time of a pass, in seconds; None where it is not known."""
+
+    at_level_s: float | None = None
+    calibrated_s: float | None = None
+    """At the level of the calibration; None where no calibrated laws predict."""
+    ends: Ends | None = None
+    """Interval of `at_level_s`."""
+
+
+def predicted_wall(
+    graph: OpGraph, count: Array, spec: HardwareSpec, predicted: Predicted, mode: Mode, compiled: "KernelTable | None"
+) -> Wall:
+    """Wall time by calibrated laws: the host model over the predicted device times.
+
+    Of a CUDA graph the host issues one launch, which the device does not wait for: its wall is the device's time. Of a
+    compiled pass it issues kernels.
+    """
+    if spec.measured is None or spec.kind == "other":
+        return Wall()
+    if mode.endswith("cuda-graph"):
+        at_level_s, calibrated_s = (float((each * count).sum()) for each in (predicted.at_level_s, predicted.time_s))
+        return Wall(at_level_s, calibrated_s, predicted.ends(count))
+    host = ratio_of(predicted.levels, "host")
+    times_s, level_s, gap_s = predicted.time_s, predicted.at_level_s, host_gap_s(graph, spec)
+    issued = count
+    if compiled is not None:
+        issued, gap_s, times_s = compiled.count, least_gap_s(spec, len(compiled.count)), compiled.predicted_s
+        level_s = times_s * np.array([float(predicted.factors[list(ops)].mean()) for ops in compiled.members])
+
+    def wall(time_s: Array, ratio: float) -> float | None:
+        peaks = _host_at(spec.measured, ratio) if spec.measured else None
+        gaps = None if gap_s is None else gap_s * ratio
+        return None if peaks is None else pass_wall_s(time_s, issued, spec, peaks, gaps, with_laws=True)
+
+    at_level_s = wall(level_s, host)
+    ends = None
+    if at_level_s is not None and compiled is None:
+        gap_ends = host_gap_interval(graph, spec)
+        if not spec.has_queue and gap_s is not None and gap_ends is not None:
+            ends = predicted.beside(gap_s, gap_ends).ends(np.concatenate([count, count]))
+        elif (busy := predicted.ends(count)) is not None:
+            whole = float((level_s * count).sum())
+            low, high = (wall(level_s * end / whole, host) for end in busy)
+            ends = None if low is None or high is None else (low, high)
+    return Wall(at_level_s, wall(times_s, 1.0), ends)
+
+
+def executed_wall(count: Array, spec: HardwareSpec, time_s: Array, mode: Mode, compiled: "KernelTable | None") -> Wall:
+    """Wall time by rooflines at achieved peaks, as `predicted_wall`; without an interval."""
+    if spec.measured is None or spec.kind == "other":
+        return Wall()
+    if mode.endswith("cuda-graph"):
+        total = float((time_s * count).sum())
+        return Wall(None if np.isnan(total) else total)
+    if compiled is not None:
+        time_s, count = compiled.predicted_s, compiled.count
+    return Wall(pass_wall_s(time_s, count, spec, spec.measured, None, with_laws=False))
+
+
+def _host_at(peaks: Peaks, ratio: float) -> Peaks:
+    """The peaks with the host's time for an operation at a level."""
+    if peaks.host_s_per_op is None or ratio == 1:
+        return peaks
+    figure = peaks.host_s_per_op
+    return peaks.model_copy(update={"host_s_per_op": figure.model_copy(update={"value": figure.value * ratio})})

@@ -1,0 +1,209 @@
+"""What options say, as numbers, words, workloads, devices and what-ifs; each refusal is one line.
+
+An option that would change nothing is refused, rather than left out in silence.
+
+Example: ``Lengths(prompts=(128,), contexts=(1024,), batches=(1,), dtype="bfloat16").workloads("decode")``
+"""
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from profiler.record.run import Environment, RequestError
+from roofline.dtypes import MODEL_DTYPES
+from roofline.hardware.load import load_device
+from roofline.hardware.spec import HardwareSpec
+from roofline.predict.question import CALIBRATED, Device
+from roofline.whatif.registry import WhatIf, check_order, parse
+from roofline.workload import Logits, Workload
+
+Phases = Annotated[str, typer.Option(help="Phases, of prefill, decode and chunk (a prompt after a context).")]
+Prompts = Annotated[str, typer.Option(help="New tokens of prefill and chunk, as 128,2048.")]
+Contexts = Annotated[str, typer.Option(help="Tokens in the KV cache before decode and chunk, as 1024,16384.")]
+Batches = Annotated[str, typer.Option(help="Sequences in a batch, as 1,8,64.")]
+Attention = Annotated[str, typer.Option(help="Attention implementation of transformers, as sdpa or eager.")]
+Experts = Annotated[str, typer.Option(help="Experts implementation of transformers, as grouped_mm or eager.")]
+Cache = Annotated[str, typer.Option(help="Kind of KV cache: dynamic or static.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")]
+DeviceName = Annotated[str, typer.Option(help="Device to measure: cpu, cuda, cuda:1, or auto.")]
+Threads = Annotated[int | None, typer.Option(help="Host threads within an operation. Default: torch's choice.", min=1)]
+Out = Annotated[Path, typer.Option(help="Folder that the run's folder is made in.")]
+Name = Annotated[str, typer.Option(help="Name of the run.")]
+Results = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.")]
+"""Options that several verbs have."""
+
+MOST_TOKENS = 2**40
+"""Batch × tokens must be below, so that sizes in bytes stay within the 64-bit integers that torch counts in."""
+
+MOST_OUTPUT = 2**24
+"""Output tokens of a request: more than any context; each is priced."""
+
+PART = re.compile(r"^(\d+)x(\d+)(?:@(\d+))?$")
+"""Sequences x new tokens @ cached tokens."""
+
+
+SIZES = frozenset({"--phase", "--prompt", "--context", "--batch", "--logits"})
+"""Options that say which passes are asked for."""
+
+OF_PAPER = frozenset({"--bits", "--flash"})
+NOT_OF_PAPER = frozenset({
+    "--what-if", "--mix", "--output", "--draft", "--decode-hardware", "--largest", "--csv", "--html", "--form",
+    "--phase", "--context", "--logits",
+})  # fmt: skip
+"""Options of one accounting that mean nothing to the other."""
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """What the analytical side refuses is a wrong request."""
+    try:
+        yield
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+
+
+def numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
+    """Whole numbers separated by commas."""
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise RequestError(f"{option} takes whole numbers separated by commas, as 128,2048; not {text!r}") from None
+    if min(values) < least:
+        raise RequestError(f"{option} takes whole numbers from {least}; not {text!r}")
+    if max(values) >= MOST_TOKENS:
+        raise RequestError(f"{option} {max(values)} is beyond any memory; use less than {MOST_TOKENS}")
+    return values
+
+
+def words(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Words separated by commas, each a known one."""
+    for word in text.split(","):
+        if word not in known:
+            raise RequestError(f"{option} takes {', '.join(known)}; not {word!r}")
+    return tuple(dict.fromkeys(text.split(",")))
+
+
+def distinct(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas, each once."""
+    return tuple(dict.fromkeys(numbers(option, text)))
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Sizes that were asked for; every combination is one workload."""
+
+    prompts: tuple[int, ...]
+    contexts: tuple[int, ...]
+    batches: tuple[int, ...]
+    dtype: str
+    logits: Logits = "last"
+
+    def workloads(self, phases: Sequence[str]) -> tuple[Workload, ...]:
+        shapes: list[tuple[int, int]] = []
+        for phase in phases:
+            queries = (1,) if phase == "decode" else self.prompts
+            contexts = (0,) if phase == "prefill" else self.contexts
+            shapes += itertools.product(queries, contexts)
+        return tuple(
+            workload(batch, query, context, self.dtype, self.logits if query > 1 else "last")
+            for query, context in dict.fromkeys(shapes)
+            for batch in self.batches
+        )
+
+    def requests(self, outputs: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+        """(batch, prompt, output) of whole requests."""
+        if max(outputs) > MOST_OUTPUT:
+            raise RequestError(f"--output {max(outputs)} is beyond any request; use at most {MOST_OUTPUT}")
+        for batch, prompt, output in itertools.product(self.batches, self.prompts, outputs):
+            workload(batch, prompt + output, 0, self.dtype)
+        return tuple(itertools.product(self.batches, self.prompts, outputs))
+
+
+def workload(batch: int, query: int, context: int, dtype: str, logits: Logits = "last") -> Workload:
+    """A workload whose sizes can be counted."""
+    if batch * (query + context) >= MOST_TOKENS:
+        raise RequestError(f"{batch} sequences of {query + context} tokens are beyond any memory; ask for fewer")
+    if dtype not in MODEL_DTYPES:
+        raise RequestError(f"--dtype {dtype} is no type that models are built in; use {', '.join(MODEL_DTYPES)}")
+    return Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype, logits=logits)
+
+
+def mixed(text: str, dtype: str) -> tuple[Workload, ...]:
+    """The parts of one step: "1x512@0,32x1@1024"."""
+    parts = [PART.match(part) for part in text.split(",")]
+    if not all(parts) or any(int(part[1]) * int(part[2]) == 0 for part in parts if part):
+        raise RequestError(f"--mix takes SEQUENCESxNEW@CACHED,…, as 1x512@0,32x1@1024; not {text!r}")
+    return tuple(workload(int(p[1]), int(p[2]), int(p[3] or 0), dtype) for p in parts if p)
+
+
+def what_ifs(texts: Sequence[str]) -> list[WhatIf]:
+    """Changes of the graph, in order."""
+    with one_line():
+        changes = [parse(text) for text in texts]
+        check_order(changes)
+    return changes
+
+
+def device(name: str, peaks: str) -> Device:
+    """A device and the prices of it that are wanted: "auto" takes measured peaks where there are any."""
+    with one_line():
+        spec = load_device(name)
+    wanted = words("--peaks", peaks, ("auto", "datasheet", "measured", CALIBRATED))[0]
+    if wanted == CALIBRATED and not spec.calibrated:
+        raise RequestError(f"{name} has no calibrated laws; calibrate it, or use --peaks auto")
+    known = {"measured": spec.measured, "datasheet": spec.datasheet}
+    for origin in (wanted,) if wanted in known else tuple(known):
+        figures = known[origin]
+        if figures is not None:
+            return Device(spec, figures, CALIBRATED if wanted == CALIBRATED else origin)
+    raise RequestError(f"{name} has no {wanted} peaks; use --peaks auto or another device")
+
+
+def measured_spec(path: Path, environment: Environment) -> HardwareSpec:
+    """The device's figures and laws. Raises RequestError, one line: another device's, or nothing measured in it."""
+    try:
+        spec = load_device(path)
+    except ValueError as error:
+        raise RequestError(f"--hardware: {error}") from error
+    if spec.measured is None:
+        raise RequestError(f"--hardware: {path} holds nothing measured; leave it out, or name the spec.json of a run")
+    if environment.device not in (spec.name, *spec.matches):
+        raise RequestError(f"--hardware: {path} is of {spec.name}, and this is {environment.device}; leave it out")
+    return spec
+
+
+def given_options(invocation: typer.Context) -> frozenset[str]:
+    """The options that were written down."""
+    written = (name for name in invocation.params if _is_written(invocation, name))
+    return frozenset(f"--{name.replace('_', '-')}" for name in written)
+
+
+def _is_written(invocation: typer.Context, name: str) -> bool:
+    source = invocation.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def listed(options: Iterable[str]) -> str:
+    """Options as a sentence has them."""
+    return ", ".join(sorted(options))
+
+
+def refuse_in_vain(given: frozenset[str], accounting: str) -> None:
+    """Options that would change nothing are refused, rather than left out in silence."""
+    if accounting == "paper" and (vain := given & NOT_OF_PAPER):
+        raise RequestError(f"--accounting paper has no {listed(vain)}; leave it out, or use --accounting roofcal")
+    if accounting != "paper" and (vain := given & OF_PAPER):
+        raise RequestError(f"{listed(vain)} is of --accounting paper; here use --what-if, as quantise:weights=4")
+    for options, needed in (
+        ({"--draft", "--decode-hardware"}, "--output"),
+        ({"--speculate", "--acceptance"}, "--draft"),
+    ):
+        if needed not in given and (vain := given & options):
+            raise RequestError(f"{listed(vain)} changes nothing without {needed}; add {needed}")

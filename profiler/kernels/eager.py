@@ -1,0 +1,191 @@
+"""The operators of transformers' eager forwards that a calibration runs: products, attention, and what streams.
+
+Each function binds a kernel's sizes: it returns what to run, and what makes one set of operands. Weights lie n × k, as
+`nn.Linear` keeps them, or k × n, as GPT-2 does. `profiler.kernels.family` lists them.
+
+Example: ``run, make = product(shape, arena.take); run(*[x for part in make() for x in part])``
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from roofline.laws.kinds import ROW_MAJOR, KernelShape
+
+TAPS = 4
+"""Taps of a depthwise convolution, as in Mamba."""
+VOCABULARY = 4
+"""Rows of an embedding's table for each row that is looked up."""
+CHECKED = 16
+"""Rows and columns of a product that are compared with float64."""
+
+Operands = tuple[Tensor, ...]
+Draw = Callable[[tuple[int, ...]], Tensor]
+"""Makes an operand of a size, with values between −0.5 and 0.5."""
+Run = Callable[..., Tensor]
+"""Takes a set's operands, then its weights."""
+Make = Callable[[], tuple[Operands, Operands]]
+"""One set: operands, and those that are weights."""
+
+
+def product(shape: KernelShape, draw: Draw) -> tuple[Run, Make]:
+    """A linear layer on the same activations each time, as they have just been written."""
+    m, n, k = (shape.dims[name] for name in ("m", "n", "k"))
+    rows = draw((m, k))
+    if shape.kind.endswith(ROW_MAJOR):
+        return _addmm, lambda: ((rows,), (draw((k, n)), draw((n,))))
+    bias = shape.op == "aten::addmm"
+    return F.linear, lambda: ((rows,), (draw((n, k)), *([draw((n,))] if bias else [])))
+
+
+def _addmm(rows: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+    return torch.addmm(bias, rows, weights)
+
+
+def product_part(shape: KernelShape, operands: Operands, result: Tensor) -> tuple[Tensor, Tensor]:
+    """The first rows and columns of a product as computed, and in float64."""
+    rows, weights, *bias = operands
+    columns = weights.T if shape.kind.endswith(ROW_MAJOR) else weights
+    expected = rows[:CHECKED].double() @ columns[:CHECKED].double().T
+    if bias:
+        expected += bias[0][:CHECKED].double()
+    return result[:CHECKED, :CHECKED], expected
+
+
+def batched(shape: KernelShape, draw: Draw) -> tuple[Run, Make]:
+    """A product for each of a batch."""
+    batch, m, n, k = (shape.dims[name] for name in ("batch", "m", "n", "k"))
+    return torch.bmm, lambda: ((draw((batch, m, k)), draw((batch, k, n))), ())
+
+
+def batched_part(shape: KernelShape, operands: Operands, result: Tensor) -> tuple[Tensor, Tensor]:
+    """The first rows and columns of the first product of a batch as computed, and in float64."""
+    first, second = operands
+    return result[0, :CHECKED, :CHECKED], first[0, :CHECKED].double() @ second[0, :, :CHECKED].double()
+
+
+def grouped(shape: KernelShape, draw: Draw) -> tuple[Run, Make]:
+    """Experts of the same number of rows each, as `transformers` calls them: weights lie n × k."""
+    experts, m, n, k = (shape.dims[name] for name in ("batch", "m", "n", "k"))
+    ends = torch.arange(m, (experts + 1) * m, m, dtype=torch.int32)
+
+    def run(rows: Tensor, weights: Tensor) -> Tensor:
+        result: Tensor = F.grouped_mm(rows, weights.transpose(-2, -1), offs=ends)
+        return result
+
+    return run, lambda: ((draw((experts * m, k)),), (draw((experts, n, k)),))
+
+
+def grouped_part(shape: KernelShape, operands: Operands, result: Tensor) -> tuple[Tensor, Tensor]:
+    """The first rows and columns of the first expert as computed, and in float64."""
+    rows, weights = operands
+    count = min(CHECKED, shape.dims["m"])
+    return result[:count, :CHECKED], rows[:count].double() @ weights[0, :CHECKED].double().T
+
+
+def attention(shape: KernelShape, draw: Draw) -> tuple[Run, Make]:
+    """`scaled_dot_product_attention`, causal where there is more than one query."""
+    batch, heads, kv_heads, width = (shape.dims[name] for name in ("batch", "heads", "kv_heads", "head_dim"))
+    query, kv = shape.dims["query"], shape.dims["kv"]
+    run = partial(F.scaled_dot_product_attention, is_causal=query > 1, enable_gqa=heads != kv_heads)
+
+    def make() -> tuple[Operands, Operands]:
+        q = draw((batch, query, heads, width)).transpose(1, 2)  # as projections leave it
+        return (q, *(draw((batch, kv_heads, kv, width)) for _ in range(2))), ()
+
+    return run, make
+
+
+def attention_part(shape: KernelShape, operands: Operands, result: Tensor) -> tuple[Tensor, Tensor]:
+    """The last query of the first head as computed, and in float64."""
+    query, kv = shape.dims["query"], shape.dims["kv"]
+    seen = query if query > 1 else kv  # a causal mask aligns queries with the first keys
+    q, k, v = (x[0, 0].double() for x in operands)
+    scores = k[:seen] @ q[-1] / q.shape[-1] ** 0.5
+    return result[0, 0, -1], scores.softmax(-1) @ v[:seen]
+
+
+def _any(size: tuple[int, ...], draw: Draw) -> Tensor:
+    return draw(size)
+
+
+def _positive(size: tuple[int, ...], draw: Draw) -> Tensor:
+    return draw(size) + 1
+
+
+Streaming = tuple[Run, Callable[[int, int, Draw], tuple[Operands, Operands]]]
+"""What to run, and how to make its operands and weights of rows × width."""
+
+
+def _unary(run: Callable[[Tensor], Tensor], make: Callable[..., Tensor] = _any) -> Streaming:
+    return run, lambda rows, width, draw: ((make((rows, width), draw),), ())
+
+
+def _binary(run: Callable[[Tensor, Tensor], Tensor], second: Callable[..., Tensor] = _any) -> Streaming:
+    return run, lambda rows, width, draw: ((draw((rows, width)), second((rows, width), draw)), ())
+
+
+def _embedding(rows: int, width: int, draw: Draw) -> tuple[Operands, Operands]:
+    return (torch.randint(0, VOCABULARY * rows, (rows,)),), (draw((VOCABULARY * rows, width)),)
+
+
+def _layer_norm(rows: int, width: int, draw: Draw) -> tuple[Operands, Operands]:
+    return (draw((rows, width)),), (draw((width,)), draw((width,)))
+
+
+def _depthwise(rows: int, width: int, draw: Draw) -> tuple[Operands, Operands]:
+    return (draw((1, width, rows + TAPS - 1)),), (draw((width, 1, TAPS)), draw((width,)))
+
+
+def _indices(rows: int, width: int, draw: Draw) -> tuple[Operands, Operands]:
+    return (draw((rows, width)), torch.randint(0, rows, (rows,))), ()
+
+
+def _halves(rows: int, width: int, draw: Draw) -> tuple[Operands, Operands]:
+    return tuple(draw((rows, max(1, width // 2))) for _ in range(2)), ()
+
+
+STREAMING: dict[str, Streaming] = {
+    "aten::add": _binary(torch.add),
+    "aten::sub": _binary(torch.sub),
+    "aten::mul": _binary(torch.mul),
+    "aten::div": _binary(torch.div, _positive),
+    "aten::neg": _unary(torch.neg),
+    "aten::pow": _unary(lambda x: x.pow(2)),
+    "aten::rsqrt": _unary(torch.rsqrt, _positive),
+    "aten::exp": _unary(torch.exp),
+    "aten::cos": _unary(torch.cos),
+    "aten::sin": _unary(torch.sin),
+    "aten::tanh": _unary(torch.tanh),
+    "aten::sigmoid": _unary(torch.sigmoid),
+    "aten::relu": _unary(torch.relu),
+    "aten::silu": _unary(F.silu),
+    "aten::gelu": _unary(partial(F.gelu, approximate="tanh")),
+    "aten::mean": _unary(lambda x: x.mean(-1, keepdim=True)),
+    "aten::_softmax": _unary(lambda x: F.softmax(x, dim=-1)),
+    "aten::native_layer_norm": (lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b), _layer_norm),
+    "aten::cat": (lambda a, b: torch.cat((a, b), dim=-1), _halves),
+    "aten::_to_copy": _unary(lambda x: x.to(torch.float32 if x.dtype != torch.float32 else torch.bfloat16)),
+    "aten::clone": _unary(torch.clone),
+    "aten::copy_": _binary(lambda x, y: x.copy_(y)),
+    "aten::stack": _binary(lambda x, y: torch.stack((x, y), dim=0)),
+    "aten::zeros_like": _unary(torch.zeros_like),
+    "aten::softplus": _unary(F.softplus),
+    "aten::sum": _unary(lambda x: x.sum(-1)),
+    "aten::cumsum": _unary(lambda x: x.cumsum(-1)),
+    "aten::topk": _unary(lambda x: x.topk(min(2, x.shape[-1]), dim=-1)[0]),
+    "aten::sort": _unary(lambda x: x.sort(dim=-1)[0]),
+    "aten::index": (lambda x, i: x[i], _indices),
+    "aten::convolution": (lambda x, w, b: F.conv1d(x, w, b, groups=len(w)), _depthwise),
+    "aten::embedding": (F.embedding, _embedding),
+}
+"""Operators that stream, by name: a module of rows × width."""
+
+
+def stream(shape: KernelShape, draw: Draw) -> tuple[Run, Make]:
+    """An operator of `STREAMING` on rows × width."""
+    run, make = STREAMING[shape.op]
+    return run, lambda: make(shape.dims["rows"], shape.dims["width"], draw)

@@ -1,0 +1,128 @@
+"""Small operations and the gaps between them as they are in eager models, which no row of equal calls can tell.
+
+Llamas whose widths follow from the device decode a token and prefill prompts. Between two small operations of a model
+the interpreter runs, products stream their weights through the caches, and operands lie where another operation has
+put them: a layer smaller than the last-level cache leaves code and interpreter in it, a larger one drives them out. So
+a small operation takes longer there than in a row of its own, on a CPU above all. What lies between the spans of two
+operations is the host's.
+
+Example: ``InModelKernels(torch.device("cpu"), "float32", cache_bytes=32e6, flops_per_s=1e12).visit(watched)``
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from profiler.kernels.measure import NoInputs, samples
+from profiler.microbench.host_cost import CONTEXT, Step
+from profiler.models.trace import trace
+from profiler.passes.eager import Runner
+from profiler.passes.samples import Sample
+from profiler.record.measurement import middle_mean
+from profiler.timing.turns import Watched
+from roofline.graph.op import OpGraph
+from roofline.workload import Workload
+
+SIZES = ((1 / 16, 8), (1 / 4, 3))
+"""Part of the last-level cache that one square weight fills, and layers: nine such weights make a layer, so layers of
+half of the cache and of twice the cache."""
+UNIT = 64
+"""Widths are multiples of it."""
+PROMPTS = (16, 128)
+"""Tokens of a prefill."""
+LONGEST_S = 0.3
+"""Longest prefill at the device's peak: a longer one is all products, of which probes tell more in less time."""
+PASSES = 3
+"""Passes of a visit. The first is not looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class InModel:
+    """Passes of one model in one phase; times are in the order of its operations."""
+
+    graph: OpGraph
+    taken: tuple[Sample, ...]
+
+    @property
+    def time_s(self) -> NDArray[np.float64]:
+        """Seconds of each operation."""
+        return middle_mean([each.device_s for each in self.taken])
+
+    @property
+    def gap_s(self) -> NDArray[np.float64]:
+        """Seconds of the host before each operation."""
+        return middle_mean([each.gap_s for each in self.taken])
+
+
+class _Pass(nn.Module):
+    """One pass of the model, again and again from the same state."""
+
+    def __init__(self, step: Step, prompt: int) -> None:
+        super().__init__()
+        self.model = step.model
+        self._step, self._prompt = step, prompt
+        self._tokens = torch.zeros((1, prompt), dtype=torch.long, device=next(step.model.parameters()).device)
+
+    def forward(self) -> Any:
+        if self._prompt == 1:
+            return self._step.run()
+        return self.model(input_ids=self._tokens, use_cache=True, logits_to_keep=1).logits
+
+
+class InModelKernels:
+    """Passes of models in one dtype, over several visits; each model lives as long as its passes run."""
+
+    def __init__(self, device: torch.device, dtype: str, cache_bytes: float, flops_per_s: float) -> None:
+        """`cache_bytes`, of the last-level cache; `flops_per_s`, the device's peak of products in this dtype."""
+        self._device, self._dtype = device, dtype
+        self._cache_bytes, self._flops_per_s = cache_bytes, flops_per_s
+        self._graphs: list[OpGraph] = []
+
+    def visit(self, watched: Watched) -> list[list[Sample]]:
+        """Samples of each pass; the first visit traces them.
+
+        Raises `InvalidMeasurement` and `SequenceMismatch` as profiling does.
+        """
+        taken: list[list[Sample]] = []
+        for width, layers in widths(self._dtype, self._cache_bytes):
+            step = Step(self._device, self._dtype, width, layers)
+            for prompt in prompts_of(step, self._flops_per_s):
+                runner = Runner(_Pass(step, prompt), NoInputs(), self._device)
+                with torch.no_grad():
+                    if len(self._graphs) == len(taken):
+                        self._graphs.append(_traced(runner, prompt, self._dtype))
+                    names = [op.name for op in self._graphs[len(taken)].ops]
+                    taken.append(samples(runner, names, PASSES, watched)[1:])
+        return taken
+
+    def passes(self, visits: Iterable[Sequence[Sequence[Sample]]]) -> list[InModel]:
+        """The passes of these visits together."""
+        each = zip(*visits, strict=True)
+        return [
+            InModel(graph, tuple(sample for visit in taken for sample in visit))
+            for graph, taken in zip(self._graphs, each, strict=True)
+        ]
+
+
+def widths(dtype: str, cache_bytes: float) -> list[tuple[int, int]]:
+    """Width and layers of each model. `cache_bytes`: of the last-level cache."""
+    itemsize = getattr(torch, dtype).itemsize
+    return [(UNIT * max(1, round(math.sqrt(part * cache_bytes / itemsize) / UNIT)), layers) for part, layers in SIZES]
+
+
+def prompts_of(step: Step, flops_per_s: float) -> tuple[int, ...]:
+    """Tokens of the passes of one model: a decode, and the prefills that `flops_per_s` let end within `LONGEST_S`."""
+    work = 2 * sum(parameter.numel() for parameter in step.model.parameters())
+    return (1, *(prompt for prompt in PROMPTS if work * prompt / flops_per_s <= LONGEST_S))
+
+
+def _traced(runner: Runner, prompt: int, dtype: str) -> OpGraph:
+    context = CONTEXT if prompt == 1 else 0
+    workload = Workload(batch=1, query_tokens=prompt, context_tokens=context, dtype=dtype)
+    return trace(runner.model, NoInputs(), workload, name="eager", target=runner.backend.type, options={})

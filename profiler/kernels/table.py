@@ -1,0 +1,299 @@
+"""A calibration's kernels as the table of a run: kernels in groups, each group as large as memory holds.
+
+A row is a kernel in one state of the caches: the mean over its sets of operands. On a GPU decode attention is taken
+with its cache in main memory, and prefill attention with what projections have just written: so they are in models, and
+their laws know no caches there. What streams is taken in turns alone. All operations of eager models
+(`profiler.kernels.in_model`) are rows too, and so are the gaps between them.
+
+All groups are visited in turn by the measuring engine, which watches each visit; the table holds what counted, and its
+source says under which conditions.
+
+Example: ``probe_kernels(shapes, device, facts.cache_bytes, limit_bytes=1 << 30, versions={}).table``
+"""
+
+import gc
+import hashlib
+import json
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from types import MappingProxyType
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from profiler.devices.backend import backend_of
+from profiler.devices.nvml import GpuReading
+from profiler.devices.watch import Watch
+from profiler.kernels.family import family_of
+from profiler.kernels.in_model import InModel, InModelKernels
+from profiler.kernels.measure import ROUNDS, Arena, ProbedKernels, Storage, operand_bytes, sets_of
+from profiler.microbench.bench import reason
+from profiler.record.kernel_table import COLUMNS, DIMS, Kernels, Source
+from profiler.record.measurement import middle_mean
+from profiler.timing.cache_state import PAST
+from profiler.timing.reference import ReferenceProbes
+from profiler.timing.turns import Turns, Watched, take_turns
+from roofline.law_inputs import LawInput, gap_dims, law_inputs
+from roofline.laws.kinds import HOST_GAP, OPERATOR, KernelShape, kind_of
+from roofline.price import Prepared
+
+STATES = ("cold", "reach", "streamed")
+"""Sizes that are no kernel's own, but of when it ran."""
+TOGETHER = 120
+"""Kernels of one session at most: its events are kept in memory, and between sessions the machine's level is read."""
+FORMAT = "probe"
+"""Format of the source: these kernels were measured here."""
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Probing:
+    """What a calibration measured."""
+
+    table: Kernels | None
+    """None where nothing could be measured."""
+    failed: dict[str, str]
+    """Why a group of kernels or a model could not be had."""
+    reference: dict[str, list[float]]
+    """Seconds of each reference probe, in the order of time."""
+    warning: str | None = None
+    """What kept the device from its own speed meanwhile, and what to do, in one line."""
+
+
+def probe_kernels(
+    shapes: Sequence[KernelShape],
+    device: torch.device,
+    cache_bytes: float,
+    *,
+    limit_bytes: float,
+    eager: Mapping[str, float] = MappingProxyType({}),
+    visits: int = 2,
+    versions: dict[str, str],
+    progress: Progress = lambda part, what: None,
+    reference: ReferenceProbes | None = None,
+    seconds: float = math.inf,
+    now: Callable[[], float] = time.monotonic,
+    watch: Watch | None = None,
+    read: Callable[[], GpuReading | None] | None = None,
+) -> Probing:
+    """Measure all shapes in `visits`, of which those after the second are left out where `seconds` are spent.
+
+    Args: `limit_bytes`, of the operands of one group; `cache_bytes`, of the last-level cache; `eager`, dtypes in which
+    whole passes are measured too, and the device's peak of products in each, FLOP/s; `reference`, probes that are timed
+    before each visit; `watch` and `read`, of the device's conditions, its own where there is none.
+    """
+    rotated = round(min(PAST * cache_bytes, limit_bytes))  # with little memory, as far past the cache as it allows
+    failed: dict[str, str] = {}
+    known = [shape for shape in shapes if _is_known(shape, failed)]
+    arenas = _arenas(known, device, round(limit_bytes))
+    most = (
+        math.inf if backend_of(device).is_host else limit_bytes
+    )  # operands out of an arena need no memory of their own
+    models = {
+        f"eager.{dtype}": InModelKernels(device, dtype, cache_bytes, flops_per_s)
+        for dtype, flops_per_s in eager.items()
+    }
+    groups = {
+        f"kernels.{i}": ProbedKernels(batch, device, rotated, arenas[batch[0].dtype])
+        for i, batch in enumerate(_batches(known, most, rotated))
+    }
+    levels: dict[str, list[float]] = {}
+    whole = visits * (len(models) + len(groups))
+
+    def take(name: str, watched: Watched) -> object:
+        for probe, probe_s in (reference.time() if reference is not None else {}).items():
+            levels.setdefault(probe, []).append(probe_s)
+        try:
+            return models[name].visit(watched) if name in models else groups[name].visit(watched)
+        finally:
+            if name in models:
+                gc.collect()  # a model's modules refer to each other
+            backend_of(device).release_memory()
+
+    with closing(watch or backend_of(device).watch(device)) as open_watch:
+        turns: Turns[object] = take_turns(
+            [*models, *groups],
+            take,
+            visits=visits,
+            seconds=seconds,
+            on_cpu=backend_of(device).is_host,
+            watch=open_watch,
+            read=read or partial(backend_of(device).reading, device),
+            now=now,
+            progress=lambda taken: progress(min(1.0, taken / whole), f"visit {taken + 1} of {max(whole, taken + 1)}"),
+        )
+    progress(1.0, "kernels")
+    failed |= {name: why for group in groups.values() for name, why in group.failed.items()}
+    for name, error in turns.failed.items():
+        shapes_of = groups[name].shapes if name in groups else ()
+        about = [f"{len(shapes_of)} kernels", f"the first {shapes_of[0].op}"] if shapes_of else []
+        failed[name] = ", ".join([*about, reason(error)])
+    rows: list[dict[str, object]] = []
+    for name, taken in turns.visits.items():
+        results = [visit.result for visit in turns.counted(name)]
+        if not results:
+            if taken:
+                failed[name] = f"refused, in every visit: {taken[-1].verdict.reason}"
+        elif name in models:
+            rows += [row for each in models[name].passes(results) for row in in_model_rows(each, cache_bytes)]
+        else:
+            passes = [times_s for visit in results for times_s in visit]
+            rows += _rows(groups[name], passes, cache_bytes, on_cpu=turns.on_cpu)
+    warning = turns.warning()
+    if not rows:
+        return Probing(None, failed, levels, warning)
+    for i, row in enumerate(rows):
+        row["row"] = i
+    asked = json.dumps([asdict(shape) for shape in shapes], sort_keys=True, default=dict)
+    source = Source(
+        file=FORMAT,
+        sha256=hashlib.sha256(asked.encode()).hexdigest(),
+        format=FORMAT,
+        unit="s",
+        device=None,
+        versions=versions,
+        rows=len(rows),
+        timed=len(rows),
+        kept=len(rows),
+        labels=turns.labels(),
+    )
+    return Probing(Kernels(pa.Table.from_pylist(rows, schema=COLUMNS), (source,)), failed, levels, warning)
+
+
+def _is_known(shape: KernelShape, failed: dict[str, str]) -> bool:
+    try:
+        family_of(shape.op)
+    except ValueError as error:
+        failed[f"kernel.{shape.op}.{shape.dtype}"] = reason(error)
+        return False
+    return True
+
+
+def _arenas(shapes: Sequence[KernelShape], device: torch.device, size_bytes: int) -> dict[str, Arena]:
+    """An arena for each dtype; on a CPU all but float16 share one storage."""
+    storages: dict[bool, Storage] = {}
+    arenas: dict[str, Arena] = {}
+    for name in sorted({shape.dtype for shape in shapes}):
+        dtype = getattr(torch, name)
+        own = dtype not in (torch.float32, torch.bfloat16)
+        if backend_of(device).is_host and own not in storages:
+            storages[own] = Storage(size_bytes, dtype)
+        arenas[name] = Arena(device, dtype, storages.get(own))
+    return arenas
+
+
+def _rows(
+    group: ProbedKernels, passes: Sequence[Sequence[float]], cache_bytes: float, *, on_cpu: bool
+) -> list[dict[str, object]]:
+    """Rows of a group of kernels, from seconds of each operation in each pass."""
+    assert group.graph is not None  # a visit has traced it
+    calls: dict[tuple[int, str], list[tuple[LawInput, NDArray[np.float64]]]] = {}
+    for op, subject, kernel, times_s in zip(
+        group.graph.ops,
+        law_inputs(Prepared(group.graph), cache_bytes),
+        group.owners,
+        np.array(passes).T,
+        strict=True,
+    ):
+        if kernel is not None and subject is not None and middle_mean(times_s) > 0:
+            calls.setdefault((kernel, op.name), []).append((subject, times_s))
+    rows: list[dict[str, object]] = []
+    for (kernel, name), taken in calls.items():
+        shape, held = group.shapes[kernel], group.held[kernel]
+        turns, warm = taken[: len(taken) - held * ROUNDS], taken[len(taken) - held :]
+        if len(turns) > 1:
+            turns = turns[1:]  # whose code and activations come from main memory as well
+        for alike in (turns, warm):
+            if alike and _is_wanted(shape.kind, alike is turns, on_cpu=on_cpu):
+                seconds = float(middle_mean(np.mean([times_s for _, times_s in alike], axis=0)))
+                rows.append(_row(alike[-1][0], name, shape.group, seconds))
+    return rows
+
+
+def _is_wanted(kind: str, is_turn: bool, *, on_cpu: bool) -> bool:
+    if kind.startswith(OPERATOR):
+        return is_turn
+    state = kind_of(kind).state_on_gpu
+    return on_cpu or state is None or state == ("cold" if is_turn else "warm")
+
+
+def in_model_rows(eager: InModel, cache_bytes: float) -> list[dict[str, object]]:
+    """Operations of a pass and, where the host does not run ahead of the device, the gaps before them.
+
+    Operations of the same sizes that ran about as long ago are one row, and so are gaps in which as many modules are
+    left and entered: what is wanted of gaps is their sum, and their mean is far above most of them.
+    """
+    graph = eager.graph
+    rows: list[tuple[LawInput, str, str, Hashable, float]] = [
+        (subject, op.name, f"eager {_name(subject)}", round(math.log2(1 + subject.dims["reach"])), time_s)
+        for op, subject, time_s in zip(graph.ops, law_inputs(Prepared(graph), cache_bytes), eager.time_s, strict=True)
+        if subject is not None and time_s > 0
+    ]
+    if graph.traced_on == "cpu":
+        sizes, pass_of = gap_dims(graph.ops), f"eager {len(graph.ops)} q{graph.workload.query_tokens}"
+        for i, gap_s in enumerate(eager.gap_s):
+            dims = {name: float(column[i]) for name, column in sizes.items()}
+            gap = LawInput((HOST_GAP,), graph.workload.dtype, dims)
+            if i and gap_s > 0:
+                rows.append((gap, HOST_GAP, pass_of, dims["modules"], gap_s))
+    alike: dict[tuple[object, ...], list[tuple[LawInput, float]]] = {}
+    about: dict[tuple[object, ...], tuple[str, str]] = {}
+    for subject, op, group, mark, time_s in rows:
+        own = sorted((name, size) for name, size in subject.dims.items() if name not in STATES)
+        key = (subject.kinds, subject.dtype, op, *own, mark)
+        alike.setdefault(key, []).append((subject, time_s))
+        about[key] = op, group
+    return [_mean(same, *about[key]) for key, same in alike.items()]
+
+
+def _name(subject: LawInput) -> str:
+    """Name of what is held out together when a fit is judged."""
+    dims = subject.dims
+    names = ("elements",) if subject.kinds[0].startswith(OPERATOR) else ("n", "k", "heads", "kv_heads", "head_dim")
+    return " ".join(f"{name} {dims[name]:.0f}" for name in names if name in dims)
+
+
+def _mean(alike: Sequence[tuple[LawInput, float]], op: str, group: str) -> dict[str, object]:
+    first = alike[0][0]
+    states = {
+        name: statistics.fmean(subject.dims[name] for subject, _ in alike) for name in STATES if name in first.dims
+    }
+    return _row(
+        replace(first, dims={**first.dims, **states}), op, group, statistics.fmean(time_s for _, time_s in alike)
+    )
+
+
+def _row(subject: LawInput, op: str, group: str, time_s: float) -> dict[str, object]:
+    row: dict[str, object] = {size: float(value) for size, value in subject.dims.items() if size in DIMS}
+    row |= {"kind": subject.kinds[0], "dtype": subject.dtype, "op": op, "group": group, "time_s": time_s}
+    return row | {"framework": "torch", "version": torch.__version__, "source": 0}
+
+
+def _batches(shapes: Sequence[KernelShape], limit_bytes: float, rotated_bytes: int) -> Iterator[list[KernelShape]]:
+    """Groups of one dtype each, as large as memory allows.
+
+    Their order has no meaning, so that what changes with time is no kernel's in particular.
+    """
+    left = sorted(shapes, key=lambda shape: (shape.dtype, shape.op, sorted(shape.dims.items())))
+    random.Random(0).shuffle(left)
+    left.sort(key=lambda shape: shape.dtype)
+    batch: list[KernelShape] = []
+    held = 0.0
+    for shape in left:
+        needed = float(operand_bytes(shape) * sets_of(shape, rotated_bytes))
+        if batch and (held + needed > limit_bytes or len(batch) >= TOGETHER or shape.dtype != batch[0].dtype):
+            yield batch
+            batch, held = [], 0.0
+        batch.append(shape)
+        held += needed
+    if batch:
+        yield batch

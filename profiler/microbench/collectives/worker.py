@@ -1,0 +1,284 @@
+"""What each rank runs: every collective at every size, timed on all ranks together; rank 0 writes the measurements.
+
+`profiler.microbench.collectives.launch` starts it on one machine. Across machines, start it by hand on each of them, in
+the folder of this repository::
+
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
+        -m profiler.microbench.collectives.worker --device cuda --out collectives.jsonl
+
+Contract: rank 0 appends one `Measurement` a line to `--out` (its value is the bus bandwidth), each flushed when it is
+done. A case that fails on any rank fails on all and is a line with its reason; the next one has fresh connections. A
+rank that is gone ends the others: the exit code is not 0. Operations go over one process group (NCCL on CUDA, gloo on
+a CPU), decisions over another (always gloo).
+"""
+
+import argparse
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pynvml
+import torch
+import torch.distributed as dist
+
+from profiler.devices.backend import BACKENDS, PerDevice, backend_of
+from profiler.microbench.bench import reason
+from profiler.microbench.collectives.cases import CASES, Operands, Ranks, repeats_limit, whole
+from profiler.microbench.collectives.lockstep import SAMPLE_S, Phase, Together, lockstep_clock, measure
+from profiler.record.measurement import UNKNOWN_LINK, Measurement
+from roofline.laws.bus_bandwidth import factor
+
+SMALLEST = 1 << 10
+LARGEST = PerDevice(host=16 << 20, accelerator=256 << 20)
+STEP, QUICK_STEP = 4, 16
+"""Factor from one size to the next."""
+TIMEOUT_S = 60.0
+"""Longest time of an operation: beyond it a rank is thought to be gone."""
+CONTROL_FACTOR = 3
+"""The group that decides waits so many times longer than an operation may take, so that whoever is left waiting in an
+operation still gets to tell the others."""
+
+
+class FailedTogether(Exception):
+    """A case has no result on any rank; the message says what each rank says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is measured, alike on all ranks: the options of the command line."""
+
+    device: str
+    out: Path
+    operations: tuple[str, ...]
+    smallest: int
+    largest: int | None
+    quick: bool
+    budget: float
+    timeout: float
+    process: int
+    lifeline: Path | None
+
+
+def sizes(device_type: str, *, quick: bool, smallest: int = SMALLEST, largest: int | None = None) -> tuple[int, ...]:
+    """Bytes, from the smallest in steps of 4 (quick: 16) up to the largest."""
+    every, last = [smallest], largest or LARGEST.of(device_type)
+    while every[-1] * (step := QUICK_STEP if quick else STEP) <= last:
+        every.append(every[-1] * step)
+    return tuple(every)
+
+
+def settings(arguments: Sequence[str]) -> Settings:
+    """The settings that a command line asks for. Exits with a message where it is wrong."""
+    parser = argparse.ArgumentParser(prog="collectives.worker", description="Run under torchrun; one process a rank.")
+    parser.add_argument("--out", type=Path, required=True, help="file that rank 0 appends measurements to, one a line")
+    parser.add_argument("--device", choices=tuple(backend.type for backend in BACKENDS), required=True)
+    parser.add_argument("--operations", nargs="+", choices=tuple(CASES), default=tuple(CASES))
+    parser.add_argument("--smallest", type=int, default=SMALLEST, help="bytes")
+    parser.add_argument("--largest", type=int, help="bytes")
+    parser.add_argument("--quick", action="store_true", help="sizes in steps of 16 instead of 4")
+    parser.add_argument("--budget", type=float, default=0.3, help="seconds of a case")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds that an operation may take")
+    parser.add_argument("--process", type=int, default=0, help="number written into the measurements")
+    parser.add_argument("--lifeline", type=Path, help="named pipe: every rank ends when its writer is gone")
+    return Settings(**vars(parser.parse_args(arguments)))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run all cases on this rank."""
+    asked = settings(arguments)
+    if asked.lifeline is not None:
+        hold(asked.lifeline)
+    local = int(os.environ["LOCAL_RANK"])
+    device = torch.device(asked.device) if backend_of(asked.device).is_host else torch.device(asked.device, local)
+    backend_of(device).make_current(device)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=CONTROL_FACTOR * asked.timeout))
+    try:
+        with Path(os.devnull if dist.get_rank() else asked.out).open("a", encoding="utf-8") as out, torch.no_grad():
+            for measurement in Worker(asked, device).measurements():
+                out.write(measurement.model_dump_json() + "\n")
+                out.flush()
+    finally:
+        dist.destroy_process_group()
+
+
+def hold(lifeline: Path) -> None:
+    """End this process as soon as nobody holds the named pipe open for writing, however they went."""
+    file = lifeline.open("rb")
+
+    def wait() -> None:
+        file.read()
+        os._exit(1)  # the main thread may be deep inside an operation that never ends
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+class Worker:
+    """One rank of the measurement."""
+
+    def __init__(self, asked: Settings, device: torch.device) -> None:
+        self._asked, self._device = asked, device
+        self._backend = backend_of(device).collectives
+        self._count = dist.get_world_size()
+        self._small = torch.ones(1, device=device)
+
+    def measurements(self) -> Iterator[Measurement]:
+        """Every operation at every size, alike on all ranks."""
+        if self._count < 2:
+            yield failed("all", "one rank: collectives need two or more", process=self._asked.process)
+            return
+        self._connect()
+        link = self._link()
+        asked = self._asked
+        every = sizes(asked.device, quick=asked.quick, smallest=asked.smallest, largest=asked.largest)
+        for operation in asked.operations:
+            for size in every:
+                yield self._measured(operation, whole(size, self._count), link)
+
+    def _measured(self, operation: str, size: int, link: str) -> Measurement:
+        about: dict[str, Any] = {
+            "benchmark": "collective",
+            "case": f"{operation} {size}",
+            "dtype": "float32",
+            "threads": torch.get_num_threads() if backend_of(self._device).is_host else None,
+            "process": self._asked.process,
+            "parameters": {
+                "operation": operation,
+                "bytes": size,
+                "ranks": self._count,
+                "backend": self._backend,
+                "link": link,
+            },
+            "unit": "B/s",
+            "work": size * factor(operation, self._count),
+        }
+        try:
+            timed = self._timed(operation, size)
+        except FailedTogether as error:
+            self._connect()
+            return Measurement(**about, status="failed", reason=str(error))
+        return Measurement(
+            **about,
+            status="done",
+            samples=timed.times_s,
+            repeats=timed.repeats,
+            clock=timed.clock,
+            stop_reason="sample limit",
+            warm_up=timed.warm_up,
+        )
+
+    def _timed(self, operation: str, size: int) -> Together:
+        ranks = Ranks(dist.get_rank(), self._count, self._device, self._group)
+        made: list[Operands] = []
+
+        def make() -> list[float]:
+            made.append(CASES[operation](size, ranks))
+            return []
+
+        share(make)
+        return measure(
+            made[0],
+            lockstep_clock(self._device, self._meet),
+            share,
+            budget_s=self._asked.budget,
+            sample_s=SAMPLE_S.of(self._device),
+            most_repeats=repeats_limit(operation, self._count),
+        )
+
+    def _connect(self) -> None:
+        """A fresh group for the operations: one that an operation has failed in may be of no more use."""
+        self._group = dist.new_group(backend=self._backend, timeout=timedelta(seconds=self._asked.timeout))
+
+    def _meet(self) -> None:
+        dist.all_reduce(self._small, group=self._group)
+
+    def _link(self) -> str:
+        seen: list[tuple[str, str]] = [("", "")] * self._count
+        uuid = backend_of(self._device).describe(self._device)[1] or ""
+        dist.all_gather_object(seen, (socket.gethostname(), uuid))
+        return link_name(
+            backend=self._backend,
+            hosts=len({host for host, _ in seen}),
+            rocm=torch.version.hip is not None,
+            nvlinked=lambda: all_nvlinked([uuid for _, uuid in seen]),
+        )
+
+
+def link_name(*, backend: str, hosts: int, rocm: bool, nvlinked: Callable[[], bool]) -> str:
+    """What lies between the ranks, named as in `Peaks.links`; `nvlinked` is asked only where it matters.
+
+    - "network": they run on more than one host; the slowest link of a ring is what it is as fast as;
+    - "loopback": gloo within one host, TCP through the kernel, which no device file has;
+    - "infinity-fabric": AMD's GPUs within one host;
+    - "nvlink": NVIDIA's, where the driver says so of every pair;
+    - "pcie": NVIDIA's otherwise; also GPUs of one host that reach each other through its memory only;
+    - `UNKNOWN_LINK`: NVIDIA's, where the driver cannot be asked. No `Link` is made of such measurements.
+    """
+    if hosts > 1:
+        return "network"
+    if backend == "gloo":
+        return "loopback"
+    if rocm:
+        return "infinity-fabric"
+    try:
+        return "nvlink" if nvlinked() else "pcie"
+    except pynvml.NVMLError:
+        return UNKNOWN_LINK
+
+
+def all_nvlinked(uuids: Sequence[str]) -> bool:
+    """Whether the driver says that every two GPUs of this host ("GPU-…") reach each other over NVLink.
+
+    Raises pynvml.NVMLError where the driver cannot be asked.
+    """
+    pynvml.nvmlInit()
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
+        states = (
+            pynvml.nvmlDeviceGetP2PStatus(a, b, pynvml.NVML_P2P_CAPS_INDEX_NVLINK) for a, b in combinations(handles, 2)
+        )
+        return all(state == pynvml.NVML_P2P_STATUS_OK for state in states)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def share(phase: Phase) -> list[float]:
+    """Run a phase on every rank and give the greatest of each time. Raises FailedTogether on all if it fails on any.
+
+    What ends the process (KeyboardInterrupt, a control group that is gone) is not caught.
+    """
+    times: list[float] = []
+    why: str | None = None
+    try:
+        times = list(phase())
+    except Exception as error:  # noqa: BLE001 - whatever a backend raises fails the case on all ranks
+        why = reason(error)
+    outcomes: list[tuple[list[float], str | None]] = [([], None)] * dist.get_world_size()
+    dist.all_gather_object(outcomes, (times, why))
+    if any(why is not None for _, why in outcomes):
+        raise FailedTogether(together([why for _, why in outcomes]))
+    return [max(column) for column in zip(*(times for times, _ in outcomes), strict=True)]
+
+
+def together(reasons: Sequence[str | None]) -> str:
+    """One line of what each rank says, None where it has not failed; said once where all say the same."""
+    if len(set(reasons)) == 1:
+        return str(reasons[0])
+    return "; ".join(f"rank {rank}: {why}" for rank, why in enumerate(reasons) if why is not None)
+
+
+def failed(case: str, why: str, *, process: int) -> Measurement:
+    """Why a case, or all that are left, have no result."""
+    return Measurement(
+        benchmark="collective", case=case, process=process, unit="B/s", work=1, status="failed", reason=why
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

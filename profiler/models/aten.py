@@ -1,0 +1,326 @@
+"""What one call of an ATen operator is: its kind, its dimensions, its FLOPs, and the bytes that it touches.
+
+`OPERATORS` is the one table; an operator that it lacks is counted by its bytes alone, and `Work.counted` says so.
+A multiply-add is 2 FLOPs, moving data is none. Bytes are compulsory traffic: each distinct element once, an expanded
+operand at its storage, of a mixture the experts that are hit.
+
+Example: ``work_of(torch.ops.aten.mm.default, (a, b), out).matrix_flops == 2 * m * k * n``
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from roofline.graph.op import Bytes, Kind, Routing
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Kind, dimensions and FLOPs of one call."""
+
+    kind: Kind
+    dims: dict[str, int] = field(default_factory=dict)
+    matrix_flops: float = 0
+    vector_flops: float = 0
+    counted: bool = True
+    """False where the table does not know the operator's arithmetic."""
+    routing: Routing | None = None
+    """Assumed routing of a grouped product, where nobody knows the real one."""
+
+
+Counted = Literal["output", "input", "source"]
+"""Whose elements FLOPs are counted on: the largest result, the first operand, or the last one."""
+
+Touches = Literal["all", "rows of the first", "overwrites", "overwrites rows", "adds to rows", "shape"]
+"""What is touched beside "all", that is every operand and every result: a gather reads as much of its first operand
+as it returns; "overwrites" does not read what it writes; "rows" are as many elements as the other operands bring;
+"shape" reads no operand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """A row of the table."""
+
+    kind: Kind | None
+    """None: the call makes no device work."""
+    flops: float = 0
+    """Vector FLOPs for each counted element."""
+    counted: Counted = "output"
+    touches: Touches = "all"
+    work: Callable[[tuple[Any, ...], Tensor], Work] | None = None
+    """Work from arguments and result, where it does not follow from a number of elements."""
+
+
+def _matmul(batch: int, m: int, n: int, k: int, bias: bool = False, weights: Tensor | None = None) -> Work:
+    dims = {"b": batch, "m": m, "n": n, "k": k}
+    if weights is not None and weights.stride(1) == 1 and min(weights.shape) > 1:
+        dims["row_major"] = 1  # k × n in memory, as GPT-2 keeps its weights; `nn.Linear` keeps them n × k
+    return Work(Kind.MATMUL, dims, 2.0 * batch * m * n * k, float(batch * m * n) if bias else 0.0)
+
+
+def _mm(args: tuple[Any, ...], out: Tensor) -> Work:
+    a, b = args[:2]
+    return _matmul(1, a.shape[0], b.shape[1], a.shape[1], weights=b)
+
+
+def _addmm(args: tuple[Any, ...], out: Tensor) -> Work:
+    a, b = args[1:3]
+    return _matmul(1, a.shape[0], b.shape[1], a.shape[1], bias=True, weights=b)
+
+
+def _bmm(args: tuple[Any, ...], out: Tensor) -> Work:
+    a, b = args[:2]
+    return _matmul(a.shape[0], a.shape[1], b.shape[2], a.shape[2])
+
+
+def _baddbmm(args: tuple[Any, ...], out: Tensor) -> Work:
+    a, b = args[1:3]
+    return _matmul(a.shape[0], a.shape[1], b.shape[2], a.shape[2], bias=True)
+
+
+def _vector_product(args: tuple[Any, ...], out: Tensor) -> Work:
+    return _matmul(1, max(1, out.numel()), 1, args[1].shape[0])
+
+
+def _linear(args: tuple[Any, ...], out: Tensor) -> Work:
+    x, weight = args[:2]
+    has_bias = len(args) > 2 and args[2] is not None
+    return _matmul(1, x.numel() // x.shape[-1], weight.shape[0], weight.shape[1], has_bias)
+
+
+def _grouped_mm(args: tuple[Any, ...], out: Tensor) -> Work:
+    """Rows of `a`, sorted by group, times the group's own matrix; `b` is (groups, k, n)."""
+    a, b = args[:2]
+    if a.dim() == 3 or b.dim() == 2:
+        dims = {"groups": max(a.shape[0], 1), "m": out.shape[-2], "n": b.shape[-1], "k": a.shape[-1]}
+        return Work(Kind.GROUPED_MATMUL, dims, 2.0 * out.numel() * a.shape[-1])
+    dims = {"groups": b.shape[0], "m": a.shape[0], "n": b.shape[2], "k": a.shape[1]}
+    return Work(Kind.GROUPED_MATMUL, dims, 2.0 * a.shape[0] * b.shape[2] * a.shape[1])
+
+
+def _convolution(args: tuple[Any, ...], out: Tensor) -> Work:
+    """Each output element (transposed: input element) is a dot product over (channels ÷ groups) × kernel."""
+    x, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
+    window = math.prod(weight.shape[1:])
+    dims = {"batch": x.shape[0], "in": x.shape[1], "out": out.shape[1], "groups": groups, "window": window}
+    elements = x.numel() if transposed else out.numel()
+    return Work(Kind.CONV, dims, 2.0 * elements * window, float(out.numel()) if bias is not None else 0.0)
+
+
+def _embedding(args: tuple[Any, ...], out: Tensor) -> Work:
+    return Work(Kind.EMBEDDING, {"rows": args[1].numel(), "width": args[0].shape[-1]})
+
+
+def _triangular(args: tuple[Any, ...], out: Tensor) -> Work:
+    """Row i of n takes i multiply-adds and a division: n² for each column."""
+    return Work(Kind.OTHER, {"elements": out.numel()}, 0, float(out.numel() * args[0].shape[-1]))
+
+
+def _rows(
+    names: str, kind: Kind | None, flops: float = 0, counted: Counted = "output", touches: Touches = "all"
+) -> dict[str, Operator]:
+    """The same row for several operators."""
+    return dict.fromkeys(names.split(), Operator(kind, flops, counted, touches))
+
+
+_POINTWISE, _REDUCTION, _COPY = Kind.POINTWISE, Kind.REDUCTION, Kind.COPY
+
+OPERATORS: Mapping[str, Operator] = {
+    # Products: by definition.
+    "mm": Operator(Kind.MATMUL, work=_mm),
+    "_scaled_mm": Operator(Kind.MATMUL, work=_mm),
+    "_int_mm": Operator(Kind.MATMUL, work=_mm),
+    "addmm": Operator(Kind.MATMUL, work=_addmm),
+    "bmm": Operator(Kind.MATMUL, work=_bmm),
+    "baddbmm": Operator(Kind.MATMUL, work=_baddbmm),
+    "mv": Operator(Kind.MATMUL, work=_vector_product),
+    "dot": Operator(Kind.MATMUL, work=_vector_product),
+    "linear": Operator(Kind.MATMUL, work=_linear),
+    "_grouped_mm": Operator(Kind.GROUPED_MATMUL, work=_grouped_mm),
+    "convolution": Operator(Kind.CONV, work=_convolution),
+    "_convolution": Operator(Kind.CONV, work=_convolution),
+    "embedding": Operator(Kind.EMBEDDING, touches="rows of the first", work=_embedding),
+    "linalg_solve_triangular": Operator(Kind.OTHER, work=_triangular),
+    # One arithmetic operation or comparison an element, by definition.
+    **_rows("add sub rsub mul div neg abs maximum minimum reciprocal floor_divide remainder fmod", _POINTWISE, 1),
+    **_rows("relu exp exp2 expm1 log log1p cos sin sqrt rsqrt tanh erf erfinv pow square sign", _POINTWISE, 1),
+    **_rows("eq ne lt le gt ge isin floor ceil round clamp_min clamp_max", _POINTWISE, 1),
+    **_rows("bitwise_and bitwise_or bitwise_not logical_and logical_or logical_not", _POINTWISE, 1),
+    # Several operations an element, written out.
+    "clamp": Operator(_POINTWISE, 2),  # max, min
+    "addcmul": Operator(_POINTWISE, 2),  # multiply, add
+    "lerp": Operator(_POINTWISE, 3),  # a + w (b - a)
+    "polar": Operator(_POINTWISE, 4),  # r cos(x), r sin(x): cos, sin, two products
+    "sigmoid": Operator(_POINTWISE, 4),  # 1 / (1 + exp(-x)): negate, exp, add, divide
+    "silu": Operator(_POINTWISE, 4),  # x / (1 + exp(-x))
+    "log_sigmoid_forward": Operator(_POINTWISE, 4),  # -log(1 + exp(-x)): negate, exp, add, log
+    "softplus": Operator(_POINTWISE, 3),  # log(1 + exp(x)): exp, add, log
+    # Hendrycks and Gimpel, arXiv 1606.08415, eq. 2: x/2 (1 + erf(x/√2)): scale, erf, add, scale, multiply; and
+    # x/2 (1 + tanh(√(2/π)(x + 0.044715 x³))): 3 for the cubic, add, scale, tanh, add, …
+    "gelu": Operator(_POINTWISE, 5),
+    "gelu_tanh": Operator(_POINTWISE, 8),  # for the microbenchmark; a trace counts both kinds of gelu as the first
+    # arXiv 2402.16363, section 2: its per-layer table counts 5 an element for softmax and 7 for a norm.
+    **_rows("_softmax _safe_softmax _log_softmax", Kind.SOFTMAX, 5),
+    **_rows("native_layer_norm native_group_norm native_batch_norm", Kind.NORM, 7),
+    "_fused_rms_norm": Operator(Kind.NORM, 4),  # square, sum, scale by 1/rms, scale by the gain
+    # One operation an input element: the addition or the comparison.
+    **_rows("sum mean amax amin max min argmax argmin prod any all _is_all_true _is_any_true", _REDUCTION, 1, "input"),
+    **_rows("cumsum cumprod histc bincount", _REDUCTION, 1, "input"),
+    "aminmax": Operator(_REDUCTION, 2, "input"),  # two comparisons
+    "linalg_vector_norm": Operator(_REDUCTION, 2, "input"),  # square, add
+    **_rows("var var_mean std std_mean", _REDUCTION, 4, "input"),  # mean, subtract, square, sum; a root an output
+    "logsumexp": Operator(_REDUCTION, 4, "input"),  # max, subtract, exp, add
+    # As one comparison an element: a radix sort compares nothing, and its passes are bound by their bytes.
+    **_rows("sort topk argsort kthvalue _unique2 unique_consecutive", _REDUCTION, 1, "input"),
+    # Rows of a source are added to some of a tensor's: one addition for each element of the source.
+    **_rows(
+        "index_add_ index_add scatter_add_ scatter_add scatter_reduce scatter_reduce_",
+        _POINTWISE, 1, "source", "adds to rows",
+    ),
+    # Data that is moved or set.
+    **_rows("clone _to_copy contiguous _copy_from cat stack where masked_fill masked_fill_ masked_scatter", _COPY),
+    **_rows("index_put scatter slice_scatter select_scatter put_ resolve_conj", _COPY),
+    **_rows("roll flip repeat repeat_interleave expand_copy permute_copy unfold_copy im2col", _COPY),
+    **_rows("tril triu tril_ triu_ tril_indices triu_indices constant_pad_nd pad one_hot nonzero", _COPY),
+    **_rows("zeros ones full eye arange linspace randn rand _local_scalar_dense", _COPY),
+    **_rows("index index_select gather take", _COPY, touches="rows of the first"),
+    **_rows("copy_ fill_ zero_ normal_ uniform_ bernoulli_ index_fill_", _COPY, touches="overwrites"),
+    **_rows("index_put_ index_copy_ scatter_", _COPY, touches="overwrites rows"),
+    **_rows("zeros_like ones_like full_like rand_like randn_like new_zeros new_ones new_full", _COPY, touches="shape"),
+    # No device work, though the schema does not mark these as views. `where` calls `scalar_tensor` for its scalars:
+    # what that does there is part of `where`.
+    **_rows("empty empty_like empty_strided new_empty new_empty_strided resize_ set_ scalar_tensor", None),
+    **_rows("_unsafe_view _reshape_alias detach alias lift lift_fresh", None),
+    **_rows("is_same_size sym_size sym_stride sym_numel sym_storage_offset", None),
+}  # fmt: skip
+"""Operators by name, without namespace and overload; one in place (`add_`) is as the other unless it has a row."""
+
+FLOPS_PER_ELEMENT = {name: row.flops for name, row in OPERATORS.items()}
+"""Vector FLOPs for each counted element, by operator."""
+
+NO_WORK = frozenset(name for name, row in OPERATORS.items() if row.kind is None)
+"""Operators without device work."""
+
+
+@cache
+def name_of(func: OpOverload) -> str:
+    """Operator without namespace and overload: "mm"."""
+    return str(func._schema.name).split("::")[1]
+
+
+def operator(name: str) -> Operator | None:
+    """The row of an operator; None where the table has none."""
+    return OPERATORS.get(name) or OPERATORS.get(name.rstrip("_"))
+
+
+@cache
+def is_metadata(func: OpOverload) -> bool:
+    """Whether a call makes no device work: a view, or an allocation."""
+    return func.is_view or name_of(func) in NO_WORK
+
+
+def work_of(func: OpOverload, args: tuple[Any, ...], out: Any) -> Work:
+    """Kind, dimensions and FLOPs of one ATen call that makes device work.
+
+    Args: the call's arguments (tensors of any device, meta included) and its result.
+    """
+    name = name_of(func)
+    if name == "max" and len(args) == 2 and isinstance(args[1], Tensor):
+        name = "maximum"
+    row = operator(name)
+    results = [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, Tensor)]
+    elements = max((t.numel() for t in results), default=0)
+    if row is None or row.kind is None:
+        is_pointwise = torch.Tag.pointwise in func.tags  # one result for each element
+        return Work(Kind.POINTWISE if is_pointwise else Kind.OTHER, {"elements": elements}, counted=False)
+    if row.work is not None:
+        return row.work(args, results[0])
+    operands = [t for t in args if isinstance(t, Tensor)]
+    if operands and row.counted != "output":
+        elements = operands[0 if row.counted == "input" else -1].numel()
+    return Work(row.kind, {"elements": elements}, 0, row.flops * elements)
+
+
+Touched = list[tuple[Tensor, Bytes]]
+"""Tensors with the bytes of them that are touched."""
+
+
+def touched(
+    func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, *, experts_per_token: int
+) -> tuple[Touched, Touched]:
+    """What a call reads and what it writes.
+
+    Args: the call and its result; how many experts a token chooses, for grouped products without real routing.
+    """
+    name = name_of(func)
+    row = operator(name)
+    touches = row.touches if row else "all"
+    inputs, outputs = list(tensors((*args, *kwargs.values()))), list(tensors((out,)))
+    written = [args[i] for i in _written_arguments(func) if i < len(args)]
+    written = [tensor for tensor in written if isinstance(tensor, Tensor)]
+    reads: Touched = [] if touches == "shape" else [(t, distinct_bytes(t)) for t in inputs]
+    if touches == "rows of the first" and reads:
+        moved = max((t.numel() * t.element_size() for t in outputs), default=0)
+        reads[0] = (inputs[0], min(reads[0][1], moved))
+    if touches in ("overwrites", "overwrites rows"):
+        reads = [read for read in reads if read[0] is not args[0]]
+    if name == "_grouped_mm" and inputs[1].dim() == 3:
+        chosen = routing_of(args, kwargs, experts_per_token)
+        hit = chosen.hit if chosen else _real_hit(args, kwargs)
+        reads[1] = (inputs[1], distinct_bytes(inputs[1]) * hit / inputs[1].shape[0])
+    if written and touches in ("overwrites rows", "adds to rows"):
+        changed = max((distinct_bytes(t) // t.element_size() for t in inputs[1:]), default=0)
+        part = min(changed * written[0].element_size(), distinct_bytes(written[0]))
+        if touches == "adds to rows":
+            reads[0] = (written[0], part)
+        return reads, [(written[0], part)]
+    fresh = [t for t in outputs if all(t is not w for w in written)]
+    return reads, [(t, distinct_bytes(t)) for t in (*written, *fresh)]
+
+
+@cache
+def _written_arguments(func: OpOverload) -> tuple[int, ...]:
+    """Positions of the arguments that a call writes to."""
+    aliases = enumerate(argument.alias_info for argument in func._schema.arguments)
+    return tuple(i for i, alias in aliases if alias is not None and alias.is_write)
+
+
+def routing_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], per_token: int) -> Routing | None:
+    """The assumed routing of a grouped product (rows, (experts, k, n), offsets); None where the offsets are real."""
+    rows, matrices = args[0], args[1]
+    offsets = _offsets(args, kwargs)
+    if matrices.dim() != 3 or (isinstance(offsets, Tensor) and offsets.device.type != "meta"):
+        return None
+    return Routing(experts=matrices.shape[0], per_token=per_token, tokens=rows.shape[0] / per_token)
+
+
+def _real_hit(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Distinct experts that have rows: the offsets are where each expert's rows end."""
+    ends = _offsets(args, kwargs).flatten()
+    return int((torch.diff(ends, prepend=ends.new_zeros(1)) > 0).sum())
+
+
+def _offsets(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return kwargs.get("offs", args[2] if len(args) > 2 else None)
+
+
+def distinct_bytes(tensor: Tensor) -> int:
+    """Bytes of the distinct elements that a view addresses: an expanded dimension (stride 0) counts once."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    elements = math.prod(size for size, stride in sizes if stride != 0 or size == 0)
+    return min(elements * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """All tensors in arguments, those in lists included."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors(value)

@@ -1,0 +1,170 @@
+"""Attention: what one call of `scaled_dot_product_attention` does and takes, and what a model says of its attention.
+
+FLOPs are those of unmasked pairs. Which pairs a mask leaves follows from the causal flag, from the mask where it has
+data, and else from what the module around the call says of itself.
+
+Example: ``work_of_attention((q, k, v), {"is_causal": True}, workload, spec=None).dims["pairs"]``
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from profiler.models.aten import FLOPS_PER_ELEMENT, Work, tensors
+from roofline.graph.op import AttentionModule, Kind, attention_pairs
+from roofline.workload import Workload
+
+NAME = "aten::scaled_dot_product_attention"
+"""As the profiler names it."""
+
+
+def operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor | None, bool]:
+    """Query, key, value, mask and whether the causal flag is set, however the call passes them."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    named = {**dict(zip(names, args, strict=False)), **kwargs}
+    return named["query"], named["key"], named["value"], named.get("attn_mask"), bool(named.get("is_causal"))
+
+
+def work_of_attention(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], workload: Workload, spec: AttentionModule | None
+) -> Work:
+    """Kind, dimensions and FLOPs: 2 for each unmasked pair, head and element of the head dimensions.
+
+    Args: the call, of tensors (…, heads, tokens, head dim); `spec` is what the module around it says of itself.
+    """
+    query, key, value, mask, is_causal = operands(args, kwargs)
+    batch, heads = math.prod(query.shape[:-3]), query.shape[-3] if query.dim() > 2 else 1
+    pairs, causal, window = unmasked_pairs(query, key, mask, is_causal, workload, spec)
+    head_dim, value_dim = query.shape[-1], value.shape[-1]
+    dims = {
+        "batch": batch,
+        "heads": heads,
+        "kv_heads": key.shape[-3] if key.dim() > 2 else 1,
+        "query": query.shape[-2],
+        "kv": key.shape[-2],
+        "head_dim": head_dim,
+        "value_dim": value_dim,
+        "causal": int(causal),
+        "window": window or 0,
+        "pairs": pairs,
+    }
+    each = pairs * batch * heads
+    return Work(Kind.ATTENTION, dims, 2.0 * each * (head_dim + value_dim), FLOPS_PER_ELEMENT["_softmax"] * each)
+
+
+def unmasked_pairs(
+    query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, workload: Workload, spec: AttentionModule | None
+) -> tuple[int, bool, int | None]:
+    """Pairs a head, whether they are causal, and their window in tokens."""
+    length, kv = query.shape[-2], key.shape[-2]
+    if is_causal:
+        return attention_pairs(length, 0, True, None), True, None
+    if mask is None:
+        return length * kv, False, None
+    if mask.device.type != "meta" and mask.dtype == torch.bool:
+        allowed = mask.expand(*query.shape[:-3], mask.shape[-3] if mask.dim() > 2 else 1, length, kv)
+        seen = round(allowed.float().sum().item() / math.prod(allowed.shape[:-2]))
+        return seen, spec.causal if spec else False, spec.window if spec else None
+    if spec is not None and spec.causal:
+        # `transformers` may fold the heads of a group into the queries, as in decode: all see the same keys.
+        tokens = workload.query_tokens
+        folded = length // tokens if length % tokens == 0 else 1
+        pairs = attention_pairs(length // folded, workload.context_tokens, True, spec.window)
+        return folded * pairs, True, spec.window
+    return length * kv, False, None
+
+
+def attend(func: Any, args: Any, kwargs: Any, target: str) -> tuple[Tensor, int]:
+    """The result of attention, and the bytes that it takes and gives back within itself, part of a pass's peak.
+
+    A boolean mask is copied to the type of the query (`convert_boolean_attn_mask`). Where the fused kernel of the CPU
+    is not to be had, because keys and values differ in width (`check_head_dim_size_cpp` in `sdp_utils_cpp.cpp`), the
+    unfused `_scaled_dot_product_attention_math` runs: it is run on `meta`, and what it allocates is added up. Both
+    are in `aten/src/ATen/native/transformers/attention.cpp`. Buffers of a fused kernel's threads are left out.
+    """
+    query, _, value, mask, _ = operands(args, kwargs)
+    mask_copy = math.prod(mask.shape) * query.element_size() if mask is not None and mask.dtype == torch.bool else 0
+    if query.device.type != "meta" or query.dim() != 4:
+        return func(*args, **kwargs), mask_copy
+    if target == "cpu" and query.shape[-1] != value.shape[-1]:
+        with _PeakBytes() as allocated:
+            out = func(*args, **kwargs)
+        return out, allocated.peak - out.untyped_storage().nbytes()
+    # The fused backends return (batch, query, heads, dim) memory seen as (batch, heads, query, dim).
+    batch, heads, length, _ = query.shape
+    return query.new_empty((batch, length, heads, value.shape[-1])).transpose(1, 2), mask_copy
+
+
+class _PeakBytes(TorchDispatchMode):
+    """The most bytes that storages made inside it hold at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        known = {tensor.untyped_storage()._cdata for tensor in tensors((*args, *kwargs.values()))}
+        out = func(*args, **kwargs)
+        self.alive = {key: held for key, held in self.alive.items() if not held[0].expired()}
+        for tensor in tensors((out,)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in known:
+                self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        inside = out.numel() if func is torch.ops.aten._safe_softmax.default else 0  # a bool for each score
+        self.peak = max(self.peak, inside + sum(size for _, size in self.alive.values()))
+        return out
+
+
+def attention_modules(model: nn.Module) -> Iterator[AttentionModule]:
+    """Modules that say whether their attention is causal, as `transformers` attention modules do, with their window."""
+    for path, module in model.named_modules():
+        if not isinstance(getattr(module, "is_causal", None), bool):
+            continue
+        config = getattr(module, "config", None)
+        if hasattr(module, "sliding_window"):
+            window = module.sliding_window
+        elif getattr(config, "layer_types", None) is None and getattr(config, "use_sliding_window", True):
+            window = getattr(config, "sliding_window", None)
+        else:
+            window = None
+        yield AttentionModule(
+            path=path, causal=bool(module.is_causal), window=window if isinstance(window, int) else None
+        )
+
+
+def heads(model: nn.Module) -> tuple[int, int] | None:
+    """(query, key-value) heads of the decoder's config; None where it names none."""
+    config: Any = getattr(model, "config", None)
+    if config is None or not hasattr(config, "get_text_config"):
+        return None
+    decoder = config.get_text_config(decoder=True)
+    try:
+        query = getattr(decoder, "num_attention_heads", None)
+        shared = getattr(decoder, "num_key_value_heads", None)
+    except RuntimeError:  # AmbiguousGlobalPerLayerAttributeError of transformers: it differs between layers
+        return None
+    if not isinstance(query, int):
+        return None
+    return query, shared if isinstance(shared, int) else query
+
+
+EXPERTS_PER_TOKEN = (
+    "num_experts_per_tok", "numexperts_per_token", "experts_per_token", "moe_topk", "moe_top_k", "top_k_experts",
+)  # fmt: skip
+"""Names that `transformers` configs have for the experts that a token chooses."""
+
+
+def experts_per_token(model: nn.Module) -> int:
+    """Experts that a token chooses, by the model's config; 1 without experts."""
+    config: Any = getattr(model, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    values = (getattr(config, name, None) for name in EXPERTS_PER_TOKEN)
+    return next((value for value in values if isinstance(value, int) and value > 0), 1)

@@ -1,0 +1,131 @@
+"""How one forward pass runs again and again from the same state, plain and under the profiler: here, eagerly.
+
+Module ranges cost as much as operators do, so only the session that checks has them: it fixes which module runs which
+operation, and every timed pass must then run that same sequence.
+
+Contract: a pass whose sequence differs raises `SequenceMismatch`; lost device events raise `InvalidMeasurement`.
+
+Example: ``runner = Runner(model, inputs, torch.device("cpu")); runner.check(graph); runner.profiled(3)``
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch._C._profiler import _RecordFunctionFast
+
+from profiler.attribution.operations import PASS, passes
+from profiler.attribution.timeline import Timeline, read_timeline
+from profiler.devices.backend import backend_of
+from profiler.models.trace import PREFIX, entered
+from profiler.passes.samples import PassTimes, Sample, check_sequence, sample
+from profiler.timing.profiled import SETTLING_LAUNCHES, recorded
+from roofline.graph.op import OpGraph
+
+
+class Repeatable(Protocol):
+    """What each pass starts from: `profiler.models.inputs.PassInputs`, or nothing."""
+
+    def kwargs(self) -> dict[str, Any]:
+        """Arguments of one call of the model."""
+
+    def restore(self) -> None:
+        """Undo what a pass did."""
+
+
+class Runner:
+    """An eager pass."""
+
+    within: str | None = None
+    """Name of the profiler range that all operations lie in; None where there is none."""
+
+    def __init__(self, model: nn.Module, inputs: Repeatable, device: torch.device) -> None:
+        self.model, self.inputs, self.device = model, inputs, device
+        self.backend = backend_of(device)
+        self.by_kernels = self.backend.profiles_kernels
+        self.settling = SETTLING_LAUNCHES
+        self.settles = True
+        """Whether a session begins with a pass that does not count."""
+        self.forward: Callable[..., Any] = model
+        self.names: list[str] = []
+        """Host events that every profiled pass must have, in order; `check` fixes them."""
+
+    def synchronize(self) -> None:
+        self.backend.synchronize(self.device)
+
+    def finite(self) -> bool:
+        """Run once and look at the logits."""
+        logits = self.forward(**self.inputs.kwargs()).logits
+        self.inputs.restore()
+        return bool(torch.isfinite(logits).all())
+
+    def check(self, graph: OpGraph) -> tuple[str, ...]:
+        """Whether a pass runs the operations of `graph`; the attention backends that it takes."""
+        backends = check_sequence(self.session(1 + self.settles, modules=True)[0], graph, self.by_kernels)
+        self.names = [op.name for op in graph.ops]
+        return backends
+
+    def once(self) -> float:
+        """Wall time of one pass in seconds, host and device."""
+        kwargs = self.inputs.kwargs()
+        self.synchronize()
+        start = time.perf_counter()
+        self.forward(**kwargs)
+        self.synchronize()
+        end = time.perf_counter()
+        self.inputs.restore()
+        return end - start
+
+    def profiled(self, count: int) -> tuple[list[Sample], list[float]]:
+        """Samples and wall times of `count` passes under the profiler."""
+        first = int(self.settles)
+        timeline, walls = self.session(count + first)
+        windows, walls = passes(timeline.host)[first:], walls[first:]
+        taken = (sample(timeline, window, self.names, self.by_kernels, self.within) for window in windows)
+        return [self.without_unknown(each) for each in taken], walls
+
+    def without_unknown(self, sample: Sample) -> Sample:
+        """The same sample with what belongs to no module of the model unattributed: here, it is so already."""
+        return sample
+
+    def as_kernel_times(self, times: PassTimes) -> PassTimes:
+        """The same times, of kernels where each stands for several operations: here, of operations."""
+        return times
+
+    def environment_notes(self) -> dict[str, str]:
+        """How passes run, for people."""
+        return {}
+
+    def session(
+        self,
+        count: int,
+        *,
+        modules: bool = False,
+        watched: Callable[[Callable[[], list[float]]], list[float]] = lambda run: run(),
+    ) -> tuple[Timeline, list[float]]:
+        """Profile `count` passes, within `watched`; their timeline and wall times."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json"
+            walls = watched(lambda: self.record(path, count, modules=modules))
+            return read_timeline(path), walls
+
+    def record(self, path: Path, count: int, *, modules: bool = False) -> list[float]:
+        """Profile `count` passes into a file that `read_timeline` reads; their wall times."""
+        walls = []
+        ranges = entered(self.model, lambda path: _RecordFunctionFast(PREFIX + path)) if modules else nullcontext()
+        with ranges, recorded(path, self.device, self.settling):
+            for _ in range(count):
+                kwargs = self.inputs.kwargs()
+                self.synchronize()
+                start = time.perf_counter()
+                with _RecordFunctionFast(PASS):
+                    self.forward(**kwargs)
+                    self.synchronize()
+                walls.append(time.perf_counter() - start)
+                self.inputs.restore()
+        return walls

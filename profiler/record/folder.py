@@ -1,0 +1,265 @@
+"""The folder of one run, `results/<device>/<utc>-<name>/`, and all reading and writing of it.
+
+    run.json              machine, cells, options; `finished` is null while the run goes on or was cut off
+    journal.jsonl         a line a finished cell, while measuring only
+    graphs/<cell>.json    the OpGraphs, written before the journal line that names them
+    spec.json             the device's figures
+    measurements.parquet  the journal's content once the run is finished
+    kernels.parquet       kernels measured to calibrate the device, or imported
+    hardware.jsonl        what a characterisation measured; hardware.parquet once it is finished
+    report.md report.html what was shown
+
+The results are in one place at a time: in the journal while it exists, else in the parquet file. `finish` writes the
+parquet file, marks the run finished and removes the journal, in this order; a kill between any two loses nothing.
+
+Example::
+
+    with RunFolder.create(Path("results"), run) as folder:
+        folder.append(CellResult(cell=cell, status="done", graph=folder.write_graph(cell, graph), ...))
+        folder.finish()
+    RunFolder.open(folder.path).results()
+
+Across runs, with DuckDB: see `profiler.record.pass_table`.
+"""
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from profiler.record.files import Journal, Lock, read_record, write_text
+from profiler.record.run import RUN_SCHEMA, Cell, CellResult, RequestError, Run
+from roofline.graph.op import GRAPH_SCHEMA, OpGraph
+from roofline.hardware.spec import SPEC_SCHEMA, HardwareSpec
+
+MEASUREMENTS, KERNELS, HARDWARE = "measurements.parquet", "kernels.parquet", "hardware.parquet"
+HARDWARE_JOURNAL = "hardware.jsonl"
+KERNELS_MEND = "restore it, or import it again: python -m profiler import"
+IMPORT_OPTION = "format"
+"""Option of a run that imported kernels: the tool whose tables they are. A run that has it has a table of kernels."""
+Content = Literal["passes", "hardware", "kernels"]
+"""What a run measured: passes of models; the device, which has measurements instead of cells; a table of kernels."""
+
+LONGEST_NAME = 200
+"""Characters of a file name made from a key; file systems allow 255 bytes with the suffix."""
+
+
+class RunFolder:
+    """A run on disk. `create` and `open_for_resume` give the one that may write; `open` only reads."""
+
+    def __init__(self, path: Path, run: Run, lock: Lock | None = None) -> None:
+        self.path = path
+        self.run = run
+        self._lock = lock
+
+    @classmethod
+    def create(cls, base: Path, run: Run) -> Self:
+        """Make the folder of a new run under `base`. Raises RequestError where that cannot be written."""
+        started = datetime.fromisoformat(run.started)
+        stamp = (started if started.tzinfo else started.replace(tzinfo=UTC)).astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+        parent = Path(base) / slug(run.environment.device)
+        path = _new_folder(parent, f"{stamp}-{slug(run.name)}"[:LONGEST_NAME])
+        folder = cls(path, run, Lock(path / ".lock"))
+        folder._write_run(run)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open to read. Raises RequestError: missing, not a run, half-written, or from a newer roofcal."""
+        path = Path(path)
+        if not path.is_dir():
+            raise RequestError(f"no run folder at {path}; see: python -m profiler list")
+        if not (path / "run.json").exists():
+            raise RequestError(f"{path} is not a run folder: it has no run.json; see: python -m profiler list")
+        mend = "restore it from a copy; the run's other files can stay"
+        return cls(path, read_record(path / "run.json", Run, RUN_SCHEMA, mend))
+
+    @classmethod
+    def open_for_resume(cls, path: Path) -> tuple[Self, frozenset[str]]:
+        """Open to go on measuring; also the keys of the cells that are done. Failed and invalid cells are not.
+
+        Raises RequestError as `open`, `results` and `read_spec` do, and where another process is writing the folder;
+        then nothing was changed. A missing spec.json is no reason to refuse: it can be measured again.
+        """
+        seen = cls.open(path)
+        lock = Lock(seen.path / ".lock")
+        try:
+            folder = cls(seen.path, cls.open(path).run, lock)
+            results = folder.results()
+            if folder._spec.exists():
+                folder.read_spec()
+            folder._journal.drop_torn_line()
+            if not folder._journal.path.exists():
+                folder._journal.rewrite(map(_line, results))
+            folder._write_run(folder.run.model_copy(update={"schema_version": RUN_SCHEMA, "finished": None}))
+        except BaseException:
+            lock.release()
+            raise
+        return folder, frozenset(result.cell.key for result in results if result.status == "done")
+
+    def append(self, result: CellResult) -> None:
+        """Keep one result; it is on the disk when this returns. A later one of the same cell replaces it.
+
+        Raises InvalidMeasurement where a figure is not finite, RequestError where the disk refuses.
+        """
+        self._require_lock()
+        self._journal.append(*_line(result))
+
+    def results(self) -> list[CellResult]:
+        """The latest result of each cell, in the order in which the cells were first measured.
+
+        Raises RequestError where the journal or the table is damaged, or a finished run has neither.
+        """
+        self._require_results()
+        if self._journal.path.exists() or not self._table.exists():
+            results = self._journal.read(CellResult.model_validate_json)
+            return list({result.cell.key: result for result in results}.values())
+        from profiler.record.pass_table import read_results  # Arrow takes long to load; `list` does without it
+
+        return read_results(self.path)
+
+    def write_graph(self, cell: Cell, graph: OpGraph) -> str:
+        """Keep the graph of a cell; returns what `CellResult.graph` names it by."""
+        self._require_lock()
+        name = cell.key
+        if len(name) > LONGEST_NAME:
+            name = f"{name[: LONGEST_NAME - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        write_text(self.path / "graphs" / f"{name}.json", graph.model_dump_json())
+        return f"graphs/{name}.json"
+
+    def read_graph(self, name: str) -> OpGraph:
+        """The graph that a `CellResult.graph` names. Raises RequestError: missing, damaged, or newer."""
+        mend = f"restore it, or measure its cell again: python -m profiler run --resume {self.path}"
+        return read_record(self.path / name, OpGraph, GRAPH_SCHEMA, mend)
+
+    def write_spec(self, spec: HardwareSpec) -> None:
+        """Keep the device's figures, replacing earlier ones."""
+        self._require_lock()
+        write_text(self._spec, spec.model_dump_json(indent=1) + "\n")
+
+    def read_spec(self) -> HardwareSpec | None:
+        """The device's figures; None where an unfinished run has none yet.
+
+        Raises RequestError: damaged, newer, or missing from a finished run.
+        """
+        resume = f"python -m profiler run --resume {self.path} measures the device again"
+        if self._spec.exists():
+            mend = f"restore it, or delete it and {resume}"
+            return read_record(self._spec, HardwareSpec, SPEC_SCHEMA, mend)
+        if self.run.finished:
+            raise RequestError(f"{self._spec} is missing from a finished run; restore it, or {resume}")
+        return None
+
+    def require_whole(self) -> None:
+        """Raises RequestError where a finished run has lost its results or the device's figures. Reads neither."""
+        self._require_results()
+        if not self._spec.exists():
+            self.read_spec()
+
+    def write_report(self, name: str, text: str) -> Path:
+        """Keep a rendered report, such as "report.md"; returns its path."""
+        self._require_lock()
+        write_text(self.path / name, text)
+        return self.path / name
+
+    def finish(self) -> None:
+        """Turn the journal into measurements.parquet and mark the run finished."""
+        self._require_lock()
+        from profiler.record.pass_table import write_results
+
+        results = self.results()
+        graphs = {result.graph: self.read_graph(result.graph) for result in results if result.graph and _timed(result)}
+        write_results(self.path, self.run, results, graphs)
+        self._write_run(self.run.model_copy(update={"finished": datetime.now(UTC).isoformat(timespec="seconds")}))
+        self._journal.path.unlink(missing_ok=True)
+
+    def note(self, **changes: object) -> None:
+        """Change fields of run.json."""
+        self._require_lock()
+        self._write_run(self.run.model_copy(update=changes))
+
+    def close(self) -> None:
+        """Let another process write the folder; reading goes on working. Harmless when called twice."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def content(self) -> Content:
+        """What the run measured. Raises RequestError where it imported a table of kernels that is gone."""
+        if self.run.cells:
+            return "passes"
+        if (self.path / HARDWARE_JOURNAL).exists() or (self.path / HARDWARE).exists():
+            return "hardware"
+        if (self.path / KERNELS).exists():
+            return "kernels"
+        if IMPORT_OPTION in self.run.options:
+            raise RequestError(f"{self.path / KERNELS} is missing; {KERNELS_MEND}")
+        return "passes"
+
+    @property
+    def _journal(self) -> Journal:
+        return Journal(self.path / "journal.jsonl")
+
+    @property
+    def _table(self) -> Path:
+        return self.path / MEASUREMENTS
+
+    @property
+    def _spec(self) -> Path:
+        return self.path / "spec.json"
+
+    def _require_results(self) -> None:
+        if self.run.finished and not self._journal.path.exists() and not self._table.exists():
+            raise RequestError(f"{self._table} is missing from a finished run; restore it, or measure in a new run")
+
+    def _write_run(self, run: Run) -> None:
+        write_text(self.path / "run.json", run.model_dump_json(indent=1) + "\n")
+        self.run = run
+
+    def _require_lock(self) -> None:
+        if self._lock is None:
+            raise RuntimeError(f"{self.path} was opened to read, or closed; use create or open_for_resume to write")
+
+
+def _line(result: CellResult) -> tuple[dict[str, Any], str]:
+    """A line of the journal, and what a refusal to write it names."""
+    return result.model_dump(mode="json"), result.cell.key
+
+
+def _timed(result: CellResult) -> bool:
+    return bool(result.ops or result.kernels)
+
+
+def slug(text: str) -> str:
+    """A readable name for a file: lower case, letters, digits, dots and dashes.
+
+    ``slug("NVIDIA H200 SXM") == "nvidia-h200-sxm"``
+    """
+    words = "".join(c if c.isascii() and (c.isalnum() or c == ".") else " " for c in text.lower()).split()
+    return "-".join(words).strip(".-") or "unnamed"
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        attempt = 1
+        while True:
+            path = parent / (name if attempt == 1 else f"{name}-{attempt}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                attempt += 1
+            else:
+                return path
+    except OSError as error:
+        raise RequestError(
+            f"cannot write results under {parent}: {error.strerror}; choose another with --out"
+        ) from error

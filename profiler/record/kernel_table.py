@@ -1,0 +1,187 @@
+"""kernels.parquet: a run's table of measured kernels, a row each, and where each of its rows is from. Torch-free.
+
+    kind dtype op      what was timed: "matmul", "bfloat16", "gemm"
+    m n k batch …      its sizes, `DIMS`; null where that kind has no such size
+    time_s             seconds
+    group              what is held out together when a fit is scored
+    kernel distribution framework version    what ran it
+    source row         place in `Kernels.sources`, and the row of that file, the first one being 0
+
+What a table says besides its rows, its version and its sources, is JSON in the file's own metadata.
+
+Example::
+
+    write_kernels(folder.path, Kernels(table, (source,)))
+    read_kernels(folder.path).counts()                # {("matmul", "bfloat16"): 7203}
+
+DuckDB: ``select kind, dtype, count(*), median(time_s) from 'results/*/*/kernels.parquet' group by all``
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
+
+from profiler.record.folder import KERNELS, KERNELS_MEND
+from profiler.record.measurement import Label
+from profiler.record.parquet import Table
+from roofline.record import Record
+
+KERNELS_SCHEMA = 1
+
+DIMS: Mapping[str, str] = {
+    "m": "rows of a product: tokens",
+    "n": "columns of a product: output features",
+    "k": "depth of a product: input features",
+    "batch": "sequences",
+    "heads": "query heads",
+    "kv_heads": "key and value heads",
+    "query": "new tokens of a sequence",
+    "kv": "keys that the last of them can see: context and query",
+    "context": "tokens in the cache before them",
+    "head_dim": "width of a head",
+    "window": "keys that a query sees at most; 0: all",
+    "kv_bytes": "of one cached element",
+    "tokens": "rows of activations",
+    "hidden": "width of the residual stream",
+    "inner": "width of the feed-forward network, of an expert; whole, not a rank's share",
+    "vocab": "rows of the embedding, whole",
+    "topk": "experts a token goes to",
+    "experts": "experts, whole",
+    "tp": "ranks that share each matrix",
+    "ep": "ranks that share the experts",
+    "skew": "exponent of the power law of experts' loads; 0: uniform",
+    "weight_bits": "of one weight",
+    "ranks": "devices of a collective",
+    "per_node": "of them on one node",
+    "bytes": "of a collective's message, as nccl-tests counts them",
+    "elements": "written by a pointwise kernel",
+    "bytes_read": "compulsory reads of a kernel that streams",
+    "bytes_written": "and its writes",
+    "flops": "vector FLOPs of it",
+    "kernels": "launches that it is",
+    "gathered": "1 where its reads are rows looked up by index",
+    "strided": "1 where its reads are not contiguous",
+    "cold": "share of its bytes that no cache holds beforehand",
+    "rows": "of a matrix as it is stored",
+    "reach": "bytes that others have touched since its code last ran",
+    "streamed": "bytes that products with one row have read since the line last ran",
+    "modules": "that the host leaves and enters before it",
+}
+"""Sizes by name; float columns of the table."""
+
+LATER = ("cold", "rows", "reach", "modules", "streamed")
+"""Sizes that tables of an earlier roofcal do not have."""
+
+TEXTS = ("kind", "dtype", "op", "group", "kernel", "distribution", "framework", "version")
+
+COLUMNS = pa.schema(
+    [
+        *((name, pa.string()) for name in ("kind", "dtype", "op")),
+        *((name, pa.float64()) for name in DIMS),
+        ("time_s", pa.float64()),
+        *((name, pa.string()) for name in ("group", "kernel", "distribution", "framework", "version")),
+        ("source", pa.int64()),
+        ("row", pa.int64()),
+    ]
+)
+
+TABLE = Table(KERNELS, "table of kernels", KERNELS_SCHEMA, COLUMNS, mend=KERNELS_MEND)
+
+
+class Source(Record):
+    """One file that rows are from, and what became of them all."""
+
+    file: str
+    """Path as it was given."""
+    sha256: str
+    """SHA-256 of its bytes."""
+    format: str
+    """Tool that wrote it: "aiconfigurator", …"""
+    unit: str
+    """Unit of its latencies: "ms", "ns"."""
+    device: str | None = None
+    """The file's own name for it; None where it has none."""
+    model: str | None = None
+    """That its rows are modules of."""
+    versions: dict[str, str] = {}
+    """Framework -> version."""
+    rows: int = Field(ge=0)
+    """Rows in the file."""
+    timed: int = Field(ge=0)
+    """Times in those rows: several a row where a row times several kernels."""
+    kept: int = Field(ge=0)
+    """Rows of this table that came from it."""
+    cleaned: dict[str, int] = {}
+    """Rule -> times that it took out."""
+    labels: tuple[Label, ...] = ()
+    """Conditions under which kernels of this machine were timed: throttling, other work, visits that do not count."""
+
+    @model_validator(mode="after")
+    def _closes(self) -> Self:
+        if self.kept + sum(self.cleaned.values()) != self.timed:
+            raise ValueError(f"{self.timed} times, but {self.kept} kept and {sum(self.cleaned.values())} taken out")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Kernels:
+    """Measured kernels with their sources."""
+
+    table: Any
+    """A pyarrow table of `COLUMNS`."""
+    sources: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        if self.table.schema.names != COLUMNS.names:
+            raise ValueError(f"a table of kernels has the columns {', '.join(COLUMNS.names)}")
+        times = self.table["time_s"]
+        if times.null_count or not pc.all(pc.and_(pc.is_finite(times), pc.greater(times, 0))).as_py():
+            raise ValueError("each kernel's time is positive and finite; and there is one at least")
+        if sum(source.kept for source in self.sources) != len(self):
+            raise ValueError(f"{len(self)} rows, but sources of {sum(source.kept for source in self.sources)}")
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """Rows by kind and dtype, most of them first."""
+        grouped = self.table.group_by(["kind", "dtype"]).aggregate([([], "count_all")]).to_pylist()
+        ordered = sorted(grouped, key=lambda row: (-row["count_all"], row["kind"], row["dtype"]))
+        return {(row["kind"], row["dtype"]): row["count_all"] for row in ordered}
+
+
+def has_kernels(folder: Path) -> bool:
+    """Whether a run's folder holds a table of kernels."""
+    return (folder / KERNELS).exists()
+
+
+def write_kernels(folder: Path, kernels: Kernels) -> None:
+    """Put the table into a run's folder, whole or not at all. Raises RequestError where that cannot be written."""
+    TABLE.write(
+        folder,
+        kernels.table,
+        sources=[source.model_dump(mode="json") for source in kernels.sources],
+        counts=[[kind, dtype, rows] for (kind, dtype), rows in kernels.counts().items()],
+    )
+
+
+def read_kernels(folder: Path) -> Kernels:
+    """The table of a run's folder. Raises RequestError: missing, damaged, not roofcal's, or from a newer roofcal."""
+    return TABLE.read(folder, _kernels)
+
+
+def _kernels(table: Any, header: Mapping[str, Any]) -> Kernels:
+    for name in [name for name in LATER if name not in table.column_names]:
+        table = table.append_column(name, pa.nulls(len(table), pa.float64()))
+    sources = tuple(Source.model_validate(source) for source in header["sources"])
+    return Kernels(table.select(COLUMNS.names).cast(COLUMNS), sources)
+
+
+def count_kernels(folder: Path) -> dict[tuple[str, str], int]:
+    """Rows by kind and dtype, without reading them. Raises RequestError as `read_kernels`."""
+    return TABLE.header(folder, lambda header: {(kind, dtype): rows for kind, dtype, rows in header["counts"]})

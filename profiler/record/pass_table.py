@@ -1,0 +1,151 @@
+"""measurements.parquet: a row per measurement with its raw samples, and all that is needed to have the results back.
+
+One row is one thing timed in one cell; `op`, `path`, `name`, `kind`, `count` and `kernels` are null where `what` is not
+about one operation or kernel. What a `CellResult` holds besides samples (status, closure, what really ran) is kept as
+JSON in the file's header, so that `read_results` gives back what `write_results` was given.
+
+| what | samples, seconds |
+|---|---|
+| device | time on the device of one operation |
+| gap | idle before it |
+| kernel | time on the device of one kernel of a compiled pass; `path` names all modules that it came from |
+| kernel_gap | idle before it |
+| wall | unprofiled passes |
+| profiled_wall | profiled passes |
+| tail | idle after the last operation |
+| unattributed | device time of no operation |
+
+Example, across all runs, with the embedded DuckDB::
+
+    duckdb.sql("SELECT device, model, phase, kind, sum(count * list_aggregate(samples, 'median')) AS seconds "
+               "FROM read_parquet('results/*/*/measurements.parquet') WHERE what = 'device' GROUP BY ALL")
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from profiler.record.folder import MEASUREMENTS
+from profiler.record.parquet import Table
+from profiler.record.run import RUN_SCHEMA, Cell, CellResult, OpTimes, Run
+from roofline.graph.op import OpGraph
+
+COLUMNS = pa.schema(
+    [
+        ("run", pa.string()),
+        ("device", pa.string()),
+        ("cell", pa.string()),
+        ("model", pa.string()),
+        ("phase", pa.string()),
+        ("batch", pa.int64()),
+        ("query_tokens", pa.int64()),
+        ("context_tokens", pa.int64()),
+        ("dtype", pa.string()),
+        ("op", pa.int64()),
+        ("path", pa.string()),
+        ("name", pa.string()),
+        ("kind", pa.string()),
+        ("count", pa.float64()),
+        ("what", pa.string()),
+        ("cache_state", pa.string()),
+        ("clock", pa.string()),
+        ("kernels", pa.list_(pa.string())),
+        ("samples", pa.list_(pa.float64())),
+    ]
+)
+
+TABLE = Table(MEASUREMENTS, "table of results", RUN_SCHEMA, COLUMNS, mend="restore it, or measure in a new run")
+
+WHOLE_PASS = {
+    "wall": "wall_s",
+    "profiled_wall": "profiled_wall_s",
+    "tail": "tail_gap_s",
+    "unattributed": "unattributed_s",
+}
+"""`what` of a row that is not about one operation -> field of CellResult."""
+
+
+def write_results(folder: Path, run: Run, results: Sequence[CellResult], graphs: Mapping[str, OpGraph]) -> None:
+    """Write the results of a run; `graphs` holds each `CellResult.graph` that has measured operations.
+
+    Raises ValueError where a measured operation is not in its graph, RequestError where the file cannot be written.
+    """
+    rows = [row for result in results for row in _rows(run, result, graphs)]
+    samples: dict[str, Any] = dict.fromkeys(("ops", *WHOLE_PASS.values()), True)
+    samples["kernels"] = {"__all__": {"device_s", "gap_s"}}
+    heads = [result.model_dump(mode="json", exclude=samples) for result in results]
+    TABLE.write(folder, pa.Table.from_pylist(rows, schema=COLUMNS), cells=heads)
+
+
+def _rows(run: Run, result: CellResult, graphs: Mapping[str, OpGraph]) -> list[dict[str, Any]]:
+    cell, workload = result.cell, result.cell.workload
+    shared = {
+        "run": run.name,
+        "device": run.environment.device,
+        "cell": cell.key,
+        "model": cell.model,
+        "phase": workload.phase,
+        "batch": workload.batch,
+        "query_tokens": workload.query_tokens,
+        "context_tokens": workload.context_tokens,
+        "dtype": workload.dtype,
+        "cache_state": result.cache_state,
+        "clock": result.clock,
+    }
+    rows = [
+        {**shared, "what": what, "samples": samples}
+        for what, field in WHOLE_PASS.items()
+        if (samples := getattr(result, field))
+    ]
+    for times in result.ops:
+        about = {**shared, **_operation(result, times.op, graphs)}
+        rows.append({**about, "what": "device", "kernels": times.kernels, "samples": times.device_s})
+        rows.append({**about, "what": "gap", "samples": times.gap_s})
+    for kernel in result.kernels:
+        members = [_operation(result, op, graphs) for op in kernel.ops]
+        paths = " + ".join(dict.fromkeys(member["path"] or "(model)" for member in members))
+        about = {**shared, "path": paths, "name": kernel.name, "count": members[0]["count"]}
+        rows.append({**about, "what": "kernel", "samples": kernel.device_s})
+        rows.append({**about, "what": "kernel_gap", "samples": kernel.gap_s})
+    return rows
+
+
+def _operation(result: CellResult, index: int, graphs: Mapping[str, OpGraph]) -> dict[str, Any]:
+    if result.graph is None:
+        raise ValueError(f"{result.cell.key} has measured operations but names no graph")
+    ops = graphs[result.graph].ops
+    if not 0 <= index < len(ops):
+        raise ValueError(f"{result.cell.key} measured operation {index}; its graph has {len(ops)}")
+    op = ops[index]
+    return {"op": index, "path": op.path, "name": op.name, "kind": op.kind.value, "count": op.count}
+
+
+def read_results(folder: Path) -> list[CellResult]:
+    """The results that `write_results` was given. Raises RequestError: damaged, not roofcal's, or from a newer one."""
+    return TABLE.read(folder, _results)
+
+
+def _results(table: Any, header: Mapping[str, Any]) -> list[CellResult]:
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in table.select(["cell", "op", "what", "kernels", "samples"]).to_pylist():
+        rows.setdefault(row["cell"], []).append(row)
+    return [_result(head, rows) for head in header["cells"]]
+
+
+def _result(head: dict[str, Any], rows: Mapping[str, list[dict[str, Any]]]) -> CellResult:
+    own = rows.get(Cell.model_validate(head["cell"]).key, [])
+    whole = {WHOLE_PASS[row["what"]]: row["samples"] for row in own if row["what"] in WHOLE_PASS}
+    device, gap, kernel, kernel_gap = (
+        [row for row in own if row["what"] == what] for what in ("device", "gap", "kernel", "kernel_gap")
+    )
+    ops = [
+        OpTimes(op=timed["op"], device_s=timed["samples"], gap_s=idle["samples"], kernels=timed["kernels"])
+        for timed, idle in zip(device, gap, strict=True)
+    ]
+    kernels = [
+        {**about, "device_s": timed["samples"], "gap_s": idle["samples"]}
+        for about, timed, idle in zip(head.get("kernels", ()), kernel, kernel_gap, strict=True)
+    ]
+    return CellResult.model_validate({**head, **whole, "ops": ops, "kernels": kernels})

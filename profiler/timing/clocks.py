@@ -1,0 +1,223 @@
+"""Clocks that time calls on a device: the host's, CUDA events, and the replay of a CUDA graph; and a clock's floor.
+
+A clock times several calls at once, so that a short kernel is not measured as its launch (CUDA) or as the clock's own
+resolution (host). A graph's kernels follow each other closer than launches can, as in engines that serve from graphs.
+The floor is what a clock says of a call that does nothing: below it nothing can be told, close above it not much.
+
+Example: ``clock_for(torch.device("cpu")).time(lambda: torch.mm(a, b, out=c), 10)``
+"""
+
+import math
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+
+from profiler.devices.backend import Backend, Graph, backend_of
+
+HOLD_LIMIT_S = 0.02
+"""Longest hold of the device: time in which nothing is measured."""
+HOLD_MARGIN = 1.5
+"""Hold ÷ time in which the host enqueued as many calls before."""
+WARM_UPS = 3
+"""Calls on a side stream before a capture: the number in torch's own examples (docs, "CUDA Graphs")."""
+READINGS = 101
+"""Calls of a floor, of which the median counts."""
+LIMIT_S = 0.5
+"""Seconds after which fewer readings do: one of the kernel clock is a profiler session."""
+ABOVE = 10
+"""A sample shorter than this many floors is flagged: the floor itself then makes a tenth of it."""
+
+Call = Callable[[], object]
+
+
+class Clock(Protocol):
+    """What the sampler needs; tests inject their own."""
+
+    name: str
+    """Shown with the result."""
+    replays: bool
+    """Whether a sample runs the calls of the first one again, on the same operands, instead of calling anew."""
+
+    def __hash__(self) -> int:
+        """A clock is hashed by identity: its floor is measured once."""
+
+    def now(self) -> float:
+        """Seconds on the host's clock, for time limits."""
+
+    def time(self, call: Call, repeats: int) -> float:
+        """Seconds that `repeats` calls take together, from the first one's start to the last one's end."""
+
+
+class HostClock:
+    """Calls that return when their work is done: a CPU."""
+
+    name = "monotonic clock"
+    replays = False
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def time(self, call: Call, repeats: int) -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        return time.perf_counter() - start
+
+
+class EventClock:
+    """Calls that enqueue kernels on the current stream; events at both ends, the device idle before.
+
+    While the host enqueues, a spinning kernel holds the device (as nvbench's blocking kernel does), so that kernels
+    shorter than their launch run back to back and are not measured as launches. How long the host takes is learnt of
+    each call, so give the same object again: the first sample of a call is not held.
+    """
+
+    replays = False
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._backend = backend_of(device)
+        self._start, self._end = self._backend.event(), self._backend.event()
+        self.name = f"{self._backend.label} events"
+        self._issue_s: WeakKeyDictionary[Call, float] = WeakKeyDictionary()
+        """Host time of a call, the least so far; a full queue or a first call takes longer."""
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def time(self, call: Call, repeats: int) -> float:
+        with self._backend.on(self._device):
+            self._backend.synchronize(self._device)
+            self.hold(call, repeats)
+            return self.timed(call, repeats)
+
+    def hold(self, call: Call, repeats: int) -> None:
+        """Keep the device busy for as long as the host will take to enqueue; not at all where that is not known yet."""
+        if (known_s := self._issue_s.get(call)) is not None:
+            self._backend.hold(self._device, min(HOLD_LIMIT_S, HOLD_MARGIN * known_s * repeats))
+
+    def timed(self, call: Call, repeats: int) -> float:
+        """Seconds between events around the calls, on whatever the stream holds already."""
+        self._start.record()
+        begin = self.now()
+        for _ in range(repeats):
+            call()
+        self._issue_s[call] = min(self._issue_s.get(call, math.inf), (self.now() - begin) / repeats)
+        self._end.record()
+        self._end.synchronize()
+        return self._start.elapsed_time(self._end) * 1e-3  # elapsed_time is in ms
+
+
+def clock_for(device: torch.device) -> Clock:
+    """The clock of a device. Raises ValueError for a device type without one."""
+    return EventClock(device) if backend_of(device).runs_ahead_of_host else HostClock()
+
+
+class NotCapturable(RuntimeError):
+    """A call that does what no CUDA graph can hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    repeats: int
+    replay: Call
+    """Replays the graph, which it keeps alive."""
+
+
+class GraphClock:
+    """Calls that enqueue kernels; the device is idle before, and held while the host launches the graph."""
+
+    name = "graph replay"
+    replays = True
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._events = EventClock(device)
+        self._graphs: WeakKeyDictionary[Call, _Captured] = WeakKeyDictionary()
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def time(self, call: Call, repeats: int) -> float:
+        captured = self._graphs.get(call)
+        if captured is None or captured.repeats != repeats:
+            captured = _Captured(repeats, capture(call, repeats, self._device).replay)
+            # The first replay uploads the graph, and tells how long the next one needs the device held.
+            self._events.time(captured.replay, 1)
+            self._graphs[call] = captured
+        return self._events.time(captured.replay, 1)
+
+
+def capture(call: Call, repeats: int, device: torch.device, instead: str = "time it with CUDA events") -> Graph:
+    """A graph of `repeats` calls in a row; tensors that they make live as long as the graph.
+
+    `instead`: what to do with a call that cannot be captured, for people.
+    Raises NotCapturable, what the call itself raises in warm-up, and torch.OutOfMemoryError.
+    """
+    handled = sys.exception()
+    backend = backend_of(device)
+    with backend.on(device):
+        _warm_up(call, backend, device)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The CUDA Graph is empty")  # a clock's floor is such a call
+                with backend.capture(device) as graph:
+                    for _ in range(repeats):
+                        call()
+        except Exception as error:
+            first = _first(error, handled)
+            if isinstance(first, torch.OutOfMemoryError):
+                raise first from None
+            raise NotCapturable(
+                f"not captured in a CUDA graph ({_first_line(first)}): the call waits for the device, or makes the "
+                f"host look at data; {instead}"
+            ) from error
+    return graph
+
+
+def _warm_up(call: Call, backend: Backend, device: torch.device) -> None:
+    """Whatever a library allocates or chooses in its first calls happens outside of the capture."""
+    with backend.beside(device) as side, side:
+        for _ in range(WARM_UPS):
+            call()
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+
+
+def _first(error: BaseException, handled: BaseException | None) -> BaseException:
+    """What went wrong first: ending a broken capture raises another error, which only says that it is broken.
+
+    `handled` is what was being handled before, and is no part of it.
+    """
+    while error.__context__ is not None and error.__context__ is not handled:
+        error = error.__context__
+    return error
+
+
+@lru_cache(maxsize=16)
+def floor_s(clock: Clock) -> float:
+    """Seconds between the two ends of the clock with an empty call between them, the median; once for each clock."""
+    began = clock.now()
+    readings: list[float] = []
+    while not readings or (len(readings) < READINGS and clock.now() - began < LIMIT_S):
+        readings.append(clock.time(_nothing, 1))
+    return statistics.median(readings)
+
+
+def too_short(sample_s: float, floor: float) -> bool:
+    """Whether a sample of so many seconds lies under `ABOVE` floors of its clock."""
+    return sample_s < ABOVE * floor
+
+
+def _nothing() -> None:
+    """An empty call."""

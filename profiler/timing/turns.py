@@ -1,0 +1,173 @@
+"""Things that are timed in turn, over several visits: each visit is watched and judged, and repeated where disturbed.
+
+What changes with time (neighbours of a shared host, a device's heat) is then nobody's in particular, and the middle
+half of three visits or more resists a burst. A visit while the device was throttled or shared never counts; one on a
+busy host counts only where too few others remain. `Turns.warning` says so in one line, with what to do.
+
+Example: ``take_turns(["a", "b"], measure_one, visits=3, seconds=45, on_cpu=True, watch=watch).counted("a")``
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from profiler.devices.conditions import REASONS
+from profiler.devices.nvml import GpuReading
+from profiler.devices.watch import Watch
+from profiler.record.measurement import Label, Window
+from profiler.timing.engine import Verdict, judge
+
+FEWEST_VISITS = 2
+"""Visits at least, however long they take: a single one could be another process's fault."""
+TRIES = 2
+"""Most visits for each one that is asked for, where some of them are disturbed."""
+BUSY_SHARE = 0.25
+"""Share of all cores that others took, above which a visit on a CPU is disturbed: as for a pass
+(`calibrate.passes.verdict.MOST_OTHER_WORK`)."""
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class Watched:
+    """Runs what is timed in a window of its own."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self.windows: list[Window] = []
+
+    def __call__(self, run: Callable[[], R]) -> R:
+        self._watch.begin()
+        result = run()
+        self.windows.append(self._watch.end(1))
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Visit(Generic[T]):
+    """One turn at timing something, with its conditions."""
+
+    result: T
+    windows: tuple[Window, ...]
+    verdict: Verdict
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing else had the device meanwhile, as far as is known."""
+        return self.verdict.status == "done"
+
+
+@dataclass(slots=True)
+class Turns(Generic[T]):
+    """All visits, by what was visited."""
+
+    visits: dict[str, list[Visit[T]]]
+    on_cpu: bool
+    failed: dict[str, Exception] = field(default_factory=dict)
+    """What a visit raised; there were no further ones. Those before it count."""
+    before: GpuReading | None = None
+    """The GPU as the driver described it before the first visit, and after the last one."""
+    after: GpuReading | None = None
+
+    def counted(self, name: str) -> list[Visit[T]]:
+        """The visits that a result may be made of."""
+        valid = [visit for visit in self.visits[name] if visit.verdict.status != "invalid"]
+        sound = [visit for visit in valid if visit.is_sound]
+        return sound if len(sound) >= FEWEST_VISITS else valid
+
+    def labels(self) -> tuple[Label, ...]:
+        """The conditions of the visits that count, and how many do not."""
+        counted = [visit for name in self.visits for visit in self.counted(name)]
+        labels = self._judged(counted).labels if counted else ()
+        everything = [visit for visits in self.visits.values() for visit in visits]
+        if left_out := [visit for visit in everything if not any(visit is other for other in counted)]:
+            what = f"{len(left_out)} of {len(everything)} visits do not count: {self._why(left_out)}"
+            labels += (Label(severity="note", what=what, share=len(left_out) / len(everything)),)
+        return labels
+
+    def warning(self) -> str | None:
+        """What disturbed visits, what became of them, and what to do, in one line; None where none was disturbed."""
+        everything = [visit for visits in self.visits.values() for visit in visits]
+        disturbed = [visit for visit in everything if not visit.is_sound]
+        if not disturbed:
+            return None
+        counted = [visit for name in self.visits for visit in self.counted(name)]
+        kept = sum(any(visit is other for other in counted) for visit in disturbed)
+        fate = "all left out" if not kept else f"{kept} of them used, since too few others remain"
+        return (
+            f"{len(disturbed)} of {len(everything)} visits to the calibration's kernels were disturbed, {fate}: "
+            f"{self._why(disturbed)}; for a better calibration {self._remedy(disturbed)} and run again"
+        )
+
+    def _judged(self, visits: Iterable[Visit[T]]) -> Verdict:
+        windows = [window for visit in visits for window in visit.windows]
+        return judge(windows, self.before, self.after, on_cpu=self.on_cpu)
+
+    def _why(self, visits: Sequence[Visit[T]]) -> str:
+        labels = [label.what for label in self._judged(visits).labels if label.severity != "note"]
+        return "; ".join(labels) or str(visits[0].verdict.reason)
+
+    def _remedy(self, visits: Iterable[Visit[T]]) -> str:
+        """What to do about the conditions of disturbed visits."""
+        remedies: dict[str, None] = {}
+        for visit in visits:
+            for window in visit.windows:
+                for bit, _, severity, remedy in REASONS:
+                    if severity == "invalidates" and (window.event_reasons or 0) & bit:
+                        remedies[remedy] = None
+                if window.foreign:
+                    remedies["stop the other processes on the GPU (nvidia-smi lists them)"] = None
+            if visit.verdict.status == "inconclusive":
+                remedies["stop other work on this machine"] = None
+        return ", ".join(remedies) or "see what `python -m profiler doctor` says"
+
+
+def take_turns(
+    names: Sequence[str],
+    take: Callable[[str, Watched], T],
+    *,
+    visits: int,
+    seconds: float = math.inf,
+    on_cpu: bool,
+    watch: Watch,
+    read: Callable[[], GpuReading | None] = lambda: None,
+    now: Callable[[], float] = time.monotonic,
+    progress: Callable[[int], None] = lambda taken: None,
+) -> Turns[T]:
+    """Visit everything in turn until each has `visits` sound visits, with all others in between.
+
+    A visit that was disturbed is repeated at the end of its round, `TRIES` times the visits at most. After `seconds`
+    nothing is begun that has had `FEWEST_VISITS`.
+
+    Args: `take`, makes one visit, running what it times through the `Watched` that it is given; `read`, the GPU as the
+    driver describes it, around each visit; `progress`, told how many visits there were.
+    """
+    turns: Turns[T] = Turns({name: [] for name in names}, on_cpu)
+    sound = dict.fromkeys(names, 0)
+    began, count = now(), 0
+
+    def is_open(name: str) -> bool:
+        tries = len(turns.visits[name])
+        if name in turns.failed or sound[name] >= visits or tries >= TRIES * visits:
+            return False
+        return tries < min(visits, FEWEST_VISITS) or now() - began <= seconds
+
+    while waiting := [name for name in names if is_open(name)]:
+        name = min(waiting, key=lambda name: (sound[name], len(turns.visits[name])))
+        progress(count)
+        count += 1
+        before = read()
+        turns.before = turns.before or before
+        watched = Watched(watch)
+        try:
+            result = take(name, watched)
+        except (RuntimeError, MemoryError, ValueError, ArithmeticError) as error:
+            turns.failed[name] = error
+            continue
+        windows, turns.after = tuple(watched.windows), read()
+        verdict = judge(windows, before, turns.after, on_cpu=on_cpu, most_other_work=BUSY_SHARE)
+        turns.visits[name].append(Visit(result, windows, verdict))
+        sound[name] += turns.visits[name][-1].is_sound
+    return turns

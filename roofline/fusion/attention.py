@@ -1,0 +1,215 @@
+"""Finding attention that was executed in pieces, so that the ideal graph can run each as one kernel.
+
+- Unfused: in one module, a matmul of two activations (q·kT), a softmax behind it, and a second such matmul (p·v)
+  become one attention that never stores its query × KV intermediates (FlashAttention, arXiv 2205.14135). Its FLOPs
+  are those of the unmasked pairs, where the module says that it is causal or windowed.
+- Latent (MLA): what expands the cached latents to keys and values of every head is absorbed into query and output
+  where that needs fewer FLOPs (`absorb_mla`).
+
+Example: ``find_attention(graph, flow, accesses)[0].members`` → indices of the operations that become one kernel.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from roofline.fusion.absorb_mla import Heads, absorbed
+from roofline.graph.dataflow import Accesses, Dataflow
+from roofline.graph.op import ANCHORS, AttentionModule, Kind, Op, OpGraph, attention_pairs
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention of the ideal graph."""
+
+    members: tuple[int, ...]
+    """Indices of the executed operations it replaces, in order."""
+    matrix_flops: float
+    vector_flops: float
+    masks: frozenset[int]
+    """Tensors that only carry the mask, which a kernel that knows it is causal or windowed does not read."""
+    heads: int
+    """Over the whole batch."""
+    query: int
+    head_dim: int
+    value_dim: int
+
+
+def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses) -> list[Attention]:
+    """Every attention of the graph, none sharing an operation with another."""
+    modules = {module.path: module for module in graph.attention_modules}
+    attentions: list[Attention] = []
+    taken: set[int] = set()
+    for i, op in enumerate(graph.ops):
+        attention = None
+        if op.kind is Kind.SOFTMAX:
+            attention = _unfused(graph, flow, accesses, i, modules.get(op.path))
+        elif op.kind is Kind.ATTENTION:
+            attention = _fused(graph, flow, accesses, i, modules.get(op.path))
+        if attention is None or taken & set(attention.members):
+            continue
+        attention = _absorbed(graph, flow, accesses, attention)
+        taken |= set(attention.members)
+        attentions.append(attention)
+    return attentions
+
+
+def _fused(graph: OpGraph, flow: Dataflow, accesses: Accesses, index: int, module: AttentionModule | None) -> Attention:
+    op = graph.ops[index]
+    pairs = op.dims.get("query", 0) * op.dims.get("kv", 0)
+    outside = {t for t in accesses.reads[index] if _made_elsewhere(graph, flow, index, t)}
+    masks = {t for t in outside if pairs and accesses.reads[index][t] % pairs == 0} if module else set()
+    return Attention(
+        members=(index,),
+        matrix_flops=op.matrix_flops,
+        vector_flops=op.vector_flops,
+        masks=frozenset(masks) if len(masks) < len(accesses.reads[index]) else frozenset(),
+        heads=op.dims.get("batch", 0) * op.dims.get("heads", 0),
+        query=op.dims.get("query", 0),
+        head_dim=op.dims.get("head_dim", 0),
+        value_dim=op.dims.get("value_dim", op.dims.get("head_dim", 0)),
+    )
+
+
+def _made_elsewhere(graph: OpGraph, flow: Dataflow, op: int, tensor: int) -> bool:
+    """An activation that no operation of the attention module or its children makes."""
+    path = graph.ops[op].path
+    producer = flow.producer(op, tensor)
+    made_by = graph.ops[producer].path if producer is not None else ""
+    return graph.tensors[tensor].role == "activation" and not f"{made_by}.".startswith(f"{path}.")
+
+
+def _unfused(
+    graph: OpGraph, flow: Dataflow, accesses: Accesses, softmax: int, module: AttentionModule | None
+) -> Attention | None:
+    """The matmul pair around a softmax with all that lies between; None where there is no such pair."""
+    path = graph.ops[softmax].path
+
+    def producers(i: int) -> list[int]:
+        return [p for a in graph.ops[i].reads if (p := flow.producer(i, a.tensor)) is not None]
+
+    def consumers(i: int) -> list[int]:
+        return [reader for a in graph.ops[i].writes for reader in flow.readers[a.tensor] if reader > i]
+
+    before, scores = _walk(graph, softmax, path, producers)
+    after, outputs = _walk(graph, softmax, path, consumers)
+    if len(scores) != 1 or len(outputs) != 1:
+        return None
+    (first,), (last,) = scores, outputs
+    between = {*before, *after, softmax}
+    # what feeds the softmax but does not come from the scores, a mask made here, stays outside
+    between = {i for i in between if _derives(graph, flow, i, first, between)}
+    members = sorted({first, last, *between})
+    if not _is_closed(graph, flow, members):
+        return None
+    qk, pv = graph.ops[first], graph.ops[last]
+    rectangle = qk.dims.get("b", 1) * qk.dims.get("m", 0) * qk.dims.get("n", 0)
+    masked = _masked_scores(graph, qk, module)
+    inside = set(members)
+    masks = {
+        t
+        for i in between
+        for t in accesses.reads[i]
+        if graph.tensors[t].role == "activation" and not inside & set(flow.writers[t])
+    }
+    return Attention(
+        members=tuple(members),
+        matrix_flops=sum(_without(op.matrix_flops, rectangle, masked) for op in (qk, pv)),
+        vector_flops=sum(_without_elements(graph.ops[i], rectangle, masked) for i in members),
+        masks=frozenset(masks) if module else frozenset(),
+        heads=qk.dims.get("b", 0),
+        query=qk.dims.get("m", 0),
+        head_dim=qk.dims.get("k", 0),
+        value_dim=pv.dims.get("n", 0),
+    )
+
+
+def _masked_scores(graph: OpGraph, qk: Op, module: AttentionModule | None) -> int:
+    """Scores of all heads that are executed but masked, where the module says what it masks."""
+    query, executed_kv, rows = graph.workload.query_tokens, qk.dims.get("n", 0), qk.dims.get("m", 0)
+    if module is None or not executed_kv or rows % query:
+        return 0
+    pairs = attention_pairs(query, graph.workload.context_tokens, module.causal, module.window)
+    return max(0, query * executed_kv - pairs) * qk.dims.get("b", 1) * (rows // query)
+
+
+def _without(flops: float, elements: int, masked: int) -> float:
+    """FLOPs that are spread evenly over elements, without those of the masked ones."""
+    return flops - flops / elements * masked if masked else flops
+
+
+def _without_elements(op: Op, scores: int, masked: int) -> float:
+    """Vector FLOPs without those of masked scores, where the operation works on the scores."""
+    elements = op.dims.get("elements", 0)
+    return _without(op.vector_flops, elements, masked) if elements >= scores else op.vector_flops
+
+
+def _walk(
+    graph: OpGraph, start: int, path: str, neighbours: Callable[[int], Iterable[int]]
+) -> tuple[set[int], set[int]]:
+    """Operations of one module that are connected to `start`, and the activation-only matmuls where they end."""
+    seen: set[int] = set()
+    matmuls: set[int] = set()
+    todo = [start]
+    while todo:
+        for other in neighbours(todo.pop()):
+            op = graph.ops[other]
+            if other in seen or op.path != path:
+                continue
+            if _is_activation_matmul(graph, op):
+                matmuls.add(other)
+            elif op.kind not in ANCHORS:
+                seen.add(other)
+                todo.append(other)
+    return seen, matmuls
+
+
+def _derives(graph: OpGraph, flow: Dataflow, op: int, source: int, between: set[int]) -> bool:
+    """Whether an operation reads, over others of `between`, what `source` made."""
+    todo, seen = [op], {op}
+    while todo:
+        i = todo.pop()
+        for access in graph.ops[i].reads:
+            producer = flow.producer(i, access.tensor)
+            if producer == source:
+                return True
+            if producer in between and producer not in seen:
+                seen.add(producer)
+                todo.append(producer)
+    return False
+
+
+def _is_activation_matmul(graph: OpGraph, op: Op) -> bool:
+    return op.kind is Kind.MATMUL and all(graph.tensors[a.tensor].role != "weight" for a in op.reads)
+
+
+def _is_closed(graph: OpGraph, flow: Dataflow, members: list[int]) -> bool:
+    """Whether the members can run together, at the place of the last.
+
+    So they can if only the last is read by others, nobody changes what they use in between, and all stand for the
+    same number of layers.
+    """
+    inside, last = set(members), members[-1]
+    if len({graph.ops[i].count for i in members}) != 1:
+        return False
+    for i in members:
+        for access in graph.ops[i].writes:
+            readers = {r for r in flow.readers[access.tensor] if r > i} - inside
+            if i != last and readers:
+                return False
+        for access in (*graph.ops[i].reads, *graph.ops[i].writes):
+            if any(i < writer < last and writer not in inside for writer in flow.writers[access.tensor]):
+                return False
+    return True
+
+
+def _absorbed(graph: OpGraph, flow: Dataflow, accesses: Accesses, attention: Attention) -> Attention:
+    """The attention over latents as they are cached, where there are such and that needs fewer FLOPs."""
+    sizes = Heads(attention.heads, attention.query, attention.head_dim, attention.value_dim, attention.matrix_flops)
+    latent = absorbed(graph, flow, accesses, attention.members, sizes)
+    if latent is None:
+        return attention
+    members = sorted({*attention.members, *latent.members})
+    if not _is_closed(graph, flow, members):
+        return attention
+    vector_flops = attention.vector_flops + latent.vector_flops
+    return replace(attention, members=tuple(members), matrix_flops=latent.matrix_flops, vector_flops=vector_flops)

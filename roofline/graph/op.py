@@ -1,0 +1,313 @@
+"""The operations of one forward pass, in the order they run, and the tensors that connect them.
+
+An `OpGraph` is what is priced, what is measured and what is joined: the same list on all sides.
+FLOPs count a multiply-add as 2. Bytes are compulsory traffic: each distinct element an operation touches, once.
+
+Example: ``sum(op.matrix_flops * op.count for op in graph.ops)``
+"""
+
+import math
+import re
+from collections.abc import Hashable, Iterable, Sequence
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field, model_validator
+
+from roofline.record import Record
+from roofline.workload import Workload
+
+
+class Routing(Record):
+    """The choice of experts in one grouped product, where no real routing is known."""
+
+    experts: int = Field(gt=0)
+    """Experts whose weights this product holds."""
+    per_token: float = Field(gt=0)
+    """Experts that a token chooses among them."""
+    tokens: float = Field(ge=0)
+    """Tokens that choose."""
+    skew: float = Field(default=0, ge=0, allow_inf_nan=False)
+    """Exponent s of Zipf's law: the i-th most popular expert is chosen ∝ i^-s; 0 is uniform."""
+
+    @property
+    def hit(self) -> float:
+        """Expected number of distinct experts that at least one token chooses."""
+        return float(experts_hit(self.experts, self.per_token, self.tokens, self.skew))
+
+
+def popularity(experts: int, skew: float) -> NDArray[np.float64]:
+    """Share of each expert in the choices, the most popular first; shape (experts,), sums to 1."""
+    weights = np.arange(1, experts + 1, dtype=float) ** -skew
+    return weights / weights.sum()
+
+
+def chosen_by_a_token(experts: int, per_token: float, skew: float) -> NDArray[np.float64]:
+    """Probability that one token chooses each expert; shape (experts,), sums to `per_token`, none above 1.
+
+    Poisson sampling with a limit at certainty: a share that would exceed 1 is 1, the rest is shared by the others.
+    """
+    if per_token >= experts:
+        return np.ones(experts)
+    share = popularity(experts, skew)
+    for certain in range(experts):
+        rest = (per_token - certain) * share[certain:] / share[certain:].sum()
+        if rest[0] <= 1:
+            return np.concatenate([np.ones(certain), rest])
+    return np.ones(experts)
+
+
+def experts_hit(experts: int, per_token: float, tokens: ArrayLike, skew: float = 0) -> NDArray[np.float64]:
+    """Expected distinct experts hit by `tokens` (any shape): Σ_e 1 − (1 − p_e)^T.
+
+    Uniform routing gives E·(1 − (1 − k/E)^T).
+    """
+    count = np.asarray(tokens, dtype=float)
+    if not skew:
+        return experts * (1 - (1 - min(1.0, per_token / experts)) ** count)
+    missed = 1 - chosen_by_a_token(experts, per_token, skew)
+    return experts - (missed ** count[..., None]).sum(axis=-1)
+
+
+GRAPH_SCHEMA = 2
+
+
+class Kind(StrEnum):
+    """What kind of work an operation is; a law prices one kind."""
+
+    MATMUL = "matmul"
+    GROUPED_MATMUL = "grouped_matmul"
+    CONV = "conv"
+    ATTENTION = "attention"
+    SOFTMAX = "softmax"
+    NORM = "norm"
+    POINTWISE = "pointwise"
+    REDUCTION = "reduction"
+    COPY = "copy"
+    EMBEDDING = "embedding"
+    SCAN = "scan"
+    COLLECTIVE = "collective"
+    TRANSFER = "transfer"
+    OTHER = "other"
+
+
+ANCHORS = frozenset({
+    Kind.MATMUL, Kind.GROUPED_MATMUL, Kind.CONV, Kind.ATTENTION, Kind.EMBEDDING, Kind.SCAN, Kind.COLLECTIVE,
+    Kind.TRANSFER, Kind.OTHER,
+})  # fmt: skip
+"""Kinds that stay kernels of their own in a fused graph; all others can run inside a neighbour."""
+
+Role = Literal["weight", "activation", "kv"]
+
+Bytes = int | float
+"""Whole as traced; expectations, and bits that do not fill a byte, are not."""
+
+
+class Tensor(Record):
+    """One storage that operations read and write; views of it are the same tensor."""
+
+    id: int
+    storage_bytes: Bytes = Field(ge=0)
+    """Size of the whole storage."""
+    role: Role
+    """Weights are parameters and buffers; kv is what the cache holds before or after the pass."""
+    name: str | None = None
+    """Path of the parameter or buffer, or the layer of the cache."""
+    held: tuple[int, int] | None = None
+    """First and last operation of the traced pass during which its memory was held, as Python held it; −1 and the
+    number of operations stand for before and after the pass. None where it is not known."""
+    on_host: float = Field(default=0, ge=0, le=1)
+    """Share of the storage that lives in the memory of the host, not in the device's."""
+
+
+class Access(Record):
+    """The part of a tensor that one operation reads or writes."""
+
+    tensor: int
+    """`Tensor.id`."""
+    bytes: Bytes = Field(ge=0)
+    """Distinct elements × element size; an expanded dimension counts once."""
+
+
+class Traffic(Record):
+    """Bytes by class, as DESIGN.md names them."""
+
+    weight_read: float = 0
+    activation_read: float = 0
+    activation_write: float = 0
+    kv_read: float = 0
+    kv_write: float = 0
+
+    @property
+    def total(self) -> float:
+        return self.weight_read + self.activation_read + self.activation_write + self.kv_read + self.kv_write
+
+
+class Op(Record):
+    """One operation that becomes device work; its figures are those of one execution."""
+
+    path: str
+    """Path of the module that ran it; "" is the model itself."""
+    name: str
+    """The operator, as the profiler names it: "aten::mm"."""
+    kind: Kind
+    dims: dict[str, int]
+    """Matmul: b, m, n, k; row_major 1 where weights lie k × n. Attention: batch, heads, kv_heads, query, kv, head_dim,
+    value_dim, causal, window, pairs. Collective and transfer: bytes, ranks."""
+    dtype: str
+    """Type of the arithmetic's inputs, by torch's name: it chooses the peak."""
+    matrix_flops: float = Field(ge=0)
+    """Work that a matrix unit can do."""
+    vector_flops: float = Field(ge=0)
+    """Everything else: norms, softmax, activations, additions."""
+    reads: tuple[Access, ...]
+    writes: tuple[Access, ...]
+    count: float = Field(default=1, gt=0)
+    """Executions in the whole model that this one stands for: above 1 where repeated layers or steps are folded."""
+    routing: Routing | None = None
+    """Choice of experts in a grouped product whose weight reads are an expectation: all experts × hit ÷ experts."""
+    link: str | None = None
+    """Link of the device that `link_bytes` cross: a key of `Peaks.links`."""
+    link_bytes: Bytes = Field(default=0, ge=0)
+    """Bytes that this device sends, or receives if that is more, over the link."""
+    messages: float = Field(default=0, ge=0)
+    """Steps over the link, one after another, that each cost its latency."""
+    beside: Literal["in", "out"] | None = None
+    """Direction of a transfer that overlaps with all operations of its layer; None: with this operation alone."""
+    also: tuple[str, ...] = ()
+    """What else a fused operation does: "path kind" of its other members, each once, in order."""
+
+
+class AttentionModule(Record):
+    """What an attention module says of itself; from this unfused attention is known to be causal or windowed."""
+
+    path: str
+    causal: bool
+    window: int | None = None
+    """Sliding window in tokens, the query's own included; None is no window."""
+
+
+class OpGraph(Record):
+    """A traced forward pass."""
+
+    schema_version: int = GRAPH_SCHEMA
+    model: str
+    """Catalogue name, folder or hub id."""
+    workload: Workload
+    ops: tuple[Op, ...]
+    """In the order they run."""
+    tensors: tuple[Tensor, ...]
+    """`tensors[i].id == i`."""
+    attention_modules: tuple[AttentionModule, ...] = ()
+    inactive: tuple[str, ...] = ()
+    """Parameters that no operation of this pass reads."""
+    parameters: int = Field(default=0, ge=0)
+    """Elements in all parameters of the whole model, tied ones once."""
+    uncounted: tuple[str, ...] = ()
+    """Operators whose arithmetic is in no table: priced by their bytes alone."""
+    traced_on: str = "meta"
+    """"meta", or the device, where routing or strides are only known from real data."""
+    options: dict[str, str] = {}
+    """Attention, experts and cache implementations that were asked for."""
+    layers: tuple[int, int] | None = None
+    """(traced, whole model) number of repeated layers where they differ."""
+    weight_bytes: Bytes | None = None
+    """All weights of the whole model where folding has left some out of `tensors`; None: those in `tensors`."""
+    heads: tuple[int, int] | None = None
+    """(query, key-value) heads of the config; None where it names none."""
+
+    @model_validator(mode="after")
+    def _tensors_exist(self) -> "OpGraph":
+        if any(tensor.id != i for i, tensor in enumerate(self.tensors)):
+            raise ValueError("tensors must be numbered 0, 1, 2, … in order")
+        for op in self.ops:
+            for access in (*op.reads, *op.writes):
+                if access.tensor >= len(self.tensors):
+                    raise ValueError(f"{op.path} {op.name} touches tensor {access.tensor}, which is not in the graph")
+        return self
+
+    @cached_property
+    def traffic(self) -> tuple[Traffic, ...]:
+        """Traffic of each operation, one execution."""
+        return tuple(traffic(self.tensors, op.reads, op.writes) for op in self.ops)
+
+
+def traffic(tensors: tuple[Tensor, ...], reads: Iterable[Access], writes: Iterable[Access]) -> Traffic:
+    """Split accesses into the five classes by the role of the tensor; a written weight counts as an activation."""
+    total: dict[str, Bytes] = dict.fromkeys(Traffic.model_fields, 0)
+    for access in reads:
+        total[f"{tensors[access.tensor].role}_read"] += access.bytes
+    for access in writes:
+        role = "kv" if tensors[access.tensor].role == "kv" else "activation"
+        total[f"{role}_write"] += access.bytes
+    return Traffic(**total)
+
+
+class Touch(Protocol):
+    """An `Access`, or one with the sizes of many workloads."""
+
+    @property
+    def tensor(self) -> int: ...
+    @property
+    def bytes(self) -> Any: ...
+
+
+def sizes_by_tensor(accesses: Sequence[Touch]) -> dict[int, Any]:
+    """Bytes by tensor, views of one tensor added up."""
+    sizes: dict[int, Any] = {}
+    for access in accesses:
+        sizes[access.tensor] = sizes.get(access.tensor, 0) + access.bytes
+    return sizes
+
+
+def routed_reads(op: Op, graph: OpGraph) -> frozenset[int]:
+    """Reads of a grouped product, by place, that are of the experts hit and not of all that there is."""
+    if op.routing is None or not op.routing.tokens:
+        return frozenset()
+    share = op.routing.hit / op.routing.experts
+    return frozenset(
+        i
+        for i, access in enumerate(op.reads)
+        if (tensor := graph.tensors[access.tensor]).role == "weight"
+        and math.isclose(access.bytes, tensor.storage_bytes * share, rel_tol=1e-9)  # products and quotients of floats
+    )
+
+
+def attention_pairs(query: int, context: int, causal: bool, window: int | None) -> int:
+    """Unmasked (query, key) pairs of one head of one sequence.
+
+    Causal: query i of `query` sees ``context + i + 1`` keys, at most `window`; not causal: all ``context + query``.
+    """
+    if not causal:
+        return query * (context + query)
+    limit = window if window else context + query
+    growing = max(0, min(query, limit - context))  # queries that see fewer keys than the limit, or just it
+    return growing * context + growing * (growing + 1) // 2 + (query - growing) * min(limit, context + query)
+
+
+_LAYER = re.compile(r"^(.*?)\.(\d+)(?:\.(.*))?$")
+"""Path up to the first repeated module, its index, and the path inside it."""
+
+
+class Place(NamedTuple):
+    """Where a module is among repeated layers."""
+
+    prefix: str
+    layer: int
+    inner: str | None
+    """Path inside the layer; None for the layer itself."""
+
+
+def layer_of(path: str) -> Place | None:
+    """The repeated layer that holds a module; None outside of all."""
+    match = _LAYER.match(path)
+    return Place(match[1], int(match[2]), match[3]) if match else None
+
+
+def layer_key(path: str) -> Hashable:
+    """The same for all modules of one repeated layer; a module outside of all is a layer of its own."""
+    place = layer_of(path)
+    return (place.prefix, place.layer) if place else path

@@ -1,0 +1,175 @@
+"""What a device is said to reach, and what it was measured to reach: data, never mixed.
+
+A `Peaks` holds figures of one origin; a `HardwareSpec` keeps the datasheet's and the measured ones apart.
+Devices with a datasheet are JSON files in `roofline/devices`, one a device; a user's own file, and the spec.json of a
+run, are the same record (`roofline.hardware.load` reads them).
+"""
+
+from typing import Literal, get_args
+
+from pydantic import Field, field_validator
+
+from roofline.laws.fitted import FittedLaw, ReferenceLevel
+from roofline.record import Record
+
+SPEC_SCHEMA = 3
+"""1: without laws. 2: without times of the reference probes."""
+
+
+class Figure(Record):
+    """One number of a device with where it comes from."""
+
+    value: float = Field(gt=0, allow_inf_nan=False)
+    source: str
+    """Document and section, or the measurement's conditions."""
+    low: float | None = None
+    """Lower end of a 90 % interval, where it was measured."""
+    high: float | None = None
+
+
+class Level(Record):
+    """One level of the memory hierarchy, the smallest first; the last one is main memory."""
+
+    name: str
+    """ "L2", "L3", "DRAM", "HBM"."""
+    capacity_bytes: float = Field(gt=0, allow_inf_nan=False)
+    bandwidth: Figure
+    """Bytes/s, read and written bytes added."""
+
+
+class Link(Record):
+    """A way out of the device: to others of its kind, to the host, to the network."""
+
+    bandwidth: Figure
+    """Bytes/s that one device can send; it can receive as many at the same time."""
+    latency_s: Figure | None = None
+    """Seconds of one message; where it is not known, messages are priced by their bytes alone."""
+
+
+class Chip(Record):
+    """What a datasheet says of a device besides its rates. Absent figures are None, never a guess."""
+
+    units: Figure | None = None
+    """Streaming multiprocessors, compute units, cores: what `unit` says."""
+    unit: str | None = None
+    """ "SM", "CU", "core", "TPC", "TensorCore"."""
+    base_clock_hz: Figure | None = None
+    boost_clock_hz: Figure | None = None
+    """The highest that the datasheet names; its peaks are usually at this clock."""
+    matrix_clock_hz: Figure | None = None
+    """The clock of the matrix peaks, where the datasheet names another one for them."""
+    last_level_cache_bytes: Figure | None = None
+    power_w: Figure | None = None
+    """Board or socket power limit as sold."""
+    released: int | None = None
+    """Year."""
+
+
+class Peaks(Record):
+    """Rates of one origin: a datasheet's, or a measurement's."""
+
+    matrix: dict[str, Figure]
+    """Dense FLOP/s of matrix work, by dtype of the inputs: torch's names, and "float4_e2m1fn_x2", "int4"."""
+    vector: dict[str, Figure]
+    """FLOP/s of everything else, by dtype of the arithmetic; "float32" at least, or empty if unknown."""
+    levels: tuple[Level, ...] = Field(min_length=1)
+    """Smallest cache first, main memory last."""
+    links: dict[str, Link] = {}
+    """By name: "nvlink", "nvlink-c2c" (to its CPU), "infinity-fabric", "ici", "pcie" (the host), "network"."""
+    host_s_per_op: Figure | None = None
+    """Host time to issue one operation in eager mode; on a CPU this includes the operation's own fixed cost."""
+
+    @field_validator("levels")
+    @classmethod
+    def _ordered(cls, levels: tuple[Level, ...]) -> tuple[Level, ...]:
+        sizes = [level.capacity_bytes for level in levels]
+        if sizes != sorted(sizes):
+            raise ValueError("memory levels must go from the smallest to the largest")
+        return levels
+
+
+class Characteristic(Record):
+    """One measured property of a device: what it is, how sure it is, under which conditions; or why it is not there."""
+
+    name: str
+    """ "memory.triad", "matmul.burst", "launch.back to back"; with ".one core" where a single thread ran it."""
+    dtype: str | None = None
+    unit: str
+    """ "B/s", "FLOP/s", "s", "B", "J/FLOP", "J/B", "W"."""
+    value: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    low: float | None = None
+    """Lower end of the 90 % interval over fresh processes; None where fewer than three measured it."""
+    high: float | None = None
+    typical: float | None = None
+    """The same with the median of the samples, where `value` rests on the fastest tenth."""
+    variation: float | None = None
+    """Coefficient of variation over the processes, a fraction."""
+    replicates: int = 0
+    """Fresh processes that have a value."""
+    conditions: str = ""
+    """What was run, on what, in which state of the caches, by which clock."""
+    labels: tuple[str, ...] = ()
+    """What a reader has to know: "power cap in 83 % of the time, …"."""
+    status: Literal["done", "inconclusive", "invalid", "failed"] = "done"
+    """inconclusive: other work had the host, and the value is at most too low a rate; invalid: not this device's
+    speed (throttled by heat, a foreign process), and there is no value; failed: nothing was measured."""
+    datasheet: float | None = None
+    """What the datasheet says of the same, in the same unit."""
+    reason: str | None = None
+    """Why there is no value, in one line."""
+
+
+DeviceKind = Literal["cuda", "cpu", "other"]
+"""As torch names the type of device: "cuda" is a GPU of NVIDIA or, with ROCm, of AMD."""
+GPU: DeviceKind = "cuda"
+"""The kind of a device that other tools have measured and no file describes."""
+
+
+def spec_kind(device_type: str) -> DeviceKind:
+    """The kind of a device by torch's type of it."""
+    return next((kind for kind in get_args(DeviceKind) if kind == device_type), "other")
+
+
+class HardwareSpec(Record):
+    """One device. Absent figures are None or missing, never a guess."""
+
+    schema_version: int = SPEC_SCHEMA
+    name: str
+    """ "nvidia-h200-sxm": the file's name where it has one."""
+    kind: DeviceKind
+    matches: tuple[str, ...] = ()
+    """Names by which the driver reports exactly this device."""
+    chip: Chip | None = None
+    """From the datasheet."""
+    datasheet: Peaks | None = None
+    measured: Peaks | None = None
+    missing: dict[str, str] = {}
+    """Figures that could not be measured, each with its reason."""
+    characteristics: tuple[Characteristic, ...] = ()
+    """Everything that was measured of it; `measured` holds those of them that price operations."""
+    uuid: str | None = None
+    """Unit that was measured."""
+    calibrated: tuple[FittedLaw, ...] = ()
+    """Laws with the constants fitted to kernels of this device."""
+    reference: dict[str, ReferenceLevel] = {}
+    """By probe (`roofline.laws.fitted.PROBES`): its times while the kernels of those laws were timed."""
+
+    @property
+    def has_queue(self) -> bool:
+        """Whether the host issues work ahead of the device, through a queue: on all devices but a CPU."""
+        return self.kind != "cpu"
+
+    @field_validator("calibrated")
+    @classmethod
+    def _one_law_each(cls, laws: tuple[FittedLaw, ...]) -> tuple[FittedLaw, ...]:
+        pairs = [(law.kind, law.dtype) for law in laws]
+        if twice := [pair for pair in pairs if pairs.count(pair) > 1]:
+            raise ValueError(f"there are two laws of {' '.join(twice[0])}; keep one")
+        return laws
+
+    @field_validator("matches")
+    @classmethod
+    def _distinct(cls, matches: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := [name for name in matches if matches.count(name) > 1]:
+            raise ValueError(f"{twice[0]!r} appears twice; keep one")
+        return matches

@@ -1,0 +1,249 @@
+"""Answers what is asked of one model on one device: passes, mixed steps, sweeps, requests, and what fits.
+
+Example: ``answer(source, Question(workloads=(workload,)), Device(spec, peaks, "datasheet"), "fused").passes[0].time_s``
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roofline.graph.memory import Footprint, largest
+from roofline.graph.mixed_batch import mix
+from roofline.hardware.spec import HardwareSpec, Peaks
+from roofline.predict.passes import (
+    PassPrediction,
+    Prediction,
+    RequestPrediction,
+    capacity_bytes,
+    predict_pass,
+    predict_sweep,
+)
+from roofline.predict.requests import Draft, request
+from roofline.sweep.family import FEW, Family, Form, Piece, Source
+from roofline.sweep.polynomial import Sweep
+from roofline.sweep.price import memory_pieces, price_pieces, price_sweep
+from roofline.sweep.regimes import EDGE
+from roofline.workload import Workload
+
+EXACT = 6
+"""Up to as many passes are traced one by one and shown with their operations; more are a sweep of totals."""
+
+MOST_TOKENS = 2**27
+"""End of the search for the largest batch and context, in tokens of all sequences: beyond what the devices in `devices`
+hold of most models; a note says where it was reached."""
+
+PROBES = 2 * FEW + 2
+"""Contexts of one stretch that its graph is fitted for: more than are traced one by one, the halves of them too."""
+
+CALIBRATED = "calibrated"
+"""Origin of prices that are laws'."""
+
+BLOCK = 2**14
+"""Contexts that are priced at once: arrays of some 100 MB for a model of a hundred operations."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device and the peaks of it that are used."""
+
+    spec: HardwareSpec
+    peaks: Peaks
+    origin: str
+    """ "datasheet" or "measured"; "calibrated": the spec's laws, and measured peaks for what they do not describe."""
+
+    @property
+    def with_laws(self) -> bool:
+        """Whether laws price operations."""
+        return self.origin == CALIBRATED
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """A draft model, how many tokens it drafts, and how often one is accepted."""
+
+    draft: Source
+    tokens: int
+    acceptance: float
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to predict."""
+
+    workloads: tuple[Workload, ...] = ()
+    mixes: tuple[tuple[Workload, ...], ...] = ()
+    """Steps that run several workloads at once."""
+    requests: tuple[tuple[int, int, int], ...] = ()
+    """(batch, prompt tokens, output tokens)."""
+    dtype: str = "bfloat16"
+    largest: bool = False
+    """Whether to search the largest batch and context that fit."""
+    decode: tuple[Source, Device] | None = None
+    """Graphs and device of the decode steps of requests, where those run elsewhere."""
+    speculation: Speculation | None = None
+    exact: bool | None = None
+    """Whether each workload is traced; None: they are traced if they are few."""
+
+
+def answer(source: Source, question: Question, device: Device, form: Form, notes: Sequence[str] = ()) -> Prediction:
+    """Everything that is asked. Raises: ValueError where a graph cannot be had or changed as asked."""
+    if device.with_laws and form == "fused":
+        raise ValueError("calibrated laws price what is executed; add --form executed, or use --peaks measured")
+    first, cached = _first(question.workloads, 0), _first(question.workloads, 1)
+    if question.largest and first is None:
+        raise ValueError("the largest that fits is searched from a workload's lengths; ask without --mix")
+    work = _Work(source, device)
+    exact = question.exact if question.exact is not None else device.with_laws or len(question.workloads) <= EXACT
+    passes: list[PassPrediction] = []
+    options: dict[str, str] = {}
+    if question.workloads and not exact:
+        passes += predict_sweep(work.pieces(question.workloads), question.workloads, device.peaks)
+        options |= work.options
+    for parts in (*([workload] for workload in question.workloads if exact), *question.mixes):
+        graph = mix([source.whole(part) for part in parts])
+        passes.append(predict_pass(graph, device.spec, device.peaks, parts, with_laws=device.with_laws))
+        options |= graph.options
+    requests = tuple(_request(work, question, *sizes) for sizes in question.requests)
+    largest_batch = work.largest_batch(first) if question.largest and first else None
+    largest_context = work.largest_context(cached) if question.largest and cached else None
+    return Prediction(
+        model=source.name,
+        hardware=device.spec.name,
+        peaks=device.origin,
+        form=form,
+        parameters=source.parameters,
+        options=options or work.options,
+        passes=tuple(passes),
+        requests=requests,
+        capacity_bytes=capacity_bytes(device.peaks),
+        largest_batch=largest_batch,
+        largest_context=largest_context,
+        notes=(*notes, *work.notes),
+    )
+
+
+def _first(workloads: Sequence[Workload], least_context: int) -> Workload | None:
+    return next((workload for workload in workloads if workload.context_tokens >= least_context), None)
+
+
+class _Work:
+    """One model on one device: the graphs that have been made for a prediction, and what they say."""
+
+    def __init__(self, source: Source, device: Device) -> None:
+        self.device = device
+        self._source = source
+        self._peaks = device.peaks
+        self.capacity_bytes = capacity_bytes(device.peaks)
+        self.options: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    @cached_property
+    def _family(self) -> Family:
+        family = self._source.family()
+        self.notes = family.notes
+        return family
+
+    def pieces(self, workloads: Sequence[Workload]) -> list[Piece]:
+        pieces = self._family.cover(workloads)
+        self.options |= pieces[0].graph.template.options
+        return pieces
+
+    def seconds(self, workload: Workload) -> float:
+        if self.device.with_laws:
+            return self._law_s(workload)
+        return float(price_pieces(self.pieces([workload]), [workload], self._peaks).time_s[0])
+
+    def growing_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
+        """Seconds of a pass at each of `contexts`: shape (contexts,)."""
+        parts = [self._stretch_s(like, stretch) for stretch in _stretches(like, contexts, self._family.windows)]
+        return np.concatenate([np.zeros(0), *parts])
+
+    def _law_s(self, workload: Workload) -> float:
+        """By the laws, of the one graph."""
+        graph = self.pieces([workload])[0].graph.at(workload)
+        time_s = predict_pass(graph, self.device.spec, self._peaks, with_laws=True).time_s
+        return np.nan if time_s is None else time_s
+
+    def _stretch_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
+        if self.device.with_laws:  # smooth in the context: interpolated between as many passes as fit a graph
+            places = _spread(len(contexts))
+            each = [self._law_s(_at(like, contexts[i])) for i in places]
+            return np.interp(np.arange(len(contexts)), places, each)
+        pieces = self.pieces([_at(like, contexts[i]) for i in _spread(len(contexts))])
+        if len(pieces) > 1:  # nothing describes the whole stretch
+            workloads = [_at(like, context) for context in contexts]
+            return price_pieces(self.pieces(workloads), workloads, self._peaks).time_s
+        blocks = [contexts[i : i + BLOCK] for i in range(0, len(contexts), BLOCK)]
+        return np.concatenate([price_sweep(pieces[0].graph, _sweep(like, b), self._peaks).time_s for b in blocks])
+
+    def memory(self, workload: Workload) -> Footprint:
+        return self._memory(self.pieces([workload])[0], workload)
+
+    def _memory(self, piece: Piece, workload: Workload) -> Footprint:
+        return memory_pieces([Piece(piece.graph, np.array([0]))], [workload]).footprint(0)
+
+    def largest_batch(self, like: Workload) -> int:
+        most = max(1, MOST_TOKENS // (like.query_tokens + like.context_tokens))
+        probes = [like.model_copy(update={"batch": 2**i}) for i in range(most.bit_length())]
+        return self._largest(probes, "batch", most)
+
+    def largest_context(self, like: Workload) -> int:
+        most = max(1, MOST_TOKENS // like.batch)
+        stretches = _stretches(like, range(1, most + 1), self._family.windows)
+        probes = [_at(like, stretch[i]) for stretch in stretches for i in _doubling(len(stretch))]
+        return self._largest(probes, "context_tokens", most)
+
+    def _largest(self, probes: Sequence[Workload], field: str, limit: int) -> int:
+        """By the fitted graphs of the probes: those of the nearest probe that is not larger, which is in one regime."""
+        pieces = self.pieces(probes)
+        serving = {int(i): piece for piece in pieces for i in piece.index}
+        sizes = np.array([getattr(probe, field) for probe in probes])
+
+        def needed(size: int) -> float:
+            piece = serving[int(np.searchsorted(sizes, size, side="right")) - 1]
+            return self._memory(piece, probes[0].model_copy(update={field: size})).peak
+
+        most = largest(needed, self.capacity_bytes, limit)
+        if most == limit:
+            self.notes.append(f"the search for the largest {field} ended at {limit}: more may fit")
+        return most
+
+
+def _at(like: Workload, context: int) -> Workload:
+    return like.model_copy(update={"context_tokens": context})
+
+
+def _sweep(like: Workload, contexts: range) -> Sweep:
+    growing = np.arange(contexts.start, contexts.stop, dtype=float)
+    return Sweep(np.full_like(growing, like.batch), np.full_like(growing, like.query_tokens), growing)
+
+
+def _stretches(like: Workload, contexts: range, windows: Sequence[int]) -> list[range]:
+    """Contexts, of which there is at least one, in one regime each; those on the edge of a window by themselves."""
+    cuts = {contexts.start, contexts.stop}
+    for edge in (edge for window in windows for edge in (window, window - like.query_tokens)):
+        cuts |= {edge - EDGE, edge + EDGE + 1}
+    return [range(a, b) for a, b in pairwise(sorted(c for c in cuts if contexts.start <= c <= contexts.stop))]
+
+
+def _spread(length: int) -> list[int]:
+    """Places in a stretch, both ends and some between; all of a short one."""
+    return sorted({int(i) for i in np.linspace(0, length - 1, PROBES).round()})
+
+
+def _doubling(length: int) -> list[int]:
+    """Places in a stretch, each twice as far as the one before, and enough of the first that a graph can be fitted."""
+    return sorted({*range(min(length, PROBES)), *(2**i for i in range(3, length.bit_length()) if 2**i < length)})
+
+
+def _request(work: _Work, question: Question, batch: int, prompt: int, output: int) -> RequestPrediction:
+    decode = _Work(*question.decode) if question.decode else None
+    draft = None
+    if question.speculation is not None:
+        drafting = _Work(question.speculation.draft, (decode or work).device)
+        draft = Draft(drafting, question.speculation.tokens, question.speculation.acceptance)
+    return request(work, batch=batch, prompt=prompt, output=output, dtype=question.dtype, decode=decode, draft=draft)

@@ -1,0 +1,118 @@
+"""Whole requests: a prefill, then one decode step a token over a context that grows by one each time.
+
+The steps are priced as arrays over the growing context, so their sum is exact and takes no loop. Time to first token
+(TTFT) is the prefill; time per output token (TPOT) the mean of the decode steps; end to end is both. Speculative
+decoding (Leviathan et al., arXiv 2211.17192) replaces a step by `tokens` steps of a draft model and one pass of the
+model over the drafted tokens and one more, with the logits of all of them, which yields (1 − a^(k+1)) / (1 − a) tokens
+on average where each draft is accepted with probability a. All of them are priced at the context at which the pass
+starts.
+
+Example: ``request(passes, batch=1, prompt=2048, output=512, dtype="bfloat16").tpot_s``
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roofline.graph.memory import Footprint
+from roofline.host import known
+from roofline.predict.passes import RequestPrediction
+from roofline.workload import Workload
+
+
+class Passes(Protocol):
+    """What a request needs of a model on a device."""
+
+    @property
+    def capacity_bytes(self) -> float:
+        """Size of the device's memory."""
+
+    def seconds(self, workload: Workload) -> float:
+        """Seconds of one pass; NaN where a peak that it needs is not known."""
+
+    def growing_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
+        """Seconds of a pass at each of `contexts`, all else as in `like`: shape (contexts,)."""
+
+    def memory(self, workload: Workload) -> Footprint:
+        """Memory of one pass."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A draft model that proposes tokens; it runs on the device where the model decodes."""
+
+    passes: Passes
+    tokens: int
+    """Drafted before each pass of the model."""
+    acceptance: float
+    """Probability that a drafted token is accepted, given that all before it were."""
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Expected tokens that a pass of the model yields."""
+        a, k = self.acceptance, self.tokens
+        return k + 1.0 if a == 1 else (1 - a ** (k + 1)) / (1 - a)
+
+
+def request(
+    passes: Passes,
+    *,
+    batch: int,
+    prompt: int,
+    output: int,
+    dtype: str,
+    decode: Passes | None = None,
+    draft: Draft | None = None,
+) -> RequestPrediction:
+    """A batch of equal requests, one after the other in each phase; the prefill yields the first of `output` tokens.
+
+    Args:
+        passes: of the device that does the prefill, and decodes unless `decode` does.
+        decode: of another device that decodes (prefill-decode disaggregation: the prefill's graph then has the
+            transfer of its cache).
+        draft: with it each pass of the model verifies the drafted tokens; its own prefill counts in TTFT.
+    """
+    prefill = Workload(batch=batch, query_tokens=prompt, context_tokens=0, dtype=dtype)
+    step = Workload(batch=batch, query_tokens=1, context_tokens=prompt, dtype=dtype)
+    ttft = passes.seconds(prefill) + (draft.passes.seconds(prefill) if draft else 0.0)
+    each = _each_s(decode or passes, step, range(prompt, prompt + output - 1), draft)
+    decoding = float(each.sum())
+    last = step.model_copy(update={"context_tokens": prompt + output - 2}) if output > 1 else prefill
+    at_first = _together(passes, draft if decode is None else None, prefill)
+    at_last = _together(decode or passes, draft, last)
+    fits = at_first <= passes.capacity_bytes and at_last <= (decode or passes).capacity_bytes
+    return RequestPrediction(
+        batch=batch,
+        prompt_tokens=prompt,
+        output_tokens=output,
+        ttft_s=known(ttft),
+        tpot_s=known(decoding / len(each)) if len(each) else None,
+        end_to_end_s=known(ttft + decoding),
+        tokens_per_s=known(batch * output / (ttft + decoding)),
+        peak_bytes=at_last if decode else max(at_first, at_last),
+        fits=fits,
+    )
+
+
+def _each_s(passes: Passes, step: Workload, contexts: range, draft: Draft | None) -> NDArray[np.float64]:
+    """Seconds of each further token: shape (output − 1,)."""
+    if draft is None or not contexts:
+        return passes.growing_s(step, contexts)
+    drafted = draft.tokens * draft.passes.growing_s(step, contexts)
+    return (drafted + passes.growing_s(_verify(step, draft), contexts)) / draft.tokens_per_pass
+
+
+def _verify(step: Workload, draft: Draft) -> Workload:
+    return step.model_copy(update={"query_tokens": draft.tokens + 1, "logits": "all"})
+
+
+def _together(passes: Passes, draft: Draft | None, workload: Workload) -> float:
+    """Most bytes while one model runs and the weights and the cache of the other are there too."""
+    if draft is None:
+        return passes.memory(workload).peak
+    decodes = workload.query_tokens == 1 and workload.context_tokens > 0
+    model = passes.memory(_verify(workload, draft) if decodes else workload)
+    other = draft.passes.memory(workload)
+    return max(model.peak + other.weights + other.kv_cache, other.peak + model.weights + model.kv_cache)

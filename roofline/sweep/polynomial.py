@@ -1,0 +1,339 @@
+"""One folded graph for every workload of a regime: each size is a polynomial in batch, query and context.
+
+The coefficients are exact: they are solved in rational numbers from traces at a few sizes. `ceil(query ÷ chunk)` is a
+further variable where a model works in chunks; the expected number of experts hit, which is no polynomial, is
+divided out first and multiplied back. `differs` says whether a trace elsewhere is what the polynomials say.
+
+Example: ``fit(samples, PREFILL).amounts(Sweep.of(workloads)).matrix_flops`` → array (workloads, operations)
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from roofline.graph.op import Bytes, Op, OpGraph, Routing, Traffic, experts_hit, routed_reads
+from roofline.record import Record
+from roofline.workload import Workload
+
+Floats = NDArray[np.float64]
+Exponents = tuple[int, int, int, int]
+"""Powers of batch, query tokens, context tokens, and chunks of the query."""
+
+TOLERANCE = 1e-9
+"""Relative: sizes are whole numbers or binary fractions up to rounding in sums of products."""
+
+CLASSES = tuple(Traffic.model_fields)
+WORK = ("count", "matrix_flops", "vector_flops", "link_bytes", "messages")
+"""Sizes of an operation besides its dimensions and accesses, in the order of `sizes_of`."""
+
+
+class Mismatch(Exception):
+    """Graphs that are not of one regime: what differs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """Workloads as arrays of shape (workloads,)."""
+
+    batch: Floats
+    query: Floats
+    context: Floats
+
+    @classmethod
+    def of(cls, workloads: Sequence[Workload]) -> "Sweep":
+        rows = np.array([(w.batch, w.query_tokens, w.context_tokens) for w in workloads], dtype=float).reshape(-1, 3)
+        return cls(rows[:, 0], rows[:, 1], rows[:, 2])
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def take(self, index: NDArray[np.int64]) -> "Sweep":
+        return Sweep(self.batch[index], self.query[index], self.context[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Amounts:
+    """What each operation has to do in each workload; arrays of shape (workloads, operations)."""
+
+    count: Floats
+    matrix_flops: Floats
+    vector_flops: Floats
+    traffic: dict[str, Floats]
+    """Bytes by class, as in `Traffic`."""
+    link_bytes: Floats
+    messages: Floats
+
+
+class ParametricGraph(Record):
+    """A folded graph whose sizes are polynomials; see the module."""
+
+    template: OpGraph
+    """The folded graph of the first sample: structure, names, and kinds."""
+    chunk: int = 1
+    """Tokens of a chunk."""
+    monomials: tuple[Exponents, ...]
+    polynomials: tuple[tuple[float, ...], ...]
+    """Distinct ones: a coefficient for each monomial."""
+    index: tuple[int, ...]
+    """Polynomial of each size, in the order of `sizes_of`."""
+    checked: tuple[Workload, ...] = ()
+    """Workloads whose own traces were found to agree."""
+
+    @cached_property
+    def _coefficients(self) -> Floats:
+        return np.array(self.polynomials, dtype=float).T
+
+    def basis(self, sweep: Sweep) -> Floats:
+        """Value of each monomial at each workload: shape (workloads, monomials)."""
+        chunks = np.ceil(sweep.query / self.chunk)
+        variables = (sweep.batch, sweep.query, sweep.context, chunks)
+        columns = []
+        for exponents in self.monomials:
+            column = np.ones(len(sweep))
+            for factor in (v for v, power in zip(variables, exponents, strict=True) for _ in range(power)):
+                column = column * factor
+            columns.append(column)
+        return np.stack(columns, axis=1)
+
+    @cached_property
+    def storage(self) -> Floats:
+        """Coefficients of each tensor's storage in the device's memory: shape (tensors, monomials)."""
+        here = np.array([1 - tensor.on_host for tensor in self.template.tensors])
+        return self._coefficients[:, list(self.index[: len(here)])].T * here[:, None]
+
+    def sizes(self, sweep: Sweep) -> Floats:
+        """Every size of every workload, in the order of `sizes_of`: shape (workloads, sizes).
+
+        Unlike there, reads of experts are those hit.
+        """
+        each = self.basis(sweep) @ self._coefficients
+        whole = np.round(each)
+        values = np.where(_rounded_off(each - whole, each), whole, each)[:, list(self.index)]
+        for op, place in zip(self.template.ops, places(self.template), strict=True):
+            for i, access in enumerate(op.reads):
+                if self.template.tensors[access.tensor].role == "weight":  # a gather reads no more than there is
+                    values[:, place.reads + i] = np.minimum(values[:, place.reads + i], values[:, access.tensor])
+            if op.routing is not None and place.tokens is not None:
+                chosen = op.routing
+                hit = experts_hit(chosen.experts, chosen.per_token, values[:, place.tokens], chosen.skew)
+                for i in routed_reads(op, self.template):
+                    values[:, place.reads + i] *= hit / chosen.experts
+        return values
+
+    def at(self, workload: Workload) -> OpGraph:
+        """The folded graph of one workload."""
+        return _filled(self.template, iter(self.sizes(Sweep.of([workload]))[0].tolist()), workload)
+
+    @cached_property
+    def columns(self) -> "Columns":
+        return Columns(self)
+
+    def amounts(self, sweep: Sweep) -> Amounts:
+        """What each operation has to do, for all workloads at once."""
+        return self.columns.amounts(self.basis(sweep), np.arange(len(self.template.ops)))
+
+    def differs(self, graph: OpGraph) -> str | None:
+        """How a folded graph, traced at its own workload, is not what this one says; None if it is the same."""
+        if unlike := _unlike(self.template, graph):
+            return unlike
+        said, seen = np.array(sizes_of(self.at(graph.workload))), np.array(sizes_of(graph))
+        wrong = np.flatnonzero(~np.isclose(said, seen, rtol=TOLERANCE, atol=TOLERANCE))
+        return f"{graph.workload.key}: {len(wrong)} sizes are not polynomials of those sampled" if len(wrong) else None
+
+
+class Columns:
+    """The polynomials that pricing needs, gathered by operation, so that a sweep is a few matrix products."""
+
+    table: dict[str, Floats]
+    """By field of `Amounts` and class of traffic, shape (monomials, operations); no entry where all are 0."""
+    no_polynomial: frozenset[int]
+    """Operations with reads that `table` leaves out: in proportion to experts hit, or up to a whole table."""
+
+    def __init__(self, graph: ParametricGraph) -> None:
+        template = graph.template
+        sizes = np.array(graph.polynomials, dtype=float).T[:, list(graph.index)]
+        self._shape = len(graph.monomials), len(template.ops)
+        self.table = {}
+        self._special: list[tuple[int, Floats, float, Routing | None, Floats | None]] = []
+        for i, (op, place) in enumerate(zip(template.ops, places(template), strict=True)):
+            for offset, name in enumerate(WORK):
+                self._add(name, i, sizes[:, place.first + offset])
+            routed = routed_reads(op, template)
+            for k, access in enumerate(op.reads):
+                column, tensor = sizes[:, place.reads + k], template.tensors[access.tensor]
+                if k in routed:
+                    self._special.append((i, column, np.inf, op.routing, sizes[:, place.tokens]))
+                elif tensor.role == "weight" and column[1:].any():
+                    self._special.append((i, column, tensor.storage_bytes, None, None))
+                else:
+                    self._add(f"{tensor.role}_read", i, column)
+            for k, access in enumerate(op.writes):
+                role = "kv" if template.tensors[access.tensor].role == "kv" else "activation"
+                self._add(f"{role}_write", i, sizes[:, place.writes + k])
+        self.no_polynomial = frozenset(special[0] for special in self._special)
+
+    def _add(self, name: str, op: int, column: Floats) -> None:
+        if column.any():
+            self.table.setdefault(name, np.zeros(self._shape))[:, op] += column
+
+    def amounts(self, basis: Floats, ops: NDArray[np.int64]) -> Amounts:
+        """What some operations have to do.
+
+        Args: the monomials of each workload, shape (workloads, monomials), and the places of the operations.
+        """
+        shape = len(basis), len(ops)
+        at = {int(op): i for i, op in enumerate(ops)}
+        sums = {name: basis @ table[:, ops] for name, table in self.table.items()}
+        if self._special:
+            weights = sums.setdefault("weight_read", np.zeros(shape))
+            for op, column, most, routing, tokens in self._special:
+                if op not in at:
+                    continue
+                amount = np.minimum(basis @ column, most)
+                if routing is not None and tokens is not None:
+                    hit = experts_hit(routing.experts, routing.per_token, basis @ tokens, routing.skew)
+                    amount = amount * hit / routing.experts
+                weights[:, at[op]] += amount
+        nothing = np.broadcast_to(np.zeros((1, 1)), shape)
+        return Amounts(
+            **{name: sums.get(name, nothing) for name in WORK},
+            traffic={name: sums.get(name, nothing) for name in CLASSES},
+        )
+
+
+def fit(samples: Sequence[OpGraph], monomials: Sequence[Exponents], *, chunk: int = 1) -> ParametricGraph:
+    """The graph whose sizes are combinations of `monomials` that agree with every sample.
+
+    Args: folded graphs, as many as monomials, at workloads that tell the monomials apart; tokens of a chunk.
+    Raises: Mismatch if the samples have different operations, or do not determine the polynomials.
+    """
+    template = samples[0]
+    for other in samples[1:]:
+        if unlike := _unlike(template, other):
+            raise Mismatch(unlike)
+    values = np.array([sizes_of(sample) for sample in samples])
+    solve = _inverse([powers(sample.workload, monomials, chunk) for sample in samples])
+    numbers: dict[tuple[float, ...], int] = {}
+    polynomials: list[tuple[float, ...]] = []
+
+    def number(column: tuple[float, ...]) -> int:
+        if column not in numbers:
+            numbers[column] = len(numbers)
+            exact = [Fraction(value) for value in column]
+            polynomials.append(tuple(float(sum(map(Fraction.__mul__, row, exact))) for row in solve))
+        return numbers[column]
+
+    index = tuple(number(column) for column in map(tuple, values.T.tolist()))
+    return ParametricGraph(
+        template=template, chunk=chunk, monomials=tuple(monomials), polynomials=tuple(polynomials), index=index
+    )
+
+
+def sizes_of(graph: OpGraph) -> list[float]:
+    """Every size of a graph in one order; expected weight reads as if every expert were hit."""
+    out: list[float] = [tensor.storage_bytes for tensor in graph.tensors]
+    for op in graph.ops:
+        out += (*(getattr(op, name) for name in WORK), *op.dims.values())
+        routed = routed_reads(op, graph)
+        share = op.routing.hit / op.routing.experts if op.routing else 1.0
+        out += (_near(a.bytes / share) if i in routed else a.bytes for i, a in enumerate(op.reads))
+        out += (access.bytes for access in op.writes)
+        if op.routing:
+            out.append(op.routing.tokens)
+    return out
+
+
+def _near(value: float) -> float:
+    """The whole number that a few operations on floats have left a trace of; other numbers as they are."""
+    return float(round(value)) if _rounded_off(value - round(value), value) else value
+
+
+def _rounded_off(error: ArrayLike, value: ArrayLike) -> NDArray[np.bool_]:
+    return np.less_equal(np.abs(error), 1e-6 + 1e-12 * np.abs(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the sizes of an operation are in the order of `sizes_of`."""
+
+    first: int
+    """Where `WORK` starts; the dimensions follow."""
+    reads: int
+    writes: int
+    tokens: int | None
+
+
+def places(graph: OpGraph) -> Iterator[Places]:
+    """For each operation, where its sizes are."""
+    at = len(graph.tensors)
+    for op in graph.ops:
+        reads = at + len(WORK) + len(op.dims)
+        writes = reads + len(op.reads)
+        end = writes + len(op.writes)
+        yield Places(at, reads, writes, end if op.routing is not None else None)
+        at = end + (op.routing is not None)
+
+
+def _filled(template: OpGraph, values: Iterator[float], workload: Workload) -> OpGraph:
+    """The template with other sizes, in the order of `sizes_of`."""
+
+    def size() -> Bytes:
+        value = next(values)
+        return int(value) if value.is_integer() else value
+
+    tensors = tuple(tensor.model_copy(update={"storage_bytes": size()}) for tensor in template.tensors)
+    ops = []
+    for op in template.ops:
+        update: dict[str, object] = {name: size() for name in WORK}
+        update["dims"] = {name: round(size()) for name in op.dims}
+        update["reads"] = tuple(a.model_copy(update={"bytes": size()}) for a in op.reads)
+        update["writes"] = tuple(a.model_copy(update={"bytes": size()}) for a in op.writes)
+        if op.routing:
+            update["routing"] = op.routing.model_copy(update={"tokens": size()})
+        ops.append(op.model_copy(update=update))
+    return template.model_copy(update={"workload": workload, "ops": tuple(ops), "tensors": tensors})
+
+
+def _unlike(one: OpGraph, other: OpGraph) -> str | None:
+    """What is different in the structure of two graphs; None if only sizes are."""
+    if len(one.ops) != len(other.ops):
+        return f"{len(one.ops)} operations at {one.workload.key}, {len(other.ops)} at {other.workload.key}"
+    for a, b in zip(one.ops, other.ops, strict=True):
+        if _structure(a) != _structure(b):
+            return f"{a.path} {a.name} at {one.workload.key} is {b.path} {b.name} at {other.workload.key}"
+    if [t.role for t in one.tensors] != [t.role for t in other.tensors]:
+        return f"other tensors at {one.workload.key} than at {other.workload.key}"
+    return None
+
+
+def _structure(op: Op) -> tuple[object, ...]:
+    routing = (op.routing.experts, op.routing.per_token, op.routing.skew) if op.routing else None
+    tensors = [a.tensor for a in op.reads], [a.tensor for a in op.writes]
+    return (op.path, op.name, op.kind, op.dtype, tuple(op.dims), tensors, op.link, op.beside, op.also, routing)
+
+
+def powers(workload: Workload, monomials: Iterable[Exponents], chunk: int) -> list[Fraction]:
+    """The value of each monomial at a workload."""
+    chunks = -(-workload.query_tokens // chunk)
+    variables = (workload.batch, workload.query_tokens, workload.context_tokens, chunks)
+    return [Fraction(int(np.prod([v**p for v, p in zip(variables, e, strict=True)], dtype=object))) for e in monomials]
+
+
+def _inverse(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
+    """Gauss and Jordan's elimination. Raises Mismatch where the samples do not tell the monomials apart."""
+    size = len(matrix)
+    rows = [[*row, *(Fraction(int(i == j)) for j in range(size))] for i, row in enumerate(matrix)]
+    for i in range(size):
+        pivot = next((k for k in range(i, size) if rows[k][i]), None)
+        if pivot is None or len(matrix[i]) != size:
+            raise Mismatch(f"{size} samples do not determine {len(matrix[0])} monomials")
+        rows[i], rows[pivot] = rows[pivot], rows[i]
+        rows[i] = [value / rows[i][i] for value in rows[i]]
+        for k in range(size):
+            if k != i and (factor := rows[k][i]):
+                rows[k] = [a - factor * b for a, b in zip(rows[k], rows[i], strict=True)]
+    return [row[size:] for row in rows]

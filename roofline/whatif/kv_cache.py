@@ -1,0 +1,198 @@
+"""Keys and values in fewer bits: a cache, its reads and its appends, with a scale for each token and head.
+
+As KIVI (arXiv 2402.02750) and the fp8 caches of serving engines: what is appended is quantised by an inserted
+operation (4 FLOPs an element, and a division a scale: see `quantise`), whoever reads the cache for other than moving
+it multiplies each element by its scale. States of recurrent layers are no keys and values and stay as they are.
+
+The width of a head is known from the operation that attends over it; two tensors of one layer and name share it.
+A latent cache (MLA) has one scale a token for what its expansion reads.
+
+Example: ``quantise_kv(graph, bits=8, scale_bits=16)``
+"""
+
+from collections.abc import Iterator
+
+from roofline.dtypes import element_bits
+from roofline.graph.dataflow import Dataflow
+from roofline.graph.edit import Edit, access, changed, inserted
+from roofline.graph.linear import QUANTISE
+from roofline.graph.op import Access, Kind, Op, OpGraph
+
+KV_BITS = (2, 4, 8, 16, 32)
+"""Bits of a stored key or value; 16 and 32 are plain floating point, without scales."""
+
+DONE = "kv"
+"""Key in `OpGraph.options`."""
+
+KEYS, VALUES = "keys", "values"
+"""Attributes of the cache's layers, with which names of their tensors end."""
+
+
+def quantise_kv(graph: OpGraph, bits: int, scale_bits: int) -> OpGraph:
+    """Raises: ValueError where there are no keys and values, or they are quantised already."""
+    if DONE in graph.options:
+        raise ValueError(f"keys and values are quantised already ({graph.options[DONE]}); give their bits once")
+    flow = Dataflow(graph)
+    cache = _cache(flow)
+    if not cache:
+        raise ValueError("the pass keeps no keys and values, so kv bits change nothing; leave them out")
+    edit, widths = Edit(graph), _widths(flow, cache)
+    own = element_bits(graph.workload.dtype)
+    scales = scale_bits if bits < 16 else 0
+    ratio = {t: (bits * widths[t] + scales) / (own * widths[t]) for t in cache}
+    for tensor in cache:
+        edit.resize(tensor, graph.tensors[tensor].storage_bytes * ratio[tensor])
+    for i, op in enumerate(graph.ops):
+        if any(a.tensor in cache for a in (*op.reads, *op.writes)):
+            pieces = _rewritten(edit, op, ratio, widths, own, is_plain=bits >= 16)
+            edit.put(i, *pieces)
+    return edit.done({DONE: f"{bits} bit, a scale per token and head" if scales else f"{bits} bit"})
+
+
+def _cache(flow: Dataflow) -> list[int]:
+    """Keys and values, and copies of them that are changed and copied back (a window that is rolled)."""
+    graph = flow.graph
+    held = {t.id for t in graph.tensors if t.role == "kv" and (t.name or "").endswith((f".{KEYS}", f".{VALUES}"))}
+    rolled = [
+        tensor.id
+        for tensor in graph.tensors
+        if tensor.role == "activation"
+        and flow.writers[tensor.id]
+        and all(graph.ops[i].kind is Kind.COPY for i in flow.writers[tensor.id])
+        and any(a.tensor in held for i in flow.writers[tensor.id] for a in graph.ops[i].reads)
+        and any(
+            graph.ops[i].kind is Kind.COPY and a.tensor in held
+            for i in flow.readers[tensor.id]
+            for a in graph.ops[i].writes
+        )
+    ]
+    return sorted(held.union(rolled))
+
+
+def _widths(flow: Dataflow, cache: list[int]) -> dict[int, float]:
+    """Elements that share a scale, by tensor."""
+    graph = flow.graph
+    named: dict[str, float] = {}
+    for i, op in enumerate(graph.ops):
+        if op.kind not in (Kind.ATTENTION, Kind.MATMUL):
+            continue
+        for read in op.reads:
+            for tensor, moved in _sources(flow, i, read):
+                name = graph.tensors[tensor].name
+                if name and name not in named and (width := _width(graph, op, name, moved.bytes)):
+                    named[name] = width
+    widths: dict[int, float] = {}
+    for tensor in cache:
+        name = _name(flow, tensor)
+        width = named.get(name) or _beside(flow, tensor, name)
+        if not width:
+            raise ValueError(f"no operation says how wide a head of {name or f'tensor {tensor}'} is")
+        widths[tensor] = width
+    return widths
+
+
+def _beside(flow: Dataflow, tensor: int, name: str) -> float | None:
+    """From the attention that runs in the module that writes the cache, where it reads something else (a prefill)."""
+    graph = flow.graph
+    paths = {graph.ops[i].path for i in flow.writers[tensor]}
+    attending = [op for op in graph.ops if op.path in paths]
+    for op in attending:
+        if op.kind is Kind.ATTENTION:
+            return op.dims.get("head_dim" if name.endswith(KEYS) else "value_dim")
+    products = [op for op in attending if op.kind is Kind.MATMUL]
+    if not products:
+        return None
+    return products[0].dims.get("k") if name.endswith(KEYS) else products[-1].dims.get("n")
+
+
+def _name(flow: Dataflow, tensor: int) -> str:
+    """Name of a cache tensor; a rolled copy has that of what it is a copy of."""
+    tensors, ops = flow.graph.tensors, flow.graph.ops
+    if tensors[tensor].role == "kv":
+        return tensors[tensor].name or ""
+    copied = (tensors[a.tensor] for i in flow.writers[tensor] for a in ops[i].reads)
+    return next((source.name or "" for source in copied if source.role == "kv"), "")
+
+
+def _sources(flow: Dataflow, index: int, read: Access) -> Iterator[tuple[int, Access]]:
+    """Cache tensors that a read takes its elements from, over copies and in fewer bits, with the read of each."""
+    todo, seen = [(index, read)], {read.tensor}
+    while todo:
+        i, source = todo.pop()
+        if flow.graph.tensors[source.tensor].role == "kv":
+            yield source.tensor, source
+            continue
+        for writer in flow.writers[source.tensor]:
+            if writer < i and (flow.graph.ops[writer].kind is Kind.COPY or flow.graph.ops[writer].name == QUANTISE):
+                fresh = [a for a in flow.graph.ops[writer].reads if a.tensor not in seen]
+                seen.update(a.tensor for a in fresh)
+                todo += [(writer, a) for a in fresh]
+
+
+def _width(graph: OpGraph, op: Op, name: str, moved_bytes: float) -> float | None:
+    """Elements of one head of one token: what the operation says of a head, or all of a token if that is less."""
+    is_key, dims = name.endswith(KEYS), op.dims
+    if op.kind is Kind.ATTENTION:
+        width, tokens = dims.get("head_dim" if is_key else "value_dim"), dims.get("kv")
+    elif any(graph.tensors[a.tensor].role == "weight" for a in op.reads):
+        width, tokens = dims.get("k"), None
+    else:
+        width, tokens = (dims.get("k"), dims.get("n")) if is_key else (dims.get("n"), dims.get("k"))
+    if not width:
+        return None
+    if not tokens:
+        return width
+    elements = moved_bytes * 8 / element_bits(graph.workload.dtype)
+    return min(width, elements / (graph.workload.batch * tokens))
+
+
+def _rewritten(
+    edit: Edit, op: Op, ratio: dict[int, float], widths: dict[int, float], own: int, is_plain: bool
+) -> tuple[Op, ...]:
+    """The operation on the narrow cache, behind those that quantise what it appends."""
+    graph = edit.graph
+    reads = [access(a.tensor, a.bytes * ratio[a.tensor]) if a.tensor in ratio else a for a in op.reads]
+    writes = [access(a.tensor, a.bytes * ratio[a.tensor]) if a.tensor in ratio else a for a in op.writes]
+    from_cache = sum(a.bytes for a in op.reads if a.tensor in ratio) * 8 / own
+    to_cache = [a for a in op.writes if a.tensor in ratio]
+    appends = op.kind is Kind.COPY and len(to_cache) == len(op.writes) == 1
+    before: list[Op] = []
+    flops = 0.0
+    if appends:
+        cached = to_cache[0].tensor
+        for position in _appended(graph, op, ratio):
+            given = op.reads[position]
+            reads[position] = access(
+                edit.tensor(given.bytes * ratio[cached], "activation"), given.bytes * ratio[cached]
+            )
+            elements = given.bytes * 8 / own
+            each = 0 if is_plain else _quantise_flops(elements, widths[cached])
+            before.append(quantising(op, given, reads[position], round(elements), each))
+    elif not is_plain:
+        flops += from_cache
+        flops += sum(_quantise_flops(a.bytes * 8 / own, widths[a.tensor]) for a in to_cache)
+    changed_op = changed(op, reads=tuple(reads), writes=tuple(writes), vector_flops=op.vector_flops + flops)
+    return *before, changed_op
+
+
+def _appended(graph: OpGraph, op: Op, cache: dict[int, float]) -> list[int]:
+    """Positions of the reads whose elements a copy adds to the cache: all others are row numbers, or cached already."""
+    fresh = [i for i, a in enumerate(op.reads) if graph.tensors[a.tensor].role != "weight" and a.tensor not in cache]
+    moved = sum(a.bytes for a in op.reads if a.tensor in cache)
+    written = sum(a.bytes for a in op.writes)
+    if moved + sum(op.reads[i].bytes for i in fresh) == written:
+        return fresh
+    rows = [i for i in fresh if op.reads[i].bytes == written][-1:]
+    if fresh and not rows and not moved:
+        raise ValueError(f"what {op.path} {op.name} adds to the cache cannot be told; kv bits need another cache")
+    return rows
+
+
+def _quantise_flops(elements: float, width: float) -> float:
+    """|x|, maximum, division, rounding of each element, and a division for each scale."""
+    return 4 * elements + elements / width
+
+
+def quantising(op: Op, given: Access, made: Access, elements: int, flops: float) -> Op:
+    """The operation, before `op`, that makes fewer bits of what it is given."""
+    return inserted(op, QUANTISE, Kind.POINTWISE, {"elements": elements}, (given,), (made,), vector_flops=float(flops))

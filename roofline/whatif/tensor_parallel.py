@@ -1,0 +1,146 @@
+"""What one rank of tensor parallelism runs: its share of each operation, and the collectives between them.
+
+`tensor_parallel_plan` says how the work is divided, from the dataflow alone; this applies it. The workload stays that
+of the whole group of ranks. A vocabulary that does not divide is padded, as Megatron does; anything else that does not
+is refused. Apply it before the activations are quantised (a scale for all features of a token would
+otherwise be taken for work that needs them all) and before fusing.
+
+Example: ``tensor_parallel(graph, 8, link="nvlink").options["tensor_parallel"] == "8 over nvlink"``
+"""
+
+import re
+from math import isclose
+
+from roofline.graph.edit import Edit, access, changed
+from roofline.graph.op import Access, Kind, Op, OpGraph
+from roofline.whatif.checks import checked_ranks, executed
+from roofline.whatif.collectives import all_gather, all_reduce
+from roofline.whatif.tensor_parallel_plan import plan
+from roofline.whatif.tensor_parallel_rules import PRODUCTS, Plan, Shares
+
+OPTION = "tensor_parallel"
+WHOLE_OPTION = "tensor_parallel_whole"
+"""Weight products that stay whole on every rank, layers by "*"."""
+
+
+def tensor_parallel(graph: OpGraph, degree: int, link: str = "nvlink") -> OpGraph:
+    """One of `degree` ranks of tensor parallelism; 1 is the identity.
+
+    Args:
+        link: of the device to the other ranks, a key of `Peaks.links`.
+    Raises: ValueError where query heads, key-value heads or a width cannot be divided, or for a fused graph.
+    """
+    if checked_ranks(OPTION, degree) == 1:
+        return graph
+    if OPTION in graph.options:
+        raise ValueError(f"the graph is one rank of {graph.options[OPTION]} already; start from the whole model")
+    _check_heads(executed(graph, OPTION), degree)
+    rank = plan(graph, degree)
+    _check_widths(graph, rank, degree)
+    edit = Edit(graph)
+    _resize(edit, rank)
+    for i, op in enumerate(graph.ops):
+        piece = [_divided(op, rank.shares[i], rank.split.get(i), degree)]
+        for tensor in rank.summed.get(i, ()):
+            piece.append(all_reduce(_written(op, tensor), ranks=degree, link=link, like=op))
+        for tensor in rank.gathered.get(i, ()):
+            part = _written(piece[0], tensor)
+            gathered = edit.tensor(_written(op, tensor).bytes, "activation")
+            whole = access(gathered, _written(op, tensor).bytes)
+            piece.append(all_gather(part, whole, ranks=degree, link=link, like=op))
+        if len(piece) > 1 or piece[0] is not op:
+            edit.put(i, *piece)
+    heads = graph.heads and (graph.heads[0] // degree, max(1, graph.heads[1] // degree))
+    options = {OPTION: f"{degree} over {link}"}
+    kept = _kept_whole(graph, rank)
+    return edit.done(options | ({WHOLE_OPTION: ", ".join(kept)} if kept else {}), heads=heads)
+
+
+def _check_heads(graph: OpGraph, degree: int) -> None:
+    counts = [graph.heads] if graph.heads else []
+    for op in graph.ops:
+        if op.kind is Kind.ATTENTION and "heads" in op.dims:
+            # heads of a group may be folded into the queries: then the config's count is the true one
+            folded = op.dims.get("query", 0) // graph.workload.query_tokens or 1
+            counts.append((op.dims["heads"] * folded, op.dims.get("kv_heads", op.dims["heads"])))
+    for query, kv in dict.fromkeys(counts):
+        fits = [n for n in range(1, query + 1) if query % n == 0 and (kv % n == 0 or n % kv == 0)]
+        if query % degree:
+            raise ValueError(f"{query} query heads do not divide by {degree} ranks; use one of {_listed(fits)}")
+        if kv % degree and degree % kv:
+            raise ValueError(
+                f"{kv} key-value heads neither divide by {degree} ranks nor these by them; use one of {_listed(fits)}"
+            )
+
+
+def _check_widths(graph: OpGraph, rank: Plan, degree: int) -> None:
+    for i, how in rank.split.items():
+        if how not in ("column", "row") or i in rank.padded:
+            continue
+        op, side = graph.ops[i], {"column": "n", "row": "k"}[how]
+        part = op.dims[side] * rank.shares[i].matrix
+        if not isclose(part, round(part), abs_tol=1e-6):
+            raise ValueError(
+                f"{op.path} has an {'output' if how == 'column' else 'input'} width of {op.dims[side]}, "
+                f"which {degree} ranks cannot share; use a degree that divides it"
+            )
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _divided(op: Op, shares: Shares, how: str | None, degree: int) -> Op:
+    if all(share == 1 for share in (*shares.reads, *shares.writes, shares.matrix, shares.vector)):
+        return op
+    return changed(
+        op,
+        dims=_dims(op, shares, how, degree),
+        matrix_flops=op.matrix_flops * shares.matrix,
+        vector_flops=op.vector_flops * shares.vector,
+        reads=tuple(access(a.tensor, a.bytes * s) for a, s in zip(op.reads, shares.reads, strict=True)),
+        writes=tuple(access(a.tensor, a.bytes * s) for a, s in zip(op.writes, shares.writes, strict=True)),
+    )
+
+
+def _dims(op: Op, shares: Shares, how: str | None, degree: int) -> dict[str, int]:
+    dims = dict(op.dims)
+    if how == "heads" and op.kind is Kind.ATTENTION:
+        heads = max(1, dims["heads"] // degree)
+        folded = dims["heads"] / heads / degree  # below 1 where heads of a group are folded into the queries
+        dims |= {"heads": heads, "kv_heads": max(1, dims.get("kv_heads", dims["heads"]) // degree)}
+        dims |= {name: round(dims[name] * folded) for name in ("query", "pairs") if name in dims}
+    elif how == "heads":
+        dims["b"] = round(dims["b"] * shares.matrix)
+    elif how in ("column", "row"):
+        side = "n" if how == "column" else "k"
+        dims[side] = round(dims[side] * shares.matrix)
+    elif how is None and "elements" in dims and op.kind not in PRODUCTS:
+        dims["elements"] = round(dims["elements"] * shares.vector)
+    return dims
+
+
+def _written(op: Op, tensor: int) -> Access:
+    return access(tensor, sum(a.bytes for a in op.writes if a.tensor == tensor))
+
+
+def _resize(edit: Edit, rank: Plan) -> None:
+    """A tensor is as large as what is written to it, or else as what is read of it."""
+    read: dict[int, float] = {}
+    written: dict[int, float] = {}
+    for op, shares in zip(edit.graph.ops, rank.shares, strict=True):
+        for a, share in zip(op.reads, shares.reads, strict=True):
+            read[a.tensor] = max(share, read.get(a.tensor, 0.0))
+        for a, share in zip(op.writes, shares.writes, strict=True):
+            written[a.tensor] = max(share, written.get(a.tensor, 0.0))
+    for tensor in edit.graph.tensors:
+        share = written.get(tensor.id, read.get(tensor.id, 1.0))
+        is_workspace = tensor.id not in read and tensor.id not in written and tensor.role == "activation"
+        if is_workspace and tensor.held and tensor.held[0] == tensor.held[1] and tensor.held[0] in rank.split:
+            share = rank.shares[tensor.held[0]].matrix  # taken and given back by one operation
+        if share < 1:
+            edit.resize(tensor.id, tensor.storage_bytes * share)
+
+
+def _kept_whole(graph: OpGraph, rank: Plan) -> list[str]:
+    return list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", graph.ops[i].path) for i in rank.whole))

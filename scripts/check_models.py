@@ -1,0 +1,512 @@
+"""Check the tracer on every causal language model that `transformers` knows, against oracles that are not ours.
+
+Each model type is built from its default config on `meta` and traced in prefill, decode and a chunk. Three oracles:
+
+- flops_exact: outside attention, the matrix FLOPs are those of torch's `FlopCounterMode` on the same pass. Its table
+  has no grouped products, so experts run there as batched ones.
+- parameters_accounted: no parameter that the trace calls inactive gets a gradient (autograd on `meta`), or is handed
+  to any torch function, in that pass; all others are read by an operation of the trace.
+- the modules of the model that is traced are of the same classes as those of the default config, where that can be
+  built. A config that is no valid model has fields filled (`FILLED`). Layers are left out where fewer
+  have the same classes and kinds of layers; nothing else is changed.
+
+A type runs in a process of its own, with limits of time and memory, so that one that fails loses nothing.
+
+Example::
+
+    python scripts/check_models.py --types llama,mixtral
+    python scripts/check_models.py --json --out docs/coverage.md > models.json
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from profiler.devices.backend import CUDA
+from profiler.models.attention import operands
+from profiler.models.build import build, build_meta, implementations
+from profiler.models.catalogue import first_line, silence
+from profiler.models.inputs import PassInputs, batched_experts, prepare
+from profiler.models.meta import known_values
+from profiler.models.module import Example
+from profiler.models.resolve import layer_count, truncate
+from profiler.models.trace import Inputs, trace
+from profiler.record.run import RequestError
+from roofline.graph.op import Kind, OpGraph
+from roofline.workload import Workload
+
+WORKERS = 2
+"""Types that are checked at one time, unless said otherwise."""
+TIME_LIMIT_S = 480
+"""For one type; most take a second or two on an idle core."""
+MEMORY_LIMIT = 12 * 2**30
+"""Bytes of address space for one type."""
+
+BATCH = 2
+PHASES = {"prefill": (12, 0), "decode": (1, 12), "chunk": (4, 12)}
+"""(query, context) tokens."""
+
+LAYERS = (4, 6, 8, 12, 16, 24)
+"""Numbers of layers that are tried, the least that keeps every class of modules and every kind of layer; all layers
+where none does."""
+
+_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+_WIDTH = {"head_dim": 128}  # hidden size ÷ heads; the default is None, which the rotary embedding cannot take
+
+_INDEXER = {
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 256,
+    "indexer_budget": 2048,
+    "indexer_compress_ratio": 4,
+}
+
+FILLED: Mapping[str, Mapping[str, Any]] = {
+    "bamba": {"attn_layer_indices": [3, 9]},  # none is None, and the cache wants an attention layer
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
+    "dbrx": {"attn_config.rope_theta": 10_000.0, "attn_config.clip_qkv": 8},
+    "deepseek_v2": {"num_experts_per_tok": 6},
+    "dots1": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
+    "granitemoehybrid": {"layer_types": ["mamba", "mamba", "mamba", "attention"] * 8},  # only mamba: see bamba
+    "hunyuan_v1_dense": _WIDTH,
+    "hunyuan_v1_moe": _WIDTH,
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
+    "ministral": _WIDTH,
+    "nemotron": {"num_key_value_heads": 48},
+    "qwen4_exp": {f"text_config.{name}": value for name, value in _INDEXER.items()},
+    "qwen4_exp_text": _INDEXER,
+    "reformer": {"is_decoder": True},
+    "xmod": {"default_language": "en_XX"},
+}
+"""Fields that a default config lacks to be a valid model, from the model's paper or published config where it is a
+choice."""
+
+INNER = {"musicgen": "decoder", "musicgen_melody": "decoder"}
+"""Nested config that the causal model is made of, where it is not a text config."""
+
+ROWS = {"musicgen": 4, "musicgen_melody": 4}
+"""Rows of token ids in a sequence: one for each codebook."""
+
+ON_CPU = {
+    "blt": {  # the lengths of its patches follow from entropies that a model computes
+        "encoder_hash_byte_group_vocab": 1000,
+        "patcher_config.num_hidden_layers": 2,
+        "global_config.num_hidden_layers": 2,
+        "decoder_config.num_hidden_layers": 2,
+    }
+}
+"""Types whose work depends on values that `meta` cannot know: shrunk by these fields, and traced in prefill alone with
+random weights on the CPU."""
+
+WHOLE_TEXT = frozenset({"cpmant"})
+"""Types that want the ids of the whole text beside a filled cache."""
+
+DRAFTS = frozenset({"gemma4_assistant", "gemma4_unified_assistant"})
+"""Draft models, which take the states and keys of the model that they draft for."""
+
+Row = dict[str, Any]
+
+
+def cover(model_type: str) -> Row:
+    """The row of one type; never raises for what a model does."""
+    row = _blank(model_type)
+    try:
+        _cover(model_type, row)
+    except Exception as error:  # a model may raise anything; the row says what  # noqa: BLE001
+        row["reason"] = row["reason"] or _line(error)
+    return row
+
+
+def _blank(model_type: str, reason: str | None = None) -> Row:
+    return {
+        "type": model_type,
+        "parameters": None,
+        "traced": False,
+        "flops_exact": False,
+        "parameters_accounted": False,
+        "reason": reason,
+        "class": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type],
+        "attention": None,
+        "dtype": None,
+        "config": {},
+        "traced_on": None,
+        "phases": {},
+    }
+
+
+def _cover(model_type: str, row: Row) -> None:
+    filled = FILLED.get(model_type, {})
+    whole = filled_config(model_type, filled)
+    model = build_meta(whole, "bfloat16")
+    row["parameters"] = sum(parameter.numel() for parameter in model.parameters())  # tied ones once
+    needed = _classes(model) | (default_classes(model_type) if filled else set())
+    if model_type in ON_CPU:
+        _check_on_cpu(row, {**filled, **ON_CPU[model_type]}, needed)
+    for config in (shrunk(whole, needed), whole) if model_type not in ON_CPU else ():
+        row["config"] = {**filled, **({} if config is whole else {"num_hidden_layers": layer_count(config)})}
+        missing = needed - _classes(build_meta(config, "bfloat16"))
+        if missing:
+            row["reason"] = f"the filled config lost modules: {', '.join(sorted(missing))}"
+            return
+        try:
+            _check_phases(config, row)
+            break
+        except Exception:  # layers may share what the shrunk model has lost: try all of them
+            if config is whole:
+                raise
+    checks = [phase for phase in row["phases"].values() if "none" not in phase]
+    row["traced"] = True
+    row["traced_on"] = "cpu" if model_type in ON_CPU else "meta"
+    row["flops_exact"] = all(phase["matrix_flops"] == phase["counted_flops"] for phase in checks)
+    row["parameters_accounted"] = all(not phase["used_though_inactive"] for phase in checks)
+    row["reason"] = _shortfall(row["phases"])
+
+
+def _check_phases(config: PretrainedConfig, row: Row) -> None:
+    row["phases"] = {}
+    for dtype in ("bfloat16", "float32"):  # some mix float32 tensors into bfloat16 products
+        row["dtype"], model = dtype, build_meta(config, dtype)
+        try:
+            row["phases"]["prefill"] = check(model, row["type"], "prefill", dtype)
+            break
+        except RuntimeError as error:
+            if dtype == "float32" or "type" not in str(error):
+                raise
+    row["attention"] = implementations(model)["attn"]
+    for phase in ("decode", "chunk"):
+        try:
+            row["phases"][phase] = check(model, row["type"], phase, row["dtype"])
+        except RequestError as error:  # nothing is kept from pass to pass
+            row["phases"][phase] = {"none": str(error)}
+        except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+            if phase != "chunk":  # several tokens on a filled cache are beyond some models
+                raise
+            row["phases"][phase] = {"none": _line(error)}
+
+
+def _check_on_cpu(row: Row, fields: Mapping[str, Any], needed: set[str]) -> None:
+    config = filled_config(row["type"], fields)
+    row["config"], row["dtype"] = dict(fields), "float32"
+    missing = needed - _classes(build_meta(config, "float32"))
+    if missing:
+        raise ValueError(f"the shrunk config lost modules: {', '.join(sorted(missing))}")
+    model = build(config, "cpu", "float32")
+    row["attention"] = implementations(model)["attn"]
+    query, context = PHASES["prefill"]
+    ids = torch.randint(config.vocab_size, (BATCH, query), generator=torch.Generator().manual_seed(0))
+    inputs = Example((), {"input_ids": ids, "use_cache": False})
+    workload = Workload(batch=BATCH, query_tokens=query, context_tokens=context, dtype="float32")
+    row["phases"] = {"prefill": examined(model, inputs, workload, row["type"], "cpu")}
+    row["phases"]["decode"] = {"none": "its cache is filled by a prefill on meta, which this type has not"}
+
+
+def filled_config(model_type: str, fields: Mapping[str, Any]) -> PretrainedConfig:
+    """The default config with fields filled in; a dot leads into a nested config."""
+    nested = {name: value for name, value in fields.items() if "." in name}
+    config = AutoConfig.for_model(model_type, **{name: fields[name] for name in fields if name not in nested})
+    if model_type in INNER:
+        config = getattr(config, INNER[model_type])
+        made = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+        made.config_class = type(config)
+        AutoModelForCausalLM.register(type(config), made, exist_ok=True)
+    for name, value in nested.items():
+        path, _, last = name.rpartition(".")
+        owner: Any = config
+        for part in path.split("."):
+            owner = getattr(owner, part)
+        setattr(owner, last, value)
+    return config
+
+
+def default_classes(model_type: str) -> set[str]:
+    """Module classes of the default config's model; empty where there is none."""
+    try:
+        return _classes(build_meta(AutoConfig.for_model(model_type), "bfloat16"))
+    except Exception:  # no valid model: nothing to keep  # noqa: BLE001
+        return set()
+
+
+def shrunk(config: PretrainedConfig, needed: set[str]) -> PretrainedConfig:
+    """`config` with as few layers as keep the module classes `needed` and all kinds of layers; else itself."""
+    for layers in LAYERS:
+        try:
+            fewer = truncate(config, layers)
+            if hasattr(fewer, "num_blocks"):  # xLSTM's own name for its layers
+                fewer.num_blocks = layers
+            kept = _classes(build_meta(fewer, "bfloat16"))
+        except Exception:  # a config may refuse, in any way, to have fewer layers  # noqa: BLE001
+            continue
+        if needed <= kept and _kinds(fewer) == _kinds(config):
+            return fewer
+    return config
+
+
+def _kinds(config: PretrainedConfig) -> set[str]:
+    decoder = config.get_text_config(decoder=True)
+    names = ("layer_types", "mlp_layer_types", "layers_block_type", "block_types", "attn_layers")
+    return {f"{name} {kind}" for name in names for kind in (getattr(decoder, name, None) or ())}
+
+
+def _classes(model: nn.Module) -> set[str]:
+    return {type(module).__name__ for module in model.modules()}
+
+
+def check(model: PreTrainedModel, name: str, phase: str, dtype: str) -> Row:
+    """One traced pass beside its oracles."""
+    query, context = PHASES[phase]
+    workload = Workload(batch=BATCH * ROWS.get(name, 1), query_tokens=query, context_tokens=context, dtype=dtype)
+    inputs: Any
+    inputs = draft_inputs(model, workload) if name in DRAFTS else prepare(model, workload)
+    if name in WHOLE_TEXT and context:
+        inputs = _WholeText(model, inputs, workload)
+    return examined(model, inputs, workload, name, CUDA.type)
+
+
+def examined(model: PreTrainedModel, inputs: Any, workload: Workload, name: str, target: str) -> Row:
+    """The trace of a pass beside what its oracles say."""
+    graph = trace(model, inputs, workload, name=name, target=target, options={})
+    inputs.restore()
+    counted = counted_flops(model, inputs)
+    inputs.restore()
+    used = used_parameters(model, inputs)
+    return {
+        "operations": len(graph.ops),
+        "matrix_flops": matrix_flops(graph),
+        "counted_flops": counted,
+        "inactive": len(graph.inactive),
+        "used_though_inactive": sorted(used & set(graph.inactive)),
+        "uncounted": list(graph.uncounted),
+    }
+
+
+class _WholeText:
+    """A pass with the ids of the context before its own."""
+
+    def __init__(self, model: PreTrainedModel, inputs: PassInputs, workload: Workload) -> None:
+        tokens = workload.context_tokens + workload.query_tokens
+        whole = workload.model_copy(update={"query_tokens": tokens, "context_tokens": 0})
+        self.ids = prepare(model, whole).kwargs()["input_ids"]
+        self.cache_tensors, self.restore, self.kwargs = inputs.cache_tensors, inputs.restore, inputs.kwargs
+
+    def call(self, model: nn.Module) -> Any:
+        return model(**{**self.kwargs(), "input_ids": self.ids})
+
+
+def draft_inputs(model: PreTrainedModel, workload: Workload) -> Example:
+    """What a draft model gets: states of the large model's last layer, and keys and values of its last layers."""
+    text = model.config.get_text_config()
+    shape = (workload.batch, workload.query_tokens)
+    shared = {}
+    for layer in model.model.layers:
+        heads = text.num_attention_heads // layer.self_attn.num_key_value_groups
+        size = (workload.batch, heads, workload.context_tokens + workload.query_tokens, layer.self_attn.head_dim)
+        keys = torch.empty(size, dtype=model.dtype, device="meta")
+        shared[text.layer_types[layer.self_attn.layer_idx]] = (keys, torch.empty_like(keys))
+    states = torch.empty((*shape, 2 * model.config.backbone_hidden_size), dtype=model.dtype, device="meta")
+    positions = torch.zeros(shape, dtype=torch.long, device="meta")
+    return Example((), {"inputs_embeds": states, "position_ids": positions, "shared_kv_states": shared})
+
+
+def matrix_flops(graph: OpGraph) -> float:
+    """Matrix FLOPs of all operations but attention."""
+    return sum(op.matrix_flops for op in graph.ops if op.kind != Kind.ATTENTION)
+
+
+def counted_flops(model: PreTrainedModel, inputs: Inputs) -> int:
+    """What `FlopCounterMode` counts with `scaled_dot_product_attention` taken out."""
+    model.requires_grad_(False)  # the counter hooks tensors that require it, even where there is no graph
+    with torch.no_grad(), batched_experts(model), known_values(), _NoAttention():
+        counter = FlopCounterMode(display=False)
+        with counter:
+            inputs.call(model)
+    return int(counter.get_total_flops())
+
+
+class _NoAttention(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            query, _, value, *_ = operands(args, kwargs)
+            if query.device.type == "cpu":  # later work may depend on the values
+                with _disable_current_modes():
+                    return func(*args, **kwargs)
+            return query.new_zeros(*query.shape[:-1], value.shape[-1])
+        return func(*args, **kwargs)
+
+
+def used_parameters(model: PreTrainedModel, inputs: Inputs) -> set[str]:
+    """Parameters that get a gradient, or are handed to a torch function, in one pass."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    handed = _Handed()
+    with torch.enable_grad(), batched_experts(model), known_values(), handed:
+        out = inputs.call(model)
+    return {names[key] for key in (handed.seen | _differentiated(out)) if key in names}
+
+
+def _differentiated(out: Any) -> set[int]:
+    """Leaves of the autograd graph of a result: what `backward` would give a gradient."""
+    todo = [leaf.grad_fn for leaf in tree_leaves(dict(out)) if isinstance(leaf, Tensor)]
+    seen: set[Any] = set()
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [following for following, _ in node.next_functions]
+    return {id(node.variable) for node in seen if hasattr(node, "variable")}
+
+
+class _Handed(TorchFunctionMode):
+    """Notes the parameters that torch functions get; looking at an attribute is no use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") not in ("__get__", "size", "dim", "numel", "stride", "is_floating_point"):
+            self.seen.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, nn.Parameter))
+        return func(*args, **kwargs)
+
+
+def _shortfall(phases: Mapping[str, Row]) -> str | None:
+    for name, phase in phases.items():
+        if "none" in phase:
+            continue
+        if phase["matrix_flops"] != phase["counted_flops"]:
+            return f"{name}: {phase['matrix_flops']:.0f} matrix FLOPs are traced, {phase['counted_flops']} counted"
+        if phase["used_though_inactive"]:
+            return f"{name}: used though inactive: {', '.join(phase['used_though_inactive'][:3])}"
+    return None
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"[:300]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Cover types, all unless some are named, and print the table or the JSON list; 2 for an unknown type."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print the rows as a JSON list on stdout")
+    parser.add_argument("--types", help="model types, with commas between them; all unless given")
+    parser.add_argument("--out", type=Path, help="write the table there, in Markdown")
+    parser.add_argument("--workers", type=int, default=WORKERS, help="processes")
+    options = parser.parse_args(argv)
+    types = options.types.split(",") if options.types else list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    unknown = [name for name in types if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
+    if unknown:
+        print(f"unknown model type {unknown[0]}; use types of MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", file=sys.stderr)
+        return 2
+    rows = cover_all(types, max(1, options.workers))
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(table(rows))
+    elif not options.json:
+        print(table(rows))
+    print(summary(rows), file=sys.stderr)
+    return 0
+
+
+def cover_all(types: list[str], workers: int) -> list[Row]:
+    """Rows in the order of `types`; each comes from a process of its own, forked from one that has loaded torch."""
+    done = count(1)
+
+    def covered(model_type: str) -> Row:
+        started = time.monotonic()
+        row = _cover_apart(model_type)
+        said = "good" if is_good(row) else row["reason"]
+        print(f"{next(done)}/{len(types)} {model_type} {time.monotonic() - started:.0f} s: {said}", file=sys.stderr)
+        return row
+
+    with ThreadPoolExecutor(min(workers, len(types))) as pool:
+        return list(pool.map(covered, types))
+
+
+def _cover_apart(model_type: str) -> Row:
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(theirs, model_type), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if ours.poll(TIME_LIMIT_S):
+            row: Row = ours.recv()
+            return row
+        return _blank(model_type, f"over {TIME_LIMIT_S} s")
+    except EOFError:
+        return _blank(model_type, "its process died, as where memory is short")
+    finally:
+        process.kill()
+        process.join()
+
+
+def _send(pipe: Connection, model_type: str) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    silence()
+    pipe.send(cover(model_type))
+
+
+def is_good(row: Row) -> bool:
+    """All three checks hold."""
+    return bool(row["traced"] and row["flops_exact"] and row["parameters_accounted"])
+
+
+def summary(rows: list[Row]) -> str:
+    """How many are good, of how many."""
+    return f"{sum(map(is_good, rows))} of {len(rows)}"
+
+
+def table(rows: list[Row]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "# Model types",
+        "",
+        f"Causal language models of transformers {transformers.__version__} from the default config of each type, "
+        f"traced on `meta` (blt: on the CPU). {summary(rows)} pass all three checks of `scripts/check_models.py`,",
+        "which writes this table. Parameters are those of the whole model. The last column has the fields that a",
+        "default config lacks to be a valid model, and `num_hidden_layers` where fewer layers than all were traced.",
+        "",
+        "| type | parameters | attention | phases | traced | FLOPs exact | parameters accounted | filled, or reason |",
+        "|---|---:|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        marks = ["yes" if row[key] else "no" for key in ("traced", "flops_exact", "parameters_accounted")]
+        phases = ", ".join(name for name, phase in row["phases"].items() if "none" not in phase)
+        notes = [f"`{name}={value!r}`" for name, value in row["config"].items()]
+        notes += [row["reason"]] if row["reason"] else []
+        count = f"{row['parameters']:,}" if row["parameters"] else "?"
+        cells = [row["type"], count, row["attention"] or "?", phases, *marks, ", ".join(notes)]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Requests against sums that a plain loop makes."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from roofline.graph.memory import Footprint
+from roofline.predict.requests import Draft, request
+from roofline.workload import Workload
+
+
+class Linear:
+    """A device on which a pass costs a second, and more for each new and each cached token."""
+
+    def __init__(self, scale: float = 1.0, capacity_bytes: float = 1e9, weights: float = 100.0, work: int = 7) -> None:
+        self.scale, self.capacity_bytes, self.weights, self.work = scale, capacity_bytes, weights, work
+
+    def seconds(self, workload: Workload) -> float:
+        return self.scale * workload.batch * (1 + 2 * workload.query_tokens + 3 * workload.context_tokens)
+
+    def growing_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
+        return np.array([self.seconds(like.model_copy(update={"context_tokens": c})) for c in contexts])
+
+    def memory(self, workload: Workload) -> Footprint:
+        cache = float(workload.batch * (workload.query_tokens + workload.context_tokens))
+        return Footprint(
+            weights=self.weights, kv_cache=cache, activations=self.work, peak=self.weights + cache + self.work
+        )
+
+
+def steps(device: Linear, batch: int, prompt: int, output: int, query: int = 1) -> float:
+    total = 0.0
+    for generated in range(1, output):
+        total += device.seconds(
+            Workload(batch=batch, query_tokens=query, context_tokens=prompt + generated - 1, dtype="bfloat16")
+        )
+    return total
+
+
+@given(batch=st.integers(1, 5), prompt=st.integers(1, 50), output=st.integers(1, 40))
+def test_sum_over_the_steps(batch: int, prompt: int, output: int) -> None:
+    found = request(Linear(), batch=batch, prompt=prompt, output=output, dtype="bfloat16")
+    decoding = steps(Linear(), batch, prompt, output)
+    assert found.ttft_s == batch * (1 + 2 * prompt)
+    assert found.end_to_end_s == pytest.approx(found.ttft_s + decoding, rel=1e-12)
+    assert found.tokens_per_s == pytest.approx(batch * output / found.end_to_end_s)
+    if output == 1:
+        assert found.tpot_s is None
+    else:
+        assert found.tpot_s == pytest.approx(decoding / (output - 1))
+    # the last pass reads what all before it have cached, and adds one token: prompt + output − 1 in all
+    assert found.peak_bytes == 100 + 7 + batch * (prompt + output - 1)
+
+
+@settings(max_examples=30)
+@given(tokens=st.integers(1, 8), acceptance=st.floats(0, 1))
+def test_tokens_of_a_pass_are_the_expected_run_of_accepted_drafts(tokens: int, acceptance: float) -> None:
+    runs = sum(acceptance**i for i in range(tokens + 1))
+    assert Draft(Linear(), tokens, acceptance).tokens_per_pass == pytest.approx(runs, rel=1e-9)
+
+
+@pytest.mark.parametrize(("acceptance", "yields"), [(0.0, 1), (1.0, 5), (0.5, 1.9375)])
+def test_speculation(acceptance: float, yields: float) -> None:
+    draft, model = Linear(0.01, weights=10), Linear()
+    found = request(model, batch=2, prompt=10, output=9, dtype="bfloat16", draft=Draft(draft, 4, acceptance))
+    drafted, verified = 4 * steps(draft, 2, 10, 9), steps(model, 2, 10, 9, query=5)
+    assert found.ttft_s == pytest.approx(1.01 * 2 * 21)
+    assert found.tpot_s == pytest.approx((drafted + verified) / yields / 8)
+
+
+def test_memory_holds_both_models() -> None:
+    draft = Draft(Linear(0.01, weights=10, work=1), 4, 0.8)
+    found = request(Linear(), batch=2, prompt=10, output=9, dtype="bfloat16", draft=draft)
+    # the verifying pass: context 17 and 5 new tokens, beside the draft's weights and cache of 18 tokens
+    assert found.peak_bytes == (100 + 2 * 22 + 7) + (10 + 2 * 18)
+    for capacity, fits in ((197, True), (196, False)):
+        other = request(Linear(1, capacity), batch=2, prompt=10, output=9, dtype="bfloat16", draft=draft)
+        assert other.fits is fits
+
+
+def test_decode_elsewhere() -> None:
+    slow = Linear(10, capacity_bytes=200)
+    found = request(Linear(), batch=1, prompt=10, output=5, dtype="bfloat16", decode=slow)
+    assert found.ttft_s == 21
+    assert found.end_to_end_s == pytest.approx(21 + steps(slow, 1, 10, 5))
+    assert found.fits and found.peak_bytes == 100 + 14 + 7
+    small = Linear(capacity_bytes=110)
+    assert request(small, batch=1, prompt=10, output=5, dtype="bfloat16", decode=slow).fits is False
+    assert request(slow, batch=1, prompt=10, output=5, dtype="bfloat16", decode=small).fits is False
+
+
+def test_what_is_not_known_stays_so() -> None:
+    found = request(Linear(math.nan), batch=1, prompt=4, output=4, dtype="bfloat16")
+    assert (found.ttft_s, found.tpot_s, found.end_to_end_s, found.tokens_per_s) == (None, None, None, None)

@@ -1,0 +1,179 @@
+"""Experts on several ranks, and uneven choices of experts: rows, weight reads and transfers."""
+
+import math
+
+import numpy as np
+import pytest
+from each import each
+from graphs import GraphBuilder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from whatif_graphs import PHASES, check_rank, collectives, flops, stored, traced
+
+from roofline.graph.op import Kind, OpGraph, Routing, chosen_by_a_token
+from roofline.whatif.experts import expert_parallel, skew_experts
+from roofline.whatif.tensor_parallel import tensor_parallel
+
+FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss")
+
+
+def grouped(graph: OpGraph) -> list:  # type: ignore[type-arg]
+    return [op for op in graph.ops if op.kind is Kind.GROUPED_MATMUL]
+
+
+def by_hand() -> OpGraph:
+    """4 tokens choose 2 of 8 experts: rows (8, 4) → up (8, 4, 6) → act → down (8, 6, 4) → sum."""
+    b = GraphBuilder()
+    b.weight("up", 768)
+    b.weight("down", 768)
+    b.op("pointwise", reads={"x": 64}, writes={"rows": 128}, path="experts")
+    b.op("grouped_matmul", reads=["rows", "up"], writes={"h": 192}, path="experts", matrix=384, groups=8, m=8, n=6, k=4)
+    b.op("pointwise", reads=["h"], writes={"a": 192}, path="experts", vector=48, elements=48)
+    b.op("grouped_matmul", reads=["a", "down"], writes={"y": 128}, path="experts", matrix=384, groups=8, m=8, n=4, k=6)
+    b.op("reduction", reads=["y"], writes={"z": 64}, path="experts", vector=32, elements=32)
+    graph = b.graph()
+    routing = Routing(experts=8, per_token=2, tokens=4)
+
+    def routed(op):  # type: ignore[no-untyped-def]
+        if op.kind is not Kind.GROUPED_MATMUL:
+            return op
+        rows, weight = op.reads
+        return op.model_copy(
+            update={
+                "routing": routing,
+                "reads": (rows, weight.model_copy(update={"bytes": weight.bytes * routing.hit / 8})),
+            }
+        )
+
+    return graph.model_copy(update={"ops": tuple(routed(op) for op in graph.ops)})
+
+
+def test_by_hand() -> None:
+    rank = expert_parallel(by_hand(), 4, link="network")
+    check_rank(rank)
+    assert [op.name.split("::")[1] for op in rank.ops] == [
+        "pointwise", "all_to_all", "grouped_matmul", "pointwise", "grouped_matmul", "all_to_all", "reduction",
+    ]  # fmt: skip
+    sent, up, act, down, back = rank.ops[1:6]
+    assert (sent.link, sent.link_bytes, sent.messages) == ("network", 96, 3)  # three of four rows go elsewhere
+    assert back.link_bytes == 96
+    hit = 2 * (1 - (1 - 2 / 8) ** 16)  # the tokens of all ranks
+    assert (up.dims["groups"], up.dims["m"], up.matrix_flops) == (2, 8, 384)
+    assert math.isclose(up.reads[1].bytes, 96 * hit) and math.isclose(down.reads[1].bytes, 96 * hit)
+    assert act.vector_flops == 48
+    assert [t.storage_bytes for t in rank.tensors if t.role == "weight"] == [192, 192]
+    assert up.reads[0].tensor == sent.writes[0].tensor and rank.ops[6].reads[0].tensor == back.writes[0].tensor
+
+
+@each("phase", PHASES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_rank_has_its_share_of_the_experts(name: str, phase: str) -> None:
+    graph = traced(name, phase)
+    rank = expert_parallel(graph, 2)
+    check_rank(rank)
+    assert flops(rank) == flops(graph)  # as many rows arrive as go
+    experts = sum(t.storage_bytes for t in graph.tensors if t.role == "weight" and ".experts." in str(t.name))
+    assert stored(graph, "weight") - stored(rank, "weight") == experts / 2
+    layers = len(grouped(graph)) // 2
+    rows = graph.workload.batch * graph.workload.query_tokens * 2  # two experts a token
+    assert [op.link_bytes for op in collectives(rank, "all_to_all")] == [rows * 32 * 2 / 2] * (2 * layers)
+    for before, after in zip(grouped(graph), grouped(rank), strict=True):
+        assert after.routing.hit <= before.routing.experts / 2
+        assert math.isclose(after.reads[1].bytes, before.reads[1].bytes / before.routing.hit * after.routing.hit)
+
+
+def test_the_most_loaded_rank_is_that_of_drawn_routings() -> None:
+    graph = skew_experts(traced("mixtral", "prefill"), 1.0)
+    before, after = grouped(graph)[0], grouped(expert_parallel(graph, 2))[0]
+    chosen = chosen_by_a_token(4, 2, 1.0)
+    draws = np.random.default_rng(1).random((200_000, 4)) < chosen  # Poisson sampling, as the law says
+    load = draws[:, ::2].sum() / draws.sum()
+    assert math.isclose(after.matrix_flops / before.matrix_flops, 2 * load, rel_tol=5e-3)
+    assert after.matrix_flops > before.matrix_flops
+
+
+def test_it_commutes_with_tensor_parallel() -> None:
+    graph = traced("mixtral", "decode")
+    first, last = expert_parallel(tensor_parallel(graph, 2), 2), tensor_parallel(expert_parallel(graph, 2), 2)
+    check_rank(first)
+    check_rank(last)
+    assert flops(first) == flops(last) and stored(first, "weight") == stored(last, "weight")
+    assert sorted(op.link_bytes for op in collectives(first)) == sorted(op.link_bytes for op in collectives(last))
+
+
+def test_what_cannot_be_spread_is_refused() -> None:
+    graph = traced("mixtral", "decode")
+    assert expert_parallel(graph, 1) is graph
+    with pytest.raises(ValueError, match="4 experts do not divide by 3 ranks; use one of 1, 2, 4"):
+        expert_parallel(graph, 3)
+    with pytest.raises(ValueError, match="no product of the graph has experts"):
+        expert_parallel(traced("llama", "decode"), 2)
+    with pytest.raises(ValueError, match="the experts are spread already"):
+        expert_parallel(expert_parallel(graph, 2), 2)
+    with pytest.raises(ValueError, match="expert_parallel is -1; use a whole number"):
+        expert_parallel(graph, -1)
+
+
+SKEWS = st.floats(0, 4, allow_subnormal=False)
+
+
+def expert_reads(graph: OpGraph) -> list[float]:
+    return [op.reads[1].bytes for op in graph.ops if op.kind is Kind.GROUPED_MATMUL]
+
+
+@settings(deadline=None, max_examples=40)
+@given(SKEWS, SKEWS)
+def test_more_skew_hits_fewer_experts(one: float, other: float) -> None:
+    graph = traced("mixtral", "decode")
+    less, more = (expert_reads(skew_experts(graph, s)) for s in sorted((one, other)))
+    assert all(b <= a * (1 + 1e-9) for a, b in zip(less, more, strict=True))
+
+
+@settings(deadline=None, max_examples=40)
+@given(SKEWS)
+def test_reads_are_those_of_all_experts_by_the_share_that_is_hit(skew: float) -> None:
+    graph = skew_experts(traced("mixtral", "chunk"), skew)
+    for op in graph.ops:
+        if op.routing:
+            whole = graph.tensors[op.reads[1].tensor].storage_bytes
+            assert op.routing.skew == skew
+            assert math.isclose(op.reads[1].bytes, whole * op.routing.hit / op.routing.experts)
+
+
+@settings(deadline=None, max_examples=40)
+@given(SKEWS)
+def test_where_each_token_chooses_all_experts_skew_changes_nothing(skew: float) -> None:
+    graph = traced("mixtral", "decode")
+    ops = tuple(
+        op.model_copy(
+            update={
+                "routing": op.routing.model_copy(update={"per_token": 4.0}),
+                "reads": (
+                    op.reads[0],
+                    op.reads[1].model_copy(update={"bytes": graph.tensors[op.reads[1].tensor].storage_bytes}),
+                    *op.reads[2:],
+                ),
+            }
+        )
+        if op.routing
+        else op
+        for op in graph.ops
+    )
+    dense = graph.model_copy(update={"ops": ops})
+    assert expert_reads(skew_experts(dense, skew)) == pytest.approx(expert_reads(dense))
+
+
+def test_zero_is_the_identity_and_there_and_back_is_too() -> None:
+    graph = traced("deepseek_v3", "decode")
+    assert skew_experts(graph, 0) is graph
+    skewed = skew_experts(graph, 1.2)
+    check_rank(skewed)
+    assert expert_reads(skew_experts(skewed, 0)) == pytest.approx(expert_reads(graph))
+    assert sum(expert_reads(skewed)) < sum(expert_reads(graph))
+
+
+def test_bad_requests_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"the skew of experts is -1; use 0"):
+        skew_experts(traced("mixtral", "decode"), -1)
+    with pytest.raises(ValueError, match="use a mixture of experts"):
+        skew_experts(traced("llama", "decode"), 1)
