@@ -19,14 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from calibrate.calibration import Calibrated, calibrate_kind
 from calibrate.exchange.formats import import_tables
-from calibrate.exchange.observed import observations
 from calibrate.exchange.tables import ImportOptions
-from calibrate.observations import Observations
-from calibrate.split import halves
-from calibrate.validate import DECODING
-from roofline.facts import facts_of
+from calibrate.kernels.observations import Observations, halves, observations
+from calibrate.kernels.score import DECODING, Calibrated, calibrate_kind
+from roofline.hardware.facts import facts_of
 from roofline.laws.law import Facts
 
 H200, A100 = "aiconfigurator/h200_sxm/vllm-0.24.0/", "aiconfigurator/a100_sxm/vllm-0.14.0/"

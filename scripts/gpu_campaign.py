@@ -34,6 +34,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from roofline.hardware.spec import GPU
+
 ROOT = Path(__file__).parents[1]
 PROFILER = (sys.executable, "-m", "profiler")
 NEEDED = {
@@ -150,7 +152,7 @@ def parts(device: str, models: Sequence[Model], shapes: Shapes) -> Iterator[Part
     for mode in ("eager", "compile"):
         yield from passes(device, [first], shapes, mode)
     # what the calibration is worth on kernels that it was not fitted to; its spec is of half the kernels
-    arguments = ("calibrate", "{run}", "--out", "{out}/held-out.spec.json")
+    arguments: tuple[str, ...] = ("calibrate", "{run}", "--out", "{out}/held-out.spec.json")
     calibrated = "the look at a CPU is not calibrated" if unless else None
     yield Part("held-out", arguments, 40.0, keeps_run=False, unless=calibrated, on="hardware")
     for form in (*FILES, *FOLDERS):
@@ -487,21 +489,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--minutes", type=float, required=True, help="Time that there is.")
     options.add_argument("--out", type=Path, required=True, help="Folder of the campaign; an old one is gone on with.")
-    options.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu, with small models.")
+    options.add_argument("--device", default=GPU, help="cuda, cuda:1, or cpu, with small models.")
     options.add_argument("--models", help="Only these of the list, or other names and folders, separated by commas.")
     given = options.parse_args(arguments)
     lacking = missing()
     if lacking or given.minutes <= 0:
         return _refuse(lacking or f"--minutes {given.minutes:g} is no time; give more than 0")
+    models: tuple[Model, ...]
     models, shapes = (CPU_MODELS, CPU_SHAPES) if given.device == "cpu" else (GPU_MODELS, GPU_SHAPES)
     if given.models:
         known, usual = {model.name: model for model in models}, models[0]
         names = given.models.split(",")
         models = tuple(known.get(name, Model(name, usual.layers, usual.longest)) for name in names)
     if given.device != "cpu":
-        import torch
+        from profiler.devices.backend import backend_of
 
-        if not torch.cuda.is_available():
+        if not backend_of(given.device).count():
             return _refuse(f"--device {given.device}: torch sees no GPU; try the campaign with --device cpu")
     todo = list(parts(given.device, models, shapes))
     campaign = Campaign(todo, given.out, given.minutes)

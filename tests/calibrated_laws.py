@@ -1,17 +1,17 @@
 """Calibrated laws whose constants are their priors: for what reads laws, not for what fits them."""
 
-from roofline.calibrated import CalibratedLaw, Estimate, Extent, Provenance
+from roofline.laws.fitted import Estimate, Extent, FittedLaw, Provenance
+from roofline.laws.kinds import law_for
 from roofline.laws.law import Facts
-from roofline.laws.registry import subject
 
 
-def at_priors(kind: str, dtype: str, facts: Facts, **domain: tuple[float, float]) -> CalibratedLaw:
+def at_priors(kind: str, dtype: str, facts: Facts, **domain: tuple[float, float]) -> FittedLaw:
     """The law of a kind and dtype; `domain`: least and largest of sizes that it is said to be fitted on."""
-    law, arithmetic = subject(kind, dtype, facts)
-    return CalibratedLaw(
+    law, arithmetic = law_for(kind, dtype, facts)
+    return FittedLaw(
         kind=kind,
         dtype=dtype,
-        law=law.kind,
+        law=law.name,
         arithmetic=arithmetic,
         constants=tuple(
             Estimate(name=c.name, unit=c.unit, value=c.prior, low=c.prior, high=c.prior, determined=True)

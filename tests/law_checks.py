@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.fit import Fitted, fit
-from calibrate.observations import Observations
+from calibrate.kernels.fit import Fitted, fit
+from calibrate.kernels.observations import Observations
 from roofline.laws.law import Dims, Facts, Law
 
 Floats = NDArray[np.float64]
@@ -42,4 +42,4 @@ def recovered(law: Law, dims: Dims, noise: float = 0.01, **truth: float) -> Fitt
     time_s = price(law, dims, **truth)
     noisy = time_s * np.exp(noise * generator.normal(size=len(time_s)))
     group = np.full(len(time_s), "all")
-    return fit(law, Observations(law.kind, "bfloat16", dims, noisy, group), FACTS)
+    return fit(law, Observations(law.name, "bfloat16", dims, noisy, group), FACTS)

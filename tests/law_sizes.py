@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from roofline.laws.collective import OPERATIONS
 from roofline.laws.eager_modules import MODULES
+from roofline.laws.kinds import BATCHED, GROUPED
 from roofline.laws.law import Law
-from roofline.laws.work import MANY
+from roofline.laws.work import OPERATIONS
 
 Floats = NDArray[np.float64]
 
@@ -26,11 +26,11 @@ WORK: dict[str, tuple[str, ...]] = {
 
 def family(law: Law) -> str:
     """Which laws take the same sizes."""
-    if law.kind in MANY:
+    if law.name in (BATCHED, GROUPED):
         return "many"
-    if law.kind.endswith(("matmul", "attention")):
-        return "matmul" if law.kind.endswith("matmul") else "attention"
-    return "streaming" if "bytes_read" in law.dims else law.kind
+    if law.name.endswith(("matmul", "attention")):
+        return "matmul" if law.name.endswith("matmul") else "attention"
+    return "streaming" if "bytes_read" in law.dims else law.name
 
 
 def kernels(law: Law, rows: int, seed: int = 0) -> dict[str, Floats]:

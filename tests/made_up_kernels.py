@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from calibrate.observations import Observations
+from calibrate.kernels.observations import Observations
 from roofline.laws.law import Constant, Facts
 
 FACTS = Facts(
@@ -17,7 +17,7 @@ FACTS = Facts(
 class Simple:
     """fixed + flops / rate + bytes / memory; `unseen` acts on nothing."""
 
-    kind = "simple"
+    name = "simple"
     dims = ("m", "n")
 
     def constants(self, facts, dtype):

@@ -8,7 +8,7 @@ import math
 from calibrate.passes.pass_report import LayerEfficiency, PassReport, Rungs, Waterfall
 from profiler.record.run import Cell, CellResult, Closure, Environment, Run
 from roofline.hardware.spec import Figure, HardwareSpec, Level, Peaks
-from roofline.level import LevelRatio
+from roofline.laws.fitted import LevelRatio
 from roofline.workload import Workload
 
 DECODE = Workload(batch=1, query_tokens=1, context_tokens=512, dtype="bfloat16")

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from calibrate.exchange.physics import Work, work_of
 from calibrate.exchange.tables import Flags, Floats, Parsed, without
 from profiler.record.kernel_table import DIMS, TEXTS
 from profiler.record.run import RequestError
-from roofline.dtypes import BOUNDED_BY as BOUNDED_BY
+from roofline.dtypes import BOUNDED_BY
 from roofline.hardware.spec import HardwareSpec
+from roofline.laws.kinds import KINDS
+from roofline.laws.work import Work
 
 SIZE = "size missing, not positive or not whole"
 NOT_FINITE = "latency is no finite number"
@@ -32,19 +33,6 @@ TOO_FAST = "faster than the device can be"
 TOO_SLOW = "absurdly slow"
 EXACT = "repeat of a row, equal in all"
 REPEATED = "repeat of a shape, median taken"
-
-REQUIRED: dict[str, tuple[str, ...]] = {
-    "matmul": ("m", "n", "k"),
-    "prefill_attention": ("batch", "heads", "kv_heads", "query", "kv", "head_dim", "kv_bytes"),
-    "decode_attention": ("batch", "heads", "kv_heads", "query", "kv", "head_dim", "kv_bytes"),
-    "experts": ("tokens", "hidden", "inner", "topk", "experts", "tp", "ep", "weight_bits"),
-    "collective": ("ranks", "per_node", "bytes"),
-    "module": ("tokens", "tp"),
-    "norm": ("elements", "bytes_read"),
-    "pointwise": ("elements", "bytes_read"),
-    "embedding": ("elements", "bytes_read"),
-}
-"""Sizes that a kernel of a kind has: whole and positive."""
 
 MAY_BE_ZERO = ("context", "window", "skew")
 
@@ -121,12 +109,36 @@ def clean(parsed: Parsed, file: str, limits: Limits) -> tuple[pd.DataFrame, dict
     return _without_repeats(frame, dropped), dropped
 
 
+def work_of(frame: pd.DataFrame) -> Work:
+    """Work of every row; nothing where its kind has none, or a size that it needs is not said."""
+    flops, moved, sent = (np.zeros(len(frame)) for _ in range(3))
+    for (kind, dtype), rows in frame.groupby(["kind", "dtype"], dropna=False).indices.items():
+        row = KINDS.get(str(kind))
+        if row is None or row.work is None:
+            continue
+        places = np.zeros(len(rows))
+        if row.category is not None:
+            places = pd.Categorical(frame["op"].iloc[rows], categories=row.category[1]).codes.astype(float)
+            rows, places = rows[places >= 0], places[places >= 0]
+        columns = {name: frame[name].iloc[rows].to_numpy(dtype=float) for name in DIMS}
+        dims = {name: column for name, column in columns.items() if not np.isnan(column).all()}
+        if row.category is not None:
+            dims[row.category[0]] = places
+        try:
+            work = row.work(dims, str(dtype))
+        except KeyError:  # no row says a size that it needs, such as a module's of a model that is not known
+            continue
+        for column, amount in ((flops, work.flops), (moved, work.bytes), (sent, work.link_bytes)):
+            column[rows] = np.nan_to_num(amount)
+    return Work(flops, moved, sent)
+
+
 def _bad_sizes(frame: pd.DataFrame) -> pd.Series:
     bad = pd.Series(False, index=frame.index)
-    for kind, names in REQUIRED.items():
-        of_kind = frame["kind"] == kind
+    for row in KINDS.values():
+        of_kind = frame["kind"] == row.name
         if of_kind.any():
-            sizes = frame.loc[of_kind, list(names)]
+            sizes = frame.loc[of_kind, list(row.sizes)]
             whole = np.isfinite(sizes) & (sizes > 0) & (np.floor(sizes) == sizes)
             bad[of_kind] = ~whole.all(axis=1)
     for name in MAY_BE_ZERO:

@@ -7,9 +7,9 @@ of the tools that read them; their range goes into the provenance.
 Kinds and their sizes (arrays of one shape, as in `roofline.laws.law`):
 
     matmul              m n k                            (m×k)·(k×n), output of at least 16 bits
-    prefill_attention   batch query context heads kv_heads head_dim window kv_element_bytes      causal
-    decode_attention    batch kv heads kv_heads head_dim window kv_element_bytes                 one new token each
-    pointwise           read_bytes write_bytes
+    prefill_attention   batch query context heads kv_heads head_dim window kv_bytes      causal
+    decode_attention    batch kv heads kv_heads head_dim window kv_bytes                 one new token each
+    pointwise           bytes_read bytes_written
 
 `window` 0 is none; `kv` is the length that the new token sees, itself included.
 
@@ -17,22 +17,21 @@ Example: ``RooflinePrice(peaks)("matmul", {"m": m, "n": n, "k": k}, "bfloat16")`
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roofline.calibrated import CalibratedLaw
-from roofline.facts import facts_of
+from roofline.dtypes import ELEMENT_BYTES
+from roofline.hardware.facts import facts_of
 from roofline.hardware.spec import HardwareSpec, Peaks
+from roofline.laws.fitted import FittedLaw
+from roofline.laws.kinds import KINDS, MATVEC, work_of
 from roofline.laws.law import Dims, Floats
+from roofline.laws.work import Work
 from roofline.price import Rates, missing_peaks, roofs
-from roofline.subjects import MATVEC
-
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "int8": 1}
-"""Bytes of a weight or activation, by dtype of a product's inputs."""
 
 Columns = dict[str, NDArray[np.int64]]
 
@@ -61,14 +60,6 @@ class Price(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """FLOPs and bytes of kernels; a `roofline.price.Work` as far as rates are asked for."""
-
-    matrix_flops: Floats
-    bytes: Floats
-
-
-@dataclass(frozen=True, slots=True)
 class _Needs:
     """One operation of a dtype, for its rates."""
 
@@ -92,15 +83,15 @@ class RooflinePrice:
         self._peaks = peaks
 
     def __call__(self, kind: str, dims: Dims, dtype: str) -> Floats:
-        work = work_of(kind, dims, dtype)
-        need = _Needs(dtype=dtype, matrix_flops=float(work.matrix_flops.sum()))
+        _, work = _work(kind, dims, dtype)
+        need = _Needs(dtype=dtype, matrix_flops=float(work.flops.sum()))
         if missing := missing_peaks([need], self._peaks):
             raise ValueError(f"the spec has no peak {missing[0]}; measure it, or export without {dtype}")
         level_bytes = np.zeros((*work.bytes.shape, len(self._peaks.levels)))
         level_bytes[..., -1] = work.bytes
         nothing = np.zeros_like(work.bytes)
         rates = Rates.of([need], self._peaks)
-        seconds: Floats = np.maximum.reduce(roofs(rates, work.matrix_flops, nothing, level_bytes, nothing, nothing))
+        seconds: Floats = np.maximum.reduce(roofs(rates, work.flops, nothing, level_bytes, nothing, nothing))
         return seconds
 
 
@@ -121,81 +112,30 @@ class LawPrice:
 
     def __call__(self, kind: str, dims: Dims, dtype: str) -> Floats:
         """Seconds of each kernel. Raises ValueError as the other price does."""
-        work = work_of(kind, dims, dtype)
+        sizes, work = _work(kind, dims, dtype)
         law = self._laws.get((kind, dtype))
-        priced = (
-            self._otherwise(kind, dims, dtype) if law is None else self._by(law, dims, work.matrix_flops, work.bytes)
-        )
+        priced = self._otherwise(kind, dims, dtype) if law is None else self._by(law, sizes, work)
         single = self._laws.get((MATVEC, dtype)) if kind == "matmul" else None
-        if single is not None and (rows := np.asarray(dims["m"]) == 1).any():
-            priced = np.where(rows, self._by(single, dims, work.matrix_flops, work.bytes), priced)
+        if single is not None and (rows := sizes["m"] == 1).any():
+            priced = np.where(rows, self._by(single, sizes, work), priced)
         return priced
 
-    def _by(self, law: CalibratedLaw, dims: Dims, flops: Floats, moved: Floats) -> Floats:
-        """The same sizes by the names that laws have for them."""
-        sizes = dict(dims)
-        if "kv_element_bytes" in sizes:
-            sizes["kv_bytes"] = sizes.pop("kv_element_bytes")
-        sizes["bytes_written"] = sizes.pop("write_bytes", np.zeros_like(moved))
-        sizes["bytes_read"] = moved - sizes["bytes_written"]
-        sizes |= {"flops": flops, "kernels": np.ones_like(moved), "elements": sizes.get("n", moved)}
-        return law.time_s(sizes, self._facts)
+    def _by(self, law: FittedLaw, sizes: Mapping[str, Floats], work: Work) -> Floats:
+        """By one law; what a kernel streams is its compulsory work."""
+        written = sizes.get("bytes_written", np.zeros_like(work.bytes))
+        streamed = {"bytes_read": work.bytes - written, "bytes_written": written, "flops": work.flops}
+        elements = sizes.get("n", work.bytes)
+        return law.time_s({**sizes, **streamed, "kernels": np.ones_like(elements), "elements": elements}, self._facts)
 
 
-def work_of(kind: str, dims: Dims, dtype: str) -> Work:
-    """Compulsory work of kernels. Raises ValueError: an unknown kind or dtype."""
+def _work(kind: str, dims: Dims, dtype: str) -> tuple[dict[str, Floats], Work]:
+    """Sizes as arrays of floats, and the work of kernels. Raises ValueError: an unknown kind or dtype."""
     if kind not in KINDS:
         raise ValueError(f"no price for kernels of kind {kind!r}; known: {', '.join(KINDS)}")
     if dtype not in ELEMENT_BYTES:
         raise ValueError(f"no element size of {dtype!r}; known: {', '.join(ELEMENT_BYTES)}")
-    return KINDS[kind]({name: np.asarray(size, dtype=float) for name, size in dims.items()}, ELEMENT_BYTES[dtype])
-
-
-def _matmul(d: Mapping[str, Floats], element: int) -> Work:
-    m, n, k = d["m"], d["n"], d["k"]
-    return Work(2 * m * n * k, element * (m * k + k * n) + max(element, 2) * m * n)
-
-
-def _prefill(d: Mapping[str, Floats], element: int) -> Work:
-    """Query i of q sees context + i + 1 keys, at most `window` of them."""
-    batch, query, context, window = d["batch"], d["query"], d["context"], _window(d)
-    growing = np.clip(window - context, 0, query)
-    pairs = growing * context + growing * (growing + 1) / 2
-    pairs = pairs + np.where(query > growing, (query - growing) * np.where(np.isinf(window), 0, window), 0)
-    return _attention(d, element, batch, query, pairs, np.minimum(context + query, window + query - 1))
-
-
-def _decode(d: Mapping[str, Floats], element: int) -> Work:
-    seen = np.minimum(d["kv"], _window(d))
-    return _attention(d, element, d["batch"], np.ones_like(seen), seen, seen)
-
-
-def _attention(
-    d: Mapping[str, Floats], element: int, batch: Floats, query: Floats, pairs: Floats, keys: Floats
-) -> Work:
-    """Two products a pair; q read and o written in at least 16 bits, each key and value read once a KV head."""
-    heads, head_dim = d["heads"], d["head_dim"]
-    moved = 2 * max(element, 2) * query * heads + 2 * d["kv_element_bytes"] * keys * d["kv_heads"]
-    return Work(4 * batch * heads * head_dim * pairs, batch * head_dim * moved)
-
-
-def _pointwise(d: Mapping[str, Floats], element: int) -> Work:
-    moved = d["read_bytes"] + d["write_bytes"]
-    return Work(np.zeros_like(moved), moved)
-
-
-def _window(d: Mapping[str, Floats]) -> Floats:
-    window = d.get("window", np.zeros(()))
-    return np.where(window > 0, window, np.inf)
-
-
-KINDS: dict[str, Callable[[Mapping[str, Floats], int], Work]] = {
-    "matmul": _matmul,
-    "prefill_attention": _prefill,
-    "decode_attention": _decode,
-    "pointwise": _pointwise,
-}
-"""Kind -> its compulsory work."""
+    sizes = {name: np.asarray(size, dtype=float) for name, size in dims.items()}
+    return sizes, work_of(kind, sizes, dtype)
 
 
 def columns(**sizes: Iterable[int]) -> Columns:
@@ -209,7 +149,7 @@ def kept(table: Mapping[str, NDArray[np.int64]], rows: NDArray[np.bool_]) -> Col
     return {name: column[rows] for name, column in table.items()}
 
 
-def attention_shapes(batches: Sequence[int], lengths: Sequence[int], capacity_bytes: float, kv_bytes: int) -> Columns:
+def attention_shapes(batches: Sequence[int], lengths: Sequence[int], capacity_bytes: float, kv_bytes: float) -> Columns:
     """batch, length, heads, kv_heads, head_dim: grouped and multi-head layouts whose KV cache fits the memory."""
     shapes = columns(batch=batches, length=lengths, heads=HEADS, kv_heads=(*KV_HEADS, 0), head_dim=HEAD_DIMS)
     heads, kv = shapes["heads"], shapes["kv_heads"]

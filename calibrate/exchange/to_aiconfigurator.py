@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from calibrate.exchange import op_tables
 from calibrate.exchange.figures import FP8, Export, File, Ledger, Source, commented
-from calibrate.exchange.op_tables import ELEMENT_BYTES
+from roofline.dtypes import ELEMENT_BYTES
 from roofline.laws.law import Floats
 
 UNKNOWN = "not known to roofcal; AIConfigurator stops where it needs it, fill it in"
@@ -148,7 +148,7 @@ def _gemm(source: Source, shapes: op_tables.Columns, name: str, dtype: str) -> p
     return pd.DataFrame({"gemm_dtype": name, **shapes, "latency": source.price("matmul", dims, dtype) * TO_MS})
 
 
-Part = Callable[[Source, int], tuple[dict[str, Any], Floats]]
+Part = Callable[[Source, float], tuple[dict[str, Any], Floats]]
 
 
 def _attention(source: Source, kv: tuple[str, str], part: Part) -> pd.DataFrame:
@@ -159,7 +159,7 @@ def _attention(source: Source, kv: tuple[str, str], part: Part) -> pd.DataFrame:
     return pd.DataFrame({**about, **shapes, "latency": seconds * TO_MS})
 
 
-def _prefill(source: Source, kv_bytes: int) -> tuple[dict[str, Any], Floats]:
+def _prefill(source: Source, kv_bytes: float) -> tuple[dict[str, Any], Floats]:
     shapes = op_tables.attention_shapes(op_tables.BATCHES, op_tables.LENGTHS, source.main.capacity_bytes, kv_bytes)
     shapes = op_tables.kept(shapes, shapes["batch"] * shapes["length"] <= op_tables.MOST_TOKENS)
     dims = {**_sizes(shapes, kv_bytes), "query": shapes["length"].astype(float)}
@@ -167,17 +167,17 @@ def _prefill(source: Source, kv_bytes: int) -> tuple[dict[str, Any], Floats]:
     return {**_named(shapes), "isl": shapes["length"], "step": 0}, source.price("prefill_attention", dims, "bfloat16")
 
 
-def _decode(source: Source, kv_bytes: int) -> tuple[dict[str, Any], Floats]:
+def _decode(source: Source, kv_bytes: float) -> tuple[dict[str, Any], Floats]:
     shapes = op_tables.attention_shapes(op_tables.BATCHES, op_tables.LENGTHS, source.main.capacity_bytes, kv_bytes)
     dims = {**_sizes(shapes, kv_bytes), "kv": shapes["length"].astype(float)}
     seconds = source.price("decode_attention", dims, "bfloat16")
     return {**_named(shapes), "isl": 1, "step": shapes["length"] - 1}, seconds
 
 
-def _sizes(shapes: op_tables.Columns, kv_bytes: int) -> dict[str, Floats]:
+def _sizes(shapes: op_tables.Columns, kv_bytes: float) -> dict[str, Floats]:
     dims = {name: shapes[name].astype(float) for name in ("batch", "heads", "kv_heads", "head_dim")}
     nothing = np.zeros_like(dims["batch"])
-    return {**dims, "window": nothing, "kv_element_bytes": nothing + kv_bytes}
+    return {**dims, "window": nothing, "kv_bytes": nothing + kv_bytes}
 
 
 def _named(shapes: op_tables.Columns) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def _decode(source: Source, dtype: str, peak: float, layout: tuple[int, int, int
 
 def _layout(layout: tuple[int, int, int], like: Floats) -> dict[str, Floats]:
     sizes = dict(zip(("heads", "kv_heads", "head_dim"), layout, strict=True))
-    return {name: np.full_like(like, size) for name, size in {**sizes, "window": 0, "kv_element_bytes": 2}.items()}
+    return {name: np.full_like(like, size) for name, size in {**sizes, "window": 0, "kv_bytes": 2}.items()}
 
 
 def _all(text: str, like: Floats) -> np.ndarray:

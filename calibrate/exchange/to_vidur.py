@@ -156,7 +156,7 @@ def _product(m: Floats, n: int, k: int) -> Dims:
 
 def _moved(read: Floats, written: Floats) -> Dims:
     """Elements as bytes."""
-    return {"read_bytes": ELEMENT * read, "write_bytes": ELEMENT * written}
+    return {"bytes_read": ELEMENT * read, "bytes_written": ELEMENT * written}
 
 
 def _layout(model: Model, parallel: int, batch: Floats) -> dict[str, Floats]:
@@ -165,7 +165,7 @@ def _layout(model: Model, parallel: int, batch: Floats) -> dict[str, Floats]:
         "kv_heads": model.n_kv_head // parallel,
         "head_dim": model.head_dim,
         "window": 0,
-        "kv_element_bytes": ELEMENT,
+        "kv_bytes": ELEMENT,
     }
     return {"batch": batch, **{name: np.full_like(batch, size) for name, size in sizes.items()}}
 

@@ -1,7 +1,7 @@
 """Measured against predicted, for each operation, layer kind and pass: rungs, waterfall, intervals, verdict.
 
 Measured figures are medians over the rounds of the median of each round's passes, and so are the laws' kernels. Their
-intervals are over rounds (`calibrate.replicates`), those of predictions from the laws (`calibrate.passes.predicted`);
+intervals are over rounds (`passes.replicates`), those of predictions from the laws (`passes.predicted`);
 that of a difference of the two has the root of the sum of both squares, as they are independent.
 
 Example: ``summarise(result, graph, spec).busy_s``
@@ -22,9 +22,9 @@ from calibrate.passes.pass_report import (
     waterfall,
 )
 from calibrate.passes.predicted import Ends, Wall, executed_wall, predicted_wall
+from calibrate.passes.replicates import Median, around, by_round, median_by_round, median_of
 from calibrate.passes.table import RUNGS, Array, OpTimesTable, known, layer_kind
 from calibrate.passes.verdict import CERTAIN, doubts, excess_of, judge
-from calibrate.replicates import Median, around, by_round, median_by_round, median_of
 from profiler.record.run import CellResult, Closure
 from roofline.graph.op import OpGraph
 from roofline.hardware.spec import HardwareSpec

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from profiler.record.run import Closure, Mode
-from roofline.level import LevelRatio
+from roofline.laws.fitted import LevelRatio
 from roofline.record import Record
 from roofline.workload import Workload
 

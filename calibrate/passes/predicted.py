@@ -18,11 +18,9 @@ from numpy.typing import NDArray
 from profiler.record.run import Mode
 from roofline.graph.op import OpGraph
 from roofline.hardware.spec import HardwareSpec, Peaks
-from roofline.host import HOST_MODEL, pass_wall_s
-from roofline.host_gaps import host_gap_interval, host_gap_s, least_gap_s
-from roofline.law_prices import LawPrices
-from roofline.level import PROBES, LevelRatio
-from roofline.level_prices import level_factors, ratio_of
+from roofline.host import pass_wall_s
+from roofline.laws.fitted import PROBES, LevelRatio
+from roofline.price_by_law import LawPrices, host_gap_interval, host_gap_s, least_gap_s, level_factors, ratio_of
 
 if TYPE_CHECKING:
     from calibrate.passes.table import KernelTable
@@ -47,7 +45,7 @@ class Predicted:
     law: NDArray[np.int_]
     """Operations with the same number are priced by the same law; −1: by none."""
     shares: Array
-    """Shape (operations, probes): as `roofline.level_prices.waits`."""
+    """Shape (operations, probes): as `roofline.price_by_law.waits`."""
     levels: Mapping[str, LevelRatio]
     """Levels of the pass by probe; empty where they are not known, and then all is at the calibration's."""
 
@@ -139,8 +137,8 @@ def predicted_wall(
     if spec.measured is None or spec.kind == "other":
         return Wall()
     if mode.endswith("cuda-graph"):
-        at_level_s, calibrated_s = (float((each * count).sum()) for each in (predicted.at_level_s, predicted.time_s))
-        return Wall(at_level_s, calibrated_s, predicted.ends(count))
+        at_pass_s, calibrated_s = (float((each * count).sum()) for each in (predicted.at_level_s, predicted.time_s))
+        return Wall(at_pass_s, calibrated_s, predicted.ends(count))
     host = ratio_of(predicted.levels, "host")
     times_s, level_s, gap_s = predicted.time_s, predicted.at_level_s, host_gap_s(graph, spec)
     issued = count
@@ -157,7 +155,7 @@ def predicted_wall(
     ends = None
     if at_level_s is not None and compiled is None:
         gap_ends = host_gap_interval(graph, spec)
-        if HOST_MODEL[spec.kind] == "cpu" and gap_s is not None and gap_ends is not None:
+        if not spec.has_queue and gap_s is not None and gap_ends is not None:
             ends = predicted.beside(gap_s, gap_ends).ends(np.concatenate([count, count]))
         elif (busy := predicted.ends(count)) is not None:
             whole = float((level_s * count).sum())

@@ -13,16 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.levels import levels
 from calibrate.passes.pass_report import FusedKernel
 from calibrate.passes.predicted import NOTED, Predicted
-from calibrate.replicates import median_by_round, medians_by_round, middle
+from calibrate.passes.replicates import levels, median_by_round, medians_by_round, middle
 from profiler.record.run import CellResult, OpTimes
 from roofline.graph.op import OpGraph
 from roofline.hardware.spec import HardwareSpec, Peaks
-from roofline.law_prices import LawPrices, law_prices
-from roofline.level_prices import waits
 from roofline.price import UNKNOWN, Prepared, missing_peaks, price, price_fused, price_kernels, share
+from roofline.price_by_law import LawPrices, law_prices, waits
 
 Array = NDArray[np.float64]
 

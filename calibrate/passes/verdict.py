@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from calibrate.replicates import Floats, Median, by_round, error_within, median_of
+from calibrate.passes.replicates import Floats, Median, by_round, error_within, median_of
 from profiler.record.run import CellResult
 
 CERTAIN = 0.99

@@ -10,9 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from calibrate.calibrating import Calibration
-from calibrate.calibration import Calibrated
-from calibrate.validate import DECODING, FEW_ROWS, LONG_KEYS, Scores
+from calibrate.kernels.score import DECODING, FEW_ROWS, LONG_KEYS, Calibrated, Calibration, Score
 
 HEAD = ("kind", "dtype", "points", "scored", "mean", "median", "p90", "weighted", "bias", "in 90 %", "datasheet",
         "4-constant", "noise")  # fmt: skip
@@ -47,10 +45,10 @@ def lines(calibration: Calibration) -> Iterator[str]:
                 f"bias {100 * decoding.bias:+.1f}"
             )
     for one in calibration.fitted:
-        for doubt in one.model.fitted.doubts:
+        for doubt in one.law.doubts:
             yield f"{one.kind} {one.dtype}: doubtful: {doubt}"
-        if one.model.fitted.undetermined:
-            names = ", ".join(one.model.fitted.undetermined)
+        if one.law.undetermined:
+            names = ", ".join(one.law.undetermined)
             yield f"{one.kind} {one.dtype}: kept near their priors, the points do not tell them: {names}"
     for skipped in calibration.skipped:
         yield f"not calibrated: {skipped.reason}"
@@ -68,8 +66,8 @@ def _kind(one: Calibrated) -> dict[str, Any]:
         "datasheet": _scores(one.datasheet),
         "four_constant": _scores(one.four_constant),
         "regions": {name: _scores(each) for name, each in one.regions.items()},
-        "undetermined": list(one.model.fitted.undetermined),
-        "doubts": list(one.model.fitted.doubts),
+        "undetermined": list(one.law.undetermined),
+        "doubts": list(one.law.doubts),
     }
 
 
@@ -80,7 +78,7 @@ def _decoding(one: Calibrated) -> str:
     return f"at most {FEW_ROWS:.0f} rows, weights that no cache holds"
 
 
-def _scores(one: Scores) -> dict[str, Any]:
+def _scores(one: Score) -> dict[str, Any]:
     content = asdict(one)
     return {"scored": content.pop("rows"), **content}
 

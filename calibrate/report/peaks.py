@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from calibrate.report.units import bytes_per_s, dtype, flops_per_s, percent, seconds
-from roofline.calibrated import CalibratedLaw
 from roofline.hardware.spec import Figure, HardwareSpec, Peaks
-from roofline.laws.host_gap import HostGap
-from roofline.laws.registry import OPERATOR
+from roofline.laws.fitted import FittedLaw
+from roofline.laws.kinds import HOST_GAP, OPERATOR
 from roofline.record import Record
 
 Unit = Literal["FLOP/s", "bytes/s", "s"]
@@ -63,12 +62,12 @@ def laws(spec: HardwareSpec) -> str | None:
     """What the device was calibrated to, with the error on sizes that folds of the fit had not seen; None without."""
     if not spec.calibrated:
         return None
-    kinds: dict[str, list[CalibratedLaw]] = {}
+    kinds: dict[str, list[FittedLaw]] = {}
     for law in spec.calibrated:
         kinds.setdefault("streaming operators" if law.kind.startswith(OPERATOR) else law.kind, []).append(law)
     said = []
     for kind, found in kinds.items():
-        errors = [law.unseen for law in found if law.unseen is not None and kind != HostGap.kind]  # no kernel
+        errors = [law.unseen for law in found if law.unseen is not None and kind != HOST_GAP]  # no kernel
         off = f" {percent(sum(errors) / len(errors))}" if errors else ""
         said.append(f"{kind.replace('_', ' ')}{off}")
     old = sorted({law.kind.replace("_", " ") for law in spec.calibrated if law.is_outdated})

@@ -1,6 +1,6 @@
 """`calibrate`: measured kernels to a spec of the device whose laws predict kernels that were not measured.
 
-Wiring only: `calibrate.calibrating` fits and scores, `calibrate.report.calibration` shows. No device,
+Wiring only: `calibrate.kernels.score` fits and scores, `calibrate.report.calibration` shows. No device,
 no torch.
 """
 
@@ -22,7 +22,7 @@ from roofline.hardware.load import load_device
 from roofline.hardware.spec import HardwareSpec
 
 if TYPE_CHECKING:
-    from roofline.calibrated import Provenance
+    from roofline.laws.fitted import Provenance
 
 EXAMPLE = """
 Examples:\n
@@ -57,9 +57,9 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Fit each kind's law to few kernels and score it on others: other groups of the runs, or the runs of --score."""
-    from calibrate.calibrating import calibrate_tables, calibrated_spec, chosen, tables
+    from calibrate.kernels.score import calibrate_tables, calibrated_spec, chosen, tables
     from calibrate.report.calibration import document, lines
-    from roofline.facts import facts_of
+    from roofline.hardware.facts import facts_of
 
     with stdout_to_stderr_if(as_json):
         folders, judges = ([find_run(name, results) for name in names] for names in (runs, score or []))
@@ -115,7 +115,7 @@ def _spec(folders: Sequence[RunFolder], judges: Sequence[RunFolder], hardware: s
 
 def _provenance(folders: Sequence[RunFolder], seed: int) -> "Provenance":
     from profiler.record.kernel_table import read_kernels
-    from roofline.calibrated import Provenance
+    from roofline.laws.fitted import Provenance
 
     versions: dict[str, str] = {}
     for folder in folders:

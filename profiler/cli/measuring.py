@@ -19,14 +19,13 @@ from calibrate.report.units import duration
 from profiler.cli.output import Step
 from profiler.record.folder import RunFolder
 from profiler.record.run import Cell, Environment, RequestError, Run, differing, roofcal_version
-from roofline.calibrated import Provenance
 from roofline.hardware.spec import HardwareSpec
-from roofline.level import ReferenceLevel
+from roofline.laws.fitted import Provenance, ReferenceLevel
 
 if TYPE_CHECKING:
     import torch
 
-    from calibrate.kernel_shapes import Demand
+    from calibrate.kernels.choose import Demand
 
 PROBE_PART = 1 / 16
 """Share of the device's memory that the operands of one probe may take."""
@@ -72,7 +71,7 @@ def new_run(name: str, environment: Environment, cells: tuple[Cell, ...], option
 
 def require_same_machine(run: Run) -> None:
     """Raises RequestError where this is not the machine, or not the software, that a run began on."""
-    from profiler.environment import collect
+    from profiler.devices.environment import collect
 
     set_threads(run.options)
     if changed := differing(run.environment, collect(str(run.options["device"]))):
@@ -122,15 +121,15 @@ def calibrate_device(
     Args: `quick`, half of the kernels; `visits`, how often each of them is measured, with all others in between. What
     cannot be measured or fitted is in `HardwareSpec.missing`, with its reason.
     """
-    from calibrate.exchange.observed import observations
-    from calibrate.kernel_shapes import kernel_shapes
-    from calibrate.live import fit_measured, stored_laws
-    from profiler.device import free_bytes
+    from calibrate.kernels.choose import kernel_shapes
+    from calibrate.kernels.observations import observations
+    from calibrate.kernels.score import fit_measured, stored_laws
+    from profiler.devices.backend import free_bytes
     from profiler.kernels.family import streaming_operators
     from profiler.kernels.table import probe_kernels
     from profiler.record.kernel_table import write_kernels
     from profiler.timing.reference import ReferenceProbes
-    from roofline.facts import facts_of
+    from roofline.hardware.facts import facts_of
 
     spec = folder.read_spec()
     assert spec is not None and spec.measured is not None  # `measure_device` has run
@@ -187,7 +186,7 @@ def demand_of(cells: Sequence[Cell]) -> "Demand":
 
     Without cells, the whole catalogue's, a token and a prompt.
     """
-    from calibrate.kernel_shapes import Demand
+    from calibrate.kernels.choose import Demand
     from profiler.models.catalogue import catalogue, config_of, head_layouts, linear_shapes
 
     known = catalogue()

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from profiler.record.kernel_shape import KernelShape
-from roofline.laws.registry import ROW_MAJOR
+from roofline.laws.kinds import ROW_MAJOR, KernelShape
 
 TAPS = 4
 """Taps of a depthwise convolution, as in Mamba."""

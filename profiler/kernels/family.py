@@ -15,7 +15,7 @@ from torch import Tensor
 
 from profiler.kernels import eager
 from profiler.kernels.eager import VOCABULARY, Draw, Make, Operands, Run
-from profiler.record.kernel_shape import KernelShape
+from roofline.laws.kinds import KernelShape
 
 Elements = Callable[[Mapping[str, int]], int]
 """Elements of a kernel's tensors, from its sizes."""

@@ -38,8 +38,8 @@ PROMPTS = (16, 128)
 """Tokens of a prefill."""
 LONGEST_S = 0.3
 """Longest prefill at the device's peak: a longer one is all products, of which probes tell more in less time."""
-PASSES = 3
-"""Passes of a visit. The first is not looked at."""
+PASSES = 2
+"""Passes of a visit. The first is not looked at; more of them tell less than another visit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,4 +125,4 @@ def prompts_of(step: Step, flops_per_s: float) -> tuple[int, ...]:
 def _traced(runner: Runner, prompt: int, dtype: str) -> OpGraph:
     context = CONTEXT if prompt == 1 else 0
     workload = Workload(batch=1, query_tokens=prompt, context_tokens=context, dtype=dtype)
-    return trace(runner.model, NoInputs(), workload, name="eager", target=runner.kind, options={})
+    return trace(runner.model, NoInputs(), workload, name="eager", target=runner.backend.type, options={})

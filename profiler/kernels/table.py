@@ -29,27 +29,22 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from profiler.environment import gpu_reading
+from profiler.devices.backend import backend_of
+from profiler.devices.nvml import GpuReading
+from profiler.devices.watch import Watch
 from profiler.kernels.family import family_of
 from profiler.kernels.in_model import InModel, InModelKernels
 from profiler.kernels.measure import ROUNDS, Arena, ProbedKernels, Storage, operand_bytes, sets_of
 from profiler.microbench.bench import reason
-from profiler.nvml import GpuReading
-from profiler.record.kernel_shape import KernelShape
 from profiler.record.kernel_table import COLUMNS, DIMS, Kernels, Source
 from profiler.record.measurement import middle_mean
 from profiler.timing.cache_state import PAST
 from profiler.timing.reference import ReferenceProbes
 from profiler.timing.turns import Turns, Watched, take_turns
-from profiler.timing.watch import Watch, watch_for
-from roofline.host_gaps import gap_dims
-from roofline.laws.host_gap import HostGap
-from roofline.laws.registry import OPERATOR
+from roofline.law_inputs import LawInput, gap_dims, law_inputs
+from roofline.laws.kinds import HOST_GAP, OPERATOR, KernelShape, kind_of
 from roofline.price import Prepared
-from roofline.subjects import Subject, subjects
 
-COLD = {"decode_attention": True, "prefill_attention": False}
-"""Kinds of which a GPU's law knows one state, that in models: whether that of operands that take turns."""
 STATES = ("cold", "reach", "streamed")
 """Sizes that are no kernel's own, but of when it ran."""
 TOGETHER = 120
@@ -100,7 +95,9 @@ def probe_kernels(
     failed: dict[str, str] = {}
     known = [shape for shape in shapes if _is_known(shape, failed)]
     arenas = _arenas(known, device, round(limit_bytes))
-    most = math.inf if device.type == "cpu" else limit_bytes  # operands out of an arena need no memory of their own
+    most = (
+        math.inf if backend_of(device).is_host else limit_bytes
+    )  # operands out of an arena need no memory of their own
     models = {
         f"eager.{dtype}": InModelKernels(device, dtype, cache_bytes, flops_per_s)
         for dtype, flops_per_s in eager.items()
@@ -120,18 +117,17 @@ def probe_kernels(
         finally:
             if name in models:
                 gc.collect()  # a model's modules refer to each other
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            backend_of(device).release_memory()
 
-    with closing(watch or watch_for(device)) as open_watch:
+    with closing(watch or backend_of(device).watch(device)) as open_watch:
         turns: Turns[object] = take_turns(
             [*models, *groups],
             take,
             visits=visits,
             seconds=seconds,
-            on_cpu=device.type == "cpu",
+            on_cpu=backend_of(device).is_host,
             watch=open_watch,
-            read=read or partial(gpu_reading, device),
+            read=read or partial(backend_of(device).reading, device),
             now=now,
             progress=lambda taken: progress(min(1.0, taken / whole), f"visit {taken + 1} of {max(whole, taken + 1)}"),
         )
@@ -189,7 +185,7 @@ def _arenas(shapes: Sequence[KernelShape], device: torch.device, size_bytes: int
     for name in sorted({shape.dtype for shape in shapes}):
         dtype = getattr(torch, name)
         own = dtype not in (torch.float32, torch.bfloat16)
-        if device.type == "cpu" and own not in storages:
+        if backend_of(device).is_host and own not in storages:
             storages[own] = Storage(size_bytes, dtype)
         arenas[name] = Arena(device, dtype, storages.get(own))
     return arenas
@@ -200,10 +196,10 @@ def _rows(
 ) -> list[dict[str, object]]:
     """Rows of a group of kernels, from seconds of each operation in each pass."""
     assert group.graph is not None  # a visit has traced it
-    calls: dict[tuple[int, str], list[tuple[Subject, NDArray[np.float64]]]] = {}
+    calls: dict[tuple[int, str], list[tuple[LawInput, NDArray[np.float64]]]] = {}
     for op, subject, kernel, times_s in zip(
         group.graph.ops,
-        subjects(Prepared(group.graph), cache_bytes),
+        law_inputs(Prepared(group.graph), cache_bytes),
         group.owners,
         np.array(passes).T,
         strict=True,
@@ -226,7 +222,8 @@ def _rows(
 def _is_wanted(kind: str, is_turn: bool, *, on_cpu: bool) -> bool:
     if kind.startswith(OPERATOR):
         return is_turn
-    return on_cpu or COLD.get(kind, is_turn) == is_turn
+    state = kind_of(kind).state_on_gpu
+    return on_cpu or state is None or state == ("cold" if is_turn else "warm")
 
 
 def in_model_rows(eager: InModel, cache_bytes: float) -> list[dict[str, object]]:
@@ -236,19 +233,19 @@ def in_model_rows(eager: InModel, cache_bytes: float) -> list[dict[str, object]]
     left and entered: what is wanted of gaps is their sum, and their mean is far above most of them.
     """
     graph = eager.graph
-    rows: list[tuple[Subject, str, str, Hashable, float]] = [
+    rows: list[tuple[LawInput, str, str, Hashable, float]] = [
         (subject, op.name, f"eager {_name(subject)}", round(math.log2(1 + subject.dims["reach"])), time_s)
-        for op, subject, time_s in zip(graph.ops, subjects(Prepared(graph), cache_bytes), eager.time_s, strict=True)
+        for op, subject, time_s in zip(graph.ops, law_inputs(Prepared(graph), cache_bytes), eager.time_s, strict=True)
         if subject is not None and time_s > 0
     ]
     if graph.traced_on == "cpu":
         sizes, pass_of = gap_dims(graph.ops), f"eager {len(graph.ops)} q{graph.workload.query_tokens}"
         for i, gap_s in enumerate(eager.gap_s):
             dims = {name: float(column[i]) for name, column in sizes.items()}
-            gap = Subject((HostGap.kind,), graph.workload.dtype, dims)
+            gap = LawInput((HOST_GAP,), graph.workload.dtype, dims)
             if i and gap_s > 0:
-                rows.append((gap, HostGap.kind, pass_of, dims["modules"], gap_s))
-    alike: dict[tuple[object, ...], list[tuple[Subject, float]]] = {}
+                rows.append((gap, HOST_GAP, pass_of, dims["modules"], gap_s))
+    alike: dict[tuple[object, ...], list[tuple[LawInput, float]]] = {}
     about: dict[tuple[object, ...], tuple[str, str]] = {}
     for subject, op, group, mark, time_s in rows:
         own = sorted((name, size) for name, size in subject.dims.items() if name not in STATES)
@@ -258,14 +255,14 @@ def in_model_rows(eager: InModel, cache_bytes: float) -> list[dict[str, object]]
     return [_mean(same, *about[key]) for key, same in alike.items()]
 
 
-def _name(subject: Subject) -> str:
+def _name(subject: LawInput) -> str:
     """Name of what is held out together when a fit is judged."""
     dims = subject.dims
     names = ("elements",) if subject.kinds[0].startswith(OPERATOR) else ("n", "k", "heads", "kv_heads", "head_dim")
     return " ".join(f"{name} {dims[name]:.0f}" for name in names if name in dims)
 
 
-def _mean(alike: Sequence[tuple[Subject, float]], op: str, group: str) -> dict[str, object]:
+def _mean(alike: Sequence[tuple[LawInput, float]], op: str, group: str) -> dict[str, object]:
     first = alike[0][0]
     states = {
         name: statistics.fmean(subject.dims[name] for subject, _ in alike) for name in STATES if name in first.dims
@@ -275,7 +272,7 @@ def _mean(alike: Sequence[tuple[Subject, float]], op: str, group: str) -> dict[s
     )
 
 
-def _row(subject: Subject, op: str, group: str, time_s: float) -> dict[str, object]:
+def _row(subject: LawInput, op: str, group: str, time_s: float) -> dict[str, object]:
     row: dict[str, object] = {size: float(value) for size, value in subject.dims.items() if size in DIMS}
     row |= {"kind": subject.kinds[0], "dtype": subject.dtype, "op": op, "group": group, "time_s": time_s}
     return row | {"framework": "torch", "version": torch.__version__, "source": 0}

@@ -128,7 +128,7 @@ def inserted(
     **fields: Any,
 ) -> Op:
     """A new operation with path, type and count of another one unless `fields` say otherwise; it is not validated."""
-    given = {"path": like.path, "dtype": like.dtype, "count": like.count, **fields}
+    given: dict[str, Any] = {"path": like.path, "dtype": like.dtype, "count": like.count, **fields}
     return Op.model_construct(
         name=name, kind=kind, dims=dims, reads=reads, writes=writes, matrix_flops=matrix_flops,
         vector_flops=vector_flops, **given,

@@ -18,16 +18,17 @@ them.
 Example: ``Bounds.of(work, facts, "bfloat16", measured_s, law_s).held(law_s, work, facts, "bfloat16")``
 """
 
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from pydantic import Field
 
 from roofline.laws.law import Facts, Floats
 from roofline.laws.work import Work, datasheet_s
+from roofline.record import Record
 
 FASTER = 1.2
-"""Over the datasheet's peaks that a device may run for a short time (boost clocks), or because a peak is one that was
+"""Rate over the datasheet's peaks at which a device may run for a short time (boost clocks), or because a peak was
 measured: the largest bound that most laws give a rate."""
 HEADROOM = 10.0
 """Between the measured kernels' largest multiple of the roofline and the largest that is believed of others. On ten
@@ -36,15 +37,14 @@ two tables (there up to 28: kernels of a kind of which some splits see none). At
 attention were held at a ninth of their time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Of all kernels of one kind and dtype on one device."""
+class Bounds(Record):
+    """Bounds of all kernels of one kind and dtype on one device."""
 
-    overhead_s: float
+    overhead_s: float = Field(gt=0, allow_inf_nan=False)
     """Seconds that a call takes however little it does."""
-    most: float
+    most: float = Field(ge=1, allow_inf_nan=False)
     """Multiple of (roofline + overhead) that no kernel takes longer than."""
-    least: float = 1.0
+    least: float = Field(default=1.0, ge=0, le=1)
     """Part of the floor that every kernel takes at least; 1 unless the measured kernels show less."""
 
     @classmethod

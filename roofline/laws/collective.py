@@ -11,38 +11,18 @@ With S the size (nccl-tests' meaning, `roofline.laws.bus_bandwidth`) and n ranks
 - Ranks on several nodes (dim "per_node", where a table has it) wait for the network: a ring is as fast as its slowest
   link, `network`, and each message between nodes takes `hop` longer.
 
-Example: ``COLLECTIVE.time_s({"bytes": s, "ranks": n, "operation": o}, facts, "float16", values)``; `o` is an index into
-`OPERATIONS`.
+Example: ``Collective().time_s({"bytes": s, "ranks": n, "operation": o}, facts, "float16", values)``; `o` is a place in
+`roofline.laws.work.OPERATIONS`.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 
+from roofline.laws.bus_bandwidth import RINGS
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
+from roofline.laws.work import by_operation, sent_bytes
 
-OPERATIONS: tuple[str, ...] = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
-"""The dim "operation" is a place in this list."""
-
-SENT: tuple[Callable[[Floats], Floats], ...] = (
-    lambda n: 2 * (n - 1) / n,
-    lambda n: (n - 1) / n,
-    lambda n: (n - 1) / n,
-    lambda n: (n - 1) / n,
-    lambda n: np.ones_like(n),
-    lambda n: np.ones_like(n),
-)
-"""Bytes that the busiest rank sends ÷ size (nccl-tests, doc/PERFORMANCE.md), by operation."""
-
-STEPS: tuple[Callable[[Floats], Floats], ...] = (
-    lambda n: 2 * (n - 1),
-    lambda n: n - 1,
-    lambda n: n - 1,
-    lambda n: np.ones_like(n),
-    lambda n: n - 1,
-    lambda n: np.ones_like(n),
-)
-"""Messages one after another, by operation."""
+STEPS = [ring.messages if name != "all_to_all" else lambda n: 1 for name, ring in RINGS.items()]
+"""Messages one after another, by operation: those of a ring, and 1 where every pair talks at once."""
 
 SHARPNESS = 6.0
 """How sharply the library switches between its protocols: held, since no table tried could tell."""
@@ -51,15 +31,10 @@ POINT_TO_POINT = (3, 5)
 """Operations made of messages between pairs."""
 
 
-def sent_bytes(dims: Dims) -> Floats:
-    """Bytes that the busiest rank sends."""
-    return np.asarray(dims["bytes"] * _by_operation(dims, SENT))
-
-
 class Collective:
     """The law; see the module."""
 
-    kind = "collective"
+    name = "collective"
     dims = ("bytes", "ranks", "operation")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
@@ -87,8 +62,8 @@ class Collective:
         worked = sent_bytes(dims) + values["own"] * dims["bytes"] / dims["ranks"]
         nodes = np.ceil(dims["ranks"] / dims["per_node"]) if "per_node" in dims else np.ones_like(worked)
         across = nodes > 1
-        latency = values["launch"] + values["step"] * _by_operation(dims, STEPS) + values["pairing"] * pairs
-        latency = latency + values["hop"] * np.where(across, _by_operation({**dims, "ranks": nodes}, STEPS), 0.0)
+        latency = values["launch"] + values["step"] * by_operation(dims, STEPS) + values["pairing"] * pairs
+        latency = latency + values["hop"] * np.where(across, by_operation({**dims, "ranks": nodes}, STEPS), 0.0)
         small = worked / np.where(pairs, values["slow_pairs"], values["slow"])
         large = np.where(pairs, values["sync_pairs"], values["sync"]) + worked / values["busbw"]
         network = np.where(across, worked / values["network"], 0.0)
@@ -103,11 +78,3 @@ def _faster(one: Floats, other: Floats, sharpness: float) -> Floats:
         * ((least / np.maximum(one, least)) ** sharpness + (least / np.maximum(other, least)) ** sharpness)
         ** (-1 / sharpness)
     )
-
-
-def _by_operation(dims: Dims, of_ranks: tuple[Callable[[Floats], Floats], ...]) -> Floats:
-    ranks = np.asarray(dims["ranks"], dtype=float)
-    return np.asarray(np.choose(dims["operation"].astype(int), [each(ranks) for each in of_ranks]))
-
-
-COLLECTIVE = Collective()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roofline.laws.law import Constant, Dims, Facts, Floats, Law, Values
+from roofline.laws.work import Work, prefill_work, product_work, stream_work
 
 Operation = tuple[str, Dims]
 """Kind of law, and its dims."""
@@ -120,7 +121,7 @@ MODULES: dict[str, Callable[[Dims], list[Operation]]] = {
 SIZES = ("tokens", "context", "hidden", "inner", "heads", "kv_heads", "head_dim", "vocab", "tp")
 """Dims that describe a model and a step: `context` tokens are in the cache before it, `tp` ranks share each matrix."""
 SHARED = ("inner", "heads", "kv_heads", "vocab")
-"""Of them, those of which a rank has its part, one at least."""
+"""Sizes of which a rank has its part, one at least."""
 
 
 def operations(module: str, dims: Dims) -> list[Operation]:
@@ -136,13 +137,26 @@ def module_index(module: str) -> int:
     return list(MODULES).index(module)
 
 
+def modules_work(dims: Dims, dtype: str) -> Work:
+    """Work of each module: the sum over its operations."""
+    functions = {"matmul": product_work, "pointwise": stream_work, "prefill_attention": prefill_work}
+    flops, moved, kernels = (np.zeros(len(dims["module"])) for _ in range(3))
+    for kind, parts in _by_kind(dims).items():
+        for rows, sizes in parts:
+            work = functions[kind](sizes, dtype)
+            flops[rows] += work.flops
+            moved[rows] += work.bytes
+            kernels[rows] += work.kernels
+    return Work(flops, moved, np.zeros_like(flops), kernels=kernels)
+
+
 @dataclass(frozen=True)
 class EagerModules:
-    """Law of kind "module": the sum of a module's operations, each priced by the law of its kind."""
+    """The law of whole modules: the sum of a module's operations, each priced by the law of its kind."""
 
     laws: Mapping[str, Law]
     """By kind: "matmul", "pointwise", "prefill_attention"."""
-    kind: str = "module"
+    name: str = "module"
     dims: tuple[str, ...] = ("module", *SIZES)
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
@@ -164,14 +178,14 @@ class EagerModules:
 
 def _by_kind(dims: Dims) -> dict[str, list[tuple[NDArray[np.int_], Dims]]]:
     """Operations of all modules with the rows that they are part of: a law is asked once for all of its kind."""
-    found: dict[str, list[tuple[NDArray[np.int_], Dims]]] = {}
+    parts: dict[str, list[tuple[NDArray[np.int_], Dims]]] = {}
     for index, module in enumerate(MODULES):
         rows = np.flatnonzero(dims["module"] == index)
         if len(rows):
             sizes = {name: np.asarray(dims[name], dtype=float)[rows] for name in SIZES}
             for kind, sized in operations(module, sizes):
-                found.setdefault(kind, []).append((rows, sized))
-    return found
+                parts.setdefault(kind, []).append((rows, sized))
+    return parts
 
 
 def _together(parts: list[Dims]) -> Dims:

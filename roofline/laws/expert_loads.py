@@ -32,7 +32,7 @@ TINY = 1e-300
 
 @dataclass(frozen=True)
 class ExpertLoads:
-    """Of the busiest rank; … is the shape of the kernels' sizes."""
+    """Loads of the busiest rank; … is the shape of the kernels' sizes."""
 
     rows: Floats
     """(…, classes): rows of one expert of the class; those below 1 are the chance of one row."""
@@ -136,5 +136,5 @@ def _shares(tokens: Floats, routed: Floats, experts: Floats, skew: Floats) -> tu
 
 
 def _expected_maximum(count: Floats) -> Floats:
-    """Of `count` standard normals, 0 for one: √(2 ln n) − 0.6, within 0.1 for 2 to 1,000."""
+    """Expected maximum of `count` standard normals, 0 for one: √(2 ln n) − 0.6, within 0.1 for 2 to 1,000."""
     return np.where(count > 1, np.sqrt(2 * np.log(np.maximum(count, 1.0))) - 0.6, 0.0)

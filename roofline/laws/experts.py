@@ -7,15 +7,13 @@ where a tile of r rows runs at P·r/(r + 16), blocks start and end in `block` se
 bandwidth, and weights that fit in the last-level cache come from there (in tables that are taken warm). Rows are
 gathered, acted upon and summed at a bandwidth of their own; those of other ranks are masked, not free.
 
-Example: ``EXPERTS.time_s({"tokens": t, "hidden": h, …}, facts, "bfloat16", values)``
+Example: ``Experts().time_s({"tokens": t, "hidden": h, …}, facts, "bfloat16", values)``
 """
-
-from collections.abc import Mapping
 
 import numpy as np
 
+from roofline.laws.blend import blend
 from roofline.laws.expert_loads import expert_loads
-from roofline.laws.four_constant import blend
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 
 DEPTH_STEP = 64.0
@@ -23,16 +21,16 @@ DEPTH_STEP = 64.0
 CACHE_OVER_MEMORY = 4.0
 """Bandwidth of the last-level cache over main memory's: short kernels do not tell it from their fixed cost."""
 ELEMENT_BYTES = 2.0
-"""Of an activation."""
+"""Bytes of an element of an activation."""
 DIVISIBLE, SCALAR = 16, 8.0
 """A depth that is no multiple of 16 elements is read one by one, not 8 (16 bytes) at once (Triton's specialisation)."""
 DIVISIBLE_BITS = 16.0
-"""Of weights for which that holds: those in 8 bits go to kernels that are not Triton's (FlashInfer's in vLLM on an
+"""Bits of weights for which that holds: those in 8 bits go to kernels that are not Triton's (FlashInfer's in vLLM on an
 H200), whose uneven depths cost nothing more."""
 HALF_ROWS = 16.0
 """Rows of a tile at which it runs at half its peak: the rows of one matrix instruction."""
 SHARPNESS = 3.0
-"""Of the blend of matrix units and weights."""
+"""Power of the blend of matrix units and weights."""
 KNEE = 4.0
 """How sharply a cache is outgrown and units are filled."""
 
@@ -52,7 +50,7 @@ def tiles_by_experts(tokens: Floats, local: Floats) -> tuple[Floats, Floats]:
 class Experts:
     """The law; see the module."""
 
-    kind = "experts"
+    name = "experts"
     dims = ("tokens", "hidden", "inner", "topk", "experts", "tp", "ep", "skew", "weight_bits")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
@@ -92,8 +90,10 @@ class Experts:
             first = _product(tiles, rows, side, 2 * inner, hidden, 2 * memory_s, facts, values)
             return first + _product(tiles, rows, side, hidden, inner, memory_s, facts, values) * scalar
 
-        one = products(*tiles_by_experts(tokens, dims["experts"] / dims["ep"]))
-        products_s = one ** (1 - values["by_tokens"]) * products(*tiles_by_tokens(tokens)) ** values["by_tokens"]
+        by_experts_s = products(*tiles_by_experts(tokens, dims["experts"] / dims["ep"]))
+        products_s = (
+            by_experts_s ** (1 - values["by_tokens"]) * products(*tiles_by_tokens(tokens)) ** values["by_tokens"]
+        )
         moved = (loads.local + values["masked"] * (loads.routed - loads.local)) * (5 * inner + hidden)
         moved = moved + values["passes"] * tokens * hidden
         fixed = values["fixed"] + values["parallel"] * (dims["ep"] > 1)
@@ -114,29 +114,10 @@ def _product(
     blocks = tiles * np.ceil(columns / side)
     short = _soft_max(values["fill"] * facts.units / blocks, 1.0)
     waves = _soft_max(blocks / facts.units, 1.0)
-    block = (
-        2
-        * rows
-        * side
-        * np.ceil(depth / DEPTH_STEP)
-        * DEPTH_STEP
-        * facts.units
-        / (values["peak"] * rows / (rows + HALF_ROWS))
-    )
-    return blend(memory_s * short, waves * block, SHARPNESS) + waves * values["block"]
+    filled = np.ceil(depth / DEPTH_STEP) * DEPTH_STEP
+    block_s = 2 * side * filled * facts.units * (rows + HALF_ROWS) / values["peak"]
+    return blend(memory_s * short, waves * block_s, SHARPNESS) + waves * values["block"]
 
 
-def _soft_max(one: Floats, floor: float) -> Floats:
-    return np.asarray((one**KNEE + floor**KNEE) ** (1 / KNEE))
-
-
-def experts_work(dims: Dims) -> Mapping[str, Floats]:
-    """FLOPs and compulsory bytes of a rank, for rooflines: columns "flops", "bytes"."""
-    inner = dims["inner"] / dims["tp"]
-    loads = expert_loads(dims["tokens"], dims["topk"], dims["experts"], dims["ep"], dims["skew"])
-    weights = loads.hit * 3 * dims["hidden"] * inner * dims["weight_bits"] / 8
-    around = ELEMENT_BYTES * 2 * dims["tokens"] * dims["hidden"]
-    return {"flops": 6 * loads.local * dims["hidden"] * inner, "bytes": weights + around}
-
-
-EXPERTS = Experts()
+def _soft_max(values: Floats, floor: float) -> Floats:
+    return np.asarray((values**KNEE + floor**KNEE) ** (1 / KNEE))

@@ -1,9 +1,9 @@
-"""What a law is: the time of one kind of operation from its sizes, a device's known facts, and a few constants.
+"""What a law is: a formula for the time of one kind of kernel, from its sizes, a device's facts, and a few constants.
 
 A constant means something physically (an effective bandwidth, a fixed cost, how sharply two roofs blend), has a unit,
-bounds, and a prior: what it is held to be, and how surely, before anything is measured. `calibrate.fit` moves constants
-from their priors; where data cannot tell, they stay there. Laws are arithmetic on arrays: a hundred thousand kernels at
-once, no device, no table of measured rows.
+bounds, and a prior: what it is held to be, and how surely, before anything is measured. `calibrate.kernels.fit` moves
+constants from their priors; where data cannot tell, they stay there. Laws are arithmetic on arrays: a hundred thousand
+kernels at once, no device, no table of measured rows. `roofline.laws.kinds` lists them all, by kind of kernel.
 
 Example: ``law.time_s({"m": m, "n": n, "k": k}, device, "bfloat16", values)`` → seconds, shape of `m`
 """
@@ -33,7 +33,7 @@ class Constant:
     """Bounds: outside them it would not mean what it says."""
     prior: float
     spread: float
-    """Of the prior: standard deviation of its natural logarithm, or of itself where `logarithmic` is off."""
+    """Standard deviation of the prior's natural logarithm, or of the prior itself where `logarithmic` is off."""
     what: str
     """Its physical meaning, in one line."""
     logarithmic: bool = True
@@ -51,31 +51,31 @@ class Facts:
     units: int
     """Streaming multiprocessors, compute units, cores."""
     cache_bytes: float
-    """Of the last-level cache."""
+    """Size of the last-level cache."""
     bandwidth_bytes_per_s: float
-    """Of main memory."""
+    """Bandwidth of main memory."""
     matrix_flops_per_s: Mapping[str, float]
-    """Dense, by dtype of the inputs."""
+    """Dense peaks by dtype of the inputs."""
     vector_flops_per_s: float
-    """float32."""
+    """Peak of the vector units in float32."""
     link_bytes_per_s: float | None = None
-    """One direction, to others of its kind."""
+    """Bandwidth to other devices of its kind, one direction."""
     cores: bool = False
     """General-purpose cores with vector units, not units with matrix instructions on large tiles: a CPU."""
     assumed: tuple[str, ...] = ()
-    """Those of the above that its datasheet does not say, with what is taken instead."""
+    """Facts that its datasheet does not state, each with the value that is taken instead."""
 
 
 class Law(Protocol):
-    """The price of one kind of operation."""
+    """The time of one kind of kernel."""
 
     @property
-    def kind(self) -> str:
-        """As in calibrate's tables: "matmul", "prefill_attention", "decode_attention", "experts", "collective", …"""
+    def name(self) -> str:
+        """Its name in stored specs: "matmul", "scaled_matmul", "core_matmul", "decode_attention", …"""
 
     @property
     def dims(self) -> tuple[str, ...]:
-        """Sizes that it needs, by name."""
+        """Names of the sizes that it needs."""
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
         """Its constants for a dtype, with priors from the device's facts."""

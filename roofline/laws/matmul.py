@@ -1,7 +1,7 @@
-"""The law of a dense matrix product, m × k by k × n, in one dtype: n × k are weights, m × k activations.
+"""The laws of dense matrix products: m × k by k × n (`Matmul`), and many small ones in one call (`BatchedMatmul`).
 
-``time = fixed + blend(loops, traffic)``: the main loops of the tiles (`roofline.laws.tiles`) beside the traffic of both
-inputs and the output.
+``time = fixed + blend(loops, traffic)``: the main loops of the tiles (`loops_s`) beside the traffic of both inputs
+and the output.
 - Traffic comes from the last-level cache or from main memory, smoothly between. Activations and output stay where they
   fit in half of the cache. Weights stay where they fit in the part `kept` of it, beside the same part of what else the
   product touches: small where other weights are used in between. With six layers in turn and shared activations, six
@@ -12,28 +12,141 @@ inputs and the output.
 - Loops that go on long run at the rate that the power limit leaves (`sustained`).
 - k or n that are no whole 16-byte words take `UNALIGNED` times as long.
 
-Output is 2 bytes an element (4 for float32 inputs), accumulation float32.
+A library cuts m × n into tiles, one unit runs one tile at a time along k, and it has a few tile shapes to choose from
+(NVIDIA, "Matrix Multiplication Background User's Guide", tile and wave quantisation). A step along k takes the longest
+of three: its arithmetic, its operands' way into the unit (rows + columns of them for rows × columns of arithmetic, so
+that small tiles wait for theirs), and the least time that any step takes. A tile ends by storing its output. Two ways
+to fill the units are priced for each shape: whole tiles in waves, and split-K (several units share the k of one tile
+and add their sums, for as much as another call costs; one part a unit, or two). A library does not always find its
+fastest: the result is a soft minimum, between the best of them and their mean.
+
+n × k are weights, m × k activations. Output is 2 bytes an element (4 for float32 inputs), accumulation float32.
 
 Example: ``Matmul().time_s({"m": m, "n": n, "k": k}, facts, "bfloat16", values)``
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
+from numpy.typing import NDArray
 
+from roofline.dtypes import ELEMENT_BYTES
+from roofline.laws.blend import FETCH, blend, evicted_code, optional
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
-from roofline.laws.tiles import Product, loops_s, step_bytes_of, together
+from roofline.laws.work import OUTPUT_BYTES
 
-ELEMENT_BYTES = {
-    "float32": 4.0,
-    "tfloat32": 4.0,
-    "bfloat16": 2.0,
-    "float16": 2.0,
-    "float8_e4m3fn": 1.0,
-    "float8_e4m3fnuz": 1.0,
-    "float8_e5m2": 1.0,
-    "float8_e5m2fnuz": 1.0,
-    "int8": 1.0,
-}
-"""Of an input of the product. tfloat32 is stored as float32."""
+STEP_BYTES = 128.0
+"""Bytes along k of one step of a main loop on fast units: the width of a swizzled shared-memory row of Hopper's loops,
+whose cuBLAS kernels are named tilesize128x256x64 (64 elements of 16 bits)."""
+SHORT_STEP_BYTES = 64.0
+"""The same on slower units: Ampere's and Ada's cuBLAS kernels are named 128x256 … stages_32x5 (32 elements)."""
+FAST_UNIT = 8e12
+"""Arithmetic rate of a unit times bytes of an operand's element, above which steps are long. Hopper has 15e12 in 16 as
+in 8 bits, A100 6e12, Ada 5e12: a slow unit is busy long enough with half a step to hide the next one's loads."""
+FEWEST_STEPS = 4.0
+"""Steps that a part of a split k has at least: shorter ones do not fill the pipeline."""
+PARTS_PER_UNIT = (1.0, 2.0)
+"""Parts of a split k that a unit runs: two are resident at once where registers allow it."""
+FEWEST_ROWS = 64.0
+"""Least length of a tile's longer side: matrix instructions (64 × n on Hopper) compute as many, needed or not."""
+PARTIAL_BYTES = 8.0
+"""Bytes of a partial sum: float32, written once and read once."""
+OVERLOOKED = 0.05
+"""Relative difference of tile shapes that a library overlooks: 0.02 to 0.1 do as well on two devices."""
+TOGETHER = 4.0
+"""Power of the blends of what goes on at once, within a step and in a product; ∞ is a sharp roof. 3 to 5 do as well."""
+
+Edge = float | NDArray[np.float64]
+"""Rows or columns of a tile: the same for all products, or one for each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """Matrix products m × k by k × n as arrays of one shape."""
+
+    m: Floats
+    n: Floats
+    k: Floats
+    element_bytes: float
+    """Bytes of an element of both inputs."""
+    cold: Floats | float = 0.0
+    """Share of the bytes that no cache holds beforehand."""
+
+    @property
+    def flops(self) -> Floats:
+        """Multiplications and additions: 2 m n k."""
+        return 2 * self.m * self.n * self.k
+
+    @property
+    def stored_bytes(self) -> float:
+        """Bytes of an element of the output."""
+        return max(OUTPUT_BYTES, self.element_bytes)
+
+
+def loops_s(
+    product: Product,
+    units: int,
+    values: Values,
+    tiles: Sequence[tuple[Edge, Edge]],
+    split: bool,
+    step_bytes: float = STEP_BYTES,
+) -> Floats:
+    """Seconds of all main loops; `split` allows a library that shares one tile's k among units.
+
+    `step_bytes` along k are one step (`step_bytes_of` says how many on a device); `step_s` is the least time of one of
+    `STEP_BYTES`, and of a shorter one in proportion. Never less than ``flops / rate``.
+    Needs the constants rate (FLOP/s of the device), narrow (side of a square tile
+    whose operands take as long as its arithmetic), step_s, store (B/s) and quantum (how much of a partial last wave is
+    waited for) and, with `split`, fixed and cache.
+    """
+    m, n = product.m, product.n
+    step_k = step_bytes / product.element_bytes
+    steps = np.ceil(product.k / step_k)
+    flop_s = units / values["rate"]
+    most = np.maximum(1, steps / FEWEST_STEPS)
+    times = []
+    for rows, columns in tiles:
+        grid = np.ceil(m / rows) * np.ceil(n / columns)
+        longer, shorter = np.maximum(rows, columns), np.minimum(rows, columns)
+        arithmetic_s = 2 * np.maximum(longer, FEWEST_ROWS) * shorter * step_k * flop_s
+        operands_s = values["narrow"] * (rows + columns) * step_k * flop_s
+        step_s = together(together(arithmetic_s, operands_s), values["step_s"] * step_bytes / STEP_BYTES)
+        store_s = rows * columns * product.stored_bytes * units / values["store"]
+        times.append(_waves(grid / units, values["quantum"]) * (steps * step_s + store_s))
+        for per_unit in PARTS_PER_UNIT if split else ():
+            parts = np.clip(np.floor(per_unit * units / grid), 1, most)
+            waves = _waves(grid * parts / units, values["quantum"])
+            sums_s = values["fixed"] + parts * m * n * PARTIAL_BYTES / values["cache"]
+            parts_s = waves * (np.ceil(steps / parts) * step_s + store_s)
+            times.append(parts_s + np.where(parts > 1, sums_s, 0.0))
+    return _soft_minimum(np.stack(times))
+
+
+def step_bytes_of(peak_flops_per_s: float, units: int, element_bytes: float) -> float:
+    """Bytes along k of a step, from a device's peak for a dtype and the number of its units."""
+    fast = peak_flops_per_s / units * element_bytes > FAST_UNIT
+    return STEP_BYTES if fast else SHORT_STEP_BYTES
+
+
+def together(one: Edge, other: Edge) -> Floats:
+    """Seconds of two things that go on at once: at least the longer, at most 2^(1/TOGETHER) of it."""
+    top, low = np.maximum(one, other), np.minimum(one, other)
+    return np.asarray(top * (1 + (low / top) ** TOGETHER) ** (1 / TOGETHER))
+
+
+def _waves(filled: Floats, quantum: float) -> Floats:
+    """Waves of tiles that fill the units `filled` times: between no rounding (quantum 0) and whole waves (1)."""
+    least = np.maximum(filled, 1)
+    return least + quantum * (np.ceil(filled) - least)
+
+
+def _soft_minimum(times: Floats) -> Floats:
+    """At least the minimum along the first axis: between it and the mean of times within `OVERLOOKED` of it."""
+    best = times.min(axis=0)
+    excess = np.exp(-(times / best - 1) / OVERLOOKED).mean(axis=0)
+    return np.asarray(best * (1 - OVERLOOKED * np.log(excess)))
+
 
 TILES = (
     (64, 32),
@@ -50,7 +163,7 @@ TILES = (
 unit's registers hold."""
 
 WORD_BYTES = 16.0
-"""Of a vector load: rows that are a multiple of it are aligned (NVIDIA's guide, "Tensor Core Requirements")."""
+"""Bytes of a vector load: rows that are a multiple of it are aligned (NVIDIA's guide, "Tensor Core Requirements")."""
 UNALIGNED = 1.5
 """Slowdown of rows that are not: the guide shows one, without a number; none of the tables here holds such a row."""
 ACTIVATIONS_KEPT = 0.5
@@ -78,7 +191,7 @@ STORE_PER_UNIT = 2e10
 class Matmul:
     """A product of two unscaled matrices by a library that chooses tiles and splits k."""
 
-    kind = "matmul"
+    name = "matmul"
     dims: tuple[str, ...] = ("m", "n", "k")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
@@ -115,7 +228,7 @@ def product_of(dims: Dims, dtype: str) -> Product:
     if dtype not in ELEMENT_BYTES:
         raise ValueError(f"size of {dtype} is not known; known: {', '.join(ELEMENT_BYTES)}")
     m, n, k = (np.asarray(dims[name], dtype=float) for name in ("m", "n", "k"))
-    return Product(m, n, k, ELEMENT_BYTES[dtype], np.asarray(dims.get("cold", np.zeros_like(m)), dtype=float))
+    return Product(m, n, k, ELEMENT_BYTES[dtype], optional(dims, "cold", m))
 
 
 def traffic_s(product: Product, facts: Facts, values: Values) -> Floats:
@@ -159,3 +272,50 @@ def _either(one: Floats, other: Floats) -> Floats:
 def _byte_s(missing: Floats, values: Values) -> Floats:
     """Seconds of a byte, of which the part `missing` is not in the cache."""
     return missing / values["memory"] + (1 - missing) / values["cache"]
+
+
+BATCHED_SHARPNESS = 1.5
+"""Power of the blend of loops and traffic: as little goes on at once as in a product on cores (1 adds them)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchedMatmul:
+    """Many small products in one call: `bmm`, and the experts of a mixture as `_grouped_mm` runs them.
+
+    ``time = fixed + batch · piece + ((loops^p + traffic^p)^(1/p))``: each product costs a start of its own (`piece`),
+    loops reach half of their rate at `half_m`, `half_n` and `half_k` (Hockney's n½), and operands come from main memory
+    or from a cache in the share that the dim "cold" says. Weights of all products are read once. "batch" is the number
+    of products; m, n and k are the sizes of each.
+    """
+
+    name: str = "batched_matmul"
+    dims: tuple[str, ...] = ("batch", "m", "n", "k")
+
+    def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
+        """Nine, scaled to the device. Raises KeyError where its peak for the dtype is not known."""
+        peak, memory = facts.matrix_flops_per_s[dtype], facts.bandwidth_bytes_per_s
+        return (
+            Constant("fixed", "s", 2e-7, 1e-3, 5e-6, 1.0, "cost of a call"),
+            Constant("piece", "s", 1e-9, 1e-4, 5e-7, 1.5, "of one of its products"),
+            Constant("rate", "FLOP/s", 0.01 * peak, 1.2 * peak, 0.6 * peak, 0.6, "of long loops on all units"),
+            Constant("half_m", "1", 0.1, 300.0, 4.0, 1.0, "rows at which half of the rate is reached"),
+            Constant("half_n", "1", 0.1, 1000.0, 10.0, 1.0, "columns at which it is"),
+            Constant("half_k", "1", 0.1, 1000.0, 10.0, 1.0, "depth at which it is"),
+            Constant("memory", "B/s", 0.02 * memory, 1.2 * memory, 0.5 * memory, 0.6, "operands out of main memory"),
+            Constant("cache", "B/s", 0.05 * memory, 20 * memory, 1.5 * memory, 0.7, "operands in a cache"),
+            FETCH,
+        )
+
+    def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
+        """Seconds of each call. Raises ValueError for a dtype whose size is not known."""
+        if dtype not in ELEMENT_BYTES:
+            raise ValueError(f"size of {dtype} is not known; known: {', '.join(ELEMENT_BYTES)}")
+        batch, m, n, k = (np.asarray(dims[name], dtype=float) for name in self.dims)
+        loops = 2 * batch * m * n * k / values["rate"]
+        for size, half in ((m, "half_m"), (n, "half_n"), (k, "half_k")):
+            loops = loops * (1 + values[half] / size)
+        moved = ELEMENT_BYTES[dtype] * batch * (m * k + k * n + m * n)
+        cold = optional(dims, "cold", batch)
+        traffic = moved * (cold / values["memory"] + (1 - cold) / values["cache"])
+        once = values["fixed"] + batch * values["piece"] + values["fetch"] * evicted_code(dims, facts)
+        return np.asarray(once + blend(loops, traffic, BATCHED_SHARPNESS))

@@ -21,15 +21,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
-from roofline.laws.matmul import Matmul, product_of, sustained_s, traffic_s
-from roofline.laws.tiles import Edge, Product, loops_s, together
+from roofline.laws.matmul import Edge, Matmul, Product, loops_s, product_of, sustained_s, together, traffic_s
 
 FEW_ROWS, SOME_ROWS, MORE_ROWS = 16.0, 64.0, 128.0
 """Up to which a product has kernels of its own; up to the second, operands are swapped."""
 FEW_COLUMNS = 1280.0
 """Up to which tiles of some rows have `FEW_ROWS`."""
 COLUMNS = (64.0, 128.0, 256.0)
-"""Of a tile, where they are chosen by time."""
+"""Columns of a tile, where they are chosen by time."""
 ROWS = (64.0, 256.0)
 """Least and most rows of such a tile; between them, the next power of two of m."""
 SWAPPED_ROWS = 32.0
@@ -37,17 +36,17 @@ SWAPPED_ROWS = 32.0
 CONVERTED_BYTES = 3.0
 """Per activation: 2 read and 1 written."""
 CONVERTING = 0.4
-"""Of main memory's bandwidth, at which kernels of that kind convert: two tables of an H200 ask for 0.35 and 0.44."""
+"""Part of main memory's bandwidth at which such kernels convert: two tables of an H200 ask for 0.35 and 0.44."""
 BLOCK_K, BLOCK_N = 128.0, 64.0
-"""Of a block of weights: k and n that are multiples take the fast path."""
+"""Sides of a block of weights: k and n that are multiples take the fast path."""
 FLOOR_POWER = 8.0
-"""Of the blend of the host's floor and the device's time: a maximum with a rounded corner."""
+"""Power of the blend of the host's floor and the device's time: a maximum with a rounded corner."""
 
 
 class ScaledMatmul(Matmul):
     """Activations scaled by tensor or row."""
 
-    kind = "scaled_matmul"
+    name = "scaled_matmul"
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
         """Those of a product, and the conversion's. Raises ValueError where the dtype's peak is not known."""
@@ -77,7 +76,7 @@ class ScaledMatmul(Matmul):
 class BlockScaledMatmul(ScaledMatmul):
     """Weights scaled by block, activations by row and block of k; the host is a floor."""
 
-    kind = "block_scaled_matmul"
+    name = "block_scaled_matmul"
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
         """Those of a scaled product, and the host's."""

@@ -1,53 +1,39 @@
-"""What a kernel has to do whatever runs it: FLOPs and compulsory bytes from its sizes, for the rooflines beside a law.
+"""FLOPs and compulsory bytes of kernels from their sizes: what a kernel has to do whatever runs it.
 
-Products read both inputs and write the output once; attention reads queries, the keys and values that any query sees,
-and writes its outputs; experts read the weights of the experts that are hit; a collective sends what its busiest rank
-must. Causal pairs are counted exactly (DESIGN.md, "Words and units").
+A multiply-add is 2 FLOPs. Compulsory bytes: each distinct element is read once and written once, at its own width, as
+`profiler.models.trace` counts them in a traced model. Causal pairs are counted exactly. The bounds of a law
+(`roofline.laws.bounds`), the rooflines beside it, exported tables and the cleaning of imported ones all start here;
+`roofline.laws.kinds` says which function is that of a kind.
 
-Example: ``work("matmul", {"m": m, "n": n, "k": k}, "bfloat16").flops`` → 2·m·n·k
+Example: ``product_work({"m": m, "n": n, "k": k}, "bfloat16").flops`` → 2·m·n·k
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from roofline.laws.collective import sent_bytes
-from roofline.laws.eager_modules import MODULES, SIZES, operations
-from roofline.laws.experts import experts_work
+from roofline.dtypes import ARITHMETIC, BITS
+from roofline.laws.bus_bandwidth import RINGS
+from roofline.laws.expert_loads import expert_loads
 from roofline.laws.law import Dims, Facts, Floats
-from roofline.laws.registry import ROW_MAJOR
 
-BITS: dict[str, float] = {
-    "float32": 32,
-    "bfloat16": 16,
-    "float16": 16,
-    "float8_e4m3fn": 8,
-    "int8": 8,
-    "fp8_block": 8,
-    "fp8_static": 8,
-    "fp8_ootb": 8,
-    "int8_wo": 8,
-    **dict.fromkeys(("int4_wo", "nvfp4", "mxfp4", "w4afp8", "w4a16_mxfp4", "w4a8_mxfp4_mxfp8"), 4),
-}
-"""Of a weight, or of a cached element; scales beside blocks are not counted."""
-
-MANY = ("batched_matmul", "grouped_matmul")
-"""Kinds of as many products in one call as the dim "batch" says."""
+OUTPUT_BYTES = 2.0
+"""Bytes of an element that a kernel writes, unless its inputs are wider: products of 8 and 4 bits write 16."""
 PIECE = 128.0
 """Rows, and columns, of output that one unit makes at a time: of the usual tiles of products and attention."""
-OUTPUT_BYTES = 2.0
-"""Of an element that a kernel writes, unless its inputs are wider."""
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """By kernel."""
+    """Work of each kernel; arrays of one shape."""
 
     flops: Floats
     bytes: Floats
-    """Read and written, main memory."""
+    """Compulsory reads and writes of memory."""
     link_bytes: Floats
-    """Sent to other devices."""
+    """Bytes that the busiest rank sends to other devices."""
     kernels: Floats | float = 1.0
     """Launches that the bytes are spread over; what one of them has written, the next may find in a cache."""
     pieces: Floats | float = np.inf
@@ -55,60 +41,63 @@ class Work:
     library that does not do that."""
 
 
-def work(kind: str, dims: Dims, dtype: str) -> Work:
-    """FLOPs and bytes of each kernel, by the kind of a table or the name of a law ("core_matmul").
-
-    Raises ValueError: a kind whose work is not known.
-    """
-    width = BITS.get(dtype, 16) / 8
-    plain = kind.removesuffix(ROW_MAJOR)
-    if plain.endswith("matmul"):
-        m, n, k = dims["m"], dims["n"], dims["k"]
-        times = dims["batch"] if plain in MANY else np.ones_like(m)
-        moved = width * (m * k + k * n) + max(width, OUTPUT_BYTES) * m * n
-        return replace(
-            _local(2 * times * m * n * k, times * moved), pieces=times * np.ceil(m / PIECE) * np.ceil(n / PIECE)
-        )
-    if plain.endswith(("prefill_attention", "decode_attention")):
-        return _attention(plain.endswith("decode_attention"), dims)
-    if plain == "experts":
-        routed = experts_work(dims)
-        return _local(routed["flops"], routed["bytes"])
-    if plain == "collective":
-        sent = sent_bytes(dims)
-        return Work(np.zeros_like(sent), np.zeros_like(sent), sent)
-    if {"bytes_read", "bytes_written"} <= set(dims):
-        moved = dims["bytes_read"] + dims["bytes_written"]
-        return replace(_local(dims.get("flops", np.zeros_like(moved)), moved), kernels=dims.get("kernels", 1.0))
-    if plain == "module":
-        return _modules(dims, dtype)
-    raise ValueError(f"the work of {kind!r} is not known")
-
-
-def datasheet_s(found: Work, facts: Facts, arithmetic: str) -> Floats:
+def datasheet_s(work: Work, facts: Facts, arithmetic: str) -> Floats:
     """Seconds by the datasheet alone: the longest of arithmetic, memory and link."""
     peak = facts.matrix_flops_per_s.get(arithmetic, facts.vector_flops_per_s)
     link = facts.link_bytes_per_s or np.inf
-    roofs = (found.flops / peak, found.bytes / facts.bandwidth_bytes_per_s, found.link_bytes / link)
+    roofs = (work.flops / peak, work.bytes / facts.bandwidth_bytes_per_s, work.link_bytes / link)
     return np.asarray(np.maximum.reduce(roofs))
 
 
-def _local(flops: Floats, moved: Floats) -> Work:
-    return Work(flops, moved, np.zeros_like(flops))
+def arithmetic(dtype: str, known: Iterable[str]) -> str:
+    """The first of `ARITHMETIC` that is `known` to the device, else the last of them; `dtype` itself if it is there."""
+    choices, has = ARITHMETIC.get(dtype, (dtype,)), set(known)
+    return next((name for name in choices if name in has), choices[-1])
 
 
-def _attention(decode: bool, dims: Dims) -> Work:
-    query = np.ones_like(dims["kv"]) if decode else dims["query"]
-    context = dims["kv"] - 1 if decode else dims["context"]
-    pairs, keys = _pairs(query, context, dims["window"])
-    batch, heads, head_dim = dims["batch"], dims["heads"], dims["head_dim"]
+def weight_bytes(dtype: str) -> float:
+    """Bytes of a stored weight; 2 for a dtype that is not known."""
+    return BITS.get(dtype, 16) / 8
+
+
+def activation_bytes(dtype: str) -> float:
+    """Bytes of an input that is no weight: those of the arithmetic, so 2 beside weights in 4 bits ("int4_wo")."""
+    return weight_bytes(ARITHMETIC.get(dtype, (dtype,))[0])
+
+
+def product_work(dims: Dims, dtype: str) -> Work:
+    """m × k activations by k × n weights, as many products as "batch" says; output of 16 bits or more."""
+    m, n, k = dims["m"], dims["n"], dims["k"]
+    batch = dims.get("batch", np.ones_like(m))
+    inputs = activation_bytes(dtype) * m * k + weight_bytes(dtype) * k * n
+    moved = inputs + max(activation_bytes(dtype), OUTPUT_BYTES) * m * n
+    pieces = batch * np.ceil(m / PIECE) * np.ceil(n / PIECE)
+    return Work(2 * batch * m * n * k, batch * moved, np.zeros_like(moved), pieces=pieces)
+
+
+def prefill_work(dims: Dims, dtype: str) -> Work:
+    """Causal attention of `query` tokens after `context` cached ones: two products a pair, each key and value that any
+    query sees read once for its KV head, queries read and outputs written."""
+    batch, heads, head_dim, query = dims["batch"], dims["heads"], dims["head_dim"], dims["query"]
+    pairs, keys = causal_pairs(query, dims["context"], dims["window"])
+    width = activation_bytes(dtype)
     cached = 2 * dims["kv_bytes"] * dims["kv_heads"] * keys
-    found = _local(4 * batch * heads * head_dim * pairs, batch * head_dim * (cached + 2 * OUTPUT_BYTES * heads * query))
-    return replace(found, pieces=batch * dims["kv_heads"] * np.ceil(query / PIECE))
+    moved = batch * head_dim * (cached + (width + max(width, OUTPUT_BYTES)) * heads * query)
+    flops = 4 * batch * heads * head_dim * pairs
+    pieces = batch * dims["kv_heads"] * np.ceil(query / PIECE)
+    return Work(flops, moved, np.zeros_like(flops), pieces=pieces)
 
 
-def _pairs(query: Floats, context: Floats, window: Floats) -> tuple[Floats, Floats]:
-    """Unmasked pairs of a causal sequence, and keys that any of its queries sees."""
+def decode_work(dims: Dims, dtype: str) -> Work:
+    """Attention of one new token to `kv` keys, its own among them, in each of `batch` sequences."""
+    return prefill_work({**dims, "query": np.ones_like(dims["kv"]), "context": dims["kv"] - 1}, dtype)
+
+
+def causal_pairs(query: Floats, context: Floats, window: Floats) -> tuple[Floats, Floats]:
+    """Unmasked (query, key) pairs of one head of one sequence, and keys that any of its queries sees.
+
+    Query i of `query` sees ``context + i + 1`` keys, at most `window` where that is not 0.
+    """
     whole = context + query
     limit = np.where(window > 0, window, whole)
     growing = np.clip(limit - context, 0, query)  # queries that see fewer keys than the limit, or just it
@@ -116,14 +105,41 @@ def _pairs(query: Floats, context: Floats, window: Floats) -> tuple[Floats, Floa
     return pairs, np.minimum(whole, limit + query - 1)
 
 
-def _modules(dims: Dims, dtype: str) -> Work:
-    flops, moved, kernels = (np.zeros(len(dims["module"])) for _ in range(3))
-    for index, module in enumerate(MODULES):
-        rows = np.flatnonzero(dims["module"] == index)
-        if len(rows):
-            for kind, sizes in operations(module, {name: dims[name][rows] for name in SIZES}):
-                one = work(kind, sizes, dtype)
-                flops[rows] += one.flops
-                moved[rows] += one.bytes
-                kernels[rows] += one.kernels
-    return replace(_local(flops, moved), kernels=kernels)
+def experts_work(dims: Dims, dtype: str) -> Work:
+    """Three matrices of each expert that is hit on the busiest rank, read once; rows in and out in 16 bits or more."""
+    inner = dims["inner"] / dims["tp"]
+    loads = expert_loads(dims["tokens"], dims["topk"], dims["experts"], dims["ep"], dims["skew"])
+    weights = loads.hit * 3 * dims["hidden"] * inner * dims["weight_bits"] / 8
+    rows = 2 * max(activation_bytes(dtype), OUTPUT_BYTES) * dims["tokens"] * dims["hidden"]
+    flops = 6 * loads.local * dims["hidden"] * inner
+    return Work(flops, weights + rows, np.zeros_like(flops))
+
+
+def stream_work(dims: Dims, dtype: str) -> Work:
+    """Kernels that say themselves what they move: "bytes_read", "bytes_written", "flops" and launches ("kernels")."""
+    del dtype
+    moved = dims["bytes_read"] + dims["bytes_written"]
+    flops = dims.get("flops", np.zeros_like(moved))
+    return Work(flops, moved, np.zeros_like(moved), kernels=dims.get("kernels", 1.0))
+
+
+OPERATIONS = tuple(RINGS)
+"""Collectives; the dim "operation" is a place in this list, in stored corrections as well."""
+
+
+def collective_work(dims: Dims, dtype: str) -> Work:
+    """Bytes that the busiest rank sends; those that it copies within its memory are not counted."""
+    del dtype
+    sent = sent_bytes(dims)
+    return Work(np.zeros_like(sent), np.zeros_like(sent), sent)
+
+
+def sent_bytes(dims: Dims) -> Floats:
+    """Bytes that the busiest rank sends."""
+    return np.asarray(dims["bytes"] * by_operation(dims, [ring.factor for ring in RINGS.values()]))
+
+
+def by_operation(dims: Dims, of_ranks: Sequence[Callable[[Any], Any]]) -> Floats:
+    """A function of the number of ranks for each operation, evaluated for each kernel."""
+    ranks = np.asarray(dims["ranks"], dtype=float)
+    return np.asarray(np.choose(np.asarray(dims["operation"]).astype(int), [each(ranks) for each in of_ranks]))

@@ -12,9 +12,8 @@ from roofline.graph.memory import Footprint, footprint
 from roofline.graph.op import Kind, Op, OpGraph, Role, Traffic
 from roofline.hardware.spec import HardwareSpec, Peaks
 from roofline.host import known, pass_wall_s
-from roofline.host_gaps import host_gap_s
-from roofline.law_prices import law_prices
 from roofline.price import Prepared, missing_peaks, price
+from roofline.price_by_law import host_gap_s, law_prices
 from roofline.record import Record
 from roofline.sweep.family import Piece
 from roofline.sweep.price import memory_pieces, price_pieces

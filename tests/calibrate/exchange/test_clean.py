@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibrate.exchange import clean, physics
+from calibrate.exchange import clean
 from calibrate.exchange.formats import Imported, import_tables
 from calibrate.exchange.tables import ImportOptions
 from profiler.record.run import RequestError
@@ -82,13 +82,6 @@ def test_a_wrong_unit_is_seen_in_other_kinds(tmp_path: Path, frame: pd.DataFrame
 def test_a_table_without_a_true_row_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no row is left after cleaning \(latency zero or negative: 24\)"):
         imported(samples.gemm(latency=0.0), tmp_path)
-
-
-def test_unmasked_pairs_by_counting() -> None:
-    for query, context, window in ((7, 0, 0), (7, 0, 3), (7, 5, 3), (7, 5, 9), (1, 20, 8), (1, 20, 0), (4, 2, 100)):
-        seen = [min(context + i + 1, window or 10**9) for i in range(query)]
-        found = physics._pairs(np.array([query]), np.array([context]), np.array([window]))
-        assert found.tolist() == [sum(seen)]
 
 
 def test_a_call_faster_than_this_device_is_taken_out_of_its_table_alone(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from calibrate.exchange.formats import Imported, import_tables
-from calibrate.exchange.observed import observations
 from calibrate.exchange.tables import ImportOptions
+from calibrate.kernels.observations import observations
 from profiler.record.run import RequestError
 
 

@@ -6,8 +6,8 @@ import exchange_samples as samples
 import pytest
 
 from calibrate.exchange.formats import import_tables
-from calibrate.exchange.observed import observations
 from calibrate.exchange.tables import ImportOptions
+from calibrate.kernels.observations import observations
 from profiler.record.run import RequestError
 
 A100 = ImportOptions(device="nvidia-a100-sxm-80gb")

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrate.exchange import to_aiconfigurator
+from calibrate.exchange.clean import work_of
 from calibrate.exchange.figures import source_of
-from calibrate.exchange.op_tables import LawPrice, RooflinePrice, work_of
-from roofline.facts import facts_of
+from calibrate.exchange.op_tables import LawPrice, RooflinePrice
 from roofline.graph.op import attention_pairs
+from roofline.hardware.facts import facts_of
 
 SIZE = st.integers(1, 4096)
 PLAIN = samples.spec()
@@ -38,9 +39,9 @@ def test_a_product_is_priced_as_the_roofline_prices_it(m: int, n: int, k: int, d
 @given(st.integers(1, 300), st.integers(0, 300), st.integers(0, 200))
 def test_prefill_counts_the_unmasked_pairs(query: int, context: int, window: int) -> None:
     dims = one(batch=3, query=query, context=context, heads=8, kv_heads=2, head_dim=64, window=window)
-    work = work_of("prefill_attention", {**dims, **one(kv_element_bytes=2)}, "bfloat16")
+    work = work_of("prefill_attention", {**dims, **one(kv_bytes=2)}, "bfloat16")
     pairs = attention_pairs(query, context, True, window or None)
-    assert work.matrix_flops == pytest.approx(4 * 3 * 8 * 64 * pairs)
+    assert work.flops == pytest.approx(4 * 3 * 8 * 64 * pairs)
     seen = [
         key for i in range(query) for key in range(max(0, context + i + 1 - window) if window else 0, context + i + 1)
     ]
@@ -50,15 +51,15 @@ def test_prefill_counts_the_unmasked_pairs(query: int, context: int, window: int
 
 @given(st.integers(1, 300), st.integers(0, 200), st.sampled_from([1, 2]))
 def test_decode_reads_each_kv_head_once(kv: int, window: int, kv_bytes: int) -> None:
-    dims = one(batch=5, kv=kv, heads=8, kv_heads=2, head_dim=64, window=window, kv_element_bytes=kv_bytes)
+    dims = one(batch=5, kv=kv, heads=8, kv_heads=2, head_dim=64, window=window, kv_bytes=kv_bytes)
     work = work_of("decode_attention", dims, "bfloat16")
     seen = min(kv, window) if window else kv
-    assert work.matrix_flops == pytest.approx(4 * 5 * 8 * 64 * seen)
+    assert work.flops == pytest.approx(4 * 5 * 8 * 64 * seen)
     assert work.bytes == pytest.approx(5 * 64 * (2 * 2 * 8 + 2 * kv_bytes * seen * 2))
 
 
 def test_pointwise_work_is_its_bytes() -> None:
-    (found,) = RooflinePrice(samples.peaks())("pointwise", one(read_bytes=3e6, write_bytes=1e6), "bfloat16")
+    (found,) = RooflinePrice(samples.peaks())("pointwise", one(bytes_read=3e6, bytes_written=1e6), "bfloat16")
     assert found == pytest.approx(samples.seconds(samples.peaks(), 0, 4e6), rel=1e-12)
 
 
@@ -105,7 +106,7 @@ def test_streams_and_single_rows_go_to_their_own_laws() -> None:
     everything = PLAIN.model_copy(update={"calibrated": tuple(LAWS.values())})
     price = LawPrice(everything, RooflinePrice(PLAIN.measured))
     one = np.ones(2)
-    found = price("pointwise", {"read_bytes": 64e3 * one, "write_bytes": 32e3 * one}, "bfloat16")
+    found = price("pointwise", {"bytes_read": 64e3 * one, "bytes_written": 32e3 * one}, "bfloat16")
     dims = {"bytes_read": 64e3 * one, "bytes_written": 32e3 * one, "kernels": one, "elements": one, "flops": 0 * one}
     assert found == pytest.approx(LAWS["pointwise"].time_s(dims, FACTS))
     m, n, k = np.array([1.0, 2.0]), 4096 * one, 1024 * one

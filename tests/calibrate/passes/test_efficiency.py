@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from calibrate.passes.efficiency import summarise
 from calibrate.passes.pass_report import TERMS, PassReport, to_json, waterfall
+from calibrate.passes.replicates import median_of
 from calibrate.passes.table import layer_kind
-from calibrate.replicates import median_of
 from profiler.record.measurement import Window
 from profiler.record.run import Cell, CellResult, Closure, OpTimes
-from roofline.facts import facts_of
 from roofline.graph.op import OpGraph
+from roofline.hardware.facts import facts_of
 from roofline.hardware.spec import Chip, Figure, HardwareSpec
 from roofline.workload import Workload
 

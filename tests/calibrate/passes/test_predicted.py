@@ -12,12 +12,12 @@ from calibrate.passes.efficiency import summarise
 from calibrate.passes.pass_report import TERMS, PassReport, to_json
 from calibrate.passes.predicted import Array, Predicted
 from profiler.record.run import Cell, CellResult, Closure, OpTimes
-from roofline.facts import facts_of
 from roofline.graph.op import OpGraph
+from roofline.hardware.facts import facts_of
 from roofline.hardware.spec import Chip, Figure, HardwareSpec
-from roofline.level import LevelRatio, ReferenceLevel
-from roofline.level_prices import level_factors, waits
+from roofline.laws.fitted import LevelRatio, ReferenceLevel
 from roofline.price import Prepared
+from roofline.price_by_law import level_factors, waits
 from roofline.workload import Workload
 
 DECODE = Workload(batch=1, query_tokens=1, context_tokens=8, dtype="float32")

@@ -13,11 +13,11 @@ from calibrate.report import html, markdown, terminal
 from calibrate.report.compiled import cells
 from calibrate.report.tables import fold_modules
 from profiler.record.run import Cell, CellResult, Closure, KernelTimes, Mode, OpTimes, Run
-from roofline.facts import facts_of
 from roofline.graph.op import OpGraph
+from roofline.hardware.facts import facts_of
 from roofline.hardware.spec import Chip, HardwareSpec
-from roofline.law_prices import law_prices
 from roofline.price import Prepared, price
+from roofline.price_by_law import law_prices
 from roofline.workload import Workload
 
 DECODE = Workload(batch=1, query_tokens=1, context_tokens=8, dtype="float32")

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from calibrate.passes.replicates import Median, median_of
 from calibrate.passes.verdict import doubts, excess_of, judge
-from calibrate.replicates import Median, median_of
 from profiler.record.run import CellResult, Closure
 
 

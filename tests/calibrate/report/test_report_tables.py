@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from calibrate.passes.pass_report import Rungs
 from calibrate.report import peaks, tables, units, wording
 from calibrate.report.paths import shortened
-from roofline.facts import facts_of
+from roofline.hardware.facts import facts_of
 from roofline.hardware.load import load_device
 
 REPORTS = [

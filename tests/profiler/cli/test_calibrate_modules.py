@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from profiler.cli.app import main
-from roofline.facts import facts_of
+from roofline.hardware.facts import facts_of
 from roofline.hardware.load import load_device
 from roofline.laws.eager_modules import MODULES, SIZES, module_index
-from roofline.laws.registry import LAWS
+from roofline.laws.kinds import law_named
 
 SMALL = {"hidden": 2048, "inner": 5632, "heads": 32, "kv_heads": 4, "head_dim": 64, "vocab": 32000}
 OTHER = {"hidden": 5120, "inner": 17408, "heads": 40, "kv_heads": 8, "head_dim": 128, "vocab": 151936}
@@ -20,7 +20,7 @@ DEVICE = "nvidia-h100-sxm"
 
 def table(path: Path, sizes: dict[str, int], tokens: list[int], noise: float = 0.03) -> Path:
     """layers.csv of a model, timed by the law with other constants than its priors."""
-    facts, law = facts_of(load_device(DEVICE)), LAWS["module"]
+    facts, law = facts_of(load_device(DEVICE)), law_named("module")
     changed = {"pointwise.launch": 1.6, "pointwise.memory": 0.8, "matmul.peak": 0.8}
     values = {c.name: c.prior * changed.get(c.name, 1.0) for c in law.constants(facts, "bfloat16")}
     rows = [(name, count, context) for name in MODULES for count in tokens for context in (0, 256)]

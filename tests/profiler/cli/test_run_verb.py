@@ -15,7 +15,7 @@ import torch
 from tiny import tiny
 from waiting import LAST_RESORT_S, until
 
-from calibrate import kernel_shapes
+from calibrate.kernels import choose as kernel_shapes
 from calibrate.passes.pass_report import TERMS
 from calibrate.passes.reports import sound
 from profiler.cli import measuring

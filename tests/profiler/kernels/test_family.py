@@ -8,7 +8,7 @@ from profiler.kernels import family
 from profiler.kernels.eager import Draw, Make, Operands, Run
 from profiler.kernels.family import FAMILIES, KernelFamily, family_of, streaming_operators
 from profiler.kernels.table import probe_kernels
-from profiler.record.kernel_shape import KernelShape
+from roofline.laws.kinds import KernelShape
 
 SHAPE = KernelShape("aten::lerp", "float32", "aten::lerp", {"rows": 8, "width": 64})
 

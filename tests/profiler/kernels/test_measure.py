@@ -23,8 +23,8 @@ from profiler.kernels.measure import (
 )
 from profiler.kernels.table import probe_kernels
 from profiler.models.trace import trace
-from profiler.record.kernel_shape import KernelShape
 from profiler.timing.turns import Watched
+from roofline.laws.kinds import KernelShape
 
 CPU = torch.device("cpu")
 ATTENTION = "aten::scaled_dot_product_attention"

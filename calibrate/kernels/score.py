@@ -1,0 +1,321 @@
+"""Measured kernels to the laws of a device: which rows are fitted to, which are scored, and what a spec keeps.
+
+Two ways: `calibrate_tables` fits to designed points of some groups and scores on other kernels (public tables, runs of
+other tools); `fit_measured` fits to all kernels that a run measured of its own device, judged by folds of whole groups.
+The fit is handed the designed rows alone, so that no other latency can leak into it. Beside its error stand those of
+the datasheet roofline, which knows no measurement, and of the four-constant roofline fitted to the same points.
+
+A prediction p of a measured time t is off by |p − t| / t. The mean of that over kernels counts each kernel alike; the
+time-weighted error Σ|p − t| / Σt counts seconds alike; the bias says whether predictions are long or short on average.
+
+Example: ``calibrate_kind(seen, unseen, facts, points=200, seed=0).scores.mape``
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.kernels.choose import design
+from calibrate.kernels.correct import FOLDS, train_on
+from calibrate.kernels.fit import fit
+from calibrate.kernels.observations import Observations, halves, joined, observations
+from profiler.record.folder import RunFolder
+from profiler.record.kernel_table import has_kernels, read_kernels
+from profiler.record.run import RequestError
+from roofline.dtypes import BITS
+from roofline.hardware.spec import SPEC_SCHEMA, HardwareSpec
+from roofline.laws.blend import FourConstant
+from roofline.laws.fitted import FittedLaw, Provenance
+from roofline.laws.kinds import OPERATOR, kind_of, law_for, work_of
+from roofline.laws.law import Dims, Facts, Floats
+from roofline.laws.work import Work, datasheet_s
+
+MOST_POINTS = 1000
+"""Points that a fit is given at most: a correction's time grows with their cube. With 2,000, four kinds took 47 s of
+CPU, and intervals covered 84 to 87 % of one split of the public tables."""
+FEW_FOLDS = 3
+"""Folds of groups where a run fits some hundred laws while its user waits."""
+FEWEST = 6
+"""Kernels from which a law of a run's own device is fitted."""
+
+Interval = tuple[Floats, Floats]
+
+TERCILES = ("small", "medium", "large")
+"""Thirds of the kernels by measured time."""
+DECODING = "decode"
+"""Region of the kernels that a decode step of a large model waits for, which a mean over all kernels may hide."""
+FEW_ROWS = 64.0
+"""Rows, at most, of a product in it: sequences of a batch."""
+LONG_KEYS = 4096.0
+"""Keys, at least, of attention in it: from there reading the cache outweighs what a call costs once."""
+
+Tables = dict[tuple[str, str], Observations]
+"""Measured kernels by (kind, dtype)."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How far predictions are from measured times, over some kernels; fractions, not per cent."""
+
+    rows: int
+    mape: float
+    """Mean of |p − t| / t."""
+    median: float
+    p90: float
+    time_weighted: float
+    """Σ|p − t| / Σt."""
+    bias: float
+    """Mean of (p − t) / t: above 0 predictions are long."""
+    coverage: float | None
+    """Share of measured times within the prediction's 90 % interval; None where there is no interval."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A fitted law with its judgement; every figure is of kernels that it was not fitted to."""
+
+    law: FittedLaw
+    scores: Score
+    datasheet: Score
+    four_constant: Score
+    regions: Mapping[str, Score]
+    noise: float | None
+    """Noise of repeated measurements among the scored; None where nothing was repeated."""
+
+    @property
+    def kind(self) -> str:
+        return self.law.kind
+
+    @property
+    def dtype(self) -> str:
+        return self.law.dtype
+
+    @property
+    def points(self) -> int:
+        """Measured kernels that were fitted to."""
+        return self.law.points
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A kind and dtype that was not calibrated."""
+
+    kind: str
+    dtype: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """All kinds of a device."""
+
+    fitted: tuple[Calibrated, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def tables(folders: Sequence[RunFolder]) -> Tables:
+    """Kernels of all runs by (kind, dtype). Raises RequestError: a run without kernels."""
+    parts: dict[tuple[str, str], list[Observations]] = {}
+    for folder in folders:
+        if not has_kernels(folder.path):
+            raise RequestError(
+                f"{folder.path} holds no measured kernels; import a table first: python -m profiler import --help"
+            )
+        for key, table in observations(read_kernels(folder.path)).items():
+            parts.setdefault(key, []).append(table)
+    return {key: joined(key[0], tables) for key, tables in parts.items()}
+
+
+def chosen(fitted: Tables, kinds: Sequence[str]) -> Tables:
+    """Those of the kinds asked for; all if none is. Raises RequestError: a kind that the runs have not."""
+    known = sorted({kind for kind, _ in fitted})
+    if unknown := [kind for kind in kinds if kind not in known]:
+        raise RequestError(f"--kind {unknown[0]}: the runs have no such kernels; they have {', '.join(known)}")
+    return {key: table for key, table in fitted.items() if not kinds or key[0] in kinds}
+
+
+def calibrate_tables(fitted: Tables, scored: Tables | None, facts: Facts, points: int | None, seed: int) -> Calibration:
+    """Each kind and dtype: fitted to half of its groups and scored on the rest, or scored on `scored` where given.
+
+    Raises RequestError, one line, where nothing could be calibrated.
+    """
+    done, skipped = [], []
+    for (kind, dtype), table in fitted.items():
+        try:
+            if scored is None:
+                seen, unseen = halves(table, seed)
+            elif (kind, dtype) in scored:
+                seen, unseen = table, scored[kind, dtype]
+            else:
+                raise ValueError(f"{kind} {dtype}: the scored runs have no such kernels")
+            done.append(calibrate_kind(seen, unseen, facts, points, seed))
+        except ValueError as error:
+            skipped.append(Skipped(kind, dtype, str(error)))
+    if not done:
+        more = f" (and {len(skipped) - 1} more like it)" if len(skipped) > 1 else ""
+        raise RequestError(f"nothing to calibrate: {skipped[0].reason if skipped else 'no kernels'}{more}")
+    return Calibration(tuple(done), tuple(skipped))
+
+
+def calibrated_spec(spec: HardwareSpec, calibration: Calibration, provenance: Provenance) -> HardwareSpec:
+    """The spec with the new laws; an earlier one of the same kind and dtype is replaced, others stay."""
+    laws = {(law.kind, law.dtype): law for law in spec.calibrated}
+    new = stored_laws([calibrated.law for calibrated in calibration.fitted], provenance)
+    laws |= {(law.kind, law.dtype): law for law in new}
+    return spec.model_copy(update={"schema_version": SPEC_SCHEMA, "calibrated": tuple(laws.values())})
+
+
+def calibrate_kind(
+    seen: Observations, scored: Observations, facts: Facts, points: int | None = None, seed: int = 0
+) -> Calibrated:
+    """Fit to at most `points` designed rows of `seen` (`MOST_POINTS` if None), score on all of `scored`.
+
+    Raises ValueError, one line: no law, sizes that the table lacks, fewer points than constants, facts missing.
+    """
+    law, arithmetic = law_for(seen.kind, seen.dtype, facts)
+    named = f"{seen.kind} {seen.dtype}"
+    for each in (seen, scored):
+        if lacking := [name for name in law.dims if name not in each.dims]:
+            raise ValueError(f"{named}: its rows do not say {', '.join(lacking)}, which its law needs")
+    try:
+        constants = len(law.constants(facts, arithmetic))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{named}: the device's peak of {arithmetic} is not known ({error})") from error
+    budget = min(MOST_POINTS if points is None else points, MOST_POINTS, len(seen))
+    if budget < constants:
+        have = f"{budget} {'row' if budget == len(seen) else 'point'}{'' if budget == 1 else 's'}"
+        raise ValueError(f"{named}: its law has {constants} constants, and {have} cannot determine them")
+    designed = seen.take(design(law, seen.dims, facts, arithmetic, budget, seed, seen.group))
+    fitted = _fitted(designed, facts, seed)
+    predicted, interval = fitted.time_s(scored.dims, facts), fitted.interval(scored.dims, facts)
+    least = work_of(scored.kind, scored.dims, scored.dtype)
+    return Calibrated(
+        law=fitted,
+        scores=scores(predicted, scored.time_s, interval),
+        datasheet=scores(datasheet_s(least, facts, arithmetic), scored.time_s),
+        four_constant=_four_constant(designed, least, scored, facts, seed),
+        regions=by_region(predicted, scored.time_s, regions_of(scored, facts.cache_bytes), interval),
+        noise=repeat_noise(scored),
+    )
+
+
+def fit_measured(tables: Mapping[tuple[str, str], Observations], facts: Facts, seed: int = 0) -> list[FittedLaw]:
+    """A law for each kind and dtype that has at least `FEWEST` rows; priors say what few rows cannot.
+
+    Besides each operator's own law there is one of all operators of its kind of streaming, for those not measured.
+    """
+    pools: dict[tuple[str, str], list[Observations]] = {}
+    for (kind, dtype), table in tables.items():
+        if kind.startswith(OPERATOR):
+            pools.setdefault((kind_of(kind).name, dtype), []).append(table)
+    pooled = {key: joined(key[0], parts) for key, parts in pools.items()}
+    return [_fitted(table, facts, seed, FEW_FOLDS) for table in {**tables, **pooled}.values() if len(table) >= FEWEST]
+
+
+def _fitted(seen: Observations, facts: Facts, seed: int, folds: int = FOLDS) -> FittedLaw:
+    """The law of a table's kind and dtype, fitted to all its rows."""
+    law, arithmetic = law_for(seen.kind, seen.dtype, facts)
+    fitted = train_on(law, replace(seen, dtype=arithmetic), facts, seed, folds)
+    return fitted.model_copy(update={"dtype": seen.dtype})
+
+
+def stored_laws(laws: Sequence[FittedLaw], provenance: Provenance) -> tuple[FittedLaw, ...]:
+    """As a spec keeps them."""
+    return tuple(law.model_copy(update={"provenance": provenance}) for law in laws)
+
+
+def _four_constant(designed: Observations, least: Work, scored: Observations, facts: Facts, seed: int) -> Score:
+    """Score of the four-constant roofline fitted to the points of the law; `least`, work of the scored kernels."""
+    law, (_, arithmetic) = FourConstant(designed.kind), law_for(designed.kind, designed.dtype, facts)
+    points = replace(designed, dtype=arithmetic, dims=_roofs(work_of(designed.kind, designed.dims, designed.dtype)))
+    values = fit(law, points, facts, seed).values
+    return scores(law.time_s(_roofs(least), facts, arithmetic, values), scored.time_s)
+
+
+def _roofs(work: Work) -> Dims:
+    return {"flops": np.asarray(work.flops), "bytes": work.bytes + work.link_bytes}
+
+
+def scores(predicted_s: Floats, measured_s: Floats, interval: Interval | None = None) -> Score:
+    """Raises ValueError: no rows, lengths that differ, or a prediction that is not finite."""
+    if len(measured_s) == 0 or len(predicted_s) != len(measured_s):
+        raise ValueError(f"{len(predicted_s)} predictions for {len(measured_s)} measured kernels; one each, please")
+    if not bool(np.isfinite(predicted_s).all()):
+        raise ValueError(f"{int((~np.isfinite(predicted_s)).sum())} predictions are not finite")
+    off = (predicted_s - measured_s) / measured_s
+    within = None
+    if interval is not None:
+        within = float(((interval[0] <= measured_s) & (measured_s <= interval[1])).mean())
+    return Score(
+        rows=len(measured_s),
+        mape=float(np.abs(off).mean()),
+        median=float(np.median(np.abs(off))),
+        p90=float(np.quantile(np.abs(off), 0.9)),
+        time_weighted=float(np.abs(predicted_s - measured_s).sum() / measured_s.sum()),
+        bias=float(off.mean()),
+        coverage=within,
+    )
+
+
+def by_region(
+    predicted_s: Floats, measured_s: Floats, regions: Mapping[str, NDArray[np.bool_]], interval: Interval | None = None
+) -> dict[str, Score]:
+    """Score of each region (boolean by row) that has rows; regions may overlap."""
+    return {
+        name: scores(predicted_s[rows], measured_s[rows], (interval[0][rows], interval[1][rows]) if interval else None)
+        for name, rows in regions.items()
+        if rows.any()
+    }
+
+
+def regions_of(observations: Observations, cache_bytes: float = np.inf) -> dict[str, NDArray[np.bool_]]:
+    """Thirds by time; attention also by window and width of the cache; what a decode step of a large model is made of.
+
+    `cache_bytes`: of the device's last-level cache; weights of at least that size cannot stay in it.
+    """
+    low, high = np.quantile(observations.time_s, (1 / 3, 2 / 3))
+    bounds = ((0.0, low), (low, high), (high, np.inf))
+    regions = {
+        name: (observations.time_s > least) & (observations.time_s <= most)
+        for name, (least, most) in zip(TERCILES, bounds, strict=True)
+    }
+    if {"window", "kv_bytes"} <= set(observations.dims):
+        windowed, narrow = observations.dims["window"] > 0, observations.dims["kv_bytes"] < 2
+        regions |= {
+            "no window": ~windowed & ~narrow,
+            "windowed": windowed & ~narrow,
+            "narrow cache": narrow,
+        }
+    if (decoding := _decoding(observations, cache_bytes)) is not None:
+        regions[DECODING] = decoding
+    return regions
+
+
+def _decoding(observations: Observations, cache_bytes: float) -> NDArray[np.bool_] | None:
+    """Products of few rows with large weights, attention of one row to many keys; None for kernels of other kinds."""
+    dims = observations.dims
+    if {"m", "n", "k"} <= set(dims):
+        weight_bytes = BITS.get(observations.dtype, 16) / 8 * dims["n"] * dims["k"]
+        return (dims["m"] <= FEW_ROWS) & (weight_bytes >= cache_bytes)
+    if observations.kind.endswith("decode_attention"):
+        return np.asarray(dims["kv"] >= LONG_KEYS)
+    return None
+
+
+def repeat_noise(observations: Observations) -> float | None:
+    """Mean of |t − centre| / centre over kernels of one shape measured several times, centre their median.
+
+    No prediction from a shape can be nearer than that. None where nothing is repeated.
+    """
+    if not observations.dims:
+        return None
+    shapes = np.stack([observations.dims[name] for name in sorted(observations.dims)], axis=1)
+    _, index, counts = np.unique(shapes, axis=0, return_inverse=True, return_counts=True)
+    index = index.reshape(-1)
+    off = []
+    for shape in np.flatnonzero(counts > 1):
+        times = observations.time_s[index == shape]
+        off.append(np.abs(times / np.median(times) - 1))
+    return float(np.concatenate(off).mean()) if off else None

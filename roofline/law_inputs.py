@@ -1,0 +1,213 @@
+"""What laws know of the operations of a graph: which laws may price each, in which dtype, from which sizes.
+
+An operator may have a law of its own ("aten::mul"), else that of its kind of streaming ("pointwise"). A product with
+one row is a matrix-vector product, another kernel in every library, and streams its matrix. Besides its own sizes an
+operation has two of the moment when it runs: "cold", the share of its bytes that no cache holds, by reuse distance in
+the graph (`roofline.caches`), and "reach", the bytes that others have touched since the same operator last ran. The
+host's gaps before the operations have sizes as well (`gap_dims`).
+
+Example: ``law_inputs(Prepared(graph), cache_bytes=50e6)[3].dims["n"]``; None for what no law describes
+"""
+
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from roofline.caches import Touches
+from roofline.dtypes import ELEMENT_BYTES
+from roofline.graph.op import Kind, Op
+from roofline.laws.kinds import BATCHED, GROUPED, KINDS, MATVEC, ROW_MAJOR
+from roofline.laws.law import Floats
+from roofline.price import Prepared
+
+BATCHED_OPERATORS = ("aten::bmm", "aten::baddbmm")
+"""Run other kernels than a single product does, even for a batch of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LawInput:
+    """One operation as laws see it."""
+
+    kinds: tuple[str, ...]
+    """Kinds of the laws that may price it, the most special first."""
+    dtype: str
+    dims: Mapping[str, float]
+
+
+def law_inputs(prepared: Prepared, cache_bytes: float) -> list[LawInput | None]:
+    """What laws know of each operation of a graph, in its order; `cache_bytes`, size of the last-level cache."""
+    ops = prepared.graph.ops
+    cold = cold_shares(prepared.touches, cache_bytes)
+    reach = bytes_since_last_run(ops, [operator(op.name) for op in ops])
+    return [law_input_of(op, *states) for op, *states in zip(ops, cold.tolist(), reach.tolist(), strict=True)]
+
+
+def cold_shares(touches: Touches, cache_bytes: float) -> Floats:
+    """Share of each operation's bytes that main memory serves; shape (operations,).
+
+    Bytes that nobody reads again do not count: an allocator puts them where others have just been.
+    """
+    moved, missed = np.zeros(len(touches.traffic_bytes)), np.zeros(len(touches.traffic_bytes))
+    again = np.isfinite(touches.reach_bytes)
+    np.add.at(moved, touches.step, np.where(again, touches.bytes, 0.0))
+    np.add.at(missed, touches.step, np.where(again & (touches.reach_bytes > cache_bytes), touches.bytes, 0.0))
+    return np.asarray(missed / np.maximum(moved, 1.0))
+
+
+def law_input_of(op: Op, cold: float = 0.0, reach: float = 0.0) -> LawInput | None:
+    """One operation; None where no law describes it."""
+    states = {"cold": cold, "reach": reach}
+    if op.kind == Kind.GROUPED_MATMUL:
+        return _grouped(op, states)
+    if op.kind == Kind.MATMUL and (op.dims.get("b", 1) > 1 or op.name in BATCHED_OPERATORS):
+        sizes = {"batch": float(op.dims.get("b", 1))} | {name: float(op.dims[name]) for name in "mnk"}
+        kinds = (BATCHED, *((str(op.kind),) if sizes["batch"] == 1 else ()))
+        return LawInput(kinds, op.dtype, {**sizes, **states})
+    if op.kind == Kind.MATMUL:
+        sizes = {name: float(op.dims[name]) for name in "mnk"}
+        kinds = (MATVEC, str(op.kind)) if op.dims["m"] == 1 else (str(op.kind),)
+        if op.dims.get("row_major"):
+            kinds = (f"{kinds[0]}{ROW_MAJOR}", *kinds)
+        stored = {"rows": sizes["k" if op.dims.get("row_major") else "n"]}
+        streamed = _streamed(op) | stored if op.dims["m"] == 1 else {}
+        return LawInput(kinds, op.dtype, {**streamed, **sizes, **states})
+    if op.kind == Kind.ATTENTION:
+        return _attention(op, states)
+    if op.kind == Kind.CONV and op.dims.get("groups", 1) == op.dims.get("out"):
+        return LawInput((operator(op.name),), op.dtype, {**_streamed(op), **states})  # depthwise: little work a byte
+    streams = next((row.name for row in KINDS.values() if op.kind in row.op_kinds), None)
+    return None if streams is None else LawInput((operator(op.name), streams), op.dtype, {**_streamed(op), **states})
+
+
+def _grouped(op: Op, states: Mapping[str, float]) -> LawInput:
+    """Experts that are hit, by the weights that are read, and the rows that each of them has on average."""
+    m, n, k = (float(op.dims[name]) for name in "mnk")
+    width = ELEMENT_BYTES.get(op.dtype, 2.0)
+    weights = sum(access.bytes for access in op.reads) - width * m * k
+    hit = float(np.clip(weights / (width * n * k), 1.0, op.dims["groups"]))
+    return LawInput((GROUPED,), op.dtype, {"batch": hit, "m": max(1.0, m / hit), "n": n, "k": k, **states})
+
+
+def operator(name: str) -> str:
+    """An operator's name, in-place form and out-of-place form alike: "aten::mul_" → "aten::mul"."""
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def by_law(
+    inputs: Sequence[LawInput | None], known: Mapping[tuple[str, str], object]
+) -> dict[tuple[str, str], list[int]]:
+    """Places of the operations that each known law, by kind and dtype, prices; those that none prices are left out.
+
+    A streaming operator in a dtype without a law is priced as the same bytes of another dtype.
+    """
+    places: dict[tuple[str, str], list[int]] = {}
+    for place, asked in enumerate(inputs):
+        if asked is not None and (key := _law_key(asked, known)) is not None:
+            places.setdefault(key, []).append(place)
+    return places
+
+
+def _law_key(asked: LawInput, known: Mapping[tuple[str, str], object]) -> tuple[str, str] | None:
+    for kind in asked.kinds:
+        if (kind, asked.dtype) in known:
+            return kind, asked.dtype
+    streaming = [kind for kind in asked.kinds if kind in KINDS and KINDS[kind].op_kinds]
+    return next((key for key in known if key[0] in streaming), None)
+
+
+def _attention(op: Op, states: Mapping[str, float]) -> LawInput | None:
+    """None where values are of another width than keys, or several rows see all keys: no law describes those."""
+    dims = {name: float(value) for name, value in op.dims.items()}
+    if dims["value_dim"] != dims["head_dim"] or op.dtype not in ELEMENT_BYTES:
+        return None
+    sizes = {name: dims[name] for name in ("batch", "heads", "kv_heads", "head_dim", "window", "kv")}
+    sizes |= {"kv_bytes": ELEMENT_BYTES[op.dtype], **states}
+    if dims["query"] == 1:
+        return LawInput(("decode_attention",), op.dtype, sizes)
+    if not dims["causal"]:
+        return None
+    sizes |= {"query": dims["query"], "context": dims["kv"] - dims["query"]}
+    return LawInput(("prefill_attention",), op.dtype, sizes)
+
+
+def _streamed(op: Op) -> dict[str, float]:
+    written = float(sum(access.bytes for access in op.writes))
+    return {
+        "bytes_read": float(sum(access.bytes for access in op.reads)),
+        "bytes_written": written,
+        "kernels": 1.0,
+        "elements": float(op.dims.get("elements") or op.dims.get("n") or written),
+        "flops": op.vector_flops + op.matrix_flops,
+        "gathered": float(op.kind == Kind.EMBEDDING),
+    }
+
+
+def bytes_since_last_run(
+    ops: Sequence[Op], code: Sequence[Hashable], counted: Callable[[Op], bool] = lambda op: True
+) -> Floats:
+    """Bytes between each operation and the one before it that ran the same `code`, of operations that are `counted`.
+
+    What others touch drives code and tables out of the caches: a norm runs longer in a model whose layers are larger
+    than the last-level cache than in one whose layers fit. Passes repeat, and the second one counts. A run of
+    neighbours with the same count above 1 is a block of layers that runs so often, one after another; its operations
+    have the mean over its repetitions.
+    """
+    touched = [float(counted(op) and sum(access.bytes for access in (*op.reads, *op.writes))) for op in ops]
+    since = np.zeros(len(ops))
+    last: dict[Hashable, float] = {}
+    now = 0.0
+    for _ in range(2):  # passes
+        for count, block in groupby(range(len(ops)), lambda i: ops[i].count):
+            rows = list(block)
+            since[rows] = 0.0
+            size = sum(touched[i] for i in rows)
+            for weight in (1.0,) if count == 1 else (1 / count, 1 - 1 / count):  # the first repetition, all others
+                for i in rows:
+                    since[i] += weight * (now - last.get(code[i], now))
+                    now += touched[i]
+                    last[code[i]] = now
+            if count > 1:  # on to the last repetition
+                now += (count - 2) * size
+                for key in {code[i] for i in rows}:
+                    last[key] += (count - 2) * size
+    return since
+
+
+NUMBER = re.compile(r"\d+")
+
+
+def lines_of(ops: Sequence[Op]) -> list[tuple[str, str]]:
+    """The line of the model's code that runs each operation: alike in all layers."""
+    return [(NUMBER.sub("#", op.path), op.name) for op in ops]
+
+
+def gap_dims(ops: Sequence[Op]) -> dict[str, Floats]:
+    """Sizes of the gap before each operation, shape (operations,).
+
+    Modules are those with operations of their own or below them; "reach" and "streamed" are as `HostGap` has them.
+    """
+    modules = np.zeros(len(ops))
+    before: list[str] = []
+    for i, op in enumerate(ops):
+        path = op.path.split(".") if op.path else []
+        modules[i] = len(path) + len(before) - 2 * _alike(path, before)
+        before = path
+    lines = lines_of(ops)
+    return {
+        "modules": modules,
+        "reach": bytes_since_last_run(ops, lines, lambda op: not _is_streamed(op)),
+        "streamed": bytes_since_last_run(ops, lines, _is_streamed),
+    }
+
+
+def _is_streamed(op: Op) -> bool:
+    """Whether an operation reads a matrix once: a product with one row."""
+    return op.kind == Kind.MATMUL and op.dims["m"] == 1
+
+
+def _alike(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many names from the first on are equal."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -1,0 +1,115 @@
+"""The laws of kernels that stream: pointwise, norms, embeddings, copies (`Streaming`), and matrix-vector products.
+
+``time = kernels·launch + fetch·evicted_code + reductions·reduce + max_soft(bytes / B(kernel bytes), flops / vector)``
+where B goes from the cache's bandwidth to the memory's as what one kernel touches outgrows the part of the last level
+that is held between kernels (in tables taken warm, and between the kernels of one eager operation). Strided,
+reduced and gathered bytes are slower by a factor each. What is one operation on paper can be many kernels: an eager
+RMSNorm is eight. A product with one row streams its matrix and reuses nothing of it (`Matvec`).
+
+Example: ``Streaming("norm").time_s({"bytes_read": r, "bytes_written": w, "kernels": one, "elements": e, "flops": f},
+facts, "bfloat16", values)``
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from roofline.laws.blend import FETCH, blend, evicted_code, optional
+from roofline.laws.law import Constant, Dims, Facts, Floats, Values
+
+KNEE = 4.0
+"""How sharply a cache is outgrown: the power of size over capacity."""
+SHARPNESS = 3.0
+"""Power of the blend of bytes and vector FLOPs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """Pointwise operators, norms and embeddings, copies.
+
+    Optional dims, 0 where absent: "reductions" (kernels that reduce), "strided" and "gathered" (1 or 0), "cold" (share
+    of the bytes that no cache holds beforehand), "reach" (as `evicted_code` has it).
+    """
+
+    name: str = "pointwise"
+    dims: tuple[str, ...] = ("bytes_read", "bytes_written", "kernels", "elements", "flops")
+
+    def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
+        memory = facts.bandwidth_bytes_per_s
+        vector = facts.vector_flops_per_s
+        return (
+            Constant("launch", "s", 1e-8, 1e-3, 2e-6, 0.7, "cost of one kernel without work"),
+            Constant("reduce", "s", 1e-8, 1e-3, 3e-6, 1.0, "more for a kernel that reduces: its tree, its tail"),
+            Constant("memory", "B/s", 0.02 * memory, 1.2 * memory, 0.85 * memory, 0.2, "bandwidth of main memory"),
+            Constant("cache", "B/s", 0.1 * memory, 20 * memory, 1.5 * memory, 0.5, "bandwidth of the last-level cache"),
+            Constant("resident", "1", 0.05, 2.0, 0.8, 0.4, "part of that cache that holds operands between kernels"),
+            Constant("strided", "1", 1.0, 16.0, 2.0, 0.4, "slowdown of bytes that are not contiguous"),
+            Constant("reduced", "1", 0.5, 16.0, 2.0, 0.5, "slowdown of bytes that are reduced, row by row"),
+            Constant("gathered", "1", 1.0, 32.0, 3.0, 0.7, "slowdown of rows looked up by index"),
+            Constant("vector", "FLOP/s", 1e-3 * vector, vector, 0.3 * vector, 1.0, "arithmetic of the vector units"),
+            FETCH,
+        )
+
+    def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
+        kernels = dims["kernels"]
+        moved = dims["bytes_read"] + dims["bytes_written"]
+        reductions = optional(dims, "reductions", moved)
+        held = values["resident"] * facts.cache_bytes
+        size = (moved / kernels / held) ** KNEE
+        missed = 1 - (1 - size / (size + 1)) * (1 - optional(dims, "cold", moved))
+        slower = 1 + (values["strided"] - 1) * optional(dims, "strided", moved)
+        slower = slower * (1 + (values["gathered"] - 1) * optional(dims, "gathered", moved))
+        slower = slower * (1 + (values["reduced"] - 1) * np.minimum(reductions / kernels, 1.0))
+        streamed = moved * slower * (missed / values["memory"] + (1 - missed) / values["cache"])
+        fixed = kernels * values["launch"] + values["fetch"] * evicted_code(dims, facts)
+        fixed = fixed + reductions * values["reduce"]
+        return np.asarray(fixed + blend(streamed, dims["flops"] / values["vector"], SHARPNESS))
+
+
+MATRIX_KNEE = 2.0
+"""The same for a matrix that is read once."""
+
+
+class Matvec:
+    """A matrix-vector product; "elements" are outputs.
+
+    ``time = launch + outputs · output + missed · rows · row · r / √(r² + ramp²) + bytes / B``
+
+    B goes from the cache's bandwidth to the memory's with the share of bytes that no cache holds, "missed": what other
+    work has driven out (dim "cold"), or what is more than `resident` of the last-level cache can hold. Each output ends
+    with a sum over the lanes of a vector, or of a group of threads: `output`, of all units together. Each row of r
+    bytes, as the matrix is stored, is a stream to begin anew out of main memory, `row`; one shorter than `ramp` has
+    ended before that is paid in full. First bytes out of main memory are waited for (`latency`), code that has been
+    driven out is fetched. Where absent, "cold" is 0 and "rows", of the matrix as it is stored, are the outputs.
+    """
+
+    name = "matvec"
+    dims: tuple[str, ...] = ("bytes_read", "bytes_written", "elements")
+
+    def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
+        """Nine, scaled to the device."""
+        del dtype
+        memory = facts.bandwidth_bytes_per_s
+        return (
+            Constant("launch", "s", 1e-8, 1e-3, 2e-6, 0.7, "cost of a call without work"),
+            Constant("output", "s", 1e-13, 1e-6, 2e-8 / facts.units, 1.5, "of one output on all units together"),
+            Constant("row", "s", 1e-13, 1e-6, 4e-8 / facts.units, 1.5, "of a row out of main memory, likewise"),
+            Constant("ramp", "B", 1.0, 1e5, 500.0, 1.0, "of a row, below which that is not paid in full"),
+            Constant("memory", "B/s", 0.05 * memory, 1.2 * memory, 0.7 * memory, 0.5, "matrix out of main memory"),
+            Constant("cache", "B/s", 0.1 * memory, 20 * memory, 2 * memory, 0.7, "matrix in a cache"),
+            Constant("resident", "1", 0.02, 2.0, 0.5, 0.7, "part of the last-level cache that holds a matrix"),
+            Constant("latency", "s", 1e-8, 2e-4, 2e-6, 1.0, "first bytes out of main memory"),
+            FETCH,
+        )
+
+    def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
+        """Seconds of each product."""
+        del dtype
+        moved = dims["bytes_read"] + dims["bytes_written"]
+        size = (moved / (values["resident"] * facts.cache_bytes)) ** MATRIX_KNEE
+        missed = 1 - (1 - size / (size + 1)) * (1 - optional(dims, "cold", moved))
+        streamed = moved * (missed / values["memory"] + (1 - missed) / values["cache"])
+        once = values["launch"] + values["fetch"] * evicted_code(dims, facts) + missed * values["latency"]
+        rows = dims.get("rows", dims["elements"])
+        started = rows * values["row"] / np.hypot(1.0, values["ramp"] * rows / moved)
+        return np.asarray(once + dims["elements"] * values["output"] + missed * started + streamed)
