@@ -19,7 +19,7 @@ from itertools import groupby
 import torch
 from torch import nn
 
-from profiler.device import free_bytes
+from profiler.devices.backend import backend_of, free_bytes
 from profiler.models.build import build, build_meta
 from profiler.models.resolve import resolve, truncate
 from profiler.passes.measure import Loaded, measure_cell, reason
@@ -78,8 +78,7 @@ def measure_cells(folder: RunFolder, done: frozenset[str], job: Job, step: Step 
                 folder.append(CellResult(cell=cell, status="invalid", reason=str(error)))
         del loaded
         gc.collect()
-        if job.device.type == "cuda":
-            torch.cuda.empty_cache()  # else the next model finds no memory free
+        backend_of(job.device).release_memory()  # else the next model finds no memory free
 
 
 def _within(step: Step, cell: Cell, done: int, text: str, part: float) -> None:

@@ -5,12 +5,11 @@ On a CPU host and device are the same cores: what the host does for an operation
 the host runs ahead through a queue: it has issued the i-th of the operations (counted from 1) at ``i * host_s``; the
 device starts it then, or when it has finished the one before; the pass ends with the last of them.
 
-Example: ``wall_s([5e-6, 5e-6], [1, 1], host_s_per_op=10e-6, kind="cuda")`` → 25e-6: the host is the bottleneck.
+Example: ``wall_s([5e-6, 5e-6], [1, 1], host_s_per_op=10e-6, has_queue=True)`` → 25e-6: the host is the bottleneck.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +18,12 @@ from roofline.hardware.spec import HardwareSpec, Peaks
 
 Floats = NDArray[np.float64]
 
-HOST_MODEL: dict[str, Literal["cuda", "cpu"]] = {"cpu": "cpu", "cuda": "cuda", "other": "cuda"}
-"""How the host issues work, by kind of device: everything but a CPU has a queue."""
-
 
 def wall_s(
     device_s: Sequence[float] | NDArray[np.float64],
     count: Sequence[float] | NDArray[np.float64],
     host_s_per_op: float,
-    kind: Literal["cuda", "cpu"],
+    has_queue: bool,
 ) -> float:
     """Seconds of a pass. `device_s` and `count` have shape (operations,), in the order they run.
 
@@ -39,10 +35,8 @@ def wall_s(
         raise ValueError(f"{device.shape} device times but {times.shape} counts")
     if len(device) == 0:
         return 0.0
-    if kind == "cpu":
+    if not has_queue:
         return float((times * (device + host_s_per_op)).sum())
-    if kind != "cuda":
-        raise ValueError(f"no host model for a device of kind {kind!r}; known: cpu, cuda")
     return _queue_wall_s(device, times, host_s_per_op)
 
 
@@ -77,10 +71,9 @@ def pass_wall_s(
 
     Laws are fitted to whole operations: on a CPU only `gap_s`, the gap before each, is left to the host.
     """
-    kind = HOST_MODEL[spec.kind]
-    if with_laws and kind == "cpu":
+    if with_laws and not spec.has_queue:
         return None if gap_s is None else known(float((time_s + gap_s) @ count))
-    return known(wall_s(time_s, count, peaks.host_s_per_op.value, kind)) if peaks.host_s_per_op else None
+    return known(wall_s(time_s, count, peaks.host_s_per_op.value, spec.has_queue)) if peaks.host_s_per_op else None
 
 
 def known(value: float) -> float | None:

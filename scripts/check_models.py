@@ -43,6 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from profiler.devices.backend import CUDA
 from profiler.models.attention import operands
 from profiler.models.build import build, build_meta, implementations
 from profiler.models.catalogue import first_line, silence
@@ -280,7 +281,7 @@ def check(model: PreTrainedModel, name: str, phase: str, dtype: str) -> Row:
     inputs = draft_inputs(model, workload) if name in DRAFTS else prepare(model, workload)
     if name in WHOLE_TEXT and context:
         inputs = _WholeText(model, inputs, workload)
-    return examined(model, inputs, workload, name, "cuda")
+    return examined(model, inputs, workload, name, CUDA.type)
 
 
 def examined(model: PreTrainedModel, inputs: Any, workload: Workload, name: str, target: str) -> Row:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from profiler.nvml import GpuReading, GpuState
+from profiler.devices.nvml import GpuReading, GpuState
+from profiler.devices.watch import GpuWatch, HostWatch
 from profiler.record.measurement import Window
-from profiler.timing.watch import GpuWatch, HostWatch
 from roofline.record import Record
 
 FOLDER = Path(__file__).parent / "data" / "nvml"

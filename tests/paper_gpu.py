@@ -39,7 +39,7 @@ class PaperGpu(Runner):
     def __init__(self, model: nn.Module, inputs: PassInputs, change: Change = lambda timeline, k: timeline) -> None:
         super().__init__(model, inputs, torch.device("cpu"))
         self.change, self.sessions = change, 0
-        self.kind = "cuda"
+        self.by_kernels = True
 
     def synchronize(self) -> None:
         pass
@@ -48,9 +48,9 @@ class PaperGpu(Runner):
         pass
 
     def session(self, count: int, *, modules: bool = False) -> tuple[Timeline, list[float]]:
-        self.kind = "cpu"
+        self.by_kernels = False
         timeline, walls = super().session(count, modules=modules)
-        self.kind = "cuda"
+        self.by_kernels = True
         self.sessions += 1
         return self.change(with_device_work(timeline), self.sessions), walls
 

@@ -1,14 +1,19 @@
-"""A bench that takes itself for a GPU while its tensors lie in the host's memory, and the parts of torch.cuda it needs.
+"""An accelerator that is added from outside, whose tensors lie in the host's memory, and benches that nothing disturbs.
 
-Example: ``bench = pretend_cuda(monkeypatch)``
+Example: ``accelerator = pretend_accelerator(monkeypatch)``
 """
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import pytest
 import torch
 
+from profiler.devices import backend
+from profiler.devices.backend import Backend, Event
+from profiler.devices.watch import Watch
 from profiler.microbench.bench import Bench
 from profiler.record.measurement import Window
 
@@ -41,16 +46,64 @@ class Graph:
             self.call()
 
 
-class Stream:
-    """Work on it is done at once; who waits for whom is written down."""
+class Instant:
+    """An event of a device whose work is done when its call returns."""
 
-    waits: list[tuple["Stream", "Stream"]] = []
+    def __init__(self) -> None:
+        self.at_s = 0.0
 
-    def __init__(self, device: object = None) -> None:
-        self.used = 0
+    def record(self) -> None:
+        self.at_s = time.perf_counter()
 
-    def wait_stream(self, other: "Stream") -> None:
-        Stream.waits.append((self, other))
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: "Instant") -> float:
+        return 1e3 * (end.at_s - self.at_s)
+
+
+class Accelerator(Backend):
+    """A kind of device that roofcal does not know: torch finds its tensors where those of the CPU are."""
+
+    type, label = "cpu", "pretended"
+    runs_ahead_of_host = captures_graphs = counts_energy = True
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        """What it was asked to do, in order."""
+
+    def device_name(self, device: torch.device) -> str:
+        return "Pretended accelerator"
+
+    def cache_bytes(self, device: torch.device) -> dict[str, int]:
+        return {"L2": 1 << 20}
+
+    def memory_bytes(self, device: torch.device) -> int:
+        return 1 << 30
+
+    def synchronize(self, device: torch.device) -> None:
+        self.steps.append("idle")
+
+    def event(self) -> Event:
+        return Instant()
+
+    def hold(self, device: torch.device, seconds: float) -> None:
+        self.steps.append("hold")
+
+    @contextmanager
+    def beside(self, device: torch.device) -> Iterator[AbstractContextManager[Any]]:
+        @contextmanager
+        def side() -> Iterator[None]:
+            self.steps.append("side")
+            yield
+            self.steps.append("main")
+
+        self.steps.append("fork")
+        yield side()
+        self.steps.append("join")
+
+    def watch(self, device: torch.device) -> Watch:
+        return Quiet(power_w=100.0)
 
 
 def quiet_bench(*, budget_s: float = 0.01, quick: bool = False, limit_bytes: int | None = None) -> Bench:
@@ -60,24 +113,9 @@ def quiet_bench(*, budget_s: float = 0.01, quick: bool = False, limit_bytes: int
     return bench
 
 
-def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on every bench is one of a GPU."""
-    current = Stream()
-
-    @contextmanager
-    def on(stream: Stream) -> Iterator[None]:
-        stream.used += 1
-        yield
-
-    for name, value in {
-        "Stream": Stream,
-        "stream": on,
-        "current_stream": lambda: current,
-        "device": lambda _: nullcontext(),
-        "synchronize": lambda device=None: None,
-        "empty_cache": lambda: None,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(Bench, "is_cuda", property(lambda self: True))
+def pretend_accelerator(monkeypatch: pytest.MonkeyPatch) -> Accelerator:
+    """From here on torch's CPU is taken for an accelerator, which is registered before it."""
+    accelerator = Accelerator()
+    monkeypatch.setattr(backend, "BACKENDS", [accelerator, *backend.BACKENDS])
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
-    Stream.waits.clear()
+    return accelerator

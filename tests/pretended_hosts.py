@@ -1,6 +1,6 @@
 """Hosts that this machine pretends to be: proc and sys trees with the topology, the caches and the memory of another.
 
-`profiler.machine` reads them where ROOFCAL_PRETEND_HOST names their folder. A whole run of the tests on one of them:
+`profiler.devices.host` reads them where ROOFCAL_PRETEND_HOST names their folder. To run the tests on one of them:
 ``ROOFCAL_PRETEND_HOST=$(python tests/pretended_hosts.py /tmp/host l3-260m) python -m pytest tests/profiler``
 
 Example: ``pretend(monkeypatch, tmp_path, HOSTS["l3-260m"])``
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from profiler.machine import VARIABLE
+from profiler.devices.host import VARIABLE
 
 MIB, GIB = 1 << 20, 1 << 30
 

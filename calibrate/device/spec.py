@@ -20,7 +20,7 @@ from calibrate.device.linear_cost import LinearCost
 from profiler.record.measurement import Key, Measurement, MemoryHierarchy, grouped
 from profiler.record.run import Environment
 from roofline.hardware.load import find_device
-from roofline.hardware.spec import Characteristic, Chip, Figure, HardwareSpec, Level, Link, Peaks
+from roofline.hardware.spec import Characteristic, Chip, Figure, HardwareSpec, Level, Link, Peaks, spec_kind
 
 FITTED = ("curve", "transfer", "collective", "cache")
 """Families whose single sizes are no figures of the device."""
@@ -70,7 +70,7 @@ def _described(environment: Environment, peaks: Peaks | None, missing: dict[str,
     known = find_device(environment.device)
     return HardwareSpec(
         name=known.name if known else environment.device,
-        kind=environment.device_kind,
+        kind=spec_kind(environment.device_kind),
         matches=known.matches if known else (environment.device,),
         chip=known.chip if known else _host_chip(environment),
         datasheet=known.datasheet if known else None,
@@ -118,7 +118,7 @@ def peaks_of(
     missing: dict[str, str] = {}
     matrix = _by_dtype({k: f for k, f in figures.items() if k[1] == "burst"}, "matmul", "matrix", missing, where)
     vector = _by_dtype(figures, "vector", "vector", missing, where)
-    if environment.device_kind == "cuda" and (product := matrix.get("float32")) is not None:
+    if environment.device_kind != "cpu" and (product := matrix.get("float32")) is not None:
         arithmetic = vector.get("float32")
         if arithmetic is None or product.value > arithmetic.value:
             vector["float32"] = product

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from profiler.record.run import Mode
 from roofline.graph.op import OpGraph
 from roofline.hardware.spec import HardwareSpec, Peaks
-from roofline.host import HOST_MODEL, pass_wall_s
+from roofline.host import pass_wall_s
 from roofline.laws.fitted import PROBES, LevelRatio
 from roofline.price_by_law import LawPrices, host_gap_interval, host_gap_s, least_gap_s, level_factors, ratio_of
 
@@ -163,7 +163,7 @@ def predicted_wall(
     ends = None
     if at_level_s is not None and compiled is None:
         gap_ends = host_gap_interval(graph, spec)
-        if HOST_MODEL[spec.kind] == "cpu" and gap_s is not None and gap_ends is not None:
+        if not spec.has_queue and gap_s is not None and gap_ends is not None:
             ends = predicted.beside(gap_s, gap_ends).ends(np.concatenate([count, count]))
         elif (busy := predicted.ends(count)) is not None:
             whole = float((level_s * count).sum())

@@ -10,7 +10,7 @@ from calibrate.passes.efficiency import summarise
 from calibrate.passes.pass_report import PassReport, to_json
 from profiler.record.folder import RunFolder
 from profiler.record.run import CellResult, RequestError
-from roofline.hardware.spec import HardwareSpec
+from roofline.hardware.spec import HardwareSpec, spec_kind
 
 ENVIRONMENT = {"device", "device_kind", "versions", "notes", "threads", "cores"}
 """What the JSON output repeats of the machine from run.json."""
@@ -22,7 +22,7 @@ def load_spec(folder: RunFolder) -> HardwareSpec:
     Raises RequestError as `RunFolder.read_spec` does.
     """
     environment = folder.run.environment
-    return folder.read_spec() or HardwareSpec(name=environment.device, kind=environment.device_kind)
+    return folder.read_spec() or HardwareSpec(name=environment.device, kind=spec_kind(environment.device_kind))
 
 
 def load(folder: RunFolder, spec: HardwareSpec | None = None) -> tuple[list[PassReport], list[CellResult]]:

@@ -218,7 +218,7 @@ def closure(report: PassReport, device_kind: str) -> tuple[Fact, ...]:
             holds=None if busy is None else excess[0] <= 1 + MOST_EXCESS,
         ),
     ]
-    if device_kind == "cuda":
+    if device_kind != "cpu":
         same = "all kernels seen" if seen.kernels == seen.launches else "kernels and launches differ: events dropped"
         facts.append(
             Fact(
@@ -289,7 +289,7 @@ def environment(run: Run) -> tuple[Fact, ...]:
     rows = {
         "run": f"{run.name}, {run.started}" + ("" if run.finished else " (not finished)"),
         "device": f"{found.device} ({found.device_kind}), {size(found.memory_bytes)}",
-        **({"unit": found.device_uuid or UNKNOWN} if found.device_kind == "cuda" else {}),
+        **({"unit": found.device_uuid or UNKNOWN} if not found.is_host else {}),
         "host": f"{found.hostname}, {found.cores} cores, {found.threads} threads, {found.os}",
         "versions": ", ".join([f"python {found.python}", *(f"{name} {v}" for name, v in found.versions.items())]),
         "command": " ".join(run.command),

@@ -13,26 +13,21 @@ STYLES = {"invalidates": "bold red", "warns": "yellow", "note": "dim"}
 
 
 def doctor(
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; cuda where there is one.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")] = "auto",
     results: Annotated[Path, typer.Option(help="Folder that will hold the runs.")] = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
 ) -> None:
-    """What about this machine would spoil a measurement, and how to mend it."""
+    """Say what about this machine would spoil a measurement, why it matters, and what to do about it."""
     with stdout_to_stderr_if(as_json):
-        import torch
+        from profiler.devices.environment import collect, findings
 
-        from profiler.environment import collect, findings
-
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         found = findings(device, results)  # first: loading more of CUDA would be seen as somebody's work
         environment = collect(device, found)
+    invalid = sum(finding.severity == "invalidates" for finding in found)
     if as_json:
+        shown = [finding.model_dump(mode="json") for finding in found]
         print_json(
-            {
-                "device": environment.device,
-                "environment": environment.model_dump(mode="json"),
-                "findings": [finding.model_dump(mode="json") for finding in found],
-            }
+            {"device": environment.device, "environment": environment.model_dump(mode="json"), "findings": shown}
         )
     else:
         out = console(soft_wrap=True, highlight=False)
@@ -40,8 +35,11 @@ def doctor(
         out.print(Text(f"{environment.device}, {environment.cores} cores, {environment.threads} threads, {versions}"))
         for finding in found:
             out.print(Text(f"{finding.severity}: {finding.what}", STYLES[finding.severity]))
-            out.print(Text(f"  → {finding.mend}"))
+            out.print(Text(f"  why: {finding.why}"))
+            out.print(Text(f"  do:  {finding.mend}"))
+        if invalid:
+            out.print(f"{invalid} of these must be mended before measurements here can be trusted")
         if not found:
             out.print("nothing found that would spoil a measurement")
-    if any(finding.severity == "invalidates" for finding in found):
+    if invalid:
         raise typer.Exit(INVALID)

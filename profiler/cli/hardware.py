@@ -32,9 +32,9 @@ python -m profiler hardware --plan\n
 python -m profiler hardware --resume results/DEVICE/RUN
 """
 
-DTYPES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "cpu": (("float32", "bfloat16", "float16", "int8"), ("float32", "bfloat16")),
-    "cuda": (
+DTYPES = {
+    "host": (("float32", "bfloat16", "float16", "int8"), ("float32", "bfloat16")),
+    "accelerator": (
         ("float32", "tfloat32", "float16", "bfloat16", "float8_e4m3fn", "int8"),
         ("bfloat16", "float32", "tfloat32", "float8_e4m3fn"),
     ),
@@ -116,12 +116,12 @@ def hardware(
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
     """The options with the device by its full name. Raises RequestError: what is unknown, and what to write."""
-    from profiler.device import parse_device
+    from profiler.devices.backend import backend_of, parse_device
     from profiler.microbench import suite
     from profiler.microbench.matmul import PRODUCTS
 
     device = parse_device(options["device"])
-    full, short = DTYPES[device.type]
+    full, short = DTYPES["host" if backend_of(device).is_host else "accelerator"]
     given = options["dtypes"]
     dtypes = tuple(dict.fromkeys(given.split(","))) if given else (short if options["quick"] else full)
     for name in dtypes:
@@ -170,7 +170,7 @@ def _print_plan(plan: "Plan", stream: Any) -> None:
 
 
 def _new(options: dict[str, Any], out: Path, name: str) -> RunFolder:
-    from profiler.environment import collect, findings
+    from profiler.devices.environment import collect, findings
 
     set_threads(options)
     all_findings = findings(options["device"], out)

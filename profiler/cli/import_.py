@@ -15,7 +15,7 @@ from profiler.cli.options import AsJson, Out
 from profiler.cli.output import print_json, stdout_to_stderr_if
 from profiler.record.folder import RunFolder
 from profiler.record.run import Environment, RequestError, roofcal_version
-from roofline.hardware.spec import HardwareSpec
+from roofline.hardware.spec import GPU, HardwareSpec
 
 if TYPE_CHECKING:
     from calibrate.exchange.formats import Imported, Importer
@@ -124,7 +124,7 @@ def _write(
     spec = imported.device.spec
     environment = Environment(
         device=imported.device.name,
-        device_kind="cpu" if spec is not None and spec.kind == "cpu" else "cuda",
+        device_kind=GPU if spec is None else spec.kind,
         hostname=ELSEWHERE,
         os="unknown",
         python="unknown",
@@ -135,7 +135,7 @@ def _write(
     run = new_run(name, environment, (), {IMPORT_OPTION: format_name, "files": " ".join(map(str, files)), **given})
     with RunFolder.create(out, run) as folder:
         write_kernels(folder.path, imported.kernels)
-        folder.write_spec(spec or HardwareSpec(name=imported.device.name, kind="cuda"))
+        folder.write_spec(spec or HardwareSpec(name=imported.device.name, kind=GPU))
         folder.finish()
     return folder
 

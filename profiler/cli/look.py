@@ -16,7 +16,7 @@ from profiler.record.folder import RunFolder
 from profiler.record.measurement import Measurement
 from profiler.record.run import RequestError
 from roofline.hardware.load import find_device
-from roofline.hardware.spec import HardwareSpec
+from roofline.hardware.spec import HardwareSpec, spec_kind
 
 LIST_EXAMPLE = "Example:  python -m profiler list --results results"
 SHOW_EXAMPLE = "Example:  python -m profiler show last"
@@ -129,7 +129,7 @@ def _so_far(folder: RunFolder, measurements: list[Measurement]) -> HardwareSpec:
     from calibrate.device.figures import characteristics, with_datasheet
 
     machine = folder.run.environment
-    device = find_device(machine.device) or HardwareSpec(name=machine.device, kind=machine.device_kind)
+    device = find_device(machine.device) or HardwareSpec(name=machine.device, kind=spec_kind(machine.device_kind))
     threads = machine.threads if machine.device_kind == "cpu" else None
     figures = with_datasheet(characteristics(measurements, threads), device.datasheet)
     return device.model_copy(update={"characteristics": figures, "uuid": machine.device_uuid})

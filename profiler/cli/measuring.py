@@ -71,7 +71,7 @@ def new_run(name: str, environment: Environment, cells: tuple[Cell, ...], option
 
 def require_same_machine(run: Run) -> None:
     """Raises RequestError where this is not the machine, or not the software, that a run began on."""
-    from profiler.environment import collect
+    from profiler.devices.environment import collect
 
     set_threads(run.options)
     if changed := differing(run.environment, collect(str(run.options["device"]))):
@@ -124,7 +124,7 @@ def calibrate_device(
     from calibrate.kernels.choose import kernel_shapes
     from calibrate.kernels.observations import observations
     from calibrate.kernels.score import fit_measured, stored_laws
-    from profiler.device import free_bytes
+    from profiler.devices.backend import free_bytes
     from profiler.kernels.family import streaming_operators
     from profiler.kernels.table import probe_kernels
     from profiler.record.kernel_table import write_kernels

@@ -141,8 +141,8 @@ def _new(
     hardware: Path | None,
 ) -> RunFolder:
     """The folder of a new run, planned and checked."""
-    from profiler.device import parse_device
-    from profiler.environment import collect
+    from profiler.devices.backend import parse_device
+    from profiler.devices.environment import collect
     from profiler.passes.plan import plan
 
     set_threads(options)

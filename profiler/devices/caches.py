@@ -18,9 +18,8 @@ from dataclasses import dataclass
 
 import torch
 
-from profiler.cpu_caches import CpuCache, read_cpu_caches
-from profiler.host_memory import free_bytes, total_bytes
-from profiler.machine import pretended_root, usable_cpus
+from profiler.devices.backend import backend_of
+from profiler.devices.host import CpuCache, free_bytes, pretended_root, read_cpu_caches, total_bytes, usable_cpus
 from profiler.record.measurement import DISTINCT, CacheSource, Capacity, MemoryHierarchy
 from roofline.hardware.load import find_device
 
@@ -85,8 +84,9 @@ def cache_capacities(device: torch.device) -> tuple[Capacity, ...]:
 
     A level as large as all of main memory is no cache and is left out.
     """
-    if device.type == "cuda":
-        return (Capacity(name="L2", bytes=int(torch.cuda.get_device_properties(device).L2_cache_size)),)
+    backend = backend_of(device)
+    if not backend.is_host:
+        return tuple(Capacity(name=name, bytes=size) for name, size in backend.cache_bytes(device).items())
     levels: dict[str, list[CpuCache]] = {}
     for cache in read_cpu_caches(usable_cpus()):
         levels.setdefault(cache.name, []).append(cache)
@@ -101,11 +101,10 @@ def cache_capacities(device: torch.device) -> tuple[Capacity, ...]:
 
 def main_capacity(device: torch.device) -> Capacity:
     """Main memory of the device, named as in its datasheet where a file describes it; what a container may use."""
-    if device.type == "cuda":
-        spec = find_device(torch.cuda.get_device_name(device))
-        name = spec.datasheet.levels[-1].name if spec is not None and spec.datasheet is not None else "DRAM"
-        return Capacity(name=name, bytes=int(torch.cuda.get_device_properties(device).total_memory))
-    return Capacity(name="DRAM", bytes=total_bytes())
+    backend = backend_of(device)
+    spec = None if backend.is_host else find_device(backend.device_name(device))
+    name = spec.datasheet.levels[-1].name if spec is not None and spec.datasheet is not None else "DRAM"
+    return Capacity(name=name, bytes=backend.memory_bytes(device))
 
 
 def memory_hierarchy(device: torch.device) -> MemoryHierarchy:
@@ -116,7 +115,7 @@ def memory_hierarchy(device: torch.device) -> MemoryHierarchy:
 def effective_cache(device: torch.device) -> EffectiveCache:
     """The last-level cache of a device; on a CPU with a large or no stated cache a probe runs the first time."""
     stated = max((cache.bytes for cache in cache_capacities(device)), default=None)
-    if device.type != "cpu" and stated is not None:
+    if not backend_of(device).is_host and stated is not None:
         return EffectiveCache(stated, stated, "stated", "stated by the driver")
     if stated is not None and stated <= TRUSTED_BYTES:
         return EffectiveCache(stated, stated, "stated", "stated by the system")

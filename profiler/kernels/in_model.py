@@ -125,4 +125,4 @@ def prompts_of(step: Step, flops_per_s: float) -> tuple[int, ...]:
 def _traced(runner: Runner, prompt: int, dtype: str) -> OpGraph:
     context = CONTEXT if prompt == 1 else 0
     workload = Workload(batch=1, query_tokens=prompt, context_tokens=context, dtype=dtype)
-    return trace(runner.model, NoInputs(), workload, name="eager", target=runner.kind, options={})
+    return trace(runner.model, NoInputs(), workload, name="eager", target=runner.backend.type, options={})

@@ -23,13 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from profiler.attribution.operations import passes
+from profiler.devices.backend import backend_of
 from profiler.kernels.eager import Operands, Run
 from profiler.kernels.family import family_of
 from profiler.microbench.bench import reason
 from profiler.models.meta import know
 from profiler.models.trace import trace
 from profiler.passes.eager import Runner
-from profiler.passes.samples import DeviceKind, Sample, sample
+from profiler.passes.samples import Sample, sample
 from profiler.timing.profiled import event_cost_s
 from profiler.timing.turns import Watched
 from roofline.graph.op import OpGraph
@@ -255,7 +256,7 @@ class _Pace:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._is_cpu = device.type == "cpu"
+        self._is_cpu = backend_of(device).is_host
         self._s_per_byte: dict[str, list[float]] = {}
         """Rates of each kind's last two kernels, while they are slow; products and attention take more a byte the
         larger they are."""
@@ -347,7 +348,7 @@ class ProbedKernels:
         return Probe(kernels, self._rotated_bytes, self._device)
 
 
-def traced(probe: Probe, dtype: str, kind: DeviceKind) -> OpGraph:
+def traced(probe: Probe, dtype: str, kind: str) -> OpGraph:
     """The probe's operations, counted as a model's are; on a CPU without running them, which would take long."""
     if kind == "cpu":
         kernels = [kernel.on_meta() for kernel in probe.kernels if isinstance(kernel, Kernel)]
@@ -375,5 +376,5 @@ class NoInputs:
 def samples(runner: Runner, names: Sequence[str], count: int, watched: Watched) -> list[Sample]:
     """Passes of a profiled session, less what the profiler added to them."""
     timeline, _ = runner.session(count, watched=watched)
-    event_s = event_cost_s() if runner.kind == "cpu" else 0.0
-    return [sample(timeline, window, names, runner.kind).without(event_s) for window in passes(timeline.host)]
+    event_s = event_cost_s() if not runner.by_kernels else 0.0
+    return [sample(timeline, window, names, runner.by_kernels).without(event_s) for window in passes(timeline.host)]

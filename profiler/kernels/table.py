@@ -29,18 +29,18 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from profiler.environment import gpu_reading
+from profiler.devices.backend import backend_of
+from profiler.devices.nvml import GpuReading
+from profiler.devices.watch import Watch
 from profiler.kernels.family import family_of
 from profiler.kernels.in_model import InModel, InModelKernels
 from profiler.kernels.measure import ROUNDS, Arena, ProbedKernels, Storage, operand_bytes, sets_of
 from profiler.microbench.bench import reason
-from profiler.nvml import GpuReading
 from profiler.record.kernel_table import COLUMNS, DIMS, Kernels, Source
 from profiler.record.measurement import middle_mean
 from profiler.timing.cache_state import PAST
 from profiler.timing.reference import ReferenceProbes
 from profiler.timing.turns import Turns, Watched, take_turns
-from profiler.timing.watch import Watch, watch_for
 from roofline.law_inputs import LawInput, gap_dims, law_inputs
 from roofline.laws.kinds import HOST_GAP, OPERATOR, KernelShape, kind_of
 from roofline.price import Prepared
@@ -95,7 +95,9 @@ def probe_kernels(
     failed: dict[str, str] = {}
     known = [shape for shape in shapes if _is_known(shape, failed)]
     arenas = _arenas(known, device, round(limit_bytes))
-    most = math.inf if device.type == "cpu" else limit_bytes  # operands out of an arena need no memory of their own
+    most = (
+        math.inf if backend_of(device).is_host else limit_bytes
+    )  # operands out of an arena need no memory of their own
     models = {
         f"eager.{dtype}": InModelKernels(device, dtype, cache_bytes, flops_per_s)
         for dtype, flops_per_s in eager.items()
@@ -115,18 +117,17 @@ def probe_kernels(
         finally:
             if name in models:
                 gc.collect()  # a model's modules refer to each other
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            backend_of(device).release_memory()
 
-    with closing(watch or watch_for(device)) as open_watch:
+    with closing(watch or backend_of(device).watch(device)) as open_watch:
         turns: Turns[object] = take_turns(
             [*models, *groups],
             take,
             visits=visits,
             seconds=seconds,
-            on_cpu=device.type == "cpu",
+            on_cpu=backend_of(device).is_host,
             watch=open_watch,
-            read=read or partial(gpu_reading, device),
+            read=read or partial(backend_of(device).reading, device),
             now=now,
             progress=lambda taken: progress(min(1.0, taken / whole), f"visit {taken + 1} of {max(whole, taken + 1)}"),
         )
@@ -184,7 +185,7 @@ def _arenas(shapes: Sequence[KernelShape], device: torch.device, size_bytes: int
     for name in sorted({shape.dtype for shape in shapes}):
         dtype = getattr(torch, name)
         own = dtype not in (torch.float32, torch.bfloat16)
-        if device.type == "cpu" and own not in storages:
+        if backend_of(device).is_host and own not in storages:
             storages[own] = Storage(size_bytes, dtype)
         arenas[name] = Arena(device, dtype, storages.get(own))
     return arenas

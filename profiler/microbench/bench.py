@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from profiler.device import free_bytes
+from profiler.devices.backend import Backend, PerDevice, backend_of, free_bytes
 from profiler.devices.caches import effective_cache
-from profiler.environment import gpu_reading
-from profiler.nvml import GpuReading
+from profiler.devices.nvml import GpuReading
+from profiler.devices.watch import Watch
 from profiler.record.measurement import (
     FASTEST,
     CacheSource,
@@ -32,16 +32,15 @@ from profiler.record.measurement import (
 from profiler.timing.clocks import ABOVE, Clock, clock_for, too_short
 from profiler.timing.engine import Case, Setting, judge, measure
 from profiler.timing.stopping import Rules
-from profiler.timing.watch import Watch, watch_for
 
 MEMORY_PART = 1 / 8
 """Largest part of the device's free memory that a case takes: others, and torch's own workspaces, need the rest."""
-LIMIT_BYTES = {"cpu": 3 << 29, "cuda": 16 << 30}
+LIMIT_BYTES = PerDevice(host=3 << 29, accelerator=16 << 30)
 """Most memory of a case, however much is free."""
-SAMPLE_S = {"cpu": 2e-4, "cuda": 1e-3}
+SAMPLE_S = PerDevice(host=2e-4, accelerator=1e-3)
 """Shortest sample: on a CPU below a scheduler's slice (milliseconds), so that some samples fall between those of
 other work; on a GPU so long that events (10–30 µs of wander) and launches do not matter."""
-WARM_UP_S = {"cpu": 0.0, "cuda": 0.03}
+WARM_UP_S = PerDevice(host=0.0, accelerator=0.03)
 """Least warm-up; a GPU raises its clocks from idle in some ten milliseconds."""
 BURST = Rules(min_samples=7, relative_width=0.01)
 """Stop rule of a burst; `max_time_s` becomes the budget of the case."""
@@ -76,21 +75,22 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.clock = clock_for(self.device)
-        self.watch = watch_for(self.device)
-        self.read = partial(gpu_reading, self.device)
+        self.watch = self.backend.watch(self.device)
+        self.read = partial(self.backend.reading, self.device)
         cache = effective_cache(self.device)
         self.cache_bytes, self.cache_source, self.cache_reason = cache.bytes, cache.source, cache.reason
         if self.limit_bytes is None:
-            self.limit_bytes = int(min(LIMIT_BYTES[self.device.type], MEMORY_PART * free_bytes(self.device)))
+            self.limit_bytes = int(min(LIMIT_BYTES.of(self.device), MEMORY_PART * free_bytes(self.device)))
 
     @property
-    def is_cuda(self) -> bool:
-        return self.device.type == "cuda"
+    def backend(self) -> Backend:
+        """The kind of device."""
+        return backend_of(self.device)
 
     @property
     def threads(self) -> int | None:
         """Host threads of an operation; None on a GPU."""
-        return None if self.is_cuda else torch.get_num_threads()
+        return torch.get_num_threads() if self.backend.is_host else None
 
     def missing(self, benchmark: str, case: str, *, unit: Unit, reason: str, **about: Any) -> Measurement:
         """A case that this device does not have: a measurement without samples, so that a report can say why.
@@ -139,8 +139,8 @@ class Bench:
             clock=used,
             cache=cache,
             rules=rules.within(self.budget_s if budget_s is None else budget_s),
-            min_sample_s=SAMPLE_S[self.device.type] if sample_s is None else sample_s,
-            warm_up_s=WARM_UP_S[self.device.type],
+            min_sample_s=SAMPLE_S.of(self.device) if sample_s is None else sample_s,
+            warm_up_s=WARM_UP_S.of(self.device),
             cache_bytes=self.cache_bytes,
             cache_source=self.cache_source,
             limit_bytes=self.limit_bytes or 0,
@@ -154,12 +154,11 @@ class Bench:
         except Exception as error:  # noqa: BLE001 - whatever a device raises fails its case, and the others go on
             return Measurement(**about, status="failed", reason=reason(error), clock=used.name)
         finally:
-            if self.is_cuda:
-                release(self.device)
+            self.backend.release_memory()
         samples = timed.samples
         sample_s = samples.median_s * samples.repeats
         more = flags(timed.cache, sample_s, timed.floor_s, used.name, self.cache_reason)
-        verdict = judge(samples.windows, before, self.read(), on_cpu=not self.is_cuda, more=more)
+        verdict = judge(samples.windows, before, self.read(), on_cpu=self.backend.is_host, more=more)
         return Measurement(
             **about,
             status=verdict.status,
@@ -202,11 +201,3 @@ def reason(error: BaseException) -> str:
     """The type and the first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-
-
-def release(device: torch.device) -> None:
-    """Return cached memory to the device; one that is lost has none."""
-    try:
-        torch.cuda.empty_cache()
-    except RuntimeError:
-        return

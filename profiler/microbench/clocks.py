@@ -28,7 +28,7 @@ SPANS_BUDGETS = 4
 
 def clocks(bench: Bench) -> Iterator[Measurement]:
     """Seconds of each kernel by each clock; on a CPU there is one clock only."""
-    if not bench.is_cuda:
+    if not bench.backend.captures_graphs:
         yield bench.missing("clock", "all", unit="s", reason="a CPU has one clock: its calls return when they are done")
         return
     builds: dict[str, Callable[[], Case[Any]]] = {

@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from profiler.devices.watch import Watch
 from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import Shape, flops, layout_of, product_case, sizes
 from profiler.microbench.memory import KERNELS, case, operand_bytes
 from profiler.record.measurement import Measurement, Window
 from profiler.timing.engine import Case
 from profiler.timing.stopping import Rules
-from profiler.timing.watch import Watch
 
 LOAD_S, QUICK_LOAD_S = 5.0, 1.5
 """Seconds of each load, warm-up included."""

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, PreTrainedModel
 
+from profiler.devices.backend import backend_of
 from profiler.microbench.bench import Bench
 from profiler.models.aten import is_metadata
 from profiler.models.build import build
@@ -131,8 +132,7 @@ class Step:
     def run(self) -> Any:
         self._restore()
         logits = self._decode()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        backend_of(self._device).synchronize(self._device)
         return logits
 
     def check(self, logits: Any) -> None:

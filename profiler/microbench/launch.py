@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from profiler.devices.backend import Graph, backend_of
 from profiler.microbench.bench import Bench
 from profiler.microbench.memory import normal
 from profiler.record.measurement import Measurement
@@ -47,7 +48,7 @@ class IssueClock:
         return time.perf_counter()
 
     def time(self, call: Call, repeats: int) -> float:
-        torch.cuda.synchronize(self._device)
+        backend_of(self._device).synchronize(self._device)
         start = self.now()
         for _ in range(repeats):
             call()
@@ -60,13 +61,15 @@ class Chain:
 
     values: Tensor
     """float32, shape (nodes + 1,)"""
-    graph: torch.cuda.CUDAGraph
+    graph: Graph
 
 
 def launch(bench: Bench) -> Iterator[Measurement]:
     """Seconds of every case; a CPU has only the call."""
-    yield _time(bench, "call", addition(bench.device), IssueClock(bench.device) if bench.is_cuda else None)
-    if not bench.is_cuda:
+    yield _time(
+        bench, "call", addition(bench.device), IssueClock(bench.device) if bench.backend.runs_ahead_of_host else None
+    )
+    if not bench.backend.captures_graphs:
         yield bench.missing("launch", "graph", unit="s", reason="CUDA graphs need a GPU")
         return
     yield _time(bench, "back to back", addition(bench.device))
@@ -119,7 +122,8 @@ def replay(nodes: int, device: torch.device) -> Case[Chain]:
 
 def wait(device: torch.device) -> Case[None]:
     """A wait for an idle device."""
-    return Case(lambda: None, lambda _: torch.cuda.synchronize(device), 0)
+    backend = backend_of(device)
+    return Case(lambda: None, lambda _: backend.synchronize(device), 0)
 
 
 def _agree(written: float, expected: float) -> None:

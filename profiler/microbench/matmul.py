@@ -11,7 +11,6 @@ Example: ``bench.time("matmul", …, lambda: product_case("bfloat16", (1024, 409
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import get_args
@@ -19,6 +18,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from profiler.devices.backend import backend_of
 from profiler.microbench.bench import Bench
 from profiler.record.measurement import Layout, Measurement, State
 from profiler.timing.engine import Case
@@ -185,7 +185,7 @@ def product_case(dtype: str, shape: Shape, device: torch.device, layout: Layout 
     if layout not in layouts(dtype):
         raise ValueError(f"torch multiplies {dtype} with b stored {' or '.join(layouts(dtype))}, not {layout}")
     product = _product(dtype)
-    if dtype == "tfloat32" and device.type != "cuda":
+    if dtype == "tfloat32" and not backend_of(device).multiplies_tf32:
         raise ValueError("tfloat32 is a mode of NVIDIA's and AMD's tensor cores; a CPU has float32")
 
     def make() -> Operands:
@@ -208,7 +208,7 @@ def product_case(dtype: str, shape: Shape, device: torch.device, layout: Layout 
             raise ArithmeticError(f"the {dtype} product of shape {shape} is off by {worst:g} of {scale:g}")
 
     def run_tf32(operands: Operands) -> object:
-        with _tf32():
+        with backend_of(device).tf32_products():
             return product.run(operands)
 
     run = run_tf32 if dtype == "tfloat32" else product.run
@@ -238,13 +238,3 @@ def _picked(tensor: Tensor, places: Tensor, axis: int) -> Tensor:
 def _unit_scale(device: torch.device) -> Tensor:
     """The scale of an unscaled float8 product."""
     return torch.ones((), device=device)
-
-
-@contextmanager
-def _tf32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before

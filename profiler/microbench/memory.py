@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from profiler.devices.backend import PerDevice
 from profiler.devices.caches import TRUSTED_BYTES, ReadCurve, cache_capacities, main_capacity, read_curve
 from profiler.microbench.bench import Bench
 from profiler.record.measurement import FASTEST, Capacity, Label, Measurement, State
@@ -23,10 +24,10 @@ from profiler.timing.engine import Case
 
 FACTOR = 3.0
 """Factor of scale and triad, as in STREAM."""
-OPERAND_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
+OPERAND_BYTES = PerDevice(host=128 << 20, accelerator=1 << 30)
 """An operand in main memory: on a GPU a kernel of 0.2 ms and more, beside which the gap to the next one (2 µs) does not
 matter; on a CPU several times the largest cache (STREAM asks for 4) in a short sample."""
-PLACEMENTS = {"cpu": 4, "cuda": 1}
+PLACEMENTS = PerDevice(host=4, accelerator=1)
 """Sets of operands that take turns: which pages of a host's memory they lie on moves their bandwidth by a quarter and
 more, from one set to the next."""
 MAIN_BUDGETS = 2
@@ -41,7 +42,7 @@ CHECKED = 4096
 """Elements of an output that are compared with the reference, evenly spread."""
 TOLERANCE = 1e-5
 """Relative error: a few roundings of float32 (6e-8 each)."""
-CURVE_BYTES = {"cpu": (256 << 10, 1 << 30), "cuda": (512 << 10, 8 << 30)}
+CURVE_BYTES = PerDevice(host=(256 << 10, 1 << 30), accelerator=(512 << 10, 8 << 30))
 """Working sets of the curve. Below 256 KiB a torch operation on a CPU is dispatch, not memory."""
 PER_OCTAVE, QUICK_PER_OCTAVE = 3, 2
 """Sizes of an octave: plateaus need three."""
@@ -128,10 +129,10 @@ def main_memory(bench: Bench, placements: int | None = None) -> Iterator[Measure
             cache="cold",
             parameters={"operand_bytes": size, "level": name},
             budget_s=MAIN_BUDGETS * bench.budget_s,
-            placements=placements or PLACEMENTS[bench.device.type],
-            quantile=FASTEST if bench.is_cuda else 0.0,
+            placements=placements or PLACEMENTS.of(bench.device),
+            quantile=0.0 if bench.backend.is_host else FASTEST,
         )
-        yield judged(timed, read_curve(bench.device)) if kernel == "read" and not bench.is_cuda else timed
+        yield judged(timed, read_curve(bench.device)) if kernel == "read" and bench.backend.is_host else timed
 
 
 def no_room(bench: Bench) -> str | None:
@@ -176,7 +177,7 @@ def caches(bench: Bench) -> Iterator[Measurement]:
 
 def curve(bench: Bench) -> Iterator[Measurement]:
     """Bandwidth over the size of the working set, each used again and again: plateaus are levels, knees capacities."""
-    first, last = CURVE_BYTES[bench.device.type]
+    first, last = CURVE_BYTES.of(bench.device)
     limit = bench.limit_bytes or 0
     steps = QUICK_PER_OCTAVE if bench.quick else PER_OCTAVE
     for i in range(round(math.log2(last / first) * steps) + 1):
@@ -206,7 +207,7 @@ def on_working_set(
 
 def operand_bytes(bench: Bench) -> int:
     """Size of an operand in main memory: `OPERAND_BYTES`, less where memory is limited; three of them fit."""
-    size = min(OPERAND_BYTES[bench.device.type], (bench.limit_bytes or 0) // MOST_TENSORS)
+    size = min(OPERAND_BYTES.of(bench.device), (bench.limit_bytes or 0) // MOST_TENSORS)
     return max(64, size // 64 * 64)  # a whole number of cache lines
 
 

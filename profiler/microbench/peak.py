@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from profiler.devices.backend import PerDevice
 from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import Shape, flops, layout_of, layouts, named, product_case, sizes, time_product
 from profiler.record.measurement import Layout, Measurement
@@ -45,12 +46,12 @@ FINALISTS, VISITS = 3, 2
 PART, LEAST = 7, 16
 """Before the finalists, a search visits one in `PART` shapes of the grid, and `LEAST` at least."""
 
-LARGEST_CALL_S = {"cpu": 0.05, "cuda": 0.01}
+LARGEST_CALL_S = PerDevice(host=0.05, accelerator=0.01)
 """A grid's largest cube takes no longer than this at the best rate of the probes. On a GPU the probes do not fill the
 device, so that real calls are several times shorter."""
 PROBES_S = 0.5
 """Budget of a type's probes; on all but the slowest devices they take a tenth of it."""
-VISIT_S = {"cpu": 0.06, "cuda": 0.05}
+VISIT_S = PerDevice(host=0.06, accelerator=0.05)
 """Budget of one shape in a search: a few calls."""
 REST_S = 0.2
 """Pause before a burst, in which a GPU's power falls below its cap."""
@@ -223,7 +224,7 @@ def _first(tried: Mapping[Shape, float], count: int) -> list[Shape]:
 
 def grid_for(bench: Bench, flops_per_s: float) -> Grid:
     """The grid that suits the device's speed, as the probes reached it, and its memory."""
-    limit = LARGEST_CALL_S[bench.device.type]
+    limit = LARGEST_CALL_S.of(bench.device)
     fits = [s for s in LADDER if flops((s, s, s)) / flops_per_s <= limit and 24 * s * s <= (bench.limit_bytes or 0)]
     return Grid.up_to(max(fits, default=LADDER[0]))  # 24 bytes: three operands of the widest type
 
@@ -232,7 +233,7 @@ def rate_of(bench: Bench, dtype: str, layout: Layout | None = None) -> Rate:
     """How a search times the shapes of a type."""
 
     def rate(shape: Shape) -> float | None:
-        budget_s = VISIT_S[bench.device.type]
+        budget_s = VISIT_S.of(bench.device)
         timed = time_product(bench, "search", dtype, shape, layout=layout, budget_s=budget_s)
         return timed.value() if timed.has_value else None
 
@@ -263,7 +264,7 @@ def shape_search(bench: Bench, dtype: str) -> tuple[Shape, Layout]:
 def burst(bench: Bench, shapes: Mapping[str, Shape]) -> Iterator[Measurement]:
     """The given shape of each dtype, after a rest, in the layout that the bench names."""
     for dtype, shape in shapes.items():
-        if bench.is_cuda:
+        if not bench.backend.is_host:
             time.sleep(REST_S)
         yield time_product(bench, "matmul", dtype, shape, label="burst")
 

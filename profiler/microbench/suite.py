@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 
+from profiler.devices.backend import Backend, PerDevice, backend_of
 from profiler.devices.caches import cache_capacities
 from profiler.microbench import energy, launch, matmul, memory, peak, pointwise, transfer
 from profiler.microbench.bench import Bench
@@ -28,7 +29,15 @@ from profiler.microbench.peak import Product, climb
 from profiler.record.measurement import Measurement, grouped
 
 Run = Callable[[Bench], Iterator[Measurement]]
-Kind = Literal["cpu", "cuda"]
+Need = Literal["any device", "the host", "graphs", "joules", "memory of its own"]
+NEEDS: Mapping[Need, Callable[[Backend], bool]] = {
+    "any device": lambda backend: True,
+    "the host": lambda backend: backend.is_host,
+    "graphs": lambda backend: backend.captures_graphs,
+    "joules": lambda backend: backend.counts_energy,
+    "memory of its own": lambda backend: not backend.is_host,
+}
+"""What a part needs of the device."""
 
 BUDGET_S, QUICK_BUDGET_S = 0.4, 0.12
 """Seconds of one case."""
@@ -48,7 +57,7 @@ class Part:
     """Rough time on a 2-core CPU, or a GPU: full and quick, for the plan; a process's own start comes on top."""
     replicated: bool = True
     """Runs in every fresh process; else once."""
-    kinds: tuple[Kind, ...] = ("cpu", "cuda")
+    needs: Need = "any device"
     one_core: bool = False
     """Runs on one thread."""
     needs_search: bool = False
@@ -85,19 +94,20 @@ PARTS: tuple[Part, ...] = (
     Part("pointwise", "pointwise operations, with given and with fresh outputs", pointwise.throughput, (13, 6)),
     Part("launch", "cost of a call, of a kernel launch, of a CUDA graph", launch.launch, (3, 1)),
     Part("host", "host time of an operation of a model", host_cost, (1, 1)),
-    Part("energy", "joules per FLOP and per byte", _energy, (12, 4), kinds=("cuda",), needs_search=True),
-    Part("clocks", "the same kernels by three clocks", clocks, (8, 6), replicated=False, kinds=("cuda",)),
-    Part("memory, one core", "main memory on one core", memory.main_memory, (5, 3), kinds=("cpu",), one_core=True),
-    Part("matmul, one core", "matrix products on one core", _burst, (2, 1), True, ("cpu",), True, needs_search=True),
+    Part("energy", "joules per FLOP and per byte", _energy, (12, 4), needs="joules", needs_search=True),
+    Part("clocks", "the same kernels by three clocks", clocks, (8, 6), replicated=False, needs="graphs"),
+    Part("memory, one core", "main memory on one core", memory.main_memory, (5, 3), needs="the host", one_core=True),
+    Part("matmul, one core", "matrix products on one core", _burst, (2, 1), True, "the host", True, needs_search=True),
     Part("curve", "bandwidth over the size of the working set", memory.curve, (20, 4), replicated=False),
-    Part("transfer", "copies from host to device and back", transfer.transfer, (30, 6), False, ("cuda",)),
+    Part("transfer", "copies from host to device and back", transfer.transfer, (30, 6), False, "memory of its own"),
     Part("collectives", "collectives between GPUs, or processes of a CPU", collectives, (40, 15), replicated=False),
 )
 
 
 def parts(kind: str) -> tuple[Part, ...]:
     """The parts for a kind of device, in the order they run."""
-    return tuple(part for part in PARTS if kind in part.kinds)
+    backend = backend_of(kind)
+    return tuple(part for part in PARTS if NEEDS[part.needs](backend))
 
 
 def named(name: str) -> Part:
@@ -108,11 +118,11 @@ def named(name: str) -> Part:
 PEAKS_S = 12.0
 """Seconds of `measure_peaks`; allocation and data generation come on top."""
 VISITS = 3
-SHAPES: dict[str, tuple[Shape, ...]] = {
-    "cpu": tuple((s, s, s) for s in (512, 1024, 2048)),
+SHAPES: PerDevice[tuple[Shape, ...]] = PerDevice(
+    host=tuple((s, s, s) for s in (512, 1024, 2048)),
     # Winners on Hopper lie at m 1024–2048, n and k 4096–14336 (mamf-finder, ml-engineering).
-    "cuda": ((4096, 4096, 4096), (8192, 8192, 8192), (2048, 8192, 4096), (2048, 2048, 13312), (4096, 8192, 14336)),
-}
+    accelerator=((4096, 4096, 4096), (8192, 8192, 8192), (2048, 8192, 4096), (2048, 2048, 13312), (4096, 8192, 14336)),
+)
 NEAR = 0.75
 """Rate ÷ the best of the first visit from which a product is visited again: other work slows a short measurement by
 tens of percent, so that the fastest may have come second."""
@@ -178,7 +188,7 @@ class Products:
                     each_s = share_s / len(self.worth[dtype])
                     yield time_product(bench, "matmul", dtype, shape, layout=layout, budget_s=each_s)
                 continue
-            climbed = climb(bench, "matmul", dtype, SHAPES[bench.device.type], share_s)
+            climbed = climb(bench, "matmul", dtype, SHAPES.of(bench.device), share_s)
             if climbed.reason:
                 yield bench.missing("matmul", "burst", unit="FLOP/s", reason=climbed.reason, dtype=dtype)
                 continue

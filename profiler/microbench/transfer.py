@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from profiler.devices.backend import Backend, backend_of
 from profiler.microbench.bench import Bench
 from profiler.microbench.memory import normal
 from profiler.record.measurement import Measurement
@@ -49,7 +50,7 @@ Copies = tuple[Copy, ...]
 
 def transfer(bench: Bench) -> Iterator[Measurement]:
     """Bandwidth of every memory, direction and size that the limit on a case's memory allows."""
-    if not bench.is_cuda:
+    if bench.backend.is_host:
         yield bench.missing("transfer", "all", unit="B/s", reason="no device memory apart from the host's")
         return
     for memory in MEMORIES:
@@ -99,15 +100,16 @@ def transfer_case(memory: str, direction: str, size: int, device: torch.device) 
         back = Copy(normal(elements, device), on_host(torch.full((elements,), math.nan)))
         return {TO: (to,), FROM: (back,), BOTH: (to, back)}[direction]
 
-    enqueue = partial(_both, torch.cuda.Stream(device)) if direction == BOTH else _one_way
+    backend = backend_of(device)
+    enqueue = partial(_both, backend, device) if direction == BOTH else _one_way
 
     def run(copies: Copies) -> None:
         enqueue(copies)
         if memory == "pageable":
-            torch.cuda.synchronize(device)
+            backend.synchronize(device)
 
     def check(copies: Copies, result: object) -> None:
-        torch.cuda.synchronize(device)
+        backend.synchronize(device)
         for copy in copies:
             if not (_same(copy, slice(None, None, max(1, elements // CHECKED))) and _same(copy, slice(-1, None))):
                 raise ArithmeticError(f"a {memory} copy of {size} bytes, {direction}, differs from its source")
@@ -119,14 +121,12 @@ def _one_way(copies: Copies) -> None:
     copies[0].enqueue()
 
 
-def _both(side: torch.cuda.Stream, copies: Copies) -> None:
+def _both(backend: Backend, device: torch.device, copies: Copies) -> None:
     """Two copies at once: the second one on a stream that starts with the current one, which waits for it."""
-    current = torch.cuda.current_stream()
-    side.wait_stream(current)
-    copies[0].enqueue()
-    with torch.cuda.stream(side):
-        copies[1].enqueue()
-    current.wait_stream(side)
+    with backend.beside(device) as side:
+        copies[0].enqueue()
+        with side:
+            copies[1].enqueue()
 
 
 def _same(copy: Copy, part: slice) -> bool:

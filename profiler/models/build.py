@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from profiler.device import parse_device
+from profiler.devices.backend import backend_of, parse_device
 from profiler.models.catalogue import first_line, quiet
 from profiler.models.resolve import hub_reachable, truncate
 from profiler.record.run import RequestError
@@ -83,11 +83,8 @@ def _check_dtype_runs(device: torch.device, dtype: torch.dtype) -> None:
     """Try the type with a product and a softmax, which every model needs."""
     name = str(dtype).removeprefix("torch.")
     others = ", ".join(known for known in MODEL_DTYPES if known != name)
-    if device.type == "cuda" and dtype is torch.bfloat16:
-        with torch.cuda.device(device):
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        if not native:
-            raise RequestError(f"--dtype bfloat16: {torch.cuda.get_device_name(device)} has none; use one of {others}")
+    if why := backend_of(device).why_not_dtype(dtype, device):
+        raise RequestError(f"--dtype {name}: {why}; use one of {others}")
     try:
         square = torch.ones(8, 8, dtype=dtype, device=device)
         torch.softmax(square @ square, dim=-1)

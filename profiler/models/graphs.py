@@ -16,6 +16,7 @@ from typing import get_args
 
 from transformers import PretrainedConfig, PreTrainedModel
 
+from profiler.devices.backend import CUDA
 from profiler.models.attention import attention_modules
 from profiler.models.build import DEFAULT, build_meta, context_limit, implementations
 from profiler.models.catalogue import first_line
@@ -64,7 +65,7 @@ class Tracing:
     attn: str = DEFAULT
     experts: str = DEFAULT
     cache: str = "dynamic"
-    target: str = "cuda"
+    target: str = CUDA.type
     changes: Sequence[Change] = ()
     """Applied to each traced graph in order: what-ifs, and fusion as the last."""
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from profiler.devices.backend import CUDA
 from profiler.models.aten import tensors
 from profiler.models.catalogue import first_line
 from profiler.models.trace import trace
@@ -50,7 +51,7 @@ class Example:
 
 
 @cache
-def trace_module(spec: str, target: str = "cuda") -> OpGraph:
+def trace_module(spec: str, target: str = CUDA.type) -> OpGraph:
     """The operations of one forward pass of the module that a factory makes; traced once.
 
     Args:

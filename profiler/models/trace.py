@@ -61,7 +61,7 @@ def trace(
     """Run one pass of `model` on `inputs` and return its operations in order.
 
     Args:
-        target: type of the device that the graph stands for, "cpu" or "cuda"; work on host tensors is left out
+        target: torch's type of the device that the graph stands for; work on host tensors is left out
             where it is not the device.
     Raises: whatever the model raises, as when `meta` tensors have no data to decide on.
     """

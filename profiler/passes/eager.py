@@ -21,8 +21,9 @@ from torch._C._profiler import _RecordFunctionFast
 
 from profiler.attribution.operations import PASS, passes
 from profiler.attribution.timeline import Timeline, read_timeline
+from profiler.devices.backend import backend_of
 from profiler.models.trace import PREFIX, entered
-from profiler.passes.samples import DeviceKind, PassTimes, Sample, check_sequence, sample
+from profiler.passes.samples import PassTimes, Sample, check_sequence, sample
 from profiler.timing.profiled import SETTLING_LAUNCHES, recorded
 from roofline.graph.op import OpGraph
 
@@ -45,7 +46,8 @@ class Runner:
 
     def __init__(self, model: nn.Module, inputs: Repeatable, device: torch.device) -> None:
         self.model, self.inputs, self.device = model, inputs, device
-        self.kind: DeviceKind = "cuda" if device.type == "cuda" else "cpu"
+        self.backend = backend_of(device)
+        self.by_kernels = self.backend.profiles_kernels
         self.settling = SETTLING_LAUNCHES
         self.settles = True
         """Whether a session begins with a pass that does not count."""
@@ -54,8 +56,7 @@ class Runner:
         """Host events that every profiled pass must have, in order; `check` fixes them."""
 
     def synchronize(self) -> None:
-        if self.kind == "cuda":
-            torch.cuda.synchronize(self.device)
+        self.backend.synchronize(self.device)
 
     def finite(self) -> bool:
         """Run once and look at the logits."""
@@ -65,7 +66,7 @@ class Runner:
 
     def check(self, graph: OpGraph) -> tuple[str, ...]:
         """Whether a pass runs the operations of `graph`; the attention backends that it takes."""
-        backends = check_sequence(self.session(1 + self.settles, modules=True)[0], graph, self.kind)
+        backends = check_sequence(self.session(1 + self.settles, modules=True)[0], graph, self.by_kernels)
         self.names = [op.name for op in graph.ops]
         return backends
 
@@ -85,7 +86,7 @@ class Runner:
         first = int(self.settles)
         timeline, walls = self.session(count + first)
         windows, walls = passes(timeline.host)[first:], walls[first:]
-        taken = (sample(timeline, window, self.names, self.kind, self.within) for window in windows)
+        taken = (sample(timeline, window, self.names, self.by_kernels, self.within) for window in windows)
         return [self.without_unknown(each) for each in taken], walls
 
     def without_unknown(self, sample: Sample) -> Sample:

@@ -21,8 +21,8 @@ import torch
 from transformers import PreTrainedModel
 
 from profiler.attribution.operations import SequenceMismatch, differences, sequence
-from profiler.device import free_bytes
-from profiler.environment import gpu_reading
+from profiler.devices.backend import backend_of, free_bytes
+from profiler.devices.watch import Watch
 from profiler.models.build import implementations
 from profiler.models.graphs import scale
 from profiler.models.inputs import PassInputs, prepare
@@ -36,7 +36,6 @@ from profiler.timing.engine import judge, sample_rounds, warm_up
 from profiler.timing.profiled import event_cost_s
 from profiler.timing.reference import ReferenceProbes
 from profiler.timing.stopping import Rules
-from profiler.timing.watch import Watch, watch_for
 from roofline.graph.op import Kind, OpGraph
 
 PASSES = 3
@@ -85,7 +84,7 @@ def measure_cell(
 ) -> tuple[CellResult, OpGraph | None]:
     """The cell's result and graph; a cell that cannot be measured has its reason in the result."""
     try:
-        with closing(watch_for(device)) as watch:
+        with closing(backend_of(device).watch(device)) as watch:
             return _measure(cell, loaded, device, budget_s, seed, step, watch)
     except SequenceMismatch as error:
         return CellResult(cell=cell, status="invalid", reason=str(error), differences=error.differences), None
@@ -94,8 +93,7 @@ def measure_cell(
     except Exception as error:  # noqa: BLE001 - whatever a model raises fails its cell, and the others go on
         return CellResult(cell=cell, status="failed", reason=reason(error)), None
     finally:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        backend_of(device).release_memory()
 
 
 def _measure(
@@ -112,10 +110,9 @@ def _measure(
     if on_meta is not None:
         _check_memory(on_meta, device)
     inputs = prepare(loaded.meta, cell.workload, cache=cell.cache, device=device, seed=seed)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    backend_of(device).reset_peak_memory(device)
 
-    before = gpu_reading(device)
+    before = backend_of(device).reading(device)
 
     plain = _runner(cell, loaded, inputs, device, step)
     runner = ReplayRunner(plain) if cell.is_graph else plain
@@ -145,7 +142,7 @@ def _measure(
         if on_meta is None or whole is None:
             raise RequestError(f"--layers cannot scale {cell.model} up: {(explained or why)[0]}; leave --layers out")
         graph = scale(graph, on_meta, whole)
-    verdict = judge(times.windows, before, gpu_reading(device), on_cpu=device.type == "cpu")
+    verdict = judge(times.windows, before, backend_of(device).reading(device), on_cpu=backend_of(device).is_host)
     is_invalid = (
         verdict.status == "invalid"
     )  # how busy the host was is judged with the noise (calibrate.passes.verdict)
@@ -169,8 +166,8 @@ def _measure(
         closure=times.closure,
         ran=_ran(loaded, cell, inputs, times) | plain.environment_notes(),
         differences=explained,
-        clock="kernel timeline" if device.type == "cuda" else "profiler spans",
-        peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        clock="kernel timeline" if backend_of(device).profiles_kernels else "profiler spans",
+        peak_memory_bytes=backend_of(device).peak_memory_bytes(device),
     )
     return result, graph
 
@@ -292,7 +289,7 @@ def rounds(
             plain = [runner.once() for _ in range(in_a_row)]
             taken, walls = _twice(lambda: runner.profiled(in_a_row))
             read_level()
-            if runner.kind == "cpu":
+            if not runner.by_kernels:
                 costs.append(event_cost_s())
             samples.extend(taken)
             wall.extend(plain)

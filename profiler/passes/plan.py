@@ -5,12 +5,12 @@ Example: ``plan(["gpt2"], torch.device("cpu"), Shapes(phases=("decode",), contex
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Literal
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from profiler.devices.backend import PerDevice, backend_of
 from profiler.models.build import build_meta, check_request, require_weights
 from profiler.models.graphs import scale
 from profiler.models.inputs import prepare
@@ -20,9 +20,9 @@ from profiler.record.run import Cell, Mode, RequestError
 from roofline.graph.op import OpGraph
 from roofline.workload import Phase, Workload
 
-DEFAULT_MODEL = {"cpu": "qwen2.5-0.5b", "cuda": "llama-3.1-8b"}
+DEFAULT_MODEL = PerDevice(host="qwen2.5-0.5b", accelerator="llama-3.1-8b")
 """Profiled where no model is named: one that fits in 4 GiB of host memory, and one that fits on a 24 GB GPU."""
-DEFAULT_DTYPES = {"cpu": ("bfloat16", "float32"), "cuda": ("bfloat16",)}
+DEFAULT_DTYPES = PerDevice(host=("bfloat16", "float32"), accelerator=("bfloat16",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +76,10 @@ def plan(models: Sequence[str], device: torch.device, shapes: Shapes, choices: C
     """
     check_mode(choices.mode, device)
     cells: list[Cell] = []
-    for name in models or [DEFAULT_MODEL[device.type]]:
+    for name in models or [DEFAULT_MODEL.of(device)]:
         resolved = resolve(name, trust_remote_code=choices.trust_remote_code)
         config = truncate(resolved.config, choices.layers) if choices.layers is not None else resolved.config
-        for dtype in shapes.dtypes or DEFAULT_DTYPES[device.type]:
+        for dtype in shapes.dtypes or DEFAULT_DTYPES.of(device):
             for workload in shapes.workloads(dtype):
                 check_request(config, device=device, dtype=dtype, workload=workload)
                 cells.append(
@@ -100,20 +100,12 @@ def plan(models: Sequence[str], device: torch.device, shapes: Shapes, choices: C
 
 def check_mode(mode: Mode, device: torch.device) -> None:
     """Raise RequestError where passes cannot run so here: CUDA graphs are of CUDA; inductor needs a compiler."""
-    if mode.endswith("cuda-graph") and device.type != "cuda":
+    if mode.endswith("cuda-graph") and not backend_of(device).captures_graphs:
         raise RequestError(f"--cuda-graph needs a CUDA device, this is {device}; leave it out, or use --device cuda")
     if not mode.startswith("compile"):
         return
-    if device.type == "cpu":
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
-
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler:
-            raise RequestError("--compile needs a C++ compiler here; install g++, or leave --compile out") from None
-    elif find_spec("triton") is None:
-        raise RequestError("--compile needs Triton on a GPU; install triton, or leave --compile out")
+    if why := backend_of(device).why_not_compiled():
+        raise RequestError(f"--compile {why}, or leave --compile out")
 
 
 def _check_model(

@@ -14,6 +14,7 @@ import torch
 
 from profiler.attribution.operations import passes
 from profiler.attribution.replayed import Reference
+from profiler.devices.backend import Graph
 from profiler.passes.eager import Runner
 from profiler.passes.samples import PassTimes, Sample, plain_pass, replay_sample
 from profiler.record.run import InvalidMeasurement
@@ -27,8 +28,8 @@ class ReplayRunner(Runner):
     def __init__(self, plain: Runner) -> None:
         super().__init__(plain.model, plain.inputs, plain.device)
         self.plain = plain
-        self.kind = plain.kind
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self.by_kernels = plain.by_kernels
+        self._graph: Graph | None = None
         self._logits: torch.Tensor | None = None
         self._reference: Reference | None = None
         self.forward = self._replay
@@ -62,7 +63,7 @@ class ReplayRunner(Runner):
 
     def _captured(self) -> None:
         self._logits = self.plain.forward(**self.inputs.kwargs()).logits
-        if not torch.cuda.is_current_stream_capturing():  # what puts state back is no part of the pass
+        if not self.plain.backend.is_capturing():  # what puts state back is no part of the pass
             self.inputs.restore()
 
     def _replay(self, **kwargs: Any) -> None:

@@ -2,20 +2,20 @@
 
 On a CPU an operation's host span is its time. On CUDA it is the time of the kernels that were launched within that
 span, and the profiler sees more than any trace does: work on host tensors, and constants that `torch.tensor` copies
+from roofline.hardware import GPU
 from the host below the dispatcher (one without elements, as an empty cache makes, copies nothing). Such operators may
 run beside the traced ones: the former are host time, the latter's copies are kept as unattributed, with their names.
 
 Contract: a pass that ran other operations raises `SequenceMismatch`; one whose device events cannot be trusted raises
 `InvalidMeasurement`. Nothing here needs a device: recorded timelines test it.
 
-Example: ``[sample(timeline, window, names, "cuda") for window in passes(timeline.host)[1:]]``
+Example: ``[sample(timeline, window, names, by_kernels=True) for window in passes(timeline.host)[1:]]``
 """
 
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 
@@ -41,7 +41,6 @@ from roofline.graph.op import Kind, OpGraph
 FROM_HOST = "Memcpy HtoD"
 """How kineto's names of copies from the host to the device begin (CuptiStrings.cpp)."""
 
-DeviceKind = Literal["cpu", "cuda"]
 Key = tuple[str, str]
 """Module path and operator."""
 
@@ -108,11 +107,11 @@ class Sample:
         return replace(self, device_s=device_s, gap_s=gap_s, idle_s=self.idle_s - saved_s)
 
 
-def check_sequence(timeline: Timeline, graph: OpGraph, kind: DeviceKind) -> tuple[str, ...]:
+def check_sequence(timeline: Timeline, graph: OpGraph, by_kernels: bool) -> tuple[str, ...]:
     """Whether the session's last pass, run with module ranges, is `graph`; the attention backends that it took."""
     window = passes(timeline.host)[-1]
     expected = sequence(graph)
-    if kind == "cuda":
+    if by_kernels:
         ops, joined = _device_pass(timeline, window, expected, _with_path)
         strangers = [f"{e.name}, {e.reason}" for e in joined.unattributed if not e.name.startswith(FROM_HOST)]
     else:
@@ -125,14 +124,14 @@ def check_sequence(timeline: Timeline, graph: OpGraph, kind: DeviceKind) -> tupl
 
 
 def sample(
-    timeline: Timeline, window: HostEvent, names: Sequence[str], kind: DeviceKind, within: str | None = None
+    timeline: Timeline, window: HostEvent, names: Sequence[str], by_kernels: bool, within: str | None = None
 ) -> Sample:
     """Times of one profiled pass without module ranges, whose operations must be `names` in order.
 
     With `within`, only what lies in a profiler range of that name is an operation.
     """
     expected = [("", in_place_or_not(name)) for name in names]
-    if kind == "cuda":
+    if by_kernels:
         return _device_sample(_device_pass(timeline, window, expected, _without_path, within)[1])
     return _host_sample(timeline, window, _host_pass(timeline, window, expected, _without_path, within))
 

@@ -44,7 +44,8 @@ class Environment(Record):
 
     device: str
     """Driver's or vendor's name of the device."""
-    device_kind: Literal["cpu", "cuda"]
+    device_kind: str
+    """Torch's type of the device: "cpu", "cuda" or that of another accelerator."""
     device_uuid: str | None = None
     cores: int | None = Field(default=None, gt=0)
     """Host cores available to this process; this and what follows is None where another tool measured elsewhere."""
@@ -59,6 +60,11 @@ class Environment(Record):
     """Versions of torch, transformers, CUDA, the driver, roofcal, …"""
     notes: tuple[str, ...] = ()
     """What may spoil a measurement here, as `doctor` finds it."""
+
+    @property
+    def is_host(self) -> bool:
+        """Whether the device is the processors of the host."""
+        return self.device_kind == "cpu"
 
 
 def differing(then: Environment, now: Environment) -> list[str]:

@@ -20,12 +20,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from profiler.devices.backend import Backend, Graph, backend_of
+
 HOLD_LIMIT_S = 0.02
 """Longest hold of the device: time in which nothing is measured."""
 HOLD_MARGIN = 1.5
 """Hold ÷ time in which the host enqueued as many calls before."""
-CYCLES_PER_S = 2e9
-"""Above the SM clock of every GPU today, so that a hold given in cycles is at least as long as asked for."""
 WARM_UPS = 3
 """Calls on a side stream before a capture: the number in torch's own examples (docs, "CUDA Graphs")."""
 READINGS = 101
@@ -72,7 +72,7 @@ class HostClock:
         return time.perf_counter() - start
 
 
-class CudaClock:
+class EventClock:
     """Calls that enqueue kernels on the current stream; events at both ends, the device idle before.
 
     While the host enqueues, a spinning kernel holds the device (as nvbench's blocking kernel does), so that kernels
@@ -80,13 +80,13 @@ class CudaClock:
     each call, so give the same object again: the first sample of a call is not held.
     """
 
-    name = "CUDA events"
     replays = False
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._start = torch.cuda.Event(enable_timing=True)
-        self._end = torch.cuda.Event(enable_timing=True)
+        self._backend = backend_of(device)
+        self._start, self._end = self._backend.event(), self._backend.event()
+        self.name = f"{self._backend.label} events"
         self._issue_s: WeakKeyDictionary[Call, float] = WeakKeyDictionary()
         """Host time of a call, the least so far; a full queue or a first call takes longer."""
 
@@ -94,15 +94,15 @@ class CudaClock:
         return time.perf_counter()
 
     def time(self, call: Call, repeats: int) -> float:
-        with torch.cuda.device(self._device):
-            torch.cuda.synchronize()
+        with self._backend.on(self._device):
+            self._backend.synchronize(self._device)
             self.hold(call, repeats)
             return self.timed(call, repeats)
 
     def hold(self, call: Call, repeats: int) -> None:
         """Keep the device busy for as long as the host will take to enqueue; not at all where that is not known yet."""
         if (known_s := self._issue_s.get(call)) is not None:
-            torch.cuda._sleep(int(min(HOLD_LIMIT_S, HOLD_MARGIN * known_s * repeats) * CYCLES_PER_S))
+            self._backend.hold(self._device, min(HOLD_LIMIT_S, HOLD_MARGIN * known_s * repeats))
 
     def timed(self, call: Call, repeats: int) -> float:
         """Seconds between events around the calls, on whatever the stream holds already."""
@@ -118,11 +118,7 @@ class CudaClock:
 
 def clock_for(device: torch.device) -> Clock:
     """The clock of a device. Raises ValueError for a device type without one."""
-    if device.type == "cpu":
-        return HostClock()
-    if device.type == "cuda":
-        return CudaClock(device)
-    raise ValueError(f"no clock for device type {device.type!r}; use cpu or cuda")
+    return EventClock(device) if backend_of(device).runs_ahead_of_host else HostClock()
 
 
 class NotCapturable(RuntimeError):
@@ -144,7 +140,7 @@ class GraphClock:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._events = CudaClock(device)
+        self._events = EventClock(device)
         self._graphs: WeakKeyDictionary[Call, _Captured] = WeakKeyDictionary()
 
     def now(self) -> float:
@@ -160,23 +156,20 @@ class GraphClock:
         return self._events.time(captured.replay, 1)
 
 
-def capture(
-    call: Call, repeats: int, device: torch.device, instead: str = "time it with CUDA events"
-) -> torch.cuda.CUDAGraph:
+def capture(call: Call, repeats: int, device: torch.device, instead: str = "time it with CUDA events") -> Graph:
     """A graph of `repeats` calls in a row; tensors that they make live as long as the graph.
 
     `instead`: what to do with a call that cannot be captured, for people.
     Raises NotCapturable, what the call itself raises in warm-up, and torch.OutOfMemoryError.
     """
     handled = sys.exception()
-    # torch.cuda.graph leaves its own stream the current one where a capture fails (torch 2.13, cuda/graphs.py).
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
-        _warm_up(call)
-        graph = torch.cuda.CUDAGraph()
+    backend = backend_of(device)
+    with backend.on(device):
+        _warm_up(call, backend, device)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="The CUDA Graph is empty")  # a clock's floor is such a call
-                with torch.cuda.graph(graph):
+                with backend.capture(device) as graph:
                     for _ in range(repeats):
                         call()
         except Exception as error:
@@ -190,14 +183,11 @@ def capture(
     return graph
 
 
-def _warm_up(call: Call) -> None:
+def _warm_up(call: Call, backend: Backend, device: torch.device) -> None:
     """Whatever a library allocates or chooses in its first calls happens outside of the capture."""
-    current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-    side.wait_stream(current)
-    with torch.cuda.stream(side):
+    with backend.beside(device) as side, side:
         for _ in range(WARM_UPS):
             call()
-    current.wait_stream(side)
 
 
 def _first_line(error: BaseException) -> str:

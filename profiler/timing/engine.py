@@ -24,13 +24,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from profiler.nvml import GpuReading
+from profiler.devices.conditions import device_labels, host_labels, other_share, worst
+from profiler.devices.nvml import GpuReading
+from profiler.devices.watch import Watch
 from profiler.record.measurement import CacheSource, CacheState, Label, State, Status, WarmUp, Window
 from profiler.timing.cache_state import Rotation, copies, state_of
 from profiler.timing.clocks import Call, Clock, floor_s
-from profiler.timing.labels import device_labels, host_labels, other_share, worst
 from profiler.timing.stopping import Reason, Rules, Stopping
-from profiler.timing.watch import Watch
 
 WARM_UP_PART = 0.25
 """Most of the time limit that warm-up may take."""

@@ -30,6 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 from profiler.attribution.kernels import check, join
 from profiler.attribution.operations import PASS, passes
 from profiler.attribution.timeline import Timeline, read_timeline
+from profiler.devices.backend import backend_of
 from profiler.record.run import InvalidMeasurement
 from profiler.timing.clocks import Call
 
@@ -44,27 +45,18 @@ COST_CALLS, COST_ROWS = 50, 9
 @contextmanager
 def recorded(path: Path, device: torch.device, settling: int = SETTLING_LAUNCHES) -> Iterator[None]:
     """Profile the block into a file, after `settling` kernels."""
-    is_cuda = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
+    backend = backend_of(device)
     with warnings.catch_warnings():
         # torch < 2.13 warns of it although a session has one cycle; `acc_events` would parse for a second instead
         warnings.filterwarnings("ignore", message=".*Profiler clears events")
-        session = profile(activities=activities)
+        session = profile(activities=backend.activities)
         session.start()
         try:
-            if is_cuda:
-                settle(device, settling)
+            backend.settle(device, settling)
             yield
         finally:
             session.stop()
     session.export_chrome_trace(str(path))
-
-
-def settle(device: torch.device, launches: int) -> None:
-    """Give a session kernels to lose."""
-    with torch.cuda.device(device):
-        for _ in range(launches):
-            torch.cuda._sleep(1)
 
 
 def event_cost_s(now: Callable[[], float] = time.perf_counter) -> float:
@@ -110,12 +102,13 @@ class KernelClock:
     def time(self, call: Call, repeats: int) -> float:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.json"
-            with torch.cuda.device(self._device), recorded(path, self._device):
-                torch.cuda.synchronize()
+            backend = backend_of(self._device)
+            with backend.on(self._device), recorded(path, self._device):
+                backend.synchronize(self._device)
                 with _RecordFunctionFast(PASS):
                     for _ in range(repeats):
                         call()
-                    torch.cuda.synchronize()
+                    backend.synchronize(self._device)
             return busy_s(read_timeline(path))
 
 

@@ -18,12 +18,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from profiler.device import free_bytes
+from profiler.devices.backend import PerDevice, backend_of, free_bytes
 from profiler.timing.clocks import Clock, HostClock, clock_for
 
 STRETCH_S = 0.012
 """Seconds of calls of one probe: a reading of all three costs some 40 ms."""
-STREAM_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
+STREAM_BYTES = PerDevice(host=256 << 20, accelerator=1 << 30)
 """Read by the stream: several times what caches hold for one process. On a CPU which pages it lies on moves a stream of
 64 MiB by a factor of two from one allocation to the next; a matrix of 256 MiB, by a twentieth."""
 STREAM_PART = 1 / 32
@@ -45,18 +45,17 @@ class ReferenceProbes:
         """`clock`: of the device's work; tests inject one."""
         self._clock = clock or clock_for(device)
         self._host_clock = clock or HostClock()
-        kind = device.type
-        elements = int(min(STREAM_BYTES[kind], STREAM_PART * free_bytes(device))) // 4
-        fill = torch.randn if kind == "cuda" else torch.ones  # a GPU's power follows its data, a CPU's little
+        backend = backend_of(device)
+        elements = int(min(STREAM_BYTES.of(device), STREAM_PART * free_bytes(device))) // 4
+        fill = torch.ones if backend.is_host else torch.randn  # a GPU's power follows its data, a CPU's little
         stream = fill(max(1, elements // DEPTH), DEPTH, device=device)
-        calls = _on_a_gpu(stream) if kind == "cuda" else _on_cores(stream)
+        calls = _on_cores(stream) if backend.is_host else _on_a_gpu(stream)
         small = torch.zeros(1, device=device)
         steps = nn.Sequential(*(_Add() for _ in range(HOST_OPERATIONS)))
 
         def host() -> None:
             steps(small)
-            if kind == "cuda":
-                torch.cuda.synchronize(device)
+            backend.synchronize(device)
 
         self._calls: dict[str, tuple[Callable[[], object], Clock]] = {
             "memory": (calls[0], self._clock),

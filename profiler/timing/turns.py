@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from profiler.findings.gpu import REASONS
-from profiler.nvml import GpuReading
+from profiler.devices.conditions import REASONS
+from profiler.devices.nvml import GpuReading
+from profiler.devices.watch import Watch
 from profiler.record.measurement import Label, Window
 from profiler.timing.engine import Verdict, judge
-from profiler.timing.watch import Watch
 
 FEWEST_VISITS = 2
 """Visits at least, however long they take: a single one could be another process's fault."""

@@ -5,7 +5,7 @@ Devices with a datasheet are JSON files in `roofline/devices`, one a device; a u
 run, are the same record (`roofline.hardware.load` reads them).
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -119,14 +119,24 @@ class Characteristic(Record):
     """Why there is no value, in one line."""
 
 
+DeviceKind = Literal["cuda", "cpu", "other"]
+"""As torch names the type of device: "cuda" is a GPU of NVIDIA or, with ROCm, of AMD."""
+GPU: DeviceKind = "cuda"
+"""The kind of a device that other tools have measured and no file describes."""
+
+
+def spec_kind(device_type: str) -> DeviceKind:
+    """The kind of a device by torch's type of it."""
+    return next((kind for kind in get_args(DeviceKind) if kind == device_type), "other")
+
+
 class HardwareSpec(Record):
     """One device. Absent figures are None or missing, never a guess."""
 
     schema_version: int = SPEC_SCHEMA
     name: str
     """ "nvidia-h200-sxm": the file's name where it has one."""
-    kind: Literal["cuda", "cpu", "other"]
-    """As torch names the type of device: "cuda" is a GPU of NVIDIA or, with ROCm, of AMD."""
+    kind: DeviceKind
     matches: tuple[str, ...] = ()
     """Names by which the driver reports exactly this device."""
     chip: Chip | None = None
@@ -143,6 +153,11 @@ class HardwareSpec(Record):
     """Laws with the constants fitted to kernels of this device."""
     reference: dict[str, ReferenceLevel] = {}
     """By probe (`roofline.laws.fitted.PROBES`): its times while the kernels of those laws were timed."""
+
+    @property
+    def has_queue(self) -> bool:
+        """Whether the host issues work ahead of the device, through a queue: on all devices but a CPU."""
+        return self.kind != "cpu"
 
     @field_validator("calibrated")
     @classmethod

@@ -23,7 +23,7 @@ KERNELS = ("copy", "scale", "add", "triad")
 
 def stream(program: Path) -> dict[str, float]:
     """Bytes/s of each kernel."""
-    arguments = [str(program), str(OPERAND_BYTES["cpu"] // 8), str(ITERATIONS)]
+    arguments = [str(program), str(OPERAND_BYTES.host // 8), str(ITERATIONS)]
     lines = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.splitlines()
     return {name: float(rate) for name, rate in (line.split() for line in lines)}
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from profiler.record.run import InvalidMeasurement
-from profiler.timing.clocks import Clock, CudaClock, GraphClock, NotCapturable, capture
+from profiler.timing.clocks import Clock, EventClock, GraphClock, NotCapturable, capture
 from profiler.timing.profiled import KernelClock
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -52,10 +52,10 @@ def test_the_three_clocks_agree(
     build: Callable[[int], Callable[[], object]], size: int, record_property: Callable[[str, object], None]
 ) -> None:
     call = build(size)
-    median_s(CudaClock(CUDA), call)  # clocks rise from idle
+    median_s(EventClock(CUDA), call)  # clocks rise from idle
     events, graph, spans = (
         median_s(clock, call, samples)
-        for clock, samples in ((CudaClock(CUDA), SAMPLES), (GraphClock(CUDA), SAMPLES), (KernelClock(CUDA), 3))
+        for clock, samples in ((EventClock(CUDA), SAMPLES), (GraphClock(CUDA), SAMPLES), (KernelClock(CUDA), 3))
     )
     for name, value in (("events", events), ("graph", graph), ("spans", spans)):
         record_property(f"{name}_us", value * 1e6)
@@ -74,7 +74,7 @@ def test_a_short_kernel_shows_what_each_clock_includes(record_property: Callable
 
     events, graph, spans = (
         median_s(clock, call, samples)
-        for clock, samples in ((CudaClock(CUDA), SAMPLES), (GraphClock(CUDA), SAMPLES), (KernelClock(CUDA), 3))
+        for clock, samples in ((EventClock(CUDA), SAMPLES), (GraphClock(CUDA), SAMPLES), (KernelClock(CUDA), 3))
     )
     for name, value in (("events", events), ("graph", graph), ("spans", spans)):
         record_property(f"{name}_us", value * 1e6)

@@ -19,7 +19,7 @@ from tiny import TINY, tiny
 from transformers import LlamaConfig, PretrainedConfig
 
 from profiler.attribution.operations import passes
-from profiler.environment import collect, findings
+from profiler.devices.environment import collect, findings
 from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
@@ -27,7 +27,7 @@ from profiler.passes.eager import Runner
 from profiler.passes.measure import Loaded, measure_cell
 from profiler.passes.samples import sample
 from profiler.record.run import Cell, CellResult
-from profiler.timing.clocks import CudaClock
+from profiler.timing.clocks import EventClock
 from roofline.graph.op import OpGraph
 from roofline.workload import Workload
 
@@ -110,13 +110,15 @@ def test_traced_and_untraced_busy_time_agree() -> None:
     with torch.no_grad():
         run.once()
         timeline, _ = run.session(4)
-        busy = [math.fsum(sample(timeline, window, names, "cuda").device_s) for window in passes(timeline.host)[1:]]
+        busy = [
+            math.fsum(sample(timeline, window, names, by_kernels=True).device_s) for window in passes(timeline.host)[1:]
+        ]
 
         def once() -> None:
             run.model(**run.inputs.kwargs())
             run.inputs.restore()
 
-        clock = CudaClock(CUDA)
+        clock = EventClock(CUDA)
         clock.time(once, 1)
         untraced = [clock.time(once, 3) / 3 for _ in range(5)]
     assert statistics.median(busy) == pytest.approx(statistics.median(untraced), rel=0.05)
@@ -131,7 +133,7 @@ def test_many_sessions_lose_no_kernels() -> None:
         for _ in range(SESSIONS):  # the loss of pytorch issue 192021 grows with sessions and idle time between them
             timeline, _ = run.session(2)
             for window in passes(timeline.host):
-                one = sample(timeline, window, names, "cuda")
+                one = sample(timeline, window, names, by_kernels=True)
                 counts.add((one.launches, one.launched, one.memory_operations))
             time.sleep(IDLE_S)
     assert len(counts) == 1 and all(launches == kernels for launches, kernels, _ in counts)
@@ -151,7 +153,7 @@ def test_a_profiler_session_leaves_later_passes_as_fast(record_property: Callabl
 def test_short_kernels_are_not_timed_as_their_launches() -> None:
     x = torch.randn(1 << 14, device=CUDA)
     out = torch.empty_like(x)
-    clock = CudaClock(CUDA)
+    clock = EventClock(CUDA)
 
     def call() -> None:
         torch.add(x, x, out=out)

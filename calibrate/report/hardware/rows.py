@@ -175,7 +175,7 @@ def datasheet_clock(spec: HardwareSpec, dtype: str | None) -> float | None:
 
     A matrix peak that is also the vector peak runs on the vector units, whose peaks are at the boost clock.
     """
-    if spec.chip is None or spec.datasheet is None or spec.kind != "cuda" or dtype is None:
+    if spec.chip is None or spec.datasheet is None or not spec.has_queue or dtype is None:
         return None
     matrix, vector = spec.datasheet.matrix.get(dtype), spec.datasheet.vector.get(dtype)
     if matrix is None:

@@ -75,7 +75,7 @@ def words(found: Sequence[Group]) -> dict[str, str]:
 def facts(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> tuple[Fact, ...]:
     """The device, its software, and the conditions that were seen while it was measured."""
     machine = run.environment
-    cuda = machine.device_kind == "cuda"
+    cuda = not machine.is_host
     units = spec.chip.units if spec.chip else None
     parts = f"{number(units.value)} {spec.chip.unit or 'units'}s" if spec.chip and units else ""
     host = f"{machine.cores} cores, {machine.threads} threads"

@@ -26,8 +26,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-
 from profiler.microbench.bench import Bench
 from profiler.microbench.collectives.cases import CASES
 from profiler.microbench.collectives.worker import SMALLEST, failed, sizes
@@ -90,8 +88,8 @@ def collectives(
 
 def ranks(bench: Bench) -> int:
     """Processes to start: one for each GPU, or 2 to 4 on a CPU."""
-    if bench.is_cuda:
-        return torch.cuda.device_count()
+    if not bench.backend.is_host:
+        return bench.backend.count()
     fewest, most = CPU_RANKS
     return max(fewest, min(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else fewest))
 
@@ -99,7 +97,7 @@ def ranks(bench: Bench) -> int:
 def environment(bench: Bench) -> dict[str, str]:
     """Variables of the ranks: gloo stays within this machine, and on a CPU ranks leave each other's cores alone."""
     loopback = {"GLOO_SOCKET_IFNAME": "lo"}
-    return loopback if bench.is_cuda else {**loopback, "OMP_NUM_THREADS": "1"}
+    return {**loopback, "OMP_NUM_THREADS": "1"} if bench.backend.is_host else loopback
 
 
 class _Launch:

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 import torch
 
+from profiler.devices.backend import PerDevice, backend_of
 from profiler.microbench.collectives.cases import Operands
 from profiler.record.measurement import WarmUp
-from profiler.timing.clocks import Call, Clock, CudaClock, HostClock
+from profiler.timing.clocks import Call, Clock, EventClock, HostClock
 
-SAMPLE_S = {"cpu": 2e-4, "cuda": 1e-3}
+SAMPLE_S = PerDevice(host=2e-4, accelerator=1e-3)
 """Shortest sample: many times what ranks leave a barrier apart (some 10 µs)."""
 MOST_SAMPLES = 50
 FEWEST_SAMPLES = 5
@@ -73,20 +74,19 @@ class HostLockstep:
         return self._clock.time(call, repeats)
 
 
-class CudaLockstep(CudaClock):
-    """Calls that enqueue kernels: as `CudaClock`, with a collective of a few bytes between the hold and the start."""
-
-    name = "CUDA events, slowest rank"
+class EventLockstep(EventClock):
+    """Calls that enqueue kernels: as `EventClock`, with a collective of a few bytes between the hold and the start."""
 
     def __init__(self, device: torch.device, meet: Call) -> None:
         """`meet` enqueues something that ends on all ranks at once."""
         super().__init__(device)
         self._meet = meet
+        self.name += ", slowest rank"
 
     def time(self, call: Call, repeats: int) -> float:
-        with torch.cuda.device(self._device):
+        with self._backend.on(self._device):
             self._meet()  # on the host, so that no rank's hold is over before another's begins
-            torch.cuda.synchronize()
+            self._backend.synchronize(self._device)
             self.hold(call, repeats)
             self._meet()
             return self.timed(call, repeats)
@@ -94,7 +94,7 @@ class CudaLockstep(CudaClock):
 
 def lockstep_clock(device: torch.device, meet: Call) -> Clock:
     """The clock of a device among ranks that `meet`."""
-    return CudaLockstep(device, meet) if device.type == "cuda" else HostLockstep(meet)
+    return EventLockstep(device, meet) if backend_of(device).runs_ahead_of_host else HostLockstep(meet)
 
 
 def plan(call_s: float, *, budget_s: float, sample_s: float, most_repeats: int | None = None) -> Plan:

@@ -28,6 +28,7 @@ import pynvml
 import torch
 import torch.distributed as dist
 
+from profiler.devices.backend import BACKENDS, PerDevice, backend_of
 from profiler.microbench.bench import reason
 from profiler.microbench.collectives.cases import CASES, Operands, Ranks, repeats_limit, whole
 from profiler.microbench.collectives.lockstep import SAMPLE_S, Phase, Together, lockstep_clock, measure
@@ -35,7 +36,7 @@ from profiler.record.measurement import UNKNOWN_LINK, Measurement
 from roofline.laws.bus_bandwidth import factor
 
 SMALLEST = 1 << 10
-LARGEST = {"cpu": 16 << 20, "cuda": 256 << 20}
+LARGEST = PerDevice(host=16 << 20, accelerator=256 << 20)
 STEP, QUICK_STEP = 4, 16
 """Factor from one size to the next."""
 TIMEOUT_S = 60.0
@@ -67,7 +68,7 @@ class Settings:
 
 def sizes(device_type: str, *, quick: bool, smallest: int = SMALLEST, largest: int | None = None) -> tuple[int, ...]:
     """Bytes, from the smallest in steps of 4 (quick: 16) up to the largest."""
-    every, last = [smallest], largest or LARGEST[device_type]
+    every, last = [smallest], largest or LARGEST.of(device_type)
     while every[-1] * (step := QUICK_STEP if quick else STEP) <= last:
         every.append(every[-1] * step)
     return tuple(every)
@@ -77,7 +78,7 @@ def settings(arguments: Sequence[str]) -> Settings:
     """The settings that a command line asks for. Exits with a message where it is wrong."""
     parser = argparse.ArgumentParser(prog="collectives.worker", description="Run under torchrun; one process a rank.")
     parser.add_argument("--out", type=Path, required=True, help="file that rank 0 appends measurements to, one a line")
-    parser.add_argument("--device", choices=tuple(LARGEST), required=True)
+    parser.add_argument("--device", choices=tuple(backend.type for backend in BACKENDS), required=True)
     parser.add_argument("--operations", nargs="+", choices=tuple(CASES), default=tuple(CASES))
     parser.add_argument("--smallest", type=int, default=SMALLEST, help="bytes")
     parser.add_argument("--largest", type=int, help="bytes")
@@ -95,9 +96,8 @@ def main(arguments: Sequence[str]) -> None:
     if asked.lifeline is not None:
         hold(asked.lifeline)
     local = int(os.environ["LOCAL_RANK"])
-    device = torch.device(asked.device, local) if asked.device == "cuda" else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = torch.device(asked.device) if backend_of(asked.device).is_host else torch.device(asked.device, local)
+    backend_of(device).make_current(device)
     dist.init_process_group("gloo", timeout=timedelta(seconds=CONTROL_FACTOR * asked.timeout))
     try:
         with Path(os.devnull if dist.get_rank() else asked.out).open("a", encoding="utf-8") as out, torch.no_grad():
@@ -124,7 +124,7 @@ class Worker:
 
     def __init__(self, asked: Settings, device: torch.device) -> None:
         self._asked, self._device = asked, device
-        self._backend = "nccl" if device.type == "cuda" else "gloo"
+        self._backend = backend_of(device).collectives
         self._count = dist.get_world_size()
         self._small = torch.ones(1, device=device)
 
@@ -146,7 +146,7 @@ class Worker:
             "benchmark": "collective",
             "case": f"{operation} {size}",
             "dtype": "float32",
-            "threads": None if self._device.type == "cuda" else torch.get_num_threads(),
+            "threads": torch.get_num_threads() if backend_of(self._device).is_host else None,
             "process": self._asked.process,
             "parameters": {
                 "operation": operation,
@@ -187,7 +187,7 @@ class Worker:
             lockstep_clock(self._device, self._meet),
             share,
             budget_s=self._asked.budget,
-            sample_s=SAMPLE_S[self._device.type],
+            sample_s=SAMPLE_S.of(self._device),
             most_repeats=repeats_limit(operation, self._count),
         )
 
@@ -200,7 +200,7 @@ class Worker:
 
     def _link(self) -> str:
         seen: list[tuple[str, str]] = [("", "")] * self._count
-        uuid = f"GPU-{torch.cuda.get_device_properties(self._device).uuid}" if self._device.type == "cuda" else ""
+        uuid = backend_of(self._device).describe(self._device)[1] or ""
         dist.all_gather_object(seen, (socket.gethostname(), uuid))
         return link_name(
             backend=self._backend,

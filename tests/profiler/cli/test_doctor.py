@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from profiler import environment
 from profiler.cli.app import main
-from profiler.findings.finding import Finding
+from profiler.devices import environment
+from profiler.devices.conditions import Finding
 
 
 def test_doctor_describes_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,11 +23,15 @@ def test_doctor_describes_this_machine(tmp_path: Path, capsys: pytest.CaptureFix
 def test_only_what_invalidates_is_an_exit_code(
     severities: tuple[str, ...], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = tuple(Finding.model_validate({"severity": s, "what": f"a {s}", "mend": "mend it"}) for s in severities)
+    found = tuple(
+        Finding.model_validate({"severity": s, "what": f"a {s}", "why": "it matters", "mend": "mend it"})
+        for s in severities
+    )
     monkeypatch.setattr(environment, "findings", lambda *_: found)
     assert main(["doctor", "--device", "cpu"]) == code
     shown = capsys.readouterr().out
-    assert shown.splitlines().count("  → mend it") == len(severities)
+    assert shown.splitlines().count("  do:  mend it") == len(severities)
+    assert shown.splitlines().count("  why: it matters") == len(severities)
     assert all(f"{severity}: a {severity}" in shown for severity in severities)
     assert ("nothing found" in shown) == (not severities)
 

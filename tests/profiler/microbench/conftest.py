@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pretended_hosts import HOSTS, pretend
 
-from profiler.machine import VARIABLE
+from profiler.devices.host import VARIABLE
 
 
 @pytest.fixture(scope="module", autouse=True)

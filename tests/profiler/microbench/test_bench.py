@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from profiler.devices.nvml import GpuReading
 from profiler.microbench.bench import Bench, flags, reason
-from profiler.nvml import GpuReading
 from profiler.record.measurement import CacheState, Window
 from profiler.timing.clocks import Call
 from profiler.timing.engine import Case

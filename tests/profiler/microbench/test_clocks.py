@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pretended import pretend_accelerator
 
 from profiler.microbench import clocks as module
 from profiler.microbench.bench import Bench
@@ -28,9 +29,8 @@ def test_every_kernel_by_every_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GraphClock", Replay)
     monkeypatch.setattr(module, "TRIADS", (1 << 12, 1 << 14))
     monkeypatch.setattr(module, "SQUARES", (32,))
-    monkeypatch.setattr(Bench, "is_cuda", property(lambda self: True))
-    monkeypatch.setattr("profiler.microbench.bench.release", lambda device: None)
+    pretend_accelerator(monkeypatch)
     found = list(clocks(Bench(torch.device("cpu"), budget_s=0.02)))
     assert len({one.key for one in found}) == len(found) == 3 * 3
-    assert {one.clock for one in found} == {"monotonic clock", "spans", "replay"}
+    assert {one.clock for one in found} == {"pretended events", "spans", "replay"}
     assert all(one.has_value and one.unit == "s" for one in found)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from pretended import Graph, pretend_cuda, quiet_bench
+from pretended import Graph, pretend_accelerator, quiet_bench
 
 from profiler.microbench import launch as module
 from profiler.microbench.launch import NODES, IssueClock, addition, launch, replay
@@ -20,7 +20,7 @@ def test_a_cpu_has_calls_and_says_why_there_is_no_graph() -> None:
 
 
 def test_every_case_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_cuda(monkeypatch)
+    pretend_accelerator(monkeypatch)
     captured: list[int] = []
 
     def capture(call: Callable[[], object], repeats: int, device: torch.device) -> Graph:
@@ -37,7 +37,7 @@ def test_every_case_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_graph_that_runs_too_few_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_cuda(monkeypatch)
+    pretend_accelerator(monkeypatch)
     monkeypatch.setattr(module, "capture", lambda call, repeats, device: Graph(lambda: None, 1))
     found = [one for one in launch(quiet_bench()) if one.case.startswith("graph")]
     assert [one.status for one in found] == ["failed"] * len(NODES)

@@ -22,7 +22,7 @@ def bench() -> Bench:
     return Bench(CPU, budget_s=0.02, quick=True)
 
 
-SHAPES = suite.SHAPES["cpu"]
+SHAPES = suite.SHAPES.host
 
 
 def test_the_budget_holds_however_slow_a_type_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_the_search_takes_the_faster_layout(monkeypatch: pytest.MonkeyPatch) -> 
     paper = SlowProducts(monkeypatch, TWO_CORES)
     bench = paper.bench(limit_bytes=1 << 30)
     shape, layout = peak.shape_search(bench, "bfloat16")
-    assert layout == "n×k" and flops(shape) / 20e9 <= peak.LARGEST_CALL_S["cpu"]
+    assert layout == "n×k" and flops(shape) / 20e9 <= peak.LARGEST_CALL_S.host
     bench.layouts = {"bfloat16": layout}
     (burst,) = peak.burst(bench, {"bfloat16": shape})
     (lasting,) = peak.sustained(bench, {"bfloat16": shape}, seconds=1.0)

@@ -9,8 +9,9 @@ from microbench_samples import lost, measured
 from slow_products import TWO_CORES, SlowProducts
 
 from calibrate.device.spec import spec_of_peaks
+from profiler.devices.backend import PerDevice
 from profiler.devices.caches import cache_capacities, memory_hierarchy
-from profiler.environment import collect
+from profiler.devices.environment import collect
 from profiler.microbench import suite
 from profiler.microbench.suite import measure_peaks
 from profiler.record.measurement import Measurement
@@ -25,7 +26,7 @@ Found = tuple[Peaks, dict[str, str], list[tuple[float, str]]]
 def found() -> Found:
     told: list[tuple[float, str]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(suite.SHAPES, "cpu", ((256, 256, 256), (512, 256, 256)))
+        patch.setattr(suite, "SHAPES", PerDevice(((256, 256, 256), (512, 256, 256)), ()))
         measurements = measure_peaks(
             "cpu", ["float32", "tfloat32"], budget_s=1.0, limit_bytes=192 * MIB,
             progress=lambda part, what: told.append((part, what)),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from profiler.device import parse_device
+from profiler.devices.backend import parse_device
 from profiler.passes.plan import Choices, Shapes, check_mode, plan
 from profiler.record.run import RequestError
 
@@ -63,7 +63,7 @@ def test_modes_are_refused_where_the_machine_lacks_what_they_need(monkeypatch: p
         check_mode("compile-cuda-graph", CPU)
     check_mode("cuda-graph", torch.device("cuda"))
     check_mode("eager", CPU)
-    monkeypatch.setattr("profiler.passes.plan.find_spec", lambda name: None)
+    monkeypatch.setattr("profiler.devices.backend.find_spec", lambda name: None)
     with pytest.raises(RequestError, match="--compile needs Triton"):
         check_mode("compile", torch.device("cuda"))
 

@@ -163,7 +163,7 @@ def test_the_recorded_pass_closes() -> None:
     names = frozenset(f"aten::{name}" for name in (*traced, "scaled_dot_product_attention"))
     found = executed(timeline.host, names=names, window=(window.start_s, window.end_s), tid=window.tid).ops
     ran = [op.name for op in found]
-    one = sample(timeline, window, ran, "cuda")
+    one = sample(timeline, window, ran, by_kernels=True)
     wall_s = window.end_s - window.start_s
     times = collect([one], [wall_s], [wall_s], [1.0], ())
     assert times.closure.spans_plus_gaps == pytest.approx(1, rel=1e-9)
@@ -204,6 +204,6 @@ def test_events_within_operations_and_between_them_are_counted() -> None:
         event("aten::empty", -1.0, -0.5), window, event("aten::view", 0.5, 0.6), event("aten::linear", 1.0, 4.0),
         event("aten::t", 1.1, 1.2), event("aten::mm", 1.5, 3.9), event("aten::add", 5.0, 6.0),
     )  # fmt: skip
-    found = sample(Timeline(host, (), ()), window, ["aten::linear", "aten::add"], "cpu")
+    found = sample(Timeline(host, (), ()), window, ["aten::linear", "aten::add"], by_kernels=False)
     assert found.nested == (2, 0)  # t and mm
     assert found.between == (2, 1)  # view and linear itself; add itself

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from profiler.devices.backend import CYCLES_PER_S
 from profiler.timing.clocks import (
-    CYCLES_PER_S,
     HOLD_LIMIT_S,
     HOLD_MARGIN,
     LIMIT_S,
     READINGS,
     WARM_UPS,
     Call,
-    CudaClock,
+    EventClock,
     GraphClock,
     NotCapturable,
     floor_s,
@@ -49,9 +49,9 @@ class Device:
 
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-        monkeypatch.setattr(torch.cuda, "synchronize", lambda: self.queue.append("idle"))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: self.queue.append("idle"))
         monkeypatch.setattr(torch.cuda, "_sleep", self.sleep)
-        self.clock = CudaClock(torch.device("cuda"))
+        self.clock = EventClock(torch.device("cuda"))
         monkeypatch.setattr(self.clock, "now", lambda: self.now)
 
     def sleep(self, cycles: int) -> None:
@@ -173,7 +173,7 @@ class GraphDevice:
             "stream": use,
             "current_stream": lambda _=None: Stream("main"),
             "device": lambda _: nullcontext(),
-            "synchronize": lambda: self.queue.append("idle"),
+            "synchronize": lambda device=None: self.queue.append("idle"),
             "_sleep": lambda cycles: self.queue.append("hold"),
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)

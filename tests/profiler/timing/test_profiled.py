@@ -12,9 +12,9 @@ import torch
 from intervals import union_s
 
 from profiler.attribution.timeline import read_timeline
+from profiler.devices.backend import CUDA
 from profiler.record.run import InvalidMeasurement
 from profiler.timing import profiled as kernel_clock
-from profiler.timing import profiled as session
 from profiler.timing.profiled import KernelClock, busy_s, recorded
 
 RECORDED = Path(__file__).parents[2] / "data" / "timelines" / "llama_decode_cuda.json"
@@ -28,7 +28,7 @@ class Device:
         self.change = change
         self.queue: list[str] = []
         monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-        monkeypatch.setattr(torch.cuda, "synchronize", lambda: self.queue.append("idle"))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: self.queue.append("idle"))
         monkeypatch.setattr(kernel_clock, "recorded", self.recorded)
 
     def call(self) -> None:
@@ -104,7 +104,7 @@ def test_a_session_settles_on_cuda_alone(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with recorded(tmp_path / "cpu.json", torch.device("cpu")):
         torch.ones(2).add_(1)
     assert not slept and any(e.name == "aten::add_" for e in read_timeline(tmp_path / "cpu.json").host)
-    session.settle(torch.device("cuda"), 5)
+    CUDA.settle(torch.device("cuda"), 5)
     assert slept == [1] * 5
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from profiler.devices.backend import PerDevice
 from profiler.timing import reference
 from profiler.timing.reference import STRETCH_S, ReferenceProbes
 from roofline.laws.fitted import PROBES
@@ -31,7 +32,7 @@ class Steady:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "STREAM_BYTES", {"cpu": 3 * 4 * 16 * 16})
+    monkeypatch.setattr(reference, "STREAM_BYTES", PerDevice(3 * 4 * 16 * 16, 3 * 4 * 16 * 16))
     monkeypatch.setattr(reference, "DEPTH", 16)
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from waiting import LAST_RESORT_S, until
 
+from profiler.devices.backend import CUDA
 from profiler.microbench.bench import Bench
 from profiler.microbench.collectives import launch as collective
 from profiler.microbench.collectives.cases import CASES, repeats_limit, whole
@@ -168,8 +169,8 @@ def test_a_module_that_is_not_there_is_said() -> None:
 
 
 def test_one_gpu_is_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    bench = cast(Bench, SimpleNamespace(is_cuda=True, device=torch.device("cuda"), process=0))
+    monkeypatch.setattr(CUDA, "count", lambda: 1)
+    bench = cast(Bench, SimpleNamespace(backend=CUDA, device=torch.device("cuda"), process=0))
     (only,) = collectives(bench)
     assert (only.status, only.reason) == ("failed", "one GPU: collectives need two or more")
     assert "OMP_NUM_THREADS" not in environment(bench)

@@ -2,7 +2,7 @@
 
 A figure that this GPU or this permission does not give is None and named in `GpuReading.unread`; where there is no
 NVML at all, `Gpu` and `read_gpu` raise `NvmlMissing` with the driver's words. Rules over a reading are in
-`profiler.findings`.
+`profiler.devices.findings`.
 
 Example::
 
@@ -112,7 +112,7 @@ class Gpu:
     """The driver, held open for one GPU."""
 
     def __init__(self, pci_bus_id: str) -> None:
-        """Of the GPU at a PCI address, "domain:bus:device.0"; CUDA's own numbering need not be NVML's.
+        """Open the GPU at a PCI address, "domain:bus:device.0"; CUDA's own numbering need not be NVML's.
 
         Raises NvmlMissing where the library, the driver or the device is not there.
         """

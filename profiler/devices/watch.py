@@ -5,7 +5,7 @@ cannot be read is None in the window, and its reason is once in `unread`: nothin
 
 Example::
 
-    with closing(watch_for(device)) as watch:
+    with closing(backend_of(device).watch(device)) as watch:
         watch.begin()
         times = [clock.time(call, 10) for _ in range(20)]
         window = watch.end(samples=20)
@@ -15,15 +15,10 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-import torch
-
-from profiler.device import pci_bus_id
-from profiler.host import CpuTimes, parse_cpu_times
-from profiler.machine import usable_cpus
-from profiler.nvml import Gpu, GpuState, NvmlMissing
-from profiler.processor import parse_clock_hz, read_processor
+from profiler.devices.host import CpuTimes, parse_clock_hz, parse_cpu_times, read_processor, usable_cpus
+from profiler.devices.nvml import Gpu, GpuState, NvmlMissing
 from profiler.record.measurement import Window
 
 CLOCKED_CPUS = 16
@@ -47,11 +42,12 @@ class Watch(Protocol):
         """Let go of what is held open."""
 
 
-class _Opened:
+class _Opened(NamedTuple):
     """What was counted when a window was opened."""
 
-    def __init__(self, at_s: float, own_s: float, times: CpuTimes | None) -> None:
-        self.at_s, self.own_s, self.times = at_s, own_s, times
+    at_s: float
+    own_s: float
+    times: CpuTimes | None
 
 
 class HostWatch:
@@ -197,17 +193,10 @@ class GpuWatch:
         return state
 
 
-def watch_for(device: torch.device) -> Watch:
-    """The watch of a device. Without NVML, a GPU's figures are None and `unread` says why, once it was asked.
-
-    Raises ValueError for a device type without one.
-    """
-    if device.type == "cpu":
-        return HostWatch()
-    if device.type != "cuda":
-        raise ValueError(f"no watch for device type {device.type!r}; use cpu or cuda")
+def gpu_watch(pci_bus_id: str) -> GpuWatch:
+    """The watch of the GPU at a PCI address. Without NVML its figures are None and `unread` says why, once asked."""
     try:
-        gpu = Gpu(pci_bus_id(device))
+        gpu = Gpu(pci_bus_id)
     except NvmlMissing as error:
         nothing = GpuState(unread=(str(error),))
         return GpuWatch(lambda: nothing, HostWatch())

@@ -7,7 +7,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from profiler.nvml import Gpu, GpuState, NvmlMissing
+from profiler.devices.nvml import Gpu, GpuState, NvmlMissing
 
 ADDRESS = "00000000:1B:00.0"
 ANSWERS = {

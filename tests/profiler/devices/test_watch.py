@@ -8,10 +8,11 @@ import pytest
 import torch
 from nvml_sequences import Clock, play, quiet_host, sequence
 
-from profiler.host import parse_process_times
-from profiler.nvml import GpuProcess, GpuState, NvmlMissing
+from profiler.devices.backend import CPU, CUDA
+from profiler.devices.host import process_times
+from profiler.devices.nvml import GpuProcess, GpuState, NvmlMissing
+from profiler.devices.watch import CLOCKED_CPUS, GpuWatch, HostWatch
 from profiler.record.measurement import Window
-from profiler.timing.watch import CLOCKED_CPUS, GpuWatch, HostWatch, watch_for
 
 TICKS = os.sysconf("SC_CLK_TCK")
 GPU_FIGURES = ("sm_clock_hz", "memory_clock_hz", "power_w", "temperature_c", "event_reasons", "energy_j", "foreign")
@@ -209,19 +210,14 @@ def test_closing_lets_the_driver_go(tmp_path: Path) -> None:
     assert closed
 
 
-def test_a_device_without_a_watch_is_refused() -> None:
-    with pytest.raises(ValueError, match="mps"):
-        watch_for(torch.device("mps"))
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_another_process_is_seen_on_this_machine_and_our_own_work_is_not() -> None:
-    watch = watch_for(torch.device("cpu"))
+    watch = CPU.watch(torch.device("cpu"))
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
         try:
             watch.begin()
             own = os.times()
-            while parse_process_times(Path(f"/proc/{other.pid}/stat").read_text(), TICKS)[1] < 0.5:
+            while process_times()[other.pid][1] < 0.5:
                 sum(range(1000))  # this process works as well
             window = watch.end(1)
         finally:
@@ -235,7 +231,7 @@ def test_another_process_is_seen_on_this_machine_and_our_own_work_is_not() -> No
 
 @pytest.mark.gpu
 def test_a_real_gpu_is_watched() -> None:
-    with closing(watch_for(torch.device("cuda"))) as watch:
+    with closing(CUDA.watch(torch.device("cuda"))) as watch:
         a = torch.randn(4096, 4096, device="cuda")
         watch.begin()
         for _ in range(50):

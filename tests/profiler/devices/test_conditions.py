@@ -3,10 +3,9 @@ from pathlib import Path
 import pytest
 from nvml_sequences import NAMES, play, sequence
 
-from profiler.findings.gpu import POWER_CAP, REASONS
-from profiler.nvml import GpuReading
+from profiler.devices.conditions import POWER_CAP, REASONS, SLOWED_SHARE, host_labels, labels, other_share, worst
+from profiler.devices.nvml import GpuReading
 from profiler.record.measurement import Label, Window
-from profiler.timing.labels import SLOWED_SHARE, host_labels, labels, other_share, worst
 
 EXPECTED: dict[str, list[tuple[str, str]]] = {
     "clean_h200": [],

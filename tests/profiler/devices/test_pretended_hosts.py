@@ -9,9 +9,7 @@ import pytest
 import torch
 from pretended_hosts import GIB, HOSTS, MIB, Host, pretend
 
-from profiler import host_memory
-from profiler.cpu_caches import parse_size, read_cpu_caches
-from profiler.devices import caches as effective_module
+from profiler.devices import host as host_memory
 from profiler.devices.caches import (
     TRUSTED_BYTES,
     cache_capacities,
@@ -20,12 +18,11 @@ from profiler.devices.caches import (
     main_capacity,
     probe_sizes,
 )
-from profiler.environment import collect, findings
-from profiler.host import read_host
-from profiler.machine import parse_cpu_list, usable_cpus
+from profiler.devices.environment import collect, findings
+from profiler.devices.host import parse_cpu_list, parse_size, read_cpu_caches, read_host, read_processor, usable_cpus
 from profiler.microbench import memory, pointwise
 from profiler.microbench.bench import Bench
-from profiler.processor import read_processor
+from profiler.microbench.memory import caches as effective_module
 
 CPU = torch.device("cpu")
 
@@ -243,6 +240,6 @@ def test_the_probe_takes_no_more_memory_than_it_may() -> None:
 
 def test_a_started_process_pretends_the_same_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pretend(monkeypatch, tmp_path, HOSTS["P and E cores"])
-    code = "import json, profiler.machine as m; print(json.dumps(m.usable_cpus()))"
+    code = "import json, profiler.devices.host as m; print(json.dumps(m.usable_cpus()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert json.loads(done.stdout) == list(range(16))

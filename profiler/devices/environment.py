@@ -1,0 +1,84 @@
+"""The machine and its software, as a run records them, and what about them spoils a measurement.
+
+`collect` gives the record; `findings` looks at the machine for half a second and gives what `doctor` prints.
+A device is a torch device or its name: "cpu", "cuda", "cuda:1".
+
+Example: ``collect("cpu").device``, ``[finding.what for finding in findings("cpu")]``
+"""
+
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from packaging.requirements import Requirement
+
+from profiler.devices.backend import backend_of, parse_device
+from profiler.devices.conditions import ORDER, Finding
+from profiler.devices.findings import host_findings
+from profiler.devices.host import read_host, usable_cpus
+from profiler.devices.settings import (
+    DISTRIBUTION,
+    disk_findings,
+    installed,
+    requirements,
+    variable_findings,
+    version_findings,
+)
+from profiler.record.run import Environment
+
+RECORDED = ("torch", "transformers", "numpy", "triton", "flash-attn", "flashinfer-python", "nvidia-ml-py")
+"""Distributions whose version can change a time; those not installed are left out."""
+
+
+def collect(device: str | torch.device, known: Sequence[Finding] | None = None) -> Environment:
+    """Describe the machine; `known` are findings just made, looked for now if None.
+
+    Raises RequestError where there is no such device.
+    """
+    chosen = parse_device(device)
+    backend = backend_of(chosen)
+    name, uuid, extra = backend.describe(chosen)
+    return Environment(
+        device=name,
+        device_kind=backend.type,
+        device_uuid=uuid,
+        cores=len(usable_cpus()),
+        threads=torch.get_num_threads(),
+        memory_bytes=backend.memory_bytes(chosen),
+        hostname=platform.node(),
+        os=platform.platform(),
+        python=platform.python_version(),
+        versions={**versions(), **extra},
+        notes=tuple(
+            finding.what for finding in (findings(device) if known is None else known) if finding.severity != "note"
+        ),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of roofcal and of what can change a time; torch's with its build, as in 2.11.0+cu130."""
+    known = {name: version for name in (DISTRIBUTION, *RECORDED) if (version := installed(name)) is not None}
+    return {**known, "torch": str(torch.__version__)}
+
+
+def findings(
+    device: str | torch.device, results: Path = Path("results"), interval_s: float = 0.5
+) -> tuple[Finding, ...]:
+    """What spoils a measurement on this device now, the worst first; takes `interval_s`.
+
+    Raises RequestError where there is no such device.
+    """
+    chosen = parse_device(device)
+    backend, threads, needed = backend_of(chosen), torch.get_num_threads(), requirements()
+    folder = next(path for path in (results.absolute(), *results.absolute().parents) if path.exists())
+    found = (
+        *host_findings(read_host(threads, interval_s), backend.is_host),
+        *variable_findings(os.environ, backend.variables, threads if backend.is_host else None),
+        *backend.findings(chosen),
+        *disk_findings(shutil.disk_usage(folder).free, str(results)),
+        *version_findings(needed, {name: installed(name) for name in (Requirement(line).name for line in needed)}),
+    )
+    return tuple(sorted(found, key=lambda finding: ORDER.index(finding.severity)))

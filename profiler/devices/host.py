@@ -1,0 +1,445 @@
+"""The host: its processors, caches and memory, the limits that control groups set, and what it is doing besides us.
+
+Everything is read from Linux's /proc and /sys; parsers are functions of text, so that recorded text tests them. What is
+built into the machine is read below `proc_root` and `sys_root`, which a developer may point at a pretended host:
+`ROOFCAL_PRETEND_HOST` names a folder with `proc` and `sys` trees (`tests/pretended_hosts.py` makes them). Counters of
+what happens now (load, CPU times, other processes) are always those of the real machine.
+
+Example: ``read_host(interval_s=0.5).steal_fraction``, ``free_bytes() // 8``
+"""
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from pydantic import Field
+
+from roofline.record import Record
+
+VARIABLE = "ROOFCAL_PRETEND_HOST"
+"""Environment variable with the folder of a pretended host; not set outside of development."""
+UNLIMITED_BYTES = 1 << 60
+"""cgroup v1 says "no limit" with a number near 2^63; no machine has this much memory."""
+
+
+def pretended_root() -> Path | None:
+    """The folder of the pretended host; None on the real one."""
+    folder = os.environ.get(VARIABLE)
+    return Path(folder) if folder else None
+
+
+def proc_root() -> Path:
+    """Where /proc of this host is."""
+    return (pretended_root() or Path("/")) / "proc"
+
+
+def sys_root() -> Path:
+    """Where /sys of this host is."""
+    return (pretended_root() or Path("/")) / "sys"
+
+
+def read_text(path: Path) -> str | None:
+    """The stripped text of a file; None where it cannot be read."""
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _entries(text: str) -> Iterator[tuple[str, str]]:
+    """Key and value of each line "key : value"."""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        yield key.strip(), value.strip()
+
+
+def _whole(text: str) -> int | None:
+    """A whole number, not negative; None for anything else."""
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+# CPUs
+
+
+class Processor(Record):
+    """The processors that this process may run on; None where the system does not say."""
+
+    physical_cores: int | None = None
+    """Cores to which its CPUs belong; fewer than CPUs where SMT siblings share one."""
+    numa_nodes: int | None = None
+    """Memory nodes to which its CPUs belong."""
+    virtual: bool | None = None
+    """Whether a hypervisor says what this machine is; x86 only."""
+    clock_is_real: bool | None = None
+    """Whether /proc/cpuinfo's "cpu MHz" is measured; a guest without the counters sees a nominal clock. x86 only."""
+    boost: bool | None = None
+    """Whether the clock may exceed its base."""
+    huge_pages: str | None = None
+    """Transparent huge pages: "always", "madvise" (for memory that asks for them) or "never"."""
+
+
+def parse_cpu_list(text: str) -> tuple[int, ...]:
+    """CPU numbers from a list like "0-3,8". Raises ValueError where it is none."""
+    cpus: list[int] = []
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        cpus.extend(range(int(first), int(last or first) + 1))
+    return tuple(cpus)
+
+
+def cpu_list(path: Path) -> tuple[int, ...] | None:
+    """CPU numbers that a file lists; None where it cannot be read or lists none."""
+    try:
+        return parse_cpu_list(read_text(path) or "") or None
+    except ValueError:
+        return None
+
+
+def usable_cpus() -> tuple[int, ...]:
+    """CPU numbers that this process may run on; all of them where the system has no affinity."""
+    if pretended_root() is None:
+        return tuple(
+            sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+        )
+    for key, value in _entries(read_text(proc_root() / "self/status") or ""):
+        if key == "Cpus_allowed_list":
+            return parse_cpu_list(value)
+    return cpu_list(sys_root() / "devices/system/cpu/online") or (0,)
+
+
+def parse_flags(cpuinfo: str) -> frozenset[str]:
+    """Flags of the first CPU in an x86's /proc/cpuinfo; empty on other architectures."""
+    return frozenset(next((value for key, value in _entries(cpuinfo) if key == "flags"), "").split())
+
+
+def parse_cpu_name(cpuinfo: str) -> str | None:
+    """The model name in /proc/cpuinfo; None where the architecture does not give one."""
+    names = (value for key, value in _entries(cpuinfo) if key in ("model name", "Model", "cpu model") and value)
+    return next((" ".join(name.split()) for name in names), None)
+
+
+def parse_clock_hz(cpuinfo: str) -> float | None:
+    """Mean of the "cpu MHz" lines of /proc/cpuinfo; None where there are none."""
+    megahertz = [float(value) for key, value in _entries(cpuinfo) if key == "cpu MHz"]
+    return sum(megahertz) / len(megahertz) * 1e6 if megahertz else None
+
+
+def parse_chosen(text: str) -> str | None:
+    """The choice in brackets of sysfs's "always [madvise] never"."""
+    return next((word[1:-1] for word in text.split() if word.startswith("[") and word.endswith("]")), None)
+
+
+def read_processor(cpus: Sequence[int], proc: Path | None = None, sys: Path | None = None) -> Processor:
+    """Describe the processors of these CPU numbers; `proc` and `sys`: None for those of this host."""
+    proc, sys = proc or proc_root(), sys or sys_root()
+    system = sys / "devices/system/cpu"
+    siblings = {read_text(system / f"cpu{cpu}/topology/thread_siblings_list") for cpu in cpus}
+    nodes = {node.name for cpu in cpus for node in (system / f"cpu{cpu}").glob("node[0-9]*")}
+    flags = parse_flags(read_text(proc / "cpuinfo") or "")
+    boost, no_turbo = read_text(system / "cpufreq/boost"), read_text(system / "intel_pstate/no_turbo")
+    return Processor(
+        physical_cores=None if None in siblings else len(siblings),
+        numa_nodes=len(nodes) or None,
+        virtual="hypervisor" in flags if flags else None,
+        clock_is_real="hypervisor" not in flags or "aperfmperf" in flags if flags else None,
+        boost=boost == "1" if boost is not None else no_turbo == "0" if no_turbo is not None else None,
+        huge_pages=parse_chosen(read_text(sys / "kernel/mm/transparent_hugepage/enabled") or ""),
+    )
+
+
+# Caches
+
+
+@dataclass(frozen=True, slots=True)
+class CpuCache:
+    """One instance of a data or unified cache."""
+
+    name: str
+    """"L1", "L2", "L3"."""
+    bytes: int
+    cpus: frozenset[int]
+    """CPU numbers that share it; empty where the system does not say."""
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes from sysfs's "32K", "1024K", "33M"; None where it is no size, or none at all."""
+    text = text.strip()
+    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:])
+    return factor * (_whole(text[:-1]) or 0) or None if factor else _whole(text) or None
+
+
+def read_cpu_caches(cpus: Sequence[int], sys: Path | None = None) -> tuple[CpuCache, ...]:
+    """Caches that these CPUs reach, each instance once, the smallest level first; empty where the system states none.
+
+    Instances matter: a cache that eight cores share is one, two sockets have two, and cores of different kinds have
+    caches of different sizes. What the system states need not be what a process gets: a hypervisor passes on the cache
+    of the whole machine. Entries without a readable level or size are left out.
+    """
+    system, caches = (sys or sys_root()) / "devices/system/cpu", set()
+    for index in (index for cpu in cpus for index in (system / f"cpu{cpu}/cache").glob("index[0-9]*")):
+        level, size = _whole(read_text(index / "level") or ""), parse_size(read_text(index / "size") or "")
+        if level is not None and size is not None and read_text(index / "type") != "Instruction":
+            caches.add(CpuCache(f"L{level}", size, frozenset(cpu_list(index / "shared_cpu_list") or ())))
+    return tuple(sorted(caches, key=lambda cache: (cache.name, cache.bytes, sorted(cache.cpus))))
+
+
+# Memory and control groups
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryGroup:
+    """A control group that limits memory."""
+
+    limit_bytes: int
+    used_bytes: int
+    """Without file pages that the kernel gives up when memory is short."""
+
+    @property
+    def left_bytes(self) -> int:
+        return max(0, self.limit_bytes - self.used_bytes)
+
+
+def parse_cgroups(text: str) -> dict[str, str]:
+    """Controller -> group's path from /proc/self/cgroup; the unified hierarchy (v2) is under ""."""
+    lines = [line.split(":", 2) for line in text.splitlines() if line.count(":") >= 2]
+    return {controller: path for _, controllers, path in lines for controller in controllers.split(",")}
+
+
+def parse_quota(quota: str, period: str) -> float | None:
+    """Cores from a quota and its period in microseconds, as in cpu.max (v2) and cpu.cfs_*_us (v1).
+
+    None is no limit ("max", -1), or no such text.
+    """
+    above, below = _whole(quota), _whole(period)
+    return above / below if above and below else None
+
+
+def parse_memory_limit(text: str) -> int | None:
+    """Bytes from memory.max (v2) or memory.limit_in_bytes (v1); None is no limit, or no such text."""
+    limit = _whole(text)
+    return None if limit is None or limit >= UNLIMITED_BYTES else limit
+
+
+def read_limits(proc: Path, sys: Path) -> tuple[float | None, int | None]:
+    """(cores, bytes) that the control groups grant this process, the tightest of the group and those above it.
+
+    Files that are missing or unreadable limit nothing. Raises OSError where the system has no control groups.
+    """
+    groups = parse_cgroups((proc / "self/cgroup").read_text(errors="replace"))
+    root = sys / "fs/cgroup"
+    quotas = []
+    for folder in _group_and_above(root, groups.get("", "/")):
+        quota, _, period = (read_text(folder / "cpu.max") or "").partition(" ")
+        quotas.append(parse_quota(quota, period))
+    for folder in _group_and_above(root / "cpu", groups.get("cpu", "/")):
+        texts = [read_text(folder / name) or "" for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+        quotas.append(parse_quota(*texts))
+    limits = [group.limit_bytes for group in memory_groups(proc, sys)]
+    return min((quota for quota in quotas if quota is not None), default=None), min(limits, default=None)
+
+
+def memory_groups(proc: Path, sys: Path) -> tuple[MemoryGroup, ...]:
+    """Every control group that limits this process's memory; empty where none does or the system has none."""
+    groups, root = parse_cgroups(read_text(proc / "self/cgroup") or ""), sys / "fs/cgroup"
+    unified = _group_and_above(root, groups.get("", "/"))
+    older = _group_and_above(root / "memory", groups.get("memory", "/"))
+    return (
+        *_limited(unified, "memory.max", "memory.current", "inactive_file"),
+        *_limited(older, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+
+
+def _limited(folders: list[Path], limit: str, usage: str, reclaimable: str) -> Iterator[MemoryGroup]:
+    for folder in folders:
+        limit_bytes = parse_memory_limit(read_text(folder / limit) or "")
+        if limit_bytes is None:
+            continue
+        lines = (line.partition(" ") for line in (read_text(folder / "memory.stat") or "").splitlines())
+        given_up = sum(_whole(value) or 0 for name, _, value in lines if name == reclaimable)
+        yield MemoryGroup(limit_bytes, max(0, (_whole(read_text(folder / usage) or "") or 0) - given_up))
+
+
+def _group_and_above(root: Path, group: str) -> list[Path]:
+    own = root / group.strip("/")
+    return [own, *(parent for parent in own.parents if parent == root or root in parent.parents)]
+
+
+def parse_kib(text: str, key: str) -> int | None:
+    """Bytes of a line like "VmSwap:  12 kB" (/proc/meminfo, /proc/PID/status); None where there is no such line."""
+    sizes = (_whole(value.removesuffix("kB")) for name, value in _entries(text) if name == key)
+    return next((1024 * size for size in sizes if size is not None), None)
+
+
+def total_bytes(proc: Path | None = None, sys: Path | None = None) -> int:
+    """Bytes of the machine's memory, or those that the tightest control group allows."""
+    limits = [group.limit_bytes for group in memory_groups(proc or proc_root(), sys or sys_root())]
+    return min([_memory(proc, "MemTotal", "total"), *limits])
+
+
+def free_bytes(proc: Path | None = None, sys: Path | None = None) -> int:
+    """Bytes that may still be taken without anything being swapped out or killed."""
+    left = [group.left_bytes for group in memory_groups(proc or proc_root(), sys or sys_root())]
+    return max(0, min([_memory(proc, "MemAvailable", "available"), *left]))
+
+
+def _memory(proc: Path | None, key: str, name: str) -> int:
+    """Bytes from /proc/meminfo; from psutil on systems without it, and where it cannot be read."""
+    size = parse_kib(read_text((proc or proc_root()) / "meminfo") or "", key)
+    return int(getattr(psutil.virtual_memory(), name)) if size is None else size
+
+
+# What happens now
+
+
+class CpuTimes(Record):
+    """Seconds from /proc/stat, added up over the CPUs that were asked for."""
+
+    busy_s: float
+    """Every state but idle, I/O wait and steal."""
+    steal_s: float
+    """The hypervisor ran somebody else."""
+    total_s: float
+
+
+class Process(Record):
+    """A process beside this one, over an interval."""
+
+    pid: int
+    name: str
+    cores: float
+    """CPU time ÷ interval."""
+
+
+class HostReading(Record):
+    """One look at the host; None where the system does not say."""
+
+    cores: int = Field(gt=0)
+    """CPUs that this process may use."""
+    host_cores: int = Field(gt=0)
+    threads: int | None = None
+    """Threads that torch uses within an operation; None where torch was not asked."""
+    load_1min: float | None = None
+    steal_fraction: float | None = None
+    """Fraction of the time of the cores that this process may use, over the interval."""
+    busy_others_cores: float | None = None
+    """Cores' worth of CPU time on them that this process did not use."""
+    busiest: tuple[Process, ...] = ()
+    """Processes of this system beside this one that used the CPU, the busiest first."""
+    governors: tuple[str, ...] = ()
+    """Distinct frequency governors of the cores."""
+    cpu_quota_cores: float | None = None
+    """CPU time that the control group grants, in cores; None is no limit."""
+    memory_limit_bytes: int | None = None
+    """Limit of the control group; None is no limit."""
+    swapped_bytes: int | None = None
+    """Swapped out of this process."""
+    swap_pages: int | None = None
+    """Pages that the system swapped in or out over the interval."""
+    processor: Processor = Processor()
+    unread: tuple[str, ...] = ()
+    """Files that could not be read."""
+
+
+def parse_cpu_times(stat: str, ticks_per_s: float, cpus: Collection[int] = ()) -> CpuTimes:
+    """The "cpuN" lines of /proc/stat: user nice system idle iowait irq softirq steal guest guest_nice (proc(5)).
+
+    Guest time is already in user time, so it is left out of the sum. The "cpu" line, of all CPUs, stands for those
+    that are not listed, and where none is asked for.
+    """
+    fields = {line.split()[0]: line.split()[1:9] for line in stat.splitlines() if line.startswith("cpu")}
+    names = [f"cpu{cpu}" for cpu in cpus if f"cpu{cpu}" in fields]
+    lines = [fields[name] for name in names] if names and len(names) == len(cpus) else [fields["cpu"]]
+    user, nice, system, idle, iowait, irq, softirq, steal = (
+        sum(map(int, state)) / ticks_per_s for state in zip(*lines, strict=True)
+    )
+    busy = user + nice + system + irq + softirq
+    return CpuTimes(busy_s=busy, steal_s=steal, total_s=busy + steal + idle + iowait)
+
+
+def parse_swap_pages(vmstat: str) -> int:
+    """Pages swapped in and out since boot, from /proc/vmstat."""
+    values = dict(line.split() for line in vmstat.splitlines())
+    return int(values.get("pswpin", 0)) + int(values.get("pswpout", 0))
+
+
+def process_times() -> dict[int, tuple[str, float]]:
+    """Name and CPU seconds of every process that this one may look at, by its number."""
+    processes = psutil.process_iter(["name", "cpu_times"])
+    known = [(process.pid, process.info) for process in processes if process.info["cpu_times"] is not None]
+    return {pid: (info["name"] or "?", info["cpu_times"].user + info["cpu_times"].system) for pid, info in known}
+
+
+def read_host(
+    threads: int | None = None,
+    interval_s: float = 0.5,
+    proc: Path | None = None,
+    sys: Path | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    processes: Callable[[], Mapping[int, tuple[str, float]]] = process_times,
+) -> HostReading:
+    """Look at the host twice, `interval_s` apart; this process should be at rest meanwhile.
+
+    `proc` and `sys` are the folders to read; None: counters of what happens now from /proc, the rest from this host's.
+    """
+    built_proc, built_sys = proc or proc_root(), sys or sys_root()
+    proc = proc or Path("/proc")
+    unread: dict[str, None] = {}
+
+    def text(name: str) -> str:
+        content = read_text(proc / name)
+        if content is None:
+            unread[str(proc / name)] = None
+        return content or ""
+
+    cpus, ticks = usable_cpus(), float(os.sysconf("SC_CLK_TCK"))
+    spent, own_s, start = processes(), time.process_time(), time.monotonic()
+    stat, vmstat = text("stat"), text("vmstat")
+    sleep(interval_s)
+    stat_after, vmstat_after = text("stat"), text("vmstat")
+    own_s, elapsed_s = time.process_time() - own_s, time.monotonic() - start or interval_s
+    spent_after = processes()
+
+    figures: dict[str, object] = {}
+    if stat and stat_after:
+        first, last = parse_cpu_times(stat, ticks, cpus), parse_cpu_times(stat_after, ticks, cpus)
+        figures["steal_fraction"] = (last.steal_s - first.steal_s) / max(last.total_s - first.total_s, 1 / ticks)
+        figures["busy_others_cores"] = max(0.0, last.busy_s - first.busy_s - own_s) / elapsed_s
+    if vmstat and vmstat_after:
+        figures["swap_pages"] = parse_swap_pages(vmstat_after) - parse_swap_pages(vmstat)
+    if status := text("self/status"):
+        figures["swapped_bytes"] = parse_kib(status, "VmSwap")
+    if load := text("loadavg"):
+        figures["load_1min"] = float(load.split()[0])
+    try:
+        figures["cpu_quota_cores"], figures["memory_limit_bytes"] = read_limits(built_proc, built_sys)
+    except OSError:
+        unread[str(built_sys / "fs/cgroup")] = None
+    policies = [built_sys / f"devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor" for cpu in cpus]
+    return HostReading.model_validate(
+        {
+            **figures,
+            "cores": len(cpus),
+            "host_cores": max(os.cpu_count() or 1, len(cpus)),
+            "threads": threads,
+            "busiest": _busiest(spent, spent_after, elapsed_s),
+            "governors": tuple(sorted({governor for policy in policies if (governor := read_text(policy))})),
+            "processor": read_processor(cpus, built_proc, built_sys),
+            "unread": tuple(unread),
+        }
+    )
+
+
+def _busiest(
+    before: Mapping[int, tuple[str, float]], after: Mapping[int, tuple[str, float]], elapsed_s: float
+) -> tuple[Process, ...]:
+    """Processes beside this one that used CPU time; one that started meanwhile counts from its start."""
+    used = [
+        Process(pid=pid, name=name, cores=(spent_s - before.get(pid, ("", 0.0))[1]) / elapsed_s)
+        for pid, (name, spent_s) in after.items()
+        if pid != os.getpid() and spent_s > before.get(pid, ("", 0.0))[1]
+    ]
+    return tuple(sorted(used, key=lambda process: -process.cores))
