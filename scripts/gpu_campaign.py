@@ -150,7 +150,7 @@ def parts(device: str, models: Sequence[Model], shapes: Shapes) -> Iterator[Part
     for mode in ("eager", "compile"):
         yield from passes(device, [first], shapes, mode)
     # what the calibration is worth on kernels that it was not fitted to; its spec is of half the kernels
-    arguments = ("calibrate", "{run}", "--out", "{out}/held-out.spec.json")
+    arguments: tuple[str, ...] = ("calibrate", "{run}", "--out", "{out}/held-out.spec.json")
     calibrated = "the look at a CPU is not calibrated" if unless else None
     yield Part("held-out", arguments, 40.0, keeps_run=False, unless=calibrated, on="hardware")
     for form in (*FILES, *FOLDERS):
@@ -493,11 +493,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lacking = missing()
     if lacking or given.minutes <= 0:
         return _refuse(lacking or f"--minutes {given.minutes:g} is no time; give more than 0")
-    models, shapes = (CPU_MODELS, CPU_SHAPES) if given.device == "cpu" else (GPU_MODELS, GPU_SHAPES)
+    models: Sequence[Model] = CPU_MODELS if given.device == "cpu" else GPU_MODELS
+    shapes = CPU_SHAPES if given.device == "cpu" else GPU_SHAPES
     if given.models:
         known, usual = {model.name: model for model in models}, models[0]
         names = given.models.split(",")
-        models = tuple(known.get(name, Model(name, usual.layers, usual.longest)) for name in names)
+        models = [known.get(name, Model(name, usual.layers, usual.longest)) for name in names]
     if given.device != "cpu":
         import torch
 
