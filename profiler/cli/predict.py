@@ -112,8 +112,8 @@ def predict(
     dtype = dtype if "--dtype" in given else of.dtype or dtype
     wanted: Logits = "all" if option.words("--logits", logits, get_args(Logits))[0] == "all" else "last"
     written = {"--prompt": prompt, "--context": context, "--batch": batch}
-    sizes = [option.distinct(name, text) for name, text in written.items()]
-    lengths = option.Lengths(*sizes, dtype, wanted)
+    prompts, contexts, batches = (option.distinct(name, text) for name, text in written.items())
+    lengths = option.Lengths(prompts, contexts, batches, dtype, wanted)
     workloads = lengths.workloads(option.words("--phase", phase, ("prefill", "decode", "chunk")))
     mixes = tuple(option.mixed(text, dtype) for text in mix or ())
     requests = lengths.requests(option.distinct("--output", output)) if output is not None else ()
