@@ -159,9 +159,9 @@ def predicted_wall(
         gaps = None if gap_s is None else gap_s * ratio
         return None if peaks is None else pass_wall_s(time_s, issued, spec, peaks, gaps, with_laws=True)
 
-    at_level_s = wall(level_s, host)
+    wall_s = wall(level_s, host)
     ends = None
-    if at_level_s is not None and compiled is None:
+    if wall_s is not None and compiled is None:
         gap_ends = host_gap_interval(graph, spec)
         if not spec.has_queue and gap_s is not None and gap_ends is not None:
             ends = predicted.beside(gap_s, gap_ends).ends(np.concatenate([count, count]))
@@ -169,7 +169,7 @@ def predicted_wall(
             whole = float((level_s * count).sum())
             low, high = (wall(level_s * end / whole, host) for end in busy)
             ends = None if low is None or high is None else (low, high)
-    return Wall(at_level_s, wall(times_s, 1.0), ends)
+    return Wall(wall_s, wall(times_s, 1.0), ends)
 
 
 def executed_wall(count: Array, spec: HardwareSpec, time_s: Array, mode: Mode, compiled: IssuedKernels | None) -> Wall:
