@@ -183,8 +183,10 @@ class Kernel(nn.Module):
         return len(self._operands)
 
     def _sets(self) -> list[tuple[Operands, Operands]]:
-        weights = (tuple(each.parameters()) for each in self.weights)
-        return list(zip(self._operands, weights, strict=True))
+        return [
+            (operands, tuple(weights.parameters()))
+            for operands, weights in zip(self._operands, self.weights, strict=True)
+        ]
 
 
 def kernel_of(shape: KernelShape, arena: Arena, rotated_bytes: int = 0) -> Kernel:
