@@ -23,6 +23,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -109,7 +110,7 @@ def probe_kernels(
     levels: dict[str, list[float]] = {}
     whole = visits * (len(models) + len(groups))
 
-    def take(name: str, watched: Watched) -> object:
+    def take(name: str, watched: Watched) -> Any:
         for probe, probe_s in (reference.time() if reference is not None else {}).items():
             levels.setdefault(probe, []).append(probe_s)
         try:
@@ -119,8 +120,8 @@ def probe_kernels(
                 gc.collect()  # a model's modules refer to each other
             backend_of(device).release_memory()
 
-    with closing(watch or backend_of(device).watch(device)) as open_watch:
-        turns: Turns[object] = take_turns(
+    with closing(watch or watch_for(device)) as open_watch:
+        turns: Turns[Any] = take_turns(
             [*models, *groups],
             take,
             visits=visits,
