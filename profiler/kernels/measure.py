@@ -339,7 +339,7 @@ class ProbedKernels:
             self._probe = probe
         runner = Runner(probe, NoInputs(), self._device)
         if self.graph is None:
-            self.graph = traced(probe, self.shapes[0].dtype, runner.kind)
+            self.graph = traced(probe, self.shapes[0].dtype, runner.backend.type)
             self.owners = tuple(int(op.path.split(".")[1]) if op.path else None for op in self.graph.ops)
         with torch.no_grad():
             taken = samples(runner, [op.name for op in self.graph.ops], PASSES, watched)

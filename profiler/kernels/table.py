@@ -120,7 +120,7 @@ def probe_kernels(
                 gc.collect()  # a model's modules refer to each other
             backend_of(device).release_memory()
 
-    with closing(watch or watch_for(device)) as open_watch:
+    with closing(watch or backend_of(device).watch(device)) as open_watch:
         turns: Turns[Any] = take_turns(
             [*models, *groups],
             take,
