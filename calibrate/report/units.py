@@ -65,6 +65,16 @@ def in_unit(value: float | None, unit: str) -> str:
     return _prefixed(value, unit, lowest, highest)
 
 
+def precise(value: float, unit: str = "") -> str:
+    """Five digits, as many as the tables of papers have: "28.751 T"."""
+    return _prefixed(value, unit, -3, 5, digits=5)
+
+
+def megahertz(value: float) -> str:
+    """A clock in hertz as "1605 MHz"."""
+    return f"{value / 1e6:.0f} MHz"
+
+
 def binary(value: float | None) -> str:
     """Bytes where powers of two are meant (a cache, a working set): "512 KiB", "1.5 MiB"."""
     if value is None:
@@ -134,22 +144,22 @@ def aligned(cells: Sequence[str]) -> list[str]:
     return [cell.rjust(widest) for cell in padded]
 
 
-def _prefixed(value: float | None, unit: str, lowest: int, highest: int, signed: bool = False) -> str:
+def _prefixed(value: float | None, unit: str, lowest: int, highest: int, signed: bool = False, digits: int = 3) -> str:
     if value is None:
         return UNKNOWN
     _finite(value)
     if value == 0:
         return f"0 {unit}".rstrip()
-    rounded = float(f"{abs(value):.2e}")  # first, so that 999.6 µs becomes 1.00 ms
+    rounded = float(f"{abs(value):.{digits - 1}e}")  # first, so that 999.6 µs becomes 1.00 ms
     power = min(max(math.floor(math.log10(rounded) / 3 + 1e-9), lowest), highest)
     number = rounded / 1000.0**power
-    text = f"{_sign(value, signed)}{number:.{_decimals(number, most=5)}f} {_PREFIXES[power]}{unit}"
-    return text.rstrip()
+    decimals = _decimals(number, most=digits + 2, digits=digits)
+    return f"{_sign(value, signed)}{number:.{decimals}f} {_PREFIXES[power]}{unit}".rstrip()
 
 
-def _decimals(number: float, most: int) -> int:
-    """Decimals that leave three significant digits."""
-    return min(max(2 - math.floor(math.log10(number) + 1e-9), 0), most)
+def _decimals(number: float, most: int, digits: int = 3) -> int:
+    """Decimals that leave so many significant digits."""
+    return min(max(digits - 1 - math.floor(math.log10(number) + 1e-9), 0), most)
 
 
 def _sign(value: float, signed: bool) -> str:

@@ -1,6 +1,6 @@
 """`calibrate`: measured kernels to a spec of the device whose laws predict kernels that were not measured.
 
-Wiring only: `calibrate.calibrating` fits and scores, `calibrate.report.calibration` shows. No device,
+Wiring only: `calibrate.calibrating` fits and scores, `calibrate.report.kernels` shows. No device,
 no torch.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from profiler.cli.output import print_json, stdout_to_stderr_if
+from profiler.cli.output import console, print_json, stdout_to_stderr_if
 from profiler.record.errors import RequestError
 from profiler.record.files import write_text
 from profiler.record.index import find_run
@@ -51,7 +51,9 @@ def calibrate(
 ) -> None:
     """Fit each kind's law to few kernels and score it on others: other groups of the runs, or the runs of --score."""
     from calibrate.calibrating import calibrate_tables, calibrated_spec, chosen, tables
-    from calibrate.report.calibration import document, lines
+    from calibrate.report.json import calibration_json
+    from calibrate.report.kernels import calibration_document
+    from calibrate.report.terminal import render
     from roofline.facts import facts_of
 
     with stdout_to_stderr_if(as_json):
@@ -73,10 +75,9 @@ def calibrate(
         kept = calibrated_spec(spec, calibration, _provenance(folders, seed))
         write_text(path, kept.model_dump_json(indent=1) + "\n")
     if as_json:
-        print_json(document(path, calibration))
+        print_json(calibration_json(path, calibration))
     else:
-        for line in lines(calibration):
-            print(line)
+        render(calibration_document(calibration), console())
         print(f"\nkept in {path}", file=sys.stderr)
 
 

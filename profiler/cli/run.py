@@ -262,16 +262,18 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent) -> int:
     """Write the reports and show them; the exit code."""
     with spent.on("report"):
         from calibrate.report import html, markdown, terminal
+        from calibrate.report.run import run_document
         from calibrate.reports import advice, document, load, load_spec
 
         (reports, failed), spec = load(folder), load_spec(folder)
-        folder.write_report("report.md", markdown.render(reports, folder.run, spec, failed))
-        folder.write_report("report.html", html.render(reports, folder.run, spec, failed))
+        report = run_document(reports, folder.run, spec, failed)
+        folder.write_report("report.md", markdown.render(report))
+        folder.write_report("report.html", html.render(report))
     folder.note(spent_s=spent.parts)
     if as_json:
         print_json(document(folder, reports, failed))
     else:
-        terminal.render(reports, folder.run, spec, console(), failed)
+        terminal.render(report, console())
         print(f"\nkept in {folder.path}", file=sys.stderr)
     estimated = duration(sum(folder.run.estimated_s.values()))
     print(f"took {told(spent.parts, len(folder.run.cells))} (estimated: {estimated})", file=sys.stderr)

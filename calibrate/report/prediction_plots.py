@@ -2,7 +2,7 @@
 
 Predicted points lie on the roof that bounds them. What is not known is not drawn. Figures hold data only.
 
-Example: ``for name, figure in sweep_plots(prediction): …``
+Example: ``batch_throughput(prediction)`` is None where no two workloads differ in their batch alone
 """
 
 import math
@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 
 import plotly.graph_objects as go
 
-from calibrate.report.charts import AXIS, LAYOUT, plotly_text, roofline_figure
-from calibrate.report.predicted import wording
-from calibrate.report.predicted.kinds import KindRow, kind_rows
-from calibrate.report.roofs import Point
+from calibrate.report import theme
+from calibrate.report.pass_plots import Point, roofline_figure
+from calibrate.report.prediction import KindRow, on_roofline, pass_title, phase, rate
+from calibrate.report.theme import FAINT, LIGHT, colour, plain, short
 from calibrate.report.units import UNKNOWN, bytes_per_s, flops, flops_per_s, magnitude, number, percent, seconds, size
 from roofline.hardware import Peaks
 from roofline.prediction import PassPrediction, Prediction
@@ -29,11 +29,6 @@ NAMED = 6
 
 LEAST_CLOUD = 3
 """Workloads from which latency against throughput is a picture."""
-
-LINES = (
-    "#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf",
-    "#8c564b", "#e377c2", "#bcbd22", "#393b79", "#7f7f7f", "#000000",
-)  # fmt: skip
 
 WIDE = 400.0
 """Highest ÷ lowest from which an axis has powers of ten alone."""
@@ -58,37 +53,38 @@ def roofline_chart(step: PassPrediction, prediction: Prediction, peaks: Peaks) -
     return roofline_figure(points, {origin: peaks}, dtypes, title="attainable FLOP/s")
 
 
-def on_roofline(step: PassPrediction) -> tuple[KindRow, ...]:
-    """Layer kinds with a place on a logarithmic plot."""
-    return tuple(row for row in kind_rows(step) if row.flops > 0 and row.bytes.total > 0 and row.time_s)
+def batch_throughput(prediction: Prediction) -> go.Figure | None:
+    """Tokens a second over the batch, a line for each length."""
+    batches = _series(_single(prediction), _line_of_lengths, lambda step: step.workloads[0].batch)
+    return _lines(batches, "batch", "tokens/s", lambda step: step.tokens_per_s or 0.0) if batches else None
 
 
-def sweep_plots(prediction: Prediction) -> tuple[tuple[str, str, go.Figure], ...]:
-    """(name, title, figure) of each picture that the workloads make; none for a single workload."""
-    known = [step for step in prediction.passes if step.time_s and step.memory.peak]
-    steps = [step for step in known if len(step.workloads) == 1]
-    found = []
-    batches = _series(steps, _line_of_lengths, lambda step: step.workloads[0].batch)
-    if batches:
-        figure = _lines(batches, "batch", "tokens/s", lambda step: step.tokens_per_s or 0.0)
-        found.append(("batch-throughput", "Throughput over batch", figure))
-    lengths = _series(steps, _line_of_batch, _length)
-    if lengths:
-        figure = _lines(lengths, "prompt or context, tokens", "time of the pass", lambda step: step.time_s or 0.0)
-        found.append(("length-latency", "Latency over length", figure))
-    if len(steps) >= LEAST_CLOUD:
-        found.append(("latency-throughput", "Latency, throughput and memory", _cloud(steps)))
-    return tuple(found)
+def length_latency(prediction: Prediction) -> go.Figure | None:
+    """Seconds over the length of the prompt or the context, a line for each batch."""
+    lengths = _series(_single(prediction), _line_of_batch, _length)
+    title = "prompt or context, tokens"
+    return _lines(lengths, title, "time of the pass", lambda step: step.time_s or 0.0) if lengths else None
+
+
+def latency_throughput(prediction: Prediction) -> go.Figure | None:
+    """Throughput over latency, memory as colour, where there are workloads enough."""
+    steps = _single(prediction)
+    return _cloud(steps) if len(steps) >= LEAST_CLOUD else None
+
+
+def _single(prediction: Prediction) -> list[PassPrediction]:
+    """Passes over one workload whose time is known."""
+    return [step for step in prediction.passes if step.time_s and step.memory.peak and len(step.workloads) == 1]
 
 
 def _series(
     steps: Sequence[PassPrediction], line: Callable[[PassPrediction], str], place: Callable[[PassPrediction], float]
 ) -> Series:
     """Lines of at least two points, from left to right."""
-    found: Series = {}
+    every: Series = {}
     for step in steps:
-        found.setdefault(line(step), []).append((place(step), step))
-    lines = {name: sorted(points, key=lambda p: p[0]) for name, points in found.items()}
+        every.setdefault(line(step), []).append((place(step), step))
+    lines = {name: sorted(points, key=lambda p: p[0]) for name, points in every.items()}
     lines = {name: points for name, points in lines.items() if len({x for x, _ in points}) > 1}
     if len(lines) <= SERIES:
         return lines
@@ -125,12 +121,12 @@ def _lines(series: Series, x_title: str, y_title: str, value: Callable[[PassPred
             x=[x for x, _ in points],
             y=[value(step) for step in steps],
             mode="lines+markers",
-            line={"color": LINES[i % len(LINES)], "width": 1.6},
+            line={"color": colour(i), "width": 1.6},
             marker={
                 "symbol": [_symbol(step) for step in steps],
                 "size": 8 if len(points) <= CROWD else 4,
-                "color": LINES[i % len(LINES)],
-                "line": {"width": 1.6, "color": LINES[i % len(LINES)]},
+                "color": colour(i),
+                "line": {"width": 1.6, "color": colour(i)},
             },
             customdata=[_about(step) for step in steps],
             hovertemplate="%{customdata}<extra></extra>",
@@ -156,7 +152,7 @@ def _cloud(steps: Sequence[PassPrediction]) -> go.Figure:
             x=[step.time_s for _, step in points],
             y=[step.tokens_per_s for _, step in points],
             mode="lines",
-            line={"color": "#c9d3e3", "width": 1.2},
+            line={"color": LIGHT, "width": 1.2},
             showlegend=False,
             hoverinfo="skip",
         )
@@ -164,18 +160,18 @@ def _cloud(steps: Sequence[PassPrediction]) -> go.Figure:
             continue
         last = points[-1][1]
         figure.add_annotation(
-            text=plotly_text(name.partition(", ")[2]),
+            text=plain(name.partition(", ")[2]),
             x=math.log10(last.time_s or 1.0),
             y=math.log10(last.tokens_per_s or 1.0),
             showarrow=False,
             yanchor="bottom",
             yshift=7,
-            font={"size": 11, "color": "#5b6675"},
+            font={"size": 11, "color": FAINT},
         )
-    for phase in dict.fromkeys(wording.phase(step) for step in steps):
-        some = [step for step in steps if wording.phase(step) == phase]
+    for kind in dict.fromkeys(map(phase, steps)):
+        some = [step for step in steps if phase(step) == kind]
         figure.add_scatter(
-            name=phase,
+            name=kind,
             x=[step.time_s for step in some],
             y=[step.tokens_per_s for step in some],
             mode="markers",
@@ -187,7 +183,7 @@ def _cloud(steps: Sequence[PassPrediction]) -> go.Figure:
                 "cmax": math.log10(max(peaks)),
                 "colorscale": "Viridis",
                 "reversescale": True,
-                "showscale": phase == wording.phase(steps[0]),
+                "showscale": kind == phase(steps[0]),
                 "colorbar": {
                     "title": {"text": "memory", "side": "right"},
                     "thickness": 14,
@@ -212,16 +208,10 @@ def _sizes(low: float, high: float) -> dict[str, list[object]]:
 
 
 def _framed(figure: go.Figure, x_title: str, y_title: str, y: Sequence[float]) -> None:
-    figure.update_layout(
-        LAYOUT,
-        height=460,
-        margin={"l": 80, "r": 20, "t": 10, "b": 60},
-        showlegend=True,
-        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
-    )
-    figure.update_xaxes(AXIS, type="log", title=x_title, tickformat="~s")
+    theme.style(figure, x_title, y_title, height=460, showlegend=True)
+    figure.update_xaxes(type="log", tickformat="~s")
     text = _seconds if y_title.startswith("time") else _tokens
-    figure.update_yaxes(AXIS, type="log", title=y_title, **_ticks(y, text))
+    figure.update_yaxes(type="log", **_ticks(y, text))
 
 
 def _ticks(values: Sequence[float], text: Callable[[float], str]) -> dict[str, list[object]]:
@@ -229,40 +219,34 @@ def _ticks(values: Sequence[float], text: Callable[[float], str]) -> dict[str, l
     low, high = min(values) / 1.3, max(values) * 1.3
     steps = (1.0, 2.0, 5.0) if high / low < WIDE else (1.0,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
-    return {"tickvals": [*found], "ticktext": [text(value) for value in found]}
+    ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+    return {"tickvals": [*ticks], "ticktext": [text(value) for value in ticks]}
 
 
 def _seconds(value: float) -> str:
-    return _short(seconds(value))
+    return short(seconds(value))
 
 
 def _tokens(value: float) -> str:
-    return _short(magnitude(value))
-
-
-def _short(text: str) -> str:
-    """ "5.00 ms" as "5 ms"."""
-    figure, space, unit = text.partition(" ")
-    return (figure.rstrip("0").rstrip(".") if "." in figure else figure) + space + unit
+    return short(magnitude(value))
 
 
 def _hollow_in_legend(figure: go.Figure, steps: Sequence[PassPrediction]) -> None:
     if any(step.fits is False for step in steps):
         figure.add_scatter(
             name="does not fit", x=[None], y=[None], mode="markers",
-            marker={"symbol": "circle-open", "color": "#5b6675", "size": 9},
+            marker={"symbol": "circle-open", "color": FAINT, "size": 9},
         )  # fmt: skip
 
 
 def _symbol(step: PassPrediction) -> str:
-    return SYMBOLS[wording.phase(step)] + ("-open" if step.fits is False else "")
+    return SYMBOLS[phase(step)] + ("-open" if step.fits is False else "")
 
 
 def _about(step: PassPrediction) -> str:
     fits = "" if step.fits is not False else "<br><b>! does not fit</b>"
     return (
-        f"<b>{plotly_text(wording.title(step))}</b><br>{seconds(step.time_s)}, {wording.rate(step.tokens_per_s)}<br>"
+        f"<b>{plain(pass_title(step))}</b><br>{seconds(step.time_s)}, {rate(step.tokens_per_s)}<br>"
         f"{flops(step.matrix_flops + step.vector_flops)}, {size(step.bytes.total)} moved<br>"
         f"memory {size(step.memory.peak)}{fits}"
     )
@@ -272,10 +256,10 @@ def _hover(row: KindRow) -> str:
     moved = bytes_per_s(row.bytes.total / row.time_s if row.time_s else None)
     return "<br>".join(
         (
-            f"<b>{plotly_text(row.label)}</b> {plotly_text(row.kind)} × {number(row.count)}",
+            f"<b>{plain(row.label)}</b> {plain(row.kind)} × {number(row.count)}",
             f"{seconds(row.time_s)} ({percent(row.share)} of the pass)",
             f"{flops(row.flops)}, {size(row.bytes.total)}, {magnitude(row.intensity)} FLOP/B",
-            f"{flops_per_s(row.flops_per_s)}, {moved}, bound: {plotly_text(row.bound or UNKNOWN)}",
-            *(plotly_text(f"also {words}"[:90]) for words in row.also[:6]),
+            f"{flops_per_s(row.flops_per_s)}, {moved}, bound: {plain(row.bound or UNKNOWN)}",
+            *(plain(f"also {words}"[:90]) for words in row.also[:6]),
         )
     )

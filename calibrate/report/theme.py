@@ -1,6 +1,6 @@
-"""What the plots of a characterisation share: their frame, logarithmic axes with readable ticks, lines and points.
+"""How every plot looks: one plotly template, colours, logarithmic axes with readable ticks, whiskers, series.
 
-Example: ``frame(figure, "working set", "bandwidth"); log_axis(figure, "x", sizes, binary, base=2)``
+Example: ``figure = plot("working set", "bandwidth"); log_axis(figure, "x", sizes, binary, base=2)``
 """
 
 import math
@@ -8,14 +8,53 @@ from collections.abc import Callable, Sequence
 
 import plotly.graph_objects as go
 
-from calibrate.report.charts import AXIS, LAYOUT, plotly_text
-
-COLOURS = (
+SERIES = (
     "#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf",
     "#8c564b", "#e377c2", "#bcbd22", "#393b79", "#7f7f7f", "#000000",
 )  # fmt: skip
-GREY, DARK, LIGHT = "#8d99ae", "#33415c", "#c9d3e3"
-HEIGHT = 440
+KIND = {
+    "matmul": "#1f77b4",
+    "grouped_matmul": "#17becf",
+    "attention": "#d62728",
+    "conv": "#8c564b",
+    "softmax": "#e377c2",
+    "norm": "#2ca02c",
+    "pointwise": "#ff7f0e",
+    "reduction": "#bcbd22",
+    "copy": "#7f7f7f",
+    "embedding": "#9467bd",
+    "scan": "#393b79",
+    "collective": "#ad494a",
+    "transfer": "#8c6d31",
+    "other": "#000000",
+}
+"""One colour a kind of operation in every picture."""
+GREY, DARK, LIGHT, GREEN, RED = "#8d99ae", "#33415c", "#c9d3e3", "#2a7f62", "#c8553d"
+TEXT, FAINT = "#1f2733", "#5b6675"
+
+_AXIS = {
+    "gridcolor": "#e6e9ef",
+    "zerolinecolor": "#b8c0cc",
+    "linecolor": "#b8c0cc",
+    "ticks": "outside",
+    "title": {"standoff": 14},
+    "automargin": True,
+}
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "system-ui, sans-serif", "size": 12, "color": TEXT},
+        "hoverlabel": {"align": "left"},
+        "paper_bgcolor": "#ffffff",
+        "plot_bgcolor": "#ffffff",
+        "colorway": SERIES,
+        "margin": {"l": 84, "r": 30, "t": 24, "b": 60},
+        "height": 440,
+        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+    }
+)
+
 TICKS = 14
 """Most ticks of a logarithmic axis; of more, every second or third power is named."""
 FEWEST_TICKS = 3
@@ -25,29 +64,25 @@ POINTS = 1500
 """Samples drawn of one trace; of more, evenly chosen ones."""
 
 
-def colour(i: int) -> str:
-    """The colour of the i-th series."""
-    return COLOURS[i % len(COLOURS)]
+def plot(x_title: str = "", y_title: str = "", traces: Sequence[object] = (), **layout: object) -> go.Figure:
+    """A figure with titles at its axes; `layout` replaces what the template says."""
+    figure = go.Figure(list(traces))
+    return style(figure, x_title, y_title, **layout)
 
 
-def frame(figure: go.Figure, x_title: str, y_title: str, height: int = HEIGHT) -> go.Figure:
-    """Layout and titles of both axes; the legend below."""
-    figure.update_layout(
-        LAYOUT,
-        height=height,
-        margin={"l": 84, "r": 30, "t": 24, "b": 60},
-        showlegend=True,
-        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
-    )
-    figure.update_xaxes(AXIS, title=x_title)
-    figure.update_yaxes(AXIS, automargin=True)
-    y_axis_title(figure, y_title)
+def style(figure: go.Figure, x_title: str = "", y_title: str = "", **layout: object) -> go.Figure:
+    """The same for a figure that is there, such as one with several panels."""
+    figure.update_layout(template=TEMPLATE, **layout)
+    if x_title:
+        figure.update_xaxes(title_text=x_title)
+    if y_title:
+        figure.update_yaxes(title_text=y_title)
     return figure
 
 
-def y_axis_title(figure: go.Figure, text: str, **where: int) -> None:
-    """A title clear of the tick labels; `where` is row and col of a subplot."""
-    figure.update_yaxes(title={"text": text, "standoff": 16}, **where)
+def colour(i: int) -> str:
+    """The colour of the i-th series."""
+    return SERIES[i % len(SERIES)]
 
 
 def log_axis(
@@ -84,13 +119,13 @@ def points(
 ) -> None:
     """A series with a text for each point."""
     figure.add_scatter(
-        name=plotly_text(name),
+        name=plain(name),
         x=list(x),
         y=list(y),
         mode=mode,
         line={"color": colour(i), "width": 1.8},
         marker={"color": colour(i), "size": 7},
-        customdata=[plotly_text(text) for text in hover],
+        customdata=[plain(text) for text in hover],
         hovertemplate="%{customdata}<extra></extra>",
     )
 
@@ -98,7 +133,7 @@ def points(
 def line(figure: go.Figure, name: str, x: Sequence[float], y: Sequence[float], paint: str, dash: str = "dash") -> None:
     """A line that is computed, not measured."""
     figure.add_scatter(
-        name=plotly_text(name),
+        name=plain(name),
         x=list(x),
         y=list(y),
         mode="lines",
@@ -119,16 +154,28 @@ def upright(figure: go.Figure, x: float, text: str, paint: str, dash: str, level
         yanchor="top",
         xshift=3,
         showarrow=False,
-        text=plotly_text(text),
+        text=plain(text),
         font={"size": 11, "color": paint},
         bgcolor="#ffffff",
     )
 
 
+def whiskers(intervals: Sequence[tuple[float, float | None, float | None]]) -> dict[str, object] | None:
+    """Error bars of (value, low, high); None where no interval is known."""
+    if all(low is None or high is None for _, low, high in intervals):
+        return None
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [None if high is None else high - value for value, _, high in intervals],
+        "arrayminus": [None if low is None else value - low for value, low, _ in intervals],
+        "thickness": 1.2,
+    }
+
+
 def thinned(count: int) -> list[int]:
     """Indices of at most `POINTS` evenly chosen samples."""
-    step = max(1, -(-count // POINTS))
-    return list(range(0, count, step))
+    return list(range(0, count, max(1, -(-count // POINTS))))
 
 
 def spaced(low: float, high: float, count: int = 60) -> list[float]:
@@ -140,3 +187,8 @@ def short(text: str) -> str:
     """ "5.00 ms" as "5 ms"."""
     figure, space, unit = text.partition(" ")
     return (figure.rstrip("0").rstrip(".") if "." in figure else figure) + space + unit
+
+
+def plain(text: str) -> str:
+    """Names may hold what plotly reads as markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

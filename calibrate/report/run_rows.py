@@ -1,18 +1,23 @@
-"""What a report shows, as rows of data: every renderer prints these and computes nothing of its own.
+"""What the report of a run shows, as rows of data: layers, terms of the waterfall, checks, peaks of the device.
 
-Input is a `PassReport`; times are seconds in total over a pass, rates FLOP/s and bytes/s, shares fractions of the
+Times are seconds in total over a pass, rates FLOP/s and bytes/s, shares fractions of the
 wall time. Null stays None. Rows of layers add up to the busy time, rows of the waterfall to the wall time.
 
 Example: ``sum(row.time_s for row in layer_rows(report))`` is ``report.busy_s``.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from calibrate.pass_report import LayerEfficiency, PassReport
-from calibrate.report.units import UNKNOWN, magnitude, number, percent, plus_minus, seconds
+from calibrate.report.units import UNKNOWN, dtype, in_unit, percent, plus_minus, seconds
+from calibrate.soundness import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_EXCESS, SPANS_WITHIN
 from calibrate.waterfall import TERMS as RUNG_TERMS
 from calibrate.waterfall import Waterfall
+from roofline.calibrated import CalibratedLaw
+from roofline.hardware import Figure, HardwareSpec, Peaks
+from roofline.laws.host_gap import HostGap
+from roofline.laws.registry import OPERATOR
 from roofline.record import Record
 
 TERMS = (*RUNG_TERMS, "idle")
@@ -26,6 +31,13 @@ SMALLEST_SHARE = 0.002
 
 CLOSES_WITHIN = 1e-6
 """Relative: sums of the same doubles in another order differ by far less."""
+
+
+Unit = Literal["FLOP/s", "B/s", "s"]
+_UNITS: tuple[Unit, ...] = ("FLOP/s", "B/s", "s")
+
+STEADY_WITHIN = 0.5
+"""(high − low) ÷ value; above it other work slowed some samples: a quiet machine repeats itself to percents."""
 
 
 class LayerRow(Record):
@@ -93,18 +105,47 @@ class TermRow(Record):
         return " + ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]}"
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the layer table."""
+class Check(Record):
+    """A ratio by which a pass closes: its value as text, what is asked of it, and whether that holds."""
 
-    key: str
-    header: str
-    cell: Callable[[LayerRow], str]
-    """The text that is shown."""
-    value: Callable[[LayerRow], float | str | None]
-    """What a reader sorts by."""
-    text: bool = False
-    """Left-aligned words, not figures."""
+    name: str
+    value: str
+    asked: str
+    holds: bool | None
+    """None: too little was measured to tell."""
+    implies: str = ""
+    """What follows where it does not hold."""
+
+
+class PeakRow(Record):
+    """One rate of the device, by origin."""
+
+    name: str
+    unit: Unit
+    datasheet: Figure | None
+    measured: Figure | None
+
+    def shows(self, value: float | None) -> str:
+        return in_unit(value, self.unit)
+
+    def interval(self) -> str:
+        """5–95 % range of the measurement's samples, "–" where there is none."""
+        figure = self.measured
+        if figure is None or figure.low is None or figure.high is None:
+            return UNKNOWN
+        return f"{self.shows(figure.low)} to {self.shows(figure.high)}"
+
+    @property
+    def of_datasheet(self) -> float | None:
+        return self.measured.value / self.datasheet.value if self.measured and self.datasheet else None
+
+    @property
+    def spread(self) -> float | None:
+        """(high − low) ÷ value of the measurement."""
+        figure = self.measured
+        if figure is None or figure.low is None or figure.high is None:
+            return None
+        return (figure.high - figure.low) / figure.value
 
 
 def layer_rows(report: PassReport) -> tuple[LayerRow, ...]:
@@ -239,9 +280,9 @@ def unclosed(report: PassReport) -> tuple[str, ...]:
         ("the waterfall's terms", _end(terms), "the wall time", report.wall_s),
     )
     return tuple(
-        f"{what} add up to {seconds(found)}, not to {name} of {seconds(expected)}"
-        for what, found, name, expected in sums
-        if abs(found - expected) > CLOSES_WITHIN * abs(report.wall_s)
+        f"{what} add up to {seconds(total)}, not to {name} of {seconds(expected)}"
+        for what, total, name, expected in sums
+        if abs(total - expected) > CLOSES_WITHIN * abs(report.wall_s)
     )
 
 
@@ -292,41 +333,125 @@ def _end(rows: Sequence[TermRow]) -> float:
     return rows[-1].start_s + (rows[-1].time_s or 0.0)
 
 
-def _efficiency_cell(row: LayerRow) -> str:
-    return percent(row.efficiency) + (" !" if row.above_one else "")
+def closure(report: PassReport, device_kind: str) -> tuple[Check, ...]:
+    """How much of what the profiler saw is accounted for, beside what is asked.
+
+    A ratio of times of different passes holds unless its whole interval (90 %; of busy ÷ wall 99 %) lies outside.
+    """
+    seen = report.closure
+    spans_close = abs(seen.spans_plus_gaps - 1) <= SPANS_WITHIN
+    busy = report.busy_s / report.wall_s if report.wall_s > 0 else None
+    ratio = _or_value(seen.instrumented_ratio, report.instrumented_ratio_low, report.instrumented_ratio_high)
+    excess = _or_value((busy or 0.0) - 1, report.excess_low, report.excess_high)
+    excess = 1 + excess[0], 1 + excess[1]
+    checks = [
+        Check(
+            name="attributed ÷ all device time",
+            value=percent(seen.attributed),
+            asked=f"at least {100 * LEAST_ATTRIBUTED[report.mode]:g} %",
+            holds=seen.attributed >= LEAST_ATTRIBUTED[report.mode],
+        ),
+        Check(
+            name="spans + gaps ÷ profiled wall",
+            value=percent(seen.spans_plus_gaps),
+            asked=f"100 % ± {100 * SPANS_WITHIN:g} %",
+            holds=spans_close,
+        ),
+        Check(
+            name="profiled ÷ unprofiled wall",
+            value=_points(seen.instrumented_ratio, *ratio),
+            asked=f"100 % ± {100 * INSTRUMENTED_WITHIN:g} %",
+            holds=ratio[0] <= 1 + INSTRUMENTED_WITHIN and ratio[1] >= 1 - INSTRUMENTED_WITHIN,
+            implies=_instrumentation(*ratio),
+        ),
+        Check(
+            name="busy ÷ wall",
+            value=_points(busy, *excess),
+            asked=f"at most {100 * (1 + MOST_EXCESS):g} %",
+            holds=None if busy is None else excess[0] <= 1 + MOST_EXCESS,
+        ),
+    ]
+    if device_kind == "cuda":
+        same = "all kernels seen" if seen.kernels == seen.launches else "kernels and launches differ: events dropped"
+        counts = f"{seen.kernels} / {seen.launches} / {seen.memory_operations}"
+        asked = "kernels = launches > 0" if seen.launches == 0 else same
+        holds = seen.kernels == seen.launches > 0
+        checks.append(Check(name="kernels / launches / memory operations", value=counts, asked=asked, holds=holds))
+    return tuple(checks)
 
 
-def _repeat_cell(row: LayerRow) -> str:
-    if row.median_s is None:
-        return ""
-    spread = _ratio(row.spread_s, row.median_s)
-    return seconds(row.median_s) + ("" if spread is None else f" ± {percent(spread)}")
+def closes(report: PassReport, device_kind: str) -> bool:
+    """Whether every check of the closure holds and every sum is met."""
+    return not unclosed(report) and all(check.holds is not False for check in closure(report, device_kind))
 
 
-LAYER_COLUMNS = (
-    Column("path", "layer kind", lambda row: row.label, lambda row: row.path, text=True),
-    Column("kind", "kind", lambda row: row.kind, lambda row: row.kind, text=True),
-    Column("count", "×", lambda row: number(row.count), lambda row: row.count),
-    Column("time", "time", lambda row: seconds(row.time_s), lambda row: row.time_s),
-    Column(
-        "sure",
-        "±",
-        lambda row: plus_minus(row.time_s_low, row.time_s_high, row.time_s),
-        lambda row: half_width(row.time_s_low, row.time_s_high),
-    ),
-    Column("share", "share", lambda row: percent(row.share), lambda row: row.share),
-    Column("ideal", "ideal", lambda row: seconds(row.ideal_s), lambda row: row.ideal_s),
-    Column("predicted", "predicted", lambda row: seconds(row.predicted_s), lambda row: row.predicted_s),
-    Column(
-        "foreseen",
-        "predicted ±",
-        lambda row: plus_minus(row.predicted_s_low, row.predicted_s_high, row.predicted_s or 0.0),
-        lambda row: half_width(row.predicted_s_low, row.predicted_s_high),
-    ),
-    Column("efficiency", "efficiency", _efficiency_cell, lambda row: row.efficiency),
-    Column("bound", "bound", lambda row: row.bound, lambda row: row.bound, text=True),
-    Column("flops", "FLOP/s", lambda row: magnitude(row.flops_per_s), lambda row: row.flops_per_s),
-    Column("bytes", "bytes/s", lambda row: magnitude(row.bytes_per_s), lambda row: row.bytes_per_s),
-    Column("repeat", "per repeat", _repeat_cell, lambda row: row.median_s),
-)
-"""The layer table, in reading order; a terminal that is too narrow leaves some out, the files show them all."""
+def peak_rows(spec: HardwareSpec) -> tuple[PeakRow, ...]:
+    """Every rate of the device, datasheet beside measured."""
+    said, reached = _figures(spec.datasheet), _figures(spec.measured)
+    return tuple(
+        PeakRow(name=name, unit=unit, datasheet=said.get((unit, name)), measured=reached.get((unit, name)))
+        for unit, name in sorted({**said, **reached}, key=lambda key: _UNITS.index(key[0]))
+    )
+
+
+def laws(spec: HardwareSpec) -> str | None:
+    """What the device was calibrated to, with the error on sizes that folds of the fit had not seen; None without."""
+    if not spec.calibrated:
+        return None
+    kinds: dict[str, list[CalibratedLaw]] = {}
+    for law in spec.calibrated:
+        kinds.setdefault("streaming operators" if law.kind.startswith(OPERATOR) else law.kind, []).append(law)
+    said = []
+    for kind, alike in kinds.items():
+        errors = [law.unseen for law in alike if law.unseen is not None and kind != HostGap.kind]  # no kernel
+        said.append(kind.replace("_", " ") + (f" {percent(sum(errors) / len(errors))}" if errors else ""))
+    old = sorted({law.kind.replace("_", " ") for law in spec.calibrated if law.is_outdated})
+    again = f"; calibrate again for {', '.join(old)}: an older roofcal fitted other laws" if old else ""
+    return f"{len(spec.calibrated)} calibrated laws; error on kernels held out from the fit: {', '.join(said)}{again}"
+
+
+def unsteady(rows: Sequence[PeakRow]) -> str | None:
+    """A warning where the samples of a figure vary much."""
+    wide = [row for row in rows if row.spread is not None and row.spread > STEADY_WITHIN]
+    if not wide:
+        return None
+    names = ", ".join(f"{row.name} by {percent(row.spread)}" for row in wide)
+    return f"samples of the peaks vary ({names}): other work, or a clock that changes; measure again on a quiet machine"
+
+
+def missing(spec: HardwareSpec) -> tuple[str, ...]:
+    """Each figure that could not be had, and why."""
+    return tuple(f"{figure}: {' '.join(reason.split())}" for figure, reason in spec.missing.items())
+
+
+def _figures(peaks: Peaks | None) -> dict[tuple[Unit, str], Figure]:
+    if peaks is None:
+        return {}
+    figures: dict[tuple[Unit, str], Figure] = {
+        **{("FLOP/s", f"matrix {dtype(name)}"): figure for name, figure in peaks.matrix.items()},
+        **{("FLOP/s", f"vector {dtype(name)}"): figure for name, figure in peaks.vector.items()},
+        **{("B/s", level.name): level.bandwidth for level in peaks.levels},
+    }
+    if peaks.host_s_per_op is not None:
+        figures["s", "host per operation"] = peaks.host_s_per_op
+    return figures
+
+
+def _or_value(value: float, low: float | None, high: float | None) -> tuple[float, float]:
+    """The interval, or twice the value where it is not known."""
+    return (value, value) if low is None or high is None else (low, high)
+
+
+def _points(value: float | None, low: float, high: float) -> str:
+    """ "94.4 % ± 6.1 %", both in per cent of the same whole."""
+    half = "" if value is None or high <= low else f" ± {plus_minus(low, high, 1.0)}"
+    return percent(value) + half
+
+
+def _instrumentation(low: float, high: float) -> str:
+    """What a ratio of profiled to unprofiled time means whose interval is outside its bounds."""
+    if low > 1 + INSTRUMENTED_WITHIN:
+        return f"operation times carry up to {percent((low + high) / 2 - 1)} of instrumentation"
+    if high < 1 - INSTRUMENTED_WITHIN:
+        return "the machine changed between passes"
+    return ""

@@ -1,22 +1,96 @@
-"""What the report of a characterisation says in words: the device and its conditions, headline, footnotes, meanings.
+"""The report of a characterisation: the device and its conditions, every figure in groups, plots, peaks, words.
 
-Sentences and label-value rows, made from records; no layout, no escaping. What was not read is left out or "–".
+A terminal shows some series as one row or a sentence, and marks as footnotes; files have every figure with its
+conditions or the reason why it is missing. What was not read is left out or "–".
 
-Example: ``headline(found)`` is "main memory 4.16 TB/s triad (86.7 % of the datasheet); bf16 products 861 TFLOP/s …"
+Example: ``terminal.render(device_document(spec, measurements, run), console)``
 """
 
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
-from calibrate.report.hardware import table
-from calibrate.report.hardware.rows import Group, Row, one_line
-from calibrate.report.units import UNKNOWN, binary, dtype, in_unit, number, percent, seconds, size
-from calibrate.report.wording import Fact
+from calibrate.report.device_rows import (
+    FEWEST,
+    Characterisation,
+    Group,
+    Line,
+    Row,
+    Shortened,
+    both_ends,
+    how,
+    interval,
+    kind_of,
+    name,
+    one_line,
+    shortened,
+    typical,
+    value,
+)
+from calibrate.report.document import (
+    FILES,
+    PAGE,
+    TERMINAL,
+    Cell,
+    Column,
+    Document,
+    Facts,
+    Figure,
+    Lines,
+    Part,
+    Section,
+    Text,
+    figure,
+    table,
+)
+from calibrate.report.run import peak_parts
+from calibrate.report.units import UNKNOWN, dtype, in_unit, magnitude, megahertz, number, percent, seconds, size
 from profiler.record.conditions import Window
 from profiler.record.measurement import FASTEST, Measurement
 from profiler.record.run import Run
 from roofline.hardware import HardwareSpec
+
+PLOTS = (
+    (
+        "curve",
+        "Bandwidth over the working set",
+        "The same operands again and again; black: plateaus, red: knees (the capacity that a level shows), dotted: "
+        "capacities as stated.",
+    ),
+    (
+        "skinny",
+        "Products of few rows",
+        "Dashed: the time at the measured main-memory bandwidth and the measured burst peak.",
+    ),
+    (
+        "peaks",
+        "Matrix products: burst and sustained",
+        "Red lines: the datasheet's peak at the median SM clock that was seen; whiskers: 90 % intervals.",
+    ),
+    (
+        "sustained",
+        "Under lasting load",
+        "Each sample's rate, and what the driver or the system said at the end of each window; processes after the "
+        "first are pale. The figure is the median of the second half, and only its samples are kept.",
+    ),
+    (
+        "pointwise",
+        "Pointwise work into given and fresh outputs",
+        "A fresh output is made by the allocator in every call; whiskers: 90 % intervals.",
+    ),
+    ("graphs", "Replay of a graph over its nodes", ""),
+    ("transfers", "Transfers between host and device", ""),
+    ("collectives", "Collectives", ""),
+    (
+        "spread",
+        "Spread over fresh processes",
+        "A point is what one process gives; costs are times, so that slower is to the right there.",
+    ),
+)
+"""Name, title and note of each plot: the name is that of its function in `calibrate.report.device_plots`."""
 
 WORDS = {
     "value": f"geometric mean over fresh processes; each gives the {100 * FASTEST:g}th percentile of its samples from "
@@ -58,7 +132,7 @@ _NEEDS: dict[str, Callable[[Row], bool]] = {
     "given, fresh": lambda row: row.family == "pointwise",
     "launch": lambda row: row.family == "launch",
     "busbw": lambda row: row.family == "collective",
-    "n = 1, n = 2": lambda row: row.figure.value is not None and 0 < row.figure.replicates < table.FEWEST,
+    "n = 1, n = 2": lambda row: row.figure.value is not None and 0 < row.figure.replicates < FEWEST,
 }
 
 ALIKE = 4
@@ -67,13 +141,100 @@ ALIKE = 4
 _NUMBER = re.compile(r"[\d.,–]*\d")
 
 
-def words(found: Sequence[Group]) -> dict[str, str]:
+def device_document(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> Document:
+    """The whole characterisation."""
+    of = Characterisation(spec, measurements, run)
+    short = [shortened(group) for group in of.groups]
+    shown = [row for one in short for line in one.lines for row in (line.row, line.beside) if row is not None]
+    notes, letters = footnotes(shown)
+    plots = [
+        Section(title, (Figure(f"plot-{plot}", partial(_draw, plot, of), note),), views=PAGE)
+        for plot, title, note in PLOTS
+    ]
+    parts: list[Part] = [
+        Text(headline(of.rows()) or "No figure has been measured in this run.", "strong"),
+        *(Text(note, "warning") for note in run.environment.notes),
+        Section("Device and conditions", (Facts(facts(spec, measurements, run)),)),
+        Section("Plots", plots),
+        Section("Figures", [_group(group, one, letters) for group, one in zip(of.groups, short, strict=True)]),
+        Section("Notes", (Facts(tuple(notes.items()), "warning"),), views=TERMINAL),
+        Section("Peaks that price operations", peak_parts(spec)),
+        Section("Words", (Facts(tuple(words(of.rows()).items()), "faint"),)),
+    ]
+    return Document(f"{run.environment.device}: characterisation", parts)
+
+
+def _draw(plot: str, of: Characterisation) -> Any:
+    from calibrate.report import device_plots  # plotly takes long to import, and only pages draw
+
+    return getattr(device_plots, plot)(of)
+
+
+def _group(group: Group, short: Shortened, letters: Mapping[str, tuple[str, ...]]) -> Section:
+    columns = _columns(group.title, short.beside)
+    every = [Line(row, name(row), notes="; ".join(row.marks)) for row in group.rows]
+    few = [_noted(line, letters) for line in short.lines]
+    return Section(
+        f"{group.title[0].upper()}{group.title[1:]}",
+        (
+            table(columns, few, views=TERMINAL),
+            Lines(short.sentences, tone="faint", views=TERMINAL),
+            Lines([f"no {what}: {reason}" for what, reason in short.failed], tone="bad", views=TERMINAL),
+            table(columns, every, views=FILES),
+        ),
+    )
+
+
+def _noted(line: Line, letters: Mapping[str, tuple[str, ...]]) -> Line:
+    """The line with the letters of its footnotes."""
+    rows = [row for row in (line.row, line.beside) if row is not None]
+    return replace(line, notes=",".join(dict.fromkeys(letter for row in rows for letter in letters[identity(row)])))
+
+
+def _columns(title: str, beside: str) -> tuple[Column[Line], ...]:
+    return (
+        Column(title, lambda line: line.label, words=True),
+        Column("dtype", lambda line: kind_of(line.figure), words=True, optional=True, drop=1),
+        Column("value", lambda line: Cell(value(line.figure), line.figure.value), strong=True),
+        Column("90 %", lambda line: interval(line.figure), views=TERMINAL),
+        Column("CV", lambda line: figure(line.figure.variation, percent), optional=True, drop=8),
+        Column("median", lambda line: Cell(typical(line.figure), line.figure.typical), optional=True, drop=9),
+        Column("datasheet", lambda line: Cell(in_unit(line.figure.datasheet, line.figure.unit), line.figure.datasheet),
+               optional=True, drop=5),
+        Column("of it", lambda line: _share(line.row.of_datasheet), optional=True, drop=2),
+        Column("at SM clock", _at_clock, optional=True, drop=4),
+        Column("FLOP/s", lambda line: figure(line.row.flops_per_s, magnitude), optional=True, drop=10),
+        Column("bytes/s", lambda line: figure(line.row.bytes_per_s, magnitude), optional=True, drop=6),
+        Column("of roofline", lambda line: _share(line.row.of_roofline), optional=True, drop=3),
+        Column(beside, lambda line: value(line.beside.figure) if line.beside else UNKNOWN, optional=True, drop=7,
+               views=TERMINAL),
+        Column("90 % interval", lambda line: both_ends(line.figure), views=FILES),
+        Column("processes", lambda line: Cell(str(line.figure.replicates or UNKNOWN), line.figure.replicates),
+               views=FILES),
+        Column("how", lambda line: Cell(how(line.figure), bad=line.figure.value is None), wraps=True, views=FILES),
+        Column("notes", lambda line: line.notes, wraps=True, optional=True),
+    )  # fmt: skip
+
+
+def _share(share: float | None) -> Cell:
+    above = share is not None and share > 1
+    return Cell(percent(share) + " !" * above, share, bad=above)
+
+
+def _at_clock(line: Line) -> Cell:
+    """ "90.3 % 1605 MHz"."""
+    share, clock_hz = line.row.of_clock, line.row.clock_hz
+    if share is None or clock_hz is None:
+        return Cell(UNKNOWN)
+    return Cell(f"{percent(share)} {megahertz(clock_hz)}{' !' * (share > 1)}", share, bad=share > 1)
+
+
+def words(rows: Sequence[Row]) -> dict[str, str]:
     """The meanings that some row needs."""
-    rows = [row for group in found for row in group.rows]
     return {word: text for word, text in WORDS.items() if word not in _NEEDS or any(map(_NEEDS[word], rows))}
 
 
-def facts(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> tuple[Fact, ...]:
+def facts(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> tuple[tuple[str, str], ...]:
     """The device, its software, and the conditions that were seen while it was measured."""
     machine = run.environment
     cuda = machine.device_kind == "cuda"
@@ -93,7 +254,7 @@ def facts(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> 
         "conditions": "; ".join(conditions(measurements)) or "– (none were read)",
         "command": " ".join(run.command),
     }
-    return tuple(Fact(name=name, value=one_line(text)) for name, text in rows.items() if text)
+    return tuple((name, one_line(text)) for name, text in rows.items() if text)
 
 
 def conditions(measurements: Iterable[Measurement]) -> tuple[str, ...]:
@@ -112,9 +273,9 @@ def conditions(measurements: Iterable[Measurement]) -> tuple[str, ...]:
     return tuple(text for name, read, show in ranges if (text := _range(name, windows, read, show)))
 
 
-def headline(found: Sequence[Group], prefer: Sequence[str] = ("bfloat16", "float16", "float32")) -> str:
+def headline(figures: Sequence[Row], prefer: Sequence[str] = ("bfloat16", "float16", "float32")) -> str:
     """The few figures that a reader looks for first; "" where there are none."""
-    rows = [row for group in found for row in group.rows if row.figure.value is not None and not row.one_core]
+    rows = [row for row in figures if row.figure.value is not None and not row.one_core]
     said = []
     memory = [row for row in rows if row.family == "memory" and row.label in ("triad", "read")]
     if memory:
@@ -142,7 +303,7 @@ def footnotes(rows: Iterable[Row]) -> tuple[dict[str, str], dict[str, tuple[str,
         for mark in row.marks:
             first.setdefault(_head(mark), mark)
         for head in heads:
-            names.setdefault(head, []).append(f"{row.figure.name} {table.kind(row.figure)}".strip())
+            names.setdefault(head, []).append(f"{row.figure.name} {kind_of(row.figure)}".strip())
         letters[identity(row)] = tuple(heads)
     letter = {head: _letter(i) for i, head in enumerate(first)}
     notes = {letter[head]: mark + _of(names[head]) for head, mark in first.items()}
@@ -152,26 +313,6 @@ def footnotes(rows: Iterable[Row]) -> tuple[dict[str, str], dict[str, tuple[str,
 def identity(row: Row) -> str:
     """What tells a figure from all others."""
     return f"{row.figure.name} {row.figure.dtype or ''}"
-
-
-def prices(spec: HardwareSpec) -> str:
-    """The measured peaks that price operations, in a line; "" where there are none."""
-    measured = spec.measured
-    if measured is None:
-        return ""
-    said = [f"matrix {dtype(name)} {in_unit(one.value, 'FLOP/s')}" for name, one in measured.matrix.items()]
-    said += [f"vector {dtype(name)} {in_unit(one.value, 'FLOP/s')}" for name, one in measured.vector.items()]
-    for level in measured.levels[:-1]:
-        said.append(f"{level.name} {in_unit(level.bandwidth.value, 'B/s')} ({binary(level.capacity_bytes)})")
-    said.append(f"{measured.levels[-1].name} {in_unit(measured.levels[-1].bandwidth.value, 'B/s')}")
-    said += [f"{name} {in_unit(link.bandwidth.value, 'B/s')}" for name, link in measured.links.items()]
-    said += [f"host {seconds(measured.host_s_per_op.value)} per operation"] if measured.host_s_per_op else []
-    return ", ".join(said)
-
-
-def left_out(spec: HardwareSpec) -> tuple[str, ...]:
-    """Peaks that price operations and could not be had, each with its reason."""
-    return tuple(f"{name}: {one_line(reason)}" for name, reason in spec.missing.items())
 
 
 def _of(names: Sequence[str]) -> str:

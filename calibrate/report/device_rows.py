@@ -1,5 +1,5 @@
 """The figures of a characterisation as rows in groups, each with what its measurements add: the device's clock, lost
-processes, the place of a point in its series. Every view shows these and computes nothing of its own.
+processes, the place of a point in its series; and the fewer rows that a terminal shows.
 
 A figure (`roofline.hardware.Characteristic`) belongs to the measurements whose family, case and dtype are in its name.
 All figures are in exactly one group; a family that is not known here comes last, never nowhere.
@@ -10,9 +10,10 @@ Example: ``[row.figure.value for group in groups(spec, measurements, run) for ro
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from calibrate.report.units import binary
+from calibrate.report.units import UNKNOWN, binary, dtype, in_unit, percent
 from profiler.record.conditions import Window
 from profiler.record.measurement import Measurement, quantile_of
 from profiler.record.run import Run
@@ -47,6 +48,15 @@ SIZE = re.compile(r"(\d[\d.]*(?:e[+-]?\d+)?)\s*(KiB|MiB|GiB|TiB|kB|MB|GB|TB|B|by
 FACTOR = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40}
 SMALLEST = 1024.0
 """Bytes: no working set is smaller; a smaller number in a plateau's conditions is something else."""
+
+FEWEST = 3
+"""Fresh processes for an interval; of two it would say only that two numbers were alike by chance."""
+LOPSIDED = 0.15
+"""Relative difference of the two sides of an interval from which both are shown."""
+ROWS = 3
+"""Skinny products of a dtype on the terminal: the first, the middle and the last."""
+GIVEN, FRESH = ", given output", ", fresh output"
+
 
 Key = tuple[str, str | None]
 """Name and dtype of a figure."""
@@ -122,26 +132,73 @@ class Group(Record):
     rows: tuple[Row, ...]
 
 
+@dataclass(frozen=True)
+class Line:
+    """A row as it is shown."""
+
+    row: Row
+    label: str
+    beside: Row | None = None
+    """The same on one core, or into a fresh output."""
+    notes: str = ""
+    """Letters of its footnotes."""
+
+    @property
+    def figure(self) -> Characteristic:
+        return self.row.figure
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """What a terminal shows of a group."""
+
+    lines: tuple[Line, ...]
+    sentences: tuple[str, ...]
+    """Series that are not rows."""
+    failed: tuple[tuple[str, str], ...]
+    """What has no value, and the reason."""
+    beside: str
+    """Header of the column of what is measured twice."""
+
+
+class Characterisation:
+    """A device's figures in groups beside what they were made of."""
+
+    def __init__(self, spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> None:
+        self.spec, self.measurements, self.run = spec, measurements, run
+        self.groups = groups(spec, measurements, run)
+        self.by_figure = by_figure(measurements, run)
+
+    def rows(self, *families: str) -> list[Row]:
+        """The rows of some families; all of them where none is named."""
+        return [row for group in self.groups for row in group.rows if not families or row.family in families]
+
+    def value(self, name: str) -> float | None:
+        """The first figure of a name that is known."""
+        known = (row.figure.value for row in self.rows() if row.figure.name == name and row.figure.value is not None)
+        return next(known, None)
+
+
 def groups(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> tuple[Group, ...]:
     """All figures of a spec, grouped; groups without a figure are left out."""
     measured = by_figure(measurements, run)
     rows = [_row(figure, measured.get((figure.name, figure.dtype), ()), spec) for figure in spec.characteristics]
     rows.sort(key=lambda row: row.series is not None)  # fits and plateaus before the many points behind them
     known = {family for _, families in FAMILIES for family in families}
-    found = [Group(title=title, rows=tuple(r for r in rows if r.family in families)) for title, families in FAMILIES]
-    found.append(Group(title=OTHER, rows=tuple(row for row in rows if row.family not in known)))
-    return tuple(group for group in found if group.rows)
+    each = [Group(title=title, rows=tuple(r for r in rows if r.family in families)) for title, families in FAMILIES]
+    each.append(Group(title=OTHER, rows=tuple(row for row in rows if row.family not in known)))
+    return tuple(group for group in each if group.rows)
 
 
 def by_figure(measurements: Iterable[Measurement], run: Run) -> dict[Key, tuple[Measurement, ...]]:
     """The measurements of each figure, in the order of their processes; a later one of a process replaces it."""
     threads = run.environment.threads if run.environment.device_kind == "cpu" else None
-    found: dict[Key, dict[int, Measurement]] = {}
+    by_key: dict[Key, dict[int, Measurement]] = {}
     for one in measurements:
         single = one.threads == 1 and threads is not None and threads > 1
         name = f"{one.benchmark}.{one.case}{ONE_CORE if single else ''}"
-        found.setdefault((name, one.dtype), {})[one.process] = one
-    return {key: tuple(by[process] for process in sorted(by)) for key, by in found.items()}
+        by_key.setdefault((name, one.dtype), {})[one.process] = one
+    return {key: tuple(by[process] for process in sorted(by)) for key, by in by_key.items()}
 
 
 def place(one: Measurement) -> tuple[str, float | None]:
@@ -153,14 +210,14 @@ def place(one: Measurement) -> tuple[str, float | None]:
 
 def split_size(case: str) -> tuple[str, float | None]:
     """A case without the number at its end, and that number."""
-    found = re.fullmatch(r"(.*?) ?(\d+)", case)
-    return (found.group(1), float(found.group(2))) if found else (case, None)
+    parts = re.fullmatch(r"(.*?) ?(\d+)", case)
+    return (parts.group(1), float(parts.group(2))) if parts else (case, None)
 
 
 def working_sets(conditions: str) -> tuple[float, float] | None:
     """The first two sizes that a plateau's conditions name, in bytes; None where there are not two."""
-    found = [float(number) * FACTOR.get(unit, 1.0) for number, unit in SIZE.findall(conditions)]
-    sizes = [size for size in found if size >= SMALLEST][:2]
+    every = [float(number) * FACTOR.get(unit, 1.0) for number, unit in SIZE.findall(conditions)]
+    sizes = [size for size in every if size >= SMALLEST][:2]
     return (sizes[0], sizes[1]) if len(sizes) == 2 and sizes[0] < sizes[1] else None
 
 
@@ -263,3 +320,177 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
     if part is None or not whole or not math.isfinite(part / whole):
         return None
     return part / whole
+
+
+def interval(figure: Characteristic) -> str:
+    """ "± 0.8 %", "−12 % +20 %" where the sides differ; "n = 1" where too few processes measured it."""
+    if figure.value is None:
+        return UNKNOWN
+    if 0 < figure.replicates < FEWEST:
+        return f"n = {figure.replicates}"
+    if figure.low is None or figure.high is None:
+        return UNKNOWN
+    down, up = 1 - figure.low / figure.value, figure.high / figure.value - 1
+    if abs(up - down) <= LOPSIDED * max(abs(up), abs(down)):
+        return f"± {percent((down + up) / 2)}"
+    return f"{percent(-down, signed=True)} {percent(up, signed=True)}"
+
+
+def ends(figure: Characteristic) -> tuple[float | None, float | None]:
+    """The ends of the interval that is shown."""
+    enough = figure.value is not None and not 0 < figure.replicates < FEWEST  # 0: a constant that was fitted
+    return (figure.low, figure.high) if enough else (None, None)
+
+
+def both_ends(figure: Characteristic) -> str:
+    """ "4.15 to 4.18 TB/s", or "n = 1" where too few processes measured it."""
+    low, high = ends(figure)
+    if low is None or high is None:
+        return interval(figure)
+    first, last = in_unit(low, figure.unit), in_unit(high, figure.unit)
+    return f"{first.removesuffix(' ' + last.partition(' ')[2])} to {last}"
+
+
+def how(figure: Characteristic) -> str:
+    """Conditions, or the reason why there is no value."""
+    if figure.value is None:
+        return f"no result: {one_line(figure.reason or 'no reason was recorded')}"
+    return one_line(figure.conditions) or UNKNOWN
+
+
+def value(figure: Characteristic) -> str:
+    """The figure in its unit."""
+    return in_unit(figure.value, figure.unit)
+
+
+def typical(figure: Characteristic) -> str:
+    """The median's figure, "same" where it reads as the value does."""
+    text = in_unit(figure.typical, figure.unit)
+    return "same" if figure.typical is not None and text == value(figure) else text
+
+
+def name(row: Row) -> str:
+    """ "triad, one core", "read 2 MiB": what tells a row from the others of its group."""
+    core = ", one core" if row.one_core else ""
+    if row.series is not None:
+        return f"{row.series} {binary(row.size_bytes)}{core}"
+    if row.span is not None:
+        return f"{row.label}, {binary(row.span[0])} to {binary(row.span[1])}"
+    if row.family == "skinny" and row.shape:
+        return f"{row.shape}{core}"
+    return row.label.replace(".bandwidth", ", bandwidth").replace(".latency", ", latency") + core
+
+
+def kind_of(figure: Characteristic) -> str:
+    """Short name of the dtype; "" where it does not matter."""
+    return dtype(figure.dtype) if figure.dtype else ""
+
+
+def shortened(group: Group) -> Shortened:
+    """A group as a terminal shows it."""
+    failed = tuple(
+        (f"{name(row)} {kind_of(row.figure)}".strip(), one_line(row.figure.reason or "no reason was recorded"))
+        for row in group.rows
+        if row.figure.value is None
+    )
+    rows = [row for row in group.rows if row.figure.value is not None]
+    points = [row for row in rows if row.series is not None]
+    plain = [row for row in rows if row.series is None]
+    lines, sentences = _paired(plain)
+    if group.title == "vector arithmetic":
+        lines, sentences = _best_of_each_dtype(plain)
+    elif group.title == "skinny products":
+        lines, sentences = _some_of_each_dtype(plain)
+    for series in _by(points, lambda row: (row.series or "", row.figure.dtype, row.one_core)):
+        if series[0].family == "cache":
+            lines.append(_best(series))
+        else:
+            sentences.append(_sentence(series))
+    sentences = [*_how(rows), *sentences]
+    beside = "fresh output" if any(line.beside and FRESH in line.beside.label for line in lines) else "one core"
+    return Shortened(tuple(lines), tuple(sentences), failed, beside)
+
+
+def _paired(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
+    """What is measured twice in one line."""
+    by_name = {(row.figure.name, row.figure.dtype): row for row in rows}
+    lines, used = [], set()
+    for row in rows:
+        key = row.figure.name, row.figure.dtype
+        twin = row.figure.name.replace(GIVEN, FRESH) if GIVEN in row.label else f"{row.figure.name}{ONE_CORE}"
+        beside = by_name.get((twin, row.figure.dtype)) if not row.one_core else None
+        if beside is not None:
+            used.add((twin, row.figure.dtype))
+        if key not in used:
+            label = name(row).removesuffix(GIVEN) if beside is not None else name(row)
+            lines.append(Line(row, label, beside))
+    return [line for line in lines if (line.figure.name, line.figure.dtype) not in used], []
+
+
+def _best_of_each_dtype(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
+    lines, sentences = [], []
+    for alike in _by(rows, lambda row: (row.figure.dtype, row.one_core)):
+        ordered = sorted(alike, key=lambda row: -(row.figure.value or 0))
+        lines.append(Line(ordered[0], name(ordered[0])))
+        if len(ordered) > 1:
+            others = ", ".join(f"{name(row)} {value(row.figure)}" for row in ordered[1:])
+            sentences.append(f"{kind_of(ordered[0].figure)} besides: {others}".strip())
+    return lines, sentences
+
+
+def _some_of_each_dtype(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
+    lines, left = [], 0
+    for alike in _by(rows, lambda row: (row.figure.dtype, row.one_core)):
+        kept = alike if len(alike) <= ROWS else [alike[0], alike[len(alike) // 2], alike[-1]]
+        left += len(alike) - len(kept)
+        lines += [Line(row, name(row)) for row in kept]
+    return lines, [f"{left} more sizes are in report.md and report.html"] if left else []
+
+
+def _best(series: Sequence[Row]) -> Line:
+    """The fastest of a series of rates."""
+    best = max(series, key=lambda row: row.figure.value or 0)
+    of = f", best of {len(series)} sizes" if len(series) > 1 else ""
+    return Line(best, f"{name(best)}{of}")
+
+
+def _sentence(series: Sequence[Row]) -> str:
+    ordered = sorted(series, key=lambda row: row.size_bytes or 0)
+    first, last = ordered[0], ordered[-1]
+    words = f"{first.series}{', one core' if first.one_core else ''} {kind_of(first.figure)}".strip()
+    if len(ordered) == 1:
+        return f"{words}: {value(first.figure)} at {binary(first.size_bytes)}"
+    shown = [f"{value(row.figure)} at {binary(row.size_bytes)}" for row in (first, last)]
+    text = f"{words}: {len(ordered)} sizes, {shown[0]} to {shown[1]}"
+    if first.figure.unit == "B/s":
+        best = max(ordered, key=lambda row: row.figure.value or 0)
+        text += f", most {value(best.figure)} at {binary(best.size_bytes)}"
+    return text
+
+
+def _how(rows: Sequence[Row]) -> list[str]:
+    """Shapes of products, size and cache state of operands: what the figures of a group depend on."""
+    said = []
+    if any(row.shape for row in rows):
+        shapes = dict.fromkeys((kind_of(row.figure), row.shape) for row in rows if row.shape and row.family != "skinny")
+        named = [f"{what} {shape}".strip() for what, shape in shapes]
+        said += [f"m×n×k: {', '.join(named)}"] if named else []
+    for operands in dict.fromkeys(row.operands for row in rows if row.operands):
+        some = [row for row in rows if row.operands == operands]
+        what = "" if len(some) == len(rows) else f"{first_few([name(row) for row in some])}: "
+        said.append(f"{what}operands {operands}")
+    return said
+
+
+def _by(rows: Sequence[Row], key: Callable[[Row], object]) -> list[list[Row]]:
+    """Rows that are alike, in the order of the first of them."""
+    alike: dict[object, list[Row]] = {}
+    for row in rows:
+        alike.setdefault(key(row), []).append(row)
+    return list(alike.values())
+
+
+def first_few(names: Sequence[str], most: int = 3) -> str:
+    """The first few, and how many more."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
