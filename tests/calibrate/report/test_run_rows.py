@@ -3,12 +3,10 @@ from itertools import pairwise
 import pytest
 import report_samples as samples
 from calibrated_laws import at_priors
-from hypothesis import given
-from hypothesis import strategies as st
 
 from calibrate.pass_report import Rungs
-from calibrate.report import peaks, tables, units, wording
-from calibrate.report.paths import shortened
+from calibrate.report import run, run_rows, units
+from calibrate.report.run_rows import PassReport
 from roofline.facts import facts_of
 from roofline.hardware import load_device
 
@@ -22,21 +20,21 @@ REPORTS = [
 ]
 
 
-@pytest.mark.parametrize("report", REPORTS, ids=lambda report: wording.title(report))
-def test_layer_rows_are_sorted_and_add_up_to_the_busy_time(report: tables.PassReport) -> None:
-    rows = tables.layer_rows(report)
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: run.title(report))
+def test_layer_rows_are_sorted_and_add_up_to_the_busy_time(report: PassReport) -> None:
+    rows = run_rows.layer_rows(report)
     assert len(rows) == len(report.layers)
     assert sum(row.time_s for row in rows) == pytest.approx(report.busy_s, rel=1e-12)
     assert [row.time_s for row in rows] == sorted((row.time_s for row in rows), reverse=True)
-    assert tables.unclosed(report) == ()
+    assert run_rows.unclosed(report) == ()
 
 
-@pytest.mark.parametrize("report", REPORTS, ids=lambda report: wording.title(report))
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: run.title(report))
 @pytest.mark.parametrize("keep", [1, 5, 20])
-def test_folding_keeps_every_sum(report: tables.PassReport, keep: int) -> None:
-    rows = tables.layer_rows(report)
-    folded = tables.fold(rows, report.wall_s, keep=keep)
-    whole, part = (tables.total_row(some, report.wall_s, "busy") for some in (rows, folded))
+def test_folding_keeps_every_sum(report: PassReport, keep: int) -> None:
+    rows = run_rows.layer_rows(report)
+    folded = run_rows.fold(rows, report.wall_s, keep=keep)
+    whole, part = (run_rows.total_row(some, report.wall_s, "busy") for some in (rows, folded))
     for figure in ("count", "time_s", "flops", "bytes", "ideal_s", "predicted_s", "efficiency", "share"):
         found, expected = getattr(part, figure), getattr(whole, figure)
         assert found == (None if expected is None else pytest.approx(expected, rel=1e-9)), figure
@@ -45,14 +43,14 @@ def test_folding_keeps_every_sum(report: tables.PassReport, keep: int) -> None:
 
 
 def test_folding_spares_a_single_row_and_small_shares_go() -> None:
-    rows = tables.layer_rows(samples.gpu())
-    assert tables.fold(rows, samples.gpu().wall_s, keep=len(rows) - 1, smallest=0) == rows
-    shown = tables.fold(rows, samples.gpu().wall_s, keep=1000, smallest=0.05)
+    rows = run_rows.layer_rows(samples.gpu())
+    assert run_rows.fold(rows, samples.gpu().wall_s, keep=len(rows) - 1, smallest=0) == rows
+    shown = run_rows.fold(rows, samples.gpu().wall_s, keep=1000, smallest=0.05)
     assert all((row.share or 0) >= 0.05 for row in shown[:-1])
 
 
 def test_an_unknown_figure_stays_unknown_in_a_sum() -> None:
-    total = tables.total_row(tables.layer_rows(samples.no_peaks()), 1.0, "busy")
+    total = run_rows.total_row(run_rows.layer_rows(samples.no_peaks()), 1.0, "busy")
     assert total.ideal_s is None
     assert total.efficiency is None
     assert total.predicted_s is None
@@ -60,7 +58,7 @@ def test_an_unknown_figure_stays_unknown_in_a_sum() -> None:
 
 def test_rates_and_efficiency_by_hand() -> None:
     report = samples.gpu()
-    row = next(row for row in tables.layer_rows(report) if row.path == "lm_head")
+    row = next(row for row in run_rows.layer_rows(report) if row.path == "lm_head")
     layer = next(layer for layer in report.layers if layer.path == "lm_head")
     assert row.flops_per_s == (layer.matrix_flops + layer.vector_flops) / layer.measured_s
     assert row.bytes_per_s == layer.bytes / layer.measured_s
@@ -68,24 +66,24 @@ def test_rates_and_efficiency_by_hand() -> None:
     assert row.spread_s is None, "lm_head is not repeated"
 
 
-@pytest.mark.parametrize("report", REPORTS, ids=lambda report: wording.title(report))
-def test_waterfall_rows_add_up_to_the_wall(report: tables.PassReport) -> None:
-    rows = tables.waterfall_rows(report.waterfall, report.wall_s)
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: run.title(report))
+def test_waterfall_rows_add_up_to_the_wall(report: PassReport) -> None:
+    rows = run_rows.waterfall_rows(report.waterfall, report.wall_s)
     assert sum(row.time_s or 0 for row in rows) == pytest.approx(report.wall_s, rel=1e-12)
-    assert [term for row in rows for term in row.terms] == list(tables.TERMS)
+    assert [term for row in rows for term in row.terms] == list(run_rows.TERMS)
     for before, after in pairwise(rows):
         assert after.start_s == pytest.approx(before.start_s + (before.time_s or 0))
 
 
 def test_unknown_rungs_are_one_term() -> None:
-    labels = [row.label for row in tables.waterfall_rows(samples.cpu().waterfall, 1.0)]
+    labels = [row.label for row in run_rows.waterfall_rows(samples.cpu().waterfall, 1.0)]
     assert labels == ["ideal + peak derate", "extra work", "shape loss … residual", "idle"]
-    assert tables.waterfall_rows(samples.no_peaks().waterfall, 1.0)[0].label == "ideal … residual"
+    assert run_rows.waterfall_rows(samples.no_peaks().waterfall, 1.0)[0].label == "ideal … residual"
 
 
 def test_a_term_that_takes_away_moves_the_next_one_back() -> None:
     rungs = Rungs(ideal=1, achieved=3, executed=2, calibrated=2.5, measured=4)
-    rows = tables.waterfall_rows(samples.waterfall(rungs, 5), 5)
+    rows = run_rows.waterfall_rows(samples.waterfall(rungs, 5), 5)
     assert [row.time_s for row in rows] == [1, 2, -1, 0.5, 1.5, 1]
     assert [row.start_s for row in rows] == [0, 1, 3, 2, 2.5, 4]
     assert [row.share for row in rows] == [0.2, 0.4, -0.2, 0.1, 0.3, 0.2]
@@ -94,67 +92,67 @@ def test_a_term_that_takes_away_moves_the_next_one_back() -> None:
 def test_a_term_that_nothing_joins_is_unknown_and_the_sum_is_said_not_to_close() -> None:
     good = samples.gpu_calibrated()
     broken = good.model_copy(update={"waterfall": good.waterfall.model_copy(update={"residual": None})})
-    row = next(row for row in tables.waterfall_rows(broken.waterfall, broken.wall_s) if row.terms == ("residual",))
+    row = next(row for row in run_rows.waterfall_rows(broken.waterfall, broken.wall_s) if row.terms == ("residual",))
     assert row.time_s is None
-    assert "does not close" in wording.warnings(broken)[0]
+    assert "does not close" in run.warnings(broken)[0]
 
 
 def test_terms_that_do_not_exist_are_refused() -> None:
     rungs = Rungs(ideal=1, achieved=None, executed=2, calibrated=3, measured=4)
     waterfall = samples.waterfall(rungs, 5).model_copy(update={"merged": {"peak_derate+luck": 1.0}})
     with pytest.raises(ValueError, match="luck"):
-        tables.waterfall_rows(waterfall, 5)
+        run_rows.waterfall_rows(waterfall, 5)
 
 
 def test_layers_that_do_not_add_up_are_said() -> None:
     good = samples.gpu()
     broken = good.model_copy(update={"busy_s": good.busy_s * 1.01})
-    assert any("the layers' times add up to" in sentence for sentence in wording.warnings(broken))
+    assert any("the layers' times add up to" in sentence for sentence in run.warnings(broken))
 
 
 def test_efficiency_above_one_is_marked_and_explained() -> None:
     report = samples.gpu()
-    cell = next(column for column in tables.LAYER_COLUMNS if column.key == "efficiency").cell
-    marked = [row for row in tables.layer_rows(report) if "!" in cell(row)]
+    cell = next(column for column in run.LAYER_COLUMNS if column.header == "efficiency").cell
+    marked = [row for row in run_rows.layer_rows(report) if cell(row).bad]
     assert [row.path for row in marked] == ["model.layers.*.post_attention_layernorm"]
-    assert sum("warm cache" in sentence for sentence in wording.warnings(report)) == 1
-    assert all("!" not in cell(row) for row in tables.layer_rows(samples.no_peaks()))
+    assert sum("warm cache" in sentence for sentence in run.warnings(report)) == 1
+    assert all("!" not in cell(row).text for row in run_rows.layer_rows(samples.no_peaks()))
 
 
 def test_the_closure_is_judged() -> None:
     report = samples.gpu()
-    assert all(fact.holds for fact in wording.closure(report, "cuda"))
+    assert all(fact.holds for fact in run_rows.closure(report, "cuda"))
     bad = {"attributed": 0.98, "spans_plus_gaps": 1.006, "instrumented_ratio": 1.06, "kernels": 932}
     for name, value in bad.items():
         broken = report.model_copy(update={"closure": report.closure.model_copy(update={name: value})})
-        assert [fact.holds for fact in wording.closure(broken, "cuda")].count(False) == 1, name
+        assert [fact.holds for fact in run_rows.closure(broken, "cuda")].count(False) == 1, name
     overfull = report.model_copy(update={"wall_s": report.busy_s / 1.03})
-    assert [fact.name for fact in wording.closure(overfull, "cuda") if fact.holds is False] == ["busy ÷ wall"]
-    assert len(wording.closure(samples.cpu(), "cpu")) == 4
+    assert [fact.name for fact in run_rows.closure(overfull, "cuda") if fact.holds is False] == ["busy ÷ wall"]
+    assert len(run_rows.closure(samples.cpu(), "cpu")) == 4
     silent = report.model_copy(update={"closure": report.closure.model_copy(update={"kernels": 0, "launches": 0})})
-    assert False in [fact.holds for fact in wording.closure(silent, "cuda")], "no kernel was seen at all"
+    assert False in [fact.holds for fact in run_rows.closure(silent, "cuda")], "no kernel was seen at all"
 
 
 def test_what_ideal_uses_is_said_plainly() -> None:
-    assert wording.ideal_uses(samples.gpu(), samples.GPU) == "ideal: the fused graph at datasheet peaks"
+    assert run.ideal_uses(samples.gpu(), samples.GPU) == "ideal: the fused graph at datasheet peaks"
     said = "achieved peaks: no datasheet describes this device"
-    assert said in wording.ideal_uses(samples.cpu(), samples.CPU)
-    assert "the datasheet lacks" in wording.ideal_uses(samples.cpu(), samples.GPU)
-    assert "–" in wording.ideal_uses(samples.no_peaks(), samples.BARE)
+    assert said in run.ideal_uses(samples.cpu(), samples.CPU)
+    assert "the datasheet lacks" in run.ideal_uses(samples.cpu(), samples.GPU)
+    assert "–" in run.ideal_uses(samples.no_peaks(), samples.BARE)
 
 
 def test_headline_compares_the_busy_time_with_the_right_rung() -> None:
     report = samples.gpu()
     assert report.rungs.ideal is not None
-    assert f"({report.busy_s / report.rungs.ideal:.2f}× less)" in wording.headline(report)
-    assert "could take" in wording.headline(samples.cpu())
-    assert "unknown" in wording.headline(samples.no_peaks())
+    assert f"({report.busy_s / report.rungs.ideal:.2f}× less)" in run.headline(report)
+    assert "could take" in run.headline(samples.cpu())
+    assert "unknown" in run.headline(samples.no_peaks())
 
 
-@pytest.mark.parametrize("report", REPORTS, ids=lambda report: wording.title(report))
-def test_layer_terms_add_up_to_each_layers_time(report: tables.PassReport) -> None:
-    _, rows = tables.layer_terms(report)
-    for row, (label, kind, values) in zip(tables.layer_rows(report), rows, strict=True):
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: run.title(report))
+def test_layer_terms_add_up_to_each_layers_time(report: PassReport) -> None:
+    _, rows = run_rows.layer_terms(report)
+    for row, (label, kind, values) in zip(run_rows.layer_rows(report), rows, strict=True):
         assert (row.label, row.kind) == (label, kind)
         assert sum(value or 0 for value in values) == pytest.approx(row.time_s)
 
@@ -162,12 +160,12 @@ def test_layer_terms_add_up_to_each_layers_time(report: tables.PassReport) -> No
 def test_a_layer_that_knows_more_or_less_than_the_pass_keeps_its_sum() -> None:
     fine, coarse = samples.gpu_calibrated(), samples.gpu()
     mixed = coarse.model_copy(update={"layers": fine.layers})
-    labels, rows = tables.layer_terms(mixed)
+    labels, rows = run_rows.layer_terms(mixed)
     assert labels[3] == "shape loss … residual"
     for layer, (_, _, values) in zip(sorted(fine.layers, key=lambda x: -x.measured_s), rows, strict=True):
         terms = layer.waterfall.shape_loss, layer.waterfall.level, layer.waterfall.residual
         assert values[3] == pytest.approx(sum(term or 0 for term in terms))
-    _, rows = tables.layer_terms(samples.with_unattributed())
+    _, rows = run_rows.layer_terms(samples.with_unattributed())
     values = next(values for label, _, values in rows if label == "(unattributed)")
     assert values[:3] == (None, None, None)
     assert values[3] == pytest.approx(0.01 * coarse.busy_s)
@@ -175,50 +173,18 @@ def test_a_layer_that_knows_more_or_less_than_the_pass_keeps_its_sum() -> None:
 
 def test_the_busy_row_has_the_figures_of_the_pass() -> None:
     report = samples.with_unattributed()
-    row = tables.busy_row(report)
+    row = run_rows.busy_row(report)
     assert row.time_s == pytest.approx(report.busy_s)
     assert row.ideal_s == report.rungs.ideal
     assert row.predicted_s == report.predicted_busy_s
     assert row.efficiency == pytest.approx((report.rungs.ideal or 0) / report.busy_s)
-    assert tables.busy_row(samples.cpu()).ideal_s == samples.cpu().rungs.achieved
+    assert run_rows.busy_row(samples.cpu()).ideal_s == samples.cpu().rungs.achieved
 
 
 def test_one_footnote_for_the_mark() -> None:
     said = "efficiency above 1 in 1 layer kinds, most in lm_head"
     report = samples.gpu().model_copy(update={"warnings": (said,)})
-    assert wording.warnings(report) == (f"! {said}",)
-
-
-def test_inactive_parameters_are_counted() -> None:
-    assert wording.some(["a", "b", "c", "d", "e"], most=2) == "a, b and 3 more"
-    assert wording.some(["a"], most=2) == "a"
-
-
-PATHS = st.lists(
-    st.lists(
-        st.sampled_from(["model", "layers", "*", "self_attn", "mlp", "q_proj", "k_proj", "experts"]),
-        min_size=1,
-        max_size=6,
-    ).map(".".join),
-    min_size=1,
-    max_size=8,
-)
-
-
-@given(PATHS, st.integers(min_value=1, max_value=40))
-def test_shortened_paths_fit(paths: list[str], width: int) -> None:
-    short = shortened(paths, width)
-    assert len(short) == len(paths)
-    assert all(len(text) <= width for text in short)
-    assert all(text == path for text, path in zip(short, paths, strict=True) if len(path) <= width)
-
-
-def test_shortened_paths_lose_their_middle_and_stay_apart() -> None:
-    assert shortened(["model.layers.*.self_attn.q_proj"], 23) == ["model…self_attn.q_proj"]
-    paths = [f"model.{side}_stack.layers.*.attn.{name}_proj" for side in ("encoder", "decoder") for name in "qk"]
-    for text, path in zip(shortened(paths, 24), paths, strict=True):
-        start, end = text.split("…")
-        assert [other for other in paths if other.startswith(start) and other.endswith(end)] == [path]
+    assert run.warnings(report) == (f"! {said}",)
 
 
 def test_the_laws_of_a_spec_are_one_line_with_their_errors_on_unseen_groups() -> None:
@@ -226,49 +192,47 @@ def test_the_laws_of_a_spec_are_one_line_with_their_errors_on_unseen_groups() ->
     laws = [at_priors(kind, "bfloat16", facts) for kind in ("matmul", "aten::mul", "aten::add")]
     laws = [law.model_copy(update={"unseen": off}) for law, off in zip(laws, (0.05, 0.02, 0.04), strict=True)]
     spec = load_device("nvidia-h200-sxm")
-    assert peaks.laws(spec) is None
-    said = peaks.laws(spec.model_copy(update={"calibrated": tuple(laws)}))
-    errors = "calibrated: 3 laws, off on groups of kernels not fitted to: matmul 5.00 %, streaming operators 3.00 %"
-    older = "; kept by an older roofcal, whose laws were others: matmul; calibrate again"  # it has no bounds
+    assert run_rows.laws(spec) is None
+    said = run_rows.laws(spec.model_copy(update={"calibrated": tuple(laws)}))
+    errors = "3 calibrated laws; error on kernels held out from the fit: matmul 5.00 %, streaming operators 3.00 %"
+    older = "; calibrate again for matmul: an older roofcal fitted other laws"  # it has no bounds
     assert said == errors + older
-    streams = peaks.laws(spec.model_copy(update={"calibrated": tuple(laws[1:])}))
-    assert streams == "calibrated: 2 laws, off on groups of kernels not fitted to: streaming operators 3.00 %"
+    streams = run_rows.laws(spec.model_copy(update={"calibrated": tuple(laws[1:])}))
+    assert streams == "2 calibrated laws; error on kernels held out from the fit: streaming operators 3.00 %"
 
 
 def test_intervals_are_shown_as_half_their_width() -> None:
     report = samples.gpu_calibrated()
-    halves = {row.terms: row.half_s for row in tables.pass_terms(report)}
+    halves = {row.terms: row.half_s for row in run_rows.pass_terms(report)}
     shown = [halves[(name,)] for name in ("level", "residual", "idle")]
     assert shown == pytest.approx([0.01 * report.wall_s] * 3)
     assert halves[("shape_loss",)] is None
-    row = tables.layer_rows(report)[0]
-    cells = {column.key: column.cell(row) for column in tables.LAYER_COLUMNS}
-    assert (cells["sure"], cells["foreseen"]) == ("3 %", "10 %")
-    assert tables.total_row([row, row], report.wall_s, "2 others").time_s_low is None
-    assert wording.headline(report).startswith(f"{units.seconds(report.wall_s)} wall ± 1.2 %, ")
-    assert " ± 10 % (" in wording.predicted(report)
+    row = run_rows.layer_rows(report)[0]
+    cells = {column.header: getattr(column.cell(row), "text", "") for column in run.LAYER_COLUMNS}
+    assert (cells["±"], cells["predicted ±"]) == ("3 %", "10 %")
+    assert run_rows.total_row([row, row], report.wall_s, "2 others").time_s_low is None
+    assert run.headline(report).startswith(f"{units.seconds(report.wall_s)} wall ± 1.2 %, ")
+    assert " ± 10 % (error " in run.predicted(report)
 
 
 def test_what_is_compared_with_what_is_said() -> None:
     by_laws, plain = samples.gpu_calibrated(), samples.gpu()
-    said = wording.compared(by_laws)
-    measured = "compared: measured, the mean of the middle half of 4 rounds, each the mean of 3 passes; "
-    assert said.startswith(measured + "predicted, laws fitted to kernels whose visits were summarised in the same way")
-    assert said.endswith("at the machine's level of this run")
-    assert wording.compared(by_laws.model_copy(update={"level": {}})).endswith("level of the calibration")
-    assert "rooflines at peaks" in wording.compared(plain)
-    assert "1 round, each the mean of 12 passes, without an interval" in wording.compared(
-        plain.model_copy(update={"rounds": 1})
-    )
-    (level,) = wording.level(by_laws)
-    assert "memory 1.06× (1.02–1.10)" in level and wording.level(plain) == ()
+    said = run.compared(by_laws)
+    measured = "measured times are the mean of the middle half of 4 rounds, each the mean of 3 passes; "
+    assert said.startswith(measured + "predicted times are by laws fitted to kernels summarised in the same way")
+    assert said.endswith("at the machine's speed of this run")
+    assert run.compared(by_laws.model_copy(update={"level": {}})).endswith("speed of the calibration")
+    assert "at the achieved peaks" in run.compared(plain)
+    single = run.compared(plain.model_copy(update={"rounds": 1}))
+    assert "1 round, each the mean of 12 passes, without an interval" in single
+    assert "memory 1.06× (1.02–1.10)" in run.level(by_laws)[0] and run.level(plain) == ()
 
 
 def test_a_ratio_holds_unless_its_whole_interval_lies_outside() -> None:
     good = samples.gpu()
 
     def holds(name: str, **changes: float) -> bool | None:
-        facts = wording.closure(good.model_copy(update=changes), "cuda")
+        facts = run_rows.closure(good.model_copy(update=changes), "cuda")
         return next(fact.holds for fact in facts if fact.name == name)
 
     name = "profiled ÷ unprofiled wall"

@@ -8,9 +8,8 @@ from graphs import GraphBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.report.predicted import drawing
-from calibrate.report.predicted.block import MOST_NODES, Block, blocks
-from calibrate.report.predicted.layout import Edge, layout
+from calibrate.report.block import MOST_NODES, Block, blocks
+from calibrate.report.block_drawing import Edge, layout, svg
 from roofline.fold import fold
 from roofline.op import OpGraph
 from roofline.prediction import PassPrediction
@@ -170,7 +169,7 @@ def test_many_small_operations_of_a_module_become_one_node() -> None:
 
 def test_the_drawing_is_sound_xml_with_every_node_and_edge() -> None:
     (block,) = blocks(step_of(samples.block_graph()))
-    root = ElementTree.fromstring(drawing.svg(block, "block-0"))
+    root = ElementTree.fromstring(svg(block, "block-0"))
     text = ["".join(element.itertext()) for element in root.iter("text")]
     for words in ("self_attn.qkv_proj", "mlp.down_proj", "what follows", "W 123 MB", "KV ↑ 2.10 MB", "KV ↓ 4.10 kB"):
         assert words in text, words
@@ -185,7 +184,7 @@ def test_a_hostile_name_is_text_in_the_drawing() -> None:
     b = GraphBuilder(samples.DECODE)
     b.op("matmul", reads={"x": 8}, writes={"y": 8}, path=HOSTILE, dtype="bfloat16")
     (block,) = blocks(step_of(b.graph()))
-    markup = drawing.svg(block, "b")
+    markup = svg(block, "b")
     root = ElementTree.fromstring(markup)
     assert not list(root.iter("script"))
     assert '<script>alert("x")</script>&�' in "".join(root.itertext())
