@@ -6,7 +6,9 @@ Example: ``Path("report.html").write_text(render(run_document(reports, run, spec
 """
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -17,17 +19,11 @@ from plotly.offline import get_plotlyjs
 from calibrate.report.document import Document, Figure, Part, Section, shown
 
 TEMPLATE = "page.html.j2"
+PLOT = "plotly-graph-div"
+"""Class of the element of a plot."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters that are no part of HTML."""
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """A figure as markup."""
-
-    markup: Markup
-    note: str
 
 
 def render(document: Document) -> str:
@@ -41,38 +37,34 @@ def render(document: Document) -> str:
         finalize=lambda value: _CONTROL.sub("�", value) if type(value) is str else value,
     )
     environment.tests["section"] = lambda part: isinstance(part, Section)
-    parts = _drawn(tuple(shown(document.parts, "html")))
-    has_plots = any("plotly-graph-div" in markup for markup in _markup(parts))
-    return environment.get_template(TEMPLATE).render(
-        title=document.title, parts=parts, plotly_js=Markup(get_plotlyjs()) if has_plots else ""
-    )
+    parts = tuple(_drawn(shown(document.parts, "html")))
+    plotly_js = Markup(get_plotlyjs()) if _has_plot(parts) else ""
+    return environment.get_template(TEMPLATE).render(title=document.title, parts=parts, plotly_js=plotly_js)
 
 
-def _drawn(parts: tuple[Part, ...]) -> tuple["Part | _Drawn", ...]:
-    """The parts with their figures drawn; what has no picture is left out."""
-    made: list[Part | _Drawn] = []
+def _drawn(parts: Iterable[Part]) -> Iterator[Part]:
+    """The parts with their figures drawn as markup; what has no picture is left out."""
     for part in parts:
         if isinstance(part, Section):
-            if inside := _drawn(tuple(part.parts)):
-                made.append(replace(part, parts=inside))
+            if inside := tuple(_drawn(part.parts)):
+                yield replace(part, parts=inside)
         elif not isinstance(part, Figure):
-            made.append(part)
+            yield part
         elif (picture := part.draw()) is not None:
-            made.append(_Drawn(_picture(picture, part.name), part.note))
-    return tuple(made)
+            yield replace(part, draw=partial(Markup, _picture(picture, part.name)))
 
 
-def _picture(picture: object, name: str) -> Markup:
+def _picture(picture: object, name: str) -> str:
     """A plotly figure, or SVG as it is; plotly.js is in the page once, not here."""
     if not isinstance(picture, go.Figure):
-        return Markup(str(picture))
+        return str(picture)
     config = {"displaylogo": False, "responsive": True, "displayModeBar": False}
-    return Markup(picture.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config))
+    markup: str = picture.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config)
+    return markup
 
 
-def _markup(parts: "tuple[Part | _Drawn, ...]") -> list[str]:
-    found = []
-    for part in parts:
-        found += _markup(tuple(part.parts)) if isinstance(part, Section) else []
-        found += [part.markup] if isinstance(part, _Drawn) else []
-    return found
+def _has_plot(parts: Iterable[Part]) -> bool:
+    return any(
+        _has_plot(part.parts) if isinstance(part, Section) else isinstance(part, Figure) and PLOT in part.draw()
+        for part in parts
+    )

@@ -44,7 +44,7 @@ from calibrate.report.units import (
 )
 from roofline.hardware import Peaks
 from roofline.op import Traffic
-from roofline.paper import PaperCosts, PaperPhase, PaperResult
+from roofline.paper import PaperPhase, PaperResult, PaperRow
 from roofline.prediction import OpPrediction, PassPrediction, Prediction, RequestPrediction
 from roofline.record import Record
 
@@ -195,13 +195,13 @@ def paper_document(result: PaperResult, model: str, hardware: str) -> Document:
     bits = f"bits of weights {result.w_bit}, activations {result.a_bit}, KV cache {result.kv_bit}"
     said = f"batch {result.batch}, {result.seqlen} tokens, {bits}; a row is one execution"
     phases = (_paper_phase(name, phase_) for name, phase_ in (("prefill", result.prefill), ("decode", result.decode)))
-    parts = (Text("the accounting of arXiv 2402.16363 (LLM-Viewer)"), Text(said), *phases)
+    parts: tuple[Part, ...] = (Text("the accounting of arXiv 2402.16363 (LLM-Viewer)"), Text(said), *phases)
     return Document(f"{model} on {hardware}", parts)
 
 
 def _paper_phase(name: str, phase_: PaperPhase) -> Section:
     total = phase_.total
-    columns: tuple[Column[PaperCosts], ...] = (
+    columns: tuple[Column[PaperRow], ...] = (
         Column("layer", lambda row: row.name, words=True),
         Column("×", lambda row: str(row.count), drop=3),
         Column("OPs", lambda row: Cell(precise(row.OPs), row.OPs)),

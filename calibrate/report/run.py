@@ -295,13 +295,14 @@ _FAILED: tuple[Column[CellResult], ...] = (
     Column("reason", lambda result: result.reason or "no reason was recorded", wraps=True),
 )
 
+_HOLDS: dict[bool | None, str] = {None: UNKNOWN, True: "holds", False: "DOES NOT HOLD"}
+
 _CHECKS: tuple[Column[rows.Check], ...] = (
     Column("closure", lambda check: check.name, words=True),
     Column("measured", lambda check: check.value),
     Column("", lambda check: Cell(_HOLDS[check.holds], bad=check.holds is False), words=True),
     Column("asked", lambda check: check.asked, words=True, drop=1),
 )
-_HOLDS = {None: UNKNOWN, True: "holds", False: "DOES NOT HOLD"}
 
 PEAK_COLUMNS: tuple[Column[rows.PeakRow], ...] = (
     Column("peak", lambda row: row.name, words=True),
@@ -368,7 +369,7 @@ def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> Section:
     layers = brief(LAYER_COLUMNS, rows.fold(all_rows, report.wall_s), all_rows, busy)
     differences = f"{_count(len(report.differences), 'difference')} between the planned graph and what the device ran"
     inactive = f"{_count(len(report.inactive), 'parameter')} that this phase does not read"
-    parts = (
+    parts: tuple[Part, ...] = (
         Text(verdict(report), "bad"),
         Text(headline(report), "strong"),
         *(Text(sentence, "warning") for sentence in warnings(report)),
@@ -428,7 +429,7 @@ def _term_columns(report: PassReport) -> tuple[Column[TermRow], ...]:
         Column("±", lambda row: Cell(seconds(row.half_s) if row.half_s is not None else "", row.half_s), optional=True),
         Column("of wall", lambda row: Cell(percent(row.share, signed=row.terms != ("wall",)), row.share)),
         Column("", bar, bar=True),
-        Column("what it is", meaning, words=True, views=FILES),
+        Column("what it is", meaning, wraps=True, views=FILES),
     )
 
 
