@@ -1,14 +1,11 @@
 """The graph of a block as inline SVG: a box an operation with its numbers, an arrow what it passes on.
 
-All names are escaped. Hovering shows the rest of an operation's numbers. Boxes stand in rows from top to bottom, by the
-steps of Sugiyama, Tagawa and Toda (IEEE Trans. SMC 11(2), 1981): rows by longest path, a place in every row that a long
-edge passes, an order of each row with few crossings (barycentres), and places near their neighbours' (the least squares
-that keep the order, by pooling adjacent violators).
+All names are escaped. Hovering shows the rest of the numbers. Boxes stand in rows by the longest way to them; an edge
+that passes a row does so in a lane at the right, so that none runs through a box.
 
 Example: ``markup = svg(blocks(prediction.passes[0])[0], "block-0")``
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -51,17 +48,11 @@ LEGEND = (
 )
 
 
-GAP = 26.0
-"""Pixels between two boxes of a row."""
+GAP, BETWEEN = 26.0, 44.0
+"""Pixels between two boxes of a row, and between two rows."""
 
-PASSAGE = 14.0
-"""Width of an edge that passes a row."""
-
-BETWEEN = 44.0
-"""Pixels between two rows."""
-
-SWEEPS = 24
-"""Rounds of ordering and of placing; small graphs settle in fewer."""
+LANE = 16.0
+"""Pixels between two edges that pass rows."""
 
 Edge = tuple[int, int]
 Point = tuple[float, float]
@@ -99,7 +90,7 @@ def svg(block: Block, name: str) -> str:
     edges = "".join(_edge(places.routes[edge], edge in around, name) for edge in block.edges)
     boxes = "".join(_box(node, places, i) for i, node in enumerate(block.nodes))
     return (
-        f'<div class="scroll"><svg class="block" id="{escape(name)}" role="img" viewBox="0 0 {wide:.0f} {high:.0f}" '
+        f'<div class="drawing"><svg class="block" id="{escape(name)}" role="img" viewBox="0 0 {wide:.0f} {high:.0f}" '
         f'style="width:100%;max-width:{wide:.0f}px;min-width:{SMALLEST * wide:.0f}px">'
         f"<defs>{_arrow(name, 'plain', PLAIN)}{_arrow(name, 'around', AROUND)}</defs>"
         f'<g transform="translate({MARGIN:g},{MARGIN:g})">{edges}{boxes}</g></svg></div>'
@@ -228,30 +219,33 @@ def layout(sizes: Sequence[tuple[float, float]], edges: Sequence[Edge]) -> Layou
     if wrong := [edge for edge in edges if not 0 <= edge[0] < edge[1] < len(sizes)]:
         raise ValueError(f"edge {wrong[0]} does not go to a later box; number the {len(sizes)} boxes in order")
     rank = _ranks(len(sizes), edges)
-    widths = [width for width, _ in sizes]
-    ranks = list(rank)
-    chains: dict[Edge, list[int]] = {}
-    links: list[Edge] = []
-    for edge in edges:  # a place in every row between
-        chain = [edge[0]]
-        for row in range(rank[edge[0]] + 1, rank[edge[1]]):
-            chain.append(len(widths))
-            widths.append(PASSAGE)
-            ranks.append(row)
-        chain.append(edge[1])
-        chains[edge] = chain
-        links += pairwise(chain)
-    rows = _ordered(ranks, links)
-    centre = _placed(rows, widths, links, len(sizes))
-    left = min((centre[i] - widths[i] / 2 for i in range(len(widths))), default=0.0)
-    centre = [x - left for x in centre]
-    tall = [max((sizes[i][1] for i in row if i < len(sizes)), default=0.0) for row in rows]
+    rows = _rows(rank, edges)
+    spans = [sum(sizes[i][0] for i in row) + GAP * (len(row) - 1) for row in rows]
+    wide = max(spans, default=0.0)
+    tall = [max(sizes[i][1] for i in row) for row in rows]
     top = [sum(tall[:r]) + BETWEEN * r for r in range(len(rows))]
-    boxes = tuple((centre[i] - w / 2, top[rank[i]] + (tall[rank[i]] - h) / 2) for i, (w, h) in enumerate(sizes))
+    boxes: dict[int, Point] = {}
+    for r, row in enumerate(rows):
+        x = (wide - spans[r]) / 2
+        for i in row:
+            boxes[i] = (x, top[r] + (tall[r] - sizes[i][1]) / 2)
+            x += sizes[i][0] + GAP
+    lanes = _lanes([edge for edge in edges if rank[edge[1]] - rank[edge[0]] > 1], rank)
+    at = {edge: wide + LANE * (lane + 1) for edge, lane in lanes.items()}
+    routes = {}
+    for source, target in edges:
+        out = _port(source, [edge for edge in edges if edge[0] == source], (source, target), boxes, sizes, at)
+        into = _port(target, [edge for edge in edges if edge[1] == target], (source, target), boxes, sizes, at)
+        first, last = rank[source], rank[target]
+        points = [(out, boxes[source][1] + sizes[source][1]), (out, top[first] + tall[first])]
+        if (source, target) in at:
+            lane = at[source, target]
+            points += [(lane, top[first + 1]), (lane, top[last - 1] + tall[last - 1])]
+        routes[source, target] = (*points, (into, top[last]), (into, boxes[target][1]))
     return Layout(
-        boxes=boxes,
-        routes=_routes(chains, sizes, boxes, centre, ranks, top, tall),
-        width=max((centre[i] + widths[i] / 2 for i in range(len(widths))), default=0.0),
+        boxes=tuple(boxes[i] for i in range(len(sizes))),
+        routes=routes,
+        width=wide + LANE * (max(lanes.values(), default=-1) + 1),
         height=top[-1] + tall[-1] if rows else 0.0,
     )
 
@@ -267,104 +261,40 @@ def _ranks(count: int, edges: Sequence[Edge]) -> list[int]:
     return rank
 
 
-def _ordered(ranks: Sequence[int], links: Sequence[Edge]) -> list[list[int]]:
-    """The places of each row, from left to right: of the orders tried, that with the fewest crossings."""
-    rows: list[list[int]] = [[] for _ in range(max(ranks, default=-1) + 1)]
-    for i, rank in enumerate(ranks):
-        rows[rank].append(i)
-    above, below = _neighbours(links)
-    best, fewest = [list(row) for row in rows], _crossings(rows, links)
-    for sweep in range(SWEEPS):
-        if not fewest:
-            break
-        down = sweep % 2 == 0
-        for row in rows if down else reversed(rows):
-            at = {i: (n + 0.5) / len(same) for same in rows for n, i in enumerate(same)}
-            near = above if down else below
-            row.sort(key=lambda i: sum(at[j] for j in near[i]) / len(near[i]) if near[i] else at[i])
-        if (crossings := _crossings(rows, links)) < fewest:
-            best, fewest = [list(row) for row in rows], crossings
-    return best
+def _rows(rank: Sequence[int], edges: Sequence[Edge]) -> list[list[int]]:
+    """The boxes of each row from left to right: each near the middle of what it reads from."""
+    rows: list[list[int]] = [[i for i in range(len(rank)) if rank[i] == r] for r in range(max(rank, default=-1) + 1)]
+    place = {i: (n + 0.5) / len(row) for row in rows for n, i in enumerate(row)}
+    for row in rows:
+        near = {i: [place[source] for source, target in edges if target == i] for i in row}
+        row.sort(key=lambda i: sum(near[i]) / len(near[i]) if near[i] else place[i])
+        place |= {i: (n + 0.5) / len(row) for n, i in enumerate(row)}
+    return rows
 
 
-def _crossings(rows: Sequence[Sequence[int]], links: Sequence[Edge]) -> int:
-    at = {i: n for row in rows for n, i in enumerate(row)}
-    row_of = {i: r for r, row in enumerate(rows) for i in row}
-    by_row: dict[int, list[Edge]] = defaultdict(list)
-    for source, target in links:
-        by_row[row_of[source]].append((at[source], at[target]))
-    return sum((a - c) * (b - d) < 0 for row in by_row.values() for n, (a, b) in enumerate(row) for c, d in row[:n])
+def _lanes(edges: Sequence[Edge], rank: Sequence[int]) -> dict[Edge, int]:
+    """A lane at the right for each edge that passes a row; no two in one lane pass the same row, short ones inside."""
+    taken: list[set[int]] = []
+    lanes: dict[Edge, int] = {}
+    for edge in sorted(edges, key=lambda edge: (rank[edge[1]] - rank[edge[0]], edge)):
+        passed = set(range(rank[edge[0]], rank[edge[1]] + 1))
+        lane = next((n for n, rows in enumerate(taken) if not rows & passed), len(taken))
+        taken += [set()] if lane == len(taken) else []
+        taken[lane] |= passed
+        lanes[edge] = lane
+    return lanes
 
 
-def _placed(rows: Sequence[Sequence[int]], widths: Sequence[float], links: Sequence[Edge], boxes: int) -> list[float]:
-    """Centre of each place: near its neighbours', in the order of the row, and no two closer than their widths."""
-    above, below = _neighbours(links)
-    centre = [0.0] * len(widths)
-    for sweep in range(SWEEPS):
-        down = sweep % 2 == 0
-        for row in rows if down else reversed(rows):
-            wanted, weights = [], []
-            for i in row:
-                near = (above if down else below)[i] or (below if down else above)[i]
-                wanted.append(sum(centre[j] for j in near) / len(near) if near else centre[i])
-                weights.append(1.0 if i < boxes else 4.0)  # passages that stay straight are easier to follow
-            offsets = [0.0]
-            for a, b in pairwise(row):
-                offsets.append(offsets[-1] + (widths[a] + widths[b]) / 2 + GAP)
-            shifts = _rising([want - offset for want, offset in zip(wanted, offsets, strict=True)], weights)
-            for i, shift, offset in zip(row, shifts, offsets, strict=True):
-                centre[i] = shift + offset
-    return centre
-
-
-def _rising(values: Sequence[float], weights: Sequence[float]) -> list[float]:
-    """The never falling sequence that is nearest in weighted squares."""
-    pools: list[tuple[float, float, int]] = []  # mean, weight, members
-    for value, weight in zip(values, weights, strict=True):
-        pools.append((value, weight, 1))
-        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            (m1, w1, n1), (m2, w2, n2) = pools[-2:]
-            pools[-2:] = [((m1 * w1 + m2 * w2) / (w1 + w2), w1 + w2, n1 + n2)]
-    return [mean for mean, _, count in pools for _ in range(count)]
-
-
-def _neighbours(links: Sequence[Edge]) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-    above: dict[int, list[int]] = defaultdict(list)
-    below: dict[int, list[int]] = defaultdict(list)
-    for source, target in links:
-        above[target].append(source)
-        below[source].append(target)
-    return above, below
-
-
-def _routes(
-    chains: dict[Edge, list[int]],
+def _port(
+    box: int,
+    edges: Sequence[Edge],
+    edge: Edge,
+    boxes: dict[int, Point],
     sizes: Sequence[tuple[float, float]],
-    boxes: Sequence[Point],
-    centre: Sequence[float],
-    ranks: Sequence[int],
-    top: Sequence[float],
-    tall: Sequence[float],
-) -> dict[Edge, tuple[Point, ...]]:
-    leaving, entering = defaultdict(list), defaultdict(list)
-    for edge, chain in chains.items():
-        leaving[edge[0]].append((centre[chain[1]], edge))
-        entering[edge[1]].append((centre[chain[-2]], edge))
-    start = {edge: x for box, to in leaving.items() for edge, x in _ports(centre[box], sizes[box][0], to)}
-    end = {edge: x for box, to in entering.items() for edge, x in _ports(centre[box], sizes[box][0], to)}
-    routes = {}
-    for edge, chain in chains.items():
-        first, last = ranks[chain[0]], ranks[chain[-1]]
-        points = [(start[edge], boxes[edge[0]][1] + sizes[edge[0]][1]), (start[edge], top[first] + tall[first])]
-        for place in chain[1:-1]:
-            row = ranks[place]
-            points += [(centre[place], top[row]), (centre[place], top[row] + tall[row])]
-        routes[edge] = (*points, (end[edge], top[last]), (end[edge], boxes[edge[1]][1]))
-    return routes
-
-
-def _ports(centre: float, width: float, to: Sequence[tuple[float, Edge]]) -> list[tuple[Edge, float]]:
-    """Ends of edges side by side on a box, in the order of where they go."""
-    apart = min(28.0, 0.8 * width / len(to))
-    ordered = sorted(to)
-    return [(edge, centre + apart * (n - (len(ordered) - 1) / 2)) for n, (_, edge) in enumerate(ordered)]
+    lanes: dict[Edge, float],
+) -> float:
+    """Where an edge touches a box: side by side with the others, in the order of where they go."""
+    other = {each: lanes.get(each, boxes[each[0] + each[1] - box][0]) for each in edges}
+    ordered = sorted(edges, key=lambda each: (other[each], each))
+    apart = min(28.0, 0.8 * sizes[box][0] / len(edges))
+    return boxes[box][0] + sizes[box][0] / 2 + apart * (ordered.index(edge) - (len(edges) - 1) / 2)

@@ -260,15 +260,14 @@ def facts(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> 
 def conditions(measurements: Iterable[Measurement]) -> tuple[str, ...]:
     """Ranges over all windows of what was read: clocks, power, temperature, other work."""
     windows = [window for one in measurements for window in one.windows]
-    megahertz, celsius = _number(1e-6, "MHz"), _number(1.0, "°C")
-    ranges = (
+    ranges: tuple[tuple[str, Callable[[Window], float | None], Callable[[float], str]], ...] = (
         ("SM clock", lambda w: w.sm_clock_hz, megahertz),
         ("memory clock", lambda w: w.memory_clock_hz, megahertz),
-        ("power", lambda w: w.power_w, _number(1.0, "W")),
-        ("temperature", lambda w: w.temperature_c, celsius),
+        ("power", lambda w: w.power_w, lambda value: in_unit(value, "W")),
+        ("temperature", lambda w: w.temperature_c, lambda value: f"{value:.0f} °C"),
         ("CPU clock", lambda w: w.cpu_clock_hz, megahertz),
-        ("taken by a hypervisor", lambda w: w.steal_fraction, _number(100.0, "%")),
-        ("other work, cores", lambda w: None if w.other_cores is None else max(0.0, w.other_cores), _number(1.0, "")),
+        ("taken by a hypervisor", lambda w: w.steal_fraction, percent),
+        ("other work, cores", lambda w: None if w.other_cores is None else max(0.0, w.other_cores), "{:.2g}".format),
     )
     return tuple(text for name, read, show in ranges if (text := _range(name, windows, read, show)))
 
@@ -347,17 +346,6 @@ def _costs(rows: Sequence[Row]) -> list[tuple[str, Row]]:
 def _with_share(row: Row) -> str:
     share = f" ({percent(row.of_datasheet)} of the datasheet)" if row.of_datasheet is not None else ""
     return f"{in_unit(row.figure.value, row.figure.unit)}{share}"
-
-
-def _number(factor: float, unit: str) -> Callable[[float], str]:
-    """A figure in a fixed unit, three significant digits below 100."""
-    return lambda value: (
-        f"{value * factor:.3g} {unit}".strip() if abs(value * factor) < 100 else _long(value, factor, unit)
-    )
-
-
-def _long(value: float, factor: float, unit: str) -> str:
-    return f"{value * factor:,.0f} {unit}".strip()
 
 
 def _range(

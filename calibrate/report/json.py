@@ -8,7 +8,7 @@ Example: ``json.dumps(prediction_json(prediction), allow_nan=False)``
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
@@ -25,14 +25,20 @@ from profiler.record.measurement import Measurement
 from profiler.record.run import Run
 from profiler.record.store import RunFolder
 from roofline.hardware import HardwareSpec
-from roofline.op import Traffic
+from roofline.op import Kind
 from roofline.paper import PaperCosts, PaperPhase, PaperResult
 from roofline.prediction import OpPrediction, PassPrediction, Prediction
+from roofline.record import Record
 from roofline.workload import Workload
 
 ACCOUNTING = "roofcal"
 MATRIX = ("_proj", "_matmul", "lm_head", "fused_attention")
 """Names of the paper's rows that are products; LLM-Viewer itself does not tell them from the others."""
+
+TOTAL = ("count", "matrix_flops", "vector_flops", "bytes", "link_bytes", "time_s", "wall_s", "tokens_per_s", "missing")
+WORK = ("matrix_flops", "vector_flops", "bytes", "link_bytes", "time_s", "bound", "intensity")
+OP = ("path", "name", "kind", "count", "dtype", *WORK, "dims", "also")
+"""Fields of a pass and of an operation, in the order of the document."""
 
 By = Literal["kind", "op", "workload"]
 
@@ -59,18 +65,12 @@ def _figure(row: Row) -> dict[str, Any]:
     figure = row.figure
     low, high = ends(figure)
     return {
-        "name": figure.name,
-        "dtype": figure.dtype,
-        "value": figure.value,
-        "unit": figure.unit,
+        **_pick(figure, ("name", "dtype", "value", "unit")),
         "low": low,
         "high": high,
         "datasheet": figure.datasheet,
         "datasheet_at_clock": row.datasheet_at_clock,
-        "typical": figure.typical,
-        "variation": figure.variation,
-        "replicates": figure.replicates,
-        "conditions": figure.conditions,
+        **_pick(figure, ("typical", "variation", "replicates", "conditions")),
         "labels": [one_line(words) for words in row.marks],
         "reason": None if figure.reason is None else one_line(figure.reason),
     }
@@ -80,20 +80,13 @@ def prediction_json(prediction: Prediction) -> dict[str, Any]:
     """The whole prediction; `memory` is that of the workload with the largest peak."""
     largest = max(prediction.passes, key=lambda step: step.memory.peak, default=None)
     content: dict[str, Any] = {
-        "model": prediction.model,
-        "hardware": prediction.hardware,
+        **_pick(prediction, ("model", "hardware")),
         "accounting": ACCOUNTING,
-        "peaks": prediction.peaks,
-        "form": prediction.form,
-        "parameters": prediction.parameters,
-        "options": dict(prediction.options),
-        "capacity_bytes": prediction.capacity_bytes,
+        **_pick(prediction, ("peaks", "form", "parameters", "options", "capacity_bytes")),
         "workloads": [_pass(step) for step in prediction.passes],
         "requests": [request.model_dump() for request in prediction.requests],
         "memory": largest.memory.model_dump() if largest else None,
-        "largest_batch": prediction.largest_batch,
-        "largest_context": prediction.largest_context,
-        "notes": list(prediction.notes),
+        **_pick(prediction, ("largest_batch", "largest_context", "notes")),
     }
     cleaned: dict[str, Any] = _finite(content)
     return cleaned
@@ -102,21 +95,25 @@ def prediction_json(prediction: Prediction) -> dict[str, Any]:
 def _pass(step: PassPrediction) -> dict[str, Any]:
     return {
         **_workloads(step),
-        "total": {
-            "count": step.count,
-            "matrix_flops": step.matrix_flops,
-            "vector_flops": step.vector_flops,
-            "bytes": step.bytes.model_dump(),
-            "link_bytes": step.link_bytes,
-            "time_s": step.time_s,
-            "wall_s": step.wall_s,
-            "tokens_per_s": step.tokens_per_s,
-            "missing": list(step.missing),
-        },
-        "ops": [_op(op) for op in step.ops],
+        "total": _pick(step, TOTAL),
+        "ops": [_pick(op, OP) for op in step.ops],
         "memory": step.memory.model_dump(),
         "fits": step.fits,
     }
+
+
+def _pick(record: Record, names: Sequence[str]) -> dict[str, Any]:
+    """Some fields and properties of a record in their order."""
+    values = {name: getattr(record, name) for name in names}
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.model_dump()
+    if isinstance(value, Kind):
+        return value.value
+    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
 
 
 def _workloads(step: PassPrediction) -> dict[str, Any]:
@@ -137,25 +134,6 @@ def _workloads(step: PassPrediction) -> dict[str, Any]:
 
 def _one_workload(workload: Workload) -> dict[str, Any]:
     return {**workload.model_dump(), "phase": workload.phase}
-
-
-def _op(op: OpPrediction) -> dict[str, Any]:
-    return {
-        "path": op.path,
-        "name": op.name,
-        "kind": op.kind.value,
-        "count": op.count,
-        "dtype": op.dtype,
-        "matrix_flops": op.matrix_flops,
-        "vector_flops": op.vector_flops,
-        "bytes": op.bytes.model_dump(),
-        "link_bytes": op.link_bytes,
-        "time_s": op.time_s,
-        "bound": op.bound,
-        "intensity": op.intensity,
-        "dims": dict(op.dims),
-        "also": list(op.also),
-    }
 
 
 def _finite(value: Any) -> Any:
@@ -333,20 +311,18 @@ def _csv_workload(step: PassPrediction) -> dict[str, Any]:
 
 
 def _csv_kind(row: KindRow, step: PassPrediction) -> dict[str, Any]:
-    work = _work(row.matrix_flops, row.vector_flops, row.bytes, row.link_bytes, row.time_s, step)
     about = {"path": row.path, "kind": row.kind, "count": row.count, "op_dtype": row.dtype}
-    return about | work | {"bound": row.bound}
+    return about | _work(row, step) | {"bound": row.bound}
 
 
 def _csv_op(op: OpPrediction, step: PassPrediction) -> dict[str, Any]:
-    work = _work(op.matrix_flops, op.vector_flops, op.bytes, op.link_bytes, op.time_s, step)
     about = {"path": op.path, "name": op.name, "kind": op.kind.value, "count": op.count, "op_dtype": op.dtype}
     dims = " ".join(f"{name}={value}" for name, value in op.dims.items())
-    return about | work | {"bound": op.bound, "dims": dims, "also": "; ".join(op.also)}
+    return about | _work(op, step) | {"bound": op.bound, "dims": dims, "also": "; ".join(op.also)}
 
 
 def _csv_pass(step: PassPrediction) -> dict[str, Any]:
-    work = _work(step.matrix_flops, step.vector_flops, step.bytes, step.link_bytes, step.time_s, step)
+    work = _work(step, step)
     del work["share_of_pass"]
     return {
         "operations": step.count,
@@ -359,22 +335,15 @@ def _csv_pass(step: PassPrediction) -> dict[str, Any]:
     }
 
 
-def _work(
-    matrix_flops: float,
-    vector_flops: float,
-    traffic: Traffic,
-    link_bytes: float,
-    time_s: float | None,
-    step: PassPrediction,
-) -> dict[str, Any]:
-    flops = matrix_flops + vector_flops
+def _work(part: KindRow | OpPrediction | PassPrediction, step: PassPrediction) -> dict[str, Any]:
+    flops, time_s = part.matrix_flops + part.vector_flops, part.time_s
     return {
-        "matrix_flops": matrix_flops,
-        "vector_flops": vector_flops,
-        **{f"{name}_bytes": getattr(traffic, name) for name in CLASSES},
-        "link_bytes": link_bytes,
+        "matrix_flops": part.matrix_flops,
+        "vector_flops": part.vector_flops,
+        **{f"{name}_bytes": getattr(part.bytes, name) for name in CLASSES},
+        "link_bytes": part.link_bytes,
         "time_s": time_s,
         "share_of_pass": time_s / step.time_s if time_s is not None and step.time_s else None,
-        "intensity_flop_per_byte": flops / traffic.total if traffic.total else None,
+        "intensity_flop_per_byte": flops / part.bytes.total if part.bytes.total else None,
         "attainable_flop_per_s": flops / time_s if time_s else None,
     }

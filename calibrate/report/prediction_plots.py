@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from calibrate.report import theme
 from calibrate.report.pass_plots import Point, roofline_figure
 from calibrate.report.prediction import KindRow, on_roofline, pass_title, phase, rate
-from calibrate.report.theme import FAINT, LIGHT, colour, plain, short
+from calibrate.report.theme import FAINT, LIGHT, colour, plain
 from calibrate.report.units import UNKNOWN, bytes_per_s, flops, flops_per_s, magnitude, number, percent, seconds, size
 from roofline.hardware import Peaks
 from roofline.prediction import PassPrediction, Prediction
@@ -29,9 +29,6 @@ NAMED = 6
 
 LEAST_CLOUD = 3
 """Workloads from which latency against throughput is a picture."""
-
-WIDE = 400.0
-"""Highest ÷ lowest from which an axis has powers of ten alone."""
 
 SYMBOLS = {"prefill": "square", "decode": "circle", "chunk": "diamond", "mixed": "cross"}
 
@@ -131,13 +128,14 @@ def _lines(series: Series, x_title: str, y_title: str, value: Callable[[PassPred
             customdata=[_about(step) for step in steps],
             hovertemplate="%{customdata}<extra></extra>",
         )
-    _framed(figure, x_title, y_title, [value(step) for points in series.values() for _, step in points])
+    theme.style(figure, x_title, y_title, height=460, showlegend=True)
+    show = seconds if y_title.startswith("time") else magnitude
+    theme.log_axis(figure, "y", [value(step) for points in series.values() for _, step in points], show)
     _hollow_in_legend(figure, [step for points in series.values() for _, step in points])
     ticks = sorted({x for points in series.values() for x, _ in points})
+    theme.log_axis(figure, "x", ticks, number)
     if len(ticks) <= SERIES:  # the sizes that were asked for, not powers of ten
         figure.update_xaxes(tickvals=ticks, ticktext=[number(x) for x in ticks])
-    else:
-        figure.update_xaxes(**_ticks(ticks, number))
     return figure
 
 
@@ -194,9 +192,9 @@ def _cloud(steps: Sequence[PassPrediction]) -> go.Figure:
             customdata=[_about(step) for step in some],
             hovertemplate="%{customdata}<extra></extra>",
         )
-    _framed(figure, "time of the pass", "tokens/s", [step.tokens_per_s or 0.0 for step in steps])
-    times = [step.time_s or 0.0 for step in steps]
-    figure.update_xaxes(**_ticks(times, _seconds))
+    theme.style(figure, "time of the pass", "tokens/s", height=460, showlegend=True)
+    theme.log_axis(figure, "x", [step.time_s or 0.0 for step in steps], seconds)
+    theme.log_axis(figure, "y", [step.tokens_per_s or 0.0 for step in steps], magnitude)
     _hollow_in_legend(figure, steps)
     return figure
 
@@ -205,30 +203,6 @@ def _sizes(low: float, high: float) -> dict[str, list[object]]:
     """Five ticks of a logarithmic colour scale."""
     values = [low * (high / low) ** (i / 4) for i in range(5)] if high > low else [low]
     return {"tickvals": [math.log10(value) for value in values], "ticktext": [size(value) for value in values]}
-
-
-def _framed(figure: go.Figure, x_title: str, y_title: str, y: Sequence[float]) -> None:
-    theme.style(figure, x_title, y_title, height=460, showlegend=True)
-    figure.update_xaxes(type="log", tickformat="~s")
-    text = _seconds if y_title.startswith("time") else _tokens
-    figure.update_yaxes(type="log", **_ticks(y, text))
-
-
-def _ticks(values: Sequence[float], text: Callable[[float], str]) -> dict[str, list[object]]:
-    """Powers of ten that the values span; 2 and 5 between them where there are few."""
-    low, high = min(values) / 1.3, max(values) * 1.3
-    steps = (1.0, 2.0, 5.0) if high / low < WIDE else (1.0,)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
-    return {"tickvals": [*ticks], "ticktext": [text(value) for value in ticks]}
-
-
-def _seconds(value: float) -> str:
-    return short(seconds(value))
-
-
-def _tokens(value: float) -> str:
-    return short(magnitude(value))
 
 
 def _hollow_in_legend(figure: go.Figure, steps: Sequence[PassPrediction]) -> None:

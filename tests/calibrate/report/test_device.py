@@ -179,11 +179,11 @@ def test_the_device_and_its_conditions() -> None:
     assert "NVIDIA H200, 132 SMs, 141 GB" in text
     assert "UUID: GPU-3f2a-77" in text
     assert "driver 580.82" in text and "torch 2.13.0" in text
-    assert "SM clock 1,590 MHz to 1,980 MHz, median 1,650 MHz; power 540 W to 700 W" in text
+    assert "SM clock 1590 MHz to 1980 MHz, median 1650 MHz; power 540 W to 700 W" in text
     assert "temperature 44 °C to 63 °C" in text
     cpu = " ".join(shown(SAMPLES["cpu"]).split())
     assert "2 cores, 2 threads, 16.0 GB" in cpu
-    assert "CPU clock 2,600 MHz; taken by a hypervisor 1 %" in cpu
+    assert "CPU clock 2600 MHz; taken by a hypervisor 1.00 %" in cpu
     assert "warning: the CPU governor is not set to performance" in cpu
 
 
