@@ -1,15 +1,13 @@
 """The report of a characterisation: the device and its conditions, every figure in groups, plots, peaks, words.
 
-A terminal shows some series as one row or a sentence, and marks as footnotes; files have every figure with its
+A terminal shows some series as one row or a sentence; files have every figure with its
 conditions or the reason why it is missing. What was not read is left out or "–".
 
 Example: ``terminal.render(device_document(spec, measurements, run), console)``
 """
 
-import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +17,6 @@ from calibrate.report.device_rows import (
     Group,
     Line,
     Row,
-    Shortened,
     both_ends,
     how,
     interval,
@@ -54,99 +51,68 @@ from profiler.record.run import Run
 from roofline.hardware import HardwareSpec
 
 PLOTS = (
-    (
-        "curve",
-        "Bandwidth over the working set",
-        "The same operands again and again; black: plateaus, red: knees (the capacity that a level shows), dotted: "
-        "capacities as stated.",
-    ),
-    (
-        "skinny",
-        "Products of few rows",
-        "Dashed: the time at the measured main-memory bandwidth and the measured burst peak.",
-    ),
-    (
-        "peaks",
-        "Matrix products: burst and sustained",
-        "Red lines: the datasheet's peak at the median SM clock that was seen; whiskers: 90 % intervals.",
-    ),
-    (
-        "sustained",
-        "Under lasting load",
-        "Each sample's rate, and what the driver or the system said at the end of each window; processes after the "
-        "first are pale. The figure is the median of the second half, and only its samples are kept.",
-    ),
-    (
-        "pointwise",
-        "Pointwise work into given and fresh outputs",
-        "A fresh output is made by the allocator in every call; whiskers: 90 % intervals.",
-    ),
+    ("curve", "Bandwidth over the working set",
+     "The same operands again and again; black: plateaus, red: knees (the capacity that a level shows), dotted: "
+     "capacities as stated."),
+    ("skinny", "Products of few rows",
+     "Dashed: the time at the measured main-memory bandwidth and the measured burst peak."),
+    ("peaks", "Matrix products: burst and sustained",
+     "Red lines: the datasheet's peak at the median SM clock that was seen; whiskers: 90 % intervals."),
+    ("sustained", "Under lasting load",
+     "Each sample's rate, and what the driver or the system said at the end of each window; processes after the "
+     "first are pale. The figure is the median of the second half, and only its samples are kept."),
+    ("pointwise", "Pointwise work into given and fresh outputs",
+     "A fresh output is made by the allocator in every call; whiskers: 90 % intervals."),
     ("graphs", "Replay of a graph over its nodes", ""),
     ("transfers", "Transfers between host and device", ""),
     ("collectives", "Collectives", ""),
-    (
-        "spread",
-        "Spread over fresh processes",
-        "A point is what one process gives; costs are times, so that slower is to the right there.",
-    ),
-)
+    ("spread", "Spread over fresh processes",
+     "A point is what one process gives; costs are times, so that slower is to the right there."),
+)  # fmt: skip
 """Name, title and note of each plot: the name is that of its function in `calibrate.report.device_plots`."""
 
-WORDS = {
-    "value": f"geometric mean over fresh processes; each gives the {100 * FASTEST:g}th percentile of its samples from "
-    "the fastest, because other work only ever slows a sample; sustained figures are medians",
-    "90 %": "interval of the value over fresh processes, from Student's t on the logarithms; samples of one process "
-    "are not independent and are not counted as such",
-    "n = 1, n = 2": "fresh processes that measured it; fewer than three have no interval",
-    "CV": "coefficient of variation over the processes",
-    "median": "the value with the median of each process's samples: what one usually gets",
-    "datasheet, of it": "the vendor's figure, and value ÷ datasheet",
-    "at SM clock": "value ÷ the datasheet's peak at the median SM clock seen meanwhile: peak × clock seen ÷ clock of "
-    "the datasheet's peak",
-    "bytes": "bytes read plus bytes written, each once, as in STREAM; the read of a line before it is written "
-    "(write-allocate) is not added; kB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024",
-    "FLOPs": "a multiply-add is 2; a product of m×k and k×n is 2·m·n·k",
-    "cold, warm": "operands past the last-level cache; the same operands again",
-    "burst": "the fastest shape of a search over sizes, short calls on random normal data, on a GPU after a rest",
-    "sustained": "the same without a pause until clocks and power settle: median of the second half of the load",
-    "of roofline": "time at the measured main-memory bandwidth and the measured burst peak ÷ measured time",
-    "m×n×k": "a matrix of m rows and k columns times one of k rows and n columns",
-    "one core": "the same with a single thread",
-    "given, fresh": "into an output that is there already, and into one that the allocator makes anew each time",
-    "launch": "call: host time of one call; back to back: time from one to the next; graph: replay of so many nodes",
-    "busbw": "bandwidth of a collective as nccl-tests defines it: what the busiest link carries",
-}
-"""Words of the tables; those that no row needs are left out."""
-
-_NEEDS: dict[str, Callable[[Row], bool]] = {
-    "at SM clock": lambda row: row.of_clock is not None,
-    "datasheet, of it": lambda row: row.figure.datasheet is not None,
-    "bytes": lambda row: "B" in row.figure.unit,
-    "FLOPs": lambda row: "FLOP" in row.figure.unit,
-    "cold, warm": lambda row: "cold" in row.figure.conditions or "warm" in row.figure.conditions,
-    "burst": lambda row: row.label == "burst",
-    "sustained": lambda row: row.label == "sustained",
-    "of roofline": lambda row: row.of_roofline is not None,
-    "m×n×k": lambda row: row.shape is not None,
-    "one core": lambda row: row.one_core,
-    "given, fresh": lambda row: row.family == "pointwise",
-    "launch": lambda row: row.family == "launch",
-    "busbw": lambda row: row.family == "collective",
-    "n = 1, n = 2": lambda row: row.figure.value is not None and 0 < row.figure.replicates < FEWEST,
-}
-
-ALIKE = 4
-"""Figures that are named at a footnote; of more, they are counted."""
-
-_NUMBER = re.compile(r"[\d.,–]*\d")
+WORDS: tuple[tuple[str, Callable[[Row], bool], str], ...] = (
+    ("value", lambda row: True,
+     f"geometric mean over fresh processes; each gives the {100 * FASTEST:g}th percentile of its samples from "
+     "the fastest, because other work only ever slows a sample; sustained figures are medians"),
+    ("90 %", lambda row: True,
+     "interval of the value over fresh processes, from Student's t on the logarithms; samples of one process "
+     "are not independent and are not counted as such"),
+    ("n = 1, n = 2", lambda row: row.figure.value is not None and 0 < row.figure.replicates < FEWEST,
+     "fresh processes that measured it; fewer than three have no interval"),
+    ("CV", lambda row: True, "coefficient of variation over the processes"),
+    ("median", lambda row: True, "the value with the median of each process's samples: what one usually gets"),
+    ("datasheet, of it", lambda row: row.figure.datasheet is not None, "the vendor's figure, and value ÷ datasheet"),
+    ("at SM clock", lambda row: row.of_clock is not None,
+     "value ÷ the datasheet's peak at the median SM clock seen meanwhile: peak × clock seen ÷ clock of "
+     "the datasheet's peak"),
+    ("bytes", lambda row: "B" in row.figure.unit,
+     "bytes read plus bytes written, each once, as in STREAM; the read of a line before it is written "
+     "(write-allocate) is not added; kB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024"),
+    ("FLOPs", lambda row: "FLOP" in row.figure.unit, "a multiply-add is 2; a product of m×k and k×n is 2·m·n·k"),
+    ("cold, warm", lambda row: "cold" in row.figure.conditions or "warm" in row.figure.conditions,
+     "operands past the last-level cache; the same operands again"),
+    ("burst", lambda row: row.label == "burst",
+     "the fastest shape of a search over sizes, short calls on random normal data, on a GPU after a rest"),
+    ("sustained", lambda row: row.label == "sustained",
+     "the same without a pause until clocks and power settle: median of the second half of the load"),
+    ("of roofline", lambda row: row.of_roofline is not None,
+     "time at the measured main-memory bandwidth and the measured burst peak ÷ measured time"),
+    ("m×n×k", lambda row: row.shape is not None, "a matrix of m rows and k columns times one of k rows and n columns"),
+    ("one core", lambda row: row.one_core, "the same with a single thread"),
+    ("given, fresh", lambda row: row.family == "pointwise",
+     "into an output that is there already, and into one that the allocator makes anew each time"),
+    ("launch", lambda row: row.family == "launch",
+     "call: host time of one call; back to back: time from one to the next; graph: replay of so many nodes"),
+    ("busbw", lambda row: row.family == "collective",
+     "bandwidth of a collective as nccl-tests defines it: what the busiest link carries"),
+)  # fmt: skip
+"""Words of the tables, the rows that need them, and what they mean."""
 
 
 def device_document(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> Document:
     """The whole characterisation."""
     of = Characterisation(spec, measurements, run)
-    short = [shortened(group) for group in of.groups]
-    shown = [row for one in short for line in one.lines for row in (line.row, line.beside) if row is not None]
-    notes, letters = footnotes(shown)
     plots = [
         Section(title, (Figure(f"plot-{plot}", partial(_draw, plot, of), note),), views=PAGE)
         for plot, title, note in PLOTS
@@ -156,10 +122,9 @@ def device_document(spec: HardwareSpec, measurements: Sequence[Measurement], run
         *(Text(note, "warning") for note in run.environment.notes),
         Section("Device and conditions", (Facts(facts(spec, measurements, run)),)),
         Section("Plots", plots),
-        Section("Figures", [_group(group, one, letters) for group, one in zip(of.groups, short, strict=True)]),
-        Section("Notes", (Facts(tuple(notes.items()), "warning"),), views=TERMINAL),
+        Section("Figures", [_group(group) for group in of.groups]),
         Section("Peaks that price operations", peak_parts(spec)),
-        Section("Words", (Facts(tuple(words(of.rows()).items()), "faint"),)),
+        Section("Words", (Facts(words(of.rows()), "faint"),)),
     ]
     return Document(f"{run.environment.device}: characterisation", parts)
 
@@ -170,25 +135,19 @@ def _draw(plot: str, of: Characterisation) -> Any:
     return getattr(device_plots, plot)(of)
 
 
-def _group(group: Group, short: Shortened, letters: Mapping[str, tuple[str, ...]]) -> Section:
+def _group(group: Group) -> Section:
+    short = shortened(group)
     columns = _columns(group.title, short.beside)
-    every = [Line(row, name(row), notes="; ".join(row.marks)) for row in group.rows]
-    few = [_noted(line, letters) for line in short.lines]
     return Section(
         f"{group.title[0].upper()}{group.title[1:]}",
         (
-            table(columns, few, views=TERMINAL),
+            table(columns, short.lines, views=TERMINAL),
             Lines(short.sentences, tone="faint", views=TERMINAL),
-            Lines([f"no {what}: {reason}" for what, reason in short.failed], tone="bad", views=TERMINAL),
-            table(columns, every, views=FILES),
+            Lines(short.notes, tone="warning", views=TERMINAL),
+            Lines(short.failed, tone="bad", views=TERMINAL),
+            table(columns, [Line(row, name(row)) for row in group.rows], views=FILES),
         ),
     )
-
-
-def _noted(line: Line, letters: Mapping[str, tuple[str, ...]]) -> Line:
-    """The line with the letters of its footnotes."""
-    rows = [row for row in (line.row, line.beside) if row is not None]
-    return replace(line, notes=",".join(dict.fromkeys(letter for row in rows for letter in letters[identity(row)])))
 
 
 def _columns(title: str, beside: str) -> tuple[Column[Line], ...]:
@@ -212,7 +171,7 @@ def _columns(title: str, beside: str) -> tuple[Column[Line], ...]:
         Column("processes", lambda line: Cell(str(line.figure.replicates or UNKNOWN), line.figure.replicates),
                views=FILES),
         Column("how", lambda line: Cell(how(line.figure), bad=line.figure.value is None), wraps=True, views=FILES),
-        Column("notes", lambda line: line.notes, wraps=True, optional=True),
+        Column("notes", lambda line: "; ".join(line.row.marks), wraps=True, optional=True, views=FILES),
     )  # fmt: skip
 
 
@@ -229,9 +188,9 @@ def _at_clock(line: Line) -> Cell:
     return Cell(f"{percent(share)} {megahertz(clock_hz)}{' !' * (share > 1)}", share, bad=share > 1)
 
 
-def words(rows: Sequence[Row]) -> dict[str, str]:
+def words(rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
     """The meanings that some row needs."""
-    return {word: text for word, text in WORDS.items() if word not in _NEEDS or any(map(_NEEDS[word], rows))}
+    return tuple((word, meaning) for word, needed, meaning in WORDS if any(map(needed, rows)))
 
 
 def facts(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> tuple[tuple[str, str], ...]:
@@ -287,47 +246,6 @@ def headline(figures: Sequence[Row], prefer: Sequence[str] = ("bfloat16", "float
             break
     said += [f"{what} {seconds(row.figure.value)}" for what, row in _costs(rows)]
     return "; ".join(said)
-
-
-def footnotes(rows: Iterable[Row]) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """Footnotes by letter, and the letters of each figure by "name dtype".
-
-    Marks that differ in their numbers alone share a letter; the footnote has the numbers of the first.
-    """
-    first: dict[str, str] = {}
-    names: dict[str, list[str]] = {}
-    letters: dict[str, tuple[str, ...]] = {}
-    for row in rows:
-        heads = dict.fromkeys(_head(mark) for mark in row.marks)
-        for mark in row.marks:
-            first.setdefault(_head(mark), mark)
-        for head in heads:
-            names.setdefault(head, []).append(f"{row.figure.name} {kind_of(row.figure)}".strip())
-        letters[identity(row)] = tuple(heads)
-    letter = {head: _letter(i) for i, head in enumerate(first)}
-    notes = {letter[head]: mark + _of(names[head]) for head, mark in first.items()}
-    return notes, {row: tuple(letter[head] for head in heads) for row, heads in letters.items()}
-
-
-def identity(row: Row) -> str:
-    """What tells a figure from all others."""
-    return f"{row.figure.name} {row.figure.dtype or ''}"
-
-
-def _of(names: Sequence[str]) -> str:
-    if len(names) == 1:
-        return f" ({names[0]})"
-    more = f" and {len(names) - ALIKE} more" if len(names) > ALIKE else ""
-    return f" ({names[0]}; alike, with other numbers: {', '.join(names[1:ALIKE])}{more})"
-
-
-def _head(mark: str) -> str:
-    return _NUMBER.sub("#", mark.partition(", ")[0])
-
-
-def _letter(i: int) -> str:
-    """a, b, … z, aa, ab, …"""
-    return (_letter(i // 26 - 1) if i >= 26 else "") + chr(ord("a") + i % 26)
 
 
 def _named(rows: Sequence[Row], name: str, kind: str | None = None) -> Row | None:

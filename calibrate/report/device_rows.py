@@ -46,6 +46,7 @@ SIZES = ("working_set_bytes", "size_bytes", "message_bytes", "operand_bytes", "b
 
 SIZE = re.compile(r"(\d[\d.]*(?:e[+-]?\d+)?)\s*(KiB|MiB|GiB|TiB|kB|MB|GB|TB|B|bytes)?\b")
 FACTOR = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40}
+NUMBER = re.compile(r"[\d.,–]*\d")
 SMALLEST = 1024.0
 """Bytes: no working set is smaller; a smaller number in a plateau's conditions is something else."""
 
@@ -140,8 +141,6 @@ class Line:
     label: str
     beside: Row | None = None
     """The same on one core, or into a fresh output."""
-    notes: str = ""
-    """Letters of its footnotes."""
 
     @property
     def figure(self) -> Characteristic:
@@ -154,8 +153,10 @@ class Shortened:
 
     lines: tuple[Line, ...]
     sentences: tuple[str, ...]
-    """Series that are not rows."""
-    failed: tuple[tuple[str, str], ...]
+    """Series that are not rows, and what the figures depend on."""
+    notes: tuple[str, ...]
+    """What a reader has to know of some figures."""
+    failed: tuple[str, ...]
     """What has no value, and the reason."""
     beside: str
     """Header of the column of what is measured twice."""
@@ -389,26 +390,36 @@ def kind_of(figure: Characteristic) -> str:
 def shortened(group: Group) -> Shortened:
     """A group as a terminal shows it."""
     failed = tuple(
-        (f"{name(row)} {kind_of(row.figure)}".strip(), one_line(row.figure.reason or "no reason was recorded"))
+        f"no {name(row)} {kind_of(row.figure)}".strip() + f": {one_line(row.figure.reason or 'no reason was recorded')}"
         for row in group.rows
         if row.figure.value is None
     )
     rows = [row for row in group.rows if row.figure.value is not None]
     points = [row for row in rows if row.series is not None]
-    plain = [row for row in rows if row.series is None]
-    lines, sentences = _paired(plain)
-    if group.title == "vector arithmetic":
-        lines, sentences = _best_of_each_dtype(plain)
-    elif group.title == "skinny products":
-        lines, sentences = _some_of_each_dtype(plain)
+    brief = {"vector arithmetic": _best_of_each_dtype, "skinny products": _some_of_each_dtype}.get(group.title, _paired)
+    lines, sentences = brief([row for row in rows if row.series is None])
     for series in _by(points, lambda row: (row.series or "", row.figure.dtype, row.one_core)):
         if series[0].family == "cache":
             lines.append(_best(series))
         else:
             sentences.append(_sentence(series))
-    sentences = [*_how(rows), *sentences]
+    shown = [row for line in lines for row in (line.row, line.beside) if row is not None]
     beside = "fresh output" if any(line.beside and FRESH in line.beside.label for line in lines) else "one core"
-    return Shortened(tuple(lines), tuple(sentences), failed, beside)
+    return Shortened(tuple(lines), (*_how(rows), *sentences), _notes(shown), failed, beside)
+
+
+def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Each mark with the figures that have it; of marks that differ in their numbers alone, the first one's."""
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for row in rows:
+        for mark in row.marks:
+            head = NUMBER.sub("#", mark.partition(", ")[0])
+            alike.setdefault(head, []).append((f"{name(row)} {kind_of(row.figure)}".strip(), mark))
+    others = " (the others alike, with other numbers)"
+    return tuple(
+        f"{first_few([*dict(each)], 4)}: {each[0][1]}" + others * (len({mark for _, mark in each}) > 1)
+        for each in alike.values()
+    )
 
 
 def _paired(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
@@ -422,28 +433,26 @@ def _paired(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
         if beside is not None:
             used.add((twin, row.figure.dtype))
         if key not in used:
-            label = name(row).removesuffix(GIVEN) if beside is not None else name(row)
-            lines.append(Line(row, label, beside))
+            lines.append(Line(row, name(row).removesuffix(GIVEN) if beside is not None else name(row), beside))
     return [line for line in lines if (line.figure.name, line.figure.dtype) not in used], []
 
 
 def _best_of_each_dtype(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
     lines, sentences = [], []
     for alike in _by(rows, lambda row: (row.figure.dtype, row.one_core)):
-        ordered = sorted(alike, key=lambda row: -(row.figure.value or 0))
-        lines.append(Line(ordered[0], name(ordered[0])))
-        if len(ordered) > 1:
-            others = ", ".join(f"{name(row)} {value(row.figure)}" for row in ordered[1:])
-            sentences.append(f"{kind_of(ordered[0].figure)} besides: {others}".strip())
+        best, *others = sorted(alike, key=lambda row: -(row.figure.value or 0))
+        lines.append(Line(best, name(best)))
+        if others:
+            rest = ", ".join(f"{name(row)} {value(row.figure)}" for row in others)
+            sentences.append(f"{kind_of(best.figure)} besides: {rest}".strip())
     return lines, sentences
 
 
 def _some_of_each_dtype(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
-    lines, left = [], 0
-    for alike in _by(rows, lambda row: (row.figure.dtype, row.one_core)):
-        kept = alike if len(alike) <= ROWS else [alike[0], alike[len(alike) // 2], alike[-1]]
-        left += len(alike) - len(kept)
-        lines += [Line(row, name(row)) for row in kept]
+    by_dtype = _by(rows, lambda row: (row.figure.dtype, row.one_core))
+    kept = [each if len(each) <= ROWS else [each[0], each[len(each) // 2], each[-1]] for each in by_dtype]
+    lines = [Line(row, name(row)) for each in kept for row in each]
+    left = len(rows) - len(lines)
     return lines, [f"{left} more sizes are in report.md and report.html"] if left else []
 
 
