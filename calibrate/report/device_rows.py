@@ -1,5 +1,5 @@
 """The figures of a characterisation as rows in groups, each with what its measurements add: the device's clock, lost
-processes, the place of a point in its series; and the fewer rows that a terminal shows.
+processes, the place of a point in its series.
 
 A figure (`roofline.hardware.Characteristic`) belongs to the measurements whose family, case and dtype are in its name.
 All figures are in exactly one group; a family that is not known here comes last, never nowhere.
@@ -10,7 +10,7 @@ Example: ``[row.figure.value for group in groups(spec, measurements, run) for ro
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from calibrate.report.units import UNKNOWN, binary, dtype, in_unit, percent
@@ -46,7 +46,6 @@ SIZES = ("working_set_bytes", "size_bytes", "message_bytes", "operand_bytes", "b
 
 SIZE = re.compile(r"(\d[\d.]*(?:e[+-]?\d+)?)\s*(KiB|MiB|GiB|TiB|kB|MB|GB|TB|B|bytes)?\b")
 FACTOR = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40}
-NUMBER = re.compile(r"[\d.,–]*\d")
 SMALLEST = 1024.0
 """Bytes: no working set is smaller; a smaller number in a plateau's conditions is something else."""
 
@@ -54,8 +53,6 @@ FEWEST = 3
 """Fresh processes for an interval; of two it would say only that two numbers were alike by chance."""
 LOPSIDED = 0.15
 """Relative difference of the two sides of an interval from which both are shown."""
-ROWS = 3
-"""Skinny products of a dtype on the terminal: the first, the middle and the last."""
 GIVEN, FRESH = ", given output", ", fresh output"
 
 
@@ -145,21 +142,6 @@ class Line:
     @property
     def figure(self) -> Characteristic:
         return self.row.figure
-
-
-@dataclass(frozen=True)
-class Shortened:
-    """What a terminal shows of a group."""
-
-    lines: tuple[Line, ...]
-    sentences: tuple[str, ...]
-    """Series that are not rows, and what the figures depend on."""
-    notes: tuple[str, ...]
-    """What a reader has to know of some figures."""
-    failed: tuple[str, ...]
-    """What has no value, and the reason."""
-    beside: str
-    """Header of the column of what is measured twice."""
 
 
 class Characterisation:
@@ -385,121 +367,3 @@ def name(row: Row) -> str:
 def kind_of(figure: Characteristic) -> str:
     """Short name of the dtype; "" where it does not matter."""
     return dtype(figure.dtype) if figure.dtype else ""
-
-
-def shortened(group: Group) -> Shortened:
-    """A group as a terminal shows it."""
-    failed = tuple(
-        f"no {name(row)} {kind_of(row.figure)}".strip() + f": {one_line(row.figure.reason or 'no reason was recorded')}"
-        for row in group.rows
-        if row.figure.value is None
-    )
-    rows = [row for row in group.rows if row.figure.value is not None]
-    points = [row for row in rows if row.series is not None]
-    brief = {"vector arithmetic": _best_of_each_dtype, "skinny products": _some_of_each_dtype}.get(group.title, _paired)
-    lines, sentences = brief([row for row in rows if row.series is None])
-    for series in _by(points, lambda row: (row.series or "", row.figure.dtype, row.one_core)):
-        if series[0].family == "cache":
-            lines.append(_best(series))
-        else:
-            sentences.append(_sentence(series))
-    shown = [row for line in lines for row in (line.row, line.beside) if row is not None]
-    beside = "fresh output" if any(line.beside and FRESH in line.beside.label for line in lines) else "one core"
-    return Shortened(tuple(lines), (*_how(rows), *sentences), _notes(shown), failed, beside)
-
-
-def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Each mark with the figures that have it; of marks that differ in their numbers alone, the first one's."""
-    alike: dict[str, list[tuple[str, str]]] = {}
-    for row in rows:
-        for mark in row.marks:
-            head = NUMBER.sub("#", mark.partition(", ")[0])
-            alike.setdefault(head, []).append((f"{name(row)} {kind_of(row.figure)}".strip(), mark))
-    others = " (the others alike, with other numbers)"
-    return tuple(
-        f"{first_few([*dict(each)], 4)}: {each[0][1]}" + others * (len({mark for _, mark in each}) > 1)
-        for each in alike.values()
-    )
-
-
-def _paired(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
-    """What is measured twice in one line."""
-    by_name = {(row.figure.name, row.figure.dtype): row for row in rows}
-    lines, used = [], set()
-    for row in rows:
-        key = row.figure.name, row.figure.dtype
-        twin = row.figure.name.replace(GIVEN, FRESH) if GIVEN in row.label else f"{row.figure.name}{ONE_CORE}"
-        beside = by_name.get((twin, row.figure.dtype)) if not row.one_core else None
-        if beside is not None:
-            used.add((twin, row.figure.dtype))
-        if key not in used:
-            lines.append(Line(row, name(row).removesuffix(GIVEN) if beside is not None else name(row), beside))
-    return [line for line in lines if (line.figure.name, line.figure.dtype) not in used], []
-
-
-def _best_of_each_dtype(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
-    lines, sentences = [], []
-    for alike in _by(rows, lambda row: (row.figure.dtype, row.one_core)):
-        best, *others = sorted(alike, key=lambda row: -(row.figure.value or 0))
-        lines.append(Line(best, name(best)))
-        if others:
-            rest = ", ".join(f"{name(row)} {value(row.figure)}" for row in others)
-            sentences.append(f"{kind_of(best.figure)} besides: {rest}".strip())
-    return lines, sentences
-
-
-def _some_of_each_dtype(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
-    by_dtype = _by(rows, lambda row: (row.figure.dtype, row.one_core))
-    kept = [each if len(each) <= ROWS else [each[0], each[len(each) // 2], each[-1]] for each in by_dtype]
-    lines = [Line(row, name(row)) for each in kept for row in each]
-    left = len(rows) - len(lines)
-    return lines, [f"{left} more sizes are in report.md and report.html"] if left else []
-
-
-def _best(series: Sequence[Row]) -> Line:
-    """The fastest of a series of rates."""
-    best = max(series, key=lambda row: row.figure.value or 0)
-    of = f", best of {len(series)} sizes" if len(series) > 1 else ""
-    return Line(best, f"{name(best)}{of}")
-
-
-def _sentence(series: Sequence[Row]) -> str:
-    ordered = sorted(series, key=lambda row: row.size_bytes or 0)
-    first, last = ordered[0], ordered[-1]
-    words = f"{first.series}{', one core' if first.one_core else ''} {kind_of(first.figure)}".strip()
-    if len(ordered) == 1:
-        return f"{words}: {value(first.figure)} at {binary(first.size_bytes)}"
-    shown = [f"{value(row.figure)} at {binary(row.size_bytes)}" for row in (first, last)]
-    text = f"{words}: {len(ordered)} sizes, {shown[0]} to {shown[1]}"
-    if first.figure.unit == "B/s":
-        best = max(ordered, key=lambda row: row.figure.value or 0)
-        text += f", most {value(best.figure)} at {binary(best.size_bytes)}"
-    return text
-
-
-def _how(rows: Sequence[Row]) -> list[str]:
-    """Shapes of products, size and cache state of operands: what the figures of a group depend on."""
-    said = []
-    if any(row.shape for row in rows):
-        shapes = dict.fromkeys((kind_of(row.figure), row.shape) for row in rows if row.shape and row.family != "skinny")
-        named = [f"{what} {shape}".strip() for what, shape in shapes]
-        said += [f"m×n×k: {', '.join(named)}"] if named else []
-    for operands in dict.fromkeys(row.operands for row in rows if row.operands):
-        some = [row for row in rows if row.operands == operands]
-        what = "" if len(some) == len(rows) else f"{first_few([name(row) for row in some])}: "
-        said.append(f"{what}operands {operands}")
-    return said
-
-
-def _by(rows: Sequence[Row], key: Callable[[Row], object]) -> list[list[Row]]:
-    """Rows that are alike, in the order of the first of them."""
-    alike: dict[object, list[Row]] = {}
-    for row in rows:
-        alike.setdefault(key(row), []).append(row)
-    return list(alike.values())
-
-
-def first_few(names: Sequence[str], most: int = 3) -> str:
-    """The first few, and how many more."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
