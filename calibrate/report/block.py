@@ -38,7 +38,7 @@ class Node:
     layers: float = 1
     """Layers whose amounts the operations hold."""
     share: float | None = None
-    """Of the time of the block; None outside it, and where a time is not known."""
+    """The share of the block's time; None outside it, and where a time is not known."""
 
     @property
     def flops(self) -> float:
@@ -46,7 +46,7 @@ class Node:
 
     @property
     def bytes(self) -> Traffic:
-        """Of one layer."""
+        """Memory traffic of one layer."""
         return Traffic(
             **{name: sum(getattr(op.bytes, name) for op in self.ops) / self.layers for name in Traffic.model_fields}
         )
@@ -57,7 +57,7 @@ class Node:
 
     @property
     def bound(self) -> str:
-        """Of the operation that takes longest."""
+        """What the operation that takes longest waits for."""
         return max(self.ops, key=lambda op: op.time_s or 0.0).bound if self.ops else ""
 
 
@@ -66,7 +66,7 @@ class Block:
     """Nodes in an order in which every edge goes to a later one."""
 
     path: str
-    """Of the layer that is drawn; "" is the model itself."""
+    """Path of the layer that is drawn; "" is the model itself."""
     layers: float
     """Layers that do the same list of operations."""
     nodes: tuple[Node, ...]
@@ -75,7 +75,7 @@ class Block:
 
     @property
     def time_s(self) -> float | None:
-        """Of one layer."""
+        """Seconds of one layer."""
         times = [node.time_s for node in self.nodes if node.part == "operation"]
         return None if None in times else sum(time for time in times if time is not None)
 

@@ -65,7 +65,7 @@ class Layout:
     boxes: tuple[Point, ...]
     """Upper left corner of each box."""
     routes: dict[Edge, tuple[Point, ...]]
-    """Of each edge: pairs of points, the ends of its straight ways through its first row, each it passes, its last."""
+    """Pairs of points of each edge: the ends of its straight ways through its first row, its lane, its last row."""
     width: float
     height: float
 

@@ -71,7 +71,7 @@ class Row(Record):
     size_bytes: float | None = None
     """Place in the series."""
     span: tuple[float, float] | None = None
-    """Of a plateau: its smallest and its largest working set in bytes."""
+    """The smallest and the largest working set of a plateau, in bytes."""
     clock_hz: float | None = None
     """Median SM clock while it was measured."""
     datasheet_at_clock: float | None = None
@@ -84,7 +84,7 @@ class Row(Record):
     """"1 of 4 processes gave no result: …"."""
     flops_per_s: float | None = None
     bytes_per_s: float | None = None
-    """Of a product whose figure is a time."""
+    """Rates of a product whose figure is a time."""
     roofline_s: float | None = None
     """The same product at the measured main-memory bandwidth and the measured burst peak."""
 
@@ -102,7 +102,7 @@ class Row(Record):
 
     @property
     def of_clock(self) -> float | None:
-        """Of the datasheet's peak at the clock that was seen."""
+        """Share of the datasheet's peak at the clock that was seen."""
         return _ratio(self.figure.value, self.datasheet_at_clock)
 
     @property

@@ -70,7 +70,7 @@ class Cell:
     fill: float | None = None
     """Share of the cell that a page fills."""
     span: tuple[float, float] | None = None
-    """Of a bar: where it starts and ends, as shares of its column."""
+    """Where a bar starts and ends, as shares of its column."""
 
 
 @dataclass(frozen=True)

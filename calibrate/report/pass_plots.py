@@ -65,7 +65,7 @@ class Point:
     flops_per_s: float
     """Above 0."""
     share: float
-    """Of the time: the area of the point."""
+    """Share of the time: the area of the point."""
     hover: str
     """Lines of markup."""
 

@@ -88,7 +88,7 @@ class KindRow(Record):
     count: float
     time_s: float | None
     share: float | None
-    """Of the pass's time."""
+    """The share of the pass's time."""
     matrix_flops: float
     vector_flops: float
     bytes: Traffic
@@ -355,7 +355,7 @@ def _fits(fits: bool | None) -> Cell:
 
 
 def phase(step: PassPrediction) -> str:
-    """Of the workload, or "mixed"."""
+    """The phase of the workload, or "mixed"."""
     return step.workloads[0].phase if len(step.workloads) == 1 else "mixed"
 
 

@@ -103,7 +103,7 @@ def _line_of_batch(step: PassPrediction) -> str:
 
 
 def _length(step: PassPrediction) -> float:
-    """Of the prompt, or of what is cached."""
+    """Tokens of the prompt, or those that are cached."""
     w = step.workloads[0]
     return w.context_tokens if w.context_tokens else w.query_tokens
 

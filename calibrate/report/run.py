@@ -282,7 +282,7 @@ LAYER_COLUMNS: tuple[Column[LayerRow], ...] = (
     Column("FLOP/s", lambda row: figure(row.flops_per_s, magnitude), drop=10),
     Column("bytes/s", lambda row: figure(row.bytes_per_s, magnitude), drop=9),
     Column("per repeat", _repeat, drop=13),
-    Column("kernels", lambda row: ", ".join(row.kernels), wraps=True, views=FILES),
+    Column("kernels", lambda row: ", ".join(row.kernels), wraps=True, optional=True, views=FILES),
 )
 
 _FAILED: tuple[Column[CellResult], ...] = (

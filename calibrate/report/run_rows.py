@@ -52,7 +52,7 @@ class LayerRow(Record):
     """Ends of a 90 % interval; None in a sum of kinds, and where they are not known."""
     time_s_high: float | None = None
     share: float | None
-    """Of the wall time."""
+    """The share of the wall time."""
     ideal_s: float | None
     predicted_s: float | None
     predicted_s_low: float | None = None
@@ -62,12 +62,12 @@ class LayerRow(Record):
     flops: float
     bytes: float
     median_s: float | None
-    """Of one repeated layer; None in a sum of kinds."""
+    """Seconds of one repeated layer; None in a sum of kinds."""
     spread_s: float | None
     """Half the 5–95 % range over the repeated layers; None where the layer is not repeated."""
     kernels: tuple[str, ...] = ()
     waterfall: Waterfall | None = None
-    """Of this layer kind alone; None in a sum."""
+    """The terms of this layer kind alone; None in a sum."""
 
     @property
     def above_one(self) -> bool:
@@ -95,7 +95,7 @@ class TermRow(Record):
     start_s: float
     """Sum of the terms before it: where its bar begins."""
     share: float | None
-    """Of the wall time, signed."""
+    """The share of the wall time, signed."""
     half_s: float | None = None
     """Half its 90 % interval."""
 
