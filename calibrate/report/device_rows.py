@@ -7,13 +7,12 @@ All figures are in exactly one group; a family that is not known here comes last
 Example: ``[row.figure.value for group in groups(spec, measurements, run) for row in group.rows]``
 """
 
-import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from calibrate.report.units import UNKNOWN, binary, dtype, in_unit, percent
+from calibrate.report.units import UNKNOWN, binary, dtype, in_unit, percent, ratio
 from profiler.record.conditions import Window
 from profiler.record.measurement import Measurement, quantile_of
 from profiler.record.run import Run
@@ -98,16 +97,16 @@ class Row(Record):
 
     @property
     def of_datasheet(self) -> float | None:
-        return _ratio(self.figure.value, self.figure.datasheet)
+        return ratio(self.figure.value, self.figure.datasheet)
 
     @property
     def of_clock(self) -> float | None:
         """Share of the datasheet's peak at the clock that was seen."""
-        return _ratio(self.figure.value, self.datasheet_at_clock)
+        return ratio(self.figure.value, self.datasheet_at_clock)
 
     @property
     def of_roofline(self) -> float | None:
-        return _ratio(self.roofline_s, self.figure.value)
+        return ratio(self.roofline_s, self.figure.value)
 
     @property
     def above_one(self) -> bool:
@@ -297,12 +296,6 @@ def _lost(figure: Characteristic, alike: Sequence[Measurement]) -> str | None:
         return None
     reasons = "; ".join(dict.fromkeys(one_line(one.reason or "no reason was recorded") for one in bad))
     return f"{len(bad)} of {len(alike)} processes gave no result: {reasons}"
-
-
-def _ratio(part: float | None, whole: float | None) -> float | None:
-    if part is None or not whole or not math.isfinite(part / whole):
-        return None
-    return part / whole
 
 
 def interval(figure: Characteristic) -> str:

@@ -35,10 +35,12 @@ from calibrate.report.run import workload_title
 from calibrate.report.units import (
     UNKNOWN,
     dtype,
+    known_sum,
     magnitude,
     number,
     percent,
     precise,
+    ratio,
     seconds,
     size,
 )
@@ -426,7 +428,7 @@ def kind_rows(step: PassPrediction) -> tuple[KindRow, ...]:
 def total_row(rows: Iterable[KindRow], label: str, whole_s: float | None) -> KindRow:
     """The sum of some rows; a time that one of them does not know is not known of the sum."""
     rows = tuple(rows)
-    time_s = _sum(row.time_s for row in rows)
+    time_s = known_sum(row.time_s for row in rows)
     return KindRow(
         path=label,
         kind="",
@@ -434,7 +436,7 @@ def total_row(rows: Iterable[KindRow], label: str, whole_s: float | None) -> Kin
         bound="",
         count=sum(row.count for row in rows),
         time_s=time_s,
-        share=_share(time_s, whole_s),
+        share=ratio(time_s, whole_s),
         matrix_flops=sum(row.matrix_flops for row in rows),
         vector_flops=sum(row.vector_flops for row in rows),
         bytes=_traffic(row.bytes for row in rows),
@@ -462,7 +464,7 @@ def bound_shares(step: PassPrediction) -> tuple[tuple[str, float], ...]:
 
 def _row(key: tuple[str, str, str, str], ops: Sequence[OpPrediction], whole_s: float | None) -> KindRow:
     path, kind, type_, bound = key
-    time_s = _sum(op.time_s for op in ops)
+    time_s = known_sum(op.time_s for op in ops)
     return KindRow(
         path=path,
         kind=kind,
@@ -470,7 +472,7 @@ def _row(key: tuple[str, str, str, str], ops: Sequence[OpPrediction], whole_s: f
         bound=bound,
         count=sum(op.count for op in ops),
         time_s=time_s,
-        share=_share(time_s, whole_s),
+        share=ratio(time_s, whole_s),
         matrix_flops=sum(op.matrix_flops for op in ops),
         vector_flops=sum(op.vector_flops for op in ops),
         bytes=_traffic(op.bytes for op in ops),
@@ -489,12 +491,3 @@ def _member(words: str) -> str:
 def _traffic(parts: Iterable[Traffic]) -> Traffic:
     parts = tuple(parts)
     return Traffic(**{name: sum(getattr(part, name) for part in parts) for name in CLASSES})
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-    known = tuple(values)
-    return None if None in known else sum(value for value in known if value is not None)
-
-
-def _share(part: float | None, whole: float | None) -> float | None:
-    return part / whole if part is not None and whole else None

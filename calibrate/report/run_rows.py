@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from calibrate.pass_report import LayerEfficiency, PassReport
-from calibrate.report.units import UNKNOWN, dtype, in_unit, percent, plus_minus, seconds
+from calibrate.report.units import UNKNOWN, dtype, in_unit, known_sum, percent, plus_minus, ratio, seconds
 from calibrate.soundness import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_EXCESS, SPANS_WITHIN
 from calibrate.waterfall import TERMS as RUNG_TERMS
 from calibrate.waterfall import Waterfall
@@ -159,16 +159,16 @@ def total_row(rows: Iterable[LayerRow], wall_s: float, label: str) -> LayerRow:
     """The sum of some rows; a figure that one of them does not know is not known of the sum."""
     rows = tuple(rows)
     time_s = sum(row.time_s for row in rows)
-    ideal_s = _sum(row.ideal_s for row in rows)
+    ideal_s = known_sum(row.ideal_s for row in rows)
     return LayerRow(
         path=label,
         kind="",
         count=sum(row.count for row in rows),
         time_s=time_s,
-        share=_ratio(time_s, wall_s),
+        share=ratio(time_s, wall_s),
         ideal_s=ideal_s,
-        predicted_s=_sum(row.predicted_s for row in rows),
-        efficiency=_ratio(ideal_s, time_s),
+        predicted_s=known_sum(row.predicted_s for row in rows),
+        efficiency=ratio(ideal_s, time_s),
         bound="",
         flops=sum(row.flops for row in rows),
         bytes=sum(row.bytes for row in rows),
@@ -200,7 +200,7 @@ def waterfall_rows(waterfall: Waterfall, total_s: float) -> tuple[TermRow, ...]:
         if term in covered and term not in joined:
             continue
         terms, value = joined.get(term, ((term,), getattr(waterfall, term)))
-        rows.append(TermRow(terms=terms, time_s=value, start_s=start_s, share=_ratio(value, total_s)))
+        rows.append(TermRow(terms=terms, time_s=value, start_s=start_s, share=ratio(value, total_s)))
         start_s += value or 0.0
     return tuple(rows)
 
@@ -247,7 +247,7 @@ def busy_row(report: PassReport) -> LayerRow:
             "predicted_s": report.predicted_busy_s,
             "predicted_s_low": report.predicted_busy_s_low,
             "predicted_s_high": report.predicted_busy_s_high,
-            "efficiency": _ratio(ideal_s, report.busy_s),
+            "efficiency": ratio(ideal_s, report.busy_s),
         }
     )
 
@@ -301,7 +301,7 @@ def _layer_row(layer: LayerEfficiency, wall_s: float) -> LayerRow:
         time_s_high=layer.measured_s_high,
         predicted_s_low=layer.predicted_s_low,
         predicted_s_high=layer.predicted_s_high,
-        share=_ratio(layer.measured_s, wall_s),
+        share=ratio(layer.measured_s, wall_s),
         ideal_s=layer.ideal_s,
         predicted_s=layer.predicted_s,
         efficiency=layer.efficiency,
@@ -313,15 +313,6 @@ def _layer_row(layer: LayerEfficiency, wall_s: float) -> LayerRow:
         kernels=layer.kernels,
         waterfall=layer.waterfall,
     )
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-    known = tuple(values)
-    return None if None in known else sum(value for value in known if value is not None)
-
-
-def _ratio(part: float | None, whole: float) -> float | None:
-    return None if part is None or whole <= 0 else part / whole
 
 
 def half_width(low: float | None, high: float | None) -> float | None:
@@ -341,7 +332,7 @@ def closure(report: PassReport, device_kind: str) -> tuple[Check, ...]:
     seen = report.closure
     spans_close = abs(seen.spans_plus_gaps - 1) <= SPANS_WITHIN
     busy = report.busy_s / report.wall_s if report.wall_s > 0 else None
-    ratio = _or_value(seen.instrumented_ratio, report.instrumented_ratio_low, report.instrumented_ratio_high)
+    profiled = _or_value(seen.instrumented_ratio, report.instrumented_ratio_low, report.instrumented_ratio_high)
     excess = _or_value((busy or 0.0) - 1, report.excess_low, report.excess_high)
     excess = 1 + excess[0], 1 + excess[1]
     checks = [
@@ -359,10 +350,10 @@ def closure(report: PassReport, device_kind: str) -> tuple[Check, ...]:
         ),
         Check(
             name="profiled ÷ unprofiled wall",
-            value=_points(seen.instrumented_ratio, *ratio),
+            value=_points(seen.instrumented_ratio, *profiled),
             asked=f"100 % ± {100 * INSTRUMENTED_WITHIN:g} %",
-            holds=ratio[0] <= 1 + INSTRUMENTED_WITHIN and ratio[1] >= 1 - INSTRUMENTED_WITHIN,
-            implies=_instrumentation(*ratio),
+            holds=profiled[0] <= 1 + INSTRUMENTED_WITHIN and profiled[1] >= 1 - INSTRUMENTED_WITHIN,
+            implies=_instrumentation(*profiled),
         ),
         Check(
             name="busy ÷ wall",

@@ -7,7 +7,7 @@ Example: ``seconds(0.0821) == "82.1 ms"``, ``bytes_per_s(4.8e12) == "4.80 TB/s"`
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 UNKNOWN = "–"
 """Stands for null: not known, not measured, not applicable. Never for zero."""
@@ -142,6 +142,17 @@ def aligned(cells: Sequence[str]) -> list[str]:
     padded = [value + (space + unit).ljust(width) for value, space, unit in parts]
     widest = max(map(len, padded), default=0)
     return [cell.rjust(widest) for cell in padded]
+
+
+def known_sum(values: Iterable[float | None]) -> float | None:
+    """The sum; what one part does not know is not known of the sum."""
+    parts = tuple(values)
+    return None if None in parts else sum(part for part in parts if part is not None)
+
+
+def ratio(part: float | None, whole: float | None) -> float | None:
+    """A share; not known where a side is not, or the whole is not above zero."""
+    return None if part is None or whole is None or whole <= 0 or not math.isfinite(part / whole) else part / whole
 
 
 def _prefixed(value: float | None, unit: str, lowest: int, highest: int, signed: bool = False, digits: int = 3) -> str:
