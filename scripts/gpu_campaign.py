@@ -41,7 +41,7 @@ PROFILER = (sys.executable, "-m", "profiler")
 NEEDED = {
     "torch": "torch", "transformers": "transformers", "pynvml": "nvidia-ml-py", "numpy": "numpy", "scipy": "scipy",
     "pandas": "pandas", "pyarrow": "pyarrow", "pydantic": "pydantic", "typer": "typer", "rich": "rich",
-    "plotly": "plotly", "packaging": "packaging", "psutil": "psutil",
+    "plotly": "plotly", "packaging": "packaging", "psutil": "psutil", "jinja2": "jinja2",
 }  # fmt: skip
 """Modules that the parts import, and the packages that hold them."""
 

@@ -1,57 +1,44 @@
-"""A table of kernels for people and as the one JSON document of ``import --json`` and ``show --json``.
+"""The reports of a table of kernels and of a calibration.
 
-Keys are only ever added; times in seconds; what is not known is null.
+Errors are of kernels that a law was not fitted to; what a fit leaves on its own points is nowhere in here.
 
-Example: ``document(folder, kernels)["kinds"][0]["rows"]``
+Example: ``terminal.render(calibration_document(calibration), console)``
 """
 
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
+from calibrate.kernels.score import DECODING, FEW_ROWS, LONG_KEYS, Calibrated, Calibration
+from calibrate.report.document import Cell, Column, Document, Facts, Lines, Part, Section, Text, figure, table
+from calibrate.report.json import kernel_kinds
+from calibrate.report.units import number, percent
 from profiler.record.folder import RunFolder
 from profiler.record.kernel_table import Kernels, Source
 
 
-def document(folder: RunFolder, kernels: Kernels) -> dict[str, Any]:
+def kernels_document(folder: RunFolder, kernels: Kernels) -> Document:
     """What was kept by kind and dtype, and each file with what every rule took out of it."""
     environment, spec = folder.run.environment, folder.read_spec()
-    return {
-        "run": str(folder.path),
-        "device": environment.device,
-        "datasheet": spec.name if spec is not None and spec.datasheet is not None else None,
-        "started": folder.run.started,
-        "finished": folder.run.finished,
-        "versions": dict(environment.versions),
-        "warnings": list(environment.notes),
-        "rows": sum(source.rows for source in kernels.sources),
-        "timed": sum(source.timed for source in kernels.sources),
-        "kept": len(kernels),
-        "kinds": _kinds(kernels),
-        "sources": [source.model_dump(mode="json") for source in kernels.sources],
-    }
-
-
-def lines(folder: RunFolder, kernels: Kernels) -> Iterator[str]:
-    """The same as text."""
-    content = document(folder, kernels)
-    yield f"{content['device']}, datasheet {content['datasheet'] or 'not known'}"
+    datasheet = spec.name if spec is not None and spec.datasheet is not None else "not known"
+    columns: tuple[Column[dict[str, Any]], ...] = (
+        Column("kind", lambda kind: kind["kind"], words=True),
+        Column("dtype", lambda kind: kind["dtype"], words=True),
+        Column("rows", lambda kind: figure(kind["rows"], number)),
+        Column("groups", lambda kind: figure(kind["groups"], number)),
+        Column("fastest", lambda kind: figure(kind["least_s"]), drop=2),
+        Column("median", lambda kind: figure(kind["median_s"]), strong=True),
+        Column("slowest", lambda kind: figure(kind["most_s"]), drop=1),
+    )
+    files: list[Part] = []
     for source in kernels.sources:
-        yield f"{source.file}: {_fate(source)}"
-        for rule, count in source.cleaned.items():
-            yield f"  {count:>8}  {rule}"
-    rows = [("kind", "dtype", "rows", "groups", "from", "median", "to")]
-    for kind in content["kinds"]:
-        times = (f"{kind[name] * 1e6:.4g} µs" for name in ("least_s", "median_s", "most_s"))
-        rows.append((kind["kind"], kind["dtype"], str(kind["rows"]), str(kind["groups"]), *times))
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        texts, figures = row[:2], row[2:]
-        left = "  ".join(f"{cell:{width}}" for cell, width in zip(texts, wide[:2], strict=True))
-        yield left + "  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(figures, wide[2:], strict=True))
-    for warning in content["warnings"]:
-        yield f"note: {warning}"
+        files.append(Text(f"{source.file}: {_fate(source)}"))
+        files.append(Lines([f"{count} left out: {rule}" for rule, count in source.cleaned.items()], tone="faint"))
+    parts: list[Part] = [
+        Text(f"datasheet {datasheet}"),
+        *files,
+        Section("Kernels by kind", (table(columns, kernel_kinds(kernels)),)),
+        Lines([f"note: {warning}" for warning in environment.notes], tone="warning"),
+    ]
+    return Document(f"{environment.device}: {number(len(kernels))} kernels", parts)
 
 
 def _fate(source: Source) -> str:
@@ -60,21 +47,63 @@ def _fate(source: Source) -> str:
     return f"{source.rows} rows{timed} ({tool}), {source.kept} kept"
 
 
-def _kinds(kernels: Kernels) -> list[dict[str, Any]]:
-    columns = {name: kernels.table[name].to_numpy() for name in ("kind", "dtype", "group", "time_s")}
-    found = []
-    for (kind, dtype), count in kernels.counts().items():
-        rows = (columns["kind"] == kind) & (columns["dtype"] == dtype)
-        times = columns["time_s"][rows]
-        found.append(
-            {
-                "kind": kind,
-                "dtype": dtype,
-                "rows": count,
-                "groups": len(set(columns["group"][rows])),
-                "least_s": float(times.min()),
-                "median_s": float(np.median(times)),
-                "most_s": float(times.max()),
-            }
-        )
-    return found
+def _error(value: float | None) -> Cell:
+    return Cell(percent(value), value)
+
+
+_COLUMNS: tuple[Column[Calibrated], ...] = (
+    Column("kind", lambda one: one.kind, words=True),
+    Column("dtype", lambda one: one.dtype, words=True),
+    Column("points", lambda one: figure(one.points, number), drop=6),
+    Column("scored", lambda one: figure(one.scores.rows, number), drop=5),
+    Column("mean", lambda one: _error(one.scores.mape), strong=True),
+    Column("median", lambda one: _error(one.scores.median), drop=3),
+    Column("p90", lambda one: _error(one.scores.p90), drop=4),
+    Column("weighted", lambda one: _error(one.scores.time_weighted)),
+    Column("bias", lambda one: Cell(percent(one.scores.bias, signed=True), one.scores.bias), drop=1),
+    Column("in 90 %", lambda one: _error(one.scores.coverage), drop=2),
+    Column("datasheet", lambda one: _error(one.datasheet.mape), drop=7),
+    Column("4-constant", lambda one: _error(one.four_constant.mape), drop=8),
+    Column("noise", lambda one: _error(one.noise), drop=9),
+)
+
+_WORDS = {
+    "mean, median, p90": "|predicted − measured| ÷ measured of the scored kernels, which the law was not fitted to",
+    "weighted": "the same error, each kernel counted by its seconds",
+    "bias": "mean of (predicted − measured) ÷ measured: above 0, predictions are too long",
+    "in 90 %": "share of the kernels within the interval that was to hold 90 % of them",
+    "datasheet": "mean error of the datasheet roofline, which knows no measurement",
+    "4-constant": "mean error of a roofline with four constants, fitted to the same points",
+    "noise": "how far repeated measurements of one kernel differ",
+}
+
+
+def calibration_document(calibration: Calibration) -> Document:
+    """The scores of each kind, those of decoding alone, each kind's doubts, and what was skipped."""
+    regions, doubts = [], []
+    for one in calibration.fitted:
+        if (decoding := one.regions.get(DECODING)) is not None:
+            regions.append(
+                f"{one.kind} {one.dtype}, as in decode ({_decoding(one)}): {decoding.rows} scored, "
+                f"mean {percent(decoding.mape)}, weighted {percent(decoding.time_weighted)}, "
+                f"bias {percent(decoding.bias, signed=True)}"
+            )
+        doubts += [f"{one.kind} {one.dtype}: doubtful: {doubt}" for doubt in one.model.fitted.doubts]
+        if one.model.fitted.undetermined:
+            names = ", ".join(one.model.fitted.undetermined)
+            doubts.append(f"{one.kind} {one.dtype}: the points do not determine {names}; kept near the prior")
+    parts = (
+        table(_COLUMNS, calibration.fitted),
+        Lines(regions),
+        Lines(doubts, tone="warning"),
+        Lines([f"not calibrated: {skipped.reason}" for skipped in calibration.skipped], tone="warning"),
+        Facts(tuple(_WORDS.items()), "faint"),
+    )
+    return Document("Errors on kernels held out from the fit", parts)
+
+
+def _decoding(one: Calibrated) -> str:
+    """What kernels of a kind the region of decoding has."""
+    if one.kind.endswith("attention"):
+        return f"at least {LONG_KEYS:.0f} keys"
+    return f"at most {FEW_ROWS:.0f} rows, weights that no cache holds"

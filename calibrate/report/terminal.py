@@ -1,256 +1,189 @@
-"""A run on the terminal: what the device is, and for each pass its layers, its waterfall and its closure.
+"""Any `Document` on a console: no line is longer than the console is wide.
 
-Lines never exceed the console's width: columns that matter least are left out, long module paths lose their middle.
-Without colour (piped) nothing is lost: marks are characters.
+Where a table is too wide, names lose their middle and columns go, the highest `Column.drop` first. Nothing depends on
+colour, so that a report can be piped.
 
-Example: ``render(reports, run, spec, rich.console.Console())``
+Example: ``render(run_document(reports, run, spec), rich.console.Console())``
 """
 
-from collections.abc import Sequence
+import re
+import textwrap
+from collections.abc import Collection, Sequence
 
+from rich import box
 from rich.console import Console
-from rich.text import Text
+from rich.table import Table as Grid
+from rich.text import Text as Words
 
-from calibrate.passes.pass_report import PassReport
-from calibrate.report import compiled, peaks, tables, wording
-from calibrate.report.grid import GAP, characters, grid, needed, rule, say
-from calibrate.report.units import UNKNOWN, aligned, percent, seconds
-from calibrate.report.wording import Fact
-from profiler.record.run import CellResult, Run
-from roofline.hardware.spec import HardwareSpec
+from calibrate.report.document import Cell, Document, Facts, Lines, Part, Section, Table, Text, Tone, printable, shown
+from calibrate.report.units import aligned
 
-LEFT_OUT_FIRST = (
-    "repeat",
-    "foreseen",
-    "count",
-    "flops",
-    "bytes",
-    "predicted",
-    "bound",
-    "ideal",
-    "kind",
-    "efficiency",
-    "share",
-    "sure",
-    "time",
-)
-"""Columns of the layer table in the order they go when the console is narrow."""
+GAP = 2
+"""Characters between two columns."""
+NARROWEST = 20
+"""Characters of a column of words below which another column goes instead."""
+NARROWEST_BAR, WIDEST_BAR = 8, 40
+FEW = 3
+"""Lines of a titled list that are shown; the rest are counted."""
 
-NARROWEST_PATH = 20
-"""Characters of a module path below which a column goes instead."""
-
-NARROWEST_BAR = 8
-WIDEST_BAR = 40
-"""Characters of the waterfall's bar."""
-
-_WIDTH_FOR_MEANINGS = 110
-"""Characters from which the waterfall has room for its words beside its bar."""
-
-_STYLE = {"path": "cyan", "kind": "dim", "time": "bold", "bound": "dim"}
+_STYLE: dict[Tone, str] = {"": "", "strong": "bold", "faint": "dim", "warning": "yellow", "bad": "bold red"}
+_FIGURE = re.compile(r"(?<=\d) (?=(?:%|[nµmkMGTP]?(?:s|B|B/s|FLOP|FLOP/s))(?!\w))|(?<=±) ")
+"""The space inside "82.1 ms" and "± 1.2 %"."""
 
 
-def render(
-    reports: Sequence[PassReport], run: Run, spec: HardwareSpec, console: Console, failed: Sequence[CellResult] = ()
-) -> None:
-    """Print a whole run; nothing is computed here but the layout."""
-    _environment(reports, run, spec, console)
-    for report in reports:
-        _pass(report, run, spec, console)
-    if reports and console.width < _WIDTH_FOR_MEANINGS:
-        _meanings(reports, console)
-    if failed:
-        rule(console, "no result")
-        for what, status, reason in wording.failed_rows(failed):
-            say(console, f"{what}: {status}: {reason}", "red")
-    if not reports and not failed:
-        say(console, "no pass has been measured in this run")
+def render(document: Document, console: Console) -> None:
+    """Print it all."""
+    _rule(console, document.title)
+    _parts(tuple(shown(document.parts, "terminal")), console, 0)
 
 
-def _environment(reports: Sequence[PassReport], run: Run, spec: HardwareSpec, console: Console) -> None:
-    rule(console, f"{run.environment.device}")
-    _facts(console, wording.environment(run))
-    for note in run.environment.notes:
-        say(console, f"warning: {note}", "yellow")
-    rows = peaks.peak_rows(spec, sorted({report.workload.dtype for report in reports}) or None)
-    if not rows:
-        say(console, "peaks: – (neither a datasheet nor a measurement)")
-        _missing(spec, console)
-        return
+def _parts(parts: Sequence[Part], console: Console, depth: int) -> None:
+    for i, part in enumerate(parts):
+        if isinstance(part, Section):
+            if depth == 0:
+                _rule(console, part.title)
+            elif not isinstance(part.parts[0], Table):
+                console.print()
+                say(console, part.title, "bold")
+            _parts(part.parts, console, depth + 1)
+        elif isinstance(part, Table):
+            if i > 0 or depth != 1:  # a rule stands above the first
+                console.print()
+            _table(part, console)
+        elif isinstance(part, Facts):
+            for name, words in part.rows:
+                say(console, f"{name}: {words}", _STYLE[part.tone])
+        elif isinstance(part, Lines):
+            few = part.lines[:FEW] if part.title else part.lines
+            more = f" and {len(part.lines) - len(few)} more" if len(few) < len(part.lines) else ""
+            for line in [f"{part.title}: {', '.join(few)}{more}"] if part.title else few:
+                say(console, line, _STYLE[part.tone])
+        elif isinstance(part, Text):
+            if part.tone == "strong" and i > 0:
+                console.print()
+            marked = part.tone == "warning" and not part.words.startswith("!")
+            say(console, f"{'warning: ' if marked else ''}{part.words}", _STYLE[part.tone])
+
+
+def _rule(console: Console, title: str) -> None:
+    """A titled line across the console; a title without room stands below it."""
     console.print()
-    said = [row.show(row.datasheet.value if row.datasheet else None) for row in rows]
-    reached = [row.show(row.measured.value if row.measured else None) for row in rows]
-    share = [
-        percent(row.measured.value / row.datasheet.value if row.measured and row.datasheet else None) for row in rows
-    ]
-    columns = [
-        ("peaks", [row.name for row in rows], "cyan", True),
-        ("datasheet", said, "", False),
-        ("achieved", reached, "bold", False),
-    ]
-    if any(row.interval() for row in rows):
-        columns.append((peaks.RANGE, [row.interval() or UNKNOWN for row in rows], "", False))
-    if any(row.datasheet for row in rows):
-        columns.append(("of datasheet", share, "", False))
-    while len(columns) > 3 and needed(columns) > console.width:
-        columns.pop()
-    grid(console, columns, shrink=0)
-    warning = peaks.unsteady(rows)
-    if warning:
-        say(console, f"warning: {warning}", "yellow")
-    _missing(spec, console)
-    if (laws := peaks.laws(spec)) is not None:
-        say(console, laws)
-    if any(row.measured for row in rows):
-        say(console, "achieved: measured in this run; spec.json and report.md say how for each figure", "dim")
-    if any(row.datasheet for row in rows):
-        say(console, "datasheet: spec.json and report.md name the document of each figure", "dim")
+    line = printable(title)
+    fits = len(line) + 4 <= console.width
+    console.rule(Words(line if fits else "", style="bold"), align="left", characters="─", style="dim")
+    if not fits:
+        say(console, line, "bold")
 
 
-def _missing(spec: HardwareSpec, console: Console) -> None:
-    for line in peaks.missing(spec):
-        say(console, line, "dim")
+def say(console: Console, sentence: str, style: str = "") -> None:
+    """Print wrapped text, a figure and its unit on one line."""
+    held = _FIGURE.sub("\u00a0", printable(sentence))
+    for line in textwrap.wrap(held, console.width, break_on_hyphens=False):
+        console.print(Words(line.replace("\u00a0", " "), style=style), no_wrap=True, overflow="crop")
 
 
-def _pass(report: PassReport, run: Run, spec: HardwareSpec, console: Console) -> None:
-    console.print()
-    console.print(Text("─" * console.width, style="dim"))
-    verdict = wording.verdict(report)
-    if verdict:
-        say(console, f"{wording.title(report)}: {verdict}", "bold red")
-        say(console, wording.headline(report), "bold")
-    else:
-        say(console, f"{wording.title(report)}: {wording.headline(report)}", "bold")
-    say(console, wording.ideal_uses(report, spec))
-    say(console, wording.predicted(report))
-    for sentence in (*wording.level(report), wording.compared(report)):
-        say(console, sentence)
-    for sentence in wording.warnings(report):
-        say(console, sentence if sentence.startswith("!") else f"warning: {sentence}", "yellow")
-    for sentence in (wording.how_timed(report), *wording.notes(report), wording.what_ran(report)):
-        say(console, sentence, "dim")
-    for what, names in (("differs from the trace", report.differences), ("not read in this phase", report.inactive)):
-        if names:
-            say(console, f"{what}: {len(names)}: {wording.some(names)}", "dim")
-    console.print()
-    _layers(report, console)
-    console.print()
-    _kernels(report, console)
-    _waterfall(report, console)
-    console.print()
-    _closure(wording.closure(report, run.environment.device_kind), console)
-
-
-def _layers(report: PassReport, console: Console) -> None:
-    rows = tables.fold(tables.layer_rows(report), report.wall_s)
-    rows = (*rows, tables.busy_row(report))
-    columns = []
-    for column in tables.LAYER_COLUMNS:
-        cells = [column.cell(row) for row in rows]
-        columns.append((column.key, column.header, cells if column.text else aligned(cells), column.text))
-    for key in LEFT_OUT_FIRST:
-        fixed = sum(characters(header, cells) + GAP for _, header, cells, _ in columns[1:])
-        if fixed + min(NARROWEST_PATH, characters(*columns[0][1:3])) <= console.width:
-            break
-        columns = [column for column in columns if column[0] != key]
-    grid(
-        console,
-        [(header, cells, _STYLE.get(key, ""), text) for key, header, cells, text in columns],
-        shrink=0,
-        marked=[row.above_one for row in rows],
-        rule_before_last=True,
+def _table(table: Table, console: Console) -> None:
+    texts, widths = _fitted(table, console.width)
+    grid = Grid(
+        box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0), show_footer=table.total is not None
     )
-
-
-def _kernels(report: PassReport, console: Console) -> None:
-    """Of a compiled pass; names and modules lose their middle where the console is narrow."""
-    rows = [compiled.cells(kernel, report) for kernel in compiled.shown(report)]
-    if not rows:
-        return
-    columns = [
-        (header, list(texts) if align == "l" else aligned(list(texts)), "cyan" if i == 0 else "", align == "l")
-        for i, (header, align, texts) in enumerate(
-            zip(compiled.HEADER, compiled.ALIGN, zip(*rows, strict=True), strict=True)
+    for i, width in widths.items():
+        column = table.columns[i]
+        pad = str.ljust if column.is_text else str.rjust  # by rich it would lose what aligns the units
+        texts[i] = [pad(text, width) for text in texts[i]]
+        style = "cyan" if i == 0 and column.is_text else "bold" if column.strong else "dim" if column.is_text else ""
+        grid.add_column(
+            Words(pad(column.header, width), style="bold"),
+            Words(texts[i][-1], style="bold") if table.total else "",
+            style="green" if column.bar else style,
+            no_wrap=not column.wraps,
+            overflow="fold" if column.wraps else "crop",
+            width=width,
         )
-    ]
-    for room in (0, 1):  # the wider of the two texts gives way first
-        spare = console.width - needed(columns)
-        if spare >= 0:
-            break
-        header, texts, style, text = columns[1 - room]
-        width = max(NARROWEST_PATH, characters(header, texts) + spare)
-        columns[1 - room] = (
-            header,
-            [each if len(each) <= width else f"{each[: width - 1]}…" for each in texts],
-            style,
-            text,
-        )
-    grid(console, columns, shrink=0)
-    console.print()
+    for n, row in enumerate(table.rows):
+        style = "red" if any(cell.bad for cell in row) else ""
+        grid.add_row(*(Words(texts[i][n], style=style) for i in widths))
+    for line in console.render_lines(grid, pad=False):
+        words = Words.assemble(*((part.text, part.style or "") for part in line))
+        words.rstrip()
+        console.print(words, no_wrap=True, overflow="crop")
 
 
-def _waterfall(report: PassReport, console: Console) -> None:
-    rows = tables.pass_terms(report)
-    labels = [*(row.label for row in rows), "wall"]
-    times = aligned([*(seconds(row.time_s, signed=True) for row in rows), seconds(report.wall_s)])
-    shares = aligned([*(percent(row.share, signed=True) for row in rows), percent(1.0)])
-    meanings = [*(wording.meaning(row) for row in rows), ""]
-    columns = [("waterfall", labels, "cyan", True), ("", times, "bold", False)]
-    if any(row.half_s is not None for row in rows):
-        halves = [seconds(row.half_s) if row.half_s is not None else "" for row in rows]
-        columns.append(("±", aligned([*halves, wording.half_wall(report)]), "", False))
-    columns.append(("of wall", shares, "", False))
-    used = sum(characters(header, cells) + GAP for header, cells, _, _ in columns)
-    if console.width >= _WIDTH_FOR_MEANINGS:
-        used += max(map(len, meanings)) + GAP
-    width = min(console.width - used, WIDEST_BAR)
-    if width >= NARROWEST_BAR:
-        columns.append(("", _bars(rows, report.wall_s, width), "green", True))
-    if console.width >= _WIDTH_FOR_MEANINGS:
-        columns.append(("", meanings, "dim", True))
-    grid(console, columns, shrink=0, rule_before_last=True)
+def _fitted(table: Table, width: int) -> tuple[dict[int, list[str]], dict[int, int]]:
+    """The cells and the width of each column that there is room for; the total is the last cell."""
+    rows = [*table.rows, *([table.total] if table.total else [])]
+    bars = [i for i, column in enumerate(table.columns) if column.bar]
+    texts = {i: [printable(row[i].text) for row in rows] for i in range(len(table.columns)) if i not in bars}
+    texts = {i: cells if table.columns[i].is_text else aligned(cells) for i, cells in texts.items()}
+    widths = {i: max(map(len, (table.columns[i].header, *cells))) for i, cells in texts.items()}
+    spare = width - _needed(widths)
+    for i in bars:
+        if (room := min(spare - GAP, WIDEST_BAR)) >= NARROWEST_BAR:
+            texts[i], widths[i] = [_bar(row[i], room) for row in rows], room
+            spare -= room + GAP
+    order = sorted((i for i in texts if table.columns[i].drop), key=lambda i: table.columns[i].drop)
+    soft = {i for i in texts if table.columns[i].is_text and i not in bars}
+    while _needed({i: min(w, NARROWEST) if i in soft else w for i, w in widths.items()}) > width and order:
+        widths.pop(order.pop())
+    cap = max((widths[i] for i in soft if i in widths), default=0)
+    while _needed(widths) > width and cap > 1:
+        cap -= 1
+        widths |= {i: min(widths[i], cap) for i in soft if i in widths}
+    for i in widths:
+        if i in soft and not table.columns[i].wraps:
+            cut = shortened if table.columns[i].code else _ended
+            texts[i] = cut(texts[i], widths[i])
+    return texts, dict(sorted(widths.items()))
 
 
-def _bars(rows: Sequence[tables.TermRow], wall_s: float, width: int) -> list[str]:
-    """Each term from where the sum stood to where it brings it; a term that takes away is drawn light."""
-    ends = [row.start_s + (row.time_s or 0.0) for row in rows]
-    low = min([0.0, *ends, *(row.start_s for row in rows)])
-    high = max([wall_s, *ends])
-    scale = width / (high - low) if high > low else 0.0
-    bars = []
-    for row, end_s in zip(rows, ends, strict=True):
-        left, right = sorted((round((row.start_s - low) * scale), round((end_s - low) * scale)))
-        left = min(left, width - 1)
-        mark = "░" if (row.time_s or 0.0) < 0 else "█"
-        length = max(right - left, 1) if row.time_s else 0
-        bars.append(" " * left + mark * length)
-    return [*bars, " " * round(-low * scale) + "█" * round(wall_s * scale)]
+def _needed(widths: dict[int, int]) -> int:
+    return sum(widths.values()) + GAP * (len(widths) - 1)
 
 
-def _closure(facts: Sequence[Fact], console: Console) -> None:
-    marks = {None: "", True: "holds", False: "DOES NOT HOLD"}
-    columns = [
-        ("closure", [fact.name for fact in facts], "cyan", True),
-        ("", [fact.value for fact in facts], "", False),
-        ("", [marks[fact.holds] for fact in facts], "", True),
-        ("asked", [fact.asked for fact in facts], "dim", True),
-    ]
-    fits = needed(columns) <= console.width
-    grid(console, columns if fits else columns[:3], shrink=0, marked=[fact.holds is False for fact in facts])
-    for fact in facts:
-        if fact.implies:
-            say(console, f"{fact.name}: {fact.implies}", "yellow")
+def _bar(cell: Cell, room: int) -> str:
+    """From its start to its end; one that goes backwards is drawn light."""
+    if cell.span is None:
+        return ""
+    start, end = cell.span
+    left, right = sorted((round(start * room), round(end * room)))
+    left = min(left, room - 1)
+    return " " * left + ("░" if end < start else "█") * (max(right - left, 1) if end != start else 0)
 
 
-def _meanings(reports: Sequence[PassReport], console: Console) -> None:
-    rule(console, "terms of the waterfall")
-    rows = {
-        row.label: wording.meaning(row)
-        for report in reports
-        for row in tables.waterfall_rows(report.waterfall, report.wall_s)
-    }
-    _facts(console, [Fact(name=label, value=text) for label, text in rows.items()])
+def _ended(cells: Sequence[str], width: int) -> list[str]:
+    return [cell if len(cell) <= width else f"{cell[: max(width - 1, 0)]}…" for cell in cells]
 
 
-def _facts(console: Console, facts: Sequence[Fact]) -> None:
-    for fact in facts:
-        say(console, f"{fact.name}: {fact.value}")
+Cut = tuple[str, str]
+"""What stays before and after the "…"."""
+
+
+def shortened(paths: Sequence[str], width: int) -> list[str]:
+    """Module paths of at most `width` characters, cut in the middle, at dots where possible, none that could be
+    another's: ``shortened(["model.layers.*.self_attn.q_proj"], 23) == ["model…self_attn.q_proj"]``.
+
+    Only where `width` is too small to tell two paths apart do they look alike.
+    """
+    chosen = {path: path if len(path) <= width else _cut(path, set(paths), width) for path in paths}
+    return [chosen[path] for path in paths]
+
+
+def _cut(path: str, paths: Collection[str], width: int) -> str:
+    cuts = [cut for cut in (*_at_dots(path), *_anywhere(path, width)) if len("…".join(cut)) <= width]
+    sure = (cut for cut in cuts if sum(other.startswith(cut[0]) and other.endswith(cut[1]) for other in paths) == 1)
+    return "…".join(next(sure, cuts[0]))
+
+
+def _at_dots(path: str) -> list[Cut]:
+    """Whole parts of a path, the best first: its start and more than one part of its end, as long as possible."""
+    parts = path.split(".")
+    cuts = [(parts[:i], parts[-j:]) for i in range(len(parts)) for j in range(1, len(parts) - i)]
+    cuts.sort(key=lambda cut: (bool(cut[0]), cut[1][0] != "*", len(cut[1]) > 1, sum(map(len, cut[0] + cut[1]))))
+    return [(".".join(start), ".".join(end)) for start, end in reversed(cuts)]
+
+
+def _anywhere(path: str, width: int) -> list[Cut]:
+    """Cuts within a word that fill the width, those with a third of it at the start first."""
+    kept = max(width - 1, 0)
+    heads = sorted(range(kept + 1), key=lambda head: abs(head - kept // 3))
+    return [(path[:head], path[len(path) - (kept - head) :]) for head in heads]

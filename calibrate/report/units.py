@@ -7,7 +7,7 @@ Example: ``seconds(0.0821) == "82.1 ms"``, ``bytes_per_s(4.8e12) == "4.80 TB/s"`
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from roofline.dtypes import SHORT
 
@@ -55,6 +55,16 @@ def in_unit(value: float | None, unit: str) -> str:
         return binary(value)
     lowest, highest = {"s": (-3, 0), "W": (-3, 5)}.get(unit, (-5, 5) if unit.startswith("J") else (0, 5))
     return _prefixed(value, unit, lowest, highest)
+
+
+def precise(value: float, unit: str = "") -> str:
+    """Five digits, as many as the tables of papers have: "28.751 T"."""
+    return _prefixed(value, unit, -3, 5, digits=5)
+
+
+def megahertz(value: float) -> str:
+    """A clock in hertz as "1605 MHz"."""
+    return f"{value / 1e6:.0f} MHz"
 
 
 def binary(value: float | None) -> str:
@@ -126,22 +136,33 @@ def aligned(cells: Sequence[str]) -> list[str]:
     return [cell.rjust(widest) for cell in padded]
 
 
-def _prefixed(value: float | None, unit: str, lowest: int, highest: int, signed: bool = False) -> str:
+def known_sum(values: Iterable[float | None]) -> float | None:
+    """The sum; what one part does not know is not known of the sum."""
+    parts = tuple(values)
+    return None if None in parts else sum(part for part in parts if part is not None)
+
+
+def ratio(part: float | None, whole: float | None) -> float | None:
+    """A share; not known where a side is not, or the whole is not above zero."""
+    return None if part is None or whole is None or whole <= 0 or not math.isfinite(part / whole) else part / whole
+
+
+def _prefixed(value: float | None, unit: str, lowest: int, highest: int, signed: bool = False, digits: int = 3) -> str:
     if value is None:
         return UNKNOWN
     _finite(value)
     if value == 0:
         return f"0 {unit}".rstrip()
-    rounded = float(f"{abs(value):.2e}")  # first, so that 999.6 µs becomes 1.00 ms
+    rounded = float(f"{abs(value):.{digits - 1}e}")  # first, so that 999.6 µs becomes 1.00 ms
     power = min(max(math.floor(math.log10(rounded) / 3 + 1e-9), lowest), highest)
     number = rounded / 1000.0**power
-    text = f"{_sign(value, signed)}{number:.{_decimals(number, most=5)}f} {_PREFIXES[power]}{unit}"
-    return text.rstrip()
+    decimals = _decimals(number, most=digits + 2, digits=digits)
+    return f"{_sign(value, signed)}{number:.{decimals}f} {_PREFIXES[power]}{unit}".rstrip()
 
 
-def _decimals(number: float, most: int) -> int:
-    """Decimals that leave three significant digits."""
-    return min(max(2 - math.floor(math.log10(number) + 1e-9), 0), most)
+def _decimals(number: float, most: int, digits: int = 3) -> int:
+    """Decimals that leave so many significant digits."""
+    return min(max(digits - 1 - math.floor(math.log10(number) + 1e-9), 0), most)
 
 
 def _sign(value: float, signed: bool) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from profiler.cli.options import AsJson, Results
-from profiler.cli.output import print_json, stdout_to_stderr_if
+from profiler.cli.output import console, print_json, stdout_to_stderr_if
 from profiler.record.files import write_text
 from profiler.record.find import find_run
 from profiler.record.folder import RunFolder
@@ -58,7 +58,9 @@ def calibrate(
 ) -> None:
     """Fit each kind's law to few kernels and score it on others: other groups of the runs, or the runs of --score."""
     from calibrate.kernels.score import calibrate_tables, calibrated_spec, chosen, tables
-    from calibrate.report.calibration import document, lines
+    from calibrate.report.json import calibration_json
+    from calibrate.report.kernels import calibration_document
+    from calibrate.report.terminal import render
     from roofline.hardware.facts import facts_of
 
     with stdout_to_stderr_if(as_json):
@@ -80,10 +82,9 @@ def calibrate(
         kept = calibrated_spec(spec, calibration, _provenance(folders, seed))
         write_text(path, kept.model_dump_json(indent=1) + "\n")
     if as_json:
-        print_json(document(path, calibration))
+        print_json(calibration_json(path, calibration))
     else:
-        for line in lines(calibration):
-            print(line)
+        render(calibration_document(calibration), console())
         print(f"\nkept in {path}", file=sys.stderr)
 
 

@@ -227,6 +227,7 @@ def _measure(folder: RunFolder, plan: "Plan") -> "HardwareSpec":
 
 def _write(folder: RunFolder, spec: "HardwareSpec") -> int:
     """Write the reports; the exit code."""
+    from calibrate.report import html, markdown
     from calibrate.report.hardware import html, markdown
     from profiler.record.hardware_table import read_measurements
 
@@ -241,7 +242,8 @@ def _write(folder: RunFolder, spec: "HardwareSpec") -> int:
 
 
 def _show(folder: RunFolder, spec: "HardwareSpec", as_json: bool) -> None:
-    from calibrate.report.hardware import document, terminal
+    from calibrate.passes.reports import document
+    from calibrate.report.hardware import terminal
     from profiler.record.hardware_table import read_measurements
 
     measurements = read_measurements(folder.path)

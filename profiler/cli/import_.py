@@ -12,7 +12,7 @@ import typer
 
 from profiler.cli.measuring import new_run
 from profiler.cli.options import AsJson, Out
-from profiler.cli.output import print_json, stdout_to_stderr_if
+from profiler.cli.output import console, print_json, stdout_to_stderr_if
 from profiler.record.folder import RunFolder
 from profiler.record.run import Environment, RequestError, roofcal_version
 from roofline.hardware.spec import GPU, HardwareSpec
@@ -152,11 +152,12 @@ def _versions(imported: "Imported") -> dict[str, str]:
 
 
 def _show(folder: RunFolder, imported: "Imported", as_json: bool) -> None:
-    from calibrate.report.kernels import document, lines
+    from calibrate.report.json import kernels_json
+    from calibrate.report.kernels import kernels_document
+    from calibrate.report.terminal import render
 
     if as_json:
-        print_json(document(folder, imported.kernels))
+        print_json(kernels_json(folder, imported.kernels))
     else:
-        for line in lines(folder, imported.kernels):
-            print(line)
+        render(kernels_document(folder, imported.kernels), console())
         print(f"\nkept in {folder.path}", file=sys.stderr)

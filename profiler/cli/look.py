@@ -97,7 +97,8 @@ def _show_passes(folder: RunFolder, hardware: Path | None, as_json: bool) -> Non
 
 
 def _show_kernels(folder: RunFolder, as_json: bool) -> None:
-    from calibrate.report.kernels import document, lines
+    from calibrate.report.json import kernels_json as document
+    from calibrate.report.kernels import kernels_document as lines
     from profiler.record.kernel_table import read_kernels
 
     folder.require_whole()
@@ -110,8 +111,8 @@ def _show_kernels(folder: RunFolder, as_json: bool) -> None:
 
 
 def _show_hardware(folder: RunFolder, as_json: bool) -> None:
-    from calibrate.report.hardware.document import document
     from calibrate.report.hardware.terminal import render
+    from calibrate.report.json import device_json as document
     from profiler.record.hardware_table import read_measurements
 
     folder.require_whole()

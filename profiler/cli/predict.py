@@ -246,14 +246,15 @@ def _speculation(of: _Of, draft: str, tokens: int, acceptance: float, form: Form
 
 def _write(found: Prediction, on: Device, csv: Path | None, html: Path | None) -> None:
     if csv is not None:
-        from calibrate.report.predicted import rows
+        from calibrate.report.json import write_csv
 
         with replacing(csv) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-            rows.write_csv(found, file, by="op" if any(step.ops for step in found.passes) else "workload")
+            write_csv(found, file, by="op" if any(step.ops for step in found.passes) else "workload")
     if html is not None:
-        from calibrate.report.predicted import page
+        from calibrate.report.html import render
+        from calibrate.report.prediction import prediction_document
 
-        _save(html, page.render(found, on.peaks))
+        _save(html, render(prediction_document(found, on.peaks)))
 
 
 def _save(path: Path, text: str) -> None:
@@ -263,17 +264,17 @@ def _save(path: Path, text: str) -> None:
 
 def _show(found: Prediction, as_json: bool) -> None:
     if as_json:
-        from calibrate.report.predicted import document
+        from calibrate.report.json import prediction_json
 
-        print_json(document.document(found))
+        print_json(prediction_json(found))
     else:
-        from calibrate.report.predicted import table
+        from calibrate.report.prediction import prediction_document
+        from calibrate.report.terminal import render
 
-        table.render(found, console())
+        render(prediction_document(found), console())
 
 
 def _paper(of: _Of, on: Device, lengths: option.Lengths, bits: tuple[int, ...], flash: bool, as_json: bool) -> None:
-    from calibrate.report.predicted import paper
     from roofline.paper.rules import paper_shape
     from roofline.paper.table import paper_table
 
@@ -288,6 +289,6 @@ def _paper(of: _Of, on: Device, lengths: option.Lengths, bits: tuple[int, ...], 
     )
     name = of.model or str(of.file or of.module)
     if as_json:
-        print_json(paper.document(found, name, on.spec.name))
+        print_json(paper_json(found, name, on.spec.name))
     else:
-        paper.render(found, name, on.spec.name, console())
+        render(paper_document(found, name, on.spec.name), console())

@@ -227,10 +227,12 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent) -> int:
     with spent.on("report"):
         from calibrate.passes.reports import advice, document, load, load_spec
         from calibrate.report import html, markdown, terminal
+        from calibrate.report.run import run_document
 
         (reports, failed), spec = load(folder), load_spec(folder)
-        folder.write_report("report.md", markdown.render(reports, folder.run, spec, failed))
-        folder.write_report("report.html", html.render(reports, folder.run, spec, failed))
+        report = run_document(reports, folder.run, spec, failed)
+        folder.write_report("report.md", markdown.render(report))
+        folder.write_report("report.html", html.render(report))
     folder.note(spent_s=spent.parts)
     if as_json:
         output.print_json(document(folder, reports, failed))

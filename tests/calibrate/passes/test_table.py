@@ -1,17 +1,13 @@
 """Reports of compiled and replayed passes, on graphs whose times are known by hand."""
 
-import io
-
 import pytest
 from calibrated_laws import at_priors
 from graphs import GraphBuilder, figure, peaks
-from rich.console import Console
+from report_views import as_markdown, every_view
 
 from calibrate.passes.efficiency import summarise
 from calibrate.passes.pass_report import PassReport, to_json
-from calibrate.report import html, markdown, terminal
-from calibrate.report.compiled import cells
-from calibrate.report.tables import fold_modules
+from calibrate.report.run import run_document
 from profiler.record.run import Cell, CellResult, Closure, KernelTimes, Mode, OpTimes, Run
 from roofline.graph.op import OpGraph
 from roofline.hardware.facts import facts_of
@@ -166,25 +162,9 @@ def test_without_peaks_only_what_was_measured_is_known() -> None:
 
 def test_every_view_shows_the_kernels(run: Run) -> None:
     report = summarise(result(), layers(), SPEC)
-    console = Console(width=100, record=True, file=io.StringIO())
-    terminal.render([report], run, SPEC, console)
-    shown = console.export_text()
-    assert "triton_poi_fused_add_gelu" in shown and "layers.*.act + layers.*" in shown
-    assert "test decode b1 q1 ctx 8 fp32, compiled" in shown
-    text = markdown.render([report], run, SPEC)
-    assert "### Compiled kernels" in text and "`triton_poi_fused_add_gelu`" in text
-    page = html.render([report], run, SPEC)
-    assert "Compiled kernels" in page and "triton_poi_fused_add_gelu" in page
-    assert cells(report.kernels[1], report)[2:5] == ("2", "8.00 s", "40.0 %")
-
-
-@pytest.mark.parametrize(
-    ("modules", "line"),
-    [
-        (["a.b.act", "a.b", "a.b.up"], "a.b.act + a.b + a.b.up"),
-        (["layers.*.norm", "layers.*.attn.q", ""], "layers.*.norm + …attn.q + (model)"),
-        (["up"], "up"),
-    ],
-)
-def test_modules_in_a_line(modules: list[str], line: str) -> None:
-    assert fold_modules(modules) == line
+    document = run_document([report], run, SPEC)
+    for view, text in every_view(document, 100).items():
+        for words in ("triton_poi_fused_add_gelu", "layers.*.act + layers.*", "test decode b1 q1 ctx 8 fp32, compiled"):
+            assert words in text, (view, words)
+    assert "### Compiled kernels" in as_markdown(document)
+    assert "| `triton_poi_fused_add_gelu` | `layers.*.act + layers.*` | 2 | 8.00 s | 40.0 % |" in as_markdown(document)

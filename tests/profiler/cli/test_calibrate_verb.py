@@ -63,7 +63,7 @@ def test_scoring_another_run(
     assert main([*asked, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kinds"][0]["scored"] == 180
     assert main(asked) == 0
-    assert "held-out" in capsys.readouterr().out
+    assert "held out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_a_run_like_any_other(table: Path, tmp_path: Path, capsys: pytest.Captur
     assert "kernels: 23 matmul" in capsys.readouterr().out
     assert main(["show", "last", "--results", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "1  latency zero or negative" in shown and "fp8_block" in shown and "note: " in shown
+    assert "1 left out: latency zero or negative" in shown and "fp8_block" in shown and "note: " in shown
     assert main(["show", "last", "--results", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == document
 

@@ -1,0 +1,264 @@
+"""The graph of one block: the operations of one repeated layer, what feeds them, and which reads what another wrote.
+
+Layers that do the same list of operations are one kind of block, drawn once; amounts are those of one layer.
+A pass without repeated layers is one block. Where there are too many operations to read, runs of small ones (what is
+not an anchor of fusion) inside one module become one node.
+
+Example: ``[(node.title, node.time_s) for node in blocks(prediction.passes[0])[0].nodes]``
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from roofline.graph.op import ANCHORS, Traffic, layer_of
+from roofline.predict.passes import OpPrediction, PassPrediction
+
+MOST_BLOCKS = 3
+"""Kinds of block that are drawn: those that take the most time."""
+
+MOST_NODES = 28
+"""More operations are hard to read."""
+
+Part = Literal["operation", "feed", "before", "after"]
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operation of the block, a run of small ones, an operation outside that feeds it, or an end of the layer."""
+
+    part: Part
+    title: str
+    """Path inside the layer."""
+    kind: str
+    ops: tuple[OpPrediction, ...] = ()
+    """None at the ends."""
+    layers: float = 1
+    """Layers whose amounts the operations hold."""
+    share: float | None = None
+    """The share of the block's time; None outside it, and where a time is not known."""
+
+    @property
+    def flops(self) -> float:
+        return sum(op.flops for op in self.ops) / self.layers
+
+    @property
+    def bytes(self) -> Traffic:
+        """Memory traffic of one layer."""
+        return Traffic(
+            **{name: sum(getattr(op.bytes, name) for op in self.ops) / self.layers for name in Traffic.model_fields}
+        )
+
+    @property
+    def time_s(self) -> float | None:
+        return _time(self.ops, self.layers)
+
+    @property
+    def bound(self) -> str:
+        """What the operation that takes longest waits for."""
+        return max(self.ops, key=lambda op: op.time_s or 0.0).bound if self.ops else ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Nodes in an order in which every edge goes to a later one."""
+
+    path: str
+    """Path of the layer that is drawn; "" is the model itself."""
+    layers: float
+    """Layers that do the same list of operations."""
+    nodes: tuple[Node, ...]
+    edges: tuple[tuple[int, int], ...]
+    """(writer, reader), by place in `nodes`."""
+
+    @property
+    def time_s(self) -> float | None:
+        """Seconds of one layer."""
+        times = [node.time_s for node in self.nodes if node.part == "operation"]
+        return None if None in times else sum(time for time in times if time is not None)
+
+    def shortcuts(self) -> frozenset[tuple[int, int]]:
+        """Edges around other operations: what they carry also takes a longer way. Residuals are among them."""
+        after: dict[int, set[int]] = defaultdict(set)
+        for source, target in sorted(self.edges, reverse=True):
+            after[source] |= {target} | after[target]
+        direct: dict[int, list[int]] = defaultdict(list)
+        for source, target in self.edges:
+            direct[source].append(target)
+        return frozenset((s, t) for s, t in self.edges if any(t in after[other] for other in direct[s] if other != t))
+
+
+def blocks(step: PassPrediction, most: int = MOST_BLOCKS) -> tuple[Block, ...]:
+    """The kinds of block that take the most time, in the order they run."""
+    alike: dict[object, list[list[int]]] = defaultdict(list)
+    for members in _layers(step.ops):
+        ops = [step.ops[i] for i in members]
+        alike[_prefix(ops[0].path), tuple((_inner(op.path), op.kind) for op in ops)].append(members)
+    slowest = sorted(alike.values(), key=lambda same: -sum(step.ops[i].time_s or 0.0 for m in same for i in m))[:most]
+    drawn = [(max(same, key=lambda members: _repeats(step.ops, members)), same) for same in slowest]
+    return tuple(
+        _block(step, members, sum(_repeats(step.ops, each) for each in same)) for members, same in sorted(drawn)
+    )
+
+
+def _layers(ops: Sequence[OpPrediction]) -> list[list[int]]:
+    """Operations of each repeated layer, by place; all of them where nothing repeats."""
+    layers: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for i, op in enumerate(ops):
+        if place := layer_of(op.path):
+            layers[place.prefix, place.layer].append(i)
+    return list(layers.values()) or ([list(range(len(ops)))] if ops else [])
+
+
+def _block(step: PassPrediction, members: Sequence[int], layers: float) -> Block:
+    runs = [[i] for i in members]
+    if len(runs) > MOST_NODES:
+        runs = _runs(step.ops, members)
+    first = step.ops[members[0]]
+    place = layer_of(first.path)
+    held = _repeats(step.ops, members)
+    whole = _time([step.ops[i] for i in members], held)
+    inside = [_node("operation", [step.ops[i] for i in run], held, whole) for run in runs]
+    wiring = _Wiring(step, members)
+    home = {i: n for n, run in enumerate(runs) for i in run}
+    feeds = {i: _node("feed", [step.ops[i]], 1, None) for i in sorted(wiring.feeds())}
+    before = [Node("before", "the layer before" if wiring.follows else "inputs", "")] if wiring.enters else []
+    after = [Node("after", "what follows", "")] if wiring.leaves else []
+    start = len(before) + len(feeds)
+    at = {i: len(before) + n for n, i in enumerate(feeds)} | {i: start + n for i, n in home.items()}
+    edges = {(at[s], at[t]) for s, t in wiring.edges if at[s] != at[t]}
+    edges |= {(0, at[t]) for t in wiring.enters}
+    edges |= {(at[s], start + len(inside)) for s in wiring.leaves}
+    return Block(
+        path=f"{place.prefix}.{place.layer}" if place else "",
+        layers=layers,
+        nodes=(*before, *feeds.values(), *inside, *after),
+        edges=tuple(sorted(edges)),
+    )
+
+
+class _Wiring:
+    """What each operation of a block reads, and from whom."""
+
+    def __init__(self, step: PassPrediction, members: Sequence[int]) -> None:
+        self._step = step
+        self._inside = set(members)
+        self._writers: dict[int, list[int]] = defaultdict(list)
+        self._readers: dict[int, list[int]] = defaultdict(list)
+        for i, op in enumerate(step.ops):
+            for tensor in op.writes:
+                self._writers[tensor].append(i)
+            for tensor in op.reads:
+                self._readers[tensor].append(i)
+        own = layer_of(step.ops[members[0]].path)
+        self._prefix = own.prefix if own else None
+        self.follows = any(self._of_stack(op) for op in step.ops[: members[0]])
+        """Whether another layer runs before this one."""
+        self.edges: set[tuple[int, int]] = set()
+        self.enters: set[int] = set()
+        """Operations that read what the layer before wrote, or the model was given."""
+        for reader in members:
+            for tensor in set(step.ops[reader].reads):
+                self._connect(tensor, reader)
+        self.leaves = self._leaving(members)
+        """Operations that write what is read outside the block."""
+
+    def feeds(self) -> set[int]:
+        """Operations outside the block that it reads from."""
+        return {source for source, _ in self.edges} - self._inside
+
+    def _connect(self, tensor: int, reader: int) -> None:
+        writers = list(self._last(tensor, reader))
+        near = [writer for writer in writers if writer in self._inside] or writers
+        for writer in near:
+            if writer not in self._inside and self._of_stack(self._step.ops[writer]):
+                self.enters.add(reader)
+            else:
+                self.edges.add((writer, reader))
+        if not writers and self._is_given(tensor):
+            self.enters.add(reader)
+
+    def _last(self, tensor: int, reader: int) -> Iterator[int]:
+        """Earlier operations whose writing the reader sees, the latest first; one that also reads it passes it on."""
+        for writer in reversed(self._writers[tensor]):
+            if writer < reader:
+                yield writer
+                if tensor in self._step.ops[writer].reads:
+                    return
+
+    def _is_given(self, tensor: int) -> bool:
+        """Whether a tensor that nothing wrote is an activation: folding loses the layer that wrote it.
+
+        Where roles are not known: what has several readers, or a reader that reads no weights; a weight has one.
+        """
+        roles = self._step.tensor_roles
+        if roles:
+            return roles[tensor] == "activation"
+        readers = {i for i in self._readers[tensor] if i in self._inside}
+        return len(readers) > 1 or any(self._step.ops[i].bytes.weight_read == 0 for i in readers)
+
+    def _leaving(self, members: Sequence[int]) -> set[int]:
+        leaves = set()
+        for i in members:
+            written = set(self._step.ops[i].writes)
+            readers = {r for tensor in written for r in self._readers[tensor] if r > i}
+            last = {tensor for tensor in written if self._writers[tensor][-1] == i}
+            outside = {r for tensor in last for r in self._readers[tensor] if r > i} - self._inside
+            if outside or (written and not readers and not self._is_cache(written)):
+                leaves.add(i)
+        return leaves
+
+    def _is_cache(self, tensors: Iterable[int]) -> bool:
+        roles = self._step.tensor_roles
+        return bool(roles) and all(roles[tensor] == "kv" for tensor in tensors)
+
+    def _of_stack(self, op: OpPrediction) -> bool:
+        place = layer_of(op.path)
+        return place is not None and place.prefix == self._prefix
+
+
+def _runs(ops: Sequence[OpPrediction], members: Sequence[int]) -> list[list[int]]:
+    """Consecutive small operations of one module together; order is kept, so no two runs feed each other."""
+    runs: list[list[int]] = []
+    for i in members:
+        last = ops[runs[-1][-1]] if runs else None
+        small = ops[i].kind not in ANCHORS
+        if last is not None and small and last.kind not in ANCHORS and last.path == ops[i].path:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    return runs
+
+
+def _node(part: Part, ops: Sequence[OpPrediction], layers: float, whole_s: float | None) -> Node:
+    inner = _inner(ops[0].path) if part == "operation" else ops[0].path
+    time_s = _time(ops, layers)
+    return Node(
+        part=part,
+        title=inner or ("(layer)" if part == "operation" and layer_of(ops[0].path) else "(model)"),
+        kind=ops[0].kind.value if len(ops) == 1 else f"{len(ops)} operations",
+        ops=tuple(ops),
+        layers=layers,
+        share=time_s / whole_s if time_s is not None and whole_s else None,
+    )
+
+
+def _repeats(ops: Sequence[OpPrediction], members: Sequence[int]) -> float:
+    """Layers that the operations of one stand for: a loop inside it counts more often."""
+    return min(ops[i].count for i in members)
+
+
+def _prefix(path: str) -> str:
+    place = layer_of(path)
+    return place.prefix if place else ""
+
+
+def _inner(path: str) -> str:
+    place = layer_of(path)
+    return (place.inner or "") if place else path
+
+
+def _time(ops: Iterable[OpPrediction], layers: float) -> float | None:
+    times = [op.time_s for op in ops]
+    return None if None in times else sum(time for time in times if time is not None) / layers

@@ -1,0 +1,420 @@
+"""The report of a characterisation: the device and its conditions, every figure in groups, plots, peaks, words.
+
+A terminal shows some series as one row or a sentence; files have every figure with its
+conditions or the reason why it is missing. What was not read is left out or "–".
+
+Example: ``terminal.render(device_document(spec, measurements, run), console)``
+"""
+
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from calibrate.report.device_rows import (
+    FEWEST,
+    FRESH,
+    GIVEN,
+    ONE_CORE,
+    Characterisation,
+    Group,
+    Line,
+    Row,
+    both_ends,
+    how,
+    interval,
+    kind_of,
+    name,
+    one_line,
+    typical,
+    value,
+)
+from calibrate.report.document import (
+    FILES,
+    PAGE,
+    TERMINAL,
+    Cell,
+    Column,
+    Document,
+    Facts,
+    Figure,
+    Lines,
+    Part,
+    Section,
+    Text,
+    figure,
+    table,
+)
+from calibrate.report.run import peak_parts
+from calibrate.report.units import UNKNOWN, binary, dtype, in_unit, magnitude, megahertz, number, percent, seconds, size
+from profiler.record.measurement import FASTEST, Measurement, Window
+from profiler.record.run import Run
+from roofline.hardware.spec import HardwareSpec
+
+PLOTS = (
+    ("curve", "Bandwidth over the working set",
+     "The same operands again and again; black: plateaus, red: knees (the capacity that a level shows), dotted: "
+     "capacities as stated."),
+    ("skinny", "Products of few rows",
+     "Dashed: the time at the measured main-memory bandwidth and the measured burst peak."),
+    ("peaks", "Matrix products: burst and sustained",
+     "Red lines: the datasheet's peak at the median SM clock that was seen; whiskers: 90 % intervals."),
+    ("sustained", "Under lasting load",
+     "Each sample's rate, and what the driver or the system said at the end of each window; processes after the "
+     "first are pale. The figure is the median of the second half, and only its samples are kept."),
+    ("pointwise", "Pointwise work into given and fresh outputs",
+     "A fresh output is made by the allocator in every call; whiskers: 90 % intervals."),
+    ("graphs", "Replay of a graph over its nodes", ""),
+    ("transfers", "Transfers between host and device", ""),
+    ("collectives", "Collectives", ""),
+    ("spread", "Spread over fresh processes",
+     "A point is what one process gives; costs are times, so that slower is to the right there."),
+)  # fmt: skip
+"""Name, title and note of each plot: the name is that of its function in `calibrate.report.device_plots`."""
+
+WORDS: tuple[tuple[str, Callable[[Row], bool], str], ...] = (
+    ("value", lambda row: True,
+     f"geometric mean over fresh processes; each gives the {100 * FASTEST:g}th percentile of its samples from "
+     "the fastest, because other work only ever slows a sample; sustained figures are medians"),
+    ("90 %", lambda row: True,
+     "interval of the value over fresh processes, from Student's t on the logarithms; samples of one process "
+     "are not independent and are not counted as such"),
+    ("n = 1, n = 2", lambda row: row.figure.value is not None and 0 < row.figure.replicates < FEWEST,
+     "fresh processes that measured it; fewer than three have no interval"),
+    ("CV", lambda row: True, "coefficient of variation over the processes"),
+    ("median", lambda row: True, "the value with the median of each process's samples: what one usually gets"),
+    ("datasheet, of it", lambda row: row.figure.datasheet is not None, "the vendor's figure, and value ÷ datasheet"),
+    ("at SM clock", lambda row: row.of_clock is not None,
+     "value ÷ the datasheet's peak at the median SM clock seen meanwhile: peak × clock seen ÷ clock of "
+     "the datasheet's peak"),
+    ("bytes", lambda row: "B" in row.figure.unit,
+     "bytes read plus bytes written, each once, as in STREAM; the read of a line before it is written "
+     "(write-allocate) is not added; kB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024"),
+    ("FLOPs", lambda row: "FLOP" in row.figure.unit, "a multiply-add is 2; a product of m×k and k×n is 2·m·n·k"),
+    ("cold, warm", lambda row: "cold" in row.figure.conditions or "warm" in row.figure.conditions,
+     "operands past the last-level cache; the same operands again"),
+    ("burst", lambda row: row.label == "burst",
+     "the fastest shape of a search over sizes, short calls on random normal data, on a GPU after a rest"),
+    ("sustained", lambda row: row.label == "sustained",
+     "the same without a pause until clocks and power settle: median of the second half of the load"),
+    ("of roofline", lambda row: row.of_roofline is not None,
+     "time at the measured main-memory bandwidth and the measured burst peak ÷ measured time"),
+    ("m×n×k", lambda row: row.shape is not None, "a matrix of m rows and k columns times one of k rows and n columns"),
+    ("one core", lambda row: row.one_core, "the same with a single thread"),
+    ("given, fresh", lambda row: row.family == "pointwise",
+     "into an output that is there already, and into one that the allocator makes anew each time"),
+    ("launch", lambda row: row.family == "launch",
+     "call: host time of one call; back to back: time from one to the next; graph: replay of so many nodes"),
+    ("busbw", lambda row: row.family == "collective",
+     "bandwidth of a collective as nccl-tests defines it: what the busiest link carries"),
+)  # fmt: skip
+"""Words of the tables, the rows that need them, and what they mean."""
+
+
+ROWS = 3
+"""Skinny products of a dtype on the terminal: the first, the middle and the last."""
+NUMBER = re.compile(r"[\d.,–]*\d")
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """What a terminal shows of a group."""
+
+    lines: tuple[Line, ...]
+    sentences: tuple[str, ...]
+    """Series that are not rows, and what the figures depend on."""
+    notes: tuple[str, ...]
+    """What a reader has to know of some figures."""
+    failed: tuple[str, ...]
+    """What has no value, and the reason."""
+    beside: str
+    """Header of the column of what is measured twice."""
+
+
+def device_document(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> Document:
+    """The whole characterisation."""
+    of = Characterisation(spec, measurements, run)
+    plots = [
+        Section(title, (Figure(f"plot-{plot}", partial(_draw, plot, of), note),), views=PAGE)
+        for plot, title, note in PLOTS
+    ]
+    parts: list[Part] = [
+        Text(headline(of.rows()) or "No figure has been measured in this run.", "strong"),
+        *(Text(note, "warning") for note in run.environment.notes),
+        Section("Device and conditions", (Facts(facts(spec, measurements, run)),)),
+        Section("Plots", plots),
+        Section("Figures", [_group(group) for group in of.groups]),
+        Section("Peaks that price operations", peak_parts(spec)),
+        Section("Words", (Facts(words(of.rows()), "faint"),)),
+    ]
+    return Document(f"{run.environment.device}: characterisation", parts)
+
+
+def _draw(plot: str, of: Characterisation) -> Any:
+    from calibrate.report import device_plots  # plotly takes long to import, and only pages draw
+
+    return getattr(device_plots, plot)(of)
+
+
+def _group(group: Group) -> Section:
+    short = shortened(group)
+    columns = _columns(group.title, short.beside)
+    return Section(
+        f"{group.title[0].upper()}{group.title[1:]}",
+        (
+            table(columns, short.lines, views=TERMINAL),
+            Lines(short.sentences, tone="faint", views=TERMINAL),
+            Lines(short.notes, tone="warning", views=TERMINAL),
+            Lines(short.failed, tone="bad", views=TERMINAL),
+            table(columns, [Line(row, name(row)) for row in group.rows], views=FILES),
+        ),
+    )
+
+
+def _columns(title: str, beside: str) -> tuple[Column[Line], ...]:
+    return (
+        Column(title, lambda line: line.label, words=True),
+        Column("dtype", lambda line: kind_of(line.figure), words=True, optional=True, drop=1),
+        Column("value", lambda line: Cell(value(line.figure), line.figure.value), strong=True),
+        Column("90 %", lambda line: interval(line.figure), views=TERMINAL),
+        Column("CV", lambda line: figure(line.figure.variation, percent), optional=True, drop=8),
+        Column("median", lambda line: Cell(typical(line.figure), line.figure.typical), optional=True, drop=9),
+        Column("datasheet", lambda line: Cell(in_unit(line.figure.datasheet, line.figure.unit), line.figure.datasheet),
+               optional=True, drop=5),
+        Column("of it", lambda line: _share(line.row.of_datasheet), optional=True, drop=2),
+        Column("at SM clock", _at_clock, optional=True, drop=4),
+        Column("FLOP/s", lambda line: figure(line.row.flops_per_s, magnitude), optional=True, drop=10),
+        Column("bytes/s", lambda line: figure(line.row.bytes_per_s, magnitude), optional=True, drop=6),
+        Column("of roofline", lambda line: _share(line.row.of_roofline), optional=True, drop=3),
+        Column(beside, lambda line: value(line.beside.figure) if line.beside else UNKNOWN, optional=True, drop=7,
+               views=TERMINAL),
+        Column("90 % interval", lambda line: both_ends(line.figure), views=FILES),
+        Column("processes", lambda line: Cell(str(line.figure.replicates or UNKNOWN), line.figure.replicates),
+               views=FILES),
+        Column("how", lambda line: Cell(how(line.figure), bad=line.figure.value is None), wraps=True, views=FILES),
+        Column("notes", lambda line: "; ".join(line.row.marks), wraps=True, optional=True, views=FILES),
+    )  # fmt: skip
+
+
+def _share(share: float | None) -> Cell:
+    above = share is not None and share > 1
+    return Cell(percent(share) + " !" * above, share, bad=above)
+
+
+def _at_clock(line: Line) -> Cell:
+    """ "90.3 % 1605 MHz"."""
+    share, clock_hz = line.row.of_clock, line.row.clock_hz
+    if share is None or clock_hz is None:
+        return Cell(UNKNOWN)
+    return Cell(f"{percent(share)} {megahertz(clock_hz)}{' !' * (share > 1)}", share, bad=share > 1)
+
+
+def words(rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
+    """The meanings that some row needs."""
+    return tuple((word, meaning) for word, needed, meaning in WORDS if any(map(needed, rows)))
+
+
+def facts(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> tuple[tuple[str, str], ...]:
+    """The device, its software, and the conditions that were seen while it was measured."""
+    machine = run.environment
+    cuda = machine.device_kind == "cuda"
+    units = spec.chip.units if spec.chip else None
+    parts = f"{number(units.value)} {spec.chip.unit or 'units'}s" if spec.chip and units else ""
+    host = f"{machine.cores} cores, {machine.threads} threads"
+    processes = len({one.process for one in measurements})
+    samples = sum(len(one.samples) for one in measurements)
+    rows = {
+        "device": ", ".join(filter(None, (machine.device, parts if cuda else host, size(machine.memory_bytes)))),
+        "UUID": spec.uuid or machine.device_uuid or ("" if not cuda else UNKNOWN),
+        "datasheet": f"{spec.name} (roofline/devices)" if spec.datasheet else "none describes this device",
+        "host": f"{machine.hostname}, {machine.os}" + (f", {host}" if cuda else ""),
+        "versions": ", ".join([f"python {machine.python}", *(f"{name} {v}" for name, v in machine.versions.items())]),
+        "measured": f"{run.started}, {len(measurements)} measurements in {processes} processes, {samples} samples"
+        + ("" if run.finished else " (not finished)"),
+        "conditions": "; ".join(conditions(measurements)) or "– (none were read)",
+        "command": " ".join(run.command),
+    }
+    return tuple((name, one_line(text)) for name, text in rows.items() if text)
+
+
+def conditions(measurements: Iterable[Measurement]) -> tuple[str, ...]:
+    """Ranges over all windows of what was read: clocks, power, temperature, other work."""
+    windows = [window for one in measurements for window in one.windows]
+    ranges: tuple[tuple[str, Callable[[Window], float | None], Callable[[float], str]], ...] = (
+        ("SM clock", lambda w: w.sm_clock_hz, megahertz),
+        ("memory clock", lambda w: w.memory_clock_hz, megahertz),
+        ("power", lambda w: w.power_w, lambda value: in_unit(value, "W")),
+        ("temperature", lambda w: w.temperature_c, lambda value: f"{value:.0f} °C"),
+        ("CPU clock", lambda w: w.cpu_clock_hz, megahertz),
+        ("taken by a hypervisor", lambda w: w.steal_fraction, percent),
+        ("other work, cores", lambda w: None if w.other_cores is None else max(0.0, w.other_cores), "{:.2g}".format),
+    )
+    return tuple(text for name, read, show in ranges if (text := _range(name, windows, read, show)))
+
+
+def headline(figures: Sequence[Row], prefer: Sequence[str] = ("bfloat16", "float16", "float32")) -> str:
+    """The few figures that a reader looks for first; "" where there are none."""
+    rows = [row for row in figures if row.figure.value is not None and not row.one_core]
+    said = []
+    memory = [row for row in rows if row.family == "memory" and row.label in ("triad", "read")]
+    if memory:
+        said.append(f"main memory {', '.join(f'{_with_share(row)} {row.label}' for row in memory)}")
+    for kind in prefer:
+        burst, lasting = (_named(rows, f"matmul.{case}", kind) for case in ("burst", "sustained"))
+        if burst or lasting:
+            both = [f"{_with_share(row)} {row.label}" for row in (burst, lasting) if row]
+            said.append(f"{dtype(kind)} products {', '.join(both)}")
+            break
+    said += [f"{what} {seconds(row.figure.value)}" for what, row in _costs(rows)]
+    return "; ".join(said)
+
+
+def _named(rows: Sequence[Row], name: str, kind: str | None = None) -> Row | None:
+    return next((row for row in rows if row.figure.name == name and kind in (None, row.figure.dtype)), None)
+
+
+def _costs(rows: Sequence[Row]) -> list[tuple[str, Row]]:
+    asked = (
+        ("back-to-back launch", "launch.back to back"),
+        ("graph node", "launch.graph node"),
+        ("host operation", "host.operation"),
+    )
+    return [(what, row) for what, name in asked if (row := _named(rows, name))]
+
+
+def _with_share(row: Row) -> str:
+    share = f" ({percent(row.of_datasheet)} of the datasheet)" if row.of_datasheet is not None else ""
+    return f"{in_unit(row.figure.value, row.figure.unit)}{share}"
+
+
+def _range(
+    name: str, windows: Sequence[Window], read: Callable[[Window], float | None], show: Callable[[float], str]
+) -> str:
+    """ "SM clock 1,410 MHz to 1,980 MHz, median 1,605 MHz"; "" where it was never read."""
+    values = [value for window in windows if (value := read(window)) is not None]
+    if not values:
+        return ""
+    low, high = show(min(values)), show(max(values))
+    if low == high:
+        return f"{name} {low}"
+    return f"{name} {low} to {high}, median {show(statistics.median(values))}"
+
+
+def shortened(group: Group) -> Shortened:
+    """A group as a terminal shows it."""
+    failed = tuple(
+        f"no {name(row)} {kind_of(row.figure)}".strip() + f": {one_line(row.figure.reason or 'no reason was recorded')}"
+        for row in group.rows
+        if row.figure.value is None
+    )
+    rows = [row for row in group.rows if row.figure.value is not None]
+    points = [row for row in rows if row.series is not None]
+    brief = {"vector arithmetic": _best_of_each_dtype, "skinny products": _some_of_each_dtype}.get(group.title, _paired)
+    lines, sentences = brief([row for row in rows if row.series is None])
+    for series in _by(points, lambda row: (row.series or "", row.figure.dtype, row.one_core)):
+        if series[0].family == "cache":
+            lines.append(_best(series))
+        else:
+            sentences.append(_sentence(series))
+    shown = [row for line in lines for row in (line.row, line.beside) if row is not None]
+    beside = "fresh output" if any(line.beside and FRESH in line.beside.label for line in lines) else "one core"
+    return Shortened(tuple(lines), (*_how(rows), *sentences), _notes(shown), failed, beside)
+
+
+def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Each mark with the figures that have it; of marks that differ in their numbers alone, the first one's."""
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for row in rows:
+        for mark in row.marks:
+            head = NUMBER.sub("#", mark.partition(", ")[0])
+            alike.setdefault(head, []).append((f"{name(row)} {kind_of(row.figure)}".strip(), mark))
+    others = " (the others alike, with other numbers)"
+    return tuple(
+        f"{first_few([*dict(each)], 4)}: {each[0][1]}" + others * (len({mark for _, mark in each}) > 1)
+        for each in alike.values()
+    )
+
+
+def _paired(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
+    """What is measured twice in one line."""
+    by_name = {(row.figure.name, row.figure.dtype): row for row in rows}
+    lines, used = [], set()
+    for row in rows:
+        key = row.figure.name, row.figure.dtype
+        twin = row.figure.name.replace(GIVEN, FRESH) if GIVEN in row.label else f"{row.figure.name}{ONE_CORE}"
+        beside = by_name.get((twin, row.figure.dtype)) if not row.one_core else None
+        if beside is not None:
+            used.add((twin, row.figure.dtype))
+        if key not in used:
+            lines.append(Line(row, name(row).removesuffix(GIVEN) if beside is not None else name(row), beside))
+    return [line for line in lines if (line.figure.name, line.figure.dtype) not in used], []
+
+
+def _best_of_each_dtype(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
+    lines, sentences = [], []
+    for alike in _by(rows, lambda row: (row.figure.dtype, row.one_core)):
+        best, *others = sorted(alike, key=lambda row: -(row.figure.value or 0))
+        lines.append(Line(best, name(best)))
+        if others:
+            rest = ", ".join(f"{name(row)} {value(row.figure)}" for row in others)
+            sentences.append(f"{kind_of(best.figure)} besides: {rest}".strip())
+    return lines, sentences
+
+
+def _some_of_each_dtype(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
+    by_dtype = _by(rows, lambda row: (row.figure.dtype, row.one_core))
+    kept = [each if len(each) <= ROWS else [each[0], each[len(each) // 2], each[-1]] for each in by_dtype]
+    lines = [Line(row, name(row)) for each in kept for row in each]
+    left = len(rows) - len(lines)
+    return lines, [f"{left} more sizes are in report.md and report.html"] if left else []
+
+
+def _best(series: Sequence[Row]) -> Line:
+    """The fastest of a series of rates."""
+    best = max(series, key=lambda row: row.figure.value or 0)
+    of = f", best of {len(series)} sizes" if len(series) > 1 else ""
+    return Line(best, f"{name(best)}{of}")
+
+
+def _sentence(series: Sequence[Row]) -> str:
+    ordered = sorted(series, key=lambda row: row.size_bytes or 0)
+    first, last = ordered[0], ordered[-1]
+    words = f"{first.series}{', one core' if first.one_core else ''} {kind_of(first.figure)}".strip()
+    if len(ordered) == 1:
+        return f"{words}: {value(first.figure)} at {binary(first.size_bytes)}"
+    shown = [f"{value(row.figure)} at {binary(row.size_bytes)}" for row in (first, last)]
+    text = f"{words}: {len(ordered)} sizes, {shown[0]} to {shown[1]}"
+    if first.figure.unit == "B/s":
+        best = max(ordered, key=lambda row: row.figure.value or 0)
+        text += f", most {value(best.figure)} at {binary(best.size_bytes)}"
+    return text
+
+
+def _how(rows: Sequence[Row]) -> list[str]:
+    """Shapes of products, size and cache state of operands: what the figures of a group depend on."""
+    said = []
+    if any(row.shape for row in rows):
+        shapes = dict.fromkeys((kind_of(row.figure), row.shape) for row in rows if row.shape and row.family != "skinny")
+        named = [f"{what} {shape}".strip() for what, shape in shapes]
+        said += [f"m×n×k: {', '.join(named)}"] if named else []
+    for operands in dict.fromkeys(row.operands for row in rows if row.operands):
+        some = [row for row in rows if row.operands == operands]
+        what = "" if len(some) == len(rows) else f"{first_few([name(row) for row in some])}: "
+        said.append(f"{what}operands {operands}")
+    return said
+
+
+def _by(rows: Sequence[Row], key: Callable[[Row], object]) -> list[list[Row]]:
+    """Rows that are alike, in the order of the first of them."""
+    alike: dict[object, list[Row]] = {}
+    for row in rows:
+        alike.setdefault(key(row), []).append(row)
+    return list(alike.values())
+
+
+def first_few(names: Sequence[str], most: int = 3) -> str:
+    """The first few, and how many more."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,218 @@
+"""A report before it is laid out: sections of sentences, facts, tables, figures and lists, in the order of reading.
+
+Each product builds one `Document`; `terminal`, `markdown` and `html` render any. What a terminal shows shorter than a
+file is there twice, each part with the views that it is for. Text is plain: each renderer escapes what it must.
+
+Example::
+
+    columns = (Column("layer", lambda row: row.path, words=True), Column("time", lambda row: seconds(row.time_s)))
+    Document("llama on h200", (Section("Layers", (table(columns, rows),)),))
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar
+
+from calibrate.report.units import UNKNOWN, seconds
+
+View = Literal["terminal", "markdown", "html"]
+TERMINAL: frozenset[View] = frozenset({"terminal"})
+PAGE: frozenset[View] = frozenset({"html"})
+FILES: frozenset[View] = frozenset({"markdown", "html"})
+EVERYWHERE: frozenset[View] = TERMINAL | FILES
+
+Tone = Literal["", "strong", "faint", "warning", "bad"]
+"""A headline, an aside, what makes figures doubtful, what makes them wrong."""
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Text:
+    """One sentence."""
+
+    words: str
+    tone: Tone = ""
+    views: frozenset[View] = EVERYWHERE
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A list; files have every line, a terminal the first few of a titled list."""
+
+    lines: Sequence[str]
+    title: str = ""
+    tone: Tone = ""
+    views: frozenset[View] = EVERYWHERE
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and what they stand for."""
+
+    rows: Sequence[tuple[str, str]]
+    tone: Tone = ""
+    views: frozenset[View] = EVERYWHERE
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a table."""
+
+    text: str
+    value: float | str | None = None
+    """What a reader sorts by; the text where it is None."""
+    bad: bool = False
+    """Marked in every view."""
+    hover: str = ""
+    target: str = ""
+    """Name of the section that it is a link to."""
+    fill: float | None = None
+    """Share of the cell that a page fills."""
+    span: tuple[float, float] | None = None
+    """Where a bar starts and ends, as shares of its column."""
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """One column, and how a row fills it."""
+
+    header: str
+    cell: Callable[[Row], Cell | str]
+    words: bool = False
+    """Left-aligned text, not figures."""
+    code: bool = False
+    """Names of modules or kernels: of long ones a terminal leaves out the middle."""
+    wraps: bool = False
+    """Sentences, which may take several lines."""
+    bar: bool = False
+    """Bars of characters: a terminal draws them in the room that is left."""
+    strong: bool = False
+    optional: bool = False
+    """Left out where no row has anything in it."""
+    drop: int = 0
+    """On a narrow terminal the column with the highest number goes first; 0 stays."""
+    views: frozenset[View] = EVERYWHERE
+
+    @property
+    def is_text(self) -> bool:
+        return self.words or self.code or self.wraps or self.bar
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under their columns; `total` is the last row, apart from the others."""
+
+    columns: Sequence[Column[Any]]
+    rows: Sequence[Sequence[Cell]]
+    total: Sequence[Cell] | None = None
+    views: frozenset[View] = EVERYWHERE
+
+    def __post_init__(self) -> None:
+        for row in (*self.rows, *([self.total] if self.total else [])):
+            if len(row) != len(self.columns):
+                raise ValueError(f"a row has {len(row)} cells, the table has {len(self.columns)} columns")
+
+    def select(self, keep: Sequence[int]) -> "Table":
+        """The table with these columns only."""
+        rows = [[row[i] for i in keep] for row in self.rows]
+        total = [self.total[i] for i in keep] if self.total else None
+        return Table([self.columns[i] for i in keep], rows, total, self.views)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture of a page: `draw` gives a plotly figure, SVG, or None where there is nothing to draw."""
+
+    name: str
+    """Unique in the document."""
+    draw: Callable[[], Any]
+    note: str = ""
+    """How it is to be read."""
+    views: frozenset[View] = PAGE
+
+
+@dataclass(frozen=True)
+class Section:
+    """Titled parts; sections in a section are its cards."""
+
+    title: str
+    parts: Sequence["Part"]
+    name: str = ""
+    """What links lead to; unique in the document."""
+    folded: bool = False
+    """Closed at first on a page."""
+    pair: bool = False
+    """On a wide page, the first part beside the others."""
+    views: frozenset[View] = EVERYWHERE
+
+
+Block = Text | Lines | Facts | Table | Figure
+Part = Block | Section
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole report."""
+
+    title: str
+    parts: Sequence[Part]
+
+
+def table(
+    columns: Iterable[Column[Row]],
+    rows: Iterable[Row],
+    total: Row | None = None,
+    views: frozenset[View] = EVERYWHERE,
+) -> Table:
+    """The cells of `rows`, without the optional columns that say nothing."""
+    columns, rows = tuple(columns), tuple(rows)
+    cells = [[_cell(column, row) for column in columns] for row in rows]
+    keep = [
+        i for i, column in enumerate(columns) if not column.optional or {row[i].text for row in cells} - {"", UNKNOWN}
+    ]
+    last = None if total is None else [_cell(column, total) for column in columns]
+    return Table(columns, cells, last, views).select(keep)
+
+
+def figure(value: float | None, show: Callable[[float | None], str] = seconds) -> Cell:
+    """A cell that sorts by its value."""
+    return Cell(show(value), value)
+
+
+def brief(
+    columns: Iterable[Column[Row]], few: Sequence[Row], rows: Sequence[Row], total: Row | None = None
+) -> tuple[Table, ...]:
+    """A table of which a terminal shows `few` rows, and a file all of them."""
+    columns = tuple(columns)
+    if list(few) == list(rows):
+        return (table(columns, rows, total),)
+    return table(columns, few, total, TERMINAL), table(columns, rows, total, FILES)
+
+
+def shown(parts: Iterable[Part], view: View) -> Iterator[Part]:
+    """The parts that a view has: tables without columns for others, no section without a part, no empty list."""
+    for part in parts:
+        if view not in part.views:
+            continue
+        if isinstance(part, Section):
+            if inside := tuple(shown(part.parts, view)):
+                yield replace(part, parts=inside)
+        elif isinstance(part, Table):
+            if part.rows:
+                yield part.select([i for i, column in enumerate(part.columns) if view in column.views])
+        elif isinstance(part, Lines | Facts):
+            if part.lines if isinstance(part, Lines) else part.rows:
+                yield part
+        elif not isinstance(part, Text) or part.words:
+            yield part
+
+
+def printable(text: str) -> str:
+    """One line without control characters, which a name may hold and no view may obey."""
+    return "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
+
+
+def _cell(column: Column[Row], row: Row) -> Cell:
+    cell = column.cell(row)
+    return Cell(cell) if isinstance(cell, str) else cell

@@ -1,0 +1,348 @@
+"""Every report as one JSON document, for ``--json``, and predictions as CSV; keys are only ever added.
+
+SI units, shares as fractions; what is not known is null. A CSV has the units in its header and an empty cell for what
+is not known. The document of a run's passes is `calibrate.passes.reports.document`.
+
+Example: ``json.dumps(prediction_json(prediction), allow_nan=False)``
+"""
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, TextIO, get_args
+
+import numpy as np
+
+from calibrate.kernels.score import Calibrated, Calibration
+from calibrate.kernels.score import Score as Scores
+from calibrate.report.device_rows import Row, ends, groups, one_line
+from calibrate.report.prediction import CLASSES, KindRow, kind_rows, phase
+from profiler.record.folder import RunFolder
+from profiler.record.kernel_table import Kernels
+from profiler.record.measurement import Measurement
+from profiler.record.run import Run
+from roofline.graph.op import Kind
+from roofline.hardware.spec import HardwareSpec
+from roofline.paper.table import PaperCosts, PaperPhase, PaperResult
+from roofline.predict.passes import OpPrediction, PassPrediction, Prediction
+from roofline.record import Record
+from roofline.workload import Workload
+
+ACCOUNTING = "roofcal"
+MATRIX = ("_proj", "_matmul", "lm_head", "fused_attention")
+"""Names of the paper's rows that are products; LLM-Viewer itself does not tell them from the others."""
+
+TOTAL = ("count", "matrix_flops", "vector_flops", "bytes", "link_bytes", "time_s", "wall_s", "tokens_per_s", "missing")
+WORK = ("matrix_flops", "vector_flops", "bytes", "link_bytes", "time_s", "bound", "intensity")
+OP = ("path", "name", "kind", "count", "dtype", *WORK, "dims", "also")
+"""Fields of a pass and of an operation, in the order of the document."""
+
+By = Literal["kind", "op", "workload"]
+
+
+def device_json(path: Path | None, spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> dict[str, Any]:
+    """A characterisation, its figures in the order of the report; `path` is that of the spec, None while there is none.
+
+    Fewer than three fresh processes give no interval: `low` and `high` are null.
+    """
+    return {
+        "spec": None if path is None else str(path),
+        "device": run.environment.device,
+        "uuid": spec.uuid or run.environment.device_uuid,
+        "started": run.started,
+        "finished": run.finished,
+        "versions": dict(run.environment.versions),
+        "warnings": list(run.environment.notes),
+        "figures": [_figure(row) for group in groups(spec, measurements, run) for row in group.rows],
+        "missing": dict(spec.missing),
+    }
+
+
+def _figure(row: Row) -> dict[str, Any]:
+    figure = row.figure
+    low, high = ends(figure)
+    return {
+        **_pick(figure, ("name", "dtype", "value", "unit")),
+        "low": low,
+        "high": high,
+        "datasheet": figure.datasheet,
+        "datasheet_at_clock": row.datasheet_at_clock,
+        **_pick(figure, ("typical", "variation", "replicates", "conditions")),
+        "labels": [one_line(words) for words in row.marks],
+        "reason": None if figure.reason is None else one_line(figure.reason),
+    }
+
+
+def prediction_json(prediction: Prediction) -> dict[str, Any]:
+    """The whole prediction; `memory` is that of the workload with the largest peak."""
+    largest = max(prediction.passes, key=lambda step: step.memory.peak, default=None)
+    content: dict[str, Any] = {
+        **_pick(prediction, ("model", "hardware")),
+        "accounting": ACCOUNTING,
+        **_pick(prediction, ("peaks", "form", "parameters", "options", "capacity_bytes")),
+        "workloads": [_pass(step) for step in prediction.passes],
+        "requests": [request.model_dump() for request in prediction.requests],
+        "memory": largest.memory.model_dump() if largest else None,
+        **_pick(prediction, ("largest_batch", "largest_context", "notes")),
+    }
+    cleaned: dict[str, Any] = _finite(content)
+    return cleaned
+
+
+def _pass(step: PassPrediction) -> dict[str, Any]:
+    return {
+        **_workloads(step),
+        "total": _pick(step, TOTAL),
+        "ops": [_pick(op, OP) for op in step.ops],
+        "memory": step.memory.model_dump(),
+        "fits": step.fits,
+    }
+
+
+def _pick(record: Record, names: Sequence[str]) -> dict[str, Any]:
+    """Some fields and properties of a record in their order."""
+    values = {name: getattr(record, name) for name in names}
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.model_dump()
+    if isinstance(value, Kind):
+        return value.value
+    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+
+
+def _workloads(step: PassPrediction) -> dict[str, Any]:
+    """The one workload; or all sequences of a mixed batch, whose lengths and dtypes are in its "parts"."""
+    parts = [_one_workload(workload) for workload in step.workloads]
+    if len(parts) == 1:
+        return parts[0]
+    dtypes = {workload.dtype for workload in step.workloads}
+    return {
+        "batch": sum(workload.batch for workload in step.workloads),
+        "query_tokens": None,
+        "context_tokens": None,
+        "dtype": dtypes.pop() if len(dtypes) == 1 else None,
+        "phase": phase(step),
+        "parts": parts,
+    }
+
+
+def _one_workload(workload: Workload) -> dict[str, Any]:
+    return {**workload.model_dump(), "phase": workload.phase}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for what is not finite but null: not known."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def paper_json(result: PaperResult, model: str, hardware: str) -> dict[str, Any]:
+    """The paper's table in its own names; rows also have the keys of the default accounting, as totals over `count`."""
+    phases = {"prefill": result.prefill, "decode": result.decode}
+    largest = max(phases.values(), key=lambda each: each.total.memory_consumption).total
+    return {
+        "model": model,
+        "hardware": hardware,
+        "accounting": "paper",
+        "batch": result.batch,
+        "seqlen": result.seqlen,
+        "bits": {"weights": result.w_bit, "activations": result.a_bit, "kv_cache": result.kv_bit},
+        "flash": result.use_flash,
+        "workloads": [_paper_phase(name, each, result) for name, each in phases.items()],
+        "memory": {
+            "weights": largest.memory_consumption_weight,
+            "kv_cache": largest.memory_consumption_kv_cache,
+            "activations": largest.memory_consumption_tmp_act,
+        },
+    }
+
+
+def _paper_phase(name: str, costs: PaperPhase, result: PaperResult) -> dict[str, Any]:
+    decodes = name == "decode"
+    return {
+        "phase": name,
+        "batch": result.batch,
+        "query_tokens": 1 if decodes else result.seqlen,
+        "context_tokens": result.seqlen if decodes else 0,
+        "total": costs.total.model_dump()
+        | {"time_s": costs.total.inference_time, "bytes": _paper_bytes(costs.total, 1)},
+        "ops": [
+            {
+                "path": result.shape.paths.get(row.name, row.name),
+                "kind": "matmul" if _is_product(row.name) else "pointwise",
+                "matrix_flops": row.OPs * row.count if _is_product(row.name) else 0.0,
+                "vector_flops": 0.0 if _is_product(row.name) else row.OPs * row.count,
+                "bytes": _paper_bytes(row, row.count),
+                "time_s": row.inference_time * row.count,
+                **row.model_dump(),
+            }
+            for row in costs.rows
+        ],
+    }
+
+
+def _paper_bytes(costs: PaperCosts, count: int) -> dict[str, float]:
+    return {
+        "weight_read": costs.load_weight * count,
+        "activation_read": costs.load_act * count,
+        "activation_write": costs.store_act * count,
+        "kv_read": costs.load_kv_cache * count,
+        "kv_write": costs.store_kv_cache * count,
+    }
+
+
+def _is_product(name: str) -> bool:
+    return name.endswith(MATRIX)
+
+
+def kernels_json(folder: RunFolder, kernels: Kernels) -> dict[str, Any]:
+    """A table of kernels: what was kept by kind and dtype, and each file with what every rule took out of it."""
+    environment, spec = folder.run.environment, folder.read_spec()
+    return {
+        "run": str(folder.path),
+        "device": environment.device,
+        "datasheet": spec.name if spec is not None and spec.datasheet is not None else None,
+        "started": folder.run.started,
+        "finished": folder.run.finished,
+        "versions": dict(environment.versions),
+        "warnings": list(environment.notes),
+        "rows": sum(source.rows for source in kernels.sources),
+        "timed": sum(source.timed for source in kernels.sources),
+        "kept": len(kernels),
+        "kinds": kernel_kinds(kernels),
+        "sources": [source.model_dump(mode="json") for source in kernels.sources],
+    }
+
+
+def kernel_kinds(kernels: Kernels) -> list[dict[str, Any]]:
+    """Rows, groups and seconds of each kind and dtype."""
+    columns = {name: kernels.table[name].to_numpy() for name in ("kind", "dtype", "group", "time_s")}
+    kinds = []
+    for (kind, dtype), count in kernels.counts().items():
+        rows = (columns["kind"] == kind) & (columns["dtype"] == dtype)
+        times = columns["time_s"][rows]
+        kinds.append(
+            {
+                "kind": kind,
+                "dtype": dtype,
+                "rows": count,
+                "groups": len(set(columns["group"][rows])),
+                "least_s": float(times.min()),
+                "median_s": float(np.median(times)),
+                "most_s": float(times.max()),
+            }
+        )
+    return kinds
+
+
+def calibration_json(spec: Path, calibration: Calibration) -> dict[str, Any]:
+    """How well laws predict kernels that they were not fitted to; percentages as fractions."""
+    return {
+        "spec": str(spec),
+        "kinds": [_calibrated(one) for one in calibration.fitted],
+        "skipped": [asdict(one) for one in calibration.skipped],
+    }
+
+
+def _calibrated(one: Calibrated) -> dict[str, Any]:
+    return {
+        "kind": one.kind,
+        "dtype": one.dtype,
+        "points": one.points,
+        **_scores(one.scores),
+        "datasheet_mape": one.datasheet.mape,
+        "four_constant_mape": one.four_constant.mape,
+        "noise": one.noise,
+        "datasheet": _scores(one.datasheet),
+        "four_constant": _scores(one.four_constant),
+        "regions": {name: _scores(each) for name, each in one.regions.items()},
+        "undetermined": list(one.model.fitted.undetermined),
+        "doubts": list(one.model.fitted.doubts),
+    }
+
+
+def _scores(one: Scores) -> dict[str, Any]:
+    content = asdict(one)
+    return {"scored": content.pop("rows"), **content}
+
+
+def write_csv(prediction: Prediction, file: TextIO, by: By = "kind") -> None:
+    """Write the table with its header; open a file on disk with ``newline=""``.
+
+    Raises: ValueError for another `by`, or by kind or operation where no pass of the prediction (a sweep) has any.
+    """
+    if by not in get_args(By):
+        raise ValueError(f"no table by {by!r}; use {', '.join(get_args(By))}")
+    if by != "workload" and prediction.passes and not any(step.ops for step in prediction.passes):
+        raise ValueError(f"a sweep keeps no operations to list by {by}; use by workload, or fewer workloads")
+    rows = list(_rows(prediction, by))
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["model", "hardware"])
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _rows(prediction: Prediction, by: By) -> Iterator[dict[str, Any]]:
+    for step in prediction.passes:
+        start = {"model": prediction.model, "hardware": prediction.hardware, **_csv_workload(step)}
+        if by == "workload":
+            yield start | _csv_pass(step)
+        elif by == "kind":
+            for row in kind_rows(step):
+                yield start | _csv_kind(row, step)
+        else:
+            for op in step.ops:
+                yield start | _csv_op(op, step)
+
+
+def _csv_workload(step: PassPrediction) -> dict[str, Any]:
+    """A mixed batch has its parts' sizes in one cell: "1+8"."""
+    fields = ("batch", "query_tokens", "context_tokens", "dtype")
+    sizes = {name: "+".join(str(getattr(workload, name)) for workload in step.workloads) for name in fields}
+    return {"phase": phase(step), **sizes}
+
+
+def _csv_kind(row: KindRow, step: PassPrediction) -> dict[str, Any]:
+    about = {"path": row.path, "kind": row.kind, "count": row.count, "op_dtype": row.dtype}
+    return about | _work(row, step) | {"bound": row.bound}
+
+
+def _csv_op(op: OpPrediction, step: PassPrediction) -> dict[str, Any]:
+    about = {"path": op.path, "name": op.name, "kind": op.kind.value, "count": op.count, "op_dtype": op.dtype}
+    dims = " ".join(f"{name}={value}" for name, value in op.dims.items())
+    return about | _work(op, step) | {"bound": op.bound, "dims": dims, "also": "; ".join(op.also)}
+
+
+def _csv_pass(step: PassPrediction) -> dict[str, Any]:
+    work = _work(step, step)
+    del work["share_of_pass"]
+    return {
+        "operations": step.count,
+        **work,
+        "wall_s": step.wall_s,
+        "tokens_per_s": step.tokens_per_s,
+        **{f"{name}_memory_bytes": value for name, value in step.memory.model_dump().items()},
+        "fits": step.fits,
+        "missing_peaks": "; ".join(step.missing),
+    }
+
+
+def _work(part: KindRow | OpPrediction | PassPrediction, step: PassPrediction) -> dict[str, Any]:
+    flops, time_s = part.matrix_flops + part.vector_flops, part.time_s
+    return {
+        "matrix_flops": part.matrix_flops,
+        "vector_flops": part.vector_flops,
+        **{f"{name}_bytes": getattr(part.bytes, name) for name in CLASSES},
+        "link_bytes": part.link_bytes,
+        "time_s": time_s,
+        "share_of_pass": time_s / step.time_s if time_s is not None and step.time_s else None,
+        "intensity_flop_per_byte": flops / part.bytes.total if part.bytes.total else None,
+        "attainable_flop_per_s": flops / time_s if time_s else None,
+    }

@@ -1,0 +1,493 @@
+"""The report of a prediction: workloads, requests, and each pass by its layer kinds, its memory and its blocks; and
+the paper's table.
+
+A layer kind is what one module path does in one kind, dtype and bound, the index of a repeated layer being "*". So the
+row of an operation with one bound lies on the same roof as the operations in it. Rows add up to the pass.
+
+Example: ``sum(row.time_s for row in kind_rows(prediction.passes[0])) == prediction.passes[0].time_s``
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from calibrate.passes.table import layer_kind
+from calibrate.report.document import (
+    FILES,
+    PAGE,
+    TERMINAL,
+    Cell,
+    Column,
+    Document,
+    Facts,
+    Figure,
+    Lines,
+    Part,
+    Section,
+    Table,
+    Text,
+    brief,
+    figure,
+    printable,
+    table,
+)
+from calibrate.report.run import workload_title
+from calibrate.report.units import (
+    UNKNOWN,
+    dtype,
+    known_sum,
+    magnitude,
+    number,
+    percent,
+    precise,
+    ratio,
+    seconds,
+    size,
+)
+from roofline.graph.op import Traffic
+from roofline.hardware.spec import Peaks
+from roofline.paper.table import PaperPhase, PaperResult, PaperRow
+from roofline.predict.passes import OpPrediction, PassPrediction, Prediction, RequestPrediction
+from roofline.record import Record
+
+FORM = {"fused": "the ideal graph, all fused that can be", "executed": "the graph as transformers executes it"}
+
+BOUNDS_NAMED = 3
+"""What a pass waits for, in its headline."""
+
+SWEEP_ROWS = 200
+"""More workloads are read from a file, not from a screen."""
+
+WORDS = {
+    "layer kind": "the operations of one kind, dtype and bound under one module path; * is the index of a layer",
+    "×": "executions in the whole model",
+    "time": "of all executions at the peaks, one operation after another; the rows add up to the pass",
+    "FLOPs": "a multiply-add is 2; matrix and vector work together",
+    "memory": "bytes read and written, each distinct element once an operation",
+    "FLOP/B": "operational intensity: FLOPs ÷ memory",
+    "FLOP/s": "attainable: FLOPs ÷ time",
+    "bound": "what the operation waits for: matrix or vector units, a level of memory, a link",
+    "TTFT, TPOT": "time to the first token, and mean time of each further one",
+    "tokens/s": "of a request: output of the whole batch",
+}
+
+CLASSES = tuple(Traffic.model_fields)
+
+ROWS_IN_TERMINAL = 24
+"""More layer kinds than a screen holds are folded there."""
+
+
+class KindRow(Record):
+    """One layer kind, or a sum of some; amounts are totals of the pass."""
+
+    path: str
+    """Module path, indices as "*"; "" is the model itself."""
+    kind: str
+    dtype: str
+    """"" in a sum of several."""
+    bound: str
+    """"" where the time is not known, and in a sum."""
+    count: float
+    time_s: float | None
+    share: float | None
+    """The share of the pass's time."""
+    matrix_flops: float
+    vector_flops: float
+    bytes: Traffic
+    link_bytes: float
+    names: tuple[str, ...] = ()
+    """Operators, each once."""
+    also: tuple[str, ...] = ()
+    """What else the kernels do, each once, indices as "*"."""
+
+    @property
+    def label(self) -> str:
+        return printable(self.path) or "(model)"
+
+    @property
+    def flops(self) -> float:
+        return self.matrix_flops + self.vector_flops
+
+    @property
+    def intensity(self) -> float | None:
+        """FLOP per byte of memory traffic."""
+        return self.flops / self.bytes.total if self.bytes.total else None
+
+    @property
+    def flops_per_s(self) -> float | None:
+        """What the roofline lets it attain."""
+        return self.flops / self.time_s if self.time_s else None
+
+
+KIND_COLUMNS: tuple[Column[KindRow], ...] = (
+    Column(
+        "layer kind",
+        lambda row: Cell(row.label, hover="\n".join((", ".join(row.names), *(f"also {one}" for one in row.also[:12])))),
+        code=True,
+    ),
+    Column("kind", lambda row: row.kind, words=True, drop=2),
+    Column("dtype", lambda row: dtype(row.dtype), words=True, drop=11),
+    Column("×", lambda row: figure(row.count, number), drop=9),
+    Column("time", lambda row: Cell(seconds(row.time_s), row.time_s, bad=row.time_s is None), strong=True, drop=1),
+    Column("share", lambda row: Cell(percent(row.share), row.share, fill=row.share if row.kind else None), drop=6),
+    Column("FLOPs", lambda row: figure(row.flops, magnitude), drop=3),
+    Column("memory", lambda row: figure(row.bytes.total, size), drop=5),
+    Column("FLOP/B", lambda row: figure(row.intensity, magnitude), drop=7),
+    Column("FLOP/s", lambda row: figure(row.flops_per_s, magnitude), drop=10),
+    Column("link", lambda row: figure(row.link_bytes, size), drop=8),
+    Column("bound", lambda row: row.bound or (UNKNOWN if row.kind else ""), words=True, drop=4),
+)
+
+CLASS_COLUMNS: tuple[Column[KindRow], ...] = tuple(
+    Column(
+        name.replace("activation", "act.").replace("kv", "KV").replace("_", " "),
+        lambda row, name=name: figure(getattr(row.bytes, name), size),  # type: ignore[misc]
+        views=FILES,
+    )
+    for name in CLASSES
+)
+"""The memory traffic by class, for views with room."""
+
+SWEEP_COLUMNS: tuple[Column[tuple[int, PassPrediction]], ...] = (
+    Column("workload", lambda one: Cell(pass_title(one[1]), target=f"pass-{one[0]}" if one[1].ops else ""),
+           words=True, views=FILES),
+    Column("phase", lambda one: phase(one[1]), words=True, views=TERMINAL),
+    Column("batch", lambda one: _sizes(one[1], "batch")),
+    Column("query", lambda one: _sizes(one[1], "query_tokens"), drop=5),
+    Column("context", lambda one: _sizes(one[1], "context_tokens"), drop=2),
+    Column("time", lambda one: Cell(seconds(one[1].time_s), one[1].time_s, bad=one[1].time_s is None), strong=True),
+    Column("tokens/s", lambda one: figure(one[1].tokens_per_s, magnitude), drop=3),
+    Column("FLOPs", lambda one: figure(one[1].matrix_flops + one[1].vector_flops, magnitude), drop=7),
+    Column("traffic", lambda one: figure(one[1].bytes.total, size), drop=6),
+    Column("memory", lambda one: figure(one[1].memory.peak, size), drop=4),
+    Column("fits", lambda one: _fits(one[1].fits), words=True, drop=1),
+    Column("waits for", lambda one: bounds(one[1]), words=True, optional=True, views=FILES),
+)  # fmt: skip
+
+REQUEST_COLUMNS: tuple[Column[RequestPrediction], ...] = (
+    Column("batch", lambda request: figure(request.batch, number)),
+    Column("prompt", lambda request: figure(request.prompt_tokens, number), drop=3),
+    Column("output", lambda request: figure(request.output_tokens, number), drop=5),
+    Column("TTFT", lambda request: figure(request.ttft_s)),
+    Column("TPOT", lambda request: figure(request.tpot_s)),
+    Column("end to end", lambda request: figure(request.end_to_end_s), drop=2),
+    Column("tokens/s", lambda request: figure(request.tokens_per_s, magnitude), drop=4),
+    Column("memory", lambda request: figure(request.peak_bytes, size), drop=6),
+    Column("fits", lambda request: _fits(request.fits), words=True, drop=1),
+)
+
+
+def prediction_document(prediction: Prediction, peaks: Peaks | None = None) -> Document:
+    """The whole prediction; `peaks` are those it was made with, for the roofline plots of a page."""
+    detailed = [(i, step) for i, step in enumerate(prediction.passes) if step.ops]
+    parts: list[Part] = [
+        Lines(summary(prediction)),
+        Lines([f"note: {note}" for note in prediction.notes], tone="warning"),
+        _workloads(prediction),
+        Section("Requests", (table(REQUEST_COLUMNS, prediction.requests), *_late_misfits(prediction))),
+        *_sweep_plots(prediction),
+        *(_pass(i, step, prediction, peaks) for i, step in detailed),
+        Section("Words", (Facts(tuple(WORDS.items()) if detailed else ()),), views=FILES),
+    ]
+    return Document(f"{prediction.model} on {prediction.hardware}", parts)
+
+
+def paper_document(result: PaperResult, model: str, hardware: str) -> Document:
+    """The paper's table: both phases, one execution of each operation, and the totals."""
+    bits = f"bits of weights {result.w_bit}, activations {result.a_bit}, KV cache {result.kv_bit}"
+    said = f"batch {result.batch}, {result.seqlen} tokens, {bits}; a row is one execution"
+    phases = (_paper_phase(name, phase_) for name, phase_ in (("prefill", result.prefill), ("decode", result.decode)))
+    parts: tuple[Part, ...] = (Text("the accounting of arXiv 2402.16363 (LLM-Viewer)"), Text(said), *phases)
+    return Document(f"{model} on {hardware}", parts)
+
+
+def _paper_phase(name: str, phase_: PaperPhase) -> Section:
+    total = phase_.total
+    columns: tuple[Column[PaperRow], ...] = (
+        Column("layer", lambda row: row.name, words=True),
+        Column("×", lambda row: str(row.count), drop=3),
+        Column("OPs", lambda row: Cell(precise(row.OPs), row.OPs)),
+        Column("bytes", lambda row: Cell(precise(row.memory_access), row.memory_access)),
+        Column("OPs/byte", lambda row: Cell(f"{row.arithmetic_intensity:#.5g}", row.arithmetic_intensity), drop=1),
+        Column("OPs/s", lambda row: Cell(precise(row.performance), row.performance), drop=2),
+        Column("bound", lambda row: row.bound, words=True),
+        Column("time", lambda row: Cell(precise(row.inference_time, "s"), row.inference_time), strong=True),
+    )
+    parts = {"weights": "_weight", "KV cache": "_kv_cache", "activations": "_tmp_act"}
+    memory = ", ".join(f"{part} {_held(total, end)}" for part, end in parts.items())
+    done = f"{precise(total.OPs, 'OPs')}, {precise(total.memory_access, 'B')}, {precise(total.inference_time, 's')}"
+    return Section(name, (Text(f"{done}; memory {_held(total, '')}: {memory}", "strong"), table(columns, phase_.rows)))
+
+
+def _held(total: Any, part: str) -> str:
+    return precise(getattr(total, f"memory_consumption{part}"), "B")
+
+
+def _workloads(prediction: Prediction) -> Section:
+    """Every workload in a file; on a terminal those without operations, whose passes are not shown."""
+    every = list(enumerate(prediction.passes))
+    swept = [(i, step) for i, step in every if not step.ops]
+    more = f"… and {len(swept) - SWEEP_ROWS} more workloads; the CSV has them all" if len(swept) > SWEEP_ROWS else ""
+    steps = [step for _, step in swept]
+    misfits = [step for step in steps if step.fits is False]
+    said = ""
+    if misfits:
+        most = misfit(max(misfits, key=lambda step: step.memory.peak), prediction).partition(": ")[2]
+        said = f"! {len(misfits)} of {len(steps)} do not fit; the largest {most}"
+    absent = sorted({name for step in steps if step.time_s is None for name in step.missing})
+    unknown = f"time {UNKNOWN}: no {prediction.peaks} peak for {', '.join(absent)}" if absent else ""
+    parts = (
+        table(SWEEP_COLUMNS, swept[:SWEEP_ROWS], views=TERMINAL),
+        Text(more, "faint", views=TERMINAL),
+        table(SWEEP_COLUMNS, every, views=FILES),
+        Text(said, "warning"),
+        Text(unknown, "warning"),
+    )
+    return Section(f"{len(every)} workloads" if len(every) > 1 else "Workload", parts)
+
+
+def _late_misfits(prediction: Prediction) -> list[Text]:
+    return [
+        Text(f"{words} at the last token (batch {r.batch}, {r.prompt_tokens} + {r.output_tokens} tokens)", "warning")
+        for r in prediction.requests
+        if (words := misfit(r, prediction))
+    ]
+
+
+def _sweep_plots(prediction: Prediction) -> list[Section]:
+    note = "Of many lines, twelve are drawn, evenly chosen."
+    if any(step.fits is False for step in prediction.passes):
+        note += f" Hollow: needs more than the device's {size(prediction.capacity_bytes)}."
+    plots = (
+        ("batch_throughput", "Throughput over batch"),
+        ("length_latency", "Latency over length"),
+        ("latency_throughput", "Latency, throughput and memory"),
+    )
+    return [
+        Section(title, (Figure(name.replace("_", "-"), partial(_draw, name, prediction), note),), views=PAGE)
+        for name, title in plots
+    ]
+
+
+def _pass(i: int, step: PassPrediction, prediction: Prediction, peaks: Peaks | None) -> Section:
+    rows = kind_rows(step)
+    absent = sum(not _on_roofline(row) for row in rows)
+    note = f"; {absent} without FLOPs, bytes or a known time have no place on it" if absent else ""
+    point = (
+        "A point is a layer kind, its area its share of the time; it lies on the roof that bounds it, or below where "
+        f"several levels of memory or kinds of work share its time{note}."
+    )
+    unknown = f"peaks that are not known: {', '.join(step.missing)}" if step.missing and step.time_s is not None else ""
+    roofline = Figure(f"roofline-{i}", partial(_draw, "roofline_chart", step, prediction, peaks), point)
+    parts = (
+        Text(headline(step, prediction), "strong"),
+        Text(misfit(step, prediction), "bad"),
+        Text(unknown, "warning"),
+        Section("Layer kinds", _layers(rows, step.time_s)),
+        _memory(step, prediction),
+        Section("Roofline", (roofline,) if peaks else ()),
+        Section("What one block does", (Figure(f"blocks-{i}", partial(_draw_blocks, step, i)),)),
+    )
+    return Section(pass_title(step), parts, name=f"pass-{i}")
+
+
+def _layers(rows: Sequence[KindRow], whole_s: float | None) -> tuple[Table, ...]:
+    """Without what says the same in every row: a single dtype, links that nothing crosses, traffic of no byte."""
+    dull = {"dtype"} if len({row.dtype for row in rows if row.dtype}) < 2 else set()
+    dull |= set() if any(row.link_bytes for row in rows) else {"link"}
+    used = [
+        column for name, column in zip(CLASSES, CLASS_COLUMNS, strict=True) if any(getattr(r.bytes, name) for r in rows)
+    ]
+    columns = [*(column for column in KIND_COLUMNS if column.header not in dull), *used]
+    return brief(columns, fold(rows, whole_s), rows, total_row(rows, "total", whole_s))
+
+
+def _memory(step: PassPrediction, prediction: Prediction) -> Section:
+    held, capacity = step.memory, prediction.capacity_bytes
+    parts = (
+        ("weights", held.weights, "all parameters and buffers"),
+        ("KV cache", held.kv_cache, "after the pass"),
+        ("activations", held.activations, "most that is held at one time"),
+        ("peak", held.peak, "most that is held at one time in all: the parts need not peak together"),
+    )
+    columns: tuple[Column[tuple[str, float, str]], ...] = (
+        Column("memory", lambda part: part[0], words=True),
+        Column("size", lambda part: figure(part[1], size), strong=True),
+        Column(f"of {size(capacity)}", lambda part: _filled(part[1] / capacity)),
+        Column("", lambda part: part[2], words=True, drop=1),
+    )
+    return Section("Memory", (table(columns, parts),))
+
+
+def _filled(share: float) -> Cell:
+    return Cell(percent(share), share, fill=share, bad=share > 1)
+
+
+def _draw(chart: str, *of: object) -> Any:
+    from calibrate.report import prediction_plots  # plotly takes long to import, and only pages draw
+
+    return getattr(prediction_plots, chart)(*of)
+
+
+def _draw_blocks(step: PassPrediction, i: int) -> Any:
+    from calibrate.report.block_drawing import drawings
+
+    return drawings(step, f"block-{i}")
+
+
+def _on_roofline(row: KindRow) -> bool:
+    return row.flops > 0 and row.bytes.total > 0 and bool(row.time_s)
+
+
+def on_roofline(step: PassPrediction) -> tuple[KindRow, ...]:
+    """Layer kinds with a place on a logarithmic plot."""
+    return tuple(row for row in kind_rows(step) if _on_roofline(row))
+
+
+def _sizes(step: PassPrediction, field: str) -> Cell:
+    """One size of a workload; those of the parts of a mixed batch side by side."""
+    values = [getattr(workload, field) for workload in step.workloads]
+    return Cell("+".join(map(number, values)), float(values[0]))
+
+
+def _fits(fits: bool | None) -> Cell:
+    """ "yes", "! no", or not known."""
+    words = {True: "yes", False: "! no", None: UNKNOWN}[fits]
+    return Cell(words, None if fits is None else float(fits), bad=fits is False)
+
+
+def phase(step: PassPrediction) -> str:
+    """The phase of the workload, or "mixed"."""
+    return step.workloads[0].phase if len(step.workloads) == 1 else "mixed"
+
+
+def pass_title(step: PassPrediction) -> str:
+    """ "decode b8 q1 ctx 2048 bf16", or the parts of a mixed batch."""
+    parts = " + ".join(workload_title(workload) for workload in step.workloads)
+    return parts if len(step.workloads) == 1 else f"mixed: {parts}"
+
+
+def summary(prediction: Prediction) -> tuple[str, ...]:
+    """What was asked, in a few sentences."""
+    form = FORM.get(prediction.form, prediction.form)
+    memory = f"{size(prediction.capacity_bytes)} of memory"
+    said = [f"{magnitude(prediction.parameters)} parameters; {form}, at {prediction.peaks} peaks; {memory}"]
+    if prediction.options:
+        said.append("options: " + ", ".join(f"{what} {how}" for what, how in prediction.options.items()))
+    fit = []
+    if prediction.largest_batch is not None:
+        fit.append(f"batch {prediction.largest_batch} at its lengths")
+    if prediction.largest_context is not None:
+        fit.append(f"{prediction.largest_context} cached tokens at its batch")
+    if fit:
+        said.append(f"largest that fits, from the first workload: {', '.join(fit)}")
+    return tuple(said)
+
+
+def headline(step: PassPrediction, prediction: Prediction) -> str:
+    """Time, throughput, what bounds it, and memory against the capacity, in a line."""
+    if step.time_s is None:
+        said = [f"time {UNKNOWN}: no {prediction.peaks} peak for {', '.join(step.missing) or 'some of its work'}"]
+    else:
+        said = [f"{seconds(step.time_s)}, {rate(step.tokens_per_s)}"]
+    if step.wall_s is not None:
+        said.append(f"{seconds(step.wall_s)} with the host")
+    if waits := bounds(step):
+        said.append(f"waits for {waits}")
+    said.append(f"memory {size(step.memory.peak)} of {size(prediction.capacity_bytes)}")
+    return "; ".join(said)
+
+
+def bounds(step: PassPrediction) -> str:
+    """ "HBM 97 %, matrix 3 %"; "" without operations."""
+    return ", ".join(f"{name} {percent(share)}" for name, share in bound_shares(step)[:BOUNDS_NAMED])
+
+
+def misfit(step: PassPrediction | RequestPrediction, prediction: Prediction) -> str:
+    """ "! does not fit: needs 170 GB of 141 GB"; "" where it does, or where that is not known."""
+    if step.fits is not False:
+        return ""
+    needed = step.memory.peak if isinstance(step, PassPrediction) else step.peak_bytes
+    return f"! does not fit: needs {size(needed)} of {size(prediction.capacity_bytes)}"
+
+
+def rate(tokens_per_s: float | None) -> str:
+    """Tokens a second."""
+    return f"{magnitude(tokens_per_s)} tokens/s"
+
+
+def kind_rows(step: PassPrediction) -> tuple[KindRow, ...]:
+    """Every layer kind, the slowest first; those whose time is not known lead, for they need a look."""
+    groups: dict[tuple[str, str, str, str], list[OpPrediction]] = {}
+    for op in step.ops:
+        groups.setdefault((layer_kind(op.path), op.kind.value, op.dtype, op.bound), []).append(op)
+    rows = [_row(key, ops, step.time_s) for key, ops in groups.items()]
+    return tuple(sorted(rows, key=lambda row: (row.time_s is not None, -(row.time_s or 0.0))))
+
+
+def total_row(rows: Iterable[KindRow], label: str, whole_s: float | None) -> KindRow:
+    """The sum of some rows; a time that one of them does not know is not known of the sum."""
+    rows = tuple(rows)
+    time_s = known_sum(row.time_s for row in rows)
+    return KindRow(
+        path=label,
+        kind="",
+        dtype="",
+        bound="",
+        count=sum(row.count for row in rows),
+        time_s=time_s,
+        share=ratio(time_s, whole_s),
+        matrix_flops=sum(row.matrix_flops for row in rows),
+        vector_flops=sum(row.vector_flops for row in rows),
+        bytes=_traffic(row.bytes for row in rows),
+        link_bytes=sum(row.link_bytes for row in rows),
+    )
+
+
+def fold(rows: Sequence[KindRow], whole_s: float | None, keep: int = ROWS_IN_TERMINAL) -> tuple[KindRow, ...]:
+    """The first `keep` rows, and one row "N others" that holds the rest's sums."""
+    rest = rows[keep:]
+    if len(rest) < 2:  # a row that stands for one other row saves nothing
+        return tuple(rows)
+    return (*rows[:keep], total_row(rest, f"{len(rest)} others", whole_s))
+
+
+def bound_shares(step: PassPrediction) -> tuple[tuple[str, float], ...]:
+    """(what is waited for, share of the known time), the largest first."""
+    times: dict[str, float] = {}
+    for op in step.ops:
+        if op.time_s:
+            times[op.bound] = times.get(op.bound, 0.0) + op.time_s
+    whole = sum(times.values())
+    return tuple(sorted(((name, time / whole) for name, time in times.items()), key=lambda item: -item[1]))
+
+
+def _row(key: tuple[str, str, str, str], ops: Sequence[OpPrediction], whole_s: float | None) -> KindRow:
+    path, kind, type_, bound = key
+    time_s = known_sum(op.time_s for op in ops)
+    return KindRow(
+        path=path,
+        kind=kind,
+        dtype=type_,
+        bound=bound,
+        count=sum(op.count for op in ops),
+        time_s=time_s,
+        share=ratio(time_s, whole_s),
+        matrix_flops=sum(op.matrix_flops for op in ops),
+        vector_flops=sum(op.vector_flops for op in ops),
+        bytes=_traffic(op.bytes for op in ops),
+        link_bytes=sum(op.link_bytes for op in ops),
+        names=tuple(dict.fromkeys(op.name for op in ops)),
+        also=tuple(dict.fromkeys(_member(words) for op in ops for words in op.also)),
+    )
+
+
+def _member(words: str) -> str:
+    """ "path kind" with the index of the layer as "*"."""
+    path, space, kind = words.rpartition(" ")
+    return f"{layer_kind(path)}{space}{kind}"
+
+
+def _traffic(parts: Iterable[Traffic]) -> Traffic:
+    parts = tuple(parts)
+    return Traffic(**{name: sum(getattr(part, name) for part in parts) for name in CLASSES})

@@ -1,0 +1,489 @@
+"""The report of a run: the device and, for each pass, where its time goes, its layers and whether its sums close.
+
+Example: ``terminal.render(run_document(reports, run, spec, failed), console)``
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from calibrate.passes.pass_report import FusedKernel, PassReport
+from calibrate.passes.replicates import MIDDLE
+from calibrate.report import run_rows as rows
+from calibrate.report.document import (
+    EVERYWHERE,
+    FILES,
+    Cell,
+    Column,
+    Document,
+    Facts,
+    Figure,
+    Lines,
+    Part,
+    Section,
+    Table,
+    Text,
+    brief,
+    figure,
+    table,
+)
+from calibrate.report.run_rows import LayerRow, TermRow
+from calibrate.report.units import UNKNOWN, dtype, duration, magnitude, number, percent, plus_minus, seconds, size
+from profiler.record.run import CellResult, Mode, Run
+from roofline.hardware.spec import HardwareSpec
+from roofline.workload import Workload
+
+MEANING = {
+    "ideal": "the fused graph at datasheet peaks",
+    "peak_derate": "this device reaches less than the datasheet's peaks",
+    "extra_work": "work and traffic that the fused graph does not have",
+    "shape_loss": "shapes that reach less than the peaks, by the calibrated laws",
+    "level": "the machine was slower than while it was calibrated",
+    "residual": "what the prediction does not explain",
+    "idle": "time in which the device had no work",
+}
+"""What a term of the waterfall stands for."""
+
+REACHED = {
+    "peak_derate": "the fused graph at achieved peaks",
+    "extra_work": "the graph as executed, at achieved peaks",
+    "shape_loss": "the graph as executed, by the calibrated laws",
+    "level": "the same at the speed of the machine beside this pass",
+    "residual": "device time: no peaks are known to split it",
+}
+"""What terms joined from the first one on stand for, by the last of them."""
+
+WORDS = {
+    "layer kind": "the operations of one kind under one module path; * stands for the index of a repeated layer",
+    "×": "executions in the whole model",
+    "time": "device time of one pass, all executions; the rows add up to the busy time",
+    "busy": "time in which the device had work",
+    "share": "of the wall time",
+    "±": "half the 90 % interval over the rounds (of a prediction, by the laws), as a share of the figure",
+    "ideal": "time of the fused graph at the best peaks that are known",
+    "predicted": "time of the graph as executed, by calibrated laws or, without them, at achieved peaks",
+    "efficiency": "ideal ÷ measured; ! marks one above 1: a wrong count, a wrong peak or a warm cache",
+    "bound": "what the roofline of the executed graph waits for",
+    "per repeat": "median of one repeated layer ± half the 5–95 % range over them",
+    "datasheet, achieved": "the vendor's peak, and the peak measured on this device; spec.json names their sources",
+}
+
+ABOVE_ONE = "efficiency above 1"
+"""How the footnote of the mark "!" begins; a report whose own warnings have it does not get a second one."""
+
+SMALLEST_SHARE, MOST_KERNELS = 0.002, 20
+"""Compiled kernels that a terminal shows: of at least this share of the wall, and at most so many."""
+
+MODES: dict[Mode, str] = {
+    "eager": "",
+    "compile": ", compiled",
+    "cuda-graph": ", CUDA graph",
+    "compile-cuda-graph": ", compiled in a CUDA graph",
+}
+
+
+def run_document(
+    reports: Sequence[PassReport], run: Run, spec: HardwareSpec, failed: Sequence[CellResult] = ()
+) -> Document:
+    """The whole run."""
+    passes = [_pass(i, report, run, spec) for i, report in enumerate(reports)]
+    absent = f"{_count(len(failed), 'pass', 'passes')} gave no result; the reasons stand under “No result”"
+    parts: list[Part] = [
+        Text("" if reports else "No pass has been measured in this run."),
+        Text(absent if failed else "", "warning"),
+        _summary(reports, run),
+        _device(run, spec),
+        *passes,
+        Section("No result", (table(_FAILED, failed),)),
+        Section("Words", (Facts(tuple(WORDS.items()), views=FILES), Facts(tuple(_terms().items()), "faint"))),
+    ]
+    return Document(f"{run.environment.device}: {run.name}", parts if reports else parts[:-1])
+
+
+def workload_title(workload: Workload) -> str:
+    """ "decode b1 q1 ctx 512 bf16"."""
+    tokens = f"b{workload.batch} q{workload.query_tokens} ctx {workload.context_tokens}"
+    return f"{workload.phase} {tokens} {dtype(workload.dtype)}"
+
+
+def title(report: PassReport) -> str:
+    """ "llama-3.1-8b decode b1 q1 ctx 512 bf16", with how it ran where that was not eagerly."""
+    return f"{report.model} {workload_title(report.workload)}{MODES[report.mode]}"
+
+
+def verdict(report: PassReport) -> str:
+    """ "inconclusive: single passes vary by ± 40%"; "" for a sound pass."""
+    return "" if report.status == "done" else f"{report.status}: {report.reason or 'no reason was recorded'}"
+
+
+def headline(report: PassReport) -> str:
+    """How fast it is and, of a sound pass, how fast its device work could be, in a line."""
+    wall = _with_half(report.wall_s, report.wall_s_low, report.wall_s_high, "wall")
+    now = f"{wall}, {_with_half(report.busy_s, report.busy_s_low, report.busy_s_high, 'busy')}"
+    if report.status != "done":
+        return now
+    if report.ideal_peaks is None:
+        return f"{now}; how fast it could be is unknown: no peaks of this device are known"
+    ideal_s = rows.ideal_total_s(report)
+    if ideal_s is None:
+        return f"{now}; how fast it could be is unknown: the {report.ideal_peaks} peaks lack one it needs"
+    if ideal_s > report.busy_s:
+        there = f"{seconds(ideal_s)} at {report.ideal_peaks} peaks"
+        return f"{now}; its device work would take {there}, above the measured time: the peaks are too low"
+    ratio = f" ({report.busy_s / ideal_s:.2f}× less)" if ideal_s > 0 else ""
+    return f"{now}; its device work could take {seconds(ideal_s)} at {report.ideal_peaks} peaks{ratio}"
+
+
+def ideal_uses(report: PassReport, spec: HardwareSpec) -> str:
+    """What `ideal` stands for in this pass."""
+    if report.ideal_peaks is None:
+        return "ideal: – (no peaks of this device are known)"
+    if report.ideal_peaks == "datasheet":
+        return "ideal: the fused graph at datasheet peaks"
+    why = "no datasheet describes this device" if spec.datasheet is None else "the datasheet lacks a peak it needs"
+    return f"ideal: the fused graph at {report.ideal_peaks} peaks: {why}"
+
+
+def predicted(report: PassReport) -> str:
+    """What was predicted, with its signed error."""
+    if report.prediction is None:
+        return "predicted: – (no peaks of this device are known)"
+    how = {"executed": "the graph as executed at achieved peaks, not calibrated", "calibrated": "calibrated laws"}
+    ends = report.predicted_busy_s_low, report.predicted_busy_s_high
+    busy = _against(report.predicted_busy_s, ends, report.busy_s)
+    ends = report.predicted_wall_s_low, report.predicted_wall_s_high
+    wall = _against(report.predicted_wall_s, ends, report.wall_s)
+    return f"predicted from {how.get(report.prediction, report.prediction)}: busy {busy}, wall {wall}"
+
+
+def level(report: PassReport) -> tuple[str, ...]:
+    """How slow the machine was beside the pass, against the calibration; nothing where that is not known."""
+    if not report.level:
+        return ()
+    each = [f"{probe} {ratio.ratio:.2f}× ({ratio.low:.2f}–{ratio.high:.2f})" for probe, ratio in report.level.items()]
+    busy, wall = seconds(report.predicted_busy_calibrated_s), seconds(report.predicted_wall_calibrated_s)
+    return (
+        f"speed of the machine: reference probes beside this pass took {', '.join(each)} their time in the calibration",
+        f"at the calibration's speed the prediction is {busy} busy, {wall} wall",
+    )
+
+
+def compared(report: PassReport) -> str:
+    """What measured and predicted figures are, so that it is seen that they are alike."""
+    measured = f"the {MIDDLE} of the passes"
+    if report.rounds is not None and report.passes is not None:
+        each = report.passes[0] // report.rounds
+        measured = (
+            f"the {MIDDLE} of {_count(report.rounds, 'round')}, each the mean of {_count(each, 'pass', 'passes')}"
+        )
+    if report.rounds == 1:
+        measured += ", without an interval"
+    where = "of this run" if report.level else "of the calibration"
+    how = {
+        "calibrated": f"by laws fitted to kernels summarised in the same way, at the machine's speed {where}",
+        "executed": "at the achieved peaks, those of the fastest tenth of their samples",
+    }
+    return f"measured times are {measured}; predicted times are {how.get(report.prediction or '', UNKNOWN)}"
+
+
+def warnings(report: PassReport) -> tuple[str, ...]:
+    """What an expert must know before using the figures of a pass; the most serious first."""
+    said = [f"the report does not close: {sentence}" for sentence in rows.unclosed(report)]
+    said += [f"! {words}" if words.startswith(ABOVE_ONE) else words for words in report.warnings]
+    marked = rows.above_one(report)
+    if marked and not any(words.startswith(ABOVE_ONE) for words in report.warnings):
+        worst = max(marked, key=lambda row: row.efficiency or 0)
+        said.append(
+            f"! {ABOVE_ONE} in {len(marked)} of {len(report.layers)} layer kinds (most: {worst.label} "
+            f"{worst.kind}, {percent(worst.efficiency)}): a wrong count, a wrong peak or a warm cache"
+        )
+    return tuple(said)
+
+
+def notes(report: PassReport) -> tuple[str, ...]:
+    """How the figures are to be read; nothing alarming."""
+    passes = f"{report.passes[0]} unprofiled, {report.passes[1]} profiled" if report.passes else UNKNOWN
+    said = [f"clock: {report.clock or UNKNOWN}; caches: {report.cache_state or UNKNOWN}; passes: {passes}"]
+    if report.scaled_from_layers is not None:
+        part, whole = report.scaled_from_layers
+        said.append(f"measured {part} of {whole} repeated layers; times are scaled up to {whole}")
+    half = f"± {percent(report.noise)} (± {seconds(report.noise * report.wall_s)})"
+    said.append(f"single passes vary by {half}: half the 5–95 % range of their wall times")
+    if report.peak_memory_bytes is not None:
+        said.append(f"peak memory {size(report.peak_memory_bytes)}")
+    said.append("implementations that ran: " + (", ".join(f"{what} {how}" for what, how in report.ran.items()) or "–"))
+    return tuple(said)
+
+
+def meaning(row: TermRow) -> str:
+    """What a row of the waterfall stands for."""
+    if row.terms == ("wall",):
+        return "wall time of a pass without the profiler"
+    if len(row.terms) > 1 and row.terms[0] == "ideal":
+        return REACHED[row.terms[-1]]
+    if row.terms == ("shape_loss", "level", "residual"):
+        return "slower than the roofline of what ran"
+    if row.terms == ("level", "residual"):
+        return "what the laws do not explain, and how slow the machine was"
+    return "; ".join(MEANING[term] for term in row.terms)
+
+
+def environment(run: Run) -> tuple[tuple[str, str], ...]:
+    """The machine and its software."""
+    machine = run.environment
+    cuda = machine.device_kind == "cuda"
+    facts = {
+        "run": f"{run.name}, {run.started}" + ("" if run.finished else " (not finished)"),
+        "device": f"{machine.device} ({machine.device_kind}), {size(machine.memory_bytes)}",
+        "UUID": (machine.device_uuid or UNKNOWN) if cuda else "",
+        "host": f"{machine.hostname}, {machine.cores} cores, {machine.threads} threads, {machine.os}",
+        "versions": ", ".join([f"python {machine.python}", *(f"{name} {v}" for name, v in machine.versions.items())]),
+        "command": " ".join(run.command),
+        "took": took(run) if run.spent_s else "",
+    }
+    return tuple((name, words) for name, words in facts.items() if words)
+
+
+def took(run: Run) -> str:
+    """What each part of a run took, and what it was estimated to take."""
+    parts = ", ".join(f"{part} {duration(spent)}" for part, spent in run.spent_s.items())
+    estimated = f" (estimated: {duration(sum(run.estimated_s.values()))})" if run.estimated_s else ""
+    return f"{duration(sum(run.spent_s.values()))}{estimated}: {parts}"
+
+
+def _efficiency(row: LayerRow) -> Cell:
+    return Cell(percent(row.efficiency) + (" !" if row.above_one else ""), row.efficiency, bad=row.above_one)
+
+
+def _repeat(row: LayerRow) -> Cell:
+    if row.median_s is None:
+        return Cell("")
+    spread = "" if row.spread_s is None or not row.median_s else f" ± {percent(row.spread_s / row.median_s)}"
+    return Cell(seconds(row.median_s) + spread, row.median_s)
+
+
+def _half(low: float | None, high: float | None, of: float | None) -> Cell:
+    return Cell(plus_minus(low, high, of or 0.0), rows.half_width(low, high))
+
+
+LAYER_COLUMNS: tuple[Column[LayerRow], ...] = (
+    Column("layer kind", lambda row: row.label, code=True),
+    Column("kind", lambda row: row.kind, words=True, drop=5),
+    Column("×", lambda row: figure(row.count, number), drop=11),
+    Column("time", lambda row: figure(row.time_s), strong=True, drop=1),
+    Column("±", lambda row: _half(row.time_s_low, row.time_s_high, row.time_s), drop=2),
+    Column("share", lambda row: Cell(percent(row.share), row.share, fill=row.share if row.kind else None), drop=3),
+    Column("ideal", lambda row: figure(row.ideal_s), drop=6),
+    Column("predicted", lambda row: figure(row.predicted_s), drop=8),
+    Column("predicted ±", lambda row: _half(row.predicted_s_low, row.predicted_s_high, row.predicted_s), drop=12),
+    Column("efficiency", _efficiency, drop=4),
+    Column("bound", lambda row: row.bound, words=True, drop=7),
+    Column("FLOP/s", lambda row: figure(row.flops_per_s, magnitude), drop=10),
+    Column("bytes/s", lambda row: figure(row.bytes_per_s, magnitude), drop=9),
+    Column("per repeat", _repeat, drop=13),
+    Column("kernels", lambda row: ", ".join(row.kernels), wraps=True, optional=True, views=FILES),
+)
+
+_FAILED: tuple[Column[CellResult], ...] = (
+    Column(
+        "what",
+        lambda result: f"{result.cell.model} {workload_title(result.cell.workload)} ({_options(result)})",
+        wraps=True,
+    ),
+    Column("status", lambda result: Cell(result.status, bad=True), words=True),
+    Column("reason", lambda result: result.reason or "no reason was recorded", wraps=True),
+)
+
+_HOLDS: dict[bool | None, str] = {None: UNKNOWN, True: "holds", False: "DOES NOT HOLD"}
+
+_CHECKS: tuple[Column[rows.Check], ...] = (
+    Column("closure", lambda check: check.name, words=True),
+    Column("measured", lambda check: check.value),
+    Column("", lambda check: Cell(_HOLDS[check.holds], bad=check.holds is False), words=True),
+    Column("asked", lambda check: check.asked, words=True, drop=1),
+)
+
+PEAK_COLUMNS: tuple[Column[rows.PeakRow], ...] = (
+    Column("peak", lambda row: row.name, words=True),
+    Column("datasheet", lambda row: row.shows(row.datasheet.value if row.datasheet else None)),
+    Column("achieved", lambda row: row.shows(row.measured.value if row.measured else None), strong=True),
+    Column("5–95 % of samples", lambda row: row.interval(), optional=True, drop=1),
+    Column("of datasheet", lambda row: percent(row.of_datasheet), optional=True, drop=2),
+    Column("document of the datasheet's", lambda row: row.datasheet.source if row.datasheet else UNKNOWN,
+           wraps=True, optional=True, views=FILES),
+    Column("how it was achieved", lambda row: row.measured.source if row.measured else UNKNOWN,
+           wraps=True, optional=True, views=FILES),
+)  # fmt: skip
+
+
+def peak_parts(spec: HardwareSpec) -> tuple[Part, ...]:
+    """The peaks of a device, how sure they are, what is missing, and the laws it was calibrated to."""
+    known = rows.peak_rows(spec)
+    none = "No peaks of this device are known: neither a datasheet nor a measurement."
+    return (
+        Text("" if known else none),
+        table(PEAK_COLUMNS, known),
+        Text(rows.unsteady(known) or "", "warning"),
+        Lines([f"not measured: {line}" for line in rows.missing(spec)], tone="faint"),
+        Text(rows.laws(spec) or ""),
+    )
+
+
+def _summary(reports: Sequence[PassReport], run: Run) -> Section:
+    kind = run.environment.device_kind
+    columns: tuple[Column[tuple[int, PassReport]], ...] = (
+        Column("pass", lambda one: Cell(title(one[1]), target=f"pass-{one[0]}"), wraps=True),
+        Column(
+            "status", lambda one: Cell(one[1].status, bad=one[1].status != "done", hover=verdict(one[1])), words=True
+        ),
+        Column("wall", lambda one: figure(one[1].wall_s), strong=True),
+        Column("±", lambda one: _half(one[1].wall_s_low, one[1].wall_s_high, one[1].wall_s), drop=5),
+        Column("busy", lambda one: figure(one[1].busy_s), drop=2),
+        Column("could be", lambda one: figure(rows.ideal_total_s(one[1])), drop=3),
+        Column("at peaks", lambda one: one[1].ideal_peaks or UNKNOWN, words=True, drop=7),
+        Column("predicted busy", lambda one: figure(one[1].predicted_busy_s), drop=6),
+        Column("predicted wall", lambda one: figure(one[1].predicted_wall_s), drop=4),
+        Column("closure", lambda one: _closes(one[1], kind), words=True, drop=1),
+    )
+    views = EVERYWHERE if len(reports) > 1 else FILES
+    return Section("Passes", (table(columns, enumerate(reports)),), views=views)
+
+
+def _closes(report: PassReport, kind: str) -> Cell:
+    closes = rows.closes(report, kind)
+    return Cell(_HOLDS[closes], bad=not closes)
+
+
+def _device(run: Run, spec: HardwareSpec) -> Section:
+    warned = (Text(note, "warning") for note in run.environment.notes)
+    file = Text(f"Device file: {spec.name}", "faint", views=FILES)
+    return Section("Device", (Facts(environment(run)), *warned, Section("Peaks", (file, *peak_parts(spec)))))
+
+
+def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> Section:
+    how = (ideal_uses(report, spec), predicted(report), *level(report), compared(report))
+    checks = rows.closure(report, run.environment.device_kind)
+    implied = [Text(f"{check.name}: {check.implies}", "warning") for check in checks if check.implies]
+    all_rows, busy = rows.layer_rows(report), rows.busy_row(report)
+    layers = brief(LAYER_COLUMNS, rows.fold(all_rows, report.wall_s), all_rows, busy)
+    differences = f"{_count(len(report.differences), 'difference')} between the planned graph and what the device ran"
+    inactive = f"{_count(len(report.inactive), 'parameter')} that this phase does not read"
+    parts: tuple[Part, ...] = (
+        Text(verdict(report), "bad"),
+        Text(headline(report), "strong"),
+        *(Text(sentence, "warning") for sentence in warnings(report)),
+        Lines(how),
+        Lines(notes(report), tone="faint"),
+        Section(
+            "Where the wall time goes",
+            (
+                Figure(f"waterfall-{i}", partial(_draw, "waterfall_chart", report)),
+                _waterfall(report),
+                table(_CHECKS, checks),
+                *implied,
+            ),
+            pair=True,
+        ),
+        Section(
+            "Roofline", (Figure(f"roofline-{i}", partial(_draw, "roofline_chart", report, spec), _absent(report)),)
+        ),
+        Section("Layer kinds", (Figure(f"layers-{i}", partial(_draw, "layer_chart", report)), *layers)),
+        _compiled(report),
+        Section("Where the time of each layer kind goes", (_layer_terms(report),), folded=True, views=FILES),
+        Lines(report.differences, differences, "faint"),
+        Lines(report.inactive, inactive, "faint"),
+    )
+    return Section(title(report), parts, name=f"pass-{i}")
+
+
+def _draw(chart: str, *of: object) -> Any:
+    from calibrate.report import pass_plots  # plotly takes long to import, and only pages draw
+
+    return getattr(pass_plots, chart)(*of)
+
+
+def _absent(report: PassReport) -> str:
+    lost = sum(row.flops <= 0 or row.bytes <= 0 or row.time_s <= 0 for row in rows.layer_rows(report))
+    note = f"; {lost} without FLOPs or bytes (copies, say) have no place on it" if lost else ""
+    return f"A point is a layer kind, its area its share of the wall, a red rim an efficiency above 1{note}."
+
+
+def _waterfall(report: PassReport) -> Table:
+    half_s = rows.half_width(report.wall_s_low, report.wall_s_high)
+    wall = TermRow(terms=("wall",), time_s=report.wall_s, start_s=0.0, share=1.0, half_s=half_s)
+    return table(_term_columns(report), rows.pass_terms(report), wall)
+
+
+def _term_columns(report: PassReport) -> tuple[Column[TermRow], ...]:
+    ends = [row.start_s + (row.time_s or 0.0) for row in rows.pass_terms(report)]
+    low, high = min([0.0, *ends]), max([report.wall_s, *ends])
+
+    def bar(row: TermRow) -> Cell:
+        start, end = row.start_s, row.start_s + (row.time_s or 0.0)
+        return Cell("", span=((start - low) / (high - low), (end - low) / (high - low)) if high > low else None)
+
+    return (
+        Column("waterfall", lambda row: row.label, words=True),
+        Column("time", lambda row: Cell(seconds(row.time_s, signed=row.terms != ("wall",)), row.time_s), strong=True),
+        Column("±", lambda row: Cell(seconds(row.half_s) if row.half_s is not None else "", row.half_s), optional=True),
+        Column("of wall", lambda row: Cell(percent(row.share, signed=row.terms != ("wall",)), row.share)),
+        Column("", bar, bar=True),
+        Column("what it is", meaning, wraps=True, views=FILES),
+    )
+
+
+def _layer_terms(report: PassReport) -> Table:
+    labels, lines = rows.layer_terms(report)
+    columns: list[Column[Any]] = [
+        Column("layer kind", lambda line: line[0], code=True),
+        Column("kind", lambda line: line[1], words=True),
+    ]
+    columns += [
+        Column(label, lambda line, i=i: Cell(seconds(line[2][i], signed=True), line[2][i]))  # type: ignore[misc]
+        for i, label in enumerate(labels)
+    ]
+    return table(columns, lines)
+
+
+def _compiled(report: PassReport) -> Section:
+    """The kernels of a compiled pass: which modules each came from, and what it took."""
+    share = (lambda kernel: kernel.measured_s / report.wall_s) if report.wall_s > 0 else (lambda kernel: None)
+    columns: tuple[Column[FusedKernel], ...] = (
+        Column("kernel", lambda kernel: kernel.name, code=True),
+        Column("from", lambda kernel: rows.fold_modules(kernel.modules), code=True),
+        Column("×", lambda kernel: figure(kernel.count, number), drop=2),
+        Column("time", lambda kernel: figure(kernel.measured_s), strong=True),
+        Column("share", lambda kernel: figure(share(kernel), percent), drop=1),
+        Column("roofline", lambda kernel: figure(kernel.predicted_s), drop=3),
+    )
+    few = [kernel for kernel in report.kernels[:MOST_KERNELS] if kernel.measured_s >= SMALLEST_SHARE * report.wall_s]
+    return Section("Compiled kernels", brief(columns, few, report.kernels))
+
+
+def _terms() -> dict[str, str]:
+    return {term.replace("_", " "): MEANING[term] for term in rows.TERMS}
+
+
+def _with_half(value: float, low: float | None, high: float | None, what: str) -> str:
+    """ "82.1 ms wall ± 1.2 %"; without "±" where the interval is not known."""
+    half = plus_minus(low, high, value)
+    return f"{seconds(value)} {what}" + ("" if half == UNKNOWN else f" ± {half}")
+
+
+def _count(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one}" if count == 1 else f"{count} {many or one + 's'}"
+
+
+def _options(result: CellResult) -> str:
+    cell = result.cell
+    layers = [f"{cell.layers} layers"] if cell.layers else []
+    mode = [cell.mode] if cell.mode != "eager" else []
+    return ", ".join([f"attention {cell.attn}", f"experts {cell.experts}", f"cache {cell.cache}", *layers, *mode])
+
+
+def _against(value: float | None, ends: tuple[float | None, float | None], truth: float) -> str:
+    if value is None or truth <= 0:
+        return UNKNOWN
+    half = plus_minus(*ends, value)
+    sure = "" if half == UNKNOWN else f" ± {half}"
+    return f"{seconds(value)}{sure} (error {percent(value / truth - 1, signed=True)})"

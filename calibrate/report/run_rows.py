@@ -1,0 +1,456 @@
+"""What the report of a run shows, as rows of data: layers, terms of the waterfall, checks, peaks of the device.
+
+Times are seconds in total over a pass, rates FLOP/s and bytes/s, shares fractions of the
+wall time. Null stays None. Rows of layers add up to the busy time, rows of the waterfall to the wall time.
+
+Example: ``sum(row.time_s for row in layer_rows(report))`` is ``report.busy_s``.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from calibrate.passes.pass_report import TERMS as RUNG_TERMS
+from calibrate.passes.pass_report import LayerEfficiency, PassReport, Waterfall
+from calibrate.passes.verdict import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_EXCESS, SPANS_WITHIN
+from calibrate.report.units import (
+    UNKNOWN,
+    dtype,
+    in_unit,
+    known_sum,
+    percent,
+    plus_minus,
+    ratio,
+    seconds,
+)
+from roofline.hardware.spec import Figure, HardwareSpec, Peaks
+from roofline.laws.cpu import HostGap
+from roofline.laws.fitted import FittedLaw as CalibratedLaw
+from roofline.laws.kinds import OPERATOR
+from roofline.record import Record
+
+TERMS = (*RUNG_TERMS, "idle")
+"""Terms of the waterfall, in the order they add up."""
+
+ROWS_IN_TERMINAL = 20
+"""More layer kinds than a screen holds are folded there."""
+
+SMALLEST_SHARE = 0.002
+"""Share of the wall time below which a layer kind is folded in the terminal."""
+
+CLOSES_WITHIN = 1e-6
+"""Relative: sums of the same doubles in another order differ by far less."""
+
+
+Unit = Literal["FLOP/s", "B/s", "s"]
+_UNITS: tuple[Unit, ...] = ("FLOP/s", "B/s", "s")
+
+STEADY_WITHIN = 0.5
+"""(high − low) ÷ value; above it other work slowed some samples: a quiet machine repeats itself to percents."""
+
+
+class LayerRow(Record):
+    """One layer kind, or a sum of some."""
+
+    path: str
+    """Module path as in the graph; "" is the model itself."""
+    kind: str
+    count: float
+    time_s: float
+    time_s_low: float | None = None
+    """Ends of a 90 % interval; None in a sum of kinds, and where they are not known."""
+    time_s_high: float | None = None
+    share: float | None
+    """The share of the wall time."""
+    ideal_s: float | None
+    predicted_s: float | None
+    predicted_s_low: float | None = None
+    predicted_s_high: float | None = None
+    efficiency: float | None
+    bound: str
+    flops: float
+    bytes: float
+    median_s: float | None
+    """Seconds of one repeated layer; None in a sum of kinds."""
+    spread_s: float | None
+    """Half the 5–95 % range over the repeated layers; None where the layer is not repeated."""
+    kernels: tuple[str, ...] = ()
+    waterfall: Waterfall | None = None
+    """The terms of this layer kind alone; None in a sum."""
+
+    @property
+    def above_one(self) -> bool:
+        return self.efficiency is not None and self.efficiency > 1
+
+    @property
+    def flops_per_s(self) -> float | None:
+        return self.flops / self.time_s if self.time_s > 0 else None
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        return self.bytes / self.time_s if self.time_s > 0 else None
+
+    @property
+    def label(self) -> str:
+        return self.path or "(model)"
+
+
+class TermRow(Record):
+    """One term of the waterfall, or several that an unknown rung joins."""
+
+    terms: tuple[str, ...]
+    time_s: float | None
+    """Signed; None where the term is not known and nothing joins it."""
+    start_s: float
+    """Sum of the terms before it: where its bar begins."""
+    share: float | None
+    """The share of the wall time, signed."""
+    half_s: float | None = None
+    """Half its 90 % interval."""
+
+    @property
+    def label(self) -> str:
+        names = [term.replace("_", " ") for term in self.terms]
+        return " + ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]}"
+
+
+class Check(Record):
+    """A ratio by which a pass closes: its value as text, what is asked of it, and whether that holds."""
+
+    name: str
+    value: str
+    asked: str
+    holds: bool | None
+    """None: too little was measured to tell."""
+    implies: str = ""
+    """What follows where it does not hold."""
+
+
+class PeakRow(Record):
+    """One rate of the device, by origin."""
+
+    name: str
+    unit: Unit
+    datasheet: Figure | None
+    measured: Figure | None
+
+    def shows(self, value: float | None) -> str:
+        return in_unit(value, self.unit)
+
+    def interval(self) -> str:
+        """5–95 % range of the measurement's samples, "–" where there is none."""
+        figure = self.measured
+        if figure is None or figure.low is None or figure.high is None:
+            return UNKNOWN
+        return f"{self.shows(figure.low)} to {self.shows(figure.high)}"
+
+    @property
+    def of_datasheet(self) -> float | None:
+        return self.measured.value / self.datasheet.value if self.measured and self.datasheet else None
+
+    @property
+    def spread(self) -> float | None:
+        """(high − low) ÷ value of the measurement."""
+        figure = self.measured
+        if figure is None or figure.low is None or figure.high is None:
+            return None
+        return (figure.high - figure.low) / figure.value
+
+
+def layer_rows(report: PassReport) -> tuple[LayerRow, ...]:
+    """Every layer kind, the slowest first."""
+    return tuple(
+        _layer_row(layer, report.wall_s) for layer in sorted(report.layers, key=lambda layer: -layer.measured_s)
+    )
+
+
+def total_row(rows: Iterable[LayerRow], wall_s: float, label: str) -> LayerRow:
+    """The sum of some rows; a figure that one of them does not know is not known of the sum."""
+    rows = tuple(rows)
+    time_s = sum(row.time_s for row in rows)
+    ideal_s = known_sum(row.ideal_s for row in rows)
+    return LayerRow(
+        path=label,
+        kind="",
+        count=sum(row.count for row in rows),
+        time_s=time_s,
+        share=ratio(time_s, wall_s),
+        ideal_s=ideal_s,
+        predicted_s=known_sum(row.predicted_s for row in rows),
+        efficiency=ratio(ideal_s, time_s),
+        bound="",
+        flops=sum(row.flops for row in rows),
+        bytes=sum(row.bytes for row in rows),
+        median_s=None,
+        spread_s=None,
+    )
+
+
+def fold(
+    rows: Sequence[LayerRow], wall_s: float, keep: int = ROWS_IN_TERMINAL, smallest: float = SMALLEST_SHARE
+) -> tuple[LayerRow, ...]:
+    """The `keep` slowest rows of at least the `smallest` share, and one row "N others" that holds the rest's sums."""
+    shown = [row for row in rows[:keep] if row.time_s >= smallest * wall_s]
+    rest = rows[len(shown) :]
+    if len(rest) < 2:  # a row that stands for one other row saves nothing
+        return tuple(rows)
+    return (*shown, total_row(rest, wall_s, f"{len(rest)} others"))
+
+
+def waterfall_rows(waterfall: Waterfall, total_s: float) -> tuple[TermRow, ...]:
+    """The terms in order; those that an unknown rung joins are one row. They add up to `total_s` if the sum closes."""
+    joined = {names.split("+")[0]: (tuple(names.split("+")), value) for names, value in waterfall.merged.items()}
+    covered = {term for names, _ in joined.values() for term in names}
+    if unknown := covered - set(TERMS):
+        raise ValueError(f"the waterfall joins {sorted(unknown)}, which are not terms; terms are {', '.join(TERMS)}")
+    rows = []
+    start_s = 0.0
+    for term in TERMS:
+        if term in covered and term not in joined:
+            continue
+        terms, value = joined.get(term, ((term,), getattr(waterfall, term)))
+        rows.append(TermRow(terms=terms, time_s=value, start_s=start_s, share=ratio(value, total_s)))
+        start_s += value or 0.0
+    return tuple(rows)
+
+
+def pass_terms(report: PassReport) -> tuple[TermRow, ...]:
+    """The terms of a pass with half their intervals."""
+    halves = {
+        name: (report.waterfall_high[name] - low) / 2
+        for name, low in report.waterfall_low.items()
+        if name in report.waterfall_high
+    }
+    rows = waterfall_rows(report.waterfall, report.wall_s)
+    return tuple(row.model_copy(update={"half_s": halves.get("+".join(row.terms))}) for row in rows)
+
+
+def layer_terms(
+    report: PassReport,
+) -> tuple[tuple[str, ...], tuple[tuple[str, str, tuple[float | None, ...]], ...]]:
+    """Labels of the pass's terms, and (layer kind, kind, seconds of each term), the slowest layer kind first.
+
+    A layer may know a rung that the pass does not: its terms are summed into the pass's. One that knows less has its
+    joined term in the last column it reaches, and None before it. So every row keeps its sum.
+    """
+    columns = waterfall_rows(report.waterfall, report.wall_s)
+    rows = []
+    for row in layer_rows(report):
+        values: list[float | None] = [None] * len(columns)
+        for term in waterfall_rows(row.waterfall, row.time_s) if row.waterfall else ():
+            i = next(i for i, column in enumerate(columns) if term.terms[-1] in column.terms)
+            if term.time_s is not None:
+                values[i] = (values[i] or 0.0) + term.time_s
+        rows.append((row.label, row.kind, tuple(values)))
+    return tuple(column.label for column in columns), tuple(rows)
+
+
+def busy_row(report: PassReport) -> LayerRow:
+    """The sum of all layer kinds, its prediction and ideal being the pass's own."""
+    ideal_s = ideal_total_s(report)
+    return total_row(layer_rows(report), report.wall_s, "busy").model_copy(
+        update={
+            "ideal_s": ideal_s,
+            "time_s_low": report.busy_s_low,
+            "time_s_high": report.busy_s_high,
+            "predicted_s": report.predicted_busy_s,
+            "predicted_s_low": report.predicted_busy_s_low,
+            "predicted_s_high": report.predicted_busy_s_high,
+            "efficiency": ratio(ideal_s, report.busy_s),
+        }
+    )
+
+
+def fold_modules(modules: Sequence[str]) -> str:
+    """Paths of one kernel in a line, each without the beginning that it shares with the one before.
+
+    ``fold_modules(["layers.*.mlp.up", "layers.*.mlp.act", "layers.*"]) == "layers.*.mlp.up + …act + layers.*"``
+    """
+    words: list[str] = []
+    before: list[str] = []
+    for module in modules:
+        parts = (module or "(model)").split(".")
+        same = next((i for i, pair in enumerate(zip(before, parts, strict=False)) if pair[0] != pair[1]), 0)
+        words.append(("…" if same else "") + ".".join(parts[same:]))
+        before = parts
+    return " + ".join(words)
+
+
+def ideal_total_s(report: PassReport) -> float | None:
+    """The pass at the peaks that `ideal` uses, in seconds."""
+    return {"datasheet": report.rungs.ideal, "achieved": report.rungs.achieved}.get(report.ideal_peaks or "")
+
+
+def unclosed(report: PassReport) -> tuple[str, ...]:
+    """What should add up and does not; empty in a sound report."""
+    terms = waterfall_rows(report.waterfall, report.wall_s)
+    sums = (
+        ("the layers' times", sum(layer.measured_s for layer in report.layers), "the busy time", report.busy_s),
+        ("the waterfall's terms", _end(terms), "the wall time", report.wall_s),
+    )
+    return tuple(
+        f"{what} add up to {seconds(total)}, not to {name} of {seconds(expected)}"
+        for what, total, name, expected in sums
+        if abs(total - expected) > CLOSES_WITHIN * abs(report.wall_s)
+    )
+
+
+def above_one(report: PassReport) -> tuple[LayerRow, ...]:
+    """Layer kinds that ran faster than their ideal: the count, the peak or the cache state is wrong."""
+    return tuple(row for row in layer_rows(report) if row.above_one)
+
+
+def _layer_row(layer: LayerEfficiency, wall_s: float) -> LayerRow:
+    return LayerRow(
+        path=layer.path,
+        kind=layer.kind,
+        count=layer.count,
+        time_s=layer.measured_s,
+        time_s_low=layer.measured_s_low,
+        time_s_high=layer.measured_s_high,
+        predicted_s_low=layer.predicted_s_low,
+        predicted_s_high=layer.predicted_s_high,
+        share=ratio(layer.measured_s, wall_s),
+        ideal_s=layer.ideal_s,
+        predicted_s=layer.predicted_s,
+        efficiency=layer.efficiency,
+        bound=layer.bound or UNKNOWN,
+        flops=layer.matrix_flops + layer.vector_flops,
+        bytes=layer.bytes,
+        median_s=layer.median_s,
+        spread_s=layer.spread_s if "*" in layer.path.split(".") else None,
+        kernels=layer.kernels,
+        waterfall=layer.waterfall,
+    )
+
+
+def half_width(low: float | None, high: float | None) -> float | None:
+    """Half an interval; None where it is not known."""
+    return None if low is None or high is None else (high - low) / 2
+
+
+def _end(rows: Sequence[TermRow]) -> float:
+    return rows[-1].start_s + (rows[-1].time_s or 0.0)
+
+
+def closure(report: PassReport, device_kind: str) -> tuple[Check, ...]:
+    """How much of what the profiler saw is accounted for, beside what is asked.
+
+    A ratio of times of different passes holds unless its whole interval (90 %; of busy ÷ wall 99 %) lies outside.
+    """
+    seen = report.closure
+    spans_close = abs(seen.spans_plus_gaps - 1) <= SPANS_WITHIN
+    busy = report.busy_s / report.wall_s if report.wall_s > 0 else None
+    profiled = _or_value(seen.instrumented_ratio, report.instrumented_ratio_low, report.instrumented_ratio_high)
+    excess = _or_value((busy or 0.0) - 1, report.excess_low, report.excess_high)
+    excess = 1 + excess[0], 1 + excess[1]
+    checks = [
+        Check(
+            name="attributed ÷ all device time",
+            value=percent(seen.attributed),
+            asked=f"at least {100 * LEAST_ATTRIBUTED[report.mode]:g} %",
+            holds=seen.attributed >= LEAST_ATTRIBUTED[report.mode],
+        ),
+        Check(
+            name="spans + gaps ÷ profiled wall",
+            value=percent(seen.spans_plus_gaps),
+            asked=f"100 % ± {100 * SPANS_WITHIN:g} %",
+            holds=spans_close,
+        ),
+        Check(
+            name="profiled ÷ unprofiled wall",
+            value=_points(seen.instrumented_ratio, *profiled),
+            asked=f"100 % ± {100 * INSTRUMENTED_WITHIN:g} %",
+            holds=profiled[0] <= 1 + INSTRUMENTED_WITHIN and profiled[1] >= 1 - INSTRUMENTED_WITHIN,
+            implies=_instrumentation(*profiled),
+        ),
+        Check(
+            name="busy ÷ wall",
+            value=_points(busy, *excess),
+            asked=f"at most {100 * (1 + MOST_EXCESS):g} %",
+            holds=None if busy is None else excess[0] <= 1 + MOST_EXCESS,
+        ),
+    ]
+    if device_kind == "cuda":
+        same = "all kernels seen" if seen.kernels == seen.launches else "kernels and launches differ: events dropped"
+        counts = f"{seen.kernels} / {seen.launches} / {seen.memory_operations}"
+        asked = "kernels = launches > 0" if seen.launches == 0 else same
+        holds = seen.kernels == seen.launches > 0
+        checks.append(Check(name="kernels / launches / memory operations", value=counts, asked=asked, holds=holds))
+    return tuple(checks)
+
+
+def closes(report: PassReport, device_kind: str) -> bool:
+    """Whether every check of the closure holds and every sum is met."""
+    return not unclosed(report) and all(check.holds is not False for check in closure(report, device_kind))
+
+
+def peak_rows(spec: HardwareSpec) -> tuple[PeakRow, ...]:
+    """Every rate of the device, datasheet beside measured."""
+    said, reached = _figures(spec.datasheet), _figures(spec.measured)
+    return tuple(
+        PeakRow(name=name, unit=unit, datasheet=said.get((unit, name)), measured=reached.get((unit, name)))
+        for unit, name in sorted({**said, **reached}, key=lambda key: _UNITS.index(key[0]))
+    )
+
+
+def laws(spec: HardwareSpec) -> str | None:
+    """What the device was calibrated to, with the error on sizes that folds of the fit had not seen; None without."""
+    if not spec.calibrated:
+        return None
+    kinds: dict[str, list[CalibratedLaw]] = {}
+    for law in spec.calibrated:
+        kinds.setdefault("streaming operators" if law.kind.startswith(OPERATOR) else law.kind, []).append(law)
+    said = []
+    for kind, alike in kinds.items():
+        errors = [law.unseen for law in alike if law.unseen is not None and kind != HostGap.kind]  # no kernel
+        said.append(kind.replace("_", " ") + (f" {percent(sum(errors) / len(errors))}" if errors else ""))
+    old = sorted({law.kind.replace("_", " ") for law in spec.calibrated if law.is_outdated})
+    again = f"; calibrate again for {', '.join(old)}: an older roofcal fitted other laws" if old else ""
+    return f"{len(spec.calibrated)} calibrated laws; error on kernels held out from the fit: {', '.join(said)}{again}"
+
+
+def unsteady(rows: Sequence[PeakRow]) -> str | None:
+    """A warning where the samples of a figure vary much."""
+    wide = [row for row in rows if row.spread is not None and row.spread > STEADY_WITHIN]
+    if not wide:
+        return None
+    names = ", ".join(f"{row.name} by {percent(row.spread)}" for row in wide)
+    return f"samples of the peaks vary ({names}): other work, or a clock that changes; measure again on a quiet machine"
+
+
+def missing(spec: HardwareSpec) -> tuple[str, ...]:
+    """Each figure that could not be had, and why."""
+    return tuple(f"{figure}: {' '.join(reason.split())}" for figure, reason in spec.missing.items())
+
+
+def _figures(peaks: Peaks | None) -> dict[tuple[Unit, str], Figure]:
+    if peaks is None:
+        return {}
+    figures: dict[tuple[Unit, str], Figure] = {
+        **{("FLOP/s", f"matrix {dtype(name)}"): figure for name, figure in peaks.matrix.items()},
+        **{("FLOP/s", f"vector {dtype(name)}"): figure for name, figure in peaks.vector.items()},
+        **{("B/s", level.name): level.bandwidth for level in peaks.levels},
+    }
+    if peaks.host_s_per_op is not None:
+        figures["s", "host per operation"] = peaks.host_s_per_op
+    return figures
+
+
+def _or_value(value: float, low: float | None, high: float | None) -> tuple[float, float]:
+    """The interval, or twice the value where it is not known."""
+    return (value, value) if low is None or high is None else (low, high)
+
+
+def _points(value: float | None, low: float, high: float) -> str:
+    """ "94.4 % ± 6.1 %", both in per cent of the same whole."""
+    half = "" if value is None or high <= low else f" ± {plus_minus(low, high, 1.0)}"
+    return percent(value) + half
+
+
+def _instrumentation(low: float, high: float) -> str:
+    """What a ratio of profiled to unprofiled time means whose interval is outside its bounds."""
+    if low > 1 + INSTRUMENTED_WITHIN:
+        return f"operation times carry up to {percent((low + high) / 2 - 1)} of instrumentation"
+    if high < 1 - INSTRUMENTED_WITHIN:
+        return "the machine changed between passes"
+    return ""

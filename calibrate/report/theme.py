@@ -1,0 +1,194 @@
+"""How every plot looks: one plotly template, colours, logarithmic axes with readable ticks, whiskers, series.
+
+Example: ``figure = plot("working set", "bandwidth"); log_axis(figure, "x", sizes, binary, base=2)``
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import plotly.graph_objects as go
+
+SERIES = (
+    "#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf",
+    "#8c564b", "#e377c2", "#bcbd22", "#393b79", "#7f7f7f", "#000000",
+)  # fmt: skip
+KIND = {
+    "matmul": "#1f77b4",
+    "grouped_matmul": "#17becf",
+    "attention": "#d62728",
+    "conv": "#8c564b",
+    "softmax": "#e377c2",
+    "norm": "#2ca02c",
+    "pointwise": "#ff7f0e",
+    "reduction": "#bcbd22",
+    "copy": "#7f7f7f",
+    "embedding": "#9467bd",
+    "scan": "#393b79",
+    "collective": "#ad494a",
+    "transfer": "#8c6d31",
+    "other": "#000000",
+}
+"""One colour a kind of operation in every picture."""
+GREY, DARK, LIGHT, GREEN, RED = "#8d99ae", "#33415c", "#c9d3e3", "#2a7f62", "#c8553d"
+TEXT, FAINT = "#1f2733", "#5b6675"
+
+_AXIS = {
+    "gridcolor": "#e6e9ef",
+    "zerolinecolor": "#b8c0cc",
+    "linecolor": "#b8c0cc",
+    "ticks": "outside",
+    "title": {"standoff": 14},
+    "automargin": True,
+}
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "system-ui, sans-serif", "size": 12, "color": TEXT},
+        "hoverlabel": {"align": "left"},
+        "paper_bgcolor": "#ffffff",
+        "plot_bgcolor": "#ffffff",
+        "colorway": SERIES,
+        "margin": {"l": 84, "r": 30, "t": 24, "b": 60},
+        "height": 440,
+        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+    }
+)
+
+TICKS = 14
+"""Most ticks of a logarithmic axis; of more, every second or third power is named."""
+FEWEST_TICKS = 3
+STEPS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0))
+"""Ticks within a power of ten, from coarse to fine."""
+POINTS = 1500
+"""Samples drawn of one trace; of more, evenly chosen ones."""
+
+
+def plot(x_title: str = "", y_title: str = "", traces: Sequence[object] = (), **layout: object) -> go.Figure:
+    """A figure with titles at its axes; `layout` replaces what the template says."""
+    figure = go.Figure(list(traces))
+    return style(figure, x_title, y_title, **layout)
+
+
+def style(figure: go.Figure, x_title: str = "", y_title: str = "", **layout: object) -> go.Figure:
+    """The same for a figure that is there, such as one with several panels."""
+    figure.update_layout(template=TEMPLATE, **layout)
+    if x_title:
+        figure.update_xaxes(title_text=x_title)
+    if y_title:
+        figure.update_yaxes(title_text=y_title)
+    return figure
+
+
+def colour(i: int) -> str:
+    """The colour of the i-th series."""
+    return SERIES[i % len(SERIES)]
+
+
+def log_axis(
+    figure: go.Figure, axis: str, values: Sequence[float], show: Callable[[float], str], base: int = 10
+) -> None:
+    """A logarithmic axis ("x" or "y") around positive values, with ticks at powers of the base."""
+    low, high = min(values) / 1.25, max(values) * 1.25
+    powers = range(math.floor(math.log(low, base)), math.ceil(math.log(high, base)) + 1)
+    every = -(-len(powers) // TICKS)
+    ticks: list[float] = []
+    for steps in STEPS if base == 10 else STEPS[:1]:  # the coarsest that has enough of them
+        every_tick = [step * float(base) ** power for power in powers if power % every == 0 for step in steps]
+        ticks = [tick for tick in every_tick if low <= tick <= high]
+        if len(ticks) >= FEWEST_TICKS:
+            break
+    update = figure.update_xaxes if axis == "x" else figure.update_yaxes
+    update(
+        type="log",
+        range=[math.log10(low), math.log10(high)],
+        tickvals=ticks,
+        ticktext=[short(show(tick)) for tick in ticks],
+    )
+
+
+def points(
+    figure: go.Figure,
+    name: str,
+    x: Sequence[float],
+    y: Sequence[float],
+    hover: Sequence[str],
+    i: int,
+    *,
+    mode: str = "lines+markers",
+) -> None:
+    """A series with a text for each point."""
+    figure.add_scatter(
+        name=plain(name),
+        x=list(x),
+        y=list(y),
+        mode=mode,
+        line={"color": colour(i), "width": 1.8},
+        marker={"color": colour(i), "size": 7},
+        customdata=[plain(text) for text in hover],
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+
+
+def line(figure: go.Figure, name: str, x: Sequence[float], y: Sequence[float], paint: str, dash: str = "dash") -> None:
+    """A line that is computed, not measured."""
+    figure.add_scatter(
+        name=plain(name),
+        x=list(x),
+        y=list(y),
+        mode="lines",
+        line={"color": paint, "width": 1.6, "dash": dash},
+        hoverinfo="name",
+    )
+
+
+def upright(figure: go.Figure, x: float, text: str, paint: str, dash: str, level: int = 0) -> None:
+    """A named vertical line on a logarithmic x axis; `level` moves the name down a line."""
+    figure.add_vline(x=x, line={"color": paint, "width": 1.2, "dash": dash})
+    figure.add_annotation(
+        x=math.log10(x),
+        y=1,
+        yref="paper",
+        yshift=-14 * level,
+        xanchor="left",
+        yanchor="top",
+        xshift=3,
+        showarrow=False,
+        text=plain(text),
+        font={"size": 11, "color": paint},
+        bgcolor="#ffffff",
+    )
+
+
+def whiskers(intervals: Sequence[tuple[float, float | None, float | None]]) -> dict[str, object] | None:
+    """Error bars of (value, low, high); None where no interval is known."""
+    if all(low is None or high is None for _, low, high in intervals):
+        return None
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [None if high is None else high - value for value, _, high in intervals],
+        "arrayminus": [None if low is None else value - low for value, low, _ in intervals],
+        "thickness": 1.2,
+    }
+
+
+def thinned(count: int) -> list[int]:
+    """Indices of at most `POINTS` evenly chosen samples."""
+    return list(range(0, count, max(1, -(-count // POINTS))))
+
+
+def spaced(low: float, high: float, count: int = 60) -> list[float]:
+    """Evenly spaced in the logarithm, both ends included."""
+    return [low * (high / low) ** (i / (count - 1)) for i in range(count)]
+
+
+def short(text: str) -> str:
+    """ "5.00 ms" as "5 ms"."""
+    figure, space, unit = text.partition(" ")
+    return (figure.rstrip("0").rstrip(".") if "." in figure else figure) + space + unit
+
+
+def plain(text: str) -> str:
+    """Names may hold what plotly reads as markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
