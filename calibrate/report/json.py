@@ -15,8 +15,7 @@ from typing import Any, Literal, TextIO, get_args
 
 import numpy as np
 
-from calibrate.kernels.score import Calibrated, Calibration
-from calibrate.kernels.score import Score as Scores
+from calibrate.kernels.score import Calibrated, Calibration, Score
 from calibrate.report.device_rows import Row, ends, groups, one_line
 from calibrate.report.prediction import CLASSES, KindRow, kind_rows, phase
 from profiler.record.folder import RunFolder
@@ -264,12 +263,12 @@ def _calibrated(one: Calibrated) -> dict[str, Any]:
         "datasheet": _scores(one.datasheet),
         "four_constant": _scores(one.four_constant),
         "regions": {name: _scores(each) for name, each in one.regions.items()},
-        "undetermined": list(one.model.fitted.undetermined),
-        "doubts": list(one.model.fitted.doubts),
+        "undetermined": list(one.law.undetermined),
+        "doubts": list(one.law.doubts),
     }
 
 
-def _scores(one: Scores) -> dict[str, Any]:
+def _scores(one: Score) -> dict[str, Any]:
     content = asdict(one)
     return {"scored": content.pop("rows"), **content}
 

@@ -88,9 +88,9 @@ def calibration_document(calibration: Calibration) -> Document:
                 f"mean {percent(decoding.mape)}, weighted {percent(decoding.time_weighted)}, "
                 f"bias {percent(decoding.bias, signed=True)}"
             )
-        doubts += [f"{one.kind} {one.dtype}: doubtful: {doubt}" for doubt in one.model.fitted.doubts]
-        if one.model.fitted.undetermined:
-            names = ", ".join(one.model.fitted.undetermined)
+        doubts += [f"{one.kind} {one.dtype}: doubtful: {doubt}" for doubt in one.law.doubts]
+        if one.law.undetermined:
+            names = ", ".join(one.law.undetermined)
             doubts.append(f"{one.kind} {one.dtype}: the points do not determine {names}; kept near the prior")
     parts = (
         table(_COLUMNS, calibration.fitted),

@@ -23,9 +23,8 @@ from calibrate.report.units import (
     seconds,
 )
 from roofline.hardware.spec import Figure, HardwareSpec, Peaks
-from roofline.laws.cpu import HostGap
-from roofline.laws.fitted import FittedLaw as CalibratedLaw
-from roofline.laws.kinds import OPERATOR
+from roofline.laws.fitted import FittedLaw
+from roofline.laws.kinds import HOST_GAP, OPERATOR
 from roofline.record import Record
 
 TERMS = (*RUNG_TERMS, "idle")
@@ -397,12 +396,12 @@ def laws(spec: HardwareSpec) -> str | None:
     """What the device was calibrated to, with the error on sizes that folds of the fit had not seen; None without."""
     if not spec.calibrated:
         return None
-    kinds: dict[str, list[CalibratedLaw]] = {}
+    kinds: dict[str, list[FittedLaw]] = {}
     for law in spec.calibrated:
         kinds.setdefault("streaming operators" if law.kind.startswith(OPERATOR) else law.kind, []).append(law)
     said = []
     for kind, alike in kinds.items():
-        errors = [law.unseen for law in alike if law.unseen is not None and kind != HostGap.kind]  # no kernel
+        errors = [law.unseen for law in alike if law.unseen is not None and kind != HOST_GAP]  # no kernel
         said.append(kind.replace("_", " ") + (f" {percent(sum(errors) / len(errors))}" if errors else ""))
     old = sorted({law.kind.replace("_", " ") for law in spec.calibrated if law.is_outdated})
     again = f"; calibrate again for {', '.join(old)}: an older roofcal fitted other laws" if old else ""

@@ -1,7 +1,7 @@
 """`hardware`: measure what the device reaches, in fresh processes, and keep it as a spec.
 
 Wiring only: options become a plan, `profiler.microbench.processes` carries it out, `calibrate.device.spec` makes
-figures of it, `calibrate.report.hardware` shows them.
+figures of it, `calibrate.report.device` shows them.
 """
 
 import sys
@@ -228,12 +228,13 @@ def _measure(folder: RunFolder, plan: "Plan") -> "HardwareSpec":
 def _write(folder: RunFolder, spec: "HardwareSpec") -> int:
     """Write the reports; the exit code."""
     from calibrate.report import html, markdown
-    from calibrate.report.hardware import html, markdown
+    from calibrate.report.device import device_document
     from profiler.record.hardware_table import read_measurements
 
     measurements = read_measurements(folder.path)
-    folder.write_report("report.md", markdown.render(spec, measurements, folder.run))
-    folder.write_report("report.html", html.render(spec, measurements, folder.run))
+    report = device_document(spec, measurements, folder.run)
+    folder.write_report("report.md", markdown.render(report))
+    folder.write_report("report.html", html.render(report))
     states = {figure.status for figure in spec.characteristics}
     without_peaks = spec.measured is None and any(measured.benchmark == "memory" for measured in measurements)
     if "invalid" in states:
@@ -242,13 +243,14 @@ def _write(folder: RunFolder, spec: "HardwareSpec") -> int:
 
 
 def _show(folder: RunFolder, spec: "HardwareSpec", as_json: bool) -> None:
-    from calibrate.passes.reports import document
-    from calibrate.report.hardware import terminal
+    from calibrate.report.device import device_document
+    from calibrate.report.json import device_json
+    from calibrate.report.terminal import render
     from profiler.record.hardware_table import read_measurements
 
     measurements = read_measurements(folder.path)
     if as_json:
-        output.print_json(document.document(folder.path / "spec.json", spec, measurements, folder.run))
+        output.print_json(device_json(folder.path / "spec.json", spec, measurements, folder.run))
     else:
-        terminal.render(spec, measurements, folder.run, output.console())
+        render(device_document(spec, measurements, folder.run), output.console())
         print(f"\nkept in {folder.path}", file=sys.stderr)

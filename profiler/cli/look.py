@@ -86,6 +86,7 @@ def show(
 
 def _show_passes(folder: RunFolder, hardware: Path | None, as_json: bool) -> None:
     from calibrate.passes.reports import document, load, load_spec
+    from calibrate.report.run import run_document
     from calibrate.report.terminal import render
 
     spec = load_spec(folder) if hardware is None else measured_spec(hardware, folder.run.environment)
@@ -93,26 +94,27 @@ def _show_passes(folder: RunFolder, hardware: Path | None, as_json: bool) -> Non
     if as_json:
         print_json(document(folder, reports, failed))
     else:
-        render(reports, folder.run, spec, console(), failed)
+        render(run_document(reports, folder.run, spec, failed), console())
 
 
 def _show_kernels(folder: RunFolder, as_json: bool) -> None:
-    from calibrate.report.json import kernels_json as document
-    from calibrate.report.kernels import kernels_document as lines
+    from calibrate.report.json import kernels_json
+    from calibrate.report.kernels import kernels_document
+    from calibrate.report.terminal import render
     from profiler.record.kernel_table import read_kernels
 
     folder.require_whole()
     kernels = read_kernels(folder.path)
     if as_json:
-        print_json(document(folder, kernels))
+        print_json(kernels_json(folder, kernels))
     else:
-        for line in lines(folder, kernels):
-            print(line)
+        render(kernels_document(folder, kernels), console())
 
 
 def _show_hardware(folder: RunFolder, as_json: bool) -> None:
-    from calibrate.report.hardware.terminal import render
-    from calibrate.report.json import device_json as document
+    from calibrate.report.device import device_document
+    from calibrate.report.json import device_json
+    from calibrate.report.terminal import render
     from profiler.record.hardware_table import read_measurements
 
     folder.require_whole()
@@ -120,9 +122,9 @@ def _show_hardware(folder: RunFolder, as_json: bool) -> None:
     kept = folder.read_spec()
     spec = kept or _so_far(folder, measurements)
     if as_json:
-        print_json(document(folder.path / "spec.json" if kept else None, spec, measurements, folder.run))
+        print_json(device_json(folder.path / "spec.json" if kept else None, spec, measurements, folder.run))
     else:
-        render(spec, measurements, folder.run, console())
+        render(device_document(spec, measurements, folder.run), console())
 
 
 def _so_far(folder: RunFolder, measurements: list[Measurement]) -> HardwareSpec:

@@ -275,6 +275,9 @@ def _show(found: Prediction, as_json: bool) -> None:
 
 
 def _paper(of: _Of, on: Device, lengths: option.Lengths, bits: tuple[int, ...], flash: bool, as_json: bool) -> None:
+    from calibrate.report.json import paper_json
+    from calibrate.report.prediction import paper_document
+    from calibrate.report.terminal import render
     from roofline.paper.rules import paper_shape
     from roofline.paper.table import paper_table
 

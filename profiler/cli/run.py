@@ -237,7 +237,7 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent) -> int:
     if as_json:
         output.print_json(document(folder, reports, failed))
     else:
-        terminal.render(reports, folder.run, spec, output.console(), failed)
+        terminal.render(report, output.console())
         print(f"\nkept in {folder.path}", file=sys.stderr)
     estimated = duration(sum(folder.run.estimated_s.values()))
     print(f"took {told(spent.parts, len(folder.run.cells))} (estimated: {estimated})", file=sys.stderr)

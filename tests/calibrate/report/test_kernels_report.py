@@ -4,16 +4,15 @@ from types import SimpleNamespace
 
 from report_views import every_view
 
-from calibrate.kernels.score import DECODING, Calibrated, Calibration, Skipped
-from calibrate.kernels.score import Score as Scores
+from calibrate.kernels.score import DECODING, Calibrated, Calibration, Score, Skipped
 from calibrate.report.kernels import calibration_document
 
-ERRORS = Scores(rows=30, mape=0.051, median=0.03, p90=0.11, time_weighted=0.04, bias=-0.012, coverage=0.9)
+ERRORS = Score(rows=30, mape=0.051, median=0.03, p90=0.11, time_weighted=0.04, bias=-0.012, coverage=0.9)
 
 
 def calibrated(kind: str, undetermined: tuple[str, ...] = ()) -> Calibrated:
     fitted = SimpleNamespace(doubts=("the start is far from its prior",), undetermined=undetermined)
-    worse = Scores(rows=30, mape=0.4, median=0.3, p90=0.8, time_weighted=0.5, bias=-0.4, coverage=None)
+    worse = Score(rows=30, mape=0.4, median=0.3, p90=0.8, time_weighted=0.5, bias=-0.4, coverage=None)
     return Calibrated(
         kind, "bfloat16", SimpleNamespace(fitted=fitted), 20, ERRORS, worse, worse, {DECODING: ERRORS}, None
     )
