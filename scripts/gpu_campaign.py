@@ -495,12 +495,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lacking = missing()
     if lacking or given.minutes <= 0:
         return _refuse(lacking or f"--minutes {given.minutes:g} is no time; give more than 0")
-    models: tuple[Model, ...]
-    models, shapes = (CPU_MODELS, CPU_SHAPES) if given.device == "cpu" else (GPU_MODELS, GPU_SHAPES)
+    models: Sequence[Model] = CPU_MODELS if given.device == "cpu" else GPU_MODELS
+    shapes = CPU_SHAPES if given.device == "cpu" else GPU_SHAPES
     if given.models:
         known, usual = {model.name: model for model in models}, models[0]
         names = given.models.split(",")
-        models = tuple(known.get(name, Model(name, usual.layers, usual.longest)) for name in names)
+        models = [known.get(name, Model(name, usual.layers, usual.longest)) for name in names]
     if given.device != "cpu":
         from profiler.devices.backend import backend_of
 

@@ -99,7 +99,7 @@ def clean(parsed: Parsed, file: str, limits: Limits) -> tuple[pd.DataFrame, dict
     frame = without(frame, ~np.isfinite(frame["time_s"]), NOT_FINITE, dropped)
     frame = without(frame, frame["time_s"] <= 0, NOT_POSITIVE, dropped)
     _require_rows(frame, file, dropped)
-    work = work_of(frame)
+    work = work_of_rows(frame)
     _refuse_wrong_unit(frame, least_s(frame, work, limits), file, parsed.unit)
     fast, slow = impossible(frame, work, limits)
     taken = pd.Series(slow & ~fast, index=frame.index)
@@ -109,7 +109,7 @@ def clean(parsed: Parsed, file: str, limits: Limits) -> tuple[pd.DataFrame, dict
     return _without_repeats(frame, dropped), dropped
 
 
-def work_of(frame: pd.DataFrame) -> Work:
+def work_of_rows(frame: pd.DataFrame) -> Work:
     """Work of every row; nothing where its kind has none, or a size that it needs is not said."""
     flops, moved, sent = (np.zeros(len(frame)) for _ in range(3))
     for (kind, dtype), rows in frame.groupby(["kind", "dtype"], dropna=False).indices.items():

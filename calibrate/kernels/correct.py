@@ -13,7 +13,7 @@ Example: ``law = train(Matmul(), observations, facts, points=200, seed=0)``, the
 ``low, high = law.interval(dims, facts)``
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,18 +64,6 @@ SMALLEST_SCALE = 1e-6
 """Deviation, at least, of the logarithm of a measured time."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Unseen:
-    """Errors of each point by models without its group; all of shape (points,), on the logarithm of time."""
-
-    bare: Floats
-    """Errors of the law alone."""
-    errors: Floats
-    """Errors with the correction."""
-    deviations: Floats
-    """Deviations of the correction."""
-
-
 def train(law: Law, observations: Observations, facts: Facts, points: int, seed: int = 0) -> FittedLaw:
     """Choose points from shapes, then fit to their latencies; deterministic for a seed."""
     rows = design(law, observations.dims, facts, observations.dtype, points, seed, observations.group)
@@ -89,13 +77,13 @@ def train_on(law: Law, seen: Observations, facts: Facts, seed: int = 0, folds: i
     """
     fitted = fit(law, seen, facts, seed)
     bare = _bare(law, seen, facts, fitted)
-    unseen = _unseen(law, seen, facts, fitted, seed, folds)
-    if len(seen) < FEWEST or _harmful(unseen, seen.group):
-        alone = max(fitted.scale, SMALLEST_SCALE)
-        width, errors = alone * _width(np.abs(unseen.bare) / alone, seen.group), unseen.bare
+    alone, errors, deviations = _unseen(law, seen, facts, fitted, seed, folds)
+    if len(seen) < FEWEST or _harmful(alone, errors, seen.group):
+        scale = max(fitted.scale, SMALLEST_SCALE)
+        width, errors = scale * _width(np.abs(alone) / scale, seen.group), alone
     else:
         bare = _corrected(bare, law, seen, facts, seed)
-        width, errors = _width(np.abs(unseen.errors) / unseen.deviations, seen.group), unseen.errors
+        width = _width(np.abs(errors) / deviations, seen.group)
     return bare.model_copy(update={"width": width, "unseen": float(np.abs(np.exp(-errors) - 1).mean())})
 
 
@@ -147,21 +135,25 @@ def _corrected(bare: FittedLaw, law: Law, seen: Observations, facts: Facts, seed
     return bare.model_copy(update={"correction": Correction.of(residuals, seen.dims, watched)})
 
 
-def _unseen(law: Law, seen: Observations, facts: Facts, fitted: Fitted, seed: int, folds: int) -> _Unseen:
-    """A correction is left out where there are too few rows for one."""
-    unseen = _Unseen(np.zeros(len(seen)), np.zeros(len(seen)), np.ones(len(seen)))
+def _unseen(
+    law: Law, seen: Observations, facts: Facts, fitted: Fitted, seed: int, folds: int
+) -> tuple[Floats, Floats, Floats]:
+    """Errors of each point by models that have not seen its group: of the law alone, and with the correction; and the
+    correction's deviation there. All on the logarithm of time, shape (points,); without a correction where there are
+    too few rows for one."""
+    alone, errors, deviations = np.zeros(len(seen)), np.zeros(len(seen)), np.ones(len(seen))
     fold_of = _folds(seen.group, seed) % folds
     for fold in np.unique(fold_of):
         out = fold_of == fold
         rest, left = seen.take(out if out.all() else ~out), seen.take(out)  # of a single row there is no rest
         refitted = fit(law, rest, facts, seed, start=fitted.values)
-        unseen.bare[out] = np.log(left.time_s) - np.log(law.time_s(left.dims, facts, seen.dtype, refitted.values))
+        alone[out] = np.log(left.time_s) - np.log(law.time_s(left.dims, facts, seen.dtype, refitted.values))
         if len(seen) < FEWEST:
             continue
         corrected = _corrected(_bare(law, rest, facts, refitted), law, rest, facts, seed)
-        middle, unseen.deviations[out], _ = corrected.spread(left.dims, facts)
-        unseen.errors[out] = np.log(left.time_s) - middle
-    return unseen
+        middle, deviations[out], _ = corrected.spread(left.dims, facts)
+        errors[out] = np.log(left.time_s) - middle
+    return alone, errors, deviations
 
 
 def _folds(group: NDArray[np.str_], seed: int) -> NDArray[np.int_]:
@@ -176,9 +168,9 @@ def _folds(group: NDArray[np.str_], seed: int) -> NDArray[np.int_]:
     return order[index]
 
 
-def _harmful(unseen: _Unseen, group: NDArray[np.str_]) -> bool:
+def _harmful(alone: Floats, errors: Floats, group: NDArray[np.str_]) -> bool:
     """Whether the correction makes groups that it has not seen worse, by more than their standard error."""
-    worse = np.abs(unseen.errors) - np.abs(unseen.bare)
+    worse = np.abs(errors) - np.abs(alone)
     _, index, counts = np.unique(group, return_inverse=True, return_counts=True)
     shares = np.bincount(index, worse) / len(group)
     if len(counts) == 1:

@@ -10,7 +10,7 @@ Example: ``predicted.ends(count)`` → (low, high) seconds of all operations; No
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,6 @@ from roofline.host import pass_wall_s
 from roofline.laws.fitted import PROBES, LevelRatio
 from roofline.price_by_law import LawPrices, host_gap_interval, host_gap_s, least_gap_s, level_factors, ratio_of
 
-if TYPE_CHECKING:
-    from calibrate.passes.table import KernelTable
-
 Array = NDArray[np.float64]
 Ends = tuple[float, float]
 
@@ -32,6 +29,17 @@ NOTED = 0.02
 """Share of a pass's predicted time from which a reader has to know that laws do not, or not surely, describe it."""
 HOST = np.array([probe == "host" for probe in PROBES], dtype=float)
 """Shares of what follows the probe of the host alone."""
+
+
+class IssuedKernels(Protocol):
+    """What the host issues in a compiled pass: a `calibrate.passes.table.KernelTable`."""
+
+    @property
+    def members(self) -> tuple[tuple[int, ...], ...]: ...
+    @property
+    def count(self) -> Array: ...
+    @property
+    def predicted_s(self) -> Array: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +135,7 @@ class Wall:
 
 
 def predicted_wall(
-    graph: OpGraph, count: Array, spec: HardwareSpec, predicted: Predicted, mode: Mode, compiled: "KernelTable | None"
+    graph: OpGraph, count: Array, spec: HardwareSpec, predicted: Predicted, mode: Mode, compiled: IssuedKernels | None
 ) -> Wall:
     """Wall time by calibrated laws: the host model over the predicted device times.
 
@@ -151,9 +159,9 @@ def predicted_wall(
         gaps = None if gap_s is None else gap_s * ratio
         return None if peaks is None else pass_wall_s(time_s, issued, spec, peaks, gaps, with_laws=True)
 
-    at_level_s = wall(level_s, host)
+    wall_s = wall(level_s, host)
     ends = None
-    if at_level_s is not None and compiled is None:
+    if wall_s is not None and compiled is None:
         gap_ends = host_gap_interval(graph, spec)
         if not spec.has_queue and gap_s is not None and gap_ends is not None:
             ends = predicted.beside(gap_s, gap_ends).ends(np.concatenate([count, count]))
@@ -161,10 +169,10 @@ def predicted_wall(
             whole = float((level_s * count).sum())
             low, high = (wall(level_s * end / whole, host) for end in busy)
             ends = None if low is None or high is None else (low, high)
-    return Wall(at_level_s, wall(times_s, 1.0), ends)
+    return Wall(wall_s, wall(times_s, 1.0), ends)
 
 
-def executed_wall(count: Array, spec: HardwareSpec, time_s: Array, mode: Mode, compiled: "KernelTable | None") -> Wall:
+def executed_wall(count: Array, spec: HardwareSpec, time_s: Array, mode: Mode, compiled: IssuedKernels | None) -> Wall:
     """Wall time by rooflines at achieved peaks, as `predicted_wall`; without an interval."""
     if spec.measured is None or spec.kind == "other":
         return Wall()

@@ -23,6 +23,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -108,7 +109,7 @@ def probe_kernels(
     levels: dict[str, list[float]] = {}
     whole = visits * (len(models) + len(groups))
 
-    def take(name: str, watched: Watched) -> object:
+    def take(name: str, watched: Watched) -> Any:
         for probe, probe_s in (reference.time() if reference is not None else {}).items():
             levels.setdefault(probe, []).append(probe_s)
         try:
@@ -119,7 +120,7 @@ def probe_kernels(
             backend_of(device).release_memory()
 
     with closing(watch or backend_of(device).watch(device)) as open_watch:
-        turns: Turns[object] = take_turns(
+        turns: Turns[Any] = take_turns(
             [*models, *groups],
             take,
             visits=visits,

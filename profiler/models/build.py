@@ -24,15 +24,8 @@ from profiler.devices.backend import backend_of, parse_device
 from profiler.models.catalogue import first_line, quiet
 from profiler.models.resolve import hub_reachable, truncate
 from profiler.record.run import RequestError
+from roofline.dtypes import MODEL_DTYPES
 from roofline.workload import Workload
-
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-"""Types that `transformers` can build and run a model in, by torch's name."""
 
 DEFAULT = "default"
 """As the name of an implementation: the model's own choice."""
@@ -57,11 +50,12 @@ DEFAULT_STD = 0.02
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """Torch's type of that name. Raises RequestError with the known names."""
     name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
+    if name not in MODEL_DTYPES:
         known = isinstance(getattr(torch, name, None), torch.dtype)
         why = "not a type that models are built in" if known else "unknown"
-        raise RequestError(f"--dtype {name} is {why}; use {', '.join(DTYPES)}")
-    return DTYPES[name]
+        raise RequestError(f"--dtype {name} is {why}; use {', '.join(MODEL_DTYPES)}")
+    parsed: torch.dtype = getattr(torch, name)
+    return parsed
 
 
 def check_request(
@@ -88,7 +82,7 @@ def context_limit(config: PretrainedConfig) -> int | None:
 def _check_dtype_runs(device: torch.device, dtype: torch.dtype) -> None:
     """Try the type with a product and a softmax, which every model needs."""
     name = str(dtype).removeprefix("torch.")
-    others = ", ".join(known for known in DTYPES if known != name)
+    others = ", ".join(known for known in MODEL_DTYPES if known != name)
     if why := backend_of(device).why_not_dtype(dtype, device):
         raise RequestError(f"--dtype {name}: {why}; use one of {others}")
     try:

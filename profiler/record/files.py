@@ -23,6 +23,9 @@ from roofline.record import Record
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
+MEASUREMENTS = "measurements.parquet"
+"""A run's table of passes."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

@@ -28,12 +28,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from profiler.record.files import Journal, Lock, read_record, write_text
+from profiler.record.files import MEASUREMENTS, Journal, Lock, read_record, write_text
 from profiler.record.run import RUN_SCHEMA, Cell, CellResult, RequestError, Run
 from roofline.graph.op import GRAPH_SCHEMA, OpGraph
 from roofline.hardware.spec import SPEC_SCHEMA, HardwareSpec
 
-MEASUREMENTS, KERNELS, HARDWARE = "measurements.parquet", "kernels.parquet", "hardware.parquet"
+KERNELS, HARDWARE = "kernels.parquet", "hardware.parquet"
 HARDWARE_JOURNAL = "hardware.jsonl"
 KERNELS_MEND = "restore it, or import it again: python -m profiler import"
 IMPORT_OPTION = "format"

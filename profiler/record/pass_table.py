@@ -27,7 +27,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from profiler.record.folder import MEASUREMENTS
+from profiler.record.files import MEASUREMENTS
 from profiler.record.parquet import Table
 from profiler.record.run import RUN_SCHEMA, Cell, CellResult, OpTimes, Run
 from roofline.graph.op import OpGraph

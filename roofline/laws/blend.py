@@ -13,8 +13,9 @@ import numpy as np
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 
 
-def blend(one: Floats, other: Floats, sharpness: float) -> Floats:
-    """Two roofs: their maximum where `sharpness` is large, their sum where it is 1; seconds, of any size."""
+def blend(one: Floats | float, other: Floats | float, sharpness: float) -> Floats:
+    """Two roofs: their maximum where `sharpness` is large, their sum where it is 1. At least the longer of the two, and
+    at most 2^(1 / sharpness) of it; seconds, of any size."""
     longest = np.maximum(np.maximum(one, other), np.finfo(float).tiny)
     return np.asarray(longest * ((one / longest) ** sharpness + (other / longest) ** sharpness) ** (1 / sharpness))
 

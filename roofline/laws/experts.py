@@ -112,12 +112,8 @@ def _product(
 ) -> Floats:
     """Seconds; `memory_s` is what the weights take where blocks fill the device."""
     blocks = tiles * np.ceil(columns / side)
-    short = _soft_max(values["fill"] * facts.units / blocks, 1.0)
-    waves = _soft_max(blocks / facts.units, 1.0)
+    short = blend(values["fill"] * facts.units / blocks, 1.0, KNEE)
+    waves = blend(blocks / facts.units, 1.0, KNEE)
     filled = np.ceil(depth / DEPTH_STEP) * DEPTH_STEP
     block_s = 2 * side * filled * facts.units * (rows + HALF_ROWS) / values["peak"]
     return blend(memory_s * short, waves * block_s, SHARPNESS) + waves * values["block"]
-
-
-def _soft_max(values: Floats, floor: float) -> Floats:
-    return np.asarray((values**KNEE + floor**KNEE) ** (1 / KNEE))

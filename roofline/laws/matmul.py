@@ -111,7 +111,8 @@ def loops_s(
         longer, shorter = np.maximum(rows, columns), np.minimum(rows, columns)
         arithmetic_s = 2 * np.maximum(longer, FEWEST_ROWS) * shorter * step_k * flop_s
         operands_s = values["narrow"] * (rows + columns) * step_k * flop_s
-        step_s = together(together(arithmetic_s, operands_s), values["step_s"] * step_bytes / STEP_BYTES)
+        step_s = blend(arithmetic_s, operands_s, TOGETHER)
+        step_s = blend(step_s, values["step_s"] * step_bytes / STEP_BYTES, TOGETHER)
         store_s = rows * columns * product.stored_bytes * units / values["store"]
         times.append(_waves(grid / units, values["quantum"]) * (steps * step_s + store_s))
         for per_unit in PARTS_PER_UNIT if split else ():
@@ -127,12 +128,6 @@ def step_bytes_of(peak_flops_per_s: float, units: int, element_bytes: float) -> 
     """Bytes along k of a step, from a device's peak for a dtype and the number of its units."""
     fast = peak_flops_per_s / units * element_bytes > FAST_UNIT
     return STEP_BYTES if fast else SHORT_STEP_BYTES
-
-
-def together(one: Edge, other: Edge) -> Floats:
-    """Seconds of two things that go on at once: at least the longer, at most 2^(1/TOGETHER) of it."""
-    top, low = np.maximum(one, other), np.minimum(one, other)
-    return np.asarray(top * (1 + (low / top) ** TOGETHER) ** (1 / TOGETHER))
 
 
 def _waves(filled: Floats, quantum: float) -> Floats:
@@ -220,7 +215,7 @@ class Matmul:
         product = product_of(dims, dtype)
         step_bytes = step_bytes_of(facts.matrix_flops_per_s[dtype], facts.units, product.element_bytes)
         loops = sustained_s(loops_s(product, facts.units, values, TILES, split=True, step_bytes=step_bytes), values)
-        return values["fixed"] + together(loops, traffic_s(product, facts, values)) * alignment(product)
+        return values["fixed"] + blend(loops, traffic_s(product, facts, values), TOGETHER) * alignment(product)
 
 
 def product_of(dims: Dims, dtype: str) -> Product:

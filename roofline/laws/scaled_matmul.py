@@ -20,8 +20,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from roofline.laws.blend import blend
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
-from roofline.laws.matmul import Edge, Matmul, Product, loops_s, product_of, sustained_s, together, traffic_s
+from roofline.laws.matmul import TOGETHER, Edge, Matmul, Product, loops_s, product_of, sustained_s, traffic_s
 
 FEW_ROWS, SOME_ROWS, MORE_ROWS = 16.0, 64.0, 128.0
 """Up to which a product has kernels of its own; up to the second, operands are swapped."""
@@ -70,7 +71,7 @@ class ScaledMatmul(Matmul):
         """Seconds of a product from those of its loops."""
         conversion = product.m * (values["row_s"] + product.k * CONVERTED_BYTES / values["convert"])
         traffic = traffic_s(product, facts, values)
-        return np.asarray(values["fixed"] + conversion + together(sustained_s(loops, values), traffic))
+        return np.asarray(values["fixed"] + conversion + blend(sustained_s(loops, values), traffic, TOGETHER))
 
 
 class BlockScaledMatmul(ScaledMatmul):
@@ -97,8 +98,7 @@ class BlockScaledMatmul(ScaledMatmul):
         broken = (product.k % BLOCK_K > 0) | (product.n % BLOCK_N > 0)
         few = np.where(product.m < SWAPPED_ROWS, values["host_few"], 1.0)
         host = values["host"] * np.where(broken, values["host_whole"], few)
-        top, low = np.maximum(host, device), np.minimum(host, device)
-        return np.asarray(top * (1 + (low / top) ** FLOOR_POWER) ** (1 / FLOOR_POWER))
+        return blend(host, device, FLOOR_POWER)
 
 
 def vllm_tiles(product: Product) -> tuple[Floats, Floats, Floats]:

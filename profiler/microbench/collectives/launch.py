@@ -47,6 +47,8 @@ SIGNAL = re.compile(r"traceback\s*:\s*(Signal .*)$")
 """What torchrun's summary says of a rank that did not fail by itself."""
 SUMMARY = re.compile(r"^E\d{4} .*torch/distributed")
 """The line with which torchrun begins to tell that a rank has failed."""
+FRAME = re.compile(r"^[IW]\d{4} .*torch/distributed")
+"""Other lines of torchrun's own, as that it ends the other ranks."""
 
 
 class LaunchFailed(RuntimeError):
@@ -197,7 +199,7 @@ def last_words(log: str) -> str | None:
     the last line with words; torchrun's own frame around them, and its SIGTERM to the other ranks, are passed over."""
     said = [line.strip() for line in log.splitlines() if re.search(r"\w", line)]
     signals = [match[1] for line in said if (match := SIGNAL.search(line)) and "SIGTERM" not in line]
-    before = list(itertools.takewhile(lambda line: not SUMMARY.match(line), said))
+    before = [line for line in itertools.takewhile(lambda line: not SUMMARY.match(line), said) if not FRAME.match(line)]
     errors = [match[1] for line in before if (match := ERROR.match(line)) and "ChildFailedError" not in line]
     return next((last[-1] for last in (signals, errors, before, said) if last), None)
 

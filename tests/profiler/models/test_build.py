@@ -11,7 +11,6 @@ from tiny import TINY, tiny
 from transformers import AutoModelForCausalLM
 
 from profiler.models.build import (
-    DTYPES,
     build,
     build_meta,
     check_request,
@@ -24,6 +23,7 @@ from profiler.models.build import (
 from profiler.models.resolve import resolve
 from profiler.passes.plan import Choices, Shapes, plan
 from profiler.record.run import RequestError
+from roofline.dtypes import MODEL_DTYPES
 from roofline.workload import Workload
 
 
@@ -46,7 +46,7 @@ def test_what_a_cpu_can_do(dtype: str | torch.dtype) -> None:
 
 def test_dtypes_that_no_model_is_built_in() -> None:
     assert refusal(dtype="float8_e4m3fn") == (
-        f"--dtype float8_e4m3fn is not a type that models are built in; use {', '.join(DTYPES)}"
+        f"--dtype float8_e4m3fn is not a type that models are built in; use {', '.join(MODEL_DTYPES)}"
     )
     assert "--dtype bf16 is unknown" in refusal(dtype="bf16")
     assert "int8 is not a type" in refusal(dtype="int8")

@@ -146,11 +146,11 @@ def test_leaving_ends_all_ranks(bench: Bench) -> None:
 def test_kill_9_of_the_reader_ends_ranks_that_would_never_end() -> None:
     program = (
         "import torch\n"
-        "from profiler.microbench import collective\n"
+        "from profiler.microbench.collectives import launch\n"
         "from profiler.microbench.bench import Bench\n"
-        f"collective.WORKER = {FAULTY!r}\n"
+        f"launch.WORKER = {FAULTY!r}\n"
         "bench = Bench(torch.device('cpu'), budget_s=0.02)\n"
-        "for one in collective.collectives(bench, operations=('all_reduce', 'endless'), largest=1024):\n"
+        "for one in launch.collectives(bench, operations=('all_reduce', 'endless'), largest=1024):\n"
         "    print(one.case, flush=True)\n"
     )
     reader = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -218,6 +218,7 @@ def test_a_driver_that_cannot_be_asked_leaves_the_link_unknown() -> None:
 
 
 LOGS = (
+    ("python: no x\nW1130 04:00:18.2 7 torch/distributed/api.py:1028] closing signal SIGTERM\n", "python: no x"),
     ("[rank1]: Traceback\n[rank1]: ValueError: odd\nE: x\nChildFailedError: \n=====\n", "ValueError: odd"),
     ("  traceback : Signal 9 (SIGKILL) by PID 12\nRuntimeError: closed", "Signal 9 (SIGKILL) by PID 12"),
     ("python: no x\nE1126 10:1 7 torch/distributed] x\n traceback : Signal 15 (SIGTERM) by 3", "python: no x"),
