@@ -96,9 +96,8 @@ def probe_kernels(
     failed: dict[str, str] = {}
     known = [shape for shape in shapes if _is_known(shape, failed)]
     arenas = _arenas(known, device, round(limit_bytes))
-    most = (
-        math.inf if backend_of(device).is_host else limit_bytes
-    )  # operands out of an arena need no memory of their own
+    # Operands out of an arena need no memory of their own.
+    most = math.inf if backend_of(device).is_host else limit_bytes
     models = {
         f"eager.{dtype}": InModelKernels(device, dtype, cache_bytes, flops_per_s)
         for dtype, flops_per_s in eager.items()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pretended_hosts import GIB, HOSTS, MIB, Host, pretend
 
+from profiler.devices import caches as effective_module
 from profiler.devices import host as host_memory
 from profiler.devices.caches import (
     TRUSTED_BYTES,
@@ -22,7 +23,6 @@ from profiler.devices.environment import collect, findings
 from profiler.devices.host import parse_cpu_list, parse_size, read_cpu_caches, read_host, read_processor, usable_cpus
 from profiler.microbench import memory, pointwise
 from profiler.microbench.bench import Bench
-from profiler.microbench.memory import caches as effective_module
 
 CPU = torch.device("cpu")
 
