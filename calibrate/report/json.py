@@ -17,7 +17,7 @@ import numpy as np
 
 from calibrate.kernels.score import Calibrated, Calibration, Score
 from calibrate.report.device_rows import Row, ends, groups, one_line
-from calibrate.report.prediction import CLASSES, KindRow, kind_rows, phase
+from calibrate.report.prediction_rows import CLASSES, KindRow, kind_rows, phase
 from profiler.record.folder import RunFolder
 from profiler.record.kernel_table import Kernels
 from profiler.record.measurement import Measurement

@@ -14,8 +14,7 @@ import plotly.graph_objects as go
 
 from calibrate.passes.pass_report import PassReport
 from calibrate.report import run_rows
-from calibrate.report.run import meaning
-from calibrate.report.run_rows import LayerRow
+from calibrate.report.run_rows import LayerRow, meaning
 from calibrate.report.terminal import shortened
 from calibrate.report.theme import DARK, GREEN, KIND, LIGHT, plain, plot, style
 from calibrate.report.units import bytes_per_s, dtype, flops_per_s, magnitude, number, percent, seconds

@@ -1,17 +1,11 @@
 """The report of a prediction: workloads, requests, and each pass by its layer kinds, its memory and its blocks; and
 the paper's table.
-
-A layer kind is what one module path does in one kind, dtype and bound, the index of a repeated layer being "*". So the
-row of an operation with one bound lies on the same roof as the operations in it. Rows add up to the pass.
-
-Example: ``sum(row.time_s for row in kind_rows(prediction.passes[0])) == prediction.passes[0].time_s``
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from calibrate.passes.table import layer_kind
 from calibrate.report.document import (
     FILES,
     PAGE,
@@ -28,27 +22,33 @@ from calibrate.report.document import (
     Text,
     brief,
     figure,
-    printable,
     table,
 )
-from calibrate.report.run import workload_title
+from calibrate.report.prediction_rows import (
+    CLASSES,
+    KindRow,
+    _on_roofline,
+    bound_shares,
+    fold,
+    kind_rows,
+    pass_title,
+    phase,
+    rate,
+    total_row,
+)
 from calibrate.report.units import (
     UNKNOWN,
     dtype,
-    known_sum,
     magnitude,
     number,
     percent,
     precise,
-    ratio,
     seconds,
     size,
 )
-from roofline.graph.op import Traffic
 from roofline.hardware.spec import Peaks
 from roofline.paper.table import PaperPhase, PaperResult, PaperRow
-from roofline.predict.passes import OpPrediction, PassPrediction, Prediction, RequestPrediction
-from roofline.record import Record
+from roofline.predict.passes import PassPrediction, Prediction, RequestPrediction
 
 FORM = {"fused": "the ideal graph, all fused that can be", "executed": "the graph as transformers executes it"}
 
@@ -70,53 +70,6 @@ WORDS = {
     "TTFT, TPOT": "time to the first token, and mean time of each further one",
     "tokens/s": "of a request: output of the whole batch",
 }
-
-CLASSES = tuple(Traffic.model_fields)
-
-ROWS_IN_TERMINAL = 24
-"""More layer kinds than a screen holds are folded there."""
-
-
-class KindRow(Record):
-    """One layer kind, or a sum of some; amounts are totals of the pass."""
-
-    path: str
-    """Module path, indices as "*"; "" is the model itself."""
-    kind: str
-    dtype: str
-    """"" in a sum of several."""
-    bound: str
-    """"" where the time is not known, and in a sum."""
-    count: float
-    time_s: float | None
-    share: float | None
-    """The share of the pass's time."""
-    matrix_flops: float
-    vector_flops: float
-    bytes: Traffic
-    link_bytes: float
-    names: tuple[str, ...] = ()
-    """Operators, each once."""
-    also: tuple[str, ...] = ()
-    """What else the kernels do, each once, indices as "*"."""
-
-    @property
-    def label(self) -> str:
-        return printable(self.path) or "(model)"
-
-    @property
-    def flops(self) -> float:
-        return self.matrix_flops + self.vector_flops
-
-    @property
-    def intensity(self) -> float | None:
-        """FLOP per byte of memory traffic."""
-        return self.flops / self.bytes.total if self.bytes.total else None
-
-    @property
-    def flops_per_s(self) -> float | None:
-        """What the roofline lets it attain."""
-        return self.flops / self.time_s if self.time_s else None
 
 
 KIND_COLUMNS: tuple[Column[KindRow], ...] = (
@@ -335,15 +288,6 @@ def _draw_blocks(step: PassPrediction, i: int) -> Any:
     return drawings(step, f"block-{i}")
 
 
-def _on_roofline(row: KindRow) -> bool:
-    return row.flops > 0 and row.bytes.total > 0 and bool(row.time_s)
-
-
-def on_roofline(step: PassPrediction) -> tuple[KindRow, ...]:
-    """Layer kinds with a place on a logarithmic plot."""
-    return tuple(row for row in kind_rows(step) if _on_roofline(row))
-
-
 def _sizes(step: PassPrediction, field: str) -> Cell:
     """One size of a workload; those of the parts of a mixed batch side by side."""
     values = [getattr(workload, field) for workload in step.workloads]
@@ -354,17 +298,6 @@ def _fits(fits: bool | None) -> Cell:
     """ "yes", "! no", or not known."""
     words = {True: "yes", False: "! no", None: UNKNOWN}[fits]
     return Cell(words, None if fits is None else float(fits), bad=fits is False)
-
-
-def phase(step: PassPrediction) -> str:
-    """The phase of the workload, or "mixed"."""
-    return step.workloads[0].phase if len(step.workloads) == 1 else "mixed"
-
-
-def pass_title(step: PassPrediction) -> str:
-    """ "decode b8 q1 ctx 2048 bf16", or the parts of a mixed batch."""
-    parts = " + ".join(workload_title(workload) for workload in step.workloads)
-    return parts if len(step.workloads) == 1 else f"mixed: {parts}"
 
 
 def summary(prediction: Prediction) -> tuple[str, ...]:
@@ -409,85 +342,3 @@ def misfit(step: PassPrediction | RequestPrediction, prediction: Prediction) -> 
         return ""
     needed = step.memory.peak if isinstance(step, PassPrediction) else step.peak_bytes
     return f"! does not fit: needs {size(needed)} of {size(prediction.capacity_bytes)}"
-
-
-def rate(tokens_per_s: float | None) -> str:
-    """Tokens a second."""
-    return f"{magnitude(tokens_per_s)} tokens/s"
-
-
-def kind_rows(step: PassPrediction) -> tuple[KindRow, ...]:
-    """Every layer kind, the slowest first; those whose time is not known lead, for they need a look."""
-    groups: dict[tuple[str, str, str, str], list[OpPrediction]] = {}
-    for op in step.ops:
-        groups.setdefault((layer_kind(op.path), op.kind.value, op.dtype, op.bound), []).append(op)
-    rows = [_row(key, ops, step.time_s) for key, ops in groups.items()]
-    return tuple(sorted(rows, key=lambda row: (row.time_s is not None, -(row.time_s or 0.0))))
-
-
-def total_row(rows: Iterable[KindRow], label: str, whole_s: float | None) -> KindRow:
-    """The sum of some rows; a time that one of them does not know is not known of the sum."""
-    rows = tuple(rows)
-    time_s = known_sum(row.time_s for row in rows)
-    return KindRow(
-        path=label,
-        kind="",
-        dtype="",
-        bound="",
-        count=sum(row.count for row in rows),
-        time_s=time_s,
-        share=ratio(time_s, whole_s),
-        matrix_flops=sum(row.matrix_flops for row in rows),
-        vector_flops=sum(row.vector_flops for row in rows),
-        bytes=_traffic(row.bytes for row in rows),
-        link_bytes=sum(row.link_bytes for row in rows),
-    )
-
-
-def fold(rows: Sequence[KindRow], whole_s: float | None, keep: int = ROWS_IN_TERMINAL) -> tuple[KindRow, ...]:
-    """The first `keep` rows, and one row "N others" that holds the rest's sums."""
-    rest = rows[keep:]
-    if len(rest) < 2:  # a row that stands for one other row saves nothing
-        return tuple(rows)
-    return (*rows[:keep], total_row(rest, f"{len(rest)} others", whole_s))
-
-
-def bound_shares(step: PassPrediction) -> tuple[tuple[str, float], ...]:
-    """(what is waited for, share of the known time), the largest first."""
-    times: dict[str, float] = {}
-    for op in step.ops:
-        if op.time_s:
-            times[op.bound] = times.get(op.bound, 0.0) + op.time_s
-    whole = sum(times.values())
-    return tuple(sorted(((name, time / whole) for name, time in times.items()), key=lambda item: -item[1]))
-
-
-def _row(key: tuple[str, str, str, str], ops: Sequence[OpPrediction], whole_s: float | None) -> KindRow:
-    path, kind, type_, bound = key
-    time_s = known_sum(op.time_s for op in ops)
-    return KindRow(
-        path=path,
-        kind=kind,
-        dtype=type_,
-        bound=bound,
-        count=sum(op.count for op in ops),
-        time_s=time_s,
-        share=ratio(time_s, whole_s),
-        matrix_flops=sum(op.matrix_flops for op in ops),
-        vector_flops=sum(op.vector_flops for op in ops),
-        bytes=_traffic(op.bytes for op in ops),
-        link_bytes=sum(op.link_bytes for op in ops),
-        names=tuple(dict.fromkeys(op.name for op in ops)),
-        also=tuple(dict.fromkeys(_member(words) for op in ops for words in op.also)),
-    )
-
-
-def _member(words: str) -> str:
-    """ "path kind" with the index of the layer as "*"."""
-    path, space, kind = words.rpartition(" ")
-    return f"{layer_kind(path)}{space}{kind}"
-
-
-def _traffic(parts: Iterable[Traffic]) -> Traffic:
-    parts = tuple(parts)
-    return Traffic(**{name: sum(getattr(part, name) for part in parts) for name in CLASSES})

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from calibrate.report import theme
 from calibrate.report.pass_plots import Point, roofline_figure
-from calibrate.report.prediction import KindRow, on_roofline, pass_title, phase, rate
+from calibrate.report.prediction_rows import KindRow, on_roofline, pass_title, phase, rate
 from calibrate.report.theme import FAINT, LIGHT, colour, plain
 from calibrate.report.units import UNKNOWN, bytes_per_s, flops, flops_per_s, magnitude, number, percent, seconds, size
 from roofline.hardware.spec import Peaks

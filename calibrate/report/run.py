@@ -27,31 +27,11 @@ from calibrate.report.document import (
     figure,
     table,
 )
-from calibrate.report.run_rows import LayerRow, TermRow
+from calibrate.report.run_rows import LayerRow, TermRow, meaning
 from calibrate.report.units import UNKNOWN, dtype, duration, magnitude, number, percent, plus_minus, seconds, size
 from profiler.record.run import CellResult, Mode, Run
 from roofline.hardware.spec import HardwareSpec
 from roofline.workload import Workload
-
-MEANING = {
-    "ideal": "the fused graph at datasheet peaks",
-    "peak_derate": "this device reaches less than the datasheet's peaks",
-    "extra_work": "work and traffic that the fused graph does not have",
-    "shape_loss": "shapes that reach less than the peaks, by the calibrated laws",
-    "level": "the machine was slower than while it was calibrated",
-    "residual": "what the prediction does not explain",
-    "idle": "time in which the device had no work",
-}
-"""What a term of the waterfall stands for."""
-
-REACHED = {
-    "peak_derate": "the fused graph at achieved peaks",
-    "extra_work": "the graph as executed, at achieved peaks",
-    "shape_loss": "the graph as executed, by the calibrated laws",
-    "level": "the same at the speed of the machine beside this pass",
-    "residual": "device time: no peaks are known to split it",
-}
-"""What terms joined from the first one on stand for, by the last of them."""
 
 WORDS = {
     "layer kind": "the operations of one kind under one module path; * stands for the index of a repeated layer",
@@ -213,19 +193,6 @@ def notes(report: PassReport) -> tuple[str, ...]:
         said.append(f"peak memory {size(report.peak_memory_bytes)}")
     said.append("implementations that ran: " + (", ".join(f"{what} {how}" for what, how in report.ran.items()) or "–"))
     return tuple(said)
-
-
-def meaning(row: TermRow) -> str:
-    """What a row of the waterfall stands for."""
-    if row.terms == ("wall",):
-        return "wall time of a pass without the profiler"
-    if len(row.terms) > 1 and row.terms[0] == "ideal":
-        return REACHED[row.terms[-1]]
-    if row.terms == ("shape_loss", "level", "residual"):
-        return "slower than the roofline of what ran"
-    if row.terms == ("level", "residual"):
-        return "what the laws do not explain, and how slow the machine was"
-    return "; ".join(MEANING[term] for term in row.terms)
 
 
 def environment(run: Run) -> tuple[tuple[str, str], ...]:
@@ -461,7 +428,7 @@ def _compiled(report: PassReport) -> Section:
 
 
 def _terms() -> dict[str, str]:
-    return {term.replace("_", " "): MEANING[term] for term in rows.TERMS}
+    return {term.replace("_", " "): rows.MEANING[term] for term in rows.TERMS}
 
 
 def _with_half(value: float, low: float | None, high: float | None, what: str) -> str:

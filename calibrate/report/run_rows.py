@@ -27,6 +27,26 @@ from roofline.laws.fitted import FittedLaw
 from roofline.laws.kinds import HOST_GAP, OPERATOR
 from roofline.record import Record
 
+MEANING = {
+    "ideal": "the fused graph at datasheet peaks",
+    "peak_derate": "this device reaches less than the datasheet's peaks",
+    "extra_work": "work and traffic that the fused graph does not have",
+    "shape_loss": "shapes that reach less than the peaks, by the calibrated laws",
+    "level": "the machine was slower than while it was calibrated",
+    "residual": "what the prediction does not explain",
+    "idle": "time in which the device had no work",
+}
+"""What a term of the waterfall stands for."""
+
+REACHED = {
+    "peak_derate": "the fused graph at achieved peaks",
+    "extra_work": "the graph as executed, at achieved peaks",
+    "shape_loss": "the graph as executed, by the calibrated laws",
+    "level": "the same at the speed of the machine beside this pass",
+    "residual": "device time: no peaks are known to split it",
+}
+"""What terms joined from the first one on stand for, by the last of them."""
+
 TERMS = (*RUNG_TERMS, "idle")
 """Terms of the waterfall, in the order they add up."""
 
@@ -453,3 +473,16 @@ def _instrumentation(low: float, high: float) -> str:
     if high < 1 - INSTRUMENTED_WITHIN:
         return "the machine changed between passes"
     return ""
+
+
+def meaning(row: TermRow) -> str:
+    """What a row of the waterfall stands for."""
+    if row.terms == ("wall",):
+        return "wall time of a pass without the profiler"
+    if len(row.terms) > 1 and row.terms[0] == "ideal":
+        return REACHED[row.terms[-1]]
+    if row.terms == ("shape_loss", "level", "residual"):
+        return "slower than the roofline of what ran"
+    if row.terms == ("level", "residual"):
+        return "what the laws do not explain, and how slow the machine was"
+    return "; ".join(MEANING[term] for term in row.terms)

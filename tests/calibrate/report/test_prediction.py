@@ -12,8 +12,8 @@ from paper_samples import paper
 from report_views import as_page, on_terminal
 
 from calibrate.report import prediction_plots
-from calibrate.report.prediction import SWEEP_ROWS, kind_rows, paper_document, prediction_document
-from calibrate.report.pass_plots import on_roofline
+from calibrate.report.prediction import SWEEP_ROWS, paper_document, prediction_document
+from calibrate.report.prediction_rows import kind_rows, on_roofline
 from roofline.predict.passes import PassPrediction, Prediction
 from roofline.workload import Workload
 

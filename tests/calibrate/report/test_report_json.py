@@ -12,7 +12,7 @@ from graphs import GraphBuilder
 from paper_samples import paper
 
 from calibrate.report.json import By, device_json, paper_json, prediction_json, write_csv
-from calibrate.report.prediction import bound_shares, fold, kind_rows, total_row
+from calibrate.report.prediction_rows import bound_shares, fold, kind_rows, total_row
 from roofline.graph.memory import footprint
 from roofline.graph.op import Kind, Traffic
 from roofline.predict.passes import Prediction
