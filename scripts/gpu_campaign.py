@@ -34,8 +34,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from roofline.hardware.spec import GPU
-
 ROOT = Path(__file__).parents[1]
 PROFILER = (sys.executable, "-m", "profiler")
 NEEDED = {
@@ -489,7 +487,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--minutes", type=float, required=True, help="Time that there is.")
     options.add_argument("--out", type=Path, required=True, help="Folder of the campaign; an old one is gone on with.")
-    options.add_argument("--device", default=GPU, help="cuda, cuda:1, or cpu, with small models.")
+    options.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu, with small models.")
     options.add_argument("--models", help="Only these of the list, or other names and folders, separated by commas.")
     given = options.parse_args(arguments)
     lacking = missing()

@@ -219,7 +219,7 @@ def words(rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
 def facts(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> tuple[tuple[str, str], ...]:
     """The device, its software, and the conditions that were seen while it was measured."""
     machine = run.environment
-    cuda = machine.device_kind == "cuda"
+    cuda = machine.device_kind != "cpu"
     units = spec.chip.units if spec.chip else None
     parts = f"{number(units.value)} {spec.chip.unit or 'units'}s" if spec.chip and units else ""
     host = f"{machine.cores} cores, {machine.threads} threads"

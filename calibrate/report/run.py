@@ -198,7 +198,7 @@ def notes(report: PassReport) -> tuple[str, ...]:
 def environment(run: Run) -> tuple[tuple[str, str], ...]:
     """The machine and its software."""
     machine = run.environment
-    cuda = machine.device_kind == "cuda"
+    cuda = machine.device_kind != "cpu"
     facts = {
         "run": f"{run.name}, {run.started}" + ("" if run.finished else " (not finished)"),
         "device": f"{machine.device} ({machine.device_kind}), {size(machine.memory_bytes)}",

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,15 @@ import torch
 from tiny import tiny
 from waiting import LAST_RESORT_S, until
 
-from calibrate.kernels import choose as kernel_shapes
 from calibrate.passes.pass_report import TERMS
 from calibrate.passes.reports import sound
 from profiler.cli import measuring
 from profiler.cli.app import main
-from profiler.kernels import eager as probe_kernels
-from profiler.kernels import in_model as eager
-from profiler.kernels import table as probe_table
+from profiler.kernels import in_model
 from profiler.record.folder import RunFolder
 from profiler.record.kernel_table import has_kernels
 from profiler.record.run import Run
+from roofline.laws import kinds
 
 ROOT = Path(__file__).parents[3]
 HELD = """
@@ -206,9 +204,10 @@ def test_interrupted_keeps_what_was_measured(model: Path, first: First, tmp_path
 def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel_shapes, "POINTS", dict.fromkeys(kernel_shapes.POINTS, 6))
-    monkeypatch.setattr(eager, "SIZES", ((1 / 1024, 2), (1 / 512, 2)))
-    monkeypatch.setattr(probe_kernels, "STREAMING", {"aten::mul": probe_kernels.STREAMING["aten::mul"]})
+    few = {name: replace(kind, points=min(6, kind.points)) for name, kind in kinds.KINDS.items()}
+    monkeypatch.setattr(kinds, "KINDS", few)
+    monkeypatch.setattr(in_model, "SIZES", ((1 / 1024, 2), (1 / 512, 2)))
+    monkeypatch.setattr("profiler.kernels.family.streaming_operators", lambda: ("aten::mul",))
     monkeypatch.setattr(measuring, "DEVICE_S", 3.0)
     quick = [one for one in QUICK if one not in ("--no-calibrate", "--quick")]
     assert main(["run", str(model), *quick, "--out", str(tmp_path), "--json"]) in (0, 3, 4)
@@ -272,8 +271,8 @@ def test_what_cannot_be_calibrated_is_said_and_the_models_are_measured(
     def fails(*_: object) -> None:
         raise RuntimeError("no such device")
 
-    monkeypatch.setattr(probe_table, "measure_eager", fails)
-    monkeypatch.setattr(probe_table, "measure_probe", fails)
+    monkeypatch.setattr("profiler.kernels.in_model.InModelKernels.visit", fails)
+    monkeypatch.setattr("profiler.kernels.measure.ProbedKernels.visit", fails)
     monkeypatch.setattr(measuring, "DEVICE_S", 3.0)
     quick = [one for one in QUICK if one not in ("--no-calibrate", "float32")]
     for dtype, key, says in (("float64", "calibrated", "no laws in float64"), ("float32", "eager.float32", "no such")):
