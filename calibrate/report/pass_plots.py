@@ -87,12 +87,7 @@ def waterfall_chart(report: PassReport) -> go.Figure:
         cliponaxis=False,
         customdata=meanings,
         hovertemplate="%{y}: %{text}<br>%{customdata}<extra></extra>",
-        marker={
-            "color": [
-                *(TERM[row.terms[-1] if row.terms[0] != "ideal" else "ideal"] for row in rows),
-                DARK,
-            ]
-        },
+        marker={"color": [*(TERM[row.terms[-1] if row.terms[0] != "ideal" else "ideal"] for row in rows), DARK]},
     )
     span = max(ends) - min(ends)
     figure = plot("time of the pass", traces=[bar], height=330, bargap=0.35)

@@ -36,16 +36,7 @@ from calibrate.report.prediction_rows import (
     rate,
     total_row,
 )
-from calibrate.report.units import (
-    UNKNOWN,
-    dtype,
-    magnitude,
-    number,
-    percent,
-    precise,
-    seconds,
-    size,
-)
+from calibrate.report.units import UNKNOWN, dtype, magnitude, number, percent, precise, seconds, size
 from roofline.hardware.spec import Peaks
 from roofline.paper.table import PaperPhase, PaperResult, PaperRow
 from roofline.predict.passes import PassPrediction, Prediction, RequestPrediction

@@ -9,15 +9,9 @@ Example: ``sum(row.time_s for row in kind_rows(prediction.passes[0])) == predict
 from collections.abc import Iterable, Sequence
 
 from calibrate.passes.table import layer_kind
-from calibrate.report.document import (
-    printable,
-)
+from calibrate.report.document import printable
 from calibrate.report.run import workload_title
-from calibrate.report.units import (
-    known_sum,
-    magnitude,
-    ratio,
-)
+from calibrate.report.units import known_sum, magnitude, ratio
 from roofline.graph.op import Traffic
 from roofline.predict.passes import OpPrediction, PassPrediction
 from roofline.record import Record

@@ -12,16 +12,7 @@ from typing import Literal
 from calibrate.passes.pass_report import TERMS as RUNG_TERMS
 from calibrate.passes.pass_report import LayerEfficiency, PassReport, Waterfall
 from calibrate.passes.verdict import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_EXCESS, SPANS_WITHIN
-from calibrate.report.units import (
-    UNKNOWN,
-    dtype,
-    in_unit,
-    known_sum,
-    percent,
-    plus_minus,
-    ratio,
-    seconds,
-)
+from calibrate.report.units import UNKNOWN, dtype, in_unit, known_sum, percent, plus_minus, ratio, seconds
 from roofline.hardware.spec import Figure, HardwareSpec, Peaks
 from roofline.laws.fitted import FittedLaw
 from roofline.laws.kinds import HOST_GAP, OPERATOR
@@ -243,9 +234,7 @@ def pass_terms(report: PassReport) -> tuple[TermRow, ...]:
     return tuple(row.model_copy(update={"half_s": halves.get("+".join(row.terms))}) for row in rows)
 
 
-def layer_terms(
-    report: PassReport,
-) -> tuple[tuple[str, ...], tuple[tuple[str, str, tuple[float | None, ...]], ...]]:
+def layer_terms(report: PassReport) -> tuple[tuple[str, ...], tuple[tuple[str, str, tuple[float | None, ...]], ...]]:
     """Labels of the pass's terms, and (layer kind, kind, seconds of each term), the slowest layer kind first.
 
     A layer may know a rung that the pass does not: its terms are summed into the pass's. One that knows less has its
