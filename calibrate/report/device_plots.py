@@ -81,7 +81,7 @@ def curves(measurements: Iterable[Measurement]) -> dict[str, list[Point]]:
 
 
 def capacities(spec: HardwareSpec, measurements: Sequence[Measurement]) -> tuple[tuple[str, float], ...]:
-    """(name, bytes) of each cache as a datasheet or the system states it; the last-level cache as measurements were told."""
+    """(name, bytes) of each cache as the system or a datasheet states it, and of the one that was to be exceeded."""
     names: dict[float, str] = {}
     for peaks in (spec.measured, spec.datasheet):
         for level in peaks.levels[:-1] if peaks else ():

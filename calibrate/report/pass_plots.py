@@ -16,7 +16,7 @@ from calibrate.passes.pass_report import PassReport
 from calibrate.report import run_rows
 from calibrate.report.run_rows import LayerRow, meaning
 from calibrate.report.terminal import shortened
-from calibrate.report.theme import DARK, GREEN, KIND, LIGHT, plain, plot, style
+from calibrate.report.theme import DARK, GREEN, HOVER, KIND, LIGHT, plain, points, style
 from calibrate.report.units import bytes_per_s, dtype, flops_per_s, magnitude, number, percent, seconds
 from roofline.hardware.spec import HardwareSpec, Peaks
 
@@ -31,7 +31,7 @@ TERM = {
 }
 ROOF = {"achieved": DARK, "datasheet": "#9aa5b8"}
 MARK = "#d00000"
-"""Colours: of terms, of roofs by origin, and of what is above 1."""
+"""Colours: of terms, of roofs by what they come from, and of an efficiency above 1."""
 
 BARS = 40
 """Layer kinds in the bar chart; the table below it has them all."""
@@ -77,6 +77,7 @@ def waterfall_chart(report: PassReport) -> go.Figure:
     texts = [f"{seconds(row.time_s, signed=True)}  ({percent(row.share)})" for row in rows]
     meanings = [*(meaning(row) for row in rows), "wall time of a pass without the profiler"]
     ends = [0.0, *(row.start_s + (row.time_s or 0.0) for row in rows), report.wall_s]
+    colours = [TERM[row.terms[-1] if row.terms[0] != "ideal" else "ideal"] for row in rows]
     bar = go.Bar(
         orientation="h",
         y=labels,
@@ -87,15 +88,12 @@ def waterfall_chart(report: PassReport) -> go.Figure:
         cliponaxis=False,
         customdata=meanings,
         hovertemplate="%{y}: %{text}<br>%{customdata}<extra></extra>",
-        marker={"color": [*(TERM[row.terms[-1] if row.terms[0] != "ideal" else "ideal"] for row in rows), DARK]},
+        marker={"color": [*colours, DARK]},
     )
     span = max(ends) - min(ends)
-    figure = plot("time of the pass", traces=[bar], height=330, bargap=0.35)
-    figure.update_xaxes(
-        tickformat="~s",
-        ticksuffix="s",
-        range=[min(ends) - 0.02 * span, max(ends) + 0.42 * span],  # room for the text beside the bars
-    )
+    room = [min(ends) - 0.02 * span, max(ends) + 0.42 * span]  # for the text beside the bars
+    figure = style(go.Figure(bar), "time of the pass", height=330, bargap=0.35)
+    figure.update_xaxes(tickformat="~s", ticksuffix="s", range=room)
     figure.update_yaxes(_NAMES)
     return figure
 
@@ -104,37 +102,23 @@ def layer_chart(report: PassReport) -> go.Figure:
     """Measured, predicted and ideal time of the slowest layer kinds, one inside the other."""
     rows = run_rows.layer_rows(report)[:BARS]
     labels = _labels(rows)
-    measured, predicted, ideal = "measured", "predicted", "ideal"
     series = (
-        (measured, [row.time_s for row in rows], LIGHT, 0.82),
-        (predicted, [row.predicted_s for row in rows], "#6d9dc5", 0.5),
-        (ideal, [row.ideal_s for row in rows], TERM["ideal"], 0.2),
+        ("measured", [row.time_s for row in rows], LIGHT, 0.82),
+        ("predicted", [row.predicted_s for row in rows], "#6d9dc5", 0.5),
+        ("ideal", [row.ideal_s for row in rows], TERM["ideal"], 0.2),
     )
-    hovers = [_hover(row) for row in rows]
+    about = {"orientation": "h", "customdata": [_hover(row) for row in rows], "hovertemplate": HOVER}
     bars = [
-        go.Bar(
-            name=name,
-            orientation="h",
-            y=labels,
-            x=values,
-            width=width,
-            marker={"color": colour},
-            customdata=hovers,
-            hovertemplate="%{customdata}<extra></extra>",
-            **({"text": [_beside(row) for row in rows], "textposition": "outside"} if name == measured else {}),
-        )
+        go.Bar(name=name, y=labels, x=values, width=width, marker={"color": colour}, **about)
         for name, values, colour, width in series
         if any(value is not None for value in values)
     ]
-    longest = max((max(row.time_s, row.predicted_s or 0.0, row.ideal_s or 0.0) for row in rows), default=0.0)
-    figure = plot(
-        "device time of one pass, all repeats",
-        traces=bars,
-        height=120 + 25 * len(rows),
-        barmode="overlay",
-        margin_t=36,
-        legend={"y": 1, "yanchor": "bottom", "traceorder": "normal"},
-    )
+    if bars:
+        bars[0].update(text=[_beside(row) for row in rows], textposition="outside")
+    longest = max((value or 0.0 for _, values, _, _ in series for value in values), default=0.0)
+    layout = {"barmode": "overlay", "margin_t": 36, "legend": {"y": 1, "yanchor": "bottom", "traceorder": "normal"}}
+    height = 120 + 25 * len(rows)
+    figure = style(go.Figure(bars), "device time of one pass, all repeats", height=height, **layout)
     figure.update_xaxes(tickformat="~s", ticksuffix="s", range=[0, 1.12 * longest])
     figure.update_yaxes(_NAMES, tickfont={"family": "ui-monospace, monospace", "size": 11})
     return figure
@@ -143,41 +127,31 @@ def layer_chart(report: PassReport) -> go.Figure:
 def roofline_chart(report: PassReport, spec: HardwareSpec) -> go.Figure:
     """Achieved FLOP/s over FLOPs per byte, both logarithmic; a point a layer kind, its area the share of the wall."""
     rows = on_roofline(report)
-    points = [
+    places = [
         Point(row.kind, row.flops / row.bytes, row.flops_per_s or 0.0, max(row.share or 0.0, 0.0), _hover(row))
         for row in rows
     ]
     origins = {"achieved": spec.measured, "datasheet": spec.datasheet}
     known = {name: peaks for name, peaks in origins.items() if peaks is not None}
-    figure = roofline_figure(points, known, (report.workload.dtype,))
+    figure = roofline_figure(places, known, (report.workload.dtype,))
     _mark_above_one(figure, rows)
     return figure
 
 
 def roofline_figure(
-    points: Sequence[Point], known: dict[str, Peaks], matrix_dtypes: Sequence[str], title: str = "achieved FLOP/s"
+    places: Sequence[Point], known: dict[str, Peaks], matrix_dtypes: Sequence[str], title: str = "achieved FLOP/s"
 ) -> go.Figure:
     """The points and the roofs of `known` peaks by origin ("achieved", "datasheet"); the first ones are labelled."""
     figure = go.Figure()
-    x_range, y_range = ranges(points, list(known.values()), matrix_dtypes)
+    x_range, y_range = ranges(places, list(known.values()), matrix_dtypes)
     for name, peaks in known.items():
         add_lines(figure, name, peaks, matrix_dtypes, x_range)
-    for kind in dict.fromkeys(point.kind for point in points):
-        some = [point for point in points if point.kind == kind]
-        figure.add_scatter(
-            name=kind,
-            x=[point.intensity for point in some],
-            y=[point.flops_per_s for point in some],
-            mode="markers",
-            marker={
-                "color": KIND.get(kind, "#000000"),
-                "size": [7 + 30 * math.sqrt(point.share) for point in some],
-                "opacity": 0.75,
-                "line": {"color": "#ffffff", "width": 1},
-            },
-            customdata=[point.hover for point in some],
-            hovertemplate="%{customdata}<extra></extra>",
-        )
+    for kind in dict.fromkeys(point.kind for point in places):
+        some = [point for point in places if point.kind == kind]
+        sizes = [7 + 30 * math.sqrt(point.share) for point in some]
+        look = {"color": KIND.get(kind, "#000000"), "opacity": 0.75, "line": {"color": "#ffffff", "width": 1}}
+        x, y = [point.intensity for point in some], [point.flops_per_s for point in some]
+        points(figure, kind, x, y, [point.hover for point in some], marker={**look, "size": sizes}, mode="markers")
     if known:
         add_labels(figure, next(iter(known.values())), matrix_dtypes, y_range, PLOT)
     margin = {"r": 190 if known else 20, "t": 10, "b": 120}
@@ -192,6 +166,7 @@ def _mark_above_one(figure: go.Figure, rows: Sequence[LayerRow]) -> None:
     marked = [row for row in rows if row.above_one]
     if not marked:
         return
+    sizes = [13 + 30 * math.sqrt(max(row.share or 0.0, 0.0)) for row in marked]
     figure.add_scatter(
         name="efficiency above 1",
         x=[row.flops / row.bytes for row in marked],
@@ -201,12 +176,7 @@ def _mark_above_one(figure: go.Figure, rows: Sequence[LayerRow]) -> None:
         textposition="bottom center",
         textfont={"color": MARK, "size": 11},
         hoverinfo="skip",
-        marker={
-            "symbol": "circle-open",
-            "color": MARK,
-            "size": [13 + 30 * math.sqrt(max(row.share or 0.0, 0.0)) for row in marked],
-            "line": {"width": 2.5},
-        },
+        marker={"symbol": "circle-open", "color": MARK, "size": sizes, "line": {"width": 2.5}},
     )
 
 
@@ -241,17 +211,15 @@ def _hover(row: LayerRow) -> str:
 
 
 def ranges(
-    points: Sequence[Point], known: Sequence[Peaks], matrix_dtypes: Sequence[str]
+    places: Sequence[Point], known: Sequence[Peaks], matrix_dtypes: Sequence[str]
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Both axes: every point and every ridge, with a margin."""
     flat = [value for peaks in known for value in flats(peaks, matrix_dtypes).values()]
     slowest = [peaks.levels[-1].bandwidth.value for peaks in known]
-    x = [point.intensity for point in points] + [max(flat) / value for value in slowest if flat]
-    y = [point.flops_per_s for point in points] + flat
-    return (min(x, default=1.0) / 4, max(x, default=1.0) * 6), (
-        min(y, default=1.0) / 4,
-        max(y, default=1.0) * (30 if known else 4),
-    )
+    x = [point.intensity for point in places] + [max(flat) / value for value in slowest if flat]
+    y = [point.flops_per_s for point in places] + flat
+    above = 30 if known else 4
+    return (min(x, default=1.0) / 4, max(x, default=1.0) * 6), (min(y, default=1.0) / 4, max(y, default=1.0) * above)
 
 
 def add_lines(
@@ -281,9 +249,8 @@ def add_labels(
         half = LINE * len(words) / 2 * pixel
         place = min((math.log10(low) + math.log10(high)) / 2, below - half)
         below = place - half
-        _note(
-            figure, "<br>".join(words), xref="paper", x=1.005, y=place, xanchor="left", yanchor="middle", align="left"
-        )
+        beside = {"xref": "paper", "x": 1.005, "xanchor": "left", "yanchor": "middle", "align": "left"}
+        _note(figure, "<br>".join(words), y=place, **beside)
     if not rates:
         return
     top = max(rates.values())
