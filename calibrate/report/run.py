@@ -28,15 +28,28 @@ from calibrate.report.document import (
     table,
 )
 from calibrate.report.run_rows import LayerRow, TermRow, meaning
-from calibrate.report.units import UNKNOWN, dtype, duration, magnitude, number, percent, plus_minus, seconds, size
+from calibrate.report.units import (
+    UNKNOWN,
+    dtype,
+    duration,
+    magnitude,
+    number,
+    percent,
+    plus_minus,
+    ratio,
+    seconds,
+    size,
+)
 from profiler.record.run import CellResult, Mode, Run
 from roofline.hardware.spec import HardwareSpec
 from roofline.workload import Workload
 
 WORDS = {
+    "pass": "b: sequences, q: new tokens of each, ctx: cached tokens of each",
     "layer kind": "the operations of one kind under one module path; * stands for the index of a repeated layer",
     "×": "executions in the whole model",
     "time": "device time of one pass, all executions; the rows add up to the busy time",
+    "wall": "time of a pass without the profiler",
     "busy": "time in which the device had work",
     "share": "of the wall time",
     "±": "half the 90 % interval over the rounds (of a prediction, by the laws), as a share of the figure",
@@ -46,13 +59,14 @@ WORDS = {
     "bound": "what the roofline of the executed graph waits for",
     "per repeat": "median of one repeated layer ± half the 5–95 % range over them",
     "datasheet, achieved": "the vendor's peak, and the peak measured on this device; spec.json names their sources",
+    **{rows.label(term): rows.MEANING[term] for term in rows.TERMS if term != "ideal"},
 }
 
 ABOVE_ONE = "efficiency above 1"
 """How the footnote of the mark "!" begins; a report whose own warnings have it does not get a second one."""
 
-SMALLEST_SHARE, MOST_KERNELS = 0.002, 20
-"""Compiled kernels that a terminal shows: of at least this share of the wall, and at most so many."""
+MOST_KERNELS = 20
+"""Compiled kernels that a terminal shows at most."""
 
 MODES: dict[Mode, str] = {
     "eager": "",
@@ -75,7 +89,7 @@ def run_document(
         _device(run, spec),
         *passes,
         Section("No result", (table(_FAILED, failed),)),
-        Section("Words", (Facts(tuple(WORDS.items()), views=FILES), Facts(tuple(_terms().items()), "faint"))),
+        Section("Words", (Facts(tuple(WORDS.items()), "faint"),)),
     ]
     return Document(f"{run.environment.device}: {run.name}", parts if reports else parts[:-1])
 
@@ -102,16 +116,19 @@ def headline(report: PassReport) -> str:
     now = f"{wall}, {_with_half(report.busy_s, report.busy_s_low, report.busy_s_high, 'busy')}"
     if report.status != "done":
         return now
-    if report.ideal_peaks is None:
-        return f"{now}; how fast it could be is unknown: no peaks of this device are known"
     ideal_s = rows.ideal_total_s(report)
     if ideal_s is None:
-        return f"{now}; how fast it could be is unknown: the {report.ideal_peaks} peaks lack one it needs"
+        peaks = (
+            f"the {report.ideal_peaks} peaks lack one it needs"
+            if report.ideal_peaks
+            else "no peaks of this device are known"
+        )
+        return f"{now}; how fast it could be is unknown: {peaks}"
     if ideal_s > report.busy_s:
         there = f"{seconds(ideal_s)} at {report.ideal_peaks} peaks"
         return f"{now}; its device work would take {there}, above the measured time: the peaks are too low"
-    ratio = f" ({report.busy_s / ideal_s:.2f}× less)" if ideal_s > 0 else ""
-    return f"{now}; its device work could take {seconds(ideal_s)} at {report.ideal_peaks} peaks{ratio}"
+    less = f" ({report.busy_s / ideal_s:.2f}× less)" if ideal_s > 0 else ""
+    return f"{now}; its device work could take {seconds(ideal_s)} at {report.ideal_peaks} peaks{less}"
 
 
 def ideal_uses(report: PassReport, spec: HardwareSpec) -> str:
@@ -128,7 +145,11 @@ def predicted(report: PassReport) -> str:
     """What was predicted, with its signed error."""
     if report.prediction is None:
         return "predicted: – (no peaks of this device are known)"
-    how = {"executed": "the graph as executed at achieved peaks, not calibrated", "calibrated": "calibrated laws"}
+    how = {
+        "executed": "the graph as executed at achieved peaks, not calibrated",
+        "calibrated": "calibrated laws at the machine's speed "
+        + ("of this run" if report.level else "of the calibration"),
+    }
     ends = report.predicted_busy_s_low, report.predicted_busy_s_high
     busy = _against(report.predicted_busy_s, ends, report.busy_s)
     ends = report.predicted_wall_s_low, report.predicted_wall_s_high
@@ -140,59 +161,61 @@ def level(report: PassReport) -> tuple[str, ...]:
     """How slow the machine was beside the pass, against the calibration; nothing where that is not known."""
     if not report.level:
         return ()
-    each = [f"{probe} {ratio.ratio:.2f}× ({ratio.low:.2f}–{ratio.high:.2f})" for probe, ratio in report.level.items()]
-    busy, wall = seconds(report.predicted_busy_calibrated_s), seconds(report.predicted_wall_calibrated_s)
-    return (
-        f"speed of the machine: reference probes beside this pass took {', '.join(each)} their time in the calibration",
-        f"at the calibration's speed the prediction is {busy} busy, {wall} wall",
+    probes = [f"{probe} {ratio.ratio:.2f}× ({ratio.low:.2f}–{ratio.high:.2f})" for probe, ratio in report.level.items()]
+    measured = (
+        f"machine speed: reference probes beside this pass took, of their time in the calibration, {', '.join(probes)}"
     )
+    calibrated = report.predicted_busy_calibrated_s, report.predicted_wall_calibrated_s
+    if calibrated == (report.predicted_busy_s, report.predicted_wall_s):
+        return (measured,)
+    busy, wall = map(seconds, calibrated)
+    return measured, f"at the machine's speed of the calibration the prediction is {busy} busy, {wall} wall"
 
 
 def compared(report: PassReport) -> str:
     """What measured and predicted figures are, so that it is seen that they are alike."""
     measured = f"the {MIDDLE} of the passes"
     if report.rounds is not None and report.passes is not None:
-        each = report.passes[0] // report.rounds
-        measured = (
-            f"the {MIDDLE} of {_count(report.rounds, 'round')}, each the mean of {_count(each, 'pass', 'passes')}"
-        )
+        passes = _count(report.passes[0] // report.rounds, "pass", "passes")
+        measured = f"the {MIDDLE} of {_count(report.rounds, 'round')}, each the mean of {passes}"
     if report.rounds == 1:
         measured += ", without an interval"
-    where = "of this run" if report.level else "of the calibration"
     how = {
-        "calibrated": f"by laws fitted to kernels summarised in the same way, at the machine's speed {where}",
-        "executed": "at the achieved peaks, those of the fastest tenth of their samples",
+        "calibrated": "the laws are fitted to kernels summarised in the same way",
+        "executed": "achieved peaks are those of the fastest tenth of their samples",
     }
-    return f"measured times are {measured}; predicted times are {how.get(report.prediction or '', UNKNOWN)}"
+    return "; ".join(filter(None, (f"measured times are {measured}", how.get(report.prediction or ""))))
 
 
 def warnings(report: PassReport) -> tuple[str, ...]:
     """What an expert must know before using the figures of a pass; the most serious first."""
-    said = [f"the report does not close: {sentence}" for sentence in rows.unclosed(report)]
-    said += [f"! {words}" if words.startswith(ABOVE_ONE) else words for words in report.warnings]
+    sentences = [f"the report does not close: {sentence}" for sentence in rows.unclosed(report)]
+    sentences += [f"! {words}" if words.startswith(ABOVE_ONE) else words for words in report.warnings]
     marked = rows.above_one(report)
     if marked and not any(words.startswith(ABOVE_ONE) for words in report.warnings):
         worst = max(marked, key=lambda row: row.efficiency or 0)
-        said.append(
+        sentences.append(
             f"! {ABOVE_ONE} in {len(marked)} of {len(report.layers)} layer kinds (most: {worst.label} "
             f"{worst.kind}, {percent(worst.efficiency)}): a wrong count, a wrong peak or a warm cache"
         )
-    return tuple(said)
+    return tuple(sentences)
 
 
 def notes(report: PassReport) -> tuple[str, ...]:
     """How the figures are to be read; nothing alarming."""
     passes = f"{report.passes[0]} unprofiled, {report.passes[1]} profiled" if report.passes else UNKNOWN
-    said = [f"clock: {report.clock or UNKNOWN}; caches: {report.cache_state or UNKNOWN}; passes: {passes}"]
+    sentences = [f"device times: {report.clock or UNKNOWN}; caches: {report.cache_state or UNKNOWN}; passes: {passes}"]
     if report.scaled_from_layers is not None:
         part, whole = report.scaled_from_layers
-        said.append(f"measured {part} of {whole} repeated layers; times are scaled up to {whole}")
+        sentences.append(f"measured {part} of {whole} repeated layers; times are scaled up to {whole}")
     half = f"± {percent(report.noise)} (± {seconds(report.noise * report.wall_s)})"
-    said.append(f"single passes vary by {half}: half the 5–95 % range of their wall times")
+    sentences.append(f"single passes vary by {half}: half the 5–95 % range of their wall times")
     if report.peak_memory_bytes is not None:
-        said.append(f"peak memory {size(report.peak_memory_bytes)}")
-    said.append("implementations that ran: " + (", ".join(f"{what} {how}" for what, how in report.ran.items()) or "–"))
-    return tuple(said)
+        sentences.append(f"peak memory {size(report.peak_memory_bytes)}")
+    sentences.append(
+        "implementations that ran: " + (", ".join(f"{what} {how}" for what, how in report.ran.items()) or UNKNOWN)
+    )
+    return tuple(sentences)
 
 
 def environment(run: Run) -> tuple[tuple[str, str], ...]:
@@ -200,7 +223,7 @@ def environment(run: Run) -> tuple[tuple[str, str], ...]:
     machine = run.environment
     cuda = machine.device_kind == "cuda"
     facts = {
-        "run": f"{run.name}, {run.started}" + ("" if run.finished else " (not finished)"),
+        "started": run.started + ("" if run.finished else " (not finished)"),
         "device": f"{machine.device} ({machine.device_kind}), {size(machine.memory_bytes)}",
         "UUID": (machine.device_uuid or UNKNOWN) if cuda else "",
         "host": f"{machine.hostname}, {machine.cores} cores, {machine.threads} threads, {machine.os}",
@@ -252,11 +275,7 @@ LAYER_COLUMNS: tuple[Column[LayerRow], ...] = (
 )
 
 _FAILED: tuple[Column[CellResult], ...] = (
-    Column(
-        "what",
-        lambda result: f"{result.cell.model} {workload_title(result.cell.workload)} ({_options(result)})",
-        wraps=True,
-    ),
+    Column("pass", lambda r: f"{r.cell.model} {workload_title(r.cell.workload)} ({_options(r)})", wraps=True),
     Column("status", lambda result: Cell(result.status, bad=True), words=True),
     Column("reason", lambda result: result.reason or "no reason was recorded", wraps=True),
 )
@@ -264,10 +283,10 @@ _FAILED: tuple[Column[CellResult], ...] = (
 _HOLDS: dict[bool | None, str] = {None: UNKNOWN, True: "holds", False: "DOES NOT HOLD"}
 
 _CHECKS: tuple[Column[rows.Check], ...] = (
-    Column("closure", lambda check: check.name, words=True),
+    Column("check", lambda check: check.name, words=True),
     Column("measured", lambda check: check.value),
     Column("", lambda check: Cell(_HOLDS[check.holds], bad=check.holds is False), words=True),
-    Column("asked", lambda check: check.asked, words=True, drop=1),
+    Column("required", lambda check: check.required, words=True, drop=1),
 )
 
 PEAK_COLUMNS: tuple[Column[rows.PeakRow], ...] = (
@@ -276,7 +295,7 @@ PEAK_COLUMNS: tuple[Column[rows.PeakRow], ...] = (
     Column("achieved", lambda row: row.shows(row.measured.value if row.measured else None), strong=True),
     Column("5–95 % of samples", lambda row: row.interval(), optional=True, drop=1),
     Column("of datasheet", lambda row: percent(row.of_datasheet), optional=True, drop=2),
-    Column("document of the datasheet's", lambda row: row.datasheet.source if row.datasheet else UNKNOWN,
+    Column("source of the datasheet", lambda row: row.datasheet.source if row.datasheet else UNKNOWN,
            wraps=True, optional=True, views=FILES),
     Column("how it was achieved", lambda row: row.measured.source if row.measured else UNKNOWN,
            wraps=True, optional=True, views=FILES),
@@ -299,18 +318,16 @@ def peak_parts(spec: HardwareSpec) -> tuple[Part, ...]:
 def _summary(reports: Sequence[PassReport], run: Run) -> Section:
     kind = run.environment.device_kind
     columns: tuple[Column[tuple[int, PassReport]], ...] = (
-        Column("pass", lambda one: Cell(title(one[1]), target=f"pass-{one[0]}"), wraps=True),
-        Column(
-            "status", lambda one: Cell(one[1].status, bad=one[1].status != "done", hover=verdict(one[1])), words=True
-        ),
-        Column("wall", lambda one: figure(one[1].wall_s), strong=True),
-        Column("±", lambda one: _half(one[1].wall_s_low, one[1].wall_s_high, one[1].wall_s), drop=5),
-        Column("busy", lambda one: figure(one[1].busy_s), drop=2),
-        Column("could be", lambda one: figure(rows.ideal_total_s(one[1])), drop=3),
-        Column("at peaks", lambda one: one[1].ideal_peaks or UNKNOWN, words=True, drop=7),
-        Column("predicted busy", lambda one: figure(one[1].predicted_busy_s), drop=6),
-        Column("predicted wall", lambda one: figure(one[1].predicted_wall_s), drop=4),
-        Column("closure", lambda one: _closes(one[1], kind), words=True, drop=1),
+        Column("pass", lambda i: Cell(title(i[1]), target=f"pass-{i[0]}"), wraps=True),
+        Column("status", lambda i: Cell(i[1].status, bad=i[1].status != "done", hover=verdict(i[1])), words=True),
+        Column("wall", lambda i: figure(i[1].wall_s), strong=True),
+        Column("±", lambda i: _half(i[1].wall_s_low, i[1].wall_s_high, i[1].wall_s), drop=5),
+        Column("busy", lambda i: figure(i[1].busy_s), drop=2),
+        Column("ideal", lambda i: figure(rows.ideal_total_s(i[1])), drop=3),
+        Column("at peaks", lambda i: i[1].ideal_peaks or UNKNOWN, words=True, drop=7),
+        Column("predicted busy", lambda i: figure(i[1].predicted_busy_s), drop=6),
+        Column("predicted wall", lambda i: figure(i[1].predicted_wall_s), drop=4),
+        Column("checks", lambda i: _closes(i[1], kind), words=True, drop=1),
     )
     views = EVERYWHERE if len(reports) > 1 else FILES
     return Section("Passes", (table(columns, enumerate(reports)),), views=views)
@@ -330,31 +347,24 @@ def _device(run: Run, spec: HardwareSpec) -> Section:
 def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> Section:
     how = (ideal_uses(report, spec), predicted(report), *level(report), compared(report))
     checks = rows.closure(report, run.environment.device_kind)
-    implied = [Text(f"{check.name}: {check.implies}", "warning") for check in checks if check.implies]
+    implied = (Text(f"{check.name}: {check.implies}", "warning") for check in checks if check.implies)
     all_rows, busy = rows.layer_rows(report), rows.busy_row(report)
     layers = brief(LAYER_COLUMNS, rows.fold(all_rows, report.wall_s), all_rows, busy)
     differences = f"{_count(len(report.differences), 'difference')} between the planned graph and what the device ran"
     inactive = f"{_count(len(report.inactive), 'parameter')} that this phase does not read"
+    waterfall = Figure(f"waterfall-{i}", partial(_draw, "waterfall_chart", report))
+    where = (waterfall, _waterfall(report), table(_CHECKS, checks), *implied)
+    roofline = Figure(f"roofline-{i}", partial(_draw, "roofline_chart", report, spec), _absent(report))
+    bars = Figure(f"layers-{i}", partial(_draw, "layer_chart", report))
     parts: tuple[Part, ...] = (
         Text(verdict(report), "bad"),
         Text(headline(report), "strong"),
         *(Text(sentence, "warning") for sentence in warnings(report)),
         Lines(how),
         Lines(notes(report), tone="faint"),
-        Section(
-            "Where the wall time goes",
-            (
-                Figure(f"waterfall-{i}", partial(_draw, "waterfall_chart", report)),
-                _waterfall(report),
-                table(_CHECKS, checks),
-                *implied,
-            ),
-            pair=True,
-        ),
-        Section(
-            "Roofline", (Figure(f"roofline-{i}", partial(_draw, "roofline_chart", report, spec), _absent(report)),)
-        ),
-        Section("Layer kinds", (Figure(f"layers-{i}", partial(_draw, "layer_chart", report)), *layers)),
+        Section("Where the wall time goes", where, pair=True),
+        Section("Roofline", (roofline,)),
+        Section("Layer kinds", (bars, *layers)),
         _compiled(report),
         Section("Where the time of each layer kind goes", (_layer_terms(report),), folded=True, views=FILES),
         Lines(report.differences, differences, "faint"),
@@ -414,21 +424,18 @@ def _layer_terms(report: PassReport) -> Table:
 
 def _compiled(report: PassReport) -> Section:
     """The kernels of a compiled pass: which modules each came from, and what it took."""
-    share = (lambda kernel: kernel.measured_s / report.wall_s) if report.wall_s > 0 else (lambda kernel: None)
     columns: tuple[Column[FusedKernel], ...] = (
         Column("kernel", lambda kernel: kernel.name, code=True),
         Column("from", lambda kernel: rows.fold_modules(kernel.modules), code=True),
         Column("×", lambda kernel: figure(kernel.count, number), drop=2),
         Column("time", lambda kernel: figure(kernel.measured_s), strong=True),
-        Column("share", lambda kernel: figure(share(kernel), percent), drop=1),
+        Column("share", lambda kernel: figure(ratio(kernel.measured_s, report.wall_s), percent), drop=1),
         Column("roofline", lambda kernel: figure(kernel.predicted_s), drop=3),
     )
-    few = [kernel for kernel in report.kernels[:MOST_KERNELS] if kernel.measured_s >= SMALLEST_SHARE * report.wall_s]
+    few = [
+        kernel for kernel in report.kernels[:MOST_KERNELS] if kernel.measured_s >= rows.SMALLEST_SHARE * report.wall_s
+    ]
     return Section("Compiled kernels", brief(columns, few, report.kernels))
-
-
-def _terms() -> dict[str, str]:
-    return {term.replace("_", " "): rows.MEANING[term] for term in rows.TERMS}
 
 
 def _with_half(value: float, low: float | None, high: float | None, what: str) -> str:
