@@ -114,14 +114,17 @@ class Row(Record):
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What a reader has to know of the figure, each as one sentence."""
-        above = [
-            "above 100 %: held against too low a datasheet, clock or measured peak, or a cache held operands"
-        ] * self.above_one
-        return tuple(one_line(words) for words in (*self.figure.labels, *([self.lost] if self.lost else []), *above))
+        """What a reader has to know of the figure, a sentence each."""
+        marks = [*self.figure.labels, *([self.lost] if self.lost else [])]
+        if self.above_one:
+            marks.append(
+                "above 100 %: the datasheet, the clock or the measured peak is too low, or a cache held operands"
+            )
+        return tuple(map(one_line, marks))
 
 
-class Group(Record):
+@dataclass(frozen=True)
+class Group:
     """Rows of one kind."""
 
     title: str
@@ -166,9 +169,9 @@ def groups(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) ->
     rows = [_row(figure, measured.get((figure.name, figure.dtype), ()), spec) for figure in spec.characteristics]
     rows.sort(key=lambda row: row.series is not None)  # fits and plateaus before the many points behind them
     known = {family for _, families in FAMILIES for family in families}
-    each = [Group(title=title, rows=tuple(r for r in rows if r.family in families)) for title, families in FAMILIES]
-    each.append(Group(title=OTHER, rows=tuple(row for row in rows if row.family not in known)))
-    return tuple(group for group in each if group.rows)
+    grouped = [Group(title, tuple(row for row in rows if row.family in families)) for title, families in FAMILIES]
+    grouped.append(Group(OTHER, tuple(row for row in rows if row.family not in known)))
+    return tuple(group for group in grouped if group.rows)
 
 
 def by_figure(measurements: Iterable[Measurement], run: Run) -> dict[Key, tuple[Measurement, ...]]:
@@ -249,21 +252,22 @@ def _row(figure: Characteristic, alike: Sequence[Measurement], spec: HardwareSpe
     family, _, case = figure.name.partition(".")
     case = case.removesuffix(ONE_CORE)
     about: dict[str, object] = {"label": case or family}
-    if family in SERIES and (size := split_size(case)[1]) is not None and size >= 1 and figure.unit != "B":
-        series, size = place(alike[0]) if alike else split_size(case)
-        if not case.startswith(("plateau", "knee")):
-            level = str(alike[0].parameters.get("level", "")) if alike else ""
-            series = f"{level} {series}".strip()
-            about |= {"series": series, "size_bytes": size}
+    first = alike[0] if alike else None
+    series, size = split_size(case)
+    is_point = size is not None and size >= 1 and not case.startswith(("plateau", "knee"))
+    if family in SERIES and figure.unit != "B" and is_point:
+        series, size = place(first) if first else (series, size)
+        level = first.parameters.get("level", "") if first else ""
+        about |= {"series": f"{level} {series}".strip(), "size_bytes": size}
     if case.startswith("plateau"):
         about["span"] = working_sets(figure.conditions)
-    if alike:
-        about |= {"shape": _shape(alike[0].parameters), "operands": _operands(alike[0])}
+    if first:
+        about |= {"shape": _shape(first.parameters), "operands": _operands(first)}
     clock, stated = median_clock(alike), datasheet_clock(spec, figure.dtype)
     if family == "matmul" and clock and stated and figure.datasheet:
         about["datasheet_at_clock"] = figure.datasheet * clock / stated
-    if family == "skinny" and alike and figure.value:
-        about |= _product(alike[0].parameters, figure, spec)
+    if family == "skinny" and first:
+        about |= _product(first.parameters, figure, spec)
     return Row(figure=figure, clock_hz=clock, lost=_lost(figure, alike), **about)
 
 
