@@ -27,7 +27,6 @@ from calibrate.report.document import (
 from calibrate.report.prediction_rows import (
     CLASSES,
     KindRow,
-    _on_roofline,
     bound_shares,
     fold,
     kind_rows,
@@ -42,9 +41,6 @@ from roofline.paper.table import PaperPhase, PaperResult, PaperRow
 from roofline.predict.passes import PassPrediction, Prediction, RequestPrediction
 
 FORM = {"fused": "the ideal graph, all fused that can be", "executed": "the graph as transformers executes it"}
-
-BOUNDS_NAMED = 3
-"""What a pass waits for, in its headline."""
 
 SWEEP_ROWS = 200
 """More workloads are read from a file, not from a screen."""
@@ -66,7 +62,7 @@ WORDS = {
 KIND_COLUMNS: tuple[Column[KindRow], ...] = (
     Column(
         "layer kind",
-        lambda row: Cell(row.label, hover="\n".join((", ".join(row.names), *(f"also {one}" for one in row.also[:12])))),
+        lambda row: Cell(row.label, hover="\n".join((", ".join(row.names), *(f"also {op}" for op in row.also[:12])))),
         code=True,
     ),
     Column("kind", lambda row: row.kind, words=True, drop=2),
@@ -93,19 +89,19 @@ CLASS_COLUMNS: tuple[Column[KindRow], ...] = tuple(
 """The memory traffic by class, for views with room."""
 
 SWEEP_COLUMNS: tuple[Column[tuple[int, PassPrediction]], ...] = (
-    Column("workload", lambda one: Cell(pass_title(one[1]), target=f"pass-{one[0]}" if one[1].ops else ""),
+    Column("workload", lambda i: Cell(pass_title(i[1]), target=f"pass-{i[0]}" if i[1].ops else ""),
            words=True, views=FILES),
-    Column("phase", lambda one: phase(one[1]), words=True, views=TERMINAL),
-    Column("batch", lambda one: _sizes(one[1], "batch")),
-    Column("query", lambda one: _sizes(one[1], "query_tokens"), drop=5),
-    Column("context", lambda one: _sizes(one[1], "context_tokens"), drop=2),
-    Column("time", lambda one: Cell(seconds(one[1].time_s), one[1].time_s, bad=one[1].time_s is None), strong=True),
-    Column("tokens/s", lambda one: figure(one[1].tokens_per_s, magnitude), drop=3),
-    Column("FLOPs", lambda one: figure(one[1].matrix_flops + one[1].vector_flops, magnitude), drop=7),
-    Column("traffic", lambda one: figure(one[1].bytes.total, size), drop=6),
-    Column("memory", lambda one: figure(one[1].memory.peak, size), drop=4),
-    Column("fits", lambda one: _fits(one[1].fits), words=True, drop=1),
-    Column("waits for", lambda one: bounds(one[1]), words=True, optional=True, views=FILES),
+    Column("phase", lambda i: phase(i[1]), words=True, views=TERMINAL),
+    Column("batch", lambda i: _sizes(i[1], "batch")),
+    Column("query", lambda i: _sizes(i[1], "query_tokens"), drop=5),
+    Column("context", lambda i: _sizes(i[1], "context_tokens"), drop=2),
+    Column("time", lambda i: Cell(seconds(i[1].time_s), i[1].time_s, bad=i[1].time_s is None), strong=True),
+    Column("tokens/s", lambda i: figure(i[1].tokens_per_s, magnitude), drop=3),
+    Column("FLOPs", lambda i: figure(i[1].matrix_flops + i[1].vector_flops, magnitude), drop=7),
+    Column("traffic", lambda i: figure(i[1].bytes.total, size), drop=6),
+    Column("memory", lambda i: figure(i[1].memory.peak, size), drop=4),
+    Column("fits", lambda i: _fits(i[1].fits), words=True, drop=1),
+    Column("waits for", lambda i: bounds(i[1]), words=True, optional=True, views=FILES),
 )  # fmt: skip
 
 REQUEST_COLUMNS: tuple[Column[RequestPrediction], ...] = (
@@ -139,7 +135,7 @@ def prediction_document(prediction: Prediction, peaks: Peaks | None = None) -> D
 def paper_document(result: PaperResult, model: str, hardware: str) -> Document:
     """The paper's table: both phases, one execution of each operation, and the totals."""
     bits = f"bits of weights {result.w_bit}, activations {result.a_bit}, KV cache {result.kv_bit}"
-    said = f"batch {result.batch}, {result.seqlen} tokens, {bits}; a row is one execution"
+    said = f"batch {result.batch}, {result.seqlen} tokens, {bits}; a row is one execution of an operation"
     phases = (_paper_phase(name, phase_) for name, phase_ in (("prefill", result.prefill), ("decode", result.decode)))
     parts: tuple[Part, ...] = (Text("the accounting of arXiv 2402.16363 (LLM-Viewer)"), Text(said), *phases)
     return Document(f"{model} on {hardware}", parts)
@@ -172,20 +168,17 @@ def _workloads(prediction: Prediction) -> Section:
     every = list(enumerate(prediction.passes))
     swept = [(i, step) for i, step in every if not step.ops]
     more = f"… and {len(swept) - SWEEP_ROWS} more workloads; the CSV has them all" if len(swept) > SWEEP_ROWS else ""
-    steps = [step for _, step in swept]
-    misfits = [step for step in steps if step.fits is False]
-    said = ""
-    if misfits:
+    warned = []
+    if misfits := [step for _, step in swept if step.fits is False]:
         most = misfit(max(misfits, key=lambda step: step.memory.peak), prediction).partition(": ")[2]
-        said = f"! {len(misfits)} of {len(steps)} do not fit; the largest {most}"
-    absent = sorted({name for step in steps if step.time_s is None for name in step.missing})
-    unknown = f"time {UNKNOWN}: no {prediction.peaks} peak for {', '.join(absent)}" if absent else ""
+        warned.append(f"! {len(misfits)} of {len(swept)} do not fit; the largest {most}")
+    if absent := sorted({name for _, step in swept if step.time_s is None for name in step.missing}):
+        warned.append(f"time {UNKNOWN}: no {prediction.peaks} peak for {', '.join(absent)}")
     parts = (
         table(SWEEP_COLUMNS, swept[:SWEEP_ROWS], views=TERMINAL),
         Text(more, "faint", views=TERMINAL),
         table(SWEEP_COLUMNS, every, views=FILES),
-        Text(said, "warning"),
-        Text(unknown, "warning"),
+        *(Text(words, "warning") for words in warned),
     )
     return Section(f"{len(every)} workloads" if len(every) > 1 else "Workload", parts)
 
@@ -199,7 +192,7 @@ def _late_misfits(prediction: Prediction) -> list[Text]:
 
 
 def _sweep_plots(prediction: Prediction) -> list[Section]:
-    note = "Of many lines, twelve are drawn, evenly chosen."
+    note = "At most twelve lines are drawn, evenly chosen."
     if any(step.fits is False for step in prediction.passes):
         note += f" Hollow: needs more than the device's {size(prediction.capacity_bytes)}."
     plots = (
@@ -215,7 +208,7 @@ def _sweep_plots(prediction: Prediction) -> list[Section]:
 
 def _pass(i: int, step: PassPrediction, prediction: Prediction, peaks: Peaks | None) -> Section:
     rows = kind_rows(step)
-    absent = sum(not _on_roofline(row) for row in rows)
+    absent = sum(not row.on_roofline for row in rows)
     note = f"; {absent} without FLOPs, bytes or a known time have no place on it" if absent else ""
     point = (
         "A point is a layer kind, its area its share of the time; it lies on the roof that bounds it, or below where "
@@ -292,39 +285,39 @@ def _fits(fits: bool | None) -> Cell:
 
 
 def summary(prediction: Prediction) -> tuple[str, ...]:
-    """What was asked, in a few sentences."""
+    """The question that the prediction answers, in a few sentences."""
     form = FORM.get(prediction.form, prediction.form)
     memory = f"{size(prediction.capacity_bytes)} of memory"
-    said = [f"{magnitude(prediction.parameters)} parameters; {form}, at {prediction.peaks} peaks; {memory}"]
+    lines = [f"{magnitude(prediction.parameters)} parameters; {form}, at {prediction.peaks} peaks; {memory}"]
     if prediction.options:
-        said.append("options: " + ", ".join(f"{what} {how}" for what, how in prediction.options.items()))
-    fit = []
+        lines.append("options: " + ", ".join(f"{name} {value}" for name, value in prediction.options.items()))
+    largest = []
     if prediction.largest_batch is not None:
-        fit.append(f"batch {prediction.largest_batch} at its lengths")
+        largest.append(f"batch {prediction.largest_batch} at its lengths")
     if prediction.largest_context is not None:
-        fit.append(f"{prediction.largest_context} cached tokens at its batch")
-    if fit:
-        said.append(f"largest that fits, from the first workload: {', '.join(fit)}")
-    return tuple(said)
+        largest.append(f"{prediction.largest_context} cached tokens at its batch")
+    if largest:
+        lines.append(f"largest that fits, from the first workload: {', '.join(largest)}")
+    return tuple(lines)
 
 
 def headline(step: PassPrediction, prediction: Prediction) -> str:
     """Time, throughput, what bounds it, and memory against the capacity, in a line."""
     if step.time_s is None:
-        said = [f"time {UNKNOWN}: no {prediction.peaks} peak for {', '.join(step.missing) or 'some of its work'}"]
+        parts = [f"time {UNKNOWN}: no {prediction.peaks} peak for {', '.join(step.missing) or 'some of its work'}"]
     else:
-        said = [f"{seconds(step.time_s)}, {rate(step.tokens_per_s)}"]
+        parts = [f"{seconds(step.time_s)}, {rate(step.tokens_per_s)}"]
     if step.wall_s is not None:
-        said.append(f"{seconds(step.wall_s)} with the host")
+        parts.append(f"{seconds(step.wall_s)} with the host")
     if waits := bounds(step):
-        said.append(f"waits for {waits}")
-    said.append(f"memory {size(step.memory.peak)} of {size(prediction.capacity_bytes)}")
-    return "; ".join(said)
+        parts.append(f"waits for {waits}")
+    parts.append(f"memory {size(step.memory.peak)} of {size(prediction.capacity_bytes)}")
+    return "; ".join(parts)
 
 
 def bounds(step: PassPrediction) -> str:
     """ "HBM 97 %, matrix 3 %"; "" without operations."""
-    return ", ".join(f"{name} {percent(share)}" for name, share in bound_shares(step)[:BOUNDS_NAMED])
+    return ", ".join(f"{name} {percent(share)}" for name, share in bound_shares(step)[:3])
 
 
 def misfit(step: PassPrediction | RequestPrediction, prediction: Prediction) -> str:
