@@ -13,8 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
-import numpy as np
-
 from calibrate.kernels.score import Calibrated, Calibration, Score
 from calibrate.report.device_rows import Row, ends, groups, one_line
 from calibrate.report.prediction_rows import CLASSES, KindRow, kind_rows, phase
@@ -214,23 +212,17 @@ def kernels_json(folder: RunFolder, kernels: Kernels) -> dict[str, Any]:
 
 def kernel_kinds(kernels: Kernels) -> list[dict[str, Any]]:
     """Rows, groups and seconds of each kind and dtype."""
-    columns = {name: kernels.table[name].to_numpy() for name in ("kind", "dtype", "group", "time_s")}
-    kinds = []
-    for (kind, dtype), count in kernels.counts().items():
-        rows = (columns["kind"] == kind) & (columns["dtype"] == dtype)
-        times = columns["time_s"][rows]
-        kinds.append(
-            {
-                "kind": kind,
-                "dtype": dtype,
-                "rows": count,
-                "groups": len(set(columns["group"][rows])),
-                "least_s": float(times.min()),
-                "median_s": float(np.median(times)),
-                "most_s": float(times.max()),
-            }
-        )
-    return kinds
+    frame = kernels.table.select(["kind", "dtype", "group", "time_s"]).to_pandas()
+    kinds = frame.groupby(["kind", "dtype"], as_index=False).agg(
+        rows=("time_s", "size"),
+        groups=("group", "nunique"),
+        least_s=("time_s", "min"),
+        median_s=("time_s", "median"),
+        most_s=("time_s", "max"),
+    )
+    ordered = kinds.sort_values(["rows", "kind", "dtype"], ascending=[False, True, True])
+    records: list[dict[str, Any]] = ordered.to_dict("records")
+    return records
 
 
 def calibration_json(spec: Path, calibration: Calibration) -> dict[str, Any]:

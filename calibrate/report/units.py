@@ -8,6 +8,7 @@ Example: ``seconds(0.0821) == "82.1 ms"``, ``bytes_per_s(4.8e12) == "4.80 TB/s"`
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from roofline.dtypes import SHORT
 
@@ -24,29 +25,36 @@ _PREFIXES = {-5: "f", -4: "p", -3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M"
 """SI prefix by power of 1000."""
 
 
+def _prefixed(
+    value: float | None, unit: str = "", lowest: int = 0, highest: int = 5, signed: bool = False, digits: int = 3
+) -> str:
+    if value is None:
+        return UNKNOWN
+    _finite(value)
+    if value == 0:
+        return f"0 {unit}".rstrip()
+    rounded = float(f"{abs(value):.{digits - 1}e}")  # first, so that 999.6 µs becomes 1.00 ms
+    power = min(max(math.floor(math.log10(rounded) / 3 + 1e-9), lowest), highest)
+    number = rounded / 1000.0**power
+    decimals = _decimals(number, most=digits + 2, digits=digits)
+    return f"{_sign(value, signed)}{number:.{decimals}f} {_PREFIXES[power]}{unit}".rstrip()
+
+
 def seconds(value: float | None, signed: bool = False) -> str:
     """ns, µs, ms or s."""
     return _prefixed(value, "s", -3, 0, signed)
 
 
-def size(value: float | None) -> str:
-    """Bytes; GB is 1e9."""
-    return _prefixed(value, "B", 0, 5)
-
-
-def flops(value: float | None) -> str:
-    """A count of FLOPs."""
-    return _prefixed(value, "FLOP", 0, 5)
-
-
-def flops_per_s(value: float | None) -> str:
-    """A rate of work; TFLOP/s is 1e12."""
-    return _prefixed(value, "FLOP/s", 0, 5)
-
-
-def bytes_per_s(value: float | None) -> str:
-    """A bandwidth; GB/s is 1e9."""
-    return _prefixed(value, "B/s", 0, 5)
+size = partial(_prefixed, unit="B")
+"""Bytes; GB is 1e9."""
+flops = partial(_prefixed, unit="FLOP")
+"""A count of FLOPs."""
+flops_per_s = partial(_prefixed, unit="FLOP/s")
+"""A rate of work; TFLOP/s is 1e12."""
+bytes_per_s = partial(_prefixed, unit="B/s")
+"""A bandwidth; GB/s is 1e9."""
+magnitude = partial(_prefixed)
+"""A number whose unit stands in the column's header: "12.3 G"."""
 
 
 def in_unit(value: float | None, unit: str) -> str:
@@ -77,11 +85,6 @@ def binary(value: float | None) -> str:
     return f"{f'{number:.3g}' if number < 999.5 else f'{number:.0f}'} {('', 'Ki', 'Mi', 'Gi', 'Ti')[power]}B"
 
 
-def magnitude(value: float | None) -> str:
-    """A number whose unit stands in the column's header: "12.3 G"."""
-    return _prefixed(value, "", 0, 5)
-
-
 def percent(value: float | None, signed: bool = False) -> str:
     """A fraction as a percentage: 0.873 is "87.3 %"."""
     if value is None:
@@ -93,7 +96,7 @@ def percent(value: float | None, signed: bool = False) -> str:
     if abs(value) < SMALLEST_PERCENT:
         return f"{sign}<0.01 %"
     number = 100 * float(f"{abs(value):.2e}")
-    return f"{sign}{number:.{_decimals(number, most=4)}f} %"
+    return f"{sign}{number:.{_decimals(number, most=2)}f} %"
 
 
 def duration(value: float) -> str:
@@ -145,19 +148,6 @@ def known_sum(values: Iterable[float | None]) -> float | None:
 def ratio(part: float | None, whole: float | None) -> float | None:
     """A share; not known where a side is not, or the whole is not above zero."""
     return None if part is None or whole is None or whole <= 0 or not math.isfinite(part / whole) else part / whole
-
-
-def _prefixed(value: float | None, unit: str, lowest: int, highest: int, signed: bool = False, digits: int = 3) -> str:
-    if value is None:
-        return UNKNOWN
-    _finite(value)
-    if value == 0:
-        return f"0 {unit}".rstrip()
-    rounded = float(f"{abs(value):.{digits - 1}e}")  # first, so that 999.6 µs becomes 1.00 ms
-    power = min(max(math.floor(math.log10(rounded) / 3 + 1e-9), lowest), highest)
-    number = rounded / 1000.0**power
-    decimals = _decimals(number, most=digits + 2, digits=digits)
-    return f"{_sign(value, signed)}{number:.{decimals}f} {_PREFIXES[power]}{unit}".rstrip()
 
 
 def _decimals(number: float, most: int, digits: int = 3) -> int:
