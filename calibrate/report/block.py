@@ -3,8 +3,6 @@
 Layers that do the same list of operations are one kind of block, drawn once; amounts are those of one layer. A pass
 without repeated layers is one block. In a block of too many operations to read, consecutive small ones of one module
 (all but the anchors of fusion) become one node.
-
-Example: ``[(node.title, node.time_s) for node in blocks(prediction.passes[0])[0].nodes]``
 """
 
 from collections import defaultdict

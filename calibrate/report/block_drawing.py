@@ -2,8 +2,6 @@
 
 All names are escaped. Hovering shows the rest of the numbers. Boxes stand in rows by the longest way to them; an edge
 that passes a row does so in a lane at the right, so that none runs through a box.
-
-Example: ``markup = svg(blocks(prediction.passes[0])[0], "block-0")``
 """
 
 from collections.abc import Sequence

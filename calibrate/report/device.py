@@ -2,8 +2,6 @@
 
 A terminal shows some series as one row or a sentence; files have every figure with its
 conditions or the reason why it is missing. What was not read is left out or "–".
-
-Example: ``terminal.render(device_document(spec, measurements, run), console)``
 """
 
 import re

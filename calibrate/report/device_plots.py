@@ -2,17 +2,15 @@
 
 Each takes a `Characterisation` and gives None where its data is absent. A fit is a pair of figures: T = latency +
 size ÷ bandwidth for a transfer, T = start + nodes × node for a graph.
-
-Example: ``spread(Characterisation(spec, measurements, run))``
 """
 
-import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, islice
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -310,7 +308,7 @@ def _over_size(
         x, y = zip(*sorted(values), strict=True)
         hover = [theme.plain(f"{series} {show_x(size)}: {show_y(value)}") for size, value in sorted(values)]
         theme.points(figure, series, x, y, hover, i, mode="lines+markers" if len(set(x)) == len(x) else "markers")
-        if (line := fit(series, theme.spaced(x[0], x[-1]))) is not None:
+        if (line := fit(series, np.geomspace(x[0], x[-1], 60).tolist())) is not None:
             theme.line(figure, *line, theme.colour(i) if len(points) > 1 else theme.DARK)
     every = [point for values in points.values() for point in values]
     theme.log_axis(figure, "x", [x for x, _ in every], show_x, base=2)
@@ -329,7 +327,7 @@ def spread(of: Characterisation) -> go.Figure | None:
         values = [one.value() for one in alike]
         if row.figure.value is None or len(values) < 2 or len(lines) == MOST:
             continue
-        middle = math.exp(sum(map(math.log, values)) / len(values))
+        middle = statistics.geometric_mean(values)
         lines[f"{row.family} {device_rows.name(row)} {kind_of(row.figure)}".strip()] = [
             (one.process, v / middle - 1, in_unit(v, one.unit)) for one, v in zip(alike, values, strict=True)
         ]

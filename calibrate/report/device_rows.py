@@ -253,33 +253,28 @@ def _row(figure: Characteristic, alike: Sequence[Measurement], spec: HardwareSpe
     case = case.removesuffix(ONE_CORE)
     about: dict[str, object] = {"label": case or family}
     first = alike[0] if alike else None
-    series, size = split_size(case)
-    is_point = size is not None and size >= 1 and not case.startswith(("plateau", "knee"))
+    series, end = split_size(case)
+    is_point = end is not None and end >= 1 and not case.startswith(("plateau", "knee"))
     if family in SERIES and figure.unit != "B" and is_point:
-        series, size = place(first) if first else (series, size)
+        series, end = place(first) if first else (series, end)
         level = first.parameters.get("level", "") if first else ""
-        about |= {"series": f"{level} {series}".strip(), "size_bytes": size}
+        about |= {"series": f"{level} {series}".strip(), "size_bytes": end}
     if case.startswith("plateau"):
         about["span"] = working_sets(figure.conditions)
     if first:
-        about |= {"shape": _shape(first.parameters), "operands": _operands(first)}
+        sides, size = [first.parameters.get(side) for side in "mnk"], first.parameters.get("operand_bytes")
+        operands = [binary(size)] if isinstance(size, int | float) else []
+        operands += [first.cache.declared] if first.cache else []
+        about |= {
+            "shape": None if None in sides else "×".join(map(str, sides)),
+            "operands": ", ".join(operands) or None,
+        }
     clock, stated = median_clock(alike), datasheet_clock(spec, figure.dtype)
     if family == "matmul" and clock and stated and figure.datasheet:
         about["datasheet_at_clock"] = figure.datasheet * clock / stated
     if family == "skinny" and first:
         about |= _product(first.parameters, figure, spec)
     return Row(figure=figure, clock_hz=clock, lost=_lost(figure, alike), **about)
-
-
-def _shape(parameters: Mapping[str, object]) -> str | None:
-    sides = [parameters.get(side) for side in "mnk"]
-    return None if None in sides else "×".join(map(str, sides))
-
-
-def _operands(one: Measurement) -> str | None:
-    size = one.parameters.get("operand_bytes")
-    known = [binary(size)] if isinstance(size, int | float) else []
-    return ", ".join([*known, *([one.cache.declared] if one.cache else [])]) or None
 
 
 def _product(parameters: Mapping[str, object], figure: Characteristic, spec: HardwareSpec) -> dict[str, float | None]:

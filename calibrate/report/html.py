@@ -1,8 +1,6 @@
 """Any `Document` as one HTML file that opens offline: style, script and plotly.js are inside, nothing is fetched.
 
 The template lays it out and escapes every word; tables sort by a click on a header.
-
-Example: ``Path("report.html").write_text(render(run_document(reports, run, spec)), encoding="utf-8")``
 """
 
 import re

@@ -2,8 +2,6 @@
 
 Values are in SI units, shares are fractions; what is not known is null. A CSV has the units in its header and an empty
 cell for what is not known. The document of a run's passes is `calibrate.passes.reports.document`.
-
-Example: ``json.dumps(prediction_json(prediction), allow_nan=False)``
 """
 
 import csv

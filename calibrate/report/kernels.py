@@ -1,8 +1,6 @@
 """The reports of a table of kernels and of a calibration.
 
 Errors are of kernels to which a law was not fitted; the errors that a fit leaves on its own points are not shown.
-
-Example: ``terminal.render(calibration_document(calibration), console)``
 """
 
 from functools import partial

@@ -2,8 +2,6 @@
 
 Times are seconds, rates FLOP/s and bytes/s; what is not known is not drawn. Flat roofs are labelled outside the plot at
 its right end, slanted ones above their upper end, where no point can be that does not exceed the peaks.
-
-Example: ``waterfall_chart(report).to_html(full_html=False, include_plotlyjs=False)``
 """
 
 import math
@@ -113,13 +111,15 @@ def layer_chart(report: PassReport) -> go.Figure:
         for name, values, colour, width in series
         if any(value is not None for value in values)
     ]
-    if bars:
-        bars[0].update(text=[_beside(row) for row in rows], textposition="outside")
-    longest = max((value or 0.0 for _, values, _, _ in series for value in values), default=0.0)
+    tops = [max(row.time_s, row.predicted_s or 0.0, row.ideal_s or 0.0) for row in rows]
+    if any(row.efficiency is not None for row in rows):
+        beside = ["" if row.efficiency is None else f" {run_rows.efficiency(row)}" for row in rows]
+        text = {"mode": "text", "text": beside, "textposition": "middle right", "cliponaxis": False}
+        bars.append(go.Scatter(x=tops, y=labels, showlegend=False, hoverinfo="skip", **text))
     layout = {"barmode": "overlay", "margin_t": 36, "legend": {"y": 1, "yanchor": "bottom", "traceorder": "normal"}}
     height = 120 + 25 * len(rows)
     figure = style(go.Figure(bars), "device time of one pass, all repeats", height=height, **layout)
-    figure.update_xaxes(tickformat="~s", ticksuffix="s", range=[0, 1.12 * longest])
+    figure.update_xaxes(tickformat="~s", ticksuffix="s", range=[0, 1.12 * max(tops, default=0.0)])
     figure.update_yaxes(_NAMES, tickfont={"family": "ui-monospace, monospace", "size": 11})
     return figure
 
@@ -192,18 +192,14 @@ def _labels(rows: Sequence[LayerRow]) -> list[str]:
     return [path + kind for path, kind in zip(shortened([row.label for row in rows], room), kinds, strict=True)]
 
 
-def _beside(row: LayerRow) -> str:
-    return "" if row.efficiency is None else percent(row.efficiency) + (" !" if row.above_one else "")
-
-
 def _hover(row: LayerRow) -> str:
     intensity = magnitude(row.flops / row.bytes) + " FLOP/B" if row.bytes > 0 else "–"
     return "<br>".join(
         (
             f"<b>{plain(row.label)}</b> {row.kind} × {number(row.count)}",
             f"measured {seconds(row.time_s)} ({percent(row.share)} of wall)",
-            f"predicted {seconds(row.predicted_s)}, ideal {seconds(row.ideal_s)}, efficiency {percent(row.efficiency)}"
-            + (" ! above 1" if row.above_one else ""),
+            f"predicted {seconds(row.predicted_s)}, ideal {seconds(row.ideal_s)}",
+            f"efficiency {run_rows.efficiency(row)}",
             f"{flops_per_s(row.flops_per_s)}, {bytes_per_s(row.bytes_per_s)}, {intensity}, bound: {row.bound}",
             *(plain(kernel[:90]) for kernel in row.kernels[:4]),
         )
@@ -227,14 +223,21 @@ def add_lines(
 ) -> None:
     """Slanted roofs of the memory levels up to the highest flat one; flat ones from the fastest slanted one on."""
     rates = flats(peaks, matrix_dtypes)
-    fastest = max(level.bandwidth.value for level in peaks.levels)
+    slopes = {level.name: level.bandwidth.value for level in peaks.levels}
+    fastest = max(slopes.values())
     top = max(rates.values(), default=fastest * x_range[1])
-    for level in peaks.levels:
-        bandwidth = level.bandwidth.value
-        ends = [x_range[0], top / bandwidth], [x_range[0] * bandwidth, top]
-        _line(figure, origin, f"{level.name} {bytes_per_s(bandwidth)}", *ends)
-    for name, value in rates.items():
-        _line(figure, origin, f"{name} {flops_per_s(value)}", [value / fastest, x_range[1]], [value, value])
+    lines = [
+        (f"{name} {bytes_per_s(slope)}", [x_range[0], top / slope], [x_range[0] * slope, top])
+        for name, slope in slopes.items()
+    ]
+    lines += [
+        (f"{name} {flops_per_s(rate)}", [rate / fastest, x_range[1]], [rate, rate]) for name, rate in rates.items()
+    ]
+    look = {"color": ROOF[origin], "width": 1.6, "dash": "solid" if origin == "achieved" else "dash"}
+    about = {"name": f"{origin} peaks", "legendgroup": origin, "mode": "lines", "line": look}
+    for i, (label, x, y) in enumerate(lines):
+        hover = f"{origin}: {label}<extra></extra>"
+        figure.add_scatter(x=x, y=y, showlegend=i == 0, hovertemplate=hover, **about)
 
 
 def add_labels(
@@ -276,20 +279,6 @@ def flats(peaks: Peaks, matrix_dtypes: Sequence[str]) -> dict[str, float]:
     """FLOP/s of work that bounds a pass in these dtypes, by label."""
     rates = {f"matrix {dtype(name)}": peaks.matrix[name].value for name in matrix_dtypes if name in peaks.matrix}
     return rates | {f"vector {dtype(name)}": figure.value for name, figure in peaks.vector.items()}
-
-
-def _line(figure: go.Figure, origin: str, label: str, x: list[float], y: list[float]) -> None:
-    first = all(trace.name != f"{origin} peaks" for trace in figure.data)
-    figure.add_scatter(
-        name=f"{origin} peaks",
-        legendgroup=origin,
-        showlegend=first,
-        x=x,
-        y=y,
-        mode="lines",
-        line={"color": ROOF[origin], "width": 1.6, "dash": "solid" if origin == "achieved" else "dash"},
-        hovertemplate=f"{origin}: {label}<extra></extra>",
-    )
 
 
 def _note(figure: go.Figure, text: str, **place: object) -> None:

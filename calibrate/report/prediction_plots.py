@@ -1,8 +1,6 @@
 """The pictures of a prediction as plotly figures: layer kinds on the roofline, and how workloads of a sweep compare.
 
 Predicted points lie on the roof that bounds them. What is not known is not drawn. Figures hold data only.
-
-Example: ``batch_throughput(prediction)`` is None where no two workloads differ in their batch alone
 """
 
 import math

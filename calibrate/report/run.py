@@ -1,7 +1,4 @@
-"""The report of a run: the device and, for each pass, where its time goes, its layers and whether its sums close.
-
-Example: ``terminal.render(run_document(reports, run, spec, failed), console)``
-"""
+"""The report of a run: the device and, for each pass, where its time goes, its layers and whether its sums close."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -241,10 +238,6 @@ def took(run: Run) -> str:
     return f"{duration(sum(run.spent_s.values()))}{estimated}: {parts}"
 
 
-def _efficiency(row: LayerRow) -> Cell:
-    return Cell(percent(row.efficiency) + (" !" if row.above_one else ""), row.efficiency, bad=row.above_one)
-
-
 def _repeat(row: LayerRow) -> Cell:
     if row.median_s is None:
         return Cell("")
@@ -266,7 +259,7 @@ LAYER_COLUMNS: tuple[Column[LayerRow], ...] = (
     Column("ideal", lambda row: figure(row.ideal_s), drop=6),
     Column("predicted", lambda row: figure(row.predicted_s), drop=8),
     Column("predicted ±", lambda row: _half(row.predicted_s_low, row.predicted_s_high, row.predicted_s), drop=12),
-    Column("efficiency", _efficiency, drop=4),
+    Column("efficiency", lambda row: Cell(rows.efficiency(row), row.efficiency, bad=row.above_one), drop=4),
     Column("bound", lambda row: row.bound, words=True, drop=7),
     Column("FLOP/s", lambda row: figure(row.flops_per_s, magnitude), drop=10),
     Column("bytes/s", lambda row: figure(row.bytes_per_s, magnitude), drop=9),
@@ -309,14 +302,19 @@ def peak_parts(spec: HardwareSpec) -> tuple[Part, ...]:
     return (
         Text("" if known else none),
         table(PEAK_COLUMNS, known),
-        Text(rows.unsteady(known) or "", "warning"),
-        Lines([f"not measured: {line}" for line in rows.missing(spec)], tone="faint"),
+        Text(rows.unsteady(known), "warning"),
+        Lines(
+            [f"not measured: {name}: {' '.join(reason.split())}" for name, reason in spec.missing.items()], tone="faint"
+        ),
         Text(rows.laws(spec) or ""),
     )
 
 
 def _summary(reports: Sequence[PassReport], run: Run) -> Section:
-    kind = run.environment.device_kind
+    def every_check(report: PassReport) -> Cell:
+        closes = rows.closes(report, run.environment.device_kind)
+        return Cell(_HOLDS[closes], bad=not closes)
+
     columns: tuple[Column[tuple[int, PassReport]], ...] = (
         Column("pass", lambda i: Cell(title(i[1]), target=f"pass-{i[0]}"), wraps=True),
         Column("status", lambda i: Cell(i[1].status, bad=i[1].status != "done", hover=verdict(i[1])), words=True),
@@ -327,15 +325,10 @@ def _summary(reports: Sequence[PassReport], run: Run) -> Section:
         Column("at peaks", lambda i: i[1].ideal_peaks or UNKNOWN, words=True, drop=7),
         Column("predicted busy", lambda i: figure(i[1].predicted_busy_s), drop=6),
         Column("predicted wall", lambda i: figure(i[1].predicted_wall_s), drop=4),
-        Column("checks", lambda i: _closes(i[1], kind), words=True, drop=1),
+        Column("every check", lambda i: every_check(i[1]), words=True, drop=1),
     )
     views = EVERYWHERE if len(reports) > 1 else FILES
     return Section("Passes", (table(columns, enumerate(reports)),), views=views)
-
-
-def _closes(report: PassReport, kind: str) -> Cell:
-    closes = rows.closes(report, kind)
-    return Cell(_HOLDS[closes], bad=not closes)
 
 
 def _device(run: Run, spec: HardwareSpec) -> Section:
@@ -355,7 +348,9 @@ def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> Section:
     waterfall = Figure(f"waterfall-{i}", partial(_draw, "waterfall_chart", report))
     where = (waterfall, _waterfall(report), table(_CHECKS, checks), *implied)
     roofline = Figure(f"roofline-{i}", partial(_draw, "roofline_chart", report, spec), _absent(report))
-    bars = Figure(f"layers-{i}", partial(_draw, "layer_chart", report))
+    bars = Figure(
+        f"layers-{i}", partial(_draw, "layer_chart", report), "Beside a bar: its efficiency, ideal ÷ measured."
+    )
     parts: tuple[Part, ...] = (
         Text(verdict(report), "bad"),
         Text(headline(report), "strong"),
@@ -386,27 +381,25 @@ def _absent(report: PassReport) -> str:
 
 
 def _waterfall(report: PassReport) -> Table:
+    terms = rows.pass_terms(report)
     half_s = rows.half_width(report.wall_s_low, report.wall_s_high)
     wall = TermRow(terms=("wall",), time_s=report.wall_s, start_s=0.0, share=1.0, half_s=half_s)
-    return table(_term_columns(report), rows.pass_terms(report), wall)
-
-
-def _term_columns(report: PassReport) -> tuple[Column[TermRow], ...]:
-    ends = [row.start_s + (row.time_s or 0.0) for row in rows.pass_terms(report)]
+    ends = [row.start_s + (row.time_s or 0.0) for row in terms]
     low, high = min([0.0, *ends]), max([report.wall_s, *ends])
 
     def bar(row: TermRow) -> Cell:
         start, end = row.start_s, row.start_s + (row.time_s or 0.0)
         return Cell("", span=((start - low) / (high - low), (end - low) / (high - low)) if high > low else None)
 
-    return (
+    columns: tuple[Column[TermRow], ...] = (
         Column("waterfall", lambda row: row.label, words=True),
-        Column("time", lambda row: Cell(seconds(row.time_s, signed=row.terms != ("wall",)), row.time_s), strong=True),
+        Column("time", lambda row: Cell(seconds(row.time_s, signed=row is not wall), row.time_s), strong=True),
         Column("±", lambda row: Cell(seconds(row.half_s) if row.half_s is not None else "", row.half_s), optional=True),
-        Column("of wall", lambda row: Cell(percent(row.share, signed=row.terms != ("wall",)), row.share)),
+        Column("of wall", lambda row: Cell(percent(row.share, signed=row is not wall), row.share)),
         Column("", bar, bar=True),
         Column("what it is", meaning, wraps=True, views=FILES),
     )
+    return table(columns, terms, wall)
 
 
 def _layer_terms(report: PassReport) -> Table:
@@ -438,10 +431,10 @@ def _compiled(report: PassReport) -> Section:
     return Section("Compiled kernels", brief(columns, few, report.kernels))
 
 
-def _with_half(value: float, low: float | None, high: float | None, what: str) -> str:
+def _with_half(value: float, low: float | None, high: float | None, what: str = "") -> str:
     """ "82.1 ms wall ± 1.2 %"; without "±" where the interval is not known."""
     half = plus_minus(low, high, value)
-    return f"{seconds(value)} {what}" + ("" if half == UNKNOWN else f" ± {half}")
+    return " ".join(filter(None, (seconds(value), what, "" if half == UNKNOWN else f"± {half}")))
 
 
 def _count(count: int, one: str, many: str = "") -> str:
@@ -458,6 +451,4 @@ def _options(result: CellResult) -> str:
 def _against(value: float | None, ends: tuple[float | None, float | None], truth: float) -> str:
     if value is None or truth <= 0:
         return UNKNOWN
-    half = plus_minus(*ends, value)
-    sure = "" if half == UNKNOWN else f" ± {half}"
-    return f"{seconds(value)}{sure} (error {percent(value / truth - 1, signed=True)})"
+    return f"{_with_half(value, *ends)} (error {percent(value / truth - 1, signed=True)})"

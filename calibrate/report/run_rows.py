@@ -2,11 +2,10 @@
 
 Times are seconds in total over a pass, shares are fractions of the wall time. Rows of layers add up to the busy time,
 rows of the waterfall to the wall time; what is not known is None.
-
-Example: ``sum(row.time_s for row in layer_rows(report))`` is ``report.busy_s``.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from calibrate.passes.pass_report import TERMS as RUNG_TERMS
@@ -123,7 +122,8 @@ class TermRow(Record):
         return " + ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]}"
 
 
-class Check(Record):
+@dataclass(frozen=True)
+class Check:
     """A ratio that a sound pass keeps within bounds: its value as text, the bounds, and whether it does."""
 
     name: str
@@ -303,6 +303,11 @@ def above_one(report: PassReport) -> tuple[LayerRow, ...]:
     return tuple(row for row in layer_rows(report) if row.above_one)
 
 
+def efficiency(row: LayerRow) -> str:
+    """ "87.2 %", "114 % !" above 1."""
+    return percent(row.efficiency) + " !" * row.above_one
+
+
 def half_width(low: float | None, high: float | None) -> float | None:
     """Half an interval; None where it is not known."""
     return None if low is None or high is None else (high - low) / 2
@@ -315,44 +320,33 @@ def closure(report: PassReport, device_kind: str) -> tuple[Check, ...]:
     """
     seen, least = report.closure, LEAST_ATTRIBUTED[report.mode]
     busy = report.busy_s / report.wall_s if report.wall_s > 0 else None
-    profiled = _or_value(seen.instrumented_ratio, report.instrumented_ratio_low, report.instrumented_ratio_high)
+    least_profiled, most_profiled = _or_value(
+        seen.instrumented_ratio, report.instrumented_ratio_low, report.instrumented_ratio_high
+    )
     low, high = _or_value((busy or 0.0) - 1, report.excess_low, report.excess_high)
+    profiled = _points(seen.instrumented_ratio, least_profiled, most_profiled)
+    too_long, too_short = least_profiled > 1 + INSTRUMENTED_WITHIN, most_profiled < 1 - INSTRUMENTED_WITHIN
+    implies = "the machine changed between passes" if too_short else ""
+    if too_long:
+        excess = percent((least_profiled + most_profiled) / 2 - 1)
+        implies = f"operation times carry up to {excess} of instrumentation"
+    attributed, spans = seen.attributed >= least, abs(seen.spans_plus_gaps - 1) <= SPANS_WITHIN
+    within = f"100 % ± {100 * INSTRUMENTED_WITHIN:g} %"
+    no_excess = None if busy is None else low <= MOST_EXCESS
     checks = [
+        Check("attributed ÷ all device time", percent(seen.attributed), f"at least {100 * least:g} %", attributed),
         Check(
-            name="attributed ÷ all device time",
-            value=percent(seen.attributed),
-            required=f"at least {100 * least:g} %",
-            holds=seen.attributed >= least,
+            "spans + gaps ÷ profiled wall", percent(seen.spans_plus_gaps), f"100 % ± {100 * SPANS_WITHIN:g} %", spans
         ),
-        Check(
-            name="spans + gaps ÷ profiled wall",
-            value=percent(seen.spans_plus_gaps),
-            required=f"100 % ± {100 * SPANS_WITHIN:g} %",
-            holds=abs(seen.spans_plus_gaps - 1) <= SPANS_WITHIN,
-        ),
-        Check(
-            name="profiled ÷ unprofiled wall",
-            value=_points(seen.instrumented_ratio, *profiled),
-            required=f"100 % ± {100 * INSTRUMENTED_WITHIN:g} %",
-            holds=profiled[0] <= 1 + INSTRUMENTED_WITHIN and profiled[1] >= 1 - INSTRUMENTED_WITHIN,
-            implies=_instrumentation(*profiled),
-        ),
-        Check(
-            name="busy ÷ wall",
-            value=_points(busy, low, high),
-            required=f"at most {100 * (1 + MOST_EXCESS):g} %",
-            holds=None if busy is None else low <= MOST_EXCESS,
-        ),
+        Check("profiled ÷ unprofiled wall", profiled, within, not too_long and not too_short, implies),
+        Check("busy ÷ wall", _points(busy, low, high), f"at most {100 * (1 + MOST_EXCESS):g} %", no_excess),
     ]
     if device_kind == "cuda":
+        name = "kernels / launches / memory operations"
+        counts = f"{seen.kernels} / {seen.launches} / {seen.memory_operations}"
         same = "all kernels seen" if seen.kernels == seen.launches else "kernels and launches differ: events dropped"
-        check = Check(
-            name="kernels / launches / memory operations",
-            value=f"{seen.kernels} / {seen.launches} / {seen.memory_operations}",
-            required="kernels = launches > 0" if seen.launches == 0 else same,
-            holds=seen.kernels == seen.launches > 0,
-        )
-        checks.append(check)
+        required = "kernels = launches > 0" if seen.launches == 0 else same
+        checks.append(Check(name, counts, required, seen.kernels == seen.launches > 0))
     return tuple(checks)
 
 
@@ -388,18 +382,13 @@ def laws(spec: HardwareSpec) -> str | None:
     return f"{len(spec.calibrated)} calibrated laws; mean error on kernels held out from the fit: {listed}{again}"
 
 
-def unsteady(rows: Sequence[PeakRow]) -> str | None:
-    """A warning where the samples of a figure vary much."""
-    wide = [row for row in rows if row.spread is not None and row.spread > STEADY_WITHIN]
+def unsteady(rows: Sequence[PeakRow]) -> str:
+    """A warning where the samples of a figure vary much; else ""."""
+    wide = [f"{row.name} by {percent(row.spread)}" for row in rows if (row.spread or 0.0) > STEADY_WITHIN]
     if not wide:
-        return None
-    names = ", ".join(f"{row.name} by {percent(row.spread)}" for row in wide)
-    return f"samples of the peaks vary ({names}): other work, or a clock that changes; measure again on a quiet machine"
-
-
-def missing(spec: HardwareSpec) -> tuple[str, ...]:
-    """Each figure that could not be had, and why."""
-    return tuple(f"{figure}: {' '.join(reason.split())}" for figure, reason in spec.missing.items())
+        return ""
+    reason = "other work, or a clock that changes; measure again on a quiet machine"
+    return f"samples of the peaks vary ({', '.join(wide)}): {reason}"
 
 
 def _figures(peaks: Peaks | None) -> dict[tuple[Unit, str], Figure]:
@@ -426,23 +415,13 @@ def _points(value: float | None, low: float, high: float) -> str:
     return percent(value) + half
 
 
-def _instrumentation(low: float, high: float) -> str:
-    """What a ratio of profiled to unprofiled time means whose interval is outside its bounds."""
-    if low > 1 + INSTRUMENTED_WITHIN:
-        return f"operation times carry up to {percent((low + high) / 2 - 1)} of instrumentation"
-    if high < 1 - INSTRUMENTED_WITHIN:
-        return "the machine changed between passes"
-    return ""
-
-
 def meaning(row: TermRow) -> str:
     """What a row of the waterfall stands for."""
-    if row.terms == ("wall",):
-        return "wall time of a pass without the profiler"
+    joined = {
+        ("wall",): "wall time of a pass without the profiler",
+        ("shape_loss", "level", "residual"): "slower than the roofline of what ran",
+        ("level", "residual"): "what the laws do not explain, and how slow the machine was",
+    }
     if len(row.terms) > 1 and row.terms[0] == "ideal":
         return REACHED[row.terms[-1]]
-    if row.terms == ("shape_loss", "level", "residual"):
-        return "slower than the roofline of what ran"
-    if row.terms == ("level", "residual"):
-        return "what the laws do not explain, and how slow the machine was"
-    return "; ".join(MEANING[term] for term in row.terms)
+    return joined.get(row.terms) or "; ".join(MEANING[term] for term in row.terms)

@@ -2,8 +2,6 @@
 
 Where a table is too wide, names lose their middle and columns go, the highest `Column.drop` first. Nothing depends on
 colour, so that a report can be piped.
-
-Example: ``render(run_document(reports, run, spec), rich.console.Console())``
 """
 
 import re

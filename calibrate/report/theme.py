@@ -34,7 +34,7 @@ TEMPLATE = go.layout.Template(
         "colorway": SERIES,
         "margin": {"l": 84, "r": 30, "t": 24, "b": 60},
         "height": 440,
-        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
+        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0, "itemsizing": "constant"},
         "xaxis": _AXIS,
         "yaxis": _AXIS,
     }
@@ -135,11 +135,6 @@ def whiskers(intervals: Sequence[tuple[float, float | None, float | None]]) -> d
 def thinned(count: int) -> list[int]:
     """Indices of at most `POINTS` evenly chosen samples."""
     return list(range(0, count, max(1, -(-count // POINTS))))
-
-
-def spaced(low: float, high: float, count: int = 60) -> list[float]:
-    """Evenly spaced in the logarithm, both ends included."""
-    return [low * (high / low) ** (i / (count - 1)) for i in range(count)]
 
 
 def short(text: str) -> str:
