@@ -78,10 +78,15 @@ def svg(block: Block, name: str) -> str:
     around = block.shortcuts()
     edges = "".join(_edge(places.routes[edge], edge in around, name) for edge in block.edges)
     boxes = "".join(_box(node, places, i) for i, node in enumerate(block.nodes))
+    arrows = "".join(
+        f'<marker id="{escape(name)}-{kind}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
+        f'markerUnits="userSpaceOnUse" orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="{colour}"/></marker>'
+        for kind, colour in (("plain", PLAIN), ("around", AROUND))
+    )
     return (
         f'<div class="drawing"><svg class="block" id="{escape(name)}" role="img" viewBox="0 0 {wide:.0f} {high:.0f}" '
         f'style="width:100%;max-width:{wide:.0f}px;min-width:{SMALLEST * wide:.0f}px">'
-        f"<defs>{_arrow(name, 'plain', PLAIN)}{_arrow(name, 'around', AROUND)}</defs>"
+        f"<defs>{arrows}</defs>"
         f'<g transform="translate({MARGIN:g},{MARGIN:g})">{edges}{boxes}</g></svg></div>'
     )
 
@@ -181,13 +186,6 @@ def _edge(route: tuple[Point, ...], around: bool, name: str) -> str:
     return (
         f'<path d="{" ".join(steps)}" fill="none" stroke="{colour}" stroke-width="{width}" '
         f'marker-end="url(#{escape(name)}-{kind})"/>'
-    )
-
-
-def _arrow(name: str, kind: str, colour: str) -> str:
-    return (
-        f'<marker id="{escape(name)}-{kind}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
-        f'markerUnits="userSpaceOnUse" orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="{colour}"/></marker>'
     )
 
 

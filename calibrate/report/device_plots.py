@@ -104,7 +104,11 @@ def skinny(of: Characterisation) -> go.Figure | None:
     figure = theme.style(go.Figure(), "rows m (sequences of a decode batch)", "time of the product")
     for i, (kind, points) in enumerate(series.items()):
         points.sort(key=lambda point: point[0])
-        hover = [_skinny_hover(m, row) for m, row in points]
+        hover = [
+            f"{kind_of(row.figure)} {row.shape or f'm {m:g}'}: {seconds(row.figure.value)}, "
+            f"{flops_per_s(row.flops_per_s)}, {bytes_per_s(row.bytes_per_s)}, {percent(row.of_roofline)} of the roofline"
+            for m, row in points
+        ]
         theme.points(figure, dtype(kind), [m for m, _ in points], [row.figure.value for _, row in points], hover, i)
         bound = [(m, row.roofline_s) for m, row in points if row.roofline_s is not None]
         if bound:
@@ -114,12 +118,6 @@ def skinny(of: Characterisation) -> go.Figure | None:
     theme.log_axis(figure, "x", [m for m, _ in every], number, base=2)
     theme.log_axis(figure, "y", times, seconds)
     return figure
-
-
-def _skinny_hover(m: float, row: Row) -> str:
-    rates = f"{flops_per_s(row.flops_per_s)}, {bytes_per_s(row.bytes_per_s)}"
-    share = f"{percent(row.of_roofline)} of the roofline"
-    return f"{kind_of(row.figure)} {row.shape or f'm {m:g}'}: {seconds(row.figure.value)}, {rates}, {share}"
 
 
 def peaks(of: Characterisation) -> go.Figure | None:

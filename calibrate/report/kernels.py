@@ -11,7 +11,7 @@ from calibrate.report.document import Column, Document, Facts, Lines, Part, Sect
 from calibrate.report.json import kernel_kinds
 from calibrate.report.units import number, percent
 from profiler.record.folder import RunFolder
-from profiler.record.kernel_table import Kernels, Source
+from profiler.record.kernel_table import Kernels
 
 
 def kernels_document(folder: RunFolder, kernels: Kernels) -> Document:
@@ -29,7 +29,9 @@ def kernels_document(folder: RunFolder, kernels: Kernels) -> Document:
     )
     files: list[Part] = []
     for source in kernels.sources:
-        files.append(Text(f"{source.file}: {_fate(source)}"))
+        timed = "" if source.timed == source.rows else f" with {source.timed} times"
+        tool = ", ".join(f"{name} {version}" for name, version in source.versions.items()) or source.format
+        files.append(Text(f"{source.file}: {source.rows} rows{timed} ({tool}), {source.kept} kept"))
         files.append(Lines([f"{count} left out: {rule}" for rule, count in source.cleaned.items()], tone="faint"))
     parts: list[Part] = [
         Text(f"datasheet: {datasheet}"),
@@ -38,12 +40,6 @@ def kernels_document(folder: RunFolder, kernels: Kernels) -> Document:
         Lines([f"note: {warning}" for warning in environment.notes], tone="warning"),
     ]
     return Document(f"{environment.device}: {number(len(kernels))} kernels", parts)
-
-
-def _fate(source: Source) -> str:
-    timed = "" if source.timed == source.rows else f" with {source.timed} times"
-    tool = ", ".join(f"{name} {version}" for name, version in source.versions.items()) or source.format
-    return f"{source.rows} rows{timed} ({tool}), {source.kept} kept"
 
 
 _COLUMNS: tuple[Column[Calibrated], ...] = (

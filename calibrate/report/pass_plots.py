@@ -99,7 +99,9 @@ def waterfall_chart(report: PassReport) -> go.Figure:
 def layer_chart(report: PassReport) -> go.Figure:
     """Measured, predicted and ideal time of the slowest layer kinds, one inside the other."""
     rows = run_rows.layer_rows(report)[:BARS]
-    labels = _labels(rows)
+    kinds = [f" · {row.kind}" for row in rows]  # so that unlike rows have unlike labels, and plotly keeps them apart
+    paths = shortened([row.label for row in rows], LABEL - max(map(len, kinds), default=0))
+    labels = [path + kind for path, kind in zip(paths, kinds, strict=True)]
     series = (
         ("measured", [row.time_s for row in rows], LIGHT, 0.82),
         ("predicted", [row.predicted_s for row in rows], "#6d9dc5", 0.5),
@@ -185,13 +187,6 @@ def on_roofline(report: PassReport) -> tuple[LayerRow, ...]:
     return tuple(row for row in run_rows.layer_rows(report) if row.flops > 0 and row.bytes > 0 and row.time_s > 0)
 
 
-def _labels(rows: Sequence[LayerRow]) -> list[str]:
-    """Unlike for unlike rows, so that plotly keeps their bars apart."""
-    kinds = [f" · {row.kind}" for row in rows]
-    room = LABEL - max(map(len, kinds), default=0)
-    return [path + kind for path, kind in zip(shortened([row.label for row in rows], room), kinds, strict=True)]
-
-
 def _hover(row: LayerRow) -> str:
     intensity = magnitude(row.flops / row.bytes) + " FLOP/B" if row.bytes > 0 else "–"
     return "<br>".join(
@@ -245,6 +240,7 @@ def add_labels(
 ) -> None:
     """Names and rates of the roofs; `height` is the plot's in pixels."""
     rates = flats(peaks, matrix_dtypes)
+    look = {"showarrow": False, "font": {"size": 11, "color": ROOF["achieved"]}}
     pixel = math.log10(y_range[1] / y_range[0]) / height
     below = math.inf
     for names, low, high in alike(rates):
@@ -253,7 +249,7 @@ def add_labels(
         place = min((math.log10(low) + math.log10(high)) / 2, below - half)
         below = place - half
         beside = {"xref": "paper", "x": 1.005, "xanchor": "left", "yanchor": "middle", "align": "left"}
-        _note(figure, "<br>".join(words), y=place, **beside)
+        figure.add_annotation(text="<br>".join(words), y=place, **beside, **look)
     if not rates:
         return
     top = max(rates.values())
@@ -261,7 +257,8 @@ def add_labels(
     for names, _, high in alike(slopes):
         text = " / ".join(f"{name} {bytes_per_s(slopes[name])}" for name in names)
         end = {"x": math.log10(top / high), "y": math.log10(top)}
-        _note(figure, text, **end, xanchor="left", yanchor="bottom", textangle=-35, bgcolor="#ffffffd8")
+        above = {"xanchor": "left", "yanchor": "bottom", "textangle": -35, "bgcolor": "#ffffffd8"}
+        figure.add_annotation(text=text, **end, **above, **look)
 
 
 def alike(values: dict[str, float]) -> list[tuple[tuple[str, ...], float, float]]:
@@ -279,8 +276,3 @@ def flats(peaks: Peaks, matrix_dtypes: Sequence[str]) -> dict[str, float]:
     """FLOP/s of work that bounds a pass in these dtypes, by label."""
     rates = {f"matrix {dtype(name)}": peaks.matrix[name].value for name in matrix_dtypes if name in peaks.matrix}
     return rates | {f"vector {dtype(name)}": figure.value for name, figure in peaks.vector.items()}
-
-
-def _note(figure: go.Figure, text: str, **place: object) -> None:
-    """Words at a point; plotly wants the logarithm of a place on a logarithmic axis."""
-    figure.add_annotation(text=text, showarrow=False, font={"size": 11, "color": ROOF["achieved"]}, **place)

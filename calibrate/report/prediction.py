@@ -3,6 +3,7 @@ the paper's table.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -153,14 +154,11 @@ def _paper_phase(name: str, phase_: PaperPhase) -> Section:
         Column("bound", lambda row: row.bound, words=True),
         Column("time", lambda row: Cell(precise(row.inference_time, "s"), row.inference_time), strong=True),
     )
-    parts = {"weights": "_weight", "KV cache": "_kv_cache", "activations": "_tmp_act"}
-    memory = ", ".join(f"{part} {_held(total, end)}" for part, end in parts.items())
+    parts = {"": "", "weights": "_weight", "KV cache": "_kv_cache", "activations": "_tmp_act"}
+    held = {part: precise(getattr(total, f"memory_consumption{end}"), "B") for part, end in parts.items()}
+    memory = f"memory {held.pop('')}: {', '.join(f'{part} {amount}' for part, amount in held.items())}"
     done = f"{precise(total.OPs, 'OPs')}, {precise(total.memory_access, 'B')}, {precise(total.inference_time, 's')}"
-    return Section(name, (Text(f"{done}; memory {_held(total, '')}: {memory}", "strong"), table(columns, phase_.rows)))
-
-
-def _held(total: Any, part: str) -> str:
-    return precise(getattr(total, f"memory_consumption{part}"), "B")
+    return Section(name, (Text(f"{done}; {memory}", "strong"), table(columns, phase_.rows)))
 
 
 def _workloads(prediction: Prediction) -> Section:
@@ -223,7 +221,7 @@ def _pass(i: int, step: PassPrediction, prediction: Prediction, peaks: Peaks | N
         Section("Layer kinds", _layers(rows, step.time_s)),
         _memory(step, prediction),
         Section("Roofline", (roofline,) if peaks else ()),
-        Section("What one block does", (Figure(f"blocks-{i}", partial(_draw_blocks, step, i)),)),
+        Section("What one block does", (Figure(f"blocks-{i}", partial(_draw, "drawings", step, f"block-{i}")),)),
     )
     return Section(pass_title(step), parts, name=f"pass-{i}")
 
@@ -250,26 +248,19 @@ def _memory(step: PassPrediction, prediction: Prediction) -> Section:
     columns: tuple[Column[tuple[str, float, str]], ...] = (
         Column("memory", lambda part: part[0], words=True),
         Column("size", lambda part: figure(part[1], size), strong=True),
-        Column(f"of {size(capacity)}", lambda part: _filled(part[1] / capacity)),
+        Column(
+            f"of {size(capacity)}",
+            lambda part: replace(figure(part[1] / capacity, percent), fill=part[1] / capacity, bad=part[1] > capacity),
+        ),
         Column("", lambda part: part[2], words=True, drop=1),
     )
     return Section("Memory", (table(columns, parts),))
 
 
-def _filled(share: float) -> Cell:
-    return Cell(percent(share), share, fill=share, bad=share > 1)
-
-
 def _draw(chart: str, *of: object) -> Any:
-    from calibrate.report import prediction_plots  # plotly takes long to import, and only pages draw
+    from calibrate.report import block_drawing, prediction_plots  # plotly takes long to import, and only pages draw
 
-    return getattr(prediction_plots, chart)(*of)
-
-
-def _draw_blocks(step: PassPrediction, i: int) -> Any:
-    from calibrate.report.block_drawing import drawings
-
-    return drawings(step, f"block-{i}")
+    return getattr(block_drawing if chart == "drawings" else prediction_plots, chart)(*of)
 
 
 def _sizes(step: PassPrediction, field: str) -> Cell:

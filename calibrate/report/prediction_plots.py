@@ -50,7 +50,15 @@ def batch_throughput(prediction: Prediction) -> go.Figure | None:
 
 def length_latency(prediction: Prediction) -> go.Figure | None:
     """Seconds over the length of the prompt or the context, a line for each batch."""
-    lengths = _series(_single(prediction), _line_of_batch, _length)
+
+    def line(step: PassPrediction) -> str:
+        w = step.workloads[0]
+        return f"{w.phase}{f' {w.query_tokens}' if w.phase == 'chunk' else ''}, batch {w.batch}"
+
+    def length(step: PassPrediction) -> float:
+        return step.workloads[0].context_tokens or step.workloads[0].query_tokens
+
+    lengths = _series(_single(prediction), line, length)
     title = "prompt or context, tokens"
     return _lines(lengths, title, "time of the pass", lambda step: step.time_s or 0.0) if lengths else None
 
@@ -85,18 +93,6 @@ def _line_of_lengths(step: PassPrediction) -> str:
     w = step.workloads[0]
     lengths = {"prefill": f"prompt {w.query_tokens}", "decode": f"context {w.context_tokens}"}
     return f"{w.phase}, {lengths.get(w.phase, f'{w.query_tokens} after {w.context_tokens}')}"
-
-
-def _line_of_batch(step: PassPrediction) -> str:
-    w = step.workloads[0]
-    chunk = f" {w.query_tokens}" if w.phase == "chunk" else ""
-    return f"{w.phase}{chunk}, batch {w.batch}"
-
-
-def _length(step: PassPrediction) -> float:
-    """Tokens of the prompt, or those that are cached."""
-    w = step.workloads[0]
-    return w.context_tokens if w.context_tokens else w.query_tokens
 
 
 def _lines(series: Series, x_title: str, y_title: str, value: Callable[[PassPrediction], float]) -> go.Figure:

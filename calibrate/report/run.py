@@ -77,13 +77,15 @@ def run_document(
     reports: Sequence[PassReport], run: Run, spec: HardwareSpec, failed: Sequence[CellResult] = ()
 ) -> Document:
     """The whole run."""
+    warned = (Text(note, "warning") for note in run.environment.notes)
+    file = Text(f"Device file: {spec.name}", "faint", views=FILES)
     passes = [_pass(i, report, run, spec) for i, report in enumerate(reports)]
     absent = f"{_count(len(failed), 'pass', 'passes')} gave no result; the reasons stand under “No result”"
     parts: list[Part] = [
         Text("" if reports else "No pass has been measured in this run."),
         Text(absent if failed else "", "warning"),
         _summary(reports, run),
-        _device(run, spec),
+        Section("Device", (Facts(environment(run)), *warned, Section("Peaks", (file, *peak_parts(spec))))),
         *passes,
         Section("No result", (table(_FAILED, failed),)),
         Section("Words", (Facts(tuple(WORDS.items()), "faint"),)),
@@ -113,14 +115,11 @@ def headline(report: PassReport) -> str:
     now = f"{wall}, {_with_half(report.busy_s, report.busy_s_low, report.busy_s_high, 'busy')}"
     if report.status != "done":
         return now
-    ideal_s = rows.ideal_total_s(report)
+    ideal_s, unknown = rows.ideal_total_s(report), f"{now}; how fast it could be is unknown:"
+    if report.ideal_peaks is None:
+        return f"{unknown} no peaks of this device are known"
     if ideal_s is None:
-        peaks = (
-            f"the {report.ideal_peaks} peaks lack one it needs"
-            if report.ideal_peaks
-            else "no peaks of this device are known"
-        )
-        return f"{now}; how fast it could be is unknown: {peaks}"
+        return f"{unknown} the {report.ideal_peaks} peaks lack one it needs"
     if ideal_s > report.busy_s:
         there = f"{seconds(ideal_s)} at {report.ideal_peaks} peaks"
         return f"{now}; its device work would take {there}, above the measured time: the peaks are too low"
@@ -142,11 +141,8 @@ def predicted(report: PassReport) -> str:
     """What was predicted, with its signed error."""
     if report.prediction is None:
         return "predicted: – (no peaks of this device are known)"
-    how = {
-        "executed": "the graph as executed at achieved peaks, not calibrated",
-        "calibrated": "calibrated laws at the machine's speed "
-        + ("of this run" if report.level else "of the calibration"),
-    }
+    calibrated = f"calibrated laws at the machine's speed of {'this run' if report.level else 'the calibration'}"
+    how = {"executed": "the graph as executed at achieved peaks, not calibrated", "calibrated": calibrated}
     ends = report.predicted_busy_s_low, report.predicted_busy_s_high
     busy = _against(report.predicted_busy_s, ends, report.busy_s)
     ends = report.predicted_wall_s_low, report.predicted_wall_s_high
@@ -159,9 +155,8 @@ def level(report: PassReport) -> tuple[str, ...]:
     if not report.level:
         return ()
     probes = [f"{probe} {ratio.ratio:.2f}× ({ratio.low:.2f}–{ratio.high:.2f})" for probe, ratio in report.level.items()]
-    measured = (
-        f"machine speed: reference probes beside this pass took, of their time in the calibration, {', '.join(probes)}"
-    )
+    beside = "reference probes beside this pass took, of their time in the calibration"
+    measured = f"machine speed: {beside}, {', '.join(probes)}"
     calibrated = report.predicted_busy_calibrated_s, report.predicted_wall_calibrated_s
     if calibrated == (report.predicted_busy_s, report.predicted_wall_s):
         return (measured,)
@@ -209,9 +204,8 @@ def notes(report: PassReport) -> tuple[str, ...]:
     sentences.append(f"single passes vary by {half}: half the 5–95 % range of their wall times")
     if report.peak_memory_bytes is not None:
         sentences.append(f"peak memory {size(report.peak_memory_bytes)}")
-    sentences.append(
-        "implementations that ran: " + (", ".join(f"{what} {how}" for what, how in report.ran.items()) or UNKNOWN)
-    )
+    ran = ", ".join(f"{part} {implementation}" for part, implementation in report.ran.items())
+    sentences.append(f"implementations that ran: {ran or UNKNOWN}")
     return tuple(sentences)
 
 
@@ -329,12 +323,6 @@ def _summary(reports: Sequence[PassReport], run: Run) -> Section:
     )
     views = EVERYWHERE if len(reports) > 1 else FILES
     return Section("Passes", (table(columns, enumerate(reports)),), views=views)
-
-
-def _device(run: Run, spec: HardwareSpec) -> Section:
-    warned = (Text(note, "warning") for note in run.environment.notes)
-    file = Text(f"Device file: {spec.name}", "faint", views=FILES)
-    return Section("Device", (Facts(environment(run)), *warned, Section("Peaks", (file, *peak_parts(spec)))))
 
 
 def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> Section:

@@ -129,8 +129,8 @@ def _fitted(table: Table, width: int) -> tuple[dict[int, list[str]], dict[int, i
         widths |= {i: min(widths[i], cap) for i in soft if i in widths}
     for i in widths:
         if i in soft and not table.columns[i].wraps:
-            cut = shortened if table.columns[i].code else _ended
-            texts[i] = cut(texts[i], widths[i])
+            ended = [cell if len(cell) <= widths[i] else f"{cell[: widths[i] - 1]}…" for cell in texts[i]]
+            texts[i] = shortened(texts[i], widths[i]) if table.columns[i].code else ended
     return texts, dict(sorted(widths.items()))
 
 
@@ -146,10 +146,6 @@ def _bar(cell: Cell, room: int) -> str:
     left, right = sorted((round(start * room), round(end * room)))
     left = min(left, room - 1)
     return " " * left + ("░" if end < start else "█") * (max(right - left, 1) if end != start else 0)
-
-
-def _ended(cells: Sequence[str], width: int) -> list[str]:
-    return [cell if len(cell) <= width else f"{cell[: max(width - 1, 0)]}…" for cell in cells]
 
 
 Cut = tuple[str, str]
