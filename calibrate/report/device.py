@@ -10,40 +10,9 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from calibrate.report.device_rows import (
-    FEWEST,
-    FRESH,
-    GIVEN,
-    ONE_CORE,
-    Characterisation,
-    Group,
-    Line,
-    Row,
-    both_ends,
-    how,
-    interval,
-    kind_of,
-    name,
-    one_line,
-    typical,
-    value,
-)
-from calibrate.report.document import (
-    FILES,
-    PAGE,
-    TERMINAL,
-    Cell,
-    Column,
-    Document,
-    Facts,
-    Figure,
-    Lines,
-    Part,
-    Section,
-    Text,
-    figure,
-    table,
-)
+from calibrate.report import device_rows, document
+from calibrate.report.device_rows import FRESH, GIVEN, Characterisation, Group, Line, Row, kind_of, name, value
+from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
 from calibrate.report.run import peak_parts
 from calibrate.report.units import UNKNOWN, binary, dtype, in_unit, magnitude, megahertz, number, percent, seconds, size
 from profiler.record.measurement import FASTEST, Measurement, Window
@@ -78,7 +47,7 @@ WORDS: tuple[tuple[str, Callable[[Row], bool], str], ...] = (
     ("90 %", lambda row: True,
      "interval of the value over fresh processes, from Student's t on the logarithms; samples of one process "
      "are not independent and are not counted as such"),
-    ("n = 1, n = 2", lambda row: row.figure.value is not None and 0 < row.figure.replicates < FEWEST,
+    ("n = 1, n = 2", lambda row: row.figure.value is not None and 0 < row.figure.replicates < device_rows.FEWEST,
      "fresh processes that measured it; fewer than three have no interval"),
     ("CV", lambda row: True, "coefficient of variation over the processes"),
     ("median", lambda row: True, "the value with the median of each process's samples: what one usually gets"),
@@ -118,7 +87,7 @@ def device_document(spec: HardwareSpec, measurements: Sequence[Measurement], run
     of = Characterisation(spec, measurements, run)
     rows = of.rows()
     plots = [
-        Section(title, (Figure(f"plot-{plot}", partial(_draw, plot, of), note),), views=PAGE)
+        Section(title, (Figure(f"plot-{plot}", partial(_draw, plot, of), note),), views=document.PAGE)
         for plot, title, note in PLOTS
     ]
     needed = [(word, meaning) for word, needs, meaning in WORDS if any(map(needs, rows))]
@@ -143,7 +112,8 @@ def _draw(plot: str, of: Characterisation) -> Any:
 def _group(group: Group) -> Section:
     """A group as a terminal shows it, series as one row or a sentence, and as files have it, every figure in a row."""
     failed = [
-        f"no {name(row)} {kind_of(row.figure)}".strip() + f": {one_line(row.figure.reason or 'no reason was recorded')}"
+        f"no {name(row)} {kind_of(row.figure)}".strip()
+        + f": {device_rows.one_line(row.figure.reason or 'no reason was recorded')}"
         for row in group.rows
         if row.figure.value is None
     ]
@@ -163,11 +133,11 @@ def _group(group: Group) -> Section:
     return Section(
         f"{group.title[0].upper()}{group.title[1:]}",
         (
-            table(columns, lines, views=TERMINAL),
-            Lines((*_how(rows), *sentences), tone="faint", views=TERMINAL),
-            Lines(_notes(shown), tone="warning", views=TERMINAL),
-            Lines(failed, tone="bad", views=TERMINAL),
-            table(columns, [Line(row, name(row)) for row in group.rows], views=FILES),
+            table(columns, lines, views=document.TERMINAL),
+            Lines((*_how(rows), *sentences), tone="faint", views=document.TERMINAL),
+            Lines(_notes(shown), tone="warning", views=document.TERMINAL),
+            Lines(failed, tone="bad", views=document.TERMINAL),
+            table(columns, [Line(row, name(row)) for row in group.rows], views=document.FILES),
         ),
     )
 
@@ -177,37 +147,33 @@ def _columns(title: str, beside: str) -> tuple[Column[Line], ...]:
         Column(title, lambda line: line.label, words=True),
         Column("dtype", lambda line: kind_of(line.figure), words=True, optional=True, drop=1),
         Column("value", lambda line: Cell(value(line.figure), line.figure.value), strong=True),
-        Column("90 %", lambda line: interval(line.figure), views=TERMINAL),
+        Column("90 %", lambda line: device_rows.interval(line.figure), views=document.TERMINAL),
         Column("CV", lambda line: figure(line.figure.variation, percent), optional=True, drop=8),
-        Column("median", lambda line: Cell(typical(line.figure), line.figure.typical), optional=True, drop=9),
+        Column("median", lambda line: Cell(device_rows.typical(line.figure), line.figure.typical), optional=True,
+               drop=9),
         Column("datasheet", lambda line: Cell(in_unit(line.figure.datasheet, line.figure.unit), line.figure.datasheet),
                optional=True, drop=5),
         Column("of it", lambda line: _share(line.row.of_datasheet), optional=True, drop=2),
-        Column("at SM clock", _at_clock, optional=True, drop=4),
+        Column("at SM clock", lambda line: _share(line.row.of_clock, line.row.clock_hz), optional=True, drop=4),
         Column("FLOP/s", lambda line: figure(line.row.flops_per_s, magnitude), optional=True, drop=10),
         Column("bytes/s", lambda line: figure(line.row.bytes_per_s, magnitude), optional=True, drop=6),
         Column("of roofline", lambda line: _share(line.row.of_roofline), optional=True, drop=3),
         Column(beside, lambda line: value(line.beside.figure) if line.beside else UNKNOWN, optional=True, drop=7,
-               views=TERMINAL),
-        Column("90 % interval", lambda line: both_ends(line.figure), views=FILES),
+               views=document.TERMINAL),
+        Column("90 % interval", lambda line: device_rows.both_ends(line.figure), views=document.FILES),
         Column("processes", lambda line: Cell(str(line.figure.replicates or UNKNOWN), line.figure.replicates),
-               views=FILES),
-        Column("how", lambda line: Cell(how(line.figure), bad=line.figure.value is None), wraps=True, views=FILES),
-        Column("notes", lambda line: "; ".join(line.row.marks), wraps=True, optional=True, views=FILES),
+               views=document.FILES),
+        Column("how", lambda line: Cell(device_rows.how(line.figure), bad=line.figure.value is None), wraps=True,
+               views=document.FILES),
+        Column("notes", lambda line: "; ".join(line.row.marks), wraps=True, optional=True, views=document.FILES),
     )  # fmt: skip
 
 
-def _share(share: float | None) -> Cell:
+def _share(share: float | None, clock_hz: float | None = None) -> Cell:
+    """ "90.3 % 1605 MHz", with the clock where there is one."""
     above = share is not None and share > 1
-    return Cell(percent(share) + " !" * above, share, bad=above)
-
-
-def _at_clock(line: Line) -> Cell:
-    """ "90.3 % 1605 MHz"."""
-    share, clock_hz = line.row.of_clock, line.row.clock_hz
-    if share is None or clock_hz is None:
-        return Cell(UNKNOWN)
-    return Cell(f"{percent(share)} {megahertz(clock_hz)}{' !' * (share > 1)}", share, bad=share > 1)
+    clock = "" if clock_hz is None or share is None else f" {megahertz(clock_hz)}"
+    return Cell(percent(share) + clock + " !" * above, share, bad=above)
 
 
 def facts(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> tuple[tuple[str, str], ...]:
@@ -230,7 +196,7 @@ def facts(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> 
         "conditions": "; ".join(conditions(measurements)) or "– (none were read)",
         "command": " ".join(run.command),
     }
-    return tuple((name, one_line(text)) for name, text in rows.items() if text)
+    return tuple((name, device_rows.one_line(text)) for name, text in rows.items() if text)
 
 
 def conditions(measurements: Iterable[Measurement]) -> tuple[str, ...]:
@@ -305,7 +271,7 @@ def _paired(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
     lines, beside = [], set()
     for row in rows:
         given = GIVEN in row.label
-        twin = row.figure.name.replace(GIVEN, FRESH) if given else f"{row.figure.name}{ONE_CORE}"
+        twin = row.figure.name.replace(GIVEN, FRESH) if given else f"{row.figure.name}{device_rows.ONE_CORE}"
         other = None if row.one_core else by_name.get((twin, row.figure.dtype))
         if other is not None:
             beside.add((twin, row.figure.dtype))

@@ -6,7 +6,7 @@ size ÷ bandwidth for a transfer, T = start + nodes × node for a graph.
 
 import re
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, islice
 
@@ -28,6 +28,9 @@ SPREAD = ("memory", "level", "matmul", "launch", "host", "vector", "skinny", "po
 MOST = 36
 """Figures whose spread is drawn: of the families above, in their order."""
 
+POINTS = 1500
+"""Samples drawn of one load; of more, evenly chosen ones."""
+
 Point = tuple[float, float]
 Line = tuple[str, Sequence[float], Sequence[float]]
 """Name, x and y of a fit."""
@@ -44,7 +47,7 @@ PANELS: tuple[Panel, ...] = (
 
 def curve(of: Characterisation) -> go.Figure | None:
     """Bandwidth over the working set, a line a kernel, with plateaus, knees and the caches as they are stated."""
-    lines = curves(of.measurements)
+    lines = {kernel: sorted(line) for kernel, line in _points(of, "curve", Measurement.value).items()}
     if not lines:
         return None
     figure = theme.style(go.Figure(), "working set", "bandwidth (bytes read + written)", height=500)
@@ -66,16 +69,6 @@ def curve(of: Characterisation) -> go.Figure | None:
     for level, (x, text, paint, dash) in enumerate(sorted(mark for mark in marks if low <= mark[0] <= high)):
         theme.upright(figure, x, text, paint, dash, level % 4)
     return figure
-
-
-def curves(measurements: Iterable[Measurement]) -> dict[str, list[Point]]:
-    """(working set in bytes, bytes/s) of each kernel, the smallest first."""
-    lines: dict[str, list[Point]] = {}
-    for one in measurements:
-        if one.benchmark == "curve" and one.has_value:
-            point = float(one.parameters["working_set_bytes"]), one.value()
-            lines.setdefault(str(one.parameters["kernel"]), []).append(point)
-    return {kernel: sorted(line) for kernel, line in lines.items()}
 
 
 def capacities(spec: HardwareSpec, measurements: Sequence[Measurement]) -> tuple[tuple[str, float], ...]:
@@ -106,7 +99,7 @@ def skinny(of: Characterisation) -> go.Figure | None:
         points.sort(key=lambda point: point[0])
         hover = [
             f"{kind_of(row.figure)} {row.shape or f'm {m:g}'}: {seconds(row.figure.value)}, "
-            f"{flops_per_s(row.flops_per_s)}, {bytes_per_s(row.bytes_per_s)}, {percent(row.of_roofline)} of the roofline"
+            f"{flops_per_s(row.flops_per_s)}, {bytes_per_s(row.bytes_per_s)}, roofline {percent(row.of_roofline)}"
             for m, row in points
         ]
         theme.points(figure, dtype(kind), [m for m, _ in points], [row.figure.value for _, row in points], hover, i)
@@ -188,7 +181,7 @@ def _load(figure: go.Figure, one: Measurement, i: int, kinds: int, panels: Seque
     first = one.process == first_process
     about = {"legendgroup": one.dtype, "opacity": 1.0 if first else 0.45, "col": 1}
     times = list(sample_times(one))
-    kept = theme.thinned(len(times))
+    kept = range(0, len(times), max(1, -(-len(times) // POINTS)))
     x, rates = [times[k] for k in kept], [one.work / one.samples[k] for k in kept]
     hover = [f"{t:.2f} s: {flops_per_s(rate)}, {name}" for t, rate in zip(x, rates, strict=True)]
     draw = partial(theme.points, figure, dtype(one.dtype or ""), i=i, marker={"size": 4}, **about)
@@ -349,4 +342,10 @@ def spread(of: Characterisation) -> go.Figure | None:
 
 
 def _errors(rows: Sequence[Row]) -> dict[str, object] | None:
-    return theme.whiskers([(row.figure.value or 0.0, *ends(row.figure)) for row in rows])
+    """Error bars to both ends of the intervals; None where no interval is known."""
+    known = [(*ends(row.figure), row.figure.value or 0.0) for row in rows]
+    if all(low is None or high is None for low, high, _ in known):
+        return None
+    above = [None if high is None else high - value for _, high, value in known]
+    below = [None if low is None else value - low for low, _, value in known]
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1.2}

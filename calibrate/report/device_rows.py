@@ -53,7 +53,6 @@ LOPSIDED = 0.15
 """Relative difference of the two sides of an interval from which both are shown."""
 GIVEN, FRESH = ", given output", ", fresh output"
 
-
 Key = tuple[str, str | None]
 """Name and dtype of a figure."""
 

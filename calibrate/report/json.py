@@ -95,8 +95,7 @@ def _pass(step: PassPrediction) -> dict[str, Any]:
 
 def _pick(record: Record, names: Sequence[str]) -> dict[str, Any]:
     """Some fields and properties of a record in their order."""
-    values = {name: getattr(record, name) for name in names}
-    return {name: _plain(value) for name, value in values.items()}
+    return {name: _plain(getattr(record, name)) for name in names}
 
 
 def _plain(value: Any) -> Any:

@@ -31,23 +31,17 @@ ROOF = {"achieved": DARK, "datasheet": "#9aa5b8"}
 MARK = "#d00000"
 """Colours: of terms, of roofs by what they come from, and of an efficiency above 1."""
 
-BARS = 40
-"""Layer kinds in the bar chart; the table below it has them all."""
+BARS, LABEL = 40, 56
+"""Layer kinds in the bar chart, whose table has them all, and characters of a label beside a bar."""
 
 NAMED = 3
 """Points above 1 with their efficiency beside them: the slowest; more would cover each other."""
 
-PLOT = 540
-"""Height of the roofline plot without its margins, in pixels."""
-
-LABEL = 56
-"""Characters of a label beside a bar."""
+PLOT, LINE = 540, 15
+"""Pixels of the roofline plot without its margins, and of a line of a label."""
 
 ALIKE = 1.2
 """Roofs within this factor have one label: their lines cannot be told apart."""
-
-LINE = 15
-"""Pixels that a line of a label needs."""
 
 _NAMES = {"autorange": "reversed", "ticks": "outside", "ticklen": 6, "tickcolor": "#ffffff"}
 

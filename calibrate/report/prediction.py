@@ -7,35 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from calibrate.report.document import (
-    FILES,
-    PAGE,
-    TERMINAL,
-    Cell,
-    Column,
-    Document,
-    Facts,
-    Figure,
-    Lines,
-    Part,
-    Section,
-    Table,
-    Text,
-    brief,
-    figure,
-    table,
-)
-from calibrate.report.prediction_rows import (
-    CLASSES,
-    KindRow,
-    bound_shares,
-    fold,
-    kind_rows,
-    pass_title,
-    phase,
-    rate,
-    total_row,
-)
+from calibrate.report import document, prediction_rows
+from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
+from calibrate.report.prediction_rows import CLASSES, KindRow, bound_shares, kind_rows, pass_title, phase, total_row
 from calibrate.report.units import UNKNOWN, dtype, magnitude, number, percent, precise, seconds, size
 from roofline.hardware.spec import Peaks
 from roofline.paper.table import PaperPhase, PaperResult, PaperRow
@@ -83,7 +57,7 @@ CLASS_COLUMNS: tuple[Column[KindRow], ...] = tuple(
     Column(
         name.replace("activation", "act.").replace("kv", "KV").replace("_", " "),
         lambda row, name=name: figure(getattr(row.bytes, name), size),  # type: ignore[misc]
-        views=FILES,
+        views=document.FILES,
     )
     for name in CLASSES
 )
@@ -91,8 +65,8 @@ CLASS_COLUMNS: tuple[Column[KindRow], ...] = tuple(
 
 SWEEP_COLUMNS: tuple[Column[tuple[int, PassPrediction]], ...] = (
     Column("workload", lambda i: Cell(pass_title(i[1]), target=f"pass-{i[0]}" if i[1].ops else ""),
-           words=True, views=FILES),
-    Column("phase", lambda i: phase(i[1]), words=True, views=TERMINAL),
+           words=True, views=document.FILES),
+    Column("phase", lambda i: phase(i[1]), words=True, views=document.TERMINAL),
     Column("batch", lambda i: _sizes(i[1], "batch")),
     Column("query", lambda i: _sizes(i[1], "query_tokens"), drop=5),
     Column("context", lambda i: _sizes(i[1], "context_tokens"), drop=2),
@@ -102,7 +76,7 @@ SWEEP_COLUMNS: tuple[Column[tuple[int, PassPrediction]], ...] = (
     Column("traffic", lambda i: figure(i[1].bytes.total, size), drop=6),
     Column("memory", lambda i: figure(i[1].memory.peak, size), drop=4),
     Column("fits", lambda i: _fits(i[1].fits), words=True, drop=1),
-    Column("waits for", lambda i: bounds(i[1]), words=True, optional=True, views=FILES),
+    Column("waits for", lambda i: bounds(i[1]), words=True, optional=True, views=document.FILES),
 )  # fmt: skip
 
 REQUEST_COLUMNS: tuple[Column[RequestPrediction], ...] = (
@@ -121,14 +95,19 @@ REQUEST_COLUMNS: tuple[Column[RequestPrediction], ...] = (
 def prediction_document(prediction: Prediction, peaks: Peaks | None = None) -> Document:
     """The whole prediction; `peaks` are those it was made with, for the roofline plots of a page."""
     detailed = [(i, step) for i, step in enumerate(prediction.passes) if step.ops]
+    late_misfits = (
+        Text(f"{words} at the last token (batch {r.batch}, {r.prompt_tokens} + {r.output_tokens} tokens)", "warning")
+        for r in prediction.requests
+        if (words := misfit(r, prediction))
+    )
     parts: list[Part] = [
         Lines(summary(prediction)),
         Lines([f"note: {note}" for note in prediction.notes], tone="warning"),
         _workloads(prediction),
-        Section("Requests", (table(REQUEST_COLUMNS, prediction.requests), *_late_misfits(prediction))),
+        Section("Requests", (table(REQUEST_COLUMNS, prediction.requests), *late_misfits)),
         *_sweep_plots(prediction),
         *(_pass(i, step, prediction, peaks) for i, step in detailed),
-        Section("Words", (Facts(tuple(WORDS.items()) if detailed else ()),), views=FILES),
+        Section("Words", (Facts(tuple(WORDS.items()) if detailed else ()),), views=document.FILES),
     ]
     return Document(f"{prediction.model} on {prediction.hardware}", parts)
 
@@ -136,9 +115,9 @@ def prediction_document(prediction: Prediction, peaks: Peaks | None = None) -> D
 def paper_document(result: PaperResult, model: str, hardware: str) -> Document:
     """The paper's table: both phases, one execution of each operation, and the totals."""
     bits = f"bits of weights {result.w_bit}, activations {result.a_bit}, KV cache {result.kv_bit}"
-    said = f"batch {result.batch}, {result.seqlen} tokens, {bits}; a row is one execution of an operation"
+    what = f"batch {result.batch}, {result.seqlen} tokens, {bits}; a row is one execution of an operation"
     phases = (_paper_phase(name, phase_) for name, phase_ in (("prefill", result.prefill), ("decode", result.decode)))
-    parts: tuple[Part, ...] = (Text("the accounting of arXiv 2402.16363 (LLM-Viewer)"), Text(said), *phases)
+    parts: tuple[Part, ...] = (Text("the accounting of arXiv 2402.16363 (LLM-Viewer)"), Text(what), *phases)
     return Document(f"{model} on {hardware}", parts)
 
 
@@ -173,20 +152,12 @@ def _workloads(prediction: Prediction) -> Section:
     if absent := sorted({name for _, step in swept if step.time_s is None for name in step.missing}):
         warned.append(f"time {UNKNOWN}: no {prediction.peaks} peak for {', '.join(absent)}")
     parts = (
-        table(SWEEP_COLUMNS, swept[:SWEEP_ROWS], views=TERMINAL),
-        Text(more, "faint", views=TERMINAL),
-        table(SWEEP_COLUMNS, every, views=FILES),
+        table(SWEEP_COLUMNS, swept[:SWEEP_ROWS], views=document.TERMINAL),
+        Text(more, "faint", views=document.TERMINAL),
+        table(SWEEP_COLUMNS, every, views=document.FILES),
         *(Text(words, "warning") for words in warned),
     )
     return Section(f"{len(every)} workloads" if len(every) > 1 else "Workload", parts)
-
-
-def _late_misfits(prediction: Prediction) -> list[Text]:
-    return [
-        Text(f"{words} at the last token (batch {r.batch}, {r.prompt_tokens} + {r.output_tokens} tokens)", "warning")
-        for r in prediction.requests
-        if (words := misfit(r, prediction))
-    ]
 
 
 def _sweep_plots(prediction: Prediction) -> list[Section]:
@@ -199,7 +170,7 @@ def _sweep_plots(prediction: Prediction) -> list[Section]:
         ("latency_throughput", "Latency, throughput and memory"),
     )
     return [
-        Section(title, (Figure(name.replace("_", "-"), partial(_draw, name, prediction), note),), views=PAGE)
+        Section(title, (Figure(name.replace("_", "-"), partial(_draw, name, prediction), note),), views=document.PAGE)
         for name, title in plots
     ]
 
@@ -226,7 +197,7 @@ def _pass(i: int, step: PassPrediction, prediction: Prediction, peaks: Peaks | N
     return Section(pass_title(step), parts, name=f"pass-{i}")
 
 
-def _layers(rows: Sequence[KindRow], whole_s: float | None) -> tuple[Table, ...]:
+def _layers(rows: Sequence[KindRow], whole_s: float | None) -> tuple[document.Table, ...]:
     """Without what says the same in every row: a single dtype, links that nothing crosses, traffic of no byte."""
     dull = {"dtype"} if len({row.dtype for row in rows if row.dtype}) < 2 else set()
     dull |= set() if any(row.link_bytes for row in rows) else {"link"}
@@ -234,7 +205,7 @@ def _layers(rows: Sequence[KindRow], whole_s: float | None) -> tuple[Table, ...]
         column for name, column in zip(CLASSES, CLASS_COLUMNS, strict=True) if any(getattr(r.bytes, name) for r in rows)
     ]
     columns = [*(column for column in KIND_COLUMNS if column.header not in dull), *used]
-    return brief(columns, fold(rows, whole_s), rows, total_row(rows, "total", whole_s))
+    return document.brief(columns, prediction_rows.fold(rows, whole_s), rows, total_row(rows, "total", whole_s))
 
 
 def _memory(step: PassPrediction, prediction: Prediction) -> Section:
@@ -297,7 +268,7 @@ def headline(step: PassPrediction, prediction: Prediction) -> str:
     if step.time_s is None:
         parts = [f"time {UNKNOWN}: no {prediction.peaks} peak for {', '.join(step.missing) or 'some of its work'}"]
     else:
-        parts = [f"{seconds(step.time_s)}, {rate(step.tokens_per_s)}"]
+        parts = [f"{seconds(step.time_s)}, {prediction_rows.rate(step.tokens_per_s)}"]
     if step.wall_s is not None:
         parts.append(f"{seconds(step.wall_s)} with the host")
     if waits := bounds(step):

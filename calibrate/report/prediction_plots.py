@@ -16,14 +16,11 @@ from calibrate.report.units import UNKNOWN, bytes_per_s, flops, flops_per_s, mag
 from roofline.hardware.spec import Peaks
 from roofline.predict.passes import PassPrediction, Prediction
 
-SERIES = 12
-"""Lines of a plot that can be told apart; of more, so many evenly chosen ones are drawn."""
-
+SERIES, NAMED = 12, 6
+"""Lines that can be told apart: of more, so many evenly chosen ones are drawn; and lines with their names beside them.
+"""
 CROWD = 48
 """Points from which they are drawn small."""
-
-NAMED = 6
-"""Lines with their names beside them; more would cover each other."""
 
 SYMBOLS = {"prefill": "square", "decode": "circle", "chunk": "diamond", "mixed": "cross"}
 

@@ -6,37 +6,11 @@ from typing import Any
 
 from calibrate.passes.pass_report import FusedKernel, PassReport
 from calibrate.passes.replicates import MIDDLE
+from calibrate.report import document, units
 from calibrate.report import run_rows as rows
-from calibrate.report.document import (
-    EVERYWHERE,
-    FILES,
-    Cell,
-    Column,
-    Document,
-    Facts,
-    Figure,
-    Lines,
-    Part,
-    Section,
-    Table,
-    Text,
-    brief,
-    figure,
-    table,
-)
+from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
 from calibrate.report.run_rows import LayerRow, TermRow, meaning
-from calibrate.report.units import (
-    UNKNOWN,
-    dtype,
-    duration,
-    magnitude,
-    number,
-    percent,
-    plus_minus,
-    ratio,
-    seconds,
-    size,
-)
+from calibrate.report.units import UNKNOWN, dtype, magnitude, number, percent, plus_minus, ratio, seconds, size
 from profiler.record.run import CellResult, Mode, Run
 from roofline.hardware.spec import HardwareSpec
 from roofline.workload import Workload
@@ -78,7 +52,7 @@ def run_document(
 ) -> Document:
     """The whole run."""
     warned = (Text(note, "warning") for note in run.environment.notes)
-    file = Text(f"Device file: {spec.name}", "faint", views=FILES)
+    file = Text(f"Device file: {spec.name}", "faint", views=document.FILES)
     passes = [_pass(i, report, run, spec) for i, report in enumerate(reports)]
     absent = f"{_count(len(failed), 'pass', 'passes')} gave no result; the reasons stand under “No result”"
     parts: list[Part] = [
@@ -227,9 +201,9 @@ def environment(run: Run) -> tuple[tuple[str, str], ...]:
 
 def took(run: Run) -> str:
     """What each part of a run took, and what it was estimated to take."""
-    parts = ", ".join(f"{part} {duration(spent)}" for part, spent in run.spent_s.items())
-    estimated = f" (estimated: {duration(sum(run.estimated_s.values()))})" if run.estimated_s else ""
-    return f"{duration(sum(run.spent_s.values()))}{estimated}: {parts}"
+    parts = ", ".join(f"{part} {units.duration(spent)}" for part, spent in run.spent_s.items())
+    estimated = f" (estimated: {units.duration(sum(run.estimated_s.values()))})" if run.estimated_s else ""
+    return f"{units.duration(sum(run.spent_s.values()))}{estimated}: {parts}"
 
 
 def _repeat(row: LayerRow) -> Cell:
@@ -258,7 +232,7 @@ LAYER_COLUMNS: tuple[Column[LayerRow], ...] = (
     Column("FLOP/s", lambda row: figure(row.flops_per_s, magnitude), drop=10),
     Column("bytes/s", lambda row: figure(row.bytes_per_s, magnitude), drop=9),
     Column("per repeat", _repeat, drop=13),
-    Column("kernels", lambda row: ", ".join(row.kernels), wraps=True, optional=True, views=FILES),
+    Column("kernels", lambda row: ", ".join(row.kernels), wraps=True, optional=True, views=document.FILES),
 )
 
 _FAILED: tuple[Column[CellResult], ...] = (
@@ -283,9 +257,9 @@ PEAK_COLUMNS: tuple[Column[rows.PeakRow], ...] = (
     Column("5–95 % of samples", lambda row: row.interval(), optional=True, drop=1),
     Column("of datasheet", lambda row: percent(row.of_datasheet), optional=True, drop=2),
     Column("source of the datasheet", lambda row: row.datasheet.source if row.datasheet else UNKNOWN,
-           wraps=True, optional=True, views=FILES),
+           wraps=True, optional=True, views=document.FILES),
     Column("how it was achieved", lambda row: row.measured.source if row.measured else UNKNOWN,
-           wraps=True, optional=True, views=FILES),
+           wraps=True, optional=True, views=document.FILES),
 )  # fmt: skip
 
 
@@ -321,7 +295,7 @@ def _summary(reports: Sequence[PassReport], run: Run) -> Section:
         Column("predicted wall", lambda i: figure(i[1].predicted_wall_s), drop=4),
         Column("every check", lambda i: every_check(i[1]), words=True, drop=1),
     )
-    views = EVERYWHERE if len(reports) > 1 else FILES
+    views = document.EVERYWHERE if len(reports) > 1 else document.FILES
     return Section("Passes", (table(columns, enumerate(reports)),), views=views)
 
 
@@ -330,7 +304,7 @@ def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> Section:
     checks = rows.closure(report, run.environment.device_kind)
     implied = (Text(f"{check.name}: {check.implies}", "warning") for check in checks if check.implies)
     all_rows, busy = rows.layer_rows(report), rows.busy_row(report)
-    layers = brief(LAYER_COLUMNS, rows.fold(all_rows, report.wall_s), all_rows, busy)
+    layers = document.brief(LAYER_COLUMNS, rows.fold(all_rows, report.wall_s), all_rows, busy)
     differences = f"{_count(len(report.differences), 'difference')} between the planned graph and what the device ran"
     inactive = f"{_count(len(report.inactive), 'parameter')} that this phase does not read"
     waterfall = Figure(f"waterfall-{i}", partial(_draw, "waterfall_chart", report))
@@ -349,7 +323,7 @@ def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> Section:
         Section("Roofline", (roofline,)),
         Section("Layer kinds", (bars, *layers)),
         _compiled(report),
-        Section("Where the time of each layer kind goes", (_layer_terms(report),), folded=True, views=FILES),
+        Section("Where the time of each layer kind goes", (_layer_terms(report),), folded=True, views=document.FILES),
         Lines(report.differences, differences, "faint"),
         Lines(report.inactive, inactive, "faint"),
     )
@@ -368,7 +342,7 @@ def _absent(report: PassReport) -> str:
     return f"A point is a layer kind, its area its share of the wall, a red rim an efficiency above 1{note}."
 
 
-def _waterfall(report: PassReport) -> Table:
+def _waterfall(report: PassReport) -> document.Table:
     terms = rows.pass_terms(report)
     half_s = rows.half_width(report.wall_s_low, report.wall_s_high)
     wall = TermRow(terms=("wall",), time_s=report.wall_s, start_s=0.0, share=1.0, half_s=half_s)
@@ -385,12 +359,12 @@ def _waterfall(report: PassReport) -> Table:
         Column("±", lambda row: Cell(seconds(row.half_s) if row.half_s is not None else "", row.half_s), optional=True),
         Column("of wall", lambda row: Cell(percent(row.share, signed=row is not wall), row.share)),
         Column("", bar, bar=True),
-        Column("what it is", meaning, wraps=True, views=FILES),
+        Column("what it is", meaning, wraps=True, views=document.FILES),
     )
     return table(columns, terms, wall)
 
 
-def _layer_terms(report: PassReport) -> Table:
+def _layer_terms(report: PassReport) -> document.Table:
     labels, lines = rows.layer_terms(report)
     columns: list[Column[Any]] = [
         Column("layer kind", lambda line: line[0], code=True),
@@ -416,7 +390,7 @@ def _compiled(report: PassReport) -> Section:
     few = [
         kernel for kernel in report.kernels[:MOST_KERNELS] if kernel.measured_s >= rows.SMALLEST_SHARE * report.wall_s
     ]
-    return Section("Compiled kernels", brief(columns, few, report.kernels))
+    return Section("Compiled kernels", document.brief(columns, few, report.kernels))
 
 
 def _with_half(value: float, low: float | None, high: float | None, what: str = "") -> str:

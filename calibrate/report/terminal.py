@@ -16,11 +16,8 @@ from rich.text import Text as Words
 from calibrate.report.document import Cell, Document, Facts, Lines, Part, Section, Table, Text, Tone, printable, shown
 from calibrate.report.units import aligned
 
-GAP = 2
-"""Characters between two columns."""
-NARROWEST = 20
-"""Characters of a column of words below which another column goes instead."""
-NARROWEST_BAR, WIDEST_BAR = 8, 40
+GAP, NARROWEST, NARROWEST_BAR, WIDEST_BAR = 2, 20, 8, 40
+"""Characters between two columns, of a column of words below which another column goes instead, and of a bar."""
 FEW = 3
 """Lines of a titled list that are shown; the rest are counted."""
 

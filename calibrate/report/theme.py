@@ -44,8 +44,6 @@ TICKS = 14
 """Most ticks of a logarithmic axis; of more, every second or third power is named."""
 STEPS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0))
 """Ticks within a power of ten, from coarse to fine."""
-POINTS = 1500
-"""Samples drawn of one trace; of more, evenly chosen ones."""
 HOVER = "%{customdata}<extra></extra>"
 """Hovering shows the text of the point alone."""
 
@@ -117,24 +115,6 @@ def upright(figure: go.Figure, x: float, text: str, paint: str, dash: str, level
     font = {"size": 11, "color": paint}
     place = {"x": math.log10(x), "y": 1, "yref": "paper", "xanchor": "left", "yanchor": "top", "xshift": 3}
     figure.add_annotation(text=plain(text), **place, yshift=-14 * level, showarrow=False, font=font, bgcolor="#ffffff")
-
-
-def whiskers(intervals: Sequence[tuple[float, float | None, float | None]]) -> dict[str, object] | None:
-    """Error bars of (value, low, high); None where no interval is known."""
-    if all(low is None or high is None for _, low, high in intervals):
-        return None
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [None if high is None else high - value for value, _, high in intervals],
-        "arrayminus": [None if low is None else value - low for value, low, _ in intervals],
-        "thickness": 1.2,
-    }
-
-
-def thinned(count: int) -> list[int]:
-    """Indices of at most `POINTS` evenly chosen samples."""
-    return list(range(0, count, max(1, -(-count // POINTS))))
 
 
 def short(text: str) -> str:

@@ -93,7 +93,7 @@ def percent(value: float | None, signed: bool = False) -> str:
     sign = _sign(value, signed)
     if value == 0:
         return "0 %"
-    if abs(value) < SMALLEST_PERCENT:
+    if abs(value) < 1e-4:  # the digits are noise in any measurement, so only the bound is printed
         return f"{sign}<0.01 %"
     number = 100 * float(f"{abs(value):.2e}")
     return f"{sign}{number:.{_decimals(number, most=2)}f} %"
