@@ -8,6 +8,7 @@ without repeated layers is one block. In a block of too many operations to read,
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 from calibrate.report.units import known_sum, ratio
@@ -15,7 +16,7 @@ from roofline.graph.op import ANCHORS, Traffic, layer_of
 from roofline.predict.passes import OpPrediction, PassPrediction
 
 MOST_NODES = 28
-"""More operations are hard to read."""
+"""Nodes of a readable drawing."""
 
 Part = Literal["operation", "feed", "before", "after"]
 
@@ -29,7 +30,7 @@ class Node:
     """Path inside the layer."""
     kind: str
     ops: tuple[OpPrediction, ...] = ()
-    """None at the ends."""
+    """Operations in execution order; none at the ends."""
     layers: float = 1
     """Layers whose amounts the operations hold."""
     share: float | None = None
@@ -200,15 +201,8 @@ class _Wiring:
 
 def _runs(ops: Sequence[OpPrediction], members: Sequence[int]) -> list[list[int]]:
     """Consecutive small operations of one module together; order is kept, so no two runs feed each other."""
-    runs: list[list[int]] = []
-    for i in members:
-        last = ops[runs[-1][-1]] if runs else None
-        small = ops[i].kind not in ANCHORS
-        if last is not None and small and last.kind not in ANCHORS and last.path == ops[i].path:
-            runs[-1].append(i)
-        else:
-            runs.append([i])
-    return runs
+    places = groupby(members, key=lambda i: i if ops[i].kind in ANCHORS else ops[i].path)
+    return [list(run) for _, run in places]
 
 
 def _node(part: Part, ops: Sequence[OpPrediction], layers: float, whole_s: float | None) -> Node:

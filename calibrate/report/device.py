@@ -211,7 +211,12 @@ def conditions(measurements: Iterable[Measurement]) -> tuple[str, ...]:
         ("taken by a hypervisor", lambda w: w.steal_fraction, percent),
         ("other work, cores", lambda w: None if w.other_cores is None else max(0.0, w.other_cores), "{:.2g}".format),
     )
-    return tuple(text for name, read, show in ranges if (text := _range(name, windows, read, show)))
+    sentences = []
+    for name, read, show in ranges:
+        if values := [value for window in windows if (value := read(window)) is not None]:
+            low, middle, high = map(show, (min(values), statistics.median(values), max(values)))
+            sentences.append(f"{name} {low}" + ("" if low == high else f" to {high}, median {middle}"))
+    return tuple(sentences)
 
 
 def headline(figures: Sequence[Row], prefer: Sequence[str] = ("bfloat16", "float16", "float32")) -> str:
@@ -240,17 +245,6 @@ def _with_share(row: Row) -> str:
     return f"{in_unit(row.figure.value, row.figure.unit)}{share}"
 
 
-def _range(
-    name: str, windows: Sequence[Window], read: Callable[[Window], float | None], show: Callable[[float], str]
-) -> str:
-    """ "SM clock 1,410 MHz to 1,980 MHz, median 1,605 MHz"; "" where it was never read."""
-    values = [value for window in windows if (value := read(window)) is not None]
-    if not values:
-        return ""
-    low, high = show(min(values)), show(max(values))
-    return f"{name} {low}" + ("" if low == high else f" to {high}, median {show(statistics.median(values))}")
-
-
 def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
     """Each mark with the figures that have it; of marks that differ in their numbers alone, the first one's."""
     alike: dict[str, dict[str, str]] = {}
@@ -270,8 +264,9 @@ def _paired(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
     by_name = {(row.figure.name, row.figure.dtype): row for row in rows}
     lines, beside = [], set()
     for row in rows:
-        given = GIVEN in row.label
-        twin = row.figure.name.replace(GIVEN, FRESH) if given else f"{row.figure.name}{device_rows.ONE_CORE}"
+        twin = (
+            row.figure.name.replace(GIVEN, FRESH) if GIVEN in row.label else f"{row.figure.name}{device_rows.ONE_CORE}"
+        )
         other = None if row.one_core else by_name.get((twin, row.figure.dtype))
         if other is not None:
             beside.add((twin, row.figure.dtype))

@@ -46,7 +46,7 @@ PANELS: tuple[Panel, ...] = (
 
 
 def curve(of: Characterisation) -> go.Figure | None:
-    """Bandwidth over the working set, a line a kernel, with plateaus, knees and the caches as they are stated."""
+    """Bandwidth over the working set, a line for each kernel with plateaus, knees and stated capacities."""
     lines = {kernel: sorted(line) for kernel, line in _points(of, "curve", Measurement.value).items()}
     if not lines:
         return None
@@ -78,14 +78,18 @@ def capacities(spec: HardwareSpec, measurements: Sequence[Measurement]) -> tuple
         for level in peaks.levels[:-1] if peaks else ():
             stated = STATED.search(level.bandwidth.source)
             names.setdefault(float(stated.group(1)) if stated else level.capacity_bytes, f"{level.name}, stated")
-    last_level = [one.cache.cache_bytes for one in measurements if one.cache and one.cache.cache_bytes]
+    last_level = [
+        measurement.cache.cache_bytes
+        for measurement in measurements
+        if measurement.cache and measurement.cache.cache_bytes
+    ]
     if last_level:
         names.setdefault(float(statistics.mode(last_level)), "last-level cache, stated")
     return tuple((name, size) for size, name in sorted(names.items()))
 
 
 def skinny(of: Characterisation) -> go.Figure | None:
-    """Achieved time over the rows m, with the time at the measured peaks."""
+    """Measured time over the rows m, with the time at the measured peaks."""
     series: dict[str, list[tuple[float, Row]]] = {}
     for row in of.rows("skinny"):
         alike = of.by_figure.get((row.figure.name, row.figure.dtype))
@@ -114,7 +118,7 @@ def skinny(of: Characterisation) -> go.Figure | None:
 
 
 def peaks(of: Characterisation) -> go.Figure | None:
-    """Burst and sustained of each dtype beside the datasheet and the datasheet at the clock seen; each on its scale."""
+    """Burst and sustained rates beside the datasheet and the datasheet at the clock seen; each dtype has its scale."""
     rows = [row for row in of.rows("matmul") if row.figure.value and not row.one_core]
     kinds = list(dict.fromkeys(row.figure.dtype or "" for row in rows))
     if not kinds:
@@ -155,17 +159,17 @@ def peaks(of: Characterisation) -> go.Figure | None:
 
 def sustained(of: Characterisation) -> go.Figure | None:
     """Rate of each sample over time, and below it what was read of clock, power and temperature."""
-    loads = [one for one in of.measurements if one.benchmark == "matmul" and one.case == "sustained" and one.samples]
+    loads = [m for m in of.measurements if (m.benchmark, m.case) == ("matmul", "sustained") and m.samples]
     if not loads:
         return None
-    kinds = list(dict.fromkeys(one.dtype or "" for one in loads))
-    panels = [panel for panel in PANELS if any(panel[2](w) is not None for one in loads for w in one.windows)]
+    kinds = list(dict.fromkeys(load.dtype or "" for load in loads))
+    panels = [panel for panel in PANELS if any(panel[2](w) is not None for load in loads for w in load.windows)]
     count = len(kinds) + len(panels)
     figure = make_subplots(rows=count, cols=1, shared_xaxes=True, vertical_spacing=0.12 / count)
     theme.style(figure, height=120 + 140 * count, legend_y=1.0, legend_yanchor="bottom")
-    first = min(one.process for one in loads)
-    for one in loads:
-        _load(figure, one, kinds.index(one.dtype or ""), len(kinds), panels, first)
+    first = min(load.process for load in loads)
+    for load in loads:
+        _load(figure, load, kinds.index(load.dtype or ""), len(kinds), panels, first)
     for row, kind in enumerate(kinds, start=1):
         figure.update_yaxes(tickformat="~s", title_text=f"{dtype(kind)}, FLOP/s", row=row, col=1)
     for row, (title, unit, _) in enumerate(panels, start=1 + len(kinds)):
@@ -175,35 +179,37 @@ def sustained(of: Characterisation) -> go.Figure | None:
     return figure
 
 
-def _load(figure: go.Figure, one: Measurement, i: int, kinds: int, panels: Sequence[Panel], first_process: int) -> None:
-    """One process under load: its samples in the panel of its dtype, its windows below."""
-    name = f"{dtype(one.dtype or '')}, process {one.process}"
-    first = one.process == first_process
-    about = {"legendgroup": one.dtype, "opacity": 1.0 if first else 0.45, "col": 1}
-    times = list(sample_times(one))
+def _load(
+    figure: go.Figure, load: Measurement, i: int, kinds: int, panels: Sequence[Panel], first_process: int
+) -> None:
+    """Draw one process under load: its samples in the panel of its dtype, its windows below."""
+    name = f"{dtype(load.dtype or '')}, process {load.process}"
+    first = load.process == first_process
+    about = {"legendgroup": load.dtype, "opacity": 1.0 if first else 0.45, "col": 1}
+    times = list(sample_times(load))
     kept = range(0, len(times), max(1, -(-len(times) // POINTS)))
-    x, rates = [times[k] for k in kept], [one.work / one.samples[k] for k in kept]
+    x, rates = [times[k] for k in kept], [load.work / load.samples[k] for k in kept]
     hover = [f"{t:.2f} s: {flops_per_s(rate)}, {name}" for t, rate in zip(x, rates, strict=True)]
-    draw = partial(theme.points, figure, dtype(one.dtype or ""), i=i, marker={"size": 4}, **about)
+    draw = partial(theme.points, figure, dtype(load.dtype or ""), i=i, marker={"size": 4}, **about)
     draw(x=x, y=rates, hover=hover, mode="markers", showlegend=first, row=1 + i)
     for row, (_, unit, read) in enumerate(panels, start=1 + kinds):
-        known = [(w.start_s + w.duration_s, value) for w in one.windows if (value := read(w)) is not None]
+        known = [(w.start_s + w.duration_s, value) for w in load.windows if (value := read(w)) is not None]
         hover = [f"{t:.2f} s: {value:.4g} {unit}, {name}" for t, value in known]
         draw(x=[t for t, _ in known], y=[value for _, value in known], hover=hover, showlegend=False, row=row)
 
 
-def sample_times(one: Measurement) -> Iterator[float]:
+def sample_times(load: Measurement) -> Iterator[float]:
     """Seconds since the start of the load at which each sample was taken.
 
     Where windows count more samples than were kept, those kept are the last ones. Without windows samples follow one
     another without a pause.
     """
-    counted = sum(window.samples for window in one.windows)
-    if counted < len(one.samples):
-        yield from accumulate(sample * one.repeats for sample in one.samples)
+    counted = sum(window.samples for window in load.windows)
+    if counted < len(load.samples):
+        yield from accumulate(sample * load.repeats for sample in load.samples)
         return
-    starts = (w.start_s + (j + 0.5) / w.samples * w.duration_s for w in one.windows for j in range(w.samples))
-    yield from islice(starts, counted - len(one.samples), None)
+    starts = (w.start_s + (j + 0.5) / w.samples * w.duration_s for w in load.windows for j in range(w.samples))
+    yield from islice(starts, counted - len(load.samples), None)
 
 
 def pointwise(of: Characterisation) -> go.Figure | None:
@@ -264,7 +270,7 @@ def collectives(of: Characterisation) -> go.Figure | None:
             return None
         return f"{series}: fitted {bytes_per_s(bandwidth)}", (x[0], x[-1]), (bandwidth, bandwidth)
 
-    points = _points(of, "collective", lambda one: one.value() if one.unit == "B/s" else None)
+    points = _points(of, "collective", lambda measurement: measurement.value() if measurement.unit == "B/s" else None)
     return _over_size(points, ("size, as nccl-tests counts it", "busbw"), (binary, bytes_per_s), fit)
 
 
@@ -276,10 +282,10 @@ def _points(
 ) -> dict[str, list[Point]]:
     """(size or nodes, value) of each series; of several processes, each has its own points."""
     points: dict[str, list[Point]] = {}
-    for one in of.measurements:
-        if one.benchmark == benchmark and one.status == "done":
-            series, size = place(one)
-            if (label := rename(series)) and size and (value := read(one)) is not None:
+    for measurement in of.measurements:
+        if measurement.benchmark == benchmark and measurement.status == "done":
+            series, size = place(measurement)
+            if (label := rename(series)) and size and (value := read(measurement)) is not None:
                 points.setdefault(label, []).append((size, value))
     return points
 
@@ -308,19 +314,19 @@ def _over_size(
 
 
 def spread(of: Characterisation) -> go.Figure | None:
-    """How far the processes differ: each figure's values over their geometric mean, a point a process.
+    """How far the processes differ: each figure's values over their geometric mean, a point for each process.
 
     Samples of one process share its luck; what a reader may expect of the next process is this spread.
     """
     lines: dict[str, list[tuple[int, float, str]]] = {}
     for row in sorted(of.rows(*SPREAD), key=lambda row: SPREAD.index(row.family)):
-        alike = [one for one in of.by_figure.get((row.figure.name, row.figure.dtype), ()) if one.status == "done"]
-        values = [one.value() for one in alike]
+        alike = of.by_figure.get((row.figure.name, row.figure.dtype), ())
+        values = {m.process: m.value() for m in alike if m.status == "done"}
         if row.figure.value is None or len(values) < 2 or len(lines) == MOST:
             continue
-        middle = statistics.geometric_mean(values)
+        middle = statistics.geometric_mean(values.values())
         lines[f"{row.family} {device_rows.name(row)} {kind_of(row.figure)}".strip()] = [
-            (one.process, v / middle - 1, in_unit(v, one.unit)) for one, v in zip(alike, values, strict=True)
+            (process, value / middle - 1, in_unit(value, row.figure.unit)) for process, value in values.items()
         ]
     if not lines:
         return None

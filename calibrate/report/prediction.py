@@ -18,7 +18,7 @@ from roofline.predict.passes import PassPrediction, Prediction, RequestPredictio
 FORM = {"fused": "the ideal graph, all fused that can be", "executed": "the graph as transformers executes it"}
 
 SWEEP_ROWS = 200
-"""More workloads are read from a file, not from a screen."""
+"""Workloads that a terminal shows at most."""
 
 WORDS = {
     "layer kind": "the operations of one kind, dtype and bound under one module path; * is the index of a layer",
@@ -198,7 +198,7 @@ def _pass(i: int, step: PassPrediction, prediction: Prediction, peaks: Peaks | N
 
 
 def _layers(rows: Sequence[KindRow], whole_s: float | None) -> tuple[document.Table, ...]:
-    """Without what says the same in every row: a single dtype, links that nothing crosses, traffic of no byte."""
+    """The tables without columns that say the same in every row: a single dtype, unused links, traffic of no byte."""
     dull = {"dtype"} if len({row.dtype for row in rows if row.dtype}) < 2 else set()
     dull |= set() if any(row.link_bytes for row in rows) else {"link"}
     used = [

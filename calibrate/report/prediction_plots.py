@@ -29,7 +29,7 @@ Series = dict[str, list[tuple[float, PassPrediction]]]
 
 
 def roofline_chart(step: PassPrediction, prediction: Prediction, peaks: Peaks) -> go.Figure:
-    """Attainable FLOP/s over FLOPs per byte: a point a layer kind, its area its share of the time."""
+    """Attainable FLOP/s over FLOPs per byte: a point for each layer kind, its area the share of the time."""
     rows = on_roofline(step)
     places = [
         Point(row.kind, row.intensity or 0.0, row.flops_per_s or 0.0, row.share or 0.0, _hover(row)) for row in rows
@@ -93,7 +93,7 @@ def _line_of_lengths(step: PassPrediction) -> str:
 
 
 def _lines(series: Series, x_title: str, y_title: str, value: Callable[[PassPrediction], float]) -> go.Figure:
-    """A line a series on two logarithmic axes; what does not fit is hollow."""
+    """A line for each series on two logarithmic axes; workloads that do not fit are hollow."""
     figure = theme.style(go.Figure(), x_title, y_title, height=460, showlegend=True)
     for i, (name, places) in enumerate(series.items()):
         steps = [step for _, step in places]
@@ -116,7 +116,7 @@ def _lines(series: Series, x_title: str, y_title: str, value: Callable[[PassPred
 
 
 def _cloud(steps: Sequence[PassPrediction]) -> go.Figure:
-    """Throughput over latency, memory as colour, a line a length over the batch; what does not fit is hollow."""
+    """Throughput over latency, memory as colour, lines of equal lengths; workloads that do not fit are hollow."""
     figure = theme.style(go.Figure(), "time of the pass", "tokens/s", height=460, showlegend=True)
     peaks = [step.memory.peak for step in steps]
     lengths = _series(steps, _line_of_lengths, lambda step: step.workloads[0].batch)

@@ -309,7 +309,10 @@ def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> Section:
     inactive = f"{_count(len(report.inactive), 'parameter')} that this phase does not read"
     waterfall = Figure(f"waterfall-{i}", partial(_draw, "waterfall_chart", report))
     where = (waterfall, _waterfall(report), table(_CHECKS, checks), *implied)
-    roofline = Figure(f"roofline-{i}", partial(_draw, "roofline_chart", report, spec), _absent(report))
+    lost = sum(row.flops <= 0 or row.bytes <= 0 or row.time_s <= 0 for row in all_rows)
+    absent = f"; {lost} without FLOPs or bytes (copies, say) have no place on it" if lost else ""
+    point = f"A point is a layer kind, its area its share of the wall, a red rim an efficiency above 1{absent}."
+    roofline = Figure(f"roofline-{i}", partial(_draw, "roofline_chart", report, spec), point)
     bars = Figure(
         f"layers-{i}", partial(_draw, "layer_chart", report), "Beside a bar: its efficiency, ideal ÷ measured."
     )
@@ -334,12 +337,6 @@ def _draw(chart: str, *of: object) -> Any:
     from calibrate.report import pass_plots  # plotly takes long to import, and only pages draw
 
     return getattr(pass_plots, chart)(*of)
-
-
-def _absent(report: PassReport) -> str:
-    lost = sum(row.flops <= 0 or row.bytes <= 0 or row.time_s <= 0 for row in rows.layer_rows(report))
-    note = f"; {lost} without FLOPs or bytes (copies, say) have no place on it" if lost else ""
-    return f"A point is a layer kind, its area its share of the wall, a red rim an efficiency above 1{note}."
 
 
 def _waterfall(report: PassReport) -> document.Table:

@@ -35,7 +35,7 @@ REACHED = {
     "level": "the same at the speed of the machine beside this pass",
     "residual": "device time: no peaks are known to split it",
 }
-"""What the terms up to one stand for where they are joined into one."""
+"""Meaning of all terms from the first one to this one, where they are shown as one."""
 
 TERMS = (*RUNG_TERMS, "idle")
 """Terms of the waterfall, in the order they add up."""

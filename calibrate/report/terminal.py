@@ -17,7 +17,7 @@ from calibrate.report.document import Cell, Document, Facts, Lines, Part, Sectio
 from calibrate.report.units import aligned
 
 GAP, NARROWEST, NARROWEST_BAR, WIDEST_BAR = 2, 20, 8, 40
-"""Characters between two columns, of a column of words below which another column goes instead, and of a bar."""
+"""Characters between two columns, of a column of words below which another column goes, and of a bar."""
 FEW = 3
 """Lines of a titled list that are shown; the rest are counted."""
 

@@ -16,10 +16,7 @@ UNKNOWN = "–"
 """Stands for null: not known, not measured, not applicable. Never for zero."""
 
 MINUS = "−"
-"""As wide as "+", so that signed columns line up."""
-
-SMALLEST_PERCENT = 0.0001
-"""A fraction; below 0.01 % the digits are noise in any measurement, so only the bound is printed."""
+"""The sign that is as wide as "+", so that signed columns line up."""
 
 _PREFIXES = {-5: "f", -4: "p", -3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P"}
 """SI prefix by power of 1000."""
@@ -41,7 +38,7 @@ def _prefixed(
 
 
 def seconds(value: float | None, signed: bool = False) -> str:
-    """ns, µs, ms or s."""
+    """A time in ns, µs, ms or s."""
     return _prefixed(value, "s", -3, 0, signed)
 
 
@@ -66,7 +63,7 @@ def in_unit(value: float | None, unit: str) -> str:
 
 
 def precise(value: float, unit: str = "") -> str:
-    """Five digits, as many as the tables of papers have: "28.751 T"."""
+    """A figure with five digits, as in the tables of papers: "28.751 T"."""
     return _prefixed(value, unit, -3, 5, digits=5)
 
 
@@ -100,7 +97,7 @@ def percent(value: float | None, signed: bool = False) -> str:
 
 
 def duration(value: float) -> str:
-    """Seconds that somebody waits: "75 s", "2 min 20 s"."""
+    """Seconds of waiting in whole ones: "75 s", "2 min 20 s"."""
     _finite(value)
     whole = round(value)
     return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60} s"
@@ -140,7 +137,7 @@ def aligned(cells: Sequence[str]) -> list[str]:
 
 
 def known_sum(values: Iterable[float | None]) -> float | None:
-    """The sum; what one part does not know is not known of the sum."""
+    """The sum; it is not known where one part is not."""
     parts = tuple(values)
     return None if None in parts else sum(part for part in parts if part is not None)
 
@@ -151,7 +148,7 @@ def ratio(part: float | None, whole: float | None) -> float | None:
 
 
 def _decimals(number: float, most: int, digits: int = 3) -> int:
-    """Decimals that leave so many significant digits."""
+    """Decimals that leave `digits` significant digits."""
     return min(max(digits - 1 - math.floor(math.log10(number) + 1e-9), 0), most)
 
 
