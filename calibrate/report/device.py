@@ -124,7 +124,9 @@ def _group(group: Group) -> Section:
     points = [row for row in rows if row.series is not None]
     for series in _by(points, lambda row: (row.series or "", row.figure.dtype, row.one_core)):
         if series[0].family == "cache":
-            lines.append(_best(series))
+            best = max(series, key=lambda row: row.figure.value or 0)
+            of = f", best of {len(series)} sizes" if len(series) > 1 else ""
+            lines.append(Line(best, f"{name(best)}{of}"))
         else:
             sentences.append(_sentence(series))
     shown = [row for line in lines for row in (line.row, line.beside) if row is not None]
@@ -212,10 +214,10 @@ def conditions(measurements: Iterable[Measurement]) -> tuple[str, ...]:
         ("other work, cores", lambda w: None if w.other_cores is None else max(0.0, w.other_cores), "{:.2g}".format),
     )
     sentences = []
-    for name, read, show in ranges:
+    for quantity, read, show in ranges:
         if values := [value for window in windows if (value := read(window)) is not None]:
             low, middle, high = map(show, (min(values), statistics.median(values), max(values)))
-            sentences.append(f"{name} {low}" + ("" if low == high else f" to {high}, median {middle}"))
+            sentences.append(f"{quantity} {low}" + ("" if low == high else f" to {high}, median {middle}"))
     return tuple(sentences)
 
 
@@ -291,13 +293,6 @@ def _some_of_each_dtype(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
     lines = [Line(row, name(row)) for rows in kept for row in rows]
     left = len(rows) - len(lines)
     return lines, [f"{left} more sizes are in report.md and report.html"] if left else []
-
-
-def _best(series: Sequence[Row]) -> Line:
-    """The fastest of a series of rates."""
-    best = max(series, key=lambda row: row.figure.value or 0)
-    of = f", best of {len(series)} sizes" if len(series) > 1 else ""
-    return Line(best, f"{name(best)}{of}")
 
 
 def _sentence(series: Sequence[Row]) -> str:

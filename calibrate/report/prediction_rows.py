@@ -121,7 +121,8 @@ def bound_shares(step: PassPrediction) -> tuple[tuple[str, float], ...]:
 
 def _row(key: tuple[str, str, str, str], ops: Sequence[OpPrediction], whole_s: float | None) -> KindRow:
     path, kind, type_, bound = key
-    also = {_member(words): None for op in ops for words in op.also}
+    members = (words.rpartition(" ") for op in ops for words in op.also)  # "path kind"
+    also = {layer_kind(member) + space + what: None for member, space, what in members}
     names = {op.name: None for op in ops}
     about = {"path": path, "kind": kind, "dtype": type_, "bound": bound, "names": tuple(names), "also": tuple(also)}
     return KindRow(**about, **_sums(ops, whole_s))
@@ -136,9 +137,3 @@ def _sums(parts: Sequence[KindRow] | Sequence[OpPrediction], whole_s: float | No
         "share": ratio(time_s, whole_s),
         "bytes": Traffic(**traffic),
     }
-
-
-def _member(words: str) -> str:
-    """ "path kind" with the index of the layer as "*"."""
-    path, space, kind = words.rpartition(" ")
-    return f"{layer_kind(path)}{space}{kind}"

@@ -187,6 +187,8 @@ def environment(run: Run) -> tuple[tuple[str, str], ...]:
     """The machine and its software."""
     machine = run.environment
     cuda = machine.device_kind == "cuda"
+    spent = ", ".join(f"{part} {units.duration(spent_s)}" for part, spent_s in run.spent_s.items())
+    estimated = f" (estimated: {units.duration(sum(run.estimated_s.values()))})" if run.estimated_s else ""
     facts = {
         "started": run.started + ("" if run.finished else " (not finished)"),
         "device": f"{machine.device} ({machine.device_kind}), {size(machine.memory_bytes)}",
@@ -194,16 +196,9 @@ def environment(run: Run) -> tuple[tuple[str, str], ...]:
         "host": f"{machine.hostname}, {machine.cores} cores, {machine.threads} threads, {machine.os}",
         "versions": ", ".join([f"python {machine.python}", *(f"{name} {v}" for name, v in machine.versions.items())]),
         "command": " ".join(run.command),
-        "took": took(run) if run.spent_s else "",
+        "took": f"{units.duration(sum(run.spent_s.values()))}{estimated}: {spent}" if spent else "",
     }
     return tuple((name, words) for name, words in facts.items() if words)
-
-
-def took(run: Run) -> str:
-    """What each part of a run took, and what it was estimated to take."""
-    parts = ", ".join(f"{part} {units.duration(spent)}" for part, spent in run.spent_s.items())
-    estimated = f" (estimated: {units.duration(sum(run.estimated_s.values()))})" if run.estimated_s else ""
-    return f"{units.duration(sum(run.spent_s.values()))}{estimated}: {parts}"
 
 
 def _repeat(row: LayerRow) -> Cell:
