@@ -1,6 +1,4 @@
-"""The report of a prediction: workloads, requests, and each pass by its layer kinds, its memory and its blocks; and
-the paper's table.
-"""
+"""The report of a prediction by workloads, requests and passes (layer kinds, memory, blocks), and the paper's table."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -17,8 +17,7 @@ from roofline.hardware.spec import Peaks
 from roofline.predict.passes import PassPrediction, Prediction
 
 SERIES, NAMED = 12, 6
-"""Lines that can be told apart: of more, so many evenly chosen ones are drawn; and lines with their names beside them.
-"""
+"""Lines that can be told apart (of more, so many evenly chosen ones are drawn), and lines with names beside them."""
 CROWD = 48
 """Points from which they are drawn small."""
 

@@ -320,25 +320,28 @@ def closure(report: PassReport, device_kind: str) -> tuple[Check, ...]:
     """
     seen, least = report.closure, LEAST_ATTRIBUTED[report.mode]
     busy = report.busy_s / report.wall_s if report.wall_s > 0 else None
-    least_profiled, most_profiled = _or_value(
-        seen.instrumented_ratio, report.instrumented_ratio_low, report.instrumented_ratio_high
-    )
+    ratio_low, ratio_high = report.instrumented_ratio_low, report.instrumented_ratio_high
+    short, long = _or_value(seen.instrumented_ratio, ratio_low, ratio_high)
     low, high = _or_value((busy or 0.0) - 1, report.excess_low, report.excess_high)
-    profiled = _points(seen.instrumented_ratio, least_profiled, most_profiled)
-    too_long, too_short = least_profiled > 1 + INSTRUMENTED_WITHIN, most_profiled < 1 - INSTRUMENTED_WITHIN
+    profiled = _points(seen.instrumented_ratio, short, long)
+    too_long, too_short = short > 1 + INSTRUMENTED_WITHIN, long < 1 - INSTRUMENTED_WITHIN
     implies = "the machine changed between passes" if too_short else ""
     if too_long:
-        excess = percent((least_profiled + most_profiled) / 2 - 1)
+        excess = percent((short + long) / 2 - 1)
         implies = f"operation times carry up to {excess} of instrumentation"
     attributed, spans = seen.attributed >= least, abs(seen.spans_plus_gaps - 1) <= SPANS_WITHIN
-    within = f"100 % ± {100 * INSTRUMENTED_WITHIN:g} %"
+    within = "100 % ± {:.3g} %".format
     no_excess = None if busy is None else low <= MOST_EXCESS
     checks = [
         Check("attributed ÷ all device time", percent(seen.attributed), f"at least {100 * least:g} %", attributed),
+        Check("spans + gaps ÷ profiled wall", percent(seen.spans_plus_gaps), within(100 * SPANS_WITHIN), spans),
         Check(
-            "spans + gaps ÷ profiled wall", percent(seen.spans_plus_gaps), f"100 % ± {100 * SPANS_WITHIN:g} %", spans
+            "profiled ÷ unprofiled wall",
+            profiled,
+            within(100 * INSTRUMENTED_WITHIN),
+            not too_long and not too_short,
+            implies,
         ),
-        Check("profiled ÷ unprofiled wall", profiled, within, not too_long and not too_short, implies),
         Check("busy ÷ wall", _points(busy, low, high), f"at most {100 * (1 + MOST_EXCESS):g} %", no_excess),
     ]
     if device_kind == "cuda":
