@@ -23,7 +23,7 @@ WORDS = {
     "wall": "time of a pass without the profiler",
     "busy": "time in which the device had work",
     "share": "of the wall time",
-    "±": "half the 90 % interval over the rounds (of a prediction, by the laws), as a share of the figure",
+    "±": "half the 90 % interval over the rounds (of a prediction, by the laws): a share of the figure, in the waterfall a time",
     "ideal": "time of the fused graph at the best peaks that are known",
     "predicted": "time of the graph as executed, by calibrated laws or, without them, at achieved peaks",
     "efficiency": "ideal ÷ measured; ! marks one above 1: a wrong count, a wrong peak or a warm cache",
@@ -261,6 +261,8 @@ PEAK_COLUMNS: tuple[Column[rows.PeakRow], ...] = (
 def peak_parts(spec: HardwareSpec) -> tuple[Part, ...]:
     """The peaks of a device, how sure they are, what is missing, and the laws it was calibrated to."""
     known = rows.peak_rows(spec)
+    reasons = {name: " ".join(reason.split()).removeprefix("RuntimeError: ") for name, reason in spec.missing.items()}
+    missing = [f"not measured: {name}: {reason}" for name, reason in reasons.items()]
     none = "No peaks of this device are known: neither a datasheet nor a measurement."
     return (
         Text("" if known else none),

@@ -331,17 +331,11 @@ def closure(report: PassReport, device_kind: str) -> tuple[Check, ...]:
         implies = f"operation times carry up to {excess} of instrumentation"
     attributed, spans = seen.attributed >= least, abs(seen.spans_plus_gaps - 1) <= SPANS_WITHIN
     within = "100 % ± {:.3g} %".format
-    no_excess = None if busy is None else low <= MOST_EXCESS
+    profiled_holds, no_excess = not too_long and not too_short, None if busy is None else low <= MOST_EXCESS
     checks = [
         Check("attributed ÷ all device time", percent(seen.attributed), f"at least {100 * least:g} %", attributed),
         Check("spans + gaps ÷ profiled wall", percent(seen.spans_plus_gaps), within(100 * SPANS_WITHIN), spans),
-        Check(
-            "profiled ÷ unprofiled wall",
-            profiled,
-            within(100 * INSTRUMENTED_WITHIN),
-            not too_long and not too_short,
-            implies,
-        ),
+        Check("profiled ÷ unprofiled wall", profiled, within(100 * INSTRUMENTED_WITHIN), profiled_holds, implies),
         Check("busy ÷ wall", _points(busy, low, high), f"at most {100 * (1 + MOST_EXCESS):g} %", no_excess),
     ]
     if device_kind == "cuda":

@@ -189,7 +189,7 @@ def test_the_first_markdown_table_has_the_closure() -> None:
     for value, held in ((1.0, "holds"), (1.08, "**DOES NOT HOLD**")):
         lines = as_markdown(one(ratio(value))).splitlines()
         start = next(i for i, line in enumerate(lines) if line.startswith("| pass "))
-        assert lines[start].endswith("| checks |")
+        assert lines[start].endswith("| every check |")
         assert lines[start + 2].endswith(f"| {held} |")
 
 
