@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, islice
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -53,7 +54,7 @@ def curve(of: Characterisation) -> go.Figure | None:
     figure = theme.style(go.Figure(), "working set", "bandwidth (bytes read + written)", height=500)
     for i, (kernel, line) in enumerate(lines.items()):
         hover = [theme.plain(f"{kernel} {binary(x)}: {bytes_per_s(y)}") for x, y in line]
-        theme.points(figure, kernel, *zip(*line, strict=True), hover, i)
+        theme.points(figure, kernel, [x for x, _ in line], [y for _, y in line], hover, i)
     sizes, rates = zip(*(point for line in lines.values() for point in line), strict=True)
     theme.log_axis(figure, "x", sizes, binary, base=2)
     theme.log_axis(figure, "y", rates, bytes_per_s)
@@ -109,7 +110,8 @@ def skinny(of: Characterisation) -> go.Figure | None:
         theme.points(figure, dtype(kind), [m for m, _ in points], [row.figure.value for _, row in points], hover, i)
         bound = [(m, row.roofline_s) for m, row in points if row.roofline_s is not None]
         if bound:
-            theme.line(figure, f"{dtype(kind)} roofline", *zip(*bound, strict=True), theme.colour(i))
+            ms, times_s = zip(*bound, strict=True)
+            theme.line(figure, f"{dtype(kind)} roofline", ms, times_s, theme.colour(i))
     every = [point for points in series.values() for point in points]
     times = [t for _, row in every for t in (row.figure.value, row.roofline_s) if t]
     theme.log_axis(figure, "x", [m for m, _ in every], number, base=2)
@@ -128,7 +130,8 @@ def peaks(of: Characterisation) -> go.Figure | None:
     for column, kind in enumerate(kinds, start=1):
         some = [row for row in rows if (row.figure.dtype or "") == kind]
         datasheet = next((row.figure.datasheet for row in some if row.figure.datasheet), None)
-        bars = [(["datasheet"], [datasheet], None)] if datasheet else []
+        bars: list[tuple[list[str], list[float], dict[str, object] | None]] = []
+        bars += [(["datasheet"], [datasheet], None)] if datasheet else []
         bars.append(([row.label for row in some], [row.figure.value or 0.0 for row in some], _errors(some)))
         for names, rates, whiskers in bars:
             figure.add_bar(
@@ -185,7 +188,7 @@ def _load(
     """Draw one process under load: its samples in the panel of its dtype, its windows below."""
     name = f"{dtype(load.dtype or '')}, process {load.process}"
     first = load.process == first_process
-    about = {"legendgroup": load.dtype, "opacity": 1.0 if first else 0.45, "col": 1}
+    about: dict[str, Any] = {"legendgroup": load.dtype, "opacity": 1.0 if first else 0.45, "col": 1}
     times = list(sample_times(load))
     kept = range(0, len(times), max(1, -(-len(times) // POINTS)))
     x, rates = [times[k] for k in kept], [load.work / load.samples[k] for k in kept]
@@ -330,7 +333,7 @@ def spread(of: Characterisation) -> go.Figure | None:
         ]
     if not lines:
         return None
-    layout = {"height": 130 + 24 * len(lines), "legend_y": 1, "legend_yanchor": "bottom"}
+    layout: dict[str, Any] = {"height": 130 + 24 * len(lines), "legend_y": 1, "legend_yanchor": "bottom"}
     figure = theme.style(go.Figure(), "value ÷ mean over the processes − 1", **layout)
     marker = {"size": 9, "opacity": 0.8, "line": {"color": "#ffffff", "width": 1}}
     for i, process in enumerate(sorted({process for values in lines.values() for process, _, _ in values})):

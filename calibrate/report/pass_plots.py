@@ -112,9 +112,9 @@ def layer_chart(report: PassReport) -> go.Figure:
         beside = ["" if row.efficiency is None else f" {run_rows.efficiency(row)}" for row in rows]
         text = {"mode": "text", "text": beside, "textposition": "middle right", "cliponaxis": False}
         bars.append(go.Scatter(x=tops, y=labels, showlegend=False, hoverinfo="skip", **text))
-    layout = {"barmode": "overlay", "margin_t": 36, "legend": {"y": 1, "yanchor": "bottom", "traceorder": "normal"}}
-    height = 120 + 25 * len(rows)
-    figure = style(go.Figure(bars), "device time of one pass, all repeats", height=height, **layout)
+    legend = {"y": 1, "yanchor": "bottom", "traceorder": "normal"}
+    figure = style(go.Figure(bars), "device time of one pass, all repeats", height=120 + 25 * len(rows))
+    figure.update_layout(barmode="overlay", margin_t=36, legend=legend)
     figure.update_xaxes(tickformat="~s", ticksuffix="s", range=[0, 1.12 * max(tops, default=0.0)])
     figure.update_yaxes(_NAMES, tickfont={"family": "ui-monospace, monospace", "size": 11})
     return figure

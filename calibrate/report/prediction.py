@@ -149,7 +149,7 @@ def _workloads(prediction: Prediction) -> Section:
         warned.append(f"! {len(misfits)} of {len(swept)} do not fit; the largest {most}")
     if absent := sorted({name for _, step in swept if step.time_s is None for name in step.missing}):
         warned.append(f"time {UNKNOWN}: no {prediction.peaks} peak for {', '.join(absent)}")
-    parts = (
+    parts: tuple[Part, ...] = (
         table(SWEEP_COLUMNS, swept[:SWEEP_ROWS], views=document.TERMINAL),
         Text(more, "faint", views=document.TERMINAL),
         table(SWEEP_COLUMNS, every, views=document.FILES),

@@ -23,7 +23,7 @@ WORDS = {
     "wall": "time of a pass without the profiler",
     "busy": "time in which the device had work",
     "share": "of the wall time",
-    "±": "half the 90 % interval over the rounds (of a prediction, by the laws): a share of the figure, in the waterfall a time",
+    "±": "half the 90 % interval over the rounds (of a prediction, by the laws): in the waterfall a time, else a share",
     "ideal": "time of the fused graph at the best peaks that are known",
     "predicted": "time of the graph as executed, by calibrated laws or, without them, at achieved peaks",
     "efficiency": "ideal ÷ measured; ! marks one above 1: a wrong count, a wrong peak or a warm cache",
@@ -268,9 +268,7 @@ def peak_parts(spec: HardwareSpec) -> tuple[Part, ...]:
         Text("" if known else none),
         table(PEAK_COLUMNS, known),
         Text(rows.unsteady(known), "warning"),
-        Lines(
-            [f"not measured: {name}: {' '.join(reason.split())}" for name, reason in spec.missing.items()], tone="faint"
-        ),
+        Lines(missing, tone="faint"),
         Text(rows.laws(spec) or ""),
     )
 
@@ -305,7 +303,7 @@ def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> Section:
     differences = f"{_count(len(report.differences), 'difference')} between the planned graph and what the device ran"
     inactive = f"{_count(len(report.inactive), 'parameter')} that this phase does not read"
     waterfall = Figure(f"waterfall-{i}", partial(_draw, "waterfall_chart", report))
-    where = (waterfall, _waterfall(report), table(_CHECKS, checks), *implied)
+    where: tuple[Part, ...] = (waterfall, _waterfall(report), table(_CHECKS, checks), *implied)
     lost = sum(row.flops <= 0 or row.bytes <= 0 or row.time_s <= 0 for row in all_rows)
     absent = f"; {lost} without FLOPs or bytes (copies, say) have no place on it" if lost else ""
     point = f"A point is a layer kind, its area its share of the wall, a red rim an efficiency above 1{absent}."

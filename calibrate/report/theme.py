@@ -5,6 +5,7 @@ Example: ``figure = style(go.Figure(), "working set", "bandwidth"); log_axis(fig
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -48,7 +49,7 @@ HOVER = "%{customdata}<extra></extra>"
 """Hovering shows the text of the point alone."""
 
 
-def style(figure: go.Figure, x_title: str = "", y_title: str = "", **layout: object) -> go.Figure:
+def style(figure: go.Figure, x_title: str = "", y_title: str = "", **layout: Any) -> go.Figure:
     """The figure with titles at its axes; `layout` replaces what the template says."""
     figure.update_layout(template=TEMPLATE, **layout)
     if x_title:
@@ -84,13 +85,13 @@ def log_axis(
 def points(
     figure: go.Figure,
     name: str,
-    x: Iterable[float | None],
+    x: Iterable[object],
     y: Iterable[object],
     hover: Sequence[str],
     i: int = 0,
     *,
     marker: Mapping[str, object] | None = None,
-    **trace: object,
+    **trace: Any,
 ) -> None:
     """Add a series in the i-th colour with a text for each point; `marker` and `trace` replace its defaults.
 
