@@ -2,8 +2,6 @@
 
 A layer kind is what one module path does in one kind, dtype and bound, the index of a repeated layer being "*". So the
 row of an operation with one bound lies on the same roof as the operations in it. Rows add up to the pass.
-
-Example: ``sum(row.time_s for row in kind_rows(prediction.passes[0])) == prediction.passes[0].time_s``
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,4 @@
 """How every plot looks: one plotly template, colours, logarithmic axes with readable ticks, whiskers, series.
-
-Example: ``figure = style(go.Figure(), "working set", "bandwidth"); log_axis(figure, "x", sizes, binary, base=2)``
 """
 
 import math

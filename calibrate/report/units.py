@@ -50,7 +50,7 @@ flops_per_s = partial(_prefixed, unit="FLOP/s")
 """A rate of work; TFLOP/s is 1e12."""
 bytes_per_s = partial(_prefixed, unit="B/s")
 """A bandwidth; GB/s is 1e9."""
-magnitude = partial(_prefixed)
+magnitude = partial(_prefixed, unit="")
 """A number whose unit stands in the column's header: "12.3 G"."""
 
 
