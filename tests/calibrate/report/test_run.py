@@ -145,6 +145,7 @@ def test_the_headline_compares_device_work_with_device_work() -> None:
     fast = report.model_copy(update={"busy_s": 0.5 * report.rungs.ideal})
     assert "above the measured time: the peaks are too low" in headline(fast)
     assert "× less" not in headline(fast)
+    assert "could take" in headline(samples.cpu()) and "unknown" in headline(samples.no_peaks())
 
 
 def spread(low: float, high: float) -> HardwareSpec:

@@ -144,14 +144,6 @@ def test_what_ideal_uses_is_said_plainly() -> None:
     assert "–" in run.ideal_uses(samples.no_peaks(), samples.BARE)
 
 
-def test_headline_compares_the_busy_time_with_the_right_rung() -> None:
-    report = samples.gpu()
-    assert report.rungs.ideal is not None
-    assert f"({report.busy_s / report.rungs.ideal:.2f}× less)" in run.headline(report)
-    assert "could take" in run.headline(samples.cpu())
-    assert "unknown" in run.headline(samples.no_peaks())
-
-
 def test_layer_terms_add_up_to_each_layers_time() -> None:
     for report in REPORTS:
         _, rows = run_rows.layer_terms(report)
