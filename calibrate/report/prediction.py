@@ -13,7 +13,7 @@ from roofline.hardware.spec import Peaks
 from roofline.paper.table import PaperPhase, PaperResult, PaperRow
 from roofline.predict.passes import PassPrediction, Prediction, RequestPrediction
 
-FORM = {"fused": "the ideal graph, all fused that can be", "executed": "the graph as transformers executes it"}
+FORM = {"fused": "the ideal graph, with all fused that can be", "executed": "the graph as transformers executes it"}
 
 SWEEP_ROWS = 200
 """Workloads that a terminal shows at most."""
@@ -211,8 +211,8 @@ def _memory(step: PassPrediction, prediction: Prediction) -> Section:
     parts = (
         ("weights", held.weights, "all parameters and buffers"),
         ("KV cache", held.kv_cache, "after the pass"),
-        ("activations", held.activations, "most that is held at one time"),
-        ("peak", held.peak, "most that is held at one time in all: the parts need not peak together"),
+        ("activations", held.activations, "most held at one time"),
+        ("peak", held.peak, "most held at one time; the parts need not peak together"),
     )
     columns: tuple[Column[tuple[str, float, str]], ...] = (
         Column("memory", lambda part: part[0], words=True),

@@ -1,5 +1,4 @@
-"""How every plot looks: one plotly template, colours, logarithmic axes with readable ticks, whiskers, series.
-"""
+"""How every plot looks: one plotly template, colours, logarithmic axes with readable ticks, whiskers, series."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
