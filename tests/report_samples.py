@@ -5,6 +5,7 @@ Times come from real shapes and plausible efficiencies, so that the pictures loo
 
 import math
 
+from calibrate.passes import pass_report
 from calibrate.passes.pass_report import LayerEfficiency, PassReport, Rungs, Waterfall
 from profiler.record.run import Cell, CellResult, Closure, Environment, Run
 from roofline.hardware.spec import Figure, HardwareSpec, Level, Peaks
@@ -81,28 +82,8 @@ FUSES = {"pointwise", "norm", "softmax", "copy"}
 
 def waterfall(rungs: Rungs, total_s: float) -> Waterfall:
     """Differences of neighbouring known rungs; those over an unknown rung merged."""
-    names = ("ideal", "peak_derate", "extra_work", "shape_loss", "level", "residual")
-    values = (
-        rungs.ideal,
-        rungs.achieved,
-        rungs.executed,
-        rungs.calibrated,
-        rungs.calibrated_at_level,
-        rungs.measured,
-    )
-    terms: dict[str, float | None] = dict.fromkeys(names)
-    merged: dict[str, float] = {}
-    last, pending = 0.0, []
-    for name, value in zip(names, values, strict=True):
-        pending.append(name)
-        if value is None:
-            continue
-        if len(pending) > 1:
-            merged["+".join(pending)] = value - last
-        else:
-            terms[name] = value - last
-        last, pending = value, []
-    return Waterfall(**terms, idle=total_s - rungs.measured, merged=merged)
+    below = (rungs.ideal, rungs.achieved, rungs.executed, rungs.calibrated, rungs.calibrated_at_level)
+    return pass_report.waterfall(below, rungs.measured, total_s - rungs.measured)
 
 
 def _roof(peaks: Peaks | None, flops: float, bytes_: float) -> float | None:
@@ -117,12 +98,12 @@ def layer(
     known = spec.measured
     executed = _roof(known, flops, bytes_)
     fused = 0.4 if kind in FUSES else 1.0
-    said = _roof(spec.datasheet, flops, bytes_)
+    datasheet = _roof(spec.datasheet, flops, bytes_)
     base = executed if executed is not None else bytes_ / 50e9
     measured = base / reached
     by_laws = calibrated and executed is not None
     rungs = Rungs(
-        ideal=None if said is None else said * fused,
+        ideal=None if datasheet is None else datasheet * fused,
         achieved=None if executed is None else executed * fused,
         executed=executed,
         calibrated=base + 0.9 * (measured - base) if by_laws else None,

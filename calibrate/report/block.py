@@ -1,25 +1,22 @@
 """The graph of one block: the operations of one repeated layer, what feeds them, and which reads what another wrote.
 
-Layers that do the same list of operations are one kind of block, drawn once; amounts are those of one layer.
-A pass without repeated layers is one block. Where there are too many operations to read, runs of small ones (what is
-not an anchor of fusion) inside one module become one node.
-
-Example: ``[(node.title, node.time_s) for node in blocks(prediction.passes[0])[0].nodes]``
+Layers that do the same list of operations are one kind of block, drawn once; amounts are those of one layer. A pass
+without repeated layers is one block. In a block of too many operations to read, consecutive small ones of one module
+(all but the anchors of fusion) become one node.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
+from calibrate.report.units import known_sum, ratio
 from roofline.graph.op import ANCHORS, Traffic, layer_of
 from roofline.predict.passes import OpPrediction, PassPrediction
 
-MOST_BLOCKS = 3
-"""Kinds of block that are drawn: those that take the most time."""
-
 MOST_NODES = 28
-"""More operations are hard to read."""
+"""Nodes of a readable drawing."""
 
 Part = Literal["operation", "feed", "before", "after"]
 
@@ -33,7 +30,7 @@ class Node:
     """Path inside the layer."""
     kind: str
     ops: tuple[OpPrediction, ...] = ()
-    """None at the ends."""
+    """Operations in execution order; none at the ends."""
     layers: float = 1
     """Layers whose amounts the operations hold."""
     share: float | None = None
@@ -75,8 +72,7 @@ class Block:
     @property
     def time_s(self) -> float | None:
         """Seconds of one layer."""
-        times = [node.time_s for node in self.nodes if node.part == "operation"]
-        return None if None in times else sum(time for time in times if time is not None)
+        return known_sum(node.time_s for node in self.nodes if node.part == "operation")
 
     def shortcuts(self) -> frozenset[tuple[int, int]]:
         """Edges around other operations: what they carry also takes a longer way. Residuals are among them."""
@@ -89,34 +85,25 @@ class Block:
         return frozenset((s, t) for s, t in self.edges if any(t in after[other] for other in direct[s] if other != t))
 
 
-def blocks(step: PassPrediction, most: int = MOST_BLOCKS) -> tuple[Block, ...]:
-    """The kinds of block that take the most time, in the order they run."""
-    alike: dict[object, list[list[int]]] = defaultdict(list)
-    for members in _layers(step.ops):
-        ops = [step.ops[i] for i in members]
-        alike[_prefix(ops[0].path), tuple((_inner(op.path), op.kind) for op in ops)].append(members)
-    slowest = sorted(alike.values(), key=lambda same: -sum(step.ops[i].time_s or 0.0 for m in same for i in m))[:most]
-    drawn = [(max(same, key=lambda members: _repeats(step.ops, members)), same) for same in slowest]
-    return tuple(
-        _block(step, members, sum(_repeats(step.ops, each) for each in same)) for members, same in sorted(drawn)
-    )
-
-
-def _layers(ops: Sequence[OpPrediction]) -> list[list[int]]:
-    """Operations of each repeated layer, by place; all of them where nothing repeats."""
+def blocks(step: PassPrediction, most: int = 3) -> tuple[Block, ...]:
+    """The `most` kinds of block that take the most time, in the order they run."""
     layers: dict[tuple[str, int], list[int]] = defaultdict(list)
-    for i, op in enumerate(ops):
+    for i, op in enumerate(step.ops):
         if place := layer_of(op.path):
             layers[place.prefix, place.layer].append(i)
-    return list(layers.values()) or ([list(range(len(ops)))] if ops else [])
+    alike: dict[Hashable, list[list[int]]] = defaultdict(list)
+    for members in list(layers.values()) or ([list(range(len(step.ops)))] if step.ops else []):
+        ops = [step.ops[i] for i in members]
+        place = layer_of(ops[0].path)
+        alike[place and place.prefix, tuple((_inner(op.path), op.kind) for op in ops)].append(members)
+    slowest = sorted(alike.values(), key=lambda same: -sum(step.ops[i].time_s or 0.0 for m in same for i in m))[:most]
+    drawn = [(max(same, key=lambda members: _repeats(step.ops, members)), same) for same in slowest]
+    return tuple(_block(step, members, sum(_repeats(step.ops, m) for m in same)) for members, same in sorted(drawn))
 
 
 def _block(step: PassPrediction, members: Sequence[int], layers: float) -> Block:
-    runs = [[i] for i in members]
-    if len(runs) > MOST_NODES:
-        runs = _runs(step.ops, members)
-    first = step.ops[members[0]]
-    place = layer_of(first.path)
+    runs = _runs(step.ops, members) if len(members) > MOST_NODES else [[i] for i in members]
+    place = layer_of(step.ops[members[0]].path)
     held = _repeats(step.ops, members)
     whole = _time([step.ops[i] for i in members], held)
     inside = [_node("operation", [step.ops[i] for i in run], held, whole) for run in runs]
@@ -161,7 +148,7 @@ class _Wiring:
         for reader in members:
             for tensor in set(step.ops[reader].reads):
                 self._connect(tensor, reader)
-        self.leaves = self._leaving(members)
+        self.leaves = {i for i in members if self._leaves(i)}
         """Operations that write what is read outside the block."""
 
     def feeds(self) -> set[int]:
@@ -198,20 +185,14 @@ class _Wiring:
         readers = {i for i in self._readers[tensor] if i in self._inside}
         return len(readers) > 1 or any(self._step.ops[i].bytes.weight_read == 0 for i in readers)
 
-    def _leaving(self, members: Sequence[int]) -> set[int]:
-        leaves = set()
-        for i in members:
-            written = set(self._step.ops[i].writes)
-            readers = {r for tensor in written for r in self._readers[tensor] if r > i}
-            last = {tensor for tensor in written if self._writers[tensor][-1] == i}
-            outside = {r for tensor in last for r in self._readers[tensor] if r > i} - self._inside
-            if outside or (written and not readers and not self._is_cache(written)):
-                leaves.add(i)
-        return leaves
-
-    def _is_cache(self, tensors: Iterable[int]) -> bool:
-        roles = self._step.tensor_roles
-        return bool(roles) and all(roles[tensor] == "kv" for tensor in tensors)
+    def _leaves(self, i: int) -> bool:
+        """Whether an operation writes what is read outside the block, or what nothing reads and is no cache."""
+        written, roles = set(self._step.ops[i].writes), self._step.tensor_roles
+        readers = {tensor: {r for r in self._readers[tensor] if r > i} for tensor in written}
+        if any(self._writers[tensor][-1] == i and readers[tensor] - self._inside for tensor in written):
+            return True
+        is_cache = bool(roles) and all(roles[tensor] == "kv" for tensor in written)
+        return bool(written) and not any(readers.values()) and not is_cache
 
     def _of_stack(self, op: OpPrediction) -> bool:
         place = layer_of(op.path)
@@ -220,38 +201,27 @@ class _Wiring:
 
 def _runs(ops: Sequence[OpPrediction], members: Sequence[int]) -> list[list[int]]:
     """Consecutive small operations of one module together; order is kept, so no two runs feed each other."""
-    runs: list[list[int]] = []
-    for i in members:
-        last = ops[runs[-1][-1]] if runs else None
-        small = ops[i].kind not in ANCHORS
-        if last is not None and small and last.kind not in ANCHORS and last.path == ops[i].path:
-            runs[-1].append(i)
-        else:
-            runs.append([i])
-    return runs
+    places = groupby(members, key=lambda i: i if ops[i].kind in ANCHORS else ops[i].path)
+    return [list(run) for _, run in places]
 
 
 def _node(part: Part, ops: Sequence[OpPrediction], layers: float, whole_s: float | None) -> Node:
-    inner = _inner(ops[0].path) if part == "operation" else ops[0].path
+    path = ops[0].path
+    title = _inner(path) if part == "operation" else path
     time_s = _time(ops, layers)
     return Node(
         part=part,
-        title=inner or ("(layer)" if part == "operation" and layer_of(ops[0].path) else "(model)"),
+        title=title or ("(layer)" if part == "operation" and layer_of(path) else "(model)"),
         kind=ops[0].kind.value if len(ops) == 1 else f"{len(ops)} operations",
         ops=tuple(ops),
         layers=layers,
-        share=time_s / whole_s if time_s is not None and whole_s else None,
+        share=ratio(time_s, whole_s),
     )
 
 
 def _repeats(ops: Sequence[OpPrediction], members: Sequence[int]) -> float:
-    """Layers that the operations of one stand for: a loop inside it counts more often."""
+    """Layers for which the operations of one stand: a loop inside it counts more often."""
     return min(ops[i].count for i in members)
-
-
-def _prefix(path: str) -> str:
-    place = layer_of(path)
-    return place.prefix if place else ""
 
 
 def _inner(path: str) -> str:
@@ -260,5 +230,5 @@ def _inner(path: str) -> str:
 
 
 def _time(ops: Iterable[OpPrediction], layers: float) -> float | None:
-    times = [op.time_s for op in ops]
-    return None if None in times else sum(time for time in times if time is not None) / layers
+    time_s = known_sum(op.time_s for op in ops)
+    return None if time_s is None else time_s / layers

@@ -1,9 +1,7 @@
-"""The graph of a block as inline SVG: a box an operation with its numbers, an arrow what it passes on.
+"""The graph of a block as inline SVG: a box for each operation with its numbers, an arrow for what it passes on.
 
 All names are escaped. Hovering shows the rest of the numbers. Boxes stand in rows by the longest way to them; an edge
 that passes a row does so in a lane at the right, so that none runs through a box.
-
-Example: ``markup = svg(blocks(prediction.passes[0])[0], "block-0")``
 """
 
 from collections.abc import Sequence
@@ -20,17 +18,11 @@ from calibrate.report.units import UNKNOWN, dtype, flops, flops_per_s, magnitude
 from roofline.graph.op import ANCHORS
 from roofline.predict.passes import PassPrediction
 
-WIDTH = 224.0
-MARGIN = 10.0
+WIDTH, MARGIN, LINE = 224.0, 10.0, 15.0
+"""Pixels of a box, around the graph, and of a line of text."""
 
-TITLE = 29
-"""Characters of a path in a box."""
-
-OPERATOR = 18
-"""Characters of an operator's name in a box; one with a longer name shows its kind."""
-
-LINE = 15.0
-"""Pixels of a line of text."""
+TITLE, OPERATOR = 29, 18
+"""Characters of a path in a box, and of an operator; an operation with a longer name shows its kind."""
 
 SMALLEST = 0.68
 """Share of its natural size to which a wide graph shrinks before it scrolls."""
@@ -38,21 +30,18 @@ SMALLEST = 0.68
 PLAIN, AROUND = "#7d8aa0", "#c8553d"
 """Colours of edges: to the next operation, and around others."""
 
+GAP, BETWEEN, LANE = 26.0, 44.0, 16.0
+"""Pixels between two boxes of a row, between two rows, and between two edges that pass rows."""
+
 LEGEND = (
     '<div class="legend">'
-    f'<span><i style="border-color:{PLAIN}"></i>reads what the other wrote</span>'
-    f'<span><i style="border-color:{AROUND}"></i>around other operations: residuals among them</span>'
+    f'<span><i style="border-color:{PLAIN}"></i>reads what the operation above wrote</span>'
+    f'<span><i style="border-color:{AROUND}"></i>passes other operations by, as a residual does</span>'
     '<span><b style="background:#fbe7b2">W</b>weights read</span>'
     '<span><b style="background:#bfe6dd">KV</b>cache read ↑ and written ↓</span>'
-    "<span>filled: share of the layer's time</span></div>"
+    "<span>shaded: share of the layer's time</span></div>"
 )
 
-
-GAP, BETWEEN = 26.0, 44.0
-"""Pixels between two boxes of a row, and between two rows."""
-
-LANE = 16.0
-"""Pixels between two edges that pass rows."""
 
 Edge = tuple[int, int]
 Point = tuple[float, float]
@@ -74,9 +63,9 @@ def drawings(step: PassPrediction, name: str) -> str | None:
     """The kinds of block of a pass, each under its path; None where there is none."""
     parts = []
     for n, block in enumerate(blocks(step)):
-        what = f"<code>{escape(block.path)}</code>" if block.path else "the model"
+        name_ = f"<code>{escape(block.path)}</code>" if block.path else "the model"
         alike = f", one of {number(block.layers)} alike" if block.layers > 1 else ""
-        parts.append(f"<p><b>{what}</b>{alike}: {seconds(block.time_s)} a layer; the numbers are of one layer.</p>")
+        parts.append(f"<p><b>{name_}</b>{alike}: {seconds(block.time_s)} a layer; the numbers are of one layer.</p>")
         parts.append(svg(block, f"{name}-{n}"))
     return LEGEND + "".join(parts) if parts else None
 
@@ -89,30 +78,32 @@ def svg(block: Block, name: str) -> str:
     around = block.shortcuts()
     edges = "".join(_edge(places.routes[edge], edge in around, name) for edge in block.edges)
     boxes = "".join(_box(node, places, i) for i, node in enumerate(block.nodes))
+    arrows = "".join(
+        f'<marker id="{escape(name)}-{kind}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
+        f'markerUnits="userSpaceOnUse" orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="{colour}"/></marker>'
+        for kind, colour in (("plain", PLAIN), ("around", AROUND))
+    )
     return (
         f'<div class="drawing"><svg class="block" id="{escape(name)}" role="img" viewBox="0 0 {wide:.0f} {high:.0f}" '
         f'style="width:100%;max-width:{wide:.0f}px;min-width:{SMALLEST * wide:.0f}px">'
-        f"<defs>{_arrow(name, 'plain', PLAIN)}{_arrow(name, 'around', AROUND)}</defs>"
+        f"<defs>{arrows}</defs>"
         f'<g transform="translate({MARGIN:g},{MARGIN:g})">{edges}{boxes}</g></svg></div>'
     )
 
 
 def _height(node: Node) -> float:
-    if not node.ops:
-        return 26.0
-    return 12 + LINE * (4 + bool(_marks(node)))
+    return 12 + LINE * (4 + bool(_marks(node))) if node.ops else 26.0
 
 
 def _box(node: Node, places: Layout, i: int) -> str:
     x, y = places.boxes[i]
-    high = _height(node)
+    start = f'<g transform="translate({x:.1f},{y:.1f})"'
+    rect = f'<rect width="{WIDTH:g}" height="{(high := _height(node)):g}"'
     if not node.ops:
         return (
-            f'<g transform="translate({x:.1f},{y:.1f})" class="outside"><rect width="{WIDTH:g}" height="{high:g}" '
-            f'rx="13" fill="#f7f9fc" stroke="#9aa5b8"/><text x="{WIDTH / 2:g}" y="17" text-anchor="middle" '
-            f'class="numbers">{escape(node.title)}</text></g>'
+            f'{start} class="outside">{rect} rx="13" fill="#f7f9fc" stroke="#9aa5b8"/>'
+            f'<text x="{WIDTH / 2:g}" y="17" text-anchor="middle" class="numbers">{escape(node.title)}</text></g>'
         )
-    colour = KIND.get(node.ops[0].kind.value, "#000000")
     filled = WIDTH * min(max(node.share or 0.0, 0.0), 1.0)
     outside = ' class="outside"' if node.part == "feed" else ""
     lines = "".join(
@@ -120,38 +111,33 @@ def _box(node: Node, places: Layout, i: int) -> str:
         for n, (kind, text) in enumerate(_lines(node))
     )
     return (
-        f'<g transform="translate({x:.1f},{y:.1f})"{outside}><title>{escape(_hover(node))}</title>'
-        f'<rect width="{WIDTH:g}" height="{high:g}" rx="5" fill="#ffffff" stroke="#b8c0cc"/>'
+        f"{start}{outside}><title>{escape(_hover(node))}</title>"
+        f'{rect} rx="5" fill="#ffffff" stroke="#b8c0cc"/>'
         f'<rect x="1" y="1" width="{max(filled - 2, 0):.1f}" height="{high - 2:g}" rx="4" fill="#e3ebf7"/>'
-        f'<rect width="5" height="{high:g}" rx="2" fill="{colour}"/>{lines}{_chips(node)}</g>'
+        f'<rect width="5" height="{high:g}" rx="2" fill="{KIND.get(node.ops[0].kind.value, "#000000")}"/>'
+        f"{lines}{_chips(node)}</g>"
     )
 
 
 def _lines(node: Node) -> list[tuple[str, str]]:
-    title = shortened([printable(node.title)], TITLE)[0]
-    time = f"{seconds(node.time_s)}" + (f" ({percent(node.share)})" if node.share is not None else "")
+    """(class, text) of each line; small operations show their operator, for many of those have one kind and path."""
+    time = seconds(node.time_s) + (f" ({percent(node.share)})" if node.share is not None else "")
     intensity = magnitude(node.flops / node.bytes.total) if node.bytes.total else UNKNOWN
+    operator = node.ops[0].name.rpartition("::")[2]
+    small = len(node.ops) == 1 and node.ops[0].kind not in ANCHORS and len(operator) <= OPERATOR
     return [
-        ("name", title),
-        ("numbers", f"{_work(node)} · {time}"),
+        ("name", shortened([printable(node.title)], TITLE)[0]),
+        ("numbers", f"{printable(operator) if small else node.kind} · {time}"),
         ("numbers", f"{flops(node.flops)} · {size(node.bytes.total)}"),
         ("numbers", f"{intensity} FLOP/B · bound: {printable(node.bound) or UNKNOWN}"),
     ]
 
 
-def _work(node: Node) -> str:
-    """The kind of an anchor, the operator of what is small: many of those have one kind and path."""
-    operator = node.ops[0].name.rpartition("::")[2]
-    if len(node.ops) == 1 and node.ops[0].kind not in ANCHORS and len(operator) <= OPERATOR:
-        return printable(operator)
-    return node.kind
-
-
 def _marks(node: Node) -> list[tuple[str, str]]:
     """(text, colour) of the weights and the cache that a box touches."""
-    moved = node.bytes
-    cache = [f"{way} {size(value)}" for way, value in (("↑", moved.kv_read), ("↓", moved.kv_write)) if value]
-    weights = [(f"W {size(moved.weight_read)}", "#fbe7b2")] if moved.weight_read else []
+    traffic = node.bytes
+    cache = [f"{way} {size(value)}" for way, value in (("↑", traffic.kv_read), ("↓", traffic.kv_write)) if value]
+    weights = [(f"W {size(traffic.weight_read)}", "#fbe7b2")] if traffic.weight_read else []
     return weights + ([(f"KV {' '.join(cache)}", "#bfe6dd")] if cache else [])
 
 
@@ -174,9 +160,8 @@ def _hover(node: Node) -> str:
     kinds = " + ".join(dict.fromkeys(op.kind.value for op in node.ops))
     dims = ", ".join(f"{key} {value}" for key, value in first.dims.items()) if len(node.ops) == 1 else ""
     also = [f"also {layer_kind(words)}" for op in node.ops for words in op.also][:12]
-    moved = ", ".join(
-        f"{key.replace('_', ' ')} {size(value)}" for key, value in node.bytes.model_dump().items() if value
-    )
+    traffic = node.bytes.model_dump().items()
+    moved = ", ".join(f"{name.replace('_', ' ')} {size(value)}" for name, value in traffic if value)
     link = sum(op.link_bytes for op in node.ops) / node.layers
     lines = [
         layer_kind(first.path) or "(model)",
@@ -204,13 +189,6 @@ def _edge(route: tuple[Point, ...], around: bool, name: str) -> str:
     )
 
 
-def _arrow(name: str, kind: str, colour: str) -> str:
-    return (
-        f'<marker id="{escape(name)}-{kind}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
-        f'markerUnits="userSpaceOnUse" orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="{colour}"/></marker>'
-    )
-
-
 def layout(sizes: Sequence[tuple[float, float]], edges: Sequence[Edge]) -> Layout:
     """Place boxes of (width, height); every edge goes to a later box.
 
@@ -232,16 +210,23 @@ def layout(sizes: Sequence[tuple[float, float]], edges: Sequence[Edge]) -> Layou
             x += sizes[i][0] + GAP
     lanes = _lanes([edge for edge in edges if rank[edge[1]] - rank[edge[0]] > 1], rank)
     at = {edge: wide + LANE * (lane + 1) for edge, lane in lanes.items()}
+
+    def port(box: int, end: int, edge: Edge) -> float:
+        """Where an edge touches a box: side by side with the others, in the order of where they go."""
+        there = {other: at.get(other, boxes[other[1 - end]][0]) for other in edges if other[end] == box}
+        ordered = sorted(there, key=lambda other: (there[other], other))
+        apart = min(28.0, 0.8 * sizes[box][0] / len(ordered))
+        return boxes[box][0] + sizes[box][0] / 2 + apart * (ordered.index(edge) - (len(ordered) - 1) / 2)
+
     routes = {}
-    for source, target in edges:
-        out = _port(source, [edge for edge in edges if edge[0] == source], (source, target), boxes, sizes, at)
-        into = _port(target, [edge for edge in edges if edge[1] == target], (source, target), boxes, sizes, at)
+    for edge in edges:
+        source, target = edge
+        out, into = port(source, 0, edge), port(target, 1, edge)
         first, last = rank[source], rank[target]
         points = [(out, boxes[source][1] + sizes[source][1]), (out, top[first] + tall[first])]
-        if (source, target) in at:
-            lane = at[source, target]
-            points += [(lane, top[first + 1]), (lane, top[last - 1] + tall[last - 1])]
-        routes[source, target] = (*points, (into, top[last]), (into, boxes[target][1]))
+        if edge in at:
+            points += [(at[edge], top[first + 1]), (at[edge], top[last - 1] + tall[last - 1])]
+        routes[edge] = (*points, (into, top[last]), (into, boxes[target][1]))
     return Layout(
         boxes=tuple(boxes[i] for i in range(len(sizes))),
         routes=routes,
@@ -283,18 +268,3 @@ def _lanes(edges: Sequence[Edge], rank: Sequence[int]) -> dict[Edge, int]:
         taken[lane] |= passed
         lanes[edge] = lane
     return lanes
-
-
-def _port(
-    box: int,
-    edges: Sequence[Edge],
-    edge: Edge,
-    boxes: dict[int, Point],
-    sizes: Sequence[tuple[float, float]],
-    lanes: dict[Edge, float],
-) -> float:
-    """Where an edge touches a box: side by side with the others, in the order of where they go."""
-    other = {each: lanes.get(each, boxes[each[0] + each[1] - box][0]) for each in edges}
-    ordered = sorted(edges, key=lambda each: (other[each], each))
-    apart = min(28.0, 0.8 * sizes[box][0] / len(edges))
-    return boxes[box][0] + sizes[box][0] / 2 + apart * (ordered.index(edge) - (len(edges) - 1) / 2)

@@ -2,51 +2,17 @@
 
 A terminal shows some series as one row or a sentence; files have every figure with its
 conditions or the reason why it is missing. What was not read is left out or "–".
-
-Example: ``terminal.render(device_document(spec, measurements, run), console)``
 """
 
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from calibrate.report.device_rows import (
-    FEWEST,
-    FRESH,
-    GIVEN,
-    ONE_CORE,
-    Characterisation,
-    Group,
-    Line,
-    Row,
-    both_ends,
-    how,
-    interval,
-    kind_of,
-    name,
-    one_line,
-    typical,
-    value,
-)
-from calibrate.report.document import (
-    FILES,
-    PAGE,
-    TERMINAL,
-    Cell,
-    Column,
-    Document,
-    Facts,
-    Figure,
-    Lines,
-    Part,
-    Section,
-    Text,
-    figure,
-    table,
-)
+from calibrate.report import device_rows, document
+from calibrate.report.device_rows import FRESH, GIVEN, Characterisation, Group, Line, Row, kind_of, name, value
+from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
 from calibrate.report.run import peak_parts
 from calibrate.report.units import UNKNOWN, binary, dtype, in_unit, magnitude, megahertz, number, percent, seconds, size
 from profiler.record.measurement import FASTEST, Measurement, Window
@@ -81,7 +47,7 @@ WORDS: tuple[tuple[str, Callable[[Row], bool], str], ...] = (
     ("90 %", lambda row: True,
      "interval of the value over fresh processes, from Student's t on the logarithms; samples of one process "
      "are not independent and are not counted as such"),
-    ("n = 1, n = 2", lambda row: row.figure.value is not None and 0 < row.figure.replicates < FEWEST,
+    ("n = 1, n = 2", lambda row: row.figure.value is not None and 0 < row.figure.replicates < device_rows.FEWEST,
      "fresh processes that measured it; fewer than three have no interval"),
     ("CV", lambda row: True, "coefficient of variation over the processes"),
     ("median", lambda row: True, "the value with the median of each process's samples: what one usually gets"),
@@ -113,41 +79,26 @@ WORDS: tuple[tuple[str, Callable[[Row], bool], str], ...] = (
 """Words of the tables, the rows that need them, and what they mean."""
 
 
-ROWS = 3
-"""Skinny products of a dtype on the terminal: the first, the middle and the last."""
 NUMBER = re.compile(r"[\d.,–]*\d")
-
-
-@dataclass(frozen=True)
-class Shortened:
-    """What a terminal shows of a group."""
-
-    lines: tuple[Line, ...]
-    sentences: tuple[str, ...]
-    """Series that are not rows, and what the figures depend on."""
-    notes: tuple[str, ...]
-    """What a reader has to know of some figures."""
-    failed: tuple[str, ...]
-    """What has no value, and the reason."""
-    beside: str
-    """Header of the column of what is measured twice."""
 
 
 def device_document(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> Document:
     """The whole characterisation."""
     of = Characterisation(spec, measurements, run)
+    rows = of.rows()
     plots = [
-        Section(title, (Figure(f"plot-{plot}", partial(_draw, plot, of), note),), views=PAGE)
+        Section(title, (Figure(f"plot-{plot}", partial(_draw, plot, of), note),), views=document.PAGE)
         for plot, title, note in PLOTS
     ]
+    needed = [(word, meaning) for word, needs, meaning in WORDS if any(map(needs, rows))]
     parts: list[Part] = [
-        Text(headline(of.rows()) or "No figure has been measured in this run.", "strong"),
+        Text(headline(rows) or "No figure has been measured in this run.", "strong"),
         *(Text(note, "warning") for note in run.environment.notes),
         Section("Device and conditions", (Facts(facts(spec, measurements, run)),)),
         Section("Plots", plots),
         Section("Figures", [_group(group) for group in of.groups]),
         Section("Peaks that price operations", peak_parts(spec)),
-        Section("Words", (Facts(words(of.rows()), "faint"),)),
+        Section("Words", (Facts(needed, "faint"),)),
     ]
     return Document(f"{run.environment.device}: characterisation", parts)
 
@@ -159,16 +110,36 @@ def _draw(plot: str, of: Characterisation) -> Any:
 
 
 def _group(group: Group) -> Section:
-    short = shortened(group)
-    columns = _columns(group.title, short.beside)
+    """A group as a terminal shows it, series as one row or a sentence, and as files have it, every figure in a row."""
+    failed = [
+        f"no {name(row)} {kind_of(row.figure)}".strip()
+        + f": {device_rows.one_line(row.figure.reason or 'no reason was recorded')}"
+        for row in group.rows
+        if row.figure.value is None
+    ]
+    rows = [row for row in group.rows if row.figure.value is not None]
+    single = [row for row in rows if row.series is None]
+    brief = {"vector arithmetic": _best_of_each_dtype, "skinny products": _some_of_each_dtype}.get(group.title, _paired)
+    lines, sentences = brief(single)
+    points = [row for row in rows if row.series is not None]
+    for series in _by(points, lambda row: (row.series or "", row.figure.dtype, row.one_core)):
+        if series[0].family == "cache":
+            best = max(series, key=lambda row: row.figure.value or 0)
+            of = f", best of {len(series)} sizes" if len(series) > 1 else ""
+            lines.append(Line(best, f"{name(best)}{of}"))
+        else:
+            sentences.append(_sentence(series))
+    shown = [row for line in lines for row in (line.row, line.beside) if row is not None]
+    fresh = any(line.beside and FRESH in line.beside.label for line in lines)
+    columns = _columns(group.title, beside="fresh output" if fresh else "one core")
     return Section(
         f"{group.title[0].upper()}{group.title[1:]}",
         (
-            table(columns, short.lines, views=TERMINAL),
-            Lines(short.sentences, tone="faint", views=TERMINAL),
-            Lines(short.notes, tone="warning", views=TERMINAL),
-            Lines(short.failed, tone="bad", views=TERMINAL),
-            table(columns, [Line(row, name(row)) for row in group.rows], views=FILES),
+            table(columns, lines, views=document.TERMINAL),
+            Lines((*_how(rows), *sentences), tone="faint", views=document.TERMINAL),
+            Lines(_notes(shown), tone="warning", views=document.TERMINAL),
+            Lines(failed, tone="bad", views=document.TERMINAL),
+            table(columns, [Line(row, name(row)) for row in group.rows], views=document.FILES),
         ),
     )
 
@@ -178,42 +149,33 @@ def _columns(title: str, beside: str) -> tuple[Column[Line], ...]:
         Column(title, lambda line: line.label, words=True),
         Column("dtype", lambda line: kind_of(line.figure), words=True, optional=True, drop=1),
         Column("value", lambda line: Cell(value(line.figure), line.figure.value), strong=True),
-        Column("90 %", lambda line: interval(line.figure), views=TERMINAL),
+        Column("90 %", lambda line: device_rows.interval(line.figure), views=document.TERMINAL),
         Column("CV", lambda line: figure(line.figure.variation, percent), optional=True, drop=8),
-        Column("median", lambda line: Cell(typical(line.figure), line.figure.typical), optional=True, drop=9),
+        Column("median", lambda line: Cell(device_rows.typical(line.figure), line.figure.typical), optional=True,
+               drop=9),
         Column("datasheet", lambda line: Cell(in_unit(line.figure.datasheet, line.figure.unit), line.figure.datasheet),
                optional=True, drop=5),
         Column("of it", lambda line: _share(line.row.of_datasheet), optional=True, drop=2),
-        Column("at SM clock", _at_clock, optional=True, drop=4),
+        Column("at SM clock", lambda line: _share(line.row.of_clock, line.row.clock_hz), optional=True, drop=4),
         Column("FLOP/s", lambda line: figure(line.row.flops_per_s, magnitude), optional=True, drop=10),
         Column("bytes/s", lambda line: figure(line.row.bytes_per_s, magnitude), optional=True, drop=6),
         Column("of roofline", lambda line: _share(line.row.of_roofline), optional=True, drop=3),
         Column(beside, lambda line: value(line.beside.figure) if line.beside else UNKNOWN, optional=True, drop=7,
-               views=TERMINAL),
-        Column("90 % interval", lambda line: both_ends(line.figure), views=FILES),
+               views=document.TERMINAL),
+        Column("90 % interval", lambda line: device_rows.both_ends(line.figure), views=document.FILES),
         Column("processes", lambda line: Cell(str(line.figure.replicates or UNKNOWN), line.figure.replicates),
-               views=FILES),
-        Column("how", lambda line: Cell(how(line.figure), bad=line.figure.value is None), wraps=True, views=FILES),
-        Column("notes", lambda line: "; ".join(line.row.marks), wraps=True, optional=True, views=FILES),
+               views=document.FILES),
+        Column("how", lambda line: Cell(device_rows.how(line.figure), bad=line.figure.value is None), wraps=True,
+               views=document.FILES),
+        Column("notes", lambda line: "; ".join(line.row.marks), wraps=True, optional=True, views=document.FILES),
     )  # fmt: skip
 
 
-def _share(share: float | None) -> Cell:
+def _share(share: float | None, clock_hz: float | None = None) -> Cell:
+    """ "90.3 % 1605 MHz", with the clock where there is one."""
     above = share is not None and share > 1
-    return Cell(percent(share) + " !" * above, share, bad=above)
-
-
-def _at_clock(line: Line) -> Cell:
-    """ "90.3 % 1605 MHz"."""
-    share, clock_hz = line.row.of_clock, line.row.clock_hz
-    if share is None or clock_hz is None:
-        return Cell(UNKNOWN)
-    return Cell(f"{percent(share)} {megahertz(clock_hz)}{' !' * (share > 1)}", share, bad=share > 1)
-
-
-def words(rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
-    """The meanings that some row needs."""
-    return tuple((word, meaning) for word, needed, meaning in WORDS if any(map(needed, rows)))
+    clock = "" if clock_hz is None or share is None else f" {megahertz(clock_hz)}"
+    return Cell(percent(share) + clock + " !" * above, share, bad=above)
 
 
 def facts(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> tuple[tuple[str, str], ...]:
@@ -223,8 +185,8 @@ def facts(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> 
     units = spec.chip.units if spec.chip else None
     parts = f"{number(units.value)} {spec.chip.unit or 'units'}s" if spec.chip and units else ""
     host = f"{machine.cores} cores, {machine.threads} threads"
-    processes = len({one.process for one in measurements})
-    samples = sum(len(one.samples) for one in measurements)
+    processes = len({measurement.process for measurement in measurements})
+    samples = sum(len(measurement.samples) for measurement in measurements)
     rows = {
         "device": ", ".join(filter(None, (machine.device, parts if cuda else host, size(machine.memory_bytes)))),
         "UUID": spec.uuid or machine.device_uuid or ("" if not cuda else UNKNOWN),
@@ -236,12 +198,12 @@ def facts(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) -> 
         "conditions": "; ".join(conditions(measurements)) or "– (none were read)",
         "command": " ".join(run.command),
     }
-    return tuple((name, one_line(text)) for name, text in rows.items() if text)
+    return tuple((name, device_rows.one_line(text)) for name, text in rows.items() if text)
 
 
 def conditions(measurements: Iterable[Measurement]) -> tuple[str, ...]:
     """Ranges over all windows of what was read: clocks, power, temperature, other work."""
-    windows = [window for one in measurements for window in one.windows]
+    windows = [window for measurement in measurements for window in measurement.windows]
     ranges: tuple[tuple[str, Callable[[Window], float | None], Callable[[float], str]], ...] = (
         ("SM clock", lambda w: w.sm_clock_hz, megahertz),
         ("memory clock", lambda w: w.memory_clock_hz, megahertz),
@@ -251,37 +213,33 @@ def conditions(measurements: Iterable[Measurement]) -> tuple[str, ...]:
         ("taken by a hypervisor", lambda w: w.steal_fraction, percent),
         ("other work, cores", lambda w: None if w.other_cores is None else max(0.0, w.other_cores), "{:.2g}".format),
     )
-    return tuple(text for name, read, show in ranges if (text := _range(name, windows, read, show)))
+    sentences = []
+    for quantity, read, show in ranges:
+        if values := [value for window in windows if (value := read(window)) is not None]:
+            low, middle, high = map(show, (min(values), statistics.median(values), max(values)))
+            sentences.append(f"{quantity} {low}" + ("" if low == high else f" to {high}, median {middle}"))
+    return tuple(sentences)
 
 
 def headline(figures: Sequence[Row], prefer: Sequence[str] = ("bfloat16", "float16", "float32")) -> str:
     """The few figures that a reader looks for first; "" where there are none."""
     rows = [row for row in figures if row.figure.value is not None and not row.one_core]
-    said = []
-    memory = [row for row in rows if row.family == "memory" and row.label in ("triad", "read")]
+    named: dict[str, list[Row]] = {}
+    for row in rows:
+        named.setdefault(row.figure.name, []).append(row)
+    highlights = []
+    memory = [f"{_with_share(row)} {row.label}" for row in rows if row.figure.name in ("memory.triad", "memory.read")]
     if memory:
-        said.append(f"main memory {', '.join(f'{_with_share(row)} {row.label}' for row in memory)}")
+        highlights.append(f"main memory {', '.join(memory)}")
+    products = named.get("matmul.burst", []) + named.get("matmul.sustained", [])
     for kind in prefer:
-        burst, lasting = (_named(rows, f"matmul.{case}", kind) for case in ("burst", "sustained"))
-        if burst or lasting:
-            both = [f"{_with_share(row)} {row.label}" for row in (burst, lasting) if row]
-            said.append(f"{dtype(kind)} products {', '.join(both)}")
+        if rates := [f"{_with_share(row)} {row.label}" for row in products if row.figure.dtype == kind]:
+            highlights.append(f"{dtype(kind)} products {', '.join(rates)}")
             break
-    said += [f"{what} {seconds(row.figure.value)}" for what, row in _costs(rows)]
-    return "; ".join(said)
-
-
-def _named(rows: Sequence[Row], name: str, kind: str | None = None) -> Row | None:
-    return next((row for row in rows if row.figure.name == name and kind in (None, row.figure.dtype)), None)
-
-
-def _costs(rows: Sequence[Row]) -> list[tuple[str, Row]]:
-    asked = (
-        ("back-to-back launch", "launch.back to back"),
-        ("graph node", "launch.graph node"),
-        ("host operation", "host.operation"),
-    )
-    return [(what, row) for what, name in asked if (row := _named(rows, name))]
+    costs = ("back-to-back launch", "launch.back to back"), ("graph node", "launch.graph node")
+    for words, cost in (*costs, ("host operation", "host.operation")):
+        highlights += [f"{words} {seconds(row.figure.value)}" for row in named.get(cost, [])[:1]]
+    return "; ".join(highlights)
 
 
 def _with_share(row: Row) -> str:
@@ -289,67 +247,33 @@ def _with_share(row: Row) -> str:
     return f"{in_unit(row.figure.value, row.figure.unit)}{share}"
 
 
-def _range(
-    name: str, windows: Sequence[Window], read: Callable[[Window], float | None], show: Callable[[float], str]
-) -> str:
-    """ "SM clock 1,410 MHz to 1,980 MHz, median 1,605 MHz"; "" where it was never read."""
-    values = [value for window in windows if (value := read(window)) is not None]
-    if not values:
-        return ""
-    low, high = show(min(values)), show(max(values))
-    if low == high:
-        return f"{name} {low}"
-    return f"{name} {low} to {high}, median {show(statistics.median(values))}"
-
-
-def shortened(group: Group) -> Shortened:
-    """A group as a terminal shows it."""
-    failed = tuple(
-        f"no {name(row)} {kind_of(row.figure)}".strip() + f": {one_line(row.figure.reason or 'no reason was recorded')}"
-        for row in group.rows
-        if row.figure.value is None
-    )
-    rows = [row for row in group.rows if row.figure.value is not None]
-    points = [row for row in rows if row.series is not None]
-    brief = {"vector arithmetic": _best_of_each_dtype, "skinny products": _some_of_each_dtype}.get(group.title, _paired)
-    lines, sentences = brief([row for row in rows if row.series is None])
-    for series in _by(points, lambda row: (row.series or "", row.figure.dtype, row.one_core)):
-        if series[0].family == "cache":
-            lines.append(_best(series))
-        else:
-            sentences.append(_sentence(series))
-    shown = [row for line in lines for row in (line.row, line.beside) if row is not None]
-    beside = "fresh output" if any(line.beside and FRESH in line.beside.label for line in lines) else "one core"
-    return Shortened(tuple(lines), (*_how(rows), *sentences), _notes(shown), failed, beside)
-
-
 def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
     """Each mark with the figures that have it; of marks that differ in their numbers alone, the first one's."""
-    alike: dict[str, list[tuple[str, str]]] = {}
+    alike: dict[str, dict[str, str]] = {}
     for row in rows:
         for mark in row.marks:
             head = NUMBER.sub("#", mark.partition(", ")[0])
-            alike.setdefault(head, []).append((f"{name(row)} {kind_of(row.figure)}".strip(), mark))
+            alike.setdefault(head, {}).setdefault(f"{name(row)} {kind_of(row.figure)}".strip(), mark)
     others = " (the others alike, with other numbers)"
     return tuple(
-        f"{first_few([*dict(each)], 4)}: {each[0][1]}" + others * (len({mark for _, mark in each}) > 1)
-        for each in alike.values()
+        f"{first_few([*marks], 4)}: {next(iter(marks.values()))}" + others * (len({*marks.values()}) > 1)
+        for marks in alike.values()
     )
 
 
 def _paired(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
-    """What is measured twice in one line."""
+    """Rows, those of one core or of a fresh output beside those of all cores or of a given output."""
     by_name = {(row.figure.name, row.figure.dtype): row for row in rows}
-    lines, used = [], set()
+    lines, beside = [], set()
     for row in rows:
-        key = row.figure.name, row.figure.dtype
-        twin = row.figure.name.replace(GIVEN, FRESH) if GIVEN in row.label else f"{row.figure.name}{ONE_CORE}"
-        beside = by_name.get((twin, row.figure.dtype)) if not row.one_core else None
-        if beside is not None:
-            used.add((twin, row.figure.dtype))
-        if key not in used:
-            lines.append(Line(row, name(row).removesuffix(GIVEN) if beside is not None else name(row), beside))
-    return [line for line in lines if (line.figure.name, line.figure.dtype) not in used], []
+        twin = (
+            row.figure.name.replace(GIVEN, FRESH) if GIVEN in row.label else f"{row.figure.name}{device_rows.ONE_CORE}"
+        )
+        other = None if row.one_core else by_name.get((twin, row.figure.dtype))
+        if other is not None:
+            beside.add((twin, row.figure.dtype))
+        lines.append(Line(row, name(row).removesuffix(GIVEN) if other is not None else name(row), other))
+    return [line for line in lines if (line.figure.name, line.figure.dtype) not in beside], []
 
 
 def _best_of_each_dtype(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
@@ -365,27 +289,21 @@ def _best_of_each_dtype(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
 
 def _some_of_each_dtype(rows: Sequence[Row]) -> tuple[list[Line], list[str]]:
     by_dtype = _by(rows, lambda row: (row.figure.dtype, row.one_core))
-    kept = [each if len(each) <= ROWS else [each[0], each[len(each) // 2], each[-1]] for each in by_dtype]
-    lines = [Line(row, name(row)) for each in kept for row in each]
+    kept = [rows if len(rows) <= 3 else [rows[0], rows[len(rows) // 2], rows[-1]] for rows in by_dtype]
+    lines = [Line(row, name(row)) for rows in kept for row in rows]
     left = len(rows) - len(lines)
     return lines, [f"{left} more sizes are in report.md and report.html"] if left else []
 
 
-def _best(series: Sequence[Row]) -> Line:
-    """The fastest of a series of rates."""
-    best = max(series, key=lambda row: row.figure.value or 0)
-    of = f", best of {len(series)} sizes" if len(series) > 1 else ""
-    return Line(best, f"{name(best)}{of}")
-
-
 def _sentence(series: Sequence[Row]) -> str:
+    """The ends of a series, and its highest rate."""
     ordered = sorted(series, key=lambda row: row.size_bytes or 0)
-    first, last = ordered[0], ordered[-1]
+    first = ordered[0]
     words = f"{first.series}{', one core' if first.one_core else ''} {kind_of(first.figure)}".strip()
+    shown = [f"{value(row.figure)} at {binary(row.size_bytes)}" for row in ordered]
     if len(ordered) == 1:
-        return f"{words}: {value(first.figure)} at {binary(first.size_bytes)}"
-    shown = [f"{value(row.figure)} at {binary(row.size_bytes)}" for row in (first, last)]
-    text = f"{words}: {len(ordered)} sizes, {shown[0]} to {shown[1]}"
+        return f"{words}: {shown[0]}"
+    text = f"{words}: {len(ordered)} sizes, {shown[0]} to {shown[-1]}"
     if first.figure.unit == "B/s":
         best = max(ordered, key=lambda row: row.figure.value or 0)
         text += f", most {value(best.figure)} at {binary(best.size_bytes)}"
@@ -394,21 +312,18 @@ def _sentence(series: Sequence[Row]) -> str:
 
 def _how(rows: Sequence[Row]) -> list[str]:
     """Shapes of products, size and cache state of operands: what the figures of a group depend on."""
-    said = []
-    if any(row.shape for row in rows):
-        shapes = dict.fromkeys((kind_of(row.figure), row.shape) for row in rows if row.shape and row.family != "skinny")
-        named = [f"{what} {shape}".strip() for what, shape in shapes]
-        said += [f"m×n×k: {', '.join(named)}"] if named else []
+    shapes = [f"{kind_of(row.figure)} {row.shape}".strip() for row in rows if row.shape and row.family != "skinny"]
+    sentences = [f"m×n×k: {', '.join(dict.fromkeys(shapes))}"] if shapes else []
     for operands in dict.fromkeys(row.operands for row in rows if row.operands):
-        some = [row for row in rows if row.operands == operands]
-        what = "" if len(some) == len(rows) else f"{first_few([name(row) for row in some])}: "
-        said.append(f"{what}operands {operands}")
-    return said
+        some = [name(row) for row in rows if row.operands == operands]
+        which = "" if len(some) == len(rows) else f"{first_few(some)}: "
+        sentences.append(f"{which}operands {operands}")
+    return sentences
 
 
-def _by(rows: Sequence[Row], key: Callable[[Row], object]) -> list[list[Row]]:
+def _by(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> list[list[Row]]:
     """Rows that are alike, in the order of the first of them."""
-    alike: dict[object, list[Row]] = {}
+    alike: dict[Hashable, list[Row]] = {}
     for row in rows:
         alike.setdefault(key(row), []).append(row)
     return list(alike.values())

@@ -2,15 +2,16 @@
 
 Each takes a `Characterisation` and gives None where its data is absent. A fit is a pair of figures: T = latency +
 size ÷ bandwidth for a transfer, T = start + nodes × node for a graph.
-
-Example: ``spread(Characterisation(spec, measurements, run))``
 """
 
-import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import accumulate, islice
+from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -22,9 +23,14 @@ from roofline.hardware.spec import HardwareSpec
 
 STATED = re.compile(r"(\d+) bytes stated by the system")
 BAR = {"datasheet": theme.LIGHT, "burst": "#1f77b4", "sustained": theme.GREEN}
+INSIDE = {"textposition": "inside", "insidetextanchor": "middle", "textangle": -90}
+"""Where the rate of a bar is written: upright, in its middle."""
 SPREAD = ("memory", "level", "matmul", "launch", "host", "vector", "skinny", "pointwise", "energy")
 MOST = 36
 """Figures whose spread is drawn: of the families above, in their order."""
+
+POINTS = 1500
+"""Samples drawn of one load; of more, evenly chosen ones."""
 
 Point = tuple[float, float]
 Line = tuple[str, Sequence[float], Sequence[float]]
@@ -41,58 +47,50 @@ PANELS: tuple[Panel, ...] = (
 
 
 def curve(of: Characterisation) -> go.Figure | None:
-    """Bandwidth over the working set, a line a kernel, with plateaus, knees and the caches as they are stated."""
-    lines = curves(of.measurements)
+    """Bandwidth over the working set, a line for each kernel with plateaus, knees and stated capacities."""
+    lines = {kernel: sorted(line) for kernel, line in _points(of, "curve", Measurement.value).items()}
     if not lines:
         return None
-    figure = theme.plot("working set", "bandwidth (bytes read + written)", height=500)
+    figure = theme.style(go.Figure(), "working set", "bandwidth (bytes read + written)", height=500)
     for i, (kernel, line) in enumerate(lines.items()):
-        hover = [f"{kernel} {binary(x)}: {bytes_per_s(y)}" for x, y in line]
+        hover = [theme.plain(f"{kernel} {binary(x)}: {bytes_per_s(y)}") for x, y in line]
         theme.points(figure, kernel, [x for x, _ in line], [y for _, y in line], hover, i)
     sizes, rates = zip(*(point for line in lines.values() for point in line), strict=True)
     theme.log_axis(figure, "x", sizes, binary, base=2)
     theme.log_axis(figure, "y", rates, bytes_per_s)
-    rows = [row for row in of.rows("curve") if row.figure.value is not None]
-    for row in rows:
-        if row.label.startswith("plateau") and row.span is not None:
-            value = row.figure.value or 0.0
-            theme.line(figure, f"{row.label}: {bytes_per_s(value)}", row.span, (value, value), theme.DARK, "solid")
     marks = [(size, f"{name} {binary(size)}", theme.GREY, "dot") for name, size in capacities(of.spec, of.measurements)]
-    for row in rows:
+    for row in of.rows("curve"):
+        if (value := row.figure.value) is None:
+            continue
+        if row.label.startswith("plateau") and row.span is not None:
+            theme.line(figure, f"{row.label}: {bytes_per_s(value)}", row.span, (value, value), theme.DARK, "solid")
         if row.label.startswith("knee"):
-            size = row.figure.value or 0.0
-            marks.append((size, f"{row.label} {binary(size)}", theme.RED, "dash"))
+            marks.append((value, f"{row.label} {binary(value)}", theme.RED, "dash"))
     low, high = min(sizes) / 1.25, max(sizes) * 1.25
     for level, (x, text, paint, dash) in enumerate(sorted(mark for mark in marks if low <= mark[0] <= high)):
         theme.upright(figure, x, text, paint, dash, level % 4)
     return figure
 
 
-def curves(measurements: Iterable[Measurement]) -> dict[str, list[Point]]:
-    """(working set in bytes, bytes/s) of each kernel, the smallest first."""
-    lines: dict[str, list[Point]] = {}
-    for one in measurements:
-        if one.benchmark == "curve" and one.has_value:
-            point = float(one.parameters["working_set_bytes"]), one.value()
-            lines.setdefault(str(one.parameters["kernel"]), []).append(point)
-    return {kernel: sorted(line) for kernel, line in lines.items()}
-
-
 def capacities(spec: HardwareSpec, measurements: Sequence[Measurement]) -> tuple[tuple[str, float], ...]:
-    """Caches as the system or a datasheet states them, by name; the last-level cache that measurements were told of."""
+    """(name, bytes) of each cache as the system or a datasheet states it, and of the one that was to be exceeded."""
     names: dict[float, str] = {}
     for peaks in (spec.measured, spec.datasheet):
         for level in peaks.levels[:-1] if peaks else ():
             stated = STATED.search(level.bandwidth.source)
             names.setdefault(float(stated.group(1)) if stated else level.capacity_bytes, f"{level.name}, stated")
-    told = [one.cache.cache_bytes for one in measurements if one.cache and one.cache.cache_bytes]
-    if told:
-        names.setdefault(float(statistics.mode(told)), "last-level cache, stated")
+    last_level = [
+        measurement.cache.cache_bytes
+        for measurement in measurements
+        if measurement.cache and measurement.cache.cache_bytes
+    ]
+    if last_level:
+        names.setdefault(float(statistics.mode(last_level)), "last-level cache, stated")
     return tuple((name, size) for size, name in sorted(names.items()))
 
 
 def skinny(of: Characterisation) -> go.Figure | None:
-    """Achieved time over the rows m, with the time at the measured peaks."""
+    """Measured time over the rows m, with the time at the measured peaks."""
     series: dict[str, list[tuple[float, Row]]] = {}
     for row in of.rows("skinny"):
         alike = of.by_figure.get((row.figure.name, row.figure.dtype))
@@ -101,109 +99,80 @@ def skinny(of: Characterisation) -> go.Figure | None:
             series.setdefault(row.figure.dtype or "", []).append((float(m), row))
     if not series:
         return None
-    figure = theme.plot("rows m (sequences of a decode batch)", "time of the product")
+    figure = theme.style(go.Figure(), "rows m (sequences of a decode batch)", "time of the product")
     for i, (kind, points) in enumerate(series.items()):
         points.sort(key=lambda point: point[0])
-        x, times = [m for m, _ in points], [row.figure.value or 0.0 for _, row in points]
-        theme.points(figure, dtype(kind), x, times, [_skinny_hover(m, row) for m, row in points], i)
+        hover = [
+            f"{kind_of(row.figure)} {row.shape or f'm {m:g}'}: {seconds(row.figure.value)}, "
+            f"{flops_per_s(row.flops_per_s)}, {bytes_per_s(row.bytes_per_s)}, roofline {percent(row.of_roofline)}"
+            for m, row in points
+        ]
+        theme.points(figure, dtype(kind), [m for m, _ in points], [row.figure.value for _, row in points], hover, i)
         bound = [(m, row.roofline_s) for m, row in points if row.roofline_s is not None]
         if bound:
-            ms, least = zip(*bound, strict=True)
-            theme.line(figure, f"{dtype(kind)} roofline", ms, least, theme.colour(i))
-    every = [m for points in series.values() for m, _ in points]
-    times = [t for points in series.values() for _, row in points for t in (row.figure.value, row.roofline_s) if t]
-    theme.log_axis(figure, "x", every, number, base=2)
+            ms, times_s = zip(*bound, strict=True)
+            theme.line(figure, f"{dtype(kind)} roofline", ms, times_s, theme.colour(i))
+    every = [point for points in series.values() for point in points]
+    times = [t for _, row in every for t in (row.figure.value, row.roofline_s) if t]
+    theme.log_axis(figure, "x", [m for m, _ in every], number, base=2)
     theme.log_axis(figure, "y", times, seconds)
     return figure
 
 
-def _skinny_hover(m: float, row: Row) -> str:
-    rates = (
-        f"{flops_per_s(row.flops_per_s)}, {bytes_per_s(row.bytes_per_s)}, {percent(row.of_roofline)} of the roofline"
-    )
-    return f"{kind_of(row.figure)} {row.shape or f'm {m:g}'}: {seconds(row.figure.value)}, {rates}"
-
-
 def peaks(of: Characterisation) -> go.Figure | None:
-    """Burst and sustained of each dtype beside the datasheet and the datasheet at the clock seen; each on its scale."""
+    """Burst and sustained rates beside the datasheet and the datasheet at the clock seen; each dtype has its scale."""
     rows = [row for row in of.rows("matmul") if row.figure.value and not row.one_core]
     kinds = list(dict.fromkeys(row.figure.dtype or "" for row in rows))
     if not kinds:
         return None
     figure = make_subplots(rows=1, cols=len(kinds), subplot_titles=[dtype(kind) for kind in kinds])
     theme.style(figure, barmode="overlay", bargap=0.25, legend_y=-0.12, margin_t=40)
-    clocked = False
     for column, kind in enumerate(kinds, start=1):
         some = [row for row in rows if (row.figure.dtype or "") == kind]
-        said = next((row.figure.datasheet for row in some if row.figure.datasheet), None)
-        if said:
-            _bar(figure, column, kind, ["datasheet"], [said], None)
-        _bar(
-            figure, column, kind, [row.label for row in some], [row.figure.value or 0.0 for row in some], _errors(some)
-        )
-        clocks = [row for row in some if row.datasheet_at_clock]
-        if clocks:
-            figure.add_scatter(
-                name="datasheet at the SM clock seen",
-                x=[row.label for row in clocks],
-                y=[row.datasheet_at_clock for row in clocks],
-                mode="markers",
-                marker={"symbol": "line-ew", "size": 34, "line": {"width": 2.5, "color": theme.RED}},
-                hovertext=[
-                    f"{flops_per_s(row.datasheet_at_clock)} at {megahertz(row.clock_hz or 0)}" for row in clocks
-                ],
-                hoverinfo="text",
-                showlegend=not clocked,
+        datasheet = next((row.figure.datasheet for row in some if row.figure.datasheet), None)
+        bars: list[tuple[list[str], list[float], dict[str, object] | None]] = []
+        bars += [(["datasheet"], [datasheet], None)] if datasheet else []
+        bars.append(([row.label for row in some], [row.figure.value or 0.0 for row in some], _errors(some)))
+        for names, rates, whiskers in bars:
+            figure.add_bar(
+                x=names,
+                y=rates,
+                marker={"color": [BAR.get(name, theme.GREY) for name in names]},
+                text=[flops_per_s(rate) for rate in rates],
+                error_y=whiskers,
+                hovertemplate="%{x}: %{text}<extra>" + dtype(kind) + "</extra>",
+                showlegend=False,
                 row=1,
                 col=column,
+                **INSIDE,
             )
-            clocked = True
-        top = max(
-            rate or 0.0 for row in some for rate in (said, row.figure.high, row.figure.value, row.datasheet_at_clock)
-        )
-        figure.update_yaxes(tickformat="~s", range=[0, 1.08 * top], row=1, col=column)
+        clocks = [row for row in some if row.datasheet_at_clock]
+        if clocks:
+            name = "datasheet at the SM clock seen"
+            hover = [f"{flops_per_s(row.datasheet_at_clock)} at {megahertz(row.clock_hz or 0)}" for row in clocks]
+            x, y = [row.label for row in clocks], [row.datasheet_at_clock for row in clocks]
+            dash = {"symbol": "line-ew", "size": 34, "line": {"width": 2.5, "color": theme.RED}}
+            first = all(trace.name != name for trace in figure.data)
+            theme.points(figure, name, x, y, hover, marker=dash, mode="markers", showlegend=first, row=1, col=column)
+        tops = [rate or 0.0 for row in some for rate in (row.figure.high, row.figure.value, row.datasheet_at_clock)]
+        figure.update_yaxes(tickformat="~s", range=[0, 1.08 * max(*tops, datasheet or 0.0)], row=1, col=column)
     figure.update_yaxes(title_text="FLOP/s", row=1, col=1)
     return figure
 
 
-def _bar(
-    figure: go.Figure,
-    column: int,
-    kind: str,
-    names: Sequence[str],
-    rates: Sequence[float],
-    whiskers: dict[str, object] | None,
-) -> None:
-    """Bars of one dtype, each with its rate in it."""
-    figure.add_bar(
-        x=names,
-        y=rates,
-        marker={"color": [BAR.get(name, theme.GREY) for name in names]},
-        text=[flops_per_s(rate) for rate in rates],
-        textposition="inside",
-        insidetextanchor="middle",
-        textangle=-90,
-        error_y=whiskers,
-        hovertemplate="%{x}: %{text}<extra>" + dtype(kind) + "</extra>",
-        showlegend=False,
-        row=1,
-        col=column,
-    )
-
-
 def sustained(of: Characterisation) -> go.Figure | None:
     """Rate of each sample over time, and below it what was read of clock, power and temperature."""
-    loads = [one for one in of.measurements if one.benchmark == "matmul" and one.case == "sustained" and one.samples]
+    loads = [m for m in of.measurements if (m.benchmark, m.case) == ("matmul", "sustained") and m.samples]
     if not loads:
         return None
-    kinds = list(dict.fromkeys(one.dtype or "" for one in loads))
-    panels = [panel for panel in PANELS if any(panel[2](w) is not None for one in loads for w in one.windows)]
+    kinds = list(dict.fromkeys(load.dtype or "" for load in loads))
+    panels = [panel for panel in PANELS if any(panel[2](w) is not None for load in loads for w in load.windows)]
     count = len(kinds) + len(panels)
     figure = make_subplots(rows=count, cols=1, shared_xaxes=True, vertical_spacing=0.12 / count)
     theme.style(figure, height=120 + 140 * count, legend_y=1.0, legend_yanchor="bottom")
-    first = min(one.process for one in loads)
-    for one in loads:
-        _load(figure, one, kinds.index(one.dtype or ""), len(kinds), panels, first)
+    first = min(load.process for load in loads)
+    for load in loads:
+        _load(figure, load, kinds.index(load.dtype or ""), len(kinds), panels, first)
     for row, kind in enumerate(kinds, start=1):
         figure.update_yaxes(tickformat="~s", title_text=f"{dtype(kind)}, FLOP/s", row=row, col=1)
     for row, (title, unit, _) in enumerate(panels, start=1 + len(kinds)):
@@ -214,98 +183,64 @@ def sustained(of: Characterisation) -> go.Figure | None:
 
 
 def _load(
-    figure: go.Figure, one: Measurement, i: int, kinds: int, panels: Sequence["Panel"], first_process: int
+    figure: go.Figure, load: Measurement, i: int, kinds: int, panels: Sequence[Panel], first_process: int
 ) -> None:
-    """One process under load: its samples in the panel of its dtype, its windows below."""
-    name = f"{dtype(one.dtype or '')}, process {one.process}"
-    opacity = 1.0 if one.process == first_process else 0.45
-    about = {"name": dtype(one.dtype or ""), "legendgroup": one.dtype, "opacity": opacity, "col": 1}
-    paint = {"color": theme.colour(i)}
-    times = list(sample_times(one))
-    kept = theme.thinned(len(times))
-    figure.add_scatter(
-        x=[times[k] for k in kept],
-        y=[one.work / one.samples[k] for k in kept],
-        mode="markers",
-        marker={**paint, "size": 4},
-        hovertemplate="%{x:.2f} s: %{y:.4s}FLOP/s<extra>" + name + "</extra>",
-        showlegend=one.process == first_process,
-        row=1 + i,
-        **about,
-    )
+    """Draw one process under load: its samples in the panel of its dtype, its windows below."""
+    name = f"{dtype(load.dtype or '')}, process {load.process}"
+    first = load.process == first_process
+    about: dict[str, Any] = {"legendgroup": load.dtype, "opacity": 1.0 if first else 0.45, "col": 1}
+    times = list(sample_times(load))
+    kept = range(0, len(times), max(1, -(-len(times) // POINTS)))
+    x, rates = [times[k] for k in kept], [load.work / load.samples[k] for k in kept]
+    hover = [f"{t:.2f} s: {flops_per_s(rate)}, {name}" for t, rate in zip(x, rates, strict=True)]
+    draw = partial(theme.points, figure, dtype(load.dtype or ""), i=i, marker={"size": 4}, **about)
+    draw(x=x, y=rates, hover=hover, mode="markers", showlegend=first, row=1 + i)
     for row, (_, unit, read) in enumerate(panels, start=1 + kinds):
-        known = [(w.start_s + w.duration_s, value) for w in one.windows if (value := read(w)) is not None]
-        figure.add_scatter(
-            x=[x for x, _ in known],
-            y=[y for _, y in known],
-            mode="lines+markers",
-            line={**paint, "width": 1.4},
-            marker={**paint, "size": 4},
-            hovertemplate="%{x:.2f} s: %{y:.4g} " + unit + "<extra>" + name + "</extra>",
-            showlegend=False,
-            row=row,
-            **about,
-        )
+        known = [(w.start_s + w.duration_s, value) for w in load.windows if (value := read(w)) is not None]
+        hover = [f"{t:.2f} s: {value:.4g} {unit}, {name}" for t, value in known]
+        draw(x=[t for t, _ in known], y=[value for _, value in known], hover=hover, showlegend=False, row=row)
 
 
-def sample_times(one: Measurement) -> Iterator[float]:
+def sample_times(load: Measurement) -> Iterator[float]:
     """Seconds since the start of the load at which each sample was taken.
 
     Where windows count more samples than were kept, those kept are the last ones. Without windows samples follow one
     another without a pause.
     """
-    counted = sum(window.samples for window in one.windows)
-    if counted < len(one.samples):
-        now = 0.0
-        for sample in one.samples:
-            now += sample * one.repeats
-            yield now
+    counted = sum(window.samples for window in load.windows)
+    if counted < len(load.samples):
+        yield from accumulate(sample * load.repeats for sample in load.samples)
         return
-    skip = counted - len(one.samples)
-    for window in one.windows:
-        for j in range(window.samples):
-            if skip > 0:
-                skip -= 1
-                continue
-            yield _within(window, j)
-
-
-def _within(window: Window, j: int) -> float:
-    return window.start_s + (j + 0.5) / window.samples * window.duration_s
+    starts = (w.start_s + (j + 0.5) / w.samples * w.duration_s for w in load.windows for j in range(w.samples))
+    yield from islice(starts, counted - len(load.samples), None)
 
 
 def pointwise(of: Characterisation) -> go.Figure | None:
     """Bytes/s of each operation into a given and into a fresh output."""
     rows = [row for row in of.rows("pointwise") if row.figure.value and not row.one_core]
     several = len({row.figure.dtype for row in rows}) > 1
-    bars = []
+    figure = theme.style(go.Figure(), "", "bytes read + written per second", barmode="group", bargap=0.3)
     for output, ending, paint in (("given output", GIVEN, theme.GREEN), ("fresh output", FRESH, "#e08e45")):
         some = [row for row in rows if row.label.endswith(ending)]
-        labels = [row.label.removesuffix(ending) + (f" {kind_of(row.figure)}" if several else "") for row in some]
-        bar = go.Bar(
-            name=output,
-            x=labels,
-            y=[row.figure.value for row in some],
-            marker={"color": paint},
-            text=[theme.short(bytes_per_s(row.figure.value)) for row in some],
-            textposition="inside",
-            insidetextanchor="middle",
-            textangle=-90,
-            error_y=_errors(some),
-            hovertemplate="%{x}, " + output + ": %{text}<extra></extra>",
-        )
-        bars += [bar] if some else []
-    if not bars:
-        return None
-    title = "bytes read + written per second"
-    figure = theme.plot("", title, bars, barmode="group", bargap=0.3, legend_y=-0.14, showlegend=True)
+        if some:
+            figure.add_bar(
+                name=output,
+                x=[row.label.removesuffix(ending) + (f" {kind_of(row.figure)}" if several else "") for row in some],
+                y=[row.figure.value for row in some],
+                marker={"color": paint},
+                text=[theme.short(bytes_per_s(row.figure.value)) for row in some],
+                error_y=_errors(some),
+                hovertemplate="%{x}, " + output + ": %{text}<extra></extra>",
+                **INSIDE,
+            )
+    figure.update_layout(legend_y=-0.14, showlegend=True)
     figure.update_yaxes(tickformat="~s", ticksuffix="B/s", rangemode="tozero")
-    return figure
+    return figure if figure.data else None
 
 
 def graphs(of: Characterisation) -> go.Figure | None:
     """Time of a replay over the nodes of a graph, with its fit."""
-    points = _points(of, "launch", call_s, lambda series: "graph replay" if series == "graph" else None)
+    points = _points(of, "launch", call_s, {"graph": "graph replay"}.get)
     node, start = of.value("launch.graph node"), of.value("launch.graph start")
 
     def fit(_: str, x: list[float]) -> Line | None:
@@ -338,7 +273,7 @@ def collectives(of: Characterisation) -> go.Figure | None:
             return None
         return f"{series}: fitted {bytes_per_s(bandwidth)}", (x[0], x[-1]), (bandwidth, bandwidth)
 
-    points = _points(of, "collective", lambda one: one.value() if one.unit == "B/s" else None)
+    points = _points(of, "collective", lambda measurement: measurement.value() if measurement.unit == "B/s" else None)
     return _over_size(points, ("size, as nccl-tests counts it", "busbw"), (binary, bytes_per_s), fit)
 
 
@@ -350,10 +285,10 @@ def _points(
 ) -> dict[str, list[Point]]:
     """(size or nodes, value) of each series; of several processes, each has its own points."""
     points: dict[str, list[Point]] = {}
-    for one in of.measurements:
-        if one.benchmark == benchmark and one.status == "done":
-            series, size = place(one)
-            if (label := rename(series)) and size and (value := read(one)) is not None:
+    for measurement in of.measurements:
+        if measurement.benchmark == benchmark and measurement.status == "done":
+            series, size = place(measurement)
+            if (label := rename(series)) and size and (value := read(measurement)) is not None:
                 points.setdefault(label, []).append((size, value))
     return points
 
@@ -367,14 +302,13 @@ def _over_size(
     """Points on two logarithmic axes, each series with its fit; None without points."""
     if not points:
         return None
-    figure = theme.plot(*titles, showlegend=True)
+    figure = theme.style(go.Figure(), *titles, showlegend=True)
     show_x, show_y = shows
     for i, (series, values) in enumerate(points.items()):
         x, y = zip(*sorted(values), strict=True)
-        hover = [f"{series} {show_x(size)}: {show_y(value)}" for size, value in zip(x, y, strict=True)]
-        mode = "lines+markers" if len(set(x)) == len(x) else "markers"
-        theme.points(figure, series, x, y, hover, i, mode=mode)
-        if (line := fit(series, theme.spaced(x[0], x[-1]))) is not None:
+        hover = [theme.plain(f"{series} {show_x(size)}: {show_y(value)}") for size, value in sorted(values)]
+        theme.points(figure, series, x, y, hover, i, mode="lines+markers" if len(set(x)) == len(x) else "markers")
+        if (line := fit(series, np.geomspace(x[0], x[-1], 60).tolist())) is not None:
             theme.line(figure, *line, theme.colour(i) if len(points) > 1 else theme.DARK)
     every = [point for values in points.values() for point in values]
     theme.log_axis(figure, "x", [x for x, _ in every], show_x, base=2)
@@ -383,35 +317,33 @@ def _over_size(
 
 
 def spread(of: Characterisation) -> go.Figure | None:
-    """How far the processes differ: each figure's values over their geometric mean, a point a process.
+    """How far the processes differ: each figure's values over their geometric mean, a point for each process.
 
     Samples of one process share its luck; what a reader may expect of the next process is this spread.
     """
     lines: dict[str, list[tuple[int, float, str]]] = {}
     for row in sorted(of.rows(*SPREAD), key=lambda row: SPREAD.index(row.family)):
-        alike = [one for one in of.by_figure.get((row.figure.name, row.figure.dtype), ()) if one.status == "done"]
-        values = [one.value() for one in alike]
+        alike = of.by_figure.get((row.figure.name, row.figure.dtype), ())
+        values = {m.process: m.value() for m in alike if m.status == "done"}
         if row.figure.value is None or len(values) < 2 or len(lines) == MOST:
             continue
-        middle = math.exp(sum(map(math.log, values)) / len(values))
+        middle = statistics.geometric_mean(values.values())
         lines[f"{row.family} {device_rows.name(row)} {kind_of(row.figure)}".strip()] = [
-            (one.process, v / middle - 1, in_unit(v, one.unit)) for one, v in zip(alike, values, strict=True)
+            (process, value / middle - 1, in_unit(value, row.figure.unit)) for process, value in values.items()
         ]
     if not lines:
         return None
-    height = 130 + 24 * len(lines)
-    figure = theme.plot("value ÷ mean over the processes − 1", height=height, legend_y=1, legend_yanchor="bottom")
+    layout: dict[str, Any] = {"height": 130 + 24 * len(lines), "legend_y": 1, "legend_yanchor": "bottom"}
+    figure = theme.style(go.Figure(), "value ÷ mean over the processes − 1", **layout)
+    marker = {"size": 9, "opacity": 0.8, "line": {"color": "#ffffff", "width": 1}}
     for i, process in enumerate(sorted({process for values in lines.values() for process, _, _ in values})):
-        some = [(label, *point) for label, values in lines.items() for point in values if point[0] == process]
-        figure.add_scatter(
-            name=f"process {process}",
-            x=[share for _, _, share, _ in some],
-            y=[label for label, _, _, _ in some],
-            mode="markers",
-            marker={"color": theme.colour(i), "size": 9, "opacity": 0.8, "line": {"color": "#ffffff", "width": 1}},
-            customdata=[f"{text} ({percent(share, signed=True)})" for _, _, share, text in some],
-            hovertemplate="%{y}, process " + str(process) + ": %{customdata}<extra></extra>",
-        )
+        some = [(share, label, text) for label, values in lines.items() for n, share, text in values if n == process]
+        hover = [
+            theme.plain(f"{label}, process {process}: {text} ({percent(share, signed=True)})")
+            for share, label, text in some
+        ]
+        x, y = [share for share, _, _ in some], [label for _, label, _ in some]
+        theme.points(figure, f"process {process}", x, y, hover, i, marker=marker, mode="markers")
     widest = max(abs(share) for values in lines.values() for _, share, _ in values)
     figure.update_xaxes(tickformat="+.2~%", range=[-1.15 * widest - 1e-4, 1.15 * widest + 1e-4])
     figure.update_yaxes(autorange="reversed", tickvals=list(lines), categoryorder="array", categoryarray=list(lines))
@@ -419,4 +351,10 @@ def spread(of: Characterisation) -> go.Figure | None:
 
 
 def _errors(rows: Sequence[Row]) -> dict[str, object] | None:
-    return theme.whiskers([(row.figure.value or 0.0, *ends(row.figure)) for row in rows])
+    """Error bars to both ends of the intervals; None where no interval is known."""
+    known = [(*ends(row.figure), row.figure.value or 0.0) for row in rows]
+    if all(low is None or high is None for low, high, _ in known):
+        return None
+    above = [None if high is None else high - value for _, high, value in known]
+    below = [None if low is None else value - low for low, _, value in known]
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1.2}

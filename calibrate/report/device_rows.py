@@ -19,7 +19,7 @@ from roofline.hardware.spec import Characteristic, HardwareSpec
 from roofline.record import Record
 
 ONE_CORE = ".one core"
-"""Ends the name of what a single thread of several reached."""
+"""The end of the name of a figure that a single thread reached where others could have helped."""
 
 FAMILIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("main memory", ("memory",)),
@@ -48,11 +48,10 @@ SMALLEST = 1024.0
 """Bytes: no working set is smaller; a smaller number in a plateau's conditions is something else."""
 
 FEWEST = 3
-"""Fresh processes for an interval; of two it would say only that two numbers were alike by chance."""
+"""Fresh processes that an interval needs; two can agree by chance."""
 LOPSIDED = 0.15
 """Relative difference of the two sides of an interval from which both are shown."""
 GIVEN, FRESH = ", given output", ", fresh output"
-
 
 Key = tuple[str, str | None]
 """Name and dtype of a figure."""
@@ -77,7 +76,7 @@ class Row(Record):
     shape: str | None = None
     """m×n×k of a product."""
     operands: str | None = None
-    """Size of one and the state of the caches: "256 MiB, cold"."""
+    """Size of an operand and the state of the caches: "256 MiB, cold"."""
     lost: str | None = None
     """"1 of 4 processes gave no result: …"."""
     flops_per_s: float | None = None
@@ -114,14 +113,17 @@ class Row(Record):
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What a reader has to know of the figure, each as one sentence."""
-        above = [
-            "above 100 %: held against too low a datasheet, clock or measured peak, or a cache held operands"
-        ] * self.above_one
-        return tuple(one_line(words) for words in (*self.figure.labels, *([self.lost] if self.lost else []), *above))
+        """What a reader has to know of the figure, a sentence each."""
+        marks = [*self.figure.labels, *([self.lost] if self.lost else [])]
+        if self.above_one:
+            marks.append(
+                "above 100 %: the datasheet, the clock or the measured peak is too low, or a cache held operands"
+            )
+        return tuple(map(one_line, marks))
 
 
-class Group(Record):
+@dataclass(frozen=True)
+class Group:
     """Rows of one kind."""
 
     title: str
@@ -130,7 +132,7 @@ class Group(Record):
 
 @dataclass(frozen=True)
 class Line:
-    """A row as it is shown."""
+    """A row and its label in a table."""
 
     row: Row
     label: str
@@ -166,27 +168,27 @@ def groups(spec: HardwareSpec, measurements: Sequence[Measurement], run: Run) ->
     rows = [_row(figure, measured.get((figure.name, figure.dtype), ()), spec) for figure in spec.characteristics]
     rows.sort(key=lambda row: row.series is not None)  # fits and plateaus before the many points behind them
     known = {family for _, families in FAMILIES for family in families}
-    each = [Group(title=title, rows=tuple(r for r in rows if r.family in families)) for title, families in FAMILIES]
-    each.append(Group(title=OTHER, rows=tuple(row for row in rows if row.family not in known)))
-    return tuple(group for group in each if group.rows)
+    grouped = [Group(title, tuple(row for row in rows if row.family in families)) for title, families in FAMILIES]
+    grouped.append(Group(OTHER, tuple(row for row in rows if row.family not in known)))
+    return tuple(group for group in grouped if group.rows)
 
 
 def by_figure(measurements: Iterable[Measurement], run: Run) -> dict[Key, tuple[Measurement, ...]]:
     """The measurements of each figure, in the order of their processes; a later one of a process replaces it."""
     threads = run.environment.threads if run.environment.device_kind == "cpu" else None
     by_key: dict[Key, dict[int, Measurement]] = {}
-    for one in measurements:
-        single = one.threads == 1 and threads is not None and threads > 1
-        name = f"{one.benchmark}.{one.case}{ONE_CORE if single else ''}"
-        by_key.setdefault((name, one.dtype), {})[one.process] = one
+    for measurement in measurements:
+        single = measurement.threads == 1 and threads is not None and threads > 1
+        name = f"{measurement.benchmark}.{measurement.case}{ONE_CORE if single else ''}"
+        by_key.setdefault((name, measurement.dtype), {})[measurement.process] = measurement
     return {key: tuple(by[process] for process in sorted(by)) for key, by in by_key.items()}
 
 
-def place(one: Measurement) -> tuple[str, float | None]:
+def place(measurement: Measurement) -> tuple[str, float | None]:
     """Series and size of a point: "pinned to device" and 1048576 of the case "pinned to device 1048576"."""
-    series, size = split_size(one.case)
-    given = next((one.parameters[name] for name in SIZES if name in one.parameters), None)
-    return series, float(given) if isinstance(given, int | float) else size
+    series, size = split_size(measurement.case)
+    parameter = next((measurement.parameters[name] for name in SIZES if name in measurement.parameters), None)
+    return series, float(parameter) if isinstance(parameter, int | float) else size
 
 
 def split_size(case: str) -> tuple[str, float | None]:
@@ -202,11 +204,11 @@ def working_sets(conditions: str) -> tuple[float, float] | None:
     return (sizes[0], sizes[1]) if len(sizes) == 2 and sizes[0] < sizes[1] else None
 
 
-def call_s(one: Measurement) -> float:
+def call_s(measurement: Measurement) -> float:
     """Seconds of one call, at the measurement's own quantile. Raises ValueError where there is no sample."""
-    if not one.samples:
-        raise ValueError(f"{one.benchmark} {one.case} has no result: {one.reason}")
-    return quantile_of(one.samples, one.quantile)
+    if not measurement.samples:
+        raise ValueError(f"{measurement.benchmark} {measurement.case} has no result: {measurement.reason}")
+    return quantile_of(measurement.samples, measurement.quantile)
 
 
 def datasheet_clock(spec: HardwareSpec, dtype: str | None) -> float | None:
@@ -226,22 +228,23 @@ def datasheet_clock(spec: HardwareSpec, dtype: str | None) -> float | None:
 
 def median_clock(alike: Iterable[Measurement]) -> float | None:
     """Median SM clock in Hz over the windows whose samples were kept; None where none was read."""
-    clocks = [w.sm_clock_hz for one in alike if one.samples for w in kept_windows(one) if w.sm_clock_hz is not None]
+    windows = [window for measurement in alike if measurement.samples for window in kept_windows(measurement)]
+    clocks = [window.sm_clock_hz for window in windows if window.sm_clock_hz is not None]
     return statistics.median(clocks) if clocks else None
 
 
-def kept_windows(one: Measurement) -> tuple[Window, ...]:
+def kept_windows(measurement: Measurement) -> tuple[Window, ...]:
     """The windows that hold the samples: the last ones, where a load's first samples were dropped."""
-    skip = sum(window.samples for window in one.windows) - len(one.samples)
-    first = 0
-    while first < len(one.windows) - 1 and skip >= one.windows[first].samples > 0:
-        skip -= one.windows[first].samples
-        first += 1
-    return one.windows[first:]
+    windows = measurement.windows
+    skip = sum(window.samples for window in windows) - len(measurement.samples)
+    while len(windows) > 1 and skip >= windows[0].samples > 0:
+        skip -= windows[0].samples
+        windows = windows[1:]
+    return windows
 
 
 def one_line(words: str) -> str:
-    """Without breaks."""
+    """The words without line breaks."""
     return " ".join(words.split())
 
 
@@ -249,33 +252,29 @@ def _row(figure: Characteristic, alike: Sequence[Measurement], spec: HardwareSpe
     family, _, case = figure.name.partition(".")
     case = case.removesuffix(ONE_CORE)
     about: dict[str, object] = {"label": case or family}
-    if family in SERIES and (size := split_size(case)[1]) is not None and size >= 1 and figure.unit != "B":
-        series, size = place(alike[0]) if alike else split_size(case)
-        if not case.startswith(("plateau", "knee")):
-            level = str(alike[0].parameters.get("level", "")) if alike else ""
-            series = f"{level} {series}".strip()
-            about |= {"series": series, "size_bytes": size}
+    first = alike[0] if alike else None
+    series, end = split_size(case)
+    is_point = end is not None and end >= 1 and not case.startswith(("plateau", "knee"))
+    if family in SERIES and figure.unit != "B" and is_point:
+        series, end = place(first) if first else (series, end)
+        level = first.parameters.get("level", "") if first else ""
+        about |= {"series": f"{level} {series}".strip(), "size_bytes": end}
     if case.startswith("plateau"):
         about["span"] = working_sets(figure.conditions)
-    if alike:
-        about |= {"shape": _shape(alike[0].parameters), "operands": _operands(alike[0])}
+    if first:
+        sides, size = [first.parameters.get(side) for side in "mnk"], first.parameters.get("operand_bytes")
+        operands = [binary(size)] if isinstance(size, int | float) else []
+        operands += [first.cache.declared] if first.cache else []
+        about |= {
+            "shape": None if None in sides else "×".join(map(str, sides)),
+            "operands": ", ".join(operands) or None,
+        }
     clock, stated = median_clock(alike), datasheet_clock(spec, figure.dtype)
     if family == "matmul" and clock and stated and figure.datasheet:
         about["datasheet_at_clock"] = figure.datasheet * clock / stated
-    if family == "skinny" and alike and figure.value:
-        about |= _product(alike[0].parameters, figure, spec)
+    if family == "skinny" and first:
+        about |= _product(first.parameters, figure, spec)
     return Row(figure=figure, clock_hz=clock, lost=_lost(figure, alike), **about)
-
-
-def _shape(parameters: Mapping[str, object]) -> str | None:
-    sides = [parameters.get(side) for side in "mnk"]
-    return None if None in sides else "×".join(map(str, sides))
-
-
-def _operands(one: Measurement) -> str | None:
-    size = one.parameters.get("operand_bytes")
-    known = [binary(size)] if isinstance(size, int | float) else []
-    return ", ".join([*known, *([one.cache.declared] if one.cache else [])]) or None
 
 
 def _product(parameters: Mapping[str, object], figure: Characteristic, spec: HardwareSpec) -> dict[str, float | None]:
@@ -290,10 +289,10 @@ def _product(parameters: Mapping[str, object], figure: Characteristic, spec: Har
 
 
 def _lost(figure: Characteristic, alike: Sequence[Measurement]) -> str | None:
-    bad = [one for one in alike if one.status != "done"]
+    bad = [measurement for measurement in alike if measurement.status != "done"]
     if figure.value is None or not bad:
         return None
-    reasons = "; ".join(dict.fromkeys(one_line(one.reason or "no reason was recorded") for one in bad))
+    reasons = "; ".join(dict.fromkeys(one_line(measurement.reason or "no reason was recorded") for measurement in bad))
     return f"{len(bad)} of {len(alike)} processes gave no result: {reasons}"
 
 

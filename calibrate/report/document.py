@@ -160,10 +160,7 @@ class Document:
 
 
 def table(
-    columns: Iterable[Column[Row]],
-    rows: Iterable[Row],
-    total: Row | None = None,
-    views: frozenset[View] = EVERYWHERE,
+    columns: Iterable[Column[Row]], rows: Iterable[Row], total: Row | None = None, views: frozenset[View] = EVERYWHERE
 ) -> Table:
     """The cells of `rows`, without the optional columns that say nothing."""
     columns, rows = tuple(columns), tuple(rows)

@@ -1,8 +1,6 @@
 """Any `Document` as one HTML file that opens offline: style, script and plotly.js are inside, nothing is fetched.
 
 The template lays it out and escapes every word; tables sort by a click on a header.
-
-Example: ``Path("report.html").write_text(render(run_document(reports, run, spec)), encoding="utf-8")``
 """
 
 import re
@@ -37,21 +35,23 @@ def render(document: Document) -> str:
         finalize=lambda value: _CONTROL.sub("�", value) if type(value) is str else value,
     )
     environment.tests["section"] = lambda part: isinstance(part, Section)
-    parts = tuple(_drawn(shown(document.parts, "html")))
-    plotly_js = Markup(get_plotlyjs()) if _has_plot(parts) else ""
+    pictures: list[str] = []
+    parts = tuple(_drawn(shown(document.parts, "html"), pictures))
+    plotly_js = Markup(get_plotlyjs()) if any(PLOT in picture for picture in pictures) else ""
     return environment.get_template(TEMPLATE).render(title=document.title, parts=parts, plotly_js=plotly_js)
 
 
-def _drawn(parts: Iterable[Part]) -> Iterator[Part]:
-    """The parts with their figures drawn as markup; what has no picture is left out."""
+def _drawn(parts: Iterable[Part], pictures: list[str]) -> Iterator[Part]:
+    """The parts with their figures drawn as markup, which is added to `pictures`; empty figures are left out."""
     for part in parts:
         if isinstance(part, Section):
-            if inside := tuple(_drawn(part.parts)):
+            if inside := tuple(_drawn(part.parts, pictures)):
                 yield replace(part, parts=inside)
         elif not isinstance(part, Figure):
             yield part
         elif (picture := part.draw()) is not None:
-            yield replace(part, draw=partial(Markup, _picture(picture, part.name)))
+            pictures.append(_picture(picture, part.name))
+            yield replace(part, draw=partial(Markup, pictures[-1]))
 
 
 def _picture(picture: object, name: str) -> str:
@@ -61,10 +61,3 @@ def _picture(picture: object, name: str) -> str:
     config = {"displaylogo": False, "responsive": True, "displayModeBar": False}
     markup: str = picture.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config)
     return markup
-
-
-def _has_plot(parts: Iterable[Part]) -> bool:
-    return any(
-        _has_plot(part.parts) if isinstance(part, Section) else isinstance(part, Figure) and PLOT in part.draw()
-        for part in parts
-    )

@@ -1,9 +1,7 @@
 """Every report as one JSON document, for ``--json``, and predictions as CSV; keys are only ever added.
 
-SI units, shares as fractions; what is not known is null. A CSV has the units in its header and an empty cell for what
-is not known. The document of a run's passes is `calibrate.passes.reports.document`.
-
-Example: ``json.dumps(prediction_json(prediction), allow_nan=False)``
+Values are in SI units, shares are fractions; what is not known is null. A CSV has the units in its header and an empty
+cell for what is not known. The document of a run's passes is `calibrate.passes.reports.document`.
 """
 
 import csv
@@ -12,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
-
-import numpy as np
 
 from calibrate.kernels.score import Calibrated, Calibration, Score
 from calibrate.report.device_rows import Row, ends, groups, one_line
@@ -24,12 +20,10 @@ from profiler.record.measurement import Measurement
 from profiler.record.run import Run
 from roofline.graph.op import Kind
 from roofline.hardware.spec import HardwareSpec
-from roofline.paper.table import PaperCosts, PaperPhase, PaperResult
+from roofline.paper.table import PaperCosts, PaperPhase, PaperResult, PaperRow
 from roofline.predict.passes import OpPrediction, PassPrediction, Prediction
 from roofline.record import Record
-from roofline.workload import Workload
 
-ACCOUNTING = "roofcal"
 MATRIX = ("_proj", "_matmul", "lm_head", "fused_attention")
 """Names of the paper's rows that are products; LLM-Viewer itself does not tell them from the others."""
 
@@ -77,17 +71,16 @@ def _figure(row: Row) -> dict[str, Any]:
 def prediction_json(prediction: Prediction) -> dict[str, Any]:
     """The whole prediction; `memory` is that of the workload with the largest peak."""
     largest = max(prediction.passes, key=lambda step: step.memory.peak, default=None)
-    content: dict[str, Any] = {
+    content = {
         **_pick(prediction, ("model", "hardware")),
-        "accounting": ACCOUNTING,
+        "accounting": "roofcal",
         **_pick(prediction, ("peaks", "form", "parameters", "options", "capacity_bytes")),
         "workloads": [_pass(step) for step in prediction.passes],
         "requests": [request.model_dump() for request in prediction.requests],
         "memory": largest.memory.model_dump() if largest else None,
         **_pick(prediction, ("largest_batch", "largest_context", "notes")),
     }
-    cleaned: dict[str, Any] = _finite(content)
-    return cleaned
+    return {name: _finite(value) for name, value in content.items()}
 
 
 def _pass(step: PassPrediction) -> dict[str, Any]:
@@ -102,8 +95,7 @@ def _pass(step: PassPrediction) -> dict[str, Any]:
 
 def _pick(record: Record, names: Sequence[str]) -> dict[str, Any]:
     """Some fields and properties of a record in their order."""
-    values = {name: getattr(record, name) for name in names}
-    return {name: _plain(value) for name, value in values.items()}
+    return {name: _plain(getattr(record, name)) for name in names}
 
 
 def _plain(value: Any) -> Any:
@@ -116,7 +108,7 @@ def _plain(value: Any) -> Any:
 
 def _workloads(step: PassPrediction) -> dict[str, Any]:
     """The one workload; or all sequences of a mixed batch, whose lengths and dtypes are in its "parts"."""
-    parts = [_one_workload(workload) for workload in step.workloads]
+    parts = [{**workload.model_dump(), "phase": workload.phase} for workload in step.workloads]
     if len(parts) == 1:
         return parts[0]
     dtypes = {workload.dtype for workload in step.workloads}
@@ -128,10 +120,6 @@ def _workloads(step: PassPrediction) -> dict[str, Any]:
         "phase": phase(step),
         "parts": parts,
     }
-
-
-def _one_workload(workload: Workload) -> dict[str, Any]:
-    return {**workload.model_dump(), "phase": workload.phase}
 
 
 def _finite(value: Any) -> Any:
@@ -146,7 +134,7 @@ def _finite(value: Any) -> Any:
 def paper_json(result: PaperResult, model: str, hardware: str) -> dict[str, Any]:
     """The paper's table in its own names; rows also have the keys of the default accounting, as totals over `count`."""
     phases = {"prefill": result.prefill, "decode": result.decode}
-    largest = max(phases.values(), key=lambda each: each.total.memory_consumption).total
+    largest = max(phases.values(), key=lambda costs: costs.total.memory_consumption).total
     return {
         "model": model,
         "hardware": hardware,
@@ -155,7 +143,7 @@ def paper_json(result: PaperResult, model: str, hardware: str) -> dict[str, Any]
         "seqlen": result.seqlen,
         "bits": {"weights": result.w_bit, "activations": result.a_bit, "kv_cache": result.kv_bit},
         "flash": result.use_flash,
-        "workloads": [_paper_phase(name, each, result) for name, each in phases.items()],
+        "workloads": [_paper_phase(name, costs, result) for name, costs in phases.items()],
         "memory": {
             "weights": largest.memory_consumption_weight,
             "kv_cache": largest.memory_consumption_kv_cache,
@@ -173,18 +161,20 @@ def _paper_phase(name: str, costs: PaperPhase, result: PaperResult) -> dict[str,
         "context_tokens": result.seqlen if decodes else 0,
         "total": costs.total.model_dump()
         | {"time_s": costs.total.inference_time, "bytes": _paper_bytes(costs.total, 1)},
-        "ops": [
-            {
-                "path": result.shape.paths.get(row.name, row.name),
-                "kind": "matmul" if _is_product(row.name) else "pointwise",
-                "matrix_flops": row.OPs * row.count if _is_product(row.name) else 0.0,
-                "vector_flops": 0.0 if _is_product(row.name) else row.OPs * row.count,
-                "bytes": _paper_bytes(row, row.count),
-                "time_s": row.inference_time * row.count,
-                **row.model_dump(),
-            }
-            for row in costs.rows
-        ],
+        "ops": [_paper_op(row, result) for row in costs.rows],
+    }
+
+
+def _paper_op(row: PaperRow, result: PaperResult) -> dict[str, Any]:
+    flops, is_product = row.OPs * row.count, row.name.endswith(MATRIX)
+    return {
+        "path": result.shape.paths.get(row.name, row.name),
+        "kind": "matmul" if is_product else "pointwise",
+        "matrix_flops": flops if is_product else 0.0,
+        "vector_flops": 0.0 if is_product else flops,
+        "bytes": _paper_bytes(row, row.count),
+        "time_s": row.inference_time * row.count,
+        **row.model_dump(),
     }
 
 
@@ -196,10 +186,6 @@ def _paper_bytes(costs: PaperCosts, count: int) -> dict[str, float]:
         "kv_read": costs.load_kv_cache * count,
         "kv_write": costs.store_kv_cache * count,
     }
-
-
-def _is_product(name: str) -> bool:
-    return name.endswith(MATRIX)
 
 
 def kernels_json(folder: RunFolder, kernels: Kernels) -> dict[str, Any]:
@@ -223,53 +209,47 @@ def kernels_json(folder: RunFolder, kernels: Kernels) -> dict[str, Any]:
 
 def kernel_kinds(kernels: Kernels) -> list[dict[str, Any]]:
     """Rows, groups and seconds of each kind and dtype."""
-    columns = {name: kernels.table[name].to_numpy() for name in ("kind", "dtype", "group", "time_s")}
-    kinds = []
-    for (kind, dtype), count in kernels.counts().items():
-        rows = (columns["kind"] == kind) & (columns["dtype"] == dtype)
-        times = columns["time_s"][rows]
-        kinds.append(
-            {
-                "kind": kind,
-                "dtype": dtype,
-                "rows": count,
-                "groups": len(set(columns["group"][rows])),
-                "least_s": float(times.min()),
-                "median_s": float(np.median(times)),
-                "most_s": float(times.max()),
-            }
-        )
-    return kinds
+    frame = kernels.table.select(["kind", "dtype", "group", "time_s"]).to_pandas()
+    kinds = frame.groupby(["kind", "dtype"], as_index=False).agg(
+        rows=("time_s", "size"),
+        groups=("group", "nunique"),
+        least_s=("time_s", "min"),
+        median_s=("time_s", "median"),
+        most_s=("time_s", "max"),
+    )
+    ordered = kinds.sort_values(["rows", "kind", "dtype"], ascending=[False, True, True])
+    records: list[dict[str, Any]] = ordered.to_dict("records")
+    return records
 
 
 def calibration_json(spec: Path, calibration: Calibration) -> dict[str, Any]:
     """How well laws predict kernels that they were not fitted to; percentages as fractions."""
     return {
         "spec": str(spec),
-        "kinds": [_calibrated(one) for one in calibration.fitted],
-        "skipped": [asdict(one) for one in calibration.skipped],
+        "kinds": [_calibrated(kind) for kind in calibration.fitted],
+        "skipped": [asdict(kind) for kind in calibration.skipped],
     }
 
 
-def _calibrated(one: Calibrated) -> dict[str, Any]:
+def _calibrated(kind: Calibrated) -> dict[str, Any]:
     return {
-        "kind": one.kind,
-        "dtype": one.dtype,
-        "points": one.points,
-        **_scores(one.scores),
-        "datasheet_mape": one.datasheet.mape,
-        "four_constant_mape": one.four_constant.mape,
-        "noise": one.noise,
-        "datasheet": _scores(one.datasheet),
-        "four_constant": _scores(one.four_constant),
-        "regions": {name: _scores(each) for name, each in one.regions.items()},
-        "undetermined": list(one.law.undetermined),
-        "doubts": list(one.law.doubts),
+        "kind": kind.kind,
+        "dtype": kind.dtype,
+        "points": kind.points,
+        **_scores(kind.scores),
+        "datasheet_mape": kind.datasheet.mape,
+        "four_constant_mape": kind.four_constant.mape,
+        "noise": kind.noise,
+        "datasheet": _scores(kind.datasheet),
+        "four_constant": _scores(kind.four_constant),
+        "regions": {name: _scores(scores) for name, scores in kind.regions.items()},
+        "undetermined": list(kind.law.undetermined),
+        "doubts": list(kind.law.doubts),
     }
 
 
-def _scores(one: Score) -> dict[str, Any]:
-    content = asdict(one)
+def _scores(scores: Score) -> dict[str, Any]:
+    content = asdict(scores)
     return {"scored": content.pop("rows"), **content}
 
 
@@ -290,33 +270,21 @@ def write_csv(prediction: Prediction, file: TextIO, by: By = "kind") -> None:
 
 def _rows(prediction: Prediction, by: By) -> Iterator[dict[str, Any]]:
     for step in prediction.passes:
-        start = {"model": prediction.model, "hardware": prediction.hardware, **_csv_workload(step)}
+        sizes = ("batch", "query_tokens", "context_tokens", "dtype")  # of a mixed batch in one cell: "1+8"
+        start = {"model": prediction.model, "hardware": prediction.hardware, "phase": phase(step)}
+        start |= {name: "+".join(str(getattr(workload, name)) for workload in step.workloads) for name in sizes}
         if by == "workload":
             yield start | _csv_pass(step)
         elif by == "kind":
             for row in kind_rows(step):
-                yield start | _csv_kind(row, step)
+                about = {"path": row.path, "kind": row.kind, "count": row.count, "op_dtype": row.dtype}
+                yield start | about | _work(row, step) | {"bound": row.bound}
         else:
             for op in step.ops:
-                yield start | _csv_op(op, step)
-
-
-def _csv_workload(step: PassPrediction) -> dict[str, Any]:
-    """A mixed batch has its parts' sizes in one cell: "1+8"."""
-    fields = ("batch", "query_tokens", "context_tokens", "dtype")
-    sizes = {name: "+".join(str(getattr(workload, name)) for workload in step.workloads) for name in fields}
-    return {"phase": phase(step), **sizes}
-
-
-def _csv_kind(row: KindRow, step: PassPrediction) -> dict[str, Any]:
-    about = {"path": row.path, "kind": row.kind, "count": row.count, "op_dtype": row.dtype}
-    return about | _work(row, step) | {"bound": row.bound}
-
-
-def _csv_op(op: OpPrediction, step: PassPrediction) -> dict[str, Any]:
-    about = {"path": op.path, "name": op.name, "kind": op.kind.value, "count": op.count, "op_dtype": op.dtype}
-    dims = " ".join(f"{name}={value}" for name, value in op.dims.items())
-    return about | _work(op, step) | {"bound": op.bound, "dims": dims, "also": "; ".join(op.also)}
+                about = {"path": op.path, "name": op.name, "kind": op.kind.value, "count": op.count}
+                dims = " ".join(f"{name}={value}" for name, value in op.dims.items())
+                end = {"bound": op.bound, "dims": dims, "also": "; ".join(op.also)}
+                yield start | about | {"op_dtype": op.dtype} | _work(op, step) | end
 
 
 def _csv_pass(step: PassPrediction) -> dict[str, Any]:

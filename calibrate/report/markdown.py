@@ -1,7 +1,4 @@
-"""Any `Document` as GitHub Markdown; nothing is folded or shortened, and words are escaped.
-
-Example: ``Path("report.md").write_text(render(run_document(reports, run, spec)), encoding="utf-8")``
-"""
+"""Any `Document` as GitHub Markdown; nothing is folded or shortened, and words are escaped."""
 
 from collections.abc import Iterator, Sequence
 

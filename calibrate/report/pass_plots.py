@@ -2,8 +2,6 @@
 
 Times are seconds, rates FLOP/s and bytes/s; what is not known is not drawn. Flat roofs are labelled outside the plot at
 its right end, slanted ones above their upper end, where no point can be that does not exceed the peaks.
-
-Example: ``waterfall_chart(report).to_html(full_html=False, include_plotlyjs=False)``
 """
 
 import math
@@ -16,7 +14,7 @@ from calibrate.passes.pass_report import PassReport
 from calibrate.report import run_rows
 from calibrate.report.run_rows import LayerRow, meaning
 from calibrate.report.terminal import shortened
-from calibrate.report.theme import DARK, GREEN, KIND, LIGHT, plain, plot, style
+from calibrate.report.theme import DARK, GREEN, HOVER, KIND, LIGHT, plain, points, style
 from calibrate.report.units import bytes_per_s, dtype, flops_per_s, magnitude, number, percent, seconds
 from roofline.hardware.spec import HardwareSpec, Peaks
 
@@ -31,25 +29,19 @@ TERM = {
 }
 ROOF = {"achieved": DARK, "datasheet": "#9aa5b8"}
 MARK = "#d00000"
-"""Colours: of terms, of roofs by origin, and of what is above 1."""
+"""Colours: of terms, of roofs by what they come from, and of an efficiency above 1."""
 
-BARS = 40
-"""Layer kinds in the bar chart; the table below it has them all."""
+BARS, LABEL = 40, 56
+"""Layer kinds in the bar chart, whose table has them all, and characters of a label beside a bar."""
 
 NAMED = 3
 """Points above 1 with their efficiency beside them: the slowest; more would cover each other."""
 
-PLOT = 540
-"""Height of the roofline plot without its margins, in pixels."""
-
-LABEL = 56
-"""Characters of a label beside a bar."""
+PLOT, LINE = 540, 15
+"""Pixels of the roofline plot without its margins, and of a line of a label."""
 
 ALIKE = 1.2
 """Roofs within this factor have one label: their lines cannot be told apart."""
-
-LINE = 15
-"""Pixels that a line of a label needs."""
 
 _NAMES = {"autorange": "reversed", "ticks": "outside", "ticklen": 6, "tickcolor": "#ffffff"}
 
@@ -77,6 +69,7 @@ def waterfall_chart(report: PassReport) -> go.Figure:
     texts = [f"{seconds(row.time_s, signed=True)}  ({percent(row.share)})" for row in rows]
     meanings = [*(meaning(row) for row in rows), "wall time of a pass without the profiler"]
     ends = [0.0, *(row.start_s + (row.time_s or 0.0) for row in rows), report.wall_s]
+    colours = [TERM[row.terms[-1] if row.terms[0] != "ideal" else "ideal"] for row in rows]
     bar = go.Bar(
         orientation="h",
         y=labels,
@@ -87,20 +80,12 @@ def waterfall_chart(report: PassReport) -> go.Figure:
         cliponaxis=False,
         customdata=meanings,
         hovertemplate="%{y}: %{text}<br>%{customdata}<extra></extra>",
-        marker={
-            "color": [
-                *(TERM[row.terms[-1] if row.terms[0] != "ideal" else "ideal"] for row in rows),
-                DARK,
-            ]
-        },
+        marker={"color": [*colours, DARK]},
     )
     span = max(ends) - min(ends)
-    figure = plot("time of the pass", traces=[bar], height=330, bargap=0.35)
-    figure.update_xaxes(
-        tickformat="~s",
-        ticksuffix="s",
-        range=[min(ends) - 0.02 * span, max(ends) + 0.42 * span],  # room for the text beside the bars
-    )
+    room = [min(ends) - 0.02 * span, max(ends) + 0.42 * span]  # for the text beside the bars
+    figure = style(go.Figure(bar), "time of the pass", height=330, bargap=0.35)
+    figure.update_xaxes(tickformat="~s", ticksuffix="s", range=room)
     figure.update_yaxes(_NAMES)
     return figure
 
@@ -108,39 +93,29 @@ def waterfall_chart(report: PassReport) -> go.Figure:
 def layer_chart(report: PassReport) -> go.Figure:
     """Measured, predicted and ideal time of the slowest layer kinds, one inside the other."""
     rows = run_rows.layer_rows(report)[:BARS]
-    labels = _labels(rows)
-    measured, predicted, ideal = "measured", "predicted", "ideal"
+    kinds = [f" · {row.kind}" for row in rows]  # so that unlike rows have unlike labels, and plotly keeps them apart
+    paths = shortened([row.label for row in rows], LABEL - max(map(len, kinds), default=0))
+    labels = [path + kind for path, kind in zip(paths, kinds, strict=True)]
     series = (
-        (measured, [row.time_s for row in rows], LIGHT, 0.82),
-        (predicted, [row.predicted_s for row in rows], "#6d9dc5", 0.5),
-        (ideal, [row.ideal_s for row in rows], TERM["ideal"], 0.2),
+        ("measured", [row.time_s for row in rows], LIGHT, 0.82),
+        ("predicted", [row.predicted_s for row in rows], "#6d9dc5", 0.5),
+        ("ideal", [row.ideal_s for row in rows], TERM["ideal"], 0.2),
     )
-    hovers = [_hover(row) for row in rows]
+    about = {"orientation": "h", "customdata": [_hover(row) for row in rows], "hovertemplate": HOVER}
     bars = [
-        go.Bar(
-            name=name,
-            orientation="h",
-            y=labels,
-            x=values,
-            width=width,
-            marker={"color": colour},
-            customdata=hovers,
-            hovertemplate="%{customdata}<extra></extra>",
-            **({"text": [_beside(row) for row in rows], "textposition": "outside"} if name == measured else {}),
-        )
+        go.Bar(name=name, y=labels, x=values, width=width, marker={"color": colour}, **about)
         for name, values, colour, width in series
         if any(value is not None for value in values)
     ]
-    longest = max((max(row.time_s, row.predicted_s or 0.0, row.ideal_s or 0.0) for row in rows), default=0.0)
-    figure = plot(
-        "device time of one pass, all repeats",
-        traces=bars,
-        height=120 + 25 * len(rows),
-        barmode="overlay",
-        margin_t=36,
-        legend={"y": 1, "yanchor": "bottom", "traceorder": "normal"},
-    )
-    figure.update_xaxes(tickformat="~s", ticksuffix="s", range=[0, 1.12 * longest])
+    tops = [max(row.time_s, row.predicted_s or 0.0, row.ideal_s or 0.0) for row in rows]
+    if any(row.efficiency is not None for row in rows):
+        beside = ["" if row.efficiency is None else f" {run_rows.efficiency(row)}" for row in rows]
+        text = {"mode": "text", "text": beside, "textposition": "middle right", "cliponaxis": False}
+        bars.append(go.Scatter(x=tops, y=labels, showlegend=False, hoverinfo="skip", **text))
+    legend = {"y": 1, "yanchor": "bottom", "traceorder": "normal"}
+    figure = style(go.Figure(bars), "device time of one pass, all repeats", height=120 + 25 * len(rows))
+    figure.update_layout(barmode="overlay", margin_t=36, legend=legend)
+    figure.update_xaxes(tickformat="~s", ticksuffix="s", range=[0, 1.12 * max(tops, default=0.0)])
     figure.update_yaxes(_NAMES, tickfont={"family": "ui-monospace, monospace", "size": 11})
     return figure
 
@@ -148,41 +123,31 @@ def layer_chart(report: PassReport) -> go.Figure:
 def roofline_chart(report: PassReport, spec: HardwareSpec) -> go.Figure:
     """Achieved FLOP/s over FLOPs per byte, both logarithmic; a point a layer kind, its area the share of the wall."""
     rows = on_roofline(report)
-    points = [
+    places = [
         Point(row.kind, row.flops / row.bytes, row.flops_per_s or 0.0, max(row.share or 0.0, 0.0), _hover(row))
         for row in rows
     ]
     origins = {"achieved": spec.measured, "datasheet": spec.datasheet}
     known = {name: peaks for name, peaks in origins.items() if peaks is not None}
-    figure = roofline_figure(points, known, (report.workload.dtype,))
+    figure = roofline_figure(places, known, (report.workload.dtype,))
     _mark_above_one(figure, rows)
     return figure
 
 
 def roofline_figure(
-    points: Sequence[Point], known: dict[str, Peaks], matrix_dtypes: Sequence[str], title: str = "achieved FLOP/s"
+    places: Sequence[Point], known: dict[str, Peaks], matrix_dtypes: Sequence[str], title: str = "achieved FLOP/s"
 ) -> go.Figure:
     """The points and the roofs of `known` peaks by origin ("achieved", "datasheet"); the first ones are labelled."""
     figure = go.Figure()
-    x_range, y_range = ranges(points, list(known.values()), matrix_dtypes)
+    x_range, y_range = ranges(places, list(known.values()), matrix_dtypes)
     for name, peaks in known.items():
         add_lines(figure, name, peaks, matrix_dtypes, x_range)
-    for kind in dict.fromkeys(point.kind for point in points):
-        some = [point for point in points if point.kind == kind]
-        figure.add_scatter(
-            name=kind,
-            x=[point.intensity for point in some],
-            y=[point.flops_per_s for point in some],
-            mode="markers",
-            marker={
-                "color": KIND.get(kind, "#000000"),
-                "size": [7 + 30 * math.sqrt(point.share) for point in some],
-                "opacity": 0.75,
-                "line": {"color": "#ffffff", "width": 1},
-            },
-            customdata=[point.hover for point in some],
-            hovertemplate="%{customdata}<extra></extra>",
-        )
+    for kind in dict.fromkeys(point.kind for point in places):
+        some = [point for point in places if point.kind == kind]
+        sizes = [7 + 30 * math.sqrt(point.share) for point in some]
+        look = {"color": KIND.get(kind, "#000000"), "opacity": 0.75, "line": {"color": "#ffffff", "width": 1}}
+        x, y = [point.intensity for point in some], [point.flops_per_s for point in some]
+        points(figure, kind, x, y, [point.hover for point in some], marker={**look, "size": sizes}, mode="markers")
     if known:
         add_labels(figure, next(iter(known.values())), matrix_dtypes, y_range, PLOT)
     margin = {"r": 190 if known else 20, "t": 10, "b": 120}
@@ -197,6 +162,7 @@ def _mark_above_one(figure: go.Figure, rows: Sequence[LayerRow]) -> None:
     marked = [row for row in rows if row.above_one]
     if not marked:
         return
+    sizes = [13 + 30 * math.sqrt(max(row.share or 0.0, 0.0)) for row in marked]
     figure.add_scatter(
         name="efficiency above 1",
         x=[row.flops / row.bytes for row in marked],
@@ -206,12 +172,7 @@ def _mark_above_one(figure: go.Figure, rows: Sequence[LayerRow]) -> None:
         textposition="bottom center",
         textfont={"color": MARK, "size": 11},
         hoverinfo="skip",
-        marker={
-            "symbol": "circle-open",
-            "color": MARK,
-            "size": [13 + 30 * math.sqrt(max(row.share or 0.0, 0.0)) for row in marked],
-            "line": {"width": 2.5},
-        },
+        marker={"symbol": "circle-open", "color": MARK, "size": sizes, "line": {"width": 2.5}},
     )
 
 
@@ -220,25 +181,14 @@ def on_roofline(report: PassReport) -> tuple[LayerRow, ...]:
     return tuple(row for row in run_rows.layer_rows(report) if row.flops > 0 and row.bytes > 0 and row.time_s > 0)
 
 
-def _labels(rows: Sequence[LayerRow]) -> list[str]:
-    """Unlike for unlike rows, so that plotly keeps their bars apart."""
-    kinds = [f" · {row.kind}" for row in rows]
-    room = LABEL - max(map(len, kinds), default=0)
-    return [path + kind for path, kind in zip(shortened([row.label for row in rows], room), kinds, strict=True)]
-
-
-def _beside(row: LayerRow) -> str:
-    return "" if row.efficiency is None else percent(row.efficiency) + (" !" if row.above_one else "")
-
-
 def _hover(row: LayerRow) -> str:
     intensity = magnitude(row.flops / row.bytes) + " FLOP/B" if row.bytes > 0 else "–"
     return "<br>".join(
         (
             f"<b>{plain(row.label)}</b> {row.kind} × {number(row.count)}",
             f"measured {seconds(row.time_s)} ({percent(row.share)} of wall)",
-            f"predicted {seconds(row.predicted_s)}, ideal {seconds(row.ideal_s)}, efficiency {percent(row.efficiency)}"
-            + (" ! above 1" if row.above_one else ""),
+            f"predicted {seconds(row.predicted_s)}, ideal {seconds(row.ideal_s)}",
+            f"efficiency {run_rows.efficiency(row)}",
             f"{flops_per_s(row.flops_per_s)}, {bytes_per_s(row.bytes_per_s)}, {intensity}, bound: {row.bound}",
             *(plain(kernel[:90]) for kernel in row.kernels[:4]),
         )
@@ -246,17 +196,15 @@ def _hover(row: LayerRow) -> str:
 
 
 def ranges(
-    points: Sequence[Point], known: Sequence[Peaks], matrix_dtypes: Sequence[str]
+    places: Sequence[Point], known: Sequence[Peaks], matrix_dtypes: Sequence[str]
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Both axes: every point and every ridge, with a margin."""
     flat = [value for peaks in known for value in flats(peaks, matrix_dtypes).values()]
     slowest = [peaks.levels[-1].bandwidth.value for peaks in known]
-    x = [point.intensity for point in points] + [max(flat) / value for value in slowest if flat]
-    y = [point.flops_per_s for point in points] + flat
-    return (min(x, default=1.0) / 4, max(x, default=1.0) * 6), (
-        min(y, default=1.0) / 4,
-        max(y, default=1.0) * (30 if known else 4),
-    )
+    x = [point.intensity for point in places] + [max(flat) / value for value in slowest if flat]
+    y = [point.flops_per_s for point in places] + flat
+    above = 30 if known else 4
+    return (min(x, default=1.0) / 4, max(x, default=1.0) * 6), (min(y, default=1.0) / 4, max(y, default=1.0) * above)
 
 
 def add_lines(
@@ -264,14 +212,21 @@ def add_lines(
 ) -> None:
     """Slanted roofs of the memory levels up to the highest flat one; flat ones from the fastest slanted one on."""
     rates = flats(peaks, matrix_dtypes)
-    fastest = max(level.bandwidth.value for level in peaks.levels)
+    slopes = {level.name: level.bandwidth.value for level in peaks.levels}
+    fastest = max(slopes.values())
     top = max(rates.values(), default=fastest * x_range[1])
-    for level in peaks.levels:
-        bandwidth = level.bandwidth.value
-        ends = [x_range[0], top / bandwidth], [x_range[0] * bandwidth, top]
-        _line(figure, origin, f"{level.name} {bytes_per_s(bandwidth)}", *ends)
-    for name, value in rates.items():
-        _line(figure, origin, f"{name} {flops_per_s(value)}", [value / fastest, x_range[1]], [value, value])
+    lines = [
+        (f"{name} {bytes_per_s(slope)}", [x_range[0], top / slope], [x_range[0] * slope, top])
+        for name, slope in slopes.items()
+    ]
+    lines += [
+        (f"{name} {flops_per_s(rate)}", [rate / fastest, x_range[1]], [rate, rate]) for name, rate in rates.items()
+    ]
+    look = {"color": ROOF[origin], "width": 1.6, "dash": "solid" if origin == "achieved" else "dash"}
+    about = {"name": f"{origin} peaks", "legendgroup": origin, "mode": "lines", "line": look}
+    for i, (label, x, y) in enumerate(lines):
+        hover = f"{origin}: {label}<extra></extra>"
+        figure.add_scatter(x=x, y=y, showlegend=i == 0, hovertemplate=hover, **about)
 
 
 def add_labels(
@@ -279,6 +234,7 @@ def add_labels(
 ) -> None:
     """Names and rates of the roofs; `height` is the plot's in pixels."""
     rates = flats(peaks, matrix_dtypes)
+    look = {"showarrow": False, "font": {"size": 11, "color": ROOF["achieved"]}}
     pixel = math.log10(y_range[1] / y_range[0]) / height
     below = math.inf
     for names, low, high in alike(rates):
@@ -286,9 +242,8 @@ def add_labels(
         half = LINE * len(words) / 2 * pixel
         place = min((math.log10(low) + math.log10(high)) / 2, below - half)
         below = place - half
-        _note(
-            figure, "<br>".join(words), xref="paper", x=1.005, y=place, xanchor="left", yanchor="middle", align="left"
-        )
+        beside = {"xref": "paper", "x": 1.005, "xanchor": "left", "yanchor": "middle", "align": "left"}
+        figure.add_annotation(text="<br>".join(words), y=place, **beside, **look)
     if not rates:
         return
     top = max(rates.values())
@@ -296,7 +251,8 @@ def add_labels(
     for names, _, high in alike(slopes):
         text = " / ".join(f"{name} {bytes_per_s(slopes[name])}" for name in names)
         end = {"x": math.log10(top / high), "y": math.log10(top)}
-        _note(figure, text, **end, xanchor="left", yanchor="bottom", textangle=-35, bgcolor="#ffffffd8")
+        above = {"xanchor": "left", "yanchor": "bottom", "textangle": -35, "bgcolor": "#ffffffd8"}
+        figure.add_annotation(text=text, **end, **above, **look)
 
 
 def alike(values: dict[str, float]) -> list[tuple[tuple[str, ...], float, float]]:
@@ -314,22 +270,3 @@ def flats(peaks: Peaks, matrix_dtypes: Sequence[str]) -> dict[str, float]:
     """FLOP/s of work that bounds a pass in these dtypes, by label."""
     rates = {f"matrix {dtype(name)}": peaks.matrix[name].value for name in matrix_dtypes if name in peaks.matrix}
     return rates | {f"vector {dtype(name)}": figure.value for name, figure in peaks.vector.items()}
-
-
-def _line(figure: go.Figure, origin: str, label: str, x: list[float], y: list[float]) -> None:
-    first = all(trace.name != f"{origin} peaks" for trace in figure.data)
-    figure.add_scatter(
-        name=f"{origin} peaks",
-        legendgroup=origin,
-        showlegend=first,
-        x=x,
-        y=y,
-        mode="lines",
-        line={"color": ROOF[origin], "width": 1.6, "dash": "solid" if origin == "achieved" else "dash"},
-        hovertemplate=f"{origin}: {label}<extra></extra>",
-    )
-
-
-def _note(figure: go.Figure, text: str, **place: object) -> None:
-    """Words at a point; plotly wants the logarithm of a place on a logarithmic axis."""
-    figure.add_annotation(text=text, showarrow=False, font={"size": 11, "color": ROOF["achieved"]}, **place)

@@ -1,62 +1,22 @@
-"""The report of a prediction: workloads, requests, and each pass by its layer kinds, its memory and its blocks; and
-the paper's table.
-"""
+"""The report of a prediction by workloads, requests and passes (layer kinds, memory, blocks), and the paper's table."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from calibrate.report.document import (
-    FILES,
-    PAGE,
-    TERMINAL,
-    Cell,
-    Column,
-    Document,
-    Facts,
-    Figure,
-    Lines,
-    Part,
-    Section,
-    Table,
-    Text,
-    brief,
-    figure,
-    table,
-)
-from calibrate.report.prediction_rows import (
-    CLASSES,
-    KindRow,
-    _on_roofline,
-    bound_shares,
-    fold,
-    kind_rows,
-    pass_title,
-    phase,
-    rate,
-    total_row,
-)
-from calibrate.report.units import (
-    UNKNOWN,
-    dtype,
-    magnitude,
-    number,
-    percent,
-    precise,
-    seconds,
-    size,
-)
+from calibrate.report import document, prediction_rows
+from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
+from calibrate.report.prediction_rows import CLASSES, KindRow, bound_shares, kind_rows, pass_title, phase, total_row
+from calibrate.report.units import UNKNOWN, dtype, magnitude, number, percent, precise, seconds, size
 from roofline.hardware.spec import Peaks
 from roofline.paper.table import PaperPhase, PaperResult, PaperRow
 from roofline.predict.passes import PassPrediction, Prediction, RequestPrediction
 
-FORM = {"fused": "the ideal graph, all fused that can be", "executed": "the graph as transformers executes it"}
-
-BOUNDS_NAMED = 3
-"""What a pass waits for, in its headline."""
+FORM = {"fused": "the ideal graph, with all fused that can be", "executed": "the graph as transformers executes it"}
 
 SWEEP_ROWS = 200
-"""More workloads are read from a file, not from a screen."""
+"""Workloads that a terminal shows at most."""
 
 WORDS = {
     "layer kind": "the operations of one kind, dtype and bound under one module path; * is the index of a layer",
@@ -75,7 +35,7 @@ WORDS = {
 KIND_COLUMNS: tuple[Column[KindRow], ...] = (
     Column(
         "layer kind",
-        lambda row: Cell(row.label, hover="\n".join((", ".join(row.names), *(f"also {one}" for one in row.also[:12])))),
+        lambda row: Cell(row.label, hover="\n".join((", ".join(row.names), *(f"also {op}" for op in row.also[:12])))),
         code=True,
     ),
     Column("kind", lambda row: row.kind, words=True, drop=2),
@@ -95,26 +55,26 @@ CLASS_COLUMNS: tuple[Column[KindRow], ...] = tuple(
     Column(
         name.replace("activation", "act.").replace("kv", "KV").replace("_", " "),
         lambda row, name=name: figure(getattr(row.bytes, name), size),  # type: ignore[misc]
-        views=FILES,
+        views=document.FILES,
     )
     for name in CLASSES
 )
 """The memory traffic by class, for views with room."""
 
 SWEEP_COLUMNS: tuple[Column[tuple[int, PassPrediction]], ...] = (
-    Column("workload", lambda one: Cell(pass_title(one[1]), target=f"pass-{one[0]}" if one[1].ops else ""),
-           words=True, views=FILES),
-    Column("phase", lambda one: phase(one[1]), words=True, views=TERMINAL),
-    Column("batch", lambda one: _sizes(one[1], "batch")),
-    Column("query", lambda one: _sizes(one[1], "query_tokens"), drop=5),
-    Column("context", lambda one: _sizes(one[1], "context_tokens"), drop=2),
-    Column("time", lambda one: Cell(seconds(one[1].time_s), one[1].time_s, bad=one[1].time_s is None), strong=True),
-    Column("tokens/s", lambda one: figure(one[1].tokens_per_s, magnitude), drop=3),
-    Column("FLOPs", lambda one: figure(one[1].matrix_flops + one[1].vector_flops, magnitude), drop=7),
-    Column("traffic", lambda one: figure(one[1].bytes.total, size), drop=6),
-    Column("memory", lambda one: figure(one[1].memory.peak, size), drop=4),
-    Column("fits", lambda one: _fits(one[1].fits), words=True, drop=1),
-    Column("waits for", lambda one: bounds(one[1]), words=True, optional=True, views=FILES),
+    Column("workload", lambda i: Cell(pass_title(i[1]), target=f"pass-{i[0]}" if i[1].ops else ""),
+           words=True, views=document.FILES),
+    Column("phase", lambda i: phase(i[1]), words=True, views=document.TERMINAL),
+    Column("batch", lambda i: _sizes(i[1], "batch")),
+    Column("query", lambda i: _sizes(i[1], "query_tokens"), drop=5),
+    Column("context", lambda i: _sizes(i[1], "context_tokens"), drop=2),
+    Column("time", lambda i: Cell(seconds(i[1].time_s), i[1].time_s, bad=i[1].time_s is None), strong=True),
+    Column("tokens/s", lambda i: figure(i[1].tokens_per_s, magnitude), drop=3),
+    Column("FLOPs", lambda i: figure(i[1].matrix_flops + i[1].vector_flops, magnitude), drop=7),
+    Column("traffic", lambda i: figure(i[1].bytes.total, size), drop=6),
+    Column("memory", lambda i: figure(i[1].memory.peak, size), drop=4),
+    Column("fits", lambda i: _fits(i[1].fits), words=True, drop=1),
+    Column("waits for", lambda i: bounds(i[1]), words=True, optional=True, views=document.FILES),
 )  # fmt: skip
 
 REQUEST_COLUMNS: tuple[Column[RequestPrediction], ...] = (
@@ -133,14 +93,19 @@ REQUEST_COLUMNS: tuple[Column[RequestPrediction], ...] = (
 def prediction_document(prediction: Prediction, peaks: Peaks | None = None) -> Document:
     """The whole prediction; `peaks` are those it was made with, for the roofline plots of a page."""
     detailed = [(i, step) for i, step in enumerate(prediction.passes) if step.ops]
+    late_misfits = (
+        Text(f"{words} at the last token (batch {r.batch}, {r.prompt_tokens} + {r.output_tokens} tokens)", "warning")
+        for r in prediction.requests
+        if (words := misfit(r, prediction))
+    )
     parts: list[Part] = [
         Lines(summary(prediction)),
         Lines([f"note: {note}" for note in prediction.notes], tone="warning"),
         _workloads(prediction),
-        Section("Requests", (table(REQUEST_COLUMNS, prediction.requests), *_late_misfits(prediction))),
+        Section("Requests", (table(REQUEST_COLUMNS, prediction.requests), *late_misfits)),
         *_sweep_plots(prediction),
         *(_pass(i, step, prediction, peaks) for i, step in detailed),
-        Section("Words", (Facts(tuple(WORDS.items()) if detailed else ()),), views=FILES),
+        Section("Words", (Facts(tuple(WORDS.items()) if detailed else ()),), views=document.FILES),
     ]
     return Document(f"{prediction.model} on {prediction.hardware}", parts)
 
@@ -148,9 +113,9 @@ def prediction_document(prediction: Prediction, peaks: Peaks | None = None) -> D
 def paper_document(result: PaperResult, model: str, hardware: str) -> Document:
     """The paper's table: both phases, one execution of each operation, and the totals."""
     bits = f"bits of weights {result.w_bit}, activations {result.a_bit}, KV cache {result.kv_bit}"
-    said = f"batch {result.batch}, {result.seqlen} tokens, {bits}; a row is one execution"
+    what = f"batch {result.batch}, {result.seqlen} tokens, {bits}; a row is one execution of an operation"
     phases = (_paper_phase(name, phase_) for name, phase_ in (("prefill", result.prefill), ("decode", result.decode)))
-    parts: tuple[Part, ...] = (Text("the accounting of arXiv 2402.16363 (LLM-Viewer)"), Text(said), *phases)
+    parts: tuple[Part, ...] = (Text("the accounting of arXiv 2402.16363 (LLM-Viewer)"), Text(what), *phases)
     return Document(f"{model} on {hardware}", parts)
 
 
@@ -166,14 +131,11 @@ def _paper_phase(name: str, phase_: PaperPhase) -> Section:
         Column("bound", lambda row: row.bound, words=True),
         Column("time", lambda row: Cell(precise(row.inference_time, "s"), row.inference_time), strong=True),
     )
-    parts = {"weights": "_weight", "KV cache": "_kv_cache", "activations": "_tmp_act"}
-    memory = ", ".join(f"{part} {_held(total, end)}" for part, end in parts.items())
+    parts = {"": "", "weights": "_weight", "KV cache": "_kv_cache", "activations": "_tmp_act"}
+    held = {part: precise(getattr(total, f"memory_consumption{end}"), "B") for part, end in parts.items()}
+    memory = f"memory {held.pop('')}: {', '.join(f'{part} {amount}' for part, amount in held.items())}"
     done = f"{precise(total.OPs, 'OPs')}, {precise(total.memory_access, 'B')}, {precise(total.inference_time, 's')}"
-    return Section(name, (Text(f"{done}; memory {_held(total, '')}: {memory}", "strong"), table(columns, phase_.rows)))
-
-
-def _held(total: Any, part: str) -> str:
-    return precise(getattr(total, f"memory_consumption{part}"), "B")
+    return Section(name, (Text(f"{done}; {memory}", "strong"), table(columns, phase_.rows)))
 
 
 def _workloads(prediction: Prediction) -> Section:
@@ -181,34 +143,23 @@ def _workloads(prediction: Prediction) -> Section:
     every = list(enumerate(prediction.passes))
     swept = [(i, step) for i, step in every if not step.ops]
     more = f"… and {len(swept) - SWEEP_ROWS} more workloads; the CSV has them all" if len(swept) > SWEEP_ROWS else ""
-    steps = [step for _, step in swept]
-    misfits = [step for step in steps if step.fits is False]
-    said = ""
-    if misfits:
+    warned = []
+    if misfits := [step for _, step in swept if step.fits is False]:
         most = misfit(max(misfits, key=lambda step: step.memory.peak), prediction).partition(": ")[2]
-        said = f"! {len(misfits)} of {len(steps)} do not fit; the largest {most}"
-    absent = sorted({name for step in steps if step.time_s is None for name in step.missing})
-    unknown = f"time {UNKNOWN}: no {prediction.peaks} peak for {', '.join(absent)}" if absent else ""
-    parts = (
-        table(SWEEP_COLUMNS, swept[:SWEEP_ROWS], views=TERMINAL),
-        Text(more, "faint", views=TERMINAL),
-        table(SWEEP_COLUMNS, every, views=FILES),
-        Text(said, "warning"),
-        Text(unknown, "warning"),
+        warned.append(f"! {len(misfits)} of {len(swept)} do not fit; the largest {most}")
+    if absent := sorted({name for _, step in swept if step.time_s is None for name in step.missing}):
+        warned.append(f"time {UNKNOWN}: no {prediction.peaks} peak for {', '.join(absent)}")
+    parts: tuple[Part, ...] = (
+        table(SWEEP_COLUMNS, swept[:SWEEP_ROWS], views=document.TERMINAL),
+        Text(more, "faint", views=document.TERMINAL),
+        table(SWEEP_COLUMNS, every, views=document.FILES),
+        *(Text(words, "warning") for words in warned),
     )
     return Section(f"{len(every)} workloads" if len(every) > 1 else "Workload", parts)
 
 
-def _late_misfits(prediction: Prediction) -> list[Text]:
-    return [
-        Text(f"{words} at the last token (batch {r.batch}, {r.prompt_tokens} + {r.output_tokens} tokens)", "warning")
-        for r in prediction.requests
-        if (words := misfit(r, prediction))
-    ]
-
-
 def _sweep_plots(prediction: Prediction) -> list[Section]:
-    note = "Of many lines, twelve are drawn, evenly chosen."
+    note = "At most twelve lines are drawn, evenly chosen."
     if any(step.fits is False for step in prediction.passes):
         note += f" Hollow: needs more than the device's {size(prediction.capacity_bytes)}."
     plots = (
@@ -217,14 +168,14 @@ def _sweep_plots(prediction: Prediction) -> list[Section]:
         ("latency_throughput", "Latency, throughput and memory"),
     )
     return [
-        Section(title, (Figure(name.replace("_", "-"), partial(_draw, name, prediction), note),), views=PAGE)
+        Section(title, (Figure(name.replace("_", "-"), partial(_draw, name, prediction), note),), views=document.PAGE)
         for name, title in plots
     ]
 
 
 def _pass(i: int, step: PassPrediction, prediction: Prediction, peaks: Peaks | None) -> Section:
     rows = kind_rows(step)
-    absent = sum(not _on_roofline(row) for row in rows)
+    absent = sum(not row.on_roofline for row in rows)
     note = f"; {absent} without FLOPs, bytes or a known time have no place on it" if absent else ""
     point = (
         "A point is a layer kind, its area its share of the time; it lies on the roof that bounds it, or below where "
@@ -239,20 +190,20 @@ def _pass(i: int, step: PassPrediction, prediction: Prediction, peaks: Peaks | N
         Section("Layer kinds", _layers(rows, step.time_s)),
         _memory(step, prediction),
         Section("Roofline", (roofline,) if peaks else ()),
-        Section("What one block does", (Figure(f"blocks-{i}", partial(_draw_blocks, step, i)),)),
+        Section("What one block does", (Figure(f"blocks-{i}", partial(_draw, "drawings", step, f"block-{i}")),)),
     )
     return Section(pass_title(step), parts, name=f"pass-{i}")
 
 
-def _layers(rows: Sequence[KindRow], whole_s: float | None) -> tuple[Table, ...]:
-    """Without what says the same in every row: a single dtype, links that nothing crosses, traffic of no byte."""
+def _layers(rows: Sequence[KindRow], whole_s: float | None) -> tuple[document.Table, ...]:
+    """The tables without columns that say the same in every row: a single dtype, unused links, traffic of no byte."""
     dull = {"dtype"} if len({row.dtype for row in rows if row.dtype}) < 2 else set()
     dull |= set() if any(row.link_bytes for row in rows) else {"link"}
     used = [
         column for name, column in zip(CLASSES, CLASS_COLUMNS, strict=True) if any(getattr(r.bytes, name) for r in rows)
     ]
     columns = [*(column for column in KIND_COLUMNS if column.header not in dull), *used]
-    return brief(columns, fold(rows, whole_s), rows, total_row(rows, "total", whole_s))
+    return document.brief(columns, prediction_rows.fold(rows, whole_s), rows, total_row(rows, "total", whole_s))
 
 
 def _memory(step: PassPrediction, prediction: Prediction) -> Section:
@@ -260,32 +211,25 @@ def _memory(step: PassPrediction, prediction: Prediction) -> Section:
     parts = (
         ("weights", held.weights, "all parameters and buffers"),
         ("KV cache", held.kv_cache, "after the pass"),
-        ("activations", held.activations, "most that is held at one time"),
-        ("peak", held.peak, "most that is held at one time in all: the parts need not peak together"),
+        ("activations", held.activations, "most held at one time"),
+        ("peak", held.peak, "most held at one time; the parts need not peak together"),
     )
     columns: tuple[Column[tuple[str, float, str]], ...] = (
         Column("memory", lambda part: part[0], words=True),
         Column("size", lambda part: figure(part[1], size), strong=True),
-        Column(f"of {size(capacity)}", lambda part: _filled(part[1] / capacity)),
+        Column(
+            f"of {size(capacity)}",
+            lambda part: replace(figure(part[1] / capacity, percent), fill=part[1] / capacity, bad=part[1] > capacity),
+        ),
         Column("", lambda part: part[2], words=True, drop=1),
     )
     return Section("Memory", (table(columns, parts),))
 
 
-def _filled(share: float) -> Cell:
-    return Cell(percent(share), share, fill=share, bad=share > 1)
-
-
 def _draw(chart: str, *of: object) -> Any:
-    from calibrate.report import prediction_plots  # plotly takes long to import, and only pages draw
+    from calibrate.report import block_drawing, prediction_plots  # plotly takes long to import, and only pages draw
 
-    return getattr(prediction_plots, chart)(*of)
-
-
-def _draw_blocks(step: PassPrediction, i: int) -> Any:
-    from calibrate.report.block_drawing import drawings
-
-    return drawings(step, f"block-{i}")
+    return getattr(block_drawing if chart == "drawings" else prediction_plots, chart)(*of)
 
 
 def _sizes(step: PassPrediction, field: str) -> Cell:
@@ -301,39 +245,39 @@ def _fits(fits: bool | None) -> Cell:
 
 
 def summary(prediction: Prediction) -> tuple[str, ...]:
-    """What was asked, in a few sentences."""
+    """The question that the prediction answers, in a few sentences."""
     form = FORM.get(prediction.form, prediction.form)
     memory = f"{size(prediction.capacity_bytes)} of memory"
-    said = [f"{magnitude(prediction.parameters)} parameters; {form}, at {prediction.peaks} peaks; {memory}"]
+    lines = [f"{magnitude(prediction.parameters)} parameters; {form}, at {prediction.peaks} peaks; {memory}"]
     if prediction.options:
-        said.append("options: " + ", ".join(f"{what} {how}" for what, how in prediction.options.items()))
-    fit = []
+        lines.append("options: " + ", ".join(f"{name} {value}" for name, value in prediction.options.items()))
+    largest = []
     if prediction.largest_batch is not None:
-        fit.append(f"batch {prediction.largest_batch} at its lengths")
+        largest.append(f"batch {prediction.largest_batch} at its lengths")
     if prediction.largest_context is not None:
-        fit.append(f"{prediction.largest_context} cached tokens at its batch")
-    if fit:
-        said.append(f"largest that fits, from the first workload: {', '.join(fit)}")
-    return tuple(said)
+        largest.append(f"{prediction.largest_context} cached tokens at its batch")
+    if largest:
+        lines.append(f"largest that fits, from the first workload: {', '.join(largest)}")
+    return tuple(lines)
 
 
 def headline(step: PassPrediction, prediction: Prediction) -> str:
     """Time, throughput, what bounds it, and memory against the capacity, in a line."""
     if step.time_s is None:
-        said = [f"time {UNKNOWN}: no {prediction.peaks} peak for {', '.join(step.missing) or 'some of its work'}"]
+        parts = [f"time {UNKNOWN}: no {prediction.peaks} peak for {', '.join(step.missing) or 'some of its work'}"]
     else:
-        said = [f"{seconds(step.time_s)}, {rate(step.tokens_per_s)}"]
+        parts = [f"{seconds(step.time_s)}, {prediction_rows.rate(step.tokens_per_s)}"]
     if step.wall_s is not None:
-        said.append(f"{seconds(step.wall_s)} with the host")
+        parts.append(f"{seconds(step.wall_s)} with the host")
     if waits := bounds(step):
-        said.append(f"waits for {waits}")
-    said.append(f"memory {size(step.memory.peak)} of {size(prediction.capacity_bytes)}")
-    return "; ".join(said)
+        parts.append(f"waits for {waits}")
+    parts.append(f"memory {size(step.memory.peak)} of {size(prediction.capacity_bytes)}")
+    return "; ".join(parts)
 
 
 def bounds(step: PassPrediction) -> str:
     """ "HBM 97 %, matrix 3 %"; "" without operations."""
-    return ", ".join(f"{name} {percent(share)}" for name, share in bound_shares(step)[:BOUNDS_NAMED])
+    return ", ".join(f"{name} {percent(share)}" for name, share in bound_shares(step)[:3])
 
 
 def misfit(step: PassPrediction | RequestPrediction, prediction: Prediction) -> str:

@@ -1,8 +1,6 @@
 """The pictures of a prediction as plotly figures: layer kinds on the roofline, and how workloads of a sweep compare.
 
 Predicted points lie on the roof that bounds them. What is not known is not drawn. Figures hold data only.
-
-Example: ``batch_throughput(prediction)`` is None where no two workloads differ in their batch alone
 """
 
 import math
@@ -18,36 +16,26 @@ from calibrate.report.units import UNKNOWN, bytes_per_s, flops, flops_per_s, mag
 from roofline.hardware.spec import Peaks
 from roofline.predict.passes import PassPrediction, Prediction
 
-SERIES = 12
-"""Lines of a plot that can be told apart; of more, so many evenly chosen ones are drawn."""
-
+SERIES, NAMED = 12, 6
+"""Lines that can be told apart (of more, so many evenly chosen ones are drawn), and lines with names beside them."""
 CROWD = 48
 """Points from which they are drawn small."""
 
-NAMED = 6
-"""Lines with their names beside them; more would cover each other."""
-
-LEAST_CLOUD = 3
-"""Workloads from which latency against throughput is a picture."""
-
 SYMBOLS = {"prefill": "square", "decode": "circle", "chunk": "diamond", "mixed": "cross"}
-
-ORIGIN = {"datasheet": "datasheet", "measured": "achieved"}
-"""How the plot of the roofs names what the peaks come from."""
 
 Series = dict[str, list[tuple[float, PassPrediction]]]
 """Passes by the name of their line, each with its place on the x axis."""
 
 
 def roofline_chart(step: PassPrediction, prediction: Prediction, peaks: Peaks) -> go.Figure:
-    """Attainable FLOP/s over FLOPs per byte: a point a layer kind, its area its share of the time."""
+    """Attainable FLOP/s over FLOPs per byte: a point for each layer kind, its area the share of the time."""
     rows = on_roofline(step)
-    points = [
+    places = [
         Point(row.kind, row.intensity or 0.0, row.flops_per_s or 0.0, row.share or 0.0, _hover(row)) for row in rows
     ]
     dtypes = tuple(dict.fromkeys([step.workloads[0].dtype, *(row.dtype for row in rows if row.matrix_flops > 0)]))
-    origin = ORIGIN.get(prediction.peaks, "datasheet")
-    return roofline_figure(points, {origin: peaks}, dtypes, title="attainable FLOP/s")
+    origin = "achieved" if prediction.peaks == "measured" else "datasheet"
+    return roofline_figure(places, {origin: peaks}, dtypes, title="attainable FLOP/s")
 
 
 def batch_throughput(prediction: Prediction) -> go.Figure | None:
@@ -58,7 +46,15 @@ def batch_throughput(prediction: Prediction) -> go.Figure | None:
 
 def length_latency(prediction: Prediction) -> go.Figure | None:
     """Seconds over the length of the prompt or the context, a line for each batch."""
-    lengths = _series(_single(prediction), _line_of_batch, _length)
+
+    def line(step: PassPrediction) -> str:
+        w = step.workloads[0]
+        return f"{w.phase}{f' {w.query_tokens}' if w.phase == 'chunk' else ''}, batch {w.batch}"
+
+    def length(step: PassPrediction) -> float:
+        return step.workloads[0].context_tokens or step.workloads[0].query_tokens
+
+    lengths = _series(_single(prediction), line, length)
     title = "prompt or context, tokens"
     return _lines(lengths, title, "time of the pass", lambda step: step.time_s or 0.0) if lengths else None
 
@@ -66,7 +62,7 @@ def length_latency(prediction: Prediction) -> go.Figure | None:
 def latency_throughput(prediction: Prediction) -> go.Figure | None:
     """Throughput over latency, memory as colour, where there are workloads enough."""
     steps = _single(prediction)
-    return _cloud(steps) if len(steps) >= LEAST_CLOUD else None
+    return _cloud(steps) if len(steps) >= 3 else None
 
 
 def _single(prediction: Prediction) -> list[PassPrediction]:
@@ -79,10 +75,9 @@ def _series(
 ) -> Series:
     """Lines of at least two points, from left to right."""
     every: Series = {}
-    for step in steps:
+    for step in sorted(steps, key=place):
         every.setdefault(line(step), []).append((place(step), step))
-    lines = {name: sorted(points, key=lambda p: p[0]) for name, points in every.items()}
-    lines = {name: points for name, points in lines.items() if len({x for x, _ in points}) > 1}
+    lines = {name: points for name, points in every.items() if len({x for x, _ in points}) > 1}
     if len(lines) <= SERIES:
         return lines
     names = list(lines)
@@ -96,43 +91,23 @@ def _line_of_lengths(step: PassPrediction) -> str:
     return f"{w.phase}, {lengths.get(w.phase, f'{w.query_tokens} after {w.context_tokens}')}"
 
 
-def _line_of_batch(step: PassPrediction) -> str:
-    w = step.workloads[0]
-    chunk = f" {w.query_tokens}" if w.phase == "chunk" else ""
-    return f"{w.phase}{chunk}, batch {w.batch}"
-
-
-def _length(step: PassPrediction) -> float:
-    """Tokens of the prompt, or those that are cached."""
-    w = step.workloads[0]
-    return w.context_tokens if w.context_tokens else w.query_tokens
-
-
 def _lines(series: Series, x_title: str, y_title: str, value: Callable[[PassPrediction], float]) -> go.Figure:
-    """A line a series on two logarithmic axes; what does not fit is hollow."""
-    figure = go.Figure()
-    for i, (name, points) in enumerate(series.items()):
-        steps = [step for _, step in points]
-        figure.add_scatter(
-            name=name,
-            x=[x for x, _ in points],
-            y=[value(step) for step in steps],
-            mode="lines+markers",
-            line={"color": colour(i), "width": 1.6},
-            marker={
-                "symbol": [_symbol(step) for step in steps],
-                "size": 8 if len(points) <= CROWD else 4,
-                "color": colour(i),
-                "line": {"width": 1.6, "color": colour(i)},
-            },
-            customdata=[_about(step) for step in steps],
-            hovertemplate="%{customdata}<extra></extra>",
-        )
-    theme.style(figure, x_title, y_title, height=460, showlegend=True)
+    """A line for each series on two logarithmic axes; workloads that do not fit are hollow."""
+    figure = theme.style(go.Figure(), x_title, y_title, height=460, showlegend=True)
+    for i, (name, places) in enumerate(series.items()):
+        steps = [step for _, step in places]
+        marker = {
+            "symbol": [_symbol(step) for step in steps],
+            "size": 8 if len(places) <= CROWD else 4,
+            "line": {"width": 1.6, "color": colour(i)},
+        }
+        x, y = [x for x, _ in places], [value(step) for step in steps]
+        theme.points(figure, name, x, y, [_about(step) for step in steps], i, marker=marker)
     show = seconds if y_title.startswith("time") else magnitude
-    theme.log_axis(figure, "y", [value(step) for points in series.values() for _, step in points], show)
-    _hollow_in_legend(figure, [step for points in series.values() for _, step in points])
-    ticks = sorted({x for points in series.values() for x, _ in points})
+    every = [step for places in series.values() for _, step in places]
+    theme.log_axis(figure, "y", [value(step) for step in every], show)
+    _hollow_in_legend(figure, every)
+    ticks = sorted({x for places in series.values() for x, _ in places})
     theme.log_axis(figure, "x", ticks, number)
     if len(ticks) <= SERIES:  # the sizes that were asked for, not powers of ten
         figure.update_xaxes(tickvals=ticks, ticktext=[number(x) for x in ticks])
@@ -140,59 +115,43 @@ def _lines(series: Series, x_title: str, y_title: str, value: Callable[[PassPred
 
 
 def _cloud(steps: Sequence[PassPrediction]) -> go.Figure:
-    """Throughput over latency, memory as colour, a line a length over the batch; what does not fit is hollow."""
-    figure = go.Figure()
+    """Throughput over latency, memory as colour, lines of equal lengths; workloads that do not fit are hollow."""
+    figure = theme.style(go.Figure(), "time of the pass", "tokens/s", height=460, showlegend=True)
     peaks = [step.memory.peak for step in steps]
     lengths = _series(steps, _line_of_lengths, lambda step: step.workloads[0].batch)
-    for name, points in lengths.items():
-        figure.add_scatter(
-            name=name,
-            x=[step.time_s for _, step in points],
-            y=[step.tokens_per_s for _, step in points],
-            mode="lines",
-            line={"color": LIGHT, "width": 1.2},
-            showlegend=False,
-            hoverinfo="skip",
-        )
-        if len(lengths) > NAMED:
-            continue
-        last = points[-1][1]
-        figure.add_annotation(
-            text=plain(name.partition(", ")[2]),
-            x=math.log10(last.time_s or 1.0),
-            y=math.log10(last.tokens_per_s or 1.0),
-            showarrow=False,
-            yanchor="bottom",
-            yshift=7,
-            font={"size": 11, "color": FAINT},
-        )
+    for name, places in lengths.items():
+        x, y = [step.time_s for _, step in places], [step.tokens_per_s for _, step in places]
+        plain_line = {"mode": "lines", "line": {"color": LIGHT, "width": 1.2}}
+        figure.add_scatter(name=name, x=x, y=y, showlegend=False, hoverinfo="skip", **plain_line)
+        if len(lengths) <= NAMED:
+            figure.add_annotation(
+                text=plain(name.partition(", ")[2]),
+                x=math.log10(x[-1] or 1.0),
+                y=math.log10(y[-1] or 1.0),
+                showarrow=False,
+                yanchor="bottom",
+                yshift=7,
+                font={"size": 11, "color": FAINT},
+            )
+    colours = {
+        "cmin": math.log10(min(peaks)),
+        "cmax": math.log10(max(peaks)),
+        "colorscale": "Viridis",
+        "reversescale": True,
+        "colorbar": {"title": {"text": "memory", "side": "right"}, "thickness": 14, **_sizes(min(peaks), max(peaks))},
+        "size": 11 if len(steps) <= CROWD else 6,
+        "line": {"width": 1.8 if len(steps) <= CROWD else 0},
+    }
     for kind in dict.fromkeys(map(phase, steps)):
         some = [step for step in steps if phase(step) == kind]
-        figure.add_scatter(
-            name=kind,
-            x=[step.time_s for step in some],
-            y=[step.tokens_per_s for step in some],
-            mode="markers",
-            marker={
-                "symbol": [_symbol(step) for step in some],
-                "size": 11 if len(steps) <= CROWD else 6,
-                "color": [math.log10(step.memory.peak) for step in some],
-                "cmin": math.log10(min(peaks)),
-                "cmax": math.log10(max(peaks)),
-                "colorscale": "Viridis",
-                "reversescale": True,
-                "showscale": kind == phase(steps[0]),
-                "colorbar": {
-                    "title": {"text": "memory", "side": "right"},
-                    "thickness": 14,
-                    **_sizes(min(peaks), max(peaks)),
-                },
-                "line": {"width": 1.8 if len(steps) <= CROWD else 0},
-            },
-            customdata=[_about(step) for step in some],
-            hovertemplate="%{customdata}<extra></extra>",
-        )
-    theme.style(figure, "time of the pass", "tokens/s", height=460, showlegend=True)
+        marker = {
+            "symbol": [_symbol(step) for step in some],
+            "color": [math.log10(step.memory.peak) for step in some],
+            "showscale": kind == phase(steps[0]),
+            **colours,
+        }
+        x, y = [step.time_s for step in some], [step.tokens_per_s for step in some]
+        theme.points(figure, kind, x, y, [_about(step) for step in some], marker=marker, mode="markers")
     theme.log_axis(figure, "x", [step.time_s or 0.0 for step in steps], seconds)
     theme.log_axis(figure, "y", [step.tokens_per_s or 0.0 for step in steps], magnitude)
     _hollow_in_legend(figure, steps)
@@ -207,10 +166,8 @@ def _sizes(low: float, high: float) -> dict[str, list[object]]:
 
 def _hollow_in_legend(figure: go.Figure, steps: Sequence[PassPrediction]) -> None:
     if any(step.fits is False for step in steps):
-        figure.add_scatter(
-            name="does not fit", x=[None], y=[None], mode="markers",
-            marker={"symbol": "circle-open", "color": FAINT, "size": 9},
-        )  # fmt: skip
+        marker = {"symbol": "circle-open", "color": FAINT, "size": 9}
+        figure.add_scatter(name="does not fit", x=[None], y=[None], mode="markers", marker=marker)
 
 
 def _symbol(step: PassPrediction) -> str:

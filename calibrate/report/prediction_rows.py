@@ -2,29 +2,18 @@
 
 A layer kind is what one module path does in one kind, dtype and bound, the index of a repeated layer being "*". So the
 row of an operation with one bound lies on the same roof as the operations in it. Rows add up to the pass.
-
-Example: ``sum(row.time_s for row in kind_rows(prediction.passes[0])) == prediction.passes[0].time_s``
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from calibrate.passes.table import layer_kind
-from calibrate.report.document import (
-    printable,
-)
+from calibrate.report.document import printable
 from calibrate.report.run import workload_title
-from calibrate.report.units import (
-    known_sum,
-    magnitude,
-    ratio,
-)
+from calibrate.report.units import known_sum, magnitude, ratio
 from roofline.graph.op import Traffic
 from roofline.predict.passes import OpPrediction, PassPrediction
 from roofline.record import Record
-
-ROWS_IN_TERMINAL = 24
-"""More layer kinds than a screen holds are folded there."""
-
 
 CLASSES = tuple(Traffic.model_fields)
 
@@ -34,11 +23,10 @@ class KindRow(Record):
 
     path: str
     """Module path, indices as "*"; "" is the model itself."""
-    kind: str
-    dtype: str
-    """"" in a sum of several."""
-    bound: str
-    """"" where the time is not known, and in a sum."""
+    kind: str = ""
+    dtype: str = ""
+    bound: str = ""
+    """"" where the time is not known; all three are "" in a sum of several kinds."""
     count: float
     time_s: float | None
     share: float | None
@@ -70,14 +58,15 @@ class KindRow(Record):
         """What the roofline lets it attain."""
         return self.flops / self.time_s if self.time_s else None
 
-
-def _on_roofline(row: KindRow) -> bool:
-    return row.flops > 0 and row.bytes.total > 0 and bool(row.time_s)
+    @property
+    def on_roofline(self) -> bool:
+        """Whether it has a place on a logarithmic plot."""
+        return self.flops > 0 and self.bytes.total > 0 and bool(self.time_s)
 
 
 def on_roofline(step: PassPrediction) -> tuple[KindRow, ...]:
     """Layer kinds with a place on a logarithmic plot."""
-    return tuple(row for row in kind_rows(step) if _on_roofline(row))
+    return tuple(row for row in kind_rows(step) if row.on_roofline)
 
 
 def phase(step: PassPrediction) -> str:
@@ -105,26 +94,12 @@ def kind_rows(step: PassPrediction) -> tuple[KindRow, ...]:
     return tuple(sorted(rows, key=lambda row: (row.time_s is not None, -(row.time_s or 0.0))))
 
 
-def total_row(rows: Iterable[KindRow], label: str, whole_s: float | None) -> KindRow:
+def total_row(rows: Sequence[KindRow], label: str, whole_s: float | None) -> KindRow:
     """The sum of some rows; a time that one of them does not know is not known of the sum."""
-    rows = tuple(rows)
-    time_s = known_sum(row.time_s for row in rows)
-    return KindRow(
-        path=label,
-        kind="",
-        dtype="",
-        bound="",
-        count=sum(row.count for row in rows),
-        time_s=time_s,
-        share=ratio(time_s, whole_s),
-        matrix_flops=sum(row.matrix_flops for row in rows),
-        vector_flops=sum(row.vector_flops for row in rows),
-        bytes=_traffic(row.bytes for row in rows),
-        link_bytes=sum(row.link_bytes for row in rows),
-    )
+    return KindRow(path=label, **_sums(rows, whole_s))
 
 
-def fold(rows: Sequence[KindRow], whole_s: float | None, keep: int = ROWS_IN_TERMINAL) -> tuple[KindRow, ...]:
+def fold(rows: Sequence[KindRow], whole_s: float | None, keep: int = 24) -> tuple[KindRow, ...]:
     """The first `keep` rows, and one row "N others" that holds the rest's sums."""
     rest = rows[keep:]
     if len(rest) < 2:  # a row that stands for one other row saves nothing
@@ -144,30 +119,19 @@ def bound_shares(step: PassPrediction) -> tuple[tuple[str, float], ...]:
 
 def _row(key: tuple[str, str, str, str], ops: Sequence[OpPrediction], whole_s: float | None) -> KindRow:
     path, kind, type_, bound = key
-    time_s = known_sum(op.time_s for op in ops)
-    return KindRow(
-        path=path,
-        kind=kind,
-        dtype=type_,
-        bound=bound,
-        count=sum(op.count for op in ops),
-        time_s=time_s,
-        share=ratio(time_s, whole_s),
-        matrix_flops=sum(op.matrix_flops for op in ops),
-        vector_flops=sum(op.vector_flops for op in ops),
-        bytes=_traffic(op.bytes for op in ops),
-        link_bytes=sum(op.link_bytes for op in ops),
-        names=tuple(dict.fromkeys(op.name for op in ops)),
-        also=tuple(dict.fromkeys(_member(words) for op in ops for words in op.also)),
-    )
+    members = (words.rpartition(" ") for op in ops for words in op.also)  # "path kind"
+    also = {layer_kind(member) + space + what: None for member, space, what in members}
+    names = {op.name: None for op in ops}
+    about = {"path": path, "kind": kind, "dtype": type_, "bound": bound, "names": tuple(names), "also": tuple(also)}
+    return KindRow(**about, **_sums(ops, whole_s))
 
 
-def _member(words: str) -> str:
-    """ "path kind" with the index of the layer as "*"."""
-    path, space, kind = words.rpartition(" ")
-    return f"{layer_kind(path)}{space}{kind}"
-
-
-def _traffic(parts: Iterable[Traffic]) -> Traffic:
-    parts = tuple(parts)
-    return Traffic(**{name: sum(getattr(part, name) for part in parts) for name in CLASSES})
+def _sums(parts: Sequence[KindRow] | Sequence[OpPrediction], whole_s: float | None) -> dict[str, Any]:
+    sums = ("count", "matrix_flops", "vector_flops", "link_bytes")
+    time_s = known_sum(part.time_s for part in parts)
+    traffic = {name: sum(getattr(part.bytes, name) for part in parts) for name in CLASSES}
+    return {name: sum(getattr(part, name) for part in parts) for name in sums} | {
+        "time_s": time_s,
+        "share": ratio(time_s, whole_s),
+        "bytes": Traffic(**traffic),
+    }

@@ -1,7 +1,4 @@
-"""The report of a run: the device and, for each pass, where its time goes, its layers and whether its sums close.
-
-Example: ``terminal.render(run_document(reports, run, spec, failed), console)``
-"""
+"""The report of a run: the device and, for each pass, where its time goes, its layers and whether its sums close."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,50 +6,38 @@ from typing import Any
 
 from calibrate.passes.pass_report import FusedKernel, PassReport
 from calibrate.passes.replicates import MIDDLE
+from calibrate.report import document, units
 from calibrate.report import run_rows as rows
-from calibrate.report.document import (
-    EVERYWHERE,
-    FILES,
-    Cell,
-    Column,
-    Document,
-    Facts,
-    Figure,
-    Lines,
-    Part,
-    Section,
-    Table,
-    Text,
-    brief,
-    figure,
-    table,
-)
+from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
 from calibrate.report.run_rows import LayerRow, TermRow, meaning
-from calibrate.report.units import UNKNOWN, dtype, duration, magnitude, number, percent, plus_minus, seconds, size
+from calibrate.report.units import UNKNOWN, dtype, magnitude, number, percent, plus_minus, ratio, seconds, size
 from profiler.record.run import CellResult, Mode, Run
 from roofline.hardware.spec import HardwareSpec
 from roofline.workload import Workload
 
 WORDS = {
+    "pass": "b: sequences, q: new tokens of each, ctx: cached tokens of each",
     "layer kind": "the operations of one kind under one module path; * stands for the index of a repeated layer",
     "×": "executions in the whole model",
     "time": "device time of one pass, all executions; the rows add up to the busy time",
+    "wall": "time of a pass without the profiler",
     "busy": "time in which the device had work",
     "share": "of the wall time",
-    "±": "half the 90 % interval over the rounds (of a prediction, by the laws), as a share of the figure",
+    "±": "half the 90 % interval over the rounds (of a prediction, by the laws): in the waterfall a time, else a share",
     "ideal": "time of the fused graph at the best peaks that are known",
     "predicted": "time of the graph as executed, by calibrated laws or, without them, at achieved peaks",
     "efficiency": "ideal ÷ measured; ! marks one above 1: a wrong count, a wrong peak or a warm cache",
     "bound": "what the roofline of the executed graph waits for",
     "per repeat": "median of one repeated layer ± half the 5–95 % range over them",
     "datasheet, achieved": "the vendor's peak, and the peak measured on this device; spec.json names their sources",
+    **{rows.label(term): rows.MEANING[term] for term in rows.TERMS if term != "ideal"},
 }
 
 ABOVE_ONE = "efficiency above 1"
 """How the footnote of the mark "!" begins; a report whose own warnings have it does not get a second one."""
 
-SMALLEST_SHARE, MOST_KERNELS = 0.002, 20
-"""Compiled kernels that a terminal shows: of at least this share of the wall, and at most so many."""
+MOST_KERNELS = 20
+"""Compiled kernels that a terminal shows at most."""
 
 MODES: dict[Mode, str] = {
     "eager": "",
@@ -66,16 +51,18 @@ def run_document(
     reports: Sequence[PassReport], run: Run, spec: HardwareSpec, failed: Sequence[CellResult] = ()
 ) -> Document:
     """The whole run."""
+    warned = (Text(note, "warning") for note in run.environment.notes)
+    file = Text(f"Device file: {spec.name}", "faint", views=document.FILES)
     passes = [_pass(i, report, run, spec) for i, report in enumerate(reports)]
     absent = f"{_count(len(failed), 'pass', 'passes')} gave no result; the reasons stand under “No result”"
     parts: list[Part] = [
         Text("" if reports else "No pass has been measured in this run."),
         Text(absent if failed else "", "warning"),
         _summary(reports, run),
-        _device(run, spec),
+        Section("Device", (Facts(environment(run)), *warned, Section("Peaks", (file, *peak_parts(spec))))),
         *passes,
         Section("No result", (table(_FAILED, failed),)),
-        Section("Words", (Facts(tuple(WORDS.items()), views=FILES), Facts(tuple(_terms().items()), "faint"))),
+        Section("Words", (Facts(tuple(WORDS.items()), "faint"),)),
     ]
     return Document(f"{run.environment.device}: {run.name}", parts if reports else parts[:-1])
 
@@ -102,16 +89,16 @@ def headline(report: PassReport) -> str:
     now = f"{wall}, {_with_half(report.busy_s, report.busy_s_low, report.busy_s_high, 'busy')}"
     if report.status != "done":
         return now
+    ideal_s, unknown = rows.ideal_total_s(report), f"{now}; how fast it could be is unknown:"
     if report.ideal_peaks is None:
-        return f"{now}; how fast it could be is unknown: no peaks of this device are known"
-    ideal_s = rows.ideal_total_s(report)
+        return f"{unknown} no peaks of this device are known"
     if ideal_s is None:
-        return f"{now}; how fast it could be is unknown: the {report.ideal_peaks} peaks lack one it needs"
+        return f"{unknown} the {report.ideal_peaks} peaks lack one it needs"
     if ideal_s > report.busy_s:
         there = f"{seconds(ideal_s)} at {report.ideal_peaks} peaks"
         return f"{now}; its device work would take {there}, above the measured time: the peaks are too low"
-    ratio = f" ({report.busy_s / ideal_s:.2f}× less)" if ideal_s > 0 else ""
-    return f"{now}; its device work could take {seconds(ideal_s)} at {report.ideal_peaks} peaks{ratio}"
+    less = f" ({report.busy_s / ideal_s:.2f}× less)" if ideal_s > 0 else ""
+    return f"{now}; its device work could take {seconds(ideal_s)} at {report.ideal_peaks} peaks{less}"
 
 
 def ideal_uses(report: PassReport, spec: HardwareSpec) -> str:
@@ -128,7 +115,8 @@ def predicted(report: PassReport) -> str:
     """What was predicted, with its signed error."""
     if report.prediction is None:
         return "predicted: – (no peaks of this device are known)"
-    how = {"executed": "the graph as executed at achieved peaks, not calibrated", "calibrated": "calibrated laws"}
+    calibrated = f"calibrated laws at the machine's speed of {'this run' if report.level else 'the calibration'}"
+    how = {"executed": "the graph as executed at achieved peaks, not calibrated", "calibrated": calibrated}
     ends = report.predicted_busy_s_low, report.predicted_busy_s_high
     busy = _against(report.predicted_busy_s, ends, report.busy_s)
     ends = report.predicted_wall_s_low, report.predicted_wall_s_high
@@ -140,86 +128,77 @@ def level(report: PassReport) -> tuple[str, ...]:
     """How slow the machine was beside the pass, against the calibration; nothing where that is not known."""
     if not report.level:
         return ()
-    each = [f"{probe} {ratio.ratio:.2f}× ({ratio.low:.2f}–{ratio.high:.2f})" for probe, ratio in report.level.items()]
-    busy, wall = seconds(report.predicted_busy_calibrated_s), seconds(report.predicted_wall_calibrated_s)
-    return (
-        f"speed of the machine: reference probes beside this pass took {', '.join(each)} their time in the calibration",
-        f"at the calibration's speed the prediction is {busy} busy, {wall} wall",
-    )
+    probes = [f"{probe} {ratio.ratio:.2f}× ({ratio.low:.2f}–{ratio.high:.2f})" for probe, ratio in report.level.items()]
+    beside = "reference probes beside this pass took, of their time in the calibration"
+    measured = f"machine speed: {beside}, {', '.join(probes)}"
+    calibrated = report.predicted_busy_calibrated_s, report.predicted_wall_calibrated_s
+    if calibrated == (report.predicted_busy_s, report.predicted_wall_s):
+        return (measured,)
+    busy, wall = map(seconds, calibrated)
+    return measured, f"at the machine's speed of the calibration the prediction is {busy} busy, {wall} wall"
 
 
 def compared(report: PassReport) -> str:
     """What measured and predicted figures are, so that it is seen that they are alike."""
     measured = f"the {MIDDLE} of the passes"
     if report.rounds is not None and report.passes is not None:
-        each = report.passes[0] // report.rounds
-        measured = (
-            f"the {MIDDLE} of {_count(report.rounds, 'round')}, each the mean of {_count(each, 'pass', 'passes')}"
-        )
+        passes = _count(report.passes[0] // report.rounds, "pass", "passes")
+        measured = f"the {MIDDLE} of {_count(report.rounds, 'round')}, each the mean of {passes}"
     if report.rounds == 1:
         measured += ", without an interval"
-    where = "of this run" if report.level else "of the calibration"
     how = {
-        "calibrated": f"by laws fitted to kernels summarised in the same way, at the machine's speed {where}",
-        "executed": "at the achieved peaks, those of the fastest tenth of their samples",
+        "calibrated": "the laws are fitted to kernels summarised in the same way",
+        "executed": "achieved peaks are those of the fastest tenth of their samples",
     }
-    return f"measured times are {measured}; predicted times are {how.get(report.prediction or '', UNKNOWN)}"
+    return "; ".join(filter(None, (f"measured times are {measured}", how.get(report.prediction or ""))))
 
 
 def warnings(report: PassReport) -> tuple[str, ...]:
     """What an expert must know before using the figures of a pass; the most serious first."""
-    said = [f"the report does not close: {sentence}" for sentence in rows.unclosed(report)]
-    said += [f"! {words}" if words.startswith(ABOVE_ONE) else words for words in report.warnings]
+    sentences = [f"the report does not close: {sentence}" for sentence in rows.unclosed(report)]
+    sentences += [f"! {words}" if words.startswith(ABOVE_ONE) else words for words in report.warnings]
     marked = rows.above_one(report)
     if marked and not any(words.startswith(ABOVE_ONE) for words in report.warnings):
         worst = max(marked, key=lambda row: row.efficiency or 0)
-        said.append(
+        sentences.append(
             f"! {ABOVE_ONE} in {len(marked)} of {len(report.layers)} layer kinds (most: {worst.label} "
             f"{worst.kind}, {percent(worst.efficiency)}): a wrong count, a wrong peak or a warm cache"
         )
-    return tuple(said)
+    return tuple(sentences)
 
 
 def notes(report: PassReport) -> tuple[str, ...]:
     """How the figures are to be read; nothing alarming."""
     passes = f"{report.passes[0]} unprofiled, {report.passes[1]} profiled" if report.passes else UNKNOWN
-    said = [f"clock: {report.clock or UNKNOWN}; caches: {report.cache_state or UNKNOWN}; passes: {passes}"]
+    sentences = [f"device times: {report.clock or UNKNOWN}; caches: {report.cache_state or UNKNOWN}; passes: {passes}"]
     if report.scaled_from_layers is not None:
         part, whole = report.scaled_from_layers
-        said.append(f"measured {part} of {whole} repeated layers; times are scaled up to {whole}")
+        sentences.append(f"measured {part} of {whole} repeated layers; times are scaled up to {whole}")
     half = f"± {percent(report.noise)} (± {seconds(report.noise * report.wall_s)})"
-    said.append(f"single passes vary by {half}: half the 5–95 % range of their wall times")
+    sentences.append(f"single passes vary by {half}: half the 5–95 % range of their wall times")
     if report.peak_memory_bytes is not None:
-        said.append(f"peak memory {size(report.peak_memory_bytes)}")
-    said.append("implementations that ran: " + (", ".join(f"{what} {how}" for what, how in report.ran.items()) or "–"))
-    return tuple(said)
+        sentences.append(f"peak memory {size(report.peak_memory_bytes)}")
+    ran = ", ".join(f"{part} {implementation}" for part, implementation in report.ran.items())
+    sentences.append(f"implementations that ran: {ran or UNKNOWN}")
+    return tuple(sentences)
 
 
 def environment(run: Run) -> tuple[tuple[str, str], ...]:
     """The machine and its software."""
     machine = run.environment
     cuda = machine.device_kind != "cpu"
+    spent = ", ".join(f"{part} {units.duration(spent_s)}" for part, spent_s in run.spent_s.items())
+    estimated = f" (estimated: {units.duration(sum(run.estimated_s.values()))})" if run.estimated_s else ""
     facts = {
-        "run": f"{run.name}, {run.started}" + ("" if run.finished else " (not finished)"),
+        "started": run.started + ("" if run.finished else " (not finished)"),
         "device": f"{machine.device} ({machine.device_kind}), {size(machine.memory_bytes)}",
         "UUID": (machine.device_uuid or UNKNOWN) if cuda else "",
         "host": f"{machine.hostname}, {machine.cores} cores, {machine.threads} threads, {machine.os}",
         "versions": ", ".join([f"python {machine.python}", *(f"{name} {v}" for name, v in machine.versions.items())]),
         "command": " ".join(run.command),
-        "took": took(run) if run.spent_s else "",
+        "took": f"{units.duration(sum(run.spent_s.values()))}{estimated}: {spent}" if spent else "",
     }
     return tuple((name, words) for name, words in facts.items() if words)
-
-
-def took(run: Run) -> str:
-    """What each part of a run took, and what it was estimated to take."""
-    parts = ", ".join(f"{part} {duration(spent)}" for part, spent in run.spent_s.items())
-    estimated = f" (estimated: {duration(sum(run.estimated_s.values()))})" if run.estimated_s else ""
-    return f"{duration(sum(run.spent_s.values()))}{estimated}: {parts}"
-
-
-def _efficiency(row: LayerRow) -> Cell:
-    return Cell(percent(row.efficiency) + (" !" if row.above_one else ""), row.efficiency, bad=row.above_one)
 
 
 def _repeat(row: LayerRow) -> Cell:
@@ -243,20 +222,16 @@ LAYER_COLUMNS: tuple[Column[LayerRow], ...] = (
     Column("ideal", lambda row: figure(row.ideal_s), drop=6),
     Column("predicted", lambda row: figure(row.predicted_s), drop=8),
     Column("predicted ±", lambda row: _half(row.predicted_s_low, row.predicted_s_high, row.predicted_s), drop=12),
-    Column("efficiency", _efficiency, drop=4),
+    Column("efficiency", lambda row: Cell(rows.efficiency(row), row.efficiency, bad=row.above_one), drop=4),
     Column("bound", lambda row: row.bound, words=True, drop=7),
     Column("FLOP/s", lambda row: figure(row.flops_per_s, magnitude), drop=10),
     Column("bytes/s", lambda row: figure(row.bytes_per_s, magnitude), drop=9),
     Column("per repeat", _repeat, drop=13),
-    Column("kernels", lambda row: ", ".join(row.kernels), wraps=True, optional=True, views=FILES),
+    Column("kernels", lambda row: ", ".join(row.kernels), wraps=True, optional=True, views=document.FILES),
 )
 
 _FAILED: tuple[Column[CellResult], ...] = (
-    Column(
-        "what",
-        lambda result: f"{result.cell.model} {workload_title(result.cell.workload)} ({_options(result)})",
-        wraps=True,
-    ),
+    Column("pass", lambda r: f"{r.cell.model} {workload_title(r.cell.workload)} ({_options(r)})", wraps=True),
     Column("status", lambda result: Cell(result.status, bad=True), words=True),
     Column("reason", lambda result: result.reason or "no reason was recorded", wraps=True),
 )
@@ -264,10 +239,10 @@ _FAILED: tuple[Column[CellResult], ...] = (
 _HOLDS: dict[bool | None, str] = {None: UNKNOWN, True: "holds", False: "DOES NOT HOLD"}
 
 _CHECKS: tuple[Column[rows.Check], ...] = (
-    Column("closure", lambda check: check.name, words=True),
+    Column("check", lambda check: check.name, words=True),
     Column("measured", lambda check: check.value),
     Column("", lambda check: Cell(_HOLDS[check.holds], bad=check.holds is False), words=True),
-    Column("asked", lambda check: check.asked, words=True, drop=1),
+    Column("required", lambda check: check.required, words=True, drop=1),
 )
 
 PEAK_COLUMNS: tuple[Column[rows.PeakRow], ...] = (
@@ -276,87 +251,77 @@ PEAK_COLUMNS: tuple[Column[rows.PeakRow], ...] = (
     Column("achieved", lambda row: row.shows(row.measured.value if row.measured else None), strong=True),
     Column("5–95 % of samples", lambda row: row.interval(), optional=True, drop=1),
     Column("of datasheet", lambda row: percent(row.of_datasheet), optional=True, drop=2),
-    Column("document of the datasheet's", lambda row: row.datasheet.source if row.datasheet else UNKNOWN,
-           wraps=True, optional=True, views=FILES),
+    Column("source of the datasheet", lambda row: row.datasheet.source if row.datasheet else UNKNOWN,
+           wraps=True, optional=True, views=document.FILES),
     Column("how it was achieved", lambda row: row.measured.source if row.measured else UNKNOWN,
-           wraps=True, optional=True, views=FILES),
+           wraps=True, optional=True, views=document.FILES),
 )  # fmt: skip
 
 
 def peak_parts(spec: HardwareSpec) -> tuple[Part, ...]:
     """The peaks of a device, how sure they are, what is missing, and the laws it was calibrated to."""
     known = rows.peak_rows(spec)
+    reasons = {name: " ".join(reason.split()).removeprefix("RuntimeError: ") for name, reason in spec.missing.items()}
+    missing = [f"not measured: {name}: {reason}" for name, reason in reasons.items()]
     none = "No peaks of this device are known: neither a datasheet nor a measurement."
     return (
         Text("" if known else none),
         table(PEAK_COLUMNS, known),
-        Text(rows.unsteady(known) or "", "warning"),
-        Lines([f"not measured: {line}" for line in rows.missing(spec)], tone="faint"),
+        Text(rows.unsteady(known), "warning"),
+        Lines(missing, tone="faint"),
         Text(rows.laws(spec) or ""),
     )
 
 
 def _summary(reports: Sequence[PassReport], run: Run) -> Section:
-    kind = run.environment.device_kind
+    def every_check(report: PassReport) -> Cell:
+        closes = rows.closes(report, run.environment.device_kind)
+        return Cell(_HOLDS[closes], bad=not closes)
+
     columns: tuple[Column[tuple[int, PassReport]], ...] = (
-        Column("pass", lambda one: Cell(title(one[1]), target=f"pass-{one[0]}"), wraps=True),
-        Column(
-            "status", lambda one: Cell(one[1].status, bad=one[1].status != "done", hover=verdict(one[1])), words=True
-        ),
-        Column("wall", lambda one: figure(one[1].wall_s), strong=True),
-        Column("±", lambda one: _half(one[1].wall_s_low, one[1].wall_s_high, one[1].wall_s), drop=5),
-        Column("busy", lambda one: figure(one[1].busy_s), drop=2),
-        Column("could be", lambda one: figure(rows.ideal_total_s(one[1])), drop=3),
-        Column("at peaks", lambda one: one[1].ideal_peaks or UNKNOWN, words=True, drop=7),
-        Column("predicted busy", lambda one: figure(one[1].predicted_busy_s), drop=6),
-        Column("predicted wall", lambda one: figure(one[1].predicted_wall_s), drop=4),
-        Column("closure", lambda one: _closes(one[1], kind), words=True, drop=1),
+        Column("pass", lambda i: Cell(title(i[1]), target=f"pass-{i[0]}"), wraps=True),
+        Column("status", lambda i: Cell(i[1].status, bad=i[1].status != "done", hover=verdict(i[1])), words=True),
+        Column("wall", lambda i: figure(i[1].wall_s), strong=True),
+        Column("±", lambda i: _half(i[1].wall_s_low, i[1].wall_s_high, i[1].wall_s), drop=5),
+        Column("busy", lambda i: figure(i[1].busy_s), drop=2),
+        Column("ideal", lambda i: figure(rows.ideal_total_s(i[1])), drop=3),
+        Column("at peaks", lambda i: i[1].ideal_peaks or UNKNOWN, words=True, drop=7),
+        Column("predicted busy", lambda i: figure(i[1].predicted_busy_s), drop=6),
+        Column("predicted wall", lambda i: figure(i[1].predicted_wall_s), drop=4),
+        Column("every check", lambda i: every_check(i[1]), words=True, drop=1),
     )
-    views = EVERYWHERE if len(reports) > 1 else FILES
+    views = document.EVERYWHERE if len(reports) > 1 else document.FILES
     return Section("Passes", (table(columns, enumerate(reports)),), views=views)
-
-
-def _closes(report: PassReport, kind: str) -> Cell:
-    closes = rows.closes(report, kind)
-    return Cell(_HOLDS[closes], bad=not closes)
-
-
-def _device(run: Run, spec: HardwareSpec) -> Section:
-    warned = (Text(note, "warning") for note in run.environment.notes)
-    file = Text(f"Device file: {spec.name}", "faint", views=FILES)
-    return Section("Device", (Facts(environment(run)), *warned, Section("Peaks", (file, *peak_parts(spec)))))
 
 
 def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> Section:
     how = (ideal_uses(report, spec), predicted(report), *level(report), compared(report))
     checks = rows.closure(report, run.environment.device_kind)
-    implied = [Text(f"{check.name}: {check.implies}", "warning") for check in checks if check.implies]
+    implied = (Text(f"{check.name}: {check.implies}", "warning") for check in checks if check.implies)
     all_rows, busy = rows.layer_rows(report), rows.busy_row(report)
-    layers = brief(LAYER_COLUMNS, rows.fold(all_rows, report.wall_s), all_rows, busy)
+    layers = document.brief(LAYER_COLUMNS, rows.fold(all_rows, report.wall_s), all_rows, busy)
     differences = f"{_count(len(report.differences), 'difference')} between the planned graph and what the device ran"
     inactive = f"{_count(len(report.inactive), 'parameter')} that this phase does not read"
+    waterfall = Figure(f"waterfall-{i}", partial(_draw, "waterfall_chart", report))
+    where: tuple[Part, ...] = (waterfall, _waterfall(report), table(_CHECKS, checks), *implied)
+    lost = sum(row.flops <= 0 or row.bytes <= 0 or row.time_s <= 0 for row in all_rows)
+    absent = f"; {lost} without FLOPs or bytes (copies, say) have no place on it" if lost else ""
+    point = f"A point is a layer kind, its area its share of the wall, a red rim an efficiency above 1{absent}."
+    roofline = Figure(f"roofline-{i}", partial(_draw, "roofline_chart", report, spec), point)
+    bars = Figure(
+        f"layers-{i}", partial(_draw, "layer_chart", report), "Beside a bar: its efficiency, ideal ÷ measured."
+    )
     parts: tuple[Part, ...] = (
         Text(verdict(report), "bad"),
         Text(headline(report), "strong"),
         *(Text(sentence, "warning") for sentence in warnings(report)),
         Lines(how),
         Lines(notes(report), tone="faint"),
-        Section(
-            "Where the wall time goes",
-            (
-                Figure(f"waterfall-{i}", partial(_draw, "waterfall_chart", report)),
-                _waterfall(report),
-                table(_CHECKS, checks),
-                *implied,
-            ),
-            pair=True,
-        ),
-        Section(
-            "Roofline", (Figure(f"roofline-{i}", partial(_draw, "roofline_chart", report, spec), _absent(report)),)
-        ),
-        Section("Layer kinds", (Figure(f"layers-{i}", partial(_draw, "layer_chart", report)), *layers)),
+        Section("Where the wall time goes", where, pair=True),
+        Section("Roofline", (roofline,)),
+        Section("Layer kinds", (bars, *layers)),
         _compiled(report),
-        Section("Where the time of each layer kind goes", (_layer_terms(report),), folded=True, views=FILES),
+        Section("Where the time of each layer kind goes", (_layer_terms(report),), folded=True, views=document.FILES),
         Lines(report.differences, differences, "faint"),
         Lines(report.inactive, inactive, "faint"),
     )
@@ -369,37 +334,29 @@ def _draw(chart: str, *of: object) -> Any:
     return getattr(pass_plots, chart)(*of)
 
 
-def _absent(report: PassReport) -> str:
-    lost = sum(row.flops <= 0 or row.bytes <= 0 or row.time_s <= 0 for row in rows.layer_rows(report))
-    note = f"; {lost} without FLOPs or bytes (copies, say) have no place on it" if lost else ""
-    return f"A point is a layer kind, its area its share of the wall, a red rim an efficiency above 1{note}."
-
-
-def _waterfall(report: PassReport) -> Table:
+def _waterfall(report: PassReport) -> document.Table:
+    terms = rows.pass_terms(report)
     half_s = rows.half_width(report.wall_s_low, report.wall_s_high)
     wall = TermRow(terms=("wall",), time_s=report.wall_s, start_s=0.0, share=1.0, half_s=half_s)
-    return table(_term_columns(report), rows.pass_terms(report), wall)
-
-
-def _term_columns(report: PassReport) -> tuple[Column[TermRow], ...]:
-    ends = [row.start_s + (row.time_s or 0.0) for row in rows.pass_terms(report)]
+    ends = [row.start_s + (row.time_s or 0.0) for row in terms]
     low, high = min([0.0, *ends]), max([report.wall_s, *ends])
 
     def bar(row: TermRow) -> Cell:
         start, end = row.start_s, row.start_s + (row.time_s or 0.0)
         return Cell("", span=((start - low) / (high - low), (end - low) / (high - low)) if high > low else None)
 
-    return (
+    columns: tuple[Column[TermRow], ...] = (
         Column("waterfall", lambda row: row.label, words=True),
-        Column("time", lambda row: Cell(seconds(row.time_s, signed=row.terms != ("wall",)), row.time_s), strong=True),
+        Column("time", lambda row: Cell(seconds(row.time_s, signed=row is not wall), row.time_s), strong=True),
         Column("±", lambda row: Cell(seconds(row.half_s) if row.half_s is not None else "", row.half_s), optional=True),
-        Column("of wall", lambda row: Cell(percent(row.share, signed=row.terms != ("wall",)), row.share)),
+        Column("of wall", lambda row: Cell(percent(row.share, signed=row is not wall), row.share)),
         Column("", bar, bar=True),
-        Column("what it is", meaning, wraps=True, views=FILES),
+        Column("what it is", meaning, wraps=True, views=document.FILES),
     )
+    return table(columns, terms, wall)
 
 
-def _layer_terms(report: PassReport) -> Table:
+def _layer_terms(report: PassReport) -> document.Table:
     labels, lines = rows.layer_terms(report)
     columns: list[Column[Any]] = [
         Column("layer kind", lambda line: line[0], code=True),
@@ -414,27 +371,24 @@ def _layer_terms(report: PassReport) -> Table:
 
 def _compiled(report: PassReport) -> Section:
     """The kernels of a compiled pass: which modules each came from, and what it took."""
-    share = (lambda kernel: kernel.measured_s / report.wall_s) if report.wall_s > 0 else (lambda kernel: None)
     columns: tuple[Column[FusedKernel], ...] = (
         Column("kernel", lambda kernel: kernel.name, code=True),
         Column("from", lambda kernel: rows.fold_modules(kernel.modules), code=True),
         Column("×", lambda kernel: figure(kernel.count, number), drop=2),
         Column("time", lambda kernel: figure(kernel.measured_s), strong=True),
-        Column("share", lambda kernel: figure(share(kernel), percent), drop=1),
+        Column("share", lambda kernel: figure(ratio(kernel.measured_s, report.wall_s), percent), drop=1),
         Column("roofline", lambda kernel: figure(kernel.predicted_s), drop=3),
     )
-    few = [kernel for kernel in report.kernels[:MOST_KERNELS] if kernel.measured_s >= SMALLEST_SHARE * report.wall_s]
-    return Section("Compiled kernels", brief(columns, few, report.kernels))
+    few = [
+        kernel for kernel in report.kernels[:MOST_KERNELS] if kernel.measured_s >= rows.SMALLEST_SHARE * report.wall_s
+    ]
+    return Section("Compiled kernels", document.brief(columns, few, report.kernels))
 
 
-def _terms() -> dict[str, str]:
-    return {term.replace("_", " "): rows.MEANING[term] for term in rows.TERMS}
-
-
-def _with_half(value: float, low: float | None, high: float | None, what: str) -> str:
+def _with_half(value: float, low: float | None, high: float | None, what: str = "") -> str:
     """ "82.1 ms wall ± 1.2 %"; without "±" where the interval is not known."""
     half = plus_minus(low, high, value)
-    return f"{seconds(value)} {what}" + ("" if half == UNKNOWN else f" ± {half}")
+    return " ".join(filter(None, (seconds(value), what, "" if half == UNKNOWN else f"± {half}")))
 
 
 def _count(count: int, one: str, many: str = "") -> str:
@@ -451,6 +405,4 @@ def _options(result: CellResult) -> str:
 def _against(value: float | None, ends: tuple[float | None, float | None], truth: float) -> str:
     if value is None or truth <= 0:
         return UNKNOWN
-    half = plus_minus(*ends, value)
-    sure = "" if half == UNKNOWN else f" ± {half}"
-    return f"{seconds(value)}{sure} (error {percent(value / truth - 1, signed=True)})"
+    return f"{_with_half(value, *ends)} (error {percent(value / truth - 1, signed=True)})"

@@ -1,27 +1,17 @@
 """What the report of a run shows, as rows of data: layers, terms of the waterfall, checks, peaks of the device.
 
-Times are seconds in total over a pass, rates FLOP/s and bytes/s, shares fractions of the
-wall time. Null stays None. Rows of layers add up to the busy time, rows of the waterfall to the wall time.
-
-Example: ``sum(row.time_s for row in layer_rows(report))`` is ``report.busy_s``.
+Times are seconds in total over a pass, shares are fractions of the wall time. Rows of layers add up to the busy time,
+rows of the waterfall to the wall time; what is not known is None.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from calibrate.passes.pass_report import TERMS as RUNG_TERMS
 from calibrate.passes.pass_report import LayerEfficiency, PassReport, Waterfall
 from calibrate.passes.verdict import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_EXCESS, SPANS_WITHIN
-from calibrate.report.units import (
-    UNKNOWN,
-    dtype,
-    in_unit,
-    known_sum,
-    percent,
-    plus_minus,
-    ratio,
-    seconds,
-)
+from calibrate.report.units import UNKNOWN, dtype, in_unit, known_sum, percent, plus_minus, ratio, seconds
 from roofline.hardware.spec import Figure, HardwareSpec, Peaks
 from roofline.laws.fitted import FittedLaw
 from roofline.laws.kinds import HOST_GAP, OPERATOR
@@ -45,26 +35,26 @@ REACHED = {
     "level": "the same at the speed of the machine beside this pass",
     "residual": "device time: no peaks are known to split it",
 }
-"""What terms joined from the first one on stand for, by the last of them."""
+"""Meaning of all terms from the first one to this one, where they are shown as one."""
 
 TERMS = (*RUNG_TERMS, "idle")
 """Terms of the waterfall, in the order they add up."""
 
-ROWS_IN_TERMINAL = 20
-"""More layer kinds than a screen holds are folded there."""
-
-SMALLEST_SHARE = 0.002
-"""Share of the wall time below which a layer kind is folded in the terminal."""
+ROWS_IN_TERMINAL, SMALLEST_SHARE = 20, 0.002
+"""A terminal shows so many layer kinds, each of at least this share of the wall time; it folds the others."""
 
 CLOSES_WITHIN = 1e-6
 """Relative: sums of the same doubles in another order differ by far less."""
 
-
 Unit = Literal["FLOP/s", "B/s", "s"]
-_UNITS: tuple[Unit, ...] = ("FLOP/s", "B/s", "s")
 
 STEADY_WITHIN = 0.5
 """(high − low) ÷ value; above it other work slowed some samples: a quiet machine repeats itself to percents."""
+
+
+def label(term: str) -> str:
+    """A term of the waterfall as a reader sees it."""
+    return "machine speed" if term == "level" else term.replace("_", " ")
 
 
 class LayerRow(Record):
@@ -72,7 +62,7 @@ class LayerRow(Record):
 
     path: str
     """Module path as in the graph; "" is the model itself."""
-    kind: str
+    kind: str = ""
     count: float
     time_s: float
     time_s_low: float | None = None
@@ -85,12 +75,12 @@ class LayerRow(Record):
     predicted_s_low: float | None = None
     predicted_s_high: float | None = None
     efficiency: float | None
-    bound: str
+    bound: str = ""
     flops: float
     bytes: float
-    median_s: float | None
+    median_s: float | None = None
     """Seconds of one repeated layer; None in a sum of kinds."""
-    spread_s: float | None
+    spread_s: float | None = None
     """Half the 5–95 % range over the repeated layers; None where the layer is not repeated."""
     kernels: tuple[str, ...] = ()
     waterfall: Waterfall | None = None
@@ -128,16 +118,17 @@ class TermRow(Record):
 
     @property
     def label(self) -> str:
-        names = [term.replace("_", " ") for term in self.terms]
+        names = [label(term) for term in self.terms]
         return " + ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]}"
 
 
-class Check(Record):
-    """A ratio by which a pass closes: its value as text, what is asked of it, and whether that holds."""
+@dataclass(frozen=True)
+class Check:
+    """A ratio that a sound pass keeps within bounds: its value as text, the bounds, and whether it does."""
 
     name: str
     value: str
-    asked: str
+    required: str
     holds: bool | None
     """None: too little was measured to tell."""
     implies: str = ""
@@ -157,10 +148,9 @@ class PeakRow(Record):
 
     def interval(self) -> str:
         """5–95 % range of the measurement's samples, "–" where there is none."""
-        figure = self.measured
-        if figure is None or figure.low is None or figure.high is None:
+        if self.spread is None or self.measured is None:
             return UNKNOWN
-        return f"{self.shows(figure.low)} to {self.shows(figure.high)}"
+        return f"{self.shows(self.measured.low)} to {self.shows(self.measured.high)}"
 
     @property
     def of_datasheet(self) -> float | None:
@@ -177,31 +167,30 @@ class PeakRow(Record):
 
 def layer_rows(report: PassReport) -> tuple[LayerRow, ...]:
     """Every layer kind, the slowest first."""
-    return tuple(
-        _layer_row(layer, report.wall_s) for layer in sorted(report.layers, key=lambda layer: -layer.measured_s)
-    )
+    rows = (_layer_row(layer, report.wall_s) for layer in report.layers)
+    return tuple(sorted(rows, key=lambda row: -row.time_s))
 
 
-def total_row(rows: Iterable[LayerRow], wall_s: float, label: str) -> LayerRow:
+def _layer_row(layer: LayerEfficiency, wall_s: float) -> LayerRow:
+    same = {name: value for name, value in layer if name in LayerRow.model_fields}
+    different = {
+        "time_s": layer.measured_s,
+        "time_s_low": layer.measured_s_low,
+        "time_s_high": layer.measured_s_high,
+        "share": ratio(layer.measured_s, wall_s),
+        "bound": layer.bound or UNKNOWN,
+        "flops": layer.matrix_flops + layer.vector_flops,
+        "spread_s": layer.spread_s if "*" in layer.path.split(".") else None,
+    }
+    return LayerRow(**same | different)
+
+
+def total_row(rows: Sequence[LayerRow], wall_s: float, label: str) -> LayerRow:
     """The sum of some rows; a figure that one of them does not know is not known of the sum."""
-    rows = tuple(rows)
-    time_s = sum(row.time_s for row in rows)
-    ideal_s = known_sum(row.ideal_s for row in rows)
-    return LayerRow(
-        path=label,
-        kind="",
-        count=sum(row.count for row in rows),
-        time_s=time_s,
-        share=ratio(time_s, wall_s),
-        ideal_s=ideal_s,
-        predicted_s=known_sum(row.predicted_s for row in rows),
-        efficiency=ratio(ideal_s, time_s),
-        bound="",
-        flops=sum(row.flops for row in rows),
-        bytes=sum(row.bytes for row in rows),
-        median_s=None,
-        spread_s=None,
-    )
+    sums = {name: sum(getattr(row, name) for row in rows) for name in ("count", "time_s", "flops", "bytes")}
+    known = {name: known_sum(getattr(row, name) for row in rows) for name in ("ideal_s", "predicted_s")}
+    shares = {"share": ratio(sums["time_s"], wall_s), "efficiency": ratio(known["ideal_s"], sums["time_s"])}
+    return LayerRow(path=label, **sums, **known, **shares)
 
 
 def fold(
@@ -234,18 +223,14 @@ def waterfall_rows(waterfall: Waterfall, total_s: float) -> tuple[TermRow, ...]:
 
 def pass_terms(report: PassReport) -> tuple[TermRow, ...]:
     """The terms of a pass with half their intervals."""
-    halves = {
-        name: (report.waterfall_high[name] - low) / 2
-        for name, low in report.waterfall_low.items()
-        if name in report.waterfall_high
-    }
-    rows = waterfall_rows(report.waterfall, report.wall_s)
-    return tuple(row.model_copy(update={"half_s": halves.get("+".join(row.terms))}) for row in rows)
+    rows = []
+    for row in waterfall_rows(report.waterfall, report.wall_s):
+        low, high = (ends.get("+".join(row.terms)) for ends in (report.waterfall_low, report.waterfall_high))
+        rows.append(row.model_copy(update={"half_s": half_width(low, high)}))
+    return tuple(rows)
 
 
-def layer_terms(
-    report: PassReport,
-) -> tuple[tuple[str, ...], tuple[tuple[str, str, tuple[float | None, ...]], ...]]:
+def layer_terms(report: PassReport) -> tuple[tuple[str, ...], tuple[tuple[str, str, tuple[float | None, ...]], ...]]:
     """Labels of the pass's terms, and (layer kind, kind, seconds of each term), the slowest layer kind first.
 
     A layer may know a rung that the pass does not: its terms are summed into the pass's. One that knows less has its
@@ -304,7 +289,7 @@ def unclosed(report: PassReport) -> tuple[str, ...]:
     terms = waterfall_rows(report.waterfall, report.wall_s)
     sums = (
         ("the layers' times", sum(layer.measured_s for layer in report.layers), "the busy time", report.busy_s),
-        ("the waterfall's terms", _end(terms), "the wall time", report.wall_s),
+        ("the waterfall's terms", sum(row.time_s or 0.0 for row in terms), "the wall time", report.wall_s),
     )
     return tuple(
         f"{what} add up to {seconds(total)}, not to {name} of {seconds(expected)}"
@@ -318,28 +303,9 @@ def above_one(report: PassReport) -> tuple[LayerRow, ...]:
     return tuple(row for row in layer_rows(report) if row.above_one)
 
 
-def _layer_row(layer: LayerEfficiency, wall_s: float) -> LayerRow:
-    return LayerRow(
-        path=layer.path,
-        kind=layer.kind,
-        count=layer.count,
-        time_s=layer.measured_s,
-        time_s_low=layer.measured_s_low,
-        time_s_high=layer.measured_s_high,
-        predicted_s_low=layer.predicted_s_low,
-        predicted_s_high=layer.predicted_s_high,
-        share=ratio(layer.measured_s, wall_s),
-        ideal_s=layer.ideal_s,
-        predicted_s=layer.predicted_s,
-        efficiency=layer.efficiency,
-        bound=layer.bound or UNKNOWN,
-        flops=layer.matrix_flops + layer.vector_flops,
-        bytes=layer.bytes,
-        median_s=layer.median_s,
-        spread_s=layer.spread_s if "*" in layer.path.split(".") else None,
-        kernels=layer.kernels,
-        waterfall=layer.waterfall,
-    )
+def efficiency(row: LayerRow) -> str:
+    """ "87.2 %", "114 % !" above 1."""
+    return percent(row.efficiency) + " !" * row.above_one
 
 
 def half_width(low: float | None, high: float | None) -> float | None:
@@ -347,54 +313,37 @@ def half_width(low: float | None, high: float | None) -> float | None:
     return None if low is None or high is None else (high - low) / 2
 
 
-def _end(rows: Sequence[TermRow]) -> float:
-    return rows[-1].start_s + (rows[-1].time_s or 0.0)
-
-
 def closure(report: PassReport, device_kind: str) -> tuple[Check, ...]:
-    """How much of what the profiler saw is accounted for, beside what is asked.
+    """How much of what the profiler saw is accounted for, beside the bounds.
 
     A ratio of times of different passes holds unless its whole interval (90 %; of busy ÷ wall 99 %) lies outside.
     """
-    seen = report.closure
-    spans_close = abs(seen.spans_plus_gaps - 1) <= SPANS_WITHIN
+    seen, least = report.closure, LEAST_ATTRIBUTED[report.mode]
     busy = report.busy_s / report.wall_s if report.wall_s > 0 else None
-    profiled = _or_value(seen.instrumented_ratio, report.instrumented_ratio_low, report.instrumented_ratio_high)
-    excess = _or_value((busy or 0.0) - 1, report.excess_low, report.excess_high)
-    excess = 1 + excess[0], 1 + excess[1]
+    ratio_low, ratio_high = report.instrumented_ratio_low, report.instrumented_ratio_high
+    short, long = _or_value(seen.instrumented_ratio, ratio_low, ratio_high)
+    low, high = _or_value((busy or 0.0) - 1, report.excess_low, report.excess_high)
+    profiled = _points(seen.instrumented_ratio, short, long)
+    too_long, too_short = short > 1 + INSTRUMENTED_WITHIN, long < 1 - INSTRUMENTED_WITHIN
+    implies = "the machine changed between passes" if too_short else ""
+    if too_long:
+        excess = percent((short + long) / 2 - 1)
+        implies = f"operation times carry up to {excess} of instrumentation"
+    attributed, spans = seen.attributed >= least, abs(seen.spans_plus_gaps - 1) <= SPANS_WITHIN
+    within = "100 % ± {:.3g} %".format
+    profiled_holds, no_excess = not too_long and not too_short, None if busy is None else low <= MOST_EXCESS
     checks = [
-        Check(
-            name="attributed ÷ all device time",
-            value=percent(seen.attributed),
-            asked=f"at least {100 * LEAST_ATTRIBUTED[report.mode]:g} %",
-            holds=seen.attributed >= LEAST_ATTRIBUTED[report.mode],
-        ),
-        Check(
-            name="spans + gaps ÷ profiled wall",
-            value=percent(seen.spans_plus_gaps),
-            asked=f"100 % ± {100 * SPANS_WITHIN:g} %",
-            holds=spans_close,
-        ),
-        Check(
-            name="profiled ÷ unprofiled wall",
-            value=_points(seen.instrumented_ratio, *profiled),
-            asked=f"100 % ± {100 * INSTRUMENTED_WITHIN:g} %",
-            holds=profiled[0] <= 1 + INSTRUMENTED_WITHIN and profiled[1] >= 1 - INSTRUMENTED_WITHIN,
-            implies=_instrumentation(*profiled),
-        ),
-        Check(
-            name="busy ÷ wall",
-            value=_points(busy, *excess),
-            asked=f"at most {100 * (1 + MOST_EXCESS):g} %",
-            holds=None if busy is None else excess[0] <= 1 + MOST_EXCESS,
-        ),
+        Check("attributed ÷ all device time", percent(seen.attributed), f"at least {100 * least:g} %", attributed),
+        Check("spans + gaps ÷ profiled wall", percent(seen.spans_plus_gaps), within(100 * SPANS_WITHIN), spans),
+        Check("profiled ÷ unprofiled wall", profiled, within(100 * INSTRUMENTED_WITHIN), profiled_holds, implies),
+        Check("busy ÷ wall", _points(busy, low, high), f"at most {100 * (1 + MOST_EXCESS):g} %", no_excess),
     ]
     if device_kind != "cpu":
-        same = "all kernels seen" if seen.kernels == seen.launches else "kernels and launches differ: events dropped"
+        name = "kernels / launches / memory operations"
         counts = f"{seen.kernels} / {seen.launches} / {seen.memory_operations}"
-        asked = "kernels = launches > 0" if seen.launches == 0 else same
-        holds = seen.kernels == seen.launches > 0
-        checks.append(Check(name="kernels / launches / memory operations", value=counts, asked=asked, holds=holds))
+        same = "all kernels seen" if seen.kernels == seen.launches else "kernels and launches differ: events dropped"
+        required = "kernels = launches > 0" if seen.launches == 0 else same
+        checks.append(Check(name, counts, required, seen.kernels == seen.launches > 0))
     return tuple(checks)
 
 
@@ -405,10 +354,11 @@ def closes(report: PassReport, device_kind: str) -> bool:
 
 def peak_rows(spec: HardwareSpec) -> tuple[PeakRow, ...]:
     """Every rate of the device, datasheet beside measured."""
-    said, reached = _figures(spec.datasheet), _figures(spec.measured)
+    datasheet, measured = _figures(spec.datasheet), _figures(spec.measured)
+    units = get_args(Unit)
     return tuple(
-        PeakRow(name=name, unit=unit, datasheet=said.get((unit, name)), measured=reached.get((unit, name)))
-        for unit, name in sorted({**said, **reached}, key=lambda key: _UNITS.index(key[0]))
+        PeakRow(name=name, unit=unit, datasheet=datasheet.get((unit, name)), measured=measured.get((unit, name)))
+        for unit, name in sorted({**datasheet, **measured}, key=lambda key: units.index(key[0]))
     )
 
 
@@ -419,27 +369,23 @@ def laws(spec: HardwareSpec) -> str | None:
     kinds: dict[str, list[FittedLaw]] = {}
     for law in spec.calibrated:
         kinds.setdefault("streaming operators" if law.kind.startswith(OPERATOR) else law.kind, []).append(law)
-    said = []
+    errors = {}
     for kind, alike in kinds.items():
-        errors = [law.unseen for law in alike if law.unseen is not None and kind != HOST_GAP]  # no kernel
-        said.append(kind.replace("_", " ") + (f" {percent(sum(errors) / len(errors))}" if errors else ""))
+        unseen = [law.unseen for law in alike if law.unseen is not None and kind != HOST_GAP]  # no kernel
+        errors[kind.replace("_", " ")] = sum(unseen) / len(unseen) if unseen else None
+    listed = ", ".join(f"{kind} {percent(error)}" for kind, error in errors.items())
     old = sorted({law.kind.replace("_", " ") for law in spec.calibrated if law.is_outdated})
     again = f"; calibrate again for {', '.join(old)}: an older roofcal fitted other laws" if old else ""
-    return f"{len(spec.calibrated)} calibrated laws; error on kernels held out from the fit: {', '.join(said)}{again}"
+    return f"{len(spec.calibrated)} calibrated laws; mean error on kernels held out from the fit: {listed}{again}"
 
 
-def unsteady(rows: Sequence[PeakRow]) -> str | None:
-    """A warning where the samples of a figure vary much."""
-    wide = [row for row in rows if row.spread is not None and row.spread > STEADY_WITHIN]
+def unsteady(rows: Sequence[PeakRow]) -> str:
+    """A warning where the samples of a figure vary much; else ""."""
+    wide = [f"{row.name} by {percent(row.spread)}" for row in rows if (row.spread or 0.0) > STEADY_WITHIN]
     if not wide:
-        return None
-    names = ", ".join(f"{row.name} by {percent(row.spread)}" for row in wide)
-    return f"samples of the peaks vary ({names}): other work, or a clock that changes; measure again on a quiet machine"
-
-
-def missing(spec: HardwareSpec) -> tuple[str, ...]:
-    """Each figure that could not be had, and why."""
-    return tuple(f"{figure}: {' '.join(reason.split())}" for figure, reason in spec.missing.items())
+        return ""
+    reason = "other work, or a clock that changes; measure again on a quiet machine"
+    return f"samples of the peaks vary ({', '.join(wide)}): {reason}"
 
 
 def _figures(peaks: Peaks | None) -> dict[tuple[Unit, str], Figure]:
@@ -461,28 +407,18 @@ def _or_value(value: float, low: float | None, high: float | None) -> tuple[floa
 
 
 def _points(value: float | None, low: float, high: float) -> str:
-    """ "94.4 % ± 6.1 %", both in per cent of the same whole."""
+    """ "94.4 % ± 6.1 %", both in percent of the same whole."""
     half = "" if value is None or high <= low else f" ± {plus_minus(low, high, 1.0)}"
     return percent(value) + half
 
 
-def _instrumentation(low: float, high: float) -> str:
-    """What a ratio of profiled to unprofiled time means whose interval is outside its bounds."""
-    if low > 1 + INSTRUMENTED_WITHIN:
-        return f"operation times carry up to {percent((low + high) / 2 - 1)} of instrumentation"
-    if high < 1 - INSTRUMENTED_WITHIN:
-        return "the machine changed between passes"
-    return ""
-
-
 def meaning(row: TermRow) -> str:
     """What a row of the waterfall stands for."""
-    if row.terms == ("wall",):
-        return "wall time of a pass without the profiler"
+    joined = {
+        ("wall",): "wall time of a pass without the profiler",
+        ("shape_loss", "level", "residual"): "slower than the roofline of what ran",
+        ("level", "residual"): "what the laws do not explain, and how slow the machine was",
+    }
     if len(row.terms) > 1 and row.terms[0] == "ideal":
         return REACHED[row.terms[-1]]
-    if row.terms == ("shape_loss", "level", "residual"):
-        return "slower than the roofline of what ran"
-    if row.terms == ("level", "residual"):
-        return "what the laws do not explain, and how slow the machine was"
-    return "; ".join(MEANING[term] for term in row.terms)
+    return joined.get(row.terms) or "; ".join(MEANING[term] for term in row.terms)

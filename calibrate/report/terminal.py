@@ -2,8 +2,6 @@
 
 Where a table is too wide, names lose their middle and columns go, the highest `Column.drop` first. Nothing depends on
 colour, so that a report can be piped.
-
-Example: ``render(run_document(reports, run, spec), rich.console.Console())``
 """
 
 import re
@@ -18,11 +16,8 @@ from rich.text import Text as Words
 from calibrate.report.document import Cell, Document, Facts, Lines, Part, Section, Table, Text, Tone, printable, shown
 from calibrate.report.units import aligned
 
-GAP = 2
-"""Characters between two columns."""
-NARROWEST = 20
-"""Characters of a column of words below which another column goes instead."""
-NARROWEST_BAR, WIDEST_BAR = 8, 40
+GAP, NARROWEST, NARROWEST_BAR, WIDEST_BAR = 2, 20, 8, 40
+"""Characters between two columns, of a column of words below which another column goes, and of a bar."""
 FEW = 3
 """Lines of a titled list that are shown; the rest are counted."""
 
@@ -131,8 +126,8 @@ def _fitted(table: Table, width: int) -> tuple[dict[int, list[str]], dict[int, i
         widths |= {i: min(widths[i], cap) for i in soft if i in widths}
     for i in widths:
         if i in soft and not table.columns[i].wraps:
-            cut = shortened if table.columns[i].code else _ended
-            texts[i] = cut(texts[i], widths[i])
+            ended = [cell if len(cell) <= widths[i] else f"{cell[: widths[i] - 1]}…" for cell in texts[i]]
+            texts[i] = shortened(texts[i], widths[i]) if table.columns[i].code else ended
     return texts, dict(sorted(widths.items()))
 
 
@@ -148,10 +143,6 @@ def _bar(cell: Cell, room: int) -> str:
     left, right = sorted((round(start * room), round(end * room)))
     left = min(left, room - 1)
     return " " * left + ("░" if end < start else "█") * (max(right - left, 1) if end != start else 0)
-
-
-def _ended(cells: Sequence[str], width: int) -> list[str]:
-    return [cell if len(cell) <= width else f"{cell[: max(width - 1, 0)]}…" for cell in cells]
 
 
 Cut = tuple[str, str]

@@ -1,10 +1,8 @@
-"""How every plot looks: one plotly template, colours, logarithmic axes with readable ticks, whiskers, series.
-
-Example: ``figure = plot("working set", "bandwidth"); log_axis(figure, "x", sizes, binary, base=2)``
-"""
+"""How every plot looks: one plotly template, colours, logarithmic axes with readable ticks, whiskers, series."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -13,33 +11,18 @@ SERIES = (
     "#8c564b", "#e377c2", "#bcbd22", "#393b79", "#7f7f7f", "#000000",
 )  # fmt: skip
 KIND = {
-    "matmul": "#1f77b4",
-    "grouped_matmul": "#17becf",
-    "attention": "#d62728",
-    "conv": "#8c564b",
-    "softmax": "#e377c2",
-    "norm": "#2ca02c",
-    "pointwise": "#ff7f0e",
-    "reduction": "#bcbd22",
-    "copy": "#7f7f7f",
-    "embedding": "#9467bd",
-    "scan": "#393b79",
-    "collective": "#ad494a",
-    "transfer": "#8c6d31",
-    "other": "#000000",
-}
-"""One colour a kind of operation in every picture."""
+    "matmul": "#1f77b4", "grouped_matmul": "#17becf", "attention": "#d62728", "conv": "#8c564b", "softmax": "#e377c2",
+    "norm": "#2ca02c", "pointwise": "#ff7f0e", "reduction": "#bcbd22", "copy": "#7f7f7f", "embedding": "#9467bd",
+    "scan": "#393b79", "collective": "#ad494a", "transfer": "#8c6d31", "other": "#000000",
+}  # fmt: skip
+"""Colour of a kind of operation in every picture."""
 GREY, DARK, LIGHT, GREEN, RED = "#8d99ae", "#33415c", "#c9d3e3", "#2a7f62", "#c8553d"
 TEXT, FAINT = "#1f2733", "#5b6675"
 
-_AXIS = {
-    "gridcolor": "#e6e9ef",
-    "zerolinecolor": "#b8c0cc",
-    "linecolor": "#b8c0cc",
-    "ticks": "outside",
-    "title": {"standoff": 14},
-    "automargin": True,
-}
+_AXIS: dict[str, object] = {
+    "gridcolor": "#e6e9ef", "zerolinecolor": "#b8c0cc", "linecolor": "#b8c0cc", "ticks": "outside",
+    "title": {"standoff": 14}, "automargin": True,
+}  # fmt: skip
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": TEXT},
@@ -49,7 +32,7 @@ TEMPLATE = go.layout.Template(
         "colorway": SERIES,
         "margin": {"l": 84, "r": 30, "t": 24, "b": 60},
         "height": 440,
-        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
+        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0, "itemsizing": "constant"},
         "xaxis": _AXIS,
         "yaxis": _AXIS,
     }
@@ -57,21 +40,14 @@ TEMPLATE = go.layout.Template(
 
 TICKS = 14
 """Most ticks of a logarithmic axis; of more, every second or third power is named."""
-FEWEST_TICKS = 3
 STEPS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0))
 """Ticks within a power of ten, from coarse to fine."""
-POINTS = 1500
-"""Samples drawn of one trace; of more, evenly chosen ones."""
+HOVER = "%{customdata}<extra></extra>"
+"""Hovering shows the text of the point alone."""
 
 
-def plot(x_title: str = "", y_title: str = "", traces: Sequence[object] = (), **layout: object) -> go.Figure:
-    """A figure with titles at its axes; `layout` replaces what the template says."""
-    figure = go.Figure(list(traces))
-    return style(figure, x_title, y_title, **layout)
-
-
-def style(figure: go.Figure, x_title: str = "", y_title: str = "", **layout: object) -> go.Figure:
-    """The same for a figure that is there, such as one with several panels."""
+def style(figure: go.Figure, x_title: str = "", y_title: str = "", **layout: Any) -> go.Figure:
+    """The figure with titles at its axes; `layout` replaces what the template says."""
     figure.update_layout(template=TEMPLATE, **layout)
     if x_title:
         figure.update_xaxes(title_text=x_title)
@@ -96,91 +72,47 @@ def log_axis(
     for steps in STEPS if base == 10 else STEPS[:1]:  # the coarsest that has enough of them
         every_tick = [step * float(base) ** power for power in powers if power % every == 0 for step in steps]
         ticks = [tick for tick in every_tick if low <= tick <= high]
-        if len(ticks) >= FEWEST_TICKS:
+        if len(ticks) >= 3:
             break
     update = figure.update_xaxes if axis == "x" else figure.update_yaxes
-    update(
-        type="log",
-        range=[math.log10(low), math.log10(high)],
-        tickvals=ticks,
-        ticktext=[short(show(tick)) for tick in ticks],
-    )
+    names = [short(show(tick)) for tick in ticks]
+    update(type="log", range=[math.log10(low), math.log10(high)], tickvals=ticks, ticktext=names)
 
 
 def points(
     figure: go.Figure,
     name: str,
-    x: Sequence[float],
-    y: Sequence[float],
+    x: Iterable[object],
+    y: Iterable[object],
     hover: Sequence[str],
-    i: int,
+    i: int = 0,
     *,
-    mode: str = "lines+markers",
+    marker: Mapping[str, object] | None = None,
+    **trace: Any,
 ) -> None:
-    """A series with a text for each point."""
+    """Add a series in the i-th colour with a text for each point; `marker` and `trace` replace its defaults.
+
+    The texts are markup: use `plain` for the names in them.
+    """
+    trace = {"mode": "lines+markers", "line": {"color": colour(i), "width": 1.8}, **trace}
+    marker = {"color": colour(i), "size": 7, **(marker or {})}
     figure.add_scatter(
-        name=plain(name),
-        x=list(x),
-        y=list(y),
-        mode=mode,
-        line={"color": colour(i), "width": 1.8},
-        marker={"color": colour(i), "size": 7},
-        customdata=[plain(text) for text in hover],
-        hovertemplate="%{customdata}<extra></extra>",
+        name=plain(name), x=list(x), y=list(y), marker=marker, customdata=hover, hovertemplate=HOVER, **trace
     )
 
 
 def line(figure: go.Figure, name: str, x: Sequence[float], y: Sequence[float], paint: str, dash: str = "dash") -> None:
-    """A line that is computed, not measured."""
-    figure.add_scatter(
-        name=plain(name),
-        x=list(x),
-        y=list(y),
-        mode="lines",
-        line={"color": paint, "width": 1.6, "dash": dash},
-        hoverinfo="name",
-    )
+    """Add a line that is computed, not measured."""
+    style = {"color": paint, "width": 1.6, "dash": dash}
+    figure.add_scatter(name=plain(name), x=list(x), y=list(y), mode="lines", line=style, hoverinfo="name")
 
 
 def upright(figure: go.Figure, x: float, text: str, paint: str, dash: str, level: int = 0) -> None:
     """A named vertical line on a logarithmic x axis; `level` moves the name down a line."""
     figure.add_vline(x=x, line={"color": paint, "width": 1.2, "dash": dash})
-    figure.add_annotation(
-        x=math.log10(x),
-        y=1,
-        yref="paper",
-        yshift=-14 * level,
-        xanchor="left",
-        yanchor="top",
-        xshift=3,
-        showarrow=False,
-        text=plain(text),
-        font={"size": 11, "color": paint},
-        bgcolor="#ffffff",
-    )
-
-
-def whiskers(intervals: Sequence[tuple[float, float | None, float | None]]) -> dict[str, object] | None:
-    """Error bars of (value, low, high); None where no interval is known."""
-    if all(low is None or high is None for _, low, high in intervals):
-        return None
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [None if high is None else high - value for value, _, high in intervals],
-        "arrayminus": [None if low is None else value - low for value, low, _ in intervals],
-        "thickness": 1.2,
-    }
-
-
-def thinned(count: int) -> list[int]:
-    """Indices of at most `POINTS` evenly chosen samples."""
-    return list(range(0, count, max(1, -(-count // POINTS))))
-
-
-def spaced(low: float, high: float, count: int = 60) -> list[float]:
-    """Evenly spaced in the logarithm, both ends included."""
-    return [low * (high / low) ** (i / (count - 1)) for i in range(count)]
+    font = {"size": 11, "color": paint}
+    place = {"x": math.log10(x), "y": 1, "yref": "paper", "xanchor": "left", "yanchor": "top", "xshift": 3}
+    figure.add_annotation(text=plain(text), **place, yshift=-14 * level, showarrow=False, font=font, bgcolor="#ffffff")
 
 
 def short(text: str) -> str:

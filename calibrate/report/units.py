@@ -8,6 +8,7 @@ Example: ``seconds(0.0821) == "82.1 ms"``, ``bytes_per_s(4.8e12) == "4.80 TB/s"`
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from roofline.dtypes import SHORT
 
@@ -15,38 +16,42 @@ UNKNOWN = "–"
 """Stands for null: not known, not measured, not applicable. Never for zero."""
 
 MINUS = "−"
-"""As wide as "+", so that signed columns line up."""
-
-SMALLEST_PERCENT = 0.0001
-"""A fraction; below 0.01 % the digits are noise in any measurement, so only the bound is printed."""
+"""The sign that is as wide as "+", so that signed columns line up."""
 
 _PREFIXES = {-5: "f", -4: "p", -3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P"}
 """SI prefix by power of 1000."""
 
 
+def _prefixed(
+    value: float | None, unit: str = "", lowest: int = 0, highest: int = 5, signed: bool = False, digits: int = 3
+) -> str:
+    if value is None:
+        return UNKNOWN
+    _finite(value)
+    if value == 0:
+        return f"0 {unit}".rstrip()
+    rounded = float(f"{abs(value):.{digits - 1}e}")  # first, so that 999.6 µs becomes 1.00 ms
+    power = min(max(math.floor(math.log10(rounded) / 3 + 1e-9), lowest), highest)
+    number = rounded / 1000.0**power
+    decimals = _decimals(number, most=digits + 2, digits=digits)
+    return f"{_sign(value, signed)}{number:.{decimals}f} {_PREFIXES[power]}{unit}".rstrip()
+
+
 def seconds(value: float | None, signed: bool = False) -> str:
-    """ns, µs, ms or s."""
+    """A time in ns, µs, ms or s."""
     return _prefixed(value, "s", -3, 0, signed)
 
 
-def size(value: float | None) -> str:
-    """Bytes; GB is 1e9."""
-    return _prefixed(value, "B", 0, 5)
-
-
-def flops(value: float | None) -> str:
-    """A count of FLOPs."""
-    return _prefixed(value, "FLOP", 0, 5)
-
-
-def flops_per_s(value: float | None) -> str:
-    """A rate of work; TFLOP/s is 1e12."""
-    return _prefixed(value, "FLOP/s", 0, 5)
-
-
-def bytes_per_s(value: float | None) -> str:
-    """A bandwidth; GB/s is 1e9."""
-    return _prefixed(value, "B/s", 0, 5)
+size = partial(_prefixed, unit="B")
+"""Bytes; GB is 1e9."""
+flops = partial(_prefixed, unit="FLOP")
+"""A count of FLOPs."""
+flops_per_s = partial(_prefixed, unit="FLOP/s")
+"""A rate of work; TFLOP/s is 1e12."""
+bytes_per_s = partial(_prefixed, unit="B/s")
+"""A bandwidth; GB/s is 1e9."""
+magnitude = partial(_prefixed, unit="")
+"""A number whose unit stands in the column's header: "12.3 G"."""
 
 
 def in_unit(value: float | None, unit: str) -> str:
@@ -58,7 +63,7 @@ def in_unit(value: float | None, unit: str) -> str:
 
 
 def precise(value: float, unit: str = "") -> str:
-    """Five digits, as many as the tables of papers have: "28.751 T"."""
+    """A figure with five digits, as in the tables of papers: "28.751 T"."""
     return _prefixed(value, unit, -3, 5, digits=5)
 
 
@@ -77,11 +82,6 @@ def binary(value: float | None) -> str:
     return f"{f'{number:.3g}' if number < 999.5 else f'{number:.0f}'} {('', 'Ki', 'Mi', 'Gi', 'Ti')[power]}B"
 
 
-def magnitude(value: float | None) -> str:
-    """A number whose unit stands in the column's header: "12.3 G"."""
-    return _prefixed(value, "", 0, 5)
-
-
 def percent(value: float | None, signed: bool = False) -> str:
     """A fraction as a percentage: 0.873 is "87.3 %"."""
     if value is None:
@@ -90,14 +90,14 @@ def percent(value: float | None, signed: bool = False) -> str:
     sign = _sign(value, signed)
     if value == 0:
         return "0 %"
-    if abs(value) < SMALLEST_PERCENT:
+    if abs(value) < 1e-4:  # the digits are noise in any measurement, so only the bound is printed
         return f"{sign}<0.01 %"
     number = 100 * float(f"{abs(value):.2e}")
-    return f"{sign}{number:.{_decimals(number, most=4)}f} %"
+    return f"{sign}{number:.{_decimals(number, most=2)}f} %"
 
 
 def duration(value: float) -> str:
-    """Seconds that somebody waits: "75 s", "2 min 20 s"."""
+    """Seconds of waiting in whole ones: "75 s", "2 min 20 s"."""
     _finite(value)
     whole = round(value)
     return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60} s"
@@ -137,7 +137,7 @@ def aligned(cells: Sequence[str]) -> list[str]:
 
 
 def known_sum(values: Iterable[float | None]) -> float | None:
-    """The sum; what one part does not know is not known of the sum."""
+    """The sum; it is not known where one part is not."""
     parts = tuple(values)
     return None if None in parts else sum(part for part in parts if part is not None)
 
@@ -147,21 +147,8 @@ def ratio(part: float | None, whole: float | None) -> float | None:
     return None if part is None or whole is None or whole <= 0 or not math.isfinite(part / whole) else part / whole
 
 
-def _prefixed(value: float | None, unit: str, lowest: int, highest: int, signed: bool = False, digits: int = 3) -> str:
-    if value is None:
-        return UNKNOWN
-    _finite(value)
-    if value == 0:
-        return f"0 {unit}".rstrip()
-    rounded = float(f"{abs(value):.{digits - 1}e}")  # first, so that 999.6 µs becomes 1.00 ms
-    power = min(max(math.floor(math.log10(rounded) / 3 + 1e-9), lowest), highest)
-    number = rounded / 1000.0**power
-    decimals = _decimals(number, most=digits + 2, digits=digits)
-    return f"{_sign(value, signed)}{number:.{decimals}f} {_PREFIXES[power]}{unit}".rstrip()
-
-
 def _decimals(number: float, most: int, digits: int = 3) -> int:
-    """Decimals that leave so many significant digits."""
+    """Decimals that leave `digits` significant digits."""
     return min(max(digits - 1 - math.floor(math.log10(number) + 1e-9), 0), most)
 
 

@@ -11,10 +11,10 @@ ERRORS = Score(rows=30, mape=0.051, median=0.03, p90=0.11, time_weighted=0.04, b
 
 
 def calibrated(kind: str, undetermined: tuple[str, ...] = ()) -> Calibrated:
-    doubts = ("the start is far from its prior",)
-    law = SimpleNamespace(kind=kind, dtype="bfloat16", points=20, doubts=doubts, undetermined=undetermined)
+    law = {"kind": kind, "dtype": "bfloat16", "points": 20, "undetermined": undetermined}
+    fitted = SimpleNamespace(**law, doubts=("the start is far from its prior",))
     worse = Score(rows=30, mape=0.4, median=0.3, p90=0.8, time_weighted=0.5, bias=-0.4, coverage=None)
-    return Calibrated(law, ERRORS, worse, worse, {DECODING: ERRORS}, None)
+    return Calibrated(fitted, ERRORS, worse, worse, {DECODING: ERRORS}, None)
 
 
 def test_a_calibration_shows_its_errors_and_its_doubts_in_every_view() -> None:

@@ -65,9 +65,9 @@ def test_narrow_consoles_lose_columns_in_order_and_keep_path_and_time() -> None:
 
     every = {column.header for column in LAYER_COLUMNS if "terminal" in column.views}
     assert all(word in header(160) for word in every)
-    asked = {120: ("time", "share", "ideal", "predicted", "efficiency", "bound", "FLOP/s", "bytes/s"),
+    shown = {120: ("time", "share", "ideal", "predicted", "efficiency", "bound", "FLOP/s", "bytes/s"),
              100: ("predicted",), 90: ("bound",), 80: ("±", "efficiency"), 47: ("time",)}  # fmt: skip
-    for width, words in asked.items():
+    for width, words in shown.items():
         assert all(word in header(width) for word in words), width
     assert "per repeat" not in header(100)
     for width in range(70, 161):  # columns go before a path becomes unreadable
@@ -87,7 +87,7 @@ def test_every_view_says_what_matters() -> None:
             assert words in text, (view, words)
     assert "and 4 more" in " ".join(on_terminal(document("cpu"), 80).split())
     written = as_markdown(run_document([samples.gpu_calibrated(), samples.cpu()], samples.run(), samples.GPU))
-    assert "clock: kernel timeline; caches: in situ; passes: 12 unprofiled, 12 profiled" in written
+    assert "device times: kernel timeline; caches: in situ; passes: 12 unprofiled, 12 profiled" in written
     assert "op 17: aten::copy\\_ ran" in written and "model.layers.6.self\\_attn.unused\\_bias" in written
     assert CASES["gpu"][1].environment.versions["torch"] in written
 
@@ -145,6 +145,7 @@ def test_the_headline_compares_device_work_with_device_work() -> None:
     fast = report.model_copy(update={"busy_s": 0.5 * report.rungs.ideal})
     assert "above the measured time: the peaks are too low" in headline(fast)
     assert "× less" not in headline(fast)
+    assert "could take" in headline(samples.cpu()) and "unknown" in headline(samples.no_peaks())
 
 
 def spread(low: float, high: float) -> HardwareSpec:
@@ -189,7 +190,7 @@ def test_the_first_markdown_table_has_the_closure() -> None:
     for value, held in ((1.0, "holds"), (1.08, "**DOES NOT HOLD**")):
         lines = as_markdown(one(ratio(value))).splitlines()
         start = next(i for i, line in enumerate(lines) if line.startswith("| pass "))
-        assert lines[start].endswith("| closure |")
+        assert lines[start].endswith("| every check |")
         assert lines[start + 2].endswith(f"| {held} |")
 
 

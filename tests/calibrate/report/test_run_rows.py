@@ -144,14 +144,6 @@ def test_what_ideal_uses_is_said_plainly() -> None:
     assert "–" in run.ideal_uses(samples.no_peaks(), samples.BARE)
 
 
-def test_headline_compares_the_busy_time_with_the_right_rung() -> None:
-    report = samples.gpu()
-    assert report.rungs.ideal is not None
-    assert f"({report.busy_s / report.rungs.ideal:.2f}× less)" in run.headline(report)
-    assert "could take" in run.headline(samples.cpu())
-    assert "unknown" in run.headline(samples.no_peaks())
-
-
 def test_layer_terms_add_up_to_each_layers_time() -> None:
     for report in REPORTS:
         _, rows = run_rows.layer_terms(report)
@@ -197,11 +189,11 @@ def test_the_laws_of_a_spec_are_one_line_with_their_errors_on_unseen_groups() ->
     spec = load_device("nvidia-h200-sxm")
     assert run_rows.laws(spec) is None
     said = run_rows.laws(spec.model_copy(update={"calibrated": tuple(laws)}))
-    errors = "3 calibrated laws; error on kernels held out from the fit: matmul 5.00 %, streaming operators 3.00 %"
+    errors = "3 calibrated laws; mean error on kernels held out from the fit: matmul 5.00 %, streaming operators 3.00 %"
     older = "; calibrate again for matmul: an older roofcal fitted other laws"  # it has no bounds
     assert said == errors + older
     streams = run_rows.laws(spec.model_copy(update={"calibrated": tuple(laws[1:])}))
-    assert streams == "2 calibrated laws; error on kernels held out from the fit: streaming operators 3.00 %"
+    assert streams == "2 calibrated laws; mean error on kernels held out from the fit: streaming operators 3.00 %"
 
 
 def test_intervals_are_shown_as_half_their_width() -> None:
@@ -222,10 +214,10 @@ def test_what_is_compared_with_what_is_said() -> None:
     by_laws, plain = samples.gpu_calibrated(), samples.gpu()
     said = run.compared(by_laws)
     measured = "measured times are the mean of the middle half of 4 rounds, each the mean of 3 passes; "
-    assert said.startswith(measured + "predicted times are by laws fitted to kernels summarised in the same way")
-    assert said.endswith("at the machine's speed of this run")
-    assert run.compared(by_laws.model_copy(update={"level": {}})).endswith("speed of the calibration")
-    assert "at the achieved peaks" in run.compared(plain)
+    assert said == measured + "the laws are fitted to kernels summarised in the same way"
+    assert "at the machine's speed of this run: busy" in run.predicted(by_laws)
+    assert "speed of the calibration: busy" in run.predicted(by_laws.model_copy(update={"level": {}}))
+    assert "achieved peaks are those of the fastest tenth" in run.compared(plain)
     single = run.compared(plain.model_copy(update={"rounds": 1}))
     assert "1 round, each the mean of 12 passes, without an interval" in single
     assert "memory 1.06× (1.02–1.10)" in run.level(by_laws)[0] and run.level(plain) == ()
