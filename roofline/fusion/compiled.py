@@ -3,15 +3,13 @@
 A kernel reads what its members read and have not written themselves before; it writes what the cache keeps, what
 nobody reads (an output of the model), and what a kernel reads that does not do the writing operation itself. An
 operation may be part of several kernels, which then all compute it; of these the first one writes for others.
-
-Example: ``kernel_ops(graph, [(0,), (1, 2, 3)])`` → two operations
 """
 
 from collections.abc import Sequence
 
 from roofline.fusion.fuse import moved_once
-from roofline.graph.dataflow import Dataflow, Sizes, executed_accesses
-from roofline.graph.op import ANCHORS, Op, OpGraph
+from roofline.graph.dataflow import Dataflow, Sizes
+from roofline.graph.op import ANCHORS, Op, OpGraph, sizes_by_tensor
 
 Members = Sequence[Sequence[int]]
 """Operations of each kernel, as indices in order."""
@@ -20,7 +18,6 @@ Members = Sequence[Sequence[int]]
 def kernel_ops(graph: OpGraph, members: Members) -> tuple[Op, ...]:
     """Each kernel as one operation, described by its member with the most matrix work, else the most vector work."""
     flow = Dataflow(graph)
-    accesses = [executed_accesses(op) for op in graph.ops]
     doing: list[set[int]] = [set() for _ in graph.ops]
     for kernel, ops in enumerate(members):
         for i in ops:
@@ -32,23 +29,16 @@ def kernel_ops(graph: OpGraph, members: Members) -> tuple[Op, ...]:
         writes: Sizes = {}
         written: Sizes = {}
         for i in ops:
-            for tensor, size in accesses[i][0].items():
+            for tensor, size in sizes_by_tensor(graph.ops[i].reads).items():
                 if (missing := size - written.get(tensor, 0)) > 0:
                     reads[tensor] = max(reads.get(tensor, 0), missing)
-            for tensor, size in accesses[i][1].items():
+            for tensor, size in sizes_by_tensor(graph.ops[i].writes).items():
                 written[tensor] = written.get(tensor, 0) + size
                 readers = [r for r in flow.readers[tensor] if r > i]
                 is_kept = graph.tensors[tensor].role == "kv" or not readers
                 if min(doing[i]) == kernel and (is_kept or any(not doing[r] <= doing[i] for r in readers)):
                     writes[tensor] = writes.get(tensor, 0) + size
-        kernels.append(
-            main.model_copy(
-                update={
-                    "matrix_flops": sum(graph.ops[i].matrix_flops for i in ops),
-                    "vector_flops": sum(graph.ops[i].vector_flops for i in ops),
-                    "reads": moved_once(graph, reads),
-                    "writes": moved_once(graph, writes),
-                }
-            )
-        )
+        update = {name: sum(getattr(graph.ops[i], name) for i in ops) for name in ("matrix_flops", "vector_flops")}
+        accesses = {"reads": moved_once(graph, reads), "writes": moved_once(graph, writes)}
+        kernels.append(main.model_copy(update=update | accesses))
     return tuple(kernels)

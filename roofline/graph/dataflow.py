@@ -15,7 +15,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
-from roofline.graph.op import ANCHORS, Bytes, Kind, Op, OpGraph, sizes_by_tensor
+from roofline.graph.op import ANCHORS, Bytes, Kind, OpGraph, sizes_by_tensor
 
 Sizes = dict[int, Bytes]
 """Bytes by tensor."""
@@ -62,15 +62,9 @@ class Accesses:
     writes: tuple[Sizes, ...]
 
 
-def executed_accesses(op: Op) -> tuple[Sizes, Sizes]:
-    """Reads and writes of an operation, a tensor that is listed twice added up."""
-    return sizes_by_tensor(op.reads), sizes_by_tensor(op.writes)
-
-
 def ideal_accesses(graph: OpGraph, flow: Dataflow) -> Accesses:
     """The accesses of every operation once appended caches and avoidable copies are taken out."""
-    both = [executed_accesses(op) for op in graph.ops]
-    reads, writes = [r for r, _ in both], [w for _, w in both]
+    reads, writes = [sizes_by_tensor(op.reads) for op in graph.ops], [sizes_by_tensor(op.writes) for op in graph.ops]
     for i, op in enumerate(graph.ops):
         if op.kind is Kind.COPY:
             _append(graph, reads[i], writes[i])
@@ -92,22 +86,20 @@ def ideal_accesses(graph: OpGraph, flow: Dataflow) -> Accesses:
 
 
 def _append(graph: OpGraph, reads: Sizes, writes: Sizes) -> None:
-    """Rule (b): the old part of a rewritten cache is neither read nor written, nor is a new cache cleared."""
-    if not reads and all(graph.tensors[t].role == "kv" for t in writes):
+    """The old part of a rewritten cache is neither read nor written, nor is a new cache cleared."""
+    cached, rewritten = ([t for t in sizes if graph.tensors[t].role == "kv"] for sizes in (reads, writes))
+    if not reads and len(rewritten) == len(writes):
         writes.clear()
         return
-    role = [graph.tensors[t].role for t in reads]
     new_bytes = sum(size for t, size in reads.items() if graph.tensors[t].role == "activation")
-    rewritten = [t for t in writes if graph.tensors[t].role == "kv"]
-    if "kv" not in role or not new_bytes or len(rewritten) != 1 or len(writes) != 1:
-        return
-    for tensor in [t for t in reads if graph.tensors[t].role == "kv"]:
-        del reads[tensor]
-    writes[rewritten[0]] = min(writes[rewritten[0]], new_bytes)
+    if cached and new_bytes and len(rewritten) == len(writes) == 1:
+        for tensor in cached:
+            del reads[tensor]
+        writes[rewritten[0]] = min(writes[rewritten[0]], new_bytes)
 
 
 def _roll(flow: Dataflow, reads: list[Sizes], writes: list[Sizes], op: int) -> None:
-    """Rule (b) for a window that is copied out, changed in part, and copied back: only the change is written."""
+    """Of a window that is copied out, changed in part, and copied back, only the change is written."""
     if len(reads[op]) != 1 or len(writes[op]) != 1:
         return
     (rolled,), (cache,) = reads[op], writes[op]

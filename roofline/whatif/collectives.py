@@ -1,5 +1,4 @@
-"""Operations that move data between ranks, or between two devices: what the sharding what-ifs insert.
-
+"""Operations that move data between ranks, or between two devices: those that the sharding what-ifs insert.
 Bytes and steps are those of ring algorithms, which no other beats in bytes: Thakur, Rabenseifner, Gropp,
 "Optimization of Collective Communication Operations in MPICH", IJHPCA 19(1), 2005, sections 4.1, 4.3 and 4.5; the
 "bus bandwidth" of NVIDIA's nccl-tests (doc/PERFORMANCE.md) is defined by the same factors. With n ranks and S bytes:
@@ -13,8 +12,6 @@ Bytes and steps are those of ring algorithms, which no other beats in bytes: Tha
 
 They read and write their tensors in memory too. The additions of a reduction are not counted: one for each element
 that arrives over the link, which is slower than any vector unit.
-
-Example: ``all_reduce(Access(tensor=3, bytes=1e6), ranks=8, link="nvlink", like=op).link_bytes`` → 1.75e6
 """
 
 from typing import Any, Literal
@@ -32,14 +29,12 @@ def all_reduce(data: Access, *, ranks: int, link: str, like: Op) -> Op:
 
 def all_gather(part: Access, gathered: Access, *, ranks: int, link: str, like: Op) -> Op:
     """Put the parts of all ranks together: `gathered` is the whole."""
-    sent = (ranks - 1) / ranks * gathered.bytes
-    return _collective("all_gather", part, gathered, gathered.bytes, sent, ranks - 1, ranks, link, like)
+    return _collective("all_gather", part, gathered, gathered.bytes, None, ranks - 1, ranks, link, like)
 
 
 def reduce_scatter(data: Access, part: Access, *, ranks: int, link: str, like: Op) -> Op:
     """Sum `data` over the ranks; each keeps its `part` of the sum."""
-    sent = (ranks - 1) / ranks * data.bytes
-    return _collective("reduce_scatter", data, part, data.bytes, sent, ranks - 1, ranks, link, like)
+    return _collective("reduce_scatter", data, part, data.bytes, None, ranks - 1, ranks, link, like)
 
 
 def all_to_all(held: Access, received: Access, *, ranks: int, link: str, like: Op) -> Op:
@@ -68,17 +63,26 @@ def transfer(
 
 
 def _collective(
-    name: str, read: Access, written: Access, size: Bytes, sent: float, steps: int, ranks: int, link: str, like: Op
+    name: str,
+    read: Access,
+    written: Access,
+    size: Bytes,
+    sent: float | None,
+    steps: int,
+    ranks: int,
+    link: str,
+    like: Op,
 ) -> Op:
     if checked_ranks("ranks", ranks) == 1:
         raise ValueError(f"{name} among 1 rank moves nothing; leave it out")
     reads, writes = ((access(a.tensor, a.bytes),) for a in (read, written))
+    sent = (ranks - 1) / ranks * size if sent is None else sent
     dims, crosses = {"bytes": round(size), "ranks": ranks}, _crossing(link, sent, steps)
     return inserted(like, f"collective::{name}", Kind.COLLECTIVE, dims, reads, writes, **crosses)
 
 
 def _crossing(link: str, size: Bytes, messages: int) -> dict[str, Any]:
-    """What an operation sends over which link."""
+    """Fields of an operation that sends `size` bytes over a link."""
     if not link:
         raise ValueError("a transfer needs the name of a link of the device, such as nvlink, pcie or network")
     return {"link": link, "link_bytes": whole(size), "messages": messages}
