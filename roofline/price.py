@@ -28,8 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roofline.caches import CacheState, Touches, level_bytes
-from roofline.fusion.compiled import Members, kernel_ops
-from roofline.fusion.fuse import Group, fuse
+from roofline.fusion.fuse import Group, Members, fuse, kernel_ops
 from roofline.graph.op import Op, OpGraph, layer_key
 from roofline.hardware.spec import Peaks
 

@@ -16,8 +16,9 @@ latents, but for rounding, and are absorbed together:
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 from roofline.dtypes import element_bits
 from roofline.graph.dataflow import Accesses, Dataflow
@@ -26,54 +27,45 @@ from roofline.graph.op import PRODUCTS, Kind, Op, OpGraph
 
 
 @dataclass(frozen=True)
-class Heads:
-    """Sizes of an attention as it is executed."""
+class Attention:
+    """One attention of the ideal graph."""
 
+    members: tuple[int, ...]
+    """Indices of the executed operations it replaces, in order."""
+    matrix_flops: float
+    vector_flops: float
+    masks: frozenset[int]
+    """Tensors that only carry the mask, which a kernel that knows it is causal or windowed does not read."""
     heads: int
     """Over the whole batch."""
     query: int
     head_dim: int
     value_dim: int
-    matrix_flops: float
 
 
-@dataclass(frozen=True)
-class Absorbed:
-    """What is absorbed into an attention."""
-
-    members: frozenset[int]
-    """Operations, by index, besides those of the attention."""
-    matrix_flops: float
-    """FLOPs of all of them."""
-    vector_flops: float
-    """FLOPs of those that are absorbed."""
-
-
-def absorbed(
-    graph: OpGraph, flow: Dataflow, accesses: Accesses, attention: Iterable[int], sizes: Heads
-) -> Absorbed | None:
-    """The cheapest way to attend over the latents; None where there are none, or expanding them is cheaper."""
-    inside = frozenset(attention)
-    expansion = _Walk(graph, flow, accesses, inside).expansion()
-    if expansion is None or not sizes.heads or sizes.heads % graph.workload.batch:
+def absorbed(graph: OpGraph, flow: Dataflow, accesses: Accesses, attention: Attention) -> Attention | None:
+    """The cheapest attention over latents; None where there are none, or expanding them is cheaper."""
+    expansion = _Walk(graph, flow, accesses, frozenset(attention.members)).expansion()
+    if expansion is None or not attention.heads or attention.heads % graph.workload.batch:
         return None
     branches = [_Branch.of(graph, branch) for branch in expansion.branches]
     ends = {(branch.widths[0], branch.widths[-1]) for branch in branches}
-    expanded, heads = branches[0].widths[-1], sizes.heads // graph.workload.batch
-    nope = expanded // heads - sizes.value_dim
-    if len(ends) != 1 or expanded % heads or nope <= 0 or sizes.head_dim < nope:
+    expanded, heads = branches[0].widths[-1], attention.heads // graph.workload.batch
+    nope = expanded // heads - attention.value_dim
+    if len(ends) != 1 or expanded % heads or nope <= 0 or attention.head_dim < nope:
         return None
-    dtype = graph.ops[max(inside)].dtype
+    dtype = graph.ops[attention.members[-1]].dtype
     bits = element_bits(dtype)
-    members = [graph.ops[i] for i in expansion.members]
-    executed = sizes.matrix_flops + sum(
-        op.matrix_flops if op.dtype == dtype else op.matrix_flops * element_bits(op.dtype) / bits for op in members
+    expanding = [graph.ops[i] for i in expansion.members]
+    executed = attention.matrix_flops + sum(
+        op.matrix_flops if op.dtype == dtype else op.matrix_flops * element_bits(op.dtype) / bits for op in expanding
     )
-    matrix, vector = min(_ways(graph, branches, sizes, nope))
+    matrix, vector = min(_ways(graph, branches, attention, nope))
     if matrix >= executed:
         return None
     vector += sum(graph.ops[i].vector_flops for i in expansion.copies)
-    return Absorbed(expansion.copies | expansion.members, matrix, vector)
+    members = tuple(sorted({*attention.members, *expansion.copies, *expansion.members}))
+    return replace(attention, members=members, matrix_flops=matrix, vector_flops=attention.vector_flops + vector)
 
 
 @dataclass(frozen=True)
@@ -93,7 +85,7 @@ class _Branch:
         return cls(ops, products, (dims[0].get("k", 0), *(each.get("n", 0) for each in dims)))
 
 
-def _ways(graph: OpGraph, branches: Sequence[_Branch], sizes: Heads, nope: int) -> Iterator[tuple[float, float]]:
+def _ways(graph: OpGraph, branches: Sequence[_Branch], sizes: Attention, nope: int) -> Iterator[tuple[float, float]]:
     """For each way to attend, matrix FLOPs of attention and absorbed operations, and vector FLOPs of the latter."""
     latent, made = branches[0].widths[0], nope + sizes.value_dim
     queries, rope = sizes.heads * sizes.query, sizes.head_dim - nope
@@ -142,8 +134,7 @@ def _scaling(graph: OpGraph, index: int, rows: int) -> float:
     return stored + (min(sums, per_weight) if per_weight else sums)
 
 
-@dataclass(frozen=True)
-class Expansion:
+class _Expansion(NamedTuple):
     """Operations, by index, that only make the keys and values of one attention."""
 
     copies: frozenset[int]
@@ -162,7 +153,7 @@ class _Walk:
         self._path = graph.ops[max(attention)].path
         self._known: dict[int, bool] = {}
 
-    def expansion(self) -> Expansion | None:
+    def expansion(self) -> _Expansion | None:
         before = self._before()
         while leaking := {i for i in before if not self._users(i) <= self._attention | before}:
             before -= leaking
@@ -178,7 +169,7 @@ class _Walk:
             return None
         branches = tuple(self._branches(makers.pop()))
         used = {i for branch in branches for i in branch}
-        return Expansion(frozenset(copies), frozenset(members), branches) if used <= before else None
+        return _Expansion(frozenset(copies), frozenset(members), branches) if used <= before else None
 
     def _before(self) -> set[int]:
         before: set[int] = set()

@@ -7,29 +7,11 @@
   where that needs fewer FLOPs (`absorb_mla`).
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
 
-from roofline.fusion.absorb_mla import Heads, absorbed
+from roofline.fusion.absorb_mla import Attention, absorbed
 from roofline.graph.dataflow import Accesses, Dataflow
 from roofline.graph.op import ANCHORS, AttentionModule, Kind, Op, OpGraph, attention_pairs
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One attention of the ideal graph."""
-
-    members: tuple[int, ...]
-    """Indices of the executed operations it replaces, in order."""
-    matrix_flops: float
-    vector_flops: float
-    masks: frozenset[int]
-    """Tensors that only carry the mask, which a kernel that knows it is causal or windowed does not read."""
-    heads: int
-    """Over the whole batch."""
-    query: int
-    head_dim: int
-    value_dim: int
 
 
 def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses) -> list[Attention]:
@@ -45,7 +27,9 @@ def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses) -> list[A
             attention = _fused(graph, flow, accesses, i, modules.get(op.path))
         if attention is None or taken & set(attention.members):
             continue
-        attention = _absorbed(graph, flow, accesses, attention)
+        over_latents = absorbed(graph, flow, accesses, attention)
+        if over_latents is not None and _is_closed(graph, flow, over_latents.members):
+            attention = over_latents
         taken |= set(attention.members)
         attentions.append(attention)
     return attentions
@@ -180,7 +164,7 @@ def _derives(graph: OpGraph, flow: Dataflow, op: int, source: int, between: set[
     return False
 
 
-def _is_closed(graph: OpGraph, flow: Dataflow, members: list[int]) -> bool:
+def _is_closed(graph: OpGraph, flow: Dataflow, members: Sequence[int]) -> bool:
     """Whether the members can run together, at the place of the last.
 
     Others must read results of the last only, nobody may change their operands in between, and all must stand for the
@@ -198,14 +182,3 @@ def _is_closed(graph: OpGraph, flow: Dataflow, members: list[int]) -> bool:
             if any(i < writer < last and writer not in inside for writer in flow.writers[access.tensor]):
                 return False
     return True
-
-
-def _absorbed(graph: OpGraph, flow: Dataflow, accesses: Accesses, attention: Attention) -> Attention:
-    """The attention over latents as they are cached, where there are such and that needs fewer FLOPs."""
-    sizes = Heads(attention.heads, attention.query, attention.head_dim, attention.value_dim, attention.matrix_flops)
-    latent = absorbed(graph, flow, accesses, attention.members, sizes)
-    members = sorted({*attention.members, *latent.members}) if latent else []
-    if latent is None or not _is_closed(graph, flow, members):
-        return attention
-    vector_flops = attention.vector_flops + latent.vector_flops
-    return replace(attention, members=tuple(members), matrix_flops=latent.matrix_flops, vector_flops=vector_flops)

@@ -21,11 +21,12 @@ an output of the model, unless it is a by-product beside another result that is 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from roofline.fusion.attention import Attention, find_attention
+from roofline.fusion.absorb_mla import Attention
+from roofline.fusion.attention import find_attention
 from roofline.graph.dataflow import Accesses, Dataflow, Sizes, ideal_accesses
-from roofline.graph.op import ANCHORS, Access, Kind, Op, OpGraph
+from roofline.graph.op import ANCHORS, Access, Kind, Op, OpGraph, sizes_by_tensor
 
 
 class Group(Op):
@@ -253,3 +254,41 @@ def _outside_writes(
 def moved_once(graph: OpGraph, sizes: Sizes) -> tuple[Access, ...]:
     """Accesses of these sizes: a tensor is moved once, however many members touch it."""
     return tuple(Access(tensor=t, bytes=min(size, graph.tensors[t].storage_bytes)) for t, size in sizes.items())
+
+
+Members = Sequence[Sequence[int]]
+"""Operations of each kernel, as indices in order."""
+
+
+def kernel_ops(graph: OpGraph, members: Members) -> tuple[Op, ...]:
+    """A graph as a compiler ran it: each kernel as one operation, described by its member with the most work.
+
+    A kernel reads what its members read and have not written themselves before; it writes what the cache keeps, what
+    nobody reads (an output of the model), and what a kernel reads that does not do the writing operation itself. An
+    operation may be part of several kernels, which then all compute it; of these the first one writes for others.
+    """
+    flow = Dataflow(graph)
+    doing: list[set[int]] = [set() for _ in graph.ops]
+    for kernel, ops in enumerate(members):
+        for i in ops:
+            doing[i].add(kernel)
+    kernels = []
+    for kernel, ops in enumerate(members):
+        main = max((graph.ops[i] for i in ops), key=lambda op: (op.kind in ANCHORS, op.matrix_flops, op.vector_flops))
+        reads: Sizes = {}
+        writes: Sizes = {}
+        written: Sizes = {}
+        for i in ops:
+            for tensor, size in sizes_by_tensor(graph.ops[i].reads).items():
+                if (missing := size - written.get(tensor, 0)) > 0:
+                    reads[tensor] = max(reads.get(tensor, 0), missing)
+            for tensor, size in sizes_by_tensor(graph.ops[i].writes).items():
+                written[tensor] = written.get(tensor, 0) + size
+                readers = [r for r in flow.readers[tensor] if r > i]
+                is_kept = graph.tensors[tensor].role == "kv" or not readers
+                if min(doing[i]) == kernel and (is_kept or any(not doing[r] <= doing[i] for r in readers)):
+                    writes[tensor] = writes.get(tensor, 0) + size
+        update = {name: sum(getattr(graph.ops[i], name) for i in ops) for name in ("matrix_flops", "vector_flops")}
+        accesses = {"reads": moved_once(graph, reads), "writes": moved_once(graph, writes)}
+        kernels.append(main.model_copy(update=update | accesses))
+    return tuple(kernels)

@@ -15,7 +15,8 @@ import math
 from collections.abc import Sequence
 
 from roofline.dtypes import element_bits
-from roofline.fusion.attention import Attention, find_attention, is_activation_product
+from roofline.fusion.absorb_mla import Attention
+from roofline.fusion.attention import find_attention, is_activation_product
 from roofline.graph.dataflow import Dataflow, ideal_accesses
 from roofline.graph.edit import Edit, changed
 from roofline.graph.op import Access, AttentionModule, Kind, Op, OpGraph, attention_pairs
