@@ -43,7 +43,6 @@ class Touches:
     """
 
     step: NDArray[np.int64]
-    """Index of the step."""
     bytes: NDArray[np.float64]
     reach_bytes: NDArray[np.float64]
     """Capacity that serves the piece: reuse distance + own bytes; inf for what is never read again."""

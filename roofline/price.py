@@ -53,8 +53,6 @@ class Priced:
 class Prepared:
     """A graph with what pricing needs of it, so that several peaks share the work."""
 
-    """A graph with what pricing needs of it, so that several peaks share the work."""
-
     graph: OpGraph
 
     @cached_property

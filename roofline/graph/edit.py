@@ -13,6 +13,8 @@ from typing import Any
 
 from roofline.graph.op import Access, Bytes, Kind, Op, OpGraph, Role, Tensor
 
+Accesses = tuple[Access, ...]
+
 
 class Edit:
     """Changes to one graph, collected and then made at once."""
@@ -125,23 +127,12 @@ def redirected(op: Op, numbers: Mapping[int, int]) -> Op:
 
 
 def inserted(
-    like: Op,
-    name: str,
-    kind: Kind,
-    dims: dict[str, int],
-    reads: tuple[Access, ...],
-    writes: tuple[Access, ...],
-    *,
-    matrix_flops: float = 0.0,
-    vector_flops: float = 0.0,
-    **fields: Any,
+    like: Op, name: str, kind: Kind, dims: dict[str, int], reads: Accesses, writes: Accesses, **fields: Any
 ) -> Op:
     """A new operation with path, type and count of another one unless `fields` say otherwise; it is not validated."""
-    return Op.model_construct(
-        **{"path": like.path, "dtype": like.dtype, "count": like.count} | fields,
-        name=name, kind=kind, dims=dims, reads=reads, writes=writes, matrix_flops=matrix_flops,
-        vector_flops=vector_flops,
-    )  # fmt: skip
+    own: dict[str, Any] = {"path": like.path, "dtype": like.dtype, "count": like.count}
+    own |= {"matrix_flops": 0.0, "vector_flops": 0.0} | fields
+    return Op.model_construct(**own, name=name, kind=kind, dims=dims, reads=reads, writes=writes)
 
 
 def whole(size: Bytes) -> Bytes:

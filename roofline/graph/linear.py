@@ -39,7 +39,6 @@ class Linear:
 
     graph: OpGraph
     index: int
-    """Index of its operation."""
     matrix: Access
     """Its read of the weight matrix."""
 

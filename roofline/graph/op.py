@@ -27,7 +27,6 @@ class Routing(Record):
     per_token: float = Field(gt=0)
     """Experts that a token chooses among them."""
     tokens: float = Field(ge=0)
-    """Tokens that choose."""
     skew: float = Field(default=0, ge=0, allow_inf_nan=False)
     """Exponent s of Zipf's law: the i-th most popular expert is chosen ∝ i^-s; 0 is uniform."""
 
@@ -102,7 +101,6 @@ class Tensor(Record):
 
     id: int
     storage_bytes: Bytes = Field(ge=0)
-    """Size of the whole storage."""
     role: Role
     """Weights are parameters and buffers; kv is the content of the cache before or after the pass."""
     name: str | None = None

@@ -63,7 +63,6 @@ class Chip(Record):
     power_w: Figure | None = None
     """Board or socket power limit as sold."""
     released: int | None = None
-    """Year."""
 
 
 class Peaks(Record):

@@ -36,7 +36,6 @@ class PaperShape(Record):
     """Width inside the MLP."""
     layers: int = Field(gt=0)
     heads: int = Field(gt=0)
-    """Query heads."""
     kv_heads: int = Field(gt=0)
     vocabulary: int = Field(gt=0)
     """Rows of the head."""

@@ -62,7 +62,6 @@ class PassPrediction(Record):
     tensor_roles: tuple[Role, ...] = ()
     """Role of each tensor that the operations number; empty where not known: views then guess which are weights."""
     count: float
-    """Operations."""
     matrix_flops: float
     vector_flops: float
     bytes: Traffic
@@ -117,7 +116,6 @@ class Prediction(Record):
     passes: tuple[PassPrediction, ...]
     requests: tuple[RequestPrediction, ...] = ()
     capacity_bytes: float
-    """Size of the device's memory."""
     largest_batch: int | None = None
     """Largest batch that fits at the first workload's lengths; 0 if not even one sequence does."""
     largest_context: int | None = None

@@ -24,7 +24,6 @@ class Passes(Protocol):
     """What a request needs of a model on a device."""
 
     capacity_bytes: float
-    """Size of the device's memory."""
 
     def seconds(self, workload: Workload) -> float:
         """Seconds of one pass; NaN where a peak that it needs is not known."""

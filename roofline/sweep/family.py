@@ -53,7 +53,6 @@ class Family:
     """The graphs of one model under one set of options."""
 
     trace: Trace
-    """Traces the whole model."""
     smaller: Callable[[OpGraph], Iterable[Trace]] = lambda whole: ()
     """For a folded graph of the whole model: traces of models with fewer layers that may stand for it."""
     windows: tuple[int, ...] = ()
@@ -248,7 +247,6 @@ class Source:
     whole: Callable[[Workload], OpGraph]
     """The graph of one workload, with all changes."""
     family: Callable[[], Family]
-    """Graphs for many workloads."""
 
 
 def source(stored: OpGraph | StoredGraphs, changes: Sequence[Change], form: Form) -> Source:

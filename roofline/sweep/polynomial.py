@@ -53,17 +53,8 @@ class Sweep:
         return Sweep(self.batch[index], self.query[index], self.context[index])
 
 
-@dataclass(frozen=True, eq=False)
-class Amounts:
-    """What each operation has to do in each workload; arrays of shape (workloads, operations)."""
-
-    count: Floats
-    matrix_flops: Floats
-    vector_flops: Floats
-    traffic: dict[str, Floats]
-    """Bytes by class, as in `Traffic`."""
-    link_bytes: Floats
-    messages: Floats
+Amounts = dict[str, Floats]
+"""Work of each operation in each workload, by names of `WORK` and `CLASSES`: shape (workloads, operations)."""
 
 
 class ParametricGraph(Record):
@@ -72,7 +63,6 @@ class ParametricGraph(Record):
     template: OpGraph
     """The folded graph of the first sample: structure, names, and kinds."""
     chunk: int = 1
-    """Tokens of a chunk."""
     monomials: tuple[Exponents, ...]
     polynomials: tuple[tuple[float, ...], ...]
     """Distinct ones: a coefficient for each monomial."""
@@ -164,7 +154,7 @@ class Columns:
     """The polynomials that pricing needs, by operation, so that a sweep is a few matrix products."""
 
     table: dict[str, Floats]
-    """By field of `Amounts` and class of traffic, shape (monomials, operations); no entry where all are 0."""
+    """By name in `Amounts`, shape (monomials, operations); no entry where all are 0."""
     no_polynomial: frozenset[int]
     """Operations with reads that `table` leaves out: in proportion to experts hit, or up to a whole table."""
 
@@ -211,10 +201,7 @@ class Columns:
                     amount = amount * hit / routing.experts
                 weights[:, at[op]] += amount
         nothing = np.broadcast_to(np.zeros((1, 1)), shape)
-        return Amounts(
-            **{name: sums.get(name, nothing) for name in WORK},
-            traffic={name: sums.get(name, nothing) for name in CLASSES},
-        )
+        return {name: sums.get(name, nothing) for name in (*WORK, *CLASSES)}
 
 
 def fit(samples: Sequence[OpGraph], monomials: Sequence[Exponents], *, chunk: int = 1) -> ParametricGraph:

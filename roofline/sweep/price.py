@@ -22,8 +22,7 @@ from roofline.workload import Workload
 AT_ONCE = 256
 """Workloads whose operands are followed together: more need more memory and are no faster."""
 
-_SUMMED = ("matrix_flops", "vector_flops", "link_bytes")
-_TOTALS = (*_SUMMED, *CLASSES)
+_TOTALS = ("matrix_flops", "vector_flops", "link_bytes", *CLASSES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +32,6 @@ class Swept:
     time_s: Floats
     """NaN where a peak that is needed is not known."""
     count: Floats
-    """Operations."""
     matrix_flops: Floats
     vector_flops: Floats
     weight_read: Floats
@@ -92,20 +90,20 @@ def price_sweep(graph: ParametricGraph, sweep: Sweep, peaks: Peaks) -> Swept:
     amounts = graph.columns.amounts(basis, summed.others)
     if len(peaks.levels) == 1:
         ops = [graph.template.ops[i] for i in summed.others]
-        moved = sum(amounts.traffic.values(), np.zeros(()))[..., None]
+        moved = sum((amounts[name] for name in CLASSES), np.zeros(()))[..., None]
         time_s = summed.time_s(basis) + _pass_s(ops, amounts, moved, peaks)
     else:
         time_s = _pass_s(graph.template.ops, graph.amounts(sweep), in_situ(graph, sweep, peaks), peaks)
-    named = amounts.traffic | {name: getattr(amounts, name) for name in _SUMMED}
-    totals = {name: _total(amount, amounts.count) for name, amount in named.items()}
-    totals["count"] = amounts.count.sum(axis=1)
+    totals = {name: _total(amounts[name], amounts["count"]) for name in _TOTALS}
+    totals["count"] = amounts["count"].sum(axis=1)
     return Swept(time_s=time_s, **{name: basis @ summed.totals[name] + amount for name, amount in totals.items()})
 
 
 def _pass_s(ops: Sequence[Op], amounts: Amounts, level_bytes: Floats, peaks: Peaks) -> Floats:
     """Seconds of all executions of some operations: shape (workloads,)."""
-    work = amounts.matrix_flops, amounts.vector_flops, level_bytes, amounts.link_bytes, amounts.messages
-    return _total(Overlaps.of(ops).time_s(roofs(Rates.of(ops, peaks), *work), amounts.count), amounts.count)
+    work = {name: amounts[name] for name in ("matrix_flops", "vector_flops", "link_bytes", "messages")}
+    by_roof = roofs(Rates.of(ops, peaks), level_bytes=level_bytes, **work)
+    return _total(Overlaps.of(ops).time_s(by_roof, amounts["count"]), amounts["count"])
 
 
 def _total(each: Floats, count: Floats) -> Floats:

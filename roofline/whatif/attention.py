@@ -96,7 +96,10 @@ def _pieces(edit: Edit, op: Op) -> tuple[Op, ...]:
 
 
 def fuse_attention(graph: OpGraph) -> OpGraph:
-    """Every attention that runs in pieces as one kernel. Raises: ValueError if none is found in pieces."""
+    """Every attention that runs in pieces as one kernel.
+
+    Raises: ValueError if none is found in pieces.
+    """
     flow = Dataflow(graph)
     modules = {module.path: module for module in graph.attention_modules}
     edit = Edit(graph)

@@ -8,7 +8,7 @@ element that arrives over the link, which is slower than any vector unit.
 
 from typing import Any, Literal
 
-from roofline.graph.edit import access, inserted, whole
+from roofline.graph.edit import Accesses, access, inserted, whole
 from roofline.graph.op import Access, Bytes, Kind, Op
 from roofline.laws.bus_bandwidth import RINGS
 from roofline.whatif.checks import checked_ranks
@@ -40,13 +40,7 @@ def send(data: Access, *, link: str, like: Op) -> Op:
 
 
 def transfer(
-    name: str,
-    size: Bytes,
-    *,
-    link: str,
-    like: Op,
-    reads: tuple[Access, ...] = (),
-    beside: Literal["in", "out"] | None = None,
+    name: str, size: Bytes, *, link: str, like: Op, reads: Accesses = (), beside: Literal["in", "out"] | None = None
 ) -> Op:
     """Move `size` bytes over a link, in one message; see `Op.beside`."""
     dims, crosses = {"bytes": round(size), "ranks": 2}, _crossing(link, size, 1)

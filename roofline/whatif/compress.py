@@ -96,7 +96,7 @@ class _Shrink:
             if op.kind is Kind.COPY and written and written[0].bytes > size:
                 tokens = size / (written[0].bytes - size) * query
                 return self._kept(tokens) / tokens
-        tokens = cached = self.graph.workload.context_tokens
+        tokens = cached = float(self.graph.workload.context_tokens)
         if self.flow.writers[tensor]:
             op = self.graph.ops[self.flow.writers[tensor][0]]
             tokens = size / sum(a.bytes for a in op.writes if a.tensor == tensor) * query

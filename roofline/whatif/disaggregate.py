@@ -7,6 +7,7 @@ the window less the new token itself. States of recurrent layers go whole.
 
 from collections import defaultdict
 from collections.abc import Hashable
+from typing import Literal
 
 from roofline.graph.edit import Edit, access
 from roofline.graph.op import Kind, OpGraph, layer_key
@@ -49,6 +50,6 @@ def send_kv(graph: OpGraph, link: str = "network", by_layer: bool = True, overla
             size += part * (1 if by_layer else op.count)
         reads = tuple(access(tensor, part) for tensor, part in parts.items())
         like = graph.ops[last] if by_layer else graph.ops[last].model_copy(update={"count": 1, "path": ""})
-        beside = "out" if by_layer and overlap else None
+        beside: Literal["out"] | None = "out" if by_layer and overlap else None
         edit.put(last, graph.ops[last], transfer("send_kv", size, link=link, like=like, reads=reads, beside=beside))
     return edit.done({OPTION: f"{'by layer' if by_layer else 'at once'} over {link}"})

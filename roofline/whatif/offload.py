@@ -16,7 +16,7 @@ from collections.abc import Hashable
 from typing import Literal
 
 from roofline.graph.edit import Edit, changed, whole
-from roofline.graph.op import Op, OpGraph, layer_key
+from roofline.graph.op import Op, OpGraph, Role, layer_key
 from roofline.whatif.checks import cache_writes, checked_share
 from roofline.whatif.collectives import transfer
 
@@ -86,7 +86,8 @@ def _with_link(op: Op, fetched: float, stored: float, link: str, overlap: bool) 
 
 def _add_buffers(edit: Edit, graph: OpGraph, weights: float, kv: float) -> None:
     """Buffers for twice the layer with the most, but no more than there is."""
-    for role, share, name in (("weight", weights, WEIGHT_BUFFERS), ("kv", kv, KV_BUFFERS)):
+    buffers: tuple[tuple[Role, float, str], ...] = (("weight", weights, WEIGHT_BUFFERS), ("kv", kv, KV_BUFFERS))
+    for role, share, name in buffers:
         layers: dict[Hashable, dict[int, float]] = defaultdict(dict)
         for op in graph.ops:
             layer = layers[layer_key(op.path)]

@@ -38,8 +38,8 @@ def tensor_parallel(graph: OpGraph, degree: int, link: str = "nvlink") -> OpGrap
         if how not in ("column", "row") or i in rank.padded:
             continue
         op, side, name = graph.ops[i], *(("n", "output") if how == "column" else ("k", "input"))
-        part = op.dims[side] * rank.shares[i].matrix
-        if not isclose(part, round(part), abs_tol=1e-6):
+        width = op.dims[side] * rank.shares[i].matrix
+        if not isclose(width, round(width), abs_tol=1e-6):
             raise ValueError(
                 f"{op.path} has an {name} width of {op.dims[side]}, "
                 f"which {degree} ranks cannot share; use a degree that divides it"

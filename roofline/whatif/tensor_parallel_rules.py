@@ -24,7 +24,6 @@ class State:
     """The part of a tensor that one rank has."""
 
     share: float = 1.0
-    """Share of its bytes."""
     origins: frozenset[int] = frozenset()
     """Operations that divided it."""
     sums: tuple[tuple[int, int], ...] = ()
@@ -57,7 +56,6 @@ class Plan:
     """One rank's part in a graph."""
 
     shares: list[Shares]
-    """By operation."""
     split: dict[int, str] = field(default_factory=dict)
     """"column", "row", "heads" or "rows" (of an embedding), by operation; all others follow from these."""
     padded: frozenset[int] = frozenset()
