@@ -8,14 +8,10 @@ stack once; `level_bytes` then splits the traffic over the levels of any device 
   IBM Systems Journal 9(2), 1970). A read is served by the smallest level that holds distance + own bytes; a write
   goes to the level where its next reader finds it, or to main memory if it is overwritten or never read.
 
-Passes repeat: the sequence is run twice and the second one counts. Accesses of one tensor are taken as nested: an
-access of b bytes touches its first b. Steps with a count above 1 stand for layers that are not in the sequence;
-their weights and KV flow through the cache too. They are added to the distance of every weight and KV operand that
-is reused across the end of such a run of steps, and not to activations, which the next layer reuses at once.
-
-Sizes may be arrays of shape (workloads,) instead of numbers: many workloads of one graph are then followed at once.
-
-Example: ``level_bytes(Touches.of(graph.ops, graph.tensors), peaks, "in situ").sum(axis=0)`` → bytes per level.
+Passes repeat: the sequence is run twice and the second one counts. An access of b bytes touches the first b of its
+tensor. Steps with a count above 1 stand for layers that are not in the sequence; their weights and KV add to the reuse
+distance of every weight and KV operand across the end of such a run of steps, but not to that of activations, which the
+next layer reuses at once. Sizes may be arrays of shape (workloads,), for many workloads of one graph at once.
 """
 
 from collections.abc import Iterator, Sequence

@@ -105,13 +105,10 @@ def least_gap_s(spec: HardwareSpec, kernels: int) -> Floats | None:
 def waits(prepared: Prepared, peaks: Peaks, kind: str) -> Floats:
     """Share of each operation's time that follows each probe, shape (operations, probes), probes as in `PROBES`.
 
-    An operation's time is split by what its executed roofline waits for: bytes of main memory follow the probe
-    "memory"; arithmetic and bytes of caches, which run at the clock of the cores, the probe "product"; on a CPU the
-    fixed cost of an operation, which the interpreter and the dispatcher take, the probe "host". What follows no probe
-    (a link, the fixed cost of a GPU's kernel) keeps the level of the calibration.
-
-    A row adds up to 1 where nothing else is waited for, and is 0 where a peak that the operation needs is not known.
-    `kind`: of the device, as `HardwareSpec.kind`.
+    By its executed roofline on a device of `kind`: bytes of main memory follow the probe "memory"; arithmetic and bytes
+    of caches, which run at the clock of the cores, the probe "product"; on a CPU the fixed cost of an operation, which
+    the interpreter and the dispatcher take, the probe "host". A link, and the fixed cost of a GPU's kernel, follow no
+    probe and keep the level of the calibration. A row is 0 where a peak that the operation needs is not known.
     """
     ops = prepared.graph.ops
     if not ops:

@@ -1,20 +1,17 @@
-"""The ideal graph of an executed graph: what would run, and move, if everything that can be fused were.
+"""The ideal graph of an executed graph: its operations and traffic if everything that can be fused were.
 
-Each executed operation goes to exactly one group, greedily in order of execution:
-(a) anchors (`ANCHORS`) start a group; any other operation joins the latest of the groups it depends on, or starts a
-    group if there is none. Such an anchorless group moves into the one group with an anchor that alone uses it (a
-    cast, a mask), or before a later one that it does not depend on (1 + the gain of a norm behind a matmul).
-(b) rewriting a cache to append to it becomes an append, (c) pure data movement in front of an anchor is read
-    through to its source: `dataflow`. (d) Unfused attention and (e) expanded latents become one attention: `attention`.
-Operations join only across equal counts, so that a group has one count.
+Each executed operation goes to exactly one group, greedily in order of execution. Anchors (`ANCHORS`) start a group;
+any other operation joins the latest of the groups it depends on, or starts one. Such an anchorless group moves into the
+one group with an anchor that alone uses it (a cast, a mask), or before a later one that it does not depend on (1 + the
+gain of a norm behind a matmul). Avoidable copies are taken out before (`dataflow`); attention in pieces, or behind
+expanded latents, is one operation (`attention`). Operations join only across equal counts: a group has one count.
 
 The groups, in order, are a valid schedule. Proof: groups are numbered as they are made, and each operation is put
 in a group whose number is at least that of every group it depends on (reads after writes, writes after reads and
-writes): an anchor's is new, so the highest; another's is the maximum of those groups, or new. So every dependency
-goes from a lower or equal number to a higher or equal one. The operations of a fused attention are placed when its
-last one comes, in a new group; none but its last is read by outsiders, and none of what they read is changed in
-between. An anchorless group is moved into a newer group only if that is its only successor, and into an older one only
-if that is no older than any group it depends on.
+writes): an anchor's is new, so the highest; another's is the maximum of those groups, or new. The operations of a fused
+attention are placed when its last one comes, in a new group; none but its last is read by outsiders, and none of their
+operands is changed in between. An anchorless group is moved into a newer group only if that is its only successor, and
+into an older one only if that is no older than any group it depends on.
 
 A group reads each tensor from outside once. It writes what is read outside it, the cache, and what nobody reads:
 an output of the model, unless it is a by-product beside another result that is read (the mean of a norm).

@@ -1,14 +1,12 @@
-"""What an ideal implementation would still move: the accesses of an executed graph without the copies it can avoid.
+"""The accesses of an executed graph without the copies that an ideal implementation can avoid.
 
 Three kinds of copies disappear here, before anything is fused:
 - a cache rewritten to append to it (read old keys, write old and new ones), or rolled to make room for new ones,
   writes the new ones only; a new cache is not cleared first;
 - pure data movement whose result only feeds anchors (repeated key heads, casts of a weight, contiguous copies of
   the cache) is read through to its source, where that is smaller, or as large and in memory anyway;
-- so is a gather of rows: whoever uses them (an expert its tokens, or the bias of each token's expert) reads the
-  source and the row numbers.
-
-Example: ``ideal_accesses(graph).reads[i]`` → {tensor: bytes} that operation i reads.
+- so is a gather of rows: the users of the rows (an expert's product, the bias of each token's expert) read the source
+  and the row numbers.
 """
 
 from bisect import bisect_right

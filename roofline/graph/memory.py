@@ -8,11 +8,9 @@ its libraries' workspaces are left out.
 
 In a folded graph a weight or cache tensor counts as often as the least repeated operation that touches it (a weight
 that nothing touches: that runs in the nearest module around it). Memory is that of the last repetition: the other
-layers' caches have grown already, their activations are gone. Folding loses the connections of layers (and tensors that
-nothing touches, and which layers share a weight), so take the footprint of the whole graph where it is at hand.
-
-All is linear in the sizes of the tensors: `Liveness` is worked out once, and also serves sizes that are polynomials in
-batch and context, as arrays of their coefficients.
+layers' caches have grown already, their activations are gone. Folding loses the connections of layers, so take the
+footprint of the whole graph where it is at hand. All is linear in the sizes of the tensors: `Liveness` also serves
+sizes that are polynomials in batch and context, as arrays of their coefficients.
 """
 
 from bisect import bisect_left

@@ -1,14 +1,11 @@
 """Attention as one kernel or in pieces: what FlashAttention (arXiv 2205.14135) saves, on the same graph.
 
 `unfuse_attention` runs each attention as eager attention does: q·kᵀ over all query × key pairs, masked ones too, a
-softmax over them, p·v over them, with scores and probabilities in memory. Where query heads share key heads, keys and
-values are first copied to every head, as `repeat_kv` of `transformers` does; its scaling, casts and transposed
-copies are left out: three operations, and those two copies.
-`fuse_attention` finds attention that was executed in pieces (`find_attention`) and runs each as one operation that
-does the unmasked pairs only, reads no mask that its module implies, and reads keys, values and queries in place, so
-that copies made only for the pieces are gone. Latents (MLA) stay expanded, as executed.
-
-``fuse_attention(unfuse_attention(graph))`` is `graph` again, but for its options, masks, and workspaces.
+softmax over them, p·v over them, with scores and probabilities in memory; where query heads share key heads, keys and
+values are first copied to every head (`repeat_kv` of `transformers`). Scaling, casts and transposes are left out.
+`fuse_attention` runs attention in pieces (`find_attention`) as one operation over the unmasked pairs, which reads no
+mask that its module implies, and keys, values and queries in place: copies made only for the pieces are gone. Latents
+(MLA) stay expanded. It undoes `unfuse_attention`, but for options, masks, and workspaces.
 """
 
 import math

@@ -3,13 +3,11 @@
 `skew_experts`: some experts are chosen more often, by Zipf's law, so that a step touches fewer of them.
 
 `expert_parallel`: one rank has its share of the experts, for the tokens of all ranks (GShard, arXiv 2006.16668).
-Everything but the routed experts is whole on each rank and works on a batch of its own: the workload of the graph is
-that of one rank, and all `degree` ranks together serve `degree` times its batch (data-parallel attention). Tokens are
-sent to the ranks of their experts before them and back after them, by an all-to-all each.
-
-Under uniform routing a rank gets as many rows as it sends, for a `degree`-th of the experts. Under skew the graph is
-that of the most loaded rank, experts being dealt out one by one from the most popular on (round robin). The experts it
-touches are those of Zipf's law among its own, with the same exponent.
+Everything but the routed experts is whole on each rank and works on the workload of the graph, so that all `degree`
+ranks together serve `degree` times its batch (data-parallel attention). An all-to-all sends tokens to the ranks of
+their experts, another one back. Under uniform routing a rank gets as many rows as it sends, for a `degree`-th of the
+experts. Under skew the graph is that of the most loaded rank, experts being dealt out round robin from the most popular
+on; the experts it touches are those of Zipf's law among its own, with the same exponent.
 """
 
 from collections import defaultdict

@@ -1,16 +1,14 @@
 """Smaller weights of linear layers: of a low rank, or 2:4 sparse.
 
-`low_rank`: W (k×n) becomes A·B with A k×r and B r×n, the best of rank r by SVD. A layer then runs as two matmuls with
-r intermediate values a row (as in ASVD, arXiv 2312.05821, and SVD-LLM, arXiv 2403.07378). It pays only where
-r·(k + n) < k·n; other layers stay as they are. Factors are stored as the matrix was: at its bits, sparse if it was;
-scales are shared among them by size, exactly so where the group divides k and r. The bias is added by the second
-matmul.
+`low_rank`: W (k×n) becomes A·B with A k×r and B r×n, the best of rank r by SVD (as in ASVD, arXiv 2312.05821, and
+SVD-LLM, arXiv 2403.07378): two matmuls, of which the second adds the bias. Layers where r·(k + n) >= k·n stay as they
+are. Factors are stored as the matrix was: at its bits, sparse if it was; scales are shared among them by size, exactly
+so where the group divides k and r.
 
-`sparsify_2_4`: of each four weights along k two are kept, with two bits each that say which. Sparse tensor cores leave
-out the products with the other two and so do "twice the throughput of dense" math (NVIDIA A100 Tensor Core GPU
-Architecture whitepaper, v1.0, 2020, "Fine-grained structured sparsity"). Peaks of a device are dense ones here, so the
-work is halved instead of the peak doubled: `matrix_flops` are those on kept weights. Scales of quantised weights stay
-as they are: a group is counted along the k of the dense matrix.
+`sparsify_2_4`: of each four weights along k two are kept, with two bits each that say which. Sparse tensor cores have
+"twice the throughput of dense" math (NVIDIA A100 Tensor Core GPU Architecture whitepaper, v1.0, 2020, "Fine-grained
+structured sparsity"). Peaks here are dense ones, so the work is halved instead of the peak doubled: `matrix_flops` are
+those on kept weights. Scales stay as they are: a group is counted along the k of the dense matrix.
 """
 
 from collections.abc import Sequence

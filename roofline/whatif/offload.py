@@ -4,11 +4,9 @@ FlexGen (Sheng et al., arXiv 2303.06865) and ZeRO-Inference keep shares of both 
 weight comes over the link before the operation that reads it; that of the cache comes once a layer, and the additions
 of the pass go back. With overlap the transfers of a layer go on beside its operations, both directions at once
 (`price.Overlaps`); without, they come before and after the operation that needs them. Arriving data is not counted as
-another write to device memory, which is faster than any link to it.
-
-`Tensor.on_host` says which share is not on the device; two buffers on the device, each for the layer with the most,
-take the one in use and the one that comes next. Sizes and accesses stay those of the pass, so that other what-ifs
-and fusing go on working.
+another write to device memory, which is faster than any link to it. Two buffers on the device, each for the layer with
+the most, take the data in use and the next. Sizes and accesses stay those of the pass (`Tensor.on_host` says which
+share is not on the device), so that other what-ifs and fusing go on working.
 """
 
 from collections import defaultdict
