@@ -235,7 +235,7 @@ class _Layer:
     overlapping: Index
     """Members whose transfers run while the layer does."""
     crossing: tuple[Index, ...]
-    """For each link and direction of these transfers, all members that cross it."""
+    """All members that cross each link and direction of these transfers."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,11 +82,11 @@ class _Branch:
     def of(cls, graph: OpGraph, ops: tuple[int, ...]) -> "_Branch":
         products = tuple(i for i in ops if graph.ops[i].kind in PRODUCTS)
         dims = [graph.ops[i].dims for i in products]
-        return cls(ops, products, (dims[0].get("k", 0), *(each.get("n", 0) for each in dims)))
+        return cls(ops, products, (dims[0].get("k", 0), *(sizes.get("n", 0) for sizes in dims)))
 
 
 def _ways(graph: OpGraph, branches: Sequence[_Branch], sizes: Attention, nope: int) -> Iterator[tuple[float, float]]:
-    """For each way to attend, matrix FLOPs of attention and absorbed operations, and vector FLOPs of the latter."""
+    """Matrix FLOPs of attention and absorbed operations, and vector FLOPs of the latter, for each way to attend."""
     latent, made = branches[0].widths[0], nope + sizes.value_dim
     queries, rope = sizes.heads * sizes.query, sizes.head_dim - nope
     each_width = sizes.matrix_flops / (sizes.head_dim + sizes.value_dim)  # FLOPs of all pairs

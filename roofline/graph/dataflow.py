@@ -97,7 +97,7 @@ def _append(graph: OpGraph, reads: Sizes, writes: Sizes) -> None:
 
 
 def _roll(flow: Dataflow, reads: list[Sizes], writes: list[Sizes], op: int) -> None:
-    """Of a window that is copied out, changed in part, and copied back, only the change is written."""
+    """A window that is copied out, changed in part, and copied back writes only the change."""
     if len(reads[op]) != 1 or len(writes[op]) != 1:
         return
     (rolled,), (cache,) = reads[op], writes[op]

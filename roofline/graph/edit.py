@@ -141,7 +141,7 @@ def whole(size: Bytes) -> Bytes:
 
 
 def _touched(ops: Iterable[Op]) -> dict[int, tuple[int, int]]:
-    """By tensor, the first and the last operation that touch it."""
+    """The first and the last operation that touch each tensor."""
     spans: dict[int, tuple[int, int]] = {}
     for i, op in enumerate(ops):
         for touch in (*op.reads, *op.writes):

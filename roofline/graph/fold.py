@@ -157,13 +157,13 @@ def _fold_layers(graph: OpGraph) -> OpGraph:
 
 
 def _alias(alias: dict[int, int], gone: Op, kept: Op) -> None:
-    """From now on the results of a folded operation are those of the one that stands for it."""
+    """Make the results of a folded operation those of the one that stands for it."""
     for old, new in zip(gone.writes, kept.writes, strict=True):
         _join(alias, old.tensor, new.tensor)
 
 
 def _join(alias: dict[int, int], old: int, new: int) -> None:
-    """From now on the tensor `old`, and all that it stands for, are `new`."""
+    """Make the tensor `old`, and all that it stands for, the tensor `new`."""
     last, other = _stands_for(alias, old), _stands_for(alias, new)
     if last != other:
         alias[last] = other

@@ -108,7 +108,7 @@ class Liveness:
         return self._sum(self.spans, sizes)
 
     def activations(self, sizes: ArrayLike) -> Floats:
-        """As `held`, without the weights and the cache; of a cache that is being copied the old one counts."""
+        """Bytes beyond the weights and the cache, as `held`; of a cache that is being copied the old one counts."""
         return self._sum([span for span in self.spans if span.beyond], sizes)
 
     def _sum(self, spans: Sequence["Span"], sizes: ArrayLike) -> Floats:
@@ -141,7 +141,7 @@ class _Touch(NamedTuple):
 
 
 def _touches(graph: OpGraph) -> list[list[_Touch]]:
-    """By tensor, the operations that access it, in order; a read comes before a write of the same operation."""
+    """The operations that access each tensor, in order; a read comes before a write of the same operation."""
     touched: list[list[_Touch]] = [[] for _ in graph.tensors]
     for i, op in enumerate(graph.ops):
         for writes, accesses in ((False, op.reads), (True, op.writes)):
@@ -184,7 +184,7 @@ def _cache_spans(graph: OpGraph, touched: Sequence[Sequence[_Touch]], repeats: S
 
 
 def _survivors(tensors: Iterable[Tensor], touched: Sequence[Sequence[_Touch]], end: int) -> dict[int, int]:
-    """For each cache tensor, the tensor of its name that is the cache after the pass: the one that is made last."""
+    """The successor of each cache tensor after the pass: the tensor of its name that is made last."""
     named: dict[str | int, list[tuple[bool, int, int]]] = {}
     for tensor in tensors:
         if tensor.role == "kv":
@@ -208,7 +208,7 @@ def _repeats(graph: OpGraph, tensor: Tensor, touched: Sequence[_Touch]) -> float
 
 
 def _runs(ops: Sequence[Op]) -> list[tuple[int, int]]:
-    """For each operation, the stretch of equal counts that it is in: first operation, and the one after the last."""
+    """The stretch of equal counts around each operation: its first operation, and the one after its last."""
     runs: list[tuple[int, int]] = []
     for _, same in groupby(ops, key=lambda op: op.count):
         length = len(list(same))

@@ -187,7 +187,7 @@ class OpGraph(Record):
     """Catalogue name, folder or hub id."""
     workload: Workload
     ops: tuple[Op, ...]
-    """In the order they run."""
+    """Operations in the order they run."""
     tensors: tuple[Tensor, ...]
     """`tensors[i].id == i`."""
     attention_modules: tuple[AttentionModule, ...] = ()
@@ -273,7 +273,7 @@ _LAYER = re.compile(r"^(.*?)\.(\d+)(?:\.(.*))?$")
 
 
 class Place(NamedTuple):
-    """Where a module is among repeated layers."""
+    """The place of a module among repeated layers."""
 
     prefix: str
     layer: int

@@ -75,7 +75,7 @@ class Peaks(Record):
     levels: tuple[Level, ...] = Field(min_length=1)
     """Smallest cache first, main memory last."""
     links: dict[str, Link] = {}
-    """By name: "nvlink", "nvlink-c2c" (to its CPU), "infinity-fabric", "ici", "pcie" (the host), "network"."""
+    """Links by name: "nvlink", "nvlink-c2c" (to its CPU), "infinity-fabric", "ici", "pcie" (the host), "network"."""
     host_s_per_op: Figure | None = None
     """Host time to issue one operation in eager mode; on a CPU this includes the operation's own fixed cost."""
 
@@ -120,7 +120,7 @@ class Characteristic(Record):
 
 
 DeviceKind = Literal["cuda", "cpu", "other"]
-"""As torch names the type of device: "cuda" is a GPU of NVIDIA or, with ROCm, of AMD."""
+"""Type of a device, as torch names it: "cuda" is a GPU of NVIDIA or, with ROCm, of AMD."""
 GPU: DeviceKind = "cuda"
 """The kind of a device that other tools have measured and no file describes."""
 
@@ -140,7 +140,7 @@ class HardwareSpec(Record):
     matches: tuple[str, ...] = ()
     """Names by which the driver reports exactly this device."""
     chip: Chip | None = None
-    """From the datasheet."""
+    """Other figures of the datasheet."""
     datasheet: Peaks | None = None
     measured: Peaks | None = None
     missing: dict[str, str] = {}
@@ -152,7 +152,7 @@ class HardwareSpec(Record):
     calibrated: tuple[FittedLaw, ...] = ()
     """Laws with the constants fitted to kernels of this device."""
     reference: dict[str, ReferenceLevel] = {}
-    """By probe (`roofline.laws.fitted.PROBES`): its times while the kernels of those laws were timed."""
+    """Times of each probe (`roofline.laws.fitted.PROBES`) while the kernels of those laws were timed."""
 
     @property
     def has_queue(self) -> bool:

@@ -119,7 +119,7 @@ def _layer_shape(layer: _Layer, heads: int) -> dict[str, int | bool]:
 
 
 def _kv_heads(widths: list[int], inner: int, heads: int) -> int:
-    """From the widths of the products before attention, fused or not, and the width of its result."""
+    """KV heads by the widths of the products before attention, fused or not, and the width of its result."""
     head_dim = inner // heads
     kv_heads = (sum(widths) - inner) // (2 * head_dim) if head_dim else 0
     kv_width = kv_heads * head_dim

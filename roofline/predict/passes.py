@@ -58,7 +58,7 @@ class PassPrediction(Record):
     workloads: tuple[Workload, ...] = Field(min_length=1)
     """More than one where a step mixes sequences of several kinds."""
     ops: tuple[OpPrediction, ...] = ()
-    """In the order they run; empty in a sweep."""
+    """Operations in the order they run; empty in a sweep."""
     tensor_roles: tuple[Role, ...] = ()
     """Role of each tensor that the operations number; empty where not known: views then guess which are weights."""
     count: float

@@ -54,7 +54,7 @@ class Family:
 
     trace: Trace
     smaller: Callable[[OpGraph], Iterable[Trace]] = lambda whole: ()
-    """For a folded graph of the whole model: traces of models with fewer layers that may stand for it."""
+    """Traces of models with fewer layers that may stand for the whole one, by its folded graph."""
     windows: tuple[int, ...] = ()
     """Sliding windows of the model's layers, tokens."""
     chunks: tuple[int, ...] = ()
@@ -240,7 +240,7 @@ class StoredGraphs(Record):
 
 @dataclass(frozen=True)
 class Source:
-    """Where the graphs of a prediction come from."""
+    """The origin of the graphs of a prediction."""
 
     name: str
     parameters: int

@@ -154,7 +154,7 @@ class Columns:
     """The polynomials that pricing needs, by operation, so that a sweep is a few matrix products."""
 
     table: dict[str, Floats]
-    """By name in `Amounts`, shape (monomials, operations); no entry where all are 0."""
+    """Coefficients by name in `Amounts`, shape (monomials, operations); no entry where all are 0."""
     no_polynomial: frozenset[int]
     """Operations with reads that `table` leaves out: in proportion to experts hit, or up to a whole table."""
 
@@ -257,10 +257,10 @@ def _rounded_off(error: ArrayLike, value: ArrayLike) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the sizes of an operation are in the order of `sizes_of`."""
+    """Places of the sizes of an operation in the order of `sizes_of`."""
 
     first: int
-    """Where `WORK` starts; the dimensions follow."""
+    """Place of the first of `WORK`; the dimensions follow."""
     reads: int
     writes: int
     tokens: int | None

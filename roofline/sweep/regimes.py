@@ -28,7 +28,7 @@ class Regime(Record):
     phase: Phase
     batched: bool
     sides: tuple[int, ...]
-    """For each window: 0 all tokens fit in it, 1 the query passes it, 2 the context fills it."""
+    """Side of each window: 0 all tokens fit in it, 1 the query passes it, 2 the context fills it."""
     logits: Logits = "last"
 
 

@@ -49,7 +49,7 @@ def cache_writes(graph: OpGraph) -> list[CacheWrite]:
 
 
 def workspaces(graph: OpGraph) -> dict[int, int]:
-    """By tensor that nothing touches, the one operation that takes its memory and gives it back."""
+    """The one operation that takes the memory of each tensor that nothing touches, and gives it back."""
     touched = {a.tensor for op in graph.ops for a in (*op.reads, *op.writes)}
     untouched = (t for t in graph.tensors if t.role == "activation" and t.id not in touched)
     return {t.id: t.held[0] for t in untouched if t.held and t.held[0] == t.held[1]}

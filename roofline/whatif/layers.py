@@ -8,7 +8,6 @@ counted. Repeated layers are found by their paths (`roofline.graph.op.layer_of`)
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from roofline.dtypes import element_bits
 from roofline.graph.dataflow import Dataflow
@@ -62,7 +61,7 @@ def remove_layers(graph: OpGraph, layers: Sequence[int]) -> OpGraph:
             raise ValueError(f"{op.path} is fused with operations of another layer; remove layers before fusing")
     removed = set(layers)
     inside = {i: p.layer for i, op in enumerate(graph.ops) if (p := layer_of(op.path)) and p.prefix == prefix}
-    stand_ins = _Flow(graph, prefix, known, inside, Dataflow(graph)).stand_ins(removed)
+    stand_ins = _stand_ins(graph, prefix, inside, [layer for layer in known if layer in removed])
     edit = Edit(graph)
     for i, op in enumerate(graph.ops):
         if inside.get(i) in removed:
@@ -125,66 +124,26 @@ def _ranges(layers: Sequence[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ends)
 
 
-@dataclass(frozen=True)
-class _Flow:
-    """The tensors that layers pass to each other."""
-
-    graph: OpGraph
-    prefix: str
-    known: list[int]
-    """Layers, in the order they run."""
-    inside: dict[int, int]
-    """Layer of each operation that is in one."""
-    flow: Dataflow
-
-    def stand_ins(self, removed: set[int]) -> dict[int, int]:
-        """By tensor that a removed layer passes on, the tensor that stands in for it."""
-        stands_in: dict[int, int] = {}
-        for layer in self.known:
-            if layer in removed:
-                for tensor, source in self._matched(layer).items():
-                    stands_in[tensor] = stands_in.get(source, source)
-        return stands_in
-
-    def _ops(self, layer: int) -> list[int]:
-        return [i for i, inside in self.inside.items() if inside == layer]
-
-    def _made(self, layer: int) -> list[int]:
-        """Tensors that the layer writes and others read after it; changed in place ones do not count."""
-        last = max(self._ops(layer))
-        written = dict.fromkeys(a.tensor for i in self._ops(layer) for a in self.graph.ops[i].writes)
-        return [
-            t
-            for t in written
-            if self.inside.get(self.flow.writers[t][0]) == layer
-            and any(r > last and self.inside.get(r) != layer for r in self.flow.readers[t])
-        ]
-
-    def _matched(self, layer: int) -> dict[int, int]:
-        """By tensor that the layer makes for others, an input of that size, one that it alone reads if possible."""
-        read = dict.fromkeys(a.tensor for i in self._ops(layer) for a in self.graph.ops[i].reads)
-        inputs = [
-            t
-            for t in read
-            if self.graph.tensors[t].role == "activation"
-            and not (self.flow.writers[t] and self.inside.get(self.flow.writers[t][0]) == layer)
-        ]
-        left = [t for t in inputs if not self._is_shared(t, layer)] or inputs
-        matched: dict[int, int] = {}
-        for tensor in self._made(layer):
-            size = self.graph.tensors[tensor].storage_bytes
-            fitting = [t for t in left if self.graph.tensors[t].storage_bytes == size]
-            if self.graph.tensors[tensor].role != "activation" or not fitting:
-                readers = [r for r in self.flow.readers[tensor] if self.inside.get(r) != layer]
-                user = self.graph.ops[readers[-1]].path
-                raise ValueError(
-                    f"{user} needs more of {self.prefix}.{layer} than what it was given, so that must stay"
-                )
-            matched[tensor] = fitting[0]
+def _stand_ins(graph: OpGraph, prefix: str, inside: dict[int, int], removed: Sequence[int]) -> dict[int, int]:
+    """Stand-ins of the tensors that removed layers pass on: inputs of that size, for one layer alone if possible."""
+    flow = Dataflow(graph)
+    maker = [inside.get(writers[0]) if writers else None for writers in flow.writers]
+    stands_in: dict[int, int] = {}
+    for layer in removed:
+        own = [i for i, at in inside.items() if at == layer]
+        others = [[r for r in readers if inside.get(r) != layer] for readers in flow.readers]
+        read = dict.fromkeys(a.tensor for i in own for a in graph.ops[i].reads)
+        inputs = [t for t in read if graph.tensors[t].role == "activation" and maker[t] != layer]
+        # positions, masks and rotary tables are read by other layers too
+        left = [t for t in inputs if all(inside.get(r) is None for r in others[t])] or inputs
+        for tensor in dict.fromkeys(a.tensor for i in own for a in graph.ops[i].writes):
+            if maker[tensor] != layer or not any(r > max(own) for r in others[tensor]):
+                continue  # changed in place, or for the layer itself
+            size = graph.tensors[tensor].storage_bytes
+            fitting = [t for t in left if graph.tensors[t].storage_bytes == size]
+            if graph.tensors[tensor].role != "activation" or not fitting:
+                user = graph.ops[others[tensor][-1]].path
+                raise ValueError(f"{user} needs more of {prefix}.{layer} than what it was given, so that must stay")
             left.remove(fitting[0])
-        return matched
-
-    def _is_shared(self, tensor: int, layer: int) -> bool:
-        """Whether other layers read it too: positions, masks, rotary tables."""
-        readers = (self.inside.get(r) for r in self.flow.readers[tensor])
-        return any(reader is not None and reader != layer for reader in readers)
+            stands_in[tensor] = stands_in.get(fitting[0], fitting[0])
+    return stands_in
