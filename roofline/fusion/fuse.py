@@ -61,7 +61,7 @@ def fuse(graph: OpGraph) -> tuple[Group, ...]:
         for tensor in tensors:
             readers[tensor].append(i)
     return tuple(
-        _group(graph, flow, accesses, readers, ops, next((attentions[i] for i in ops if i in attentions), None))
+        _group(flow, accesses, readers, ops, next((attentions[i] for i in ops if i in attentions), None))
         for ops in _Grouping(graph, flow, attentions).groups()
     )
 
@@ -182,13 +182,9 @@ class _Grouping:
 
 
 def _group(
-    graph: OpGraph,
-    flow: Dataflow,
-    accesses: Accesses,
-    readers: list[list[int]],
-    ops: list[int],
-    attention: Attention | None,
+    flow: Dataflow, accesses: Accesses, readers: list[list[int]], ops: list[int], attention: Attention | None
 ) -> Group:
+    graph = flow.graph
     place = graph.ops[attention.members[-1]].path if attention is not None else None  # what it absorbs is elsewhere
     attends = {i for i in attention.members if graph.ops[i].path == place} if attention is not None else set()
 
@@ -211,7 +207,7 @@ def _group(
     described |= {name: sum(getattr(graph.ops[i], name) for i in ops) for name in ("link_bytes", "messages")}
     described |= {
         "reads": moved_once(graph, _outside_reads(accesses, ops)),
-        "writes": moved_once(graph, _outside_writes(graph, flow, accesses, readers, ops)),
+        "writes": moved_once(graph, _outside_writes(flow, accesses, readers, ops)),
         "link": next((graph.ops[i].link for i in ops if graph.ops[i].link), None),
         "beside": ways.pop() if len(ways) == 1 else None,  # None where transfers do not agree
         "also": tuple(dict.fromkeys(f"{graph.ops[i].path} {graph.ops[i].kind}" for i in ops if i != main)),
@@ -232,9 +228,7 @@ def _outside_reads(accesses: Accesses, ops: list[int]) -> Sizes:
     return reads
 
 
-def _outside_writes(
-    graph: OpGraph, flow: Dataflow, accesses: Accesses, readers: list[list[int]], ops: list[int]
-) -> Sizes:
+def _outside_writes(flow: Dataflow, accesses: Accesses, readers: list[list[int]], ops: list[int]) -> Sizes:
     """Sizes that the group writes for others: later readers, the cache, the caller of the model."""
     inside = set(ops)
     writes: Sizes = defaultdict(int)
@@ -242,7 +236,7 @@ def _outside_writes(
         is_used = any(r > i for tensor in accesses.writes[i] for r in flow.readers[tensor])
         for tensor, size in accesses.writes[i].items():
             read = sum(accesses.reads[r][tensor] for r in readers[tensor] if r > i and r not in inside)
-            keeps_all = graph.tensors[tensor].role == "kv" or not is_used
+            keeps_all = flow.graph.tensors[tensor].role == "kv" or not is_used
             if needed := size if keeps_all else min(size, read):
                 writes[tensor] += needed
     return writes

@@ -162,7 +162,7 @@ class _Pieces:
             read = source
 
     def _target(self) -> tuple[tuple[Access, ...], Sequence[int]]:
-        """Writes of the result, and a copy that it skips: one that only gives it the order of a fused kernel's writes."""
+        """Writes of the result, and a copy that it skips: one that only brings it into the order of a fused kernel."""
         last = self.ops[self.last]
         readers = self.flow.readers[last.writes[0].tensor]
         unique = len(last.writes) == len(readers) == len(self.flow.writers[last.writes[0].tensor]) == 1

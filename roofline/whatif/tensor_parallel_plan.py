@@ -32,7 +32,7 @@ def plan(graph: OpGraph, degree: int) -> Plan:
     whole: frozenset[int] = frozenset()
     padded: frozenset[int] = frozenset()
     while True:
-        attempt = _Pass(graph, flow, degree, whole, padded)
+        attempt = _Pass(flow, degree, whole, padded)
         attempt.run()
         if attempt.blocked <= whole and attempt.heads <= padded:
             attempt.plan.padded = padded
@@ -44,9 +44,8 @@ def plan(graph: OpGraph, degree: int) -> Plan:
 class _Pass:
     """Follows the operations once, with some of them kept whole."""
 
-    def __init__(
-        self, graph: OpGraph, flow: Dataflow, degree: int, whole: frozenset[int], padded: frozenset[int]
-    ) -> None:
+    def __init__(self, flow: Dataflow, degree: int, whole: frozenset[int], padded: frozenset[int]) -> None:
+        graph = flow.graph
         self.graph, self.flow, self.degree = graph, flow, degree
         self.kept_whole, self.padded = whole, padded
         self.tokens = graph.workload.batch * graph.workload.query_tokens
@@ -117,8 +116,6 @@ class _Pass:
         else:
             self._stay_whole(op, states)
 
-    # Partial sums
-
     def _pass_sums(self, i: int, op: Op, states: Sequence[State]) -> None:
         """The result is partial too; it is summed itself, unless its sources are smaller or needed anyway."""
         points = tuple(dict.fromkeys(p for state in states for p in state.sums if p not in self.done))
@@ -134,8 +131,6 @@ class _Pass:
             if point not in self.done:
                 self.done.add(point)
                 self.plan.summed.setdefault(point[0], []).append(point[1])
-
-    # Products
 
     def _product(self, i: int, op: Op, states: list[State]) -> None:
         weights = [j for j, a in enumerate(op.reads) if a.tensor in self.static]
@@ -219,8 +214,6 @@ class _Pass:
             self.plan.shares[i].reads[table] = ceil(rows / self.degree) / rows
             self._write(op, State(sums=((i, op.writes[0].tensor),)))
 
-    # Work on single features or heads
-
     def _featurewise(self, i: int, op: Op, states: list[State]) -> None:
         divided = [s for s in states if s.share < 1]
         has_label = any(self.labels.of(a.tensor) for a in op.writes)
@@ -239,8 +232,6 @@ class _Pass:
         tokens, scores = max((s.tokens for s in divided), default=self.tokens), any(s.is_scores for s in divided)
         made = State(share, origins, tokens=tokens, is_scores=scores, is_mixed=mixed)
         self._write(op, made if share < 1 else WHOLE)
-
-    # Consequences for other operations
 
     def _keep_whole(self, states: Iterable[State]) -> None:
         self.blocked.update(*(state.origins for state in states))
