@@ -6,6 +6,7 @@ Operations on one sequence at a time, attention above all, run part by part.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 from roofline.graph.edit import redirected
@@ -19,10 +20,7 @@ def mix(parts: Sequence[OpGraph]) -> OpGraph:
 
     Raises: ValueError unless the parts are of one model, in one dtype, with the same weights.
     """
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = _joined(whole, part)
-    return whole
+    return reduce(_joined, parts)
 
 
 def _joined(first: OpGraph, other: OpGraph) -> OpGraph:
@@ -89,7 +87,7 @@ def _merged(first: Op, other: Op, graph: OpGraph) -> Op:
     if routing is not None and first.routing is not None:
         for i in routed_reads(first, graph):
             reads[first.reads[i].tensor] = first.reads[i].bytes * routing.hit / first.routing.hit
-    # of a product that runs once for each sequence the batch grows with the tokens
+    # the batch of a product that runs once for each sequence grows with the tokens, of others the rows do
     by_sequence = {"b", "m"} <= set(first.dims) and first.dims["m"] == other.dims.get("m") and first.dims["b"] != 1
     tokens = ("b" if by_sequence and first.dims["b"] != other.dims["b"] else "m", "rows", "elements")
     fields: dict[str, Any] = {
