@@ -8,63 +8,37 @@ stack once; `level_bytes` then splits the traffic over the levels of any device 
   IBM Systems Journal 9(2), 1970). A read is served by the smallest level that holds distance + own bytes; a write
   goes to the level where its next reader finds it, or to main memory if it is overwritten or never read.
 
-Passes repeat: the sequence is run twice and the second one counts. Accesses of one tensor are taken as nested: an
-access of b bytes touches its first b. Steps with a count above 1 stand for layers that are not in the sequence;
-their weights and KV flow through the cache too. They are added to the distance of every weight and KV operand that
-is reused across the end of such a run of steps, and not to activations, which the next layer reuses at once.
-
-Sizes may be arrays of shape (workloads,) instead of numbers: many workloads of one graph are then followed at once.
-
-Example: ``level_bytes(Touches.of(graph.ops, graph.tensors), peaks, "in situ").sum(axis=0)`` → bytes per level.
+Passes repeat: the sequence is run twice and the second one counts. An access of b bytes touches the first b of its
+tensor. Steps with a count above 1 stand for layers that are not in the sequence; their weights and KV add to the reuse
+distance of every weight and KV operand across the end of such a run of steps, but not to that of activations, which the
+next layer reuses at once. Sizes may be arrays of shape (workloads,), for many workloads of one graph at once.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roofline.graph.op import Bytes, Role, Touch, sizes_by_tensor
+from roofline.graph.op import Access, Bytes, Op, Tensor, sizes_by_tensor
 from roofline.hardware.spec import Peaks
 
 CacheState = Literal["cold", "warm", "in situ"]
-
 
 Amount = Bytes | NDArray[np.float64]
 """Bytes of one workload, or of many: shape (workloads,)."""
 
 
-class Step(Protocol):
-    """What the stack needs of an operation or a fused group."""
-
-    @property
-    def reads(self) -> Sequence[Touch]: ...
-    @property
-    def writes(self) -> Sequence[Touch]: ...
-    @property
-    def count(self) -> Any: ...
-
-
-class Held(Protocol):
-    """What the stack needs of a tensor."""
-
-    @property
-    def storage_bytes(self) -> Any: ...
-    @property
-    def role(self) -> Role: ...
-
-
 @dataclass(frozen=True, eq=False)
 class Touches:
-    """The pieces of traffic of a sequence of steps, independent of any device. Arrays over pieces, unless said.
+    """The pieces of traffic of a sequence of steps, independent of any device, as arrays of shape (pieces,).
 
-    For many workloads each array of bytes has a further dimension for them.
+    The arrays of bytes have a further dimension where many workloads are followed.
     """
 
     step: NDArray[np.int64]
-    """Index of the step."""
     bytes: NDArray[np.float64]
     reach_bytes: NDArray[np.float64]
     """Capacity that serves the piece: reuse distance + own bytes; inf for what is never read again."""
@@ -74,32 +48,23 @@ class Touches:
     """Shape (steps,): bytes read plus bytes written."""
 
     @classmethod
-    def of(cls, steps: Sequence[Step], tensors: Sequence[Held]) -> "Touches":
+    def of(cls, steps: Sequence[Op], tensors: Sequence[Tensor]) -> "Touches":
         """Follow the operands of `steps`, in order; `tensors` are numbered from 0."""
         rows = [*_Stack(tensors, steps).second_pass()]
         wide = np.broadcast_shapes((), *(np.shape(row[1]) for row in rows))
-        footprint = np.zeros((len(steps), *wide))
-        traffic = np.zeros((len(steps), *wide))
+        footprint, traffic = np.zeros((2, len(steps), *wide))
         for i, step in enumerate(steps):
-            both = [sizes_by_tensor(step.reads), sizes_by_tensor(step.writes)]
-            for t in {**both[0], **both[1]}:
-                footprint[i] += least(tensors[t].storage_bytes, most(both[0].get(t, 0), both[1].get(t, 0)))
+            read, written = sizes_by_tensor(step.reads), sizes_by_tensor(step.writes)
+            for t in {**read, **written}:
+                footprint[i] += least(tensors[t].storage_bytes, most(read.get(t, 0), written.get(t, 0)))
         index = np.array([row[0] for row in rows], dtype=np.int64)
-        amount = _array([row[1] for row in rows], wide)
-        np.add.at(traffic, index, amount)
-        return cls(
-            step=index,
-            bytes=amount,
-            reach_bytes=_array([row[2] for row in rows], wide),
-            footprint_bytes=footprint,
-            traffic_bytes=traffic,
+        amount, reach = (
+            np.array([np.broadcast_to(row[k], wide) for row in rows] if wide else [row[k] for row in rows], dtype=float)
+            for k in (1, 2)
         )
-
-
-def _array(rows: Sequence[Amount], wide: tuple[int, ...]) -> NDArray[np.float64]:
-    """Shape (rows, *wide), of numbers and arrays that broadcast to `wide`."""
-    same = [np.broadcast_to(row, wide) for row in rows] if wide else rows
-    return np.array(same, dtype=float).reshape(-1, *wide)
+        amount, reach = amount.reshape(-1, *wide), reach.reshape(-1, *wide)
+        np.add.at(traffic, index, amount)
+        return cls(index, amount, reach, footprint, traffic)
 
 
 def level_bytes(touches: Touches, peaks: Peaks, state: CacheState) -> NDArray[np.float64]:
@@ -107,43 +72,41 @@ def level_bytes(touches: Touches, peaks: Peaks, state: CacheState) -> NDArray[np
 
     Shape (steps, levels), or (workloads, steps, levels).
     """
-    levels = np.arange(len(peaks.levels))
+    capacities = [level.capacity_bytes for level in peaks.levels]
+    levels = np.arange(len(capacities))
+
+    def on_levels(amount: NDArray[np.float64], reach_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
+        serving = np.minimum(np.searchsorted(capacities, reach_bytes), levels[-1])
+        return amount[..., None] * (serving[..., None] == levels)
+
     if state == "cold":
         served = touches.traffic_bytes[..., None] * (levels == levels[-1])
     elif state == "warm":
-        served = touches.traffic_bytes[..., None] * (
-            _serving_level(peaks, touches.footprint_bytes)[..., None] == levels
-        )
+        served = on_levels(touches.traffic_bytes, touches.footprint_bytes)
     elif state == "in situ":
         served = np.zeros((*touches.traffic_bytes.shape, len(levels)))
-        pieces = touches.bytes[..., None] * (_serving_level(peaks, touches.reach_bytes)[..., None] == levels)
-        np.add.at(served, touches.step, pieces)
+        np.add.at(served, touches.step, on_levels(touches.bytes, touches.reach_bytes))
     else:
         raise ValueError(f"cache state {state!r} is none of: cold, warm, in situ")
     return np.moveaxis(served, 0, -2)
 
 
-def _serving_level(peaks: Peaks, reach_bytes: NDArray[np.float64]) -> NDArray[np.int64]:
-    capacities = [level.capacity_bytes for level in peaks.levels]
-    return np.minimum(np.searchsorted(capacities, reach_bytes), len(capacities) - 1)
-
-
 def least(one: Amount, other: Amount) -> Any:
-    """The smaller, element by element where one is an array."""
+    """The smaller amount, element by element where either is an array."""
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return np.minimum(one, other)
     return min(one, other)
 
 
 def most(one: Amount, other: Amount) -> Any:
-    """The larger, element by element where one is an array."""
+    """The larger amount, element by element where either is an array."""
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return np.maximum(one, other)
     return max(one, other)
 
 
 def _some(condition: Any) -> bool:
-    """Whether it holds for any workload."""
+    """Whether the condition holds for any workload."""
     return bool(condition.any()) if isinstance(condition, np.ndarray) else bool(condition)
 
 
@@ -164,7 +127,7 @@ class _Segment:
 class _Stack:
     """An LRU stack: distances are sums over a Fenwick tree of the bytes whose latest touch is at each time."""
 
-    def __init__(self, tensors: Sequence[Held], steps: Sequence[Step]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], steps: Sequence[Op]) -> None:
         self._steps = steps
         self._storage = [tensor.storage_bytes for tensor in tensors]
         self._long_lived = [tensor.role != "activation" for tensor in tensors]
@@ -199,7 +162,7 @@ class _Stack:
                 self._touch(tensor, size, i)
             self._hidden = self._hidden + self._hidden_after[i]
 
-    def _merged(self, accesses: Sequence[Touch]) -> Iterator[tuple[int, Any, Any]]:
+    def _merged(self, accesses: Sequence[Access]) -> Iterator[tuple[int, Any, Any]]:
         """Views of one tensor as one access: (tensor, distinct bytes, bytes beyond the tensor, so seen twice)."""
         for tensor, size in sizes_by_tensor(accesses).items():
             distinct = least(size, self._storage[tensor])
@@ -207,7 +170,7 @@ class _Stack:
                 yield tensor, distinct, size - distinct
 
     def _touch(self, tensor: int, size: Any, writer: int | None) -> list[tuple[Any, Any, int | None]]:
-        """Move the first bytes of a tensor to the top; the pieces they were found in: bytes, reach, unread writer."""
+        """Move the first bytes of a tensor to the top. Returns their former pieces: bytes, reach, unread writer."""
         self._now += 1
         pieces: list[tuple[Any, Any, int | None]] = []
         kept: list[_Segment] = []
@@ -227,8 +190,7 @@ class _Stack:
         for position, piece in moved:
             self._add(position, -piece)
         self._add(self._now, size)
-        top = _Segment(size, self._now, self._hidden, writer)
-        self._segments[tensor] = [top, *kept]
+        self._segments[tensor] = [_Segment(size, self._now, self._hidden, writer), *kept]
         return pieces
 
     def _add(self, position: int, amount: Any) -> None:
@@ -247,8 +209,8 @@ class _Stack:
         return total
 
 
-def _hidden_bytes(steps: Sequence[Step], long_lived: Sequence[bool]) -> list[Any]:
-    """After each step: weight and KV bytes of the layers that the run of steps ending there stands for, but itself."""
+def _hidden_bytes(steps: Sequence[Op], long_lived: Sequence[bool]) -> list[Any]:
+    """After each run of steps with one count, weight and KV bytes of the further layers that the run stands for."""
     out: list[Any] = [0.0] * len(steps)
     for count, run in groupby(range(len(steps)), key=lambda i: steps[i].count):
         largest: dict[int, Any] = {}

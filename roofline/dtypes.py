@@ -3,8 +3,6 @@
 Names are torch's, and two that torch has none for: "tfloat32" and "int4". Formats of other tools that are no one dtype
 keep their tool's name: "fp8_block" (float8 with a scale a block, another kernel than "float8_e4m3fn"), weights of 4 or
 8 bits with wider activations ("int4_wo", "w4a16_mxfp4").
-
-Example: ``BITS["bfloat16"] == 16``; ``dtype_named("fp8") == "float8_e4m3fn"``
 """
 
 from typing import NamedTuple
@@ -74,7 +72,7 @@ _BY_ALIAS = {alias: dtype.name for dtype in DTYPES for alias in (dtype.name, *dt
 
 
 def dtype_named(name: str) -> str | None:
-    """Our name of a tool's number format; None where it is not known."""
+    """This package's name of a tool's number format; None where it is not known."""
     return _BY_ALIAS.get(name.strip().lower().removeprefix("torch."))
 
 

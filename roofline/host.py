@@ -4,52 +4,36 @@ On a CPU host and device are the same cores: what the host does for an operation
 `host_s_per_op` is the host's whole cost where a roofline prices the work (where laws do: `price_by_law`). On CUDA
 the host runs ahead through a queue: it has issued the i-th of the operations (counted from 1) at ``i * host_s``; the
 device starts it then, or when it has finished the one before; the pass ends with the last of them.
-
-Example: ``wall_s([5e-6, 5e-6], [1, 1], host_s_per_op=10e-6, has_queue=True)`` → 25e-6: the host is the bottleneck.
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from roofline.hardware.spec import HardwareSpec, Peaks
 
 Floats = NDArray[np.float64]
 
 
-def wall_s(
-    device_s: Sequence[float] | NDArray[np.float64],
-    count: Sequence[float] | NDArray[np.float64],
-    host_s_per_op: float,
-    has_queue: bool,
-) -> float:
+def wall_s(device_s: ArrayLike, count: ArrayLike, host_s_per_op: float, has_queue: bool) -> float:
     """Seconds of a pass. `device_s` and `count` have shape (operations,), in the order they run.
 
     A run of neighbours with the same count above 1 is a block of layers that runs so often, one after another.
     A device time that is not known (NaN) makes the result NaN.
+
+    Where a queue never waits after operation j, the pass ends at issue(j) + device time from j on; the wall time is the
+    largest such sum. Within a block it changes by the same amount at each repetition, so the largest is in the first or
+    the last one.
     """
     device, times = np.asarray(device_s, dtype=float), np.asarray(count, dtype=float)
     if device.shape != times.shape:
         raise ValueError(f"{device.shape} device times but {times.shape} counts")
-    if len(device) == 0:
-        return 0.0
-    if not has_queue:
+    if not has_queue or not len(device):
         return float((times * (device + host_s_per_op)).sum())
-    return _queue_wall_s(device, times, host_s_per_op)
-
-
-def _queue_wall_s(device: NDArray[np.float64], times: NDArray[np.float64], host_s: float) -> float:
-    """A queue that never waits after operation j ends at issue(j) + device time from j on; the wall is the largest.
-
-    Within a block repeated c times that sum changes by the same amount at each repetition, so the largest is in
-    the first or the last one: no need to unroll.
-    """
-    starts = np.flatnonzero(np.r_[True, times[1:] != times[:-1]])
-    block = np.cumsum(np.r_[True, times[1:] != times[:-1]]) - 1
-    block_device = np.add.reduceat(device, starts)
-    block_ops = np.diff(np.r_[starts, len(device)])
+    is_first = np.r_[True, times[1:] != times[:-1]]
+    starts, block = np.flatnonzero(is_first), np.cumsum(is_first) - 1
+    block_device, block_ops = np.add.reduceat(device, starts), np.diff(np.r_[starts, len(device)])
     repeats = times[starts]
     device_before = np.cumsum(block_device * repeats) - block_device * repeats
     issued_before = np.cumsum(block_ops * repeats) - block_ops * repeats
@@ -60,7 +44,7 @@ def _queue_wall_s(device: NDArray[np.float64], times: NDArray[np.float64], host_
     for repetition in (np.zeros_like(repeats), np.maximum(repeats - 1, 0)):
         issued = (issued_before + repetition * block_ops)[block] + within_issued
         finished = (device_before + repetition * block_device)[block] + within_device
-        walls.append((issued * host_s + total - finished).max())
+        walls.append((issued * host_s_per_op + total - finished).max())
     return float(max(walls))
 
 
@@ -77,5 +61,5 @@ def pass_wall_s(
 
 
 def known(value: float) -> float | None:
-    """The value; None where it is not known."""
+    """The value; None for NaN."""
     return None if math.isnan(value) else float(value)

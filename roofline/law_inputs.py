@@ -5,14 +5,12 @@ one row is a matrix-vector product, another kernel in every library, and streams
 operation has two of the moment when it runs: "cold", the share of its bytes that no cache holds, by reuse distance in
 the graph (`roofline.caches`), and "reach", the bytes that others have touched since the same operator last ran. The
 host's gaps before the operations have sizes as well (`gap_dims`).
-
-Example: ``law_inputs(Prepared(graph), cache_bytes=50e6)[3].dims["n"]``; None for what no law describes
 """
 
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 
 import numpy as np
 
@@ -24,7 +22,7 @@ from roofline.laws.law import Floats
 from roofline.price import Prepared
 
 BATCHED_OPERATORS = ("aten::bmm", "aten::baddbmm")
-"""Run other kernels than a single product does, even for a batch of one."""
+"""Operators that run other kernels than a single product does, even for a batch of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +36,14 @@ class LawInput:
 
 
 def law_inputs(prepared: Prepared, cache_bytes: float) -> list[LawInput | None]:
-    """What laws know of each operation of a graph, in its order; `cache_bytes`, size of the last-level cache."""
+    """What laws know of each operation of a graph, in its order, with a last-level cache of `cache_bytes`.
+
+    None stands for an operation that no law describes.
+    """
     ops = prepared.graph.ops
     cold = cold_shares(prepared.touches, cache_bytes)
     reach = bytes_since_last_run(ops, [operator(op.name) for op in ops])
-    return [law_input_of(op, *states) for op, *states in zip(ops, cold.tolist(), reach.tolist(), strict=True)]
+    return [_law_input(op, *states) for op, *states in zip(ops, cold.tolist(), reach.tolist(), strict=True)]
 
 
 def cold_shares(touches: Touches, cache_bytes: float) -> Floats:
@@ -57,8 +58,7 @@ def cold_shares(touches: Touches, cache_bytes: float) -> Floats:
     return np.asarray(missed / np.maximum(moved, 1.0))
 
 
-def law_input_of(op: Op, cold: float = 0.0, reach: float = 0.0) -> LawInput | None:
-    """One operation; None where no law describes it."""
+def _law_input(op: Op, cold: float, reach: float) -> LawInput | None:
     states = {"cold": cold, "reach": reach}
     if op.kind == Kind.GROUPED_MATMUL:
         return _grouped(op, states)
@@ -83,7 +83,7 @@ def law_input_of(op: Op, cold: float = 0.0, reach: float = 0.0) -> LawInput | No
 
 
 def _grouped(op: Op, states: Mapping[str, float]) -> LawInput:
-    """Experts that are hit, by the weights that are read, and the rows that each of them has on average."""
+    """A grouped product as the experts hit, from the weight bytes that are read, each with the mean number of rows."""
     m, n, k = (float(op.dims[name]) for name in "mnk")
     width = ELEMENT_BYTES.get(op.dtype, 2.0)
     weights = sum(access.bytes for access in op.reads) - width * m * k
@@ -104,18 +104,14 @@ def by_law(
     A streaming operator in a dtype without a law is priced as the same bytes of another dtype.
     """
     places: dict[tuple[str, str], list[int]] = {}
-    for place, asked in enumerate(inputs):
-        if asked is not None and (key := _law_key(asked, known)) is not None:
+    for place, row in enumerate(inputs):
+        if row is None:
+            continue
+        exact = ((kind, row.dtype) for kind in row.kinds if (kind, row.dtype) in known)
+        streaming = [kind for kind in row.kinds if kind in KINDS and KINDS[kind].op_kinds]
+        if key := next(exact, None) or next((key for key in known if key[0] in streaming), None):
             places.setdefault(key, []).append(place)
     return places
-
-
-def _law_key(asked: LawInput, known: Mapping[tuple[str, str], object]) -> tuple[str, str] | None:
-    for kind in asked.kinds:
-        if (kind, asked.dtype) in known:
-            return kind, asked.dtype
-    streaming = [kind for kind in asked.kinds if kind in KINDS and KINDS[kind].op_kinds]
-    return next((key for key in known if key[0] in streaming), None)
 
 
 def _attention(op: Op, states: Mapping[str, float]) -> LawInput | None:
@@ -127,13 +123,12 @@ def _attention(op: Op, states: Mapping[str, float]) -> LawInput | None:
     sizes |= {"kv_bytes": ELEMENT_BYTES[op.dtype], **states}
     if dims["query"] == 1:
         return LawInput(("decode_attention",), op.dtype, sizes)
-    if not dims["causal"]:
-        return None
     sizes |= {"query": dims["query"], "context": dims["kv"] - dims["query"]}
-    return LawInput(("prefill_attention",), op.dtype, sizes)
+    return LawInput(("prefill_attention",), op.dtype, sizes) if dims["causal"] else None
 
 
 def _streamed(op: Op) -> dict[str, float]:
+    """Sizes of an operation as a stream of bytes."""
     written = float(sum(access.bytes for access in op.writes))
     return {
         "bytes_read": float(sum(access.bytes for access in op.reads)),
@@ -150,10 +145,9 @@ def bytes_since_last_run(
 ) -> Floats:
     """Bytes between each operation and the one before it that ran the same `code`, of operations that are `counted`.
 
-    What others touch drives code and tables out of the caches: a norm runs longer in a model whose layers are larger
-    than the last-level cache than in one whose layers fit. Passes repeat, and the second one counts. A run of
-    neighbours with the same count above 1 is a block of layers that runs so often, one after another; its operations
-    have the mean over its repetitions.
+    What others touch drives code and tables out of the caches, so a norm runs longer in a model whose layers are
+    larger than the last-level cache. Passes repeat, and the second one counts. A run of neighbours with the same count
+    above 1 is a block of layers that runs so often; its operations have the mean over its repetitions.
     """
     touched = [float(counted(op) and sum(access.bytes for access in (*op.reads, *op.writes))) for op in ops]
     since = np.zeros(len(ops))
@@ -179,35 +173,26 @@ def bytes_since_last_run(
 NUMBER = re.compile(r"\d+")
 
 
-def lines_of(ops: Sequence[Op]) -> list[tuple[str, str]]:
-    """The line of the model's code that runs each operation: alike in all layers."""
-    return [(NUMBER.sub("#", op.path), op.name) for op in ops]
-
-
 def gap_dims(ops: Sequence[Op]) -> dict[str, Floats]:
     """Sizes of the gap before each operation, shape (operations,).
 
-    Modules are those with operations of their own or below them; "reach" and "streamed" are as `HostGap` has them.
+    "modules" counts those entered or left, with operations of their own or below them; "reach" and "streamed" are as
+    `HostGap` has them.
     """
     modules = np.zeros(len(ops))
     before: list[str] = []
     for i, op in enumerate(ops):
         path = op.path.split(".") if op.path else []
-        modules[i] = len(path) + len(before) - 2 * _alike(path, before)
+        alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(path, before, strict=False)))
+        modules[i] = len(path) + len(before) - 2 * alike
         before = path
-    lines = lines_of(ops)
+    lines = [(NUMBER.sub("#", op.path), op.name) for op in ops]  # of the model's code: alike in all layers
+
+    def is_streamed(op: Op) -> bool:  # whether it reads a matrix once: a product with one row
+        return op.kind == Kind.MATMUL and op.dims["m"] == 1
+
     return {
         "modules": modules,
-        "reach": bytes_since_last_run(ops, lines, lambda op: not _is_streamed(op)),
-        "streamed": bytes_since_last_run(ops, lines, _is_streamed),
+        "reach": bytes_since_last_run(ops, lines, lambda op: not is_streamed(op)),
+        "streamed": bytes_since_last_run(ops, lines, is_streamed),
     }
-
-
-def _is_streamed(op: Op) -> bool:
-    """Whether an operation reads a matrix once: a product with one row."""
-    return op.kind == Kind.MATMUL and op.dims["m"] == 1
-
-
-def _alike(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many names from the first on are equal."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

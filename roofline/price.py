@@ -7,8 +7,8 @@ link_bytes / bandwidth_link + messages · latency_link)``
 levels in series; a link as in Hockney, Parallel Computing 20(3), 1994, its latency 0 where it is not known). A time
 that needs a peak which is not known is NaN, never a guess; `missing_peaks` says which.
 
-`price` is the rung T2 (or the executed graph at any peaks); `price_fused` is T0 and T1, for the datasheet's and the
-measured peaks: a group's time is shared among its members in proportion to their own rooflines at the same peaks.
+`price` prices the executed graph (rung T2); `price_fused` the ideal one at the datasheet's (T0) or the measured peaks
+(T1): a group's time is shared among its members in proportion to their own rooflines at the same peaks.
 
 Transfers that `Overlaps` describes (prefetched weights and cache, keys and values sent on) run while the operations of
 their layer do. What a layer needs comes while the one before it runs, what it made goes while the next one runs
@@ -16,8 +16,6 @@ their layer do. What a layer needs comes while the one before it runs, what it m
 that is ``max(operations, transfers in, transfers out)`` a layer: what the operations do not hide is waited for, and the
 wait is shared by the transfers as they take time. All that crosses a link in a layer counts, both directions apart.
 At the ends of the row the first layer's transfer in, or the last one's out, is taken as hidden too.
-
-Example: ``(price(graph, spec.measured).time_s * [op.count for op in graph.ops]).sum()`` → predicted busy seconds.
 """
 
 import math
@@ -25,15 +23,13 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from roofline.caches import CacheState, Touches, level_bytes
-from roofline.fusion.compiled import Members, kernel_ops
-from roofline.fusion.fuse import Group, fuse
-from roofline.graph.op import OpGraph, layer_key
+from roofline.fusion.fuse import Group, Members, fuse, kernel_ops
+from roofline.graph.op import Op, OpGraph, layer_key
 from roofline.hardware.spec import Peaks
 
 Floats = NDArray[np.float64]
@@ -41,29 +37,6 @@ Index = NDArray[np.int64]
 
 UNKNOWN = ""
 """The bound of an operation whose time is not known."""
-
-
-class Work(Protocol):
-    """What the roofs need of an operation or a fused group, besides its bytes by level."""
-
-    @property
-    def matrix_flops(self) -> float: ...
-    @property
-    def vector_flops(self) -> float: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def link(self) -> str | None: ...
-    @property
-    def link_bytes(self) -> float: ...
-    @property
-    def messages(self) -> float: ...
-    @property
-    def path(self) -> str: ...
-    @property
-    def beside(self) -> str | None: ...
-    @property
-    def count(self) -> float: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,14 +86,11 @@ def price_fused(graph: OpGraph | Prepared, peaks: Peaks, state: CacheState = "in
     The bound of an operation is that of its group.
     """
     prepared = _prepared(graph)
-    groups = price_groups(prepared, peaks, state)
-    weights = price(prepared, peaks, state).time_s
-    time_s = np.zeros(len(weights))
-    bound = [""] * len(weights)
+    groups, weights = price_groups(prepared, peaks, state), price(prepared, peaks, state).time_s
+    time_s, bound = np.zeros(len(weights)), [""] * len(weights)
     for group, total, waits_for in zip(prepared.groups, groups.time_s.tolist(), groups.bound, strict=True):
-        members = list(group.ops)
-        time_s[members] = shares(weights[members].tolist(), total)
-        for i in members:
+        time_s[list(group.ops)] = shares(weights[list(group.ops)].tolist(), total)
+        for i in group.ops:
             bound[i] = waits_for
     return Priced(time_s=time_s, bound=tuple(bound))
 
@@ -159,25 +129,23 @@ def _prepared(graph: OpGraph | Prepared) -> Prepared:
 
 @dataclass(frozen=True, eq=False)
 class Rates:
-    """Seconds that each operation needs for a unit of its work on given peaks; NaN where the peak is not known."""
+    """Seconds for a unit of work on given peaks; NaN where the peak is not known."""
 
     matrix_s: Floats
-    """Shape (operations,): a FLOP."""
+    """A FLOP of each operation, shape (operations,); so are all but `level_s`."""
     vector_s: Floats
-    """Shape (operations,): a FLOP."""
     level_s: Floats
-    """Shape (levels,): a byte."""
+    """A byte of each level, shape (levels,)."""
     link_s: Floats
-    """Shape (operations,): a byte."""
+    """A byte over the operation's link."""
     message_s: Floats
-    """Shape (operations,): a message."""
 
     @classmethod
-    def of(cls, work: Sequence[Work], peaks: Peaks) -> "Rates":
-        links = [peaks.links.get(w.link) if w.link else None for w in work]
+    def of(cls, ops: Sequence[Op], peaks: Peaks) -> "Rates":
+        links = [peaks.links.get(op.link) if op.link else None for op in ops]
         return cls(
-            matrix_s=_inverse([matrix_peak(peaks, w.dtype) for w in work]),
-            vector_s=_inverse([vector_peak(peaks, w.dtype) for w in work]),
+            matrix_s=_inverse([matrix_peak(peaks, op.dtype) for op in ops]),
+            vector_s=_inverse([vector_peak(peaks, op.dtype) for op in ops]),
             level_s=_inverse([level.bandwidth.value for level in peaks.levels]),
             link_s=_inverse([link.bandwidth.value if link else None for link in links]),
             message_s=np.array([link.latency_s.value if link and link.latency_s else 0.0 for link in links]),
@@ -191,39 +159,43 @@ def roofs(
 
     Args: shapes (…, operations), and (…, operations, levels) for `level_bytes`. Any work without a peak is NaN.
     """
+
+    def seconds(amount: Floats, per_unit: Floats) -> Floats:  # 0 without work whatever the peak
+        return np.where(amount > 0, amount * per_unit, 0.0)
+
     return (
-        _seconds(matrix_flops, rates.matrix_s),
-        _seconds(vector_flops, rates.vector_s),
+        seconds(matrix_flops, rates.matrix_s),
+        seconds(vector_flops, rates.vector_s),
         level_bytes @ rates.level_s,
-        _seconds(link_bytes, rates.link_s) + messages * rates.message_s,
+        seconds(link_bytes, rates.link_s) + messages * rates.message_s,
     )
 
 
-def roofline(work: Sequence[Work], level_bytes: Floats, peaks: Peaks) -> Priced:
-    """Price every item of `work`; `level_bytes` has shape (items, levels), in bytes, levels as in `peaks`."""
-    if level_bytes.shape != (len(work), len(peaks.levels)):
-        raise ValueError(f"level_bytes is {level_bytes.shape}, needed {(len(work), len(peaks.levels))}")
-    rates = Rates.of(work, peaks)
-    each = roofs(
-        rates,
-        _column([w.matrix_flops for w in work]),
-        _column([w.vector_flops for w in work]),
-        level_bytes,
-        _column([w.link_bytes for w in work]),
-        _column([w.messages for w in work]),
-    )
-    time_s = Overlaps.of(work).time_s(each, _column([w.count for w in work]))
-    hidden = np.array([w.beside is not None for w in work], dtype=bool)
-    waits = time_s > np.maximum.reduce(each[:-1])
-    roof_s = np.stack((*each[:-1], np.where(hidden, np.where(waits, time_s, 0.0), each[-1])), axis=-1)
+def op_roofs(ops: Sequence[Op], rates: Rates, level_bytes: Floats) -> tuple[Floats, ...]:
+    """The roofs of operations with one workload's sizes."""
+    names = ("matrix_flops", "vector_flops", "link_bytes", "messages")
+    matrix_flops, vector_flops, link_bytes, messages = (_column(ops, name) for name in names)
+    return roofs(rates, matrix_flops, vector_flops, level_bytes, link_bytes, messages)
+
+
+def roofline(ops: Sequence[Op], level_bytes: Floats, peaks: Peaks) -> Priced:
+    """Price every operation; `level_bytes` has shape (operations, levels), in bytes, levels as in `peaks`."""
+    if level_bytes.shape != (len(ops), len(peaks.levels)):
+        raise ValueError(f"level_bytes is {level_bytes.shape}, needed {(len(ops), len(peaks.levels))}")
+    rates = Rates.of(ops, peaks)
+    by_roof = op_roofs(ops, rates, level_bytes)
+    time_s = Overlaps.of(ops).time_s(by_roof, _column(ops, "count"))
+    hidden = np.array([op.beside is not None for op in ops], dtype=bool)
+    waits = time_s > np.maximum.reduce(by_roof[:-1])
+    roof_s = np.stack((*by_roof[:-1], np.where(hidden, np.where(waits, time_s, 0.0), by_roof[-1])), axis=-1)
     level_s = level_bytes * rates.level_s
     # an operation with no work at all is said to wait for main memory
     level = np.where(level_s.sum(axis=-1) > 0, level_s.argmax(axis=-1), len(peaks.levels) - 1)
     slowest = np.where(time_s == 0, 2, np.where(np.isnan(roof_s), -np.inf, roof_s).argmax(axis=-1))
     names = [lv.name for lv in peaks.levels]
     bound = tuple(
-        UNKNOWN if np.isnan(time) else ("matrix", "vector", names[at], w.link or "")[roof]
-        for w, time, roof, at in zip(work, time_s.tolist(), slowest.tolist(), level.tolist(), strict=True)
+        UNKNOWN if np.isnan(time) else ("matrix", "vector", names[at], op.link or "")[roof]
+        for op, time, roof, at in zip(ops, time_s.tolist(), slowest.tolist(), level.tolist(), strict=True)
     )
     return Priced(time_s=time_s, bound=bound)
 
@@ -240,25 +212,20 @@ def vector_peak(peaks: Peaks, dtype: str) -> float | None:
     return figure.value if figure else None
 
 
-def missing_peaks(work: Sequence[Work], peaks: Peaks) -> tuple[str, ...]:
-    """The peaks that `work` needs and `peaks` lacks: ("link nvlink", "matrix bfloat16", …), sorted."""
-    missing = {f"matrix {w.dtype}" for w in work if w.matrix_flops > 0 and matrix_peak(peaks, w.dtype) is None}
-    missing |= {f"vector {w.dtype}" for w in work if w.vector_flops > 0 and vector_peak(peaks, w.dtype) is None}
-    missing |= {f"link {w.link}" for w in work if w.link_bytes > 0 and (w.link or "") not in peaks.links}
+def missing_peaks(ops: Sequence[Op], peaks: Peaks) -> tuple[str, ...]:
+    """The peaks that `ops` need and `peaks` lacks: ("link nvlink", "matrix bfloat16", …), sorted."""
+    missing = {f"matrix {op.dtype}" for op in ops if op.matrix_flops > 0 and matrix_peak(peaks, op.dtype) is None}
+    missing |= {f"vector {op.dtype}" for op in ops if op.vector_flops > 0 and vector_peak(peaks, op.dtype) is None}
+    missing |= {f"link {op.link}" for op in ops if op.link_bytes > 0 and (op.link or "") not in peaks.links}
     return tuple(sorted(missing))
 
 
-def _column(values: Sequence[float]) -> Floats:
-    return np.array(values, dtype=float)
+def _column(ops: Sequence[Op], name: str) -> Floats:
+    return np.array([getattr(op, name) for op in ops], dtype=float)
 
 
 def _inverse(rates: Sequence[float | None]) -> Floats:
     return 1.0 / np.array([np.nan if rate is None else rate for rate in rates], dtype=float)
-
-
-def _seconds(amount: Floats, per_unit: Floats) -> Floats:
-    """amount × seconds each; 0 without work whatever the peak, NaN for work without a peak."""
-    return np.where(amount > 0, amount * per_unit, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,9 +233,9 @@ class _Layer:
     members: Index
     """Operations of one layer."""
     overlapping: Index
-    """Those of them whose transfers run while the layer does."""
+    """Members whose transfers run while the layer does."""
     crossing: tuple[Index, ...]
-    """For each link and direction that those use, all of the layer that cross it."""
+    """All members that cross each link and direction of these transfers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,12 +245,22 @@ class Overlaps:
     layers: tuple[_Layer, ...]
 
     @classmethod
-    def of(cls, ops: Sequence[Work]) -> "Overlaps":
+    def of(cls, ops: Sequence[Op]) -> "Overlaps":
         by_layer: dict[Hashable, list[int]] = defaultdict(list)
         if any(op.beside for op in ops):
             for i, op in enumerate(ops):
                 by_layer[layer_key(op.path)].append(i)
-        return cls(tuple(_layer(ops, members) for members in by_layer.values() if any(ops[i].beside for i in members)))
+        layers = []
+        for members in by_layer.values():
+            overlapping = [i for i in members if ops[i].beside]
+            ways = dict.fromkeys((ops[i].link, ops[i].beside) for i in overlapping)
+            crossing = tuple(
+                np.array([i for i in members if ops[i].link == link and ops[i].beside in (None, way)])
+                for link, way in ways
+            )
+            if overlapping:
+                layers.append(_Layer(np.array(members), np.array(overlapping), crossing))
+        return cls(tuple(layers))
 
     def members(self, operations: int) -> NDArray[np.bool_]:
         """Which operations have a time that depends on others: shape (operations,)."""
@@ -295,7 +272,7 @@ class Overlaps:
     def time_s(self, roofs: Sequence[Floats], count: Floats) -> Floats:
         """Seconds of one execution of each operation, NaN where one of its roofs, or of its layer's, is not known.
 
-        Args: the roofs of each operation, that of its link as the last, and its executions; shapes (…, operations).
+        Args: shapes (…, operations): the roofs of each operation, its link's as the last, and its executions.
         """
         time_s = np.maximum.reduce(roofs)  # NaN wins
         for layer in self.layers:
@@ -309,12 +286,3 @@ class Overlaps:
             part = np.divide(wait_s, whole_s, out=np.zeros_like(wait_s), where=whole_s != 0)
             time_s[..., layer.overlapping] += part[..., None] * roofs[-1][..., layer.overlapping]
         return time_s
-
-
-def _layer(ops: Sequence[Work], members: list[int]) -> _Layer:
-    overlapping = [i for i in members if ops[i].beside]
-    ways = dict.fromkeys((ops[i].link, ops[i].beside) for i in overlapping)
-    crossing = tuple(
-        np.array([i for i in members if ops[i].link == link and ops[i].beside in (None, way)]) for link, way in ways
-    )
-    return _Layer(np.array(members), np.array(overlapping), crossing)

@@ -1,10 +1,8 @@
 """T3: the operations of an executed graph priced with the calibrated laws of a device, and the host's gaps before them.
 
 Each operation is priced once, by the most special law that the spec has for it; what no law describes keeps the
-roofline's price, and is counted. Laws are evaluated on arrays, one call for each law. Times at another level of the
-machine than the one that the laws were fitted at follow from what each operation waits for (`waits`).
-
-Example: ``law_prices(Prepared(graph), spec, otherwise=price(graph, spec.measured).time_s).time_s @ counts``
+roofline's price, and is counted. Times at another level of the machine than the one that the laws were fitted at follow
+from what each operation waits for (`waits`).
 """
 
 from collections.abc import Mapping
@@ -21,10 +19,10 @@ from roofline.law_inputs import by_law, cold_shares, gap_dims, law_inputs
 from roofline.laws.fitted import PROBES, FittedLaw, LevelRatio
 from roofline.laws.kinds import HOST_GAP, law_named
 from roofline.laws.law import Floats
-from roofline.price import Prepared, Rates, roofs
+from roofline.price import Prepared, Rates, op_roofs
 
 HELD = "resident"
-"""Constant of laws that found which part of the last-level cache holds operands from one kernel to the next."""
+"""Constant of laws: the fitted share of the last-level cache that holds operands from one kernel to the next."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +32,9 @@ class LawPrices:
     time_s: Floats
     """Seconds of one execution; NaN where neither a law nor the roofline knows it."""
     by_law: NDArray[np.bool_]
-    """Priced by a law."""
+    """Whether a law priced it."""
     outside: NDArray[np.bool_]
-    """Priced by a law beyond the sizes that it was fitted on."""
+    """Whether that law was fitted on other sizes."""
     law: NDArray[np.int_]
     """Which of the spec's laws priced it, by position in `HardwareSpec.calibrated`; −1 where none did."""
     low_s: Floats
@@ -45,14 +43,14 @@ class LawPrices:
 
 
 def law_prices(prepared: Prepared, spec: HardwareSpec, otherwise: Floats, *, with_intervals: bool = False) -> LawPrices:
-    """Price every operation. Args: `otherwise`, its time where no law of `spec` prices it.
+    """Price every operation, with the time `otherwise` where no law of `spec` prices it.
 
     Raises ValueError where the spec has laws but not the facts that they need.
     """
-    time_s, priced = np.array(otherwise, dtype=float), np.zeros(len(otherwise), dtype=bool)
-    outside, number = np.zeros(len(otherwise), dtype=bool), np.full(len(otherwise), -1)
-    low_s, high_s = np.full((2, len(otherwise)), np.nan)
-    prices = LawPrices(time_s, priced, outside, number, low_s, high_s)
+    size = len(otherwise)
+    priced, outside = np.zeros((2, size), dtype=bool)
+    low_s, high_s = np.full((2, size), np.nan)
+    prices = LawPrices(np.array(otherwise, dtype=float), priced, outside, np.full(size, -1), low_s, high_s)
     known = {(law.kind, law.dtype): i for i, law in enumerate(spec.calibrated)}
     if not known:
         return prices
@@ -64,9 +62,8 @@ def law_prices(prepared: Prepared, spec: HardwareSpec, otherwise: Floats, *, wit
         dims = {name: np.array([row.dims[name] for row in rows]) for name in names}
         if (held := law.values.get(HELD, 1.0)) < 1:
             dims["cold"] = cold_shares(prepared.touches, held * facts.cache_bytes)[places]
-        time_s[places] = law.time_s(dims, facts)
-        priced[places], outside[places] = True, law.outside(dims)
-        number[places] = known[key]
+        prices.time_s[places] = law.time_s(dims, facts)
+        priced[places], outside[places], prices.law[places] = True, law.outside(dims), known[key]
         if with_intervals:
             low_s[places], high_s[places] = law.interval(dims, facts)
     return prices
@@ -79,20 +76,20 @@ def host_gap_s(graph: OpGraph, spec: HardwareSpec) -> Floats | None:
 
 
 def host_gap_interval(graph: OpGraph, spec: HardwareSpec) -> tuple[Floats, Floats] | None:
-    """Between which seconds 90 % of gaps like each lie."""
+    """Ends, in seconds, between which 90 % of gaps like the one before each operation lie; None without a law."""
     law = _law_for(graph, spec)
     return None if law is None else law.interval(gap_dims(graph.ops), facts_of(spec))
 
 
 def _law_for(graph: OpGraph, spec: HardwareSpec) -> FittedLaw | None:
-    laws = {law.dtype: law for law in _laws(spec)} if spec.calibrated else {}
-    if not laws or not graph.ops:
-        return None
-    return laws.get(graph.workload.dtype, next(iter(laws.values())))
+    laws = {law.dtype: law for law in _gap_laws(spec)} if graph.ops else {}
+    return laws.get(graph.workload.dtype, next(iter(laws.values()), None))
 
 
-def _laws(spec: HardwareSpec) -> list[FittedLaw]:
-    """Those of this version; an older spec's law had other constants, and the host's cost of an operation is used."""
+def _gap_laws(spec: HardwareSpec) -> list[FittedLaw]:
+    """Laws of the host's gaps; those of an older spec had other constants and are left out."""
+    if not spec.calibrated:
+        return []
     names = {constant.name for constant in law_named(HOST_GAP).constants(facts_of(spec), "")}
     return [law for law in spec.calibrated if law.kind == HOST_GAP and set(law.values) == names]
 
@@ -100,7 +97,7 @@ def _laws(spec: HardwareSpec) -> list[FittedLaw]:
 def least_gap_s(spec: HardwareSpec, kernels: int) -> Floats | None:
     """Seconds before each of the kernels of a compiled pass, shape (kernels,): no module is entered, and the loop that
     calls them is never long out of the caches."""
-    law = next(iter(_laws(spec)), None) if spec.calibrated else None
+    law = next(iter(_gap_laws(spec)), None)
     nothing = dict.fromkeys(law_named(HOST_GAP).dims, np.zeros(kernels))
     return None if law is None or not kernels else law.time_s(nothing, facts_of(spec))
 
@@ -108,38 +105,30 @@ def least_gap_s(spec: HardwareSpec, kernels: int) -> Floats | None:
 def waits(prepared: Prepared, peaks: Peaks, kind: str) -> Floats:
     """Share of each operation's time that follows each probe, shape (operations, probes), probes as in `PROBES`.
 
-    An operation's time is split by what its executed roofline waits for: bytes of main memory follow the probe
-    "memory"; arithmetic and bytes of caches, which run at the clock of the cores, the probe "product"; on a CPU the
-    fixed cost of an operation, which the interpreter and the dispatcher take, the probe "host". What follows no probe
-    (a link, the fixed cost of a GPU's kernel) keeps the level of the calibration.
-
-    A row adds up to 1 where nothing else is waited for, and is 0 where a peak that the operation needs is not known.
-    `kind`: of the device, as `HardwareSpec.kind`.
+    By its executed roofline on a device of `kind`: bytes of main memory follow the probe "memory"; arithmetic and bytes
+    of caches, which run at the clock of the cores, the probe "product"; on a CPU the fixed cost of an operation, which
+    the interpreter and the dispatcher take, the probe "host". A link, and the fixed cost of a GPU's kernel, follow no
+    probe and keep the level of the calibration. A row is 0 where a peak that the operation needs is not known.
     """
     ops = prepared.graph.ops
     if not ops:
         return np.zeros((0, len(PROBES)))
     rates, moved = Rates.of(ops, peaks), level_bytes(prepared.touches, peaks, "in situ")
-    matrix_flops, vector_flops, link_bytes, messages = (
-        np.array([getattr(op, name) for op in ops], dtype=float)
-        for name in ("matrix_flops", "vector_flops", "link_bytes", "messages")
-    )
-    matrix_s, vector_s, _, link_s = roofs(rates, matrix_flops, vector_flops, moved, link_bytes, messages)
-    each_s = moved * rates.level_s
+    matrix_s, vector_s, _, link_s = op_roofs(ops, rates, moved)
+    level_s = moved * rates.level_s
     fixed = peaks.host_s_per_op.value if peaks.host_s_per_op and kind == "cpu" else 0.0
-    parts = np.stack(
-        (each_s[:, -1], matrix_s + vector_s + each_s[:, :-1].sum(axis=1), np.full(len(ops), fixed)), axis=1
-    )
+    computing_s = matrix_s + vector_s + level_s[:, :-1].sum(axis=1)
+    parts = np.stack((level_s[:, -1], computing_s, np.full(len(ops), fixed)), axis=1)
     whole = parts.sum(axis=1) + link_s
     shares = np.divide(parts, whole[:, None], out=np.zeros_like(parts), where=whole[:, None] > 0)
     return np.where(np.isnan(whole)[:, None], 0.0, shares)
 
 
 def level_factors(shares: Floats, levels: Mapping[str, LevelRatio]) -> Floats:
-    """What the time of each operation is multiplied by; a probe without a ratio is at the calibration's level."""
+    """Factor for the time of each operation; a probe without a ratio is at the calibration's level."""
     return np.asarray(1 + shares @ np.array([ratio_of(levels, probe) - 1 for probe in PROBES]))
 
 
 def ratio_of(levels: Mapping[str, LevelRatio], probe: str) -> float:
-    """1 where the probe has none."""
+    """The ratio of a probe; 1 where there is none."""
     return levels[probe].ratio if probe in levels else 1.0

@@ -164,7 +164,7 @@ OPERATORS: Mapping[str, Operator] = {
     # Hendrycks and Gimpel, arXiv 1606.08415, eq. 2: x/2 (1 + erf(x/√2)): scale, erf, add, scale, multiply; and
     # x/2 (1 + tanh(√(2/π)(x + 0.044715 x³))): 3 for the cubic, add, scale, tanh, add, …
     "gelu": Operator(_POINTWISE, 5),
-    "gelu_tanh": Operator(_POINTWISE, 8),  # for the microbenchmark; a trace counts both kinds of gelu as the first
+    "gelu_tanh": Operator(_POINTWISE, 8),  # gelu with approximate="tanh"
     # arXiv 2402.16363, section 2: its per-layer table counts 5 an element for softmax and 7 for a norm.
     **_rows("_softmax _safe_softmax _log_softmax", Kind.SOFTMAX, 5),
     **_rows("native_layer_norm native_group_norm native_batch_norm", Kind.NORM, 7),
@@ -225,12 +225,14 @@ def is_metadata(func: OpOverload) -> bool:
     return func.is_view or name_of(func) in NO_WORK
 
 
-def work_of(func: OpOverload, args: tuple[Any, ...], out: Any) -> Work:
+def work_of(func: OpOverload, args: tuple[Any, ...], out: Any, kwargs: Mapping[str, Any] | None = None) -> Work:
     """Kind, dimensions and FLOPs of one ATen call that makes device work.
 
-    Args: the call's arguments (tensors of any device, meta included) and its result.
+    Args: the call's arguments (tensors of any device, meta included), its result and its named arguments.
     """
     name = name_of(func)
+    if name in ("gelu", "gelu_") and (kwargs or {}).get("approximate") == "tanh":
+        name = "gelu_tanh"
     if name == "max" and len(args) == 2 and isinstance(args[1], Tensor):
         name = "maximum"
     row = operator(name)

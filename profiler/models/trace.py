@@ -227,7 +227,7 @@ class _Recorder(Remembered):
         if self.target != "cpu" and all(t.device.type == "cpu" for t in involved):
             return
         name = name_of(func)
-        work = work_of(func, args, out)
+        work = work_of(func, args, out, kwargs)
         if not work.counted:
             self.uncounted.add(name)
         reads, writes = touched(func, args, kwargs, out, experts_per_token=self.experts_per_token)

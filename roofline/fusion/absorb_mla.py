@@ -13,65 +13,59 @@ latents, but for rounding, and are absorbed together:
 - Low rank: through both factors, through their product made in place, or through the second alone, behind the first as
   it was executed, so that attention runs on the rank's width; whichever is least.
 - Adapters: each through its factors, or its product, for the sequences that chose it, and added to query and output.
-
-Example: ``absorbed(graph, flow, accesses, members, sizes)`` → what is absorbed, with the FLOPs of the attention
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 from roofline.dtypes import element_bits
 from roofline.graph.dataflow import Accesses, Dataflow
-from roofline.graph.linear import LORA_ADD, QUANTISE, dequantise_flops, linear_of, sides, turned_back_flops
-from roofline.graph.op import Kind, Op, OpGraph
+from roofline.graph.linear import LORA_ADD, QUANTISE, linear_of, turned_back_flops
+from roofline.graph.op import PRODUCTS, Kind, Op, OpGraph
 
 
 @dataclass(frozen=True)
-class Heads:
-    """Sizes of an attention as it is executed."""
+class Attention:
+    """One attention of the ideal graph."""
 
+    members: tuple[int, ...]
+    """Indices of the executed operations it replaces, in order."""
+    matrix_flops: float
+    vector_flops: float
+    masks: frozenset[int]
+    """Tensors that only carry the mask, which a kernel that knows it is causal or windowed does not read."""
     heads: int
     """Over the whole batch."""
     query: int
     head_dim: int
     value_dim: int
-    matrix_flops: float
 
 
-@dataclass(frozen=True)
-class Absorbed:
-    """What is absorbed into an attention."""
-
-    members: frozenset[int]
-    """Operations, by index, besides those of the attention."""
-    matrix_flops: float
-    """FLOPs of all of them."""
-    vector_flops: float
-    """FLOPs of those that are absorbed."""
-
-
-def absorbed(
-    graph: OpGraph, flow: Dataflow, accesses: Accesses, attention: Iterable[int], sizes: Heads
-) -> Absorbed | None:
-    """The cheapest way to attend over the latents; None where there are none, or expanding them is cheaper."""
-    inside = frozenset(attention)
-    expansion = find_expansion(graph, flow, accesses, inside)
-    if expansion is None or not sizes.heads or sizes.heads % graph.workload.batch:
+def absorbed(graph: OpGraph, flow: Dataflow, accesses: Accesses, attention: Attention) -> Attention | None:
+    """The cheapest attention over latents; None where there are none, or expanding them is cheaper."""
+    expansion = _Walk(graph, flow, accesses, frozenset(attention.members)).expansion()
+    if expansion is None or not attention.heads or attention.heads % graph.workload.batch:
         return None
     branches = [_Branch.of(graph, branch) for branch in expansion.branches]
     ends = {(branch.widths[0], branch.widths[-1]) for branch in branches}
-    expanded, heads = branches[0].widths[-1], sizes.heads // graph.workload.batch
-    nope = expanded // heads - sizes.value_dim
-    if len(ends) != 1 or expanded % heads or nope <= 0 or sizes.head_dim < nope:
+    expanded, heads = branches[0].widths[-1], attention.heads // graph.workload.batch
+    nope = expanded // heads - attention.value_dim
+    if len(ends) != 1 or expanded % heads or nope <= 0 or attention.head_dim < nope:
         return None
-    dtype = graph.ops[max(inside)].dtype
-    executed = sizes.matrix_flops + sum(_in_type(dtype, graph.ops[i]) for i in expansion.members)
-    matrix, vector = min(_ways(graph, branches, sizes, nope))
+    dtype = graph.ops[attention.members[-1]].dtype
+    bits = element_bits(dtype)
+    expanding = [graph.ops[i] for i in expansion.members]
+    executed = attention.matrix_flops + sum(
+        op.matrix_flops if op.dtype == dtype else op.matrix_flops * element_bits(op.dtype) / bits for op in expanding
+    )
+    matrix, vector = min(_ways(graph, branches, attention, nope))
     if matrix >= executed:
         return None
     vector += sum(graph.ops[i].vector_flops for i in expansion.copies)
-    return Absorbed(expansion.copies | expansion.members, matrix, vector)
+    members = tuple(sorted({*attention.members, *expansion.copies, *expansion.members}))
+    return replace(attention, members=members, matrix_flops=matrix, vector_flops=attention.vector_flops + vector)
 
 
 @dataclass(frozen=True)
@@ -88,11 +82,11 @@ class _Branch:
     def of(cls, graph: OpGraph, ops: tuple[int, ...]) -> "_Branch":
         products = tuple(i for i in ops if graph.ops[i].kind in PRODUCTS)
         dims = [graph.ops[i].dims for i in products]
-        return cls(ops, products, (dims[0].get("k", 0), *(each.get("n", 0) for each in dims)))
+        return cls(ops, products, (dims[0].get("k", 0), *(sizes.get("n", 0) for sizes in dims)))
 
 
-def _ways(graph: OpGraph, branches: Sequence[_Branch], sizes: Heads, nope: int) -> Iterator[tuple[float, float]]:
-    """Matrix and vector FLOPs of each way to attend: of the attention and what is absorbed, and of what is absorbed."""
+def _ways(graph: OpGraph, branches: Sequence[_Branch], sizes: Attention, nope: int) -> Iterator[tuple[float, float]]:
+    """Matrix FLOPs of attention and absorbed operations, and vector FLOPs of the latter, for each way to attend."""
     latent, made = branches[0].widths[0], nope + sizes.value_dim
     queries, rope = sizes.heads * sizes.query, sizes.head_dim - nope
     each_width = sizes.matrix_flops / (sizes.head_dim + sizes.value_dim)  # FLOPs of all pairs
@@ -121,39 +115,26 @@ def _projections(graph: OpGraph, branch: _Branch, first: int, queries: int, made
     """Matrix FLOPs to bring queries into the width before product `first`, and outputs out of it."""
     widths = branch.widths[first:]
     through = 2 * queries * (widths[-2] * made + sum(2 * a * b for a, b in pairwise(widths[:-1])))
-    merging = _copies(graph, branch.products[-1]) * sum(2 * widths[0] * a * b for a, b in pairwise(widths[1:]))
+    op = graph.ops[branch.products[-1]]
+    weights = [a for a in op.reads if graph.tensors[a.tensor].role == "weight"]
+    copies = max(op.dims.get("groups", 1) * a.bytes / graph.tensors[a.tensor].storage_bytes for a in weights)
+    merging = copies * sum(2 * widths[0] * a * b for a, b in pairwise(widths[1:]))  # adapters chosen, else one matrix
     return min(through, 2 * queries * widths[0] * made + merging)
 
 
-def _copies(graph: OpGraph, index: int) -> float:
-    """Weights that a product reads: adapters that a sequence chose, else one."""
-    op = graph.ops[index]
-    weights = [a for a in op.reads if graph.tensors[a.tensor].role == "weight"]
-    return max(op.dims.get("groups", 1) * a.bytes / graph.tensors[a.tensor].storage_bytes for a in weights)
-
-
-def _in_type(dtype: str, op: Op) -> float:
-    """Matrix FLOPs as those of a type that have the same number of bits in all."""
-    return op.matrix_flops if op.dtype == dtype else op.matrix_flops * element_bits(op.dtype) / element_bits(dtype)
-
-
 def _scaling(graph: OpGraph, index: int, rows: int) -> float:
-    """Vector FLOPs of the scales of a product's weights, and its bias, where it is done for so many rows."""
+    """Vector FLOPs of the scales of a product's weights, and its bias, for so many rows."""
     op = graph.ops[index]
-    linear = linear_of(graph, index, op)
+    linear = linear_of(graph, index)
     if linear is None:
         return 0.0
-    stored = dequantise_flops(graph, linear)
+    stored = linear.dequantise_flops
     sums = (op.vector_flops - turned_back_flops(graph, op) - stored) * rows / linear.rows
-    each = len(sides(graph, op)) * linear.elements * linear.share
-    return stored + (min(sums, each) if each else sums)
+    per_weight = len(linear.sides) * linear.elements * linear.share
+    return stored + (min(sums, per_weight) if per_weight else sums)
 
 
-PRODUCTS = frozenset({Kind.MATMUL, Kind.GROUPED_MATMUL})
-
-
-@dataclass(frozen=True)
-class Expansion:
+class _Expansion(NamedTuple):
     """Operations, by index, that only make the keys and values of one attention."""
 
     copies: frozenset[int]
@@ -164,23 +145,15 @@ class Expansion:
     """Operations of each branch from the latents on; the sum of the branches is what is expanded."""
 
 
-def find_expansion(graph: OpGraph, flow: Dataflow, accesses: Accesses, attention: Iterable[int]) -> Expansion | None:
-    """What expands latents for the operations of an attention; None where nothing does, or others use it too."""
-    return _Walk(graph, flow, accesses, frozenset(attention)).expansion()
-
-
 class _Walk:
-    """From an attention back to the cache."""
+    """The way from an attention back to the cache."""
 
     def __init__(self, graph: OpGraph, flow: Dataflow, accesses: Accesses, attention: frozenset[int]) -> None:
-        self._graph = graph
-        self._flow = flow
-        self._accesses = accesses
-        self._attention = attention
+        self._graph, self._flow, self._accesses, self._attention = graph, flow, accesses, attention
         self._path = graph.ops[max(attention)].path
         self._known: dict[int, bool] = {}
 
-    def expansion(self) -> Expansion | None:
+    def expansion(self) -> _Expansion | None:
         before = self._before()
         while leaking := {i for i in before if not self._users(i) <= self._attention | before}:
             before -= leaking
@@ -196,7 +169,7 @@ class _Walk:
             return None
         branches = tuple(self._branches(makers.pop()))
         used = {i for branch in branches for i in branch}
-        return Expansion(frozenset(copies), frozenset(members), branches) if used <= before else None
+        return _Expansion(frozenset(copies), frozenset(members), branches) if used <= before else None
 
     def _before(self) -> set[int]:
         before: set[int] = set()
@@ -215,9 +188,9 @@ class _Walk:
     def _comes_from_cache(self, index: int) -> bool:
         """Whether an operation, and all before it up to the cache, is one that can be absorbed."""
         if index not in self._known:
-            given = self._given(index)
-            linear = self._is_linear(self._graph.ops[index])
-            self._known[index] = linear and bool(given) and all(self._is_latent(index, tensor) for tensor in given)
+            sources = self._sources(index)
+            linear = self._is_linear(self._graph.ops[index]) and bool(sources)
+            self._known[index] = linear and all(self._is_latent(index, tensor) for tensor in sources)
         return self._known[index]
 
     def _is_latent(self, index: int, tensor: int) -> bool:
@@ -232,14 +205,14 @@ class _Walk:
             return
         op = self._graph.ops[index]
         own = () if self._is_copy(op) or op.name == LORA_ADD else (index,)
-        for tensor in self._given(index):
+        for tensor in self._sources(index):
             if self._graph.tensors[tensor].role == "kv":
                 yield own
             else:
                 yield from ((*before, *own) for before in self._branches(self._flow.producer(index, tensor)))
 
-    def _given(self, index: int) -> list[int]:
-        """What an ideal operation reads besides weights."""
+    def _sources(self, index: int) -> list[int]:
+        """Tensors that an ideal operation reads besides weights."""
         return [t for t in self._accesses.reads[index] if self._graph.tensors[t].role != "weight"]
 
     def _is_linear(self, op: Op) -> bool:

@@ -3,35 +3,15 @@
 - Unfused: in one module, a matmul of two activations (q·kT), a softmax behind it, and a second such matmul (p·v)
   become one attention that never stores its query × KV intermediates (FlashAttention, arXiv 2205.14135). Its FLOPs
   are those of the unmasked pairs, where the module says that it is causal or windowed.
-- Latent (MLA): what expands the cached latents to keys and values of every head is absorbed into query and output
+- Latent (MLA): the expansion of cached latents to keys and values of every head is absorbed into query and output
   where that needs fewer FLOPs (`absorb_mla`).
-
-Example: ``find_attention(graph, flow, accesses)[0].members`` → indices of the operations that become one kernel.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
 
-from roofline.fusion.absorb_mla import Heads, absorbed
+from roofline.fusion.absorb_mla import Attention, absorbed
 from roofline.graph.dataflow import Accesses, Dataflow
 from roofline.graph.op import ANCHORS, AttentionModule, Kind, Op, OpGraph, attention_pairs
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One attention of the ideal graph."""
-
-    members: tuple[int, ...]
-    """Indices of the executed operations it replaces, in order."""
-    matrix_flops: float
-    vector_flops: float
-    masks: frozenset[int]
-    """Tensors that only carry the mask, which a kernel that knows it is causal or windowed does not read."""
-    heads: int
-    """Over the whole batch."""
-    query: int
-    head_dim: int
-    value_dim: int
 
 
 def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses) -> list[Attention]:
@@ -47,35 +27,36 @@ def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses) -> list[A
             attention = _fused(graph, flow, accesses, i, modules.get(op.path))
         if attention is None or taken & set(attention.members):
             continue
-        attention = _absorbed(graph, flow, accesses, attention)
+        over_latents = absorbed(graph, flow, accesses, attention)
+        if over_latents is not None and _is_closed(graph, flow, over_latents.members):
+            attention = over_latents
         taken |= set(attention.members)
         attentions.append(attention)
     return attentions
 
 
 def _fused(graph: OpGraph, flow: Dataflow, accesses: Accesses, index: int, module: AttentionModule | None) -> Attention:
-    op = graph.ops[index]
+    op, reads = graph.ops[index], accesses.reads[index]
     pairs = op.dims.get("query", 0) * op.dims.get("kv", 0)
-    outside = {t for t in accesses.reads[index] if _made_elsewhere(graph, flow, index, t)}
-    masks = {t for t in outside if pairs and accesses.reads[index][t] % pairs == 0} if module else set()
+
+    def is_mask(tensor: int) -> bool:
+        """Whether it has numbers for each pair, and neither the module nor its children make it."""
+        producer = flow.producer(index, tensor)
+        made_by = graph.ops[producer].path if producer is not None else ""
+        outside = graph.tensors[tensor].role == "activation" and not f"{made_by}.".startswith(f"{op.path}.")
+        return bool(outside and pairs and reads[tensor] % pairs == 0)
+
+    masks = frozenset(t for t in reads if is_mask(t)) if module else frozenset()
     return Attention(
         members=(index,),
         matrix_flops=op.matrix_flops,
         vector_flops=op.vector_flops,
-        masks=frozenset(masks) if len(masks) < len(accesses.reads[index]) else frozenset(),
+        masks=masks if len(masks) < len(reads) else frozenset(),
         heads=op.dims.get("batch", 0) * op.dims.get("heads", 0),
         query=op.dims.get("query", 0),
         head_dim=op.dims.get("head_dim", 0),
         value_dim=op.dims.get("value_dim", op.dims.get("head_dim", 0)),
     )
-
-
-def _made_elsewhere(graph: OpGraph, flow: Dataflow, op: int, tensor: int) -> bool:
-    """An activation that no operation of the attention module or its children makes."""
-    path = graph.ops[op].path
-    producer = flow.producer(op, tensor)
-    made_by = graph.ops[producer].path if producer is not None else ""
-    return graph.tensors[tensor].role == "activation" and not f"{made_by}.".startswith(f"{path}.")
 
 
 def _unfused(
@@ -96,7 +77,7 @@ def _unfused(
         return None
     (first,), (last,) = scores, outputs
     between = {*before, *after, softmax}
-    # what feeds the softmax but does not come from the scores, a mask made here, stays outside
+    # inputs of the softmax that do not come from the scores, such as a mask made here, stay outside
     between = {i for i in between if _derives(graph, flow, i, first, between)}
     members = sorted({first, last, *between})
     if not _is_closed(graph, flow, members):
@@ -155,12 +136,17 @@ def _walk(
             op = graph.ops[other]
             if other in seen or op.path != path:
                 continue
-            if _is_activation_matmul(graph, op):
+            if is_activation_product(graph, op):
                 matmuls.add(other)
             elif op.kind not in ANCHORS:
                 seen.add(other)
                 todo.append(other)
     return seen, matmuls
+
+
+def is_activation_product(graph: OpGraph, op: Op) -> bool:
+    """Whether an operation multiplies activations, or keys and values, without any weight."""
+    return op.kind is Kind.MATMUL and all(graph.tensors[a.tensor].role != "weight" for a in op.reads)
 
 
 def _derives(graph: OpGraph, flow: Dataflow, op: int, source: int, between: set[int]) -> bool:
@@ -178,14 +164,10 @@ def _derives(graph: OpGraph, flow: Dataflow, op: int, source: int, between: set[
     return False
 
 
-def _is_activation_matmul(graph: OpGraph, op: Op) -> bool:
-    return op.kind is Kind.MATMUL and all(graph.tensors[a.tensor].role != "weight" for a in op.reads)
-
-
-def _is_closed(graph: OpGraph, flow: Dataflow, members: list[int]) -> bool:
+def _is_closed(graph: OpGraph, flow: Dataflow, members: Sequence[int]) -> bool:
     """Whether the members can run together, at the place of the last.
 
-    So they can if only the last is read by others, nobody changes what they use in between, and all stand for the
+    Others must read results of the last only, nobody may change their operands in between, and all must stand for the
     same number of layers.
     """
     inside, last = set(members), members[-1]
@@ -200,16 +182,3 @@ def _is_closed(graph: OpGraph, flow: Dataflow, members: list[int]) -> bool:
             if any(i < writer < last and writer not in inside for writer in flow.writers[access.tensor]):
                 return False
     return True
-
-
-def _absorbed(graph: OpGraph, flow: Dataflow, accesses: Accesses, attention: Attention) -> Attention:
-    """The attention over latents as they are cached, where there are such and that needs fewer FLOPs."""
-    sizes = Heads(attention.heads, attention.query, attention.head_dim, attention.value_dim, attention.matrix_flops)
-    latent = absorbed(graph, flow, accesses, attention.members, sizes)
-    if latent is None:
-        return attention
-    members = sorted({*attention.members, *latent.members})
-    if not _is_closed(graph, flow, members):
-        return attention
-    vector_flops = attention.vector_flops + latent.vector_flops
-    return replace(attention, members=tuple(members), matrix_flops=latent.matrix_flops, vector_flops=vector_flops)

@@ -1,21 +1,19 @@
-"""What an ideal implementation would still move: the accesses of an executed graph without the copies it can avoid.
+"""The accesses of an executed graph without the copies that an ideal implementation can avoid.
 
 Three kinds of copies disappear here, before anything is fused:
 - a cache rewritten to append to it (read old keys, write old and new ones), or rolled to make room for new ones,
   writes the new ones only; a new cache is not cleared first;
 - pure data movement whose result only feeds anchors (repeated key heads, casts of a weight, contiguous copies of
   the cache) is read through to its source, where that is smaller, or as large and in memory anyway;
-- so is a gather of rows: whoever uses them (an expert its tokens, or the bias of each token's expert) reads the
-  source and the row numbers.
-
-Example: ``ideal_accesses(graph).reads[i]`` → {tensor: bytes} that operation i reads.
+- so is a gather of rows: the users of the rows (an expert's product, the bias of each token's expert) read the source
+  and the row numbers.
 """
 
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
-from roofline.graph.op import ANCHORS, Bytes, Kind, Op, OpGraph, sizes_by_tensor
+from roofline.graph.op import ANCHORS, Bytes, Kind, OpGraph, sizes_by_tensor
 
 Sizes = dict[int, Bytes]
 """Bytes by tensor."""
@@ -62,15 +60,9 @@ class Accesses:
     writes: tuple[Sizes, ...]
 
 
-def executed_accesses(op: Op) -> tuple[Sizes, Sizes]:
-    """Reads and writes of an operation, a tensor that is listed twice added up."""
-    return sizes_by_tensor(op.reads), sizes_by_tensor(op.writes)
-
-
 def ideal_accesses(graph: OpGraph, flow: Dataflow) -> Accesses:
     """The accesses of every operation once appended caches and avoidable copies are taken out."""
-    both = [executed_accesses(op) for op in graph.ops]
-    reads, writes = [r for r, _ in both], [w for _, w in both]
+    reads, writes = [sizes_by_tensor(op.reads) for op in graph.ops], [sizes_by_tensor(op.writes) for op in graph.ops]
     for i, op in enumerate(graph.ops):
         if op.kind is Kind.COPY:
             _append(graph, reads[i], writes[i])
@@ -92,22 +84,20 @@ def ideal_accesses(graph: OpGraph, flow: Dataflow) -> Accesses:
 
 
 def _append(graph: OpGraph, reads: Sizes, writes: Sizes) -> None:
-    """Rule (b): the old part of a rewritten cache is neither read nor written, nor is a new cache cleared."""
-    if not reads and all(graph.tensors[t].role == "kv" for t in writes):
+    """The old part of a rewritten cache is neither read nor written, nor is a new cache cleared."""
+    cached, rewritten = ([t for t in sizes if graph.tensors[t].role == "kv"] for sizes in (reads, writes))
+    if not reads and len(rewritten) == len(writes):
         writes.clear()
         return
-    role = [graph.tensors[t].role for t in reads]
     new_bytes = sum(size for t, size in reads.items() if graph.tensors[t].role == "activation")
-    rewritten = [t for t in writes if graph.tensors[t].role == "kv"]
-    if "kv" not in role or not new_bytes or len(rewritten) != 1 or len(writes) != 1:
-        return
-    for tensor in [t for t in reads if graph.tensors[t].role == "kv"]:
-        del reads[tensor]
-    writes[rewritten[0]] = min(writes[rewritten[0]], new_bytes)
+    if cached and new_bytes and len(rewritten) == len(writes) == 1:
+        for tensor in cached:
+            del reads[tensor]
+        writes[rewritten[0]] = min(writes[rewritten[0]], new_bytes)
 
 
 def _roll(flow: Dataflow, reads: list[Sizes], writes: list[Sizes], op: int) -> None:
-    """Rule (b) for a window that is copied out, changed in part, and copied back: only the change is written."""
+    """A window that is copied out, changed in part, and copied back writes only the change."""
     if len(reads[op]) != 1 or len(writes[op]) != 1:
         return
     (rolled,), (cache,) = reads[op], writes[op]

@@ -13,6 +13,8 @@ from typing import Any
 
 from roofline.graph.op import Access, Bytes, Kind, Op, OpGraph, Role, Tensor
 
+Accesses = tuple[Access, ...]
+
 
 class Edit:
     """Changes to one graph, collected and then made at once."""
@@ -31,11 +33,15 @@ class Edit:
         )
         return number
 
+    def activation(self, size: Bytes) -> Access:
+        """An access to all of a new activation."""
+        return access(self.tensor(size, "activation"), size)
+
     def resize(self, tensor: int, storage_bytes: Bytes) -> None:
         self._tensors[tensor] = self._tensors[tensor].model_copy(update={"storage_bytes": whole(storage_bytes)})
 
     def storage_bytes(self, tensor: int) -> Bytes:
-        """As it is now, new tensors and resized ones included."""
+        """Its present size, also of a new or a resized tensor."""
         return self._tensors[tensor].storage_bytes
 
     def put(self, index: int, *ops: Op) -> None:
@@ -47,28 +53,25 @@ class Edit:
         self._dropped.update(tensors)
 
     def done(self, options: Mapping[str, str], **fields: Any) -> OpGraph:
-        """The new graph. An option that the graph has already is written behind the old one.
-
-        Args: `fields` are other fields of the graph to set.
-        """
+        """The new graph with these options behind those of the same names, and with other `fields` of it set."""
         pieces = [self._pieces.get(i, (op,)) for i, op in enumerate(self.graph.ops)]
         ops = tuple(op for piece in pieces for op in piece)
-        tensors = self._held_by(ops, pieces)
-        ops, numbered = _renumbered(ops, tensors, self._gone(ops))
+        ops, tensors = _renumbered(ops, self._held_by(ops, pieces), self._gone(ops))
         merged = dict(self.graph.options)
         for key, value in options.items():
             merged[key] = f"{merged[key]}; {value}" if key in merged else value
-        return rebuilt(self.graph, ops=ops, tensors=numbered, options=merged, **fields)
+        return rebuilt(self.graph, ops=ops, tensors=tensors, options=merged, **fields)
 
     def _gone(self, ops: Iterable[Op]) -> set[int]:
-        """Tensors that only removed operations touched, and memory taken or let go by them that nothing touches."""
+        """Tensors that only removed operations touched, and memory that only they held and nothing touches."""
         before, after = _touched(self.graph.ops), _touched(ops)
-        gone = {tensor for tensor in before if tensor not in after} | self._dropped
         removed = {i for i, piece in self._pieces.items() if not piece}
-        for tensor in self.graph.tensors:
-            if tensor.role == "activation" and tensor.id not in before and removed.intersection(tensor.held or ()):
-                gone.add(tensor.id)
-        return gone
+        unused = {
+            tensor.id
+            for tensor in self.graph.tensors
+            if tensor.role == "activation" and tensor.id not in before and removed.intersection(tensor.held or ())
+        }
+        return (before.keys() - after.keys()) | unused | self._dropped
 
     def _held_by(self, ops: tuple[Op, ...], pieces: list[tuple[Op, ...]]) -> list[Tensor]:
         if all(tensor.held is None for tensor in self.graph.tensors):
@@ -92,21 +95,19 @@ class Edit:
                 start = max(start, min(used[0], starts[first + 1] - 1))
             return min(start, used[0]), max(stop, used[1])
 
-        changed = []
-        for tensor in self._tensors:
-            held = moved(tensor)
-            changed.append(tensor if held == tensor.held else tensor.model_copy(update={"held": held}))
-        return changed
+        return [
+            tensor if (held := moved(tensor)) == tensor.held else tensor.model_copy(update={"held": held})
+            for tensor in self._tensors
+        ]
 
 
 def rebuilt(graph: OpGraph, **fields: Any) -> OpGraph:
-    """`graph` with other fields, of which nothing is cached yet; for parts that are valid already."""
-    kept = {name: getattr(graph, name) for name in OpGraph.model_fields}
-    return OpGraph.model_construct(**kept | fields)
+    """`graph` with other fields, which are valid already; nothing that was computed from the old ones is kept."""
+    return OpGraph.model_construct(**{name: getattr(graph, name) for name in OpGraph.model_fields} | fields)
 
 
 def access(tensor: int, size: Bytes) -> Access:
-    """An access, an integer of bytes where it is one."""
+    """An access of `size` bytes, an integer where that is whole."""
     return Access.model_construct(tensor=tensor, bytes=whole(size))
 
 
@@ -115,24 +116,23 @@ def changed(op: Op, **fields: Any) -> Op:
     return op.model_copy(update=fields)
 
 
+def redirected(op: Op, numbers: Mapping[int, int]) -> Op:
+    """`op` on other tensors: the new number of each that changes."""
+    if not any(numbers.get(a.tensor, a.tensor) != a.tensor for a in (*op.reads, *op.writes)):
+        return op
+    reads, writes = (
+        tuple(access(numbers.get(a.tensor, a.tensor), a.bytes) for a in accesses) for accesses in (op.reads, op.writes)
+    )
+    return changed(op, reads=reads, writes=writes)
+
+
 def inserted(
-    like: Op,
-    name: str,
-    kind: Kind,
-    dims: dict[str, int],
-    reads: tuple[Access, ...],
-    writes: tuple[Access, ...],
-    *,
-    matrix_flops: float = 0.0,
-    vector_flops: float = 0.0,
-    **fields: Any,
+    like: Op, name: str, kind: Kind, dims: dict[str, int], reads: Accesses, writes: Accesses, **fields: Any
 ) -> Op:
     """A new operation with path, type and count of another one unless `fields` say otherwise; it is not validated."""
-    given: dict[str, Any] = {"path": like.path, "dtype": like.dtype, "count": like.count, **fields}
-    return Op.model_construct(
-        name=name, kind=kind, dims=dims, reads=reads, writes=writes, matrix_flops=matrix_flops,
-        vector_flops=vector_flops, **given,
-    )  # fmt: skip
+    own: dict[str, Any] = {"path": like.path, "dtype": like.dtype, "count": like.count}
+    own |= {"matrix_flops": 0.0, "vector_flops": 0.0} | fields
+    return Op.model_construct(**own, name=name, kind=kind, dims=dims, reads=reads, writes=writes)
 
 
 def whole(size: Bytes) -> Bytes:
@@ -141,7 +141,7 @@ def whole(size: Bytes) -> Bytes:
 
 
 def _touched(ops: Iterable[Op]) -> dict[int, tuple[int, int]]:
-    """By tensor, the first and the last operation that touch it."""
+    """The first and the last operation that touch each tensor."""
     spans: dict[int, tuple[int, int]] = {}
     for i, op in enumerate(ops):
         for touch in (*op.reads, *op.writes):
@@ -153,21 +153,9 @@ def _touched(ops: Iterable[Op]) -> dict[int, tuple[int, int]]:
 def _renumbered(
     ops: tuple[Op, ...], tensors: list[Tensor], gone: set[int]
 ) -> tuple[tuple[Op, ...], tuple[Tensor, ...]]:
-    if not gone:
-        return ops, tuple(tensors)
+    """Number the tensors that are left from 0."""
     kept = [tensor for tensor in tensors if tensor.id not in gone]
-    number = {tensor.id: i for i, tensor in enumerate(kept)}
-
-    def moved(accesses: tuple[Access, ...]) -> tuple[Access, ...]:
-        if all(number[a.tensor] == a.tensor for a in accesses):
-            return accesses
-        return tuple(access(number[a.tensor], a.bytes) for a in accesses)
-
-    renumbered = []
-    for op in ops:
-        reads, writes = moved(op.reads), moved(op.writes)
-        same = reads is op.reads and writes is op.writes
-        renumbered.append(op if same else changed(op, reads=reads, writes=writes))
-    return tuple(renumbered), tuple(
+    numbers = {tensor.id: i for i, tensor in enumerate(kept)}
+    return tuple(redirected(op, numbers) for op in ops), tuple(
         tensor if tensor.id == i else tensor.model_copy(update={"id": i}) for i, tensor in enumerate(kept)
     )

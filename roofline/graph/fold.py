@@ -1,11 +1,8 @@
 """Folds what repeats: the steps of a loop over tokens or chunks, and layers that do the same work on the same sizes.
 
-The folded graph has the totals of the graph it came from: every operation stands for `count` of them. What connected
-a folded operation to the ones that went is lost, so fuse before. Tensors are held as long as before, in the order of
-the operations that are left: activations, whose users may have gone, as long as they were used where nothing else is
-known.
-
-Example: ``fold(graph_of_llama_2_7b)`` → about 40 operations instead of 1,300, one layer of them with count 32.
+The folded graph has the totals of the graph it came from: every operation stands for `count` of them. The connections
+of folded operations are lost, so fuse before. Tensors are held as long as before, in the order of the operations that
+are left. ``fold(graph_of_llama_2_7b)`` has about 40 operations instead of 1,300, one layer of them with count 32.
 """
 
 from bisect import bisect_left, bisect_right
@@ -36,16 +33,14 @@ def fold(graph: OpGraph) -> OpGraph:
 
 
 def _with_lifetimes(graph: OpGraph) -> OpGraph:
-    """Activations held from first to last use where nothing else is known: folded, uses of others look like theirs."""
+    """Activations of unknown lifetime held from first to last use: after folding, their users may have gone."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for i, op in enumerate(graph.ops):
-        for a in op.reads:
-            first.setdefault(a.tensor, -1)
-            last[a.tensor] = i
-        for a in op.writes:
-            first.setdefault(a.tensor, i)
-            last[a.tensor] = i
+        for place, accesses in ((-1, op.reads), (i, op.writes)):
+            for a in accesses:
+                first.setdefault(a.tensor, place)
+                last[a.tensor] = i
     tensors = tuple(
         t.model_copy(update={"held": (first[t.id], last[t.id])})
         if t.role == "activation" and t.held is None and t.id in last
@@ -99,18 +94,17 @@ def _results_of_steps(graph: OpGraph) -> dict[int, int]:
             if graph.tensors[a.tensor].role == "activation":
                 alike[a.bytes].append(a.tensor)
         for first, *others in alike.values():
-            if len(others) + 1 >= LEAST_REPEATS:
-                for other in others:
-                    _join(alias, other, first)
+            for other in others if len(others) + 1 >= LEAST_REPEATS else ():
+                _join(alias, other, first)
     return alias
 
 
 def _held_together(graph: OpGraph, alias: Mapping[int, int]) -> OpGraph:
-    """Results that are one now are held from the first that is made to the last that is let go."""
+    """Joined results are held from the first that is made to the last that is let go."""
     held = {t: graph.tensors[t].held for t in alias.values()}
-    for one, other in alias.items():
-        mine, theirs = held[other], graph.tensors[one].held
-        held[other] = (min(mine[0], theirs[0]), max(mine[1], theirs[1])) if mine and theirs else None
+    for old, new in alias.items():
+        mine, theirs = held[new], graph.tensors[old].held
+        held[new] = (min(mine[0], theirs[0]), max(mine[1], theirs[1])) if mine and theirs else None
     tensors = tuple(t.model_copy(update={"held": held[t.id]}) if t.id in held else t for t in graph.tensors)
     return graph.model_copy(update={"tensors": tensors}) if held else graph
 
@@ -120,10 +114,9 @@ def _runs(ids: NDArray[np.int64]) -> NDArray[np.int64]:
     longest = min(LONGEST_STEP, max(1, len(ids) // LEAST_REPEATS))
     out = np.zeros((longest, len(ids)), dtype=np.int64)
     for period in range(1, longest + 1):
-        same = ids[:-period] == ids[period:]
-        differs = np.flatnonzero(~same)
-        ends = np.append(differs, len(same))
-        out[period - 1, : len(same)] = ends[np.searchsorted(differs, np.arange(len(same)))] - np.arange(len(same))
+        differs = np.flatnonzero(ids[:-period] != ids[period:])
+        places = np.arange(len(ids) - period)
+        out[period - 1, : len(places)] = np.append(differs, len(places))[np.searchsorted(differs, places)] - places
     return out
 
 
@@ -131,28 +124,30 @@ def _longest(run_by_period: NDArray[np.int64]) -> tuple[int, int]:
     """(repetitions, period) that cover the most operations, with the shortest period among equals."""
     periods = np.arange(1, len(run_by_period) + 1)
     repeats = run_by_period // periods + 1
-    covered = np.where(repeats >= LEAST_REPEATS, repeats * periods, 0)
-    best = int(covered.argmax())
+    best = int(np.where(repeats >= LEAST_REPEATS, repeats * periods, 0).argmax())
     return int(repeats[best]), int(periods[best])
 
 
 def _fold_layers(graph: OpGraph) -> OpGraph:
     layers: dict[tuple[str, int], list[int]] = defaultdict(list)
+    inner: dict[int, str | None] = {}
     for i, op in enumerate(graph.ops):
-        place = layer_of(op.path)
-        if place:
+        if place := layer_of(op.path):
             layers[place.prefix, place.layer].append(i)
+            inner[i] = place.inner
     kinds: dict[Key, list[list[int]]] = defaultdict(list)
     for (prefix, _), members in layers.items():
-        inner = tuple((_inner(graph.ops[i].path), work_of(graph.ops[i], graph)) for i in members)
-        kinds[prefix, inner].append(members)
-    times = {i: len(alike) for alike in kinds.values() for i in alike[0]}
-    gone = {i for alike in kinds.values() for members in alike[1:] for i in members}
+        work = tuple((inner[i], work_of(graph.ops[i], graph)) for i in members)
+        kinds[prefix, work].append(members)
+    times: dict[int, int] = {}
+    gone: set[int] = set()
     alias: dict[int, int] = {}
-    for alike in kinds.values():
-        for members in alike[1:]:
-            for first, later in zip(alike[0], members, strict=True):
-                _alias(alias, graph.ops[later], graph.ops[first])
+    for first, *others in kinds.values():
+        times |= dict.fromkeys(first, 1 + len(others))
+        for members in others:
+            gone.update(members)
+            for i, later in zip(first, members, strict=True):
+                _alias(alias, graph.ops[later], graph.ops[i])
     if not gone:
         return graph
     kept = [i for i in range(len(graph.ops)) if i not in gone]
@@ -161,22 +156,17 @@ def _fold_layers(graph: OpGraph) -> OpGraph:
     return _with(graph, ops, kept, alias).model_copy(update={"layers": (len(kinds), whole)})
 
 
-def _inner(path: str) -> str | None:
-    place = layer_of(path)
-    return place.inner if place else None
-
-
 def _alias(alias: dict[int, int], gone: Op, kept: Op) -> None:
-    """What a folded operation writes is, from now on, what the one that stands for it writes."""
+    """Make the results of a folded operation those of the one that stands for it."""
     for old, new in zip(gone.writes, kept.writes, strict=True):
         _join(alias, old.tensor, new.tensor)
 
 
 def _join(alias: dict[int, int], old: int, new: int) -> None:
-    """From now on the tensor `old`, and all that stand for it, are `new`."""
-    one, other = _stands_for(alias, old), _stands_for(alias, new)
-    if one != other:
-        alias[one] = other
+    """Make the tensor `old`, and all that it stands for, the tensor `new`."""
+    last, other = _stands_for(alias, old), _stands_for(alias, new)
+    if last != other:
+        alias[last] = other
 
 
 def _stands_for(alias: Mapping[int, int], tensor: int) -> int:

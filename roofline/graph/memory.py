@@ -2,25 +2,22 @@
 
 Memory at an operation is the sum of the storages that are held during it; views are part of their storage. A tensor
 is held as Python held it in the traced pass (`Tensor.held`); where that is not known (a fused graph, a what-if), an
-activation is held from its first write to its last access, and the cache throughout. What an operator allocates and
-frees inside itself counts only if the trace wrote it down as a tensor; fragmentation, the context of the device and
-its libraries' workspaces are not in it.
+activation is held from its first write to its last access, and the cache throughout. Memory that an operator allocates
+and frees inside itself counts only if the trace wrote it down as a tensor; fragmentation, the context of the device and
+its libraries' workspaces are left out.
 
-Folded graphs: an operation with a count above 1 stands for layers whose weights and cache are not in `tensors`, so a
-weight or cache tensor counts as often as the least repeated operation that touches it (a weight that nothing touches:
-that runs in the nearest module around it). Memory is that of the last repetition: the other layers' caches have
-grown already, their activations are gone. Folding loses what connects the layers (and tensors that nothing touches, and
-which layers share a weight), so take the footprint of the whole graph where it is at hand.
-
-All is linear in the sizes of the tensors: `Liveness` is worked out once, and sizes that are polynomials in batch and
-context are priced by giving it the coefficients in their place.
-
-Example: ``footprint(graph).peak <= device.capacity_bytes``; ``largest(lambda n: needed(batch=n), 80e9, limit=4096)``
+In a folded graph a weight or cache tensor counts as often as the least repeated operation that touches it (a weight
+that nothing touches: that runs in the nearest module around it). Memory is that of the last repetition: the other
+layers' caches have grown already, their activations are gone. Folding loses the connections of layers, so take the
+footprint of the whole graph where it is at hand. All is linear in the sizes of the tensors: `Liveness` also serves
+sizes that are polynomials in batch and context, as arrays of their coefficients.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,9 +35,9 @@ class Footprint(Record):
     weights: float = Field(ge=0)
     """All parameters and buffers of the whole model, tied ones once, those that the pass does not use too."""
     kv_cache: float = Field(ge=0)
-    """What the cache holds after the pass."""
+    """Size of the cache after the pass."""
     activations: float = Field(ge=0)
-    """Most that is held at one time beyond the weights and the cache: an old cache beside its longer copy included."""
+    """Most that is held at one time beyond the weights and the cache, with an old cache beside its longer copy."""
     peak: float = Field(ge=0)
     """Most that is held at one time in all."""
 
@@ -58,11 +55,6 @@ def footprint(graph: OpGraph) -> Footprint:
     )
 
 
-def peak_profile(graph: OpGraph) -> Floats:
-    """Bytes in memory during each operation, the weights that `graph.tensors` lists included: shape (operations,)."""
-    return Liveness.of(graph).held(storage_bytes(graph))
-
-
 def storage_bytes(graph: OpGraph) -> Floats:
     """Size of each tensor in the device's memory: shape (tensors,)."""
     return np.array([tensor.storage_bytes * (1 - tensor.on_host) for tensor in graph.tensors], dtype=float)
@@ -75,14 +67,11 @@ def largest(fits: Callable[[int], float], capacity_bytes: float, limit: int) -> 
     """
     if limit < 1:
         raise ValueError(f"limit is {limit}: nothing to try; use 1 or more")
-    good, bad = 0, 1
+    bad = 1
     while bad <= limit and fits(bad) <= capacity_bytes:
-        good, bad = bad, 2 * bad
-    bad = min(bad, limit + 1)
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        good, bad = (middle, bad) if fits(middle) <= capacity_bytes else (good, middle)
-    return good
+        bad *= 2
+    tried = range(bad // 2 + 1, min(bad, limit + 1))
+    return bad // 2 + bisect_left(tried, True, key=lambda n: fits(n) > capacity_bytes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,16 +108,18 @@ class Liveness:
         return self._sum(self.spans, sizes)
 
     def activations(self, sizes: ArrayLike) -> Floats:
-        """As `held`, without the weights and the cache; of a cache that is being copied the old one counts."""
+        """Bytes beyond the weights and the cache, as `held`; of a cache that is being copied the old one counts."""
         return self._sum([span for span in self.spans if span.beyond], sizes)
 
     def _sum(self, spans: Sequence["Span"], sizes: ArrayLike) -> Floats:
-        each = np.asarray(sizes, dtype=float)
-        change = np.zeros((self.operations + 1, *each.shape[1:]))
-        times = np.array([span.times for span in spans]).reshape(-1, *[1] * (each.ndim - 1))
-        moved = each[np.array([span.tensor for span in spans], dtype=int)] * times
-        np.add.at(change, np.array([span.start for span in spans], dtype=int), moved)
-        np.subtract.at(change, np.array([span.stop for span in spans], dtype=int), moved)
+        all_sizes = np.asarray(sizes, dtype=float)
+        tensor, start, stop = (
+            np.array([getattr(span, name) for span in spans], dtype=int) for name in ("tensor", "start", "stop")
+        )
+        times = np.array([span.times for span in spans]).reshape(-1, *[1] * (all_sizes.ndim - 1))
+        change = np.zeros((self.operations + 1, *all_sizes.shape[1:]))
+        np.add.at(change, start, all_sizes[tensor] * times)
+        np.subtract.at(change, stop, all_sizes[tensor] * times)
         return np.cumsum(change, axis=0)[: self.operations]
 
 
@@ -144,25 +135,23 @@ class Span:
     """Whether it is neither a weight nor the cache, but comes on top of them."""
 
 
-@dataclass(frozen=True)
-class _Touch:
+class _Touch(NamedTuple):
     op: int
     writes: bool
 
 
 def _touches(graph: OpGraph) -> list[list[_Touch]]:
-    """By tensor, the operations that access it, in order; a read comes before a write of the same operation."""
+    """The operations that access each tensor, in order; a read comes before a write of the same operation."""
     touched: list[list[_Touch]] = [[] for _ in graph.tensors]
     for i, op in enumerate(graph.ops):
-        for access in op.reads:
-            touched[access.tensor].append(_Touch(i, False))
-        for access in op.writes:
-            touched[access.tensor].append(_Touch(i, True))
+        for writes, accesses in ((False, op.reads), (True, op.writes)):
+            for access in accesses:
+                touched[access.tensor].append(_Touch(i, writes))
     return touched
 
 
 def _lifetime(tensor: Tensor, touched: Sequence[_Touch], end: int) -> tuple[int, int]:
-    """First operation that finds it in memory, and the next one that does not: equal where none does."""
+    """First operation during which it is in memory, and the next one during which it is not: equal where none is."""
     if tensor.held is not None:
         return max(0, tensor.held[0]), min(end, tensor.held[1] + 1)
     if not touched:
@@ -171,7 +160,7 @@ def _lifetime(tensor: Tensor, touched: Sequence[_Touch], end: int) -> tuple[int,
 
 
 def _cache_spans(graph: OpGraph, touched: Sequence[Sequence[_Touch]], repeats: Sequence[float]) -> Iterator[Span]:
-    """What the cache holds: one copy of each tensor as it lives, and those of the layers that it stands for.
+    """The tensors of the cache: one copy of each as it lives, and those of the layers that it stands for.
 
     A replaced tensor is the cache until its successor is made, and comes on top of it from then on.
     """
@@ -195,7 +184,7 @@ def _cache_spans(graph: OpGraph, touched: Sequence[Sequence[_Touch]], repeats: S
 
 
 def _survivors(tensors: Iterable[Tensor], touched: Sequence[Sequence[_Touch]], end: int) -> dict[int, int]:
-    """For each cache tensor, the tensor of its name that is the cache after the pass: the last that is made."""
+    """The successor of each cache tensor after the pass: the tensor of its name that is made last."""
     named: dict[str | int, list[tuple[bool, int, int]]] = {}
     for tensor in tensors:
         if tensor.role == "kv":
@@ -219,10 +208,9 @@ def _repeats(graph: OpGraph, tensor: Tensor, touched: Sequence[_Touch]) -> float
 
 
 def _runs(ops: Sequence[Op]) -> list[tuple[int, int]]:
-    """For each operation, the stretch of equal counts that it is in: first operation, and the one after the last."""
+    """The stretch of equal counts around each operation: its first operation, and the one after its last."""
     runs: list[tuple[int, int]] = []
     for _, same in groupby(ops, key=lambda op: op.count):
-        start = len(runs)
         length = len(list(same))
-        runs += [(start, start + length)] * length
+        runs += [(len(runs), len(runs) + length)] * length
     return runs

@@ -2,18 +2,15 @@
 
 A product with weights runs once over the tokens of all parts (Orca, OSDI 2022, selective batching; Sarathi-Serve,
 arXiv 2403.02310): work and activations add up, weights are read once, and of experts those that any token hits.
-What works on one sequence at a time, attention above all, runs part by part.
-
-Example: ``mix([graph_of_a_chunk, graph_of_decodes])``
+Operations on one sequence at a time, attention above all, run part by part.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
-from roofline.graph.op import Access, Bytes, Kind, Op, OpGraph, routed_reads
-
-ROWS = ("rows", "elements")
-"""Dimensions that grow with the tokens, as `m` of a product."""
+from roofline.graph.edit import redirected
+from roofline.graph.op import Access, Bytes, Kind, Op, OpGraph, Tensor, routed_reads
 
 Key = tuple[object, ...]
 
@@ -23,10 +20,7 @@ def mix(parts: Sequence[OpGraph]) -> OpGraph:
 
     Raises: ValueError unless the parts are of one model, in one dtype, with the same weights.
     """
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = _joined(whole, part)
-    return whole
+    return reduce(_joined, parts)
 
 
 def _joined(first: OpGraph, other: OpGraph) -> OpGraph:
@@ -35,7 +29,7 @@ def _joined(first: OpGraph, other: OpGraph) -> OpGraph:
             f"{first.model} {first.workload.key} and {other.model} {other.workload.key} are not one batch of one model"
         )
     numbers, tensors = _tensors(first, other)
-    moved = [_renumbered(op, numbers) for op in other.ops]
+    moved = [redirected(op, numbers) for op in other.ops]
     graph = other.model_copy(update={"tensors": tensors})
     weights = {key: i for i, op in enumerate(moved) if (key := _weights_of(op, graph))}
     ops: list[Op] = []
@@ -51,33 +45,25 @@ def _joined(first: OpGraph, other: OpGraph) -> OpGraph:
     return first.model_copy(update={"ops": tuple(ops), "tensors": tensors})
 
 
-def _tensors(first: OpGraph, other: OpGraph) -> tuple[list[int], tuple[Any, ...]]:
+def _tensors(first: OpGraph, other: OpGraph) -> tuple[dict[int, int], tuple[Tensor, ...]]:
     """New number of each tensor of the other graph, and all tensors.
 
     Weights of one name are one; the caches of two parts are two, and those of one name would be taken for one.
     """
     named = {tensor.name: tensor.id for tensor in first.tensors if tensor.role == "weight" and tensor.name}
     tensors = [tensor.model_copy(update={"held": None}) for tensor in first.tensors]
-    numbers: list[int] = []
+    numbers: dict[int, int] = {}
     for tensor in other.tensors:
         shared = named.get(tensor.name or "") if tensor.role == "weight" else None
+        numbers[tensor.id] = len(tensors) if shared is None else shared
         if shared is None:
-            shared = len(tensors)
             own = f"{tensor.name} beside {len(first.tensors)}" if tensor.role == "kv" and tensor.name else tensor.name
-            tensors.append(tensor.model_copy(update={"id": shared, "name": own, "held": None}))
-        numbers.append(shared)
+            tensors.append(tensor.model_copy(update={"id": len(tensors), "name": own, "held": None}))
     return numbers, tuple(tensors)
 
 
-def _renumbered(op: Op, numbers: Sequence[int]) -> Op:
-    def moved(accesses: Sequence[Access]) -> tuple[Access, ...]:
-        return tuple(Access.model_construct(tensor=numbers[a.tensor], bytes=a.bytes) for a in accesses)
-
-    return op.model_copy(update={"reads": moved(op.reads), "writes": moved(op.writes)})
-
-
 def _weights_of(op: Op, graph: OpGraph) -> Key | None:
-    """What tells one use of weights from another: module, operator, and the weights themselves."""
+    """Key of a use of weights: module, operator, and the weights themselves."""
     weights = tuple(a.tensor for a in op.reads if graph.tensors[a.tensor].role == "weight")
     return (op.path, op.kind, weights) if weights else None
 
@@ -101,27 +87,18 @@ def _merged(first: Op, other: Op, graph: OpGraph) -> Op:
     if routing is not None and first.routing is not None:
         for i in routed_reads(first, graph):
             reads[first.reads[i].tensor] = first.reads[i].bytes * routing.hit / first.routing.hit
+    # the batch of a product that runs once for each sequence grows with the tokens, of others the rows do
+    by_sequence = {"b", "m"} <= set(first.dims) and first.dims["m"] == other.dims.get("m") and first.dims["b"] != 1
+    tokens = ("b" if by_sequence and first.dims["b"] != other.dims["b"] else "m", "rows", "elements")
     fields: dict[str, Any] = {
-        "matrix_flops": first.matrix_flops + other.matrix_flops,
-        "vector_flops": first.vector_flops + other.vector_flops,
-        "link_bytes": first.link_bytes + other.link_bytes,
+        name: getattr(first, name) + getattr(other, name) for name in ("matrix_flops", "vector_flops", "link_bytes")
+    }
+    fields |= {
         "messages": max(first.messages, other.messages),
         "reads": tuple(Access.model_construct(tensor=t, bytes=size) for t, size in reads.items()),
         "writes": (*first.writes, *other.writes),
-        "dims": {name: _dimension(name, first, other) for name in first.dims},
+        "dims": {name: size + other.dims.get(name, 0) * (name in tokens) for name, size in first.dims.items()},
         "routing": routing,
         "also": tuple(dict.fromkeys((*first.also, *other.also))),
     }
     return first.model_copy(update=fields)
-
-
-def _dimension(name: str, first: Op, other: Op) -> int:
-    """Tokens add up; everything else is the weights' and the same."""
-    here, there = first.dims[name], other.dims.get(name, 0)
-    return here + there if name in _tokens(first, other) else here
-
-
-def _tokens(first: Op, other: Op) -> tuple[str, ...]:
-    """Dimensions that grow with the tokens: of a product that runs once for each sequence the batch."""
-    by_sequence = {"b", "m"} <= set(first.dims) and first.dims["m"] == other.dims.get("m") and first.dims["b"] != 1
-    return ("b", *ROWS) if by_sequence and first.dims["b"] != other.dims["b"] else ("m", *ROWS)

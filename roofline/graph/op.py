@@ -2,8 +2,6 @@
 
 An `OpGraph` is what is priced, what is measured and what is joined: the same list on all sides.
 FLOPs count a multiply-add as 2. Bytes are compulsory traffic: each distinct element an operation touches, once.
-
-Example: ``sum(op.matrix_flops * op.count for op in graph.ops)``
 """
 
 import math
@@ -11,7 +9,7 @@ import re
 from collections.abc import Hashable, Iterable, Sequence
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,7 +27,6 @@ class Routing(Record):
     per_token: float = Field(gt=0)
     """Experts that a token chooses among them."""
     tokens: float = Field(ge=0)
-    """Tokens that choose."""
     skew: float = Field(default=0, ge=0, allow_inf_nan=False)
     """Exponent s of Zipf's law: the i-th most popular expert is chosen ∝ i^-s; 0 is uniform."""
 
@@ -39,21 +36,15 @@ class Routing(Record):
         return float(experts_hit(self.experts, self.per_token, self.tokens, self.skew))
 
 
-def popularity(experts: int, skew: float) -> NDArray[np.float64]:
-    """Share of each expert in the choices, the most popular first; shape (experts,), sums to 1."""
-    weights = np.arange(1, experts + 1, dtype=float) ** -skew
-    return weights / weights.sum()
-
-
 def chosen_by_a_token(experts: int, per_token: float, skew: float) -> NDArray[np.float64]:
     """Probability that one token chooses each expert; shape (experts,), sums to `per_token`, none above 1.
 
-    Poisson sampling with a limit at certainty: a share that would exceed 1 is 1, the rest is shared by the others.
+    The shares of Zipf's law, the most popular expert first. Poisson sampling with a limit at certainty: a share that
+    would exceed 1 is 1, the rest is shared by the others.
     """
-    if per_token >= experts:
-        return np.ones(experts)
-    share = popularity(experts, skew)
-    for certain in range(experts):
+    weights = np.arange(1, experts + 1, dtype=float) ** -skew
+    share = weights / weights.sum()
+    for certain in range(experts if per_token < experts else 0):
         rest = (per_token - certain) * share[certain:] / share[certain:].sum()
         if rest[0] <= 1:
             return np.concatenate([np.ones(certain), rest])
@@ -61,10 +52,7 @@ def chosen_by_a_token(experts: int, per_token: float, skew: float) -> NDArray[np
 
 
 def experts_hit(experts: int, per_token: float, tokens: ArrayLike, skew: float = 0) -> NDArray[np.float64]:
-    """Expected distinct experts hit by `tokens` (any shape): Σ_e 1 − (1 − p_e)^T.
-
-    Uniform routing gives E·(1 − (1 − k/E)^T).
-    """
+    """Expected distinct experts hit by `tokens` (any shape): Σ_e 1 − (1 − p_e)^T, for uniform p_e = k/E."""
     count = np.asarray(tokens, dtype=float)
     if not skew:
         return experts * (1 - (1 - min(1.0, per_token / experts)) ** count)
@@ -76,7 +64,7 @@ GRAPH_SCHEMA = 2
 
 
 class Kind(StrEnum):
-    """What kind of work an operation is; a law prices one kind."""
+    """The kind of work that an operation does; a law prices one kind."""
 
     MATMUL = "matmul"
     GROUPED_MATMUL = "grouped_matmul"
@@ -100,10 +88,12 @@ ANCHORS = frozenset({
 })  # fmt: skip
 """Kinds that stay kernels of their own in a fused graph; all others can run inside a neighbour."""
 
+PRODUCTS = frozenset({Kind.MATMUL, Kind.GROUPED_MATMUL})
+
 Role = Literal["weight", "activation", "kv"]
 
 Bytes = int | float
-"""Whole as traced; expectations, and bits that do not fill a byte, are not."""
+"""Whole numbers as traced; expectations, and bits that do not fill a byte, are not."""
 
 
 class Tensor(Record):
@@ -111,14 +101,13 @@ class Tensor(Record):
 
     id: int
     storage_bytes: Bytes = Field(ge=0)
-    """Size of the whole storage."""
     role: Role
-    """Weights are parameters and buffers; kv is what the cache holds before or after the pass."""
+    """Weights are parameters and buffers; kv is the content of the cache before or after the pass."""
     name: str | None = None
     """Path of the parameter or buffer, or the layer of the cache."""
     held: tuple[int, int] | None = None
-    """First and last operation of the traced pass during which its memory was held, as Python held it; −1 and the
-    number of operations stand for before and after the pass. None where it is not known."""
+    """First and last operation of the traced pass during which Python held its memory; −1 and the number of operations
+    stand for before and after the pass. None where it is not known."""
     on_host: float = Field(default=0, ge=0, le=1)
     """Share of the storage that lives in the memory of the host, not in the device's."""
 
@@ -133,7 +122,7 @@ class Access(Record):
 
 
 class Traffic(Record):
-    """Bytes by class, as DESIGN.md names them."""
+    """Bytes of memory traffic by class."""
 
     weight_read: float = 0
     activation_read: float = 0
@@ -162,7 +151,7 @@ class Op(Record):
     matrix_flops: float = Field(ge=0)
     """Work that a matrix unit can do."""
     vector_flops: float = Field(ge=0)
-    """Everything else: norms, softmax, activations, additions."""
+    """All other work: norms, softmax, activations, additions."""
     reads: tuple[Access, ...]
     writes: tuple[Access, ...]
     count: float = Field(default=1, gt=0)
@@ -178,11 +167,11 @@ class Op(Record):
     beside: Literal["in", "out"] | None = None
     """Direction of a transfer that overlaps with all operations of its layer; None: with this operation alone."""
     also: tuple[str, ...] = ()
-    """What else a fused operation does: "path kind" of its other members, each once, in order."""
+    """Further members of a fused operation, each once, in order, as "path kind"."""
 
 
 class AttentionModule(Record):
-    """What an attention module says of itself; from this unfused attention is known to be causal or windowed."""
+    """Mask of an attention module by its config; from this unfused attention is known to be causal or windowed."""
 
     path: str
     causal: bool
@@ -198,7 +187,7 @@ class OpGraph(Record):
     """Catalogue name, folder or hub id."""
     workload: Workload
     ops: tuple[Op, ...]
-    """In the order they run."""
+    """Operations in the order they run."""
     tensors: tuple[Tensor, ...]
     """`tensors[i].id == i`."""
     attention_modules: tuple[AttentionModule, ...] = ()
@@ -211,7 +200,7 @@ class OpGraph(Record):
     traced_on: str = "meta"
     """"meta", or the device, where routing or strides are only known from real data."""
     options: dict[str, str] = {}
-    """Attention, experts and cache implementations that were asked for."""
+    """Attention, experts and cache implementations of the trace, and changes made since."""
     layers: tuple[int, int] | None = None
     """(traced, whole model) number of repeated layers where they differ."""
     weight_bytes: Bytes | None = None
@@ -246,16 +235,7 @@ def traffic(tensors: tuple[Tensor, ...], reads: Iterable[Access], writes: Iterab
     return Traffic(**total)
 
 
-class Touch(Protocol):
-    """An `Access`, or one with the sizes of many workloads."""
-
-    @property
-    def tensor(self) -> int: ...
-    @property
-    def bytes(self) -> Any: ...
-
-
-def sizes_by_tensor(accesses: Sequence[Touch]) -> dict[int, Any]:
+def sizes_by_tensor(accesses: Sequence[Access]) -> dict[int, Any]:
     """Bytes by tensor, views of one tensor added up."""
     sizes: dict[int, Any] = {}
     for access in accesses:
@@ -264,7 +244,7 @@ def sizes_by_tensor(accesses: Sequence[Touch]) -> dict[int, Any]:
 
 
 def routed_reads(op: Op, graph: OpGraph) -> frozenset[int]:
-    """Reads of a grouped product, by place, that are of the experts hit and not of all that there is."""
+    """Positions of the reads of a grouped product that are weights of the experts hit, not of all experts."""
     if op.routing is None or not op.routing.tokens:
         return frozenset()
     share = op.routing.hit / op.routing.experts
@@ -293,7 +273,7 @@ _LAYER = re.compile(r"^(.*?)\.(\d+)(?:\.(.*))?$")
 
 
 class Place(NamedTuple):
-    """Where a module is among repeated layers."""
+    """The place of a module among repeated layers."""
 
     prefix: str
     layer: int

@@ -1,28 +1,24 @@
 """What laws need to know of a device before anything is measured, from its spec.
 
-The datasheet where there is one; a device without one (most CPUs) is described by what was measured of it, since priors
-need only be right to a factor.
-
-Example: ``facts_of(load_device("nvidia-h200-sxm")).units == 132``
+The datasheet where there is one; a device without one (most CPUs) is described by its measured figures. Figures that
+neither has are assumed: priors need only be right to a factor.
 """
 
 from roofline.hardware.spec import HardwareSpec, Peaks
 from roofline.laws.law import Facts
 
 OUTWARD = ("nvlink", "infinity-fabric", "ici")
-"""Links to devices of its kind."""
-
-
+"""Links of a device to others of its kind."""
 CACHE_S = 26e-6
 """Size of a last-level cache in seconds of main memory's bandwidth: median of the device files that name both."""
 UNIT_FLOPS_PER_S = 450e9
-"""float32 vector rate of a unit: median of the GPUs among them."""
+"""float32 vector rate of a unit: median of the GPUs among the device files."""
 MATRIX_PER_VECTOR = 8.0
 """16-bit matrix rate ÷ float32 vector rate: median of the device files."""
 
 
 def facts_of(spec: HardwareSpec) -> Facts:
-    """What its datasheet does not say is taken as `assumed` names it: priors need only be right to a factor.
+    """The facts of a device; `assumed` names those that its datasheet does not say.
 
     Raises ValueError, one line: a spec without peaks, or without any rate of arithmetic.
     """
@@ -62,15 +58,12 @@ def facts_of(spec: HardwareSpec) -> Facts:
 def _cache_bytes(spec: HardwareSpec, peaks: Peaks) -> float | None:
     """Size of the last level before main memory.
 
-    On a CPU what was measured comes first: a virtual machine states, and a datasheet names, the cache of the whole
-    processor, of which a process gets what its cores reach and others leave. A level that is not in `measured` is not
-    faster than main memory, so that laws need not know of it.
+    On a CPU the measured size comes first: a virtual machine states, and a datasheet names, the cache of the whole
+    processor, of which a process gets a part. A level that is not in `measured` is not faster than main memory, so that
+    laws need not know of it.
     """
-    if spec.kind == "cpu" and spec.measured is not None and len(spec.measured.levels) > 1:
-        return spec.measured.levels[-2].capacity_bytes
-    if spec.chip and spec.chip.last_level_cache_bytes:
-        return spec.chip.last_level_cache_bytes.value
-    for origin in (peaks, spec.measured):
-        if origin is not None and len(origin.levels) > 1:
-            return origin.levels[-2].capacity_bytes
-    return None
+    chip = spec.chip.last_level_cache_bytes if spec.chip else None
+    sizes = [p.levels[-2].capacity_bytes if p and len(p.levels) > 1 else None for p in (peaks, spec.measured)]
+    if spec.kind == "cpu" and sizes[1] is not None:
+        return sizes[1]
+    return chip.value if chip else next((size for size in sizes if size is not None), None)

@@ -2,10 +2,8 @@
 
 A file is refused for unknown or missing fields, for figures in the wrong unit, and for figures that contradict each
 other. The bounds are so wide that only a wrong unit crosses them: each holds every device and every measurement of one
-with room on both sides. `inconsistent` refuses only what no hardware does, such as 8 bits slower than 16; a sparse
-figure among dense ones shows in that way.
-
-Example: ``load_device("nvidia-h200-sxm").datasheet.matrix["bfloat16"].value``
+with room on both sides. `inconsistent` refuses only what no hardware does, such as 8 bits slower than 16, or a sparse
+figure among dense ones.
 """
 
 import json
@@ -13,10 +11,9 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from pydantic import ValidationError
 
@@ -28,14 +25,13 @@ DEVICES = Path(__file__).parent.parent / "devices"
 SEE = "see roofline/devices/README.md for the layout of a device file"
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """A field that cannot be right."""
 
     field: str
     """Its path: "datasheet.matrix.bfloat16.value"."""
     what: str
-    """What is wrong and what to do."""
+    """Why, and what to do."""
 
 
 def device_names() -> tuple[str, ...]:
@@ -62,18 +58,14 @@ def load_device(name_or_path: str | Path) -> HardwareSpec:
 def _near(name: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """The device names with every word of `name` ("h200", "RTX 5090"), or else those spelt most like it."""
     words = set(re.findall("[a-z0-9]+", name))
-    whole = tuple(known for known in names if words and words <= set(known.split("-")))
-    part = tuple(known for known in names if words and all(word in known for word in words))
-    return whole or part or tuple(get_close_matches(name, names, n=3, cutoff=0.6))
+    whole = [known for known in names if words and words <= set(known.split("-"))]
+    part = [known for known in names if words and all(word in known for word in words)]
+    return tuple(whole or part or get_close_matches(name, names, n=3, cutoff=0.6))
 
 
 def find_device(driver_name: str) -> HardwareSpec | None:
     """The device file whose `matches` holds the driver's name, exactly; None where no file describes it."""
-    for name in device_names():
-        spec = load_device(name)
-        if driver_name in spec.matches:
-            return spec
-    return None
+    return next((spec for spec in map(load_device, device_names()) if driver_name in spec.matches), None)
 
 
 def _read(path: Path) -> HardwareSpec:
@@ -116,15 +108,18 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     place = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        known = _fields(problem["loc"][:-1])
-        near = get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        hint = _hint(str(problem["loc"][-1]), _fields(problem["loc"][:-1]), "known here")
         return f"{place}: unknown field; {hint}"
     if problem["type"] == "missing":
         return f"{place}: missing; {SEE}"
-    given = problem["input"]
-    shown = f" (it is {given!r})" if isinstance(given, str | int | float | bool | None) else ""
+    value = problem["input"]
+    shown = f" (it is {value!r})" if isinstance(value, str | int | float | bool | None) else ""
     return f"{place}: {problem['msg'].removeprefix('Value error, ').replace(chr(10), ' ')}{shown}"
+
+
+def _hint(name: str, known: tuple[str, ...], words: str) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"{words}: {', '.join(known)}"
 
 
 def _fields(place: tuple[int | str, ...]) -> tuple[str, ...]:
@@ -140,11 +135,11 @@ def _record(annotation: Any) -> type[Record] | None:
     """The record inside an annotation such as ``dict[str, Figure]`` or ``Chip | None``."""
     if isinstance(annotation, type) and issubclass(annotation, Record):
         return annotation
-    return next((found for part in get_args(annotation) if (found := _record(part))), None)
+    return next((record for part in get_args(annotation) if (record := _record(part))), None)
 
 
 def _problems(spec: HardwareSpec) -> Iterable[Problem]:
-    """What cannot be true of any device, or cannot be true together."""
+    """Figures that cannot be true of any device, or cannot be true together."""
     if spec.datasheet is None and spec.measured is None:
         yield Problem("datasheet", f"missing, and so is measured; a device needs one of them: {SEE}")
     for origin, peaks in (("datasheet", spec.datasheet), ("measured", spec.measured)):
@@ -165,8 +160,7 @@ def _peak_problems(origin: str, peaks: Peaks) -> Iterable[Problem]:
     for part, figures in (("matrix", peaks.matrix), ("vector", peaks.vector)):
         for dtype, figure in figures.items():
             if dtype not in DEVICE_DTYPES:
-                near = get_close_matches(dtype, DEVICE_DTYPES, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(DEVICE_DTYPES)}"
+                hint = _hint(dtype, DEVICE_DTYPES, "known")
                 yield Problem(f"{origin}.{part}.{dtype}", f"unknown dtype; {hint}")
             yield from _figure_problems(f"{origin}.{part}.{dtype}", "rate", figure)
     for i, level in enumerate(peaks.levels):
@@ -194,8 +188,7 @@ def _figure_problems(place: str, quantity: str, figure: Figure) -> Iterable[Prob
         yield Problem(f"{place}.source", "empty; say which document and section the figure is from")
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(NamedTuple):
     """Values between which every device lies, and the reason."""
 
     low: float
@@ -204,6 +197,7 @@ class Bounds:
     reason: str
 
 
+_CLOCK = Bounds(1e7, 2e10, "Hz", "no chip has such a clock; 1980 MHz is 1.98e9")
 BOUNDS: dict[str, Bounds] = {
     # 16-bit products emulated by one slow core reach 1e9 FLOP/s; B300 in GFLOPS is 1.35e7. A rack of 72 is 7e17.
     "rate": Bounds(1e8, 1e18, "FLOP/s", "no processor computes at such a rate; 989.4 TFLOPS is 989.4e12"),
@@ -215,9 +209,9 @@ BOUNDS: dict[str, Bounds] = {
     # a container may be held to some 100 MB; 141 GB in MB is 1.41e5
     "main_capacity_bytes": Bounds(1e7, 1e15, "bytes", "no main memory is of such a size; 141 GB is 141e9"),
     "time_s": Bounds(1e-9, 1.0, "s", "no operation or message costs that; 5 µs is 5e-6"),
-    "base_clock_hz": Bounds(1e7, 2e10, "Hz", "no chip has such a clock; 1980 MHz is 1.98e9"),
-    "boost_clock_hz": Bounds(1e7, 2e10, "Hz", "no chip has such a clock; 1980 MHz is 1.98e9"),
-    "matrix_clock_hz": Bounds(1e7, 2e10, "Hz", "no chip has such a clock; 1980 MHz is 1.98e9"),
+    "base_clock_hz": _CLOCK,
+    "boost_clock_hz": _CLOCK,
+    "matrix_clock_hz": _CLOCK,
     "last_level_cache_bytes": Bounds(1e4, 1e12, "bytes", "no last-level cache is of such a size; 50 MB is 50e6"),
     "power_w": Bounds(1.5, 1e5, "W", "no such device draws that; 0.7 kW is 700"),
     "units": Bounds(1, 1e6, "units", "no chip has that many"),
@@ -238,15 +232,11 @@ def implausible(field: str, quantity: str, value: float) -> Iterable[Problem]:
 LARGEST_STEP = 2.2
 """From TF32 to 16 bits, and from 16 bits to FP8, the dense rate at most doubles on every tensor core so far; with one
 sparse figure in a pair it is four times. 10 % for rounded figures."""
+_NARROW = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "int8")
 FASTER_OR_EQUAL = (
     ("float32", "tfloat32"),
-    ("tfloat32", "float16"),
-    ("tfloat32", "bfloat16"),
-    *(
-        (wide, narrow)
-        for wide in ("float16", "bfloat16")
-        for narrow in ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "int8")
-    ),
+    *(("tfloat32", half) for half in ("float16", "bfloat16")),
+    *((half, narrow) for half in ("float16", "bfloat16") for narrow in _NARROW),
 )
 """(wide, narrow): where both exist, the narrow dtype is at least as fast."""
 
@@ -259,16 +249,16 @@ def inconsistent(field: str, rates: Mapping[str, float], *, tensor_cores: bool) 
     for wide, narrow in FASTER_OR_EQUAL:
         if wide not in rates or narrow not in rates:
             continue
-        step = rates[narrow] / rates[wide]
+        place, step = f"{field}.{narrow}.value", rates[narrow] / rates[wide]
         if step < 0.98:
             yield Problem(
-                f"{field}.{narrow}.value",
+                place,
                 f"{rates[narrow]:g} is slower than {wide} ({rates[wide]:g}); is {wide} a sparse figure? "
                 "Give both dense, in FLOP/s",
             )
         if tensor_cores and step > LARGEST_STEP and wide != "float32" and narrow != "int8":
             yield Problem(
-                f"{field}.{narrow}.value",
+                place,
                 f"{rates[narrow]:g} is {step:.1f} times {wide} ({rates[wide]:g}), no tensor core more than doubles it; "
                 "a figure with sparsity? Give half of it",
             )

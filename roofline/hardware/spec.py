@@ -1,10 +1,11 @@
-"""What a device is said to reach, and what it was measured to reach: data, never mixed.
+"""Figures of a device that its datasheet states, and figures that were measured of it: data, never mixed.
 
-A `Peaks` holds figures of one origin; a `HardwareSpec` keeps the datasheet's and the measured ones apart.
-Devices with a datasheet are JSON files in `roofline/devices`, one a device; a user's own file, and the spec.json of a
-run, are the same record (`roofline.hardware.load` reads them).
+A `Peaks` holds figures of one origin; a `HardwareSpec` keeps the datasheet's and the measured ones apart. Devices with
+a datasheet are JSON files in `roofline/devices`, one a device; a user's own file, and the spec.json of a run, are the
+same record (`roofline.hardware.load` reads them).
 """
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from pydantic import Field, field_validator
@@ -13,11 +14,11 @@ from roofline.laws.fitted import FittedLaw, ReferenceLevel
 from roofline.record import Record
 
 SPEC_SCHEMA = 3
-"""1: without laws. 2: without times of the reference probes."""
+"""Version of the record: 1 is without laws, 2 without times of the reference probes."""
 
 
 class Figure(Record):
-    """One number of a device with where it comes from."""
+    """One number of a device with its source."""
 
     value: float = Field(gt=0, allow_inf_nan=False)
     source: str
@@ -47,10 +48,10 @@ class Link(Record):
 
 
 class Chip(Record):
-    """What a datasheet says of a device besides its rates. Absent figures are None, never a guess."""
+    """Figures of a datasheet besides rates. Absent ones are None, never a guess."""
 
     units: Figure | None = None
-    """Streaming multiprocessors, compute units, cores: what `unit` says."""
+    """Streaming multiprocessors, compute units, cores, as `unit` names them."""
     unit: str | None = None
     """ "SM", "CU", "core", "TPC", "TensorCore"."""
     base_clock_hz: Figure | None = None
@@ -62,7 +63,6 @@ class Chip(Record):
     power_w: Figure | None = None
     """Board or socket power limit as sold."""
     released: int | None = None
-    """Year."""
 
 
 class Peaks(Record):
@@ -75,7 +75,7 @@ class Peaks(Record):
     levels: tuple[Level, ...] = Field(min_length=1)
     """Smallest cache first, main memory last."""
     links: dict[str, Link] = {}
-    """By name: "nvlink", "nvlink-c2c" (to its CPU), "infinity-fabric", "ici", "pcie" (the host), "network"."""
+    """Links by name: "nvlink", "nvlink-c2c" (to its CPU), "infinity-fabric", "ici", "pcie" (the host), "network"."""
     host_s_per_op: Figure | None = None
     """Host time to issue one operation in eager mode; on a CPU this includes the operation's own fixed cost."""
 
@@ -89,7 +89,7 @@ class Peaks(Record):
 
 
 class Characteristic(Record):
-    """One measured property of a device: what it is, how sure it is, under which conditions; or why it is not there."""
+    """One measured property of a device with its uncertainty and conditions; or the reason why it is not there."""
 
     name: str
     """ "memory.triad", "matmul.burst", "launch.back to back"; with ".one core" where a single thread ran it."""
@@ -107,20 +107,20 @@ class Characteristic(Record):
     replicates: int = 0
     """Fresh processes that have a value."""
     conditions: str = ""
-    """What was run, on what, in which state of the caches, by which clock."""
+    """Work that was timed, on which units, in which state of the caches, by which clock."""
     labels: tuple[str, ...] = ()
-    """What a reader has to know: "power cap in 83 % of the time, …"."""
+    """Warnings for readers: "power cap in 83 % of the time, …"."""
     status: Literal["done", "inconclusive", "invalid", "failed"] = "done"
     """inconclusive: other work had the host, and the value is at most too low a rate; invalid: not this device's
     speed (throttled by heat, a foreign process), and there is no value; failed: nothing was measured."""
     datasheet: float | None = None
-    """What the datasheet says of the same, in the same unit."""
+    """The datasheet's figure for the same, in the same unit."""
     reason: str | None = None
     """Why there is no value, in one line."""
 
 
 DeviceKind = Literal["cuda", "cpu", "other"]
-"""As torch names the type of device: "cuda" is a GPU of NVIDIA or, with ROCm, of AMD."""
+"""Type of a device, as torch names it: "cuda" is a GPU of NVIDIA or, with ROCm, of AMD."""
 GPU: DeviceKind = "cuda"
 """The kind of a device that other tools have measured and no file describes."""
 
@@ -140,7 +140,7 @@ class HardwareSpec(Record):
     matches: tuple[str, ...] = ()
     """Names by which the driver reports exactly this device."""
     chip: Chip | None = None
-    """From the datasheet."""
+    """Other figures of the datasheet."""
     datasheet: Peaks | None = None
     measured: Peaks | None = None
     missing: dict[str, str] = {}
@@ -152,7 +152,7 @@ class HardwareSpec(Record):
     calibrated: tuple[FittedLaw, ...] = ()
     """Laws with the constants fitted to kernels of this device."""
     reference: dict[str, ReferenceLevel] = {}
-    """By probe (`roofline.laws.fitted.PROBES`): its times while the kernels of those laws were timed."""
+    """Times of each probe (`roofline.laws.fitted.PROBES`) while the kernels of those laws were timed."""
 
     @property
     def has_queue(self) -> bool:
@@ -162,14 +162,17 @@ class HardwareSpec(Record):
     @field_validator("calibrated")
     @classmethod
     def _one_law_each(cls, laws: tuple[FittedLaw, ...]) -> tuple[FittedLaw, ...]:
-        pairs = [(law.kind, law.dtype) for law in laws]
-        if twice := [pair for pair in pairs if pairs.count(pair) > 1]:
-            raise ValueError(f"there are two laws of {' '.join(twice[0])}; keep one")
+        if twice := _twice([f"{law.kind} {law.dtype}" for law in laws]):
+            raise ValueError(f"there are two laws of {twice}; keep one")
         return laws
 
     @field_validator("matches")
     @classmethod
     def _distinct(cls, matches: tuple[str, ...]) -> tuple[str, ...]:
-        if twice := [name for name in matches if matches.count(name) > 1]:
-            raise ValueError(f"{twice[0]!r} appears twice; keep one")
+        if twice := _twice(matches):
+            raise ValueError(f"{twice!r} appears twice; keep one")
         return matches
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)

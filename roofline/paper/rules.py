@@ -4,13 +4,12 @@ The rules are those of LLM-Viewer (`model_analyzer.py`), the paper's tool, kept 
 docs/accounting.md says where and why. With T tokens in all sequences of the pass, a context of S, and sizes of the
 model, a projection does 2·T·in·out operations, the products of attention 2·T·S·hidden each over T·S·heads scores, and
 an operation on elements a fixed number for each.
-
-Example: ``[work.name for work in layer_work(paper_pass)][:3] == ["q_proj", "k_proj", "v_proj"]``
 """
 
 import math
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import Field
@@ -19,7 +18,6 @@ from roofline.graph.op import Kind, Op, OpGraph, layer_of
 from roofline.record import Record
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
-INSTEAD = "use the default accounting"
 _NO_RULE = {
     Kind.GROUPED_MATMUL: "mixtures of experts",
     Kind.CONV: "state-space models and other convolutions",
@@ -38,7 +36,6 @@ class PaperShape(Record):
     """Width inside the MLP."""
     layers: int = Field(gt=0)
     heads: int = Field(gt=0)
-    """Query heads."""
     kv_heads: int = Field(gt=0)
     vocabulary: int = Field(gt=0)
     """Rows of the head."""
@@ -59,7 +56,11 @@ def paper_shape(graph: OpGraph) -> PaperShape:
 
     Raises: ValueError, with what to do, where the paper's accounting has no rule for the model.
     """
-    _refuse_what_has_no_rule(graph)
+    for op in graph.ops:
+        if op.routing is not None or "expert" in op.path:
+            raise _unknown(_NO_RULE[Kind.GROUPED_MATMUL])
+        if op.kind in _NO_RULE:
+            raise _unknown(_NO_RULE[op.kind])
     if graph.heads is None:
         raise _unknown("a model whose config names no attention heads")
     layers, outside = _layers(graph)
@@ -78,14 +79,6 @@ def paper_shape(graph: OpGraph) -> PaperShape:
     })  # fmt: skip
 
 
-def _refuse_what_has_no_rule(graph: OpGraph) -> None:
-    for op in graph.ops:
-        if op.routing is not None or "expert" in op.path:
-            raise _unknown(_NO_RULE[Kind.GROUPED_MATMUL])
-        if op.kind in _NO_RULE:
-            raise _unknown(_NO_RULE[op.kind])
-
-
 def _layers(graph: OpGraph) -> tuple[list[_Layer], list[Op]]:
     """Products with weights: those of each repeated layer, and those after the last of them, in the graph's order."""
     attention = {op.path for op in graph.ops if op.kind == Kind.ATTENTION} | {m.path for m in graph.attention_modules}
@@ -100,14 +93,11 @@ def _layers(graph: OpGraph) -> tuple[list[_Layer], list[Op]]:
             continue
         outside.clear()
         layer = layers[place.prefix, place.layer]
-        (layer.attention if _within(op.path, attention) else layer.mlp).append(op)
+        inside = any(op.path.startswith(f"{path}.") for path in attention)
+        (layer.attention if inside else layer.mlp).append(op)
     if not layers or not attention:
         raise _unknown("a model without attention (a state-space model)")
     return list(layers.values()), outside
-
-
-def _within(path: str, parents: Iterable[str]) -> bool:
-    return any(path.startswith(f"{parent}.") for parent in parents)
 
 
 def _layer_shape(layer: _Layer, heads: int) -> dict[str, int | bool]:
@@ -129,7 +119,7 @@ def _layer_shape(layer: _Layer, heads: int) -> dict[str, int | bool]:
 
 
 def _kv_heads(widths: list[int], inner: int, heads: int) -> int:
-    """From the widths of the products before attention, fused or not, and the width of its result."""
+    """KV heads by the widths of the products before attention, fused or not, and the width of its result."""
     head_dim = inner // heads
     kv_heads = (sum(widths) - inner) // (2 * head_dim) if head_dim else 0
     kv_width = kv_heads * head_dim
@@ -141,30 +131,22 @@ def _kv_heads(widths: list[int], inner: int, heads: int) -> int:
 
 
 def _paths(layer: _Layer) -> dict[str, str]:
-    """Projection in the paper's words → path of the product that holds it."""
+    """The paper's name of each projection → path of the product that holds it."""
     *projections, out = layer.attention
     *entries, down = layer.mlp
-    names = dict(zip(PROJECTIONS, _spread(projections, len(PROJECTIONS)), strict=True))
-    names["out_proj"] = out.path
     gated = sum(op.dims["n"] for op in entries) == 2 * down.dims["k"]
-    entry_names = ("gate_proj", "up_proj") if gated else ("up_proj",)
-    names |= dict(zip(entry_names, _spread(entries, len(entry_names)), strict=True))
-    names["down_proj"] = down.path
-    return {name: _starred(path) for name, path in names.items()}
+    named = [*_spread(PROJECTIONS, projections), ("out_proj", out)]
+    named += [*_spread(("gate_proj", "up_proj") if gated else ("up_proj",), entries), ("down_proj", down)]
+    return {name: re.sub(r"\.\d+(?=\.|$)", ".*", op.path, count=1) for name, op in named}
 
 
-def _spread(ops: list[Op], wanted: int) -> list[str]:
-    """One path for each of `wanted` projections; the last product holds all that are left."""
-    return [ops[min(i, len(ops) - 1)].path for i in range(wanted)]
-
-
-def _starred(path: str) -> str:
-    place = layer_of(path)
-    return f"{place.prefix}.*.{place.inner}" if place else path
+def _spread(names: Sequence[str], ops: Sequence[Op]) -> list[tuple[str, Op]]:
+    """The product of each projection; the last product holds all that are left."""
+    return [(name, ops[min(i, len(ops) - 1)]) for i, name in enumerate(names)]
 
 
 def _unknown(what: str) -> ValueError:
-    return ValueError(f"the paper's accounting has no rule for {what}; {INSTEAD}")
+    return ValueError(f"the paper's accounting has no rule for {what}; use the default accounting")
 
 
 SOFTMAX_OPS = 5
@@ -199,16 +181,16 @@ class PaperPass:
 
     @property
     def head_size(self) -> int:
-        """It knows no other."""
+        """Hidden ÷ heads: the paper knows no other head size."""
         return self.shape.hidden // self.shape.heads
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one operation does; sizes in bytes."""
+    """What one operation does; sizes in bytes, fields as in `PaperRow`."""
 
     name: str
-    ops: float
+    OPs: float
     load_weight: float = 0
     load_act: float = 0
     store_act: float = 0
@@ -230,25 +212,19 @@ def layer_work(of: PaperPass, use_flash: bool = False) -> Iterator[Work]:
 def head_work(of: PaperPass) -> Work:
     """The head: one operation for each weight and sequence, and the activations of one sequence."""
     hidden, vocabulary = of.shape.hidden, of.shape.vocabulary
-    return Work(
-        "lm_head",
-        of.batch * hidden * vocabulary,
-        load_weight=hidden * vocabulary * of.w_byte,
-        load_act=hidden * of.a_byte,
-        store_act=vocabulary * of.a_byte,
-    )
+    weights, acts = hidden * vocabulary, (hidden * of.a_byte, vocabulary * of.a_byte)
+    return Work("lm_head", of.batch * hidden * vocabulary, weights * of.w_byte, *acts)
 
 
 def _projections(of: PaperPass) -> Iterator[Work]:
-    """Query and output are hidden × hidden whatever the model's own head size."""
-    shape = of.shape
-    hidden, intermediate = shape.hidden, shape.intermediate
-    kv_width = hidden * shape.kv_heads / shape.heads
+    """The products with weights; query and output are hidden × hidden whatever the model's own head size."""
+    hidden, intermediate = of.shape.hidden, of.shape.intermediate
+    kv_width = hidden * of.shape.kv_heads / of.shape.heads
     yield _projection(of, "q_proj", hidden, hidden)
     yield _projection(of, "k_proj", hidden, kv_width, cached=True)
     yield _projection(of, "v_proj", hidden, kv_width, cached=True)
     yield _projection(of, "out_proj", hidden, hidden)
-    if shape.gated:
+    if of.shape.gated:
         yield _projection(of, "gate_proj", hidden, intermediate)
     yield _projection(of, "up_proj", hidden, intermediate)
     yield _projection(of, "down_proj", intermediate, hidden)
@@ -267,7 +243,7 @@ def _projection(of: PaperPass, name: str, width_in: int, width_out: float, cache
 
 
 def _attention(of: PaperPass) -> Iterator[Work]:
-    """Unfused: scores are written and read; every query meets every key of the context."""
+    """Unfused attention: scores are written and read; every query meets every key of the context."""
     scores = of.tokens * of.seqlen * of.shape.heads
     queries = of.tokens * of.head_size * of.shape.heads
     # prefill reads the queries of as many heads as there are KV heads
@@ -298,7 +274,7 @@ def _fused_attention(of: PaperPass) -> Work:
 
 
 def _cache_bytes(of: PaperPass) -> float:
-    """Keys, or values, of the context."""
+    """Bytes of the keys, or the values, of the context."""
     return of.batch * of.seqlen * of.head_size * of.shape.kv_heads * of.kv_byte
 
 

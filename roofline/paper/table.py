@@ -5,10 +5,9 @@ differences from this package's own accounting, and why). Fields have LLM-Viewer
 key by key: operations with a multiply-add as 2, bytes, operations a second, seconds. Prefill is `seqlen` tokens
 without context; decode is one token whose attention spans `seqlen`. The roofline is Williams, Waterman, Patterson,
 CACM 52(4), 2009, with one peak for all operations.
-
-Example: ``paper_table(paper_shape(graph), spec.datasheet, batch=1, seqlen=2048).prefill.total.inference_time``
 """
 
+from dataclasses import asdict
 from typing import Literal
 
 from pydantic import Field
@@ -21,7 +20,7 @@ from roofline.record import Record
 INT8_BITS = 8
 """The int8 peak is taken where weights, activations and cache all have at most so many bits."""
 MAX_BITS = 16
-"""The widest type that it knows; it has no peak for wider ones."""
+"""Bits of the widest type with a peak in the paper's accounting."""
 
 
 class PaperCosts(Record):
@@ -74,7 +73,7 @@ class PaperPhase(Record):
 
 
 class PaperResult(Record):
-    """Both passes, with what they were computed for."""
+    """Both passes, with the sizes that they were computed for."""
 
     shape: PaperShape
     batch: int
@@ -116,7 +115,10 @@ def paper_table(
         if not 1 <= bits <= MAX_BITS:
             raise ValueError(f"{name} is {bits}; the paper's accounting knows 1 to {MAX_BITS} bits")
     bandwidth = peaks.levels[-1].bandwidth.value
-    peak = _peak(peaks, max(w_bit, a_bit, kv_bit))
+    dtype = "int8" if max(w_bit, a_bit, kv_bit) <= INT8_BITS else "float16"
+    peak = matrix_peak(peaks, dtype)
+    if peak is None:
+        raise ValueError(f"the paper's accounting needs the matrix peak of {dtype}, which this hardware lacks; add it")
 
     def rows(prefill: bool) -> tuple[PaperRow, ...]:
         of = PaperPass(shape, prefill, batch, seqlen, w_bit / 8, a_bit / 8, kv_bit / 8)
@@ -141,34 +143,20 @@ def paper_table(
     )
 
 
-def _peak(peaks: Peaks, bits: int) -> float:
-    dtype = "int8" if bits <= INT8_BITS else "float16"
-    peak = matrix_peak(peaks, dtype)
-    if peak is None:
-        raise ValueError(f"the paper's accounting needs the matrix peak of {dtype}, which this hardware lacks; add it")
-    return peak
-
-
 def _row(work: Work, count: int, bandwidth: float, peak: float) -> PaperRow:
-    """The order of the arithmetic is LLM-Viewer's, so that every digit is."""
+    """One line of the table. The order of the arithmetic is LLM-Viewer's, so that every digit agrees."""
     access = work.load_weight + work.load_act + work.store_act + work.load_kv_cache + work.store_kv_cache
-    intensity = work.ops / access
+    intensity = work.OPs / access
     memory = intensity < peak / bandwidth
     performance = intensity * bandwidth if memory else peak
     return PaperRow(
-        name=work.name,
+        **asdict(work),
         count=count,
-        OPs=work.ops,
         memory_access=access,
         arithmetic_intensity=intensity,
         performance=performance,
         bound="memory" if memory else "compute",
-        load_weight=work.load_weight,
-        load_act=work.load_act,
-        store_act=work.store_act,
-        load_kv_cache=work.load_kv_cache,
-        store_kv_cache=work.store_kv_cache,
-        inference_time=work.ops / performance,
+        inference_time=work.OPs / performance,
     )
 
 

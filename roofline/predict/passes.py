@@ -1,9 +1,6 @@
-"""Records of a prediction, and how each pass gets its: exact passes with all their operations, sweeps with totals.
+"""Records of a prediction, and how each pass gets its: exact passes with all their operations, sweeps with totals."""
 
-Example: ``predict_pass(graph, spec, peaks).time_s`` → seconds of one pass of `graph` at `peaks`
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from pydantic import Field
@@ -18,6 +15,8 @@ from roofline.record import Record
 from roofline.sweep.family import Piece
 from roofline.sweep.price import memory_pieces, price_pieces
 from roofline.workload import Workload
+
+_SUMMED = ("matrix_flops", "vector_flops", "link_bytes")
 
 
 class OpPrediction(Record):
@@ -38,7 +37,7 @@ class OpPrediction(Record):
     """ "matrix", "vector", a memory level, a link; "" where the time is not known."""
     dims: dict[str, int] = {}
     also: tuple[str, ...] = ()
-    """What else a fused kernel does."""
+    """Other work of a fused kernel."""
     reads: tuple[int, ...] = ()
     """Tensors, by number: operations that write and read the same one are connected."""
     writes: tuple[int, ...] = ()
@@ -59,11 +58,10 @@ class PassPrediction(Record):
     workloads: tuple[Workload, ...] = Field(min_length=1)
     """More than one where a step mixes sequences of several kinds."""
     ops: tuple[OpPrediction, ...] = ()
-    """In the order they run; empty in a sweep."""
+    """Operations in the order they run; empty in a sweep."""
     tensor_roles: tuple[Role, ...] = ()
-    """Role of each tensor that the operations number; empty where not known: views then guess what is a weight."""
+    """Role of each tensor that the operations number; empty where not known: views then guess which are weights."""
     count: float
-    """Operations."""
     matrix_flops: float
     vector_flops: float
     bytes: Traffic
@@ -71,9 +69,9 @@ class PassPrediction(Record):
     time_s: float | None
     """Sum over the operations; None where a peak that one needs is not known."""
     missing: tuple[str, ...] = ()
-    """Peaks that would be needed."""
+    """Needed peaks that are not known."""
     wall_s: float | None = None
-    """With the host, where its cost for an operation is known."""
+    """Time with the host's share, where its cost for an operation is known."""
     memory: Footprint
     fits: bool | None
     """Whether the peak of memory is within the device's capacity; None where that is not known."""
@@ -92,7 +90,7 @@ class RequestPrediction(Record):
     prompt_tokens: int
     output_tokens: int
     ttft_s: float | None
-    """Time to the first token: the prefill, and what it waits for (a transfer of its cache)."""
+    """Time to the first token: the prefill, with a transfer of its cache if it waits for one."""
     tpot_s: float | None
     """Mean time of each further token; None for a single one."""
     end_to_end_s: float | None
@@ -104,7 +102,7 @@ class RequestPrediction(Record):
 
 
 class Prediction(Record):
-    """Everything that was asked of one model on one device."""
+    """All that a question about one model on one device asked for."""
 
     model: str
     hardware: str
@@ -114,20 +112,19 @@ class Prediction(Record):
     """ "fused": the ideal graph; "executed": as `transformers` runs it."""
     parameters: int
     options: dict[str, str] = {}
-    """Implementations and what-ifs."""
+    """Attention, experts and cache implementations, and what-ifs."""
     passes: tuple[PassPrediction, ...]
     requests: tuple[RequestPrediction, ...] = ()
     capacity_bytes: float
-    """Size of the device's memory."""
     largest_batch: int | None = None
-    """That fits at the first workload's lengths; 0 if not even one does."""
+    """Largest batch that fits at the first workload's lengths; 0 if not even one sequence does."""
     largest_context: int | None = None
     """Cached tokens that fit at the batch of the first workload that has any; 0 if not even one does."""
     notes: tuple[str, ...] = ()
 
 
 def capacity_bytes(peaks: Peaks) -> float:
-    """Main memory."""
+    """Size of the main memory."""
     return peaks.levels[-1].capacity_bytes
 
 
@@ -142,15 +139,15 @@ def predict_pass(
 ) -> PassPrediction:
     """One pass of `graph` at `peaks`, which are of `spec`.
 
-    Args: the workloads of a mixed step, where that is not the graph's own; memory, where it is known better;
-    `with_laws`, whether the calibrated laws of `spec` price the operations that they describe: `graph` is as executed.
+    Args: the workloads of a mixed step, where that is not the graph's own; its memory, where that is known better;
+        `with_laws`, whether calibrated laws of `spec` price the operations that they describe: `graph` is as executed.
     """
     prepared = Prepared(graph)
     priced = price(prepared, peaks)
     gap_s = host_gap_s(graph, spec) if with_laws else None
     time_s = law_prices(prepared, spec, priced.time_s).time_s if with_laws else priced.time_s
     ops = tuple(
-        _line(op, traffic, seconds, bound)
+        _op_prediction(op, traffic, seconds, bound)
         for op, traffic, seconds, bound in zip(graph.ops, graph.traffic, time_s.tolist(), priced.bound, strict=True)
     )
     count = np.array([op.count for op in graph.ops])
@@ -160,10 +157,8 @@ def predict_pass(
         ops=ops,
         tensor_roles=tuple(tensor.role for tensor in graph.tensors),
         count=float(count.sum()),
-        matrix_flops=sum(op.matrix_flops for op in ops),
-        vector_flops=sum(op.vector_flops for op in ops),
-        bytes=_sum(op.bytes for op in ops),
-        link_bytes=sum(op.link_bytes for op in ops),
+        **{name: sum(getattr(op, name) for op in ops) for name in _SUMMED},
+        bytes=Traffic(**{name: sum((getattr(op.bytes, name) for op in ops), 0.0) for name in Traffic.model_fields}),
         time_s=known(float(time_s @ count)),
         missing=missing_peaks(graph.ops, peaks),
         wall_s=pass_wall_s(time_s, count, spec, peaks, gap_s, with_laws=with_laws),
@@ -179,11 +174,8 @@ def predict_sweep(pieces: Sequence[Piece], workloads: Sequence[Workload], peaks:
     return [
         PassPrediction(
             workloads=(workload,),
-            count=float(swept.count[i]),
-            matrix_flops=float(swept.matrix_flops[i]),
-            vector_flops=float(swept.vector_flops[i]),
+            **{name: float(getattr(swept, name)[i]) for name in ("count", *_SUMMED)},
             bytes=swept.traffic(i),
-            link_bytes=float(swept.link_bytes[i]),
             time_s=known(swept.time_s[i]),
             missing=missing,
             memory=memory.footprint(i),
@@ -193,29 +185,13 @@ def predict_sweep(pieces: Sequence[Piece], workloads: Sequence[Workload], peaks:
     ]
 
 
-def _line(op: Op, traffic: Traffic, seconds: float, bound: str) -> OpPrediction:
+def _op_prediction(op: Op, traffic: Traffic, seconds: float, bound: str) -> OpPrediction:
+    totals = {name: getattr(op, name) * op.count for name in _SUMMED}
     return OpPrediction.model_construct(  # of a validated operation
-        path=op.path,
-        name=op.name,
-        kind=op.kind,
-        count=op.count,
-        dtype=op.dtype,
-        matrix_flops=op.matrix_flops * op.count,
-        vector_flops=op.vector_flops * op.count,
+        **{name: getattr(op, name) for name in ("path", "name", "kind", "count", "dtype", "dims", "also")} | totals,
         bytes=Traffic.model_construct(**{name: getattr(traffic, name) * op.count for name in Traffic.model_fields}),
-        link_bytes=op.link_bytes * op.count,
         time_s=known(seconds * op.count),
         bound=bound,
-        dims=op.dims,
-        also=op.also,
         reads=tuple(dict.fromkeys(a.tensor for a in op.reads)),
         writes=tuple(dict.fromkeys(a.tensor for a in op.writes)),
     )
-
-
-def _sum(parts: Iterable[Traffic]) -> Traffic:
-    totals = dict.fromkeys(Traffic.model_fields, 0.0)
-    for part in parts:
-        for name in totals:
-            totals[name] += getattr(part, name)
-    return Traffic(**totals)

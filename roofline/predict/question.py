@@ -1,7 +1,4 @@
-"""Answers what is asked of one model on one device: passes, mixed steps, sweeps, requests, and what fits.
-
-Example: ``answer(source, Question(workloads=(workload,)), Device(spec, peaks, "datasheet"), "fused").passes[0].time_s``
-"""
+"""Answers a question about one model on one device: passes, mixed steps, sweeps, requests, and what fits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,11 +30,11 @@ EXACT = 6
 """Up to as many passes are traced one by one and shown with their operations; more are a sweep of totals."""
 
 MOST_TOKENS = 2**27
-"""End of the search for the largest batch and context, in tokens of all sequences: beyond what the devices in `devices`
+"""Tokens of all sequences where the search for the largest batch and context ends: beyond what the devices in `devices`
 hold of most models; a note says where it was reached."""
 
 PROBES = 2 * FEW + 2
-"""Contexts of one stretch that its graph is fitted for: more than are traced one by one, the halves of them too."""
+"""Contexts of one stretch that its graph is fitted for: more than are traced one by one, and so are their halves."""
 
 CALIBRATED = "calibrated"
 """Origin of prices that are laws'."""
@@ -90,10 +87,10 @@ class Question:
 
 
 def answer(source: Source, question: Question, device: Device, form: Form, notes: Sequence[str] = ()) -> Prediction:
-    """Everything that is asked. Raises: ValueError where a graph cannot be had or changed as asked."""
+    """The whole answer. Raises: ValueError where a graph cannot be had or changed as the question says."""
     if device.with_laws and form == "fused":
         raise ValueError("calibrated laws price what is executed; add --form executed, or use --peaks measured")
-    first, cached = _first(question.workloads, 0), _first(question.workloads, 1)
+    first, cached = (next((w for w in question.workloads if w.context_tokens >= least), None) for least in (0, 1))
     if question.largest and first is None:
         raise ValueError("the largest that fits is searched from a workload's lengths; ask without --mix")
     work = _Work(source, device)
@@ -126,12 +123,8 @@ def answer(source: Source, question: Question, device: Device, form: Form, notes
     )
 
 
-def _first(workloads: Sequence[Workload], least_context: int) -> Workload | None:
-    return next((workload for workload in workloads if workload.context_tokens >= least_context), None)
-
-
 class _Work:
-    """One model on one device: the graphs that have been made for a prediction, and what they say."""
+    """One model on one device: the graphs that have been made for a prediction, and their prices."""
 
     def __init__(self, source: Source, device: Device) -> None:
         self.device = device
@@ -163,22 +156,23 @@ class _Work:
         return np.concatenate([np.zeros(0), *parts])
 
     def _law_s(self, workload: Workload) -> float:
-        """By the laws, of the one graph."""
         graph = self.pieces([workload])[0].graph.at(workload)
         time_s = predict_pass(graph, self.device.spec, self._peaks, with_laws=True).time_s
         return np.nan if time_s is None else time_s
 
     def _stretch_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
+        places = _spread(len(contexts))
+        probes = [_at(like, contexts[i]) for i in places]
         if self.device.with_laws:  # smooth in the context: interpolated between as many passes as fit a graph
-            places = _spread(len(contexts))
-            each = [self._law_s(_at(like, contexts[i])) for i in places]
-            return np.interp(np.arange(len(contexts)), places, each)
-        pieces = self.pieces([_at(like, contexts[i]) for i in _spread(len(contexts))])
+            return np.interp(np.arange(len(contexts)), places, [self._law_s(probe) for probe in probes])
+        pieces = self.pieces(probes)
         if len(pieces) > 1:  # nothing describes the whole stretch
             workloads = [_at(like, context) for context in contexts]
             return price_pieces(self.pieces(workloads), workloads, self._peaks).time_s
-        blocks = [contexts[i : i + BLOCK] for i in range(0, len(contexts), BLOCK)]
-        return np.concatenate([price_sweep(pieces[0].graph, _sweep(like, b), self._peaks).time_s for b in blocks])
+        growing = np.arange(contexts.start, contexts.stop, dtype=float)
+        sweep = Sweep(np.full_like(growing, like.batch), np.full_like(growing, like.query_tokens), growing)
+        blocks = (sweep.take(np.arange(i, min(i + BLOCK, len(sweep)))) for i in range(0, len(sweep), BLOCK))
+        return np.concatenate([price_sweep(pieces[0].graph, block, self._peaks).time_s for block in blocks])
 
     def memory(self, workload: Workload) -> Footprint:
         return self._memory(self.pieces([workload])[0], workload)
@@ -193,12 +187,16 @@ class _Work:
 
     def largest_context(self, like: Workload) -> int:
         most = max(1, MOST_TOKENS // like.batch)
-        stretches = _stretches(like, range(1, most + 1), self._family.windows)
-        probes = [_at(like, stretch[i]) for stretch in stretches for i in _doubling(len(stretch))]
+        probes = []
+        for stretch in _stretches(like, range(1, most + 1), self._family.windows):
+            # doubling distances from its start, and enough of the first that a graph can be fitted
+            doubling = (2**i for i in range(3, len(stretch).bit_length()) if 2**i < len(stretch))
+            places = sorted({*range(min(len(stretch), PROBES)), *doubling})
+            probes += [_at(like, stretch[i]) for i in places]
         return self._largest(probes, "context_tokens", most)
 
     def _largest(self, probes: Sequence[Workload], field: str, limit: int) -> int:
-        """By the fitted graphs of the probes: those of the nearest probe that is not larger, which is in one regime."""
+        """Search with the graph fitted for the nearest probe that is not larger, which is in one regime with it."""
         pieces = self.pieces(probes)
         serving = {int(i): piece for piece in pieces for i in piece.index}
         sizes = np.array([getattr(probe, field) for probe in probes])
@@ -217,11 +215,6 @@ def _at(like: Workload, context: int) -> Workload:
     return like.model_copy(update={"context_tokens": context})
 
 
-def _sweep(like: Workload, contexts: range) -> Sweep:
-    growing = np.arange(contexts.start, contexts.stop, dtype=float)
-    return Sweep(np.full_like(growing, like.batch), np.full_like(growing, like.query_tokens), growing)
-
-
 def _stretches(like: Workload, contexts: range, windows: Sequence[int]) -> list[range]:
     """Contexts, of which there is at least one, in one regime each; those on the edge of a window by themselves."""
     cuts = {contexts.start, contexts.stop}
@@ -233,11 +226,6 @@ def _stretches(like: Workload, contexts: range, windows: Sequence[int]) -> list[
 def _spread(length: int) -> list[int]:
     """Places in a stretch, both ends and some between; all of a short one."""
     return sorted({int(i) for i in np.linspace(0, length - 1, PROBES).round()})
-
-
-def _doubling(length: int) -> list[int]:
-    """Places in a stretch, each twice as far as the one before, and enough of the first that a graph can be fitted."""
-    return sorted({*range(min(length, PROBES)), *(2**i for i in range(3, length.bit_length()) if 2**i < length)})
 
 
 def _request(work: _Work, question: Question, batch: int, prompt: int, output: int) -> RequestPrediction:

@@ -6,8 +6,6 @@ decoding (Leviathan et al., arXiv 2211.17192) replaces a step by `tokens` steps 
 model over the drafted tokens and one more, with the logits of all of them, which yields (1 − a^(k+1)) / (1 − a) tokens
 on average where each draft is accepted with probability a. All of them are priced at the context at which the pass
 starts.
-
-Example: ``request(passes, batch=1, prompt=2048, output=512, dtype="bfloat16").tpot_s``
 """
 
 from dataclasses import dataclass
@@ -25,9 +23,7 @@ from roofline.workload import Workload
 class Passes(Protocol):
     """What a request needs of a model on a device."""
 
-    @property
-    def capacity_bytes(self) -> float:
-        """Size of the device's memory."""
+    capacity_bytes: float
 
     def seconds(self, workload: Workload) -> float:
         """Seconds of one pass; NaN where a peak that it needs is not known."""
@@ -76,32 +72,28 @@ def request(
     """
     prefill = Workload(batch=batch, query_tokens=prompt, context_tokens=0, dtype=dtype)
     step = Workload(batch=batch, query_tokens=1, context_tokens=prompt, dtype=dtype)
+    decoder, contexts = decode or passes, range(prompt, prompt + output - 1)
     ttft = passes.seconds(prefill) + (draft.passes.seconds(prefill) if draft else 0.0)
-    each = _each_s(decode or passes, step, range(prompt, prompt + output - 1), draft)
-    decoding = float(each.sum())
+    if draft is None or not contexts:
+        step_s = decoder.growing_s(step, contexts)
+    else:
+        drafted = draft.tokens * draft.passes.growing_s(step, contexts)
+        step_s = (drafted + decoder.growing_s(_verify(step, draft), contexts)) / draft.tokens_per_pass
+    decoding = float(step_s.sum())
     last = step.model_copy(update={"context_tokens": prompt + output - 2}) if output > 1 else prefill
     at_first = _together(passes, draft if decode is None else None, prefill)
-    at_last = _together(decode or passes, draft, last)
-    fits = at_first <= passes.capacity_bytes and at_last <= (decode or passes).capacity_bytes
+    at_last = _together(decoder, draft, last)
     return RequestPrediction(
         batch=batch,
         prompt_tokens=prompt,
         output_tokens=output,
         ttft_s=known(ttft),
-        tpot_s=known(decoding / len(each)) if len(each) else None,
+        tpot_s=known(decoding / len(step_s)) if len(step_s) else None,
         end_to_end_s=known(ttft + decoding),
         tokens_per_s=known(batch * output / (ttft + decoding)),
         peak_bytes=at_last if decode else max(at_first, at_last),
-        fits=fits,
+        fits=at_first <= passes.capacity_bytes and at_last <= decoder.capacity_bytes,
     )
-
-
-def _each_s(passes: Passes, step: Workload, contexts: range, draft: Draft | None) -> NDArray[np.float64]:
-    """Seconds of each further token: shape (output − 1,)."""
-    if draft is None or not contexts:
-        return passes.growing_s(step, contexts)
-    drafted = draft.tokens * draft.passes.growing_s(step, contexts)
-    return (drafted + passes.growing_s(_verify(step, draft), contexts)) / draft.tokens_per_pass
 
 
 def _verify(step: Workload, draft: Draft) -> Workload:
@@ -109,7 +101,7 @@ def _verify(step: Workload, draft: Draft) -> Workload:
 
 
 def _together(passes: Passes, draft: Draft | None, workload: Workload) -> float:
-    """Most bytes while one model runs and the weights and the cache of the other are there too."""
+    """Most bytes in use while one model runs beside the weights and the cache of the other."""
     if draft is None:
         return passes.memory(workload).peak
     decodes = workload.query_tokens == 1 and workload.context_tokens > 0

@@ -7,8 +7,6 @@ of the whole model but for the counts. No trace is made twice.
 
 A file holds either one graph (a run's `graphs/*.json`) or the fitted graphs of every regime that was saved, as
 `predict --save-graph` writes them, executed and fused; with it `source` needs neither torch nor the model.
-
-Example: ``Family(trace).cover(workloads)`` → pieces, each with a graph and the workloads it serves
 """
 
 from collections import defaultdict
@@ -38,9 +36,7 @@ FEW = 3
 """Workloads of a regime that are traced one by one: a fit needs as many traces."""
 
 MOST_ALONE = 64
-"""Workloads that are traced alone before it is said that they are too many: a trace takes up to seconds."""
-
-CONSTANT = ((0, 0, 0, 0),)
+"""Workloads that may be traced alone before they are refused: a trace takes up to seconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +53,8 @@ class Family:
     """The graphs of one model under one set of options."""
 
     trace: Trace
-    """Traces the whole model."""
     smaller: Callable[[OpGraph], Iterable[Trace]] = lambda whole: ()
-    """For a folded graph of the whole model: traces of models with fewer layers that may stand for it."""
+    """Traces of models with fewer layers that may stand for the whole one, by its folded graph."""
     windows: tuple[int, ...] = ()
     """Sliding windows of the model's layers, tokens."""
     chunks: tuple[int, ...] = ()
@@ -94,10 +89,10 @@ class Family:
         chunks = self.chunks if regime.phase != "decode" else ()
         why = ""
         for chunk, start in [(1, (0, 0)), *((chunk, (0, 0)) for chunk in chunks), (1, nearest)]:
+            parts: dict[bool, list[int]] = defaultdict(list)  # whether the last chunk is full: it needs no padding
+            for i in index:
+                parts[chunk > 1 and workloads[i].query_tokens % chunk == 0].append(i)
             try:
-                parts: dict[bool, list[int]] = defaultdict(list)  # whether the last chunk is full: it needs no padding
-                for i in index:
-                    parts[chunk > 1 and workloads[i].query_tokens % chunk == 0].append(i)
                 return [
                     Piece(self._fitted(regime, [workloads[i] for i in part], chunk, filled, start), np.array(part))
                     for filled, part in parts.items()
@@ -133,7 +128,7 @@ class Family:
         return graph.model_copy(update={"checked": tuple(dict.fromkeys((largest, *short)))})
 
     def _check(self, largest: Workload, regime: Regime) -> Workload:
-        """The workload whose trace a fit must agree with."""
+        """The workload whose trace a fit must agree with: `largest`, unless its trace takes too long."""
         if self.longest_check is None or largest.query_tokens <= self.longest_check:
             return largest
         shorter = largest.model_copy(update={"query_tokens": self.longest_check})
@@ -160,7 +155,7 @@ class Family:
                 f"{len(self._alone_in_cover)} workloads or more would each need a trace of their own "
                 f"({next(iter(alike)).key}, …); ask for at most {MOST_ALONE}"
             )
-        return [Piece(fit([self._whole(w)], CONSTANT), np.array(same)) for w, same in alike.items()]
+        return [Piece(fit([self._whole(w)], [(0, 0, 0, 0)]), np.array(same)) for w, same in alike.items()]
 
     def _whole(self, workload: Workload) -> OpGraph:
         return self._once(self.trace, workload)
@@ -185,7 +180,7 @@ def _scaled(trace: Trace, small: OpGraph, whole: OpGraph) -> Trace:
         raise Mismatch(f"{len(small.ops)} operations in the small model, {len(whole.ops)} in the whole")
     for a, b in zip(small.ops, whole.ops, strict=True):
         alike = work_of(a.model_copy(update={"count": b.count}), small) == work_of(b, whole)
-        if _inner(a.path) != _inner(b.path) or not alike or _operands(a) != _operands(b):
+        if not alike or _place(a) != _place(b):
             raise Mismatch(f"{a.path} {a.name} is {b.path} {b.name} in the whole model")
 
     def scaled(workload: Workload) -> OpGraph:
@@ -201,13 +196,11 @@ def _scaled(trace: Trace, small: OpGraph, whole: OpGraph) -> Trace:
     return scaled
 
 
-def _inner(path: str) -> tuple[str, str | None]:
-    place = layer_of(path)
-    return (place.prefix, place.inner) if place else (path, None)
-
-
-def _operands(op: Op) -> tuple[list[int], list[int]]:
-    return [access.tensor for access in op.reads], [access.tensor for access in op.writes]
+def _place(op: Op) -> tuple[object, ...]:
+    """Path of an operation but for the number of its layer, and its tensors."""
+    place = layer_of(op.path)
+    path = (place.prefix, place.inner) if place else (op.path, None)
+    return (*path, [access.tensor for access in op.reads], [access.tensor for access in op.writes])
 
 
 class StoredRegime(Record):
@@ -247,14 +240,13 @@ class StoredGraphs(Record):
 
 @dataclass(frozen=True)
 class Source:
-    """Where the graphs of a prediction come from."""
+    """The origin of the graphs of a prediction."""
 
     name: str
     parameters: int
     whole: Callable[[Workload], OpGraph]
     """The graph of one workload, with all changes."""
     family: Callable[[], Family]
-    """Graphs for many workloads."""
 
 
 def source(stored: OpGraph | StoredGraphs, changes: Sequence[Change], form: Form) -> Source:

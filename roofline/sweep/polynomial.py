@@ -3,8 +3,6 @@
 The coefficients are exact: they are solved in rational numbers from traces at a few sizes. `ceil(query ÷ chunk)` is a
 further variable where a model works in chunks; the expected number of experts hit, which is no polynomial, is
 divided out first and multiplied back. `differs` says whether a trace elsewhere is what the polynomials say.
-
-Example: ``fit(samples, PREFILL).amounts(Sweep.of(workloads)).matrix_flops`` → array (workloads, operations)
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from roofline.graph.op import Bytes, Op, OpGraph, Routing, Traffic, experts_hit, routed_reads
+from roofline.graph.op import Access, Bytes, Op, OpGraph, Routing, Traffic, experts_hit, routed_reads
 from roofline.record import Record
 from roofline.workload import Workload
 
@@ -55,33 +53,23 @@ class Sweep:
         return Sweep(self.batch[index], self.query[index], self.context[index])
 
 
-@dataclass(frozen=True, eq=False)
-class Amounts:
-    """What each operation has to do in each workload; arrays of shape (workloads, operations)."""
-
-    count: Floats
-    matrix_flops: Floats
-    vector_flops: Floats
-    traffic: dict[str, Floats]
-    """Bytes by class, as in `Traffic`."""
-    link_bytes: Floats
-    messages: Floats
+Amounts = dict[str, Floats]
+"""Work of each operation in each workload, by names of `WORK` and `CLASSES`: shape (workloads, operations)."""
 
 
 class ParametricGraph(Record):
-    """A folded graph whose sizes are polynomials; see the module."""
+    """A folded graph whose sizes are polynomials of the workload."""
 
     template: OpGraph
     """The folded graph of the first sample: structure, names, and kinds."""
     chunk: int = 1
-    """Tokens of a chunk."""
     monomials: tuple[Exponents, ...]
     polynomials: tuple[tuple[float, ...], ...]
     """Distinct ones: a coefficient for each monomial."""
     index: tuple[int, ...]
     """Polynomial of each size, in the order of `sizes_of`."""
     checked: tuple[Workload, ...] = ()
-    """Workloads whose own traces were found to agree."""
+    """Workloads whose own traces agree with the polynomials."""
 
     @cached_property
     def _coefficients(self) -> Floats:
@@ -89,8 +77,7 @@ class ParametricGraph(Record):
 
     def basis(self, sweep: Sweep) -> Floats:
         """Value of each monomial at each workload: shape (workloads, monomials)."""
-        chunks = np.ceil(sweep.query / self.chunk)
-        variables = (sweep.batch, sweep.query, sweep.context, chunks)
+        variables = (sweep.batch, sweep.query, sweep.context, np.ceil(sweep.query / self.chunk))
         columns = []
         for exponents in self.monomials:
             column = np.ones(len(sweep))
@@ -106,13 +93,13 @@ class ParametricGraph(Record):
         return self._coefficients[:, list(self.index[: len(here)])].T * here[:, None]
 
     def sizes(self, sweep: Sweep) -> Floats:
-        """Every size of every workload, in the order of `sizes_of`: shape (workloads, sizes).
+        """Every size of every workload, in the order of `sizes_of`, with reads of hit experts only.
 
-        Unlike there, reads of experts are those hit.
+        Shape (workloads, sizes).
         """
-        each = self.basis(sweep) @ self._coefficients
-        whole = np.round(each)
-        values = np.where(_rounded_off(each - whole, each), whole, each)[:, list(self.index)]
+        raw = self.basis(sweep) @ self._coefficients
+        whole = np.round(raw)
+        values = np.where(_rounded_off(raw - whole, raw), whole, raw)[:, list(self.index)]
         for op, place in zip(self.template.ops, places(self.template), strict=True):
             for i, access in enumerate(op.reads):
                 if self.template.tensors[access.tensor].role == "weight":  # a gather reads no more than there is
@@ -126,7 +113,25 @@ class ParametricGraph(Record):
 
     def at(self, workload: Workload) -> OpGraph:
         """The folded graph of one workload."""
-        return _filled(self.template, iter(self.sizes(Sweep.of([workload]))[0].tolist()), workload)
+        values = iter(self.sizes(Sweep.of([workload]))[0].tolist())
+
+        def size() -> Bytes:
+            value = next(values)
+            return int(value) if value.is_integer() else value
+
+        def sized(accesses: Sequence[Access]) -> tuple[Access, ...]:
+            return tuple(a.model_copy(update={"bytes": size()}) for a in accesses)
+
+        tensors = tuple(tensor.model_copy(update={"storage_bytes": size()}) for tensor in self.template.tensors)
+        ops = []
+        for op in self.template.ops:  # in the order of `sizes_of`
+            update: dict[str, object] = {name: size() for name in WORK}
+            update["dims"] = {name: round(size()) for name in op.dims}
+            update |= {"reads": sized(op.reads), "writes": sized(op.writes)}
+            if op.routing:
+                update["routing"] = op.routing.model_copy(update={"tokens": size()})
+            ops.append(op.model_copy(update=update))
+        return self.template.model_copy(update={"workload": workload, "ops": tuple(ops), "tensors": tensors})
 
     @cached_property
     def columns(self) -> "Columns":
@@ -140,16 +145,16 @@ class ParametricGraph(Record):
         """How a folded graph, traced at its own workload, is not what this one says; None if it is the same."""
         if unlike := _unlike(self.template, graph):
             return unlike
-        said, seen = np.array(sizes_of(self.at(graph.workload))), np.array(sizes_of(graph))
-        wrong = np.flatnonzero(~np.isclose(said, seen, rtol=TOLERANCE, atol=TOLERANCE))
+        fitted, traced = np.array(sizes_of(self.at(graph.workload))), np.array(sizes_of(graph))
+        wrong = np.flatnonzero(~np.isclose(fitted, traced, rtol=TOLERANCE, atol=TOLERANCE))
         return f"{graph.workload.key}: {len(wrong)} sizes are not polynomials of those sampled" if len(wrong) else None
 
 
 class Columns:
-    """The polynomials that pricing needs, gathered by operation, so that a sweep is a few matrix products."""
+    """The polynomials that pricing needs, by operation, so that a sweep is a few matrix products."""
 
     table: dict[str, Floats]
-    """By field of `Amounts` and class of traffic, shape (monomials, operations); no entry where all are 0."""
+    """Coefficients by name in `Amounts`, shape (monomials, operations); no entry where all are 0."""
     no_polynomial: frozenset[int]
     """Operations with reads that `table` leaves out: in proportion to experts hit, or up to a whole table."""
 
@@ -181,10 +186,7 @@ class Columns:
             self.table.setdefault(name, np.zeros(self._shape))[:, op] += column
 
     def amounts(self, basis: Floats, ops: NDArray[np.int64]) -> Amounts:
-        """What some operations have to do.
-
-        Args: the monomials of each workload, shape (workloads, monomials), and the places of the operations.
-        """
+        """Work of the operations at the places `ops`; `basis` has shape (workloads, monomials)."""
         shape = len(basis), len(ops)
         at = {int(op): i for i, op in enumerate(ops)}
         sums = {name: basis @ table[:, ops] for name, table in self.table.items()}
@@ -199,10 +201,7 @@ class Columns:
                     amount = amount * hit / routing.experts
                 weights[:, at[op]] += amount
         nothing = np.broadcast_to(np.zeros((1, 1)), shape)
-        return Amounts(
-            **{name: sums.get(name, nothing) for name in WORK},
-            traffic={name: sums.get(name, nothing) for name in CLASSES},
-        )
+        return {name: sums.get(name, nothing) for name in (*WORK, *CLASSES)}
 
 
 def fit(samples: Sequence[OpGraph], monomials: Sequence[Exponents], *, chunk: int = 1) -> ParametricGraph:
@@ -248,7 +247,7 @@ def sizes_of(graph: OpGraph) -> list[float]:
 
 
 def _near(value: float) -> float:
-    """The whole number that a few operations on floats have left a trace of; other numbers as they are."""
+    """The whole number that rounding errors have moved a little; other numbers as they are."""
     return float(round(value)) if _rounded_off(value - round(value), value) else value
 
 
@@ -258,17 +257,17 @@ def _rounded_off(error: ArrayLike, value: ArrayLike) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the sizes of an operation are in the order of `sizes_of`."""
+    """Places of the sizes of an operation in the order of `sizes_of`."""
 
     first: int
-    """Where `WORK` starts; the dimensions follow."""
+    """Place of the first of `WORK`; the dimensions follow."""
     reads: int
     writes: int
     tokens: int | None
 
 
 def places(graph: OpGraph) -> Iterator[Places]:
-    """For each operation, where its sizes are."""
+    """The places of each operation's sizes."""
     at = len(graph.tensors)
     for op in graph.ops:
         reads = at + len(WORK) + len(op.dims)
@@ -278,35 +277,15 @@ def places(graph: OpGraph) -> Iterator[Places]:
         at = end + (op.routing is not None)
 
 
-def _filled(template: OpGraph, values: Iterator[float], workload: Workload) -> OpGraph:
-    """The template with other sizes, in the order of `sizes_of`."""
-
-    def size() -> Bytes:
-        value = next(values)
-        return int(value) if value.is_integer() else value
-
-    tensors = tuple(tensor.model_copy(update={"storage_bytes": size()}) for tensor in template.tensors)
-    ops = []
-    for op in template.ops:
-        update: dict[str, object] = {name: size() for name in WORK}
-        update["dims"] = {name: round(size()) for name in op.dims}
-        update["reads"] = tuple(a.model_copy(update={"bytes": size()}) for a in op.reads)
-        update["writes"] = tuple(a.model_copy(update={"bytes": size()}) for a in op.writes)
-        if op.routing:
-            update["routing"] = op.routing.model_copy(update={"tokens": size()})
-        ops.append(op.model_copy(update=update))
-    return template.model_copy(update={"workload": workload, "ops": tuple(ops), "tensors": tensors})
-
-
-def _unlike(one: OpGraph, other: OpGraph) -> str | None:
-    """What is different in the structure of two graphs; None if only sizes are."""
-    if len(one.ops) != len(other.ops):
-        return f"{len(one.ops)} operations at {one.workload.key}, {len(other.ops)} at {other.workload.key}"
-    for a, b in zip(one.ops, other.ops, strict=True):
+def _unlike(first: OpGraph, other: OpGraph) -> str | None:
+    """How the structures of two graphs differ; None if only sizes do."""
+    if len(first.ops) != len(other.ops):
+        return f"{len(first.ops)} operations at {first.workload.key}, {len(other.ops)} at {other.workload.key}"
+    for a, b in zip(first.ops, other.ops, strict=True):
         if _structure(a) != _structure(b):
-            return f"{a.path} {a.name} at {one.workload.key} is {b.path} {b.name} at {other.workload.key}"
-    if [t.role for t in one.tensors] != [t.role for t in other.tensors]:
-        return f"other tensors at {one.workload.key} than at {other.workload.key}"
+            return f"{a.path} {a.name} at {first.workload.key} is {b.path} {b.name} at {other.workload.key}"
+    if [t.role for t in first.tensors] != [t.role for t in other.tensors]:
+        return f"other tensors at {first.workload.key} than at {other.workload.key}"
     return None
 
 

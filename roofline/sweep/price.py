@@ -2,8 +2,6 @@
 
 With several memory levels each workload's own reuse distances decide which level serves which bytes (`in_situ`): tens
 of microseconds a workload instead of one.
-
-Example: ``price_sweep(graph, Sweep.of(workloads), spec.datasheet).time_s`` → seconds of a pass, shape (workloads,)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 
 from roofline.caches import Touches, level_bytes
 from roofline.graph.memory import Footprint, Liveness
-from roofline.graph.op import Op, Role, Traffic
+from roofline.graph.op import Access, Op, Traffic
 from roofline.hardware.spec import Peaks
 from roofline.price import Floats, Overlaps, Rates, roofs
 from roofline.sweep.family import Piece
@@ -34,7 +32,6 @@ class Swept:
     time_s: Floats
     """NaN where a peak that is needed is not known."""
     count: Floats
-    """Operations."""
     matrix_flops: Floats
     vector_flops: Floats
     weight_read: Floats
@@ -74,10 +71,7 @@ def memory_pieces(pieces: Sequence[Piece], workloads: Sequence[Workload]) -> Mem
 
 
 def _by_piece(
-    record: type[Swept] | type[Memory],
-    pieces: Sequence[Piece],
-    workloads: Sequence[Workload],
-    of: Callable[[ParametricGraph, Sweep], Swept | Memory],
+    record: type, pieces: Sequence[Piece], workloads: Sequence[Workload], of: Callable[[ParametricGraph, Sweep], object]
 ) -> dict[str, Floats]:
     """The arrays of a record in the order of the workloads; NaN for a workload that no piece serves."""
     whole = Sweep.of(workloads)
@@ -96,21 +90,20 @@ def price_sweep(graph: ParametricGraph, sweep: Sweep, peaks: Peaks) -> Swept:
     amounts = graph.columns.amounts(basis, summed.others)
     if len(peaks.levels) == 1:
         ops = [graph.template.ops[i] for i in summed.others]
-        moved = sum(amounts.traffic.values(), np.zeros(()))[..., None]
+        moved = sum((amounts[name] for name in CLASSES), np.zeros(()))[..., None]
         time_s = summed.time_s(basis) + _pass_s(ops, amounts, moved, peaks)
     else:
         time_s = _pass_s(graph.template.ops, graph.amounts(sweep), in_situ(graph, sweep, peaks), peaks)
-    named = amounts.traffic | {name: getattr(amounts, name) for name in ("matrix_flops", "vector_flops", "link_bytes")}
-    totals = {name: _total(amount, amounts.count) for name, amount in named.items()}
-    totals["count"] = amounts.count.sum(axis=1)
+    totals = {name: _total(amounts[name], amounts["count"]) for name in _TOTALS}
+    totals["count"] = amounts["count"].sum(axis=1)
     return Swept(time_s=time_s, **{name: basis @ summed.totals[name] + amount for name, amount in totals.items()})
 
 
 def _pass_s(ops: Sequence[Op], amounts: Amounts, level_bytes: Floats, peaks: Peaks) -> Floats:
     """Seconds of all executions of some operations: shape (workloads,)."""
-    work = amounts.matrix_flops, amounts.vector_flops, level_bytes, amounts.link_bytes, amounts.messages
-    each_s = Overlaps.of(ops).time_s(roofs(Rates.of(ops, peaks), *work), amounts.count)
-    return _total(each_s, amounts.count)
+    work = {name: amounts[name] for name in ("matrix_flops", "vector_flops", "link_bytes", "messages")}
+    by_roof = roofs(Rates.of(ops, peaks), level_bytes=level_bytes, **work)
+    return _total(Overlaps.of(ops).time_s(by_roof, amounts["count"]), amounts["count"])
 
 
 def _total(each: Floats, count: Floats) -> Floats:
@@ -121,14 +114,13 @@ def _total(each: Floats, count: Floats) -> Floats:
 class Summed:
     """Operations whose amounts and roofs are polynomials, summed before any workload is looked at.
 
-    An operation one of whose roofs is, coefficient by coefficient, no lower than the others is a polynomial itself,
-    as monomials are never negative; all such operations are added to one polynomial. Equal ones among the others are
-    added as well.
+    Where one roof of an operation is, coefficient by coefficient, no lower than the others, its time is a polynomial,
+    as monomials are never negative: all such are added up. Equal ones among the others are added as well.
     """
 
     others: NDArray[np.int64]
-    """Places of the operations that are left: without such polynomials, or without a peak that they need, or in a
-    layer with transfers that overlap with all of its operations."""
+    """Places of the operations that are left: without such polynomials or a peak that they need, or in a layer with
+    overlapping transfers."""
     totals: dict[str, Floats]
     """Coefficients of each total of `Swept` but the time, shape (monomials,)."""
     one_roof: Floats
@@ -179,8 +171,8 @@ def _roof_polynomials(graph: ParametricGraph, work: Mapping[str, Floats], peaks:
     rates = Rates.of(graph.template.ops, peaks)
     moved = sum((work[name] for name in CLASSES), np.zeros(()))
 
-    def seconds(amount: Floats, each_s: Floats | float) -> Floats:
-        return np.where(amount == 0, 0.0, amount * each_s)
+    def seconds(amount: Floats, unit_s: Floats | float) -> Floats:
+        return np.where(amount == 0, 0.0, amount * unit_s)
 
     return np.stack([
         seconds(work["matrix_flops"], rates.matrix_s),
@@ -212,25 +204,6 @@ def memory_sweep(graph: ParametricGraph, sweep: Sweep) -> Memory:
     return Memory(weights, cache, activations, np.maximum(held, listed + cache) + weights - listed)
 
 
-@dataclass(frozen=True, slots=True)
-class _Access:
-    tensor: int
-    bytes: Floats
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    reads: tuple[_Access, ...]
-    writes: tuple[_Access, ...]
-    count: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    storage_bytes: Floats
-    role: Role
-
-
 def in_situ(graph: ParametricGraph, sweep: Sweep, peaks: Peaks) -> Floats:
     """Bytes of one execution of each operation that each level serves: shape (workloads, operations, levels).
 
@@ -242,19 +215,20 @@ def in_situ(graph: ParametricGraph, sweep: Sweep, peaks: Peaks) -> Floats:
         index = np.arange(start, min(start + AT_ONCE, len(sweep)))
         counts = graph.sizes(sweep.take(index))[:, [place.first for place in places(graph.template)]]
         together = [index] if (counts == counts[0]).all() else [index[i : i + 1] for i in range(len(index))]
-        blocks += [_followed(graph, sweep.take(part), peaks) for part in together]
+        blocks += [level_bytes(_touches(graph, sweep.take(part)), peaks, "in situ") for part in together]
     return np.concatenate(blocks) if blocks else np.zeros((0, len(graph.template.ops), len(peaks.levels)))
 
 
-def _followed(graph: ParametricGraph, sweep: Sweep, peaks: Peaks) -> Floats:
-    values = graph.sizes(sweep)
-    tensors = [_Tensor(values[:, i], tensor.role) for i, tensor in enumerate(graph.template.tensors)]
-    steps = [
-        _Step(
-            reads=tuple(_Access(a.tensor, values[:, place.reads + i]) for i, a in enumerate(op.reads)),
-            writes=tuple(_Access(a.tensor, values[:, place.writes + i]) for i, a in enumerate(op.writes)),
-            count=float(values[0, place.first]),
-        )
-        for op, place in zip(graph.template.ops, places(graph.template), strict=True)
-    ]
-    return level_bytes(Touches.of(steps, tensors), peaks, "in situ")
+def _touches(graph: ParametricGraph, sweep: Sweep) -> Touches:
+    """The operands of the graph's operations, with arrays of shape (workloads,) for sizes."""
+    values, template = graph.sizes(sweep), graph.template
+
+    def sized(accesses: Sequence[Access], first: int) -> tuple[Access, ...]:
+        return tuple(a.model_copy(update={"bytes": values[:, first + i]}) for i, a in enumerate(accesses))
+
+    tensors = [t.model_copy(update={"storage_bytes": values[:, i]}) for i, t in enumerate(template.tensors)]
+    steps = []
+    for op, place in zip(template.ops, places(template), strict=True):
+        operands = {"reads": sized(op.reads, place.reads), "writes": sized(op.writes, place.writes)}
+        steps.append(op.model_copy(update=operands | {"count": float(values[0, place.first])}))
+    return Touches.of(steps, tensors)

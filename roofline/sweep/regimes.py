@@ -3,11 +3,10 @@
 The list changes between one query token and several, with and without a context, between one sequence and several,
 with the logits that are wanted, and on each side of a sliding window. Within a regime sizes are polynomials of low
 degree in batch, query and context.
-
-Example: ``regime_of(workload, windows=(4096,))`` → Regime(phase="decode", batched=False, sides=(0,))
+degree in batch, query and context.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 from roofline.record import Record
@@ -18,7 +17,7 @@ EDGE = 1
 """Tokens around a window where implementations differ by one: such workloads are traced one by one."""
 
 STEPS = (11, 13, 17, 19, 23, 29)
-"""Distances of samples from the start of a regime: primes, so that no product of two is a size of a third."""
+"""Distances of samples from the start of a regime: primes, so that no size is the product of two others."""
 
 BATCHES = (2, 3)
 
@@ -29,7 +28,7 @@ class Regime(Record):
     phase: Phase
     batched: bool
     sides: tuple[int, ...]
-    """For each window: 0 all tokens fit in it, 1 the query passes it, 2 the context fills it."""
+    """Side of each window: 0 all tokens fit in it, 1 the query passes it, 2 the context fills it."""
     logits: Logits = "last"
 
 
@@ -43,17 +42,12 @@ def regime_of(workload: Workload, windows: Sequence[int]) -> Regime | None:
 
 
 def monomials(regime: Regime, chunked: bool) -> tuple[Exponents, ...]:
-    """Those that sizes in a regime can have: attention is a product of two lengths, everything is linear in batch."""
-    lengths: list[tuple[int, int, int]]
-    if regime.phase == "decode":
-        lengths = [(0, 0, 0), (0, 1, 0)]
-    else:
-        lengths = [(0, 0, 0), (1, 0, 0), (2, 0, 0)]
-        if regime.phase == "chunk":
-            lengths += [(0, 1, 0), (1, 1, 0), (0, 2, 0)]
-        if chunked:
-            lengths += [(0, 0, 1), (1, 0, 1), (0, 0, 2)]
-            lengths += [(0, 1, 1)] if regime.phase == "chunk" else []
+    """Monomials of sizes in a regime: attention is a product of two lengths, everything is linear in batch."""
+    has_context = regime.phase == "chunk"
+    lengths = [(0, 0, 0), (0, 1, 0)] if regime.phase == "decode" else [(0, 0, 0), (1, 0, 0), (2, 0, 0)]
+    lengths += [(0, 1, 0), (1, 1, 0), (0, 2, 0)] if has_context else []
+    if chunked and regime.phase != "decode":
+        lengths += [(0, 0, 1), (1, 0, 1), (0, 0, 2), *([(0, 1, 1)] if has_context else [])]
     return tuple((b, *exponents) for exponents in lengths for b in range(1 + regime.batched))
 
 
@@ -74,10 +68,19 @@ def samples(
     wanted = monomials(regime, chunk > 1 and not filled)
     chosen: list[Workload] = []
     rows: list[list[Fraction]] = []
-    for workload in _candidates(regime, windows, dtype, chunk, filled, start):
+    origins = sorted({0, *(window + EDGE for window in windows)})
+    queries = [1] if regime.phase == "decode" else _lengths(origins, start[0], chunk, filled)
+    contexts = [0] if regime.phase == "prefill" else _lengths(origins, start[1])
+    batches = BATCHES if regime.batched else (1,)
+    for _, query, context, batch in sorted((q + c, q, c, b) for q in queries for c in contexts for b in batches):
+        workload = Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype, logits=regime.logits)
         if regime_of(workload, windows) != regime:
             continue
-        rest = _reduced(powers(workload, wanted, chunk), rows)
+        rest = powers(workload, wanted, chunk)
+        for row in rows:  # what is left when multiples of the others, each reduced by those before it, are taken away
+            pivot = next(i for i, value in enumerate(row) if value)
+            factor = rest[pivot] / row[pivot]
+            rest = [a - factor * b for a, b in zip(rest, row, strict=True)]
         if any(rest):
             chosen.append(workload)
             rows.append(rest)
@@ -86,20 +89,8 @@ def samples(
     return None
 
 
-def _candidates(
-    regime: Regime, windows: Sequence[int], dtype: str, chunk: int, filled: bool, start: tuple[int, int]
-) -> Iterator[Workload]:
-    origins = sorted({0, *(window + EDGE for window in windows)})
-    queries = [1] if regime.phase == "decode" else _lengths(origins, start[0], chunk, filled)
-    contexts = [0] if regime.phase == "prefill" else _lengths(origins, start[1])
-    batches = BATCHES if regime.batched else (1,)
-    sizes = sorted((q + c, q, c, b) for q in queries for c in contexts for b in batches)
-    for _, query, context, batch in sizes:
-        yield Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype, logits=regime.logits)
-
-
 def _lengths(origins: Iterable[int], start: int, chunk: int = 1, filled: bool = False) -> list[int]:
-    """With chunks: several of them, so that a loop over them is seen as one, and of various remainders."""
+    """Lengths to sample; with chunks, several of them, so that a loop over them is seen as one, and any remainder."""
     first = [max(origin, start) for origin in origins]
     if filled:
         return sorted({(-(-o // chunk) + 5 + i) * chunk for o in first for i in range(len(STEPS))})
@@ -107,12 +98,3 @@ def _lengths(origins: Iterable[int], start: int, chunk: int = 1, filled: bool = 
         full = (-(-o // chunk) * chunk for o in first)
         return sorted({o + (5 + i // 2) * chunk + 1 + s % (chunk - 1) for o in full for i, s in enumerate(STEPS)})
     return sorted({o + step for o in first for step in STEPS})
-
-
-def _reduced(row: list[Fraction], rows: Sequence[list[Fraction]]) -> list[Fraction]:
-    """What is left of a row when multiples of the others, each reduced by those before it, are taken away."""
-    for other in rows:
-        pivot = next(i for i, value in enumerate(other) if value)
-        factor = row[pivot] / other[pivot]
-        row = [a - factor * b for a, b in zip(row, other, strict=True)]
-    return row

@@ -1,24 +1,23 @@
 """Attention as one kernel or in pieces: what FlashAttention (arXiv 2205.14135) saves, on the same graph.
 
 `unfuse_attention` runs each attention as eager attention does: q·kᵀ over all query × key pairs, masked ones too, a
-softmax over them, p·v over them, with scores and probabilities in memory. Where query heads share key heads, keys and
-values are first copied to every head, as `repeat_kv` of `transformers` does; its scaling, casts and transposed
-copies are left out: three operations, and those two copies.
-`fuse_attention` finds attention that was executed in pieces (`find_attention`) and runs each as one operation that
-does the unmasked pairs only, reads no mask that its module implies, and reads keys, values and queries in place, so
-that copies made only for the pieces are gone. Latents (MLA) stay expanded, as executed.
-
-``fuse_attention(unfuse_attention(graph))`` is `graph` again, but for its options, masks, and memory that an attention
-took within itself.
+softmax over them, p·v over them, with scores and probabilities in memory; where query heads share key heads, keys and
+values are first copied to every head (`repeat_kv` of `transformers`). Scaling, casts and transposes are left out.
+`fuse_attention` runs attention in pieces (`find_attention`) as one operation over the unmasked pairs, which reads no
+mask that its module implies, and keys, values and queries in place: copies made only for the pieces are gone. Latents
+(MLA) stay expanded. It undoes `unfuse_attention`, but for options, masks, and workspaces.
 """
 
 import math
+from collections.abc import Sequence
 
 from roofline.dtypes import element_bits
-from roofline.fusion.attention import Attention, find_attention
+from roofline.fusion.absorb_mla import Attention
+from roofline.fusion.attention import find_attention, is_activation_product
 from roofline.graph.dataflow import Dataflow, ideal_accesses
-from roofline.graph.edit import Edit, access, changed
+from roofline.graph.edit import Edit, changed
 from roofline.graph.op import Access, AttentionModule, Kind, Op, OpGraph, attention_pairs
+from roofline.whatif.checks import workspaces
 from roofline.whatif.kv_cache import DONE
 
 ATTENTION = "aten::scaled_dot_product_attention"
@@ -26,7 +25,7 @@ QK, SOFTMAX, PV, REPEAT = "roofcal::qk", "roofcal::softmax", "roofcal::pv", "roo
 """Names of the operations that `unfuse_attention` inserts."""
 
 SOFTMAX_FLOPS = 5
-"""For a (query, key) pair and head: arXiv 2402.16363, section 2, as in a trace."""
+"""FLOPs for a (query, key) pair and head: arXiv 2402.16363, section 2, as in a trace."""
 
 NEEDED = ("batch", "heads", "kv_heads", "query", "kv", "head_dim", "value_dim", "pairs")
 
@@ -42,18 +41,8 @@ def unfuse_attention(graph: OpGraph) -> OpGraph:
         raise ValueError("the graph has no attention in one piece; there is nothing to unfuse")
     for i in whole:
         edit.put(i, *_pieces(edit, graph.ops[i]))
-    edit.drop(_workspaces(graph, set(whole)))
+    edit.drop(tensor for tensor, during in workspaces(graph).items() if during in whole)
     return edit.done({"attention": "unfused"})
-
-
-def _workspaces(graph: OpGraph, during: set[int]) -> list[int]:
-    """Memory that an attention took and gave back within itself."""
-    touched = {a.tensor for op in graph.ops for a in (*op.reads, *op.writes)}
-    return [
-        t.id
-        for t in graph.tensors
-        if t.role == "activation" and t.id not in touched and t.held and t.held[0] == t.held[1] and t.held[0] in during
-    ]
 
 
 def _pieces(edit: Edit, op: Op) -> tuple[Op, ...]:
@@ -71,19 +60,23 @@ def _pieces(edit: Edit, op: Op) -> tuple[Op, ...]:
     if extra < 0:
         raise ValueError(f"the softmax of {op.path} has fewer than {SOFTMAX_FLOPS} FLOPs a pair; use a traced graph")
     extras = [extra * a.bytes / (keys.bytes + values.bytes) for a in (keys, values)]
-    ops: list[Op] = []
+    copies: list[Op] = []
     if d["kv_heads"] != d["heads"]:
-        keys, values = (
-            _repeated(edit, op, read, every * d["kv"] * d[width], element, flops, ops)
-            for read, width, flops in zip((keys, values), ("head_dim", "value_dim"), extras, strict=True)
-        )
-        extras = [0.0, 0.0]
-    scores, probabilities = (access(edit.tensor(pairs * element, "activation"), pairs * element) for _ in "sp")
+        for read, width, flops in zip((keys, values), ("head_dim", "value_dim"), extras, strict=True):
+            elements = every * d["kv"] * d[width]
+            copies.append(
+                changed(
+                    op, name=REPEAT, kind=Kind.COPY, dims={"elements": elements}, matrix_flops=0.0, vector_flops=flops,
+                    reads=(read,), writes=(edit.activation(elements * element),),
+                )
+            )  # fmt: skip
+        (keys, values), extras = (copy.writes[0] for copy in copies), [0.0, 0.0]
+    scores, probabilities = (edit.activation(pairs * element) for _ in "sp")
     shape = {"b": every, "m": d["query"]}
     qk = shape | {"n": d["kv"], "k": d["head_dim"]}
     pv = shape | {"n": d["value_dim"], "k": d["kv"]}
     return (
-        *ops,
+        *copies,
         changed(
             op, name=QK, kind=Kind.MATMUL, dims=qk, matrix_flops=2.0 * pairs * d["head_dim"], vector_flops=extras[0],
             reads=(query, keys), writes=(scores,),
@@ -97,18 +90,6 @@ def _pieces(edit: Edit, op: Op) -> tuple[Op, ...]:
             reads=(probabilities, values),
         ),
     )  # fmt: skip
-
-
-def _repeated(edit: Edit, op: Op, read: Access, elements: int, element: float, flops: float, ops: list[Op]) -> Access:
-    """Keys or values of every query head, and the copy that makes them."""
-    made = access(edit.tensor(elements * element, "activation"), elements * element)
-    ops.append(
-        changed(
-            op, name=REPEAT, kind=Kind.COPY, dims={"elements": elements}, matrix_flops=0.0, vector_flops=flops,
-            reads=(read,), writes=(made,),
-        )
-    )  # fmt: skip
-    return made
 
 
 def fuse_attention(graph: OpGraph) -> OpGraph:
@@ -137,54 +118,39 @@ class _Pieces:
     """One attention in pieces: the two products, what lies between, and the copies that only serve them."""
 
     def __init__(self, flow: Dataflow, attention: Attention) -> None:
-        ops, graph = flow.graph.ops, flow.graph
-        products = [
-            i
-            for i in attention.members
-            if ops[i].kind is Kind.MATMUL and all(graph.tensors[a.tensor].role != "weight" for a in ops[i].reads)
-        ]
-        self.flow = flow
+        ops = flow.graph.ops
+        products = [i for i in attention.members if is_activation_product(flow.graph, ops[i])]
+        self.flow, self.ops = flow, ops
         self.first, self.last = products[0], products[-1]
-        self.members = self._between()
+        self.qk = ops[self.first]
+        self.members: list[int] = []
+        """All that derives from the scores, up to the last product."""
+        made: set[int] = set()
+        for i in range(self.first, self.last + 1):
+            if i == self.first or any(a.tensor in made for a in ops[i].reads):
+                self.members.append(i)
+                made.update(a.tensor for a in ops[i].writes)
+        self.between = [i for i in self.members if i not in (self.first, self.last)]
         self.is_ours = any(ops[i].name == SOFTMAX for i in self.members)
         """Made by `unfuse_attention`, which is undone: what was there before, masks and copies, was meant."""
         self.masks = frozenset() if self.is_ours else attention.masks
-        self.copies: dict[int, int] = {}
-        """Copies in front of the attention, by the tensor that each makes."""
-        order = [self.first, self.last, *(i for i in self.members if not self._is_product(i))]
-        self.reads = [self._source(a) for i in order for a in self._outside(i)]
+        self.copies: set[int] = set()
+        """Copies in front of the attention, and the one behind it."""
+        inside = {a.tensor for i in self.members if i != self.last for a in ops[i].writes} | self.masks
+        outside = [a for i in (self.first, self.last, *self.between) for a in ops[i].reads if a.tensor not in inside]
+        self.reads = [self._source(a) for a in outside]
         self.write, behind = self._target()
-        if behind is not None:
-            self.copies[behind] = behind
-
-    @property
-    def _softmax(self) -> Op:
-        return next(op for i in self.members if (op := self.flow.graph.ops[i]).kind is Kind.SOFTMAX)
-
-    def _between(self) -> list[int]:
-        """All that derives from the scores, up to the last product."""
-        inside, made = [], set[int]()
-        for i in range(self.first, self.last + 1):
-            op = self.flow.graph.ops[i]
-            if i == self.first or any(a.tensor in made for a in op.reads):
-                inside.append(i)
-                made.update(a.tensor for a in op.writes)
-        return inside
-
-    def _outside(self, index: int) -> list[Access]:
-        """Reads of what no member makes; a mask that the attention implies is not read."""
-        made = {a.tensor for i in self.members if i != self.last for a in self.flow.graph.ops[i].writes}
-        return [a for a in self.flow.graph.ops[index].reads if a.tensor not in made and a.tensor not in self.masks]
+        self.copies |= set(behind)
 
     def _source(self, read: Access) -> Access:
-        """What a read finds before copies that only the members use; they are noted in `copies`."""
-        graph, users = self.flow.graph, {*self.members, *self.copies}
+        """The access before copies that only the members use; they are noted in `copies`."""
         while True:
             writers, readers = self.flow.writers[read.tensor], self.flow.readers[read.tensor]
-            if len(writers) != 1 or not set(readers) <= users or graph.tensors[read.tensor].role != "activation":
+            alone = len(writers) == 1 and {*self.members, *self.copies}.issuperset(readers)
+            if not alone or self.flow.graph.tensors[read.tensor].role != "activation":
                 return read
             (copy,) = writers
-            op = graph.ops[copy]
+            op = self.ops[copy]
             if op.kind is not Kind.COPY or len(op.reads) != 1 or len(op.writes) != 1:
                 return read
             if self.is_ours and op.name != REPEAT:
@@ -192,60 +158,45 @@ class _Pieces:
             source = op.reads[0]
             if source.bytes > op.writes[0].bytes or self.flow.written_between(source.tensor, copy, self.last):
                 return read
-            self.copies[copy] = read.tensor
-            users.add(copy)
+            self.copies.add(copy)
             read = source
 
-    def _target(self) -> tuple[tuple[Access, ...], int | None]:
-        """Where the result goes: past a copy that only brings it into the order in which a fused kernel writes it."""
-        (made, *more), graph = self.flow.graph.ops[self.last].writes, self.flow.graph
-        readers = self.flow.readers[made.tensor]
-        if self.is_ours or more or len(readers) != 1 or len(self.flow.writers[made.tensor]) != 1:
-            return (made, *more), None
-        op = graph.ops[readers[0]]
+    def _target(self) -> tuple[tuple[Access, ...], Sequence[int]]:
+        """Writes of the result, and a copy that it skips: one that only brings it into the order of a fused kernel."""
+        last = self.ops[self.last]
+        readers = self.flow.readers[last.writes[0].tensor]
+        unique = len(last.writes) == len(readers) == len(self.flow.writers[last.writes[0].tensor]) == 1
+        if self.is_ours or not unique:
+            return last.writes, ()
+        op = self.ops[readers[0]]
         is_copy = op.kind is Kind.COPY and len(op.reads) == len(op.writes) == 1 and not op.vector_flops
-        same = is_copy and op.path == graph.ops[self.last].path and op.writes[0].bytes == made.bytes
-        return (op.writes, readers[0]) if same else ((made,), None)
+        same = is_copy and op.path == last.path and op.writes[0].bytes == last.writes[0].bytes
+        return (op.writes, readers) if same else (last.writes, ())
 
     def fused(self, module: AttentionModule | None) -> Op:
-        ops, dims = self.flow.graph.ops, self._dims(module)
+        dims, qk = self._dims(module), self.qk.dims
         pairs = dims["batch"] * dims["heads"] * dims["pairs"]
-        share = pairs / (ops[self.first].dims["b"] * ops[self.first].dims["m"] * ops[self.first].dims["n"])
-        between = [i for i in self.members if not self._is_product(i) and not self._masks(i) and not self._scales(i)]
-        scored = sum(ops[i].vector_flops for i in between)
-        kept = sum(ops[i].vector_flops for i in (self.first, self.last, *self.copies))
+        share = pairs / (qk["b"] * qk["m"] * qk["n"])
+        scored = sum(op.vector_flops for i in self.between if not self._is_left_out(op := self.ops[i]))
+        kept = sum(self.ops[i].vector_flops for i in (self.first, self.last, *self.copies))
         return changed(
-            ops[self.last],
-            name=ATTENTION,
-            kind=Kind.ATTENTION,
-            dims=dims,
-            dtype=ops[self.first].dtype,
+            self.ops[self.last], name=ATTENTION, kind=Kind.ATTENTION, dims=dims, dtype=self.qk.dtype,
             matrix_flops=2.0 * pairs * (dims["head_dim"] + dims["value_dim"]),
-            vector_flops=float(scored * share + kept),
-            reads=tuple(self.reads),
-            writes=self.write,
-        )
+            vector_flops=float(scored * share + kept), reads=tuple(self.reads), writes=self.write,
+        )  # fmt: skip
 
-    def _is_product(self, index: int) -> bool:
-        return index in (self.first, self.last)
-
-    def _scales(self, index: int) -> bool:
-        """Whether an operation only multiplies the scores by a constant: a fused softmax has that in its exponent."""
-        op, scores = self.flow.graph.ops[index], self.flow.graph.ops[self.first].writes
-        only = [a.tensor for a in op.reads] == [a.tensor for a in scores]
-        return only and op.kind is Kind.POINTWISE and op.vector_flops == op.dims.get("elements")
-
-    def _masks(self, index: int) -> bool:
-        """Whether an operation only adds a mask that the fused kernel does not need."""
-        op = self.flow.graph.ops[index]
-        return op.kind is not Kind.SOFTMAX and any(a.tensor in self.masks for a in op.reads)
+    def _is_left_out(self, op: Op) -> bool:
+        """Whether an operation adds a mask that the fused kernel does not need, or only multiplies the scores by a
+        constant, which a fused softmax has in its exponent."""
+        masks = op.kind is not Kind.SOFTMAX and any(a.tensor in self.masks for a in op.reads)
+        only_scores = [a.tensor for a in op.reads] == [a.tensor for a in self.qk.writes]
+        return masks or (only_scores and op.kind is Kind.POINTWISE and op.vector_flops == op.dims.get("elements"))
 
     def _dims(self, module: AttentionModule | None) -> dict[str, int]:
-        softmax = self._softmax.dims
         if self.is_ours:
-            return {name: size for name, size in softmax.items() if name != "elements"}
-        graph, qk, pv = self.flow.graph, self.flow.graph.ops[self.first].dims, self.flow.graph.ops[self.last].dims
-        work = graph.workload
+            softmax = next(op for i in self.members if (op := self.ops[i]).kind is Kind.SOFTMAX)
+            return {name: size for name, size in softmax.dims.items() if name != "elements"}
+        work, qk = self.flow.graph.workload, self.qk.dims
         batch = math.gcd(qk["b"], work.batch)
         heads = qk["b"] // batch
         pairs, causal, window = qk["m"] * qk["n"], False, None
@@ -259,7 +210,7 @@ class _Pieces:
             "query": qk["m"],
             "kv": qk["n"],
             "head_dim": qk["k"],
-            "value_dim": pv["n"],
+            "value_dim": self.ops[self.last].dims["n"],
             "causal": int(causal),
             "window": window or 0,
             "pairs": pairs,
@@ -267,9 +218,8 @@ class _Pieces:
 
     def _kv_heads(self, batch: int, heads: int) -> int:
         """Heads of the keys that are read in place."""
-        op, graph = self.flow.graph.ops[self.first], self.flow.graph
-        keys = self._source(op.reads[-1])
-        if DONE in graph.options and graph.tensors[keys.tensor].role == "kv":  # of narrow keys the size says nothing
+        graph, keys = self.flow.graph, self._source(self.qk.reads[-1])
+        if DONE in graph.options and graph.tensors[keys.tensor].role == "kv":  # the size of narrow keys says nothing
             return graph.heads[1] if graph.heads is not None and graph.heads[0] == heads else heads
-        kv_heads = keys.bytes * 8 / element_bits(op.dtype) / (batch * op.dims["n"] * op.dims["k"])
+        kv_heads = keys.bytes * 8 / element_bits(self.qk.dtype) / (batch * self.qk.dims["n"] * self.qk.dims["k"])
         return int(kv_heads) if kv_heads >= 1 and heads % kv_heads == 0 else heads

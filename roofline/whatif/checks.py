@@ -1,36 +1,32 @@
-"""What several what-ifs check or look up before they change a graph.
+"""Checks of a graph and of options, and look-ups, that several what-ifs share."""
 
-Example: ``executed(graph, "tensor_parallel")`` raises ValueError on ``fused(graph)``.
-"""
-
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from roofline.graph.op import Bytes, Kind, OpGraph
 
 
 def executed(graph: OpGraph, what: str) -> OpGraph:
-    """The graph, if each of its operations is one. Raises: ValueError for a fused graph."""
+    """The graph, if it is not fused. Raises: ValueError for a fused graph."""
     if any(op.also for op in graph.ops):
         raise ValueError(f"{what} works on the graph as executed; apply it first, then fuse the result")
     return graph
 
 
 def checked_share(name: str, value: float) -> float:
-    """Raises: ValueError unless it is from 0 to 1."""
+    """The value. Raises: ValueError unless it is from 0 to 1."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name} is {value}; use a share from 0 to 1")
     return value
 
 
 def checked_ranks(what: str, ranks: int) -> int:
-    """Raises: ValueError unless it is a whole number of at least 1."""
+    """The number. Raises: ValueError unless it is a whole number of at least 1."""
     if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
         raise ValueError(f"{what} is {ranks}; use a whole number of devices, 1 or more")
     return ranks
 
 
-@dataclass(frozen=True)
-class CacheWrite:
+class CacheWrite(NamedTuple):
     """New bytes that one operation puts into the cache."""
 
     op: int
@@ -39,7 +35,7 @@ class CacheWrite:
 
 
 def cache_writes(graph: OpGraph) -> list[CacheWrite]:
-    """What a pass adds to the cache, in order; of a cache that is rewritten to append to it, the new part alone.
+    """The bytes that a pass adds to the cache, in order, without the old part of a cache that is rewritten.
 
     Clearing a cache adds nothing.
     """
@@ -50,3 +46,10 @@ def cache_writes(graph: OpGraph) -> list[CacheWrite]:
             if graph.tensors[a.tensor].role == "kv" and a.bytes > copied:
                 writes.append(CacheWrite(i, a.tensor, a.bytes - copied))
     return writes
+
+
+def workspaces(graph: OpGraph) -> dict[int, int]:
+    """The one operation that takes the memory of each tensor that nothing touches, and gives it back."""
+    touched = {a.tensor for op in graph.ops for a in (*op.reads, *op.writes)}
+    untouched = (t for t in graph.tensors if t.role == "activation" and t.id not in touched)
+    return {t.id: t.held[0] for t in untouched if t.held and t.held[0] == t.held[1]}

@@ -1,51 +1,37 @@
-"""Operations that move data between ranks, or between two devices: what the sharding what-ifs insert.
+"""Operations that move data between ranks, or between two devices: those that the sharding what-ifs insert.
 
-Bytes and steps are those of ring algorithms, which no other beats in bytes: Thakur, Rabenseifner, Gropp,
-"Optimization of Collective Communication Operations in MPICH", IJHPCA 19(1), 2005, sections 4.1, 4.3 and 4.5; the
-"bus bandwidth" of NVIDIA's nccl-tests (doc/PERFORMANCE.md) is defined by the same factors. With n ranks and S bytes:
-
-| operation | bytes that a rank sends | steps |
-|---|---|---|
-| all-reduce | 2 (n − 1) / n · S | 2 (n − 1) |
-| all-gather, reduce-scatter (S: the whole) | (n − 1) / n · S | n − 1 |
-| all-to-all (S: what a rank holds) | (n − 1) / n · S | n − 1 |
-| send | S | 1 |
-
-They read and write their tensors in memory too. The additions of a reduction are not counted: one for each element
-that arrives over the link, which is slower than any vector unit.
-
-Example: ``all_reduce(Access(tensor=3, bytes=1e6), ranks=8, link="nvlink", like=op).link_bytes`` → 1.75e6
+Bytes and steps are those of ring algorithms (`roofline.laws.bus_bandwidth`), which no other beats in bytes: Thakur,
+Rabenseifner, Gropp, "Optimization of Collective Communication Operations in MPICH", IJHPCA 19(1), 2005, sections 4.1,
+4.3 and 4.5. They read and write their tensors in memory too. The additions of a reduction are not counted: one for each
+element that arrives over the link, which is slower than any vector unit.
 """
 
 from typing import Any, Literal
 
-from roofline.graph.edit import access, inserted, whole
+from roofline.graph.edit import Accesses, access, inserted, whole
 from roofline.graph.op import Access, Bytes, Kind, Op
+from roofline.laws.bus_bandwidth import RINGS
 from roofline.whatif.checks import checked_ranks
 
 
 def all_reduce(data: Access, *, ranks: int, link: str, like: Op) -> Op:
     """Sum `data` over the ranks, in its place. Path, type and count are those of `like`."""
-    sent = 2 * (ranks - 1) / ranks * data.bytes
-    return _collective("all_reduce", data, data, data.bytes, sent, 2 * (ranks - 1), ranks, link, like)
+    return _collective("all_reduce", data, data, data.bytes, ranks, link, like)
 
 
 def all_gather(part: Access, gathered: Access, *, ranks: int, link: str, like: Op) -> Op:
     """Put the parts of all ranks together: `gathered` is the whole."""
-    sent = (ranks - 1) / ranks * gathered.bytes
-    return _collective("all_gather", part, gathered, gathered.bytes, sent, ranks - 1, ranks, link, like)
+    return _collective("all_gather", part, gathered, gathered.bytes, ranks, link, like)
 
 
 def reduce_scatter(data: Access, part: Access, *, ranks: int, link: str, like: Op) -> Op:
     """Sum `data` over the ranks; each keeps its `part` of the sum."""
-    sent = (ranks - 1) / ranks * data.bytes
-    return _collective("reduce_scatter", data, part, data.bytes, sent, ranks - 1, ranks, link, like)
+    return _collective("reduce_scatter", data, part, data.bytes, ranks, link, like)
 
 
 def all_to_all(held: Access, received: Access, *, ranks: int, link: str, like: Op) -> Op:
     """Give each other rank its share of what this one holds, and get one of each; the own share stays."""
-    moved = (ranks - 1) / ranks * max(held.bytes, received.bytes)
-    return _collective("all_to_all", held, received, held.bytes, moved, ranks - 1, ranks, link, like)
+    return _collective("all_to_all", held, received, held.bytes, ranks, link, like, max(held.bytes, received.bytes))
 
 
 def send(data: Access, *, link: str, like: Op) -> Op:
@@ -54,13 +40,7 @@ def send(data: Access, *, link: str, like: Op) -> Op:
 
 
 def transfer(
-    name: str,
-    size: Bytes,
-    *,
-    link: str,
-    like: Op,
-    reads: tuple[Access, ...] = (),
-    beside: Literal["in", "out"] | None = None,
+    name: str, size: Bytes, *, link: str, like: Op, reads: Accesses = (), beside: Literal["in", "out"] | None = None
 ) -> Op:
     """Move `size` bytes over a link, in one message; see `Op.beside`."""
     dims, crosses = {"bytes": round(size), "ranks": 2}, _crossing(link, size, 1)
@@ -68,17 +48,19 @@ def transfer(
 
 
 def _collective(
-    name: str, read: Access, written: Access, size: Bytes, sent: float, steps: int, ranks: int, link: str, like: Op
+    name: str, read: Access, written: Access, size: Bytes, ranks: int, link: str, like: Op, moved: Bytes | None = None
 ) -> Op:
+    """A ring over `size` bytes; its link carries the traffic of `moved` bytes where that is more."""
     if checked_ranks("ranks", ranks) == 1:
         raise ValueError(f"{name} among 1 rank moves nothing; leave it out")
     reads, writes = ((access(a.tensor, a.bytes),) for a in (read, written))
-    dims, crosses = {"bytes": round(size), "ranks": ranks}, _crossing(link, sent, steps)
+    ring, dims = RINGS[name], {"bytes": round(size), "ranks": ranks}
+    crosses = _crossing(link, ring.factor(ranks) * (moved or size), ring.messages(ranks))
     return inserted(like, f"collective::{name}", Kind.COLLECTIVE, dims, reads, writes, **crosses)
 
 
 def _crossing(link: str, size: Bytes, messages: int) -> dict[str, Any]:
-    """What an operation sends over which link."""
+    """Fields of an operation that sends `size` bytes over a link."""
     if not link:
         raise ValueError("a transfer needs the name of a link of the device, such as nvlink, pcie or network")
     return {"link": link, "link_bytes": whole(size), "messages": messages}

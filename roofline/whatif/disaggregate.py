@@ -1,18 +1,16 @@
-"""Prefill and decode on different devices: what a prefill adds to the cache is sent to the device that decodes.
+"""Prefill and decode on different devices: the prefill's part of the cache is sent to the device that decodes.
 
 DistServe (Zhong et al., arXiv 2401.09670) sends it when the prefill is done, Splitwise (Patel et al., arXiv
 2311.18677, section 4.2) layer by layer. Of a layer with a sliding window only the tokens go that a later one can see:
 the window less the new token itself. States of recurrent layers go whole.
-
-Example: ``send_kv(graph, link="network").ops[-1].link_bytes`` → bytes of keys and values, of all layers if at once
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import Literal
 
 from roofline.graph.edit import Edit, access
-from roofline.graph.op import Access, Kind, Op, OpGraph, layer_key
+from roofline.graph.op import Kind, OpGraph, layer_key
 from roofline.whatif.checks import CacheWrite, cache_writes
 from roofline.whatif.collectives import transfer
 
@@ -35,34 +33,23 @@ def send_kv(graph: OpGraph, link: str = "network", by_layer: bool = True, overla
     if not added:
         raise ValueError("the pass keeps no keys and values, so there is nothing to send")
     windows = {module.path: module.window for module in graph.attention_modules}
+    tokens = graph.workload.query_tokens
     layers: dict[Hashable, list[CacheWrite]] = defaultdict(list)
     for write in added:
         layers[layer_key(graph.ops[write.op].path) if by_layer else ""].append(write)
     edit = Edit(graph)
     for layer in layers.values():
         last = max(write.op for write in layer) if by_layer else len(graph.ops) - 1
-        edit.put(last, graph.ops[last], _sent(graph, layer, windows, last, link, by_layer, overlap))
+        parts: dict[int, float] = {}
+        size = 0.0
+        for write in layer:
+            op = graph.ops[write.op]
+            window = windows.get(op.path)
+            part = write.bytes * min(tokens, window - 1) / tokens if window and op.kind is Kind.COPY else write.bytes
+            parts[write.tensor] = part  # of a tensor that is written again, the last
+            size += part * (1 if by_layer else op.count)
+        reads = tuple(access(tensor, part) for tensor, part in parts.items())
+        like = graph.ops[last] if by_layer else graph.ops[last].model_copy(update={"count": 1, "path": ""})
+        beside: Literal["out"] | None = "out" if by_layer and overlap else None
+        edit.put(last, graph.ops[last], transfer("send_kv", size, link=link, like=like, reads=reads, beside=beside))
     return edit.done({OPTION: f"{'by layer' if by_layer else 'at once'} over {link}"})
-
-
-def _sent(
-    graph: OpGraph,
-    layer: Sequence[CacheWrite],
-    windows: dict[str, int | None],
-    last: int,
-    link: str,
-    by_layer: bool,
-    overlap: bool,
-) -> Op:
-    reads: dict[int, float] = {}
-    size = 0.0
-    for write in layer:
-        op, tokens = graph.ops[write.op], graph.workload.query_tokens
-        window = windows.get(op.path)
-        part = write.bytes * min(tokens, window - 1) / tokens if window and op.kind is Kind.COPY else write.bytes
-        reads[write.tensor] = part  # of a tensor that is written again, the last
-        size += part * (1 if by_layer else op.count)
-    accesses: tuple[Access, ...] = tuple(access(tensor, part) for tensor, part in reads.items())
-    like = graph.ops[last] if by_layer else graph.ops[last].model_copy(update={"count": 1, "path": ""})
-    beside: Literal["out"] | None = "out" if by_layer and overlap else None
-    return transfer("send_kv", size, link=link, like=like, reads=accesses, beside=beside)

@@ -3,22 +3,18 @@
 `skew_experts`: some experts are chosen more often, by Zipf's law, so that a step touches fewer of them.
 
 `expert_parallel`: one rank has its share of the experts, for the tokens of all ranks (GShard, arXiv 2006.16668).
-Everything but the routed experts is whole on each rank and works on a batch of its own: the workload of the graph is
-that of one rank, and all `degree` ranks together serve `degree` times its batch (data-parallel attention). Tokens are
-sent to the ranks of their experts before them and back after them, by an all-to-all each.
-
-Under uniform routing a rank gets as many rows as it sends, for a `degree`-th of the experts. Under skew the graph is
-that of the most loaded rank, experts being dealt out one by one from the most popular on (round robin). The experts it
-touches are those of Zipf's law among its own, with the same exponent.
-
-Example: ``expert_parallel(graph, 8, link="nvlink")`` → two all-to-alls in each layer with experts
+Everything but the routed experts is whole on each rank and works on the workload of the graph, so that all `degree`
+ranks together serve `degree` times its batch (data-parallel attention). An all-to-all sends tokens to the ranks of
+their experts, another one back. Under uniform routing a rank gets as many rows as it sends, for a `degree`-th of the
+experts. Under skew the graph is that of the most loaded rank, experts being dealt out round robin from the most popular
+on; the experts it touches are those of Zipf's law among its own, with the same exponent.
 """
 
 from collections import defaultdict
 from math import isfinite
 
 from roofline.graph.dataflow import GATHERS, Dataflow
-from roofline.graph.edit import Edit, access, changed
+from roofline.graph.edit import Edit, access, changed, redirected
 from roofline.graph.op import ANCHORS, Access, Kind, Op, OpGraph, Routing, chosen_by_a_token
 from roofline.whatif.checks import checked_ranks, executed
 from roofline.whatif.collectives import all_to_all
@@ -50,7 +46,7 @@ def expert_parallel(graph: OpGraph, degree: int, link: str = "nvlink") -> OpGrap
 
 
 class _Experts:
-    """The experts of one module, and what of them one rank has."""
+    """The experts of one module, and the share of them on one rank."""
 
     def __init__(self, graph: OpGraph, path: str, products: list[int], degree: int) -> None:
         self.path, self.products, self.degree = path, products, degree
@@ -72,68 +68,48 @@ class _Experts:
             skew=routing.skew,
         )
 
-    def weight_factor(self, op: Op) -> float:
-        """Weight bytes that the rank reads ÷ those of the whole in the graph before."""
-        assert op.routing is not None
-        hit = op.routing.hit
-        return self.routing.hit / hit if hit else 1 / self.degree
-
 
 def _spread(edit: Edit, flow: Dataflow, experts: _Experts, link: str) -> None:
     """Rewrite one module: send in, work on the rank's rows, send back."""
-    graph, rows = edit.graph, experts.rows
+    graph, rows, ranks = edit.graph, experts.rows, experts.degree
     first, last = experts.products[0], experts.products[-1]
-    inside = _between(graph, experts)
-    made = {a.tensor for i in inside for a in graph.ops[i].writes}
+    made: set[int] = set()
+    inside: list[int] = []  # the products and all operations between them on rows of experts
+    for i in range(first, last + 1):
+        op = graph.ops[i]
+        if i in experts.products or (op.kind not in ANCHORS and any(a.tensor in made for a in op.reads)):
+            inside.append(i)
+            made.update(a.tensor for a in op.writes)
     inputs, outputs = _inputs(graph, experts, made), graph.ops[last].writes
     arrived = {a.tensor: edit.tensor(a.bytes * rows, "activation") for a in inputs}
     returned = {a.tensor: edit.tensor(a.bytes, "activation") for a in outputs}
     pieces = {i: [_on_rank(graph, graph.ops[i], experts, arrived, made)] for i in inside}
     for i in {r for a in outputs for r in flow.readers[a.tensor] if r > last}:
-        pieces[i] = [_redirected(graph.ops[i], returned)]
-    ranks, like = experts.degree, graph.ops[first]
-    pieces[first][:0] = [
-        all_to_all(a, access(arrived[a.tensor], a.bytes * rows), ranks=ranks, link=link, like=like) for a in inputs
-    ]
-    pieces[last] += [
-        all_to_all(
-            access(a.tensor, a.bytes * rows), access(returned[a.tensor], a.bytes), ranks=ranks, link=link, like=like
-        )
-        for a in outputs
-    ]
+        pieces[i] = [redirected(graph.ops[i], returned)]
+
+    def exchange(held: Access, received: Access) -> Op:
+        return all_to_all(held, received, ranks=ranks, link=link, like=graph.ops[first])
+
+    pieces[first][:0] = [exchange(a, access(arrived[a.tensor], a.bytes * rows)) for a in inputs]
+    pieces[last] += [exchange(access(a.tensor, a.bytes * rows), access(returned[a.tensor], a.bytes)) for a in outputs]
     for i, piece in pieces.items():
         edit.put(i, *piece)
     for tensor in made:
         edit.resize(tensor, edit.storage_bytes(tensor) * rows)
-    for tensor in _weights(graph, experts.products):
+    operands = {a.tensor for i in experts.products for a in graph.ops[i].reads}
+    for tensor in (t for t in operands if graph.tensors[t].role == "weight"):
         edit.resize(tensor, edit.storage_bytes(tensor) / ranks)
-    _spread_biases(edit, experts)
-
-
-def _spread_biases(edit: Edit, experts: _Experts) -> None:
-    """Biases, of which the module picks an expert's for each row: a rank has those of its experts."""
-    for i, op in enumerate(edit.graph.ops):
-        if op.path == experts.path and op.name in GATHERS and edit.graph.tensors[op.reads[0].tensor].role == "weight":
+    # biases, of which the module picks an expert's for each row: a rank has those of its experts
+    for i, op in enumerate(graph.ops):
+        if op.path == experts.path and op.name in GATHERS and graph.tensors[op.reads[0].tensor].role == "weight":
             table, *rest = op.reads
-            edit.resize(table.tensor, edit.storage_bytes(table.tensor) / experts.degree)
+            edit.resize(table.tensor, edit.storage_bytes(table.tensor) / ranks)
             read = access(table.tensor, min(table.bytes, edit.storage_bytes(table.tensor)))
             edit.put(i, changed(op, reads=(read, *rest)))
 
 
-def _between(graph: OpGraph, experts: _Experts) -> list[int]:
-    """The products and all between them: what works on rows of experts."""
-    made: set[int] = set()
-    inside: list[int] = []
-    for i in range(experts.products[0], experts.products[-1] + 1):
-        op = graph.ops[i]
-        if i in experts.products or (op.kind not in ANCHORS and any(a.tensor in made for a in op.reads)):
-            inside.append(i)
-            made.update(a.tensor for a in op.writes)
-    return inside
-
-
 def _inputs(graph: OpGraph, experts: _Experts, made: set[int]) -> list[Access]:
-    """The rows that the products start from: the largest operand of each that is not made by them."""
+    """The rows that the products start from: the largest operand of each that they do not make."""
     inputs: dict[int, Access] = {}
     for i in experts.products:
         rows = [a for a in graph.ops[i].reads if graph.tensors[a.tensor].role != "weight"]
@@ -148,15 +124,13 @@ def _on_rank(graph: OpGraph, op: Op, experts: _Experts, arrived: dict[int, int],
     rows, reads = experts.rows, []
     for a in op.reads:
         if graph.tensors[a.tensor].role == "weight" and op.routing is not None:
-            reads.append(access(a.tensor, a.bytes * experts.weight_factor(op)))
+            hit = op.routing.hit
+            reads.append(access(a.tensor, a.bytes * (experts.routing.hit / hit if hit else 1 / experts.degree)))
         elif a.tensor in arrived:
             reads.append(access(arrived[a.tensor], a.bytes * rows))
         else:
             reads.append(access(a.tensor, a.bytes * rows) if a.tensor in made else a)
-    dims = dict(op.dims)
-    for name in ("m", "elements"):
-        if name in dims:
-            dims[name] = round(dims[name] * rows)
+    dims = op.dims | {name: round(op.dims[name] * rows) for name in ("m", "elements") if name in op.dims}
     if op.kind is Kind.GROUPED_MATMUL and "groups" in dims:
         dims["groups"] //= experts.degree
     return changed(
@@ -170,17 +144,6 @@ def _on_rank(graph: OpGraph, op: Op, experts: _Experts, arrived: dict[int, int],
     )
 
 
-def _redirected(op: Op, returned: dict[int, int]) -> Op:
-    def moved(accesses: tuple[Access, ...]) -> tuple[Access, ...]:
-        return tuple(access(returned.get(a.tensor, a.tensor), a.bytes) for a in accesses)
-
-    return changed(op, reads=moved(op.reads), writes=moved(op.writes))
-
-
-def _weights(graph: OpGraph, products: list[int]) -> set[int]:
-    return {a.tensor for i in products for a in graph.ops[i].reads if graph.tensors[a.tensor].role == "weight"}
-
-
 def skew_experts(graph: OpGraph, exponent: float) -> OpGraph:
     """The pass with experts chosen unevenly, by Zipf's law with this exponent (`Routing.skew`); 0 is uniform.
 
@@ -189,24 +152,18 @@ def skew_experts(graph: OpGraph, exponent: float) -> OpGraph:
     """
     if not isfinite(exponent) or exponent < 0:
         raise ValueError(f"the skew of experts is {exponent}; use 0 (uniform) or a positive exponent of Zipf's law")
-    routed = [i for i, op in enumerate(graph.ops) if op.routing]
-    if not routed:
+    routings = {i: op.routing for i, op in enumerate(graph.ops) if op.routing}
+    if not routings:
         raise ValueError("no product of the graph has an assumed choice of experts to skew; use a mixture of experts")
-    if all((routing := graph.ops[i].routing) and routing.skew == exponent for i in routed):
+    if all(routing.skew == exponent for routing in routings.values()):
         return graph
     edit = Edit(graph)
-    for i in routed:
-        edit.put(i, _skewed(graph, graph.ops[i], exponent))
+    for i, uniform in routings.items():
+        skewed = uniform.model_copy(update={"skew": float(exponent)})
+        ratio = skewed.hit / uniform.hit if uniform.hit else 1.0
+        reads = tuple(
+            access(a.tensor, a.bytes * ratio) if graph.tensors[a.tensor].role == "weight" else a
+            for a in graph.ops[i].reads
+        )
+        edit.put(i, changed(graph.ops[i], routing=skewed, reads=reads))
     return edit.done({SKEW_OPTION: f"{exponent:g}"})
-
-
-def _skewed(graph: OpGraph, op: Op, exponent: float) -> Op:
-    if op.routing is None:
-        return op
-    routing = op.routing.model_copy(update={"skew": float(exponent)})
-    ratio = routing.hit / op.routing.hit if op.routing.hit else 1.0
-
-    def resized(a: Access) -> Access:
-        return access(a.tensor, a.bytes * ratio) if graph.tensors[a.tensor].role == "weight" else a
-
-    return changed(op, routing=routing, reads=tuple(resized(a) for a in op.reads))

@@ -1,13 +1,11 @@
 """Keys and values in fewer bits: a cache, its reads and its appends, with a scale for each token and head.
 
-As KIVI (arXiv 2402.02750) and the fp8 caches of serving engines: what is appended is quantised by an inserted
-operation (4 FLOPs an element, and a division a scale: see `quantise`), whoever reads the cache for other than moving
-it multiplies each element by its scale. States of recurrent layers are no keys and values and stay as they are.
+As KIVI (arXiv 2402.02750) and the fp8 caches of serving engines: appended elements are quantised by an inserted
+operation (4 FLOPs an element, and a division a scale: see `quantise`), and readers of the cache, other than copies,
+multiply each element by its scale. States of recurrent layers are no keys and values and stay as they are.
 
 The width of a head is known from the operation that attends over it; two tensors of one layer and name share it.
-A latent cache (MLA) has one scale a token for what its expansion reads.
-
-Example: ``quantise_kv(graph, bits=8, scale_bits=16)``
+A latent cache (MLA) has one scale a token for the part that its expansion reads.
 """
 
 from collections.abc import Iterator
@@ -16,7 +14,7 @@ from roofline.dtypes import element_bits
 from roofline.graph.dataflow import Dataflow
 from roofline.graph.edit import Edit, access, changed, inserted
 from roofline.graph.linear import QUANTISE
-from roofline.graph.op import Access, Kind, Op, OpGraph
+from roofline.graph.op import Access, Kind, Op, OpGraph, Tensor
 
 KV_BITS = (2, 4, 8, 16, 32)
 """Bits of a stored key or value; 16 and 32 are plain floating point, without scales."""
@@ -25,11 +23,18 @@ DONE = "kv"
 """Key in `OpGraph.options`."""
 
 KEYS, VALUES = "keys", "values"
-"""Attributes of the cache's layers, with which names of their tensors end."""
+"""Ends of the names of the cache's tensors: the attributes of the cache's layers."""
+QUANTISE_FLOPS = 4
+"""FLOPs for an element: |x|, maximum, division, rounding."""
+
+
+def holds_tokens(tensor: Tensor) -> bool:
+    """Whether a tensor is keys or values of tokens, not another state of the cache."""
+    return tensor.role == "kv" and (tensor.name or "").endswith((f".{KEYS}", f".{VALUES}"))
 
 
 def quantise_kv(graph: OpGraph, bits: int, scale_bits: int) -> OpGraph:
-    """Raises: ValueError where there are no keys and values, or they are quantised already."""
+    """The pass with keys and values of `bits`. Raises: ValueError without any, or for quantised ones."""
     if DONE in graph.options:
         raise ValueError(f"keys and values are quantised already ({graph.options[DONE]}); give their bits once")
     flow = Dataflow(graph)
@@ -44,29 +49,24 @@ def quantise_kv(graph: OpGraph, bits: int, scale_bits: int) -> OpGraph:
         edit.resize(tensor, graph.tensors[tensor].storage_bytes * ratio[tensor])
     for i, op in enumerate(graph.ops):
         if any(a.tensor in cache for a in (*op.reads, *op.writes)):
-            pieces = _rewritten(edit, op, ratio, widths, own, is_plain=bits >= 16)
-            edit.put(i, *pieces)
+            edit.put(i, *_rewritten(edit, op, ratio, widths, own, is_plain=bits >= 16))
     return edit.done({DONE: f"{bits} bit, a scale per token and head" if scales else f"{bits} bit"})
 
 
 def _cache(flow: Dataflow) -> list[int]:
     """Keys and values, and copies of them that are changed and copied back (a window that is rolled)."""
     graph = flow.graph
-    held = {t.id for t in graph.tensors if t.role == "kv" and (t.name or "").endswith((f".{KEYS}", f".{VALUES}"))}
-    rolled = [
-        tensor.id
-        for tensor in graph.tensors
-        if tensor.role == "activation"
-        and flow.writers[tensor.id]
-        and all(graph.ops[i].kind is Kind.COPY for i in flow.writers[tensor.id])
-        and any(a.tensor in held for i in flow.writers[tensor.id] for a in graph.ops[i].reads)
-        and any(
-            graph.ops[i].kind is Kind.COPY and a.tensor in held
-            for i in flow.readers[tensor.id]
-            for a in graph.ops[i].writes
+    held = {tensor.id for tensor in graph.tensors if holds_tokens(tensor)}
+
+    def is_rolled(tensor: int) -> bool:
+        writers, readers = ([graph.ops[i] for i in ops[tensor]] for ops in (flow.writers, flow.readers))
+        copied = bool(writers) and all(op.kind is Kind.COPY for op in writers)
+        back = (a for op in readers if op.kind is Kind.COPY for a in op.writes)
+        return (
+            copied and any(a.tensor in held for op in writers for a in op.reads) and any(a.tensor in held for a in back)
         )
-    ]
-    return sorted(held.union(rolled))
+
+    return sorted(held.union(t.id for t in graph.tensors if t.role == "activation" and is_rolled(t.id)))
 
 
 def _widths(flow: Dataflow, cache: list[int]) -> dict[int, float]:
@@ -83,7 +83,10 @@ def _widths(flow: Dataflow, cache: list[int]) -> dict[int, float]:
                     named[name] = width
     widths: dict[int, float] = {}
     for tensor in cache:
-        name = _name(flow, tensor)
+        name = graph.tensors[tensor].name or ""
+        if graph.tensors[tensor].role != "kv":  # a rolled copy has the name of its source
+            sources = (graph.tensors[a.tensor] for i in flow.writers[tensor] for a in graph.ops[i].reads)
+            name = next((source.name or "" for source in sources if source.role == "kv"), "")
         width = named.get(name) or _beside(flow, tensor, name)
         if not width:
             raise ValueError(f"no operation says how wide a head of {name or f'tensor {tensor}'} is")
@@ -92,10 +95,9 @@ def _widths(flow: Dataflow, cache: list[int]) -> dict[int, float]:
 
 
 def _beside(flow: Dataflow, tensor: int, name: str) -> float | None:
-    """From the attention that runs in the module that writes the cache, where it reads something else (a prefill)."""
-    graph = flow.graph
-    paths = {graph.ops[i].path for i in flow.writers[tensor]}
-    attending = [op for op in graph.ops if op.path in paths]
+    """The width by the attention in the module that writes the cache, where it reads something else (a prefill)."""
+    paths = {flow.graph.ops[i].path for i in flow.writers[tensor]}
+    attending = [op for op in flow.graph.ops if op.path in paths]
     for op in attending:
         if op.kind is Kind.ATTENTION:
             return op.dims.get("head_dim" if name.endswith(KEYS) else "value_dim")
@@ -105,17 +107,8 @@ def _beside(flow: Dataflow, tensor: int, name: str) -> float | None:
     return products[0].dims.get("k") if name.endswith(KEYS) else products[-1].dims.get("n")
 
 
-def _name(flow: Dataflow, tensor: int) -> str:
-    """Name of a cache tensor; a rolled copy has that of what it is a copy of."""
-    tensors, ops = flow.graph.tensors, flow.graph.ops
-    if tensors[tensor].role == "kv":
-        return tensors[tensor].name or ""
-    copied = (tensors[a.tensor] for i in flow.writers[tensor] for a in ops[i].reads)
-    return next((source.name or "" for source in copied if source.role == "kv"), "")
-
-
 def _sources(flow: Dataflow, index: int, read: Access) -> Iterator[tuple[int, Access]]:
-    """Cache tensors that a read takes its elements from, over copies and in fewer bits, with the read of each."""
+    """Cache tensors that a read takes its elements from, through copies and quantising, with the read of each."""
     todo, seen = [(index, read)], {read.tensor}
     while todo:
         i, source = todo.pop()
@@ -130,7 +123,7 @@ def _sources(flow: Dataflow, index: int, read: Access) -> Iterator[tuple[int, Ac
 
 
 def _width(graph: OpGraph, op: Op, name: str, moved_bytes: float) -> float | None:
-    """Elements of one head of one token: what the operation says of a head, or all of a token if that is less."""
+    """Elements of one head of one token: the operation's width of a head, or all of a token if that is less."""
     is_key, dims = name.endswith(KEYS), op.dims
     if op.kind is Kind.ATTENTION:
         width, tokens = dims.get("head_dim" if is_key else "value_dim"), dims.get("kv")
@@ -151,28 +144,29 @@ def _rewritten(
 ) -> tuple[Op, ...]:
     """The operation on the narrow cache, behind those that quantise what it appends."""
     graph = edit.graph
-    reads = [access(a.tensor, a.bytes * ratio[a.tensor]) if a.tensor in ratio else a for a in op.reads]
-    writes = [access(a.tensor, a.bytes * ratio[a.tensor]) if a.tensor in ratio else a for a in op.writes]
-    from_cache = sum(a.bytes for a in op.reads if a.tensor in ratio) * 8 / own
+    reads, writes = (
+        [access(a.tensor, a.bytes * ratio[a.tensor]) if a.tensor in ratio else a for a in accesses]
+        for accesses in (op.reads, op.writes)
+    )
     to_cache = [a for a in op.writes if a.tensor in ratio]
-    appends = op.kind is Kind.COPY and len(to_cache) == len(op.writes) == 1
+
+    def quantise_flops(access: Access, width: float) -> float:
+        elements = access.bytes * 8 / own
+        return 0 if is_plain else QUANTISE_FLOPS * elements + elements / width
+
     before: list[Op] = []
     flops = 0.0
-    if appends:
+    if op.kind is Kind.COPY and len(to_cache) == len(op.writes) == 1:  # it appends
         cached = to_cache[0].tensor
         for position in _appended(graph, op, ratio):
-            given = op.reads[position]
-            reads[position] = access(
-                edit.tensor(given.bytes * ratio[cached], "activation"), given.bytes * ratio[cached]
-            )
-            elements = given.bytes * 8 / own
-            each = 0 if is_plain else _quantise_flops(elements, widths[cached])
-            before.append(quantising(op, given, reads[position], round(elements), each))
+            new = op.reads[position]
+            reads[position] = edit.activation(new.bytes * ratio[cached])
+            flops_before = quantise_flops(new, widths[cached])
+            before.append(quantising(op, new, reads[position], round(new.bytes * 8 / own), flops_before))
     elif not is_plain:
-        flops += from_cache
-        flops += sum(_quantise_flops(a.bytes * 8 / own, widths[a.tensor]) for a in to_cache)
-    changed_op = changed(op, reads=tuple(reads), writes=tuple(writes), vector_flops=op.vector_flops + flops)
-    return *before, changed_op
+        flops += sum(a.bytes for a in op.reads if a.tensor in ratio) * 8 / own
+        flops += sum(quantise_flops(a, widths[a.tensor]) for a in to_cache)
+    return *before, changed(op, reads=tuple(reads), writes=tuple(writes), vector_flops=op.vector_flops + flops)
 
 
 def _appended(graph: OpGraph, op: Op, cache: dict[int, float]) -> list[int]:
@@ -188,11 +182,6 @@ def _appended(graph: OpGraph, op: Op, cache: dict[int, float]) -> list[int]:
     return rows
 
 
-def _quantise_flops(elements: float, width: float) -> float:
-    """|x|, maximum, division, rounding of each element, and a division for each scale."""
-    return 4 * elements + elements / width
-
-
-def quantising(op: Op, given: Access, made: Access, elements: int, flops: float) -> Op:
-    """The operation, before `op`, that makes fewer bits of what it is given."""
-    return inserted(op, QUANTISE, Kind.POINTWISE, {"elements": elements}, (given,), (made,), vector_flops=float(flops))
+def quantising(op: Op, source: Access, made: Access, elements: int, flops: float) -> Op:
+    """The operation, before `op`, that turns its operand into one of fewer bits."""
+    return inserted(op, QUANTISE, Kind.POINTWISE, {"elements": elements}, (source,), (made,), vector_flops=float(flops))

@@ -1,22 +1,19 @@
-"""What fewer layers would do: leaving after some of them (early exit, CALM, arXiv 2207.07061), or without some of them
+"""Passes with fewer layers: leaving after some of them (early exit, CALM, arXiv 2207.07061), or without some of them
 (layer skipping and pruning, ShortGPT, arXiv 2403.03853).
 
-Operations of a removed layer are gone with its weights and its cache; whoever read what it passed on reads what it was
-given. The embedding, the final norm and the head stay: the layer that is last now feeds them. The work of deciding
-whether to leave is not counted. Repeated layers are found by their paths (`roofline.graph.op.layer_of`).
-
-Example: ``early_exit(graph, after_layers=24)``, ``remove_layers(graph, [20, 21, 22])``
+Operations of a removed layer are gone with its weights and its cache; readers of its output read its input instead.
+The embedding, the final norm and the head stay: the layer that is last now feeds them. The decision to leave is not
+counted. Repeated layers are found by their paths (`roofline.graph.op.layer_of`).
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from roofline.dtypes import element_bits
 from roofline.graph.dataflow import Dataflow
-from roofline.graph.edit import Edit, access, changed, rebuilt
+from roofline.graph.edit import Edit, rebuilt, redirected
 from roofline.graph.linear import is_side, linear_of
-from roofline.graph.op import Access, OpGraph, layer_of
+from roofline.graph.op import OpGraph, layer_of
 
 OPTION = "removed_layers"
 """Key in `OpGraph.options`; its value lists all that are removed, in order."""
@@ -57,36 +54,35 @@ def remove_layers(graph: OpGraph, layers: Sequence[int]) -> OpGraph:
         raise ValueError(f"all {len(known)} layers of {prefix} would be removed; leave one or more")
     if not layers:
         return graph
-    _check_apart(graph, prefix)
-    removed = set(layers)
-    inside = {i: p.layer for i, op in enumerate(graph.ops) if (p := layer_of(op.path)) and p.prefix == prefix}
-    edit = Edit(graph)
-    gone = {i for i, layer in inside.items() if layer in removed}
-    for i in gone:
-        edit.put(i)
-    _rewire(edit, _Flow(graph, prefix, known, inside, Dataflow(graph)).stand_ins(removed), gone)
-    names = [tensor for tensor in graph.tensors if tensor.role == "weight" and _is_in(tensor.name, prefix, removed)]
-    edit.drop(tensor.id for tensor in names)
-    new = edit.done(
-        {},
-        attention_modules=tuple(m for m in graph.attention_modules if not _is_in(m.path, prefix, removed)),
-        inactive=tuple(name for name in graph.inactive if not _is_in(name, prefix, removed)),
-        parameters=max(0, graph.parameters - _elements(graph, {tensor.id for tensor in names})),
-    )
-    return rebuilt(new, options=_options(graph, removed))
-
-
-def _check_apart(graph: OpGraph, prefix: str) -> None:
-    """No fused operation does the work of two layers."""
     for op in graph.ops:
         paths = (op.path, *(member.rpartition(" ")[0] for member in op.also))
         places = {place.layer if (place := layer_of(path)) and place.prefix == prefix else None for path in paths}
         if len(places) > 1:
             raise ValueError(f"{op.path} is fused with operations of another layer; remove layers before fusing")
+    removed = set(layers)
+    inside = {i: p.layer for i, op in enumerate(graph.ops) if (p := layer_of(op.path)) and p.prefix == prefix}
+    stand_ins = _stand_ins(graph, prefix, inside, [layer for layer in known if layer in removed])
+    edit = Edit(graph)
+    for i, op in enumerate(graph.ops):
+        if inside.get(i) in removed:
+            edit.put(i)
+        elif (other := redirected(op, stand_ins)) is not op:
+            edit.put(i, other)
+    weights = {t.id for t in graph.tensors if t.role == "weight" and _is_in(t.name, prefix, removed)}
+    edit.drop(weights)
+    new = edit.done(
+        {},
+        attention_modules=tuple(m for m in graph.attention_modules if not _is_in(m.path, prefix, removed)),
+        inactive=tuple(name for name in graph.inactive if not _is_in(name, prefix, removed)),
+        parameters=max(0, graph.parameters - _elements(graph, weights)),
+    )
+    before = [part.partition("-") for part in graph.options.get(OPTION, "").split(", ") if part]
+    gone = removed.union(layer for a, _, b in before for layer in range(int(a), int(b or a) + 1))
+    return rebuilt(new, options=dict(graph.options) | {OPTION: _ranges(sorted(gone))})
 
 
 def _stack(graph: OpGraph) -> str:
-    """Prefix of the repeated layers: of several stacks that of the most layers."""
+    """Prefix of the repeated layers; of several stacks, that of the stack with the most layers."""
     layers = {(place.prefix, place.layer) for op in graph.ops if (place := layer_of(op.path))}
     stacks = Counter(prefix for prefix, _ in layers).most_common()
     if not stacks:
@@ -108,18 +104,13 @@ def _elements(graph: OpGraph, tensors: set[int]) -> int:
     own = element_bits(graph.workload.dtype)
     counted = {tensor: graph.tensors[tensor].storage_bytes * 8 / own for tensor in tensors}
     for i, op in enumerate(graph.ops):
-        linear = linear_of(graph, i, op)
+        linear = linear_of(graph, i)
         if linear is not None and linear.matrix.tensor in counted:
             counted[linear.matrix.tensor] = linear.elements
         for read in op.reads:
             if is_side(graph, read):
                 counted.pop(read.tensor, None)
     return round(sum(counted.values()))
-
-
-def _options(graph: OpGraph, removed: set[int]) -> dict[str, str]:
-    before = graph.options.get(OPTION, "")
-    return dict(graph.options) | {OPTION: _ranges(sorted(removed | set(_parsed(before))))}
 
 
 def _ranges(layers: Sequence[int]) -> str:
@@ -133,80 +124,26 @@ def _ranges(layers: Sequence[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ends)
 
 
-def _parsed(ranges: str) -> list[int]:
-    ends = [part.partition("-") for part in ranges.split(", ") if part]
-    return [layer for a, _, b in ends for layer in range(int(a), int(b or a) + 1)]
-
-
-@dataclass(frozen=True)
-class _Flow:
-    """What layers pass to each other."""
-
-    graph: OpGraph
-    prefix: str
-    known: list[int]
-    """Layers, in the order they run."""
-    inside: dict[int, int]
-    """Layer of each operation that is in one."""
-    flow: Dataflow
-
-    def stand_ins(self, removed: set[int]) -> dict[int, int]:
-        """By tensor that a removed layer passes on, the tensor that stands in for it."""
-        stands_in: dict[int, int] = {}
-        for layer in self.known:
-            if layer in removed:
-                for tensor, source in self._matched(layer).items():
-                    stands_in[tensor] = stands_in.get(source, source)
-        return stands_in
-
-    def _ops(self, layer: int) -> list[int]:
-        return [i for i, inside in self.inside.items() if inside == layer]
-
-    def _made(self, layer: int) -> list[int]:
-        """Tensors that the layer writes and others read after it; changed in place ones do not count."""
-        last = max(self._ops(layer))
-        written = dict.fromkeys(a.tensor for i in self._ops(layer) for a in self.graph.ops[i].writes)
-        return [
-            t
-            for t in written
-            if self.inside.get(self.flow.writers[t][0]) == layer
-            and any(r > last and self.inside.get(r) != layer for r in self.flow.readers[t])
-        ]
-
-    def _given(self, layer: int) -> list[int]:
-        """Activations that the layer reads and does not make, in order."""
-        read = dict.fromkeys(a.tensor for i in self._ops(layer) for a in self.graph.ops[i].reads)
-        made = {t for t in read if self.flow.writers[t] and self.inside.get(self.flow.writers[t][0]) == layer}
-        return [t for t in read if self.graph.tensors[t].role == "activation" and t not in made]
-
-    def _matched(self, layer: int) -> dict[int, int]:
-        """For each tensor that the layer makes for others the one it was given: of that size, and its alone."""
-        given = self._given(layer)
-        left = [t for t in given if not self._is_shared(t, layer)] or given
-        matched: dict[int, int] = {}
-        for tensor in self._made(layer):
-            size = self.graph.tensors[tensor].storage_bytes
-            fitting = [t for t in left if self.graph.tensors[t].storage_bytes == size]
-            if self.graph.tensors[tensor].role != "activation" or not fitting:
-                readers = [r for r in self.flow.readers[tensor] if self.inside.get(r) != layer]
-                user = self.graph.ops[readers[-1]].path
-                raise ValueError(
-                    f"{user} needs more of {self.prefix}.{layer} than what it was given, so that must stay"
-                )
-            matched[tensor] = fitting[0]
+def _stand_ins(graph: OpGraph, prefix: str, inside: dict[int, int], removed: Sequence[int]) -> dict[int, int]:
+    """Stand-ins of the tensors that removed layers pass on: inputs of that size, for one layer alone if possible."""
+    flow = Dataflow(graph)
+    maker = [inside.get(writers[0]) if writers else None for writers in flow.writers]
+    stands_in: dict[int, int] = {}
+    for layer in removed:
+        own = [i for i, at in inside.items() if at == layer]
+        others = [[r for r in readers if inside.get(r) != layer] for readers in flow.readers]
+        read = dict.fromkeys(a.tensor for i in own for a in graph.ops[i].reads)
+        inputs = [t for t in read if graph.tensors[t].role == "activation" and maker[t] != layer]
+        # positions, masks and rotary tables are read by other layers too
+        left = [t for t in inputs if all(inside.get(r) is None for r in others[t])] or inputs
+        for tensor in dict.fromkeys(a.tensor for i in own for a in graph.ops[i].writes):
+            if maker[tensor] != layer or not any(r > max(own) for r in others[tensor]):
+                continue  # changed in place, or for the layer itself
+            size = graph.tensors[tensor].storage_bytes
+            fitting = [t for t in left if graph.tensors[t].storage_bytes == size]
+            if graph.tensors[tensor].role != "activation" or not fitting:
+                user = graph.ops[others[tensor][-1]].path
+                raise ValueError(f"{user} needs more of {prefix}.{layer} than what it was given, so that must stay")
             left.remove(fitting[0])
-        return matched
-
-    def _is_shared(self, tensor: int, layer: int) -> bool:
-        """Whether other layers read it too: positions, masks, rotary tables."""
-        readers = (self.inside.get(r) for r in self.flow.readers[tensor])
-        return any(reader is not None and reader != layer for reader in readers)
-
-
-def _rewire(edit: Edit, stands_in: dict[int, int], gone: set[int]) -> None:
-    def moved(accesses: tuple[Access, ...]) -> tuple[Access, ...]:
-        return tuple(access(stands_in[a.tensor], a.bytes) if a.tensor in stands_in else a for a in accesses)
-
-    for i, op in enumerate(edit.graph.ops):
-        if i not in gone and any(a.tensor in stands_in for a in (*op.reads, *op.writes)):
-            edit.put(i, changed(op, reads=moved(op.reads), writes=moved(op.writes)))
+            stands_in[tensor] = stands_in.get(fitting[0], fitting[0])
+    return stands_in

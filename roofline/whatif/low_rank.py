@@ -1,36 +1,21 @@
 """Smaller weights of linear layers: of a low rank, or 2:4 sparse.
 
-`low_rank`: W (k×n) becomes A·B with A k×r and B r×n, the best of rank r by SVD. A layer then runs as two matmuls with
-r intermediate values a row (as in ASVD, arXiv 2312.05821, and SVD-LLM, arXiv 2403.07378). It pays only where
-r·(k + n) < k·n; other layers stay as they are. Factors are stored as the matrix was: at its bits, sparse if it was;
-scales are shared among them by size, exactly so where the group divides k and r. The bias is added by the second
-matmul.
+`low_rank`: W (k×n) becomes A·B with A k×r and B r×n, the best of rank r by SVD (as in ASVD, arXiv 2312.05821, and
+SVD-LLM, arXiv 2403.07378): two matmuls, of which the second adds the bias. Layers where r·(k + n) >= k·n stay as they
+are. Factors are stored as the matrix was: at its bits, sparse if it was; scales are shared among them by size, exactly
+so where the group divides k and r.
 
-`sparsify_2_4`: of each four weights along k two are kept, with two bits each that say which. Sparse tensor cores leave
-out the products with the other two and so do "twice the throughput of dense" math (NVIDIA A100 Tensor Core GPU
-Architecture whitepaper, v1.0, 2020, "Fine-grained structured sparsity"). Peaks of a device are dense ones here, so the
-work is halved instead of the peak doubled: `matrix_flops` are those on kept weights. Scales of quantised weights stay
-as they are: a group is counted along the k of the dense matrix.
-
-Example: ``low_rank(graph, rank=256, where=("*.mlp.*",))``
+`sparsify_2_4`: of each four weights along k two are kept, with two bits each that say which. Sparse tensor cores have
+"twice the throughput of dense" math (NVIDIA A100 Tensor Core GPU Architecture whitepaper, v1.0, 2020, "Fine-grained
+structured sparsity"). Peaks here are dense ones, so the work is halved instead of the peak doubled: `matrix_flops` are
+those on kept weights. Scales stay as they are: a group is counted along the k of the dense matrix.
 """
 
 from collections.abc import Sequence
 
 from roofline.dtypes import element_bits
 from roofline.graph.edit import Edit, access, changed
-from roofline.graph.linear import (
-    LOW_RANK_IN,
-    LOW_RANK_OUT,
-    Linear,
-    dequantise_flops,
-    described,
-    input_of,
-    linear_layers,
-    linear_of,
-    matrix_bytes,
-    sides,
-)
+from roofline.graph.linear import LOW_RANK_IN, LOW_RANK_OUT, Linear, described, linear_layers, linear_of, matrix_bytes
 from roofline.graph.op import Access, Op, OpGraph
 
 
@@ -38,101 +23,81 @@ def low_rank(graph: OpGraph, *, rank: int, where: Sequence[str] = ()) -> OpGraph
     """The same pass with linear layers as two products, of `rank` between them, where that makes them smaller.
 
     Args: `where` are glob patterns of module paths (default: see `linear_layers`).
-
     Raises: ValueError for a rank below 1, if no layer gains, or for layers that are factorised or have quantised
         inputs already.
     """
     if rank < 1:
         raise ValueError(f"rank {rank}: use 1 or more")
-    chosen = linear_layers(graph, where)
-    gaining = [linear for linear in chosen if rank * (_k(linear) + _n(linear)) < _k(linear) * _n(linear)]
+    sizes = [(linear, linear.op.dims["k"], linear.op.dims["n"]) for linear in linear_layers(graph, where)]
+    gaining = [linear for linear, k, n in sizes if rank * (k + n) < k * n]
     if not gaining:
-        most = max((_k(linear) * _n(linear) - 1) // (_k(linear) + _n(linear)) for linear in chosen)
+        most = max((k * n - 1) // (k + n) for _, k, n in sizes)
         raise ValueError(f"rank {rank} makes no layer smaller; use {most} or less" if most else "no layer can shrink")
-    edit, factors = Edit(graph), _Factors(graph, rank)
-    by_index = {linear.index: linear for linear in gaining}
-    elsewhere = {a.tensor for i, op in enumerate(graph.ops) if i not in by_index for a in op.reads}
+    factors = _Factors(graph, rank)
+    indices = {linear.index for linear in gaining}
+    elsewhere = {a.tensor for i, op in enumerate(graph.ops) if i not in indices for a in op.reads}
     for linear in gaining:
         if linear.matrix.tensor in elsewhere:
             raise ValueError(f"the weights of {linear.op.path} are used elsewhere too; leave it out of where")
     for linear in gaining:
-        edit.put(linear.index, *factors.of(edit, linear))
-    return edit.done({"low_rank": f"{rank}{described(where)}"})
-
-
-def _k(linear: Linear) -> int:
-    return linear.op.dims["k"]
-
-
-def _n(linear: Linear) -> int:
-    return linear.op.dims["n"]
+        factors.edit.put(linear.index, *factors.of(linear))
+    return factors.edit.done({"low_rank": f"{rank}{described(where)}"})
 
 
 class _Factors:
     """Two operations for one; a weight that several layers share is factorised once."""
 
     def __init__(self, graph: OpGraph, rank: int) -> None:
-        self._graph = graph
-        self._rank = rank
-        self._made: dict[tuple[int, int], int] = {}
+        self.edit = Edit(graph)
+        self._graph, self._rank = graph, rank
+        self._made: dict[tuple[int, str], int] = {}
 
-    def of(self, edit: Edit, linear: Linear) -> tuple[Op, Op]:
-        op, rank, k, n = linear.op, self._rank, _k(linear), _n(linear)
+    def of(self, linear: Linear) -> tuple[Op, Op]:
+        op, rank, k, n = linear.op, self._rank, linear.op.dims["k"], linear.op.dims["n"]
         if op.name in (LOW_RANK_IN, LOW_RANK_OUT):
             raise ValueError(f"{op.path} has a low rank already; give each layer its rank once")
         if element_bits(op.dtype) < 16:
             raise ValueError(f"the input of {op.path} is quantised already; do low_rank first")
         if linear.is_sparse and rank % 4:
             raise ValueError(f"rank {rank} is no multiple of 4, as 2:4 sparse factors need it")
-        given = input_of(self._graph, linear)
-        size = linear.rows * rank * element_bits(op.dtype) / 8
-        between = access(edit.tensor(size, "activation"), size)
-        weights = {linear.matrix.tensor, *(a.tensor for a in sides(self._graph, op))}
-        shared = [a for a in op.reads if self._is_offsets(a, op)]
-        dequantise = dequantise_flops(self._graph, linear)
-        first_reads = (given, *self._weights(edit, linear, 0, rank / n), *shared)
-        others = tuple(a for a in op.reads if a is not given and a.tensor not in weights and a not in shared)
-        second_reads = (between, *self._weights(edit, linear, 1, rank / k), *shared, *others)
+        source, dequantise = linear.input(), linear.dequantise_flops
+        between = self.edit.activation(linear.rows * rank * element_bits(op.dtype) / 8)
+        weights = {linear.matrix.tensor, *(a.tensor for a in linear.sides)}
+        # row numbers that say where each expert's rows end, which both grouped products need
+        offsets = "groups" in op.dims and self._graph.tensors[op.reads[-1].tensor].role == "activation"
+        shared = op.reads[-1:] if offsets else ()
+        others = (a for a in op.reads if a is not source and a.tensor not in weights and a not in shared)
         first = changed(
             op, name=LOW_RANK_IN, dims=op.dims | {"n": rank}, matrix_flops=op.matrix_flops * rank / n,
-            vector_flops=dequantise * rank / n, reads=first_reads, writes=(between,),
+            vector_flops=dequantise * rank / n, reads=(source, *self._weights(linear, "A", rank / n), *shared),
+            writes=(between,),
         )  # fmt: skip
         second = changed(
             op, name=LOW_RANK_OUT, dims=op.dims | {"k": rank}, matrix_flops=op.matrix_flops * rank / k,
-            vector_flops=op.vector_flops - dequantise + dequantise * rank / k, reads=second_reads,
+            vector_flops=op.vector_flops - dequantise + dequantise * rank / k,
+            reads=(between, *self._weights(linear, "B", rank / k), *shared, *others),
         )  # fmt: skip
         return first, second
 
-    def _weights(self, edit: Edit, linear: Linear, which: int, part: float) -> tuple[Access, ...]:
+    def _weights(self, linear: Linear, factor: str, part: float) -> list[Access]:
         """Reads of one factor, with its scales: `part` of those of the whole matrix."""
-        return tuple(
-            access(self._factor(edit, a.tensor, which, part), a.bytes * part)
-            for a in (linear.matrix, *sides(self._graph, linear.op))
-        )
-
-    def _factor(self, edit: Edit, tensor: int, which: int, part: float) -> int:
-        if (tensor, which) not in self._made:
-            whole = self._graph.tensors[tensor]
-            name = _factor_name(whole.name or "", "AB"[which])
-            self._made[tensor, which] = edit.tensor(whole.storage_bytes * part, "weight", name)
-        return self._made[tensor, which]
-
-    def _is_offsets(self, read: Access, op: Op) -> bool:
-        """Row numbers that say where each expert's rows end, which both grouped products need."""
-        return "groups" in op.dims and self._graph.tensors[read.tensor].role == "activation" and read is op.reads[-1]
-
-
-def _factor_name(name: str, factor: str) -> str:
-    """ "q_proj.weight.scales" → "q_proj.weight.A.scales": the end goes on saying what the tensor is."""
-    stem, dot, end = name.rpartition(".")
-    return f"{stem}.{factor}.{end}" if end in ("scales", "zeros") else f"{stem}{dot}{end}.{factor}"
+        reads = []
+        for a in (linear.matrix, *linear.sides):
+            if (a.tensor, factor) not in self._made:
+                whole = self._graph.tensors[a.tensor]
+                # "q_proj.weight.scales" → "q_proj.weight.A.scales": the end goes on saying what the tensor is
+                stem, dot, end = (whole.name or "").rpartition(".")
+                is_side = end in ("scales", "zeros")
+                name = f"{stem}.{factor}.{end}" if is_side else f"{stem}{dot}{end}.{factor}"
+                self._made[a.tensor, factor] = self.edit.tensor(whole.storage_bytes * part, "weight", name)
+            reads.append(access(self._made[a.tensor, factor], a.bytes * part))
+        return reads
 
 
 def sparsify_2_4(graph: OpGraph, *, where: Sequence[str] = ()) -> OpGraph:
     """The same pass with 2:4 sparse weights in its linear layers.
 
     Args: `where` are glob patterns of module paths (default: see `linear_layers`).
-
     Raises: ValueError where k is no multiple of 4, or a matrix is sparse already or used by others than linear layers.
     """
     edit = Edit(graph)
@@ -140,7 +105,7 @@ def sparsify_2_4(graph: OpGraph, *, where: Sequence[str] = ()) -> OpGraph:
     for i, op in enumerate(graph.ops):
         if not any(a.tensor in tensors for a in op.reads):
             continue
-        linear = linear_of(graph, i, op)
+        linear = linear_of(graph, i)
         if linear is None or linear.matrix.tensor not in tensors:
             name = graph.tensors[next(a.tensor for a in op.reads if a.tensor in tensors)].name
             raise ValueError(f"{op.path} reads {name} row by row, so it cannot be 2:4 sparse; leave it out of where")
@@ -151,14 +116,9 @@ def sparsify_2_4(graph: OpGraph, *, where: Sequence[str] = ()) -> OpGraph:
         size = matrix_bytes(linear.elements, linear.bits, is_sparse=True)
         edit.resize(linear.matrix.tensor, size)
         reads = tuple(access(a.tensor, size * linear.share) if a is linear.matrix else a for a in op.reads)
-        edit.put(
-            i,
-            changed(
-                op,
-                dims=op.dims | {"nonzero_of_4": 2},
-                reads=reads,
-                matrix_flops=op.matrix_flops / 2,
-                vector_flops=op.vector_flops - dequantise_flops(graph, linear) / 2,
-            ),
-        )
+        sparse = changed(
+            op, dims=op.dims | {"nonzero_of_4": 2}, reads=reads, matrix_flops=op.matrix_flops / 2,
+            vector_flops=op.vector_flops - linear.dequantise_flops / 2,
+        )  # fmt: skip
+        edit.put(i, sparse)
     return edit.done({"sparsity": f"2:4{described(where)}"})

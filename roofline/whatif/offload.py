@@ -1,24 +1,20 @@
-"""Weights or cache in the memory of the host: what is used crosses the link when it is used.
+"""Weights or cache in the memory of the host: each crosses the link when it is used.
 
 FlexGen (Sheng et al., arXiv 2303.06865) and ZeRO-Inference keep shares of both on the host. The offloaded share of a
-weight comes over the link before the operation that reads it; that of the cache comes once a layer, and what the pass
-adds to it goes back. With overlap the transfers of a layer go on beside its operations, both directions at once
-(`price.Overlaps`); without, they come before and after the operation that needs them. What arrives is not counted as
-another write to device memory, which is faster than any link to it.
-
-`Tensor.on_host` says which share is not on the device; two buffers on the device, each for the layer with the most,
-take the one in use and the one that comes next. Sizes and accesses stay those of the pass, so that other what-ifs
-and fusing go on working.
-
-Example: ``offload(graph, weights=1.0, link="pcie")`` → every layer waits for its weights
+weight comes over the link before the operation that reads it; that of the cache comes once a layer, and the additions
+of the pass go back. With overlap the transfers of a layer go on beside its operations, both directions at once
+(`price.Overlaps`); without, they come before and after the operation that needs them. Arriving data is not counted as
+another write to device memory, which is faster than any link to it. Two buffers on the device, each for the layer with
+the most, take the data in use and the next. Sizes and accesses stay those of the pass (`Tensor.on_host` says which
+share is not on the device), so that other what-ifs and fusing go on working.
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from typing import Literal
 
 from roofline.graph.edit import Edit, changed, whole
-from roofline.graph.op import Op, OpGraph, layer_key
+from roofline.graph.op import Op, OpGraph, Role, layer_key
 from roofline.whatif.checks import cache_writes, checked_share
 from roofline.whatif.collectives import transfer
 
@@ -49,9 +45,7 @@ def offload(graph: OpGraph, weights: float = 0.0, kv: float = 0.0, link: str = "
     new = edit.done({OPTION: f"{what} over {link}{'' if overlap else ', without overlap'}"})
     host = {"weight": weights, "kv": kv, "activation": 0.0}
     tensors = tuple(
-        t.model_copy(update={"on_host": host[t.role]})
-        if host[t.role] and t.name not in (WEIGHT_BUFFERS, KV_BUFFERS)
-        else t
+        t if t.name in (WEIGHT_BUFFERS, KV_BUFFERS) else t.model_copy(update={"on_host": host[t.role]})
         for t in new.tensors
     )
     return new.model_copy(update={"tensors": tensors})
@@ -78,34 +72,27 @@ def _crossing(graph: OpGraph, weights: float, kv: float) -> tuple[list[float], l
 
 
 def _with_link(op: Op, fetched: float, stored: float, link: str, overlap: bool) -> tuple[Op, ...]:
-    comes: Literal["in", "out"] | None = "in" if overlap else None
-    goes: Literal["in", "out"] | None = "out" if overlap else None
-    if overlap and op.link is None:
-        own = fetched or stored
-        with_it = changed(op, link=link, link_bytes=whole(own), messages=1, beside=comes if fetched else goes)
-        return (
-            (with_it, transfer("store", stored, link=link, like=op, beside=goes)) if fetched and stored else (with_it,)
-        )
+    comes: Literal["in"] | None = "in" if overlap else None
+    goes: Literal["out"] | None = "out" if overlap else None
     before = [transfer("load", fetched, link=link, like=op, beside=comes)] if fetched else []
     after = [transfer("store", stored, link=link, like=op, beside=goes)] if stored else []
+    if overlap and op.link is None:
+        own = changed(op, link=link, link_bytes=whole(fetched or stored), messages=1, beside=comes if fetched else goes)
+        return (own, *after) if fetched else (own,)
     return (*before, op, *after)
 
 
 def _add_buffers(edit: Edit, graph: OpGraph, weights: float, kv: float) -> None:
-    used: dict[str, dict[Hashable, dict[int, float]]] = {"weight": defaultdict(dict), "kv": defaultdict(dict)}
-    for op in graph.ops:
-        for a in (*op.reads, *op.writes):
-            role = graph.tensors[a.tensor].role
-            if role in used:
-                layer = used[role][layer_key(op.path)]
-                layer[a.tensor] = max(a.bytes, layer.get(a.tensor, 0.0))
-    if weights:
-        edit.tensor(weights * _two_layers(graph, used["weight"].values()), "weight", WEIGHT_BUFFERS)
-    if kv:
-        edit.tensor(kv * _two_layers(graph, used["kv"].values()), "kv", KV_BUFFERS)
-
-
-def _two_layers(graph: OpGraph, layers: Iterable[dict[int, float]]) -> float:
-    """Twice what the layer with the most uses, but no more than there is."""
-    whole_size = sum(graph.tensors[t].storage_bytes for t in {t for layer in layers for t in layer})
-    return min(whole_size, 2 * max((sum(layer.values()) for layer in layers), default=0.0))
+    """Buffers for twice the layer with the most, but no more than there is."""
+    buffers: tuple[tuple[Role, float, str], ...] = (("weight", weights, WEIGHT_BUFFERS), ("kv", kv, KV_BUFFERS))
+    for role, share, name in buffers:
+        layers: dict[Hashable, dict[int, float]] = defaultdict(dict)
+        for op in graph.ops:
+            layer = layers[layer_key(op.path)]
+            for a in (*op.reads, *op.writes):
+                if graph.tensors[a.tensor].role == role:
+                    layer[a.tensor] = max(a.bytes, layer.get(a.tensor, 0.0))
+        if share:
+            in_all = sum(graph.tensors[t].storage_bytes for t in {t for layer in layers.values() for t in layer})
+            largest = max((sum(layer.values()) for layer in layers.values()), default=0.0)
+            edit.tensor(share * min(in_all, 2 * largest), role, name)

@@ -3,8 +3,6 @@
 The first stage has the embedding, the last one the final norm and the head; layers are split as evenly as their number
 allows. A stage that is not the last sends on what later ones read: the hidden state. Tables of positions and masks,
 which every stage in fact makes again, are counted in the first. Tied weights of embedding and head lie on both ends.
-
-Example: ``[pipeline_stage(graph, 4, i) for i in range(4)]`` → together all operations of the graph
 """
 
 from roofline.graph.edit import Edit, access
@@ -27,44 +25,33 @@ def pipeline_stage(graph: OpGraph, stages: int, stage: int, link: str = "network
         return graph
     if OPTION in graph.options:
         raise ValueError(f"the graph is stage {graph.options[OPTION]} already; start from the whole model")
-    layers = _layers(graph)
+    layers: dict[tuple[str, int], int] = {}
+    for op in graph.ops:
+        if place := layer_of(op.path):
+            if op.count != 1:
+                raise ValueError("the graph is folded: one layer stands for several; split the graph of all layers")
+            layers.setdefault((place.prefix, place.layer), len(layers))
     if stages > len(layers):
         raise ValueError(f"{stages} stages, but only {len(layers)} repeated layers; use {len(layers)} stages or fewer")
-    stage_of_layer = {layer: i * stages // len(layers) for i, layer in enumerate(layers)}
-    at = _stages(graph, stage_of_layer)
+    stage_of_layer = {layer: i * stages // len(layers) for layer, i in layers.items()}
+    at: list[int] = []  # stage of each operation; outside of layers, that of the layer before
+    for op in graph.ops:
+        place = layer_of(op.path)
+        at.append(stage_of_layer[place.prefix, place.layer] if place else (at[-1] if at else 0))
     edit = Edit(graph)
     last = max(i for i, here in enumerate(at) if here == stage)
     for i, here in enumerate(at):
         if here != stage:
             edit.put(i)
-    sent = _sent_on(graph, at, stage)
-    edit.put(
-        last,
-        graph.ops[last],
-        *(send(access(t, size), link=link, like=graph.ops[last]) for t, size in sent.items()),
-    )
-    edit.drop(_unused_elsewhere(graph, stage_of_layer, stage))
+    sent = (send(access(t, n), link=link, like=graph.ops[last]) for t, n in _sent_on(graph, at, stage).items())
+    edit.put(last, graph.ops[last], *sent)
+    used = {a.tensor for op in graph.ops for a in (*op.reads, *op.writes)}
+    for tensor in graph.tensors:
+        if tensor.id not in used and tensor.role == "weight":  # it goes with its layer, or stays in the first stage
+            place = layer_of(tensor.name or "")
+            if (stage_of_layer.get((place.prefix, place.layer), 0) if place else 0) != stage:
+                edit.drop([tensor.id])
     return edit.done({OPTION: f"{stage} of {stages} over {link}"})
-
-
-def _layers(graph: OpGraph) -> list[tuple[str, int]]:
-    layers: dict[tuple[str, int], None] = {}
-    for op in graph.ops:
-        place = layer_of(op.path)
-        if place:
-            if op.count != 1:
-                raise ValueError("the graph is folded: one layer stands for several; split the graph of all layers")
-            layers[place.prefix, place.layer] = None
-    return list(layers)
-
-
-def _stages(graph: OpGraph, stage_of_layer: dict[tuple[str, int], int]) -> list[int]:
-    """The stage of each operation; outside of layers, that of the layer before, behind the last one the last."""
-    stages: list[int] = []
-    for op in graph.ops:
-        place = layer_of(op.path)
-        stages.append(stage_of_layer[place.prefix, place.layer] if place else (stages[-1] if stages else 0))
-    return stages
 
 
 def _sent_on(graph: OpGraph, at: list[int], stage: int) -> dict[int, float]:
@@ -81,16 +68,3 @@ def _sent_on(graph: OpGraph, at: list[int], stage: int) -> dict[int, float]:
             if a.tensor in carried:
                 sent[a.tensor] = max(a.bytes, sent.get(a.tensor, 0.0))
     return sent
-
-
-def _unused_elsewhere(graph: OpGraph, stage_of_layer: dict[tuple[str, int], int], stage: int) -> list[int]:
-    """Tensors that no operation touches and that belong to layers of other stages; those of none stay in the first."""
-    used = {a.tensor for op in graph.ops for a in (*op.reads, *op.writes)}
-    elsewhere = []
-    for tensor in graph.tensors:
-        if tensor.id in used or tensor.role != "weight":
-            continue
-        place = layer_of(tensor.name or "")
-        if (stage_of_layer.get((place.prefix, place.layer), 0) if place else 0) != stage:
-            elsewhere.append(tensor.id)
-    return elsewhere

@@ -1,4 +1,4 @@
-"""What fewer bits would do: weights, the activations that go into linear layers, keys and values.
+"""Passes in fewer bits: weights, the activations that go into linear layers, keys and values.
 
 - Weights alone (GPTQ, arXiv 2210.17323; AWQ, arXiv 2306.00978): the matrix is stored and read at its bits, with a
   scale (and a zero point) for each `group` elements along k. The product runs in the type of the activations; turning
@@ -8,13 +8,11 @@
   runs in the narrow type; a partial sum of one group is multiplied by the weights' scale and added to the others, the
   total is multiplied by the token's: 2 FLOPs an output element and group. SmoothQuant's one scale a column is group −1.
   4-bit weights with 8-bit activations (QServe, arXiv 2405.04532) are turned into 8 bits first.
-- Keys and values: `kv_bits`.
+- Keys and values: `kv_cache`.
 
 As in GPTQ and AWQ, by default the linear layers inside repeated layers are quantised, but not routers, norms,
 embeddings and the head. A weight that is used twice (a head tied to the embedding) is quantised for both users.
 Attention itself stays in the type of the model. Bits equal to the model's own change nothing.
-
-Example: ``quantise(quantise(graph, weights=4, where=("*.mlp.*",)), weights=8, where=("*.self_attn.*",), kv=8)``
 """
 
 import math
@@ -23,21 +21,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from roofline.dtypes import element_bits
+from roofline.graph import linear as names
 from roofline.graph.dataflow import Dataflow
 from roofline.graph.edit import Edit, access, changed
-from roofline.graph.linear import (
-    SCALES,
-    ZEROS,
-    Linear,
-    described,
-    input_of,
-    linear_layers,
-    linear_of,
-    matrix_bytes,
-    turned_back_flops,
-)
+from roofline.graph.linear import Linear, described, linear_layers, linear_of, matrix_bytes, turned_back_flops
 from roofline.graph.op import Access, Kind, Op, OpGraph
-from roofline.whatif.kv_cache import KV_BITS, quantise_kv, quantising
+from roofline.whatif.kv_cache import KV_BITS, QUANTISE_FLOPS, quantise_kv, quantising
 
 Format = Literal["int", "float"]
 
@@ -53,9 +42,6 @@ ARITHMETIC: dict[tuple[Format, int, int], str] = {
     ("float", 4, 4): "float4_e2m1fn_x2",
 }
 """Type of the product by format, bits of weights and bits of activations: the combinations that have kernels."""
-
-QUANTISE_FLOPS = 4
-"""For an element: |x|, maximum, division, rounding."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +74,6 @@ def quantise(
     """The same pass with fewer bits a weight, an activation, or a cached key and value; None leaves it as it is.
 
     Args:
-        weights, activations, kv: bits of an element.
         where: glob patterns of module paths whose weights and inputs are meant; none is the default above.
         group: weights along k that share a scale; −1 is one scale a column.
         scale_bits, zero_point_bits: of each scale (weights, tokens, keys and values), of each weight zero point.
@@ -97,9 +82,12 @@ def quantise(
     """
     own = element_bits(graph.workload.dtype)
     bits, narrow = _checked(own, weights, activations, weight_format)
-    _check_groups(group, scale_bits, zero_point_bits)
+    if group < 1 and group != -1:
+        raise ValueError(f"a group of {group} weights: use 1 or more, or -1 for whole columns")
+    if scale_bits < 1 or zero_point_bits < 0:
+        raise ValueError(f"scales of {scale_bits} and zero points of {zero_point_bits} bits: use 1, and 0, or more")
     if kv is not None and kv not in KV_BITS:
-        raise ValueError(f"keys and values of {kv:g} bits: use one of {_listed(KV_BITS)}")
+        raise ValueError(f"keys and values of {kv:g} bits: use one of {', '.join(map(str, KV_BITS))}")
     if kv is not None and kv > own:
         raise ValueError(f"keys and values of {kv:g} bits are wider than the {own} of {graph.workload.dtype}")
     if bits is not None:
@@ -115,7 +103,8 @@ def _checked(own: int, weights: float | None, activations: float | None, form: F
         raise ValueError(f"weight format {form!r} is unknown; use int or float")
     for what, bits in (("weights", weights), ("activations", activations)):
         if bits is not None and bits not in WEIGHT_BITS[form]:
-            raise ValueError(f"{form} {what} of {bits:g} bits: use one of {_listed(WEIGHT_BITS[form])}")
+            known = ", ".join(map(str, WEIGHT_BITS[form]))
+            raise ValueError(f"{form} {what} of {bits:g} bits: use one of {known}")
         if bits is not None and bits > own:
             raise ValueError(f"{what} of {bits:g} bits are wider than the model's {own}")
     stored = None if weights is None or weights == own else int(weights)
@@ -129,34 +118,23 @@ def _checked(own: int, weights: float | None, activations: float | None, form: F
     return stored, narrow
 
 
-def _check_groups(group: int, scale_bits: int, zero_point_bits: int) -> None:
-    if group < 1 and group != -1:
-        raise ValueError(f"a group of {group} weights: use 1 or more, or -1 for whole columns")
-    if scale_bits < 1 or zero_point_bits < 0:
-        raise ValueError(f"scales of {scale_bits} and zero points of {zero_point_bits} bits: use 1, and 0, or more")
-
-
-def _listed(bits: Sequence[int]) -> str:
-    return ", ".join(map(str, bits))
-
-
 def _linear_layers(graph: OpGraph, scheme: _Scheme, where: Sequence[str], form: Format) -> OpGraph:
-    chosen = linear_layers(graph, where)
-    tensors = {linear.matrix.tensor for linear in chosen}
-    every = [linear for i, op in enumerate(graph.ops) if (linear := linear_of(graph, i, op))]
+    tensors = {linear.matrix.tensor for linear in linear_layers(graph, where)}
+    every = [linear for i in range(len(graph.ops)) if (linear := linear_of(graph, i))]
     targets = {linear.index: linear for linear in every if linear.matrix.tensor in tensors}
     rewriting = _Rewriting(graph, scheme)
     for linear in targets.values():
-        if linear.is_quantised:
+        if "weight_bits" in linear.op.dims:
             raise ValueError(f"the weights of {linear.op.path} have {linear.bits:g} bits already; give them once")
         rewriting.store(linear)
     shared = False
     for i, op in enumerate(graph.ops):
         if i in targets:
             rewriting.linear(targets[i])
-        elif any(a.tensor in tensors for a in op.reads):
+        elif any(a.tensor in tensors for a in op.reads):  # an embedding, or a copy
             shared |= op.kind is Kind.EMBEDDING
-            rewriting.other_reader(i, op)
+            reads, flops = rewriting.weight_reads(op)
+            rewriting.edit.put(i, changed(op, reads=reads, vector_flops=op.vector_flops + flops))
     groups = "per column" if scheme.group == -1 else f"g{scheme.group}"
     zeros = f" zero points of {scheme.zero_point_bits} bit" if scheme.zero_point_bits else ""
     name = f"{form}{scheme.bits} {groups}{zeros}" if scheme.bits < 16 else f"{scheme.bits} bit"
@@ -172,11 +150,9 @@ class _Rewriting:
 
     def __init__(self, graph: OpGraph, scheme: _Scheme) -> None:
         self.edit = Edit(graph)
-        self._graph = graph
-        self._scheme = scheme
-        self._flow = Dataflow(graph)
+        self._graph, self._scheme, self._flow = graph, scheme, Dataflow(graph)
         self._stored: dict[int, tuple[Linear, tuple[int, ...]]] = {}
-        self._inputs: dict[tuple[int, int | None, float], tuple[int, float]] = {}
+        self._inputs: dict[tuple[int, int | None, float], Access] = {}
 
     def store(self, linear: Linear) -> None:
         """Shrink a weight's tensor, and add those of its scales and zero points, once."""
@@ -186,34 +162,30 @@ class _Rewriting:
         self.edit.resize(tensor, matrix_bytes(linear.elements, scheme.bits, linear.is_sparse))
         numbers = linear.elements / k * scheme.groups(k)
         name = self._graph.tensors[tensor].name or ""
-        per_group = [(SCALES, scheme.scale_bits), (ZEROS, scheme.zero_point_bits)] if scheme.bits < 16 else []
+        per_group = [(names.SCALES, scheme.scale_bits), (names.ZEROS, scheme.zero_point_bits)]
+        per_group = per_group if scheme.bits < 16 else []
         added = tuple(self.edit.tensor(numbers * bits / 8, "weight", f"{name}{end}") for end, bits in per_group if bits)
         self._stored[tensor] = linear, added
 
     def linear(self, linear: Linear) -> None:
         op, scheme = linear.op, self._scheme
         dims = op.dims | {"weight_bits": scheme.bits}
-        reads, flops = self._weight_reads(op)
+        reads, flops = self.weight_reads(op)
         if scheme.dtype is None or scheme.activations is None:
             self.edit.put(linear.index, changed(op, dims=dims, reads=reads, vector_flops=op.vector_flops + flops))
             return
         if scheme.bits == scheme.activations:
             flops = 0  # the product takes the weights as they are
         flops += 2 * scheme.groups(op.dims["k"]) * linear.rows * op.dims["n"]
-        given = input_of(self._graph, linear)
-        before, narrow = self._quantised_input(linear, given)
-        reads = tuple(narrow if a is given else a for a in reads)
+        source = linear.input()
+        before, narrow = self._quantised_input(linear, source, scheme.activations)
+        reads = tuple(narrow if a is source else a for a in reads)
         flops += op.vector_flops - turned_back_flops(self._graph, op)
         narrowed = changed(op, dims=dims, dtype=scheme.dtype, reads=reads, vector_flops=flops)
         self.edit.put(linear.index, *before, narrowed)
 
-    def other_reader(self, index: int, op: Op) -> None:
-        """An embedding, or a copy, of a weight that is quantised for a linear layer too."""
-        reads, flops = self._weight_reads(op)
-        self.edit.put(index, changed(op, reads=reads, vector_flops=op.vector_flops + flops))
-
-    def _weight_reads(self, op: Op) -> tuple[tuple[Access, ...], float]:
-        """Reads at the new sizes, scales behind the matrix; FLOPs to turn what is read into the model's type."""
+    def weight_reads(self, op: Op) -> tuple[tuple[Access, ...], float]:
+        """Reads at the new sizes, scales behind the matrix; FLOPs to turn the weights read into the model's type."""
         reads: list[Access] = []
         flops = 0.0
         for read in op.reads:
@@ -226,17 +198,15 @@ class _Rewriting:
             flops += len(added) * share * linear.elements * (0.5 if linear.is_sparse else 1)
         return tuple(reads), flops
 
-    def _quantised_input(self, linear: Linear, given: Access) -> tuple[tuple[Op, ...], Access]:
-        """What runs before the layer, and its read of the quantised input: made once for all that share it."""
-        op, bits = linear.op, self._scheme.activations or 0
-        key = given.tensor, self._flow.producer(linear.index, given.tensor), given.bytes
+    def _quantised_input(self, linear: Linear, source: Access, bits: int) -> tuple[tuple[Op, ...], Access]:
+        """The operation before the layer, and the layer's read of its result: made once for all that share it."""
+        op = linear.op
+        key = source.tensor, self._flow.producer(linear.index, source.tensor), source.bytes
         if key in self._inputs:
-            return (), access(*self._inputs[key])
+            return (), self._inputs[key]
         rows, k = linear.rows, op.dims["k"]
-        if self._graph.tensors[given.tensor].role == "activation":  # a fused gather has fewer rows than the product
-            rows = round(given.bytes * 8 / element_bits(op.dtype) / k)
-        size = (rows * k * bits + rows * self._scheme.scale_bits) / 8
-        self._inputs[key] = self.edit.tensor(size, "activation"), size
-        made = access(*self._inputs[key])
+        if self._graph.tensors[source.tensor].role == "activation":  # a fused gather has fewer rows than the product
+            rows = round(source.bytes * 8 / element_bits(op.dtype) / k)
+        made = self._inputs[key] = self.edit.activation((rows * k * bits + rows * self._scheme.scale_bits) / 8)
         flops = QUANTISE_FLOPS * rows * k + rows + turned_back_flops(self._graph, op)
-        return (quantising(op, given, made, rows * k, flops),), made
+        return (quantising(op, source, made, rows * k, flops),), made

@@ -2,8 +2,6 @@
 
 Items of a list have | between them: ``quantise:weights=4,where=*.mlp.*|*.self_attn.*``. A what-if is a function of a
 graph and of options with types, which returns a graph or raises ValueError; a new one is its file and a row here.
-
-Example: ``parse("tensor_parallel:degree=8")(graph)``
 """
 
 import inspect
@@ -61,13 +59,13 @@ class WhatIf:
 
 
 def usage(name: str) -> str:
-    """How a what-if is written, with its defaults: "tensor_parallel:degree=,link=nvlink"."""
+    """The form of a what-if, with its defaults: "tensor_parallel:degree=,link=nvlink"."""
     options = ",".join(f"{p.name}={_written(p.default)}" for p in _parameters(name).values())
     return f"{name}:{options}" if options else name
 
 
 def help_text(name: str) -> str:
-    """How a what-if is written, and on a second line what it does."""
+    """The form of a what-if, and on a second line its summary."""
     summary = (inspect.getdoc(WHAT_IFS[name]) or "").partition("\n")[0]
     return f"{usage(name)}\n    {summary}"
 
@@ -104,10 +102,10 @@ def parse(text: str) -> WhatIf:
 
 
 def check_order(changes: Sequence[WhatIf]) -> None:
-    """Refuse orders that would give another number than they say.
+    """Refuse orders that would give another number than they say. Raises: ValueError, which to write first.
 
     Shards are found from the dataflow before activations are quantised; the load of a rank follows from the skew;
-    what is offloaded crosses the link as it is then. Raises: ValueError, what to write first.
+    offloaded tensors cross the link at their final sizes.
     """
     for i, late in enumerate(changes):
         before = {change.name for change in changes[:i]}

@@ -1,22 +1,20 @@
-"""What one rank of tensor parallelism runs: its share of each operation, and the collectives between them.
+"""One rank of tensor parallelism: its share of each operation, and the collectives between them.
 
 `tensor_parallel_plan` says how the work is divided, from the dataflow alone; this applies it. The workload stays that
 of the whole group of ranks. A vocabulary that does not divide is padded, as Megatron does; anything else that does not
-is refused. Apply it before the activations are quantised (a scale for all features of a token would
-otherwise be taken for work that needs them all) and before fusing.
-
-Example: ``tensor_parallel(graph, 8, link="nvlink").options["tensor_parallel"] == "8 over nvlink"``
+is refused. Apply it before the activations are quantised (a scale for all features of a token would otherwise be taken
+for work that needs them all) and before fusing.
 """
 
 import re
 from math import isclose
 
 from roofline.graph.edit import Edit, access, changed
-from roofline.graph.op import Access, Kind, Op, OpGraph
-from roofline.whatif.checks import checked_ranks, executed
+from roofline.graph.op import PRODUCTS, Access, Kind, Op, OpGraph
+from roofline.whatif.checks import checked_ranks, executed, workspaces
 from roofline.whatif.collectives import all_gather, all_reduce
 from roofline.whatif.tensor_parallel_plan import plan
-from roofline.whatif.tensor_parallel_rules import PRODUCTS, Plan, Shares
+from roofline.whatif.tensor_parallel_rules import Plan, Shares
 
 OPTION = "tensor_parallel"
 WHOLE_OPTION = "tensor_parallel_whole"
@@ -36,7 +34,16 @@ def tensor_parallel(graph: OpGraph, degree: int, link: str = "nvlink") -> OpGrap
         raise ValueError(f"the graph is one rank of {graph.options[OPTION]} already; start from the whole model")
     _check_heads(executed(graph, OPTION), degree)
     rank = plan(graph, degree)
-    _check_widths(graph, rank, degree)
+    for i, how in rank.split.items():
+        if how not in ("column", "row") or i in rank.padded:
+            continue
+        op, side, name = graph.ops[i], *(("n", "output") if how == "column" else ("k", "input"))
+        width = op.dims[side] * rank.shares[i].matrix
+        if not isclose(width, round(width), abs_tol=1e-6):
+            raise ValueError(
+                f"{op.path} has an {name} width of {op.dims[side]}, "
+                f"which {degree} ranks cannot share; use a degree that divides it"
+            )
     edit = Edit(graph)
     _resize(edit, rank)
     for i, op in enumerate(graph.ops):
@@ -44,15 +51,13 @@ def tensor_parallel(graph: OpGraph, degree: int, link: str = "nvlink") -> OpGrap
         for tensor in rank.summed.get(i, ()):
             piece.append(all_reduce(_written(op, tensor), ranks=degree, link=link, like=op))
         for tensor in rank.gathered.get(i, ()):
-            part = _written(piece[0], tensor)
-            gathered = edit.tensor(_written(op, tensor).bytes, "activation")
-            whole = access(gathered, _written(op, tensor).bytes)
+            part, whole = _written(piece[0], tensor), edit.activation(_written(op, tensor).bytes)
             piece.append(all_gather(part, whole, ranks=degree, link=link, like=op))
         if len(piece) > 1 or piece[0] is not op:
             edit.put(i, *piece)
     heads = graph.heads and (graph.heads[0] // degree, max(1, graph.heads[1] // degree))
     options = {OPTION: f"{degree} over {link}"}
-    kept = _kept_whole(graph, rank)
+    kept = dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", graph.ops[i].path) for i in rank.whole)
     return edit.done(options | ({WHOLE_OPTION: ", ".join(kept)} if kept else {}), heads=heads)
 
 
@@ -65,42 +70,22 @@ def _check_heads(graph: OpGraph, degree: int) -> None:
             counts.append((op.dims["heads"] * folded, op.dims.get("kv_heads", op.dims["heads"])))
     for query, kv in dict.fromkeys(counts):
         fits = [n for n in range(1, query + 1) if query % n == 0 and (kv % n == 0 or n % kv == 0)]
+        use = f"use one of {', '.join(map(str, fits))}"
         if query % degree:
-            raise ValueError(f"{query} query heads do not divide by {degree} ranks; use one of {_listed(fits)}")
+            raise ValueError(f"{query} query heads do not divide by {degree} ranks; {use}")
         if kv % degree and degree % kv:
-            raise ValueError(
-                f"{kv} key-value heads neither divide by {degree} ranks nor these by them; use one of {_listed(fits)}"
-            )
-
-
-def _check_widths(graph: OpGraph, rank: Plan, degree: int) -> None:
-    for i, how in rank.split.items():
-        if how not in ("column", "row") or i in rank.padded:
-            continue
-        op, side = graph.ops[i], {"column": "n", "row": "k"}[how]
-        part = op.dims[side] * rank.shares[i].matrix
-        if not isclose(part, round(part), abs_tol=1e-6):
-            raise ValueError(
-                f"{op.path} has an {'output' if how == 'column' else 'input'} width of {op.dims[side]}, "
-                f"which {degree} ranks cannot share; use a degree that divides it"
-            )
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
+            raise ValueError(f"{kv} key-value heads neither divide by {degree} ranks nor these by them; {use}")
 
 
 def _divided(op: Op, shares: Shares, how: str | None, degree: int) -> Op:
     if all(share == 1 for share in (*shares.reads, *shares.writes, shares.matrix, shares.vector)):
         return op
     return changed(
-        op,
-        dims=_dims(op, shares, how, degree),
-        matrix_flops=op.matrix_flops * shares.matrix,
-        vector_flops=op.vector_flops * shares.vector,
+        op, dims=_dims(op, shares, how, degree),
+        matrix_flops=op.matrix_flops * shares.matrix, vector_flops=op.vector_flops * shares.vector,
         reads=tuple(access(a.tensor, a.bytes * s) for a, s in zip(op.reads, shares.reads, strict=True)),
         writes=tuple(access(a.tensor, a.bytes * s) for a, s in zip(op.writes, shares.writes, strict=True)),
-    )
+    )  # fmt: skip
 
 
 def _dims(op: Op, shares: Shares, how: str | None, degree: int) -> dict[str, int]:
@@ -125,22 +110,14 @@ def _written(op: Op, tensor: int) -> Access:
 
 
 def _resize(edit: Edit, rank: Plan) -> None:
-    """A tensor is as large as what is written to it, or else as what is read of it."""
+    """A tensor is as large as its written part, or else as the part of it that is read."""
     read: dict[int, float] = {}
     written: dict[int, float] = {}
     for op, shares in zip(edit.graph.ops, rank.shares, strict=True):
-        for a, share in zip(op.reads, shares.reads, strict=True):
-            read[a.tensor] = max(share, read.get(a.tensor, 0.0))
-        for a, share in zip(op.writes, shares.writes, strict=True):
-            written[a.tensor] = max(share, written.get(a.tensor, 0.0))
-    for tensor in edit.graph.tensors:
-        share = written.get(tensor.id, read.get(tensor.id, 1.0))
-        is_workspace = tensor.id not in read and tensor.id not in written and tensor.role == "activation"
-        if is_workspace and tensor.held and tensor.held[0] == tensor.held[1] and tensor.held[0] in rank.split:
-            share = rank.shares[tensor.held[0]].matrix  # taken and given back by one operation
+        for parts, accesses, own in ((read, op.reads, shares.reads), (written, op.writes, shares.writes)):
+            for a, share in zip(accesses, own, strict=True):
+                parts[a.tensor] = max(share, parts.get(a.tensor, 0.0))
+    by_tensor = {tensor: rank.shares[op].matrix for tensor, op in workspaces(edit.graph).items() if op in rank.split}
+    for tensor, share in (by_tensor | read | written).items():
         if share < 1:
-            edit.resize(tensor.id, tensor.storage_bytes * share)
-
-
-def _kept_whole(graph: OpGraph, rank: Plan) -> list[str]:
-    return list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", graph.ops[i].path) for i in rank.whole))
+            edit.resize(tensor, edit.graph.tensors[tensor].storage_bytes * share)

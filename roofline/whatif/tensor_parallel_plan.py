@@ -1,4 +1,4 @@
-"""How one rank of tensor parallelism divides the operations of a graph, found from its dataflow.
+"""The division of a graph's operations among the ranks of tensor parallelism, found from its dataflow.
 
 The scheme is Megatron's (Shoeybi et al., arXiv 1909.08053, section 3): a product with a weight divides its output
 (column) where that reaches, through work on single features or heads only, another product with a weight, which then
@@ -14,8 +14,6 @@ state-space mixers stay whole without being known by name.
 - Partial sums pass through what is linear (scaling, gathering, summing, adding others) and are summed where they are
   smallest: once for an attention and once for a feed-forward, experts and shared experts together.
 - An embedding whose row numbers come from outside divides its rows. What nobody reads at the end is gathered.
-
-Example: ``plan(graph, 8).split`` → {index of an operation: "column", "row", "heads" or "rows"}
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,20 +21,9 @@ from math import ceil, isclose
 
 from roofline.graph.dataflow import GATHERS, Dataflow
 from roofline.graph.linear import is_side
-from roofline.graph.op import Access, Kind, Op, OpGraph
-from roofline.whatif.tensor_parallel_rules import (
-    PRODUCTS,
-    WHOLE,
-    Labels,
-    Plan,
-    Shares,
-    State,
-    head_labels,
-    is_featurewise,
-    is_linear,
-    kv_heads,
-    read_shares,
-)
+from roofline.graph.op import PRODUCTS, Access, Kind, Op, OpGraph
+from roofline.whatif import tensor_parallel_rules as rules
+from roofline.whatif.tensor_parallel_rules import WHOLE, Labels, Plan, Shares, State
 
 
 def plan(graph: OpGraph, degree: int) -> Plan:
@@ -45,34 +32,31 @@ def plan(graph: OpGraph, degree: int) -> Plan:
     whole: frozenset[int] = frozenset()
     padded: frozenset[int] = frozenset()
     while True:
-        attempt = _Pass(graph, flow, degree, whole, padded)
+        attempt = _Pass(flow, degree, whole, padded)
         attempt.run()
-        if attempt.blocked - whole:
-            whole |= attempt.blocked
-        elif attempt.heads - padded:
-            padded |= attempt.heads
-        else:
+        if attempt.blocked <= whole and attempt.heads <= padded:
             attempt.plan.padded = padded
             return attempt.plan
+        padded |= attempt.heads if attempt.blocked <= whole else frozenset()
+        whole |= attempt.blocked
 
 
 class _Pass:
     """Follows the operations once, with some of them kept whole."""
 
-    def __init__(
-        self, graph: OpGraph, flow: Dataflow, degree: int, whole: frozenset[int], padded: frozenset[int]
-    ) -> None:
+    def __init__(self, flow: Dataflow, degree: int, whole: frozenset[int], padded: frozenset[int]) -> None:
+        graph = flow.graph
         self.graph, self.flow, self.degree = graph, flow, degree
         self.kept_whole, self.padded = whole, padded
         self.tokens = graph.workload.batch * graph.workload.query_tokens
-        self.labels: Labels = head_labels(graph, degree, whole)
+        self.labels: Labels = rules.head_labels(graph, degree, whole)
         self.plan = Plan([Shares([1.0] * len(op.reads), [1.0] * len(op.writes)) for op in graph.ops])
         self.blocked: set[int] = set()
         self.heads: set[int] = set()
         """Column products whose output nobody reads, such as logits: their width need not divide."""
         self.states: dict[int, State] = {}
         self.static = {tensor.id for tensor in graph.tensors if tensor.role == "weight"}
-        """Weights, and what is made of weights alone."""
+        """Weights, and tensors made of weights alone."""
         self.rows: set[int] = set()  # of these, rows that were picked for each token, such as biases of experts
         self.blank: set[int] = set()  # set to a constant: as good as partial
         self.done: set[tuple[int, int]] = set()
@@ -96,7 +80,7 @@ class _Pass:
         ]
 
     def state(self, tensor: int) -> State:
-        """What a rank has of it now."""
+        """The part of it that a rank has now."""
         state = self.states.get(tensor)
         if state is None:
             is_heads = self.graph.tensors[tensor].role == "kv" and self.labels.of(tensor)
@@ -115,7 +99,7 @@ class _Pass:
     def _step(self, i: int, op: Op) -> None:
         states = [WHOLE if a.tensor in self.static else self.state(a.tensor) for a in op.reads]
         if any(state.sums for state in states):
-            if is_linear(op, states, self.static, self.blank):
+            if rules.is_linear(op, states, self.static, self.blank):
                 self._pass_sums(i, op, states)
                 return
             for state in states:
@@ -127,15 +111,13 @@ class _Pass:
             self._attention(i, op, states)
         elif op.kind is Kind.EMBEDDING:
             self._embedding(i, op, states)
-        elif is_featurewise(op, states, self.static, self.labels):
+        elif rules.is_featurewise(op, states, self.static, self.labels):
             self._featurewise(i, op, states)
         else:
             self._stay_whole(op, states)
 
-    # Partial sums
-
     def _pass_sums(self, i: int, op: Op, states: Sequence[State]) -> None:
-        """The result is partial too; it is summed itself, unless what it was made of is smaller or needed anyway."""
+        """The result is partial too; it is summed itself, unless its sources are smaller or needed anyway."""
         points = tuple(dict.fromkeys(p for state in states for p in state.sums if p not in self.done))
         sources = {a.tensor for a, state in zip(op.reads, states, strict=True) if state.sums}
         target = max(op.writes, key=lambda a: a.bytes)
@@ -149,8 +131,6 @@ class _Pass:
             if point not in self.done:
                 self.done.add(point)
                 self.plan.summed.setdefault(point[0], []).append(point[1])
-
-    # Products
 
     def _product(self, i: int, op: Op, states: list[State]) -> None:
         weights = [j for j, a in enumerate(op.reads) if a.tensor in self.static]
@@ -173,14 +153,16 @@ class _Pass:
         if i in self.kept_whole or op.dims.get("n", 0) < self.degree or share == 1:
             self._write(op, WHOLE)
             return
-        self.plan.split[i] = "column"
-        reads = [share if j in weights else 1.0 for j in range(len(op.reads))]
-        self.plan.shares[i] = Shares(reads, [share] * len(op.writes), share, share)
+        self._split(i, op, "column", [share if j in weights else 1.0 for j in range(len(op.reads))], share)
         mixed, tokens = self.labels.is_mixed(out), op.dims.get("m", 0)
         self._write(op, State(share, frozenset({i}), tokens=tokens, is_product=True, is_mixed=mixed))
 
+    def _split(self, i: int, op: Op, how: str, reads: list[float], share: float) -> None:
+        self.plan.split[i] = how
+        self.plan.shares[i] = Shares(reads, [share] * len(op.writes), share, share)
+
     def _can_contract(self, op: Op, x: Access, state: State) -> bool:
-        """Whether a product can divide its input: all of what one rank has, in equal shares, and worked on since.
+        """Whether a product can divide its input: all of a rank's part, in equal shares, and worked on since.
 
         Two products in a row are a bottleneck (a low rank, an adapter): the first one stays whole.
         """
@@ -206,38 +188,31 @@ class _Pass:
             self._stay_whole(op, states)
             return
         share = 1 / self.degree
-        self.plan.split[i] = "heads"
         large = [a.bytes * 2 > op.writes[0].bytes for a in op.reads]  # else a mask that all heads share
-        reads = [share if j < 2 or large[j] else 1.0 for j in range(len(op.reads))]
-        self.plan.shares[i] = Shares(reads, [share] * len(op.writes), share, share)
+        self._split(i, op, "heads", [share if j < 2 or large[j] else 1.0 for j in range(len(op.reads))], share)
         self._write(op, State(share, self._origins(states), tokens=self.tokens, is_scores=True))
 
     def _attention(self, i: int, op: Op, states: list[State]) -> None:
         if i in self.kept_whole or "heads" not in op.dims:
             self._stay_whole(op, states)
             return
-        share, kv = 1 / self.degree, self.labels.kv_share(kv_heads(self.graph, op))
-        reads = [share, kv, kv, *[1.0] * len(op.reads)][: len(op.reads)]
-        self.plan.split[i] = "heads"
-        self.plan.shares[i] = Shares(reads, [share] * len(op.writes), share, share)
+        share, kv = 1 / self.degree, self.labels.kv_share(rules.kv_heads(self.graph, op))
+        self._split(i, op, "heads", [share, kv, kv, *[1.0] * len(op.reads)][: len(op.reads)], share)
         self._write(op, State(share, self._origins(states) | {i}, tokens=self.tokens))
 
     def _embedding(self, i: int, op: Op, states: list[State]) -> None:
         table = next((j for j, a in enumerate(op.reads) if a.tensor in self.static), None)
         numbers = [a.tensor for a in op.reads if a.tensor not in self.static]
-        given = all(not self.flow.writers[t] and self.graph.tensors[t].role == "activation" for t in numbers)
+        outside = all(not self.flow.writers[t] and self.graph.tensors[t].role == "activation" for t in numbers)
         self._stay_whole(op, states)
-        if table is None or not numbers or not given or i in self.kept_whole or not op.dims.get("rows"):
+        if table is None or not numbers or not outside or i in self.kept_whole or not op.dims.get("rows"):
             return
         row_bytes = op.writes[0].bytes / op.dims["rows"]
         rows = round(self.graph.tensors[op.reads[table].tensor].storage_bytes / row_bytes)
-        if rows < self.degree:
-            return
-        self.plan.split[i] = "rows"
-        self.plan.shares[i].reads[table] = ceil(rows / self.degree) / rows
-        self._write(op, State(sums=((i, op.writes[0].tensor),)))
-
-    # Work on single features or heads
+        if rows >= self.degree:
+            self.plan.split[i] = "rows"
+            self.plan.shares[i].reads[table] = ceil(rows / self.degree) / rows
+            self._write(op, State(sums=((i, op.writes[0].tensor),)))
 
     def _featurewise(self, i: int, op: Op, states: list[State]) -> None:
         divided = [s for s in states if s.share < 1]
@@ -251,14 +226,12 @@ class _Pass:
             return
         mixed = any(self.labels.is_mixed(a.tensor) for a in op.writes)
         share = max(labelled, default=1.0) if has_label else max(s.share for s in (*divided, *into))
-        reads = read_shares(op, states, share, self.static, self.rows)
+        reads = rules.read_shares(op, states, share, self.static, self.rows)
         self.plan.shares[i] = Shares(reads, [share] * len(op.writes), share, share)
         origins = self._origins(states) | (frozenset() if divided else {i})
         tokens, scores = max((s.tokens for s in divided), default=self.tokens), any(s.is_scores for s in divided)
         made = State(share, origins, tokens=tokens, is_scores=scores, is_mixed=mixed)
         self._write(op, made if share < 1 else WHOLE)
-
-    # What follows
 
     def _keep_whole(self, states: Iterable[State]) -> None:
         self.blocked.update(*(state.origins for state in states))
@@ -291,7 +264,7 @@ class _Pass:
                     self.heads |= {o for o in state.origins if self.graph.ops[o].dims.get("n", 0) % self.degree}
 
     def _share_static(self) -> None:
-        """What is made of weights alone is made as far as it is read."""
+        """Tensors made of weights alone are made as far as they are read."""
         wanted: dict[int, float] = {}
         for i in range(len(self.graph.ops) - 1, -1, -1):
             op, shares = self.graph.ops[i], self.plan.shares[i]

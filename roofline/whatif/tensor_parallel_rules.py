@@ -1,33 +1,29 @@
-"""What one rank of tensor parallelism can do with what it has: the words and rules of `tensor_parallel_plan`.
+"""The words and rules of `tensor_parallel_plan`: the part of a tensor that a rank has, and its use.
 
-- `State` says what a rank has of a tensor, `Shares` and `Plan` what it does of each operation.
-- `Labels` say which tensors hold queries, keys or values of how many heads, and so what share of them one rank keeps.
+- `State` says which part of a tensor a rank has, `Shares` and `Plan` which part of each operation it does.
+- `Labels` say which tensors hold queries, keys or values of how many heads, and so which share of them one rank keeps.
   They are found backwards from attention, fused or in pieces, through everything up to the products that made its
   operands. A copy that repeats key heads for each query head divides the label, so that the cache behind it is labelled
   with the heads that it holds.
-- Rules say which operations but products and attention can be done on a part. There `static` are weights and what is
+- Rules say which operations but products and attention can be done on a part. There `static` are weights and tensors
   made of weights alone, `rows` those of them that hold a row for each token.
-
-Example: ``head_labels(graph, 16, whole=()).share(keys)`` → 1/8, if these are keys of 8 heads
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from roofline.dtypes import BITS as DTYPE_BITS
 from roofline.graph.dataflow import GATHERS
 from roofline.graph.linear import LORA_ADD, QUANTISE
-from roofline.graph.op import Access, Kind, Op, OpGraph
-
-PRODUCTS = frozenset({Kind.MATMUL, Kind.GROUPED_MATMUL})
+from roofline.graph.op import PRODUCTS, Access, Kind, Op, OpGraph
 
 
 @dataclass(frozen=True)
 class State:
-    """What one rank has of a tensor."""
+    """The part of a tensor that one rank has."""
 
     share: float = 1.0
-    """Share of its bytes."""
     origins: frozenset[int] = frozenset()
     """Operations that divided it."""
     sums: tuple[tuple[int, int], ...] = ()
@@ -47,7 +43,7 @@ WHOLE = State()
 
 @dataclass
 class Shares:
-    """What one rank has and does of one operation, as shares of the whole."""
+    """One rank's part of one operation, as shares of the whole."""
 
     reads: list[float]
     writes: list[float]
@@ -60,7 +56,6 @@ class Plan:
     """One rank's part in a graph."""
 
     shares: list[Shares]
-    """By operation."""
     split: dict[int, str] = field(default_factory=dict)
     """"column", "row", "heads" or "rows" (of an embedding), by operation; all others follow from these."""
     padded: frozenset[int] = frozenset()
@@ -108,33 +103,40 @@ class Labels:
 
 
 def kv_heads(graph: OpGraph, op: Op) -> int:
-    """Key-value heads that attention finds in memory: expanded ones, which it is given for each query head, once."""
-    said = op.dims.get("kv_heads", op.dims["heads"])
-    held = graph.heads[1] if graph.heads else said
-    if len(op.reads) < 2 or held >= said or op.dtype not in DTYPE_BITS:
-        return said
+    """Key-value heads that attention reads from memory: expanded ones, which it is given for each query head, once."""
+    nominal = op.dims.get("kv_heads", op.dims["heads"])
+    held = graph.heads[1] if graph.heads else nominal
+    if len(op.reads) < 2 or held >= nominal or op.dtype not in DTYPE_BITS:
+        return nominal
     head_bytes = op.dims["batch"] * op.dims["kv"] * op.dims["head_dim"] * DTYPE_BITS[op.dtype] / 8
-    return held if op.reads[1].bytes <= held * head_bytes else said
+    return held if op.reads[1].bytes <= held * head_bytes else nominal
 
 
 def head_labels(graph: OpGraph, degree: int, whole: Collection[int]) -> Labels:
     """The labels of all tensors; attention in `whole` is not divided and labels nothing."""
-    heads_of: dict[int, set[int]] = {}
+    heads_of: dict[int, set[int]] = defaultdict(set)
     static = {tensor.id for tensor in graph.tensors if tensor.role == "weight"}
     pieces = _attention_in_pieces(graph, static)
+
+    def label(accesses: Sequence[Access], labels: set[int]) -> None:
+        for a in accesses:
+            heads_of[a.tensor] |= labels
+
     for i in range(len(graph.ops) - 1, -1, -1):
         op = graph.ops[i]
         if op.kind is Kind.ATTENTION:
             if i not in whole and "heads" in op.dims and len(op.reads) > 1:
-                _label(heads_of, op.reads[:1], {-op.dims["heads"]})
-                _label(heads_of, op.reads[1:3], {kv_heads(graph, op)})
+                label(op.reads[:1], {-op.dims["heads"]})
+                label(op.reads[1:3], {kv_heads(graph, op)})
         elif i in pieces:
-            _label(heads_of, op.reads[:1], {-pieces[i]})
-            _label(heads_of, op.reads[1:2], {pieces[i]})
+            label(op.reads[:1], {-pieces[i]})
+            label(op.reads[1:2], {pieces[i]})
         elif op.kind in (Kind.POINTWISE, Kind.COPY, Kind.NORM, Kind.REDUCTION, Kind.SOFTMAX):
             labels: set[int] = set().union(*(heads_of.get(a.tensor, set()) for a in op.writes))
             if labels:
-                _label(heads_of, [a for a in op.reads if a.tensor not in static], _divided(labels, _repeats(op)))
+                repeats = _repeats(op)
+                single = {h // repeats if h > 0 and h % repeats == 0 else h for h in labels}
+                label([a for a in op.reads if a.tensor not in static], single)
     return Labels(graph, degree, {tensor: frozenset(labels) for tensor, labels in heads_of.items()}, pieces)
 
 
@@ -150,21 +152,12 @@ def _attention_in_pieces(graph: OpGraph, static: Collection[int]) -> dict[int, i
     return pieces
 
 
-def _label(heads_of: dict[int, set[int]], accesses: Collection[Access], labels: set[int]) -> None:
-    for a in accesses:
-        heads_of.setdefault(a.tensor, set()).update(labels)
-
-
 def _repeats(op: Op) -> int:
     """How often a copy repeats each element of its only operand."""
     if op.kind is not Kind.COPY or len(op.reads) != 1 or not op.dims.get("elements") or op.dtype not in DTYPE_BITS:
         return 1  # other types, integers, hold no heads
     elements = op.dims["elements"] * DTYPE_BITS[op.dtype] / 8 / op.reads[0].bytes  # too many if these are quantised
     return round(min(elements, op.writes[0].bytes / op.reads[0].bytes)) or 1  # too many if it widens them
-
-
-def _divided(labels: set[int], repeats: int) -> set[int]:
-    return {h // repeats if h > 0 and h % repeats == 0 else h for h in labels}
 
 
 LINEAR = frozenset({"aten::mul", "aten::mul_", "aten::neg", "aten::sum"})

@@ -102,6 +102,12 @@ def test_an_operator_in_place_does_what_the_other_one_does() -> None:
     assert work_of(aten.gelu_.default, (x,), x) == work_of(aten.gelu.default, (x,), x)
 
 
+def test_gelu_by_tanh_has_a_row_of_its_own() -> None:
+    for how, flops in (("none", 5), ("tanh", 8)):
+        (op,) = traced(lambda gain, x, how=how: torch.nn.functional.gelu(x, approximate=how), x=torch.ones(4, 8)).ops
+        assert (op.name, op.kind, op.vector_flops) == ("aten::gelu", Kind.POINTWISE, flops * 32), how
+
+
 def test_flops_are_counted_on_results_operands_or_sources() -> None:
     x, rows, aten = torch.ones(4, 8), torch.ones(2, 8), torch.ops.aten
     total = work_of(aten.sum.dim_IntList, (x, [1]), torch.ones(4))

@@ -8,8 +8,12 @@ from hypothesis import strategies as st
 
 from roofline.fusion.fuse import fused
 from roofline.graph.fold import fold
-from roofline.graph.memory import Liveness, footprint, largest, peak_profile, storage_bytes
+from roofline.graph.memory import Liveness, footprint, largest, storage_bytes
 from roofline.graph.op import Access, OpGraph, Tensor
+
+
+def peak_profile(graph: OpGraph) -> np.ndarray:
+    return Liveness.of(graph).held(storage_bytes(graph))
 
 
 def changed(graph: OpGraph, **fields: dict[str, Any]) -> OpGraph:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from graphs import GraphBuilder, peaks
 
-from roofline.fusion.compiled import kernel_ops
+from roofline.fusion.fuse import kernel_ops
 from roofline.graph.op import OpGraph
 from roofline.price import price, price_kernels, share
 
