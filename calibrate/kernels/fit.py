@@ -20,6 +20,7 @@ import numpy as np
 from scipy.optimize import OptimizeResult, least_squares
 
 from calibrate.kernels.observations import Observations
+from roofline.laws.fitted import Z90
 from roofline.laws.law import Constant, Facts, Floats, Law, Values
 
 NOISE = 0.05
@@ -49,8 +50,6 @@ STEP = 1.5e-8
 """Step of a difference, on a constant's own scale: the root of a float's precision."""
 TRIED = 0.1
 """Spreads from the priors at which pricing in one go is compared with pricing one by one."""
-Z90 = 1.6449
-"""Normal quantile of a 90 % interval."""
 
 
 @dataclass(frozen=True)
