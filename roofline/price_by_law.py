@@ -1,10 +1,7 @@
 """T3: the operations of an executed graph priced with the calibrated laws of a device, and the host's gaps before them.
 
-Each operation is priced once, by the most special law that the spec has for it; what no law describes keeps the
-roofline's price, and is counted. Laws are evaluated on arrays, one call for each law. Times at another level of the
-machine than the one that the laws were fitted at follow from what each operation waits for (`waits`).
-
-Example: ``law_prices(Prepared(graph), spec, otherwise=price(graph, spec.measured).time_s).time_s @ counts``
+The most special law of the spec prices each operation; an operation without a law keeps the roofline's price and is
+counted. Times at another level of the machine follow from the resources that each operation waits for (`waits`).
 """
 
 from collections.abc import Mapping
@@ -24,7 +21,7 @@ from roofline.laws.law import Floats
 from roofline.price import Prepared, Rates, roofs
 
 HELD = "resident"
-"""Constant of laws that found which part of the last-level cache holds operands from one kernel to the next."""
+"""Constant of the laws that determine which part of the last-level cache holds operands between kernels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,18 +31,18 @@ class LawPrices:
     time_s: Floats
     """Seconds of one execution; NaN where neither a law nor the roofline knows it."""
     by_law: NDArray[np.bool_]
-    """Priced by a law."""
+    """True where a law priced it."""
     outside: NDArray[np.bool_]
-    """Priced by a law beyond the sizes that it was fitted on."""
+    """True where a law priced it beyond the sizes that the law was fitted on."""
     law: NDArray[np.int_]
-    """Which of the spec's laws priced it, by position in `HardwareSpec.calibrated`; −1 where none did."""
+    """Index of the law in `HardwareSpec.calibrated`; −1 without a law."""
     low_s: Floats
-    """Lower end of the law's 90 % interval; NaN where no law priced it, or intervals were not asked for."""
+    """Lower end of the law's 90 % interval; NaN without a law or where intervals were not requested."""
     high_s: Floats
 
 
 def law_prices(prepared: Prepared, spec: HardwareSpec, otherwise: Floats, *, with_intervals: bool = False) -> LawPrices:
-    """Price every operation. Args: `otherwise`, its time where no law of `spec` prices it.
+    """Price every operation; `otherwise` has the times of operations without a law.
 
     Raises ValueError where the spec has laws but not the facts that they need.
     """
@@ -79,7 +76,7 @@ def host_gap_s(graph: OpGraph, spec: HardwareSpec) -> Floats | None:
 
 
 def host_gap_interval(graph: OpGraph, spec: HardwareSpec) -> tuple[Floats, Floats] | None:
-    """Between which seconds 90 % of gaps like each lie."""
+    """Ends of the 90 % interval of each gap in seconds; None without a law."""
     law = _law_for(graph, spec)
     return None if law is None else law.interval(gap_dims(graph.ops), facts_of(spec))
 
@@ -92,29 +89,26 @@ def _law_for(graph: OpGraph, spec: HardwareSpec) -> FittedLaw | None:
 
 
 def _laws(spec: HardwareSpec) -> list[FittedLaw]:
-    """Those of this version; an older spec's law had other constants, and the host's cost of an operation is used."""
+    """The spec's laws of gaps; older specs have other constants, and then the host's cost of an operation is used."""
     names = {constant.name for constant in law_named(HOST_GAP).constants(facts_of(spec), "")}
     return [law for law in spec.calibrated if law.kind == HOST_GAP and set(law.values) == names]
 
 
 def least_gap_s(spec: HardwareSpec, kernels: int) -> Floats | None:
-    """Seconds before each of the kernels of a compiled pass, shape (kernels,): no module is entered, and the loop that
-    calls them is never long out of the caches."""
+    """Seconds before each kernel of a compiled pass, shape (kernels,): no module is entered, and the loop that calls
+    the kernels stays in the caches. None without a law or kernels."""
     law = next(iter(_laws(spec)), None) if spec.calibrated else None
     nothing = dict.fromkeys(law_named(HOST_GAP).dims, np.zeros(kernels))
     return None if law is None or not kernels else law.time_s(nothing, facts_of(spec))
 
 
 def waits(prepared: Prepared, peaks: Peaks, kind: str) -> Floats:
-    """Share of each operation's time that follows each probe, shape (operations, probes), probes as in `PROBES`.
+    """Share of each operation's time that follows each probe of `PROBES`, shape (operations, probes).
 
-    An operation's time is split by what its executed roofline waits for: bytes of main memory follow the probe
-    "memory"; arithmetic and bytes of caches, which run at the clock of the cores, the probe "product"; on a CPU the
-    fixed cost of an operation, which the interpreter and the dispatcher take, the probe "host". What follows no probe
-    (a link, the fixed cost of a GPU's kernel) keeps the level of the calibration.
-
-    A row adds up to 1 where nothing else is waited for, and is 0 where a peak that the operation needs is not known.
-    `kind`: of the device, as `HardwareSpec.kind`.
+    The executed roofline splits an operation's time: bytes of main memory follow the probe "memory"; arithmetic and
+    bytes of caches, which depend on the clock of the cores, "product"; on a CPU (`kind`) the fixed cost of an
+    operation, the interpreter's and the dispatcher's, "host". The rest (a link, the fixed cost of a GPU's kernel) keeps
+    the calibration's level. A row is 0 where a peak that the operation needs is unknown.
     """
     ops = prepared.graph.ops
     if not ops:
@@ -125,21 +119,20 @@ def waits(prepared: Prepared, peaks: Peaks, kind: str) -> Floats:
         for name in ("matrix_flops", "vector_flops", "link_bytes", "messages")
     )
     matrix_s, vector_s, _, link_s = roofs(rates, matrix_flops, vector_flops, moved, link_bytes, messages)
-    each_s = moved * rates.level_s
+    levels_s = moved * rates.level_s
     fixed = peaks.host_s_per_op.value if peaks.host_s_per_op and kind == "cpu" else 0.0
-    parts = np.stack(
-        (each_s[:, -1], matrix_s + vector_s + each_s[:, :-1].sum(axis=1), np.full(len(ops), fixed)), axis=1
-    )
+    cores_s = matrix_s + vector_s + levels_s[:, :-1].sum(axis=1)
+    parts = np.stack((levels_s[:, -1], cores_s, np.full(len(ops), fixed)), axis=1)
     whole = parts.sum(axis=1) + link_s
     shares = np.divide(parts, whole[:, None], out=np.zeros_like(parts), where=whole[:, None] > 0)
     return np.where(np.isnan(whole)[:, None], 0.0, shares)
 
 
 def level_factors(shares: Floats, levels: Mapping[str, LevelRatio]) -> Floats:
-    """What the time of each operation is multiplied by; a probe without a ratio is at the calibration's level."""
+    """Factor on the time of each operation; a probe without a ratio is at the calibration's level."""
     return np.asarray(1 + shares @ np.array([ratio_of(levels, probe) - 1 for probe in PROBES]))
 
 
 def ratio_of(levels: Mapping[str, LevelRatio], probe: str) -> float:
-    """1 where the probe has none."""
+    """The ratio of a probe; 1 where it has none."""
     return levels[probe].ratio if probe in levels else 1.0
