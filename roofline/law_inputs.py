@@ -9,7 +9,7 @@ the bytes touched since the same operator last ran. The host's gaps have sizes a
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 
 import numpy as np
 
@@ -181,9 +181,8 @@ def gap_dims(ops: Sequence[Op]) -> dict[str, Floats]:
     before: list[str] = []
     for i, op in enumerate(ops):
         path = op.path.split(".") if op.path else []
-        shared = next((depth for depth, (a, b) in enumerate(zip(path, before, strict=False)) if a != b), None)
-        shared = min(len(path), len(before)) if shared is None else shared
-        modules[i] = len(path) + len(before) - 2 * shared
+        shared = list(takewhile(lambda names: names[0] == names[1], zip(path, before, strict=False)))
+        modules[i] = len(path) + len(before) - 2 * len(shared)
         before = path
     # Lines of the model's code are alike in all layers.
     lines = [(re.sub(r"\d+", "#", op.path), op.name) for op in ops]
