@@ -1,10 +1,8 @@
-"""Measured against predicted, for each operation, layer kind and pass: rungs, waterfall, intervals, verdict.
+"""Measured against predicted times, for each operation, layer kind and pass: rungs, waterfall, intervals, verdict.
 
-Measured figures are medians over the rounds of the median of each round's passes, and so are the laws' kernels. Their
-intervals are over rounds (`passes.replicates`), those of predictions from the laws (`passes.predicted`);
-that of a difference of the two has the root of the sum of both squares, as they are independent.
-
-Example: ``summarise(result, graph, spec).busy_s``
+Measured figures are means of the middle half of the rounds (`calibrate.passes.replicates`), with intervals over rounds;
+those of predictions come from the laws (`calibrate.passes.predicted`). The interval of a difference of the two has the
+root of the sum of both squares, as they are independent.
 """
 
 from collections.abc import Sequence
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from calibrate.passes.pass_report import (
-    FusedKernel,
     LayerEfficiency,
     PassReport,
     Rungs,
@@ -30,16 +27,16 @@ from roofline.graph.op import OpGraph
 from roofline.hardware.spec import HardwareSpec
 
 UNATTRIBUTED = "(unattributed)"
-"""Path of the row that holds device time of no operation of the graph."""
+"""Path of the row of device time that belongs to no operation of the graph."""
 
 
 def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated_s: Array | None = None) -> PassReport:
-    """The report of one measured cell. `calibrated_s`: T3 of each operation, one execution, where laws are fitted.
+    """The report of one measured cell. `calibrated_s`: T3 of one execution of each operation, instead of the laws'.
 
     Every time of an operation counts `Op.count` times. Where only some layers ran, the wall is scaled with them:
     wall × (Σ count·(T4 + gap) + rest) ÷ (Σ (T4 + gap) + rest), rest being the tail gap and unattributed time.
-    The idle of the pass, wall − busy, is given to the layers in proportion to the gaps measured before them (to
-    their times if no gap was seen), so that the layers' waterfalls add up to the pass's.
+    The idle of the pass, wall − busy, is given to the layers in proportion to the gaps measured before them (or to
+    their times without gaps), so that the layers' waterfalls add up to the pass's.
 
     Raises ValueError: the cell failed, has no samples, or does not belong to the graph.
     """
@@ -67,11 +64,9 @@ def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated
     fall = waterfall([getattr(rungs, name) for name in RUNGS], rungs.measured, idle_s)
     busy_ends = around(busy_s, median_of(busys_s).half())
     predicted_ends = table.predicted.ends(table.count) if table.predicted else None
-    terms = {
-        **_residual(rungs, fall, busy_ends, predicted_ends),
-        **_level(rungs, fall, table),
-        **_idle(idle_s, result, busys_s, scale),
-    }
+    terms = {**_residual(rungs, fall, busy_ends, predicted_ends), **_idle(idle_s, result, busys_s, scale)}
+    if fall.level is not None and table.predicted is not None:
+        terms["level"] = table.predicted.level_ends(table.count)
     return PassReport(
         model=result.cell.model,
         workload=result.cell.workload,
@@ -99,7 +94,9 @@ def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated
         peak_memory_bytes=result.peak_memory_bytes,
         layers=tuple(sorted(layers, key=lambda layer: -layer.measured_s)),
         mode=result.cell.mode,
-        kernels=_kernels(table, graph),
+        kernels=table.compiled.alike([layer_kind(op.path) for op in graph.ops], [str(op.kind) for op in graph.ops])
+        if table.compiled
+        else (),
         warnings=(*table.warnings, *doubts(result, ratio), *_doubts(layers, result.closure)),
         clock=result.clock,
         cache_state=result.cache_state,
@@ -116,7 +113,7 @@ def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated
 
 
 def _ends(name: str, ends: Ends | None) -> dict[str, Any]:
-    """The two fields that hold the interval of a figure."""
+    """The two fields of the ends of a figure's interval."""
     return {f"{name}_low": ends[0], f"{name}_high": ends[1]} if ends else {}
 
 
@@ -128,7 +125,7 @@ def _busy_by_round(table: OpTimesTable, result: CellResult) -> Array:
 
 
 def _instrumented(result: CellResult, closure: Closure) -> Median:
-    """Profiled ÷ unprofiled wall, in pairs within a round."""
+    """Profiled ÷ unprofiled wall, compared within rounds."""
     plain_s, profiled_s = by_round(result.wall_s, result.rounds), by_round(result.profiled_wall_s, result.rounds)
     if len(plain_s) != len(profiled_s) or not (plain_s > 0).all():
         return Median(closure.instrumented_ratio, np.inf, 1)
@@ -137,7 +134,7 @@ def _instrumented(result: CellResult, closure: Closure) -> Median:
 
 
 def _idle(idle_s: float, result: CellResult, busys_s: Array, scale: float) -> dict[str, Ends]:
-    """Interval of the idle time, from pairs of wall and busy time within a round."""
+    """Interval of the idle time, from wall and busy time compared within rounds."""
     walls_s = by_round(result.wall_s, result.rounds) * scale
     if len(walls_s) != len(busys_s):
         return {}
@@ -146,49 +143,30 @@ def _idle(idle_s: float, result: CellResult, busys_s: Array, scale: float) -> di
 
 
 def _residual(rungs: Rungs, fall: Waterfall, busy: Ends | None, predicted: Ends | None) -> dict[str, Ends]:
-    """Interval of the term that ends with the residual. What it begins at is a prediction with an interval, or a
-    roofline, which has none."""
+    """Interval of the term that ends with the residual and begins at a prediction, or at a roofline without
+    interval."""
     name = term_ending_at(fall, "residual")
-    start_s, predicted_s = _start(fall, name, rungs), _highest(rungs)
-    if name is None or busy is None or start_s is None:
+    if name is None or busy is None:
         return {}
-    if start_s == predicted_s and rungs.calibrated is not None:
+    value = fall.merged[name] if name in fall.merged else getattr(fall, name)
+    predicted_s, below, above = _highest(rungs), 0.0, 0.0
+    if rungs.calibrated is not None and predicted_s is not None and predicted_s == rungs.measured - value:
         if predicted is None:
             return {}
         below, above = predicted_s - predicted[0], predicted[1] - predicted_s
-    else:
-        below = above = 0.0
-    value = rungs.measured - start_s
     return {
         name: (value - np.hypot(rungs.measured - busy[0], above), value + np.hypot(busy[1] - rungs.measured, below))
     }
 
 
-def _start(fall: Waterfall, name: str | None, rungs: Rungs) -> float | None:
-    """Where a term that ends at the measurement begins."""
-    if name is None:
-        return None
-    value = fall.merged[name] if name in fall.merged else getattr(fall, name)
-    return None if value is None else rungs.measured - value
-
-
-def _level(rungs: Rungs, fall: Waterfall, table: OpTimesTable) -> dict[str, Ends]:
-    """Interval of the level's term: every probe's ratio is off independently of the others."""
-    if fall.level is None or table.predicted is None:
-        return {}
-    return {"level": table.predicted.level_ends(table.count)}
-
-
 def _highest(rungs: Rungs) -> float | None:
     """The highest known rung below the measurement that prices the graph as executed."""
-    for rung in (rungs.calibrated_at_level, rungs.calibrated, rungs.executed):
-        if rung is not None:
-            return rung
-    return None
+    known_s = (rung for rung in (rungs.calibrated_at_level, rungs.calibrated, rungs.executed) if rung is not None)
+    return next(known_s, None)
 
 
 def _scale(table: OpTimesTable, rest_s: float) -> float:
-    """Whole model ÷ what ran, in measured time; 1 where everything ran."""
+    """Whole model ÷ measured layers, in measured time; 1 where everything ran."""
     spans = table.measured_s + table.gap_s
     ran = float(spans.sum()) + rest_s
     return (float((spans * table.count).sum()) + rest_s) / ran if ran else 1.0
@@ -199,7 +177,7 @@ def _rungs(predicted: Sequence[float | None], measured: float) -> Rungs:
 
 
 def _ideal_peaks(rungs: Rungs, spec: HardwareSpec) -> str | None:
-    """One origin for all layers: the datasheet, unless only the achieved peaks price every operation."""
+    """The peaks of all layers' ideal: the datasheet's, unless only the achieved peaks price every operation."""
     if spec.datasheet and (rungs.ideal is not None or not (spec.measured and rungs.achieved is not None)):
         return "datasheet"
     return "achieved" if spec.measured else None
@@ -279,18 +257,12 @@ def _unattributed_row(seconds: float, rounds_s: Array) -> LayerEfficiency:
 def _predicted_wall(
     table: OpTimesTable, graph: OpGraph, spec: HardwareSpec, result: CellResult, prediction: str | None
 ) -> Wall:
-    """Not known without a prediction or a host figure."""
+    """The predicted wall time, unknown without a prediction or a host figure."""
     if prediction == "calibrated" and table.predicted is not None:
         return predicted_wall(graph, table.count, spec, table.predicted, result.cell.mode, table.compiled)
     if prediction == "executed":
         return executed_wall(table.count, spec, table.rungs[prediction], result.cell.mode, table.compiled)
     return Wall()
-
-
-def _kernels(table: OpTimesTable, graph: OpGraph) -> tuple[FusedKernel, ...]:
-    if table.compiled is None:
-        return ()
-    return table.compiled.alike([layer_kind(op.path) for op in graph.ops], [str(op.kind) for op in graph.ops])
 
 
 def _half_range(values: Sequence[float]) -> float:
@@ -301,7 +273,7 @@ def _half_range(values: Sequence[float]) -> float:
 
 def _doubts(layers: Sequence[LayerEfficiency], closure: Closure) -> list[str]:
     out = []
-    above = [(each.efficiency, each.path, each.kind) for each in layers if each.efficiency and each.efficiency > 1]
+    above = [(layer.efficiency, layer.path, layer.kind) for layer in layers if (layer.efficiency or 0) > 1]
     if above:
         worst, path, kind = max(above)
         kinds = "layer kind" if len(above) == 1 else "layer kinds"
