@@ -43,10 +43,8 @@ def law_inputs(prepared: Prepared, cache_bytes: float) -> list[LawInput | None]:
 
 
 def cold_shares(touches: Touches, cache_bytes: float) -> Floats:
-    """Share of each operation's bytes that main memory serves, shape (operations,).
-
-    Bytes that are never read again do not count: an allocator reuses the place of others.
-    """
+    """Share of each operation's bytes that main memory serves, shape (operations,). Bytes that are never read again do
+    not count: an allocator reuses the place of others."""
     moved, missed = np.zeros(len(touches.traffic_bytes)), np.zeros(len(touches.traffic_bytes))
     again = np.isfinite(touches.reach_bytes)
     np.add.at(moved, touches.step, np.where(again, touches.bytes, 0.0))
@@ -96,10 +94,8 @@ def operator(name: str) -> str:
 def by_law(
     inputs: Sequence[LawInput | None], known: Mapping[tuple[str, str], object]
 ) -> dict[tuple[str, str], list[int]]:
-    """Indices of the operations that each known law, by kind and dtype, prices; others are left out.
-
-    A streaming operator in a dtype without a law is priced as the same bytes of another dtype.
-    """
+    """Indices of the operations that each known law, by kind and dtype, prices; others are left out. A streaming
+    operator in a dtype without a law is priced as the same bytes of another dtype."""
     places: dict[tuple[str, str], list[int]] = {}
     for place, law_input in enumerate(inputs):
         if law_input is not None and (key := _law_key(law_input, known)) is not None:
@@ -173,10 +169,8 @@ def bytes_since_last_run(
 
 
 def gap_dims(ops: Sequence[Op]) -> dict[str, Floats]:
-    """Sizes of the gap before each operation as `HostGap` has them, shape (operations,).
-
-    "modules" counts modules that have operations of their own or below them.
-    """
+    """Sizes of the gap before each operation as `HostGap` has them, shape (operations,). "modules" counts modules that
+    have operations of their own or below them."""
     modules = np.zeros(len(ops))
     before: list[str] = []
     for i, op in enumerate(ops):

@@ -42,10 +42,8 @@ class LawPrices:
 
 
 def law_prices(prepared: Prepared, spec: HardwareSpec, otherwise: Floats, *, with_intervals: bool = False) -> LawPrices:
-    """Price every operation; `otherwise` has the times of operations without a law.
-
-    Raises ValueError where the spec has laws but not the facts that they need.
-    """
+    """Price every operation; `otherwise` has the times of operations without a law. Raises ValueError where the spec
+    has laws but not the facts that they need."""
     time_s, priced = np.array(otherwise, dtype=float), np.zeros(len(otherwise), dtype=bool)
     outside, number = np.zeros(len(otherwise), dtype=bool), np.full(len(otherwise), -1)
     low_s, high_s = np.full((2, len(otherwise)), np.nan)

@@ -35,9 +35,7 @@ LARGE_PART = 0.5
 
 def transfer_costs(measurements: Iterable[Measurement]) -> dict[Route, LinearCost]:
     """The line of each route with three sizes or more, over all processes; both ways at once count the bytes of both.
-
-    Measurements that failed or are invalid are left out.
-    """
+    Measurements that failed or are invalid are left out."""
     points: dict[Route, list[tuple[float, float]]] = defaultdict(list)
     for copied in measurements:
         if copied.benchmark == "transfer" and copied.status == "done":
@@ -83,20 +81,16 @@ class Timed:
 
 
 def collective_costs(measurements: Iterable[Measurement]) -> dict[str, LinearCost]:
-    """Latency of a call, and bus bandwidth, of each operation with three sizes or more.
-
-    Raises ValueError for collectives among different numbers of ranks or over different links.
-    """
+    """Latency of a call, and bus bandwidth, of each operation with three sizes or more. Raises ValueError for
+    collectives among different numbers of ranks or over different links."""
     lines = {operation: _bus_line(own) for operation, own in _by_operation(timed(measurements)).items()}
     return {operation: line for operation, line in lines.items() if line is not None}
 
 
 def measured_link(measurements: Sequence[Measurement]) -> tuple[str, Link]:
     """The link between the ranks, by its name in `Peaks.links`, so that a priced collective takes as long as it did.
-
     Its latency is None where messages cost nothing beside their bytes. Raises ValueError where neither all-gather nor
-    send/receive has three sizes, where the link's name is unknown, and as `collective_costs` does.
-    """
+    send/receive has three sizes, where the link's name is unknown, and as `collective_costs` does."""
     every = timed(measurements)
     best, rate = _rate(_by_operation(every))
     if (between := str(_shared("link", measurements))) == UNKNOWN_LINK:

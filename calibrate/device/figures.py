@@ -40,9 +40,7 @@ SEVERITY = ("invalidates", "warns", "note")
 
 def interval(estimates: Sequence[float], confidence: float = 0.9) -> tuple[float, float] | None:
     """Low and high end, in the unit of the estimates (one a process, in the order they ran); None below `FEWEST`.
-
-    Raises ValueError for an estimate that is not finite and positive.
-    """
+    Raises ValueError for an estimate that is not finite and positive."""
     logs = _logs(estimates)
     if len(logs) < FEWEST:
         return None
@@ -56,10 +54,8 @@ def center(estimates: Sequence[float]) -> float:
 
 
 def coefficient_of_variation(estimates: Sequence[float]) -> float:
-    """Standard deviation (n − 1) of the estimates over their mean, drift and outlying processes included.
-
-    Raises ValueError as `interval` does, and for fewer than two estimates.
-    """
+    """Standard deviation (n − 1) of the estimates over their mean, drift and outlying processes included. Raises
+    ValueError as `interval` does, and for fewer than two estimates."""
     values = np.exp(_logs(estimates))
     if len(values) < 2:
         raise ValueError("a spread between processes needs two of them; run more")
@@ -100,11 +96,9 @@ def _logs(estimates: Sequence[float]) -> NDArray[np.float64]:
 
 
 def characteristic(name: str, alike: Sequence[Measurement], *, samples_spread: bool = False) -> Characteristic:
-    """The figure of measurements of the same thing, or its reason where none is done.
-
-    With `samples_spread`, low and high are the value at the slowest and the fastest twentieth of the samples, which
-    shows other work and not the device, instead of an interval over processes.
-    """
+    """The figure of measurements of the same thing, or its reason where none is done. With `samples_spread`, low and
+    high are the value at the slowest and the fastest twentieth of the samples, which shows other work and not the
+    device, instead of an interval over processes."""
     first = alike[0]
     done = [process for process in alike if process.status == "done"]
     done = done or [process for process in alike if process.status == "inconclusive"]

@@ -68,10 +68,8 @@ class MeasuredLevel:
 def ladder(
     main: MeasuredLevel, caches: Mapping[Capacity, Sequence[Reached]]
 ) -> tuple[tuple[MeasuredLevel, ...], dict[str, str]]:
-    """Main memory and, outwards from it, each cache (given from the smallest) that is distinctly faster.
-
-    The second result is the reason of each level that was merged into the next or has no figure.
-    """
+    """Main memory and, outwards from it, each cache (given from the smallest) that is distinctly faster. The second
+    result is the reason of each level that was merged into the next or has no figure."""
     kept = [main]
     reasons: dict[str, str] = {}
     for cache in reversed(list(caches)):
@@ -115,11 +113,9 @@ class Plateau:
 
 
 def plateaus(sizes: Sequence[int], rates: Sequence[float]) -> tuple[Plateau, ...]:
-    """Levels of the curve, from small to large working sets; empty where nothing is flat.
-
-    `sizes` in bytes, strictly ascending; `rates` as many, in any unit. Raises ValueError otherwise, or for a rate or
-    size that is not finite and positive.
-    """
+    """Levels of the curve, from small to large working sets; empty where nothing is flat. `sizes` in bytes, strictly
+    ascending; `rates` as many, in any unit. Raises ValueError otherwise, or for a rate or size that is not finite and
+    positive."""
     octaves, logs = _checked(sizes, rates)
     if len(sizes) < FEWEST:
         return ()
@@ -128,20 +124,15 @@ def plateaus(sizes: Sequence[int], rates: Sequence[float]) -> tuple[Plateau, ...
 
 
 def knees(sizes: Sequence[int], levels: Sequence[Plateau]) -> tuple[float, ...]:
-    """Capacities in bytes: between the last size on a plateau and the next size, where a slower plateau follows.
-
-    Steps up (small calls that are mostly overhead) are no capacities.
-    """
+    """Capacities in bytes: between the last size on a plateau and the next size, where a slower plateau follows. Steps
+    up (small calls that are mostly overhead) are no capacities."""
     falls = [a for a, b in itertools.pairwise(levels) if a.rate > b.rate]
     return tuple(math.sqrt(a.last_bytes * sizes[list(sizes).index(a.last_bytes) + 1]) for a in falls)
 
 
 def noise(logs: Floats) -> float:
-    """Standard deviation of independent noise on a curve of few corners, at least `NOISE_FLOOR`.
-
-    It comes from the median of the absolute second differences; corners at a quarter of the sizes make it a third too
-    large.
-    """
+    """Standard deviation of independent noise on a curve of few corners, at least `NOISE_FLOOR`. It comes from the
+    median of the absolute second differences; corners at a quarter of the sizes make it a third too large."""
     bends = np.abs(np.diff(logs, 2))
     return max(NOISE_FLOOR, float(np.median(bends)) / BEND)
 

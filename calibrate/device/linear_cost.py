@@ -54,11 +54,9 @@ class LinearCost:
 
 
 def fit(sizes: Sequence[float], times_s: Sequence[float]) -> LinearCost:
-    """The line with the least relative errors, a ≥ 0 and b > 0.
-
-    `sizes` in bytes (or nodes) may repeat and be 0; `times_s` as many in seconds. Raises ValueError for fewer than
-    `FEWEST` distinct sizes and for times that are not positive.
-    """
+    """The line with the least relative errors, a ≥ 0 and b > 0. `sizes` in bytes (or nodes) may repeat and be 0;
+    `times_s` as many in seconds. Raises ValueError for fewer than `FEWEST` distinct sizes and for times that are not
+    positive."""
     v, times = _checked(sizes, times_s)
     first, last = (float(np.median(times[v == end])) for end in (v.min(), v.max()))
     # Both parameters are in units of about the largest they can be, so that the solver sees numbers of about one.
@@ -105,11 +103,9 @@ def _noise(residuals: Floats) -> float:
 
 
 def _half_widths(residuals: Floats, jacobian: Floats, scale: float) -> Floats:
-    """Half of the asymptotic 90 % interval of each parameter of an M-estimate.
-
-    Covariance Σψ² / (n − p) / mean(ψ')² (JᵀJ)⁻¹ (Huber and Ronchetti, Robust Statistics, section 7.6), with the
-    Cauchy loss's ψ = r / (1 + (r/c)²) and ψ' = (1 − (r/c)²) / (1 + (r/c)²)².
-    """
+    """Half of the asymptotic 90 % interval of each parameter of an M-estimate. Covariance Σψ² / (n − p) / mean(ψ')²
+    (JᵀJ)⁻¹ (Huber and Ronchetti, Robust Statistics, section 7.6), with the Cauchy loss's ψ = r / (1 + (r/c)²) and ψ' =
+    (1 − (r/c)²) / (1 + (r/c)²)²."""
     n, p = jacobian.shape
     bent = 1 + (residuals / scale) ** 2
     variance = ((residuals / bent) ** 2).sum() / (n - p) / np.mean((2 - bent) / bent**2) ** 2

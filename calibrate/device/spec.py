@@ -26,9 +26,7 @@ PEAK_FAMILIES = ("memory", "cache", "matmul", "vector", "host")
 
 def spec_of(measurements: Sequence[Measurement], environment: Environment, hierarchy: MemoryHierarchy) -> HardwareSpec:
     """The spec of a characterisation, without peaks where main memory has no figure: nothing can be priced without it.
-
-    `hierarchy` is the device's memory as the system states it.
-    """
+    `hierarchy` is the device's memory as the system states it."""
     peaks: Peaks | None = None
     links, why = _links(measurements)
     try:
@@ -53,10 +51,8 @@ def spec_of(measurements: Sequence[Measurement], environment: Environment, hiera
 def spec_of_peaks(
     measurements: Sequence[Measurement], environment: Environment, hierarchy: MemoryHierarchy
 ) -> HardwareSpec:
-    """The spec of a short measurement in one process: peaks, whose low and high are the spread of the samples.
-
-    Raises RuntimeError as `peaks_of` does.
-    """
+    """The spec of a short measurement in one process: peaks, whose low and high are the spread of the samples. Raises
+    RuntimeError as `peaks_of` does."""
     return _described(environment, *peaks_of(measurements, environment, hierarchy, samples_spread=True))
 
 

@@ -39,19 +39,11 @@ DEGENERATE = (0.0, 1.0)
 
 
 def design(
-    law: Law,
-    dims: Dims,
-    facts: Facts,
-    dtype: str,
-    points: int,
-    seed: int = 0,
-    group: NDArray[np.str_] | None = None,
+    law: Law, dims: Dims, facts: Facts, dtype: str, points: int, seed: int = 0, group: NDArray[np.str_] | None = None
 ) -> Rows:
-    """Indices of `points` rows to measure (or of all there are), ascending; deterministic for a seed.
-
-    A group gives more than half of its rows (rounded up) only where the others have none left to give. Raises
-    ValueError where there are no candidates or no budget.
-    """
+    """Indices of `points` rows to measure (or of all there are), ascending; deterministic for a seed. A group gives
+    more than half of its rows (rounded up) only where the others have none left to give. Raises ValueError where there
+    are no candidates or no budget."""
     rows = len(next(iter(dims.values()), ()))
     if points < 1 or rows == 0:
         raise ValueError(f"need candidates and a budget of at least one point, got {rows} and {points}")
@@ -225,11 +217,9 @@ def kernel_shapes(
     quick: bool = False,
     seed: int = 0,
 ) -> list[KernelShape]:
-    """All kernels of a calibration.
-
-    `largest_bytes` limits the operands of a kernel in the widest of the dtypes, and its number of elements in the
-    others; `streaming` are the operators that stream; `quick` takes half of the kernels.
-    """
+    """All kernels of a calibration. `largest_bytes` limits the operands of a kernel in the widest of the dtypes, and
+    its number of elements in the others; `streaming` are the operators that stream; `quick` takes half of the
+    kernels."""
     shapes: list[KernelShape] = []
     widest = max((ELEMENT_BYTES[dtype] for dtype in dtypes), default=1.0)
     for dtype in dtypes:

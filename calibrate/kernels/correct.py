@@ -162,10 +162,8 @@ def _harmful(alone: Floats, errors: Floats, group: NDArray[np.str_]) -> bool:
 
 
 def _width(ratios: Floats, group: NDArray[np.str_]) -> float:
-    """Half an interval in deviations: between that of unseen groups and the assumed one, weighed by their number.
-
-    The quantile counts one more point than there are, at infinity (split conformal; Vovk et al., 2005).
-    """
+    """Half an interval in deviations: between that of unseen groups and the assumed one, weighed by their number. The
+    quantile counts one more point than there are, at infinity (split conformal; Vovk et al., 2005)."""
     _, counts = np.unique(group, return_counts=True)
     groups = len(group) ** 2 / (counts**2).sum()
     level = min(1.0, COVERED * (1 + 1 / len(ratios)))

@@ -66,10 +66,8 @@ class Fitted:
 
 
 def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0, start: Values | None = None) -> Fitted:
-    """Fit a law; deterministic for a seed. Raises ValueError where there are no rows.
-
-    `start` replaces all starts by constants near which the best is known to be.
-    """
+    """Fit a law; deterministic for a seed. Raises ValueError where there are no rows. `start` replaces all starts by
+    constants near which the best is known to be."""
     if len(observations) == 0:
         raise ValueError(f"no rows to fit {law.name} to")
     constants = law.constants(facts, observations.dtype)
@@ -132,17 +130,10 @@ def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0, start
 
 
 def _pricing(
-    law: Law,
-    observations: Observations,
-    facts: Facts,
-    constants: tuple[Constant, ...],
-    priors: Floats,
-    spreads: Floats,
+    law: Law, observations: Observations, facts: Facts, constants: tuple[Constant, ...], priors: Floats, spreads: Floats
 ) -> Callable[[Floats], Floats]:
-    """A function from several places of the constants to the seconds of every row, shape (places, rows).
-
-    It calls the law once where the law's arithmetic accepts a column of values for each constant, as a trial decides.
-    """
+    """A function from several places of the constants to the seconds of every row, shape (places, rows). It calls the
+    law once where the law's arithmetic accepts a column of values for each constant, as a trial decides."""
 
     def one_by_one(places: Floats) -> Floats:
         times = (law.time_s(observations.dims, facts, observations.dtype, _outer(constants, place)) for place in places)

@@ -134,10 +134,8 @@ def chosen(fitted: Tables, kinds: Sequence[str]) -> Tables:
 
 
 def calibrate_tables(fitted: Tables, scored: Tables | None, facts: Facts, points: int | None, seed: int) -> Calibration:
-    """Laws of each kind and dtype, fitted to half of its groups and scored on the rest, or on `scored` if given.
-
-    Raises RequestError, one line, where nothing could be calibrated.
-    """
+    """Laws of each kind and dtype, fitted to half of its groups and scored on the rest, or on `scored` if given. Raises
+    RequestError, one line, where nothing could be calibrated."""
     done, skipped = [], []
     for (kind, dtype), table in fitted.items():
         try:
@@ -166,10 +164,8 @@ def calibrated_spec(spec: HardwareSpec, calibration: Calibration, provenance: Pr
 def calibrate_kind(
     seen: Observations, scored: Observations, facts: Facts, points: int | None = None, seed: int = 0
 ) -> Calibrated:
-    """Fit to at most `points` designed rows of `seen` (`MOST_POINTS` if None), score on all of `scored`.
-
-    Raises ValueError, one line, without a law, sizes or facts that it needs, or with fewer points than constants.
-    """
+    """Fit to at most `points` designed rows of `seen` (`MOST_POINTS` if None), score on all of `scored`. Raises
+    ValueError, one line, without a law, sizes or facts that it needs, or with fewer points than constants."""
     law, arithmetic = law_for(seen.kind, seen.dtype, facts)
     named = f"{seen.kind} {seen.dtype}"
     for table in (seen, scored):
@@ -198,10 +194,8 @@ def calibrate_kind(
 
 
 def fit_measured(tables: Mapping[tuple[str, str], Observations], facts: Facts, seed: int = 0) -> list[FittedLaw]:
-    """A law for each kind and dtype that has at least `FEWEST` rows, since priors replace what few rows cannot tell.
-
-    A law of all operators of a kind of streaming is added for operators that were not measured.
-    """
+    """A law for each kind and dtype that has at least `FEWEST` rows, since priors replace what few rows cannot tell. A
+    law of all operators of a kind of streaming is added for operators that were not measured."""
     pools: dict[tuple[str, str], list[Observations]] = {}
     for (kind, dtype), table in tables.items():
         if kind.startswith(OPERATOR):
@@ -270,9 +264,7 @@ def by_region(
 
 def regions_of(observations: Observations, cache_bytes: float = np.inf) -> dict[str, NDArray[np.bool_]]:
     """Thirds by time, attention by window and width of the cache, and the kernels of a decode step of a large model.
-
-    `cache_bytes` is the size of the device's last-level cache, which large weights exceed.
-    """
+    `cache_bytes` is the size of the device's last-level cache, which large weights exceed."""
     low, high = np.quantile(observations.time_s, (1 / 3, 2 / 3))
     third = np.searchsorted((low, high), observations.time_s)
     regions = {name: third == place for place, name in enumerate(TERCILES)}
@@ -296,10 +288,8 @@ def _decoding(observations: Observations, cache_bytes: float) -> NDArray[np.bool
 
 
 def repeat_noise(observations: Observations) -> float | None:
-    """Mean of |t − centre| / centre over kernels of one shape measured several times, the centre being their median.
-
-    No prediction from a shape can be nearer. None where nothing is repeated.
-    """
+    """Mean of |t − centre| / centre over kernels of one shape measured several times, the centre being their median. No
+    prediction from a shape can be nearer. None where nothing is repeated."""
     if not observations.dims:
         return None
     shapes = np.stack([observations.dims[name] for name in sorted(observations.dims)], axis=1)

@@ -10,14 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.passes.pass_report import (
-    LayerEfficiency,
-    PassReport,
-    Rungs,
-    Waterfall,
-    term_ending_at,
-    waterfall,
-)
+from calibrate.passes.pass_report import LayerEfficiency, PassReport, Rungs, Waterfall, term_ending_at, waterfall
 from calibrate.passes.predicted import Ends, Wall, executed_wall, predicted_wall
 from calibrate.passes.replicates import Median, around, by_round, median_by_round, median_of
 from calibrate.passes.table import RUNGS, Array, OpTimesTable, known, layer_kind

@@ -136,11 +136,9 @@ class Wall:
 def predicted_wall(
     graph: OpGraph, count: Array, spec: HardwareSpec, predicted: Predicted, mode: Mode, compiled: IssuedKernels | None
 ) -> Wall:
-    """Wall time by calibrated laws: the host model over the predicted device times.
-
-    The host issues a CUDA graph in one launch, for which the device does not wait, so its wall is the device's time; of
-    a compiled pass it issues kernels.
-    """
+    """Wall time by calibrated laws: the host model over the predicted device times. The host issues a CUDA graph in one
+    launch, for which the device does not wait, so its wall is the device's time; of a compiled pass it issues
+    kernels."""
     if spec.measured is None or spec.kind == "other":
         return Wall()
     if mode.endswith("cuda-graph"):

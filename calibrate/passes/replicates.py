@@ -32,10 +32,8 @@ NORMAL = math.sqrt(math.pi / 2)
 
 
 def middle(values: Floats, axis: int = -1) -> Floats:
-    """The mean of the middle half of rounds or visits that should be alike.
-
-    A quarter of them may be anything at either end; unlike medians, figures of parts nearly add up to the whole's.
-    """
+    """The mean of the middle half of rounds or visits that should be alike. A quarter of them may be anything at either
+    end; unlike medians, figures of parts nearly add up to the whole's."""
     return middle_mean(np.moveaxis(np.asarray(values, dtype=float), axis, 0))
 
 
@@ -76,10 +74,8 @@ def by_round(samples: Sequence[float] | Floats, rounds: int) -> Floats:
 
 
 def medians_by_round(samples: Sequence[Sequence[float]], rounds: int) -> Floats:
-    """Mean of each round's samples of several things, shape (things, rounds); 0 where nothing was sampled.
-
-    A thing with another number of samples than rounds of equal length have gets its middle in every round.
-    """
+    """Mean of each round's samples of several things, shape (things, rounds); 0 where nothing was sampled. A thing with
+    another number of samples than rounds of equal length have gets its middle in every round."""
     means = np.zeros((len(samples), max(rounds, 1)))
     for row, values in zip(means, samples, strict=True):
         if values:
@@ -139,10 +135,8 @@ def _independent_share(off: Floats) -> float:
 def levels(
     beside_pass: Mapping[str, Sequence[float]], calibration: Mapping[str, ReferenceLevel]
 ) -> dict[str, LevelRatio]:
-    """The ratio of each probe that ran in both, from seconds of each round and of each visit.
-
-    A probe with a single time on either side has no interval and is left out.
-    """
+    """The ratio of each probe that ran in both, from seconds of each round and of each visit. A probe with a single
+    time on either side has no interval and is left out."""
     ratios = {
         probe: level_ratio(times, calibration[probe].seconds)
         for probe, times in beside_pass.items()

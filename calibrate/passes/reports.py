@@ -20,11 +20,9 @@ def load_spec(folder: RunFolder) -> HardwareSpec:
 
 
 def load(folder: RunFolder, spec: HardwareSpec | None = None) -> tuple[list[PassReport], list[CellResult]]:
-    """The reports of a run, and its cells without one, both in the order of the run, priced with `spec` or the run's.
-
-    A measured cell whose graph cannot be read is returned as "failed" with the reason. Raises RequestError where
-    the results or the device's figures cannot be read.
-    """
+    """The reports of a run, and its cells without one, both in the order of the run, priced with `spec` or the run's. A
+    measured cell whose graph cannot be read is returned as "failed" with the reason. Raises RequestError where the
+    results or the device's figures cannot be read."""
     spec = spec or load_spec(folder)
     every = [_report(folder, result, spec) for result in folder.results()]
     reports = [report for report in every if isinstance(report, PassReport)]

@@ -135,11 +135,9 @@ class OpTimesTable:
     def of(
         cls, result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated_s: Array | None = None
     ) -> "OpTimesTable":
-        """Join a measurement to its graph; `calibrated_s` replaces the times that the spec's laws predict.
-
-        In a compiled pass kernels were executed, and laws price those that are one operation. Raises ValueError where
-        the measurement and the graph do not belong together.
-        """
+        """Join a measurement to its graph; `calibrated_s` replaces the times that the spec's laws predict. In a
+        compiled pass kernels were executed, and laws price those that are one operation. Raises ValueError where the
+        measurement and the graph do not belong together."""
         size = len(graph.ops)
         if calibrated_s is not None and calibrated_s.shape != (size,):
             raise ValueError(f"calibrated times are {calibrated_s.shape}, the graph has {size} operations")
@@ -223,10 +221,8 @@ def layer_kind(path: str) -> str:
 
 
 def _measured(result: CellResult, size: int) -> tuple[Array, Array, tuple[tuple[str, ...], ...]]:
-    """Seconds of each operation in each round, its idle before, and the kernels that it became.
-
-    Raises ValueError where the measurement does not belong to a graph of this size.
-    """
+    """Seconds of each operation in each round, its idle before, and the kernels that it became. Raises ValueError where
+    the measurement does not belong to a graph of this size."""
     by_op = {times.op: times for times in result.ops}
     if len(by_op) != len(result.ops) or any(not 0 <= op < size for op in by_op):
         raise ValueError(f"{result.cell.key}: what was measured is not its graph of {size}; measure it again")

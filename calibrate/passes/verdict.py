@@ -38,10 +38,8 @@ SEEN_OTHER_WORK = 0.05
 
 
 def judge(result: CellResult, *, wall: Median, excess: Median, ratio: Median) -> tuple[str, str | None]:
-    """Status and, unless it is "done", the reason.
-
-    Args: medians over the rounds of the wall in seconds, of (busy − wall) ÷ wall, and of profiled ÷ unprofiled wall.
-    """
+    """Status and, unless it is "done", the reason. Args: medians over the rounds of the wall in seconds, of (busy −
+    wall) ÷ wall, and of profiled ÷ unprofiled wall."""
     if result.status != "done" or result.closure is None:
         return result.status, result.reason
     ends = excess.interval(CERTAIN) if excess.freedom >= FEWEST_ROUNDS - 1 else None

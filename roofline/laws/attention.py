@@ -69,9 +69,7 @@ def splits(blocks: Floats, tiles: Floats, units: int) -> Floats:
 
 def splits_everything(regroup_s: float) -> float:
     """1 where a library splits keys of any heads, 0 where it splits only those whose heads it copies together first.
-
-    The time of that copy decides, since a library that packs heads does not need it.
-    """
+    The time of that copy decides, since a library that packs heads does not need it."""
     return 1 / (1 + (regroup_s / SWAP_S) ** 4)
 
 

@@ -67,11 +67,9 @@ def _rope(d: Dims) -> list[Operation]:
 
 
 def _attention(d: Dims) -> list[Operation]:
-    """One fused kernel without a window, with keys in the activations' width.
-
-    A kernel with a mask multiplies all pairs, seen or not: as many as causal attention has after half as many tokens
-    more. (Only so does the rate of Llama-3.1-8B on an H100 come out as that of FlashAttention there.)
-    """
+    """One fused kernel without a window, with keys in the activations' width. A kernel with a mask multiplies all
+    pairs, seen or not: as many as causal attention has after half as many tokens more. (Only so does the rate of
+    Llama-3.1-8B on an H100 come out as that of FlashAttention there.)"""
     one = np.ones_like(d["tokens"])
     sizes = {
         "batch": one,

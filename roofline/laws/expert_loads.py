@@ -56,11 +56,9 @@ class ExpertLoads:
 def expert_loads(
     tokens: Floats, topk: Floats, experts: Floats, ep: Floats, skew: Floats, crowding: float = 0.0
 ) -> ExpertLoads:
-    """Loads under the routings above; all sizes have one shape, and `ep` ranks share the experts.
-
-    `crowding` says how rows lost by rounding are dealt to idle experts: 0 equally over ranks, 1 to one rank's first
-    (AIConfigurator's generator sorts equal loads, and their order is undefined).
-    """
+    """Loads under the routings above; all sizes have one shape, and `ep` ranks share the experts. `crowding` says how
+    rows lost by rounding are dealt to idle experts: 0 equally over ranks, 1 to one rank's first (AIConfigurator's
+    generator sorts equal loads, and their order is undefined)."""
     routed, local = tokens * topk, experts / ep
     share, top = _shares(tokens, routed, experts, skew)
     drawn = _filled(share, (experts / QUANTILES)[..., None], routed, tokens)
@@ -90,10 +88,8 @@ def expert_loads(
 
 
 def _busiest(kept: Floats, top: Floats, local: Floats, ep: Floats) -> Floats:
-    """Rows of the busiest of `ep` ranks ÷ their mean; `top` is the most popular expert's load ÷ the mean.
-
-    The largest of `ep` sums is nearly normal where a rank has many experts, and its heaviest expert where it has few.
-    """
+    """Rows of the busiest of `ep` ranks ÷ their mean; `top` is the most popular expert's load ÷ the mean. The largest
+    of `ep` sums is nearly normal where a rank has many experts, and its heaviest expert where it has few."""
     mean = np.maximum(kept.mean(axis=-1), TINY)
     top = np.maximum(top, kept.max(axis=-1) / mean)
     normal = 1 + kept.std(axis=-1) / mean / np.sqrt(local) * _expected_maximum(ep)

@@ -257,9 +257,8 @@ class FittedLaw(Record):
 
     def places(self, dims: Dims, facts: Facts, watched: tuple[str, ...]) -> tuple[Floats, Floats]:
         """log time of the law, shape (rows,), and the coordinates of each kernel for its correction, (rows, features).
-
-        Kernels are alike if their sizes are, if their times are, and if the same constants (of `watched`) decide them.
-        """
+        Kernels are alike if their sizes are, if their times are, and if the same constants (of `watched`) decide
+        them."""
         law = self._checked(dims, facts)
         log_time, response = responses(law, dims, facts, self.arithmetic, self.values, watched)
         return log_time, np.concatenate(

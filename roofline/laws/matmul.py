@@ -206,10 +206,8 @@ def product_of(dims: Dims, dtype: str) -> Product:
 
 
 def traffic_s(product: Product, facts: Facts, values: Values) -> Floats:
-    """Seconds of both inputs and the output, each from the cache or from main memory.
-
-    Bytes that no cache holds beforehand are weights first: in a model, activations have just been written.
-    """
+    """Seconds of both inputs and the output, each from the cache or from main memory. Bytes that no cache holds
+    beforehand are weights first: in a model, activations have just been written."""
     weights = product.element_bytes * product.k * product.n
     others = product.element_bytes * product.m * product.k + product.stored_bytes * product.m * product.n
     outside = product.cold * (weights + others)

@@ -144,11 +144,9 @@ def _evenness(size: Floats) -> Floats:
 def responses(
     law: Law, dims: Dims, facts: Facts, dtype: str, values: Values, names: Sequence[str] | None = None
 ) -> tuple[Floats, Floats]:
-    """log time, shape (rows,), and ∂ log time / ∂ log constant of the named (or all) constants, shape (rows, names).
-
-    A constant without a logarithm is moved in units of its prior's spread. A kernel bound by arithmetic responds to its
-    law's rate with −1 and to its bandwidth with 0.
-    """
+    """log time, shape (rows,), and ∂ log time / ∂ log constant of the named (or all) constants, shape (rows, names). A
+    constant without a logarithm is moved in units of its prior's spread. A kernel bound by arithmetic responds to its
+    law's rate with −1 and to its bandwidth with 0."""
     log_time = np.log(law.time_s(dims, facts, dtype, values))
     columns = [np.zeros((len(log_time), 0))]
     for constant in law.constants(facts, dtype):

@@ -21,11 +21,9 @@ SHARPNESS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """Pointwise operators, norms, embeddings and copies.
-
-    Optional dims, 0 where absent: "reductions" (number of reducing kernels), "strided" and "gathered" (1 or 0), "cold"
-    (share of the bytes that no cache holds beforehand), "reach" (as in `evicted_code`).
-    """
+    """Pointwise operators, norms, embeddings and copies. Optional dims, 0 where absent: "reductions" (number of
+    reducing kernels), "strided" and "gathered" (1 or 0), "cold" (share of the bytes that no cache holds beforehand),
+    "reach" (as in `evicted_code`)."""
 
     name: str = "pointwise"
     dims: tuple[str, ...] = ("bytes_read", "bytes_written", "kernels", "elements", "flops")

@@ -89,10 +89,8 @@ def decode_work(dims: Dims, dtype: str) -> Work:
 
 
 def causal_pairs(query: Floats, context: Floats, window: Floats) -> tuple[Floats, Floats]:
-    """Unmasked (query, key) pairs of one head of one sequence, and the keys that any of its queries sees.
-
-    Query i sees ``context + i + 1`` keys, at most `window` where that is not 0.
-    """
+    """Unmasked (query, key) pairs of one head of one sequence, and the keys that any of its queries sees. Query i sees
+    ``context + i + 1`` keys, at most `window` where that is not 0."""
     whole = context + query
     limit = np.where(window > 0, window, whole)
     growing = np.clip(limit - context, 0, query)  # queries that see fewer keys than the limit, or just it
