@@ -1,14 +1,10 @@
 """The costs of transfers, graph replays and collectives from their measurements: a fixed cost, a rate, and links.
 
-Time = latency + size ÷ bandwidth, fitted over the sizes. The size of a graph is its number of nodes, so that the
-latency is the cost of a replay and 1 ÷ bandwidth that of a node; the size of a collective is the bytes that cross a
-rank's link.
-
-`measured_link` is for pricing: `roofline.whatif.collectives` gives every operation the bytes and messages of a ring,
-and one bandwidth and one latency of a message serve them all. The bandwidth is the better of all-gather's and
-send/receive's at large sizes, where a device does nothing else; the latency is the one with the least relative errors
-over all priced operations and sizes. Libraries leave the ring where messages are small (trees, sums in the switch), so
-the errors are part of the answer.
+Time = latency + size ÷ bandwidth, where the size of a graph is its number of nodes and that of a collective the bytes
+that cross a rank's link. `measured_link` is for pricing: `roofline.whatif.collectives` gives every operation the bytes
+and messages of a ring, with one bandwidth (the better of all-gather's and send/receive's at large sizes) and one
+latency of a message (the one with the least relative errors over all priced operations and sizes). Libraries leave the
+ring where messages are small (trees, sums in the switch), so the errors are part of the answer.
 """
 
 import math

@@ -1,19 +1,13 @@
 """The levels of a device's memory hierarchy and the capacity of each, from measured bandwidths.
 
-`ladder` takes bandwidths on working sets for each stated cache; a level's bandwidth is the best of the kernels on it.
-The last-level cache may be shared with other tenants of a virtual machine, so its capacity is twice the largest working
-set that still shows its bandwidth. A level that is not distinctly faster than the next one is merged into it.
-
-`plateaus` and `knees` read levels off a whole curve of bandwidth over working set, which is flat while a level holds
-all of it, falls over an octave or two, and is flat again. Stated capacities are not what a kernel gets (shared slices,
-other tenants, hashed sets). The curve, in logarithms, is cut into plateaus (a constant), slopes (a line) and lone
-points such that the squared residuals over the noise plus a price for every piece are least: optimal segmentation by
-dynamic programming (Bellman 1961; Jackson et al., IEEE Signal Processing Letters 12, 2005) of a Potts functional with
-the price of the Bayesian information criterion, ln n for each fitted constant and each cut. The noise is estimated from
-second differences, which neither plateaus nor slopes move, and may reach 5 % a size at four sizes an octave.
-
-Slopes and lone points are no levels; plateaus less than `DISTINCT` apart are one level; a level over less than an
-octave or at fewer than three sizes is not seen.
+`ladder` takes bandwidths on working sets for each stated cache. The last-level cache may be shared with other tenants,
+so its capacity is twice the largest working set that still shows its bandwidth. `plateaus` and `knees` read levels off
+a curve of bandwidth over working set, which is flat while a level holds all of it. The curve, in logarithms, is cut
+into plateaus (a constant), slopes (a line) and lone points such that the squared residuals over the noise plus a price
+for every piece are least: optimal segmentation by dynamic programming (Bellman 1961; Jackson et al., IEEE Signal
+Processing Letters 12, 2005) of a Potts functional with the price of the Bayesian information criterion, ln n for each
+fitted constant and each cut. Plateaus less than `DISTINCT` apart are one level; a level over less than an octave or at
+fewer than three sizes is not seen.
 """
 
 import itertools

@@ -42,7 +42,7 @@ def spec_of(measurements: Sequence[Measurement], environment: Environment, hiera
         *_curve(measurements),
         *_costs("transfer", ((f"{m} {d}", cost) for (m, d), cost in transfer_costs(measurements).items())),
         *_costs("collective", collective_costs(measurements).items()),
-        *_graph(measurements),
+        *_graph(graph_cost(measurements)),
     ]
     spec = _described(environment, peaks, missing)
     return spec.model_copy(update={"characteristics": with_datasheet(figures, spec.datasheet)})
@@ -219,29 +219,27 @@ def _curve(measurements: Iterable[Measurement]) -> Iterator[Characteristic]:
 def _costs(family: str, costs: Iterable[tuple[str, LinearCost]]) -> Iterator[Characteristic]:
     """Latency and bandwidth of each line."""
     for name, cost in costs:
-        conditions = f"time = latency + bytes ÷ bandwidth; off by {cost.worst_relative_error:.1%} at the worst size"
+        law = "time = latency + bytes ÷ bandwidth"
         if cost.latency_s > 0:
-            yield _fitted(f"{family}.{name}.latency", "s", cost.latency_s, cost.latency_interval, conditions)
-        if cost.bandwidth_bytes_per_s < math.inf:
-            value, ends = cost.bandwidth_bytes_per_s, cost.bandwidth_interval
-            yield _fitted(f"{family}.{name}.bandwidth", "B/s", value, ends, conditions)
+            yield _fitted(cost, law, f"{family}.{name}.latency", "s", cost.latency_s, cost.latency_interval)
+        if (bandwidth := cost.bandwidth_bytes_per_s) < math.inf:
+            yield _fitted(cost, law, f"{family}.{name}.bandwidth", "B/s", bandwidth, cost.bandwidth_interval)
 
 
-def _graph(measurements: Iterable[Measurement]) -> Iterator[Characteristic]:
-    cost = graph_cost(measurements)
-    if cost is None:
-        return
-    conditions = f"time = start + nodes × node; off by {cost.worst_relative_error:.1%} at the worst size"
-    if cost.latency_s > 0:
-        yield _fitted("launch.graph start", "s", cost.latency_s, cost.latency_interval, conditions)
-    if cost.bandwidth_bytes_per_s < math.inf:
+def _graph(cost: LinearCost | None) -> Iterator[Characteristic]:
+    law = "time = start + nodes × node"
+    if cost is not None and cost.latency_s > 0:
+        yield _fitted(cost, law, "launch.graph start", "s", cost.latency_s, cost.latency_interval)
+    if cost is not None and (nodes_per_s := cost.bandwidth_bytes_per_s) < math.inf:
         low, high = cost.bandwidth_interval
-        node_s = 1 / cost.bandwidth_bytes_per_s
-        yield _fitted("launch.graph node", "s", node_s, (1 / high, 1 / low), conditions)
+        yield _fitted(cost, law, "launch.graph node", "s", 1 / nodes_per_s, (1 / high, 1 / low))
 
 
-def _fitted(name: str, unit: str, value: float, ends: tuple[float, float], conditions: str) -> Characteristic:
+def _fitted(
+    cost: LinearCost, law: str, name: str, unit: str, value: float, ends: tuple[float, float]
+) -> Characteristic:
     """A constant of a line, with the interval of the fit, not of processes."""
+    off = f"off by {cost.worst_relative_error:.1%} at the worst size"
     finite = ends[1] < math.inf
     return Characteristic(
         name=name,
@@ -249,7 +247,7 @@ def _fitted(name: str, unit: str, value: float, ends: tuple[float, float], condi
         value=value,
         low=ends[0] if finite else None,
         high=ends[1] if finite else None,
-        conditions=f"{conditions}; low–high: 90 % interval of the fit",
+        conditions=f"{law}; {off}; low–high: 90 % interval of the fit",
     )
 
 

@@ -1,14 +1,10 @@
 """The choice of kernels: those that a calibration measures on a device, and those of a table that a fit is given.
 
 `kernel_shapes` draws sizes from the range of shapes of public models (`Demand`), each moved by a random factor, so that
-the range is covered and no model's own shape is chosen on purpose. A size is left out where the device cannot hold it
-or would take too long. Small operators are few and taken whole.
-
-`design` chooses among candidate products and attention, and among the rows of a table, from shapes alone, never from
-times. A candidate's coordinates are the logarithms of its sizes and the responses of the law's time at its priors to
-each constant (∂ log time / ∂ log constant). The chosen are the candidates nearest to the centres of k-means clusters,
-which represent the candidates' spread evenly. An exchange then makes sure that each regime marked by sizes (two sizes
-are equal, one is 0 or 1) with a budget's share of candidates is measured on both its sides.
+no model's own shape is chosen on purpose. `design` chooses among candidates from shapes alone, never from times: by the
+logarithms of their sizes and the responses of the law's time at its priors to each constant (∂ log time / ∂ log
+constant). The chosen are nearest to the centres of k-means clusters, which represent the candidates' spread evenly. An
+exchange then makes sure that each regime marked by sizes (two are equal, one is 0 or 1) is measured on both its sides.
 """
 
 import math

@@ -1,13 +1,10 @@
 """A robust fit of a law's constants to measured kernels, on the logarithm of time, with intervals.
 
-Minimises Σ ρ((log predicted − log measured) / σ) + Σ ((constant − prior) / spread)², constants on their own scale
-(logarithm unless they say otherwise) and within their bounds; ρ is the soft absolute error, which limits the pull of
-single bad rows. A constant that the data cannot determine stays at its prior by the second sum and is marked.
-
-The loss has several minima, since one constant can take the place of another (a bandwidth far below the datasheet's for
-work that is not counted). A fit therefore starts from the priors and from points around them, takes a few steps from
-each, and finishes the best. `Fitted.doubts` says what makes the answer doubtful: a constant at its bound, main memory
-far below its datasheet, another minimum that is about as good.
+Minimises Σ ρ((log predicted − log measured) / σ) + Σ ((constant − prior) / spread)² within bounds, constants on their
+own scale; ρ is the soft absolute error, which limits the pull of single bad rows. A constant that the data cannot
+determine stays at its prior by the second sum and is marked. The loss has several minima, since one constant can take
+the place of another, so a fit starts from the priors and from points around them, takes a few steps from each, and
+finishes the best.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -39,22 +39,36 @@ def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated
     rounds = result.rounds
     lost_s, tail_s = (median_by_round(samples, rounds) for samples in (result.unattributed_s, result.tail_gap_s))
     scale = _scale(table, tail_s + lost_s)
-    busys_s = _busy_by_round(table, result)
+    busys_s = table.count @ table.rounds_s
+    lost_by_round_s = by_round(result.unattributed_s, rounds)
+    if len(lost_by_round_s) == len(busys_s):
+        busys_s = busys_s + lost_by_round_s
     wall = median_of(by_round(result.wall_s, rounds) * scale)
     busy_s = float((table.measured_s * table.count).sum()) + lost_s
     idle_s = wall.value - busy_s
-    rungs = _rungs([table.total(rung) for rung in RUNGS], busy_s)
+    rungs = Rungs(**{name: table.total(name) for name in RUNGS}, measured=busy_s)
     ideal_peaks = _ideal_peaks(rungs, spec)
     layers = _layers(table, graph, idle_s, ideal_peaks)
     if lost_s:
-        layers.append(_unattributed_row(lost_s, by_round(result.unattributed_s, rounds)))
+        layers.append(
+            LayerEfficiency(
+                path=UNATTRIBUTED,
+                kind="other",
+                count=1,
+                rungs=Rungs(measured=lost_s),
+                waterfall=waterfall(Rungs(measured=lost_s), 0.0),
+                measured_s=lost_s,
+                median_s=lost_s,
+                **_ends("measured_s", around(lost_s, median_of(lost_by_round_s).half())),
+            )
+        )
     excess = excess_of(np.array(result.wall_s) * scale, np.array(result.profiled_wall_s) * scale, busys_s)
     excess = Median(-idle_s / wall.value, excess.error, excess.freedom)
     ratio = _instrumented(result, result.closure)
     status, reason = judge(result, wall=wall, excess=excess, ratio=ratio)
     prediction = next((name for name in ("calibrated", "executed") if getattr(rungs, name) is not None), None)
     predicted_wall_s = _predicted_wall(table, graph, spec, result, prediction)
-    fall = waterfall([getattr(rungs, name) for name in RUNGS], rungs.measured, idle_s)
+    fall = waterfall(rungs, idle_s)
     busy_ends = around(busy_s, median_of(busys_s).half())
     predicted_ends = table.predicted.ends(table.count) if table.predicted else None
     terms = {**_residual(rungs, fall, busy_ends, predicted_ends), **_idle(idle_s, result, busys_s, scale)}
@@ -110,13 +124,6 @@ def _ends(name: str, ends: Ends | None) -> dict[str, Any]:
     return {f"{name}_low": ends[0], f"{name}_high": ends[1]} if ends else {}
 
 
-def _busy_by_round(table: OpTimesTable, result: CellResult) -> Array:
-    """Seconds of device time of each round, all executions, shape (rounds,)."""
-    busys_s = table.count @ table.rounds_s
-    lost_s = by_round(result.unattributed_s, result.rounds)
-    return np.asarray(busys_s + lost_s if len(lost_s) == len(busys_s) else busys_s)
-
-
 def _instrumented(result: CellResult, closure: Closure) -> Median:
     """Profiled ÷ unprofiled wall, compared within rounds."""
     plain_s, profiled_s = by_round(result.wall_s, result.rounds), by_round(result.profiled_wall_s, result.rounds)
@@ -165,10 +172,6 @@ def _scale(table: OpTimesTable, rest_s: float) -> float:
     return (float((spans * table.count).sum()) + rest_s) / ran if ran else 1.0
 
 
-def _rungs(predicted: Sequence[float | None], measured: float) -> Rungs:
-    return Rungs(**dict(zip(RUNGS, predicted, strict=True)), measured=measured)
-
-
 def _ideal_peaks(rungs: Rungs, spec: HardwareSpec) -> str | None:
     """The peaks of all layers' ideal: the datasheet's, unless only the achieved peaks price every operation."""
     if spec.datasheet and (rungs.ideal is not None or not (spec.measured and rungs.achieved is not None)):
@@ -194,7 +197,8 @@ def _layer(
 ) -> LayerEfficiency:
     count = table.count[row]
     measured_s = float((table.measured_s[row] * count).sum())
-    rungs = _rungs([known(float((table.rungs[rung][row] * count).sum())) for rung in RUNGS], measured_s)
+    totals = {name: known(float((table.rungs[name][row] * count).sum())) for name in RUNGS}
+    rungs = Rungs(**totals, measured=measured_s)
     ideal_s = {"datasheet": rungs.ideal, "achieved": rungs.achieved, None: None}[ideal_peaks]
     repeated: dict[str, float] = {}
     waits: dict[str, float] = {}
@@ -208,7 +212,7 @@ def _layer(
         kind=kind,
         count=float(count.sum()),
         rungs=rungs,
-        waterfall=waterfall([getattr(rungs, name) for name in RUNGS], measured_s, idle_s),
+        waterfall=waterfall(rungs, idle_s),
         ideal_s=ideal_s,
         predicted_s=_highest(rungs),
         measured_s=measured_s,
@@ -222,28 +226,6 @@ def _layer(
         kernels=tuple(dict.fromkeys(name for i in row.tolist() for name in table.kernels[i])),
         **_ends("measured_s", around(measured_s, median_of(count @ table.rounds_s[row]).half())),
         **_ends("predicted_s", table.predicted.ends(table.count, row) if table.predicted else None),
-    )
-
-
-def _unattributed_row(seconds: float, rounds_s: Array) -> LayerEfficiency:
-    rungs = _rungs([None] * len(RUNGS), seconds)
-    return LayerEfficiency(
-        path=UNATTRIBUTED,
-        kind="other",
-        count=1,
-        rungs=rungs,
-        waterfall=waterfall([None] * len(RUNGS), seconds, 0.0),
-        ideal_s=None,
-        predicted_s=None,
-        measured_s=seconds,
-        median_s=seconds,
-        spread_s=0.0,
-        efficiency=None,
-        bound="",
-        matrix_flops=0,
-        vector_flops=0,
-        bytes=0,
-        **_ends("measured_s", around(seconds, median_of(rounds_s).half())),
     )
 
 

@@ -8,7 +8,6 @@ its two terms are merged under both names, so that the sum stays the same and an
 without reference probes has one term "level+residual".
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from profiler.record.run import Closure, Mode
@@ -23,13 +22,13 @@ TERMS = ("ideal", "peak_derate", "extra_work", "shape_loss", "level", "residual"
 class Rungs(Record):
     """Times of a pass from its ideal to the measurement, total seconds over all executions; None: unknown."""
 
-    ideal: float | None
+    ideal: float | None = None
     """T0: fused graph, datasheet peaks."""
-    achieved: float | None
+    achieved: float | None = None
     """T1: fused graph, peaks measured on this device."""
-    executed: float | None
+    executed: float | None = None
     """T2: graph as executed, peaks measured on this device."""
-    calibrated: float | None
+    calibrated: float | None = None
     """T3: graph as executed, calibrated laws, at the level of the machine that they were fitted at."""
     calibrated_at_level: float | None = None
     """T3 at the level of the machine beside the pass; None where reference probes did not run in both."""
@@ -79,9 +78,9 @@ class LayerEfficiency(Record):
     """Executions in the whole model."""
     rungs: Rungs
     waterfall: Waterfall
-    ideal_s: float | None
+    ideal_s: float | None = None
     """Total seconds of the lowest known rung."""
-    predicted_s: float | None
+    predicted_s: float | None = None
     """Total seconds of the highest known rung below the measurement."""
     predicted_s_low: float | None = None
     predicted_s_high: float | None = None
@@ -91,15 +90,15 @@ class LayerEfficiency(Record):
     measured_s_high: float | None = None
     median_s: float
     """Median of the measured time of one execution over the repeated layers."""
-    spread_s: float
+    spread_s: float = 0.0
     """Half the 5–95 % range over the repeated layers."""
-    efficiency: float | None
+    efficiency: float | None = None
     """ideal_s ÷ measured_s; above 1 is marked, never clipped."""
-    bound: str
+    bound: str = ""
     """Limit of the executed roofline: "matrix", "vector", or the name of a memory level."""
-    matrix_flops: float
-    vector_flops: float
-    bytes: float
+    matrix_flops: float = 0
+    vector_flops: float = 0
+    bytes: float = 0
     kernels: tuple[str, ...] = ()
     """Kernels or backends that ran it."""
 
@@ -176,24 +175,23 @@ class PassReport(Record):
     excess_high: float | None = None
 
 
-def waterfall(rungs: Sequence[float | None], measured_s: float, idle_s: float) -> Waterfall:
+def waterfall(rungs: Rungs, idle_s: float) -> Waterfall:
     """The terms between rungs in the order of `TERMS`, which add up to the measurement, and the idle.
 
-    ``waterfall([None, 2.0, 3.0, 3.2, None], measured_s=4.5, idle_s=0.5)`` has extra_work 1.0, shape_loss 0.2, idle 0.5
-    and merged {"ideal+peak_derate": 2.0, "level+residual": 1.3}.
+    ``waterfall(Rungs(achieved=2.0, executed=3.0, calibrated=3.2, measured=4.5), 0.5)`` has extra_work 1.0, shape_loss
+    0.2, idle 0.5 and merged {"ideal+peak_derate": 2.0, "level+residual": 1.3}.
     """
     alone: dict[str, float | None] = dict.fromkeys(TERMS)
     merged: dict[str, float] = {}
     below, waiting = 0.0, []
-    for name, rung in zip(TERMS, (*rungs, measured_s), strict=True):
+    for name, rung in zip(TERMS, rungs.model_dump().values(), strict=True):
         waiting.append(name)
-        if rung is None:
-            continue
-        if len(waiting) == 1:
-            alone[name] = rung - below
-        else:
-            merged["+".join(waiting)] = rung - below
-        below, waiting = rung, []
+        if rung is not None:
+            if len(waiting) == 1:
+                alone[name] = rung - below
+            else:
+                merged["+".join(waiting)] = rung - below
+            below, waiting = rung, []
     return Waterfall(**alone, idle=idle_s, merged=merged)
 
 

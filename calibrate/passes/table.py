@@ -149,7 +149,8 @@ class OpTimesTable:
             compiled = KernelTable.of(result, graph, spec)
             rounds_s, gap_s, kernels = compiled.rounds_s, compiled.gap_s, compiled.labels
             measured_s, executed_s, calibrated_s = compiled.measured_s, compiled.executed_s, compiled.calibrated_s
-            lacking = _uncompiled(graph, compiled)
+            present = {op for ops in compiled.members for op in ops}
+            lacking = _lacking(graph, present, "are in no compiled kernel, the compiler left them out,")
         else:
             rounds_s, gap_s, kernels = _measured(result, size)
             measured_s, executed_s = middle(rounds_s), executed.time_s if executed else unknown
@@ -157,7 +158,7 @@ class OpTimesTable:
                 laws = law_prices(prepared, spec, executed.time_s, with_intervals=True)
             if calibrated_s is None:
                 calibrated_s = laws.time_s if laws else unknown
-            lacking = _unmeasured(graph, {times.op for times in result.ops})
+            lacking = _lacking(graph, {times.op for times in result.ops}, "were not measured")
         predicted = _predicted(calibrated_s, laws if own else None, prepared, result, spec)
         return cls(
             count=np.array([op.count for op in graph.ops], dtype=float),
@@ -232,23 +233,10 @@ def _measured(result: CellResult, size: int) -> tuple[Array, Array, tuple[tuple[
     return rounds_s, np.array(gaps_s), tuple(own.kernels for own in times)
 
 
-def _unmeasured(graph: OpGraph, measured: set[int]) -> list[str]:
-    missing = [op for i, op in enumerate(graph.ops) if i not in measured]
-    if not missing:
-        return []
-    first = missing[0]
-    return [f"{len(missing)} operations were not measured and count as 0 s, the first: {first.path} {first.name}"]
-
-
-def _uncompiled(graph: OpGraph, table: KernelTable) -> list[str]:
-    missing = sorted(set(range(len(graph.ops))) - {op for ops in table.members for op in ops})
-    if not missing:
-        return []
-    first = graph.ops[missing[0]]
-    return [
-        f"{len(missing)} operations are in no compiled kernel, the compiler left them out, and count as 0 s, "
-        f"the first: {first.path or 'the model'} {first.name}"
-    ]
+def _lacking(graph: OpGraph, present: set[int], what: str) -> list[str]:
+    missing = [op for i, op in enumerate(graph.ops) if i not in present]
+    where = f"{missing[0].path or 'the model'} {missing[0].name}" if missing else ""
+    return [f"{len(missing)} operations {what} and count as 0 s, the first: {where}"] if missing else []
 
 
 def _unlawful(graph: OpGraph, laws: LawPrices | None) -> list[str]:
@@ -269,9 +257,8 @@ def _unlawful(graph: OpGraph, laws: LawPrices | None) -> list[str]:
 
 
 def _unpriced(graph: OpGraph, spec: HardwareSpec) -> list[str]:
-    out = []
-    for origin, peaks in (("datasheet", spec.datasheet), ("measured", spec.measured)):
-        lacking = missing_peaks(graph.ops, peaks) if peaks else ()
-        if lacking:
-            out.append(f"no {origin} peak for {', '.join(lacking)}: the times that need it are not known")
-    return out
+    return [
+        f"no {origin} peak for {', '.join(lacking)}: the times that need it are not known"
+        for origin, peaks in (("datasheet", spec.datasheet), ("measured", spec.measured))
+        if peaks and (lacking := missing_peaks(graph.ops, peaks))
+    ]

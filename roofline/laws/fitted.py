@@ -90,16 +90,15 @@ class Correction(Record):
     @classmethod
     def of(cls, residuals: Residuals, points: Dims, watched: tuple[str, ...]) -> Self:
         """The record of a process fitted to kernels of the sizes `points`."""
+        arrays = {name: tuple(getattr(residuals, name).tolist()) for name in ("residuals", "variances", "lengths")}
         return cls(
             points={name: tuple(column.tolist()) for name, column in points.items()},
-            residuals=tuple(residuals.residuals.tolist()),
-            variances=tuple(residuals.variances.tolist()),
             groups=tuple(residuals.group.tolist()),
             scale=residuals.scale,
             noise=residuals.noise,
             apart=residuals.apart,
-            lengths=tuple(residuals.lengths.tolist()),
             watched=watched,
+            **arrays,
         )
 
     @property

@@ -1,21 +1,13 @@
 """The laws of dense matrix products: m × k activations by k × n weights (`Matmul`), and many small ones in one call.
 
-``time = fixed + blend(loops, traffic)``: the main loops of the tiles (`loops_s`) beside the traffic of both inputs
-and the output, which has 2 bytes an element (4 for float32 inputs).
-- Traffic comes from the last-level cache or from main memory, smoothly between. Activations and output stay where they
-  fit in half of the cache, weights where they and the same part of all else fit in the part `kept` of it. That is small
-  where other weights are used in between: a sixth in NVIDIA AIConfigurator's collector of vLLM products, which calls
-  six layers in turn with the same activations, and its least inside a model, where no weights stay.
-- First bytes of weights from main memory are waited for (`latency`): no loop starts without them.
-- Long loops run at the rate that the power limit leaves (`sustained`).
-- k or n that are no whole 16-byte words take `UNALIGNED` times as long.
-
-A library cuts m × n into tiles, one unit runs one tile at a time along k, and a few tile shapes exist (NVIDIA, "Matrix
+``time = fixed + blend(loops, traffic)``: the main loops of the tiles (`loops_s`) beside the traffic of both inputs and
+the output. A library cuts m × n into tiles, of which one unit runs one at a time along k (NVIDIA, "Matrix
 Multiplication Background User's Guide", tile and wave quantisation). A step along k takes the longest of its
-arithmetic, its operands' way into the unit (rows + columns of them for rows × columns of arithmetic), and the least
-time of any step. A tile ends by storing its output. Whole tiles in waves and split-K (several units share the k of one
-tile and add their sums, for as much as another call costs) are priced for each shape. A library does not always find
-its fastest: the result lies between the best of them and their mean.
+arithmetic, its operands' way into the unit, and the least time of any step. Whole tiles in waves and split-K (several
+units share the k of a tile and add their sums, for as much as another call costs) are priced for each tile shape.
+Traffic comes from the last-level cache or from main memory: activations and output stay in half of the cache, weights
+where they and the same part of all else fit in the part `kept` of it. That is a sixth in NVIDIA AIConfigurator's
+collector of vLLM products, which calls six layers in turn with the same activations, and its least inside a model.
 """
 
 from collections.abc import Sequence
@@ -175,7 +167,7 @@ class Matmul:
             Constant("memory", "B/s", 0.2 * memory, memory, 0.85 * memory, 0.15, "main memory, sustained"),
             Constant("cache", "B/s", 0.5 * memory, 5 * cache, cache, 0.5, "last-level cache"),
             Constant("kept", "1", 0.01, 1.0, 0.2, 0.7, "part of the last-level cache that weights may fill and stay"),
-            Constant("latency", "s", 1e-8, 2e-5, 1.5e-6, 0.8, "first bytes of weights from main memory"),
+            Constant("latency", "s", 1e-8, 2e-5, 1.5e-6, 0.8, "first bytes of weights, which all loops wait for"),
             Constant("step_s", "s", 5e-9, 2e-6, 1e-7, 0.8, "least time of a step of 128 bytes along k"),
             Constant("narrow", "1", 8.0, 400.0, 64.0, 0.5, "side of a tile whose operands take as long as its loop"),
             Constant("store", "B/s", 0.05 * store, 20 * store, store, 0.7, "tiles' output out of all units"),

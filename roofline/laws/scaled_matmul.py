@@ -2,12 +2,11 @@
 
 ``time = fixed + conversion + blend(loops, traffic)`` differs from `roofline.laws.matmul` in three ways:
 - Conversion reads the m × k activations in 16 bits and writes 8: rows × (a fixed part + k elements).
-- k is not split, and the tile follows from m (and n) alone: `vllm_tiles`, as vLLM's `cutlass_scaled_mm` chooses it on
-  Hopper (csrc/quantization/w8a8/cutlass/c3x/scaled_mm_sm90_fp8_dispatch.cuh).
+- k is not split, and the tile follows from m (and n) alone, as vLLM's `cutlass_scaled_mm` chooses it on Hopper
+  (csrc/quantization/w8a8/cutlass/c3x/scaled_mm_sm90_fp8_dispatch.cuh).
 - Rows missing from the last tile are fetched too, by every column of tiles and at main memory's rate, since nothing
-  shares them: 513 rows take twice the time of 512. (A fitted rate was within 5 % of main memory's on one H200.
-  DeepGEMM, csrc/jit_kernels/heuristics/sm90.hpp: "smaller block M can avoid TMA L2 OOB bound".)
-
+  shares them: 513 rows take twice the time of 512 (DeepGEMM, csrc/jit_kernels/heuristics/sm90.hpp: "smaller block M can
+  avoid TMA L2 OOB bound").
 With a scale for each block of weights (`BlockScaledMatmul`) tiles are chosen by their time, nothing is fetched beyond
 the last row, and the host's work for a call is a floor, higher for products whose k or n is not whole blocks.
 """
