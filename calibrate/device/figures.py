@@ -3,16 +3,11 @@
 Samples within a process are correlated (one address layout, one clock history, one neighbour), so each process gives
 one value a case (`Measurement.value`), in the order in which the processes ran, and a figure is their geometric mean
 with Student's t interval on their logarithms. A "90 %" interval of pooled samples holds less than half of the time (see
-the tests). The interval holds the value of the session's median process.
-- From `DETRENDED_FROM` processes on, a linear trend over the order is removed before the spread is taken, so that a
-  drift of the machine does not widen the interval. It costs one degree of freedom (8 % of width at 5 processes, 1.5 %
-  at 10). It is always removed: removed only where it is significant, a 90 % interval holds 88 % of the time at 5
-  processes. At 3 and 4 processes it stays in, and with a drift intervals hold more often than they say.
-- A process that shared the machine widens the interval and moves its middle. With each process disturbed with a chance
-  of one in ten, by 2 to 20 spreads, 90 % intervals hold 87–93 % of the time at 3 to 10 processes. Rejecting outlying
-  processes first (Grubbs) gives 85 % at ten; a trimmed mean (Yuen) is a quarter wider at 5 where nothing outlies.
-
-Example: ``interval([1.02e-3, 1.01e-3, 1.05e-3])`` is ``(0.99…e-3, 1.06…e-3)``.
+the tests). From `DETRENDED_FROM` processes on, a linear trend over the order is removed before the spread is taken, so
+that a drift of the machine does not widen the interval. It is always removed: removed only where it is significant, a
+90 % interval holds 88 % of the time at 5 processes. Disturbed processes stay in: with a chance of one in ten each, by 2
+to 20 spreads, 90 % intervals hold 87–93 % of the time at 3 to 10 processes, 85 % at ten if outliers are rejected first
+(Grubbs), and a trimmed mean (Yuen) is a quarter wider at 5 where nothing outlies.
 """
 
 import math

@@ -1,12 +1,10 @@
 """A complete law from measured kernels: fitted constants, a correction of its residuals, and prediction intervals.
 
-Intervals come from folds of whole groups: constants and correction are found without a group, and the errors on it, in
-deviations of that correction, give the width. Few groups say little about the next one, so the width is drawn towards
-that of the assumed errors, Student's t. An interval widens where the correction knows nothing.
-
 The residuals, log measured − log predicted, are partly noise and partly structure (a library's heuristics). `learn`
 finds the structure: scale, lengths and noise of a process at their maximum a posteriori (Rasmussen, Williams, "Gaussian
 Processes for Machine Learning", 2006, ch. 5). Points that it cannot explain weigh less (a Student's t by reweighting).
+Intervals come from folds of whole groups: the errors on a group that constants and correction have not seen, in
+deviations of that correction, give the width, drawn towards that of a Student's t where groups are few.
 """
 
 from dataclasses import replace

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from calibrate.kernels.choose import design
@@ -22,13 +23,12 @@ from calibrate.kernels.observations import Observations, halves, joined, observa
 from profiler.record.folder import RunFolder
 from profiler.record.kernel_table import has_kernels, read_kernels
 from profiler.record.run import RequestError
-from roofline.dtypes import BITS
 from roofline.hardware.spec import SPEC_SCHEMA, HardwareSpec
 from roofline.laws.blend import FourConstant
 from roofline.laws.fitted import FittedLaw, Provenance
 from roofline.laws.kinds import OPERATOR, kind_of, law_for, work_of
 from roofline.laws.law import Dims, Facts, Floats
-from roofline.laws.work import Work, datasheet_s
+from roofline.laws.work import Work, datasheet_s, weight_bytes
 
 MOST_POINTS = 1000
 """Most points of a fit: a correction's time grows with their cube. With 2,000, four kinds took 47 s of CPU, and
@@ -265,37 +265,28 @@ def by_region(
 def regions_of(observations: Observations, cache_bytes: float = np.inf) -> dict[str, NDArray[np.bool_]]:
     """Thirds by time, attention by window and width of the cache, and the kernels of a decode step of a large model.
     `cache_bytes` is the size of the device's last-level cache, which large weights exceed."""
+    dims = observations.dims
     low, high = np.quantile(observations.time_s, (1 / 3, 2 / 3))
     third = np.searchsorted((low, high), observations.time_s)
     regions = {name: third == place for place, name in enumerate(TERCILES)}
-    if {"window", "kv_bytes"} <= set(observations.dims):
-        windowed, narrow = observations.dims["window"] > 0, observations.dims["kv_bytes"] < 2
+    if {"window", "kv_bytes"} <= set(dims):
+        windowed, narrow = dims["window"] > 0, dims["kv_bytes"] < 2
         regions |= {"no window": ~windowed & ~narrow, "windowed": windowed & ~narrow, "narrow cache": narrow}
-    if (decoding := _decoding(observations, cache_bytes)) is not None:
-        regions[DECODING] = decoding
-    return regions
-
-
-def _decoding(observations: Observations, cache_bytes: float) -> NDArray[np.bool_] | None:
-    """Products of few rows with large weights, and attention of one row to many keys; None for other kinds."""
-    dims = observations.dims
     if {"m", "n", "k"} <= set(dims):
-        weight_bytes = BITS.get(observations.dtype, 16) / 8 * dims["n"] * dims["k"]
-        return (dims["m"] <= FEW_ROWS) & (weight_bytes >= cache_bytes)
-    if observations.kind.endswith("decode_attention"):
-        return np.asarray(dims["kv"] >= LONG_KEYS)
-    return None
+        large = weight_bytes(observations.dtype) * dims["n"] * dims["k"] >= cache_bytes
+        regions[DECODING] = (dims["m"] <= FEW_ROWS) & large
+    elif observations.kind.endswith("decode_attention"):
+        regions[DECODING] = dims["kv"] >= LONG_KEYS
+    return regions
 
 
 def repeat_noise(observations: Observations) -> float | None:
     """Mean of |t − centre| / centre over kernels of one shape measured several times, the centre being their median. No
     prediction from a shape can be nearer. None where nothing is repeated."""
-    if not observations.dims:
+    sizes = list(observations.dims)
+    frame = pd.DataFrame({**observations.dims, "time_s": observations.time_s})
+    repeated = frame[frame.duplicated(sizes, keep=False)] if sizes else frame[:0]
+    if repeated.empty:
         return None
-    shapes = np.stack([observations.dims[name] for name in sorted(observations.dims)], axis=1)
-    _, index, counts = np.unique(shapes, axis=0, return_inverse=True, return_counts=True)
-    off = []
-    for shape in np.flatnonzero(counts > 1):
-        times = observations.time_s[index.reshape(-1) == shape]
-        off.append(np.abs(times / np.median(times) - 1))
-    return float(np.concatenate(off).mean()) if off else None
+    centre = repeated.groupby(sizes)["time_s"].transform("median")
+    return float((repeated["time_s"] / centre - 1).abs().mean())

@@ -59,11 +59,9 @@ class FusedKernel(Record):
     modules: tuple[str, ...]
     """Layer kinds of its operations, in order; the index of a repeated layer is "*"."""
     kinds: tuple[str, ...]
-    """Kinds of its operations."""
     count: float
     """Calls in the whole model."""
     measured_s: float
-    """Total seconds."""
     predicted_s: float | None
     """Total seconds by the law of its operation, else by the roofline; None: unknown."""
 
@@ -135,7 +133,6 @@ class PassReport(Record):
     predicted_busy_s_low: float | None = None
     predicted_busy_s_high: float | None = None
     predicted_wall_s: float | None
-    """Wall time at the same level."""
     predicted_wall_s_low: float | None = None
     predicted_wall_s_high: float | None = None
     predicted_busy_calibrated_s: float | None = None

@@ -70,7 +70,6 @@ class Predicted:
 
     @property
     def at_level_s(self) -> Array:
-        """Seconds at the level of the pass."""
         return self.time_s * self.factors
 
     def ends(self, count: Array, rows: Any = slice(None)) -> Ends | None:

@@ -30,8 +30,6 @@ NUMBER = re.compile(r"^graph_\d+_|_\d+$")
 
 @dataclass(frozen=True, eq=False)
 class KernelTable:
-    """The kernels of one pass beside its operations."""
-
     members: tuple[tuple[int, ...], ...]
     names: tuple[str, ...]
     count: Array
@@ -52,7 +50,6 @@ class KernelTable:
     calibrated_s: Array
     """Shape (operations,): shares of the kernels' predictions; NaN without calibrated laws."""
     labels: tuple[tuple[str, ...], ...]
-    """Names of the kernels of each operation."""
 
     @classmethod
     def of(cls, result: CellResult, graph: OpGraph, spec: HardwareSpec) -> "KernelTable":

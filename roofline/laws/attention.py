@@ -308,11 +308,15 @@ class DecodeAttention:
         outputs = batch * heads * head_dim
         joined_s = values["join"] + 2 * PARTIAL * outputs / values["memory"]
 
+        outgrown = (moved / (CACHE_PART * facts.cache_bytes)) ** KNEE
+        missed = outgrown / (1 + outgrown)
+        cached_s = moved * (missed / values["memory"] + (1 - missed) / values["cache"])
+
         def worked_s(splits: Floats, start_s: Floats, joining_s: Floats | float) -> Floats:
             rounds = np.maximum(pieces * splits / facts.units, 1.0)
             drawn_s = rounds * np.ceil(blocks / splits) * block_s
             after_s = np.where(splits > 1, joining_s + joined_s * splits, 0.0)
-            return rounds * start_s + blend(drawn_s, _cached_s(moved, facts, values), DECODE_SHARPNESS) + after_s
+            return rounds * start_s + blend(drawn_s, cached_s, DECODE_SHARPNESS) + after_s
 
         most = np.minimum(splits(blocks, pieces, facts.units), MOST_SPLITS)
         any_heads = np.where(group > 1, 1.0, splits_everything(values["regroup"]))
@@ -336,10 +340,3 @@ def _decode_once_s(
     once = values["fixed"] * np.where(narrow, values["narrow"], 1.0) + np.where(copied, values["regroup"], 0.0)
     once = once + values["sequence"] * batch + 2 * ELEMENT * outputs / values["ride"]
     return np.asarray(once + np.where(captured, values["idle"] * (batch + outputs / COMBINED), 0.0))
-
-
-def _cached_s(moved: Floats, facts: Facts, values: Values) -> Floats:
-    """Seconds to move bytes that the call before moved as well."""
-    outgrown = (moved / (CACHE_PART * facts.cache_bytes)) ** KNEE
-    missed = outgrown / (1 + outgrown)
-    return np.asarray(moved * (missed / values["memory"] + (1 - missed) / values["cache"]))

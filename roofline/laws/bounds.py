@@ -1,15 +1,12 @@
-"""Bounds of a kernel's time from its work and the device's datasheet.
-
-Far from the kernels that it was fitted to, a term of a law can grow without reason. Its time is therefore clipped to
+"""Bounds of a kernel's time from its work and the device's datasheet, for terms of laws that grow without reason:
 
     floor   = the longest of FLOPs / peak, bytes that no cache can hold / memory, sent bytes / link, over `FASTER`
     ceiling = most · (roofline + overhead)
 
-where `roofline` is the longest of FLOPs / peak, bytes / memory and sent bytes / link on as many of the device's units
-as the kernel has pieces (`Work.pieces`), and `overhead` is the shortest time of the measured kernels. `most` is the
-largest of measured ÷ (roofline + overhead) times `HEADROOM`. Where measured kernels are faster than the floor (a table
-that skips work, a datasheet that is too low), the floor is lowered to them. A measured kernel counts only as far as the
-law agrees with it, so that single bad rows loosen nothing.
+The roofline runs on as many of the device's units as the kernel has pieces (`Work.pieces`), `overhead` is the shortest
+measured time, and `most` the largest of measured ÷ (roofline + overhead) times `HEADROOM`. Where measured kernels are
+faster than the floor (a table that skips work, a datasheet that is too low), the floor is lowered to them. A measured
+kernel counts only as far as the law agrees with it, so that single bad rows loosen nothing.
 """
 
 from typing import Self

@@ -26,8 +26,6 @@ POINT_TO_POINT = (3, 5)
 
 
 class Collective:
-    """The law of collectives, as the module describes it."""
-
     name = "collective"
     dims = ("bytes", "ranks", "operation")
 

@@ -146,7 +146,6 @@ class EagerModules:
     dims: tuple[str, ...] = ("module", *SIZES)
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """The constants of all its laws, named "matmul.peak" and so on."""
         return tuple(
             replace(c, name=f"{kind}.{c.name}") for kind, law in self.laws.items() for c in law.constants(facts, dtype)
         )

@@ -92,7 +92,9 @@ def _busiest(kept: Floats, top: Floats, local: Floats, ep: Floats) -> Floats:
     of `ep` sums is nearly normal where a rank has many experts, and its heaviest expert where it has few."""
     mean = np.maximum(kept.mean(axis=-1), TINY)
     top = np.maximum(top, kept.max(axis=-1) / mean)
-    normal = 1 + kept.std(axis=-1) / mean / np.sqrt(local) * _expected_maximum(ep)
+    # Expected maximum of n standard normals, 0 for one: √(2 ln n) − 0.6, within 0.1 for 2 to 1,000.
+    maximum = np.where(ep > 1, np.sqrt(2 * np.log(np.maximum(ep, 1.0))) - 0.6, 0.0)
+    normal = 1 + kept.std(axis=-1) / mean / np.sqrt(local) * maximum
     heaviest = np.where(ep > 1, (top + local - 1) / local, 1.0)
     return np.where((kept > 0).any(axis=-1), np.minimum(np.maximum(normal, heaviest), np.minimum(top, ep)), 1.0)
 
@@ -125,8 +127,3 @@ def _shares(tokens: Floats, routed: Floats, experts: Floats, skew: Floats) -> tu
     drawn = ((high**power - low**power) * at + low**power) ** (1 / power)
     drawn = np.where(skew[..., None] > 0, drawn / drawn[..., :-1].mean(axis=-1, keepdims=True), 1.0)
     return drawn[..., :-1], np.maximum(drawn[..., -1], 1.0)
-
-
-def _expected_maximum(count: Floats) -> Floats:
-    """Expected maximum of `count` standard normals, 0 for one: √(2 ln n) − 0.6, within 0.1 for 2 to 1,000."""
-    return np.where(count > 1, np.sqrt(2 * np.log(np.maximum(count, 1.0))) - 0.6, 0.0)

@@ -45,8 +45,6 @@ def tiles_by_experts(tokens: Floats, local: Floats) -> tuple[Floats, Floats]:
 
 
 class Experts:
-    """The law of grouped experts, as the module describes it."""
-
     name = "experts"
     dims = ("tokens", "hidden", "inner", "topk", "experts", "tp", "ep", "skew", "weight_bits")
 

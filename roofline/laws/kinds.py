@@ -162,7 +162,6 @@ KINDS: dict[str, KernelKind] = {
         KernelKind(HOST_GAP, law=HostGap()),
     )
 }
-"""By name."""
 
 
 def kind_of(name: str) -> KernelKind:

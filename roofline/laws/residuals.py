@@ -51,7 +51,6 @@ class Residuals:
     """Shape (points,): number of each point's group."""
     scale: float
     noise: float
-    """Standard deviation of a kernel measured once."""
     apart: float
     """Standard deviation of a group's common offset."""
     lengths: Floats
@@ -88,7 +87,6 @@ class Residuals:
         return self._covariance(features[at : at + ROWS_AT_ONCE])
 
     def _covariance(self, features: Floats) -> Floats:
-        """Shape (rows, points)."""
         a, b = features / self.lengths, self.features / self.lengths
         distance = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2 * a @ b.T
         matern, _ = matern_of(np.maximum(distance, 0.0))

@@ -23,8 +23,6 @@ PIECE = 128.0
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Work of each kernel; arrays of one shape."""
-
     flops: Floats
     bytes: Floats
     """Compulsory reads and writes of memory."""
