@@ -127,8 +127,8 @@ def errors(link: Link, measurements: Iterable[Measurement]) -> dict[str, tuple[f
 def timed(measurements: Iterable[Measurement]) -> list[Timed]:
     """The finished collectives. Raises ValueError where they differ in ranks, link or backend."""
     done = _done(measurements)
-    for what in ("ranks", "link", "backend") if done else ():
-        _shared(what, done)
+    for parameter in ("ranks", "link", "backend") if done else ():
+        _shared(parameter, done)
     return [
         Timed(
             operation=str(call.parameters["operation"]),
@@ -180,11 +180,11 @@ def _done(measurements: Iterable[Measurement]) -> list[Measurement]:
     return [call for call in measurements if call.benchmark == "collective" and call.status == "done"]
 
 
-def _shared(what: str, measurements: Iterable[Measurement]) -> int | float | str:
+def _shared(parameter: str, measurements: Iterable[Measurement]) -> int | float | str:
     """A parameter that all collectives must share. Raises ValueError where they do not."""
-    values = {call.parameters[what] for call in _done(measurements)}
+    values = {call.parameters[parameter] for call in _done(measurements)}
     if len(values) != 1:
-        raise ValueError(f"collectives of one {what} at a time, not {', '.join(sorted(map(str, values)))}")
+        raise ValueError(f"collectives of one {parameter} at a time, not {', '.join(sorted(map(str, values)))}")
     return values.pop()
 
 

@@ -148,7 +148,7 @@ def _folds(group: NDArray[np.str_], seed: int) -> NDArray[np.int_]:
 
 
 def _harmful(alone: Floats, errors: Floats, group: NDArray[np.str_]) -> bool:
-    """Whether the correction makes unseen groups worse by more than their standard error."""
+    """True where the correction makes unseen groups worse by more than their standard error."""
     worse = np.abs(errors) - np.abs(alone)
     _, index, counts = np.unique(group, return_inverse=True, return_counts=True)
     shares = np.bincount(index, worse) / len(group)

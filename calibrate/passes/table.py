@@ -230,10 +230,10 @@ def _measured(result: CellResult, size: int) -> tuple[Array, Array, tuple[tuple[
     return rounds_s, np.array(gaps_s), tuple(own.kernels for own in times)
 
 
-def _lacking(graph: OpGraph, present: set[int], what: str) -> list[str]:
+def _lacking(graph: OpGraph, present: set[int], how: str) -> list[str]:
     missing = [op for i, op in enumerate(graph.ops) if i not in present]
     where = f"{missing[0].path or 'the model'} {missing[0].name}" if missing else ""
-    return [f"{len(missing)} operations {what} and count as 0 s, the first: {where}"] if missing else []
+    return [f"{len(missing)} operations {how} and count as 0 s, the first: {where}"] if missing else []
 
 
 def _unlawful(graph: OpGraph, laws: LawPrices | None) -> list[str]:
@@ -242,14 +242,14 @@ def _unlawful(graph: OpGraph, laws: LawPrices | None) -> list[str]:
         return []
     times = laws.time_s * np.array([op.count for op in graph.ops])
     whole, out = float(times.sum()), []
-    for rows, what in (
+    for rows, statement in (
         (~laws.by_law, "has no calibrated law and is the roofline's"),
         (laws.outside, "is from a law beyond the sizes that it was fitted on"),
     ):
         share = float(times[rows].sum()) / whole if whole > 0 else 0.0
         if share > NOTED:
             names = sorted({graph.ops[i].name for i in np.flatnonzero(rows)})
-            out.append(f"{share:.0%} of the predicted time {what} ({', '.join(names)})")
+            out.append(f"{share:.0%} of the predicted time {statement} ({', '.join(names)})")
     return out
 
 

@@ -192,7 +192,7 @@ def _tiles_s(sizes: Dims, packed: bool, units: int, values: Values) -> Floats:
     group = sizes["heads"] / sizes["kv_heads"]
     joint = group if packed else np.where(query == 1, group, 1.0)
     many = sizes["batch"] * sizes["heads"] / joint
-    each, step, total = np.ceil(query * joint / tall), tall / joint, context + query
+    tiles, step, total = np.ceil(query * joint / tall), tall / joint, context + query
     key_s = tall * pair_s * units
     loaded = 2 * ELEMENT * np.minimum(tall, query * joint) + 2 * sizes["kv_bytes"] * np.minimum(total, block)
     start_s = values["start"] + loaded * head_dim * units / values["fill"]
@@ -200,27 +200,27 @@ def _tiles_s(sizes: Dims, packed: bool, units: int, values: Values) -> Floats:
     beyond = (block - np.gcd(np.maximum(np.rint(step), 1).astype(int), block.astype(int))) / 2
     slides = (window > 0) & (window < total)
     most = np.where(slides, np.minimum(window + step, total), total)
-    # Tile i of `each` sees keys up to context + (i + 1)·step, `most` at the longest.
-    ramp = np.clip(np.floor((most - context) / step), 0, each)
-    seen = ramp * context + step * ramp * (ramp + 1) / 2 + (each - ramp) * (most + np.where(slides, beyond, 0.0))
-    work_s = many * (each * start_s + key_s * np.maximum(seen + each * beyond, each * block))
+    # Tile i of `tiles` sees keys up to context + (i + 1)·step, `most` at the longest.
+    ramp = np.clip(np.floor((most - context) / step), 0, tiles)
+    seen = ramp * context + step * ramp * (ramp + 1) / 2 + (tiles - ramp) * (most + np.where(slides, beyond, 0.0))
+    work_s = many * (tiles * start_s + key_s * np.maximum(seen + tiles * beyond, tiles * block))
     margin = beyond * np.where(slides, 2.0, 1.0)
     longest_s = start_s + key_s * np.maximum(most + margin, block)
     pieces: Floats = np.ones_like(work_s)
     after_s: Floats = np.zeros_like(work_s)
     if packed:
         blocks = np.ceil(np.where(slides, np.minimum(window + tall, total), total) / block)
-        split = may_split(blocks, each * many / sizes["batch"], units)
-        pieces = np.where(split > 0, splits(blocks, each * many, units), 1.0)
-        partial = np.where(pieces > 1, 2 * PARTIAL * many * each * tall * head_dim * pieces, 0.0)
+        split = may_split(blocks, tiles * many / sizes["batch"], units)
+        pieces = np.where(split > 0, splits(blocks, tiles * many, units), 1.0)
+        partial = np.where(pieces > 1, 2 * PARTIAL * many * tiles * tall * head_dim * pieces, 0.0)
         work_s, longest_s = work_s * (1 + SPLITTING * split), longest_s * (1 + SPLITTING * split)
         after_s = split * COMBINE_S + partial / values["memory"]
     path_s = start_s + (longest_s - start_s) / pieces
-    for rounds in (*RANKS, np.maximum(np.ceil(many * each / units) - 1, 1.0)):
+    for rounds in (*RANKS, np.maximum(np.ceil(many * tiles / units) - 1, 1.0)):
         rank = np.floor(rounds * units / many)
-        item_s = start_s + key_s * np.maximum(np.minimum(context + (each - rank) * step, most) + margin, block)
-        path_s = np.maximum(path_s, np.where(rank < each, (rounds + 1.0) * item_s, 0.0) / pieces)
-    over = np.clip(4 * (many * each / units - 1), 0.0, 1.0)
+        item_s = start_s + key_s * np.maximum(np.minimum(context + (tiles - rank) * step, most) + margin, block)
+        path_s = np.maximum(path_s, np.where(rank < tiles, (rounds + 1.0) * item_s, 0.0) / pieces)
+    over = np.clip(4 * (many * tiles / units - 1), 0.0, 1.0)
     shared_s = work_s / units + RAGGED * over * longest_s / pieces
     return np.asarray(blend(shared_s, path_s, PREFILL_SHARPNESS) + after_s)
 

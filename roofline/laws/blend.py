@@ -11,10 +11,10 @@ import numpy as np
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 
 
-def blend(one: Floats | float, other: Floats | float, sharpness: float) -> Floats:
+def blend(first: Floats | float, second: Floats | float, sharpness: float) -> Floats:
     """Blend of two times in seconds: near their maximum where `sharpness` is large, their sum where it is 1."""
-    longest = np.maximum(np.maximum(one, other), np.finfo(float).tiny)
-    return np.asarray(longest * ((one / longest) ** sharpness + (other / longest) ** sharpness) ** (1 / sharpness))
+    longest = np.maximum(np.maximum(first, second), np.finfo(float).tiny)
+    return np.asarray(longest * ((first / longest) ** sharpness + (second / longest) ** sharpness) ** (1 / sharpness))
 
 
 def optional(dims: Dims, name: str, like: Floats) -> Floats:

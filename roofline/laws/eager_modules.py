@@ -70,16 +70,16 @@ def _attention(d: Dims) -> list[Operation]:
     """One fused kernel without a window, with keys in the activations' width. A kernel with a mask multiplies all
     pairs, seen or not: as many as causal attention has after half as many tokens more. (Only so does the rate of
     Llama-3.1-8B on an H100 come out as that of FlashAttention there.)"""
-    one = np.ones_like(d["tokens"])
+    ones = np.ones_like(d["tokens"])
     sizes = {
-        "batch": one,
+        "batch": ones,
         "heads": d["heads"],
         "kv_heads": d["kv_heads"],
         "query": d["tokens"],
         "context": d["context"] + (d["tokens"] - 1) / 2,
         "head_dim": d["head_dim"],
-        "window": 0 * one,
-        "kv_bytes": NARROW * one,
+        "window": 0 * ones,
+        "kv_bytes": NARROW * ones,
     }
     return [("prefill_attention", sizes)]
 
@@ -160,7 +160,7 @@ class EagerModules:
 
 
 def _by_kind(dims: Dims) -> dict[str, list[tuple[NDArray[np.int_], Dims]]]:
-    """Operations of all modules with the rows that they are part of: a law is asked once for all of its kind."""
+    """Operations of all modules with the rows of those modules, by kind, so that a law is evaluated once."""
     parts: dict[str, list[tuple[NDArray[np.int_], Dims]]] = {}
     for index, module in enumerate(MODULES):
         rows = np.flatnonzero(dims["module"] == index)

@@ -212,7 +212,8 @@ class FittedLaw(Record):
 
     @property
     def is_outdated(self) -> bool:
-        """Whether the formula has changed since its constants were stored: products got bounds, gaps more constants."""
+        """True where the formula has changed since its constants were stored: products got bounds, gaps more
+        constants."""
         if self.law == "host_gap":
             return "share" not in self.values
         return self.law in ("matmul", "module") and self.held is None
