@@ -1,10 +1,9 @@
-"""What laws know of the operations of a graph: which laws may price each, in which dtype, from which sizes.
+"""The operations of a graph as laws see them: the kinds of laws that may price each, its dtype and its sizes.
 
 An operator may have a law of its own ("aten::mul"), else that of its kind of streaming ("pointwise"). A product with
-one row is a matrix-vector product, another kernel in every library, and streams its matrix. Besides its own sizes an
-operation has two of the moment when it runs: "cold", the share of its bytes that no cache holds, by reuse distance in
-the graph (`roofline.caches`), and "reach", the bytes that others have touched since the same operator last ran. The
-host's gaps before the operations have sizes as well (`gap_dims`).
+one row is a matrix-vector product, another kernel in every library. Two further sizes depend on the moment when an
+operation runs: "cold", the share of its bytes that no cache holds, by reuse distance (`roofline.caches`), and "reach",
+the bytes touched since the same operator last ran. The host's gaps have sizes as well (`gap_dims`).
 """
 
 import re
@@ -36,21 +35,16 @@ class LawInput:
 
 
 def law_inputs(prepared: Prepared, cache_bytes: float) -> list[LawInput | None]:
-    """What laws know of each operation of a graph, in its order, with a last-level cache of `cache_bytes`.
-
-    None stands for an operation that no law describes.
-    """
+    """The input of each operation, None without a law; `cache_bytes` is the size of the last-level cache."""
     ops = prepared.graph.ops
     cold = cold_shares(prepared.touches, cache_bytes)
     reach = bytes_since_last_run(ops, [operator(op.name) for op in ops])
-    return [_law_input(op, *states) for op, *states in zip(ops, cold.tolist(), reach.tolist(), strict=True)]
+    return [law_input_of(op, *states) for op, *states in zip(ops, cold.tolist(), reach.tolist(), strict=True)]
 
 
 def cold_shares(touches: Touches, cache_bytes: float) -> Floats:
-    """Share of each operation's bytes that main memory serves; shape (operations,).
-
-    Bytes that nobody reads again do not count: an allocator puts them where others have just been.
-    """
+    """Share of each operation's bytes that main memory serves, shape (operations,). Bytes that are never read again do
+    not count: an allocator reuses the place of others."""
     moved, missed = np.zeros(len(touches.traffic_bytes)), np.zeros(len(touches.traffic_bytes))
     again = np.isfinite(touches.reach_bytes)
     np.add.at(moved, touches.step, np.where(again, touches.bytes, 0.0))
@@ -58,14 +52,15 @@ def cold_shares(touches: Touches, cache_bytes: float) -> Floats:
     return np.asarray(missed / np.maximum(moved, 1.0))
 
 
-def _law_input(op: Op, cold: float, reach: float) -> LawInput | None:
+def law_input_of(op: Op, cold: float = 0.0, reach: float = 0.0) -> LawInput | None:
+    """The input of one operation; None where no law describes it."""
     states = {"cold": cold, "reach": reach}
     if op.kind == Kind.GROUPED_MATMUL:
         return _grouped(op, states)
     if op.kind == Kind.MATMUL and (op.dims.get("b", 1) > 1 or op.name in BATCHED_OPERATORS):
-        sizes = {"batch": float(op.dims.get("b", 1))} | {name: float(op.dims[name]) for name in "mnk"}
-        kinds = (BATCHED, *((str(op.kind),) if sizes["batch"] == 1 else ()))
-        return LawInput(kinds, op.dtype, {**sizes, **states})
+        batch = float(op.dims.get("b", 1))
+        kinds = (BATCHED, str(op.kind)) if batch == 1 else (BATCHED,)
+        return LawInput(kinds, op.dtype, {"batch": batch, **{name: float(op.dims[name]) for name in "mnk"}, **states})
     if op.kind == Kind.MATMUL:
         sizes = {name: float(op.dims[name]) for name in "mnk"}
         kinds = (MATVEC, str(op.kind)) if op.dims["m"] == 1 else (str(op.kind),)
@@ -83,7 +78,7 @@ def _law_input(op: Op, cold: float, reach: float) -> LawInput | None:
 
 
 def _grouped(op: Op, states: Mapping[str, float]) -> LawInput:
-    """A grouped product as the experts hit, from the weight bytes that are read, each with the mean number of rows."""
+    """The number of experts hit, from the weights that are read, and the mean rows of each of them."""
     m, n, k = (float(op.dims[name]) for name in "mnk")
     width = ELEMENT_BYTES.get(op.dtype, 2.0)
     weights = sum(access.bytes for access in op.reads) - width * m * k
@@ -92,30 +87,32 @@ def _grouped(op: Op, states: Mapping[str, float]) -> LawInput:
 
 
 def operator(name: str) -> str:
-    """An operator's name, in-place form and out-of-place form alike: "aten::mul_" → "aten::mul"."""
+    """An operator's name without the suffix of its in-place form: "aten::mul_" → "aten::mul"."""
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
 def by_law(
     inputs: Sequence[LawInput | None], known: Mapping[tuple[str, str], object]
 ) -> dict[tuple[str, str], list[int]]:
-    """Places of the operations that each known law, by kind and dtype, prices; those that none prices are left out.
-
-    A streaming operator in a dtype without a law is priced as the same bytes of another dtype.
-    """
+    """Indices of the operations that each known law, by kind and dtype, prices; others are left out. A streaming
+    operator in a dtype without a law is priced as the same bytes of another dtype."""
     places: dict[tuple[str, str], list[int]] = {}
-    for place, row in enumerate(inputs):
-        if row is None:
-            continue
-        exact = ((kind, row.dtype) for kind in row.kinds if (kind, row.dtype) in known)
-        streaming = [kind for kind in row.kinds if kind in KINDS and KINDS[kind].op_kinds]
-        if key := next(exact, None) or next((key for key in known if key[0] in streaming), None):
+    for place, law_input in enumerate(inputs):
+        if law_input is not None and (key := _law_key(law_input, known)) is not None:
             places.setdefault(key, []).append(place)
     return places
 
 
+def _law_key(law_input: LawInput, known: Mapping[tuple[str, str], object]) -> tuple[str, str] | None:
+    for kind in law_input.kinds:
+        if (kind, law_input.dtype) in known:
+            return kind, law_input.dtype
+    streaming = [kind for kind in law_input.kinds if kind in KINDS and KINDS[kind].op_kinds]
+    return next((key for key in known if key[0] in streaming), None)
+
+
 def _attention(op: Op, states: Mapping[str, float]) -> LawInput | None:
-    """None where values are of another width than keys, or several rows see all keys: no law describes those."""
+    """None where no law applies: values of another width than keys, or several rows that see all keys."""
     dims = {name: float(value) for name, value in op.dims.items()}
     if dims["value_dim"] != dims["head_dim"] or op.dtype not in ELEMENT_BYTES:
         return None
@@ -123,12 +120,13 @@ def _attention(op: Op, states: Mapping[str, float]) -> LawInput | None:
     sizes |= {"kv_bytes": ELEMENT_BYTES[op.dtype], **states}
     if dims["query"] == 1:
         return LawInput(("decode_attention",), op.dtype, sizes)
+    if not dims["causal"]:
+        return None
     sizes |= {"query": dims["query"], "context": dims["kv"] - dims["query"]}
-    return LawInput(("prefill_attention",), op.dtype, sizes) if dims["causal"] else None
+    return LawInput(("prefill_attention",), op.dtype, sizes)
 
 
 def _streamed(op: Op) -> dict[str, float]:
-    """Sizes of an operation as a stream of bytes."""
     written = float(sum(access.bytes for access in op.writes))
     return {
         "bytes_read": float(sum(access.bytes for access in op.reads)),
@@ -143,11 +141,11 @@ def _streamed(op: Op) -> dict[str, float]:
 def bytes_since_last_run(
     ops: Sequence[Op], code: Sequence[Hashable], counted: Callable[[Op], bool] = lambda op: True
 ) -> Floats:
-    """Bytes between each operation and the one before it that ran the same `code`, of operations that are `counted`.
+    """Bytes that `counted` operations touch between each operation and the one before it that ran the same `code`.
 
-    What others touch drives code and tables out of the caches, so a norm runs longer in a model whose layers are
-    larger than the last-level cache. Passes repeat, and the second one counts. A run of neighbours with the same count
-    above 1 is a block of layers that runs so often; its operations have the mean over its repetitions.
+    They evict code and tables from the caches: a norm runs longer in a model whose layers are larger than the
+    last-level cache. Passes repeat, and the second one counts. Neighbours with the same count above 1 are a block of
+    layers that repeats; its operations have the mean over the repetitions.
     """
     touched = [float(counted(op) and sum(access.bytes for access in (*op.reads, *op.writes))) for op in ops]
     since = np.zeros(len(ops))
@@ -170,29 +168,25 @@ def bytes_since_last_run(
     return since
 
 
-NUMBER = re.compile(r"\d+")
-
-
 def gap_dims(ops: Sequence[Op]) -> dict[str, Floats]:
-    """Sizes of the gap before each operation, shape (operations,).
-
-    "modules" counts those entered or left, with operations of their own or below them; "reach" and "streamed" are as
-    `HostGap` has them.
-    """
+    """Sizes of the gap before each operation as `HostGap` has them, shape (operations,). "modules" counts modules that
+    have operations of their own or below them."""
     modules = np.zeros(len(ops))
     before: list[str] = []
     for i, op in enumerate(ops):
         path = op.path.split(".") if op.path else []
-        alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(path, before, strict=False)))
-        modules[i] = len(path) + len(before) - 2 * alike
+        shared = list(takewhile(lambda names: names[0] == names[1], zip(path, before, strict=False)))
+        modules[i] = len(path) + len(before) - 2 * len(shared)
         before = path
-    lines = [(NUMBER.sub("#", op.path), op.name) for op in ops]  # of the model's code: alike in all layers
-
-    def is_streamed(op: Op) -> bool:  # whether it reads a matrix once: a product with one row
-        return op.kind == Kind.MATMUL and op.dims["m"] == 1
-
+    # Lines of the model's code are alike in all layers.
+    lines = [(re.sub(r"\d+", "#", op.path), op.name) for op in ops]
     return {
         "modules": modules,
-        "reach": bytes_since_last_run(ops, lines, lambda op: not is_streamed(op)),
-        "streamed": bytes_since_last_run(ops, lines, is_streamed),
+        "reach": bytes_since_last_run(ops, lines, lambda op: not _is_streamed(op)),
+        "streamed": bytes_since_last_run(ops, lines, _is_streamed),
     }
+
+
+def _is_streamed(op: Op) -> bool:
+    """True for a product with one row, which reads its matrix once."""
+    return op.kind == Kind.MATMUL and op.dims["m"] == 1

@@ -1,16 +1,10 @@
-"""What transfers, graph replays and collectives cost, from their measurements: a fixed cost, a rate, and links.
+"""The costs of transfers, graph replays and collectives from their measurements: a fixed cost, a rate, and links.
 
-Time = latency + size ÷ bandwidth, fitted over the sizes. For a graph the size is its number of nodes, so that the
-latency is the cost of a replay and 1 ÷ bandwidth that of a node. For a collective the size is the bytes that cross a
-rank's link, and the latency that of the whole operation.
-
-`measured_link` is for pricing: `roofline.whatif.collectives` gives every operation the bytes and messages of a ring,
-and a `Link` has one bandwidth and one latency of a message for all of them. The bandwidth is what the better of
-all-gather and send/receive reaches at large sizes, where a device does nothing but send and receive; the latency is
-then the one with the least relative errors over all operations and sizes that are priced. Real libraries leave the
-ring where messages are small (trees, sums in the switch), so that the errors are part of the answer: `errors`.
-
-Example: ``name, link = measured_link(measurements); priced_s(link, "all_reduce", 1 << 20, ranks=8)``
+Time = latency + size ÷ bandwidth, where the size of a graph is its number of nodes and that of a collective the bytes
+that cross a rank's link. `measured_link` is for pricing: `roofline.whatif.collectives` gives every operation the bytes
+and messages of a ring, with one bandwidth (the better of all-gather's and send/receive's at large sizes) and one
+latency of a message (the one with the least relative errors over all priced operations and sizes). Libraries leave the
+ring where messages are small (trees, sums in the switch), so the errors are part of the answer.
 """
 
 import math
@@ -28,18 +22,16 @@ Route = tuple[str, str]
 PRICED = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
 """Operations that the analytical side inserts."""
 ONLY_MOVES = ("all_gather", "send_recv")
-"""Those of them that the bandwidth is made of."""
+"""Those that determine the bandwidth."""
 LEAST_S = 1e-9
-"""A message's latency below it is none: a device file with a smaller one is taken for a wrong unit."""
+"""Least latency of a message that is stored: a device file with a smaller one is taken for a wrong unit."""
 LARGE_PART = 0.5
-"""The larger part of an operation's sizes, which its bandwidth at large sizes is fitted to."""
+"""Part of an operation's sizes, the largest, that determine its bandwidth at large sizes."""
 
 
 def transfer_costs(measurements: Iterable[Measurement]) -> dict[Route, LinearCost]:
-    """The line of each route with three sizes or more; both ways at once count the bytes of both.
-
-    Points of several processes are fitted together. What failed or is invalid is left out.
-    """
+    """The line of each route with three sizes or more, over all processes; both ways at once count the bytes of both.
+    Measurements that failed or are invalid are left out."""
     points: dict[Route, list[tuple[float, float]]] = defaultdict(list)
     for copied in measurements:
         if copied.benchmark == "transfer" and copied.status == "done":
@@ -69,7 +61,7 @@ def _line(points: Iterable[tuple[float, float]]) -> LinearCost | None:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One measured size of one collective operation."""
+    """A measured call of a collective operation."""
 
     operation: str
     size: int
@@ -85,24 +77,20 @@ class Timed:
 
 
 def collective_costs(measurements: Iterable[Measurement]) -> dict[str, LinearCost]:
-    """Latency of a call, and bus bandwidth, of each operation with three sizes or more; others are left out.
-
-    Raises ValueError for collectives among different numbers of ranks or over different links.
-    """
+    """Latency of a call, and bus bandwidth, of each operation with three sizes or more. Raises ValueError for
+    collectives among different numbers of ranks or over different links."""
     lines = {operation: _bus_line(own) for operation, own in _by_operation(timed(measurements)).items()}
     return {operation: line for operation, line in lines.items() if line is not None}
 
 
 def measured_link(measurements: Sequence[Measurement]) -> tuple[str, Link]:
     """The link between the ranks, by its name in `Peaks.links`, so that a priced collective takes as long as it did.
-
     Its latency is None where messages cost nothing beside their bytes. Raises ValueError where neither all-gather nor
-    send/receive has three sizes, where the link's name is not known, and as `collective_costs`.
-    """
+    send/receive has three sizes, where the link's name is unknown, and as `collective_costs` does."""
     every = timed(measurements)
     best, rate = _rate(_by_operation(every))
     if (between := str(_shared("link", measurements))) == UNKNOWN_LINK:
-        raise ValueError("what lies between the ranks is not known: NVML could not be asked; set the parameter link")
+        raise ValueError("the link between the ranks is not known: NVML could not be read; set the parameter link")
     where = f"{every[0].ranks} ranks, {_shared('backend', measurements)}"
     bandwidth = Figure(
         value=rate.bandwidth_bytes_per_s,
@@ -121,7 +109,7 @@ def measured_link(measurements: Sequence[Measurement]) -> tuple[str, Link]:
 
 
 def priced_s(link: Link, operation: str, size: int, ranks: int) -> float:
-    """Seconds that the roofline's link roof gives an operation: bytes ÷ bandwidth + messages × latency."""
+    """Seconds by the roofline's link roof: bytes ÷ bandwidth + messages × latency."""
     latency_s = link.latency_s.value if link.latency_s else 0.0
     return size * factor(operation, ranks) / link.bandwidth.value + messages(operation, ranks) * latency_s
 
@@ -137,11 +125,10 @@ def errors(link: Link, measurements: Iterable[Measurement]) -> dict[str, tuple[f
 
 
 def timed(measurements: Iterable[Measurement]) -> list[Timed]:
-    """The collectives among the measurements that are done. Raises ValueError where they are not of one kind."""
+    """The finished collectives. Raises ValueError where they differ in ranks, link or backend."""
     done = _done(measurements)
-    for what in ("ranks", "link", "backend"):
-        if done:
-            _shared(what, done)
+    for parameter in ("ranks", "link", "backend") if done else ():
+        _shared(parameter, done)
     return [
         Timed(
             operation=str(call.parameters["operation"]),
@@ -154,7 +141,7 @@ def timed(measurements: Iterable[Measurement]) -> list[Timed]:
 
 
 def _rate(own: dict[str, list[Timed]]) -> tuple[str, LinearCost]:
-    """Which of `ONLY_MOVES` is faster at large sizes, and its line there. Raises ValueError for none."""
+    """The operation of `ONLY_MOVES` that is faster at large sizes, with its line. Raises ValueError for none."""
     large = {name: _bus_line(_large(own[name])) for name in ONLY_MOVES if name in own}
     rates = {name: line for name, line in large.items() if line and math.isfinite(line.bandwidth_bytes_per_s)}
     if not rates:
@@ -165,7 +152,7 @@ def _rate(own: dict[str, list[Timed]]) -> tuple[str, LinearCost]:
 
 
 def _message_s(calls: Sequence[Timed], bandwidth: float) -> float:
-    """The λ of least Σ ((bytes / bandwidth + messages · λ) / time − 1)²."""
+    """The latency λ with the least Σ ((bytes / bandwidth + messages · λ) / time − 1)²."""
     weights = [messages(call.operation, call.ranks) / call.time_s for call in calls]
     left = [1 - call.bus_bytes / bandwidth / call.time_s for call in calls]
     return sum(w * rest for w, rest in zip(weights, left, strict=True)) / sum(w * w for w in weights)
@@ -183,9 +170,9 @@ def _bus_line(own: Iterable[Timed]) -> LinearCost | None:
 
 
 def _by_operation(calls: Iterable[Timed]) -> dict[str, list[Timed]]:
-    groups: dict[str, list[Timed]] = {}
+    groups: dict[str, list[Timed]] = defaultdict(list)
     for call in calls:
-        groups.setdefault(call.operation, []).append(call)
+        groups[call.operation].append(call)
     return groups
 
 
@@ -193,11 +180,11 @@ def _done(measurements: Iterable[Measurement]) -> list[Measurement]:
     return [call for call in measurements if call.benchmark == "collective" and call.status == "done"]
 
 
-def _shared(what: str, measurements: Iterable[Measurement]) -> int | float | str:
+def _shared(parameter: str, measurements: Iterable[Measurement]) -> int | float | str:
     """A parameter that all collectives must share. Raises ValueError where they do not."""
-    values = {call.parameters[what] for call in _done(measurements)}
+    values = {call.parameters[parameter] for call in _done(measurements)}
     if len(values) != 1:
-        raise ValueError(f"collectives of one {what} at a time, not {', '.join(sorted(map(str, values)))}")
+        raise ValueError(f"collectives of one {parameter} at a time, not {', '.join(sorted(map(str, values)))}")
     return values.pop()
 
 

@@ -1,24 +1,13 @@
-"""From measurements in several processes to figures with intervals: the process is the unit of replication.
+"""Figures with intervals from measurements in several processes: the process is the unit of replication.
 
-Samples within a process are correlated (one address layout, one clock history, one neighbour) and share the luck of
-their process, so they are never counted as independent: each process gives one value a case (`Measurement.value`), and
-a figure is their geometric mean with Student's t interval on their logarithms. Pooled samples under-cover badly: the
-test beside this module shows a "90 %" interval of pooled samples that holds less than half of the time.
-
-Contract: estimates come in the order in which the processes ran. The interval holds the estimate of the median
-process of that session (over processes and over the session's drift), which for symmetric noise is its expectation.
-- From `DETRENDED_FROM` processes on, a linear trend over the order is removed before the spread is taken: a drift of
-  the machine adds nothing to the error of the mean of a session, and left in it makes intervals too wide. It costs
-  one degree of freedom (8 % of width at 5 processes, 1.5 % at 10) and is exact for normal noise, drift or none. It is
-  always removed: a 90 % interval that removes it only where it is significant holds 88 % of the time at 5 processes.
-  At 3 and 4 processes it stays in, and with a drift above twice the spread they hold more often than they say (93 %
-  of the time and up); never less often.
-- A process that shared the machine widens the interval and moves its middle; both are meant. With each process
-  disturbed with a chance of one in ten, by 2 to 20 spreads, 90 % intervals hold 87–93 % of the time at 3 to 10
-  processes. Rejecting outlying processes first (Grubbs) gives 85 % at ten; a trimmed mean (Yuen) is a quarter
-  wider at 5 where nothing outlies.
-
-Example: ``interval([1.02e-3, 1.01e-3, 1.05e-3])`` is ``(0.99…e-3, 1.06…e-3)``.
+Samples within a process are correlated (one address layout, one clock history, one neighbour), so each process gives
+one value a case (`Measurement.value`), in the order in which the processes ran, and a figure is their geometric mean
+with Student's t interval on their logarithms. A "90 %" interval of pooled samples holds less than half of the time (see
+the tests). From `DETRENDED_FROM` processes on, a linear trend over the order is removed before the spread is taken, so
+that a drift of the machine does not widen the interval. It is always removed: removed only where it is significant, a
+90 % interval holds 88 % of the time at 5 processes. Disturbed processes stay in: with a chance of one in ten each, by 2
+to 20 spreads, 90 % intervals hold 87–93 % of the time at 3 to 10 processes, 85 % at ten if outliers are rejected first
+(Grubbs), and a trimmed mean (Yuen) is a quarter wider at 5 where nothing outlies.
 """
 
 import math
@@ -32,24 +21,21 @@ from profiler.record.measurement import Measurement, grouped
 from roofline.hardware.spec import Characteristic, Peaks
 
 FEWEST = 3
-"""Processes for an interval. Two leave one degree of freedom: t is 6.3 at 90 %, 12.7 at 95 %, and the interval says
-only that two numbers were alike by chance."""
+"""Least number of processes for an interval: two leave one degree of freedom, where t is 6.3 at 90 %."""
 DETRENDED_FROM = 5
-"""Processes from which a trend is removed: below, the degrees of freedom left (1 of 3, 2 of 4) cost more width than a
+"""Least number of processes from which a trend is removed: below, the lost degree of freedom costs more width than a
 drift as large as the spread."""
 ONE_CORE = ".one core"
-"""Ends the name of what a single thread of several reached."""
+"""Suffix of the names of figures of a single thread of several."""
 LABELS = 4
-"""Labels of a figure that are kept, over all its processes: the most severe."""
+"""Most labels of a figure that are kept, the most severe of all its processes."""
 SPREAD = "; low–high: 5–95 % of the samples in this process"
 SEVERITY = ("invalidates", "warns", "note")
 
 
 def interval(estimates: Sequence[float], confidence: float = 0.9) -> tuple[float, float] | None:
     """Low and high end, in the unit of the estimates (one a process, in the order they ran); None below `FEWEST`.
-
-    Raises ValueError for an estimate that is not finite and positive.
-    """
+    Raises ValueError for an estimate that is not finite and positive."""
     logs = _logs(estimates)
     if len(logs) < FEWEST:
         return None
@@ -63,10 +49,8 @@ def center(estimates: Sequence[float]) -> float:
 
 
 def coefficient_of_variation(estimates: Sequence[float]) -> float:
-    """Standard deviation (n − 1) of the estimates over their mean, drift and outlying processes included.
-
-    Raises ValueError as `interval` does, and for fewer than two estimates.
-    """
+    """Standard deviation (n − 1) of the estimates over their mean, drift and outlying processes included. Raises
+    ValueError as `interval` does, and for fewer than two estimates."""
     values = np.exp(_logs(estimates))
     if len(values) < 2:
         raise ValueError("a spread between processes needs two of them; run more")
@@ -76,9 +60,9 @@ def coefficient_of_variation(estimates: Sequence[float]) -> float:
 def log_interval(logs: NDArray[np.float64], confidence: float = 0.9) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Ends of the intervals of many sessions at once: logs of shape (..., processes) to two of shape (...).
 
-    mean ± t(df) s / √n, with s² the squared residuals from the mean, or from the line over the order of the
-    processes, over df = n − 1 or n − 2. The order is centred, so the line's value at its middle is the mean, and its
-    error is that of the mean (simple regression at x = x̄; Draper and Smith, Applied Regression Analysis, 1.4).
+    They are mean ± t(df) s / √n, with s² the squared residuals from the mean or the trend over df = n − 1 or n − 2. The
+    order is centred, so the error of the line at its middle is that of the mean (Draper and Smith, Applied Regression
+    Analysis, 1.4).
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence lies between 0 and 1, not at {confidence}")
@@ -107,15 +91,12 @@ def _logs(estimates: Sequence[float]) -> NDArray[np.float64]:
 
 
 def characteristic(name: str, alike: Sequence[Measurement], *, samples_spread: bool = False) -> Characteristic:
-    """The figure of measurements of the same thing; where none is done, its reason.
-
-    `samples_spread`: low and high are the value at the slowest and the fastest twentieth of the samples, which tells of
-    other work and not of the device, instead of an interval over processes.
-    """
+    """The figure of measurements of the same thing, or its reason where none is done. With `samples_spread`, low and
+    high are the value at the slowest and the fastest twentieth of the samples, which shows other work and not the
+    device, instead of an interval over processes."""
     first = alike[0]
-    done = [process for process in alike if process.status == "done"] or [
-        process for process in alike if process.status == "inconclusive"
-    ]
+    done = [process for process in alike if process.status == "done"]
+    done = done or [process for process in alike if process.status == "inconclusive"]
     about = {"name": name, "dtype": first.dtype, "unit": first.unit, "labels": _labels(alike)}
     if not done:
         return Characteristic(**about, status=first.status, reason=first.reason)
@@ -137,7 +118,7 @@ def characteristic(name: str, alike: Sequence[Measurement], *, samples_spread: b
 
 
 def conditions(done: Sequence[Measurement], *, samples_spread: bool) -> str:
-    """What was run and how, in one line."""
+    """The measured case and the way it was measured, in one line."""
     first = done[0]
     sizes = ", ".join(f"{name} {value}" for name, value in first.parameters.items())
     threads = f"{first.threads} thread{'' if first.threads == 1 else 's'}" if first.threads is not None else ""
@@ -155,7 +136,7 @@ def conditions(done: Sequence[Measurement], *, samples_spread: bool) -> str:
 
 
 def characteristics(measurements: Iterable[Measurement], threads: int | None) -> tuple[Characteristic, ...]:
-    """A figure for each thing that was measured, by family and case; `threads` is all that the device has."""
+    """A figure for each measured thing, by family and case; `threads` is all that the device has."""
     return tuple(characteristic(name_of(alike[0], threads), alike) for alike in grouped(measurements).values())
 
 
@@ -166,12 +147,12 @@ def name_of(measurement: Measurement, threads: int | None) -> str:
 
 
 def with_datasheet(figures: Iterable[Characteristic], datasheet: Peaks | None) -> tuple[Characteristic, ...]:
-    """The figures with what the datasheet says of the same."""
+    """The figures with the datasheet's value of each."""
     return tuple(figure.model_copy(update={"datasheet": datasheet_value(figure, datasheet)}) for figure in figures)
 
 
 def datasheet_value(figure: Characteristic, datasheet: Peaks | None) -> float | None:
-    """Main memory for its kernels, the matrix and vector peak of the dtype; None where it says nothing of this."""
+    """The datasheet's value: main memory for its kernels, the peak of the dtype; None where it states none."""
     if datasheet is None or figure.name.endswith(ONE_CORE):
         return None
     family, _, case = figure.name.partition(".")

@@ -1,24 +1,13 @@
-"""Which levels of the memory hierarchy a device shows, and how much each holds: from bandwidths, not from statements.
+"""The levels of a device's memory hierarchy and the capacity of each, from measured bandwidths.
 
-`ladder` takes bandwidths on working sets that stand for each stated cache. A level's bandwidth is the best of the
-kernels on it. The last-level cache may be shared with others, of whom a virtual machine does not tell: its capacity is
-twice the largest working set at which its bandwidth still shows. A level that is not distinctly faster than the next
-one is merged into it, so no level is slower than a larger one.
-
-`plateaus` and `knees` take a whole working-set curve. A capacity read from a data sheet is not what a kernel gets of it
-(shared slices, other tenants, hashed sets), so the levels are read off the curve: bandwidth against working set is flat
-while a level holds all of it, falls over an octave or two, and is flat again. The curve, in logarithms, is cut into
-plateaus (a constant), slopes (a line) and lone points such that the squared residuals over the noise plus a price for
-every piece are least: optimal segmentation by dynamic programming (Bellman 1961; Jackson et al., IEEE Signal Processing
-Letters 12, 2005) of a Potts functional whose price is that of the Bayesian information criterion, ln n for each
-constant fitted and each place cut. The noise is estimated from second differences, which neither plateaus nor slopes
-move.
-
-Contract: slopes and lone points are no levels; plateaus less than `DISTINCT` apart are one level (a lone bad point in
-a level does not cut it); a level seen over less than an octave, or at fewer than three sizes, is absent. A curve that
-falls all along has no plateau. Noise of 5 % a size is well within reach at four sizes an octave.
-
-Example: ``knees(sizes, plateaus(sizes, rates))`` for a cache of 32 MiB is ``(3.3e7,)``, give or take a step of sizes.
+`ladder` takes bandwidths on working sets for each stated cache. The last-level cache may be shared with other tenants,
+so its capacity is twice the largest working set that still shows its bandwidth. `plateaus` and `knees` read levels off
+a curve of bandwidth over working set, which is flat while a level holds all of it. The curve, in logarithms, is cut
+into plateaus (a constant), slopes (a line) and lone points such that the squared residuals over the noise plus a price
+for every piece are least: optimal segmentation by dynamic programming (Bellman 1961; Jackson et al., IEEE Signal
+Processing Letters 12, 2005) of a Potts functional with the price of the Bayesian information criterion, ln n for each
+fitted constant and each cut. Plateaus less than `DISTINCT` apart are one level; a level over less than an octave or at
+fewer than three sizes is not seen.
 """
 
 import itertools
@@ -35,17 +24,17 @@ from profiler.record.measurement import DISTINCT, Capacity
 OCTAVES = 2.0
 """Octaves of working set within which one level gives way to the next."""
 STEEPEST_LEVEL = math.log(DISTINCT) / OCTAVES
-"""Slope of log rate an octave from which a line is a transition: two distinct levels over the widest one. Flatter
-lines are levels with a tilt."""
+"""Slope of log rate an octave above which a line is a transition (two distinct levels over the widest one) and not a
+level with a tilt."""
 FEWEST = 3
-"""Sizes of a plateau."""
+"""Least number of sizes of a plateau."""
 NOISE_FLOOR = 0.005
-"""Least noise of a log rate: a plateau is never flatter than this, however well a size repeats."""
+"""Least noise of a log rate, however well a size repeats."""
 BEND = float(norm.ppf(0.75)) * math.sqrt(6)
 """Median of the absolute second difference y₋ − 2 y + y₊ of normal noise, in its deviations."""
 WITHIN = 1.5
-"""Noises from a plateau's level within which a neighbouring size is still on it. A size on it is missed in 13 % of the
-cases, one whose rate has fallen by twice as much is taken for one on it in 7 %."""
+"""Deviations of the noise from a plateau's level within which a neighbouring size is on it: 13 % of the sizes on it are
+missed, and 7 % of those whose rate has fallen by twice as much are taken for one on it."""
 
 Floats = NDArray[np.float64]
 
@@ -61,11 +50,11 @@ class Reached:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredLevel:
-    """One level with the best kernel on it."""
+    """A level with the best kernel on it."""
 
     name: str
     capacity_bytes: int
-    """What this process gets of it, at most what the system says."""
+    """Capacity for this process, at most what the system states."""
     stated_bytes: int
     best: Reached
 
@@ -73,10 +62,8 @@ class MeasuredLevel:
 def ladder(
     main: MeasuredLevel, caches: Mapping[Capacity, Sequence[Reached]]
 ) -> tuple[tuple[MeasuredLevel, ...], dict[str, str]]:
-    """Main memory and, outwards from it, each cache (given from the smallest) that is distinctly faster.
-
-    Also the reason of each level that was merged into the next, or has no figure at all.
-    """
+    """Main memory and, outwards from it, each cache (given from the smallest) that is distinctly faster. The second
+    result is the reason of each level that was merged into the next or has no figure."""
     kept = [main]
     reasons: dict[str, str] = {}
     for cache in reversed(list(caches)):
@@ -97,38 +84,32 @@ def ladder(
 
 
 def shown(cache: Capacity, kernels: Sequence[Reached], outer_bytes_per_s: float) -> MeasuredLevel | None:
-    """The largest working set that is about as fast as the fastest; None if none is distinct from the next level."""
-    by_size: dict[int, Reached] = {}
-    for kernel in kernels:
-        best = by_size.get(kernel.working_set_bytes)
-        if best is None or kernel.bytes_per_s > best.bytes_per_s:
-            by_size[kernel.working_set_bytes] = kernel
-    fastest = max(best.bytes_per_s for best in by_size.values())
+    """The cache with the largest working set that is about as fast as the fastest; None if it is not distinct."""
+    fastest = max(kernel.bytes_per_s for kernel in kernels)
     if fastest < DISTINCT * outer_bytes_per_s:
         return None
     least = max(fastest / DISTINCT, DISTINCT * outer_bytes_per_s)
-    chosen = max((best for best in by_size.values() if best.bytes_per_s >= least), key=lambda b: b.working_set_bytes)
+    fast = [kernel for kernel in kernels if kernel.bytes_per_s >= least]
+    chosen = max(fast, key=lambda kernel: (kernel.working_set_bytes, kernel.bytes_per_s))
     return MeasuredLevel(cache.name, min(cache.bytes, 2 * chosen.working_set_bytes), cache.bytes, chosen)
 
 
 @dataclass(frozen=True, slots=True)
 class Plateau:
-    """A level of memory, as far as the curve shows it."""
+    """A level of memory as the curve shows it."""
 
     first_bytes: int
     """Smallest working set on it."""
     last_bytes: int
     """Largest working set on it: the level holds at least this much."""
     rate: float
-    """Median of its sizes, in the unit given."""
+    """Median rate of its sizes, in the given unit."""
 
 
 def plateaus(sizes: Sequence[int], rates: Sequence[float]) -> tuple[Plateau, ...]:
-    """Levels of the curve, from small to large working sets; empty where nothing is flat.
-
-    `sizes` in bytes, strictly ascending; `rates` as many, in any unit. Raises ValueError otherwise, or for a rate or
-    size that is not finite and positive.
-    """
+    """Levels of the curve, from small to large working sets; empty where nothing is flat. `sizes` in bytes, strictly
+    ascending; `rates` as many, in any unit. Raises ValueError otherwise, or for a rate or size that is not finite and
+    positive."""
     octaves, logs = _checked(sizes, rates)
     if len(sizes) < FEWEST:
         return ()
@@ -137,20 +118,15 @@ def plateaus(sizes: Sequence[int], rates: Sequence[float]) -> tuple[Plateau, ...
 
 
 def knees(sizes: Sequence[int], levels: Sequence[Plateau]) -> tuple[float, ...]:
-    """Capacities in bytes: between the last size on a plateau and the next size, where a slower plateau follows.
-
-    The fall begins there, however many octaves it takes. Steps up (small calls that are mostly overhead) are none.
-    """
+    """Capacities in bytes: between the last size on a plateau and the next size, where a slower plateau follows. Steps
+    up (small calls that are mostly overhead) are no capacities."""
     falls = [a for a, b in itertools.pairwise(levels) if a.rate > b.rate]
     return tuple(math.sqrt(a.last_bytes * sizes[list(sizes).index(a.last_bytes) + 1]) for a in falls)
 
 
 def noise(logs: Floats) -> float:
-    """Standard deviation of independent noise on a curve of few corners.
-
-    From the median of the absolute second differences; at least `NOISE_FLOOR`. Corners at a quarter of the sizes make
-    it a third too large.
-    """
+    """Standard deviation of independent noise on a curve of few corners, at least `NOISE_FLOOR`. It comes from the
+    median of the absolute second differences; corners at a quarter of the sizes make it a third too large."""
     bends = np.abs(np.diff(logs, 2))
     return max(NOISE_FLOOR, float(np.median(bends)) / BEND)
 
@@ -170,7 +146,7 @@ def _segmented(octaves: Floats, logs: Floats) -> list[tuple[int, int]]:
     """(first, last) index of each plateau of the cheapest segmentation."""
     cost, is_flat = _piece_costs(octaves, logs)
     n = len(logs)
-    best = np.zeros(n + 1)  # best[j]: of the first j sizes
+    best = np.zeros(n + 1)  # best[j]: cost of the first j sizes
     begins = np.zeros(n + 1, dtype=int)
     for j in range(1, n + 1):
         through = best[:j] + cost[:j, j - 1]
@@ -187,7 +163,7 @@ def _segmented(octaves: Floats, logs: Floats) -> list[tuple[int, int]]:
 
 
 def _piece_costs(octaves: Floats, logs: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """Cost of one piece from size i to size j, (n, n), and whether it is a plateau; infinite below the diagonal."""
+    """Cost of a piece from size i to size j, (n, n), and whether it is a plateau; infinite below the diagonal."""
     x, y = octaves - octaves.mean(), logs - logs.mean()
     n = len(x)
     first, last = np.indices((n, n))
@@ -212,7 +188,7 @@ def _piece_costs(octaves: Floats, logs: Floats) -> tuple[Floats, NDArray[np.bool
 
 
 def _merged(spans: list[tuple[int, int]], logs: Floats) -> list[tuple[int, int]]:
-    """Neighbours less than `DISTINCT` apart joined, the closest first."""
+    """The spans with neighbours less than `DISTINCT` apart joined, the closest first."""
     while len(spans) > 1:
         levels = [float(np.median(logs[i : j + 1])) for i, j in spans]
         gaps = [abs(a - b) for a, b in itertools.pairwise(levels)]
@@ -224,8 +200,8 @@ def _merged(spans: list[tuple[int, int]], logs: Floats) -> list[tuple[int, int]]
 
 
 def _extended(spans: list[tuple[int, int]], logs: Floats) -> list[tuple[int, int]]:
-    """Each plateau extended to the furthest size of the gaps beside it that is as high: a slope or a lone point has no
-    reason to stop where it begins, and takes sizes of the plateau along when they are noisy."""
+    """Each plateau extended to the furthest size of the gaps beside it that is as high: slopes and lone points take
+    noisy sizes of a plateau along."""
     reach = WITHIN * noise(logs)
     levels = [float(np.median(logs[i : j + 1])) for i, j in spans]
     wider: list[tuple[int, int]] = []

@@ -1,13 +1,9 @@
-"""The spec of a device from all that was measured of it: its peaks, its figures, and why some are missing.
+"""The spec of a device from all measurements of it: its peaks, its figures, and the reasons of missing ones.
 
 Matrix peaks are the burst of each dtype, vector peaks the best operation of each dtype, levels main memory and each
 cache that is distinctly faster (`calibrate.device.levels`), each with the best of its kernels. Figures of one thread of
-several are not peaks. Figures of single sizes stand for themselves where a reader asks for them (a skinny product, a
-kernel on main memory); of curves and sweeps the spec has what was fitted to them: plateaus and knees of the working-set
-curve, latency and bandwidth of transfers and collectives, cost of a graph and of its nodes. The sizes themselves are in
-hardware.parquet.
-
-Example: ``spec_of(measurements, environment, hierarchy).measured.matrix["bfloat16"].value``
+several are not peaks. Of curves and sweeps the spec holds what was fitted to them (plateaus and knees, latency and
+bandwidth, the cost of a graph and its nodes); their single sizes are in hardware.parquet.
 """
 
 import math
@@ -25,15 +21,12 @@ from roofline.hardware.spec import Characteristic, Chip, Figure, HardwareSpec, L
 FITTED = ("curve", "transfer", "collective", "cache")
 """Families whose single sizes are no figures of the device."""
 PEAK_FAMILIES = ("memory", "cache", "matmul", "vector", "host")
-"""Families that peaks are made of."""
-MANY = "sizes, see hardware.parquet"
+"""Families from which peaks are made."""
 
 
 def spec_of(measurements: Sequence[Measurement], environment: Environment, hierarchy: MemoryHierarchy) -> HardwareSpec:
-    """The spec of a characterisation; without peaks where main memory has no figure: nothing is priced without it.
-
-    `hierarchy` is the device's memory as the system states it.
-    """
+    """The spec of a characterisation, without peaks where main memory has no figure: nothing can be priced without it.
+    `hierarchy` is the device's memory as the system states it."""
     peaks: Peaks | None = None
     links, why = _links(measurements)
     try:
@@ -49,7 +42,7 @@ def spec_of(measurements: Sequence[Measurement], environment: Environment, hiera
         *_curve(measurements),
         *_costs("transfer", ((f"{m} {d}", cost) for (m, d), cost in transfer_costs(measurements).items())),
         *_costs("collective", collective_costs(measurements).items()),
-        *_graph(measurements),
+        *_graph(graph_cost(measurements)),
     ]
     spec = _described(environment, peaks, missing)
     return spec.model_copy(update={"characteristics": with_datasheet(figures, spec.datasheet)})
@@ -58,15 +51,13 @@ def spec_of(measurements: Sequence[Measurement], environment: Environment, hiera
 def spec_of_peaks(
     measurements: Sequence[Measurement], environment: Environment, hierarchy: MemoryHierarchy
 ) -> HardwareSpec:
-    """The spec of a short measurement in one process, whose figures are its peaks alone.
-
-    Their low and high are the spread of the samples, no interval. Raises RuntimeError as `peaks_of`.
-    """
+    """The spec of a short measurement in one process: peaks, whose low and high are the spread of the samples. Raises
+    RuntimeError as `peaks_of` does."""
     return _described(environment, *peaks_of(measurements, environment, hierarchy, samples_spread=True))
 
 
 def _described(environment: Environment, peaks: Peaks | None, missing: dict[str, str]) -> HardwareSpec:
-    """The device by its name, with its datasheet and chip where a device file describes it."""
+    """A spec named after the device, with datasheet and chip where a device file describes it."""
     known = find_device(environment.device)
     return HardwareSpec(
         name=known.name if known else environment.device,
@@ -86,7 +77,7 @@ def _threads(environment: Environment) -> int | None:
 
 
 def _host_chip(environment: Environment) -> Chip | None:
-    """What laws need to know of a CPU that no datasheet describes, the cores that torch uses; None for others."""
+    """The cores that torch uses, which laws need of a CPU without a datasheet; None for other devices."""
     if (threads := _threads(environment)) is None:
         return None
     return Chip(units=Figure(value=threads, source="torch.get_num_threads()"), unit="core")
@@ -100,7 +91,8 @@ def peaks_of(
     links: Mapping[str, Link] | None = None,
     samples_spread: bool = False,
 ) -> tuple[Peaks, dict[str, str]]:
-    """The peaks, and by figure ("matrix.float16", "level.L3", "host_s_per_op") why one is missing or merged.
+    """The peaks, and the reason of each figure ("matrix.float16", "level.L3", "host_s_per_op") that is missing or
+    merged.
 
     On a GPU a float32 product in full precision runs on the vector units, and is a vector peak where it is faster than
     the best operation. `samples_spread` is that of `characteristic`. Raises RuntimeError where main memory has no
@@ -134,7 +126,7 @@ def peaks_of(
 def _by_dtype(
     figures: Mapping[Key, Characteristic], benchmark: str, what: str, missing: dict[str, str], where: str
 ) -> dict[str, Figure]:
-    """The best case of each dtype; the reason of a dtype that has none goes to `missing`."""
+    """The best case of each dtype; the reason of a dtype without one is added to `missing`."""
     best: dict[str, Characteristic] = {}
     reasons: dict[str, str] = {}
     for (family, _, dtype, _), figure in figures.items():
@@ -164,7 +156,7 @@ def _levels(
         size = int(parameters.get("working_set_bytes", parameters.get("operand_bytes", 0)))
         kernel = str(parameters.get("kernel", key[1]))
         if kernel == "write":
-            continue  # a level's bandwidth is what reads and writes together reach; some devices only fill fast
+            continue  # a level's bandwidth is that of reads and writes together; some devices only fill fast
         reached.setdefault(level, []).append(Reached(kernel, size, figure.value))
         if (level, size) not in sources or figure.value > (sources[level, size].value or 0):
             sources[level, size] = figure
@@ -220,36 +212,34 @@ def _curve(measurements: Iterable[Measurement]) -> Iterator[Characteristic]:
                 name=f"curve.plateau {i} {kernel}", dtype="float32", unit="B/s", value=level.rate, conditions=span
             )
         for i, knee in enumerate(knees(sizes, levels), start=1):
-            falls = f"{kernel}, where the bandwidth begins to fall; {len(sizes)} {MANY}"
+            falls = f"{kernel}, where the bandwidth begins to fall; {len(sizes)} sizes, see hardware.parquet"
             yield Characteristic(name=f"curve.knee {i} {kernel}", unit="B", value=knee, conditions=falls)
 
 
 def _costs(family: str, costs: Iterable[tuple[str, LinearCost]]) -> Iterator[Characteristic]:
     """Latency and bandwidth of each line."""
     for name, cost in costs:
-        conditions = f"time = latency + bytes ÷ bandwidth; off by {cost.worst_relative_error:.1%} at the worst size"
+        law = "time = latency + bytes ÷ bandwidth"
         if cost.latency_s > 0:
-            yield _fitted(f"{family}.{name}.latency", "s", cost.latency_s, cost.latency_interval, conditions)
-        if cost.bandwidth_bytes_per_s < math.inf:
-            value, ends = cost.bandwidth_bytes_per_s, cost.bandwidth_interval
-            yield _fitted(f"{family}.{name}.bandwidth", "B/s", value, ends, conditions)
+            yield _fitted(cost, law, f"{family}.{name}.latency", "s", cost.latency_s, cost.latency_interval)
+        if (bandwidth := cost.bandwidth_bytes_per_s) < math.inf:
+            yield _fitted(cost, law, f"{family}.{name}.bandwidth", "B/s", bandwidth, cost.bandwidth_interval)
 
 
-def _graph(measurements: Iterable[Measurement]) -> Iterator[Characteristic]:
-    cost = graph_cost(measurements)
-    if cost is None:
-        return
-    conditions = f"time = start + nodes × node; off by {cost.worst_relative_error:.1%} at the worst size"
-    if cost.latency_s > 0:
-        yield _fitted("launch.graph start", "s", cost.latency_s, cost.latency_interval, conditions)
-    if cost.bandwidth_bytes_per_s < math.inf:
+def _graph(cost: LinearCost | None) -> Iterator[Characteristic]:
+    law = "time = start + nodes × node"
+    if cost is not None and cost.latency_s > 0:
+        yield _fitted(cost, law, "launch.graph start", "s", cost.latency_s, cost.latency_interval)
+    if cost is not None and (nodes_per_s := cost.bandwidth_bytes_per_s) < math.inf:
         low, high = cost.bandwidth_interval
-        node_s = 1 / cost.bandwidth_bytes_per_s
-        yield _fitted("launch.graph node", "s", node_s, (1 / high, 1 / low), conditions)
+        yield _fitted(cost, law, "launch.graph node", "s", 1 / nodes_per_s, (1 / high, 1 / low))
 
 
-def _fitted(name: str, unit: str, value: float, ends: tuple[float, float], conditions: str) -> Characteristic:
-    """A constant of a line; its interval is that of the fit, not of processes."""
+def _fitted(
+    cost: LinearCost, law: str, name: str, unit: str, value: float, ends: tuple[float, float]
+) -> Characteristic:
+    """A constant of a line, with the interval of the fit, not of processes."""
+    off = f"off by {cost.worst_relative_error:.1%} at the worst size"
     finite = ends[1] < math.inf
     return Characteristic(
         name=name,
@@ -257,12 +247,13 @@ def _fitted(name: str, unit: str, value: float, ends: tuple[float, float], condi
         value=value,
         low=ends[0] if finite else None,
         high=ends[1] if finite else None,
-        conditions=f"{conditions}; low–high: 90 % interval of the fit",
+        conditions=f"{law}; {off}; low–high: 90 % interval of the fit",
     )
 
 
 def _links(measurements: Sequence[Measurement]) -> tuple[dict[str, Link], str | None]:
-    """The host's link from pinned copies, the slower way; that between ranks from collectives, or why there is none."""
+    """The host's link from pinned copies, the slower way; the link between ranks from collectives, or why it is
+    missing."""
     links: dict[str, Link] = {}
     routes = transfer_costs(measurements).items()
     if pinned := [cost for (memory, way), cost in routes if memory == "pinned" and way != "both ways"]:

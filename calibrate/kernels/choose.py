@@ -1,25 +1,18 @@
-"""Which kernels to measure: which a device is asked to run for its calibration, and which of a table a fit is given.
+"""The choice of kernels: those that a calibration measures on a device, and those of a table that a fit is given.
 
-Sizes are drawn from the range of shapes that public models have (`Demand`: weights and head layouts of a catalogue, the
-rows and contexts of the passes to come), each moved by a random factor, so that the range is covered and no model's own
-shape is asked for on purpose. A size is left out where the device cannot hold it or would take too long. Small
-operators are few and taken whole.
-
-Among the candidates of a product or attention, and among the rows of a table, `design` chooses from shapes alone, never
-from times. Each candidate is placed by the logarithms of its sizes and by how the law's time at its priors responds to
-each constant (∂ log time / ∂ log constant): kernels that the same constants decide lie together. The chosen are the
-candidates nearest to the centres of k-means clusters, one each, so that they represent the candidates' spread evenly
-and no regime is measured twice while another is not. What k-means may still miss is mended by an exchange: a regime
-that sizes themselves mark (two of them equal, one at 0 or 1) and that a budget's share of candidates has is measured
-on both its sides. Deterministic for a seed.
-
-Example: ``observations.take(design(law, observations.dims, facts, "bfloat16", points=200, seed=0))``
+`kernel_shapes` draws sizes from the range of shapes of public models (`Demand`), each moved by a random factor, so that
+no model's own shape is chosen on purpose. `design` chooses among candidates from shapes alone, never from times: by the
+logarithms of their sizes and the responses of the law's time at its priors to each constant (∂ log time / ∂ log
+constant). The chosen are nearest to the centres of k-means clusters, which represent the candidates' spread evenly. An
+exchange then makes sure that each regime marked by sizes (two are equal, one is 0 or 1) is measured on both its sides.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,54 +27,39 @@ Rows = NDArray[np.int_]
 ROUNDS = 12
 """Rounds of k-means; later ones move centres by less than the candidates' spacing."""
 RESPONSE = 1.0
-"""Doublings of a size that a constant which decides a kernel wholly counts as."""
+"""Doublings of a size that equal the response of a kernel to the one constant that decides its time."""
 DRAWN_FROM = 6000
-"""Candidates that clusters are found on, at most."""
+"""Most candidates that are clustered."""
 DEGENERATE = (0.0, 1.0)
-"""Sizes at which a kernel is another one: no window, a single rank, no cache."""
+"""Sizes that mean another kernel: no window, a single rank, no cache."""
 
 
 def design(
-    law: Law,
-    dims: Dims,
-    facts: Facts,
-    dtype: str,
-    points: int,
-    seed: int = 0,
-    group: NDArray[np.str_] | None = None,
+    law: Law, dims: Dims, facts: Facts, dtype: str, points: int, seed: int = 0, group: NDArray[np.str_] | None = None
 ) -> Rows:
-    """Rows to measure, ascending: `points` of them, or all there are.
-
-    A group gives more than half of its rows (rounded up) only where the others have none left to give. Raises
-    ValueError where there is nothing to choose from or no budget.
-    """
+    """Indices of `points` rows to measure (or of all there are), ascending; deterministic for a seed. A group gives
+    more than half of its rows (rounded up) only where the others have none left to give. Raises ValueError where there
+    are no candidates or no budget."""
     rows = len(next(iter(dims.values()), ()))
     if points < 1 or rows == 0:
         raise ValueError(f"need candidates and a budget of at least one point, got {rows} and {points}")
     if points >= rows:
         return np.arange(rows)
-    placed = _places(law, dims, facts, dtype)
+    priors = {c.name: c.prior for c in law.constants(facts, dtype)}
+    _, response = responses(law, dims, facts, dtype, priors)
+    placed = np.concatenate([coordinates(dims, law.dims), RESPONSE * response], axis=1)
     generator = np.random.default_rng(seed)
     sample = placed
-    if len(placed) > DRAWN_FROM:
-        sample = placed[generator.choice(len(placed), DRAWN_FROM, replace=False)]
+    if rows > DRAWN_FROM:
+        sample = placed[generator.choice(rows, DRAWN_FROM, replace=False)]
     centres = _centres(sample, min(points, len(sample)), generator)
-    chosen = _nearest(placed, centres, _room(group, len(placed)), points)
+    chosen = _nearest(placed, centres, _Room(np.arange(rows) if group is None else group), points)
     return np.sort(_exchanged(chosen, placed, _regimes(dims, law.dims), points))
 
 
-def _places(law: Law, dims: Dims, facts: Facts, dtype: str) -> Floats:
-    """Shape (candidates, coordinates)."""
-    priors = {c.name: c.prior for c in law.constants(facts, dtype)}
-    _, response = responses(law, dims, facts, dtype, priors)
-    return np.concatenate([coordinates(dims, law.dims), RESPONSE * response], axis=1)
-
-
 def _regimes(dims: Dims, names: tuple[str, ...]) -> NDArray[np.bool_]:
-    """Shape (candidates, regimes): what sizes themselves mark; only those that some candidates have and some have not.
-
-    Two sizes that are equal (as many key heads as heads), and a size at one of `DEGENERATE`.
-    """
+    """Regimes that some candidates have and some have not, shape (candidates, regimes): two sizes are equal, or a size
+    is one of `DEGENERATE`."""
     columns = {name: np.asarray(dims[name], dtype=float) for name in names if name in dims}
     marks = [column == value for column in columns.values() for value in DEGENERATE]
     marks += [columns[a] == columns[b] for a, b in combinations(columns, 2)]
@@ -90,7 +68,7 @@ def _regimes(dims: Dims, names: tuple[str, ...]) -> NDArray[np.bool_]:
 
 
 def _nearest(placed: Floats, centres: Floats, room: "_Room", points: int) -> list[int]:
-    """A row for each centre; then, where centres were fewer, the rows farthest from all that are chosen."""
+    """The row nearest to each centre; where centres are fewer than points, also the rows farthest from all chosen."""
     chosen = [room.take(_squares(placed, centre)) for centre in centres]
     gap = np.full(len(placed), np.inf)
     for place in range(points - 1):
@@ -107,15 +85,15 @@ def _squares(placed: Floats, place: Floats) -> Floats:
 
 
 class _Room:
-    """Rows that can be taken still: half of each group first, the rest when no group has more than its half left."""
+    """Rows that are left to take: first up to half of each group, then the rest."""
 
-    def __init__(self, group: NDArray[np.str_]) -> None:
+    def __init__(self, group: NDArray[Any]) -> None:
         _, self._group, counts = np.unique(group, return_inverse=True, return_counts=True)
         self._left = np.ceil(counts / 2)
         self._untaken = np.ones(len(group), dtype=bool)
 
     def take(self, distance: Floats) -> int:
-        """The nearest of them, which is then taken."""
+        """Take the nearest of the rows that are left."""
         preferred = self._untaken & (self._left[self._group] > 0)
         row = int(np.argmin(np.where(preferred if preferred.any() else self._untaken, distance, np.inf)))
         self._untaken[row] = False
@@ -123,13 +101,9 @@ class _Room:
         return row
 
 
-def _room(group: NDArray[np.str_] | None, rows: int) -> _Room:
-    return _Room(np.arange(rows).astype(np.str_) if group is None else group)
-
-
 def _exchanged(chosen: list[int], placed: Floats, marks: NDArray[np.bool_], points: int) -> Rows:
-    """With each side of each regime that a budget's share of candidates has: its row nearest to a chosen one comes in
-    for that one, unless that leaves another regime without any."""
+    """The chosen rows with each side of each regime that has a budget's share of candidates: a missing side's candidate
+    nearest to a chosen row replaces it, unless that leaves another regime without any."""
     rows = np.array(chosen)
     sides = np.concatenate([marks, ~marks], axis=1)
     sides = sides[:, sides.sum(axis=0) * points >= len(placed)]
@@ -148,7 +122,7 @@ def _exchanged(chosen: list[int], placed: Floats, marks: NDArray[np.bool_], poin
 
 
 def _centres(placed: Floats, count: int, generator: np.random.Generator) -> Floats:
-    """Centres of k-means, started at spread-out points (k-means++: Arthur, Vassilvitskii, SODA 2007)."""
+    """Centres of k-means from spread-out starts (k-means++: Arthur, Vassilvitskii, SODA 2007)."""
     centres = placed[generator.integers(len(placed))][None]
     nearest = ((placed - centres[0]) ** 2).sum(axis=1)
     for _ in range(count - 1):
@@ -169,67 +143,64 @@ def _centres(placed: Floats, count: int, generator: np.random.Generator) -> Floa
 
 
 def design_within(law: Law, dims: Dims, facts: Facts, dtype: str, points: int, seconds: float, seed: int = 0) -> Rows:
-    """Rows to measure once each in about `seconds`: `points`, or as many of them as fit, at least one.
-
-    Raises ValueError as `design` does.
-    """
+    """As `design`, with as many of `points` rows (at least one) as run once each in about `seconds`."""
     priors = {constant.name: constant.prior for constant in law.constants(facts, dtype)}
     time_s = law.time_s(dims, facts, dtype, priors)
-    fewest, most = 1, points
-    rows = design(law, dims, facts, dtype, points, seed)
+    fits = partial(design, law, dims, facts, dtype, seed=seed)
+    rows = fits(points)
     if time_s[rows].sum() <= seconds:
         return rows
+    fewest, most = 1, points
     while most - fewest > 1:
         middle = (fewest + most) // 2
-        if time_s[design(law, dims, facts, dtype, middle, seed)].sum() <= seconds:
+        if time_s[fits(middle)].sum() <= seconds:
             fewest = middle
         else:
             most = middle
-    return np.asarray(design(law, dims, facts, dtype, fewest, seed))
+    return fits(fewest)
 
 
 LONGEST_S = 0.03
-"""Longest call at half of the device's peak, for products of many rows and for attention; a longer one repeats what a
-shorter one tells."""
+"""Longest call in seconds at half of the device's peak, for products of many rows and for attention."""
 CANDIDATES = 3000
 PASS_S = 0.4
-"""Seconds for all kernels of a kind and dtype, each once, as their law expects before anything is measured."""
+"""Seconds for all kernels of a kind and dtype, each once, as their law's priors predict."""
 JITTER = 0.4
-"""Standard deviation of the logarithm by which a catalogue's size is moved: half of them by more than 1.3."""
+"""Standard deviation of the logarithm of the random factor on a catalogue's size."""
 NEAR = 0.5
-"""Share of the products and attention whose rows or context are near those of the passes to come."""
+"""Share of the products and attention whose rows or context are near those of the intended passes."""
 FEWEST_ROWS, MOST_ROWS = 2, 4096
 """Rows of the other products."""
 NARROW = 0.1
-"""Share of products with 1 to 64 columns: gates, routers, the projections of state-space models."""
+"""Share of products with 1 to 64 columns: gates, routers, projections of state-space models."""
 ODD = 0.15
-"""Share of sizes that are not a multiple of anything: vocabularies are."""
+"""Share of sizes that are not a multiple of `UNIT`, as vocabularies are."""
 UNIT = 32
-"""Other sizes are multiples of it."""
+"""Divisor of the other sizes."""
 SHORTEST_CONTEXT, LONGEST_CONTEXT = 16, 16384
 STREAM_SIZES = 9
-"""Sizes of one operator: one element, and the rest evenly on a logarithm up to the largest activation."""
+"""Number of sizes of one operator: one element, and the rest evenly on a logarithm up to the largest activation."""
 WIDEST = 16384
-"""Longest row of an activation; a longer row is a vocabulary's."""
+"""Longest row of an activation; longer rows are a vocabulary's."""
 STATES = 8
-"""Times the largest activation, the largest stream: a state-space model holds 16 states a channel, attention scores are
-as many as heads. Such outputs come from the system page by page."""
+"""Largest stream ÷ largest activation: a state-space model holds 16 states a channel, attention scores are as many as
+heads. The system provides memory for such outputs page by page."""
 FEWEST_ELEMENTS = 64
-"""Elements of the smallest stream of more than one."""
+"""Elements of the smallest stream of more than one element."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What models ask of a device."""
+    """The shapes that models and passes require of a device."""
 
     weights: tuple[tuple[int, int], ...]
-    """(n, k), columns and depth, of the products with weights."""
+    """(n, k), columns and depth, of products with weights."""
     heads: tuple[tuple[int, int, int], ...]
     """(heads, key and value heads, head dim)."""
     rows: tuple[int, ...] = (1, 128)
-    """Tokens that the passes to come take at once."""
+    """Tokens of the intended passes."""
     contexts: tuple[int, ...] = (128,)
-    """Keys that their last token sees."""
+    """Keys that the last token of these passes sees."""
 
 
 def kernel_shapes(
@@ -242,11 +213,9 @@ def kernel_shapes(
     quick: bool = False,
     seed: int = 0,
 ) -> list[KernelShape]:
-    """All kernels of a calibration.
-
-    Args: `largest_bytes` of the operands of one kernel in the widest of the dtypes, and in the others as many elements;
-    `streaming`, operators that stream; `quick`, half of them.
-    """
+    """All kernels of a calibration. `largest_bytes` limits the operands of a kernel in the widest of the dtypes, and
+    its number of elements in the others; `streaming` are the operators that stream; `quick` takes half of the
+    kernels."""
     shapes: list[KernelShape] = []
     widest = max((ELEMENT_BYTES[dtype] for dtype in dtypes), default=1.0)
     for dtype in dtypes:
@@ -259,7 +228,7 @@ def kernel_shapes(
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Kernels in one dtype."""
+    """Random kernels in one dtype."""
 
     facts: Facts
     dtype: str
@@ -281,17 +250,17 @@ class _Drawn:
         streamed = {"bytes_read": self.width * (n + 1) * k, "bytes_written": self.width * n, "elements": n}
         single = _taken({"m": np.ones_like(n), "n": n, "k": k}, self._designed(MATVEC, streamed))
         products = {"matmul": chosen, MATVEC: [*single, self._largest()]}
+        ops = ("aten::addmm", "aten::mm", "aten::mm", "aten::mm")
         shapes = [
-            KernelShape(kind, self.dtype, "aten::addmm" if i % 4 == 0 else "aten::mm", sizes)
-            for kind, each in products.items()
-            for i, sizes in enumerate(each)
+            KernelShape(kind, self.dtype, ops[i % 4], sizes)
+            for kind, drawn in products.items()
+            for i, sizes in enumerate(drawn)
         ]
-        others = [
+        return shapes + [
             KernelShape(f"{kind}{ROW_MAJOR}", self.dtype, "aten::addmm", sizes)
-            for kind, each in products.items()
-            for sizes in each[::2]
+            for kind, drawn in products.items()
+            for sizes in drawn[::2]
         ]
-        return shapes + others
 
     def batched(self) -> list[KernelShape]:
         """Products of activations with each other (attention in pieces, scans), and the experts of mixtures."""
@@ -308,12 +277,11 @@ class _Drawn:
         many = {"batch": batch[small], "m": m[small], "n": n[small], "k": k[small]}
         wide, deep = self._weights()
         experts = np.round(_log_uniform(self.generator, 1, 16))
-        each = np.maximum(1, np.round(self._near(self.demand.rows, 1, 512) / experts))
+        rows = np.maximum(1, np.round(self._near(self.demand.rows, 1, 512) / experts))
         wide, deep = (UNIT * np.maximum(1, np.round(size / part / UNIT)) for size, part in ((wide, 4), (deep, 2)))
-        fits = self._short(2 * experts * each * wide * deep) & (
-            experts * wide * deep * self.width <= self.largest_bytes
-        )
-        routed = {"batch": experts[fits], "m": each[fits], "n": wide[fits], "k": deep[fits]}
+        fits = experts * wide * deep * self.width <= self.largest_bytes
+        fits &= self._short(2 * experts * rows * wide * deep)
+        routed = {"batch": experts[fits], "m": rows[fits], "n": wide[fits], "k": deep[fits]}
         return [
             KernelShape(kind, self.dtype, op, taken)
             for kind, op, sizes in ((BATCHED, "aten::bmm", many), (GROUPED, "aten::_grouped_mm", routed))
@@ -335,15 +303,13 @@ class _Drawn:
             allowed = {name: column[fits] for name, column in dims.items()}
             names = ("batch", "heads", "kv_heads", "head_dim", "query", "kv")
             shapes += [
-                KernelShape(
-                    kind, self.dtype, "aten::scaled_dot_product_attention", {name: taken[name] for name in names}
-                )
-                for taken in _taken(allowed, self._designed(kind, allowed))
+                KernelShape(kind, self.dtype, "aten::scaled_dot_product_attention", {name: row[name] for name in names})
+                for row in _taken(allowed, self._designed(kind, allowed))
             ]
         return shapes
 
     def _weights(self) -> tuple[Floats, Floats]:
-        """Columns and depth of candidates, those that memory holds."""
+        """Columns and depth of candidates that memory holds."""
         known = np.array([(n, k) for n, k in self.demand.weights if n * k * self.width <= self.largest_bytes])
         if len(known) == 0:  # a device that holds none of them
             known = np.array([[256, 256]])
@@ -355,7 +321,7 @@ class _Drawn:
         return np.minimum(n, most), k
 
     def _largest(self) -> dict[str, int]:
-        """The largest matrix of the catalogue that memory holds, and a quarter more: the far end of the range."""
+        """A quarter more than the largest matrix of the catalogue that memory holds: the far end of the range."""
         n, k = max(
             (shape for shape in self.demand.weights if 1.25 * math.prod(shape) * self.width <= self.largest_bytes),
             key=math.prod,
@@ -374,7 +340,7 @@ class _Drawn:
         return np.where(odd, np.maximum(1.0, np.round(moved)), UNIT * np.maximum(1.0, np.round(moved / UNIT)))
 
     def _near(self, wanted: Sequence[int], least: float, most: float) -> Floats:
-        """Near one of `wanted`, or anything between; whole numbers."""
+        """Sizes near one of `wanted`, or anything between the limits; whole numbers."""
         near = np.array(wanted, dtype=float)[self.generator.integers(len(wanted), size=CANDIDATES)]
         near = near * np.exp(JITTER / 2 * self.generator.normal(size=CANDIDATES))
         anywhere = _log_uniform(self.generator, least, max(most, max(wanted)))
@@ -390,7 +356,7 @@ class _Drawn:
 
 
 def _streams(dtype: str, op: str, demand: Demand) -> list[KernelShape]:
-    """Activations of the passes to come, as wide as a residual stream or a feed-forward network, and larger ones."""
+    """Activations of the intended passes, as wide as a residual stream or a feed-forward network, and larger ones."""
     widths = sorted({size for weight in demand.weights for size in weight if UNIT <= size <= WIDEST})
     widest = widths[3 * len(widths) // 4] if widths else UNIT
     most = STATES * max(demand.rows) * widest

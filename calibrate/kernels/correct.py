@@ -1,16 +1,10 @@
-"""A fitted law from measured kernels: constants, the correction of what the law leaves, and intervals; for any law.
+"""A complete law from measured kernels: fitted constants, a correction of its residuals, and prediction intervals.
 
-`train` reads the latencies of the points that the design chose and no others, for the intervals too. These come from
-folds of whole groups: constants and correction are found without a group, and the errors on it, in deviations of that
-correction, say how wide an interval is. Few groups say little of the next one, so what they say is drawn to what the
-correction assumes anyhow: errors of a Student's t. An interval widens where the correction knows nothing.
-
-What a law leaves, log measured − log predicted, is partly noise and partly structure (a library's heuristics). `learn`
-finds the second: scale, lengths and noise of a process at their maximum a posteriori (Rasmussen, Williams, "Gaussian
+The residuals, log measured − log predicted, are partly noise and partly structure (a library's heuristics). `learn`
+finds the structure: scale, lengths and noise of a process at their maximum a posteriori (Rasmussen, Williams, "Gaussian
 Processes for Machine Learning", 2006, ch. 5). Points that it cannot explain weigh less (a Student's t by reweighting).
-
-Example: ``law = train(Matmul(), observations, facts, points=200, seed=0)``, then ``law.time_s({"m": …}, facts)`` and
-``low, high = law.interval(dims, facts)``
+Intervals come from folds of whole groups: the errors on a group that constants and correction have not seen, in
+deviations of that correction, give the width, drawn towards that of a Student's t where groups are few.
 """
 
 from dataclasses import replace
@@ -21,7 +15,6 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.special import stdtrit
 
-from calibrate.kernels.choose import design
 from calibrate.kernels.fit import Fitted, fit
 from calibrate.kernels.observations import Observations
 from roofline.laws.bounds import Bounds
@@ -33,12 +26,12 @@ from roofline.laws.residuals import Residuals, matern_of, responses
 PRIOR_SCALE, PRIOR_NOISE, PRIOR_APART, PRIOR_LENGTH = 0.06, 0.04, 0.01, 4.0
 """Priors of the residuals' scale, of noise, of groups (relative), and of a length (in doublings of a size)."""
 PRIOR_SPREAD = 0.4
-"""Standard deviation of the logarithm of each. Some 200 points say little of a dozen lengths, and a wide prior lets
-each follow its noise: on the public tables' products, 0.4 and 0.25 do alike, 0.7 is worse by 1.5 % of the error."""
+"""Standard deviation of the logarithm of each. Some 200 points say little about a dozen lengths, which follow their
+noise under a wide prior: on the public tables' products 0.25 does as well, and 0.7 is worse by 1.5 % of the error."""
 FARTHEST = 5.0
-"""Spreads from the prior that a search may go: beyond, a covariance is no longer one in floating point."""
+"""Largest distance from the prior in spreads: beyond, a covariance is no longer one in floating point."""
 TUNED_ON = 300
-"""Points, at most, on which scale, lengths and noise are found; all of them are used afterwards."""
+"""Most points on which scale, lengths and noise are found; all points are used afterwards."""
 SEARCH_STEPS = 25
 DEGREES = 4.0
 """Degrees of freedom of the noise's t distribution."""
@@ -47,34 +40,24 @@ REWEIGHTINGS = 3
 FOLDS = 5
 """Folds of groups, for intervals and for whether a correction helps."""
 COVERED = 0.9
-"""Part of kernels not seen that an interval covers."""
+"""Share of unseen kernels that an interval covers."""
 ASSUMED_WIDTH = float(stdtrit(DEGREES, (1 + COVERED) / 2))
-"""Half an interval, in deviations, if errors are as the correction assumes: 2.13."""
+"""Half an interval in deviations, if errors are as the correction assumes: 2.13."""
 ASSUMED_GROUPS = 6.0
-"""Groups that this assumption weighs as much as. On most splits of the public tables held-out groups ask for 1.4 to
-2.6 deviations (up to 4.6 where one is unlike all that were seen), while what 4 to 6 seen groups show is anything from
-1.9 to 4.6 and no guide to it; chosen there among 3, 6 and 12, between which coverage hardly differs."""
+"""Number of groups that this assumption counts as. On most splits of the public tables held-out groups need 1.4 to 2.6
+deviations (up to 4.6 where one is unlike all that were seen), while 4 to 6 seen groups show anything from 1.9 to 4.6;
+chosen there among 3, 6 and 12, between which coverage hardly differs."""
 WATCHED = 4
-"""Constants whose responses the correction is given; each costs a prediction one more pricing by the law. Chosen on
-three splits of the public tables, where with four errors are 4 % of themselves lower than with sizes alone, with all
-5 %."""
+"""Number of constants whose responses the correction uses; each costs a prediction one more pricing by the law. On
+three splits of the public tables errors with four are 4 % lower than with sizes alone, with all 5 %."""
 FEWEST = 12
-"""Points for which a correction is tried at all."""
+"""Least points for which a correction is tried."""
 SMALLEST_SCALE = 1e-6
-"""Deviation, at least, of the logarithm of a measured time."""
-
-
-def train(law: Law, observations: Observations, facts: Facts, points: int, seed: int = 0) -> FittedLaw:
-    """Choose points from shapes, then fit to their latencies; deterministic for a seed."""
-    rows = design(law, observations.dims, facts, observations.dtype, points, seed, observations.group)
-    return train_on(law, observations.take(rows), facts, seed)
+"""Least deviation of the logarithm of a measured time."""
 
 
 def train_on(law: Law, seen: Observations, facts: Facts, seed: int = 0, folds: int = FOLDS) -> FittedLaw:
-    """Fit to all rows that are given, in the arithmetic of `seen.dtype`; deterministic for a seed.
-
-    Raises ValueError where there are no rows.
-    """
+    """Fit to all rows in the arithmetic of `seen.dtype`; deterministic for a seed. Raises ValueError without rows."""
     fitted = fit(law, seen, facts, seed)
     bare = _bare(law, seen, facts, fitted)
     alone, errors, deviations = _unseen(law, seen, facts, fitted, seed, folds)
@@ -93,7 +76,7 @@ def _bare(law: Law, seen: Observations, facts: Facts, fitted: Fitted) -> FittedL
     try:
         held = Bounds.of(work_of(law.name, seen.dims, seen.dtype), facts, seen.dtype, seen.time_s, law_s)
     except ValueError:
-        held = None  # of a law whose work is not known, such as a host's time
+        held = None  # the work of these kernels is unknown, such as a host's time
     return FittedLaw(
         kind=seen.kind,
         dtype=seen.dtype,
@@ -125,7 +108,7 @@ def _bare(law: Law, seen: Observations, facts: Facts, fitted: Fitted) -> FittedL
 
 
 def _corrected(bare: FittedLaw, law: Law, seen: Observations, facts: Facts, seed: int) -> FittedLaw:
-    """With what the law leaves; watches the constants that tell kernels apart most."""
+    """The law with a correction that watches the constants that tell kernels apart most."""
     _, response = responses(law, seen.dims, facts, seen.dtype, bare.values)
     apart = np.argsort(-response.std(axis=0), kind="stable")[:WATCHED]
     names = [constant.name for constant in bare.constants]
@@ -138,14 +121,13 @@ def _corrected(bare: FittedLaw, law: Law, seen: Observations, facts: Facts, seed
 def _unseen(
     law: Law, seen: Observations, facts: Facts, fitted: Fitted, seed: int, folds: int
 ) -> tuple[Floats, Floats, Floats]:
-    """Errors of each point by models that have not seen its group: of the law alone, and with the correction; and the
-    correction's deviation there. All on the logarithm of time, shape (points,); without a correction where there are
-    too few rows for one."""
+    """Errors of each point, on the logarithm of time, by models that have not seen its group: of the law alone, and of
+    the corrected law with the correction's deviation (0 and 1 where rows are too few for a correction)."""
     alone, errors, deviations = np.zeros(len(seen)), np.zeros(len(seen)), np.ones(len(seen))
     fold_of = _folds(seen.group, seed) % folds
     for fold in np.unique(fold_of):
         out = fold_of == fold
-        rest, left = seen.take(out if out.all() else ~out), seen.take(out)  # of a single row there is no rest
+        rest, left = seen.take(out if out.all() else ~out), seen.take(out)  # a single row leaves no rest
         refitted = fit(law, rest, facts, seed, start=fitted.values)
         alone[out] = np.log(left.time_s) - np.log(law.time_s(left.dims, facts, seen.dtype, refitted.values))
         if len(seen) < FEWEST:
@@ -157,10 +139,7 @@ def _unseen(
 
 
 def _folds(group: NDArray[np.str_], seed: int) -> NDArray[np.int_]:
-    """Number of each row's group in a random order, of which folds are made; rows of a group share one.
-
-    Of a single group, rows are drawn: nothing else can be held out.
-    """
+    """Random number of each row's group, from which folds are made; the rows of a single group count as groups."""
     names, index = np.unique(group, return_inverse=True)
     if len(names) == 1:
         index = np.arange(len(group))
@@ -169,7 +148,7 @@ def _folds(group: NDArray[np.str_], seed: int) -> NDArray[np.int_]:
 
 
 def _harmful(alone: Floats, errors: Floats, group: NDArray[np.str_]) -> bool:
-    """Whether the correction makes groups that it has not seen worse, by more than their standard error."""
+    """True where the correction makes unseen groups worse by more than their standard error."""
     worse = np.abs(errors) - np.abs(alone)
     _, index, counts = np.unique(group, return_inverse=True, return_counts=True)
     shares = np.bincount(index, worse) / len(group)
@@ -181,22 +160,18 @@ def _harmful(alone: Floats, errors: Floats, group: NDArray[np.str_]) -> bool:
 
 
 def _width(ratios: Floats, group: NDArray[np.str_]) -> float:
-    """Half an interval in deviations: between what groups not seen show and what is assumed, by how many they are."""
+    """Half an interval in deviations: between that of unseen groups and the assumed one, weighed by their number. The
+    quantile counts one more point than there are, at infinity (split conformal; Vovk et al., 2005)."""
     _, counts = np.unique(group, return_counts=True)
     groups = len(group) ** 2 / (counts**2).sum()
-    shown = max(_quantile(ratios), np.finfo(float).tiny)
+    level = min(1.0, COVERED * (1 + 1 / len(ratios)))
+    shown = max(float(np.quantile(ratios, level)), np.finfo(float).tiny)
     weighed = groups * np.log(shown) + ASSUMED_GROUPS * np.log(ASSUMED_WIDTH)
     return float(np.exp(weighed / (groups + ASSUMED_GROUPS)))
 
 
-def _quantile(ratios: Floats) -> float:
-    """Quantile of `COVERED`, with one more point than there are at infinity (split conformal; Vovk et al., 2005)."""
-    level = min(1.0, COVERED * (1 + 1 / len(ratios)))
-    return float(np.quantile(ratios, level))
-
-
 def learn(features: Floats, residuals: Floats, group: NDArray[np.str_], seed: int = 0) -> Residuals:
-    """From residuals (log measured − log predicted), shape (points,); deterministic for a seed."""
+    """A process from residuals (log measured − log predicted), shape (points,); deterministic for a seed."""
     _, number = np.unique(group, return_inverse=True)
     scale, noise, apart, lengths = _search(features, residuals, number, seed)
     variances = np.full(len(residuals), noise**2)
@@ -221,21 +196,22 @@ def _search(
     # Differences once: the search evaluates many covariances of the same points.
     squares = (features[:, None, :] - features[None, :, :]) ** 2
     together = (group[:, None] == group[None]).astype(float)
-    heavy = np.clip(residuals, *(np.median(residuals) + np.array([-4, 4]) * _robust(residuals)))
+    robust = max(1e-6, 1.4826 * float(np.median(np.abs(residuals - np.median(residuals)))))
+    clipped = np.clip(residuals, *(np.median(residuals) + np.array([-4, 4]) * robust))
 
     def loss(inner: Floats) -> tuple[float, Floats]:
         (scale, noise, apart), lengths = np.exp(inner[:3]), np.exp(inner[3:])
         matern, by_square = matern_of(squares @ lengths**-2)
         smooth = scale**2 * matern
         try:
-            factor = cho_factor(smooth + apart**2 * together + noise**2 * np.eye(len(heavy)), lower=True)
+            factor = cho_factor(smooth + apart**2 * together + noise**2 * np.eye(len(clipped)), lower=True)
         except np.linalg.LinAlgError:
             return 1e12, np.zeros_like(inner)
-        weights = cho_solve(factor, heavy)
+        weights = cho_solve(factor, clipped)
         away = (inner - priors) / PRIOR_SPREAD
-        value = 0.5 * heavy @ weights + np.log(np.diag(factor[0])).sum() + 0.5 * (away**2).sum()
+        value = 0.5 * clipped @ weights + np.log(np.diag(factor[0])).sum() + 0.5 * (away**2).sum()
         # d value / dθ = ½ Σ (K⁻¹ − w wᵀ) ∘ dK/dθ
-        slope = cho_solve(factor, np.eye(len(heavy))) - np.outer(weights, weights)
+        slope = cho_solve(factor, np.eye(len(clipped))) - np.outer(weights, weights)
         by_length = -np.einsum("ij,ijd->d", slope * scale**2 * by_square, squares) / lengths**2
         by_group = apart**2 * (slope * together).sum()
         gradient = np.concatenate([[(slope * smooth).sum(), noise**2 * np.trace(slope), by_group], by_length])
@@ -245,8 +221,3 @@ def _search(
     options = {"maxiter": SEARCH_STEPS}
     best = np.exp(minimize(loss, priors, jac=True, method="L-BFGS-B", bounds=ends, options=options).x)
     return float(best[0]), float(best[1]), float(best[2]), best[3:]
-
-
-def _robust(values: Floats) -> float:
-    """Standard deviation from the median absolute deviation; at least 1e-6."""
-    return max(1e-6, 1.4826 * float(np.median(np.abs(values - np.median(values)))))

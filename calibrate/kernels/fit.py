@@ -1,16 +1,10 @@
-"""Constants of a law from measured kernels: robust, on the logarithm of time, with intervals.
+"""A robust fit of a law's constants to measured kernels, on the logarithm of time, with intervals.
 
-Minimises Σ ρ((log predicted − log measured) / σ) + Σ ((constant − prior) / spread)², constants on their own scale
-(logarithm unless they say otherwise) and within their bounds; ρ is the soft absolute error, so that single bad rows
-pull no more than they weigh. A constant that the data cannot determine stays at its prior by that second sum and is
-marked: its interval is no narrower than the prior's.
-
-The loss has several minima: where a law lacks something, another constant can take its place (a bandwidth far below the
-datasheet's for work that is not counted). So a fit starts from the priors and from points around them, goes a few steps
-from each, goes on from the best of these to the end, and says what makes the answer doubtful: a constant at its bound,
-main memory far below its datasheet, another minimum about as good that means something else (`Fitted.doubts`).
-
-Example: ``fit(law, observations, facts).values["bandwidth"]``
+Minimises Σ ρ((log predicted − log measured) / σ) + Σ ((constant − prior) / spread)² within bounds, constants on their
+own scale; ρ is the soft absolute error, which limits the pull of single bad rows. A constant that the data cannot
+determine stays at its prior by the second sum and is marked. The loss has several minima, since one constant can take
+the place of another, so a fit starts from the priors and from points around them, takes a few steps from each, and
+finishes the best.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,71 +14,65 @@ import numpy as np
 from scipy.optimize import OptimizeResult, least_squares
 
 from calibrate.kernels.observations import Observations
+from roofline.laws.fitted import Z90
 from roofline.laws.law import Constant, Facts, Floats, Law, Values
 
 NOISE = 0.05
-"""Relative error of a good law, over which residuals count as large: σ of the loss."""
+"""Relative error of a good law: σ of the loss."""
 STARTS = 8
-"""Points that a fit starts from: the priors, and points drawn from them."""
+"""Number of starts: the priors, and points drawn from them."""
 FIRST_STEPS = 4
-"""Evaluations of the gradient, at most, after which starts are compared: most have found their valley by then."""
+"""Most evaluations of the gradient before starts are compared: most have found their valley by then."""
 FINISHED = 3
-"""Starts that go on to the end: the best."""
+"""Number of best starts that are finished."""
 AS_GOOD = 3.0
-"""Difference of two minima in the loss, a negative logarithm of probability, below which neither is much the better:
-odds of 20 to 1."""
+"""Difference of two minima in the loss, a negative log probability, up to which both are plausible: odds of 20 to 1."""
 SLOW_MEMORY = 0.6
-"""Part of the datasheet's bandwidth: streams of all devices that we know of reach 0.75 to 0.95 of it."""
+"""Least usual part of the datasheet's bandwidth: streams of all known devices reach 0.75 to 0.95."""
 MEMORY = ("memory", "bandwidth")
-"""Names of constants that are main memory's bandwidth; where the prior itself is lower, they are of something else."""
+"""Names of constants that are main memory's bandwidth, unless their prior is below `SLOW_MEMORY`."""
 NATURAL = (0.0, 1.0)
-"""Bounds of a constant without a unit that are answers: no part of something, all of it."""
+"""Bounds that a constant without a unit may reach without a doubt: nothing of something, or all of it."""
 AT_BOUND = 0.01
-"""Part of the range between its bounds within which a constant is at one."""
+"""Part of the range between bounds within which a constant is at its bound."""
 DONE = 1e-5
-"""Relative change of loss and constants at which a fit ends: far within its intervals."""
+"""Relative change of loss and constants at which a fit ends, far within its intervals."""
 DETERMINED = 0.5
-"""A constant is determined where data narrow its prior's spread to this part or less."""
+"""Largest part of its prior's spread to which data narrow a determined constant."""
 STEP = 1.5e-8
-"""Step of a difference, on a constant's own scale: the root of a float's precision."""
+"""Finite-difference step on a constant's own scale: the root of a float's precision."""
 TRIED = 0.1
-"""Spreads from the priors at which pricing in one go is compared with pricing one by one."""
-Z90 = 1.6449
-"""Normal quantile of a 90 % interval."""
+"""Spreads around the priors at which pricing all at once is compared with pricing one by one."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Constants of one law for one dtype of a device."""
+    """Fitted constants of one law for one dtype of a device."""
 
     values: Mapping[str, float]
     low: Mapping[str, float]
     high: Mapping[str, float]
-    """90 % interval of each, from the curvature of the loss."""
+    """Ends of each 90 % interval, from the curvature of the loss."""
     undetermined: tuple[str, ...]
-    """Constants that the data do not tell from their priors."""
+    """Constants that the data do not determine."""
     scale: float
-    """Robust standard deviation of log measured ÷ predicted on the fitted rows; never shown as accuracy."""
+    """Robust standard deviation of log measured ÷ predicted on the fitted rows; it is not the law's accuracy."""
     points: int
     doubts: tuple[str, ...] = ()
-    """What makes the constants doubtful, a sentence each."""
+    """Reasons to doubt the constants, a sentence each."""
 
 
 def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0, start: Values | None = None) -> Fitted:
-    """Fit a law; deterministic for a seed. Raises ValueError where there are no rows.
-
-    From `start` alone, where it is given: constants near which the best is known to be.
-    """
+    """Fit a law; deterministic for a seed. Raises ValueError where there are no rows. `start` replaces all starts by
+    constants near which the best is known to be."""
     if len(observations) == 0:
         raise ValueError(f"no rows to fit {law.name} to")
     constants = law.constants(facts, observations.dtype)
     priors = np.array([_inner(c, c.prior) for c in constants])
     spreads = np.array([c.spread for c in constants])
-    lows, highs = (
-        np.array([_inner(c, v) for c, v in zip(constants, ends, strict=True)]) for ends in _bounds(constants)
-    )
+    lows = np.array([_inner(c, c.low) for c in constants])
+    highs = np.array([_inner(c, c.high) for c in constants])
     logs = np.log(observations.time_s)
-
     priced = _pricing(law, observations, facts, constants, priors, spreads)
 
     def residuals(inner: Floats) -> Floats:
@@ -124,19 +112,14 @@ def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0, start
         first = sorted((searched(place, FIRST_STEPS) for place in (priors, *drawn)), key=lambda result: result.cost)
         minima = sorted((searched(result.x) for result in first[:FINISHED]), key=lambda result: result.cost)
     best = minima[0]
-    off = residuals(best.x)[: len(logs)]
-    covariance = np.linalg.pinv(best.jac.T @ best.jac)
-    deviations = np.sqrt(np.diag(covariance))
-    ends = _ends(constants, best.x, Z90 * deviations)
-    predicted = law.time_s(observations.dims, facts, observations.dtype, _outer(constants, best.x))
-    relative = np.log(predicted) - logs
+    deviations = np.sqrt(np.diag(np.linalg.pinv(best.jac.T @ best.jac)))
+    values, low, high = (_outer(constants, best.x + side * Z90 * deviations) for side in (0, -1, 1))
+    relative = np.log(law.time_s(observations.dims, facts, observations.dtype, values)) - logs
     return Fitted(
-        values=_outer(constants, best.x),
-        low={c.name: low for c, (low, _) in zip(constants, ends, strict=True)},
-        high={c.name: high for c, (_, high) in zip(constants, ends, strict=True)},
-        undetermined=tuple(
-            c.name for c, d in zip(constants, deviations, strict=True) if d > DETERMINED * c.spread or off.size == 0
-        ),
+        values=values,
+        low={c.name: max(c.low, low[c.name]) for c in constants},
+        high={c.name: min(c.high, high[c.name]) for c in constants},
+        undetermined=tuple(c.name for c, d in zip(constants, deviations, strict=True) if d > DETERMINED * c.spread),
         scale=float(1.4826 * np.median(np.abs(relative - np.median(relative)))),
         points=len(observations),
         doubts=tuple(_doubts(constants, facts, best, minima[1:], deviations)),
@@ -144,15 +127,10 @@ def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0, start
 
 
 def _pricing(
-    law: Law,
-    observations: Observations,
-    facts: Facts,
-    constants: tuple[Constant, ...],
-    priors: Floats,
-    spreads: Floats,
+    law: Law, observations: Observations, facts: Facts, constants: tuple[Constant, ...], priors: Floats, spreads: Floats
 ) -> Callable[[Floats], Floats]:
-    """Seconds of every row at several places of the constants, shape (places, rows); in one pricing by the law where
-    its arithmetic takes a column of values for each constant, as found out once."""
+    """A function from several places of the constants to the seconds of every row, shape (places, rows). It calls the
+    law once where the law's arithmetic accepts a column of values for each constant, as a trial decides."""
 
     def one_by_one(places: Floats) -> Floats:
         times = (law.time_s(observations.dims, facts, observations.dtype, _outer(constants, place)) for place in places)
@@ -181,11 +159,11 @@ def _doubts(
     others: list[OptimizeResult],
     deviations: Floats,
 ) -> Iterator[str]:
-    """One sentence each; of constants that the data determine, since others are their priors whatever they are."""
+    """Sentences about constants that the data determine; the others are their priors."""
     values = _outer(constants, best.x)
     determined = [c for c, d in zip(constants, deviations, strict=True) if d <= DETERMINED * c.spread]
     for c in determined:
-        value, low, high = (_inner(c, each) for each in (values[c.name], c.low, c.high))
+        value, low, high = (_inner(c, figure) for figure in (values[c.name], c.low, c.high))
         for name, bound, inner in (("lower", c.low, low), ("upper", c.high, high)):
             natural = c.unit == "1" and bound in NATURAL
             if not natural and abs(value - inner) < AT_BOUND * (high - low):
@@ -215,12 +193,3 @@ def _inner(constant: Constant, value: float) -> float:
 
 def _outer(constants: tuple[Constant, ...], inner: Floats) -> dict[str, float]:
     return {c.name: float(np.exp(x)) if c.logarithmic else float(x) for c, x in zip(constants, inner, strict=True)}
-
-
-def _bounds(constants: tuple[Constant, ...]) -> tuple[list[float], list[float]]:
-    return [c.low for c in constants], [c.high for c in constants]
-
-
-def _ends(constants: tuple[Constant, ...], inner: Floats, half: Floats) -> list[tuple[float, float]]:
-    low, high = _outer(constants, inner - half), _outer(constants, inner + half)
-    return [(max(c.low, low[c.name]), min(c.high, high[c.name])) for c in constants]

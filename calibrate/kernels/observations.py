@@ -1,13 +1,8 @@
-"""Measured kernels of one kind and dtype as columns: what laws are fitted to and scored on.
+"""Measured kernels of one kind and dtype as columns, which laws are fitted to and scored on.
 
-A size that some rows of a kind and dtype lack is left out of their dims. What a law has to know of a kernel besides its
-sizes becomes a dim too: "operation" and "module" are places in a list (`KernelKind.category`).
-
-A library runs several kernels under one kind and dtype. In the public tables which one it is follows from the sizes
-(fp8 blocks by rows and divisibility, experts by ranks), and so it must for whoever prices a shape later: they stay
-together. Where a table has times of several for one shape, that of the fastest is kept.
-
-Example: ``observations(read_kernels(folder.path))[("matmul", "bfloat16")].dims["m"]``
+A size that some rows lack is left out. Operators and modules become dims: indices into a list (`KernelKind.category`).
+A library runs several kernels under one kind and dtype. In the public tables the sizes decide which one it is, as they
+must for whoever prices a shape later, so they stay together; of several for one shape the fastest is kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,22 +17,22 @@ from roofline.laws.kinds import KINDS
 from roofline.laws.law import Floats
 
 ALTERNATIVES = ("kind", "dtype", "op", "distribution", "framework", "version", *DIMS)
-"""Columns in which kernels that could run the same shape are equal."""
+"""Columns that are equal for kernels that could run the same shape."""
 
 
 @dataclass(frozen=True, eq=False)
 class Observations:
-    """One row a kernel; all arrays have the same length."""
+    """Measured kernels, one a row; all arrays have the same length."""
 
     kind: str
-    """As in the table of kernels: "matmul", "aten::mul"."""
+    """Kind of the table of kernels: "matmul", "aten::mul"."""
     dtype: str
-    """dtype of the arithmetic's inputs, torch's name; what else tells tables apart, such as an fp8 cache, is a dim."""
+    """dtype of the arithmetic's inputs, torch's name; other differences, such as an fp8 cache, are dims."""
     dims: Mapping[str, Floats]
     time_s: Floats
     """Seconds, positive and finite."""
     group: NDArray[np.str_]
-    """What is held out together: a weight shape ("n4096 k4096"), a head layout, a model."""
+    """Rows that are held out together: a weight shape ("n4096 k4096"), a head layout, a model."""
 
     def __post_init__(self) -> None:
         lengths = {len(self.time_s), len(self.group), *(len(column) for column in self.dims.values())}
@@ -50,13 +45,12 @@ class Observations:
         return len(self.time_s)
 
     def take(self, rows: NDArray[np.int_] | NDArray[np.bool_]) -> "Observations":
-        """Some of the rows."""
         dims = {name: column[rows] for name, column in self.dims.items()}
         return Observations(self.kind, self.dtype, dims, self.time_s[rows], self.group[rows])
 
 
 def joined(kind: str, parts: Sequence[Observations]) -> Observations:
-    """Rows of several tables of one dtype, with the sizes that all of them have."""
+    """Rows of several tables of one dtype, with the sizes that they all have."""
     names = [name for name in parts[0].dims if all(name in part.dims for part in parts)]
     return Observations(
         kind=kind,
@@ -68,7 +62,7 @@ def joined(kind: str, parts: Sequence[Observations]) -> Observations:
 
 
 def observations(kernels: Kernels) -> dict[tuple[str, str], Observations]:
-    """All rows, by (kind, dtype). Raises ValueError for an `op` that is not in its kind's list."""
+    """All rows by (kind, dtype). Raises ValueError for an `op` that is not in its kind's list."""
     columns = {name: kernels.table[name].to_numpy() for name in ("time_s", "group", "kernel", *ALTERNATIVES)}
     tables = {}
     for kind, dtype in kernels.counts():
@@ -76,10 +70,12 @@ def observations(kernels: Kernels) -> dict[tuple[str, str], Observations]:
         rows = rows[_fastest({name: column[rows] for name, column in columns.items()})]
         sizes = {name: columns[name][rows] for name in DIMS}
         dims = {name: column for name, column in sizes.items() if np.isfinite(column).all()}
-        row = KINDS.get(kind)  # None: a kind without a law is kept, and said not to be calibrated
+        row = KINDS.get(kind)  # None: a kind without a law is kept, and reported as not calibrated
         if row is not None and row.category is not None:
             name, places = row.category
-            dims[name] = _coded(columns["op"][rows], kind, places)
+            if unknown := sorted(set(columns["op"][rows]) - set(places)):
+                raise ValueError(f"{kind} {unknown[0]!r} is none of {', '.join(places)}")
+            dims[name] = np.array([places.index(op) for op in columns["op"][rows]], dtype=float)
         tables[kind, dtype] = Observations(
             kind, dtype, dims, columns["time_s"][rows], columns["group"][rows].astype(np.str_)
         )
@@ -87,7 +83,7 @@ def observations(kernels: Kernels) -> dict[tuple[str, str], Observations]:
 
 
 def _fastest(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """True of rows for whose shape no other kernel is faster; measured again by the same kernel, all stay."""
+    """True for rows of the fastest kernel for their shape, all its repeated measurements included."""
     if len(set(columns["kernel"])) == 1:
         return np.ones(len(columns["kernel"]), dtype=bool)
     frame = pd.DataFrame(columns)
@@ -96,18 +92,10 @@ def _fastest(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.asarray(centre == best)
 
 
-def _coded(ops: np.ndarray, kind: str, places: tuple[str, ...]) -> np.ndarray:
-    if unknown := sorted(set(ops) - set(places)):
-        raise ValueError(f"{kind} {unknown[0]!r} is none of {', '.join(places)}")
-    return np.array([places.index(op) for op in ops], dtype=float)
-
-
 def halves(observations: Observations, seed: int) -> tuple[Observations, Observations]:
-    """Rows of half of the groups (rounded up), drawn by a seed, and of the others: what a fit sees, and is scored on.
-
-    Rows of one weight shape or head layout resemble each other: held out by rows, a fit would be asked what it was
-    told. Raises ValueError where there is only one group.
-    """
+    """Rows of a random half of the groups (rounded up), for a fit, and of the others, to score it. Whole groups are
+    held out, since rows of one weight shape or head layout resemble each other. Raises ValueError where there is only
+    one group."""
     names = np.unique(observations.group)
     if len(names) < 2:
         raise ValueError(

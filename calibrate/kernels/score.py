@@ -1,20 +1,19 @@
-"""Measured kernels to the laws of a device: which rows are fitted to, which are scored, and what a spec keeps.
+"""Laws of a device from measured kernels, and their scores on other kernels.
 
-Two ways: `calibrate_tables` fits to designed points of some groups and scores on other kernels (public tables, runs of
-other tools); `fit_measured` fits to all kernels that a run measured of its own device, judged by folds of whole groups.
-The fit is handed the designed rows alone, so that no other latency can leak into it. Beside its error stand those of
-the datasheet roofline, which knows no measurement, and of the four-constant roofline fitted to the same points.
+`calibrate_tables` fits to designed points of some groups and scores on other kernels (public tables, runs of other
+tools). The fit is given the designed rows alone, so that no other latency can leak into it; beside its error stand
+those of the datasheet roofline and of the four-constant roofline fitted to the same points. `fit_measured` fits to all
+kernels that a run measured on its own device, judged by folds of whole groups.
 
-A prediction p of a measured time t is off by |p − t| / t. The mean of that over kernels counts each kernel alike; the
-time-weighted error Σ|p − t| / Σt counts seconds alike; the bias says whether predictions are long or short on average.
-
-Example: ``calibrate_kind(seen, unseen, facts, points=200, seed=0).scores.mape``
+A prediction p of a measured time t is off by |p − t| / t. Its mean counts each kernel alike, the time-weighted error
+Σ|p − t| / Σt counts seconds alike, and the bias says whether predictions are long or short on average.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from calibrate.kernels.choose import design
@@ -24,32 +23,31 @@ from calibrate.kernels.observations import Observations, halves, joined, observa
 from profiler.record.folder import RunFolder
 from profiler.record.kernel_table import has_kernels, read_kernels
 from profiler.record.run import RequestError
-from roofline.dtypes import BITS
 from roofline.hardware.spec import SPEC_SCHEMA, HardwareSpec
 from roofline.laws.blend import FourConstant
 from roofline.laws.fitted import FittedLaw, Provenance
 from roofline.laws.kinds import OPERATOR, kind_of, law_for, work_of
 from roofline.laws.law import Dims, Facts, Floats
-from roofline.laws.work import Work, datasheet_s
+from roofline.laws.work import Work, datasheet_s, weight_bytes
 
 MOST_POINTS = 1000
-"""Points that a fit is given at most: a correction's time grows with their cube. With 2,000, four kinds took 47 s of
-CPU, and intervals covered 84 to 87 % of one split of the public tables."""
+"""Most points of a fit: a correction's time grows with their cube. With 2,000, four kinds took 47 s of CPU, and
+intervals covered 84 to 87 % of one split of the public tables."""
 FEW_FOLDS = 3
 """Folds of groups where a run fits some hundred laws while its user waits."""
 FEWEST = 6
-"""Kernels from which a law of a run's own device is fitted."""
+"""Least number of kernels of a run's own device that a law is fitted to."""
 
 Interval = tuple[Floats, Floats]
 
 TERCILES = ("small", "medium", "large")
 """Thirds of the kernels by measured time."""
 DECODING = "decode"
-"""Region of the kernels that a decode step of a large model waits for, which a mean over all kernels may hide."""
+"""Region of the kernels that a decode step of a large model waits for."""
 FEW_ROWS = 64.0
-"""Rows, at most, of a product in it: sequences of a batch."""
+"""Most rows of a product in that region: sequences of a batch."""
 LONG_KEYS = 4096.0
-"""Keys, at least, of attention in it: from there reading the cache outweighs what a call costs once."""
+"""Least keys of attention in it: from there reading the cache takes longer than the fixed cost of a call."""
 
 Tables = dict[tuple[str, str], Observations]
 """Measured kernels by (kind, dtype)."""
@@ -57,7 +55,7 @@ Tables = dict[tuple[str, str], Observations]
 
 @dataclass(frozen=True)
 class Score:
-    """How far predictions are from measured times, over some kernels; fractions, not per cent."""
+    """Errors of predictions over some kernels, as fractions."""
 
     rows: int
     mape: float
@@ -74,7 +72,7 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """A fitted law with its judgement; every figure is of kernels that it was not fitted to."""
+    """A fitted law with its scores; every figure is of kernels that it was not fitted to."""
 
     law: FittedLaw
     scores: Score
@@ -94,7 +92,6 @@ class Calibrated:
 
     @property
     def points(self) -> int:
-        """Measured kernels that were fitted to."""
         return self.law.points
 
 
@@ -109,14 +106,14 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Calibration:
-    """All kinds of a device."""
+    """The laws of all kinds of a device."""
 
     fitted: tuple[Calibrated, ...]
     skipped: tuple[Skipped, ...]
 
 
 def tables(folders: Sequence[RunFolder]) -> Tables:
-    """Kernels of all runs by (kind, dtype). Raises RequestError: a run without kernels."""
+    """Kernels of all runs by (kind, dtype). Raises RequestError for a run without kernels."""
     parts: dict[tuple[str, str], list[Observations]] = {}
     for folder in folders:
         if not has_kernels(folder.path):
@@ -129,7 +126,7 @@ def tables(folders: Sequence[RunFolder]) -> Tables:
 
 
 def chosen(fitted: Tables, kinds: Sequence[str]) -> Tables:
-    """Those of the kinds asked for; all if none is. Raises RequestError: a kind that the runs have not."""
+    """Tables of the requested kinds, or all. Raises RequestError for a kind that the runs do not have."""
     known = sorted({kind for kind, _ in fitted})
     if unknown := [kind for kind in kinds if kind not in known]:
         raise RequestError(f"--kind {unknown[0]}: the runs have no such kernels; they have {', '.join(known)}")
@@ -137,10 +134,8 @@ def chosen(fitted: Tables, kinds: Sequence[str]) -> Tables:
 
 
 def calibrate_tables(fitted: Tables, scored: Tables | None, facts: Facts, points: int | None, seed: int) -> Calibration:
-    """Each kind and dtype: fitted to half of its groups and scored on the rest, or scored on `scored` where given.
-
-    Raises RequestError, one line, where nothing could be calibrated.
-    """
+    """Laws of each kind and dtype, fitted to half of its groups and scored on the rest, or on `scored` if given. Raises
+    RequestError, one line, where nothing could be calibrated."""
     done, skipped = [], []
     for (kind, dtype), table in fitted.items():
         try:
@@ -160,24 +155,21 @@ def calibrate_tables(fitted: Tables, scored: Tables | None, facts: Facts, points
 
 
 def calibrated_spec(spec: HardwareSpec, calibration: Calibration, provenance: Provenance) -> HardwareSpec:
-    """The spec with the new laws; an earlier one of the same kind and dtype is replaced, others stay."""
-    laws = {(law.kind, law.dtype): law for law in spec.calibrated}
+    """The spec with the new laws; they replace earlier ones of the same kind and dtype."""
     new = stored_laws([calibrated.law for calibrated in calibration.fitted], provenance)
-    laws |= {(law.kind, law.dtype): law for law in new}
+    laws = {(law.kind, law.dtype): law for law in (*spec.calibrated, *new)}
     return spec.model_copy(update={"schema_version": SPEC_SCHEMA, "calibrated": tuple(laws.values())})
 
 
 def calibrate_kind(
     seen: Observations, scored: Observations, facts: Facts, points: int | None = None, seed: int = 0
 ) -> Calibrated:
-    """Fit to at most `points` designed rows of `seen` (`MOST_POINTS` if None), score on all of `scored`.
-
-    Raises ValueError, one line: no law, sizes that the table lacks, fewer points than constants, facts missing.
-    """
+    """Fit to at most `points` designed rows of `seen` (`MOST_POINTS` if None), score on all of `scored`. Raises
+    ValueError, one line, without a law, sizes or facts that it needs, or with fewer points than constants."""
     law, arithmetic = law_for(seen.kind, seen.dtype, facts)
     named = f"{seen.kind} {seen.dtype}"
-    for each in (seen, scored):
-        if lacking := [name for name in law.dims if name not in each.dims]:
+    for table in (seen, scored):
+        if lacking := [name for name in law.dims if name not in table.dims]:
             raise ValueError(f"{named}: its rows do not say {', '.join(lacking)}, which its law needs")
     try:
         constants = len(law.constants(facts, arithmetic))
@@ -202,10 +194,8 @@ def calibrate_kind(
 
 
 def fit_measured(tables: Mapping[tuple[str, str], Observations], facts: Facts, seed: int = 0) -> list[FittedLaw]:
-    """A law for each kind and dtype that has at least `FEWEST` rows; priors say what few rows cannot.
-
-    Besides each operator's own law there is one of all operators of its kind of streaming, for those not measured.
-    """
+    """A law for each kind and dtype that has at least `FEWEST` rows, since priors replace what few rows cannot tell. A
+    law of all operators of a kind of streaming is added for operators that were not measured."""
     pools: dict[tuple[str, str], list[Observations]] = {}
     for (kind, dtype), table in tables.items():
         if kind.startswith(OPERATOR):
@@ -222,12 +212,12 @@ def _fitted(seen: Observations, facts: Facts, seed: int, folds: int = FOLDS) -> 
 
 
 def stored_laws(laws: Sequence[FittedLaw], provenance: Provenance) -> tuple[FittedLaw, ...]:
-    """As a spec keeps them."""
+    """The laws with their provenance, as a spec stores them."""
     return tuple(law.model_copy(update={"provenance": provenance}) for law in laws)
 
 
 def _four_constant(designed: Observations, least: Work, scored: Observations, facts: Facts, seed: int) -> Score:
-    """Score of the four-constant roofline fitted to the points of the law; `least`, work of the scored kernels."""
+    """Score of the four-constant roofline fitted to the law's points; `least` is the work of the scored kernels."""
     law, (_, arithmetic) = FourConstant(designed.kind), law_for(designed.kind, designed.dtype, facts)
     points = replace(designed, dtype=arithmetic, dims=_roofs(work_of(designed.kind, designed.dims, designed.dtype)))
     values = fit(law, points, facts, seed).values
@@ -239,9 +229,11 @@ def _roofs(work: Work) -> Dims:
 
 
 def scores(predicted_s: Floats, measured_s: Floats, interval: Interval | None = None) -> Score:
-    """Raises ValueError: no rows, lengths that differ, or a prediction that is not finite."""
+    """The score of predictions. Raises ValueError: no rows, lengths that differ, or a prediction that is not finite."""
     if len(measured_s) == 0 or len(predicted_s) != len(measured_s):
-        raise ValueError(f"{len(predicted_s)} predictions for {len(measured_s)} measured kernels; one each, please")
+        raise ValueError(
+            f"{len(predicted_s)} predictions for {len(measured_s)} measured kernels; both need one a kernel"
+        )
     if not bool(np.isfinite(predicted_s).all()):
         raise ValueError(f"{int((~np.isfinite(predicted_s)).sum())} predictions are not finite")
     off = (predicted_s - measured_s) / measured_s
@@ -271,51 +263,30 @@ def by_region(
 
 
 def regions_of(observations: Observations, cache_bytes: float = np.inf) -> dict[str, NDArray[np.bool_]]:
-    """Thirds by time; attention also by window and width of the cache; what a decode step of a large model is made of.
-
-    `cache_bytes`: of the device's last-level cache; weights of at least that size cannot stay in it.
-    """
+    """Thirds by time, attention by window and width of the cache, and the kernels of a decode step of a large model.
+    `cache_bytes` is the size of the device's last-level cache, which large weights exceed."""
+    dims = observations.dims
     low, high = np.quantile(observations.time_s, (1 / 3, 2 / 3))
-    bounds = ((0.0, low), (low, high), (high, np.inf))
-    regions = {
-        name: (observations.time_s > least) & (observations.time_s <= most)
-        for name, (least, most) in zip(TERCILES, bounds, strict=True)
-    }
-    if {"window", "kv_bytes"} <= set(observations.dims):
-        windowed, narrow = observations.dims["window"] > 0, observations.dims["kv_bytes"] < 2
-        regions |= {
-            "no window": ~windowed & ~narrow,
-            "windowed": windowed & ~narrow,
-            "narrow cache": narrow,
-        }
-    if (decoding := _decoding(observations, cache_bytes)) is not None:
-        regions[DECODING] = decoding
+    third = np.searchsorted((low, high), observations.time_s)
+    regions = {name: third == place for place, name in enumerate(TERCILES)}
+    if {"window", "kv_bytes"} <= set(dims):
+        windowed, narrow = dims["window"] > 0, dims["kv_bytes"] < 2
+        regions |= {"no window": ~windowed & ~narrow, "windowed": windowed & ~narrow, "narrow cache": narrow}
+    if {"m", "n", "k"} <= set(dims):
+        large = weight_bytes(observations.dtype) * dims["n"] * dims["k"] >= cache_bytes
+        regions[DECODING] = (dims["m"] <= FEW_ROWS) & large
+    elif observations.kind.endswith("decode_attention"):
+        regions[DECODING] = dims["kv"] >= LONG_KEYS
     return regions
 
 
-def _decoding(observations: Observations, cache_bytes: float) -> NDArray[np.bool_] | None:
-    """Products of few rows with large weights, attention of one row to many keys; None for kernels of other kinds."""
-    dims = observations.dims
-    if {"m", "n", "k"} <= set(dims):
-        weight_bytes = BITS.get(observations.dtype, 16) / 8 * dims["n"] * dims["k"]
-        return (dims["m"] <= FEW_ROWS) & (weight_bytes >= cache_bytes)
-    if observations.kind.endswith("decode_attention"):
-        return np.asarray(dims["kv"] >= LONG_KEYS)
-    return None
-
-
 def repeat_noise(observations: Observations) -> float | None:
-    """Mean of |t − centre| / centre over kernels of one shape measured several times, centre their median.
-
-    No prediction from a shape can be nearer than that. None where nothing is repeated.
-    """
-    if not observations.dims:
+    """Mean of |t − centre| / centre over kernels of one shape measured several times, the centre being their median. No
+    prediction from a shape can be nearer. None where nothing is repeated."""
+    sizes = list(observations.dims)
+    frame = pd.DataFrame({**observations.dims, "time_s": observations.time_s})
+    repeated = frame[frame.duplicated(sizes, keep=False)] if sizes else frame[:0]
+    if repeated.empty:
         return None
-    shapes = np.stack([observations.dims[name] for name in sorted(observations.dims)], axis=1)
-    _, index, counts = np.unique(shapes, axis=0, return_inverse=True, return_counts=True)
-    index = index.reshape(-1)
-    off = []
-    for shape in np.flatnonzero(counts > 1):
-        times = observations.time_s[index == shape]
-        off.append(np.abs(times / np.median(times) - 1))
-    return float(np.concatenate(off).mean()) if off else None
+    centre = repeated.groupby(sizes)["time_s"].transform("median")
+    return float((repeated["time_s"] / centre - 1).abs().mean())

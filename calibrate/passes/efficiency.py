@@ -1,10 +1,8 @@
-"""Measured against predicted, for each operation, layer kind and pass: rungs, waterfall, intervals, verdict.
+"""Measured against predicted times, for each operation, layer kind and pass: rungs, waterfall, intervals, verdict.
 
-Measured figures are medians over the rounds of the median of each round's passes, and so are the laws' kernels. Their
-intervals are over rounds (`passes.replicates`), those of predictions from the laws (`passes.predicted`);
-that of a difference of the two has the root of the sum of both squares, as they are independent.
-
-Example: ``summarise(result, graph, spec).busy_s``
+Measured figures are means of the middle half of the rounds (`calibrate.passes.replicates`), with intervals over rounds;
+those of predictions come from the laws (`calibrate.passes.predicted`). The interval of a difference of the two has the
+root of the sum of both squares, as they are independent.
 """
 
 from collections.abc import Sequence
@@ -12,15 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.passes.pass_report import (
-    FusedKernel,
-    LayerEfficiency,
-    PassReport,
-    Rungs,
-    Waterfall,
-    term_ending_at,
-    waterfall,
-)
+from calibrate.passes.pass_report import LayerEfficiency, PassReport, Rungs, Waterfall, term_ending_at, waterfall
 from calibrate.passes.predicted import Ends, Wall, executed_wall, predicted_wall
 from calibrate.passes.replicates import Median, around, by_round, median_by_round, median_of
 from calibrate.passes.table import RUNGS, Array, OpTimesTable, known, layer_kind
@@ -30,16 +20,16 @@ from roofline.graph.op import OpGraph
 from roofline.hardware.spec import HardwareSpec
 
 UNATTRIBUTED = "(unattributed)"
-"""Path of the row that holds device time of no operation of the graph."""
+"""Path of the row of device time that belongs to no operation of the graph."""
 
 
 def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated_s: Array | None = None) -> PassReport:
-    """The report of one measured cell. `calibrated_s`: T3 of each operation, one execution, where laws are fitted.
+    """The report of one measured cell. `calibrated_s`: T3 of one execution of each operation, instead of the laws'.
 
     Every time of an operation counts `Op.count` times. Where only some layers ran, the wall is scaled with them:
     wall × (Σ count·(T4 + gap) + rest) ÷ (Σ (T4 + gap) + rest), rest being the tail gap and unattributed time.
-    The idle of the pass, wall − busy, is given to the layers in proportion to the gaps measured before them (to
-    their times if no gap was seen), so that the layers' waterfalls add up to the pass's.
+    The idle of the pass, wall − busy, is given to the layers in proportion to the gaps measured before them (or to
+    their times without gaps), so that the layers' waterfalls add up to the pass's.
 
     Raises ValueError: the cell failed, has no samples, or does not belong to the graph.
     """
@@ -49,29 +39,41 @@ def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated
     rounds = result.rounds
     lost_s, tail_s = (median_by_round(samples, rounds) for samples in (result.unattributed_s, result.tail_gap_s))
     scale = _scale(table, tail_s + lost_s)
-    busys_s = _busy_by_round(table, result)
+    busys_s = table.count @ table.rounds_s
+    lost_by_round_s = by_round(result.unattributed_s, rounds)
+    if len(lost_by_round_s) == len(busys_s):
+        busys_s = busys_s + lost_by_round_s
     wall = median_of(by_round(result.wall_s, rounds) * scale)
     busy_s = float((table.measured_s * table.count).sum()) + lost_s
     idle_s = wall.value - busy_s
-    rungs = _rungs([table.total(rung) for rung in RUNGS], busy_s)
+    rungs = Rungs(**{name: table.total(name) for name in RUNGS}, measured=busy_s)
     ideal_peaks = _ideal_peaks(rungs, spec)
     layers = _layers(table, graph, idle_s, ideal_peaks)
     if lost_s:
-        layers.append(_unattributed_row(lost_s, by_round(result.unattributed_s, rounds)))
+        layers.append(
+            LayerEfficiency(
+                path=UNATTRIBUTED,
+                kind="other",
+                count=1,
+                rungs=Rungs(measured=lost_s),
+                waterfall=waterfall(Rungs(measured=lost_s), 0.0),
+                measured_s=lost_s,
+                median_s=lost_s,
+                **_ends("measured_s", around(lost_s, median_of(lost_by_round_s).half())),
+            )
+        )
     excess = excess_of(np.array(result.wall_s) * scale, np.array(result.profiled_wall_s) * scale, busys_s)
     excess = Median(-idle_s / wall.value, excess.error, excess.freedom)
     ratio = _instrumented(result, result.closure)
     status, reason = judge(result, wall=wall, excess=excess, ratio=ratio)
     prediction = next((name for name in ("calibrated", "executed") if getattr(rungs, name) is not None), None)
     predicted_wall_s = _predicted_wall(table, graph, spec, result, prediction)
-    fall = waterfall([getattr(rungs, name) for name in RUNGS], rungs.measured, idle_s)
+    fall = waterfall(rungs, idle_s)
     busy_ends = around(busy_s, median_of(busys_s).half())
     predicted_ends = table.predicted.ends(table.count) if table.predicted else None
-    terms = {
-        **_residual(rungs, fall, busy_ends, predicted_ends),
-        **_level(rungs, fall, table),
-        **_idle(idle_s, result, busys_s, scale),
-    }
+    terms = {**_residual(rungs, fall, busy_ends, predicted_ends), **_idle(idle_s, result, busys_s, scale)}
+    if fall.level is not None and table.predicted is not None:
+        terms["level"] = table.predicted.level_ends(table.count)
     return PassReport(
         model=result.cell.model,
         workload=result.cell.workload,
@@ -99,7 +101,9 @@ def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated
         peak_memory_bytes=result.peak_memory_bytes,
         layers=tuple(sorted(layers, key=lambda layer: -layer.measured_s)),
         mode=result.cell.mode,
-        kernels=_kernels(table, graph),
+        kernels=table.compiled.alike([layer_kind(op.path) for op in graph.ops], [str(op.kind) for op in graph.ops])
+        if table.compiled
+        else (),
         warnings=(*table.warnings, *doubts(result, ratio), *_doubts(layers, result.closure)),
         clock=result.clock,
         cache_state=result.cache_state,
@@ -116,19 +120,12 @@ def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated
 
 
 def _ends(name: str, ends: Ends | None) -> dict[str, Any]:
-    """The two fields that hold the interval of a figure."""
+    """The two fields of the ends of a figure's interval."""
     return {f"{name}_low": ends[0], f"{name}_high": ends[1]} if ends else {}
 
 
-def _busy_by_round(table: OpTimesTable, result: CellResult) -> Array:
-    """Seconds of device time of each round, all executions, shape (rounds,)."""
-    busys_s = table.count @ table.rounds_s
-    lost_s = by_round(result.unattributed_s, result.rounds)
-    return np.asarray(busys_s + lost_s if len(lost_s) == len(busys_s) else busys_s)
-
-
 def _instrumented(result: CellResult, closure: Closure) -> Median:
-    """Profiled ÷ unprofiled wall, in pairs within a round."""
+    """Profiled ÷ unprofiled wall, compared within rounds."""
     plain_s, profiled_s = by_round(result.wall_s, result.rounds), by_round(result.profiled_wall_s, result.rounds)
     if len(plain_s) != len(profiled_s) or not (plain_s > 0).all():
         return Median(closure.instrumented_ratio, np.inf, 1)
@@ -137,7 +134,7 @@ def _instrumented(result: CellResult, closure: Closure) -> Median:
 
 
 def _idle(idle_s: float, result: CellResult, busys_s: Array, scale: float) -> dict[str, Ends]:
-    """Interval of the idle time, from pairs of wall and busy time within a round."""
+    """Interval of the idle time, from wall and busy time compared within rounds."""
     walls_s = by_round(result.wall_s, result.rounds) * scale
     if len(walls_s) != len(busys_s):
         return {}
@@ -146,60 +143,37 @@ def _idle(idle_s: float, result: CellResult, busys_s: Array, scale: float) -> di
 
 
 def _residual(rungs: Rungs, fall: Waterfall, busy: Ends | None, predicted: Ends | None) -> dict[str, Ends]:
-    """Interval of the term that ends with the residual. What it begins at is a prediction with an interval, or a
-    roofline, which has none."""
+    """Interval of the term that ends with the residual and begins at a prediction, or at a roofline without
+    interval."""
     name = term_ending_at(fall, "residual")
-    start_s, predicted_s = _start(fall, name, rungs), _highest(rungs)
-    if name is None or busy is None or start_s is None:
+    if name is None or busy is None:
         return {}
-    if start_s == predicted_s and rungs.calibrated is not None:
+    value = fall.merged[name] if name in fall.merged else getattr(fall, name)
+    predicted_s, below, above = _highest(rungs), 0.0, 0.0
+    if rungs.calibrated is not None and predicted_s is not None and predicted_s == rungs.measured - value:
         if predicted is None:
             return {}
         below, above = predicted_s - predicted[0], predicted[1] - predicted_s
-    else:
-        below = above = 0.0
-    value = rungs.measured - start_s
     return {
         name: (value - np.hypot(rungs.measured - busy[0], above), value + np.hypot(busy[1] - rungs.measured, below))
     }
 
 
-def _start(fall: Waterfall, name: str | None, rungs: Rungs) -> float | None:
-    """Where a term that ends at the measurement begins."""
-    if name is None:
-        return None
-    value = fall.merged[name] if name in fall.merged else getattr(fall, name)
-    return None if value is None else rungs.measured - value
-
-
-def _level(rungs: Rungs, fall: Waterfall, table: OpTimesTable) -> dict[str, Ends]:
-    """Interval of the level's term: every probe's ratio is off independently of the others."""
-    if fall.level is None or table.predicted is None:
-        return {}
-    return {"level": table.predicted.level_ends(table.count)}
-
-
 def _highest(rungs: Rungs) -> float | None:
     """The highest known rung below the measurement that prices the graph as executed."""
-    for rung in (rungs.calibrated_at_level, rungs.calibrated, rungs.executed):
-        if rung is not None:
-            return rung
-    return None
+    known_s = (rung for rung in (rungs.calibrated_at_level, rungs.calibrated, rungs.executed) if rung is not None)
+    return next(known_s, None)
 
 
 def _scale(table: OpTimesTable, rest_s: float) -> float:
-    """Whole model ÷ what ran, in measured time; 1 where everything ran."""
+    """Whole model ÷ measured layers, in measured time; 1 where everything ran."""
     spans = table.measured_s + table.gap_s
     ran = float(spans.sum()) + rest_s
     return (float((spans * table.count).sum()) + rest_s) / ran if ran else 1.0
 
 
-def _rungs(predicted: Sequence[float | None], measured: float) -> Rungs:
-    return Rungs(**dict(zip(RUNGS, predicted, strict=True)), measured=measured)
-
-
 def _ideal_peaks(rungs: Rungs, spec: HardwareSpec) -> str | None:
-    """One origin for all layers: the datasheet, unless only the achieved peaks price every operation."""
+    """The peaks of all layers' ideal: the datasheet's, unless only the achieved peaks price every operation."""
     if spec.datasheet and (rungs.ideal is not None or not (spec.measured and rungs.achieved is not None)):
         return "datasheet"
     return "achieved" if spec.measured else None
@@ -223,7 +197,8 @@ def _layer(
 ) -> LayerEfficiency:
     count = table.count[row]
     measured_s = float((table.measured_s[row] * count).sum())
-    rungs = _rungs([known(float((table.rungs[rung][row] * count).sum())) for rung in RUNGS], measured_s)
+    totals = {name: known(float((table.rungs[name][row] * count).sum())) for name in RUNGS}
+    rungs = Rungs(**totals, measured=measured_s)
     ideal_s = {"datasheet": rungs.ideal, "achieved": rungs.achieved, None: None}[ideal_peaks]
     repeated: dict[str, float] = {}
     waits: dict[str, float] = {}
@@ -237,7 +212,7 @@ def _layer(
         kind=kind,
         count=float(count.sum()),
         rungs=rungs,
-        waterfall=waterfall([getattr(rungs, name) for name in RUNGS], measured_s, idle_s),
+        waterfall=waterfall(rungs, idle_s),
         ideal_s=ideal_s,
         predicted_s=_highest(rungs),
         measured_s=measured_s,
@@ -254,43 +229,15 @@ def _layer(
     )
 
 
-def _unattributed_row(seconds: float, rounds_s: Array) -> LayerEfficiency:
-    rungs = _rungs([None] * len(RUNGS), seconds)
-    return LayerEfficiency(
-        path=UNATTRIBUTED,
-        kind="other",
-        count=1,
-        rungs=rungs,
-        waterfall=waterfall([None] * len(RUNGS), seconds, 0.0),
-        ideal_s=None,
-        predicted_s=None,
-        measured_s=seconds,
-        median_s=seconds,
-        spread_s=0.0,
-        efficiency=None,
-        bound="",
-        matrix_flops=0,
-        vector_flops=0,
-        bytes=0,
-        **_ends("measured_s", around(seconds, median_of(rounds_s).half())),
-    )
-
-
 def _predicted_wall(
     table: OpTimesTable, graph: OpGraph, spec: HardwareSpec, result: CellResult, prediction: str | None
 ) -> Wall:
-    """Not known without a prediction or a host figure."""
+    """The predicted wall time, unknown without a prediction or a host figure."""
     if prediction == "calibrated" and table.predicted is not None:
         return predicted_wall(graph, table.count, spec, table.predicted, result.cell.mode, table.compiled)
     if prediction == "executed":
         return executed_wall(table.count, spec, table.rungs[prediction], result.cell.mode, table.compiled)
     return Wall()
-
-
-def _kernels(table: OpTimesTable, graph: OpGraph) -> tuple[FusedKernel, ...]:
-    if table.compiled is None:
-        return ()
-    return table.compiled.alike([layer_kind(op.path) for op in graph.ops], [str(op.kind) for op in graph.ops])
 
 
 def _half_range(values: Sequence[float]) -> float:
@@ -301,7 +248,7 @@ def _half_range(values: Sequence[float]) -> float:
 
 def _doubts(layers: Sequence[LayerEfficiency], closure: Closure) -> list[str]:
     out = []
-    above = [(each.efficiency, each.path, each.kind) for each in layers if each.efficiency and each.efficiency > 1]
+    above = [(layer.efficiency, layer.path, layer.kind) for layer in layers if (layer.efficiency or 0) > 1]
     if above:
         worst, path, kind = max(above)
         kinds = "layer kind" if len(above) == 1 else "layer kinds"

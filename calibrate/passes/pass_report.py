@@ -1,16 +1,13 @@
-"""What every view shows of one measured pass: records of times, their intervals, and the terms between them.
+"""Records of one measured pass for every view: times, their intervals, and the terms between them.
 
-`calibrate.passes.efficiency.summarise` makes them; terminal, Markdown, HTML and JSON render them and compute nothing of
-their own. Ends of intervals are of 90 %; they are None where too little was measured to tell.
+`calibrate.passes.efficiency.summarise` makes them; terminal, Markdown, HTML and JSON render them and compute nothing.
+Ends of intervals are of 90 % and None where too little was measured.
 
-The terms of a waterfall are what each piece of reality adds, signed, never clipped; each needs the times on both its
-sides. Where one is not known, its two terms are given as one, under both names: the sum is the same, and an unknown is
-never shown as 0. So a pass without reference probes has one term "level+residual".
-
-Example: ``to_json(summarise(result, graph, spec))["wall_s_low"]``
+The terms of a waterfall are signed and never clipped, and each needs the times on both its sides. Where one is unknown,
+its two terms are merged under both names, so that the sum stays the same and an unknown is never shown as 0: a pass
+without reference probes has one term "level+residual".
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from profiler.record.run import Closure, Mode
@@ -19,19 +16,19 @@ from roofline.record import Record
 from roofline.workload import Workload
 
 TERMS = ("ideal", "peak_derate", "extra_work", "shape_loss", "level", "residual")
-"""Each ends at the rung of its position: T0, T1, T2, T3, T3 at the level of the pass, T4."""
+"""Terms that end at T0, T1, T2, T3, T3 at the level of the pass, and T4."""
 
 
 class Rungs(Record):
-    """Times of a pass from its ideal to what was measured, seconds in total over all executions; None: not known."""
+    """Times of a pass from its ideal to the measurement, total seconds over all executions; None: unknown."""
 
-    ideal: float | None
+    ideal: float | None = None
     """T0: fused graph, datasheet peaks."""
-    achieved: float | None
+    achieved: float | None = None
     """T1: fused graph, peaks measured on this device."""
-    executed: float | None
+    executed: float | None = None
     """T2: graph as executed, peaks measured on this device."""
-    calibrated: float | None
+    calibrated: float | None = None
     """T3: graph as executed, calibrated laws, at the level of the machine that they were fitted at."""
     calibrated_at_level: float | None = None
     """T3 at the level of the machine beside the pass; None where reference probes did not run in both."""
@@ -40,39 +37,37 @@ class Rungs(Record):
 
 
 class Waterfall(Record):
-    """Signed seconds that add up to the wall time. A term with an unknown rung is None and shown merged."""
+    """Signed seconds that add up to the wall time; a term with an unknown rung is None and merged."""
 
     ideal: float | None
     peak_derate: float | None
     extra_work: float | None
     shape_loss: float | None
     level: float | None = None
-    """The machine is slower than when the laws were fitted."""
+    """Seconds because the machine is slower than when the laws were fitted."""
     residual: float | None
     idle: float
     merged: dict[str, float] = {}
-    """Terms that an unknown rung joins: {"level+residual": seconds}."""
+    """Terms joined by an unknown rung: {"level+residual": seconds}."""
 
 
 class FusedKernel(Record):
-    """Calls of alike kernels: one name, one set of layer kinds."""
+    """Calls of alike kernels: one name and one set of layer kinds."""
 
     name: str
-    """Without the numbers that the compiler gives its graphs and kernels."""
+    """Name without the numbers that the compiler gives its graphs and kernels."""
     modules: tuple[str, ...]
-    """Layer kinds that it came from, in order; the index of a repeated layer is "*"."""
+    """Layer kinds of its operations, in order; the index of a repeated layer is "*"."""
     kinds: tuple[str, ...]
-    """Kinds of its operations."""
     count: float
     """Calls in the whole model."""
     measured_s: float
-    """Seconds in total."""
     predicted_s: float | None
-    """Seconds in total by the law of its operation, else by the roofline; None: not known."""
+    """Total seconds by the law of its operation, else by the roofline; None: unknown."""
 
 
 class LayerEfficiency(Record):
-    """One layer kind: the operations of one kind under one module path, repeated layers folded."""
+    """A layer kind: the operations of one kind under one module path, repeated layers folded."""
 
     path: str
     """Module path; the index of a repeated layer is "*"."""
@@ -81,27 +76,27 @@ class LayerEfficiency(Record):
     """Executions in the whole model."""
     rungs: Rungs
     waterfall: Waterfall
-    ideal_s: float | None
-    """Lowest known rung, in total."""
-    predicted_s: float | None
-    """Highest known rung below the measurement, in total."""
+    ideal_s: float | None = None
+    """Total seconds of the lowest known rung."""
+    predicted_s: float | None = None
+    """Total seconds of the highest known rung below the measurement."""
     predicted_s_low: float | None = None
     predicted_s_high: float | None = None
     measured_s: float
-    """Seconds in total, so that the layers add up to the busy time."""
+    """Total seconds, so that the layers add up to the busy time."""
     measured_s_low: float | None = None
     measured_s_high: float | None = None
     median_s: float
-    """Median over the repeated layers of the measured time of one."""
-    spread_s: float
+    """Median of the measured time of one execution over the repeated layers."""
+    spread_s: float = 0.0
     """Half the 5–95 % range over the repeated layers."""
-    efficiency: float | None
+    efficiency: float | None = None
     """ideal_s ÷ measured_s; above 1 is marked, never clipped."""
-    bound: str
-    """What the executed roofline waits for: "matrix", "vector", or the name of a memory level."""
-    matrix_flops: float
-    vector_flops: float
-    bytes: float
+    bound: str = ""
+    """Limit of the executed roofline: "matrix", "vector", or the name of a memory level."""
+    matrix_flops: float = 0
+    vector_flops: float = 0
+    bytes: float = 0
     kernels: tuple[str, ...] = ()
     """Kernels or backends that ran it."""
 
@@ -115,7 +110,7 @@ class PassReport(Record):
     """"done", "inconclusive" or "invalid", as `calibrate.passes.verdict` judges."""
     reason: str | None
     wall_s: float
-    """Median over the rounds of the median of their unprofiled passes; scaled where only some layers ran."""
+    """Wall time of the unprofiled passes over the rounds; scaled where only some layers ran."""
     wall_s_low: float | None = None
     wall_s_high: float | None = None
     busy_s: float
@@ -125,27 +120,26 @@ class PassReport(Record):
     scaled_from_layers: tuple[int, int] | None
     """(measured, whole model) repeated layers."""
     ideal_peaks: str | None
-    """Which peaks `ideal_s` uses: "datasheet", "achieved", None if no peaks are known."""
+    """Peaks of `ideal_s`: "datasheet", "achieved", or None if no peaks are known."""
     prediction: str | None
     """Rung of `predicted_s`: "executed" (achieved peaks) or "calibrated"."""
     rungs: Rungs
     waterfall: Waterfall
     waterfall_low: dict[str, float] = {}
-    """Ends of the terms that have an interval, by the name of the term, or of the merged one."""
+    """Ends of the terms that have an interval, by the name of the term or of the merged one."""
     waterfall_high: dict[str, float] = {}
     predicted_busy_s: float | None
-    """At the level of the machine beside the pass, where that is known."""
+    """Device time at the level of the machine beside the pass, where that is known."""
     predicted_busy_s_low: float | None = None
     predicted_busy_s_high: float | None = None
     predicted_wall_s: float | None
-    """At the level of the machine beside the pass, where that is known."""
     predicted_wall_s_low: float | None = None
     predicted_wall_s_high: float | None = None
     predicted_busy_calibrated_s: float | None = None
-    """At the level of the machine that the laws were fitted at; None without laws."""
+    """Device time at the level of the calibration; None without laws."""
     predicted_wall_calibrated_s: float | None = None
     level: dict[str, LevelRatio] = {}
-    """Speed of the machine beside the pass against the calibration, by reference probe; empty where it is not known."""
+    """Level of the machine beside the pass against the calibration by reference probe; empty where it is unknown."""
     noise: float
     """Half the 5–95 % range of the unprofiled wall times ÷ their median."""
     closure: Closure
@@ -156,57 +150,57 @@ class PassReport(Record):
     layers: tuple[LayerEfficiency, ...]
     mode: Mode = "eager"
     kernels: tuple[FusedKernel, ...] = ()
-    """Kernels of a compiled pass, the slowest first; their times are shared among the layers that they came from."""
+    """Kernels of a compiled pass, the slowest first; their times are shared among their layers."""
     warnings: tuple[str, ...] = ()
-    """What an expert must know before using the figures."""
+    """Caveats of the figures."""
     clock: str = ""
-    """What gave the device times, as `CellResult.clock`; "" if it was not recorded."""
+    """Source of the device times, as `CellResult.clock`; "" if it was not recorded."""
     cache_state: str = ""
     """State of the caches, as `CellResult.cache_state`; "" if it was not recorded."""
     passes: tuple[int, int] | None = None
-    """(unprofiled, profiled) passes behind the medians; None if it was not recorded."""
+    """(unprofiled, profiled) passes; None if they were not recorded."""
     rounds: int | None = None
-    """Rounds in which the passes were taken; None if it was not recorded."""
+    """Rounds of passes; None if they were not recorded."""
     instrumented_ratio_low: float | None = None
     """Ends of `Closure.instrumented_ratio`."""
     instrumented_ratio_high: float | None = None
     excess: float | None = None
     """(Busy − wall) ÷ wall."""
     excess_low: float | None = None
-    """Ends of its 99 % interval, of pairs within a round; below a tolerance unless the pass contradicts itself."""
+    """Ends of its 99 % interval, compared within rounds; a pass contradicts itself if all of it is above a
+    tolerance."""
     excess_high: float | None = None
 
 
-def waterfall(rungs: Sequence[float | None], measured_s: float, idle_s: float) -> Waterfall:
-    """The terms between rungs in the order of `TERMS`, the last one being measured: all add up to it and the idle.
+def waterfall(rungs: Rungs, idle_s: float) -> Waterfall:
+    """The terms between rungs in the order of `TERMS`, which add up to the measurement, and the idle.
 
-    ``waterfall([None, 2.0, 3.0, 3.2, None], measured_s=4.5, idle_s=0.5)`` has extra_work 1.0, shape_loss 0.2, idle 0.5
-    and merged {"ideal+peak_derate": 2.0, "level+residual": 1.3}.
+    ``waterfall(Rungs(achieved=2.0, executed=3.0, calibrated=3.2, measured=4.5), 0.5)`` has extra_work 1.0, shape_loss
+    0.2, idle 0.5 and merged {"ideal+peak_derate": 2.0, "level+residual": 1.3}.
     """
     alone: dict[str, float | None] = dict.fromkeys(TERMS)
     merged: dict[str, float] = {}
     below, waiting = 0.0, []
-    for name, rung in zip(TERMS, (*rungs, measured_s), strict=True):
+    for name, rung in zip(TERMS, rungs.model_dump().values(), strict=True):
         waiting.append(name)
-        if rung is None:
-            continue
-        if len(waiting) == 1:
-            alone[name] = rung - below
-        else:
-            merged["+".join(waiting)] = rung - below
-        below, waiting = rung, []
+        if rung is not None:
+            if len(waiting) == 1:
+                alone[name] = rung - below
+            else:
+                merged["+".join(waiting)] = rung - below
+            below, waiting = rung, []
     return Waterfall(**alone, idle=idle_s, merged=merged)
 
 
 def term_ending_at(rungs: Waterfall, last: str) -> str | None:
-    """Name of the known term that ends with the term `last`, be it merged ("level+residual"); None where none does."""
+    """Name of the known term that ends with `last`, possibly a merged one ("level+residual"); None if there is none."""
     if getattr(rungs, last) is not None:
         return last
     return next((names for names in rungs.merged if names.split("+")[-1] == last), None)
 
 
 def to_json(report: PassReport) -> dict[str, Any]:
-    """One element of `passes` in the output of `run --json`, keys are only ever added."""
+    """An element of `passes` in the output of `run --json`; keys are only ever added."""
     workload = report.workload
     return {
         "model": report.model,

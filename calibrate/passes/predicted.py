@@ -1,10 +1,8 @@
-"""What calibrated laws predict of a pass, at the level of the machine beside it, and how surely.
+"""Predictions of a pass by calibrated laws, at the level of the machine beside it, with 90 % intervals.
 
-The interval of a total takes all operations of one law to be off together (they share its constants), the laws to be
-off independently of each other, and of the level of each probe: widths add up within a law and within a probe, and the
-squares of those sums add up between them. Ends are of 90 %.
-
-Example: ``predicted.ends(count)`` → (low, high) seconds of all operations; None where laws do not price nearly all
+The interval of a total takes all operations of one law to be off together, since they share its constants, and the laws
+and the levels of the probes to be off independently: widths add up within a law and within a probe, and the squares of
+those sums add up between them.
 """
 
 import math
@@ -26,13 +24,13 @@ Array = NDArray[np.float64]
 Ends = tuple[float, float]
 
 NOTED = 0.02
-"""Share of a pass's predicted time from which a reader has to know that laws do not, or not surely, describe it."""
+"""Share of a pass's predicted time that laws may leave out, or predict beyond their sizes, without a note."""
 HOST = np.array([probe == "host" for probe in PROBES], dtype=float)
-"""Shares of what follows the probe of the host alone."""
+"""Shares of the probes in an operation that follows the host's alone."""
 
 
 class IssuedKernels(Protocol):
-    """What the host issues in a compiled pass: a `calibrate.passes.table.KernelTable`."""
+    """The kernels that the host issues in a compiled pass: a `calibrate.passes.table.KernelTable`."""
 
     @property
     def members(self) -> tuple[tuple[int, ...], ...]: ...
@@ -48,18 +46,18 @@ class Predicted:
 
     time_s: Array
     low_s: Array
-    """End of the law's interval; NaN where no law has one."""
+    """Ends of the law's interval; NaN where no law has one."""
     high_s: Array
     law: NDArray[np.int_]
-    """Operations with the same number are priced by the same law; −1: by none."""
+    """Number of the law that priced each operation; −1 without a law."""
     shares: Array
-    """Shape (operations, probes): as `roofline.price_by_law.waits`."""
+    """Shape (operations, probes), as `roofline.price_by_law.waits` returns it."""
     levels: Mapping[str, LevelRatio]
-    """Levels of the pass by probe; empty where they are not known, and then all is at the calibration's."""
+    """Levels of the pass by probe; a probe that is absent is at the calibration's level."""
 
     @classmethod
     def of(cls, time_s: Array, laws: LawPrices | None, shares: Array, levels: Mapping[str, LevelRatio]) -> "Predicted":
-        """`laws` None: times that are not of laws, without intervals."""
+        """Without `laws`, the times are not those of laws and have no intervals."""
         if laws is None:
             nothing = np.full(len(time_s), np.nan)
             return cls(time_s, nothing, nothing, np.full(len(time_s), -1), shares, levels)
@@ -72,11 +70,11 @@ class Predicted:
 
     @property
     def at_level_s(self) -> Array:
-        """At the level of the pass."""
         return self.time_s * self.factors
 
     def ends(self, count: Array, rows: Any = slice(None)) -> Ends | None:
-        """Interval of the total of some operations, `count` times each, at the level of the pass."""
+        """Interval of the total of some operations, `count` times each, at the level of the pass; None where laws do
+        not price nearly all of it."""
         times = (self.at_level_s * count)[rows]
         total, by_law = float(times.sum()), self.law[rows] >= 0
         if not total > 0 or float(times[~by_law].sum()) > NOTED * total:
@@ -92,13 +90,13 @@ class Predicted:
         return max(total - float(halves[0]), 0.0), total + float(halves[1])
 
     def level_ends(self, count: Array) -> Ends:
-        """Interval of what the level of the pass adds to the total of all operations, signed seconds."""
+        """Interval of the signed seconds that the level of the pass adds to the total of all operations."""
         added = float(((self.at_level_s - self.time_s) * count).sum())
         below, above = self._level_halves(count, slice(None))
         return added - below, added + above
 
     def _level_halves(self, count: Array, rows: Any) -> Ends:
-        """How far the total of some operations may be below and above because ratios of probes are not known better."""
+        """Distances of the ends of the total of some operations due to the uncertainty of the probes' ratios."""
         waited = (self.time_s * count)[rows] @ self.shares[rows]
         below, above = (
             [
@@ -111,7 +109,7 @@ class Predicted:
         return math.hypot(*below), math.hypot(*above)
 
     def beside(self, gap_s: Array, ends: tuple[Array, Array]) -> "Predicted":
-        """The same with the host's gaps as so many operations more, priced by a law of their own."""
+        """The operations and as many of the host's gaps, priced by a law of their own."""
         number = np.full(len(gap_s), self.law.max(initial=-1) + 1)
         return replace(
             self,
@@ -125,11 +123,11 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True)
 class Wall:
-    """Predicted wall time of a pass, in seconds; None where it is not known."""
+    """Predicted wall time of a pass in seconds; None where it is unknown."""
 
     at_level_s: float | None = None
     calibrated_s: float | None = None
-    """At the level of the calibration; None where no calibrated laws predict."""
+    """Wall time at the level of the calibration; None without calibrated laws."""
     ends: Ends | None = None
     """Interval of `at_level_s`."""
 
@@ -137,15 +135,13 @@ class Wall:
 def predicted_wall(
     graph: OpGraph, count: Array, spec: HardwareSpec, predicted: Predicted, mode: Mode, compiled: IssuedKernels | None
 ) -> Wall:
-    """Wall time by calibrated laws: the host model over the predicted device times.
-
-    Of a CUDA graph the host issues one launch, which the device does not wait for: its wall is the device's time. Of a
-    compiled pass it issues kernels.
-    """
+    """Wall time by calibrated laws: the host model over the predicted device times. The host issues a CUDA graph in one
+    launch, for which the device does not wait, so its wall is the device's time; of a compiled pass it issues
+    kernels."""
     if spec.measured is None or spec.kind == "other":
         return Wall()
     if mode.endswith("cuda-graph"):
-        at_pass_s, calibrated_s = (float((each * count).sum()) for each in (predicted.at_level_s, predicted.time_s))
+        at_pass_s, calibrated_s = (float((time * count).sum()) for time in (predicted.at_level_s, predicted.time_s))
         return Wall(at_pass_s, calibrated_s, predicted.ends(count))
     host = ratio_of(predicted.levels, "host")
     times_s, level_s, gap_s = predicted.time_s, predicted.at_level_s, host_gap_s(graph, spec)
@@ -173,7 +169,7 @@ def predicted_wall(
 
 
 def executed_wall(count: Array, spec: HardwareSpec, time_s: Array, mode: Mode, compiled: IssuedKernels | None) -> Wall:
-    """Wall time by rooflines at achieved peaks, as `predicted_wall`; without an interval."""
+    """Wall time by rooflines at achieved peaks, as `predicted_wall` but without an interval."""
     if spec.measured is None or spec.kind == "other":
         return Wall()
     if mode.endswith("cuda-graph"):
@@ -185,7 +181,7 @@ def executed_wall(count: Array, spec: HardwareSpec, time_s: Array, mode: Mode, c
 
 
 def _host_at(peaks: Peaks, ratio: float) -> Peaks:
-    """The peaks with the host's time for an operation at a level."""
+    """The peaks with the host's time for an operation multiplied by `ratio`."""
     if peaks.host_s_per_op is None or ratio == 1:
         return peaks
     figure = peaks.host_s_per_op

@@ -1,19 +1,12 @@
-"""The middle of what was repeated, with an interval: the rounds of a measured pass, the probes of a calibration.
+"""The middle of repeated measurements with an interval: the rounds of a measured pass, the visits of a calibration.
 
-Passes of one round follow each other within a moment and share what the machine does meanwhile, so the round is what
-is repeated, not the pass: `by_round` takes the mean of each round's passes, so that other work is in it in proportion,
-and `median_of` the mean of the middle half of the rounds. Calibration takes its kernels so too: the mean over the calls
-of a visit, the mean of the middle half of the visits.
+Passes of one round share the state of the machine, so the round is the replicate: `by_round` takes the mean of each
+round's passes, so that other work counts in proportion, and `median_of` the mean of the middle half of the rounds.
 
 The standard error is that of a normal sample's median, 1.253 σ ÷ √n, a little more than the middle half's. σ comes from
-the mean absolute deviation, which a burst of other work moves less than it moves a standard deviation. Neighbours that
-resemble each other (a drift) count as fewer: n (1 − ρ) ÷ (1 + ρ) for a correlation ρ of neighbours. Intervals are
-Student's, so a few rounds give a wide one, and a single round gives none.
-
-The level of the machine beside a pass (`levels`) is the ratio of a reference probe's median times in it and in the
-calibration.
-
-Example: ``median_of(by_round(result.wall_s, result.rounds)).interval()`` → (low, high) in seconds
+the mean absolute deviation, which a burst of other work moves less than a standard deviation. Neighbours that resemble
+each other (a drift) count as fewer: n (1 − ρ) ÷ (1 + ρ) for a correlation ρ of neighbours. Intervals are Student's, so
+a few rounds give a wide one, and a single round gives none.
 """
 
 import math
@@ -30,41 +23,38 @@ from roofline.laws.fitted import LevelRatio, ReferenceLevel
 Floats = NDArray[np.float64]
 
 MIDDLE = "mean of the middle half"
-"""What `middle` takes, in a report's words."""
-
+"""Name of `middle` in reports."""
 COVERED = 0.9
-"""Share of intervals that hold what they are about, where nothing else is said."""
+"""Default coverage of intervals."""
 NORMAL = math.sqrt(math.pi / 2)
 """1.253: standard deviation of a normal sample ÷ its mean absolute deviation, and also the standard error of its median
 ÷ that of its mean."""
 
 
 def middle(values: Floats, axis: int = -1) -> Floats:
-    """What stands for several rounds or visits that should be alike: the mean of their middle half.
-
-    A quarter of them may be anything at either end; unlike medians, figures of parts nearly add up to the whole's.
-    """
+    """The mean of the middle half of rounds or visits that should be alike. A quarter of them may be anything at either
+    end; unlike medians, figures of parts nearly add up to the whole's."""
     return middle_mean(np.moveaxis(np.asarray(values, dtype=float), axis, 0))
 
 
 @dataclass(frozen=True, slots=True)
 class Median:
-    """A median and how well it is known."""
+    """A median with its uncertainty."""
 
     value: float
     error: float
-    """Its standard error; infinite where there is one replicate."""
+    """Standard error; infinite for one replicate."""
     freedom: float
     """Degrees of freedom of that error."""
 
     def half(self, covered: float = COVERED) -> float:
-        """Half the width of the interval, in the unit of the value; infinite where there is one replicate."""
+        """Half the width of the interval, in the unit of the value; infinite for one replicate."""
         if not math.isfinite(self.error):
             return math.inf
         return self.error * float(stdtrit(self.freedom, (1 + covered) / 2))
 
     def interval(self, covered: float = COVERED) -> tuple[float, float] | None:
-        """(low, high); None where there is one replicate."""
+        """(low, high); None for one replicate."""
         return around(self.value, self.half(covered))
 
 
@@ -74,8 +64,8 @@ def around(value: float, half: float) -> tuple[float, float] | None:
 
 
 def by_round(samples: Sequence[float] | Floats, rounds: int) -> Floats:
-    """Mean of each round's samples, in the order of rounds. Samples, shape (…, passes), are in the order they were
-    taken, as many in each round; where their number does not allow that, each is a round of its own."""
+    """Mean of each round's samples, in the order of rounds, from samples of shape (…, passes) in the order they were
+    taken; where their number is no multiple of the rounds, each is a round of its own."""
     values = np.asarray(samples, dtype=float)
     passes = values.shape[-1]
     if rounds < 1 or passes == 0 or passes % rounds:
@@ -84,16 +74,14 @@ def by_round(samples: Sequence[float] | Floats, rounds: int) -> Floats:
 
 
 def medians_by_round(samples: Sequence[Sequence[float]], rounds: int) -> Floats:
-    """Mean of each round's samples of several things, shape (things, rounds); 0 where nothing was sampled.
-
-    What has another number of samples than rounds of equal length have is given its middle in every round.
-    """
-    found = np.zeros((len(samples), max(rounds, 1)))
-    for row, values in zip(found, samples, strict=True):
+    """Mean of each round's samples of several things, shape (things, rounds); 0 where nothing was sampled. A thing with
+    another number of samples than rounds of equal length have gets its middle in every round."""
+    means = np.zeros((len(samples), max(rounds, 1)))
+    for row, values in zip(means, samples, strict=True):
         if values:
-            medians = by_round(values, rounds)
-            row[:] = medians if len(medians) == len(row) else middle(np.asarray(values, dtype=float))
-    return found
+            own = by_round(values, rounds)
+            row[:] = own if len(own) == len(row) else middle(np.asarray(values, dtype=float))
+    return means
 
 
 def median_by_round(samples: Sequence[float], rounds: int) -> float:
@@ -103,42 +91,42 @@ def median_by_round(samples: Sequence[float], rounds: int) -> float:
 
 def median_of(values: Sequence[float] | Floats) -> Median:
     """The median of replicates in the order they were taken. Raises ValueError where there is none."""
-    found = np.asarray(values, dtype=float)
-    count = len(found)
+    replicates = np.asarray(values, dtype=float)
+    count = len(replicates)
     if count == 0:
         raise ValueError("a median needs at least one value")
-    value = float(middle(found))
+    value = float(middle(replicates))
     if count == 1:
         return Median(value, math.inf, 1.0)
-    off = found - value
+    off = replicates - value
     scale = NORMAL * float(np.abs(off).sum()) / (count - 1)
     independent = count * _independent_share(off)
     return Median(value, NORMAL * scale / math.sqrt(independent), count - 1.0)
 
 
 def error_within(samples: Sequence[float] | Floats, rounds: int) -> float:
-    """Standard error of the median of all samples, if rounds differed by nothing but the noise of single samples; 0
-    where a round has one. Rounds that agree by chance do not hide that noise."""
+    """Standard error of the median of all samples if rounds differed by nothing but the noise of single samples (0
+    where a round has one sample), which rounds that agree by chance would hide."""
     values = np.asarray(samples, dtype=float)
     if rounds < 1 or len(values) % rounds or len(values) <= rounds:
         return 0.0
-    each = values.reshape(rounds, -1)
-    off = np.abs(each - np.median(each, axis=1, keepdims=True)).sum()
+    split = values.reshape(rounds, -1)
+    off = np.abs(split - np.median(split, axis=1, keepdims=True)).sum()
     return float(NORMAL**2 * off / (len(values) - rounds) / math.sqrt(len(values)))
 
 
-def difference(one: Median, other: Median) -> Median:
-    """`one` − `other`, independent of each other; degrees of freedom by Welch and Satterthwaite."""
-    error = math.hypot(one.error, other.error)
-    value = one.value - other.value
+def difference(first: Median, second: Median) -> Median:
+    """`first` − `second`, independent of each other; degrees of freedom by Welch and Satterthwaite."""
+    error = math.hypot(first.error, second.error)
+    value = first.value - second.value
     if not math.isfinite(error) or error == 0:
-        return Median(value, error, min(one.freedom, other.freedom))
-    freedom = error**4 / (one.error**4 / one.freedom + other.error**4 / other.freedom)
+        return Median(value, error, min(first.freedom, second.freedom))
+    freedom = error**4 / (first.error**4 / first.freedom + second.error**4 / second.freedom)
     return Median(value, error, freedom)
 
 
 def _independent_share(off: Floats) -> float:
-    """(1 − ρ) ÷ (1 + ρ), ρ the correlation of neighbouring deviations, where that is positive; at least one of all."""
+    """(1 − ρ) ÷ (1 + ρ) of the correlation ρ of neighbouring deviations, if positive; at least 1 ÷ their number."""
     square = float(off @ off)
     correlation = max(float(off[:-1] @ off[1:]) / square, 0.0) if square > 0 else 0.0
     return max((1 - correlation) / (1 + correlation), 1 / len(off))
@@ -147,10 +135,8 @@ def _independent_share(off: Floats) -> float:
 def levels(
     beside_pass: Mapping[str, Sequence[float]], calibration: Mapping[str, ReferenceLevel]
 ) -> dict[str, LevelRatio]:
-    """The ratio of each probe that ran in both; seconds in, one for each round and each visit.
-
-    A probe with a single time on either side has no interval and is left out.
-    """
+    """The ratio of each probe that ran in both, from seconds of each round and of each visit. A probe with a single
+    time on either side has no interval and is left out."""
     ratios = {
         probe: level_ratio(times, calibration[probe].seconds)
         for probe, times in beside_pass.items()
@@ -162,15 +148,14 @@ def levels(
 def level_ratio(pass_s: Sequence[float], calibration_s: Sequence[float]) -> LevelRatio | None:
     """Median of `pass_s` ÷ median of `calibration_s`, shrunk towards 1; None without an interval.
 
-    The ratio is noisy where rounds are few, and a ratio that is noise would add that noise to every prediction. So it
-    is shrunk as by the non-negative garrote (Breiman, Technometrics 37(4), 1995; the positive-part James–Stein
-    estimator of one mean has the same form): its logarithm is multiplied by max(0, 1 − (h ÷ log ratio)²), h being half
-    its 90 % interval. A ratio that cannot be told from 1 is 1; a clear one is left nearly as it is. (Drawn by the
-    standard error alone, probes of a noisy host added up to 30 % to a prediction.)
+    A ratio that is noise would add that noise to every prediction. It is therefore shrunk as by the non-negative
+    garrote (Breiman, Technometrics 37(4), 1995; the positive-part James–Stein estimator of one mean has the same form):
+    its logarithm is multiplied by max(0, 1 − (h ÷ log ratio)²), h being half its 90 % interval. (With the standard
+    error for h, probes of a noisy host added up to 30 % to a prediction.)
     """
     log_ratio = difference(median_of(np.log(pass_s)), median_of(np.log(calibration_s)))
     ends = log_ratio.interval()
     if ends is None:
         return None
-    told = 1 - (log_ratio.half() / log_ratio.value) ** 2 if log_ratio.value != 0 else 0.0
-    return LevelRatio(ratio=math.exp(log_ratio.value * max(told, 0.0)), low=math.exp(ends[0]), high=math.exp(ends[1]))
+    kept = 1 - (log_ratio.half() / log_ratio.value) ** 2 if log_ratio.value != 0 else 0.0
+    return LevelRatio(ratio=math.exp(log_ratio.value * max(kept, 0.0)), low=math.exp(ends[0]), high=math.exp(ends[1]))

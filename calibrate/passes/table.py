@@ -1,9 +1,7 @@
 """The measured and the predicted time of every operation, side by side, as arrays in the graph's order.
 
-A compiled pass has kernels that do several operations: a kernel's time is shared among its members in proportion to
-their own rooflines, as that of a fused group is; an operation that several kernels do has a share of each.
-
-Example: ``OpTimesTable.of(result, graph, spec).rungs["executed"]`` → T2 of each operation, one execution, seconds.
+A kernel of a compiled pass may do several operations: its time is shared among them in proportion to their own
+rooflines, as that of a fused group is. An operation of several kernels has a share of each.
 """
 
 import re
@@ -25,40 +23,37 @@ from roofline.price_by_law import LawPrices, law_prices, waits
 Array = NDArray[np.float64]
 
 RUNGS = ("ideal", "achieved", "executed", "calibrated", "calibrated_at_level")
-"""T0, T1, T2, T3 at the calibration's level of the machine, and T3 at that of the pass; "measured", T4, is apart."""
+"""T0, T1, T2, T3 at the calibration's level of the machine, and T3 at that of the pass; T4, "measured", is separate."""
 NUMBER = re.compile(r"^graph_\d+_|_\d+$")
-"""What makes the names of alike kernels differ: inductor numbers its graphs, and kernels within one."""
+"""The numbers that inductor gives its graphs and the kernels within them."""
 
 
 @dataclass(frozen=True, eq=False)
 class KernelTable:
-    """The kernels of one pass beside its operations."""
-
     members: tuple[tuple[int, ...], ...]
     names: tuple[str, ...]
     count: Array
-    """Shape (kernels,): calls in the whole model that each stands for."""
+    """Shape (kernels,): calls in the whole model."""
     kernel_s: Array
-    """Shape (kernels,): measured, one call."""
+    """Shape (kernels,): measured seconds of one call."""
     predicted_s: Array
-    """Shape (kernels,): one call by the calibrated law, where the kernel is one operation that has one, else by the
-    roofline at measured peaks; NaN where not known."""
+    """Shape (kernels,): seconds of one call by the law of a kernel that is one operation, else by the roofline at
+    measured peaks; NaN where unknown."""
     measured_s: Array
-    """Shape (operations,)."""
+    """Shape (operations,): measured seconds."""
     rounds_s: Array
-    """Shape (operations, rounds): what was measured in each round."""
+    """Shape (operations, rounds): measured seconds in each round."""
     gap_s: Array
-    """Shape (operations,): idle before a kernel, given to its first member."""
+    """Shape (operations,): idle before a kernel, assigned to its first member."""
     executed_s: Array
-    """Shape (operations,): the kernels' rooflines, shared."""
+    """Shape (operations,): shares of the kernels' rooflines."""
     calibrated_s: Array
-    """Shape (operations,): the kernels' predictions, shared; NaN without calibrated laws."""
+    """Shape (operations,): shares of the kernels' predictions; NaN without calibrated laws."""
     labels: tuple[tuple[str, ...], ...]
-    """Kernels that do each operation."""
 
     @classmethod
     def of(cls, result: CellResult, graph: OpGraph, spec: HardwareSpec) -> "KernelTable":
-        """Raises ValueError where the kernels are not of the graph."""
+        """The table of a pass. Raises ValueError where the kernels are not of the graph."""
         members = tuple(kernel.ops for kernel in result.kernels)
         size = len(graph.ops)
         if any(not 0 <= op < size for ops in members for op in ops):
@@ -90,7 +85,8 @@ class KernelTable:
         )
 
     def alike(self, paths: Sequence[str], kinds: Sequence[str]) -> tuple[FusedKernel, ...]:
-        """Alike kernels together, the slowest first. Args: layer kind and kind of each operation of the graph."""
+        """Alike kernels together, the slowest first, given the layer kind and the kind of each operation of the
+        graph."""
         groups: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[int]] = {}
         for k, ops in enumerate(self.members):
             modules, of_kinds = (tuple(dict.fromkeys(words[i] for i in ops)) for words in (paths, kinds))
@@ -116,31 +112,29 @@ class OpTimesTable:
     """Arrays of shape (operations,), in seconds of one execution; NaN is a rung that is not known."""
 
     count: Array
-    """Executions in the whole model that each operation stands for."""
+    """Executions in the whole model."""
     gap_s: Array
-    """Device idle before it, median over the rounds."""
+    """Device idle before it, middle of the rounds."""
     rungs: dict[str, Array]
-    """Those of `RUNGS`, and measured (T4): the median over the rounds of the median of each round's passes."""
+    """Times of each of `RUNGS`, and "measured" (T4)."""
     rounds_s: Array
-    """Shape (operations, rounds): what was measured in each round."""
+    """Shape (operations, rounds): measured seconds in each round."""
     bound: tuple[str, ...]
-    """What the executed graph waits for, at the measured peaks, or the datasheet's if there are none."""
+    """Limit of the executed graph at the measured peaks, or at the datasheet's if there are none."""
     kernels: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...]
     predicted: Predicted | None = None
     """Predictions of calibrated laws, with intervals; None without laws."""
     compiled: KernelTable | None = None
-    """The kernels of a compiled pass, whose shares `rungs` then holds."""
+    """The kernels of a compiled pass, whose shares are then in `rungs`."""
 
     @classmethod
     def of(
         cls, result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated_s: Array | None = None
     ) -> "OpTimesTable":
-        """Join a measurement to its graph. `calibrated_s`: times instead of those that the spec's laws predict.
-
-        Of a compiled pass what was executed is its kernels, and laws price those that are one operation. Raises
-        ValueError where a measurement and its graph do not belong together.
-        """
+        """Join a measurement to its graph; `calibrated_s` replaces the times that the spec's laws predict. In a
+        compiled pass kernels were executed, and laws price those that are one operation. Raises ValueError where the
+        measurement and the graph do not belong together."""
         size = len(graph.ops)
         if calibrated_s is not None and calibrated_s.shape != (size,):
             raise ValueError(f"calibrated times are {calibrated_s.shape}, the graph has {size} operations")
@@ -152,7 +146,8 @@ class OpTimesTable:
             compiled = KernelTable.of(result, graph, spec)
             rounds_s, gap_s, kernels = compiled.rounds_s, compiled.gap_s, compiled.labels
             measured_s, executed_s, calibrated_s = compiled.measured_s, compiled.executed_s, compiled.calibrated_s
-            lacking = _uncompiled(graph, compiled)
+            present = {op for ops in compiled.members for op in ops}
+            lacking = _lacking(graph, present, "are in no compiled kernel, the compiler left them out,")
         else:
             rounds_s, gap_s, kernels = _measured(result, size)
             measured_s, executed_s = middle(rounds_s), executed.time_s if executed else unknown
@@ -160,7 +155,7 @@ class OpTimesTable:
                 laws = law_prices(prepared, spec, executed.time_s, with_intervals=True)
             if calibrated_s is None:
                 calibrated_s = laws.time_s if laws else unknown
-            lacking = _unmeasured(graph, {times.op for times in result.ops})
+            lacking = _lacking(graph, {times.op for times in result.ops}, "were not measured")
         predicted = _predicted(calibrated_s, laws if own else None, prepared, result, spec)
         return cls(
             count=np.array([op.count for op in graph.ops], dtype=float),
@@ -186,14 +181,14 @@ class OpTimesTable:
         return self.rungs["measured"]
 
     def total(self, rung: str) -> float | None:
-        """Sum over all executions in the whole model; None if the rung is not known for some operation."""
+        """Sum over all executions in the whole model; None if the rung is unknown for some operation."""
         return known(float((self.rungs[rung] * self.count).sum()))
 
 
 def _predicted(
     time_s: Array, laws: LawPrices | None, prepared: Prepared, result: CellResult, spec: HardwareSpec
 ) -> Predicted | None:
-    """None where an operation has no calibrated time."""
+    """Predictions with intervals; None where an operation has no calibrated time."""
     if spec.measured is None or np.isnan(time_s).any():
         return None
     shares = waits(prepared, spec.measured, spec.kind)
@@ -201,7 +196,7 @@ def _predicted(
 
 
 def _by_law(graph: OpGraph, members: Sequence[Sequence[int]], spec: HardwareSpec, otherwise: Array) -> Array:
-    """Kernels of one operation priced by its law; what a compiler fused has none, and keeps its roofline."""
+    """Seconds of each kernel by the law of its only operation; a fused kernel keeps its roofline."""
     if spec.measured is None or not spec.calibrated:
         return otherwise
     prepared = Prepared(graph)
@@ -214,7 +209,7 @@ def _by_law(graph: OpGraph, members: Sequence[Sequence[int]], spec: HardwareSpec
 
 
 def known(value: float) -> float | None:
-    """None for NaN, for what leaves the arrays."""
+    """The value, or None for NaN."""
     return None if np.isnan(value) else value
 
 
@@ -224,59 +219,43 @@ def layer_kind(path: str) -> str:
 
 
 def _measured(result: CellResult, size: int) -> tuple[Array, Array, tuple[tuple[str, ...], ...]]:
-    """Seconds of each operation in each round, median idle before it, and the kernels that it became.
-
-    Raises ValueError where what was measured does not belong to a graph of this size.
-    """
+    """Seconds of each operation in each round, its idle before, and the kernels that it became. Raises ValueError where
+    the measurement does not belong to a graph of this size."""
     by_op = {times.op: times for times in result.ops}
     if len(by_op) != len(result.ops) or any(not 0 <= op < size for op in by_op):
         raise ValueError(f"{result.cell.key}: what was measured is not its graph of {size}; measure it again")
     times = [by_op.get(i, OpTimes(op=i, device_s=(), gap_s=())) for i in range(size)]
-    gaps_s = [median_by_round(each.gap_s, result.rounds) if each.op in by_op else 0.0 for each in times]
-    rounds_s = medians_by_round([each.device_s for each in times], result.rounds)
-    return rounds_s, np.array(gaps_s), tuple(each.kernels for each in times)
+    gaps_s = [median_by_round(own.gap_s, result.rounds) for own in times]
+    rounds_s = medians_by_round([own.device_s for own in times], result.rounds)
+    return rounds_s, np.array(gaps_s), tuple(own.kernels for own in times)
 
 
-def _unmeasured(graph: OpGraph, measured: set[int]) -> list[str]:
-    missing = [op for i, op in enumerate(graph.ops) if i not in measured]
-    if not missing:
-        return []
-    first = missing[0]
-    return [f"{len(missing)} operations were not measured and count as 0 s, the first: {first.path} {first.name}"]
-
-
-def _uncompiled(graph: OpGraph, table: KernelTable) -> list[str]:
-    missing = sorted(set(range(len(graph.ops))) - {op for ops in table.members for op in ops})
-    if not missing:
-        return []
-    first = graph.ops[missing[0]]
-    return [
-        f"{len(missing)} operations are in no compiled kernel, the compiler left them out, and count as 0 s, "
-        f"the first: {first.path or 'the model'} {first.name}"
-    ]
+def _lacking(graph: OpGraph, present: set[int], how: str) -> list[str]:
+    missing = [op for i, op in enumerate(graph.ops) if i not in present]
+    where = f"{missing[0].path or 'the model'} {missing[0].name}" if missing else ""
+    return [f"{len(missing)} operations {how} and count as 0 s, the first: {where}"] if missing else []
 
 
 def _unlawful(graph: OpGraph, laws: LawPrices | None) -> list[str]:
-    """Time that no law predicts, or a law beyond its sizes, where it is more than `NOTED`."""
+    """Notes on the time that no law predicts, or a law beyond its sizes, where it is more than `NOTED`."""
     if laws is None:
         return []
     times = laws.time_s * np.array([op.count for op in graph.ops])
     whole, out = float(times.sum()), []
-    for rows, what in (
+    for rows, statement in (
         (~laws.by_law, "has no calibrated law and is the roofline's"),
         (laws.outside, "is from a law beyond the sizes that it was fitted on"),
     ):
         share = float(times[rows].sum()) / whole if whole > 0 else 0.0
         if share > NOTED:
             names = sorted({graph.ops[i].name for i in np.flatnonzero(rows)})
-            out.append(f"{share:.0%} of the predicted time {what} ({', '.join(names)})")
+            out.append(f"{share:.0%} of the predicted time {statement} ({', '.join(names)})")
     return out
 
 
 def _unpriced(graph: OpGraph, spec: HardwareSpec) -> list[str]:
-    out = []
-    for origin, peaks in (("datasheet", spec.datasheet), ("measured", spec.measured)):
-        lacking = missing_peaks(graph.ops, peaks) if peaks else ()
-        if lacking:
-            out.append(f"no {origin} peak for {', '.join(lacking)}: the times that need it are not known")
-    return out
+    return [
+        f"no {origin} peak for {', '.join(lacking)}: the times that need it are not known"
+        for origin, peaks in (("datasheet", spec.datasheet), ("measured", spec.measured))
+        if peaks and (lacking := missing_peaks(graph.ops, peaks))
+    ]

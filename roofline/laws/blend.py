@@ -1,9 +1,7 @@
-"""Terms that several laws share: the blend of two roofs, code driven out of caches, and the four-constant roofline.
+"""Terms that several laws share: the blend of two roofs, the fetch of evicted code, and the four-constant roofline.
 
-The four-constant roofline, ``t0 + ((F/P)^p + (B/W)^p)^(1/p)``, needs the FLOPs and bytes of a kernel and nothing of its
-kind: it is what a law has to beat. Without constants, the bare datasheet roofline (`roofline.laws.work.datasheet_s`).
-
-Example: ``FourConstant("matmul").time_s({"flops": f, "bytes": b}, facts, "bfloat16", values)``
+The four-constant roofline, ``t0 + ((F/P)^p + (B/W)^p)^(1/p)``, knows only the FLOPs and bytes of a kernel, whatever its
+kind: a law must be better than this.
 """
 
 from dataclasses import dataclass
@@ -13,29 +11,28 @@ import numpy as np
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 
 
-def blend(one: Floats | float, other: Floats | float, sharpness: float) -> Floats:
-    """Two roofs: their maximum where `sharpness` is large, their sum where it is 1. At least the longer of the two, and
-    at most 2^(1 / sharpness) of it; seconds, of any size."""
-    longest = np.maximum(np.maximum(one, other), np.finfo(float).tiny)
-    return np.asarray(longest * ((one / longest) ** sharpness + (other / longest) ** sharpness) ** (1 / sharpness))
+def blend(first: Floats | float, second: Floats | float, sharpness: float) -> Floats:
+    """Blend of two times in seconds: near their maximum where `sharpness` is large, their sum where it is 1."""
+    longest = np.maximum(np.maximum(first, second), np.finfo(float).tiny)
+    return np.asarray(longest * ((first / longest) ** sharpness + (second / longest) ** sharpness) ** (1 / sharpness))
 
 
 def optional(dims: Dims, name: str, like: Floats) -> Floats:
-    """A size that a law can do without; 0 where it is absent, in the shape of `like`."""
+    """An optional size; 0 in the shape of `like` where it is absent."""
     return np.asarray(dims.get(name, np.zeros_like(like)), dtype=float)
 
 
 EVICTED_BY = 0.5
-"""Part of the last-level cache that other bytes have to touch to drive half of a kernel's code and tables out of it: an
-LRU cache would take all of it, shared and hashed ones are less sure."""
+"""Part of the last-level cache that other bytes must touch to evict half of a kernel's code and tables: all of it in an
+LRU cache, less in a shared or hashed one."""
 EVICTION_SHARPNESS = 2.0
-"""How sharply, as a power of bytes over capacity."""
-FETCH = Constant("fetch", "s", 1e-9, 1e-3, 1e-6, 1.5, "more where code and tables come from main memory")
+"""Power of (bytes ÷ capacity) with which the evicted share grows."""
+FETCH = Constant("fetch", "s", 1e-9, 1e-3, 1e-6, 1.5, "additional cost where code and tables come from main memory")
 
 
 def evicted_code(dims: Dims, facts: Facts) -> Floats:
-    """Share of a kernel's code and tables that no cache holds, by the dim "reach": the bytes that others have touched
-    since it last ran. 0 where "reach" is absent."""
+    """Share of a kernel's code and tables that no cache holds, from the dim "reach" (0 where it is absent): the bytes
+    that other operations have touched since the kernel last ran."""
     if "reach" not in dims:
         return np.zeros(1)
     size = (np.asarray(dims["reach"], dtype=float) / (EVICTED_BY * facts.cache_bytes)) ** EVICTION_SHARPNESS
@@ -44,11 +41,10 @@ def evicted_code(dims: Dims, facts: Facts) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class FourConstant:
-    """The law, for kernels of any kind."""
+    """The four-constant roofline for kernels of any kind; "bytes" are those read and written."""
 
     name: str
     dims: tuple[str, ...] = ("flops", "bytes")
-    """FLOPs, and bytes read and written added."""
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
         peak = facts.matrix_flops_per_s.get(dtype, facts.vector_flops_per_s)

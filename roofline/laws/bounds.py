@@ -1,21 +1,12 @@
-"""Between which times a kernel lies whatever a law says of it: its work at the device's peaks, and a multiple of that.
-
-A law is arithmetic with fitted constants, and far from the kernels that it was fitted to a term can grow without
-reason. So its time is held between two bounds that need nothing but the kernel's work and the datasheet:
+"""Bounds of a kernel's time from its work and the device's datasheet, for terms of laws that grow without reason:
 
     floor   = the longest of FLOPs / peak, bytes that no cache can hold / memory, sent bytes / link, over `FASTER`
     ceiling = most · (roofline + overhead)
 
-`roofline` is the longest of FLOPs / peak, bytes / memory and sent bytes / link, with all bytes from main memory, on as
-many of the device's units as the kernel has pieces (`Work.pieces`): a long sequence of one head may occupy one alone.
-`overhead` is the shortest of the measured kernels: what a call costs however little it does. `most` comes from the
-measured kernels, too: the largest of measured ÷ (roofline + overhead) among them, times `HEADROOM`. Where the measured
-kernels themselves are faster than the floor (a table that skips work, a datasheet that is too low), the floor is
-lowered until they are not. A measured kernel counts only as far as the law agrees with it, so that single bad rows
-loosen nothing. Both bounds grow with each size as the work does, so a law that grows still does between
-them.
-
-Example: ``Bounds.of(work, facts, "bfloat16", measured_s, law_s).held(law_s, work, facts, "bfloat16")``
+The roofline runs on as many of the device's units as the kernel has pieces (`Work.pieces`), `overhead` is the shortest
+measured time, and `most` the largest of measured ÷ (roofline + overhead) times `HEADROOM`. Where measured kernels are
+faster than the floor (a table that skips work, a datasheet that is too low), the floor is lowered to them. A measured
+kernel counts only as far as the law agrees with it, so that single bad rows loosen nothing.
 """
 
 from typing import Self
@@ -28,28 +19,27 @@ from roofline.laws.work import Work, datasheet_s
 from roofline.record import Record
 
 FASTER = 1.2
-"""Rate over the datasheet's peaks at which a device may run for a short time (boost clocks), or because a peak was
-measured: the largest bound that most laws give a rate."""
+"""Rate ÷ datasheet's peak at which a device may run for a short time (boost clocks), or because a peak was measured:
+the largest bound that most laws give a rate."""
 HEADROOM = 10.0
-"""Between the measured kernels' largest multiple of the roofline and the largest that is believed of others. On ten
-splits of each of 22 public tables, groups not seen reach up to 7.4 times the largest multiple of those seen in all but
-two tables (there up to 28: kernels of a kind of which some splits see none). At 3, single kernels of an H200's decode
-attention were held at a ninth of their time."""
+"""Largest multiple of the roofline that is believed ÷ the largest measured one. On ten splits of each of 22 public
+tables, held-out groups reach up to 7.4 times the largest multiple of those seen in all but two tables (up to 28 there:
+some splits see no kernel of a kind). At 3, single kernels of an H200's decode attention were clipped to a ninth."""
 
 
 class Bounds(Record):
-    """Bounds of all kernels of one kind and dtype on one device."""
+    """The bounds of all kernels of one kind and dtype on one device."""
 
     overhead_s: float = Field(gt=0, allow_inf_nan=False)
-    """Seconds that a call takes however little it does."""
+    """Least time of a call in seconds."""
     most: float = Field(ge=1, allow_inf_nan=False)
-    """Multiple of (roofline + overhead) that no kernel takes longer than."""
+    """Largest multiple of (roofline + overhead) that a kernel takes."""
     least: float = Field(default=1.0, ge=0, le=1)
-    """Part of the floor that every kernel takes at least; 1 unless the measured kernels show less."""
+    """Part of the floor that every kernel takes; 1 unless measured kernels were faster."""
 
     @classmethod
     def of(cls, work: Work, facts: Facts, dtype: str, measured_s: Floats, law_s: Floats) -> Self:
-        """From measured kernels, their work and what the law says of them; at least one kernel, times in seconds."""
+        """Bounds from at least one measured kernel, its work and the law's time for it; times in seconds."""
         short_s, long_s = np.minimum(measured_s, law_s), np.maximum(measured_s, law_s)
         overhead_s = float(long_s.min())
         multiples = short_s / (roofline_s(work, facts, dtype) + overhead_s)
@@ -62,18 +52,18 @@ class Bounds(Record):
         )
 
     def held(self, law_s: Floats, work: Work, facts: Facts, dtype: str) -> Floats:
-        """A law's seconds, held between floor and ceiling."""
+        """The law's seconds, clipped to floor and ceiling."""
         ceiling_s = self.most * (roofline_s(work, facts, dtype) + self.overhead_s)
         return np.asarray(np.clip(law_s, self.least * floor_s(work, facts, dtype), ceiling_s))
 
 
 def floor_s(work: Work, facts: Facts, dtype: str) -> Floats:
-    """Seconds that every kernel takes: `FASTER` than the datasheet's peaks, operands in caches as far as they fit."""
+    """Least seconds of a kernel: `FASTER` than the datasheet, with operands in caches as far as they fit."""
     held = np.minimum(work.bytes, facts.cache_bytes * work.kernels)
     outside = Work(work.flops, work.bytes - held, work.link_bytes)
     return datasheet_s(outside, facts, dtype) / FASTER
 
 
 def roofline_s(work: Work, facts: Facts, dtype: str) -> Floats:
-    """Seconds by the datasheet on as many units as there are pieces."""
+    """Seconds by the datasheet on as many units as the kernel has pieces."""
     return np.asarray(datasheet_s(work, facts, dtype) * facts.units / np.minimum(facts.units, work.pieces))

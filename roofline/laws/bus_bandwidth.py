@@ -1,20 +1,10 @@
-"""Bandwidths of a collective as nccl-tests defines them, and how many messages its ring takes.
+"""Bandwidths of a collective as nccl-tests defines them, and the number of messages of its ring.
 
-The algorithm bandwidth is size ÷ time; times a factor of the operation and of the number of ranks it is the bus
-bandwidth, which no operation can raise above what one device's links carry, however many ranks there are (nccl-tests,
-doc/PERFORMANCE.md; sendrecv and alltoall: src/sendrecv.cu, src/alltoall.cu). What nccl-tests calls the size:
-
-| operation | size | factor | messages |
-|---|---|---|---|
-| all_reduce | buffer of a rank | 2 (n − 1) / n | 2 (n − 1) |
-| all_gather | what each rank has in the end: all parts | (n − 1) / n | n − 1 |
-| reduce_scatter | what each rank has at first: all parts | (n − 1) / n | n − 1 |
-| all_to_all | buffer of a rank, its own share within | (n − 1) / n | n − 1 |
-| broadcast | buffer | 1 | n − 1 |
-| send_recv | message | 1 | 1 |
-
-Size × factor are the bytes that `roofline.whatif.collectives` lets a rank send over its link, and the messages are its
-steps, so that a measured busbw is the bandwidth of its links. (It has no broadcast: that one's messages are a chain's.)
+The algorithm bandwidth is size ÷ time. Times a factor of the operation and of the number of ranks it is the bus
+bandwidth, which cannot exceed what a device's links carry, however many ranks there are (nccl-tests,
+doc/PERFORMANCE.md, src/sendrecv.cu, src/alltoall.cu). Size × factor are the bytes that `roofline.whatif.collectives`
+sends over a rank's link, and the messages are its steps, so a measured busbw is the bandwidth of a link. The size is
+the buffer of a rank, for all_gather its output (all parts) and for reduce_scatter its input (all parts).
 
 Example: ``33554432 / 195.40e-6 * factor("all_reduce", ranks=8)`` → 300.51e9 bytes/s
 """
@@ -25,12 +15,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """What an operation among n ranks costs in a ring."""
+    """The cost of an operation among n ranks in a ring."""
 
     factor: Callable[[int], float]
     """Bytes that cross the busiest rank's link ÷ size."""
     messages: Callable[[int], int]
-    """Messages that follow one another."""
+    """Messages one after another; those of a chain for a broadcast."""
 
 
 RINGS: dict[str, Ring] = {
@@ -44,12 +34,12 @@ RINGS: dict[str, Ring] = {
 
 
 def factor(operation: str, ranks: int) -> float:
-    """busbw ÷ algbw. Raises ValueError for an operation that is none of `RINGS`, or fewer than 2 ranks."""
+    """busbw ÷ algbw. Raises ValueError for an operation that is not in `RINGS`, or fewer than 2 ranks."""
     return _ring(operation, ranks).factor(ranks)
 
 
 def messages(operation: str, ranks: int) -> int:
-    """Steps of the ring. Raises as `factor`."""
+    """Steps of the ring. Raises ValueError as `factor` does."""
     return _ring(operation, ranks).messages(ranks)
 
 

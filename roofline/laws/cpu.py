@@ -1,10 +1,8 @@
 """The laws of general-purpose cores with vector units: products, attention, and the host's time between operations.
 
-They stand in for the laws of matrix units on large tiles where the device is a CPU (`roofline.laws.kinds`,
-`law_on_cpu`). What fills a core is a loop that needs length to reach its rate, as in Hockney's n½ (Hockney, Jesshope,
-"Parallel Computers 2", 1988): half of the rate is reached at `half_m` rows, `half_query` query rows, and so on.
-
-Example: ``CoreMatmul().time_s({"m": m, "n": n, "k": k}, facts, "float32", values)``
+They replace the laws of matrix units on large tiles where the device is a CPU (`KernelKind.law_on_cpu`). Loops need
+length to reach their rate, as in Hockney's n½ (Hockney, Jesshope, "Parallel Computers 2", 1988): half of the rate is
+reached at `half_m` rows, `half_query` query rows, and so on.
 """
 
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ import numpy as np
 
 from roofline.laws.blend import FETCH, blend, evicted_code, optional
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
-from roofline.laws.matmul import product_of
+from roofline.laws.matmul import peak_of, product_of
 from roofline.laws.work import decode_work, prefill_work
 
 
@@ -22,24 +20,19 @@ class CoreMatmul:
 
     ``time = fixed + (loops^p + traffic^p)^(1/p)``. A core computes small blocks of the output from panels that it has
     copied into its caches (Goto, van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34(3),
-    2008): no large tiles that have to be full, but loops that need length. Copying the panels is traffic besides
-    reading them, so `memory` and `cache` are bytes of the operands per second of all that is done to them, below a
-    device's bandwidth. Little of it goes on beside the loops: p is near 1. What no cache holds beforehand is weights
-    first: as many bytes as the dim "cold" says, or what is more of them than `resident` of the last-level cache can
-    hold.
+    2008). Copying counts as traffic, so `memory` and `cache` are bytes of the operands per second, below a device's
+    bandwidth; p is near 1, since little of it overlaps with the loops. Bytes that no cache holds beforehand are those
+    of the dim "cold", weights first, or of the weights beyond the part `resident` of the last-level cache.
     """
 
     name = "core_matmul"
     dims: tuple[str, ...] = ("m", "n", "k")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Eleven, scaled to the device. Raises ValueError where its peak for the dtype is not known."""
-        if dtype not in facts.matrix_flops_per_s:
-            raise ValueError(f"no peak of {dtype} is known; known: {', '.join(sorted(facts.matrix_flops_per_s))}")
-        peak, memory = facts.matrix_flops_per_s[dtype], facts.bandwidth_bytes_per_s
+        peak, memory = peak_of(facts, dtype), facts.bandwidth_bytes_per_s
         return (
             Constant("fixed", "s", 2e-7, 1e-3, 5e-6, 1.0, "cost of a call that no size explains"),
-            Constant("rate", "FLOP/s", 0.1 * peak, 1.2 * peak, 0.95 * peak, 0.2, "of long loops on all cores"),
+            Constant("rate", "FLOP/s", 0.1 * peak, 1.2 * peak, 0.95 * peak, 0.2, "long loops on all cores"),
             Constant("half_m", "1", 0.1, 100.0, 3.0, 1.0, "rows at which half of the rate is reached"),
             Constant("half_n", "1", 0.1, 1000.0, 10.0, 1.0, "columns at which it is"),
             Constant("half_k", "1", 0.1, 1000.0, 10.0, 1.0, "depth at which it is"),
@@ -52,7 +45,6 @@ class CoreMatmul:
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
-        """Seconds of each product."""
         product = product_of(dims, dtype)
         loops = product.flops / values["rate"]
         for size, half in ((product.m, "half_m"), (product.n, "half_n"), (product.k, "half_k")):
@@ -68,20 +60,19 @@ class CoreMatmul:
 
 
 BLOCK = 32.0
-"""Query rows that a core takes at a time, at most (torch's flash attention on CPUs takes 32 to 256)."""
+"""Largest number of query rows that a core takes at a time (torch's flash attention on CPUs takes 32 to 256)."""
 DECODE = "core_decode_attention"
 
 
 @dataclass(frozen=True, slots=True)
 class CoreAttention:
-    """Fused attention, prefill or decode (`DECODE`); sizes as those of the law of the same kind on other devices.
+    """Fused attention, prefill or decode (`DECODE`), with the sizes of the same kind's law on other devices.
 
     ``fixed + pieces · piece / units + flops · (1 + half_query / query) / rate + pairs / exponentials + bytes / B``
 
     A core takes a block of query rows of one head at a time and walks over the keys: two products, an exponential a
-    pair, keys and values read, from main memory as far as no cache holds them ("cold"). Little of that goes on beside
-    the rest, so the parts are added. A head with few query rows leaves most of a vector's or block's lanes empty
-    (`half_query`). Causal pairs are counted exactly; keys and values of a group of heads count once.
+    pair, keys and values read, from main memory as far as no cache holds them ("cold"). Little of that overlaps, so the
+    parts are added. A head with few query rows leaves most lanes of a vector empty (`half_query`).
     """
 
     name: str = "core_prefill_attention"
@@ -92,21 +83,19 @@ class CoreAttention:
         return ("batch", "heads", "kv_heads", *lengths, "head_dim", "window", "kv_bytes")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Eight, scaled to the device. Raises KeyError where its peak for the dtype is not known."""
         peak, memory, vector = facts.matrix_flops_per_s[dtype], facts.bandwidth_bytes_per_s, facts.vector_flops_per_s
         return (
             Constant("fixed", "s", 2e-7, 1e-3, 1e-5, 1.0, "cost of a call"),
-            Constant("piece", "s", 1e-8, 1e-3, 2e-6, 1.0, "of a block of query rows of one head, on its core"),
+            Constant("piece", "s", 1e-8, 1e-3, 2e-6, 1.0, "a block of query rows of one head, on its core"),
             Constant("rate", "FLOP/s", 0.02 * peak, 1.2 * peak, 0.6 * peak, 0.5, "the two products, many query rows"),
             Constant("half_query", "1", 0.05, 300.0, 4.0, 1.0, "query rows at which half of the rate is reached"),
-            Constant("exponentials", "1/s", 1e-3 * vector, vector, 0.05 * vector, 1.0, "of all cores"),
+            Constant("exponentials", "1/s", 1e-3 * vector, vector, 0.05 * vector, 1.0, "exponentials of all cores"),
             Constant("memory", "B/s", 0.05 * memory, 2 * memory, 0.7 * memory, 0.5, "bytes out of main memory"),
             Constant("cache", "B/s", 0.1 * memory, 40 * memory, 2 * memory, 0.7, "queries, keys, values in a cache"),
             FETCH,
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
-        """Seconds of each call."""
         sizes = {name: np.asarray(dims[name], dtype=float) for name in self.dims}
         batch, heads, head_dim = sizes["batch"], sizes["heads"], sizes["head_dim"]
         query = sizes.get("query", np.ones_like(batch))
@@ -124,31 +113,26 @@ class HostGap:
     """The host's time between two operations of an eager pass, where it does not run ahead.
 
     ``time = (operation + modules · module) · (1 + (cold − 1) · size / (1 + size))``: the interpreter goes on to the
-    next operator, and on its way leaves and enters "modules". All of that is slower where the layers in between have
-    driven the interpreter out of the caches. ``size = (reach + share · streamed) / (held · last-level cache)``: "reach"
-    and "streamed" are the bytes touched since the same line of the model last ran, the latter by products with one row,
-    the former by all else. Products of many rows copy their operands through the caches, while a matrix that is
-    streamed once leaves more of what is in them (on an AMD Zen 3, layers of 75 MB slow the interpreter by a third when
-    they decode, threefold when they prefill).
+    next operator and on its way leaves and enters "modules", slower where the layers in between have evicted it from
+    the caches: ``size = (reach + share · streamed) / (held · last-level cache)``, with the bytes touched since the same
+    line of the model last ran by products with one row ("streamed") and by all else ("reach"). A matrix that is
+    streamed once evicts less than a product of many rows, which copies its operands through the caches (on an AMD
+    Zen 3, layers of 75 MB slow the interpreter by a third when they decode, threefold when they prefill).
     """
 
     name = "host_gap"
     dims: tuple[str, ...] = ("modules", "reach", "streamed")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Five."""
-        del facts, dtype
         return (
-            Constant("operation", "s", 1e-7, 1e-4, 5e-6, 1.0, "of the interpreter for an operator"),
-            Constant("module", "s", 1e-7, 1e-4, 6e-6, 1.0, "of leaving or entering a module"),
+            Constant("operation", "s", 1e-7, 1e-4, 5e-6, 1.0, "the interpreter's time for an operator"),
+            Constant("module", "s", 1e-7, 1e-4, 6e-6, 1.0, "the interpreter's time to leave or enter a module"),
             Constant("cold", "1", 1.0, 20.0, 5.0, 0.7, "slowdown where the interpreter comes from main memory"),
-            Constant("held", "1", 0.1, 50.0, 4.0, 0.7, "last-level caches of bytes that drive out half of it"),
-            Constant("share", "1", 0.0, 1.0, 0.15, 0.1, "of streamed bytes that drive out as others do", False),
+            Constant("held", "1", 0.1, 50.0, 4.0, 0.7, "last-level caches of bytes that evict half of it"),
+            Constant("share", "1", 0.0, 1.0, 0.15, 0.1, "part of streamed bytes that evict as others do", False),
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
-        """Seconds before each operation."""
-        del dtype
         warm = values["operation"] + np.asarray(dims["modules"], dtype=float) * values["module"]
         reach = np.asarray(dims["reach"], dtype=float) + values["share"] * np.asarray(dims["streamed"], dtype=float)
         size = reach / (values["held"] * facts.cache_bytes)

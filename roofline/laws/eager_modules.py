@@ -1,15 +1,13 @@
-"""Modules of a decoder as Hugging Face runs them eagerly: which kernels each is, and the price of their sum.
+"""Modules of a decoder as Hugging Face runs them eagerly: the kernels of each, and the price of their sum.
 
-For tables that time whole modules (LLMServingSim's layers.csv: the sum of a module's kernels on the device). A module
-is described by its operations alone, so that constants fitted on one model price another: products by m, n, k;
-attention by heads and lengths; everything else by the bytes of each kernel. Kernels as in transformers'
-`models/llama/modeling_llama.py`, 16-bit activations, float32 within norms.
-
-Example: ``operations("q_proj", sizes)`` → [("matmul", {"m": tokens, "n": 4096, "k": 4096})]
+They price tables of whole modules (LLMServingSim's layers.csv: the sum of a module's kernels on the device). Constants
+fitted on one model price another, since a module is described by its operations: products by m, n, k, attention by
+heads and lengths, everything else by each kernel's bytes. Kernels are those of transformers'
+`models/llama/modeling_llama.py` with 16-bit activations and float32 within norms.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +16,10 @@ from roofline.laws.law import Constant, Dims, Facts, Floats, Law, Values
 from roofline.laws.work import Work, prefill_work, product_work, stream_work
 
 Operation = tuple[str, Dims]
-"""Kind of law, and its dims."""
+"""Kind of the law, and the sizes."""
 
 WIDE, NARROW = 4.0, 2.0
-"""Bytes of float32, and of an activation."""
+"""Bytes of a float32 element and of an activation."""
 
 
 def _product(rows: Floats, columns: Floats, depth: Floats) -> Operation:
@@ -29,7 +27,7 @@ def _product(rows: Floats, columns: Floats, depth: Floats) -> Operation:
 
 
 def _stream(elements: Floats, read: float, written: float, **more: float) -> Operation:
-    """One kernel: bytes read and written by element; FLOPs one by element."""
+    """One kernel, by bytes read and written per element, with one FLOP per element."""
     dims = {
         "bytes_read": elements * read,
         "bytes_written": elements * written,
@@ -41,7 +39,7 @@ def _stream(elements: Floats, read: float, written: float, **more: float) -> Ope
 
 
 def _norm(d: Dims) -> list[Operation]:
-    """To float32, square, mean, + ε, rsqrt, scale, back, weight: eight kernels, two of them tiny."""
+    """The eight kernels of a norm: to float32, square, mean, + ε, rsqrt, scale, back, weight; two of them are tiny."""
     elements = d["tokens"] * d["hidden"]
     return [
         _stream(elements, NARROW, WIDE),
@@ -56,39 +54,32 @@ def _norm(d: Dims) -> list[Operation]:
 
 
 def _rotate(elements: Floats) -> list[Operation]:
-    """x·cos, −half, cat, ·sin, +: on a transposed view."""
-    return [
-        _stream(elements, NARROW, NARROW, strided=1.0),
-        _stream(elements / 2, NARROW, NARROW, strided=1.0),
-        _stream(elements, NARROW, NARROW, strided=1.0),
-        _stream(elements, NARROW, NARROW, strided=1.0),
-        _stream(elements, 2 * NARROW, NARROW, strided=1.0),
-    ]
+    """x·cos, −half, cat, ·sin, +: five kernels on a transposed view."""
+    reads = ((1.0, NARROW), (0.5, NARROW), (1.0, NARROW), (1.0, NARROW), (1.0, 2 * NARROW))
+    return [_stream(elements * part, read, NARROW, strided=1.0) for part, read in reads]
 
 
 def _rope(d: Dims) -> list[Operation]:
-    """Frequencies × positions, cat, cos and sin, scaled and narrowed (seven kernels of a row a token); then q and k."""
+    """Frequencies × positions, cat, cos, sin, scaled and narrowed: seven kernels of a row a token; then q and k."""
     table = [_stream(d["tokens"] * d["head_dim"], WIDE, WIDE) for _ in range(7)]
     query, key = d["heads"] * d["head_dim"], d["kv_heads"] * d["head_dim"]
     return table + _rotate(d["tokens"] * query) + _rotate(d["tokens"] * key)
 
 
 def _attention(d: Dims) -> list[Operation]:
-    """One fused kernel, no window; keys in the activations' width.
-
-    With a mask given, it multiplies all pairs, seen or not: as many as causal attention has after half as many tokens
-    more. (Llama-3.1-8B on an H100: only so does the rate come out as that of FlashAttention there.)
-    """
-    one = np.ones_like(d["tokens"])
+    """One fused kernel without a window, with keys in the activations' width. A kernel with a mask multiplies all
+    pairs, seen or not: as many as causal attention has after half as many tokens more. (Only so does the rate of
+    Llama-3.1-8B on an H100 come out as that of FlashAttention there.)"""
+    ones = np.ones_like(d["tokens"])
     sizes = {
-        "batch": one,
+        "batch": ones,
         "heads": d["heads"],
         "kv_heads": d["kv_heads"],
         "query": d["tokens"],
         "context": d["context"] + (d["tokens"] - 1) / 2,
         "head_dim": d["head_dim"],
-        "window": 0 * one,
-        "kv_bytes": NARROW * one,
+        "window": 0 * ones,
+        "kv_bytes": NARROW * ones,
     }
     return [("prefill_attention", sizes)]
 
@@ -116,29 +107,24 @@ MODULES: dict[str, Callable[[Dims], list[Operation]]] = {
     "final_layernorm": _norm,
     "lm_head": lambda d: [_product(d["tokens"], d["vocab"], d["hidden"])],
 }
-"""By the table's names; the dim "module" is a place in this list."""
+"""Operations of each module by the table's names; the dim "module" is an index into this list."""
 
 SIZES = ("tokens", "context", "hidden", "inner", "heads", "kv_heads", "head_dim", "vocab", "tp")
-"""Dims that describe a model and a step: `context` tokens are in the cache before it, `tp` ranks share each matrix."""
+"""Dims of a model and a step: `context` tokens are cached before it, and `tp` ranks share each matrix."""
 SHARED = ("inner", "heads", "kv_heads", "vocab")
-"""Sizes of which a rank has its part, one at least."""
+"""Sizes that ranks divide among themselves, at least 1 each."""
 
 
 def operations(module: str, dims: Dims) -> list[Operation]:
-    """Kernels of a module on one rank; dims are `SIZES`. Raises ValueError for a module that is none of `MODULES`."""
+    """Kernels of a module on one rank, from the dims `SIZES`. Raises ValueError for an unknown module."""
     if module not in MODULES:
         raise ValueError(f"no module {module!r}; use {', '.join(MODULES)}")
     ranks = dims["tp"]
     return MODULES[module]({**dims, **{name: np.maximum(np.ceil(dims[name] / ranks), 1.0) for name in SHARED}})
 
 
-def module_index(module: str) -> int:
-    """Place in `MODULES`: what the dim "module" holds."""
-    return list(MODULES).index(module)
-
-
 def modules_work(dims: Dims, dtype: str) -> Work:
-    """Work of each module: the sum over its operations."""
+    """Work of each module: the sum of its operations'."""
     functions = {"matmul": product_work, "pointwise": stream_work, "prefill_attention": prefill_work}
     flops, moved, kernels = (np.zeros(len(dims["module"])) for _ in range(3))
     for kind, parts in _by_kind(dims).items():
@@ -155,16 +141,13 @@ class EagerModules:
     """The law of whole modules: the sum of a module's operations, each priced by the law of its kind."""
 
     laws: Mapping[str, Law]
-    """By kind: "matmul", "pointwise", "prefill_attention"."""
+    """Laws by kind: "matmul", "pointwise", "prefill_attention"."""
     name: str = "module"
     dims: tuple[str, ...] = ("module", *SIZES)
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Those of all its laws, named "matmul.peak" and so on."""
         return tuple(
-            Constant(f"{kind}.{c.name}", c.unit, c.low, c.high, c.prior, c.spread, c.what, c.logarithmic)
-            for kind, law in self.laws.items()
-            for c in law.constants(facts, dtype)
+            replace(c, name=f"{kind}.{c.name}") for kind, law in self.laws.items() for c in law.constants(facts, dtype)
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
@@ -177,7 +160,7 @@ class EagerModules:
 
 
 def _by_kind(dims: Dims) -> dict[str, list[tuple[NDArray[np.int_], Dims]]]:
-    """Operations of all modules with the rows that they are part of: a law is asked once for all of its kind."""
+    """Operations of all modules with the rows of those modules, by kind, so that a law is evaluated once."""
     parts: dict[str, list[tuple[NDArray[np.int_], Dims]]] = {}
     for index, module in enumerate(MODULES):
         rows = np.flatnonzero(dims["module"] == index)
@@ -189,7 +172,7 @@ def _by_kind(dims: Dims) -> dict[str, list[tuple[NDArray[np.int_], Dims]]]:
 
 
 def _together(parts: list[Dims]) -> Dims:
-    """Columns one after another; 0 where a part has no such column."""
+    """Concatenated columns; 0 where a part has no such column."""
     names = dict.fromkeys(name for part in parts for name in part)
     lengths = [len(next(iter(part.values()))) for part in parts]
     return {

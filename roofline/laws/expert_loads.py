@@ -1,49 +1,45 @@
-"""How many rows each expert of a grouped product gets: what its weights are read for and its tiles are filled with.
+"""The number of rows that each expert of a grouped product gets, which decides its weights' traffic and its tiles.
 
-Two routings, by `skew`:
-- 0: dealt in turn, as evenly as can be: min(E, T·k) experts are hit, each with its share of the T·k rows.
-- s > 0: loads drawn from the density x^−s between `LEAST` and `MOST` (`MOST_PER_TOKEN`·T where rows outnumber
-  experts), scaled to T·k rows and rounded; rows that rounding loses are dealt to experts without any: how NVIDIA
-  AIConfigurator makes "power_law_s" (collector, `power_law_logits_v3`; that the idle are dealt to is seen in its
-  tables' times). Its draws are replaced by their quantiles, and the rank is the busiest one, as there.
-  (roofline.graph.op has the uniform random routing of a model whose routing is not known.)
-
-Loads are kept as `QUANTILES` equal classes of experts, so that a kernel costs the same whatever its experts.
-
-Example: ``expert_loads(tokens, topk, experts, ep, skew).hit`` → distinct experts whose weights this rank reads
+The dim `skew` chooses one of two routings:
+- 0: rows are dealt in turn, as evenly as can be: min(E, T·k) experts are hit, each with its share of the T·k rows.
+- s > 0: loads are drawn from the density x^−s between `LEAST` and `MOST` (`MOST_PER_TOKEN`·T where rows outnumber
+  experts), scaled to T·k rows and rounded, and rows lost by rounding go to idle experts: NVIDIA AIConfigurator's
+  "power_law_s" (collector, `power_law_logits_v3`; the idle experts are seen in its tables' times). Draws are replaced
+  by their quantiles, and the rank is the busiest one, as there.
+(`roofline.graph.op` has the uniform random routing of a model whose routing is unknown.) Loads are `QUANTILES` equal
+classes of experts, so that a kernel costs the same to price whatever its experts.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from roofline.laws.law import Floats
 
 QUANTILES = 64
-"""Classes of experts by load."""
+"""Number of classes of experts by load."""
 LEAST, MOST = 0.01, 2.0
 """Ends of the density where experts outnumber rows."""
 MOST_PER_TOKEN = 0.8
 """Upper end of the density, in tokens, where rows outnumber experts (the lower end is 1)."""
 TINY = 1e-300
-"""Keeps a quotient of nothing by nothing finite."""
+"""Least divisor, which keeps 0 ÷ 0 finite."""
 
 
 @dataclass(frozen=True)
 class ExpertLoads:
-    """Loads of the busiest rank; … is the shape of the kernels' sizes."""
+    """Loads of the busiest rank; … stands for the shape of the kernels' sizes."""
 
     rows: Floats
-    """(…, classes): rows of one expert of the class; those below 1 are the chance of one row."""
+    """(…, classes): rows of one expert of the class; a value below 1 is the probability of one row."""
     experts: Floats
     """(…, classes): experts of each class on this rank."""
     routed: Floats
-    """(…): rows of all ranks, tokens × experts a token."""
+    """(…): rows of all ranks: tokens × experts per token."""
 
     @property
     def hit(self) -> Floats:
-        """(…): expected distinct experts with a row."""
+        """(…): expected number of distinct experts with a row, whose weights the rank reads."""
         return np.asarray((np.minimum(self.rows, 1.0) * self.experts).sum(axis=-1))
 
     @property
@@ -52,7 +48,7 @@ class ExpertLoads:
         return np.asarray((self.rows * self.experts).sum(axis=-1))
 
     def tiles(self, tile: Floats) -> Floats:
-        """(…): tiles of `tile` rows, each of one expert; shape of `tile` (…)."""
+        """(…): number of tiles of `tile` rows (shape …), each of one expert."""
         filled = np.where(self.rows < 1, self.rows, np.ceil(self.rows / tile[..., None] - 1e-9))
         return np.asarray((filled * self.experts).sum(axis=-1))
 
@@ -60,11 +56,9 @@ class ExpertLoads:
 def expert_loads(
     tokens: Floats, topk: Floats, experts: Floats, ep: Floats, skew: Floats, crowding: float = 0.0
 ) -> ExpertLoads:
-    """Loads under the routings above; all sizes have one shape; `ep` ranks share the experts.
-
-    What rounding leaves over is dealt to idle experts; `crowding` says how: 0 alike to all ranks, 1 to one rank's
-    first (AIConfigurator's generator sorts equal loads, and which comes first is not defined).
-    """
+    """Loads under the routings above; all sizes have one shape, and `ep` ranks share the experts. `crowding` says how
+    rows lost by rounding are dealt to idle experts: 0 equally over ranks, 1 to one rank's first (AIConfigurator's
+    generator sorts equal loads, and their order is undefined)."""
     routed, local = tokens * topk, experts / ep
     share, top = _shares(tokens, routed, experts, skew)
     drawn = _filled(share, (experts / QUANTILES)[..., None], routed, tokens)
@@ -94,20 +88,20 @@ def expert_loads(
 
 
 def _busiest(kept: Floats, top: Floats, local: Floats, ep: Floats) -> Floats:
-    """Rows of the busiest of `ep` ranks over their mean; `top` is the most popular expert's load over the mean.
-
-    The largest of `ep` sums: nearly normal where a rank has many experts, its one heaviest expert where few.
-    """
+    """Rows of the busiest of `ep` ranks ÷ their mean; `top` is the most popular expert's load ÷ the mean. The largest
+    of `ep` sums is nearly normal where a rank has many experts, and its heaviest expert where it has few."""
     mean = np.maximum(kept.mean(axis=-1), TINY)
     top = np.maximum(top, kept.max(axis=-1) / mean)
-    normal = 1 + kept.std(axis=-1) / mean / np.sqrt(local) * _expected_maximum(ep)
+    # Expected maximum of n standard normals, 0 for one: √(2 ln n) − 0.6, within 0.1 for 2 to 1,000.
+    maximum = np.where(ep > 1, np.sqrt(2 * np.log(np.maximum(ep, 1.0))) - 0.6, 0.0)
+    normal = 1 + kept.std(axis=-1) / mean / np.sqrt(local) * maximum
     heaviest = np.where(ep > 1, (top + local - 1) / local, 1.0)
     return np.where((kept > 0).any(axis=-1), np.minimum(np.maximum(normal, heaviest), np.minimum(top, ep)), 1.0)
 
 
 def _filled(share: Floats, count: Floats, total: Floats, most: Floats) -> Floats:
-    """Rows in proportion to `share` that make `total` over `count` experts a class, none above `most`: the excess goes
-    to the others."""
+    """Rows in proportion to `share` that sum to `total` over `count` experts a class, at most `most` an expert; the
+    excess goes to the others."""
     scale = np.maximum(total, 0.0) / np.maximum((share * count).sum(axis=-1), TINY)
     rows = share * scale[..., None]
     for _ in range(QUANTILES):
@@ -123,7 +117,7 @@ def _filled(share: Floats, count: Floats, total: Floats, most: Floats) -> Floats
 
 
 def _shares(tokens: Floats, routed: Floats, experts: Floats, skew: Floats) -> tuple[Floats, Floats]:
-    """Loads over their mean: of each class, (…, QUANTILES), and of the most popular expert, (…)."""
+    """Loads ÷ their mean: of each class, (…, QUANTILES), and of the most popular expert, (…)."""
     at = (np.arange(QUANTILES) + 0.5) / QUANTILES
     many = routed > experts
     low = np.where(many, 1.0, LEAST)[..., None]
@@ -133,8 +127,3 @@ def _shares(tokens: Floats, routed: Floats, experts: Floats, skew: Floats) -> tu
     drawn = ((high**power - low**power) * at + low**power) ** (1 / power)
     drawn = np.where(skew[..., None] > 0, drawn / drawn[..., :-1].mean(axis=-1, keepdims=True), 1.0)
     return drawn[..., :-1], np.maximum(drawn[..., -1], 1.0)
-
-
-def _expected_maximum(count: Floats) -> Floats:
-    """Expected maximum of `count` standard normals, 0 for one: √(2 ln n) − 0.6, within 0.1 for 2 to 1,000."""
-    return np.where(count > 1, np.sqrt(2 * np.log(np.maximum(count, 1.0))) - 0.6, 0.0)

@@ -1,13 +1,10 @@
-"""Grouped experts: two products over the rows of each expert, the activation between them, and what goes around.
+"""The law of grouped experts: two products over the rows of each expert, the activation between them, and routing.
 
-A rank reads the weights of the experts that are hit, in tiles of rows that belong to one expert each. Each
-of the two products waits for its matrix units or for its weights:
-``product = max_soft(waves·tile·columns·depth·2 / P(tile), weights / B) + waves·block``
-where a tile of r rows runs at P·r/(r + 16), blocks start and end in `block` seconds, few blocks cannot draw the whole
-bandwidth, and weights that fit in the last-level cache come from there (in tables that are taken warm). Rows are
-gathered, acted upon and summed at a bandwidth of their own; those of other ranks are masked, not free.
-
-Example: ``Experts().time_s({"tokens": t, "hidden": h, …}, facts, "bfloat16", values)``
+A rank reads the weights of the experts that are hit, in tiles of rows of one expert each. A product waits for its
+matrix units or for its weights: ``max_soft(waves·tile·columns·depth·2 / P(tile), weights / B) + waves·block``. A tile
+of r rows runs at P·r/(r + 16), blocks start and end in `block` seconds, few blocks cannot draw the whole bandwidth, and
+weights that fit in the last-level cache come from there (in tables that are measured warm). Rows are gathered,
+activated and summed at a bandwidth of their own; rows of other ranks are masked, which is not free.
 """
 
 import numpy as np
@@ -17,22 +14,22 @@ from roofline.laws.expert_loads import expert_loads
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 
 DEPTH_STEP = 64.0
-"""Depth of one step of a block, to which a depth is filled up."""
+"""Step along the depth of a block: depths are rounded up to it."""
 CACHE_OVER_MEMORY = 4.0
-"""Bandwidth of the last-level cache over main memory's: short kernels do not tell it from their fixed cost."""
+"""Bandwidth of the last-level cache ÷ main memory's; held, since short kernels do not determine it."""
 ELEMENT_BYTES = 2.0
 """Bytes of an element of an activation."""
 DIVISIBLE, SCALAR = 16, 8.0
-"""A depth that is no multiple of 16 elements is read one by one, not 8 (16 bytes) at once (Triton's specialisation)."""
+"""A depth that is no multiple of 16 elements is read element by element, not 8 (16 bytes) at once (Triton's
+specialisation)."""
 DIVISIBLE_BITS = 16.0
-"""Bits of weights for which that holds: those in 8 bits go to kernels that are not Triton's (FlashInfer's in vLLM on an
-H200), whose uneven depths cost nothing more."""
+"""Bits of the weights to which that applies: those in 8 bits go to other kernels (FlashInfer's in vLLM on an H200)."""
 HALF_ROWS = 16.0
-"""Rows of a tile at which it runs at half its peak: the rows of one matrix instruction."""
+"""Rows of a tile that runs at half of its peak: the rows of one matrix instruction."""
 SHARPNESS = 3.0
 """Power of the blend of matrix units and weights."""
 KNEE = 4.0
-"""How sharply a cache is outgrown and units are filled."""
+"""Power with which a cache is outgrown and units are filled."""
 
 
 def tiles_by_tokens(tokens: Floats) -> tuple[Floats, Floats]:
@@ -48,8 +45,6 @@ def tiles_by_experts(tokens: Floats, local: Floats) -> tuple[Floats, Floats]:
 
 
 class Experts:
-    """The law; see the module."""
-
     name = "experts"
     dims = ("tokens", "hidden", "inner", "topk", "experts", "tp", "ep", "skew", "weight_bits")
 
@@ -58,21 +53,17 @@ class Experts:
         memory = facts.bandwidth_bytes_per_s
         return (
             Constant("fixed", "s", 1e-6, 1e-3, 20e-6, 0.7, "launches of all its kernels on one rank"),
-            Constant("parallel", "s", 1e-8, 1e-3, 8e-6, 0.7, "launches more where experts are spread over ranks"),
+            Constant("parallel", "s", 1e-8, 1e-3, 8e-6, 0.7, "additional launches where experts are spread over ranks"),
             Constant("block", "s", 1e-8, 1e-4, 5e-7, 1.0, "start and end of a block of output on its unit"),
-            Constant("peak", "FLOP/s", 0.02 * peak, 1.1 * peak, 0.7 * peak, 0.3, "of tall tiles"),
+            Constant("peak", "FLOP/s", 0.02 * peak, 1.1 * peak, 0.7 * peak, 0.3, "arithmetic of tall tiles"),
             Constant("by_tokens", "1", 0.0, 1.0, 0.5, 0.5, "how tiles are chosen: 0 by experts, 1 by tokens", False),
-            Constant("bandwidth", "B/s", 0.02 * memory, 1.1 * memory, 0.9 * memory, 0.2, "of weights from memory"),
-            Constant("resident", "1", 0.05, 2.0, 0.8, 0.4, "part of the cache that still holds them"),
+            Constant("bandwidth", "B/s", 0.02 * memory, 1.1 * memory, 0.9 * memory, 0.2, "weights from main memory"),
+            Constant("resident", "1", 0.05, 2.0, 0.8, 0.4, "part of the cache that still holds weights"),
             Constant("fill", "blocks/unit", 0.05, 8.0, 1.0, 0.7, "blocks a unit needs to draw its whole bandwidth"),
-            Constant("rows", "B/s", 0.02 * memory, 8 * memory, 0.8 * memory, 0.6, "at which rows are moved"),
-            Constant(
-                "masked", "1", 0.0, 1.5, 0.5, 0.5, "cost of a row of another rank, over that of an own row", False
-            ),
-            Constant(
-                "crowding", "1", 0.0, 1.0, 0.0, 0.3, "how far rows left over by rounding crowd on one rank", False
-            ),
-            Constant("passes", "1", 0.2, 50.0, 3.0, 0.7, "times that each token's hidden row is moved, besides"),
+            Constant("rows", "B/s", 0.02 * memory, 8 * memory, 0.8 * memory, 0.6, "movement of rows"),
+            Constant("masked", "1", 0.0, 1.5, 0.5, 0.5, "cost of another rank's row ÷ an own row's", False),
+            Constant("crowding", "1", 0.0, 1.0, 0.0, 0.3, "how far rows left over by rounding go to one rank", False),
+            Constant("passes", "1", 0.2, 50.0, 3.0, 0.7, "additional moves of each token's hidden row"),
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
@@ -91,9 +82,8 @@ class Experts:
             return first + _product(tiles, rows, side, hidden, inner, memory_s, facts, values) * scalar
 
         by_experts_s = products(*tiles_by_experts(tokens, dims["experts"] / dims["ep"]))
-        products_s = (
-            by_experts_s ** (1 - values["by_tokens"]) * products(*tiles_by_tokens(tokens)) ** values["by_tokens"]
-        )
+        by_tokens_s = products(*tiles_by_tokens(tokens))
+        products_s = by_experts_s ** (1 - values["by_tokens"]) * by_tokens_s ** values["by_tokens"]
         moved = (loads.local + values["masked"] * (loads.routed - loads.local)) * (5 * inner + hidden)
         moved = moved + values["passes"] * tokens * hidden
         fixed = values["fixed"] + values["parallel"] * (dims["ep"] > 1)
@@ -110,7 +100,7 @@ def _product(
     facts: Facts,
     values: Values,
 ) -> Floats:
-    """Seconds; `memory_s` is what the weights take where blocks fill the device."""
+    """Seconds of one product; `memory_s` is the time to read its weights where blocks fill the device."""
     blocks = tiles * np.ceil(columns / side)
     short = blend(values["fill"] * facts.units / blocks, 1.0, KNEE)
     waves = blend(blocks / facts.units, 1.0, KNEE)

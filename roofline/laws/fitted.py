@@ -1,15 +1,9 @@
-"""A law with the constants that a device was found to have: what a fit makes, a spec keeps, and predictions price with.
+"""A law with the constants fitted to one device: the result of a fit, stored in a spec, used to price kernels.
 
-Everything needed to price again is in the record, as plain numbers: the law's name, its constants with intervals, what
-it leaves as learnt from the measured kernels, how wide a prediction's interval is, the sizes it was fitted on, what it
-was fitted from. A kernel whose sizes lie beyond those that were fitted (`outside`) is priced with care, in three ways.
-
-- Its correction is that of the nearest kernel within the fitted sizes, and fades with the distance to it: by half
-  within two doublings, to nothing beyond five. What remains is the law.
-- The law is held between the roofline and a multiple of it (`roofline.laws.bounds`), within the fitted sizes as well.
-- Its interval is never narrower than that of the nearest fitted sizes, and widens with the distance.
-
-Example: ``fitted.time_s({"m": m, "n": n, "k": k}, facts_of(spec))`` → seconds, shape of `m`
+The record holds all that pricing needs, as plain numbers. Kernels whose sizes lie beyond the fitted ones (`outside`)
+are priced with care: their correction is that of the nearest fitted sizes and fades with the distance (by half within
+two doublings, to nothing beyond five), their time stays within `roofline.laws.bounds`, as that of all kernels does, and
+their interval starts from that of the nearest fitted sizes and widens with the distance.
 """
 
 from collections.abc import Mapping
@@ -27,16 +21,15 @@ from roofline.laws.residuals import EXPONENTS, Residuals, doublings, features, r
 from roofline.record import Record
 
 FITTED_SCHEMA = 3
-"""2: intervals of predictions; a correction keeps its points' sizes. 3: code that has been driven out of caches."""
+"""Version 2 added intervals and the sizes of a correction's points; version 3 added code evicted from caches."""
 MARGIN = 1.001
-"""Sizes beyond the fitted ones by less than this factor are not outside: rounding."""
+"""Factor by which a size must exceed the fitted ones to count as outside: below it the difference is rounding."""
 RESPONSE = 4.0
-"""Doublings of a size that a constant which decides a kernel wholly counts as."""
+"""Doublings of a size that equal the response of a kernel to the one constant that decides its time."""
 FADED = 2.4
-"""Doublings beyond the fitted sizes at which a correction is faded to 1/e: flat where the fitted sizes end, so that a
-size a little beyond them is priced as those within."""
+"""Doublings beyond the fitted sizes at which a correction has faded to 1/e: it is flat where the fitted sizes end."""
 DRIFT = 0.1
-"""Standard deviation of the law itself, on the logarithm of time, that each doubling beyond the fitted sizes adds."""
+"""Standard deviation of log time that each doubling beyond the fitted sizes adds to the law."""
 Z90 = 1.6449
 """Normal quantile of a 90 % interval."""
 
@@ -51,9 +44,8 @@ class Estimate(Record):
     """Lower end of a 90 % interval."""
     high: float = Field(allow_inf_nan=False)
     determined: bool
-    """False: the data do not tell it, and it is its prior."""
+    """False: the data do not determine it, and it stays at its prior."""
     what: str = ""
-    """Its physical meaning."""
 
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -63,51 +55,50 @@ class Estimate(Record):
 
 
 class Extent(Record):
-    """Smallest and largest size that a law was fitted on."""
+    """The smallest and the largest size that a law was fitted on."""
 
     low: float
     high: float
 
 
 class Correction(Record):
-    """The law's residuals as they are kept: the numbers of a `roofline.laws.residuals.Residuals`."""
+    """The residuals of a law as they are stored: the numbers of a `roofline.laws.residuals.Residuals`."""
 
     points: dict[str, tuple[float, ...]]
-    """Sizes of the measured kernels, by name; those that a law can do without, too."""
+    """Sizes of the measured kernels by name, including those that the law does not need."""
     residuals: tuple[float, ...]
-    """log measured − log of the law, of each."""
+    """log measured − log predicted of each kernel."""
     variances: tuple[float, ...]
     """Variance of each residual's noise."""
     groups: tuple[int, ...]
-    """Number of the group that each is of."""
+    """Number of each kernel's group."""
     scale: float = Field(gt=0)
     noise: float = Field(gt=0)
     apart: float = Field(gt=0)
     lengths: tuple[float, ...]
-    """A length for each column of `FittedLaw.places`."""
+    """Length scale of each column of `FittedLaw.places`."""
     watched: tuple[str, ...]
-    """Constants of the law whose responses are among those."""
+    """Constants whose responses are among those columns."""
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Self:
         columns = (*self.points.values(), self.variances, self.groups)
         if {len(column) for column in columns} != {len(self.residuals)}:
-            raise ValueError("a correction has each size, a residual, a variance and a group of every point")
+            raise ValueError("a correction needs each size, a residual, a variance and a group for every point")
         return self
 
     @classmethod
     def of(cls, residuals: Residuals, points: Dims, watched: tuple[str, ...]) -> Self:
-        """The record of what was learnt from `points`."""
+        """The record of a process fitted to kernels of the sizes `points`."""
+        arrays = {name: tuple(getattr(residuals, name).tolist()) for name in ("residuals", "variances", "lengths")}
         return cls(
             points={name: tuple(column.tolist()) for name, column in points.items()},
-            residuals=tuple(residuals.residuals.tolist()),
-            variances=tuple(residuals.variances.tolist()),
             groups=tuple(residuals.group.tolist()),
             scale=residuals.scale,
             noise=residuals.noise,
             apart=residuals.apart,
-            lengths=tuple(residuals.lengths.tolist()),
             watched=watched,
+            **arrays,
         )
 
     @property
@@ -116,43 +107,44 @@ class Correction(Record):
         return {name: np.array(column) for name, column in self.points.items()}
 
     def at(self, places: Floats) -> Residuals:
-        """The process whose points lie at `places`, shape (points, features). Raises ValueError: another law's."""
+        """The process with its points at `places`, shape (points, features). Raises ValueError: of another law."""
         if places.shape[1] != len(self.lengths):
             raise ValueError(f"a correction of {len(self.lengths)} lengths for {places.shape[1]} features")
-        residuals, variances, groups = (np.array(each) for each in (self.residuals, self.variances, self.groups))
-        known = (self.scale, self.noise, self.apart, np.array(self.lengths))
-        return Residuals(places, residuals, variances, groups, *known)
+        residuals, variances, groups, lengths = (
+            np.array(values) for values in (self.residuals, self.variances, self.groups, self.lengths)
+        )
+        return Residuals(places, residuals, variances, groups, self.scale, self.noise, self.apart, lengths)
 
 
 class Provenance(Record):
-    """What a law was fitted from."""
+    """The origin of a fitted law."""
 
     runs: tuple[str, ...]
-    """Folders of the runs."""
+    """Folders of the runs that it was fitted to."""
     sources: tuple[str, ...] = ()
-    """Files that an imported run is from."""
+    """Files from which imported runs were made."""
     date: str
     """UTC, ISO 8601."""
     seed: int
     versions: dict[str, str] = {}
-    """Versions of what measured, and of roofcal."""
+    """Versions of the measuring software and of roofcal."""
 
 
 PROBES = ("memory", "product", "host")
-"""Reference probes that run in every visit of a calibration and in every round of a measured pass: a stream from main
-memory, a matrix product, a host operation. The ratio of their times is what the machine itself changed by in between,
-which is not what a law got wrong; `roofline.price_by_law.level_factors` prices operations by it."""
+"""Reference probes of every calibration visit and of every round of a measured pass: a stream from main memory, a
+matrix product, a host operation. The ratio of their times shows how the machine itself changed between the two;
+`roofline.price_by_law.level_factors` prices operations by it."""
 
 
 class ReferenceLevel(Record):
-    """Times of one probe while the kernels were timed that the laws were fitted to."""
+    """Times of one probe while the kernels of a calibration were measured."""
 
     seconds: tuple[float, ...] = Field(min_length=1)
-    """One for each visit, or group of probes, of the calibration, in the order of time."""
+    """One time for each visit, or group of probes, in chronological order."""
 
 
 class LevelRatio(Record):
-    """Time of one probe beside a pass ÷ its time in the calibration: above 1 the machine was slower beside the pass."""
+    """Time of one probe beside a pass ÷ its time in the calibration; above 1 the machine was slower beside the pass."""
 
     ratio: float = Field(gt=0, allow_inf_nan=False)
     low: float = Field(gt=0, allow_inf_nan=False)
@@ -167,41 +159,40 @@ class FittedLaw(Record):
     kind: str
     """Kind of the kernels: "matmul", "decode_attention"."""
     dtype: str
-    """As the kernels' table has it: "bfloat16", "fp8_block"."""
+    """dtype as the table of kernels has it: "bfloat16", "fp8_block"."""
     law: str
-    """Its name in `roofline.laws.kinds`."""
+    """Name of the law in `roofline.laws.kinds`."""
     arithmetic: str
-    """dtype that it computes in."""
+    """dtype of the arithmetic."""
     constants: tuple[Estimate, ...]
     domain: dict[str, Extent]
-    """Sizes that it was fitted on; one that is not named is never beyond."""
+    """Sizes that it was fitted on; a size that is not named has no limits."""
     points: int = Field(gt=0)
-    """Measured kernels that it was fitted to."""
+    """Number of measured kernels that it was fitted to."""
     scale: float = Field(ge=0)
-    """Robust standard deviation of log measured ÷ predicted on those; not its accuracy."""
+    """Robust standard deviation of log measured ÷ predicted on those kernels; it is not the accuracy of the law."""
     unseen: float | None = Field(default=None, ge=0)
-    """Mean of |predicted ÷ measured − 1| of each of those kernels, by models that had not seen its group."""
+    """Mean of |predicted ÷ measured − 1| of those kernels by models that had not seen the kernel's group."""
     correction: Correction | None = None
     """None: the law alone."""
     width: float = Field(gt=0, allow_inf_nan=False)
-    """Half a 90 % interval of a prediction: in deviations of the correction, or on the logarithm of time where there is
-    none."""
+    """Half a 90 % interval of a prediction: in standard deviations of the correction, else on the logarithm of time."""
     held: Bounds | None = None
-    """Times between which the law is held. None where the work of its kernels is not known, and of laws kept before
-    there were bounds; of these, they are found again where a correction has kept the measured kernels."""
+    """Bounds of its times. None where the kernels' work is unknown, and for laws stored before bounds existed, whose
+    bounds are computed again from the kernels of their correction, if any."""
     doubts: tuple[str, ...] = ()
-    """What makes its constants doubtful, a sentence each."""
+    """Reasons to doubt its constants, a sentence each."""
     provenance: Provenance | None = None
     """None until a spec keeps it."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
     def _read_here(cls, content: Any) -> Any:
-        """Before fields are complained about that another schema has."""
+        """Report another schema version before its unknown fields are complained about."""
         version = content.get("schema_version", FITTED_SCHEMA) if isinstance(content, dict) else FITTED_SCHEMA
         if isinstance(version, int) and version != FITTED_SCHEMA:
-            what = "newer roofcal: update it" if version > FITTED_SCHEMA else "older roofcal: calibrate again"
-            raise ValueError(f"the law of {content.get('kind')} is from a{'n' if what[0] == 'o' else ''} {what}")
+            age, remedy = ("a newer", "update it") if version > FITTED_SCHEMA else ("an older", "calibrate again")
+            raise ValueError(f"the law of {content.get('kind')} is from {age} roofcal: {remedy}")
         return content
 
     @pydantic.model_validator(mode="after")
@@ -216,12 +207,13 @@ class FittedLaw(Record):
 
     @property
     def undetermined(self) -> tuple[str, ...]:
-        """Constants that the data do not tell from their priors."""
+        """Constants that the data could not determine."""
         return tuple(constant.name for constant in self.constants if not constant.determined)
 
     @property
     def is_outdated(self) -> bool:
-        """Whether the law has changed since its constants were kept: products got bounds, gaps more constants."""
+        """True where the formula has changed since its constants were stored: products got bounds, gaps more
+        constants."""
         if self.law == "host_gap":
             return "share" not in self.values
         return self.law in ("matmul", "module") and self.held is None
@@ -236,16 +228,13 @@ class FittedLaw(Record):
         return np.asarray(np.exp(middle + _kept(distance) * self._residuals(self.correction, facts).mean(places)))
 
     def interval(self, dims: Dims, facts: Facts) -> tuple[Floats, Floats]:
-        """Seconds between which 90 % of kernels like each lie. Raises ValueError as `time_s`."""
+        """Ends of each kernel's 90 % interval in seconds. Raises ValueError as `time_s` does."""
         middle, deviation, drift = self.spread(dims, facts)
         half = np.hypot(self.width * deviation, Z90 * drift)
         return np.exp(middle - half), np.exp(middle + half)
 
     def spread(self, dims: Dims, facts: Facts) -> tuple[Floats, Floats, Floats]:
-        """Middle of each kernel on the logarithm of time, the deviation that `width` multiplies, and the law's drift.
-
-        The deviation is 1 where there is no correction.
-        """
+        """log time of each kernel, the deviation that `width` multiplies (1: no correction), and the law's drift."""
         rows, inside, distance = self._split(dims)
         drift = DRIFT * distance
         if self.correction is None:
@@ -257,7 +246,7 @@ class FittedLaw(Record):
         return middle, np.sqrt(kept**2 * residuals.deviation(places) ** 2 + (1 - kept**2) * unknown), drift
 
     def outside(self, dims: Dims) -> NDArray[np.bool_]:
-        """True where a size lies beyond those it was fitted on."""
+        """True where a size lies beyond the fitted ones."""
         beyond = [
             (dims[name] > extent.high * MARGIN) | (dims[name] * MARGIN < extent.low)
             for name, extent in self.domain.items()
@@ -267,11 +256,9 @@ class FittedLaw(Record):
         return np.logical_or.reduce(beyond) if beyond else np.zeros(rows, dtype=bool)
 
     def places(self, dims: Dims, facts: Facts, watched: tuple[str, ...]) -> tuple[Floats, Floats]:
-        """log time of the law, shape (rows,), and where its residuals find each kernel, shape (rows, features).
-
-        Kernels resemble each other as their sizes do, and as the law says: in their time, and in which of the constants
-        `watched` decide it.
-        """
+        """log time of the law, shape (rows,), and the coordinates of each kernel for its correction, (rows, features).
+        Kernels are alike if their sizes are, if their times are, and if the same constants (of `watched`) decide
+        them."""
         law = self._checked(dims, facts)
         log_time, response = responses(law, dims, facts, self.arithmetic, self.values, watched)
         return log_time, np.concatenate(
@@ -279,19 +266,19 @@ class FittedLaw(Record):
         )
 
     def bounds(self, facts: Facts) -> Bounds | None:
-        """As they are kept; of a law kept before there were bounds, from its correction's kernels, if it has one."""
+        """The stored bounds, or those computed from the kernels of the correction where none were stored."""
         if self.held is not None or self.correction is None:
             return self.held
         points = self.correction.dims
         law_s = law_named(self.law).time_s(points, facts, self.arithmetic, self.values)
         try:
             work = work_of(self.law, points, self.arithmetic)
-        except ValueError:  # a law whose work is not known
+        except ValueError:  # the work of these kernels is unknown
             return None
         return Bounds.of(work, facts, self.arithmetic, law_s * np.exp(np.array(self.correction.residuals)), law_s)
 
     def _checked(self, dims: Dims, facts: Facts) -> Law:
-        """The law, once it is known to be able to price these sizes."""
+        """The law, after a check that it can price these sizes."""
         law = law_named(self.law)
         if lacking := [name for name in law.dims if name not in dims]:
             raise ValueError(f"the law of {self.kind} needs {', '.join(lacking)}")
@@ -303,7 +290,7 @@ class FittedLaw(Record):
         return correction.at(self.places(correction.dims, facts, correction.watched)[1])
 
     def _split(self, dims: Dims) -> tuple[Dims, Dims, Floats]:
-        """Sizes as arrays, the nearest ones within the domain, and how many doublings these are away."""
+        """Sizes as arrays, the nearest sizes within the domain, and the distance to those in doublings."""
         rows = {name: np.atleast_1d(np.asarray(dims[name], dtype=float)) for name in dims}
         inside, squares = dict(rows), np.zeros(1)
         needed = law_named(self.law).dims
@@ -315,7 +302,7 @@ class FittedLaw(Record):
         return rows, inside, np.broadcast_to(np.sqrt(squares), shape)
 
     def _logarithm(self, rows: Dims, facts: Facts, inside: Floats, beyond: NDArray[np.bool_]) -> Floats:
-        """log time of the law, held. `inside`: the law's at the nearest sizes, a row's own unless it is beyond."""
+        """log time within the bounds; `inside` is the law's log time at the nearest fitted sizes."""
         if beyond.any():
             return np.asarray(np.log(self._law_s(rows, facts)))
         return np.asarray(np.log(self._held(np.exp(inside), rows, facts)))
@@ -331,10 +318,10 @@ class FittedLaw(Record):
 
 
 def _placed(name: str, size: Floats) -> Floats:
-    """Where a size lies among others, as `roofline.laws.residuals.coordinates` has it."""
+    """Coordinate of a size, as in `roofline.laws.residuals.coordinates`."""
     return size if name in EXPONENTS else doublings(size)
 
 
 def _kept(distance: Floats) -> Floats:
-    """Part of a correction that is believed so many doublings beyond the fitted sizes."""
+    """Part of a correction that remains so many doublings beyond the fitted sizes."""
     return np.asarray(np.exp(-((distance / FADED) ** 2)))

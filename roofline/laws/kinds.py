@@ -1,11 +1,8 @@
-"""The kinds of kernels: one row each says which sizes a kernel has, what work it is, and which law prices it.
+"""The table of all kinds of kernels: the sizes, the work and the laws of each.
 
-A kernel that is measured, imported, fitted, priced or exported is looked up here, so a law for a new kind costs the law
-and one row. The name of a table's kind may say more than the row's: "matmul_row_major" has weights that lie k × n, and
-constants of its own; "aten::mul" is one streaming operator. A table's dtype may say more than arithmetic, too:
-"fp8_block" is float8 with a scale for each block of weights, another kernel than a plain product.
-
-Example: ``law_for("matmul", "fp8_block", facts)`` → (law "block_scaled_matmul", "float8_e4m3fn")
+A law for a new kind costs the law and one row here. A measured kind may be more specific than its row:
+"matmul_row_major" has weights stored as k × n and constants of its own, and "aten::mul" is one streaming operator.
+A table's dtype may be more than arithmetic: "fp8_block" is float8 with a scale for each block of weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,14 +31,13 @@ from roofline.laws.work import (
 )
 
 MATVEC, BATCHED, GROUPED, POINTWISE, HOST_GAP = "matvec", "batched_matmul", "grouped_matmul", "pointwise", "host_gap"
-"""Names of kinds: of a product with one row; of many products in one call, of activations with each other and of the
-experts of a mixture; of streaming operators without a row; of the host's time between two operations."""
+"""Names of kinds: products with one row; products of activations with each other in one call; the experts of a mixture;
+streaming operators that have no row of their own; the host's time between two operations."""
 
 ROW_MAJOR = "_row_major"
-"""Ends the kind of products whose weights lie k × n: the same law, constants of their own."""
-
+"""Suffix of the kinds of products whose weights are stored as k × n: the same law with constants of their own."""
 OPERATOR = "aten::"
-"""How the kinds begin that are one streaming operator each: "aten::mul"."""
+"""Prefix of the kinds that are a single streaming operator: "aten::mul"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,38 +46,50 @@ class KernelKind:
 
     name: str
     law: Law
-    """Prices it on any device and in any dtype, unless the next two say otherwise."""
+    """The law on any device and in any dtype, unless the next two fields say otherwise."""
     law_on_cpu: Law | None = None
-    """Prices it on general-purpose cores (`Facts.cores`), in all dtypes."""
+    """The law on general-purpose cores (`Facts.cores`), in all dtypes."""
     law_of_dtype: Mapping[str, Law] = field(default_factory=dict)
-    """Dtype of a table -> the law of that kernel, where it is another one."""
+    """Laws of the dtypes (of a table) that run another kernel."""
     work: Callable[[Dims, str], Work] | None = None
-    """FLOPs and compulsory bytes by its sizes and dtype; None: not known, so rooflines say nothing of it."""
+    """FLOPs and compulsory bytes from sizes and dtype; None where they are unknown, and then there is no roofline."""
     sizes: tuple[str, ...] = ()
-    """Sizes that an imported kernel must state, whole and positive. A law may need more of them (`Law.dims`)."""
+    """Sizes that an imported kernel must state as positive whole numbers. A law may need more (`Law.dims`)."""
     group: str = ""
-    """What is held out together when a fit is judged, as a format of its sizes; empty: each kernel by itself."""
+    """Format of the name under which kernels are held out together when a fit is judged; empty: each by itself."""
     category: tuple[str, tuple[str, ...]] | None = None
-    """The size that is a kernel's operator as a place in a list, and that list."""
+    """The dim that holds the operator as an index, and the list that it indexes."""
     op_kinds: tuple[OpKind, ...] = ()
-    """Operations of a graph that stream and have this law."""
+    """Streaming operations of a graph that have this law."""
     operators: tuple[str, ...] = ()
-    """Streaming operators whose kernels, pooled, this kind is fitted to; those of no row are pooled as `POINTWISE`."""
+    """Streaming operators whose pooled kernels this kind is fitted to; operators of no row belong to `POINTWISE`."""
     points: int = 0
-    """Kernels of each dtype that a calibration measures; 0: as many as there are."""
+    """Number of kernels of each dtype that a calibration measures; 0: as many as there are."""
     state_on_gpu: str | None = None
-    """The state of the caches in which a calibration times its kernels on a GPU, that in models, where its law knows
-    one alone: "cold", operands that take turns, or "warm". None: both."""
+    """State of the caches in which a calibration times these kernels on a GPU, where the law knows only one: "cold",
+    operands that take turns, or "warm". None: both."""
 
     @property
     def laws(self) -> tuple[Law, ...]:
-        """All its laws."""
         return (self.law, *((self.law_on_cpu,) if self.law_on_cpu else ()), *self.law_of_dtype.values())
 
 
-_MATMUL, _PREFILL, _POINTWISE, _SCALED = Matmul(), PrefillAttention(), Streaming(POINTWISE), ScaledMatmul()
+_MATMUL, _PREFILL, _POINTWISE = Matmul(), PrefillAttention(), Streaming(POINTWISE)
 _ATTENTION_SIZES = ("batch", "heads", "kv_heads", "query", "kv", "head_dim", "kv_bytes")
-_PRODUCT_GROUP, _HEADS_GROUP, _STREAM_GROUP = "n{n} k{k}", "h{heads} kv{kv_heads} d{head_dim}", "{rows}x{width}"
+_PRODUCT_GROUP, _HEADS_GROUP = "n{n} k{k}", "h{heads} kv{kv_heads} d{head_dim}"
+
+
+def _streaming(law: Streaming, op_kinds: tuple[OpKind, ...], *operators: str) -> KernelKind:
+    return KernelKind(
+        law.name,
+        law=law,
+        work=stream_work,
+        sizes=("elements", "bytes_read"),
+        group="{rows}x{width}",
+        op_kinds=op_kinds,
+        operators=operators,
+    )
+
 
 KINDS: dict[str, KernelKind] = {
     row.name: row
@@ -91,7 +99,7 @@ KINDS: dict[str, KernelKind] = {
             law=_MATMUL,
             law_on_cpu=CoreMatmul(),
             law_of_dtype={
-                **dict.fromkeys(("float8_e4m3fn", "fp8_static", "fp8_ootb", "int8"), _SCALED),
+                **dict.fromkeys(("float8_e4m3fn", "fp8_static", "fp8_ootb", "int8"), ScaledMatmul()),
                 "fp8_block": BlockScaledMatmul(),
             },
             work=product_work,
@@ -128,32 +136,15 @@ KINDS: dict[str, KernelKind] = {
             work=experts_work,
             sizes=("tokens", "hidden", "inner", "topk", "experts", "tp", "ep", "weight_bits"),
         ),
-        KernelKind(
-            POINTWISE,
-            law=_POINTWISE,
-            work=stream_work,
-            sizes=("elements", "bytes_read"),
-            group=_STREAM_GROUP,
-            op_kinds=(OpKind.POINTWISE, OpKind.COPY),
+        _streaming(_POINTWISE, (OpKind.POINTWISE, OpKind.COPY)),
+        _streaming(
+            Streaming("norm"),
+            (OpKind.REDUCTION, OpKind.NORM, OpKind.SOFTMAX),
+            "aten::mean",
+            "aten::_softmax",
+            "aten::native_layer_norm",
         ),
-        KernelKind(
-            "norm",
-            law=Streaming("norm"),
-            work=stream_work,
-            sizes=("elements", "bytes_read"),
-            group=_STREAM_GROUP,
-            op_kinds=(OpKind.REDUCTION, OpKind.NORM, OpKind.SOFTMAX),
-            operators=("aten::mean", "aten::_softmax", "aten::native_layer_norm"),
-        ),
-        KernelKind(
-            "embedding",
-            law=Streaming("embedding"),
-            work=stream_work,
-            sizes=("elements", "bytes_read"),
-            group=_STREAM_GROUP,
-            op_kinds=(OpKind.EMBEDDING,),
-            operators=("aten::embedding",),
-        ),
+        _streaming(Streaming("embedding"), (OpKind.EMBEDDING,), "aten::embedding"),
         KernelKind(
             "collective",
             law=Collective(),
@@ -171,23 +162,20 @@ KINDS: dict[str, KernelKind] = {
         KernelKind(HOST_GAP, law=HostGap()),
     )
 }
-"""By name."""
 
 
 def kind_of(name: str) -> KernelKind:
-    """The row of a table's kind, or of the law of that name. Raises ValueError: there is none.
-
-    An operator's row is the one that its kernels are pooled in.
-    """
+    """The row of a kind, of an operator (the row that pools it) or of a law's name. Raises ValueError: there is
+    none."""
     plain = name.removesuffix(ROW_MAJOR)
     if plain in KINDS:
         return KINDS[plain]
     if plain.startswith(OPERATOR):
         return next((row for row in KINDS.values() if plain in row.operators), KINDS[POINTWISE])
-    rows = [row for row in KINDS.values() if any(law.name == plain for law in row.laws)]
-    if not rows:
-        raise ValueError(f"no law is known for {name!r}; known: {', '.join(KINDS)}")
-    return rows[0]
+    for row in KINDS.values():
+        if any(law.name == plain for law in row.laws):
+            return row
+    raise ValueError(f"no law is known for {name!r}; known: {', '.join(KINDS)}")
 
 
 def laws() -> dict[str, Law]:
@@ -196,7 +184,7 @@ def laws() -> dict[str, Law]:
 
 
 def law_named(name: str) -> Law:
-    """Raises ValueError: no law of that name."""
+    """The law of that name. Raises ValueError: there is none."""
     if name not in laws():
         raise ValueError(f"no law is known for {name!r}; known: {', '.join(laws())}")
     return laws()[name]
@@ -218,16 +206,13 @@ def work_of(kind: str, dims: Dims, dtype: str) -> Work:
 
 
 def categories() -> dict[str, tuple[str, ...]]:
-    """Sizes that are places in a list, and those lists."""
+    """The dims that hold an index into a list, with those lists."""
     return dict(row.category for row in KINDS.values() if row.category is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class KernelShape:
-    """A kernel to measure, before it is: what calibration asks a device to run.
-
-    Example: ``KernelShape("matmul", "bfloat16", "aten::mm", {"m": 16, "n": 4096, "k": 4096}).group == "n4096 k4096"``
-    """
+    """A kernel that calibration asks a device to run, before it is measured."""
 
     kind: str
     dtype: str
@@ -238,5 +223,5 @@ class KernelShape:
 
     @property
     def group(self) -> str:
-        """What is held out together when a fit is judged: the weight's shape, the head layout, the size."""
+        """Name under which kernels are held out together: the weight's shape, the head layout, the size."""
         return kind_of(self.kind).group.format_map(self.dims)

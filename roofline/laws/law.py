@@ -1,11 +1,8 @@
-"""What a law is: a formula for the time of one kind of kernel, from its sizes, a device's facts, and a few constants.
+"""A law is a formula for the time of one kind of kernel from its sizes, a device's facts and a few constants.
 
-A constant means something physically (an effective bandwidth, a fixed cost, how sharply two roofs blend), has a unit,
-bounds, and a prior: what it is held to be, and how surely, before anything is measured. `calibrate.kernels.fit` moves
-constants from their priors; where data cannot tell, they stay there. Laws are arithmetic on arrays: a hundred thousand
-kernels at once, no device, no table of measured rows. `roofline.laws.kinds` lists them all, by kind of kernel.
-
-Example: ``law.time_s({"m": m, "n": n, "k": k}, device, "bfloat16", values)`` → seconds, shape of `m`
+A constant has a physical meaning (an effective bandwidth, a fixed cost), a unit, bounds and a prior: its expected value
+before anything is measured, and how sure that is. `calibrate.kernels.fit` moves constants away from their priors; those
+that the data cannot determine stay there. Laws are arithmetic on arrays and need neither a device nor a measured table.
 """
 
 from collections.abc import Mapping
@@ -24,20 +21,20 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """One number that a fit may move."""
+    """A number that a fit may move."""
 
     name: str
     unit: str
     low: float
     high: float
-    """Bounds: outside them it would not mean what it says."""
+    """Bounds, beyond which the value would lose its meaning."""
     prior: float
     spread: float
     """Standard deviation of the prior's natural logarithm, or of the prior itself where `logarithmic` is off."""
     what: str
-    """Its physical meaning, in one line."""
+    """Its physical meaning."""
     logarithmic: bool = True
-    """Fitted on a logarithmic scale: positive, known to a factor."""
+    """The fit moves its logarithm: it is positive and known to a factor."""
 
     def __post_init__(self) -> None:
         if not self.low <= self.prior <= self.high or (self.logarithmic and self.low <= 0) or self.spread <= 0:
@@ -46,7 +43,7 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a device without measuring it: its datasheet. A law scales its priors by these."""
+    """The datasheet of a device. A law scales its priors by these figures."""
 
     units: int
     """Streaming multiprocessors, compute units, cores."""
@@ -59,11 +56,11 @@ class Facts:
     vector_flops_per_s: float
     """Peak of the vector units in float32."""
     link_bytes_per_s: float | None = None
-    """Bandwidth to other devices of its kind, one direction."""
+    """Bandwidth in one direction to other devices of its kind."""
     cores: bool = False
-    """General-purpose cores with vector units, not units with matrix instructions on large tiles: a CPU."""
+    """True for a CPU: general-purpose cores with vector units instead of matrix instructions on large tiles."""
     assumed: tuple[str, ...] = ()
-    """Facts that its datasheet does not state, each with the value that is taken instead."""
+    """Facts that its datasheet does not state, each with the value that is assumed instead."""
 
 
 class Law(Protocol):
@@ -71,14 +68,14 @@ class Law(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name in stored specs: "matmul", "scaled_matmul", "core_matmul", "decode_attention", …"""
+        """The name that stored specs use: "matmul", "decode_attention", …"""
 
     @property
     def dims(self) -> tuple[str, ...]:
         """Names of the sizes that it needs."""
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Its constants for a dtype, with priors from the device's facts."""
+        """Its constants for a dtype, with priors scaled to the device. Raises ValueError or KeyError: facts missing."""
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
-        """Seconds of each kernel."""
+        """Seconds of each kernel, in the shape of its sizes."""

@@ -1,28 +1,13 @@
-"""The laws of dense matrix products: m × k by k × n (`Matmul`), and many small ones in one call (`BatchedMatmul`).
+"""The laws of dense matrix products: m × k activations by k × n weights (`Matmul`), and many small ones in one call.
 
-``time = fixed + blend(loops, traffic)``: the main loops of the tiles (`loops_s`) beside the traffic of both inputs
-and the output.
-- Traffic comes from the last-level cache or from main memory, smoothly between. Activations and output stay where they
-  fit in half of the cache. Weights stay where they fit in the part `kept` of it, beside the same part of what else the
-  product touches: small where other weights are used in between. With six layers in turn and shared activations, six
-  layers' weights and one product's activations fill the cache, so that `kept` is a sixth. (NVIDIA AIConfigurator's
-  collector of vLLM products calls six layers in turn, with weights of their own and
-  the same activations; inside a model no weights stay, and `kept` is its least.)
-- First bytes of weights from main memory are waited for (`latency`): no loop starts without them.
-- Loops that go on long run at the rate that the power limit leaves (`sustained`).
-- k or n that are no whole 16-byte words take `UNALIGNED` times as long.
-
-A library cuts m × n into tiles, one unit runs one tile at a time along k, and it has a few tile shapes to choose from
-(NVIDIA, "Matrix Multiplication Background User's Guide", tile and wave quantisation). A step along k takes the longest
-of three: its arithmetic, its operands' way into the unit (rows + columns of them for rows × columns of arithmetic, so
-that small tiles wait for theirs), and the least time that any step takes. A tile ends by storing its output. Two ways
-to fill the units are priced for each shape: whole tiles in waves, and split-K (several units share the k of one tile
-and add their sums, for as much as another call costs; one part a unit, or two). A library does not always find its
-fastest: the result is a soft minimum, between the best of them and their mean.
-
-n × k are weights, m × k activations. Output is 2 bytes an element (4 for float32 inputs), accumulation float32.
-
-Example: ``Matmul().time_s({"m": m, "n": n, "k": k}, facts, "bfloat16", values)``
+``time = fixed + blend(loops, traffic)``: the main loops of the tiles (`loops_s`) beside the traffic of both inputs and
+the output. A library cuts m × n into tiles, of which one unit runs one at a time along k (NVIDIA, "Matrix
+Multiplication Background User's Guide", tile and wave quantisation). A step along k takes the longest of its
+arithmetic, its operands' way into the unit, and the least time of any step. Whole tiles in waves and split-K (several
+units share the k of a tile and add their sums, for as much as another call costs) are priced for each tile shape.
+Traffic comes from the last-level cache or from main memory: activations and output stay in half of the cache, weights
+where they and the same part of all else fit in the part `kept` of it. That is a sixth in NVIDIA AIConfigurator's
+collector of vLLM products, which calls six layers in turn with the same activations, and its least inside a model.
 """
 
 from collections.abc import Sequence
@@ -37,28 +22,28 @@ from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 from roofline.laws.work import OUTPUT_BYTES
 
 STEP_BYTES = 128.0
-"""Bytes along k of one step of a main loop on fast units: the width of a swizzled shared-memory row of Hopper's loops,
-whose cuBLAS kernels are named tilesize128x256x64 (64 elements of 16 bits)."""
+"""Bytes along k of one step of a main loop on fast units: a swizzled shared-memory row of Hopper, whose cuBLAS kernels
+are named tilesize128x256x64 (64 elements of 16 bits)."""
 SHORT_STEP_BYTES = 64.0
-"""The same on slower units: Ampere's and Ada's cuBLAS kernels are named 128x256 … stages_32x5 (32 elements)."""
+"""The same on slower units: cuBLAS kernels of Ampere and Ada are named 128x256 … stages_32x5 (32 elements)."""
 FAST_UNIT = 8e12
-"""Arithmetic rate of a unit times bytes of an operand's element, above which steps are long. Hopper has 15e12 in 16 as
-in 8 bits, A100 6e12, Ada 5e12: a slow unit is busy long enough with half a step to hide the next one's loads."""
+"""Arithmetic rate of a unit times bytes of an operand's element above which steps are long. Hopper has 15e12, A100
+6e12, Ada 5e12: half a step keeps a slow unit busy long enough to hide the next one's loads."""
 FEWEST_STEPS = 4.0
-"""Steps that a part of a split k has at least: shorter ones do not fill the pipeline."""
+"""Least number of steps of a part of a split k: shorter parts do not fill the pipeline."""
 PARTS_PER_UNIT = (1.0, 2.0)
-"""Parts of a split k that a unit runs: two are resident at once where registers allow it."""
+"""Parts of a split k that a unit runs: two are resident where registers allow it."""
 FEWEST_ROWS = 64.0
 """Least length of a tile's longer side: matrix instructions (64 × n on Hopper) compute as many, needed or not."""
 PARTIAL_BYTES = 8.0
 """Bytes of a partial sum: float32, written once and read once."""
 OVERLOOKED = 0.05
-"""Relative difference of tile shapes that a library overlooks: 0.02 to 0.1 do as well on two devices."""
+"""Relative difference of tile shapes that a library overlooks; 0.02 to 0.1 do as well on two devices."""
 TOGETHER = 4.0
-"""Power of the blends of what goes on at once, within a step and in a product; ∞ is a sharp roof. 3 to 5 do as well."""
+"""Power of the blends of what overlaps, within a step and in a product; 3 to 5 do as well."""
 
 Edge = float | NDArray[np.float64]
-"""Rows or columns of a tile: the same for all products, or one for each."""
+"""Rows or columns of a tile: one for all products, or one for each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +54,12 @@ class Product:
     n: Floats
     k: Floats
     element_bytes: float
-    """Bytes of an element of both inputs."""
+    """Bytes of an element of either input."""
     cold: Floats | float = 0.0
     """Share of the bytes that no cache holds beforehand."""
 
     @property
     def flops(self) -> Floats:
-        """Multiplications and additions: 2 m n k."""
         return 2 * self.m * self.n * self.k
 
     @property
@@ -92,13 +76,12 @@ def loops_s(
     split: bool,
     step_bytes: float = STEP_BYTES,
 ) -> Floats:
-    """Seconds of all main loops; `split` allows a library that shares one tile's k among units.
+    """Seconds of all main loops, at least ``flops / rate``; `split` allows several units to share one tile's k.
 
-    `step_bytes` along k are one step (`step_bytes_of` says how many on a device); `step_s` is the least time of one of
-    `STEP_BYTES`, and of a shorter one in proportion. Never less than ``flops / rate``.
-    Needs the constants rate (FLOP/s of the device), narrow (side of a square tile
-    whose operands take as long as its arithmetic), step_s, store (B/s) and quantum (how much of a partial last wave is
-    waited for) and, with `split`, fixed and cache.
+    `step_bytes` along k are one step (`step_bytes_of`). `step_s` is the least time of a step of `STEP_BYTES`, and of
+    shorter ones in proportion. The other constants are rate (FLOP/s of the device), narrow (side of a square tile whose
+    operands take as long as its arithmetic), store (B/s), quantum (how much of a partial last wave is waited for) and,
+    with `split`, fixed and cache.
     """
     m, n = product.m, product.n
     step_k = step_bytes / product.element_bytes
@@ -131,54 +114,39 @@ def step_bytes_of(peak_flops_per_s: float, units: int, element_bytes: float) -> 
 
 
 def _waves(filled: Floats, quantum: float) -> Floats:
-    """Waves of tiles that fill the units `filled` times: between no rounding (quantum 0) and whole waves (1)."""
+    """Waves of tiles that fill the units `filled` times: not rounded (quantum 0) up to whole waves (1)."""
     least = np.maximum(filled, 1)
     return least + quantum * (np.ceil(filled) - least)
 
 
 def _soft_minimum(times: Floats) -> Floats:
-    """At least the minimum along the first axis: between it and the mean of times within `OVERLOOKED` of it."""
+    """A soft minimum along the first axis: between the minimum and the mean of times within `OVERLOOKED` of it."""
     best = times.min(axis=0)
     excess = np.exp(-(times / best - 1) / OVERLOOKED).mean(axis=0)
     return np.asarray(best * (1 - OVERLOOKED * np.log(excess)))
 
 
-TILES = (
-    (64, 32),
-    (64, 64),
-    (64, 128),
-    (64, 256),
-    (128, 32),
-    (128, 64),
-    (128, 128),
-    (128, 256),
-    (256, 128),
-)
-"""Rows and columns of output that one unit makes at a time: sides of powers of two, up to the 128 × 256 sums that a
-unit's registers hold."""
+TILES = ((64, 32), (64, 64), (64, 128), (64, 256), (128, 32), (128, 64), (128, 128), (128, 256), (256, 128))
+"""Rows and columns of output that a unit makes at a time: powers of two, up to the 128 × 256 sums in its registers."""
 
 WORD_BYTES = 16.0
 """Bytes of a vector load: rows that are a multiple of it are aligned (NVIDIA's guide, "Tensor Core Requirements")."""
 UNALIGNED = 1.5
-"""Slowdown of rows that are not: the guide shows one, without a number; none of the tables here holds such a row."""
+"""Slowdown of unaligned rows: the guide shows one, without a number; none of the tables here holds such a row."""
 ACTIVATIONS_KEPT = 0.5
-"""Part of the last-level cache that activations and output may fill and stay: 0.35 to 0.7 do as well on two devices."""
+"""Part of the last-level cache that activations and output may fill; 0.35 to 0.7 do as well on two devices."""
 CACHE_SHARPNESS = 4.0
-"""Power by which bytes begin to miss as they outgrow the cache; ∞ is a cache that replaces the least recently used and
-is run through in turn. 2 and 4 do alike on the public tables, whose memories are fast beside their caches; 4 is better
-where memory is slow (tests/calibrate/test_unlike_device.py, splits 0 to 2: off by 6.3 %, with 2 by 6.8 %)."""
+"""Power of (bytes ÷ cache) with which bytes begin to miss; ∞ is an LRU cache that is run through in turn. 2 and 4 do
+alike on the public tables, whose memories are fast beside their caches; 4 is better where memory is slow
+(tests/calibrate/test_unlike_device.py, splits 0 to 2: off by 6.3 %, with 2 by 6.8 %)."""
 BURST_S = 3e-4
-"""Loops up to about here run at the burst rate. Tables are taken with tens of calls one after another, so that this is
-some 10 ms of work, in which a power limit acts. On one H200, 0.1 ms fits worse, and 1 ms as well kernel by kernel but
-worse by time."""
+"""Loops up to about here run at the burst rate: tables are measured with tens of calls in a row, some 10 ms of work, in
+which a power limit acts. On one H200, 0.1 ms fits worse, and 1 ms worse by time."""
 ABOVE_DATASHEET = 1.1
-"""Highest rate over the datasheet's peak: room for short products above the clock of that peak; assumed, no source."""
-
-
+"""Highest rate ÷ datasheet's peak, for short products above the clock of that peak; assumed, no source."""
 CACHE_PER_UNIT = 4e10
-"""B/s between the last-level cache and one unit. The port belongs to the unit, so the whole rate grows with units and
-not with main memory: fitted to two public tables, an A100 (HBM2e) has 34 to 42 GB/s a unit and an H200 (HBM3e) 42. A
-device with many units and slow memory (GDDR) has a cache many times as fast as its memory."""
+"""B/s between the last-level cache and one unit. The port belongs to the unit, so the rate grows with units and not
+with main memory: in two public tables an A100 (HBM2e) has 34 to 42 GB/s a unit and an H200 (HBM3e) 42."""
 STORE_PER_UNIT = 2e10
 """B/s of output out of one unit, into the cache: 13 GB/s on that A100, 32 on that H200."""
 
@@ -190,10 +158,7 @@ class Matmul:
     dims: tuple[str, ...] = ("m", "n", "k")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Eleven, scaled to the device's datasheet. Raises ValueError where its peak for the dtype is not known."""
-        if dtype not in facts.matrix_flops_per_s:
-            raise ValueError(f"no peak of {dtype} is known; known: {', '.join(sorted(facts.matrix_flops_per_s))}")
-        peak, memory = facts.matrix_flops_per_s[dtype], facts.bandwidth_bytes_per_s
+        peak, memory = peak_of(facts, dtype), facts.bandwidth_bytes_per_s
         highest = ABOVE_DATASHEET * peak
         cache, store = max(CACHE_PER_UNIT * facts.units, memory), STORE_PER_UNIT * facts.units
         return (
@@ -202,7 +167,7 @@ class Matmul:
             Constant("memory", "B/s", 0.2 * memory, memory, 0.85 * memory, 0.15, "main memory, sustained"),
             Constant("cache", "B/s", 0.5 * memory, 5 * cache, cache, 0.5, "last-level cache"),
             Constant("kept", "1", 0.01, 1.0, 0.2, 0.7, "part of the last-level cache that weights may fill and stay"),
-            Constant("latency", "s", 1e-8, 2e-5, 1.5e-6, 0.8, "first bytes of weights from main memory"),
+            Constant("latency", "s", 1e-8, 2e-5, 1.5e-6, 0.8, "first bytes of weights, which all loops wait for"),
             Constant("step_s", "s", 5e-9, 2e-6, 1e-7, 0.8, "least time of a step of 128 bytes along k"),
             Constant("narrow", "1", 8.0, 400.0, 64.0, 0.5, "side of a tile whose operands take as long as its loop"),
             Constant("store", "B/s", 0.05 * store, 20 * store, store, 0.7, "tiles' output out of all units"),
@@ -211,11 +176,17 @@ class Matmul:
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
-        """Seconds of each product."""
         product = product_of(dims, dtype)
         step_bytes = step_bytes_of(facts.matrix_flops_per_s[dtype], facts.units, product.element_bytes)
         loops = sustained_s(loops_s(product, facts.units, values, TILES, split=True, step_bytes=step_bytes), values)
         return values["fixed"] + blend(loops, traffic_s(product, facts, values), TOGETHER) * alignment(product)
+
+
+def peak_of(facts: Facts, dtype: str) -> float:
+    """FLOP/s of the matrix units. Raises ValueError where the dtype's peak is not known."""
+    if dtype not in facts.matrix_flops_per_s:
+        raise ValueError(f"no peak of {dtype} is known; known: {', '.join(sorted(facts.matrix_flops_per_s))}")
+    return facts.matrix_flops_per_s[dtype]
 
 
 def product_of(dims: Dims, dtype: str) -> Product:
@@ -227,18 +198,15 @@ def product_of(dims: Dims, dtype: str) -> Product:
 
 
 def traffic_s(product: Product, facts: Facts, values: Values) -> Floats:
-    """Seconds of both inputs and the output, each from the cache or from main memory.
-
-    What no cache holds beforehand is weights first, as in a model: activations have just been written.
-    """
+    """Seconds of both inputs and the output, each from the cache or from main memory. Bytes that no cache holds
+    beforehand are weights first: in a model, activations have just been written."""
     weights = product.element_bytes * product.k * product.n
     others = product.element_bytes * product.m * product.k + product.stored_bytes * product.m * product.n
     outside = product.cold * (weights + others)
     kept = values["kept"]
     cold = _either(_missing(weights + kept * others, kept * facts.cache_bytes), np.minimum(outside / weights, 1.0))
-    others_cold = _either(
-        _missing(others, ACTIVATIONS_KEPT * facts.cache_bytes), np.maximum(outside - weights, 0.0) / others
-    )
+    evicted = np.maximum(outside - weights, 0.0) / others
+    others_cold = _either(_missing(others, ACTIVATIONS_KEPT * facts.cache_bytes), evicted)
     return weights * _byte_s(cold, values) + others * _byte_s(others_cold, values) + cold * values["latency"]
 
 
@@ -250,7 +218,7 @@ def sustained_s(loops: Floats, values: Values) -> Floats:
 
 def alignment(product: Product) -> Floats:
     """1, or `UNALIGNED` where k or n is not a whole number of words."""
-    broken = (product.k * product.element_bytes % WORD_BYTES > 0) | (product.n * product.element_bytes % WORD_BYTES > 0)
+    broken = sum(size * product.element_bytes % WORD_BYTES > 0 for size in (product.k, product.n))
     return np.where(broken, UNALIGNED, 1.0)
 
 
@@ -259,40 +227,38 @@ def _missing(used: Floats, room: float) -> Floats:
     return np.asarray(1 / (1 + (room / used) ** CACHE_SHARPNESS))
 
 
-def _either(one: Floats, other: Floats) -> Floats:
-    """Shares that miss for either of two reasons, independent of each other."""
-    return np.asarray(1 - (1 - one) * (1 - other))
+def _either(first: Floats, second: Floats) -> Floats:
+    """Shares that miss for either of two independent reasons."""
+    return np.asarray(1 - (1 - first) * (1 - second))
 
 
 def _byte_s(missing: Floats, values: Values) -> Floats:
-    """Seconds of a byte, of which the part `missing` is not in the cache."""
+    """Seconds of a byte, of which the share `missing` is not in the cache."""
     return missing / values["memory"] + (1 - missing) / values["cache"]
 
 
 BATCHED_SHARPNESS = 1.5
-"""Power of the blend of loops and traffic: as little goes on at once as in a product on cores (1 adds them)."""
+"""Power of the blend of loops and traffic, of which little overlaps (1 adds them)."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchedMatmul:
     """Many small products in one call: `bmm`, and the experts of a mixture as `_grouped_mm` runs them.
 
-    ``time = fixed + batch · piece + ((loops^p + traffic^p)^(1/p))``: each product costs a start of its own (`piece`),
-    loops reach half of their rate at `half_m`, `half_n` and `half_k` (Hockney's n½), and operands come from main memory
-    or from a cache in the share that the dim "cold" says. Weights of all products are read once. "batch" is the number
-    of products; m, n and k are the sizes of each.
+    ``time = fixed + batch · piece + ((loops^p + traffic^p)^(1/p))``: each product has a start of its own (`piece`),
+    loops reach half of their rate at `half_m`, `half_n` and `half_k` (Hockney's n½), and the share "cold" of the
+    operands comes from main memory. Weights of all "batch" products, each of sizes m, n and k, are read once.
     """
 
     name: str = "batched_matmul"
     dims: tuple[str, ...] = ("batch", "m", "n", "k")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Nine, scaled to the device. Raises KeyError where its peak for the dtype is not known."""
         peak, memory = facts.matrix_flops_per_s[dtype], facts.bandwidth_bytes_per_s
         return (
             Constant("fixed", "s", 2e-7, 1e-3, 5e-6, 1.0, "cost of a call"),
-            Constant("piece", "s", 1e-9, 1e-4, 5e-7, 1.5, "of one of its products"),
-            Constant("rate", "FLOP/s", 0.01 * peak, 1.2 * peak, 0.6 * peak, 0.6, "of long loops on all units"),
+            Constant("piece", "s", 1e-9, 1e-4, 5e-7, 1.5, "start of one of its products"),
+            Constant("rate", "FLOP/s", 0.01 * peak, 1.2 * peak, 0.6 * peak, 0.6, "long loops on all units"),
             Constant("half_m", "1", 0.1, 300.0, 4.0, 1.0, "rows at which half of the rate is reached"),
             Constant("half_n", "1", 0.1, 1000.0, 10.0, 1.0, "columns at which it is"),
             Constant("half_k", "1", 0.1, 1000.0, 10.0, 1.0, "depth at which it is"),
@@ -302,15 +268,13 @@ class BatchedMatmul:
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
-        """Seconds of each call. Raises ValueError for a dtype whose size is not known."""
-        if dtype not in ELEMENT_BYTES:
-            raise ValueError(f"size of {dtype} is not known; known: {', '.join(ELEMENT_BYTES)}")
-        batch, m, n, k = (np.asarray(dims[name], dtype=float) for name in self.dims)
+        batch = np.asarray(dims["batch"], dtype=float)
+        product = product_of(dims, dtype)
+        m, n, k = product.m, product.n, product.k
         loops = 2 * batch * m * n * k / values["rate"]
         for size, half in ((m, "half_m"), (n, "half_n"), (k, "half_k")):
             loops = loops * (1 + values[half] / size)
-        moved = ELEMENT_BYTES[dtype] * batch * (m * k + k * n + m * n)
-        cold = optional(dims, "cold", batch)
-        traffic = moved * (cold / values["memory"] + (1 - cold) / values["cache"])
+        moved = product.element_bytes * batch * (m * k + k * n + m * n)
+        traffic = moved * (product.cold / values["memory"] + (1 - product.cold) / values["cache"])
         once = values["fixed"] + batch * values["piece"] + values["fetch"] * evicted_code(dims, facts)
         return np.asarray(once + blend(loops, traffic, BATCHED_SHARPNESS))

@@ -1,14 +1,11 @@
-"""What a law leaves, learnt: a Gaussian process over the residuals of measured kernels, and how sure it is elsewhere.
+"""A Gaussian process over the residuals of a law (log measured − log predicted) at measured kernels.
 
-Covariance ``scale² · matern(√Σ ((x − x′) / length)²)``, Matérn's of 3/2: residuals change suddenly where a library
-takes another kernel, and a smoother covariance would ring around that. x is a kernel's place among others: `features`
-of its sizes, and `responses` of the law to its constants, since kernels that the same constants decide are alike.
-Kernels of one group (a weight shape, a head layout) share ``apart²`` besides, and each measured residual has a variance
-of its own (Rasmussen, Williams, "Gaussian Processes for Machine Learning", 2006, ch. 2 and eq. 4.17). The mean goes to
-zero away from the points, so the law is what remains there, and it is never beyond `LARGEST`; the deviation goes to the
-whole scale there. `calibrate.kernels.correct` finds scale, noise, apart, lengths and variances.
-
-Example: ``law_s * np.exp(residuals.mean(places))``
+Its covariance is ``scale² · matern(√Σ ((x − x′) / length)²)`` with Matérn's of 3/2: residuals change suddenly where a
+library switches kernels, and a smoother covariance would ring there. x are `features` of the sizes and `responses` of
+the law to its constants. Kernels of one group (a weight shape, a head layout) also share ``apart²``, and each residual
+has its own noise variance (Rasmussen, Williams, "Gaussian Processes for Machine Learning", 2006, ch. 2 and eq. 4.17).
+Away from the points the mean goes to zero and the deviation to the whole scale.
+`calibrate.kernels.correct` finds the parameters. Use: ``law_s * np.exp(residuals.mean(places))``.
 """
 
 from collections.abc import Sequence
@@ -22,53 +19,51 @@ from roofline.laws.kinds import categories
 from roofline.laws.law import Constant, Dims, Facts, Floats, Law, Values
 
 LARGEST = 0.3
-"""Largest correction, on the logarithm of time: a law that is further off is wrong, not rough."""
+"""Largest correction of log time: a law that is further off is wrong, not rough."""
 ROWS_AT_ONCE = 1000
-"""Kernels priced at once: bounds memory, and their covariances with some hundred points stay in a processor's cache
-(five times as fast as 20,000 on one)."""
+"""Kernels priced at once: their covariances with some hundred points fit in a processor's cache, which is five times as
+fast as 20,000 at once on one processor."""
 EVEN = 3
-"""Powers of two that count: 8 elements of 16 bits are a 16-byte vector."""
+"""Largest power of two in a size that counts: 8 elements of 16 bits are a 16-byte vector."""
 EVENNESS = 0.67
-"""Doublings of a size that one more of them is worth."""
+"""Doublings of a size that equal one power of two in its factors."""
 EXPONENTS = ("skew",)
-"""Sizes that are placed as they are: logarithms already."""
+"""Sizes used without a logarithm, since they are exponents themselves."""
 APART = 2.0
-"""Doublings of a size that two categories lie apart."""
+"""Distance of two categories in doublings of a size."""
 SMALLEST = 0.5
-"""A size of zero (no window, no context) counts as this one: one doubling below 1."""
+"""Stands for a size of zero (no window, no context)."""
 STEP = 0.05
-"""Change of a constant, on its logarithm (or in units of its prior's spread)."""
+"""Step of a finite difference in a constant's logarithm, or in units of its prior's spread."""
 
 
 @dataclass(frozen=True, eq=False)
 class Residuals:
-    """A Gaussian process that has seen residuals."""
+    """A Gaussian process conditioned on residuals."""
 
     features: Floats
     """Shape (points, features)."""
     residuals: Floats
     """Shape (points,): log measured − log of the law."""
     variances: Floats
-    """Shape (points,): of each residual's noise; larger than `noise`² where it looked like an outlier."""
+    """Shape (points,): noise variances, larger than `noise`² for likely outliers."""
     group: NDArray[np.int_]
-    """Shape (points,): points of one group have one number."""
+    """Shape (points,): number of each point's group."""
     scale: float
     noise: float
-    """Standard deviation of a kernel that is measured once."""
     apart: float
-    """Standard deviation of what a whole group is off, beyond what its features tell."""
+    """Standard deviation of a group's common offset."""
     lengths: Floats
-    """Shape (features,): over which residuals resemble each other."""
+    """Shape (features,): length scales."""
 
     def mean(self, features: Floats) -> Floats:
-        """Correction of the logarithm of time, within ± `LARGEST`; shape (rows,)."""
+        """Correction of log time within ± `LARGEST`; shape (rows,)."""
         weights = self._inverse @ self.residuals
         parts = [self._across(features, at) @ weights for at in range(0, len(features), ROWS_AT_ONCE)]
         return LARGEST * np.tanh(np.concatenate([np.zeros(0), *parts]) / LARGEST)
 
     def deviation(self, features: Floats) -> Floats:
-        """Standard deviation of a measured residual of another group: noise, the group's, and what is not known so far
-        from the points."""
+        """Standard deviation of a measured residual of a new group, shape (rows,): noise, group, and uncertainty."""
         parts = []
         for at in range(0, len(features), ROWS_AT_ONCE):
             across = self._across(features, at)
@@ -77,13 +72,13 @@ class Residuals:
         return np.concatenate([np.zeros(0), *parts])
 
     def shared(self) -> Floats:
-        """Shape (points, points): covariance of the points' residuals without their noise."""
+        """Covariance of the points' residuals without noise, shape (points, points)."""
         together = self.group[:, None] == self.group[None]
         return self._covariance(self.features) + self.apart**2 * together
 
     @cached_property
     def _inverse(self) -> Floats:
-        """Inverse of the points' covariance, noise included."""
+        """Inverse of the points' covariance with noise."""
         lower = np.linalg.cholesky(self.shared() + np.diag(self.variances))
         half = np.linalg.inv(lower)
         return np.asarray(half.T @ half)
@@ -92,7 +87,6 @@ class Residuals:
         return self._covariance(features[at : at + ROWS_AT_ONCE])
 
     def _covariance(self, features: Floats) -> Floats:
-        """Shape (rows, points)."""
         a, b = features / self.lengths, self.features / self.lengths
         distance = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2 * a @ b.T
         matern, _ = matern_of(np.maximum(distance, 0.0))
@@ -100,18 +94,18 @@ class Residuals:
 
 
 def matern_of(squares: Floats) -> tuple[Floats, Floats]:
-    """Matérn's covariance of 3/2 at squared distances (in lengths), and its derivative by them."""
+    """Matérn's covariance of 3/2 at squared distances (in length scales), and its derivative by them."""
     root = np.sqrt(3 * squares)
     decay = np.exp(-root)
     return (1 + root) * decay, -1.5 * decay
 
 
 def features(dims: Dims, names: tuple[str, ...]) -> Floats:
-    """Coordinates in which near means alike, for any law: shape (rows, columns); names not in `dims` are left out.
+    """Coordinates in which near kernels are alike, for any law: shape (rows, columns); absent names are left out.
 
-    Sizes, the product of all (the amount of work), and how even each size is (how often 2 divides it, up to `EVEN`):
-    libraries choose other kernels for sizes that do not divide into vectors and tiles. What a size is follows from its
-    name, never from the values beside it, so that a kernel lies where it lies in whatever batch it is priced.
+    They are the sizes, their product (the amount of work), and the evenness of each size (how often 2 divides it, up to
+    `EVEN`), since libraries choose other kernels for sizes that do not divide into vectors and tiles. A coordinate
+    depends on the name and value of a size alone, so that a kernel has the same place in every batch.
     """
     others = {*categories(), *EXPONENTS}
     sizes = [np.asarray(dims[name], dtype=float) for name in names if name in dims and name not in others]
@@ -121,8 +115,8 @@ def features(dims: Dims, names: tuple[str, ...]) -> Floats:
 
 
 def coordinates(dims: Dims, names: tuple[str, ...]) -> Floats:
-    """Shape (rows, columns): sizes in doublings, exponents, and a column for each place of a category: any two places
-    lie equally far apart."""
+    """Sizes in doublings, exponents, and a column for each value of a category (all equally far apart), shape
+    (rows, columns)."""
     columns = []
     for name in (name for name in names if name in dims):
         values = np.asarray(dims[name], dtype=float)
@@ -134,12 +128,12 @@ def coordinates(dims: Dims, names: tuple[str, ...]) -> Floats:
 
 
 def doublings(size: Floats) -> Floats:
-    """log2 of a size; zero (no window, no rows) lies one below 1, fractions no lower."""
+    """log2 of a size, with `SMALLEST` as the least."""
     return np.log2(np.maximum(size, SMALLEST))
 
 
 def _evenness(size: Floats) -> Floats:
-    """0 for a size that is not whole."""
+    """How often 2 divides a size, at most `EVEN`; 0 for a size that is not whole."""
     whole = np.where(size < 1, 2**EVEN, size).astype(np.int64)
     even = np.minimum(np.log2(whole & -whole), EVEN)
     return np.asarray(np.where(size == np.floor(size), even, 0.0))
@@ -148,11 +142,9 @@ def _evenness(size: Floats) -> Floats:
 def responses(
     law: Law, dims: Dims, facts: Facts, dtype: str, values: Values, names: Sequence[str] | None = None
 ) -> tuple[Floats, Floats]:
-    """log time, shape (rows,), and ∂ log time / ∂ log constant, shape (rows, names), of all constants if not named.
-
-    A constant that is not on a logarithm is moved by spreads of its prior. A kernel that computes all the time responds
-    to its law's rate with −1 and to its bandwidth with 0.
-    """
+    """log time, shape (rows,), and ∂ log time / ∂ log constant of the named (or all) constants, shape (rows, names). A
+    constant without a logarithm is moved in units of its prior's spread. A kernel bound by arithmetic responds to its
+    law's rate with −1 and to its bandwidth with 0."""
     log_time = np.log(law.time_s(dims, facts, dtype, values))
     columns = [np.zeros((len(log_time), 0))]
     for constant in law.constants(facts, dtype):
@@ -164,7 +156,7 @@ def responses(
 
 
 def _moved(constant: Constant, value: float) -> tuple[float, float]:
-    """A step down, or up where that would be below its bound; and the step."""
+    """The constant moved down, or up where that would cross its bound, and the step."""
     for by in (-STEP, STEP):
         moved = value * np.exp(by) if constant.logarithmic else value + by * constant.spread
         if moved >= constant.low:

@@ -1,19 +1,14 @@
-"""The law of a product in 8 bits of inputs that arrive in 16: converted and scaled first, then multiplied.
+"""The law of a product in 8 bits whose activations arrive in 16: they are converted and scaled, then multiplied.
 
-``time = fixed + conversion + blend(loops, traffic)``, as `roofline.laws.matmul` with three differences.
+``time = fixed + conversion + blend(loops, traffic)`` differs from `roofline.laws.matmul` in three ways:
 - Conversion reads the m × k activations in 16 bits and writes 8: rows × (a fixed part + k elements).
-- k is not split, and the tile follows from m (and n) alone: `vllm_tiles`, as vLLM's `cutlass_scaled_mm` chooses it on
-  Hopper (csrc/quantization/w8a8/cutlass/c3x/scaled_mm_sm90_fp8_dispatch.cuh).
-- Rows by which the last tile is not full are fetched too, by every column of tiles, and as nothing is shared there, at
-  main memory's rate: a product of 513 rows takes twice the time of one of 512. (Where that rate was fitted by itself,
-  on one H200, it came out within 5 % of main memory's. DeepGEMM's csrc/jit_kernels/heuristics/sm90.hpp keeps its tiles
-  low for the same reason: "smaller block M can avoid TMA L2 OOB bound".)
-
+- k is not split, and the tile follows from m (and n) alone, as vLLM's `cutlass_scaled_mm` chooses it on Hopper
+  (csrc/quantization/w8a8/cutlass/c3x/scaled_mm_sm90_fp8_dispatch.cuh).
+- Rows missing from the last tile are fetched too, by every column of tiles and at main memory's rate, since nothing
+  shares them: 513 rows take twice the time of 512 (DeepGEMM, csrc/jit_kernels/heuristics/sm90.hpp: "smaller block M can
+  avoid TMA L2 OOB bound").
 With a scale for each block of weights (`BlockScaledMatmul`) tiles are chosen by their time, nothing is fetched beyond
-the last row, and the call's own work on the host can take longer than the device: it is a floor, higher for products
-whose k or n is not whole blocks.
-
-Example: ``ScaledMatmul().time_s({"m": m, "n": n, "k": k}, facts, "float8_e4m3fn", values)``
+the last row, and the host's work for a call is a floor, higher for products whose k or n is not whole blocks.
 """
 
 from collections.abc import Sequence
@@ -25,23 +20,23 @@ from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 from roofline.laws.matmul import TOGETHER, Edge, Matmul, Product, loops_s, product_of, sustained_s, traffic_s
 
 FEW_ROWS, SOME_ROWS, MORE_ROWS = 16.0, 64.0, 128.0
-"""Up to which a product has kernels of its own; up to the second, operands are swapped."""
+"""Limits of m that have kernels of their own; up to the second, operands are swapped."""
 FEW_COLUMNS = 1280.0
-"""Up to which tiles of some rows have `FEW_ROWS`."""
+"""Largest n whose tiles of some rows have `FEW_ROWS`."""
 COLUMNS = (64.0, 128.0, 256.0)
-"""Columns of a tile, where they are chosen by time."""
+"""Columns of a tile, where tiles are chosen by time."""
 ROWS = (64.0, 256.0)
-"""Least and most rows of such a tile; between them, the next power of two of m."""
+"""Least and most rows of such a tile; between them it has the next power of two of m."""
 SWAPPED_ROWS = 32.0
-"""Block-scaled products with fewer rows go to a kernel with the operands swapped, in one call."""
+"""Block-scaled products with fewer rows run a kernel with swapped operands, in one call."""
 CONVERTED_BYTES = 3.0
-"""Per activation: 2 read and 1 written."""
+"""Bytes of conversion per activation: 2 read and 1 written."""
 CONVERTING = 0.4
 """Part of main memory's bandwidth at which such kernels convert: two tables of an H200 ask for 0.35 and 0.44."""
 BLOCK_K, BLOCK_N = 128.0, 64.0
-"""Sides of a block of weights: k and n that are multiples take the fast path."""
+"""Sides of a block of weights: multiples of them take the fast path."""
 FLOOR_POWER = 8.0
-"""Power of the blend of the host's floor and the device's time: a maximum with a rounded corner."""
+"""Power of the blend of the host's floor and the device's time: nearly a maximum."""
 
 
 class ScaledMatmul(Matmul):
@@ -50,7 +45,6 @@ class ScaledMatmul(Matmul):
     name = "scaled_matmul"
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Those of a product, and the conversion's. Raises ValueError where the dtype's peak is not known."""
         band = facts.bandwidth_bytes_per_s
         return (
             *super().constants(facts, dtype),
@@ -59,7 +53,6 @@ class ScaledMatmul(Matmul):
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
-        """Seconds of each product, conversion included."""
         product = product_of(dims, dtype)
         rows, columns, filled = vllm_tiles(product)
         loops = loops_s(product, facts.units, values, [(rows, columns)], split=False)
@@ -68,7 +61,7 @@ class ScaledMatmul(Matmul):
         return self._whole(product, loops + fetched / values["memory"], facts, values)
 
     def _whole(self, product: Product, loops: Floats, facts: Facts, values: Values) -> Floats:
-        """Seconds of a product from those of its loops."""
+        """Seconds of a product, given those of its loops."""
         conversion = product.m * (values["row_s"] + product.k * CONVERTED_BYTES / values["convert"])
         traffic = traffic_s(product, facts, values)
         return np.asarray(values["fixed"] + conversion + blend(sustained_s(loops, values), traffic, TOGETHER))
@@ -80,16 +73,14 @@ class BlockScaledMatmul(ScaledMatmul):
     name = "block_scaled_matmul"
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Those of a scaled product, and the host's."""
         return (
             *super().constants(facts, dtype),
             Constant("host", "s", 1e-7, 1e-3, 1e-5, 1.5, "work on the host that the device waits for"),
-            Constant("host_few", "1", 0.1, 2.0, 0.9, 0.3, f"of it where m < {SWAPPED_ROWS:.0f}"),
-            Constant("host_whole", "1", 1.0, 10.0, 1.2, 0.7, "of it where k or n is not whole blocks"),
+            Constant("host_few", "1", 0.1, 2.0, 0.9, 0.3, f"factor on host where m < {SWAPPED_ROWS:.0f}"),
+            Constant("host_whole", "1", 1.0, 10.0, 1.2, 0.7, "factor on host where k or n is not whole blocks"),
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
-        """Seconds of each product, never less than the host's."""
         product = product_of(dims, dtype)
         rows = np.clip(2 ** np.ceil(np.log2(product.m)), *ROWS)
         tiles: Sequence[tuple[Edge, Edge]] = [(rows, columns) for columns in COLUMNS]
@@ -102,7 +93,7 @@ class BlockScaledMatmul(ScaledMatmul):
 
 
 def vllm_tiles(product: Product) -> tuple[Floats, Floats, Floats]:
-    """Rows and columns of a tile, and rows that are filled up: of a cluster of two tiles where m is large."""
+    """Rows and columns of a tile, and rows that are filled up: those of a cluster of two tiles where m is large."""
     m = product.m
     few = (m <= FEW_ROWS) | ((m <= SOME_ROWS) & (product.n <= FEW_COLUMNS))
     rows = np.where(few, FEW_ROWS, np.where(m <= MORE_ROWS, SOME_ROWS, MORE_ROWS))

@@ -1,13 +1,9 @@
 """The laws of kernels that stream: pointwise, norms, embeddings, copies (`Streaming`), and matrix-vector products.
 
 ``time = kernels·launch + fetch·evicted_code + reductions·reduce + max_soft(bytes / B(kernel bytes), flops / vector)``
-where B goes from the cache's bandwidth to the memory's as what one kernel touches outgrows the part of the last level
-that is held between kernels (in tables taken warm, and between the kernels of one eager operation). Strided,
-reduced and gathered bytes are slower by a factor each. What is one operation on paper can be many kernels: an eager
-RMSNorm is eight. A product with one row streams its matrix and reuses nothing of it (`Matvec`).
-
-Example: ``Streaming("norm").time_s({"bytes_read": r, "bytes_written": w, "kernels": one, "elements": e, "flops": f},
-facts, "bfloat16", values)``
+where B falls from the cache's bandwidth to the memory's as one kernel's bytes outgrow the part of the last level that
+keeps them between kernels. Strided, reduced and gathered bytes are slower by a factor each. One eager operation can be
+many kernels (an RMSNorm is eight). A product with one row (`Matvec`) streams its matrix and reuses nothing of it.
 """
 
 from dataclasses import dataclass
@@ -18,18 +14,16 @@ from roofline.laws.blend import FETCH, blend, evicted_code, optional
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 
 KNEE = 4.0
-"""How sharply a cache is outgrown: the power of size over capacity."""
+"""Power of (size ÷ capacity) with which a cache is outgrown."""
 SHARPNESS = 3.0
 """Power of the blend of bytes and vector FLOPs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """Pointwise operators, norms and embeddings, copies.
-
-    Optional dims, 0 where absent: "reductions" (kernels that reduce), "strided" and "gathered" (1 or 0), "cold" (share
-    of the bytes that no cache holds beforehand), "reach" (as `evicted_code` has it).
-    """
+    """Pointwise operators, norms, embeddings and copies. Optional dims, 0 where absent: "reductions" (number of
+    reducing kernels), "strided" and "gathered" (1 or 0), "cold" (share of the bytes that no cache holds beforehand),
+    "reach" (as in `evicted_code`)."""
 
     name: str = "pointwise"
     dims: tuple[str, ...] = ("bytes_read", "bytes_written", "kernels", "elements", "flops")
@@ -39,7 +33,7 @@ class Streaming:
         vector = facts.vector_flops_per_s
         return (
             Constant("launch", "s", 1e-8, 1e-3, 2e-6, 0.7, "cost of one kernel without work"),
-            Constant("reduce", "s", 1e-8, 1e-3, 3e-6, 1.0, "more for a kernel that reduces: its tree, its tail"),
+            Constant("reduce", "s", 1e-8, 1e-3, 3e-6, 1.0, "additional cost of a kernel that reduces: tree and tail"),
             Constant("memory", "B/s", 0.02 * memory, 1.2 * memory, 0.85 * memory, 0.2, "bandwidth of main memory"),
             Constant("cache", "B/s", 0.1 * memory, 20 * memory, 1.5 * memory, 0.5, "bandwidth of the last-level cache"),
             Constant("resident", "1", 0.05, 2.0, 0.8, 0.4, "part of that cache that holds operands between kernels"),
@@ -67,7 +61,7 @@ class Streaming:
 
 
 MATRIX_KNEE = 2.0
-"""The same for a matrix that is read once."""
+"""Power of (size ÷ capacity) for a matrix that is read once."""
 
 
 class Matvec:
@@ -75,26 +69,23 @@ class Matvec:
 
     ``time = launch + outputs · output + missed · rows · row · r / √(r² + ramp²) + bytes / B``
 
-    B goes from the cache's bandwidth to the memory's with the share of bytes that no cache holds, "missed": what other
-    work has driven out (dim "cold"), or what is more than `resident` of the last-level cache can hold. Each output ends
-    with a sum over the lanes of a vector, or of a group of threads: `output`, of all units together. Each row of r
-    bytes, as the matrix is stored, is a stream to begin anew out of main memory, `row`; one shorter than `ramp` has
-    ended before that is paid in full. First bytes out of main memory are waited for (`latency`), code that has been
-    driven out is fetched. Where absent, "cold" is 0 and "rows", of the matrix as it is stored, are the outputs.
+    B falls from the cache's bandwidth to the memory's with the share "missed" of bytes that no cache holds: evicted by
+    other work (dim "cold"), or beyond the part `resident` of the last-level cache. Each output ends with a sum over the
+    lanes of a vector or a group of threads (`output`, for all units together). Each stored row of r bytes starts a new
+    stream from main memory (`row`), which a row shorter than `ramp` does not pay in full. The first bytes from main
+    memory are waited for (`latency`), and evicted code is fetched. "cold" defaults to 0, "rows" to the outputs.
     """
 
     name = "matvec"
     dims: tuple[str, ...] = ("bytes_read", "bytes_written", "elements")
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Nine, scaled to the device."""
-        del dtype
         memory = facts.bandwidth_bytes_per_s
         return (
             Constant("launch", "s", 1e-8, 1e-3, 2e-6, 0.7, "cost of a call without work"),
-            Constant("output", "s", 1e-13, 1e-6, 2e-8 / facts.units, 1.5, "of one output on all units together"),
-            Constant("row", "s", 1e-13, 1e-6, 4e-8 / facts.units, 1.5, "of a row out of main memory, likewise"),
-            Constant("ramp", "B", 1.0, 1e5, 500.0, 1.0, "of a row, below which that is not paid in full"),
+            Constant("output", "s", 1e-13, 1e-6, 2e-8 / facts.units, 1.5, "cost of one output on all units together"),
+            Constant("row", "s", 1e-13, 1e-6, 4e-8 / facts.units, 1.5, "start of a row from main memory, likewise"),
+            Constant("ramp", "B", 1.0, 1e5, 500.0, 1.0, "length of a row below which that is not paid in full"),
             Constant("memory", "B/s", 0.05 * memory, 1.2 * memory, 0.7 * memory, 0.5, "matrix out of main memory"),
             Constant("cache", "B/s", 0.1 * memory, 20 * memory, 2 * memory, 0.7, "matrix in a cache"),
             Constant("resident", "1", 0.02, 2.0, 0.5, 0.7, "part of the last-level cache that holds a matrix"),
@@ -103,8 +94,6 @@ class Matvec:
         )
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
-        """Seconds of each product."""
-        del dtype
         moved = dims["bytes_read"] + dims["bytes_written"]
         size = (moved / (values["resident"] * facts.cache_bytes)) ** MATRIX_KNEE
         missed = 1 - (1 - size / (size + 1)) * (1 - optional(dims, "cold", moved))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from made_up_kernels import FACTS, Simple, kernels
 
-from calibrate.kernels.correct import train, train_on
+from calibrate.kernels.choose import design
+from calibrate.kernels.correct import train_on
 from calibrate.kernels.observations import Observations, halves
 from roofline.laws.kinds import KINDS, KernelKind
 from roofline.laws.law import Facts
@@ -17,6 +18,11 @@ def halved(seed=0, **options):
     seen = kernels(seed=seed, groups=60, rows=20, **options)
     first = np.isin(seen.group, np.unique(seen.group)[::2])
     return seen.take(first), seen.take(~first)
+
+
+def train(law, table, facts, points, seed=0):
+    rows = design(law, table.dims, facts, table.dtype, points, seed, table.group)
+    return train_on(law, table.take(rows), facts, seed)
 
 
 def error(law, held):

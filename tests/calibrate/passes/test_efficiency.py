@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibrate.passes.efficiency import summarise
-from calibrate.passes.pass_report import TERMS, PassReport, to_json, waterfall
+from calibrate.passes.pass_report import TERMS, PassReport, Rungs, to_json, waterfall
 from calibrate.passes.replicates import median_of
 from calibrate.passes.table import layer_kind
 from profiler.record.measurement import Window
@@ -315,7 +315,15 @@ seconds = st.floats(0, 1e3)
 @given(*[st.none() | seconds] * 5, seconds, seconds)
 @settings(deadline=None)
 def test_terms_always_add_up_to_the_wall(ideal, achieved, executed, calibrated, at_level, measured, idle):
-    fall = waterfall([ideal, achieved, executed, calibrated, at_level], measured, idle)
+    rungs = Rungs(
+        ideal=ideal,
+        achieved=achieved,
+        executed=executed,
+        calibrated=calibrated,
+        calibrated_at_level=at_level,
+        measured=measured,
+    )
+    fall = waterfall(rungs, idle)
     known = [name for name in TERMS if getattr(fall, name) is not None]
     assert total(fall) == pytest.approx(measured + idle, abs=1e-9)
     assert sorted([*known, *(name for names in fall.merged for name in names.split("+"))]) == sorted(TERMS)

@@ -10,7 +10,7 @@ import pytest
 from profiler.cli.app import main
 from roofline.hardware.facts import facts_of
 from roofline.hardware.load import load_device
-from roofline.laws.eager_modules import MODULES, SIZES, module_index
+from roofline.laws.eager_modules import MODULES, SIZES
 from roofline.laws.kinds import law_named
 
 SMALL = {"hidden": 2048, "inner": 5632, "heads": 32, "kv_heads": 4, "head_dim": 64, "vocab": 32000}
@@ -25,7 +25,7 @@ def table(path: Path, sizes: dict[str, int], tokens: list[int], noise: float = 0
     values = {c.name: c.prior * changed.get(c.name, 1.0) for c in law.constants(facts, "bfloat16")}
     rows = [(name, count, context) for name in MODULES for count in tokens for context in (0, 256)]
     dims = {name: np.full(len(rows), float(sizes.get(name, 1))) for name in SIZES} | {
-        "module": np.array([float(module_index(name)) for name, _, _ in rows]),
+        "module": np.array([float(list(MODULES).index(name)) for name, _, _ in rows]),
         "tokens": np.array([float(count) for _, count, _ in rows]),
         "context": np.array([float(context) for _, _, context in rows]),
     }

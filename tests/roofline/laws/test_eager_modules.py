@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from law_checks import columns, one_by_one, price, recovered
 
-from roofline.laws.eager_modules import MODULES, EagerModules, module_index, operations
+from roofline.laws.eager_modules import MODULES, EagerModules, operations
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 from roofline.laws.streams import Streaming
 
@@ -41,7 +41,7 @@ LAW = EagerModules({"matmul": Work("matmul"), "pointwise": Streaming(), "prefill
 
 
 def step(module: str, tokens: float = 64, **sizes: float) -> dict[str, np.ndarray]:
-    return columns(1, module=module_index(module), tokens=tokens, **LLAMA | sizes)
+    return columns(1, module=list(MODULES).index(module), tokens=tokens, **LLAMA | sizes)
 
 
 def test_products_have_the_shapes_of_the_weights() -> None:
