@@ -35,6 +35,8 @@ WARM_UP_S = PerDevice(host=0.0, accelerator=0.03)
 """Shortest warm-up: a GPU raises its clocks from idle in some ten milliseconds."""
 BURST = Rules(min_samples=7, relative_width=0.01)
 """Stop rule of a burst; `max_time_s` becomes the budget of the case."""
+LOADED = Rules(min_samples=3, max_samples=100_000, relative_width=0.0, noise_tolerance=0.0)
+"""Stop rule of a sustained load, which ends when its time is up, however precise its samples are."""
 
 
 @dataclass(slots=True)

@@ -15,12 +15,11 @@ from functools import partial
 from typing import Any
 
 from profiler.devices.watch import Watch
-from profiler.microbench.bench import Bench
+from profiler.microbench.bench import LOADED, Bench
 from profiler.microbench.matmul import Shape, flops, layout_of, product_case, sizes
 from profiler.microbench.memory import KERNELS, case, operand_bytes
 from profiler.record.measurement import Measurement, Window
 from profiler.timing.engine import Case
-from profiler.timing.stopping import Rules
 
 LOAD_S, QUICK_LOAD_S = 5.0, 1.5
 """Seconds of each load, warm-up included."""
@@ -32,8 +31,6 @@ REST_S = 2.0
 """Pause before power at rest is read: a GPU lowers its clocks again within seconds."""
 RESTS, QUICK_RESTS = 3, 1
 """Readings at rest, of `PART_S` each."""
-LOADED = Rules(min_samples=3, max_samples=100_000, relative_width=0.0, noise_tolerance=0.0)
-"""A load ends when its time is up, however precise its samples are."""
 COUNTER = "energy counter"
 STILL = "the energy counter did not move"
 
