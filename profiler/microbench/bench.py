@@ -1,8 +1,8 @@
-"""What every microbenchmark is given: a device, a clock, a budget, and one way to time a case or to fail.
+"""A `Bench` gives a microbenchmark its device, clock and time budget, and times one case at a time.
 
-A benchmark is a generator function of a `Bench` that yields one `Measurement` a case; it neither catches errors nor
-knows of processes, files or progress. A case that fails (out of memory, a dtype that the device lacks, a wrong output,
-a lost device) becomes a measurement with its reason, and the next case is tried. Example::
+A benchmark is a generator function that takes a `Bench` and yields one `Measurement` a case; it neither catches errors
+nor knows of processes, files or progress. A case that fails (out of memory, a dtype that the device lacks, a wrong
+output, a lost device) becomes a measurement with its reason, and the next case is tried. Example::
 
     def copies(bench: Bench) -> Iterator[Measurement]:
         yield bench.time("memory", "copy", lambda: copy_case(bench.device, 1 << 30), unit="B/s", work=2 << 30)
@@ -19,31 +19,24 @@ from profiler.devices.backend import Backend, PerDevice, backend_of, free_bytes
 from profiler.devices.caches import effective_cache
 from profiler.devices.nvml import GpuReading
 from profiler.devices.watch import Watch
-from profiler.record.measurement import (
-    FASTEST,
-    CacheSource,
-    CacheState,
-    Label,
-    Layout,
-    Measurement,
-    State,
-    Unit,
-)
+from profiler.record.measurement import FASTEST, CacheSource, CacheState, Label, Layout, Measurement, State, Unit
 from profiler.timing.clocks import ABOVE, Clock, clock_for, too_short
 from profiler.timing.engine import Case, Setting, judge, measure
 from profiler.timing.stopping import Rules
 
 MEMORY_PART = 1 / 8
-"""Largest part of the device's free memory that a case takes: others, and torch's own workspaces, need the rest."""
+"""Largest part of the device's free memory that a case takes: other programs and torch's workspaces need the rest."""
 LIMIT_BYTES = PerDevice(host=3 << 29, accelerator=16 << 30)
-"""Most memory of a case, however much is free."""
+"""Most memory that a case takes, however much is free."""
 SAMPLE_S = PerDevice(host=2e-4, accelerator=1e-3)
 """Shortest sample: on a CPU below a scheduler's slice (milliseconds), so that some samples fall between those of
-other work; on a GPU so long that events (10–30 µs of wander) and launches do not matter."""
+other work; on a GPU so long that the jitter of events (10–30 µs) and launches do not matter."""
 WARM_UP_S = PerDevice(host=0.0, accelerator=0.03)
-"""Least warm-up; a GPU raises its clocks from idle in some ten milliseconds."""
+"""Shortest warm-up: a GPU raises its clocks from idle in some ten milliseconds."""
 BURST = Rules(min_samples=7, relative_width=0.01)
 """Stop rule of a burst; `max_time_s` becomes the budget of the case."""
+LOADED = Rules(min_samples=3, max_samples=100_000, relative_width=0.0, noise_tolerance=0.0)
+"""Stop rule of a sustained load, which ends when its time is up, however precise its samples are."""
 
 
 @dataclass(slots=True)
@@ -52,26 +45,26 @@ class Bench:
 
     device: torch.device
     budget_s: float = 0.3
-    """Seconds of a case, warm-up included; setting up comes on top."""
+    """Seconds that a case may take, warm-up included and setup excluded."""
     process: int = 0
     dtypes: tuple[str, ...] = ("float32",)
-    """Types that matrix and vector work is measured in."""
+    """Types in which matrix and vector work is measured."""
     quick: bool = False
     limit_bytes: int | None = None
-    """Most memory of a case; None stands for `LIMIT_BYTES` and `MEMORY_PART`."""
+    """Most memory that a case takes; None stands for `LIMIT_BYTES` and `MEMORY_PART`."""
     shapes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
-    """m, n, k of the fastest product of each type that the search has looked at."""
+    """m, n, k of the fastest product of each dtype that was searched."""
     layouts: Mapping[str, Layout] = field(default_factory=dict)
-    """How the second operand of that product lies in memory."""
+    """How the second operand of that product is stored."""
     clock: Clock = field(init=False)
     watch: Watch = field(init=False)
     read: Callable[[], GpuReading | None] = field(init=False)
-    """The GPU as the driver describes it, around each case: MIG, ECC, memory errors; None without one."""
+    """Reads the GPU's state from its driver before and after each case: MIG, ECC, memory errors; None on a CPU."""
     cache_bytes: int | None = field(init=False)
     """Size of the last-level cache, which cold operands must exceed."""
     cache_source: CacheSource = field(init=False)
     cache_reason: str = field(init=False)
-    """How the size of the cache is known, in one line."""
+    """Where the size of the cache is known from, in one line."""
 
     def __post_init__(self) -> None:
         self.clock = clock_for(self.device)
@@ -93,12 +86,9 @@ class Bench:
         return torch.get_num_threads() if self.backend.is_host else None
 
     def missing(self, benchmark: str, case: str, *, unit: Unit, reason: str, **about: Any) -> Measurement:
-        """A case that this device does not have: a measurement without samples, so that a report can say why.
-
-        `about` are further fields of the measurement, as `dtype` and `parameters`.
-        """
-        here = {"threads": self.threads, "process": self.process, "unit": unit, "work": 1, **about}
-        return Measurement(benchmark=benchmark, case=case, status="failed", reason=reason, **here)
+        """A measurement without samples, whose reason a report can show; `about` holds further fields of it."""
+        fields = {"threads": self.threads, "process": self.process, "unit": unit, "work": 1, **about}
+        return Measurement(benchmark=benchmark, case=case, status="failed", reason=reason, **fields)
 
     def time(
         self,
@@ -120,20 +110,11 @@ class Bench:
     ) -> Measurement:
         """Time one case. An exception becomes the reason of a failed measurement; only an interruption passes.
 
-        `build` allocates; it is called here so that its failure is the case's own. `sample_s` is the shortest sample,
-        None for the device's `SAMPLE_S`. `placements` is that of `Setting`.
+        `build` allocates the operands; it is called here, so that out of memory fails only this case. `sample_s` is the
+        shortest sample, None for the device's `SAMPLE_S`. `placements` is that of `Setting`.
         """
-        about: dict[str, Any] = {
-            "benchmark": benchmark,
-            "case": case,
-            "dtype": dtype,
-            "threads": self.threads,
-            "process": self.process,
-            "parameters": parameters or {},
-            "unit": unit,
-            "work": work,
-            "quantile": quantile,
-        }
+        about: dict[str, Any] = {"unit": unit, "work": work, "dtype": dtype, "quantile": quantile}
+        about["parameters"] = parameters or {}
         used = clock or self.clock
         setting = Setting(
             clock=used,
@@ -152,7 +133,7 @@ class Bench:
             with torch.no_grad():
                 timed = measure(build(), setting)
         except Exception as error:  # noqa: BLE001 - whatever a device raises fails its case, and the others go on
-            return Measurement(**about, status="failed", reason=reason(error), clock=used.name)
+            return self.missing(benchmark, case, reason=reason(error), clock=used.name, **about)
         finally:
             self.backend.release_memory()
         samples = timed.samples
@@ -160,6 +141,10 @@ class Bench:
         more = flags(timed.cache, sample_s, timed.floor_s, used.name, self.cache_reason)
         verdict = judge(samples.windows, before, self.read(), on_cpu=self.backend.is_host, more=more)
         return Measurement(
+            benchmark=benchmark,
+            case=case,
+            threads=self.threads,
+            process=self.process,
             **about,
             status=verdict.status,
             reason=verdict.reason,
@@ -177,24 +162,26 @@ class Bench:
 
 
 def flags(cache: CacheState, sample_s: float, floor: float, clock: str, cache_reason: str = "") -> list[Label]:
-    """Labels for what does not hold as declared, and for what rests on an assumption."""
+    """Labels for a cache state that is not as declared or rests on an assumption, and for samples that are too short.
+
+    `floor` is the time of an empty call by this clock, in seconds.
+    """
     labels = []
     if cache.declared == "cold" and cache.cache_source != "stated":
         what = f"the last-level cache is taken as {cache.cache_bytes} bytes, {cache.cache_source}: {cache_reason}"
         labels.append(Label(severity="note", what=what, share=1.0))
+    warnings = []
     if cache.holds is False:
-        what = (
+        warnings.append(
             f"declared {cache.declared}, but only {cache.between_bytes} bytes were touched between two uses of an "
-            f"operand and the cache holds {cache.cache_bytes}"
+            f"operand, and the cache holds {cache.cache_bytes}"
         )
-        labels.append(Label(severity="warns", what=what, share=1.0))
     if too_short(sample_s, floor):
-        what = (
-            f"a sample of {sample_s * 1e6:.3g} µs is shorter than {ABOVE} times what the clock ({clock}) says of an "
-            f"empty call ({floor * 1e6:.3g} µs)"
+        warnings.append(
+            f"a sample of {sample_s * 1e6:.3g} µs is shorter than {ABOVE} times an empty call, which takes "
+            f"{floor * 1e6:.3g} µs by this clock ({clock})"
         )
-        labels.append(Label(severity="warns", what=what, share=1.0))
-    return labels
+    return labels + [Label(severity="warns", what=what, share=1.0) for what in warnings]
 
 
 def reason(error: BaseException) -> str:

@@ -1,9 +1,7 @@
-"""The same kernels by each clock that the device has: events, kernel spans and graph replay must agree.
+"""Times the same kernels with each clock of the device: events, kernel spans and graph replay must agree.
 
-Where they do not, one of them sees something else than the kernel: a launch, a gap, a cache that a replay left warm.
-Events and replays have the gap to the next kernel (some 2 µs) in them, spans do not.
-
-Example: ``{m.case: m.value() for m in clocks(Bench(torch.device("cuda")))}``
+Where they differ, one of them times more than the kernel: a launch, a gap, a cache that a replay left warm. Events and
+replays include the gap to the next kernel (some 2 µs), spans do not.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,15 +17,15 @@ from profiler.timing.engine import Case
 from profiler.timing.profiled import KernelClock
 
 TRIADS = (16 << 20, 64 << 20, 256 << 20)
-"""Bytes of an operand of a triad, which takes 10 to 200 µs at 4 TB/s."""
+"""Sizes of a triad's operand in bytes; the triad takes 10 to 200 µs at 4 TB/s."""
 SQUARES = (2048, 4096)
-"""Sides of a bf16 product, which takes 20 to 200 µs at 800 TFLOP/s."""
+"""Sides of square bf16 products, which take 20 to 200 µs at 800 TFLOP/s."""
 SPANS_BUDGETS = 4
-"""Budgets of a case for kernel spans: each sample is a profiler session of some tenths of a second."""
+"""Kernel spans get so many budgets of a case: each sample is a profiler session of some tenths of a second."""
 
 
 def clocks(bench: Bench) -> Iterator[Measurement]:
-    """Seconds of each kernel by each clock; on a CPU there is one clock only."""
+    """Time each kernel with each clock, in seconds; a CPU has only one clock."""
     if not bench.backend.captures_graphs:
         yield bench.missing("clock", "all", unit="s", reason="a CPU has one clock: its calls return when they are done")
         return
@@ -37,14 +35,6 @@ def clocks(bench: Bench) -> Iterator[Measurement]:
     builds |= {f"product {n}": partial(product_case, "bfloat16", (n, n, n), bench.device) for n in SQUARES}
     for name, build in builds.items():
         for clock in (bench.clock, GraphClock(bench.device), KernelClock(bench.device)):
-            spans = isinstance(clock, KernelClock)
-            yield bench.time(
-                "clock",
-                f"{name}, {clock.name}",
-                build,
-                unit="s",
-                work=1,
-                cache="in place",
-                clock=clock,
-                budget_s=bench.budget_s * (SPANS_BUDGETS if spans else 1),
-            )
+            budget_s = bench.budget_s * (SPANS_BUDGETS if isinstance(clock, KernelClock) else 1)
+            label = f"{name}, {clock.name}"
+            yield bench.time("clock", label, build, unit="s", work=1, cache="in place", clock=clock, budget_s=budget_s)

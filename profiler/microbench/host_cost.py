@@ -1,21 +1,18 @@
 """Host time to issue one operation in eager mode, independent of the model that is profiled later.
 
-A tiny Llama decodes one token after another; its device work is negligible, so that its wall time is Python,
-dispatch and launches. Divided by the operations it executes: no views, no allocations, attention as one. On a CPU
-the operations' own fixed costs are in it, as they are in any model.
-
-Example: ``next(host_cost(Bench(torch.device("cpu")))).value()`` → seconds an operation
+A tiny Llama decodes one token after another; its device work is negligible, so that its wall time is Python, dispatch
+and launches. The wall time is divided by the number of operations: views and allocations do not count, attention
+counts as one. On a CPU it includes the operations' own fixed costs, as in any model.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import LlamaConfig
 
 from profiler.devices.backend import backend_of
 from profiler.microbench.bench import Bench
@@ -26,9 +23,9 @@ from profiler.timing.clocks import HostClock
 from profiler.timing.engine import Case
 
 CONTEXT = 8
-"""Tokens before the decoded one: enough to have a cache, too few to be work."""
+"""Tokens before the decoded one: enough to fill a cache, too few to be work."""
 WIDTH = 64
-"""Width of the residual stream."""
+"""Width of the residual stream: about 0.1 MFLOP a layer and token."""
 LAYERS = 8
 
 
@@ -38,7 +35,7 @@ class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operations = 0
-        self._hidden = False
+        self.hidden = False
         self._functions = _AttentionAsOne(self)
 
     def __enter__(self) -> "_Counter":
@@ -51,16 +48,8 @@ class _Counter(TorchDispatchMode):
         self._functions.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations += not self._hidden and not is_metadata(func)
+        self.operations += not self.hidden and not is_metadata(func)
         return func(*args, **(kwargs or {}))
-
-    def attention(self, call: Callable[[], Any]) -> Any:
-        """Run a call as one operation."""
-        self.operations, self._hidden = self.operations + 1, True
-        try:
-            return call()
-        finally:
-            self._hidden = False
 
 
 class _AttentionAsOne(TorchFunctionMode):
@@ -69,26 +58,17 @@ class _AttentionAsOne(TorchFunctionMode):
         self._counter = counter
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        call = partial(func, *args, **(kwargs or {}))
-        return self._counter.attention(call) if func is functional.scaled_dot_product_attention else call()
-
-
-def tiny_llama(device: torch.device, dtype: str, width: int = WIDTH, layers: int = LAYERS) -> PreTrainedModel:
-    """A random Llama; at width 64 it does about 0.1 MFLOP a layer and token."""
-    config = LlamaConfig(
-        vocab_size=128,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-    )
-    return build(config, device, dtype)
+        is_attention = func is functional.scaled_dot_product_attention
+        self._counter.operations += is_attention
+        self._counter.hidden = is_attention
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self._counter.hidden = False
 
 
 def host_cost(bench: Bench) -> Iterator[Measurement]:
-    """Decode passes, each on a fresh cache of the same length; the device is synchronised at the end of each."""
+    """Time decode passes, each on a fresh cache of the same length; the device is synchronised after each."""
     dtype = next((d for d in bench.dtypes if d in ("bfloat16", "float16", "float32")), "float32")
     step: Step | None = None
 
@@ -97,32 +77,25 @@ def host_cost(bench: Bench) -> Iterator[Measurement]:
         step = Step(bench.device, dtype)
         return Case(lambda: step, lambda s: s.run(), step.touched_bytes, lambda s, logits: s.check(logits))
 
-    timed = bench.time(
-        "host",
-        "operation",
-        build,
-        unit="s",
-        work=1,
-        dtype=dtype,
-        cache="in place",
-        clock=HostClock(),
-    )
+    timed = bench.time("host", "operation", build, unit="s", work=1, dtype=dtype, cache="in place", clock=HostClock())
     operations = step.operations if step is not None else 1
     yield timed.model_copy(update={"work": float(operations), "parameters": {"operations": operations}})
 
 
 class Step:
-    """One decode pass of the tiny model, again and again from the same cache."""
+    """A decode pass of the tiny model that can be repeated from the same cache."""
 
     def __init__(self, device: torch.device, dtype: str, width: int = WIDTH, layers: int = LAYERS) -> None:
-        self.model = tiny_llama(device, dtype, width, layers)
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+        sizes = {"vocab_size": 128, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers}
+        self.model = build(LlamaConfig(max_position_embeddings=128, **sizes, **heads), device, dtype)
         self._device = device
         prompt = torch.arange(CONTEXT, device=device)[None]
         self._token = prompt[:, :1]
         with torch.no_grad():
             self._cache = self.model(input_ids=prompt, use_cache=True).past_key_values
             self._filled = [(layer, layer.keys, layer.values) for layer in self._cache.layers]
-            self.run()  # anything lazy happens before the count
+            self.run()  # lazy initialisation happens before the count
             self._restore()
             with _Counter() as counter:
                 self._decode()

@@ -1,16 +1,13 @@
-"""What it costs to start work, however little: a call, a kernel, a replay of a CUDA graph, a wait for the device.
+"""Fixed costs of starting work: a call, a kernel, a replay of a CUDA graph, a wait for the device.
 
-- "call": host time to issue one operation on one element with its output given. On a CPU this is the whole operation.
+- "call": host time to issue one operation on one element with a given output. On a CPU this is the whole operation.
 - "back to back": device time from one tiny kernel to the next while a queue is never empty.
 - "graph N": device time from one replay to the next of a graph of N tiny kernels, each of which needs the one before;
   the host's launches are hidden. A line over N has the cost of a replay and of a node (`calibrate.device.costs`).
-- "synchronize": host time to wait for a device that has nothing to do.
-
-Example: ``{m.case: m.value() for m in launch(Bench(torch.device("cuda")))}``
+- "synchronize": host time to wait for an idle device.
 """
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,33 +23,26 @@ from profiler.timing.clocks import Call, Clock, HostClock, capture
 from profiler.timing.engine import Case
 
 NODES = (1, 4, 16, 64, 256)
-"""Kernels of a graph; a decode step of a small model has some hundred."""
+"""Numbers of kernels in a graph; a decode step of a small model has some hundred."""
 ELEMENT_BYTES = 4
 TOLERANCE = 1e-5
 """Relative error of a sum of a few hundred float32: a rounding (6e-8) each."""
 
 
-class IssueClock:
-    """Host time of calls that enqueue: the device is idle before, and nothing waits for it in between.
+class IssueClock(HostClock):
+    """Times how long the host takes to enqueue calls: the device is idle before, and is not waited for.
 
     A sample must hold fewer launches than the device's queue (1024), which otherwise fills.
     """
 
     name = "monotonic clock, device not waited for"
-    replays = False
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def now(self) -> float:
-        return time.perf_counter()
-
     def time(self, call: Call, repeats: int) -> float:
         backend_of(self._device).synchronize(self._device)
-        start = self.now()
-        for _ in range(repeats):
-            call()
-        return self.now() - start
+        return super().time(call, repeats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +55,25 @@ class Chain:
 
 
 def launch(bench: Bench) -> Iterator[Measurement]:
-    """Seconds of every case; a CPU has only the call."""
-    yield _time(
-        bench, "call", addition(bench.device), IssueClock(bench.device) if bench.backend.runs_ahead_of_host else None
-    )
-    if not bench.backend.captures_graphs:
+    """Time every case in seconds; a CPU has only the call."""
+
+    def time(name: str, case: Case[Any], clock: Clock | None = None, **parameters: int | float | str) -> Measurement:
+        about: dict[str, Any] = {"cache": "in place", "parameters": parameters, "clock": clock}
+        return bench.time("launch", name, lambda: case, unit="s", work=1, **about)
+
+    device, backend = bench.device, bench.backend
+    yield time("call", addition(device), IssueClock(device) if backend.runs_ahead_of_host else None)
+    if not backend.captures_graphs:
         yield bench.missing("launch", "graph", unit="s", reason="CUDA graphs need a GPU")
         return
-    yield _time(bench, "back to back", addition(bench.device))
+    yield time("back to back", addition(device))
     for nodes in NODES:
-        yield _time(bench, f"graph {nodes}", replay(nodes, bench.device), nodes=nodes)
-    yield _time(bench, "synchronize", wait(bench.device), HostClock())
-
-
-def _time(bench: Bench, case: str, what: Case[Any], clock: Clock | None = None, **parameters: int) -> Measurement:
-    return bench.time(
-        "launch", case, lambda: what, unit="s", work=1, cache="in place", parameters={**parameters}, clock=clock
-    )
+        yield time(f"graph {nodes}", replay(nodes, device), nodes=nodes)
+    yield time("synchronize", Case(lambda: None, lambda _: backend.synchronize(device), 0), HostClock())
 
 
 def addition(device: torch.device) -> Case[tuple[Tensor, ...]]:
-    """a + b of one element, into a given output."""
+    """The case a + b of one element, into a given output."""
 
     def check(operands: tuple[Tensor, ...], result: object) -> None:
         a, b, out = (float(tensor) for tensor in operands)
@@ -100,7 +88,7 @@ def addition(device: torch.device) -> Case[tuple[Tensor, ...]]:
 
 
 def replay(nodes: int, device: torch.device) -> Case[Chain]:
-    """One replay of a graph of so many kernels."""
+    """The case of one replay of a graph of `nodes` kernels."""
 
     def make() -> Chain:
         values = torch.full((nodes + 1,), math.nan, device=device)
@@ -118,12 +106,6 @@ def replay(nodes: int, device: torch.device) -> Case[Chain]:
         _agree(float(chain.values[-1]), float(chain.values[0]) + nodes)
 
     return Case(make, lambda chain: chain.graph.replay(), (nodes + 1) * ELEMENT_BYTES, check)
-
-
-def wait(device: torch.device) -> Case[None]:
-    """A wait for an idle device."""
-    backend = backend_of(device)
-    return Case(lambda: None, lambda _: backend.synchronize(device), 0)
 
 
 def _agree(written: float, expected: float) -> None:

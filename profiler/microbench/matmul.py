@@ -1,19 +1,17 @@
-"""Dense matrix products as torch runs them, for each type of input: peaks and decode shapes are made of them.
+"""Dense matrix products as torch runs them, for each dtype: the peak and products of few rows, as in decode.
 
 `out = a @ b` with m×k and k×n operands, random normal, 2·m·n·k FLOPs. float32 is multiplied as float32 ("ieee"),
-tfloat32 is the same call with the tensor cores' mode; float8 and int8 go through torch's own scaled and integer
-products, float8's with fast accumulation, bf16 and int32 out. b lies in memory either as `torch.mm` takes it (k×n) or
-as `nn.Linear` keeps weights (n×k, handed over transposed): libraries have different kernels for the two, and where one
-has only a fallback it is ten and more times slower.
-
-Example: ``bench.time("matmul", …, lambda: product_case("bfloat16", (1024, 4096, 4096), device), unit="FLOP/s", …)``
+tfloat32 is the same call with TF32 allowed; float8 and int8 go through torch's scaled and integer products, float8
+with fast accumulation, with bf16 and int32 results. b is stored either as `torch.mm` takes it (k×n) or as `nn.Linear`
+keeps weights (n×k, passed transposed): libraries have different kernels for the two, and where one has only a
+fallback it is ten and more times slower.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import get_args
+from functools import cache, partial
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -28,11 +26,9 @@ Shape = tuple[int, int, int]
 CHECKED = 16
 """Rows and columns of the product that are compared with float64, evenly spread."""
 SKINNY = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""Rows of decode products: sequences in a batch, tokens of an expert."""
+"""Rows of decode products: sequences in a batch, or tokens of an expert."""
 SKINNY_WIDTH = 4096
 """n and k: the hidden size of 7–8 B models."""
-SKINNY_CALL_BUDGETS = 1.0
-"""Longest call of a skinny product, in budgets of a case, which makes four calls at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +51,13 @@ class Product:
     """Error ÷ largest expected value: rounding of the result (bf16 2^-8, fp16 2^-11), of TF32's inputs (2^-11)."""
 
 
-def _mm(operands: Operands) -> object:
-    return torch.mm(operands.a, operands.b, out=operands.out)
+def _mm(x: Operands) -> object:
+    return torch.mm(x.a, x.b, out=x.out)
 
 
-def _scaled_mm(operands: Operands) -> object:
-    scale = _unit_scale(operands.a.device)
-    return torch._scaled_mm(
-        operands.a, operands.b, scale, scale, out_dtype=torch.bfloat16, use_fast_accum=True, out=operands.out
-    )
-
-
-def _int_mm(operands: Operands) -> object:
-    return torch._int_mm(operands.a, operands.b, out=operands.out)
+def _scaled_mm(x: Operands) -> object:
+    one = _unit_scale(x.a.device)
+    return torch._scaled_mm(x.a, x.b, one, one, out_dtype=torch.bfloat16, use_fast_accum=True, out=x.out)
 
 
 PRODUCTS: dict[str, Product] = {
@@ -77,9 +67,9 @@ PRODUCTS: dict[str, Product] = {
     "float16": Product(torch.float16, torch.float16, _mm, 4e-3),
     "bfloat16": Product(torch.bfloat16, torch.bfloat16, _mm, 2e-2),
     "float8_e4m3fn": Product(torch.float8_e4m3fn, torch.bfloat16, _scaled_mm, 2e-2),
-    "int8": Product(torch.int8, torch.int32, _int_mm, 0.0),
+    "int8": Product(torch.int8, torch.int32, lambda x: torch._int_mm(x.a, x.b, out=x.out), 0.0),
 }
-"""By the name of the type in a device file."""
+"""How torch multiplies each dtype, by its name in a device file."""
 
 
 def time_product(
@@ -93,19 +83,16 @@ def time_product(
     budget_s: float | None = None,
     label: str | None = None,
 ) -> Measurement:
-    """Time one shape as FLOP/s; `label` names the case where it is not the shape; `layout` as of `product_case`."""
+    """Time the product of one shape in FLOP/s; `label` replaces the shape as the name of the case.
+
+    `layout` None stands for that of the bench.
+    """
     layout = layout or layout_of(bench, dtype)
-    return bench.time(
-        benchmark,
-        label or f"{named(shape)}, b {layout}",
-        lambda: product_case(dtype, shape, bench.device, layout),
-        unit="FLOP/s",
-        work=flops(shape),
-        dtype=dtype,
-        cache=cache,
-        parameters={**sizes(shape, layout), "bytes": touched_bytes(dtype, shape)},
-        budget_s=budget_s,
-    )
+    label = label or f"{named(shape)}, b {layout}"
+    parameters = {**sizes(shape, layout), "bytes": touched_bytes(dtype, shape)}
+    about: dict[str, Any] = {"dtype": dtype, "cache": cache, "parameters": parameters, "budget_s": budget_s}
+    build = partial(product_case, dtype, shape, bench.device, layout)
+    return bench.time(benchmark, label, build, unit="FLOP/s", work=flops(shape), **about)
 
 
 def named(shape: Shape) -> str:
@@ -119,48 +106,38 @@ def sizes(shape: Shape, layout: Layout) -> dict[str, int | float | str]:
 
 
 def layouts(dtype: str) -> tuple[Layout, ...]:
-    """The ways in which b may lie; torch multiplies float8 by columns alone."""
+    """Layouts in which torch multiplies a dtype: float8 only with b stored n×k."""
     return ("n×k",) if dtype == "float8_e4m3fn" else get_args(Layout)
 
 
 def layout_of(bench: Bench, dtype: str) -> Layout:
-    """The layout that the bench names for a type, or the first one it has."""
+    """The layout that the bench names for a dtype, or the first one it has."""
     return bench.layouts.get(dtype) or layouts(dtype)[0]
 
 
 def skinny(bench: Bench) -> Iterator[Measurement]:
-    """Products of few rows with a square weight, as in decode: cold, so that each reads its weight from memory.
+    """Time products of few rows with a square weight, as in decode: cold, so that each reads its weight from memory.
 
-    The weight is stored as `nn.Linear` does, n×k. A product whose call would take longer than its budget, at the rate
-    of the one before, is a measurement that says so.
+    The weight is stored n×k, as in `nn.Linear`. A product of which one call would take longer than the whole budget, at
+    the rate of the products before, is not tried, and its measurement says so.
     """
     for dtype in bench.dtypes:
-        flops_per_s: float | None = None
+        flops_per_s = math.inf
         for m in SKINNY if not bench.quick else SKINNY[::2]:
             shape = (m, SKINNY_WIDTH, SKINNY_WIDTH)
-            call_s = flops(shape) / flops_per_s if flops_per_s else 0.0
-            if call_s > SKINNY_CALL_BUDGETS * bench.budget_s:
+            about: dict[str, Any] = {"unit": "s", "dtype": dtype, "parameters": sizes(shape, "n×k")}
+            call_s = flops(shape) / flops_per_s
+            if call_s > bench.budget_s:
                 why = f"not tried: a call would take {call_s:.2g} s, its budget is {bench.budget_s:.2g} s"
-                about = {"dtype": dtype, "parameters": sizes(shape, "n×k")}
-                yield bench.missing("skinny", f"m{m}", unit="s", reason=why, **about)
+                yield bench.missing("skinny", f"m{m}", reason=why, **about)
                 continue
-            timed = bench.time(
-                "skinny",
-                f"m{m}",
-                lambda dtype=dtype, shape=shape: product_case(dtype, shape, bench.device, "n×k"),  # type: ignore[misc]
-                unit="s",
-                work=1,
-                dtype=dtype,
-                cache="cold",
-                parameters={
-                    **sizes(shape, "n×k"),
-                    "flops": flops(shape),
-                    "bytes": touched_bytes(dtype, shape),
-                },
-            )
+            about["parameters"] |= {"flops": flops(shape), "bytes": touched_bytes(dtype, shape)}
+            build = partial(product_case, dtype, shape, bench.device, "n×k")
+            timed = bench.time("skinny", f"m{m}", build, work=1, cache="cold", **about)
             yield timed
             if timed.has_value:
-                flops_per_s = max(flops_per_s or 0.0, flops(shape) / timed.value())
+                rate = flops(shape) / timed.value()
+                flops_per_s = rate if math.isinf(flops_per_s) else max(flops_per_s, rate)
 
 
 def flops(shape: Shape) -> float:
@@ -176,9 +153,9 @@ def touched_bytes(dtype: str, shape: Shape) -> int:
 
 
 def product_case(dtype: str, shape: Shape, device: torch.device, layout: Layout | None = None) -> Case[Operands]:
-    """One product; `layout` is how b lies in memory, None: the first one that the type has.
+    """The case of one product; `layout` is how b is stored, None for the first one that the dtype has.
 
-    Raises ValueError for a type that is none of `PRODUCTS` or that only a GPU has, and for a layout it does not have.
+    Raises ValueError for a dtype that is not in `PRODUCTS` or that only a GPU has, and for a layout it does not have.
     """
     m, n, k = shape
     layout = layout or layouts(dtype)[0]
@@ -187,18 +164,15 @@ def product_case(dtype: str, shape: Shape, device: torch.device, layout: Layout 
     product = _product(dtype)
     if dtype == "tfloat32" and not backend_of(device).multiplies_tf32:
         raise ValueError("tfloat32 is a mode of NVIDIA's and AMD's tensor cores; a CPU has float32")
+    filler = math.nan if product.result.is_floating_point else -1
 
     def make() -> Operands:
         a = _random((m, k), product.stored, device)
         b = _random((k, n), product.stored, device) if layout == "k×n" else _random((n, k), product.stored, device).t()
-        out = torch.full(
-            (m, n), math.nan if product.result.is_floating_point else -1, dtype=product.result, device=device
-        )
-        return Operands(a, b, out)
+        return Operands(a, b, torch.full((m, n), filler, dtype=product.result, device=device))
 
     def check(operands: Operands, result: object) -> None:
-        rows = torch.arange(0, m, max(1, m // CHECKED), device=device)
-        columns = torch.arange(0, n, max(1, n // CHECKED), device=device)
+        rows, columns = (torch.arange(0, size, max(1, size // CHECKED), device=device) for size in (m, n))
         expected = _picked(operands.a, rows, 0) @ _picked(operands.b, columns, 1)
         written = operands.out[rows][:, columns].double()
         if not bool(torch.isfinite(operands.out.float() if product.stored.itemsize == 1 else operands.out).all()):
@@ -211,8 +185,7 @@ def product_case(dtype: str, shape: Shape, device: torch.device, layout: Layout 
         with backend_of(device).tf32_products():
             return product.run(operands)
 
-    run = run_tf32 if dtype == "tfloat32" else product.run
-    return Case(make, run, touched_bytes(dtype, shape), check)
+    return Case(make, run_tf32 if dtype == "tfloat32" else product.run, touched_bytes(dtype, shape), check)
 
 
 def _product(dtype: str) -> Product:
@@ -228,7 +201,7 @@ def _random(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) ->
 
 
 def _picked(tensor: Tensor, places: Tensor, axis: int) -> Tensor:
-    """Some rows (axis 0) or columns (axis 1) in float64; float8 has no selection of its own on every device."""
+    """Some rows (axis 0) or columns (axis 1) in float64; not every device can select from float8."""
     if tensor.dtype == torch.float8_e4m3fn:
         return tensor.view(torch.uint8).index_select(axis, places).view(tensor.dtype).double()
     return tensor.index_select(axis, places).double()

@@ -1,13 +1,10 @@
-"""The peak rate of matrix products: how to find the best shape, time it in a burst, and hold it under lasting load.
+"""The peak rate of matrix products: finds the fastest shape, times it in a burst and under sustained load.
 
-Processors differ by four orders of magnitude in how fast they multiply a type, and the slow end is not rare: torch's
-fallback for bfloat16 on a CPU without such instructions reaches 1 GFLOP/s on row-major operands, where a product of
-2048³ takes 18 s. No size suits them all. `climb` therefore times products from small to large and tries a shape only
-where a call, at the best rate that smaller ones had, fits into what is left of the budget. `shape_search` looks for the
-fastest shape of a grid, once; `burst` times that shape in every process; `sustained` runs it without a pause for
-seconds, so that clocks and power settle.
-
-Example: ``shape, layout = shape_search(bench, "bfloat16")`` then ``burst(bench, {"bfloat16": shape})``
+The rates of processors differ by four orders of magnitude, and the slow end is not rare: torch's fallback for bfloat16
+on a CPU without such instructions reaches 1 GFLOP/s on row-major operands, where a product of 2048³ takes 18 s.
+`climb` therefore times products from small to large and tries a shape only where a call, at the best rate of smaller
+ones, fits the rest of the budget. `shape_search` finds the fastest shape of a grid, once; `burst` times that shape in
+every process; `sustained` runs it for seconds without a pause, so that clocks and power settle.
 """
 
 import itertools
@@ -15,52 +12,50 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from profiler.devices.backend import PerDevice
-from profiler.microbench.bench import Bench
+from profiler.microbench.bench import LOADED, Bench
 from profiler.microbench.matmul import Shape, flops, layout_of, layouts, named, product_case, sizes, time_product
 from profiler.record.measurement import Layout, Measurement
-from profiler.timing.stopping import Rules
 
 PROBES: tuple[Shape, ...] = ((128, 128, 128), (256, 256, 256), (512, 512, 512))
-"""Tell the rate of a type before anything larger is tried: 4 MFLOP, 4 ms at the slowest rate seen (1 GFLOP/s)."""
+"""Small products that give the rate of a dtype: 4 MFLOP take 4 ms at the slowest rate seen (1 GFLOP/s)."""
 PROBE_S = 0.01
-"""Budget of a probe, which needs no more than its fewest calls."""
+"""Budget of a probe, which needs only the least number of calls."""
 CALLS = 4
-"""Calls of a product that any measurement makes: one that is checked, two of warm-up, a sample."""
+"""Least number of calls of a measurement: one that is checked, two of warm-up, one sample."""
 FAR_SLOWER = 0.5
 """Rate ÷ that of the other layout below which a layout is not tried on larger shapes."""
 
 LADDER = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
 """Sizes of a dimension, steps of 4/3 and 3/2: multiples of every tile that libraries use (128 × 256 on Hopper)."""
 COARSE = 4
-"""Rungs between the points that a search tries first: a factor of 4 in size."""
+"""Rungs between the shapes that a search tries first: a factor of 4 in size."""
 STEPS = (2, 1)
-"""Rungs to the neighbours that are tried after them."""
+"""Distances, in rungs, of the neighbours that are tried after them."""
 KEPT = 3
-"""Shapes whose neighbours are tried in each round."""
+"""Number of shapes whose neighbours are tried in each round."""
 ROUNDS = 3
 """Most rounds with the same step."""
 FINALISTS, VISITS = 3, 2
-"""Shapes that are measured again at the end, and how often: the best of many noisy rates is one that was lucky."""
+"""Number of shapes that are measured again at the end, and how often: the best of many noisy rates was a lucky one."""
 PART, LEAST = 7, 16
-"""Before the finalists, a search visits one in `PART` shapes of the grid, and `LEAST` at least."""
+"""Before the finalists, a search visits at most one in `PART` shapes of the grid, or `LEAST` where that is more."""
 
 LARGEST_CALL_S = PerDevice(host=0.05, accelerator=0.01)
-"""A grid's largest cube takes no longer than this at the best rate of the probes. On a GPU the probes do not fill the
-device, so that real calls are several times shorter."""
+"""Longest call of a grid's largest cube at the best rate of the probes. On a GPU the probes do not fill the device, so
+that real calls are several times shorter."""
 PROBES_S = 0.5
-"""Budget of a type's probes; on all but the slowest devices they take a tenth of it."""
+"""Budget for probing a dtype; on all but the slowest devices the probes take a tenth of it."""
 VISIT_S = PerDevice(host=0.06, accelerator=0.05)
 """Budget of one shape in a search: a few calls."""
 REST_S = 0.2
 """Pause before a burst, in which a GPU's power falls below its cap."""
-LAST_PART = 0.5
-"""Part of a sustained load that its figure is made of, at the end."""
 
 Product = tuple[Shape, Layout]
 Rate = Callable[[Shape], float | None]
-"""FLOP/s of a shape, from one more visit; None where the shape fails."""
+"""Times a shape once more and returns its FLOP/s; None where the shape fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +64,19 @@ class Climb:
 
     tried: Mapping[Product, Measurement]
     skipped: Mapping[Product, float]
-    """Seconds of a call, for the products that did not fit."""
+    """Seconds of a call, for the products that did not fit the budget."""
     probed: Mapping[Layout, float]
-    """The highest rate of each layout, FLOP/s, over probes and shapes; empty where the device has no such product."""
+    """Highest FLOP/s of each layout, over probes and shapes; empty where the device has no such product."""
     reason: str | None
     """Why the device has no such product; None where it has."""
 
     @property
-    def best(self) -> Product | None:
-        """The fastest product that was tried; None where none has a value."""
-        rates = {product: timed.value() for product, timed in self.tried.items() if timed.has_value}
-        return max(rates, key=lambda product: rates[product], default=None)
+    def rates(self) -> dict[Product, float]:
+        """FLOP/s of the products that have a value."""
+        return {product: timed.value() for product, timed in self.tried.items() if timed.has_value}
 
     def left_out(self) -> str:
-        """The shapes that no layout could be tried on, with the time of a call, in one line; empty where none."""
+        """The shapes that were tried in no layout, with the time of a call, in one line; empty where there is none."""
         tried = {shape for shape, _ in self.tried}
         times: dict[Shape, float] = {}
         for (shape, _), call_s in self.skipped.items():
@@ -94,8 +88,8 @@ class Climb:
 def climb(bench: Bench, benchmark: str, dtype: str, shapes: Sequence[Shape], budget_s: float) -> Climb:
     """Time the shapes in each layout, the least work first, within about `budget_s` seconds of the bench's clock.
 
-    A layout that is far slower on small shapes is left out on larger ones. The smallest shape is tried in any case, in
-    the faster layout of the probes. A product that fails is a failed measurement; only an interruption is raised.
+    A layout that is far slower on small shapes is left out on larger ones. The smallest shape is always tried, in the
+    faster layout of the probes. A product that fails is a failed measurement; only an interruption is raised.
     """
     began = bench.clock.now()
     rates: dict[Layout, float] = {}
@@ -132,7 +126,7 @@ def climb(bench: Bench, benchmark: str, dtype: str, shapes: Sequence[Shape], bud
 
 
 def _call_s(shape: Shape, layout: Layout, rates: Mapping[Layout, float]) -> float:
-    """Seconds of a call at the best rate that smaller shapes had; a layout without one gets the slowest of others."""
+    """Seconds of a call at the best rate of smaller shapes; a layout without a rate gets the slowest of the others."""
     return flops(shape) / rates.get(layout, min(rates.values()))
 
 
@@ -156,7 +150,7 @@ class Grid:
         return list(itertools.product(self.sizes, self.sizes, self.sizes))
 
     def coarse(self) -> list[Shape]:
-        """Every fourth size of each dimension, counted from the largest; the small shapes first."""
+        """Shapes of every fourth size in each dimension, counted from the largest; the small shapes first."""
         some = self.sizes[::-COARSE]
         return sorted(itertools.product(some, some, some), key=math.prod)
 
@@ -184,10 +178,10 @@ class Fastest:
 
 
 def search(grid: Grid, rate: Rate) -> Fastest:
-    """The fastest shape of a grid, in a fraction of the time that trying all of them takes.
+    """Find the fastest shape of a grid in a fraction of the time that trying all of them takes.
 
-    Coarse to fine: every fourth point of each axis, the small ones first; then the neighbours of the best ones two
-    rungs away, in some rounds, and then one rung away; at last the finalists again, in turn. `rate` times a shape.
+    The search goes from coarse to fine: every fourth point of each axis, the small ones first; then, in some rounds,
+    the neighbours of the best ones two rungs away, and one rung away; at last the finalists again, in turn.
     Raises ArithmeticError where no shape has a rate.
     """
     tried: dict[Shape, float] = {}
@@ -223,25 +217,24 @@ def _first(tried: Mapping[Shape, float], count: int) -> list[Shape]:
 
 
 def grid_for(bench: Bench, flops_per_s: float) -> Grid:
-    """The grid that suits the device's speed, as the probes reached it, and its memory."""
+    """The grid that suits the device's memory and the rate that its probes reached."""
     limit = LARGEST_CALL_S.of(bench.device)
     fits = [s for s in LADDER if flops((s, s, s)) / flops_per_s <= limit and 24 * s * s <= (bench.limit_bytes or 0)]
     return Grid.up_to(max(fits, default=LADDER[0]))  # 24 bytes: three operands of the widest type
 
 
 def rate_of(bench: Bench, dtype: str, layout: Layout | None = None) -> Rate:
-    """How a search times the shapes of a type."""
+    """The function with which a search times the shapes of a dtype."""
 
     def rate(shape: Shape) -> float | None:
-        budget_s = VISIT_S.of(bench.device)
-        timed = time_product(bench, "search", dtype, shape, layout=layout, budget_s=budget_s)
+        timed = time_product(bench, "search", dtype, shape, layout=layout, budget_s=VISIT_S.of(bench.device))
         return timed.value() if timed.has_value else None
 
     return rate
 
 
 def shape_search(bench: Bench, dtype: str) -> tuple[Shape, Layout]:
-    """The fastest shape of the grid, in the faster layout of it.
+    """The fastest shape of the grid, and its faster layout.
 
     The search runs in the layout that is faster on small shapes; at its end the other one is tried on the best shape,
     unless it was far slower. Raises ArithmeticError with the reason where the device has no such product.
@@ -262,7 +255,7 @@ def shape_search(bench: Bench, dtype: str) -> tuple[Shape, Layout]:
 
 
 def burst(bench: Bench, shapes: Mapping[str, Shape]) -> Iterator[Measurement]:
-    """The given shape of each dtype, after a rest, in the layout that the bench names."""
+    """Time the given shape of each dtype, after a rest, in the layout that the bench names."""
     for dtype, shape in shapes.items():
         if not bench.backend.is_host:
             time.sleep(REST_S)
@@ -270,21 +263,20 @@ def burst(bench: Bench, shapes: Mapping[str, Shape]) -> Iterator[Measurement]:
 
 
 def sustained(bench: Bench, shapes: Mapping[str, Shape], seconds: float) -> Iterator[Measurement]:
-    """The given shape of each dtype without a pause for so many seconds; the value is that of the second half."""
+    """Time the given shape of each dtype without a pause for so many seconds, and keep the second half of samples."""
     for dtype, shape in shapes.items():
         layout = layout_of(bench, dtype)
-        rules = Rules(min_samples=3, max_samples=100_000, max_time_s=seconds, relative_width=0.0, noise_tolerance=0.0)
         whole = bench.time(
             "matmul",
             "sustained",
-            lambda dtype=dtype, shape=shape, layout=layout: product_case(dtype, shape, bench.device, layout),  # type: ignore[misc]
+            partial(product_case, dtype, shape, bench.device, layout),
             unit="FLOP/s",
             work=flops(shape),
             dtype=dtype,
             parameters={**sizes(shape, layout), "seconds": seconds},
             budget_s=seconds,
             quantile=0.5,
-            rules=rules,
+            rules=LOADED,
         )
-        last = whole.samples[int(len(whole.samples) * (1 - LAST_PART)) :]
+        last = whole.samples[len(whole.samples) // 2 :]
         yield whole.model_copy(update={"samples": last}) if last else whole

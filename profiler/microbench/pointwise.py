@@ -1,21 +1,20 @@
-"""The rate of vector arithmetic, and what pointwise work reaches on main memory.
+"""The rate of vector arithmetic in cache, and the bandwidth of pointwise operations on main memory.
 
-`vector`: FLOP/s of torch's eager element-wise and row-wise operations, in cache. Counted by the tracer's own table
-(`profiler.models.aten`), so that no operation of a model can be priced below what the same count reached here.
-Most eager operations wait for a cache even then; the peak is the best rate of operations with much arithmetic a byte:
-GELU, layer norm, softmax, and a Hermite polynomial of degree 32, which is a chain of 93 multiplications and
-subtractions on one element (compute-bound on a GPU; scalar code on a CPU). Low-precision inputs are computed in float32
-inside the kernels; their rate is that of the whole operation.
+`vector`: FLOP/s of torch's eager element-wise and row-wise operations, in cache. FLOPs are counted by the tracer's own
+table (`profiler.models.aten`), so that no operation of a model can be priced below what the same count reached here.
+Most eager operations are bound by the cache even then; the peak is the best rate of operations with much arithmetic a
+byte: GELU, layer norm, softmax, and a Hermite polynomial of degree 32, a chain of 93 multiplications and subtractions
+on one element (compute-bound on a GPU; scalar code on a CPU). Kernels compute low-precision inputs in float32; their
+rate is that of the whole operation.
 
-`throughput`: bytes/s of the operations between the products of a model, on operands past the last-level cache, into
-outputs that are given and into outputs that the allocator makes anew each time: on a CPU a fresh large output costs its
-page faults (a 128 MiB add took 8 ms into a given output and 34 ms into a fresh one on a 2-core VM).
-
-Example: ``max(m.value() for m in vector(Bench(torch.device("cpu"))))``
+`throughput`: bytes/s of the operations between the products of a model, on operands larger than the last-level cache,
+into given outputs and into outputs that are allocated each time: on a CPU a fresh large output costs page faults (a
+128 MiB add took 8 ms into a given output and 34 ms into a fresh one on a 2-core VM).
 """
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -47,11 +46,10 @@ OPERATIONS: dict[str, tuple[float, Operation]] = {
     "vector_norm": (FLOPS_PER_ELEMENT["linalg_vector_norm"], lambda x, y: torch.linalg.vector_norm(x)),
     "hermite_polynomial_he": (HERMITE_FLOPS, lambda x, y: torch.special.hermite_polynomial_he(x, DEGREE)),
 }
-"""FLOPs an input element, and the call."""
+"""FLOPs of an input element, and the call."""
 
 FLOAT32_ONLY = frozenset({"hermite_polynomial_he"})
-"""Operations that torch has in full precision alone."""
-
+"""Operations that torch has only in full precision."""
 
 OPERAND_BYTES = 128 << 20
 """Size of each operand of `throughput`; less where memory is limited."""
@@ -71,13 +69,14 @@ STREAMED: dict[str, tuple[int, Given | None, Fresh]] = {
     "layer_norm": (2, None, lambda x, y: functional.layer_norm(x, (LONGEST_ROW,))),
     "sum of rows": (1, lambda x, y, out: torch.sum(x, -1, out=out[:, 0]), lambda x, y: torch.sum(x, -1)),
 }
-"""Operands of full size that are read or written once, the call into a given output (None: torch has none), and anew.
-The norms' intermediate passes are not counted: what a caller gets for the bytes that it must move."""
+"""Number of full-size operands that are read or written once, the call into a given output (None where torch has none),
+and the call into a fresh one. Only compulsory bytes count: not the intermediate passes of norms."""
 
 
 def vector(bench: Bench) -> Iterator[Measurement]:
-    """Every operation of `OPERATIONS` in each dtype; input and output together fill half of the L2 caches."""
-    size = in_cache_bytes(bench.device)
+    """Time `OPERATIONS` in each dtype; input and output together fill half of the L2 caches."""
+    l2_bytes = next((cache.bytes for cache in cache_capacities(bench.device) if cache.name == "L2"), 2 << 20)
+    size = l2_bytes // 2  # of all threads; if unknown, the smallest L2 of current server cores counts: 2 MiB
     for dtype in dict.fromkeys(("float32", *bench.dtypes)):
         kind = getattr(torch, dtype, None)
         if not isinstance(kind, torch.dtype) or not kind.is_floating_point or kind.itemsize == 1:
@@ -89,7 +88,7 @@ def vector(bench: Bench) -> Iterator[Measurement]:
             yield bench.time(
                 "vector",
                 name,
-                lambda operation=operation, kind=kind, rows=rows: _in_cache(operation, kind, rows, bench.device),  # type: ignore[misc]
+                partial(_in_cache, operation, kind, rows, bench.device),
                 unit="FLOP/s",
                 work=flops * rows * WIDTH,
                 dtype=dtype,
@@ -99,7 +98,7 @@ def vector(bench: Bench) -> Iterator[Measurement]:
 
 
 def throughput(bench: Bench) -> Iterator[Measurement]:
-    """Every operation of `STREAMED` in the first dtype, into given and into fresh outputs."""
+    """Time `STREAMED` in the first dtype, into given and into fresh outputs."""
     dtype = next((d for d in bench.dtypes if d in ("bfloat16", "float16", "float32")), "float32")
     kind = getattr(torch, dtype)
     size = min(OPERAND_BYTES, (bench.limit_bytes or 0) // 4)
@@ -111,7 +110,7 @@ def throughput(bench: Bench) -> Iterator[Measurement]:
             yield bench.time(
                 "pointwise",
                 f"{name}, {output} output",
-                lambda call=call, given=output == "given": _streamed(call, given, kind, rows, bench.device),  # type: ignore[misc]
+                partial(_streamed, call, call is given, kind, rows, bench.device),
                 unit="B/s",
                 work=operands * rows * LONGEST_ROW * kind.itemsize,
                 dtype=dtype,
@@ -120,20 +119,13 @@ def throughput(bench: Bench) -> Iterator[Measurement]:
             )
 
 
-def in_cache_bytes(device: torch.device) -> int:
-    """Half of the L2 caches of all threads; 1 MiB, half of the smallest L2 of current server cores, if unknown."""
-    sizes = [cache.bytes for cache in cache_capacities(device) if cache.name == "L2"]
-    return sizes[0] // 2 if sizes else 1 << 20
-
-
 def _in_cache(operation: Operation, kind: torch.dtype, rows: int, device: torch.device) -> Case[tuple[Tensor, Tensor]]:
     def make() -> tuple[Tensor, Tensor]:
         x, y = (torch.randn(rows, WIDTH, device=device).to(kind) for _ in range(2))
         return x, y
 
     def check(operands: tuple[Tensor, Tensor], result: object) -> None:
-        exact = operation(*(t.double() for t in operands))
-        _agree(result, exact, kind)
+        _agree(result, operation(*(t.double() for t in operands)), kind)
 
     return Case(make, lambda operands: operation(*operands), 2 * rows * WIDTH * kind.itemsize, check)
 
@@ -148,8 +140,7 @@ def _streamed(
         return (x, y, torch.full(shape, math.nan, dtype=kind, device=device)) if given else (x, y)
 
     def check(operands: tuple[Tensor, ...], result: object) -> None:
-        last = [t[-1:].clone() for t in operands]  # a row stands for all: each is computed alike
-        exact = call(*(t.double() for t in last))
+        exact = call(*(t[-1:].double() for t in operands))  # one row stands for all: each is computed alike
         written = result[-1:] if isinstance(result, Tensor) else None
         sums = isinstance(exact, Tensor) and exact.numel() < LONGEST_ROW
         _agree(written, exact, kind, least=math.sqrt(LONGEST_ROW) if sums else 1.0)
@@ -158,8 +149,8 @@ def _streamed(
 
 
 def _agree(written: object, exact: object, kind: torch.dtype, least: float = 1.0) -> None:
-    """Raises ArithmeticError where they differ. `least` is the size of what is rounded on the way: √n for a sum of n
-    terms of size 1, whose result may happen to be near 0."""
+    """Raise ArithmeticError where they differ. `least` is the size of the intermediate values that are rounded: √n for
+    a sum of n terms of size 1, whose result may happen to be near 0."""
     if not isinstance(written, Tensor) or not isinstance(exact, Tensor):
         raise ArithmeticError("the operation gave no tensor")
     worst = float((written.double() - exact.double()).abs().max())

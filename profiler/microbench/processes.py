@@ -1,9 +1,9 @@
-"""Runs the parts of a characterisation in fresh processes, one after another; keeps each measurement at once.
+"""Runs the parts of a characterisation in fresh processes, one after another, and keeps each measurement at once.
 
-First the search for the fastest products and what else runs once, then as many processes as there are replicates, each
-with every replicated part. While a process measures, its parent only waits on a pipe and takes no core from it. A
-process that dies (a lost device, the kernel's out-of-memory killer) or is silent for too long costs the part that it
-was in; a new one goes on with the next part.
+The first process runs the search for the fastest products and the other parts that run once; the replicates follow,
+each with every replicated part. While a process measures, its parent only waits on a pipe and takes no core from it.
+A process that dies (a lost device, the kernel's out-of-memory killer) or is silent for too long loses the part that it
+was in; a new process goes on with the next part.
 
 A process takes a `Task` on stdin and writes a line of JSON a message: ``{"part": name}`` as a part begins,
 ``{"measurement": …}``, ``{"shape": [dtype, [m, n, k], layout]}``, ``{"done": name}``. Whatever a library prints goes to
@@ -31,27 +31,28 @@ from profiler.microbench import suite
 from profiler.microbench.bench import Bench, reason
 from profiler.microbench.peak import shape_search
 from profiler.record.hardware_table import HardwareLog
-from profiler.record.measurement import Layout, Measurement
+from profiler.record.measurement import Layout, Measurement, Unit
 from roofline.record import Record
 
 REPLICATES = 3
-"""Fresh processes: the fewest that have an interval (`calibrate.device.figures.FEWEST`)."""
+"""Number of fresh processes: the fewest that have an interval (`calibrate.device.figures.FEWEST`)."""
 START_S = 6.0
-"""Seconds of a process until it measures: importing torch and transformers, on a 2-core machine."""
+"""Seconds until a process measures: it imports torch and transformers, on a 2-core machine."""
 SEARCH_S = (8.0, 5.0)
 """Seconds of a search for one dtype, full and quick."""
 SILENT_S = 300.0
-"""Seconds without a line from a process: far longer than any case takes, a hung device apart."""
+"""A process that writes no line for so many seconds is ended: any case is far shorter, unless the device hangs."""
 WORKER = (sys.executable, "-m", "profiler.microbench.processes")
 
 Step = Callable[[str, float], None]
-"""Is told what begins, and how many of the plan's parts are done by then."""
+"""Is called with the part that begins, and the number of the plan's parts that are done."""
 Tell = Callable[[dict[str, Any]], None]
+"""Sends a message to the parent process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One fresh process and its parts."""
+    """A fresh process and its parts."""
 
     process: int
     parts: tuple[str, ...]
@@ -59,7 +60,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will run, and roughly how long."""
+    """The processes that will run, and estimates of their time."""
 
     device: str
     dtypes: tuple[str, ...]
@@ -74,19 +75,19 @@ class Plan:
         return sum(len(stage.parts) for stage in self.stages)
 
     def seconds(self, part: str) -> float:
-        """Estimate for one execution of a part."""
+        """Estimated seconds of one execution of a part."""
         if part == suite.SEARCH:
             return SEARCH_S[self.quick] * len(self.dtypes)
         return suite.named(part).seconds[self.quick]
 
     @property
     def total_s(self) -> float:
-        """Estimate for all parts, with the start of each process."""
+        """Estimated seconds of all parts, with the start of each process."""
         return sum(START_S + sum(self.seconds(part) for part in stage.parts) for stage in self.stages)
 
 
 class Task(Record):
-    """What one process does."""
+    """The work of one process."""
 
     device: str
     process: int
@@ -99,9 +100,8 @@ class Task(Record):
     shapes: dict[str, tuple[int, int, int]] = {}
     """m, n, k of the fastest product of each dtype, from the search."""
     layouts: dict[str, Layout] = {}
-    """How the second operand of that product lies in memory."""
+    """How the second operand of that product is stored."""
     limit_bytes: int | None = None
-    seed: int = 0
 
 
 def make_plan(
@@ -114,14 +114,12 @@ def make_plan(
     limit_bytes: int | None = None,
     only: frozenset[str] | None = None,
 ) -> Plan:
-    """The processes and their parts; `only` keeps some parts by name, and the search where one of them needs it."""
+    """Plan the processes and their parts; `only` selects parts by name, and the search where one of them needs it."""
     wanted = [part for part in suite.parts(device.partition(":")[0]) if only is None or part.name in only]
     replicated = tuple(part.name for part in wanted if part.replicated)
     once = tuple(part.name for part in wanted if not part.replicated)
     search = (suite.SEARCH,) if any(part.needs_search for part in wanted) else ()
-    stages = [Stage(0, (*search, *once))]
-    if replicated:
-        stages += [Stage(process, replicated) for process in range(1, replicates + 1)]
+    stages = Stage(0, (*search, *once)), *(Stage(process, replicated) for process in range(1, replicates + 1))
     return Plan(device, dtypes, quick, threads, limit_bytes, tuple(stage for stage in stages if stage.parts))
 
 
@@ -150,48 +148,41 @@ def characterise(
                     log.close_part(stage.process, content)
             if halted := next((part for part in left if (stage.process, part) not in log.done), None):
                 family = "matmul" if halted == suite.SEARCH else halted.partition(",")[0]
-                log.append(lost(family, stage.process, plan.threads, content))
+                about = {"benchmark": family, "case": "all", "threads": plan.threads, "process": stage.process}
+                failed = Measurement(unit=_unit(family), work=1, status="failed", reason=content, **about)
+                log.append(failed)
                 log.close_part(stage.process, halted)
 
 
 def _messages(
     plan: Plan, process: int, parts: tuple[str, ...], log: HardwareLog, worker: Sequence[str], silent_s: float
 ) -> Iterator[tuple[str, Any]]:
-    """The messages of a fresh process, and at last ("ended", why), for where it left out parts."""
-    task = Task(
-        device=plan.device,
-        process=process,
-        parts=parts,
-        dtypes=plan.dtypes,
-        quick=plan.quick,
-        threads=plan.threads,
-        shapes=log.shapes,
-        layouts=log.layouts,
-        limit_bytes=plan.limit_bytes,
-    )
+    """The messages of a fresh process, and at last ("ended", reason), for the parts that it left out."""
+    about = {"device": plan.device, "dtypes": plan.dtypes, "quick": plan.quick, "threads": plan.threads}
+    found = {"shapes": log.shapes, "layouts": log.layouts}
+    task = Task(process=process, parts=parts, limit_bytes=plan.limit_bytes, **about, **found)
+    pipe = subprocess.PIPE
     with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(
-            list(worker),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,  # so that all it has started can be stopped with it
-        )
-        why = ""
+        # in a session of its own, so that all that it has started can be ended with it
+        child = subprocess.Popen(list(worker), stdin=pipe, stdout=pipe, stderr=errors, start_new_session=True)
         try:
             assert child.stdin is not None
-            with suppress(BrokenPipeError):  # it died before it could be asked
+            with suppress(BrokenPipeError):  # it died before it read its task
                 child.stdin.write(task.model_dump_json().encode())
                 child.stdin.close()
             for line in _lines(child, silent_s):
                 if line is None:
-                    why = f"the process said nothing for {silent_s:g} s"
-                    break
+                    yield "ended", f"the process said nothing for {silent_s:g} s"
+                    return
                 ((kind, content),) = json.loads(line).items()
                 yield kind, content
-            yield "ended", why or _why(child, errors)
+            yield "ended", _why(child, errors)
         finally:
-            _stop(child)
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            if child.stdout is not None:
+                child.stdout.close()
 
 
 def _lines(child: subprocess.Popen[bytes], silent_s: float) -> Iterator[bytes | None]:
@@ -201,15 +192,13 @@ def _lines(child: subprocess.Popen[bytes], silent_s: float) -> Iterator[bytes | 
     rest = b""
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
-        while True:
-            if not selector.select(silent_s):
-                yield None
-                return
+        while selector.select(silent_s):
             chunk = os.read(descriptor, 1 << 16)
             if not chunk:
                 return
             *lines, rest = (rest + chunk).split(b"\n")
             yield from lines
+        yield None
 
 
 def _why(child: subprocess.Popen[bytes], errors: IO[bytes]) -> str:
@@ -224,37 +213,11 @@ def _why(child: subprocess.Popen[bytes], errors: IO[bytes]) -> str:
     return f"the process ended with code {code}: {lines[-1] if lines else 'no message'}"
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it has started; harmless where it has ended."""
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-    if child.stdout is not None:
-        child.stdout.close()
-
-
-def lost(
-    benchmark: str, process: int, threads: int | None, why: str, *, dtype: str | None = None, case: str = "all"
-) -> Measurement:
-    """A measurement that says why a part, or the search for a dtype, has no result."""
-    return Measurement(
-        benchmark=benchmark,
-        case=case,
-        dtype=dtype,
-        threads=threads,
-        process=process,
-        unit="FLOP/s" if benchmark == "matmul" else "s",
-        work=1,
-        status="failed",
-        reason=why,
-    )
-
-
 def work(task: Task, tell: Tell) -> None:
     """Run the parts of a task in this process and tell each message. A part that raises is a failed measurement."""
     if task.threads is not None:
         torch.set_num_threads(task.threads)
-    torch.manual_seed(task.seed + task.process)
+    torch.manual_seed(task.process)
     threads = torch.get_num_threads()
     shapes, layouts = dict(task.shapes), dict(task.layouts)
     for name in task.parts:
@@ -271,7 +234,7 @@ def work(task: Task, tell: Tell) -> None:
 
 
 def bench_of(task: Task) -> Bench:
-    """The bench of a part; made anew for each, since the number of threads changes caches and clocks."""
+    """A new bench for a part: the number of threads changes caches and clocks."""
     return Bench(
         torch.device(task.device),
         budget_s=suite.QUICK_BUDGET_S if task.quick else suite.BUDGET_S,
@@ -287,8 +250,13 @@ def _measure(part: suite.Part, bench: Bench, tell: Tell) -> None:
         for measurement in part.run(bench):
             tell({"measurement": measurement.model_dump(mode="json")})
     except Exception as error:  # noqa: BLE001 - whatever a part raises fails it, and the others go on
-        failed = lost(part.name, bench.process, bench.threads, reason(error))
+        failed = bench.missing(part.name, "all", unit=_unit(part.name), reason=reason(error))
         tell({"measurement": failed.model_dump(mode="json")})
+
+
+def _unit(benchmark: str) -> Unit:
+    """Unit of a measurement that says why a part has no result."""
+    return "FLOP/s" if benchmark == "matmul" else "s"
 
 
 def _search(task: Task, shapes: dict[str, tuple[int, int, int]], layouts: dict[str, Layout], tell: Tell) -> None:
@@ -297,8 +265,8 @@ def _search(task: Task, shapes: dict[str, tuple[int, int, int]], layouts: dict[s
         tell({"part": f"{suite.SEARCH}: {dtype}"})
         try:
             shapes[dtype], layouts[dtype] = shape_search(bench, dtype)
-        except Exception as error:  # noqa: BLE001 - a dtype that the device lacks has its reason
-            failed = lost("matmul", task.process, bench.threads, reason(error), dtype=dtype, case="burst")
+        except Exception as error:  # noqa: BLE001 - a dtype that the device lacks is a failed measurement
+            failed = bench.missing("matmul", "burst", unit="FLOP/s", reason=reason(error), dtype=dtype)
             tell({"measurement": failed.model_dump(mode="json")})
         else:
             tell({"shape": [dtype, list(shapes[dtype]), layouts[dtype]]})
@@ -307,7 +275,7 @@ def _search(task: Task, shapes: dict[str, tuple[int, int, int]], layouts: dict[s
 def main() -> None:
     """Serve one task."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints must not stand between our lines
+    os.dup2(2, 1)  # the prints of libraries must not come between the messages
 
     def tell(message: dict[str, Any]) -> None:
         out.write(json.dumps(message, allow_nan=False) + "\n")

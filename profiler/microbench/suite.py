@@ -1,14 +1,12 @@
-"""What is measured of a device: the parts of a characterisation (`hardware`), and a short selection of them (`run`).
+"""The microbenchmarks of a full characterisation (`hardware`), and a short selection that gives the peaks (`run`).
 
 A new microbenchmark is a function and a row of `PARTS`: the plan, the processes, the figures and the reports follow
-from its measurements. A part runs in one process. `replicated` parts run in every fresh process, so that their figures
-have intervals over processes; the others run once: curves and fits over many sizes, whose figures are those of the fit.
+from its measurements. `replicated` parts run in every fresh process, so that their figures have intervals over
+processes; the others run once: curves and fits over many sizes, whose figures come from the fit.
 
-`measure_peaks` measures what peaks are made of in this process: a short list of product shapes instead of a search, on
-three visits some seconds apart, whose samples are put together. Other work on the machine makes samples slower, and
-only that, so that the fastest tenth of all is what an undisturbed machine reaches.
-
-Example: ``[part.name for part in parts("cpu") if part.replicated]``
+`measure_peaks` runs in this process, with a short list of product shapes instead of a search, on three visits some
+seconds apart whose samples are pooled. Other work on the machine can only make samples slower, so that the fastest
+tenth of all is what an undisturbed machine reaches.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,12 +35,12 @@ NEEDS: Mapping[Need, Callable[[Backend], bool]] = {
     "joules": lambda backend: backend.counts_energy,
     "memory of its own": lambda backend: not backend.is_host,
 }
-"""What a part needs of the device."""
+"""What a part may need of the device, and whether a kind of device has it."""
 
 BUDGET_S, QUICK_BUDGET_S = 0.4, 0.12
 """Seconds of one case."""
 SUSTAINED_S, QUICK_SUSTAINED_S = 10.0, 1.5
-"""Seconds of lasting load, for one dtype in one process."""
+"""Seconds of sustained load, for one dtype in one process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +52,14 @@ class Part:
     """Shown in the plan."""
     run: Run
     seconds: tuple[float, float]
-    """Rough time on a 2-core CPU, or a GPU: full and quick, for the plan; a process's own start comes on top."""
+    """Rough time on a 2-core CPU, or a GPU: full and quick, for the plan, without the start of the process."""
     replicated: bool = True
-    """Runs in every fresh process; else once."""
+    """Whether it runs in every fresh process, or only once."""
     needs: Need = "any device"
     one_core: bool = False
-    """Runs on one thread."""
+    """Whether it runs on one thread."""
     needs_search: bool = False
-    """Times the shapes that the search finds (`Bench.shapes`)."""
+    """Whether it times the shapes that the search finds (`Bench.shapes`)."""
 
 
 def _burst(bench: Bench) -> Iterator[Measurement]:
@@ -77,12 +75,12 @@ def _energy(bench: Bench) -> Iterator[Measurement]:
 
 
 def _main_shapes(bench: Bench) -> dict[str, Shape]:
-    """Shapes of the types that models run in; lasting load of the others says nothing new about the power cap."""
+    """Shapes of the dtypes that models run in; sustained load of the others says nothing new about the power cap."""
     return {dtype: shape for dtype, shape in bench.shapes.items() if dtype in ("float32", "bfloat16", "float8_e4m3fn")}
 
 
 SEARCH = "search"
-"""The part that finds the fastest shape of the products of each type: it runs before those that need it."""
+"""Name of the part that finds the fastest product of each dtype; it runs before the parts that need it."""
 
 PARTS: tuple[Part, ...] = (
     Part("memory", "bandwidth of main memory: read, write, copy, scale, add, triad", memory.main_memory, (5, 3)),
@@ -116,7 +114,7 @@ def named(name: str) -> Part:
 
 
 PEAKS_S = 12.0
-"""Seconds of `measure_peaks`; allocation and data generation come on top."""
+"""Seconds of `measure_peaks`, without allocation and data generation."""
 VISITS = 3
 SHAPES: PerDevice[tuple[Shape, ...]] = PerDevice(
     host=tuple((s, s, s) for s in (512, 1024, 2048)),
@@ -124,7 +122,7 @@ SHAPES: PerDevice[tuple[Shape, ...]] = PerDevice(
     accelerator=((4096, 4096, 4096), (8192, 8192, 8192), (2048, 8192, 4096), (2048, 2048, 13312), (4096, 8192, 14336)),
 )
 NEAR = 0.75
-"""Rate ÷ the best of the first visit from which a product is visited again: other work slows a short measurement by
+"""Least rate ÷ the best of the first visit of a product that is visited again: other work slows a short measurement by
 tens of percent, so that the fastest may have come second."""
 SHARES = {
     "memory": (0.2, "bandwidth of main memory"),
@@ -133,10 +131,10 @@ SHARES = {
     "vector": (0.2, "vector arithmetic"),
     "host": (0.05, "host time of an operation"),
 }
-"""Share of a visit's seconds of each family, and what progress calls it."""
+"""Share of a visit's seconds that each family gets, and its name in the progress display."""
 
 Progress = Callable[[float, str], None]
-"""Is called with the part done (0 to 1) and what is being done."""
+"""Is called with the fraction that is done (0 to 1) and the name of what is being measured."""
 
 
 def measure_peaks(
@@ -147,11 +145,10 @@ def measure_peaks(
     budget_s: float = PEAKS_S,
     limit_bytes: int | None = None,
 ) -> list[Measurement]:
-    """Measure what a device's peaks are made of, in this process; `calibrate.device.spec` makes them.
+    """Measure in this process what `calibrate.device.spec` derives a device's peaks from.
 
-    Args: a CPU or CUDA device; dtypes by torch's names, "float32" is added for vector work; `limit_bytes` bounds the
-    working set of main memory. The fastest product of each dtype is named "burst". Raises ValueError for an unknown
-    dtype.
+    Args: dtypes by torch's names, to which "float32" is added for vector work; `limit_bytes` bounds the working set of
+    main memory. The fastest product of each dtype is named "burst". Raises ValueError for an unknown dtype.
     """
     device = torch.device(device)
     for dtype in dtypes:
@@ -180,27 +177,26 @@ class Products:
     """Shapes of which a call takes too long, in one line, by dtype."""
 
     def visit(self, bench: Bench, budget_s: float) -> Iterator[Measurement]:
-        """Time every product that fits on the first visit, on the others those that came near the fastest."""
+        """Time every product that fits the budget on the first visit, and those near the fastest on the others."""
+        share_s = budget_s / len(bench.dtypes)
         for dtype in bench.dtypes:
-            share_s = budget_s / len(bench.dtypes)
             if dtype in self.worth:
+                product_s = share_s / max(1, len(self.worth[dtype]))
                 for shape, layout in self.worth[dtype]:
-                    each_s = share_s / len(self.worth[dtype])
-                    yield time_product(bench, "matmul", dtype, shape, layout=layout, budget_s=each_s)
+                    yield time_product(bench, "matmul", dtype, shape, layout=layout, budget_s=product_s)
                 continue
             climbed = climb(bench, "matmul", dtype, SHAPES.of(bench.device), share_s)
             if climbed.reason:
                 yield bench.missing("matmul", "burst", unit="FLOP/s", reason=climbed.reason, dtype=dtype)
                 continue
-            rates = {product: timed.value() for product, timed in climbed.tried.items() if timed.has_value}
-            near = NEAR * max(rates.values(), default=0.0)
-            self.worth[dtype] = [product for product, rate in rates.items() if rate >= near]
+            near = NEAR * max(climbed.rates.values(), default=0.0)
+            self.worth[dtype] = [product for product, rate in climbed.rates.items() if rate >= near]
             self.left_out[dtype] = climbed.left_out()
             yield from climbed.tried.values()
 
 
 def _visit(bench: Bench, budget_s: float, products: Products) -> dict[str, Iterator[Measurement]]:
-    """The families of one visit, each within its share of the budget."""
+    """The measurements of one visit by family, each within its share of the budget."""
 
     def within(family: str, cases: float) -> Bench:
         return replace(bench, budget_s=SHARES[family][0] * budget_s / cases)
@@ -219,7 +215,7 @@ def _visit(bench: Bench, budget_s: float, products: Products) -> dict[str, Itera
 
 
 def together(measurements: Sequence[Measurement]) -> list[Measurement]:
-    """One measurement of each thing with the samples of all visits; the last failure where no visit has a result."""
+    """Pool the samples of all visits of the same case; a case without a result keeps its last failure."""
     merged = []
     for alike in grouped(measurements).values():
         good = [visited for visited in alike if visited.has_value]
@@ -230,7 +226,7 @@ def together(measurements: Sequence[Measurement]) -> list[Measurement]:
 
 
 def with_bursts(measurements: Sequence[Measurement], left_out: Mapping[str, str]) -> list[Measurement]:
-    """The measurements with one product a dtype, the fastest, named "burst", which also names the shapes left out."""
+    """Keep only the fastest product of each dtype, named "burst", with the shapes that were left out."""
     best: dict[str, tuple[float, str]] = {}
     for timed in measurements:
         if timed.benchmark == "matmul" and timed.dtype is not None and timed.has_value:

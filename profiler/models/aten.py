@@ -1,8 +1,8 @@
-"""What one call of an ATen operator is: its kind, its dimensions, its FLOPs, and the bytes that it touches.
+"""Kind, dimensions, FLOPs and touched bytes of a call of an ATen operator.
 
-`OPERATORS` is the one table; an operator that it lacks is counted by its bytes alone, and `Work.counted` says so.
-A multiply-add is 2 FLOPs, moving data is none. Bytes are compulsory traffic: each distinct element once, an expanded
-operand at its storage, of a mixture the experts that are hit.
+All come from the table `OPERATORS`; an operator that it lacks is counted by its bytes alone, and `Work.counted` is
+False. A multiply-add is 2 FLOPs, moving data none. Bytes are compulsory traffic: each distinct element once, an
+expanded operand at its storage, and of a mixture only the experts that are hit.
 
 Example: ``work_of(torch.ops.aten.mm.default, (a, b), out).matrix_flops == 2 * m * k * n``
 """
@@ -31,16 +31,16 @@ class Work:
     counted: bool = True
     """False where the table does not know the operator's arithmetic."""
     routing: Routing | None = None
-    """Assumed routing of a grouped product, where nobody knows the real one."""
+    """Assumed routing of a grouped product whose real routing is unknown."""
 
 
 Counted = Literal["output", "input", "source"]
-"""Whose elements FLOPs are counted on: the largest result, the first operand, or the last one."""
+"""The tensor on whose elements FLOPs are counted: the largest result, the first operand, or the last one."""
 
 Touches = Literal["all", "rows of the first", "overwrites", "overwrites rows", "adds to rows", "shape"]
-"""What is touched beside "all", that is every operand and every result: a gather reads as much of its first operand
-as it returns; "overwrites" does not read what it writes; "rows" are as many elements as the other operands bring;
-"shape" reads no operand."""
+"""The traffic of an operator. "all": every operand and every result. "rows of the first": a gather reads as much of its
+first operand as it returns. "overwrites": the written operand is not read. "… rows": as many elements are written as
+the other operands have. "shape": no operand is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,13 @@ class Operator:
     """A row of the table."""
 
     kind: Kind | None
-    """None: the call makes no device work."""
+    """None where the call makes no device work."""
     flops: float = 0
     """Vector FLOPs for each counted element."""
     counted: Counted = "output"
     touches: Touches = "all"
     work: Callable[[tuple[Any, ...], Tensor], Work] | None = None
-    """Work from arguments and result, where it does not follow from a number of elements."""
+    """Computes the work from arguments and result, where it does not follow from a number of elements."""
 
 
 def _matmul(batch: int, m: int, n: int, k: int, bias: bool = False, weights: Tensor | None = None) -> Work:
@@ -64,24 +64,14 @@ def _matmul(batch: int, m: int, n: int, k: int, bias: bool = False, weights: Ten
     return Work(Kind.MATMUL, dims, 2.0 * batch * m * n * k, float(batch * m * n) if bias else 0.0)
 
 
-def _mm(args: tuple[Any, ...], out: Tensor) -> Work:
+def _mm(args: tuple[Any, ...], out: Tensor, bias: bool = False) -> Work:
     a, b = args[:2]
-    return _matmul(1, a.shape[0], b.shape[1], a.shape[1], weights=b)
+    return _matmul(1, a.shape[0], b.shape[1], a.shape[1], bias, weights=b)
 
 
-def _addmm(args: tuple[Any, ...], out: Tensor) -> Work:
-    a, b = args[1:3]
-    return _matmul(1, a.shape[0], b.shape[1], a.shape[1], bias=True, weights=b)
-
-
-def _bmm(args: tuple[Any, ...], out: Tensor) -> Work:
+def _bmm(args: tuple[Any, ...], out: Tensor, bias: bool = False) -> Work:
     a, b = args[:2]
-    return _matmul(a.shape[0], a.shape[1], b.shape[2], a.shape[2])
-
-
-def _baddbmm(args: tuple[Any, ...], out: Tensor) -> Work:
-    a, b = args[1:3]
-    return _matmul(a.shape[0], a.shape[1], b.shape[2], a.shape[2], bias=True)
+    return _matmul(a.shape[0], a.shape[1], b.shape[2], a.shape[2], bias)
 
 
 def _vector_product(args: tuple[Any, ...], out: Tensor) -> Work:
@@ -95,7 +85,7 @@ def _linear(args: tuple[Any, ...], out: Tensor) -> Work:
 
 
 def _grouped_mm(args: tuple[Any, ...], out: Tensor) -> Work:
-    """Rows of `a`, sorted by group, times the group's own matrix; `b` is (groups, k, n)."""
+    """The product of each row of `a`, sorted by group, with the group's matrix; `b` is (groups, k, n)."""
     a, b = args[:2]
     if a.dim() == 3 or b.dim() == 2:
         dims = {"groups": max(a.shape[0], 1), "m": out.shape[-2], "n": b.shape[-1], "k": a.shape[-1]}
@@ -118,7 +108,7 @@ def _embedding(args: tuple[Any, ...], out: Tensor) -> Work:
 
 
 def _triangular(args: tuple[Any, ...], out: Tensor) -> Work:
-    """Row i of n takes i multiply-adds and a division: n² for each column."""
+    """A triangular solve: row i of n takes i multiply-adds and a division, n² FLOPs for each column."""
     return Work(Kind.OTHER, {"elements": out.numel()}, 0, float(out.numel() * args[0].shape[-1]))
 
 
@@ -136,9 +126,9 @@ OPERATORS: Mapping[str, Operator] = {
     "mm": Operator(Kind.MATMUL, work=_mm),
     "_scaled_mm": Operator(Kind.MATMUL, work=_mm),
     "_int_mm": Operator(Kind.MATMUL, work=_mm),
-    "addmm": Operator(Kind.MATMUL, work=_addmm),
+    "addmm": Operator(Kind.MATMUL, work=lambda args, out: _mm(args[1:], out, bias=True)),
     "bmm": Operator(Kind.MATMUL, work=_bmm),
-    "baddbmm": Operator(Kind.MATMUL, work=_baddbmm),
+    "baddbmm": Operator(Kind.MATMUL, work=lambda args, out: _bmm(args[1:], out, bias=True)),
     "mv": Operator(Kind.MATMUL, work=_vector_product),
     "dot": Operator(Kind.MATMUL, work=_vector_product),
     "linear": Operator(Kind.MATMUL, work=_linear),
@@ -176,7 +166,7 @@ OPERATORS: Mapping[str, Operator] = {
     "linalg_vector_norm": Operator(_REDUCTION, 2, "input"),  # square, add
     **_rows("var var_mean std std_mean", _REDUCTION, 4, "input"),  # mean, subtract, square, sum; a root an output
     "logsumexp": Operator(_REDUCTION, 4, "input"),  # max, subtract, exp, add
-    # As one comparison an element: a radix sort compares nothing, and its passes are bound by their bytes.
+    # Counted as one comparison an element: a radix sort compares nothing, and its passes are bound by their bytes.
     **_rows("sort topk argsort kthvalue _unique2 unique_consecutive", _REDUCTION, 1, "input"),
     # Rows of a source are added to some of a tensor's: one addition for each element of the source.
     **_rows(
@@ -199,7 +189,7 @@ OPERATORS: Mapping[str, Operator] = {
     **_rows("_unsafe_view _reshape_alias detach alias lift lift_fresh", None),
     **_rows("is_same_size sym_size sym_stride sym_numel sym_storage_offset", None),
 }  # fmt: skip
-"""Operators by name, without namespace and overload; one in place (`add_`) is as the other unless it has a row."""
+"""Operators by name, without namespace and overload; an in-place one (`add_`) without a row has that of the other."""
 
 FLOPS_PER_ELEMENT = {name: row.flops for name, row in OPERATORS.items()}
 """Vector FLOPs for each counted element, by operator."""
@@ -210,7 +200,7 @@ NO_WORK = frozenset(name for name, row in OPERATORS.items() if row.kind is None)
 
 @cache
 def name_of(func: OpOverload) -> str:
-    """Operator without namespace and overload: "mm"."""
+    """Name of an operator without namespace and overload: "mm"."""
     return str(func._schema.name).split("::")[1]
 
 
@@ -256,16 +246,15 @@ Touched = list[tuple[Tensor, Bytes]]
 def touched(
     func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, *, experts_per_token: int
 ) -> tuple[Touched, Touched]:
-    """What a call reads and what it writes.
+    """The tensors that a call reads, and those that it writes.
 
-    Args: the call and its result; how many experts a token chooses, for grouped products without real routing.
+    `experts_per_token` is used for grouped products without real routing.
     """
     name = name_of(func)
     row = operator(name)
     touches = row.touches if row else "all"
     inputs, outputs = list(tensors((*args, *kwargs.values()))), list(tensors((out,)))
-    written = [args[i] for i in _written_arguments(func) if i < len(args)]
-    written = [tensor for tensor in written if isinstance(tensor, Tensor)]
+    written = [args[i] for i in _written_arguments(func) if i < len(args) and isinstance(args[i], Tensor)]
     reads: Touched = [] if touches == "shape" else [(t, distinct_bytes(t)) for t in inputs]
     if touches == "rows of the first" and reads:
         moved = max((t.numel() * t.element_size() for t in outputs), default=0)
@@ -295,15 +284,14 @@ def _written_arguments(func: OpOverload) -> tuple[int, ...]:
 
 def routing_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], per_token: int) -> Routing | None:
     """The assumed routing of a grouped product (rows, (experts, k, n), offsets); None where the offsets are real."""
-    rows, matrices = args[0], args[1]
-    offsets = _offsets(args, kwargs)
+    (rows, matrices), offsets = args[:2], _offsets(args, kwargs)
     if matrices.dim() != 3 or (isinstance(offsets, Tensor) and offsets.device.type != "meta"):
         return None
     return Routing(experts=matrices.shape[0], per_token=per_token, tokens=rows.shape[0] / per_token)
 
 
 def _real_hit(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Distinct experts that have rows: the offsets are where each expert's rows end."""
+    """Number of experts that have rows; the offsets are the ends of each expert's rows."""
     ends = _offsets(args, kwargs).flatten()
     return int((torch.diff(ends, prepend=ends.new_zeros(1)) > 0).sum())
 

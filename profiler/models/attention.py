@@ -1,9 +1,7 @@
-"""Attention: what one call of `scaled_dot_product_attention` does and takes, and what a model says of its attention.
+"""Work and memory of a call of `scaled_dot_product_attention`, and the attention modules of a model.
 
-FLOPs are those of unmasked pairs. Which pairs a mask leaves follows from the causal flag, from the mask where it has
-data, and else from what the module around the call says of itself.
-
-Example: ``work_of_attention((q, k, v), {"is_causal": True}, workload, spec=None).dims["pairs"]``
+FLOPs count unmasked pairs of query and key. These follow from the causal flag, from the mask where it has data, or else
+from the attributes of the module around the call.
 """
 
 import math
@@ -20,7 +18,7 @@ from roofline.graph.op import AttentionModule, Kind, attention_pairs
 from roofline.workload import Workload
 
 NAME = "aten::scaled_dot_product_attention"
-"""As the profiler names it."""
+"""The profiler's name of the operation."""
 
 
 def operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor | None, bool]:
@@ -35,7 +33,7 @@ def work_of_attention(
 ) -> Work:
     """Kind, dimensions and FLOPs: 2 for each unmasked pair, head and element of the head dimensions.
 
-    Args: the call, of tensors (…, heads, tokens, head dim); `spec` is what the module around it says of itself.
+    The tensors are (…, heads, tokens, head dim); `spec` describes the attention module around the call.
     """
     query, key, value, mask, is_causal = operands(args, kwargs)
     batch, heads = math.prod(query.shape[:-3]), query.shape[-3] if query.dim() > 2 else 1
@@ -53,14 +51,14 @@ def work_of_attention(
         "window": window or 0,
         "pairs": pairs,
     }
-    each = pairs * batch * heads
-    return Work(Kind.ATTENTION, dims, 2.0 * each * (head_dim + value_dim), FLOPS_PER_ELEMENT["_softmax"] * each)
+    scores = pairs * batch * heads
+    return Work(Kind.ATTENTION, dims, 2.0 * scores * (head_dim + value_dim), FLOPS_PER_ELEMENT["_softmax"] * scores)
 
 
 def unmasked_pairs(
     query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, workload: Workload, spec: AttentionModule | None
 ) -> tuple[int, bool, int | None]:
-    """Pairs a head, whether they are causal, and their window in tokens."""
+    """Unmasked pairs of a head, whether the attention is causal, and its window in tokens."""
     length, kv = query.shape[-2], key.shape[-2]
     if is_causal:
         return attention_pairs(length, 0, True, None), True, None
@@ -71,7 +69,7 @@ def unmasked_pairs(
         seen = round(allowed.float().sum().item() / math.prod(allowed.shape[:-2]))
         return seen, spec.causal if spec else False, spec.window if spec else None
     if spec is not None and spec.causal:
-        # `transformers` may fold the heads of a group into the queries, as in decode: all see the same keys.
+        # `transformers` may fold the heads of a group into the queries, as in decode: all attend to the same keys.
         tokens = workload.query_tokens
         folded = length // tokens if length % tokens == 0 else 1
         pairs = attention_pairs(length // folded, workload.context_tokens, True, spec.window)
@@ -80,12 +78,12 @@ def unmasked_pairs(
 
 
 def attend(func: Any, args: Any, kwargs: Any, target: str) -> tuple[Tensor, int]:
-    """The result of attention, and the bytes that it takes and gives back within itself, part of a pass's peak.
+    """The result of attention, and the bytes of its temporary memory, which count for the peak of a pass.
 
-    A boolean mask is copied to the type of the query (`convert_boolean_attn_mask`). Where the fused kernel of the CPU
-    is not to be had, because keys and values differ in width (`check_head_dim_size_cpp` in `sdp_utils_cpp.cpp`), the
-    unfused `_scaled_dot_product_attention_math` runs: it is run on `meta`, and what it allocates is added up. Both
-    are in `aten/src/ATen/native/transformers/attention.cpp`. Buffers of a fused kernel's threads are left out.
+    A boolean mask is copied to the type of the query (`convert_boolean_attn_mask`). Where keys and values differ in
+    width, the CPU has no fused kernel (`check_head_dim_size_cpp` in `sdp_utils_cpp.cpp`): the unfused
+    `_scaled_dot_product_attention_math` is then run on `meta`, and its allocations are added up. Both are in
+    `aten/src/ATen/native/transformers/attention.cpp`. Buffers of a fused kernel's threads are left out.
     """
     query, _, value, mask, _ = operands(args, kwargs)
     mask_copy = math.prod(mask.shape) * query.element_size() if mask is not None and mask.dtype == torch.bool else 0
@@ -95,13 +93,13 @@ def attend(func: Any, args: Any, kwargs: Any, target: str) -> tuple[Tensor, int]
         with _PeakBytes() as allocated:
             out = func(*args, **kwargs)
         return out, allocated.peak - out.untyped_storage().nbytes()
-    # The fused backends return (batch, query, heads, dim) memory seen as (batch, heads, query, dim).
+    # The fused backends return a (batch, heads, query, dim) view of (batch, query, heads, dim) memory.
     batch, heads, length, _ = query.shape
     return query.new_empty((batch, length, heads, value.shape[-1])).transpose(1, 2), mask_copy
 
 
 class _PeakBytes(TorchDispatchMode):
-    """The most bytes that storages made inside it hold at one time."""
+    """Records the most bytes that storages allocated inside it hold at one time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,20 +121,17 @@ class _PeakBytes(TorchDispatchMode):
 
 
 def attention_modules(model: nn.Module) -> Iterator[AttentionModule]:
-    """Modules that say whether their attention is causal, as `transformers` attention modules do, with their window."""
+    """Modules with an `is_causal` attribute, as the attention modules of `transformers` have, and their window."""
     for path, module in model.named_modules():
         if not isinstance(getattr(module, "is_causal", None), bool):
             continue
-        config = getattr(module, "config", None)
+        config, window = getattr(module, "config", None), None
         if hasattr(module, "sliding_window"):
             window = module.sliding_window
         elif getattr(config, "layer_types", None) is None and getattr(config, "use_sliding_window", True):
             window = getattr(config, "sliding_window", None)
-        else:
-            window = None
-        yield AttentionModule(
-            path=path, causal=bool(module.is_causal), window=window if isinstance(window, int) else None
-        )
+        window = window if isinstance(window, int) else None
+        yield AttentionModule(path=path, causal=bool(module.is_causal), window=window)
 
 
 def heads(model: nn.Module) -> tuple[int, int] | None:
@@ -158,11 +153,11 @@ def heads(model: nn.Module) -> tuple[int, int] | None:
 EXPERTS_PER_TOKEN = (
     "num_experts_per_tok", "numexperts_per_token", "experts_per_token", "moe_topk", "moe_top_k", "top_k_experts",
 )  # fmt: skip
-"""Names that `transformers` configs have for the experts that a token chooses."""
+"""Names in `transformers` configs of the number of experts that a token chooses."""
 
 
 def experts_per_token(model: nn.Module) -> int:
-    """Experts that a token chooses, by the model's config; 1 without experts."""
+    """Number of experts that a token chooses, from the model's config; 1 without experts."""
     config: Any = getattr(model, "config", None)
     if config is not None and hasattr(config, "get_text_config"):
         config = config.get_text_config()

@@ -1,8 +1,8 @@
-"""Builds a model from its config: on `meta` to be traced, or on a device, with weights, to be measured.
+"""Builds a model from its config: on `meta` for tracing, or on a device, with weights, for measuring.
 
 Random weights are made on the device, in the dtype they run in, one parameter after the other: memory never holds
 more than the weights and one parameter. Buffers are computed as the model computes them, each parameter has the dtype
-that `transformers` gives it, and tied ones share their memory. `check_request` refuses what cannot run beforehand.
+that `transformers` gives it, and tied ones share their memory. `check_request` refuses in advance what cannot run.
 
 Example: ``model = build(config, device="cpu", dtype="bfloat16", attn="sdpa")``
 """
@@ -28,21 +28,21 @@ from roofline.dtypes import MODEL_DTYPES
 from roofline.workload import Workload
 
 DEFAULT = "default"
-"""As the name of an implementation: the model's own choice."""
+"""Name that stands for the model's own choice of an implementation."""
 
 ATTENTION_CHOICES = ("eager", "sdpa", "flash_attention_2", "flex_attention")
-"""Implementations to offer where one is refused, as far as the model and the installed packages have them."""
+"""Implementations that an error suggests, if the model and the installed packages have them."""
 
 EXPERTS_CHOICES = ("eager", "grouped_mm", "batched_mm")
-"""Implementations that need torch alone."""
+"""Implementations that need only torch."""
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 HUB_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Where `transformers` keeps weights in a folder, and in a hub repository."""
+"""Files in which `transformers` keeps weights in a folder, and in a hub repository."""
 
 BLOCK_ELEMENTS = 4_194_301
-"""Normal values that are drawn; larger parameters repeat them. Drawing all of a model's takes longer than measuring it.
-A prime number, so that no two rows of a matrix are alike."""
+"""Number of normal values that are drawn; larger parameters repeat them, because drawing all values of a model takes
+longer than measuring it. It is a prime number, so that no two rows of a matrix are alike."""
 DEFAULT_STD = 0.02
 """Standard deviation of initial weights where the config names none: `PreTrainedModel._init_weights`."""
 
@@ -62,13 +62,12 @@ def check_request(
     config: PretrainedConfig, *, device: str | torch.device, dtype: str | torch.dtype, workload: Workload
 ) -> None:
     """Raise RequestError if there is no such device, it cannot run the dtype, or the workload is too long."""
-    where = parse_device(device)
-    _check_dtype_runs(where, parse_dtype(dtype))
+    _check_dtype_runs(parse_device(device), parse_dtype(dtype))
     longest = context_limit(config)
-    asked = workload.query_tokens + workload.context_tokens
-    if longest is not None and asked > longest:
+    tokens = workload.query_tokens + workload.context_tokens
+    if longest is not None and tokens > longest:
         raise RequestError(
-            f"{asked} tokens ({workload.context_tokens} of context, {workload.query_tokens} new) are beyond the "
+            f"{tokens} tokens ({workload.context_tokens} of context, {workload.query_tokens} new) are beyond the "
             f"{longest} that the model was made for; ask for fewer"
         )
 
@@ -80,7 +79,7 @@ def context_limit(config: PretrainedConfig) -> int | None:
 
 
 def _check_dtype_runs(device: torch.device, dtype: torch.dtype) -> None:
-    """Try the type with a product and a softmax, which every model needs."""
+    """Run a product and a softmax in the dtype, which every model needs."""
     name = str(dtype).removeprefix("torch.")
     others = ", ".join(known for known in MODEL_DTYPES if known != name)
     if why := backend_of(device).why_not_dtype(dtype, device):
@@ -120,7 +119,7 @@ def build(
         weights: "random" is normal with the config's own deviation, around 1 for the gains of norms; "pretrained"
             loads those of `name`, a folder or a hub id.
         seed: of the random weights; the same seed gives the same weights on the same kind of device.
-    Raises: RequestError if the model refuses an implementation or its weights cannot be had; torch's own errors.
+    Raises: RequestError if the model refuses an implementation or its weights are not available; torch's own errors.
     """
     where, kind = torch.device(device), parse_dtype(dtype)
     if weights == "pretrained":
@@ -134,7 +133,7 @@ def build(
 
 
 def require_weights(location: str) -> None:
-    """Raise RequestError if `location`, a folder or a hub id, has no weights that can be had now."""
+    """Raise RequestError if `location`, a folder or a hub id, has no weights that are available now."""
     folder = Path(location)
     if folder.is_dir():
         if not any(path for pattern in WEIGHT_FILES for path in folder.glob(pattern)):
@@ -221,19 +220,17 @@ def _from_config(config: PretrainedConfig, dtype: torch.dtype, attn: str, expert
         working = [choice for choice in ATTENTION_CHOICES if choice != attn and _accepts(config, dtype, choice)]
         if attn != DEFAULT and working:
             kind = type(config).__name__.removesuffix("Config")
-            raise RequestError(f"--attn {attn} is not to be had for {kind} here; use {' or '.join(working)}") from error
+            raise RequestError(f"--attn {attn} is not available for {kind} here; use {' or '.join(working)}") from error
         raise RequestError(f"transformers cannot build this config ({first_line(error)}); repair it") from error
 
 
 def _construct(config: PretrainedConfig, dtype: torch.dtype, attn: str, experts: str) -> Any:
     # A config whose class came from a repository was let in by the user's flag when it was resolved.
     trusted = type(config).__module__.startswith("transformers_modules.")
+    options = _implementation_options(config, attn, experts)
     with quiet():
         return AutoModelForCausalLM.from_config(
-            copy.deepcopy(config),
-            dtype=dtype,
-            trust_remote_code=trusted,
-            **_implementation_options(config, attn, experts),
+            copy.deepcopy(config), dtype=dtype, trust_remote_code=trusted, **options
         )
 
 
@@ -254,7 +251,7 @@ def _accepts(config: PretrainedConfig, dtype: torch.dtype, attn: str) -> bool:
 
 
 def _check_experts(config: PretrainedConfig, experts: str) -> None:
-    """A dense model takes any known name, because there is nothing that it chooses."""
+    """Raise RequestError for an unknown or unsupported implementation; a dense model accepts any known name."""
     if experts not in (DEFAULT, *EXPERTS_CHOICES):
         raise RequestError(f"--experts {experts} is unknown; use {', '.join((DEFAULT, *EXPERTS_CHOICES))}")
     decoder = config.get_text_config(decoder=True)
@@ -297,8 +294,7 @@ def _pretrained(
                 **_implementation_options(config, attn, experts),
             ).to(device)
     except OSError as error:
-        raise RequestError(
-            f"the weights of {name} cannot be had ({first_line(error)}); use --weights random"
-        ) from error
+        why = f"the weights of {name} are not available ({first_line(error)})"
+        raise RequestError(f"{why}; use --weights random") from error
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise RequestError(f"the weights of {name} are damaged ({first_line(error)}); fetch them again") from error

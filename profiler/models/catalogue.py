@@ -1,10 +1,8 @@
 """Shapes of public models, and `transformers` configs made from them without weights or network.
 
-An entry of `catalogue.json` holds the fields of the `config.json` in the hub repository it names (`repo`), without
-those that neither shape nor run the model, and the number of parameters of the published weights, tied ones once.
-Weights that the hub keeps quantised are described in the dtype that is asked for; `note` says so.
-
-Example: ``config_of("llama-3.1-8b").num_hidden_layers == 32``
+An entry of `catalogue.json` holds those fields of the `config.json` in its hub repository (`repo`) that affect the
+shape or the run of the model, and the number of parameters of the published weights, tied ones once. Weights that the
+hub stores quantised are described in the requested dtype; `note` says so.
 """
 
 import json
@@ -86,7 +84,7 @@ def head_layouts(config: PretrainedConfig) -> tuple[tuple[int, int, int], ...]:
 
 
 LOGGERS = ("transformers", "huggingface_hub")
-"""Their log lines speak of training, generation and missing optional packages, which are no news to our user."""
+"""Loggers whose lines are about training, generation and missing optional packages, which do not matter here."""
 
 
 def silence() -> None:
@@ -110,6 +108,6 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error that says something; of a config's strict validation the last one, which says why."""
+    """The first line of an error with words; for a config's strict validation the last one, which holds the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1] if type(error).__name__.startswith("Strict") else lines[0]

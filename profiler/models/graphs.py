@@ -1,8 +1,8 @@
-"""Graphs of one model: one exact trace for a few workloads, a fitted family for many, a file of fitted ones, and few
-layers that stand for all of them (`scale`).
+"""Graphs of a model: exact traces for a few workloads, fitted families for many, and few layers that represent all
+layers (`scale`).
 
 Everything is traced on `meta`. A model that runs one operation a token (a state-space prefill) is never traced at its
-full length: its loops are folded and counted by what short traces say.
+full length: its loops are folded, and their counts fitted to short traces.
 
 Example: ``ModelGraphs(resolve("llama-3.1-8b").config, "llama-3.1-8b", Tracing(dtype="bfloat16")).whole(workload)``
 """
@@ -32,34 +32,34 @@ from roofline.sweep.regimes import Regime, regime_of
 from roofline.workload import Logits, Workload
 
 MORE_LAYERS = range(2, 7)
-"""Layers beyond the last kind that is new, in models that may stand for the whole one: with one alone there is no
-layer between the first and the last."""
+"""Layers beyond the last new kind of layer, in truncated models that may represent the whole one: with one layer alone
+there would be none between the first and the last."""
 
 DELTA_RULE_CHUNK = 64
 """Default chunk of the gated delta rule in `transformers` (`torch_chunk_gated_delta_rule`), which no config names."""
 
 PROBES = (32, 48)
-"""Query tokens of two short traces that tell whether a model runs operations token by token."""
+"""Query tokens of two short traces that show whether a model runs operations token by token."""
 
 LONGEST_CHECK = 192
-"""Query tokens up to which a model that runs token by token is traced to check its fit: 4 times the longest probe."""
+"""Most query tokens of a trace that checks the fit of a model that runs token by token: 4 times the longer probe."""
 
 VERIFIED = 32
-"""Most tokens of a pass over drafted ones for which a stored file is checked."""
+"""Most drafted tokens of a verification pass for which a stored file is checked."""
 
 LENGTHS, BATCHES = (64, 96, 160, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384), (1, 4)
-"""Workloads that a stored file is made for: with them each regime is fitted, and checked at the longest."""
+"""Workloads of a stored file: each regime is fitted to them, and checked at the longest."""
 
 EMPTY = (None, None)
 
 Change = Callable[[OpGraph], OpGraph]
 Signature = tuple[tuple[object, ...], ...]
-"""What a layer runs: the path inside it, operator, type, dimensions and bytes of each operation."""
+"""The operations of a layer: path inside it, operator, dtype, dimensions and bytes of each."""
 
 
 @dataclass(frozen=True)
 class Tracing:
-    """How a model is run and what is made of its graph."""
+    """How a model is run, and the changes that are made to its graph."""
 
     dtype: str
     attn: str = DEFAULT
@@ -78,13 +78,13 @@ class ModelGraphs:
     name: str
     tracing: Tracing
     _prefill: tuple[Workload | None, PassInputs | None] = EMPTY
-    """The last pass, if it was a prefill: a decode after it finds its cache filled."""
+    """The last pass, if it was a prefill: a decode after it can use its filled cache."""
     _small: dict[int, "ModelGraphs"] = field(default_factory=dict)
     _unchanged: "ModelGraphs | None" = None
-    """The same model with other changes: what does not depend on them is made once."""
+    """The same model with other changes, which shares all that does not depend on them."""
 
     def changed(self, changes: Sequence[Change]) -> "ModelGraphs":
-        """The same model, whose traced graphs get these changes instead."""
+        """The same model with these changes instead of its own."""
         tracing = replace(self.tracing, changes=changes)
         return ModelGraphs(self.config, self.name, tracing, _unchanged=self._unchanged or self)
 
@@ -95,7 +95,7 @@ class ModelGraphs:
         return build_meta(self.config, self.tracing.dtype, self.tracing.attn, self.tracing.experts)
 
     def whole(self, workload: Workload) -> OpGraph:
-        """The changed graph of one workload, not folded. Raises: RequestError where a change cannot be made."""
+        """The changed graph of a workload, not folded. Raises RequestError where a change cannot be made."""
         graph = self._traced(workload)
         try:
             for change in self.tracing.changes:
@@ -112,13 +112,11 @@ class ModelGraphs:
         """Whether a prefill of more tokens runs more operations."""
         if self._unchanged is not None:
             return self._unchanged.runs_by_token
-        small = self._shorter(
-            min(max(MORE_LAYERS.start, _layers_with_each_kind(self.config)), layer_count(self.config))
-        )
-        short, longer = (
-            Workload(batch=1, query_tokens=tokens, context_tokens=0, dtype=self.tracing.dtype) for tokens in PROBES
-        )
-        return len(small._traced(short).ops) != len(small._traced(longer).ops)
+        layers = max(MORE_LAYERS.start, _layers_with_each_kind(self.config))
+        small = self._shorter(min(layers, layer_count(self.config)))
+        one = Workload(batch=1, query_tokens=1, context_tokens=0, dtype=self.tracing.dtype)
+        sizes = {len(small._traced(one.model_copy(update={"query_tokens": tokens})).ops) for tokens in PROBES}
+        return len(sizes) > 1
 
     @cached_property
     def family(self) -> Family:
@@ -143,13 +141,12 @@ class ModelGraphs:
         inputs = prepare(self.model, workload, cache=self.tracing.cache, after=before if continues else None)
         options = {**implementations(self.model), "cache": self.tracing.cache}
         graph = trace(self.model, inputs, workload, name=self.name, target=self.tracing.target, options=options)
-        self._prefill = (
-            (workload, inputs) if workload.context_tokens == 0 and self.tracing.cache == "dynamic" else EMPTY
-        )
+        reusable = workload.context_tokens == 0 and self.tracing.cache == "dynamic"
+        self._prefill = (workload, inputs) if reusable else EMPTY
         return graph
 
     def _smaller(self, whole: OpGraph) -> Iterator[Trace]:
-        """Models of the first layers, up to some beyond the last kind of layer that is new in `whole`."""
+        """Traces of models of the first layers, up to some beyond the last new kind of layer in `whole`."""
         total = layer_count(self.config)
         kinds = [place.layer for op in whole.ops if (place := layer_of(op.path)) and place.layer < total - 1]
         last = max([*kinds, _layers_with_each_kind(self.config) - 1])
@@ -160,33 +157,28 @@ class ModelGraphs:
 
     def _shorter(self, layers: int) -> "ModelGraphs":
         if layers not in self._small:
-            same = self._unchanged._shorter(layers) if self._unchanged is not None else None
-            self._small[layers] = (
-                same.changed(self.tracing.changes)
-                if same is not None
-                else ModelGraphs(truncate(self.config, layers), self.name, self.tracing)
-            )
+            if self._unchanged is not None:
+                self._small[layers] = self._unchanged._shorter(layers).changed(self.tracing.changes)
+            else:
+                self._small[layers] = ModelGraphs(truncate(self.config, layers), self.name, self.tracing)
         return self._small[layers]
 
 
 def _layers_with_each_kind(config: PretrainedConfig) -> int:
-    """First layers that hold one of each kind that the config names: without attention some models cannot run."""
+    """Number of first layers that hold each kind of the config: without attention some models cannot run."""
     kinds = getattr(config.get_text_config(decoder=True), "layer_types", None) or ("",)
     return max(kinds.index(kind) + 1 for kind in set(kinds))
 
 
 def model_graphs(name: str, tracing: Tracing, *, trust_remote_code: bool = False) -> tuple[ModelGraphs, list[str]]:
-    """The graphs of a model, and what a reader should know of its config.
-
-    Raises: RequestError where there is no model of that name, or it refuses an implementation.
-    """
+    """The graphs of a model, and the notes on its config. Raises RequestError where there is no such model."""
     model = resolve(name, trust_remote_code=trust_remote_code)
     return ModelGraphs(model.config, name, tracing), list(model.notes)
 
 
 def model_source(graphs: ModelGraphs, changes: Sequence[Change], form: Form) -> Source:
-    """A model as a source: what-ifs in order, fusion as the last."""
-    made = graphs.changed((*changes, *((fused,) if form == "fused" else ())))
+    """A model as a source of graphs, with what-ifs in order and fusion as the last change."""
+    made = graphs.changed((*changes, fused) if form == "fused" else changes)
 
     def whole(workload: Workload) -> OpGraph:
         with _traceable(graphs.name, workload):
@@ -204,18 +196,16 @@ def model_source(graphs: ModelGraphs, changes: Sequence[Change], form: Form) -> 
 
 @contextmanager
 def _traceable(name: str, workload: Workload) -> Iterator[None]:
-    """What torch cannot do with a model's forward on `meta`, sizes that it cannot count included, is one line."""
+    """Turn the errors of torch in a model's forward on `meta`, such as sizes that overflow, into a RequestError."""
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
-        raise RequestError(
-            f"{name} cannot be traced at {workload.key} ({first_line(error)}); ask for fewer tokens, or another --attn "
-            "or --experts"
-        ) from error
+        why = f"{name} cannot be traced at {workload.key} ({first_line(error)})"
+        raise RequestError(f"{why}; ask for fewer tokens, or another --attn or --experts") from error
 
 
 def length_notes(graphs: ModelGraphs, longest: int) -> list[str]:
-    """What a reader should know where the longest sequence has so many tokens."""
+    """A note where the longest sequence of a request exceeds the limit of the model."""
     limit = context_limit(graphs.config)
     if limit is None or longest <= limit:
         return []
@@ -250,13 +240,10 @@ def stored_graphs(graphs: ModelGraphs) -> StoredGraphs:
 
 
 def scale(ran: OpGraph, part: OpGraph, whole: OpGraph) -> OpGraph:
-    """`ran`, of a few repeated layers, with counts that make it stand for `whole`.
+    """The graph `ran`, of a few repeated layers, with counts that make it represent the graph `whole`.
 
-    Layers are alike if they run the same operations on the same shapes; every kind of layer of the whole model must
-    be among the traced ones, else nothing would be known of it.
-
-    Args: what ran; the trace of the same layers on `meta`; the trace of the whole model on `meta`.
-    Raises: RequestError if a kind of layer of `whole` is not in `part`.
+    Layers are of one kind if they run the same operations on the same shapes. `part` is the trace of these few layers
+    on `meta`. Raises RequestError if a kind of layer of `whole` is not in `part`.
     """
     here, there = _layers(part), _layers(whole)
     kinds, wanted = Counter(here.values()), Counter(there.values())
@@ -271,14 +258,8 @@ def scale(ran: OpGraph, part: OpGraph, whole: OpGraph) -> OpGraph:
         layer = _layer(op)
         count = wanted[here[layer]] / kinds[here[layer]] if layer in here else 1.0
         ops.append(op.model_copy(update={"count": count}))
-    return ran.model_copy(
-        update={
-            "ops": tuple(ops),
-            "layers": (len(here), len(there)),
-            "parameters": whole.parameters,
-            "inactive": whole.inactive,
-        }
-    )
+    of_whole = {"parameters": whole.parameters, "inactive": whole.inactive}
+    return ran.model_copy(update={"ops": tuple(ops), "layers": (len(here), len(there)), **of_whole})
 
 
 def _layer(op: Op) -> tuple[str, int] | None:
@@ -287,7 +268,7 @@ def _layer(op: Op) -> tuple[str, int] | None:
 
 
 def _layers(graph: OpGraph) -> dict[tuple[str, int], Signature]:
-    """What each repeated layer runs."""
+    """The signature of each repeated layer."""
     layers: dict[tuple[str, int], list[tuple[object, ...]]] = defaultdict(list)
     for op, traffic in zip(graph.ops, graph.traffic, strict=True):
         place = layer_of(op.path)

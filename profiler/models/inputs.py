@@ -8,10 +8,8 @@ random values of the same shape. After a pass `restore` puts the cache back, so 
 - static: `StaticCache`, for all tokens of the pass, rounded up to a multiple of MASK_ALIGNMENT.
 
 A prefill starts from an empty cache that is new in each pass; as in `generate`, a static one is allocated inside it.
-On `meta` a model that looks at the length of a filled static cache fails with torch's RuntimeError (sdpa with several
-queries, OPT): such a pass can be traced on its device only.
-
-Example: ``inputs = prepare(meta_model, workload, cache="dynamic", device="cpu"); model(**inputs.kwargs())``
+On `meta` a model that reads the length of a filled static cache fails with torch's RuntimeError (sdpa with several
+queries, OPT): such a pass can only be traced on its device.
 """
 
 import inspect
@@ -36,12 +34,12 @@ MASK_ALIGNMENT = 8
 dimension is not a multiple of 8 in every call (`pad_bias`, aten/src/ATen/native/transformers/attention.cpp)."""
 
 STATE_PREFILL_TOKENS = 16
-"""Prefill on `meta` for a cache without a sequence dimension: a state has one size whatever went into it."""
+"""Length of a prefill on `meta` for a cache without a sequence dimension, whose size does not depend on the context."""
 
 
 @dataclass(eq=False)
 class PassInputs:
-    """One pass of a workload, to be run again and again from the same state."""
+    """The inputs of a pass, which can be run repeatedly from the same state."""
 
     _tokens: dict[str, Any]
     _cache_name: str | None = None
@@ -65,7 +63,7 @@ class PassInputs:
 
     @property
     def cache(self) -> Cache | None:
-        """What the pass has filled or will use; None before a prefill, and where the model has no `Cache`."""
+        """The cache that the pass fills or uses; None before a prefill, and where the model has no `Cache`."""
         return self._cache if isinstance(self._cache, Cache) else None
 
     def call(self, model: nn.Module) -> Any:
@@ -110,7 +108,7 @@ def prepare(
         cache: "dynamic" or "static".
         device: where the pass will run; "meta" for a trace.
         after: inputs of a prefill of the context that this model has run on `meta`: their cache is then the context.
-    Raises: RequestError for an unknown cache, and for a context that the model has nothing to keep in.
+    Raises: RequestError for an unknown cache, and for a context where the model keeps no state.
     """
     where = torch.device(device)
     if cache not in CACHES:
@@ -172,7 +170,7 @@ def max_cache_len(workload: Workload) -> int:
 def _token_ids(
     model: PreTrainedModel, batch: int, tokens: int, device: torch.device, generator: torch.Generator
 ) -> Tensor:
-    """Random ids; on `meta` they are known, unless there are too many, and a model decides on them as on the device."""
+    """Random ids; on `meta` their values are known, unless there are too many, since some models branch on them."""
     shape, on_meta = (batch, tokens), device.type == "meta"
     if on_meta and batch * tokens > LARGEST:
         return torch.empty(shape, dtype=torch.long, device=device)
@@ -222,7 +220,7 @@ def batched_experts(model: PreTrainedModel) -> Iterator[None]:
 
 
 def dynamic_cache(config: PretrainedConfig) -> Cache:
-    """A cache whose layers are of the config's kinds, or come as they are used where it counts those of an encoder."""
+    """A cache with layers of the config's kinds, or with lazily made ones where the config counts encoder layers."""
     decoder = config.get_text_config(decoder=True)
     layers = getattr(decoder, "num_hidden_layers", None)
     if layers is None or getattr(decoder, "decoder_layers", layers) != layers:
@@ -231,7 +229,7 @@ def dynamic_cache(config: PretrainedConfig) -> Cache:
 
 
 def takes_cache(model: PreTrainedModel, name: str) -> bool:
-    """Whether an argument of `forward` is a cache of `transformers`, not of a class that only this model has."""
+    """Whether an argument of `forward` is a cache of `transformers` and not of a class of this model only."""
     if name not in inspect.signature(model.forward).parameters:
         return False
     for module in (model, model.base_model):
@@ -248,7 +246,7 @@ class Part(SimpleNamespace):
 
 
 class State:
-    """What a model returns for its next pass, seen as a cache with a layer for each argument."""
+    """The state that a model returns for its next pass, seen as a cache with a layer for each argument."""
 
     def __init__(self, states: dict[str, Any]) -> None:
         self.owns = {name: value for name, value in states.items() if hasattr(value, "__dict__")}
@@ -317,11 +315,11 @@ def nested_tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def snapshot(cache: Any) -> Callable[[], None]:
-    """A function that puts the cache back as it is now.
+    """A function that restores the cache to its present state.
 
-    Keys and values are put back by reference: a dynamic cache makes new ones, and a static cache writes the same
-    values to the same positions in each pass. Counts, recurrent states and static windows, which roll, change in
-    place and are copied back.
+    Keys and values are restored by reference: a dynamic cache makes new ones, and a static cache writes the same values
+    to the same positions in each pass. Counts, recurrent states and rolling static windows change in place and are
+    copied back.
     """
     attributes = [(layer, dict(vars(layer))) for layer in cache.layers]
     copies: list[tuple[Tensor, Tensor]] = []

@@ -1,14 +1,12 @@
-"""What `meta` tensors cannot do by themselves, although the answer is known.
+"""Adds to `meta` tensors values that do not depend on weights, balanced routing, and a cache of shapes.
 
 - Values: a mask of ones, positions and token ids do not depend on the weights. `known_values` computes them beside the
-  `meta` tensors, by the same calls on small CPU tensors, so that a model may ask ``mask.all()`` or for the positions
-  that are true. What depends on weights stays unknown, and asking for it raises torch's own error.
+  `meta` tensors, by the same calls on small CPU tensors, so that a model may read ``mask.all()`` or the positions that
+  are true. Values that depend on weights stay unknown, and reading them raises torch's own error.
 - Routing: the experts that tokens choose (`topk` along the last dimension) are taken in turn, so that a model which
   runs expert by expert runs with a balanced load, the assumption of `predict`.
-- Shapes: what an ATen call returns is worked out once for calls that are alike (`run_or_shape`). Torch works most of
-  them out in Python, which takes half of the time of a trace, and the layers of a model repeat the same calls.
-
-Example: ``with known_values(): bool(torch.ones(2, device="meta").all())``
+- Shapes: the layout of the result is computed once for identical ATen calls (`run_or_shape`). Torch computes most of
+  them in Python, which takes half of the time of a trace, and the layers of a model repeat the same calls.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -33,43 +31,43 @@ _values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """Values of `meta` tensors that are alive; those of a view share the memory of its base's."""
 
 MOST_CALLS = 2**15
-"""Calls that are remembered, some 1 kB each; then all are forgotten."""
+"""Most calls that are remembered, at some 1 kB each; then all are forgotten."""
 
 Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 """Shape, strides and type of a result."""
 
 _results: dict[Any, Layout | None] = {}
-"""Result by call; None where it has to be asked each time."""
+"""Layout of the result by call; None where the call has to be run each time."""
 
 _repeatable: dict[Any, bool] = {}
-"""Operators whose results are new memory."""
+"""Whether the result of an operator is always new memory."""
 
 PLAIN = (int, float, bool, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format, type(None))
 
 
 def know(tensor: Tensor, values: Tensor) -> Tensor:
-    """`tensor`, with its values, a CPU tensor of the same shape, known from now on unless there are too many."""
+    """Remember the values of a tensor, a CPU tensor of the same shape, unless there are too many; return the tensor."""
     if tensor.device.type == "meta" and values.numel() <= LARGEST:
         _values[tensor] = values
     return tensor
 
 
 def known(tensor: Tensor) -> Tensor | None:
-    """Values of a tensor; None where nobody knows them."""
+    """Values of a tensor; None where they are unknown."""
     return tensor if tensor.device.type == "cpu" else _values.get(tensor)
 
 
 @contextmanager
 def known_values() -> Iterator[None]:
-    """Compute what can be known of `meta` tensors; enter it before the modes that count, which see nothing of it."""
+    """Compute the values of `meta` tensors; enter it before the modes that count, so that they do not see the calls."""
     with _Literals(), _Values():
         yield
 
 
 def with_values_if_asked(run: Callable[[AbstractContextManager[None]], T], undo: Callable[[], None]) -> T:
-    """What `run` returns inside the context it is given: one that does nothing, or, where that fails, known values.
+    """Return what `run` returns, first without known values and, where that fails, after `undo`, with them.
 
-    Values cost as much again as the rest, and most models ask for none.
+    Computing the values doubles the time, and most models need none.
     """
     try:
         return run(nullcontext())
@@ -95,7 +93,7 @@ class _Literals(TorchFunctionMode):
 
 
 class _Values(TorchDispatchMode):
-    """Values of what each call returns, by the same call on the values of its arguments."""
+    """Computes the values of the result of each call by the same call on the values of its arguments."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -137,7 +135,7 @@ def _on_cpu(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
 
 
 def _tried(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-    """The values, or None for what the CPU has no kernel for."""
+    """The values, or None where the CPU has no kernel."""
     try:
         return _on_cpu(func, args, kwargs)
     except (RuntimeError, NotImplementedError):
@@ -190,8 +188,8 @@ class Remembered(TorchDispatchMode):
 
 
 def run_or_shape(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The call's result, of a remembered shape for `meta` tensors where nothing but shapes, strides and types of the
-    arguments can matter: no operand is written or viewed."""
+    """The call's result; for `meta` tensors from a remembered layout, if the result depends only on shapes, strides and
+    types of the arguments, and no operand is written or viewed."""
     if torch._C._len_torch_dispatch_stack():  # another mode waits to see the call
         return _run(func, args, kwargs)
     repeatable = _repeatable.get(func)
@@ -234,7 +232,7 @@ def _makes_memory(func: Any) -> bool:
 
 
 def _call(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What the result of a call on `meta` tensors depends on; None where that is not known."""
+    """All that the result of a call on `meta` tensors depends on, as a key; None where that is unknown."""
     key: list[Any] = [func]
     if not _describe(args, key) or (kwargs and not _describe(kwargs.items(), key)):
         return None
@@ -242,7 +240,7 @@ def _call(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _describe(values: Any, key: list[Any]) -> bool:
-    """Append what matters of each value; False for what may matter otherwise."""
+    """Append to `key` all that matters of each value; return False where a value may matter in other ways."""
     for value in values:
         kind = type(value)
         key.append(kind)  # 1, 1.0 and True are equal

@@ -1,9 +1,7 @@
 """Traces any `nn.Module` on example inputs, such as a diffusion transformer or an encoder, which no config describes.
 
-A factory returns the module and what to call it with. It is called inside ``torch.device("meta")``, so that neither
-weights nor activations take memory; a module that cannot be built or run there is built and run on the CPU.
-
-Example: ``trace_module("profiler.models.examples.dit:dit_xl_2").parameters``
+A factory returns the module and its inputs. It is called inside ``torch.device("meta")``, so that neither weights nor
+activations take memory; a module that cannot be built or run there is built and run on the CPU.
 """
 
 import importlib
@@ -27,7 +25,7 @@ from roofline.workload import Workload
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What a module is called with."""
+    """The arguments of a module's forward pass."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -36,10 +34,10 @@ class Example:
         return model(*self.args, **self.kwargs)
 
     def restore(self) -> None:
-        """Nothing: a pass is taken to leave its inputs as they are."""
+        """Do nothing: a pass is assumed not to change its inputs."""
 
     def cache_tensors(self) -> Iterator[tuple[int, str, Tensor]]:
-        """None: a cache among the inputs counts as activations."""
+        """Yield nothing: a cache among the inputs counts as activations."""
         return iter(())
 
     def tensors(self) -> list[Tensor]:
@@ -61,8 +59,8 @@ def trace_module(spec: str, target: str = CUDA.type) -> OpGraph:
     Returns: the graph; `traced_on` says "cpu" where `meta` was not enough. Batch is the first dimension of the first
         tensor among the inputs, and query tokens the second one of a sequence: (batch, tokens) of whole numbers or
         (batch, tokens, width). All else has one query token. There is no context.
-    Raises: RequestError, one line, if the factory cannot be had, fails, or returns something else, or if the module
-        fails on its inputs.
+    Raises: RequestError, one line, if the factory is missing, fails, or returns something else, or if the module fails
+        on its inputs.
     """
     factory = _factory(spec)
     try:
@@ -112,9 +110,8 @@ def _example(spec: str, inputs: Any) -> Example:
     elif isinstance(inputs, tuple):
         example = Example(inputs, {})
     else:
-        raise RequestError(
-            f"--module {spec}: inputs must be a tuple, a dict or (tuple, dict), not {type(inputs).__name__}"
-        )
+        what = type(inputs).__name__
+        raise RequestError(f"--module {spec}: inputs must be a tuple, a dict or (tuple, dict), not {what}")
     if not any(tensor.dim() and tensor.numel() for tensor in example.tensors()):
         raise RequestError(f"--module {spec}: the inputs hold no tensor with a batch dimension ({example})")
     return example
@@ -134,13 +131,9 @@ def _workload(module: nn.Module, example: Example) -> Workload:
     types: Counter[torch.dtype] = Counter()
     for parameter in module.parameters():
         types[parameter.dtype] += parameter.numel()
-    dtype = types.most_common(1)[0][0] if types else first.dtype
-    return Workload(
-        batch=first.shape[0],
-        query_tokens=first.shape[1] if sequence else 1,
-        context_tokens=0,
-        dtype=str(dtype).removeprefix("torch."),
-    )
+    dtype = str(types.most_common(1)[0][0] if types else first.dtype).removeprefix("torch.")
+    tokens = first.shape[1] if sequence else 1
+    return Workload(batch=first.shape[0], query_tokens=tokens, context_tokens=0, dtype=dtype)
 
 
 def _said(value: Any) -> str:

@@ -1,10 +1,8 @@
-"""Turns what a user typed into a config: a catalogue name, a folder with `config.json`, or a hub id; and cuts a config
-to its first layers (`truncate`), so that a large model can be profiled on a small device.
+"""Finds the config of a catalogue name, a folder with `config.json` or a hub id, and cuts a config to its first layers
+(`truncate`), so that a large model can be profiled on a small device.
 
 The catalogue comes first (write `./gpt2` for a folder of that name), then folders, then the hub or its cache.
-Whatever cannot be had is a `RequestError` of one line; an unreachable hub is noticed within a few seconds.
-
-Example: ``resolve("llama-3.1-8b").config.hidden_size == 4096``
+A missing model is a `RequestError` of one line; an unreachable hub is noticed within a few seconds.
 """
 
 import copy
@@ -33,7 +31,7 @@ from profiler.models.catalogue import catalogue, config_of, find, first_line, qu
 from profiler.record.run import RequestError
 
 HUB_TIMEOUT_S = 3.0
-"""Longest wait for the hub to answer at all, before a download is tried; the hub client itself retries for 23 s."""
+"""Longest wait for an answer of the hub before a download is tried; the hub client itself retries for 23 s."""
 
 IGNORES_IS_DECODER = frozenset({"gpt_neox", "gpt_neox_japanese"})
 """Types whose config has `is_decoder` (False unless set) though the model is causal in any case."""
@@ -50,7 +48,7 @@ class ResolvedModel:
     location: str
     """Folder or hub id that holds the pretrained weights."""
     notes: tuple[str, ...] = ()
-    """What a reader of results should know of the config."""
+    """Remarks on the config for readers of results."""
 
 
 def resolve(name: str, *, trust_remote_code: bool = False) -> ResolvedModel:
@@ -84,7 +82,7 @@ def hub_reachable() -> bool:
         with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT_S):
             return True
     except urllib.error.HTTPError:
-        return True  # it answers, whatever it says of its front page
+        return True  # the hub answers, although not with its front page
     except urllib.error.URLError as error:
         return isinstance(error.reason, ssl.SSLCertVerificationError)  # the hub client brings its own certificates
     except OSError:
@@ -172,7 +170,7 @@ def _check_causal(name: str, config: PretrainedConfig, raw: dict[str, Any], trus
 
 
 def _unquantise(config: PretrainedConfig) -> tuple[str, ...]:
-    """Take the shape of quantised weights in the dtype that is asked for, and say so."""
+    """Replace quantised weights by weights of the requested dtype; return a note about that."""
     stored = getattr(config, "quantization_config", None)
     if not stored:
         return ()
@@ -186,7 +184,7 @@ def _needs_code(name: str) -> RequestError:
 
 
 NOT_PER_LAYER = frozenset({"architectures", "bos_token_id", "eos_token_id", "pad_token_id", "time_step_limit"})
-"""List fields that never hold one value a layer, though they may happen to be as long as there are layers."""
+"""List fields that never hold one value a layer, though they may happen to have as many elements as layers."""
 
 
 def layer_count(config: PretrainedConfig) -> int:

@@ -1,11 +1,8 @@
-"""Runs one forward pass and writes down every operation that becomes device work: the OpGraph.
+"""Runs a forward pass and records every operation that makes device work: the OpGraph.
 
-On `meta` tensors this needs no memory and no weights. On a real device the same recorder sees the routing,
-the masks and the strides that really occur, and is used where `meta` cannot know them.
-`scaled_dot_product_attention` is one operation, whatever it is made of on the device.
-Never time a pass that is being traced.
-
-Example: ``graph = trace(model, inputs, workload, name="gpt2", target="cpu")``
+On `meta` tensors this needs no memory and no weights. On a real device the same recorder sees the actual routing,
+masks and strides, and is used where `meta` cannot know them. `scaled_dot_product_attention` is one operation, however
+the device implements it. Never time a pass that is being traced.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,14 +33,14 @@ from roofline.graph.op import Tensor as TensorRecord
 from roofline.workload import Workload
 
 PREFIX = "roofcal:"
-"""Starts the name of each of our profiler ranges, so that no operator or module of a user is taken for one."""
+"""Prefix of the names of roofcal's profiler ranges, which no operator or module of a user has."""
 
 OLD, OLD_EVERY = 128, 32
-"""A storage that is held for 128 operations (a cache, a table of positions) is asked only after every 32nd."""
+"""A storage that is alive for 128 operations (a cache, a table of positions) is checked only after every 32nd."""
 
 
 class Inputs(Protocol):
-    """What a pass starts from: `profiler.models.inputs.PassInputs`, or example inputs of any module."""
+    """The inputs of a pass: `profiler.models.inputs.PassInputs`, or example inputs of any module."""
 
     def call(self, model: nn.Module) -> Any:
         """Run the pass on `model` and return what it returns."""
@@ -109,7 +106,7 @@ def entered(model: nn.Module, enter: Callable[[str], AbstractContextManager[Any]
 
 
 class _Composites(TorchFunctionMode):
-    """Records as one operation what the profiler sees under one name, whatever it is made of."""
+    """Records as one operation each function that the profiler shows under one name."""
 
     def __init__(self, recorder: "_Recorder") -> None:
         super().__init__()
@@ -131,7 +128,7 @@ class _Composites(TorchFunctionMode):
 
 
 class _Recorder(Remembered):
-    """Writes down each call that makes device work, with the storages that it touches and how long they are held."""
+    """Records each call that makes device work, with the storages that it touches and how long they are held."""
 
     def __init__(self, model: nn.Module, workload: Workload, target: str) -> None:
         super().__init__()
@@ -146,12 +143,12 @@ class _Recorder(Remembered):
         self.ids: dict[int, int] = {}
         self.alive: list[StorageWeakRef] = []  # a weak reference keeps a storage's address from being used again
         self.sizes: list[int] = []
-        self.held: dict[int, int] = {}  # storages that Python holds now, since which operation
-        self.young: dict[int, int] = {}  # those of them that are new, since which operation
+        self.held: dict[int, int] = {}  # operation since which Python holds a storage, for those that it holds now
+        self.young: dict[int, int] = {}  # the same for new storages
         self.lifetimes: dict[int, tuple[int, int]] = {}
-        self.touched: dict[int, int] = {}  # storages, by the last operation that accessed them
-        self.cached: set[int] = set()  # what the cache held when it was last looked at
-        self.workspaces: list[tuple[int, int]] = []  # (operation, bytes) that it takes and gives back
+        self.touched: dict[int, int] = {}  # last operation that accessed a storage
+        self.cached: set[int] = set()  # storages of the cache when it was last marked
+        self.workspaces: list[tuple[int, int]] = []  # (operation, bytes of its temporary memory)
         self.roles: dict[int, tuple[str, str | None]] = {}
         self.read: set[int] = set()
         self.specs = {spec.path: spec for spec in attention_modules(model)}
@@ -187,15 +184,15 @@ class _Recorder(Remembered):
         return self.ids[key]
 
     def note_freed(self, final: bool = False) -> None:
-        """Write down which storages Python has let go of since the last operation; of old ones, only now and then."""
+        """Record which storages were freed since the last operation; old ones are only checked now and then."""
         last = len(self.ops) - 1
         if final or len(self.ops) % OLD_EVERY == 0:
-            asked = list(self.held)
+            checked = list(self.held)
             self.young = {n: since for n, since in self.young.items() if n in self.held and since > last - OLD}
         else:
-            asked = [n for n in self.young if n in self.held]
+            checked = [n for n in self.young if n in self.held]
         is_freed = torch.UntypedStorage._expired
-        for number in [n for n in asked if is_freed(self.alive[n].cdata)]:
+        for number in [n for n in checked if is_freed(self.alive[n].cdata)]:
             self.lifetimes[number] = (self.held.pop(number), last)
             self.young.pop(number, None)
 
@@ -203,7 +200,7 @@ class _Recorder(Remembered):
         for path, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
             number = self.storage(tensor)
             self.roles.setdefault(number, ("weight", path))
-            self.held.pop(number, None)  # held throughout; to ask each one after each operation would be slow
+            self.held.pop(number, None)  # held throughout; checking each after every operation would be slow
 
     def mark_cache(self, inputs: Inputs) -> None:
         self.cached = set()
@@ -271,7 +268,7 @@ class _Recorder(Remembered):
         )
 
     def accesses(self, touched: Iterable[tuple[Tensor, Bytes]], since: int = -1) -> tuple[Access, ...]:
-        """One access a view; two equal views of one storage are read once."""
+        """One access for each view; equal views of a storage count once."""
         seen: dict[tuple[int, int, tuple[int, ...], tuple[int, ...]], Access] = {}
         for tensor, size in touched:
             number = self.storage(tensor, since)
@@ -286,14 +283,12 @@ class _Recorder(Remembered):
         for i, size in enumerate(self.sizes):
             role, path = self.roles.get(i, ("activation", None))
             held = None if role == "weight" else self.lifetimes.get(i, (self.held.get(i, -1), len(self.ops)))
-            if role == "kv" and i not in self.cached:  # replaced: nobody but `restore` needs it any more
+            if role == "kv" and i not in self.cached:  # replaced: only `restore` still needs it
                 held = -1, self.touched.get(i, -1)
             records.append(TensorRecord(id=i, storage_bytes=size, role=role, name=path, held=held))
-        for op, size in self.workspaces:
-            number = len(records)
-            records.append(
-                TensorRecord(id=number, storage_bytes=size, role="activation", name="workspace", held=(op, op))
-            )
+        for number, (op, size) in enumerate(self.workspaces, start=len(records)):
+            about = {"storage_bytes": size, "role": "activation", "name": "workspace", "held": (op, op)}
+            records.append(TensorRecord.model_validate({"id": number, **about}))
         parameters = {self.storage(p): (path, p.numel()) for path, p in reversed(list(self.model.named_parameters()))}
         inactive = sorted(path for i, (path, _) in parameters.items() if i not in self.read)
         return OpGraph(

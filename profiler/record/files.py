@@ -1,10 +1,8 @@
-"""What all files of a run's folder rest on: whole or not there, read strictly, one writer at a time.
+"""Files of a run's folder: written atomically, validated when they are read, with one writer at a time.
 
-A file is written beside its place and renamed into it, so that no reader sees half of one. A record of a newer roofcal
-is refused by its `schema_version` before its unknown fields are complained about. A `Journal` has its lines on the disk
-one by one. A `Lock` ends with its process, however that ends.
-
-Example: ``read_record(folder / "run.json", Run, RUN_SCHEMA)``
+A file is written under another name and renamed, so that no reader sees half of one. A record of a newer roofcal is
+refused by its `schema_version`, before its unknown fields are. A `Journal` puts each line on the disk before the next.
+A `Lock` ends with its process, even if that is killed.
 """
 
 import fcntl
@@ -29,9 +27,9 @@ MEASUREMENTS = "measurements.parquet"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a name to write to; when the block ends well, it becomes `path`, durably, in one step.
+    """Yield a name to write to; if the block succeeds, the file durably replaces `path` in one step.
 
-    Raises RequestError where the place cannot be written.
+    Raises RequestError where the disk refuses.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -42,16 +40,15 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise RequestError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
-        ) from error
+        why = error.strerror or error
+        raise RequestError(f"cannot write {path}: {why}; free some space or choose another folder") from error
     finally:
         with suppress(OSError):  # the folder itself may be what could not be made
             partial.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put `text` at `path`, whole or not at all."""
+    """Write `text` to `path`, whole or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -66,9 +63,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_record(path: Path, record: type[R], newest: int, mend: str = "restore the file") -> R:
-    """Read one versioned JSON record. `mend`: what to do where the file is missing or damaged.
+    """Read a versioned JSON record; `mend` is the advice where the file is missing or damaged.
 
-    Raises RequestError: missing, half-written, newer than `newest`, or not one.
+    Raises RequestError if it is missing, half-written, newer than schema `newest`, or not such a record.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -90,7 +87,7 @@ def read_record(path: Path, record: type[R], newest: int, mend: str = "restore t
 
 
 def first_problem(error: ValidationError) -> str:
-    """Name of the first field that is wrong, and why, in one line."""
+    """The name of the first wrong field, and why it is wrong, in one line."""
     problem = error.errors(include_url=False)[0]
     return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
 
@@ -98,21 +95,21 @@ def first_problem(error: ValidationError) -> str:
 class Journal:
     """Lines of JSON, each on the disk when `append` returns.
 
-    `kill -9` can leave one unterminated last line: it counts as not written. Anything else that cannot be decoded was
-    not written by roofcal and is refused.
+    `kill -9` can leave an unterminated last line, which is ignored. Any other line that cannot be decoded was not
+    written by roofcal and is refused.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, content: Mapping[str, Any], about: str) -> None:
-        """Add a line. Raises RequestError where the disk refuses; what came before is then kept.
+        """Add a line. Raises RequestError where the disk refuses; the lines before are then kept.
 
         Raises InvalidMeasurement, which names `about`, where a figure is not finite: JSON has no such number.
         """
         rest = encoded(content, about)
         try:
-            with self.path.open("ab", buffering=0) as file:  # unbuffered: closing must not write what was taken back
+            with self.path.open("ab", buffering=0) as file:  # unbuffered: closing must not write what was truncated
                 start = file.tell()
                 try:
                     while rest:
@@ -125,7 +122,7 @@ class Journal:
             raise RequestError(f"cannot write {self.path}: {error.strerror}; what came before it is kept") from error
 
     def read(self, decode: Callable[[bytes], T]) -> list[T]:
-        """All whole lines, decoded, in the order they were written; none where there is no file.
+        """All whole lines, decoded, in the order in which they were written; none where there is no file.
 
         Raises RequestError, which names the line, where `decode` raises ValueError, KeyError or TypeError.
         """
@@ -134,14 +131,13 @@ class Journal:
             try:
                 decoded.append(decode(line))
             except (ValueError, KeyError, TypeError) as error:
-                what = first_problem(error) if isinstance(error, ValidationError) else str(error)
-                raise RequestError(
-                    f"{self.path} line {number} is damaged ({what}); delete the line to go on without it"
-                ) from error
+                why = first_problem(error) if isinstance(error, ValidationError) else str(error)
+                where = f"{self.path} line {number}"
+                raise RequestError(f"{where} is damaged ({why}); delete the line to go on without it") from error
         return decoded
 
     def drop_torn_line(self) -> None:
-        """Cut an unterminated last line off, so that the next one starts on a line of its own."""
+        """Remove an unterminated last line, so that the next one starts on a new line."""
         content = self._content()
         whole = content.rfind(b"\n") + 1
         if whole != len(content):
@@ -153,7 +149,7 @@ class Journal:
                 raise RequestError(f"cannot write {self.path}: {error.strerror}") from error
 
     def rewrite(self, contents: Iterable[tuple[Mapping[str, Any], str]]) -> None:
-        """Replace all lines by these, given as to `append`; the file is the old or the new one, never half of one."""
+        """Replace all lines by these arguments of `append`; the file is always the old or the new one."""
         lines = b"".join(encoded(content, about) for content, about in contents)
         with replacing(self.path) as partial:
             partial.write_bytes(lines)
@@ -166,7 +162,7 @@ class Journal:
 
 
 def encoded(content: Mapping[str, Any], about: str) -> bytes:
-    """One line of a journal. Raises InvalidMeasurement as `Journal.append`."""
+    """The line of a journal. Raises InvalidMeasurement as `Journal.append` does."""
     try:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode() + b"\n"
     except ValueError as error:
@@ -174,10 +170,10 @@ def encoded(content: Mapping[str, Any], about: str) -> bytes:
 
 
 class Lock:
-    """Holds `path` locked from construction until `release`. Raises RequestError where another process holds it.
+    """A lock on `path` from construction until `release`. Raises RequestError where another process holds it.
 
-    Unlike filelock's, its file is gone when it is released, and where a file system has no such locks it fails instead
-    of making a soft one, which would outlive a process that is killed.
+    Unlike filelock, it removes its file when it is released, and it fails where a file system has no such locks
+    instead of using a soft one, which would outlive a process that is killed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -218,7 +214,7 @@ class Lock:
             return False
 
     def release(self) -> None:
-        """Let the next writer in; harmless when called twice."""
+        """Let the next process write; further calls do nothing."""
         if self._descriptor is not None:
             self.path.unlink(missing_ok=True)
             os.close(self._descriptor)

@@ -1,7 +1,4 @@
-"""The runs under a results folder, and the one that a word means.
-
-Example: ``find_run("last", Path("results"))``, ``find_run("20260509T101112Z-main", Path("results"))``
-"""
+"""Lists the runs under a results folder, and finds the run that a name stands for, such as "last"."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,7 +10,7 @@ from roofline.record import Record
 
 
 class RunSummary(Record):
-    """One folder under results; an unreadable one is listed with the reason, never left out."""
+    """A folder under results; an unreadable one is listed with the reason."""
 
     path: Path
     state: Literal["finished", "unfinished", "unreadable"]
@@ -24,17 +21,17 @@ class RunSummary(Record):
     started: str = ""
     """UTC, ISO 8601."""
     cells: int = 0
-    """Cells that were asked for."""
+    """Number of cells of the request."""
     models: tuple[str, ...] = ()
     kind: Content = "passes"
     measurements: int = 0
     """Measurements of a characterisation."""
     kernels: dict[str, int] = {}
-    """Rows of a table of kernels: "matmul bfloat16" -> how many."""
+    """Number of rows of each kind in a table of kernels: "matmul bfloat16" -> 7203."""
 
 
 def list_runs(base: Path) -> list[RunSummary]:
-    """Every run under ``base/<device>/``, the oldest first; a base that does not exist has none."""
+    """Every run under ``base/<device>/``, the oldest first; none where `base` does not exist."""
     folders = [path for path in Path(base).glob("*/*/") if path.is_dir() and not path.name.startswith(".")]
     return [_summary(path) for path in sorted(folders, key=lambda path: (path.name, path.parent.name))]
 
@@ -71,9 +68,9 @@ def _summary(path: Path) -> RunSummary:
 
 
 def find_run(name: str, base: Path) -> RunFolder:
-    """Open the run that `name` means: a folder, "last" (the newest), or the end of one path under `base`.
+    """Open the run that `name` stands for: a folder, "last" (the newest), or the end of one path under `base`.
 
-    Raises RequestError where none or more than one is meant, or it cannot be read.
+    Raises RequestError where no run or more than one matches, or it cannot be read.
     """
     if (Path(name) / "run.json").exists() or Path(name).is_absolute():
         return RunFolder.open(Path(name))
@@ -83,11 +80,11 @@ def find_run(name: str, base: Path) -> RunFolder:
         if not readable:
             raise RequestError(f"no readable runs under {base}; make one with: python -m profiler run")
         return RunFolder.open(readable[-1].path)
-    meant = [run for run in runs if run.path.as_posix().endswith(name.rstrip("/"))]
-    if len(meant) == 1:
-        return RunFolder.open(meant[0].path)
-    if meant:
-        raise RequestError(f"{name!r} means {len(meant)} runs: {', '.join(str(run.path) for run in meant)}; say which")
+    matches = [run.path for run in runs if run.path.as_posix().endswith(name.rstrip("/"))]
+    if len(matches) == 1:
+        return RunFolder.open(matches[0])
+    if matches:
+        raise RequestError(f"{name!r} matches {len(matches)} runs: {', '.join(map(str, matches))}; name one of them")
     if Path(name).is_dir():
         return RunFolder.open(Path(name))
     words = {word: run.path.name for run in runs for word in (run.path.name, run.name)}

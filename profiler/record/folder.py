@@ -1,16 +1,16 @@
-"""The folder of one run, `results/<device>/<utc>-<name>/`, and all reading and writing of it.
+"""Reads and writes the folder of a run, `results/<device>/<utc>-<name>/`.
 
-    run.json              machine, cells, options; `finished` is null while the run goes on or was cut off
-    journal.jsonl         a line a finished cell, while measuring only
+    run.json              machine, cells, options; `finished` is null while the run goes on or was interrupted
+    journal.jsonl         a line for each finished cell, only while measuring
     graphs/<cell>.json    the OpGraphs, written before the journal line that names them
     spec.json             the device's figures
     measurements.parquet  the journal's content once the run is finished
     kernels.parquet       kernels measured to calibrate the device, or imported
-    hardware.jsonl        what a characterisation measured; hardware.parquet once it is finished
-    report.md report.html what was shown
+    hardware.jsonl        measurements of a characterisation; hardware.parquet once it is finished
+    report.md report.html the reports that were shown
 
 The results are in one place at a time: in the journal while it exists, else in the parquet file. `finish` writes the
-parquet file, marks the run finished and removes the journal, in this order; a kill between any two loses nothing.
+parquet file, marks the run finished and removes the journal, in this order; a kill between two steps loses nothing.
 
 Example::
 
@@ -18,11 +18,11 @@ Example::
         folder.append(CellResult(cell=cell, status="done", graph=folder.write_graph(cell, graph), ...))
         folder.finish()
     RunFolder.open(folder.path).results()
-
-Across runs, with DuckDB: see `profiler.record.pass_table`.
 """
 
 import hashlib
+import itertools
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -37,16 +37,16 @@ KERNELS, HARDWARE = "kernels.parquet", "hardware.parquet"
 HARDWARE_JOURNAL = "hardware.jsonl"
 KERNELS_MEND = "restore it, or import it again: python -m profiler import"
 IMPORT_OPTION = "format"
-"""Option of a run that imported kernels: the tool whose tables they are. A run that has it has a table of kernels."""
+"""Option of a run that imported a table of kernels: the tool that wrote the table."""
 Content = Literal["passes", "hardware", "kernels"]
-"""What a run measured: passes of models; the device, which has measurements instead of cells; a table of kernels."""
+"""A run holds passes of models, or measurements of the device instead of cells, or a table of kernels."""
 
 LONGEST_NAME = 200
 """Characters of a file name made from a key; file systems allow 255 bytes with the suffix."""
 
 
 class RunFolder:
-    """A run on disk. `create` and `open_for_resume` give the one that may write; `open` only reads."""
+    """A run on disk. `create` and `open_for_resume` allow writing, `open` only reading."""
 
     def __init__(self, path: Path, run: Run, lock: Lock | None = None) -> None:
         self.path = path
@@ -66,7 +66,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open to read. Raises RequestError: missing, not a run, half-written, or from a newer roofcal."""
+        """Open to read. Raises RequestError if it is missing, not a run, half-written, or from a newer roofcal."""
         path = Path(path)
         if not path.is_dir():
             raise RequestError(f"no run folder at {path}; see: python -m profiler list")
@@ -77,10 +77,10 @@ class RunFolder:
 
     @classmethod
     def open_for_resume(cls, path: Path) -> tuple[Self, frozenset[str]]:
-        """Open to go on measuring; also the keys of the cells that are done. Failed and invalid cells are not.
+        """Open to go on measuring; also return the keys of the cells that are done, neither failed nor invalid.
 
         Raises RequestError as `open`, `results` and `read_spec` do, and where another process is writing the folder;
-        then nothing was changed. A missing spec.json is no reason to refuse: it can be measured again.
+        nothing is changed then. A missing spec.json is accepted: it can be measured again.
         """
         seen = cls.open(path)
         lock = Lock(seen.path / ".lock")
@@ -99,7 +99,7 @@ class RunFolder:
         return folder, frozenset(result.cell.key for result in results if result.status == "done")
 
     def append(self, result: CellResult) -> None:
-        """Keep one result; it is on the disk when this returns. A later one of the same cell replaces it.
+        """Keep a result; it is on the disk when this returns. A later one of the same cell replaces it.
 
         Raises InvalidMeasurement where a figure is not finite, RequestError where the disk refuses.
         """
@@ -120,7 +120,7 @@ class RunFolder:
         return read_results(self.path)
 
     def write_graph(self, cell: Cell, graph: OpGraph) -> str:
-        """Keep the graph of a cell; returns what `CellResult.graph` names it by."""
+        """Keep the graph of a cell; return its name for `CellResult.graph`."""
         self._require_lock()
         name = cell.key
         if len(name) > LONGEST_NAME:
@@ -129,7 +129,7 @@ class RunFolder:
         return f"graphs/{name}.json"
 
     def read_graph(self, name: str) -> OpGraph:
-        """The graph that a `CellResult.graph` names. Raises RequestError: missing, damaged, or newer."""
+        """The graph that a `CellResult.graph` names. Raises RequestError if it is missing, damaged, or newer."""
         mend = f"restore it, or measure its cell again: python -m profiler run --resume {self.path}"
         return read_record(self.path / name, OpGraph, GRAPH_SCHEMA, mend)
 
@@ -141,7 +141,7 @@ class RunFolder:
     def read_spec(self) -> HardwareSpec | None:
         """The device's figures; None where an unfinished run has none yet.
 
-        Raises RequestError: damaged, newer, or missing from a finished run.
+        Raises RequestError if they are damaged, newer, or missing from a finished run.
         """
         resume = f"python -m profiler run --resume {self.path} measures the device again"
         if self._spec.exists():
@@ -152,7 +152,7 @@ class RunFolder:
         return None
 
     def require_whole(self) -> None:
-        """Raises RequestError where a finished run has lost its results or the device's figures. Reads neither."""
+        """Raise RequestError where a finished run has lost its results or the device's figures. Reads neither."""
         self._require_results()
         if not self._spec.exists():
             self.read_spec()
@@ -169,8 +169,8 @@ class RunFolder:
         from profiler.record.pass_table import write_results
 
         results = self.results()
-        graphs = {result.graph: self.read_graph(result.graph) for result in results if result.graph and _timed(result)}
-        write_results(self.path, self.run, results, graphs)
+        timed = (result.graph for result in results if result.graph and (result.ops or result.kernels))
+        write_results(self.path, self.run, results, {name: self.read_graph(name) for name in timed})
         self._write_run(self.run.model_copy(update={"finished": datetime.now(UTC).isoformat(timespec="seconds")}))
         self._journal.path.unlink(missing_ok=True)
 
@@ -180,7 +180,7 @@ class RunFolder:
         self._write_run(self.run.model_copy(update=changes))
 
     def close(self) -> None:
-        """Let another process write the folder; reading goes on working. Harmless when called twice."""
+        """Let another process write the folder; reading still works. Further calls do nothing."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -193,7 +193,7 @@ class RunFolder:
 
     @property
     def content(self) -> Content:
-        """What the run measured. Raises RequestError where it imported a table of kernels that is gone."""
+        """The kind of the run's results. Raises RequestError where its imported table of kernels is missing."""
         if self.run.cells:
             return "passes"
         if (self.path / HARDWARE_JOURNAL).exists() or (self.path / HARDWARE).exists():
@@ -230,19 +230,12 @@ class RunFolder:
 
 
 def _line(result: CellResult) -> tuple[dict[str, Any], str]:
-    """A line of the journal, and what a refusal to write it names."""
+    """A line of the journal, and its name in an error message."""
     return result.model_dump(mode="json"), result.cell.key
 
 
-def _timed(result: CellResult) -> bool:
-    return bool(result.ops or result.kernels)
-
-
 def slug(text: str) -> str:
-    """A readable name for a file: lower case, letters, digits, dots and dashes.
-
-    ``slug("NVIDIA H200 SXM") == "nvidia-h200-sxm"``
-    """
+    """A readable file name of lower-case letters, digits, dots and dashes: "nvidia-h200-sxm"."""
     words = "".join(c if c.isascii() and (c.isalnum() or c == ".") else " " for c in text.lower()).split()
     return "-".join(words).strip(".-") or "unnamed"
 
@@ -250,16 +243,11 @@ def slug(text: str) -> str:
 def _new_folder(parent: Path, name: str) -> Path:
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        attempt = 1
-        while True:
-            path = parent / (name if attempt == 1 else f"{name}-{attempt}")
-            try:
+        for path in itertools.chain([parent / name], (parent / f"{name}-{i}" for i in itertools.count(2))):
+            with suppress(FileExistsError):
                 path.mkdir()
-            except FileExistsError:
-                attempt += 1
-            else:
-                return path
+                break
+        return path
     except OSError as error:
-        raise RequestError(
-            f"cannot write results under {parent}: {error.strerror}; choose another with --out"
-        ) from error
+        why = f"cannot write results under {parent}: {error.strerror}"
+        raise RequestError(f"{why}; choose another folder with --out") from error

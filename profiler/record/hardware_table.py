@@ -1,11 +1,9 @@
-"""What a characterisation measured, on disk: a journal while it goes on, hardware.parquet when it is finished.
+"""The measurements of a characterisation on disk: a journal while it runs, hardware.parquet when it is finished.
 
     hardware.jsonl     a line a measurement, part or choice of shapes, on the disk before the next begins
-    hardware.parquet   a row a measurement with its raw samples; what has no column of its own is JSON in `record`
+    hardware.parquet   a row a measurement with its raw samples; fields without a column are JSON in `record`
 
-The results are in one place at a time: the journal is removed after the table is whole.
-
-Example::
+The results are in one place at a time: the journal is removed once the table is written. Example::
 
     log = HardwareLog(folder.path)
     log.append(measurement)
@@ -24,54 +22,36 @@ import pyarrow as pa
 from profiler.record.files import Journal
 from profiler.record.folder import HARDWARE, HARDWARE_JOURNAL
 from profiler.record.measurement import MEASUREMENT_SCHEMA, Layout, Measurement
-from profiler.record.parquet import Table
+from profiler.record.parquet import Table, schema
 from profiler.record.run import Run
 
-COLUMNS = pa.schema(
-    [
-        ("run", pa.string()),
-        ("device", pa.string()),
-        ("benchmark", pa.string()),
-        ("case", pa.string()),
-        ("dtype", pa.string()),
-        ("threads", pa.int64()),
-        ("process", pa.int64()),
-        ("unit", pa.string()),
-        ("work", pa.float64()),
-        ("value", pa.float64()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("cache_state", pa.string()),
-        ("clock", pa.string()),
-        ("stop_reason", pa.string()),
-        ("samples", pa.list_(pa.float64())),
-        ("record", pa.string()),
-    ]
+COLUMNS = schema(
+    ("run device benchmark case dtype", pa.string()),
+    ("threads process", pa.int64()),
+    ("unit", pa.string()),
+    ("work value", pa.float64()),
+    ("status reason cache_state clock stop_reason", pa.string()),
+    ("samples", pa.list_(pa.float64())),
+    ("record", pa.string()),
 )
-
-TABLE = Table(
-    HARDWARE,
-    "table of measurements",
-    MEASUREMENT_SCHEMA,
-    COLUMNS,
-    mend="restore it, or measure again: python -m profiler hardware",
-)
+MEND = "restore it, or measure again: python -m profiler hardware"
+TABLE = Table(HARDWARE, "table of measurements", MEASUREMENT_SCHEMA, COLUMNS, MEND)
 
 
 class HardwareLog:
-    """The journal of one characterisation, and what it holds already."""
+    """The journal of one characterisation, with the results that it holds already."""
 
     def __init__(self, folder: Path, *, mend: bool = True) -> None:
-        """`mend`: drop a torn last line; not while another process may be writing it."""
+        """`mend` drops a torn last line; use it only where no other process may be writing the journal."""
         self._folder = folder
         self._journal = Journal(folder / HARDWARE_JOURNAL)
         self.measurements: list[Measurement] = []
         self.done: set[tuple[int, str]] = set()
-        """(process, part) that came to their end."""
+        """(process, part) that are complete."""
         self.shapes: dict[str, tuple[int, int, int]] = {}
         """m, n, k of the fastest product of each dtype."""
         self.layouts: dict[str, Layout] = {}
-        """How the second operand of that product lies in memory; not known of a journal from before it was kept."""
+        """How the second operand of that product is stored; older journals do not say."""
         if self._journal.path.exists():
             if mend:
                 self._journal.drop_torn_line()
@@ -86,7 +66,7 @@ class HardwareLog:
         self.measurements.append(measurement)
 
     def choose(self, dtype: str, shape: tuple[int, int, int], layout: Layout) -> None:
-        """Keep the fastest shape of a dtype, and how its second operand lies in memory."""
+        """Keep the fastest shape of a dtype, and how its second operand is stored."""
         self._journal.append({"shape": [dtype, list(shape), layout]}, dtype)
         self.shapes[dtype], self.layouts[dtype] = shape, layout
 
@@ -96,7 +76,7 @@ class HardwareLog:
         self.done.add((process, part))
 
     def finish(self, run: Run) -> None:
-        """Turn the journal into the table."""
+        """Replace the journal by the table."""
         rows = [_row(run, measurement) for measurement in self.measurements]
         TABLE.write(self._folder, pa.Table.from_pylist(rows, schema=COLUMNS))
         self._journal.path.unlink(missing_ok=True)
@@ -116,9 +96,9 @@ class HardwareLog:
 
 
 def count_measurements(folder: Path) -> int:
-    """How many there are, without reading their samples; a torn last line of a journal does not count.
+    """Number of measurements, without reading their samples; a torn last line of a journal does not count.
 
-    Raises RequestError where the table is not whole.
+    Raises RequestError where the table is damaged.
     """
     journal = folder / HARDWARE_JOURNAL
     if journal.exists():
@@ -129,8 +109,8 @@ def count_measurements(folder: Path) -> int:
 def read_measurements(folder: Path) -> list[Measurement]:
     """All measurements of a characterisation, in the order they were taken; none where the folder holds none.
 
-    Changes nothing, so that a characterisation can be looked at while it goes on. Raises RequestError: damaged, not
-    roofcal's, or from a newer roofcal.
+    Nothing is changed, so that a characterisation can be read while it runs. Raises RequestError for a file that is
+    damaged, not roofcal's, or from a newer roofcal.
     """
     return HardwareLog(folder, mend=False).measurements
 
@@ -149,10 +129,6 @@ def _row(run: Run, measurement: Measurement) -> dict[str, Any]:
 
 
 def _measurements(table: Any, header: dict[str, Any]) -> list[Measurement]:
-    fields = set(Measurement.model_fields)
-    return [
-        Measurement.model_validate(
-            {**json.loads(row["record"]), **{name: value for name, value in row.items() if name in fields}}
-        )
-        for row in table.to_pylist()
-    ]
+    rows = table.select([name for name in table.column_names if name in Measurement.model_fields]).to_pylist()
+    records = map(json.loads, table["record"].to_pylist())
+    return [Measurement.model_validate({**record, **row}) for record, row in zip(records, rows, strict=True)]

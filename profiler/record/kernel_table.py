@@ -7,9 +7,7 @@
     kernel distribution framework version    what ran it
     source row         place in `Kernels.sources`, and the row of that file, the first one being 0
 
-What a table says besides its rows, its version and its sources, is JSON in the file's own metadata.
-
-Example::
+The version and the sources of a table are JSON in the file's own metadata. Example::
 
     write_kernels(folder.path, Kernels(table, (source,)))
     read_kernels(folder.path).counts()                # {("matmul", "bfloat16"): 7203}
@@ -28,7 +26,7 @@ from pydantic import Field, model_validator
 
 from profiler.record.folder import KERNELS, KERNELS_MEND
 from profiler.record.measurement import Label
-from profiler.record.parquet import Table
+from profiler.record.parquet import Table, schema
 from roofline.record import Record
 
 KERNELS_SCHEMA = 1
@@ -45,59 +43,55 @@ DIMS: Mapping[str, str] = {
     "context": "tokens in the cache before them",
     "head_dim": "width of a head",
     "window": "keys that a query sees at most; 0: all",
-    "kv_bytes": "of one cached element",
+    "kv_bytes": "bytes of one cached element",
     "tokens": "rows of activations",
     "hidden": "width of the residual stream",
-    "inner": "width of the feed-forward network, of an expert; whole, not a rank's share",
-    "vocab": "rows of the embedding, whole",
+    "inner": "width of the feed-forward network or of an expert, before it is split among ranks",
+    "vocab": "rows of the embedding, before it is split among ranks",
     "topk": "experts a token goes to",
-    "experts": "experts, whole",
+    "experts": "experts of all ranks",
     "tp": "ranks that share each matrix",
     "ep": "ranks that share the experts",
     "skew": "exponent of the power law of experts' loads; 0: uniform",
-    "weight_bits": "of one weight",
+    "weight_bits": "bits of one weight",
     "ranks": "devices of a collective",
-    "per_node": "of them on one node",
-    "bytes": "of a collective's message, as nccl-tests counts them",
-    "elements": "written by a pointwise kernel",
-    "bytes_read": "compulsory reads of a kernel that streams",
-    "bytes_written": "and its writes",
-    "flops": "vector FLOPs of it",
-    "kernels": "launches that it is",
+    "per_node": "devices of a collective on one node",
+    "bytes": "bytes of a collective's message, as nccl-tests counts them",
+    "elements": "elements that a pointwise kernel writes",
+    "bytes_read": "compulsory reads of a kernel that streams, in bytes",
+    "bytes_written": "compulsory writes of a kernel that streams, in bytes",
+    "flops": "vector FLOPs of a kernel that streams",
+    "kernels": "kernel launches of the operation",
     "gathered": "1 where its reads are rows looked up by index",
     "strided": "1 where its reads are not contiguous",
     "cold": "share of its bytes that no cache holds beforehand",
-    "rows": "of a matrix as it is stored",
-    "reach": "bytes that others have touched since its code last ran",
+    "rows": "rows of a matrix as it is stored",
+    "reach": "bytes that other kernels have touched since its code last ran",
     "streamed": "bytes that products with one row have read since the line last ran",
-    "modules": "that the host leaves and enters before it",
+    "modules": "modules that the host leaves and enters before it",
 }
 """Sizes by name; float columns of the table."""
 
 LATER = ("cold", "rows", "reach", "modules", "streamed")
 """Sizes that tables of an earlier roofcal do not have."""
 
-TEXTS = ("kind", "dtype", "op", "group", "kernel", "distribution", "framework", "version")
-
-COLUMNS = pa.schema(
-    [
-        *((name, pa.string()) for name in ("kind", "dtype", "op")),
-        *((name, pa.float64()) for name in DIMS),
-        ("time_s", pa.float64()),
-        *((name, pa.string()) for name in ("group", "kernel", "distribution", "framework", "version")),
-        ("source", pa.int64()),
-        ("row", pa.int64()),
-    ]
+COLUMNS = schema(
+    ("kind dtype op", pa.string()),
+    (" ".join(DIMS), pa.float64()),
+    ("time_s", pa.float64()),
+    ("group kernel distribution framework version", pa.string()),
+    ("source row", pa.int64()),
 )
+TEXTS = tuple(column.name for column in COLUMNS if column.type == pa.string())
 
 TABLE = Table(KERNELS, "table of kernels", KERNELS_SCHEMA, COLUMNS, mend=KERNELS_MEND)
 
 
 class Source(Record):
-    """One file that rows are from, and what became of them all."""
+    """A file of which rows were read, with counts that account for all of its rows."""
 
     file: str
-    """Path as it was given."""
+    """Path as the user wrote it."""
     sha256: str
     """SHA-256 of its bytes."""
     format: str
@@ -105,9 +99,9 @@ class Source(Record):
     unit: str
     """Unit of its latencies: "ms", "ns"."""
     device: str | None = None
-    """The file's own name for it; None where it has none."""
+    """Name of the device in the file; None where it has none."""
     model: str | None = None
-    """That its rows are modules of."""
+    """Model whose modules its rows are."""
     versions: dict[str, str] = {}
     """Framework -> version."""
     rows: int = Field(ge=0)
@@ -117,9 +111,9 @@ class Source(Record):
     kept: int = Field(ge=0)
     """Rows of this table that came from it."""
     cleaned: dict[str, int] = {}
-    """Rule -> times that it took out."""
+    """Rule -> number of times that it removed."""
     labels: tuple[Label, ...] = ()
-    """Conditions under which kernels of this machine were timed: throttling, other work, visits that do not count."""
+    """Conditions in which kernels of this machine were timed: throttling, other work, visits that do not count."""
 
     @model_validator(mode="after")
     def _closes(self) -> Self:
@@ -133,7 +127,7 @@ class Kernels:
     """Measured kernels with their sources."""
 
     table: Any
-    """A pyarrow table of `COLUMNS`."""
+    """The pyarrow table, with the columns `COLUMNS`."""
     sources: tuple[Source, ...]
 
     def __post_init__(self) -> None:
@@ -141,7 +135,7 @@ class Kernels:
             raise ValueError(f"a table of kernels has the columns {', '.join(COLUMNS.names)}")
         times = self.table["time_s"]
         if times.null_count or not pc.all(pc.and_(pc.is_finite(times), pc.greater(times, 0))).as_py():
-            raise ValueError("each kernel's time is positive and finite; and there is one at least")
+            raise ValueError("a table of kernels has at least one row, and each time is positive and finite")
         if sum(source.kept for source in self.sources) != len(self):
             raise ValueError(f"{len(self)} rows, but sources of {sum(source.kept for source in self.sources)}")
 
@@ -149,7 +143,7 @@ class Kernels:
         return int(self.table.num_rows)
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """Rows by kind and dtype, most of them first."""
+        """Rows by kind and dtype, the most frequent first."""
         grouped = self.table.group_by(["kind", "dtype"]).aggregate([([], "count_all")]).to_pylist()
         ordered = sorted(grouped, key=lambda row: (-row["count_all"], row["kind"], row["dtype"]))
         return {(row["kind"], row["dtype"]): row["count_all"] for row in ordered}
@@ -161,17 +155,14 @@ def has_kernels(folder: Path) -> bool:
 
 
 def write_kernels(folder: Path, kernels: Kernels) -> None:
-    """Put the table into a run's folder, whole or not at all. Raises RequestError where that cannot be written."""
-    TABLE.write(
-        folder,
-        kernels.table,
-        sources=[source.model_dump(mode="json") for source in kernels.sources],
-        counts=[[kind, dtype, rows] for (kind, dtype), rows in kernels.counts().items()],
-    )
+    """Write the table into a run's folder, whole or not at all. Raises RequestError where the disk refuses."""
+    sources = [source.model_dump(mode="json") for source in kernels.sources]
+    counts = [[kind, dtype, rows] for (kind, dtype), rows in kernels.counts().items()]
+    TABLE.write(folder, kernels.table, sources=sources, counts=counts)
 
 
 def read_kernels(folder: Path) -> Kernels:
-    """The table of a run's folder. Raises RequestError: missing, damaged, not roofcal's, or from a newer roofcal."""
+    """Read the table of a run's folder. Raises RequestError if it is missing, damaged, or from a newer roofcal."""
     return TABLE.read(folder, _kernels)
 
 

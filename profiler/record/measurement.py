@@ -1,11 +1,8 @@
-"""One thing that a microbenchmark timed in one process: raw samples, and the conditions that they were taken under.
+"""A measurement of a microbenchmark in one process: raw samples, and the conditions in which they were taken.
 
-A value is derived when it is shown: `work ÷ sample` for a rate, `sample ÷ work` for a cost. Interference only makes
-a sample slower, so the value of a process is taken at the fastest tenth of its samples unless `quantile` says
-otherwise. Conditions are a sequence of windows, each with the samples that were taken within it; what was not read is
-None, never 0, so that "not throttled" and "not known" stay apart.
-
-Example: ``Measurement(benchmark="memory", case="copy", work=2 << 30, unit="B/s", status="done", …).value()``
+Values are derived when they are shown: `work ÷ sample` for a rate, `sample ÷ work` for a cost. Interference can only
+make a sample slower, so that the value of a process is its fastest tenth of samples unless `quantile` says otherwise.
+Conditions are a sequence of windows with the samples taken in each; a figure that was not read is None, never 0.
 """
 
 import math
@@ -23,31 +20,31 @@ if TYPE_CHECKING:
 
 MEASUREMENT_SCHEMA = 1
 FASTEST = 0.1
-"""Quantile of the samples' times that a peak is made of: one sample alone would rest on one reading of the clock."""
+"""Quantile of the samples' times that gives a peak: the fastest sample would rest on one reading of the clock."""
 
 Unit = Literal["B/s", "FLOP/s", "s", "J/FLOP", "J/B", "W"]
 RATES = ("B/s", "FLOP/s")
 """Units in which more is better; in the others a sample is a cost."""
 State = Literal["cold", "warm", "in place"]
 Layout = Literal["k×n", "n×k"]
-"""How the second operand of a product lies in memory: as `torch.mm` takes it, or as `nn.Linear` keeps weights."""
+"""How the second operand of a product is stored: as `torch.mm` takes it, or as `nn.Linear` keeps weights."""
 CacheSource = Literal["stated", "measured", "assumed"]
 """Where the size of a last-level cache comes from: the system, the behaviour of memory, or neither of them."""
 Status = Literal["done", "inconclusive", "invalid", "failed"]
-"""inconclusive: other work had the host; what is measured is at most too slow. invalid: not this device's speed."""
+"""inconclusive: other work used the host, so that the device may be faster. invalid: not this device's speed."""
 
 Severity = Literal["note", "warns", "invalidates"]
-"""Worth knowing · usable, with more noise or less speed than the device can give · not this device's speed."""
+"""note: worth knowing. warns: usable, but noisier or slower than the device. invalidates: not this device's speed."""
 
 
 class Window(Record):
-    """A stretch of a measurement; figures of the device are read just after its last sample."""
+    """A period of a measurement; figures of the device are read just after its last sample."""
 
     start_s: float = Field(ge=0)
-    """Since the measurement's start."""
+    """Time since the measurement's start."""
     duration_s: float = Field(ge=0)
     samples: int = Field(ge=0)
-    """Taken within it."""
+    """Number of samples taken in it."""
 
     sm_clock_hz: float | None = None
     memory_clock_hz: float | None = None
@@ -59,55 +56,55 @@ class Window(Record):
     energy_j: float | None = None
     """Difference of nvmlDeviceGetTotalEnergyConsumption; add up windows of a second or more before dividing."""
     foreign: tuple[str, ...] | None = None
-    """Other processes on the device, () where there is none."""
+    """Other processes on the device; () where there is none."""
     foreign_utilization: float | None = None
     """SM time that the busiest of them took, as a fraction of the driver's sampling period."""
 
     cores: int | None = Field(default=None, gt=0)
-    """CPUs that this process may run on; the next two are about these."""
+    """CPUs that this process may run on; the next two fields are about these."""
     steal_fraction: float | None = None
-    """Share of their time that a hypervisor gave to somebody else."""
+    """Share of their time that the hypervisor gave to other guests."""
     other_cores: float | None = None
-    """Cores' worth of CPU time that others took. The system counts in ticks of 10 ms, so it can be a little below 0."""
+    """CPU time of other processes, in cores. The system counts ticks of 10 ms, so it can be slightly below 0."""
     cpu_clock_hz: float | None = None
-    """Mean over CPUs."""
+    """Mean clock over CPUs."""
     load_1min: float | None = None
 
 
 class Label(Record):
-    """One thing about a measurement's conditions that a reader has to know."""
+    """A condition of a measurement that a reader has to know."""
 
     severity: Severity
     what: str
-    """What holds, with its figures, in one line."""
+    """The condition with its figures, in one line."""
     share: float = Field(ge=0, le=1)
     """Share of the measurement's time in which it held."""
 
 
 Key = tuple[str, str, str | None, int | None]
-"""Family, case, dtype and threads: what measurements of the same thing in different processes share."""
+"""Family, case, dtype and threads, which identify a quantity across processes."""
 
 
 class CacheState(Record):
-    """What the caches held of an operand when it was used, as declared, and whether what was touched bears it out."""
+    """How much of an operand the caches held when it was used, as declared, and whether the bytes confirm it."""
 
     declared: State
     """cold: nothing of it; warm: all of it; in place: whatever the calls before left."""
     operand_bytes: int = Field(ge=0)
     """Distinct bytes that one call touches."""
     between_bytes: int = Field(ge=0)
-    """Bytes really touched between two uses of the same operand, the call's own among them where it streams."""
+    """Bytes touched between two uses of the same operand, those of the call itself included where it streams."""
     cache_bytes: int | None = None
-    """Size of the last-level cache that had to be got past; None where it is not known."""
+    """Size of the last-level cache that had to be exceeded; None where it is unknown."""
     cache_source: CacheSource = "stated"
     holds: bool | None = None
-    """None: the size of the cache is not known."""
+    """Whether the declared state is confirmed; None where the size of the cache is unknown."""
     judged_by: Literal["bytes", "bytes and rate"] = "bytes"
-    """What `holds` rests on: the bytes touched alone, or also a rate beside those of cache and main memory."""
+    """`holds` follows from the bytes touched, or also from the rate compared with those of cache and main memory."""
 
 
 class WarmUp(Record):
-    """What ran before the first sample."""
+    """The calls before the first sample."""
 
     calls: int = Field(ge=0)
     seconds: float = Field(ge=0)
@@ -116,7 +113,7 @@ class WarmUp(Record):
 
 
 class Measurement(Record):
-    """Samples of one case in one process, or why there are none."""
+    """Samples of one case in one process, or the reason why there are none."""
 
     schema_version: int = MEASUREMENT_SCHEMA
     benchmark: str
@@ -130,10 +127,10 @@ class Measurement(Record):
     process: int = 0
     """Number of the fresh process; samples of one process are not independent."""
     parameters: dict[str, int | float | str] = {}
-    """Sizes, and what else the case depends on."""
+    """Sizes and other parameters of the case."""
     unit: Unit
     work: float = Field(gt=0, allow_inf_nan=False)
-    """Bytes, FLOPs or calls of what one sample counts; for a cost, what the sample is divided by."""
+    """Bytes, FLOPs or calls of one sample; a cost is the sample divided by it."""
     status: Status
     reason: str | None = None
     """Why there is no result, or why it cannot be trusted, in one line."""
@@ -141,13 +138,12 @@ class Measurement(Record):
     """Seconds a call (joules for J/…, watts for W), mean of `repeats` in a row, in the order they were taken."""
     repeats: int = Field(default=1, ge=1)
     quantile: float = Field(default=FASTEST, ge=0, le=1)
-    """Quantile of the samples, from the fastest, that gives the value; 0.5 where the device is loaded on purpose."""
+    """Quantile of the samples, from the fastest, that gives the value; 0.5 under sustained load."""
     placements: int = Field(default=1, ge=1)
-    """Sets of operands that took turns, one a sample. The value is that of the middle one: a process has luck with
-    the pages that a set lies on."""
+    """Sets of operands that took turns, one a sample. The value is the median over sets, whose pages may be lucky."""
     clock: str = ""
     floor_s: float | None = None
-    """What the clock says of a call that does nothing."""
+    """Time of a call that does nothing, by this clock."""
     stop_reason: str = ""
     warm_up: WarmUp | None = None
     cache: CacheState | None = None
@@ -167,12 +163,12 @@ class Measurement(Record):
 
     @property
     def key(self) -> Key:
-        """What measurements of the same thing in different processes share."""
+        """Identifies the quantity across processes."""
         return self.benchmark, self.case, self.dtype, self.threads
 
     @property
     def has_value(self) -> bool:
-        """Whether its samples tell something of the device, on a busy host at least a bound."""
+        """Whether its samples describe the device; those from a busy host are a bound."""
         return self.status in ("done", "inconclusive")
 
     def value(self, quantile: float | None = None) -> float:
@@ -181,14 +177,16 @@ class Measurement(Record):
             raise ValueError(f"{self.benchmark} {self.case} has no result: {self.reason}")
         q = self.quantile if quantile is None else quantile
         sets = [self.samples[i :: self.placements] for i in range(self.placements)]
-        sample = statistics.median(quantile_of(one, q) for one in sets if one)
+        sample = statistics.median(quantile_of(samples, q) for samples in sets if samples)
         return self.work / sample if self.unit in RATES else sample / self.work
 
 
 def middle_mean(samples: "ArrayLike") -> "NDArray[np.float64]":
-    """Mean of the middle half of samples along the first axis, of three the middle one: passes of a model, and visits
-    to a kernel that is calibrated, are summarised so. Unlike medians, such means add up where the same samples are
-    left out of each."""
+    """Mean of the middle half of samples along the first axis; of three, the middle one.
+
+    It summarises passes of a model and visits to a calibrated kernel: unlike medians, such means add up where the same
+    samples are left out of each.
+    """
     import numpy as np
 
     ordered = np.sort(np.asarray(samples, dtype=float), axis=0)
@@ -206,13 +204,13 @@ def quantile_of(values: tuple[float, ...], q: float) -> float:
 
 
 UNKNOWN_LINK = "unknown"
-"""Name of the link between ranks where the driver could not be asked for it."""
+"""Name of the link between ranks where the driver could not be read."""
 DISTINCT = 1.15
-"""Ratio of the bandwidths of two neighbouring levels of memory, at least: above what varies from run to run."""
+"""Least ratio of the bandwidths of two neighbouring levels of memory: it exceeds the variation from run to run."""
 
 
 class Capacity(Record):
-    """A level of the memory hierarchy, as the system states it; all threads of an operation together."""
+    """A level of the memory hierarchy as the system states it, for all threads of an operation together."""
 
     name: str
     bytes: int = Field(ge=0)
@@ -227,7 +225,7 @@ class MemoryHierarchy(Record):
 
 
 def grouped(measurements: Iterable[Measurement]) -> dict[Key, list[Measurement]]:
-    """Measurements of the same thing, in the order of their processes; a later one of a process replaces it."""
+    """Measurements by key, in the order of their processes; a later measurement of a process replaces an earlier."""
     groups: dict[Key, dict[int, Measurement]] = {}
     for measurement in measurements:
         groups.setdefault(measurement.key, {})[measurement.process] = measurement

@@ -1,8 +1,6 @@
 """A versioned parquet file of a run's folder: rows with a fixed schema, and a header in the file's own metadata.
 
-The header is JSON under the key `roofcal`: the schema's version and whatever the rows do not say.
-
-Example: ``Table("kernels.parquet", "table of kernels", 1, COLUMNS, mend="restore it").write(folder, rows, sources=[])``
+The header is JSON under the key `roofcal`; it holds the schema's version and all that is not in the rows.
 """
 
 import json
@@ -23,7 +21,12 @@ T = TypeVar("T")
 
 METADATA_KEY = b"roofcal"
 LONGEST_REASON = 200
-"""Characters of a library's own message in a refusal."""
+"""Characters of a library's message that an error repeats."""
+
+
+def schema(*groups: tuple[str, Any]) -> pa.Schema:
+    """The schema of columns in order; a group is names, separated by spaces, and their type."""
+    return pa.schema([(name, kind) for names, kind in groups for name in names.split()])
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,16 @@ class Table:
     file: str
     """Name within a run's folder."""
     what: str
-    """What a refusal calls it: "table of kernels"."""
+    """Its name in error messages: "table of kernels"."""
     schema_version: int
-    columns: Any
-    """A pyarrow schema."""
+    columns: pa.Schema
     mend: str
-    """What to do where the file is missing or damaged."""
+    """Advice where the file is missing or damaged."""
 
     def write(self, folder: Path, rows: Any, **header: Any) -> None:
-        """Put a pyarrow table of `columns` into a folder, whole or not at all.
+        """Write a pyarrow table of `columns` into a folder, whole or not at all.
 
-        Raises RequestError where that cannot be written, ValueError where the header has a number that is not finite.
+        Raises RequestError where the disk refuses, ValueError where a number of the header is not finite.
         """
         content = json.dumps({"schema_version": self.schema_version, **header}, allow_nan=False).encode()
         with replacing(folder / self.file) as partial:
@@ -51,22 +53,22 @@ class Table:
             pq.write_table(table, partial, compression="zstd")
 
     def read(self, folder: Path, decode: Callable[[Any, dict[str, Any]], T]) -> T:
-        """What `decode` makes of the rows and the header.
+        """Return what `decode` makes of the rows and the header.
 
-        Raises RequestError, one line: missing, damaged, from a newer roofcal, or not what `decode` can read, which says
-        so by a ValueError, KeyError or TypeError.
+        Raises RequestError, one line, for a file that is missing, damaged or from a newer roofcal, and where `decode`
+        raises ValueError, KeyError or TypeError.
         """
         with self._refusals(folder):
             table = pq.read_table(folder / self.file)
             return decode(table.replace_schema_metadata(None), self._header(folder, table.schema.metadata))
 
     def header(self, folder: Path, decode: Callable[[dict[str, Any]], T]) -> T:
-        """What `decode` makes of the header alone, without reading the rows. Raises RequestError as `read`."""
+        """Return what `decode` makes of the header, without reading the rows. Raises RequestError as `read` does."""
         with self._refusals(folder):
             return decode(self._header(folder, pq.read_schema(folder / self.file).metadata))
 
     def rows(self, folder: Path) -> int:
-        """How many rows there are, without reading them. Raises RequestError as `read`."""
+        """Number of rows, without reading them. Raises RequestError as `read` does."""
         with self._refusals(folder):
             return int(pq.read_metadata(folder / self.file).num_rows)
 

@@ -1,8 +1,8 @@
-"""measurements.parquet: a row per measurement with its raw samples, and all that is needed to have the results back.
+"""measurements.parquet: a row per measurement with its raw samples, from which the results can be read back.
 
-One row is one thing timed in one cell; `op`, `path`, `name`, `kind`, `count` and `kernels` are null where `what` is not
-about one operation or kernel. What a `CellResult` holds besides samples (status, closure, what really ran) is kept as
-JSON in the file's header, so that `read_results` gives back what `write_results` was given.
+A row is one quantity of one cell; `op`, `path`, `name`, `kind`, `count` and `kernels` are null where `what` is not
+about one operation or kernel. The other fields of a `CellResult` (status, closure, implementations) are JSON in the
+file's header, so that `read_results` returns exactly what `write_results` wrote.
 
 | what | samples, seconds |
 |---|---|
@@ -28,32 +28,20 @@ from typing import Any
 import pyarrow as pa
 
 from profiler.record.files import MEASUREMENTS
-from profiler.record.parquet import Table
+from profiler.record.parquet import Table, schema
 from profiler.record.run import RUN_SCHEMA, Cell, CellResult, OpTimes, Run
 from roofline.graph.op import OpGraph
 
-COLUMNS = pa.schema(
-    [
-        ("run", pa.string()),
-        ("device", pa.string()),
-        ("cell", pa.string()),
-        ("model", pa.string()),
-        ("phase", pa.string()),
-        ("batch", pa.int64()),
-        ("query_tokens", pa.int64()),
-        ("context_tokens", pa.int64()),
-        ("dtype", pa.string()),
-        ("op", pa.int64()),
-        ("path", pa.string()),
-        ("name", pa.string()),
-        ("kind", pa.string()),
-        ("count", pa.float64()),
-        ("what", pa.string()),
-        ("cache_state", pa.string()),
-        ("clock", pa.string()),
-        ("kernels", pa.list_(pa.string())),
-        ("samples", pa.list_(pa.float64())),
-    ]
+COLUMNS = schema(
+    ("run device cell model phase", pa.string()),
+    ("batch query_tokens context_tokens", pa.int64()),
+    ("dtype", pa.string()),
+    ("op", pa.int64()),
+    ("path name kind", pa.string()),
+    ("count", pa.float64()),
+    ("what cache_state clock", pa.string()),
+    ("kernels", pa.list_(pa.string())),
+    ("samples", pa.list_(pa.float64())),
 )
 
 TABLE = Table(MEASUREMENTS, "table of results", RUN_SCHEMA, COLUMNS, mend="restore it, or measure in a new run")
@@ -64,7 +52,7 @@ WHOLE_PASS = {
     "tail": "tail_gap_s",
     "unattributed": "unattributed_s",
 }
-"""`what` of a row that is not about one operation -> field of CellResult."""
+"""`what` of a row that is about the whole pass -> field of CellResult."""
 
 
 def write_results(folder: Path, run: Run, results: Sequence[CellResult], graphs: Mapping[str, OpGraph]) -> None:
@@ -82,23 +70,16 @@ def write_results(folder: Path, run: Run, results: Sequence[CellResult], graphs:
 def _rows(run: Run, result: CellResult, graphs: Mapping[str, OpGraph]) -> list[dict[str, Any]]:
     cell, workload = result.cell, result.cell.workload
     shared = {
+        **{name: getattr(workload, name) for name in ("phase", "batch", "query_tokens", "context_tokens", "dtype")},
         "run": run.name,
         "device": run.environment.device,
         "cell": cell.key,
         "model": cell.model,
-        "phase": workload.phase,
-        "batch": workload.batch,
-        "query_tokens": workload.query_tokens,
-        "context_tokens": workload.context_tokens,
-        "dtype": workload.dtype,
         "cache_state": result.cache_state,
         "clock": result.clock,
     }
-    rows = [
-        {**shared, "what": what, "samples": samples}
-        for what, field in WHOLE_PASS.items()
-        if (samples := getattr(result, field))
-    ]
+    whole = {what: getattr(result, field) for what, field in WHOLE_PASS.items()}
+    rows = [{**shared, "what": what, "samples": samples} for what, samples in whole.items() if samples]
     for times in result.ops:
         about = {**shared, **_operation(result, times.op, graphs)}
         rows.append({**about, "what": "device", "kernels": times.kernels, "samples": times.device_s})
@@ -123,7 +104,7 @@ def _operation(result: CellResult, index: int, graphs: Mapping[str, OpGraph]) ->
 
 
 def read_results(folder: Path) -> list[CellResult]:
-    """The results that `write_results` was given. Raises RequestError: damaged, not roofcal's, or from a newer one."""
+    """Read the results. Raises RequestError for a file that is damaged, not roofcal's, or from a newer roofcal."""
     return TABLE.read(folder, _results)
 
 

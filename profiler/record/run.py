@@ -1,6 +1,6 @@
-"""What a run is: the machine, what was asked, and what was measured, or why it ended early. Torch-free and versioned.
+"""The records of a run: the machine, the request, and the measurements or the reason why there are none. Torch-free.
 
-Raw samples are kept and statistics derived when they are shown.
+Raw samples are kept; statistics are derived when they are shown.
 """
 
 import importlib.metadata
@@ -15,20 +15,20 @@ from roofline.record import Record
 from roofline.workload import Workload
 
 RUN_SCHEMA = 5
-"""4: modes, and kernels of several operations. 5: reference probes of each round, seconds estimated and spent."""
+"""4 added modes and kernels of several operations; 5 added reference probes, and seconds estimated and spent."""
 METHOD_VERSION = 2
-"""Raised whenever the way a time is taken changes, so that runs are not compared across it."""
+"""It is raised whenever the way of timing changes, so that runs are not compared across the change."""
 
 SAME_VERSIONS = ("torch", "transformers", "cuda", "driver")
-"""Software whose version changes what is measured."""
+"""Software whose version affects measurements."""
 
 
 class RequestError(ValueError):
-    """What was asked cannot be done; the message is one line: what, and what to do about it. Exit code 2."""
+    """A request that cannot be done; the message is one line with the problem and its remedy. Exit code 2."""
 
 
 class InvalidMeasurement(RuntimeError):
-    """What was measured cannot be trusted: throttled, a foreign process, a value that is not finite. Exit code 4."""
+    """A measurement that cannot be trusted: throttling, a foreign process, a value that is not finite. Exit code 4."""
 
 
 def roofcal_version() -> str:
@@ -40,26 +40,26 @@ def roofcal_version() -> str:
 
 
 class Environment(Record):
-    """The machine and its software, as found when the run started."""
+    """The machine and its software when the run started."""
 
     device: str
-    """Driver's or vendor's name of the device."""
+    """Name of the device from its driver or vendor."""
     device_kind: str
     """Torch's type of the device: "cpu", "cuda" or that of another accelerator."""
     device_uuid: str | None = None
     cores: int | None = Field(default=None, gt=0)
-    """Host cores available to this process; this and what follows is None where another tool measured elsewhere."""
+    """Host cores available to this process; this and the next two are None where another tool measured elsewhere."""
     threads: int | None = Field(default=None, gt=0)
     """Threads that torch uses within an operation."""
     memory_bytes: int | None = Field(default=None, gt=0)
-    """Of the device."""
+    """Memory of the device."""
     hostname: str
     os: str
     python: str
     versions: dict[str, str]
     """Versions of torch, transformers, CUDA, the driver, roofcal, …"""
     notes: tuple[str, ...] = ()
-    """What may spoil a measurement here, as `doctor` finds it."""
+    """Conditions of the machine that may spoil a measurement, as `doctor` reports them."""
 
     @property
     def is_host(self) -> bool:
@@ -68,7 +68,7 @@ class Environment(Record):
 
 
 def differing(then: Environment, now: Environment) -> list[str]:
-    """What makes measurements of two environments not comparable, as "torch 2.11.0, here 2.13.0"."""
+    """The differences that make measurements of two environments incomparable, as "torch 2.11.0, here 2.13.0"."""
     pairs = [(field, getattr(then, field), getattr(now, field)) for field in ("device", "device_uuid", "threads")]
     pairs += [(name, then.versions.get(name), now.versions.get(name)) for name in SAME_VERSIONS]
     return [f"{name} {old}, here {new}" for name, old, new in pairs if old != new]
@@ -79,18 +79,18 @@ Mode = Literal["eager", "compile", "cuda-graph", "compile-cuda-graph"]
 
 
 class Cell(Record):
-    """One thing to measure: a model under a workload and its options."""
+    """A model with a workload and options, to be measured."""
 
     model: str
     workload: Workload
     attn: str
-    """Attention implementation asked for: "sdpa", "eager", …"""
+    """Requested attention implementation: "sdpa", "eager", …"""
     experts: str
-    """Experts implementation asked for; "default" is the model's own choice."""
+    """Requested experts implementation; "default" is the model's own choice."""
     cache: str
     """"dynamic" or "static"."""
     layers: int | None = None
-    """Repeated layers that run, where not all do."""
+    """Number of repeated layers that run; None for all."""
     weights: Literal["random", "pretrained"] = "random"
     mode: Mode = "eager"
 
@@ -106,17 +106,10 @@ class Cell(Record):
     def key(self) -> str:
         """File-name-safe and unique within a run."""
         model = "".join(c if c.isalnum() or c in ".-" else "_" for c in self.model.strip("/"))
-        options = "-".join(
-            [
-                self.attn,
-                *([self.experts] if self.experts != "default" else []),
-                *([self.cache] if self.cache != "dynamic" else []),
-                *([f"l{self.layers}"] if self.layers else []),
-                *([self.weights] if self.weights != "random" else []),
-                *([self.mode] if self.mode != "eager" else []),
-            ]
-        )
-        return f"{model}-{self.workload.key}-{options}"
+        layers = f"l{self.layers}" if self.layers else ""
+        options = (self.experts, "default"), (self.cache, "dynamic"), (layers, ""), (self.weights, "random")
+        chosen = [value for value, default in (*options, (self.mode, "eager")) if value != default]
+        return "-".join([model, self.workload.key, self.attn, *chosen])
 
 
 class OpTimes(Record):
@@ -129,7 +122,7 @@ class OpTimes(Record):
     gap_s: tuple[float, ...]
     """Device idle just before it."""
     kernels: tuple[str, ...] = ()
-    """Names of the kernels it became, or of the backend chosen on a CPU."""
+    """Names of its kernels, or of the backend that was chosen on a CPU."""
 
 
 class KernelTimes(Record):
@@ -138,18 +131,18 @@ class KernelTimes(Record):
     name: str
     """The compiler's name for it: "triton_poi_fused_add_mul_3", or the operator that it calls."""
     ops: tuple[int, ...] = Field(min_length=1)
-    """Indices of the operations of the graph that it came from, in order; one may be part of several kernels."""
+    """Indices of the graph's operations that it computes, in order; an operation may be part of several kernels."""
     device_s: tuple[float, ...]
-    """Time on the device, as that of an operation."""
+    """Time on the device, as in `OpTimes`."""
     gap_s: tuple[float, ...]
     """Device idle just before it."""
 
 
 class Closure(Record):
-    """How much of what the profiler saw is accounted for. Ratios; nothing is left out of a denominator."""
+    """How much of the profiled time is accounted for; no denominator leaves anything out."""
 
     attributed: float
-    """Device time joined to a module ÷ all device time seen."""
+    """Device time joined to a module ÷ all device time in the profile."""
     spans_plus_gaps: float
     """(Device time + gaps) ÷ profiled wall."""
     instrumented_ratio: float
@@ -157,17 +150,17 @@ class Closure(Record):
     event_cost_s: float = 0.0
     """Seconds of the host for each event that the profiler records, measured beside the passes."""
     subtracted_s: float = 0.0
-    """Taken from the times of a profiled pass, its operations and gaps: events × their cost."""
+    """Events × their cost: seconds subtracted from a profiled pass, its operations and gaps."""
     launches: int = 0
-    """Kernel launches seen in the runtime and driver APIs, one pass; 0 on a CPU."""
+    """Kernel launches of a pass in the runtime and driver APIs; 0 on a CPU."""
     kernels: int = 0
-    """Kernels seen, one pass; equal to `launches` unless events were dropped."""
+    """Kernels of a pass; equal to `launches` unless events were dropped."""
     memory_operations: int = 0
-    """memcpy and memset, counted apart."""
+    """Calls of memcpy and memset, which are not among the kernels."""
 
 
 class CellResult(Record):
-    """What measuring one cell gave: a result, or why there is none."""
+    """The result of measuring a cell, or the reason why there is none."""
 
     cell: Cell
     status: Literal["done", "failed", "invalid"]
@@ -191,9 +184,9 @@ class CellResult(Record):
     """Names of the kernels or operators behind `unattributed_s`."""
     closure: Closure | None = None
     ran: dict[str, str] = {}
-    """Implementations that really ran: attention backend, experts, cache class."""
+    """Implementations that ran: attention backend, experts, cache class."""
     differences: tuple[str, ...] = ()
-    """Operation by operation, where the device ran another sequence than the meta trace."""
+    """Operations in which the device's sequence differs from that of the meta trace."""
     cache_state: Literal["cold", "warm", "in situ"] = "in situ"
     clock: str = ""
     """"profiler spans" on a CPU, "kernel timeline" on a GPU."""
@@ -205,7 +198,7 @@ class CellResult(Record):
     windows: tuple[Window, ...] = ()
     """Clocks, power, temperature and other work, a window for each round of passes."""
     labels: tuple[Label, ...] = ()
-    """What the windows say of the device."""
+    """Conditions of the device that follow from the windows."""
     other_work: float | None = None
     """Share of the usable host cores that other processes and the hypervisor took meanwhile; None where unknown."""
     reference: dict[str, tuple[float, ...]] = {}
@@ -213,8 +206,7 @@ class CellResult(Record):
 
     @property
     def rounds(self) -> int:
-        """Rounds of as many passes each in which the samples were taken; where they were not recorded, every pass is
-        a round of its own."""
+        """Number of rounds of equally many passes; where rounds were not recorded, each pass counts as one."""
         passes = len(self.wall_s), len(self.profiled_wall_s)
         rounds = len(self.windows)
         if rounds and not any(count % rounds for count in passes):
@@ -223,7 +215,7 @@ class CellResult(Record):
 
 
 class Run(Record):
-    """run.json: everything about a run but its samples and graphs."""
+    """run.json: everything about a run except its samples and graphs."""
 
     schema_version: int = RUN_SCHEMA
     method_version: int = METHOD_VERSION
@@ -235,8 +227,8 @@ class Run(Record):
     cells: tuple[Cell, ...]
     options: dict[str, str | int | float | bool | None] = {}
     finished: str | None = None
-    """UTC; None while the run is going on or was cut off."""
+    """UTC; None while the run goes on or was interrupted."""
     estimated_s: dict[str, float] = {}
-    """Seconds that each part of the run was estimated to take when it began: "device", "calibration", …"""
+    """Estimated seconds of each part of the run when it began: "device", "calibration", …"""
     spent_s: dict[str, float] = {}
-    """Seconds that each part took, all resumptions together."""
+    """Seconds that each part took, summed over resumptions."""

@@ -1,17 +1,13 @@
 """Bandwidth of collectives among the GPUs of this machine (NCCL), or among processes of its CPU (gloo).
 
-Ranks are processes of their own under torchrun, so that NCCL runs as it does in serving; on a CPU they have one thread
-each and talk over the loopback. Sizes and bus bandwidth are nccl-tests' (`roofline.laws.bus_bandwidth`). A measurement
-is the time of the slowest rank; `calibrate.device.costs` makes latency, bandwidth and a `Link` of them.
+Ranks are separate processes under torchrun, so that NCCL runs as it does in serving; on a CPU each has one thread, and
+they communicate over the loopback. Sizes and bus bandwidth are those of nccl-tests (`roofline.laws.bus_bandwidth`). A
+measurement is the time of the slowest rank; `calibrate.device.costs` fits latency, bandwidth and a `Link` to them.
 
 Reading the ranks' lines blocks; nothing polls while ranks are timed. Whatever ends the reader (the last line, a
-timeout, an interruption, `kill -9` of this very process) ends the launcher and every rank: torchrun starts ranks in
-sessions of their own, out of reach of a signal to its group, so that each rank also holds a lifeline, a named pipe that
-this process holds at the other end.
-
-Across machines, run the worker by hand (`worker` shows the command).
-
-Example: ``[m.value() for m in collectives(Bench(torch.device("cuda"))) if m.status == "done"]``
+timeout, an interruption, `kill -9` of this process) ends the launcher and every rank: torchrun starts ranks in their
+own sessions, out of reach of a signal to its group, so that each rank also holds the reading end of a named pipe, the
+lifeline, whose writing end this process holds. Across machines, run the worker by hand (`worker` shows the command).
 """
 
 import contextlib
@@ -33,26 +29,26 @@ from profiler.record.measurement import Measurement
 
 WORKER = "profiler.microbench.collectives.worker"
 CPU_RANKS = (2, 4)
-"""Fewest and most ranks on a CPU; within that, one for each core."""
+"""Fewest and most ranks on a CPU; between them, one rank for each core."""
 START_S = 120.0
 """Longest time for importing torch on all ranks and for the first connections, on a busy machine."""
 CASE_S, BUDGETS = 3.0, 5.0
-"""Longest time of a case: seconds for operands and checks, and so many of its budgets."""
+"""Longest time of a case: `CASE_S` seconds for operands and checks, and `BUDGETS` times its budget."""
 ROOT = Path(__file__).resolve().parents[3]
 """Folder of the packages, so that ranks import the same ones."""
 GRACE_S = 10.0
 """Time for the launcher to end after SIGTERM."""
 ERROR = re.compile(r"^(?:\[rank\d+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)$")
 SIGNAL = re.compile(r"traceback\s*:\s*(Signal .*)$")
-"""What torchrun's summary says of a rank that did not fail by itself."""
+"""Line of torchrun's summary for a rank that a signal ended."""
 SUMMARY = re.compile(r"^E\d{4} .*torch/distributed")
-"""The line with which torchrun begins to tell that a rank has failed."""
+"""First line of torchrun's report that a rank has failed."""
 FRAME = re.compile(r"^[IW]\d{4} .*torch/distributed")
-"""Other lines of torchrun's own, as that it ends the other ranks."""
+"""Other lines that torchrun logs itself, such as that it ends the other ranks."""
 
 
 class LaunchFailed(RuntimeError):
-    """The launcher did not end well; the message says why, in one line."""
+    """The launcher failed; the message says why, in one line."""
 
 
 def collectives(
@@ -63,9 +59,9 @@ def collectives(
     largest: int | None = None,
     timeout_s: float | None = None,
 ) -> Iterator[Measurement]:
-    """Every operation at every size, as ranks finish them; a failed measurement says why the rest is missing.
+    """Time every operation at every size and yield as ranks finish; a failed measurement says why the rest is missing.
 
-    Sizes in bytes, `largest` by the device if it is None. Leaving the generator ends all ranks.
+    Sizes are in bytes; `largest` None stands for the device's. Leaving the generator ends all ranks.
     """
     count = ranks(bench)
     if count < 2:
@@ -89,7 +85,7 @@ def collectives(
 
 
 def ranks(bench: Bench) -> int:
-    """Processes to start: one for each GPU, or 2 to 4 on a CPU."""
+    """Number of processes to start: one for each GPU, or 2 to 4 on a CPU."""
     if not bench.backend.is_host:
         return bench.backend.count()
     fewest, most = CPU_RANKS
@@ -97,13 +93,13 @@ def ranks(bench: Bench) -> int:
 
 
 def environment(bench: Bench) -> dict[str, str]:
-    """Variables of the ranks: gloo stays within this machine, and on a CPU ranks leave each other's cores alone."""
+    """Environment variables of the ranks: gloo stays within this machine, and a CPU's ranks use one thread each."""
     loopback = {"GLOO_SOCKET_IFNAME": "lo"}
     return {**loopback, "OMP_NUM_THREADS": "1"} if bench.backend.is_host else loopback
 
 
 class _Launch:
-    """A launcher with the two pipes, and one way to end them all."""
+    """A running torchrun with its lifeline and the pipe for the ranks' lines."""
 
     def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
         self._lifeline = folder / "lifeline"
@@ -126,7 +122,7 @@ class _Launch:
             )
 
     def wait(self) -> None:
-        """End everything when the launcher has ended."""
+        """Wait until the launcher has ended, then end everything."""
         self.process.wait()
         self.end()
 
@@ -135,12 +131,12 @@ class _Launch:
         self.end()
 
     def end(self) -> None:
-        """Ranks, launcher, and the end of the lines; once."""
+        """End the ranks, the launcher and the stream of lines; further calls do nothing."""
         with self._lock:
             if self._ended:
                 return
             self._ended = True
-            self._lifeline.unlink()  # before it is let go: a rank that starts late finds no pipe, and ends
+            self._lifeline.unlink()  # before it is closed: a rank that starts late finds no pipe, and ends
             os.close(self._life)
             if self.process.poll() is None:
                 self.process.terminate()
@@ -160,18 +156,16 @@ def lines(
     timeout_s: float,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
-    """Run a module on several ranks under torchrun and yield the lines that rank 0 writes, as they come.
+    """Run a module on several ranks under torchrun and yield the lines of rank 0 as it writes them.
 
     The module takes `--out FILE`, which rank 0 appends lines to, and `--lifeline FILE` (`worker.hold`). `environment`
     is added to this process's own. Raises LaunchFailed, after all lines, where the launcher fails or is out of time.
     """
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
-        *("--nproc-per-node", str(ranks)),
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command += ["--nproc-per-node", str(ranks)]
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with TemporaryDirectory(prefix="roofcal-ranks-") as name:
-        command += ["--log-dir", name, "-m", module, *arguments]  # else torchrun leaves a folder behind
+        command += ["--log-dir", name, "-m", module, *arguments]  # without it torchrun leaves a folder behind
         launch = _Launch(command, Path(name), {**os.environ, "PYTHONPATH": paths, **(environment or {})})
         waiter = threading.Thread(target=launch.wait, name="torchrun", daemon=True)
         timer = threading.Timer(timeout_s, launch.time_out)
@@ -195,17 +189,18 @@ def lines(
 
 
 def last_words(log: str) -> str | None:
-    """What a failed launch says last that tells why: a signal that ended a rank, else the last error of a rank, else
-    the last line with words; torchrun's own frame around them, and its SIGTERM to the other ranks, are passed over."""
-    said = [line.strip() for line in log.splitlines() if re.search(r"\w", line)]
-    signals = [match[1] for line in said if (match := SIGNAL.search(line)) and "SIGTERM" not in line]
-    before = [line for line in itertools.takewhile(lambda line: not SUMMARY.match(line), said) if not FRAME.match(line)]
+    """The reason of a failed launch: the signal that ended a rank, or the last error of a rank, or the last line with
+    words. torchrun's own lines around them, and its SIGTERM to the other ranks, are skipped."""
+    written = [line.strip() for line in log.splitlines() if re.search(r"\w", line)]
+    signals = [match[1] for line in written if (match := SIGNAL.search(line)) and "SIGTERM" not in line]
+    own = itertools.takewhile(lambda line: not SUMMARY.match(line), written)
+    before = [line for line in own if not FRAME.match(line)]
     errors = [match[1] for line in before if (match := ERROR.match(line)) and "ChildFailedError" not in line]
-    return next((last[-1] for last in (signals, errors, before, said) if last), None)
+    return next((last[-1] for last in (signals, errors, before, written) if last), None)
 
 
 def _both_ends(pipe: Path) -> tuple[int, int]:
-    """The reading and the writing end of a named pipe, opened without waiting for anybody."""
+    """The reading and the writing end of a named pipe, opened without blocking."""
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     writer = os.open(pipe, os.O_WRONLY)
     os.set_blocking(reader, True)

@@ -1,12 +1,10 @@
-"""Times calls that several ranks make together: all start at once, and the slowest one's time is the time.
+"""Times calls that several ranks make together: all start at once, and the time of the slowest rank counts.
 
 Every decision (how long to warm up, how often to repeat, how many samples) is made from times that the ranks have
-shared before, so that all decide alike without a leader; a stop rule that looks at its own samples would leave others
-waiting. The same exchange tells of failures: a phase that fails on one rank fails on all, and none waits for another.
-The ranks meet before each sample; on a GPU in the stream itself, after the hold, because ranks hold their devices for
-different times. Samples are shared after the last one, outside the timing.
-
-Example: ``measure(operands, lockstep_clock(device, meet), share, budget_s=0.3, sample_s=1e-3).times_s``
+exchanged, so that all decide alike without a leader; a stop rule that looks at its own samples would leave others
+waiting. A phase that fails on one rank fails on all in the same exchange, so that none waits for another. The ranks
+meet before each sample; on a GPU in the stream itself, after the hold, because ranks hold their devices for different
+times. Samples are exchanged after the last one, outside the timing.
 """
 
 import math
@@ -21,25 +19,25 @@ from profiler.record.measurement import WarmUp
 from profiler.timing.clocks import Call, Clock, EventClock, HostClock
 
 SAMPLE_S = PerDevice(host=2e-4, accelerator=1e-3)
-"""Shortest sample: many times what ranks leave a barrier apart (some 10 µs)."""
+"""Shortest sample: many times the difference with which ranks leave a barrier (some 10 µs)."""
 MOST_SAMPLES = 50
 FEWEST_SAMPLES = 5
-"""They are taken even where that takes longer than the budget."""
+"""Samples that are taken even where that takes longer than the budget."""
 WARM_UP_PART = 0.25
-"""Part of the budget."""
+"""Part of the budget for the warm-up."""
 FALLING = 0.02
-"""A call is steady when it is less than this part faster than before, as in `profiler.timing.engine`."""
+"""A call is steady when it is less than this fraction faster than before, as in `profiler.timing.engine`."""
 MOST_REPEATS = 10_000
 
 Phase = Callable[[], Sequence[float]]
-"""Something that a rank does by itself or with the others, and its times."""
+"""A step of a rank, alone or with the others, that returns times."""
 Share = Callable[[Phase], list[float]]
-"""Runs a phase and gives the greatest of each time over all ranks, alike on every one; raises on all if on any."""
+"""Runs a phase and returns the maximum of each time over all ranks; raises on all ranks if the phase raises on any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What all ranks do alike."""
+    """Number of samples, and of calls in each, the same on all ranks."""
 
     repeats: int
     samples: int
@@ -47,7 +45,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """The result of a measurement, alike on every rank."""
+    """The result of a measurement, the same on every rank."""
 
     times_s: tuple[float, ...]
     """Seconds a call of the slowest rank."""
@@ -56,26 +54,22 @@ class Together:
     clock: str
 
 
-class HostLockstep:
-    """Calls that return when their work is done: gloo on a CPU."""
+class HostLockstep(HostClock):
+    """Times calls that return when their work is done: gloo on a CPU."""
 
     name = "monotonic clock, slowest rank"
-    replays = False
 
     def __init__(self, meet: Call) -> None:
         """`meet` returns on all ranks at once."""
-        self._meet, self._clock = meet, HostClock()
-
-    def now(self) -> float:
-        return self._clock.now()
+        self._meet = meet
 
     def time(self, call: Call, repeats: int) -> float:
         self._meet()
-        return self._clock.time(call, repeats)
+        return super().time(call, repeats)
 
 
 class EventLockstep(EventClock):
-    """Calls that enqueue kernels: as `EventClock`, with a collective of a few bytes between the hold and the start."""
+    """Times calls that enqueue kernels, with a collective of a few bytes between the hold and the start."""
 
     def __init__(self, device: torch.device, meet: Call) -> None:
         """`meet` enqueues something that ends on all ranks at once."""
@@ -99,10 +93,9 @@ def lockstep_clock(device: torch.device, meet: Call) -> Clock:
 
 def plan(call_s: float, *, budget_s: float, sample_s: float, most_repeats: int | None = None) -> Plan:
     """Repeats that make a sample long enough, and as many samples as fit the budget, from one call's time."""
-    wanted = math.ceil(sample_s / max(call_s, 1e-9))
-    repeats = max(1, min(wanted, most_repeats or MOST_REPEATS))
-    samples = int(budget_s / (repeats * max(call_s, 1e-9)))
-    return Plan(repeats, max(FEWEST_SAMPLES, min(MOST_SAMPLES, samples)))
+    call_s = max(call_s, 1e-9)
+    repeats = max(1, min(math.ceil(sample_s / call_s), most_repeats or MOST_REPEATS))
+    return Plan(repeats, max(FEWEST_SAMPLES, min(MOST_SAMPLES, int(budget_s / (repeats * call_s)))))
 
 
 def measure(
@@ -114,7 +107,7 @@ def measure(
     sample_s: float,
     most_repeats: int | None = None,
 ) -> Together:
-    """Check, warm up, time and check again a call on all ranks. Raises what `share` makes of a failure."""
+    """Check, warm up, time and check again a call on all ranks. Raises what `share` raises for a failure."""
 
     def sampled(repeats: int, samples: int) -> list[float]:
         times = []
@@ -141,9 +134,9 @@ def measure(
 
 
 def warm_up(round_s: Callable[[int], float], *, max_s: float, most_repeats: int | None = None) -> tuple[WarmUp, float]:
-    """Rounds of 1, 2, 4, … calls until a call is no faster than in the round before, or the time is up.
+    """Make rounds of 1, 2, 4, … calls until a call is no faster than in the round before, or the time is up.
 
-    `round_s` gives the seconds of so many calls. Also returns the seconds of a call in the last round.
+    `round_s` runs so many calls and returns their seconds. Also returns the seconds of a call in the last round.
     """
     calls, spent_s, repeats, before = 0, 0.0, 1, math.inf
     while True:

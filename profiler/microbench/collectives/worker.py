@@ -1,4 +1,4 @@
-"""What each rank runs: every collective at every size, timed on all ranks together; rank 0 writes the measurements.
+"""The program of each rank: it times every collective at every size together with the others; rank 0 writes the file.
 
 `profiler.microbench.collectives.launch` starts it on one machine. Across machines, start it by hand on each of them, in
 the folder of this repository::
@@ -6,10 +6,10 @@ the folder of this repository::
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
         -m profiler.microbench.collectives.worker --device cuda --out collectives.jsonl
 
-Contract: rank 0 appends one `Measurement` a line to `--out` (its value is the bus bandwidth), each flushed when it is
-done. A case that fails on any rank fails on all and is a line with its reason; the next one has fresh connections. A
-rank that is gone ends the others: the exit code is not 0. Operations go over one process group (NCCL on CUDA, gloo on
-a CPU), decisions over another (always gloo).
+Rank 0 appends one `Measurement` a line to `--out` (its value is the bus bandwidth), each flushed at once. A case that
+fails on any rank fails on all and is a line with its reason; the next case gets new connections. If a rank dies, the
+others end with an exit code that is not 0. Operations use one process group (NCCL on CUDA, gloo on a CPU), decisions
+another one (always gloo).
 """
 
 import argparse
@@ -18,9 +18,8 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -40,30 +39,14 @@ LARGEST = PerDevice(host=16 << 20, accelerator=256 << 20)
 STEP, QUICK_STEP = 4, 16
 """Factor from one size to the next."""
 TIMEOUT_S = 60.0
-"""Longest time of an operation: beyond it a rank is thought to be gone."""
+"""Longest time of an operation; a rank that takes longer is taken to be dead."""
 CONTROL_FACTOR = 3
-"""The group that decides waits so many times longer than an operation may take, so that whoever is left waiting in an
-operation still gets to tell the others."""
+"""The group for decisions waits so many times longer than an operation may take, so that a rank that times out in an
+operation can still tell the others."""
 
 
 class FailedTogether(Exception):
-    """A case has no result on any rank; the message says what each rank says."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What is measured, alike on all ranks: the options of the command line."""
-
-    device: str
-    out: Path
-    operations: tuple[str, ...]
-    smallest: int
-    largest: int | None
-    quick: bool
-    budget: float
-    timeout: float
-    process: int
-    lifeline: Path | None
+    """A case failed on all ranks; the message holds the reason of each rank."""
 
 
 def sizes(device_type: str, *, quick: bool, smallest: int = SMALLEST, largest: int | None = None) -> tuple[int, ...]:
@@ -74,8 +57,8 @@ def sizes(device_type: str, *, quick: bool, smallest: int = SMALLEST, largest: i
     return tuple(every)
 
 
-def settings(arguments: Sequence[str]) -> Settings:
-    """The settings that a command line asks for. Exits with a message where it is wrong."""
+def settings(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line, the same on all ranks. Exits with a message where one is wrong."""
     parser = argparse.ArgumentParser(prog="collectives.worker", description="Run under torchrun; one process a rank.")
     parser.add_argument("--out", type=Path, required=True, help="file that rank 0 appends measurements to, one a line")
     parser.add_argument("--device", choices=tuple(backend.type for backend in BACKENDS), required=True)
@@ -86,22 +69,22 @@ def settings(arguments: Sequence[str]) -> Settings:
     parser.add_argument("--budget", type=float, default=0.3, help="seconds of a case")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds that an operation may take")
     parser.add_argument("--process", type=int, default=0, help="number written into the measurements")
-    parser.add_argument("--lifeline", type=Path, help="named pipe: every rank ends when its writer is gone")
-    return Settings(**vars(parser.parse_args(arguments)))
+    parser.add_argument("--lifeline", type=Path, help="named pipe: every rank ends when its writing end is closed")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run all cases on this rank."""
-    asked = settings(arguments)
-    if asked.lifeline is not None:
-        hold(asked.lifeline)
+    options = settings(arguments)
+    if options.lifeline is not None:
+        hold(options.lifeline)
     local = int(os.environ["LOCAL_RANK"])
-    device = torch.device(asked.device) if backend_of(asked.device).is_host else torch.device(asked.device, local)
+    device = torch.device(options.device) if backend_of(options.device).is_host else torch.device(options.device, local)
     backend_of(device).make_current(device)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=CONTROL_FACTOR * asked.timeout))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=CONTROL_FACTOR * options.timeout))
     try:
-        with Path(os.devnull if dist.get_rank() else asked.out).open("a", encoding="utf-8") as out, torch.no_grad():
-            for measurement in Worker(asked, device).measurements():
+        with Path(os.devnull if dist.get_rank() else options.out).open("a", encoding="utf-8") as out, torch.no_grad():
+            for measurement in Worker(options, device).measurements():
                 out.write(measurement.model_dump_json() + "\n")
                 out.flush()
     finally:
@@ -109,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def hold(lifeline: Path) -> None:
-    """End this process as soon as nobody holds the named pipe open for writing, however they went."""
+    """End this process as soon as no other process holds the named pipe open for writing."""
     file = lifeline.open("rb")
 
     def wait() -> None:
@@ -120,41 +103,35 @@ def hold(lifeline: Path) -> None:
 
 
 class Worker:
-    """One rank of the measurement."""
+    """A rank of the measurement."""
 
-    def __init__(self, asked: Settings, device: torch.device) -> None:
-        self._asked, self._device = asked, device
+    def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
+        self._options, self._device = options, device
         self._backend = backend_of(device).collectives
         self._count = dist.get_world_size()
         self._small = torch.ones(1, device=device)
 
     def measurements(self) -> Iterator[Measurement]:
-        """Every operation at every size, alike on all ranks."""
+        """Measure every operation at every size; all ranks yield the same."""
+        options = self._options
         if self._count < 2:
-            yield failed("all", "one rank: collectives need two or more", process=self._asked.process)
+            yield failed("all", "one rank: collectives need two or more", process=options.process)
             return
         self._connect()
         link = self._link()
-        asked = self._asked
-        every = sizes(asked.device, quick=asked.quick, smallest=asked.smallest, largest=asked.largest)
-        for operation in asked.operations:
-            for size in every:
-                yield self._measured(operation, whole(size, self._count), link)
+        every = sizes(options.device, quick=options.quick, smallest=options.smallest, largest=options.largest)
+        for operation, size in product(options.operations, every):
+            yield self._measured(operation, whole(size, self._count), link)
 
     def _measured(self, operation: str, size: int, link: str) -> Measurement:
+        ranks = {"ranks": self._count, "backend": self._backend, "link": link}
         about: dict[str, Any] = {
             "benchmark": "collective",
             "case": f"{operation} {size}",
             "dtype": "float32",
             "threads": torch.get_num_threads() if backend_of(self._device).is_host else None,
-            "process": self._asked.process,
-            "parameters": {
-                "operation": operation,
-                "bytes": size,
-                "ranks": self._count,
-                "backend": self._backend,
-                "link": link,
-            },
+            "process": self._options.process,
+            "parameters": {"operation": operation, "bytes": size, **ranks},
             "unit": "B/s",
             "work": size * factor(operation, self._count),
         }
@@ -186,14 +163,14 @@ class Worker:
             made[0],
             lockstep_clock(self._device, self._meet),
             share,
-            budget_s=self._asked.budget,
+            budget_s=self._options.budget,
             sample_s=SAMPLE_S.of(self._device),
             most_repeats=repeats_limit(operation, self._count),
         )
 
     def _connect(self) -> None:
-        """A fresh group for the operations: one that an operation has failed in may be of no more use."""
-        self._group = dist.new_group(backend=self._backend, timeout=timedelta(seconds=self._asked.timeout))
+        """Make a new group for the operations: a group in which one has failed may be unusable."""
+        self._group = dist.new_group(backend=self._backend, timeout=timedelta(seconds=self._options.timeout))
 
     def _meet(self) -> None:
         dist.all_reduce(self._small, group=self._group)
@@ -211,14 +188,14 @@ class Worker:
 
 
 def link_name(*, backend: str, hosts: int, rocm: bool, nvlinked: Callable[[], bool]) -> str:
-    """What lies between the ranks, named as in `Peaks.links`; `nvlinked` is asked only where it matters.
+    """Name of the link between the ranks, as in `Peaks.links`; `nvlinked` is called only where it matters.
 
-    - "network": they run on more than one host; the slowest link of a ring is what it is as fast as;
+    - "network": more than one host takes part; a ring is as fast as its slowest link;
     - "loopback": gloo within one host, TCP through the kernel, which no device file has;
     - "infinity-fabric": AMD's GPUs within one host;
-    - "nvlink": NVIDIA's, where the driver says so of every pair;
-    - "pcie": NVIDIA's otherwise; also GPUs of one host that reach each other through its memory only;
-    - `UNKNOWN_LINK`: NVIDIA's, where the driver cannot be asked. No `Link` is made of such measurements.
+    - "nvlink": NVIDIA's GPUs, if the driver reports NVLink for every pair;
+    - "pcie": NVIDIA's GPUs otherwise, also those that reach each other only through the host's memory;
+    - `UNKNOWN_LINK`: NVIDIA's GPUs, if the driver cannot be read. No `Link` is made of such measurements.
     """
     if hosts > 1:
         return "network"
@@ -233,10 +210,7 @@ def link_name(*, backend: str, hosts: int, rocm: bool, nvlinked: Callable[[], bo
 
 
 def all_nvlinked(uuids: Sequence[str]) -> bool:
-    """Whether the driver says that every two GPUs of this host ("GPU-…") reach each other over NVLink.
-
-    Raises pynvml.NVMLError where the driver cannot be asked.
-    """
+    """Whether the driver reports NVLink between every two of these GPUs ("GPU-…"). Raises pynvml.NVMLError."""
     pynvml.nvmlInit()
     try:
         handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
@@ -249,9 +223,9 @@ def all_nvlinked(uuids: Sequence[str]) -> bool:
 
 
 def share(phase: Phase) -> list[float]:
-    """Run a phase on every rank and give the greatest of each time. Raises FailedTogether on all if it fails on any.
+    """Run a phase on every rank and return the maximum of each time. Raises FailedTogether on all if it fails on any.
 
-    What ends the process (KeyboardInterrupt, a control group that is gone) is not caught.
+    KeyboardInterrupt and the failure of the group for decisions are not caught: they end the process.
     """
     times: list[float] = []
     why: str | None = None
@@ -261,23 +235,17 @@ def share(phase: Phase) -> list[float]:
         why = reason(error)
     outcomes: list[tuple[list[float], str | None]] = [([], None)] * dist.get_world_size()
     dist.all_gather_object(outcomes, (times, why))
-    if any(why is not None for _, why in outcomes):
-        raise FailedTogether(together([why for _, why in outcomes]))
+    reasons = [why for _, why in outcomes]
+    if any(why is not None for why in reasons):
+        each_rank = "; ".join(f"rank {rank}: {why}" for rank, why in enumerate(reasons) if why is not None)
+        raise FailedTogether(each_rank if len(set(reasons)) > 1 else reasons[0])
     return [max(column) for column in zip(*(times for times, _ in outcomes), strict=True)]
 
 
-def together(reasons: Sequence[str | None]) -> str:
-    """One line of what each rank says, None where it has not failed; said once where all say the same."""
-    if len(set(reasons)) == 1:
-        return str(reasons[0])
-    return "; ".join(f"rank {rank}: {why}" for rank, why in enumerate(reasons) if why is not None)
-
-
 def failed(case: str, why: str, *, process: int) -> Measurement:
-    """Why a case, or all that are left, have no result."""
-    return Measurement(
-        benchmark="collective", case=case, process=process, unit="B/s", work=1, status="failed", reason=why
-    )
+    """A measurement that says why a case, or all remaining ones, have no result."""
+    about: dict[str, Any] = {"benchmark": "collective", "case": case, "process": process}
+    return Measurement(unit="B/s", work=1, status="failed", reason=why, **about)
 
 
 if __name__ == "__main__":

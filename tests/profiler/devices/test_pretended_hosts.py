@@ -21,7 +21,7 @@ from profiler.devices.caches import (
 )
 from profiler.devices.environment import collect, findings
 from profiler.devices.host import parse_cpu_list, parse_size, read_cpu_caches, read_host, read_processor, usable_cpus
-from profiler.microbench import memory, pointwise
+from profiler.microbench import memory
 from profiler.microbench.bench import Bench
 
 CPU = torch.device("cpu")
@@ -137,8 +137,8 @@ def test_operands_of_main_memory_fit_what_is_free_or_are_missing_with_their_reas
         assert all(3 * size <= (bench.limit_bytes or 0) for size in asked)
     else:
         assert host is HOSTS["almost nothing free"]
-        assert {one.reason for one in found} == {memory.no_room(bench)}
-    assert pointwise.in_cache_bytes(CPU) > 0
+        (reason,) = {one.reason for one in found}
+        assert reason is not None and f"{bench.limit_bytes} are allowed" in reason
 
 
 @pytest.mark.parametrize("name", ["l3-1m", "l3-260m", "1 GiB free, 260 MiB of L3", "no sysfs", "garbage", "SMT"])

@@ -1,6 +1,7 @@
 """Costs of starting work: on this CPU for real, and every case through a pretended device."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from pretended import Graph, pretend_accelerator, quiet_bench
 
 from profiler.microbench import launch as module
 from profiler.microbench.launch import NODES, IssueClock, addition, launch, replay
+from profiler.timing import clocks
 
 CPU = torch.device("cpu")
 
@@ -75,6 +77,6 @@ def test_the_issue_clock_waits_before_and_not_after(monkeypatch: pytest.MonkeyPa
         steps.append("now")
         return next(times)
 
-    monkeypatch.setattr(clock, "now", now)
+    monkeypatch.setattr(clocks, "time", SimpleNamespace(perf_counter=now))
     assert clock.time(lambda: steps.append("call"), 2) == 0.5
     assert steps == ["idle", "now", "call", "call", "now"]

@@ -58,7 +58,7 @@ def test_a_run_is_found_by_folder_by_end_of_name_and_as_the_last(results: Path) 
     [
         ("seccond", "did you mean 20260601T000000Z-second"),
         ("zzzzzzzz", "no run 'zzzzzzzz' under .*; see: python -m profiler list"),
-        ("n", "means 2 runs: .*main, .*torn; say which"),
+        ("n", "matches 2 runs: .*main, .*torn; name one of them"),
         ("torn", "half-written"),
         ("/nowhere/at/all", "no run folder at"),
     ],

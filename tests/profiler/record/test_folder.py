@@ -275,7 +275,7 @@ def test_kill_9_keeps_what_was_measured_and_frees_the_lock(
 @pytest.mark.parametrize("below", ["file", "file/deeper"])
 def test_unwritable_results_are_a_wrong_request(tmp_path: Path, run: Run, below: str) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RequestError, match=r"cannot write results under .*; choose another with --out"):
+    with pytest.raises(RequestError, match=r"cannot write results under .*; choose another folder with --out"):
         RunFolder.create(tmp_path / below, run)
 
 
