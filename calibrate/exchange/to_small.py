@@ -1,4 +1,4 @@
-"""Tools that take a handful of figures of a device: LLM-Viewer, GenZ, llm-analysis and BLIS, one `Small` each.
+"""Tools that describe a device by a few figures: LLM-Viewer, GenZ, llm-analysis and BLIS, each as one `Small`.
 
 - LLM-Viewer (roofline_model.py): OPs ÷ min(intensity × bandwidth, peak), all SI, without factors. It looks up
   `onchip_buffer` for every model and uses it only as a bound on the block of its fused attention; `INT8` only where
@@ -27,7 +27,7 @@ from calibrate.exchange.figures import FP8, Export, File, Ledger, Source, commen
 EIGHT_BIT = ("int8", "float8_e4m3fn", "float8_e4m3fnuz")
 GIB = 2**30
 ABSENT = object()
-"""Instead of a figure that is not known: the key is left out."""
+"""Says that the key is left out where its figure is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,20 @@ class Field:
     take: Callable[[Ledger], Any]
     """The figure in SI units; None where it is not known."""
     unit: float = 1.0
-    """What the tool counts it in."""
+    """The tool's unit, in SI units."""
     unknown: str = ""
-    """What is said where it is not known, and what the tool does then."""
+    """The remark where the figure is not known, which says what the tool does then."""
     instead: Any = ABSENT
-    """Written then."""
+    """The value that is written where the figure is not known."""
 
 
 Layout = Callable[[Source, dict[str, Any], dict[str, Any]], tuple[File, ...]]
-"""Files of an entry and its provenance."""
+"""Makes the files of an entry and its provenance."""
+
+
+def network(ledger: Ledger) -> float | None:
+    """Bytes/s that one device can send out of its node."""
+    return ledger.link("network")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +60,15 @@ class Small:
 
     tool: str
     fields: tuple[Field, ...]
-    """In the order in which the figures are taken."""
+    """Keys in the order in which their figures are taken."""
     layout: Layout
     folded: str
-    """Factors that are divided out, and efficiencies to use; may name {origin} and {sixteen}."""
+    """The tool's factors that are divided out, and efficiencies to use with it; may name {origin} and {sixteen}."""
     order: tuple[str, ...] = ()
-    """Order of the keys in the file, where it is not that of `fields`."""
+    """Order of the keys in the file, where it is another than that of `fields`."""
 
     def write(self, source: Source) -> Export:
-        """Raises ValueError, one line: a figure that the tool cannot do without."""
+        """Make the files. Raises ValueError, one line, for a missing figure that the tool cannot do without."""
         ledger = Ledger(source, self.tool)
         entry: dict[str, Any] = {}
         for field in self.fields:
@@ -158,7 +163,7 @@ LLM_ANALYSIS = Small(
         Field("intra_node_bandwidth_in_GB_per_sec", Ledger.between, 1e9, STOPS, instead=None),
         Field("intra_node_min_message_latency", Ledger.between_latency, unknown=STOPS, instead=None),
         Field("peak_fp16_TFLOPS", Ledger.sixteen_bit, 1e12),
-        Field("inter_node_bandwidth_in_GB_per_sec", Ledger.network, 1e9, STOPS, instead=None),
+        Field("inter_node_bandwidth_in_GB_per_sec", network, 1e9, STOPS, instead=None),
         Field("peak_i8_TFLOPS", lambda ledger: ledger.matrix_or_none(*EIGHT_BIT), 1e12, ASSUMES.format(2)),
         Field(
             "peak_i4_TFLOPS", lambda ledger: ledger.matrix_or_none("int4", "float4_e2m1fn_x2"), 1e12, ASSUMES.format(4)
@@ -186,7 +191,7 @@ BLIS = Small(
             "not known; BLIS takes it that there is no FP8 unit",
         ),
         Field("IntraNodeBwGBps", Ledger.between, 1e9, WITHIN),
-        Field("InterNodeBwGBps", Ledger.network, 1e9, WITHIN),
+        Field("InterNodeBwGBps", network, 1e9, WITHIN),
     ),
     json_comment,
     folded="efficiency: mfuPrefill and mfuDecode are 1, the rates are the values",

@@ -40,7 +40,7 @@ def test_a_row_that_cannot_be_true_is_taken_out_and_counted(
     done = imported(frame, tmp_path)
     assert done.kernels.sources[0].cleaned == {rule: 2}
     assert len(done.kernels) == 22 and 3 not in done.kernels.table["row"].to_pylist()
-    assert len(done.warnings) == 1 and "2 of 24 times taken out" in done.warnings[0]
+    assert len(done.warnings) == 1 and "2 of 24 times were dropped" in done.warnings[0]
 
 
 def test_repeats_become_their_median(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from calibrate.exchange import formats
-from calibrate.exchange.figures import SIDECAR, Export, File, Ledger, Source, commented, source_of, uncommented
+from calibrate.exchange.figures import SIDECAR, Export, File, Ledger, Source, commented, source_of
 from calibrate.exchange.formats import EXPORTS, IMPORTS, Format, Importer, export_format, import_format, import_tables
 from calibrate.exchange.op_tables import RooflinePrice
 from calibrate.exchange.tables import ImportOptions, Parsed, complete
@@ -29,7 +29,7 @@ def provenance(export: Export) -> dict[str, Any]:
         return found
     text = main.content.decode()
     if text.startswith("#"):
-        return uncommented(text)
+        return samples.provenance_in_comments(text)
     (entry,) = json.loads(text).values()
     inner: dict[str, Any] = json.loads(entry["_comment"])
     return inner
@@ -154,7 +154,7 @@ def test_an_export_is_added_by_a_function_and_a_row(
     target = tmp_path / "mine.toml"
     assert main(["export", "nvidia-h200-sxm", "--to", "another", "--peaks", "datasheet", "--out", str(target)]) == 0
     assert target.read_text().endswith("bandwidth = 4800000000000.0\n")
-    assert uncommented(target.read_text())["figures"].keys() == {"bandwidth HBM"}
+    assert samples.provenance_in_comments(target.read_text())["figures"].keys() == {"bandwidth HBM"}
 
 
 def test_an_import_is_added_by_a_function_and_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
