@@ -364,14 +364,6 @@ def test_what_a_machine_lacks_is_one_line(monkeypatch: pytest.MonkeyPatch, capsy
     assert shown.count("\n") == 1 and "pip install --no-index --find-links wheels pydantic plotly" in shown
 
 
-def test_the_list_of_packages_is_pyproject_s_without_duckdb() -> None:
-    import tomllib
-
-    content = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
-    listed = {line.split(">")[0] for line in content["project"]["dependencies"]}
-    assert listed - set(gpu_campaign.NEEDED.values()) == {"duckdb"}, "which only people's queries use"
-
-
 def test_the_campaign_starts_without_any_package(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "scripts" / "gpu_campaign.py"
     done = subprocess.run(

@@ -532,7 +532,7 @@ def test_one_line_and_exit_code_2(
         (["--module", "json:loads_of", *ON], "json has no factory loads_of"),
         (["--module", "json:dumps", *ON], "the factory failed"),
         (["--graph", "nowhere.json", *ON], "cannot read nowhere.json: No such file or directory"),
-        (["--module", "json:dumps", "--attn", "eager", *ON], "--attn say how MODEL is traced"),
+        (["--module", "json:dumps", "--attn", "eager", *ON], "--attn says how MODEL is traced"),
         (["--graph", "nowhere.json", "--save-graph", "x.json", *ON], "cannot read nowhere.json"),
     ],
 )  # fmt: skip
