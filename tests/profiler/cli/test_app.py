@@ -42,7 +42,7 @@ def test_help_names_every_verb(
     [
         (["shwo"], "error: no verb 'shwo'; did you mean show?"),
         (["xyzzy"], f"error: no verb 'xyzzy'; known: {', '.join(VERBS)}"),
-        (["show"], "error: Missing argument 'run'; see --help"),
+        (["show"], "error: Missing argument 'RUN'; see --help"),
         (["list", "--frob"], "error: No such option: --frob; see --help"),
     ],
 )
