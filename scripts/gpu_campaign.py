@@ -47,8 +47,6 @@ GRACE_S = 10.0
 """Seconds from an interruption, after which a part writes what it has, until it is killed."""
 LONGEST_FACTOR = 3.0
 """A part may take this many times its estimate, so that it leaves time for the others."""
-LONGEST_REASON = 300
-"""Characters of a reason in the journal."""
 LARGEST_BYTES = 16 << 20
 """Largest file that is copied to keep/."""
 STATUS: Mapping[int, str] = {0: "done", 3: "inconclusive", 4: "invalid", 2: "refused"}
@@ -117,7 +115,7 @@ class Shapes:
     """Seconds of passes for each cell."""
 
 
-GPU_MODELS = (
+GPU_MODELS: tuple[Model, ...] = (
     Model("llama-3.1-8b"),
     Model("qwen2.5-7b"),
     Model("gemma-2-9b", longest=8191),
@@ -126,7 +124,10 @@ GPU_MODELS = (
     Model("gpt2", longest=1023, load_s=5.0),
     Model("deepseek-v2-lite", load_s=30.0),
 )
-CPU_MODELS = (Model("gpt2", layers=1, longest=32, load_s=2.0), Model("smollm2-135m", layers=1, longest=32, load_s=2.0))
+CPU_MODELS: tuple[Model, ...] = (
+    Model("gpt2", layers=1, longest=32, load_s=2.0),
+    Model("smollm2-135m", layers=1, longest=32, load_s=2.0),
+)
 GPU_SHAPES = Shapes((128, 2048, 8192), (1024, 16384), (1, 16, 64), 2.0)
 CPU_SHAPES = Shapes((32,), (32,), (1,), 0.2)
 SUITES = (
@@ -343,7 +344,7 @@ def _why(stdout: str, log: Path) -> str | None:
     reasons += [finding["what"] for finding in document.get("findings", ()) if finding.get("severity") == "invalidates"]
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
     known = [reason for reason in reasons if reason] or lines[-1:]
-    return known[0][:LONGEST_REASON] if known else None
+    return known[0][:300] if known else None
 
 
 def keep(out: Path, parts: Sequence[Part], ended: Mapping[str, dict[str, Any]]) -> None:
@@ -490,20 +491,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu (small models).")
     options.add_argument("--models", help="Only these of the list, or other names and folders, separated by commas.")
     given = options.parse_args(arguments)
-    lacking = missing()
-    if lacking or given.minutes <= 0:
-        return _refuse(lacking or f"--minutes {given.minutes:g}: give more than 0")
-    models: Sequence[Model] = CPU_MODELS if given.device == "cpu" else GPU_MODELS
-    shapes = CPU_SHAPES if given.device == "cpu" else GPU_SHAPES
-    if given.models:
-        known, usual = {model.name: model for model in models}, models[0]
-        names = given.models.split(",")
-        models = [known.get(name, Model(name, usual.layers, usual.longest)) for name in names]
-    if given.device != "cpu":
+    error = missing() or (f"--minutes {given.minutes:g}: give more than 0" if given.minutes <= 0 else None)
+    if error is None and given.device != "cpu":
         from profiler.devices.backend import backend_of
 
         if not backend_of(given.device).count():
-            return _refuse(f"--device {given.device}: torch sees no GPU; try the campaign with --device cpu")
+            error = f"--device {given.device}: torch sees no GPU; try the campaign with --device cpu"
+    if error is not None:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    models, shapes = (CPU_MODELS, CPU_SHAPES) if given.device == "cpu" else (GPU_MODELS, GPU_SHAPES)
+    if given.models:
+        known, usual = {model.name: model for model in models}, models[0]
+        names = given.models.split(",")
+        models = tuple(known.get(name, Model(name, usual.layers, usual.longest)) for name in names)
     todo = list(parts(given.device, models, shapes))
     campaign = Campaign(todo, given.out, given.minutes)
     # A background job ignores Ctrl-C, and its parts would too; any signal ends the campaign together with its part.
@@ -515,11 +516,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep(given.out, todo, campaign.ended())
     print(f"kept in {given.out / 'keep'}", file=sys.stderr)
     return 0 if all(line["status"] in ("done", "inconclusive") for line in ended) else 3
-
-
-def _refuse(line: str) -> int:
-    print(f"error: {line}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -154,10 +154,9 @@ class Ledger:
 
     def sixteen_bit(self) -> float:
         """Matrix FLOP/s of 16-bit inputs. Raises ValueError where it is not known."""
-        dtype = self.sixteen or "bfloat16"
-        rate = self.matrix_or_none(dtype)
+        rate = self.matrix_or_none(self.sixteen)
         if rate is None:
-            raise ValueError(self.refusal(f"matrix peak of {dtype}"))
+            raise ValueError(self.refusal("matrix peak of bfloat16"))
         return rate
 
     def matrix_or_none(self, *dtypes: str) -> float | None:
@@ -173,10 +172,8 @@ class Ledger:
 
     def capacity(self) -> float:
         """Bytes of main memory."""
-        level = self._source.main
-        return self._take(
-            f"capacity {level.name}", "B", Figure(value=level.capacity_bytes, source=f"{self._source.origin} spec")
-        )
+        level, source = self._source.main, f"{self._source.origin} spec"
+        return self._take(f"capacity {level.name}", "B", Figure(value=level.capacity_bytes, source=source))
 
     def on_chip(self) -> float:
         """Bytes of the last level before main memory. Raises ValueError where it is not known."""

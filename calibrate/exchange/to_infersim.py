@@ -94,7 +94,7 @@ def _gemm(source: Source, dtype: str, peak: float) -> Rows:
 def _prefill(source: Source, dtype: str, peak: float, layout: tuple[int, int, int]) -> Rows:
     shapes = op_tables.columns(seq_len=KV_LENGTHS)
     length = shapes["seq_len"]
-    dims = {**_layout(layout), "batch": 1, "query": length, "context": 0}
+    dims: op_tables.Sizes = {**_layout(layout), "batch": 1, "query": length, "context": 0}
     seconds = source.price("prefill_attention", dims, dtype)
     flops = 4.0 * layout[0] * layout[2] * length**2 / CAUSAL
     return _with_mfu({"dtype": np.full(length.shape, "bf16"), **shapes}, seconds, flops, peak)
@@ -112,7 +112,7 @@ def _layout(layout: tuple[int, int, int]) -> dict[str, int]:
     return {**dict(zip(("heads", "kv_heads", "head_dim"), layout, strict=True)), "window": 0, "kv_bytes": 2}
 
 
-def _with_mfu(rows: Rows, seconds: Floats, flops: Floats, peak: float) -> Rows:
+def _with_mfu(rows: Rows, seconds: Floats, flops: np.ndarray, peak: float) -> Rows:
     mfu = flops / seconds / peak
     table = {**rows, "latency_us": seconds * 1e6, "mfu": mfu}
     return {name: column[mfu > SMALLEST_MFU] for name, column in table.items()}

@@ -116,8 +116,13 @@ def _attention(source: Source, dtype: str, model: Model, parallel: int) -> Rows:
         "window": 0,
         "kv_bytes": ELEMENT,
     }
-    chunks = {**layout, "batch": prefill["batch"], "query": prefill["chunk"], "context": prefill["cached"]}
-    steps = {**layout, "batch": decode["batch"], "kv": decode["cached"] + 1}
+    chunks: op_tables.Sizes = {
+        **layout,
+        "batch": prefill["batch"],
+        "query": prefill["chunk"],
+        "context": prefill["cached"],
+    }
+    steps: op_tables.Sizes = {**layout, "batch": decode["batch"], "kv": decode["cached"] + 1}
     nowhere_p, nowhere_d = (np.full(part["batch"].shape, np.nan) for part in (prefill, decode))
     shapes = {name: np.concatenate([prefill[name], decode[name]]) for name in prefill}
     saved = 2.0 * np.maximum(shapes["chunk"], shapes["batch"]) * (model.n_kv_head * model.head_dim // parallel)

@@ -32,7 +32,7 @@ python -m profiler export --to list
 
 def export(
     spec: Annotated[
-        str | None, Argument(metavar="[SPEC]", help="A device's name, its JSON file, a run's folder, or 'last'.")
+        str | None, Argument(metavar="SPEC", help="A device's name, its JSON file, a run's folder, or 'last'.")
     ] = None,
     to: Annotated[str | None, Option(help="Format to write; 'list' lists the formats.")] = None,
     out: Annotated[

@@ -36,7 +36,7 @@ python -m profiler predict llama-2-7b --hardware nvidia-rtx-a6000 --accounting p
 
 def predict(
     invocation: typer.Context,
-    model: Annotated[str | None, Argument(metavar="[MODEL]", help=option.MODEL)] = None,
+    model: Annotated[str | None, Argument(metavar="MODEL", help=option.MODEL)] = None,
     hardware: Annotated[
         str | None, Option(help="A device's name, its JSON file, or a run's spec.json; 'list' lists the names.")
     ] = None,
@@ -272,7 +272,8 @@ def _paper(
     first = subject.only[0] if subject.only else lengths.workloads(("prefill",))[0]
     with stdout_to_stderr_if(as_json):
         shape = paper_shape(subject.source((), "executed").whole(first))
-    widths = bits if len(bits) == 3 else bits * 3
-    table = paper_table(shape, on.peaks, lengths.batches[0], lengths.prompts[0], *widths, use_flash=flash)
+    weight, activation, cache = bits if len(bits) == 3 else bits * 3
+    (batch,), (prompt,) = lengths.batches, lengths.prompts
+    table = paper_table(shape, on.peaks, batch, prompt, weight, activation, cache, use_flash=flash)
     about = (table, subject.model or str(subject.file or subject.module), on.spec.name)
     show(as_json, lambda: paper_json(*about), lambda: paper_document(*about))

@@ -51,7 +51,7 @@ MODES: dict[tuple[bool, bool], Mode] = {
 
 
 def run(
-    models: Annotated[list[str] | None, Argument(metavar="[MODEL]", help=option.MODEL)] = None,
+    models: Annotated[list[str] | None, Argument(metavar="MODEL", help=option.MODEL)] = None,
     device: option.DeviceName = "auto",
     dtype: Annotated[str | None, Option(help="Dtypes of weights and activations, as bfloat16,float32.")] = None,
     phase: option.Phases = "prefill,decode",

@@ -9,6 +9,7 @@ from typing import Any
 import export_samples as samples
 import pandas as pd
 import pytest
+from each import each
 
 from calibrate.exchange import formats
 from calibrate.exchange.figures import SIDECAR, Export, File, Ledger, Source, commented, source_of
@@ -35,7 +36,7 @@ def provenance(export: Export) -> dict[str, Any]:
     return inner
 
 
-@pytest.mark.parametrize("form", EXPORTS, ids=lambda form: form.name)
+@each("form", EXPORTS)
 def test_every_format_says_where_its_figures_are_from(form: Format) -> None:
     found = provenance(form.write(samples.source()))
     assert found["by"] == "roofcal 9.8.7"
@@ -65,7 +66,7 @@ class Twice:
         return 2 * RooflinePrice(samples.peaks())(kind, dims, dtype)
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "column"), [("aiconfigurator", "latency"), ("vidur", "time_stats.add.median"), ("infersim", "latency_us")]
 )
 def test_tables_are_whatever_the_price_says(name: str, column: str) -> None:
@@ -86,7 +87,7 @@ TABLES_OF = ("nvidia-h200-sxm", "nvidia-t4", "amd-mi300x", "intel-xeon-6980p")
 """Tables of a few devices are enough: they take a third of a second each."""
 
 
-@pytest.mark.parametrize("form", EXPORTS, ids=lambda form: form.name)
+@each("form", EXPORTS)
 def test_every_datasheet_is_exported_or_refused_by_name(form: Format) -> None:
     exported = 0
     for name in TABLES_OF if form.folder else device_names():
@@ -123,7 +124,7 @@ def test_copies_to_the_host_are_no_link_between_devices_that_have_their_own() ->
     assert own is not None and own[0] == "nvlink"
 
 
-@pytest.mark.parametrize(
+@each(
     ("asked", "said"),
     [
         ("llmviewer", "llm-viewer"),
