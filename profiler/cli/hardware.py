@@ -110,7 +110,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
         dtypes = tuple(dict.fromkeys(options["dtypes"].split(",")))
     for name in dtypes:
         if name not in PRODUCTS:
-            raise RequestError(f"--dtype {name}: products are measured in {', '.join(PRODUCTS)}; use some of them")
+            raise RequestError(f"--dtype {name}: products are not measured in it; use {', '.join(PRODUCTS)}")
     known = [part.name for part in suite.parts(device.type)]
     names = [name.strip() for name in options["only"].split(",")] if options["only"] else []
     words = {part: [word.strip() for word in part.split(",")] for part in known}  # either word of "memory, one core"

@@ -135,7 +135,7 @@ def workload(batch: int, query: int, context: int, dtype: str, logits: Logits = 
     if batch * (query + context) >= MOST_TOKENS:
         raise RequestError(f"{batch} sequences of {query + context} tokens are beyond any memory; ask for fewer")
     if dtype not in MODEL_DTYPES:
-        raise RequestError(f"--dtype {dtype}: models are built in {', '.join(MODEL_DTYPES)}; use one of them")
+        raise RequestError(f"--dtype {dtype}: no model can be built in it; use {', '.join(MODEL_DTYPES)}")
     return Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype, logits=logits)
 
 
@@ -205,7 +205,7 @@ def refuse_in_vain(written: frozenset[str], accounting: str) -> None:
         raise RequestError(f"--accounting paper has no {listed(vain)}; leave it out, or use --accounting roofcal")
     if accounting != "paper" and (vain := written & OF_PAPER):
         raise RequestError(
-            f"{listed(vain)} needs --accounting paper; without it, use a what-if, as --what-if quantise:weights=4"
+            f"{listed(vain)} needs --accounting paper; add it, or use a what-if, as --what-if quantise:weights=4"
         )
     needed: tuple[tuple[str, Collection[str]], ...] = (
         ("--output", ("--draft", "--decode-hardware")),
