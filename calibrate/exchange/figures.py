@@ -90,12 +90,7 @@ class Source:
 
 
 def source_of(
-    spec: HardwareSpec,
-    origin: Origin | None,
-    *,
-    version: str,
-    now: datetime,
-    taken: Taken | None = None,
+    spec: HardwareSpec, origin: Origin | None, *, version: str, now: datetime, taken: Taken | None = None
 ) -> Source:
     """What to export: measured peaks, or the datasheet's where `origin` says so.
 

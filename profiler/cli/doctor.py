@@ -12,11 +12,7 @@ EXAMPLE = "Example:  python -m profiler doctor --device cuda"
 STYLES = {"invalidates": "bold red", "warns": "yellow", "note": "dim"}
 
 
-def doctor(
-    device: DeviceName = "auto",
-    results: Results = Path("results"),
-    as_json: AsJson = False,
-) -> None:
+def doctor(device: DeviceName = "auto", results: Results = Path("results"), as_json: AsJson = False) -> None:
     """Check what on this machine would spoil a measurement, why it matters, and what to do about it."""
     with stdout_to_stderr_if(as_json):
         from profiler.devices.environment import collect, findings

@@ -22,10 +22,7 @@ LIST_EXAMPLE = "Example:  python -m profiler list --results results"
 SHOW_EXAMPLE = "Example:  python -m profiler show last"
 
 
-def list_(
-    results: Results = Path("results"),
-    as_json: AsJson = False,
-) -> None:
+def list_(results: Results = Path("results"), as_json: AsJson = False) -> None:
     """List the runs under a results folder, the oldest first."""
     runs = list_runs(results)
     if as_json:
@@ -90,9 +87,7 @@ def _show_passes(folder: RunFolder, hardware: Path | None, as_json: bool) -> Non
     spec = load_spec(folder) if hardware is None else measured_spec(hardware, folder.run.environment)
     reports, failed = load(folder, spec)
     output.show(
-        as_json,
-        lambda: document(folder, reports, failed),
-        lambda: run_document(reports, folder.run, spec, failed),
+        as_json, lambda: document(folder, reports, failed), lambda: run_document(reports, folder.run, spec, failed)
     )
 
 

@@ -129,13 +129,7 @@ def run(
 
 
 def _new(
-    models: list[str],
-    shapes: Any,
-    choices: Any,
-    options: dict[str, Any],
-    out: Path,
-    name: str,
-    hardware: Path | None,
+    models: list[str], shapes: Any, choices: Any, options: dict[str, Any], out: Path, name: str, hardware: Path | None
 ) -> RunFolder:
     """The folder of a new run whose plan has been checked."""
     from profiler.devices.backend import parse_device

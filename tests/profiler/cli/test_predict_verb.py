@@ -342,7 +342,6 @@ def without_torch(*arguments: str) -> dict[str, Any]:
         (*SHORT, "--phase", "prefill,decode,chunk", "--output", "40", "--batch", "2"),
         ("--phase", "decode", "--context", "32,40,64,90,100,128,200", "--batch", "1,3"),
     ],
-    ids=["passes", "a sweep"],
 )
 def test_a_saved_graph_needs_no_torch(options: tuple[str, ...], ask: Any, llama: str, saved: str) -> None:
     alone, model = without_torch("--graph", saved, *ON, *options), ask(llama, *ON, *options)
