@@ -479,7 +479,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--what-if", "quantize:weights=4"], "no what-if 'quantize'; did you mean quantise?"),
         (["--what-if", "quantise:bits=4"], "'bits=4' is not one of its options; write quantise:weights=,"),
         (["--what-if", "quantise:weights=4,weights=8"], "weights is given twice"),
-        (["--what-if", "quantise:weights=four"], "takes a number; not 'four'"),
+        (["--what-if", "quantise:weights=four"], "should be a valid number; write quantise:"),
         (["--what-if", "quantise:weights=7"], "7"),
         (["--what-if", "tensor_parallel"], "needs degree; write tensor_parallel:degree=,link=nvlink"),
         (["--what-if", "tensor_parallel:degree=3"], "3"),
