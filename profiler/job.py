@@ -1,7 +1,7 @@
-"""The main job, measuring side: the cells of each model, each kept as soon as it is done.
+"""Measures the cells of a run, and writes each result as soon as it is known.
 
-Models are built one at a time, once for each dtype, and given back before the next. A cell that cannot run fails
-with its reason and the rest goes on.
+Models are built one at a time, once for each dtype, and their memory is released before the next. A cell that cannot
+run fails with its reason, and the others continue.
 
 Example::
 
@@ -27,16 +27,16 @@ from profiler.record.folder import RunFolder
 from profiler.record.run import Cell, CellResult, InvalidMeasurement
 from profiler.timing.clocks import clock_for
 
-DEVICE_S, QUICK_DEVICE_S = 10.0, 5.0
-"""Seconds for the device's figures, in full and with --quick."""
+RATED = (128, 1024, 1024)
+"""Rows, columns and depth of the product that rates a dtype: 0.3 GFLOP, which takes milliseconds on most hosts."""
 
 Step = Callable[[str, float], None]
-"""Told what begins, and how many units of work are done by then: the device is one, each cell is one."""
+"""Called with a text that says what begins, and the units of work done by then: the device is one, each cell is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """How to measure; what to measure is in the run."""
+    """How to measure; the run says what to measure."""
 
     device: torch.device
     budget_s: float = 10
@@ -46,7 +46,7 @@ class Job:
 
 
 def measure_cells(folder: RunFolder, done: frozenset[str], job: Job, step: Step = lambda text, done: None) -> None:
-    """Measure every cell of the run that is not in `done`, keeping each result before the next begins."""
+    """Measure every cell of the run that is not in `done`, and write each result before the next cell begins."""
     cells = [cell for cell in folder.run.cells if cell.key not in done]
     begun = 0
     for group in _by_model(cells):
@@ -55,7 +55,7 @@ def measure_cells(folder: RunFolder, done: frozenset[str], job: Job, step: Step 
         why = ""
         try:
             loaded = _load(group[0], job)
-        except Exception as error:  # noqa: BLE001 - a model that cannot be had fails its cells, and the others go on
+        except Exception as error:  # noqa: BLE001 - a model that cannot be loaded fails its own cells alone
             why = reason(error)
         for cell in group:
             begun += 1
@@ -86,7 +86,7 @@ def _within(step: Step, cell: Cell, done: int, text: str, part: float) -> None:
 
 
 def _by_model(cells: list[Cell]) -> Iterator[list[Cell]]:
-    """Cells that one loaded model serves, in the order asked for."""
+    """Groups of cells that can use the same loaded model, in the order of the run."""
 
     def model(cell: Cell) -> tuple[object, ...]:
         return (cell.model, cell.workload.dtype, cell.attn, cell.experts, cell.layers, cell.weights)
@@ -96,7 +96,7 @@ def _by_model(cells: list[Cell]) -> Iterator[list[Cell]]:
 
 
 def _load(cell: Cell, job: Job) -> Loaded:
-    """The cell's model on the device. Raises RequestError, or an out-of-memory error, also where it cannot fit."""
+    """The cell's model on the device. Raises RequestError, or MemoryError where it cannot fit."""
     resolved = resolve(cell.model, trust_remote_code=job.trust_remote_code)
     whole_config = resolved.config
     config = truncate(whole_config, cell.layers) if cell.layers else whole_config
@@ -121,7 +121,7 @@ def _load(cell: Cell, job: Job) -> Loaded:
 
 
 def planned_weight_bytes(cells: Sequence[Cell], job: Job) -> dict[Cell, float]:
-    """Bytes of the weights of each cell's model, before they are made; 0 where it cannot be built."""
+    """Bytes of the weights of each cell's model, before the model is built; 0 where it cannot be."""
     sizes: dict[Cell, float] = {}
     for group in _by_model(list(cells)):
         cell, size = group[0], 0.0
@@ -133,14 +133,10 @@ def planned_weight_bytes(cells: Sequence[Cell], job: Job) -> dict[Cell, float]:
     return sizes
 
 
-RATED = (128, 1024, 1024)
-"""Rows, columns and depth of the product that tells how fast a dtype is here: 0.3 GFLOP, milliseconds on most hosts."""
-
-
 def planned_pass_s(weights: Mapping[Cell, float], device: torch.device) -> dict[Cell, float]:
-    """About how long a pass of each cell takes, from its weights (bytes) and one short product in its dtype.
+    """About the seconds of a pass of each cell, from its weights (bytes) and one short product in its dtype.
 
-    A dtype that a CPU lacks is a tenth as fast as others, and no budget of seconds bounds a pass that is longer.
+    A dtype that a CPU lacks is a tenth as fast as others, and a single pass may be longer than its budget.
     """
     rates: dict[str, float] = {}
     seconds: dict[Cell, float] = {}

@@ -1,28 +1,28 @@
-"""Held-out accuracy of every kind on the public tables, beside its target and simpler models.
+"""Accuracy of the laws on kernels that they were not fitted to, on public tables, beside targets and simpler models.
 
     python scripts/accuracy.py ../shared/data [--seeds 5] [--json]
 
-For each table: half of its groups (weight shapes, head layouts) are drawn by the seed, at most `points` kernels among
-them are chosen by shape and fitted to, and all kernels of the other groups are scored. The mean over the seeds is
-printed, that of the kernels a decode step waits for beside it, its target behind it, and the noise of repeated
-measurements where a table has any. A100's tables hold one
-device, H200's another; nothing in here is told to the fit but the device's datasheet. Tables of a single model, or of
-one model for each of two kernels, cannot be asked about models not seen: whole counts of tokens are held out there.
+For each table, the seed draws half of its groups (weight shapes, head layouts). The law is fitted to at most `points`
+kernels of that half, chosen by shape, and scored on all kernels of the other half. The script prints means over the
+seeds: the errors, those of the kernels that a decode step waits for, the noise of repeated measurements where a table
+has any, and the target. The fit knows the device's datasheet and nothing else. A table of a single model has too few
+groups to hold out: there whole numbers of tokens are held out ("by tokens").
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from calibrate.exchange.formats import import_tables
 from calibrate.exchange.tables import ImportOptions
 from calibrate.kernels.observations import Observations, halves, observations
-from calibrate.kernels.score import DECODING, Calibrated, calibrate_kind
+from calibrate.kernels.score import DECODING, calibrate_kind
 from roofline.hardware.facts import facts_of
 from roofline.laws.law import Facts
 
@@ -38,16 +38,12 @@ Rows = Callable[[Observations], np.ndarray]
 Target = tuple[float | None, float | None, float | None]
 
 
-def _all(table: Observations) -> np.ndarray:
-    return np.ones(len(table), dtype=bool)
-
-
 def _plain(table: Observations) -> np.ndarray:
-    return (table.dims["window"] == 0) & (table.dims["kv_bytes"] == 2)
+    return (table.dims["window"] == 0) & ~_narrow(table)
 
 
 def _windowed(table: Observations) -> np.ndarray:
-    return (table.dims["window"] > 0) & (table.dims["kv_bytes"] == 2)
+    return (table.dims["window"] > 0) & ~_narrow(table)
 
 
 def _narrow(table: Observations) -> np.ndarray:
@@ -56,17 +52,18 @@ def _narrow(table: Observations) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table."""
+    """One line of the printed table."""
 
     name: str
     file: str
     kind: str
     dtype: str
     target: Target
-    """Mean, p90, time-weighted: issue 5."""
-    rows: Rows = _all
+    """Mean, p90 and time-weighted error that are aimed at."""
+    rows: Rows | None = None
+    """Chooses rows of the table; None takes all."""
     points: int = 200
-    apart: str | None = None
+    held_out: str | None = None
     """Size whose values are held out, where the table's own groups are too few."""
 
 
@@ -89,20 +86,17 @@ LINES = (
         for dtype in ("bfloat16", "float8_e4m3fn", "fp8_block")
     ),
     *(
-        Line(f"H200 MoE {dtype}, by tokens", H200 + MOE, "experts", dtype, (0.12, None, None), apart="tokens")
+        Line(f"H200 MoE {dtype}, by tokens", H200 + MOE, "experts", dtype, (0.12, None, None), held_out="tokens")
         for dtype in ("int4_wo", "w4a16_mxfp4")
     ),
     Line("A100 MoE", A100 + MOE, "experts", "bfloat16", (0.12, None, None)),
-    *(
-        Line(f"H200 NCCL {d}", NCCL, "collective", d, (0.1, None, None))
-        for d in ("float16", "int8")
-    ),
+    *(Line(f"H200 NCCL {d}", NCCL, "collective", d, (0.1, None, None)) for d in ("float16", "int8")),
     Line("H100 modules", "llmservingsim/H100/meta-llama/Llama-3.1-8B/tp1/layers.csv", "module", "bfloat16",
          (0.10, None, None)),
 )  # fmt: skip
 
 DECODE_FIGURES = ("mape", "time_weighted")
-"""Of the region that a decode step waits for, by itself."""
+"""Figures of the kernels that a decode step waits for."""
 FIGURES = ("mape", "median", "p90", "time_weighted", "bias", "coverage")
 
 
@@ -114,106 +108,94 @@ class Tables:
         self._read: dict[str, tuple[dict[tuple[str, str], Observations], Facts]] = {}
 
     def of(self, line: Line) -> tuple[Observations, Facts]:
+        """The kernels of a line, and what the laws know of their device."""
         if line.file not in self._read:
-            modules = line.file.startswith("llmservingsim")
-            asked = (
-                ImportOptions(device="nvidia-h100-sxm", model="Llama-3.1-8B", sizes=LLAMA)
-                if modules
-                else ImportOptions()
-            )
-            read = import_tables("llmservingsim" if modules else "aiconfigurator", [self._data / line.file], asked)
+            tool, options = line.file.partition("/")[0], ImportOptions()
+            if tool == "llmservingsim":
+                options = ImportOptions(device="nvidia-h100-sxm", model="Llama-3.1-8B", sizes=LLAMA)
+            read = import_tables(tool, [self._data / line.file], options)
             if read.device.spec is None:
                 raise ValueError(f"{line.file}: no device file describes {read.device.name}")
             self._read[line.file] = observations(read.kernels), facts_of(read.device.spec)
         tables, facts = self._read[line.file]
         table = tables[line.kind, line.dtype]
-        table = table.take(line.rows(table))
-        if line.apart is not None:
-            table = replace(table, group=np.array([f"{line.apart}{value:g}" for value in table.dims[line.apart]]))
+        if line.rows is not None:
+            table = table.take(line.rows(table))
+        if size := line.held_out:
+            table = replace(table, group=np.array([f"{size}{value:g}" for value in table.dims[size]]))
         return table, facts
 
 
-def judge(line: Line, tables: Tables, seeds: int) -> dict[str, object]:
-    """One line, as the mean over the seeds; fractions."""
+def judge(line: Line, tables: Tables, seeds: int) -> dict[str, Any]:
+    """The figures of a line, as means over the seeds; errors are fractions."""
     table, facts = tables.of(line)
-    each = [calibrate_kind(*halves(table, seed), facts, line.points, seed) for seed in range(seeds)]
+    splits = [calibrate_kind(*halves(table, seed), facts, line.points, seed) for seed in range(seeds)]
+    decoding = [split.regions[DECODING] for split in splits if DECODING in split.regions]
+    figures = {name: _mean(getattr(split.scores, name) for split in splits) for name in FIGURES}
+    targets = zip(("mape", "p90", "time_weighted"), line.target, strict=True)
     return {
         "name": line.name,
         "kind": line.kind,
         "dtype": line.dtype,
-        "points": max(one.points for one in each),
-        "scored": each[0].scores.rows,
-        **{name: _mean([getattr(one.scores, name) for one in each]) for name in FIGURES},
-        "datasheet_mape": _mean([one.datasheet.mape for one in each]),
-        "four_constant_mape": _mean([one.four_constant.mape for one in each]),
-        "noise": _noise(each),
-        **{f"decode_{name}": _decoding(each, name) for name in DECODE_FIGURES},
+        "points": max(split.points for split in splits),
+        "scored": splits[0].scores.rows,
+        **figures,
+        "datasheet_mape": _mean(split.datasheet.mape for split in splits),
+        "four_constant_mape": _mean(split.four_constant.mape for split in splits),
+        "noise": _mean(split.noise for split in splits if split.noise is not None),
+        **{f"decode_{name}": _mean(getattr(scores, name) for scores in decoding) for name in DECODE_FIGURES},
         "target": line.target,
-        "met": all(
-            limit is None or _mean([getattr(one.scores, name) for one in each]) <= limit
-            for name, limit in zip(("mape", "p90", "time_weighted"), line.target, strict=True)
-        ),
+        "met": all(limit is None or (figures[name] or 0.0) <= limit for name, limit in targets),
     }
 
 
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values))
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return float(np.mean(known)) if known else None
 
 
-def _decoding(each: list[Calibrated], name: str) -> float | None:
-    known = [getattr(one.regions[DECODING], name) for one in each if DECODING in one.regions]
-    return _mean(known) if known else None
+def _row(figures: dict[str, Any]) -> str:
+    columns = (*FIGURES, "datasheet_mape", "four_constant_mape", *(f"decode_{name}" for name in DECODE_FIGURES))
+    percents = " ".join(f"{_percent(figures[name]):>9}" for name in columns)
+    target = "/".join("–" if limit is None else f"{100 * limit:g}" for limit in figures["target"])
+    return (
+        f"{figures['name']:30} {figures['points']:>6} {figures['scored']:>6} {percents} "
+        f"{_percent(figures['noise']):>6}  {target:>11} {'yes' if figures['met'] else 'NO'}"
+    )
 
 
-def _noise(each: list[Calibrated]) -> float | None:
-    known = [one.noise for one in each if one.noise is not None]
-    return _mean(known) if known else None
-
-
-def _words(found: dict[str, object]) -> Iterator[str]:
-    numbers = [found[name] for name in (*FIGURES, "datasheet_mape", "four_constant_mape")]
-    target = "/".join("–" if part is None else f"{100 * part:g}" for part in found["target"])  # type: ignore[attr-defined]
-    noise = "–" if found["noise"] is None else f"{100 * float(found['noise']):.1f}"  # type: ignore[arg-type]
-    yield f"{found['name']:30} {found['points']:>6} {found['scored']:>6} "
-    yield " ".join(f"{100 * float(value):>9.1f}" for value in numbers)  # type: ignore[arg-type]
-    for name in DECODE_FIGURES:
-        value = found[f"decode_{name}"]
-        yield f" {'–' if value is None else f'{100 * float(value):.1f}':>9}"  # type: ignore[arg-type]
-    yield f" {noise:>6}  {target:>11} {'yes' if found['met'] else 'NO'}"
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def main() -> int:
-    """Exit code: 0 where every line was scored."""
+    """Print the table, or JSON; the exit code is 0 where every line was scored."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("data", type=Path, help="folder of the public tables, as ../shared/data")
     parser.add_argument("--seeds", type=int, default=5, help="random splits to average over")
     parser.add_argument("--json", action="store_true", dest="as_json", help="JSON on stdout")
     parser.add_argument("--only", default="", help="lines whose name holds this")
-    asked = parser.parse_args()
-    if asked.seeds < 1 or not asked.data.is_dir():
-        print(f"need a folder of tables and at least one seed; got {asked.data} and {asked.seeds}", file=sys.stderr)
+    options = parser.parse_args()
+    if options.seeds < 1 or not options.data.is_dir():
+        print(f"needs a folder of tables and at least one seed; got {options.data}, {options.seeds}", file=sys.stderr)
         return 2
-    tables, found = Tables(asked.data), []
-    if not asked.as_json:
-        names = ("mean", "median", "p90", "weighted", "bias", "in 90 %", "datasheet", "4-const")
-        print(
-            f"{'%, held out':30} {'points':>6} {'scored':>6} "
-            + " ".join(f"{name:>9}" for name in names)
-            + f" {'decode':>9} {'weighted':>9} {'noise':>6}  {'target':>11} met"
-        )
-    for line in LINES:
-        if asked.only not in line.name:
-            continue
+    tables, results = Tables(options.data), []
+    lines = [line for line in LINES if options.only in line.name]
+    if not options.as_json:
+        names = ("mean", "median", "p90", "weighted", "bias", "in 90 %", "datasheet", "4-const", "decode", "weighted")
+        columns = " ".join(f"{name:>9}" for name in names)
+        print(f"{'%, held out':30} {'points':>6} {'scored':>6} {columns} {'noise':>6}  {'target':>11} met")
+    for line in lines:
         try:
-            found.append(judge(line, tables, asked.seeds))
+            results.append(judge(line, tables, options.seeds))
         except (ValueError, KeyError) as error:
             print(f"{line.name}: not scored: {error}", file=sys.stderr)
             continue
-        if not asked.as_json:
-            print("".join(_words(found[-1])), flush=True)
-    if asked.as_json:
-        print(json.dumps(found, indent=1))
-    return 0 if len(found) == sum(asked.only in line.name for line in LINES) else 1
+        if not options.as_json:
+            print(_row(results[-1]), flush=True)
+    if options.as_json:
+        print(json.dumps(results, indent=1))
+    return 0 if len(results) == len(lines) else 1
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Check the tracer on every causal language model that `transformers` knows, against oracles that are not ours.
+"""Checks the tracer on every causal language model that `transformers` knows, against independent oracles.
 
-Each model type is built from its default config on `meta` and traced in prefill, decode and a chunk. Three oracles:
+Each model type is built from its default config on `meta` and traced in prefill, decode and a chunk:
 
-- flops_exact: outside attention, the matrix FLOPs are those of torch's `FlopCounterMode` on the same pass. Its table
+- flops_exact: outside attention, the matrix FLOPs equal those of torch's `FlopCounterMode` on the same pass. Its table
   has no grouped products, so experts run there as batched ones.
-- parameters_accounted: no parameter that the trace calls inactive gets a gradient (autograd on `meta`), or is handed
-  to any torch function, in that pass; all others are read by an operation of the trace.
-- the modules of the model that is traced are of the same classes as those of the default config, where that can be
-  built. A config that is no valid model has fields filled (`FILLED`). Layers are left out where fewer
-  have the same classes and kinds of layers; nothing else is changed.
+- parameters_accounted: no parameter that the trace calls inactive gets a gradient (autograd on `meta`) or goes to any
+  torch function in that pass; all others are read by an operation of the trace.
+- The traced model has modules of the same classes as that of the default config, where that one can be built. A
+  default config that is no valid model has fields filled in (`FILLED`), and layers are left out where fewer have the
+  same classes and kinds of layers; nothing else is changed.
 
-A type runs in a process of its own, with limits of time and memory, so that one that fails loses nothing.
+Each type runs in a process of its own, with limits of time and memory, so that a failure affects no other type.
 
 Example::
 
@@ -27,6 +27,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -53,23 +54,20 @@ from profiler.models.module import Example
 from profiler.models.resolve import layer_count, truncate
 from profiler.models.trace import Inputs, trace
 from profiler.record.run import RequestError
-from roofline.graph.op import Kind, OpGraph
+from roofline.graph.op import Kind
 from roofline.workload import Workload
 
 WORKERS = 2
-"""Types that are checked at one time, unless said otherwise."""
-TIME_LIMIT_S = 480
-"""For one type; most take a second or two on an idle core."""
-MEMORY_LIMIT = 12 * 2**30
-"""Bytes of address space for one type."""
+"""Types that are checked at the same time by default."""
+TIME_LIMIT_S, MEMORY_LIMIT = 480, 12 * 2**30
+"""Seconds and bytes of address space for one type; most take a second or two on an idle core."""
 
 BATCH = 2
 PHASES = {"prefill": (12, 0), "decode": (1, 12), "chunk": (4, 12)}
 """(query, context) tokens."""
 
 LAYERS = (4, 6, 8, 12, 16, 24)
-"""Numbers of layers that are tried, the least that keeps every class of modules and every kind of layer; all layers
-where none does."""
+"""Numbers of layers to try; the first that keeps every class of modules and every kind of layer is traced."""
 
 _ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 _WIDTH = {"head_dim": 128}  # hidden size ÷ heads; the default is None, which the rotary embedding cannot take
@@ -100,28 +98,25 @@ FILLED: Mapping[str, Mapping[str, Any]] = {
     "reformer": {"is_decoder": True},
     "xmod": {"default_language": "en_XX"},
 }
-"""Fields that a default config lacks to be a valid model, from the model's paper or published config where it is a
-choice."""
+"""Fields that a default config lacks to be a valid model; values that are a choice come from the model's paper or
+published config."""
 
-INNER = {"musicgen": "decoder", "musicgen_melody": "decoder"}
-"""Nested config that the causal model is made of, where it is not a text config."""
-
-ROWS = {"musicgen": 4, "musicgen_melody": 4}
-"""Rows of token ids in a sequence: one for each codebook."""
+INNER = {"musicgen": ("decoder", 4), "musicgen_melody": ("decoder", 4)}
+"""Type -> nested config of the causal model, where it is no text config, and rows of token ids, one for a codebook."""
 
 ON_CPU = {
-    "blt": {  # the lengths of its patches follow from entropies that a model computes
+    "blt": {  # a model's entropies give the lengths of its patches
         "encoder_hash_byte_group_vocab": 1000,
         "patcher_config.num_hidden_layers": 2,
         "global_config.num_hidden_layers": 2,
         "decoder_config.num_hidden_layers": 2,
     }
 }
-"""Types whose work depends on values that `meta` cannot know: shrunk by these fields, and traced in prefill alone with
-random weights on the CPU."""
+"""Types whose work depends on values that `meta` does not have: these fields shrink them, and only their prefill is
+traced, with random weights on the CPU."""
 
 WHOLE_TEXT = frozenset({"cpmant"})
-"""Types that want the ids of the whole text beside a filled cache."""
+"""Types that take the ids of the whole text beside a filled cache."""
 
 DRAFTS = frozenset({"gemma4_assistant", "gemma4_unified_assistant"})
 """Draft models, which take the states and keys of the model that they draft for."""
@@ -130,11 +125,11 @@ Row = dict[str, Any]
 
 
 def cover(model_type: str) -> Row:
-    """The row of one type; never raises for what a model does."""
+    """The row of one type; it has the error of a model that fails."""
     row = _blank(model_type)
     try:
         _cover(model_type, row)
-    except Exception as error:  # a model may raise anything; the row says what  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - a model may raise anything
         row["reason"] = row["reason"] or _line(error)
     return row
 
@@ -161,7 +156,9 @@ def _cover(model_type: str, row: Row) -> None:
     whole = filled_config(model_type, filled)
     model = build_meta(whole, "bfloat16")
     row["parameters"] = sum(parameter.numel() for parameter in model.parameters())  # tied ones once
-    needed = _classes(model) | (default_classes(model_type) if filled else set())
+    needed = _classes(model)
+    with suppress(Exception):  # the default config may be no valid model
+        needed |= _classes(build_meta(AutoConfig.for_model(model_type), "bfloat16")) if filled else set()
     if model_type in ON_CPU:
         _check_on_cpu(row, {**filled, **ON_CPU[model_type]}, needed)
     for config in (shrunk(whole, needed), whole) if model_type not in ON_CPU else ():
@@ -223,11 +220,11 @@ def _check_on_cpu(row: Row, fields: Mapping[str, Any], needed: set[str]) -> None
 
 
 def filled_config(model_type: str, fields: Mapping[str, Any]) -> PretrainedConfig:
-    """The default config with fields filled in; a dot leads into a nested config."""
+    """The default config with fields filled in; a dot in a name leads into a nested config."""
     nested = {name: value for name, value in fields.items() if "." in name}
     config = AutoConfig.for_model(model_type, **{name: fields[name] for name in fields if name not in nested})
     if model_type in INNER:
-        config = getattr(config, INNER[model_type])
+        config = getattr(config, INNER[model_type][0])
         made = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
         made.config_class = type(config)
         AutoModelForCausalLM.register(type(config), made, exist_ok=True)
@@ -240,23 +237,15 @@ def filled_config(model_type: str, fields: Mapping[str, Any]) -> PretrainedConfi
     return config
 
 
-def default_classes(model_type: str) -> set[str]:
-    """Module classes of the default config's model; empty where there is none."""
-    try:
-        return _classes(build_meta(AutoConfig.for_model(model_type), "bfloat16"))
-    except Exception:  # no valid model: nothing to keep  # noqa: BLE001
-        return set()
-
-
 def shrunk(config: PretrainedConfig, needed: set[str]) -> PretrainedConfig:
-    """`config` with as few layers as keep the module classes `needed` and all kinds of layers; else itself."""
+    """`config` with the fewest layers that keep the module classes `needed` and all kinds of layers, else itself."""
     for layers in LAYERS:
         try:
             fewer = truncate(config, layers)
             if hasattr(fewer, "num_blocks"):  # xLSTM's own name for its layers
                 fewer.num_blocks = layers
             kept = _classes(build_meta(fewer, "bfloat16"))
-        except Exception:  # a config may refuse, in any way, to have fewer layers  # noqa: BLE001
+        except Exception:  # noqa: BLE001 - a config may refuse to have fewer layers
             continue
         if needed <= kept and _kinds(fewer) == _kinds(config):
             return fewer
@@ -274,18 +263,18 @@ def _classes(model: nn.Module) -> set[str]:
 
 
 def check(model: PreTrainedModel, name: str, phase: str, dtype: str) -> Row:
-    """One traced pass beside its oracles."""
+    """A pass of a phase on `meta`, with its oracles."""
     query, context = PHASES[phase]
-    workload = Workload(batch=BATCH * ROWS.get(name, 1), query_tokens=query, context_tokens=context, dtype=dtype)
-    inputs: Any
-    inputs = draft_inputs(model, workload) if name in DRAFTS else prepare(model, workload)
+    batch = BATCH * INNER.get(name, ("", 1))[1]
+    workload = Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype)
+    inputs: Any = draft_inputs(model, workload) if name in DRAFTS else prepare(model, workload)
     if name in WHOLE_TEXT and context:
         inputs = _WholeText(model, inputs, workload)
     return examined(model, inputs, workload, name, CUDA.type)
 
 
 def examined(model: PreTrainedModel, inputs: Any, workload: Workload, name: str, target: str) -> Row:
-    """The trace of a pass beside what its oracles say."""
+    """What the trace of a pass has, and what its oracles have."""
     graph = trace(model, inputs, workload, name=name, target=target, options={})
     inputs.restore()
     counted = counted_flops(model, inputs)
@@ -293,7 +282,7 @@ def examined(model: PreTrainedModel, inputs: Any, workload: Workload, name: str,
     used = used_parameters(model, inputs)
     return {
         "operations": len(graph.ops),
-        "matrix_flops": matrix_flops(graph),
+        "matrix_flops": sum(op.matrix_flops for op in graph.ops if op.kind != Kind.ATTENTION),
         "counted_flops": counted,
         "inactive": len(graph.inactive),
         "used_though_inactive": sorted(used & set(graph.inactive)),
@@ -302,7 +291,7 @@ def examined(model: PreTrainedModel, inputs: Any, workload: Workload, name: str,
 
 
 class _WholeText:
-    """A pass with the ids of the context before its own."""
+    """A pass that also has the ids of its context."""
 
     def __init__(self, model: PreTrainedModel, inputs: PassInputs, workload: Workload) -> None:
         tokens = workload.context_tokens + workload.query_tokens
@@ -315,7 +304,7 @@ class _WholeText:
 
 
 def draft_inputs(model: PreTrainedModel, workload: Workload) -> Example:
-    """What a draft model gets: states of the large model's last layer, and keys and values of its last layers."""
+    """Inputs of a draft model: states of the large model's last layer, and keys and values of its last layers."""
     text = model.config.get_text_config()
     shape = (workload.batch, workload.query_tokens)
     shared = {}
@@ -329,18 +318,12 @@ def draft_inputs(model: PreTrainedModel, workload: Workload) -> Example:
     return Example((), {"inputs_embeds": states, "position_ids": positions, "shared_kv_states": shared})
 
 
-def matrix_flops(graph: OpGraph) -> float:
-    """Matrix FLOPs of all operations but attention."""
-    return sum(op.matrix_flops for op in graph.ops if op.kind != Kind.ATTENTION)
-
-
 def counted_flops(model: PreTrainedModel, inputs: Inputs) -> int:
-    """What `FlopCounterMode` counts with `scaled_dot_product_attention` taken out."""
-    model.requires_grad_(False)  # the counter hooks tensors that require it, even where there is no graph
-    with torch.no_grad(), batched_experts(model), known_values(), _NoAttention():
-        counter = FlopCounterMode(display=False)
-        with counter:
-            inputs.call(model)
+    """FLOPs that `FlopCounterMode` counts without `scaled_dot_product_attention`."""
+    model.requires_grad_(False)  # the counter hooks tensors that require a gradient, even where there is no graph
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), batched_experts(model), known_values(), _NoAttention(), counter:
+        inputs.call(model)
     return int(counter.get_total_flops())
 
 
@@ -357,7 +340,7 @@ class _NoAttention(TorchFunctionMode):
 
 
 def used_parameters(model: PreTrainedModel, inputs: Inputs) -> set[str]:
-    """Parameters that get a gradient, or are handed to a torch function, in one pass."""
+    """Parameters that get a gradient, or go to a torch function, in one pass."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -368,7 +351,7 @@ def used_parameters(model: PreTrainedModel, inputs: Inputs) -> set[str]:
 
 
 def _differentiated(out: Any) -> set[int]:
-    """Leaves of the autograd graph of a result: what `backward` would give a gradient."""
+    """Leaves of the autograd graph of a result, which `backward` would give a gradient."""
     todo = [leaf.grad_fn for leaf in tree_leaves(dict(out)) if isinstance(leaf, Tensor)]
     seen: set[Any] = set()
     while todo:
@@ -380,7 +363,7 @@ def _differentiated(out: Any) -> set[int]:
 
 
 class _Handed(TorchFunctionMode):
-    """Notes the parameters that torch functions get; looking at an attribute is no use."""
+    """Notes the parameters that torch functions get; reading an attribute does not count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -409,12 +392,12 @@ def _line(error: BaseException) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Cover types, all unless some are named, and print the table or the JSON list; 2 for an unknown type."""
+    """Check the named types, or all, and print the table or the JSON list; the exit code is 2 for an unknown type."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print the rows as a JSON list on stdout")
-    parser.add_argument("--types", help="model types, with commas between them; all unless given")
-    parser.add_argument("--out", type=Path, help="write the table there, in Markdown")
-    parser.add_argument("--workers", type=int, default=WORKERS, help="processes")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON on stdout")
+    parser.add_argument("--types", help="model types, separated by commas; all by default")
+    parser.add_argument("--out", type=Path, help="file for the table, in Markdown")
+    parser.add_argument("--workers", type=int, default=WORKERS, help="types that are checked at the same time")
     options = parser.parse_args(argv)
     types = options.types.split(",") if options.types else list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     unknown = [name for name in types if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
@@ -434,14 +417,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def cover_all(types: list[str], workers: int) -> list[Row]:
-    """Rows in the order of `types`; each comes from a process of its own, forked from one that has loaded torch."""
+    """Rows in the order of `types`, each from a process of its own, which is forked from one that has loaded torch."""
     done = count(1)
 
     def covered(model_type: str) -> Row:
         started = time.monotonic()
         row = _cover_apart(model_type)
-        said = "good" if is_good(row) else row["reason"]
-        print(f"{next(done)}/{len(types)} {model_type} {time.monotonic() - started:.0f} s: {said}", file=sys.stderr)
+        result = "good" if is_good(row) else row["reason"]
+        print(f"{next(done)}/{len(types)} {model_type} {time.monotonic() - started:.0f} s: {result}", file=sys.stderr)
         return row
 
     with ThreadPoolExecutor(min(workers, len(types))) as pool:
@@ -460,7 +443,7 @@ def _cover_apart(model_type: str) -> Row:
             return row
         return _blank(model_type, f"over {TIME_LIMIT_S} s")
     except EOFError:
-        return _blank(model_type, "its process died, as where memory is short")
+        return _blank(model_type, "its process died; it may lack memory")
     finally:
         process.kill()
         process.join()
@@ -475,12 +458,12 @@ def _send(pipe: Connection, model_type: str) -> None:
 
 
 def is_good(row: Row) -> bool:
-    """All three checks hold."""
+    """Whether all three checks hold."""
     return bool(row["traced"] and row["flops_exact"] and row["parameters_accounted"])
 
 
 def summary(rows: list[Row]) -> str:
-    """How many are good, of how many."""
+    """The number of good rows, of all."""
     return f"{sum(map(is_good, rows))} of {len(rows)}"
 
 

@@ -1,20 +1,21 @@
-"""Everything that a GPU is wanted for, in one command and within the time that there is.
+"""Measures everything that needs a GPU, in one command and within a given time.
 
     python scripts/gpu_campaign.py --minutes 20 --out results/campaign
     python scripts/gpu_campaign.py --minutes 3 --out /tmp/try --device cpu
 
-A list of commands of `python -m profiler`, the most valuable first: what the device reaches, and its laws; the
-headline, decode of Llama-3.1-8B from a CUDA graph; the same model eagerly and compiled; the laws on kernels not fitted
-to, and the spec for other tools; sustained load; the other models; the suites. What does not fit what is left of the
-time is skipped and said so (exit code 3), and what takes too long is interrupted; the same command goes on where it
-was, each run by its own `--resume`. On a CPU the same parts run with small models, to try the campaign itself.
+The campaign is a list of commands of `python -m profiler`, the most valuable first: what the device reaches, and its
+laws; decode of Llama-3.1-8B from a CUDA graph; the same model eagerly and compiled; the laws on kernels that they were
+not fitted to, and the spec for other tools; sustained load; the other models; the suites. A part that does not fit the
+time left is skipped (exit code 3), and one that takes too long is interrupted. The same command continues a campaign,
+each run by its own `--resume`. On a CPU the same parts run with small models, to try the campaign itself.
 
-    journal.jsonl         a line, on disk, for every beginning and every end of a part
+    journal.jsonl         a line for every beginning and every end of a part
     runs/ logs/ exports/  what the parts write
-    keep/                 small enough to commit: README.md with the conditions and predicted against measured,
+    keep/                 small enough to commit: README.md with the conditions and predicted against measured times,
                           summary.json, a report of each part, specs, exports
 
-Only the standard library, and no network: what the machine lacks is said in one line, with how to carry it there.
+It needs only the standard library and no network; an error of one line says which packages are missing, and how to
+carry them to the machine.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,38 +38,32 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PROFILER = (sys.executable, "-m", "profiler")
-NEEDED = {
-    "torch": "torch", "transformers": "transformers", "pynvml": "nvidia-ml-py", "numpy": "numpy", "scipy": "scipy",
-    "pandas": "pandas", "pyarrow": "pyarrow", "pydantic": "pydantic", "typer": "typer", "rich": "rich",
-    "plotly": "plotly", "packaging": "packaging", "psutil": "psutil", "jinja2": "jinja2",
-}  # fmt: skip
-"""Modules that the parts import, and the packages that hold them."""
+MODULE = {"nvidia-ml-py": "pynvml"}
+"""Package -> its module, where that has another name."""
 
 RESERVE_S = 15.0
-"""Seconds kept for the last part to be interrupted and for the summary."""
+"""Seconds kept to interrupt the last part and to write the summary."""
 GRACE_S = 10.0
-"""Seconds from an interruption, which lets a part write what it has, to its end by force."""
+"""Seconds from an interruption, after which a part writes what it has, until it is killed."""
 LONGEST_FACTOR = 3.0
-"""Times its estimate, the most that a part may take: the time of the others is worth more then."""
-LONGEST_REASON = 300
-"""Characters of a reason in the journal."""
+"""A part may take this many times its estimate, so that it leaves time for the others."""
 LARGEST_BYTES = 16 << 20
-"""Size of the largest file that is kept."""
+"""Largest file that is copied to keep/."""
 STATUS: Mapping[int, str] = {0: "done", 3: "inconclusive", 4: "invalid", 2: "refused"}
 """What exit codes of `python -m profiler` mean; any other is "failed"."""
 FINAL = ("done", "inconclusive", "refused")
-"""What is not run again: a busy host may be no quieter, and a wrong request no better."""
+"""Status of parts that do not run again: a busy host may be no quieter, and a wrong request stays wrong."""
 
 START_S = 20.0
-"""Seconds of a process: torch and transformers load, the device's figures of `run --quick`, the reports."""
+"""Seconds of a process: it loads torch and transformers, measures the device with `run --quick`, writes the reports."""
 CELL_S = 6.0
 """Seconds of a cell besides its passes: trace, inputs, warm-up, sessions of the profiler."""
 CALIBRATION_S = 150.0
-"""Seconds of kernels for the laws of the device, in few sizes."""
+"""Seconds of a calibration with --quick."""
 COMPILE_S = 45.0
-"""Seconds more of a cell that is compiled."""
+"""Seconds to compile the model of a cell."""
 QUICK_LOOK = ("--only", "memory,matmul,vector,host", "--processes", "1")
-"""All that the campaign is tried with on a CPU."""
+"""Options of `hardware` in a trial on a CPU."""
 FILES = {"llm-viewer": ".py", "genz": ".py", "llm-analysis": ".json", "blis": ".json"}
 """Formats of one file that the spec is exported to."""
 FOLDERS = ("aiconfigurator", "infersim")
@@ -81,26 +77,26 @@ class Part:
 
     name: str
     arguments: tuple[str, ...]
-    """"{run}" in them is the run folder of the part `on`, "{out}" the campaign's own."""
+    """"{run}" stands for the run folder of the part `on`, "{out}" for the campaign's folder."""
     estimate_s: float
-    """On the device that the campaign is for; corrected by what the parts before took."""
+    """Seconds on a GPU; corrected by how long the parts before took."""
     keeps_run: bool = True
-    """Whether it writes a run folder, that `--resume` goes on with; its name is then the part's."""
+    """Whether it writes a run folder, of its own name, which `--resume` can continue."""
     unless: str | None = None
     """Why it cannot run here; None where it can."""
     uses: str | None = None
-    """Part whose spec.json, where there is one, stands for measuring the device again (`--hardware`)."""
+    """Part whose spec.json it uses (`--hardware`), if there is one, instead of measuring the device."""
     on: str | None = None
-    """Part whose run it works on; without that run it is skipped."""
+    """Part whose run it reads; without that run it is skipped."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """One model and the shapes it is measured at."""
+    """One model, and the limits of its shapes."""
 
     name: str
     layers: int | None = None
-    """Repeated layers that run; None is all of them."""
+    """Repeated layers that run; None for all of them."""
     longest: int = 16384
     """Most tokens of context and prompt."""
     load_s: float = 20.0
@@ -109,7 +105,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes that every model is measured at, cut at its longest."""
+    """Sizes of the passes of every model, cut at the model's longest."""
 
     prompts: tuple[int, ...]
     contexts: tuple[int, ...]
@@ -119,7 +115,7 @@ class Shapes:
     """Seconds of passes for each cell."""
 
 
-GPU_MODELS = (
+GPU_MODELS: tuple[Model, ...] = (
     Model("llama-3.1-8b"),
     Model("qwen2.5-7b"),
     Model("gemma-2-9b", longest=8191),
@@ -128,30 +124,33 @@ GPU_MODELS = (
     Model("gpt2", longest=1023, load_s=5.0),
     Model("deepseek-v2-lite", load_s=30.0),
 )
-CPU_MODELS = (Model("gpt2", layers=1, longest=32, load_s=2.0), Model("smollm2-135m", layers=1, longest=32, load_s=2.0))
+CPU_MODELS: tuple[Model, ...] = (
+    Model("gpt2", layers=1, longest=32, load_s=2.0),
+    Model("smollm2-135m", layers=1, longest=32, load_s=2.0),
+)
 GPU_SHAPES = Shapes((128, 2048, 8192), (1024, 16384), (1, 16, 64), 2.0)
 CPU_SHAPES = Shapes((32,), (32,), (1,), 0.2)
 SUITES = (
     Part("transfers", ("hardware", "--quick", "--only", "transfer"), 60.0),
     Part("hardware-in-full", ("hardware",), 600.0),
 )
-"""What the project measures besides models; a new suite is a line."""
+"""Measurements besides models; a new suite is a line."""
 
 
 def parts(device: str, models: Sequence[Model], shapes: Shapes) -> Iterator[Part]:
     """All parts, the most valuable first. Models run with the figures and the laws of the part `hardware`."""
     unless = NO_CUDA if device == "cpu" else None
-    how, takes_s = (QUICK_LOOK, 40.0) if unless else (("--calibrate",), 150.0 + CALIBRATION_S)
+    options, estimate_s = (QUICK_LOOK, 40.0) if unless else (("--calibrate",), 150.0 + CALIBRATION_S)
     yield Part("doctor", ("doctor", "--device", device), 10.0, keeps_run=False)
-    yield Part("hardware", ("hardware", "--quick", "--device", device, *how), takes_s)
+    yield Part("hardware", ("hardware", "--quick", "--device", device, *options), estimate_s)
     first, *others = models
     yield from passes(device, [first], shapes, "cuda-graph")
     yield from passes(device, [first], shapes, "cuda-graph", cache="static")
     for mode in ("eager", "compile"):
         yield from passes(device, [first], shapes, mode)
-    # what the calibration is worth on kernels that it was not fitted to; its spec is of half the kernels
+    # Half of the kernels are fitted to and the others scored; the spec of that half has a file of its own.
     arguments: tuple[str, ...] = ("calibrate", "{run}", "--out", "{out}/held-out.spec.json")
-    calibrated = "the look at a CPU is not calibrated" if unless else None
+    calibrated = "the trial on a CPU is not calibrated" if unless else None
     yield Part("held-out", arguments, 40.0, keeps_run=False, unless=calibrated, on="hardware")
     for form in (*FILES, *FOLDERS):
         target = f"{{out}}/exports/{form}" + ("" if form in FOLDERS else f"/{form}{FILES[form]}")
@@ -165,9 +164,9 @@ def parts(device: str, models: Sequence[Model], shapes: Shapes) -> Iterator[Part
 
 
 def passes(device: str, models: Sequence[Model], shapes: Shapes, mode: str, cache: str = "dynamic") -> Iterator[Part]:
-    """Decode and prefill of models in one mode; of CUDA graphs decode alone, where the host is most of the time.
+    """Decode and prefill of models in one mode; CUDA graphs take decode alone, where the host is most of the time.
 
-    Compiled, the first two lengths of one sequence stand for all: each takes a compilation.
+    Compiled models take only the first two lengths, of one sequence: each needs a compilation.
     """
     flags = {"eager": [], "cuda-graph": ["--cuda-graph"], "compile": ["--compile"]}[mode]
     flags = [*([] if cache == "dynamic" else ["--cache", cache]), *flags]
@@ -197,14 +196,14 @@ def passes(device: str, models: Sequence[Model], shapes: Shapes, mode: str, cach
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process ended; `code` is None where its time was up."""
+    """How a process ended; `code` is None where it ran out of time."""
 
     code: int | None
     stdout: str
 
 
 def execute(command: Sequence[str], log: Path, limit_s: float) -> Outcome:
-    """Run a command; when its time is up it is interrupted as by Ctrl-C, and killed if it does not end."""
+    """Run a command for at most `limit_s`; then interrupt it as Ctrl-C does, and kill it if it does not end."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
@@ -224,7 +223,7 @@ def execute(command: Sequence[str], log: Path, limit_s: float) -> Outcome:
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """Interrupt the process and all that it started; by force after a while."""
+    """Interrupt the process and all that it started, and kill them after a while."""
     for sign in (signal.SIGINT, signal.SIGKILL):
         if process.poll() is not None:
             return
@@ -236,18 +235,18 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 @dataclass
 class Campaign:
-    """Parts in the order of their value, in a folder, for so many minutes."""
+    """Runs parts in their order, in a folder, for a number of minutes."""
 
     parts: Sequence[Part]
     out: Path
     minutes: float
     execute: Callable[[Sequence[str], Path, float], Outcome] = field(default_factory=lambda: execute)
-    """Runs a command with its stderr in a file, for at most so many seconds."""
+    """Runs a command with its stderr in a file, for at most a number of seconds."""
     now: Callable[[], float] = time.monotonic
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
 
     def run(self) -> list[dict[str, Any]]:
-        """Run what fits; the last journal line of each part, in order."""
+        """Run the parts that fit, and return the last journal line of each part, in order."""
         (self.out / "logs").mkdir(parents=True, exist_ok=True)
         deadline = self.now() + 60 * self.minutes - RESERVE_S
         for part in self.parts:
@@ -270,12 +269,12 @@ class Campaign:
         return [ended[part.name] for part in self.parts if part.name in ended]
 
     def ended(self) -> dict[str, dict[str, Any]]:
-        """The last line of each part, by name; a part that began and did not end was cut off."""
+        """The last journal line of each part, by its name; a part that began and did not end was cut off."""
         lines = read_journal(self.out / "journal.jsonl")
         return {line["part"]: {"status": "cut off", "seconds": 0.0, **line} for line in lines}
 
     def _factor(self) -> float:
-        """What the parts that came to their end took ÷ what was estimated; 1 while there is none."""
+        """Time of the finished parts ÷ their estimates; 1 while no part is finished."""
         finished = [line for line in self.ended().values() if line["status"] in ("done", "inconclusive")]
         estimated = sum(line["estimate_s"] for line in finished)
         return sum(line["seconds"] for line in finished) / estimated if estimated else 1.0
@@ -286,7 +285,7 @@ class Campaign:
 
     def _run(self, part: Part, limit_s: float) -> None:
         began, resumed = self.now(), self._folder(part.name) if part.keeps_run else None
-        self.say(f"{part.name}: up to {limit_s:.0f} s" + (f", going on with {resumed}" if resumed else ""))
+        self.say(f"{part.name}: up to {limit_s:.0f} s" + (f", continues {resumed}" if resumed else ""))
         self._write(part, "cut off", resumed=str(resumed) if resumed else None)
         log = self.out / "logs" / f"{part.name}.txt"
         outcome = self.execute(self._command(part, resumed), log, limit_s)
@@ -294,7 +293,7 @@ class Campaign:
             outcome = self.execute(self._command(part, None), log, limit_s - (self.now() - began))
         status = "cut off" if outcome.code is None else STATUS.get(outcome.code, "failed")
         run, stdout = self._folder(part.name) if part.keeps_run else None, outcome.stdout
-        if outcome.code is None and run is not None:  # what it had measured is told all the same
+        if outcome.code is None and run is not None:  # what it had measured is kept all the same
             stdout = self.execute([*PROFILER, "show", str(run), "--json"], log, GRACE_S).stdout
         if stdout.strip():
             (self.out / "logs" / f"{part.name}.json").write_text(stdout, encoding="utf-8")
@@ -336,20 +335,20 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _why(stdout: str, log: Path) -> str | None:
-    """The first reason that a part's JSON gives for its verdict, else the last line it said."""
+    """The first reason that a part's JSON gives for its verdict, else the last line of its log."""
     try:
         document = json.loads(stdout)
     except ValueError:
         document = {}
-    reasons = [each.get("reason") for name in ("failed", "passes") for each in document.get(name, ())]
-    reasons += [each["what"] for each in document.get("findings", ()) if each.get("severity") == "invalidates"]
+    reasons = [cell.get("reason") for name in ("failed", "passes") for cell in document.get(name, ())]
+    reasons += [finding["what"] for finding in document.get("findings", ()) if finding.get("severity") == "invalidates"]
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
-    told = [reason for reason in reasons if reason] or lines[-1:]
-    return told[0][:LONGEST_REASON] if told else None
+    known = [reason for reason in reasons if reason] or lines[-1:]
+    return known[0][:300] if known else None
 
 
 def keep(out: Path, parts: Sequence[Part], ended: Mapping[str, dict[str, Any]]) -> None:
-    """Write `keep/` anew from what the parts have left."""
+    """Write `keep/` anew from the files of the parts."""
     kept = out / "keep"
     shutil.rmtree(kept, ignore_errors=True)
     files = {file: file.relative_to(out) for file in sorted((out / "exports").rglob("*")) if file.is_file()}
@@ -359,10 +358,10 @@ def keep(out: Path, parts: Sequence[Part], ended: Mapping[str, dict[str, Any]]) 
         if folder := ended.get(part.name, {}).get("run"):
             runs[part.name] = _json(out / folder / "run.json")
             files[out / folder / "report.md"] = Path(f"{part.name}.md")
-            if part.arguments[0] == "hardware":  # the spec of a run holds the short look that each run takes
+            if part.arguments[0] == "hardware":  # a run of models measures the device only briefly
                 files[out / folder / "spec.json"] = Path(f"{part.name}.spec.json")
         document = _json(out / "logs" / f"{part.name}.json")
-        measured += [{"part": part.name, **each} for each in document.get("passes", ())]
+        measured += [{"part": part.name, **cell} for cell in document.get("passes", ())]
     too_large = []
     kept.mkdir(parents=True)
     for source, target in files.items():
@@ -385,7 +384,7 @@ def keep(out: Path, parts: Sequence[Part], ended: Mapping[str, dict[str, Any]]) 
 
 
 def _table(header: str, rows: Sequence[Sequence[object]]) -> list[str]:
-    """Markdown; a column whose name ends with ":" is of figures."""
+    """A table in Markdown; the columns whose names end with ":" are aligned to the right."""
     names = header.split(", ")
     cells = [[" ".join(str(cell).split()).replace("|", "\\|") for cell in row] for row in rows]
     ruler = ["---:" if name.endswith(":") else "---" for name in names]
@@ -394,7 +393,7 @@ def _table(header: str, rows: Sequence[Sequence[object]]) -> list[str]:
 
 def _conditions(machines: Sequence[dict[str, Any]]) -> list[str]:
     if not machines:
-        return ["No part has come far enough to tell the machine."]
+        return ["No part has come far enough to describe the machine."]
     first = machines[0]["environment"]
     rows = {
         "device": first["device"],
@@ -406,7 +405,7 @@ def _conditions(machines: Sequence[dict[str, Any]]) -> list[str]:
     }
     others = {machine["environment"]["device_uuid"] or machine["environment"]["device"] for machine in machines}
     if len(others) > 1:
-        rows["attention"] = f"the parts ran on {len(others)} devices: {', '.join(sorted(others))}"
+        rows["warning"] = f"the parts ran on {len(others)} devices: {', '.join(sorted(others))}"
     notes: dict[str, list[str]] = {}
     for note in (note for machine in machines for note in machine["environment"]["notes"]):
         notes.setdefault(re.split(r"\d", note)[0], []).append(note)  # alike but for their figures
@@ -435,22 +434,22 @@ def _kinds(kinds: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _passes(passes: Sequence[dict[str, Any]]) -> list[str]:
-    """Times in ms; errors are predicted ÷ measured − 1. No model was measured to predict another."""
+    """Measured and predicted times in ms; errors are predicted ÷ measured − 1."""
     if not passes:
         return ["No pass has been measured."]
     rows = [
         (
-            each["model"], each.get("mode", "eager"), each["phase"], each["batch"], each["query_tokens"],
-            each["context_tokens"], _ms(each["wall_s"]), f"{100 * each['noise']:.1f} %", _ms(each["busy_s"]),
-            _ms(each["predicted_busy_s"]), _error(each["predicted_busy_s"], each["busy_s"]),
-            _ms(each["predicted_wall_s"]), _error(each["predicted_wall_s"], each["wall_s"]),
-            each["prediction"] or "–", f"{100 * each['attributed']:.1f} %", each["status"],
+            cell["model"], cell.get("mode", "eager"), cell["phase"], cell["batch"], cell["query_tokens"],
+            cell["context_tokens"], _ms(cell["wall_s"]), f"{100 * cell['noise']:.1f} %", _ms(cell["busy_s"]),
+            _ms(cell["predicted_busy_s"]), _error(cell["predicted_busy_s"], cell["busy_s"]),
+            _ms(cell["predicted_wall_s"]), _error(cell["predicted_wall_s"], cell["wall_s"]),
+            cell["prediction"] or "–", f"{100 * cell['attributed']:.1f} %", cell["status"],
         )
-        for each in passes
+        for cell in passes
     ]  # fmt: skip
     header = "model, mode, phase, batch:, new:, cached:, wall:, ±:, busy:, predicted busy:, error:, "
     header += "predicted wall:, error:, by, attributed:, status"
-    text = "Predictions come from the device's figures alone; no model was fitted to. Times in ms."
+    text = "Predictions come from the device's figures and laws alone; no model was used to fit them. Times in ms."
     return [text, "", *_table(header, rows)]
 
 
@@ -471,8 +470,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def missing() -> str | None:
-    """What this machine lacks and how to carry it here, in one line; None if nothing."""
-    lacking = [package for module, package in NEEDED.items() if find_spec(module) is None]
+    """One line with the packages that this machine lacks and how to carry them here; None where it has all."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    packages = [line.split(">")[0] for line in project["dependencies"]]
+    lacking = [name for name in packages if name != "duckdb" and find_spec(MODULE.get(name, name)) is None]
     if not lacking:
         return None
     version, names = f"{sys.version_info[0]}.{sys.version_info[1]}", " ".join(lacking)
@@ -483,30 +484,30 @@ def missing() -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: everything ran; 2: wrong request; 3: something was left out."""
+    """Run the campaign; the exit code is 0 if everything ran, 2 for a wrong request, 3 if parts were left out."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--minutes", type=float, required=True, help="Time that there is.")
-    options.add_argument("--out", type=Path, required=True, help="Folder of the campaign; an old one is gone on with.")
-    options.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu, with small models.")
+    options.add_argument("--minutes", type=float, required=True, help="Time for the campaign.")
+    options.add_argument("--out", type=Path, required=True, help="Folder of the campaign, new or to continue.")
+    options.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu (small models).")
     options.add_argument("--models", help="Only these of the list, or other names and folders, separated by commas.")
     given = options.parse_args(arguments)
-    lacking = missing()
-    if lacking or given.minutes <= 0:
-        return _refuse(lacking or f"--minutes {given.minutes:g} is no time; give more than 0")
-    models: Sequence[Model] = CPU_MODELS if given.device == "cpu" else GPU_MODELS
-    shapes = CPU_SHAPES if given.device == "cpu" else GPU_SHAPES
-    if given.models:
-        known, usual = {model.name: model for model in models}, models[0]
-        names = given.models.split(",")
-        models = [known.get(name, Model(name, usual.layers, usual.longest)) for name in names]
-    if given.device != "cpu":
+    error = missing() or (f"--minutes {given.minutes:g}: give more than 0" if given.minutes <= 0 else None)
+    if error is None and given.device != "cpu":
         from profiler.devices.backend import backend_of
 
         if not backend_of(given.device).count():
-            return _refuse(f"--device {given.device}: torch sees no GPU; try the campaign with --device cpu")
+            error = f"--device {given.device}: torch sees no GPU; try the campaign with --device cpu"
+    if error is not None:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    models, shapes = (CPU_MODELS, CPU_SHAPES) if given.device == "cpu" else (GPU_MODELS, GPU_SHAPES)
+    if given.models:
+        known, usual = {model.name: model for model in models}, models[0]
+        names = given.models.split(",")
+        models = tuple(known.get(name, Model(name, usual.layers, usual.longest)) for name in names)
     todo = list(parts(given.device, models, shapes))
     campaign = Campaign(todo, given.out, given.minutes)
-    # Parts inherit an ignored Ctrl-C, as of background jobs, and are ended with the campaign whatever ends it.
+    # A background job ignores Ctrl-C, and its parts would too; any signal ends the campaign together with its part.
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, signal.default_int_handler)
     try:
@@ -515,11 +516,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep(given.out, todo, campaign.ended())
     print(f"kept in {given.out / 'keep'}", file=sys.stderr)
     return 0 if all(line["status"] in ("done", "inconclusive") for line in ended) else 3
-
-
-def _refuse(line: str) -> int:
-    print(f"error: {line}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

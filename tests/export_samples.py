@@ -1,5 +1,7 @@
 """A made-up GPU with odd figures, so that a wrong unit cannot hide, and what roofcal itself computes from its peaks."""
 
+import itertools
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -93,3 +95,10 @@ def message_seconds(of: Peaks, link: str, bytes_: float, messages: float = 0.0) 
     """What roofcal says of a transfer."""
     work = Work(0.0, link=link, link_bytes=bytes_, messages=messages)
     return float(roofline([work], np.zeros((1, len(of.levels))), of).time_s[0])
+
+
+def provenance_in_comments(text: str) -> dict[str, Any]:
+    """The provenance that `commented` put at the head of a file."""
+    head = itertools.takewhile(lambda line: line.startswith("# "), text.splitlines())
+    provenance: dict[str, Any] = json.loads("\n".join(line.removeprefix("# ") for line in head))
+    return provenance

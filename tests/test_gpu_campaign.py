@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from each import each
 from waiting import LAST_RESORT_S, until
 
 from calibrate.exchange import formats
@@ -331,7 +332,7 @@ def test_every_model_is_in_the_catalogue_and_no_length_is_beyond_it() -> None:
         assert limit is None or model.longest < limit or model.longest <= limit - 1, model.name
 
 
-@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@each("device", ["cuda", "cpu"])
 def test_every_command_is_one_that_the_cli_has(device: str) -> None:
     import typer
 
@@ -364,14 +365,6 @@ def test_what_a_machine_lacks_is_one_line(monkeypatch: pytest.MonkeyPatch, capsy
     assert shown.count("\n") == 1 and "pip install --no-index --find-links wheels pydantic plotly" in shown
 
 
-def test_the_list_of_packages_is_pyproject_s_without_duckdb() -> None:
-    import tomllib
-
-    content = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
-    listed = {line.split(">")[0] for line in content["project"]["dependencies"]}
-    assert listed - set(gpu_campaign.NEEDED.values()) == {"duckdb"}, "which only people's queries use"
-
-
 def test_the_campaign_starts_without_any_package(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "scripts" / "gpu_campaign.py"
     done = subprocess.run(
@@ -382,7 +375,7 @@ def test_the_campaign_starts_without_any_package(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--minutes", "0"], ["--minutes", "-1"]])
+@each("arguments", [["--minutes", "0"], ["--minutes", "-1"]])
 def test_no_time_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_campaign.main([*arguments, "--out", "nowhere", "--device", "cpu"]) == 2
     assert "give more than 0" in capsys.readouterr().err

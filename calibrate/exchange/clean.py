@@ -1,14 +1,14 @@
-"""Rows of another tool's table, cleaned by rule: what each rule took out is counted, and a wrong unit is refused.
+"""Cleans the rows of another tool's table by rules; counts the rows that each rule drops, and refuses a wrong unit.
 
-    a size that is missing, not positive or not whole    taken out
-    a latency that is no number, zero, negative, infinite    taken out
+    a size that is missing, not positive or not whole    dropped
+    a latency that is no number, zero, negative, infinite    dropped
     a whole kind a thousand times off                    refused: "latency looks like µs, not ms"
-    faster than the device can be, or hopelessly slow    taken out
-    the same row twice; a shape measured repeatedly      one row, the median of the times
+    faster than the device can be, or hopelessly slow    dropped
+    the same row twice; a shape measured repeatedly      one row with the median of the times
 
-A time is held against the least that its work takes, ``max(flops / peak, bytes / bandwidth, 2 µs)``. Warm caches,
+A time is compared with the least that its work takes, ``max(flops / peak, bytes / bandwidth, 2 µs)``. Warm caches,
 tails and poor kernels put the ratio between 0.5 and some hundreds, its median over a table between 1 and 10 (H200,
-A100: 1.9 to 8.5 over GEMM, attention, experts); a unit that is wrong moves all of them by a thousand.
+A100: 1.9 to 8.5 over GEMM, attention, experts); a wrong unit moves all ratios by a thousand.
 
 Example: ``clean(parsed, "gemm_perf.parquet", limits)`` → (frame, {"repeat of a row above": 9})
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from calibrate.exchange.tables import Flags, Floats, Parsed, without
+from calibrate.exchange.tables import Floats, Parsed, without
 from profiler.record.kernel_table import DIMS, TEXTS
 from profiler.record.run import RequestError
 from roofline.dtypes import BOUNDED_BY
@@ -39,38 +39,35 @@ MAY_BE_ZERO = ("context", "window", "skew")
 UNITS = ("ns", "µs", "ms", "s")
 
 ANY_RATE = 1e17
-"""FLOP/s of no single device: the fastest announced reaches 2e16, in 4 bits."""
+"""FLOP/s that no single device reaches: the fastest announced has 2e16, in 4 bits."""
 ANY_BANDWIDTH = 1e15
-"""Bytes/s of no memory or cache of one."""
+"""Bytes/s that no memory or cache reaches."""
 SLACK = 1.2
-"""Over a datasheet's peak: clocks above those it is quoted at."""
+"""Rate ÷ datasheet peak that is possible: clocks can be above those that the peak is quoted at."""
 LAUNCH_S = 2e-6
-"""A kernel with no work to speak of."""
+"""Seconds of a kernel that has almost no work."""
 LINK = 5e10
-"""Bytes/s of a link between devices, of any: from a network's 1e10 to NVLink's 4.5e11."""
-SHORTEST_S = 1e-7
-"""No kernel is: a hundred or two cycles."""
-LONGEST_S = 1e3
-"""Nobody measures a kernel for a quarter of an hour."""
+"""Bytes/s of a typical link between devices; they go from 1e10 (a network) to 4.5e11 (NVLink)."""
+SHORTEST_S, LONGEST_S = 1e-7, 1e3
+"""No kernel is shorter (a hundred or two cycles), and nobody measures one for a quarter of an hour."""
 TYPICAL_RATE, TYPICAL_BANDWIDTH = 5e14, 2e12
-"""FLOP/s and bytes/s assumed of a device that is not known."""
-UNIT_STEP = 1000.0
+"""FLOP/s and bytes/s that are assumed for an unknown device."""
 SLOW, FAST = 150.0, 0.1
 """Median ratios that mean a wrong unit: far from both 1 to 10 and a thousand times that."""
 HOPELESS = 2e4
-"""Ratio of a single row that no kernel has (the worst of the tables above: 2,400)."""
+"""Ratio that no kernel has in a single row (the worst of the tables above: 2,400)."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """A device's datasheet, as far as it is known."""
+    """Peaks of a device's datasheet, as far as they are known."""
 
     rates: dict[str, float]
     """FLOP/s of the matrix units by dtype; empty where they are not known."""
     bandwidth_bytes_per_s: float | None
 
     def rate(self, dtype: str, cached_bytes: float) -> float:
-        """FLOP/s that kernels of a dtype reach at most; weights in few bits may run at any of the device's rates."""
+        """The most FLOP/s that kernels of a dtype reach; weights in few bits may run at any of the device's rates."""
         if not self.rates:
             return ANY_RATE
         own = self.rates.get(BOUNDED_BY.get(dtype, dtype))
@@ -81,7 +78,7 @@ class Limits:
 
 
 def limits_of(spec: HardwareSpec | None) -> Limits:
-    """Peaks of a device's datasheet; without any where no file describes it."""
+    """Peaks of a device's datasheet; empty where no file describes the device."""
     sheet = spec.datasheet if spec is not None else None
     if sheet is None:
         return Limits({}, None)
@@ -90,27 +87,30 @@ def limits_of(spec: HardwareSpec | None) -> Limits:
 
 
 def clean(parsed: Parsed, file: str, limits: Limits) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The rows that can be true, and how many each rule took out, the importer's own among them.
+    """The rows that can be true, and how many rows each rule dropped, the importer's own rules among them.
 
-    Raises RequestError, one line: a wrong unit, or nothing left.
+    Raises RequestError, one line, for a wrong unit or where no row is left.
     """
     dropped = dict(parsed.dropped)
     frame = without(parsed.frame, _bad_sizes(parsed.frame), SIZE, dropped)
     frame = without(frame, ~np.isfinite(frame["time_s"]), NOT_FINITE, dropped)
     frame = without(frame, frame["time_s"] <= 0, NOT_POSITIVE, dropped)
     _require_rows(frame, file, dropped)
-    work = work_of_rows(frame)
-    _refuse_wrong_unit(frame, least_s(frame, work, limits), file, parsed.unit)
-    fast, slow = impossible(frame, work, limits)
-    taken = pd.Series(slow & ~fast, index=frame.index)
-    frame = without(frame, pd.Series(fast, index=frame.index), TOO_FAST, dropped)
-    frame = without(frame, taken[frame.index], TOO_SLOW, dropped)
+    work = _work_of_rows(frame)
+    least_s = _least_s(frame, work, limits)
+    _refuse_wrong_unit(frame, least_s, file, parsed.unit)
+    time_s = frame["time_s"]
+    fast = (time_s < SHORTEST_S) | (work.flops / time_s > np.minimum(SLACK * _rates(frame, limits), ANY_RATE))
+    fast |= (work.bytes + work.link_bytes) / time_s > ANY_BANDWIDTH
+    slow = ((time_s > LONGEST_S) | (time_s > HOPELESS * least_s)) & ~fast
+    frame = without(frame, fast, TOO_FAST, dropped)
+    frame = without(frame, slow[frame.index], TOO_SLOW, dropped)
     _require_rows(frame, file, dropped)
     return _without_repeats(frame, dropped), dropped
 
 
-def work_of_rows(frame: pd.DataFrame) -> Work:
-    """Work of every row; nothing where its kind has none, or a size that it needs is not said."""
+def _work_of_rows(frame: pd.DataFrame) -> Work:
+    """Work of every row; zero where the kind has no formula, or a size that the formula needs is missing."""
     flops, moved, sent = (np.zeros(len(frame)) for _ in range(3))
     for (kind, dtype), rows in frame.groupby(["kind", "dtype"], dropna=False).indices.items():
         row = KINDS.get(str(kind))
@@ -126,7 +126,7 @@ def work_of_rows(frame: pd.DataFrame) -> Work:
             dims[row.category[0]] = places
         try:
             work = row.work(dims, str(dtype))
-        except KeyError:  # no row says a size that it needs, such as a module's of a model that is not known
+        except KeyError:  # no row has a size that the formula needs, such as a module of an unknown model
             continue
         for column, amount in ((flops, work.flops), (moved, work.bytes), (sent, work.link_bytes)):
             column[rows] = np.nan_to_num(amount)
@@ -158,57 +158,47 @@ def _refuse_wrong_unit(frame: pd.DataFrame, least_s: np.ndarray, file: str, unit
     for kind, of_kind in ratios.groupby(frame["kind"].to_numpy()):
         if steps := unit_steps(of_kind.to_numpy()):
             place = min(max(UNITS.index(unit) - steps, 0), len(UNITS) - 1)
-            much = f"{np.median(of_kind):.2g} times what the work takes at least"
             looks = f"looks like {UNITS[place]}, not {unit}" if UNITS[place] != unit else f"is not in {unit}"
             raise RequestError(
-                f"{file}: latency {looks} (half of the {kind} rows take over {much}); convert it to {unit} first"
+                f"{file}: latency {looks} (the median {kind} row takes {np.median(of_kind):.2g} times the least that "
+                f"its work needs); convert it to {unit} first"
             )
 
 
+def unit_steps(ratios: Floats) -> int:
+    """How many factors of a thousand the times of a table are too long by; 0 where the unit is right.
+
+    `ratios` are the times over the least that the work takes.
+    """
+    middle = float(np.median(ratios))
+    if FAST < middle < SLOW:
+        return 0
+    steps = round(float(np.log(middle / np.sqrt(SLOW * FAST)) / np.log(1000)))
+    return steps or (1 if middle >= SLOW else -1)
+
+
 def _without_repeats(frame: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
-    """One row a shape, in the order of their first ones."""
+    """One row for each shape, in the order in which shapes first occur."""
     shape = [*(name for name in TEXTS if name != "group"), *DIMS]
     again, exact = frame.duplicated(shape), frame.duplicated([*shape, "time_s"])
     if not again.any():
         return frame
-    # the median of all of them: where a tool rounds its times, equal ones are repeats as good as others
+    # Equal times count in the median too: a tool may round its times.
     median = frame.groupby(shape, dropna=False, sort=False)["time_s"].transform("median")
     frame = without(frame.assign(time_s=median), exact, EXACT, dropped)
     return without(frame, again[frame.index], REPEATED, dropped)
 
 
-def rates_of(frame: pd.DataFrame, limits: Limits) -> Floats:
+def _rates(frame: pd.DataFrame, limits: Limits) -> Floats:
     """The most FLOP/s that each row's dtype can reach."""
     pairs = list(zip(frame["dtype"], frame["kv_bytes"], strict=True))
     known = {pair: limits.rate(*pair) for pair in dict.fromkeys(pairs)}
     return np.array([known[pair] for pair in pairs], dtype=float)
 
 
-def least_s(frame: pd.DataFrame, work: Work, limits: Limits) -> Floats:
-    """Seconds that each row's work takes at least, give or take warm caches."""
-    rates = rates_of(frame, limits) if limits.rates else np.full(len(frame), TYPICAL_RATE)
+def _least_s(frame: pd.DataFrame, work: Work, limits: Limits) -> Floats:
+    """The least seconds that each row's work takes with cold caches."""
+    rates = _rates(frame, limits) if limits.rates else np.full(len(frame), TYPICAL_RATE)
     bandwidth = limits.bandwidth_bytes_per_s or TYPICAL_BANDWIDTH
     roofs = np.maximum(work.flops / rates, work.bytes / bandwidth)
     return np.asarray(np.maximum(np.maximum(roofs, work.link_bytes / LINK), LAUNCH_S))
-
-
-def impossible(frame: pd.DataFrame, work: Work, limits: Limits) -> tuple[Flags, Flags]:
-    """Rows (boolean) that are too fast, and rows that are too slow, for any kernel on this device."""
-    time_s = frame["time_s"].to_numpy()
-    fast = (time_s < SHORTEST_S) | (work.flops / time_s > np.minimum(SLACK * rates_of(frame, limits), ANY_RATE))
-    fast |= (work.bytes + work.link_bytes) / time_s > ANY_BANDWIDTH
-    slow = (time_s > LONGEST_S) | (time_s > HOPELESS * least_s(frame, work, limits))
-    return fast, slow
-
-
-def unit_steps(ratios: Floats) -> int:
-    """Factors of a thousand that a table's times are off by: 1 where they are a thousand times too long, 0 for none.
-
-    `ratios`: time over the least that the work takes.
-    """
-    middle = float(np.median(ratios))
-    if FAST < middle < SLOW:
-        return 0
-    usual = np.sqrt(SLOW * FAST)
-    steps = round(float(np.log(middle / usual) / np.log(UNIT_STEP)))
-    return steps or (1 if middle >= SLOW else -1)

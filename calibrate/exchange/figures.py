@@ -1,7 +1,7 @@
-"""What an export takes: figures of one origin of one device, where each of them is from, and the files it becomes.
+"""Figures of one device for an export, measured or from its datasheet, and the files that an export makes.
 
-An exporter asks a `Ledger` for each figure, so that no number gets into a file without its source beside it. Provenance
-is in comments, in a field, or in a JSON file beside one that has no room for it.
+An exporter asks a `Ledger` for each figure, so that no number gets into a file without its source. That provenance is
+written as comments, as a field, or as a JSON file beside one that has no room for it.
 
 Example::
 
@@ -11,8 +11,6 @@ Example::
     Export((File.text("genz.py", commented(ledger.provenance(folded="…")) + text),), ledger.left_out)
 """
 
-import csv
-import io
 import json
 import statistics
 from collections.abc import Mapping
@@ -21,6 +19,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from calibrate.exchange.op_tables import LawPrice, Price, RooflinePrice
 from profiler.record.folder import RunFolder
@@ -29,8 +28,7 @@ from roofline.hardware.spec import Figure, HardwareSpec, Level, Link, Peaks
 Origin = Literal["measured", "datasheet"]
 
 BETWEEN = ("nvlink", "infinity-fabric", "ici", "pcie")
-"""Links between devices of one node, the first that a device has: those without one of their own talk over PCIe."""
-NETWORK = "network"
+"""Links between the devices of one node, best first; devices without a link of their own use PCIe."""
 FP8 = ("float8_e4m3fn", "float8_e4m3fnuz")
 VALID = {
     "measured": "rates of the fastest large calls on cold operands; small kernels and fixed costs are not in them",
@@ -41,14 +39,14 @@ SIDECAR = ".provenance.json"
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """How measured figures came about; empty where only the spec is known."""
+    """How and when figures were measured; empty where only the spec is known."""
 
     device: str | None = None
-    """The driver's name for it."""
+    """The driver's name for the device."""
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of torch, the driver, CUDA, …"""
     clocks: str | None = None
-    """Seen while measuring."""
+    """Range of the clocks that were read while measuring."""
     date: str | None = None
     """UTC, ISO 8601."""
     run: str | None = None
@@ -57,7 +55,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """All that an exporter reads."""
+    """Everything that an exporter reads."""
 
     spec: HardwareSpec
     peaks: Peaks
@@ -66,12 +64,12 @@ class Source:
     version: str
     """Version of roofcal."""
     now: datetime
-    """When it is exported."""
+    """Time of the export."""
     taken: Taken = Taken()
 
     @property
     def name(self) -> str:
-        """Name of the entry in the other tool: never that of one it has already."""
+        """Name of the entry in the other tool, which none of its own entries has."""
         return f"{self.spec.name}-roofcal-{self.origin}"
 
     @property
@@ -83,50 +81,36 @@ class Source:
     def between(self) -> tuple[str, Link] | None:
         """The link to other devices of the node, with its name; None where it has no figure of this origin.
 
-        The datasheet says which link it is: copies to the host, which one device alone can measure, are not what
-        devices talk over where they have a link of their own.
+        PCIe counts only where the datasheet has no better link: a single device measures its copies to the host, which
+        devices with a link of their own do not use among themselves.
         """
-        sold = self.spec.datasheet.links if self.spec.datasheet else {}
-        name = next((name for name in BETWEEN if name in sold or (name != "pcie" and name in self.peaks.links)), None)
+        listed = self.spec.datasheet.links if self.spec.datasheet else {}
+        name = next((name for name in BETWEEN if name in listed or (name != "pcie" and name in self.peaks.links)), None)
         return (name, self.peaks.links[name]) if name and name in self.peaks.links else None
 
 
 def source_of(
-    spec: HardwareSpec,
-    origin: Origin | None,
-    *,
-    version: str,
-    now: datetime,
-    taken: Taken | None = None,
-    price: Price | None = None,
+    spec: HardwareSpec, origin: Origin | None, *, version: str, now: datetime, taken: Taken | None = None
 ) -> Source:
-    """Choose the peaks: measured ones unless the datasheet's are asked for.
+    """What to export: measured peaks, or the datasheet's where `origin` says so.
 
-    The price, unless given, is that of the spec's calibrated laws, and the roofline's where it has none. Raises
-    ValueError, one line, where the spec has no such peaks: another origin is never taken in silence.
+    Kernels are priced by the spec's calibrated laws, by the roofline where it has none. Raises ValueError, one line,
+    where the spec has no such peaks: the other ones are never taken in silence.
     """
-    wanted: Origin = origin or "measured"
-    peaks = spec.measured if wanted == "measured" else spec.datasheet
+    if origin == "datasheet":
+        peaks, advice = spec.datasheet, "leave --peaks datasheet out"
+    else:
+        origin, peaks = "measured", spec.measured
+        advice = "export its datasheet with --peaks datasheet, or measure it: python -m profiler hardware"
     if peaks is None:
-        instead = (
-            "export its datasheet with --peaks datasheet, or measure it: python -m profiler hardware"
-            if wanted == "measured"
-            else "leave --peaks datasheet out"
-        )
-        raise ValueError(f"{spec.name} has no {wanted} peaks; {instead}")
-    return Source(
-        spec=spec,
-        peaks=peaks,
-        origin=wanted,
-        price=price or (LawPrice(spec, RooflinePrice(peaks)) if spec.calibrated else RooflinePrice(peaks)),
-        version=version,
-        now=now,
-        taken=taken or Taken(),
-    )
+        raise ValueError(f"{spec.name} has no {origin} peaks; {advice}")
+    roofline = RooflinePrice(peaks)
+    price = LawPrice(spec, roofline) if spec.calibrated else roofline
+    return Source(spec, peaks, origin, price, version, now, taken or Taken())
 
 
 def taken_of(folder: RunFolder) -> Taken:
-    """How the figures of a run on disk came about. Raises RequestError where its measurements are damaged."""
+    """How the figures of a run on disk were measured. Raises RequestError where its measurements are damaged."""
     machine = folder.run.environment
     return Taken(
         device=machine.device,
@@ -138,48 +122,36 @@ def taken_of(folder: RunFolder) -> Taken:
 
 
 def _clocks(folder: RunFolder) -> str | None:
-    """What the windows of a characterisation's measurements read; None where nothing could be read."""
+    """Range of the clocks in the measurements of a device; None where none could be read."""
     if folder.content != "hardware":
         return None
-    from profiler.record.hardware_table import (
-        read_measurements,  # Arrow takes long to load; a run with cells does without it
-    )
+    from profiler.record.hardware_table import read_measurements  # Arrow takes long to load
 
     windows = [window for measurement in read_measurements(folder.path) for window in measurement.windows]
-    seen = (
-        ("SM", [w.sm_clock_hz for w in windows if w.sm_clock_hz is not None]),
-        ("memory", [w.memory_clock_hz for w in windows if w.memory_clock_hz is not None]),
-        ("CPU", [w.cpu_clock_hz for w in windows if w.cpu_clock_hz is not None]),
-    )
-    ranges = [
-        f"{name} {min(hz) / 1e6:,.0f}–{max(hz) / 1e6:,.0f} MHz, median {statistics.median(hz) / 1e6:,.0f}"
-        for name, hz in seen
-        if hz
-    ]
+    ranges = []
+    for name, clock in (("SM", "sm_clock_hz"), ("memory", "memory_clock_hz"), ("CPU", "cpu_clock_hz")):
+        if mhz := [getattr(window, clock) / 1e6 for window in windows if getattr(window, clock) is not None]:
+            ranges.append(f"{name} {min(mhz):,.0f}–{max(mhz):,.0f} MHz, median {statistics.median(mhz):,.0f}")
     return "; ".join(ranges) or None
 
 
 class Ledger:
-    """Figures of a source, noted as they are taken. Rates in FLOP/s and bytes/s, as everywhere here."""
+    """Gives the figures of a source, in SI units, and notes each one that was taken with where it is from."""
 
     def __init__(self, source: Source, tool: str) -> None:
         self._source = source
         self._tool = tool
         self._figures: dict[str, dict[str, Any]] = {}
         self.left_out: dict[str, str] = {}
-        """Field of the other tool -> why it is not there, and what that tool does then."""
+        """Field of the other tool -> why it has no figure, and what that tool does then."""
         self.sixteen = next((name for name in ("bfloat16", "float16") if name in source.peaks.matrix), "")
-        """The 16-bit dtype that the device is exported with: bfloat16 where it is known."""
+        """The 16-bit dtype that is exported: bfloat16 where its rate is known, else float16."""
 
     def sixteen_bit(self) -> float:
         """Matrix FLOP/s of 16-bit inputs. Raises ValueError where it is not known."""
-        return self.matrix(self.sixteen or "bfloat16")
-
-    def matrix(self, dtype: str) -> float:
-        """Matrix FLOP/s. Raises ValueError where it is not known."""
-        rate = self.matrix_or_none(dtype)
+        rate = self.matrix_or_none(self.sixteen)
         if rate is None:
-            raise ValueError(self.refusal(f"matrix peak of {dtype}"))
+            raise ValueError(self.refusal("matrix peak of bfloat16"))
         return rate
 
     def matrix_or_none(self, *dtypes: str) -> float | None:
@@ -195,10 +167,8 @@ class Ledger:
 
     def capacity(self) -> float:
         """Bytes of main memory."""
-        level = self._source.main
-        return self._take(
-            f"capacity {level.name}", "B", Figure(value=level.capacity_bytes, source=f"{self._source.origin} spec")
-        )
+        level, source = self._source.main, f"{self._source.origin} spec"
+        return self._take(f"capacity {level.name}", "B", Figure(value=level.capacity_bytes, source=source))
 
     def on_chip(self) -> float:
         """Bytes of the last level before main memory. Raises ValueError where it is not known."""
@@ -212,7 +182,7 @@ class Ledger:
         return self._take("on-chip cache", "B", figure)
 
     def between(self) -> float | None:
-        """Bytes/s to another device of the node, one direction."""
+        """Bytes/s to another device of the node, in one direction."""
         between = self._source.between
         return None if between is None else self._take(f"link {between[0]}", "B/s", between[1].bandwidth)
 
@@ -223,13 +193,8 @@ class Ledger:
             return None
         return self._take(f"latency {between[0]}", "s", between[1].latency_s)
 
-    def network(self) -> float | None:
-        """Bytes/s that one device can send out of its node."""
-        link = self._source.peaks.links.get(NETWORK)
-        return None if link is None else self._take("link network", "B/s", link.bandwidth)
-
     def link(self, name: str) -> float | None:
-        """Bytes/s of a link by its name."""
+        """Bytes/s of a link, in one direction: "pcie", "network" (out of the node), …"""
         link = self._source.peaks.links.get(name)
         return None if link is None else self._take(f"link {name}", "B/s", link.bandwidth)
 
@@ -243,11 +208,15 @@ class Ledger:
         self.left_out[field] = why
 
     def refusal(self, what: str) -> str:
-        """Why this cannot be exported, in one line."""
+        """One line that says which figure the tool needs and the source lacks."""
         return f"{self._source.spec.name} has no {self._source.origin} {what}, which {self._tool} needs; measure it"
 
     def provenance(self, folded: str, valid: str | None = None, priced: bool = False) -> dict[str, Any]:
-        """Where every number is from. `valid`: more about the range; `priced`: the file has predicted times."""
+        """Where every number is from.
+
+        Args: `folded`, factors of the tool that are divided out; `valid`, the range of sizes; `priced`, whether the
+        file has predicted times.
+        """
         source, taken = self._source, self._source.taken
         entries = {
             "by": f"roofcal {source.version}",
@@ -280,7 +249,7 @@ class File:
     """One file, not yet written."""
 
     path: str
-    """Relative to where the export goes."""
+    """The path within the export."""
     content: bytes
 
     @classmethod
@@ -294,7 +263,7 @@ class Export:
 
     files: tuple[File, ...]
     left_out: dict[str, str]
-    """Field of the other tool -> why it is not there, and what that tool does then."""
+    """As `Ledger.left_out`."""
 
 
 def json_text(content: Any) -> str:
@@ -312,22 +281,6 @@ def commented(provenance: dict[str, Any]) -> str:
     return "".join(f"# {line}\n" for line in json_text(provenance).splitlines())
 
 
-def uncommented(text: str) -> dict[str, Any]:
-    """The provenance that `commented` put at the head of a file."""
-    head = []
-    for line in text.splitlines():
-        if not line.startswith("# "):
-            break
-        head.append(line.removeprefix("# "))
-    provenance: dict[str, Any] = json.loads("\n".join(head))
-    return provenance
-
-
 def csv_text(table: Mapping[str, np.ndarray]) -> str:
-    """A header and a line a row; NaN is an empty cell."""
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(table)
-    for row in zip(*(column.tolist() for column in table.values()), strict=True):
-        writer.writerow("" if isinstance(value, float) and value != value else value for value in row)
-    return sink.getvalue()
+    """A header, and a line for each row; NaN is an empty cell."""
+    return pd.DataFrame(dict(table)).to_csv(index=False, lineterminator="\n")

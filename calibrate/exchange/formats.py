@@ -1,6 +1,7 @@
-"""What can be imported and exported: two visible lists. A new format is a file and a row.
+"""The formats that can be imported and exported; a new format is a file and a row of one of two lists.
 
-An imported table is read, put into roofcal's words, cleaned, and kept with its provenance as a run's table of kernels.
+An imported table is read, translated to roofcal's names and units, cleaned, and kept with its provenance as a run's
+table of kernels.
 
 Example: ``import_tables("aiconfigurator", [Path("gemm_perf.parquet")], ImportOptions()).kernels``,
 ``export_format("genz").write(source).files[0].content``
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -32,7 +34,7 @@ from profiler.record.kernel_table import COLUMNS, Kernels, Source
 from profiler.record.run import RequestError
 
 MANY = 0.02
-"""Share of a file's times that rules about truth may take out without a warning."""
+"""Share of a file's times that the cleaning may drop without a warning."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,13 @@ class Importer:
     """A tool whose tables are imported."""
 
     name: str
-    """As the command line takes it."""
+    """The name that `import` takes."""
     parse: Callable[[pd.DataFrame, Path, ImportOptions], Parsed]
-    """Rows of one file. Raises RequestError, one line: what is wrong with it."""
+    """Reads the rows of one file. Raises RequestError, one line, that says what is wrong with it."""
     refuses: Mapping[str, str] = field(default_factory=dict)
     """Option that would change nothing -> why."""
     model_of: Callable[[Path], str | None] | None = None
-    """Model that the rows of a file are modules of, by its path; None for tables that hold their shapes."""
+    """Finds in a file's path the model whose modules its rows are; None for tables that hold their shapes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +56,13 @@ class Format:
     """A tool whose description of a device is exported."""
 
     name: str
-    """As --to takes it."""
+    """The name that --to takes."""
     what: str
     """Tool and file, in one line."""
     write: Callable[[Exported], Export]
-    """Makes the files. Raises ValueError, one line: a figure that the format cannot do without."""
+    """Makes the files. Raises ValueError, one line, for a missing figure that the format cannot do without."""
     folder: bool = False
-    """More than a file and its provenance: --out is a folder."""
+    """Whether there are more files than one and its provenance, so that --out is a folder."""
 
 
 IMPORTS: list[Importer] = [
@@ -84,33 +86,33 @@ EXPORTS: list[Format] = [
 ]
 
 
+Entry = TypeVar("Entry", Importer, Format)
+
+
 def import_format(name: str) -> Importer:
     """The importer of a name. Raises RequestError, one line with the nearest names."""
-    for importer in IMPORTS:
-        if importer.name == name:
-            return importer
-    raise RequestError(_unknown(name, "import", [importer.name for importer in IMPORTS]))
+    return _named(name, IMPORTS, "import")
 
 
 def export_format(name: str) -> Format:
-    """The format of a name. Raises RequestError, one line with the nearest names."""
-    for form in EXPORTS:
-        if form.name == name:
-            return form
-    raise RequestError(_unknown(name, "export to", [form.name for form in EXPORTS]))
+    """The export format of a name. Raises RequestError, one line with the nearest names."""
+    return _named(name, EXPORTS, "export to")
 
 
-def _unknown(name: str, what: str, known: Sequence[str]) -> str:
-    plain = {format_name.replace("-", ""): format_name for format_name in known}
+def _named(name: str, entries: Sequence[Entry], purpose: str) -> Entry:
+    for entry in entries:
+        if entry.name == name:
+            return entry
+    plain = {entry.name.replace("-", ""): entry.name for entry in entries}
     word = "".join(character for character in name.lower() if character.isalnum())
     near = [plain[match] for match in get_close_matches(word, plain, n=3, cutoff=0.6)]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-    return f"no format {name!r} to {what}; {hint}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(plain.values())}"
+    raise RequestError(f"no format {name!r} to {purpose}; {hint}")
 
 
 @dataclass(frozen=True, eq=False)
 class Imported:
-    """A table of kernels with what has to be said about it."""
+    """A table of kernels, its device, and warnings about the files."""
 
     kernels: Kernels
     device: Device
@@ -118,9 +120,9 @@ class Imported:
 
 
 def import_tables(format_name: str, files: Sequence[Path], options: ImportOptions) -> Imported:
-    """All files as one table; they are of one device.
+    """Read files of one device into one table.
 
-    Raises RequestError, one line: which file, what is wrong with it, and what to do.
+    Raises RequestError, one line, that names the file, what is wrong with it, and what to do.
     """
     importer = import_format(format_name)
     if len({path.resolve() for path in files}) < len(files):
@@ -147,15 +149,11 @@ def import_tables(format_name: str, files: Sequence[Path], options: ImportOption
                 cleaned=cleaned,
             )
         )
-        warnings += _warnings(sources[-1])
+        timed = sources[-1].timed
+        warnings += [
+            f"{path}: {count} of {timed} times were dropped ({rule}); check the rest of the file too"
+            for rule, count in cleaned.items()
+            if not rule.startswith(("repeat", "unknown")) and count > MANY * timed
+        ]
     table = pa.Table.from_pandas(pd.concat(frames, ignore_index=True)[COLUMNS.names], COLUMNS, preserve_index=False)
     return Imported(Kernels(table.replace_schema_metadata(None), tuple(sources)), device, tuple(warnings))
-
-
-def _warnings(source: Source) -> list[str]:
-    """What took out more of a file than chance would."""
-    return [
-        f"{source.file}: {count} of {source.timed} times taken out, {rule}; the rest of it may be no better"
-        for rule, count in source.cleaned.items()
-        if not rule.startswith(("repeat", "unknown")) and count > MANY * source.timed
-    ]

@@ -1,13 +1,13 @@
-"""AIConfigurator's tables `<op>_perf.parquet`, and their older form as CSV: GEMM, attention, experts, NCCL; ms.
+"""Imports AIConfigurator's tables `<op>_perf.parquet`, and their older form as CSV: GEMM, attention, MoE, NCCL; ms.
 
-Sizes as its collectors write them: context attention is `isl` new tokens after `step` cached ones; generation is one
-new token of `isl + step`; `window_size` 0 is none and an absent column too; a collective's `message_size` counts
-elements (collector/collect_nccl.py divides nccl-tests' bytes by the element's).
+Its collectors write sizes so: context attention is `isl` new tokens after `step` cached ones; generation is one new
+token after `isl + step - 1`; a `window_size` of 0, or no such column, means no window; `message_size` of a collective
+counts elements (collector/collect_nccl.py divides nccl-tests' bytes by those of an element).
 
 Example: ``parse(read_table(path), path, ImportOptions()).frame``
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,66 +31,72 @@ COLLECTIVES = {
 }
 """op_name -> our name."""
 
+Complete = Callable[[pd.DataFrame, pd.DataFrame, dict[str, int]], pd.DataFrame]
+"""Completes rows in our columns, from the tool's own rows; drops those it cannot use and counts them by rule."""
+
 
 @dataclass(frozen=True)
 class Family:
-    """One of its tables."""
+    """One of AIConfigurator's tables."""
 
     name: str
     operations: tuple[str, ...]
     """Values of op_name."""
-    columns: tuple[str, ...]
-    """Besides `COMMON`."""
     dtype: str
     """Column of the arithmetic's dtype."""
-    rows: Callable[[pd.DataFrame, Path, dict[str, int]], pd.DataFrame]
-    """Its rows in our words; `dtype` and the common columns are there already."""
+    sizes: Mapping[str, str]
+    """Our name of a size -> its column."""
+    others: tuple[str, ...]
+    """More columns that the table must have, besides `COMMON`."""
+    group: Mapping[str, str]
+    """Prefix of a number in a row's group -> our name of the size."""
+    complete: Complete
 
 
 def parse(frame: pd.DataFrame, path: Path, options: ImportOptions) -> Parsed:
-    """Rows of one of its tables.
+    """Read the rows of a table.
 
-    Raises RequestError, one line: not one of its tables, columns missing, or nothing in it that is known.
+    Raises RequestError, one line, where it is none of the tables, lacks columns, or has no row that is known.
     """
     require(frame, ("op_name", "latency"), path, "an AIConfigurator table")
     operations = words(frame["op_name"])
     family = _family(operations, path)
-    require(frame, (*COMMON, *family.columns), path, f"an AIConfigurator {family.name} table")
+    columns = (*COMMON, family.dtype, *family.sizes.values(), *family.others)
+    require(frame, columns, path, f"an AIConfigurator {family.name} table")
     dropped: dict[str, int] = {}
-    common = pd.DataFrame(
+    rows = pd.DataFrame(
         {
             "row": np.arange(len(frame)),
             "time_s": numbers(frame["latency"]) * SECONDS,
             "dtype": words(frame[family.dtype]).map(dtype_named),
             "op": operations,
-            **{ours: words(frame[name]) for ours, name in _WORDS.items()},
+            "kernel": words(frame["kernel_source"]),
+            "framework": words(frame["framework"]),
+            "version": words(frame["version"]),
+            **{size: numbers(frame[column]) for size, column in family.sizes.items()},
         },
         index=frame.index,
     )
-    known = without(common, ~operations.isin(family.operations), UNKNOWN_OP, dropped)
-    known = without(known, known["dtype"].isna(), UNKNOWN_DTYPE, dropped)
-    named = ", ".join(sorted(words(frame[family.dtype]).unique()))
-    if known.empty:
-        raise RequestError(f"{path}: no row has a dtype that is known (there are {named}); nothing to import")
-    given = frame.loc[known.index]
-    rows = family.rows(given.assign(**{name: known[name] for name in known}), path, dropped)
+    rows = without(rows, ~operations.isin(family.operations), UNKNOWN_OP, dropped)
+    rows = without(rows, rows["dtype"].isna(), UNKNOWN_DTYPE, dropped)
+    if rows.empty:
+        dtypes = ", ".join(sorted(words(frame[family.dtype]).unique()))
+        raise RequestError(f"{path}: no row has a dtype that is known (there are {dtypes}); nothing to import")
+    versions = rows.groupby("framework")["version"].agg(lambda names: ", ".join(sorted(set(names) - {""})))
+    rows = family.complete(rows, frame.loc[rows.index], dropped)
     if rows.empty:
         raise RequestError(f"{path}: no row is left ({', '.join(dropped)}); nothing to import")
     devices = sorted(set(words(frame["device"])) - {""})
     if len(devices) > 1:
         raise RequestError(f"{path} has rows of {' and '.join(devices)}; split it and import each device by itself")
-    versions = known.groupby("framework")["version"].agg(lambda of: ", ".join(sorted(set(of) - {""})))
     return Parsed(
-        frame=complete(rows),
+        frame=complete(rows.assign(group=_group(rows, family.group))),
         unit=UNIT,
         rows=len(frame),
         device=devices[0] if devices else None,
         versions={str(name): str(version) for name, version in versions.items()},
         dropped=dropped,
     )
-
-
-_WORDS = {"kernel": "kernel_source", "framework": "framework", "version": "version"}
 
 
 def _family(operations: pd.Series, path: Path) -> Family:
@@ -103,72 +109,52 @@ def _family(operations: pd.Series, path: Path) -> Family:
     raise RequestError(f"{path}: op_name {operations.iloc[0]!r} is not supported; there are {known}")
 
 
-def _sizes(given: pd.DataFrame, names: dict[str, str]) -> dict[str, np.ndarray]:
-    return {ours: numbers(given[name]) for ours, name in names.items()}
+def _group(rows: pd.DataFrame, parts: Mapping[str, str]) -> pd.Series:
+    """A label of some sizes, as "n4096 k1024"."""
+    label = pd.Series("", index=rows.index)
+    for prefix, name in parts.items():
+        if prefix:
+            known = {value: f"{value:g}" if value < 1e6 else f"{value:.0f}" for value in rows[name].unique()}
+            label = label + f" {prefix}" + rows[name].map(known).astype("object").fillna("?").astype(str)
+        else:
+            label = label + rows[name]
+    return label.str.strip()
 
 
-def _own(given: pd.DataFrame) -> dict[str, pd.Series]:
-    return {name: given[name] for name in ("row", "time_s", "dtype", "op", *_WORDS)}
+def _gemm(rows: pd.DataFrame, table: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
+    return rows.assign(kind="matmul")
 
 
-def _gemm(given: pd.DataFrame, path: Path, dropped: dict[str, int]) -> pd.DataFrame:
-    sizes = _sizes(given, {"m": "m", "n": "n", "k": "k"})
-    return pd.DataFrame({**_own(given), **sizes, "kind": "matmul"}, index=given.index).assign(
-        group=lambda rows: _label(rows, n="n", k="k")
+def _attention(rows: pd.DataFrame, table: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
+    rows = without(rows, numbers(table["beam_width"]) != 1, "beam search", dropped)
+    cached = words(table.loc[rows.index, "kv_cache_dtype"]).map(dtype_named)
+    rows = without(rows, cached.isna(), UNKNOWN_DTYPE, dropped)
+    table = table.loc[rows.index]
+    isl, step = numbers(table["isl"]), numbers(table["step"])
+    prefill = (rows["op"] == "context_attention").to_numpy()
+    return rows.assign(
+        query=np.where(prefill, isl, 1.0),
+        context=np.where(prefill, step, isl + step - 1),
+        kv=isl + step,
+        window=np.maximum(numbers(table["window_size"]), 0.0) if "window_size" in table else 0.0,
+        kv_bytes=cached[rows.index].map(BITS).astype(float) / 8,
+        kind=np.where(prefill, "prefill_attention", "decode_attention"),
     )
 
 
-def _attention(given: pd.DataFrame, path: Path, dropped: dict[str, int]) -> pd.DataFrame:
-    given = without(given, numbers(given["beam_width"]) != 1, "beam search", dropped)
-    cached = words(given["kv_cache_dtype"]).map(dtype_named)
-    given = without(given, cached.isna(), UNKNOWN_DTYPE, dropped)
-    sizes = _sizes(
-        given, {"batch": "batch_size", "heads": "num_heads", "kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
+def _moe(rows: pd.DataFrame, table: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
+    distribution = words(table["distribution"])
+    rows = rows.assign(
+        skew=distribution.map(_skew),
+        weight_bits=rows["dtype"].map(BITS).astype(float),
+        distribution=distribution,
+        kind="experts",
     )
-    isl, step = numbers(given["isl"]), numbers(given["step"])
-    context = (given["op"] == "context_attention").to_numpy()
-    window = numbers(given["window_size"]) if "window_size" in given else np.zeros(len(given))
-    sizes |= {
-        "query": np.where(context, isl, 1.0),
-        "context": np.where(context, step, isl + step - 1),
-        "kv": isl + step,
-        "window": np.maximum(window, 0.0),
-        "kv_bytes": cached[given.index].map(BITS).to_numpy(dtype=float) / 8,
-    }
-    kind = np.where(context, "prefill_attention", "decode_attention")
-    return pd.DataFrame({**_own(given), **sizes, "kind": kind}, index=given.index).assign(
-        group=lambda rows: _label(rows, heads="heads", kv="kv_heads", dim="head_dim")
-    )
-
-
-def _moe(given: pd.DataFrame, path: Path, dropped: dict[str, int]) -> pd.DataFrame:
-    skew = words(given["distribution"]).map(_skew)
-    given = without(given, skew.isna(), "unknown distribution of loads", dropped)
-    sizes = _sizes(
-        given,
-        {
-            "tokens": "num_tokens",
-            "hidden": "hidden_size",
-            "inner": "inter_size",
-            "topk": "topk",
-            "experts": "num_experts",
-            "tp": "moe_tp_size",
-            "ep": "moe_ep_size",
-        },
-    )
-    more = {
-        "skew": skew[given.index],
-        "weight_bits": given["dtype"].map(BITS).astype(float),
-        "distribution": words(given["distribution"]),
-        "kind": "experts",
-    }
-    return pd.DataFrame({**_own(given), **sizes, **more}, index=given.index).assign(
-        group=lambda rows: _label(rows, hidden="hidden", inner="inner", topk="topk", experts="experts")
-    )
+    return without(rows, rows["skew"].isna(), "unknown distribution of loads", dropped)
 
 
 def _skew(distribution: str) -> float:
-    """Exponent of "power_law_1.2", 0 for a uniform one; NaN where it is neither."""
+    """The exponent of "power_law_1.2", 0 for a uniform distribution; NaN for any other."""
     if distribution in ("balanced", "uniform"):
         return 0.0
     name, _, exponent = distribution.rpartition("_")
@@ -178,33 +164,47 @@ def _skew(distribution: str) -> float:
         return np.nan
 
 
-def _nccl(given: pd.DataFrame, path: Path, dropped: dict[str, int]) -> pd.DataFrame:
-    bits = given["dtype"].map(BITS).to_numpy(dtype=float)
-    ranks = numbers(given["num_gpus"])
-    sizes = {"ranks": ranks, "per_node": ranks, "bytes": numbers(given["message_size"]) * bits / 8}
-    own = _own(given) | {"op": given["op"].map(COLLECTIVES)}
-    return pd.DataFrame({**own, **sizes, "kind": "collective"}, index=given.index).assign(
-        group=lambda rows: rows["op"] + _label(rows, ranks="ranks").radd(" ")
+def _nccl(rows: pd.DataFrame, table: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
+    element_bytes = rows["dtype"].map(BITS).astype(float) / 8
+    return rows.assign(
+        per_node=rows["ranks"],
+        bytes=numbers(table["message_size"]) * element_bytes,
+        op=rows["op"].map(COLLECTIVES),
+        kind="collective",
     )
 
 
-def _label(rows: pd.DataFrame, **parts: str) -> pd.Series:
-    """ "n4096 k1024" of the columns n and k."""
-    label = pd.Series("", index=rows.index)
-    for prefix, name in parts.items():
-        known = {value: f"{value:g}" if value < 1e6 else f"{value:.0f}" for value in rows[name].unique()}
-        label = label + f" {prefix}" + rows[name].map(known).astype("object").fillna("?").astype(str)
-    return label.str.strip()
-
-
-_ATTENTION = ("batch_size", "isl", "num_heads", "num_key_value_heads", "head_dim", "beam_width", "attn_dtype",
-              "kv_cache_dtype", "step")  # fmt: skip
-_MOE = ("moe_dtype", "num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size",
-        "distribution")  # fmt: skip
+_HEADS = {"batch": "batch_size", "heads": "num_heads", "kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
+_EXPERTS = {"tokens": "num_tokens", "hidden": "hidden_size", "inner": "inter_size", "topk": "topk",
+            "experts": "num_experts", "tp": "moe_tp_size", "ep": "moe_ep_size"}  # fmt: skip
 
 FAMILIES = (
-    Family("gemm", ("gemm",), ("gemm_dtype", "m", "n", "k"), "gemm_dtype", _gemm),
-    Family("attention", ("context_attention", "generation_attention"), _ATTENTION, "attn_dtype", _attention),
-    Family("moe", ("moe",), _MOE, "moe_dtype", _moe),
-    Family("nccl", tuple(COLLECTIVES), ("nccl_dtype", "num_gpus", "message_size"), "nccl_dtype", _nccl),
+    Family("gemm", ("gemm",), "gemm_dtype", {name: name for name in "mnk"}, (), {"n": "n", "k": "k"}, _gemm),
+    Family(
+        "attention",
+        ("context_attention", "generation_attention"),
+        "attn_dtype",
+        _HEADS,
+        ("isl", "beam_width", "kv_cache_dtype", "step"),
+        {"heads": "heads", "kv": "kv_heads", "dim": "head_dim"},
+        _attention,
+    ),
+    Family(
+        "moe",
+        ("moe",),
+        "moe_dtype",
+        _EXPERTS,
+        ("distribution",),
+        {name: name for name in ("hidden", "inner", "topk", "experts")},
+        _moe,
+    ),
+    Family(
+        "nccl",
+        tuple(COLLECTIVES),
+        "nccl_dtype",
+        {"ranks": "num_gpus"},
+        ("message_size",),
+        {"": "op", "ranks": "ranks"},
+        _nccl,
+    ),
 )

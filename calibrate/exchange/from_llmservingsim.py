@@ -1,4 +1,4 @@
-"""LLMServingSim's layers.csv: a decoder's modules as Hugging Face runs them eagerly, by tokens; ns.
+"""Imports LLMServingSim's layers.csv: times (ns) of a decoder's modules, as Hugging Face runs them eagerly, by tokens.
 
 A row is one module (`layer_name`) of one pass of `input` tokens after `kv_cache` cached ones. The file names neither
 its model nor its device: both are folders of its path, ``<device>/<organisation>/<model>/tp<n>/layers.csv``. With the
@@ -22,7 +22,7 @@ FRAMEWORK = "transformers"
 
 
 def model_of(path: Path) -> str | None:
-    """Hub name in a path that ends as the tool lays it out; None where it does not."""
+    """The model's hub name in the path, if the path ends as the tool lays it out; else None."""
     parts = path.resolve().parts
     if len(parts) < 5 or not parts[-2].startswith("tp"):
         return None
@@ -30,7 +30,7 @@ def model_of(path: Path) -> str | None:
 
 
 def parse(frame: pd.DataFrame, path: Path, options: ImportOptions) -> Parsed:
-    """Rows of the table. Raises RequestError, one line: columns missing, or no module that is known."""
+    """Read the rows. Raises RequestError, one line, where columns are missing or no module is known."""
     require(frame, ("layer_name", "input", "kv_cache", "tp_size", LATENCY), path, "an LLMServingSim table of layers")
     dropped: dict[str, int] = {}
     op = words(frame["layer_name"])

@@ -1,10 +1,10 @@
-"""Vidur's CSV tables: mlp.csv, the linear layers of a decoder (several kernels a row), and all_reduce.csv; ms.
+"""Imports Vidur's CSV tables: mlp.csv, a decoder's linear layers (several kernels in a row), and all_reduce.csv; ms.
 
-A row's medians are taken. Shapes follow from its columns: `attn_pre_proj` is query, key and value in one product;
-with `use_gated_mlp`, `mlp_up_proj` is gate and up in one, and `mlp_act` reads both. Tensor parallelism splits the
-output of the first product and the depth of the second; norms, the addition and the embedding's rows stay whole.
-`size` of a collective is in bytes; each rank has a row, which are repeats of one shape. Neither table names its
-device, nor a dtype: Vidur measures in float16.
+The medians of a row are its times. Shapes follow from its columns: `attn_pre_proj` is query, key and value in one
+product; with `use_gated_mlp`, `mlp_up_proj` is gate and up in one, and `mlp_act` reads both. Tensor parallelism splits
+the output of the first product and the depth of the second; norms, the addition and the embedding's rows stay whole.
+`size` of a collective is in bytes; each rank has a row, and these are repeats of one shape. The tables name neither
+their device nor a dtype: Vidur measures in float16.
 
 Example: ``parse(read_table(path), path, ImportOptions()).frame``
 """
@@ -28,7 +28,7 @@ FRAMEWORK = "vidur"
 
 
 def parse(frame: pd.DataFrame, path: Path, options: ImportOptions) -> Parsed:
-    """Rows of one of its tables. Raises RequestError, one line: neither table, or columns missing."""
+    """Read the rows of a table. Raises RequestError, one line, where it is neither table or lacks columns."""
     dtype = options.dtype or "float16"
     dropped: dict[str, int] = {}
     if "collective" in frame.columns or "time_stats.all_reduce.median" in frame.columns:
@@ -59,9 +59,9 @@ def _linear(frame: pd.DataFrame, path: Path, dtype: str) -> pd.DataFrame:
 
 
 def _shapes(sizes: dict[str, Floats], gated: np.ndarray, width: float) -> dict[str, dict[str, object]]:
-    """Kind and dims of each of `LINEAR`; `width`: bytes of an element."""
+    """Kind and sizes of each of `LINEAR`; an element has `width` bytes."""
     tokens, hidden, ranks = sizes["num_tokens"], sizes["n_embd"], sizes["num_tensor_parallel_workers"]
-    with np.errstate(divide="ignore", invalid="ignore"):  # zero sizes are taken out by the cleaning
+    with np.errstate(divide="ignore", invalid="ignore"):  # the cleaning drops zero sizes
         head = hidden / sizes["n_head"]
         heads = sizes["n_head"] / ranks
         kv_heads = np.maximum(sizes["n_kv_head"] / ranks, 1)
@@ -89,7 +89,7 @@ def _product(m: Floats, n: Floats, k: Floats) -> dict[str, object]:
 
 
 def _stream(kind: str, elements: Floats, read: Floats, written: Floats, width: float, flops: int) -> dict[str, object]:
-    """`read`, `written`: elements; `flops`: of each element written."""
+    """Sizes of a streaming kernel that reads and writes so many elements, with `flops` for each one written."""
     return {
         "kind": kind,
         "elements": elements,
@@ -113,9 +113,9 @@ def _collectives(frame: pd.DataFrame, path: Path, dropped: dict[str, int]) -> pd
             "ranks": numbers(frame["num_workers"]),
             "bytes": numbers(frame["size"]),
             "row": np.arange(len(frame)),
+            "per_node": numbers(frame["devices_per_node"]),
         }
     )
-    rows["per_node"] = numbers(frame["devices_per_node"])
     placed = zip(op, rows["ranks"], rows["per_node"], strict=True)
     rows["group"] = [f"{name} ranks{ranks:g} a node{near:g}" for name, ranks, near in placed]
     return without(rows, op != "all_reduce", "unknown operation", dropped)

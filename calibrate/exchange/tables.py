@@ -1,4 +1,4 @@
-"""Other tools' tables: read whole, their columns required, and put into roofcal's words and SI units, before cleaning.
+"""Reads other tools' tables, checks their columns, and holds their rows in roofcal's names and SI units.
 
 Example: ``frame = read_table(path); require(frame, ("m", "n", "k"), path, "a table of products")``
 """
@@ -16,20 +16,19 @@ from profiler.record.kernel_table import DIMS, TEXTS
 from profiler.record.run import RequestError
 
 Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 
 MOST_NAMED = 6
-"""Missing columns that a refusal names."""
+"""Missing columns that an error names."""
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What files do not say themselves."""
+    """What the user says about files that do not say it themselves."""
 
     device: str | None = None
     """Name of a device file."""
     dtype: str | None = None
-    """Torch's name, for formats that name none."""
+    """Torch's name of the dtype, for formats that name none."""
     model: str | None = None
     """Hub name of the model whose modules are timed."""
     sizes: Mapping[str, float] = field(default_factory=dict)
@@ -38,32 +37,34 @@ class ImportOptions:
 
 @dataclass(frozen=True, eq=False)
 class Parsed:
-    """Rows of one file in roofcal's words and SI units, whatever their values are."""
+    """Rows of one file in roofcal's names and SI units, before cleaning."""
 
     frame: pd.DataFrame
-    """Columns of `profiler.record.kernel_table.COLUMNS` without `source`; NaN is judged by the cleaning."""
+    """Columns of `profiler.record.kernel_table.COLUMNS` without `source`; NaN is left to the cleaning."""
     unit: str
-    """Unit of the file's latencies; `time_s` is converted already."""
+    """Unit of the file's latencies; `time_s` is in seconds."""
     rows: int
     """Rows in the file."""
     device: str | None = None
-    """The file's name for it."""
+    """The file's name for the device."""
     model: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     """Framework -> version, several joined by ", "."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Rule -> times that the importer itself left out: a dtype or an operation that it does not know."""
+    """Rule -> rows that the importer itself dropped, such as those of an unknown dtype or operation."""
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A parquet file, or CSV under any other ending.
+    """Read a parquet file, or CSV under any other ending.
 
-    Raises RequestError, one line: missing, a folder, damaged, or without rows.
+    Raises RequestError, one line, where the file is missing, a folder, damaged, or without rows.
     """
     if not path.exists():
         raise RequestError(f"no file {path}; name a table to import")
     if path.is_dir():
-        raise RequestError(f"{path} is a folder; name the files in it, such as {_inside(path)}")
+        tables = sorted(file for file in path.rglob("*") if file.suffix in (".parquet", ".csv", ".txt"))
+        example = tables[0] if tables else path / "gemm_perf.parquet"
+        raise RequestError(f"{path} is a folder; name the files in it, such as {example}")
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, low_memory=False)
     except OSError as error:
@@ -91,7 +92,7 @@ def sha256(path: Path) -> str:
 
 
 def require(frame: pd.DataFrame, names: Iterable[str], path: Path, what: str) -> None:
-    """Raises RequestError that names the columns which `frame` lacks for being a table of `what`."""
+    """Raise RequestError, which names the missing columns, unless `frame` has all columns of `what`."""
     if lacking := [name for name in names if name not in frame.columns]:
         columns = "column" if len(lacking) == 1 else "columns"
         more = len(lacking) - MOST_NAMED
@@ -109,20 +110,15 @@ def words(column: pd.Series) -> pd.Series:
     return column.astype("object").where(column.notna(), "").astype(str).str.strip()
 
 
-def _inside(path: Path) -> Path:
-    tables = sorted(file for file in path.rglob("*") if file.suffix in (".parquet", ".csv", ".txt"))
-    return tables[0] if tables else path / "gemm_perf.parquet"
-
-
 def complete(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with all columns, in their order: what is absent is null."""
+    """The frame with all columns of a table of kernels, in their order; absent columns are null."""
     filled = {name: frame.get(name, np.nan) for name in DIMS}
     texts = {name: frame.get(name, "") for name in TEXTS}
     return pd.DataFrame({**texts, **filled, "time_s": frame["time_s"], "row": frame["row"]}, index=frame.index)
 
 
 def without(frame: pd.DataFrame, bad: pd.Series, rule: str, dropped: dict[str, int]) -> pd.DataFrame:
-    """The rows that are not `bad`; how many were is added to `dropped` under the rule."""
+    """The rows that are not `bad`; the number of bad rows is added to `dropped` under the rule's name."""
     count = int(bad.sum())
     if count:
         dropped[rule] = dropped.get(rule, 0) + count

@@ -4,7 +4,7 @@ All SI in the yaml; its GEMM speed of light is max(2mnk ÷ *_tc_flops, bytes ÷ 
 bytes ÷ (mem_bw × mem_bw_empirical_scaling_factor) + mem_empirical_constant_latency (sdk/perf_database.py). What roofcal
 does not know (GPUs in a node, NCCL's memory) stays a comment to fill in.
 
-Op tables are GEMM, prefill and decode attention, priced in milliseconds. Its loaders (sdk/operations/gemm.py,
+Op tables are GEMM, prefill and decode attention, predicted, in milliseconds. Its loaders (sdk/operations/gemm.py,
 attention.py) take gemm_dtype, m, n, k, latency; and attn_dtype, kv_cache_dtype, batch_size, isl, num_heads,
 num_key_value_heads, head_dim, step, window_size, latency, where a decode row's KV length is isl + step. The folder
 names a framework that AIConfigurator knows; rows and version say that roofcal made them.
@@ -13,11 +13,8 @@ names a framework that AIConfigurator knows; rows and version say that roofcal m
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +22,6 @@ import pyarrow.parquet as pq
 from calibrate.exchange import op_tables
 from calibrate.exchange.figures import FP8, Export, File, Ledger, Source, commented
 from roofline.dtypes import ELEMENT_BYTES
-from roofline.laws.law import Floats
 
 UNKNOWN = "not known to roofcal; AIConfigurator stops where it needs it, fill it in"
 FRAMEWORK = "vllm"
@@ -33,25 +29,12 @@ FRAMEWORK = "vllm"
 METADATA = b"roofcal"
 """Key of a table's metadata with its provenance."""
 TO_MS = 1e3
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of one operation; called with the provenance it becomes a parquet file."""
-
-    path: str
-    rows: pd.DataFrame
-
-    def __call__(self, provenance: dict[str, Any]) -> File:
-        table = pa.Table.from_pandas(self.rows, preserve_index=False)
-        table = table.replace_schema_metadata({METADATA: json.dumps(provenance).encode()})
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
-        return File(self.path, sink.getvalue())
+SIZES = {"batch": "batch_size", "heads": "num_heads", "kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
+"""Our name of a size of attention -> its column."""
 
 
 def write(source: Source) -> Export:
-    """<name>.yaml and data/<name>/<family>/<framework>/<version>/<op>_perf.parquet."""
+    """Make <name>.yaml and data/<name>/<family>/<framework>/<version>/<op>_perf.parquet."""
     ledger = Ledger(source, "AIConfigurator")
     if ledger.sixteen != "bfloat16":
         raise ValueError(ledger.refusal("matrix peak of bfloat16"))
@@ -70,7 +53,7 @@ def write(source: Source) -> Export:
     }
     node = {
         "num_gpus_per_node": None,
-        "inter_node_bw": ledger.network(),
+        "inter_node_bw": ledger.link("network"),
         "intra_node_bw": ledger.between(),
         "pcie_bw": ledger.link("pcie"),
         "p2p_latency": ledger.between_latency(),
@@ -85,14 +68,21 @@ def write(source: Source) -> Export:
                 lines.append(f"  # {name}: {_then(name)}")
             else:
                 lines.append(f"  {name}: {number(value)}")
-    made, shapes = _tables(source, ledger)
+    tables, shapes = _tables(source, ledger)
     provenance = ledger.provenance(
         folded="efficiency: mem_bw_empirical_scaling_factor 1 and constant latency 0, as the bare roofline has it",
         valid=f"op tables: {shapes}",
         priced=True,
     )
     main = File.text(f"{source.name}.yaml", commented(provenance) + "\n" + "\n".join(lines) + "\n")
-    return Export((main, *(table(provenance) for table in made)), ledger.left_out)
+    return Export((main, *(_parquet(path, rows, provenance) for path, rows in tables.items())), ledger.left_out)
+
+
+def _parquet(path: str, rows: pd.DataFrame, provenance: dict[str, Any]) -> File:
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({METADATA: json.dumps(provenance).encode()}), sink, compression="zstd")
+    return File(path, sink.getvalue())
 
 
 def _then(name: str) -> str:
@@ -112,74 +102,56 @@ def number(value: float) -> str:
     return text if not exponent or "." in mantissa else f"{mantissa}.0e{power}"
 
 
-def _tables(source: Source, ledger: Ledger) -> tuple[Sequence[Table], str]:
-    """The three tables and the range of shapes in them."""
+def _tables(source: Source, ledger: Ledger) -> tuple[dict[str, pd.DataFrame], str]:
+    """The rows of the three tables by their paths, and the range of shapes in them."""
     fp8 = next((name for name in FP8 if ledger.matrix_or_none(name) is not None), None)
     dtypes = {"bfloat16": "bfloat16", **({"fp8": fp8} if fp8 else {})}
     gemm = op_tables.columns(m=op_tables.GEMM_M, n=op_tables.GEMM_NK, k=op_tables.GEMM_NK)
-    made = [
-        _table(source, "gemm", "gemm", [_gemm(source, gemm, name, dtype) for name, dtype in dtypes.items()]),
-        _table(source, "attention", "context_attention", [_attention(source, kv, _prefill) for kv in dtypes.items()]),
-        _table(source, "attention", "generation_attention", [_attention(source, kv, _decode) for kv in dtypes.items()]),
-    ]
-    shapes = (
-        f"{op_tables.span(gemm)}; attention of {min(op_tables.LENGTHS)} to {max(op_tables.LENGTHS)} tokens, no window"
-    )
-    return made, shapes
-
-
-def _table(source: Source, family: str, operation: str, parts: list[pd.DataFrame]) -> Table:
-    version = f"{source.version}+roofcal"
-    rows = pd.concat(parts, ignore_index=True)
-    about = {
-        "framework": "roofcal",
-        "version": version,
-        "device": source.taken.device or source.spec.name,
-        "op_name": operation,
-        "kernel_source": f"roofcal {source.origin}: {source.price.name}",
+    parts = {
+        ("gemm", "gemm"): [_gemm(source, gemm, name, dtype) for name, dtype in dtypes.items()],
+        ("attention", "context_attention"): [_attention(source, *kv, decode=False) for kv in dtypes.items()],
+        ("attention", "generation_attention"): [_attention(source, *kv, decode=True) for kv in dtypes.items()],
     }
-    for i, (name, value) in enumerate(about.items()):
-        rows.insert(i, name, value)
-    return Table(f"data/{source.name}/{family}/{FRAMEWORK}/{version}/{operation}_perf.parquet", rows)
+    version, tables = f"{source.version}+roofcal", {}
+    for (family, operation), frames in parts.items():
+        rows = pd.concat(frames, ignore_index=True)
+        about = {
+            "framework": "roofcal",
+            "version": version,
+            "device": source.taken.device or source.spec.name,
+            "op_name": operation,
+            "kernel_source": f"roofcal {source.origin}: {source.price.name}",
+        }
+        for i, (name, value) in enumerate(about.items()):
+            rows.insert(i, name, value)
+        tables[f"data/{source.name}/{family}/{FRAMEWORK}/{version}/{operation}_perf.parquet"] = rows
+    lengths = f"attention of {min(op_tables.LENGTHS)} to {max(op_tables.LENGTHS)} tokens, no window"
+    return tables, f"{op_tables.span(gemm)}; {lengths}"
 
 
 def _gemm(source: Source, shapes: op_tables.Columns, name: str, dtype: str) -> pd.DataFrame:
-    dims = {size: column.astype(float) for size, column in shapes.items()}
-    return pd.DataFrame({"gemm_dtype": name, **shapes, "latency": source.price("matmul", dims, dtype) * TO_MS})
+    return pd.DataFrame({"gemm_dtype": name, **shapes, "latency": source.price("matmul", shapes, dtype) * TO_MS})
 
 
-Part = Callable[[Source, float], tuple[dict[str, Any], Floats]]
-
-
-def _attention(source: Source, kv: tuple[str, str], part: Part) -> pd.DataFrame:
-    """Arithmetic in bfloat16, the KV cache in the given type."""
-    name, dtype = kv
-    shapes, seconds = part(source, ELEMENT_BYTES[dtype])
-    about = {"attn_dtype": "bfloat16", "kv_cache_dtype": name, "beam_width": 1, "window_size": 0}
-    return pd.DataFrame({**about, **shapes, "latency": seconds * TO_MS})
-
-
-def _prefill(source: Source, kv_bytes: float) -> tuple[dict[str, Any], Floats]:
+def _attention(source: Source, name: str, dtype: str, *, decode: bool) -> pd.DataFrame:
+    """Rows with arithmetic in bfloat16 and the KV cache in `dtype`, which AIConfigurator calls `name`."""
+    kv_bytes = ELEMENT_BYTES[dtype]
     shapes = op_tables.attention_shapes(op_tables.BATCHES, op_tables.LENGTHS, source.main.capacity_bytes, kv_bytes)
-    shapes = op_tables.kept(shapes, shapes["batch"] * shapes["length"] <= op_tables.MOST_TOKENS)
-    dims = {**_sizes(shapes, kv_bytes), "query": shapes["length"].astype(float)}
-    dims["context"] = np.zeros_like(dims["query"])
-    return {**_named(shapes), "isl": shapes["length"], "step": 0}, source.price("prefill_attention", dims, "bfloat16")
-
-
-def _decode(source: Source, kv_bytes: float) -> tuple[dict[str, Any], Floats]:
-    shapes = op_tables.attention_shapes(op_tables.BATCHES, op_tables.LENGTHS, source.main.capacity_bytes, kv_bytes)
-    dims = {**_sizes(shapes, kv_bytes), "kv": shapes["length"].astype(float)}
-    seconds = source.price("decode_attention", dims, "bfloat16")
-    return {**_named(shapes), "isl": 1, "step": shapes["length"] - 1}, seconds
-
-
-def _sizes(shapes: op_tables.Columns, kv_bytes: float) -> dict[str, Floats]:
-    dims = {name: shapes[name].astype(float) for name in ("batch", "heads", "kv_heads", "head_dim")}
-    nothing = np.zeros_like(dims["batch"])
-    return {**dims, "window": nothing, "kv_bytes": nothing + kv_bytes}
-
-
-def _named(shapes: op_tables.Columns) -> dict[str, Any]:
-    names = {"batch": "batch_size", "heads": "num_heads", "kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
-    return {theirs: shapes[ours] for ours, theirs in names.items()}
+    if not decode:
+        shapes = op_tables.kept(shapes, shapes["batch"] * shapes["length"] <= op_tables.MOST_TOKENS)
+    length, sizes = shapes["length"], {size: shapes[size] for size in SIZES}
+    lengths: op_tables.Sizes = {"kv": length} if decode else {"query": length, "context": 0}
+    kind = "decode_attention" if decode else "prefill_attention"
+    seconds = source.price(kind, {**sizes, **lengths, "window": 0, "kv_bytes": kv_bytes}, "bfloat16")
+    return pd.DataFrame(
+        {
+            "attn_dtype": "bfloat16",
+            "kv_cache_dtype": name,
+            "beam_width": 1,
+            "window_size": 0,
+            **{column: sizes[size] for size, column in SIZES.items()},
+            "isl": 1 if decode else length,
+            "step": length - 1 if decode else 0,
+            "latency": seconds * TO_MS,
+        }
+    )

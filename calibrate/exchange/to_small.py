@@ -1,4 +1,4 @@
-"""Tools that take a handful of figures of a device: LLM-Viewer, GenZ, llm-analysis and BLIS, one `Small` each.
+"""Tools that describe a device by a few figures: LLM-Viewer, GenZ, llm-analysis and BLIS, each as one `Small`.
 
 - LLM-Viewer (roofline_model.py): OPs ÷ min(intensity × bandwidth, peak), all SI, without factors. It looks up
   `onchip_buffer` for every model and uses it only as a bound on the block of its fused attention; `INT8` only where
@@ -20,14 +20,14 @@ Example: ``GENZ.write(source).files[0].content``
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any
 
 from calibrate.exchange.figures import FP8, Export, File, Ledger, Source, commented, json_text, sidecar
 
-EIGHT_BIT = ("int8", "float8_e4m3fn", "float8_e4m3fnuz")
 GIB = 2**30
 ABSENT = object()
-"""Instead of a figure that is not known: the key is left out."""
+"""Says that the key is left out where its figure is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,21 @@ class Field:
     take: Callable[[Ledger], Any]
     """The figure in SI units; None where it is not known."""
     unit: float = 1.0
-    """What the tool counts it in."""
+    """The tool's unit, in SI units."""
     unknown: str = ""
-    """What is said where it is not known, and what the tool does then."""
+    """The remark where the figure is not known, which says what the tool does then."""
     instead: Any = ABSENT
-    """Written then."""
+    """The value that is written where the figure is not known."""
 
 
 Layout = Callable[[Source, dict[str, Any], dict[str, Any]], tuple[File, ...]]
-"""Files of an entry and its provenance."""
+"""Makes the files of an entry and its provenance."""
+
+
+network = methodcaller("link", "network")
+eight_bit, fp8 = methodcaller("matrix_or_none", "int8", *FP8), methodcaller("matrix_or_none", *FP8)
+four_bit = methodcaller("matrix_or_none", "int4", "float4_e2m1fn_x2")
+"""What `Field.take` of several tools asks a ledger for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +61,26 @@ class Small:
 
     tool: str
     fields: tuple[Field, ...]
-    """In the order in which the figures are taken."""
+    """Keys in the order in which their figures are taken."""
     layout: Layout
     folded: str
-    """Factors that are divided out, and efficiencies to use; may name {origin} and {sixteen}."""
+    """The tool's factors that are divided out, and efficiencies to use with it; may name {origin} and {sixteen}."""
     order: tuple[str, ...] = ()
-    """Order of the keys in the file, where it is not that of `fields`."""
+    """Order of the keys in the file, where it is another than that of `fields`."""
 
     def write(self, source: Source) -> Export:
-        """Raises ValueError, one line: a figure that the tool cannot do without."""
+        """Make the files. Raises ValueError, one line, for a missing figure that the tool cannot do without."""
         ledger = Ledger(source, self.tool)
         entry: dict[str, Any] = {}
         for field in self.fields:
             figure = field.take(ledger)
-            if figure is None:
-                ledger.leave_out(field.name, field.unknown)
-                if field.instead is not ABSENT:
-                    entry[field.name] = field.instead
-            else:
+            if figure is not None:
                 entry[field.name] = figure if field.unit == 1 else figure / field.unit
-        folded = self.folded.format(origin=source.origin, sixteen=ledger.sixteen)
-        provenance = ledger.provenance(folded=folded)
+                continue
+            ledger.leave_out(field.name, field.unknown)
+            if field.instead is not ABSENT:
+                entry[field.name] = field.instead
+        provenance = ledger.provenance(folded=self.folded.format(origin=source.origin, sixteen=ledger.sixteen))
         entry = {name: entry[name] for name in self.order or entry}
         return Export(self.layout(source, entry, provenance), ledger.left_out)
 
@@ -108,34 +113,21 @@ LLM_VIEWER = Small(
     (
         Field("bandwidth", Ledger.bandwidth),
         Field("FP16", Ledger.sixteen_bit),
-        Field(
-            "INT8",
-            lambda ledger: ledger.matrix_or_none(*EIGHT_BIT),
-            unknown="no 8-bit matrix peak; LLM-Viewer stops with a KeyError where everything is 8-bit",
-        ),
+        Field("INT8", eight_bit, unknown="no 8-bit matrix peak; LLM-Viewer stops where everything is 8-bit"),
         Field("onchip_buffer", Ledger.on_chip),
     ),
     python("hardware_params", "llm_viewer"),
     folded="efficiency: the {origin} rates are the values; FP16 is that of {sixteen}",
 )
 
+NO_LINK = "no link known; written as 0, a collective divides by zero instead of taking 150 GB/s"
+NO_LATENCY = "no latency known; written as 0, the time of a message follows from its bytes alone"
+
 GENZ = Small(
     "GenZ",
     (
-        Field(
-            "ICN",
-            Ledger.between,
-            GIB,
-            "no link known; written as 0, a collective divides by zero instead of taking 150 GB/s",
-            instead=0.0,
-        ),
-        Field(
-            "ICN_LL",
-            Ledger.between_latency,
-            1e-6,
-            "no latency known; written as 0, messages are priced by their bytes alone",
-            instead=0.0,
-        ),
+        Field("ICN", Ledger.between, GIB, NO_LINK, instead=0.0),
+        Field("ICN_LL", Ledger.between_latency, 1e-6, NO_LATENCY, instead=0.0),
         Field("Flops", Ledger.sixteen_bit, 1e12),
         Field("Memory_size", Ledger.capacity, GIB),
         Field("Memory_BW", Ledger.bandwidth, GIB),
@@ -158,11 +150,9 @@ LLM_ANALYSIS = Small(
         Field("intra_node_bandwidth_in_GB_per_sec", Ledger.between, 1e9, STOPS, instead=None),
         Field("intra_node_min_message_latency", Ledger.between_latency, unknown=STOPS, instead=None),
         Field("peak_fp16_TFLOPS", Ledger.sixteen_bit, 1e12),
-        Field("inter_node_bandwidth_in_GB_per_sec", Ledger.network, 1e9, STOPS, instead=None),
-        Field("peak_i8_TFLOPS", lambda ledger: ledger.matrix_or_none(*EIGHT_BIT), 1e12, ASSUMES.format(2)),
-        Field(
-            "peak_i4_TFLOPS", lambda ledger: ledger.matrix_or_none("int4", "float4_e2m1fn_x2"), 1e12, ASSUMES.format(4)
-        ),
+        Field("inter_node_bandwidth_in_GB_per_sec", network, 1e9, STOPS, instead=None),
+        Field("peak_i8_TFLOPS", eight_bit, 1e12, ASSUMES.format(2)),
+        Field("peak_i4_TFLOPS", four_bit, 1e12, ASSUMES.format(4)),
     ),
     json_beside,
     folded="efficiency: use flops_efficiency and hbm_memory_efficiency 1; "
@@ -179,14 +169,9 @@ BLIS = Small(
         Field("mfuPrefill", lambda ledger: 1.0),
         Field("mfuDecode", lambda ledger: 1.0),
         Field("MemoryGiB", Ledger.capacity, GIB),
-        Field(
-            "TFlopsFP8",
-            lambda ledger: ledger.matrix_or_none(*FP8),
-            1e12,
-            "not known; BLIS takes it that there is no FP8 unit",
-        ),
+        Field("TFlopsFP8", fp8, 1e12, "not known; BLIS then assumes that there is no FP8 unit"),
         Field("IntraNodeBwGBps", Ledger.between, 1e9, WITHIN),
-        Field("InterNodeBwGBps", Ledger.network, 1e9, WITHIN),
+        Field("InterNodeBwGBps", network, 1e9, WITHIN),
     ),
     json_comment,
     folded="efficiency: mfuPrefill and mfuDecode are 1, the rates are the values",

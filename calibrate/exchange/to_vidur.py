@@ -1,17 +1,17 @@
-"""Vidur: mlp.csv and attention.csv of the models that it knows, from priced kernels, in milliseconds.
+"""Vidur: mlp.csv and attention.csv of the models that it knows, from predicted times of kernels, in milliseconds.
 
 Its predictor (execution_time_predictor/sklearn_execution_time_predictor.py) keeps the rows of a model's sizes and its
-tensor-parallel degree, and fits the medians to num_tokens, or to kv_cache_size and prefill_chunk_size. A price has no
-spread: min, max, mean and median are the same, and std is 0. The reshapes of attention are views, and left out.
+tensor-parallel degree, and fits the medians to num_tokens, or to kv_cache_size and prefill_chunk_size. A prediction has
+no spread: min, max, mean and median are the same, and std is 0. The reshapes of attention are views, and left out.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from calibrate.exchange import op_tables
 from calibrate.exchange.figures import Export, File, Ledger, Source, csv_text, sidecar
-from roofline.laws.law import Dims, Floats
+from roofline.laws.law import Floats
 
 TO_MS = 1e3
 ELEMENT = 2
@@ -28,7 +28,7 @@ BACKEND = "AttentionBackend.FLASHINFER"
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Sizes of a model as Vidur's config/model_config.py has them, by which it finds its rows."""
+    """Sizes of a model as Vidur's config/model_config.py has them, by which it finds its rows; its columns."""
 
     n_head: int
     n_kv_head: int
@@ -36,6 +36,7 @@ class Model:
     n_expanded_embd: int
     vocab_size: int
     use_gated_mlp: bool = True
+    """All of them have a gate, which `mlp_up_proj` computes in the same product."""
 
     @property
     def head_dim(self) -> int:
@@ -53,7 +54,7 @@ MODELS = {
 
 
 def write(source: Source) -> Export:
-    """<model>/mlp.csv and <model>/attention.csv, each with its provenance."""
+    """Make <model>/mlp.csv and <model>/attention.csv, each with its provenance."""
     ledger = Ledger(source, "Vidur")
     ledger.sixteen_bit()
     ledger.bandwidth()
@@ -82,32 +83,23 @@ def _mlp(source: Source, dtype: str, model: Model, parallel: int) -> Rows:
     t = np.array(TOKENS, dtype=float)
     hidden, wide = model.n_embd, model.n_expanded_embd // parallel
     heads, kv = model.n_head * model.head_dim // parallel, model.n_kv_head * model.head_dim // parallel
-    ups = 2 if model.use_gated_mlp else 1
     norm = _moved(t * hidden, t * hidden)
-    kernels: dict[str, tuple[str, Dims]] = {
+    kernels: dict[str, tuple[str, op_tables.Sizes]] = {
         "emb": ("pointwise", _moved(t * hidden / parallel, t * hidden)),
         "input_layernorm": ("pointwise", norm),
-        "attn_pre_proj": ("matmul", _product(t, heads + 2 * kv, hidden)),
+        "attn_pre_proj": ("matmul", {"m": t, "n": heads + 2 * kv, "k": hidden}),
         "attn_rope": ("pointwise", _moved(t * (heads + kv), t * (heads + kv))),
-        "attn_post_proj": ("matmul", _product(t, hidden, heads)),
+        "attn_post_proj": ("matmul", {"m": t, "n": hidden, "k": heads}),
         "post_attention_layernorm": ("pointwise", norm),
-        "mlp_up_proj": ("matmul", _product(t, ups * wide, hidden)),
-        "mlp_act": ("pointwise", _moved(ups * t * wide, t * wide)),
-        "mlp_down_proj": ("matmul", _product(t, hidden, wide)),
+        "mlp_up_proj": ("matmul", {"m": t, "n": 2 * wide, "k": hidden}),
+        "mlp_act": ("pointwise", _moved(2 * t * wide, t * wide)),
+        "mlp_down_proj": ("matmul", {"m": t, "n": hidden, "k": wide}),
         "add": ("pointwise", _moved(2 * t * hidden, t * hidden)),
     }
     rows: Rows = {}
     for name, (kind, dims) in kernels.items():
         rows |= _stats(name, source.price(kind, dims, dtype))
-    about = {
-        "n_head": model.n_head,
-        "n_kv_head": model.n_kv_head,
-        "n_embd": model.n_embd,
-        "n_expanded_embd": model.n_expanded_embd,
-        "vocab_size": model.vocab_size,
-        "use_gated_mlp": model.use_gated_mlp,
-    }
-    rows |= {name: np.full(t.shape, value) for name, value in about.items()}
+    rows |= {name: np.full(t.shape, value) for name, value in asdict(model).items()}
     return {**rows, "num_tokens": t.astype(int), "num_tensor_parallel_workers": np.full(t.shape, parallel)}
 
 
@@ -117,20 +109,28 @@ def _attention(source: Source, dtype: str, model: Model, parallel: int) -> Rows:
     prefill = op_tables.kept(prefill, prefill["cached"] + prefill["chunk"] <= LONGEST)
     decode = op_tables.columns(batch=DECODE_BATCHES, cached=tuple(c for c in CACHED if c), chunk=(0,))
     decode = op_tables.kept(decode, decode["cached"] < LONGEST)
-    p, d = ({name: column.astype(float) for name, column in part.items()} for part in (prefill, decode))
-    chunks = {**_layout(model, parallel, p["batch"]), "query": p["chunk"], "context": p["cached"]}
-    steps = {**_layout(model, parallel, d["batch"]), "kv": d["cached"] + 1}
-    nowhere_p, nowhere_d = np.full(p["batch"].shape, np.nan), np.full(d["batch"].shape, np.nan)
+    layout = {
+        "heads": model.n_head // parallel,
+        "kv_heads": model.n_kv_head // parallel,
+        "head_dim": model.head_dim,
+        "window": 0,
+        "kv_bytes": ELEMENT,
+    }
+    chunks: op_tables.Sizes = {
+        **layout,
+        "batch": prefill["batch"],
+        "query": prefill["chunk"],
+        "context": prefill["cached"],
+    }
+    steps: op_tables.Sizes = {**layout, "batch": decode["batch"], "kv": decode["cached"] + 1}
+    nowhere_p, nowhere_d = (np.full(part["batch"].shape, np.nan) for part in (prefill, decode))
     shapes = {name: np.concatenate([prefill[name], decode[name]]) for name in prefill}
     saved = 2.0 * np.maximum(shapes["chunk"], shapes["batch"]) * (model.n_kv_head * model.head_dim // parallel)
-    times = {
-        "attn_kv_cache_save": source.price("pointwise", _moved(saved, saved), dtype),
-        "attn_prefill": np.concatenate([source.price("prefill_attention", chunks, dtype), nowhere_d]),
-        "attn_decode": np.concatenate([nowhere_p, source.price("decode_attention", steps, dtype)]),
-    }
-    rows: Rows = {}
-    for name, seconds in times.items():
-        rows |= _stats(name, seconds)
+    prefill_s = source.price("prefill_attention", chunks, dtype)
+    decode_s = source.price("decode_attention", steps, dtype)
+    rows = _stats("attn_kv_cache_save", source.price("pointwise", _moved(saved, saved), dtype))
+    rows |= _stats("attn_prefill", np.concatenate([prefill_s, nowhere_d]))
+    rows |= _stats("attn_decode", np.concatenate([nowhere_p, decode_s]))
     about = {
         "n_embd": model.n_embd,
         "n_q_head": model.n_head,
@@ -150,24 +150,9 @@ def _attention(source: Source, dtype: str, model: Model, parallel: int) -> Rows:
     }
 
 
-def _product(m: Floats, n: int, k: int) -> Dims:
-    return {"m": m, "n": np.full_like(m, n), "k": np.full_like(m, k)}
-
-
-def _moved(read: Floats, written: Floats) -> Dims:
-    """Elements as bytes."""
+def _moved(read: Floats, written: Floats) -> op_tables.Sizes:
+    """Bytes of a streaming kernel that reads and writes so many elements."""
     return {"bytes_read": ELEMENT * read, "bytes_written": ELEMENT * written}
-
-
-def _layout(model: Model, parallel: int, batch: Floats) -> dict[str, Floats]:
-    sizes = {
-        "heads": model.n_head // parallel,
-        "kv_heads": model.n_kv_head // parallel,
-        "head_dim": model.head_dim,
-        "window": 0,
-        "kv_bytes": ELEMENT,
-    }
-    return {"batch": batch, **{name: np.full_like(batch, size) for name, size in sizes.items()}}
 
 
 def _stats(name: str, seconds: Floats) -> Rows:

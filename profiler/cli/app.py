@@ -1,7 +1,7 @@
-"""The front door: the verbs, and what every one of them does with an error.
+"""The command line: its verbs, and how it ends on an error.
 
-`main` maps errors to one line on stderr and an exit code (`profiler.cli.output`); verbs only raise. Verbs load torch
-and everything else that is slow inside their functions, so that help and `list` answer at once.
+`main` turns an error into one line on stderr and an exit code (`profiler.cli.output`); verbs only raise. Verbs load
+torch and everything else that is slow inside their functions, so that help and `list` answer at once.
 
 Example: ``main(["list", "--json"])`` returns 0
 """
@@ -35,17 +35,17 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "show": (look.show, look.SHOW_EXAMPLE),
     "doctor": (doctor.doctor, doctor.EXAMPLE),
 }
-"""Verb -> function and the example that its help ends with."""
+"""Verb -> its function, and the examples at the end of its help."""
 
 GARBAGE_THRESHOLDS = (100_000, 50, 100)
-"""Torch, transformers and a traced graph are a million objects that stay; Python's own thresholds go through them all
-again and again, which takes a fifth of the time of `predict`."""
+"""Torch, transformers and a traced graph are a million objects that stay. With Python's own thresholds the collector
+visits them again and again, which takes a fifth of the time of `predict`."""
 
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
-"""ClickException: typer carries a click of its own in some versions and not in others."""
+"""ClickException: some versions of typer carry a click of their own."""
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-"""Errors of the place that output goes to, not of ours: full disk, spent quota, failing disk or closed terminal."""
+"""A full disk, a spent quota, a failing disk or a closed terminal: no fault of roofcal."""
 
 
 def build() -> typer.Typer:
@@ -71,11 +71,11 @@ def build() -> typer.Typer:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code. `arguments` are those after the program's name."""
+    """Run one verb and return the exit code. `arguments` are those after the program's name."""
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     output.replace_unencodable()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
-    atexit.register(gc.freeze)  # else the interpreter looks for garbage among them once more: 0.8 s of `predict`
+    atexit.register(gc.freeze)  # else the interpreter collects garbage once more at its end: 0.8 s of `predict`
     try:
         code = _invoke(arguments)
         if sys.stdout is not None:
@@ -88,10 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CLICK_ERROR as error:
         return _fail(f"error: {error.format_message().rstrip('.')}; see --help", output.REQUEST)  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort) as stop:
-        return _fail(
-            output.interruption(stop) if isinstance(stop, KeyboardInterrupt) else "interrupted", output.INTERRUPTED
-        )
-    except BrokenPipeError:  # whoever read our output has gone
+        return _fail(output.interruption(stop), output.INTERRUPTED)
+    except BrokenPipeError:  # nobody reads the output any more
         output.discard_stdout()
         return output.BROKEN_PIPE
     except OSError as error:
@@ -105,33 +103,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _invoke(arguments: list[str]) -> int:
-    _require_verb(arguments[0])
+    verb = arguments[0]
+    if verb not in VERBS and not verb.startswith("-"):
+        near = get_close_matches(verb, VERBS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(VERBS)}"
+        raise RequestError(f"no verb {verb!r}; {hint}")
+    program = "roofcal" if sys.argv and Path(sys.argv[0]).stem == "roofcal" else "python -m profiler"
     command = typer.main.get_command(build())
     try:
-        with command.make_context(_program(), arguments) as context:
+        with command.make_context(program, arguments) as context:
             command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
     return output.GOOD
 
 
-def _program() -> str:
-    """How this program was called, for the usage line."""
-    return "roofcal" if sys.argv and Path(sys.argv[0]).stem == "roofcal" else "python -m profiler"
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
         print(f"roofcal {roofcal_version()}")
         raise typer.Exit
-
-
-def _require_verb(word: str) -> None:
-    if word in VERBS or word.startswith("-"):
-        return
-    near = get_close_matches(word, VERBS, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(VERBS)}"
-    raise RequestError(f"no verb {word!r}; {hint}")
 
 
 def _fail(line: str, code: int) -> int:

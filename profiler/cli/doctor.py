@@ -1,45 +1,41 @@
-"""`doctor`: look at the machine before measuring; 0 where it can be trusted, 4 where something invalidates."""
+"""`doctor`: check the machine before measuring; exit code 4 where something makes measurements invalid."""
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from profiler.cli.options import AsJson, DeviceName, Results
 from profiler.cli.output import INVALID, console, print_json, stdout_to_stderr_if
 
 EXAMPLE = "Example:  python -m profiler doctor --device cuda"
 STYLES = {"invalidates": "bold red", "warns": "yellow", "note": "dim"}
 
 
-def doctor(
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")] = "auto",
-    results: Annotated[Path, typer.Option(help="Folder that will hold the runs.")] = Path("results"),
-    as_json: Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")] = False,
-) -> None:
-    """Say what about this machine would spoil a measurement, why it matters, and what to do about it."""
+def doctor(device: DeviceName = "auto", results: Results = Path("results"), as_json: AsJson = False) -> None:
+    """Check what on this machine would spoil a measurement, why it matters, and what to do about it."""
     with stdout_to_stderr_if(as_json):
         from profiler.devices.environment import collect, findings
 
-        found = findings(device, results)  # first: loading more of CUDA would be seen as somebody's work
-        environment = collect(device, found)
-    invalid = sum(finding.severity == "invalidates" for finding in found)
+        problems = findings(device, results)  # first: loading more of CUDA would count as other work
+        environment = collect(device, problems)
+    invalid = sum(problem.severity == "invalidates" for problem in problems)
     if as_json:
-        shown = [finding.model_dump(mode="json") for finding in found]
+        dumped = [problem.model_dump(mode="json") for problem in problems]
         print_json(
-            {"device": environment.device, "environment": environment.model_dump(mode="json"), "findings": shown}
+            {"device": environment.device, "environment": environment.model_dump(mode="json"), "findings": dumped}
         )
     else:
         out = console(soft_wrap=True, highlight=False)
         versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
         out.print(Text(f"{environment.device}, {environment.cores} cores, {environment.threads} threads, {versions}"))
-        for finding in found:
-            out.print(Text(f"{finding.severity}: {finding.what}", STYLES[finding.severity]))
-            out.print(Text(f"  why: {finding.why}"))
-            out.print(Text(f"  do:  {finding.mend}"))
+        for problem in problems:
+            out.print(Text(f"{problem.severity}: {problem.what}", STYLES[problem.severity]))
+            out.print(Text(f"  why: {problem.why}"))
+            out.print(Text(f"  do:  {problem.mend}"))
         if invalid:
-            out.print(f"{invalid} of these must be mended before measurements here can be trusted")
-        if not found:
-            out.print("nothing found that would spoil a measurement")
+            out.print(f"{invalid} of these make measurements invalid; fix them first")
+        if not problems:
+            out.print("nothing on this machine would spoil a measurement")
     if invalid:
         raise typer.Exit(INVALID)

@@ -1,15 +1,14 @@
-"""`export`: a device's figures as the hardware files of other tools. Wiring only; no torch, no device.
+"""`export`: write a device's figures as the hardware files of other tools. Wiring only; no torch, no device.
 
-A SPEC is a device's name, a JSON file, or a run, which also says with what its figures were taken.
+A SPEC is a device's name, a JSON file, or a run, which also says how its figures were measured.
 """
 
 import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
-import typer
+from typer import Argument, Option
 
 from profiler.cli.options import AsJson, Results, one_line, words
 from profiler.cli.output import print_json
@@ -22,7 +21,6 @@ from roofline.hardware.spec import HardwareSpec
 
 if TYPE_CHECKING:
     from calibrate.exchange.figures import Origin, Taken
-    from calibrate.exchange.formats import Format
 
 EXAMPLE = """
 Examples:\n
@@ -34,18 +32,13 @@ python -m profiler export --to list
 
 def export(
     spec: Annotated[
-        str | None, typer.Argument(help="A device's name, its JSON file, a run's folder, or 'last'.")
+        str | None, Argument(metavar="SPEC", help="A device's name, its JSON file, a run's folder, or 'last'.")
     ] = None,
-    to: Annotated[str | None, typer.Option(help="Format to write; 'list' lists the formats.")] = None,
+    to: Annotated[str | None, Option(help="Format to write; 'list' lists the formats.")] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="File to write, or a folder where the format has many files. Default: named after the device, here."
-        ),
+        Path | None, Option(help="File to write; a folder for formats of many files. Default: named after the device.")
     ] = None,
-    peaks: Annotated[
-        str | None, typer.Option(help="Which figures to write: measured (the default) or datasheet.")
-    ] = None,
+    peaks: Annotated[str | None, Option(help="Figures to write: measured (the default) or datasheet.")] = None,
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:
@@ -54,7 +47,11 @@ def export(
     from calibrate.exchange.formats import EXPORTS, export_format
 
     if to == "list":
-        _list(EXPORTS, as_json)
+        if as_json:
+            print_json({"formats": [{"name": form.name, "what": form.what} for form in EXPORTS]})
+        else:
+            width = max(len(form.name) for form in EXPORTS)
+            print("\n".join(f"{form.name:{width}}  {form.what}" for form in EXPORTS))
         return
     if to is None:
         raise RequestError(f"say which format with --to; known: {', '.join(form.name for form in EXPORTS)}")
@@ -65,11 +62,12 @@ def export(
     device, taken = _read(spec, results)
     with one_line():
         source = source_of(device, origin, version=roofcal_version(), now=datetime.now(UTC), taken=taken)
-        made = form.write(source)
+        exported = form.write(source)
     folder = (out or Path(f"{source.name}-{form.name}")) if form.folder else (out.parent if out else Path())
     written = []
-    for file in made.files:
-        name = file.path if form.folder or out is None else file.path.replace(made.files[0].path, out.name, 1)
+    main = exported.files[0].path
+    for file in exported.files:
+        name = file.path if form.folder or out is None else file.path.replace(main, out.name, 1)
         with replacing(folder / name) as partial:
             partial.write_bytes(file.content)
         written.append(str(folder / name))
@@ -80,32 +78,24 @@ def export(
                 "device": device.name,
                 "peaks": source.origin,
                 "files": written,
-                "left_out": made.left_out,
+                "left_out": exported.left_out,
             }
         )
         return
-    for field, why in made.left_out.items():
+    for field, why in exported.left_out.items():
         print(f"left out: {field}: {why}", file=sys.stderr)
-    print(f"{written[0]}" if not form.folder else f"{folder}: {len(written)} files")
-
-
-def _list(formats: "Sequence[Format]", as_json: bool) -> None:
-    if as_json:
-        print_json({"formats": [{"name": form.name, "what": form.what} for form in formats]})
-        return
-    width = max(len(form.name) for form in formats)
-    for form in formats:
-        print(f"{form.name:{width}}  {form.what}")
+    print(f"{folder}: {len(written)} files" if form.folder else written[0])
 
 
 def _read(name: str, results: Path) -> "tuple[HardwareSpec, Taken | None]":
-    """The spec, and how it was taken where it lies in a run."""
+    """The spec, and how it was measured where it lies in a run."""
     from calibrate.exchange.figures import taken_of
 
     path = Path(name)
     run: RunFolder | None = None
     if name not in device_names():
-        if name == "last" or path.is_dir() or (path.suffix != ".json" and _is_run(name, results)):
+        is_end = any(folder.as_posix().endswith(name.rstrip("/")) for folder in results.glob("*/*/"))
+        if name == "last" or path.is_dir() or (path.suffix != ".json" and is_end):
             run = find_run(name, results)
         elif path.name == "spec.json" and (path.parent / "run.json").exists():
             run = RunFolder.open(path.parent)
@@ -116,8 +106,3 @@ def _read(name: str, results: Path) -> "tuple[HardwareSpec, Taken | None]":
     if spec is None:
         raise RequestError(f"{run.path} has no spec yet; finish it: python -m profiler hardware --resume {run.path}")
     return spec, taken_of(run)
-
-
-def _is_run(name: str, results: Path) -> bool:
-    """Whether the end of a run's name is meant."""
-    return any(path.as_posix().endswith(name.rstrip("/")) for path in results.glob("*/*/"))

@@ -1,18 +1,17 @@
-"""`import`: other tools' measurement tables become an ordinary run, which `calibrate` fits and scores.
+"""`import`: other tools' measurement tables become a run, which `calibrate` fits laws to.
 
-Wiring only: `calibrate.exchange.formats` reads and cleans, `profiler.record.kernel_table` keeps, and
-`calibrate.report.kernels` shows.
+Wiring only: `calibrate.exchange.formats` reads and cleans, `profiler.record.kernel_table` stores the kernels.
 """
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
+from profiler.cli.look import show_kernels
 from profiler.cli.measuring import new_run
 from profiler.cli.options import AsJson, Out
-from profiler.cli.output import console, print_json, stdout_to_stderr_if
+from profiler.cli.output import stdout_to_stderr_if
 from profiler.record.folder import RunFolder
 from profiler.record.run import Environment, RequestError, roofcal_version
 from roofline.hardware.spec import GPU, HardwareSpec
@@ -34,50 +33,41 @@ ELSEWHERE = "imported"
 
 def import_(
     format_name: Annotated[
-        str, typer.Argument(metavar="FORMAT", help="Tool that wrote them: aiconfigurator, vidur or llmservingsim.")
+        str, Argument(metavar="FORMAT", help="Tool that wrote the tables: aiconfigurator, vidur or llmservingsim.")
     ],
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The tool's tables, all of one device.")],
+    files: Annotated[list[Path], Argument(metavar="FILE", help="The tool's tables, all of one device.")],
     device: Annotated[
-        str | None, typer.Option(help="Name of a device file, where the tables do not name a device that is known.")
+        str | None, Option(help="Device of the tables, as nvidia-h100-sxm, where they do not name a known one.")
     ] = None,
     model: Annotated[
-        str | None,
-        typer.Option(help="llmservingsim: model that was timed. Default: the one that the files' folders name."),
+        str | None, Option(help="For llmservingsim: the timed model. Default: the one in the files' folders.")
     ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="vidur, llmservingsim: dtype that the kernels ran in, as bfloat16.")
-    ] = None,
+    dtype: Annotated[str | None, Option(help="For vidur and llmservingsim: dtype of the kernels, as bfloat16.")] = None,
     out: Out = Path("results"),
-    name: Annotated[str | None, typer.Option(help="Name of the run. Default: the format's name.")] = None,
+    name: Annotated[str | None, Option(help="Name of the run. Default: the format's name.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Keep another tool's measured kernels as a run: in SI units, without rows that cannot be true, with provenance."""
+    """Store another tool's measured kernels as a run, in SI units and without rows that cannot be true."""
     from calibrate.exchange.formats import import_format, import_tables
-
-    importer = import_format(format_name)
-    _refuse_in_vain(importer, model, dtype)
-    with stdout_to_stderr_if(as_json):
-        options, notes = _options(importer, files, device, model, dtype)
-        imported = import_tables(format_name, files, options)
-        folder = _write(imported, notes, format_name, files, out, name or format_name, options)
-    _show(folder, imported, as_json)
-
-
-def _refuse_in_vain(importer: "Importer", model: str | None, dtype: str | None) -> None:
-    """Refuse options that would change nothing, and a dtype that is not one."""
     from roofline.dtypes import IMPORTED
 
+    importer = import_format(format_name)
     for option, value in (("--dtype", dtype), ("--model", model)):
         if value is not None and option in importer.refuses:
             raise RequestError(f"{option}: {importer.refuses[option]}; leave it out")
     if dtype is not None and dtype not in IMPORTED:
         raise RequestError(f"--dtype {dtype} is not known; use {', '.join(IMPORTED)}")
+    with stdout_to_stderr_if(as_json):
+        options, notes = _options(importer, files, device, model, dtype)
+        imported = import_tables(format_name, files, options)
+        folder = _write(imported, notes, format_name, files, out, name or format_name, options)
+    show_kernels(folder, as_json, kept=folder.path)
 
 
 def _options(
     importer: "Importer", files: list[Path], device: str | None, model: str | None, dtype: str | None
 ) -> tuple["ImportOptions", tuple[str, ...]]:
-    """What the command line says of the files, and what is left unknown."""
+    """What the command line says about the files, and notes on what stays unknown."""
     from calibrate.exchange.tables import ImportOptions
     from profiler.models.catalogue import find
 
@@ -85,16 +75,16 @@ def _options(
         return ImportOptions(device, dtype), ()
     models = {model} if model is not None else {importer.model_of(path) for path in files}
     if len(models) > 1:
-        raise RequestError("the files' folders name several models; import each by itself")
+        raise RequestError("the files' folders name several models; import the files of each model by themselves")
     (known,) = models
     if known is not None and (model is not None or find(known) is not None):
         return ImportOptions(device, dtype, known, _sizes(known)), ()
-    what = "the tables do not name their model" if known is None else f"the catalogue has no {known}"
-    return ImportOptions(device, dtype, known), (f"{what}; with --model its modules get their shapes",)
+    why = "the tables do not name their model" if known is None else f"the catalogue has no {known}"
+    return ImportOptions(device, dtype, known), (f"{why}; name it with --model, so that its modules get their shapes",)
 
 
 def _sizes(model: str) -> dict[str, float]:
-    """Sizes of a decoder, from its config. Raises RequestError where there is none of that name, or it lacks one."""
+    """Sizes of a decoder, from its config. Raises RequestError for an unknown model, or a config without a size."""
     from profiler.models.resolve import resolve
 
     config = resolve(model).config
@@ -117,7 +107,7 @@ def _write(
     imported: "Imported", notes: tuple[str, ...], format_name: str, files: list[Path], out: Path, name: str,
     options: "ImportOptions",
 ) -> RunFolder:  # fmt: skip
-    """The run's folder, finished."""
+    """Write the run's folder."""
     from profiler.record.folder import IMPORT_OPTION
     from profiler.record.kernel_table import write_kernels
 
@@ -128,7 +118,7 @@ def _write(
         hostname=ELSEWHERE,
         os="unknown",
         python="unknown",
-        versions=_versions(imported),
+        versions=_versions(imported) | {"roofcal": roofcal_version()},
         notes=(*notes, *imported.warnings),
     )
     given = {"device": options.device, "model": options.model, "dtype": options.dtype}
@@ -141,23 +131,9 @@ def _write(
 
 
 def _versions(imported: "Imported") -> dict[str, str]:
-    """Versions of the frameworks that measured, each once, and of the roofcal that imports."""
-    by_framework: dict[str, set[str]] = {}
+    """Versions of the frameworks that were measured."""
+    versions: dict[str, set[str]] = {}
     for source in imported.kernels.sources:
         for framework, version in source.versions.items():
-            by_framework.setdefault(framework, set()).update(version.split(", "))
-    versions = {framework: ", ".join(sorted(each)) for framework, each in by_framework.items()}
-    versions["roofcal"] = roofcal_version()
-    return versions
-
-
-def _show(folder: RunFolder, imported: "Imported", as_json: bool) -> None:
-    from calibrate.report.json import kernels_json
-    from calibrate.report.kernels import kernels_document
-    from calibrate.report.terminal import render
-
-    if as_json:
-        print_json(kernels_json(folder, imported.kernels))
-    else:
-        render(kernels_document(folder, imported.kernels), console())
-        print(f"\nkept in {folder.path}", file=sys.stderr)
+            versions.setdefault(framework, set()).update(version.split(", "))
+    return {framework: ", ".join(sorted(names)) for framework, names in versions.items()}

@@ -1,16 +1,16 @@
 """`list` and `show`: the runs under a results folder, and one of them on the terminal or as JSON.
 
-Neither needs the device nor torch.
+They need neither the device nor torch.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
+from profiler.cli import output
 from profiler.cli.options import AsJson, Results, measured_spec
-from profiler.cli.output import console, print_json
 from profiler.record.find import RunSummary, find_run, list_runs
 from profiler.record.folder import RunFolder
 from profiler.record.measurement import Measurement
@@ -22,14 +22,11 @@ LIST_EXAMPLE = "Example:  python -m profiler list --results results"
 SHOW_EXAMPLE = "Example:  python -m profiler show last"
 
 
-def list_(
-    results: Results = Path("results"),
-    as_json: AsJson = False,
-) -> None:
+def list_(results: Results = Path("results"), as_json: AsJson = False) -> None:
     """List the runs under a results folder, the oldest first."""
     runs = list_runs(results)
     if as_json:
-        print_json({"results": str(results), "runs": [run.model_dump(mode="json") for run in runs]})
+        output.print_json({"results": str(results), "runs": [run.model_dump(mode="json") for run in runs]})
     elif runs:
         for line in _lines(runs):
             print(line)
@@ -38,7 +35,7 @@ def list_(
 
 
 def _lines(runs: list[RunSummary]) -> Iterator[str]:
-    """Columns of even width; never wrapped, so that a name can be copied or cut out by other programs."""
+    """Columns of even width that never wrap, so that a name can be copied, or cut out by other programs."""
     rows = [("run", "state", "cells", "models")]
     for run in runs:
         name = f"{run.path.parent.name}/{run.path.name}"
@@ -50,7 +47,7 @@ def _lines(runs: list[RunSummary]) -> Iterator[str]:
 
 
 def _what(run: RunSummary) -> str:
-    """The models, or that it is a characterisation or a table."""
+    """The last column: the models of a run, or what else it holds."""
     if run.kind == "kernels":
         kinds: dict[str, int] = {}
         for what, rows in run.kernels.items():
@@ -63,10 +60,9 @@ def _what(run: RunSummary) -> str:
 
 
 def show(
-    run: Annotated[str, typer.Argument(help="A run's folder, the end of its name, or 'last'.")],
+    run: Annotated[str, Argument(metavar="RUN", help="A run's folder, the end of its name, or 'last'.")],
     hardware: Annotated[
-        Path | None,
-        typer.Option(help="Price the passes with this spec.json, as one calibrated later, not the run's own."),
+        Path | None, Option(help="Predict with this spec.json, such as a later calibration's, not the run's own.")
     ] = None,
     results: Results = Path("results"),
     as_json: AsJson = False,
@@ -75,9 +71,9 @@ def show(
     folder = find_run(run, results)
     content = folder.content
     if hardware is not None and content != "passes":
-        raise RequestError(f"--hardware prices passes, and {folder.path} has none; leave it out")
+        raise RequestError(f"--hardware predicts passes, and {folder.path} has none; leave it out")
     if content == "kernels":
-        _show_kernels(folder, as_json)
+        show_kernels(folder, as_json)
     elif content == "hardware":
         _show_hardware(folder, as_json)
     else:
@@ -87,48 +83,44 @@ def show(
 def _show_passes(folder: RunFolder, hardware: Path | None, as_json: bool) -> None:
     from calibrate.passes.reports import document, load, load_spec
     from calibrate.report.run import run_document
-    from calibrate.report.terminal import render
 
     spec = load_spec(folder) if hardware is None else measured_spec(hardware, folder.run.environment)
     reports, failed = load(folder, spec)
-    if as_json:
-        print_json(document(folder, reports, failed))
-    else:
-        render(run_document(reports, folder.run, spec, failed), console())
+    output.show(
+        as_json, lambda: document(folder, reports, failed), lambda: run_document(reports, folder.run, spec, failed)
+    )
 
 
-def _show_kernels(folder: RunFolder, as_json: bool) -> None:
+def show_kernels(folder: RunFolder, as_json: bool, kept: Path | None = None) -> None:
+    """Print a run's table of kernels, and where it is `kept`."""
     from calibrate.report.json import kernels_json
     from calibrate.report.kernels import kernels_document
-    from calibrate.report.terminal import render
     from profiler.record.kernel_table import read_kernels
 
     folder.require_whole()
     kernels = read_kernels(folder.path)
-    if as_json:
-        print_json(kernels_json(folder, kernels))
-    else:
-        render(kernels_document(folder, kernels), console())
+    output.show(as_json, lambda: kernels_json(folder, kernels), lambda: kernels_document(folder, kernels), kept)
 
 
 def _show_hardware(folder: RunFolder, as_json: bool) -> None:
     from calibrate.report.device import device_document
     from calibrate.report.json import device_json
-    from calibrate.report.terminal import render
     from profiler.record.hardware_table import read_measurements
 
     folder.require_whole()
     measurements = read_measurements(folder.path)
     kept = folder.read_spec()
-    spec = kept or _so_far(folder, measurements)
-    if as_json:
-        print_json(device_json(folder.path / "spec.json" if kept else None, spec, measurements, folder.run))
-    else:
-        render(device_document(spec, measurements, folder.run), console())
+    spec = kept or _unfinished_spec(folder, measurements)
+    path = folder.path / "spec.json" if kept else None
+    output.show(
+        as_json,
+        lambda: device_json(path, spec, measurements, folder.run),
+        lambda: device_document(spec, measurements, folder.run),
+    )
 
 
-def _so_far(folder: RunFolder, measurements: list[Measurement]) -> HardwareSpec:
-    """The figures of a characterisation that has not come to its end; fits and peaks are made then."""
+def _unfinished_spec(folder: RunFolder, measurements: list[Measurement]) -> HardwareSpec:
+    """The figures that an unfinished run of `hardware` has so far, without fits and peaks."""
     from calibrate.device.figures import characteristics, with_datasheet
 
     machine = folder.run.environment

@@ -1,7 +1,7 @@
-"""What `run` and `hardware` share: a machine as it was, the device's calibration, and the time that all of it takes.
+"""What `run` and `hardware` share: the check of the machine, the device's calibration, and estimates of time.
 
-Wiring only: `calibrate` chooses and fits, `profiler` measures. An estimate is the plan's own budgets and what a model's
-size adds, weights that are drawn and passes that are traced; every second that is not a budget is in `Costs`.
+Wiring only: `calibrate` chooses and fits, `profiler` measures. An estimate is the sum of the plan's budgets and of the
+costs that follow from a model's size; all seconds that are not a budget are in `Costs`.
 
 Example: ``calibrate_device(folder, torch.device("cpu"), ("float32",), quick=False, visits=2, seed=0, step=print)``
 """
@@ -28,25 +28,23 @@ if TYPE_CHECKING:
     from calibrate.kernels.choose import Demand
 
 PROBE_PART = 1 / 16
-"""Share of the device's memory that the operands of one probe may take."""
+"""Share of the device's memory that the operands of one kernel may take."""
 PROBE_BYTES = 7 << 27
-"""Bytes that they never exceed: on a CPU making them takes time."""
+"""Most bytes of the operands of one kernel: making them takes time on a CPU."""
 
 LIKELY, LARGER = 5e8, 4.0
-"""Parameters of a model that no catalogue names, and how many times more the largest model may have whose shapes are
-asked for: a range that holds its sizes without measuring what only much larger models have."""
+"""Parameters that are assumed of a model outside of the catalogue, and the factor by which a model whose shapes are
+measured may be larger than those of the run: so the range holds their sizes, but not those of much larger models."""
 
-SECONDS = 50.0
-"""Time for the kernels of a calibration, three visits to each on two quiet cores; with more visits asked for, as many
-times more."""
-VISITS = 3
-"""Visits to each kernel, unless more are asked for."""
+SECONDS, VISITS = 50.0, 3
+"""Seconds for the kernels of a calibration, and the visits to each kernel that this allows on two quiet cores; the
+seconds grow with --visits."""
 
 DEVICE_S, QUICK_DEVICE_S = 10.0, 5.0
-"""Seconds of `measure_device`, in full and with --quick."""
+"""Seconds of `measure_device`: the default, and with --quick."""
 
 DTYPES = ("float32", "bfloat16", "float16")
-"""Types that models are built in, and kernels are made in."""
+"""Dtypes that calibration can make kernels in."""
 
 
 def set_threads(options: Mapping[str, Any]) -> None:
@@ -70,21 +68,21 @@ def new_run(name: str, environment: Environment, cells: tuple[Cell, ...], option
 
 
 def require_same_machine(run: Run) -> None:
-    """Raises RequestError where this is not the machine, or not the software, that a run began on."""
+    """Raise RequestError unless this machine and its software are those that a run began on."""
     from profiler.devices.environment import collect
 
     set_threads(run.options)
     if changed := differing(run.environment, collect(str(run.options["device"]))):
-        raise RequestError(f"--resume: this run began with {'; '.join(changed)}; measure it there, or start a new run")
+        raise RequestError(f"--resume: this run began with {'; '.join(changed)}; resume it there, or start a new run")
 
 
 def device_s(quick: bool) -> float:
-    """Seconds of `measure_device`."""
+    """Seconds that `measure_device` takes, about."""
     return QUICK_DEVICE_S if quick else DEVICE_S
 
 
 def measure_device(folder: RunFolder, device: "torch.device", *, quick: bool, step: Step) -> HardwareSpec:
-    """The datasheet where one describes the device, and what a short measurement reaches; kept as spec.json.
+    """Measure the device's peaks briefly, and write them with its datasheet, if there is one, as spec.json.
 
     Raises RequestError if the folder cannot be written, or if main memory cannot be measured.
     """
@@ -116,10 +114,10 @@ def calibrate_device(
     seed: int,
     step: Step,
 ) -> HardwareSpec:
-    """Measure kernels in `dtypes`, fit, and keep kernels.parquet and spec.json; the spec that was kept.
+    """Measure kernels in `dtypes`, fit laws to them, write kernels.parquet and spec.json, and return the spec.
 
-    Args: `quick`, half of the kernels; `visits`, how often each of them is measured, with all others in between. What
-    cannot be measured or fitted is in `HardwareSpec.missing`, with its reason.
+    Args: `quick` halves the kernels; `visits` is how often each of them is measured, with all others in between. The
+    reason why something cannot be measured or fitted is in `HardwareSpec.missing`.
     """
     from calibrate.kernels.choose import kernel_shapes
     from calibrate.kernels.observations import observations
@@ -141,7 +139,7 @@ def calibrate_device(
     missing: dict[str, str] = {}
     if left_out := sorted(set(dtypes) - set(used)):
         missing["calibrated"] = (
-            f"no laws in {', '.join(left_out)}: kernels are made in {', '.join(DTYPES)}, with a peak"
+            f"no laws in {', '.join(left_out)}: calibration needs a measured peak and one of {', '.join(DTYPES)}"
         )
     if not used:
         return _kept(folder, spec, missing)
@@ -182,23 +180,23 @@ def calibrate_device(
 
 
 def demand_of(cells: Sequence[Cell]) -> "Demand":
-    """What the models of a run are likely to ask of its device: the catalogue's shapes up to some times their size.
+    """The shapes that the models of a run are likely to need: those of the catalogue up to some times their size.
 
-    Without cells, the whole catalogue's, a token and a prompt.
+    Without cells, they are those of the whole catalogue for one token and for a prompt.
     """
     from calibrate.kernels.choose import Demand
     from profiler.models.catalogue import catalogue, config_of, head_layouts, linear_shapes
 
     known = catalogue()
     sizes = [known[cell.model].parameters if cell.model in known else LIKELY for cell in cells]
-    most = LARGER * max([*sizes, LIKELY]) if sizes else float("inf")
-    configs = [config_of(name) for name, entry in known.items() if entry.parameters <= most]
-    passes = [cell.workload for cell in cells]
+    largest = LARGER * max([*sizes, LIKELY]) if sizes else float("inf")
+    configs = [config_of(name) for name, entry in known.items() if entry.parameters <= largest]
+    workloads = [cell.workload for cell in cells]
     return Demand(
         weights=tuple(dict.fromkeys(shape for config in configs for shape in linear_shapes(config))),
         heads=tuple(dict.fromkeys(layout for config in configs for layout in head_layouts(config))),
-        rows=tuple(sorted({each.batch * each.query_tokens for each in passes} | {1, 128})),
-        contexts=tuple(sorted({each.query_tokens + each.context_tokens for each in passes} | {128})),
+        rows=tuple(sorted({w.batch * w.query_tokens for w in workloads} | {1, 128})),
+        contexts=tuple(sorted({w.query_tokens + w.context_tokens for w in workloads} | {128})),
     )
 
 
@@ -213,31 +211,28 @@ PARTS = ("device", "calibration", "passes", "report")
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds that no budget names, as runs of the default models on two cores of a shared EPYC took them."""
+    """Times beside the budgets, from runs of the default models on two cores of a shared EPYC."""
 
     device: float = 1.45
-    """Times the budget of the device's figures: operands are made, and the last case ends after the budget."""
+    """Time of the device's figures ÷ its budget: operands are made, and the last case ends after the budget."""
     start_s: float = 9.0
-    """First visit to the kernels of one dtype: operands, first calls, the trace."""
+    """Seconds of the first visit to the kernels of one dtype: operands, first calls, the trace."""
     visit_s: float = 6.5
-    """Another visit to all kernels of one dtype."""
+    """Seconds of another visit to all kernels of one dtype."""
     quick: float = 0.5
-    """Kernels with --quick ÷ all."""
+    """Kernels with --quick ÷ all kernels."""
     laws_s: float = 6.0
-    """The fit of the laws of one dtype."""
+    """Seconds to fit the laws of one dtype."""
     weights_s_per_byte: float = 1 / 1.5e9
-    """Random weights, written once."""
+    """Seconds to write a byte of random weights."""
     model_s: float = 1.0
-    """A model is built twice, with weights and without."""
+    """Seconds to build a model twice, with weights and without."""
     cell_s: float = 3.0
-    """A pass is traced, checked, warmed up, and its last round of passes ends after the budget."""
+    """Seconds to trace, check and warm up a pass, and to end its last round after the budget."""
     fewest_passes: float = 8.0
-    """Passes of a cell at the least: one to warm up, one checked, three rounds of one plain and one profiled."""
+    """Fewest passes of a cell: one to warm up, one checked, three rounds of one plain and one profiled."""
     report_s: float = 2.0
-    """Reports are written: most of it is loading what draws pictures."""
-
-
-COSTS = Costs()
+    """Seconds to write the reports, most of which load what draws plots."""
 
 
 def estimate(
@@ -247,12 +242,12 @@ def estimate(
     device_s: float,
     calibrate: bool,
     pass_s: Mapping[Cell, float] = MappingProxyType({}),
-    costs: Costs = COSTS,
+    costs: Costs = Costs(),
 ) -> dict[str, float]:
-    """Seconds of each part that there is to do.
+    """Seconds of each part of a run that is left to do.
 
-    Args: `weight_bytes`, of the model of each cell that is to be measured; `device_s`, the budget of the device's
-    figures, 0 where they are known; `calibrate`, whether laws are to be fitted; `pass_s`, about how long a pass takes.
+    Args: `weight_bytes` of the model of each cell that is to be measured; `device_s`, the budget of the device's
+    figures, 0 where they are known; `calibrate`, whether laws are to be fitted; `pass_s`, the seconds of one pass.
     """
     options = run.options
     visits, budget_s = int(options.get("visits") or 1), float(options.get("seconds") or 0)
@@ -272,24 +267,24 @@ def estimate(
     return {name: seconds for name, seconds in parts.items() if seconds > 0}
 
 
-def told(parts: Mapping[str, float], passes: int) -> str:
-    """ "2 min 20 s: device 15 s, calibration 75 s, 4 passes 45 s, report 3 s"."""
+def describe_times(parts: Mapping[str, float], passes: int) -> str:
+    """The total and its parts, as "2 min 20 s: device 15 s, calibration 75 s, 4 passes 45 s, report 3 s"."""
     names = {"passes": f"{passes} {'pass' if passes == 1 else 'passes'}"}
-    each = ", ".join(f"{names.get(name, name)} {duration(seconds)}" for name, seconds in parts.items())
-    return f"{duration(sum(parts.values()))}: {each}"
+    listed = ", ".join(f"{names.get(name, name)} {duration(seconds)}" for name, seconds in parts.items())
+    return f"{duration(sum(parts.values()))}: {listed}"
 
 
 class Spent:
     """Seconds of each part so far; a part that is entered again is added to."""
 
     def __init__(self, before: Mapping[str, float] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        """`before`: what a run that is resumed had spent."""
+        """`before` has the seconds that a resumed run had spent."""
         self.parts = dict(before or {})
         self._clock = clock
 
     @contextmanager
     def on(self, part: str) -> Iterator[None]:
-        """Within it, time is spent on a part, also where it ends in an error."""
+        """Within it, time counts for a part, also where it ends in an error."""
         begin = self._clock()
         try:
             yield

@@ -1,19 +1,20 @@
-"""What options say, as numbers, words, workloads, devices and what-ifs; each refusal is one line.
+"""Turns the texts of options into numbers, words, workloads, devices and what-ifs; an error is one line.
 
-An option that would change nothing is refused, rather than left out in silence.
+An option that would change nothing is an error too: it is never ignored in silence.
 
 Example: ``Lengths(prompts=(128,), contexts=(1024,), batches=(1,), dtype="bfloat16").workloads("decode")``
 """
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from profiler.record.run import Environment, RequestError
 from roofline.dtypes import MODEL_DTYPES
@@ -23,34 +24,37 @@ from roofline.predict.question import CALIBRATED, Device
 from roofline.whatif.registry import WhatIf, check_order, parse
 from roofline.workload import Logits, Workload
 
-Phases = Annotated[str, typer.Option(help="Phases, of prefill, decode and chunk (a prompt after a context).")]
-Prompts = Annotated[str, typer.Option(help="New tokens of prefill and chunk, as 128,2048.")]
-Contexts = Annotated[str, typer.Option(help="Tokens in the KV cache before decode and chunk, as 1024,16384.")]
-Batches = Annotated[str, typer.Option(help="Sequences in a batch, as 1,8,64.")]
-Attention = Annotated[str, typer.Option(help="Attention implementation of transformers, as sdpa or eager.")]
-Experts = Annotated[str, typer.Option(help="Experts implementation of transformers, as grouped_mm or eager.")]
-Cache = Annotated[str, typer.Option(help="Kind of KV cache: dynamic or static.")]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")]
-DeviceName = Annotated[str, typer.Option(help="Device to measure: cpu, cuda, cuda:1, or auto.")]
-Threads = Annotated[int | None, typer.Option(help="Host threads within an operation. Default: torch's choice.", min=1)]
-Out = Annotated[Path, typer.Option(help="Folder that the run's folder is made in.")]
-Name = Annotated[str, typer.Option(help="Name of the run.")]
-Results = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.")]
+Phases = Annotated[str, Option(help="Phases: prefill, decode, chunk (a prompt after a filled KV cache).")]
+Prompts = Annotated[str, Option(help="New tokens of each sequence in prefill and chunk, as 128,2048.")]
+Contexts = Annotated[str, Option(help="Tokens in the KV cache before decode and chunk, as 1024,16384.")]
+Batches = Annotated[str, Option(help="Sequences in a batch, as 1,8,64.")]
+Attention = Annotated[str, Option(help="Attention implementation of transformers, as sdpa or eager.")]
+Experts = Annotated[str, Option(help="Experts implementation of transformers, as grouped_mm or eager.")]
+Cache = Annotated[str, Option(help="Kind of KV cache: dynamic or static.")]
+TrustRemoteCode = Annotated[bool, Option("--trust-remote-code", help="Run code that comes with a model.")]
+DeviceName = Annotated[str, Option(help="Device to measure: cpu, cuda, cuda:1, or auto (a GPU where there is one).")]
+Threads = Annotated[int | None, Option(help="CPU threads of an operation. Default: torch's choice.", min=1)]
+Out = Annotated[Path, Option(help="Folder in which the run's folder is made.")]
+Name = Annotated[str, Option(help="Name of the run, as `list` shows it.")]
+Visits = Annotated[int, Option(help="How often calibration measures each kernel; use more on a busy machine.", min=1)]
+Results = Annotated[Path, Option(help="Folder that holds the runs.")]
+AsJson = Annotated[bool, Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 """Options that several verbs have."""
+
+MODEL = "Name in the catalogue, folder with config.json, or hub id."
+"""Help of the argument that names a model."""
 
 MOST_TOKENS = 2**40
 """Batch × tokens must be below, so that sizes in bytes stay within the 64-bit integers that torch counts in."""
 
 MOST_OUTPUT = 2**24
-"""Output tokens of a request: more than any context; each is priced."""
+"""Most output tokens of a request: more than any context, and each of them is priced."""
 
 PART = re.compile(r"^(\d+)x(\d+)(?:@(\d+))?$")
-"""Sequences x new tokens @ cached tokens."""
-
+"""A part of a mixed batch: sequences x new tokens @ cached tokens."""
 
 SIZES = frozenset({"--phase", "--prompt", "--context", "--batch", "--logits"})
-"""Options that say which passes are asked for."""
+"""Options that choose the passes."""
 
 OF_PAPER = frozenset({"--bits", "--flash"})
 NOT_OF_PAPER = frozenset({
@@ -62,7 +66,7 @@ NOT_OF_PAPER = frozenset({
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """What the analytical side refuses is a wrong request."""
+    """Within it, a ValueError of the analytical side becomes a RequestError."""
     try:
         yield
     except ValueError as error:
@@ -70,7 +74,7 @@ def one_line() -> Iterator[None]:
 
 
 def numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
-    """Whole numbers separated by commas."""
+    """Whole numbers separated by commas, as they were written."""
     try:
         values = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -83,7 +87,7 @@ def numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
 
 
 def words(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
-    """Words separated by commas, each a known one."""
+    """Known words separated by commas, each kept once."""
     for word in text.split(","):
         if word not in known:
             raise RequestError(f"{option} takes {', '.join(known)}; not {word!r}")
@@ -91,13 +95,13 @@ def words(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def distinct(option: str, text: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas, each once."""
+    """Whole numbers separated by commas, each kept once."""
     return tuple(dict.fromkeys(numbers(option, text)))
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Sizes that were asked for; every combination is one workload."""
+    """Sizes of the options; every combination is one workload."""
 
     prompts: tuple[int, ...]
     contexts: tuple[int, ...]
@@ -127,16 +131,16 @@ class Lengths:
 
 
 def workload(batch: int, query: int, context: int, dtype: str, logits: Logits = "last") -> Workload:
-    """A workload whose sizes can be counted."""
+    """A workload. Raises RequestError for a size that no memory holds, or a dtype that no model is built in."""
     if batch * (query + context) >= MOST_TOKENS:
         raise RequestError(f"{batch} sequences of {query + context} tokens are beyond any memory; ask for fewer")
     if dtype not in MODEL_DTYPES:
-        raise RequestError(f"--dtype {dtype} is no type that models are built in; use {', '.join(MODEL_DTYPES)}")
+        raise RequestError(f"--dtype {dtype}: no model can be built in it; use {', '.join(MODEL_DTYPES)}")
     return Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype, logits=logits)
 
 
 def mixed(text: str, dtype: str) -> tuple[Workload, ...]:
-    """The parts of one step: "1x512@0,32x1@1024"."""
+    """The parts of one step of a mixed batch, from "1x512@0,32x1@1024"."""
     parts = [PART.match(part) for part in text.split(",")]
     if not all(parts) or any(int(part[1]) * int(part[2]) == 0 for part in parts if part):
         raise RequestError(f"--mix takes SEQUENCESxNEW@CACHED,…, as 1x512@0,32x1@1024; not {text!r}")
@@ -144,7 +148,7 @@ def mixed(text: str, dtype: str) -> tuple[Workload, ...]:
 
 
 def what_ifs(texts: Sequence[str]) -> list[WhatIf]:
-    """Changes of the graph, in order."""
+    """Changes of the graph, in the order in which they are written."""
     with one_line():
         changes = [parse(text) for text in texts]
         check_order(changes)
@@ -152,22 +156,24 @@ def what_ifs(texts: Sequence[str]) -> list[WhatIf]:
 
 
 def device(name: str, peaks: str) -> Device:
-    """A device and the prices of it that are wanted: "auto" takes measured peaks where there are any."""
+    """A device and its peaks or laws; "auto" takes measured peaks where there are any."""
     with one_line():
         spec = load_device(name)
     wanted = words("--peaks", peaks, ("auto", "datasheet", "measured", CALIBRATED))[0]
     if wanted == CALIBRATED and not spec.calibrated:
         raise RequestError(f"{name} has no calibrated laws; calibrate it, or use --peaks auto")
     known = {"measured": spec.measured, "datasheet": spec.datasheet}
-    for origin in (wanted,) if wanted in known else tuple(known):
-        figures = known[origin]
-        if figures is not None:
-            return Device(spec, figures, CALIBRATED if wanted == CALIBRATED else origin)
+    for origin in (wanted,) if wanted in known else known:
+        if (peaks_of := known[origin]) is not None:
+            return Device(spec, peaks_of, CALIBRATED if wanted == CALIBRATED else origin)
     raise RequestError(f"{name} has no {wanted} peaks; use --peaks auto or another device")
 
 
 def measured_spec(path: Path, environment: Environment) -> HardwareSpec:
-    """The device's figures and laws. Raises RequestError, one line: another device's, or nothing measured in it."""
+    """The figures and laws of --hardware.
+
+    Raises RequestError, one line, where they are another device's, or nothing in them is measured.
+    """
     try:
         spec = load_device(path)
     except ValueError as error:
@@ -175,35 +181,36 @@ def measured_spec(path: Path, environment: Environment) -> HardwareSpec:
     if spec.measured is None:
         raise RequestError(f"--hardware: {path} holds nothing measured; leave it out, or name the spec.json of a run")
     if environment.device not in (spec.name, *spec.matches):
-        raise RequestError(f"--hardware: {path} is of {spec.name}, and this is {environment.device}; leave it out")
+        raise RequestError(
+            f"--hardware: {path} describes {spec.name}, but this device is {environment.device}; leave it out"
+        )
     return spec
 
 
-def given_options(invocation: typer.Context) -> frozenset[str]:
-    """The options that were written down."""
-    written = (name for name in invocation.params if _is_written(invocation, name))
+def written_options(invocation: typer.Context) -> frozenset[str]:
+    """The options that the command line has, without those left at their defaults."""
+    sources = {name: invocation.get_parameter_source(name) for name in invocation.params}
+    written = (name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
     return frozenset(f"--{name.replace('_', '-')}" for name in written)
 
 
-def _is_written(invocation: typer.Context, name: str) -> bool:
-    source = invocation.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
 def listed(options: Iterable[str]) -> str:
-    """Options as a sentence has them."""
+    """Options in the words of a sentence."""
     return ", ".join(sorted(options))
 
 
-def refuse_in_vain(given: frozenset[str], accounting: str) -> None:
-    """Options that would change nothing are refused, rather than left out in silence."""
-    if accounting == "paper" and (vain := given & NOT_OF_PAPER):
+def refuse_in_vain(written: frozenset[str], accounting: str) -> None:
+    """Raise RequestError for an option that would change nothing."""
+    if accounting == "paper" and (vain := written & NOT_OF_PAPER):
         raise RequestError(f"--accounting paper has no {listed(vain)}; leave it out, or use --accounting roofcal")
-    if accounting != "paper" and (vain := given & OF_PAPER):
-        raise RequestError(f"{listed(vain)} is of --accounting paper; here use --what-if, as quantise:weights=4")
-    for options, needed in (
-        ({"--draft", "--decode-hardware"}, "--output"),
-        ({"--speculate", "--acceptance"}, "--draft"),
-    ):
-        if needed not in given and (vain := given & options):
-            raise RequestError(f"{listed(vain)} changes nothing without {needed}; add {needed}")
+    if accounting != "paper" and (vain := written & OF_PAPER):
+        raise RequestError(
+            f"{listed(vain)} needs --accounting paper; add it, or use a what-if, as --what-if quantise:weights=4"
+        )
+    needed: tuple[tuple[str, Collection[str]], ...] = (
+        ("--output", ("--draft", "--decode-hardware")),
+        ("--draft", ("--speculate", "--acceptance")),
+    )
+    for option, dependants in needed:
+        if option not in written and (vain := written.intersection(dependants)):
+            raise RequestError(f"{listed(vain)} changes nothing without {option}; add {option}")

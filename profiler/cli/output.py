@@ -1,8 +1,8 @@
-"""What a verb prints, and how it ends: stdout, progress on stderr, exit codes.
+"""Output of the verbs: reports or JSON on stdout, progress on stderr, exit codes.
 
 With ``--json`` stdout has one JSON document and nothing else, whatever a library prints meanwhile. Exit codes:
 
-    0 good · 1 regression · 2 the request is wrong · 3 inconclusive · 4 the measurement is invalid
+    0 good · 1 a fault of roofcal (traceback) · 2 the request is wrong · 3 inconclusive · 4 the measurement is invalid
     130 interrupted (128 + SIGINT) · 141 nobody reads the output any more (128 + SIGPIPE)
 
 Example::
@@ -21,19 +21,26 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-GOOD, REGRESSION, REQUEST, INCONCLUSIVE, INVALID = 0, 1, 2, 3, 4
+from profiler.record.folder import RunFolder
+
+if TYPE_CHECKING:
+    from calibrate.report.document import Document
+
+    MakeReport = Callable[[], Document]
+
+GOOD, REQUEST, INCONCLUSIVE, INVALID = 0, 2, 3, 4
 INTERRUPTED, BROKEN_PIPE = 130, 141
 
 PIPED_WIDTH = 120
-"""Characters a line where no terminal says; the tables need 110 for all their words (calibrate.report.terminal)."""
+"""Characters in a line where there is no terminal; the tables need 110 for all their words."""
 
 Step = Callable[[str, float], None]
-"""Told what begins and how many of the units are done by then; fractions count."""
+"""Called with a text that says what begins, and the units of work that are done by then; fractions count."""
 
 
 class _QuietConsole(Console):
@@ -51,25 +58,45 @@ def console(**options: Any) -> Console:
 
 
 def replace_unencodable() -> None:
-    """What the encoding of stdout or stderr has no sign for becomes "?", rather than the end of the program."""
+    """Print "?" for a character that the encoding of stdout or stderr lacks, rather than end the program."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def discard_stdout() -> None:
-    """Leave the interpreter nothing to write where nothing can be written."""
+    """Send what is left to write to nowhere, so that the interpreter does not fail on it at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_json(document: Any) -> None:
-    """One document, indented, to stdout. Raises ValueError where a number is not finite: JSON has no such number."""
+    """Print one document on stdout. Raises ValueError where a number is not finite: JSON has no such number."""
     print(json.dumps(document, indent=1, allow_nan=False))
+
+
+def show(as_json: bool, document: Callable[[], Any], report: "MakeReport", kept: Path | None = None) -> None:
+    """Print the JSON `document`, or the `report` on the terminal, and on stderr where it is `kept`."""
+    if as_json:
+        print_json(document())
+        return
+    from calibrate.report.terminal import render
+
+    render(report(), console())
+    if kept is not None:
+        print(f"\nkept in {kept}", file=sys.stderr)
+
+
+def write_reports(folder: RunFolder, report: "Document") -> None:
+    """Write report.md and report.html."""
+    from calibrate.report import html, markdown
+
+    folder.write_report("report.md", markdown.render(report))
+    folder.write_report("report.html", html.render(report))
 
 
 @contextmanager
 def stdout_to_stderr_if(as_json: bool) -> Iterator[None]:
-    """Keep stdout clean for the document that follows."""
+    """Within it, what libraries print goes to stderr, so that stdout has the JSON document alone."""
     if as_json:
         with redirect_stdout(sys.stderr):
             yield
@@ -87,26 +114,26 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def resumable(path: Path, verb: str = "run") -> Iterator[None]:
-    """Within it, Ctrl-C says where the results are and how to go on."""
+    """Within it, Ctrl-C becomes `Interrupted`, which says where the results are and how to continue."""
     try:
         yield
     except KeyboardInterrupt as stop:
         raise Interrupted(path, verb) from stop
 
 
-def interruption(stop: KeyboardInterrupt) -> str:
+def interruption(stop: BaseException) -> str:
     """The line shown after Ctrl-C."""
     if isinstance(stop, Interrupted):
         return (
-            f"interrupted; what was measured is in {stop.path}, "
-            f"go on with: python -m profiler {stop.verb} --resume {stop.path}"
+            f"interrupted; what was measured is in {stop.path}; "
+            f"continue with: python -m profiler {stop.verb} --resume {stop.path}"
         )
     return "interrupted"
 
 
 @contextmanager
 def progress(total: int, stream: TextIO | None = None) -> Iterator[Step]:
-    """Give a function to be called as work goes on through `total` units."""
+    """Show progress through `total` units of work: a bar on a terminal, else a line for each unit."""
     stream = stream or sys.stderr
     if stream.isatty():
         with _bar(total, stream) as step:
@@ -116,7 +143,7 @@ def progress(total: int, stream: TextIO | None = None) -> Iterator[Step]:
 
 
 def _lines(total: int, stream: TextIO) -> Step:
-    """A line as each unit begins, and as what it is about changes; what comes after a colon is detail."""
+    """Print a line as each unit begins, and as its text changes up to the colon; after that comes detail."""
     last = (-1, "")
 
     def step(text: str, done: float) -> None:

@@ -1,7 +1,7 @@
-"""`predict`: what a model could do on a device, from its operations and the device's figures; no device is needed.
+"""`predict`: how fast a model could run on a device, from its operations and the device's figures alone.
 
-Wiring only: options become workloads, what-ifs and a device; `roofline.predict.question` answers.
-With --graph no torch is loaded.
+Wiring only: options become workloads, what-ifs and a device, which `roofline.predict.question` answers. With --graph
+no torch is loaded.
 """
 
 import json
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+from typer import Argument, Option
 
 from profiler.cli import options as option
-from profiler.cli.output import console, print_json, stdout_to_stderr_if
+from profiler.cli.output import show, stdout_to_stderr_if
 from profiler.record.files import read_record, replacing
 from profiler.record.run import RequestError
 from roofline.graph.op import GRAPH_SCHEMA, OpGraph
@@ -35,72 +36,66 @@ python -m profiler predict llama-2-7b --hardware nvidia-rtx-a6000 --accounting p
 
 def predict(
     invocation: typer.Context,
-    model: Annotated[
-        str | None, typer.Argument(help="Name in the catalogue, folder with config.json, or hub id.")
-    ] = None,
+    model: Annotated[str | None, Argument(metavar="MODEL", help=option.MODEL)] = None,
     hardware: Annotated[
-        str | None, typer.Option(help="A device's name, its JSON file, or a run's spec.json; 'list' lists the names.")
+        str | None, Option(help="A device's name, its JSON file, or a run's spec.json; 'list' lists the names.")
     ] = None,
     peaks: Annotated[
-        str, typer.Option(help="Figures to price with: datasheet, measured, calibrated (laws); auto: measured if any.")
+        str, Option(help="Price with: datasheet or measured peaks, calibrated laws, or auto (measured if any).")
     ] = "auto",
     phase: option.Phases = "prefill,decode",
     prompt: option.Prompts = "2048",
     context: option.Contexts = "2048",
     batch: option.Batches = "1",
     logits: Annotated[
-        str, typer.Option(help="Tokens that logits are computed for: the last, or all, as to verify drafted ones.")
+        str, Option(help="New tokens whose logits are computed: last, or all (to verify drafted tokens).")
     ] = "last",
     mix: Annotated[
-        list[str] | None, typer.Option(help="One step of a mixed batch: SEQUENCESxNEW@CACHED,…, as 1x512@0,32x1@1024.")
+        list[str] | None, Option(help="One step of a mixed batch: SEQUENCESxNEW@CACHED,…, as 1x512@0,32x1@1024.")
     ] = None,
-    output: Annotated[str | None, typer.Option(help="Output tokens of whole requests, as 128,256.")] = None,
-    dtype: Annotated[str, typer.Option(help="Dtype of weights and activations.")] = "bfloat16",
+    output: Annotated[str | None, Option(help="Predict whole requests with so many output tokens, as 128,256.")] = None,
+    dtype: Annotated[str, Option(help="Dtype of weights and activations.")] = "bfloat16",
     form: Annotated[
-        str, typer.Option(help="Graph to price: fused (ideal kernels), or executed (as transformers runs it).")
+        str, Option(help="Graph to price: fused (ideal kernels), or executed (as transformers runs it).")
     ] = "fused",
     what_if: Annotated[
-        list[str] | None,
-        typer.Option(help="A change, as quantise:weights=4; repeat for several, in order; 'list' lists them."),
+        list[str] | None, Option(help="A change, as quantise:weights=4; repeat for several; 'list' lists them.")
     ] = None,
     attn: option.Attention = "default",
     experts: option.Experts = "default",
     cache: option.Cache = "dynamic",
-    draft: Annotated[str | None, typer.Option(help="Draft model of speculative decoding.")] = None,
-    speculate: Annotated[int, typer.Option(help="Tokens drafted before each pass.", min=1)] = 4,
-    acceptance: Annotated[float, typer.Option(help="Probability that a draft is accepted.", min=0, max=1)] = 0.8,
+    draft: Annotated[str | None, Option(help="Draft model of speculative decoding.")] = None,
+    speculate: Annotated[int, Option(help="Tokens drafted before each pass.", min=1)] = 4,
+    acceptance: Annotated[float, Option(help="Probability that a drafted token is accepted.", min=0, max=1)] = 0.8,
     decode_hardware: Annotated[
-        str | None, typer.Option(help="Device that decodes, where prefill runs on --hardware (see what-if send_kv).")
+        str | None, Option(help="Device that decodes, where only prefill runs on --hardware (see what-if send_kv).")
     ] = None,
-    largest: Annotated[
-        bool, typer.Option("--largest", help="Also find the largest batch and context that fit.")
-    ] = False,
-    accounting: Annotated[
-        str, typer.Option(help="Rules of counting: roofcal, or paper (arXiv 2402.16363).")
-    ] = "roofcal",
-    bits: Annotated[str, typer.Option(help="Paper's accounting: bits of weights, activations, KV cache.")] = "16,16,16",
-    flash: Annotated[bool, typer.Option("--flash", help="Paper's accounting: fused attention.")] = False,
+    largest: Annotated[bool, Option("--largest", help="Also find the largest batch and context that fit.")] = False,
+    accounting: Annotated[str, Option(help="Rules of counting: roofcal, or paper (arXiv 2402.16363).")] = "roofcal",
+    bits: Annotated[str, Option(help="For the paper: bits of weights, activations, KV cache.")] = "16,16,16",
+    flash: Annotated[bool, Option("--flash", help="For the paper: its fused attention.")] = False,
     module: Annotated[
-        str | None, typer.Option(help="Any nn.Module: package.module:factory, which returns (module, example inputs).")
+        str | None, Option(help="Any nn.Module: package.module:factory, which returns (module, example inputs).")
     ] = None,
-    graph: Annotated[Path | None, typer.Option(help="A graph file instead of a model; no torch is needed.")] = None,
-    save_graph: Annotated[Path | None, typer.Option(help="Write the model's graphs to a file for --graph.")] = None,
+    graph: Annotated[Path | None, Option(help="A graph file instead of a model; no torch is needed.")] = None,
+    save_graph: Annotated[Path | None, Option(help="Write the model's graphs to a file for --graph.")] = None,
     trust_remote_code: option.TrustRemoteCode = False,
-    csv: Annotated[Path | None, typer.Option(help="Write CSV: a row an operation, or a workload in a sweep.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with tables and plots.")] = None,
+    csv: Annotated[
+        Path | None, Option(help="Write CSV: a row for each operation, or for each workload of a sweep.")
+    ] = None,
+    html: Annotated[Path | None, Option(help="Write a page with tables and plots.")] = None,
     as_json: option.AsJson = False,
 ) -> None:
     """Predict time, traffic and memory of each layer of a model on a device."""
     if hardware == "list" or what_if == ["list"]:
         print("\n".join(device_names() if hardware == "list" else map(help_text, WHAT_IFS)))
         return
-    given = option.given_options(invocation)
-    option.refuse_in_vain(given, accounting)
-    of = _Of(
-        model, module, graph, trust_remote_code, {"dtype": dtype, "attn": attn, "experts": experts, "cache": cache}
-    )
-    if model is None and (vain := given & {"--attn", "--experts", "--cache", "--trust-remote-code"}):
-        raise RequestError(f"{option.listed(vain)} say how MODEL is traced; leave them out without one")
+    written = option.written_options(invocation)
+    option.refuse_in_vain(written, accounting)
+    tracing = {"dtype": dtype, "attn": attn, "experts": experts, "cache": cache}
+    subject = _Subject(model, module, graph, trust_remote_code, tracing)
+    if model is None and (vain := written & {"--attn", "--experts", "--cache", "--trust-remote-code"}):
+        raise RequestError(f"{option.listed(vain)} says how MODEL is traced; leave it out without a MODEL")
     if hardware is None and save_graph is None:
         raise RequestError("name a device with --hardware (--hardware list lists them), or give its JSON file")
     on = None if hardware is None else option.device(hardware, peaks)
@@ -109,55 +104,59 @@ def predict(
     changes = option.what_ifs(what_if or ())
     if shape == "fused" and any(change.name == "unfuse_attention" for change in changes):
         raise RequestError("--form fused undoes what-if unfuse_attention; add --form executed")
-    dtype = dtype if "--dtype" in given else of.dtype or dtype
-    wanted: Logits = "all" if option.words("--logits", logits, get_args(Logits))[0] == "all" else "last"
-    written = {"--prompt": prompt, "--context": context, "--batch": batch}
-    prompts, contexts, batches = (option.distinct(name, text) for name, text in written.items())
-    lengths = option.Lengths(prompts, contexts, batches, dtype, wanted)
+    dtype = dtype if "--dtype" in written else subject.dtype or dtype
+    scope: Logits = "all" if option.words("--logits", logits, get_args(Logits))[0] == "all" else "last"
+    texts = {"--prompt": prompt, "--context": context, "--batch": batch}
+    prompts, contexts, batches = (option.distinct(name, text) for name, text in texts.items())
+    lengths = option.Lengths(prompts, contexts, batches, dtype, scope)
     workloads = lengths.workloads(option.words("--phase", phase, ("prefill", "decode", "chunk")))
     mixes = tuple(option.mixed(text, dtype) for text in mix or ())
     requests = lengths.requests(option.distinct("--output", output)) if output is not None else ()
-    if not given & option.SIZES:
-        workloads = of.only or (() if mixes else workloads)
+    if not written & option.SIZES:
+        workloads = subject.only or (() if mixes else workloads)
     with option.one_line():
         with stdout_to_stderr_if(as_json):
             if save_graph is not None:
-                of.save(save_graph)
+                subject.save(save_graph)
             if on is None:
                 return
             if not is_paper:
-                asked = Question(
+                decode = None
+                if decode_hardware:  # send_kv belongs to the prefill
+                    kept = [change for change in changes if change.name != "send_kv"]
+                    decode = subject.source(kept, shape), option.device(decode_hardware, peaks)
+                question = Question(
                     workloads=workloads,
                     mixes=mixes,
                     requests=requests,
                     dtype=dtype,
                     largest=largest,
-                    decode=_decoding(of, changes, shape, decode_hardware, peaks) if decode_hardware else None,
-                    speculation=_speculation(of, draft, speculate, acceptance, shape) if draft else None,
+                    decode=decode,
+                    speculation=_speculation(subject, draft, speculate, acceptance, shape) if draft else None,
                 )
-                found = answer(of.source(changes, shape), asked, on, shape, of.notes(_longest(asked)))
-                _write(found, on, csv, html)
+                notes = subject.notes(_longest(question))
+                prediction = answer(subject.source(changes, shape), question, on, shape, notes)
+                _write(prediction, on, csv, html)
         if is_paper:
-            _paper(of, on, lengths, option.numbers("--bits", bits), flash, as_json)
+            _paper(subject, on, lengths, option.numbers("--bits", bits), flash, as_json)
         else:
-            _show(found, as_json)
+            _show(prediction, as_json)
 
 
-def _longest(asked: Question) -> int:
+def _longest(question: Question) -> int:
     """Tokens of the longest sequence."""
-    passes = (*asked.workloads, *(part for parts in asked.mixes for part in parts))
+    passes = (*question.workloads, *(part for parts in question.mixes for part in parts))
     lengths = [w.query_tokens + w.context_tokens for w in passes]
-    return max((*lengths, *(prompt + output for _, prompt, output in asked.requests)), default=0)
+    return max((*lengths, *(prompt + output for _, prompt, output in question.requests)), default=0)
 
 
-class _Of:
+class _Subject:
     """What is predicted: a model, a module, or a file of graphs."""
 
     def __init__(
         self, model: str | None, module: str | None, graph: Path | None, trust: bool, tracing: dict[str, Any]
     ) -> None:
-        given = {"MODEL": model, "--module": module, "--graph": graph}
-        named = [name for name, value in given.items() if value is not None]
+        named = [name for name, value in (("MODEL", model), ("--module", module), ("--graph", graph)) if value]
         if len(named) != 1:
             raise RequestError(f"name one of MODEL, --module, --graph; got {' and '.join(named) or 'none'}")
         self.model, self.module, self.file = model, module, graph
@@ -166,14 +165,14 @@ class _Of:
 
     @property
     def only(self) -> tuple[Workload, ...]:
-        """The one workload that there is, if there is but one."""
+        """The workload of a single graph, which has but one; empty for a family of graphs."""
         if isinstance(self.stored, OpGraph):
             return (self.stored.workload,)
         return (self._traced_module.workload,) if self.module is not None else ()
 
     @property
     def dtype(self) -> str | None:
-        """Dtype of a file's graphs, or a module's weights; None where the options say it."""
+        """The dtype of a file's graphs or of a module's weights; None where the options choose it."""
         if isinstance(self.stored, StoredGraphs):
             return self.stored.regimes[0].graph.template.workload.dtype if self.stored.regimes else None
         return self.only[0].dtype if self.only else None
@@ -187,12 +186,8 @@ class _Of:
 
         return model_source(self._model[0], changes, form)
 
-    def another(self, model: str) -> "_Of":
-        """Another model, traced in the same way."""
-        return _Of(model, None, None, self.trust, self.tracing)
-
     def notes(self, longest: int) -> list[str]:
-        """What a reader should know of the model, where the longest sequence has so many tokens."""
+        """Notes on the model, where the longest sequence has so many tokens."""
         if self.model is None:
             return []
         from profiler.models.graphs import length_notes
@@ -209,7 +204,7 @@ class _Of:
 
     @cached_property
     def _model(self) -> tuple[Any, list[str]]:
-        """The graphs of the model, and notes on its config."""
+        """The model's graphs, and notes on its config."""
         from profiler.models.catalogue import silence
         from profiler.models.graphs import Tracing, model_graphs
 
@@ -234,27 +229,22 @@ def _read(path: Path) -> OpGraph | StoredGraphs:
     return read_record(path, OpGraph, GRAPH_SCHEMA, mend)
 
 
-def _decoding(of: _Of, changes: Sequence[WhatIf], form: Form, hardware: str, peaks: str) -> tuple[Source, Device]:
-    """The decode steps elsewhere: with the same changes, but for what belongs to a prefill."""
-    on = option.device(hardware, peaks)
-    return of.source([change for change in changes if change.name != "send_kv"], form), on
+def _speculation(subject: _Subject, draft: str, tokens: int, acceptance: float, form: Form) -> Speculation:
+    model = _Subject(draft, None, None, subject.trust, subject.tracing)
+    return Speculation(model.source((), form), tokens, acceptance)
 
 
-def _speculation(of: _Of, draft: str, tokens: int, acceptance: float, form: Form) -> Speculation:
-    return Speculation(of.another(draft).source((), form), tokens, acceptance)
-
-
-def _write(found: Prediction, on: Device, csv: Path | None, html: Path | None) -> None:
+def _write(prediction: Prediction, on: Device, csv: Path | None, html: Path | None) -> None:
     if csv is not None:
         from calibrate.report.json import write_csv
 
         with replacing(csv) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-            write_csv(found, file, by="op" if any(step.ops for step in found.passes) else "workload")
+            write_csv(prediction, file, by="op" if any(step.ops for step in prediction.passes) else "workload")
     if html is not None:
         from calibrate.report.html import render
         from calibrate.report.prediction import prediction_document
 
-        _save(html, render(prediction_document(found, on.peaks)))
+        _save(html, render(prediction_document(prediction, on.peaks)))
 
 
 def _save(path: Path, text: str) -> None:
@@ -262,36 +252,28 @@ def _save(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def _show(found: Prediction, as_json: bool) -> None:
-    if as_json:
-        from calibrate.report.json import prediction_json
+def _show(prediction: Prediction, as_json: bool) -> None:
+    from calibrate.report.json import prediction_json
+    from calibrate.report.prediction import prediction_document
 
-        print_json(prediction_json(found))
-    else:
-        from calibrate.report.prediction import prediction_document
-        from calibrate.report.terminal import render
-
-        render(prediction_document(found), console())
+    show(as_json, lambda: prediction_json(prediction), lambda: prediction_document(prediction))
 
 
-def _paper(of: _Of, on: Device, lengths: option.Lengths, bits: tuple[int, ...], flash: bool, as_json: bool) -> None:
+def _paper(
+    subject: _Subject, on: Device, lengths: option.Lengths, bits: tuple[int, ...], flash: bool, as_json: bool
+) -> None:
     from calibrate.report.json import paper_json
     from calibrate.report.prediction import paper_document
-    from calibrate.report.terminal import render
     from roofline.paper.rules import paper_shape
     from roofline.paper.table import paper_table
 
     if len(bits) not in (1, 3) or len(lengths.prompts) * len(lengths.batches) != 1:
         raise RequestError("--accounting paper takes one --prompt, one --batch and --bits WEIGHTS,ACTIVATIONS,KV")
-    first = of.only[0] if of.only else lengths.workloads(("prefill",))[0]
+    first = subject.only[0] if subject.only else lengths.workloads(("prefill",))[0]
     with stdout_to_stderr_if(as_json):
-        shape = paper_shape(of.source((), "executed").whole(first))
+        shape = paper_shape(subject.source((), "executed").whole(first))
     weight, activation, cache = bits if len(bits) == 3 else bits * 3
-    found = paper_table(
-        shape, on.peaks, lengths.batches[0], lengths.prompts[0], weight, activation, cache, use_flash=flash
-    )
-    name = of.model or str(of.file or of.module)
-    if as_json:
-        print_json(paper_json(found, name, on.spec.name))
-    else:
-        render(paper_document(found, name, on.spec.name), console())
+    (batch,), (prompt,) = lengths.batches, lengths.prompts
+    table = paper_table(shape, on.peaks, batch, prompt, weight, activation, cache, use_flash=flash)
+    about = (table, subject.model or str(subject.file or subject.module), on.spec.name)
+    show(as_json, lambda: paper_json(*about), lambda: paper_document(*about))

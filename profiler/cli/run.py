@@ -1,6 +1,6 @@
-"""`run`: characterise the device, profile the models, predict, and report.
+"""`run`: measure the device, profile the models, predict, and report.
 
-Wiring only: options become a plan, `profiler.job` measures it, `calibrate` makes reports of it.
+Wiring only: options become a plan, `profiler.job` measures its cells, `calibrate` reports them.
 """
 
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from calibrate.report.units import duration
 from profiler.cli import options as option
@@ -17,13 +18,13 @@ from profiler.cli.measuring import (
     VISITS,
     Spent,
     calibrate_device,
+    describe_times,
     device_s,
     estimate,
     measure_device,
     new_run,
     require_same_machine,
     set_threads,
-    told,
 )
 from profiler.record.folder import RunFolder
 from profiler.record.run import Mode, RequestError
@@ -38,54 +39,57 @@ python -m profiler run --resume results/DEVICE/RUN
 """
 
 SECONDS, QUICK_SECONDS = 6.0, 3.0
-"""Seconds of passes for each cell, in full and with --quick."""
+"""Seconds of passes for each cell: the default, and with --quick."""
+
+MODES: dict[tuple[bool, bool], Mode] = {
+    (False, False): "eager",
+    (False, True): "cuda-graph",
+    (True, False): "compile",
+    (True, True): "compile-cuda-graph",
+}
+"""(--compile, --cuda-graph) -> how passes run; with both, the compiled model is captured."""
 
 
 def run(
-    models: Annotated[
-        list[str] | None, typer.Argument(help="Names in the catalogue, folders with config.json, or hub ids.")
-    ] = None,
+    models: Annotated[list[str] | None, Argument(metavar="MODEL", help=option.MODEL)] = None,
     device: option.DeviceName = "auto",
-    dtype: Annotated[str | None, typer.Option(help="Dtypes of weights and activations, as bfloat16,float32.")] = None,
+    dtype: Annotated[str | None, Option(help="Dtypes of weights and activations, as bfloat16,float32.")] = None,
     phase: option.Phases = "prefill,decode",
     prompt: option.Prompts = "128",
     context: option.Contexts = "128",
     batch: option.Batches = "1",
-    layers: Annotated[int | None, typer.Option(help="Run only the first N repeated layers and scale up.")] = None,
+    layers: Annotated[int | None, Option(help="Run only the first N repeated layers, and scale up.")] = None,
     attn: option.Attention = "default",
     experts: option.Experts = "default",
     cache: option.Cache = "dynamic",
-    weights: Annotated[str, typer.Option(help="Weights of the models: random or pretrained.")] = "random",
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile the model with torch.compile.")] = False,
-    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Replay each pass from a CUDA graph.")] = False,
+    weights: Annotated[str, Option(help="Weights of the models: random or pretrained.")] = "random",
+    compiled: Annotated[bool, Option("--compile", help="Compile the model with torch.compile.")] = False,
+    cuda_graph: Annotated[bool, Option("--cuda-graph", help="Replay each pass from a CUDA graph.")] = False,
     trust_remote_code: option.TrustRemoteCode = False,
     seconds: Annotated[
-        float | None, typer.Option(help="Seconds of passes for each cell. Default: 6, or 3 with --quick.", min=0.1)
+        float | None, Option(help="Seconds of passes for each cell. Default: 6, or 3 with --quick.", min=0.1)
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Take fewer passes, and measure the device briefly.")] = False,
+    quick: Annotated[bool, Option("--quick", help="Measure fewer passes, and the device more briefly.")] = False,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate/--no-calibrate", help="Fit laws to this device's kernels before the models.")
+        bool, Option("--calibrate/--no-calibrate", help="Before the models, fit laws to this device's kernels.")
     ] = True,
-    visits: Annotated[
-        int,
-        typer.Option(help="Times that each kernel is measured for the laws; on a busy machine more are better.", min=1),
-    ] = VISITS,
+    visits: option.Visits = VISITS,
     hardware: Annotated[
-        Path | None, typer.Option(help="This device's spec.json from an earlier run, instead of measuring it again.")
+        Path | None, Option(help="This device's spec.json from an earlier run; it is not measured again.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights, tokens and the calibration.")] = 0,
+    seed: Annotated[int, Option(help="Seed of the weights, the tokens and the calibration.")] = 0,
     threads: option.Threads = None,
     out: option.Out = Path("results"),
     name: option.Name = "run",
     resume: Annotated[
-        Path | None, typer.Option(help="Folder of a run to go on with, with its own options; --seconds may be another.")
+        Path | None, Option(help="Continue this run with its own options; only --seconds may differ.")
     ] = None,
     as_json: option.AsJson = False,
 ) -> None:
-    """Measure how fast each layer of a model runs here, and say how fast it could."""
+    """Measure how fast each layer of a model runs on this device, and work out how fast it could run."""
     if resume is not None:
         if models:
-            raise RequestError("--resume goes on with the models of its run; name none, or start a new run")
+            raise RequestError("--resume continues with the models of its run; name none, or start a new run")
         folder, done = _resumed(resume, seconds)
     else:
         options = {
@@ -114,7 +118,7 @@ def run(
             layers=layers,
             weights=option.words("--weights", weights, ("random", "pretrained"))[0],  # type: ignore[arg-type]
             trust_remote_code=trust_remote_code,
-            mode=_mode(compiled, cuda_graph),
+            mode=MODES[compiled, cuda_graph],
         )
         folder, done = _new(models or [], shapes, choices, options, out, name, hardware), frozenset()
     spent = Spent(folder.run.spent_s)
@@ -124,23 +128,10 @@ def run(
         raise typer.Exit(_show(folder, as_json, spent))
 
 
-def _mode(compiled: bool, cuda_graph: bool) -> Mode:
-    """How passes run; with both options, the compiled model is captured."""
-    if compiled:
-        return "compile-cuda-graph" if cuda_graph else "compile"
-    return "cuda-graph" if cuda_graph else "eager"
-
-
 def _new(
-    models: list[str],
-    shapes: Any,
-    choices: Any,
-    options: dict[str, Any],
-    out: Path,
-    name: str,
-    hardware: Path | None,
+    models: list[str], shapes: Any, choices: Any, options: dict[str, Any], out: Path, name: str, hardware: Path | None
 ) -> RunFolder:
-    """The folder of a new run, planned and checked."""
+    """The folder of a new run whose plan has been checked."""
     from profiler.devices.backend import parse_device
     from profiler.devices.environment import collect
     from profiler.passes.plan import plan
@@ -157,9 +148,9 @@ def _new(
 
 
 def _resumed(path: Path, seconds: float | None) -> tuple[RunFolder, frozenset[str]]:
-    """The folder of a run and its good cells, if this is still the machine and the software that it began on.
+    """The folder of a run that began on this machine with this software, and the cells that need no other measurement.
 
-    `seconds`: of passes for each cell that is measured now, where not those of the run.
+    `seconds` of passes for each cell replace those of the run, unless None.
     """
     from calibrate.passes.reports import sound
 
@@ -168,7 +159,7 @@ def _resumed(path: Path, seconds: float | None) -> tuple[RunFolder, frozenset[st
     try:
         if seconds is not None:
             folder.note(options={**folder.run.options, "seconds": seconds})
-        return folder, sound(folder)  # what was invalid, inconclusive or lost is measured again
+        return folder, sound(folder)
     except BaseException:
         folder.close()
         raise
@@ -177,12 +168,7 @@ def _resumed(path: Path, seconds: float | None) -> tuple[RunFolder, frozenset[st
 def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
     import torch
 
-    from profiler.job import (
-        Job,
-        measure_cells,
-        planned_pass_s,
-        planned_weight_bytes,
-    )
+    from profiler.job import Job, measure_cells, planned_pass_s, planned_weight_bytes
     from profiler.models.catalogue import silence
 
     silence()
@@ -197,11 +183,15 @@ def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
     spec = folder.read_spec()
     calibrate = bool(options.get("calibrate", False)) and not (spec and spec.calibrated)
     left = [cell for cell in folder.run.cells if cell.key not in done]
-    look_s = 0.0 if spec else device_s(quick)
     weights = planned_weight_bytes(left, job)
-    passes = planned_pass_s(weights, job.device)
-    expected = estimate(folder.run, weights, device_s=look_s, calibrate=calibrate, pass_s=passes)
-    print(f"about {told(expected, len(left))}", file=sys.stderr, flush=True)
+    expected = estimate(
+        folder.run,
+        weights,
+        device_s=0.0 if spec else device_s(quick),
+        calibrate=calibrate,
+        pass_s=planned_pass_s(weights, job.device),
+    )
+    print(f"this takes about {describe_times(expected, len(left))}", file=sys.stderr, flush=True)
     added = {part: folder.run.spent_s.get(part, 0.0) + expected.get(part, 0.0) for part in PARTS}
     folder.note(estimated_s={part: seconds for part, seconds in added.items() if seconds})
     try:
@@ -223,25 +213,19 @@ def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
 
 
 def _show(folder: RunFolder, as_json: bool, spent: Spent) -> int:
-    """Write the reports and show them; the exit code."""
+    """Write and show the reports; return the exit code."""
     with spent.on("report"):
         from calibrate.passes.reports import advice, document, load, load_spec
-        from calibrate.report import html, markdown, terminal
         from calibrate.report.run import run_document
 
         (reports, failed), spec = load(folder), load_spec(folder)
         report = run_document(reports, folder.run, spec, failed)
-        folder.write_report("report.md", markdown.render(report))
-        folder.write_report("report.html", html.render(report))
+        output.write_reports(folder, report)
     folder.note(spent_s=spent.parts)
-    if as_json:
-        output.print_json(document(folder, reports, failed))
-    else:
-        terminal.render(report, output.console())
-        print(f"\nkept in {folder.path}", file=sys.stderr)
+    output.show(as_json, lambda: document(folder, reports, failed), lambda: report, kept=folder.path)
     estimated = duration(sum(folder.run.estimated_s.values()))
-    print(f"took {told(spent.parts, len(folder.run.cells))} (estimated: {estimated})", file=sys.stderr)
-    if (what_to_do := advice(folder, reports)) is not None:
-        print(what_to_do, file=sys.stderr)
+    print(f"took {describe_times(spent.parts, len(folder.run.cells))} (estimated: {estimated})", file=sys.stderr)
+    if (next_step := advice(folder, reports)) is not None:
+        print(next_step, file=sys.stderr)
     verdicts = {result.status for result in failed} | {report.status for report in reports}
     return output.INVALID if "invalid" in verdicts else output.INCONCLUSIVE if verdicts - {"done"} else output.GOOD

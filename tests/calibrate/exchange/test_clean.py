@@ -6,6 +6,7 @@ import exchange_samples as samples
 import numpy as np
 import pandas as pd
 import pytest
+from each import each
 
 from calibrate.exchange import clean
 from calibrate.exchange.formats import Imported, import_tables
@@ -17,7 +18,7 @@ def imported(frame: pd.DataFrame, tmp_path: Path) -> Imported:
     return import_tables("aiconfigurator", [samples.saved(frame, tmp_path / "table.parquet")], ImportOptions())
 
 
-@pytest.mark.parametrize(
+@each(
     ("column", "value", "rule"),
     [
         ("latency", 0.0, clean.NOT_POSITIVE),
@@ -40,7 +41,7 @@ def test_a_row_that_cannot_be_true_is_taken_out_and_counted(
     done = imported(frame, tmp_path)
     assert done.kernels.sources[0].cleaned == {rule: 2}
     assert len(done.kernels) == 22 and 3 not in done.kernels.table["row"].to_pylist()
-    assert len(done.warnings) == 1 and "2 of 24 times taken out" in done.warnings[0]
+    assert len(done.warnings) == 1 and "2 of 24 times were dropped" in done.warnings[0]
 
 
 def test_repeats_become_their_median(tmp_path: Path) -> None:
@@ -64,16 +65,16 @@ def test_other_kernels_of_a_shape_are_no_repeats(tmp_path: Path) -> None:
     assert len(done.kernels) == 48
 
 
-@pytest.mark.parametrize("device", ["NVIDIA H200", "Some GPU"])
-@pytest.mark.parametrize(("factor", "looks"), [(1e3, "µs, not ms"), (1e6, "ns, not ms"), (1e-3, "s, not ms")])
+@each("device", ["NVIDIA H200", "Some GPU"])
+@each(("factor", "looks"), [(1e3, "µs, not ms"), (1e6, "ns, not ms"), (1e-3, "s, not ms")])
 def test_a_wrong_unit_is_refused(tmp_path: Path, device: str, factor: float, looks: str) -> None:
     frame = samples.gemm(device=device)
     with pytest.raises(RequestError, match=f"latency looks like {looks} .*convert it to ms first"):
         imported(frame.assign(latency=frame["latency"] * factor), tmp_path)
 
 
-@pytest.mark.parametrize("frame", [samples.attention("context_attention"), samples.moe(), samples.nccl()])
-@pytest.mark.parametrize("factor", [1e3, 1e-3])
+@each("frame", [samples.attention("context_attention"), samples.moe(), samples.nccl()])
+@each("factor", [1e3, 1e-3])
 def test_a_wrong_unit_is_seen_in_other_kinds(tmp_path: Path, frame: pd.DataFrame, factor: float) -> None:
     with pytest.raises(RequestError, match="not ms"):
         imported(frame.assign(latency=frame["latency"] * factor), tmp_path)

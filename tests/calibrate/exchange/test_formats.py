@@ -9,9 +9,10 @@ from typing import Any
 import export_samples as samples
 import pandas as pd
 import pytest
+from each import each
 
 from calibrate.exchange import formats
-from calibrate.exchange.figures import SIDECAR, Export, File, Ledger, Source, commented, source_of, uncommented
+from calibrate.exchange.figures import SIDECAR, Export, File, Ledger, Source, commented, source_of
 from calibrate.exchange.formats import EXPORTS, IMPORTS, Format, Importer, export_format, import_format, import_tables
 from calibrate.exchange.op_tables import RooflinePrice
 from calibrate.exchange.tables import ImportOptions, Parsed, complete
@@ -29,13 +30,13 @@ def provenance(export: Export) -> dict[str, Any]:
         return found
     text = main.content.decode()
     if text.startswith("#"):
-        return uncommented(text)
+        return samples.provenance_in_comments(text)
     (entry,) = json.loads(text).values()
     inner: dict[str, Any] = json.loads(entry["_comment"])
     return inner
 
 
-@pytest.mark.parametrize("form", EXPORTS, ids=lambda form: form.name)
+@each("form", EXPORTS)
 def test_every_format_says_where_its_figures_are_from(form: Format) -> None:
     found = provenance(form.write(samples.source()))
     assert found["by"] == "roofcal 9.8.7"
@@ -65,7 +66,7 @@ class Twice:
         return 2 * RooflinePrice(samples.peaks())(kind, dims, dtype)
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "column"), [("aiconfigurator", "latency"), ("vidur", "time_stats.add.median"), ("infersim", "latency_us")]
 )
 def test_tables_are_whatever_the_price_says(name: str, column: str) -> None:
@@ -86,7 +87,7 @@ TABLES_OF = ("nvidia-h200-sxm", "nvidia-t4", "amd-mi300x", "intel-xeon-6980p")
 """Tables of a few devices are enough: they take a third of a second each."""
 
 
-@pytest.mark.parametrize("form", EXPORTS, ids=lambda form: form.name)
+@each("form", EXPORTS)
 def test_every_datasheet_is_exported_or_refused_by_name(form: Format) -> None:
     exported = 0
     for name in TABLES_OF if form.folder else device_names():
@@ -123,7 +124,7 @@ def test_copies_to_the_host_are_no_link_between_devices_that_have_their_own() ->
     assert own is not None and own[0] == "nvlink"
 
 
-@pytest.mark.parametrize(
+@each(
     ("asked", "said"),
     [
         ("llmviewer", "llm-viewer"),
@@ -154,7 +155,7 @@ def test_an_export_is_added_by_a_function_and_a_row(
     target = tmp_path / "mine.toml"
     assert main(["export", "nvidia-h200-sxm", "--to", "another", "--peaks", "datasheet", "--out", str(target)]) == 0
     assert target.read_text().endswith("bandwidth = 4800000000000.0\n")
-    assert uncommented(target.read_text())["figures"].keys() == {"bandwidth HBM"}
+    assert samples.provenance_in_comments(target.read_text())["figures"].keys() == {"bandwidth HBM"}
 
 
 def test_an_import_is_added_by_a_function_and_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

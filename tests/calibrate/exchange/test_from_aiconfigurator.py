@@ -6,6 +6,7 @@ import exchange_samples as samples
 import numpy as np
 import pandas as pd
 import pytest
+from each import each
 
 from calibrate.exchange.formats import Imported, import_tables
 from calibrate.exchange.tables import ImportOptions
@@ -17,7 +18,7 @@ def imported(frame: pd.DataFrame, tmp_path: Path, name: str = "table.parquet") -
     return import_tables("aiconfigurator", [samples.saved(frame, tmp_path / name)], ImportOptions())
 
 
-@pytest.mark.parametrize("name", ["gemm_perf.parquet", "gemm_perf.txt", "gemm_perf.csv"])
+@each("name", ["gemm_perf.parquet", "gemm_perf.txt", "gemm_perf.csv"])
 def test_products(tmp_path: Path, name: str) -> None:
     frame = samples.gemm()
     found = observations(imported(frame, tmp_path, name).kernels)
@@ -101,7 +102,7 @@ def test_files_of_one_device_become_one_table(tmp_path: Path) -> None:
     assert done.kernels.table["source"].to_pylist() == [0] * 24 + [1] * 6
 
 
-@pytest.mark.parametrize(
+@each(
     ("frame", "message"),
     [
         (samples.gemm().drop(columns=["k", "latency"]), "missing column latency of an AIConfigurator table"),

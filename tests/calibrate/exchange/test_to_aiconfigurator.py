@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrate.exchange import to_aiconfigurator
-from calibrate.exchange.figures import Export, uncommented
+from calibrate.exchange.figures import Export
 from calibrate.exchange.to_aiconfigurator import METADATA
 
 NAME = "example-77-roofcal-measured"
@@ -124,7 +124,7 @@ def test_decode_rows_are_our_roofline_in_milliseconds(export: Export) -> None:
 
 
 def test_tables_say_who_made_them(export: Export) -> None:
-    head = uncommented(export.files[0].content.decode())
+    head = samples.provenance_in_comments(export.files[0].content.decode())
     for file in export.files[1:]:
         metadata = pq.read_metadata(io.BytesIO(file.content)).metadata
         assert json.loads(metadata[METADATA]) == head

@@ -7,6 +7,7 @@ from typing import Any
 
 import export_samples as samples
 import pytest
+from each import each
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,8 +67,8 @@ def gemm_mfu(rows: list[list[str]], m: int, k: int, n: int) -> float:
     return round(mfu, 3)
 
 
-@pytest.mark.parametrize("m", [64, 256, 1024, 8192])
-@pytest.mark.parametrize(("k", "n"), [(4096, 4096), (5120, 28672), (8192, 1024)])
+@each("m", [64, 256, 1024, 8192])
+@each(("k", "n"), [(4096, 4096), (5120, 28672), (8192, 1024)])
 def test_its_gemm_takes_as_long_as_ours(export: Export, m: int, k: int, n: int) -> None:
     mfu = gemm_mfu(table(export, "bench_data/gemm/{}/data.csv"), m, k, n)
     gflops = 2.0 * m * k * n / 1e9
@@ -87,7 +88,7 @@ def test_rows_hold_the_time_and_its_mfu_to_the_bit(export: Export) -> None:
         assert round(float(row[4]), 3) > 0
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[:5])
+@each("layout", LAYOUTS[:5])
 def test_its_prefill_attention_takes_as_long_as_ours(export: Export, layout: tuple[int, int, int]) -> None:
     heads, kv_heads, head_dim = layout
     gpu, length = gpu_of(export), 4096
@@ -105,7 +106,7 @@ def test_its_prefill_attention_takes_as_long_as_ours(export: Export, layout: tup
     assert max(core, cache) == pytest.approx(expected, rel=1.01 * ROUNDED / mfu)
 
 
-@pytest.mark.parametrize(("batch", "length"), [(1, 8192), (32, 4096), (256, 1024)])
+@each(("batch", "length"), [(1, 8192), (32, 4096), (256, 1024)])
 def test_its_decode_attention_takes_as_long_as_ours(export: Export, batch: int, length: int) -> None:
     heads, kv_heads, head_dim = 32, 8, 128
     gpu = gpu_of(export)

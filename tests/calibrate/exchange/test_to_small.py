@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.exchange.figures import Export, uncommented
+from calibrate.exchange.figures import Export
 from calibrate.exchange.to_small import BLIS, GENZ, LLM_ANALYSIS, LLM_VIEWER
 from roofline.hardware.spec import Level, Peaks
 
@@ -64,7 +64,7 @@ def test_llm_viewer_has_the_8_bit_peak_or_leaves_it_out() -> None:
     found = LLM_VIEWER.write(samples.source(samples.peaks(matrix={"float16": samples.figure(3e14)})))
     assert "INT8" not in executed(found)["hardware_params"][NAME]
     assert "INT8" in found.left_out
-    assert uncommented(found.files[0].content.decode())["sixteen_bit"] == "float16"
+    assert samples.provenance_in_comments(found.files[0].content.decode())["sixteen_bit"] == "float16"
 
 
 def test_llm_viewer_needs_a_cache_and_a_16_bit_peak() -> None:

@@ -5,6 +5,7 @@ import io
 import export_samples as samples
 import pandas as pd
 import pytest
+from each import each
 
 from calibrate.exchange import to_vidur
 from calibrate.exchange.figures import Export
@@ -55,8 +56,8 @@ def time_ms(df: pd.DataFrame, name: str, **at: int) -> float:
     return float(found)
 
 
-@pytest.mark.parametrize("parallel", [1, 2, 4, 8])
-@pytest.mark.parametrize("model", MODELS)
+@each("parallel", [1, 2, 4, 8])
+@each("model", MODELS)
 def test_every_model_has_all_that_its_predictor_trains_on(export: Export, model: str, parallel: int) -> None:
     df = compute(export, model, parallel)
     assert df["num_tokens"].is_unique
@@ -72,8 +73,8 @@ def test_every_model_has_all_that_its_predictor_trains_on(export: Export, model:
     assert (prefill["is_prefill"] & ~prefill["is_decode"]).all()
 
 
-@pytest.mark.parametrize("parallel", [1, 8])
-@pytest.mark.parametrize("t", [1, 64, 4096])
+@each("parallel", [1, 8])
+@each("t", [1, 64, 4096])
 def test_linear_layers_take_as_long_as_ours(export: Export, t: int, parallel: int) -> None:
     df = compute(export, SEVENTY, parallel)
     h, qkv, heads, wide = 8192, (64 + 16) * 128 // parallel, 8192 // parallel, 28672 // parallel

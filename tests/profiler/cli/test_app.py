@@ -42,7 +42,7 @@ def test_help_names_every_verb(
     [
         (["shwo"], "error: no verb 'shwo'; did you mean show?"),
         (["xyzzy"], f"error: no verb 'xyzzy'; known: {', '.join(VERBS)}"),
-        (["show"], "error: Missing argument 'run'; see --help"),
+        (["show"], "error: Missing argument 'RUN'; see --help"),
         (["list", "--frob"], "error: No such option: --frob; see --help"),
     ],
 )
@@ -62,7 +62,8 @@ def test_a_wrong_command_line_is_one_line(arguments: list[str], line: str, capsy
         (
             output.Interrupted(Path("results/a/b"), "run"),
             130,
-            "interrupted; what was measured is in results/a/b, go on with: python -m profiler run --resume results/a/b",
+            "interrupted; what was measured is in results/a/b; "
+            "continue with: python -m profiler run --resume results/a/b",
         ),
     ],
 )
@@ -114,7 +115,7 @@ def test_ctrl_c_while_a_run_is_written_says_how_to_go_on() -> None:
         child.send_signal(signal.SIGINT)
         _, err = child.communicate()
     assert child.returncode == output.INTERRUPTED
-    assert "go on with: python -m profiler run --resume results/a/b" in err
+    assert "continue with: python -m profiler run --resume results/a/b" in err
     assert "Traceback" not in err
 
 

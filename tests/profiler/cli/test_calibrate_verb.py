@@ -82,7 +82,7 @@ def test_a_wrong_request(run_path: str, more: list[str], said: str, capsys: pyte
 
 def test_what_a_datasheet_does_not_say_is_told(run_path: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", run_path, "--hardware", "nvidia-h200-nvl"]) == 0
-    assert "taken: chip.last_level_cache_bytes" in capsys.readouterr().err
+    assert "assumed: chip.last_level_cache_bytes" in capsys.readouterr().err
 
 
 def test_a_run_named_twice_and_one_without_kernels(

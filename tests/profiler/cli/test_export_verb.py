@@ -5,6 +5,7 @@ from pathlib import Path
 
 import hardware_samples as samples
 import pytest
+from each import each
 
 from profiler.cli.app import main
 from profiler.record.folder import RunFolder
@@ -59,7 +60,7 @@ def test_tables_go_to_a_folder_and_what_is_left_out_is_said(here: Path, capsys: 
     assert len(list((here / "systems" / "data").rglob("*.parquet"))) == 3
 
 
-@pytest.mark.parametrize("how", ["folder", "last", "end of its name", "spec.json"])
+@each("how", ["folder", "last", "end of its name", "spec.json"])
 def test_a_run_says_with_what_it_was_taken(run: Path, here: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
     given = {"folder": str(run), "last": "last", "end of its name": run.name, "spec.json": str(run / "spec.json")}
     assert main(["export", given[how], "--to", "llm-analysis", "--out", "gpu.json"]) == 0, capsys.readouterr().err
@@ -72,7 +73,7 @@ def test_a_run_says_with_what_it_was_taken(run: Path, here: Path, how: str, caps
     assert found["peaks"] == "measured"
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "said"),
     [
         (["export", "nvidia-h200-sxm", "--to", "genz"], "has no measured peaks; export its datasheet with --peaks"),

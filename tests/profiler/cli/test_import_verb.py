@@ -7,6 +7,7 @@ from pathlib import Path
 import exchange_samples as samples
 import pyarrow.parquet as pq
 import pytest
+from each import each
 
 from profiler.cli.app import main
 from profiler.record import kernel_table
@@ -44,7 +45,7 @@ def test_a_run_like_any_other(table: Path, tmp_path: Path, capsys: pytest.Captur
     assert json.loads(capsys.readouterr().out) == document
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "message"),
     [
         (["aiconf", "TABLE"], "did you mean aiconfigurator?"),

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from profiler.cli.measuring import Costs, Spent, estimate, told
+from profiler.cli.measuring import Costs, Spent, describe_times, estimate
 from profiler.record.run import Cell, Run
 from roofline.workload import Workload
 
@@ -57,8 +57,8 @@ def test_what_is_done_already_costs_nothing(run: Run) -> None:
 
 def test_it_is_told_in_one_line() -> None:
     parts = {"device": 15.2, "calibration": 75.0, "passes": 45.0, "report": 3.4}
-    assert told(parts, 4) == "2 min 19 s: device 15 s, calibration 75 s, 4 passes 45 s, report 3 s"
-    assert told({"passes": 12.0}, 1) == "12 s: 1 pass 12 s"
+    assert describe_times(parts, 4) == "2 min 19 s: device 15 s, calibration 75 s, 4 passes 45 s, report 3 s"
+    assert describe_times({"passes": 12.0}, 1) == "12 s: 1 pass 12 s"
 
 
 def test_time_goes_to_the_part_that_is_on_also_where_it_fails() -> None:

@@ -106,7 +106,7 @@ def test_json_of_a_run_its_threads_and_what_it_leaves_on_disk(first: First) -> N
     assert (prefill["phase"], decode["phase"], decode["context_tokens"]) == ("prefill", "decode", 16)
     assert document["spent"].keys() == document["estimated"].keys() == {"device", "passes", "report"}
     words = [line.partition(" ")[0] for line in first.told.splitlines()]
-    assert words.count("about") == words.count("took") == 1
+    assert words.count("this") == words.count("took") == 1
     assert RunFolder.open(folder).run.spent_s == document["spent"]
     assert RunFolder.open(folder).run.environment.threads == first.threads
     left = {path.relative_to(folder).parts[0] for path in folder.rglob("*") if not path.name.startswith(".")}
