@@ -20,9 +20,8 @@ from torch.profiler import ProfilerActivity
 from profiler.devices import host
 from profiler.devices.conditions import Finding, finding
 from profiler.devices.findings import gpu_findings
-from profiler.devices.nvml import GpuReading, NvmlMissing, read_gpu
 from profiler.devices.settings import CPU_VARIABLES, CUDA_VARIABLES, Variable
-from profiler.devices.watch import HostWatch, Watch, gpu_watch
+from profiler.devices.watch import GpuReading, HostWatch, Watch
 from profiler.record.run import RequestError
 
 CYCLES_PER_S = 2e9
@@ -309,15 +308,21 @@ class Cuda(Backend):
         return str(torch.backends.cuda.matmul.fp32_precision)
 
     def watch(self, device: torch.device) -> Watch:
+        from profiler.devices.nvml import gpu_watch
+
         return gpu_watch(pci_bus_id(device))
 
     def reading(self, device: torch.device) -> GpuReading | None:
+        from profiler.devices.nvml import NvmlMissing, read_gpu
+
         try:
             return read_gpu(pci_bus_id(device))
         except NvmlMissing:  # `findings` says so
             return None
 
     def findings(self, device: torch.device) -> Sequence[Finding]:
+        from profiler.devices.nvml import NvmlMissing, read_gpu
+
         try:
             reading = read_gpu(pci_bus_id(device))  # torch may give this process a context to tell the address
         except NvmlMissing as error:

@@ -17,7 +17,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from profiler.devices.nvml import GpuReading
+from profiler.devices.watch import GpuReading
 from profiler.record.measurement import Label, Severity, Window
 from roofline.record import Record
 

@@ -15,14 +15,88 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from profiler.devices.host import CpuTimes, parse_clock_hz, parse_cpu_times, read_processor, usable_cpus
-from profiler.devices.nvml import Gpu, GpuState, NvmlMissing
 from profiler.record.measurement import Window
+from roofline.record import Record
 
 CLOCKED_CPUS = 16
 """Most CPUs whose clock is read: on hosts with hundreds, reading each would take milliseconds."""
+
+
+ComputeMode = Literal["default", "exclusive thread", "prohibited", "exclusive process"]
+
+
+class GpuProcess(Record):
+    """A process with a context on the GPU."""
+
+    pid: int
+    """As the driver numbers it: in a container this may be a number of the host."""
+    memory_bytes: int | None = None
+    visible: bool
+    """Whether this system has a process of that number."""
+    sm_utilization: float | None = None
+    """Fraction of the driver's last sampling period in which its kernels ran; None where that is not said."""
+
+    @property
+    def label(self) -> str:
+        """The process in a few words."""
+        return f"pid {self.pid}" if self.visible else f"pid {self.pid}, outside this container"
+
+
+class GpuState(Record):
+    """What changes while a GPU works; None where the driver does not say."""
+
+    processes: tuple[GpuProcess, ...] | None = None
+    sm_clock_hz: float | None = None
+    memory_clock_hz: float | None = None
+    event_reasons: int | None = None
+    """Bits of nvmlDeviceGetCurrentClocksEventReasons."""
+    temperature_c: float | None = None
+    power_w: float | None = None
+    """On most GPUs the mean of the last second (nvmlDeviceGetPowerUsage)."""
+    energy_j: float | None = None
+    """Since the driver was loaded."""
+    unread: tuple[str, ...] = ()
+
+    def foreign(self, own_context: bool) -> tuple[GpuProcess, ...]:
+        """Processes that are not this one.
+
+        In a container the driver may list us under a number of the host: where this process has a context of its own
+        (`own_context`), the busiest of those that this system does not know is taken for it.
+        """
+        processes = self.processes or ()
+        hidden = [process for process in processes if not process.visible]
+        if not (own_context and hidden):
+            return processes
+        own = max(hidden, key=lambda process: process.sm_utilization or 0.0)
+        return tuple(process for process in processes if process is not own)
+
+
+class GpuReading(GpuState):
+    """One look at all of a GPU."""
+
+    name: str
+    uuid: str
+    driver: str
+    memory_bytes: int
+    memory_used_bytes: int
+    utilization: float | None = None
+    """Fraction of the driver's last sampling period in which a kernel ran."""
+    mig: bool | None = None
+    ecc: bool | None = None
+    ecc_uncorrected: int | None = None
+    """Uncorrected memory errors since the driver was loaded."""
+    compute_mode: ComputeMode | None = None
+    """Who may create contexts."""
+    sm_clock_max_hz: float | None = None
+    memory_clock_max_hz: float | None = None
+    persistence: bool | None = None
+    slowdown_temperature_c: float | None = None
+    power_limit_w: float | None = None
+    """Enforced now."""
+    power_default_w: float | None = None
 
 
 class Watch(Protocol):
@@ -191,13 +265,3 @@ class GpuWatch:
             state = GpuState(unread=(f"{type(error).__name__}: {error}",))
         self._unread.update(dict.fromkeys(state.unread))
         return state
-
-
-def gpu_watch(pci_bus_id: str) -> GpuWatch:
-    """The watch of the GPU at a PCI address. Without NVML its figures are None and `unread` says why, once asked."""
-    try:
-        gpu = Gpu(pci_bus_id)
-    except NvmlMissing as error:
-        nothing = GpuState(unread=(str(error),))
-        return GpuWatch(lambda: nothing, HostWatch())
-    return GpuWatch(gpu.quick, HostWatch(), gpu.close)

@@ -31,8 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from profiler.devices.backend import backend_of
-from profiler.devices.nvml import GpuReading
-from profiler.devices.watch import Watch
+from profiler.devices.watch import GpuReading, Watch
 from profiler.kernels.family import family_of
 from profiler.kernels.in_model import InModel, InModelKernels
 from profiler.kernels.measure import ROUNDS, Arena, ProbedKernels, Storage, operand_bytes, sets_of

@@ -17,8 +17,7 @@ import torch
 
 from profiler.devices.backend import Backend, PerDevice, backend_of, free_bytes
 from profiler.devices.caches import effective_cache
-from profiler.devices.nvml import GpuReading
-from profiler.devices.watch import Watch
+from profiler.devices.watch import GpuReading, Watch
 from profiler.record.measurement import (
     FASTEST,
     CacheSource,

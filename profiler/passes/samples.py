@@ -2,7 +2,6 @@
 
 On a CPU an operation's host span is its time. On CUDA it is the time of the kernels that were launched within that
 span, and the profiler sees more than any trace does: work on host tensors, and constants that `torch.tensor` copies
-from roofline.hardware import GPU
 from the host below the dispatcher (one without elements, as an empty cache makes, copies nothing). Such operators may
 run beside the traced ones: the former are host time, the latter's copies are kept as unattributed, with their names.
 

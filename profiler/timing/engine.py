@@ -25,8 +25,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from profiler.devices.conditions import device_labels, host_labels, other_share, worst
-from profiler.devices.nvml import GpuReading
-from profiler.devices.watch import Watch
+from profiler.devices.watch import GpuReading, Watch
 from profiler.record.measurement import CacheSource, CacheState, Label, State, Status, WarmUp, Window
 from profiler.timing.cache_state import Rotation, copies, state_of
 from profiler.timing.clocks import Call, Clock, floor_s

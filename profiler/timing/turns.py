@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from profiler.devices.conditions import REASONS
-from profiler.devices.nvml import GpuReading
-from profiler.devices.watch import Watch
+from profiler.devices.watch import GpuReading, Watch
 from profiler.record.measurement import Label, Window
 from profiler.timing.engine import Verdict, judge
 

@@ -4,7 +4,7 @@ import pytest
 from nvml_sequences import NAMES, play, sequence
 
 from profiler.devices.conditions import POWER_CAP, REASONS, SLOWED_SHARE, host_labels, labels, other_share, worst
-from profiler.devices.nvml import GpuReading
+from profiler.devices.watch import GpuReading
 from profiler.record.measurement import Label, Window
 
 EXPECTED: dict[str, list[tuple[str, str]]] = {
