@@ -36,8 +36,8 @@ VERBS = {
     "show": ("look", "show", "SHOW_EXAMPLE"),
     "doctor": ("doctor", "doctor", "EXAMPLE"),
 }
-"""Verb -> module of `profiler.cli`, its function, and the example that ends its help. A module is imported when its verb
-is named, since some take half a second."""
+"""Verb -> module of `profiler.cli`, its function, and the example that ends its help. The module is imported when the
+verb is named, since some take half a second."""
 
 GARBAGE_THRESHOLDS = (100_000, 50, 100)
 """Torch, transformers and a traced graph are a million objects that stay; Python's own thresholds go through them all
