@@ -22,8 +22,6 @@ from profiler.attribution.operations import in_place_or_not
 
 LIBRARY = re.compile(r"^(?:extern_kernels|torch\.ops)\.(?:(\w+)\.)?(\w+)(?:\.\w+)?$")
 """How inductor calls operators of libraries: extern_kernels.mm, torch.ops.aten._grouped_mm.default."""
-INDUCTOR_NAMES: Mapping[str, str] = {"bias_addmm": "addmm"}
-"""Functions of inductor's own (torch/_inductor/kernel/mm.py) and the operator that each calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,8 @@ def library_operator(kernel: str) -> str | None:
     match = LIBRARY.match(kernel)
     if match is None:
         return None
-    return f"{match[1] or 'aten'}::{INDUCTOR_NAMES.get(match[2], match[2])}"
+    name = "addmm" if match[2] == "bias_addmm" else match[2]  # inductor's own, torch/_inductor/kernel/mm.py
+    return f"{match[1] or 'aten'}::{name}"
 
 
 def members(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from profiler.attribution.kernels import CLOCK_SKEW_S, EDGE_S, DeviceJoin, give
+from profiler.attribution.kernels import CLOCK_SKEW_S, DeviceJoin, give, runs_in
 from profiler.attribution.timeline import DeviceEvent, Timeline
 from profiler.record.run import InvalidMeasurement
 
@@ -83,7 +83,9 @@ def join_replay(timeline: Timeline, window: tuple[float, float], plain: Referenc
         raise InvalidMeasurement(f"a replay is one launch of a graph; the profiler saw {len(graphs)}")
     launch = graphs[0]
     others = {other.correlation for other in launches if other is not launch}
-    events = [event for event in timeline.device if _in_window(event, {launch.correlation, *others}, window)]
+    # CUPTI may give a node's event another correlation than its graph's launch.
+    launched = {launch.correlation, *others}
+    events = [event for event in timeline.device if event.correlation in launched or runs_in(window, event)]
     is_beside = [event.correlation in others for event in events]
     check_same(plain.events, [event for event, beside in zip(events, is_beside, strict=True) if not beside])
     nodes = iter(zip(plain.owners, plain.reasons, strict=True))
@@ -99,21 +101,11 @@ def join_replay(timeline: Timeline, window: tuple[float, float], plain: Referenc
         launches=kernels,
         memory_operations=len(events) - kernels,
         memory_launches=len(events) - kernels,
-        unrecorded=(),
-        missing=(),
-        orphans=(),
-        outsiders=(),
         skewed=tuple(event for event in events if event.start_s < launch.start_s - CLOCK_SKEW_S),
         late_s=given.end_s - window[1],
         events=tuple(events),
         owners=tuple(owner for owner, _ in owners),
     )
-
-
-def _in_window(event: DeviceEvent, launched: set[int], window: tuple[float, float]) -> bool:
-    """Whether the launch's correlation says so, or, where CUPTI gives a node's event another, that it ran meanwhile."""
-    ran = event.start_s < window[1] - EDGE_S and event.end_s > window[0] + EDGE_S
-    return event.correlation in launched or ran
 
 
 def _identity(event: DeviceEvent) -> tuple[object, ...]:

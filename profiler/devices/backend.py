@@ -63,8 +63,6 @@ class Backend:
     counts_energy: bool = False
     """Whether windows of its watch have joules."""
     multiplies_tf32: bool = False
-    fp32_matmul_on_vector_units: bool = False
-    """Whether an IEEE float32 product runs on the units of pointwise work, not on those of other products."""
     collectives: str = "gloo"
     """Backend of torch.distributed."""
     activities: tuple[ProfilerActivity, ...] = (ProfilerActivity.CPU,)
@@ -204,7 +202,6 @@ class Cuda(Backend):
 
     type, label = "cuda", "CUDA"
     runs_ahead_of_host = profiles_kernels = captures_graphs = counts_energy = multiplies_tf32 = True
-    fp32_matmul_on_vector_units = True
     collectives = "nccl"
     activities = (ProfilerActivity.CPU, ProfilerActivity.CUDA)
     variables = CUDA_VARIABLES

@@ -10,11 +10,12 @@ in which it did. Both take severities and thresholds from here:
 
 Here are the table and the rules over a measurement's windows; `findings` has those of the machine at rest.
 
-Example: ``worst(labels(windows, before, after))`` is "invalidates" where a result must not be used
+Example: ``worst(device_labels(windows, before, after))`` is "invalidates" where a result must not be used
 """
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 from profiler.devices.watch import GpuReading
@@ -177,22 +178,6 @@ def graded(value: float, warns: float, invalidates: float) -> Severity | None:
     return "invalidates" if value >= invalidates else "warns" if value > warns else None
 
 
-def labels(
-    windows: Sequence[Window],
-    before: GpuReading | None,
-    after: GpuReading | None,
-    *,
-    chip_clock_hz: float | None = None,
-) -> tuple[Label, ...]:
-    """Labels of a measurement, the worst first.
-
-    `before` and `after` are readings of the GPU around it, None on a CPU or without NVML; `chip_clock_hz` is the SM
-    clock for which the datasheet's peaks are quoted.
-    """
-    both = [*device_labels(windows, before, after, chip_clock_hz=chip_clock_hz), *host_labels(windows)]
-    return tuple(sorted(both, key=lambda label: ORDER.index(label.severity)))
-
-
 def device_labels(
     windows: Sequence[Window],
     before: GpuReading | None = None,
@@ -200,7 +185,11 @@ def device_labels(
     *,
     chip_clock_hz: float | None = None,
 ) -> list[Label]:
-    """Labels of the device alone; arguments as of `labels`."""
+    """Labels of the device.
+
+    `before` and `after` are readings of the GPU around the measurement, None on a CPU or without NVML; `chip_clock_hz`
+    is the SM clock for which the datasheet's peaks are quoted.
+    """
     reasons = list(_reasons(windows, chip_clock_hz))
     return [
         *reasons,
@@ -314,7 +303,7 @@ def _sm_clock_moved(windows: Sequence[Window], chip_clock_hz: float | None) -> I
     clocks = [window.sm_clock_hz for window in windows if window.sm_clock_hz is not None]
     text = _sm_clock(windows, chip_clock_hz)
     if clocks and _moved(clocks):
-        share = _off_median(windows, lambda window: window.sm_clock_hz)
+        share = _off_median(windows, attrgetter("sm_clock_hz"))
         yield _label("clock", f"the SM clock was not held{text}", share)
     elif clocks and chip_clock_hz is not None and _moved([statistics.median(clocks), chip_clock_hz]):
         yield _label("clock", f"the peaks are quoted at another clock{text}", 1.0)
@@ -322,12 +311,8 @@ def _sm_clock_moved(windows: Sequence[Window], chip_clock_hz: float | None) -> I
 
 def _other_clocks(windows: Sequence[Window]) -> Iterable[Label]:
     """Clocks of the GPU's memory and of the CPU that moved."""
-    figures: dict[str, Callable[[Window], float | None]] = {
-        "memory": lambda window: window.memory_clock_hz,
-        "CPU": lambda window: window.cpu_clock_hz,
-    }
-    for name, figure in figures.items():
-        values = [value for window in windows if (value := figure(window)) is not None]
+    for name, figure in (("memory", attrgetter("memory_clock_hz")), ("CPU", attrgetter("cpu_clock_hz"))):
+        values = [value for value in map(figure, windows) if value is not None]
         if values and _moved(values):
             what = f"the {name} clock moved, {_megahertz(values)}, median {statistics.median(values) / 1e6:,.0f}"
             yield _label("clock", what, _off_median(windows, figure))
