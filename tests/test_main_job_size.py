@@ -33,7 +33,7 @@ def test_the_main_job_passes_through_few_files(tmp_path: Path) -> None:
     config = tiny("llama")
     config.save_pretrained(tmp_path / "model")
     arguments = ["run", str(tmp_path / "model"), "--phase", "decode", "--dtype", "float32", "--quick", "--no-calibrate"]
-    arguments += ["--layers", "1", "--device", "cpu", "--seconds", "0.1", "--out", str(tmp_path / "results")]
+    arguments += ["--device", "cpu", "--seconds", "0.1", "--out", str(tmp_path / "results")]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )

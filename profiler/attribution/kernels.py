@@ -1,4 +1,4 @@
-"""From kernels to operations: what the device did during one pass, and for which operation.
+"""Attributes what the device did during one pass to operations.
 
 Rule: device event → correlation id → launch → the operation whose host span encloses the launch's start on the same
 thread. Where kineto keeps no record of the launch, or knows its thread under another number, the event's external id
@@ -124,8 +124,8 @@ class Unattributed:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """Device time given to operations."""
+class Attribution:
+    """Device time of one pass, shared among operations."""
 
     ops: tuple[OpDevice, ...]
     unattributed: tuple[Unattributed, ...]
@@ -134,13 +134,13 @@ class Given:
     """End of the window, or of the last event where that is later."""
 
 
-def give(
+def attribute(
     events: Sequence[DeviceEvent],
     owners: Sequence[tuple[int | None, str]],
     indices: Sequence[int],
     window: tuple[float, float],
     inside: Container[int | None],
-) -> Given:
+) -> Attribution:
     """Share the window's time among the events, and give each event's share and gap to its owner.
 
     Args: the position of each event's operation, or None and why; the index of the operation at each position; the
@@ -168,7 +168,7 @@ def give(
         )
         for i, index in enumerate(indices)
     )
-    return Given(ops, tuple(unattributed), gaps.tail_s, end_s)
+    return Attribution(ops, tuple(unattributed), gaps.tail_s, end_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class DeviceJoin:
     """One pass on the device. Seconds; counts are of this pass."""
 
     ops: tuple[OpDevice, ...]
-    """One for each given span, in the given order."""
+    """One for each span, in their order."""
     unattributed: tuple[Unattributed, ...]
     tail_gap_s: float
     """Idle between the last device event and the end of the window."""
@@ -248,17 +248,17 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
         owners.find(event, launched.get(event.correlation) if event.correlation is not None else None, inside, window)
         for event in events
     ]
-    given = give(events, owned, [span.index for span in operations], window, inside)
+    shared = attribute(events, owned, [span.index for span in operations], window, inside)
     seen = {e.correlation for e in events}
     without = [e for e in events if e.correlation not in launched]
     unrecorded = tuple(e for e in without if owners.called(e, window) is not None)
     kinds = Counter(launch.kind for launch in in_window)
     kinds.update("kernel" if e.kind == "kernel" else "memory" for e in unrecorded)
     return DeviceJoin(
-        ops=given.ops,
-        unattributed=given.unattributed,
-        tail_gap_s=given.tail_gap_s,
-        wall_s=given.end_s - window[0],
+        ops=shared.ops,
+        unattributed=shared.unattributed,
+        tail_gap_s=shared.tail_gap_s,
+        wall_s=shared.end_s - window[0],
         kernels=sum(e.kind == "kernel" for e in events),
         launches=kinds["kernel"],
         memory_operations=sum(e.kind != "kernel" for e in events),
@@ -272,7 +272,7 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
             if e.correlation is not None and e.correlation in launched
             and e.start_s < launched[e.correlation].start_s - CLOCK_SKEW_S
         ),
-        late_s=given.end_s - window[1],
+        late_s=shared.end_s - window[1],
         events=tuple(events),
         owners=tuple(position for position, _ in owned),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""From the profiler's host events to the operations that a pass executed, in order.
+"""Finds the operations that a pass executed, in order, among the profiler's host events.
 
 The profiler sees a tree: our ranges, composite operators, operators, and what those call. An operation is the
 outermost event whose name the traced graph knows; on a CPU its span is its time. A leaf that the graph does not

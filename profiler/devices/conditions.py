@@ -206,16 +206,16 @@ def host_labels(windows: Sequence[Window]) -> list[Label]:
     duration_s = sum(window.duration_s for window in windows)
     unsure = TICK_S / duration_s if duration_s else 1.0  # of each core's time
     steal, others = _mean(windows, lambda window: window.steal_fraction), _mean(windows, _others)
-    found = []
+    host = []
     if steal is not None and (severity := graded(steal - unsure, STEAL_WARN, STEAL_INVALIDATE)):
         share = _share(windows, lambda window: (window.steal_fraction or 0) > STEAL_WARN)
         what = f"the hypervisor took {100 * steal:.1f} % of the cores' time (steal)"
-        found.append(_label("steal", what, share, severity))
+        host.append(_label("steal", what, share, severity))
     if others is not None and (severity := graded(others - unsure, OTHERS_WARN, OTHERS_INVALIDATE)):
         cores = next(window.cores for window in windows if window.cores)
         share = _share(windows, lambda window: (_others(window) or 0) > OTHERS_WARN)
-        found.append(_label("other work", f"other work took {others * cores:.2f} of {cores} cores", share, severity))
-    return found
+        host.append(_label("other work", f"other work took {others * cores:.2f} of {cores} cores", share, severity))
+    return host
 
 
 def worst(judged: Iterable[Label | Finding]) -> Severity | None:

@@ -1,7 +1,6 @@
 """Watches the device and the host while samples are taken, one window after another, a few times a second.
 
-`begin` and `end` read a few files, and on CUDA a handful of the driver's figures through a handle that stays open. What
-cannot be read is None in the window, and its reason is once in `unread`: nothing is raised into a measurement.
+What cannot be read is None in the window, and `unread` gives its reason once: nothing is raised into a measurement.
 
 Example::
 
@@ -15,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 from profiler.devices.host import CpuTimes, parse_clock_hz, parse_cpu_times, read_processor, usable_cpus
 from profiler.record.measurement import Window
@@ -32,7 +31,7 @@ class GpuProcess(Record):
     """A process with a context on the GPU."""
 
     pid: int
-    """As the driver numbers it: in a container this may be a number of the host."""
+    """Number that the driver gives it; in a container this may be a number of the host."""
     memory_bytes: int | None = None
     visible: bool
     """Whether this system has a process of that number."""
@@ -55,7 +54,7 @@ class GpuState(Record):
     """Bits of nvmlDeviceGetCurrentClocksEventReasons."""
     temperature_c: float | None = None
     power_w: float | None = None
-    """On most GPUs the mean of the last second (nvmlDeviceGetPowerUsage)."""
+    """Power, on most GPUs the mean of the last second (nvmlDeviceGetPowerUsage)."""
     energy_j: float | None = None
     """Since the driver was loaded."""
     unread: tuple[str, ...] = ()
@@ -116,14 +115,6 @@ class Watch(Protocol):
         """Let go of what is held open."""
 
 
-class _Opened(NamedTuple):
-    """What was counted when a window was opened."""
-
-    at_s: float
-    own_s: float
-    times: CpuTimes | None
-
-
 class HostWatch:
     """Frequency, load, steal and the work of others on the CPUs that this process may use."""
 
@@ -140,7 +131,8 @@ class HostWatch:
         self._cpus = tuple(usable_cpus() if cpus is None else cpus)
         self._ticks = float(os.sysconf("SC_CLK_TCK"))
         self._start_s: float | None = None
-        self._opened: _Opened | None = None
+        self._opened: tuple[float, float, CpuTimes | None] | None = None
+        """Time, CPU seconds of this process and CPU times when the window was opened."""
         self._unread: dict[str, None] = {}
         clocked = self._cpus[:: -(-len(self._cpus) // CLOCKED_CPUS)]
         files = [sys / f"devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq" for cpu in clocked]
@@ -153,23 +145,23 @@ class HostWatch:
 
     def begin(self) -> None:
         times = self._times()
-        self._opened = _Opened(self._now(), self._own(), times)
+        self._opened = self._now(), self._own(), times
         if self._start_s is None:
-            self._start_s = self._opened.at_s
+            self._start_s = self._opened[0]
 
     def end(self, samples: int) -> Window:
         if self._opened is None or self._start_s is None:
             raise RuntimeError("end() closes a window that begin() has opened")
-        opened, self._opened = self._opened, None
+        (opened_s, own_before_s, before), self._opened = self._opened, None
         at_s, own_s = self._now(), self._own()
-        duration_s = max(0.0, at_s - opened.at_s)
+        duration_s = max(0.0, at_s - opened_s)
         times = self._times()
-        steal, others = _taken(opened.times, times, own_s - opened.own_s, duration_s)
-        if opened.times and times and steal is None:
+        steal, others = _taken(before, times, own_s - own_before_s, duration_s)
+        if before and times and steal is None:
             self._unread["CPU times: the system's counters did not move within a window"] = None
         load = self._text(self._proc / "loadavg")
         return Window(
-            start_s=max(0.0, opened.at_s - self._start_s),
+            start_s=max(0.0, opened_s - self._start_s),
             duration_s=duration_s,
             samples=samples,
             cores=len(self._cpus),

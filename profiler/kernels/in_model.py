@@ -52,12 +52,12 @@ class InModel:
     @property
     def time_s(self) -> NDArray[np.float64]:
         """Seconds of each operation."""
-        return middle_mean([each.device_s for each in self.taken])
+        return middle_mean([sample.device_s for sample in self.taken])
 
     @property
     def gap_s(self) -> NDArray[np.float64]:
         """Seconds of the host before each operation."""
-        return middle_mean([each.gap_s for each in self.taken])
+        return middle_mean([sample.gap_s for sample in self.taken])
 
 
 class _Pass(nn.Module):
@@ -103,10 +103,9 @@ class InModelKernels:
 
     def passes(self, visits: Iterable[Sequence[Sequence[Sample]]]) -> list[InModel]:
         """The passes of these visits together."""
-        each = zip(*visits, strict=True)
         return [
             InModel(graph, tuple(sample for visit in taken for sample in visit))
-            for graph, taken in zip(self._graphs, each, strict=True)
+            for graph, *taken in zip(self._graphs, *visits, strict=True)
         ]
 
 

@@ -70,21 +70,15 @@ def copies(operand_bytes: int, cache_bytes: int, *, limit_bytes: int) -> int:
 
 
 def state_of(
-    declared: State,
-    distinct: int,
-    operand_bytes: int,
-    cache_bytes: int | None,
-    cache_source: CacheSource = "stated",
+    declared: State, distinct: int, operand_bytes: int, cache_bytes: int | None, cache_source: CacheSource = "stated"
 ) -> CacheState:
     """The state that `distinct` operands of so many bytes, used in turn, leave a cache of `cache_bytes` in.
 
     A single operand that is streamed has its own bytes between two uses of its first one.
     """
     between = operand_bytes * max(1, distinct - 1)
-    holds = None
-    if declared == "in place":
-        holds = True
-    elif cache_bytes is not None:
+    holds: bool | None = declared == "in place" or None
+    if not holds and cache_bytes is not None:
         holds = between >= PAST * cache_bytes if declared == "cold" else distinct * operand_bytes <= cache_bytes
     return CacheState(
         declared=declared,

@@ -78,9 +78,8 @@ class Turns(Generic[T]):
 
     def labels(self) -> tuple[Label, ...]:
         """The conditions of the visits that count, and how many do not."""
-        counted = [visit for name in self.visits for visit in self.counted(name)]
+        everything, counted = self._visits()
         labels = self._judged(counted).labels if counted else ()
-        everything = [visit for visits in self.visits.values() for visit in visits]
         if left_out := [visit for visit in everything if not any(visit is other for other in counted)]:
             what = f"{len(left_out)} of {len(everything)} visits do not count: {self._why(left_out)}"
             labels += (Label(severity="note", what=what, share=len(left_out) / len(everything)),)
@@ -88,17 +87,21 @@ class Turns(Generic[T]):
 
     def warning(self) -> str | None:
         """What disturbed visits, what became of them, and what to do, in one line; None where none was disturbed."""
-        everything = [visit for visits in self.visits.values() for visit in visits]
+        everything, counted = self._visits()
         disturbed = [visit for visit in everything if not visit.is_sound]
         if not disturbed:
             return None
-        counted = [visit for name in self.visits for visit in self.counted(name)]
         kept = sum(any(visit is other for other in counted) for visit in disturbed)
         fate = "all left out" if not kept else f"{kept} of them used, since too few others remain"
         return (
             f"{len(disturbed)} of {len(everything)} visits to the calibration's kernels were disturbed, {fate}: "
             f"{self._why(disturbed)}; for a better calibration {self._remedy(disturbed)} and run again"
         )
+
+    def _visits(self) -> tuple[list[Visit[T]], list[Visit[T]]]:
+        """All visits, and those that count."""
+        everything = [visit for visits in self.visits.values() for visit in visits]
+        return everything, [visit for name in self.visits for visit in self.counted(name)]
 
     def _judged(self, visits: Iterable[Visit[T]]) -> Verdict:
         windows = [window for visit in visits for window in visit.windows]

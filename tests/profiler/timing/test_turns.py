@@ -146,7 +146,7 @@ def test_a_gpu_that_is_throttled_in_every_visit_gives_no_result() -> None:
     assert results(turns, "a") == [] and len(turns.visits["a"]) == TRIES * 3
     assert str(turns.visits["a"][-1].verdict.reason).startswith("the driver slows the clock for heat in 100 %")
     warning = turns.warning()
-    assert warning is not None and "check cooling, let it cool down and run again" in warning
+    assert warning is not None and "check the cooling, and let the device cool down and run again" in warning
 
 
 def test_a_visit_is_called_busy_where_a_pass_is() -> None:
