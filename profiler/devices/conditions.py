@@ -1,14 +1,11 @@
-"""What spoils a measurement: one table of conditions, and the rules that tell where they hold.
+"""What spoils a measurement: one table of conditions, and the rules over a measurement's windows.
 
-`doctor` looks at the machine at rest and makes a `Finding` of each condition that holds: what was found, why it matters
-and what to do. A measurement makes a `Label` of each that held while its samples were taken, with the share of the time
-in which it did. Both take severities and thresholds from here:
+`doctor` makes a `Finding` of each condition that holds on the machine at rest (`findings`), a measurement a `Label` of
+each that held while its samples were taken, with its share of the time. Both take severities and thresholds from here:
 
 - "note": worth knowing when figures are compared; nothing needs to be done,
 - "warns": figures are usable, with more noise or a lower peak than the device can give,
 - "invalidates": what is measured is not this device's speed; `doctor` exits with 4.
-
-Here are the table and the rules over a measurement's windows; `findings` has those of the machine at rest.
 
 Example: ``worst(device_labels(windows, before, after))`` is "invalidates" where a result must not be used
 """

@@ -1,9 +1,8 @@
 """The host: its processors, caches and memory, the limits that control groups set, and what it is doing besides us.
 
-Everything is read from Linux's /proc and /sys; parsers are functions of text, so that recorded text tests them. What is
-built into the machine is read below `proc_root` and `sys_root`, which a developer may point at a pretended host:
-`ROOFCAL_PRETEND_HOST` names a folder with `proc` and `sys` trees (`tests/pretended_hosts.py` makes them). Counters of
-what happens now (load, CPU times, other processes) are always those of the real machine.
+Everything is read from Linux's /proc and /sys. What is built into the machine is read below `proc_root` and `sys_root`:
+a developer may point them at a pretended host, a folder with `proc` and `sys` trees, with `ROOFCAL_PRETEND_HOST`.
+Counters of what happens now (load, CPU times, other processes) are always those of the real machine.
 
 Example: ``read_host(interval_s=0.5).steal_fraction``, ``free_bytes() // 8``
 """

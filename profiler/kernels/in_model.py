@@ -1,10 +1,8 @@
-"""Small operations and the gaps between them as they are in eager models, which no row of equal calls can tell.
+"""Times small operations and the gaps between them as they are in eager models, where they take longer than in a row.
 
-Llamas whose widths follow from the device decode a token and prefill prompts. Between two small operations of a model
-the interpreter runs, products stream their weights through the caches, and operands lie where another operation has
-put them: a layer smaller than the last-level cache leaves code and interpreter in it, a larger one drives them out. So
-a small operation takes longer there than in a row of its own, on a CPU above all. What lies between the spans of two
-operations is the host's.
+Between two small operations of a model the interpreter runs, products stream their weights through the caches, and
+operands lie where another operation has put them: a layer smaller than the last-level cache leaves code and interpreter
+in it, a larger one evicts them. So Llamas whose widths follow from the device decode a token and prefill prompts.
 
 Example: ``InModelKernels(torch.device("cpu"), "float32", cache_bytes=32e6, flops_per_s=1e12).visit(watched)``
 """

@@ -1,8 +1,7 @@
-"""Things that are timed in turn, over several visits: each visit is watched and judged, and repeated where disturbed.
+"""Times kernels in turn, over several visits: each visit is watched and judged, and repeated where disturbed.
 
-What changes with time (neighbours of a shared host, a device's heat) is then nobody's in particular, and the middle
-half of three visits or more resists a burst. A visit while the device was throttled or shared never counts; one on a
-busy host counts only where too few others remain. `Turns.warning` says so in one line, with what to do.
+What changes with time (neighbours of a shared host, a device's heat) then falls on all of them alike. A visit while the
+device was throttled or shared never counts; one on a busy host counts only where too few others remain.
 
 Example: ``take_turns(["a", "b"], measure_one, visits=3, seconds=45, on_cpu=True, watch=watch).counted("a")``
 """
@@ -46,7 +45,7 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class Visit(Generic[T]):
-    """One turn at timing something, with its conditions."""
+    """One turn of a kernel, with its conditions."""
 
     result: T
     windows: tuple[Window, ...]
@@ -60,7 +59,7 @@ class Visit(Generic[T]):
 
 @dataclass(slots=True)
 class Turns(Generic[T]):
-    """All visits, by what was visited."""
+    """All visits, by name."""
 
     visits: dict[str, list[Visit[T]]]
     on_cpu: bool
@@ -143,8 +142,8 @@ def take_turns(
     A visit that was disturbed is repeated at the end of its round, `TRIES` times the visits at most. After `seconds`
     nothing is begun that has had `FEWEST_VISITS`.
 
-    Args: `take`, makes one visit, running what it times through the `Watched` that it is given; `read`, the GPU as the
-    driver describes it, around each visit; `progress`, told how many visits there were.
+    Args: `take` makes one visit, and runs what it times through its `Watched`; `read` gives the GPU as the driver
+    describes it, around each visit; `progress` is called with the number of visits before each.
     """
     turns: Turns[T] = Turns({name: [] for name in names}, on_cpu)
     sound = dict.fromkeys(names, 0)
