@@ -95,8 +95,8 @@ def probe_kernels(
         try:
             family_of(shape.op)
             known.append(shape)
-        except ValueError as error:
-            failed[f"kernel.{shape.op}.{shape.dtype}"] = reason(error)
+        except ValueError as unknown:
+            failed[f"kernel.{shape.op}.{shape.dtype}"] = reason(unknown)
     backend = backend_of(device)
     arenas = _arenas(known, device, round(limit_bytes))
     most = math.inf if backend.is_host else limit_bytes  # operands out of an arena need no memory of their own
