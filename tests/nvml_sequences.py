@@ -6,8 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from profiler.devices.nvml import GpuReading, GpuState
-from profiler.devices.watch import GpuWatch, HostWatch
+from profiler.devices.watch import GpuReading, GpuState, GpuWatch, HostWatch
 from profiler.record.measurement import Window
 from roofline.record import Record
 

@@ -92,10 +92,9 @@ def working(host: tuple[HostEvent, ...]) -> list[HostEvent]:
 def launch(timeline: Timeline, event: HostEvent, work: str, at: float = 0.3, tid: int | None = None) -> Timeline:
     """One launch within a host event, at a part of its span, and what the device then did."""
     name, kind = APIS[work]
-    api = "driver" if name.startswith("cuL") else "runtime"
     start_s = event.start_s + at * (event.end_s - event.start_s)
     correlation = 1000 + len(timeline.launches)
-    call = Launch(name, start_s, start_s + 1e-8, event.tid if tid is None else tid, correlation, api, kind)
+    call = Launch(name, start_s, start_s + 1e-8, event.tid if tid is None else tid, correlation, kind)
     begin_s = start_s + 2e-8
     done = DeviceEvent(
         work,
@@ -118,6 +117,6 @@ def with_host_events(timeline: Timeline, *names: str) -> tuple[Timeline, list[Ho
         room_s = (min(inside) - whole.start_s) / (len(names) + 1)
         for i, name in enumerate(names):
             start_s = whole.start_s + (i + 0.5) * room_s
-            added.append(HostEvent(name, start_s, start_s + 0.8 * room_s, whole.tid, 10**6 + 100 * k + i, "cpu_op"))
+            added.append(HostEvent(name, start_s, start_s + 0.8 * room_s, whole.tid, 10**6 + 100 * k + i))
     host = tuple(sorted((*timeline.host, *added), key=lambda e: (e.start_s, -e.end_s)))
     return replace(timeline, host=host), added

@@ -1,11 +1,9 @@
-"""From the kernels that a compiler made to the operations of the traced graph that each of them came from.
+"""Finds the operations of the traced graph that each kernel of a compiler came from.
 
-A compiler fuses calls of the model's source, of which it keeps the module path and the operators that each makes in
-eager mode. Those operators, in order, are the traced graph's, but for what the model does otherwise when it is compiled
-(another mask, say). A call's operations are found by aligning the two. A call without any, as when the compiler put it
-in the place of another, stands for those of its module that no kernel has; a kernel without any for those of its
-modules that are no anchors, or of the next module around that has some. So the time of a kernel always belongs to a set
-of modules, and is only unattributed where no module of the model is known for it.
+A compiler fuses calls of the model's source, and keeps the module path of each and the operators that it makes in eager
+mode. Aligning these operators with the traced graph's gives a call's operations. A call without any stands for those of
+its module that no kernel has; a kernel without any for those of its modules that are no anchors, or of the next module
+around that has some. So the time of a kernel is only unattributed where no module of the model is known for it.
 
 An anchor that an operator of a library does (a product, attention) belongs to the kernel of that operator alone, though
 a compiler counts the copies and masks made for it as its part.
@@ -22,8 +20,6 @@ from profiler.attribution.operations import in_place_or_not
 
 LIBRARY = re.compile(r"^(?:extern_kernels|torch\.ops)\.(?:(\w+)\.)?(\w+)(?:\.\w+)?$")
 """How inductor calls operators of libraries: extern_kernels.mm, torch.ops.aten._grouped_mm.default."""
-INDUCTOR_NAMES: Mapping[str, str] = {"bias_addmm": "addmm"}
-"""Functions of inductor's own (torch/_inductor/kernel/mm.py) and the operator that each calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +62,8 @@ def library_operator(kernel: str) -> str | None:
     match = LIBRARY.match(kernel)
     if match is None:
         return None
-    return f"{match[1] or 'aten'}::{INDUCTOR_NAMES.get(match[2], match[2])}"
+    name = "addmm" if match[2] == "bias_addmm" else match[2]  # inductor's own, torch/_inductor/kernel/mm.py
+    return f"{match[1] or 'aten'}::{name}"
 
 
 def members(

@@ -1,4 +1,4 @@
-"""From kernels to operations: what the device did during one pass, and for which operation.
+"""Attributes what the device did during one pass to operations.
 
 Rule: device event → correlation id → launch → the operation whose host span encloses the launch's start on the same
 thread. Where kineto keeps no record of the launch, or knows its thread under another number, the event's external id
@@ -124,8 +124,8 @@ class Unattributed:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """Device time given to operations."""
+class Attribution:
+    """Device time of one pass, shared among operations."""
 
     ops: tuple[OpDevice, ...]
     unattributed: tuple[Unattributed, ...]
@@ -134,13 +134,13 @@ class Given:
     """End of the window, or of the last event where that is later."""
 
 
-def give(
+def attribute(
     events: Sequence[DeviceEvent],
     owners: Sequence[tuple[int | None, str]],
     indices: Sequence[int],
     window: tuple[float, float],
     inside: Container[int | None],
-) -> Given:
+) -> Attribution:
     """Share the window's time among the events, and give each event's share and gap to its owner.
 
     Args: the position of each event's operation, or None and why; the index of the operation at each position; the
@@ -168,7 +168,7 @@ def give(
         )
         for i, index in enumerate(indices)
     )
-    return Given(ops, tuple(unattributed), gaps.tail_s, end_s)
+    return Attribution(ops, tuple(unattributed), gaps.tail_s, end_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class DeviceJoin:
     """One pass on the device. Seconds; counts are of this pass."""
 
     ops: tuple[OpDevice, ...]
-    """One for each given span, in the given order."""
+    """One for each span, in their order."""
     unattributed: tuple[Unattributed, ...]
     tail_gap_s: float
     """Idle between the last device event and the end of the window."""
@@ -189,22 +189,22 @@ class DeviceJoin:
     """memcpy and memset that ran."""
     memory_launches: int
     """Counted as `launches` are."""
-    unrecorded: tuple[DeviceEvent, ...]
-    """Device events whose launch has no record of its own; the host event that made it is known."""
-    missing: tuple[Launch, ...]
-    """Launches of kernels and memory operations without a device event: the profiler dropped it."""
-    orphans: tuple[DeviceEvent, ...]
-    """Device events without a launch record, of which no host event is known either."""
-    outsiders: tuple[DeviceEvent, ...]
-    """Device events that ran in the window but were launched outside of it."""
-    skewed: tuple[DeviceEvent, ...]
-    """Device events that claim to have begun before their launch."""
     late_s: float
     """How long the device still worked after the window."""
-    events: tuple[DeviceEvent, ...] = ()
+    events: tuple[DeviceEvent, ...]
     """All that ran, in the order in which it began."""
-    owners: tuple[int | None, ...] = ()
+    owners: tuple[int | None, ...]
     """Position of the operation that each event belongs to; None where it belongs to none."""
+    unrecorded: tuple[DeviceEvent, ...] = ()
+    """Device events whose launch has no record of its own; the host event that made it is known."""
+    missing: tuple[Launch, ...] = ()
+    """Launches of kernels and memory operations without a device event: the profiler dropped it."""
+    orphans: tuple[DeviceEvent, ...] = ()
+    """Device events without a launch record, of which no host event is known either."""
+    outsiders: tuple[DeviceEvent, ...] = ()
+    """Device events that ran in the window but were launched outside of it."""
+    skewed: tuple[DeviceEvent, ...] = ()
+    """Device events that claim to have begun before their launch."""
 
     @property
     def device_s(self) -> float:
@@ -236,7 +236,11 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
         )
     launched = {launch.correlation: launch for launch in timeline.launches}
     inside = {launch.correlation for launch in in_window}
-    events = [e for e in timeline.device if e.correlation in inside or _runs_in(window, e, e.correlation in launched)]
+    events = [
+        e
+        for e in timeline.device
+        if e.correlation in inside or runs_in(window, e, EDGE_S if e.correlation in launched else 0.0)
+    ]
     if len(devices := sorted({e.device for e in events})) > 1:
         raise ValueError(f"work on devices {devices}: one device at a time; hide the others with CUDA_VISIBLE_DEVICES")
 
@@ -244,17 +248,17 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
         owners.find(event, launched.get(event.correlation) if event.correlation is not None else None, inside, window)
         for event in events
     ]
-    given = give(events, owned, [span.index for span in operations], window, inside)
+    shared = attribute(events, owned, [span.index for span in operations], window, inside)
     seen = {e.correlation for e in events}
     without = [e for e in events if e.correlation not in launched]
     unrecorded = tuple(e for e in without if owners.called(e, window) is not None)
     kinds = Counter(launch.kind for launch in in_window)
     kinds.update("kernel" if e.kind == "kernel" else "memory" for e in unrecorded)
     return DeviceJoin(
-        ops=given.ops,
-        unattributed=given.unattributed,
-        tail_gap_s=given.tail_gap_s,
-        wall_s=given.end_s - window[0],
+        ops=shared.ops,
+        unattributed=shared.unattributed,
+        tail_gap_s=shared.tail_gap_s,
+        wall_s=shared.end_s - window[0],
         kernels=sum(e.kind == "kernel" for e in events),
         launches=kinds["kernel"],
         memory_operations=sum(e.kind != "kernel" for e in events),
@@ -268,7 +272,7 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
             if e.correlation is not None and e.correlation in launched
             and e.start_s < launched[e.correlation].start_s - CLOCK_SKEW_S
         ),
-        late_s=given.end_s - window[1],
+        late_s=shared.end_s - window[1],
         events=tuple(events),
         owners=tuple(position for position, _ in owned),
     )  # fmt: skip
@@ -277,28 +281,22 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
 def check(done: DeviceJoin) -> list[str]:
     """What makes a pass's attribution incomplete or wrong, one line each; empty if nothing does."""
     problems: list[str] = []
-    expected = (("kernel", "kernel", done.launches), ("memory", "memcpy or memset", done.memory_launches))
-    for kind, word, total in expected:
+    for kind, word, total in (
+        ("kernel", "kernel", done.launches),
+        ("memory", "memcpy or memset", done.memory_launches),
+    ):
         if lost := [launch for launch in done.missing if launch.kind == kind]:
             problems.append(
                 f"{len(lost)} of {total} {word} launches have no event on the device: the profiler dropped events "
                 f"(the first: {lost[0].name}, correlation {lost[0].correlation}); profile again"
             )
-    if done.orphans:
-        problems.append(
-            f"{len(done.orphans)} device events have no launch record: their operation is unknown "
-            f"(the first: {done.orphans[0].name})"
-        )
-    if done.outsiders:
-        problems.append(
-            f"{len(done.outsiders)} device events were launched outside the pass and ran in it: synchronise before it "
-            f"(the first: {done.outsiders[0].name})"
-        )
-    if done.skewed:
-        problems.append(
-            f"{len(done.skewed)} device events begin before their launch: corrupted time stamps, profile again in a "
-            f"fresh process (the first: {done.skewed[0].name})"
-        )
+    for events, what in (
+        (done.orphans, "have no launch record: their operation is unknown"),
+        (done.outsiders, "were launched outside the pass and ran in it: synchronise before it"),
+        (done.skewed, "begin before their launch: corrupted time stamps, profile again in a fresh process"),
+    ):
+        if events:
+            problems.append(f"{len(events)} device events {what} (the first: {events[0].name})")
     if done.late_s > CLOCK_SKEW_S:
         problems.append(f"the device worked on for {done.late_s:.6f} s after the pass: synchronise before it ends")
     if not problems and done.kernels != done.launches:
@@ -306,9 +304,8 @@ def check(done: DeviceJoin) -> list[str]:
     return problems
 
 
-def _runs_in(window: tuple[float, float], event: DeviceEvent, launched: bool) -> bool:
-    """Whether an event runs in the window; one that was launched, but outside, only if it reaches beyond the edge."""
-    edge_s = EDGE_S if launched else 0.0
+def runs_in(window: tuple[float, float], event: DeviceEvent, edge_s: float = EDGE_S) -> bool:
+    """Whether an event runs in the window, further than `edge_s` from its ends."""
     return event.start_s < window[1] - edge_s and event.end_s > window[0] + edge_s
 
 

@@ -1,4 +1,4 @@
-"""From the profiler's host events to the operations that a pass executed, in order.
+"""Finds the operations that a pass executed, in order, among the profiler's host events.
 
 The profiler sees a tree: our ranges, composite operators, operators, and what those call. An operation is the
 outermost event whose name the traced graph knows; on a CPU its span is its time. A leaf that the graph does not
@@ -175,10 +175,7 @@ def differences(traced: Sequence[tuple[str, str]], ran: Sequence[tuple[str, str]
 
 def only_ran(traced: Sequence[tuple[str, str]], ran: Sequence[tuple[str, str]]) -> set[int] | None:
     """Positions in `ran` of what was not traced; None where something traced did not run."""
-    extra: set[int] = set()
-    for tag, _, _, c, d in SequenceMatcher(None, traced, ran, autojunk=False).get_opcodes():
-        if tag == "insert":
-            extra.update(range(c, d))
-        elif tag != "equal":
-            return None
-    return extra
+    changes = [c for c in SequenceMatcher(None, traced, ran, autojunk=False).get_opcodes() if c[0] != "equal"]
+    if any(tag != "insert" for tag, *_ in changes):
+        return None
+    return {i for *_, c, d in changes for i in range(c, d)}

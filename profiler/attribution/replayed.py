@@ -1,11 +1,9 @@
-"""From the kernels of a replayed CUDA graph to operations: by their order, which is that of the pass it captured.
+"""Attributes the kernels of a replayed CUDA graph to operations, by the order of the pass that it captured.
 
-A replay is one launch: nothing on the host says which operation a kernel belongs to. But a capture records the very
-launches of a plain pass, so the kernels of a replay are those of the plain pass, one by one. They are taken for each
-other where kind, name, grid and block of every single one agree; else nothing is guessed: `GraphMismatch`.
-
-Kernels, copies and memsets are compared in the order in which they began. What CUPTI calls a memset's memory differs
-between a stream and a graph, so of memsets only the kind is compared.
+A replay is one launch: nothing on the host says which operation a kernel belongs to. But a capture records the launches
+of a plain pass, so kind, name, grid and block of every kernel, copy and memset must agree with those of the plain pass,
+in the order in which they began; else `GraphMismatch` is raised. CUPTI names a memset's memory differently in a stream
+and in a graph, so only the kind of memsets is compared.
 
 Example: ``joined = join_replay(replays, window, reference(plain))``
 """
@@ -14,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from profiler.attribution.kernels import CLOCK_SKEW_S, EDGE_S, DeviceJoin, give
+from profiler.attribution.kernels import CLOCK_SKEW_S, DeviceJoin, attribute, runs_in
 from profiler.attribution.timeline import DeviceEvent, Timeline
 from profiler.record.run import InvalidMeasurement
 
@@ -83,37 +81,29 @@ def join_replay(timeline: Timeline, window: tuple[float, float], plain: Referenc
         raise InvalidMeasurement(f"a replay is one launch of a graph; the profiler saw {len(graphs)}")
     launch = graphs[0]
     others = {other.correlation for other in launches if other is not launch}
-    events = [event for event in timeline.device if _in_window(event, {launch.correlation, *others}, window)]
+    # CUPTI may give a node's event another correlation than its graph's launch.
+    launched = {launch.correlation, *others}
+    events = [event for event in timeline.device if event.correlation in launched or runs_in(window, event)]
     is_beside = [event.correlation in others for event in events]
     check_same(plain.events, [event for event, beside in zip(events, is_beside, strict=True) if not beside])
     nodes = iter(zip(plain.owners, plain.reasons, strict=True))
     owners = [(None, "launched beside the graph") if beside else next(nodes) for beside in is_beside]
-    given = give(events, owners, plain.indices, window, {event.correlation for event in events})
+    shared = attribute(events, owners, plain.indices, window, {event.correlation for event in events})
     kernels = sum(event.kind == "kernel" for event in events)
     return DeviceJoin(
-        ops=given.ops,
-        unattributed=given.unattributed,
-        tail_gap_s=given.tail_gap_s,
-        wall_s=given.end_s - window[0],
+        ops=shared.ops,
+        unattributed=shared.unattributed,
+        tail_gap_s=shared.tail_gap_s,
+        wall_s=shared.end_s - window[0],
         kernels=kernels,
         launches=kernels,
         memory_operations=len(events) - kernels,
         memory_launches=len(events) - kernels,
-        unrecorded=(),
-        missing=(),
-        orphans=(),
-        outsiders=(),
         skewed=tuple(event for event in events if event.start_s < launch.start_s - CLOCK_SKEW_S),
-        late_s=given.end_s - window[1],
+        late_s=shared.end_s - window[1],
         events=tuple(events),
         owners=tuple(owner for owner, _ in owners),
     )
-
-
-def _in_window(event: DeviceEvent, launched: set[int], window: tuple[float, float]) -> bool:
-    """Whether the launch's correlation says so, or, where CUPTI gives a node's event another, that it ran meanwhile."""
-    ran = event.start_s < window[1] - EDGE_S and event.end_s > window[0] + EDGE_S
-    return event.correlation in launched or ran
 
 
 def _identity(event: DeviceEvent) -> tuple[object, ...]:

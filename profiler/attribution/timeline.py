@@ -1,9 +1,8 @@
 """Everything the torch profiler saw in one session, read from an exported Chrome trace.
 
-The same parser serves a live session (`prof.export_chrome_trace`) and a recorded file, so the CUDA join is tested
-on machines without a GPU. Host and device events share one clock and one origin, the first event of the session.
-Kept: operators and annotations of the host, calls that give the device work, and kernels, copies and memsets.
-Left out: Python frames, flows, device-side annotations, synchronisation, and API calls that launch nothing.
+Host and device events share one clock and one origin, the first event of the session. Operators and annotations of the
+host are kept, calls that give the device work, and kernels, copies and memsets; Python frames, flows, device-side
+annotations, synchronisation and calls that launch nothing are left out.
 
 Kineto writes two lines to stderr at each start of the profiler unless `QUIET` is in the environment before torch
 is imported (it is read when libkineto is loaded; level 6 is above its highest, USDT).
@@ -45,8 +44,8 @@ LAUNCHES: Mapping[str, LaunchKind] = {
 """API calls that give the device work, without the suffixes of their versions and of per-thread streams."""
 
 _SUFFIX = re.compile(r"(_v\d+|_ptsz|_ptds)+$")
-_HOST: dict[str, Literal["cpu_op", "user_annotation"]] = {"cpu_op": "cpu_op", "user_annotation": "user_annotation"}
-_APIS: dict[str, Literal["runtime", "driver"]] = {"cuda_runtime": "runtime", "cuda_driver": "driver"}
+_HOST = ("cpu_op", "user_annotation")
+_APIS = ("cuda_runtime", "cuda_driver")
 _DEVICE: dict[str, Literal["kernel", "memcpy", "memset"]] = {
     "kernel": "kernel", "gpu_memcpy": "memcpy", "gpu_memset": "memset",
 }  # fmt: skip
@@ -62,7 +61,6 @@ class HostEvent:
     end_s: float
     tid: int
     external_id: int | None
-    category: Literal["cpu_op", "user_annotation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,6 @@ class Launch:
     tid: int
     correlation: int
     """The same as that of the device's event."""
-    api: Literal["runtime", "driver"]
     kind: LaunchKind
 
 
@@ -107,8 +104,6 @@ class Timeline:
     host: tuple[HostEvent, ...]
     launches: tuple[Launch, ...]
     device: tuple[DeviceEvent, ...]
-    origin_ns: int = 0
-    """Time of zero: Unix time where the trace gives its base, else the trace's own clock."""
 
 
 def read_timeline(trace: Path | str | Mapping[str, Any]) -> Timeline:
@@ -120,23 +115,18 @@ def read_timeline(trace: Path | str | Mapping[str, Any]) -> Timeline:
     if not isinstance(data, Mapping) or not isinstance(data.get("traceEvents"), list):
         raise ValueError("not a torch profiler trace: no list 'traceEvents'; export one with prof.export_chrome_trace")
     events = [e for e in data["traceEvents"] if e.get("ph") == "X" and e.get("cat") in _KEPT]
-    base = int(data.get("baseTimeNanoseconds") or 0)
     if not events:
-        return Timeline((), (), (), base)
+        return Timeline((), (), ())
     try:
         times = [(_ns(e["ts"]), _ns(e["dur"])) for e in events]
     except KeyError as missing:
         raise ValueError(f"a trace event has no {missing}; was the file cut off?") from None
     zero = min(start for start, _ in times)
     spans = [((start - zero) * 1e-9, (start + duration - zero) * 1e-9) for start, duration in times]
-    return Timeline(
-        host=tuple(sorted((_host(e, *s) for e, s in zip(events, spans, strict=True) if e["cat"] in _HOST), key=_order)),
-        launches=_launches(events, spans),
-        device=tuple(
-            sorted((_device(e, *s) for e, s in zip(events, spans, strict=True) if e["cat"] in _DEVICE), key=_order)
-        ),
-        origin_ns=base + zero,
-    )
+    timed = list(zip(events, spans, strict=True))
+    host = (_host(event, *span) for event, span in timed if event["cat"] in _HOST)
+    device = (_device(event, *span) for event, span in timed if event["cat"] in _DEVICE)
+    return Timeline(tuple(sorted(host, key=_order)), _launches(timed), tuple(sorted(device, key=_order)))
 
 
 def _load(path: Path) -> Any:
@@ -158,12 +148,16 @@ def _order(event: HostEvent | Launch | DeviceEvent) -> tuple[float, float]:
 
 
 def _host(event: Mapping[str, Any], start_s: float, end_s: float) -> HostEvent:
-    return HostEvent(str(event["name"]), start_s, end_s, int(event["tid"]), _external(event), _HOST[event["cat"]])
+    return HostEvent(str(event["name"]), start_s, end_s, int(event["tid"]), _external(event))
 
 
 def _external(event: Mapping[str, Any]) -> int | None:
     external = event.get("args", {}).get("External id")
     return None if external is None else int(external)
+
+
+def _correlation(event: Mapping[str, Any]) -> int:
+    return int(event.get("args", {}).get("correlation") or 0)
 
 
 def _device(event: Mapping[str, Any], start_s: float, end_s: float) -> DeviceEvent:
@@ -172,30 +166,28 @@ def _device(event: Mapping[str, Any], start_s: float, end_s: float) -> DeviceEve
     device = args.get("device", args.get("inDevice", event.get("pid")))
     return DeviceEvent(
         str(event["name"]), start_s, end_s, int(args.get("stream", event.get("tid"))), int(device),
-        int(args.get("correlation") or 0) or None, _DEVICE[event["cat"]], _external(event),
+        _correlation(event) or None, _DEVICE[event["cat"]], _external(event),
         *(tuple(map(int, args[name])) if name in args else None for name in ("grid", "block")),
     )  # fmt: skip
 
 
-def _launches(events: list[Mapping[str, Any]], spans: list[tuple[float, float]]) -> tuple[Launch, ...]:
+def _launches(timed: list[tuple[Mapping[str, Any], tuple[float, float]]]) -> tuple[Launch, ...]:
     """Calls known to launch, and any other call that shares its correlation with a device event.
 
     A driver call that a runtime call makes may carry the runtime call's correlation: the outer one is kept.
     """
     worked: dict[int, LaunchKind] = {}
-    for event in events:
+    for event, _ in timed:
         if event["cat"] in _DEVICE:
-            correlation = int(event.get("args", {}).get("correlation") or 0)
-            worked[correlation] = "kernel" if event["cat"] == "kernel" else "memory"
+            worked[_correlation(event)] = "kernel" if event["cat"] == "kernel" else "memory"
     outermost: dict[int, Launch] = {}
-    for event, (start_s, end_s) in zip(events, spans, strict=True):
-        if event["cat"] not in _APIS:
+    for event, span in timed:
+        if event["cat"] not in _APIS or (correlation := _correlation(event)) == 0:
             continue
-        correlation = int(event.get("args", {}).get("correlation") or 0)
         kind = LAUNCHES.get(_SUFFIX.sub("", str(event["name"]))) or worked.get(correlation)
-        if kind is None or correlation == 0:
+        if kind is None:
             continue
-        launch = Launch(str(event["name"]), start_s, end_s, int(event["tid"]), correlation, _APIS[event["cat"]], kind)
+        launch = Launch(str(event["name"]), *span, int(event["tid"]), correlation, kind)
         outer = outermost.get(correlation)
         if outer is None or _order(launch) < _order(outer):
             outermost[correlation] = launch

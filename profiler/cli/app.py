@@ -11,31 +11,33 @@ import errno
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from profiler.attribution.timeline import QUIET
-from profiler.cli import calibrate, doctor, export, hardware, import_, look, output, predict, run
+from profiler.cli import output
 from profiler.record.run import InvalidMeasurement, RequestError, roofcal_version
 
 os.environ.update(QUIET)  # read when torch is first imported, which verbs do later
 
-VERBS: dict[str, tuple[Callable[..., None], str]] = {
-    "run": (run.run, run.EXAMPLE),
-    "hardware": (hardware.hardware, hardware.EXAMPLE),
-    "predict": (predict.predict, predict.EXAMPLE),
-    "calibrate": (calibrate.calibrate, calibrate.EXAMPLE),
-    "import": (import_.import_, import_.EXAMPLE),
-    "export": (export.export, export.EXAMPLE),
-    "list": (look.list_, look.LIST_EXAMPLE),
-    "show": (look.show, look.SHOW_EXAMPLE),
-    "doctor": (doctor.doctor, doctor.EXAMPLE),
+VERBS = {
+    "run": ("run", "run", "EXAMPLE"),
+    "hardware": ("hardware", "hardware", "EXAMPLE"),
+    "predict": ("predict", "predict", "EXAMPLE"),
+    "calibrate": ("calibrate", "calibrate", "EXAMPLE"),
+    "import": ("import_", "import_", "EXAMPLE"),
+    "export": ("export", "export", "EXAMPLE"),
+    "list": ("look", "list_", "LIST_EXAMPLE"),
+    "show": ("look", "show", "SHOW_EXAMPLE"),
+    "doctor": ("doctor", "doctor", "EXAMPLE"),
 }
-"""Verb -> its function, and the examples at the end of its help."""
+"""Verb -> module of `profiler.cli`, its function, and the example that ends its help. The module is imported when the
+verb is named, since some take half a second."""
 
 GARBAGE_THRESHOLDS = (100_000, 50, 100)
 """Torch, transformers and a traced graph are a million objects that stay. With Python's own thresholds the collector
@@ -48,8 +50,8 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 """A full disk, a spent quota, a failing disk or a closed terminal: no fault of roofcal."""
 
 
-def build() -> typer.Typer:
-    """The application with all its verbs."""
+def build(verbs: Iterable[str] = VERBS) -> typer.Typer:
+    """The application with these verbs."""
     app = typer.Typer(
         name="roofcal",
         help="How fast each layer of a model could run on this device, how fast it does, where the difference goes.",
@@ -65,8 +67,10 @@ def build() -> typer.Typer:
         ] = False,
     ) -> None: ...
 
-    for name, (function, example) in VERBS.items():
-        app.command(name, epilog=example)(function)
+    for name in verbs:
+        module, function, example = VERBS[name]
+        verb = import_module(f"profiler.cli.{module}")
+        app.command(name, epilog=getattr(verb, example))(getattr(verb, function))
     return app
 
 
@@ -109,7 +113,7 @@ def _invoke(arguments: list[str]) -> int:
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(VERBS)}"
         raise RequestError(f"no verb {verb!r}; {hint}")
     program = "roofcal" if sys.argv and Path(sys.argv[0]).stem == "roofcal" else "python -m profiler"
-    command = typer.main.get_command(build())
+    command = typer.main.get_command(build(arguments[:1] if verb in VERBS else VERBS))
     try:
         with command.make_context(program, arguments) as context:
             command.invoke(context)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
@@ -20,9 +20,11 @@ from profiler.record.run import Environment, RequestError
 from roofline.dtypes import MODEL_DTYPES
 from roofline.hardware.load import load_device
 from roofline.hardware.spec import HardwareSpec
-from roofline.predict.question import CALIBRATED, Device
-from roofline.whatif.registry import WhatIf, check_order, parse
 from roofline.workload import Logits, Workload
+
+if TYPE_CHECKING:  # `predict` alone uses these
+    from roofline.predict.question import Device
+    from roofline.whatif.registry import WhatIf
 
 Phases = Annotated[str, Option(help="Phases: prefill, decode, chunk (a prompt after a filled KV cache).")]
 Prompts = Annotated[str, Option(help="New tokens of each sequence in prefill and chunk, as 128,2048.")]
@@ -147,16 +149,20 @@ def mixed(text: str, dtype: str) -> tuple[Workload, ...]:
     return tuple(workload(int(p[1]), int(p[2]), int(p[3] or 0), dtype) for p in parts if p)
 
 
-def what_ifs(texts: Sequence[str]) -> list[WhatIf]:
+def what_ifs(texts: Sequence[str]) -> "list[WhatIf]":
     """Changes of the graph, in the order in which they are written."""
+    from roofline.whatif.registry import check_order, parse
+
     with one_line():
         changes = [parse(text) for text in texts]
         check_order(changes)
     return changes
 
 
-def device(name: str, peaks: str) -> Device:
+def device(name: str, peaks: str) -> "Device":
     """A device and its peaks or laws; "auto" takes measured peaks where there are any."""
+    from roofline.predict.question import CALIBRATED, Device
+
     with one_line():
         spec = load_device(name)
     wanted = words("--peaks", peaks, ("auto", "datasheet", "measured", CALIBRATED))[0]

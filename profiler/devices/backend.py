@@ -1,8 +1,7 @@
-"""Kinds of devices: what measuring needs to know of one, and how to ask it.
+"""Kinds of devices: the only place that tells them apart.
 
-This is the only place that tells kinds of devices apart. Code that measures asks `backend_of(device)` for what it needs
-to know (`runs_ahead_of_host`, `captures_graphs`, …) or to do (`synchronize`, `watch`, …). Another accelerator is a
-subclass of `Backend` and an entry of `BACKENDS`.
+Code that measures asks `backend_of(device)` for what it needs to know (`runs_ahead_of_host`, `captures_graphs`, …) or
+to do (`synchronize`, `watch`, …). Another accelerator is a subclass of `Backend` and an entry of `BACKENDS`.
 
 Example: ``backend_of(torch.device("cpu")).runs_ahead_of_host`` is False; ``parse_device("auto")``
 """
@@ -20,9 +19,8 @@ from torch.profiler import ProfilerActivity
 from profiler.devices import host
 from profiler.devices.conditions import Finding, finding
 from profiler.devices.findings import gpu_findings
-from profiler.devices.nvml import GpuReading, NvmlMissing, read_gpu
 from profiler.devices.settings import CPU_VARIABLES, CUDA_VARIABLES, Variable
-from profiler.devices.watch import HostWatch, Watch, gpu_watch
+from profiler.devices.watch import GpuReading, HostWatch, Watch
 from profiler.record.run import RequestError
 
 CYCLES_PER_S = 2e9
@@ -47,7 +45,7 @@ class Graph(Protocol):
 
 
 class Backend:
-    """A kind of device; methods take a device of it. Defaults are those of one that works as the host does."""
+    """A kind of device; the defaults are those of one that works as the host does."""
 
     type: str
     """Torch's name of the kind, which runs record as `Environment.device_kind`."""
@@ -64,8 +62,6 @@ class Backend:
     counts_energy: bool = False
     """Whether windows of its watch have joules."""
     multiplies_tf32: bool = False
-    fp32_matmul_on_vector_units: bool = False
-    """Whether an IEEE float32 product runs on the units of pointwise work, not on those of other products."""
     collectives: str = "gloo"
     """Backend of torch.distributed."""
     activities: tuple[ProfilerActivity, ...] = (ProfilerActivity.CPU,)
@@ -98,14 +94,14 @@ class Backend:
         return host.free_bytes()
 
     def peak_memory_bytes(self, device: torch.device) -> int | None:
-        """Most memory that tensors held since `reset_peak_memory`; None where it is not counted."""
+        """Most bytes that tensors held since `reset_peak_memory`; None where they are not counted."""
         return None
 
     def reset_peak_memory(self, device: torch.device) -> None:
         """Begin to count the most memory anew."""
 
     def release_memory(self) -> None:
-        """Give cached memory back, so that the next model finds it free; a device that is gone has none."""
+        """Give cached memory back, so that the next model finds it free."""
 
     def cache_bytes(self, device: torch.device) -> dict[str, int]:
         """Caches of an accelerator by level, as its driver states them."""
@@ -134,16 +130,13 @@ class Backend:
         raise NotImplementedError(f"{self.type} has no events: the host's clock times it")
 
     def hold(self, device: torch.device, seconds: float) -> None:
-        """Keep the device busy at least so long, as nvbench's blocking kernel does."""
+        """Keep the device busy for at least this many seconds, as nvbench's blocking kernel does."""
 
     def settle(self, device: torch.device, launches: int) -> None:
-        """Run so many of the shortest kernels."""
+        """Run this many of the shortest kernels."""
 
     def beside(self, device: torch.device) -> AbstractContextManager[AbstractContextManager[Any]]:
-        """A block whose given context issues work beside the current stream.
-
-        That work begins after what the stream held at the start of the block; the stream waits for it at the end.
-        """
+        """A block whose context issues work beside the current stream, after what that held; it waits at the end."""
         return nullcontext(nullcontext())
 
     def capture(self, device: torch.device) -> AbstractContextManager[Graph]:
@@ -205,7 +198,6 @@ class Cuda(Backend):
 
     type, label = "cuda", "CUDA"
     runs_ahead_of_host = profiles_kernels = captures_graphs = counts_energy = multiplies_tf32 = True
-    fp32_matmul_on_vector_units = True
     collectives = "nccl"
     activities = (ProfilerActivity.CPU, ProfilerActivity.CUDA)
     variables = CUDA_VARIABLES
@@ -242,7 +234,7 @@ class Cuda(Backend):
         torch.cuda.reset_peak_memory_stats(device)
 
     def release_memory(self) -> None:
-        with suppress(RuntimeError):
+        with suppress(RuntimeError):  # a device that is gone has none
             torch.cuda.empty_cache()
 
     def cache_bytes(self, device: torch.device) -> dict[str, int]:
@@ -309,15 +301,21 @@ class Cuda(Backend):
         return str(torch.backends.cuda.matmul.fp32_precision)
 
     def watch(self, device: torch.device) -> Watch:
+        from profiler.devices.nvml import gpu_watch
+
         return gpu_watch(pci_bus_id(device))
 
     def reading(self, device: torch.device) -> GpuReading | None:
+        from profiler.devices.nvml import NvmlMissing, read_gpu
+
         try:
             return read_gpu(pci_bus_id(device))
         except NvmlMissing:  # `findings` says so
             return None
 
     def findings(self, device: torch.device) -> Sequence[Finding]:
+        from profiler.devices.nvml import NvmlMissing, read_gpu
+
         try:
             reading = read_gpu(pci_bus_id(device))  # torch may give this process a context to tell the address
         except NvmlMissing as error:

@@ -1,13 +1,9 @@
 """The memory hierarchy as the system states it, and how much of the last-level cache this process really has.
 
-What the system states need not be what a process gets. A virtual machine of two cores is told of the 260 MiB that a
-whole processor shares and gets a few of them; some systems state nothing. A large or missing statement is therefore
-checked by a short probe: one buffer is read over and over, from its first 8 MiB up to all of it, and where the rate has
-fallen to that of main memory and stays there, the cache has been left behind.
-
-Contract of `effective_cache`: never more than the system states where it states anything; not less than `TRUSTED_BYTES`
-or, if that is smaller, what is stated, since other work can only make a cache look smaller. The probe takes about a
-second at most and runs once in a process, only where it is needed. GPUs state their cache correctly and are not probed.
+A virtual machine of two cores is told of the 260 MiB that a whole processor shares and gets a few of them; some systems
+state nothing. A large or missing statement is therefore checked by a probe of a second at most, once in a process:
+one buffer is read over and over, from its first 8 MiB up to all of it, and where the rate has fallen to that of main
+memory and stays there, the cache is exceeded. GPUs state their cache correctly and are not probed.
 
 Example: ``effective_cache(torch.device("cpu")).bytes``
 """
@@ -19,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from profiler.devices.backend import backend_of
-from profiler.devices.host import CpuCache, free_bytes, pretended_root, read_cpu_caches, total_bytes, usable_cpus
+from profiler.devices.host import free_bytes, pretended_root, read_cpu_caches, total_bytes, usable_cpus
 from profiler.record.measurement import DISTINCT, CacheSource, Capacity, MemoryHierarchy
 from roofline.hardware.load import find_device
 
@@ -87,15 +83,12 @@ def cache_capacities(device: torch.device) -> tuple[Capacity, ...]:
     backend = backend_of(device)
     if not backend.is_host:
         return tuple(Capacity(name=name, bytes=size) for name, size in backend.cache_bytes(device).items())
-    levels: dict[str, list[CpuCache]] = {}
+    levels: dict[str, list[int]] = {}
     for cache in read_cpu_caches(usable_cpus()):
-        levels.setdefault(cache.name, []).append(cache)
+        levels.setdefault(cache.name, []).append(cache.bytes)
     # Which CPUs the threads run on is not known: with fewer threads than instances they are taken to have the largest.
     threads, most = torch.get_num_threads(), total_bytes()
-    held = {
-        name: sum(sorted((cache.bytes for cache in instances), reverse=True)[:threads])
-        for name, instances in sorted(levels.items())
-    }
+    held = {name: sum(sorted(sizes, reverse=True)[:threads]) for name, sizes in sorted(levels.items())}
     return tuple(Capacity(name=name, bytes=size) for name, size in held.items() if size < most)
 
 
@@ -113,7 +106,11 @@ def memory_hierarchy(device: torch.device) -> MemoryHierarchy:
 
 
 def effective_cache(device: torch.device) -> EffectiveCache:
-    """The last-level cache of a device; on a CPU with a large or no stated cache a probe runs the first time."""
+    """The last-level cache of a device; on a CPU with a large or no stated cache a probe runs the first time.
+
+    It is never more than the system states, and not less than `TRUSTED_BYTES` or, if smaller, the stated size, since
+    other work can only make a cache look smaller.
+    """
     stated = max((cache.bytes for cache in cache_capacities(device)), default=None)
     if not backend_of(device).is_host and stated is not None:
         return EffectiveCache(stated, stated, "stated", "stated by the driver")
@@ -141,7 +138,7 @@ def read_curve(device: torch.device) -> ReadCurve | None:
 
 
 _CURVES: dict[object, ReadCurve | None] = {}
-"""By number of threads and pretended host."""
+"""Curves by number of threads and pretended host."""
 
 
 def probe_sizes(stated_bytes: int, limit_bytes: int) -> tuple[int, ...]:
@@ -175,21 +172,23 @@ def curve_of(sizes: Sequence[int], read: Callable[[int], float], now: Callable[[
 
 def judged(stated_bytes: int | None, curve: ReadCurve | None) -> EffectiveCache:
     """The effective cache from a large or missing statement and the probe."""
-    said = "the system states no cache" if stated_bytes is None else f"the system states {_mib(stated_bytes)}"
+    known = "the system states no cache" if stated_bytes is None else f"the system states {_mib(stated_bytes)}"
     past = curve.past_bytes if curve is not None else None
     if past is not None and curve is not None:
         size = max(past, TRUSTED_BYTES)
         size = min(size, stated_bytes or size)
-        what = f"{said}; buffers of {_mib(past)} and more are read at the {curve.main_rate or 0:.3g} B/s of main memory"
+        what = (
+            f"{known}; buffers of {_mib(past)} and more are read at the {curve.main_rate or 0:.3g} B/s of main memory"
+        )
         return EffectiveCache(size, stated_bytes, "measured", what)
     if stated_bytes is not None:
-        why = (
-            "a short probe did not show where it ends" if curve is not None else "there was no room or time to probe it"
-        )
-        return EffectiveCache(stated_bytes, stated_bytes, "assumed", f"{said}; {why}")
+        why = "there was no room or time to probe it" if curve is None else "a short probe did not show where it ends"
+        return EffectiveCache(stated_bytes, stated_bytes, "assumed", f"{known}; {why}")
     if curve is not None and curve.main_rate is None:
-        return EffectiveCache(curve.sizes[-1], None, "assumed", f"{said}, and none ended within a probe")
-    return EffectiveCache(TRUSTED_BYTES, None, "assumed", f"{said}, and none showed; {_mib(TRUSTED_BYTES)} are assumed")
+        return EffectiveCache(curve.sizes[-1], None, "assumed", f"{known}, and none ended within a probe")
+    return EffectiveCache(
+        TRUSTED_BYTES, None, "assumed", f"{known}, and none showed; {_mib(TRUSTED_BYTES)} are assumed"
+    )
 
 
 def _mib(size: int) -> str:

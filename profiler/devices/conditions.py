@@ -1,23 +1,21 @@
-"""What spoils a measurement: one table of conditions, and the rules that tell where they hold.
+"""What spoils a measurement: one table of conditions, and the rules over a measurement's windows.
 
-`doctor` looks at the machine at rest and makes a `Finding` of each condition that holds: what was found, why it matters
-and what to do. A measurement makes a `Label` of each that held while its samples were taken, with the share of the time
-in which it did. Both take severities and thresholds from here:
+`doctor` makes a `Finding` of each condition that holds on the machine at rest (`findings`), a measurement a `Label` of
+each that held while its samples were taken, with its share of the time. Both take severities and thresholds from here:
 
 - "note": worth knowing when figures are compared; nothing needs to be done,
 - "warns": figures are usable, with more noise or a lower peak than the device can give,
 - "invalidates": what is measured is not this device's speed; `doctor` exits with 4.
 
-Here are the table and the rules over a measurement's windows; `findings` has those of the machine at rest.
-
-Example: ``worst(labels(windows, before, after))`` is "invalidates" where a result must not be used
+Example: ``worst(device_labels(windows, before, after))`` is "invalidates" where a result must not be used
 """
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
-from profiler.devices.nvml import GpuReading
+from profiler.devices.watch import GpuReading
 from profiler.record.measurement import Label, Severity, Window
 from roofline.record import Record
 
@@ -177,22 +175,6 @@ def graded(value: float, warns: float, invalidates: float) -> Severity | None:
     return "invalidates" if value >= invalidates else "warns" if value > warns else None
 
 
-def labels(
-    windows: Sequence[Window],
-    before: GpuReading | None,
-    after: GpuReading | None,
-    *,
-    chip_clock_hz: float | None = None,
-) -> tuple[Label, ...]:
-    """Labels of a measurement, the worst first.
-
-    `before` and `after` are readings of the GPU around it, None on a CPU or without NVML; `chip_clock_hz` is the SM
-    clock for which the datasheet's peaks are quoted.
-    """
-    both = [*device_labels(windows, before, after, chip_clock_hz=chip_clock_hz), *host_labels(windows)]
-    return tuple(sorted(both, key=lambda label: ORDER.index(label.severity)))
-
-
 def device_labels(
     windows: Sequence[Window],
     before: GpuReading | None = None,
@@ -200,7 +182,11 @@ def device_labels(
     *,
     chip_clock_hz: float | None = None,
 ) -> list[Label]:
-    """Labels of the device alone; arguments as of `labels`."""
+    """Labels of the device.
+
+    `before` and `after` are readings of the GPU around the measurement, None on a CPU or without NVML; `chip_clock_hz`
+    is the SM clock for which the datasheet's peaks are quoted.
+    """
     reasons = list(_reasons(windows, chip_clock_hz))
     return [
         *reasons,
@@ -217,16 +203,16 @@ def host_labels(windows: Sequence[Window]) -> list[Label]:
     duration_s = sum(window.duration_s for window in windows)
     unsure = TICK_S / duration_s if duration_s else 1.0  # of each core's time
     steal, others = _mean(windows, lambda window: window.steal_fraction), _mean(windows, _others)
-    found = []
+    host = []
     if steal is not None and (severity := graded(steal - unsure, STEAL_WARN, STEAL_INVALIDATE)):
         share = _share(windows, lambda window: (window.steal_fraction or 0) > STEAL_WARN)
         what = f"the hypervisor took {100 * steal:.1f} % of the cores' time (steal)"
-        found.append(_label("steal", what, share, severity))
+        host.append(_label("steal", what, share, severity))
     if others is not None and (severity := graded(others - unsure, OTHERS_WARN, OTHERS_INVALIDATE)):
         cores = next(window.cores for window in windows if window.cores)
         share = _share(windows, lambda window: (_others(window) or 0) > OTHERS_WARN)
-        found.append(_label("other work", f"other work took {others * cores:.2f} of {cores} cores", share, severity))
-    return found
+        host.append(_label("other work", f"other work took {others * cores:.2f} of {cores} cores", share, severity))
+    return host
 
 
 def worst(judged: Iterable[Label | Finding]) -> Severity | None:
@@ -314,7 +300,7 @@ def _sm_clock_moved(windows: Sequence[Window], chip_clock_hz: float | None) -> I
     clocks = [window.sm_clock_hz for window in windows if window.sm_clock_hz is not None]
     text = _sm_clock(windows, chip_clock_hz)
     if clocks and _moved(clocks):
-        share = _off_median(windows, lambda window: window.sm_clock_hz)
+        share = _off_median(windows, attrgetter("sm_clock_hz"))
         yield _label("clock", f"the SM clock was not held{text}", share)
     elif clocks and chip_clock_hz is not None and _moved([statistics.median(clocks), chip_clock_hz]):
         yield _label("clock", f"the peaks are quoted at another clock{text}", 1.0)
@@ -322,12 +308,8 @@ def _sm_clock_moved(windows: Sequence[Window], chip_clock_hz: float | None) -> I
 
 def _other_clocks(windows: Sequence[Window]) -> Iterable[Label]:
     """Clocks of the GPU's memory and of the CPU that moved."""
-    figures: dict[str, Callable[[Window], float | None]] = {
-        "memory": lambda window: window.memory_clock_hz,
-        "CPU": lambda window: window.cpu_clock_hz,
-    }
-    for name, figure in figures.items():
-        values = [value for window in windows if (value := figure(window)) is not None]
+    for name, figure in (("memory", attrgetter("memory_clock_hz")), ("CPU", attrgetter("cpu_clock_hz"))):
+        values = [value for value in map(figure, windows) if value is not None]
         if values and _moved(values):
             what = f"the {name} clock moved, {_megahertz(values)}, median {statistics.median(values) / 1e6:,.0f}"
             yield _label("clock", what, _off_median(windows, figure))

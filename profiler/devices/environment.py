@@ -74,11 +74,11 @@ def findings(
     chosen = parse_device(device)
     backend, threads, needed = backend_of(chosen), torch.get_num_threads(), requirements()
     folder = next(path for path in (results.absolute(), *results.absolute().parents) if path.exists())
-    found = (
+    all_findings = (
         *host_findings(read_host(threads, interval_s), backend.is_host),
         *variable_findings(os.environ, backend.variables, threads if backend.is_host else None),
         *backend.findings(chosen),
         *disk_findings(shutil.disk_usage(folder).free, str(results)),
         *version_findings(needed, {name: installed(name) for name in (Requirement(line).name for line in needed)}),
     )
-    return tuple(sorted(found, key=lambda finding: ORDER.index(finding.severity)))
+    return tuple(sorted(all_findings, key=lambda finding: ORDER.index(finding.severity)))

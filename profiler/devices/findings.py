@@ -19,7 +19,7 @@ from profiler.devices.conditions import (
     graded,
 )
 from profiler.devices.host import HostReading
-from profiler.devices.nvml import GpuReading
+from profiler.devices.watch import GpuReading
 
 LISTED_CORES = 0.05
 """Fraction of one core; a process that takes less is not worth stopping, as `OTHERS_WARN`."""

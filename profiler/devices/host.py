@@ -1,9 +1,8 @@
 """The host: its processors, caches and memory, the limits that control groups set, and what it is doing besides us.
 
-Everything is read from Linux's /proc and /sys; parsers are functions of text, so that recorded text tests them. What is
-built into the machine is read below `proc_root` and `sys_root`, which a developer may point at a pretended host:
-`ROOFCAL_PRETEND_HOST` names a folder with `proc` and `sys` trees (`tests/pretended_hosts.py` makes them). Counters of
-what happens now (load, CPU times, other processes) are always those of the real machine.
+Everything is read from Linux's /proc and /sys. What is built into the machine is read below `proc_root` and `sys_root`:
+a developer may point them at a pretended host, a folder with `proc` and `sys` trees, with `ROOFCAL_PRETEND_HOST`.
+Counters of what happens now (load, CPU times, other processes) are always those of the real machine.
 
 Example: ``read_host(interval_s=0.5).steal_fraction``, ``free_bytes() // 8``
 """
@@ -102,9 +101,8 @@ def cpu_list(path: Path) -> tuple[int, ...] | None:
 def usable_cpus() -> tuple[int, ...]:
     """CPU numbers that this process may run on; all of them where the system has no affinity."""
     if pretended_root() is None:
-        return tuple(
-            sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
-        )
+        affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        return tuple(sorted(affinity))
     for key, value in _entries(read_text(proc_root() / "self/status") or ""):
         if key == "Cpus_allowed_list":
             return parse_cpu_list(value)
@@ -175,9 +173,9 @@ def parse_size(text: str) -> int | None:
 def read_cpu_caches(cpus: Sequence[int], sys: Path | None = None) -> tuple[CpuCache, ...]:
     """Caches that these CPUs reach, each instance once, the smallest level first; empty where the system states none.
 
-    Instances matter: a cache that eight cores share is one, two sockets have two, and cores of different kinds have
-    caches of different sizes. What the system states need not be what a process gets: a hypervisor passes on the cache
-    of the whole machine. Entries without a readable level or size are left out.
+    A cache that eight cores share is one instance, two sockets have two. What the system states need not be what a
+    process gets: a hypervisor passes on the cache of the whole machine. Entries without a readable level or size are
+    left out.
     """
     system, caches = (sys or sys_root()) / "devices/system/cpu", set()
     for index in (index for cpu in cpus for index in (system / f"cpu{cpu}/cache").glob("index[0-9]*")):
@@ -196,7 +194,7 @@ class MemoryGroup:
 
     limit_bytes: int
     used_bytes: int
-    """Without file pages that the kernel gives up when memory is short."""
+    """Use without file pages that the kernel gives up when memory is short."""
 
     @property
     def left_bytes(self) -> int:
@@ -229,15 +227,15 @@ def read_limits(proc: Path, sys: Path) -> tuple[float | None, int | None]:
 
     Files that are missing or unreadable limit nothing. Raises OSError where the system has no control groups.
     """
-    groups = parse_cgroups((proc / "self/cgroup").read_text(errors="replace"))
-    root = sys / "fs/cgroup"
-    quotas = []
-    for folder in _group_and_above(root, groups.get("", "/")):
-        quota, _, period = (read_text(folder / "cpu.max") or "").partition(" ")
-        quotas.append(parse_quota(quota, period))
-    for folder in _group_and_above(root / "cpu", groups.get("cpu", "/")):
-        texts = [read_text(folder / name) or "" for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
-        quotas.append(parse_quota(*texts))
+    groups, root = parse_cgroups((proc / "self/cgroup").read_text(errors="replace")), sys / "fs/cgroup"
+    unified, older = _group_and_above(root, groups.get("", "/")), _group_and_above(root / "cpu", groups.get("cpu", "/"))
+    quotas = [
+        *(parse_quota(*(read_text(folder / "cpu.max") or "").partition(" ")[::2]) for folder in unified),
+        *(
+            parse_quota(read_text(folder / "cpu.cfs_quota_us") or "", read_text(folder / "cpu.cfs_period_us") or "")
+            for folder in older
+        ),
+    ]
     limits = [group.limit_bytes for group in memory_groups(proc, sys)]
     return min((quota for quota in quotas if quota is not None), default=None), min(limits, default=None)
 
@@ -368,9 +366,8 @@ def parse_swap_pages(vmstat: str) -> int:
 
 def process_times() -> dict[int, tuple[str, float]]:
     """Name and CPU seconds of every process that this one may look at, by its number."""
-    processes = psutil.process_iter(["name", "cpu_times"])
-    known = [(process.pid, process.info) for process in processes if process.info["cpu_times"] is not None]
-    return {pid: (info["name"] or "?", info["cpu_times"].user + info["cpu_times"].system) for pid, info in known}
+    known = [process.info for process in psutil.process_iter(["pid", "name", "cpu_times"]) if process.info["cpu_times"]]
+    return {info["pid"]: (info["name"] or "?", sum(info["cpu_times"][:2])) for info in known}
 
 
 def read_host(
@@ -390,8 +387,7 @@ def read_host(
     unread: dict[str, None] = {}
 
     def text(name: str) -> str:
-        content = read_text(proc / name)
-        if content is None:
+        if (content := read_text(proc / name)) is None:
             unread[str(proc / name)] = None
         return content or ""
 
@@ -437,9 +433,6 @@ def _busiest(
     before: Mapping[int, tuple[str, float]], after: Mapping[int, tuple[str, float]], elapsed_s: float
 ) -> tuple[Process, ...]:
     """Processes beside this one that used CPU time; one that started meanwhile counts from its start."""
-    used = [
-        Process(pid=pid, name=name, cores=(spent_s - before.get(pid, ("", 0.0))[1]) / elapsed_s)
-        for pid, (name, spent_s) in after.items()
-        if pid != os.getpid() and spent_s > before.get(pid, ("", 0.0))[1]
-    ]
+    spent = {pid: spent_s - before.get(pid, ("", 0.0))[1] for pid, (_, spent_s) in after.items() if pid != os.getpid()}
+    used = [Process(pid=pid, name=after[pid][0], cores=s / elapsed_s) for pid, s in spent.items() if s > 0]
     return tuple(sorted(used, key=lambda process: -process.cores))

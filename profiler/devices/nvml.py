@@ -1,8 +1,7 @@
 """What NVIDIA's driver says about one GPU, as one record: the only file that calls NVML.
 
-A figure that this GPU or this permission does not give is None and named in `GpuReading.unread`; where there is no
-NVML at all, `Gpu` and `read_gpu` raise `NvmlMissing` with the driver's words. Rules over a reading are in
-`profiler.devices.findings`.
+A figure that this GPU or this permission does not give is None and named in `unread`. Where NVML cannot be used at all,
+`Gpu` and `read_gpu` raise `NvmlMissing` with the driver's words. It is imported only where a GPU is looked at.
 
 Example::
 
@@ -15,16 +14,15 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import pynvml
 
-from roofline.record import Record
+from profiler.devices.watch import ComputeMode, GpuProcess, GpuReading, GpuState, GpuWatch, HostWatch
 
 MHZ, MILLI, PERCENT = 1e6, 1e-3, 1e-2
 """NVML gives clocks in MHz, power in mW, energy in mJ, utilisation in percent."""
 
-ComputeMode = Literal["default", "exclusive thread", "prohibited", "exclusive process"]
 COMPUTE_MODES: dict[int, ComputeMode] = {
     pynvml.NVML_COMPUTEMODE_DEFAULT: "default",
     pynvml.NVML_COMPUTEMODE_EXCLUSIVE_THREAD: "exclusive thread",
@@ -35,77 +33,6 @@ COMPUTE_MODES: dict[int, ComputeMode] = {
 
 class NvmlMissing(RuntimeError):
     """NVML cannot be used here; the message says why."""
-
-
-class GpuProcess(Record):
-    """A process with a context on the GPU."""
-
-    pid: int
-    """As the driver numbers it: in a container this may be a number of the host."""
-    memory_bytes: int | None = None
-    visible: bool
-    """Whether this system has a process of that number."""
-    sm_utilization: float | None = None
-    """Fraction of the driver's last sampling period in which its kernels ran; None where that is not said."""
-
-    @property
-    def label(self) -> str:
-        """The process in a few words."""
-        return f"pid {self.pid}" if self.visible else f"pid {self.pid}, outside this container"
-
-
-class GpuState(Record):
-    """What changes while a GPU works; None where the driver does not say."""
-
-    processes: tuple[GpuProcess, ...] | None = None
-    sm_clock_hz: float | None = None
-    memory_clock_hz: float | None = None
-    event_reasons: int | None = None
-    """Bits of nvmlDeviceGetCurrentClocksEventReasons."""
-    temperature_c: float | None = None
-    power_w: float | None = None
-    """On most GPUs the mean of the last second (nvmlDeviceGetPowerUsage)."""
-    energy_j: float | None = None
-    """Since the driver was loaded."""
-    unread: tuple[str, ...] = ()
-
-    def foreign(self, own_context: bool) -> tuple[GpuProcess, ...]:
-        """Processes that are not this one.
-
-        In a container the driver may list us under a number of the host: where this process has a context of its own
-        (`own_context`), the busiest of those that this system does not know is taken for it.
-        """
-        processes = self.processes or ()
-        hidden = [process for process in processes if not process.visible]
-        if not (own_context and hidden):
-            return processes
-        own = max(hidden, key=lambda process: process.sm_utilization or 0.0)
-        return tuple(process for process in processes if process is not own)
-
-
-class GpuReading(GpuState):
-    """One look at all of a GPU."""
-
-    name: str
-    uuid: str
-    driver: str
-    memory_bytes: int
-    memory_used_bytes: int
-    utilization: float | None = None
-    """Fraction of the driver's last sampling period in which a kernel ran."""
-    mig: bool | None = None
-    ecc: bool | None = None
-    ecc_uncorrected: int | None = None
-    """Uncorrected memory errors since the driver was loaded."""
-    compute_mode: ComputeMode | None = None
-    """Who may create contexts."""
-    sm_clock_max_hz: float | None = None
-    memory_clock_max_hz: float | None = None
-    persistence: bool | None = None
-    slowdown_temperature_c: float | None = None
-    power_limit_w: float | None = None
-    """Enforced now."""
-    power_default_w: float | None = None
 
 
 class Gpu:
@@ -143,7 +70,7 @@ class Gpu:
     def quick(self) -> GpuState:
         """What changes while the GPU works; a driver that was lost gives a state in which nothing is known."""
         ask = _Questions(self._gpu)
-        return GpuState(**self._state(ask), unread=ask.unread)
+        return GpuState(**self._state(ask), unread=tuple(ask.unread))
 
     def read(self) -> GpuReading:
         """Everything. Raises NvmlMissing where the driver does not even name the GPU."""
@@ -192,14 +119,17 @@ class Gpu:
             driver=_text(pynvml.nvmlSystemGetDriverVersion()),
             memory_bytes=int(memory.total),
             memory_used_bytes=int(memory.used),
-            unread=ask.unread,
+            unread=tuple(ask.unread),
             **figures,
         )
 
     def _processes(self, gpu: Any) -> tuple[GpuProcess, ...]:
         """Compute and graphics contexts, without this process."""
-        found = [*pynvml.nvmlDeviceGetComputeRunningProcesses(gpu), *pynvml.nvmlDeviceGetGraphicsRunningProcesses(gpu)]
-        memory = {process.pid: process.usedGpuMemory for process in found if process.pid != os.getpid()}
+        running = [
+            *pynvml.nvmlDeviceGetComputeRunningProcesses(gpu),
+            *pynvml.nvmlDeviceGetGraphicsRunningProcesses(gpu),
+        ]
+        memory = {process.pid: process.usedGpuMemory for process in running if process.pid != os.getpid()}
         busy = self._utilization(gpu) if memory else {}
         return tuple(
             GpuProcess(
@@ -229,17 +159,13 @@ class _Questions:
 
     def __init__(self, gpu: Any) -> None:
         self._gpu = gpu
-        self._refused: list[str] = []
-
-    @property
-    def unread(self) -> tuple[str, ...]:
-        return tuple(self._refused)
+        self.unread: list[str] = []
 
     def __call__(self, name: str, call: Callable[..., Any], *of: int, unit: float | None = None) -> Any:
         try:
             value = call(self._gpu, *of)
         except pynvml.NVMLError as error:
-            self._refused.append(f"{name}: {error}")
+            self.unread.append(f"{name}: {error}")
             return None
         return value if unit is None else value * unit
 
@@ -248,6 +174,16 @@ def read_gpu(pci_bus_id: str) -> GpuReading:
     """Everything about the GPU at a PCI address, once. Raises NvmlMissing as `Gpu` does."""
     with Gpu(pci_bus_id) as gpu:
         return gpu.read()
+
+
+def gpu_watch(pci_bus_id: str) -> GpuWatch:
+    """The watch of the GPU at a PCI address. Without NVML its figures are None and `unread` says why, once asked."""
+    try:
+        gpu = Gpu(pci_bus_id)
+    except NvmlMissing as error:
+        nothing = GpuState(unread=(str(error),))
+        return GpuWatch(lambda: nothing, HostWatch())
+    return GpuWatch(gpu.quick, HostWatch(), gpu.close)
 
 
 def _text(value: str | bytes) -> str:

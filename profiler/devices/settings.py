@@ -7,6 +7,7 @@ Example: ``variable_findings(os.environ, CUDA_VARIABLES)``
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from packaging.requirements import Requirement
@@ -71,16 +72,16 @@ def variable_findings(
     environ: Mapping[str, str], variables: Sequence[Variable], threads: int | None = None
 ) -> tuple[Finding, ...]:
     """Findings about the environment; `threads` is what torch uses within an operation on the host's processors."""
-    found = []
+    findings = []
     for name, severity, does, harmless in (*variables, *COMMON_VARIABLES):
         value = environ.get(name, "").strip()
         if value and value.lower() not in harmless:
             mend = f"unset {name}" + ("" if severity == "warns" else ", or compare only with runs that set it so")
-            found.append(Finding(severity=severity, what=f"{name}={value} is set", why=does, mend=mend))
+            findings.append(Finding(severity=severity, what=f"{name}={value} is set", why=does, mend=mend))
     mkl = environ.get("MKL_NUM_THREADS", "").strip()
     if threads is not None and mkl.isdigit() and int(mkl) != threads:
-        found.append(finding("mkl threads", f"MKL_NUM_THREADS={mkl}, while torch uses {threads} threads"))
-    return tuple(found)
+        findings.append(finding("mkl threads", f"MKL_NUM_THREADS={mkl}, while torch uses {threads} threads"))
+    return tuple(findings)
 
 
 def disk_findings(free_bytes: int, folder: str) -> tuple[Finding, ...]:
@@ -92,30 +93,28 @@ def disk_findings(free_bytes: int, folder: str) -> tuple[Finding, ...]:
 
 def installed(name: str) -> str | None:
     """The installed version of a distribution."""
-    try:
+    with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 def requirements() -> list[str]:
     """What this distribution's own metadata asks for; empty where it runs from a checkout that is not installed."""
-    try:
+    with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.requires(DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError:
-        return []
+    return []
 
 
 def version_findings(requirements: Sequence[str], versions: Mapping[str, str | None]) -> tuple[Finding, ...]:
     """Requirements, as in a distribution's metadata, that the installed versions do not meet; extras are left out."""
     if not requirements:
         return (finding("not installed", f"{DISTRIBUTION} is not installed"),)
-    found = []
+    findings = []
     for needed in map(Requirement, requirements):
         if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
             continue
         have = versions.get(needed.name)
         if have is None or not needed.specifier.contains(Version(have), prereleases=True):
             what = f"{needed.name} {have or 'is missing'}; {DISTRIBUTION} needs {needed.specifier}"
-            found.append(finding("versions", what, requirement=needed))
-    return tuple(found)
+            findings.append(finding("versions", what, requirement=needed))
+    return tuple(findings)

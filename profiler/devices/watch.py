@@ -1,7 +1,6 @@
 """Watches the device and the host while samples are taken, one window after another, a few times a second.
 
-`begin` and `end` read a few files, and on CUDA a handful of the driver's figures through a handle that stays open. What
-cannot be read is None in the window, and its reason is once in `unread`: nothing is raised into a measurement.
+What cannot be read is None in the window, and `unread` gives its reason once: nothing is raised into a measurement.
 
 Example::
 
@@ -15,14 +14,88 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, Protocol
 
 from profiler.devices.host import CpuTimes, parse_clock_hz, parse_cpu_times, read_processor, usable_cpus
-from profiler.devices.nvml import Gpu, GpuState, NvmlMissing
 from profiler.record.measurement import Window
+from roofline.record import Record
 
 CLOCKED_CPUS = 16
 """Most CPUs whose clock is read: on hosts with hundreds, reading each would take milliseconds."""
+
+
+ComputeMode = Literal["default", "exclusive thread", "prohibited", "exclusive process"]
+
+
+class GpuProcess(Record):
+    """A process with a context on the GPU."""
+
+    pid: int
+    """Number that the driver gives it; in a container this may be a number of the host."""
+    memory_bytes: int | None = None
+    visible: bool
+    """Whether this system has a process of that number."""
+    sm_utilization: float | None = None
+    """Fraction of the driver's last sampling period in which its kernels ran; None where that is not said."""
+
+    @property
+    def label(self) -> str:
+        """The process in a few words."""
+        return f"pid {self.pid}" if self.visible else f"pid {self.pid}, outside this container"
+
+
+class GpuState(Record):
+    """What changes while a GPU works; None where the driver does not say."""
+
+    processes: tuple[GpuProcess, ...] | None = None
+    sm_clock_hz: float | None = None
+    memory_clock_hz: float | None = None
+    event_reasons: int | None = None
+    """Bits of nvmlDeviceGetCurrentClocksEventReasons."""
+    temperature_c: float | None = None
+    power_w: float | None = None
+    """Power, on most GPUs the mean of the last second (nvmlDeviceGetPowerUsage)."""
+    energy_j: float | None = None
+    """Since the driver was loaded."""
+    unread: tuple[str, ...] = ()
+
+    def foreign(self, own_context: bool) -> tuple[GpuProcess, ...]:
+        """Processes that are not this one.
+
+        In a container the driver may list us under a number of the host: where this process has a context of its own
+        (`own_context`), the busiest of those that this system does not know is taken for it.
+        """
+        processes = self.processes or ()
+        hidden = [process for process in processes if not process.visible]
+        if not (own_context and hidden):
+            return processes
+        own = max(hidden, key=lambda process: process.sm_utilization or 0.0)
+        return tuple(process for process in processes if process is not own)
+
+
+class GpuReading(GpuState):
+    """One look at all of a GPU."""
+
+    name: str
+    uuid: str
+    driver: str
+    memory_bytes: int
+    memory_used_bytes: int
+    utilization: float | None = None
+    """Fraction of the driver's last sampling period in which a kernel ran."""
+    mig: bool | None = None
+    ecc: bool | None = None
+    ecc_uncorrected: int | None = None
+    """Uncorrected memory errors since the driver was loaded."""
+    compute_mode: ComputeMode | None = None
+    """Who may create contexts."""
+    sm_clock_max_hz: float | None = None
+    memory_clock_max_hz: float | None = None
+    persistence: bool | None = None
+    slowdown_temperature_c: float | None = None
+    power_limit_w: float | None = None
+    """Enforced now."""
+    power_default_w: float | None = None
 
 
 class Watch(Protocol):
@@ -42,14 +115,6 @@ class Watch(Protocol):
         """Let go of what is held open."""
 
 
-class _Opened(NamedTuple):
-    """What was counted when a window was opened."""
-
-    at_s: float
-    own_s: float
-    times: CpuTimes | None
-
-
 class HostWatch:
     """Frequency, load, steal and the work of others on the CPUs that this process may use."""
 
@@ -66,7 +131,8 @@ class HostWatch:
         self._cpus = tuple(usable_cpus() if cpus is None else cpus)
         self._ticks = float(os.sysconf("SC_CLK_TCK"))
         self._start_s: float | None = None
-        self._opened: _Opened | None = None
+        self._opened: tuple[float, float, CpuTimes | None] | None = None
+        """Time, CPU seconds of this process and CPU times when the window was opened."""
         self._unread: dict[str, None] = {}
         clocked = self._cpus[:: -(-len(self._cpus) // CLOCKED_CPUS)]
         files = [sys / f"devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq" for cpu in clocked]
@@ -79,23 +145,23 @@ class HostWatch:
 
     def begin(self) -> None:
         times = self._times()
-        self._opened = _Opened(self._now(), self._own(), times)
+        self._opened = self._now(), self._own(), times
         if self._start_s is None:
-            self._start_s = self._opened.at_s
+            self._start_s = self._opened[0]
 
     def end(self, samples: int) -> Window:
         if self._opened is None or self._start_s is None:
             raise RuntimeError("end() closes a window that begin() has opened")
-        opened, self._opened = self._opened, None
+        (opened_s, own_before_s, before), self._opened = self._opened, None
         at_s, own_s = self._now(), self._own()
-        duration_s = max(0.0, at_s - opened.at_s)
+        duration_s = max(0.0, at_s - opened_s)
         times = self._times()
-        steal, others = _taken(opened.times, times, own_s - opened.own_s, duration_s)
-        if opened.times and times and steal is None:
+        steal, others = _taken(before, times, own_s - own_before_s, duration_s)
+        if before and times and steal is None:
             self._unread["CPU times: the system's counters did not move within a window"] = None
         load = self._text(self._proc / "loadavg")
         return Window(
-            start_s=max(0.0, opened.at_s - self._start_s),
+            start_s=max(0.0, opened_s - self._start_s),
             duration_s=duration_s,
             samples=samples,
             cores=len(self._cpus),
@@ -191,13 +257,3 @@ class GpuWatch:
             state = GpuState(unread=(f"{type(error).__name__}: {error}",))
         self._unread.update(dict.fromkeys(state.unread))
         return state
-
-
-def gpu_watch(pci_bus_id: str) -> GpuWatch:
-    """The watch of the GPU at a PCI address. Without NVML its figures are None and `unread` says why, once asked."""
-    try:
-        gpu = Gpu(pci_bus_id)
-    except NvmlMissing as error:
-        nothing = GpuState(unread=(str(error),))
-        return GpuWatch(lambda: nothing, HostWatch())
-    return GpuWatch(gpu.quick, HostWatch(), gpu.close)

@@ -108,24 +108,21 @@ def attention_part(shape: KernelShape, operands: Operands, result: Tensor) -> tu
     return result[0, 0, -1], scores.softmax(-1) @ v[:seen]
 
 
-def _any(size: tuple[int, ...], draw: Draw) -> Tensor:
-    return draw(size)
-
-
-def _positive(size: tuple[int, ...], draw: Draw) -> Tensor:
-    return draw(size) + 1
-
-
 Streaming = tuple[Run, Callable[[int, int, Draw], tuple[Operands, Operands]]]
 """What to run, and how to make its operands and weights of rows × width."""
 
 
-def _unary(run: Callable[[Tensor], Tensor], make: Callable[..., Tensor] = _any) -> Streaming:
-    return run, lambda rows, width, draw: ((make((rows, width), draw),), ())
+def _streaming(run: Run, operands: int, *, positive: bool = False) -> Streaming:
+    """An operator of one or two equal operands, the last of them positive where it must be."""
+
+    def make(rows: int, width: int, draw: Draw) -> tuple[Operands, Operands]:
+        *others, last = (draw((rows, width)) for _ in range(operands))
+        return (*others, last + 1 if positive else last), ()
+
+    return run, make
 
 
-def _binary(run: Callable[[Tensor, Tensor], Tensor], second: Callable[..., Tensor] = _any) -> Streaming:
-    return run, lambda rows, width, draw: ((draw((rows, width)), second((rows, width), draw)), ())
+_unary, _binary = partial(_streaming, operands=1), partial(_streaming, operands=2)
 
 
 def _embedding(rows: int, width: int, draw: Draw) -> tuple[Operands, Operands]:
@@ -152,10 +149,10 @@ STREAMING: dict[str, Streaming] = {
     "aten::add": _binary(torch.add),
     "aten::sub": _binary(torch.sub),
     "aten::mul": _binary(torch.mul),
-    "aten::div": _binary(torch.div, _positive),
+    "aten::div": _binary(torch.div, positive=True),
     "aten::neg": _unary(torch.neg),
     "aten::pow": _unary(lambda x: x.pow(2)),
-    "aten::rsqrt": _unary(torch.rsqrt, _positive),
+    "aten::rsqrt": _unary(torch.rsqrt, positive=True),
     "aten::exp": _unary(torch.exp),
     "aten::cos": _unary(torch.cos),
     "aten::sin": _unary(torch.sin),

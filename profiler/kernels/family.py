@@ -66,20 +66,15 @@ def _width(shape: KernelShape) -> int:
     return int(getattr(torch, shape.dtype).itemsize)
 
 
-def _product_operands(d: Mapping[str, int]) -> int:
-    return d.get("batch", 1) * (d["m"] + d["n"]) * d["k"]
-
-
-def _product_result(d: Mapping[str, int]) -> int:
-    return d.get("batch", 1) * d["m"] * d["n"]
-
-
-def _attention_operands(d: Mapping[str, int]) -> int:
-    return d["batch"] * d["head_dim"] * (d["heads"] * d["query"] + 2 * d["kv_heads"] * d["kv"])
-
-
-def _attention_result(d: Mapping[str, int]) -> int:
-    return d["batch"] * d["head_dim"] * d["heads"] * d["query"]
+PRODUCT: tuple[Elements, Elements] = (
+    lambda d: d.get("batch", 1) * (d["m"] + d["n"]) * d["k"],
+    lambda d: d.get("batch", 1) * d["m"] * d["n"],
+)
+"""Elements of a product's operands and of its result."""
+ATTENTION: tuple[Elements, Elements] = (
+    lambda d: d["batch"] * d["head_dim"] * (d["heads"] * d["query"] + 2 * d["kv_heads"] * d["kv"]),
+    lambda d: d["batch"] * d["head_dim"] * d["heads"] * d["query"],
+)
 
 
 def _rows(times: int) -> Elements:
@@ -89,16 +84,10 @@ def _rows(times: int) -> Elements:
 STREAMS = tuple(op for op in eager.STREAMING if op != "aten::embedding")
 
 FAMILIES: tuple[KernelFamily, ...] = (
-    KernelFamily(("aten::mm", "aten::addmm"), eager.product, _product_operands, _product_result, eager.product_part),
-    KernelFamily(("aten::bmm",), eager.batched, _product_operands, _product_result, eager.batched_part),
-    KernelFamily(("aten::_grouped_mm",), eager.grouped, _product_operands, _product_result, eager.grouped_part),
-    KernelFamily(
-        ("aten::scaled_dot_product_attention",),
-        eager.attention,
-        _attention_operands,
-        _attention_result,
-        eager.attention_part,
-    ),
+    KernelFamily(("aten::mm", "aten::addmm"), eager.product, *PRODUCT, eager.product_part),
+    KernelFamily(("aten::bmm",), eager.batched, *PRODUCT, eager.batched_part),
+    KernelFamily(("aten::_grouped_mm",), eager.grouped, *PRODUCT, eager.grouped_part),
+    KernelFamily(("aten::scaled_dot_product_attention",), eager.attention, *ATTENTION, eager.attention_part),
     KernelFamily(STREAMS, eager.stream, _rows(2), _rows(1), is_stream=True),
     KernelFamily(("aten::embedding",), eager.stream, _rows(VOCABULARY), _rows(1), is_stream=True),
 )

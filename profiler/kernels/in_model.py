@@ -1,10 +1,8 @@
-"""Small operations and the gaps between them as they are in eager models, which no row of equal calls can tell.
+"""Times small operations and the gaps between them as they are in eager models, where they take longer than in a row.
 
-Llamas whose widths follow from the device decode a token and prefill prompts. Between two small operations of a model
-the interpreter runs, products stream their weights through the caches, and operands lie where another operation has
-put them: a layer smaller than the last-level cache leaves code and interpreter in it, a larger one drives them out. So
-a small operation takes longer there than in a row of its own, on a CPU above all. What lies between the spans of two
-operations is the host's.
+Between two small operations of a model the interpreter runs, products stream their weights through the caches, and
+operands lie where another operation has put them: a layer smaller than the last-level cache leaves code and interpreter
+in it, a larger one evicts them. So Llamas whose widths follow from the device decode a token and prefill prompts.
 
 Example: ``InModelKernels(torch.device("cpu"), "float32", cache_bytes=32e6, flops_per_s=1e12).visit(watched)``
 """
@@ -52,12 +50,12 @@ class InModel:
     @property
     def time_s(self) -> NDArray[np.float64]:
         """Seconds of each operation."""
-        return middle_mean([each.device_s for each in self.taken])
+        return middle_mean([sample.device_s for sample in self.taken])
 
     @property
     def gap_s(self) -> NDArray[np.float64]:
         """Seconds of the host before each operation."""
-        return middle_mean([each.gap_s for each in self.taken])
+        return middle_mean([sample.gap_s for sample in self.taken])
 
 
 class _Pass(nn.Module):
@@ -103,10 +101,9 @@ class InModelKernels:
 
     def passes(self, visits: Iterable[Sequence[Sequence[Sample]]]) -> list[InModel]:
         """The passes of these visits together."""
-        each = zip(*visits, strict=True)
         return [
             InModel(graph, tuple(sample for visit in taken for sample in visit))
-            for graph, taken in zip(self._graphs, each, strict=True)
+            for graph, *taken in zip(self._graphs, *visits, strict=True)
         ]
 
 

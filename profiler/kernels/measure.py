@@ -1,14 +1,9 @@
 """Kernels for calibration, timed as a model runs them: as the operations of a module, by the clock that times models.
 
-A `Probe` runs each kernel on several sets of operands in turn, as a model runs it layer after layer: weights (and all
-else that is read only then) come from main memory where they do in a model, activations and the kernel's own code do
-not. Further rounds over the last sets find them in the cache. The module is traced and profiled as any model is, so
-that sizes, bytes and cache states are counted by the tracer that counts them in models, outputs are allocated as eager
-mode does, and an operation's time means the same on both sides. Each kernel is checked against its reference, and so
-warmed up, before it is timed.
-
-Contract: a device that runs other operations than were traced raises `SequenceMismatch`; lost profiler events raise
-`InvalidMeasurement`; torch's own errors pass through, out of memory among them.
+A `Probe` runs each kernel on several sets of operands in turn, as a model runs it layer after layer: weights come from
+main memory where they do in a model, activations and the kernel's own code do not. Further rounds over the last sets
+find them in the cache. The module is traced and profiled as any model is, so that an operation's sizes, cache states
+and time mean the same on both sides. Each kernel is checked against its reference before it is timed.
 
 Example: ``ProbedKernels(shapes, device, rotated_bytes=64 << 20).visit(watched)`` → seconds of each operation
 """
@@ -137,9 +132,11 @@ class Kernel(nn.Module):
         for place in order if turn is None else [order[turn]]:
             self._run(*self._operands[place], *self.weights[place].parameters())
 
-    def first(self) -> Tensor:
-        """Run on the first set of operands."""
-        return self._run(*self._operands[0], *self.weights[0].parameters())
+    def first(self) -> tuple[Tensor, float]:
+        """Run on the first set of operands: the result, and the seconds of the call."""
+        start = time.perf_counter()
+        result = self._run(*self._operands[0], *self.weights[0].parameters())
+        return result, time.perf_counter() - start
 
     def check(self, result: Tensor) -> None:
         """Raise ArithmeticError where the result on the first set is not what it must be."""
@@ -275,7 +272,7 @@ class _Pace:
         if expected_s > LONGEST_CALL_S:
             raise RuntimeError(f"a call takes more than {expected_s:.2g} s, calibration gives it {LONGEST_CALL_S:g} s")
         kernel = make(shape)
-        result, once_s = _timed(kernel)
+        result, once_s = kernel.first()
         if not self._is_cpu:
             kernel.check(result)
             return kernel
@@ -283,7 +280,7 @@ class _Pace:
         for _ in range(TRIES):  # first touch of memory, or a burst of other work, is not the kernel's
             if once_s * kernel.turns <= longest_s or once_s > 10 * LONGEST_CALL_S:
                 break
-            result, again_s = _timed(kernel)
+            result, again_s = kernel.first()
             once_s = min(once_s, again_s)
         is_slow = once_s > LONGEST_CALL_S / 10
         self._s_per_byte[shape.kind] = [*rates[-1:], once_s / size] if is_slow else []
@@ -291,12 +288,6 @@ class _Pace:
             raise RuntimeError(f"a call takes {once_s:.2g} s, calibration gives it {LONGEST_CALL_S:g} s")
         kernel.check(result)
         return kernel.bounded(max(1, int(longest_s / once_s)))
-
-
-def _timed(kernel: Kernel) -> tuple[Tensor, float]:
-    start = time.perf_counter()
-    result = kernel.first()
-    return result, time.perf_counter() - start
 
 
 def _grouped(kernels: Sequence[Kernel], small_bytes: float) -> list[list[Kernel]]:
@@ -308,7 +299,7 @@ def _grouped(kernels: Sequence[Kernel], small_bytes: float) -> list[list[Kernel]
             small.setdefault(kernel.turns, []).append(kernel)
         else:
             groups.append([kernel])
-    alike = [each[i : i + TOGETHER] for each in small.values() for i in range(0, len(each), TOGETHER)]
+    alike = [streams[i : i + TOGETHER] for streams in small.values() for i in range(0, len(streams), TOGETHER)]
     return [*alike, *groups]
 
 
@@ -333,7 +324,10 @@ class ProbedKernels:
         """Sets of operands of each shape that took turns again."""
 
     def visit(self, watched: Watched) -> list[list[float]]:
-        """Seconds of each operation in each of `PASSES` passes; the first visit traces them."""
+        """Seconds of each operation in each of `PASSES` passes; the first visit traces them.
+
+        Raises `InvalidMeasurement` and `SequenceMismatch` as profiling does, and torch's own errors.
+        """
         probe = self._probe or self._made()
         if self._device.type == "cpu":  # operands out of an arena are kept, as no others are needed in between
             self._probe = probe
@@ -343,7 +337,7 @@ class ProbedKernels:
             self.owners = tuple(int(op.path.split(".")[1]) if op.path else None for op in self.graph.ops)
         with torch.no_grad():
             taken = samples(runner, [op.name for op in self.graph.ops], PASSES, watched)
-        return [each.device_s for each in taken]
+        return [sample.device_s for sample in taken]
 
     def _made(self) -> Probe:
         kernels, failed = checked_kernels(self.shapes, self._device, self._rotated_bytes, self._arena)

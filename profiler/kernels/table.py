@@ -5,9 +5,6 @@ with its cache in main memory, and prefill attention with what projections have 
 their laws know no caches there. What streams is taken in turns alone. All operations of eager models
 (`profiler.kernels.in_model`) are rows too, and so are the gaps between them.
 
-All groups are visited in turn by the measuring engine, which watches each visit; the table holds what counted, and its
-source says under which conditions.
-
 Example: ``probe_kernels(shapes, device, facts.cache_bytes, limit_bytes=1 << 30, versions={}).table``
 """
 
@@ -31,8 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from profiler.devices.backend import backend_of
-from profiler.devices.nvml import GpuReading
-from profiler.devices.watch import Watch
+from profiler.devices.watch import GpuReading, Watch
 from profiler.kernels.family import family_of
 from profiler.kernels.in_model import InModel, InModelKernels
 from profiler.kernels.measure import ROUNDS, Arena, ProbedKernels, Storage, operand_bytes, sets_of
@@ -94,10 +90,16 @@ def probe_kernels(
     """
     rotated = round(min(PAST * cache_bytes, limit_bytes))  # with little memory, as far past the cache as it allows
     failed: dict[str, str] = {}
-    known = [shape for shape in shapes if _is_known(shape, failed)]
+    known: list[KernelShape] = []
+    for shape in shapes:
+        try:
+            family_of(shape.op)
+            known.append(shape)
+        except ValueError as unknown:
+            failed[f"kernel.{shape.op}.{shape.dtype}"] = reason(unknown)
+    backend = backend_of(device)
     arenas = _arenas(known, device, round(limit_bytes))
-    # Operands out of an arena need no memory of their own.
-    most = math.inf if backend_of(device).is_host else limit_bytes
+    most = math.inf if backend.is_host else limit_bytes  # operands out of an arena need no memory of their own
     models = {
         f"eager.{dtype}": InModelKernels(device, dtype, cache_bytes, flops_per_s)
         for dtype, flops_per_s in eager.items()
@@ -117,17 +119,17 @@ def probe_kernels(
         finally:
             if name in models:
                 gc.collect()  # a model's modules refer to each other
-            backend_of(device).release_memory()
+            backend.release_memory()
 
-    with closing(watch or backend_of(device).watch(device)) as open_watch:
+    with closing(watch or backend.watch(device)) as open_watch:
         turns: Turns[Any] = take_turns(
             [*models, *groups],
             take,
             visits=visits,
             seconds=seconds,
-            on_cpu=backend_of(device).is_host,
+            on_cpu=backend.is_host,
             watch=open_watch,
-            read=read or partial(backend_of(device).reading, device),
+            read=read or partial(backend.reading, device),
             now=now,
             progress=lambda taken: progress(min(1.0, taken / whole), f"visit {taken + 1} of {max(whole, taken + 1)}"),
         )
@@ -153,10 +155,10 @@ def probe_kernels(
         return Probing(None, failed, levels, warning)
     for i, row in enumerate(rows):
         row["row"] = i
-    asked = json.dumps([asdict(shape) for shape in shapes], sort_keys=True, default=dict)
+    requested = json.dumps([asdict(shape) for shape in shapes], sort_keys=True, default=dict)
     source = Source(
         file=FORMAT,
-        sha256=hashlib.sha256(asked.encode()).hexdigest(),
+        sha256=hashlib.sha256(requested.encode()).hexdigest(),
         format=FORMAT,
         unit="s",
         device=None,
@@ -167,15 +169,6 @@ def probe_kernels(
         labels=turns.labels(),
     )
     return Probing(Kernels(pa.Table.from_pylist(rows, schema=COLUMNS), (source,)), failed, levels, warning)
-
-
-def _is_known(shape: KernelShape, failed: dict[str, str]) -> bool:
-    try:
-        family_of(shape.op)
-    except ValueError as error:
-        failed[f"kernel.{shape.op}.{shape.dtype}"] = reason(error)
-        return False
-    return True
 
 
 def _arenas(shapes: Sequence[KernelShape], device: torch.device, size_bytes: int) -> dict[str, Arena]:
@@ -245,14 +238,12 @@ def in_model_rows(eager: InModel, cache_bytes: float) -> list[dict[str, object]]
             gap = LawInput((HOST_GAP,), graph.workload.dtype, dims)
             if i and gap_s > 0:
                 rows.append((gap, HOST_GAP, pass_of, dims["modules"], gap_s))
-    alike: dict[tuple[object, ...], list[tuple[LawInput, float]]] = {}
-    about: dict[tuple[object, ...], tuple[str, str]] = {}
-    for subject, op, group, mark, time_s in rows:
+    alike: dict[tuple[object, ...], list[tuple[LawInput, str, str, Hashable, float]]] = {}
+    for row in rows:
+        subject, op, _, mark, _ = row
         own = sorted((name, size) for name, size in subject.dims.items() if name not in STATES)
-        key = (subject.kinds, subject.dtype, op, *own, mark)
-        alike.setdefault(key, []).append((subject, time_s))
-        about[key] = op, group
-    return [_mean(same, *about[key]) for key, same in alike.items()]
+        alike.setdefault((subject.kinds, subject.dtype, op, *own, mark), []).append(row)
+    return [_mean([(row[0], row[4]) for row in same], *same[-1][1:3]) for same in alike.values()]
 
 
 def _name(subject: LawInput) -> str:

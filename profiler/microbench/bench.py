@@ -17,9 +17,17 @@ import torch
 
 from profiler.devices.backend import Backend, PerDevice, backend_of, free_bytes
 from profiler.devices.caches import effective_cache
-from profiler.devices.nvml import GpuReading
-from profiler.devices.watch import Watch
-from profiler.record.measurement import FASTEST, CacheSource, CacheState, Label, Layout, Measurement, State, Unit
+from profiler.devices.watch import GpuReading, Watch
+from profiler.record.measurement import (
+    FASTEST,
+    CacheSource,
+    CacheState,
+    Label,
+    Layout,
+    Measurement,
+    State,
+    Unit,
+)
 from profiler.timing.clocks import ABOVE, Clock, clock_for, too_short
 from profiler.timing.engine import Case, Setting, judge, measure
 from profiler.timing.stopping import Rules

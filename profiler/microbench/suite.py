@@ -20,7 +20,6 @@ from profiler.devices.caches import cache_capacities
 from profiler.microbench import energy, launch, matmul, memory, peak, pointwise, transfer
 from profiler.microbench.bench import Bench
 from profiler.microbench.clocks import clocks
-from profiler.microbench.collectives.launch import collectives
 from profiler.microbench.host_cost import host_cost
 from profiler.microbench.matmul import PRODUCTS, Shape, time_product
 from profiler.microbench.peak import Product, climb
@@ -74,6 +73,12 @@ def _energy(bench: Bench) -> Iterator[Measurement]:
     return energy.energy(bench, _main_shapes(bench))
 
 
+def _collectives(bench: Bench) -> Iterator[Measurement]:
+    from profiler.microbench.collectives.launch import collectives
+
+    return collectives(bench)
+
+
 def _main_shapes(bench: Bench) -> dict[str, Shape]:
     """Shapes of the dtypes that models run in; sustained load of the others says nothing new about the power cap."""
     return {dtype: shape for dtype, shape in bench.shapes.items() if dtype in ("float32", "bfloat16", "float8_e4m3fn")}
@@ -98,7 +103,7 @@ PARTS: tuple[Part, ...] = (
     Part("matmul, one core", "matrix products on one core", _burst, (2, 1), True, "the host", True, needs_search=True),
     Part("curve", "bandwidth over the size of the working set", memory.curve, (20, 4), replicated=False),
     Part("transfer", "copies from host to device and back", transfer.transfer, (30, 6), False, "memory of its own"),
-    Part("collectives", "collectives between GPUs, or processes of a CPU", collectives, (40, 15), replicated=False),
+    Part("collectives", "collectives between GPUs, or processes of a CPU", _collectives, (40, 15), replicated=False),
 )
 
 

@@ -6,17 +6,14 @@ provenance tracking says from which nodes of its own graph each kernel was gener
 back to dynamo's (torch 2.11 to 2.13). Caches of compiled graphs are off, since a cached graph tells nothing of this;
 compiled kernels themselves are cached as always.
 
-The plain model must run the traced operations first: kernels are then told in their terms. What the compiler leaves to
-Python between its graphs belongs to no kernel and stays unattributed, with its names.
-
-Contract: as `Runner`; a compiler whose kernels are not those that ran raises `InvalidMeasurement`.
+What the compiler leaves to Python between its graphs belongs to no kernel and stays unattributed, with its names. A
+compiler whose kernels are not those that ran raises `InvalidMeasurement`.
 
 Example: ``rounds(CompiledRunner(model, inputs, torch.device("cpu")), graph, budget_s=10).kernels``
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +39,7 @@ from profiler.passes.samples import PassTimes, Sample, called
 from profiler.record.run import InvalidMeasurement, KernelTimes
 from roofline.graph.op import ANCHORS, OpGraph
 
-SETTINGS: Mapping[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "trace.provenance_tracking_level": 1,
     "fx_graph_cache": False,
     "cpp.enable_kernel_profile": True,  # kernels in C++ are host events of their own; those in Triton always are
@@ -75,17 +72,18 @@ class CompiledRunner(Runner):
             self.forward = self._compiled
         self._made.called.clear()
         timeline, _ = self.session(2)
-        each, rest = divmod(len(self._made.called), 2)
-        if rest or self._made.called[:each] != self._made.called[each:]:
+        numbers = self._made.called
+        self._parts, rest = divmod(len(numbers), 2)
+        if rest or numbers[: self._parts] != numbers[self._parts :]:
             raise InvalidMeasurement("two compiled passes called different graphs: the model recompiles itself")
-        if not each:
+        if not numbers:
             raise InvalidMeasurement("torch.compile compiled no part of the model; leave --compile out")
-        self._parts = each
-        graphs = [self._made.graphs[number] for number in self._made.called[:each]]
+        graphs = [self._made.graphs[number] for number in numbers[: self._parts]]
         names = [kernel.name for graph in graphs for kernel in graph.kernels]
         ran = called(timeline, passes(timeline.host)[-1], names)
         seen = frozenset(ran)
-        graphs = [_without_unseen(graph, seen) for graph in graphs]
+        # Functions of inductor's own have no host event.
+        graphs = [replace(graph, kernels=tuple(k for k in graph.kernels if k.name in seen)) for graph in graphs]
         self.names = [kernel.name for graph in graphs for kernel in graph.kernels]
         if list(ran) != self.names:
             raise InvalidMeasurement(
@@ -127,11 +125,6 @@ class CompiledRunner(Runner):
         }
 
 
-def _without_unseen(graph: CompiledGraph, seen: frozenset[str]) -> CompiledGraph:
-    """The graph without calls that no host event stands for, as those of functions of inductor's own."""
-    return replace(graph, kernels=tuple(kernel for kernel in graph.kernels if kernel.name in seen))
-
-
 class Inductor:
     """A backend for torch.compile: inductor, with a record of what it makes and of what is called."""
 
@@ -154,7 +147,7 @@ class Inductor:
             kernels.extend(self._kernels(made, options.get("graph_id"), position, sources))
             return compiled
 
-        with inductor_config.patch(dict(SETTINGS)), functorch_config.patch(enable_autograd_cache=False):
+        with inductor_config.patch(SETTINGS), functorch_config.patch(enable_autograd_cache=False):
             run: Callable[..., Any] = compile_fx(graph, inputs, inner_compile=inner)  # type: ignore[assignment]
         number = len(self.graphs)
         self.graphs.append(CompiledGraph(tuple(sources), tuple(kernels)))
@@ -228,8 +221,7 @@ def _works(node: fx.Node) -> bool:
 
 
 def _operator(node: fx.Node) -> str:
-    target = node.target
-    return str(target._schema.name) if isinstance(target, OpOverload) else ""
+    return str(node.target._schema.name) if isinstance(node.target, OpOverload) else ""
 
 
 class _Names(TorchDispatchMode):
@@ -259,14 +251,9 @@ class _Attention(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         self.names.add(ATTENTION)
-        with self.inside():
-            return func(*args, **(kwargs or {}))
-
-    @contextmanager
-    def inside(self) -> Iterator[None]:
         self.names.is_inside = True
         try:
-            yield
+            return func(*args, **(kwargs or {}))
         finally:
             self.names.is_inside = False
 

@@ -1,9 +1,7 @@
 """How one forward pass runs again and again from the same state, plain and under the profiler: here, eagerly.
 
-Module ranges cost as much as operators do, so only the session that checks has them: it fixes which module runs which
-operation, and every timed pass must then run that same sequence.
-
-Contract: a pass whose sequence differs raises `SequenceMismatch`; lost device events raise `InvalidMeasurement`.
+Module ranges cost as much as operators do, so only the session that checks has them: every timed pass must then run the
+same sequence, else `SequenceMismatch` is raised. Lost device events raise `InvalidMeasurement`.
 
 Example: ``runner = Runner(model, inputs, torch.device("cpu")); runner.check(graph); runner.profiled(3)``
 """

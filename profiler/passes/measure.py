@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import torch
@@ -24,14 +24,13 @@ from profiler.attribution.operations import SequenceMismatch, differences, seque
 from profiler.devices.backend import backend_of, free_bytes
 from profiler.devices.watch import Watch
 from profiler.models.build import implementations
-from profiler.models.graphs import scale
 from profiler.models.inputs import PassInputs, prepare
 from profiler.models.trace import trace
 from profiler.passes.eager import Runner
-from profiler.passes.replayed import ReplayRunner
 from profiler.passes.samples import PassTimes, Sample, collect
 from profiler.record.measurement import WarmUp
 from profiler.record.run import Cell, CellResult, InvalidMeasurement, RequestError
+from profiler.timing.clocks import HostNow
 from profiler.timing.engine import judge, sample_rounds, warm_up
 from profiler.timing.profiled import event_cost_s
 from profiler.timing.reference import ReferenceProbes
@@ -64,7 +63,7 @@ class Loaded:
 
     name: str
     model: PreTrainedModel
-    """On the device, with weights."""
+    """The model on the device, with weights."""
     meta: PreTrainedModel
     """The same layers without memory."""
     whole: PreTrainedModel
@@ -99,7 +98,6 @@ def measure_cell(
 def _measure(
     cell: Cell, loaded: Loaded, device: torch.device, budget_s: float, seed: int, step: Step, watch: Watch
 ) -> tuple[CellResult, OpGraph]:
-    explained: tuple[str, ...] = ()
     options = {"attn": cell.attn, "experts": cell.experts, "cache": cell.cache}
 
     def traced(model: PreTrainedModel, inputs: PassInputs) -> OpGraph:
@@ -110,12 +108,21 @@ def _measure(
     if on_meta is not None:
         _check_memory(on_meta, device)
     inputs = prepare(loaded.meta, cell.workload, cache=cell.cache, device=device, seed=seed)
-    backend_of(device).reset_peak_memory(device)
+    backend = backend_of(device)
+    backend.reset_peak_memory(device)
+    before = backend.reading(device)
+    if cell.is_compiled:
+        from profiler.passes.compiled import CompiledRunner
 
-    before = backend_of(device).reading(device)
+        step("compile", 0.05)
+        plain: Runner = CompiledRunner(loaded.model, inputs, device)
+    else:
+        plain = Runner(loaded.model, inputs, device)
+    runner = plain
+    if cell.is_graph:
+        from profiler.passes.replayed import ReplayRunner
 
-    plain = _runner(cell, loaded, inputs, device, step)
-    runner = ReplayRunner(plain) if cell.is_graph else plain
+        runner = ReplayRunner(plain)
     probes = ReferenceProbes(device)
 
     def attempt(candidate: OpGraph) -> PassTimes:
@@ -134,51 +141,32 @@ def _measure(
         times = attempt(graph)
     elif any(op.kind == Kind.GROUPED_MATMUL for op in graph.ops):
         step("routing of the experts", 0.9)
-        graph = _routed(graph, traced(loaded.model, inputs))
+        exact = traced(loaded.model, inputs)  # counts the experts that are hit
+        graph = exact if sequence(exact) == sequence(graph) else graph
         inputs.restore()
     if loaded.whole is not loaded.meta:
+        from profiler.models.graphs import scale
+
         step("trace of the whole model", 0.95)
         whole, why = _trace_on_meta(traced, loaded.whole, cell, seed)
         if on_meta is None or whole is None:
             raise RequestError(f"--layers cannot scale {cell.model} up: {(explained or why)[0]}; leave --layers out")
         graph = scale(graph, on_meta, whole)
-    verdict = judge(times.windows, before, backend_of(device).reading(device), on_cpu=backend_of(device).is_host)
-    is_invalid = (
-        verdict.status == "invalid"
-    )  # how busy the host was is judged with the noise (calibrate.passes.verdict)
+    verdict = judge(times.windows, before, backend.reading(device), on_cpu=backend.is_host)
+    is_invalid = verdict.status == "invalid"  # how busy the host was is judged with the noise, in calibrate.passes
     result = CellResult(
         cell=cell,
         status="invalid" if is_invalid else "done",
         reason=verdict.reason if is_invalid else None,
-        warm_up=times.warm_up,
-        stop_reason=times.stop_reason,
-        windows=times.windows,
-        reference=times.reference,
         labels=verdict.device,
         other_work=verdict.other_work,
-        wall_s=times.wall_s,
-        profiled_wall_s=times.profiled_wall_s,
-        ops=times.ops,
-        kernels=times.kernels,
-        tail_gap_s=times.tail_gap_s,
-        unattributed_s=times.unattributed_s,
-        unattributed=times.unattributed,
-        closure=times.closure,
+        **{field.name: getattr(times, field.name) for field in fields(times) if field.name != "backends"},
         ran=_ran(loaded, cell, inputs, times) | plain.environment_notes(),
         differences=explained,
-        clock="kernel timeline" if backend_of(device).profiles_kernels else "profiler spans",
-        peak_memory_bytes=backend_of(device).peak_memory_bytes(device),
+        clock="kernel timeline" if backend.profiles_kernels else "profiler spans",
+        peak_memory_bytes=backend.peak_memory_bytes(device),
     )
     return result, graph
-
-
-def _runner(cell: Cell, loaded: Loaded, inputs: PassInputs, device: torch.device, step: Step) -> Runner:
-    if not cell.is_compiled:
-        return Runner(loaded.model, inputs, device)
-    from profiler.passes.compiled import CompiledRunner
-
-    step("compile", 0.05)
-    return CompiledRunner(loaded.model, inputs, device)
 
 
 def _trace_on_meta(
@@ -201,11 +189,6 @@ def _check_memory(graph: OpGraph, device: torch.device) -> None:
     free = free_bytes(device)
     if cache + largest > free:
         raise MemoryError(f"the pass needs at least {(cache + largest) / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
-
-
-def _routed(graph: OpGraph, exact: OpGraph) -> OpGraph:
-    """`exact`, traced on the device, where it runs the same operations: it has counted the experts that are hit."""
-    return exact if sequence(exact) == sequence(graph) else graph
 
 
 def _ran(loaded: Loaded, cell: Cell, inputs: PassInputs, times: PassTimes) -> dict[str, str]:
@@ -267,11 +250,8 @@ def rounds(
         runner.settles = once_s < LONG_S
         step("operations", 0.15)
         backends = _twice(lambda: runner.check(graph))
-        wall: list[float] = []
-        profiled: list[float] = []
-        ratios: list[float] = []
+        wall, profiled, ratios, costs = (list[float]() for _ in range(4))
         samples: list[Sample] = []
-        costs: list[float] = []
         reference: dict[str, list[float]] = {}
         begin = time.monotonic()
 
@@ -305,14 +285,10 @@ def rounds(
     return replace(times, warm_up=warmed, stop_reason=why, windows=windows, reference=levels)
 
 
-class PassClock:
+class PassClock(HostNow):
     """The clock of a call that tells its own time: a pass, which is timed without putting its inputs back."""
 
     name = "wall of a pass"
-    replays = False
-
-    def now(self) -> float:
-        return time.monotonic()
 
     def time(self, call: Callable[[], object], repeats: int) -> float:
         return math.fsum(float(call()) for _ in range(repeats))  # type: ignore[arg-type]

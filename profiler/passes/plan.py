@@ -4,7 +4,7 @@ Example: ``plan(["gpt2"], torch.device("cpu"), Shapes(phases=("decode",), contex
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -12,7 +12,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from profiler.devices.backend import PerDevice, backend_of
 from profiler.models.build import build_meta, check_request, require_weights
-from profiler.models.graphs import scale
 from profiler.models.inputs import prepare
 from profiler.models.resolve import ResolvedModel, resolve, truncate
 from profiler.models.trace import trace
@@ -82,18 +81,9 @@ def plan(models: Sequence[str], device: torch.device, shapes: Shapes, choices: C
         for dtype in shapes.dtypes or DEFAULT_DTYPES.of(device):
             for workload in shapes.workloads(dtype):
                 check_request(config, device=device, dtype=dtype, workload=workload)
-                cells.append(
-                    Cell(
-                        model=resolved.name,
-                        workload=workload,
-                        attn=choices.attn,
-                        experts=choices.experts,
-                        cache=choices.cache,
-                        layers=choices.layers if config is not resolved.config else None,
-                        weights=choices.weights,
-                        mode=choices.mode,
-                    )
-                )
+                options = asdict(choices) | {"layers": None if config is resolved.config else choices.layers}
+                del options["trust_remote_code"]
+                cells.append(Cell(model=resolved.name, workload=workload, **options))
         _check_model(resolved, config, shapes.workloads(dtype), choices)
     return tuple(dict.fromkeys(cells))
 
@@ -102,9 +92,7 @@ def check_mode(mode: Mode, device: torch.device) -> None:
     """Raise RequestError where passes cannot run so here: CUDA graphs are of CUDA; inductor needs a compiler."""
     if mode.endswith("cuda-graph") and not backend_of(device).captures_graphs:
         raise RequestError(f"--cuda-graph needs a CUDA device, this is {device}; leave it out, or use --device cuda")
-    if not mode.startswith("compile"):
-        return
-    if why := backend_of(device).why_not_compiled():
+    if mode.startswith("compile") and (why := backend_of(device).why_not_compiled()):
         raise RequestError(f"--compile {why}, or leave --compile out")
 
 
@@ -117,6 +105,8 @@ def _check_model(
         require_weights(resolved.location)
     if config is resolved.config:
         return
+    from profiler.models.graphs import scale
+
     whole = build_meta(resolved.config, workloads[0].dtype, choices.attn, choices.experts)
     for workload in workloads:
         part, everything = (_traced(model, workload, choices.cache) for model in (meta, whole))

@@ -1,9 +1,8 @@
 """A pass that is captured into a CUDA graph once and replayed: a plain pass's kernels without the host between them.
 
-The kernels of a replay are given to operations by their order, which the plain pass fixes (`attribution.replay`).
-
-Contract: as `Runner`; a model that no graph can hold raises `NotCapturable`, a graph that ran other kernels than the
-plain pass `GraphMismatch`. The wall time is that of a replay: launch of the graph, kernels, synchronisation.
+The kernels of a replay are given to operations by their order, which the plain pass fixes. A model that no graph can
+hold raises `NotCapturable`, a graph that ran other kernels than the plain pass `GraphMismatch`. The wall time is that
+of a replay: launch of the graph, kernels, synchronisation.
 
 Example: ``rounds(ReplayRunner(Runner(model, inputs, device)), graph, budget_s=10)``
 """

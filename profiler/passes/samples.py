@@ -1,20 +1,19 @@
-"""From profiled sessions to the samples of one cell: which operations each pass ran, and what each of them took.
+"""Makes the samples of one cell from profiled sessions: which operations each pass ran, and what each took.
 
 On a CPU an operation's host span is its time. On CUDA it is the time of the kernels that were launched within that
 span, and the profiler sees more than any trace does: work on host tensors, and constants that `torch.tensor` copies
-from roofline.hardware import GPU
 from the host below the dispatcher (one without elements, as an empty cache makes, copies nothing). Such operators may
 run beside the traced ones: the former are host time, the latter's copies are kept as unattributed, with their names.
 
-Contract: a pass that ran other operations raises `SequenceMismatch`; one whose device events cannot be trusted raises
-`InvalidMeasurement`. Nothing here needs a device: recorded timelines test it.
+A pass that ran other operations raises `SequenceMismatch`; one whose device events are not complete
+`InvalidMeasurement`.
 
 Example: ``[sample(timeline, window, names, by_kernels=True) for window in passes(timeline.host)[1:]]``
 """
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -112,10 +111,10 @@ def check_sequence(timeline: Timeline, graph: OpGraph, by_kernels: bool) -> tupl
     window = passes(timeline.host)[-1]
     expected = sequence(graph)
     if by_kernels:
-        ops, joined = _device_pass(timeline, window, expected, _with_path)
+        ops, joined = _device_pass(timeline, window, expected, with_paths=True)
         strangers = [f"{e.name}, {e.reason}" for e in joined.unattributed if not e.name.startswith(FROM_HOST)]
     else:
-        ran = _host_pass(timeline, window, expected, _with_path)
+        ran = _host_pass(timeline, window, expected, with_paths=True)
         ops, strangers = ran.ops, [f"{event.name} in no traced operation" for event in ran.strangers]
     if strangers and graph.traced_on == "meta":  # a trace on the device has seen all that a trace can see
         raise SequenceMismatch(tuple(f"device only: {name}" for name in strangers))
@@ -130,22 +129,19 @@ def sample(
 
     With `within`, only what lies in a profiler range of that name is an operation.
     """
-    expected = [("", in_place_or_not(name)) for name in names]
     if by_kernels:
-        return _device_sample(_device_pass(timeline, window, expected, _without_path, within)[1])
-    return _host_sample(timeline, window, _host_pass(timeline, window, expected, _without_path, within))
+        return _device_sample(_device_pass(timeline, window, _keys(names), within)[1])
+    return _host_sample(timeline, window, _host_pass(timeline, window, _keys(names), within))
 
 
 def called(timeline: Timeline, window: HostEvent, names: Sequence[str]) -> tuple[str, ...]:
     """Which of these kernels' host events a compiled pass has, in order, as `sample` compares them."""
-    expected = [("", in_place_or_not(name)) for name in names]
-    return tuple(in_place_or_not(op.name) for op in _executed(timeline, window, expected, COMPILED).ops)
+    return tuple(in_place_or_not(op.name) for op in _executed(timeline, window, _keys(names), COMPILED).ops)
 
 
 def plain_pass(timeline: Timeline, window: HostEvent, names: Sequence[str], within: str | None = None) -> Reference:
     """A pass on CUDA as the reference of its replays, whose operations must be `names` in order."""
-    expected = [("", in_place_or_not(name)) for name in names]
-    return reference(_device_pass(timeline, window, expected, _without_path, within)[1])
+    return reference(_device_pass(timeline, window, _keys(names), within)[1])
 
 
 def replay_sample(timeline: Timeline, window: HostEvent, plain: Reference) -> Sample:
@@ -210,23 +206,25 @@ def _executed(timeline: Timeline, window: HostEvent, expected: Sequence[Key], wi
     return executed(timeline.host, names=names, window=(window.start_s, window.end_s), tid=window.tid, within=within)
 
 
-def _with_path(op: ExecutedOp) -> Key:
-    return op.path or "", in_place_or_not(op.name)
+def _keys(names: Iterable[str]) -> list[Key]:
+    """Operators of a session without module ranges."""
+    return [("", in_place_or_not(name)) for name in names]
 
 
-def _without_path(op: ExecutedOp) -> Key:
-    return "", in_place_or_not(op.name)
+def _ran(op: ExecutedOp, with_paths: bool) -> Key:
+    return (op.path or "") if with_paths else "", in_place_or_not(op.name)
 
 
 def _host_pass(
     timeline: Timeline,
     window: HostEvent,
     expected: Sequence[Key],
-    key: Callable[[ExecutedOp], Key],
     within: str | None = None,
+    *,
+    with_paths: bool = False,
 ) -> Executed:
     ran = _executed(timeline, window, expected, within)
-    if different := differences(expected, [key(op) for op in ran.ops]):
+    if different := differences(expected, [_ran(op, with_paths) for op in ran.ops]):
         raise SequenceMismatch(different)
     return ran
 
@@ -234,7 +232,9 @@ def _host_pass(
 def _host_sample(timeline: Timeline, window: HostEvent, ran: Executed) -> Sample:
     """What lies between two spans is idle."""
     starts = np.array([e.start_s for e in timeline.host if e.tid == window.tid and e is not window])
-    begun, ended = (np.searchsorted(starts, [getattr(op, at) for op in ran.ops], side="right") for at in _ENDS)
+    begun, ended = (
+        np.searchsorted(starts, [getattr(op, at) for op in ran.ops], side="right") for at in ("start_s", "end_s")
+    )
     first = np.searchsorted(starts, window.start_s)
     previous = window.start_s
     device_s, gap_s = [], []
@@ -257,22 +257,20 @@ def _host_sample(timeline: Timeline, window: HostEvent, ran: Executed) -> Sample
     )
 
 
-_ENDS = ("start_s", "end_s")
-
-
 def _device_pass(
     timeline: Timeline,
     window: HostEvent,
     expected: Sequence[Key],
-    key: Callable[[ExecutedOp], Key],
     within: str | None = None,
+    *,
+    with_paths: bool = False,
 ) -> tuple[tuple[ExecutedOp, ...], DeviceJoin]:
     """The traced operations of a pass and what the device did for them, without what only the profiler sees."""
     ran = _executed(timeline, window, expected, within).ops
     joined = _join(timeline, window, ran)
     idle = {i for i, op in enumerate(joined.ops) if not op.kernels}
     constants = {i for i, op in enumerate(joined.ops) if all(name.startswith(FROM_HOST) for name in op.kernels)}
-    kept = _without([key(op) for op in ran], list(expected), idle, constants)
+    kept = _without([_ran(op, with_paths) for op in ran], list(expected), idle, constants)
     ops = tuple(ran[i] for i in kept)
     return ops, joined if len(ops) == len(ran) else _join(timeline, window, ops)
 

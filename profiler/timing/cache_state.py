@@ -1,8 +1,8 @@
-"""The declared state of the caches: how it is brought about, and whether what was touched bears it out.
+"""The declared state of the caches: how it is brought about, and whether the bytes that were touched confirm it.
 
-Cold without a flush kernel: operands take turns, so that each returns only after the cache has seen others. What
-counts is what was really touched: a graph that holds fewer calls than there are operands uses only those (flashinfer's
-graph mode was warm for that reason, and 36 % off).
+Operands take turns, so that each is used again only after others have filled the cache. What counts is what was really
+touched: a graph that holds fewer calls than there are operands uses only those (flashinfer's graph mode was warm for
+that reason, and 36 % off).
 
 Example: ``turns = Rotation([case.make() for _ in range(copies(size, cache, limit_bytes=1 << 30))])``
 """
@@ -52,7 +52,7 @@ class Rotation(Generic[T]):
 
 
 def copies(operand_bytes: int, cache_bytes: int, *, limit_bytes: int) -> int:
-    """How many copies of an operand make each use of it cold, at least 2 unless one alone exceeds `PAST` caches.
+    """How many copies of an operand make each use of it cold, at least 2 unless a single one exceeds `PAST` caches.
 
     As many as fit where `limit_bytes` does not hold them all; `state_of` then says that they are not cold. Raises
     ValueError where not even one fits.
@@ -70,21 +70,15 @@ def copies(operand_bytes: int, cache_bytes: int, *, limit_bytes: int) -> int:
 
 
 def state_of(
-    declared: State,
-    distinct: int,
-    operand_bytes: int,
-    cache_bytes: int | None,
-    cache_source: CacheSource = "stated",
+    declared: State, distinct: int, operand_bytes: int, cache_bytes: int | None, cache_source: CacheSource = "stated"
 ) -> CacheState:
     """The state that `distinct` operands of so many bytes, used in turn, leave a cache of `cache_bytes` in.
 
     A single operand that is streamed has its own bytes between two uses of its first one.
     """
     between = operand_bytes * max(1, distinct - 1)
-    holds = None
-    if declared == "in place":
-        holds = True
-    elif cache_bytes is not None:
+    holds: bool | None = declared == "in place" or None
+    if not holds and cache_bytes is not None:
         holds = between >= PAST * cache_bytes if declared == "cold" else distinct * operand_bytes <= cache_bytes
     return CacheState(
         declared=declared,

@@ -1,8 +1,7 @@
 """Clocks that time calls on a device: the host's, CUDA events, and the replay of a CUDA graph; and a clock's floor.
 
 A clock times several calls at once, so that a short kernel is not measured as its launch (CUDA) or as the clock's own
-resolution (host). A graph's kernels follow each other closer than launches can, as in engines that serve from graphs.
-The floor is what a clock says of a call that does nothing: below it nothing can be told, close above it not much.
+resolution (host). The floor is what a clock says of a call that does nothing: shorter times cannot be measured.
 
 Example: ``clock_for(torch.device("cpu")).time(lambda: torch.mm(a, b, out=c), 10)``
 """
@@ -13,14 +12,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 
-from profiler.devices.backend import Backend, Graph, backend_of
+from profiler.devices.backend import Graph, backend_of
 
 HOLD_LIMIT_S = 0.02
 """Longest hold of the device: time in which nothing is measured."""
@@ -56,14 +54,19 @@ class Clock(Protocol):
         """Seconds that `repeats` calls take together, from the first one's start to the last one's end."""
 
 
-class HostClock:
-    """Calls that return when their work is done: a CPU."""
+class HostNow:
+    """A clock whose time limits are on the host's own."""
 
-    name = "monotonic clock"
     replays = False
 
     def now(self) -> float:
         return time.perf_counter()
+
+
+class HostClock(HostNow):
+    """Calls that return when their work is done: a CPU."""
+
+    name = "monotonic clock"
 
     def time(self, call: Call, repeats: int) -> float:
         start = time.perf_counter()
@@ -72,15 +75,13 @@ class HostClock:
         return time.perf_counter() - start
 
 
-class EventClock:
+class EventClock(HostNow):
     """Calls that enqueue kernels on the current stream; events at both ends, the device idle before.
 
     While the host enqueues, a spinning kernel holds the device (as nvbench's blocking kernel does), so that kernels
     shorter than their launch run back to back and are not measured as launches. How long the host takes is learnt of
     each call, so give the same object again: the first sample of a call is not held.
     """
-
-    replays = False
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -89,9 +90,6 @@ class EventClock:
         self.name = f"{self._backend.label} events"
         self._issue_s: WeakKeyDictionary[Call, float] = WeakKeyDictionary()
         """Host time of a call, the least so far; a full queue or a first call takes longer."""
-
-    def now(self) -> float:
-        return time.perf_counter()
 
     def time(self, call: Call, repeats: int) -> float:
         with self._backend.on(self._device):
@@ -125,14 +123,7 @@ class NotCapturable(RuntimeError):
     """A call that does what no CUDA graph can hold."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Captured:
-    repeats: int
-    replay: Call
-    """Replays the graph, which it keeps alive."""
-
-
-class GraphClock:
+class GraphClock(HostNow):
     """Calls that enqueue kernels; the device is idle before, and held while the host launches the graph."""
 
     name = "graph replay"
@@ -141,19 +132,17 @@ class GraphClock:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._events = EventClock(device)
-        self._graphs: WeakKeyDictionary[Call, _Captured] = WeakKeyDictionary()
-
-    def now(self) -> float:
-        return time.perf_counter()
+        self._graphs: WeakKeyDictionary[Call, tuple[int, Call]] = WeakKeyDictionary()
+        """Repeats that a graph of a call holds, and its replay, which keeps it alive."""
 
     def time(self, call: Call, repeats: int) -> float:
-        captured = self._graphs.get(call)
-        if captured is None or captured.repeats != repeats:
-            captured = _Captured(repeats, capture(call, repeats, self._device).replay)
+        held, replay = self._graphs.get(call, (0, call))
+        if held != repeats:
+            replay = capture(call, repeats, self._device).replay
             # The first replay uploads the graph, and tells how long the next one needs the device held.
-            self._events.time(captured.replay, 1)
-            self._graphs[call] = captured
-        return self._events.time(captured.replay, 1)
+            self._events.time(replay, 1)
+            self._graphs[call] = repeats, replay
+        return self._events.time(replay, 1)
 
 
 def capture(call: Call, repeats: int, device: torch.device, instead: str = "time it with CUDA events") -> Graph:
@@ -165,7 +154,9 @@ def capture(call: Call, repeats: int, device: torch.device, instead: str = "time
     handled = sys.exception()
     backend = backend_of(device)
     with backend.on(device):
-        _warm_up(call, backend, device)
+        with backend.beside(device) as side, side:  # what a library allocates or chooses first stays out of the graph
+            for _ in range(WARM_UPS):
+                call()
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="The CUDA Graph is empty")  # a clock's floor is such a call
@@ -174,24 +165,14 @@ def capture(call: Call, repeats: int, device: torch.device, instead: str = "time
                         call()
         except Exception as error:
             first = _first(error, handled)
+            line = (str(first).strip().splitlines() or ["no message"])[0]
             if isinstance(first, torch.OutOfMemoryError):
                 raise first from None
             raise NotCapturable(
-                f"not captured in a CUDA graph ({_first_line(first)}): the call waits for the device, or makes the "
-                f"host look at data; {instead}"
+                f"not captured in a CUDA graph ({type(first).__name__}: {line}): the call waits for the "
+                f"device, or makes the host look at data; {instead}"
             ) from error
     return graph
-
-
-def _warm_up(call: Call, backend: Backend, device: torch.device) -> None:
-    """Whatever a library allocates or chooses in its first calls happens outside of the capture."""
-    with backend.beside(device) as side, side:
-        for _ in range(WARM_UPS):
-            call()
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
 
 def _first(error: BaseException, handled: BaseException | None) -> BaseException:

@@ -1,16 +1,9 @@
-"""The measuring engine: one way to time anything, with its conditions declared, watched, judged and kept.
+"""The measuring engine: one way to time anything, with its conditions watched and judged.
 
-Everything that is timed goes through the same steps. It is checked, warmed up to a steady state (`warm_up`), and
-sampled until a stop rule holds (`sample_rounds`), in windows in which clocks, power and other work are watched; what
-these conditions mean for the result follows from the same rules (`judge`). Three callers differ in what a sample is:
-
-- a microbenchmark times one call (`measure` of a `Case`, by `sample`);
-- a pass of a model is a round of plain and profiled passes (`profiler.passes.measure`);
-- calibration kernels take turns in several visits (`profiler.timing.turns`), each watched and judged.
-
-Contract: raises ArithmeticError where an output is wrong or not finite, ValueError where the operands of a cold case
-exceed the memory limit, and what torch raises; it never returns a time of work that was not done. A cold state for
-which there is not enough memory is measured all the same, and `cache.holds` is False.
+What is timed is checked, warmed up to a steady state (`warm_up`), and sampled until a stop rule holds
+(`sample_rounds`), in windows in which clocks, power and other work are watched; `judge` tells what these conditions
+mean. Microbenchmarks time one call (`measure`), `profiler.passes.measure` rounds of passes, `profiler.timing.turns`
+kernels that take turns.
 
 Example::
 
@@ -25,8 +18,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from profiler.devices.conditions import device_labels, host_labels, other_share, worst
-from profiler.devices.nvml import GpuReading
-from profiler.devices.watch import Watch
+from profiler.devices.watch import GpuReading, Watch
 from profiler.record.measurement import CacheSource, CacheState, Label, State, Status, WarmUp, Window
 from profiler.timing.cache_state import Rotation, copies, state_of
 from profiler.timing.clocks import Call, Clock, floor_s
@@ -109,7 +101,11 @@ class Timed:
 
 
 def measure(case: Case[T], setting: Setting) -> Timed:
-    """Time a case under a setting."""
+    """Time a case under a setting.
+
+    A cold state for which there is not enough memory is measured all the same, and `cache.holds` is False. Raises
+    ArithmeticError where an output is wrong or not finite, and ValueError where one operand exceeds the memory limit.
+    """
     cold = setting.cache == "cold"
     count = copies(case.touched_bytes, setting.cache_bytes or 0, limit_bytes=setting.limit_bytes) if cold else 1
     count = max(count, min(setting.placements, setting.limit_bytes // max(1, case.touched_bytes)))
@@ -216,6 +212,7 @@ def sample_rounds(
     windows: list[Window] = []
     timed_s, done = 0.0, 0
     while True:
+        done += 1
         if watch is not None:
             watch.begin()
         count, reason = 0, None
@@ -227,7 +224,6 @@ def sample_rounds(
                 break
         if watch is not None:
             windows.append(watch.end(count * runs))
-        done += 1
         if reason and done >= fewest:
             return reason, tuple(windows)
 

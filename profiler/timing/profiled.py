@@ -1,11 +1,7 @@
 """Sessions of the torch profiler: how one is recorded, what recording costs, and a clock of kernels alone.
 
-On CUDA a session begins with kernels that are not looked at, since the first ones can be lost. `KernelClock` times the
-kernels of calls as CUPTI stamps them: where CUDA events include the gaps between kernels and wander by 10–30 µs, kernel
-spans wander by some 0.5 µs; each sample is a session, a fraction of a second, so it is for few samples of what must be
-known exactly.
-
-Contract: the file of `recorded` is there when the block has ended without an error, and `read_timeline` reads it.
+`KernelClock` times the kernels of calls as CUPTI stamps them: where CUDA events include the gaps between kernels and
+vary by 10–30 µs, kernel spans vary by some 0.5 µs. Each sample is a session, a fraction of a second.
 
 Example::
 
@@ -32,7 +28,7 @@ from profiler.attribution.operations import PASS, passes
 from profiler.attribution.timeline import Timeline, read_timeline
 from profiler.devices.backend import backend_of
 from profiler.record.run import InvalidMeasurement
-from profiler.timing.clocks import Call
+from profiler.timing.clocks import Call, HostNow
 
 SETTLING_LAUNCHES = 1024
 """Kernels that run at the start of each session on CUDA and are not looked at: in a process's k-th session CUPTI stamps
@@ -44,19 +40,25 @@ COST_CALLS, COST_ROWS = 50, 9
 
 @contextmanager
 def recorded(path: Path, device: torch.device, settling: int = SETTLING_LAUNCHES) -> Iterator[None]:
-    """Profile the block into a file, after `settling` kernels."""
+    """Profile the block, after `settling` kernels, into a file that `read_timeline` reads once the block has ended."""
     backend = backend_of(device)
+    session = profile(activities=backend.activities)
+    with _running(session):
+        backend.settle(device, settling)
+        yield
+    session.export_chrome_trace(str(path))
+
+
+@contextmanager
+def _running(session: profile) -> Iterator[None]:
     with warnings.catch_warnings():
         # torch < 2.13 warns of it although a session has one cycle; `acc_events` would parse for a second instead
         warnings.filterwarnings("ignore", message=".*Profiler clears events")
-        session = profile(activities=backend.activities)
         session.start()
         try:
-            backend.settle(device, settling)
             yield
         finally:
             session.stop()
-    session.export_chrome_trace(str(path))
 
 
 def event_cost_s(now: Callable[[], float] = time.perf_counter) -> float:
@@ -72,32 +74,22 @@ def event_cost_s(now: Callable[[], float] = time.perf_counter) -> float:
             small.add_(small)
         return (now() - start) / COST_CALLS
 
-    plain, profiled = [], []
     row_s()
     session = profile(activities=[ProfilerActivity.CPU])
-    plain += [row_s() for _ in range(COST_ROWS)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Profiler clears events")
-        session.start()
-        try:
-            profiled += [row_s() for _ in range(COST_ROWS + 1)][1:]
-        finally:
-            session.stop()
+    plain = [row_s() for _ in range(COST_ROWS)]
+    with _running(session):
+        profiled = [row_s() for _ in range(COST_ROWS + 1)][1:]
     plain += [row_s() for _ in range(COST_ROWS)]
     return max(0.0, statistics.median(profiled) - statistics.median(plain))
 
 
-class KernelClock:
+class KernelClock(HostNow):
     """Calls that launch kernels, copies or memsets, profiled in a session of their own."""
 
     name = "kernel spans (CUPTI)"
-    replays = False
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-
-    def now(self) -> float:
-        return time.perf_counter()
 
     def time(self, call: Call, repeats: int) -> float:
         with tempfile.TemporaryDirectory() as folder:

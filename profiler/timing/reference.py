@@ -1,13 +1,9 @@
 """Reference probes: three fixed pieces of work whose time tells at which level a machine runs just now.
 
-A shared host's bandwidth moves with its neighbours, a GPU's clock with its heat. So the same three probes run in every
-visit of a calibration and in every round of a measured pass: a stream through main memory (on a CPU a matrix-vector
-product, as decoding is), a matrix product (on a CPU on weights out of main memory, as a layer's are), and the host
-issuing small operations. Their ratio says how much slower the
-machine is than when its laws were fitted.
-
-Each time is the mean over a stretch of calls of about `STRETCH_S`, several of an operating system's time slices (some
-milliseconds), so that other work on the cores is in it in proportion, as it is in a pass.
+A shared host's bandwidth changes with its neighbours, a GPU's clock with its heat. So the same three probes run in
+every visit of a calibration and in every round of a measured pass: a stream through main memory (on a CPU a
+matrix-vector product, as decoding is), a matrix product (on a CPU on weights out of main memory, as a layer's are), and
+the host issuing small operations. Their ratio says how much slower the machine is than when its laws were fitted.
 
 Example: ``probes = ReferenceProbes(torch.device("cpu")); probes.time()`` → {"memory": 2.1e-3, …}, seconds of one call
 """
@@ -22,7 +18,8 @@ from profiler.devices.backend import PerDevice, backend_of, free_bytes
 from profiler.timing.clocks import Clock, HostClock, clock_for
 
 STRETCH_S = 0.012
-"""Seconds of calls of one probe: a reading of all three costs some 40 ms."""
+"""Seconds of calls of one probe: several time slices of the operating system, so that other work on the cores takes its
+share, as it does of a pass."""
 STREAM_BYTES = PerDevice(host=256 << 20, accelerator=1 << 30)
 """Read by the stream: several times what caches hold for one process. On a CPU which pages it lies on moves a stream of
 64 MiB by a factor of two from one allocation to the next; a matrix of 256 MiB, by a twentieth."""
@@ -43,8 +40,7 @@ class ReferenceProbes:
 
     def __init__(self, device: torch.device, clock: Clock | None = None) -> None:
         """`clock`: of the device's work; tests inject one."""
-        self._clock = clock or clock_for(device)
-        self._host_clock = clock or HostClock()
+        device_clock = clock or clock_for(device)
         backend = backend_of(device)
         elements = int(min(STREAM_BYTES.of(device), STREAM_PART * free_bytes(device))) // 4
         fill = torch.ones if backend.is_host else torch.randn  # a GPU's power follows its data, a CPU's little
@@ -58,9 +54,9 @@ class ReferenceProbes:
             backend.synchronize(device)
 
         self._calls: dict[str, tuple[Callable[[], object], Clock]] = {
-            "memory": (calls[0], self._clock),
-            "product": (calls[1], self._clock),
-            "host": (host, self._host_clock),
+            "memory": (calls[0], device_clock),
+            "product": (calls[1], device_clock),
+            "host": (host, clock or HostClock()),
         }
         self._repeats: dict[str, int] = {}
 

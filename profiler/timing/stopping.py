@@ -1,21 +1,17 @@
-"""When to stop sampling: the samples so far, the time spent, and one of four reasons.
+"""When to stop sampling, for one of four reasons.
 
 - "time limit": the host's time is spent. It wins over all others.
 - "precise": the 90 % order-statistic interval of the median is narrow against the median. So is the interval that
-  the interquartile range gives (`NOTCH`): the first one alone is narrow by luck where samples fall into two modes (a
-  third of the runs of two equal modes; a ninth with both). And the medians of the two halves of the samples agree as
-  closely: a warm-up or a change of clock is not averaged away.
-- "noise stable": the noise itself, interquartile range over median, no longer changes: more samples would not show
-  less of it. After nvbench's stdrel criterion (nvbench/detail/stdrel_criterion.cxx: more than 64 samples, looked at
-  every 16, noise recorded after each sample spread by less than 5 % of its mean). Two changes: quartiles, because one
-  stall moves a standard deviation; and the window is the latter half of the samples, not at most 512, because a
-  noise that falls as 1/√n moves by 1/(2n) a sample and looks stable through any window of fixed length.
+  the interquartile range gives (`NOTCH`): the first one alone is narrow by luck where samples fall into two modes (in a
+  third of the runs of two equal modes; with both, in a ninth). And the medians of the two halves of the samples agree
+  as closely: a warm-up or a change of clock is not averaged away.
+- "noise stable": the noise itself, interquartile range over median, no longer changes: after nvbench's stdrel criterion
+  (nvbench/detail/stdrel_criterion.cxx), but of quartiles, because one stall moves a standard deviation, and over the
+  latter half of the samples, because a noise that falls as 1/√n looks stable through any window of fixed length. It is
+  for figures whose noise is part of the result; `noise_tolerance=0` turns it off.
 - "sample limit": as many samples as are allowed.
 
-Both are looked at on a grid of counts that grow by a twentieth, so that 10⁴ samples cost what sorting them does. The
-reason depends on nothing but the samples and the two times given with the last one. A stable noise ends a measurement
-whose median could still be known better: it is for figures whose noise is part of what they say; `noise_tolerance=0`
-turns it off.
+Precision and noise are checked at counts that grow by a twentieth, so that 10⁴ samples cost what sorting them does.
 
 Example::
 

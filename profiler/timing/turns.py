@@ -1,8 +1,7 @@
-"""Things that are timed in turn, over several visits: each visit is watched and judged, and repeated where disturbed.
+"""Times kernels in turn, over several visits: each visit is watched and judged, and repeated where disturbed.
 
-What changes with time (neighbours of a shared host, a device's heat) is then nobody's in particular, and the middle
-half of three visits or more resists a burst. A visit while the device was throttled or shared never counts; one on a
-busy host counts only where too few others remain. `Turns.warning` says so in one line, with what to do.
+What changes with time (neighbours of a shared host, a device's heat) then falls on all of them alike. A visit while the
+device was throttled or shared never counts; one on a busy host counts only where too few others remain.
 
 Example: ``take_turns(["a", "b"], measure_one, visits=3, seconds=45, on_cpu=True, watch=watch).counted("a")``
 """
@@ -14,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from profiler.devices.conditions import REASONS
-from profiler.devices.nvml import GpuReading
-from profiler.devices.watch import Watch
+from profiler.devices.watch import GpuReading, Watch
 from profiler.record.measurement import Label, Window
 from profiler.timing.engine import Verdict, judge
 
@@ -47,7 +45,7 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class Visit(Generic[T]):
-    """One turn at timing something, with its conditions."""
+    """One turn of a kernel, with its conditions."""
 
     result: T
     windows: tuple[Window, ...]
@@ -61,7 +59,7 @@ class Visit(Generic[T]):
 
 @dataclass(slots=True)
 class Turns(Generic[T]):
-    """All visits, by what was visited."""
+    """All visits, by name."""
 
     visits: dict[str, list[Visit[T]]]
     on_cpu: bool
@@ -79,9 +77,8 @@ class Turns(Generic[T]):
 
     def labels(self) -> tuple[Label, ...]:
         """The conditions of the visits that count, and how many do not."""
-        counted = [visit for name in self.visits for visit in self.counted(name)]
+        everything, counted = self._visits()
         labels = self._judged(counted).labels if counted else ()
-        everything = [visit for visits in self.visits.values() for visit in visits]
         if left_out := [visit for visit in everything if not any(visit is other for other in counted)]:
             what = f"{len(left_out)} of {len(everything)} visits do not count: {self._why(left_out)}"
             labels += (Label(severity="note", what=what, share=len(left_out) / len(everything)),)
@@ -89,17 +86,21 @@ class Turns(Generic[T]):
 
     def warning(self) -> str | None:
         """What disturbed visits, what became of them, and what to do, in one line; None where none was disturbed."""
-        everything = [visit for visits in self.visits.values() for visit in visits]
+        everything, counted = self._visits()
         disturbed = [visit for visit in everything if not visit.is_sound]
         if not disturbed:
             return None
-        counted = [visit for name in self.visits for visit in self.counted(name)]
         kept = sum(any(visit is other for other in counted) for visit in disturbed)
         fate = "all left out" if not kept else f"{kept} of them used, since too few others remain"
         return (
             f"{len(disturbed)} of {len(everything)} visits to the calibration's kernels were disturbed, {fate}: "
             f"{self._why(disturbed)}; for a better calibration {self._remedy(disturbed)} and run again"
         )
+
+    def _visits(self) -> tuple[list[Visit[T]], list[Visit[T]]]:
+        """All visits, and those that count."""
+        everything = [visit for visits in self.visits.values() for visit in visits]
+        return everything, [visit for name in self.visits for visit in self.counted(name)]
 
     def _judged(self, visits: Iterable[Visit[T]]) -> Verdict:
         windows = [window for visit in visits for window in visit.windows]
@@ -141,8 +142,8 @@ def take_turns(
     A visit that was disturbed is repeated at the end of its round, `TRIES` times the visits at most. After `seconds`
     nothing is begun that has had `FEWEST_VISITS`.
 
-    Args: `take`, makes one visit, running what it times through the `Watched` that it is given; `read`, the GPU as the
-    driver describes it, around each visit; `progress`, told how many visits there were.
+    Args: `take` makes one visit, and runs what it times through its `Watched`; `read` gives the GPU as the driver
+    describes it, around each visit; `progress` is called with the number of visits before each.
     """
     turns: Turns[T] = Turns({name: [] for name in names}, on_cpu)
     sound = dict.fromkeys(names, 0)

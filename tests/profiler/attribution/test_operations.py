@@ -12,7 +12,7 @@ from profiler.models.trace import PREFIX, entered
 
 
 def event(name: str, start: float, end: float, tid: int = 1) -> HostEvent:
-    return HostEvent(name, start, end, tid, None, "cpu_op")
+    return HostEvent(name, start, end, tid, None)
 
 
 HOST = (

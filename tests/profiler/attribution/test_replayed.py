@@ -31,10 +31,10 @@ def replayed(change: Change = lambda events: events, launches: int = 1) -> tuple
         events.append(replace(event, start_s=at_s, end_s=at_s + length_s, correlation=CORRELATION, external_id=None))
         at_s += length_s + 1e-6
     calls = [
-        Launch("cudaGraphLaunch", 5e-5 + i * 1e-6, 6e-5 + i * 1e-6, 1, CORRELATION + i, "runtime", "graph")
+        Launch("cudaGraphLaunch", 5e-5 + i * 1e-6, 6e-5 + i * 1e-6, 1, CORRELATION + i, "graph")
         for i in range(launches)
     ]
-    host = HostEvent("roofcal-pass", 0.0, at_s + 1e-4, 1, None, "user_annotation")
+    host = HostEvent("roofcal-pass", 0.0, at_s + 1e-4, 1, None)
     return Timeline((host,), tuple(calls), tuple(events)), (host.start_s, host.end_s)
 
 
@@ -153,7 +153,7 @@ def test_a_window_is_one_replay(launches: int) -> None:
 def test_what_is_launched_beside_the_graph_belongs_to_no_operation() -> None:
     eager, expected = plain()
     timeline, window = replayed()
-    fill = Launch("cudaLaunchKernel", 1e-5, 2e-5, 1, 5, "runtime", "kernel")
+    fill = Launch("cudaLaunchKernel", 1e-5, 2e-5, 1, 5, "kernel")
     seed = replace(timeline.device[0], name="fill", start_s=3e-5, end_s=4e-5, correlation=5)
     both = replace(timeline, launches=(fill, *timeline.launches), device=(seed, *timeline.device))
     done = join_replay(both, window, expected)

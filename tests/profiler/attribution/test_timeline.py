@@ -36,7 +36,7 @@ def inside(timeline: Timeline, outer: str, inner: str) -> bool:
 def test_a_live_cpu_session(exported: Path) -> None:
     timeline = read_timeline(exported)
     names = [e.name for e in timeline.host]
-    assert names[0] == "whole" and timeline.host[0].category == "user_annotation"
+    assert names[0] == "whole"
     assert names.index("aten::linear") < names.index("aten::addmm") < names.index("aten::relu")
     assert inside(timeline, "aten::linear", "aten::addmm") and inside(timeline, "whole", "aten::relu")
     assert timeline.host[0].start_s == 0.0 and timeline.launches == () and timeline.device == ()
@@ -79,7 +79,6 @@ def test_what_launches_and_what_does_not() -> None:
         "cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaMemcpyAsync",
         "cudaMemsetAsync",
     }  # fmt: skip
-    assert {launch.api for launch in timeline.launches if launch.name.startswith("cuL")} == {"driver"}
     assert {e.kind for e in timeline.device} == {"kernel", "memcpy", "memset"}
     assert {e.stream for e in timeline.device} == {7, 20} and {e.device for e in timeline.device} == {0}
     assert {launch.kind for launch in timeline.launches} == {"kernel", "memory"}
@@ -99,7 +98,7 @@ def test_a_driver_call_within_a_runtime_call_is_one_launch() -> None:
         ]
     }
     (launch,) = read_timeline(trace).launches
-    assert (launch.name, launch.api) == ("cudaLaunchKernel", "runtime")
+    assert launch.name == "cudaLaunchKernel"
 
 
 def test_an_unknown_call_that_made_a_kernel_is_a_launch_and_versions_do_not_matter() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from profiler.cli import app, output
+from profiler.cli import doctor, output
 from profiler.cli.app import VERBS, main
 from profiler.record.run import InvalidMeasurement, RequestError
 
@@ -16,7 +16,7 @@ def _verb_that_raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> 
     def verb() -> None:
         raise error
 
-    monkeypatch.setitem(VERBS, "doctor", (verb, ""))
+    monkeypatch.setattr(doctor, "doctor", verb)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -99,13 +99,13 @@ def test_ctrl_c_while_a_run_is_written_says_how_to_go_on() -> None:
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from profiler.cli import app\n"
+        "from profiler.cli import app, doctor\n"
         "from profiler.cli.output import resumable\n"
         "def verb():\n"
         "    with resumable(Path('results/a/b')):\n"
         "        print('ready', flush=True)\n"
         "        time.sleep(600)\n"
-        "app.VERBS['doctor'] = (verb, '')\n"
+        "doctor.doctor = verb\n"
         "sys.exit(app.main(['doctor']))\n"
     )
     command = [sys.executable, "-c", program]
@@ -162,5 +162,12 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == {"results": str(tmp_path), "runs": []}
 
 
-def test_verbs_can_be_built_once_more() -> None:
-    assert app.build() is not app.build()
+@pytest.mark.starts_product
+def test_a_verb_imports_no_other_verb() -> None:
+    program = (
+        "import sys\n"
+        "from profiler.cli.app import main\n"
+        "main(['run', '--help'])\n"
+        "assert not {'profiler.cli.predict', 'roofline.whatif.registry', 'roofline.predict.question'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

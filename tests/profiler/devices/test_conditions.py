@@ -1,10 +1,20 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from nvml_sequences import NAMES, play, sequence
 
-from profiler.devices.conditions import POWER_CAP, REASONS, SLOWED_SHARE, host_labels, labels, other_share, worst
-from profiler.devices.nvml import GpuReading
+from profiler.devices.conditions import (
+    ORDER,
+    POWER_CAP,
+    REASONS,
+    SLOWED_SHARE,
+    device_labels,
+    host_labels,
+    other_share,
+    worst,
+)
+from profiler.devices.watch import GpuReading
 from profiler.record.measurement import Label, Window
 
 EXPECTED: dict[str, list[tuple[str, str]]] = {
@@ -29,6 +39,13 @@ EXPECTED: dict[str, list[tuple[str, str]]] = {
         ("warns", "whether other processes used the GPU is not known in 100 %"),
     ],
 }
+
+
+def labels(
+    taken: Sequence[Window], before: GpuReading | None, after: GpuReading | None, **options: float
+) -> tuple[Label, ...]:
+    both = [*device_labels(taken, before, after, **options), *host_labels(taken)]
+    return tuple(sorted(both, key=lambda label: ORDER.index(label.severity)))
 
 
 def test_every_sequence_is_judged() -> None:

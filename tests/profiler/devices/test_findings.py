@@ -3,7 +3,7 @@
 from profiler.devices.conditions import CONDITIONS, REASONS, worst
 from profiler.devices.findings import gpu_findings, host_findings
 from profiler.devices.host import HostReading, Process, Processor
-from profiler.devices.nvml import GpuProcess, GpuReading
+from profiler.devices.watch import GpuProcess, GpuReading
 from profiler.record.measurement import Label
 
 QUIET = HostReading(

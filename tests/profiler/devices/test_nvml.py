@@ -7,7 +7,8 @@ from typing import Any
 import pynvml
 import pytest
 
-from profiler.devices.nvml import Gpu, GpuState, NvmlMissing
+from profiler.devices.nvml import Gpu, NvmlMissing
+from profiler.devices.watch import GpuState
 
 ADDRESS = "00000000:1B:00.0"
 ANSWERS = {

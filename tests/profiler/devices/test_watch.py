@@ -10,8 +10,8 @@ from nvml_sequences import Clock, play, quiet_host, sequence
 
 from profiler.devices.backend import CPU, CUDA
 from profiler.devices.host import process_times
-from profiler.devices.nvml import GpuProcess, GpuState, NvmlMissing
-from profiler.devices.watch import CLOCKED_CPUS, GpuWatch, HostWatch
+from profiler.devices.nvml import NvmlMissing
+from profiler.devices.watch import CLOCKED_CPUS, GpuProcess, GpuState, GpuWatch, HostWatch
 from profiler.record.measurement import Window
 
 TICKS = os.sysconf("SC_CLK_TCK")

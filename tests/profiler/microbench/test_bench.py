@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from profiler.devices.nvml import GpuReading
+from profiler.devices.watch import GpuReading
 from profiler.microbench.bench import Bench, flags, reason
 from profiler.record.measurement import CacheState, Window
 from profiler.timing.clocks import Call

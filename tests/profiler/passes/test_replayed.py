@@ -42,9 +42,7 @@ class PaperReplay(ReplayRunner):
         launches, device = [], []
         for i, window in enumerate(passes(timeline.host)):
             inside = [e for e in timeline.device if window.start_s <= e.start_s <= window.end_s]
-            launches.append(
-                Launch("cudaGraphLaunch", window.start_s, window.start_s, window.tid, i + 1, "runtime", "graph")
-            )
+            launches.append(Launch("cudaGraphLaunch", window.start_s, window.start_s, window.tid, i + 1, "graph"))
             at_s = window.start_s
             for event in self.change(inside):
                 device.append(replace(event, start_s=at_s, end_s=at_s + 1e-8, correlation=i + 1, external_id=None))

@@ -197,7 +197,7 @@ def test_what_recording_events_took_is_taken_off_operations_and_gaps_and_never_m
 
 def test_events_within_operations_and_between_them_are_counted() -> None:
     def event(name: str, start: float, end: float) -> HostEvent:
-        return HostEvent(name, start, end, 1, None, "cpu_op")
+        return HostEvent(name, start, end, 1, None)
 
     window = event(PASS, 0.0, 10.0)
     host = (

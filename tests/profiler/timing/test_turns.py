@@ -7,8 +7,7 @@ from nvml_sequences import quiet_host, sequence
 from watches import BUSY, QUIET, Plays
 
 from calibrate.passes.verdict import MOST_OTHER_WORK
-from profiler.devices.nvml import GpuState
-from profiler.devices.watch import GpuWatch
+from profiler.devices.watch import GpuState, GpuWatch
 from profiler.record.measurement import Window
 from profiler.timing.turns import BUSY_SHARE, FEWEST_VISITS, TRIES, Turns, Watched, take_turns
 
