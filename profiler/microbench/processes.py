@@ -148,9 +148,9 @@ def characterise(
                     log.close_part(stage.process, content)
             if halted := next((part for part in left if (stage.process, part) not in log.done), None):
                 family = "matmul" if halted == suite.SEARCH else halted.partition(",")[0]
-                about = {"benchmark": family, "case": "all", "threads": plan.threads, "process": stage.process}
-                failed = Measurement(unit=_unit(family), work=1, status="failed", reason=content, **about)
-                log.append(failed)
+                about: dict[str, Any] = {"benchmark": family, "threads": plan.threads, "process": stage.process}
+                about |= {"unit": _unit(family), "work": 1, "status": "failed", "reason": content}
+                log.append(Measurement(case="all", **about))
                 log.close_part(stage.process, halted)
 
 
@@ -158,9 +158,9 @@ def _messages(
     plan: Plan, process: int, parts: tuple[str, ...], log: HardwareLog, worker: Sequence[str], silent_s: float
 ) -> Iterator[tuple[str, Any]]:
     """The messages of a fresh process, and at last ("ended", reason), for the parts that it left out."""
-    about = {"device": plan.device, "dtypes": plan.dtypes, "quick": plan.quick, "threads": plan.threads}
-    found = {"shapes": log.shapes, "layouts": log.layouts}
-    task = Task(process=process, parts=parts, limit_bytes=plan.limit_bytes, **about, **found)
+    about: dict[str, Any] = {"device": plan.device, "dtypes": plan.dtypes, "quick": plan.quick, "threads": plan.threads}
+    about |= {"limit_bytes": plan.limit_bytes, "shapes": log.shapes, "layouts": log.layouts}
+    task = Task(process=process, parts=parts, **about)
     pipe = subprocess.PIPE
     with tempfile.TemporaryFile() as errors:
         # in a session of its own, so that all that it has started can be ended with it
