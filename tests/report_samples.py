@@ -82,8 +82,7 @@ FUSES = {"pointwise", "norm", "softmax", "copy"}
 
 def waterfall(rungs: Rungs, total_s: float) -> Waterfall:
     """Differences of neighbouring known rungs; those over an unknown rung merged."""
-    below = (rungs.ideal, rungs.achieved, rungs.executed, rungs.calibrated, rungs.calibrated_at_level)
-    return pass_report.waterfall(below, rungs.measured, total_s - rungs.measured)
+    return pass_report.waterfall(rungs, total_s - rungs.measured)
 
 
 def _roof(peaks: Peaks | None, flops: float, bytes_: float) -> float | None:
