@@ -262,7 +262,7 @@ def peak_parts(spec: HardwareSpec) -> tuple[Part, ...]:
     """The peaks of a device, how sure they are, what is missing, and the laws it was calibrated to."""
     known = rows.peak_rows(spec)
     reasons = {name: " ".join(reason.split()).removeprefix("RuntimeError: ") for name, reason in spec.missing.items()}
-    missing = [f"not measured: {name}: {reason}" for name, reason in reasons.items()]
+    missing = [f"missing or doubtful: {name}: {reason}" for name, reason in reasons.items()]
     none = "No peaks of this device are known: neither a datasheet nor a measurement."
     return (
         Text("" if known else none),
