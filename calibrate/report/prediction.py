@@ -13,7 +13,7 @@ from roofline.hardware.spec import Peaks
 from roofline.paper.table import PaperPhase, PaperResult, PaperRow
 from roofline.predict.passes import PassPrediction, Prediction, RequestPrediction
 
-FORM = {"fused": "the ideal graph, with all fused that can be", "executed": "the graph as transformers executes it"}
+FORM = {"fused": "the ideal graph (fused wherever possible)", "executed": "the graph as transformers executes it"}
 
 SWEEP_ROWS = 200
 """Workloads that a terminal shows at most."""
@@ -212,7 +212,7 @@ def _memory(step: PassPrediction, prediction: Prediction) -> Section:
         ("weights", held.weights, "all parameters and buffers"),
         ("KV cache", held.kv_cache, "after the pass"),
         ("activations", held.activations, "most held at one time"),
-        ("peak", held.peak, "most held at one time; the parts need not peak together"),
+        ("peak", held.peak, "most held at one time of all three"),
     )
     columns: tuple[Column[tuple[str, float, str]], ...] = (
         Column("memory", lambda part: part[0], words=True),
@@ -270,7 +270,7 @@ def headline(step: PassPrediction, prediction: Prediction) -> str:
     if step.wall_s is not None:
         parts.append(f"{seconds(step.wall_s)} with the host")
     if waits := bounds(step):
-        parts.append(f"waits for {waits}")
+        parts.append(f"share of time bound by {waits}")
     parts.append(f"memory {size(step.memory.peak)} of {size(prediction.capacity_bytes)}")
     return "; ".join(parts)
 

@@ -22,12 +22,12 @@ WORDS = {
     "time": "device time of one pass, all executions; the rows add up to the busy time",
     "wall": "time of a pass without the profiler",
     "busy": "time in which the device had work",
-    "share": "of the wall time",
+    "share": "part of the wall time",
     "±": "half the 90 % interval over the rounds (of a prediction, by the laws): in the waterfall a time, else a share",
     "ideal": "time of the fused graph at the best peaks that are known",
     "predicted": "time of the graph as executed, by calibrated laws or, without them, at achieved peaks",
     "efficiency": "ideal ÷ measured; ! marks one above 1: a wrong count, a wrong peak or a warm cache",
-    "bound": "what the roofline of the executed graph waits for",
+    "bound": "what the roofline of the executed graph waits for: matrix or vector units, a level of memory",
     "per repeat": "median of one repeated layer ± half the 5–95 % range over them",
     "datasheet, achieved": "the vendor's peak, and the peak measured on this device; spec.json names their sources",
     **{rows.label(term): rows.MEANING[term] for term in rows.TERMS if term != "ideal"},
@@ -129,8 +129,8 @@ def level(report: PassReport) -> tuple[str, ...]:
     if not report.level:
         return ()
     probes = [f"{probe} {ratio.ratio:.2f}× ({ratio.low:.2f}–{ratio.high:.2f})" for probe, ratio in report.level.items()]
-    beside = "reference probes beside this pass took, of their time in the calibration"
-    measured = f"machine speed: {beside}, {', '.join(probes)}"
+    beside = "time of reference probes beside this pass ÷ during calibration (above 1 is slower)"
+    measured = f"machine speed: {beside}: {', '.join(probes)}"
     calibrated = report.predicted_busy_calibrated_s, report.predicted_wall_calibrated_s
     if calibrated == (report.predicted_busy_s, report.predicted_wall_s):
         return (measured,)
@@ -262,7 +262,7 @@ def peak_parts(spec: HardwareSpec) -> tuple[Part, ...]:
     """The peaks of a device, how sure they are, what is missing, and the laws it was calibrated to."""
     known = rows.peak_rows(spec)
     reasons = {name: " ".join(reason.split()).removeprefix("RuntimeError: ") for name, reason in spec.missing.items()}
-    missing = [f"not measured: {name}: {reason}" for name, reason in reasons.items()]
+    missing = [f"missing or doubtful: {name}: {reason}" for name, reason in reasons.items()]
     none = "No peaks of this device are known: neither a datasheet nor a measurement."
     return (
         Text("" if known else none),

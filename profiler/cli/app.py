@@ -54,7 +54,7 @@ def build(verbs: Iterable[str] = VERBS) -> typer.Typer:
     """The application with these verbs."""
     app = typer.Typer(
         name="roofcal",
-        help="How fast each layer of a model could run on this device, how fast it does, where the difference goes.",
+        help="How fast each layer of a model could run here, how fast it does, and where the difference goes.",
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
@@ -111,7 +111,7 @@ def _invoke(arguments: list[str]) -> int:
     if verb not in VERBS and not verb.startswith("-"):
         near = get_close_matches(verb, VERBS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(VERBS)}"
-        raise RequestError(f"no verb {verb!r}; {hint}")
+        raise RequestError(f"no command {verb!r}; {hint}")
     program = "roofcal" if sys.argv and Path(sys.argv[0]).stem == "roofcal" else "python -m profiler"
     command = typer.main.get_command(build(arguments[:1] if verb in VERBS else VERBS))
     try:

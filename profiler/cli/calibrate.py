@@ -48,7 +48,10 @@ def calibrate(
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:
-    """Fit a law for each kind of kernels, and score it on kernels that the fit has not seen."""
+    """Fit a law for each kind of kernel, and score it.
+
+    The score is on kernels that the fit has not seen.
+    """
     from calibrate.kernels.score import calibrate_tables, calibrated_spec, chosen, tables
     from calibrate.report.json import calibration_json
     from calibrate.report.kernels import calibration_document

@@ -13,7 +13,10 @@ STYLES = {"invalidates": "bold red", "warns": "yellow", "note": "dim"}
 
 
 def doctor(device: DeviceName = "auto", results: Results = Path("results"), as_json: AsJson = False) -> None:
-    """Check what on this machine would spoil a measurement, why it matters, and what to do about it."""
+    """Check what on this machine would spoil a measurement.
+
+    Each finding says why it matters and what to do about it.
+    """
     with stdout_to_stderr_if(as_json):
         from profiler.devices.environment import collect, findings
 
@@ -34,7 +37,7 @@ def doctor(device: DeviceName = "auto", results: Results = Path("results"), as_j
             out.print(Text(f"  why: {problem.why}"))
             out.print(Text(f"  do:  {problem.mend}"))
         if invalid:
-            out.print(f"{invalid} of these make measurements invalid; fix them first")
+            out.print(f"findings that make measurements invalid: {invalid}; fix them first")
         if not problems:
             out.print("nothing on this machine would spoil a measurement")
     if invalid:

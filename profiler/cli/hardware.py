@@ -68,7 +68,10 @@ def hardware(
     resume: Annotated[Path | None, Option(help="Continue this interrupted run with its own options.")] = None,
     as_json: option.AsJson = False,
 ) -> None:
-    """Measure what this device reaches: bandwidths, peak rates and latencies, each with its interval and conditions."""
+    """Measure this device's bandwidths, peak rates and latencies.
+
+    Each figure has its interval and conditions.
+    """
     options = {
         "device": device,
         "dtypes": dtype,

@@ -47,7 +47,10 @@ def import_(
     name: Annotated[str | None, Option(help="Name of the run. Default: the format's name.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Store another tool's measured kernels as a run, in SI units and without rows that cannot be true."""
+    """Store another tool's measured kernels as a run.
+
+    Figures are in SI units, and rows that cannot be true are left out.
+    """
     from calibrate.exchange.formats import import_format, import_tables
     from roofline.dtypes import IMPORTED
 

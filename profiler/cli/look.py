@@ -67,7 +67,7 @@ def show(
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:
-    """Print a run again: its passes, the device's figures, or its table of kernels."""
+    """Print a run again: its passes, figures or kernels."""
     folder = find_run(run, results)
     content = folder.content
     if hardware is not None and content != "passes":

@@ -86,7 +86,10 @@ def predict(
     html: Annotated[Path | None, Option(help="Write a page with tables and plots.")] = None,
     as_json: option.AsJson = False,
 ) -> None:
-    """Predict time, traffic and memory of each layer of a model on a device."""
+    """Predict time and memory of each layer on a device.
+
+    The device need not be here: a datasheet or a spec describes it.
+    """
     if hardware == "list" or what_if == ["list"]:
         print("\n".join(device_names() if hardware == "list" else map(help_text, WHAT_IFS)))
         return

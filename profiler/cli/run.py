@@ -86,7 +86,7 @@ def run(
     ] = None,
     as_json: option.AsJson = False,
 ) -> None:
-    """Measure how fast each layer of a model runs on this device, and work out how fast it could run."""
+    """Measure how fast each layer runs, and how fast it could run."""
     if resume is not None:
         if models:
             raise RequestError("--resume continues with the models of its run; name none, or start a new run")

@@ -270,7 +270,7 @@ class _Pace:
         size, rates = operand_bytes(shape), self._s_per_byte.setdefault(shape.kind, [])
         expected_s = size * min(rates) if len(rates) == 2 else 0.0
         if expected_s > LONGEST_CALL_S:
-            raise RuntimeError(f"a call takes more than {expected_s:.2g} s, calibration gives it {LONGEST_CALL_S:g} s")
+            raise RuntimeError(f"a call takes more than {expected_s:.2g} s, calibration allows {LONGEST_CALL_S:g} s")
         kernel = make(shape)
         result, once_s = kernel.first()
         if not self._is_cpu:
@@ -285,7 +285,7 @@ class _Pace:
         is_slow = once_s > LONGEST_CALL_S / 10
         self._s_per_byte[shape.kind] = [*rates[-1:], once_s / size] if is_slow else []
         if once_s > LONGEST_CALL_S:
-            raise RuntimeError(f"a call takes {once_s:.2g} s, calibration gives it {LONGEST_CALL_S:g} s")
+            raise RuntimeError(f"a call takes {once_s:.2g} s, calibration allows {LONGEST_CALL_S:g} s")
         kernel.check(result)
         return kernel.bounded(max(1, int(longest_s / once_s)))
 

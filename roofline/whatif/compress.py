@@ -20,7 +20,7 @@ OPTION = "compress_kv"
 
 
 def compress_kv(graph: OpGraph, ratio: float) -> OpGraph:
-    """The pass over a cache with 1 ÷ `ratio` of its context; 1 is the identity.
+    """The pass over a cache with 1 ÷ `ratio` of its context; 1 changes nothing.
 
     Raises: ValueError for a ratio below 1, a fused graph, or a pass whose cache holds no tokens.
     """

@@ -23,7 +23,7 @@ OPTION, SKEW_OPTION = "expert_parallel", "expert_skew"
 
 
 def expert_parallel(graph: OpGraph, degree: int, link: str = "nvlink") -> OpGraph:
-    """The most loaded of `degree` ranks that share the experts; 1 is the identity.
+    """The most loaded of `degree` ranks that share the experts; 1 changes nothing.
 
     Raises: ValueError without experts in grouped products and an assumed routing, or where they do not divide.
     """
@@ -145,7 +145,7 @@ def _on_rank(graph: OpGraph, op: Op, experts: _Experts, arrived: dict[int, int],
 
 
 def skew_experts(graph: OpGraph, exponent: float) -> OpGraph:
-    """The pass with experts chosen unevenly, by Zipf's law with this exponent (`Routing.skew`); 0 is uniform.
+    """The pass with experts chosen unevenly, by Zipf's law with this exponent; 0 is uniform.
 
     The reads of expert weights are those of all experts × expected experts hit ÷ experts.
     Raises: ValueError for a negative exponent, or a graph without assumed routing.

@@ -24,7 +24,7 @@ WEIGHT_BUFFERS, KV_BUFFERS = "offload.weights", "offload.kv"
 
 
 def offload(graph: OpGraph, weights: float = 0.0, kv: float = 0.0, link: str = "pcie", overlap: bool = True) -> OpGraph:
-    """The pass with these shares of its weights and its cache in the memory of the host; 0 is none.
+    """The pass with these shares of its weights and its cache in the memory of the host.
 
     Raises: ValueError for shares outside 0 to 1, for what is offloaded already, or for a cache that there is not.
     """

@@ -14,7 +14,7 @@ OPTION = "pipeline_stage"
 
 
 def pipeline_stage(graph: OpGraph, stages: int, stage: int, link: str = "network") -> OpGraph:
-    """Stage `stage`, from 0 on, of a pipeline of `stages` devices; one stage is the identity.
+    """Stage `stage`, from 0 on, of a pipeline of `stages` devices; one stage changes nothing.
 
     Raises: ValueError for more stages than layers, a stage that there is not, or a folded graph.
     """

@@ -71,7 +71,7 @@ def quantise(
     zero_point_bits: int = 0,
     weight_format: Format = "int",
 ) -> OpGraph:
-    """The same pass with fewer bits a weight, an activation, or a cached key and value; None leaves it as it is.
+    """The same pass with fewer bits a weight, an activation, or a cached key and value; an empty option leaves it.
 
     Args:
         where: glob patterns of module paths whose weights and inputs are meant; none is the default above.

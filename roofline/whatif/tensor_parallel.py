@@ -22,7 +22,7 @@ WHOLE_OPTION = "tensor_parallel_whole"
 
 
 def tensor_parallel(graph: OpGraph, degree: int, link: str = "nvlink") -> OpGraph:
-    """One of `degree` ranks of tensor parallelism; 1 is the identity.
+    """One of `degree` ranks of tensor parallelism; 1 changes nothing.
 
     Args:
         link: of the device to the other ranks, a key of `Peaks.links`.

@@ -224,7 +224,7 @@ def test_paths_that_repeat_keep_their_kinds() -> None:
 
 def test_the_headline_says_time_bound_and_memory() -> None:
     text = " ".join(shown(decoding()).split())
-    assert re.search(r"decode b4 q1 ctx 512 bf16 ─+ \S+ ms, \S+ k tokens/s; waits for HBM [\d.]+ %", text)
+    assert re.search(r"decode b4 q1 ctx 512 bf16 ─+ \S+ ms, \S+ k tokens/s; share of time bound by HBM [\d.]+ %", text)
     assert "of 141 GB" in text
     assert "weights 16.7 GB 11.9 %" in text
     assert "!" not in text

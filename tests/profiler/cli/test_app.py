@@ -40,8 +40,8 @@ def test_help_names_every_verb(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["shwo"], "error: no verb 'shwo'; did you mean show?"),
-        (["xyzzy"], f"error: no verb 'xyzzy'; known: {', '.join(VERBS)}"),
+        (["shwo"], "error: no command 'shwo'; did you mean show?"),
+        (["xyzzy"], f"error: no command 'xyzzy'; known: {', '.join(VERBS)}"),
         (["show"], "error: Missing argument 'RUN'; see --help"),
         (["list", "--frob"], "error: No such option: --frob; see --help"),
     ],
