@@ -6,7 +6,7 @@ why and what was measured of it adds up. Exit code 0, or 1 with a line for each 
 Example::
 
     python -m profiler run gpt2 --layers 2 --quick --out OUT --json > OUT/run.json
-    python tests/check_run.py OUT/run.json
+    python -P tests/check_run.py OUT/run.json
 """
 
 import json

@@ -1,7 +1,7 @@
 """Hosts that this machine pretends to be: proc and sys trees with the topology, the caches and the memory of another.
 
 `profiler.devices.host` reads them where ROOFCAL_PRETEND_HOST names their folder. To run the tests on one of them:
-``ROOFCAL_PRETEND_HOST=$(python tests/pretended_hosts.py /tmp/host l3-260m) python -m pytest tests/profiler``
+``ROOFCAL_PRETEND_HOST=$(python -P tests/pretended_hosts.py /tmp/host l3-260m) python -m pytest tests/profiler``
 
 Example: ``pretend(monkeypatch, tmp_path, HOSTS["l3-260m"])``
 """
