@@ -47,6 +47,7 @@ _ENLARGED: dict[str, dict[str, Any]] = {
     "mamba": {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 2000, "state_size": 16},
 }
 FAMILIES = tuple(_ENLARGED)
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ def predicted(name: str, workload: Workload, attn: str, cache_name: str) -> OpGr
 def allocated(name: str, workload: Workload, attn: str, cache_name: str) -> Allocated:
     """Run one pass of a model on one thread of the CPU and read torch's allocation events.
 
-    On several threads 16-bit products pack their weights into memory of their own (oneDNN).
+    On several threads 16-bit products pack their weights into memory of their own (oneDNN). What a product takes and
+    gives back while it runs is left out: with AVX-512, oneDNN accumulates 16-bit products in a float32 copy of the
+    result, with AVX2 it does not, and no trace tells.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -111,11 +114,22 @@ def _allocated(name: str, workload: Workload, attn: str, cache_name: str) -> All
     events = list(_walk(profiled.profiler.kineto_results.experimental_event_tree()))
     (during,) = [event for event in events if event.name == PASS]
     total = peak = 0
-    for event in sorted((e for e in events if e.typed[0] == _EventType.Allocation), key=lambda e: e.start_time_ns):
+    scratch = {id(event) for product in events if product.name in PRODUCTS for event in _scratch(product)}
+    allocations = [e for e in events if e.typed[0] == _EventType.Allocation and id(e) not in scratch]
+    for event in sorted(allocations, key=lambda e: e.start_time_ns):
         total += event.extra_fields.alloc_size
         if during.start_time_ns <= event.start_time_ns <= during.end_time_ns:
             peak = max(peak, total)
     return Allocated(peak_bytes=peak, cache_bytes=storages(after))
+
+
+def _scratch(product: Any) -> list[Any]:
+    """The allocations that a product frees before it ends, with the events that free them."""
+    found = [event for event in _walk(product.children) if event.typed[0] == _EventType.Allocation]
+    pairs = []
+    for freed in (event for event in found if event.extra_fields.alloc_size < 0):
+        pairs += [freed, next(e for e in found if e.extra_fields.alloc_size == -freed.extra_fields.alloc_size)]
+    return pairs
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
