@@ -36,7 +36,7 @@ Step = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """How to measure; the run says what to measure."""
+    """The settings of how to measure; the run says what to measure."""
 
     device: torch.device
     budget_s: float = 10

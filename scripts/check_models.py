@@ -274,7 +274,7 @@ def check(model: PreTrainedModel, name: str, phase: str, dtype: str) -> Row:
 
 
 def examined(model: PreTrainedModel, inputs: Any, workload: Workload, name: str, target: str) -> Row:
-    """What the trace of a pass has, and what its oracles have."""
+    """Return the figures of a pass's trace, and those of its oracles."""
     graph = trace(model, inputs, workload, name=name, target=target, options={})
     inputs.restore()
     counted = counted_flops(model, inputs)

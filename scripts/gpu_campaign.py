@@ -50,7 +50,7 @@ LONGEST_FACTOR = 3.0
 LARGEST_BYTES = 16 << 20
 """Largest file that is copied to keep/."""
 STATUS: Mapping[int, str] = {0: "done", 3: "inconclusive", 4: "invalid", 2: "refused"}
-"""What exit codes of `python -m profiler` mean; any other is "failed"."""
+"""The meanings of the exit codes of `python -m profiler`; any other code is "failed"."""
 FINAL = ("done", "inconclusive", "refused")
 """Status of parts that do not run again: a busy host may be no quieter, and a wrong request stays wrong."""
 
@@ -83,7 +83,7 @@ class Part:
     keeps_run: bool = True
     """Whether it writes a run folder, of its own name, which `--resume` can continue."""
     unless: str | None = None
-    """Why it cannot run here; None where it can."""
+    """The reason why the part cannot run here; None where it can."""
     uses: str | None = None
     """Part whose spec.json it uses (`--hardware`), if there is one, instead of measuring the device."""
     on: str | None = None
@@ -196,7 +196,7 @@ def passes(device: str, models: Sequence[Model], shapes: Shapes, mode: str, cach
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process ended; `code` is None where it ran out of time."""
+    """The end of a process; `code` is None where the process ran out of time."""
 
     code: int | None
     stdout: str

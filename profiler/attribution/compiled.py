@@ -19,7 +19,7 @@ from difflib import SequenceMatcher
 from profiler.attribution.operations import in_place_or_not
 
 LIBRARY = re.compile(r"^(?:extern_kernels|torch\.ops)\.(?:(\w+)\.)?(\w+)(?:\.\w+)?$")
-"""How inductor calls operators of libraries: extern_kernels.mm, torch.ops.aten._grouped_mm.default."""
+"""Names by which inductor calls operators of libraries: extern_kernels.mm, torch.ops.aten._grouped_mm.default."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,8 @@ CLOCK_SKEW_S = 1e-4
 """Disagreement between host and device clocks that is not an error: above CUPTI's microseconds, and far below the
 hours by which records with a corrupted clock are off (pytorch issue 192021)."""
 EDGE_S = 1e-5
-"""How far work from outside a window may reach into it without having run there: CUPTI's disagreement, microseconds,
-beside which a synchronised host is at least as far away from the work before and after."""
+"""Seconds by which work from outside a window may seem to reach into it: CUPTI's clocks disagree by microseconds, and
+the window of a synchronised host begins and ends at least as far away from the work before and after."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def _checked(starts_s: Floats, ends_s: Floats) -> tuple[Floats, Floats]:
 
 @dataclass(frozen=True, slots=True)
 class OpDevice:
-    """What the device did for one operation."""
+    """The device's busy time, idle time and kernels of one operation."""
 
     index: int
     device_s: float
@@ -190,7 +190,7 @@ class DeviceJoin:
     memory_launches: int
     """Counted as `launches` are."""
     late_s: float
-    """How long the device still worked after the window."""
+    """Seconds that the device still worked after the window."""
     events: tuple[DeviceEvent, ...]
     """All that ran, in the order in which it began."""
     owners: tuple[int | None, ...]
@@ -279,7 +279,7 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
 
 
 def check(done: DeviceJoin) -> list[str]:
-    """What makes a pass's attribution incomplete or wrong, one line each; empty if nothing does."""
+    """Return the faults that make a pass's attribution incomplete or wrong, one line each; empty if there are none."""
     problems: list[str] = []
     for kind, word, total in (
         ("kernel", "kernel", done.launches),
@@ -310,7 +310,7 @@ def runs_in(window: tuple[float, float], event: DeviceEvent, edge_s: float = EDG
 
 
 class _Owners:
-    """Which operation a launch belongs to: sorted spans of each thread, and the host events by their ids."""
+    """Finds the operation that a launch belongs to: by sorted spans of each thread, and by the ids of host events."""
 
     def __init__(self, operations: Sequence[OpSpan], host: Sequence[HostEvent]) -> None:
         self._threads: dict[int, list[int]] = defaultdict(list)

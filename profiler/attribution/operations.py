@@ -31,7 +31,7 @@ BACKENDS = (
     "aten::_efficient_attention",
     "aten::_cudnn_attention",
 )
-"""How the operators begin that `scaled_dot_product_attention` chooses among; with none inside it ran as plain math."""
+"""Prefixes of operators that `scaled_dot_product_attention` chooses among; with none of them, it ran as plain math."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class ExecutedOp:
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """What one pass ran on one thread."""
+    """The operators that one pass ran on one thread."""
 
     ops: tuple[ExecutedOp, ...]
     strangers: tuple[HostEvent, ...]

@@ -26,13 +26,13 @@ class GraphMismatch(InvalidMeasurement):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a plain pass ran, in order, and for which of its operations."""
+    """The device events of a plain pass, in order, and the operations that they belong to."""
 
     events: tuple[DeviceEvent, ...]
     owners: tuple[int | None, ...]
-    """Position of the operation; None where the event belongs to none."""
+    """Position of each event's operation; None where the event belongs to none."""
     reasons: tuple[str, ...]
-    """Why it belongs to none, or ""."""
+    """The reason why each event belongs to no operation; "" where it belongs to one."""
     indices: tuple[int, ...]
     """Index of the operation at each position."""
 

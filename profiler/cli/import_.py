@@ -70,7 +70,7 @@ def import_(
 def _options(
     importer: "Importer", files: list[Path], device: str | None, model: str | None, dtype: str | None
 ) -> tuple["ImportOptions", tuple[str, ...]]:
-    """What the command line says about the files, and notes on what stays unknown."""
+    """Return the options that the command line gives for the files, and notes on what stays unknown."""
     from calibrate.exchange.tables import ImportOptions
     from profiler.models.catalogue import find
 

@@ -1,4 +1,4 @@
-"""What `run` and `hardware` share: the check of the machine, the device's calibration, and estimates of time.
+"""The parts that `run` and `hardware` share: the check of the machine, the device's calibration, and estimates of time.
 
 Wiring only: `calibrate` chooses and fits, `profiler` measures. An estimate is the sum of the plan's budgets and of the
 costs that follow from a model's size; all seconds that are not a budget are in `Costs`.

@@ -154,7 +154,7 @@ def _longest(question: Question) -> int:
 
 
 class _Subject:
-    """What is predicted: a model, a module, or a file of graphs."""
+    """The subject of a prediction: a model, a module, or a file of graphs."""
 
     def __init__(
         self, model: str | None, module: str | None, graph: Path | None, trust: bool, tracing: dict[str, Any]

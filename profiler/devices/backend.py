@@ -24,7 +24,7 @@ from profiler.devices.watch import GpuReading, HostWatch, Watch
 from profiler.record.run import RequestError
 
 CYCLES_PER_S = 2e9
-"""Above the SM clock of every GPU today, so that a hold given in cycles is at least as long as asked for."""
+"""A rate above the SM clock of every GPU today, so that a hold given in cycles is at least as long as asked for."""
 
 
 class Event(Protocol):
@@ -50,7 +50,7 @@ class Backend:
     type: str
     """Torch's name of the kind, which runs record as `Environment.device_kind`."""
     label: str
-    """What people call it."""
+    """The name of the kind for people."""
     is_host: bool = False
     """Whether work runs on the host's processors, on threads of this process, in the host's memory."""
     runs_ahead_of_host: bool = False
@@ -65,7 +65,7 @@ class Backend:
     collectives: str = "gloo"
     """Backend of torch.distributed."""
     activities: tuple[ProfilerActivity, ...] = (ProfilerActivity.CPU,)
-    """What a session of torch's profiler must record."""
+    """Activities that a session of torch's profiler must record."""
     variables: tuple[Variable, ...] = ()
     """Environment variables that change what is measured."""
 
@@ -74,7 +74,7 @@ class Backend:
         return 1
 
     def why_unusable(self) -> str:
-        """Why there is none, and what to do, in one line."""
+        """Return the reason why there is no device of this kind, and the remedy, in one line."""
         return f"this machine has no device of kind {self.type}"
 
     def describe(self, device: torch.device) -> tuple[str, str | None, dict[str, str]]:
@@ -108,11 +108,11 @@ class Backend:
         return {}
 
     def why_not_dtype(self, dtype: torch.dtype, device: torch.device) -> str | None:
-        """Why the device has no arithmetic of this type, although torch emulates it; None where it has."""
+        """Return why the device has no arithmetic of this type, although torch emulates it; None where it has some."""
         return None
 
     def why_not_compiled(self) -> str | None:
-        """What torch.compile lacks here and what to do; None where nothing is known to be missing."""
+        """Return what torch.compile lacks here, and the remedy; None where nothing is known to be missing."""
         return None
 
     def synchronize(self, device: torch.device) -> None:
@@ -164,7 +164,7 @@ class Backend:
         return None
 
     def findings(self, device: torch.device) -> Sequence[Finding]:
-        """What about the device spoils a measurement now."""
+        """Return the conditions of the device that spoil a measurement now."""
         return ()
 
 

@@ -47,7 +47,7 @@ class EffectiveCache:
     """None where the system states none."""
     source: CacheSource
     reason: str
-    """How the size is known, in one line."""
+    """The origin of the size, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def main_capacity(device: torch.device) -> Capacity:
 
 
 def memory_hierarchy(device: torch.device) -> MemoryHierarchy:
-    """What the system states of the device's memory."""
+    """Return the levels of the device's memory, as the system states them."""
     return MemoryHierarchy(main=main_capacity(device), caches=cache_capacities(device))
 
 

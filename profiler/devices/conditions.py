@@ -1,4 +1,4 @@
-"""What spoils a measurement: one table of conditions, and the rules over a measurement's windows.
+"""The conditions that spoil a measurement: one table of them, and the rules over a measurement's windows.
 
 `doctor` makes a `Finding` of each condition that holds on the machine at rest (`findings`), a measurement a `Label` of
 each that held while its samples were taken, with its share of the time. Both take severities and thresholds from here:
@@ -43,9 +43,9 @@ class Condition(NamedTuple):
 
     severity: Severity
     why: str
-    """Why it matters, in one line."""
+    """The reason why the condition matters, in one line."""
     mend: str
-    """What to do about it, in one line; words in braces are filled in."""
+    """The remedy, in one line; words in braces are filled in."""
 
 
 WAITS = "an operation waits for its slowest thread, so that time taken from one core is lost on all of them"
@@ -125,7 +125,7 @@ CONDITIONS: Mapping[str, Condition] = {
 
 
 class Reason(NamedTuple):
-    """Why an NVIDIA driver or GPU holds the clock down, by its bit of nvmlClocksEventReason* (nvml.h)."""
+    """A reason why an NVIDIA driver or GPU holds the clock down, with its bit of nvmlClocksEventReason* (nvml.h)."""
 
     bit: int
     what: str
@@ -152,11 +152,11 @@ class Finding(Record):
 
     severity: Severity
     what: str
-    """What was found, with its figure, in one line."""
+    """The condition that was found, with its figure, in one line."""
     why: str
-    """Why it matters, in one line."""
+    """The reason why the condition matters, in one line."""
     mend: str
-    """What to do about it, in one line."""
+    """The remedy, in one line."""
 
 
 def finding(name: str, what: str, severity: Severity | None = None, **words: object) -> Finding:
@@ -199,7 +199,7 @@ def device_labels(
 
 
 def host_labels(windows: Sequence[Window]) -> list[Label]:
-    """What others took of the host's processors: means over the measurement, less what its counters cannot tell."""
+    """Return labels of processor time that others took: means over the measurement, less what counters cannot tell."""
     duration_s = sum(window.duration_s for window in windows)
     unsure = TICK_S / duration_s if duration_s else 1.0  # of each core's time
     steal, others = _mean(windows, lambda window: window.steal_fraction), _mean(windows, _others)
@@ -230,7 +230,7 @@ def other_share(windows: Sequence[Window]) -> float | None:
 
 
 def _reasons(windows: Sequence[Window], chip_clock_hz: float | None) -> Iterable[Label]:
-    """Why the driver or the hardware held the clock down; shares are of the time in which that is known."""
+    """Yield why the driver or hardware held the clock down; shares are of the time in which the reasons are known."""
     known = [window for window in windows if window.event_reasons is not None]
     for bit, meaning, severity, _ in REASONS:
         share = _share(known, lambda window, bit=bit: bool((window.event_reasons or 0) & bit))  # type: ignore[misc]
@@ -269,7 +269,7 @@ def _foreign(windows: Sequence[Window], mig: bool) -> Iterable[Label]:
 
 
 def _device(before: GpuReading | None, after: GpuReading | None) -> Iterable[Label]:
-    """What the readings before and after a measurement say of all of it."""
+    """Yield the labels of a whole measurement that follow from the readings before and after it."""
     if before is None:
         return
     if before.mig:
@@ -284,7 +284,7 @@ def _device(before: GpuReading | None, after: GpuReading | None) -> Iterable[Lab
 
 
 def _unknown(windows: Sequence[Window], before: GpuReading | None) -> Iterable[Label]:
-    """On a GPU, time in which a throttled clock or a foreign process would not have been seen."""
+    """Yield labels of time in which a throttled clock or a foreign process on a GPU would not have been seen."""
     if before is None and all(window.event_reasons is None for window in windows):
         return
     for what, is_unknown in (

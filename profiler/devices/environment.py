@@ -67,7 +67,7 @@ def versions() -> dict[str, str]:
 def findings(
     device: str | torch.device, results: Path = Path("results"), interval_s: float = 0.5
 ) -> tuple[Finding, ...]:
-    """What spoils a measurement on this device now, the worst first; takes `interval_s`.
+    """Return the conditions that spoil a measurement on this device now, the worst first; this takes `interval_s`.
 
     Raises RequestError where there is no such device.
     """

@@ -1,4 +1,4 @@
-"""What about a machine at rest spoils a measurement: rules over a reading of the host and one of a GPU.
+"""The conditions of a machine at rest that spoil a measurement: rules over a reading of the host and one of a GPU.
 
 The rules are functions of readings, so that recorded ones test them; `conditions` has severities, reasons and remedies.
 
@@ -28,7 +28,7 @@ THERMAL_MARGIN_C = 10.0
 POWER_MARGIN_W = 1.0
 """The driver rounds limits to a watt."""
 MEMORY_MARGIN_BYTES = 2 << 30
-"""What the driver keeps for itself and one CUDA context take less together."""
+"""Bytes that exceed the driver's own memory and one CUDA context together."""
 
 
 def host_findings(host: HostReading, on_host: bool = True) -> tuple[Finding, ...]:

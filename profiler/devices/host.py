@@ -31,12 +31,12 @@ def pretended_root() -> Path | None:
 
 
 def proc_root() -> Path:
-    """Where /proc of this host is."""
+    """Return the path of this host's /proc."""
     return (pretended_root() or Path("/")) / "proc"
 
 
 def sys_root() -> Path:
-    """Where /sys of this host is."""
+    """Return the path of this host's /sys."""
     return (pretended_root() or Path("/")) / "sys"
 
 
@@ -290,7 +290,7 @@ def _memory(proc: Path | None, key: str, name: str) -> int:
     return int(getattr(psutil.virtual_memory(), name)) if size is None else size
 
 
-# What happens now
+# The load of the moment
 
 
 class CpuTimes(Record):

@@ -1,7 +1,7 @@
-"""What NVIDIA's driver says about one GPU, as one record: the only file that calls NVML.
+"""The figures that NVIDIA's driver states of one GPU, as one record. Only this file calls NVML.
 
 A figure that this GPU or this permission does not give is None and named in `unread`. Where NVML cannot be used at all,
-`Gpu` and `read_gpu` raise `NvmlMissing` with the driver's words. It is imported only where a GPU is looked at.
+`Gpu` and `read_gpu` raise `NvmlMissing` with the driver's words. This file is imported only where a GPU is looked at.
 
 Example::
 
@@ -68,7 +68,7 @@ class Gpu:
             pynvml.nvmlShutdown()
 
     def quick(self) -> GpuState:
-        """What changes while the GPU works; a driver that was lost gives a state in which nothing is known."""
+        """Read the figures that change while the GPU works; those of a driver that was lost are None."""
         ask = _Questions(self._gpu)
         return GpuState(**self._state(ask), unread=tuple(ask.unread))
 

@@ -99,7 +99,7 @@ def installed(name: str) -> str | None:
 
 
 def requirements() -> list[str]:
-    """What this distribution's own metadata asks for; empty where it runs from a checkout that is not installed."""
+    """Return the requirements of this distribution's own metadata; empty in a checkout that is not installed."""
     with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.requires(DISTRIBUTION) or []
     return []

@@ -45,7 +45,7 @@ class GpuProcess(Record):
 
 
 class GpuState(Record):
-    """What changes while a GPU works; None where the driver does not say."""
+    """The figures that change while a GPU works; None where the driver does not state them."""
 
     processes: tuple[GpuProcess, ...] | None = None
     sm_clock_hz: float | None = None
@@ -88,7 +88,7 @@ class GpuReading(GpuState):
     ecc_uncorrected: int | None = None
     """Uncorrected memory errors since the driver was loaded."""
     compute_mode: ComputeMode | None = None
-    """Who may create contexts."""
+    """The processes that may create contexts."""
     sm_clock_max_hz: float | None = None
     memory_clock_max_hz: float | None = None
     persistence: bool | None = None
@@ -99,11 +99,11 @@ class GpuReading(GpuState):
 
 
 class Watch(Protocol):
-    """What a measurement needs; tests inject their own."""
+    """The interface of a watch that a measurement needs; tests inject watches of their own."""
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """What could not be read so far, and why, each once."""
+        """The figures that could not be read so far, with the reasons, each once."""
 
     def begin(self) -> None:
         """Open a window. The measurement starts with the first one."""

@@ -109,7 +109,7 @@ def attention_part(shape: KernelShape, operands: Operands, result: Tensor) -> tu
 
 
 Streaming = tuple[Run, Callable[[int, int, Draw], tuple[Operands, Operands]]]
-"""What to run, and how to make its operands and weights of rows × width."""
+"""The function to run, and the one that makes its operands and weights of rows × width."""
 
 
 def _streaming(run: Run, operands: int, *, positive: bool = False) -> Streaming:

@@ -32,7 +32,7 @@ class KernelFamily:
     ops: tuple[str, ...]
     """Operators, as the profiler names them: "aten::mm"."""
     bind: Callable[[KernelShape, Draw], tuple[Run, Make]]
-    """What to run, and what makes one set of operands, at a kernel's sizes."""
+    """Returns the function to run and the one that makes a set of its operands, at a kernel's sizes."""
     operands: Elements
     """Elements of one set of operands, about."""
     result: Elements

@@ -87,7 +87,7 @@ class Arena:
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, storage: Storage | None = None) -> None:
-        """Without a storage, and for what it cannot hold, each operand is allocated."""
+        """Each operand is allocated where there is no storage, or where the storage cannot hold it."""
         self._device, self.dtype = device, dtype
         self._buffer = storage.buffer if storage is not None else np.empty(0, np.uint8)
         self._next = 0
@@ -201,7 +201,7 @@ def operand_bytes(shape: KernelShape) -> int:
 
 
 def sets_of(shape: KernelShape, rotated_bytes: float) -> int:
-    """How many sets of operands a kernel takes in turn: calls that move `rotated_bytes`, within reason."""
+    """Return the number of operand sets that a kernel takes in turn: calls that move `rotated_bytes`, within reason."""
     family = family_of(shape.op)
     most = MOST_STREAMS if family.is_stream else MOST_SETS
     return max(1, min(most, math.ceil(rotated_bytes / family.moved_bytes(shape))))
@@ -250,7 +250,7 @@ def checked_kernels(
 
 
 class _Pace:
-    """What calls of each kind of kernel have taken so far, on a CPU.
+    """Keeps the time that calls of each kind of kernel have taken so far, on a CPU.
 
     A fallback, such as bfloat16 on cores that lack it, can be a hundred times slower than the device's peak tells. Two
     kernels in a row have to say so: a single one may have met a burst of other work.
@@ -311,9 +311,9 @@ class ProbedKernels:
     ) -> None:
         """Operands are taken from `arena`, allocated without one."""
         self.shapes = tuple(shapes)
-        """Those that the device can run, after the first visit."""
+        """The kernels' shapes; after the first visit, only shapes that the device can run."""
         self.failed: dict[str, str] = {}
-        """Why a kernel is not measured, by operator and dtype."""
+        """Reasons why kernels are not measured, by operator and dtype."""
         self._device, self._rotated_bytes = device, rotated_bytes
         self._arena = arena or Arena(device, getattr(torch, shapes[0].dtype))
         self._probe: Probe | None = None

@@ -54,16 +54,16 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class Probing:
-    """What a calibration measured."""
+    """The result of a calibration's measurements."""
 
     table: Kernels | None
     """None where nothing could be measured."""
     failed: dict[str, str]
-    """Why a group of kernels or a model could not be had."""
+    """Reasons why groups of kernels or models could not be had."""
     reference: dict[str, list[float]]
     """Seconds of each reference probe, in the order of time."""
     warning: str | None = None
-    """What kept the device from its own speed meanwhile, and what to do, in one line."""
+    """The causes that kept the device from its own speed meanwhile, and the remedy, in one line."""
 
 
 def probe_kernels(

@@ -63,7 +63,7 @@ class Bench:
     shapes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     """m, n, k of the fastest product of each dtype that was searched."""
     layouts: Mapping[str, Layout] = field(default_factory=dict)
-    """How the second operand of that product is stored."""
+    """Layout of the second operand of that product."""
     clock: Clock = field(init=False)
     watch: Watch = field(init=False)
     read: Callable[[], GpuReading | None] = field(init=False)
@@ -72,7 +72,7 @@ class Bench:
     """Size of the last-level cache, which cold operands must exceed."""
     cache_source: CacheSource = field(init=False)
     cache_reason: str = field(init=False)
-    """Where the size of the cache is known from, in one line."""
+    """The origin of the cache's size, in one line."""
 
     def __post_init__(self) -> None:
         self.clock = clock_for(self.device)

@@ -67,7 +67,7 @@ def energy(
 
 
 def no_energy(watch: Watch) -> str | None:
-    """Why a watch reads no energy; None where it does."""
+    """Return the reason why a watch reads no energy; None where it reads some."""
     watch.begin()
     if watch.end(0).energy_j is not None:
         return None

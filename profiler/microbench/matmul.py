@@ -42,7 +42,7 @@ class Operands:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """How torch multiplies one type."""
+    """The way in which torch multiplies one type."""
 
     stored: torch.dtype
     result: torch.dtype
@@ -69,7 +69,7 @@ PRODUCTS: dict[str, Product] = {
     "float8_e4m3fn": Product(torch.float8_e4m3fn, torch.bfloat16, _scaled_mm, 2e-2),
     "int8": Product(torch.int8, torch.int32, lambda x: torch._int_mm(x.a, x.b, out=x.out), 0.0),
 }
-"""How torch multiplies each dtype, by its name in a device file."""
+"""The way in which torch multiplies each dtype, by the dtype's name in a device file."""
 
 
 def time_product(

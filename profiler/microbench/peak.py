@@ -68,7 +68,7 @@ class Climb:
     probed: Mapping[Layout, float]
     """Highest FLOP/s of each layout, over probes and shapes; empty where the device has no such product."""
     reason: str | None
-    """Why the device has no such product; None where it has."""
+    """The reason why the device has no such product; None where it has one."""
 
     @property
     def rates(self) -> dict[Product, float]:

@@ -100,7 +100,7 @@ class Task(Record):
     shapes: dict[str, tuple[int, int, int]] = {}
     """m, n, k of the fastest product of each dtype, from the search."""
     layouts: dict[str, Layout] = {}
-    """How the second operand of that product is stored."""
+    """Layout of the second operand of that product."""
     limit_bytes: int | None = None
 
 
@@ -202,7 +202,7 @@ def _lines(child: subprocess.Popen[bytes], silent_s: float) -> Iterator[bytes | 
 
 
 def _why(child: subprocess.Popen[bytes], errors: IO[bytes]) -> str:
-    """How a process ended, in one line."""
+    """Tell how a process ended, in one line."""
     code = child.wait()
     if code < 0:
         name = signal.Signals(-code).name

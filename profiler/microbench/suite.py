@@ -34,7 +34,7 @@ NEEDS: Mapping[Need, Callable[[Backend], bool]] = {
     "joules": lambda backend: backend.counts_energy,
     "memory of its own": lambda backend: not backend.is_host,
 }
-"""What a part may need of the device, and whether a kind of device has it."""
+"""Features that a part may need of the device, and whether a kind of device has them."""
 
 BUDGET_S, QUICK_BUDGET_S = 0.4, 0.12
 """Seconds of one case."""

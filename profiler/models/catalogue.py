@@ -30,7 +30,7 @@ class Entry(Record):
     parameters: int = Field(gt=0)
     """Elements in all parameters, tied ones once, as published or derived from the published shapes."""
     note: str | None = None
-    """How the entry differs from what the hub stores."""
+    """The differences of the entry from what the hub stores."""
     config: dict[str, Any]
     """Fields of the config, `model_type` among them."""
 

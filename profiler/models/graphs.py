@@ -59,7 +59,7 @@ Signature = tuple[tuple[object, ...], ...]
 
 @dataclass(frozen=True)
 class Tracing:
-    """How a model is run, and the changes that are made to its graph."""
+    """The settings with which a model is run, and the changes that are made to its graph."""
 
     dtype: str
     attn: str = DEFAULT

@@ -45,7 +45,7 @@ SETTINGS: dict[str, Any] = {
     "cpp.enable_kernel_profile": True,  # kernels in C++ are host events of their own; those in Triton always are
 }
 ROOT = re.compile(r"^L\['\w+'\]\.?")
-"""How dynamo names the module whose forward it compiles."""
+"""Dynamo's name of the module whose forward it compiles."""
 INDEX = re.compile(r"(?:\._modules)?\[['\"]?(\w+)['\"]?\]")
 
 

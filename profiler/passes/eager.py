@@ -1,4 +1,4 @@
-"""How one forward pass runs again and again from the same state, plain and under the profiler: here, eagerly.
+"""A runner that repeats one forward pass from the same state, plain and under the profiler: here, eagerly.
 
 Module ranges cost as much as operators do, so only the session that checks has them: every timed pass must then run the
 same sequence, else `SequenceMismatch` is raised. Lost device events raise `InvalidMeasurement`.
@@ -27,7 +27,7 @@ from roofline.graph.op import OpGraph
 
 
 class Repeatable(Protocol):
-    """What each pass starts from: `profiler.models.inputs.PassInputs`, or nothing."""
+    """The inputs and state that each pass starts from: `profiler.models.inputs.PassInputs`, or nothing."""
 
     def kwargs(self) -> dict[str, Any]:
         """Arguments of one call of the model."""
@@ -96,7 +96,7 @@ class Runner:
         return times
 
     def environment_notes(self) -> dict[str, str]:
-        """How passes run, for people."""
+        """Tell how passes run, for people."""
         return {}
 
     def session(

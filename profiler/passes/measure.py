@@ -47,14 +47,14 @@ ROUNDS = (3, 12)
 WARM_UP_PART = 0.1
 """Most of the time budget for passes before the first sample."""
 RULES = Rules(min_samples=ROUNDS[0] * PASSES, max_samples=ROUNDS[1] * PASSES, relative_width=0.01, noise_tolerance=0.0)
-"""When the plain passes end: at a median known to 1 %, the size of a regression that is looked for."""
+"""Rules that end the plain passes: at a median known to 1 %, the size of a regression that is looked for."""
 
 T = TypeVar("T")
 Step = Callable[[str, float], None]
 """Told what begins, and how much of the cell is done by then, from 0 to 1."""
 
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What plain RuntimeErrors of torch's CPU allocator, of CUDA and of cuBLAS say when memory ran out."""
+"""Words of the plain RuntimeErrors that torch's CPU allocator, CUDA and cuBLAS raise when memory ran out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Loaded:
     whole: PreTrainedModel
     """All layers without memory; `meta` itself where no layer was left out."""
     notes: tuple[str, ...] = ()
-    """How the weights differ from what is published."""
+    """The differences of the weights from what is published."""
 
 
 def measure_cell(
@@ -208,7 +208,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """Why a cell failed, in one line."""
+    """Return the reason why a cell failed, in one line."""
     if isinstance(error, RequestError):
         return str(error)
     return f"out of memory: {first_line(error)}" if is_out_of_memory(error) else first_line(error)

@@ -38,7 +38,7 @@ from profiler.record.run import Closure, InvalidMeasurement, KernelTimes, OpTime
 from roofline.graph.op import Kind, OpGraph
 
 FROM_HOST = "Memcpy HtoD"
-"""How kineto's names of copies from the host to the device begin (CuptiStrings.cpp)."""
+"""Prefix of kineto's names of copies from the host to the device (CuptiStrings.cpp)."""
 
 Key = tuple[str, str]
 """Module path and operator."""
@@ -135,7 +135,7 @@ def sample(
 
 
 def called(timeline: Timeline, window: HostEvent, names: Sequence[str]) -> tuple[str, ...]:
-    """Which of these kernels' host events a compiled pass has, in order, as `sample` compares them."""
+    """Return the names of these kernels' host events in a compiled pass, in order, as `sample` compares them."""
     return tuple(in_place_or_not(op.name) for op in _executed(timeline, window, _keys(names), COMPILED).ops)
 
 
@@ -230,7 +230,7 @@ def _host_pass(
 
 
 def _host_sample(timeline: Timeline, window: HostEvent, ran: Executed) -> Sample:
-    """What lies between two spans is idle."""
+    """Return the times of a pass from its host spans; the time between two spans is idle."""
     starts = np.array([e.start_s for e in timeline.host if e.tid == window.tid and e is not window])
     begun, ended = (
         np.searchsorted(starts, [getattr(op, at) for op in ran.ops], side="right") for at in ("start_s", "end_s")

@@ -15,7 +15,7 @@ class RunSummary(Record):
     path: Path
     state: Literal["finished", "unfinished", "unreadable"]
     why: str | None = None
-    """Why it cannot be read, in one line."""
+    """The reason why the folder cannot be read, in one line."""
     name: str = ""
     device: str = ""
     started: str = ""

@@ -51,7 +51,7 @@ class HardwareLog:
         self.shapes: dict[str, tuple[int, int, int]] = {}
         """m, n, k of the fastest product of each dtype."""
         self.layouts: dict[str, Layout] = {}
-        """How the second operand of that product is stored; older journals do not say."""
+        """Layout of the second operand of that product; older journals do not state it."""
         if self._journal.path.exists():
             if mend:
                 self._journal.drop_torn_line()

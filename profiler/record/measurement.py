@@ -27,9 +27,9 @@ RATES = ("B/s", "FLOP/s")
 """Units in which more is better; in the others a sample is a cost."""
 State = Literal["cold", "warm", "in place"]
 Layout = Literal["k×n", "n×k"]
-"""How the second operand of a product is stored: as `torch.mm` takes it, or as `nn.Linear` keeps weights."""
+"""The layout of a product's second operand: as `torch.mm` takes it, or as `nn.Linear` keeps weights."""
 CacheSource = Literal["stated", "measured", "assumed"]
-"""Where the size of a last-level cache comes from: the system, the behaviour of memory, or neither of them."""
+"""The source of a last-level cache's size: the system, the behaviour of memory, or neither of them."""
 Status = Literal["done", "inconclusive", "invalid", "failed"]
 """inconclusive: other work used the host, so that the device may be faster. invalid: not this device's speed."""
 
@@ -86,7 +86,7 @@ Key = tuple[str, str, str | None, int | None]
 
 
 class CacheState(Record):
-    """How much of an operand the caches held when it was used, as declared, and whether the bytes confirm it."""
+    """The part of an operand that the caches held when it was used, as declared, and whether the bytes confirm that."""
 
     declared: State
     """cold: nothing of it; warm: all of it; in place: whatever the calls before left."""
@@ -133,7 +133,7 @@ class Measurement(Record):
     """Bytes, FLOPs or calls of one sample; a cost is the sample divided by it."""
     status: Status
     reason: str | None = None
-    """Why there is no result, or why it cannot be trusted, in one line."""
+    """The reason why there is no result, or why the result cannot be trusted, in one line."""
     samples: tuple[float, ...] = ()
     """Seconds a call (joules for J/…, watts for W), mean of `repeats` in a row, in the order they were taken."""
     repeats: int = Field(default=1, ge=1)
@@ -221,7 +221,7 @@ class MemoryHierarchy(Record):
 
     main: Capacity
     caches: tuple[Capacity, ...] = ()
-    """From the smallest; empty where the system describes none."""
+    """Caches from the smallest on; empty where the system describes none."""
 
 
 def grouped(measurements: Iterable[Measurement]) -> dict[Key, list[Measurement]]:

@@ -75,7 +75,7 @@ def differing(then: Environment, now: Environment) -> list[str]:
 
 
 Mode = Literal["eager", "compile", "cuda-graph", "compile-cuda-graph"]
-"""How a model's passes run: operation by operation, compiled by torch.compile, replayed from a CUDA graph, or both."""
+"""The way a model's passes run: operation by operation, with torch.compile, from a CUDA graph, or both."""
 
 
 class Cell(Record):
@@ -139,7 +139,7 @@ class KernelTimes(Record):
 
 
 class Closure(Record):
-    """How much of the profiled time is accounted for; no denominator leaves anything out."""
+    """The shares of the profiled time that are accounted for; no denominator leaves anything out."""
 
     attributed: float
     """Device time joined to a module ÷ all device time in the profile."""
@@ -165,7 +165,7 @@ class CellResult(Record):
     cell: Cell
     status: Literal["done", "failed", "invalid"]
     reason: str | None = None
-    """Why it failed or is invalid, in one line."""
+    """The reason why the cell failed or is invalid, in one line."""
     graph: str | None = None
     """File of the OpGraph, relative to the run's folder."""
     wall_s: tuple[float, ...] = ()
@@ -194,7 +194,7 @@ class CellResult(Record):
     warm_up: WarmUp | None = None
     """Passes before the first sample."""
     stop_reason: str = ""
-    """Why there are no more samples: "precise" (of the unprofiled wall), "time limit", "sample limit"."""
+    """The reason why there are no more samples: "precise" (of the unprofiled wall), "time limit", "sample limit"."""
     windows: tuple[Window, ...] = ()
     """Clocks, power, temperature and other work, a window for each round of passes."""
     labels: tuple[Label, ...] = ()

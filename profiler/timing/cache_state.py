@@ -52,9 +52,9 @@ class Rotation(Generic[T]):
 
 
 def copies(operand_bytes: int, cache_bytes: int, *, limit_bytes: int) -> int:
-    """How many copies of an operand make each use of it cold, at least 2 unless a single one exceeds `PAST` caches.
+    """Return how many copies of an operand make each use cold, at least 2 unless a single one exceeds `PAST` caches.
 
-    As many as fit where `limit_bytes` does not hold them all; `state_of` then says that they are not cold. Raises
+    They are as many as fit where `limit_bytes` does not hold all; `state_of` then says that they are not cold. Raises
     ValueError where not even one fits.
     """
     if operand_bytes <= 0:

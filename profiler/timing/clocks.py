@@ -37,7 +37,7 @@ Call = Callable[[], object]
 
 
 class Clock(Protocol):
-    """What the sampler needs; tests inject their own."""
+    """The interface of a clock that the sampler needs; tests inject clocks of their own."""
 
     name: str
     """Shown with the result."""
@@ -176,9 +176,9 @@ def capture(call: Call, repeats: int, device: torch.device, instead: str = "time
 
 
 def _first(error: BaseException, handled: BaseException | None) -> BaseException:
-    """What went wrong first: ending a broken capture raises another error, which only says that it is broken.
+    """Return the first error: ending a broken capture raises another one, which only says that the capture is broken.
 
-    `handled` is what was being handled before, and is no part of it.
+    `handled` is the error that was being handled before, and does not count.
     """
     while error.__context__ is not None and error.__context__ is not handled:
         error = error.__context__

@@ -52,7 +52,7 @@ class Case(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Where and how long to time."""
+    """The settings of a timing: its clock, the state of the caches and its limits."""
 
     clock: Clock
     cache: State = "warm"
@@ -91,7 +91,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What `measure` returns."""
+    """The result of `measure`."""
 
     samples: Samples
     cache: CacheState
@@ -257,7 +257,7 @@ def is_steady(times_s: list[float]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the conditions of a measurement mean for its result."""
+    """The meaning of a measurement's conditions for its result."""
 
     status: Status
     """invalid: not this device's speed; inconclusive: other work had the host that the measured work ran on."""
@@ -273,7 +273,7 @@ class Verdict:
 
     @property
     def reason(self) -> str | None:
-        """Why it is not done, in one line."""
+        """The reason why the status is not "done", in one line."""
         if self.status == "done":
             return None
         invalidating = [label.what for label in self.labels if label.severity == "invalidates"]

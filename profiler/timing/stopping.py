@@ -1,4 +1,4 @@
-"""When to stop sampling, for one of four reasons.
+"""The rules that stop sampling, for one of four reasons.
 
 - "time limit": the host's time is spent. It wins over all others.
 - "precise": the 90 % order-statistic interval of the median is narrow against the median. So is the interval that
@@ -41,7 +41,7 @@ GROWTH = 1.05
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """When enough is enough."""
+    """The limits at which sampling stops."""
 
     min_samples: int = 10
     """Samples before "precise"; nvbench's minimum. Of 10 samples the interval spans the 2nd to the 9th."""

@@ -64,7 +64,7 @@ class Turns(Generic[T]):
     visits: dict[str, list[Visit[T]]]
     on_cpu: bool
     failed: dict[str, Exception] = field(default_factory=dict)
-    """What a visit raised; there were no further ones. Those before it count."""
+    """The error that a visit raised; no further visit was made, and the visits before it count."""
     before: GpuReading | None = None
     """The GPU as the driver described it before the first visit, and after the last one."""
     after: GpuReading | None = None
@@ -85,7 +85,7 @@ class Turns(Generic[T]):
         return labels
 
     def warning(self) -> str | None:
-        """What disturbed visits, what became of them, and what to do, in one line; None where none was disturbed."""
+        """Say what disturbed visits, what became of them and what to do, in one line; None where none was disturbed."""
         everything, counted = self._visits()
         disturbed = [visit for visit in everything if not visit.is_sound]
         if not disturbed:
@@ -111,7 +111,7 @@ class Turns(Generic[T]):
         return "; ".join(labels) or str(visits[0].verdict.reason)
 
     def _remedy(self, visits: Iterable[Visit[T]]) -> str:
-        """What to do about the conditions of disturbed visits."""
+        """Return the remedies for the conditions of disturbed visits."""
         remedies: dict[str, None] = {}
         for visit in visits:
             for window in visit.windows:
