@@ -2,23 +2,203 @@
 
 The most special law of the spec prices each operation; an operation without a law keeps the roofline's price and is
 counted. Times at another level of the machine follow from the resources that each operation waits for (`waits`).
+
+The operations of a graph as laws see them: the kinds of laws that may price each, its dtype and its sizes.
+
+An operator may have a law of its own ("aten::mul"), else that of its kind of streaming ("pointwise"). A product with
+one row is a matrix-vector product, another kernel in every library. Two further sizes depend on the moment when an
+operation runs: "cold", the share of its bytes that no cache holds, by reuse distance (`roofline.caches`), and "reach",
+the bytes touched since the same operator last ran. The host's gaps have sizes as well (`gap_dims`).
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, takewhile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roofline.caches import level_bytes
-from roofline.graph.op import OpGraph
-from roofline.hardware.facts import facts_of
-from roofline.hardware.spec import HardwareSpec, Peaks
-from roofline.law_inputs import by_law, cold_shares, gap_dims, law_inputs
+from roofline.caches import Touches, level_bytes
+from roofline.dtypes import ELEMENT_BYTES
+from roofline.graph.op import Kind, Op, OpGraph
+from roofline.hardware.spec import HardwareSpec, Peaks, facts_of
 from roofline.laws.fitted import PROBES, FittedLaw, LevelRatio
-from roofline.laws.kinds import HOST_GAP, law_named
+from roofline.laws.kinds import BATCHED, GROUPED, HOST_GAP, KINDS, MATVEC, ROW_MAJOR, law_named
 from roofline.laws.law import Floats
 from roofline.price import Prepared, Rates, roofs
+
+BATCHED_OPERATORS = ("aten::bmm", "aten::baddbmm")
+"""Operators that run other kernels than a single product does, even for a batch of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LawInput:
+    """One operation as laws see it."""
+
+    kinds: tuple[str, ...]
+    """Kinds of the laws that may price it, the most special first."""
+    dtype: str
+    dims: Mapping[str, float]
+
+
+def law_inputs(prepared: Prepared, cache_bytes: float) -> list[LawInput | None]:
+    """The input of each operation, None without a law; `cache_bytes` is the size of the last-level cache."""
+    ops = prepared.graph.ops
+    cold = cold_shares(prepared.touches, cache_bytes)
+    reach = bytes_since_last_run(ops, [operator(op.name) for op in ops])
+    return [law_input_of(op, *states) for op, *states in zip(ops, cold.tolist(), reach.tolist(), strict=True)]
+
+
+def cold_shares(touches: Touches, cache_bytes: float) -> Floats:
+    """Share of each operation's bytes that main memory serves, shape (operations,). Bytes that are never read again do
+    not count: an allocator reuses the place of others."""
+    moved, missed = np.zeros(len(touches.traffic_bytes)), np.zeros(len(touches.traffic_bytes))
+    again = np.isfinite(touches.reach_bytes)
+    np.add.at(moved, touches.step, np.where(again, touches.bytes, 0.0))
+    np.add.at(missed, touches.step, np.where(again & (touches.reach_bytes > cache_bytes), touches.bytes, 0.0))
+    return np.asarray(missed / np.maximum(moved, 1.0))
+
+
+def law_input_of(op: Op, cold: float = 0.0, reach: float = 0.0) -> LawInput | None:
+    """The input of one operation; None where no law describes it."""
+    states = {"cold": cold, "reach": reach}
+    if op.kind == Kind.GROUPED_MATMUL:
+        return _grouped(op, states)
+    if op.kind == Kind.MATMUL and (op.dims.get("b", 1) > 1 or op.name in BATCHED_OPERATORS):
+        batch = float(op.dims.get("b", 1))
+        kinds = (BATCHED, str(op.kind)) if batch == 1 else (BATCHED,)
+        return LawInput(kinds, op.dtype, {"batch": batch, **{name: float(op.dims[name]) for name in "mnk"}, **states})
+    if op.kind == Kind.MATMUL:
+        sizes = {name: float(op.dims[name]) for name in "mnk"}
+        kinds = (MATVEC, str(op.kind)) if op.dims["m"] == 1 else (str(op.kind),)
+        if op.dims.get("row_major"):
+            kinds = (f"{kinds[0]}{ROW_MAJOR}", *kinds)
+        stored = {"rows": sizes["k" if op.dims.get("row_major") else "n"]}
+        streamed = _streamed(op) | stored if op.dims["m"] == 1 else {}
+        return LawInput(kinds, op.dtype, {**streamed, **sizes, **states})
+    if op.kind == Kind.ATTENTION:
+        return _attention(op, states)
+    if op.kind == Kind.CONV and op.dims.get("groups", 1) == op.dims.get("out"):
+        return LawInput((operator(op.name),), op.dtype, {**_streamed(op), **states})  # depthwise: little work a byte
+    streams = next((row.name for row in KINDS.values() if op.kind in row.op_kinds), None)
+    return None if streams is None else LawInput((operator(op.name), streams), op.dtype, {**_streamed(op), **states})
+
+
+def _grouped(op: Op, states: Mapping[str, float]) -> LawInput:
+    """The number of experts hit, from the weights that are read, and the mean rows of each of them."""
+    m, n, k = (float(op.dims[name]) for name in "mnk")
+    width = ELEMENT_BYTES.get(op.dtype, 2.0)
+    weights = sum(access.bytes for access in op.reads) - width * m * k
+    hit = float(np.clip(weights / (width * n * k), 1.0, op.dims["groups"]))
+    return LawInput((GROUPED,), op.dtype, {"batch": hit, "m": max(1.0, m / hit), "n": n, "k": k, **states})
+
+
+def operator(name: str) -> str:
+    """An operator's name without the suffix of its in-place form: "aten::mul_" → "aten::mul"."""
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def by_law(
+    inputs: Sequence[LawInput | None], known: Mapping[tuple[str, str], object]
+) -> dict[tuple[str, str], list[int]]:
+    """Indices of the operations that each known law, by kind and dtype, prices; others are left out. A streaming
+    operator in a dtype without a law is priced as the same bytes of another dtype."""
+    places: dict[tuple[str, str], list[int]] = {}
+    for place, law_input in enumerate(inputs):
+        if law_input is not None and (key := _law_key(law_input, known)) is not None:
+            places.setdefault(key, []).append(place)
+    return places
+
+
+def _law_key(law_input: LawInput, known: Mapping[tuple[str, str], object]) -> tuple[str, str] | None:
+    for kind in law_input.kinds:
+        if (kind, law_input.dtype) in known:
+            return kind, law_input.dtype
+    streaming = [kind for kind in law_input.kinds if kind in KINDS and KINDS[kind].op_kinds]
+    return next((key for key in known if key[0] in streaming), None)
+
+
+def _attention(op: Op, states: Mapping[str, float]) -> LawInput | None:
+    """None where no law applies: values of another width than keys, or several rows that see all keys."""
+    dims = {name: float(value) for name, value in op.dims.items()}
+    if dims["value_dim"] != dims["head_dim"] or op.dtype not in ELEMENT_BYTES:
+        return None
+    sizes = {name: dims[name] for name in ("batch", "heads", "kv_heads", "head_dim", "window", "kv")}
+    sizes |= {"kv_bytes": ELEMENT_BYTES[op.dtype], **states}
+    if dims["query"] == 1:
+        return LawInput(("decode_attention",), op.dtype, sizes)
+    if not dims["causal"]:
+        return None
+    sizes |= {"query": dims["query"], "context": dims["kv"] - dims["query"]}
+    return LawInput(("prefill_attention",), op.dtype, sizes)
+
+
+def _streamed(op: Op) -> dict[str, float]:
+    written = float(sum(access.bytes for access in op.writes))
+    return {
+        "bytes_read": float(sum(access.bytes for access in op.reads)),
+        "bytes_written": written,
+        "kernels": 1.0,
+        "elements": float(op.dims.get("elements") or op.dims.get("n") or written),
+        "flops": op.vector_flops + op.matrix_flops,
+        "gathered": float(op.kind == Kind.EMBEDDING),
+    }
+
+
+def bytes_since_last_run(
+    ops: Sequence[Op], code: Sequence[Hashable], counted: Callable[[Op], bool] = lambda op: True
+) -> Floats:
+    """Bytes that `counted` operations touch between each operation and the one before it that ran the same `code`.
+
+    They evict code and tables from the caches: a norm runs longer in a model whose layers are larger than the
+    last-level cache. Passes repeat, and the second one counts. Neighbours with the same count above 1 are a block of
+    layers that repeats; its operations have the mean over the repetitions.
+    """
+    touched = [float(counted(op) and sum(access.bytes for access in (*op.reads, *op.writes))) for op in ops]
+    since = np.zeros(len(ops))
+    last: dict[Hashable, float] = {}
+    now = 0.0
+    for _ in range(2):  # passes
+        for count, block in groupby(range(len(ops)), lambda i: ops[i].count):
+            rows = list(block)
+            since[rows] = 0.0
+            size = sum(touched[i] for i in rows)
+            for weight in (1.0,) if count == 1 else (1 / count, 1 - 1 / count):  # the first repetition, all others
+                for i in rows:
+                    since[i] += weight * (now - last.get(code[i], now))
+                    now += touched[i]
+                    last[code[i]] = now
+            if count > 1:  # on to the last repetition
+                now += (count - 2) * size
+                for key in {code[i] for i in rows}:
+                    last[key] += (count - 2) * size
+    return since
+
+
+def gap_dims(ops: Sequence[Op]) -> dict[str, Floats]:
+    """Sizes of the gap before each operation as `HostGap` has them, shape (operations,). "modules" counts modules that
+    have operations of their own or below them."""
+    modules = np.zeros(len(ops))
+    before: list[str] = []
+    for i, op in enumerate(ops):
+        path = op.path.split(".") if op.path else []
+        shared = list(takewhile(lambda names: names[0] == names[1], zip(path, before, strict=False)))
+        modules[i] = len(path) + len(before) - 2 * len(shared)
+        before = path
+    # Lines of the model's code are alike in all layers.
+    lines = [(re.sub(r"\d+", "#", op.path), op.name) for op in ops]
+    return {
+        "modules": modules,
+        "reach": bytes_since_last_run(ops, lines, lambda op: not _is_streamed(op)),
+        "streamed": bytes_since_last_run(ops, lines, _is_streamed),
+    }
+
+
+def _is_streamed(op: Op) -> bool:
+    """True for a product with one row, which reads its matrix once."""
+    return op.kind == Kind.MATMUL and op.dims["m"] == 1
+
 
 HELD = "resident"
 """Constant of the laws that determine which part of the last-level cache holds operands between kernels."""

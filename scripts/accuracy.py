@@ -21,9 +21,9 @@ import numpy as np
 
 from calibrate.exchange.formats import import_tables
 from calibrate.exchange.tables import ImportOptions
-from calibrate.kernels.observations import Observations, halves, observations
+from calibrate.kernels.fit import Observations, halves, observations
 from calibrate.kernels.score import DECODING, calibrate_kind
-from roofline.hardware.facts import facts_of
+from roofline.hardware.spec import facts_of
 from roofline.laws.law import Facts
 
 H200, A100 = "aiconfigurator/h200_sxm/vllm-0.24.0/", "aiconfigurator/a100_sxm/vllm-0.14.0/"

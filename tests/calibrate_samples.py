@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from calibrate.kernels.observations import Observations
+from calibrate.kernels.fit import Observations
 from roofline.laws.law import Facts
 from roofline.laws.matmul import Matmul
 

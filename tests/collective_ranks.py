@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from profiler.microbench.collectives import worker as collective_worker
 from profiler.microbench.collectives.cases import CASES, Operands, Ranks, repeats_limit, whole
-from roofline.laws.bus_bandwidth import RINGS
+from roofline.laws.work import RINGS
 
 
 def lacking(size: int, ranks: Ranks) -> Operands:

@@ -3,8 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.kernels.fit import Fitted, fit
-from calibrate.kernels.observations import Observations
+from calibrate.kernels.fit import Fitted, Observations, fit
 from roofline.laws.law import Dims, Facts, Law
 
 Floats = NDArray[np.float64]

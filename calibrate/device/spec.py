@@ -9,10 +9,9 @@ bandwidth, the cost of a graph and its nodes); their single sizes are in hardwar
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from calibrate.device.costs import collective_costs, graph_cost, measured_link, transfer_costs
+from calibrate.device.costs import LinearCost, collective_costs, graph_cost, measured_link, transfer_costs
 from calibrate.device.figures import characteristic, characteristics, with_datasheet
 from calibrate.device.levels import MeasuredLevel, Reached, knees, ladder, plateaus
-from calibrate.device.linear_cost import LinearCost
 from profiler.record.measurement import Key, Measurement, MemoryHierarchy, grouped
 from profiler.record.run import Environment
 from roofline.hardware.load import find_device

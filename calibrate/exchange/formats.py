@@ -26,10 +26,9 @@ from calibrate.exchange import (
     to_vidur,
 )
 from calibrate.exchange.clean import clean, limits_of
-from calibrate.exchange.devices import Device, device_of
 from calibrate.exchange.figures import Export
 from calibrate.exchange.figures import Source as Exported
-from calibrate.exchange.tables import ImportOptions, Parsed, read_table, sha256
+from calibrate.exchange.tables import Device, ImportOptions, Parsed, device_of, read_table, sha256
 from profiler.record.kernel_table import COLUMNS, Kernels, Source
 from profiler.record.run import RequestError
 

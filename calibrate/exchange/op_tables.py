@@ -24,8 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from roofline.dtypes import ELEMENT_BYTES
-from roofline.hardware.facts import facts_of
-from roofline.hardware.spec import HardwareSpec, Peaks
+from roofline.hardware.spec import HardwareSpec, Peaks, facts_of
 from roofline.laws.fitted import FittedLaw
 from roofline.laws.kinds import KINDS, MATVEC, work_of
 from roofline.laws.law import Floats

@@ -15,13 +15,12 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.special import stdtrit
 
-from calibrate.kernels.fit import Fitted, fit
-from calibrate.kernels.observations import Observations
-from roofline.laws.bounds import Bounds
+from calibrate.kernels.fit import Fitted, Observations, fit
 from roofline.laws.fitted import Correction, Estimate, Extent, FittedLaw
 from roofline.laws.kinds import work_of
 from roofline.laws.law import Facts, Floats, Law
 from roofline.laws.residuals import Residuals, matern_of, responses
+from roofline.laws.work import Bounds
 
 PRIOR_SCALE, PRIOR_NOISE, PRIOR_APART, PRIOR_LENGTH = 0.06, 0.04, 0.01, 4.0
 """Priors of the residuals' scale, of noise, of groups (relative), and of a length (in doublings of a size)."""

@@ -18,16 +18,14 @@ from numpy.typing import NDArray
 
 from calibrate.kernels.choose import design
 from calibrate.kernels.correct import FOLDS, train_on
-from calibrate.kernels.fit import fit
-from calibrate.kernels.observations import Observations, halves, joined, observations
+from calibrate.kernels.fit import Observations, fit, halves, joined, observations
 from profiler.record.folder import RunFolder
 from profiler.record.kernel_table import has_kernels, read_kernels
 from profiler.record.run import RequestError
 from roofline.hardware.spec import SPEC_SCHEMA, HardwareSpec
-from roofline.laws.blend import FourConstant
 from roofline.laws.fitted import FittedLaw, Provenance
 from roofline.laws.kinds import OPERATOR, kind_of, law_for, work_of
-from roofline.laws.law import Dims, Facts, Floats
+from roofline.laws.law import Dims, Facts, Floats, FourConstant
 from roofline.laws.work import Work, datasheet_s, weight_bytes
 
 MOST_POINTS = 1000

@@ -15,8 +15,7 @@ from typer import Argument, Option
 from profiler.cli.options import AsJson, Results
 from profiler.cli.output import show, stdout_to_stderr_if
 from profiler.record.files import write_text
-from profiler.record.find import find_run
-from profiler.record.folder import RunFolder
+from profiler.record.folder import RunFolder, find_run
 from profiler.record.run import RequestError, roofcal_version
 from roofline.hardware.load import load_device
 from roofline.hardware.spec import HardwareSpec
@@ -55,7 +54,7 @@ def calibrate(
     from calibrate.kernels.score import calibrate_tables, calibrated_spec, chosen, tables
     from calibrate.report.json import calibration_json
     from calibrate.report.kernels import calibration_document
-    from roofline.hardware.facts import facts_of
+    from roofline.hardware.spec import facts_of
 
     with stdout_to_stderr_if(as_json):
         fit_runs, score_runs = ([find_run(name, results) for name in names] for names in (runs, score or []))

@@ -13,8 +13,7 @@ from typer import Argument, Option
 from profiler.cli.options import AsJson, Results, one_line, words
 from profiler.cli.output import print_json
 from profiler.record.files import replacing
-from profiler.record.find import find_run
-from profiler.record.folder import RunFolder
+from profiler.record.folder import RunFolder, find_run
 from profiler.record.run import RequestError, roofcal_version
 from roofline.hardware.load import device_names, load_device
 from roofline.hardware.spec import HardwareSpec

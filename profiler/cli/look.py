@@ -11,8 +11,7 @@ from typer import Argument, Option
 
 from profiler.cli import output
 from profiler.cli.options import AsJson, Results, measured_spec
-from profiler.record.find import RunSummary, find_run, list_runs
-from profiler.record.folder import RunFolder
+from profiler.record.folder import RunFolder, RunSummary, find_run, list_runs
 from profiler.record.measurement import Measurement
 from profiler.record.run import RequestError
 from roofline.hardware.load import find_device

@@ -120,14 +120,14 @@ def calibrate_device(
     reason why something cannot be measured or fitted is in `HardwareSpec.missing`.
     """
     from calibrate.kernels.choose import kernel_shapes
-    from calibrate.kernels.observations import observations
+    from calibrate.kernels.fit import observations
     from calibrate.kernels.score import fit_measured, stored_laws
     from profiler.devices.backend import free_bytes
     from profiler.kernels.family import streaming_operators
     from profiler.kernels.table import probe_kernels
     from profiler.record.kernel_table import write_kernels
-    from profiler.timing.reference import ReferenceProbes
-    from roofline.hardware.facts import facts_of
+    from profiler.timing.turns import ReferenceProbes
+    from roofline.hardware.spec import facts_of
 
     spec = folder.read_spec()
     assert spec is not None and spec.measured is not None  # `measure_device` has run

@@ -102,7 +102,7 @@ def run(
             "threads": threads,
             "trust_remote_code": trust_remote_code,
         }
-        from profiler.passes.plan import Choices, Shapes
+        from profiler.job import Choices, Shapes
 
         shapes = Shapes(
             phases=option.words("--phase", phase, ("prefill", "decode", "chunk")),  # type: ignore[arg-type]
@@ -134,7 +134,7 @@ def _new(
     """The folder of a new run whose plan has been checked."""
     from profiler.devices.backend import parse_device
     from profiler.devices.environment import collect
-    from profiler.passes.plan import plan
+    from profiler.job import plan
 
     set_threads(options)
     device = parse_device(options["device"])

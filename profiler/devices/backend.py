@@ -18,8 +18,7 @@ from torch.profiler import ProfilerActivity
 
 from profiler.devices import host
 from profiler.devices.conditions import Finding, finding
-from profiler.devices.findings import gpu_findings
-from profiler.devices.settings import CPU_VARIABLES, CUDA_VARIABLES, Variable
+from profiler.devices.findings import CPU_VARIABLES, CUDA_VARIABLES, Variable, gpu_findings
 from profiler.devices.watch import GpuReading, HostWatch, Watch
 from profiler.record.run import RequestError
 

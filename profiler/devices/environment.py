@@ -17,16 +17,16 @@ from packaging.requirements import Requirement
 
 from profiler.devices.backend import backend_of, parse_device
 from profiler.devices.conditions import ORDER, Finding
-from profiler.devices.findings import host_findings
-from profiler.devices.host import read_host, usable_cpus
-from profiler.devices.settings import (
+from profiler.devices.findings import (
     DISTRIBUTION,
     disk_findings,
+    host_findings,
     installed,
     requirements,
     variable_findings,
     version_findings,
 )
+from profiler.devices.host import read_host, usable_cpus
 from profiler.record.run import Environment
 
 RECORDED = ("torch", "transformers", "numpy", "triton", "flash-attn", "flashinfer-python", "nvidia-ml-py")

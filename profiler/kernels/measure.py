@@ -26,7 +26,7 @@ from profiler.models.meta import know
 from profiler.models.trace import trace
 from profiler.passes.eager import Runner
 from profiler.passes.samples import Sample, sample
-from profiler.timing.profiled import event_cost_s
+from profiler.timing.clocks import event_cost_s
 from profiler.timing.turns import Watched
 from roofline.graph.op import OpGraph
 from roofline.laws.kinds import KernelShape

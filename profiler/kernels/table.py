@@ -36,11 +36,10 @@ from profiler.microbench.bench import reason
 from profiler.record.kernel_table import COLUMNS, DIMS, Kernels, Source
 from profiler.record.measurement import middle_mean
 from profiler.timing.cache_state import PAST
-from profiler.timing.reference import ReferenceProbes
-from profiler.timing.turns import Turns, Watched, take_turns
-from roofline.law_inputs import LawInput, gap_dims, law_inputs
+from profiler.timing.turns import ReferenceProbes, Turns, Watched, take_turns
 from roofline.laws.kinds import HOST_GAP, OPERATOR, KernelShape, kind_of
 from roofline.price import Prepared
+from roofline.price_by_law import LawInput, gap_dims, law_inputs
 
 STATES = ("cold", "reach", "streamed")
 """Sizes that are no kernel's own, but of when it ran."""

@@ -17,10 +17,10 @@ import torch
 
 from profiler.devices.backend import Backend, PerDevice, backend_of
 from profiler.devices.caches import cache_capacities
-from profiler.microbench import energy, launch, matmul, memory, peak, pointwise, transfer
+from profiler.microbench import energy, matmul, memory, peak, pointwise, transfer
+from profiler.microbench import host_cost as launch
 from profiler.microbench.bench import Bench
-from profiler.microbench.clocks import clocks
-from profiler.microbench.host_cost import host_cost
+from profiler.microbench.host_cost import clocks, host_cost
 from profiler.microbench.matmul import PRODUCTS, Shape, time_product
 from profiler.microbench.peak import Product, climb
 from profiler.record.measurement import Measurement, grouped

@@ -30,8 +30,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from profiler.attribution.compiled import CompiledGraph, CompiledKernel, Source, library_operator, members
 from profiler.attribution.operations import BACKENDS, COMPILED, passes, sequence
+from profiler.attribution.replayed import CompiledGraph, CompiledKernel, Source, library_operator, members
 from profiler.models.aten import is_metadata, name_of
 from profiler.models.attention import NAME as ATTENTION
 from profiler.passes.eager import Repeatable, Runner

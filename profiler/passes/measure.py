@@ -30,11 +30,10 @@ from profiler.passes.eager import Runner
 from profiler.passes.samples import PassTimes, Sample, collect
 from profiler.record.measurement import WarmUp
 from profiler.record.run import Cell, CellResult, InvalidMeasurement, RequestError
-from profiler.timing.clocks import HostNow
+from profiler.timing.clocks import HostNow, event_cost_s
 from profiler.timing.engine import judge, sample_rounds, warm_up
-from profiler.timing.profiled import event_cost_s
-from profiler.timing.reference import ReferenceProbes
 from profiler.timing.stopping import Rules
+from profiler.timing.turns import ReferenceProbes
 from roofline.graph.op import Kind, OpGraph
 
 PASSES = 3
@@ -120,7 +119,7 @@ def _measure(
         plain = Runner(loaded.model, inputs, device)
     runner = plain
     if cell.is_graph:
-        from profiler.passes.replayed import ReplayRunner
+        from profiler.passes.eager import ReplayRunner
 
         runner = ReplayRunner(plain)
     probes = ReferenceProbes(device)

@@ -23,6 +23,9 @@ T = TypeVar("T")
 
 MEASUREMENTS = "measurements.parquet"
 """A run's table of passes."""
+KERNELS, HARDWARE = "kernels.parquet", "hardware.parquet"
+HARDWARE_JOURNAL = "hardware.jsonl"
+KERNELS_MEND = "restore it, or import it again: python -m profiler import"
 
 
 @contextmanager

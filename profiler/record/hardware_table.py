@@ -19,8 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from profiler.record.files import Journal
-from profiler.record.folder import HARDWARE, HARDWARE_JOURNAL
+from profiler.record.files import HARDWARE, HARDWARE_JOURNAL, Journal
 from profiler.record.measurement import MEASUREMENT_SCHEMA, Layout, Measurement
 from profiler.record.parquet import Table, schema
 from profiler.record.run import Run

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from profiler.record.folder import KERNELS, KERNELS_MEND
+from profiler.record.files import KERNELS, KERNELS_MEND
 from profiler.record.measurement import Label
 from profiler.record.parquet import Table, schema
 from roofline.record import Record

@@ -12,8 +12,7 @@ that share keys into one tile:
 import numpy as np
 from numpy.typing import NDArray
 
-from roofline.laws.blend import blend
-from roofline.laws.law import Constant, Dims, Facts, Floats, Values
+from roofline.laws.law import Constant, Dims, Facts, Floats, Values, blend
 from roofline.laws.work import prefill_work
 
 WIDEST = 256.0

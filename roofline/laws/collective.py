@@ -1,6 +1,6 @@
 """The law of collectives of ranks on one kind of link: launch, steps of a ring, and the faster of two protocols.
 
-With S the size (nccl-tests' meaning, `roofline.laws.bus_bandwidth`) and n ranks:
+With S the size (nccl-tests' meaning, `roofline.laws.work`) and n ranks:
 ``time = launch + step · steps(operation, n) + min_soft(W / slow, sync + W / busbw)``
 - steps: n − 1 of a ring, 2(n − 1) for an all-reduce, 1 where every pair communicates at once (all-to-all, send);
 - W: the bytes that a rank sends, plus `own` × the S/n that stays with it and is copied or added in place;
@@ -12,9 +12,8 @@ The dim "operation" is an index into `roofline.laws.work.OPERATIONS`.
 
 import numpy as np
 
-from roofline.laws.bus_bandwidth import RINGS
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
-from roofline.laws.work import by_operation, sent_bytes
+from roofline.laws.work import RINGS, by_operation, sent_bytes
 
 STEPS = [ring.messages if name != "all_to_all" else lambda n: 1 for name, ring in RINGS.items()]
 """Messages one after another, by operation: those of a ring, and 1 where every pair communicates at once."""

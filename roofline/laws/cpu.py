@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from roofline.laws.blend import FETCH, blend, evicted_code, optional
-from roofline.laws.law import Constant, Dims, Facts, Floats, Values
+from roofline.laws.law import FETCH, Constant, Dims, Facts, Floats, Values, blend, evicted_code, optional
 from roofline.laws.matmul import peak_of, product_of
 from roofline.laws.work import decode_work, prefill_work
 

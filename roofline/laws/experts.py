@@ -9,9 +9,8 @@ activated and summed at a bandwidth of their own; rows of other ranks are masked
 
 import numpy as np
 
-from roofline.laws.blend import blend
 from roofline.laws.expert_loads import expert_loads
-from roofline.laws.law import Constant, Dims, Facts, Floats, Values
+from roofline.laws.law import Constant, Dims, Facts, Floats, Values, blend
 
 DEPTH_STEP = 64.0
 """Step along the depth of a block: depths are rounded up to it."""

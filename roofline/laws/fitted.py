@@ -2,7 +2,7 @@
 
 The record holds all that pricing needs, as plain numbers. Kernels whose sizes lie beyond the fitted ones (`outside`)
 are priced with care: their correction is that of the nearest fitted sizes and fades with the distance (by half within
-two doublings, to nothing beyond five), their time stays within `roofline.laws.bounds`, as that of all kernels does, and
+two doublings, to nothing beyond five), their time stays within `roofline.laws.work`, as that of all kernels does, and
 their interval starts from that of the nearest fitted sizes and widens with the distance.
 """
 
@@ -14,10 +14,10 @@ import pydantic
 from numpy.typing import NDArray
 from pydantic import Field
 
-from roofline.laws.bounds import Bounds
 from roofline.laws.kinds import categories, law_named, work_of
 from roofline.laws.law import Dims, Facts, Floats, Law
 from roofline.laws.residuals import EXPONENTS, Residuals, doublings, features, responses
+from roofline.laws.work import Bounds
 from roofline.record import Record
 
 FITTED_SCHEMA = 3

@@ -15,8 +15,7 @@ from roofline.laws.cpu import DECODE, CoreAttention, CoreMatmul, HostGap
 from roofline.laws.eager_modules import MODULES, EagerModules, modules_work
 from roofline.laws.experts import Experts
 from roofline.laws.law import Dims, Facts, Law
-from roofline.laws.matmul import BatchedMatmul, Matmul
-from roofline.laws.scaled_matmul import BlockScaledMatmul, ScaledMatmul
+from roofline.laws.matmul import BatchedMatmul, BlockScaledMatmul, Matmul, ScaledMatmul
 from roofline.laws.streams import Matvec, Streaming
 from roofline.laws.work import (
     OPERATIONS,

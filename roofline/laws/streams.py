@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from roofline.laws.blend import FETCH, blend, evicted_code, optional
-from roofline.laws.law import Constant, Dims, Facts, Floats, Values
+from roofline.laws.law import FETCH, Constant, Dims, Facts, Floats, Values, blend, evicted_code, optional
 
 KNEE = 4.0
 """Power of (size ÷ capacity) with which a cache is outgrown."""

@@ -2,18 +2,78 @@
 
 A multiply-add is 2 FLOPs. Each distinct element is read once and written once at its own width, as
 `profiler.models.trace` counts them in a traced model, and causal pairs are counted exactly.
+
+Bounds of a kernel's time from its work and the device's datasheet, for terms of laws that grow without reason:
+
+    floor   = the longest of FLOPs / peak, bytes that no cache can hold / memory, sent bytes / link, over `FASTER`
+    ceiling = most · (roofline + overhead)
+
+The roofline runs on as many of the device's units as the kernel has pieces (`Work.pieces`), `overhead` is the shortest
+measured time, and `most` the largest of measured ÷ (roofline + overhead) times `HEADROOM`. Where measured kernels are
+faster than the floor (a table that skips work, a datasheet that is too low), the floor is lowered to them. A measured
+kernel counts only as far as the law agrees with it, so that single bad rows loosen nothing.
+
+Bandwidths of a collective as nccl-tests defines them, and the number of messages of its ring.
+
+The algorithm bandwidth is size ÷ time. Times a factor of the operation and of the number of ranks it is the bus
+bandwidth, which cannot exceed what a device's links carry, however many ranks there are (nccl-tests,
+doc/PERFORMANCE.md, src/sendrecv.cu, src/alltoall.cu). Size × factor are the bytes that `roofline.whatif.pipeline`
+sends over a rank's link, and the messages are its steps, so a measured busbw is the bandwidth of a link. The size is
+the buffer of a rank, for all_gather its output (all parts) and for reduce_scatter its input (all parts).
+
+Example: ``33554432 / 195.40e-6 * factor("all_reduce", ranks=8)`` → 300.51e9 bytes/s
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from pydantic import Field
 
 from roofline.dtypes import ARITHMETIC, BITS
-from roofline.laws.bus_bandwidth import RINGS
 from roofline.laws.expert_loads import expert_loads
 from roofline.laws.law import Dims, Facts, Floats
+from roofline.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """The cost of an operation among n ranks in a ring."""
+
+    factor: Callable[[int], float]
+    """Bytes that cross the busiest rank's link ÷ size."""
+    messages: Callable[[int], int]
+    """Messages one after another; those of a chain for a broadcast."""
+
+
+RINGS: dict[str, Ring] = {
+    "all_reduce": Ring(lambda n: 2 * (n - 1) / n, lambda n: 2 * (n - 1)),
+    "all_gather": Ring(lambda n: (n - 1) / n, lambda n: n - 1),
+    "reduce_scatter": Ring(lambda n: (n - 1) / n, lambda n: n - 1),
+    "all_to_all": Ring(lambda n: (n - 1) / n, lambda n: n - 1),
+    "broadcast": Ring(lambda n: 1.0, lambda n: n - 1),
+    "send_recv": Ring(lambda n: 1.0, lambda n: 1),
+}
+
+
+def factor(operation: str, ranks: int) -> float:
+    """busbw ÷ algbw. Raises ValueError for an operation that is not in `RINGS`, or fewer than 2 ranks."""
+    return _ring(operation, ranks).factor(ranks)
+
+
+def messages(operation: str, ranks: int) -> int:
+    """Steps of the ring. Raises ValueError as `factor` does."""
+    return _ring(operation, ranks).messages(ranks)
+
+
+def _ring(operation: str, ranks: int) -> Ring:
+    if operation not in RINGS:
+        raise ValueError(f"no collective {operation!r}; use {', '.join(RINGS)}")
+    if ranks < 2:
+        raise ValueError(f"{operation} among {ranks} ranks moves nothing; use two or more")
+    return RINGS[operation]
+
 
 OUTPUT_BYTES = 2.0
 """Least bytes of an element that a kernel writes: products of 8 and 4 bits write 16 bits."""
@@ -134,3 +194,54 @@ def by_operation(dims: Dims, of_ranks: Sequence[Callable[[Any], Any]]) -> Floats
     """Evaluate for each kernel the function of the number of ranks that belongs to its operation."""
     ranks = np.asarray(dims["ranks"], dtype=float)
     return np.asarray(np.choose(np.asarray(dims["operation"]).astype(int), [formula(ranks) for formula in of_ranks]))
+
+
+FASTER = 1.2
+"""Rate ÷ datasheet's peak at which a device may run for a short time (boost clocks), or because a peak was measured:
+the largest bound that most laws give a rate."""
+HEADROOM = 10.0
+"""Largest multiple of the roofline that is believed ÷ the largest measured one. On ten splits of each of 22 public
+tables, held-out groups reach up to 7.4 times the largest multiple of those seen in all but two tables (up to 28 there:
+some splits see no kernel of a kind). At 3, single kernels of an H200's decode attention were clipped to a ninth."""
+
+
+class Bounds(Record):
+    """The bounds of all kernels of one kind and dtype on one device."""
+
+    overhead_s: float = Field(gt=0, allow_inf_nan=False)
+    """Least time of a call in seconds."""
+    most: float = Field(ge=1, allow_inf_nan=False)
+    """Largest multiple of (roofline + overhead) that a kernel takes."""
+    least: float = Field(default=1.0, ge=0, le=1)
+    """Part of the floor that every kernel takes; 1 unless measured kernels were faster."""
+
+    @classmethod
+    def of(cls, work: Work, facts: Facts, dtype: str, measured_s: Floats, law_s: Floats) -> Self:
+        """Bounds from at least one measured kernel, its work and the law's time for it; times in seconds."""
+        short_s, long_s = np.minimum(measured_s, law_s), np.maximum(measured_s, law_s)
+        overhead_s = float(long_s.min())
+        multiples = short_s / (roofline_s(work, facts, dtype) + overhead_s)
+        with np.errstate(divide="ignore"):
+            over_floor = long_s / floor_s(work, facts, dtype)
+        return cls(
+            overhead_s=overhead_s,
+            most=HEADROOM * max(float(multiples.max()), 1.0),
+            least=min(1.0, float(over_floor.min())),
+        )
+
+    def held(self, law_s: Floats, work: Work, facts: Facts, dtype: str) -> Floats:
+        """The law's seconds, clipped to floor and ceiling."""
+        ceiling_s = self.most * (roofline_s(work, facts, dtype) + self.overhead_s)
+        return np.asarray(np.clip(law_s, self.least * floor_s(work, facts, dtype), ceiling_s))
+
+
+def floor_s(work: Work, facts: Facts, dtype: str) -> Floats:
+    """Least seconds of a kernel: `FASTER` than the datasheet, with operands in caches as far as they fit."""
+    held = np.minimum(work.bytes, facts.cache_bytes * work.kernels)
+    outside = Work(work.flops, work.bytes - held, work.link_bytes)
+    return datasheet_s(outside, facts, dtype) / FASTER
+
+
+def roofline_s(work: Work, facts: Facts, dtype: str) -> Floats:
+    """Seconds by the datasheet on as many units as the kernel has pieces."""
+    return np.asarray(datasheet_s(work, facts, dtype) * facts.units / np.minimum(facts.units, work.pieces))

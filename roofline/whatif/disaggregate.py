@@ -12,7 +12,7 @@ from typing import Literal
 from roofline.graph.edit import Edit, access
 from roofline.graph.op import Kind, OpGraph, layer_key
 from roofline.whatif.checks import CacheWrite, cache_writes
-from roofline.whatif.collectives import transfer
+from roofline.whatif.pipeline import transfer
 
 OPTION = "send_kv"
 

@@ -17,7 +17,7 @@ from roofline.graph.dataflow import GATHERS, Dataflow
 from roofline.graph.edit import Edit, access, changed, redirected
 from roofline.graph.op import ANCHORS, Access, Kind, Op, OpGraph, Routing, chosen_by_a_token
 from roofline.whatif.checks import checked_ranks, executed
-from roofline.whatif.collectives import all_to_all
+from roofline.whatif.pipeline import all_to_all
 
 OPTION, SKEW_OPTION = "expert_parallel", "expert_skew"
 

@@ -16,7 +16,7 @@ from typing import Literal
 from roofline.graph.edit import Edit, changed, whole
 from roofline.graph.op import Op, OpGraph, Role, layer_key
 from roofline.whatif.checks import cache_writes, checked_share
-from roofline.whatif.collectives import transfer
+from roofline.whatif.pipeline import transfer
 
 OPTION = "offload"
 WEIGHT_BUFFERS, KV_BUFFERS = "offload.weights", "offload.kv"

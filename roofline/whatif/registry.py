@@ -18,8 +18,7 @@ from roofline.whatif.compress import compress_kv
 from roofline.whatif.disaggregate import send_kv
 from roofline.whatif.experts import expert_parallel, skew_experts
 from roofline.whatif.layers import early_exit, remove_layers
-from roofline.whatif.lora import lora
-from roofline.whatif.low_rank import low_rank, sparsify_2_4
+from roofline.whatif.low_rank import lora, low_rank, sparsify_2_4
 from roofline.whatif.offload import offload
 from roofline.whatif.pipeline import pipeline_stage
 from roofline.whatif.quantise import quantise

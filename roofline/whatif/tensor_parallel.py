@@ -12,7 +12,7 @@ from math import isclose
 from roofline.graph.edit import Edit, access, changed
 from roofline.graph.op import PRODUCTS, Access, Kind, Op, OpGraph
 from roofline.whatif.checks import checked_ranks, executed, workspaces
-from roofline.whatif.collectives import all_gather, all_reduce
+from roofline.whatif.pipeline import all_gather, all_reduce
 from roofline.whatif.tensor_parallel_plan import plan
 from roofline.whatif.tensor_parallel_rules import Plan, Shares
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from profiler.record.run import InvalidMeasurement
-from profiler.timing.clocks import Clock, EventClock, GraphClock, NotCapturable, capture
-from profiler.timing.profiled import KernelClock
+from profiler.timing.clocks import Clock, EventClock, GraphClock, KernelClock, NotCapturable, capture
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -9,7 +9,7 @@ import torch
 from calibrate.device.costs import graph_cost, transfer_costs
 from profiler.microbench.bench import Bench
 from profiler.microbench.energy import energy
-from profiler.microbench.launch import NODES, launch
+from profiler.microbench.host_cost import NODES, launch
 from profiler.microbench.transfer import BOTH, DIRECTIONS, FROM, LAST_BYTES, MEMORIES, TO, transfer
 from profiler.record.measurement import Measurement
 

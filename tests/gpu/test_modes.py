@@ -11,9 +11,8 @@ from transformers import LlamaConfig, PretrainedConfig
 from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
-from profiler.passes.eager import Runner
+from profiler.passes.eager import ReplayRunner, Runner
 from profiler.passes.measure import Loaded, measure_cell
-from profiler.passes.replayed import ReplayRunner
 from profiler.record.run import Cell, CellResult, Mode
 from roofline.graph.op import OpGraph
 from roofline.workload import Workload

@@ -5,8 +5,8 @@ import pytest
 from graphs import GraphBuilder
 
 from roofline.graph.op import OpGraph
-from roofline.law_inputs import by_law, cold_shares, law_inputs, operator
 from roofline.price import Prepared
+from roofline.price_by_law import by_law, cold_shares, law_inputs, operator
 
 CACHE = 1000.0
 

@@ -8,12 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roofline.graph.op import OpGraph
-from roofline.hardware.facts import facts_of
-from roofline.hardware.spec import Chip, Figure, HardwareSpec, Level, Peaks
-from roofline.law_inputs import bytes_since_last_run, gap_dims
+from roofline.hardware.spec import Chip, Figure, HardwareSpec, Level, Peaks, facts_of
 from roofline.laws.fitted import PROBES, FittedLaw, LevelRatio
 from roofline.price import Prepared
-from roofline.price_by_law import host_gap_s, law_prices, least_gap_s, level_factors, ratio_of, waits
+from roofline.price_by_law import (
+    bytes_since_last_run,
+    gap_dims,
+    host_gap_s,
+    law_prices,
+    least_gap_s,
+    level_factors,
+    ratio_of,
+    waits,
+)
 from roofline.workload import Workload
 
 

@@ -169,7 +169,7 @@ CASES: dict[str, Callable[[int, Ranks], Operands]] = {
     "broadcast": broadcast,
     "send_recv": send_recv,
 }
-"""Makes the operands of each collective, by its name in `roofline.laws.bus_bandwidth.RINGS`."""
+"""Makes the operands of each collective, by its name in `roofline.laws.work.RINGS`."""
 
 
 def whole(size: int, ranks: int) -> int:

@@ -1,7 +1,7 @@
 """Bandwidth of collectives among the GPUs of this machine (NCCL), or among processes of its CPU (gloo).
 
 Ranks are separate processes under torchrun, so that NCCL runs as it does in serving; on a CPU each has one thread, and
-they communicate over the loopback. Sizes and bus bandwidth are those of nccl-tests (`roofline.laws.bus_bandwidth`). A
+they communicate over the loopback. Sizes and bus bandwidth are those of nccl-tests (`roofline.laws.work`). A
 measurement is the time of the slowest rank; `calibrate.device.costs` fits latency, bandwidth and a `Link` to them.
 
 Reading the ranks' lines blocks; nothing polls while ranks are timed. Whatever ends the reader (the last line, a

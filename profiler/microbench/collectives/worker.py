@@ -32,7 +32,7 @@ from profiler.microbench.bench import reason
 from profiler.microbench.collectives.cases import CASES, Operands, Ranks, repeats_limit, whole
 from profiler.microbench.collectives.lockstep import SAMPLE_S, Phase, Together, lockstep_clock, measure
 from profiler.record.measurement import UNKNOWN_LINK, Measurement
-from roofline.laws.bus_bandwidth import factor
+from roofline.laws.work import factor
 
 SMALLEST = 1 << 10
 LARGEST = PerDevice(host=16 << 20, accelerator=256 << 20)

@@ -7,9 +7,9 @@ from calibrate.device.costs import collective_costs, errors, graph_cost, measure
 from profiler.record.measurement import Measurement
 from roofline.graph.op import Access, Kind, Op
 from roofline.hardware.spec import Figure, Level, Peaks
-from roofline.laws.bus_bandwidth import RINGS, factor, messages
+from roofline.laws.work import RINGS, factor, messages
 from roofline.price import roofline
-from roofline.whatif import collectives
+from roofline.whatif import pipeline as collectives
 
 SIZES = tuple(4**i << 10 for i in range(10))
 COPIED = tuple(4**i << 10 for i in range(11))

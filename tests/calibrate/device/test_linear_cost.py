@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibrate.device.linear_cost import fit
+from calibrate.device.costs import fit
 
 SIZES = [float(1 << i) for i in range(10, 31)]
 """1 KiB to 1 GiB."""

@@ -10,7 +10,7 @@ from each import each
 
 from calibrate.exchange.formats import Imported, import_tables
 from calibrate.exchange.tables import ImportOptions
-from calibrate.kernels.observations import observations
+from calibrate.kernels.fit import observations
 from profiler.record.run import RequestError
 
 

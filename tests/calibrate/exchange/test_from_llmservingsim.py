@@ -8,7 +8,7 @@ import pytest
 from calibrate.exchange.formats import import_tables
 from calibrate.exchange.from_llmservingsim import model_of
 from calibrate.exchange.tables import ImportOptions
-from calibrate.kernels.observations import observations
+from calibrate.kernels.fit import observations
 from profiler.record.run import RequestError
 from roofline.laws.eager_modules import MODULES
 

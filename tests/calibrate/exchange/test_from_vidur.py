@@ -7,7 +7,7 @@ import pytest
 
 from calibrate.exchange.formats import import_tables
 from calibrate.exchange.tables import ImportOptions
-from calibrate.kernels.observations import observations
+from calibrate.kernels.fit import observations
 from profiler.record.run import RequestError
 
 A100 = ImportOptions(device="nvidia-a100-sxm-80gb")

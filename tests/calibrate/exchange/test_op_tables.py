@@ -14,7 +14,7 @@ from calibrate.exchange import to_aiconfigurator
 from calibrate.exchange.figures import source_of
 from calibrate.exchange.op_tables import LawPrice, RooflinePrice
 from roofline.graph.op import attention_pairs
-from roofline.hardware.facts import facts_of
+from roofline.hardware.spec import facts_of
 from roofline.laws.kinds import work_of
 
 SIZE = st.integers(1, 4096)

@@ -8,7 +8,7 @@ from made_up_kernels import FACTS, Simple, kernels
 
 from calibrate.kernels.choose import design
 from calibrate.kernels.correct import train_on
-from calibrate.kernels.observations import Observations, halves
+from calibrate.kernels.fit import Observations, halves
 from roofline.laws.kinds import KINDS, KernelKind
 from roofline.laws.law import Facts
 from roofline.laws.matmul import Matmul

@@ -6,8 +6,7 @@ from made_up_kernels import FACTS, TRUTH, Simple, kernels
 
 from calibrate.kernels.fit import fit
 from roofline.laws.law import Constant
-from roofline.laws.matmul import Matmul
-from roofline.laws.scaled_matmul import ScaledMatmul
+from roofline.laws.matmul import Matmul, ScaledMatmul
 
 
 def test_known_constants_are_recovered_within_their_intervals():

@@ -8,7 +8,7 @@ import pytest
 
 from calibrate.exchange.formats import import_tables
 from calibrate.exchange.tables import ImportOptions
-from calibrate.kernels.observations import observations
+from calibrate.kernels.fit import observations
 
 
 def imported(frame: pd.DataFrame, path: Path) -> list[float]:

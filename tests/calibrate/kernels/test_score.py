@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from calibrate.kernels.observations import Observations, halves
+from calibrate.kernels.fit import Observations, halves
 from calibrate.kernels.score import (
     Calibrated,
     by_region,

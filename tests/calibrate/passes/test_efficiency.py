@@ -14,8 +14,7 @@ from calibrate.passes.table import layer_kind
 from profiler.record.measurement import Window
 from profiler.record.run import Cell, CellResult, Closure, OpTimes
 from roofline.graph.op import OpGraph
-from roofline.hardware.facts import facts_of
-from roofline.hardware.spec import Chip, Figure, HardwareSpec
+from roofline.hardware.spec import Chip, Figure, HardwareSpec, facts_of
 from roofline.workload import Workload
 
 DECODE = Workload(batch=1, query_tokens=1, context_tokens=8, dtype="float32")

@@ -13,8 +13,7 @@ from calibrate.passes.pass_report import TERMS, PassReport, to_json
 from calibrate.passes.predicted import Array, Predicted
 from profiler.record.run import Cell, CellResult, Closure, OpTimes
 from roofline.graph.op import OpGraph
-from roofline.hardware.facts import facts_of
-from roofline.hardware.spec import Chip, Figure, HardwareSpec
+from roofline.hardware.spec import Chip, Figure, HardwareSpec, facts_of
 from roofline.laws.fitted import LevelRatio, ReferenceLevel
 from roofline.price import Prepared
 from roofline.price_by_law import level_factors, waits

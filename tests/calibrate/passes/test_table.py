@@ -10,8 +10,7 @@ from calibrate.passes.pass_report import PassReport, to_json
 from calibrate.report.run import run_document
 from profiler.record.run import Cell, CellResult, Closure, KernelTimes, Mode, OpTimes, Run
 from roofline.graph.op import OpGraph
-from roofline.hardware.facts import facts_of
-from roofline.hardware.spec import Chip, HardwareSpec
+from roofline.hardware.spec import Chip, HardwareSpec, facts_of
 from roofline.price import Prepared, price
 from roofline.price_by_law import law_prices
 from roofline.workload import Workload

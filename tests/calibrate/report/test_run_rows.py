@@ -6,8 +6,8 @@ from calibrated_laws import at_priors
 
 from calibrate.passes.pass_report import Rungs
 from calibrate.report import run, run_rows, units
-from roofline.hardware.facts import facts_of
 from roofline.hardware.load import load_device
+from roofline.hardware.spec import facts_of
 
 REPORTS = [
     samples.gpu(),

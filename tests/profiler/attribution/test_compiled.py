@@ -2,7 +2,7 @@
 
 import pytest
 
-from profiler.attribution.compiled import CompiledGraph, CompiledKernel, Source, library_operator, members
+from profiler.attribution.replayed import CompiledGraph, CompiledKernel, Source, library_operator, members
 
 NORM, ATTENTION, MLP = "layers.0.norm", "layers.0.attn", "layers.0.mlp"
 TRACED = [

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from profiler.cli.app import main
-from roofline.hardware.facts import facts_of
 from roofline.hardware.load import load_device
+from roofline.hardware.spec import facts_of
 from roofline.laws.eager_modules import MODULES, SIZES
 from roofline.laws.kinds import law_named
 

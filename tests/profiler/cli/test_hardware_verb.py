@@ -20,7 +20,8 @@ from profiler.microbench import processes, suite
 from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import PRODUCTS
 from profiler.microbench.processes import Plan, Task, work
-from profiler.record.folder import HARDWARE_JOURNAL, RunFolder
+from profiler.record.files import HARDWARE_JOURNAL
+from profiler.record.folder import RunFolder
 from profiler.record.hardware_table import read_measurements
 from profiler.record.measurement import Measurement
 from profiler.timing.engine import Case

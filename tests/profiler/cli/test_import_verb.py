@@ -11,7 +11,8 @@ from each import each
 
 from profiler.cli.app import main
 from profiler.record import kernel_table
-from profiler.record.folder import KERNELS, RunFolder
+from profiler.record.files import KERNELS
+from profiler.record.folder import RunFolder
 from profiler.record.kernel_table import read_kernels
 from profiler.record.run import RequestError
 

@@ -9,8 +9,8 @@ import hardware_samples
 import pytest
 
 from profiler.cli.app import main
-from profiler.record.find import list_runs
-from profiler.record.folder import HARDWARE, HARDWARE_JOURNAL, KERNELS, RunFolder
+from profiler.record.files import HARDWARE, HARDWARE_JOURNAL, KERNELS
+from profiler.record.folder import RunFolder, list_runs
 from profiler.record.hardware_table import HardwareLog
 from profiler.record.run import Cell, CellResult, Run
 from roofline.graph.op import OpGraph

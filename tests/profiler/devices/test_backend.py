@@ -15,7 +15,7 @@ from profiler.devices.caches import cache_capacities, main_capacity
 from profiler.devices.environment import collect
 from profiler.microbench import memory
 from profiler.microbench.bench import Bench
-from profiler.microbench.launch import launch
+from profiler.microbench.host_cost import launch
 from profiler.microbench.suite import parts
 from profiler.record.run import Environment, RequestError
 from profiler.timing.clocks import EventClock, HostClock, clock_for

@@ -1,4 +1,4 @@
-from profiler.devices.settings import (
+from profiler.devices.findings import (
     COMMON_VARIABLES,
     CPU_VARIABLES,
     CUDA_VARIABLES,

@@ -4,9 +4,9 @@ import pytest
 import torch
 from pretended import pretend_accelerator
 
-from profiler.microbench import clocks as module
+from profiler.microbench import host_cost as module
 from profiler.microbench.bench import Bench
-from profiler.microbench.clocks import clocks
+from profiler.microbench.host_cost import clocks
 from profiler.timing.clocks import HostClock
 
 

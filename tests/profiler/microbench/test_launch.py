@@ -7,8 +7,8 @@ import pytest
 import torch
 from pretended import Graph, pretend_accelerator, quiet_bench
 
-from profiler.microbench import launch as module
-from profiler.microbench.launch import NODES, IssueClock, addition, launch, replay
+from profiler.microbench import host_cost as module
+from profiler.microbench.host_cost import NODES, IssueClock, addition, launch, replay
 from profiler.timing import clocks
 
 CPU = torch.device("cpu")

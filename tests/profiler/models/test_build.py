@@ -10,6 +10,7 @@ from each import each
 from tiny import TINY, tiny
 from transformers import AutoModelForCausalLM
 
+from profiler.job import Choices, Shapes, plan
 from profiler.models.build import (
     build,
     build_meta,
@@ -21,7 +22,6 @@ from profiler.models.build import (
     require_weights,
 )
 from profiler.models.resolve import resolve
-from profiler.passes.plan import Choices, Shapes, plan
 from profiler.record.run import RequestError
 from roofline.dtypes import MODEL_DTYPES
 from roofline.workload import Workload

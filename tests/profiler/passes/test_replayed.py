@@ -15,9 +15,9 @@ from profiler.attribution.timeline import DeviceEvent, Launch, Timeline
 from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
-from profiler.passes import replayed
+from profiler.passes import eager as replayed
+from profiler.passes.eager import ReplayRunner
 from profiler.passes.measure import rounds
-from profiler.passes.replayed import ReplayRunner
 from profiler.record.run import InvalidMeasurement
 from profiler.timing.clocks import NotCapturable
 from roofline.graph.op import OpGraph

@@ -2,8 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from profiler.record.find import find_run, list_runs
-from profiler.record.folder import RunFolder
+from profiler.record.folder import RunFolder, find_run, list_runs
 from profiler.record.run import RequestError, Run
 from roofline.hardware.spec import HardwareSpec
 

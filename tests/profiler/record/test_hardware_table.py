@@ -9,7 +9,7 @@ import pytest
 from microbench_samples import characterised, lost, measured
 
 from profiler.record import hardware_table
-from profiler.record.folder import HARDWARE, HARDWARE_JOURNAL
+from profiler.record.files import HARDWARE, HARDWARE_JOURNAL
 from profiler.record.hardware_table import HardwareLog, count_measurements, read_measurements
 from profiler.record.run import Environment, RequestError, Run
 

@@ -14,8 +14,8 @@ from intervals import union_s
 from profiler.attribution.timeline import read_timeline
 from profiler.devices.backend import CUDA
 from profiler.record.run import InvalidMeasurement
-from profiler.timing import profiled as kernel_clock
-from profiler.timing.profiled import KernelClock, busy_s, recorded
+from profiler.timing import clocks as kernel_clock
+from profiler.timing.clocks import KernelClock, busy_s, recorded
 
 RECORDED = Path(__file__).parents[2] / "data" / "timelines" / "llama_decode_cuda.json"
 LAUNCH_US, KERNEL_US = 5, 30

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from profiler.devices.backend import PerDevice
-from profiler.timing import reference
-from profiler.timing.reference import STRETCH_S, ReferenceProbes
+from profiler.timing import turns as reference
+from profiler.timing.turns import STRETCH_S, ReferenceProbes
 from roofline.laws.fitted import PROBES
 
 CPU = torch.device("cpu")

@@ -14,8 +14,7 @@ from whatif_graphs import check, linked_peaks, totals, traced
 from roofline.fusion.fuse import fused
 from roofline.graph.op import Kind, Op, OpGraph
 from roofline.price import price
-from roofline.whatif.lora import lora
-from roofline.whatif.low_rank import low_rank
+from roofline.whatif.low_rank import lora, low_rank
 from roofline.whatif.quantise import quantise
 
 BATCH, HEADS, RANK, NOPE, ROPE, VALUE, KEYS = 2, 4, 16, 8, 4, 8, 13

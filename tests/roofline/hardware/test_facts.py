@@ -4,9 +4,8 @@ from statistics import median
 
 import pytest
 
-from roofline.hardware.facts import CACHE_S, MATRIX_PER_VECTOR, UNIT_FLOPS_PER_S, facts_of
 from roofline.hardware.load import device_names, load_device
-from roofline.hardware.spec import Figure, Level
+from roofline.hardware.spec import CACHE_S, MATRIX_PER_VECTOR, UNIT_FLOPS_PER_S, Figure, Level, facts_of
 from roofline.laws.kinds import laws
 
 SPECS = [load_device(name) for name in device_names()]

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from law_checks import columns, price
 
-from calibrate.kernels.fit import fit
-from calibrate.kernels.observations import Observations
-from roofline.hardware.facts import facts_of
+from calibrate.kernels.fit import Observations, fit
 from roofline.hardware.load import load_device
+from roofline.hardware.spec import facts_of
 from roofline.laws import attention as flash
 from roofline.laws.attention import DecodeAttention, PrefillAttention
 from roofline.laws.law import Dims, Facts, Floats, Law

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from law_checks import columns, one_by_one, price, recovered
 
-from roofline.laws.blend import FourConstant, blend
+from roofline.laws.law import FourConstant, blend
 
 LAW = FourConstant("matmul")
 GRID = np.geomspace(1e3, 1e15, 13)

@@ -3,8 +3,8 @@
 import pytest
 
 from roofline.graph.op import Access, Kind, Op
-from roofline.laws.bus_bandwidth import RINGS, factor, messages
-from roofline.whatif import collectives
+from roofline.laws.work import RINGS, factor, messages
+from roofline.whatif import pipeline as collectives
 
 PUBLISHED = (
     # github.com/NVIDIA/nccl-tests/issues/78: 256 GPUs

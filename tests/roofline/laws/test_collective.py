@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from law_checks import FACTS, columns, one_by_one, price, recovered
 
-from roofline.laws.bus_bandwidth import factor
 from roofline.laws.collective import Collective
-from roofline.laws.work import OPERATIONS, sent_bytes
+from roofline.laws.work import OPERATIONS, factor, sent_bytes
 
 COLLECTIVE = Collective()
 SIZES = np.geomspace(1, 1e10, 41)

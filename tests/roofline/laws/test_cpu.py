@@ -6,10 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from law_checks import columns
 
-from roofline.laws.blend import EVICTED_BY
 from roofline.laws.cpu import DECODE, CoreAttention, CoreMatmul, HostGap
 from roofline.laws.kinds import law_for
-from roofline.laws.law import Facts, Law
+from roofline.laws.law import EVICTED_BY, Facts, Law
 from roofline.laws.streams import Matvec, Streaming
 
 FACTS = Facts(4, 32e6, 40e9, {"float32": 400e9}, 100e9, cores=True)

@@ -11,17 +11,16 @@ from law_sizes import WORK, Floats, family, grown, kernels
 
 import roofline.devices
 from calibrate.kernels.correct import train_on
-from calibrate.kernels.observations import Observations
+from calibrate.kernels.fit import Observations
 from roofline.dtypes import ELEMENT_BYTES
-from roofline.hardware.facts import facts_of
 from roofline.hardware.load import load_device
+from roofline.hardware.spec import facts_of
 from roofline.laws.attention import DecodeAttention
-from roofline.laws.bounds import FASTER, HEADROOM, Bounds, floor_s, roofline_s
 from roofline.laws.fitted import Correction, Estimate, Extent, FittedLaw
 from roofline.laws.kinds import law_named, laws, work_of
 from roofline.laws.law import Dims, Facts, Law, Values
 from roofline.laws.residuals import Residuals
-from roofline.laws.work import Work
+from roofline.laws.work import FASTER, HEADROOM, Bounds, Work, floor_s, roofline_s
 
 FACTORS = (1 / 4, 1, 4, 16)
 """Of each size, away from the fitted ones."""

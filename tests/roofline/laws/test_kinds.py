@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from law_sizes import kernels
 
-from calibrate.kernels.observations import Observations, halves
+from calibrate.kernels.fit import Observations, halves
 from calibrate.kernels.score import calibrate_kind, fit_measured, stored_laws
 from roofline.hardware.spec import HardwareSpec
 from roofline.laws.fitted import Provenance

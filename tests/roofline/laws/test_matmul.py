@@ -3,11 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibrate.kernels.fit import fit
-from calibrate.kernels.observations import Observations
+from calibrate.kernels.fit import Observations, fit
 from roofline.laws.law import Facts
-from roofline.laws.matmul import Matmul, Product, loops_s
-from roofline.laws.scaled_matmul import BlockScaledMatmul, ScaledMatmul
+from roofline.laws.matmul import BlockScaledMatmul, Matmul, Product, ScaledMatmul, loops_s
 
 FACTS = Facts(
     units=100,

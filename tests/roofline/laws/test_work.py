@@ -11,11 +11,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from profiler.models.trace import trace
 from roofline.graph.op import attention_pairs
-from roofline.law_inputs import law_inputs
 from roofline.laws.kinds import KINDS, work_of
 from roofline.laws.law import Floats
 from roofline.laws.work import causal_pairs, datasheet_s
 from roofline.price import Prepared
+from roofline.price_by_law import law_inputs
 from roofline.workload import Workload
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roofline.graph.op import Access, Kind
-from roofline.whatif.collectives import all_gather, all_reduce, all_to_all, reduce_scatter, send
+from roofline.whatif.pipeline import all_gather, all_reduce, all_to_all, reduce_scatter, send
 
 SIZES = st.integers(1, 10**9)
 RANKS = st.integers(2, 64)

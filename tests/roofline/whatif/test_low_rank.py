@@ -13,8 +13,7 @@ from roofline.fusion.fuse import fused
 from roofline.graph.op import Kind, OpGraph, experts_hit
 from roofline.whatif.attention import unfuse_attention
 from roofline.whatif.layers import early_exit
-from roofline.whatif.lora import lora
-from roofline.whatif.low_rank import low_rank, sparsify_2_4
+from roofline.whatif.low_rank import lora, low_rank, sparsify_2_4
 from roofline.whatif.quantise import quantise
 
 FAMILIES = ("llama", "gpt2", "mixtral", "gpt_oss", "gemma3", "deepseek_v3", "falcon", "qwen2", "mamba2")

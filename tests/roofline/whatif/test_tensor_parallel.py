@@ -12,8 +12,7 @@ from whatif_graphs import PHASES, check_rank, collectives, flops, stored, traced
 from profiler.models.build import build_meta
 from roofline.fusion.fuse import fused
 from roofline.graph.op import Kind, OpGraph
-from roofline.whatif.lora import lora
-from roofline.whatif.low_rank import low_rank
+from roofline.whatif.low_rank import lora, low_rank
 from roofline.whatif.quantise import quantise
 from roofline.whatif.tensor_parallel import OPTION, WHOLE_OPTION, tensor_parallel
 from roofline.whatif.tensor_parallel_plan import plan

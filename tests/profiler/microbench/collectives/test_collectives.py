@@ -25,7 +25,7 @@ from profiler.microbench.collectives.launch import LaunchFailed, collectives, en
 from profiler.microbench.collectives.worker import link_name, sizes
 from profiler.record.measurement import UNKNOWN_LINK as UNKNOWN
 from profiler.record.measurement import Measurement
-from roofline.laws.bus_bandwidth import RINGS, factor
+from roofline.laws.work import RINGS, factor
 
 ROOT = Path(__file__).parents[4]
 FAULTY = "collective_ranks"
