@@ -1,16 +1,13 @@
-"""Measures the cells of a run, and writes each result as soon as it is known.
+"""Turns a request into the cells of a run, measures them, and writes each result as soon as it is known.
 
-Models are built one at a time, once for each dtype, and their memory is released before the next. A cell that cannot
-run fails with its reason, and the others continue.
+`plan` refuses before anything is measured what this machine or a model cannot do. Models are built one at a time, once
+for each dtype, and their memory is released before the next. A cell that cannot run fails with its reason, and the
+others continue.
 
 Example::
 
     with RunFolder.create(Path("results"), run) as folder:
         measure_cells(folder, done=frozenset(), job=Job(device=torch.device("cpu")))
-
-Turns a request into cells, and refuses before anything is measured what this machine or a model cannot do.
-
-Example: ``plan(["gpt2"], torch.device("cpu"), Shapes(phases=("decode",), contexts=(128,)), Choices())``
 """
 
 import gc

@@ -15,11 +15,12 @@ class Dtype(NamedTuple):
     bits: int
     """Bits of a stored weight or cached element, without scales; of "float4_e2m1fn_x2" one of the two in a byte."""
     short: str = ""
-    """What people call it, where that is another name."""
+    """Colloquial name, where that is another one."""
     aliases: tuple[str, ...] = ()
     """Other tools' names of it, in lower case."""
     arithmetic: tuple[str, ...] = ()
-    """What computes it: the first that the device has; empty where it is its own arithmetic."""
+    """dtypes that can compute it, of which the first that the device has is taken; empty where it computes in
+    itself."""
     of_tool: bool = False
     """Whether the name is another tool's: no device has a peak of that name."""
 

@@ -132,12 +132,12 @@ class Rates:
     """Seconds for a unit of work on given peaks; NaN where the peak is not known."""
 
     matrix_s: Floats
-    """A FLOP of each operation, shape (operations,); so are all but `level_s`."""
+    """Seconds of a FLOP of each operation, shape (operations,), as all but `level_s`."""
     vector_s: Floats
     level_s: Floats
-    """A byte of each level, shape (levels,)."""
+    """Seconds of a byte of each level, shape (levels,)."""
     link_s: Floats
-    """A byte over the operation's link."""
+    """Seconds of a byte over the operation's link."""
     message_s: Floats
 
     @classmethod

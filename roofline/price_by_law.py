@@ -1,14 +1,10 @@
 """T3: the operations of an executed graph priced with the calibrated laws of a device, and the host's gaps before them.
 
-The most special law of the spec prices each operation; an operation without a law keeps the roofline's price and is
-counted. Times at another level of the machine follow from the resources that each operation waits for (`waits`).
-
-The operations of a graph as laws see them: the kinds of laws that may price each, its dtype and its sizes.
-
-An operator may have a law of its own ("aten::mul"), else that of its kind of streaming ("pointwise"). A product with
-one row is a matrix-vector product, another kernel in every library. Two further sizes depend on the moment when an
-operation runs: "cold", the share of its bytes that no cache holds, by reuse distance (`roofline.caches`), and "reach",
-the bytes touched since the same operator last ran. The host's gaps have sizes as well (`gap_dims`).
+The most special law of the spec prices each operation: that of its operator ("aten::mul"), else that of its kind of
+streaming ("pointwise"); a product with one row is a matrix-vector product, another kernel in every library. Operations
+without a law keep the roofline's price and are counted. Two sizes depend on the moment when an operation runs: "cold",
+the share of its bytes that no cache holds (`roofline.caches`), and "reach", the bytes touched since the same operator
+last ran. Times at another level of the machine follow from the resources that each operation waits for (`waits`).
 """
 
 import re
@@ -120,7 +116,8 @@ def _law_key(law_input: LawInput, known: Mapping[tuple[str, str], object]) -> tu
 
 
 def _attention(op: Op, states: Mapping[str, float]) -> LawInput | None:
-    """None where no law applies: values of another width than keys, or several rows that see all keys."""
+    """Kind and sizes of an attention; None where no law applies: values of another width than keys, or several rows
+    that see all keys."""
     dims = {name: float(value) for name, value in op.dims.items()}
     if dims["value_dim"] != dims["head_dim"] or op.dtype not in ELEMENT_BYTES:
         return None

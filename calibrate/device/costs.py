@@ -1,18 +1,11 @@
 """The costs of transfers, graph replays and collectives from their measurements: a fixed cost, a rate, and links.
 
-Time = latency + size ÷ bandwidth, where the size of a graph is its number of nodes and that of a collective the bytes
-that cross a rank's link. `measured_link` is for pricing: `roofline.whatif.pipeline` gives every operation the bytes
-and messages of a ring, with one bandwidth (the better of all-gather's and send/receive's at large sizes) and one
-latency of a message (the one with the least relative errors over all priced operations and sizes). Libraries leave the
-ring where messages are small (trees, sums in the switch), so the errors are part of the answer.
-
-A fixed cost and a rate from times over sizes, T = a + V / b, for launches, transfers, collectives and graph nodes.
-
-Times span decades and their noise grows with them, so residuals are differences of logarithms. Disturbed samples are
-only ever slow, so a loss that merely bounds their pull (soft L1) is biased: at 3 % noise and 5 % outliers its 90 %
-intervals hold 70–80 % of the time. It is the convex start; from it the fit goes on under the Cauchy loss, which ignores
-far samples, at the scale of the start's residuals (there the intervals hold 90 %). Where a device breaks the line (a
-protocol that switches, a buffer that overflows), the worst relative error over the sizes says how far it is off.
+Time = latency + size ÷ bandwidth; the size of a graph is its number of nodes, that of a collective the bytes that cross
+a rank's link. Residuals are differences of logarithms, since times span decades. Disturbed samples are only ever slow:
+under the soft L1 loss, which merely bounds their pull, 90 % intervals hold 70–80 % of the time (3 % noise, 5 %
+outliers), so that loss gives the convex start and the Cauchy loss, which ignores far samples, finishes the fit (90 %).
+`measured_link` gives every priced collective the bytes and messages of a ring. Libraries leave the ring where messages
+are small (trees, sums in the switch), so the relative errors are part of its answer.
 """
 
 import math
@@ -52,9 +45,9 @@ class LinearCost:
     """The line T = latency + size / bandwidth with its uncertainty."""
 
     latency_s: float
-    """Seconds at size 0; 0 where the sizes do not show one."""
+    """Seconds at size 0; 0 where the measured sizes show no latency."""
     bandwidth_bytes_per_s: float
-    """Bytes (or nodes) a second beyond it; inf where the time does not grow with the size."""
+    """Bytes (or nodes) per second beyond the latency; inf where the time does not grow with the size."""
     latency_interval: Interval
     """90 % interval in seconds."""
     bandwidth_interval: Interval
@@ -144,15 +137,15 @@ def _checked(sizes: Sequence[float], times_s: Sequence[float]) -> tuple[Floats, 
 
 
 Route = tuple[str, str]
-"""Memory of the host, and direction."""
+"""A kind of host memory and a direction of copying."""
 PRICED = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
-"""Operations that the analytical side inserts."""
+"""Collectives that what-ifs insert into a graph."""
 ONLY_MOVES = ("all_gather", "send_recv")
-"""Those that determine the bandwidth."""
+"""Collectives without arithmetic, whose times determine the bandwidth."""
 LEAST_S = 1e-9
 """Least latency of a message that is stored: a device file with a smaller one is taken for a wrong unit."""
 LARGE_PART = 0.5
-"""Part of an operation's sizes, the largest, that determine its bandwidth at large sizes."""
+"""Share of an operation's sizes, the largest ones, that determine its bandwidth at large sizes."""
 
 
 def transfer_costs(measurements: Iterable[Measurement]) -> dict[Route, LinearCost]:

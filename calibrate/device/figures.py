@@ -91,9 +91,11 @@ def _logs(estimates: Sequence[float]) -> NDArray[np.float64]:
 
 
 def characteristic(name: str, alike: Sequence[Measurement], *, samples_spread: bool = False) -> Characteristic:
-    """The figure of measurements of the same thing, or its reason where none is done. With `samples_spread`, low and
-    high are the value at the slowest and the fastest twentieth of the samples, which shows other work and not the
-    device, instead of an interval over processes."""
+    """The figure that measurements of one case give, or the reason why there is none.
+
+    With `samples_spread`, low and high are the value at the slowest and the fastest twentieth of the samples, which
+    shows other work and not the device, instead of an interval over processes.
+    """
     first = alike[0]
     done = [process for process in alike if process.status == "done"]
     done = done or [process for process in alike if process.status == "inconclusive"]

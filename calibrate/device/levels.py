@@ -50,7 +50,7 @@ class Reached:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredLevel:
-    """A level with the best kernel on it."""
+    """A level of the memory hierarchy with the rate of its fastest kernel."""
 
     name: str
     capacity_bytes: int
@@ -99,11 +99,11 @@ class Plateau:
     """A level of memory as the curve shows it."""
 
     first_bytes: int
-    """Smallest working set on it."""
+    """Smallest working set on the plateau."""
     last_bytes: int
-    """Largest working set on it: the level holds at least this much."""
+    """Largest working set on the plateau: the level holds at least this much."""
     rate: float
-    """Median rate of its sizes, in the given unit."""
+    """Median rate of the plateau's sizes, in the given unit."""
 
 
 def plateaus(sizes: Sequence[int], rates: Sequence[float]) -> tuple[Plateau, ...]:

@@ -92,10 +92,10 @@ class Source:
 def source_of(
     spec: HardwareSpec, origin: Origin | None, *, version: str, now: datetime, taken: Taken | None = None
 ) -> Source:
-    """What to export: measured peaks, or the datasheet's where `origin` says so.
+    """The figures to export: measured peaks, or the datasheet's where `origin` says so; neither replaces the other.
 
     Kernels are priced by the spec's calibrated laws, by the roofline where it has none. Raises ValueError, one line,
-    where the spec has no such peaks: the other ones are never taken in silence.
+    where the spec has no such peaks.
     """
     if origin == "datasheet":
         peaks, advice = spec.datasheet, "leave --peaks datasheet out"
@@ -143,7 +143,7 @@ class Ledger:
         self._tool = tool
         self._figures: dict[str, dict[str, Any]] = {}
         self.left_out: dict[str, str] = {}
-        """Field of the other tool -> why it has no figure, and what that tool does then."""
+        """Maps a field of the other tool to the reason why it has no figure, and what that tool does then."""
         self.sixteen = next((name for name in ("bfloat16", "float16") if name in source.peaks.matrix), "")
         """The 16-bit dtype that is exported: bfloat16 where its rate is known, else float16."""
 
@@ -212,7 +212,7 @@ class Ledger:
         return f"{self._source.spec.name} has no {self._source.origin} {what}, which {self._tool} needs; measure it"
 
     def provenance(self, folded: str, valid: str | None = None, priced: bool = False) -> dict[str, Any]:
-        """Where every number is from.
+        """The source of every number.
 
         Args: `folded`, factors of the tool that are divided out; `valid`, the range of sizes; `priced`, whether the
         file has predicted times.
@@ -263,7 +263,7 @@ class Export:
 
     files: tuple[File, ...]
     left_out: dict[str, str]
-    """As `Ledger.left_out`."""
+    """Fields without a figure, as in `Ledger.left_out`."""
 
 
 def json_text(content: Any) -> str:

@@ -45,7 +45,7 @@ class Importer:
     parse: Callable[[pd.DataFrame, Path, ImportOptions], Parsed]
     """Reads the rows of one file. Raises RequestError, one line, that says what is wrong with it."""
     refuses: Mapping[str, str] = field(default_factory=dict)
-    """Option that would change nothing -> why."""
+    """Maps an option that would change nothing to the reason."""
     model_of: Callable[[Path], str | None] | None = None
     """Finds in a file's path the model whose modules its rows are; None for tables that hold their shapes."""
 
@@ -57,11 +57,11 @@ class Format:
     name: str
     """The name that --to takes."""
     what: str
-    """Tool and file, in one line."""
+    """Name of the tool and of its file, in one line."""
     write: Callable[[Exported], Export]
     """Makes the files. Raises ValueError, one line, for a missing figure that the format cannot do without."""
     folder: bool = False
-    """Whether there are more files than one and its provenance, so that --out is a folder."""
+    """Whether the export is several files and its provenance, so that --out is a folder."""
 
 
 IMPORTS: list[Importer] = [
@@ -89,12 +89,12 @@ Entry = TypeVar("Entry", Importer, Format)
 
 
 def import_format(name: str) -> Importer:
-    """The importer of a name. Raises RequestError, one line with the nearest names."""
+    """The importer of that name. Raises RequestError, one line with the nearest names."""
     return _named(name, IMPORTS, "import")
 
 
 def export_format(name: str) -> Format:
-    """The export format of a name. Raises RequestError, one line with the nearest names."""
+    """The export format of that name. Raises RequestError, one line with the nearest names."""
     return _named(name, EXPORTS, "export to")
 
 

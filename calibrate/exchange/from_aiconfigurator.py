@@ -29,7 +29,7 @@ COLLECTIVES = {
     "reduce_scatter": "reduce_scatter",
     "alltoall": "all_to_all",
 }
-"""op_name -> our name."""
+"""Maps the tool's op_name to roofcal's name of the collective."""
 
 Complete = Callable[[pd.DataFrame, pd.DataFrame, dict[str, int]], pd.DataFrame]
 """Completes rows in our columns, from the tool's own rows; drops those it cannot use and counts them by rule."""
@@ -41,15 +41,15 @@ class Family:
 
     name: str
     operations: tuple[str, ...]
-    """Values of op_name."""
+    """Values of the column op_name in this table."""
     dtype: str
     """Column of the arithmetic's dtype."""
     sizes: Mapping[str, str]
-    """Our name of a size -> its column."""
+    """Maps roofcal's name of a size to the table's column."""
     others: tuple[str, ...]
     """More columns that the table must have, besides `COMMON`."""
     group: Mapping[str, str]
-    """Prefix of a number in a row's group -> our name of the size."""
+    """Maps the prefix of a number in a group's label to roofcal's name of the size."""
     complete: Complete
 
 

@@ -51,7 +51,7 @@ class Price(Protocol):
     """Predicts the time of kernels."""
 
     name: str
-    """The provenance says it: "bare roofline", "calibrated laws of …"."""
+    """Name that the provenance states: "bare roofline", "calibrated laws of …"."""
 
     def __call__(self, kind: str, dims: Sizes, dtype: str) -> Floats:
         """Seconds of each kernel. Raises ValueError, one line, where it cannot price the kind or the dtype."""

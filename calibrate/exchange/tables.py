@@ -1,10 +1,8 @@
 """Reads other tools' tables, checks their columns, and holds their rows in roofcal's names and SI units.
 
+The device that a table was measured on is named by the user, in the file, or in the names of its folders.
+
 Example: ``frame = read_table(path); require(frame, ("m", "n", "k"), path, "a table of products")``
-
-Finds the device that a table was measured on, by the name in the file, in its folders or from the user.
-
-Example: ``device_of([(path, "NVIDIA H200")], None).spec.name == "nvidia-h200-sxm"``
 """
 
 import hashlib
@@ -56,9 +54,10 @@ class Parsed:
     """The file's name for the device."""
     model: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
-    """Framework -> version, several joined by ", "."""
+    """Maps a framework to its version; several versions are joined by ", "."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Rule -> rows that the importer itself dropped, such as those of an unknown dtype or operation."""
+    """Maps a rule to the number of rows that the importer itself dropped by it, as for an unknown dtype or
+    operation."""
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -137,14 +136,14 @@ class Device:
     """The device of an imported run."""
 
     name: str
-    """The table's name for it, else the driver's name in the device file."""
+    """The table's name for the device, else the driver's name in the device file."""
     spec: HardwareSpec | None
     """The device file with its datasheet; None where no file describes it."""
     warnings: tuple[str, ...] = ()
 
 
 def device_of(named: Sequence[tuple[Path, str | None]], option: str | None) -> Device:
-    """The device of files, each with the name that it gives its device.
+    """The device on which files were measured, each given with the name that it has for its device.
 
     `option` is a device file's name from the user. Raises RequestError, one line, where the files name several devices
     or none, or where `option` contradicts them.
@@ -173,7 +172,8 @@ def _driver_name(spec: HardwareSpec) -> str:
 
 
 def _by_folder(paths: Sequence[Path]) -> Device:
-    """The device that folders name, as "a100" or "H100"; without a datasheet where several devices have that word."""
+    """The device that folders are named after ("a100", "H100"); without a datasheet where several devices share the
+    word."""
     words = {word: whole for path in paths for word, whole in _folder_words(path).items()}
     if not words:
         raise RequestError(f"{paths[0]} does not say which device it is of; add --device, as nvidia-h100-sxm")

@@ -30,7 +30,7 @@ METADATA = b"roofcal"
 """Key of a table's metadata with its provenance."""
 TO_MS = 1e3
 SIZES = {"batch": "batch_size", "heads": "num_heads", "kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
-"""Our name of a size of attention -> its column."""
+"""Maps roofcal's name of a size of attention to its column."""
 
 
 def write(source: Source) -> Export:

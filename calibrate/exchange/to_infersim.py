@@ -13,7 +13,7 @@ from calibrate.exchange.figures import FP8, Export, File, Ledger, Source, commen
 from roofline.laws.law import Floats
 
 CAUSAL = 1.8
-"""InferSim divides a prefill's FLOPs by it."""
+"""Divisor of a prefill's FLOPs in InferSim."""
 SMALLEST_MFU = 0.0005
 """A smaller mfu is rounded to 0 by InferSim, which then divides by it."""
 LAYOUTS: tuple[tuple[int, int, int], ...] = (

@@ -27,7 +27,7 @@ from calibrate.exchange.figures import FP8, Export, File, Ledger, Source, commen
 
 GIB = 2**30
 ABSENT = object()
-"""Says that the key is left out where its figure is not known."""
+"""Marks a key that is left out where its figure is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ Layout = Callable[[Source, dict[str, Any], dict[str, Any]], tuple[File, ...]]
 network = methodcaller("link", "network")
 eight_bit, fp8 = methodcaller("matrix_or_none", "int8", *FP8), methodcaller("matrix_or_none", *FP8)
 four_bit = methodcaller("matrix_or_none", "int4", "float4_e2m1fn_x2")
-"""What `Field.take` of several tools asks a ledger for."""
+"""Rates and a bandwidth that several tools take from a ledger (`Field.take`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class Model:
     n_expanded_embd: int
     vocab_size: int
     use_gated_mlp: bool = True
-    """All of them have a gate, which `mlp_up_proj` computes in the same product."""
+    """True for all of these models: `mlp_up_proj` computes the gate in the same product."""
 
     @property
     def head_dim(self) -> int:
@@ -50,7 +50,7 @@ MODELS = {
     "internlm/internlm2-20b": Model(48, 8, 6144, 16384, 92544),
     "Qwen/Qwen-72B": Model(64, 64, 8192, 24576, 152064),
 }
-"""Folder -> model."""
+"""Maps a model's folder to its sizes."""
 
 
 def write(source: Source) -> Export:

@@ -194,13 +194,13 @@ class Demand:
     """The shapes that models and passes require of a device."""
 
     weights: tuple[tuple[int, int], ...]
-    """(n, k), columns and depth, of products with weights."""
+    """Columns and depth (n, k) of the products with weights."""
     heads: tuple[tuple[int, int, int], ...]
-    """(heads, key and value heads, head dim)."""
+    """Query heads, key-value heads and head dimension of the attentions."""
     rows: tuple[int, ...] = (1, 128)
-    """Tokens of the intended passes."""
+    """Numbers of tokens of the intended passes."""
     contexts: tuple[int, ...] = (128,)
-    """Keys that the last token of these passes sees."""
+    """Numbers of keys that the last token of these passes sees."""
 
 
 def kernel_shapes(

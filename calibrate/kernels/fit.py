@@ -1,16 +1,11 @@
-"""A robust fit of a law's constants to measured kernels, on the logarithm of time, with intervals.
+"""A robust fit of a law's constants to measured kernels of one kind and dtype, on log time, with intervals.
 
 Minimises Σ ρ((log predicted − log measured) / σ) + Σ ((constant − prior) / spread)² within bounds, constants on their
 own scale; ρ is the soft absolute error, which limits the pull of single bad rows. A constant that the data cannot
-determine stays at its prior by the second sum and is marked. The loss has several minima, since one constant can take
-the place of another, so a fit starts from the priors and from points around them, takes a few steps from each, and
-finishes the best.
-
-Measured kernels of one kind and dtype as columns, which laws are fitted to and scored on.
-
-A size that some rows lack is left out. Operators and modules become dims: indices into a list (`KernelKind.category`).
-A library runs several kernels under one kind and dtype. In the public tables the sizes decide which one it is, as they
-must for whoever prices a shape later, so they stay together; of several for one shape the fastest is kept.
+determine stays at its prior and is marked. The loss has several minima, since one constant can take the place of
+another, so a fit takes a few steps from the priors and from points around them and finishes the best. A library runs
+several kernels under one kind and dtype; their sizes decide which, so they stay together, and of several for one shape
+the fastest is kept. Operators and modules become dims: indices into a list (`KernelKind.category`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,7 +37,7 @@ class Observations:
     time_s: Floats
     """Seconds, positive and finite."""
     group: NDArray[np.str_]
-    """Rows that are held out together: a weight shape ("n4096 k4096"), a head layout, a model."""
+    """Label of the rows that are held out together: a weight shape ("n4096 k4096"), a head layout, a model."""
 
     def __post_init__(self) -> None:
         lengths = {len(self.time_s), len(self.group), *(len(column) for column in self.dims.values())}
@@ -132,7 +127,7 @@ SLOW_MEMORY = 0.6
 MEMORY = ("memory", "bandwidth")
 """Names of constants that are main memory's bandwidth, unless their prior is below `SLOW_MEMORY`."""
 NATURAL = (0.0, 1.0)
-"""Bounds that a constant without a unit may reach without a doubt: nothing of something, or all of it."""
+"""Ends of a share, nothing and all: a constant without a unit may reach them without a doubt."""
 AT_BOUND = 0.01
 """Part of the range between bounds within which a constant is at its bound."""
 DONE = 1e-5
@@ -185,7 +180,7 @@ def fit(law: Law, observations: Observations, facts: Facts, seed: int = 0, start
         return np.concatenate([soft, (places - priors) / spreads], axis=1)
 
     def slopes(inner: Floats) -> Floats:
-        """Forward differences, away from a bound."""
+        """Slopes by forward differences, whose steps lead away from a bound."""
         steps = STEP * np.maximum(1.0, np.abs(inner))
         steps = np.where(inner + steps > highs, -steps, steps)
         rows = rows_of(np.concatenate([inner[None], inner + np.diag(steps)]))

@@ -26,7 +26,7 @@ Ends = tuple[float, float]
 NOTED = 0.02
 """Share of a pass's predicted time that laws may leave out, or predict beyond their sizes, without a note."""
 HOST = np.array([probe == "host" for probe in PROBES], dtype=float)
-"""Shares of the probes in an operation that follows the host's alone."""
+"""Shares of the probes in an operation whose time follows the host's probe alone."""
 
 
 class IssuedKernels(Protocol):
@@ -57,7 +57,7 @@ class Predicted:
 
     @classmethod
     def of(cls, time_s: Array, laws: LawPrices | None, shares: Array, levels: Mapping[str, LevelRatio]) -> "Predicted":
-        """Without `laws`, the times are not those of laws and have no intervals."""
+        """Predictions of a graph's operations; times without `laws` have no intervals."""
         if laws is None:
             nothing = np.full(len(time_s), np.nan)
             return cls(time_s, nothing, nothing, np.full(len(time_s), -1), shares, levels)
@@ -109,7 +109,7 @@ class Predicted:
         return math.hypot(*below), math.hypot(*above)
 
     def beside(self, gap_s: Array, ends: tuple[Array, Array]) -> "Predicted":
-        """The operations and as many of the host's gaps, priced by a law of their own."""
+        """The operations and as many gaps of the host, which are priced by a law of their own."""
         number = np.full(len(gap_s), self.law.max(initial=-1) + 1)
         return replace(
             self,

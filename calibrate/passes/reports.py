@@ -14,7 +14,8 @@ ENVIRONMENT = {"device", "device_kind", "versions", "notes", "threads", "cores"}
 
 
 def load_spec(folder: RunFolder) -> HardwareSpec:
-    """The device's figures; none where the run ended before they were measured. Raises RequestError: unreadable."""
+    """The device's figures; none where the run ended before they were measured. Raises RequestError where the file
+    cannot be read."""
     environment = folder.run.environment
     return folder.read_spec() or HardwareSpec(name=environment.device, kind=spec_kind(environment.device_kind))
 

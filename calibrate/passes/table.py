@@ -85,8 +85,7 @@ class KernelTable:
         )
 
     def alike(self, paths: Sequence[str], kinds: Sequence[str]) -> tuple[FusedKernel, ...]:
-        """Alike kernels together, the slowest first, given the layer kind and the kind of each operation of the
-        graph."""
+        """Joins calls of one name with the same layer kinds (`paths`) and kinds of operations; the slowest first."""
         groups: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[int]] = {}
         for k, ops in enumerate(self.members):
             modules, of_kinds = (tuple(dict.fromkeys(words[i] for i in ops)) for words in (paths, kinds))

@@ -15,8 +15,9 @@ from profiler.record.run import CellResult
 CERTAIN = 0.99
 """Coverage of the interval that a contradiction is judged by."""
 FEWEST_ROUNDS = 4
-"""Least rounds of a contradiction: of simulated honest passes on noisy hosts (tests/calibrate/passes/test_verdict.py) 1
-of 28 000 was called invalid with four rounds, none of 20 000 with five; three agree by chance too easily."""
+"""Least number of rounds that can show a contradiction: of simulated honest passes on noisy hosts
+(tests/calibrate/passes/test_verdict.py) 1 of 28 000 was called invalid with four rounds, none of 20 000 with five;
+three agree by chance too easily."""
 MOST_EXCESS = 0.02
 """(Busy − wall) ÷ wall that is no contradiction: recording events lengthens the recorded operations by a few per
 cent."""

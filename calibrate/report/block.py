@@ -30,9 +30,9 @@ class Node:
     """Path inside the layer."""
     kind: str
     ops: tuple[OpPrediction, ...] = ()
-    """Operations in execution order; none at the ends."""
+    """The operations in execution order; none at the ends."""
     layers: float = 1
-    """Layers whose amounts the operations hold."""
+    """Number of layers over which the operations' amounts are summed."""
     share: float | None = None
     """The share of the block's time; None outside it, and where a time is not known."""
 
@@ -53,7 +53,7 @@ class Node:
 
     @property
     def bound(self) -> str:
-        """What the operation that takes longest waits for."""
+        """The bound of the operation that takes longest."""
         return max(self.ops, key=lambda op: op.time_s or 0.0).bound if self.ops else ""
 
 
@@ -64,7 +64,7 @@ class Block:
     path: str
     """Path of the layer that is drawn; "" is the model itself."""
     layers: float
-    """Layers that do the same list of operations."""
+    """Number of layers that do the same list of operations."""
     nodes: tuple[Node, ...]
     edges: tuple[tuple[int, int], ...]
     """(writer, reader), by place in `nodes`."""
@@ -126,7 +126,7 @@ def _block(step: PassPrediction, members: Sequence[int], layers: float) -> Block
 
 
 class _Wiring:
-    """What each operation of a block reads, and from whom."""
+    """The edges of a block: which operation reads what another one wrote."""
 
     def __init__(self, step: PassPrediction, members: Sequence[int]) -> None:
         self._step = step
@@ -144,7 +144,7 @@ class _Wiring:
         """Whether another layer runs before this one."""
         self.edges: set[tuple[int, int]] = set()
         self.enters: set[int] = set()
-        """Operations that read what the layer before wrote, or the model was given."""
+        """Operations that read what the layer before wrote, or what the model was given."""
         for reader in members:
             for tensor in set(step.ops[reader].reads):
                 self._connect(tensor, reader)
@@ -152,7 +152,7 @@ class _Wiring:
         """Operations that write what is read outside the block."""
 
     def feeds(self) -> set[int]:
-        """Operations outside the block that it reads from."""
+        """Operations outside the block that write what it reads."""
         return {source for source, _ in self.edges} - self._inside
 
     def _connect(self, tensor: int, reader: int) -> None:
@@ -167,7 +167,8 @@ class _Wiring:
             self.enters.add(reader)
 
     def _last(self, tensor: int, reader: int) -> Iterator[int]:
-        """Earlier operations whose writing the reader sees, the latest first; one that also reads it passes it on."""
+        """Earlier writers of what the reader sees, the latest first; one that also reads the tensor has kept its
+        earlier content."""
         for writer in reversed(self._writers[tensor]):
             if writer < reader:
                 yield writer
@@ -175,9 +176,9 @@ class _Wiring:
                     return
 
     def _is_given(self, tensor: int) -> bool:
-        """Whether a tensor that nothing wrote is an activation: folding loses the layer that wrote it.
+        """Whether a tensor that no operation wrote is an activation: folding loses the layer that wrote it.
 
-        Where roles are not known: what has several readers, or a reader that reads no weights; a weight has one.
+        Where roles are not known, it is one if it has several readers, or one that reads no weights.
         """
         roles = self._step.tensor_roles
         if roles:
@@ -220,7 +221,7 @@ def _node(part: Part, ops: Sequence[OpPrediction], layers: float, whole_s: float
 
 
 def _repeats(ops: Sequence[OpPrediction], members: Sequence[int]) -> float:
-    """Layers for which the operations of one stand: a loop inside it counts more often."""
+    """Number of layers that the operations of one stand for; a loop inside the layer counts more often."""
     return min(ops[i].count for i in members)
 
 

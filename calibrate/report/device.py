@@ -330,6 +330,6 @@ def _by(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> list[list[Row]]:
 
 
 def first_few(names: Sequence[str], most: int = 3) -> str:
-    """The first few, and how many more."""
+    """The first few words, and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -36,7 +36,7 @@ Point = tuple[float, float]
 Line = tuple[str, Sequence[float], Sequence[float]]
 """Name, x and y of a fit."""
 Panel = tuple[str, str, Callable[[Window], float | None]]
-"""Title, unit, and what is read of a window."""
+"""Title, unit, and the reading of a window that is drawn."""
 
 PANELS: tuple[Panel, ...] = (
     ("SM clock", "MHz", lambda w: None if w.sm_clock_hz is None else w.sm_clock_hz / 1e6),

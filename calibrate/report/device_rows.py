@@ -64,9 +64,9 @@ class Row(Record):
     label: str
     """The name within its group: "triad", "read 2 MiB"."""
     series: str | None = None
-    """Points of one series differ in their size alone."""
+    """Name of the series, whose points differ in their size alone."""
     size_bytes: float | None = None
-    """Place in the series."""
+    """Size of the point in its series."""
     span: tuple[float, float] | None = None
     """The smallest and the largest working set of a plateau, in bytes."""
     clock_hz: float | None = None
@@ -108,7 +108,7 @@ class Row(Record):
 
     @property
     def above_one(self) -> bool:
-        """Better than what should bound it: a wrong figure, or a cache that was not cold."""
+        """Whether the figure is better than its bound: it is wrong, or a cache was not cold."""
         return any((share or 0) > 1 for share in (self.of_datasheet, self.of_clock, self.of_roofline))
 
     @property
@@ -137,7 +137,7 @@ class Line:
     row: Row
     label: str
     beside: Row | None = None
-    """The same on one core, or into a fresh output."""
+    """The row of the same figure on one core, or into a fresh output."""
 
     @property
     def figure(self) -> Characteristic:

@@ -22,7 +22,7 @@ FILES: frozenset[View] = frozenset({"markdown", "html"})
 EVERYWHERE: frozenset[View] = TERMINAL | FILES
 
 Tone = Literal["", "strong", "faint", "warning", "bad"]
-"""A headline, an aside, what makes figures doubtful, what makes them wrong."""
+"""The weight of a sentence: a headline, an aside, a doubt about figures, or an error in them."""
 
 Row = TypeVar("Row")
 
@@ -48,7 +48,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and what they stand for."""
+    """Names with their values."""
 
     rows: Sequence[tuple[str, str]]
     tone: Tone = ""
@@ -57,18 +57,18 @@ class Facts:
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a table."""
+    """One cell of a table."""
 
     text: str
     value: float | str | None = None
-    """What a reader sorts by; the text where it is None."""
+    """The value that a reader sorts by; the text where it is None."""
     bad: bool = False
-    """Marked in every view."""
+    """Whether every view marks the cell."""
     hover: str = ""
     target: str = ""
-    """Name of the section that it is a link to."""
+    """Name of the section that the cell links to."""
     fill: float | None = None
-    """Share of the cell that a page fills."""
+    """Share of the cell that a page fills with colour."""
     span: tuple[float, float] | None = None
     """Where a bar starts and ends, as shares of its column."""
 
@@ -80,18 +80,18 @@ class Column(Generic[Row]):
     header: str
     cell: Callable[[Row], Cell | str]
     words: bool = False
-    """Left-aligned text, not figures."""
+    """Whether cells are words, which are aligned left, and not figures."""
     code: bool = False
-    """Names of modules or kernels: of long ones a terminal leaves out the middle."""
+    """Whether cells are names of modules or kernels; a terminal leaves out the middle of long ones."""
     wraps: bool = False
-    """Sentences, which may take several lines."""
+    """Whether cells are sentences, which may take several lines."""
     bar: bool = False
-    """Bars of characters: a terminal draws them in the room that is left."""
+    """Whether cells are bars of characters, which a terminal draws in the room that is left."""
     strong: bool = False
     optional: bool = False
-    """Left out where no row has anything in it."""
+    """Whether the column is left out where all its cells are empty."""
     drop: int = 0
-    """On a narrow terminal the column with the highest number goes first; 0 stays."""
+    """Order in which a narrow terminal leaves columns out, the highest number first; 0 stays."""
     views: frozenset[View] = EVERYWHERE
 
     @property
@@ -128,7 +128,7 @@ class Figure:
     """Unique in the document."""
     draw: Callable[[], Any]
     note: str = ""
-    """How it is to be read."""
+    """A sentence that says how the figure is to be read."""
     views: frozenset[View] = PAGE
 
 
@@ -139,11 +139,11 @@ class Section:
     title: str
     parts: Sequence["Part"]
     name: str = ""
-    """What links lead to; unique in the document."""
+    """Name that links lead to; unique in the document."""
     folded: bool = False
-    """Closed at first on a page."""
+    """Whether the section is closed at first on a page."""
     pair: bool = False
-    """On a wide page, the first part beside the others."""
+    """Whether a wide page shows the first part beside the others."""
     views: frozenset[View] = EVERYWHERE
 
 

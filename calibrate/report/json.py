@@ -123,7 +123,7 @@ def _workloads(step: PassPrediction) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no word for what is not finite but null: not known."""
+    """The value, or None where it is not finite, for which JSON has no word."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -54,9 +54,9 @@ class Point:
     intensity: float
     """FLOP per byte, above 0."""
     flops_per_s: float
-    """Above 0."""
+    """FLOP per second, above 0."""
     share: float
-    """Share of the time: the area of the point."""
+    """Share of the time, drawn as the area of the point."""
     hover: str
     """Lines of markup."""
 

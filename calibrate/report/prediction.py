@@ -91,7 +91,7 @@ REQUEST_COLUMNS: tuple[Column[RequestPrediction], ...] = (
 
 
 def prediction_document(prediction: Prediction, peaks: Peaks | None = None) -> Document:
-    """The whole prediction; `peaks` are those it was made with, for the roofline plots of a page."""
+    """The report of a whole prediction; `peaks` are those it was made with, for the roofline plots of a page."""
     detailed = [(i, step) for i, step in enumerate(prediction.passes) if step.ops]
     late_misfits = (
         Text(f"{words} at the last token (batch {r.batch}, {r.prompt_tokens} + {r.output_tokens} tokens)", "warning")
@@ -239,7 +239,7 @@ def _sizes(step: PassPrediction, field: str) -> Cell:
 
 
 def _fits(fits: bool | None) -> Cell:
-    """ "yes", "! no", or not known."""
+    """The words "yes", "! no", or "–" where it is not known."""
     words = {True: "yes", False: "! no", None: UNKNOWN}[fits]
     return Cell(words, None if fits is None else float(fits), bad=fits is False)
 

@@ -36,9 +36,9 @@ class KindRow(Record):
     bytes: Traffic
     link_bytes: float
     names: tuple[str, ...] = ()
-    """Operators, each once."""
+    """Names of the operators, each once."""
     also: tuple[str, ...] = ()
-    """What else the kernels do, each once, indices as "*"."""
+    """Other work of the kernels, each path and kind once, indices as "*"."""
 
     @property
     def label(self) -> str:

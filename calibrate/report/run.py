@@ -50,7 +50,7 @@ MODES: dict[Mode, str] = {
 def run_document(
     reports: Sequence[PassReport], run: Run, spec: HardwareSpec, failed: Sequence[CellResult] = ()
 ) -> Document:
-    """The whole run."""
+    """The report of a whole run."""
     warned = (Text(note, "warning") for note in run.environment.notes)
     file = Text(f"Device file: {spec.name}", "faint", views=document.FILES)
     passes = [_pass(i, report, run, spec) for i, report in enumerate(reports)]
@@ -112,7 +112,7 @@ def ideal_uses(report: PassReport, spec: HardwareSpec) -> str:
 
 
 def predicted(report: PassReport) -> str:
-    """What was predicted, with its signed error."""
+    """The predicted times, each with its signed error."""
     if report.prediction is None:
         return "predicted: – (no peaks of this device are known)"
     calibrated = f"calibrated laws at the machine's speed of {'this run' if report.level else 'the calibration'}"

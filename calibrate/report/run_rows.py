@@ -124,7 +124,7 @@ class TermRow(Record):
 
 @dataclass(frozen=True)
 class Check:
-    """A ratio that a sound pass keeps within bounds: its value as text, the bounds, and whether it does."""
+    """A ratio that a sound pass keeps within bounds, as text, with the bounds and whether it keeps them."""
 
     name: str
     value: str
@@ -132,7 +132,7 @@ class Check:
     holds: bool | None
     """None: too little was measured to tell."""
     implies: str = ""
-    """What follows where it does not hold."""
+    """The conclusion to draw where it does not hold."""
 
 
 class PeakRow(Record):

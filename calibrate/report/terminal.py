@@ -27,7 +27,7 @@ _FIGURE = re.compile(r"(?<=\d) (?=(?:%|[nµmkMGTP]?(?:s|B|B/s|FLOP|FLOP/s))(?!\w
 
 
 def render(document: Document, console: Console) -> None:
-    """Print it all."""
+    """Print the whole document."""
     _rule(console, document.title)
     _parts(tuple(shown(document.parts, "terminal")), console, 0)
 
@@ -146,7 +146,7 @@ def _bar(cell: Cell, room: int) -> str:
 
 
 Cut = tuple[str, str]
-"""What stays before and after the "…"."""
+"""The parts of a name before and after the "…"."""
 
 
 def shortened(paths: Sequence[str], width: int) -> list[str]:

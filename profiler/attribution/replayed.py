@@ -1,23 +1,14 @@
-"""Attributes the kernels of a replayed CUDA graph to operations, by the order of the pass that it captured.
+"""Attributes kernels that no host event links to an operation: those of a replayed CUDA graph, and those of a compiler.
 
-A replay is one launch: nothing on the host says which operation a kernel belongs to. But a capture records the launches
-of a plain pass, so kind, name, grid and block of every kernel, copy and memset must agree with those of the plain pass,
-in the order in which they began; else `GraphMismatch` is raised. CUPTI names a memset's memory differently in a stream
-and in a graph, so only the kind of memsets is compared.
+A capture records the launches of a plain pass, so kind, name, grid and block of every kernel, copy and memset must
+agree with those of the plain pass, in the order in which they began; else `GraphMismatch` is raised (CUPTI names a
+memset's memory differently in a graph, so only its kind is compared). A compiler keeps the module path and the eager
+operators of each call that it fuses; aligned with the traced graph they give a call's operations. A call without any
+stands for those of its module that no kernel has, a kernel without any for the non-anchors of its modules or of the
+next module around. A product or attention belongs to its library's kernel alone, whatever copies and masks a compiler
+counts with it.
 
 Example: ``joined = join_replay(replays, window, reference(plain))``
-
-Finds the operations of the traced graph that each kernel of a compiler came from.
-
-A compiler fuses calls of the model's source, and keeps the module path of each and the operators that it makes in eager
-mode. Aligning these operators with the traced graph's gives a call's operations. A call without any stands for those of
-its module that no kernel has; a kernel without any for those of its modules that are no anchors, or of the next module
-around that has some. So the time of a kernel is only unattributed where no module of the model is known for it.
-
-An anchor that an operator of a library does (a product, attention) belongs to the kernel of that operator alone, though
-a compiler counts the copies and masks made for it as its part.
-
-Example: ``members([graph], sequence(traced), anchors)[0] == (3, 4, 5)``
 """
 
 import re

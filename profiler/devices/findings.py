@@ -1,14 +1,9 @@
-"""The conditions of a machine at rest that spoil a measurement: rules over a reading of the host and one of a GPU.
+"""Conditions that spoil a measurement: rules over readings of the host, a GPU, environment variables and versions.
 
 The rules are functions of readings, so that recorded ones test them; `conditions` has severities, reasons and remedies.
-
-Example: ``[f.what for f in host_findings(read_host()) if f.severity == "invalidates"]``
-
-Settings around a measurement that change it without showing in it: environment variables, disk, versions.
-
 A variable that is not set, or set to what it means anyway, is no finding. Each kind of device has its own list.
 
-Example: ``variable_findings(os.environ, CUDA_VARIABLES)``
+Example: ``[f.what for f in host_findings(read_host()) if f.severity == "invalidates"]``
 """
 
 import importlib.metadata

@@ -1,21 +1,12 @@
-"""Host time to issue one operation in eager mode, independent of the model that is profiled later.
+"""Fixed costs of starting work: an eager operation, a call, a kernel, a graph's replay, a wait; and what clocks add.
 
-A tiny Llama decodes one token after another; its device work is negligible, so that its wall time is Python, dispatch
-and launches. The wall time is divided by the number of operations: views and allocations do not count, attention
-counts as one. On a CPU it includes the operations' own fixed costs, as in any model.
-
-Fixed costs of starting work: a call, a kernel, a replay of a CUDA graph, a wait for the device.
-
+- Eager: a tiny Llama decodes token after token; wall time ÷ operations, where views and allocations do not count and
+  attention is one. On a CPU it includes the operations' own fixed costs, as in any model.
 - "call": host time to issue one operation on one element with a given output. On a CPU this is the whole operation.
-- "back to back": device time from one tiny kernel to the next while a queue is never empty.
-- "graph N": device time from one replay to the next of a graph of N tiny kernels, each of which needs the one before;
-  the host's launches are hidden. A line over N has the cost of a replay and of a node (`calibrate.device.costs`).
+- "back to back", "graph N": device time from one tiny kernel to the next in a full queue, or from one replay to the
+  next of a graph of N dependent kernels. A line over N gives a replay and a node (`calibrate.device.costs`).
 - "synchronize": host time to wait for an idle device.
-
-Times the same kernels with each clock of the device: events, kernel spans and graph replay must agree.
-
-Where they differ, one of them times more than the kernel: a launch, a gap, a cache that a replay left warm. Events and
-replays include the gap to the next kernel (some 2 µs), spans do not.
+- The same kernels timed by events, kernel spans and graph replay: all but spans include the gap of some 2 µs.
 """
 
 import math

@@ -1,17 +1,12 @@
-"""A runner that repeats one forward pass from the same state, plain and under the profiler: here, eagerly.
+"""Runners that repeat one forward pass from the same state, plain and under the profiler: eagerly, or as a CUDA graph.
 
 Module ranges cost as much as operators do, so only the session that checks has them: every timed pass must then run the
-same sequence, else `SequenceMismatch` is raised. Lost device events raise `InvalidMeasurement`.
+same sequence, else `SequenceMismatch` is raised. Lost device events raise `InvalidMeasurement`. The kernels of a
+graph's replay are given to operations by their order, which the plain pass fixes: a model that no graph can hold raises
+`NotCapturable`, a graph that ran other kernels than the plain pass `GraphMismatch`. The wall time of a replay is that
+of its launch, its kernels and the synchronisation.
 
 Example: ``runner = Runner(model, inputs, torch.device("cpu")); runner.check(graph); runner.profiled(3)``
-
-A pass that is captured into a CUDA graph once and replayed: a plain pass's kernels without the host between them.
-
-The kernels of a replay are given to operations by their order, which the plain pass fixes. A model that no graph can
-hold raises `NotCapturable`, a graph that ran other kernels than the plain pass `GraphMismatch`. The wall time is that
-of a replay: launch of the graph, kernels, synchronisation.
-
-Example: ``rounds(ReplayRunner(Runner(model, inputs, device)), graph, budget_s=10)``
 """
 
 import tempfile

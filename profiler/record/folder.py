@@ -1,4 +1,4 @@
-"""Reads and writes the folder of a run, `results/<device>/<utc>-<name>/`.
+"""Reads, writes and finds the folder of a run, `results/<device>/<utc>-<name>/`.
 
     run.json              machine, cells, options; `finished` is null while the run goes on or was interrupted
     journal.jsonl         a line for each finished cell, only while measuring
@@ -18,8 +18,6 @@ Example::
         folder.append(CellResult(cell=cell, status="done", graph=folder.write_graph(cell, graph), ...))
         folder.finish()
     RunFolder.open(folder.path).results()
-
-Lists the runs under a results folder, and finds the run that a name stands for, such as "last".
 """
 
 import hashlib

@@ -1,21 +1,11 @@
-"""Clocks that time calls on a device: the host's, CUDA events, and the replay of a CUDA graph; and a clock's floor.
+"""Clocks that time calls on a device: the host's, CUDA events, CUDA graph replay, and kernel spans of a profiler.
 
 A clock times several calls at once, so that a short kernel is not measured as its launch (CUDA) or as the clock's own
-resolution (host). The floor is what a clock says of a call that does nothing: shorter times cannot be measured.
+resolution (host). The floor is what a clock says of a call that does nothing: shorter times cannot be measured. Events
+include the gaps between kernels and vary by 10–30 µs; `KernelClock` takes spans as CUPTI stamps them, which vary by
+some 0.5 µs, but each of its samples is a profiler session (`recorded`), a fraction of a second.
 
 Example: ``clock_for(torch.device("cpu")).time(lambda: torch.mm(a, b, out=c), 10)``
-
-Sessions of the torch profiler: how one is recorded, what recording costs, and a clock of kernels alone.
-
-`KernelClock` times the kernels of calls as CUPTI stamps them: where CUDA events include the gaps between kernels and
-vary by 10–30 µs, kernel spans vary by some 0.5 µs. Each sample is a session, a fraction of a second.
-
-Example::
-
-    with recorded(path, device):
-        with _RecordFunctionFast(PASS):
-            model(**inputs)
-    timeline = read_timeline(path)
 """
 
 import math

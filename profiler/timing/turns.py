@@ -1,18 +1,12 @@
 """Times kernels in turn, over several visits: each visit is watched and judged, and repeated where disturbed.
 
 What changes with time (neighbours of a shared host, a device's heat) then falls on all of them alike. A visit while the
-device was throttled or shared never counts; one on a busy host counts only where too few others remain.
+device was throttled or shared never counts; one on a busy host counts only where too few others remain. In every visit,
+and in every round of a measured pass, run three reference probes: a stream through main memory, a matrix product, and
+small operations issued by the host. The ratio of their times says how much slower the machine is than when its laws
+were fitted.
 
 Example: ``take_turns(["a", "b"], measure_one, visits=3, seconds=45, on_cpu=True, watch=watch).counted("a")``
-
-Reference probes: three fixed pieces of work whose time tells at which level a machine runs just now.
-
-A shared host's bandwidth changes with its neighbours, a GPU's clock with its heat. So the same three probes run in
-every visit of a calibration and in every round of a measured pass: a stream through main memory (on a CPU a
-matrix-vector product, as decoding is), a matrix product (on a CPU on weights out of main memory, as a layer's are), and
-the host issuing small operations. Their ratio says how much slower the machine is than when its laws were fitted.
-
-Example: ``probes = ReferenceProbes(torch.device("cpu")); probes.time()`` → {"memory": 2.1e-3, …}, seconds of one call
 """
 
 import itertools

@@ -37,7 +37,7 @@ class Attention:
     masks: frozenset[int]
     """Tensors that only carry the mask, which a kernel that knows it is causal or windowed does not read."""
     heads: int
-    """Over the whole batch."""
+    """Number of heads over the whole batch."""
     query: int
     head_dim: int
     value_dim: int
@@ -73,7 +73,7 @@ class _Branch:
     """Products of which each takes what the one before it makes."""
 
     ops: tuple[int, ...]
-    """All from the latents on, those that quantise too."""
+    """All operations from the latents on, also those that quantise."""
     products: tuple[int, ...]
     widths: tuple[int, ...]
     """Width of the latents, and of what each product makes."""
@@ -140,7 +140,7 @@ class _Expansion(NamedTuple):
     copies: frozenset[int]
     """Copies in the attention's module."""
     members: frozenset[int]
-    """All others."""
+    """All other operations."""
     branches: tuple[tuple[int, ...], ...]
     """Operations of each branch from the latents on; the sum of the branches is what is expanded."""
 

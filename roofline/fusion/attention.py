@@ -40,7 +40,7 @@ def _fused(graph: OpGraph, flow: Dataflow, accesses: Accesses, index: int, modul
     pairs = op.dims.get("query", 0) * op.dims.get("kv", 0)
 
     def is_mask(tensor: int) -> bool:
-        """Whether it has numbers for each pair, and neither the module nor its children make it."""
+        """Whether a tensor has numbers for each pair, and neither the module nor its children make it."""
         producer = flow.producer(index, tensor)
         made_by = graph.ops[producer].path if producer is not None else ""
         outside = graph.tensors[tensor].role == "activation" and not f"{made_by}.".startswith(f"{op.path}.")

@@ -41,7 +41,7 @@ class Edit:
         self._tensors[tensor] = self._tensors[tensor].model_copy(update={"storage_bytes": whole(storage_bytes)})
 
     def storage_bytes(self, tensor: int) -> Bytes:
-        """Its present size, also of a new or a resized tensor."""
+        """Present size of a tensor in bytes, also of a new or a resized one."""
         return self._tensors[tensor].storage_bytes
 
     def put(self, index: int, *ops: Op) -> None:
@@ -136,7 +136,7 @@ def inserted(
 
 
 def whole(size: Bytes) -> Bytes:
-    """An integer where it is one."""
+    """The number, as an integer where it is whole."""
     return int(size) if size == int(size) else size
 
 

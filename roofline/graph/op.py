@@ -93,7 +93,7 @@ PRODUCTS = frozenset({Kind.MATMUL, Kind.GROUPED_MATMUL})
 Role = Literal["weight", "activation", "kv"]
 
 Bytes = int | float
-"""Whole numbers as traced; expectations, and bits that do not fill a byte, are not."""
+"""Amount of bytes: whole as traced; not whole where it is an expectation or bits that do not fill a byte."""
 
 
 class Tensor(Record):
@@ -116,7 +116,7 @@ class Access(Record):
     """The part of a tensor that one operation reads or writes."""
 
     tensor: int
-    """`Tensor.id`."""
+    """Number of the tensor (`Tensor.id`)."""
     bytes: Bytes = Field(ge=0)
     """Distinct elements × element size; an expanded dimension counts once."""
 
@@ -171,7 +171,7 @@ class Op(Record):
 
 
 class AttentionModule(Record):
-    """Mask of an attention module by its config; from this unfused attention is known to be causal or windowed."""
+    """Mask of an attention module by its config, which tells whether unfused attention is causal or windowed."""
 
     path: str
     causal: bool

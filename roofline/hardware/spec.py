@@ -2,12 +2,8 @@
 
 A `Peaks` holds figures of one origin; a `HardwareSpec` keeps the datasheet's and the measured ones apart. Devices with
 a datasheet are JSON files in `roofline/devices`, one a device; a user's own file, and the spec.json of a run, are the
-same record (`roofline.hardware.load` reads them).
-
-What laws need to know of a device before anything is measured, from its spec.
-
-The datasheet where there is one; a device without one (most CPUs) is described by its measured figures. Figures that
-neither has are assumed: priors need only be right to a factor.
+same record (`roofline.hardware.load` reads them). `facts_of` makes of a spec what laws need to know before anything is
+measured; figures that neither origin has are assumed there, since priors need only be right to a factor.
 """
 
 from collections.abc import Sequence
@@ -57,7 +53,7 @@ class Chip(Record):
     """Figures of a datasheet besides rates. Absent ones are None, never a guess."""
 
     units: Figure | None = None
-    """Streaming multiprocessors, compute units, cores, as `unit` names them."""
+    """Number of streaming multiprocessors, compute units or cores, as `unit` names them."""
     unit: str | None = None
     """ "SM", "CU", "core", "TPC", "TensorCore"."""
     base_clock_hz: Figure | None = None
@@ -107,7 +103,7 @@ class Characteristic(Record):
     """Lower end of the 90 % interval over fresh processes; None where fewer than three measured it."""
     high: float | None = None
     typical: float | None = None
-    """The same with the median of the samples, where `value` rests on the fastest tenth."""
+    """The value by the median of the samples, where `value` rests on their fastest tenth."""
     variation: float | None = None
     """Coefficient of variation over the processes, a fraction."""
     replicates: int = 0
@@ -154,7 +150,7 @@ class HardwareSpec(Record):
     characteristics: tuple[Characteristic, ...] = ()
     """Everything that was measured of it; `measured` holds those of them that price operations."""
     uuid: str | None = None
-    """Unit that was measured."""
+    """UUID of the unit that was measured."""
     calibrated: tuple[FittedLaw, ...] = ()
     """Laws with the constants fitted to kernels of this device."""
     reference: dict[str, ReferenceLevel] = {}

@@ -19,7 +19,7 @@ WIDEST = 256.0
 """Largest head dim whose float32 output of 128 rows fits in half of a unit's 256 KiB of registers; above it tiles have
 fewer rows, and the same keys are loaded that much more often."""
 WIDEST_NARROW = 192.0
-"""The same for an fp8 cache: above it products and softmax no longer overlap (tile_size.h, IntraWGOverlap)."""
+"""Largest head dim for an fp8 cache: above it products and softmax no longer overlap (tile_size.h, IntraWGOverlap)."""
 NARROW = 1.5
 """Bytes of a cached element below which the cache is fp8."""
 ALMOST_FULL, FEW_BLOCKS = 0.8, 4.0
@@ -38,7 +38,7 @@ SEARCH_S = 1.2e-8
 warp looks at together. Fitted to FlashAttention 4 at head dim 512 on an H200; held, since few tables could determine
 it."""
 JOINED = 128.0
-"""Elements of output of a block that joins blind splits; as `SEARCH_S`."""
+"""Elements of output of a block that joins blind splits; fitted and held as `SEARCH_S` is."""
 
 
 def tile_rows(head_dim: Floats, packed: bool) -> Floats:

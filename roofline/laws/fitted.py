@@ -107,7 +107,8 @@ class Correction(Record):
         return {name: np.array(column) for name, column in self.points.items()}
 
     def at(self, places: Floats) -> Residuals:
-        """The process with its points at `places`, shape (points, features). Raises ValueError: of another law."""
+        """The process with its points at `places`, shape (points, features). Raises ValueError where those are another
+        law's."""
         if places.shape[1] != len(self.lengths):
             raise ValueError(f"a correction of {len(self.lengths)} lengths for {places.shape[1]} features")
         residuals, variances, groups, lengths = (
@@ -174,7 +175,7 @@ class FittedLaw(Record):
     unseen: float | None = Field(default=None, ge=0)
     """Mean of |predicted ÷ measured − 1| of those kernels by models that had not seen the kernel's group."""
     correction: Correction | None = None
-    """None: the law alone."""
+    """Correction of the residuals; None where the law stands alone."""
     width: float = Field(gt=0, allow_inf_nan=False)
     """Half a 90 % interval of a prediction: in standard deviations of the correction, else on the logarithm of time."""
     held: Bounds | None = None

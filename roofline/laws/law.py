@@ -3,11 +3,8 @@
 A constant has a physical meaning (an effective bandwidth, a fixed cost), a unit, bounds and a prior: its expected value
 before anything is measured, and how sure that is. `calibrate.kernels.fit` moves constants away from their priors; those
 that the data cannot determine stay there. Laws are arithmetic on arrays and need neither a device nor a measured table.
-
-Terms that several laws share: the blend of two roofs, the fetch of evicted code, and the four-constant roofline.
-
-The four-constant roofline, ``t0 + ((F/P)^p + (B/W)^p)^(1/p)``, knows only the FLOPs and bytes of a kernel, whatever its
-kind: a law must be better than this.
+Here are also the terms that several laws share (the blend of two roofs, the fetch of evicted code), and the
+four-constant roofline, ``t0 + ((F/P)^p + (B/W)^p)^(1/p)``, which every law must beat: it knows FLOPs and bytes only.
 """
 
 from collections.abc import Mapping
@@ -80,7 +77,8 @@ class Law(Protocol):
         """Names of the sizes that it needs."""
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Its constants for a dtype, with priors scaled to the device. Raises ValueError or KeyError: facts missing."""
+        """Its constants for a dtype, with priors scaled to the device. Raises ValueError or KeyError where facts are
+        missing."""
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
         """Seconds of each kernel, in the shape of its sizes."""

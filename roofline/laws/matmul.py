@@ -1,25 +1,11 @@
-"""The laws of dense matrix products: m × k activations by k × n weights (`Matmul`), and many small ones in one call.
+"""The laws of dense matrix products, m × k activations by k × n weights: single, batched, or scaled 8-bit ones.
 
-``time = fixed + blend(loops, traffic)``: the main loops of the tiles (`loops_s`) beside the traffic of both inputs and
-the output. A library cuts m × n into tiles, of which one unit runs one at a time along k (NVIDIA, "Matrix
-Multiplication Background User's Guide", tile and wave quantisation). A step along k takes the longest of its
-arithmetic, its operands' way into the unit, and the least time of any step. Whole tiles in waves and split-K (several
-units share the k of a tile and add their sums, for as much as another call costs) are priced for each tile shape.
-Traffic comes from the last-level cache or from main memory: activations and output stay in half of the cache, weights
-where they and the same part of all else fit in the part `kept` of it. That is a sixth in NVIDIA AIConfigurator's
-collector of vLLM products, which calls six layers in turn with the same activations, and its least inside a model.
-
-The law of a product in 8 bits whose activations arrive in 16: they are converted and scaled, then multiplied.
-
-``time = fixed + conversion + blend(loops, traffic)`` differs from `roofline.laws.matmul` in three ways:
-- Conversion reads the m × k activations in 16 bits and writes 8: rows × (a fixed part + k elements).
-- k is not split, and the tile follows from m (and n) alone, as vLLM's `cutlass_scaled_mm` chooses it on Hopper
-  (csrc/quantization/w8a8/cutlass/c3x/scaled_mm_sm90_fp8_dispatch.cuh).
-- Rows missing from the last tile are fetched too, by every column of tiles and at main memory's rate, since nothing
-  shares them: 513 rows take twice the time of 512 (DeepGEMM, csrc/jit_kernels/heuristics/sm90.hpp: "smaller block M can
-  avoid TMA L2 OOB bound").
-With a scale for each block of weights (`BlockScaledMatmul`) tiles are chosen by their time, nothing is fetched beyond
-the last row, and the host's work for a call is a floor, higher for products whose k or n is not whole blocks.
+``time = fixed + blend(loops, traffic)``: a library cuts m × n into tiles, each run along k by one unit (NVIDIA, "Matrix
+Multiplication Background User's Guide"). A step along k takes the longest of its arithmetic, its operands' way into the
+unit, and the least time of any step; waves of tiles and split-K (several units share a tile's k and add their sums) are
+priced for each tile shape. Activations and output stay in half of the last-level cache, weights where they and the same
+part of all else fit in the part `kept` of it: a sixth in AIConfigurator's collector, which calls six layers in turn.
+8-bit products whose activations arrive in 16 bits differ as `ScaledMatmul` and `BlockScaledMatmul` say.
 """
 
 from collections.abc import Sequence
@@ -36,7 +22,8 @@ STEP_BYTES = 128.0
 """Bytes along k of one step of a main loop on fast units: a swizzled shared-memory row of Hopper, whose cuBLAS kernels
 are named tilesize128x256x64 (64 elements of 16 bits)."""
 SHORT_STEP_BYTES = 64.0
-"""The same on slower units: cuBLAS kernels of Ampere and Ada are named 128x256 … stages_32x5 (32 elements)."""
+"""Bytes along k of one step on slower units: cuBLAS kernels of Ampere and Ada are named 128x256 … stages_32x5 (32
+elements)."""
 FAST_UNIT = 8e12
 """Arithmetic rate of a unit times bytes of an operand's element above which steps are long. Hopper has 15e12, A100
 6e12, Ada 5e12: half a step keeps a slow unit busy long enough to hide the next one's loads."""
@@ -312,7 +299,16 @@ FLOOR_POWER = 8.0
 
 
 class ScaledMatmul(Matmul):
-    """Activations scaled by tensor or row."""
+    """The law of a product in 8 bits, scaled by tensor or row, whose activations arrive in 16: converted, then
+    multiplied.
+
+    ``time = fixed + conversion + blend(loops, traffic)``. Conversion reads the m × k activations in 16 bits and writes
+    8: rows × (a fixed part + k elements). k is not split; the tile follows from m (and n) alone, as vLLM's
+    `cutlass_scaled_mm` chooses it on Hopper (csrc/quantization/w8a8/cutlass/c3x/scaled_mm_sm90_fp8_dispatch.cuh). Rows
+    missing from the last tile are fetched too, by every column of tiles and at main memory's rate, since nothing shares
+    them: 513 rows take twice the time of 512 (DeepGEMM, csrc/jit_kernels/heuristics/sm90.hpp: "smaller block M can
+    avoid TMA L2 OOB bound").
+    """
 
     name = "scaled_matmul"
 
@@ -340,7 +336,10 @@ class ScaledMatmul(Matmul):
 
 
 class BlockScaledMatmul(ScaledMatmul):
-    """Weights scaled by block, activations by row and block of k; the host is a floor."""
+    """Weights scaled by block, activations by row and block of k, without fetches beyond the last row.
+
+    Tiles are chosen by their time; the host's work for a call is a floor, higher where k or n is not whole blocks.
+    """
 
     name = "block_scaled_matmul"
 

@@ -1,27 +1,9 @@
-"""FLOPs and compulsory bytes of kernels from their sizes; `roofline.laws.kinds` names the function of each kind.
+"""FLOPs and compulsory bytes of kernels from their sizes, and the bounds that these set to a kernel's time.
 
-A multiply-add is 2 FLOPs. Each distinct element is read once and written once at its own width, as
-`profiler.models.trace` counts them in a traced model, and causal pairs are counted exactly.
-
-Bounds of a kernel's time from its work and the device's datasheet, for terms of laws that grow without reason:
-
-    floor   = the longest of FLOPs / peak, bytes that no cache can hold / memory, sent bytes / link, over `FASTER`
-    ceiling = most · (roofline + overhead)
-
-The roofline runs on as many of the device's units as the kernel has pieces (`Work.pieces`), `overhead` is the shortest
-measured time, and `most` the largest of measured ÷ (roofline + overhead) times `HEADROOM`. Where measured kernels are
-faster than the floor (a table that skips work, a datasheet that is too low), the floor is lowered to them. A measured
-kernel counts only as far as the law agrees with it, so that single bad rows loosen nothing.
-
-Bandwidths of a collective as nccl-tests defines them, and the number of messages of its ring.
-
-The algorithm bandwidth is size ÷ time. Times a factor of the operation and of the number of ranks it is the bus
-bandwidth, which cannot exceed what a device's links carry, however many ranks there are (nccl-tests,
-doc/PERFORMANCE.md, src/sendrecv.cu, src/alltoall.cu). Size × factor are the bytes that `roofline.whatif.pipeline`
-sends over a rank's link, and the messages are its steps, so a measured busbw is the bandwidth of a link. The size is
-the buffer of a rank, for all_gather its output (all parts) and for reduce_scatter its input (all parts).
-
-Example: ``33554432 / 195.40e-6 * factor("all_reduce", ranks=8)`` → 300.51e9 bytes/s
+A multiply-add is 2 FLOPs; each distinct element is read once and written once at its own width, as
+`profiler.models.trace` counts them in a traced model, and causal pairs are counted exactly. `roofline.laws.kinds` names
+the function of each kind. `Bounds` keeps terms of laws from growing without reason, and `RINGS` has the bytes and
+messages of collectives by nccl-tests' definitions (doc/PERFORMANCE.md, src/sendrecv.cu, src/alltoall.cu).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -39,7 +21,13 @@ from roofline.record import Record
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """The cost of an operation among n ranks in a ring."""
+    """The cost of an operation among n ranks in a ring.
+
+    The algorithm bandwidth is size ÷ time; times `factor` it is the bus bandwidth, which cannot exceed what a device's
+    links carry, so a measured busbw is the bandwidth of a link. The size is the buffer of a rank, for all_gather its
+    output (all parts) and for reduce_scatter its input (all parts). ``33554432 / 195.40e-6 * factor("all_reduce", 8)``
+    is 300.51e9.
+    """
 
     factor: Callable[[int], float]
     """Bytes that cross the busiest rank's link ÷ size."""
@@ -206,7 +194,16 @@ some splits see no kernel of a kind). At 3, single kernels of an H200's decode a
 
 
 class Bounds(Record):
-    """The bounds of all kernels of one kind and dtype on one device."""
+    """The bounds of all kernels of one kind and dtype on one device.
+
+        floor   = the longest of FLOPs / peak, bytes that no cache can hold / memory, sent bytes / link, over `FASTER`
+        ceiling = most · (roofline + overhead)
+
+    The roofline runs on as many units as the kernel has pieces, `overhead` is the shortest measured time, and `most`
+    the largest measured ÷ (roofline + overhead) times `HEADROOM`. Where measured kernels are faster than the floor (a
+    table that skips work, a datasheet that is too low), the floor is lowered to them. A measured kernel counts only as
+    far as the law agrees with it, so that single bad rows loosen nothing.
+    """
 
     overhead_s: float = Field(gt=0, allow_inf_nan=False)
     """Least time of a call in seconds."""

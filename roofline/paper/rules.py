@@ -150,13 +150,13 @@ def _unknown(what: str) -> ValueError:
 
 
 SOFTMAX_OPS = 5
-"""An element: max, subtract, exp, sum, divide."""
+"""Operations on an element: max, subtract, exp, sum, divide."""
 NORM_OPS = 7
-"""An element: sum, subtract, square, sum, divide, multiply, add."""
+"""Operations on an element: sum, subtract, square, sum, divide, multiply, add."""
 ADD_OPS = 1
-"""An element."""
+"""Operations on an element."""
 ACT_OPS = 2
-"""An element: the activation, and the product with the gate."""
+"""Operations on an element: the activation, and the product with the gate."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Draft:
 
     passes: Passes
     tokens: int
-    """Drafted before each pass of the model."""
+    """Tokens drafted before each pass of the model."""
     acceptance: float
     """Probability that a drafted token is accepted, given that all before it were."""
 

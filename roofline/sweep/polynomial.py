@@ -30,7 +30,7 @@ WORK = ("count", "matrix_flops", "vector_flops", "link_bytes", "messages")
 
 
 class Mismatch(Exception):
-    """Graphs that are not of one regime: what differs."""
+    """Graphs are not of one regime; the message says what differs."""
 
 
 @dataclass(frozen=True, eq=False)

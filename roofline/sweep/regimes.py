@@ -1,9 +1,8 @@
 """Regimes: workloads whose passes run the same list of operations, and the workloads to sample in one.
 
-The list changes between one query token and several, with and without a context, between one sequence and several,
-with the logits that are wanted, and on each side of a sliding window. Within a regime sizes are polynomials of low
-degree in batch, query and context.
-degree in batch, query and context.
+The list changes between one query token and several, with and without a context, between one sequence and several, with
+the logits that are wanted, and on each side of a sliding window. Within a regime sizes are polynomials of low degree in
+batch, query and context.
 """
 
 from collections.abc import Iterable, Sequence

@@ -132,7 +132,7 @@ class _Pieces:
                 made.update(a.tensor for a in ops[i].writes)
         self.between = [i for i in self.members if i not in (self.first, self.last)]
         self.is_ours = any(ops[i].name == SOFTMAX for i in self.members)
-        """Made by `unfuse_attention`, which is undone: what was there before, masks and copies, was meant."""
+        """Whether `unfuse_attention` made it, which is undone; then the earlier masks and copies are kept."""
         self.masks = frozenset() if self.is_ours else attention.masks
         self.copies: set[int] = set()
         """Copies in front of the attention, and the one behind it."""

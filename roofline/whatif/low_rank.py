@@ -1,21 +1,11 @@
-"""Smaller weights of linear layers: of a low rank, or 2:4 sparse.
+"""Smaller weights of linear layers (of a low rank, or 2:4 sparse), and low-rank adapters beside them (LoRA).
 
-`low_rank`: W (k×n) becomes A·B with A k×r and B r×n, the best of rank r by SVD (as in ASVD, arXiv 2312.05821, and
-SVD-LLM, arXiv 2403.07378): two matmuls, of which the second adds the bias. Layers where r·(k + n) >= k·n stay as they
-are. Factors are stored as the matrix was: at its bits, sparse if it was; scales are shared among them by size, exactly
-so where the group divides k and r.
-
-`sparsify_2_4`: of each four weights along k two are kept, with two bits each that say which. Sparse tensor cores have
-"twice the throughput of dense" math (NVIDIA A100 Tensor Core GPU Architecture whitepaper, v1.0, 2020, "Fine-grained
-structured sparsity"). Peaks here are dense ones, so the work is halved instead of the peak doubled: `matrix_flops` are
-those on kept weights. Scales stay as they are: a group is counted along the k of the dense matrix.
-
-The cost of serving LoRA adapters (S-LoRA, arXiv 2311.03285): y += (x·A)·B for each sequence's own A and B.
-
-Each target layer gets two skinny products, grouped by adapter, and an addition into its output. All adapters are
-in memory; a pass reads those that a sequence of the batch wants, which are drawn evenly and independently:
-``adapters·(1 − (1 − 1/adapters)^batch)`` distinct ones are expected (`experts_hit`). Adapters stay in the type of
-the model whatever the weights are stored as; with quantised inputs they read the input from before.
+`low_rank`: W (k×n) becomes A·B of rank r (best by SVD, as in ASVD, arXiv 2312.05821, and SVD-LLM, arXiv 2403.07378):
+two matmuls, stored as the matrix was; layers where r·(k + n) >= k·n stay as they are. `sparsify_2_4` keeps two of each
+four weights along k, with two bits each that say which; sparse tensor cores have "twice the throughput of dense" math
+(NVIDIA A100 whitepaper, v1.0, 2020), so `matrix_flops` are halved instead of doubling the peak. `lora`: y += (x·A)·B
+with each sequence's own A and B (S-LoRA, arXiv 2311.03285); all adapters are in memory, and a pass is expected to read
+``adapters·(1 − (1 − 1/adapters)^batch)`` distinct ones (`experts_hit`), in the model's type.
 """
 
 from collections.abc import Sequence

@@ -1,15 +1,11 @@
-"""One stage of a pipeline of devices, each of which holds some of the layers (Huang et al., arXiv 1811.06965).
+"""One stage of a pipeline of devices (Huang et al., arXiv 1811.06965), and the operations that move data between ranks.
 
-The first stage has the embedding, the last one the final norm and the head; layers are split as evenly as their number
-allows. A stage that is not the last sends on what later ones read: the hidden state. Tables of positions and masks,
-which every stage in fact makes again, are counted in the first. Tied weights of embedding and head lie on both ends.
-
-Operations that move data between ranks, or between two devices: those that the sharding what-ifs insert.
-
-Bytes and steps are those of ring algorithms (`roofline.laws.work`), which no other beats in bytes: Thakur,
-Rabenseifner, Gropp, "Optimization of Collective Communication Operations in MPICH", IJHPCA 19(1), 2005, sections 4.1,
-4.3 and 4.5. They read and write their tensors in memory too. The additions of a reduction are not counted: one for each
-element that arrives over the link, which is slower than any vector unit.
+The first stage has the embedding, the last one the final norm and the head; layers are split as evenly as they can. A
+stage that is not the last sends on the hidden state. Tables of positions and masks, which every stage in fact makes
+again, are counted in the first. Tied weights of embedding and head lie on both ends. Collectives have the bytes and
+steps of rings (`roofline.laws.work`), which no algorithm beats in bytes (Thakur, Rabenseifner, Gropp, "Optimization of
+Collective Communication Operations in MPICH", IJHPCA 19(1), 2005, sections 4.1, 4.3, 4.5). The additions of a reduction
+are not counted: any vector unit is faster than the link.
 """
 
 from typing import Any, Literal

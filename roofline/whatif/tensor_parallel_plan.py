@@ -80,7 +80,7 @@ class _Pass:
         ]
 
     def state(self, tensor: int) -> State:
-        """The part of it that a rank has now."""
+        """The part of a tensor that a rank has now."""
         state = self.states.get(tensor)
         if state is None:
             is_heads = self.graph.tensors[tensor].role == "kv" and self.labels.of(tensor)
@@ -91,7 +91,7 @@ class _Pass:
         return state
 
     def _is_static(self, op: Op) -> bool:
-        """Whether it works on weights alone, if at rows that the tokens pick."""
+        """Whether an operation works on weights alone, even if at rows that the tokens pick."""
         read = [a.tensor for a in (op.reads[:1] if op.name in GATHERS else op.reads)]
         fixed = bool(read) and self.static.issuperset(read) and op.kind not in PRODUCTS | {Kind.EMBEDDING}
         return fixed and not any(a.tensor in self.states for a in op.writes)

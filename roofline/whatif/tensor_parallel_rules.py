@@ -83,11 +83,11 @@ class Labels:
         return self.heads.get(tensor, frozenset())
 
     def kv_share(self, kv_heads: int) -> float:
-        """A rank keeps at least one head."""
+        """Share of the key-value heads that a rank keeps, at least one head."""
         return max(1 / self.degree, 1 / kv_heads)
 
     def is_mixed(self, tensor: int) -> bool:
-        """Queries with keys and values in one tensor, of different shares."""
+        """Whether a tensor holds queries with keys and values, of which a rank has different shares."""
         labels = self.of(tensor)
         return min(labels, default=0) < 0 < max(labels, default=0) and self.kv_share(max(labels)) > 1 / self.degree
 
@@ -161,10 +161,10 @@ def _repeats(op: Op) -> int:
 
 
 LINEAR = frozenset({"aten::mul", "aten::mul_", "aten::neg", "aten::sum"})
-"""Operators of which a sum over ranks can be taken before or after, with one partial operand."""
+"""Operators with one partial operand whose result may be summed over the ranks instead of that operand."""
 
 SUMS = frozenset({"aten::add", "aten::add_", "aten::sub", "aten::sub_", LORA_ADD})
-"""The same with all operands partial, or made of weights."""
+"""Operators with that property whose operands must all be partial, or made of weights."""
 
 ACCUMULATES = frozenset({"aten::index_add_", "aten::index_add", "aten::scatter_add_", "aten::scatter_add"})
 
