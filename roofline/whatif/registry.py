@@ -5,10 +5,11 @@ graph and of options with types, which returns a graph or raises ValueError; a n
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -44,6 +45,8 @@ WHAT_IFS: dict[str, Callable[..., OpGraph]] = {
 
 AFTER_OFFLOAD = frozenset({"offload", "send_kv", "unfuse_attention", "fuse_attention"})
 """What-ifs that leave as many bytes to offload as there were, and so may be written behind it."""
+PLAIN = {bool: ("true|false", "true or false"), int: (r"[+-]?\d+", "a whole number")}
+"""How booleans and integers are written; pydantic alone would also take "no" and "8.0"."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,10 @@ def parse(text: str) -> WhatIf:
             raise ValueError(f"what-if {text!r}: {part!r} is not one of its options; write {usage(name)}")
         if option in options:
             raise ValueError(f"what-if {text!r}: {option} is given twice; give it once")
-        is_list = get_origin(types[option]) is Sequence
         try:
-            options[option] = TypeAdapter(types[option]).validate_python(tuple(value.split("|")) if is_list else value)
-        except ValidationError as error:
-            why = error.errors()[0]["msg"].removeprefix("Input ").partition(", unable")[0]
-            raise ValueError(f"what-if {name}: {option}={value!r} {why}; write {usage(name)}") from None
+            options[option] = _value(types[option], value)
+        except ValueError as error:
+            raise ValueError(f"what-if {name}: {option}={value!r} should be {error}; write {usage(name)}") from None
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
     if missing:
         raise ValueError(f"what-if {text!r} needs {', '.join(missing)}; write {usage(name)}")
@@ -120,6 +121,18 @@ def check_order(changes: Sequence[WhatIf]) -> None:
 def _parameters(name: str) -> dict[str, inspect.Parameter]:
     """The options of a what-if: all parameters of its function but the graph."""
     return dict(list(inspect.signature(WHAT_IFS[name]).parameters.items())[1:])
+
+
+def _value(kind: Any, text: str) -> Any:
+    """A value of this type from its text. Raises ValueError, which says what should stand there."""
+    items = tuple(text.split("|")) if get_origin(kind) is Sequence else (text,)
+    for plain, (pattern, wanted) in PLAIN.items():
+        if plain in (kind, *get_args(kind)) and not all(re.fullmatch(pattern, item) for item in items):
+            raise ValueError(wanted)
+    try:
+        return TypeAdapter(kind).validate_python(items if get_origin(kind) is Sequence else text)
+    except ValidationError as error:
+        raise ValueError(error.errors()[0]["msg"].removeprefix("Input should be ").partition(", unable")[0]) from None
 
 
 def _written(default: Any) -> str:
