@@ -3,6 +3,7 @@
 Example: ``allocated("llama", workload, "sdpa", "dynamic").peak_bytes``
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -47,7 +48,10 @@ _ENLARGED: dict[str, dict[str, Any]] = {
     "mamba": {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 2000, "state_size": 16},
 }
 FAMILIES = tuple(_ENLARGED)
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+PRODUCTS = {"aten::mm": 0, "aten::addmm": 1, "aten::bmm": 0}
+"""Products, and the position of the first factor among their operands."""
+ALIGNMENT = 128
+"""Most bytes that oneDNN adds to a buffer."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,8 @@ def predicted(name: str, workload: Workload, attn: str, cache_name: str) -> OpGr
 def allocated(name: str, workload: Workload, attn: str, cache_name: str) -> Allocated:
     """Run one pass of a model on one thread of the CPU and read torch's allocation events.
 
-    On several threads 16-bit products pack their weights into memory of their own (oneDNN). What a product takes and
-    gives back while it runs is left out: with AVX-512, oneDNN accumulates 16-bit products in a float32 copy of the
-    result, with AVX2 it does not, and no trace tells.
+    On several threads 16-bit products pack their weights into memory of their own (oneDNN). With AVX-512, oneDNN
+    accumulates them in a float32 copy of the result, with AVX2 it does not, and no trace tells: that copy is left out.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -102,7 +105,10 @@ def allocated(name: str, workload: Workload, attn: str, cache_name: str) -> Allo
 def _allocated(name: str, workload: Workload, attn: str, cache_name: str) -> Allocated:
     model = model_of(name, attn, workload.dtype, "cpu")
     meta = model_of(name, attn, workload.dtype, "meta")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled, torch.no_grad():
+    with (
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True) as profiled,
+        torch.no_grad(),
+    ):
         inputs = prepare(meta, workload, device="cpu", cache=cache_name)
         arguments = inputs.kwargs()
         kept = inputs._cache
@@ -114,8 +120,8 @@ def _allocated(name: str, workload: Workload, attn: str, cache_name: str) -> All
     events = list(_walk(profiled.profiler.kineto_results.experimental_event_tree()))
     (during,) = [event for event in events if event.name == PASS]
     total = peak = 0
-    scratch = {id(event) for product in events if product.name in PRODUCTS for event in _scratch(product)}
-    allocations = [e for e in events if e.typed[0] == _EventType.Allocation and id(e) not in scratch]
+    copies = {id(event) for product in events if product.name in PRODUCTS for event in _float32_copy(product)}
+    allocations = [e for e in events if e.typed[0] == _EventType.Allocation and id(e) not in copies]
     for event in sorted(allocations, key=lambda e: e.start_time_ns):
         total += event.extra_fields.alloc_size
         if during.start_time_ns <= event.start_time_ns <= during.end_time_ns:
@@ -123,13 +129,19 @@ def _allocated(name: str, workload: Workload, attn: str, cache_name: str) -> All
     return Allocated(peak_bytes=peak, cache_bytes=storages(after))
 
 
-def _scratch(product: Any) -> list[Any]:
-    """The allocations that a product frees before it ends, with the events that free them."""
-    found = [event for event in _walk(product.children) if event.typed[0] == _EventType.Allocation]
-    pairs = []
-    for freed in (event for event in found if event.extra_fields.alloc_size < 0):
-        pairs += [freed, next(e for e in found if e.extra_fields.alloc_size == -freed.extra_fields.alloc_size)]
-    return pairs
+def _float32_copy(product: Any) -> list[Any]:
+    """The one allocation, and its end, of a float32 copy of a 16-bit product's result; empty where there is none."""
+    first = PRODUCTS[product.name]
+    a, b = product.extra_fields.inputs[first : first + 2]
+    if a.dtype.itemsize != 2:
+        return []
+    copy_bytes = 4 * math.prod(a.sizes[:-1]) * b.sizes[-1]
+    inside = [event for event in _walk(product.children) if event.typed[0] == _EventType.Allocation]
+    sizes = [event.extra_fields.alloc_size for event in inside]
+    for event, size in zip(inside, sizes, strict=True):
+        if copy_bytes <= size <= copy_bytes + ALIGNMENT and -size in sizes:
+            return [event, inside[sizes.index(-size)]]
+    return []
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

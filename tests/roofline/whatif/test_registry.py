@@ -119,7 +119,10 @@ REFUSED = {
     "tensor_parallel:degree=1_0": "degree='1_0' should be a whole number; write",
     "tensor_parallel:degree=2,degree=4": "degree is given twice; give it once",
     "offload:weights=half": "weights='half' should be a valid number",
-    **{f"offload:overlap={v}": f"overlap='{v}' should be true or false; write" for v in ("no", "yes", "on", "1", "True")},
+    **{
+        f"offload:overlap={v}": f"overlap='{v}' should be true or false; write"
+        for v in ("no", "yes", "on", "1", "True")
+    },
     "remove_layers:layers=1|b": "layers='1|b' should be a whole number",
     "remove_layers:layers=1|2.0": "layers='1|2.0' should be a whole number",
     "quantise:weight_format=bits": "weight_format='bits' should be 'int' or 'float'",
