@@ -64,16 +64,25 @@ def test_a_failed_cell_and_missing_files_are_named(
     assert "0 passes printed for 1 cells" in shown
 
 
-@pytest.mark.parametrize("measured", [True, False])
-def test_an_invalid_cell_is_a_verdict_that_has_a_reason(
-    measured: bool, tmp_path: Path, run: Run, result: CellResult, graph: OpGraph, capsys: pytest.CaptureFixture[str]
+def test_an_invalid_cell_is_a_verdict_that_has_a_reason_and_figures(
+    tmp_path: Path, run: Run, result: CellResult, graph: OpGraph, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    invalid = result if measured else CellResult(cell=result.cell, status="invalid")
-    reason = {"status": "invalid", "reason": "the device was throttled"}
-    assert main(_written(tmp_path / "told", run, invalid.model_copy(update=reason), graph)) == 0
+    invalid = result.model_copy(update={"status": "invalid", "reason": "the device was throttled"})
+    assert main(_written(tmp_path / "told", run, invalid, graph)) == 0
     assert "1 of them invalid" in capsys.readouterr().out
-    assert main(_written(tmp_path / "untold", run, invalid.model_copy(update={"status": "invalid"}), graph)) == 1
-    assert "invalid: None" in capsys.readouterr().out
+    for lacks, lines in (
+        ({"reason": None}, ("invalid: None",)),
+        ({"wall_s": ()}, ("no times", "0 passes printed for 1 cells")),
+        ({"profiled_wall_s": ()}, ("no times",)),
+        ({"ops": ()}, ("no times",)),
+        ({"closure": None}, ("no closure", "0 passes printed for 1 cells")),
+    ):
+        assert main(_written(tmp_path / next(iter(lacks)), run, invalid.model_copy(update=lacks), graph)) == 1, lacks
+        said = capsys.readouterr().out
+        assert all(line in said for line in lines), (lacks, said)
+    nothing = CellResult(cell=result.cell, status="invalid", reason="the device was throttled")
+    assert main(_written(tmp_path / "nothing", run, nothing, graph)) == 1
+    assert "no times" in capsys.readouterr().out
 
 
 def test_an_invalid_cell_is_right_all_the_same(
