@@ -1,5 +1,9 @@
+import json
+import re
+
 from roofline.hardware.load import DEVICES, device_names, find_device, load_device
 
+CODE = re.compile("`([^`]+)`")
 NAMES = device_names()
 GPUS = [name for name in NAMES if load_device(name).kind == "cuda"]
 NVIDIA = [name for name in NAMES if name.startswith("nvidia-")]
@@ -99,3 +103,15 @@ def test_no_two_files_claim_one_driver_name():
     assert len(claimed) == len(set(claimed))
     assert find_device("NVIDIA H100 NVL").name == "nvidia-h100-nvl"
     assert find_device("NVIDIA H20") is None and find_device("") is None
+
+
+def test_the_layout_of_the_readme_is_that_of_the_files():
+    text = (DEVICES / "README.md").read_text(encoding="utf-8")
+    explained = {
+        word for line in text.splitlines() if line.startswith("| `") for word in CODE.findall(line.split("|")[1])
+    }
+    for name in NAMES:
+        file = json.loads((DEVICES / f"{name}.json").read_text())
+        fields = {f"datasheet.{key}" for key in file["datasheet"]} | set(file) - {"datasheet"}
+        assert fields <= explained, name
+        assert f"| `schema_version`, `name`, `kind` | {file['schema_version']};" in text, name

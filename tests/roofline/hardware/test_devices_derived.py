@@ -61,10 +61,22 @@ def clock(name):
     return (chip.matrix_clock_hz or chip.boost_clock_hz).value
 
 
-def test_what_is_derived_has_units_and_a_clock():
-    known = [n for n in device_names() if n.startswith("nvidia-")]
-    known = [n for n in known if (chip := load_device(n).chip).units and chip.boost_clock_hz]
-    assert set(FMA) <= set(known) and len(FMA) >= 30
+def test_every_gpu_with_units_and_a_clock_has_the_rates_of_a_known_architecture():
+    """A new file needs no row above: its rate a unit and cycle must be one that some architecture has."""
+    with_clock = {name for name in device_names() if (chip := load_device(name).chip).units and chip.boost_clock_hz}
+    assert set(FMA) | set(CDNA) <= with_clock and len(FMA) >= 30
+    for name in (n for n in with_clock if load_device(n).kind == "cuda"):
+        chip, vector = load_device(name).chip, load_device(name).datasheet.vector["float32"].value
+        matrix_of_unit = peak(name, "float16") / chip.units.value / clock(name)
+        vector_of_unit = vector / chip.units.value / chip.boost_clock_hz.value
+        if name.startswith("nvidia-"):
+            slack = 0.75 if name in UNKNOWN_TENSOR_CLOCK else 0.98
+            assert any(slack <= matrix_of_unit / (2 * rate) <= 1.01 for rate in set(FMA.values())), name
+            assert any(vector_of_unit == pytest.approx(2 * lanes, rel=0.02) for lanes in (64, 128)), name
+        else:
+            assert any(
+                (matrix_of_unit, vector_of_unit) == pytest.approx((m, v), rel=0.003) for m, _, v in CDNA.values()
+            )
 
 
 def test_the_16_bit_peak_of_an_nvidia_gpu_is_that_of_its_tensor_cores():
