@@ -5,7 +5,6 @@ Times come from real shapes and plausible efficiencies, so that the pictures loo
 
 import math
 
-from calibrate.passes import pass_report
 from calibrate.passes.pass_report import LayerEfficiency, PassReport, Rungs, Waterfall
 from profiler.record.run import Cell, CellResult, Closure, Environment, Run
 from roofline.hardware.spec import Figure, HardwareSpec, Level, Peaks
@@ -78,11 +77,33 @@ _LLAMA: tuple[tuple[str, str, int, int, int, float], ...] = (
 )
 
 FUSES = {"pointwise", "norm", "softmax", "copy"}
+TERMS = {
+    "ideal": "ideal",
+    "peak_derate": "achieved",
+    "extra_work": "executed",
+    "shape_loss": "calibrated",
+    "level": "calibrated_at_level",
+    "residual": "measured",
+}
+"""Each term of a waterfall with the rung that it ends at."""
 
 
 def waterfall(rungs: Rungs, total_s: float) -> Waterfall:
     """Differences of neighbouring known rungs; those over an unknown rung merged."""
-    return pass_report.waterfall(rungs, total_s - rungs.measured)
+    terms: dict[str, float | None] = {}
+    merged: dict[str, float] = {}
+    last, unknown = 0.0, ""
+    for term, rung in TERMS.items():
+        terms[term], value = None, getattr(rungs, rung)
+        if value is None:
+            unknown += f"{term}+"
+        elif unknown:
+            merged[unknown + term] = value - last
+        else:
+            terms[term] = value - last
+        if value is not None:
+            last, unknown = value, ""
+    return Waterfall(**terms, idle=total_s - rungs.measured, merged=merged)
 
 
 def _roof(peaks: Peaks | None, flops: float, bytes_: float) -> float | None:

@@ -61,6 +61,10 @@ def clock(name):
     return (chip.matrix_clock_hz or chip.boost_clock_hz).value
 
 
+def lanes(name):
+    return 64 if name in SIXTY_FOUR_LANES else 128
+
+
 def test_every_gpu_with_units_and_a_clock_has_the_rates_of_a_known_architecture():
     """A new file needs no row above: its rate a unit and cycle must be one that some architecture has."""
     with_clock = {name for name in device_names() if (chip := load_device(name).chip).units and chip.boost_clock_hz}
@@ -71,8 +75,11 @@ def test_every_gpu_with_units_and_a_clock_has_the_rates_of_a_known_architecture(
         vector_of_unit = vector / chip.units.value / chip.boost_clock_hz.value
         if name.startswith("nvidia-"):
             slack = 0.75 if name in UNKNOWN_TENSOR_CLOCK else 0.98
-            assert any(slack <= matrix_of_unit / (2 * rate) <= 1.01 for rate in set(FMA.values())), name
-            assert any(vector_of_unit == pytest.approx(2 * lanes, rel=0.02) for lanes in (64, 128)), name
+            assert any(
+                slack <= matrix_of_unit / (2 * FMA[known]) <= 1.01
+                and vector_of_unit == pytest.approx(2 * lanes(known), rel=0.02)
+                for known in FMA
+            ), name
         else:
             assert any(
                 (matrix_of_unit, vector_of_unit) == pytest.approx((m, v), rel=0.003) for m, _, v in CDNA.values()
@@ -90,7 +97,7 @@ def test_the_16_bit_peak_of_an_nvidia_gpu_is_that_of_its_tensor_cores():
 def test_the_fp32_peak_of_an_nvidia_gpu_is_that_of_its_lanes():
     for name in FMA:
         chip = load_device(name).chip
-        derived = chip.units.value * (64 if name in SIXTY_FOUR_LANES else 128) * 2 * chip.boost_clock_hz.value
+        derived = chip.units.value * lanes(name) * 2 * chip.boost_clock_hz.value
         assert load_device(name).datasheet.vector["float32"].value == pytest.approx(derived, rel=0.02), name
 
 
