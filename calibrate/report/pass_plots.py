@@ -31,8 +31,8 @@ ROOF = {"achieved": DARK, "datasheet": "#9aa5b8"}
 MARK = "#d00000"
 """Colours: of terms, of roofs by what they come from, and of an efficiency above 1."""
 
-BARS, LABEL = 40, 56
-"""Layer kinds in the bar chart, whose table has them all, and characters of a label beside a bar."""
+LABEL = 56
+"""Most characters of a label beside a bar."""
 
 NAMED = 3
 """Points above 1 with their efficiency beside them: the slowest; more would cover each other."""
@@ -92,7 +92,7 @@ def waterfall_chart(report: PassReport) -> go.Figure:
 
 def layer_chart(report: PassReport) -> go.Figure:
     """Measured, predicted and ideal time of the slowest layer kinds, one inside the other."""
-    rows = run_rows.layer_rows(report)[:BARS]
+    rows = run_rows.layer_rows(report)[: run_rows.BARS]
     kinds = [f" · {row.kind}" for row in rows]  # so that unlike rows have unlike labels, and plotly keeps them apart
     paths = shortened([row.label for row in rows], LABEL - max(map(len, kinds), default=0))
     labels = [path + kind for path, kind in zip(paths, kinds, strict=True)]

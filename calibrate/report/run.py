@@ -308,9 +308,9 @@ def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> Section:
     absent = f"; {lost} without FLOPs or bytes (copies, say) have no place on it" if lost else ""
     point = f"A point is a layer kind, its area its share of the wall, a red rim an efficiency above 1{absent}."
     roofline = Figure(f"roofline-{i}", partial(_draw, "roofline_chart", report, spec), point)
-    bars = Figure(
-        f"layers-{i}", partial(_draw, "layer_chart", report), "Beside a bar: its efficiency, ideal ÷ measured."
-    )
+    shown = f"The {rows.BARS} slowest of {len(all_rows)} layer kinds. " if len(all_rows) > rows.BARS else ""
+    beside = f"{shown}Beside a bar: its efficiency, ideal ÷ measured."
+    bars = Figure(f"layers-{i}", partial(_draw, "layer_chart", report), beside)
     parts: tuple[Part, ...] = (
         Text(verdict(report), "bad"),
         Text(headline(report), "strong"),

@@ -43,6 +43,9 @@ TERMS = (*RUNG_TERMS, "idle")
 ROWS_IN_TERMINAL, SMALLEST_SHARE = 20, 0.002
 """A terminal shows so many layer kinds, each of at least this share of the wall time; it folds the others."""
 
+BARS = 40
+"""Most layer kinds in the bar chart of a page, whose table has them all."""
+
 CLOSES_WITHIN = 1e-6
 """Relative: sums of the same doubles in another order differ by far less."""
 

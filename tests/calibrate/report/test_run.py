@@ -59,14 +59,15 @@ def test_times_in_the_terminal_add_up() -> None:
 
 
 def test_narrow_consoles_lose_columns_in_order_and_keep_path_and_time() -> None:
-    def header(width: int) -> str:
-        lines = on_terminal(document("gpu"), width).splitlines()
-        return next(line for line in lines if line.startswith("layer kind"))
+    def header(width: int, case: Document = document("gpu")) -> str:  # noqa: B008
+        return next(line for line in on_terminal(case, width).splitlines() if line.startswith("layer kind"))
 
     every = {column.header for column in LAYER_COLUMNS if "terminal" in column.views}
     assert all(word in header(160) for word in every)
-    shown = {120: ("time", "share", "ideal", "predicted", "efficiency", "bound", "FLOP/s", "bytes/s"),
-             100: ("predicted",), 90: ("bound",), 80: ("±", "efficiency"), 47: ("time",)}  # fmt: skip
+    wide = ("time", "share", "ideal", "predicted", "efficiency", "bound", "FLOP/s", "bytes/s")
+    for case in (document("gpu"), document("cpu"), one(samples.gpu_calibrated())):
+        assert all(word in header(120, case) for word in wide), case.title
+    shown = {100: ("predicted",), 90: ("bound",), 80: ("±", "efficiency"), 47: ("time",)}
     for width, words in shown.items():
         assert all(word in header(width) for word in words), width
     assert "per repeat" not in header(100)
@@ -88,6 +89,7 @@ def test_every_view_says_what_matters() -> None:
     assert "and 4 more" in " ".join(on_terminal(document("cpu"), 80).split())
     written = as_markdown(run_document([samples.gpu_calibrated(), samples.cpu()], samples.run(), samples.GPU))
     assert "device times: kernel timeline; caches: in situ; passes: 12 unprofiled, 12 profiled" in written
+    assert "1 difference between the planned graph and what the device ran" in written
     assert "op 17: aten::copy\\_ ran" in written and "model.layers.6.self\\_attn.unused\\_bias" in written
     assert CASES["gpu"][1].environment.versions["torch"] in written
 
@@ -109,6 +111,9 @@ def test_files_have_every_layer(name: str) -> None:
     text, page = as_markdown(document(name)).replace("\\", ""), as_page(document(name))
     words = "\n".join(page.words)
     assert "others" not in text
+    for view, shown in every_view(document(name)).items():
+        for said in ("mixtral-8x7b", "out of memory: needs 93.4 GB, the device has", run.environment.versions["torch"]):
+            assert said in shown, (view, said)
     for report in reports:
         assert headline(report) in words
         assert all(check.value in words for check in run_rows.closure(report, run.environment.device_kind))
@@ -161,6 +166,8 @@ def test_peaks_beside_other_work_are_warned_of_and_their_ranges_are_in_every_vie
     warning = "samples of the peaks vary (matrix bf16 by 80.0 %): other work, or a clock that changes"
     for view, text in every_view(one(samples.gpu(), spread(0.3, 1.1))).items():
         assert warning in text, view
+    for view, text in every_view(one(samples.gpu(), spread(0.8, 1.2))).items():
+        assert "samples of the peaks vary" not in text, view
     for view, text in every_view(one(samples.gpu(), spread(0.9, 1.01))).items():
         assert "samples of the peaks vary" not in text, view
         assert "5–95 % of samples" in text and "715 TFLOP/s to 802 TFLOP/s" in text, view
@@ -192,6 +199,11 @@ def test_the_first_markdown_table_has_the_closure() -> None:
         start = next(i for i, line in enumerate(lines) if line.startswith("| pass "))
         assert lines[start].endswith("| every check |")
         assert lines[start + 2].endswith(f"| {held} |")
+
+
+def test_the_device_comes_before_the_passes() -> None:
+    page = as_page(one(samples.gpu())).outside_scripts
+    assert 0 < page.index(">Device<") < page.index('<section id="pass-0"')
 
 
 def test_markup_in_names_is_shown_not_obeyed() -> None:
@@ -246,7 +258,10 @@ def test_points_above_one_are_ringed_and_named() -> None:
     assert rings(sound.model_copy(update={"layers": layers})) == []
 
 
-def test_layer_chart_keeps_every_bar_apart() -> None:
+def test_layer_chart_keeps_every_bar_apart_and_says_how_many_it_leaves_out() -> None:
+    kinds = len(samples.many_layers().layers)
+    assert f"The {run_rows.BARS} slowest of {kinds} layer kinds" in "\n".join(as_page(document("many")).words)
+    assert "slowest of" not in "\n".join(as_page(document("gpu")).words)
     figure = pass_plots.layer_chart(samples.many_layers())
-    assert len(set(figure.data[0].y)) == pass_plots.BARS
+    assert len(set(figure.data[0].y)) == run_rows.BARS
     assert [trace.name for trace in pass_plots.layer_chart(samples.no_peaks()).data] == ["measured"]

@@ -237,3 +237,13 @@ def test_a_ratio_holds_unless_its_whole_interval_lies_outside() -> None:
     assert holds(name, instrumented_ratio_low=0.8, instrumented_ratio_high=0.94) is False
     assert holds("busy ÷ wall", excess_low=-0.02, excess_high=0.2)
     assert holds("busy ÷ wall", excess_low=0.03, excess_high=0.2) is False
+
+
+def test_modules_in_a_line() -> None:
+    for modules, line in (
+        (["a.b.act", "a.b", "a.b.up"], "a.b.act + a.b + a.b.up"),
+        (["layers.*.norm", "layers.*.attn.q", ""], "layers.*.norm + …attn.q + (model)"),
+        (["layers.*.mlp.up", "layers.*.mlp.act"], "layers.*.mlp.up + …act"),
+        (["up"], "up"),
+    ):
+        assert run_rows.fold_modules(modules) == line
