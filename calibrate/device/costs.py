@@ -21,6 +21,7 @@ from scipy.stats import norm, t
 from profiler.record.measurement import UNKNOWN_LINK, Measurement, quantile_of
 from roofline.hardware.spec import Figure, Link
 from roofline.laws.work import factor, messages
+from roofline.units import whole_percent
 
 CONFIDENCE = 0.9
 """Coverage of the intervals."""
@@ -222,7 +223,10 @@ def measured_link(measurements: Sequence[Measurement]) -> tuple[str, Link]:
         return between, Link(bandwidth=bandwidth)
     source = f"least relative errors over collectives, {where}"
     link = Link(bandwidth=bandwidth, latency_s=Figure(value=message_s, source=source))
-    off = "; ".join(f"{name} {low:+.0%} to {high:+.0%}" for name, (low, high) in errors(link, measurements).items())
+    off = "; ".join(
+        f"{name} {whole_percent(low, signed=True)} to {whole_percent(high, signed=True)}"
+        for name, (low, high) in errors(link, measurements).items()
+    )
     latency = Figure(value=message_s, source=f"{source}; priced against measured: {off}")
     return between, link.model_copy(update={"latency_s": latency})
 

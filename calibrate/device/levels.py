@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from profiler.record.measurement import DISTINCT, Capacity
+from roofline.units import whole_percent
 
 OCTAVES = 2.0
 """Octaves of working set within which one level gives way to the next."""
@@ -74,7 +75,7 @@ def ladder(
         level = shown(cache, caches[cache], outer.best.bytes_per_s)
         if level is None:
             reached = max(kernel.bytes_per_s for kernel in caches[cache])
-            how = "slower than" if reached < outer.best.bytes_per_s else f"not {DISTINCT - 1:.0%} above"
+            how = "slower than" if reached < outer.best.bytes_per_s else f"not {whole_percent(DISTINCT - 1)} above"
             reasons[cache.name] = (
                 f"merged into {outer.name}: {reached / 1e9:.1f} GB/s is {how} {outer.best.bytes_per_s / 1e9:.1f} GB/s"
             )

@@ -16,6 +16,7 @@ from profiler.record.measurement import Key, Measurement, MemoryHierarchy, group
 from profiler.record.run import Environment
 from roofline.hardware.load import find_device
 from roofline.hardware.spec import Characteristic, Chip, Figure, HardwareSpec, Level, Link, Peaks, spec_kind
+from roofline.units import percent
 
 FITTED = ("curve", "transfer", "collective", "cache")
 """Families whose single sizes are no figures of the device."""
@@ -238,7 +239,7 @@ def _fitted(
     cost: LinearCost, law: str, name: str, unit: str, value: float, ends: tuple[float, float]
 ) -> Characteristic:
     """A constant of a line, with the interval of the fit, not of processes."""
-    off = f"off by {cost.worst_relative_error:.1%} at the worst size"
+    off = f"off by {percent(cost.worst_relative_error)} at the worst size"
     finite = ends[1] < math.inf
     return Characteristic(
         name=name,

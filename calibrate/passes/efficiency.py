@@ -104,7 +104,9 @@ def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated
         kernels=table.compiled.alike([layer_kind(op.path) for op in graph.ops], [str(op.kind) for op in graph.ops])
         if table.compiled
         else (),
-        warnings=(*table.warnings, *doubts(result, ratio), *_doubts(layers, result.closure)),
+        warnings=tuple(
+            w for w in (*table.warnings, *doubts(result, ratio), *_doubts(layers, result.closure)) if w != reason
+        ),
         clock=result.clock,
         cache_state=result.cache_state,
         passes=(len(result.wall_s), len(result.profiled_wall_s)),

@@ -19,6 +19,7 @@ from roofline.graph.op import OpGraph
 from roofline.hardware.spec import HardwareSpec, Peaks
 from roofline.price import UNKNOWN, Prepared, missing_peaks, price, price_fused, price_kernels, share
 from roofline.price_by_law import LawPrices, law_prices, waits
+from roofline.units import whole_percent
 
 Array = NDArray[np.float64]
 
@@ -248,7 +249,7 @@ def _unlawful(graph: OpGraph, laws: LawPrices | None) -> list[str]:
         share = float(times[rows].sum()) / whole if whole > 0 else 0.0
         if share > NOTED:
             names = sorted({graph.ops[i].name for i in np.flatnonzero(rows)})
-            out.append(f"{share:.0%} of the predicted time {statement} ({', '.join(names)})")
+            out.append(f"{whole_percent(share)} of the predicted time {statement} ({', '.join(names)})")
     return out
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from calibrate.passes.replicates import Floats, Median, by_round, error_within, median_of
 from profiler.record.run import CellResult
+from roofline.units import percent, whole_percent
 
 CERTAIN = 0.99
 """Coverage of the interval that a contradiction is judged by."""
@@ -45,20 +46,20 @@ def judge(result: CellResult, *, wall: Median, excess: Median, ratio: Median) ->
         return result.status, result.reason
     ends = excess.interval(CERTAIN) if excess.freedom >= FEWEST_ROUNDS - 1 else None
     if ends is not None and ends[0] > MOST_EXCESS:
-        return "invalid", f"busy is more than the wall by {excess.value:.0%} ({_certain(ends)})"
+        return "invalid", f"busy is more than the wall by {whole_percent(excess.value)} ({_certain(ends)})"
     if result.closure.attributed < LEAST_ATTRIBUTED[result.cell.mode]:
-        return "inconclusive", f"only {result.closure.attributed:.1%} of the device time belongs to an operation"
+        return "inconclusive", f"only {percent(result.closure.attributed)} of the device time belongs to an operation"
     if excess.value > MOST_EXCESS:
         doubt = "so few rounds cannot tell from noise" if ends is None else f"may be noise ({_certain(ends)})"
-        return "inconclusive", f"busy is more than the wall by {excess.value:.0%}, which {doubt}"
+        return "inconclusive", f"busy is more than the wall by {whole_percent(excess.value)}, which {doubt}"
     if result.other_work is not None and result.other_work > MOST_OTHER_WORK:
-        return "inconclusive", f"other work took {result.other_work:.0%} of the host while it was measured"
+        return "inconclusive", f"other work took {whole_percent(result.other_work)} of the host while it was measured"
     if (half := wall.half()) > WIDEST_WALL * wall.value and half != math.inf:
-        return "inconclusive", f"the wall is known to ± {half / wall.value:.0%} only: the machine is noisy"
+        return "inconclusive", f"the wall is known to ± {whole_percent(half / wall.value)} only: the machine is noisy"
     ends = ratio.interval(CERTAIN)
     if ratio.value < LEAST_INSTRUMENTED or (ends is not None and ends[1] < 1 - INSTRUMENTED_WITHIN):
-        reason = f"profiled passes took {ratio.value:.0%} of the plain ones: the machine changed between them"
-        return "inconclusive", reason
+        share = whole_percent(ratio.value)
+        return "inconclusive", f"profiled passes took {share} of the plain ones: the machine changed between them"
     return "done", None
 
 
@@ -83,12 +84,13 @@ def doubts(result: CellResult, ratio: Median) -> list[str]:
     """Caveats of a pass that is good enough; `ratio` as in `judge`."""
     out = []
     if result.other_work is not None and result.other_work > SEEN_OTHER_WORK:
-        out.append(f"other work took {result.other_work:.0%} of the host while it was measured")
+        out.append(f"other work took {whole_percent(result.other_work)} of the host while it was measured")
     ends = ratio.interval() or (ratio.value, ratio.value)
     if ends[0] > 1 + INSTRUMENTED_WITHIN:
-        out.append(f"times of operations carry up to {ratio.value - 1:.0%} of instrumentation; the wall does not")
+        longer = whole_percent(ratio.value - 1)
+        out.append(f"times of operations carry up to {longer} of instrumentation; the wall does not")
     return out
 
 
 def _certain(ends: tuple[float, float]) -> str:
-    return f"{CERTAIN:.0%} interval: {ends[0]:.0%} to {ends[1]:.0%}"
+    return f"{whole_percent(CERTAIN)} interval: {whole_percent(ends[0])} to {whole_percent(ends[1])}"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from calibrate.report.units import known_sum, ratio
 from roofline.graph.op import ANCHORS, Traffic, layer_of
 from roofline.predict.passes import OpPrediction, PassPrediction
+from roofline.units import known_sum, ratio
 
 MOST_NODES = 28
 """Nodes of a readable drawing."""

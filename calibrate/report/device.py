@@ -14,10 +14,10 @@ from calibrate.report import device_rows, document
 from calibrate.report.device_rows import FRESH, GIVEN, Characterisation, Group, Line, Row, kind_of, name, value
 from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
 from calibrate.report.run import peak_parts
-from calibrate.report.units import UNKNOWN, binary, dtype, in_unit, magnitude, megahertz, number, percent, seconds, size
 from profiler.record.measurement import FASTEST, Measurement, Window
 from profiler.record.run import Run
 from roofline.hardware.spec import HardwareSpec
+from roofline.units import UNKNOWN, binary, dtype, in_unit, magnitude, megahertz, number, percent, seconds, size
 
 PLOTS = (
     ("curve", "Bandwidth over the working set",

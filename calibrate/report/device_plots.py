@@ -17,9 +17,9 @@ from plotly.subplots import make_subplots
 
 from calibrate.report import device_rows, theme
 from calibrate.report.device_rows import FRESH, GIVEN, Characterisation, Row, call_s, ends, kind_of, place
-from calibrate.report.units import binary, bytes_per_s, dtype, flops_per_s, in_unit, megahertz, number, percent, seconds
 from profiler.record.measurement import Measurement, Window
 from roofline.hardware.spec import HardwareSpec
+from roofline.units import binary, bytes_per_s, dtype, flops_per_s, in_unit, megahertz, number, percent, seconds
 
 STATED = re.compile(r"(\d+) bytes stated by the system")
 BAR = {"datasheet": theme.LIGHT, "burst": "#1f77b4", "sustained": theme.GREEN}

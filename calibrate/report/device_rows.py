@@ -12,11 +12,11 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from calibrate.report.units import UNKNOWN, binary, dtype, in_unit, percent, ratio
 from profiler.record.measurement import Measurement, Window, quantile_of
 from profiler.record.run import Run
 from roofline.hardware.spec import Characteristic, HardwareSpec
 from roofline.record import Record
+from roofline.units import UNKNOWN, binary, dtype, in_unit, percent, ratio
 
 ONE_CORE = ".one core"
 """The end of the name of a figure that a single thread reached where others could have helped."""

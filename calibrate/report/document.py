@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
-from calibrate.report.units import UNKNOWN, seconds
+from roofline.units import UNKNOWN, seconds
 
 View = Literal["terminal", "markdown", "html"]
 TERMINAL: frozenset[View] = frozenset({"terminal"})

@@ -9,9 +9,9 @@ from typing import Any
 from calibrate.kernels.score import DECODING, FEW_ROWS, LONG_KEYS, Calibrated, Calibration
 from calibrate.report.document import Column, Document, Facts, Lines, Part, Section, Text, figure, table
 from calibrate.report.json import kernel_kinds
-from calibrate.report.units import number, percent
 from profiler.record.folder import RunFolder
 from profiler.record.kernel_table import Kernels
+from roofline.units import number, percent
 
 
 def kernels_document(folder: RunFolder, kernels: Kernels) -> Document:

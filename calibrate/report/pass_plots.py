@@ -15,8 +15,8 @@ from calibrate.report import run_rows
 from calibrate.report.run_rows import LayerRow, meaning
 from calibrate.report.terminal import shortened
 from calibrate.report.theme import DARK, GREEN, HOVER, KIND, LIGHT, plain, points, style
-from calibrate.report.units import bytes_per_s, dtype, flops_per_s, magnitude, number, percent, seconds
 from roofline.hardware.spec import HardwareSpec, Peaks
+from roofline.units import bytes_per_s, dtype, flops_per_s, magnitude, number, percent, seconds
 
 TERM = {
     "ideal": GREEN,

@@ -8,10 +8,10 @@ from typing import Any
 from calibrate.report import document, prediction_rows
 from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
 from calibrate.report.prediction_rows import CLASSES, KindRow, bound_shares, kind_rows, pass_title, phase, total_row
-from calibrate.report.units import UNKNOWN, dtype, magnitude, number, percent, precise, seconds, size
 from roofline.hardware.spec import Peaks
 from roofline.paper.table import PaperPhase, PaperResult, PaperRow
 from roofline.predict.passes import PassPrediction, Prediction, RequestPrediction
+from roofline.units import UNKNOWN, dtype, magnitude, number, percent, precise, seconds, size
 
 FORM = {"fused": "the ideal graph (fused wherever possible)", "executed": "the graph as transformers executes it"}
 

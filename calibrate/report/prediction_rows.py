@@ -10,10 +10,10 @@ from typing import Any
 from calibrate.passes.table import layer_kind
 from calibrate.report.document import printable
 from calibrate.report.run import workload_title
-from calibrate.report.units import known_sum, magnitude, ratio
 from roofline.graph.op import Traffic
 from roofline.predict.passes import OpPrediction, PassPrediction
 from roofline.record import Record
+from roofline.units import known_sum, magnitude, ratio
 
 CLASSES = tuple(Traffic.model_fields)
 

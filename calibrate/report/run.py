@@ -6,13 +6,14 @@ from typing import Any
 
 from calibrate.passes.pass_report import FusedKernel, PassReport
 from calibrate.passes.replicates import MIDDLE
-from calibrate.report import document, units
+from calibrate.report import document
 from calibrate.report import run_rows as rows
 from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
 from calibrate.report.run_rows import LayerRow, TermRow, meaning
-from calibrate.report.units import UNKNOWN, dtype, magnitude, number, percent, plus_minus, ratio, seconds, size
 from profiler.record.run import CellResult, Mode, Run
+from roofline import units
 from roofline.hardware.spec import HardwareSpec
+from roofline.units import UNKNOWN, dtype, magnitude, number, percent, plus_minus, ratio, seconds, size
 from roofline.workload import Workload
 
 WORDS = {
@@ -79,7 +80,7 @@ def title(report: PassReport) -> str:
 
 
 def verdict(report: PassReport) -> str:
-    """ "inconclusive: single passes vary by ± 40%"; "" for a sound pass."""
+    """ "inconclusive: single passes vary by ± 40 %"; "" for a sound pass."""
     return "" if report.status == "done" else f"{report.status}: {report.reason or 'no reason was recorded'}"
 
 
@@ -129,8 +130,7 @@ def level(report: PassReport) -> tuple[str, ...]:
     if not report.level:
         return ()
     probes = [f"{probe} {ratio.ratio:.2f}× ({ratio.low:.2f}–{ratio.high:.2f})" for probe, ratio in report.level.items()]
-    beside = "time of reference probes beside this pass ÷ during calibration (above 1 is slower)"
-    measured = f"machine speed: {beside}: {', '.join(probes)}"
+    measured = f"reference probes: time beside this pass ÷ time during calibration: {', '.join(probes)}"
     calibrated = report.predicted_busy_calibrated_s, report.predicted_wall_calibrated_s
     if calibrated == (report.predicted_busy_s, report.predicted_wall_s):
         return (measured,)

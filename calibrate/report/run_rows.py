@@ -11,11 +11,11 @@ from typing import Literal, get_args
 from calibrate.passes.pass_report import TERMS as RUNG_TERMS
 from calibrate.passes.pass_report import LayerEfficiency, PassReport, Waterfall
 from calibrate.passes.verdict import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_EXCESS, SPANS_WITHIN
-from calibrate.report.units import UNKNOWN, dtype, in_unit, known_sum, percent, plus_minus, ratio, seconds
 from roofline.hardware.spec import Figure, HardwareSpec, Peaks
 from roofline.laws.fitted import FittedLaw
 from roofline.laws.kinds import HOST_GAP, OPERATOR
 from roofline.record import Record
+from roofline.units import UNKNOWN, dtype, in_unit, known_sum, percent, plus_minus, ratio, seconds
 
 MEANING = {
     "ideal": "the fused graph at datasheet peaks",

@@ -14,7 +14,7 @@ from rich.table import Table as Grid
 from rich.text import Text as Words
 
 from calibrate.report.document import Cell, Document, Facts, Lines, Part, Section, Table, Text, Tone, printable, shown
-from calibrate.report.units import aligned
+from roofline.units import aligned
 
 GAP, NARROWEST, NARROWEST_BAR, WIDEST_BAR = 2, 20, 8, 40
 """Characters between two columns, of a column of words below which another column goes, and of a bar."""

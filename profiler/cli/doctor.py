@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import typer
-from rich.text import Text
 
 from profiler.cli.options import AsJson, DeviceName, Results
-from profiler.cli.output import INVALID, console, print_json, stdout_to_stderr_if
+from profiler.cli.output import INVALID, print_json, print_wrapped, stdout_to_stderr_if
 
 EXAMPLE = "Example:  python -m profiler doctor --device cuda"
 STYLES = {"invalidates": "bold red", "warns": "yellow", "note": "dim"}
@@ -29,16 +28,14 @@ def doctor(device: DeviceName = "auto", results: Results = Path("results"), as_j
             {"device": environment.device, "environment": environment.model_dump(mode="json"), "findings": dumped}
         )
     else:
-        out = console(soft_wrap=True, highlight=False)
         versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
-        out.print(Text(f"{environment.device}, {environment.cores} cores, {environment.threads} threads, {versions}"))
+        print_wrapped(f"{environment.device}, {environment.cores} cores, {environment.threads} threads, {versions}")
         for problem in problems:
-            out.print(Text(f"{problem.severity}: {problem.what}", STYLES[problem.severity]))
-            out.print(Text(f"  why: {problem.why}"))
-            out.print(Text(f"  do:  {problem.mend}"))
+            print_wrapped(f"{problem.severity}: {problem.what}", STYLES[problem.severity])
+            print_wrapped(f"  why: {problem.why}\n  do:  {problem.mend}", hang=5)
         if invalid:
-            out.print(f"findings that make measurements invalid: {invalid}; fix them first")
+            print_wrapped(f"findings that make measurements invalid: {invalid}; fix them first")
         if not problems:
-            out.print("nothing on this machine would spoil a measurement")
+            print_wrapped("nothing on this machine would spoil a measurement")
     if invalid:
         raise typer.Exit(INVALID)

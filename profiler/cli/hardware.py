@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from calibrate.report.units import duration
 from profiler.cli import options as option
 from profiler.cli import output
 from profiler.cli.measuring import VISITS, calibrate_device, new_run, require_same_machine, set_threads
 from profiler.record.folder import RunFolder
 from profiler.record.run import RequestError
+from roofline.units import duration
 
 if TYPE_CHECKING:
     from profiler.microbench.processes import Plan

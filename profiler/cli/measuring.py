@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from calibrate.report.units import duration
 from profiler.cli.output import Step
 from profiler.record.folder import RunFolder
 from profiler.record.run import Cell, Environment, RequestError, Run, differing, roofcal_version
 from roofline.hardware.spec import HardwareSpec
 from roofline.laws.fitted import Provenance, ReferenceLevel
+from roofline.units import duration
 
 if TYPE_CHECKING:
     import torch

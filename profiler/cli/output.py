@@ -18,6 +18,7 @@ import io
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from profiler.record.folder import RunFolder
 
@@ -38,6 +40,9 @@ INTERRUPTED, BROKEN_PIPE = 130, 141
 
 PIPED_WIDTH = 120
 """Characters in a line where there is no terminal; the tables need 110 for all their words."""
+
+_BREAK = "\x00"
+"""Marks a comma without a space behind it, where a line may be broken."""
 
 Step = Callable[[str, float], None]
 """Called with a text that says what begins, and the units of work that are done by then; fractions count."""
@@ -55,6 +60,18 @@ def console(**options: Any) -> Console:
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = None if terminal or os.environ.get("COLUMNS") else PIPED_WIDTH
     return _QuietConsole(width=width, **options)
+
+
+def print_wrapped(text: str, style: str = "", hang: int = 4) -> None:
+    """Print lines within the console's width, broken at spaces and commas; the rest of one stands `hang` deeper."""
+    out = console(highlight=False)
+    for line in text.splitlines():
+        deep = line[: len(line) - len(line.lstrip())]
+        breakable = line.strip().replace(",", f",{_BREAK} ").replace(f",{_BREAK}  ", ", ")
+        kept = textwrap.wrap(breakable, out.width, initial_indent=deep, subsequent_indent=deep + " " * hang,
+                             break_on_hyphens=False)  # fmt: skip
+        for part in kept:
+            out.print(Text(part.replace(f"{_BREAK} ", "").rstrip(_BREAK), style), soft_wrap=True)
 
 
 def replace_unencodable() -> None:

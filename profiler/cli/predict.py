@@ -14,7 +14,7 @@ import typer
 from typer import Argument, Option
 
 from profiler.cli import options as option
-from profiler.cli.output import show, stdout_to_stderr_if
+from profiler.cli.output import print_wrapped, show, stdout_to_stderr_if
 from profiler.record.files import read_record, replacing
 from profiler.record.run import RequestError
 from roofline.graph.op import GRAPH_SCHEMA, OpGraph
@@ -91,7 +91,7 @@ def predict(
     The device need not be here: a datasheet or a spec describes it.
     """
     if hardware == "list" or what_if == ["list"]:
-        print("\n".join(device_names() if hardware == "list" else map(help_text, WHAT_IFS)))
+        print_wrapped("\n".join(device_names() if hardware == "list" else map(help_text, WHAT_IFS)))
         return
     written = option.written_options(invocation)
     option.refuse_in_vain(written, accounting)

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from calibrate.report.units import duration
 from profiler.cli import options as option
 from profiler.cli import output
 from profiler.cli.measuring import (
@@ -28,6 +27,7 @@ from profiler.cli.measuring import (
 )
 from profiler.record.folder import RunFolder
 from profiler.record.run import Mode, RequestError
+from roofline.units import duration
 
 EXAMPLE = """
 Examples:\n

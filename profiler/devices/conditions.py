@@ -18,6 +18,7 @@ from typing import NamedTuple
 from profiler.devices.watch import GpuReading
 from profiler.record.measurement import Label, Severity, Window
 from roofline.record import Record
+from roofline.units import percent, whole_percent
 
 ORDER: tuple[Severity, ...] = ("invalidates", "warns", "note")
 
@@ -206,7 +207,7 @@ def host_labels(windows: Sequence[Window]) -> list[Label]:
     host = []
     if steal is not None and (severity := graded(steal - unsure, STEAL_WARN, STEAL_INVALIDATE)):
         share = _share(windows, lambda window: (window.steal_fraction or 0) > STEAL_WARN)
-        what = f"the hypervisor took {100 * steal:.1f} % of the cores' time (steal)"
+        what = f"the hypervisor took {percent(steal)} of the cores' time (steal)"
         host.append(_label("steal", what, share, severity))
     if others is not None and (severity := graded(others - unsure, OTHERS_WARN, OTHERS_INVALIDATE)):
         cores = next(window.cores for window in windows if window.cores)
@@ -236,7 +237,7 @@ def _reasons(windows: Sequence[Window], chip_clock_hz: float | None) -> Iterable
         share = _share(known, lambda window, bit=bit: bool((window.event_reasons or 0) & bit))  # type: ignore[misc]
         if share:
             what = "power cap" if bit == POWER_CAP else meaning
-            what += f" in {_percent(share)} of the time{_sm_clock(windows, chip_clock_hz)}"
+            what += f" in {whole_percent(share)} of the time{_sm_clock(windows, chip_clock_hz)}"
             neglected = severity == "invalidates" and share <= SLOWED_SHARE
             yield Label(severity="warns" if neglected else severity, what=what, share=share)
 
@@ -249,7 +250,8 @@ def _sm_clock(windows: Sequence[Window], chip_clock_hz: float | None) -> str:
     median = statistics.median(clocks)
     text = f", SM clock {_megahertz(clocks)}" + (f", median {median / 1e6:,.0f}" if len(set(clocks)) > 1 else "")
     if chip_clock_hz is not None:
-        text += f", {_percent(median / chip_clock_hz)} of the {chip_clock_hz / 1e6:,.0f} MHz of the datasheet's peaks"
+        share = whole_percent(median / chip_clock_hz)
+        text += f", {share} of the {chip_clock_hz / 1e6:,.0f} MHz of the datasheet's peaks"
     return text
 
 
@@ -260,9 +262,9 @@ def _foreign(windows: Sequence[Window], mig: bool) -> Iterable[Label]:
     names = ", ".join(dict.fromkeys(name for window in windows for name in window.foreign or ()))
     present = [window for window in windows if window.foreign]
     known = [window.foreign_utilization for window in present if window.foreign_utilization is not None]
-    what = f"other processes on the GPU ({names}) in {_percent(share)} of the time"
+    what = f"other processes on the GPU ({names}) in {whole_percent(share)} of the time"
     if known and max(known) > 0:
-        yield _label("foreign, busy", f"{what}, which used up to {_percent(max(known))}", share)
+        yield _label("foreign, busy", f"{what}, which used up to {whole_percent(max(known))}", share)
     else:
         idle = ", idle" if len(known) == len(present) else "; whether they worked is not known"
         yield _label("foreign, idle", what + idle, share)
@@ -292,7 +294,7 @@ def _unknown(windows: Sequence[Window], before: GpuReading | None) -> Iterable[L
         ("whether other processes used the GPU", lambda window: window.foreign is None),
     ):
         if share := _share(windows, is_unknown):
-            yield _label("unseen", f"{what} is not known in {_percent(share)} of the time", share)
+            yield _label("unseen", f"{what} is not known in {whole_percent(share)} of the time", share)
 
 
 def _sm_clock_moved(windows: Sequence[Window], chip_clock_hz: float | None) -> Iterable[Label]:
@@ -345,10 +347,6 @@ def _off_median(windows: Sequence[Window], figure: Callable[[Window], float | No
 
 def _moved(values: Sequence[float]) -> bool:
     return max(values) - min(values) > CLOCK_MOVED * max(values)
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.0f} %" if fraction >= 0.01 else "less than 1 %"
 
 
 def _megahertz(values: Sequence[float]) -> str:

@@ -28,6 +28,7 @@ from profiler.devices.conditions import (
 from profiler.devices.host import HostReading
 from profiler.devices.watch import GpuReading
 from profiler.record.measurement import Severity
+from roofline.units import percent, whole_percent
 
 LISTED_CORES = 0.05
 """Fraction of one core; a process that takes less is not worth stopping, as `OTHERS_WARN`."""
@@ -51,11 +52,11 @@ def _other_work(host: HostReading) -> Iterable[Finding]:
     others, steal = host.busy_others_cores or 0.0, host.steal_fraction or 0.0
     if severity := graded(others / host.cores, OTHERS_WARN, OTHERS_INVALIDATE):
         listed = [process for process in host.busiest[:3] if process.cores >= LISTED_CORES]
-        names = ", ".join(f"{p.name} ({p.pid}): {p.cores:.0%} of a core" for p in listed)
+        names = ", ".join(f"{p.name} ({p.pid}): {whole_percent(p.cores)} of a core" for p in listed)
         what = f"other work takes {others:.2f} of {host.cores} cores" + (f": {names}" if names else "")
         yield finding("other work", what, severity)
     if severity := graded(steal, STEAL_WARN, STEAL_INVALIDATE):
-        yield finding("steal", f"the hypervisor takes {steal:.1%} of the cores' time (steal)", severity)
+        yield finding("steal", f"the hypervisor takes {percent(steal)} of the cores' time (steal)", severity)
     if host.load_1min is not None and host.load_1min > host.host_cores:
         what = f"the load average of the last minute is {host.load_1min:.2f} on {host.host_cores} cores"
         yield finding("load", what)
@@ -121,9 +122,8 @@ def _gpu_use(gpu: GpuReading, own_context: bool, own_bytes: int) -> Iterable[Fin
     if foreign and not gpu.mig:
         busy, names = gpu.utilization or 0.0, ", ".join(process.label for process in foreign)
         what = f"{len(foreign)} other process(es) on the GPU ({names})"
-        yield (
-            finding("foreign, busy", f"{what}, busy {busy:.0%} of the time") if busy else finding("foreign, idle", what)
-        )
+        used_by = f"{what}, busy {whole_percent(busy)} of the time"
+        yield finding("foreign, busy", used_by) if busy else finding("foreign, idle", what)
     if gpu.mig:
         yield finding("mig", "MIG is on")
     elif used > MEMORY_MARGIN_BYTES:

@@ -23,6 +23,7 @@ from profiler.record.measurement import CacheSource, CacheState, Label, State, S
 from profiler.timing.cache_state import Rotation, copies, state_of
 from profiler.timing.clocks import Call, Clock, floor_s
 from profiler.timing.stopping import Reason, Rules, Stopping
+from roofline.units import whole_percent
 
 WARM_UP_PART = 0.25
 """Most of the time limit that warm-up may take."""
@@ -277,7 +278,7 @@ class Verdict:
         if self.status == "done":
             return None
         invalidating = [label.what for label in self.labels if label.severity == "invalidates"]
-        return "; ".join(invalidating) or f"other work took {self.other_work or 0:.0%} of the host's cores"
+        return "; ".join(invalidating) or f"other work took {whole_percent(self.other_work or 0)} of the host's cores"
 
 
 def judge(

@@ -187,7 +187,7 @@ def test_no_level_is_slower_than_a_larger_one() -> None:
     )
     assert [level.name for level in kept] == ["L2", "DRAM"]
     assert reasons["L1"] == "merged into L2: 30.0 GB/s is slower than 100.0 GB/s"
-    assert reasons["L3"] == "merged into DRAM: 21.0 GB/s is not 15% above 20.0 GB/s"
+    assert reasons["L3"] == "merged into DRAM: 21.0 GB/s is not 15 % above 20.0 GB/s"
     rates = [level.best.bytes_per_s for level in kept]
     assert rates == sorted(rates, reverse=True)
 

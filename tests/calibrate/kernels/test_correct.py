@@ -87,12 +87,11 @@ def test_of_one_group_rows_are_held_out():
 
 
 def test_only_latencies_of_the_chosen_points_are_read():
-    model = train(Simple(), halved()[0], FACTS, points=50, seed=1)
-    assert model.points == 50
-    if model.correction is not None:
-        m = model.correction.points["m"]
-        assert len(m) == 50
-        assert (model.domain["m"].low, model.domain["m"].high) == (min(m), max(m))
+    model = train(Simple(), halved(noise=0.01, bump=0.25)[0], FACTS, points=50, seed=1)
+    assert model.correction is not None
+    m = model.correction.points["m"]
+    assert model.points == len(m) == len(model.correction.residuals) == 50
+    assert (model.domain["m"].low, model.domain["m"].high) == (min(m), max(m))
 
 
 def test_a_seed_gives_one_model_and_few_points_still_give_one():

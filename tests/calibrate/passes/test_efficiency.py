@@ -216,11 +216,20 @@ def test_busy_time_beyond_the_wall_is_judged_with_the_rounds_that_say_so():
     assert report.waterfall.idle == pytest.approx(-1)
     steady = result(((5.0,) * 4, (8.0,) * 4, (4.0,) * 4), ((0.0,) * 4,) * 3, wall=(16.0, 16.1, 16.0, 15.9), tail=())
     report = summarise(steady, two_matmuls_and_an_add(), SPEC)
-    assert report.status == "invalid" and report.reason.startswith("busy is more than the wall by 6% (99% interval: ")
+    assert report.status == "invalid" and report.reason.startswith("busy is more than the wall by 6 % (99 % interval: ")
     assert report.excess == pytest.approx(1 / 16)
     assert 0.02 < report.excess_low < report.excess < report.excess_high
     noisy = steady.model_copy(update={"wall_s": (16.0, 18.0, 15.0, 16.0)})
     assert summarise(noisy, two_matmuls_and_an_add(), SPEC).status == "inconclusive"
+
+
+def test_other_work_is_said_once():
+    """As the reason of an inconclusive pass, or else as a warning."""
+    for share, status in ((0.4, "inconclusive"), (0.1, "done")):
+        report = summarise(result().model_copy(update={"other_work": share}), two_matmuls_and_an_add(), SPEC)
+        said = [report.reason, *report.warnings]
+        assert report.status == status
+        assert sum("other work took" in (words or "") for words in said) == 1, said
 
 
 def test_an_efficiency_above_one_is_marked():

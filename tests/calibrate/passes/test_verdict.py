@@ -24,8 +24,22 @@ def known(value: float, error: float = 0.001) -> Median:
     [
         ({}, known(1), known(-0.1), known(1.02), "done", None),
         ({}, known(1), known(0.019), known(1.02), "done", None),
-        ({}, known(1), known(0.1), known(1.02), "invalid", "busy is more than the wall by 10% (99% interval: 10% to"),
-        ({}, known(1), known(0.1, 0.05), known(1.02), "inconclusive", "by 10%, which may be noise (99% interval: -6%"),
+        (
+            {},
+            known(1),
+            known(0.1),
+            known(1.02),
+            "invalid",
+            "by 10 % (99 % interval: 10 % to",
+        ),
+        (
+            {},
+            known(1),
+            known(0.1, 0.05),
+            known(1.02),
+            "inconclusive",
+            "10 %, which may be noise (99 % interval: −6 %",
+        ),
         (
             {},
             known(1),
@@ -34,14 +48,14 @@ def known(value: float, error: float = 0.001) -> Median:
             "inconclusive",
             "which so few rounds cannot tell from noise",
         ),
-        ({}, known(1, 0.1), known(-0.1), known(1.02), "inconclusive", "the wall is known to ± 18% only"),
+        ({}, known(1, 0.1), known(-0.1), known(1.02), "inconclusive", "the wall is known to ± 18 % only"),
         ({}, known(1, math.inf), known(-0.1), known(1.02), "done", None),
-        ({"closure": closure(attributed=0.98)}, known(1), known(-0.1), known(1.02), "inconclusive", "98.0% of the"),
-        ({}, known(1), known(-0.1), known(0.59), "inconclusive", "59%"),
-        ({}, known(1), known(-0.1), known(0.93), "inconclusive", "93%"),
+        ({"closure": closure(attributed=0.98)}, known(1), known(-0.1), known(1.02), "inconclusive", "98.0 % of the"),
+        ({}, known(1), known(-0.1), known(0.59), "inconclusive", "59 %"),
+        ({}, known(1), known(-0.1), known(0.93), "inconclusive", "93 %"),
         ({}, known(1), known(-0.1), known(0.93, 0.02), "done", None),  # may as well be 1
         ({}, known(1), known(-0.1), known(1.3), "done", None),
-        ({"other_work": 0.5}, known(1), known(-0.1), known(1.02), "inconclusive", "other work took 50%"),
+        ({"other_work": 0.5}, known(1), known(-0.1), known(1.02), "inconclusive", "other work took 50 %"),
         ({"other_work": 0.1}, known(1), known(-0.1), known(1.02), "done", None),
         ({"status": "failed", "reason": "out of memory"}, known(1), known(9), known(1), "failed", "out of memory"),
         ({"status": "invalid", "reason": "it throttled"}, known(1), known(-0.1), known(1), "invalid", "it throttled"),
@@ -112,6 +126,6 @@ def test_what_is_good_enough_but_worth_knowing(result: CellResult) -> None:
     quiet = result.model_copy(update={"closure": closure(), "other_work": 0.04})
     assert doubts(quiet, known(1.02)) == doubts(quiet, known(1.06, 0.02)) == []
     assert doubts(quiet.model_copy(update={"other_work": 0.1}), known(1.12)) == [
-        "other work took 10% of the host while it was measured",
-        "times of operations carry up to 12% of instrumentation; the wall does not",
+        "other work took 10 % of the host while it was measured",
+        "times of operations carry up to 12 % of instrumentation; the wall does not",
     ]

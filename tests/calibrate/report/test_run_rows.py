@@ -5,7 +5,8 @@ import report_samples as samples
 from calibrated_laws import at_priors
 
 from calibrate.passes.pass_report import Rungs
-from calibrate.report import run, run_rows, units
+from calibrate.report import run, run_rows
+from roofline import units
 from roofline.hardware.load import load_device
 from roofline.hardware.spec import facts_of
 

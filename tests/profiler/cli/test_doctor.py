@@ -36,6 +36,18 @@ def test_only_what_invalidates_is_an_exit_code(
     assert ("nothing on this machine would spoil" in shown) == (not severities)
 
 
+def test_its_lines_are_as_wide_as_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finding = Finding(severity="warns", what="a b" * 30, why="it matters " * 12, mend="mend it " * 12)
+    monkeypatch.setattr(environment, "findings", lambda *_: (finding,))
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["doctor", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert sum(line.startswith(("       it", "       m")) for line in lines) >= 3, lines
+
+
 def test_a_device_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--device", "cuda:99"]) == 2
     out, err = capsys.readouterr()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from profiler.models.graphs import ModelGraphs, Tracing
 from roofline.graph.op import GRAPH_SCHEMA
 from roofline.hardware.load import device_names, load_device
 from roofline.hardware.spec import HardwareSpec
-from roofline.whatif.registry import WHAT_IFS
+from roofline.whatif.registry import WHAT_IFS, usage
 from roofline.workload import Workload
 
 ROOT = Path(__file__).parents[3]
@@ -438,6 +439,18 @@ def test_lists(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
     names = [line.partition(":")[0] for line in lines]
     assert tuple(names) == (device_names() if option[0] == "--hardware" else tuple(WHAT_IFS))
+
+
+@each("width", [40, 80])
+def test_lists_are_as_wide_as_the_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["predict", "--what-if", "list"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= width
+    joined = re.sub(r"(?<=,)\n +", "", shown)
+    assert all(usage(name) in joined for name in WHAT_IFS), "a form is broken at commas only"
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

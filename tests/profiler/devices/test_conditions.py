@@ -170,7 +170,7 @@ def test_a_clock_held_below_that_of_the_peaks_is_said() -> None:
     ("figure", "value", "severity", "what"),
     [
         ("steal_fraction", 0.005, None, ""),
-        ("steal_fraction", 0.02, "warns", "the hypervisor took 2.0 % of the cores' time (steal)"),
+        ("steal_fraction", 0.02, "warns", "the hypervisor took 2.00 % of the cores' time (steal)"),
         ("steal_fraction", 0.101, "invalidates", "the hypervisor took 10.1 %"),
         ("other_cores", 0.1, None, ""),
         ("other_cores", 0.4, "warns", "other work took 0.40 of 4 cores"),

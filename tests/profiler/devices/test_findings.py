@@ -30,10 +30,10 @@ HOST_CASES = [
     (
         {"busy_others_cores": 1.0, "busiest": (Process(pid=9, name="make", cores=0.9),)},
         "warns",
-        "other work takes 1.00 of 4 cores: make (9): 90% of a core",
+        "other work takes 1.00 of 4 cores: make (9): 90 % of a core",
     ),
-    ({"steal_fraction": 0.02}, "warns", "2.0%"),
-    ({"steal_fraction": 0.2}, "invalidates", "20.0%"),
+    ({"steal_fraction": 0.02}, "warns", "2.00 %"),
+    ({"steal_fraction": 0.2}, "invalidates", "20.0 %"),
     ({"load_1min": 4.5}, "note", "4.50 on 4 cores"),
     ({"governors": ("performance", "powersave")}, "warns", "governor is powersave"),
     ({"threads": 8}, "invalidates", "8 threads on 4 cores"),
@@ -119,7 +119,7 @@ HIDDEN = GpuProcess(pid=88_000, visible=False)
 
 GPU_CASES = [
     ({"processes": (OTHER,)}, "warns", "1 other process(es) on the GPU (pid 9)"),
-    ({"processes": (OTHER,), "utilization": 0.4}, "invalidates", "(pid 9), busy 40% of the time"),
+    ({"processes": (OTHER,), "utilization": 0.4}, "invalidates", "(pid 9), busy 40 % of the time"),
     ({"processes": (HIDDEN,)}, "warns", "pid 88000, outside this container"),
     ({"mig": True}, "warns", "MIG is on"),
     ({"ecc": False}, "note", "ECC is off"),

@@ -13,7 +13,7 @@ from profiler.models.trace import trace
 from roofline.graph.op import attention_pairs
 from roofline.laws.kinds import KINDS, work_of
 from roofline.laws.law import Floats
-from roofline.laws.work import causal_pairs, datasheet_s
+from roofline.laws.work import Work, causal_pairs, datasheet_s
 from roofline.price import Prepared
 from roofline.price_by_law import law_inputs
 from roofline.workload import Workload
@@ -131,6 +131,13 @@ def test_work_of_a_product_and_its_datasheet_time() -> None:
     assert work_of("matmul", dims, "float8_e4m3fn").bytes[0] == 64 + 128 + 2 * 32
     assert work_of("matmul", dims, "int4_wo").bytes[0] == 2 * 64 + 128 / 2 + 2 * 32  # weights alone are in 4 bits
     assert datasheet_s(work, FACTS, "bfloat16")[0] == pytest.approx(448 / 3e12)
+
+
+def test_the_datasheet_alone_is_the_longest_of_three() -> None:
+    """With 900 TFLOP/s (FP8: twice as many), 3 TB/s and links of 450 GB/s each of these works takes one second."""
+    sides = Work(flops=np.array([900e12, 1, 1]), bytes=np.array([1, 3e12, 1]), link_bytes=np.array([1, 1, 450e9]))
+    assert datasheet_s(sides, FACTS, "bfloat16") == pytest.approx([1, 1, 1])
+    assert datasheet_s(sides, FACTS, "float8_e4m3fn") == pytest.approx([0.5, 1, 1])
 
 
 def test_work_of_attention_counts_unmasked_pairs() -> None:

@@ -96,6 +96,13 @@ def percent(value: float | None, signed: bool = False) -> str:
     return f"{sign}{number:.{_decimals(number, most=2)}f} %"
 
 
+def whole_percent(fraction: float, signed: bool = False) -> str:
+    """A fraction in a sentence, where digits would be noise: 0.124 is "12 %", 0.004 "<1 %"."""
+    _finite(fraction)
+    size = abs(100 * fraction)
+    return f"{_sign(fraction, signed)}{'<1' if 0 < size < 1 else f'{size:.0f}'} %"
+
+
 def duration(value: float) -> str:
     """Seconds of waiting in whole ones: "75 s", "2 min 20 s"."""
     _finite(value)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.report import units
+from roofline import units
 
 PRINTED = {"n": 1e-9, "µ": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 
@@ -98,3 +98,9 @@ def test_figures_in_the_unit_they_are_recorded_in() -> None:
         (694.0, "W", "694 W"), (2**21, "B", "2 MiB"),
     ):  # fmt: skip
         assert units.in_unit(value, unit) == text
+
+
+def test_whole_percent_has_no_digits_that_are_noise() -> None:
+    for fraction, text in ((0.124, "12 %"), (1.5, "150 %"), (0, "0 %"), (0.004, "<1 %"), (-0.06, "−6 %"), (1, "100 %")):
+        assert units.whole_percent(fraction) == text
+    assert units.whole_percent(0.05, signed=True) == "+5 %" and units.whole_percent(-0.004) == "−<1 %"
