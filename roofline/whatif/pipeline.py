@@ -26,11 +26,6 @@ def all_gather(part: Access, gathered: Access, *, ranks: int, link: str, like: O
     return _collective("all_gather", part, gathered, gathered.bytes, ranks, link, like)
 
 
-def reduce_scatter(data: Access, part: Access, *, ranks: int, link: str, like: Op) -> Op:
-    """Sum `data` over the ranks; each keeps its `part` of the sum."""
-    return _collective("reduce_scatter", data, part, data.bytes, ranks, link, like)
-
-
 def all_to_all(held: Access, received: Access, *, ranks: int, link: str, like: Op) -> Op:
     """Give each other rank its share of what this one holds, and get one of each; the own share stays."""
     return _collective("all_to_all", held, received, held.bytes, ranks, link, like, max(held.bytes, received.bytes))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from profiler.cli import doctor, output
-from profiler.cli.app import VERBS, main
+from profiler.cli.app import VERBS, build, main
 from profiler.record.run import InvalidMeasurement, RequestError
 
 
@@ -171,3 +171,8 @@ def test_a_verb_imports_no_other_verb() -> None:
         "assert not {'profiler.cli.predict', 'roofline.whatif.registry', 'roofline.predict.question'} & {*sys.modules}"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_verbs_can_be_built_once_more() -> None:
+    assert build() is not build()
+    assert [len(build(verbs).registered_commands) for verbs in (VERBS, ["list"])] == [len(VERBS), 1]

@@ -1,8 +1,11 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from profiler.devices import environment
+from profiler.devices.backend import CPU, CUDA
 from profiler.devices.conditions import Finding
 from profiler.devices.environment import collect, findings
 from profiler.devices.nvml import NvmlMissing, read_gpu
@@ -10,13 +13,13 @@ from profiler.devices.nvml import NvmlMissing, read_gpu
 
 def test_the_cpu_is_described() -> None:
     found = Finding(severity="warns", what="it is noisy", why="times vary", mend="wait")
-    environment = collect("cpu", [found, Finding(severity="note", what="by the way", why="", mend="nothing")])
-    assert environment.device_kind == "cpu"
-    assert environment.device
-    assert environment.threads == torch.get_num_threads()
-    assert environment.versions["torch"] == torch.__version__
-    assert environment.memory_bytes > 1 << 28
-    assert environment.notes == ("it is noisy",)
+    described = collect("cpu", [found, Finding(severity="note", what="by the way", why="", mend="nothing")])
+    assert described.device_kind == "cpu"
+    assert described.device
+    assert described.threads == torch.get_num_threads()
+    assert described.versions["torch"] == torch.__version__
+    assert described.memory_bytes > 1 << 28
+    assert described.notes == ("it is noisy",)
 
 
 def test_findings_come_worst_first_and_name_a_remedy(tmp_path: Path) -> None:
@@ -26,6 +29,16 @@ def test_findings_come_worst_first_and_name_a_remedy(tmp_path: Path) -> None:
     assert all(f.what and f.why and f.mend for f in found)
 
 
+def test_threads_of_products_matter_on_the_host_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MKL_NUM_THREADS", "1")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for kind, expected in ((CPU, True), (CUDA, False)):
+        backend = SimpleNamespace(is_host=kind.is_host, variables=kind.variables, findings=lambda device: ())
+        monkeypatch.setattr(environment, "backend_of", lambda device, backend=backend: backend)
+        said = [finding.what for finding in findings("cpu", tmp_path, interval_s=0.01)]
+        assert any(what.startswith("MKL_NUM_THREADS=1, while torch uses 2") for what in said) == expected, kind.label
+
+
 def test_a_gpu_that_nvml_does_not_know_says_so() -> None:
     with pytest.raises(NvmlMissing, match="NVML"):
         read_gpu("ffffffff:ff:1f.0")
@@ -33,8 +46,8 @@ def test_a_gpu_that_nvml_does_not_know_says_so() -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_is_described() -> None:
-    environment = collect("cuda")
-    assert environment.device_kind == "cuda"
-    assert environment.device_uuid is not None
-    assert environment.memory_bytes == torch.cuda.get_device_properties(0).total_memory
-    assert {"cuda", "driver"} <= set(environment.versions)
+    described = collect("cuda")
+    assert described.device_kind == "cuda"
+    assert described.device_uuid is not None
+    assert described.memory_bytes == torch.cuda.get_device_properties(0).total_memory
+    assert {"cuda", "driver"} <= set(described.versions)

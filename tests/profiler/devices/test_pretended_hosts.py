@@ -21,7 +21,7 @@ from profiler.devices.caches import (
 )
 from profiler.devices.environment import collect, findings
 from profiler.devices.host import parse_cpu_list, parse_size, read_cpu_caches, read_host, read_processor, usable_cpus
-from profiler.microbench import memory
+from profiler.microbench import memory, pointwise
 from profiler.microbench.bench import Bench
 
 CPU = torch.device("cpu")
@@ -133,6 +133,11 @@ def test_operands_of_main_memory_fit_what_is_free_or_are_missing_with_their_reas
     monkeypatch.setattr(Bench, "time", lambda self, *args, **given: time(*args, **given))
     found = list(memory.main_memory(bench))
     assert len(found) == len(memory.KERNELS)
+    sizes: list[int] = []
+    monkeypatch.setattr(Bench, "time", lambda self, *args, **given: sizes.append(given["parameters"]["elements"]))
+    assert len(list(pointwise.vector(bench))) == len(sizes) > 0
+    l2_bytes = max([one.bytes for one in cache_capacities(CPU) if one.name == "L2"], default=2 * MIB)
+    assert all(0 < 2 * 2 * size <= l2_bytes for size in sizes), "input and output of 16 bits or more fit in L2"
     if asked:
         assert all(3 * size <= (bench.limit_bytes or 0) for size in asked)
     else:
