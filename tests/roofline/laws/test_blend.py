@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from law_checks import columns, one_by_one, price, recovered
+from law_checks import columns, fitted_to, one_by_one, price
 
 from roofline.laws.law import FourConstant, blend
 
@@ -27,8 +27,11 @@ def test_columns_are_priced_as_each_alone() -> None:
     assert np.allclose(price(LAW, dims), one_by_one(LAW, dims), rtol=1e-12)
 
 
-def test_constants_are_recovered_from_times_of_the_law() -> None:
+def test_constants_are_those_of_a_device_whose_work_overlaps_wholly_or_not_at_all() -> None:
     generator = np.random.default_rng(0)
-    dims = columns(200, flops=10 ** generator.uniform(6, 14, 200), bytes=10 ** generator.uniform(4, 10, 200))
-    truth = {"fixed": 8e-6, "peak": 3e14, "bandwidth": 2e12, "sharpness": 2.0}
-    assert recovered(LAW, dims, **truth).values == pytest.approx(truth, rel=0.1)
+    flops, moved = 10 ** generator.uniform(6, 14, 200), 10 ** generator.uniform(4, 10, 200)
+    device = {"fixed": 8e-6, "peak": 3e14, "bandwidth": 2e12}
+    for work_s, sharp in ((np.maximum(flops / 3e14, moved / 2e12), True), (flops / 3e14 + moved / 2e12, False)):
+        found = fitted_to(LAW, columns(200, flops=flops, bytes=moved), 8e-6 + work_s).values
+        assert {name: found[name] for name in device} == pytest.approx(device, rel=0.03)
+        assert found["sharpness"] > 4 if sharp else found["sharpness"] == pytest.approx(1, rel=0.05)
