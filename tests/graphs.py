@@ -1,8 +1,10 @@
 """Small operation graphs by hand: name the tensors, list the operations, and get an `OpGraph`."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from roofline.fusion.fuse import Group, fuse
 from roofline.graph.op import Access, AttentionModule, Kind, Op, OpGraph, Tensor
 from roofline.hardware.spec import Figure, Level, Peaks
 from roofline.workload import Workload
@@ -114,3 +116,42 @@ def peaks(
 def sizes(graph: OpGraph, accesses: Sequence[Access]) -> dict[str, int]:
     """Bytes by tensor name."""
     return {str(graph.tensors[a.tensor].name): a.bytes for a in accesses}
+
+
+def named(graph: OpGraph, names: dict[int, str]) -> OpGraph:
+    """The graph with other names of some operations."""
+    ops = tuple(op.model_copy(update={"name": names.get(i, op.name)}) for i, op in enumerate(graph.ops))
+    return graph.model_copy(update={"ops": ops})
+
+
+def groups_of(graph: OpGraph) -> list[tuple[int, ...]]:
+    return [group.ops for group in fuse(graph)]
+
+
+def group_with(graph: OpGraph, op: int) -> Group:
+    return next(group for group in fuse(graph) if op in group.ops)
+
+
+def check_invariants(graph: OpGraph) -> None:
+    """The ideal graph has each operation once, no more work, and an order that can run."""
+    groups = fuse(graph)
+    assert Counter(i for g in groups for i in g.ops) == Counter(range(len(graph.ops)))
+    fused = sum(a.bytes * g.count for g in groups for a in (*g.reads, *g.writes))
+    assert fused <= sum(t.total * op.count for t, op in zip(graph.traffic, graph.ops, strict=True))
+    for figure in ("matrix_flops", "vector_flops"):
+        ours, executed = (sum(getattr(x, figure) * x.count for x in xs) for xs in (groups, graph.ops))
+        assert ours <= executed * (1 + 1e-12)
+    assert all(graph.ops[i].count == g.count for g in groups for i in g.ops)
+    number = {op: n for n, g in enumerate(groups) for op in g.ops}
+    written: dict[int, list[int]] = {}
+    read: dict[int, list[int]] = {}
+    for i, op in enumerate(graph.ops):  # the groups, in order, overtake no read after write, or write after either
+        for access in op.reads:
+            assert all(number[earlier] <= number[i] for earlier in written.get(access.tensor, []))
+        for access in op.writes:
+            touched = written.get(access.tensor, []) + read.get(access.tensor, [])
+            assert all(number[earlier] <= number[i] for earlier in touched)
+        for access in op.reads:
+            read.setdefault(access.tensor, []).append(i)
+        for access in op.writes:
+            written.setdefault(access.tensor, []).append(i)
