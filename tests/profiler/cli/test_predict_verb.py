@@ -1,97 +1,29 @@
-"""`predict` as a user runs it: what it says in JSON, what it writes, and how it refuses."""
+"""`predict` as a user runs it: what it says in JSON and what it writes; it refuses as test_predict_refusals.py says."""
 
 import csv
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from each import each
-from graphs import peaks
 from tiny import tiny
 
 from profiler.cli.app import main
 from profiler.models.graphs import ModelGraphs, Tracing
-from roofline.graph.op import GRAPH_SCHEMA
 from roofline.hardware.load import device_names, load_device
-from roofline.hardware.spec import HardwareSpec
 from roofline.whatif.registry import WHAT_IFS, usage
-from roofline.workload import Workload
 
 ROOT = Path(__file__).parents[3]
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
-    "mamba": "MambaForCausalLM", "gpt2": "GPT2LMHeadModel",
-}  # fmt: skip
+WriteSpec = Callable[..., str]
 ON = ("--hardware", "nvidia-h200-sxm")
 SHORT = ("--prompt", "24", "--context", "40")
 BYTES = ("weight_read", "activation_read", "activation_write", "kv_read", "kv_write")
 MODULE = "example_module:tiny_mlp"
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    found = {}
-    for name, architecture in ARCHITECTURES.items():
-        folder = tmp_path_factory.mktemp("models") / name
-        config = tiny(name)
-        config.architectures = [architecture]
-        config.save_pretrained(folder)
-        found[name] = str(folder)
-    return found
-
-
-@pytest.fixture(scope="module")
-def llama(folders: dict[str, str]) -> str:
-    return folders["llama"]
-
-
-@pytest.fixture(scope="module")
-def saved(llama: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("graphs") / "llama.json"
-    assert main(["predict", llama, "--save-graph", str(path)]) == 0
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def one_graph(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """As a run leaves it in graphs/*.json."""
-    path = tmp_path_factory.mktemp("run") / "graph.json"
-    asked = Workload(batch=2, query_tokens=16, context_tokens=0, dtype="float32")
-    path.write_text(ModelGraphs(tiny("llama"), "llama", Tracing("float32")).whole(asked).model_dump_json())
-    return str(path)
-
-
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    (tmp_path / "example_module.py").write_text(
-        "import torch\n"
-        "def tiny_mlp():\n"
-        "    layers = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))\n"
-        "    return layers, (torch.ones(3, 8),)\n"
-        "not_a_factory = 7\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield MODULE
-    sys.modules.pop("example_module", None)
-
-
-@pytest.fixture
-def ask(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run `predict … --json` and give the document."""
-
-    def run(*arguments: str) -> dict[str, Any]:
-        capsys.readouterr()
-        assert main(["predict", *arguments, "--json"]) == 0
-        shown = capsys.readouterr()
-        document: dict[str, Any] = json.loads(shown.out, parse_constant=pytest.fail)
-        return document
-
-    return run
 
 
 def summed(ops: list[dict[str, Any]], name: str) -> float:
@@ -388,16 +320,7 @@ def test_html_is_one_page_that_opens_offline(llama: str, tmp_path: Path) -> None
     assert "<html" in page and "self_attn.q_proj" in page and 'src="http' not in page
 
 
-def spec_file(path: Path, **fields: Any) -> str:
-    levels = (("L2", 2e5, 1.5e12), ("HBM", 1e11, 1e12))
-    rates = peaks(matrix=1e14, vector=1e13, levels=levels, dtype="bfloat16", host_s=4e-6)
-    spec = HardwareSpec(name="mine", kind="cuda", datasheet=peaks(1e15, 1e14, (("HBM", 1e11, 2e12),), dtype="bfloat16"))
-    document = json.loads(spec.model_copy(update={"measured": rates}).model_dump_json()) | fields
-    path.write_text(json.dumps(document))
-    return str(path)
-
-
-def test_a_file_of_ones_own_with_measured_peaks(ask: Any, llama: str, tmp_path: Path) -> None:
+def test_a_file_of_ones_own_with_measured_peaks(spec_file: WriteSpec, ask: Any, llama: str, tmp_path: Path) -> None:
     mine = spec_file(tmp_path / "spec.json")
     measured, sheet = (ask(llama, "--hardware", mine, *SHORT, "--peaks", which) for which in ("auto", "datasheet"))
     assert (measured["hardware"], measured["peaks"], sheet["peaks"]) == ("mine", "measured", "datasheet")
@@ -451,183 +374,3 @@ def test_lists_are_as_wide_as_the_terminal(
     assert max(map(len, shown.splitlines())) <= width
     joined = re.sub(r"(?<=,)\n +", "", shown)
     assert all(usage(name) in joined for name in WHAT_IFS), "a form is broken at commas only"
-
-
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    code = main(["predict", *arguments])
-    shown = capsys.readouterr()
-    assert code == 2, shown
-    assert shown.out == "" and shown.err.count("\n") == 1 and shown.err.startswith("error: "), shown.err
-    return shown.err
-
-
-@each(
-    ("arguments", "says"),
-    [
-        (["--batch", "-1"], "--batch takes whole numbers from 1"),
-        (["--batch", "0"], "from 1"),
-        (["--prompt", "0"], "--prompt takes whole numbers from 1"),
-        (["--context", "-5"], "--context takes whole numbers from 1"),
-        (["--prompt", "many"], "--prompt takes whole numbers separated by commas, as 128,2048; not 'many'"),
-        (["--prompt", "1e3"], "whole numbers"),
-        (["--prompt", ""], "whole numbers"),
-        (["--batch", "1,,2"], "whole numbers"),
-        (["--prompt", str(10**15)], "beyond any memory; use less than"),
-        (["--prompt", str(2**39), "--batch", "8"], "beyond any memory; ask for fewer"),
-        (["--output", "0"], "--output takes whole numbers from 1"),
-        (["--output", "100000000"], "beyond any request; use at most 16777216"),
-        (["--mix", "512"], "--mix takes SEQUENCESxNEW@CACHED"),
-        (["--mix", "0x1@4"], "--mix takes"),
-        (["--mix", "1x1@-4"], "--mix takes"),
-        (["--phase", "training"], "--phase takes prefill, decode, chunk; not 'training'"),
-        (["--form", "ideal"], "--form takes fused, executed"),
-        (["--accounting", "mine"], "--accounting takes roofcal, paper"),
-        (["--peaks", "best"], "--peaks takes auto, datasheet, measured"),
-        (["--peaks", "measured"], "has no measured peaks; use --peaks auto"),
-        (["--dtype", "float8"], "use float64, float32, bfloat16, float16"),
-        (["--attn", "flash_attention_9"], "flash_attention_9"),
-        (["--cache", "paged"], "--cache paged is unknown; use dynamic or static"),
-        (["--frobnicate"], "No such option: --frobnicate"),
-        (["--what-if", "quantize:weights=4"], "no what-if 'quantize'; did you mean quantise?"),
-        (["--what-if", "quantise:bits=4"], "'bits=4' is not one of its options; write quantise:weights=,"),
-        (["--what-if", "quantise:weights=4,weights=8"], "weights is given twice"),
-        (["--what-if", "quantise:weights=four"], "should be a valid number; write quantise:"),
-        (["--what-if", "quantise:weights=7"], "7"),
-        (["--what-if", "tensor_parallel"], "needs degree; write tensor_parallel:degree=,link=nvlink"),
-        (["--what-if", "tensor_parallel:degree=3"], "3"),
-        (["--what-if", "tensor_parallel:degree=0"], "0"),
-        (["--what-if", "pipeline_stage:stages=9,stage=0"], "only 2 repeated layers"),
-        (["--what-if", "offload:weights=2"], "2"),
-        (["--what-if", "offload:weights=nan"], "nan"),
-        (["--what-if", "expert_parallel:degree=2"], "use a mixture of experts"),
-        (["--draft", "gpt2"], "--draft changes nothing without --output; add --output"),
-        (["--decode-hardware", "nvidia-l4"], "--decode-hardware changes nothing without --output"),
-        (["--acceptance", "0.5"], "--acceptance changes nothing without --draft"),
-        (["--output", "4", "--draft", "gpt2", "--acceptance", "1.5"], "'--acceptance'"),
-        (["--output", "4", "--draft", "gpt2", "--acceptance", "-0.1"], "'--acceptance'"),
-        (["--output", "4", "--draft", "gpt2", "--speculate", "0"], "'--speculate'"),
-        (["--output", "4", "--decode-hardware", "nvidia-h2000"], "no device"),
-        (["--bits", "4,4,4"], "--bits needs --accounting paper"),
-        (["--largest", "--mix", "1x4"], "ask without --mix"),
-        (["--what-if", "unfuse_attention"], "add --form executed"),
-        (["--what-if", "fuse_attention"], "there is nothing to fuse"),
-        (["--what-if", "send_kv"], "use it on a prefill or chunk"),
-        (["--accounting", "paper", "--bits", "4,4"], "--bits WEIGHTS,ACTIVATIONS,KV"),
-        (["--accounting", "paper", "--bits", "0"], "--bits takes whole numbers from 1"),
-        (["--accounting", "paper", "--bits", "32"], "32"),
-        (["--accounting", "paper", "--prompt", "16,32"], "takes one --prompt"),
-        (["--accounting", "paper", "--what-if", "sparsify_2_4"], "--accounting paper has no --what-if"),
-        (["--accounting", "paper", "--html", "page.html"], "--accounting paper has no --html"),
-    ],
-)  # fmt: skip
-def test_one_line_and_exit_code_2(
-    arguments: list[str], says: str, llama: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert says in refused([llama, *ON, *arguments], capsys)
-
-
-@each(
-    ("arguments", "says"),
-    [
-        (["gpt2"], "name a device with --hardware (--hardware list lists them)"),
-        ([*ON], "name one of MODEL, --module, --graph; got none"),
-        (["gpt2", "--module", MODULE, *ON], "got MODEL and --module"),
-        (["gpt3", *ON], "nearest: gpt2"),
-        (["no/such-model", *ON], "not in the catalogue"),
-        (["gpt2", "--hardware", "nvidia-h20"], "no device or JSON file 'nvidia-h20'"),
-        (["gpt2", "--hardware", "rtx 4090"], "did you mean nvidia-rtx-4090?"),
-        (["gpt2", "--hardware", "nowhere.json"], "cannot read nowhere.json: No such file or directory"),
-        (["--module", "no.such.module:factory", *ON], "cannot import no.such.module"),
-        (["--module", "json", *ON], "write it as package.module:factory"),
-        (["--module", "json:loads_of", *ON], "json has no factory loads_of"),
-        (["--module", "json:dumps", *ON], "the factory failed"),
-        (["--graph", "nowhere.json", *ON], "cannot read nowhere.json: No such file or directory"),
-        (["--module", "json:dumps", "--attn", "eager", *ON], "--attn says how MODEL is traced"),
-        (["--graph", "nowhere.json", "--save-graph", "x.json", *ON], "cannot read nowhere.json"),
-    ],
-)  # fmt: skip
-def test_what_is_predicted_and_where(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert says in refused(arguments, capsys)
-
-
-@each(
-    ("change", "says"),
-    [
-        ({"frobs": 1}, "frobs: unknown field"),
-        ({"nmae": "x"}, "did you mean name?"),
-        ({"kind": "abacus"}, "kind"),
-        ({"schema_version": 99}, "newer roofcal"),
-        ({"datasheet": None, "measured": None}, "a device needs one of them"),
-    ],
-)
-def test_a_device_file_that_is_wrong(
-    change: dict[str, Any], says: str, llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert says in refused([llama, "--hardware", spec_file(tmp_path / "spec.json", **change)], capsys)
-
-
-@each(
-    ("value", "says"),
-    [(-1e12, "greater than 0"), (0, "greater than 0"), (4800, "4800 GB/s is 4.8e12; give bytes/s"), ("fast", "number")],
-)
-def test_a_figure_that_is_wrong(
-    value: Any, says: str, llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = Path(spec_file(tmp_path / "spec.json"))
-    document = json.loads(path.read_text())
-    document["datasheet"]["levels"][0]["bandwidth"]["value"] = value
-    path.write_text(json.dumps(document))
-    line = refused([llama, "--hardware", str(path)], capsys)
-    assert says in line and "datasheet.levels.0.bandwidth.value" in line
-
-
-def test_graph_files_that_are_wrong(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "graph.json"
-    whole = json.loads(Path(saved).read_text())
-    for text, says in (
-        (Path(saved).read_text()[:1000], "is half-written or damaged"),
-        ("[]", "has no schema_version; save it again with --save-graph"),
-        ("7", "has no schema_version"),
-        (json.dumps(whole | {"schema_version": GRAPH_SCHEMA + 1}), "from a newer roofcal"),
-        (json.dumps(whole | {"regimes": 3}), "not a valid StoredGraphs: regimes"),
-        (json.dumps(whole | {"frobs": 3}), "frobs"),
-        (json.dumps({"schema_version": 1, "model": "x"}), "not a valid OpGraph"),
-    ):
-        path.write_text(text)
-        assert says in refused(["--graph", str(path), *ON], capsys)
-    assert "Is a directory" in refused(["--graph", str(tmp_path), *ON], capsys)
-    assert "saved in bfloat16, not in float32" in refused(["--graph", saved, *ON, "--dtype", "float32"], capsys)
-
-
-@each("options", [["--batch", "8"], ["--prompt", "17"], ["--phase", "decode"], ["--mix", "1x4"], ["--output", "4"]])
-def test_a_graph_of_another_workload(options: list[str], one_graph: str, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(["--graph", one_graph, *ON, *options], capsys)
-    assert "the graph holds prefill-b2-q16-c0-float32 alone, not " in line
-
-
-def test_a_module_has_the_sizes_of_its_inputs(module: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "holds prefill-b3-q1-c0-float32 alone" in refused(["--module", module, *ON, "--batch", "8"], capsys)
-    assert "has no factory not_a_factory; it has tiny_mlp" in refused(
-        ["--module", "example_module:not_a_factory", *ON], capsys
-    )
-
-
-@each("option", ["--csv", "--html", "--save-graph"])
-def test_a_place_that_cannot_be_written(
-    option: str, llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("")
-    for place in (tmp_path / "file" / "inside", tmp_path)[: 1 if option == "--save-graph" else 2]:
-        line = refused([llama, *ON, *SHORT, option, str(place)], capsys)
-        assert f"cannot write {place}" in line
-    assert [one.name for one in tmp_path.iterdir()] == ["file"]
-
-
-@each("model", ["qwen3_moe", "mamba"])
-def test_the_paper_knows_no_such_model(model: str, folders: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused([folders[model], *ON, "--accounting", "paper", "--prompt", "32"], capsys)
-    assert "use the default accounting" in line
