@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.record.measurement import WarmUp, Window, quantile_of
-from profiler.timing.cache_state import PAST, Rotation, copies, state_of
+from profiler.timing.cache_state import PAST
 from profiler.timing.clocks import ABOVE, Call, EventClock, HostClock, clock_for, floor_s, too_short
 from profiler.timing.engine import WINDOW_S, Case, Setting, is_steady, measure, sample, warm_up
 from profiler.timing.stopping import Rules, median_interval
@@ -99,11 +99,6 @@ def test_a_clock_that_replays_goes_round_all_operands_in_each_sample() -> None:
     assert timed.samples.repeats == len(made) and timed.cache.holds is True
 
 
-def test_too_few_calls_to_come_round_are_not_cold() -> None:
-    state = state_of("cold", distinct=3, operand_bytes=100, cache_bytes=1000)  # as in a graph of three calls
-    assert state.holds is False and state.between_bytes == 200
-
-
 def test_operands_that_were_not_used_yet_lie_between_too() -> None:
     case, made = counted([], size=100)
     few = Rules(min_samples=2, max_samples=2, min_time_s=0.0)
@@ -123,25 +118,6 @@ def test_an_operand_larger_than_the_memory_limit_is_refused() -> None:
     with pytest.raises(ValueError, match="allow more memory"):
         measure(case, Setting(Ticking(), cache="cold", rules=RULES, cache_bytes=1000, limit_bytes=99))
     assert made == []
-
-
-@pytest.mark.parametrize(
-    ("declared", "size", "cache", "holds"),
-    [("warm", 100, 1000, True), ("warm", 2000, 1000, False), ("warm", 100, None, None), ("in place", 9999, 10, True),
-     ("cold", 2000, 1000, True), ("cold", 1400, 1000, False)],
-)  # fmt: skip
-def test_states_of_a_single_operand(declared: str, size: int, cache: int | None, holds: bool | None) -> None:
-    assert state_of(declared, 1, size, cache).holds is holds  # type: ignore[arg-type]
-
-
-@given(st.integers(1, 9), st.integers(0, 40))
-def test_a_rotation_counts_what_was_used(operands: int, turns: int) -> None:
-    rotation = Rotation(range(operands))
-    used = [rotation.next() for _ in range(turns)]
-    assert rotation.distinct == len(set(used))
-    assert not used or rotation.current == used[-1]
-    rotation.restart()
-    assert rotation.distinct == 0 and rotation.next() == 0
 
 
 def test_the_floor_of_a_clock_is_measured_once() -> None:
@@ -378,24 +354,3 @@ def test_the_device_s_clock() -> None:
     assert isinstance(clock, EventClock)
     found = sample(lambda: torch.mm(a, a), clock, rules=Rules(max_time_s=0.5))
     assert 0 < found.median_s < 0.1
-
-
-def test_operands_take_turns() -> None:
-    turns = Rotation("abc")
-    assert [turns.next() for _ in range(7)] == list("abcabca") and len(turns) == 3
-    with pytest.raises(ValueError, match="at least one"):
-        Rotation([])
-
-
-@given(st.integers(1, 1 << 30), st.integers(0, 1 << 30))
-def test_enough_copies_to_be_cold(operand: int, cache: int) -> None:
-    count = copies(operand, cache, limit_bytes=1 << 62)
-    assert operand >= PAST * cache or (count - 1) * operand >= PAST * cache
-    assert count == 1 or (count - 2) * operand < PAST * cache
-
-
-def test_with_too_little_memory_there_are_as_many_copies_as_fit() -> None:
-    assert copies(1 << 20, 1 << 30, limit_bytes=10 << 20) == 10
-    assert copies(1 << 20, 1 << 30, limit_bytes=1 << 20) == 1
-    with pytest.raises(ValueError, match="allow more memory"):
-        copies(1 << 20, 1 << 30, limit_bytes=(1 << 20) - 1)
