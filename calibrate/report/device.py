@@ -13,7 +13,7 @@ from typing import Any
 from calibrate.report import device_rows, document
 from calibrate.report.device_rows import FRESH, GIVEN, Characterisation, Group, Line, Row, kind_of, name, value
 from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
-from calibrate.report.run import peak_parts
+from calibrate.report.peaks import peak_parts
 from profiler.record.measurement import FASTEST, Measurement, Window
 from profiler.record.run import Run
 from roofline.hardware.spec import HardwareSpec

@@ -9,6 +9,7 @@ from calibrate.passes.replicates import MIDDLE
 from calibrate.report import document
 from calibrate.report import run_rows as rows
 from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
+from calibrate.report.peaks import peak_parts
 from calibrate.report.run_rows import LayerRow, TermRow, meaning
 from profiler.record.run import CellResult, Mode, Run
 from roofline import units
@@ -244,33 +245,6 @@ _CHECKS: tuple[Column[rows.Check], ...] = (
     Column("", lambda check: Cell(_HOLDS[check.holds], bad=check.holds is False), words=True),
     Column("required", lambda check: check.required, words=True, drop=1),
 )
-
-PEAK_COLUMNS: tuple[Column[rows.PeakRow], ...] = (
-    Column("peak", lambda row: row.name, words=True),
-    Column("datasheet", lambda row: row.shows(row.datasheet.value if row.datasheet else None)),
-    Column("achieved", lambda row: row.shows(row.measured.value if row.measured else None), strong=True),
-    Column("5–95 % of samples", lambda row: row.interval(), optional=True, drop=1),
-    Column("of datasheet", lambda row: percent(row.of_datasheet), optional=True, drop=2),
-    Column("source of the datasheet", lambda row: row.datasheet.source if row.datasheet else UNKNOWN,
-           wraps=True, optional=True, views=document.FILES),
-    Column("how it was achieved", lambda row: row.measured.source if row.measured else UNKNOWN,
-           wraps=True, optional=True, views=document.FILES),
-)  # fmt: skip
-
-
-def peak_parts(spec: HardwareSpec) -> tuple[Part, ...]:
-    """The peaks of a device, how sure they are, what is missing, and the laws it was calibrated to."""
-    known = rows.peak_rows(spec)
-    reasons = {name: " ".join(reason.split()).removeprefix("RuntimeError: ") for name, reason in spec.missing.items()}
-    missing = [f"missing or doubtful: {name}: {reason}" for name, reason in reasons.items()]
-    none = "No peaks of this device are known: neither a datasheet nor a measurement."
-    return (
-        Text("" if known else none),
-        table(PEAK_COLUMNS, known),
-        Text(rows.unsteady(known), "warning"),
-        Lines(missing, tone="faint"),
-        Text(rows.laws(spec) or ""),
-    )
 
 
 def _summary(reports: Sequence[PassReport], run: Run) -> Section:

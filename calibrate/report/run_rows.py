@@ -1,4 +1,4 @@
-"""What the report of a run shows, as rows of data: layers, terms of the waterfall, checks, peaks of the device.
+"""What the report of a run shows, as rows of data: layers, terms of the waterfall, and checks.
 
 Times are seconds in total over a pass, shares are fractions of the wall time. Rows of layers add up to the busy time,
 rows of the waterfall to the wall time; what is not known is None.
@@ -6,16 +6,12 @@ rows of the waterfall to the wall time; what is not known is None.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from calibrate.passes.pass_report import TERMS as RUNG_TERMS
 from calibrate.passes.pass_report import LayerEfficiency, PassReport, Waterfall
 from calibrate.passes.verdict import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_EXCESS, SPANS_WITHIN
-from roofline.hardware.spec import Figure, HardwareSpec, Peaks
-from roofline.laws.fitted import FittedLaw
-from roofline.laws.kinds import HOST_GAP, OPERATOR
 from roofline.record import Record
-from roofline.units import UNKNOWN, dtype, in_unit, known_sum, percent, plus_minus, ratio, seconds
+from roofline.units import UNKNOWN, known_sum, percent, plus_minus, ratio, seconds
 
 MEANING = {
     "ideal": "the fused graph at datasheet peaks",
@@ -48,11 +44,6 @@ BARS = 40
 
 CLOSES_WITHIN = 1e-6
 """Relative: sums of the same doubles in another order differ by far less."""
-
-Unit = Literal["FLOP/s", "B/s", "s"]
-
-STEADY_WITHIN = 0.5
-"""(high − low) ÷ value; above it other work slowed some samples: a quiet machine repeats itself to percents."""
 
 
 def label(term: str) -> str:
@@ -136,36 +127,6 @@ class Check:
     """None: too little was measured to tell."""
     implies: str = ""
     """The conclusion to draw where it does not hold."""
-
-
-class PeakRow(Record):
-    """One rate of the device, by origin."""
-
-    name: str
-    unit: Unit
-    datasheet: Figure | None
-    measured: Figure | None
-
-    def shows(self, value: float | None) -> str:
-        return in_unit(value, self.unit)
-
-    def interval(self) -> str:
-        """5–95 % range of the measurement's samples, "–" where there is none."""
-        if self.spread is None or self.measured is None:
-            return UNKNOWN
-        return f"{self.shows(self.measured.low)} to {self.shows(self.measured.high)}"
-
-    @property
-    def of_datasheet(self) -> float | None:
-        return self.measured.value / self.datasheet.value if self.measured and self.datasheet else None
-
-    @property
-    def spread(self) -> float | None:
-        """(high − low) ÷ value of the measurement."""
-        figure = self.measured
-        if figure is None or figure.low is None or figure.high is None:
-            return None
-        return (figure.high - figure.low) / figure.value
 
 
 def layer_rows(report: PassReport) -> tuple[LayerRow, ...]:
@@ -353,55 +314,6 @@ def closure(report: PassReport, device_kind: str) -> tuple[Check, ...]:
 def closes(report: PassReport, device_kind: str) -> bool:
     """Whether every check of the closure holds and every sum is met."""
     return not unclosed(report) and all(check.holds is not False for check in closure(report, device_kind))
-
-
-def peak_rows(spec: HardwareSpec) -> tuple[PeakRow, ...]:
-    """Every rate of the device, datasheet beside measured."""
-    datasheet, measured = _figures(spec.datasheet), _figures(spec.measured)
-    units = get_args(Unit)
-    return tuple(
-        PeakRow(name=name, unit=unit, datasheet=datasheet.get((unit, name)), measured=measured.get((unit, name)))
-        for unit, name in sorted({**datasheet, **measured}, key=lambda key: units.index(key[0]))
-    )
-
-
-def laws(spec: HardwareSpec) -> str | None:
-    """What the device was calibrated to, with the error on sizes that folds of the fit had not seen; None without."""
-    if not spec.calibrated:
-        return None
-    kinds: dict[str, list[FittedLaw]] = {}
-    for law in spec.calibrated:
-        kinds.setdefault("streaming operators" if law.kind.startswith(OPERATOR) else law.kind, []).append(law)
-    errors = {}
-    for kind, alike in kinds.items():
-        unseen = [law.unseen for law in alike if law.unseen is not None and kind != HOST_GAP]  # no kernel
-        errors[kind.replace("_", " ")] = sum(unseen) / len(unseen) if unseen else None
-    listed = ", ".join(f"{kind} {percent(error)}" for kind, error in errors.items())
-    old = sorted({law.kind.replace("_", " ") for law in spec.calibrated if law.is_outdated})
-    again = f"; calibrate again for {', '.join(old)}: an older roofcal fitted other laws" if old else ""
-    return f"{len(spec.calibrated)} calibrated laws; mean error on kernels held out from the fit: {listed}{again}"
-
-
-def unsteady(rows: Sequence[PeakRow]) -> str:
-    """A warning where the samples of a figure vary much; else ""."""
-    wide = [f"{row.name} by {percent(row.spread)}" for row in rows if (row.spread or 0.0) > STEADY_WITHIN]
-    if not wide:
-        return ""
-    reason = "other work, or a clock that changes; measure again on a quiet machine"
-    return f"samples of the peaks vary ({', '.join(wide)}): {reason}"
-
-
-def _figures(peaks: Peaks | None) -> dict[tuple[Unit, str], Figure]:
-    if peaks is None:
-        return {}
-    figures: dict[tuple[Unit, str], Figure] = {
-        **{("FLOP/s", f"matrix {dtype(name)}"): figure for name, figure in peaks.matrix.items()},
-        **{("FLOP/s", f"vector {dtype(name)}"): figure for name, figure in peaks.vector.items()},
-        **{("B/s", level.name): level.bandwidth for level in peaks.levels},
-    }
-    if peaks.host_s_per_op is not None:
-        figures["s", "host per operation"] = peaks.host_s_per_op
-    return figures
 
 
 def _or_value(value: float, low: float | None, high: float | None) -> tuple[float, float]:

@@ -11,11 +11,21 @@ Example: ``effective_cache(torch.device("cpu")).bytes``
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from profiler.devices.backend import backend_of
-from profiler.devices.host import free_bytes, pretended_root, read_cpu_caches, total_bytes, usable_cpus
+from profiler.devices.host import (
+    cpu_list,
+    free_bytes,
+    pretended_root,
+    read_text,
+    sys_root,
+    total_bytes,
+    usable_cpus,
+    whole,
+)
 from profiler.record.measurement import DISTINCT, CacheSource, Capacity, MemoryHierarchy
 from roofline.hardware.load import find_device
 
@@ -36,6 +46,39 @@ ROUNDS = 3
 """Times that each size is read, some time apart: other work makes one slower, never faster."""
 DEADLINE_S = 1.0
 """After it no further size is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuCache:
+    """One instance of a data or unified cache."""
+
+    name: str
+    """"L1", "L2", "L3"."""
+    bytes: int
+    cpus: frozenset[int]
+    """CPU numbers that share it; empty where the system does not say."""
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes from sysfs's "32K", "1024K", "33M"; None where it is no size, or none at all."""
+    text = text.strip()
+    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:])
+    return factor * (whole(text[:-1]) or 0) or None if factor else whole(text) or None
+
+
+def read_cpu_caches(cpus: Sequence[int], sys: Path | None = None) -> tuple[CpuCache, ...]:
+    """Caches that these CPUs reach, each instance once, the smallest level first; empty where the system states none.
+
+    A cache that eight cores share is one instance, two sockets have two. What the system states need not be what a
+    process gets: a hypervisor passes on the cache of the whole machine. Entries without a readable level or size are
+    left out.
+    """
+    system, caches = (sys or sys_root()) / "devices/system/cpu", set()
+    for index in (index for cpu in cpus for index in (system / f"cpu{cpu}/cache").glob("index[0-9]*")):
+        level, size = whole(read_text(index / "level") or ""), parse_size(read_text(index / "size") or "")
+        if level is not None and size is not None and read_text(index / "type") != "Instruction":
+            caches.add(CpuCache(f"L{level}", size, frozenset(cpu_list(index / "shared_cpu_list") or ())))
+    return tuple(sorted(caches, key=lambda cache: (cache.name, cache.bytes, sorted(cache.cpus))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The host: its processors, caches and memory, the limits that control groups set, and what it is doing besides us.
+"""The host: its processors and memory, the limits that control groups set, and what it is doing besides us.
 
 Everything is read from Linux's /proc and /sys. What is built into the machine is read below `proc_root` and `sys_root`:
 a developer may point them at a pretended host, a folder with `proc` and `sys` trees, with `ROOFCAL_PRETEND_HOST`.
@@ -55,7 +55,7 @@ def _entries(text: str) -> Iterator[tuple[str, str]]:
         yield key.strip(), value.strip()
 
 
-def _whole(text: str) -> int | None:
+def whole(text: str) -> int | None:
     """A whole number, not negative; None for anything else."""
     text = text.strip()
     return int(text) if text.isascii() and text.isdigit() else None
@@ -149,42 +149,6 @@ def read_processor(cpus: Sequence[int], proc: Path | None = None, sys: Path | No
     )
 
 
-# Caches
-
-
-@dataclass(frozen=True, slots=True)
-class CpuCache:
-    """One instance of a data or unified cache."""
-
-    name: str
-    """"L1", "L2", "L3"."""
-    bytes: int
-    cpus: frozenset[int]
-    """CPU numbers that share it; empty where the system does not say."""
-
-
-def parse_size(text: str) -> int | None:
-    """Bytes from sysfs's "32K", "1024K", "33M"; None where it is no size, or none at all."""
-    text = text.strip()
-    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:])
-    return factor * (_whole(text[:-1]) or 0) or None if factor else _whole(text) or None
-
-
-def read_cpu_caches(cpus: Sequence[int], sys: Path | None = None) -> tuple[CpuCache, ...]:
-    """Caches that these CPUs reach, each instance once, the smallest level first; empty where the system states none.
-
-    A cache that eight cores share is one instance, two sockets have two. What the system states need not be what a
-    process gets: a hypervisor passes on the cache of the whole machine. Entries without a readable level or size are
-    left out.
-    """
-    system, caches = (sys or sys_root()) / "devices/system/cpu", set()
-    for index in (index for cpu in cpus for index in (system / f"cpu{cpu}/cache").glob("index[0-9]*")):
-        level, size = _whole(read_text(index / "level") or ""), parse_size(read_text(index / "size") or "")
-        if level is not None and size is not None and read_text(index / "type") != "Instruction":
-            caches.add(CpuCache(f"L{level}", size, frozenset(cpu_list(index / "shared_cpu_list") or ())))
-    return tuple(sorted(caches, key=lambda cache: (cache.name, cache.bytes, sorted(cache.cpus))))
-
-
 # Memory and control groups
 
 
@@ -212,13 +176,13 @@ def parse_quota(quota: str, period: str) -> float | None:
 
     None is no limit ("max", -1), or no such text.
     """
-    above, below = _whole(quota), _whole(period)
+    above, below = whole(quota), whole(period)
     return above / below if above and below else None
 
 
 def parse_memory_limit(text: str) -> int | None:
     """Bytes from memory.max (v2) or memory.limit_in_bytes (v1); None is no limit, or no such text."""
-    limit = _whole(text)
+    limit = whole(text)
     return None if limit is None or limit >= UNLIMITED_BYTES else limit
 
 
@@ -257,8 +221,8 @@ def _limited(folders: list[Path], limit: str, usage: str, reclaimable: str) -> I
         if limit_bytes is None:
             continue
         lines = (line.partition(" ") for line in (read_text(folder / "memory.stat") or "").splitlines())
-        given_up = sum(_whole(value) or 0 for name, _, value in lines if name == reclaimable)
-        yield MemoryGroup(limit_bytes, max(0, (_whole(read_text(folder / usage) or "") or 0) - given_up))
+        given_up = sum(whole(value) or 0 for name, _, value in lines if name == reclaimable)
+        yield MemoryGroup(limit_bytes, max(0, (whole(read_text(folder / usage) or "") or 0) - given_up))
 
 
 def _group_and_above(root: Path, group: str) -> list[Path]:
@@ -268,7 +232,7 @@ def _group_and_above(root: Path, group: str) -> list[Path]:
 
 def parse_kib(text: str, key: str) -> int | None:
     """Bytes of a line like "VmSwap:  12 kB" (/proc/meminfo, /proc/PID/status); None where there is no such line."""
-    sizes = (_whole(value.removesuffix("kB")) for name, value in _entries(text) if name == key)
+    sizes = (whole(value.removesuffix("kB")) for name, value in _entries(text) if name == key)
     return next((1024 * size for size in sizes if size is not None), None)
 
 

@@ -5,7 +5,7 @@ import report_samples as samples
 from calibrated_laws import at_priors
 
 from calibrate.passes.pass_report import Rungs
-from calibrate.report import run, run_rows
+from calibrate.report import peaks, run, run_rows
 from roofline import units
 from roofline.hardware.load import load_device
 from roofline.hardware.spec import facts_of
@@ -188,12 +188,12 @@ def test_the_laws_of_a_spec_are_one_line_with_their_errors_on_unseen_groups() ->
     laws = [at_priors(kind, "bfloat16", facts) for kind in ("matmul", "aten::mul", "aten::add")]
     laws = [law.model_copy(update={"unseen": off}) for law, off in zip(laws, (0.05, 0.02, 0.04), strict=True)]
     spec = load_device("nvidia-h200-sxm")
-    assert run_rows.laws(spec) is None
-    said = run_rows.laws(spec.model_copy(update={"calibrated": tuple(laws)}))
+    assert peaks.laws(spec) is None
+    said = peaks.laws(spec.model_copy(update={"calibrated": tuple(laws)}))
     errors = "3 calibrated laws; mean error on kernels held out from the fit: matmul 5.00 %, streaming operators 3.00 %"
     older = "; calibrate again for matmul: an older roofcal fitted other laws"  # it has no bounds
     assert said == errors + older
-    streams = run_rows.laws(spec.model_copy(update={"calibrated": tuple(laws[1:])}))
+    streams = peaks.laws(spec.model_copy(update={"calibrated": tuple(laws[1:])}))
     assert streams == "2 calibrated laws; mean error on kernels held out from the fit: streaming operators 3.00 %"
 
 

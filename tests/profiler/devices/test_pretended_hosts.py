@@ -17,10 +17,12 @@ from profiler.devices.caches import (
     curve_of,
     effective_cache,
     main_capacity,
+    parse_size,
     probe_sizes,
+    read_cpu_caches,
 )
 from profiler.devices.environment import collect, findings
-from profiler.devices.host import parse_cpu_list, parse_size, read_cpu_caches, read_host, read_processor, usable_cpus
+from profiler.devices.host import parse_cpu_list, read_host, read_processor, usable_cpus
 from profiler.microbench import memory, pointwise
 from profiler.microbench.bench import Bench
 
