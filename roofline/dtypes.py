@@ -19,8 +19,7 @@ class Dtype(NamedTuple):
     aliases: tuple[str, ...] = ()
     """Other tools' names of it, in lower case."""
     arithmetic: tuple[str, ...] = ()
-    """dtypes that can compute it, of which the first that the device has is taken; empty where it computes in
-    itself."""
+    """dtypes that can compute it; the first that the device has is taken. Empty where it computes in itself."""
     of_tool: bool = False
     """Whether the name is another tool's: no device has a peak of that name."""
 

@@ -116,8 +116,8 @@ def _law_key(law_input: LawInput, known: Mapping[tuple[str, str], object]) -> tu
 
 
 def _attention(op: Op, states: Mapping[str, float]) -> LawInput | None:
-    """Kind and sizes of an attention; None where no law applies: values of another width than keys, or several rows
-    that see all keys."""
+    """Kind and sizes; None where no law applies: values of another width than keys, or several rows that see all
+    keys."""
     dims = {name: float(value) for name, value in op.dims.items()}
     if dims["value_dim"] != dims["head_dim"] or op.dtype not in ELEMENT_BYTES:
         return None

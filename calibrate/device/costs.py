@@ -62,7 +62,7 @@ class LinearCost:
 
 def fit(sizes: Sequence[float], times_s: Sequence[float]) -> LinearCost:
     """The line with the least relative errors, a ≥ 0 and b > 0. `sizes` in bytes (or nodes) may repeat and be 0;
-    `times_s` as many in seconds. Raises ValueError for fewer than `FEWEST` distinct sizes and for times that are not
+    `times_s` are as many seconds. Raises ValueError for fewer than `FEWEST` distinct sizes and for times that are not
     positive."""
     v, times = _checked(sizes, times_s)
     first, last = (float(np.median(times[v == end])) for end in (v.min(), v.max()))

@@ -23,8 +23,8 @@ from roofline.hardware.spec import Characteristic, Peaks
 FEWEST = 3
 """Least number of processes for an interval: two leave one degree of freedom, where t is 6.3 at 90 %."""
 DETRENDED_FROM = 5
-"""Least number of processes from which a trend is removed: below, the lost degree of freedom costs more width than a
-drift as large as the spread."""
+"""Least number of processes from which a trend is removed: below, a lost degree of freedom costs more width than
+drift."""
 ONE_CORE = ".one core"
 """Suffix of the names of figures of a single thread of several."""
 LABELS = 4

@@ -25,8 +25,7 @@ from roofline.units import whole_percent
 OCTAVES = 2.0
 """Octaves of working set within which one level gives way to the next."""
 STEEPEST_LEVEL = math.log(DISTINCT) / OCTAVES
-"""Slope of log rate an octave above which a line is a transition (two distinct levels over the widest one) and not a
-level with a tilt."""
+"""Slope of log rate an octave above which a line leads from one level to the next (two distinct levels)."""
 FEWEST = 3
 """Least number of sizes of a plateau."""
 NOISE_FLOOR = 0.005
@@ -109,8 +108,8 @@ class Plateau:
 
 def plateaus(sizes: Sequence[int], rates: Sequence[float]) -> tuple[Plateau, ...]:
     """Levels of the curve, from small to large working sets; empty where nothing is flat. `sizes` in bytes, strictly
-    ascending; `rates` as many, in any unit. Raises ValueError otherwise, or for a rate or size that is not finite and
-    positive."""
+    ascending; `rates` as many, in any unit. Raises ValueError otherwise, or for a rate or size that is not positive and
+    finite."""
     octaves, logs = _checked(sizes, rates)
     if len(sizes) < FEWEST:
         return ()
@@ -201,8 +200,8 @@ def _merged(spans: list[tuple[int, int]], logs: Floats) -> list[tuple[int, int]]
 
 
 def _extended(spans: list[tuple[int, int]], logs: Floats) -> list[tuple[int, int]]:
-    """Each plateau extended to the furthest size of the gaps beside it that is as high: slopes and lone points take
-    noisy sizes of a plateau along."""
+    """Each plateau extended over the gaps beside it to the furthest size that is as high: slopes take noisy sizes
+    along."""
     reach = WITHIN * noise(logs)
     levels = [float(np.median(logs[i : j + 1])) for i, j in spans]
     wider: list[tuple[int, int]] = []

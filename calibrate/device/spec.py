@@ -51,8 +51,8 @@ def spec_of(measurements: Sequence[Measurement], environment: Environment, hiera
 def spec_of_peaks(
     measurements: Sequence[Measurement], environment: Environment, hierarchy: MemoryHierarchy
 ) -> HardwareSpec:
-    """The spec of a short measurement in one process: peaks, whose low and high are the spread of the samples. Raises
-    RuntimeError as `peaks_of` does."""
+    """The spec of a short measurement in one process; low and high are the samples' spread. Raises RuntimeError as
+    `peaks_of`."""
     return _described(environment, *peaks_of(measurements, environment, hierarchy, samples_spread=True))
 
 
@@ -252,8 +252,8 @@ def _fitted(
 
 
 def _links(measurements: Sequence[Measurement]) -> tuple[dict[str, Link], str | None]:
-    """The host's link from pinned copies, the slower way; the link between ranks from collectives, or why it is
-    missing."""
+    """The host's link from pinned copies, the slower way; the link between ranks from collectives, or why there is
+    none."""
     links: dict[str, Link] = {}
     routes = transfer_costs(measurements).items()
     if pinned := [cost for (memory, way), cost in routes if memory == "pinned" and way != "both ways"]:

@@ -56,8 +56,7 @@ class Parsed:
     versions: dict[str, str] = field(default_factory=dict)
     """Maps a framework to its version; several versions are joined by ", "."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Maps a rule to the number of rows that the importer itself dropped by it, as for an unknown dtype or
-    operation."""
+    """Maps a rule to the number of rows that the importer itself dropped by it, as for an unknown dtype."""
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -172,8 +171,7 @@ def _driver_name(spec: HardwareSpec) -> str:
 
 
 def _by_folder(paths: Sequence[Path]) -> Device:
-    """The device that folders are named after ("a100", "H100"); without a datasheet where several devices share the
-    word."""
+    """The device that folders are named after ("a100", "H100"); without a datasheet where several devices share it."""
     words = {word: whole for path in paths for word, whole in _folder_words(path).items()}
     if not words:
         raise RequestError(f"{paths[0]} does not say which device it is of; add --device, as nvidia-h100-sxm")

@@ -58,8 +58,7 @@ def design(
 
 
 def _regimes(dims: Dims, names: tuple[str, ...]) -> NDArray[np.bool_]:
-    """Regimes that some candidates have and some have not, shape (candidates, regimes): two sizes are equal, or a size
-    is one of `DEGENERATE`."""
+    """Regimes that some candidates have, (candidates, regimes): two sizes are equal, or one is of `DEGENERATE`."""
     columns = {name: np.asarray(dims[name], dtype=float) for name in names if name in dims}
     marks = [column == value for column in columns.values() for value in DEGENERATE]
     marks += [columns[a] == columns[b] for a, b in combinations(columns, 2)]
@@ -214,8 +213,7 @@ def kernel_shapes(
     seed: int = 0,
 ) -> list[KernelShape]:
     """All kernels of a calibration. `largest_bytes` limits the operands of a kernel in the widest of the dtypes, and
-    its number of elements in the others; `streaming` are the operators that stream; `quick` takes half of the
-    kernels."""
+    its number of elements in the others; `streaming` are operators that stream; `quick` takes half of the kernels."""
     shapes: list[KernelShape] = []
     widest = max((ELEMENT_BYTES[dtype] for dtype in dtypes), default=1.0)
     for dtype in dtypes:

@@ -25,9 +25,9 @@ from roofline.laws.work import Bounds
 PRIOR_SCALE, PRIOR_NOISE, PRIOR_APART, PRIOR_LENGTH = 0.06, 0.04, 0.01, 4.0
 """Priors of the residuals' scale, of noise, of groups (relative), and of a length (in doublings of a size)."""
 PRIOR_SPREAD = 0.4
-"""Standard deviation of the logarithm of each of these priors. Some 200 points say little about a dozen lengths, which
-follow their noise under a wide prior: on the public tables' products 0.25 does as well, and 0.7 is worse by 1.5 % of
-the error."""
+"""Standard deviation of the logarithm of each prior. Some 200 points say little about a dozen lengths, which follow
+their noise under a wide prior: on the public tables' products 0.25 does as well, and 0.7 is worse by 1.5 % of the
+error."""
 FARTHEST = 5.0
 """Largest distance from the prior in spreads: beyond, a covariance is no longer one in floating point."""
 TUNED_ON = 300

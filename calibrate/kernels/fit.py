@@ -99,8 +99,8 @@ def _fastest(columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def halves(observations: Observations, seed: int) -> tuple[Observations, Observations]:
     """Rows of a random half of the groups (rounded up), for a fit, and of the others, to score it. Whole groups are
-    held out, since rows of one weight shape or head layout resemble each other. Raises ValueError where there is only
-    one group."""
+    held out, since rows of one weight shape or head layout resemble each other. Raises ValueError for a single
+    group."""
     names = np.unique(observations.group)
     if len(names) < 2:
         raise ValueError(

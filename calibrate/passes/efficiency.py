@@ -145,8 +145,7 @@ def _idle(idle_s: float, result: CellResult, busys_s: Array, scale: float) -> di
 
 
 def _residual(rungs: Rungs, fall: Waterfall, busy: Ends | None, predicted: Ends | None) -> dict[str, Ends]:
-    """Interval of the term that ends with the residual and begins at a prediction, or at a roofline without
-    interval."""
+    """Interval of the term that ends with the residual and begins at a prediction, or at a roofline without one."""
     name = term_ending_at(fall, "residual")
     if name is None or busy is None:
         return {}

@@ -73,8 +73,8 @@ class Predicted:
         return self.time_s * self.factors
 
     def ends(self, count: Array, rows: Any = slice(None)) -> Ends | None:
-        """Interval of the total of some operations, `count` times each, at the level of the pass; None where laws do
-        not price nearly all of it."""
+        """Interval of the total of operations, `count` times each, at the pass's level; None where laws price too
+        little of it."""
         times = (self.at_level_s * count)[rows]
         total, by_law = float(times.sum()), self.law[rows] >= 0
         if not total > 0 or float(times[~by_law].sum()) > NOTED * total:

@@ -14,8 +14,8 @@ ENVIRONMENT = {"device", "device_kind", "versions", "notes", "threads", "cores"}
 
 
 def load_spec(folder: RunFolder) -> HardwareSpec:
-    """The device's figures; none where the run ended before they were measured. Raises RequestError where the file
-    cannot be read."""
+    """The device's figures; none where the run ended before they were measured. Raises RequestError for a damaged
+    file."""
     environment = folder.run.environment
     return folder.read_spec() or HardwareSpec(name=environment.device, kind=spec_kind(environment.device_kind))
 
@@ -31,8 +31,7 @@ def load(folder: RunFolder, spec: HardwareSpec | None = None) -> tuple[list[Pass
 
 
 def sound(folder: RunFolder) -> frozenset[str]:
-    """Keys of the cells that need not be measured again, since their report is "done". Raises RequestError as
-    `load`."""
+    """Keys of the cells whose report is "done", which need not be measured again. Raises RequestError as `load`."""
     spec = load_spec(folder)
     reports = [(result.cell.key, _report(folder, result, spec)) for result in folder.results()]
     return frozenset(key for key, report in reports if isinstance(report, PassReport) and report.status == "done")

@@ -38,8 +38,8 @@ class KernelTable:
     kernel_s: Array
     """Shape (kernels,): measured seconds of one call."""
     predicted_s: Array
-    """Shape (kernels,): seconds of one call by the law of a kernel that is one operation, else by the roofline at
-    measured peaks; NaN where unknown."""
+    """Shape (kernels,): seconds of one call by the law of its only operation, else by the roofline; NaN where
+    unknown."""
     measured_s: Array
     """Shape (operations,): measured seconds."""
     rounds_s: Array

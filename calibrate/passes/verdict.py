@@ -20,8 +20,7 @@ FEWEST_ROUNDS = 4
 (tests/calibrate/passes/test_verdict.py) 1 of 28 000 was called invalid with four rounds, none of 20 000 with five;
 three agree by chance too easily."""
 MOST_EXCESS = 0.02
-"""(Busy − wall) ÷ wall that is no contradiction: recording events lengthens the recorded operations by a few per
-cent."""
+"""(Busy − wall) ÷ wall that is no contradiction: recording events lengthens operations by a few per cent."""
 LEAST_ATTRIBUTED = {"eager": 0.99, "compile": 0.97, "cuda-graph": 0.97, "compile-cuda-graph": 0.97}
 """Least share of the device time that belongs to an operation, by mode: host events of the other modes tell less."""
 SPANS_WITHIN = 0.005
@@ -29,8 +28,7 @@ SPANS_WITHIN = 0.005
 INSTRUMENTED_WITHIN = 0.05
 """Largest distance from 1 of profiled ÷ unprofiled wall that needs no comment."""
 LEAST_INSTRUMENTED = 0.9
-"""Least profiled ÷ unprofiled wall: profiling saves no time, so below it the machine changed, however few the
-rounds."""
+"""Least profiled ÷ unprofiled wall: profiling saves no time, so below it the machine changed between the passes."""
 WIDEST_WALL = 0.1
 """Largest half of the wall's 90 % interval ÷ the wall: predictions are meant to be off by a tenth or so."""
 MOST_OTHER_WORK = 0.25

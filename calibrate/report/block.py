@@ -167,8 +167,8 @@ class _Wiring:
             self.enters.add(reader)
 
     def _last(self, tensor: int, reader: int) -> Iterator[int]:
-        """Earlier writers of what the reader sees, the latest first; one that also reads the tensor has kept its
-        earlier content."""
+        """Earlier writers of what the reader sees, the latest first; one that also reads it has kept earlier
+        content."""
         for writer in reversed(self._writers[tensor]):
             if writer < reader:
                 yield writer

@@ -37,8 +37,7 @@ LIKELY, LARGER = 5e8, 4.0
 measured may be larger than those of the run: so the range holds their sizes, but not those of much larger models."""
 
 SECONDS, VISITS = 50.0, 3
-"""Seconds for the kernels of a calibration, and the visits to each kernel that this allows on two quiet cores; the
-seconds grow with --visits."""
+"""Seconds of a calibration's kernels, and visits to each that they allow on two quiet cores; --visits takes more."""
 
 DEVICE_S, QUICK_DEVICE_S = 10.0, 5.0
 """Seconds of `measure_device`: the default, and with --quick."""

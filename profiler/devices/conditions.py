@@ -26,7 +26,7 @@ OTHERS_WARN, OTHERS_INVALIDATE = 0.05, 0.5
 """Cores' worth of foreign CPU time ÷ cores. A parallel operation waits for its slowest thread, so that one part in 20
 taken from one core already shows in a 5 % closure; at one half the scheduler's share is what is measured."""
 STEAL_WARN, STEAL_INVALIDATE = 0.01, 0.10
-"""Fraction of all cores' time. 1 % is the size of a regression that is looked for; 10 % is twice the closure's
+"""Fraction of all cores' time: 1 % is the size of a regression that is looked for, 10 % twice the closure's
 tolerance."""
 SLOWED_SHARE = 0.05
 """Share of the time. A slowdown in less of it moves neither a median nor, at half the clock, a sum by more than the 5 %

@@ -259,8 +259,8 @@ class _Pace:
     def __init__(self, device: torch.device) -> None:
         self._is_cpu = backend_of(device).is_host
         self._s_per_byte: dict[str, list[float]] = {}
-        """Rates of each kind's last two kernels, while they are slow; products and attention take more a byte the
-        larger they are."""
+        """Rates of each kind's last two kernels, while they are slow: larger products and attention take more a
+        byte."""
 
     def bounded(self, shape: KernelShape, make: Callable[[KernelShape], Kernel]) -> Kernel:
         """The kernel, checked, with fewer sets of operands where all of them would take longer than `LONGEST_S`.

@@ -28,8 +28,8 @@ OPERAND_BYTES = PerDevice(host=128 << 20, accelerator=1 << 30)
 """Size of an operand in main memory. On a GPU its kernel takes 0.2 ms and more, so that the gap to the next one (2 µs)
 does not matter; on a CPU it is several times the largest cache (STREAM asks for 4) in a short sample."""
 PLACEMENTS = PerDevice(host=4, accelerator=1)
-"""Sets of operands that take turns: their bandwidth varies by a quarter and more with the pages of host memory that
-they lie on."""
+"""Sets of operands that take turns: bandwidth varies by a quarter and more with the pages of host memory they lie
+on."""
 MAIN_BUDGETS = 2
 """A kernel on main memory gets so many budgets of a case: its calls are the longest, so it has the fewest samples. On a
 CPU its value is the fastest sample of the middle placement, as in STREAM: a call of 10 ms is long enough for one

@@ -39,8 +39,7 @@ from roofline.graph.op import Kind, OpGraph
 PASSES = 3
 """Most timed passes in a row, with and without the profiler in turn; one untimed pass goes before each row."""
 LONG_S = 0.5
-"""A pass of this length needs no untimed pass before it: what changes between plain and profiled passes is over within
-some milliseconds."""
+"""A pass of this length needs no untimed one before it: what changes after the profiler is over in milliseconds."""
 ROUNDS = (3, 12)
 """Fewest and most rounds; between them the plain passes' precision and the time budget decide."""
 WARM_UP_PART = 0.1

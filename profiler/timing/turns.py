@@ -184,8 +184,8 @@ def take_turns(
 
 
 STRETCH_S = 0.012
-"""Seconds of calls of one probe: several time slices of the operating system, so that other work on the cores takes its
-share, as it does of a pass."""
+"""Seconds of one probe's calls: several time slices, so that other work on the cores takes its share as it does of a
+pass."""
 STREAM_BYTES = PerDevice(host=256 << 20, accelerator=1 << 30)
 """Read by the stream: several times what caches hold for one process. On a CPU which pages it lies on moves a stream of
 64 MiB by a factor of two from one allocation to the next; a matrix of 256 MiB, by a twentieth."""

@@ -29,8 +29,8 @@ PLAIN_BITS = 16
 """Cached elements of fewer bits have scales, by which their readers multiply."""
 
 INDEX_BITS = 2
-"""Bits that say which of four a kept value is (NVIDIA A100 Tensor Core GPU Architecture whitepaper, v1.0, 2020,
-"Fine-grained structured sparsity")."""
+"""Bits that say which of four a kept value is (NVIDIA A100 whitepaper, v1.0, 2020, "Fine-grained structured
+sparsity")."""
 
 
 @dataclass(frozen=True)

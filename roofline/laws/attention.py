@@ -23,7 +23,7 @@ WIDEST_NARROW = 192.0
 NARROW = 1.5
 """Bytes of a cached element below which the cache is fp8."""
 ALMOST_FULL, FEW_BLOCKS = 0.8, 4.0
-"""Keys are not split where the tiles of one sequence fill this part of the units, or with so few blocks of keys
+"""Keys are not split where one sequence's tiles fill this part of the units, or for few blocks
 (num_splits_heuristic)."""
 MARGIN = 1.1
 """Factor on the blocks of keys per unit (prepare_varlen_num_blocks_kernel)."""
@@ -35,8 +35,7 @@ CAPTURED = 512.0
 """Sequences up to which that is done: default of vLLM's largest captured graph."""
 SEARCH_S = 1.2e-8
 """Seconds per sequence in which a blindly launched block finds its own: a third of a microsecond for each 31 that a
-warp looks at together. Fitted to FlashAttention 4 at head dim 512 on an H200; held, since few tables could determine
-it."""
+warp looks at together. Fitted to FlashAttention 4 at head dim 512 on an H200; few tables could tell it."""
 JOINED = 128.0
 """Elements of output of a block that joins blind splits; fitted and held as `SEARCH_S` is."""
 

@@ -100,8 +100,7 @@ def _busiest(kept: Floats, top: Floats, local: Floats, ep: Floats) -> Floats:
 
 
 def _filled(share: Floats, count: Floats, total: Floats, most: Floats) -> Floats:
-    """Rows in proportion to `share` that sum to `total` over `count` experts a class, at most `most` an expert; the
-    excess goes to the others."""
+    """Rows in proportion to `share` that sum to `total` over `count` experts a class, at most `most` an expert."""
     scale = np.maximum(total, 0.0) / np.maximum((share * count).sum(axis=-1), TINY)
     rows = share * scale[..., None]
     for _ in range(QUANTILES):

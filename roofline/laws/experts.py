@@ -19,8 +19,7 @@ CACHE_OVER_MEMORY = 4.0
 ELEMENT_BYTES = 2.0
 """Bytes of an element of an activation."""
 DIVISIBLE, SCALAR = 16, 8.0
-"""A depth that is no multiple of 16 elements is read element by element, not 8 (16 bytes) at once (Triton's
-specialisation)."""
+"""A depth that is no multiple of 16 elements is read element by element, not 8 at once (Triton's specialisation)."""
 DIVISIBLE_BITS = 16.0
 """Bits of the weights to which that applies: those in 8 bits go to other kernels (FlashInfer's in vLLM on an H200)."""
 HALF_ROWS = 16.0

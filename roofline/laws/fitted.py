@@ -107,8 +107,8 @@ class Correction(Record):
         return {name: np.array(column) for name, column in self.points.items()}
 
     def at(self, places: Floats) -> Residuals:
-        """The process with its points at `places`, shape (points, features). Raises ValueError where those are another
-        law's."""
+        """The process with its points at `places`, shape (points, features). Raises ValueError for another law's
+        places."""
         if places.shape[1] != len(self.lengths):
             raise ValueError(f"a correction of {len(self.lengths)} lengths for {places.shape[1]} features")
         residuals, variances, groups, lengths = (
@@ -213,8 +213,7 @@ class FittedLaw(Record):
 
     @property
     def is_outdated(self) -> bool:
-        """True where the formula has changed since its constants were stored: products got bounds, gaps more
-        constants."""
+        """True where the formula has changed since its constants were stored: products got bounds, gaps constants."""
         if self.law == "host_gap":
             return "share" not in self.values
         return self.law in ("matmul", "module") and self.held is None
@@ -258,8 +257,7 @@ class FittedLaw(Record):
 
     def places(self, dims: Dims, facts: Facts, watched: tuple[str, ...]) -> tuple[Floats, Floats]:
         """log time of the law, shape (rows,), and the coordinates of each kernel for its correction, (rows, features).
-        Kernels are alike if their sizes are, if their times are, and if the same constants (of `watched`) decide
-        them."""
+        Kernels are alike if their sizes and times are, and if the same constants (of `watched`) decide them."""
         law = self._checked(dims, facts)
         log_time, response = responses(law, dims, facts, self.arithmetic, self.values, watched)
         return log_time, np.concatenate(

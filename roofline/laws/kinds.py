@@ -164,8 +164,7 @@ KINDS: dict[str, KernelKind] = {
 
 
 def kind_of(name: str) -> KernelKind:
-    """The row of a kind, of an operator (the row that pools it) or of a law's name. Raises ValueError: there is
-    none."""
+    """The row of a kind, of an operator (the row that pools it) or of a law's name. Raises ValueError for none."""
     plain = name.removesuffix(ROW_MAJOR)
     if plain in KINDS:
         return KINDS[plain]

@@ -77,7 +77,7 @@ class Law(Protocol):
         """Names of the sizes that it needs."""
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Its constants for a dtype, with priors scaled to the device. Raises ValueError or KeyError where facts are
+        """Its constants for a dtype, priors scaled to the device. Raises ValueError or KeyError where facts are
         missing."""
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:

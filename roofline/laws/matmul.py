@@ -22,8 +22,7 @@ STEP_BYTES = 128.0
 """Bytes along k of one step of a main loop on fast units: a swizzled shared-memory row of Hopper, whose cuBLAS kernels
 are named tilesize128x256x64 (64 elements of 16 bits)."""
 SHORT_STEP_BYTES = 64.0
-"""Bytes along k of one step on slower units: cuBLAS kernels of Ampere and Ada are named 128x256 … stages_32x5 (32
-elements)."""
+"""Bytes along k of one step on slower units: cuBLAS kernels of Ampere and Ada are named … stages_32x5 (32 elements)."""
 FAST_UNIT = 8e12
 """Arithmetic rate of a unit times bytes of an operand's element above which steps are long. Hopper has 15e12, A100
 6e12, Ada 5e12: half a step keeps a slow unit busy long enough to hide the next one's loads."""

@@ -115,8 +115,7 @@ def features(dims: Dims, names: tuple[str, ...]) -> Floats:
 
 
 def coordinates(dims: Dims, names: tuple[str, ...]) -> Floats:
-    """Sizes in doublings, exponents, and a column for each value of a category (all equally far apart), shape
-    (rows, columns)."""
+    """Sizes in doublings, exponents, and a column for each value of a category (equally far apart): (rows, columns)."""
     columns = []
     for name in (name for name in names if name in dims):
         values = np.asarray(dims[name], dtype=float)

@@ -119,8 +119,8 @@ class Summed:
     """
 
     others: NDArray[np.int64]
-    """Places of the operations that are left: without such polynomials or a peak that they need, or in a layer with
-    overlapping transfers."""
+    """Places of the operations that are left: without such polynomials or a needed peak, or with overlapping
+    transfers."""
     totals: dict[str, Floats]
     """Coefficients of each total of `Swept` but the time, shape (monomials,)."""
     one_roof: Floats
