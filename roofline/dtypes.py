@@ -53,7 +53,6 @@ DTYPES = (
     Dtype("w4a8_mxfp4_mxfp8", 4, arithmetic=_8, of_tool=True),
 )
 """Weights in fewer bits than their arithmetic are unpacked, and a device without 8 or 4 bits computes in 16."""
-
 BITS = {dtype.name: dtype.bits for dtype in DTYPES}
 ELEMENT_BYTES = {dtype.name: dtype.bits / 8 for dtype in DTYPES if dtype.bits >= 8 and not dtype.of_tool}
 """Bytes of an element of the types whose elements fill bytes."""
@@ -67,7 +66,6 @@ MODEL_DTYPES = ("float64", "float32", "bfloat16", "float16")
 """Types that `transformers` can build and run a model in."""
 IMPORTED = ("float32", "bfloat16", "float16", "float8_e4m3fn", "int8")
 """Types that a table of another tool can be said to be in."""
-
 _BY_ALIAS = {alias: dtype.name for dtype in DTYPES for alias in (dtype.name, *dtype.aliases)}
 
 

@@ -14,10 +14,8 @@ from roofline.dtypes import SHORT
 
 UNKNOWN = "–"
 """Stands for null: not known, not measured, not applicable. Never for zero."""
-
 MINUS = "−"
 """The sign that is as wide as "+", so that signed columns line up."""
-
 _PREFIXES = {-5: "f", -4: "p", -3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P"}
 """SI prefix by power of 1000."""
 

@@ -36,7 +36,6 @@ QUIETEST = 1e-3
 """Least relative noise, the resolution of a clock."""
 TINY = float(np.finfo(np.float64).tiny)
 """Least seconds under a logarithm, where size 0 meets latency 0."""
-
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 

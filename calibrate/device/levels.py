@@ -35,7 +35,6 @@ BEND = float(norm.ppf(0.75)) * math.sqrt(6)
 WITHIN = 1.5
 """Deviations of the noise from a plateau's level within which a neighbouring size is on it: 13 % of the sizes on it are
 missed, and 7 % of those whose rate has fallen by twice as much are taken for one on it."""
-
 Floats = NDArray[np.float64]
 
 

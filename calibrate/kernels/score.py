@@ -35,7 +35,6 @@ FEW_FOLDS = 3
 """Folds of groups where a run fits some hundred laws while its user waits."""
 FEWEST = 6
 """Least number of kernels of a run's own device that a law is fitted to."""
-
 Interval = tuple[Floats, Floats]
 
 TERCILES = ("small", "medium", "large")
@@ -46,7 +45,6 @@ FEW_ROWS = 64.0
 """Most rows of a product in that region: sequences of a batch."""
 LONG_KEYS = 4096.0
 """Least keys of attention in it: from there reading the cache takes longer than the fixed cost of a call."""
-
 Tables = dict[tuple[str, str], Observations]
 """Measured kernels by (kind, dtype)."""
 

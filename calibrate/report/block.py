@@ -17,7 +17,6 @@ from roofline.units import known_sum, ratio
 
 MOST_NODES = 28
 """Nodes of a readable drawing."""
-
 Part = Literal["operation", "feed", "before", "after"]
 
 

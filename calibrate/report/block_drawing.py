@@ -20,19 +20,14 @@ from roofline.units import UNKNOWN, dtype, flops, flops_per_s, magnitude, number
 
 WIDTH, MARGIN, LINE = 224.0, 10.0, 15.0
 """Pixels of a box, around the graph, and of a line of text."""
-
 TITLE, OPERATOR = 29, 18
 """Characters of a path in a box, and of an operator; an operation with a longer name shows its kind."""
-
 SMALLEST = 0.68
 """Share of its natural size to which a wide graph shrinks before it scrolls."""
-
 PLAIN, AROUND = "#7d8aa0", "#c8553d"
 """Colours of edges: to the next operation, and around others."""
-
 GAP, BETWEEN, LANE = 26.0, 44.0, 16.0
 """Pixels between two boxes of a row, between two rows, and between two edges that pass rows."""
-
 LEGEND = (
     '<div class="legend">'
     f'<span><i style="border-color:{PLAIN}"></i>reads what the operation above wrote</span>'

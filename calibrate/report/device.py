@@ -39,7 +39,6 @@ PLOTS = (
      "A point is what one process gives; costs are times, so that slower is to the right there."),
 )  # fmt: skip
 """Name, title and note of each plot: the name is that of its function in `calibrate.report.device_plots`."""
-
 WORDS: tuple[tuple[str, Callable[[Row], bool], str], ...] = (
     ("value", lambda row: True,
      f"geometric mean over fresh processes; each gives the {100 * FASTEST:g}th percentile of its samples from "

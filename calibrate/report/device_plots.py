@@ -28,16 +28,13 @@ INSIDE = {"textposition": "inside", "insidetextanchor": "middle", "textangle": -
 SPREAD = ("memory", "level", "matmul", "launch", "host", "vector", "skinny", "pointwise", "energy")
 MOST = 36
 """Figures whose spread is drawn: of the families above, in their order."""
-
 POINTS = 1500
 """Samples drawn of one load; of more, evenly chosen ones."""
-
 Point = tuple[float, float]
 Line = tuple[str, Sequence[float], Sequence[float]]
 """Name, x and y of a fit."""
 Panel = tuple[str, str, Callable[[Window], float | None]]
 """Title, unit, and the reading of a window that is drawn."""
-
 PANELS: tuple[Panel, ...] = (
     ("SM clock", "MHz", lambda w: None if w.sm_clock_hz is None else w.sm_clock_hz / 1e6),
     ("CPU clock", "MHz", lambda w: None if w.cpu_clock_hz is None else w.cpu_clock_hz / 1e6),

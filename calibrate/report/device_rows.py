@@ -20,7 +20,6 @@ from roofline.units import UNKNOWN, binary, dtype, in_unit, percent, ratio
 
 ONE_CORE = ".one core"
 """The end of the name of a figure that a single thread reached where others could have helped."""
-
 FAMILIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("main memory", ("memory",)),
     ("caches and levels", ("level", "cache")),
@@ -41,12 +40,10 @@ SERIES = ("cache", "curve", "transfer", "collective")
 """Families with a point for each size in bytes: "cache.read 2097152"."""
 SIZES = ("working_set_bytes", "size_bytes", "message_bytes", "operand_bytes", "bytes")
 """Parameters that hold the size of a point, the first that is there."""
-
 SIZE = re.compile(r"(\d[\d.]*(?:e[+-]?\d+)?)\s*(KiB|MiB|GiB|TiB|kB|MB|GB|TB|B|bytes)?\b")
 FACTOR = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40}
 SMALLEST = 1024.0
 """Bytes: no working set is smaller; a smaller number in a plateau's conditions is something else."""
-
 FEWEST = 3
 """Fresh processes that an interval needs; two can agree by chance."""
 LOPSIDED = 0.15

@@ -23,7 +23,6 @@ EVERYWHERE: frozenset[View] = TERMINAL | FILES
 
 Tone = Literal["", "strong", "faint", "warning", "bad"]
 """The weight of a sentence: a headline, an aside, a doubt about figures, or an error in them."""
-
 Row = TypeVar("Row")
 
 

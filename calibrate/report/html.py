@@ -19,7 +19,6 @@ from calibrate.report.document import Document, Figure, Part, Section, shown
 TEMPLATE = "page.html.j2"
 PLOT = "plotly-graph-div"
 """Class of the element of a plot."""
-
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters that are no part of HTML."""
 

@@ -30,19 +30,14 @@ TERM = {
 ROOF = {"achieved": DARK, "datasheet": "#9aa5b8"}
 MARK = "#d00000"
 """Colours: of terms, of roofs by what they come from, and of an efficiency above 1."""
-
 LABEL = 56
 """Most characters of a label beside a bar."""
-
 NAMED = 3
 """Points above 1 with their efficiency beside them: the slowest; more would cover each other."""
-
 PLOT, LINE = 540, 15
 """Pixels of the roofline plot without its margins, and of a line of a label."""
-
 ALIKE = 1.2
 """Roofs within this factor have one label: their lines cannot be told apart."""
-
 _NAMES = {"autorange": "reversed", "ticks": "outside", "ticklen": 6, "tickcolor": "#ffffff"}
 
 

@@ -37,10 +37,8 @@ WORDS = {
 
 ABOVE_ONE = "efficiency above 1"
 """How the footnote of the mark "!" begins; a report whose own warnings have it does not get a second one."""
-
 MOST_KERNELS = 20
 """Compiled kernels that a terminal shows at most."""
-
 MODES: dict[Mode, str] = {
     "eager": "",
     "compile": ", compiled",

@@ -23,7 +23,6 @@ MEANING = {
     "idle": "time in which the device had no work",
 }
 """What a term of the waterfall stands for."""
-
 REACHED = {
     "peak_derate": "the fused graph at achieved peaks",
     "extra_work": "the graph as executed, at achieved peaks",
@@ -32,16 +31,12 @@ REACHED = {
     "residual": "device time: no peaks are known to split it",
 }
 """Meaning of all terms from the first one to this one, where they are shown as one."""
-
 TERMS = (*RUNG_TERMS, "idle")
 """Terms of the waterfall, in the order they add up."""
-
 ROWS_IN_TERMINAL, SMALLEST_SHARE = 20, 0.002
 """A terminal shows so many layer kinds, each of at least this share of the wall time; it folds the others."""
-
 BARS = 40
 """Most layer kinds in the bar chart of a page, whose table has them all."""
-
 CLOSES_WITHIN = 1e-6
 """Relative: sums of the same doubles in another order differ by far less."""
 

@@ -20,7 +20,6 @@ GAP, NARROWEST, NARROWEST_BAR, WIDEST_BAR = 2, 20, 8, 40
 """Characters between two columns, of a column of words below which another column goes, and of a bar."""
 FEW = 3
 """Lines of a titled list that are shown; the rest are counted."""
-
 _STYLE: dict[Tone, str] = {"": "", "strong": "bold", "faint": "dim", "warning": "yellow", "bad": "bold red"}
 _FIGURE = re.compile(r"(?<=\d) (?=(?:%|[nµmkMGTP]?(?:s|B|B/s|FLOP|FLOP/s))(?!\w))|(?<=±) ")
 """The space inside "82.1 ms" and "± 1.2 %"."""

@@ -21,10 +21,8 @@ from roofline.graph.op import OpGraph
 
 PASS = "roofcal-pass"
 """Name of the range around each profiled pass."""
-
 COMPILED = "roofcal-compiled"
 """Name of the range around each call of a compiled graph."""
-
 BACKENDS = (
     "aten::_scaled_dot_product",
     "aten::_flash_attention",

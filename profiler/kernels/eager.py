@@ -21,7 +21,6 @@ VOCABULARY = 4
 """Rows of an embedding's table for each row that is looked up."""
 CHECKED = 16
 """Rows and columns of a product that are compared with float64."""
-
 Operands = tuple[Tensor, ...]
 Draw = Callable[[tuple[int, ...]], Tensor]
 """Makes an operand of a size, with values between −0.5 and 0.5."""

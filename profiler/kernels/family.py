@@ -19,7 +19,6 @@ from roofline.laws.kinds import KernelShape
 
 Elements = Callable[[Mapping[str, int]], int]
 """Elements of a kernel's tensors, from its sizes."""
-
 TOLERANCE = {"float32": 4e-3, "float16": 1e-2, "bfloat16": 4e-2}
 """Share of the largest expected value by which a result may be off: roundings of the dtype (float32 products may run as
 TF32, float16 2^-11, bfloat16 2^-8), and of what attention keeps in between."""

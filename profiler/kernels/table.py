@@ -47,7 +47,6 @@ TOGETHER = 120
 """Kernels of one session at most: its events are kept in memory, and between sessions the machine's level is read."""
 FORMAT = "probe"
 """Format of the source: these kernels were measured here."""
-
 Progress = Callable[[float, str], None]
 
 

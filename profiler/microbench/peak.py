@@ -27,7 +27,6 @@ CALLS = 4
 """Least number of calls of a measurement: one that is checked, two of warm-up, one sample."""
 FAR_SLOWER = 0.5
 """Rate ÷ that of the other layout below which a layout is not tried on larger shapes."""
-
 LADDER = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
 """Sizes of a dimension, steps of 4/3 and 3/2: multiples of every tile that libraries use (128 × 256 on Hopper)."""
 COARSE = 4
@@ -42,7 +41,6 @@ FINALISTS, VISITS = 3, 2
 """Number of shapes that are measured again at the end, and how often: the best of many noisy rates was a lucky one."""
 PART, LEAST = 7, 16
 """Before the finalists, a search visits at most one in `PART` shapes of the grid, or `LEAST` where that is more."""
-
 LARGEST_CALL_S = PerDevice(host=0.05, accelerator=0.01)
 """Longest call of a grid's largest cube at the best rate of the probes. On a GPU the probes do not fill the device, so
 that real calls are several times shorter."""
@@ -52,7 +50,6 @@ VISIT_S = PerDevice(host=0.06, accelerator=0.05)
 """Budget of one shape in a search: a few calls."""
 REST_S = 0.2
 """Pause before a burst, in which a GPU's power falls below its cap."""
-
 Product = tuple[Shape, Layout]
 Rate = Callable[[Shape], float | None]
 """Times a shape once more and returns its FLOP/s; None where the shape fails."""

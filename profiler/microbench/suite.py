@@ -35,7 +35,6 @@ NEEDS: Mapping[Need, Callable[[Backend], bool]] = {
     "memory of its own": lambda backend: not backend.is_host,
 }
 """Features that a part may need of the device, and whether a kind of device has them."""
-
 BUDGET_S, QUICK_BUDGET_S = 0.4, 0.12
 """Seconds of one case."""
 SUSTAINED_S, QUICK_SUSTAINED_S = 10.0, 1.5
@@ -86,7 +85,6 @@ def _main_shapes(bench: Bench) -> dict[str, Shape]:
 
 SEARCH = "search"
 """Name of the part that finds the fastest product of each dtype; it runs before the parts that need it."""
-
 PARTS: tuple[Part, ...] = (
     Part("memory", "bandwidth of main memory: read, write, copy, scale, add, triad", memory.main_memory, (5, 3)),
     Part("caches", "bandwidth of each cache: read, copy, triad", memory.caches, (9, 3)),
@@ -137,7 +135,6 @@ SHARES = {
     "host": (0.05, "host time of an operation"),
 }
 """Share of a visit's seconds that each family gets, and its name in the progress display."""
-
 Progress = Callable[[float, str], None]
 """Is called with the fraction that is done (0 to 1) and the name of what is being measured."""
 

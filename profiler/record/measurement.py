@@ -7,7 +7,7 @@ Conditions are a sequence of windows with the samples taken in each; a figure th
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 MEASUREMENT_SCHEMA = 1
 FASTEST = 0.1
 """Quantile of the samples' times that gives a peak: the fastest sample would rest on one reading of the clock."""
-
 Unit = Literal["B/s", "FLOP/s", "s", "J/FLOP", "J/B", "W"]
 RATES = ("B/s", "FLOP/s")
 """Units in which more is better; in the others a sample is a cost."""
@@ -32,7 +31,6 @@ CacheSource = Literal["stated", "measured", "assumed"]
 """The source of a last-level cache's size: the system, the behaviour of memory, or neither of them."""
 Status = Literal["done", "inconclusive", "invalid", "failed"]
 """inconclusive: other work used the host, so that the device may be faster. invalid: not this device's speed."""
-
 Severity = Literal["note", "warns", "invalidates"]
 """note: worth knowing. warns: usable, but noisier or slower than the device. invalidates: not this device's speed."""
 
@@ -196,7 +194,11 @@ def middle_mean(samples: "ArrayLike") -> "NDArray[np.float64]":
 
 def quantile_of(values: tuple[float, ...], q: float) -> float:
     """Linearly interpolated quantile, 0 ≤ q ≤ 1."""
-    ordered = sorted(values)
+    return quantile_of_sorted(sorted(values), q)
+
+
+def quantile_of_sorted(ordered: Sequence[float], q: float) -> float:
+    """The same of values in ascending order."""
     position = q * (len(ordered) - 1)
     low = math.floor(position)
     high = min(low + 1, len(ordered) - 1)

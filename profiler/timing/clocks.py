@@ -43,7 +43,6 @@ LIMIT_S = 0.5
 """Seconds after which fewer readings do: one of the kernel clock is a profiler session."""
 ABOVE = 10
 """A sample shorter than this many floors is flagged: the floor itself then makes a tenth of it."""
-
 Call = Callable[[], object]
 
 
@@ -218,7 +217,6 @@ def _nothing() -> None:
 SETTLING_LAUNCHES = 1024
 """Kernels that run at the start of each session on CUDA and are not looked at: in a process's k-th session CUPTI stamps
 the first k kernels with a wrong clock, and kineto drops them (pytorch issue 192021). Some 5 ms."""
-
 COST_CALLS, COST_ROWS = 50, 9
 """Small operations of a row, and rows: a row takes some 0.1 ms, and the middle row is the one that counts."""
 

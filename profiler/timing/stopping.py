@@ -28,6 +28,8 @@ from typing import Literal
 import numpy as np
 from scipy.special import bdtr
 
+from profiler.record.measurement import quantile_of_sorted
+
 Reason = Literal["precise", "noise stable", "time limit", "sample limit"]
 
 CONFIDENCE = 0.9
@@ -113,7 +115,7 @@ class Stopping:
         count, width = len(self._times), self.rules.relative_width
         if NOTCH * self._noises[-1] > width * math.sqrt(count):
             return False
-        widest = width * _quantile(self._ordered, 0.5)
+        widest = width * quantile_of_sorted(self._ordered, 0.5)
         low, high = median_interval(self._ordered)
         if high - low > widest:
             return False
@@ -145,12 +147,6 @@ def median_interval(times_s: Sequence[float], confidence: float = CONFIDENCE) ->
 
 def relative_noise(ordered_s: Sequence[float]) -> float:
     """Interquartile range over median of samples in ascending order: 1.35 standard deviations of normal noise."""
-    return (_quantile(ordered_s, 0.75) - _quantile(ordered_s, 0.25)) / _quantile(ordered_s, 0.5)
-
-
-def _quantile(ordered: Sequence[float], q: float) -> float:
-    """Linearly interpolated, as `quantile_of`, which sorts; here the samples are sorted already."""
-    position = q * (len(ordered) - 1)
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+    return (quantile_of_sorted(ordered_s, 0.75) - quantile_of_sorted(ordered_s, 0.25)) / quantile_of_sorted(
+        ordered_s, 0.5
+    )

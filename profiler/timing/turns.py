@@ -33,7 +33,6 @@ TRIES = 2
 BUSY_SHARE = 0.25
 """Share of all cores that others took, above which a visit on a CPU is disturbed: as for a pass
 (`calibrate.passes.verdict.MOST_OTHER_WORK`)."""
-
 R = TypeVar("R")
 T = TypeVar("T")
 

@@ -17,7 +17,6 @@ from roofline.graph.op import ANCHORS, Bytes, Kind, OpGraph, sizes_by_tensor
 
 Sizes = dict[int, Bytes]
 """Bytes by tensor."""
-
 GATHERS = frozenset({"aten::index", "aten::index_select"})
 """Operators that only pick rows of their first operand, by the numbers in their others."""
 

@@ -15,19 +15,15 @@ from roofline.graph.op import PRODUCTS, Access, Bytes, Kind, Op, OpGraph, layer_
 
 SCALES, ZEROS = ".scales", ".zeros"
 """Ends of the names of tensors that hold one number a group of weights."""
-
 QUANTISE = "roofcal::quantise"
 LOW_RANK_IN, LOW_RANK_OUT = "roofcal::low_rank_in", "roofcal::low_rank_out"
 LORA_A, LORA_B, LORA_ADD = "roofcal::lora_a", "roofcal::lora_b", "roofcal::lora_add"
 """Names of operations that what-ifs insert."""
-
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 """Last names of modules that choose experts (Mixtral, Qwen, DeepSeek; gpt-oss): GPTQ and AWQ checkpoints leave them
 as they are (`modules_to_not_convert` of their configs)."""
-
 PLAIN_BITS = 16
 """Cached elements of fewer bits have scales, by which their readers multiply."""
-
 INDEX_BITS = 2
 """Bits that say which of four a kept value is (NVIDIA A100 whitepaper, v1.0, 2020, "Fine-grained structured
 sparsity")."""

@@ -19,7 +19,6 @@ STEPS = [ring.messages if name != "all_to_all" else lambda n: 1 for name, ring i
 """Messages one after another, by operation: those of a ring, and 1 where every pair communicates at once."""
 SHARPNESS = 6.0
 """Power of the soft minimum of the two protocols; held, since no table tried could determine it."""
-
 POINT_TO_POINT = (3, 5)
 """Operations made of messages between pairs, as indices: all_to_all and send_recv."""
 

@@ -17,7 +17,6 @@ from roofline.laws.work import Work, prefill_work, product_work, stream_work
 
 Operation = tuple[str, Dims]
 """Kind of the law, and the sizes."""
-
 WIDE, NARROW = 4.0, 2.0
 """Bytes of a float32 element and of an activation."""
 
@@ -108,7 +107,6 @@ MODULES: dict[str, Callable[[Dims], list[Operation]]] = {
     "lm_head": lambda d: [_product(d["tokens"], d["vocab"], d["hidden"])],
 }
 """Operations of each module by the table's names; the dim "module" is an index into this list."""
-
 SIZES = ("tokens", "context", "hidden", "inner", "heads", "kv_heads", "head_dim", "vocab", "tp")
 """Dims of a model and a step: `context` tokens are cached before it, and `tp` ranks share each matrix."""
 SHARED = ("inner", "heads", "kv_heads", "vocab")

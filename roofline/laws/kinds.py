@@ -32,7 +32,6 @@ from roofline.laws.work import (
 MATVEC, BATCHED, GROUPED, POINTWISE, HOST_GAP = "matvec", "batched_matmul", "grouped_matmul", "pointwise", "host_gap"
 """Names of kinds: products with one row; products of activations with each other in one call; the experts of a mixture;
 streaming operators that have no row of their own; the host's time between two operations."""
-
 ROW_MAJOR = "_row_major"
 """Suffix of the kinds of products whose weights are stored as k × n: the same law with constants of their own."""
 OPERATOR = "aten::"

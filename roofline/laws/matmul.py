@@ -38,7 +38,6 @@ OVERLOOKED = 0.05
 """Relative difference of tile shapes that a library overlooks; 0.02 to 0.1 do as well on two devices."""
 TOGETHER = 4.0
 """Power of the blends of what overlaps, within a step and in a product; 3 to 5 do as well."""
-
 Edge = float | NDArray[np.float64]
 """Rows or columns of a tile: one for all products, or one for each."""
 
@@ -125,7 +124,6 @@ def _soft_minimum(times: Floats) -> Floats:
 
 TILES = ((64, 32), (64, 64), (64, 128), (64, 256), (128, 32), (128, 64), (128, 128), (128, 256), (256, 128))
 """Rows and columns of output that a unit makes at a time: powers of two, up to the 128 × 256 sums in its registers."""
-
 WORD_BYTES = 16.0
 """Bytes of a vector load: rows that are a multiple of it are aligned (NVIDIA's guide, "Tensor Core Requirements")."""
 UNALIGNED = 1.5

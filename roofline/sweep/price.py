@@ -21,7 +21,6 @@ from roofline.workload import Workload
 
 AT_ONCE = 256
 """Workloads whose operands are followed together: more need more memory and are no faster."""
-
 _TOTALS = ("matrix_flops", "vector_flops", "link_bytes", *CLASSES)
 
 

@@ -14,10 +14,8 @@ from roofline.workload import Logits, Phase, Workload
 
 EDGE = 1
 """Tokens around a window where implementations differ by one: such workloads are traced one by one."""
-
 STEPS = (11, 13, 17, 19, 23, 29)
 """Distances of samples from the start of a regime: primes, so that no size is the product of two others."""
-
 BATCHES = (2, 3)
 
 

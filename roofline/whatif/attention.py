@@ -23,10 +23,8 @@ from roofline.whatif.kv_cache import DONE
 ATTENTION = "aten::scaled_dot_product_attention"
 QK, SOFTMAX, PV, REPEAT = "roofcal::qk", "roofcal::softmax", "roofcal::pv", "roofcal::repeat_kv"
 """Names of the operations that `unfuse_attention` inserts."""
-
 SOFTMAX_FLOPS = 5
 """FLOPs for a (query, key) pair and head: arXiv 2402.16363, section 2, as in a trace."""
-
 NEEDED = ("batch", "heads", "kv_heads", "query", "kv", "head_dim", "value_dim", "pairs")
 
 

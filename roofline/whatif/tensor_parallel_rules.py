@@ -162,10 +162,8 @@ def _repeats(op: Op) -> int:
 
 LINEAR = frozenset({"aten::mul", "aten::mul_", "aten::neg", "aten::sum"})
 """Operators with one partial operand whose result may be summed over the ranks instead of that operand."""
-
 SUMS = frozenset({"aten::add", "aten::add_", "aten::sub", "aten::sub_", LORA_ADD})
 """Operators with that property whose operands must all be partial, or made of weights."""
-
 ACCUMULATES = frozenset({"aten::index_add_", "aten::index_add", "aten::scatter_add_", "aten::scatter_add"})
 
 ORDERED = frozenset({

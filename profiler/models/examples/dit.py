@@ -17,7 +17,6 @@ from transformers import BertConfig, BertModel
 
 FREQUENCIES = 256
 """Sines and cosines of a time step, as in ADM (arXiv 2105.05233), which the paper follows."""
-
 CLASSES = 1000
 """Classes of ImageNet; one more stands for no class (classifier-free guidance)."""
 
