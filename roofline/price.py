@@ -46,7 +46,7 @@ class Priced:
     time_s: Floats
     """Shape (operations,): seconds of one execution; NaN where a needed peak is not known."""
     bound: tuple[str, ...]
-    """What each waits for: "matrix", "vector", the memory level that takes most of its time, its link, or `UNKNOWN`."""
+    """Bound of each operation: "matrix", "vector", the memory level with most of its time, its link, or `UNKNOWN`."""
 
 
 @dataclass(frozen=True, eq=False)

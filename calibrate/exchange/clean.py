@@ -166,7 +166,7 @@ def _refuse_wrong_unit(frame: pd.DataFrame, least_s: np.ndarray, file: str, unit
 
 
 def unit_steps(ratios: Floats) -> int:
-    """How many factors of a thousand the times of a table are too long by; 0 where the unit is right.
+    """Number of factors of a thousand by which a table's times are too long; 0 where the unit is right.
 
     `ratios` are the times over the least that the work takes.
     """

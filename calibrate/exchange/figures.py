@@ -39,7 +39,7 @@ SIDECAR = ".provenance.json"
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """How and when figures were measured; empty where only the spec is known."""
+    """The conditions under which figures were measured; empty where only the spec is known."""
 
     device: str | None = None
     """The driver's name for the device."""
@@ -110,7 +110,7 @@ def source_of(
 
 
 def taken_of(folder: RunFolder) -> Taken:
-    """How the figures of a run on disk were measured. Raises RequestError where its measurements are damaged."""
+    """The conditions of the figures of a run on disk. Raises RequestError where its measurements are damaged."""
     machine = folder.run.environment
     return Taken(
         device=machine.device,

@@ -28,7 +28,7 @@ MOST_NAMED = 6
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the user says about files that do not say it themselves."""
+    """Facts that the user states about files which do not state them."""
 
     device: str | None = None
     """Name of a device file."""

@@ -57,7 +57,7 @@ four_bit = methodcaller("matrix_or_none", "int4", "float4_e2m1fn_x2")
 
 @dataclass(frozen=True, slots=True)
 class Small:
-    """How one tool describes a device."""
+    """The description of a device by one tool."""
 
     tool: str
     fields: tuple[Field, ...]

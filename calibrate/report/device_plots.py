@@ -24,7 +24,7 @@ from roofline.units import binary, bytes_per_s, dtype, flops_per_s, in_unit, meg
 STATED = re.compile(r"(\d+) bytes stated by the system")
 BAR = {"datasheet": theme.LIGHT, "burst": "#1f77b4", "sustained": theme.GREEN}
 INSIDE = {"textposition": "inside", "insidetextanchor": "middle", "textangle": -90}
-"""Where the rate of a bar is written: upright, in its middle."""
+"""Place of the rate of a bar: upright, in its middle."""
 SPREAD = ("memory", "level", "matmul", "launch", "host", "vector", "skinny", "pointwise", "energy")
 MOST = 36
 """Figures whose spread is drawn: of the families above, in their order."""

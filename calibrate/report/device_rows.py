@@ -110,7 +110,7 @@ class Row(Record):
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What a reader has to know of the figure, a sentence each."""
+        """Sentences that a reader of the figure has to know."""
         marks = [*self.figure.labels, *([self.lost] if self.lost else [])]
         if self.above_one:
             marks.append(

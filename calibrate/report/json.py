@@ -223,7 +223,7 @@ def kernel_kinds(kernels: Kernels) -> list[dict[str, Any]]:
 
 
 def calibration_json(spec: Path, calibration: Calibration) -> dict[str, Any]:
-    """How well laws predict kernels that they were not fitted to; percentages as fractions."""
+    """Scores of laws on kernels that they were not fitted to; percentages as fractions."""
     return {
         "spec": str(spec),
         "kinds": [_calibrated(kind) for kind in calibration.fitted],

@@ -15,7 +15,7 @@ from roofline.units import number, percent
 
 
 def kernels_document(folder: RunFolder, kernels: Kernels) -> Document:
-    """What was kept by kind and dtype, and each file with what every rule took out of it."""
+    """The report of a table: rows kept by kind and dtype, and rows that every rule took out of each file."""
     environment, spec = folder.run.environment, folder.read_spec()
     datasheet = spec.name if spec is not None and spec.datasheet is not None else "not known"
     columns: tuple[Column[dict[str, Any]], ...] = (

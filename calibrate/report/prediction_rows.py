@@ -55,7 +55,7 @@ class KindRow(Record):
 
     @property
     def flops_per_s(self) -> float | None:
-        """What the roofline lets it attain."""
+        """The rate that the roofline lets it attain."""
         return self.flops / self.time_s if self.time_s else None
 
     @property

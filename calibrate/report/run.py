@@ -36,7 +36,7 @@ WORDS = {
 }
 
 ABOVE_ONE = "efficiency above 1"
-"""How the footnote of the mark "!" begins; a report whose own warnings have it does not get a second one."""
+"""Begins the footnote of the mark "!"; a report whose own warnings have it does not get a second one."""
 MOST_KERNELS = 20
 """Compiled kernels that a terminal shows at most."""
 MODES: dict[Mode, str] = {
@@ -84,7 +84,7 @@ def verdict(report: PassReport) -> str:
 
 
 def headline(report: PassReport) -> str:
-    """How fast it is and, of a sound pass, how fast its device work could be, in a line."""
+    """Times of the pass and, where it is sound, the time that its device work could take, in a line."""
     wall = _with_half(report.wall_s, report.wall_s_low, report.wall_s_high, "wall")
     now = f"{wall}, {_with_half(report.busy_s, report.busy_s_low, report.busy_s_high, 'busy')}"
     if report.status != "done":
@@ -102,7 +102,7 @@ def headline(report: PassReport) -> str:
 
 
 def ideal_uses(report: PassReport, spec: HardwareSpec) -> str:
-    """What `ideal` stands for in this pass."""
+    """The meaning of `ideal` in this pass."""
     if report.ideal_peaks is None:
         return "ideal: – (no peaks of this device are known)"
     if report.ideal_peaks == "datasheet":
@@ -125,7 +125,7 @@ def predicted(report: PassReport) -> str:
 
 
 def level(report: PassReport) -> tuple[str, ...]:
-    """How slow the machine was beside the pass, against the calibration; nothing where that is not known."""
+    """Lines on the machine beside the pass against its calibration; nothing where that is not known."""
     if not report.level:
         return ()
     probes = [f"{probe} {ratio.ratio:.2f}× ({ratio.low:.2f}–{ratio.high:.2f})" for probe, ratio in report.level.items()]
@@ -138,7 +138,7 @@ def level(report: PassReport) -> tuple[str, ...]:
 
 
 def compared(report: PassReport) -> str:
-    """What measured and predicted figures are, so that it is seen that they are alike."""
+    """The statistics behind measured and predicted figures, which are alike."""
     measured = f"the {MIDDLE} of the passes"
     if report.rounds is not None and report.passes is not None:
         passes = _count(report.passes[0] // report.rounds, "pass", "passes")
@@ -153,7 +153,7 @@ def compared(report: PassReport) -> str:
 
 
 def warnings(report: PassReport) -> tuple[str, ...]:
-    """What an expert must know before using the figures of a pass; the most serious first."""
+    """Sentences to know before using the figures of a pass; the most serious first."""
     sentences = [f"the report does not close: {sentence}" for sentence in rows.unclosed(report)]
     sentences += [f"! {words}" if words.startswith(ABOVE_ONE) else words for words in report.warnings]
     marked = rows.above_one(report)
@@ -167,7 +167,7 @@ def warnings(report: PassReport) -> tuple[str, ...]:
 
 
 def notes(report: PassReport) -> tuple[str, ...]:
-    """How the figures are to be read; nothing alarming."""
+    """Sentences on how the figures were taken; nothing alarming."""
     passes = f"{report.passes[0]} unprofiled, {report.passes[1]} profiled" if report.passes else UNKNOWN
     sentences = [f"device times: {report.clock or UNKNOWN}; caches: {report.cache_state or UNKNOWN}; passes: {passes}"]
     if report.scaled_from_layers is not None:

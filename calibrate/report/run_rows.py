@@ -22,7 +22,7 @@ MEANING = {
     "residual": "what the prediction does not explain",
     "idle": "time in which the device had no work",
 }
-"""What a term of the waterfall stands for."""
+"""Meaning of each term of the waterfall."""
 REACHED = {
     "peak_derate": "the fused graph at achieved peaks",
     "extra_work": "the graph as executed, at achieved peaks",
@@ -119,7 +119,7 @@ class Check:
     value: str
     required: str
     holds: bool | None
-    """None: too little was measured to tell."""
+    """Whether it keeps them; None where too little was measured to tell."""
     implies: str = ""
     """The conclusion to draw where it does not hold."""
 
@@ -244,7 +244,7 @@ def ideal_total_s(report: PassReport) -> float | None:
 
 
 def unclosed(report: PassReport) -> tuple[str, ...]:
-    """What should add up and does not; empty in a sound report."""
+    """Sentences on sums that do not add up; empty in a sound report."""
     terms = waterfall_rows(report.waterfall, report.wall_s)
     sums = (
         ("the layers' times", sum(layer.measured_s for layer in report.layers), "the busy time", report.busy_s),
@@ -273,7 +273,7 @@ def half_width(low: float | None, high: float | None) -> float | None:
 
 
 def closure(report: PassReport, device_kind: str) -> tuple[Check, ...]:
-    """How much of what the profiler saw is accounted for, beside the bounds.
+    """Checks that what the profiler saw is accounted for, each with its bounds.
 
     A ratio of times of different passes holds unless its whole interval (90 %; of busy ÷ wall 99 %) lies outside.
     """
@@ -323,7 +323,7 @@ def _points(value: float | None, low: float, high: float) -> str:
 
 
 def meaning(row: TermRow) -> str:
-    """What a row of the waterfall stands for."""
+    """Meaning of a row of the waterfall."""
     joined = {
         ("wall",): "wall time of a pass without the profiler",
         ("shape_loss", "level", "residual"): "slower than the roofline of what ran",

@@ -140,7 +140,7 @@ class _Expansion(NamedTuple):
     copies: frozenset[int]
     """Copies in the attention's module."""
     members: frozenset[int]
-    """All other operations."""
+    """The other operations that only make the keys and values."""
     branches: tuple[tuple[int, ...], ...]
     """Operations of each branch from the latents on; the sum of the branches is what is expanded."""
 

@@ -36,7 +36,7 @@ class Linear:
     graph: OpGraph
     index: int
     matrix: Access
-    """Its read of the weight matrix."""
+    """The operation's read of the weight matrix."""
 
     @property
     def op(self) -> Op:

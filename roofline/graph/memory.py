@@ -132,7 +132,7 @@ class Span:
     stop: int
     times: float
     beyond: bool
-    """Whether it is neither a weight nor the cache, but comes on top of them."""
+    """Whether the tensor is neither a weight nor the cache, but comes on top of them."""
 
 
 class _Touch(NamedTuple):

@@ -151,7 +151,7 @@ class Op(Record):
     matrix_flops: float = Field(ge=0)
     """Work that a matrix unit can do."""
     vector_flops: float = Field(ge=0)
-    """All other work: norms, softmax, activations, additions."""
+    """Work for the vector units: norms, softmax, activations, additions."""
     reads: tuple[Access, ...]
     writes: tuple[Access, ...]
     count: float = Field(default=1, gt=0)

@@ -29,9 +29,9 @@ class Problem(NamedTuple):
     """A field that cannot be right."""
 
     field: str
-    """Its path: "datasheet.matrix.bfloat16.value"."""
+    """Path of the field: "datasheet.matrix.bfloat16.value"."""
     what: str
-    """Why, and what to do."""
+    """Why the field cannot be right, and what to do."""
 
 
 def device_names() -> tuple[str, ...]:

@@ -34,7 +34,7 @@ class Constant:
     spread: float
     """Standard deviation of the prior's natural logarithm, or of the prior itself where `logarithmic` is off."""
     what: str
-    """Its physical meaning."""
+    """Physical meaning of the constant."""
     logarithmic: bool = True
     """The fit moves its logarithm: it is positive and known to a factor."""
 
@@ -77,7 +77,7 @@ class Law(Protocol):
         """Names of the sizes that it needs."""
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        """Its constants for a dtype, priors scaled to the device. Raises ValueError or KeyError where facts are
+        """The law's constants for a dtype, priors scaled to the device. Raises ValueError or KeyError where facts are
         missing."""
 
     def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:

@@ -187,7 +187,7 @@ class PaperPass:
 
 @dataclass(frozen=True)
 class Work:
-    """What one operation does; sizes in bytes, fields as in `PaperRow`."""
+    """Work of one operation; sizes in bytes, fields as in `PaperRow`."""
 
     name: str
     OPs: float

@@ -24,7 +24,7 @@ MAX_BITS = 16
 
 
 class PaperCosts(Record):
-    """What one operation, or one pass, takes."""
+    """Costs of one operation, or of one pass."""
 
     OPs: float = Field(allow_inf_nan=False)
     memory_access: float = Field(allow_inf_nan=False)

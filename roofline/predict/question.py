@@ -69,7 +69,7 @@ class Speculation:
 
 @dataclass(frozen=True)
 class Question:
-    """What to predict."""
+    """A question about one model on one device: what to predict."""
 
     workloads: tuple[Workload, ...] = ()
     mixes: tuple[tuple[Workload, ...], ...] = ()

@@ -212,7 +212,7 @@ class StoredRegime(Record):
 
 
 class StoredGraphs(Record):
-    """What `predict --save-graph` writes."""
+    """The file that `predict --save-graph` writes."""
 
     schema_version: int = GRAPH_SCHEMA
     model: str

@@ -138,7 +138,7 @@ class ParametricGraph(Record):
         return Columns(self)
 
     def amounts(self, sweep: Sweep) -> Amounts:
-        """What each operation has to do, for all workloads at once."""
+        """Work of each operation, for all workloads at once."""
         return self.columns.amounts(self.basis(sweep), np.arange(len(self.template.ops)))
 
     def differs(self, graph: OpGraph) -> str | None:

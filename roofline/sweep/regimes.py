@@ -20,7 +20,7 @@ BATCHES = (2, 3)
 
 
 class Regime(Record):
-    """What decides the list of operations."""
+    """The properties of a workload that decide the list of operations."""
 
     phase: Phase
     batched: bool

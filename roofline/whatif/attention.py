@@ -122,7 +122,7 @@ class _Pieces:
         self.first, self.last = products[0], products[-1]
         self.qk = ops[self.first]
         self.members: list[int] = []
-        """All that derives from the scores, up to the last product."""
+        """Operations that derive from the scores, up to the last product."""
         made: set[int] = set()
         for i in range(self.first, self.last + 1):
             if i == self.first or any(a.tensor in made for a in ops[i].reads):
