@@ -86,7 +86,7 @@ def peak_rows(spec: HardwareSpec) -> tuple[PeakRow, ...]:
 
 
 def laws(spec: HardwareSpec) -> str | None:
-    """A sentence on the calibrated laws and their errors on groups that folds of the fit had not seen; None without laws."""
+    """A sentence on the calibrated laws and their errors on groups that a fit had not seen; None without laws."""
     if not spec.calibrated:
         return None
     kinds: dict[str, list[FittedLaw]] = {}
