@@ -139,7 +139,7 @@ def _checked(sizes: Sequence[float], times_s: Sequence[float]) -> tuple[Floats, 
 Route = tuple[str, str]
 """A kind of host memory and a direction of copying."""
 PRICED = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
-"""Collectives that what-ifs insert into a graph."""
+"""Collectives whose times `measured_link` is fitted to and held against."""
 ONLY_MOVES = ("all_gather", "send_recv")
 """Collectives without arithmetic, whose times determine the bandwidth."""
 LEAST_S = 1e-9
