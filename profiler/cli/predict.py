@@ -4,7 +4,6 @@ Wiring only: options become workloads, what-ifs and a device, which `roofline.pr
 no torch is loaded.
 """
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +14,13 @@ from typer import Argument, Option
 
 from profiler.cli import options as option
 from profiler.cli.output import show, stdout_to_stderr_if
-from profiler.record.files import read_record, replacing
+from profiler.record.files import replacing, requested
 from profiler.record.run import RequestError
-from roofline.graph.op import GRAPH_SCHEMA, OpGraph
+from roofline.graph.op import OpGraph
 from roofline.hardware.load import device_names
 from roofline.predict.passes import Prediction
 from roofline.predict.question import Device, Question, Speculation, answer
-from roofline.sweep.family import Form, Source, StoredGraphs, source
+from roofline.sweep.family import Form, Source, StoredGraphs, read_graphs, source
 from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text
 from roofline.workload import Logits, Workload
 
@@ -164,7 +163,8 @@ class _Subject:
             raise RequestError(f"name one of MODEL, --module, --graph; got {' and '.join(named) or 'none'}")
         self.model, self.module, self.file = model, module, graph
         self.trust, self.tracing = trust, tracing
-        self.stored = _read(graph) if graph is not None else None
+        with requested():
+            self.stored = read_graphs(graph) if graph is not None else None
 
     @property
     def only(self) -> tuple[Workload, ...]:
@@ -219,17 +219,6 @@ class _Subject:
         from profiler.models.module import trace_module
 
         return trace_module(str(self.module))
-
-
-def _read(path: Path) -> OpGraph | StoredGraphs:
-    mend = "save it again with --save-graph"
-    try:
-        is_family = "regimes" in json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, TypeError):
-        is_family = False
-    if is_family:
-        return read_record(path, StoredGraphs, GRAPH_SCHEMA, mend)
-    return read_record(path, OpGraph, GRAPH_SCHEMA, mend)
 
 
 def _speculation(subject: _Subject, draft: str, tokens: int, acceptance: float, form: Form) -> Speculation:
