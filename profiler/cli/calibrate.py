@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from profiler.cli.options import AsJson, Results
-from profiler.cli.output import show, stdout_to_stderr_if
+from profiler.cli.output import say, show, stdout_to_stderr_if
 from profiler.record.files import write_text
 from profiler.record.folder import RunFolder, find_run
 from profiler.record.run import RequestError, roofcal_version
@@ -69,7 +69,7 @@ def calibrate(
         except ValueError as error:
             raise RequestError(str(error)) from error
         if facts.assumed:
-            print(f"{spec.name} lacks figures that laws need; assumed: {', '.join(facts.assumed)}", file=sys.stderr)
+            say(f"{spec.name} lacks figures that laws need; assumed: {', '.join(facts.assumed)}", sys.stderr)
         calibration = calibrate_tables(fitted, scored, facts, points, seed)
         path = out or fit_runs[0].path / "spec.json"
         calibrated = calibrated_spec(spec, calibration, _provenance(fit_runs, seed))

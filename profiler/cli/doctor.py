@@ -5,6 +5,7 @@ from pathlib import Path
 import typer
 from rich.text import Text
 
+from calibrate.report.document import printable
 from profiler.cli.options import AsJson, DeviceName, Results
 from profiler.cli.output import INVALID, console, print_json, stdout_to_stderr_if
 
@@ -31,11 +32,12 @@ def doctor(device: DeviceName = "auto", results: Results = Path("results"), as_j
     else:
         out = console(soft_wrap=True, highlight=False)
         versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
-        out.print(Text(f"{environment.device}, {environment.cores} cores, {environment.threads} threads, {versions}"))
+        about = f"{environment.device}, {environment.cores} cores, {environment.threads} threads, {versions}"
+        out.print(Text(printable(about)))
         for problem in problems:
-            out.print(Text(f"{problem.severity}: {problem.what}", STYLES[problem.severity]))
-            out.print(Text(f"  why: {problem.why}"))
-            out.print(Text(f"  do:  {problem.mend}"))
+            out.print(Text(printable(f"{problem.severity}: {problem.what}"), STYLES[problem.severity]))
+            out.print(Text(f"  why: {printable(problem.why)}"))
+            out.print(Text(f"  do:  {printable(problem.mend)}"))
         if invalid:
             out.print(f"findings that make measurements invalid: {invalid}; fix them first")
         if not problems:

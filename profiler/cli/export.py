@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 from typer import Argument, Option
 
+from calibrate.report.document import printable
 from profiler.cli.options import AsJson, Results, one_line, words
-from profiler.cli.output import print_json
+from profiler.cli.output import print_json, say
 from profiler.record.files import replacing
 from profiler.record.folder import RunFolder, find_run
 from profiler.record.run import RequestError, roofcal_version
@@ -82,8 +83,8 @@ def export(
         )
         return
     for field, why in exported.left_out.items():
-        print(f"left out: {field}: {why}", file=sys.stderr)
-    print(f"{folder}: {len(written)} files" if form.folder else written[0])
+        say(f"left out: {field}: {why}", sys.stderr)
+    print(printable(f"{folder}: {len(written)} files" if form.folder else written[0]))
 
 
 def _read(name: str, results: Path) -> "tuple[HardwareSpec, Taken | None]":

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from calibrate.report.units import duration
-from profiler.cli.output import Step
+from profiler.cli.output import Step, say
 from profiler.record.folder import RunFolder
 from profiler.record.run import Cell, Environment, RequestError, Run, differing, roofcal_version
 from roofline.hardware.spec import HardwareSpec
@@ -58,13 +58,18 @@ def set_threads(options: Mapping[str, Any]) -> None:
 def new_run(name: str, environment: Environment, cells: tuple[Cell, ...], options: Mapping[str, Any]) -> Run:
     """A run that begins now, by this command."""
     return Run(
-        name=name,
+        name=_encodable(name),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=tuple(sys.argv[1:]),
+        command=tuple(map(_encodable, sys.argv[1:])),
         environment=environment,
         cells=cells,
         options=dict(options),
     )
+
+
+def _encodable(text: str) -> str:
+    """A text as UTF-8 can hold it: bytes of the command line that are none become "?"."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def require_same_machine(run: Run) -> None:
@@ -162,7 +167,7 @@ def calibrate_device(
     missing |= probed.failed
     if probed.warning is not None:
         missing["calibration"] = probed.warning
-        print(f"calibration: {probed.warning}", file=sys.stderr, flush=True)
+        say(f"calibration: {probed.warning}", sys.stderr)
     if probed.table is None:
         return _kept(folder, spec, missing)
     write_kernels(folder.path, probed.table)

@@ -226,6 +226,6 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent) -> int:
     estimated = duration(sum(folder.run.estimated_s.values()))
     print(f"took {describe_times(spent.parts, len(folder.run.cells))} (estimated: {estimated})", file=sys.stderr)
     if (next_step := advice(folder, reports)) is not None:
-        print(next_step, file=sys.stderr)
+        output.say(next_step, sys.stderr)
     verdicts = {result.status for result in failed} | {report.status for report in reports}
     return output.INVALID if "invalid" in verdicts else output.INCONCLUSIVE if verdicts - {"done"} else output.GOOD
