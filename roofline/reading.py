@@ -29,6 +29,8 @@ MOST_DEPTH = 64
 """Levels of lists and objects within each other; the records here have at most nine."""
 BEYOND = 1 << 63
 """The least whole number that is refused: the arrays that figures end in hold 64 bits with a sign."""
+MOST_DIGITS = 40
+"""Digits of a whole number that other tools write: "no limit" is 10^30 in some configs."""
 LONGEST_REASON = 200
 """Characters of a library's message that an error repeats."""
 
@@ -90,20 +92,25 @@ def read_bytes(path: str | Path, most: int = MOST_BYTES, mend: str = "restore th
     return content
 
 
-def parse_json(text: str | bytes, *, finite: bool = True, twins: bool = False) -> Any:
+def parse_json(text: str | bytes, *, finite: bool = True, foreign: bool = False) -> Any:
     """The content of a JSON text.
 
-    Args: `finite` refuses NaN and infinities; `twins` lets a key stand twice in an object, where the last one counts.
+    Args: `finite` refuses NaN and infinities; `foreign` lets what roofcal never writes pass, but others do: numbers
+    beyond 64 bits, and a key that stands twice in an object, where the last one counts.
     Raises ValueError, one line without the name of the file.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8")
-    numbers = {"parse_int": _whole, "parse_float": _real} if _CONSPICUOUS.search(text) else {}
+    numbers = (
+        {"parse_int": _short if foreign else _whole, "parse_float": float if foreign else _real}
+        if _CONSPICUOUS.search(text)
+        else {}
+    )
     try:
         content = json.loads(
             text,
             parse_constant=_not_finite if finite else None,
-            object_pairs_hook=None if twins else _without_twins,
+            object_pairs_hook=None if foreign else _without_twins,
             **numbers,
         )
     except RecursionError:
@@ -129,11 +136,16 @@ def parse_json(text: str | bytes, *, finite: bool = True, twins: bool = False) -
     return content
 
 
-def _whole(digits: str) -> int:
-    if len(digits) > 20 or abs(int(digits)) >= BEYOND:
-        shown = digits if len(digits) <= 24 else f"{digits[:12]}… of {len(digits)} digits"
-        raise ValueError(f"the whole number {shown} is beyond 64 bits")
+def _short(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"the whole number {digits[:12]}… has {len(digits)} digits")
     return int(digits)
+
+
+def _whole(digits: str) -> int:
+    if not -BEYOND < (value := _short(digits)) < BEYOND:
+        raise ValueError(f"the whole number {digits} is beyond 64 bits")
+    return value
 
 
 def _real(digits: str) -> float:

@@ -16,7 +16,7 @@ from profiler.cli.options import AsJson, Results
 from profiler.cli.output import say, show, stdout_to_stderr_if
 from profiler.record.files import write_text
 from profiler.record.folder import RunFolder, find_run
-from profiler.record.run import RequestError, roofcal_version
+from profiler.record.run import MOST_SEED, RequestError, roofcal_version
 from roofline.hardware.load import load_device
 from roofline.hardware.spec import HardwareSpec
 
@@ -35,7 +35,7 @@ def calibrate(
         list[str], Argument(metavar="RUN", help="Runs of one device; the laws are fitted to their kernels.")
     ],
     points: Annotated[int | None, Option(min=1, help="Most kernels of each kind and dtype to fit to.")] = None,
-    seed: Annotated[int, Option(min=0, help="Seed of the split into groups and of the fit.")] = 0,
+    seed: Annotated[int, Option(min=0, max=MOST_SEED, help="Seed of the split into groups and of the fit.")] = 0,
     score: Annotated[
         list[str] | None, Option(metavar="RUN", help="Score on this run, which the fit does not see; repeatable.")
     ] = None,

@@ -14,6 +14,7 @@ from typer import Argument, Option
 
 from profiler.cli import options as option
 from profiler.cli.output import show, stdout_to_stderr_if
+from profiler.models.apart import MODULE_S, trace_apart
 from profiler.record.files import replacing, requested
 from profiler.record.run import RequestError
 from roofline.graph.op import OpGraph
@@ -64,8 +65,10 @@ def predict(
     experts: option.Experts = "default",
     cache: option.Cache = "dynamic",
     draft: Annotated[str | None, Option(help="Draft model of speculative decoding.")] = None,
-    speculate: Annotated[int, Option(help="Tokens drafted before each pass.", min=1)] = 4,
-    acceptance: Annotated[float, Option(help="Probability that a drafted token is accepted.", min=0, max=1)] = 0.8,
+    speculate: Annotated[int, Option(help="Tokens drafted before each pass.", min=1, max=1024)] = 4,
+    acceptance: Annotated[
+        float, Option(help="Probability that a drafted token is accepted.", min=0, max=1, callback=option.finite)
+    ] = 0.8,
     decode_hardware: Annotated[
         str | None, Option(help="Device that decodes, where only prefill runs on --hardware (see what-if send_kv).")
     ] = None,
@@ -76,6 +79,9 @@ def predict(
     module: Annotated[
         str | None, Option(help="Any nn.Module: package.module:factory, which returns (module, example inputs).")
     ] = None,
+    module_seconds: Annotated[
+        float, Option(help="Most seconds of --module.", min=1, max=86400, callback=option.finite)
+    ] = MODULE_S,
     graph: Annotated[Path | None, Option(help="A graph file instead of a model; no torch is needed.")] = None,
     save_graph: Annotated[Path | None, Option(help="Write the model's graphs to a file for --graph.")] = None,
     trust_remote_code: option.TrustRemoteCode = False,
@@ -95,7 +101,7 @@ def predict(
     written = option.written_options(invocation)
     option.refuse_in_vain(written, accounting)
     tracing = {"dtype": dtype, "attn": attn, "experts": experts, "cache": cache}
-    subject = _Subject(model, module, graph, trust_remote_code, tracing)
+    subject = _Subject(model, module, graph, trust_remote_code, tracing, module_seconds)
     if model is None and (vain := written & {"--attn", "--experts", "--cache", "--trust-remote-code"}):
         raise RequestError(f"{option.listed(vain)} says how MODEL is traced; leave it out without a MODEL")
     if hardware is None and save_graph is None:
@@ -156,13 +162,19 @@ class _Subject:
     """The subject of a prediction: a model, a module, or a file of graphs."""
 
     def __init__(
-        self, model: str | None, module: str | None, graph: Path | None, trust: bool, tracing: dict[str, Any]
+        self,
+        model: str | None,
+        module: str | None,
+        graph: Path | None,
+        trust: bool,
+        tracing: dict[str, Any],
+        module_s: float = MODULE_S,
     ) -> None:
         named = [name for name, value in (("MODEL", model), ("--module", module), ("--graph", graph)) if value]
         if len(named) != 1:
             raise RequestError(f"name one of MODEL, --module, --graph; got {' and '.join(named) or 'none'}")
         self.model, self.module, self.file = model, module, graph
-        self.trust, self.tracing = trust, tracing
+        self.trust, self.tracing, self.module_s = trust, tracing, module_s
         with requested():
             self.stored = read_graphs(graph) if graph is not None else None
 
@@ -216,9 +228,7 @@ class _Subject:
 
     @cached_property
     def _traced_module(self) -> OpGraph:
-        from profiler.models.module import trace_module
-
-        return trace_module(str(self.module))
+        return trace_apart(str(self.module), self.module_s)
 
 
 def _speculation(subject: _Subject, draft: str, tokens: int, acceptance: float, form: Form) -> Speculation:

@@ -255,6 +255,7 @@ LONGEST_S = 86_400.0
 """Most seconds of passes for a cell: a day."""
 MOST_VISITS, MOST_PROCESSES, MOST_THREADS = 1000, 1000, 4096
 """Most visits to a kernel, fresh processes of a characterisation, and threads: each is ten times what anybody uses."""
+MOST_SEED = (1 << 63) - 1
 MOST_MEMORY_GIB = float(1 << 20)
 
 OPTIONS = {
@@ -263,7 +264,7 @@ OPTIONS = {
     "quick": Allowed(bool),
     "calibrate": Allowed(bool),
     "visits": Allowed(int, 1, MOST_VISITS),
-    "seed": Allowed(int, 0, 2**63 - 1),
+    "seed": Allowed(int, 0, MOST_SEED),
     "threads": Allowed(int, 1, MOST_THREADS, optional=True),
     "trust_remote_code": Allowed(bool),
     "dtypes": Allowed(str),
