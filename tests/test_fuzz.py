@@ -139,7 +139,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
     fields = {"vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     for kind in ("llama", "mamba2", "qwen3_moe"):
         (made / kind).mkdir()
-        config = {"model_type": kind, **fields, "intermediate_size": 128, "rope_theta": 1e4, "layer_types": None}
+        config = {"model_type": kind, **fields, "intermediate_size": 128, "rope_theta": 1e4}
         (made / kind / "config.json").write_text(json.dumps(config))
 
     def tables(*names: str) -> tuple[Path, ...]:

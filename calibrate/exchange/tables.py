@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ def read_table(path: Path) -> tuple[pd.DataFrame, str]:
     Raises RequestError, one line, where the file is missing, a folder, damaged, endless, or without rows.
     """
     there = entry(path)
-    if there is None and not path.is_symlink():
+    if there is None and not os.path.lexists(path):
         raise RequestError(f"no file {path}; name a table to import")
     if there == "folder":
         tables = sorted(file for file in path.rglob("*") if file.suffix in (".parquet", ".csv", ".txt"))

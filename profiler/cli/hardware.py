@@ -183,8 +183,8 @@ def _resumed(path: Path) -> RunFolder:
         )
     if run.finished:
         raise RequestError(f"{path} is finished; look at it with: python -m profiler show {path}")
-    run.require_options("device", "dtypes", "only", "processes", "quick", "threads", "memory_gib")
     require_same_machine(run)
+    run.require_options("dtypes", "only", "processes", "quick", "threads", "memory_gib")
     return RunFolder.open_for_resume(path)[0]
 
 

@@ -76,6 +76,7 @@ def require_same_machine(run: Run) -> None:
     """Raise RequestError unless this machine and its software are those that a run began on."""
     from profiler.devices.environment import collect
 
+    run.require_options("device")
     set_threads(run.options)
     if changed := differing(run.environment, collect(str(run.options["device"]))):
         raise RequestError(f"--resume: this run began with {'; '.join(changed)}; resume it there, or start a new run")

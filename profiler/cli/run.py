@@ -161,8 +161,8 @@ def _resumed(path: Path, seconds: float | None) -> tuple[RunFolder, frozenset[st
     from calibrate.passes.reports import sound
 
     run = RunFolder.open(path).run
-    run.require_options("device", "seconds", "quick", "seed", "trust_remote_code")
     require_same_machine(run)
+    run.require_options("seconds", "quick", "seed", "trust_remote_code")
     folder, _ = RunFolder.open_for_resume(path)
     try:
         if seconds is not None:

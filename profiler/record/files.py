@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from profiler.record.run import InvalidMeasurement, RequestError
 from roofline import reading
-from roofline.reading import DAMAGED, MOST_BYTES, Unreadable, entry, one_line, read_bytes
+from roofline.reading import DAMAGED, MOST_BYTES, Unreadable, one_line, read_bytes
 from roofline.record import Record
 
 R = TypeVar("R", bound=Record)
@@ -151,7 +151,7 @@ class Journal:
             partial.write_bytes(lines)
 
     def _content(self) -> bytes:
-        if entry(self.path) is None and not self.path.is_symlink():
+        if not os.path.lexists(self.path):
             return b""
         with requested():
             return read_bytes(self.path, MOST_JOURNAL_BYTES)
