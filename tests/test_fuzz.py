@@ -53,6 +53,16 @@ TOKENS = (
     ",", "\x00",
 )  # fmt: skip
 """What stands in place of a value of a JSON text."""
+KIN: dict[type, tuple[str, ...]] = {
+    int: ("0", "1", "2", "7", str(10**9), str(10**17)),
+    float: ("0.0", "1e-300", "1e300", "0.5", "1e-9", "7"),
+    str: ('""', '"a"', '"float32"', '"matmul"', '"\\u001b[31m"', '"../../a"'),
+    list: ("[]", "[0]", "[0, 0]", "[1, 2, 3]"),
+    dict: ("{}",),
+    type(None): ("0", "1", '"a"', "[0, 1]"),
+    bool: ("true", "false"),
+}
+"""What stands in place of a value, and is of its type."""
 COLUMNS: tuple[Callable[[int], Any], ...] = (
     lambda n: pa.array([{"a": 1}] * n),
     lambda n: pa.array([[1.0]] * n),
@@ -181,7 +191,7 @@ def places(content: Any) -> Iterator[tuple[Any, Any]]:
 def damaged_json(text: str, chance: random.Random) -> str:
     content = json.loads(text)
     where = list(places(content))
-    marks = []
+    marks: dict[str, str] = {}
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         container, key = chance.choice(where)
         how = chance.randrange(8)
@@ -191,12 +201,13 @@ def damaged_json(text: str, chance: random.Random) -> str:
             container *= 2
         elif how == 2 and isinstance(container, dict):
             container[chance.choice(("x", "\x1b[31m", ""))] = 1
-        elif isinstance(container, dict) or key < len(container):
-            marks.append(f"@{len(marks)}@")
-            container[key] = marks[-1]
+        elif key in container if isinstance(container, dict) else key < len(container):
+            mark = f"@{len(marks)}@"
+            marks[mark] = chance.choice(KIN.get(type(container[key]), TOKENS) if how > 5 else TOKENS)
+            container[key] = mark
     text = json.dumps(content)
-    for mark in marks:
-        text = text.replace(f'"{mark}"', chance.choice(TOKENS))
+    for mark, token in marks.items():
+        text = text.replace(f'"{mark}"', token)
     return text
 
 

@@ -21,6 +21,7 @@ from roofline.graph.op import OpGraph
 from roofline.hardware.load import device_names
 from roofline.predict.passes import Prediction
 from roofline.predict.question import Device, Question, Speculation, answer
+from roofline.reading import one_line
 from roofline.sweep.family import Form, Source, StoredGraphs, read_graphs, source
 from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text
 from roofline.workload import Logits, Workload
@@ -143,7 +144,14 @@ def predict(
                     speculation=_speculation(subject, draft, speculate, acceptance, shape) if draft else None,
                 )
                 notes = subject.notes(_longest(question))
-                prediction = answer(subject.source(changes, shape), question, on, shape, notes)
+                try:
+                    prediction = answer(subject.source(changes, shape), question, on, shape, notes)
+                except (ArithmeticError, LookupError) as error:
+                    if subject.file is None:
+                        raise
+                    raise RequestError(
+                        f"{subject.file} lacks what prices are made from ({one_line(error)}); save it again"
+                    ) from error
                 _write(prediction, on, csv, html)
         if is_paper:
             _paper(subject, on, lengths, option.numbers("--bits", bits), flash, as_json)

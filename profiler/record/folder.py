@@ -46,6 +46,7 @@ from profiler.record.files import (
 )
 from profiler.record.run import RUN_SCHEMA, Cell, CellResult, RequestError, Run
 from roofline.graph.op import GRAPH_SCHEMA, OpGraph
+from roofline.hardware.load import impossible
 from roofline.hardware.spec import SPEC_SCHEMA, HardwareSpec
 from roofline.reading import MOST_GRAPH_BYTES, entry, record_of
 from roofline.record import Record
@@ -164,7 +165,10 @@ class RunFolder:
         resume = f"python -m profiler run --resume {self.path} measures the device again"
         if self._spec.exists():
             mend = f"restore it, or delete it and {resume}"
-            return read_record(self._spec, HardwareSpec, SPEC_SCHEMA, mend)
+            spec = read_record(self._spec, HardwareSpec, SPEC_SCHEMA, mend)
+            if problem := next(iter(impossible(spec)), None):
+                raise RequestError(f"{self._spec}: {problem.field}: {problem.what}; {mend}")
+            return spec
         if self.run.finished:
             raise RequestError(f"{self._spec} is missing from a finished run; restore it, or {resume}")
         return None

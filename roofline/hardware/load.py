@@ -126,9 +126,14 @@ def _record(annotation: Any) -> type[Record] | None:
 
 
 def _problems(spec: HardwareSpec) -> Iterable[Problem]:
-    """Figures that cannot be true of any device, or cannot be true together."""
+    """What a device file lacks, and `impossible` figures."""
     if spec.datasheet is None and spec.measured is None:
         yield Problem("datasheet", f"missing, and so is measured; a device needs one of them: {SEE}")
+    yield from impossible(spec)
+
+
+def impossible(spec: HardwareSpec) -> Iterable[Problem]:
+    """Figures, of those that a spec has, that no device can have, alone or together."""
     for origin, peaks in (("datasheet", spec.datasheet), ("measured", spec.measured)):
         if peaks is not None:
             yield from _peak_problems(origin, peaks)
