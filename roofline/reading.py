@@ -101,17 +101,15 @@ def parse_json(text: str | bytes, *, finite: bool = True, foreign: bool = False)
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8")
-    numbers = (
-        {"parse_int": _short if foreign else _whole, "parse_float": float if foreign else _real}
-        if _CONSPICUOUS.search(text)
-        else {}
-    )
+    is_conspicuous = _CONSPICUOUS.search(text) is not None
+    whole, real = (_short, None) if foreign else (_whole, _real)
     try:
         content = json.loads(
             text,
             parse_constant=_not_finite if finite else None,
             object_pairs_hook=None if foreign else _without_twins,
-            **numbers,
+            parse_int=whole if is_conspicuous else None,
+            parse_float=real if is_conspicuous else None,
         )
     except RecursionError:
         raise ValueError(f"nested more than {MOST_DEPTH} levels deep") from None

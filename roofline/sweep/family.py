@@ -254,7 +254,9 @@ def read_graphs(path: Path) -> OpGraph | StoredGraphs:
     except ValueError as error:
         raise Unreadable(f"{path} is half-written or damaged ({one_line(error)}); {mend}") from error
     holds_many = isinstance(content, dict) and "regimes" in content
-    return read_record(path, StoredGraphs if holds_many else OpGraph, GRAPH_SCHEMA, mend, MOST_GRAPH_BYTES)
+    if holds_many:
+        return read_record(path, StoredGraphs, GRAPH_SCHEMA, mend, MOST_GRAPH_BYTES)
+    return read_record(path, OpGraph, GRAPH_SCHEMA, mend, MOST_GRAPH_BYTES)
 
 
 @dataclass(frozen=True)
