@@ -304,6 +304,8 @@ class RunSummary(Record):
 
 def list_runs(base: Path) -> list[RunSummary]:
     """Every run under ``base/<device>/``, the oldest first; none where `base` does not exist."""
+    if entry(base) != "folder":
+        return []
     folders = [path for path in Path(base).glob("*/*/") if path.is_dir() and not path.name.startswith(".")]
     return [_summary(path) for path in sorted(folders, key=lambda path: (path.name, path.parent.name))]
 

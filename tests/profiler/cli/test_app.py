@@ -199,8 +199,24 @@ def test_no_control_character_of_a_name_reaches_the_terminal(capsys: pytest.Capt
         assert main(arguments) == output.REQUEST
         shown = "".join(capsys.readouterr())
         assert shown.endswith("\n") and all(c.isprintable() for c in shown[:-1]), arguments
-    assert main(["show", "x" * 5000]) == output.REQUEST
-    assert len(capsys.readouterr().err) < 500
+
+
+def test_a_name_that_no_file_can_have_is_one_short_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long, loop, pipe = "x" * 5000, tmp_path / "loop", tmp_path / "pipe"
+    loop.symlink_to(loop)
+    os.mkfifo(pipe)
+    on = ["--hardware", "nvidia-h100-sxm"]
+    for name in (long, str(loop), str(pipe), "~no-such-user-here/x"):
+        for arguments in (
+            ["show", name], ["export", name, "--to", "genz"], ["calibrate", name], ["import", "vidur", name],
+            ["predict", "--graph", name, *on], ["predict", "--graph", name, "--hardware", name],
+            ["show", "last", "--results", name], ["export", "last", "--to", "genz", "--results", name],
+        ):  # fmt: skip
+            assert main(arguments) == output.REQUEST, arguments
+            shown = capsys.readouterr().err
+            assert shown.count("\n") == 1 and len(shown) < 2000, arguments
+        assert main(["list", "--results", name]) == 0
+        assert capsys.readouterr().out.startswith("no runs under ")
 
 
 @pytest.mark.starts_product
