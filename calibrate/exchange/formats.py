@@ -7,6 +7,7 @@ Example: ``import_tables("aiconfigurator", [Path("gemm_perf.parquet")], ImportOp
 ``export_format("genz").write(source).files[0].content``
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -28,7 +29,7 @@ from calibrate.exchange import (
 from calibrate.exchange.clean import clean, limits_of
 from calibrate.exchange.figures import Export
 from calibrate.exchange.figures import Source as Exported
-from calibrate.exchange.tables import Device, ImportOptions, Parsed, device_of, read_table, sha256
+from calibrate.exchange.tables import Device, ImportOptions, Parsed, device_of, read_table
 from profiler.record.kernel_table import COLUMNS, Kernels, Source
 from profiler.record.run import RequestError
 
@@ -124,9 +125,10 @@ def import_tables(format_name: str, files: Sequence[Path], options: ImportOption
     Raises RequestError, one line, that names the file, what is wrong with it, and what to do.
     """
     importer = import_format(format_name)
-    if len({path.resolve() for path in files}) < len(files):
+    if len({os.path.realpath(path) for path in files}) < len(files):
         raise RequestError("a file is named twice; name each once")
-    tables = [(path, importer.parse(read_table(path), path, options)) for path in files]
+    read = [(path, *read_table(path)) for path in files]
+    tables = [(path, importer.parse(frame, path, options)) for path, frame, _ in read]
     device = device_of([(path, parsed.device) for path, parsed in tables], options.device)
     limits = limits_of(device.spec)
     frames, sources, warnings = [], [], [*device.warnings]
@@ -136,7 +138,7 @@ def import_tables(format_name: str, files: Sequence[Path], options: ImportOption
         sources.append(
             Source(
                 file=str(path),
-                sha256=sha256(path),
+                sha256=read[place][2],
                 format=format_name,
                 unit=parsed.unit,
                 device=parsed.device,

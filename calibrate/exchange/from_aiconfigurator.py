@@ -4,7 +4,7 @@ Its collectors write sizes so: context attention is `isl` new tokens after `step
 token after `isl + step - 1`; a `window_size` of 0, or no such column, means no window; `message_size` of a collective
 counts elements (collector/collect_nccl.py divides nccl-tests' bytes by those of an element).
 
-Example: ``parse(read_table(path), path, ImportOptions()).frame``
+Example: ``parse(read_table(path)[0], path, ImportOptions()).frame``
 """
 
 from collections.abc import Callable, Mapping

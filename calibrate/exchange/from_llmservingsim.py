@@ -4,9 +4,10 @@ A row is one module (`layer_name`) of one pass of `input` tokens after `kv_cache
 its model nor its device: both are folders of its path, ``<device>/<organisation>/<model>/tp<n>/layers.csv``. With the
 model's sizes a law can price modules of another one; without them rows have tokens alone.
 
-Example: ``parse(read_table(path), path, ImportOptions(sizes={"hidden": 4096.0, …})).frame``
+Example: ``parse(read_table(path)[0], path, ImportOptions(sizes={"hidden": 4096.0, …})).frame``
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ FRAMEWORK = "transformers"
 
 def model_of(path: Path) -> str | None:
     """The model's hub name in the path, if the path ends as the tool lays it out; else None."""
-    parts = path.resolve().parts
+    parts = Path(os.path.realpath(path)).parts  # unlike `resolve` it bears loops of links
     if len(parts) < 5 or not parts[-2].startswith("tp"):
         return None
     return f"{parts[-4]}/{parts[-3]}"

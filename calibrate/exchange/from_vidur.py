@@ -6,7 +6,7 @@ the output of the first product and the depth of the second; norms, the addition
 `size` of a collective is in bytes; each rank has a row, and these are repeats of one shape. The tables name neither
 their device nor a dtype: Vidur measures in float16.
 
-Example: ``parse(read_table(path), path, ImportOptions()).frame``
+Example: ``parse(read_table(path)[0], path, ImportOptions()).frame``
 """
 
 from pathlib import Path

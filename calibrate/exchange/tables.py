@@ -2,26 +2,38 @@
 
 The device that a table was measured on is named by the user, in the file, or in the names of its folders.
 
-Example: ``frame = read_table(path); require(frame, ("m", "n", "k"), path, "a table of products")``
+Example: ``frame, _ = read_table(path); require(frame, ("m", "n", "k"), path, "a table of products")``
 """
 
+import bz2
+import gzip
 import hashlib
+import io
+import lzma
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from profiler.record.files import requested
 from profiler.record.kernel_table import DIMS, TEXTS
+from profiler.record.parquet import MOST_BYTES, MOST_COLUMNS, read_parquet
 from profiler.record.run import RequestError
 from roofline.hardware.load import device_names, find_device, load_device
 from roofline.hardware.spec import HardwareSpec
+from roofline.reading import DAMAGED, entry, one_line, read_bytes
 
 Floats = NDArray[np.float64]
 
+MOST_CSV_BYTES = 256 << 20
+"""Bytes of a CSV file; the largest public one has some 20 MB, and pandas needs ten times a file's bytes."""
 MOST_NAMED = 6
 """Missing columns that an error names."""
 
@@ -59,41 +71,76 @@ class Parsed:
     """Maps a rule to the number of rows that the importer itself dropped by it, as for an unknown dtype."""
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Read a parquet file, or CSV under any other ending.
+def read_table(path: Path) -> tuple[pd.DataFrame, str]:
+    """Read a parquet file, or CSV under any other ending, packed (.gz, .bz2, .xz) or not.
 
-    Raises RequestError, one line, where the file is missing, a folder, damaged, or without rows.
+    Returns: the rows, and the SHA-256 of the file's bytes in hexadecimal.
+    Raises RequestError, one line, where the file is missing, a folder, damaged, endless, or without rows.
     """
-    if not path.exists():
+    there = entry(path)
+    if there is None and not os.path.lexists(path):
         raise RequestError(f"no file {path}; name a table to import")
-    if path.is_dir():
+    if there == "folder":
         tables = sorted(file for file in path.rglob("*") if file.suffix in (".parquet", ".csv", ".txt"))
         example = tables[0] if tables else path / "gemm_perf.parquet"
         raise RequestError(f"{path} is a folder; name the files in it, such as {example}")
+    with requested():
+        content = read_bytes(path, MOST_BYTES, "name a table to import")
     try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, low_memory=False)
-    except OSError as error:
-        what = error.strerror or "not a whole parquet file"
-        raise RequestError(f"cannot read {path}: {what}; fetch it again") from error
+        frame = _parquet(content) if path.suffix == ".parquet" else _csv(_unpacked(content, path.suffix))
+    except RequestError:
+        raise
     except pd.errors.EmptyDataError as error:
         raise RequestError(f"{path} is empty; nothing to import") from error
-    except (ValueError, KeyError) as error:  # pyarrow's errors, bad UTF-8 and pandas' ParserError among them
-        raise RequestError(f"{path} is damaged ({' '.join(str(error).split())[:120]}); fetch it again") from error
+    except (*DAMAGED, OSError, EOFError, MemoryError, lzma.LZMAError, pa.ArrowException) as error:
+        raise RequestError(f"{path} is damaged ({one_line(error)}); fetch it again") from error
     frame.columns = frame.columns.map(lambda name: str(name).strip())
     if not frame.columns.is_unique:
-        raise RequestError(f"{path} has two columns {frame.columns[frame.columns.duplicated()][0]!r}; keep one")
+        raise RequestError(f"{path} has two columns {frame.columns[frame.columns.duplicated()][0]!r:.60}; keep one")
     if frame.empty:
         raise RequestError(f"{path} has no rows; nothing to import")
-    return frame.reset_index(drop=True)
+    return frame.reset_index(drop=True), hashlib.sha256(content).hexdigest()
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of the file's bytes, in hexadecimal. Raises RequestError where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror}; name a table to import") from error
+def _parquet(content: bytes) -> pd.DataFrame:
+    table = read_parquet(content)
+    for column in table.schema:
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if pa.types.is_nested(kind) or any(
+            is_kind(kind) for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+        ):
+            raise ValueError(f"column {column.name:.60} holds {kind}; a table has numbers and texts alone")
+    return table.to_pandas(ignore_metadata=True)
+
+
+PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+def _unpacked(content: bytes, suffix: str) -> bytes:
+    """The bytes of a CSV file. Raises ValueError for an archive, and for more than `MOST_CSV_BYTES`."""
+    if suffix in PACKED:
+        with PACKED[suffix](io.BytesIO(content)) as file:
+            content = file.read(MOST_CSV_BYTES + 1)
+    if len(content) > MOST_CSV_BYTES:
+        raise ValueError(f"it unpacks to more than {MOST_CSV_BYTES:,} bytes")
+    if b"\0" in content or content.startswith((b"PK\x03\x04", b"PAR1")):
+        raise ValueError("it is neither text nor a parquet file by its ending")
+    return content
+
+
+def _csv(content: bytes) -> pd.DataFrame:
+    """Rows of a CSV file. Raises ValueError where a row would be lost or shifted."""
+    lines = content.splitlines()
+    columns = lines[0].count(b",") + 1 if lines else 0
+    if columns > MOST_COLUMNS:
+        raise ValueError(f"{columns:,} columns are more than any table has")
+    frame = pd.read_csv(io.BytesIO(content), low_memory=False)
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise ValueError("its rows have more fields than its first line has names")
+    written = sum(1 for line in lines if line.strip()) - 1
+    if len(frame) < written:
+        raise ValueError(f"{written} lines give {len(frame)} rows: a quotation mark opens and does not close")
+    return frame
 
 
 def require(frame: pd.DataFrame, names: Iterable[str], path: Path, what: str) -> None:
@@ -106,7 +153,13 @@ def require(frame: pd.DataFrame, names: Iterable[str], path: Path, what: str) ->
 
 
 def numbers(column: pd.Series) -> Floats:
-    """A column as floats, NaN where it holds no number."""
+    """A column as floats, NaN where it holds no number; true and false, dates and spans of time are none."""
+    if pd.api.types.is_object_dtype(column):
+        column = column.where(~column.map(lambda value: isinstance(value, bool)), np.nan)
+    elif not (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_string_dtype(column)):
+        return np.full(len(column), np.nan)
+    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_complex_dtype(column):
+        return np.full(len(column), np.nan)
     return np.asarray(pd.to_numeric(column, errors="coerce"), dtype=float)
 
 

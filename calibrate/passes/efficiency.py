@@ -5,6 +5,7 @@ those of predictions come from the laws (`calibrate.passes.predicted`). The inte
 root of the sum of both squares, as they are independent.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -219,7 +220,7 @@ def _layer(
         measured_s=measured_s,
         median_s=float(np.median([*repeated.values()])),
         spread_s=_half_range([*repeated.values()]),
-        efficiency=ideal_s / measured_s if ideal_s is not None and measured_s > 0 else None,
+        efficiency=_ratio(ideal_s, measured_s),
         bound=max(waits, key=lambda bound: waits[bound]),
         matrix_flops=sum(op.matrix_flops * op.count for op in ops),
         vector_flops=sum(op.vector_flops * op.count for op in ops),
@@ -239,6 +240,12 @@ def _predicted_wall(
     if prediction == "executed":
         return executed_wall(table.count, spec, table.rungs[prediction], result.cell.mode, table.compiled)
     return Wall()
+
+
+def _ratio(ideal_s: float | None, measured_s: float) -> float | None:
+    """Ideal time ÷ measured time; None where either is unknown or the measured one is as good as nothing."""
+    ratio = ideal_s / measured_s if ideal_s is not None and measured_s > 0 else math.inf
+    return ratio if math.isfinite(ratio) else None
 
 
 def _half_range(values: Sequence[float]) -> float:

@@ -53,7 +53,10 @@ def _report(folder: RunFolder, result: CellResult, spec: HardwareSpec) -> PassRe
             f"python -m profiler run --resume {folder.path}"
         )
         return result.model_copy(update={"status": "failed", "reason": reason})
-    return summarise(result, graph, spec)
+    try:
+        return summarise(result, graph, spec)
+    except ValueError as error:  # operations that were lost, or are those of another graph
+        return result.model_copy(update={"status": "failed", "reason": str(error)})
 
 
 def advice(folder: RunFolder, reports: Sequence[PassReport]) -> str | None:

@@ -11,10 +11,12 @@ import errno
 import gc
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Annotated
 
 import typer
@@ -22,6 +24,7 @@ import typer
 from profiler.attribution.timeline import QUIET
 from profiler.cli import output
 from profiler.record.run import InvalidMeasurement, RequestError, roofcal_version
+from roofline.reading import Unreadable, one_line
 
 os.environ.update(QUIET)  # read when torch is first imported, which verbs do later
 
@@ -46,6 +49,9 @@ visits them again and again, which takes a fifth of the time of `predict`."""
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException: some versions of typer carry a click of their own."""
 
+DEBUG = "--debug"
+"""It may stand anywhere on the command line."""
+
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 """A full disk, a spent quota, a failing disk or a closed terminal: no fault of roofcal."""
 
@@ -65,6 +71,9 @@ def build(verbs: Iterable[str] = VERBS) -> typer.Typer:
         version: Annotated[
             bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
         ] = False,
+        debug: Annotated[
+            bool, typer.Option(DEBUG, help="Print the traceback of a fault of roofcal; after a command too.")
+        ] = False,
     ) -> None: ...
 
     for name in verbs:
@@ -76,16 +85,19 @@ def build(verbs: Iterable[str] = VERBS) -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code. `arguments` are those after the program's name."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = DEBUG in arguments
+    arguments = [argument for argument in arguments if argument != DEBUG] or ["--help"]
+    if not output.open_streams():
+        return _fail("error: stdout is closed; send it to a file, or to /dev/null", output.REQUEST)
     output.replace_unencodable()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     atexit.register(gc.freeze)  # else the interpreter collects garbage once more at its end: 0.8 s of `predict`
     try:
         code = _invoke(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return code
-    except RequestError as error:
+    except (RequestError, Unreadable) as error:
         return _fail(f"error: {error}", output.REQUEST)
     except InvalidMeasurement as error:
         return _fail(f"invalid measurement: {error}", output.INVALID)
@@ -96,14 +108,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # nobody reads the output any more
         output.discard_stdout()
         return output.BROKEN_PIPE
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        output.discard_stdout()
-        return _fail(
-            f"error: cannot write {error.filename or 'the output'}: {error.strerror}; free space or write elsewhere",
-            output.REQUEST,
-        )
+    except Exception as error:  # noqa: BLE001  the last resort: whatever it is, it is one line
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            output.discard_stdout()
+            return _fail(
+                f"error: cannot write {error.filename or 'the output'}: {error.strerror}; "
+                "free space or write elsewhere",
+                output.REQUEST,
+            )
+        return _fault(error, debug)
+
+
+def _fault(error: Exception, debug: bool) -> int:
+    """Print the line of an error that nobody expected, and where its traceback is kept, or the traceback."""
+    if debug:
+        traceback.print_exception(error)
+        return output.FAULT
+    what = f"{type(error).__name__}: {one_line(error)}"
+    try:
+        with NamedTemporaryFile(
+            "w", prefix="roofcal-", suffix=".traceback", delete=False, encoding="utf-8", errors="replace"
+        ) as file:
+            file.write(f"{' '.join(sys.argv)}\n")
+            traceback.print_exception(error, file=file)
+        kept = f"the traceback is in {file.name}"
+    except OSError as unkept:
+        kept = f"the traceback could not be kept ({unkept.strerror}); {DEBUG} prints it"
+    return _fail(f"error: roofcal itself failed ({what}); {kept}; please report it", output.FAULT)
 
 
 def _invoke(arguments: list[str]) -> int:
@@ -111,7 +142,7 @@ def _invoke(arguments: list[str]) -> int:
     if verb not in VERBS and not verb.startswith("-"):
         near = get_close_matches(verb, VERBS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(VERBS)}"
-        raise RequestError(f"no command {verb!r}; {hint}")
+        raise RequestError(f"no command {verb!r:.60}; {hint}")
     program = "roofcal" if sys.argv and Path(sys.argv[0]).stem == "roofcal" else "python -m profiler"
     command = typer.main.get_command(build(arguments[:1] if verb in VERBS else VERBS))
     try:
@@ -129,5 +160,5 @@ def _print_version(is_asked: bool) -> None:
 
 
 def _fail(line: str, code: int) -> int:
-    print(" ".join(line.split()), file=sys.stderr)
+    output.say(line, sys.stderr)
     return code

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from profiler.cli.options import AsJson, Results
-from profiler.cli.output import show, stdout_to_stderr_if
+from profiler.cli.output import say, show, stdout_to_stderr_if
 from profiler.record.files import write_text
 from profiler.record.folder import RunFolder, find_run
-from profiler.record.run import RequestError, roofcal_version
+from profiler.record.run import MOST_SEED, RequestError, roofcal_version
 from roofline.hardware.load import load_device
 from roofline.hardware.spec import HardwareSpec
 
@@ -35,7 +35,7 @@ def calibrate(
         list[str], Argument(metavar="RUN", help="Runs of one device; the laws are fitted to their kernels.")
     ],
     points: Annotated[int | None, Option(min=1, help="Most kernels of each kind and dtype to fit to.")] = None,
-    seed: Annotated[int, Option(min=0, help="Seed of the split into groups and of the fit.")] = 0,
+    seed: Annotated[int, Option(min=0, max=MOST_SEED, help="Seed of the split into groups and of the fit.")] = 0,
     score: Annotated[
         list[str] | None, Option(metavar="RUN", help="Score on this run, which the fit does not see; repeatable.")
     ] = None,
@@ -69,7 +69,7 @@ def calibrate(
         except ValueError as error:
             raise RequestError(str(error)) from error
         if facts.assumed:
-            print(f"{spec.name} lacks figures that laws need; assumed: {', '.join(facts.assumed)}", file=sys.stderr)
+            say(f"{spec.name} lacks figures that laws need; assumed: {', '.join(facts.assumed)}", sys.stderr)
         calibration = calibrate_tables(fitted, scored, facts, points, seed)
         path = out or fit_runs[0].path / "spec.json"
         calibrated = calibrated_spec(spec, calibration, _provenance(fit_runs, seed))

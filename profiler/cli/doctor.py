@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 
+from calibrate.report.document import printable
 from profiler.cli.options import AsJson, DeviceName, Results
 from profiler.cli.output import INVALID, print_json, print_wrapped, stdout_to_stderr_if
 
@@ -29,10 +30,11 @@ def doctor(device: DeviceName = "auto", results: Results = Path("results"), as_j
         )
     else:
         versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
-        print_wrapped(f"{environment.device}, {environment.cores} cores, {environment.threads} threads, {versions}")
+        about = f"{environment.device}, {environment.cores} cores, {environment.threads} threads, {versions}"
+        print_wrapped(printable(about))
         for problem in problems:
-            print_wrapped(f"{problem.severity}: {problem.what}", STYLES[problem.severity])
-            print_wrapped(f"  why: {problem.why}\n  do:  {problem.mend}", hang=5)
+            print_wrapped(printable(f"{problem.severity}: {problem.what}"), STYLES[problem.severity])
+            print_wrapped(f"  why: {printable(problem.why)}\n  do:  {printable(problem.mend)}", hang=5)
         if invalid:
             print_wrapped(f"findings that make measurements invalid: {invalid}; fix them first")
         if not problems:

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 from typer import Argument, Option
 
+from calibrate.report.document import printable
 from profiler.cli.options import AsJson, Results, one_line, words
-from profiler.cli.output import print_json
-from profiler.record.files import replacing
+from profiler.cli.output import print_json, say
+from profiler.record.files import RUN_FILE, replacing
 from profiler.record.folder import RunFolder, find_run
 from profiler.record.run import RequestError, roofcal_version
 from roofline.hardware.load import device_names, load_device
 from roofline.hardware.spec import HardwareSpec
+from roofline.reading import entry
 
 if TYPE_CHECKING:
     from calibrate.exchange.figures import Origin, Taken
@@ -82,8 +84,12 @@ def export(
         )
         return
     for field, why in exported.left_out.items():
-        print(f"left out: {field}: {why}", file=sys.stderr)
-    print(f"{folder}: {len(written)} files" if form.folder else written[0])
+        say(f"left out: {field}: {why}", sys.stderr)
+    print(printable(f"{folder}: {len(written)} files" if form.folder else written[0]))
+
+
+def _folders(results: Path) -> list[Path]:
+    return list(results.glob("*/*/")) if entry(results) == "folder" else []
 
 
 def _read(name: str, results: Path) -> "tuple[HardwareSpec, Taken | None]":
@@ -93,10 +99,10 @@ def _read(name: str, results: Path) -> "tuple[HardwareSpec, Taken | None]":
     path = Path(name)
     run: RunFolder | None = None
     if name not in device_names():
-        is_end = any(folder.as_posix().endswith(name.rstrip("/")) for folder in results.glob("*/*/"))
-        if name == "last" or path.is_dir() or (path.suffix != ".json" and is_end):
+        is_end = any(folder.as_posix().endswith(name.rstrip("/")) for folder in _folders(results))
+        if name == "last" or entry(path) == "folder" or (path.suffix != ".json" and is_end):
             run = find_run(name, results)
-        elif path.name == "spec.json" and (path.parent / "run.json").exists():
+        elif path.name == "spec.json" and entry(path.parent / RUN_FILE) is not None:
             run = RunFolder.open(path.parent)
     if run is None:
         with one_line():

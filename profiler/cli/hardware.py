@@ -17,7 +17,7 @@ from profiler.cli import options as option
 from profiler.cli import output
 from profiler.cli.measuring import VISITS, calibrate_device, new_run, require_same_machine, set_threads
 from profiler.record.folder import RunFolder
-from profiler.record.run import RequestError
+from profiler.record.run import MOST_MEMORY_GIB, MOST_PROCESSES, RequestError
 from roofline.units import duration
 
 if TYPE_CHECKING:
@@ -56,11 +56,17 @@ def hardware(
     ] = False,
     visits: option.Visits = VISITS,
     processes: Annotated[
-        int, Option(help="Fresh processes that measure each figure; intervals need at least three.", min=1)
+        int,
+        Option(
+            help="Fresh processes that measure each figure; intervals need at least three.", min=1, max=MOST_PROCESSES
+        ),
     ] = 3,
     threads: option.Threads = None,
     memory: Annotated[
-        float | None, Option(help="Most memory of a measurement, in GiB. Default: an eighth of what is free.")
+        float | None,
+        Option(
+            help="Most memory of a measurement, in GiB. Default: an eighth of what is free.", callback=option.finite
+        ),
     ] = None,
     plan: Annotated[bool, Option("--plan", help="Print what would run and how long it takes, then stop.")] = False,
     out: option.Out = Path("results"),
@@ -121,7 +127,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     for name in names:
         if name not in {word for part in known for word in words[part]}:
             raise RequestError(f"--only {name} is not measured on {device.type}; use {', '.join(known)}")
-    if options["memory_gib"] is not None and not 0 < options["memory_gib"] < 1 << 20:
+    if options["memory_gib"] is not None and not 0 < options["memory_gib"] < MOST_MEMORY_GIB:
         raise RequestError(f"--memory takes a size in GiB above 0, as 4; not {options['memory_gib']:g}")
     return options | {"device": str(device), "dtypes": ",".join(dtypes), "only": ";".join(chosen) or None}
 
@@ -178,6 +184,7 @@ def _resumed(path: Path) -> RunFolder:
     if run.finished:
         raise RequestError(f"{path} is finished; look at it with: python -m profiler show {path}")
     require_same_machine(run)
+    run.require_options("dtypes", "only", "processes", "quick", "threads", "memory_gib")
     return RunFolder.open_for_resume(path)[0]
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from calibrate.report.document import printable
 from profiler.cli import output
 from profiler.cli.options import AsJson, Results, measured_spec
 from profiler.record.folder import RunFolder, RunSummary, find_run, list_runs
@@ -30,7 +31,7 @@ def list_(results: Results = Path("results"), as_json: AsJson = False) -> None:
         for line in _lines(runs):
             print(line)
     else:
-        print(f"no runs under {results}; make one with: python -m profiler run")
+        output.say(f"no runs under {results}; make one with: python -m profiler run")
 
 
 def _lines(runs: list[RunSummary]) -> Iterator[str]:
@@ -39,7 +40,7 @@ def _lines(runs: list[RunSummary]) -> Iterator[str]:
     for run in runs:
         name = f"{run.path.parent.name}/{run.path.name}"
         cells = "–" if run.state == "unreadable" or run.kind != "passes" else str(run.cells)
-        rows.append((name, run.state, cells, run.why or _what(run)))
+        rows.append((printable(name), run.state, cells, printable(run.why or _what(run))))
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, state, cells, models in rows:
         yield f"{name:{wide[0]}}  {state:{wide[1]}}  {cells:>{wide[2]}}  {models}"

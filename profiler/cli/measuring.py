@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from profiler.cli.output import Step
+from profiler.cli.output import Step, say
 from profiler.record.folder import RunFolder
 from profiler.record.run import Cell, Environment, RequestError, Run, differing, roofcal_version
 from roofline.hardware.spec import HardwareSpec
@@ -57,19 +57,25 @@ def set_threads(options: Mapping[str, Any]) -> None:
 def new_run(name: str, environment: Environment, cells: tuple[Cell, ...], options: Mapping[str, Any]) -> Run:
     """A run that begins now, by this command."""
     return Run(
-        name=name,
+        name=_encodable(name),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=tuple(sys.argv[1:]),
+        command=tuple(map(_encodable, sys.argv[1:])),
         environment=environment,
         cells=cells,
         options=dict(options),
     )
 
 
+def _encodable(text: str) -> str:
+    """A text as UTF-8 can hold it: bytes of the command line that are none become "?"."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def require_same_machine(run: Run) -> None:
     """Raise RequestError unless this machine and its software are those that a run began on."""
     from profiler.devices.environment import collect
 
+    run.require_options("device")
     set_threads(run.options)
     if changed := differing(run.environment, collect(str(run.options["device"]))):
         raise RequestError(f"--resume: this run began with {'; '.join(changed)}; resume it there, or start a new run")
@@ -161,7 +167,7 @@ def calibrate_device(
     missing |= probed.failed
     if probed.warning is not None:
         missing["calibration"] = probed.warning
-        print(f"calibration: {probed.warning}", file=sys.stderr, flush=True)
+        say(f"calibration: {probed.warning}", sys.stderr)
     if probed.table is None:
         return _kept(folder, spec, missing)
     write_kernels(folder.path, probed.table)

@@ -6,6 +6,7 @@ Example: ``Lengths(prompts=(128,), contexts=(1024,), batches=(1,), dtype="bfloat
 """
 
 import itertools
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
-from profiler.record.run import Environment, RequestError
+from profiler.record.run import MOST_THREADS, MOST_VISITS, Environment, RequestError
 from roofline.dtypes import MODEL_DTYPES
 from roofline.hardware.load import load_device
 from roofline.hardware.spec import HardwareSpec
@@ -35,10 +36,14 @@ Experts = Annotated[str, Option(help="Experts implementation of transformers, as
 Cache = Annotated[str, Option(help="Kind of KV cache: dynamic or static.")]
 TrustRemoteCode = Annotated[bool, Option("--trust-remote-code", help="Run code that comes with a model.")]
 DeviceName = Annotated[str, Option(help="Device to measure: cpu, cuda, cuda:1, or auto (a GPU where there is one).")]
-Threads = Annotated[int | None, Option(help="CPU threads of an operation. Default: torch's choice.", min=1)]
+Threads = Annotated[
+    int | None, Option(help="CPU threads of an operation. Default: torch's choice.", min=1, max=MOST_THREADS)
+]
 Out = Annotated[Path, Option(help="Folder in which the run's folder is made.")]
 Name = Annotated[str, Option(help="Name of the run, as `list` shows it.")]
-Visits = Annotated[int, Option(help="How often calibration measures each kernel; use more on a busy machine.", min=1)]
+Visits = Annotated[
+    int, Option(help="How often calibration measures each kernel; use more on a busy machine.", min=1, max=MOST_VISITS)
+]
 Results = Annotated[Path, Option(help="Folder that holds the runs.")]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 """Options that several verbs have."""
@@ -49,10 +54,13 @@ MODEL = "Name in the catalogue, folder with config.json, or hub id."
 MOST_TOKENS = 2**40
 """Batch × tokens must be below, so that sizes in bytes stay within the 64-bit integers that torch counts in."""
 
+MOST_VALUES = 10_000
+"""Most values of one option: a sweep of all pairs of two such options has 10⁸ workloads."""
+
 MOST_OUTPUT = 2**24
 """Most output tokens of a request: more than any context, and each of them is priced."""
 
-PART = re.compile(r"^(\d+)x(\d+)(?:@(\d+))?$")
+PART = re.compile(r"^([0-9]{1,13})x([0-9]{1,13})(?:@([0-9]{1,13}))?$")
 """A part of a mixed batch: sequences x new tokens @ cached tokens."""
 
 SIZES = frozenset({"--phase", "--prompt", "--context", "--batch", "--logits"})
@@ -66,6 +74,13 @@ NOT_OF_PAPER = frozenset({
 """Options of one accounting that mean nothing to the other."""
 
 
+def finite(value: float | None) -> float | None:
+    """The value of an option with bounds, which NaN passes."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value:g} is no finite number")
+    return value
+
+
 @contextmanager
 def one_line() -> Iterator[None]:
     """Within it, a ValueError of the analytical side becomes a RequestError."""
@@ -77,14 +92,17 @@ def one_line() -> Iterator[None]:
 
 def numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
     """Whole numbers separated by commas, as they were written."""
+    parts = text.split(",")
+    if len(parts) > MOST_VALUES:
+        raise RequestError(f"{option} has {len(parts)} values; use at most {MOST_VALUES}")
     try:
-        values = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise RequestError(f"{option} takes whole numbers separated by commas, as 128,2048; not {text!r}") from None
+        values = tuple(int(part) for part in parts)
+    except ValueError:  # more than 4,300 digits as well
+        raise RequestError(f"{option} takes whole numbers separated by commas, as 128,2048; not {text!r:.60}") from None
     if min(values) < least:
-        raise RequestError(f"{option} takes whole numbers from {least}; not {text!r}")
+        raise RequestError(f"{option} takes whole numbers from {least}; not {text!r:.60}")
     if max(values) >= MOST_TOKENS:
-        raise RequestError(f"{option} {max(values)} is beyond any memory; use less than {MOST_TOKENS}")
+        raise RequestError(f"{option} {max(values)!s:.60} is beyond any memory; use less than {MOST_TOKENS}")
     return values
 
 
@@ -92,7 +110,7 @@ def words(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
     """Known words separated by commas, each kept once."""
     for word in text.split(","):
         if word not in known:
-            raise RequestError(f"{option} takes {', '.join(known)}; not {word!r}")
+            raise RequestError(f"{option} takes {', '.join(known)}; not {word!r:.60}")
     return tuple(dict.fromkeys(text.split(",")))
 
 
@@ -145,7 +163,7 @@ def mixed(text: str, dtype: str) -> tuple[Workload, ...]:
     """The parts of one step of a mixed batch, from "1x512@0,32x1@1024"."""
     parts = [PART.match(part) for part in text.split(",")]
     if not all(parts) or any(int(part[1]) * int(part[2]) == 0 for part in parts if part):
-        raise RequestError(f"--mix takes SEQUENCESxNEW@CACHED,…, as 1x512@0,32x1@1024; not {text!r}")
+        raise RequestError(f"--mix takes SEQUENCESxNEW@CACHED,…, as 1x512@0,32x1@1024; not {text!r:.60}")
     return tuple(workload(int(p[1]), int(p[2]), int(p[3] or 0), dtype) for p in parts if p)
 
 

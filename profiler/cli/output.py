@@ -2,7 +2,7 @@
 
 With ``--json`` stdout has one JSON document and nothing else, whatever a library prints meanwhile. Exit codes:
 
-    0 good · 1 a fault of roofcal (traceback) · 2 the request is wrong · 3 inconclusive · 4 the measurement is invalid
+    0 good · 2 the request is wrong · 3 inconclusive · 4 the measurement is invalid · 70 a fault of roofcal
     130 interrupted (128 + SIGINT) · 141 nobody reads the output any more (128 + SIGPIPE)
 
 Example::
@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from calibrate.report.document import printable
 from profiler.record.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -36,10 +37,15 @@ if TYPE_CHECKING:
     MakeReport = Callable[[], Document]
 
 GOOD, REQUEST, INCONCLUSIVE, INVALID = 0, 2, 3, 4
-INTERRUPTED, BROKEN_PIPE = 130, 141
+FAULT, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
+"""sysexits.h has 70 for an internal error; the others are 128 + the number of a signal."""
 
 PIPED_WIDTH = 120
 """Characters in a line where there is no terminal; the tables need 110 for all their words."""
+NARROWEST, WIDEST = 20, 1000
+"""Characters in a line whatever the terminal or COLUMNS says."""
+LONGEST_WORD = 300
+"""Characters of one word in a line: a path has up to some 200, and what is longer says nothing to people."""
 
 _BREAK = "\x00"
 """Marks a comma without a space behind it, where a line may be broken."""
@@ -57,9 +63,39 @@ class _QuietConsole(Console):
 
 def console(**options: Any) -> Console:
     """A console on stdout, as wide as the terminal or COLUMNS; `options` are those of rich's Console."""
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    width = None if terminal or os.environ.get("COLUMNS") else PIPED_WIDTH
-    return _QuietConsole(width=width, **options)
+    return _QuietConsole(width=_width(sys.stdout), **options)
+
+
+def _width(stream: TextIO) -> int:
+    """Characters in a line: COLUMNS where it is a sensible number, else the terminal's, else `PIPED_WIDTH`."""
+    wanted = os.environ.get("COLUMNS", "")
+    if wanted.isascii() and wanted.isdigit() and len(wanted) < 10 and int(wanted) > 0:
+        width = int(wanted)
+    else:
+        try:
+            width = os.get_terminal_size(stream.fileno()).columns
+        except (OSError, ValueError):  # no terminal, or no file at all
+            width = 0
+    return min(max(width or PIPED_WIDTH, NARROWEST), WIDEST)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print one line, without control characters, which a name may hold and no terminal may obey."""
+    words = (word if len(word) <= LONGEST_WORD else f"{word[:99]}…{word[-99:]}" for word in printable(text).split(" "))
+    print(" ".join(words), file=stream or sys.stdout, flush=stream is sys.stderr)
+
+
+def open_streams() -> bool:
+    """Open what the caller has closed, so that no other file gets its number; False where that is stdout."""
+    is_open = sys.stdout is not None
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+    return is_open
 
 
 def print_wrapped(text: str, style: str = "", hang: int = 4) -> None:
@@ -100,7 +136,8 @@ def show(as_json: bool, document: Callable[[], Any], report: "MakeReport", kept:
 
     render(report(), console())
     if kept is not None:
-        print(f"\nkept in {kept}", file=sys.stderr)
+        print(file=sys.stderr)
+        say(f"kept in {kept}", sys.stderr)
 
 
 def write_reports(folder: RunFolder, report: "Document") -> None:
@@ -168,7 +205,8 @@ def _lines(total: int, stream: TextIO) -> Step:
         about = (min(int(done), total - 1), text.partition(":")[0])
         if about != last:
             last = about
-            print(f"[{about[0] + 1}/{total}] {text}", file=stream, flush=True)
+            say(f"[{about[0] + 1}/{total}] {text}", stream)
+            stream.flush()
 
     return step
 
@@ -177,6 +215,6 @@ def _lines(total: int, stream: TextIO) -> Step:
 def _bar(total: int, stream: TextIO) -> Iterator[Step]:
     columns = (BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
     text = TextColumn("{task.description}", markup=False)
-    with Progress(*columns, text, console=Console(file=stream), transient=True) as bar:
+    with Progress(*columns, text, console=Console(file=stream, width=_width(stream)), transient=True) as bar:
         task = bar.add_task("", total=total)
-        yield lambda what, done: bar.update(task, description=what, completed=done)
+        yield lambda what, done: bar.update(task, description=printable(what), completed=done)

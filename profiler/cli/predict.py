@@ -4,7 +4,6 @@ Wiring only: options become workloads, what-ifs and a device, which `roofline.pr
 no torch is loaded.
 """
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +14,15 @@ from typer import Argument, Option
 
 from profiler.cli import options as option
 from profiler.cli.output import print_wrapped, show, stdout_to_stderr_if
-from profiler.record.files import read_record, replacing
+from profiler.models.apart import MODULE_S, trace_apart
+from profiler.record.files import replacing, requested
 from profiler.record.run import RequestError
-from roofline.graph.op import GRAPH_SCHEMA, OpGraph
+from roofline.graph.op import OpGraph
 from roofline.hardware.load import device_names
 from roofline.predict.passes import Prediction
 from roofline.predict.question import Device, Question, Speculation, answer
-from roofline.sweep.family import Form, Source, StoredGraphs, source
+from roofline.reading import one_line
+from roofline.sweep.family import Form, Source, StoredGraphs, read_graphs, source
 from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text
 from roofline.workload import Logits, Workload
 
@@ -65,8 +66,10 @@ def predict(
     experts: option.Experts = "default",
     cache: option.Cache = "dynamic",
     draft: Annotated[str | None, Option(help="Draft model of speculative decoding.")] = None,
-    speculate: Annotated[int, Option(help="Tokens drafted before each pass.", min=1)] = 4,
-    acceptance: Annotated[float, Option(help="Probability that a drafted token is accepted.", min=0, max=1)] = 0.8,
+    speculate: Annotated[int, Option(help="Tokens drafted before each pass.", min=1, max=1024)] = 4,
+    acceptance: Annotated[
+        float, Option(help="Probability that a drafted token is accepted.", min=0, max=1, callback=option.finite)
+    ] = 0.8,
     decode_hardware: Annotated[
         str | None, Option(help="Device that decodes, where only prefill runs on --hardware (see what-if send_kv).")
     ] = None,
@@ -77,6 +80,9 @@ def predict(
     module: Annotated[
         str | None, Option(help="Any nn.Module: package.module:factory, which returns (module, example inputs).")
     ] = None,
+    module_seconds: Annotated[
+        float, Option(help="Most seconds of --module.", min=1, max=86400, callback=option.finite)
+    ] = MODULE_S,
     graph: Annotated[Path | None, Option(help="A graph file instead of a model; no torch is needed.")] = None,
     save_graph: Annotated[Path | None, Option(help="Write the model's graphs to a file for --graph.")] = None,
     trust_remote_code: option.TrustRemoteCode = False,
@@ -96,7 +102,7 @@ def predict(
     written = option.written_options(invocation)
     option.refuse_in_vain(written, accounting)
     tracing = {"dtype": dtype, "attn": attn, "experts": experts, "cache": cache}
-    subject = _Subject(model, module, graph, trust_remote_code, tracing)
+    subject = _Subject(model, module, graph, trust_remote_code, tracing, module_seconds)
     if model is None and (vain := written & {"--attn", "--experts", "--cache", "--trust-remote-code"}):
         raise RequestError(f"{option.listed(vain)} says how MODEL is traced; leave it out without a MODEL")
     if hardware is None and save_graph is None:
@@ -138,7 +144,14 @@ def predict(
                     speculation=_speculation(subject, draft, speculate, acceptance, shape) if draft else None,
                 )
                 notes = subject.notes(_longest(question))
-                prediction = answer(subject.source(changes, shape), question, on, shape, notes)
+                try:
+                    prediction = answer(subject.source(changes, shape), question, on, shape, notes)
+                except (ArithmeticError, LookupError) as error:
+                    if subject.file is None:
+                        raise
+                    raise RequestError(
+                        f"{subject.file} lacks what prices are made from ({one_line(error)}); save it again"
+                    ) from error
                 _write(prediction, on, csv, html)
         if is_paper:
             _paper(subject, on, lengths, option.numbers("--bits", bits), flash, as_json)
@@ -157,14 +170,21 @@ class _Subject:
     """The subject of a prediction: a model, a module, or a file of graphs."""
 
     def __init__(
-        self, model: str | None, module: str | None, graph: Path | None, trust: bool, tracing: dict[str, Any]
+        self,
+        model: str | None,
+        module: str | None,
+        graph: Path | None,
+        trust: bool,
+        tracing: dict[str, Any],
+        module_s: float = MODULE_S,
     ) -> None:
         named = [name for name, value in (("MODEL", model), ("--module", module), ("--graph", graph)) if value]
         if len(named) != 1:
             raise RequestError(f"name one of MODEL, --module, --graph; got {' and '.join(named) or 'none'}")
         self.model, self.module, self.file = model, module, graph
-        self.trust, self.tracing = trust, tracing
-        self.stored = _read(graph) if graph is not None else None
+        self.trust, self.tracing, self.module_s = trust, tracing, module_s
+        with requested():
+            self.stored = read_graphs(graph) if graph is not None else None
 
     @property
     def only(self) -> tuple[Workload, ...]:
@@ -216,20 +236,7 @@ class _Subject:
 
     @cached_property
     def _traced_module(self) -> OpGraph:
-        from profiler.models.module import trace_module
-
-        return trace_module(str(self.module))
-
-
-def _read(path: Path) -> OpGraph | StoredGraphs:
-    mend = "save it again with --save-graph"
-    try:
-        is_family = "regimes" in json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, TypeError):
-        is_family = False
-    if is_family:
-        return read_record(path, StoredGraphs, GRAPH_SCHEMA, mend)
-    return read_record(path, OpGraph, GRAPH_SCHEMA, mend)
+        return trace_apart(str(self.module), self.module_s)
 
 
 def _speculation(subject: _Subject, draft: str, tokens: int, acceptance: float, form: Form) -> Speculation:

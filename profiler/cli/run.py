@@ -26,7 +26,7 @@ from profiler.cli.measuring import (
     set_threads,
 )
 from profiler.record.folder import RunFolder
-from profiler.record.run import Mode, RequestError
+from profiler.record.run import LONGEST_S, MOST_SEED, Mode, RequestError
 from roofline.units import duration
 
 EXAMPLE = """
@@ -67,7 +67,13 @@ def run(
     cuda_graph: Annotated[bool, Option("--cuda-graph", help="Replay each pass from a CUDA graph.")] = False,
     trust_remote_code: option.TrustRemoteCode = False,
     seconds: Annotated[
-        float | None, Option(help="Seconds of passes for each cell. Default: 6, or 3 with --quick.", min=0.1)
+        float | None,
+        Option(
+            help="Seconds of passes for each cell. Default: 6, or 3 with --quick.",
+            min=0.1,
+            max=LONGEST_S,
+            callback=option.finite,
+        ),
     ] = None,
     quick: Annotated[bool, Option("--quick", help="Measure fewer passes, and the device more briefly.")] = False,
     calibrate: Annotated[
@@ -77,7 +83,7 @@ def run(
     hardware: Annotated[
         Path | None, Option(help="This device's spec.json from an earlier run; it is not measured again.")
     ] = None,
-    seed: Annotated[int, Option(help="Seed of the weights, the tokens and the calibration.")] = 0,
+    seed: Annotated[int, Option(help="Seed of the weights, the tokens and the calibration.", min=0, max=MOST_SEED)] = 0,
     threads: option.Threads = None,
     out: option.Out = Path("results"),
     name: option.Name = "run",
@@ -154,7 +160,9 @@ def _resumed(path: Path, seconds: float | None) -> tuple[RunFolder, frozenset[st
     """
     from calibrate.passes.reports import sound
 
-    require_same_machine(RunFolder.open(path).run)
+    run = RunFolder.open(path).run
+    require_same_machine(run)
+    run.require_options("seconds", "quick", "seed", "trust_remote_code")
     folder, _ = RunFolder.open_for_resume(path)
     try:
         if seconds is not None:
@@ -226,6 +234,6 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent) -> int:
     estimated = duration(sum(folder.run.estimated_s.values()))
     print(f"took {describe_times(spent.parts, len(folder.run.cells))} (estimated: {estimated})", file=sys.stderr)
     if (next_step := advice(folder, reports)) is not None:
-        print(next_step, file=sys.stderr)
+        output.say(next_step, sys.stderr)
     verdicts = {result.status for result in failed} | {report.status for report in reports}
     return output.INVALID if "invalid" in verdicts else output.INCONCLUSIVE if verdicts - {"done"} else output.GOOD

@@ -28,6 +28,7 @@ from profiler.devices.findings import (
 )
 from profiler.devices.host import read_host, usable_cpus
 from profiler.record.run import Environment
+from roofline.reading import entry
 
 RECORDED = ("torch", "transformers", "numpy", "triton", "flash-attn", "flashinfer-python", "nvidia-ml-py")
 """Distributions whose version can change a time; those not installed are left out."""
@@ -73,7 +74,7 @@ def findings(
     """
     chosen = parse_device(device)
     backend, threads, needed = backend_of(chosen), torch.get_num_threads(), requirements()
-    folder = next(path for path in (results.absolute(), *results.absolute().parents) if path.exists())
+    folder = next(path for path in (results.absolute(), *results.absolute().parents) if entry(path))
     all_findings = (
         *host_findings(read_host(threads, interval_s), backend.is_host),
         *variable_findings(os.environ, backend.variables, threads if backend.is_host else None),

@@ -5,16 +5,20 @@ activations take memory; a module that cannot be built or run there is built and
 """
 
 import importlib
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from profiler.devices.backend import CUDA
+from profiler.models.apart import GRAPH, REFUSAL
 from profiler.models.aten import tensors
 from profiler.models.catalogue import first_line
 from profiler.models.trace import trace
@@ -71,6 +75,24 @@ def trace_module(spec: str, target: str = CUDA.type) -> OpGraph:
         module, example = _made(spec, factory)
     on_meta = any(tensor.device.type == "meta" for tensor in (*module.parameters(), *example.tensors()))
     return _traced(spec, module, example, target if on_meta else "cpu")
+
+
+def write_trace(spec: str, folder: str) -> NoReturn:
+    """Write the graph of `trace_module`, or the line of its refusal, into a folder, and end this process.
+
+    For `profiler.models.apart`. What the factory prints goes to stderr; a fork of it writes nothing; neither its
+    threads nor its functions for the end of the program are waited for.
+    """
+    process = os.getpid()
+    os.dup2(2, 1)
+    try:
+        name, text = GRAPH, trace_module(spec).model_dump_json()
+    except RequestError as error:
+        name, text = REFUSAL, str(error)
+    if os.getpid() == process:
+        Path(folder, name).write_text(text, encoding="utf-8", errors="replace")
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _factory(spec: str) -> Callable[[], Any]:

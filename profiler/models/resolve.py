@@ -7,10 +7,11 @@ A missing model is a `RequestError` of one line; an unreachable hub is noticed w
 
 import copy
 import difflib
-import json
+import re
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,10 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from profiler.models.catalogue import catalogue, config_of, find, first_line, quiet
+from profiler.record.files import requested
 from profiler.record.run import RequestError
+from roofline import reading
+from roofline.reading import parse_json, read_bytes
 
 HUB_TIMEOUT_S = 3.0
 """Longest wait for an answer of the hub before a download is tried; the hub client itself retries for 23 s."""
@@ -57,14 +61,18 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> ResolvedModel:
     if known is not None:
         entry = catalogue()[known]
         return ResolvedModel(known, config_of(known), "catalogue", entry.repo, (entry.note,) if entry.note else ())
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:
+        raise RequestError(f"{name}: there is no such home folder; write the folder out in full") from error
+    there = reading.entry(path)
+    if there == "folder":
+        if reading.entry(path / "config.json") is None:
             raise RequestError(f"the folder {name} has no config.json; name the folder that holds it")
         source: Literal["folder", "hub"] = "folder"
         location = str(path)
         raw = _read(path / "config.json")
-    elif path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    elif there is not None or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise RequestError(f"{name} is not a folder; name a folder that holds config.json, or a model of the catalogue")
     else:
         source, location = "hub", name
@@ -122,15 +130,44 @@ def _download(name: str) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    with requested():
+        text = read_bytes(path, MOST_CONFIG_BYTES, "check its permissions")
     try:
-        raw = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raw = parse_json(text, finite=False, foreign=True)
+    except ValueError as error:
         raise RequestError(f"{path} is not valid JSON ({first_line(error)}); repair it or download it again") from error
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
         raise RequestError(f"{path} has no model_type, so it is not the config of a transformers model")
+    if problem := next(_impossible(raw), None):
+        raise RequestError(f"{path}: {problem}; correct it")
     return raw
+
+
+MOST_CONFIG_BYTES = 16 << 20
+"""Bytes of config.json; the largest list which layers are not quantised, in some 100 kB."""
+MOST = (
+    (re.compile(r"(layers?|blocks)$"), 2_000),  # the deepest public models have some 200
+    (re.compile(r"experts$"), 1 << 20),  # "Mixture of a million experts", arXiv 2407.04153
+    (re.compile(r"^(hidden_size|n_embd|d_model|intermediate_size|n_inner|d_ff|ffn_dim|vocab_size|head_dim)$"), 1 << 24),
+    (re.compile(r"heads$|^n_head$"), 1 << 16),
+)
+"""Names of sizes, and ten times the most that any model has: beyond, a build takes hours or all memory."""
+POSITIVE = ("hidden_size", "n_embd", "d_model", "vocab_size", "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+PLACES = ("", "text_config.")
+"""Where these sizes are the decoder's; a part that is left out may state 0."""
+
+
+def _impossible(config: Any, place: str = "") -> Iterator[str]:
+    """Sizes of a config, of its parts too, that no model has, each in a few words."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        if isinstance(value, dict):
+            yield from _impossible(value, f"{place}{name}.")
+        is_number = isinstance(value, int | float)
+        if name in POSITIVE and value is not None and place in PLACES and not (type(value) is int and value > 0):
+            yield f"{place}{name} is {value!r:.60}, not a whole number from 1"
+        for names, most in MOST:
+            if is_number and names.search(name) and not value <= most:
+                yield f"{place}{name} is {value!r:.60}, and no model has more than {most}"
 
 
 def _config(name: str, location: str, raw: dict[str, Any], trust_remote_code: bool) -> PretrainedConfig:

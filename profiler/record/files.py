@@ -13,18 +13,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from profiler.record.run import InvalidMeasurement, RequestError
+from roofline import reading
+from roofline.reading import DAMAGED, MOST_BYTES, Unreadable, one_line, read_bytes
 from roofline.record import Record
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
+RUN_FILE = "run.json"
 MEASUREMENTS = "measurements.parquet"
 """A run's table of passes."""
 KERNELS, HARDWARE = "kernels.parquet", "hardware.parquet"
 HARDWARE_JOURNAL = "hardware.jsonl"
+MOST_JOURNAL_BYTES = 512 << 20
+"""Bytes of a journal: a cell with 2,000 operations and 300 samples of each has some 20 MB."""
 KERNELS_MEND = "restore it, or import it again: python -m profiler import"
 
 
@@ -65,34 +68,19 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_record(path: Path, record: type[R], newest: int, mend: str = "restore the file") -> R:
-    """Read a versioned JSON record; `mend` is the advice where the file is missing or damaged.
-
-    Raises RequestError if it is missing, half-written, newer than schema `newest`, or not such a record.
-    """
+@contextmanager
+def requested() -> Iterator[None]:
+    """Within it, what cannot be read is a request that cannot be done."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror}; {mend}") from error
-    except ValueError as error:
-        raise RequestError(f"{path} is half-written or damaged ({error}); {mend}") from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if not isinstance(version, int):
-        raise RequestError(f"{path} is not a roofcal {record.__name__}: it has no schema_version; {mend}")
-    if version > newest:
-        raise RequestError(
-            f"{path} is from a newer roofcal (schema {version}, this one reads {newest}): update roofcal"
-        )
-    try:
-        return record.model_validate(content)
-    except ValidationError as error:
-        raise RequestError(f"{path} is not a valid {record.__name__}: {first_problem(error)}; {mend}") from error
+        yield
+    except Unreadable as error:
+        raise RequestError(str(error)) from error
 
 
-def first_problem(error: ValidationError) -> str:
-    """The name of the first wrong field, and why it is wrong, in one line."""
-    problem = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+def read_record(path: Path, record: type[R], newest: int, mend: str = "restore the file", most: int = MOST_BYTES) -> R:
+    """`roofline.reading.read_record`, which raises RequestError here."""
+    with requested():
+        return reading.read_record(path, record, newest, mend, most)
 
 
 class Journal:
@@ -127,17 +115,22 @@ class Journal:
     def read(self, decode: Callable[[bytes], T]) -> list[T]:
         """All whole lines, decoded, in the order in which they were written; none where there is no file.
 
-        Raises RequestError, which names the line, where `decode` raises ValueError, KeyError or TypeError.
+        Raises RequestError, which names the line, where `decode` raises one of `DAMAGED`.
         """
         decoded = []
-        for number, line in enumerate(self._content().split(b"\n")[:-1], start=1):
+        for number, line in enumerate(self.lines(), start=1):
             try:
                 decoded.append(decode(line))
-            except (ValueError, KeyError, TypeError) as error:
-                why = first_problem(error) if isinstance(error, ValidationError) else str(error)
+            except DAMAGED as error:
                 where = f"{self.path} line {number}"
-                raise RequestError(f"{where} is damaged ({why}); delete the line to go on without it") from error
+                raise RequestError(
+                    f"{where} is damaged ({one_line(error)}); delete the line to go on without it"
+                ) from error
         return decoded
+
+    def lines(self) -> list[bytes]:
+        """All whole lines as they are, none where there is no file. Raises RequestError where it cannot be read."""
+        return self._content().split(b"\n")[:-1]
 
     def drop_torn_line(self) -> None:
         """Remove an unterminated last line, so that the next one starts on a new line."""
@@ -158,10 +151,10 @@ class Journal:
             partial.write_bytes(lines)
 
     def _content(self) -> bytes:
-        try:
-            return self.path.read_bytes() if self.path.exists() else b""
-        except OSError as error:
-            raise RequestError(f"cannot read {self.path}: {error.strerror}") from error
+        if not os.path.lexists(self.path):
+            return b""
+        with requested():
+            return read_bytes(self.path, MOST_JOURNAL_BYTES)
 
 
 def encoded(content: Mapping[str, Any], about: str) -> bytes:

@@ -25,6 +25,7 @@ import itertools
 from contextlib import suppress
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -35,6 +36,7 @@ from profiler.record.files import (
     KERNELS,
     KERNELS_MEND,
     MEASUREMENTS,
+    RUN_FILE,
     Journal,
     Lock,
     read_record,
@@ -42,7 +44,9 @@ from profiler.record.files import (
 )
 from profiler.record.run import RUN_SCHEMA, Cell, CellResult, RequestError, Run
 from roofline.graph.op import GRAPH_SCHEMA, OpGraph
+from roofline.hardware.load import impossible
 from roofline.hardware.spec import SPEC_SCHEMA, HardwareSpec
+from roofline.reading import MOST_GRAPH_BYTES, entry, record_of
 from roofline.record import Record
 
 IMPORT_OPTION = "format"
@@ -77,12 +81,12 @@ class RunFolder:
     def open(cls, path: Path) -> Self:
         """Open to read. Raises RequestError if it is missing, not a run, half-written, or from a newer roofcal."""
         path = Path(path)
-        if not path.is_dir():
+        if entry(path) != "folder":
             raise RequestError(f"no run folder at {path}; see: python -m profiler list")
-        if not (path / "run.json").exists():
+        if entry(path / RUN_FILE) is None:
             raise RequestError(f"{path} is not a run folder: it has no run.json; see: python -m profiler list")
         mend = "restore it from a copy; the run's other files can stay"
-        return cls(path, read_record(path / "run.json", Run, RUN_SCHEMA, mend))
+        return cls(path, read_record(path / RUN_FILE, Run, RUN_SCHEMA, mend))
 
     @classmethod
     def open_for_resume(cls, path: Path) -> tuple[Self, frozenset[str]]:
@@ -101,7 +105,9 @@ class RunFolder:
             folder._journal.drop_torn_line()
             if not folder._journal.path.exists():
                 folder._journal.rewrite(map(_line, results))
-            folder._write_run(folder.run.model_copy(update={"schema_version": RUN_SCHEMA, "finished": None}))
+            folder._write_run(
+                folder.run.model_copy(update={"schema_version": RUN_SCHEMA, "finished": None, "tables": {}})
+            )
         except BaseException:
             lock.release()
             raise
@@ -122,7 +128,7 @@ class RunFolder:
         """
         self._require_results()
         if self._journal.path.exists() or not self._table.exists():
-            results = self._journal.read(CellResult.model_validate_json)
+            results = self._journal.read(partial(record_of, CellResult))
             return list({result.cell.key: result for result in results}.values())
         from profiler.record.pass_table import read_results  # Arrow takes long to load; `list` does without it
 
@@ -140,7 +146,9 @@ class RunFolder:
     def read_graph(self, name: str) -> OpGraph:
         """The graph that a `CellResult.graph` names. Raises RequestError if it is missing, damaged, or newer."""
         mend = f"restore it, or measure its cell again: python -m profiler run --resume {self.path}"
-        return read_record(self.path / name, OpGraph, GRAPH_SCHEMA, mend)
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise RequestError(f"{name} does not lie in the folder of its run; {mend}")
+        return read_record(self.path / name, OpGraph, GRAPH_SCHEMA, mend, MOST_GRAPH_BYTES)
 
     def write_spec(self, spec: HardwareSpec) -> None:
         """Keep the device's figures, replacing earlier ones."""
@@ -155,7 +163,10 @@ class RunFolder:
         resume = f"python -m profiler run --resume {self.path} measures the device again"
         if self._spec.exists():
             mend = f"restore it, or delete it and {resume}"
-            return read_record(self._spec, HardwareSpec, SPEC_SCHEMA, mend)
+            spec = read_record(self._spec, HardwareSpec, SPEC_SCHEMA, mend)
+            if problem := next(iter(impossible(spec)), None):
+                raise RequestError(f"{self._spec}: {problem.field}: {problem.what}; {mend}")
+            return spec
         if self.run.finished:
             raise RequestError(f"{self._spec} is missing from a finished run; restore it, or {resume}")
         return None
@@ -175,12 +186,16 @@ class RunFolder:
     def finish(self) -> None:
         """Turn the journal into measurements.parquet and mark the run finished."""
         self._require_lock()
+        from profiler.record.parquet import sum_of
         from profiler.record.pass_table import write_results
 
         results = self.results()
         timed = (result.graph for result in results if result.graph and (result.ops or result.kernels))
         write_results(self.path, self.run, results, {name: self.read_graph(name) for name in timed})
-        self._write_run(self.run.model_copy(update={"finished": datetime.now(UTC).isoformat(timespec="seconds")}))
+        tables = [self.path / name for name in (MEASUREMENTS, HARDWARE, KERNELS)]
+        sums = {path.name: sum_of(path) for path in tables if path.exists()}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write_run(self.run.model_copy(update={"finished": now, "tables": sums}))
         self._journal.path.unlink(missing_ok=True)
 
     def note(self, **changes: object) -> None:
@@ -228,9 +243,11 @@ class RunFolder:
     def _require_results(self) -> None:
         if self.run.finished and not self._journal.path.exists() and not self._table.exists():
             raise RequestError(f"{self._table} is missing from a finished run; restore it, or measure in a new run")
+        if lost := [self.path / name for name in self.run.tables if entry(self.path / name) is None]:
+            raise RequestError(f"{lost[0]} is missing, which run.json counts the rows of; restore it from a copy")
 
     def _write_run(self, run: Run) -> None:
-        write_text(self.path / "run.json", run.model_dump_json(indent=1) + "\n")
+        write_text(self.path / RUN_FILE, run.model_dump_json(indent=1) + "\n")
         self.run = run
 
     def _require_lock(self) -> None:
@@ -285,6 +302,8 @@ class RunSummary(Record):
 
 def list_runs(base: Path) -> list[RunSummary]:
     """Every run under ``base/<device>/``, the oldest first; none where `base` does not exist."""
+    if entry(base) != "folder":
+        return []
     folders = [path for path in Path(base).glob("*/*/") if path.is_dir() and not path.name.startswith(".")]
     return [_summary(path) for path in sorted(folders, key=lambda path: (path.name, path.parent.name))]
 
@@ -325,7 +344,7 @@ def find_run(name: str, base: Path) -> RunFolder:
 
     Raises RequestError where no run or more than one matches, or it cannot be read.
     """
-    if (Path(name) / "run.json").exists() or Path(name).is_absolute():
+    if entry(Path(name) / RUN_FILE) is not None or Path(name).is_absolute():
         return RunFolder.open(Path(name))
     runs = list_runs(base)
     if name == "last":
@@ -338,9 +357,9 @@ def find_run(name: str, base: Path) -> RunFolder:
         return RunFolder.open(matches[0])
     if matches:
         raise RequestError(f"{name!r} matches {len(matches)} runs: {', '.join(map(str, matches))}; name one of them")
-    if Path(name).is_dir():
+    if entry(name) == "folder":
         return RunFolder.open(Path(name))
     words = {word: run.path.name for run in runs for word in (run.path.name, run.name)}
     near = dict.fromkeys(words[word] for word in get_close_matches(name, words, n=3, cutoff=0.5))
     hint = f"did you mean {' or '.join(near)}?" if near else "see: python -m profiler list"
-    raise RequestError(f"no run {name!r} under {base}; {hint}")
+    raise RequestError(f"no run {name!r:.60} under {base}; {hint}")

@@ -15,14 +15,17 @@ DuckDB: ``select benchmark, "case", dtype, process, list_median(samples) from 'r
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
+from pydantic import PositiveInt, model_validator
 
 from profiler.record.files import HARDWARE, HARDWARE_JOURNAL, Journal
 from profiler.record.measurement import MEASUREMENT_SCHEMA, Layout, Measurement
 from profiler.record.parquet import Table, schema
 from profiler.record.run import Run
+from roofline.reading import parse_json, record_from, record_of
+from roofline.record import Record
 
 COLUMNS = schema(
     ("run device benchmark case dtype", pa.string()),
@@ -35,6 +38,23 @@ COLUMNS = schema(
 )
 MEND = "restore it, or measure again: python -m profiler hardware"
 TABLE = Table(HARDWARE, "table of measurements", MEASUREMENT_SCHEMA, COLUMNS, MEND)
+
+
+Shape = tuple[PositiveInt, PositiveInt, PositiveInt]
+
+
+class Line(Record):
+    """A line of the journal: one of its fields."""
+
+    measurement: Measurement | None = None
+    shape: tuple[str, Shape, Layout] | tuple[str, Shape] | None = None
+    done: tuple[int, str] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("a line holds a measurement, a shape or a part that is done")
+        return self
 
 
 class HardwareLog:
@@ -81,17 +101,16 @@ class HardwareLog:
         self._journal.path.unlink(missing_ok=True)
 
     def _take(self, line: bytes) -> None:
-        content = json.loads(line)
-        if "measurement" in content:
-            self.measurements.append(Measurement.model_validate(content["measurement"]))
-        elif "shape" in content:
-            dtype, (m, n, k), *layout = content["shape"]
-            self.shapes[dtype] = (m, n, k)
+        content = record_of(Line, line)
+        if content.measurement is not None:
+            self.measurements.append(content.measurement)
+        elif content.shape is not None:
+            dtype, shape, *layout = content.shape
+            self.shapes[dtype] = shape
             if layout:
                 self.layouts[dtype] = layout[0]
-        else:
-            process, part = content["done"]
-            self.done.add((process, part))
+        elif content.done is not None:
+            self.done.add(content.done)
 
 
 def count_measurements(folder: Path) -> int:
@@ -101,7 +120,7 @@ def count_measurements(folder: Path) -> int:
     """
     journal = folder / HARDWARE_JOURNAL
     if journal.exists():
-        return sum(line.startswith(b'{"measurement":') for line in journal.read_bytes().split(b"\n")[:-1])
+        return sum(line.startswith(b'{"measurement":') for line in Journal(journal).lines())
     return TABLE.rows(folder) if (folder / HARDWARE).exists() else 0
 
 
@@ -129,5 +148,5 @@ def _row(run: Run, measurement: Measurement) -> dict[str, Any]:
 
 def _measurements(table: Any, header: dict[str, Any]) -> list[Measurement]:
     rows = table.select([name for name in table.column_names if name in Measurement.model_fields]).to_pylist()
-    records = map(json.loads, table["record"].to_pylist())
-    return [Measurement.model_validate({**record, **row}) for record, row in zip(records, rows, strict=True)]
+    records = map(parse_json, table["record"].to_pylist())
+    return [record_from(Measurement, {**record, **row}) for record, row in zip(records, rows, strict=True)]

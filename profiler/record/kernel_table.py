@@ -27,6 +27,7 @@ from pydantic import Field, model_validator
 from profiler.record.files import KERNELS, KERNELS_MEND
 from profiler.record.measurement import Label
 from profiler.record.parquet import Table, schema
+from roofline.reading import record_from
 from roofline.record import Record
 
 KERNELS_SCHEMA = 1
@@ -136,6 +137,12 @@ class Kernels:
         times = self.table["time_s"]
         if times.null_count or not pc.all(pc.and_(pc.is_finite(times), pc.greater(times, 0))).as_py():
             raise ValueError("a table of kernels has at least one row, and each time is positive and finite")
+        for name in DIMS:
+            sizes = self.table[name]
+            if not pc.all(pc.and_(pc.is_finite(sizes), pc.greater_equal(sizes, 0))).as_py() and not (
+                sizes.null_count == len(self)
+            ):
+                raise ValueError(f"a table of kernels has finite sizes from 0, and {name} has others")
         if sum(source.kept for source in self.sources) != len(self):
             raise ValueError(f"{len(self)} rows, but sources of {sum(source.kept for source in self.sources)}")
 
@@ -169,10 +176,22 @@ def read_kernels(folder: Path) -> Kernels:
 def _kernels(table: Any, header: Mapping[str, Any]) -> Kernels:
     for name in [name for name in LATER if name not in table.column_names]:
         table = table.append_column(name, pa.nulls(len(table), pa.float64()))
-    sources = tuple(Source.model_validate(source) for source in header["sources"])
-    return Kernels(table.select(COLUMNS.names).cast(COLUMNS), sources)
+    sources = tuple(record_from(Source, source) for source in header["sources"])
+    kernels = Kernels(table.select(COLUMNS.names).cast(COLUMNS), sources)
+    if kernels.counts() != _counts(header):
+        raise ValueError("its rows are not those that its header counts")
+    return kernels
+
+
+def _counts(header: Mapping[str, Any]) -> dict[tuple[str, str], int]:
+    counts = {}
+    for kind, dtype, rows in header["counts"]:
+        if type(rows) is not int or rows < 1 or not isinstance(kind, str) or not isinstance(dtype, str):
+            raise ValueError(f"its header counts {rows!r:.20} rows of {kind!r:.20} {dtype!r:.20}")
+        counts[kind, dtype] = rows
+    return counts
 
 
 def count_kernels(folder: Path) -> dict[tuple[str, str], int]:
     """Rows by kind and dtype, without reading them. Raises RequestError as `read_kernels`."""
-    return TABLE.header(folder, lambda header: {(kind, dtype): rows for kind, dtype, rows in header["counts"]})
+    return TABLE.header(folder, _counts)

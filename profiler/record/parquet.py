@@ -3,6 +3,7 @@
 The header is JSON under the key `roofcal`; it holds the schema's version and all that is not in the rows.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,17 +12,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
-from profiler.record.files import first_problem, replacing
-from profiler.record.run import RequestError
+from profiler.record.files import RUN_FILE, read_record, replacing, requested
+from profiler.record.run import RUN_SCHEMA, RequestError, Run, TableSum
+from roofline.reading import DAMAGED, Unreadable, entry, one_line, parse_json, read_bytes, schema_version
 
 T = TypeVar("T")
 
 METADATA_KEY = b"roofcal"
-LONGEST_REASON = 200
-"""Characters of a library's message that an error repeats."""
+MOST_BYTES = 512 << 20
+"""Bytes of a parquet file that is read."""
+MOST_ROWS, MOST_COLUMNS, MOST_CHUNKS = 20_000_000, 10_000, 1_000_000
+"""Rows of a table, its columns, and its columns × groups of rows; AIConfigurator's largest table has 600,000 rows."""
+MOST_DECODED = 1 << 30
+"""Bytes that a table may take in memory."""
 
 
 def schema(*groups: tuple[str, Any]) -> pa.Schema:
@@ -55,34 +61,51 @@ class Table:
     def read(self, folder: Path, decode: Callable[[Any, dict[str, Any]], T]) -> T:
         """Return what `decode` makes of the rows and the header.
 
-        Raises RequestError, one line, for a file that is missing, damaged or from a newer roofcal, and where `decode`
-        raises ValueError, KeyError or TypeError.
+        Raises RequestError, one line, for a file that is missing, damaged, from a newer roofcal, or not the one that
+        run.json counts and sums up, and where `decode` raises one of `DAMAGED`.
         """
         with self._refusals(folder):
-            table = pq.read_table(folder / self.file)
+            content = read_bytes(folder / self.file, MOST_BYTES, self.mend)
+            kept = sums(folder).get(self.file)
+            if kept is not None and kept.sha256 != hashlib.sha256(content).hexdigest():
+                raise ValueError("its checksum in run.json is another one: it was changed or cut")
+            table = read_parquet(content)
+            self._require_columns(table.schema)
             return decode(table.replace_schema_metadata(None), self._header(folder, table.schema.metadata))
 
     def header(self, folder: Path, decode: Callable[[dict[str, Any]], T]) -> T:
         """Return what `decode` makes of the header, without reading the rows. Raises RequestError as `read` does."""
-        with self._refusals(folder):
-            return decode(self._header(folder, pq.read_schema(folder / self.file).metadata))
+        with self._refusals(folder), self._opened(folder) as file:
+            return decode(self._header(folder, file.schema_arrow.metadata))
 
     def rows(self, folder: Path) -> int:
         """Number of rows, without reading them. Raises RequestError as `read` does."""
-        with self._refusals(folder):
-            return int(pq.read_metadata(folder / self.file).num_rows)
+        with self._refusals(folder), self._opened(folder) as file:
+            return int(file.metadata.num_rows)
+
+    @contextmanager
+    def _opened(self, folder: Path) -> Iterator[Any]:
+        """The file with its rows unread, as many as run.json counts."""
+        content = read_bytes(folder / self.file, MOST_BYTES, self.mend)
+        with pq.ParquetFile(pa.BufferReader(content)) as file:
+            kept, rows = sums(folder).get(self.file), file.metadata.num_rows
+            if kept is not None and kept.rows != rows:
+                raise ValueError(f"it has {rows} rows, and run.json counts {kept.rows}")
+            yield file
+
+    def _require_columns(self, columns: Any) -> None:
+        """Raise ValueError for a column of another type than roofcal writes; `decode` misses those that lack."""
+        for column in columns:
+            place = self.columns.get_field_index(column.name)
+            if place >= 0 and column.type != self.columns.field(place).type:
+                raise ValueError(f"column {column.name} holds {column.type}, not {self.columns.field(place).type}")
 
     def _header(self, folder: Path, metadata: Any) -> dict[str, Any]:
         if METADATA_KEY not in (metadata or {}):
             raise ValueError("roofcal did not write it")
-        header = dict(json.loads(metadata[METADATA_KEY]))
-        version = int(header["schema_version"])
-        if version > self.schema_version:
-            raise RequestError(
-                f"{folder / self.file} is from a newer roofcal (schema {version}, this one reads "
-                f"{self.schema_version}): update roofcal"
-            )
-        return header
+        header = parse_json(metadata[METADATA_KEY])
+        schema_version(header, folder / self.file, self.schema_version, self.what, self.mend)
+        return dict(header)
 
     @contextmanager
     def _refusals(self, folder: Path) -> Iterator[None]:
@@ -91,13 +114,66 @@ class Table:
             yield
         except RequestError:
             raise
-        except OSError as error:
-            raise RequestError(f"cannot read {path}: {error.strerror or _line(error)}; {self.mend}") from error
-        except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
-            why = first_problem(error) if isinstance(error, ValidationError) else _line(error)
-            raise RequestError(f"{path} is no whole {self.what} ({why}); {self.mend}") from error
+        except Unreadable as error:
+            raise RequestError(str(error)) from error
+        except OSError as error:  # Arrow's own
+            raise RequestError(f"cannot read {path}: {error.strerror or one_line(error)}; {self.mend}") from error
+        except (*DAMAGED, MemoryError, pa.ArrowException) as error:
+            raise RequestError(f"{path} is no whole {self.what} ({one_line(error)}); {self.mend}") from error
 
 
-def _line(error: Exception) -> str:
-    what = f"no {error}" if isinstance(error, KeyError) else str(error)
-    return " ".join(what.split())[:LONGEST_REASON]
+def sums(folder: Path) -> dict[str, TableSum]:
+    """Rows and checksums of a finished run's tables; empty where it has no run.json, or an earlier one."""
+    path = folder / RUN_FILE
+    return read_record(path, Run, RUN_SCHEMA).tables if entry(path) is not None else {}
+
+
+def sum_of(path: Path) -> TableSum:
+    """Rows and checksum of a table that has just been written. Raises RequestError where it cannot be read."""
+    with requested():
+        content = read_bytes(path, MOST_BYTES)
+    with pq.ParquetFile(pa.BufferReader(content)) as file:
+        return TableSum(rows=file.metadata.num_rows, sha256=hashlib.sha256(content).hexdigest())
+
+
+def read_parquet(content: bytes) -> Any:
+    """The table in the bytes of a parquet file.
+
+    Raises ValueError or Arrow's errors for a file that is none, and for one that states more rows, or decodes to more
+    bytes, than memory should be given for.
+    """
+    with pq.ParquetFile(pa.BufferReader(content)) as file:
+        about = file.metadata
+        if not 0 <= about.num_rows <= MOST_ROWS or about.num_columns > MOST_COLUMNS:
+            raise ValueError(f"{about.num_rows:,} rows of {about.num_columns:,} columns are more than any table has")
+        if about.num_row_groups * about.num_columns > MOST_CHUNKS:
+            raise ValueError(f"its rows lie in {about.num_row_groups:,} groups, more than any table has")
+        chunks = [
+            about.row_group(group).column(column)
+            for group in range(about.num_row_groups)
+            for column in range(about.num_columns)
+        ]
+        texts = sorted({chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"})
+        # A page's values are in its bytes, but one text of a dictionary may stand in every row.
+        least = sum(max(chunk.total_uncompressed_size, 8 * chunk.num_values) for chunk in chunks)
+        most = sum(
+            chunk.num_values * chunk.total_uncompressed_size for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"
+        )
+        if least > MOST_DECODED:
+            raise ValueError(f"it unpacks to {least:,} bytes, more than any table has")
+        if most <= MOST_DECODED:
+            return file.read()
+    folded = pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts).read()
+    decoded = sum(_text_bytes(chunk) for column in folded.columns for chunk in column.chunks)
+    if decoded > MOST_DECODED:
+        raise ValueError(f"its texts unpack to {decoded:,} bytes, more than any table has")
+    return pq.ParquetFile(pa.BufferReader(content)).read()
+
+
+def _text_bytes(array: Any) -> int:
+    """Bytes of the texts of a column that was read with its dictionaries, those within lists among them."""
+    if pa.types.is_dictionary(array.type):
+        return int(pc.sum(pc.take(pc.binary_length(array.dictionary), array.indices)).as_py() or 0)
+    if pa.types.is_struct(array.type):
+        return sum(map(_text_bytes, array.flatten()))
+    return _text_bytes(array.values) if pa.types.is_nested(array.type) and hasattr(array, "values") else 0

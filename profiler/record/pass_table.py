@@ -29,8 +29,9 @@ import pyarrow as pa
 
 from profiler.record.files import MEASUREMENTS
 from profiler.record.parquet import Table, schema
-from profiler.record.run import RUN_SCHEMA, Cell, CellResult, OpTimes, Run
+from profiler.record.run import RUN_SCHEMA, CellResult, OpTimes, Run
 from roofline.graph.op import OpGraph
+from roofline.reading import record_from
 
 COLUMNS = schema(
     ("run device cell model phase", pa.string()),
@@ -53,6 +54,10 @@ WHOLE_PASS = {
     "unattributed": "unattributed_s",
 }
 """`what` of a row that is about the whole pass -> field of CellResult."""
+
+
+TIMED = ("device", "gap", "kernel", "kernel_gap")
+"""`what` of a row that is about one operation, or one kernel of a compiled pass."""
 
 
 def write_results(folder: Path, run: Run, results: Sequence[CellResult], graphs: Mapping[str, OpGraph]) -> None:
@@ -112,15 +117,21 @@ def _results(table: Any, header: Mapping[str, Any]) -> list[CellResult]:
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in table.select(["cell", "op", "what", "kernels", "samples"]).to_pylist():
         rows.setdefault(row["cell"], []).append(row)
-    return [_result(head, rows) for head in header["cells"]]
+    results = [_result(head, rows) for head in header["cells"]]
+    if unknown := rows.keys() - {result.cell.key for result in results}:
+        raise ValueError(f"rows of {min(map(str, unknown))}, which no cell of its header is")
+    return results
 
 
 def _result(head: dict[str, Any], rows: Mapping[str, list[dict[str, Any]]]) -> CellResult:
-    own = rows.get(Cell.model_validate(head["cell"]).key, [])
+    no_samples = {"device_s": (), "gap_s": ()}
+    kernels = [{**about, **no_samples} for about in head.get("kernels", ())]
+    result = record_from(CellResult, {**head, "kernels": kernels})
+    own = rows.get(result.cell.key, [])
+    if unknown := {row["what"] for row in own} - {*WHOLE_PASS, *TIMED}:
+        raise ValueError(f"a row of {result.cell.key} is {min(map(str, unknown))}, which is none of its quantities")
     whole = {WHOLE_PASS[row["what"]]: row["samples"] for row in own if row["what"] in WHOLE_PASS}
-    device, gap, kernel, kernel_gap = (
-        [row for row in own if row["what"] == what] for what in ("device", "gap", "kernel", "kernel_gap")
-    )
+    device, gap, kernel, kernel_gap = ([row for row in own if row["what"] == what] for what in TIMED)
     ops = [
         OpTimes(op=timed["op"], device_s=timed["samples"], gap_s=idle["samples"], kernels=timed["kernels"])
         for timed, idle in zip(device, gap, strict=True)

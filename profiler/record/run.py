@@ -4,18 +4,21 @@ Raw samples are kept; statistics are derived when they are shown.
 """
 
 import importlib.metadata
+import math
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from profiler.record.measurement import Label, WarmUp, Window
 from roofline.record import Record
 from roofline.workload import Workload
 
-RUN_SCHEMA = 5
-"""4 added modes and kernels of several operations; 5 added reference probes, and seconds estimated and spent."""
+RUN_SCHEMA = 6
+"""4 added modes and kernels of several operations; 5 added reference probes, and seconds estimated and spent; 6 added
+rows and checksums of tables."""
 METHOD_VERSION = 2
 """It is raised whenever the way of timing changes, so that runs are not compared across the change."""
 
@@ -214,6 +217,64 @@ class CellResult(Record):
         return len(self.wall_s)
 
 
+class TableSum(Record):
+    """What a finished run remembers of one of its tables, so that no row is lost unnoticed."""
+
+    rows: int = Field(ge=0)
+    sha256: str
+    """SHA-256 of the file's bytes, in hexadecimal."""
+
+
+Option = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The values that an option of a run may have."""
+
+    kind: type | tuple[type, ...]
+    low: float = -math.inf
+    high: float = math.inf
+    optional: bool = False
+    """Whether null is a value."""
+
+    def problem(self, value: Option) -> str | None:
+        """Why a value cannot be the option's; None where it can."""
+        if value is None and self.optional:
+            return None
+        kinds = self.kind if isinstance(self.kind, tuple) else (self.kind,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            return f"{value!r:.60} is no {' or '.join(WORDS[kind] for kind in kinds)}"
+        if isinstance(value, int | float) and not self.low <= value <= self.high:
+            return f"{value:g} is not from {self.low:g} to {self.high:g}"
+        return None
+
+
+WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+LONGEST_S = 86_400.0
+"""Most seconds of passes for a cell: a day."""
+MOST_VISITS, MOST_PROCESSES, MOST_THREADS = 1000, 1000, 4096
+"""Most visits to a kernel, fresh processes of a characterisation, and threads: each is ten times what anybody uses."""
+MOST_SEED = (1 << 63) - 1
+MOST_MEMORY_GIB = float(1 << 20)
+
+OPTIONS = {
+    "device": Allowed(str, optional=True),
+    "seconds": Allowed((int, float), 0, LONGEST_S),
+    "quick": Allowed(bool),
+    "calibrate": Allowed(bool),
+    "visits": Allowed(int, 1, MOST_VISITS),
+    "seed": Allowed(int, 0, MOST_SEED),
+    "threads": Allowed(int, 1, MOST_THREADS, optional=True),
+    "trust_remote_code": Allowed(bool),
+    "dtypes": Allowed(str),
+    "only": Allowed(str, optional=True),
+    "processes": Allowed(int, 1, MOST_PROCESSES),
+    "memory_gib": Allowed((int, float), 0, MOST_MEMORY_GIB, optional=True),
+}
+"""Options of a run that is resumed, and their values; an import has others, which nothing but people read."""
+
+
 class Run(Record):
     """run.json: everything about a run except its samples and graphs."""
 
@@ -225,10 +286,25 @@ class Run(Record):
     command: tuple[str, ...]
     environment: Environment
     cells: tuple[Cell, ...]
-    options: dict[str, str | int | float | bool | None] = {}
+    options: dict[str, Option] = {}
     finished: str | None = None
     """UTC; None while the run goes on or was interrupted."""
     estimated_s: dict[str, float] = {}
     """Estimated seconds of each part of the run when it began: "device", "calibration", …"""
     spent_s: dict[str, float] = {}
     """Seconds that each part took, summed over resumptions."""
+    tables: dict[str, TableSum] = {}
+    """Rows and checksum of each parquet file, once the run is finished."""
+
+    @field_validator("options")
+    @classmethod
+    def _possible(cls, options: dict[str, Option]) -> dict[str, Option]:
+        for name, value in options.items():
+            if name in OPTIONS and (problem := OPTIONS[name].problem(value)):
+                raise ValueError(f"option {name}: {problem}")
+        return options
+
+    def require_options(self, *names: str) -> None:
+        """Raise RequestError unless run.json still states each of these options."""
+        if lacking := [name for name in names if name not in self.options]:
+            raise RequestError(f"run.json states no option {', '.join(lacking)}; restore it, or start a new run")

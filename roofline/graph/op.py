@@ -9,7 +9,7 @@ import re
 from collections.abc import Hashable, Iterable, Sequence
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -115,7 +115,7 @@ class Tensor(Record):
 class Access(Record):
     """The part of a tensor that one operation reads or writes."""
 
-    tensor: int
+    tensor: int = Field(ge=0)
     """Number of the tensor (`Tensor.id`)."""
     bytes: Bytes = Field(ge=0)
     """Distinct elements × element size; an expanded dimension counts once."""
@@ -143,7 +143,7 @@ class Op(Record):
     name: str
     """The operator, as the profiler names it: "aten::mm"."""
     kind: Kind
-    dims: dict[str, int]
+    dims: dict[str, Annotated[int, Field(ge=0)]]
     """Matmul: b, m, n, k; row_major 1 where weights lie k × n. Attention: batch, heads, kv_heads, query, kv, head_dim,
     value_dim, causal, window, pairs. Collective and transfer: bytes, ranks."""
     dtype: str

@@ -6,7 +6,6 @@ with room on both sides. `inconsistent` refuses only what no hardware does, such
 figure among dense ones.
 """
 
-import json
 import math
 import os
 import re
@@ -19,6 +18,7 @@ from pydantic import ValidationError
 
 from roofline.dtypes import DEVICE_DTYPES
 from roofline.hardware.spec import SPEC_SCHEMA, Figure, HardwareSpec, Peaks
+from roofline.reading import Unreadable, entry, one_line, parse_json, read_bytes, schema_version
 from roofline.record import Record
 
 DEVICES = Path(__file__).parent.parent / "devices"
@@ -42,17 +42,17 @@ def device_names() -> tuple[str, ...]:
 def load_device(name_or_path: str | Path) -> HardwareSpec:
     """A device by its name in `roofline/devices`, or by the path of a JSON file (the spec.json of a run as well).
 
-    Raises ValueError, one line: no such device or file, or a file that is not one, which field, and what to do.
+    Raises Unreadable, one line: no such device or file, or a file that is not one, which field, and what to do.
     """
     name, names = str(name_or_path), device_names()
     if name in names:
         return _read(DEVICES / f"{name}.json")
     path = Path(name_or_path)
-    if path.suffix == ".json" or os.sep in name or path in Path().iterdir():
+    if path.suffix == ".json" or os.sep in name or entry(name) is not None:
         return _read(path)
     near = _near(name.lower(), names)
     hint = f"did you mean {' or '.join(near)}?" if near else f"the devices are {', '.join(names)}"
-    raise ValueError(f"no device or JSON file {name!r}; {hint}")
+    raise Unreadable(f"no device or JSON file {name!r:.60}; {hint}")
 
 
 def _near(name: str, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -69,38 +69,25 @@ def find_device(driver_name: str) -> HardwareSpec | None:
 
 
 def _read(path: Path) -> HardwareSpec:
-    """A device file, checked. Raises ValueError: one line."""
+    """A device file, checked. Raises Unreadable: one line."""
+    if entry(path) == "folder":
+        raise Unreadable(f"{path} is a folder; name the JSON file of a device, such as {path / 'spec.json'}")
+    text = read_bytes(path, mend="give a JSON file or the name of a device")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
-    except IsADirectoryError as error:
-        raise ValueError(f"{path} is a folder; name the JSON file of a device, such as {path / 'spec.json'}") from error
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}; give a JSON file or the name of a device") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); correct it") from error
+        content = parse_json(text, finite=False)  # the record names the field of NaN
+    except ValueError as error:
+        raise Unreadable(f"{path} is not valid JSON ({one_line(error)}); correct it") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, not a JSON object; {SEE}")
-    version = content.get("schema_version", SPEC_SCHEMA)
-    if isinstance(version, int) and version > SPEC_SCHEMA:
-        raise ValueError(
-            f"{path} is from a newer roofcal (schema {version}, this one reads {SPEC_SCHEMA}): update roofcal"
-        )
+        raise Unreadable(f"{path} holds {type(content).__name__}, not a JSON object; {SEE}")
+    if "schema_version" in content:
+        schema_version(content, path, SPEC_SCHEMA, "device file", SEE)
     try:
-        spec = HardwareSpec.model_validate(content)
+        spec = HardwareSpec.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise ValueError(f"{path}: {_first_problem(error)}") from error
+        raise Unreadable(f"{path}: {_first_problem(error)}") from error
     if problem := next(iter(_problems(spec)), None):
-        raise ValueError(f"{path}: {problem.field}: {problem.what}")
+        raise Unreadable(f"{path}: {problem.field}: {problem.what}")
     return spec
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, in which no key stands twice: of two figures the reader would keep the last in silence."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice in one object")
-    return content
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -113,7 +100,7 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"{place}: missing; {SEE}"
     value = problem["input"]
-    shown = f" (it is {value!r})" if isinstance(value, str | int | float | bool | None) else ""
+    shown = f" (it is {value!r:.60})" if isinstance(value, str | int | float | bool | None) else ""
     return f"{place}: {problem['msg'].removeprefix('Value error, ').replace(chr(10), ' ')}{shown}"
 
 
@@ -139,9 +126,14 @@ def _record(annotation: Any) -> type[Record] | None:
 
 
 def _problems(spec: HardwareSpec) -> Iterable[Problem]:
-    """Figures that cannot be true of any device, or cannot be true together."""
+    """What a device file lacks, and `impossible` figures."""
     if spec.datasheet is None and spec.measured is None:
         yield Problem("datasheet", f"missing, and so is measured; a device needs one of them: {SEE}")
+    yield from impossible(spec)
+
+
+def impossible(spec: HardwareSpec) -> Iterable[Problem]:
+    """Figures, of those that a spec has, that no device can have, alone or together."""
     for origin, peaks in (("datasheet", spec.datasheet), ("measured", spec.measured)):
         if peaks is not None:
             yield from _peak_problems(origin, peaks)

@@ -7,7 +7,7 @@ their interval starts from that of the nearest fitted sizes and widens with the 
 """
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pydantic
@@ -156,9 +156,9 @@ class LevelRatio(Record):
 class FittedLaw(Record):
     """The law of one kind and dtype on one device."""
 
-    schema_version: int = FITTED_SCHEMA
     kind: str
     """Kind of the kernels: "matmul", "decode_attention"."""
+    schema_version: int = FITTED_SCHEMA
     dtype: str
     """dtype as the table of kernels has it: "bfloat16", "fp8_block"."""
     law: str
@@ -186,15 +186,14 @@ class FittedLaw(Record):
     provenance: Provenance | None = None
     """None until a spec keeps it."""
 
-    @pydantic.model_validator(mode="before")
+    @pydantic.field_validator("schema_version")
     @classmethod
-    def _read_here(cls, content: Any) -> Any:
+    def _read_here(cls, version: int, about: pydantic.ValidationInfo) -> int:
         """Report another schema version before its unknown fields are complained about."""
-        version = content.get("schema_version", FITTED_SCHEMA) if isinstance(content, dict) else FITTED_SCHEMA
-        if isinstance(version, int) and version != FITTED_SCHEMA:
+        if version != FITTED_SCHEMA:
             age, remedy = ("a newer", "update it") if version > FITTED_SCHEMA else ("an older", "calibrate again")
-            raise ValueError(f"the law of {content.get('kind')} is from {age} roofcal: {remedy}")
-        return content
+            raise ValueError(f"the law of {about.data.get('kind')} is from {age} roofcal: {remedy}")
+        return version
 
     @pydantic.model_validator(mode="after")
     def _known(self) -> Self:

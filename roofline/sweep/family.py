@@ -13,16 +13,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from roofline.fusion.fuse import fused
 from roofline.graph.fold import fold, work_of
 from roofline.graph.op import GRAPH_SCHEMA, Op, OpGraph, layer_of
+from roofline.reading import MOST_GRAPH_BYTES, Unreadable, one_line, parse_json, read_bytes, read_record
 from roofline.record import Record
-from roofline.sweep.polynomial import Mismatch, ParametricGraph, fit
+from roofline.sweep.polynomial import Mismatch, ParametricGraph, Sweep, fit
 from roofline.sweep.regimes import Regime, monomials, regime_of, samples
 from roofline.workload import Workload
 
@@ -216,8 +219,8 @@ class StoredGraphs(Record):
 
     schema_version: int = GRAPH_SCHEMA
     model: str
-    parameters: int
-    windows: tuple[int, ...]
+    parameters: int = Field(ge=0)
+    windows: tuple[Annotated[int, Field(gt=0)], ...]
     regimes: tuple[StoredRegime, ...]
 
     def at(self, workload: Workload, form: Form) -> OpGraph:
@@ -235,7 +238,25 @@ class StoredGraphs(Record):
         saved = graph.template.workload.dtype
         if saved != workload.dtype:
             raise ValueError(f"the graph file was saved in {saved}, not in {workload.dtype}; use --dtype {saved}")
+        sizes = graph.sizes(Sweep.of([workload]))
+        if not np.isfinite(sizes).all() or (sizes < 0).any():
+            raise ValueError(f"the graph file has sizes below 0 or beyond any number at {workload.key}; save it again")
         return graph.at(workload)
+
+
+def read_graphs(path: Path) -> OpGraph | StoredGraphs:
+    """What a file holds: one graph, or the graphs of a model. Raises Unreadable where it holds neither."""
+    mend = "save it again with --save-graph"
+    try:
+        content = parse_json(read_bytes(path, MOST_GRAPH_BYTES, mend), finite=False)
+    except Unreadable:
+        raise
+    except ValueError as error:
+        raise Unreadable(f"{path} is half-written or damaged ({one_line(error)}); {mend}") from error
+    holds_many = isinstance(content, dict) and "regimes" in content
+    if holds_many:
+        return read_record(path, StoredGraphs, GRAPH_SCHEMA, mend, MOST_GRAPH_BYTES)
+    return read_record(path, OpGraph, GRAPH_SCHEMA, mend, MOST_GRAPH_BYTES)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field, model_validator
 
 from roofline.graph.op import Access, Bytes, Op, OpGraph, Routing, Traffic, experts_hit, routed_reads
 from roofline.record import Record
@@ -21,6 +23,8 @@ Floats = NDArray[np.float64]
 Exponents = tuple[int, int, int, int]
 """Powers of batch, query tokens, context tokens, and chunks of the query."""
 
+MOST_POWER = 4
+"""Highest power in a monomial; attention's pairs of tokens have the second."""
 TOLERANCE = 1e-9
 """Relative: sizes are whole numbers or binary fractions up to rounding in sums of products."""
 
@@ -62,14 +66,26 @@ class ParametricGraph(Record):
 
     template: OpGraph
     """The folded graph of the first sample: structure, names, and kinds."""
-    chunk: int = 1
-    monomials: tuple[Exponents, ...]
+    chunk: int = Field(default=1, ge=1)
+    monomials: tuple[Exponents, ...] = Field(min_length=1)
     polynomials: tuple[tuple[float, ...], ...]
     """Distinct ones: a coefficient for each monomial."""
     index: tuple[int, ...]
     """Polynomial of each size, in the order of `sizes_of`."""
     checked: tuple[Workload, ...] = ()
     """Workloads whose own traces agree with the polynomials."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if any(not 0 <= power <= MOST_POWER for exponents in self.monomials for power in exponents):
+            raise ValueError(f"a power of a monomial is from 0 to {MOST_POWER}")
+        if any(len(polynomial) != len(self.monomials) for polynomial in self.polynomials):
+            raise ValueError(f"a polynomial needs {len(self.monomials)} coefficients, one for each monomial")
+        if any(not 0 <= number < len(self.polynomials) for number in self.index):
+            raise ValueError(f"a size names a polynomial from 0 to {len(self.polynomials) - 1}")
+        if len(self.index) != (sizes := len(sizes_of(self.template))):
+            raise ValueError(f"{len(self.index)} polynomials for {sizes} sizes")
+        return self
 
     @cached_property
     def _coefficients(self) -> Floats:

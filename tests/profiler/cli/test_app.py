@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -75,10 +76,25 @@ def test_each_end_has_its_code_and_its_line(
     assert capsys.readouterr() == ("", line + "\n")
 
 
-def test_an_error_of_ours_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    _verb_that_raises(monkeypatch, ZeroDivisionError("a bug"))
-    with pytest.raises(ZeroDivisionError):
-        main(["doctor"])
+@pytest.mark.parametrize("error", [ZeroDivisionError("a\x1b[31m bug"), PermissionError(13, "denied"), MemoryError()])
+def test_any_other_error_is_one_line_and_its_traceback_is_kept(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    _verb_that_raises(monkeypatch, error)
+    assert main(["doctor"]) == output.FAULT == 70
+    out, err = capsys.readouterr()
+    (kept,) = tmp_path.iterdir()
+    assert out == "" and err.count("\n") == 1 and "\x1b" not in err
+    assert err.startswith(f"error: roofcal itself failed ({type(error).__name__}: ") and str(kept) in err
+    assert "Traceback (most recent call last)" in kept.read_text() and type(error).__name__ in kept.read_text()
+    for arguments in (["--debug", "doctor"], ["doctor", "--debug"]):
+        assert main(arguments) == output.FAULT
+        assert "Traceback (most recent call last)" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [kept]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    assert main(["doctor"]) == output.FAULT
+    assert "could not be kept (No such file or directory); --debug prints it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])  # the pipe breaks at the end, or at the first line
@@ -148,10 +164,59 @@ def test_a_full_disk_under_the_output_is_one_line(arguments: list[str], tmp_path
     assert done.stderr.startswith("error: cannot write the output") and done.stderr.count("\n") == 1
 
 
-def test_an_error_of_the_system_that_is_not_about_output_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    _verb_that_raises(monkeypatch, PermissionError(13, "denied"))
-    with pytest.raises(PermissionError):
-        main(["doctor"])
+@pytest.mark.parametrize("width", ["0", "-1", "x", "9" * 30, "1"])
+def test_any_width_of_the_terminal_is_borne(
+    width: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    console = output.console()
+    console.print("x" * 2000)
+    assert 20 <= console.width <= 1000
+    assert main(["--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 1000
+
+
+@pytest.mark.starts_product
+def test_closed_streams_are_refused_or_opened_again(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m profiler list --results {tmp_path}"
+    for redirection, code, out, err in (
+        (">&-", output.REQUEST, "", "error: stdout is closed; send it to a file, or to /dev/null\n"),
+        ("2>&- <&-", 0, f"no runs under {tmp_path}; make one with: python -m profiler run\n", ""),
+    ):
+        done = subprocess.run(f"{command} {redirection}", shell=True, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (code, out, err), redirection
+
+
+def test_no_control_character_of_a_name_reaches_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    bad = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e\r\x00x"
+    for arguments in (
+        ["show", bad],
+        [bad],
+        ["list", f"--{bad}"],
+        ["predict", bad, "--hardware", bad],
+        ["import", bad, bad],
+    ):
+        assert main(arguments) == output.REQUEST
+        shown = "".join(capsys.readouterr())
+        assert shown.endswith("\n") and all(c.isprintable() for c in shown[:-1]), arguments
+
+
+def test_a_name_that_no_file_can_have_is_one_short_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long, loop, pipe = "x" * 5000, tmp_path / "loop", tmp_path / "pipe"
+    loop.symlink_to(loop)
+    os.mkfifo(pipe)
+    on = ["--hardware", "nvidia-h100-sxm"]
+    for name in (long, str(loop), str(pipe), "~no-such-user-here/x"):
+        for arguments in (
+            ["show", name], ["export", name, "--to", "genz"], ["calibrate", name], ["import", "vidur", name],
+            ["predict", "--graph", name, *on], ["predict", "--graph", name, "--hardware", name],
+            ["show", "last", "--results", name], ["export", "last", "--to", "genz", "--results", name],
+        ):  # fmt: skip
+            assert main(arguments) == output.REQUEST, arguments
+            shown = capsys.readouterr().err
+            assert shown.count("\n") == 1 and len(shown) < 2000, arguments
+        assert main(["list", "--results", name]) == 0
+        assert capsys.readouterr().out.startswith("no runs under ")
 
 
 @pytest.mark.starts_product

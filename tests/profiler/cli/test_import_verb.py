@@ -11,7 +11,7 @@ from each import each
 
 from profiler.cli.app import main
 from profiler.record import kernel_table
-from profiler.record.files import KERNELS
+from profiler.record.files import KERNELS, RUN_FILE
 from profiler.record.folder import RunFolder
 from profiler.record.kernel_table import read_kernels
 from profiler.record.run import RequestError
@@ -86,6 +86,11 @@ def test_a_lost_damaged_or_newer_table_is_refused(
     content = (folder / KERNELS).read_bytes()
     table_before = pq.read_table(folder / KERNELS)
     pq.write_table(table_before.drop_columns(["rows", "reach", "modules"]), folder / KERNELS)
+    with pytest.raises(RequestError, match=r"checksum in run\.json is another one.*; restore it, or import it again"):
+        read_kernels(folder)
+    earlier = json.loads((folder / RUN_FILE).read_text()) | {"schema_version": 5}
+    del earlier["tables"]
+    (folder / RUN_FILE).write_text(json.dumps(earlier))
     assert read_kernels(folder).table.equals(table_before.replace_schema_metadata(None))  # an older one lacks sizes
     for lost in ("time_s", "m"):
         pq.write_table(table_before.drop_columns([lost]), folder / KERNELS)

@@ -39,6 +39,28 @@ def test_list_shows_every_run(results: Path, capsys: pytest.CaptureFixture[str])
     assert "unreadable" in second and "half-written" in second
 
 
+def test_no_name_of_a_run_moves_the_cursor(
+    tmp_path: Path, run: Run, result: CellResult, graph: OpGraph, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = "\x1b]0;title\x07\x1b[2J\u202e\x9bx"
+    cell = result.cell.model_copy(update={"model": bad})
+    environment = run.environment.model_copy(update={"device": bad, "notes": (bad,), "versions": {bad: bad}})
+    named = run.model_copy(update={"name": bad, "cells": (cell,), "environment": environment})
+    with RunFolder.create(tmp_path, named) as folder:
+        name = folder.write_graph(cell, graph)
+        timed = [times.model_copy(update={"kernels": (bad,)}) for times in result.ops]
+        folder.append(
+            result.model_copy(update={"cell": cell, "graph": name, "ops": tuple(timed), "differences": (bad,)})
+        )
+        folder.append(CellResult(cell=run.cells[1], status="failed", reason=bad))
+        folder.finish()
+    folder.path.rename(folder.path.with_name(f"a{bad}"))
+    for arguments in (["list"], ["show", "last"], ["show", "nothing"]):
+        main([*arguments, "--results", str(tmp_path)])
+        shown = "".join(capsys.readouterr())
+        assert shown and all(c.isprintable() for line in shown.splitlines() for c in line), (arguments, shown)
+
+
 def test_list_as_json(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--results", str(results), "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)["runs"]

@@ -19,6 +19,7 @@ from calibrate.passes.pass_report import TERMS
 from calibrate.passes.reports import sound
 from profiler.cli import measuring
 from profiler.cli.app import main
+from profiler.devices.environment import collect
 from profiler.kernels import in_model
 from profiler.record.folder import RunFolder
 from profiler.record.kernel_table import has_kernels
@@ -173,6 +174,39 @@ def test_another_machine_does_not_go_on(run: Run, tmp_path: Path, capsys: pytest
     shown = capsys.readouterr().err
     assert "device Example CPU @ 2.0 GHz, here " in shown and shown.count("\n") == 1
     assert (folder.path / "run.json").read_text() == before
+
+
+def test_a_run_whose_options_were_edited_does_not_go_on(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = {"device": "cpu", "seconds": 1.0, "quick": True, "calibrate": False, "visits": 3, "seed": 0, "threads": 2}
+    whole |= {"trust_remote_code": False}
+    here = run.model_copy(update={"environment": collect("cpu"), "options": whole | {"threads": None}})
+    with RunFolder.create(tmp_path, here) as folder:
+        path = folder.path / "run.json"
+        content = json.loads(path.read_text())
+    for change, why in (
+        ({"threads": -3}, "options: Value error, option threads: -3 is not from 1 to 4096"),
+        ({"threads": True}, "option threads: True is no whole number"),
+        ({"seconds": "6"}, "option seconds: '6' is no whole number or number"),
+        ({"seconds": -1}, "option seconds: -1 is not from 0 to 86400"),
+        ({"quick": "yes"}, "option quick: 'yes' is no true or false"),
+        ({"visits": 10**6}, "option visits: 1e+06 is not from 1 to 1000"),
+        ({"seed": 0.5}, "option seed: 0.5 is no whole number"),
+        ({"device": 7}, "option device: 7 is no text"),
+        ({"device": []}, "options.device"),
+        ({"device": "cpu", "quick": None}, "option quick: None is no true or false"),
+    ):
+        path.write_text(json.dumps({**content, "options": content["options"] | change}))
+        for arguments in (["run", "--resume"], ["hardware", "--resume"], ["show"]):
+            assert main([*arguments, str(folder.path)]) == 2, change
+            shown = capsys.readouterr().err
+            assert why in shown and shown.count("\n") == 1, (change, shown)
+    for name in ("device", "seconds", "quick", "seed", "trust_remote_code"):
+        kept = {key: value for key, value in content["options"].items() if key != name}
+        path.write_text(json.dumps({**content, "options": kept}))
+        assert main(["run", "--resume", str(folder.path)]) == 2
+        assert f"run.json states no option {name}; restore it, or start a new run" in capsys.readouterr().err
 
 
 def test_a_damaged_cell_is_measured_again(

@@ -1,6 +1,7 @@
 """What a user may type as a model, and what is said where it cannot be had; models cut to their first layers."""
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -247,3 +248,42 @@ def test_the_first_layers_compute_the_same() -> None:
     with torch.no_grad():
         hidden = whole(ids, output_hidden_states=True, use_cache=False).hidden_states[1]
         assert torch.equal(whole.model.norm(hidden), cut.model(ids, use_cache=False).last_hidden_state)
+
+
+def test_sizes_that_no_model_has_are_refused_before_anything_is_built(tmp_path: Path) -> None:
+    for name, value, why in (
+        ("num_hidden_layers", 10**9, "num_hidden_layers is 1000000000, and no model has more than 2000"),
+        ("num_hidden_layers", 0, "num_hidden_layers is 0, not a whole number from 1"),
+        ("num_hidden_layers", True, "num_hidden_layers is True, not a whole number from 1"),
+        ("num_hidden_layers", 2.5, "num_hidden_layers is 2.5, not a whole number from 1"),
+        ("hidden_size", -64, "hidden_size is -64, not a whole number from 1"),
+        ("hidden_size", "64", "hidden_size is '64', not a whole number from 1"),
+        ("hidden_size", 10**15, "no model has more than 16777216"),
+        ("vocab_size", 0, "vocab_size is 0, not a whole number from 1"),
+        ("vocab_size", 10**30, "vocab_size is 1000000000000000000000000000000, and no model"),
+        ("intermediate_size", 10**12, "no model has more than 16777216"),
+        ("num_attention_heads", 10**9, "no model has more than 65536"),
+        ("num_local_experts", 10**9, "no model has more than 1048576"),
+        ("text_config", {"num_hidden_layers": -1}, "text_config.num_hidden_layers is -1"),
+        ("vision_config", {"num_layers": 10**9}, "vision_config.num_layers is 1000000000"),
+    ):
+        assert why in refusal(folder(tmp_path, LLAMA | {name: value})), (name, value)
+    for text in (
+        '{"model_type": "llama", "hidden_size": ' + "9" * 5000 + "}",
+        "[" * 100_000,
+        '{"a":' * 500,
+        "\ufeff{}",
+    ):
+        assert "is not valid JSON" in refusal(folder(tmp_path, text))
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").symlink_to(tmp_path / "config.json")
+    assert "has no config.json" in refusal(str(tmp_path))
+    (tmp_path / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    assert "it is a pipe or a device" in refusal(str(tmp_path))
+
+
+def test_names_that_no_folder_can_have(hub: Path) -> None:
+    assert "there is no such home folder" in refusal("~no-such-user-here/model")
+    for name in ("n" * 5000, "./" + "n" * 5000, "a\0b", "/a/" * 3000):
+        assert refusal(name)

@@ -62,7 +62,8 @@ def test_results_survive_finishing_exactly(
     again = RunFolder.open(folder.path)
     assert again.results() == [result, failed]
     assert again.run.finished is not None
-    assert again.run.model_copy(update={"finished": None}) == run
+    assert again.run.tables.keys() == {"measurements.parquet"}
+    assert again.run.model_copy(update={"finished": None, "tables": {}}) == run
     assert again.read_graph(str(result.graph)) == graph
 
 
