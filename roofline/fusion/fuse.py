@@ -4,7 +4,7 @@ Each executed operation goes to exactly one group, greedily in order of executio
 any other operation joins the latest of the groups it depends on, or starts one. Such an anchorless group moves into the
 one group with an anchor that alone uses it (a cast, a mask), or before a later one that it does not depend on (1 + the
 gain of a norm behind a matmul). Avoidable copies are taken out before (`dataflow`); attention in pieces, or behind
-expanded latents, is one operation (`attention`). Operations join only across equal counts: a group has one count.
+expanded latents, is one operation (`attention`), and so is a recurrence (`recurrence`). Operations join only across equal counts: a group has one count.
 
 The groups, in order, are a valid schedule. Proof: groups are numbered as they are made, and each operation is put
 in a group whose number is at least that of every group it depends on (reads after writes, writes after reads and
@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 
 from roofline.fusion.absorb_mla import Attention
 from roofline.fusion.attention import find_attention
+from roofline.fusion.recurrence import Links, Recurrence, find_recurrences, order
 from roofline.graph.dataflow import Accesses, Dataflow, Sizes, ideal_accesses
 from roofline.graph.op import ANCHORS, Access, Kind, Op, OpGraph, sizes_by_tensor
 
@@ -50,9 +51,12 @@ def fuse(graph: OpGraph) -> tuple[Group, ...]:
     """The ideal graph, in an order that can run. Every operation of `graph` is in exactly one group."""
     flow = Dataflow(graph)
     accesses = ideal_accesses(graph, flow)
-    attentions = {attention.members[-1]: attention for attention in find_attention(graph, flow, accesses)}
+    attentions = find_attention(graph, flow, accesses)
+    links = Links(graph, flow)
+    recurrences = find_recurrences(links, {i for attention in attentions for i in attention.members})
+    wholes: dict[int, Whole] = {whole.members[-1]: whole for whole in (*attentions, *recurrences)}
     reads = list(accesses.reads)
-    for attention in attentions.values():  # it knows which pairs are unmasked, so it does not read its mask
+    for attention in attentions:  # it knows which pairs are unmasked, so it does not read its mask
         for i in attention.members:
             reads[i] = {tensor: size for tensor, size in reads[i].items() if tensor not in attention.masks}
     accesses = Accesses(tuple(reads), accesses.writes)
@@ -61,28 +65,34 @@ def fuse(graph: OpGraph) -> tuple[Group, ...]:
         for tensor in tensors:
             readers[tensor].append(i)
     return tuple(
-        _group(flow, accesses, readers, ops, next((attentions[i] for i in ops if i in attentions), None))
-        for ops in _Grouping(graph, flow, attentions).groups()
+        _group(flow, accesses, readers, ops, next((wholes[i] for i in ops if i in wholes), None))
+        for ops in _Grouping(graph, flow, wholes).groups(order(links, recurrences))
     )
+
+
+Whole = Attention | Recurrence
+"""Operations that one kernel replaces."""
 
 
 class _Grouping:
     """Assigns operations to numbered groups, one operation after another."""
 
-    def __init__(self, graph: OpGraph, flow: Dataflow, attentions: dict[int, Attention]) -> None:
-        self._graph, self._flow, self._attentions = graph, flow, attentions
-        self._deferred = {i for a in attentions.values() for i in a.members[:-1]}
+    def __init__(self, graph: OpGraph, flow: Dataflow, wholes: dict[int, Whole]) -> None:
+        self._graph, self._flow, self._wholes = graph, flow, wholes
+        self._deferred = {i for whole in wholes.values() for i in whole.members[:-1]}
+        self._scans = {i for i, whole in wholes.items() if isinstance(whole, Recurrence)}
         self._members: list[list[int]] = []
         self._group_of: dict[int, int] = {}
         self._last_write = [-1] * len(graph.tensors)
         self._last_touch = [-1] * len(graph.tensors)
 
-    def groups(self) -> list[list[int]]:
-        for i, op in enumerate(self._graph.ops):
+    def groups(self, order: Iterable[int]) -> list[list[int]]:
+        for i in order:
+            op = self._graph.ops[i]
             if i in self._deferred:
                 continue
-            if i in self._attentions or op.kind in ANCHORS:
-                self._place(list(self._attentions[i].members) if i in self._attentions else [i], None)
+            if i in self._wholes or op.kind in ANCHORS:
+                self._place(list(self._wholes[i].members) if i in self._wholes else [i], None)
                 continue
             latest = self._latest_dependency(i)
             while latest is not None and self._moves_back(latest, i):
@@ -120,7 +130,7 @@ class _Grouping:
                         self._last_write[tensor] = max(self._last_write[tensor], group)
 
     def _has_anchor(self, group: int) -> bool:
-        return any(self._graph.ops[i].kind in ANCHORS for i in self._members[group])
+        return any(self._graph.ops[i].kind in ANCHORS or i in self._scans for i in self._members[group])
 
     def _moves_back(self, loose: int, op: int) -> bool:
         """Move an anchorless group that only `op` uses into the older group with an anchor that `op` also needs.
@@ -182,26 +192,30 @@ class _Grouping:
 
 
 def _group(
-    flow: Dataflow, accesses: Accesses, readers: list[list[int]], ops: list[int], attention: Attention | None
+    flow: Dataflow, accesses: Accesses, readers: list[list[int]], ops: list[int], whole: Whole | None
 ) -> Group:
     graph = flow.graph
+    attention = whole if isinstance(whole, Attention) else None
     place = graph.ops[attention.members[-1]].path if attention is not None else None  # what it absorbs is elsewhere
     attends = {i for i in attention.members if graph.ops[i].path == place} if attention is not None else set()
 
     def rank(i: int) -> tuple[bool, bool, bool, float, float, int]:
         op = graph.ops[i]
-        whole = i in attends and op.kind is Kind.ATTENTION
-        return whole, i in attends, op.kind in ANCHORS, op.matrix_flops, op.vector_flops, i
+        at_once = i in attends and op.kind is Kind.ATTENTION
+        return at_once, i in attends, op.kind in ANCHORS, op.matrix_flops, op.vector_flops, i
 
     main = max(ops, key=rank)
     described = dict(graph.ops[main])
     if attention is not None and described["kind"] is not Kind.ATTENTION:
         sizes = {"query": attention.query, "head_dim": attention.head_dim, "value_dim": attention.value_dim}
         described |= {"kind": Kind.ATTENTION, "dims": {"heads": attention.heads, **sizes}}
-    rest = ops if attention is None else [i for i in ops if i not in attention.members]
+    if isinstance(whole, Recurrence):
+        described |= {"kind": Kind.SCAN, "dims": {}, "dtype": graph.workload.dtype}
+    inside = set(whole.members) if whole is not None else set()
+    rest = [i for i in ops if i not in inside]
     ways = {graph.ops[i].beside for i in ops if graph.ops[i].link}
     described |= {
-        name: sum(getattr(graph.ops[i], name) for i in rest) + (getattr(attention, name) if attention else 0)
+        name: sum(getattr(graph.ops[i], name) for i in rest) + (getattr(whole, name) if whole else 0)
         for name in ("matrix_flops", "vector_flops")
     }
     described |= {name: sum(getattr(graph.ops[i], name) for i in ops) for name in ("link_bytes", "messages")}
