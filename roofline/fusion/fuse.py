@@ -17,6 +17,7 @@ A group reads each tensor from outside once. It writes what is read outside it, 
 an output of the model, unless it is a by-product beside another result that is read (the mean of a norm).
 """
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -24,7 +25,7 @@ from roofline.fusion.absorb_mla import Attention
 from roofline.fusion.attention import find_attention
 from roofline.fusion.recurrence import Links, Recurrence, find_recurrences, order
 from roofline.graph.dataflow import Accesses, Dataflow, Sizes, ideal_accesses
-from roofline.graph.op import ANCHORS, Access, Kind, Op, OpGraph, sizes_by_tensor
+from roofline.graph.op import ANCHORS, Access, Kind, Op, OpGraph, holds_tokens, sizes_by_tensor
 
 
 class Group(Op):
@@ -219,9 +220,12 @@ def _group(
         for name in ("matrix_flops", "vector_flops")
     }
     described |= {name: sum(getattr(graph.ops[i], name) for i in ops) for name in ("link_bytes", "messages")}
+    reads, writes = _outside_reads(flow, accesses, ops), _outside_writes(flow, accesses, readers, ops)
+    if isinstance(whole, Recurrence):
+        reads |= _states_read(accesses, writes, graph, ops)
     described |= {
-        "reads": moved_once(graph, _outside_reads(accesses, ops)),
-        "writes": moved_once(graph, _outside_writes(flow, accesses, readers, ops)),
+        "reads": moved_once(graph, reads),
+        "writes": moved_once(graph, writes),
         "link": next((graph.ops[i].link for i in ops if graph.ops[i].link), None),
         "beside": ways.pop() if len(ways) == 1 else None,  # None where transfers do not agree
         "also": tuple(dict.fromkeys(f"{graph.ops[i].path} {graph.ops[i].kind}" for i in ops if i != main)),
@@ -229,17 +233,31 @@ def _group(
     return Group.model_construct(**described, ops=tuple(ops))  # of validated operations
 
 
-def _outside_reads(accesses: Accesses, ops: list[int]) -> Sizes:
+def _outside_reads(flow: Dataflow, accesses: Accesses, ops: list[int]) -> Sizes:
     """Sizes that the group reads and has not written itself before."""
+    inside = set(ops)
     written: Sizes = defaultdict(int)
     reads: Sizes = defaultdict(int)
     for i in ops:
         for tensor, size in accesses.reads[i].items():
+            before = flow.writers[tensor][: bisect_left(flow.writers[tensor], i)]
+            if before and flow.graph.tensors[tensor].role == "activation" and inside.issuperset(before):
+                continue  # all that is in it was made here
             if (missing := size - written[tensor]) > 0:
                 reads[tensor] += missing
         for tensor, size in accesses.writes[i].items():
             written[tensor] += size
     return reads
+
+
+def _states_read(accesses: Accesses, writes: Sizes, graph: OpGraph, ops: list[int]) -> Sizes:
+    """Sizes of the states that a recurrence reads: no more than it writes back, however many members read them."""
+    reads: Sizes = defaultdict(int)
+    for i in ops:
+        for tensor, size in accesses.reads[i].items():
+            if graph.tensors[tensor].role == "kv" and not holds_tokens(graph.tensors[tensor]):
+                reads[tensor] += size
+    return {tensor: min(size, writes.get(tensor) or size) for tensor, size in reads.items()}
 
 
 def _outside_writes(flow: Dataflow, accesses: Accesses, readers: list[list[int]], ops: list[int]) -> Sizes:

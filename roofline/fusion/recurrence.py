@@ -67,7 +67,8 @@ def find_recurrences(links: "Links", others: Iterable[int]) -> list[Recurrence]:
         if seed & taken or not any(graph.ops[i].writes for i in seed):
             continue
         members = _around(links, path, seed, taken)
-        if len(members) < 2 or any(graph.ops[i].kind in (Kind.SOFTMAX, Kind.ATTENTION) for i in members):
+        kinds = {graph.ops[i].kind for i in members}
+        if kinds <= {Kind.COPY} or kinds & {Kind.SOFTMAX, Kind.ATTENTION}:  # an append, or attention over a cache
             continue
         taken.update(members)
         recurrences.append(_Cost(graph, flow, members).recurrence())
