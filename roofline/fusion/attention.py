@@ -56,6 +56,8 @@ def _fused(graph: OpGraph, flow: Dataflow, accesses: Accesses, index: int, modul
         query=op.dims.get("query", 0),
         head_dim=op.dims.get("head_dim", 0),
         value_dim=op.dims.get("value_dim", op.dims.get("head_dim", 0)),
+        keys=op.dims.get("kv", 0),
+        window=module.window if module else None,
     )
 
 
@@ -101,6 +103,8 @@ def _unfused(
         query=qk.dims.get("m", 0),
         head_dim=qk.dims.get("k", 0),
         value_dim=pv.dims.get("n", 0),
+        keys=qk.dims.get("n", 0),
+        window=module.window if module else None,
     )
 
 

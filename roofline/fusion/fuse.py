@@ -19,13 +19,14 @@ an output of the model, unless it is a by-product beside another result that is 
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from roofline.fusion.absorb_mla import Attention
 from roofline.fusion.attention import find_attention
 from roofline.fusion.recurrence import Links, Recurrence, find_recurrences, order
 from roofline.graph.dataflow import Accesses, Dataflow, Sizes, ideal_accesses
-from roofline.graph.op import ANCHORS, Access, Kind, Op, OpGraph, holds_tokens, sizes_by_tensor
+from roofline.graph.edit import whole
+from roofline.graph.op import ANCHORS, Access, Kind, Op, OpGraph, Tensor, holds_tokens, sizes_by_tensor
 
 
 class Group(Op):
@@ -36,16 +37,54 @@ class Group(Op):
 
     ops: tuple[int, ...]
     """Indices of the executed operations, in order."""
+    kept: float = 1
+    """Share of the keys and values it reads that a later query can still see."""
 
 
 def fused(graph: OpGraph) -> OpGraph:
-    """The ideal graph as a graph of its own: an operation a group, over the same tensors of unknown lifetime."""
+    """The ideal graph as a graph of its own: an operation a group that does anything, over tensors of unknown lifetime.
+
+    Of keys and values in a window the cache keeps a window; the others are an activation, gone after the attention.
+    """
     fields = Op.model_fields
-    ops = tuple(Op.model_construct(**{name: getattr(group, name) for name in fields}) for group in fuse(graph))
-    tensors = tuple(
+    groups = fuse(graph)
+    ops = [
+        Op.model_construct(**{name: getattr(group, name) for name in fields})
+        for group in groups
+        if group.reads or group.writes or group.matrix_flops or group.vector_flops or group.link
+    ]
+    tensors = [
         tensor if tensor.held is None else tensor.model_copy(update={"held": None}) for tensor in graph.tensors
-    )
-    return graph.model_copy(update={"ops": ops, "tensors": tensors})
+    ]
+    passing: dict[int, tuple[float, int]] = {}  # share that the cache keeps, and the number of the rest
+    for group in groups:
+        for access in group.reads if group.kept < 1 else ():
+            tensor = tensors[access.tensor]
+            if holds_tokens(tensor) and access.tensor not in passing:
+                kept = whole(tensor.storage_bytes * group.kept)
+                passing[tensor.id] = group.kept, len(tensors)
+                rest = tensor.storage_bytes - kept
+                tensors[tensor.id] = tensor.model_copy(update={"storage_bytes": kept})
+                tensors.append(Tensor(id=len(tensors), storage_bytes=rest, role="activation", name=tensor.name))
+    if passing:
+        ops = [
+            op.model_copy(update={"reads": _split(op.reads, passing), "writes": _split(op.writes, passing)})
+            for op in ops
+        ]
+    return graph.model_copy(update={"ops": tuple(ops), "tensors": tuple(tensors)})
+
+
+def _split(accesses: Iterable[Access], passing: Mapping[int, tuple[float, int]]) -> tuple[Access, ...]:
+    """Accesses of tensors of which the cache keeps a share, as accesses of that and of the rest."""
+    made: list[Access] = []
+    for a in accesses:
+        if a.tensor not in passing:
+            made.append(a)
+            continue
+        share, rest = passing[a.tensor]
+        kept = whole(a.bytes * share)
+        made += [Access(tensor=a.tensor, bytes=kept), Access(tensor=rest, bytes=a.bytes - kept)]
+    return tuple(made)
 
 
 def fuse(graph: OpGraph) -> tuple[Group, ...]:
@@ -55,33 +94,58 @@ def fuse(graph: OpGraph) -> tuple[Group, ...]:
     attentions = find_attention(graph, flow, accesses)
     links = Links(graph, flow)
     recurrences = find_recurrences(links, {i for attention in attentions for i in attention.members})
-    wholes: dict[int, Whole] = {whole.members[-1]: whole for whole in (*attentions, *recurrences)}
+    merged: dict[int, Merged] = {kernel.members[-1]: kernel for kernel in (*attentions, *recurrences)}
     reads = list(accesses.reads)
     for attention in attentions:  # it knows which pairs are unmasked, so it does not read its mask
         for i in attention.members:
             reads[i] = {tensor: size for tensor, size in reads[i].items() if tensor not in attention.masks}
-    accesses = Accesses(tuple(reads), accesses.writes)
+    writes = list(accesses.writes)
+    unused = _unused(flow, reads, writes)
+    for i in unused:
+        writes[i] = {}
+    accesses = Accesses(tuple(reads), tuple(writes))
     readers: list[list[int]] = [[] for _ in graph.tensors]  # in the ideal graph
     for i, tensors in enumerate(reads):
         for tensor in tensors:
             readers[tensor].append(i)
     return tuple(
-        _group(flow, accesses, readers, ops, next((wholes[i] for i in ops if i in wholes), None))
-        for ops in _Grouping(graph, flow, wholes).groups(order(links, recurrences))
+        _group(flow, accesses, readers, unused, ops, next((merged[i] for i in ops if i in merged), None))
+        for ops in _Grouping(graph, flow, merged).groups(order(links, recurrences))
     )
 
 
-Whole = Attention | Recurrence
+def _unused(flow: Dataflow, reads: Sequence[Sizes], writes: Sequence[Sizes]) -> set[int]:
+    """Operations that only make what no operation of the ideal graph reads: a mask, and the positions behind it.
+
+    What nobody reads as executed either is an output of the model. Empties the reads of those operations.
+    """
+    readers: list[list[int]] = [[] for _ in flow.graph.tensors]  # in the ideal graph: copies are read through
+    for i, tensors in enumerate(reads):
+        for tensor in tensors:
+            readers[tensor].append(i)
+    unused: set[int] = set()
+    for i in range(len(reads) - 1, -1, -1):
+        made = writes[i].keys()
+        if any(flow.graph.tensors[t].role != "activation" for t in made):
+            continue
+        is_read = any(flow.readers[t] and flow.readers[t][-1] > i for t in made)
+        if is_read and not any(r > i and t in reads[r] for t in made for r in readers[t]):
+            unused.add(i)
+            reads[i].clear()
+    return unused
+
+
+Merged = Attention | Recurrence
 """Operations that one kernel replaces."""
 
 
 class _Grouping:
     """Assigns operations to numbered groups, one operation after another."""
 
-    def __init__(self, graph: OpGraph, flow: Dataflow, wholes: dict[int, Whole]) -> None:
-        self._graph, self._flow, self._wholes = graph, flow, wholes
-        self._deferred = {i for whole in wholes.values() for i in whole.members[:-1]}
-        self._scans = {i for i, whole in wholes.items() if isinstance(whole, Recurrence)}
+    def __init__(self, graph: OpGraph, flow: Dataflow, merged: dict[int, Merged]) -> None:
+        self._graph, self._flow, self._merged = graph, flow, merged
+        self._deferred = {i for kernel in merged.values() for i in kernel.members[:-1]}
+        self._scans = {i for i, kernel in merged.items() if isinstance(kernel, Recurrence)}
         self._members: list[list[int]] = []
         self._group_of: dict[int, int] = {}
         self._last_write = [-1] * len(graph.tensors)
@@ -92,8 +156,8 @@ class _Grouping:
             op = self._graph.ops[i]
             if i in self._deferred:
                 continue
-            if i in self._wholes or op.kind in ANCHORS:
-                self._place(list(self._wholes[i].members) if i in self._wholes else [i], None)
+            if i in self._merged or op.kind in ANCHORS:
+                self._place(list(self._merged[i].members) if i in self._merged else [i], None)
                 continue
             latest = self._latest_dependency(i)
             while latest is not None and self._moves_back(latest, i):
@@ -193,10 +257,15 @@ class _Grouping:
 
 
 def _group(
-    flow: Dataflow, accesses: Accesses, readers: list[list[int]], ops: list[int], whole: Whole | None
+    flow: Dataflow,
+    accesses: Accesses,
+    readers: list[list[int]],
+    unused: set[int],
+    ops: list[int],
+    merged: Merged | None,
 ) -> Group:
     graph = flow.graph
-    attention = whole if isinstance(whole, Attention) else None
+    attention = merged if isinstance(merged, Attention) else None
     place = graph.ops[attention.members[-1]].path if attention is not None else None  # what it absorbs is elsewhere
     attends = {i for i in attention.members if graph.ops[i].path == place} if attention is not None else set()
 
@@ -210,18 +279,18 @@ def _group(
     if attention is not None and described["kind"] is not Kind.ATTENTION:
         sizes = {"query": attention.query, "head_dim": attention.head_dim, "value_dim": attention.value_dim}
         described |= {"kind": Kind.ATTENTION, "dims": {"heads": attention.heads, **sizes}}
-    if isinstance(whole, Recurrence):
+    if isinstance(merged, Recurrence):
         described |= {"kind": Kind.SCAN, "dims": {}, "dtype": graph.workload.dtype}
-    inside = set(whole.members) if whole is not None else set()
-    rest = [i for i in ops if i not in inside]
+    inside = set(merged.members) if merged is not None else set()
+    rest = [i for i in ops if i not in inside and i not in unused]
     ways = {graph.ops[i].beside for i in ops if graph.ops[i].link}
     described |= {
-        name: sum(getattr(graph.ops[i], name) for i in rest) + (getattr(whole, name) if whole else 0)
+        name: sum(getattr(graph.ops[i], name) for i in rest) + (getattr(merged, name) if merged else 0)
         for name in ("matrix_flops", "vector_flops")
     }
     described |= {name: sum(getattr(graph.ops[i], name) for i in ops) for name in ("link_bytes", "messages")}
     reads, writes = _outside_reads(flow, accesses, ops), _outside_writes(flow, accesses, readers, ops)
-    if isinstance(whole, Recurrence):
+    if isinstance(merged, Recurrence):
         reads |= _states_read(accesses, writes, graph, ops)
     described |= {
         "reads": moved_once(graph, reads),
@@ -230,6 +299,8 @@ def _group(
         "beside": ways.pop() if len(ways) == 1 else None,  # None where transfers do not agree
         "also": tuple(dict.fromkeys(f"{graph.ops[i].path} {graph.ops[i].kind}" for i in ops if i != main)),
     }
+    if attention is not None and attention.window and attention.keys > attention.window:
+        described["kept"] = attention.window / attention.keys
     return Group.model_construct(**described, ops=tuple(ops))  # of validated operations
 
 
