@@ -4,7 +4,8 @@ Each executed operation goes to exactly one group, greedily in order of executio
 any other operation joins the latest of the groups it depends on, or starts one. Such an anchorless group moves into the
 one group with an anchor that alone uses it (a cast, a mask), or before a later one that it does not depend on (1 + the
 gain of a norm behind a matmul). Avoidable copies are taken out before (`dataflow`); attention in pieces, or behind
-expanded latents, is one operation (`attention`), and so is a recurrence (`recurrence`). Operations join only across equal counts: a group has one count.
+expanded latents, is one operation (`attention`), and so is a recurrence (`recurrence`). Operations join only across equal
+counts: a group has one count.
 
 The groups, in order, are a valid schedule. Proof: groups are numbered as they are made, and each operation is put
 in a group whose number is at least that of every group it depends on (reads after writes, writes after reads and
@@ -25,7 +26,7 @@ from roofline.fusion.absorb_mla import Attention
 from roofline.fusion.attention import find_attention
 from roofline.fusion.recurrence import Links, Recurrence, find_recurrences, order
 from roofline.graph.dataflow import Accesses, Dataflow, Sizes, ideal_accesses
-from roofline.graph.edit import whole
+from roofline.graph.edit import access, changed, rebuilt, whole
 from roofline.graph.op import ANCHORS, Access, Kind, Op, OpGraph, Tensor, holds_tokens, sizes_by_tensor
 
 
@@ -37,8 +38,8 @@ class Group(Op):
 
     ops: tuple[int, ...]
     """Indices of the executed operations, in order."""
-    kept: float = 1
-    """Share of the keys and values it reads that a later query can still see."""
+    window: tuple[int, int] | None = None
+    """Tokens of the keys and values it reads that a later query can still see, and all of them; None: it sees all."""
 
 
 def fused(graph: OpGraph) -> OpGraph:
@@ -53,37 +54,30 @@ def fused(graph: OpGraph) -> OpGraph:
         for group in groups
         if group.reads or group.writes or group.matrix_flops or group.vector_flops or group.link
     ]
-    tensors = [
-        tensor if tensor.held is None else tensor.model_copy(update={"held": None}) for tensor in graph.tensors
-    ]
-    passing: dict[int, tuple[float, int]] = {}  # share that the cache keeps, and the number of the rest
+    tensors = [tensor if tensor.held is None else tensor.model_copy(update={"held": None}) for tensor in graph.tensors]
+    rests: dict[int, Access] = {}
     for group in groups:
-        for access in group.reads if group.kept < 1 else ():
-            tensor = tensors[access.tensor]
-            if holds_tokens(tensor) and access.tensor not in passing:
-                kept = whole(tensor.storage_bytes * group.kept)
-                passing[tensor.id] = group.kept, len(tensors)
-                rest = tensor.storage_bytes - kept
-                tensors[tensor.id] = tensor.model_copy(update={"storage_bytes": kept})
-                tensors.append(Tensor(id=len(tensors), storage_bytes=rest, role="activation", name=tensor.name))
-    if passing:
-        ops = [
-            op.model_copy(update={"reads": _split(op.reads, passing), "writes": _split(op.writes, passing)})
-            for op in ops
-        ]
-    return graph.model_copy(update={"ops": tuple(ops), "tensors": tuple(tensors)})
+        for a in group.reads if group.window else ():
+            tensor, (window, keys) = tensors[a.tensor], group.window
+            if holds_tokens(tensor) and a.tensor not in rests:
+                kept = whole(tensor.storage_bytes * window / keys)
+                rests[a.tensor] = access(len(tensors), tensor.storage_bytes - kept)
+                tensors[a.tensor] = tensor.model_copy(update={"storage_bytes": kept})
+                tensors.append(Tensor(id=len(tensors), storage_bytes=rests[a.tensor].bytes, role="activation"))
+    if rests:
+        ops = [changed(op, reads=_parted(op.reads, rests), writes=_parted(op.writes, rests)) for op in ops]
+    return rebuilt(graph, ops=tuple(ops), tensors=tuple(tensors))
 
 
-def _split(accesses: Iterable[Access], passing: Mapping[int, tuple[float, int]]) -> tuple[Access, ...]:
-    """Accesses of tensors of which the cache keeps a share, as accesses of that and of the rest."""
+def _parted(accesses: Iterable[Access], rests: Mapping[int, Access]) -> tuple[Access, ...]:
+    """Accesses of windowed keys and values as accesses of what the cache keeps, and of the rest."""
     made: list[Access] = []
     for a in accesses:
-        if a.tensor not in passing:
-            made.append(a)
-            continue
-        share, rest = passing[a.tensor]
-        kept = whole(a.bytes * share)
-        made += [Access(tensor=a.tensor, bytes=kept), Access(tensor=rest, bytes=a.bytes - kept)]
+        rest = rests.get(a.tensor)
+        passing = min(a.bytes, rest.bytes) if rest else 0
+        if rest and passing:
+            made.append(access(rest.tensor, passing))
+        made.append(access(a.tensor, a.bytes - passing))
     return tuple(made)
 
 
@@ -189,7 +183,7 @@ class _Grouping:
         for i in ops:
             self._group_of[i] = group
             for accesses, writes in ((self._graph.ops[i].reads, False), (self._graph.ops[i].writes, True)):
-                for tensor in (access.tensor for access in accesses):
+                for tensor in (touched.tensor for touched in accesses):
                     self._last_touch[tensor] = max(self._last_touch[tensor], group)
                     if writes:
                         self._last_write[tensor] = max(self._last_write[tensor], group)
@@ -232,8 +226,8 @@ class _Grouping:
         """Move in the anchorless groups that feed nothing but this one, starting from what `ops` of it read."""
         todo = list(ops)
         while todo:
-            for access in self._graph.ops[todo.pop()].reads:
-                loose = self._last_write[access.tensor]
+            for read in self._graph.ops[todo.pop()].reads:
+                loose = self._last_write[read.tensor]
                 if loose in (-1, group) or not self._only_feeds(loose, self._members[group], self._count(group)):
                     continue
                 moved, self._members[loose] = self._members[loose], []
@@ -300,7 +294,7 @@ def _group(
         "also": tuple(dict.fromkeys(f"{graph.ops[i].path} {graph.ops[i].kind}" for i in ops if i != main)),
     }
     if attention is not None and attention.window and attention.keys > attention.window:
-        described["kept"] = attention.window / attention.keys
+        described["window"] = (attention.window, attention.keys)
     return Group.model_construct(**described, ops=tuple(ops))  # of validated operations
 
 

@@ -233,9 +233,7 @@ class _Cost:
     def _has_products(self) -> bool:
         """Whether anything is summed over the state or the tokens: a convolution has a window instead."""
         ops = [self.graph.ops[i] for i in self.members]
-        return all(op.kind is not Kind.CONV for op in ops) and any(
-            op.kind in (*PRODUCTS, Kind.REDUCTION) for op in ops
-        )
+        return all(op.kind is not Kind.CONV for op in ops) and any(op.kind in (*PRODUCTS, Kind.REDUCTION) for op in ops)
 
     @cached_property
     def _predictions(self) -> int:

@@ -14,7 +14,7 @@ from roofline.dtypes import element_bits
 from roofline.graph.dataflow import Dataflow
 from roofline.graph.edit import Edit, access, changed, inserted
 from roofline.graph.linear import QUANTISE
-from roofline.graph.op import KEYS, VALUES, Access, Kind, Op, OpGraph, holds_tokens
+from roofline.graph.op import KEYS, Access, Kind, Op, OpGraph, holds_tokens
 
 KV_BITS = (2, 4, 8, 16, 32)
 """Bits of a stored key or value; 16 and 32 are plain floating point, without scales."""
