@@ -4,8 +4,8 @@ Each executed operation goes to exactly one group, greedily in order of executio
 any other operation joins the latest of the groups it depends on, or starts one. Such an anchorless group moves into the
 one group with an anchor that alone uses it (a cast, a mask), or before a later one that it does not depend on (1 + the
 gain of a norm behind a matmul). Avoidable copies are taken out before (`dataflow`); attention in pieces, or behind
-expanded latents, is one operation (`attention`), and so is a recurrence (`recurrence`). Operations join only across equal
-counts: a group has one count.
+expanded latents, is one operation (`attention`), and so is a recurrence (`recurrence`). Operations join only across
+equal counts: a group has one count.
 
 The groups, in order, are a valid schedule. Proof: groups are numbered as they are made, and each operation is put
 in a group whose number is at least that of every group it depends on (reads after writes, writes after reads and
@@ -111,7 +111,8 @@ def fuse(graph: OpGraph) -> tuple[Group, ...]:
 def _unused(flow: Dataflow, reads: Sequence[Sizes], writes: Sequence[Sizes]) -> set[int]:
     """Operations that only make what no operation of the ideal graph reads: a mask, and the positions behind it.
 
-    What nobody reads as executed either is an output of the model. Empties the reads of those operations.
+    What nobody reads as executed either is an output of the model, if it is made from anything. Empties the reads of
+    those operations.
     """
     readers: list[list[int]] = [[] for _ in flow.graph.tensors]  # in the ideal graph: copies are read through
     for i, tensors in enumerate(reads):
@@ -120,10 +121,10 @@ def _unused(flow: Dataflow, reads: Sequence[Sizes], writes: Sequence[Sizes]) -> 
     unused: set[int] = set()
     for i in range(len(reads) - 1, -1, -1):
         made = writes[i].keys()
-        if any(flow.graph.tensors[t].role != "activation" for t in made):
+        if not made or any(flow.graph.tensors[t].role != "activation" for t in made):
             continue
         is_read = any(flow.readers[t] and flow.readers[t][-1] > i for t in made)
-        if is_read and not any(r > i and t in reads[r] for t in made for r in readers[t]):
+        if (is_read or not flow.graph.ops[i].reads) and not any(r > i and t in reads[r] for t in made for r in readers[t]):
             unused.add(i)
             reads[i].clear()
     return unused
