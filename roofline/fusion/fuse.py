@@ -123,8 +123,8 @@ def _unused(flow: Dataflow, reads: Sequence[Sizes], writes: Sequence[Sizes]) -> 
         made = writes[i].keys()
         if not made or any(flow.graph.tensors[t].role != "activation" for t in made):
             continue
-        is_read = any(flow.readers[t] and flow.readers[t][-1] > i for t in made)
-        if (is_read or not flow.graph.ops[i].reads) and not any(r > i and t in reads[r] for t in made for r in readers[t]):
+        is_output = flow.graph.ops[i].reads and not any(flow.readers[t] and flow.readers[t][-1] > i for t in made)
+        if not is_output and not any(r > i and t in reads[r] for t in made for r in readers[t]):
             unused.add(i)
             reads[i].clear()
     return unused

@@ -9,15 +9,16 @@ decode step moves twice the state, and a prefill moves no state but the last (se
 A recurrence has all operations around one state, in its module, that are joined by what they read and write, up to the
 products with weights on both sides. Those from which a way leads out of it and back are left out.
 
-Its FLOPs are those executed, except for several tokens whose state decays by one number a head or key: these have a
-form in chunks, which is all products. Every product with the state takes 2 FLOPs an element of it for each token: one
-brings the token in, one reads it out, and the delta rule has a third, which predicts the value from the key. Within a
-chunk of C tokens each result takes C FLOPs more (C multiply-adds, half of them masked), twice for the delta rule, which
-also solves a triangle. Products of queries and keys are shared by all heads of a key and are left out: it is a bound.
+Its FLOPs are those executed. Where these go through the tokens by chunks, as a state allows that decays by one number a
+head or key (in Mamba each element of the state decays by itself), they are those of the form in chunks, which is all
+products. Every product with the state takes 2 FLOPs an element of it for each token: one brings the token in, one reads
+it out, and the delta rule has a third, which predicts the value from the key. Within a chunk of C tokens each result
+takes C FLOPs more (C multiply-adds, half of them masked), twice for the delta rule, which also solves a triangle.
+Products of queries and keys are shared by all heads of a key and are left out: it is a bound.
 """
 
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +31,8 @@ from roofline.graph.op import ANCHORS, PRODUCTS, Kind, Op, OpGraph, holds_tokens
 CHUNK = 64
 """Tokens of a chunk: that of flash-linear-attention's kernels, and the default of `torch_chunk_gated_delta_rule`."""
 
-EXPONENTIALS = frozenset({"aten::exp", "aten::exp2"})
+MOST_PARTS = 8
+"""Parts in which a layer may keep its state, each with a loop of its own: Zamba has two."""
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,7 @@ class _Cost:
         ops = [self.graph.ops[i] for i in self.members]
         matrix, vector = sum(op.matrix_flops for op in ops), sum(op.vector_flops for op in ops)
         tokens = self.graph.workload.query_tokens
-        own_decays = max((_elements(op) for op in ops if op.name in EXPONENTIALS), default=0)
-        if tokens > 1 and self._state and self._has_products and own_decays < tokens * self._state:
+        if tokens > 1 and self._state and self._has_products and not self._runs_by_token:
             products = 1 + max(1, self._predictions)
             results = self._outside("writes")
             in_chunks = 2.0 * products * self._state * tokens + (products - 1) * CHUNK * results
@@ -234,6 +235,17 @@ class _Cost:
         """Whether anything is summed over the state or the tokens: a convolution has a window instead."""
         ops = [self.graph.ops[i] for i in self.members]
         return all(op.kind is not Kind.CONV for op in ops) and any(op.kind in (*PRODUCTS, Kind.REDUCTION) for op in ops)
+
+    @property
+    def _runs_by_token(self) -> bool:
+        """Whether the state, or the part of each head, takes a step for every token: no form in chunks is known."""
+        state, tokens = self._state, self.graph.workload.query_tokens
+        steps = Counter(
+            (op.name, _elements(op))
+            for op in (self.graph.ops[i] for i in self.members)
+            if op.kind is Kind.POINTWISE and state <= MOST_PARTS * _elements(op) <= MOST_PARTS * state
+        )
+        return max(steps.values(), default=0) >= tokens
 
     @cached_property
     def _predictions(self) -> int:
