@@ -40,7 +40,10 @@ def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses) -> list[A
 
 def _fused(graph: OpGraph, flow: Dataflow, accesses: Accesses, index: int, module: AttentionModule | None) -> Attention:
     op, reads = graph.ops[index], accesses.reads[index]
-    pairs = op.dims.get("query", 0) * op.dims.get("kv", 0)
+    queries, tokens = op.dims.get("query", 0), graph.workload.query_tokens
+    if queries % tokens == 0:
+        queries = min(queries, tokens)  # `transformers` may fold the heads of a group into the queries
+    pairs = queries * op.dims.get("kv", 0)
 
     def is_mask(tensor: int) -> bool:
         """Whether it has numbers for each pair, and neither the module nor its children make it."""
@@ -157,8 +160,12 @@ def _masked_scores(graph: OpGraph, qk: Op, module: AttentionModule | None) -> in
     query, executed_kv, rows = graph.workload.query_tokens, qk.dims.get("n", 0), qk.dims.get("m", 0)
     if module is None or not executed_kv or rows % query:
         return 0
-    context = min(graph.workload.context_tokens, max(0, executed_kv - query))  # fewer where the cache drops tokens
-    pairs = attention_pairs(query, context, module.causal, module.window)
+    context, window = graph.workload.context_tokens, module.window
+    pairs = attention_pairs(query, context, module.causal, window)
+    cached = min(context, window - 1) if window else context
+    if 0 <= executed_kv - query < cached:  # of the cached tokens some are dropped, and their pairs in proportion
+        own = min(pairs, attention_pairs(query, 0, module.causal, window))
+        pairs = round(own + (pairs - own) * (executed_kv - query) / cached)
     return max(0, query * executed_kv - pairs) * qk.dims.get("b", 1) * (rows // query)
 
 

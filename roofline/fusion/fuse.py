@@ -108,22 +108,32 @@ def fuse(graph: OpGraph) -> tuple[Group, ...]:
     )
 
 
+SCALAR_BYTES = 8
+"""Largest size of a number that an operation takes as a tensor."""
+
+
 def _unused(flow: Dataflow, reads: Sequence[Sizes], writes: Sequence[Sizes]) -> set[int]:
     """Operations that only make what no operation of the ideal graph reads: a mask, and the positions behind it.
 
-    What nobody reads as executed either is an output of the model, if it is made from anything. Empties the reads of
-    those operations.
+    What nobody reads as executed either is an output of the model, unless it is made from nothing, as a mask whose
+    layers a what-if has removed. Empties the reads of those operations.
     """
     readers: list[list[int]] = [[] for _ in flow.graph.tensors]  # in the ideal graph: copies are read through
     for i, tensors in enumerate(reads):
         for tensor in tensors:
             readers[tensor].append(i)
+    from_nothing: set[int] = set()
+    for i, op in enumerate(flow.graph.ops):
+        sources = [a.tensor for a in op.reads if flow.graph.tensors[a.tensor].storage_bytes > SCALAR_BYTES]
+        if all(flow.producer(i, tensor) in from_nothing for tensor in sources):
+            from_nothing.add(i)
     unused: set[int] = set()
     for i in range(len(reads) - 1, -1, -1):
         made = writes[i].keys()
         if not made or any(flow.graph.tensors[t].role != "activation" for t in made):
             continue
-        is_output = flow.graph.ops[i].reads and not any(flow.readers[t] and flow.readers[t][-1] > i for t in made)
+        is_read = any(flow.readers[t] and flow.readers[t][-1] > i for t in made)
+        is_output = not is_read and i not in from_nothing
         if not is_output and not any(r > i and t in reads[r] for t in made for r in readers[t]):
             unused.add(i)
             reads[i].clear()

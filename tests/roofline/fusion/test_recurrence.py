@@ -80,15 +80,15 @@ def test_the_step_of_a_large_batch_costs_no_more_rows_than_it_has_tokens() -> No
 
 
 def test_a_prefill_of_a_recurrence_moves_its_inputs_and_results_once() -> None:
-    for name in ("mamba", "mamba2", "qwen3_next", "falcon_mamba", "kimi_linear"):
-        one, two = (ideal(name, workload(1, tokens, 0)) for tokens in (130, 260))
+    for name in ("mamba", "qwen3_next"):
+        one, two = (fused(graphs(name).whole(workload(1, tokens, 0))) for tokens in (70, 140))
         scans = [[op for op in graph.ops if op.kind == "scan"] for graph in (one, two)]
         assert len(scans[0]) == len(scans[1]) > 0, name
         for short, long in zip(*scans, strict=True):
             fixed = sum(t.storage_bytes for t in one.tensors if t.role == "kv")
             moved = [sum(a.bytes for a in (*op.reads, *op.writes)) for op in (short, long)]
             assert moved[0] < moved[1] <= 2 * moved[0], (name, short.path)
-            assert moved[0] < fixed + 130 * 2 * 1000, (name, short.path)
+            assert moved[0] < fixed + 70 * 2 * 1000, (name, short.path)
         rising = [footprint(graph).activations for graph in (one, two)]
         assert rising[1] <= 2.01 * rising[0], name
 
