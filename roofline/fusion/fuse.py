@@ -57,8 +57,9 @@ def fused(graph: OpGraph) -> OpGraph:
     tensors = [tensor if tensor.held is None else tensor.model_copy(update={"held": None}) for tensor in graph.tensors]
     rests: dict[int, Access] = {}
     for group in groups:
-        for a in group.reads if group.window else ():
-            tensor, (window, keys) = tensors[a.tensor], group.window
+        window, keys = group.window or (1, 1)
+        for a in group.reads if window < keys else ():
+            tensor = tensors[a.tensor]
             if holds_tokens(tensor) and a.tensor not in rests:
                 kept = whole(tensor.storage_bytes * window / keys)
                 rests[a.tensor] = access(len(tensors), tensor.storage_bytes - kept)
@@ -88,7 +89,8 @@ def fuse(graph: OpGraph) -> tuple[Group, ...]:
     attentions = find_attention(graph, flow, accesses)
     links = Links(graph, flow)
     recurrences = find_recurrences(links, {i for attention in attentions for i in attention.members})
-    merged: dict[int, Merged] = {kernel.members[-1]: kernel for kernel in (*attentions, *recurrences)}
+    kernels: list[Merged] = [*attentions, *recurrences]
+    merged = {kernel.members[-1]: kernel for kernel in kernels}
     reads = list(accesses.reads)
     for attention in attentions:  # it knows which pairs are unmasked, so it does not read its mask
         for i in attention.members:
@@ -124,7 +126,8 @@ def _unused(flow: Dataflow, reads: Sequence[Sizes], writes: Sequence[Sizes]) -> 
             readers[tensor].append(i)
     from_nothing: set[int] = set()
     for i, op in enumerate(flow.graph.ops):
-        sources = [a.tensor for a in op.reads if flow.graph.tensors[a.tensor].storage_bytes > SCALAR_BYTES]
+        numbers = SCALAR_BYTES if op.kind is Kind.COPY else -1  # as what a `where` puts in a mask
+        sources = [a.tensor for a in op.reads if flow.graph.tensors[a.tensor].storage_bytes > numbers]
         if all(flow.producer(i, tensor) in from_nothing for tensor in sources):
             from_nothing.add(i)
     unused: set[int] = set()

@@ -48,24 +48,20 @@ class Recurrence:
 def find_recurrences(links: "Links", others: Iterable[int]) -> list[Recurrence]:
     """Every recurrence of the graph, none sharing an operation with another, or with `others`."""
     graph, flow = links.graph, links.flow
-    touching: dict[tuple[bool, str, str], set[int]] = defaultdict(set)
+    touching: dict[tuple[str, str], set[int]] = defaultdict(set)  # by module and state
     for tensor in graph.tensors:
         if tensor.role == "kv" and not holds_tokens(tensor):
             for i in (*flow.writers[tensor.id], *flow.readers[tensor.id]):
-                touching[False, graph.ops[i].path, tensor.name or str(tensor.id)].add(i)
-    seeds: dict[tuple[bool, str, str], set[int]] = {}
-    for (_, path, name), ops in touching.items():
-        convolutions = {
-            reader
-            for i in ops
-            for access in graph.ops[i].writes
-            for reader in flow.readers[access.tensor]
-            if reader > i and graph.ops[reader].kind is Kind.CONV and _is_inside(graph.ops[reader], path)
-        }
-        seeds[bool(convolutions), path, name] = ops | convolutions
+                touching[graph.ops[i].path, tensor.name or str(tensor.id)].add(i)
+    seeds = []
+    for (path, name), ops in touching.items():
+        made = {access.tensor for i in ops for access in graph.ops[i].writes}
+        readers = {r for tensor in made for r in flow.readers[tensor] if r > min(ops)}
+        windows = {r for r in readers if graph.ops[r].kind is Kind.CONV and _is_inside(graph.ops[r], path)}
+        seeds.append((bool(windows), path, name, ops | windows))
     taken = set(others)
-    recurrences = []
-    for (_, path, _), seed in sorted(seeds.items()):  # convolutions last: what lies between belongs to the scan
+    recurrences: list[Recurrence] = []
+    for _, path, _, seed in sorted(seeds, key=lambda s: s[:3]):  # scans first: what is before a scan is part of it
         if seed & taken or not any(graph.ops[i].writes for i in seed):
             continue
         members = _around(links, path, seed, taken)
@@ -74,6 +70,8 @@ def find_recurrences(links: "Links", others: Iterable[int]) -> list[Recurrence]:
             continue
         taken.update(members)
         recurrences.append(_Cost(graph, flow, members).recurrence())
+    while recurrences and len(order(links, recurrences)) < len(graph.ops):  # two of them that wait for each other
+        recurrences.pop()
     return recurrences
 
 
@@ -173,7 +171,10 @@ def _joined(links: Links, seed: set[int], inside: set[int]) -> tuple[int, ...]:
 
 
 def order(links: Links, recurrences: Sequence[Recurrence]) -> list[int]:
-    """The operations in an order that can run, in which the members of each recurrence follow one another."""
+    """The operations in an order that can run, in which the members of each recurrence follow one another.
+
+    Fewer than all where recurrences wait for each other.
+    """
     ops = len(links.graph.ops)
     if not recurrences:
         return list(range(ops))

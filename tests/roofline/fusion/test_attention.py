@@ -1,6 +1,6 @@
 """Attention of the ideal graph: the same for all forms that can be traced, without its mask, over a window's cache."""
 
-from itertools import permutations
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ ALONE = (
 )  # fmt: skip
 """What-ifs that change attention, its cache, or what is beside it."""
 
-TOGETHER = ("quantise:kv=8", "compress_kv:ratio=2", "tensor_parallel:degree=2,link=nvlink", "offload:kv=1,link=pcie")
+TOGETHER = ("tensor_parallel:degree=2,link=nvlink", "compress_kv:ratio=2", "quantise:kv=8", "offload:kv=1,link=pcie")
 
 
 def figures(graph: OpGraph) -> list[float]:
@@ -45,9 +45,9 @@ def changed(graph: OpGraph, names: tuple[str, ...]) -> OpGraph | str:
 
 
 def test_eager_and_fused_attention_have_one_ideal_form_under_every_what_if() -> None:
-    chains = [(), *((name,) for name in ALONE), *permutations(TOGETHER, 2)]
+    chains = [(), *((name,) for name in ALONE), *combinations(TOGETHER, 2)]
     for name in ("llama", "mistral", "gemma3"):
-        for w in (workload(4, 1, 40), workload(2, 32, 0), workload(2, 6, 40)):
+        for w in (workload(4, 1, 40), workload(2, 6, 40), workload(2, 32, 0)):
             by_form = [
                 ModelGraphs(tiny(name), name, Tracing(dtype="bfloat16", attn=attn)).whole(w)
                 for attn in ("sdpa", "eager")
