@@ -9,11 +9,12 @@ Example: ``ModelGraphs(resolve("llama-3.1-8b").config, "llama-3.1-8b", Tracing(d
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import get_args
+from typing import Any, get_args
 
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from profiler.devices.backend import CUDA
@@ -68,6 +69,8 @@ class Tracing:
     target: str = CUDA.type
     changes: Sequence[Change] = ()
     """Applied to each traced graph in order: what-ifs, and fusion as the last."""
+    is_ideal: bool = False
+    """Whether errors of `transformers` that multiply the work are mended (`_mended`)."""
 
 
 @dataclass(eq=False)
@@ -83,9 +86,9 @@ class ModelGraphs:
     _unchanged: "ModelGraphs | None" = None
     """The same model with other changes, which shares all that does not depend on them."""
 
-    def changed(self, changes: Sequence[Change]) -> "ModelGraphs":
+    def changed(self, changes: Sequence[Change], is_ideal: bool = False) -> "ModelGraphs":
         """The same model with these changes instead of its own."""
-        tracing = replace(self.tracing, changes=changes)
+        tracing = replace(self.tracing, changes=changes, is_ideal=is_ideal)
         return ModelGraphs(self.config, self.name, tracing, _unchanged=self._unchanged or self)
 
     @cached_property
@@ -140,7 +143,8 @@ class ModelGraphs:
         continues = workload.context_tokens > 0 and ran == workload.model_copy(update=first)
         inputs = prepare(self.model, workload, cache=self.tracing.cache, after=before if continues else None)
         options = {**implementations(self.model), "cache": self.tracing.cache}
-        graph = trace(self.model, inputs, workload, name=self.name, target=self.tracing.target, options=options)
+        with _mended(self.model) if self.tracing.is_ideal else nullcontext():
+            graph = trace(self.model, inputs, workload, name=self.name, target=self.tracing.target, options=options)
         reusable = workload.context_tokens == 0 and self.tracing.cache == "dynamic"
         self._prefill = (workload, inputs) if reusable else EMPTY
         return graph
@@ -158,10 +162,55 @@ class ModelGraphs:
     def _shorter(self, layers: int) -> "ModelGraphs":
         if layers not in self._small:
             if self._unchanged is not None:
-                self._small[layers] = self._unchanged._shorter(layers).changed(self.tracing.changes)
+                self._small[layers] = self._unchanged._shorter(layers).changed(
+                    self.tracing.changes, self.tracing.is_ideal
+                )
             else:
                 self._small[layers] = ModelGraphs(truncate(self.config, layers), self.name, self.tracing)
         return self._small[layers]
+
+
+class _Shift:
+    """RWKV's states of the last token, of which a layer's is (batch, 1, width) as its new token is.
+
+    `transformers` takes (batch, width), which adds each sequence's state to the tokens of all sequences.
+    """
+
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.states[index].unsqueeze(1)
+
+    def __setitem__(self, index: Any, value: Tensor) -> None:
+        self.states[index] = value
+
+
+SHIFTS = {"RwkvSelfAttention": 1, "RwkvFeedForward": 0}
+"""Classes of modules that mix the sequences of a batch in decode, and the place in their states of the last token's."""
+
+
+@contextmanager
+def _mended(model: nn.Module) -> Iterator[None]:
+    """Run the modules of `SHIFTS` without their error: with it a step has batch² rows instead of batch."""
+    modules = [module for module in model.modules() if type(module).__name__ in SHIFTS]
+    for module in modules:
+        at, forward = SHIFTS[type(module).__name__], module.forward
+
+        def apart(
+            hidden: Tensor, state: Any = None, *, _at: int = at, _forward: Any = forward, **kwargs: Any
+        ) -> tuple[Tensor, Any]:
+            if state is None or hidden.size(1) > 1:
+                return _forward(hidden, state=state, **kwargs)
+            parts = [_Shift(part) if i == _at else part for i, part in enumerate(state)]
+            return _forward(hidden, state=parts, **kwargs)[0], state
+
+        module.forward = apart
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
 
 
 def _layers_with_each_kind(config: PretrainedConfig) -> int:
@@ -178,7 +227,7 @@ def model_graphs(name: str, tracing: Tracing, *, trust_remote_code: bool = False
 
 def model_source(graphs: ModelGraphs, changes: Sequence[Change], form: Form) -> Source:
     """A model as a source of graphs, with what-ifs in order and fusion as the last change."""
-    made = graphs.changed((*changes, fused) if form == "fused" else changes)
+    made = graphs.changed((*changes, fused), is_ideal=True) if form == "fused" else graphs.changed(changes)
 
     def whole(workload: Workload) -> OpGraph:
         with _traceable(graphs.name, workload):

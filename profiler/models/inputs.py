@@ -13,7 +13,7 @@ queries, OPT): such a pass can only be traced on its device.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -49,6 +49,8 @@ class PassInputs:
     _cache: Any = None
     max_cache_len: int | None = None
     """Tokens that a static cache attends over; None for a dynamic one."""
+    _returned: "State | None" = None
+    """What a prefill without a cache of `transformers` returned for the next pass."""
 
     def __post_init__(self) -> None:
         self._undo = snapshot(self._cache) if self._cache is not None else None
@@ -68,10 +70,14 @@ class PassInputs:
 
     def call(self, model: nn.Module) -> Any:
         """Run the pass on `model` and return what it returns."""
-        return model(**self.kwargs())
+        out = model(**self.kwargs())
+        if self._cache is None and (states := _returned_states(model, out)):
+            self._returned = State(states)
+        return out
 
     def restore(self) -> None:
         """Undo what a pass did to the cache: keys, values and lengths are again those from before it."""
+        self._returned = None
         if self._undo is None:
             self._cache = None
         else:
@@ -79,7 +85,8 @@ class PassInputs:
 
     def cache_tensors(self) -> Iterator[tuple[int, str, Tensor]]:
         """(layer, attribute, tensor) of each floating tensor that the cache holds now."""
-        for index, layer in enumerate(self._cache.layers if self._cache is not None else ()):
+        cache = self._cache if self._cache is not None else self._returned
+        for index, layer in enumerate(cache.layers if cache is not None else ()):
             for name, value in vars(layer).items():
                 for path, tensor in nested_tensors(name, value):
                     if tensor.is_floating_point():
@@ -151,7 +158,7 @@ def _without_cache(
     with torch.no_grad(), known_values():
         ids = _token_ids(model, workload.batch, workload.context_tokens, torch.device("meta"), torch.Generator())
         out = model(input_ids=ids, **{name: True for name in ("use_cache", "use_mems") if name in accepted})
-    states = {name: value for name, value in dict(out).items() if name in accepted and value is not None}
+    states = _returned_states(model, out)
     if not states:
         raise RequestError(
             f"{type(model).__name__} keeps nothing from pass to pass, so it has no decode; use a prefill of all tokens"
@@ -160,6 +167,13 @@ def _without_cache(
     for layer in state.layers:
         materialise(layer, device, generator, workload.context_tokens)
     return PassInputs(tokens, _cache=state)
+
+
+def _returned_states(model: nn.Module, out: Any) -> dict[str, Any]:
+    """What a pass returns under names that the next pass takes."""
+    accepted = inspect.signature(model.forward).parameters
+    returned = dict(out) if isinstance(out, Mapping) else {}
+    return {name: value for name, value in returned.items() if name in accepted and value is not None}
 
 
 def max_cache_len(workload: Workload) -> int:

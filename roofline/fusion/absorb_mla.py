@@ -41,6 +41,10 @@ class Attention:
     query: int
     head_dim: int
     value_dim: int
+    keys: int
+    """Tokens whose keys each query may meet, as they lie in memory."""
+    window: int | None
+    """Tokens that a later query can still see, where the module says so; None is all."""
 
 
 def absorbed(graph: OpGraph, flow: Dataflow, accesses: Accesses, attention: Attention) -> Attention | None:

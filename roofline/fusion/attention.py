@@ -8,6 +8,7 @@
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from roofline.fusion.absorb_mla import Attention, absorbed
 from roofline.graph.dataflow import Accesses, Dataflow
@@ -30,6 +31,8 @@ def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses) -> list[A
         over_latents = absorbed(graph, flow, accesses, attention)
         if over_latents is not None and _is_closed(graph, flow, over_latents.members):
             attention = over_latents
+        else:
+            attention = _with_copies(graph, flow, attention)
         taken |= set(attention.members)
         attentions.append(attention)
     return attentions
@@ -37,7 +40,10 @@ def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses) -> list[A
 
 def _fused(graph: OpGraph, flow: Dataflow, accesses: Accesses, index: int, module: AttentionModule | None) -> Attention:
     op, reads = graph.ops[index], accesses.reads[index]
-    pairs = op.dims.get("query", 0) * op.dims.get("kv", 0)
+    queries, tokens = op.dims.get("query", 0), graph.workload.query_tokens
+    if queries % tokens == 0:
+        queries = min(queries, tokens)  # `transformers` may fold the heads of a group into the queries
+    pairs = queries * op.dims.get("kv", 0)
 
     def is_mask(tensor: int) -> bool:
         """Whether a tensor has numbers for each pair, and neither the module nor its children make it."""
@@ -56,7 +62,41 @@ def _fused(graph: OpGraph, flow: Dataflow, accesses: Accesses, index: int, modul
         query=op.dims.get("query", 0),
         head_dim=op.dims.get("head_dim", 0),
         value_dim=op.dims.get("value_dim", op.dims.get("head_dim", 0)),
+        keys=op.dims.get("kv", 0),
+        window=module.window if module else None,
     )
+
+
+def _with_copies(graph: OpGraph, flow: Dataflow, attention: Attention) -> Attention:
+    """The attention with the copies of the cache that only it reads: repeated heads, or more bits than are stored."""
+    path, inside = graph.ops[attention.members[-1]].path, set(attention.members)
+    copies: set[int] = set()
+    todo = list(attention.members)
+    while todo:
+        i = todo.pop()
+        for access in graph.ops[i].reads:
+            producer = flow.producer(i, access.tensor)
+            if producer is None or producer in inside | copies:
+                continue
+            op = graph.ops[producer]
+            readers = {r for a in op.writes for r in flow.readers[a.tensor] if r > producer}
+            keeps = any(graph.tensors[a.tensor].role == "kv" for a in op.writes)
+            if op.kind is Kind.COPY and op.path == path and not keeps and readers <= inside | copies:
+                copies.add(producer)
+                todo.append(producer)
+    while outer := {i for i in copies if not _comes_from_cache(graph, flow, i, copies)}:
+        copies -= outer
+    members = tuple(sorted(inside | copies))
+    if not copies or not _is_closed(graph, flow, members):
+        return attention
+    vector = attention.vector_flops + sum(graph.ops[i].vector_flops for i in copies)
+    return replace(attention, members=members, vector_flops=vector)
+
+
+def _comes_from_cache(graph: OpGraph, flow: Dataflow, copy: int, copies: set[int]) -> bool:
+    """Whether a copy reads the cache, or another of the copies."""
+    reads = [access.tensor for access in graph.ops[copy].reads]
+    return any(graph.tensors[t].role == "kv" or flow.producer(copy, t) in copies for t in reads)
 
 
 def _unfused(
@@ -92,15 +132,26 @@ def _unfused(
         for t in accesses.reads[i]
         if graph.tensors[t].role == "activation" and not inside & set(flow.writers[t])
     }
+    masks = masks if module else set()
+
+    def is_free(op: Op) -> bool:
+        """Whether it only scales the scores, which the query can carry, or adds a mask that the kernel knows."""
+        reads = {access.tensor for access in op.reads}
+        return op.kind is Kind.POINTWISE and ((op.name == "aten::mul" and len(reads) == 1) or bool(reads & masks))
+
     return Attention(
         members=tuple(members),
         matrix_flops=sum(_without(op.matrix_flops, rectangle, masked) for op in (qk, pv)),
-        vector_flops=sum(_without_elements(graph.ops[i], rectangle, masked) for i in members),
-        masks=frozenset(masks) if module else frozenset(),
+        vector_flops=sum(
+            _without_elements(op, rectangle, masked) for op in (graph.ops[i] for i in members) if not is_free(op)
+        ),
+        masks=frozenset(masks),
         heads=qk.dims.get("b", 0),
         query=qk.dims.get("m", 0),
         head_dim=qk.dims.get("k", 0),
         value_dim=pv.dims.get("n", 0),
+        keys=qk.dims.get("n", 0),
+        window=module.window if module else None,
     )
 
 
@@ -109,7 +160,12 @@ def _masked_scores(graph: OpGraph, qk: Op, module: AttentionModule | None) -> in
     query, executed_kv, rows = graph.workload.query_tokens, qk.dims.get("n", 0), qk.dims.get("m", 0)
     if module is None or not executed_kv or rows % query:
         return 0
-    pairs = attention_pairs(query, graph.workload.context_tokens, module.causal, module.window)
+    context, window = graph.workload.context_tokens, module.window
+    pairs = attention_pairs(query, context, module.causal, window)
+    cached = min(context, window - 1) if window else context
+    if 0 <= executed_kv - query < cached:  # of the cached tokens some are dropped, and their pairs in proportion
+        own = min(pairs, attention_pairs(query, 0, module.causal, window))
+        pairs = round(own + (pairs - own) * (executed_kv - query) / cached)
     return max(0, query * executed_kv - pairs) * qk.dims.get("b", 1) * (rows // query)
 
 

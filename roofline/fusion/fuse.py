@@ -4,7 +4,8 @@ Each executed operation goes to exactly one group, greedily in order of executio
 any other operation joins the latest of the groups it depends on, or starts one. Such an anchorless group moves into the
 one group with an anchor that alone uses it (a cast, a mask), or before a later one that it does not depend on (1 + the
 gain of a norm behind a matmul). Avoidable copies are taken out before (`dataflow`); attention in pieces, or behind
-expanded latents, is one operation (`attention`). Operations join only across equal counts: a group has one count.
+expanded latents, is one operation (`attention`), and so is a recurrence (`recurrence`). Operations join only across
+equal counts: a group has one count.
 
 The groups, in order, are a valid schedule. Proof: groups are numbered as they are made, and each operation is put
 in a group whose number is at least that of every group it depends on (reads after writes, writes after reads and
@@ -17,13 +18,16 @@ A group reads each tensor from outside once. It writes what is read outside it, 
 an output of the model, unless it is a by-product beside another result that is read (the mean of a norm).
 """
 
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from roofline.fusion.absorb_mla import Attention
 from roofline.fusion.attention import find_attention
+from roofline.fusion.recurrence import Links, Recurrence, find_recurrences, order
 from roofline.graph.dataflow import Accesses, Dataflow, Sizes, ideal_accesses
-from roofline.graph.op import ANCHORS, Access, Kind, Op, OpGraph, sizes_by_tensor
+from roofline.graph.edit import access, changed, rebuilt, whole
+from roofline.graph.op import ANCHORS, Access, Kind, Op, OpGraph, Tensor, holds_tokens, sizes_by_tensor
 
 
 class Group(Op):
@@ -34,55 +38,134 @@ class Group(Op):
 
     ops: tuple[int, ...]
     """Indices of the executed operations, in order."""
+    window: tuple[int, int] | None = None
+    """Tokens of the keys and values it reads that a later query can still see, and all of them; None: it sees all."""
 
 
 def fused(graph: OpGraph) -> OpGraph:
-    """The ideal graph as a graph of its own: an operation a group, over the same tensors of unknown lifetime."""
+    """The ideal graph as a graph of its own: an operation a group that does anything, over tensors of unknown lifetime.
+
+    Of keys and values in a window the cache keeps a window; the others are an activation, gone after the attention.
+    """
     fields = Op.model_fields
-    ops = tuple(Op.model_construct(**{name: getattr(group, name) for name in fields}) for group in fuse(graph))
-    tensors = tuple(
-        tensor if tensor.held is None else tensor.model_copy(update={"held": None}) for tensor in graph.tensors
-    )
-    return graph.model_copy(update={"ops": ops, "tensors": tensors})
+    groups = fuse(graph)
+    ops = [
+        Op.model_construct(**{name: getattr(group, name) for name in fields})
+        for group in groups
+        if group.reads or group.writes or group.matrix_flops or group.vector_flops or group.link
+    ]
+    tensors = [tensor if tensor.held is None else tensor.model_copy(update={"held": None}) for tensor in graph.tensors]
+    rests: dict[int, Access] = {}
+    for group in groups:
+        window, keys = group.window or (1, 1)
+        for a in group.reads if window < keys else ():
+            tensor = tensors[a.tensor]
+            if holds_tokens(tensor) and a.tensor not in rests:
+                kept = whole(tensor.storage_bytes * window / keys)
+                rests[a.tensor] = access(len(tensors), tensor.storage_bytes - kept)
+                tensors[a.tensor] = tensor.model_copy(update={"storage_bytes": kept})
+                tensors.append(Tensor(id=len(tensors), storage_bytes=rests[a.tensor].bytes, role="activation"))
+    if rests:
+        ops = [changed(op, reads=_parted(op.reads, rests), writes=_parted(op.writes, rests)) for op in ops]
+    return rebuilt(graph, ops=tuple(ops), tensors=tuple(tensors))
+
+
+def _parted(accesses: Iterable[Access], rests: Mapping[int, Access]) -> tuple[Access, ...]:
+    """Accesses of windowed keys and values as accesses of what the cache keeps, and of the rest."""
+    made: list[Access] = []
+    for a in accesses:
+        rest = rests.get(a.tensor)
+        passing = min(a.bytes, rest.bytes) if rest else 0
+        if rest and passing:
+            made.append(access(rest.tensor, passing))
+        made.append(access(a.tensor, a.bytes - passing))
+    return tuple(made)
 
 
 def fuse(graph: OpGraph) -> tuple[Group, ...]:
     """The ideal graph, in an order that can run. Every operation of `graph` is in exactly one group."""
     flow = Dataflow(graph)
     accesses = ideal_accesses(graph, flow)
-    attentions = {attention.members[-1]: attention for attention in find_attention(graph, flow, accesses)}
+    attentions = find_attention(graph, flow, accesses)
+    links = Links(graph, flow)
+    recurrences = find_recurrences(links, {i for attention in attentions for i in attention.members})
+    kernels: list[Merged] = [*attentions, *recurrences]
+    merged = {kernel.members[-1]: kernel for kernel in kernels}
     reads = list(accesses.reads)
-    for attention in attentions.values():  # it knows which pairs are unmasked, so it does not read its mask
+    for attention in attentions:  # it knows which pairs are unmasked, so it does not read its mask
         for i in attention.members:
             reads[i] = {tensor: size for tensor, size in reads[i].items() if tensor not in attention.masks}
-    accesses = Accesses(tuple(reads), accesses.writes)
+    writes = list(accesses.writes)
+    unused = _unused(flow, reads, writes)
+    for i in unused:
+        writes[i] = {}
+    accesses = Accesses(tuple(reads), tuple(writes))
     readers: list[list[int]] = [[] for _ in graph.tensors]  # in the ideal graph
     for i, tensors in enumerate(reads):
         for tensor in tensors:
             readers[tensor].append(i)
     return tuple(
-        _group(flow, accesses, readers, ops, next((attentions[i] for i in ops if i in attentions), None))
-        for ops in _Grouping(graph, flow, attentions).groups()
+        _group(flow, accesses, readers, unused, ops, next((merged[i] for i in ops if i in merged), None))
+        for ops in _Grouping(graph, flow, merged).groups(order(links, recurrences))
     )
+
+
+SCALAR_BYTES = 8
+"""Largest size of a number that an operation takes as a tensor."""
+
+
+def _unused(flow: Dataflow, reads: Sequence[Sizes], writes: Sequence[Sizes]) -> set[int]:
+    """Operations that only make what no operation of the ideal graph reads: a mask, and the positions behind it.
+
+    What nobody reads as executed either is an output of the model, unless it is made from nothing, as a mask whose
+    layers a what-if has removed. Empties the reads of those operations.
+    """
+    readers: list[list[int]] = [[] for _ in flow.graph.tensors]  # in the ideal graph: copies are read through
+    for i, tensors in enumerate(reads):
+        for tensor in tensors:
+            readers[tensor].append(i)
+    from_nothing: set[int] = set()
+    for i, op in enumerate(flow.graph.ops):
+        numbers = SCALAR_BYTES if op.kind is Kind.COPY else -1  # as what a `where` puts in a mask
+        sources = [a.tensor for a in op.reads if flow.graph.tensors[a.tensor].storage_bytes > numbers]
+        if all(flow.producer(i, tensor) in from_nothing for tensor in sources):
+            from_nothing.add(i)
+    unused: set[int] = set()
+    for i in range(len(reads) - 1, -1, -1):
+        made = writes[i].keys()
+        if not made or any(flow.graph.tensors[t].role != "activation" for t in made):
+            continue
+        is_read = any(flow.readers[t] and flow.readers[t][-1] > i for t in made)
+        is_output = not is_read and i not in from_nothing
+        if not is_output and not any(r > i and t in reads[r] for t in made for r in readers[t]):
+            unused.add(i)
+            reads[i].clear()
+    return unused
+
+
+Merged = Attention | Recurrence
+"""Operations that one kernel replaces."""
 
 
 class _Grouping:
     """Assigns operations to numbered groups, one operation after another."""
 
-    def __init__(self, graph: OpGraph, flow: Dataflow, attentions: dict[int, Attention]) -> None:
-        self._graph, self._flow, self._attentions = graph, flow, attentions
-        self._deferred = {i for a in attentions.values() for i in a.members[:-1]}
+    def __init__(self, graph: OpGraph, flow: Dataflow, merged: dict[int, Merged]) -> None:
+        self._graph, self._flow, self._merged = graph, flow, merged
+        self._deferred = {i for kernel in merged.values() for i in kernel.members[:-1]}
+        self._scans = {i for i, kernel in merged.items() if isinstance(kernel, Recurrence)}
         self._members: list[list[int]] = []
         self._group_of: dict[int, int] = {}
         self._last_write = [-1] * len(graph.tensors)
         self._last_touch = [-1] * len(graph.tensors)
 
-    def groups(self) -> list[list[int]]:
-        for i, op in enumerate(self._graph.ops):
+    def groups(self, order: Iterable[int]) -> list[list[int]]:
+        for i in order:
+            op = self._graph.ops[i]
             if i in self._deferred:
                 continue
-            if i in self._attentions or op.kind in ANCHORS:
-                self._place(list(self._attentions[i].members) if i in self._attentions else [i], None)
+            if i in self._merged or op.kind in ANCHORS:
+                self._place(list(self._merged[i].members) if i in self._merged else [i], None)
                 continue
             latest = self._latest_dependency(i)
             while latest is not None and self._moves_back(latest, i):
@@ -114,13 +197,13 @@ class _Grouping:
         for i in ops:
             self._group_of[i] = group
             for accesses, writes in ((self._graph.ops[i].reads, False), (self._graph.ops[i].writes, True)):
-                for tensor in (access.tensor for access in accesses):
+                for tensor in (touched.tensor for touched in accesses):
                     self._last_touch[tensor] = max(self._last_touch[tensor], group)
                     if writes:
                         self._last_write[tensor] = max(self._last_write[tensor], group)
 
     def _has_anchor(self, group: int) -> bool:
-        return any(self._graph.ops[i].kind in ANCHORS for i in self._members[group])
+        return any(self._graph.ops[i].kind in ANCHORS or i in self._scans for i in self._members[group])
 
     def _moves_back(self, loose: int, op: int) -> bool:
         """Move an anchorless group that only `op` uses into the older group with an anchor that `op` also needs.
@@ -157,8 +240,8 @@ class _Grouping:
         """Move in the anchorless groups that feed nothing but this one, starting from what `ops` of it read."""
         todo = list(ops)
         while todo:
-            for access in self._graph.ops[todo.pop()].reads:
-                loose = self._last_write[access.tensor]
+            for read in self._graph.ops[todo.pop()].reads:
+                loose = self._last_write[read.tensor]
                 if loose in (-1, group) or not self._only_feeds(loose, self._members[group], self._count(group)):
                     continue
                 moved, self._members[loose] = self._members[loose], []
@@ -182,50 +265,78 @@ class _Grouping:
 
 
 def _group(
-    flow: Dataflow, accesses: Accesses, readers: list[list[int]], ops: list[int], attention: Attention | None
+    flow: Dataflow,
+    accesses: Accesses,
+    readers: list[list[int]],
+    unused: set[int],
+    ops: list[int],
+    merged: Merged | None,
 ) -> Group:
     graph = flow.graph
+    attention = merged if isinstance(merged, Attention) else None
     place = graph.ops[attention.members[-1]].path if attention is not None else None  # what it absorbs is elsewhere
     attends = {i for i in attention.members if graph.ops[i].path == place} if attention is not None else set()
 
     def rank(i: int) -> tuple[bool, bool, bool, float, float, int]:
         op = graph.ops[i]
-        whole = i in attends and op.kind is Kind.ATTENTION
-        return whole, i in attends, op.kind in ANCHORS, op.matrix_flops, op.vector_flops, i
+        at_once = i in attends and op.kind is Kind.ATTENTION
+        return at_once, i in attends, op.kind in ANCHORS, op.matrix_flops, op.vector_flops, i
 
     main = max(ops, key=rank)
     described = dict(graph.ops[main])
     if attention is not None and described["kind"] is not Kind.ATTENTION:
         sizes = {"query": attention.query, "head_dim": attention.head_dim, "value_dim": attention.value_dim}
         described |= {"kind": Kind.ATTENTION, "dims": {"heads": attention.heads, **sizes}}
-    rest = ops if attention is None else [i for i in ops if i not in attention.members]
+    if isinstance(merged, Recurrence):
+        described |= {"kind": Kind.SCAN, "dims": {}, "dtype": graph.workload.dtype}
+    inside = set(merged.members) if merged is not None else set()
+    rest = [i for i in ops if i not in inside and i not in unused]
     ways = {graph.ops[i].beside for i in ops if graph.ops[i].link}
     described |= {
-        name: sum(getattr(graph.ops[i], name) for i in rest) + (getattr(attention, name) if attention else 0)
+        name: sum(getattr(graph.ops[i], name) for i in rest) + (getattr(merged, name) if merged else 0)
         for name in ("matrix_flops", "vector_flops")
     }
     described |= {name: sum(getattr(graph.ops[i], name) for i in ops) for name in ("link_bytes", "messages")}
+    reads, writes = _outside_reads(flow, accesses, ops), _outside_writes(flow, accesses, readers, ops)
+    if isinstance(merged, Recurrence):
+        reads |= _states_read(accesses, writes, graph, ops)
     described |= {
-        "reads": moved_once(graph, _outside_reads(accesses, ops)),
-        "writes": moved_once(graph, _outside_writes(flow, accesses, readers, ops)),
+        "reads": moved_once(graph, reads),
+        "writes": moved_once(graph, writes),
         "link": next((graph.ops[i].link for i in ops if graph.ops[i].link), None),
         "beside": ways.pop() if len(ways) == 1 else None,  # None where transfers do not agree
         "also": tuple(dict.fromkeys(f"{graph.ops[i].path} {graph.ops[i].kind}" for i in ops if i != main)),
     }
+    if attention is not None and attention.window and attention.keys > attention.window:
+        described["window"] = (attention.window, attention.keys)
     return Group.model_construct(**described, ops=tuple(ops))  # of validated operations
 
 
-def _outside_reads(accesses: Accesses, ops: list[int]) -> Sizes:
+def _outside_reads(flow: Dataflow, accesses: Accesses, ops: list[int]) -> Sizes:
     """Sizes that the group reads and has not written itself before."""
+    inside = set(ops)
     written: Sizes = defaultdict(int)
     reads: Sizes = defaultdict(int)
     for i in ops:
         for tensor, size in accesses.reads[i].items():
+            before = flow.writers[tensor][: bisect_left(flow.writers[tensor], i)]
+            if before and flow.graph.tensors[tensor].role == "activation" and inside.issuperset(before):
+                continue  # all that is in it was made here
             if (missing := size - written[tensor]) > 0:
                 reads[tensor] += missing
         for tensor, size in accesses.writes[i].items():
             written[tensor] += size
     return reads
+
+
+def _states_read(accesses: Accesses, writes: Sizes, graph: OpGraph, ops: list[int]) -> Sizes:
+    """Sizes of the states that a recurrence reads: no more than it writes back, however many members read them."""
+    reads: Sizes = defaultdict(int)
+    for i in ops:
+        for tensor, size in accesses.reads[i].items():
+            if graph.tensors[tensor].role == "kv" and not holds_tokens(graph.tensors[tensor]):
+                reads[tensor] += size
+    return {tensor: min(size, writes.get(tensor) or size) for tensor, size in reads.items()}
 
 
 def _outside_writes(flow: Dataflow, accesses: Accesses, readers: list[list[int]], ops: list[int]) -> Sizes:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from roofline.graph.edit import rebuilt, redirected
 from roofline.graph.memory import footprint
 from roofline.graph.op import Access, Bytes, Op, OpGraph, layer_of
 
@@ -28,8 +29,22 @@ def fold(graph: OpGraph) -> OpGraph:
     """The same totals in fewer operations: loops first, then layers that are alike."""
     if graph.weight_bytes is None:
         graph = graph.model_copy(update={"weight_bytes": footprint(graph).weights})
-    graph = _with_lifetimes(graph)
+    graph = _with_lifetimes(_without_unused(graph))
     return _fold_layers(_fold_loops(graph))
+
+
+def _without_unused(graph: OpGraph) -> OpGraph:
+    """The graph without activations that nothing touches or holds, of which fusion leaves many and each time others."""
+    used = {a.tensor for op in graph.ops for a in (*op.reads, *op.writes)}
+    kept = [t for t in graph.tensors if t.role != "activation" or t.held is not None or t.id in used]
+    if len(kept) == len(graph.tensors):
+        return graph
+    numbers = {tensor.id: i for i, tensor in enumerate(kept)}
+    return rebuilt(
+        graph,
+        ops=tuple(redirected(op, numbers) for op in graph.ops),
+        tensors=tuple(tensor.model_copy(update={"id": i}) for i, tensor in enumerate(kept)),
+    )
 
 
 def _with_lifetimes(graph: OpGraph) -> OpGraph:

@@ -112,6 +112,15 @@ class Tensor(Record):
     """Share of the storage that lives in the memory of the host, not in the device's."""
 
 
+KEYS, VALUES = "keys", "values"
+"""Ends of the names of the cache's tensors that grow with the tokens: the attributes of the cache's layers."""
+
+
+def holds_tokens(tensor: Tensor) -> bool:
+    """Whether a tensor is keys or values of tokens, not another state of the cache."""
+    return tensor.role == "kv" and (tensor.name or "").endswith((f".{KEYS}", f".{VALUES}"))
+
+
 class Access(Record):
     """The part of a tensor that one operation reads or writes."""
 

@@ -12,9 +12,8 @@ from math import ceil, isfinite
 
 from roofline.graph.dataflow import Dataflow
 from roofline.graph.edit import Edit, access, changed
-from roofline.graph.op import Access, Kind, Op, OpGraph, attention_pairs
+from roofline.graph.op import Access, Kind, Op, OpGraph, attention_pairs, holds_tokens
 from roofline.whatif.checks import executed
-from roofline.whatif.kv_cache import holds_tokens
 
 OPTION = "compress_kv"
 

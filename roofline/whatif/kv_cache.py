@@ -14,7 +14,7 @@ from roofline.dtypes import element_bits
 from roofline.graph.dataflow import Dataflow
 from roofline.graph.edit import Edit, access, changed, inserted
 from roofline.graph.linear import QUANTISE
-from roofline.graph.op import Access, Kind, Op, OpGraph, Tensor
+from roofline.graph.op import KEYS, Access, Kind, Op, OpGraph, holds_tokens
 
 KV_BITS = (2, 4, 8, 16, 32)
 """Bits of a stored key or value; 16 and 32 are plain floating point, without scales."""
@@ -22,15 +22,8 @@ KV_BITS = (2, 4, 8, 16, 32)
 DONE = "kv"
 """Key in `OpGraph.options`."""
 
-KEYS, VALUES = "keys", "values"
-"""Ends of the names of the cache's tensors: the attributes of the cache's layers."""
 QUANTISE_FLOPS = 4
 """FLOPs for an element: |x|, maximum, division, rounding."""
-
-
-def holds_tokens(tensor: Tensor) -> bool:
-    """Whether a tensor is keys or values of tokens, not another state of the cache."""
-    return tensor.role == "kv" and (tensor.name or "").endswith((f".{KEYS}", f".{VALUES}"))
 
 
 def quantise_kv(graph: OpGraph, bits: int, scale_bits: int) -> OpGraph:

@@ -1,181 +1,95 @@
-"""Attention that runs in pieces, or over expanded latents, as one operation of the ideal graph."""
+"""Attention of the ideal graph: the same for all forms that can be traced, without its mask, over a window's cache."""
 
-from graphs import GraphBuilder, check_invariants, group_with, groups_of, sizes
+from itertools import combinations
 
-from roofline.fusion.fuse import fuse
-from roofline.graph.op import AttentionModule, OpGraph
+import numpy as np
+import pytest
+from parametric_graphs import workload
+from tiny import tiny
+from whatif_graphs import linked_peaks
+
+from profiler.cli.options import what_ifs
+from profiler.models.graphs import ModelGraphs, Tracing
+from roofline.fusion.fuse import fused
+from roofline.graph.memory import footprint
+from roofline.graph.op import OpGraph
+from roofline.price import price
 from roofline.workload import Workload
 
-# Unfused attention. One sequence of 4 tokens, 2 heads over 1 KV head, head dim 8, fp32.
+ALONE = (
+    "quantise:kv=8", "quantise:kv=4", "quantise:weights=4,activations=8,kv=8", "compress_kv:ratio=2",
+    "tensor_parallel:degree=2,link=nvlink", "offload:kv=1,link=pcie", "send_kv:link=network", "lora:rank=2,adapters=2",
+    "low_rank:rank=4", "sparsify_2_4", "early_exit:after_layers=1", "pipeline_stage:stages=2,stage=0,link=network",
+)  # fmt: skip
+"""What-ifs that change attention, its cache, or what is beside it."""
 
-Q, K, S, OUT = 2 * 4 * 8 * 4, 4 * 8 * 4, 2 * 4 * 4 * 4, 2 * 4 * 8 * 4  # bytes
-FULL = 2 * 2 * 4 * 4 * 8  # 2 × heads × query × KV × head dim, either matmul
-
-
-def eager(builder: GraphBuilder | None = None) -> GraphBuilder:
-    b = builder or GraphBuilder()
-    b.activation("q", Q)
-    b.kv("k", K)
-    b.kv("v", K)
-    b.activation("mask", 4 * 4 * 4)
-    dims = {"b": 2, "m": 4}
-    b.op("copy", reads=["k"], writes={"k2": 2 * K}, path="attn")
-    b.op("copy", reads=["v"], writes={"v2": 2 * K}, path="attn")
-    b.op("matmul", reads=["q", "k2"], writes={"s": S}, path="attn", matrix=FULL, n=4, k=8, **dims)
-    b.op("pointwise", reads=["s", "mask"], writes={"t": S}, path="attn", vector=64, elements=32)
-    b.op("softmax", reads=["t"], writes={"p": S}, path="attn", vector=160, elements=32)
-    b.op("matmul", reads=["p", "v2"], writes={"o": OUT}, path="attn", matrix=FULL, n=8, k=4, **dims)
-    b.op("copy", reads=["o"], writes={"ot": OUT}, path="attn")
-    return b
+TOGETHER = ("tensor_parallel:degree=2,link=nvlink", "compress_kv:ratio=2", "quantise:kv=8", "offload:kv=1,link=pcie")
 
 
-def test_unfused_causal_attention_has_the_traffic_and_the_flops_of_flash_attention():
-    graph = eager().graph([AttentionModule(path="attn", causal=True)])
-    group = group_with(graph, 4)
-    assert set(group.ops) == {2, 3, 4, 5, 6} | ({0, 1} & set(group.ops))
-    assert sizes(graph, group.reads) == {"q": Q, "k": K, "v": K}
-    assert sizes(graph, group.writes) == {"ot": OUT}
-    # causal: 1 + 2 + 3 + 4 = 10 of 16 pairs
-    assert group.matrix_flops == 2 * FULL * 10 / 16
-    assert group.vector_flops == (64 + 160) * 10 / 16
-    check_invariants(graph)
+def figures(graph: OpGraph) -> list[float]:
+    """Seconds, FLOPs, bytes and memory of a whole pass."""
+    seconds = float(price(graph, linked_peaks()).time_s.sum())
+    work = [sum(getattr(op, name) for op in graph.ops) for name in ("matrix_flops", "vector_flops", "link_bytes")]
+    memory = footprint(graph)
+    return [seconds, *work, sum(t.total for t in graph.traffic), memory.kv_cache, memory.activations, memory.peak]
 
 
-def test_a_window_counts_its_own_pairs():
-    graph = eager().graph([AttentionModule(path="attn", causal=True, window=2)])
-    assert group_with(graph, 4).matrix_flops == 2 * FULL * 7 / 16  # 1 + 2 + 2 + 2
+def changed(graph: OpGraph, names: tuple[str, ...]) -> OpGraph | str:
+    """The graph with these what-ifs; why not, where one of them refuses it."""
+    try:
+        for change in what_ifs(names):
+            graph = change(graph)
+    except ValueError as error:
+        return str(error)
+    return graph
 
 
-def test_a_module_that_says_nothing_of_itself_keeps_all_pairs_and_its_mask():
-    graph = eager().graph()
-    group = group_with(graph, 4)
-    assert group.matrix_flops == 2 * FULL
-    assert sizes(graph, group.reads) == {"q": Q, "k": K, "v": K, "mask": 64}
-    check_invariants(graph)
+def test_eager_and_fused_attention_have_one_ideal_form_under_every_what_if() -> None:
+    chains = [(), *((name,) for name in ALONE), *combinations(TOGETHER, 2)]
+    for name in ("llama", "mistral", "gemma3"):
+        for w in (workload(4, 1, 40), workload(2, 6, 40), workload(2, 32, 0)):
+            by_form = [
+                ModelGraphs(tiny(name), name, Tracing(dtype="bfloat16", attn=attn)).whole(w)
+                for attn in ("sdpa", "eager")
+            ]
+            for chain in chains:
+                sdpa, eager = (changed(graph, chain) for graph in by_form)
+                if isinstance(sdpa, str) or isinstance(eager, str):
+                    assert sdpa == eager, (name, w.key, chain)
+                    continue
+                ours, theirs = figures(fused(sdpa)), figures(fused(eager))
+                np.testing.assert_allclose(theirs, ours, rtol=1e-9, err_msg=f"{name} {w.key} {chain}")
 
 
-def test_keys_that_change_before_the_values_are_used_keep_attention_unfused():
-    b = eager()
-    b.op("pointwise", reads=["ot"], writes={"q": Q})
-    assert set(range(2, 6)) <= set(group_with(b.graph(), 2).ops)  # after the attention: no matter
-    b = GraphBuilder()
-    b.op("matmul", reads={"q": Q, "k": K}, writes={"s": S}, path="attn")
-    b.op("softmax", reads=["s"], writes={"p": S}, path="attn")
-    b.op("other", reads={"x": 1}, writes={"q": Q})  # cannot run before the scores
-    b.op("matmul", reads={"p": S, "q": Q}, writes={"o": OUT}, path="attn")
-    assert 3 not in group_with(b.graph(), 0).ops
-    check_invariants(b.graph())
+def test_eight_bits_of_cache_cost_less_than_sixteen_with_repeated_heads() -> None:
+    graph = ModelGraphs(tiny("gpt_oss"), "gpt_oss", Tracing(dtype="bfloat16")).whole(workload(4, 1, 200))
+    narrow = changed(graph, ("quantise:kv=8",))
+    assert not isinstance(narrow, str)
+    read, plain = (sum(t.kv_read + t.kv_write for t in fused(g).traffic) for g in (narrow, graph))
+    assert read == pytest.approx(plain * (8 * 8 + 16) / (16 * 8))  # a scale of 16 bits for a head of 8 elements
+    written = [sum(t.activation_write for t in fused(g).traffic) for g in (narrow, graph)]
+    assert written[0] <= written[1] + 4 * 2 * 2 * 2 * 8 * 2  # at most new keys and values of each layer
 
 
-def test_attention_of_layers_with_different_counts_stays_unfused():
-    b = GraphBuilder()
-    b.op("matmul", reads={"q": Q, "k": K}, writes={"s": S}, path="attn", count=2)
-    b.op("softmax", reads=["s"], writes={"p": S}, path="attn", count=2)
-    b.op("matmul", reads={"p": S, "v": K}, writes={"o": OUT}, path="attn")
-    assert groups_of(b.graph()) == [(0, 1), (2,)]
-    check_invariants(b.graph())
+def test_a_windowed_layer_keeps_a_window_and_a_prefill_makes_no_mask() -> None:
+    # name: (layers, windowed ones, bytes of keys and values of a token in a layer, window)
+    token = 2 * 2 * 8 * 2  # keys and values, heads, width, bytes
+    cases = {"mistral": (2, 2, token, 8), "gpt_oss": (2, 1, token, 8), "gemma3": (4, 3, token // 2, 8)}
+    for name, (layers, windowed, bytes_of_token, window) in cases.items():
+        graphs = ModelGraphs(tiny(name), name, Tracing(dtype="bfloat16"))
+        activations = []
+        for tokens in (256, 512, 1024):
+            prefill = footprint(fused(graphs.whole(workload(1, tokens, 0))))
+            step = footprint(fused(graphs.whole(workload(1, 1, tokens - 1))))
+            expected = bytes_of_token * ((layers - windowed) * tokens + windowed * min(tokens, window))
+            assert prefill.kv_cache == step.kv_cache == expected, (name, tokens)
+            assert prefill.peak >= prefill.weights + prefill.kv_cache, (name, tokens)
+            activations.append(prefill.activations)
+        assert activations[2] - activations[1] == pytest.approx(2 * (activations[1] - activations[0])), name
 
 
-def test_scores_that_somebody_else_reads_keep_attention_unfused():
-    b = eager()
-    b.op("reduction", reads=["p"], writes={"entropy": 4})
-    graph = b.graph([AttentionModule(path="attn", causal=True)])
-    assert 5 not in group_with(graph, 2).ops
-    check_invariants(graph)
-
-
-def test_a_matmul_with_a_weight_is_not_attention():
-    b = GraphBuilder()
-    b.weight("router", 40)
-    b.activation("x", 10)
-    b.op("matmul", reads=["x", "router"], writes={"logits": 8}, path="moe")
-    b.op("softmax", reads=["logits"], writes={"p": 8}, path="moe")
-    b.op("matmul", reads=["p", "x"], writes={"y": 8}, path="moe")
-    assert groups_of(b.graph()) == [(0, 1), (2,)]
-
-
-def test_fused_attention_of_a_known_module_needs_no_mask():
-    b = GraphBuilder()
-    b.weight("wq", 64)
-    b.op("pointwise", writes={"mask": 16}, path="model")
-    b.kv("k", K)
-    for module in ("a", "b"):
-        b.op("matmul", reads=["wq"], writes={f"q{module}": Q}, path=f"{module}.q_proj")
-        b.op(
-            "attention",
-            reads=[f"q{module}", "k", "mask"],
-            writes={f"o{module}": OUT},
-            path=module,
-            matrix=9,
-            query=4,
-            kv=4,
-        )
-    known = b.graph([AttentionModule(path=module, causal=True) for module in ("a", "b")])
-    assert sizes(known, group_with(known, 2).reads) == {"qa": Q, "k": K}
-    assert group_with(known, 2).matrix_flops == 9
-    assert group_with(known, 0).writes == ()
-    unknown = b.graph()
-    assert sizes(unknown, group_with(unknown, 2).reads) == {"qa": Q, "k": K, "mask": 16}
-    assert sizes(unknown, group_with(unknown, 0).writes) == {"mask": 16}
-    check_invariants(known)
-
-
-# Latent attention. Rank 16, rope 4, nope 8, values 8, 2 heads; 32 cached tokens and 1 new one or all new.
-
-R, ROPE, NOPE, V, HEADS = 16, 4, 8, 8, 2
-
-
-def latent(query: int, kv: int) -> OpGraph:
-    b = GraphBuilder(Workload(batch=1, query_tokens=query, context_tokens=kv - query, dtype="float32"))
-    b.kv("latent", kv * R * 4)
-    b.kv("rope", kv * ROPE * 4)
-    b.weight("w", R * HEADS * (NOPE + V) * 4)
-    b.activation("q", query * HEADS * (NOPE + ROPE) * 4)
-    width = HEADS * (NOPE + V)
-    key_bytes = kv * HEADS * (NOPE + ROPE) * 4
-    b.op(
-        "matmul",
-        reads=["latent", "w"],
-        writes={"x": kv * width * 4},
-        path="attn.kv_b",
-        matrix=2 * kv * R * width,
-        b=1,
-        m=kv,
-        n=width,
-        k=R,
-    )
-    b.op("copy", reads={"x": kv * HEADS * NOPE * 4}, writes={"keys": kv * HEADS * NOPE * 4}, path="attn")
-    b.op("copy", reads=["rope"], writes={"keys": kv * HEADS * ROPE * 4}, path="attn")
-    b.op(
-        "attention",
-        reads={"q": query * HEADS * (NOPE + ROPE) * 4, "keys": key_bytes, "x": kv * HEADS * V * 4},
-        writes={"o": query * HEADS * V * 4},
-        path="attn",
-        matrix=2 * HEADS * query * kv * (NOPE + ROPE + V),
-        batch=1,
-        heads=HEADS,
-        kv_heads=HEADS,
-        query=query,
-        kv=kv,
-        head_dim=NOPE + ROPE,
-        value_dim=V,
-    )
-    return b.graph()
-
-
-def test_decode_absorbs_the_expansion_and_reads_the_latents_only():
-    graph = latent(1, 32)
-    (group,) = fuse(graph)
-    # q·W_k and o·W_v: 2·2·16·(8 + 8) = 1024; scores on 16 + 4, values on 16: 2·2·32·36 = 4608
-    assert group.matrix_flops == 1024 + 4608
-    assert group.matrix_flops < sum(op.matrix_flops for op in graph.ops)
-    assert sizes(graph, group.reads) == {"latent": 32 * R * 4, "rope": 32 * ROPE * 4, "w": 16 * 32 * 4, "q": 96}
-    assert sizes(graph, group.writes) == {"o": 64}
-    check_invariants(graph)
-
-
-def test_prefill_keeps_the_expansion_because_absorbing_costs_more_flops():
-    graph = latent(32, 32)
-    assert 0 not in group_with(graph, 3).ops
-    assert sum(g.matrix_flops for g in fuse(graph)) == sum(op.matrix_flops for op in graph.ops)
-    check_invariants(graph)
+def test_chunks_after_a_context_keep_a_window_too() -> None:
+    graphs = ModelGraphs(tiny("mistral"), "mistral", Tracing(dtype="bfloat16"))
+    for query, context in ((4, 100), (40, 100), (40, 4)):
+        w = Workload(batch=1, query_tokens=query, context_tokens=context, dtype="bfloat16")
+        assert footprint(fused(graphs.whole(w))).kv_cache == 2 * 8 * 2 * 2 * 8 * 2, (query, context)
