@@ -150,13 +150,11 @@ def mixed(text: str, dtype: str) -> tuple[Workload, ...]:
 
 
 def what_ifs(texts: Sequence[str]) -> "list[WhatIf]":
-    """Changes of the graph, in the order in which they are written."""
-    from roofline.whatif.registry import check_order, parse
+    """Changes of the graph, in the order in which they are applied."""
+    from roofline.whatif.registry import ordered, parse
 
     with one_line():
-        changes = [parse(text) for text in texts]
-        check_order(changes)
-    return changes
+        return ordered([parse(text) for text in texts])
 
 
 def device(name: str, peaks: str) -> "Device":

@@ -202,8 +202,11 @@ class _Work:
         sizes = np.array([getattr(probe, field) for probe in probes])
 
         def needed(size: int) -> float:
-            piece = serving[int(np.searchsorted(sizes, size, side="right")) - 1]
-            return self._memory(piece, probes[0].model_copy(update={field: size})).peak
+            nearest = int(np.searchsorted(sizes, size, side="right")) - 1
+            piece, workload = serving[nearest], probes[0].model_copy(update={field: size})
+            if len(piece.graph.monomials) == 1:  # traced alone: it says nothing of other sizes
+                return self.memory(workload).peak
+            return self._memory(piece, workload).peak
 
         most = largest(needed, self.capacity_bytes, limit)
         if most == limit:

@@ -105,7 +105,8 @@ def pipeline_stage(graph: OpGraph, stages: int, stage: int, link: str = "network
     for i, here in enumerate(at):
         if here != stage:
             edit.put(i)
-    sent = (send(access(t, n), link=link, like=graph.ops[last]) for t, n in _sent_on(graph, at, stage).items())
+    like = graph.ops[last].model_copy(update={"path": ""})  # outside of the layers, so that these go on being alike
+    sent = (send(access(t, n), link=link, like=like) for t, n in _sent_on(graph, at, stage).items())
     edit.put(last, graph.ops[last], *sent)
     used = {a.tensor for op in graph.ops for a in (*op.reads, *op.writes)}
     for tensor in graph.tensors:

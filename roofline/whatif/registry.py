@@ -25,25 +25,34 @@ from roofline.whatif.quantise import quantise
 from roofline.whatif.tensor_parallel import tensor_parallel
 
 WHAT_IFS: dict[str, Callable[..., OpGraph]] = {
-    "quantise": quantise,
-    "unfuse_attention": unfuse_attention,
-    "fuse_attention": fuse_attention,
-    "tensor_parallel": tensor_parallel,
-    "pipeline_stage": pipeline_stage,
-    "expert_parallel": expert_parallel,
-    "compress_kv": compress_kv,
-    "early_exit": early_exit,
     "remove_layers": remove_layers,
+    "early_exit": early_exit,
+    "fuse_attention": fuse_attention,
+    "skew_experts": skew_experts,
+    "compress_kv": compress_kv,
     "low_rank": low_rank,
     "sparsify_2_4": sparsify_2_4,
+    "tensor_parallel": tensor_parallel,
+    "expert_parallel": expert_parallel,
+    "quantise": quantise,
     "lora": lora,
+    "unfuse_attention": unfuse_attention,
+    "pipeline_stage": pipeline_stage,
     "offload": offload,
-    "skew_experts": skew_experts,
     "send_kv": send_kv,
 }
+"""The what-ifs by name, in the order in which they are applied, however they are written.
 
-AFTER_OFFLOAD = frozenset({"offload", "send_kv", "unfuse_attention", "fuse_attention"})
-"""What-ifs that leave as many bytes to offload as there were, and so may be written behind it."""
+The model is changed first (its layers, its attention, its routing, its cache, the shapes of its weights), then divided
+among devices, then stored in fewer bits, so that each rank quantises what it holds; what crosses a link at its final
+size (offloaded or sent tensors) comes last.
+"""
+
+REPEATABLE = frozenset({"remove_layers", "low_rank", "sparsify_2_4", "quantise", "lora"})
+"""What-ifs that may be written several times, for other layers each time."""
+
+CONTRADICTORY = (("fuse_attention", "unfuse_attention"),)
+"""What-ifs of which each undoes the other."""
 
 
 @dataclass(frozen=True)
@@ -100,21 +109,20 @@ def parse(text: str) -> WhatIf:
     return WhatIf(name, options)
 
 
-def check_order(changes: Sequence[WhatIf]) -> None:
-    """Refuse orders that would give another number than they say. Raises: ValueError, which to write first.
+def ordered(changes: Sequence[WhatIf]) -> list[WhatIf]:
+    """The changes in the order of `WHAT_IFS`; those of one name in the order of their texts.
 
-    Shards are found from the dataflow before activations are quantised; the load of a rank follows from the skew;
-    offloaded tensors cross the link at their final sizes.
+    Raises: ValueError for two that undo each other, or for a name given twice that makes sense once.
     """
-    for i, late in enumerate(changes):
-        before = {change.name for change in changes[:i]}
-        narrowed = any(change.name == "quantise" and change.options.get("activations") for change in changes[:i])
-        if late.name == "tensor_parallel" and narrowed:
-            raise ValueError("write tensor_parallel before the quantise that quantises activations")
-        if late.name == "skew_experts" and "expert_parallel" in before:
-            raise ValueError("write skew_experts before expert_parallel")
-        if "offload" in before and late.name not in AFTER_OFFLOAD:
-            raise ValueError(f"write offload after {late.name}")
+    names = [change.name for change in changes]
+    for pair in CONTRADICTORY:
+        if set(pair) <= set(names):
+            raise ValueError(f"what-ifs {' and '.join(pair)} undo each other; leave one out")
+    twice = next((name for name in names if names.count(name) > 1 and name not in REPEATABLE), None)
+    if twice:
+        raise ValueError(f"what-if {twice} is given {names.count(twice)} times; give it once")
+    rank = {name: i for i, name in enumerate(WHAT_IFS)}
+    return sorted(changes, key=lambda change: (rank[change.name], repr(sorted(change.options.items()))))
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:
