@@ -60,7 +60,7 @@ SIZES = frozenset({"--phase", "--prompt", "--context", "--batch", "--logits"})
 
 OF_PAPER = frozenset({"--bits", "--flash"})
 NOT_OF_PAPER = frozenset({
-    "--what-if", "--mix", "--output", "--draft", "--decode-hardware", "--largest", "--csv", "--html", "--form",
+    "--what-if", "--mix", "--output", "--draft", "--decode-hardware", "--micro-batches", "--largest", "--csv", "--html", "--form",
     "--phase", "--context", "--logits",
 })  # fmt: skip
 """Options of one accounting that mean nothing to the other."""
@@ -212,7 +212,7 @@ def refuse_in_vain(written: frozenset[str], accounting: str) -> None:
             f"{listed(vain)} needs --accounting paper; add it, or use a what-if, as --what-if quantise:weights=4"
         )
     needed: tuple[tuple[str, Collection[str]], ...] = (
-        ("--output", ("--draft", "--decode-hardware")),
+        ("--output", ("--draft", "--decode-hardware", "--micro-batches")),
         ("--draft", ("--speculate", "--acceptance")),
     )
     for option, dependants in needed:

@@ -22,7 +22,7 @@ from roofline.hardware.load import device_names
 from roofline.predict.passes import Prediction
 from roofline.predict.question import Device, Question, Speculation, answer
 from roofline.sweep.family import Form, Source, StoredGraphs, source
-from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text
+from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text, stages_of
 from roofline.workload import Logits, Workload
 
 EXAMPLE = """
@@ -70,6 +70,9 @@ def predict(
     decode_hardware: Annotated[
         str | None, Option(help="Device that decodes, where only prefill runs on --hardware (see what-if send_kv).")
     ] = None,
+    micro_batches: Annotated[
+        int, Option(help="Parts of the batch that follow each other through the stages of a pipeline.", min=1)
+    ] = 1,
     largest: Annotated[bool, Option("--largest", help="Also find the largest batch and context that fit.")] = False,
     accounting: Annotated[str, Option(help="Rules of counting: roofcal, or paper (arXiv 2402.16363).")] = "roofcal",
     bits: Annotated[str, Option(help="For the paper: bits of weights, activations, KV cache.")] = "16,16,16",
@@ -124,10 +127,16 @@ def predict(
             if on is None:
                 return
             if not is_paper:
-                decode = None
+                decode, decode_stages = None, []
                 if decode_hardware:  # send_kv belongs to the prefill
                     kept = [change for change in changes if change.name != "send_kv"]
                     decode = subject.source(kept, shape), option.device(decode_hardware, peaks)
+                    decode_stages = stages_of(kept) if requests else []
+                stages = stages_of(changes) if requests else []
+                if "--micro-batches" in written and not stages:
+                    raise RequestError(
+                        "--micro-batches changes nothing without a pipeline; add --what-if pipeline_stage:stages=4"
+                    )
                 question = Question(
                     workloads=workloads,
                     mixes=mixes,
@@ -135,6 +144,9 @@ def predict(
                     dtype=dtype,
                     largest=largest,
                     decode=decode,
+                    pipeline=tuple(subject.source(stage, shape) for stage in stages),
+                    decode_pipeline=tuple(subject.source(stage, shape) for stage in decode_stages),
+                    micro_batches=micro_batches,
                     speculation=_speculation(subject, draft, speculate, acceptance, shape) if draft else None,
                 )
                 notes = subject.notes(_longest(question))

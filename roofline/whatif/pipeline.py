@@ -75,9 +75,13 @@ def _crossing(link: str, size: Bytes, messages: int) -> dict[str, Any]:
 OPTION = "pipeline_stage"
 
 
-def pipeline_stage(graph: OpGraph, stages: int, stage: int, link: str = "network") -> OpGraph:
-    """Stage `stage`, from 0 on, of a pipeline of `stages` devices; one stage changes nothing.
+def pipeline_stage(graph: OpGraph, stages: int, stage: int = 0, link: str = "nvlink") -> OpGraph:
+    """One stage of a pipeline of devices, and what it sends on; whole requests go through all stages.
 
+    Args:
+        stages: number of devices, each with an equal share of the layers; 1 changes nothing.
+        stage: the one to price, from 0 on.
+        link: of the device to the next stage.
     Raises: ValueError for more stages than layers, a stage that there is not, or a folded graph.
     """
     checked_ranks("stages", stages)

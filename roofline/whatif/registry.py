@@ -125,6 +125,15 @@ def ordered(changes: Sequence[WhatIf]) -> list[WhatIf]:
     return sorted(changes, key=lambda change: (rank[change.name], repr(sorted(change.options.items()))))
 
 
+def stages_of(changes: Sequence[WhatIf]) -> list[list[WhatIf]]:
+    """The changes for each stage of the pipeline that one of them asks for; none without a pipeline of several."""
+    stages = next((change.options["stages"] for change in changes if change.name == "pipeline_stage"), 1)
+    return [
+        [WhatIf(c.name, {**c.options, "stage": i}) if c.name == "pipeline_stage" else c for c in changes]
+        for i in range(stages if stages > 1 else 0)
+    ]
+
+
 def _parameters(name: str) -> dict[str, inspect.Parameter]:
     """The options of a what-if: all parameters of its function but the graph."""
     return dict(list(inspect.signature(WHAT_IFS[name]).parameters.items())[1:])
