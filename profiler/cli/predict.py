@@ -61,6 +61,10 @@ def predict(
     what_if: Annotated[
         list[str] | None, Option(help="A change, as quantise:weights=4; repeat for several; 'list' lists them.")
     ] = None,
+    link: Annotated[
+        list[str] | None,
+        Option(help="A link of the device by hand: NAME=BYTES_PER_S,SECONDS of a message, as network=50e9,5e-6."),
+    ] = None,
     attn: option.Attention = "default",
     experts: option.Experts = "default",
     cache: option.Cache = "dynamic",
@@ -104,10 +108,11 @@ def predict(
         raise RequestError(f"{option.listed(vain)} says how MODEL is traced; leave it out without a MODEL")
     if hardware is None and save_graph is None:
         raise RequestError("name a device with --hardware (--hardware list lists them), or give its JSON file")
-    on = None if hardware is None else option.device(hardware, peaks)
+    on = None if hardware is None else option.device(hardware, peaks, link or ())
     is_paper = option.words("--accounting", accounting, ("roofcal", "paper"))[0] == "paper"
     shape: Form = "fused" if option.words("--form", form, ("fused", "executed"))[0] == "fused" else "executed"
-    changes = option.what_ifs(what_if or ())
+    asked = option.what_ifs(what_if or ())
+    changes = option.linked(asked, on) if on is not None else asked
     if shape == "fused" and any(change.name == "unfuse_attention" for change in changes):
         raise RequestError("--form fused undoes what-if unfuse_attention; add --form executed")
     dtype = dtype if "--dtype" in written else subject.dtype or dtype
@@ -129,8 +134,9 @@ def predict(
             if not is_paper:
                 decode, decode_stages = None, []
                 if decode_hardware:  # send_kv belongs to the prefill
-                    kept = [change for change in changes if change.name != "send_kv"]
-                    decode = subject.source(kept, shape), option.device(decode_hardware, peaks)
+                    decode_on = option.device(decode_hardware, peaks, link or ())
+                    kept = option.linked([change for change in asked if change.name != "send_kv"], decode_on)
+                    decode = subject.source(kept, shape), decode_on
                     decode_stages = stages_of(kept) if requests else []
                 stages = stages_of(changes) if requests else []
                 if "--micro-batches" in written and not stages:

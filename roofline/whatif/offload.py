@@ -24,8 +24,13 @@ WEIGHT_BUFFERS, KV_BUFFERS = "offload.weights", "offload.kv"
 
 
 def offload(graph: OpGraph, weights: float = 0.0, kv: float = 0.0, link: str = "pcie", overlap: bool = True) -> OpGraph:
-    """The pass with these shares of its weights and its cache in the memory of the host.
+    """Shares of the weights and of the KV cache in the memory of the host, fetched over a link when they are used.
 
+    Args:
+        weights: share of each weight on the host, from 0 to 1.
+        kv: share of the cache on the host, from 0 to 1.
+        link: of the device to its host.
+        overlap: whether transfers go on beside the operations of their layer.
     Raises: ValueError for shares outside 0 to 1, for what is offloaded already, or for a cache that there is not.
     """
     shares = {"weights": checked_share("weights", weights), "kv": checked_share("kv", kv)}

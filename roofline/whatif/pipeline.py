@@ -35,9 +35,16 @@ def reduce_scatter(data: Access, part: Access, *, ranks: int, link: str, like: O
     return _collective("reduce_scatter", data, part, data.bytes, ranks, link, like)
 
 
-def all_to_all(held: Access, received: Access, *, ranks: int, link: str, like: Op) -> Op:
-    """Give each other rank its share of what this one holds, and get one of each; the own share stays."""
-    return _collective("all_to_all", held, received, held.bytes, ranks, link, like, max(held.bytes, received.bytes))
+def all_to_all(
+    held: Access, received: Access, *, ranks: int, link: str, like: Op, moved: Bytes | None = None
+) -> Op:
+    """Give each other rank its share of what this one holds, and get one of each; the own share stays.
+
+    Args: `moved` are the bytes of all shares, the own one included, where they are not those in memory.
+    """
+    size = held.bytes if moved is None else moved
+    most = max(held.bytes, received.bytes) if moved is None else moved
+    return _collective("all_to_all", held, received, size, ranks, link, like, most)
 
 
 def send(data: Access, *, link: str, like: Op) -> Op:

@@ -1,6 +1,7 @@
 """Every what-if by name, and how one is written down: ``name:option=value,option=value``.
 
-Items of a list have | between them: ``quantise:weights=4,where=*.mlp.*|*.self_attn.*``. A what-if is a function of a
+Items of a list have | between them: ``"quantise:weights=4,where=*.mlp.*|*.self_attn.*"``, which a shell needs quoted.
+An option `link` that is not written is the device's own (`linked`). A what-if is a function of a
 graph and of options with types, which returns a graph or raises ValueError; a new one is its file and a row here.
 """
 
@@ -8,11 +9,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from roofline.graph.op import OpGraph
+from roofline.hardware.spec import OUTWARD, Peaks
 from roofline.whatif.attention import fuse_attention, unfuse_attention
 from roofline.whatif.compress import compress_kv
 from roofline.whatif.disaggregate import send_kv
@@ -66,16 +68,58 @@ class WhatIf:
         return WHAT_IFS[self.name](graph, **self.options)
 
 
+LINK = "link"
+"""The option that names a link of the device: a key of `Peaks.links`."""
+TO_PEERS = (*OUTWARD, "network", "pcie")
+"""Links to other devices, the best first: a device's own is the first that it has and that joins so many."""
+TO_HOST = ("nvlink-c2c", "pcie")
+"""The same for the memory of the host."""
+
+
 def usage(name: str) -> str:
-    """The form of a what-if, with its defaults: "tensor_parallel:degree=,link=nvlink"."""
-    options = ",".join(f"{p.name}={_written(p.default)}" for p in _parameters(name).values())
+    """The form of a what-if, with its defaults: "tensor_parallel:degree=,link="."""
+    options = ",".join(
+        f"{p.name}={'' if p.name == LINK else _written(p.default)}" for p in _parameters(name).values()
+    )
     return f"{name}:{options}" if options else name
 
 
 def help_text(name: str) -> str:
-    """The form of a what-if, and on a second line its summary."""
-    summary = (inspect.getdoc(WHAT_IFS[name]) or "").partition("\n")[0]
-    return f"{usage(name)}\n    {summary}"
+    """The form of a what-if, its summary, and a line for each option with its values."""
+    doc = inspect.getdoc(WHAT_IFS[name]) or ""
+    lines = [usage(name), f"    {doc.partition(chr(10))[0]}"]
+    described, types = _described(doc), get_type_hints(WHAT_IFS[name])
+    for option, parameter in _parameters(name).items():
+        default = parameter.default
+        without = "" if default in (None, ()) else f"; {_written(default)} if not given"
+        end = "; the device's own if not given" if option == LINK else "" if default is parameter.empty else without
+        lines.append(f"      {option}: {described.get(option, '')} ({_values(types[option])}{end})")
+    return "\n".join(lines)
+
+
+def _described(doc: str) -> dict[str, str]:
+    """What a docstring says of each argument."""
+    described: dict[str, str] = {}
+    name = ""
+    for line in doc.partition("Args:\n")[2].splitlines():
+        if not line.startswith("    "):
+            break
+        if not line.startswith("     ") and ": " in line:
+            name, _, text = line.strip().partition(": ")
+            described[name] = text.rstrip(".")
+        else:
+            described[name] = f"{described[name]} {line.strip()}".rstrip(".")
+    return described
+
+
+def _values(kind: Any) -> str:
+    """The values of a type, in words."""
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    if get_origin(kind) is Sequence:
+        return f"{_values(get_args(kind)[0])}, several with | between them"
+    kinds = [k for k in get_args(kind) if k is not type(None)] or [kind]
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kinds[0]]
 
 
 def parse(text: str) -> WhatIf:
@@ -118,11 +162,47 @@ def ordered(changes: Sequence[WhatIf]) -> list[WhatIf]:
     for pair in CONTRADICTORY:
         if set(pair) <= set(names):
             raise ValueError(f"what-ifs {' and '.join(pair)} undo each other; leave one out")
+    shared = any(c.name == "expert_parallel" and c.options.get("attention") == "tensor" for c in changes)
+    if shared and "tensor_parallel" in names:
+        raise ValueError("expert_parallel with attention=tensor divides all layers; leave tensor_parallel out")
     twice = next((name for name in names if names.count(name) > 1 and name not in REPEATABLE), None)
     if twice:
         raise ValueError(f"what-if {twice} is given {names.count(twice)} times; give it once")
     rank = {name: i for i, name in enumerate(WHAT_IFS)}
     return sorted(changes, key=lambda change: (rank[change.name], repr(sorted(change.options.items()))))
+
+
+def linked(changes: Sequence[WhatIf], peaks: Peaks, device: str) -> list[WhatIf]:
+    """The changes with the links of a device: its own where none is written.
+
+    Raises: ValueError, which lists the device's links, where it has no such link, or none that joins so many devices.
+    """
+    known = ", ".join(peaks.links) or "none"
+    by_hand = "name another, or give its figures with --link NAME=BYTES_PER_S,SECONDS"
+    out: list[WhatIf] = []
+    for change in changes:
+        ranks = change.options.get("degree", change.options.get("stages", 2))
+        joined = ranks if "degree" in change.options else 2  # a stage has one neighbour
+        if LINK not in _parameters(change.name) or ranks < 2:
+            out.append(change)
+            continue
+        fits = {name: link.bytes_per_s(joined) is not None for name, link in peaks.links.items()}
+        among = f" among {joined} devices" if joined > 2 else ""
+        names = TO_HOST if change.name == "offload" else TO_PEERS
+        link = change.options.get(LINK) or next((name for name in names if fits.get(name)), None)
+        if link is None:
+            to = "to its host" if change.name == "offload" else f"to others of its kind{among}"
+            raise ValueError(f"what-if {change.name}: {device} has no known link {to} (its links: {known}); {by_hand}")
+        if link not in fits:
+            raise ValueError(f"what-if {change.name}: {device} has no link {link} (its links: {known}); {by_hand}")
+        if not fits[link]:
+            most = peaks.links[link].joins
+            raise ValueError(
+                f"what-if {change.name}: {link} of {device} joins {most} devices, not {joined} (its links: {known}); "
+                f"{by_hand}"
+            )
+        out.append(WhatIf(change.name, {**change.options, LINK: link}))
+    return out
 
 
 def stages_of(changes: Sequence[WhatIf]) -> list[list[WhatIf]]:
