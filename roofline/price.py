@@ -147,7 +147,9 @@ class Rates:
         each = [ways(op, link) for op, link in zip(ops, links, strict=True)]
         most = max(map(len, each), default=1)
         shares = np.array([[*own, *own[:1] * (most - len(own))] for own in each]).reshape(len(ops), most, 2)
-        bytes_s = _inverse([link.bytes_per_s(_ranks(op)) if link else None for op, link in zip(ops, links, strict=True)])
+        bytes_s = _inverse(
+            [link.bytes_per_s(_ranks(op)) if link else None for op, link in zip(ops, links, strict=True)]
+        )
         latency_s = np.array([link.latency_s.value if link and link.latency_s else 0.0 for link in links])
         return cls(
             matrix_s=_inverse([matrix_peak(peaks, op.dtype) for op in ops]),

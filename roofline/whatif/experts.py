@@ -94,8 +94,10 @@ class _Experts:
         )
         self.routing = self.of_batch.model_copy(update={"tokens": routing.tokens * degree})
         product = graph.ops[products[0]]
-        self.copies = degree * float(ranks_reached(routing, degree).max()) * min(
-            1.0, routing.tokens / product.dims["m"] if product.dims.get("m") else 1.0
+        self.copies = (
+            degree
+            * float(ranks_reached(routing, degree).max())
+            * min(1.0, routing.tokens / product.dims["m"] if product.dims.get("m") else 1.0)
         )
         """Rows that cross the links, or stay, for one row of an expert: a token goes once to each rank."""
 

@@ -35,9 +35,7 @@ def reduce_scatter(data: Access, part: Access, *, ranks: int, link: str, like: O
     return _collective("reduce_scatter", data, part, data.bytes, ranks, link, like)
 
 
-def all_to_all(
-    held: Access, received: Access, *, ranks: int, link: str, like: Op, moved: Bytes | None = None
-) -> Op:
+def all_to_all(held: Access, received: Access, *, ranks: int, link: str, like: Op, moved: Bytes | None = None) -> Op:
     """Give each other rank its share of what this one holds, and get one of each; the own share stays.
 
     Args: `moved` are the bytes of all shares, the own one included, where they are not those in memory.
@@ -116,8 +114,7 @@ def pipeline_stage(graph: OpGraph, stages: int, stage: int = 0, link: str = "nvl
     for i, here in enumerate(at):
         if here != stage:
             edit.put(i)
-    like = graph.ops[last].model_copy(update={"path": ""})  # outside of the layers, so that these go on being alike
-    sent = (send(access(t, n), link=link, like=like) for t, n in _sent_on(graph, at, stage).items())
+    sent = (send(access(t, n), link=link, like=graph.ops[last]) for t, n in _sent_on(graph, at, stage).items())
     edit.put(last, graph.ops[last], *sent)
     used = {a.tensor for op in graph.ops for a in (*op.reads, *op.writes)}
     for tensor in graph.tensors:

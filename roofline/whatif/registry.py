@@ -78,9 +78,7 @@ TO_HOST = ("nvlink-c2c", "pcie")
 
 def usage(name: str) -> str:
     """The form of a what-if, with its defaults: "tensor_parallel:degree=,link="."""
-    options = ",".join(
-        f"{p.name}={'' if p.name == LINK else _written(p.default)}" for p in _parameters(name).values()
-    )
+    options = ",".join(f"{p.name}={'' if p.name == LINK else _written(p.default)}" for p in _parameters(name).values())
     return f"{name}:{options}" if options else name
 
 
