@@ -5,7 +5,8 @@ An operation waits for the slowest of its matrix unit, vector unit, memory and l
 link_bytes / bandwidth_link + messages · latency_link)``
 (Williams, Waterman, Patterson, CACM 52(4), 2009, with one compute roof for each kind of unit and the memory
 levels in series; a link as in Hockney, Parallel Computing 20(3), 1994, its latency 0 where it is not known). A
-collective over a link takes the fastest way that the link has (`ways`). A time that needs a peak which is not known is NaN, never a guess; `missing_peaks` says which.
+collective over a link takes the fastest way that the link has (`ways`). A time that needs a peak which is not known is
+NaN, never a guess; `missing_peaks` says which.
 
 `price` prices the executed graph (rung T2); `price_fused` the ideal one at the datasheet's (T0) or the measured peaks
 (T1): a group's time is shared among its members in proportion to their own rooflines at the same peaks.

@@ -60,8 +60,8 @@ SIZES = frozenset({"--phase", "--prompt", "--context", "--batch", "--logits"})
 
 OF_PAPER = frozenset({"--bits", "--flash"})
 NOT_OF_PAPER = frozenset({
-    "--what-if", "--mix", "--output", "--draft", "--decode-hardware", "--micro-batches", "--link", "--largest", "--csv", "--html", "--form",
-    "--phase", "--context", "--logits",
+    "--what-if", "--mix", "--output", "--draft", "--decode-hardware", "--micro-batches", "--link", "--largest",
+    "--csv", "--html", "--form", "--phase", "--context", "--logits",
 })  # fmt: skip
 """Options of one accounting that mean nothing to the other."""
 

@@ -8,8 +8,8 @@ on average where each draft is accepted with probability a. All of them are pric
 starts.
 
 A pipeline of stages (Huang et al., arXiv 1811.06965) works on micro-batches one behind the other. With t_s the time of
-stage s for one of m micro-batches, its transfer to the next stage included, a prefill takes Σ t_s + (m − 1)·max t_s: the
-first micro-batch goes through all stages, the others follow at the pace of the slowest. A decode step takes
+stage s for one of m micro-batches, its transfer to the next stage included, a prefill takes Σ t_s + (m − 1)·max t_s:
+the first micro-batch goes through all stages, the others follow at the pace of the slowest. A decode step takes
 max(Σ t_s, m·max t_s): a sequence's next token starts once its last one has come out, and the slowest stage has all
 micro-batches to do. The way of the sampled token back to the first stage is not counted.
 """

@@ -41,8 +41,8 @@ def expert_parallel(
     Args:
         degree: number of ranks; 1 changes nothing.
         link: of the device to the other ranks.
-        attention: data where each rank has a batch of its own and all-to-alls move tokens, tensor where the ranks divide
-            one batch by tensor parallelism too.
+        attention: data where each rank has a batch of its own and all-to-alls move tokens, tensor where the ranks
+            divide one batch by tensor parallelism too.
     Raises: ValueError without experts in grouped products and an assumed routing, or where they do not divide.
     """
     if checked_ranks(OPTION, degree) == 1:

@@ -105,13 +105,13 @@ def _whole_experts(graph: OpGraph, op: Op, shares: Shares, rows: float, routing:
     weights = routing.hit / was if was else shares.matrix
     kept = {a.tensor for a in op.reads if graph.tensors[a.tensor].role == "weight"}
     reads = (access(a.tensor, a.bytes * (weights if a.tensor in kept else rows)) for a in op.reads)
+    writes = (access(a.tensor, a.bytes * s) for a, s in zip(op.writes, shares.writes, strict=True))
     smaller = {name: round(op.dims[name] * rows) for name in ("m",) if name in op.dims}
     if op.routing and "groups" in op.dims:
         smaller["groups"] = op.dims["groups"] * routing.experts // op.routing.experts
     return changed(
         op, dims=op.dims | smaller, matrix_flops=op.matrix_flops * rows, vector_flops=op.vector_flops * rows,
-        reads=tuple(reads), writes=tuple(access(a.tensor, a.bytes * s) for a, s in zip(op.writes, shares.writes, strict=True)),
-        routing=routing,
+        reads=tuple(reads), writes=tuple(writes), routing=routing,
     )  # fmt: skip
 
 
