@@ -69,19 +69,14 @@ CHANGED = (
     ("llama", "tensor_parallel:degree=2"),
     ("llama", "pipeline_stage:stages=2,stage=1"),
     ("qwen3_moe", "expert_parallel:degree=2"),
-    ("llama", "remove_layers:layers=1"),
-    ("llama", "low_rank:rank=4"),
-    ("llama", "sparsify_2_4"),
-    ("llama", "lora:rank=4,adapters=2"),
     ("llama", "offload:kv=1"),
     ("qwen3_moe", "offload:weights=1,kv=0.5"),
-    ("qwen3_moe", "skew_experts:exponent=1"),
     ("llama", "compress_kv:ratio=2"),
 )
 
 
-def test_sweeps_passes_searches_and_requests_agree_under_every_what_if() -> None:
-    """One peak of memory and one time, however they are asked for; fp32, int8 and links have peaks too."""
+def test_sweeps_passes_searches_and_requests_agree_under_what_ifs() -> None:
+    """One peak of memory and one time, however they are asked for."""
     links = {name: Link(bandwidth=figure(1e9), latency_s=figure(1e-6), direct=True) for name in ("nvlink", "pcie")}
     asked = tuple(workload(b, q, c) for b in (1, 2, 4) for q, c in ((24, 0), (1, 20), (1, 46)))
     for name, change in CHANGED:
