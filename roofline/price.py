@@ -4,8 +4,9 @@ An operation waits for the slowest of its matrix unit, vector unit, memory and l
 ``time = max(matrix_flops / P_matrix, vector_flops / P_vector, Σ_level bytes_level / bandwidth_level,
 link_bytes / bandwidth_link + messages · latency_link)``
 (Williams, Waterman, Patterson, CACM 52(4), 2009, with one compute roof for each kind of unit and the memory
-levels in series; a link as in Hockney, Parallel Computing 20(3), 1994, its latency 0 where it is not known). A time
-that needs a peak which is not known is NaN, never a guess; `missing_peaks` says which.
+levels in series; a link as in Hockney, Parallel Computing 20(3), 1994, its latency 0 where it is not known). A
+collective over a link takes the fastest way that the link has (`ways`). A time that needs a peak which is not known is
+NaN, never a guess; `missing_peaks` says which.
 
 `price` prices the executed graph (rung T2); `price_fused` the ideal one at the datasheet's (T0) or the measured peaks
 (T1): a group's time is shared among its members in proportion to their own rooflines at the same peaks.
@@ -29,8 +30,8 @@ from numpy.typing import NDArray
 
 from roofline.caches import CacheState, Touches, level_bytes
 from roofline.fusion.fuse import Group, Members, fuse, kernel_ops
-from roofline.graph.op import Op, OpGraph, layer_key
-from roofline.hardware.spec import Peaks
+from roofline.graph.op import Kind, Op, OpGraph, layer_key
+from roofline.hardware.spec import Link, Peaks
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -137,19 +138,55 @@ class Rates:
     level_s: Floats
     """Seconds of a byte of each level, shape (levels,)."""
     link_s: Floats
-    """Seconds of a byte over the operation's link."""
+    """A byte of `Op.link_bytes` over the operation's link, each way: shape (ways, operations)."""
     message_s: Floats
+    """The same for one of `Op.messages`."""
 
     @classmethod
     def of(cls, ops: Sequence[Op], peaks: Peaks) -> "Rates":
         links = [peaks.links.get(op.link) if op.link else None for op in ops]
+        each = [ways(op, link) for op, link in zip(ops, links, strict=True)]
+        most = max(map(len, each), default=1)
+        shares = np.array([[*own, *own[:1] * (most - len(own))] for own in each]).reshape(len(ops), most, 2)
+        bytes_s = _inverse(
+            [link.bytes_per_s(_ranks(op)) if link else None for op, link in zip(ops, links, strict=True)]
+        )
+        latency_s = np.array([link.latency_s.value if link and link.latency_s else 0.0 for link in links])
         return cls(
             matrix_s=_inverse([matrix_peak(peaks, op.dtype) for op in ops]),
             vector_s=_inverse([vector_peak(peaks, op.dtype) for op in ops]),
             level_s=_inverse([level.bandwidth.value for level in peaks.levels]),
-            link_s=_inverse([link.bandwidth.value if link else None for link in links]),
-            message_s=np.array([link.latency_s.value if link and link.latency_s else 0.0 for link in links]),
+            link_s=shares[:, :, 0].T * bytes_s,
+            message_s=shares[:, :, 1].T * latency_s,
         )
+
+    @property
+    def have_choice(self) -> NDArray[np.bool_]:
+        """Which operations have more than one way over their link: shape (operations,)."""
+        differ = (self.link_s != self.link_s[0]) | (self.message_s != self.message_s[0])
+        return np.asarray((differ & ~np.isnan(self.link_s)).any(axis=0))
+
+
+def ways(op: Op, link: Link | None) -> list[tuple[float, float]]:
+    """The ways of an operation over its link, as shares of `Op.link_bytes` and of `Op.messages`, which are a ring's.
+
+    Where all n devices reach each other, S bytes are summed in two steps with the bytes of a ring, or in one step in
+    which each device sends all of its bytes to each other one, (n − 1)·S (Thakur, Rabenseifner, Gropp, IJHPCA 19(1),
+    2005, section 4.5). Switches that add up take S from each device and send the S ÷ n that it asked for, which it then
+    sends to all: (n + 1) ÷ n·S in two steps (NCCL's NVLS, src/graph/tuning.cc). All other collectives take one step.
+    """
+    if link is None or not link.direct or op.kind is not Kind.COLLECTIVE or not op.messages:
+        return [(1.0, 1.0)]
+    step = 1 / op.messages
+    if not op.name.endswith("all_reduce"):
+        return [(1.0, step)]
+    ranks = _ranks(op)
+    summed = [((ranks + 1) / (2 * (ranks - 1)), 2 * step)] if link.reduces else []
+    return [(1.0, 2 * step), (ranks / 2, step), *summed]
+
+
+def _ranks(op: Op) -> int:
+    return op.dims.get("ranks", 2)
 
 
 def roofs(
@@ -167,8 +204,11 @@ def roofs(
         seconds(matrix_flops, rates.matrix_s),
         seconds(vector_flops, rates.vector_s),
         level_bytes @ rates.level_s,
-        seconds(link_bytes, rates.link_s) + messages * rates.message_s,
-    )
+        np.minimum.reduce([
+            seconds(link_bytes, link_s) + messages * message_s
+            for link_s, message_s in zip(rates.link_s, rates.message_s, strict=True)
+        ]),
+    )  # fmt: skip
 
 
 def op_roofs(ops: Sequence[Op], rates: Rates, level_bytes: Floats) -> tuple[Floats, ...]:
@@ -216,7 +256,12 @@ def missing_peaks(ops: Sequence[Op], peaks: Peaks) -> tuple[str, ...]:
     """The peaks that `ops` need and `peaks` lacks: ("link nvlink", "matrix bfloat16", …), sorted."""
     missing = {f"matrix {op.dtype}" for op in ops if op.matrix_flops > 0 and matrix_peak(peaks, op.dtype) is None}
     missing |= {f"vector {op.dtype}" for op in ops if op.vector_flops > 0 and vector_peak(peaks, op.dtype) is None}
-    missing |= {f"link {op.link}" for op in ops if op.link_bytes > 0 and (op.link or "") not in peaks.links}
+    for op in ops:
+        link = peaks.links.get(op.link or "")
+        if op.link_bytes > 0 and link is None:
+            missing.add(f"link {op.link}")
+        elif op.link_bytes > 0 and link is not None and link.bytes_per_s(_ranks(op)) is None:
+            missing.add(f"link {op.link} among {_ranks(op)} devices")
     return tuple(sorted(missing))
 
 

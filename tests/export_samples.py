@@ -2,13 +2,15 @@
 
 import itertools
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from calibrate.exchange.figures import Source, Taken, source_of
+from roofline.graph.op import Kind
 from roofline.hardware.spec import Chip, Figure, HardwareSpec, Level, Link, Peaks
 from roofline.price import roofline
 
@@ -82,6 +84,8 @@ class Work:
     path: str = ""
     beside: str | None = None
     count: float = 1.0
+    kind: Kind = Kind.TRANSFER
+    dims: Mapping[str, int] = field(default_factory=dict)
 
 
 def seconds(of: Peaks, flops: float, bytes_: float, dtype: str = "bfloat16") -> float:

@@ -75,6 +75,8 @@ def prediction_json(prediction: Prediction) -> dict[str, Any]:
         **_pick(prediction, ("model", "hardware")),
         "accounting": "roofcal",
         **_pick(prediction, ("peaks", "form", "parameters", "options", "capacity_bytes")),
+        **_pick(prediction, ("draft", "speculate", "acceptance", "decode_hardware")),
+        **_pick(prediction, ("pipeline_stages", "micro_batches")),
         "workloads": [_pass(step) for step in prediction.passes],
         "requests": [request.model_dump() for request in prediction.requests],
         "memory": largest.memory.model_dump() if largest else None,

@@ -251,6 +251,17 @@ def summary(prediction: Prediction) -> tuple[str, ...]:
     lines = [f"{magnitude(prediction.parameters)} parameters; {form}, at {prediction.peaks} peaks; {memory}"]
     if prediction.options:
         lines.append("options: " + ", ".join(f"{name} {value}" for name, value in prediction.options.items()))
+    requests = []
+    if prediction.draft is not None:
+        accepted = f"each accepted with probability {prediction.acceptance:g}"
+        requests.append(f"{prediction.draft} drafts {prediction.speculate} tokens a pass, {accepted}")
+    if prediction.decode_hardware is not None:
+        requests.append(f"prefill on {prediction.hardware}, decode on {prediction.decode_hardware}")
+    if prediction.pipeline_stages is not None:
+        parts = f"{prediction.micro_batches} micro-batches" if prediction.micro_batches != 1 else "the batch as one"
+        requests.append(f"a pipeline of {prediction.pipeline_stages} such devices, {parts}; memory is one device's")
+    if requests:
+        lines.append(f"requests: {'; '.join(requests)}")
     largest = []
     if prediction.largest_batch is not None:
         largest.append(f"batch {prediction.largest_batch} at its lengths")

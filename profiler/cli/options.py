@@ -19,8 +19,8 @@ from typer import Option
 
 from profiler.record.run import MOST_THREADS, MOST_VISITS, Environment, RequestError
 from roofline.dtypes import MODEL_DTYPES
-from roofline.hardware.load import load_device
-from roofline.hardware.spec import HardwareSpec
+from roofline.hardware.load import implausible, load_device
+from roofline.hardware.spec import Figure, HardwareSpec, Link, Peaks
 from roofline.workload import Logits, Workload
 
 if TYPE_CHECKING:  # `predict` alone uses these
@@ -68,8 +68,8 @@ SIZES = frozenset({"--phase", "--prompt", "--context", "--batch", "--logits"})
 
 OF_PAPER = frozenset({"--bits", "--flash"})
 NOT_OF_PAPER = frozenset({
-    "--what-if", "--mix", "--output", "--draft", "--decode-hardware", "--largest", "--csv", "--html", "--form",
-    "--phase", "--context", "--logits",
+    "--what-if", "--mix", "--output", "--draft", "--decode-hardware", "--micro-batches", "--link", "--largest",
+    "--csv", "--html", "--form", "--phase", "--context", "--logits",
 })  # fmt: skip
 """Options of one accounting that mean nothing to the other."""
 
@@ -168,17 +168,53 @@ def mixed(text: str, dtype: str) -> tuple[Workload, ...]:
 
 
 def what_ifs(texts: Sequence[str]) -> "list[WhatIf]":
-    """Changes of the graph, in the order in which they are written."""
-    from roofline.whatif.registry import check_order, parse
+    """Changes of the graph, in the order in which they are applied."""
+    from roofline.whatif.registry import ordered, parse
 
     with one_line():
-        changes = [parse(text) for text in texts]
-        check_order(changes)
-    return changes
+        return ordered([parse(text) for text in texts])
 
 
-def device(name: str, peaks: str) -> "Device":
-    """A device and its peaks or laws; "auto" takes measured peaks where there are any."""
+def link(text: str) -> tuple[str, float, float | None]:
+    """The name, bytes/s and latency in seconds of a link, from "network=50e9,5e-6"; without a latency, None."""
+    name, _, figures = text.partition("=")
+    parts = figures.split(",")
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if not name or len(numbers) not in (1, 2):
+        raise RequestError(f"--link takes NAME=BYTES_PER_S,SECONDS, as network=50e9,5e-6; not {text!r}")
+    problems = [*implausible("bandwidth", "link_bandwidth", numbers[0])]
+    problems += (problem for latency_s in numbers[1:] for problem in implausible("latency", "time_s", latency_s))
+    if problems:
+        raise RequestError(f"--link {text}: {problems[0].field}: {problems[0].what}")
+    return name, numbers[0], numbers[1] if len(numbers) > 1 else None
+
+
+def with_links(peaks: Peaks, texts: Sequence[str]) -> Peaks:
+    """Peaks with the links of --link; of a link that the device has, how its devices are joined stays as it is."""
+    links = dict(peaks.links)
+    for name, bytes_per_s, latency_s in map(link, texts):
+        source = "given with --link"
+        figures: dict[str, Figure] = {"bandwidth": Figure(value=bytes_per_s, source=source)}
+        if latency_s is not None:
+            figures["latency_s"] = Figure(value=latency_s, source=source)
+        known = links.get(name) or Link(bandwidth=figures["bandwidth"], direct=True)
+        links[name] = known.model_copy(update=figures)
+    return peaks.model_copy(update={"links": links})
+
+
+def linked(changes: "Sequence[WhatIf]", on: "Device") -> "list[WhatIf]":
+    """The changes with the links of a device."""
+    from roofline.whatif.registry import linked as with_own_links
+
+    with one_line():
+        return with_own_links(changes, on.peaks, on.spec.name)
+
+
+def device(name: str, peaks: str, links: Sequence[str] = ()) -> "Device":
+    """A device and its peaks or laws, with links by hand; "auto" takes measured peaks where there are any."""
     from roofline.predict.question import CALIBRATED, Device
 
     with one_line():
@@ -189,7 +225,7 @@ def device(name: str, peaks: str) -> "Device":
     known = {"measured": spec.measured, "datasheet": spec.datasheet}
     for origin in (wanted,) if wanted in known else known:
         if (peaks_of := known[origin]) is not None:
-            return Device(spec, peaks_of, CALIBRATED if wanted == CALIBRATED else origin)
+            return Device(spec, with_links(peaks_of, links), CALIBRATED if wanted == CALIBRATED else origin)
     raise RequestError(f"{name} has no {wanted} peaks; use --peaks auto or another device")
 
 
@@ -232,7 +268,7 @@ def refuse_in_vain(written: frozenset[str], accounting: str) -> None:
             f"{listed(vain)} needs --accounting paper; add it, or use a what-if, as --what-if quantise:weights=4"
         )
     needed: tuple[tuple[str, Collection[str]], ...] = (
-        ("--output", ("--draft", "--decode-hardware")),
+        ("--output", ("--draft", "--decode-hardware", "--micro-batches")),
         ("--draft", ("--speculate", "--acceptance")),
     )
     for option, dependants in needed:

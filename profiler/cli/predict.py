@@ -23,7 +23,7 @@ from roofline.predict.passes import Prediction
 from roofline.predict.question import Device, Question, Speculation, answer
 from roofline.reading import one_line
 from roofline.sweep.family import Form, Source, StoredGraphs, read_graphs, source
-from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text
+from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text, stages_of
 from roofline.workload import Logits, Workload
 
 EXAMPLE = """
@@ -62,6 +62,10 @@ def predict(
     what_if: Annotated[
         list[str] | None, Option(help="A change, as quantise:weights=4; repeat for several; 'list' lists them.")
     ] = None,
+    link: Annotated[
+        list[str] | None,
+        Option(help="A link of the device by hand: NAME=BYTES_PER_S,SECONDS of a message, as network=50e9,5e-6."),
+    ] = None,
     attn: option.Attention = "default",
     experts: option.Experts = "default",
     cache: option.Cache = "dynamic",
@@ -73,6 +77,9 @@ def predict(
     decode_hardware: Annotated[
         str | None, Option(help="Device that decodes, where only prefill runs on --hardware (see what-if send_kv).")
     ] = None,
+    micro_batches: Annotated[
+        int, Option(help="Parts of the batch that follow each other through the stages of a pipeline.", min=1)
+    ] = 1,
     largest: Annotated[bool, Option("--largest", help="Also find the largest batch and context that fit.")] = False,
     accounting: Annotated[str, Option(help="Rules of counting: roofcal, or paper (arXiv 2402.16363).")] = "roofcal",
     bits: Annotated[str, Option(help="For the paper: bits of weights, activations, KV cache.")] = "16,16,16",
@@ -107,10 +114,11 @@ def predict(
         raise RequestError(f"{option.listed(vain)} says how MODEL is traced; leave it out without a MODEL")
     if hardware is None and save_graph is None:
         raise RequestError("name a device with --hardware (--hardware list lists them), or give its JSON file")
-    on = None if hardware is None else option.device(hardware, peaks)
+    on = None if hardware is None else option.device(hardware, peaks, link or ())
     is_paper = option.words("--accounting", accounting, ("roofcal", "paper"))[0] == "paper"
     shape: Form = "fused" if option.words("--form", form, ("fused", "executed"))[0] == "fused" else "executed"
-    changes = option.what_ifs(what_if or ())
+    asked = option.what_ifs(what_if or ())
+    changes = option.linked(asked, on) if on is not None else asked
     if shape == "fused" and any(change.name == "unfuse_attention" for change in changes):
         raise RequestError("--form fused undoes what-if unfuse_attention; add --form executed")
     dtype = dtype if "--dtype" in written else subject.dtype or dtype
@@ -130,10 +138,17 @@ def predict(
             if on is None:
                 return
             if not is_paper:
-                decode = None
+                decode, decode_stages = None, []
                 if decode_hardware:  # send_kv belongs to the prefill
-                    kept = [change for change in changes if change.name != "send_kv"]
-                    decode = subject.source(kept, shape), option.device(decode_hardware, peaks)
+                    decode_on = option.device(decode_hardware, peaks, link or ())
+                    kept = option.linked([change for change in asked if change.name != "send_kv"], decode_on)
+                    decode = subject.source(kept, shape), decode_on
+                    decode_stages = stages_of(kept) if requests else []
+                stages = stages_of(changes) if requests else []
+                if "--micro-batches" in written and not stages:
+                    raise RequestError(
+                        "--micro-batches changes nothing without a pipeline; add --what-if pipeline_stage:stages=4"
+                    )
                 question = Question(
                     workloads=workloads,
                     mixes=mixes,
@@ -141,6 +156,9 @@ def predict(
                     dtype=dtype,
                     largest=largest,
                     decode=decode,
+                    pipeline=tuple(subject.source(stage, shape) for stage in stages),
+                    decode_pipeline=tuple(subject.source(stage, shape) for stage in decode_stages),
+                    micro_batches=micro_batches,
                     speculation=_speculation(subject, draft, speculate, acceptance, shape) if draft else None,
                 )
                 notes = subject.notes(_longest(question))

@@ -224,6 +224,10 @@ def _with(graph: OpGraph, ops: Sequence[Op], places: Sequence[int], alias: Mappi
         op.model_copy(update={"reads": renumbered(op.reads, i), "writes": renumbered(op.writes, i)})
         for i, op in enumerate(ops)
     )
+    touched = {graph.tensors[a.tensor].name for op in graph.ops for a in (*op.reads, *op.writes)}
+    for tensor in graph.tensors:  # memory of the cache that no operation names, such as the buffers of an offloaded one
+        if tensor.role == "kv" and tensor.name not in touched:
+            numbers.setdefault(tensor.id, len(numbers))
     tensors = []
     for old, new in numbers.items():
         tensor = graph.tensors[old]

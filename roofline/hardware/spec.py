@@ -44,9 +44,27 @@ class Link(Record):
     """A way out of the device: to others of its kind, to the host, to the network."""
 
     bandwidth: Figure
-    """Bytes/s that one device can send; it can receive as many at the same time."""
+    """Bytes/s that one device can send to all others together; it can receive as many at the same time."""
     latency_s: Figure | None = None
-    """Seconds of one message; where it is not known, messages are priced by their bytes alone."""
+    """Seconds of one message and the wait for it; where not known, messages are priced by their bytes alone."""
+    direct: bool = False
+    """Whether each device reaches every other at once, so that a collective takes one step or two. Otherwise it goes
+    around a ring, and the latency is that of one of its steps."""
+    reduces: bool = False
+    """Whether the switches between the devices add up what these send (NVIDIA's NVLS)."""
+    joins: int | None = Field(default=None, ge=2)
+    """Most devices that it joins: 2 for a bridge between cards. None where there is no such limit."""
+    peers: int | None = Field(default=None, ge=1)
+    """Other devices among which its wires are shared out evenly: a pair has 1 ÷ `peers` of the bandwidth. None where a
+    switch gives any pair all of it."""
+    topology: str = ""
+    """Document that says so."""
+
+    def bytes_per_s(self, ranks: int) -> float | None:
+        """Bytes/s that one of `ranks` devices can send to the others; None where it does not join so many."""
+        if self.joins is not None and ranks > self.joins:
+            return None
+        return self.bandwidth.value * (min(1.0, (ranks - 1) / self.peers) if self.peers else 1.0)
 
 
 class Chip(Record):

@@ -113,6 +113,18 @@ class Prediction(Record):
     parameters: int
     options: dict[str, str] = {}
     """Attention, experts and cache implementations, and what-ifs."""
+    draft: str | None = None
+    """Draft model of speculative decoding."""
+    speculate: int | None = None
+    """Tokens that it drafts before each pass of the model."""
+    acceptance: float | None = None
+    """Probability that a drafted token is accepted."""
+    decode_hardware: str | None = None
+    """Device that decodes requests, where that is another."""
+    pipeline_stages: int | None = None
+    """Devices in a row that serve requests, where these are a pipeline."""
+    micro_batches: int | None = None
+    """Parts of the batch that follow each other through them."""
     passes: tuple[PassPrediction, ...]
     requests: tuple[RequestPrediction, ...] = ()
     capacity_bytes: float

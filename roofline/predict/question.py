@@ -19,7 +19,7 @@ from roofline.predict.passes import (
     predict_pass,
     predict_sweep,
 )
-from roofline.predict.requests import Draft, request
+from roofline.predict.requests import Draft, Passes, Pipeline, request
 from roofline.sweep.family import FEW, Family, Form, Piece, Source
 from roofline.sweep.polynomial import Sweep
 from roofline.sweep.price import memory_pieces, price_pieces, price_sweep
@@ -81,6 +81,12 @@ class Question:
     """Whether to search the largest batch and context that fit."""
     decode: tuple[Source, Device] | None = None
     """Graphs and device of the decode steps of requests, where those run elsewhere."""
+    pipeline: tuple[Source, ...] = ()
+    """All stages of a pipeline that serves the requests; empty where one device does."""
+    decode_pipeline: tuple[Source, ...] = ()
+    """The same for the decode steps that run elsewhere."""
+    micro_batches: int = 1
+    """Parts of the batch that follow each other through the pipeline."""
     speculation: Speculation | None = None
     exact: bool | None = None
     """Whether each workload is traced; None: they are traced if they are few."""
@@ -114,6 +120,12 @@ def answer(source: Source, question: Question, device: Device, form: Form, notes
         form=form,
         parameters=source.parameters,
         options=options or work.options,
+        draft=question.speculation.draft.name if question.speculation else None,
+        speculate=question.speculation.tokens if question.speculation else None,
+        acceptance=question.speculation.acceptance if question.speculation else None,
+        decode_hardware=question.decode[1].spec.name if question.decode else None,
+        pipeline_stages=len(question.pipeline) or None,
+        micro_batches=question.micro_batches if question.pipeline else None,
         passes=tuple(passes),
         requests=requests,
         capacity_bytes=capacity_bytes(device.peaks),
@@ -202,8 +214,11 @@ class _Work:
         sizes = np.array([getattr(probe, field) for probe in probes])
 
         def needed(size: int) -> float:
-            piece = serving[int(np.searchsorted(sizes, size, side="right")) - 1]
-            return self._memory(piece, probes[0].model_copy(update={field: size})).peak
+            nearest = int(np.searchsorted(sizes, size, side="right")) - 1
+            piece, workload = serving[nearest], probes[0].model_copy(update={field: size})
+            if len(piece.graph.monomials) == 1:  # traced alone: it says nothing of other sizes
+                return self.memory(workload).peak
+            return self._memory(piece, workload).peak
 
         most = largest(needed, self.capacity_bytes, limit)
         if most == limit:
@@ -229,9 +244,17 @@ def _spread(length: int) -> list[int]:
 
 
 def _request(work: _Work, question: Question, batch: int, prompt: int, output: int) -> RequestPrediction:
-    decode = _Work(*question.decode) if question.decode else None
-    draft = None
+    decode, decoding_on, draft = None, work.device, None
+    if question.decode is not None:
+        source, decoding_on = question.decode
+        decode = _passes(_Work(source, decoding_on), question.decode_pipeline, question.micro_batches)
     if question.speculation is not None:
-        drafting = _Work(question.speculation.draft, (decode or work).device)
+        drafting = _Work(question.speculation.draft, decoding_on)
         draft = Draft(drafting, question.speculation.tokens, question.speculation.acceptance)
-    return request(work, batch=batch, prompt=prompt, output=output, dtype=question.dtype, decode=decode, draft=draft)
+    passes = _passes(work, question.pipeline, question.micro_batches)
+    return request(passes, batch=batch, prompt=prompt, output=output, dtype=question.dtype, decode=decode, draft=draft)
+
+
+def _passes(work: _Work, stages: Sequence[Source], micro_batches: int) -> Passes:
+    """The model of `work`, or the pipeline of all its stages on such devices."""
+    return Pipeline([_Work(stage, work.device) for stage in stages], micro_batches) if stages else work

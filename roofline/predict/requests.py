@@ -6,8 +6,15 @@ decoding (Leviathan et al., arXiv 2211.17192) replaces a step by `tokens` steps 
 model over the drafted tokens and one more, with the logits of all of them, which yields (1 − a^(k+1)) / (1 − a) tokens
 on average where each draft is accepted with probability a. All of them are priced at the context at which the pass
 starts.
+
+A pipeline of stages (Huang et al., arXiv 1811.06965) works on micro-batches one behind the other. With t_s the time of
+stage s for one of m micro-batches, its transfer to the next stage included, a prefill takes Σ t_s + (m − 1)·max t_s:
+the first micro-batch goes through all stages, the others follow at the pace of the slowest. A decode step takes
+max(Σ t_s, m·max t_s): a sequence's next token starts once its last one has come out, and the slowest stage has all
+micro-batches to do. The way of the sampled token back to the first stage is not counted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,9 +28,10 @@ from roofline.workload import Workload
 
 
 class Passes(Protocol):
-    """What a request needs of a model on a device."""
+    """What a request needs of a model on a device, or on the devices of a pipeline."""
 
     capacity_bytes: float
+    """Of one device."""
 
     def seconds(self, workload: Workload) -> float:
         """Seconds of one pass; NaN where a peak that it needs is not known."""
@@ -33,6 +41,39 @@ class Passes(Protocol):
 
     def memory(self, workload: Workload) -> Footprint:
         """Memory of one pass."""
+
+
+class Pipeline:
+    """All stages of a pipeline as one model, each on a device of its own."""
+
+    def __init__(self, stages: Sequence[Passes], micro_batches: int) -> None:
+        self.stages, self.micro_batches = stages, micro_batches
+        self.capacity_bytes = stages[0].capacity_bytes
+
+    def seconds(self, workload: Workload) -> float:
+        stage_s = [stage.seconds(self._micro(workload)) for stage in self.stages]
+        return float(np.sum(stage_s) + (self.micro_batches - 1) * np.max(stage_s))
+
+    def growing_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
+        stage_s = np.stack([stage.growing_s(self._micro(like), contexts) for stage in self.stages])
+        return np.maximum(stage_s.sum(axis=0), self.micro_batches * stage_s.max(axis=0))
+
+    def memory(self, workload: Workload) -> Footprint:
+        """Memory of the stage that needs most: the cache of the whole batch, activations of one micro-batch."""
+        return max((self._held(stage, workload) for stage in self.stages), key=lambda held: held.peak)
+
+    def _held(self, stage: Passes, workload: Workload) -> Footprint:
+        micro = stage.memory(self._micro(workload))
+        others = (self.micro_batches - 1) * micro.kv_cache
+        return micro.model_copy(update={"kv_cache": micro.kv_cache + others, "peak": micro.peak + others})
+
+    def _micro(self, workload: Workload) -> Workload:
+        batch, rest = divmod(workload.batch, self.micro_batches)
+        if rest:
+            raise ValueError(
+                f"a batch of {workload.batch} does not divide into {self.micro_batches} micro-batches; use a divisor"
+            )
+        return workload.model_copy(update={"batch": batch})
 
 
 @dataclass(frozen=True)

@@ -118,8 +118,8 @@ class Summed:
     """
 
     others: NDArray[np.int64]
-    """Places of the operations that are left: without such polynomials or a needed peak, or with overlapping
-    transfers."""
+    """Places of the operations that are left: without such polynomials or a peak that they need, with a choice of ways
+    over a link, or in a layer with overlapping transfers."""
     totals: dict[str, Floats]
     """Coefficients of each total of `Swept` but the time, shape (monomials,)."""
     one_roof: Floats
@@ -132,10 +132,12 @@ class Summed:
         columns, shape = graph.columns, (len(graph.monomials), len(graph.template.ops))
         constant = [i for i, exponents in enumerate(graph.monomials) if exponents == (0, 0, 0, 0)]
         work = {name: columns.table.get(name, np.zeros(shape)) for name in (*_TOTALS, "messages", "count")}
-        seconds = _roof_polynomials(graph, work, peaks)
+        rates = Rates.of(graph.template.ops, peaks)
+        seconds = _roof_polynomials(rates, work)
         varies = np.delete(work["count"], constant, axis=0).any(axis=0)
         special = np.isin(np.arange(shape[1]), list(columns.no_polynomial))
         left = varies | np.isnan(seconds).any(axis=(0, 1)) | special | Overlaps.of(graph.template.ops).members(shape[1])
+        left |= rates.have_choice
         here = np.flatnonzero(~left)
         count = work["count"][:, here].sum(axis=0)
         roofs_of: dict[bytes, tuple[Floats, float]] = {}
@@ -165,9 +167,11 @@ class Summed:
         return time_s
 
 
-def _roof_polynomials(graph: ParametricGraph, work: Mapping[str, Floats], peaks: Peaks) -> Floats:
-    """Seconds of one execution at each roof, shape (roofs, monomials, operations); NaN without a needed peak."""
-    rates = Rates.of(graph.template.ops, peaks)
+def _roof_polynomials(rates: Rates, work: Mapping[str, Floats]) -> Floats:
+    """Seconds of one execution at each roof, shape (roofs, monomials, operations); NaN without a needed peak.
+
+    Over a link they are those of the first way.
+    """
     moved = sum((work[name] for name in CLASSES), np.zeros(()))
 
     def seconds(amount: Floats, unit_s: Floats | float) -> Floats:
@@ -177,7 +181,7 @@ def _roof_polynomials(graph: ParametricGraph, work: Mapping[str, Floats], peaks:
         seconds(work["matrix_flops"], rates.matrix_s),
         seconds(work["vector_flops"], rates.vector_s),
         seconds(moved, float(rates.level_s[-1])),
-        seconds(work["link_bytes"], rates.link_s) + work["messages"] * rates.message_s,
+        seconds(work["link_bytes"], rates.link_s[0]) + work["messages"] * rates.message_s[0],
     ])  # fmt: skip
 
 

@@ -19,8 +19,10 @@ OPTION = "compress_kv"
 
 
 def compress_kv(graph: OpGraph, ratio: float) -> OpGraph:
-    """The pass over a cache with 1 ÷ `ratio` of its context; 1 changes nothing.
+    """A KV cache that keeps only some of the tokens of its context.
 
+    Args:
+        ratio: cached tokens for one that is kept; 1 changes nothing.
     Raises: ValueError for a ratio below 1, a fused graph, or a pass whose cache holds no tokens.
     """
     if not isfinite(ratio) or ratio < 1:

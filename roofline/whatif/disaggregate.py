@@ -17,12 +17,13 @@ from roofline.whatif.pipeline import transfer
 OPTION = "send_kv"
 
 
-def send_kv(graph: OpGraph, link: str = "network", by_layer: bool = True, overlap: bool = True) -> OpGraph:
-    """The pass with its new keys and values sent over `link`, to another device that decodes.
+def send_kv(graph: OpGraph, link: str = "nvlink", by_layer: bool = True, overlap: bool = True) -> OpGraph:
+    """A prefill whose new keys and values are sent to another device, which decodes.
 
     Args:
+        link: of the device to the one that decodes.
         by_layer: one message as soon as a layer has written its own; else one of all layers at the end.
-        overlap: whether a layer's message goes on beside operations (`price.Overlaps`); one at the end has none.
+        overlap: whether a layer's message goes on beside operations of it and of the next one; one at the end has none.
     Raises: ValueError for a decode, or a pass that keeps nothing.
     """
     if graph.workload.phase == "decode":

@@ -20,8 +20,10 @@ OPTION = "removed_layers"
 
 
 def early_exit(graph: OpGraph, after_layers: int) -> OpGraph:
-    """The same pass that leaves after the first `after_layers` repeated layers.
+    """The pass leaves after the first repeated layers (early exit).
 
+    Args:
+        after_layers: layers that run; of those left where others are removed.
     Raises: ValueError unless 1 <= `after_layers` <= their number; and as `remove_layers`.
     """
     layers = repeated_layers(graph)
@@ -39,8 +41,10 @@ def repeated_layers(graph: OpGraph) -> list[int]:
 
 
 def remove_layers(graph: OpGraph, layers: Sequence[int]) -> OpGraph:
-    """The same pass without the repeated layers of these indices.
+    """The pass without some of the repeated layers.
 
+    Args:
+        layers: indices of the removed layers, from 0 on.
     Raises: ValueError for an index that does not exist, all layers, a graph that was folded (its layers stand for
         others), or a layer that others need more of than what it passes on.
     """

@@ -20,9 +20,11 @@ from roofline.graph.op import Access, Kind, Op, OpGraph, experts_hit
 
 
 def low_rank(graph: OpGraph, *, rank: int, where: Sequence[str] = ()) -> OpGraph:
-    """The same pass with linear layers as two products, of `rank` between them, where that makes them smaller.
+    """Linear layers as two products of a low rank, where that makes them smaller.
 
-    Args: `where` are glob patterns of module paths (default: see `linear_layers`).
+    Args:
+        rank: width between the two products.
+        where: glob patterns of module paths; all linear layers inside repeated layers if not given.
     Raises: ValueError for a rank below 1, if no layer gains, or for layers that are factorised or have quantised
         inputs already.
     """
@@ -95,9 +97,10 @@ class _Factors:
 
 
 def sparsify_2_4(graph: OpGraph, *, where: Sequence[str] = ()) -> OpGraph:
-    """The same pass with 2:4 sparse weights in its linear layers.
+    """Linear layers with 2:4 sparse weights: two of four are kept.
 
-    Args: `where` are glob patterns of module paths (default: see `linear_layers`).
+    Args:
+        where: glob patterns of module paths; all linear layers inside repeated layers if not given.
     Raises: ValueError where k is no multiple of 4, or a matrix is sparse already or used by others than linear layers.
     """
     edit = Edit(graph)
@@ -125,9 +128,12 @@ def sparsify_2_4(graph: OpGraph, *, where: Sequence[str] = ()) -> OpGraph:
 
 
 def lora(graph: OpGraph, *, rank: int, adapters: int, where: Sequence[str] = ()) -> OpGraph:
-    """The same pass with `adapters` LoRA adapters of `rank` beside its linear layers.
+    """LoRA adapters beside linear layers, as many of them read as the sequences of the batch choose.
 
-    Args: `where` are glob patterns of module paths (default: all in repeated layers but routers and experts).
+    Args:
+        rank: width of each adapter.
+        adapters: adapters in memory, of which each sequence chooses one.
+        where: glob patterns of module paths; all in repeated layers but routers and experts if not given.
     Raises: ValueError for a rank or a number below 1, adapters that are there already, or experts named in `where`.
     """
     if rank < 1 or adapters < 1:

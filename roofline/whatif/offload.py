@@ -24,8 +24,13 @@ WEIGHT_BUFFERS, KV_BUFFERS = "offload.weights", "offload.kv"
 
 
 def offload(graph: OpGraph, weights: float = 0.0, kv: float = 0.0, link: str = "pcie", overlap: bool = True) -> OpGraph:
-    """The pass with these shares of its weights and its cache in the memory of the host.
+    """Shares of the weights and of the KV cache in the memory of the host, fetched over a link when they are used.
 
+    Args:
+        weights: share of each weight on the host, from 0 to 1.
+        kv: share of the cache on the host, from 0 to 1.
+        link: of the device to its host.
+        overlap: whether transfers go on beside the operations of their layer.
     Raises: ValueError for shares outside 0 to 1, for what is offloaded already, or for a cache that there is not.
     """
     shares = {"weights": checked_share("weights", weights), "kv": checked_share("kv", kv)}
@@ -83,15 +88,20 @@ def _with_link(op: Op, fetched: float, stored: float, link: str, overlap: bool) 
 
 
 def _add_buffers(edit: Edit, graph: OpGraph, weights: float, kv: float) -> None:
-    """Buffers for twice the layer with the most, but no more than there is."""
+    """Buffers for twice the layer with the most, but no more than there is.
+
+    They have room for all experts of a layer: which ones come is known only once they are chosen.
+    """
     buffers: tuple[tuple[Role, float, str], ...] = (("weight", weights, WEIGHT_BUFFERS), ("kv", kv, KV_BUFFERS))
     for role, share, name in buffers:
         layers: dict[Hashable, dict[int, float]] = defaultdict(dict)
         for op in graph.ops:
             layer = layers[layer_key(op.path)]
             for a in (*op.reads, *op.writes):
-                if graph.tensors[a.tensor].role == role:
-                    layer[a.tensor] = max(a.bytes, layer.get(a.tensor, 0.0))
+                tensor = graph.tensors[a.tensor]
+                if tensor.role == role:
+                    held = tensor.storage_bytes if op.routing is not None else a.bytes
+                    layer[a.tensor] = max(held, layer.get(a.tensor, 0.0))
         if share:
             in_all = sum(graph.tensors[t].storage_bytes for t in {t for layer in layers.values() for t in layer})
             largest = max((sum(layer.values()) for layer in layers.values()), default=0.0)

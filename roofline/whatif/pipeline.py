@@ -26,9 +26,14 @@ def all_gather(part: Access, gathered: Access, *, ranks: int, link: str, like: O
     return _collective("all_gather", part, gathered, gathered.bytes, ranks, link, like)
 
 
-def all_to_all(held: Access, received: Access, *, ranks: int, link: str, like: Op) -> Op:
-    """Give each other rank its share of what this one holds, and get one of each; the own share stays."""
-    return _collective("all_to_all", held, received, held.bytes, ranks, link, like, max(held.bytes, received.bytes))
+def all_to_all(held: Access, received: Access, *, ranks: int, link: str, like: Op, moved: Bytes | None = None) -> Op:
+    """Give each other rank its share of what this one holds, and get one of each; the own share stays.
+
+    Args: `moved` are the bytes of all shares, the own one included, where they are not those in memory.
+    """
+    size = held.bytes if moved is None else moved
+    most = max(held.bytes, received.bytes) if moved is None else moved
+    return _collective("all_to_all", held, received, size, ranks, link, like, most)
 
 
 def send(data: Access, *, link: str, like: Op) -> Op:
@@ -66,9 +71,13 @@ def _crossing(link: str, size: Bytes, messages: int) -> dict[str, Any]:
 OPTION = "pipeline_stage"
 
 
-def pipeline_stage(graph: OpGraph, stages: int, stage: int, link: str = "network") -> OpGraph:
-    """Stage `stage`, from 0 on, of a pipeline of `stages` devices; one stage changes nothing.
+def pipeline_stage(graph: OpGraph, stages: int, stage: int = 0, link: str = "nvlink") -> OpGraph:
+    """One stage of a pipeline of devices, and what it sends on; whole requests go through all stages.
 
+    Args:
+        stages: number of devices, each with an equal share of the layers; 1 changes nothing.
+        stage: the one to price, from 0 on.
+        link: of the device to the next stage.
     Raises: ValueError for more stages than layers, a stage that there is not, or a folded graph.
     """
     checked_ranks("stages", stages)

@@ -71,15 +71,21 @@ def quantise(
     zero_point_bits: int = 0,
     weight_format: Format = "int",
 ) -> OpGraph:
-    """The same pass with fewer bits a weight, an activation, or a cached key and value; an empty option leaves it.
+    """Fewer bits for weights, activations, or cached keys and values; what is not given stays.
 
     Args:
-        where: glob patterns of module paths whose weights and inputs are meant; none is the default above.
-        group: weights along k that share a scale; −1 is one scale a column.
-        scale_bits, zero_point_bits: of each scale (weights, tokens, keys and values), of each weight zero point.
-        weight_format: "int", or "float" (fp8 e4m3, fp4 e2m1): of activations too.
+        weights: bits of a weight of the linear layers: 2 to 6, or 8; of float 4, 6 or 8.
+        activations: bits of their inputs, 4 or 8, one scale a token.
+        kv: bits of a cached key or value, 2, 4 or 8, one scale a token and head.
+        where: glob patterns of module paths; all linear layers inside repeated layers if not given.
+        group: weights along k that share a scale; -1 is one scale a column.
+        scale_bits: bits of each scale.
+        zero_point_bits: bits of each zero point of weights; 0 is none.
+        weight_format: int, or float for fp8 (e4m3) and fp4 (e2m1), of weights and activations.
     Raises: ValueError for bits that are in no table, more than the graph's own, or quantised already.
     """
+    if weights is None and activations is None and kv is None:
+        raise ValueError("quantise changes nothing; give weights=4, activations=8 or kv=8")
     own = element_bits(graph.workload.dtype)
     bits, narrow = _checked(own, weights, activations, weight_format)
     if group < 1 and group != -1:

@@ -1,6 +1,7 @@
 """Every what-if by name, and how one is written down: ``name:option=value,option=value``.
 
-Items of a list have | between them: ``quantise:weights=4,where=*.mlp.*|*.self_attn.*``. A what-if is a function of a
+Items of a list have | between them: ``"quantise:weights=4,where=*.mlp.*|*.self_attn.*"``, which a shell needs quoted.
+An option `link` that is not written is the device's own (`linked`). A what-if is a function of a
 graph and of options with types, which returns a graph or raises ValueError; a new one is its file and a row here.
 """
 
@@ -9,11 +10,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from roofline.graph.op import OpGraph
+from roofline.hardware.spec import OUTWARD, Peaks
 from roofline.whatif.attention import fuse_attention, unfuse_attention
 from roofline.whatif.compress import compress_kv
 from roofline.whatif.disaggregate import send_kv
@@ -26,25 +28,35 @@ from roofline.whatif.quantise import quantise
 from roofline.whatif.tensor_parallel import tensor_parallel
 
 WHAT_IFS: dict[str, Callable[..., OpGraph]] = {
-    "quantise": quantise,
-    "unfuse_attention": unfuse_attention,
-    "fuse_attention": fuse_attention,
-    "tensor_parallel": tensor_parallel,
-    "pipeline_stage": pipeline_stage,
-    "expert_parallel": expert_parallel,
-    "compress_kv": compress_kv,
-    "early_exit": early_exit,
     "remove_layers": remove_layers,
+    "early_exit": early_exit,
+    "fuse_attention": fuse_attention,
+    "skew_experts": skew_experts,
+    "compress_kv": compress_kv,
     "low_rank": low_rank,
     "sparsify_2_4": sparsify_2_4,
+    "tensor_parallel": tensor_parallel,
+    "expert_parallel": expert_parallel,
+    "quantise": quantise,
     "lora": lora,
+    "unfuse_attention": unfuse_attention,
+    "pipeline_stage": pipeline_stage,
     "offload": offload,
-    "skew_experts": skew_experts,
     "send_kv": send_kv,
 }
+"""The what-ifs by name, in the order in which they are applied, however they are written.
 
-AFTER_OFFLOAD = frozenset({"offload", "send_kv", "unfuse_attention", "fuse_attention"})
-"""What-ifs that leave as many bytes to offload as there were, and so may be written behind it."""
+The model is changed first (its layers, its attention, its routing, its cache, the shapes of its weights), then divided
+among devices, then stored in fewer bits, so that each rank quantises what it holds; what crosses a link at its final
+size (offloaded or sent tensors) comes last.
+"""
+
+REPEATABLE = frozenset({"remove_layers", "low_rank", "sparsify_2_4", "quantise", "lora"})
+"""What-ifs that may be written several times, for other layers each time."""
+
+CONTRADICTORY = (("fuse_attention", "unfuse_attention"),)
+"""What-ifs of which each undoes the other."""
+
 PLAIN = {bool: ("true|false", "true or false"), int: (r"[+-]?\d+", "a whole number")}
 """How booleans and integers are written; pydantic alone would also take "no" and "8.0"."""
 
@@ -60,16 +72,56 @@ class WhatIf:
         return WHAT_IFS[self.name](graph, **self.options)
 
 
+LINK = "link"
+"""The option that names a link of the device: a key of `Peaks.links`."""
+TO_PEERS = (*OUTWARD, "network", "pcie")
+"""Links to other devices, the best first: a device's own is the first that it has and that joins so many."""
+TO_HOST = ("nvlink-c2c", "pcie")
+"""The same for the memory of the host."""
+
+
 def usage(name: str) -> str:
-    """The form of a what-if, with its defaults: "tensor_parallel:degree=,link=nvlink"."""
-    options = ",".join(f"{p.name}={_written(p.default)}" for p in _parameters(name).values())
+    """The form of a what-if, with its defaults: "tensor_parallel:degree=,link="."""
+    options = ",".join(f"{p.name}={'' if p.name == LINK else _written(p.default)}" for p in _parameters(name).values())
     return f"{name}:{options}" if options else name
 
 
 def help_text(name: str) -> str:
-    """The form of a what-if, and on a second line its summary."""
-    summary = (inspect.getdoc(WHAT_IFS[name]) or "").partition("\n")[0]
-    return f"{usage(name)}\n    {summary}"
+    """The form of a what-if, its summary, and a line for each option with its values."""
+    doc = inspect.getdoc(WHAT_IFS[name]) or ""
+    lines = [usage(name), f"    {doc.partition(chr(10))[0]}"]
+    described, types = _described(doc), get_type_hints(WHAT_IFS[name])
+    for option, parameter in _parameters(name).items():
+        default = parameter.default
+        without = "" if default in (None, ()) else f"; {_written(default)} if not given"
+        end = "; the device's own if not given" if option == LINK else "" if default is parameter.empty else without
+        lines.append(f"      {option}: {described.get(option, '')} ({_values(types[option])}{end})")
+    return "\n".join(lines)
+
+
+def _described(doc: str) -> dict[str, str]:
+    """What a docstring says of each argument."""
+    described: dict[str, str] = {}
+    name = ""
+    for line in doc.partition("Args:\n")[2].splitlines():
+        if not line.startswith("    "):
+            break
+        if not line.startswith("     ") and ": " in line:
+            name, _, text = line.strip().partition(": ")
+            described[name] = text.rstrip(".")
+        else:
+            described[name] = f"{described[name]} {line.strip()}".rstrip(".")
+    return described
+
+
+def _values(kind: Any) -> str:
+    """The values of a type, in words."""
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    if get_origin(kind) is Sequence:
+        return f"{_values(get_args(kind)[0])}, several with | between them"
+    kinds = [k for k in get_args(kind) if k is not type(None)] or [kind]
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kinds[0]]
 
 
 def parse(text: str) -> WhatIf:
@@ -101,21 +153,65 @@ def parse(text: str) -> WhatIf:
     return WhatIf(name, options)
 
 
-def check_order(changes: Sequence[WhatIf]) -> None:
-    """Refuse orders that would give another number than they say. Raises: ValueError, which to write first.
+def ordered(changes: Sequence[WhatIf]) -> list[WhatIf]:
+    """The changes in the order of `WHAT_IFS`; those of one name in the order of their texts.
 
-    Shards are found from the dataflow before activations are quantised; the load of a rank follows from the skew;
-    offloaded tensors cross the link at their final sizes.
+    Raises: ValueError for two that undo each other, or for a name given twice that makes sense once.
     """
-    for i, late in enumerate(changes):
-        before = {change.name for change in changes[:i]}
-        narrowed = any(change.name == "quantise" and change.options.get("activations") for change in changes[:i])
-        if late.name == "tensor_parallel" and narrowed:
-            raise ValueError("write tensor_parallel before the quantise that quantises activations")
-        if late.name == "skew_experts" and "expert_parallel" in before:
-            raise ValueError("write skew_experts before expert_parallel")
-        if "offload" in before and late.name not in AFTER_OFFLOAD:
-            raise ValueError(f"write offload after {late.name}")
+    names = [change.name for change in changes]
+    for pair in CONTRADICTORY:
+        if set(pair) <= set(names):
+            raise ValueError(f"what-ifs {' and '.join(pair)} undo each other; leave one out")
+    shared = any(c.name == "expert_parallel" and c.options.get("attention") == "tensor" for c in changes)
+    if shared and "tensor_parallel" in names:
+        raise ValueError("expert_parallel with attention=tensor divides all layers; leave tensor_parallel out")
+    twice = next((name for name in names if names.count(name) > 1 and name not in REPEATABLE), None)
+    if twice:
+        raise ValueError(f"what-if {twice} is given {names.count(twice)} times; give it once")
+    rank = {name: i for i, name in enumerate(WHAT_IFS)}
+    return sorted(changes, key=lambda change: (rank[change.name], repr(sorted(change.options.items()))))
+
+
+def linked(changes: Sequence[WhatIf], peaks: Peaks, device: str) -> list[WhatIf]:
+    """The changes with the links of a device: its own where none is written.
+
+    Raises: ValueError, which lists the device's links, where it has no such link, or none that joins so many devices.
+    """
+    known = ", ".join(peaks.links) or "none"
+    by_hand = "name another, or give its figures with --link NAME=BYTES_PER_S,SECONDS"
+    out: list[WhatIf] = []
+    for change in changes:
+        ranks = change.options.get("degree", change.options.get("stages", 2))
+        joined = ranks if "degree" in change.options else 2  # a stage has one neighbour
+        if LINK not in _parameters(change.name) or ranks < 2:
+            out.append(change)
+            continue
+        fits = {name: link.bytes_per_s(joined) is not None for name, link in peaks.links.items()}
+        among = f" among {joined} devices" if joined > 2 else ""
+        names = TO_HOST if change.name == "offload" else TO_PEERS
+        link = change.options.get(LINK) or next((name for name in names if fits.get(name)), None)
+        if link is None:
+            to = "to its host" if change.name == "offload" else f"to others of its kind{among}"
+            raise ValueError(f"what-if {change.name}: {device} has no known link {to} (its links: {known}); {by_hand}")
+        if link not in fits:
+            raise ValueError(f"what-if {change.name}: {device} has no link {link} (its links: {known}); {by_hand}")
+        if not fits[link]:
+            most = peaks.links[link].joins
+            raise ValueError(
+                f"what-if {change.name}: {link} of {device} joins {most} devices, not {joined} (its links: {known}); "
+                f"{by_hand}"
+            )
+        out.append(WhatIf(change.name, {**change.options, LINK: link}))
+    return out
+
+
+def stages_of(changes: Sequence[WhatIf]) -> list[list[WhatIf]]:
+    """The changes for each stage of the pipeline that one of them asks for; none without a pipeline of several."""
+    stages = next((change.options["stages"] for change in changes if change.name == "pipeline_stage"), 1)
+    return [
+        [WhatIf(c.name, {**c.options, "stage": i}) if c.name == "pipeline_stage" else c for c in changes]
+        for i in range(stages if stages > 1 else 0)
+    ]
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:

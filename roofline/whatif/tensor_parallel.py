@@ -7,10 +7,11 @@ for work that needs them all) and before fusing.
 """
 
 import re
+from collections.abc import Mapping
 from math import isclose
 
 from roofline.graph.edit import Edit, access, changed
-from roofline.graph.op import PRODUCTS, Access, Kind, Op, OpGraph
+from roofline.graph.op import PRODUCTS, Access, Kind, Op, OpGraph, Routing
 from roofline.whatif.checks import checked_ranks, executed, workspaces
 from roofline.whatif.pipeline import all_gather, all_reduce
 from roofline.whatif.tensor_parallel_plan import plan
@@ -22,12 +23,19 @@ WHOLE_OPTION = "tensor_parallel_whole"
 
 
 def tensor_parallel(graph: OpGraph, degree: int, link: str = "nvlink") -> OpGraph:
-    """One of `degree` ranks of tensor parallelism; 1 changes nothing.
+    """One rank of tensor parallelism: its share of every layer, and the all-reduces between them.
 
     Args:
-        link: of the device to the other ranks, a key of `Peaks.links`.
+        degree: number of ranks; 1 changes nothing.
+        link: of the device to the other ranks.
     Raises: ValueError where query heads, key-value heads or a width cannot be divided, or for a fused graph.
     """
+    return sharded(graph, degree, link, {})
+
+
+def sharded(graph: OpGraph, degree: int, link: str, experts: Mapping[int, tuple[float, Routing]]) -> OpGraph:
+    """As `tensor_parallel`, but the products of `experts`, by operation, keep whole experts: the rank's share of all
+    rows, and its routing."""
     if checked_ranks(OPTION, degree) == 1:
         return graph
     if OPTION in graph.options:
@@ -35,7 +43,7 @@ def tensor_parallel(graph: OpGraph, degree: int, link: str = "nvlink") -> OpGrap
     _check_heads(executed(graph, OPTION), degree)
     rank = plan(graph, degree)
     for i, how in rank.split.items():
-        if how not in ("column", "row") or i in rank.padded:
+        if how not in ("column", "row") or i in rank.padded or i in experts:
             continue
         op, side, name = graph.ops[i], *(("n", "output") if how == "column" else ("k", "input"))
         width = op.dims[side] * rank.shares[i].matrix
@@ -47,7 +55,10 @@ def tensor_parallel(graph: OpGraph, degree: int, link: str = "nvlink") -> OpGrap
     edit = Edit(graph)
     _resize(edit, rank)
     for i, op in enumerate(graph.ops):
-        piece = [_divided(op, rank.shares[i], rank.split.get(i), degree)]
+        if i in experts:
+            piece = [_whole_experts(graph, op, rank.shares[i], *experts[i])]
+        else:
+            piece = [_divided(op, rank.shares[i], rank.split.get(i), degree)]
         for tensor in rank.summed.get(i, ()):
             piece.append(all_reduce(_written(op, tensor), ranks=degree, link=link, like=op))
         for tensor in rank.gathered.get(i, ()):
@@ -85,6 +96,22 @@ def _divided(op: Op, shares: Shares, how: str | None, degree: int) -> Op:
         matrix_flops=op.matrix_flops * shares.matrix, vector_flops=op.vector_flops * shares.vector,
         reads=tuple(access(a.tensor, a.bytes * s) for a, s in zip(op.reads, shares.reads, strict=True)),
         writes=tuple(access(a.tensor, a.bytes * s) for a, s in zip(op.writes, shares.writes, strict=True)),
+    )  # fmt: skip
+
+
+def _whole_experts(graph: OpGraph, op: Op, shares: Shares, rows: float, routing: Routing) -> Op:
+    """A product with the rank's own experts for their share of the rows."""
+    was = op.routing.hit if op.routing else 0.0
+    weights = routing.hit / was if was else shares.matrix
+    kept = {a.tensor for a in op.reads if graph.tensors[a.tensor].role == "weight"}
+    reads = (access(a.tensor, a.bytes * (weights if a.tensor in kept else rows)) for a in op.reads)
+    writes = (access(a.tensor, a.bytes * s) for a, s in zip(op.writes, shares.writes, strict=True))
+    smaller = {name: round(op.dims[name] * rows) for name in ("m",) if name in op.dims}
+    if op.routing and "groups" in op.dims:
+        smaller["groups"] = op.dims["groups"] * routing.experts // op.routing.experts
+    return changed(
+        op, dims=op.dims | smaller, matrix_flops=op.matrix_flops * rows, vector_flops=op.vector_flops * rows,
+        reads=tuple(reads), writes=tuple(writes), routing=routing,
     )  # fmt: skip
 
 

@@ -356,6 +356,24 @@ def test_within_the_models_context_there_is_no_note(ask: Any, llama: str) -> Non
     assert ask(llama, *ON, "--mix", "1x24@0")["notes"] == []  # the default prompt is not what is asked
 
 
+def test_links_by_hand_and_the_whole_pipeline(ask: Any, llama: str) -> None:
+    asked = (llama, *ON, *SHORT, "--phase", "decode", "--batch", "2", "--output", "6", "--link", "network=1e9,1e-3")
+    stages = [
+        ask(*asked, "--what-if", f"pipeline_stage:stages=2,stage={i},link=network")["workloads"][0]["total"]
+        for i in range(2)
+    ]
+    hidden_bytes = 2 * 32 * 2  # two sequences' hidden state of 32, in 16 bits
+    assert [stage["link_bytes"] for stage in stages] == [hidden_bytes, 0]
+    assert stages[0]["time_s"] > 1e-3 + hidden_bytes / 1e9
+    pipeline = ask(*asked, "--what-if", "pipeline_stage:stages=2,link=network", "--draft", llama)
+    assert (pipeline["pipeline_stages"], pipeline["micro_batches"]) == (2, 1)
+    assert (pipeline["draft"], pipeline["speculate"], pipeline["acceptance"]) == (llama, 4, 0.8)
+    whole = ask(*asked, "--what-if", "pipeline_stage:stages=2,link=network")["requests"][0]
+    assert whole["tpot_s"] == pytest.approx(sum(stage["time_s"] for stage in stages), rel=0.05)
+    parts = ask(*asked, "--what-if", "pipeline_stage:stages=2,link=network", "--micro-batches", "2")["requests"][0]
+    assert whole["ttft_s"] < parts["ttft_s"] < 2.1 * whole["ttft_s"]  # the slower stage waits for its link twice
+
+
 @each("option", [["--hardware", "list"], ["--what-if", "list"]])
 def test_lists(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", *option]) == 0

@@ -64,6 +64,46 @@ def test_a_sweep_is_its_exact_passes(name: str) -> None:
         assert all_.time_s == pytest.approx(sum(op.time_s or 0 for op in all_.ops), rel=1e-12)
 
 
+CHANGED = (
+    ("llama", "quantise:weights=4,kv=8"),
+    ("llama", "tensor_parallel:degree=2"),
+    ("llama", "pipeline_stage:stages=2,stage=1"),
+    ("qwen3_moe", "expert_parallel:degree=2"),
+    ("llama", "offload:kv=1"),
+    ("qwen3_moe", "offload:weights=1,kv=0.5"),
+    ("llama", "compress_kv:ratio=2"),
+)
+
+
+def test_sweeps_passes_searches_and_requests_agree_under_what_ifs() -> None:
+    """One peak of memory and one time, however they are asked for."""
+    links = {name: Link(bandwidth=figure(1e9), latency_s=figure(1e-6), direct=True) for name in ("nvlink", "pcie")}
+    asked = tuple(workload(b, q, c) for b in (1, 2, 4) for q, c in ((24, 0), (1, 20), (1, 46)))
+    for name, change in CHANGED:
+        changed = source(name, change)
+
+        def on(capacity: float) -> Device:
+            return of(memory(capacity).peaks.model_copy(update={"links": links}))
+
+        swept, exact = (
+            answer(changed, Question(workloads=asked, exact=each), on(1e12), "fused").passes for each in (False, True)
+        )
+        for few, all_ in zip(swept, exact, strict=True):
+            assert few.time_s == pytest.approx(all_.time_s, rel=1e-9), (name, change)
+            assert few.link_bytes == pytest.approx(all_.link_bytes, rel=1e-9), (name, change)
+            assert few.memory.model_dump() == pytest.approx(all_.memory.model_dump(), rel=1e-9), (name, change)
+        full = footprint(changed.whole(workload(37, 1, 20))).peak
+        found = answer(changed, Question(workloads=(workload(2, 1, 20),), largest=True), on(full), "fused")
+        assert found.largest_batch == 37, (name, change)
+        (served,) = answer(changed, Question(requests=((2, 24, 8),)), on(1e12), "fused").requests
+        steps = (workload(2, 24, 0), *(workload(2, 1, 24 + i) for i in range(7)))
+        passes = answer(changed, Question(workloads=steps, exact=True), on(1e12), "fused").passes
+        assert served.peak_bytes == pytest.approx(max(passes[0].memory.peak, passes[-1].memory.peak)), (name, change)
+        # a cache that keeps one token in two is as long after an odd as after an even one
+        rel = 1e-3 if "compress" in change else 1e-9
+        assert served.end_to_end_s == pytest.approx(sum(one.time_s or 0 for one in passes), rel=rel), (name, change)
+
+
 @pytest.mark.parametrize("levels", [ONE_LEVEL, LEVELS], ids=["one level", "three levels"])
 @pytest.mark.parametrize("name", ["mistral", "qwen3_moe"])
 def test_decoding_is_a_loop_over_exact_steps(name: str, levels: tuple[tuple[str, float, float], ...]) -> None:

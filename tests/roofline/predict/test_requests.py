@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from roofline.graph.memory import Footprint
-from roofline.predict.requests import Draft, request
+from roofline.predict.requests import Draft, Pipeline, request
 from roofline.workload import Workload
 
 
@@ -96,3 +96,34 @@ def test_decode_elsewhere() -> None:
 def test_what_is_not_known_stays_so() -> None:
     found = request(Linear(math.nan), batch=1, prompt=4, output=4, dtype="bfloat16")
     assert (found.ttft_s, found.tpot_s, found.end_to_end_s, found.tokens_per_s) == (None, None, None, None)
+
+
+def test_a_request_goes_through_all_stages_of_a_pipeline() -> None:
+    """Against a schedule in which each stage takes the next micro-batch as soon as both are free."""
+    stages = [Linear(scale=scale, weights=weights) for scale, weights in ((1.0, 100), (3.0, 300), (2.0, 200))]
+
+    def schedule(workload: Workload, parts: int, steps: int) -> float:
+        """When the last of `steps` equal passes of all micro-batches is out; the next pass of one follows its last."""
+        micro = workload.model_copy(update={"batch": workload.batch // parts})
+        free, ready = [0.0] * len(stages), [0.0] * parts
+        for _ in range(steps):
+            for part in range(parts):
+                for at, stage in enumerate(stages):
+                    ready[part] = free[at] = max(ready[part], free[at]) + stage.seconds(micro)
+        return max(ready)
+
+    for parts in (1, 2, 4, 8):
+        pipeline = Pipeline(stages, parts)
+        prefill = Workload(batch=8, query_tokens=20, context_tokens=0, dtype="bfloat16")
+        assert pipeline.seconds(prefill) == pytest.approx(schedule(prefill, parts, 1)), parts
+        step = prefill.model_copy(update={"query_tokens": 1, "context_tokens": 20})
+        apart = (schedule(step, parts, 60) - schedule(step, parts, 40)) / 20
+        assert pipeline.growing_s(step, range(20, 21))[0] == pytest.approx(apart), parts
+        held = pipeline.memory(step)
+        assert (held.weights, held.kv_cache, held.peak) == (300, 8 * 21, 300 + 8 * 21 + 7), parts
+    whole = request(Pipeline(stages, 1), batch=8, prompt=20, output=12, dtype="bfloat16")
+    alone = [request(stage, batch=8, prompt=20, output=12, dtype="bfloat16") for stage in stages]
+    assert whole.ttft_s == pytest.approx(sum(one.ttft_s or 0 for one in alone))
+    assert whole.end_to_end_s == pytest.approx(sum(one.end_to_end_s or 0 for one in alone))
+    with pytest.raises(ValueError, match="a batch of 8 does not divide into 3 micro-batches"):
+        Pipeline(stages, 3).seconds(prefill)

@@ -53,7 +53,7 @@ def test_a_layer_is_sent_beside_operations() -> None:
     """A layer takes the longer of its work and its message; all at once is waited for."""
     graph = traced("llama", "prefill")
     for bandwidth in (1e-3, 1.0, 1e3):
-        device = linked_peaks().model_copy(update={"links": {"network": Link(bandwidth=figure(bandwidth))}})
+        device = linked_peaks().model_copy(update={"links": {"nvlink": Link(bandwidth=figure(bandwidth))}})
 
         def seconds(changed: OpGraph, device: Peaks = device) -> float:
             return float(price(changed, device, "cold").time_s.sum())

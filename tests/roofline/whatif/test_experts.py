@@ -1,5 +1,6 @@
 """Experts on several ranks, and uneven choices of experts: rows, weight reads and transfers."""
 
+import itertools
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from whatif_graphs import PHASES, check_rank, collectives, flops, stored, traced
 
 from roofline.graph.op import Kind, OpGraph, Routing, chosen_by_a_token
-from roofline.whatif.experts import expert_parallel, skew_experts
+from roofline.whatif.experts import expert_parallel, ranks_reached, skew_experts
 from roofline.whatif.tensor_parallel import tensor_parallel
 
 FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss")
@@ -55,8 +56,9 @@ def test_by_hand() -> None:
         "pointwise", "all_to_all", "grouped_matmul", "pointwise", "grouped_matmul", "all_to_all", "reduction",
     ]  # fmt: skip
     sent, up, act, down, back = rank.ops[1:6]
-    assert (sent.link, sent.link_bytes, sent.messages) == ("network", 96, 3)  # three of four rows go elsewhere
-    assert back.link_bytes == 96
+    assert (sent.link, sent.messages) == ("network", 3)
+    goes = 1 - math.comb(6, 2) / math.comb(8, 2)  # a token of 16 bytes has one of a rank's two experts among its two
+    assert math.isclose(sent.link_bytes, 4 * 16 * 3 * goes) and math.isclose(back.link_bytes, sent.link_bytes)
     hit = 2 * (1 - (1 - 2 / 8) ** 16)  # the tokens of all ranks
     assert (up.dims["groups"], up.dims["m"], up.matrix_flops) == (2, 8, 384)
     assert math.isclose(up.reads[1].bytes, 96 * hit) and math.isclose(down.reads[1].bytes, 96 * hit)
@@ -75,8 +77,10 @@ def test_each_rank_has_its_share_of_the_experts(name: str, phase: str) -> None:
     experts = sum(t.storage_bytes for t in graph.tensors if t.role == "weight" and ".experts." in str(t.name))
     assert stored(graph, "weight") - stored(rank, "weight") == experts / 2
     layers = len(grouped(graph)) // 2
-    rows = graph.workload.batch * graph.workload.query_tokens * 2  # two experts a token
-    assert [op.link_bytes for op in collectives(rank, "all_to_all")] == [rows * 32 * 2 / 2] * (2 * layers)
+    tokens = graph.workload.batch * graph.workload.query_tokens
+    goes = 1 - math.comb(2, 2) / math.comb(4, 2)  # a token has one of the other rank's two experts among its two
+    sent = [op.link_bytes for op in collectives(rank, "all_to_all")]
+    assert sent == pytest.approx([tokens * 32 * 2 * goes] * (2 * layers))
     for before, after in zip(grouped(graph), grouped(rank), strict=True):
         assert after.routing.hit <= before.routing.experts / 2
         assert math.isclose(after.reads[1].bytes, before.reads[1].bytes / before.routing.hit * after.routing.hit)
@@ -90,6 +94,37 @@ def test_the_most_loaded_rank_is_that_of_drawn_routings() -> None:
     load = draws[:, ::2].sum() / draws.sum()
     assert math.isclose(after.matrix_flops / before.matrix_flops, 2 * load, rel_tol=5e-3)
     assert after.matrix_flops > before.matrix_flops
+
+
+def test_a_token_goes_once_to_each_rank() -> None:
+    """Against all sets of experts that a token can choose."""
+    even = Routing(experts=128, per_token=8, tokens=1)
+    assert ranks_reached(even, 4) == pytest.approx(1 - math.comb(96, 8) / math.comb(128, 8))
+    assert 8 * 3 / 4 / (3 * ranks_reached(even, 4)[0]) == pytest.approx(2.2, abs=0.01)  # copies to each expert would be
+    skewed = Routing(experts=8, per_token=3, tokens=1, skew=0.7)
+    chosen = chosen_by_a_token(8, 3, 0.7)
+    odds = chosen / (1 - chosen)
+    sets = [(set(s), math.prod(odds[list(s)])) for s in itertools.combinations(range(8), 3)]
+    for rank in range(4):
+        has = sum(weight for members, weight in sets if members & {rank, rank + 4})
+        assert ranks_reached(skewed, 4)[rank] == pytest.approx(has / sum(weight for _, weight in sets))
+
+
+def test_one_batch_on_ranks_that_divide_attention_too() -> None:
+    """A rank of two has whole experts for half of the rows, and half of all else; nothing but sums crosses the link."""
+    for name in ("mixtral", "gpt_oss"):
+        graph = traced(name, "decode")
+        rank, divided = expert_parallel(graph, 2, attention="tensor"), tensor_parallel(graph, 2)
+        check_rank(rank)
+        assert flops(rank) == flops(divided) and stored(rank, "weight") == stored(divided, "weight"), name
+        assert [op.link_bytes for op in collectives(rank)] == [op.link_bytes for op in collectives(divided)], name
+        for before, after in zip(grouped(graph), grouped(rank), strict=True):
+            sizes = [(op.dims["m"], op.dims["n"], op.dims["k"], op.routing.experts) for op in (before, after)]
+            assert sizes[1] == (sizes[0][0] / 2, *sizes[0][1:3], sizes[0][3] / 2), name
+    skewed = skew_experts(traced("mixtral", "prefill"), 1.0)
+    busiest = grouped(expert_parallel(skewed, 2, attention="tensor"))[0].matrix_flops
+    chosen = chosen_by_a_token(4, 2, 1.0)
+    assert busiest / grouped(skewed)[0].matrix_flops == pytest.approx(chosen[::2].sum() / 2)
 
 
 def test_it_commutes_with_tensor_parallel() -> None:

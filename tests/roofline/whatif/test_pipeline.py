@@ -86,7 +86,7 @@ def test_one_stage_is_the_identity_and_the_rest_is_refused() -> None:
         pipeline_stage(graph, 2, 2)
     with pytest.raises(ValueError, match="stages is 0; use a whole number"):
         pipeline_stage(graph, 0, 0)
-    with pytest.raises(ValueError, match="is stage 0 of 2 over network already"):
+    with pytest.raises(ValueError, match="is stage 0 of 2 over nvlink already"):
         pipeline_stage(pipeline_stage(graph, 2, 0), 2, 0)
     with pytest.raises(ValueError, match="the graph is folded"):
         pipeline_stage(fold(graph), 2, 0)

@@ -20,7 +20,11 @@ WEIGHTS_ONLY = ("weight_read", "weight", "vector_flops")
 def test_sixteen_bits_are_what_there_is(name: str) -> None:
     graph = traced(name, "decode")
     assert quantise(graph, weights=16, activations=16, kv=16) == graph
-    assert quantise(graph) == graph
+
+
+def test_nothing_to_quantise_is_refused() -> None:
+    with pytest.raises(ValueError, match="quantise changes nothing; give weights=4, activations=8 or kv=8"):
+        quantise(traced("llama", "decode"), group=64)
 
 
 def linear_elements(name: str) -> int:

@@ -1,16 +1,19 @@
 """How a what-if is written down: names, options and their types."""
 
 import inspect
+import itertools
 import re
 from collections.abc import Sequence
 
 import pytest
 from graphs import GraphBuilder
+from whatif_graphs import check_rank, stored, traced, transfers
 
 from roofline.graph.edit import Edit
 from roofline.graph.op import OpGraph
+from roofline.hardware.load import load_device
 from roofline.whatif.quantise import quantise
-from roofline.whatif.registry import WHAT_IFS, WhatIf, check_order, help_text, parse, usage
+from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text, linked, ordered, parse, usage
 
 
 def graph() -> OpGraph:
@@ -37,8 +40,11 @@ def test_every_function_takes_a_graph_and_options_that_can_be_written() -> None:
         assert usage(name) == name if not options else usage(name).startswith(f"{name}:{options[0]}=")
         written = usage(name).partition(":")[2].split(",")
         assert [part.partition("=")[0] for part in written if part] == options, name
-        written, summary = help_text(name).split("\n")
+        written, summary, *lines = help_text(name).split("\n")
         assert written == usage(name) and summary.strip().endswith("."), name
+        described = [line.strip().split(": ", 1) for line in lines]
+        assert [option for option, _ in described] == options, name
+        assert all(len(text.partition(" (")[0]) > 10 for _, text in described), name
 
 
 PARSED: list[tuple[str, str, dict[str, object]]] = [
@@ -93,8 +99,8 @@ def test_a_new_what_if_is_its_function_and_a_row(monkeypatch: pytest.MonkeyPatch
         parse("thin_weights:share=no")
     with pytest.raises(ValueError, match="did you mean thin_weights"):
         parse("thin_weight:share=1")
-    with pytest.raises(ValueError, match="write offload after thin_weights"):
-        check_order([parse("offload:weights=1"), thin])
+    offload = parse("offload:weights=1")
+    assert ordered([thin, offload]) == [offload, thin]  # a row at the end of the table is applied last
 
 
 def test_it_is_applied_with_its_options() -> None:
@@ -105,12 +111,12 @@ def test_it_is_applied_with_its_options() -> None:
 
 
 REFUSED = {
-    "": "no what-if ''; known: quantise, ",
+    "": "no what-if ''; known: remove_layers, ",
     "frobnicate": "no what-if 'frobnicate'; known: ",
     "quantize:weights=4": "no what-if 'quantize'; did you mean quantise?",
-    "tensor_parallel": "needs degree; write tensor_parallel:degree=,link=nvlink",
-    "pipeline_stage:link=pcie": "needs stages, stage; write pipeline_stage:stages=,stage=,link=network",
-    "tensor_parallel:8": "'8' is not one of its options; write tensor_parallel:degree=,link=nvlink",
+    "tensor_parallel": "needs degree; write tensor_parallel:degree=,link=",
+    "pipeline_stage:link=pcie": "needs stages; write pipeline_stage:stages=,stage=0,link=",
+    "tensor_parallel:8": "'8' is not one of its options; write tensor_parallel:degree=,link=",
     "tensor_parallel:size=8": "'size=8' is not one of its options",
     "tensor_parallel:graph=8": "'graph=8' is not one of its options",
     "tensor_parallel:degree=two": "tensor_parallel: degree='two' should be a whole number; write tensor_parallel:",
@@ -136,13 +142,117 @@ def test_refused_in_one_line() -> None:
         assert "\n" not in str(refusal.value)
 
 
-def test_orders_that_would_mislead_are_refused() -> None:
-    for texts, line in (
-        (("quantise:weights=8,activations=8", "tensor_parallel:degree=2"), "write tensor_parallel before"),
-        (("expert_parallel:degree=2", "skew_experts:exponent=1"), "write skew_experts before expert_parallel"),
-        (("offload:weights=1", "low_rank:rank=4"), "write offload after low_rank"),
-    ):
-        changes = [parse(text) for text in texts]
-        check_order(changes[::-1])
-        with pytest.raises(ValueError, match=line):
-            check_order(changes)
+WRITTEN = {
+    "remove_layers": ("remove_layers:layers=2",),
+    "early_exit": ("early_exit:after_layers=3",),
+    "fuse_attention": ("fuse_attention",),
+    "skew_experts": ("skew_experts:exponent=1",),
+    "compress_kv": ("compress_kv:ratio=2",),
+    "low_rank": ("low_rank:rank=4",),
+    "sparsify_2_4": ("sparsify_2_4",),
+    "tensor_parallel": ("tensor_parallel:degree=2",),
+    "expert_parallel": ("expert_parallel:degree=2",),
+    "quantise": ("quantise:weights=4,kv=8", "quantise:weights=8,activations=8,group=-1"),
+    "lora": ("lora:rank=4,adapters=2",),
+    "unfuse_attention": ("unfuse_attention",),
+    "pipeline_stage": ("pipeline_stage:stages=2,stage=1",),
+    "offload": ("offload:weights=0.5,kv=1",),
+    "send_kv": ("send_kv",),
+}
+
+
+def made(graph: OpGraph, *texts: str) -> OpGraph:
+    for change in ordered([parse(text) for text in texts]):
+        graph = change(graph)
+    return graph
+
+
+def is_refused(graph: OpGraph, text: str) -> bool:
+    try:
+        parse(text)(graph)
+    except ValueError:
+        return True
+    return False
+
+
+def test_pairs_give_one_graph_in_either_order_or_are_refused() -> None:
+    """Dense, experts, and experts with latent attention; a pair whose parts each make sense makes sense together."""
+    assert set(WRITTEN) == set(WHAT_IFS)
+    tried = 0
+    for name in ("llama", "mixtral", "deepseek_v3"):
+        for one, other in itertools.combinations(WRITTEN, 2):
+            phase = "prefill" if "send_kv" in (one, other) else "decode"
+            attn = "eager" if "fuse_attention" in (one, other) else "default"
+            graph = traced(name, phase, layers=4, attn=attn)
+            for pair in itertools.product(WRITTEN[one], WRITTEN[other]):
+                if any(is_refused(graph, text) for text in pair):
+                    continue
+                if {one, other} == {"fuse_attention", "unfuse_attention"}:
+                    with pytest.raises(ValueError, match="undo each other; leave one out"):
+                        made(graph, *pair)
+                    continue
+                both = made(graph, *pair)
+                assert both == made(graph, *pair[::-1]), (name, pair)
+                check_rank(both)
+                tried += 1
+    assert tried > 200
+
+
+def test_what_a_rank_holds_is_what_is_stored_and_sent() -> None:
+    def kv(*texts: str) -> float:
+        return stored(made(traced("deepseek_v3", "decode"), *texts), "kv")
+
+    # latents and the shared rope key are whole on each rank
+    assert kv("quantise:kv=8", "tensor_parallel:degree=2") == kv("quantise:kv=8")
+    sent = [
+        sum(op.link_bytes for op in transfers(made(traced("llama", "prefill"), "send_kv", *texts), "send_kv"))
+        for texts in ((), ("tensor_parallel:degree=2",), ("quantise:kv=8",))
+    ]
+    tokens, elements = 2 * 12, 2 * 2 * 2 * 8  # of a token: two layers, keys and values, two heads of 8
+    assert sent == [tokens * elements * 2, tokens * elements, tokens * elements * (1 + 2 / 8)]  # a scale a head
+    graph = traced("mixtral", "decode")
+    held = made(graph, "quantise:weights=4", "expert_parallel:degree=2")
+    whole = made(graph, "quantise:weights=4")
+    flops = [sum(op.vector_flops for op in g.ops if op.routing) for g in (held, whole)]
+    hit = [sum(op.routing.hit for op in g.ops if op.routing) for g in (held, whole)]
+    assert flops[0] / flops[1] == pytest.approx(hit[0] / hit[1])  # dequantised: the experts hit on the rank
+
+
+def test_what_makes_sense_once_is_given_once() -> None:
+    with pytest.raises(ValueError, match="what-if tensor_parallel is given 2 times; give it once"):
+        ordered([parse("tensor_parallel:degree=2"), parse("tensor_parallel:degree=4")])
+    with pytest.raises(ValueError, match="leave tensor_parallel out"):
+        ordered([parse("tensor_parallel:degree=2"), parse("expert_parallel:degree=2,attention=tensor")])
+    several = [parse("remove_layers:layers=1"), parse("remove_layers:layers=0")]
+    assert ordered(several) == ordered(several[::-1])
+
+
+def test_the_device_s_own_link_is_the_default() -> None:
+    cases = (
+        ("nvidia-h100-sxm", "tensor_parallel:degree=8", "nvlink"),
+        ("nvidia-h100-sxm", "pipeline_stage:stages=4", "nvlink"),
+        ("nvidia-h100-sxm", "offload:weights=1", "pcie"),
+        ("nvidia-gh200-96gb", "offload:weights=1", "nvlink-c2c"),
+        ("amd-mi300x", "expert_parallel:degree=8", "infinity-fabric"),
+        ("nvidia-a100-pcie-80gb", "tensor_parallel:degree=2", "nvlink"),
+        ("nvidia-a100-pcie-80gb", "tensor_parallel:degree=4", "pcie"),  # a bridge joins two cards
+        ("google-tpu-v5e", "send_kv", "ici"),
+        ("intel-gaudi-3", "tensor_parallel:degree=8", "network"),
+        ("nvidia-l4", "tensor_parallel:degree=2", "pcie"),
+    )
+    for device, text, link in cases:
+        peaks = load_device(device).datasheet
+        assert peaks is not None
+        (change,) = linked([parse(text)], peaks, device)
+        assert change.options["link"] == link, (device, text)
+    refused = (
+        ("nvidia-h100-sxm", "tensor_parallel:degree=8,link=network", r"no link network \(its links: nvlink, pcie\)"),
+        ("nvidia-h100-nvl", "tensor_parallel:degree=4,link=nvlink", "joins 2 devices, not 4"),
+        ("google-tpu-v5e", "offload:kv=1", r"no known link to its host \(its links: ici\)"),
+    )
+    for device, text, line in refused:
+        peaks = load_device(device).datasheet
+        assert peaks is not None
+        with pytest.raises(ValueError, match=line) as refusal:
+            linked([parse(text)], peaks, device)
+        assert "\n" not in str(refusal.value) and "--link" in str(refusal.value)
