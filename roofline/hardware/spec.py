@@ -84,7 +84,8 @@ class Peaks(Record):
     levels: tuple[Level, ...] = Field(min_length=1)
     """Smallest cache first, main memory last."""
     links: dict[str, Link] = {}
-    """Links by name: "nvlink", "nvlink-c2c" (to its CPU), "infinity-fabric", "ici", "neuronlink", "pcie" (the host), "network"."""
+    """Links by name: "nvlink", "nvlink-c2c" (to its CPU), "infinity-fabric", "ici", "neuronlink", "pcie" (the host),
+    "network"."""
     host_s_per_op: Figure | None = None
     """Host time to issue one operation in eager mode; on a CPU this includes the operation's own fixed cost."""
 

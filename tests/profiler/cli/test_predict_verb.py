@@ -190,6 +190,15 @@ def test_an_answer_of_largest_fits_and_one_more_does_not(ask: Any, llama: str, t
         assert fits == [True, False], option
 
 
+def test_the_servers_share_and_its_overhead_bound_the_largest(ask: Any, llama: str) -> None:
+    on = (*ON, "--phase", "decode", "--context", "40", "--largest")
+    whole = ask(llama, *on)
+    part = ask(llama, *on, "--memory-utilisation", "0.5", "--overhead", "2GiB", "--dtype", "bf16")
+    assert part["budget_bytes"] == whole["capacity_bytes"] / 2 - 2 * 2**30
+    assert 0 < part["cache_tokens"] < whole["cache_tokens"] / 2
+    assert part["workloads"][0]["dtype"] == "bfloat16"  # written as bf16
+
+
 WHAT_IF_OF = {
     "quantise": ("llama", "quantise:weights=4,kv=8"),
     "unfuse_attention": ("llama", "unfuse_attention"),
@@ -472,6 +481,9 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--accounting", "mine"], "--accounting takes roofcal, paper"),
         (["--peaks", "best"], "--peaks takes auto, datasheet, measured"),
         (["--peaks", "measured"], "has no measured peaks; use --peaks auto"),
+        (["--largest", "--memory-utilisation", "0"], "a share of the memory above 0, as 0.9"),
+        (["--largest", "--overhead", "two"], "--overhead takes a size, as 2GiB or 500MB; not 'two'"),
+        (["--overhead", "2GiB"], "--overhead changes nothing without --largest"),
         (["--dtype", "float8"], "use float64, float32, bfloat16, float16"),
         (["--attn", "flash_attention_9"], "flash_attention_9"),
         (["--cache", "paged"], "--cache paged is unknown; use dynamic or static"),
@@ -522,7 +534,7 @@ def test_one_line_and_exit_code_2(
         (["gpt2", "--module", MODULE, *ON], "got MODEL and --module"),
         (["gpt3", *ON], "nearest: gpt2"),
         (["no/such-model", *ON], "not in the catalogue"),
-        (["gpt2", "--hardware", "nvidia-h20"], "no device or JSON file 'nvidia-h20'"),
+        (["gpt2", "--hardware", "nvidia-h21"], "no device or JSON file 'nvidia-h21'"),
         (["gpt2", "--hardware", "rtx 4090"], "did you mean nvidia-rtx-4090?"),
         (["gpt2", "--hardware", "nowhere.json"], "cannot read nowhere.json: No such file or directory"),
         (["--module", "no.such.module:factory", *ON], "cannot import no.such.module"),
