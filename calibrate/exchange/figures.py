@@ -27,7 +27,7 @@ from roofline.hardware.spec import Figure, HardwareSpec, Level, Link, Peaks
 
 Origin = Literal["measured", "datasheet"]
 
-BETWEEN = ("nvlink", "infinity-fabric", "ici", "pcie")
+BETWEEN = ("nvlink", "infinity-fabric", "ici", "neuronlink", "pcie")
 """Links between the devices of one node, best first; devices without a link of their own use PCIe."""
 FP8 = ("float8_e4m3fn", "float8_e4m3fnuz")
 VALID = {

@@ -80,7 +80,7 @@ def prediction_json(prediction: Prediction) -> dict[str, Any]:
         "workloads": [_pass(step) for step in prediction.passes],
         "requests": [request.model_dump() for request in prediction.requests],
         "memory": largest.memory.model_dump() if largest else None,
-        **_pick(prediction, ("largest_batch", "largest_context", "notes")),
+        **_pick(prediction, ("largest_batch", "largest_context", "cache_tokens", "budget_bytes", "notes")),
     }
     return {name: _finite(value) for name, value in content.items()}
 

@@ -267,8 +267,12 @@ def summary(prediction: Prediction) -> tuple[str, ...]:
         largest.append(f"batch {prediction.largest_batch} at its lengths")
     if prediction.largest_context is not None:
         largest.append(f"{prediction.largest_context} cached tokens at its batch")
+    if prediction.cache_tokens is not None:
+        largest.append(f"{prediction.cache_tokens:,} tokens of KV cache in all")
     if largest:
-        lines.append(f"largest that fits, from the first workload: {', '.join(largest)}")
+        budget = prediction.budget_bytes
+        within = f" in {size(budget)}" if budget is not None and budget != prediction.capacity_bytes else ""
+        lines.append(f"largest that fits{within}, from the first workload: {', '.join(largest)}")
     return tuple(lines)
 
 

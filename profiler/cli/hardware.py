@@ -116,7 +116,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     full, short = DTYPES["host" if backend_of(device).is_host else "accelerator"]
     dtypes = short if options["quick"] else full
     if options["dtypes"]:
-        dtypes = tuple(dict.fromkeys(options["dtypes"].split(",")))
+        dtypes = option.dtypes(options["dtypes"])
     for name in dtypes:
         if name not in PRODUCTS:
             raise RequestError(f"--dtype {name}: products are not measured in it; use {', '.join(PRODUCTS)}")

@@ -52,12 +52,13 @@ def import_(
     Figures are in SI units, and rows that cannot be true are left out.
     """
     from calibrate.exchange.formats import import_format, import_tables
-    from roofline.dtypes import IMPORTED
+    from roofline.dtypes import IMPORTED, dtype_named
 
     importer = import_format(format_name)
     for option, value in (("--dtype", dtype), ("--model", model)):
         if value is not None and option in importer.refuses:
             raise RequestError(f"{option}: {importer.refuses[option]}; leave it out")
+    dtype = None if dtype is None else dtype_named(dtype) or dtype
     if dtype is not None and dtype not in IMPORTED:
         raise RequestError(f"--dtype {dtype} is not known; use {', '.join(IMPORTED)}")
     with stdout_to_stderr_if(as_json):

@@ -18,7 +18,7 @@ import typer
 from typer import Option
 
 from profiler.record.run import MOST_THREADS, MOST_VISITS, Environment, RequestError
-from roofline.dtypes import MODEL_DTYPES
+from roofline.dtypes import MODEL_DTYPES, dtype_named
 from roofline.hardware.load import implausible, load_device
 from roofline.hardware.spec import Figure, HardwareSpec, Link, Peaks
 from roofline.workload import Logits, Workload
@@ -66,10 +66,13 @@ PART = re.compile(r"^([0-9]{1,13})x([0-9]{1,13})(?:@([0-9]{1,13}))?$")
 SIZES = frozenset({"--phase", "--prompt", "--context", "--batch", "--logits"})
 """Options that choose the passes."""
 
+SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?$", re.IGNORECASE)
+"""A size with its unit: 2GiB is 2 × 2³⁰ bytes, 2GB 2 × 10⁹."""
+
 OF_PAPER = frozenset({"--bits", "--flash"})
 NOT_OF_PAPER = frozenset({
     "--what-if", "--mix", "--output", "--draft", "--decode-hardware", "--micro-batches", "--link", "--largest",
-    "--csv", "--html", "--form", "--phase", "--context", "--logits",
+    "--memory-utilisation", "--overhead", "--csv", "--html", "--form", "--phase", "--context", "--logits",
 })  # fmt: skip
 """Options of one accounting that mean nothing to the other."""
 
@@ -117,6 +120,24 @@ def words(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
 def distinct(option: str, text: str) -> tuple[int, ...]:
     """Whole numbers separated by commas, each kept once."""
     return tuple(dict.fromkeys(numbers(option, text)))
+
+
+def dtype(name: str) -> str:
+    """The long name of a dtype: "bfloat16" for bf16; an unknown name as it is, for the option's own refusal."""
+    return dtype_named(name) or name
+
+
+def dtypes(names: str) -> tuple[str, ...]:
+    """The long names of dtypes separated by commas, each kept once."""
+    return tuple(dict.fromkeys(map(dtype, names.split(","))))
+
+
+def size_bytes(option: str, text: str) -> float:
+    """Bytes of a size, as 2GiB, 500MB or 2e9. Raises RequestError for anything else."""
+    if match := SIZE.match(text.strip()):
+        number, prefix, binary = match.groups()
+        return float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " ")
+    raise RequestError(f"{option} takes a size, as 2GiB or 500MB; not {text!r}")
 
 
 @dataclass(frozen=True)
@@ -270,6 +291,7 @@ def refuse_in_vain(written: frozenset[str], accounting: str) -> None:
     needed: tuple[tuple[str, Collection[str]], ...] = (
         ("--output", ("--draft", "--decode-hardware", "--micro-batches")),
         ("--draft", ("--speculate", "--acceptance")),
+        ("--largest", ("--memory-utilisation", "--overhead")),
     )
     for option, dependants in needed:
         if option not in written and (vain := written.intersection(dependants)):

@@ -80,7 +80,15 @@ def predict(
     micro_batches: Annotated[
         int, Option(help="Parts of the batch that follow each other through the stages of a pipeline.", min=1)
     ] = 1,
-    largest: Annotated[bool, Option("--largest", help="Also find the largest batch and context that fit.")] = False,
+    largest: Annotated[
+        bool, Option("--largest", help="Also find the largest batch, context and KV cache that fit.")
+    ] = False,
+    memory_utilisation: Annotated[
+        float, Option(help="For --largest: share of the memory that the server takes, as 0.9.", max=1)
+    ] = 1.0,
+    overhead: Annotated[
+        str, Option(help="For --largest: memory of that share that the server needs besides, as 2GiB.")
+    ] = "0",
     accounting: Annotated[str, Option(help="Rules of counting: roofcal, or paper (arXiv 2402.16363).")] = "roofcal",
     bits: Annotated[str, Option(help="For the paper: bits of weights, activations, KV cache.")] = "16,16,16",
     flash: Annotated[bool, Option("--flash", help="For the paper: its fused attention.")] = False,
@@ -108,6 +116,10 @@ def predict(
         return
     written = option.written_options(invocation)
     option.refuse_in_vain(written, accounting)
+    dtype = option.dtype(dtype)
+    if not memory_utilisation > 0:
+        raise RequestError(f"--memory-utilisation is a share of the memory above 0, as 0.9; not {memory_utilisation:g}")
+    overhead_bytes = option.size_bytes("--overhead", overhead)
     tracing = {"dtype": dtype, "attn": attn, "experts": experts, "cache": cache}
     subject = _Subject(model, module, graph, trust_remote_code, tracing, module_seconds)
     if model is None and (vain := written & {"--attn", "--experts", "--cache", "--trust-remote-code"}):
@@ -155,6 +167,8 @@ def predict(
                     requests=requests,
                     dtype=dtype,
                     largest=largest,
+                    memory_utilisation=memory_utilisation,
+                    overhead_bytes=overhead_bytes,
                     decode=decode,
                     pipeline=tuple(subject.source(stage, shape) for stage in stages),
                     decode_pipeline=tuple(subject.source(stage, shape) for stage in decode_stages),

@@ -115,7 +115,7 @@ def run(
             prompts=option.distinct("--prompt", prompt),
             contexts=option.distinct("--context", context),
             batches=option.distinct("--batch", batch),
-            dtypes=tuple(dict.fromkeys(dtype.split(","))) if dtype else (),
+            dtypes=option.dtypes(dtype) if dtype else (),
         )
         choices = Choices(
             attn=attn,

@@ -36,6 +36,9 @@ class Level(Record):
     name: str
     """ "L2", "L3", "DRAM", "HBM"."""
     capacity_bytes: float = Field(gt=0, allow_inf_nan=False)
+    """Bytes as the driver reports them, where it does."""
+    capacity_source: str | None = None
+    """Document or tool that states the capacity; None where it was measured."""
     bandwidth: Figure
     """Bytes/s, read and written bytes added."""
 
@@ -95,7 +98,8 @@ class Peaks(Record):
     levels: tuple[Level, ...] = Field(min_length=1)
     """Smallest cache first, main memory last."""
     links: dict[str, Link] = {}
-    """Links by name: "nvlink", "nvlink-c2c" (to its CPU), "infinity-fabric", "ici", "pcie" (the host), "network"."""
+    """Links by name: "nvlink", "nvlink-c2c" (to its CPU), "infinity-fabric", "ici", "neuronlink", "pcie" (the host),
+    "network"."""
     host_s_per_op: Figure | None = None
     """Host time to issue one operation in eager mode; on a CPU this includes the operation's own fixed cost."""
 
@@ -198,11 +202,11 @@ def _twice(names: Sequence[str]) -> str | None:
     return next((name for name in names if names.count(name) > 1), None)
 
 
-OUTWARD = ("nvlink", "infinity-fabric", "ici")
+OUTWARD = ("nvlink", "infinity-fabric", "ici", "neuronlink")
 """Links of a device to others of its kind."""
 CACHE_S = 26e-6
 """Size of a last-level cache in seconds of main memory's bandwidth: median of the device files that name both."""
-UNIT_FLOPS_PER_S = 450e9
+UNIT_FLOPS_PER_S = 500e9
 """float32 vector rate of a unit: median of the GPUs among the device files."""
 MATRIX_PER_VECTOR = 8.0
 """16-bit matrix rate ÷ float32 vector rate: median of the device files."""

@@ -132,6 +132,11 @@ class Prediction(Record):
     """Largest batch that fits at the first workload's lengths; 0 if not even one sequence does."""
     largest_context: int | None = None
     """Cached tokens that fit at the batch of the first workload that has any; 0 if not even one does."""
+    cache_tokens: int | None = None
+    """Tokens of KV cache of all sequences that fit beside the weights and activations of a workload; None where a
+    token adds no bytes, or it was not asked."""
+    budget_bytes: float | None = None
+    """Bytes of the device that the largest batch, context and cache were searched in."""
     notes: tuple[str, ...] = ()
 
 

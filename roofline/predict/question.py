@@ -78,7 +78,11 @@ class Question:
     """(batch, prompt tokens, output tokens)."""
     dtype: str = "bfloat16"
     largest: bool = False
-    """Whether to search the largest batch and context that fit."""
+    """Whether to search the largest batch and context that fit, and how many tokens of KV cache."""
+    memory_utilisation: float = 1.0
+    """Share of the device's memory that the server takes, of which `largest` uses what is left."""
+    overhead_bytes: float = 0.0
+    """Bytes of that share that are neither weights, cache nor activations: contexts, graphs, buffers of libraries."""
     decode: tuple[Source, Device] | None = None
     """Graphs and device of the decode steps of requests, where those run elsewhere."""
     pipeline: tuple[Source, ...] = ()
@@ -111,8 +115,10 @@ def answer(source: Source, question: Question, device: Device, form: Form, notes
         passes.append(predict_pass(graph, device.spec, device.peaks, parts, with_laws=device.with_laws))
         options |= graph.options
     requests = tuple(_request(work, question, *sizes) for sizes in question.requests)
-    largest_batch = work.largest_batch(first) if question.largest and first else None
-    largest_context = work.largest_context(cached) if question.largest and cached else None
+    budget = question.memory_utilisation * work.capacity_bytes - question.overhead_bytes
+    largest_batch = work.largest_batch(first, budget) if question.largest and first else None
+    largest_context = work.largest_context(cached, budget) if question.largest and cached else None
+    cache_tokens = work.cache_tokens(cached or first, budget) if question.largest and first else None
     return Prediction(
         model=source.name,
         hardware=device.spec.name,
@@ -131,6 +137,8 @@ def answer(source: Source, question: Question, device: Device, form: Form, notes
         capacity_bytes=capacity_bytes(device.peaks),
         largest_batch=largest_batch,
         largest_context=largest_context,
+        cache_tokens=cache_tokens,
+        budget_bytes=budget if question.largest else None,
         notes=(*notes, *work.notes),
     )
 
@@ -192,12 +200,12 @@ class _Work:
     def _memory(self, piece: Piece, workload: Workload) -> Footprint:
         return memory_pieces([Piece(piece.graph, np.array([0]))], [workload]).footprint(0)
 
-    def largest_batch(self, like: Workload) -> int:
+    def largest_batch(self, like: Workload, budget: float) -> int:
         most = max(1, MOST_TOKENS // (like.query_tokens + like.context_tokens))
         probes = [like.model_copy(update={"batch": 2**i}) for i in range(most.bit_length())]
-        return self._largest(probes, "batch", most)
+        return self._largest(probes, "batch", most, budget)
 
-    def largest_context(self, like: Workload) -> int:
+    def largest_context(self, like: Workload, budget: float) -> int:
         most = max(1, MOST_TOKENS // like.batch)
         probes = []
         for stretch in _stretches(like, range(1, most + 1), self._family.windows):
@@ -205,9 +213,21 @@ class _Work:
             doubling = (2**i for i in range(3, len(stretch).bit_length()) if 2**i < len(stretch))
             places = sorted({*range(min(len(stretch), PROBES)), *doubling})
             probes += [_at(like, stretch[i]) for i in places]
-        return self._largest(probes, "context_tokens", most)
+        return self._largest(probes, "context_tokens", most, budget)
 
-    def _largest(self, probes: Sequence[Workload], field: str, limit: int) -> int:
+    def cache_tokens(self, like: Workload, budget: float) -> int | None:
+        """Tokens of KV cache for which the budget has room beside the weights and activations of `like`.
+
+        (budget − weights − activations) ÷ bytes of a token, which are those that one more token of every sequence adds.
+        None where a token adds none: a model with state instead of a cache, or windows that are full.
+        """
+        held, more = self.memory(like), self.memory(_at(like, like.context_tokens + 1))
+        token_bytes = (more.kv_cache - held.kv_cache) / like.batch
+        if token_bytes <= 0:
+            return None
+        return max(0, int((budget - (held.peak - held.kv_cache)) // token_bytes))
+
+    def _largest(self, probes: Sequence[Workload], field: str, limit: int, budget: float) -> int:
         """Search with the graph fitted for the nearest probe that is not larger, which is in one regime with it."""
         pieces = self.pieces(probes)
         serving = {int(i): piece for piece in pieces for i in piece.index}
@@ -220,7 +240,7 @@ class _Work:
                 return self.memory(workload).peak
             return self._memory(piece, workload).peak
 
-        most = largest(needed, self.capacity_bytes, limit)
+        most = largest(needed, budget, limit)
         if most == limit:
             self.notes.append(f"the search for the largest {field} ended at {limit}: more may fit")
         return most

@@ -52,7 +52,8 @@ def test_the_document_has_the_keys_of_the_design() -> None:
     found = prediction_json(llama())
     assert set(found) == {
         "model", "hardware", "accounting", "peaks", "form", "parameters", "options", "capacity_bytes", "workloads",
-        "requests", "memory", "largest_batch", "largest_context", "notes",
+        "requests", "memory", "largest_batch", "largest_context", "cache_tokens",
+        "budget_bytes", "notes",
     }  # fmt: skip
     step = found["workloads"][0]
     assert {key: step[key] for key in ("batch", "query_tokens", "context_tokens", "dtype", "phase")} == {

