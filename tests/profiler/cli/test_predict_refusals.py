@@ -107,7 +107,7 @@ def test_one_line_and_exit_code_2(
         (["gpt2", "--module", MODULE, *ON], "got MODEL and --module"),
         (["gpt3", *ON], "nearest: gpt2"),
         (["no/such-model", *ON], "not in the catalogue"),
-        (["gpt2", "--hardware", "nvidia-h20"], "no device or JSON file 'nvidia-h20'"),
+        (["gpt2", "--hardware", "nvidia-h21"], "no device or JSON file 'nvidia-h21'"),
         (["gpt2", "--hardware", "rtx 4090"], "did you mean nvidia-rtx-4090?"),
         (["gpt2", "--hardware", "nowhere.json"], "cannot read nowhere.json: No such file or directory"),
         (["--module", "no.such.module:factory", *ON], "cannot import no.such.module"),
