@@ -36,10 +36,10 @@ NOTCH = 3.06
 """Width of the 90 % interval of a normal sample's median, in interquartile ranges over √n: 2 × 1.645 × 1.253 ÷ 1.349
 (McGill, Tukey and Larsen, Variations of box plots, 1978: notches)."""
 NEARLY_ALL, FARTHEST = 0.999, 3.0
-"""Confidence of a second interval of the median that "precise" asks for, and its widest width in those of the first one.
+"""Confidence of a second interval of the median that "precise" asks for, and its widest width in widths of the first.
 Of normal noise it is twice as wide (3.29 ÷ 1.645); of two equal modes it spans both, but once in a thousand looks."""
 RARER_MODE = 0.25
-"""Share of the samples in the rarer of two modes, at least: below, the interval of the median leaves it out, and what is
+"""Least share of the samples in the rarer of two modes: below, the interval of the median leaves it out, and what is
 rare is a disturbance."""
 MODES_APART = 0.01
 """Distance of two modes, as a share of their time, below which they are one."""
