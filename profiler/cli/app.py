@@ -10,8 +10,10 @@ import atexit
 import errno
 import gc
 import os
+import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -81,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     atexit.register(gc.freeze)  # else the interpreter collects garbage once more at its end: 0.8 s of `predict`
     try:
-        code = _invoke(arguments)
+        with _ended_by_signals():
+            code = _invoke(arguments)
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -92,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CLICK_ERROR as error:
         return _fail(f"error: {error.format_message().rstrip('.')}; see --help", output.REQUEST)  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort) as stop:
-        return _fail(output.interruption(stop), output.INTERRUPTED)
+        return _fail(output.interruption(stop), output.interruption_code(stop))
     except BrokenPipeError:  # nobody reads the output any more
         output.discard_stdout()
         return output.BROKEN_PIPE
@@ -120,6 +123,26 @@ def _invoke(arguments: list[str]) -> int:
     except typer.Exit as end:
         return end.exit_code
     return output.GOOD
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Within it, SIGTERM (Slurm, Kubernetes, timeout) and SIGHUP (a closed terminal) end a verb as Ctrl-C does.
+
+    A signal that the caller handles or ignores, as nohup does, is left to it; threads cannot set handlers.
+    """
+    before: dict[signal.Signals, object] = {}
+    try:
+        for number in output.ENDING_SIGNALS:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, output.end_by_signal)
+    except ValueError:  # not the main thread
+        before.clear()
+    try:
+        yield
+    finally:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _print_version(is_asked: bool) -> None:

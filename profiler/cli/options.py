@@ -175,17 +175,20 @@ def device(name: str, peaks: str) -> "Device":
     raise RequestError(f"{name} has no {wanted} peaks; use --peaks auto or another device")
 
 
-def measured_spec(path: Path, environment: Environment) -> HardwareSpec:
-    """The figures and laws of --hardware.
-
-    Raises RequestError, one line, where they are another device's, or nothing in them is measured.
-    """
+def measured_figures(path: Path) -> HardwareSpec:
+    """The figures and laws of --hardware. Raises RequestError, one line, where nothing in them is measured."""
     try:
         spec = load_device(path)
     except ValueError as error:
         raise RequestError(f"--hardware: {error}") from error
     if spec.measured is None:
         raise RequestError(f"--hardware: {path} holds nothing measured; leave it out, or name the spec.json of a run")
+    return spec
+
+
+def measured_spec(path: Path, environment: Environment) -> HardwareSpec:
+    """As `measured_figures`, of this device. Raises RequestError, one line, also where they are another device's."""
+    spec = measured_figures(path)
     if environment.device not in (spec.name, *spec.matches):
         raise RequestError(
             f"--hardware: {path} describes {spec.name}, but this device is {environment.device}; leave it out"

@@ -3,7 +3,8 @@
 With ``--json`` stdout has one JSON document and nothing else, whatever a library prints meanwhile. Exit codes:
 
     0 good · 1 a fault of roofcal (traceback) · 2 the request is wrong · 3 inconclusive · 4 the measurement is invalid
-    130 interrupted (128 + SIGINT) · 141 nobody reads the output any more (128 + SIGPIPE)
+    130 interrupted (128 + SIGINT) · 143, 129 ended by SIGTERM, SIGHUP
+    141 nobody reads the output any more (128 + SIGPIPE)
 
 Example::
 
@@ -17,6 +18,7 @@ Example::
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -104,8 +106,25 @@ def stdout_to_stderr_if(as_json: bool) -> Iterator[None]:
         yield
 
 
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a verb as Ctrl-C does."""
+
+
+class Ended(KeyboardInterrupt):
+    """A signal other than Ctrl-C's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def end_by_signal(number: int, frame: object) -> None:
+    """A signal's handler: raise `Ended` where the program is."""
+    raise Ended(number)
+
+
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while a run folder was being written."""
+    """Ctrl-C, or a signal like it, while a run folder was being written."""
 
     def __init__(self, path: Path, verb: str) -> None:
         super().__init__(str(path))
@@ -122,13 +141,21 @@ def resumable(path: Path, verb: str = "run") -> Iterator[None]:
 
 
 def interruption(stop: BaseException) -> str:
-    """The line shown after Ctrl-C."""
+    """The line shown after Ctrl-C or a signal."""
+    cause = stop.__cause__ if isinstance(stop, Interrupted) else stop
+    how = f"ended by {cause}" if isinstance(cause, Ended) else "interrupted"
     if isinstance(stop, Interrupted):
         return (
-            f"interrupted; what was measured is in {stop.path}; "
+            f"{how}; what was measured is in {stop.path}; "
             f"continue with: python -m profiler {stop.verb} --resume {stop.path}"
         )
-    return "interrupted"
+    return how
+
+
+def interruption_code(stop: BaseException) -> int:
+    """128 + the number of the signal, as a shell has it."""
+    cause = stop.__cause__ if isinstance(stop, Interrupted) else stop
+    return 128 + cause.number if isinstance(cause, Ended) else INTERRUPTED
 
 
 @contextmanager

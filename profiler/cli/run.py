@@ -28,6 +28,7 @@ from profiler.cli.measuring import (
 )
 from profiler.record.folder import RunFolder
 from profiler.record.run import Mode, RequestError
+from roofline.dtypes import MODEL_DTYPES
 
 EXAMPLE = """
 Examples:\n
@@ -102,23 +103,29 @@ def run(
             "threads": threads,
             "trust_remote_code": trust_remote_code,
         }
+        lengths = {  # all options are checked before torch is loaded, which takes seconds
+            "phases": option.words("--phase", phase, ("prefill", "decode", "chunk")),
+            "prompts": option.distinct("--prompt", prompt),
+            "contexts": option.distinct("--context", context),
+            "batches": option.distinct("--batch", batch),
+            "dtypes": option.words("--dtype", dtype, MODEL_DTYPES) if dtype else (),
+        }
+        ways = {
+            "cache": option.words("--cache", cache, ("dynamic", "static"))[0],
+            "weights": option.words("--weights", weights, ("random", "pretrained"))[0],
+        }
+        if hardware is not None:
+            option.measured_figures(hardware)
         from profiler.job import Choices, Shapes
 
-        shapes = Shapes(
-            phases=option.words("--phase", phase, ("prefill", "decode", "chunk")),  # type: ignore[arg-type]
-            prompts=option.distinct("--prompt", prompt),
-            contexts=option.distinct("--context", context),
-            batches=option.distinct("--batch", batch),
-            dtypes=tuple(dict.fromkeys(dtype.split(","))) if dtype else (),
-        )
+        shapes = Shapes(**lengths)  # type: ignore[arg-type]
         choices = Choices(
             attn=attn,
             experts=experts,
-            cache=option.words("--cache", cache, ("dynamic", "static"))[0],
             layers=layers,
-            weights=option.words("--weights", weights, ("random", "pretrained"))[0],  # type: ignore[arg-type]
             trust_remote_code=trust_remote_code,
             mode=MODES[compiled, cuda_graph],
+            **ways,  # type: ignore[arg-type]
         )
         folder, done = _new(models or [], shapes, choices, options, out, name, hardware), frozenset()
     spent = Spent(folder.run.spent_s)

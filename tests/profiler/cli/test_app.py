@@ -95,7 +95,8 @@ def test_nobody_reading_the_output_is_quiet(tmp_path: Path, unbuffered: str) -> 
 
 
 @pytest.mark.starts_product
-def test_ctrl_c_while_a_run_is_written_says_how_to_go_on() -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_while_a_run_is_written_says_how_to_go_on(number: int, code: int) -> None:
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
@@ -112,9 +113,9 @@ def test_ctrl_c_while_a_run_is_written_says_how_to_go_on() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         _, err = child.communicate()
-    assert child.returncode == output.INTERRUPTED
+    assert child.returncode == code
     assert "continue with: python -m profiler run --resume results/a/b" in err
     assert "Traceback" not in err
 
@@ -171,3 +172,16 @@ def test_a_verb_imports_no_other_verb() -> None:
         "assert not {'profiler.cli.predict', 'roofline.whatif.registry', 'roofline.predict.question'} & {*sys.modules}"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_options_are_checked_before_torch_is_loaded(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from profiler.cli.app import main\n"
+        "for more in (['--phase', 'foo'], ['--prompt', 'x'], ['--dtype', 'int3'], ['--weights', 'none'],\n"
+        "             ['--cache', 'x'], ['--batch', '0'], ['--hardware', '/nowhere.json']):\n"
+        f"    assert main(['run', 'gpt2', '--out', {str(tmp_path)!r}, *more]) == 2, more\n"
+        "    assert 'torch' not in sys.modules, more\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stderr.count("\n") == 7 and list(tmp_path.iterdir()) == []
