@@ -192,7 +192,8 @@ def _measure(folder: RunFolder, plan: "Plan") -> "HardwareSpec":
     log = HardwareLog(folder.path)
     device, options = torch.device(plan.device), folder.run.options
     calibrate = bool(options.get("calibrate"))
-    with output.resumable(folder.path, "hardware"), output.progress(plan.total + calibrate) as step:
+    expected_s = None if calibrate else plan.total_s
+    with output.resumable(folder.path, "hardware"), output.progress(plan.total + calibrate, total_s=expected_s) as step:
         characterise(plan, log, step)
         spec = spec_of(log.measurements, folder.run.environment, memory_hierarchy(device))
         folder.write_spec(spec)

@@ -17,17 +17,20 @@ Example::
 
 import io
 import json
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from calibrate.report.units import duration
 from profiler.record.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -85,7 +88,8 @@ def show(as_json: bool, document: Callable[[], Any], report: "MakeReport", kept:
 
     render(report(), console())
     if kept is not None:
-        print(f"\nkept in {kept}", file=sys.stderr)
+        page = kept / "report.html"
+        print(f"\nkept in {page if page.is_file() else kept}", file=sys.stderr)
 
 
 def write_reports(folder: RunFolder, report: "Document") -> None:
@@ -158,35 +162,88 @@ def interruption_code(stop: BaseException) -> int:
     return 128 + cause.number if isinstance(cause, Ended) else INTERRUPTED
 
 
+LINES_S = 10.0
+"""Seconds between two lines of progress at least, where there is no terminal: a log is read, not watched."""
+
+
 @contextmanager
-def progress(total: int, stream: TextIO | None = None) -> Iterator[Step]:
-    """Show progress through `total` units of work: a bar on a terminal, else a line for each unit."""
+def progress(
+    total: int, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic, total_s: float | None = None
+) -> Iterator[Step]:
+    """Show progress through `total` units of work, which only goes up, and about the time that is left.
+
+    On a terminal it is a bar, else a line for each unit, at most one in `LINES_S`. `total_s`: the estimated seconds of
+    all units, by which the time left is told until enough of them is done.
+    """
     stream = stream or sys.stderr
+    course = _Course(total, now, total_s)
     if stream.isatty():
-        with _bar(total, stream) as step:
+        with _bar(total, stream, course) as step:
             yield step
     else:
-        yield _lines(total, stream)
+        yield _lines(total, stream, course)
 
 
-def _lines(total: int, stream: TextIO) -> Step:
-    """Print a line as each unit begins, and as its text changes up to the colon; after that comes detail."""
-    last = (-1, "")
+class _Course:
+    """How much is done, and how long the rest takes."""
+
+    def __init__(self, total: int, now: Callable[[], float], total_s: float | None) -> None:
+        self._total, self._now, self._total_s = total, now, total_s
+        self._began_s = now()
+        self.done = 0.0
+
+    def at(self, done: float) -> float:
+        """Note what is done, which never falls; return it."""
+        self.done = max(self.done, min(done, float(self._total)))
+        return self.done
+
+    def now(self) -> float:
+        """Seconds on its clock."""
+        return self._now()
+
+    def left(self) -> str:
+        """About the time left, for people; "" while nothing tells it.
+
+        The estimate counts less the more is done, since the pace so far says more and more about the rest.
+        """
+        spent_s, part = self._now() - self._began_s, self.done / self._total if self._total else 1.0
+        estimates = [] if self._total_s is None else [(1 - part, max(0.0, self._total_s - spent_s))]
+        if part >= SMALLEST_PART:
+            estimates.append((part, spent_s * (1 - part) / part))
+        weight = sum(share for share, _ in estimates)
+        if not weight:
+            return ""
+        return f"about {duration(sum(share * left_s for share, left_s in estimates) / weight)} left"
+
+
+PULSE_S = 60.0
+"""Seconds after which a line comes although no other unit has begun: a log that stands still looks like a hang."""
+SMALLEST_PART = 0.02
+"""Part of the work after which its pace tells the time left: less of it is mostly preparation."""
+
+
+def _lines(total: int, stream: TextIO, course: _Course) -> Step:
+    """Print a line as a unit begins, or as its text changes up to the colon; after that comes detail."""
+    last, printed_s = (-1, ""), -math.inf
 
     def step(text: str, done: float) -> None:
-        nonlocal last
-        about = (min(int(done), total - 1), text.partition(":")[0])
-        if about != last:
-            last = about
-            print(f"[{about[0] + 1}/{total}] {text}", file=stream, flush=True)
+        nonlocal last, printed_s
+        about = (min(int(course.at(done)), total - 1), text.partition(":")[0])
+        now_s = course.now()
+        if now_s - printed_s < LINES_S or (about == last and now_s - printed_s < PULSE_S):
+            return
+        last, printed_s = about, now_s
+        left = course.left()
+        with suppress(OSError):  # a log that cannot be written is worth less than the measurement
+            print(f"[{about[0] + 1}/{total}] {text}" + (f" ({left})" if left else ""), file=stream, flush=True)
 
     return step
 
 
 @contextmanager
-def _bar(total: int, stream: TextIO) -> Iterator[Step]:
+def _bar(total: int, stream: TextIO, course: _Course) -> Iterator[Step]:
     columns = (BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
-    text = TextColumn("{task.description}", markup=False)
-    with Progress(*columns, text, console=Console(file=stream), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda what, done: bar.update(task, description=what, completed=done)
+    left, text = TextColumn("{task.fields[left]}"), TextColumn("{task.description}", markup=False)
+    with Progress(*columns, left, text, console=Console(file=stream), transient=True) as bar:
+        task = bar.add_task("", total=total, left="")
+        yield lambda what, done: bar.update(task, description=what, completed=course.at(done), left=course.left())

@@ -202,7 +202,7 @@ def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
     added = {part: folder.run.spent_s.get(part, 0.0) + expected.get(part, 0.0) for part in PARTS}
     folder.note(estimated_s={part: seconds for part, seconds in added.items() if seconds})
     try:
-        with output.resumable(folder.path), output.progress(1 + len(left)) as step:
+        with output.resumable(folder.path), output.progress(1 + len(left), total_s=sum(expected.values())) as step:
             if spec is None:
                 with spent.on("device"):
                     measure_device(folder, job.device, quick=quick, step=step)

@@ -65,8 +65,8 @@ def test_narrow_consoles_lose_columns_in_order_and_keep_path_and_time() -> None:
 
     every = {column.header for column in LAYER_COLUMNS if "terminal" in column.views}
     assert all(word in header(160) for word in every)
-    shown = {120: ("time", "share", "ideal", "predicted", "efficiency", "bound", "FLOP/s", "bytes/s"),
-             100: ("predicted",), 90: ("bound",), 80: ("±", "efficiency"), 47: ("time",)}  # fmt: skip
+    shown = {120: ("time", "ideal", "predicted", "error", "efficiency", "FLOP/s", "bytes/s"),
+             100: ("predicted", "error"), 80: ("time", "predicted", "error"), 47: ("time",)}  # fmt: skip
     for width, words in shown.items():
         assert all(word in header(width) for word in words), width
     assert "per repeat" not in header(100)
