@@ -222,10 +222,10 @@ def _error(predicted_s: float | None, measured_s: float | None) -> Cell:
 
 LAYER_COLUMNS: tuple[Column[LayerRow], ...] = (
     Column("layer kind", lambda row: row.label, code=True),
-    Column("kind", lambda row: row.kind, words=True, drop=6),
+    Column("kind", lambda row: row.kind, words=True, drop=4),
     Column("×", lambda row: figure(row.count, number), drop=11),
     Column("time", lambda row: figure(row.time_s), strong=True, drop=1),
-    Column("±", lambda row: _half(row.time_s_low, row.time_s_high, row.time_s), drop=4),
+    Column("±", lambda row: _half(row.time_s_low, row.time_s_high, row.time_s), drop=6),
     Column("share", lambda row: Cell(percent(row.share), row.share, fill=row.share if row.kind else None), drop=15),
     Column("ideal", lambda row: figure(row.ideal_s), drop=7),
     Column("predicted", lambda row: figure(row.predicted_s), drop=2),

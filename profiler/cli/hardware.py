@@ -16,7 +16,7 @@ from typer import Option
 from calibrate.report.units import duration
 from profiler.cli import options as option
 from profiler.cli import output
-from profiler.cli.measuring import VISITS, calibrate_device, new_run, require_same_machine, set_threads
+from profiler.cli.measuring import VISITS, calibrate_device, look_before, new_run, require_same_machine, set_threads
 from profiler.record.folder import RunFolder
 from profiler.record.run import RequestError
 
@@ -59,6 +59,7 @@ def hardware(
         int, Option(help="Fresh processes that measure each figure; intervals need at least three.", min=1)
     ] = 3,
     threads: option.Threads = None,
+    wait_quiet: option.WaitQuiet = 0.0,
     memory: Annotated[
         float | None, Option(help="Most memory of a measurement, in GiB. Default: an eighth of what is free.")
     ] = None,
@@ -90,7 +91,7 @@ def hardware(
             _print_plan(steps, sys.stdout if plan and not as_json else sys.stderr)
             if plan:
                 raise typer.Exit(output.GOOD)
-            folder = _new(options, out, name)
+            folder = _new(options, out, name, wait_quiet)
         else:
             folder = _resumed(resume)
             steps = _plan(folder.run.options)
@@ -156,11 +157,11 @@ def _print_plan(plan: "Plan", stream: Any) -> None:
     )
 
 
-def _new(options: dict[str, Any], out: Path, name: str) -> RunFolder:
-    from profiler.devices.environment import collect, findings
+def _new(options: dict[str, Any], out: Path, name: str, wait_s: float) -> RunFolder:
+    from profiler.devices.environment import collect
 
     set_threads(options)
-    all_findings = findings(options["device"], out)
+    all_findings = look_before(str(options["device"]), out, wait_s)
     # A run of `hardware` records mere notes too, such as that the clock is not locked or that ECC is off.
     notes = tuple(finding.what for finding in all_findings)
     environment = collect(options["device"], all_findings).model_copy(update={"notes": notes})

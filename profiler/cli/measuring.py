@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from calibrate.kernels.choose import Demand
+    from profiler.devices.conditions import Finding
 
 PROBE_PART = 1 / 16
 """Share of the device's memory that the operands of one kernel may take."""
@@ -74,6 +76,44 @@ def require_same_machine(run: Run) -> None:
     set_threads(run.options)
     if changed := differing(run.environment, collect(str(run.options["device"]))):
         raise RequestError(f"--resume: this run began with {'; '.join(changed)}; resume it there, or start a new run")
+
+
+LOOK_S = 5.0
+"""Seconds between two looks at a busy machine: the kernel itself averages the load over this long (sched/loadavg.h)."""
+
+
+def look_before(
+    device: str,
+    results: Path,
+    wait_s: float = 0.0,
+    *,
+    look: "Callable[[str, Path], tuple[Finding, ...]] | None" = None,
+    now: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> "tuple[Finding, ...]":
+    """Say on stderr what would spoil a measurement that is about to begin, and return all findings.
+
+    While something does that may end by itself, such as other work, this waits, for `wait_s` seconds at most.
+    """
+    if look is None:
+        from profiler.devices.environment import findings as look
+    began_s = now()
+    problems, is_waiting = look(device, results), False
+    while any(p.passing and p.severity != "note" for p in problems) and now() - began_s < wait_s:
+        if not is_waiting:
+            busy = next(p for p in problems if p.passing)
+            print(f"waiting up to {duration(wait_s)} until this machine is quiet: {busy.what}", file=sys.stderr)
+            is_waiting = True
+        sleep(min(LOOK_S, max(0.0, wait_s - (now() - began_s))))
+        problems = look(device, results)
+    if is_waiting:
+        is_quiet = not any(p.passing and p.severity != "note" for p in problems)
+        end = "it is quiet" if is_quiet else "it is still busy, and the measurement begins"
+        print(f"waited {duration(now() - began_s)}: {end}", file=sys.stderr)
+    for problem in problems:
+        if problem.severity != "note":
+            print(f"{problem.severity}: {problem.what}; {problem.mend}", file=sys.stderr, flush=True)
+    return problems
 
 
 def device_s(quick: bool) -> float:

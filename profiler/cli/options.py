@@ -39,6 +39,15 @@ Threads = Annotated[int | None, Option(help="CPU threads of an operation. Defaul
 Out = Annotated[Path, Option(help="Folder in which the run's folder is made.")]
 Name = Annotated[str, Option(help="Name of the run, as `list` shows it.")]
 Visits = Annotated[int, Option(help="How often calibration measures each kernel; use more on a busy machine.", min=1)]
+WaitQuiet = Annotated[
+    float,
+    Option(
+        help="Before measuring, wait until other work on this machine ends, for so many seconds at most.",
+        metavar="SECONDS",
+        min=0,
+        max=86400,
+    ),
+]
 Results = Annotated[Path, Option(help="Folder that holds the runs.")]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 """Options that several verbs have."""

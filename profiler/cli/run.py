@@ -4,6 +4,7 @@ Wiring only: options become a plan, `profiler.job` measures its cells, `calibrat
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from profiler.cli.measuring import (
     describe_times,
     device_s,
     estimate,
+    look_before,
     measure_device,
     new_run,
     require_same_machine,
@@ -80,6 +82,7 @@ def run(
     ] = None,
     seed: Annotated[int, Option(help="Seed of the weights, the tokens and the calibration.")] = 0,
     threads: option.Threads = None,
+    wait_quiet: option.WaitQuiet = 0.0,
     out: option.Out = Path("results"),
     name: option.Name = "run",
     resume: Annotated[
@@ -91,7 +94,7 @@ def run(
     if resume is not None:
         if models:
             raise RequestError("--resume continues with the models of its run; name none, or start a new run")
-        folder, done = _resumed(resume, seconds)
+        folder, done = _resumed(resume, seconds, wait_quiet)
     else:
         options = {
             "device": device,
@@ -127,7 +130,7 @@ def run(
             mode=MODES[compiled, cuda_graph],
             **ways,  # type: ignore[arg-type]
         )
-        folder, done = _new(models or [], shapes, choices, options, out, name, hardware), frozenset()
+        folder, done = _new(models or [], shapes, choices, options, out, name, hardware, wait_quiet), frozenset()
     spent = Spent(folder.run.spent_s)
     with folder:
         with output.stdout_to_stderr_if(as_json):
@@ -136,7 +139,14 @@ def run(
 
 
 def _new(
-    models: list[str], shapes: Any, choices: Any, options: dict[str, Any], out: Path, name: str, hardware: Path | None
+    models: list[str],
+    shapes: Any,
+    choices: Any,
+    options: dict[str, Any],
+    out: Path,
+    name: str,
+    hardware: Path | None,
+    wait_s: float,
 ) -> RunFolder:
     """The folder of a new run whose plan has been checked."""
     from profiler.devices.backend import parse_device
@@ -146,7 +156,8 @@ def _new(
     set_threads(options)
     device = parse_device(options["device"])
     cells = plan(models, device, shapes, choices)
-    run = new_run(name, collect(device), cells, options | {"device": str(device)})
+    problems = look_before(str(device), out, wait_s)
+    run = new_run(name, collect(device, problems), cells, options | {"device": str(device)})
     spec = None if hardware is None else option.measured_spec(hardware, run.environment)
     folder = RunFolder.create(out, run)
     if spec is not None:
@@ -154,14 +165,16 @@ def _new(
     return folder
 
 
-def _resumed(path: Path, seconds: float | None) -> tuple[RunFolder, frozenset[str]]:
+def _resumed(path: Path, seconds: float | None, wait_s: float) -> tuple[RunFolder, frozenset[str]]:
     """The folder of a run that began on this machine with this software, and the cells that need no other measurement.
 
     `seconds` of passes for each cell replace those of the run, unless None.
     """
     from calibrate.passes.reports import sound
 
-    require_same_machine(RunFolder.open(path).run)
+    run = RunFolder.open(path).run
+    require_same_machine(run)
+    look_before(str(run.options["device"]), path, wait_s)
     folder, _ = RunFolder.open_for_resume(path)
     try:
         if seconds is not None:
@@ -203,20 +216,37 @@ def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
     folder.note(estimated_s={part: seconds for part, seconds in added.items() if seconds})
     try:
         with output.resumable(folder.path), output.progress(1 + len(left), total_s=sum(expected.values())) as step:
+            device_part = _part(expected, "device") if calibrate else 1.0
             if spec is None:
                 with spent.on("device"):
-                    measure_device(folder, job.device, quick=quick, step=step)
+                    measure_device(
+                        folder, job.device, quick=quick, step=lambda text, part: step(text, device_part * part)
+                    )
             if calibrate:
                 dtypes = {cell.workload.dtype for cell in folder.run.cells}
                 visits = int(options.get("visits") or VISITS)
                 with spent.on("calibration"):
-                    calibrate_device(folder, job.device, dtypes, quick=quick, visits=visits, seed=job.seed, step=step)
+                    calibrate_device(
+                        folder,
+                        job.device,
+                        dtypes,
+                        quick=quick,
+                        visits=visits,
+                        seed=job.seed,
+                        step=lambda text, part: step(text, device_part + (1 - device_part) * part),
+                    )
             with spent.on("passes"):
                 measure_cells(folder, done, job, step)
     finally:
         folder.note(spent_s=spent.parts)
     with spent.on("report"):
         folder.finish()
+
+
+def _part(expected: Mapping[str, float], part: str) -> float:
+    """A part's share of the time for the device and its calibration, which are one unit of progress."""
+    seconds = {name: expected.get(name, 0.0) for name in ("device", "calibration")}
+    return seconds[part] / max(sum(seconds.values()), 1e-9)
 
 
 def _show(folder: RunFolder, as_json: bool, spent: Spent) -> int:
