@@ -42,6 +42,10 @@ SECONDS, VISITS = 50.0, 3
 """Seconds for the kernels of a calibration, and the visits to each kernel that this allows on two quiet cores; the
 seconds grow with --visits."""
 
+LONGEST = 4.0
+"""Longest calibration ÷ those seconds. On a machine so busy that two visits to each kernel take longer, laws of fewer
+kernels are worth more than none."""
+
 DEVICE_S, QUICK_DEVICE_S = 10.0, 5.0
 """Seconds of `measure_device`: the default, and with --quick."""
 
@@ -187,6 +191,7 @@ def calibrate_device(
     limit_bytes = min(PROBE_BYTES, PROBE_PART * memory_bytes)
     demand = demand_of(folder.run.cells)
     shapes = kernel_shapes(facts, used, limit_bytes, streaming_operators(), demand, quick=quick, seed=seed)
+    seconds = SECONDS * max(1.0, visits / VISITS)
     probed = probe_kernels(
         shapes,
         device,
@@ -197,7 +202,8 @@ def calibrate_device(
         versions=folder.run.environment.versions,
         progress=lambda part, what: step(f"calibration: {what}", part),
         reference=ReferenceProbes(device),
-        seconds=SECONDS * max(1.0, visits / VISITS),
+        seconds=seconds,
+        longest_s=LONGEST * seconds,
     )
     missing |= probed.failed
     if probed.warning is not None:
