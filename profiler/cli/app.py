@@ -36,6 +36,8 @@ VERBS = {
     "export": ("export", "export", "EXAMPLE"),
     "list": ("look", "list_", "LIST_EXAMPLE"),
     "show": ("look", "show", "SHOW_EXAMPLE"),
+    "models": ("look", "models", "MODELS_EXAMPLE"),
+    "devices": ("look", "devices", "DEVICES_EXAMPLE"),
     "doctor": ("doctor", "doctor", "EXAMPLE"),
 }
 """Verb -> module of `profiler.cli`, its function, and the example that ends its help. The module is imported when the
@@ -44,6 +46,9 @@ verb is named, since some take half a second."""
 GARBAGE_THRESHOLDS = (100_000, 50, 100)
 """Torch, transformers and a traced graph are a million objects that stay. With Python's own thresholds the collector
 visits them again and again, which takes a fifth of the time of `predict`."""
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 160}
+"""Help is as wide as the terminal, up to a line that can still be read."""
 
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException: some versions of typer carry a click of their own."""
@@ -58,6 +63,7 @@ def build(verbs: Iterable[str] = VERBS) -> typer.Typer:
         name="roofcal",
         help="How fast each layer of a model could run here, how fast it does, and where the difference goes.",
         add_completion=False,
+        context_settings=HELP,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
@@ -72,7 +78,7 @@ def build(verbs: Iterable[str] = VERBS) -> typer.Typer:
     for name in verbs:
         module, function, example = VERBS[name]
         verb = import_module(f"profiler.cli.{module}")
-        app.command(name, epilog=getattr(verb, example))(getattr(verb, function))
+        app.command(name, epilog=getattr(verb, example), context_settings=HELP)(getattr(verb, function))
     return app
 
 

@@ -156,9 +156,9 @@ def _new(
     set_threads(options)
     device = parse_device(options["device"])
     cells = plan(models, device, shapes, choices)
+    spec = None if hardware is None else option.measured_spec(hardware, collect(device, ()))
     problems = look_before(str(device), out, wait_s)
     run = new_run(name, collect(device, problems), cells, options | {"device": str(device)})
-    spec = None if hardware is None else option.measured_spec(hardware, run.environment)
     folder = RunFolder.create(out, run)
     if spec is not None:
         folder.write_spec(spec)
@@ -174,9 +174,9 @@ def _resumed(path: Path, seconds: float | None, wait_s: float) -> tuple[RunFolde
 
     run = RunFolder.open(path).run
     require_same_machine(run)
-    look_before(str(run.options["device"]), path, wait_s)
     folder, _ = RunFolder.open_for_resume(path)
     try:
+        look_before(str(run.options["device"]), path, wait_s)
         if seconds is not None:
             folder.note(options={**folder.run.options, "seconds": seconds})
         return folder, sound(folder)

@@ -185,3 +185,15 @@ def test_options_are_checked_before_torch_is_loaded(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stderr.count("\n") == 7 and list(tmp_path.iterdir()) == []
+
+
+def test_help_has_a_short_name_and_the_terminals_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["-h"], ["list", "-h"], ["run", "-h"]):
+        widths = {}
+        for columns in (60, 130):
+            monkeypatch.setenv("COLUMNS", str(columns))
+            assert main(arguments) == 0, arguments
+            widths[columns] = max(len(line) for line in capsys.readouterr().out.splitlines() if "profiler" not in line)
+        assert widths[60] <= 60 and widths[130] > 80, (arguments, widths)
