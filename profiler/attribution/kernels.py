@@ -295,7 +295,7 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
             f"{graphs} CUDA graph launches in the pass: one launch stands for many kernels, which cannot be given to "
             "operations; run the model without CUDA graphs"
         )
-    launched = {launch.correlation: launch for launch in timeline.launches}
+    launched: dict[int | None, Launch] = {launch.correlation: launch for launch in timeline.launches}
     inside = {launch.correlation for launch in in_window}
     events = [
         e
@@ -312,7 +312,7 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
     faults = impossible(events, launched) | late(events, window, inside)
     shared = attribute(events, owned, [span.index for span in operations], window, inside, faults)
     broken = timeline.broken_in(window)
-    seen = {e.correlation for e in (*events, *broken)}
+    seen = {e.correlation for e in events} | {e.correlation for e in broken}
     without = [e for e in events if e.correlation not in launched]
     unrecorded = tuple(e for e in without if owners.called(e, window) is not None)
     kinds = Counter(launch.kind for launch in in_window)

@@ -183,9 +183,9 @@ def _load(path: Path) -> Any:
 
 def _ns(us: object) -> int | None:
     """Whole nanoseconds; None where the trace holds no finite number of microseconds."""
-    if isinstance(us, bool) or not isinstance(us, int | float | Decimal) or not abs(us) < _LONGEST_NS / 1000:
+    if isinstance(us, bool) or not isinstance(us, int | float | Decimal):
         return None
-    return round(us * 1000)
+    return round(us * 1000) if abs(us) < _LONGEST_NS / 1000 else None
 
 
 def _fault(event: Mapping[str, Any], duration_ns: int) -> str | None:

@@ -17,6 +17,7 @@ from calibrate.report.units import duration
 from profiler.cli import options as option
 from profiler.cli import output
 from profiler.cli.measuring import VISITS, calibrate_device, look_before, new_run, require_same_machine, set_threads
+from profiler.record.files import make_folder
 from profiler.record.folder import RunFolder
 from profiler.record.run import RequestError
 
@@ -161,6 +162,7 @@ def _new(options: dict[str, Any], out: Path, name: str, wait_s: float) -> RunFol
     from profiler.devices.environment import collect
 
     set_threads(options)
+    make_folder(out)
     all_findings = look_before(str(options["device"]), out, wait_s)
     # A run of `hardware` records mere notes too, such as that the clock is not locked or that ECC is off.
     notes = tuple(finding.what for finding in all_findings)

@@ -28,9 +28,10 @@ from profiler.cli.measuring import (
     require_same_machine,
     set_threads,
 )
+from profiler.record.files import make_folder
 from profiler.record.folder import RunFolder
 from profiler.record.run import Mode, RequestError
-from roofline.dtypes import MODEL_DTYPES
+from roofline.dtypes import MODEL_DTYPES, dtype_named
 
 EXAMPLE = """
 Examples:\n
@@ -111,7 +112,7 @@ def run(
             "prompts": option.distinct("--prompt", prompt),
             "contexts": option.distinct("--context", context),
             "batches": option.distinct("--batch", batch),
-            "dtypes": option.words("--dtype", dtype, MODEL_DTYPES) if dtype else (),
+            "dtypes": option.words("--dtype", _full(dtype), MODEL_DTYPES) if dtype else (),
         }
         ways = {
             "cache": option.words("--cache", cache, ("dynamic", "static"))[0],
@@ -138,6 +139,11 @@ def run(
         raise typer.Exit(_show(folder, as_json, spent))
 
 
+def _full(dtypes: str) -> str:
+    """Dtypes by torch's names, where other names are known, as bf16."""
+    return ",".join(dtype_named(name) or name for name in dtypes.split(","))
+
+
 def _new(
     models: list[str],
     shapes: Any,
@@ -157,6 +163,7 @@ def _new(
     device = parse_device(options["device"])
     cells = plan(models, device, shapes, choices)
     spec = None if hardware is None else option.measured_spec(hardware, collect(device, ()))
+    make_folder(out)
     problems = look_before(str(device), out, wait_s)
     run = new_run(name, collect(device, problems), cells, options | {"device": str(device)})
     folder = RunFolder.create(out, run)

@@ -125,6 +125,16 @@ def _write_through(target: Path, content: bytes) -> None:
             os.fsync(file.fileno())
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none. Raises RequestError where it cannot be made, or written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise RequestError(f"cannot write {path}: {error.strerror}; choose another folder") from error
+
+
 def require_separate(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = ()) -> None:
     """Raise RequestError where an output would overwrite an input or another output, also through a link.
 
