@@ -185,7 +185,7 @@ def _ns(us: object) -> int | None:
     """Whole nanoseconds; None where the trace holds no finite number of microseconds."""
     if isinstance(us, bool) or not isinstance(us, int | float | Decimal):
         return None
-    return round(us * 1000) if abs(us) < _LONGEST_NS / 1000 else None
+    return round(us * 1000) if -_LONGEST_NS < us * 1000 < _LONGEST_NS else None
 
 
 def _fault(event: Mapping[str, Any], duration_ns: int) -> str | None:

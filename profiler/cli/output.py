@@ -204,10 +204,12 @@ class _Course:
     def left(self) -> str:
         """About the time left, for people; "" while nothing tells it.
 
-        The estimate counts less the more is done, since the pace so far says more and more about the rest.
+        The estimate counts less the more is done, since the pace so far says more and more about the rest, and not at
+        all once its time is over.
         """
         spent_s, part = self._now() - self._began_s, self.done / self._total if self._total else 1.0
-        estimates = [] if self._total_s is None else [(1 - part, max(0.0, self._total_s - spent_s))]
+        is_overdue = self._total_s is None or spent_s >= self._total_s
+        estimates = [] if is_overdue else [(1 - part, (self._total_s or 0.0) - spent_s)]
         if part >= SMALLEST_PART:
             estimates.append((part, spent_s * (1 - part) / part))
         weight = sum(share for share, _ in estimates)
