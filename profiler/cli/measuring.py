@@ -100,7 +100,9 @@ def look_before(
     While something does that may end by itself, such as other work, this waits, for `wait_s` seconds at most.
     """
     if look is None:
-        from profiler.devices.environment import findings as look
+        from profiler.devices.environment import findings
+
+        look = findings
     began_s = now()
     problems, is_waiting = look(device, results), False
     while any(p.passing and p.severity != "note" for p in problems) and now() - began_s < wait_s:

@@ -28,7 +28,7 @@ def test_piped_it_is_a_line_in_ten_seconds_at_most_and_it_only_goes_up() -> None
         "[1/4] weights (about 80 s left)",
         "[2/4] gpt2: prefill (about 60 s left)",
         "[3/4] gpt2: decode (about 40 s left)",
-        "[3/4] gpt2: again, on and on (about 100 s left)",
+        "[3/4] gpt2: again, on and on (about 1 min 40 s left)",
     ]
 
 
