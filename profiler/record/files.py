@@ -132,7 +132,7 @@ def make_folder(path: Path) -> None:
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise RequestError(f"cannot write {path}: {error.strerror}; choose another folder") from error
+        raise RequestError(f"cannot write results under {path}: {error.strerror}; choose another folder") from error
 
 
 def require_separate(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = ()) -> None:
