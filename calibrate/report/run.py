@@ -211,18 +211,27 @@ def _half(low: float | None, high: float | None, of: float | None) -> Cell:
     return Cell(plus_minus(low, high, of or 0.0), rows.half_width(low, high))
 
 
+def _error(predicted_s: float | None, measured_s: float | None) -> Cell:
+    """Predicted less measured time, as a share of the measured one."""
+    if predicted_s is None or not measured_s:
+        return Cell(UNKNOWN)
+    error = predicted_s / measured_s - 1
+    return Cell(percent(error, signed=True), error)
+
+
 LAYER_COLUMNS: tuple[Column[LayerRow], ...] = (
     Column("layer kind", lambda row: row.label, code=True),
-    Column("kind", lambda row: row.kind, words=True, drop=5),
+    Column("kind", lambda row: row.kind, words=True, drop=4),
     Column("×", lambda row: figure(row.count, number), drop=11),
     Column("time", lambda row: figure(row.time_s), strong=True, drop=1),
-    Column("±", lambda row: _half(row.time_s_low, row.time_s_high, row.time_s), drop=2),
-    Column("share", lambda row: Cell(percent(row.share), row.share, fill=row.share if row.kind else None), drop=3),
-    Column("ideal", lambda row: figure(row.ideal_s), drop=6),
-    Column("predicted", lambda row: figure(row.predicted_s), drop=8),
+    Column("±", lambda row: _half(row.time_s_low, row.time_s_high, row.time_s), drop=6),
+    Column("share", lambda row: Cell(percent(row.share), row.share, fill=row.share if row.kind else None), drop=15),
+    Column("ideal", lambda row: figure(row.ideal_s), drop=7),
+    Column("predicted", lambda row: figure(row.predicted_s), drop=2),
     Column("predicted ±", lambda row: _half(row.predicted_s_low, row.predicted_s_high, row.predicted_s), drop=12),
-    Column("efficiency", lambda row: Cell(rows.efficiency(row), row.efficiency, bad=row.above_one), drop=4),
-    Column("bound", lambda row: row.bound, words=True, drop=7),
+    Column("error", lambda row: _error(row.predicted_s, row.time_s), drop=3),
+    Column("efficiency", lambda row: Cell(rows.efficiency(row), row.efficiency, bad=row.above_one), drop=5),
+    Column("bound", lambda row: row.bound, words=True, drop=14),
     Column("FLOP/s", lambda row: figure(row.flops_per_s, magnitude), drop=10),
     Column("bytes/s", lambda row: figure(row.bytes_per_s, magnitude), drop=9),
     Column("per repeat", _repeat, drop=13),
@@ -255,12 +264,13 @@ def _summary(reports: Sequence[PassReport], run: Run) -> Section:
         Column("status", lambda i: Cell(i[1].status, bad=i[1].status != "done", hover=verdict(i[1])), words=True),
         Column("wall", lambda i: figure(i[1].wall_s), strong=True),
         Column("±", lambda i: _half(i[1].wall_s_low, i[1].wall_s_high, i[1].wall_s), drop=5),
-        Column("busy", lambda i: figure(i[1].busy_s), drop=2),
+        Column("busy", lambda i: figure(i[1].busy_s), drop=4),
         Column("ideal", lambda i: figure(rows.ideal_total_s(i[1])), drop=3),
         Column("at peaks", lambda i: i[1].ideal_peaks or UNKNOWN, words=True, drop=7),
         Column("predicted busy", lambda i: figure(i[1].predicted_busy_s), drop=6),
-        Column("predicted wall", lambda i: figure(i[1].predicted_wall_s), drop=4),
-        Column("every check", lambda i: every_check(i[1]), words=True, drop=1),
+        Column("predicted wall", lambda i: figure(i[1].predicted_wall_s), drop=2),
+        Column("error", lambda i: _error(i[1].predicted_wall_s, i[1].wall_s), drop=1),
+        Column("every check", lambda i: every_check(i[1]), words=True, drop=8),
     )
     views = document.EVERYWHERE if len(reports) > 1 else document.FILES
     return Section("Passes", (table(columns, enumerate(reports)),), views=views)

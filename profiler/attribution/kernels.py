@@ -6,6 +6,9 @@ names the host event that launched it, and that event's start is taken. Several 
 What fits no operation is kept with its name and its reason, never dropped: Σ operations + unattributed + gaps + tail =
 wall, since `shares` and `idle` split each instant.
 
+A device event that cannot be true (it does not last, or runs into the next one of its stream) has no share of the time:
+`check` names it, and the pass is not to be used.
+
 Synchronise the device before and after the window. CUDA graphs are refused: one launch stands for many kernels, which
 `profiler.attribution.replayed` gives to operations by their order.
 
@@ -14,14 +17,14 @@ Example: ``done = join(timeline, (t0, t1), spans); problems = check(done)``
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.attribution.timeline import DeviceEvent, HostEvent, Launch, Timeline
+from profiler.attribution.timeline import BrokenEvent, DeviceEvent, HostEvent, Launch, Timeline
 
 CLOCK_SKEW_S = 1e-4
 """Disagreement between host and device clocks that is not an error: above CUPTI's microseconds, and far below the
@@ -29,6 +32,12 @@ hours by which records with a corrupted clock are off (pytorch issue 192021)."""
 EDGE_S = 1e-5
 """Seconds by which work from outside a window may seem to reach into it: CUPTI's clocks disagree by microseconds, and
 the window of a synchronised host begins and ends at least as far away from the work before and after."""
+OVERRUN_S = 1e-6
+"""Seconds by which a kernel may seem to reach into the next of its stream: some GPUs step the timer that stamps both
+once a microsecond (PTX ISA, %globaltimer: its update frequency is the implementation's)."""
+PROGRAMMATIC = ("cudaLaunchKernelEx", "cuLaunchKernelEx")
+"""Calls that may launch a kernel before the one ahead in its stream has ended (CUDA C++ Programming Guide,
+"Programmatic Dependent Launch"): it is a launch attribute, which these calls alone take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +141,48 @@ class Attribution:
     tail_gap_s: float
     end_s: float
     """End of the window, or of the last event where that is later."""
+    impossible: tuple[tuple[DeviceEvent, str], ...]
+    """Events that have no share because they cannot be true, and why."""
+
+
+def impossible(events: Sequence[DeviceEvent], launched: Mapping[int | None, Launch] | None = None) -> dict[int, str]:
+    """Positions of the events that cannot be true, and why: they do not last, or run into the next of their stream.
+
+    Kernels of a stream run one after another, but a programmatic launch may begin, and not end, before the kernel ahead
+    of it has ended. `launched` gives the launch of each correlation; without it, any kernel may be such a launch.
+    """
+    faults: dict[int, str] = {}
+    streams: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, event in enumerate(events):
+        if not event.end_s > event.start_s:
+            faults[i] = f"lasts {(event.end_s - event.start_s) * 1e6:g} µs"
+        else:
+            streams[event.device, event.stream].append(i)
+    for positions in streams.values():
+        positions.sort(key=lambda i: events[i].start_s)
+        for i, j in pairwise(positions):
+            over_s = events[i].end_s - events[j].start_s
+            launch = None if launched is None else launched.get(events[j].correlation)
+            is_programmatic = launched is None or (launch is not None and launch.name.startswith(PROGRAMMATIC))
+            if is_programmatic:
+                over_s = min(over_s, events[i].end_s - events[j].end_s)
+            if over_s > OVERRUN_S:
+                faults[i] = f"runs {over_s * 1e6:.1f} µs into the next of its stream, {events[j].name}"
+    return faults
+
+
+def late(events: Sequence[DeviceEvent], window: tuple[float, float], inside: Container[int | None]) -> dict[int, str]:
+    """Positions of events launched and begun in a window that end after it, and by how much; it waits for its work."""
+    return {
+        i: f"ends {(event.end_s - window[1]) * 1e6:.1f} µs after the pass, which waits for it"
+        for i, event in enumerate(events)
+        if event.correlation in inside and event.start_s < window[1] and event.end_s > window[1] + EDGE_S
+    }
+
+
+def late_s(events: Sequence[DeviceEvent], window: tuple[float, float], inside: Container[int | None]) -> float:
+    """Seconds by which work launched in a window ends after it, 0 or more."""
+    return max((0.0, *(e.end_s - window[1] for e in events if e.correlation in inside)))
 
 
 def attribute(
@@ -140,35 +191,41 @@ def attribute(
     indices: Sequence[int],
     window: tuple[float, float],
     inside: Container[int | None],
+    faults: Mapping[int, str],
 ) -> Attribution:
     """Share the window's time among the events, and give each event's share and gap to its owner.
 
     Args: the position of each event's operation, or None and why; the index of the operation at each position; the
-    correlations launched in the window, whose events count to their ends, as others do to that of the window.
+    correlations launched in the window, whose events count to their ends, as others do to that of the window; the
+    positions of `impossible` events and why they are, which get no share.
     """
-    ends = np.array([e.end_s if e.correlation in inside else min(e.end_s, window[1]) for e in events])
+    sound = np.array([i for i in range(len(events)) if i not in faults], dtype=np.intp)
+    counted = [events[i] for i in sound]
+    ends = np.array([e.end_s if e.correlation in inside else min(e.end_s, window[1]) for e in counted])
     ends = np.maximum(ends, window[0])
-    starts = np.clip(np.array([e.start_s for e in events]), window[0], ends)
+    starts = np.clip(np.array([e.start_s for e in counted]), window[0], ends)
     end_s = max(window[1], float(ends.max(initial=window[1])))
-    device_s = shares(starts, ends)
     gaps = idle(starts, ends, (window[0], end_s))
+    device_s, before_s = np.zeros(len(events)), np.zeros(len(events))
+    device_s[sound], before_s[sound] = shares(starts, ends), gaps.before_s
     per_op: dict[int, list[int]] = defaultdict(list)
     unattributed: list[Unattributed] = []
     for i, (event, (position, reason)) in enumerate(zip(events, owners, strict=True)):
         if position is None:
-            unattributed.append(Unattributed(event.name, float(device_s[i]), float(gaps.before_s[i]), reason))
+            unattributed.append(Unattributed(event.name, float(device_s[i]), float(before_s[i]), reason))
         else:
             per_op[position].append(i)
     ops = tuple(
         OpDevice(
             index,
             float(device_s[per_op[i]].sum()),
-            float(gaps.before_s[per_op[i]].sum()),
+            float(before_s[per_op[i]].sum()),
             tuple(events[k].name for k in per_op[i]),
         )
         for i, index in enumerate(indices)
     )
-    return Attribution(ops, tuple(unattributed), gaps.tail_s, end_s)
+    named = tuple((events[i], why) for i, why in sorted(faults.items()))
+    return Attribution(ops, tuple(unattributed), gaps.tail_s, end_s, named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +262,10 @@ class DeviceJoin:
     """Device events that ran in the window but were launched outside of it."""
     skewed: tuple[DeviceEvent, ...] = ()
     """Device events that claim to have begun before their launch."""
+    impossible: tuple[tuple[DeviceEvent, str], ...] = ()
+    """Device events whose times cannot be true, and why; they have no share of the time."""
+    broken: tuple[BrokenEvent, ...] = ()
+    """Events that the trace holds without usable times, names or ids, and which may be of this pass."""
 
     @property
     def device_s(self) -> float:
@@ -234,7 +295,7 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
             f"{graphs} CUDA graph launches in the pass: one launch stands for many kernels, which cannot be given to "
             "operations; run the model without CUDA graphs"
         )
-    launched = {launch.correlation: launch for launch in timeline.launches}
+    launched: dict[int | None, Launch] = {launch.correlation: launch for launch in timeline.launches}
     inside = {launch.correlation for launch in in_window}
     events = [
         e
@@ -248,8 +309,10 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
         owners.find(event, launched.get(event.correlation) if event.correlation is not None else None, inside, window)
         for event in events
     ]
-    shared = attribute(events, owned, [span.index for span in operations], window, inside)
-    seen = {e.correlation for e in events}
+    faults = impossible(events, launched) | late(events, window, inside)
+    shared = attribute(events, owned, [span.index for span in operations], window, inside, faults)
+    broken = timeline.broken_in(window)
+    seen = {e.correlation for e in events} | {e.correlation for e in broken}
     without = [e for e in events if e.correlation not in launched]
     unrecorded = tuple(e for e in without if owners.called(e, window) is not None)
     kinds = Counter(launch.kind for launch in in_window)
@@ -272,7 +335,9 @@ def join(timeline: Timeline, window: tuple[float, float], operations: Sequence[O
             if e.correlation is not None and e.correlation in launched
             and e.start_s < launched[e.correlation].start_s - CLOCK_SKEW_S
         ),
-        late_s=shared.end_s - window[1],
+        impossible=shared.impossible,
+        broken=broken,
+        late_s=late_s(events, window, inside),
         events=tuple(events),
         owners=tuple(position for position, _ in owned),
     )  # fmt: skip
@@ -297,8 +362,20 @@ def check(done: DeviceJoin) -> list[str]:
     ):
         if events:
             problems.append(f"{len(events)} device events {what} (the first: {events[0].name})")
-    if done.late_s > CLOCK_SKEW_S:
+    if done.late_s > EDGE_S:
         problems.append(f"the device worked on for {done.late_s:.6f} s after the pass: synchronise before it ends")
+    if done.impossible:
+        event, why = done.impossible[0]
+        problems.append(
+            f"{len(done.impossible)} device events cannot be true and were left out (the first: {event.name} {why}): "
+            "profile again"
+        )
+    if done.broken:
+        first = done.broken[0]
+        problems.append(
+            f"{len(done.broken)} events of the trace cannot be read (the first: {first.name}, {first.reason}): "
+            "profile again"
+        )
     if not problems and done.kernels != done.launches:
         problems.append(f"{done.kernels} kernels for {done.launches} launches: some launch made several kernels")
     return problems

@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from profiler.attribution.kernels import CLOCK_SKEW_S, DeviceJoin, attribute, runs_in
+from profiler.attribution.kernels import CLOCK_SKEW_S, DeviceJoin, attribute, impossible, late, late_s, runs_in
 from profiler.attribution.operations import in_place_or_not
 from profiler.attribution.timeline import DeviceEvent, Timeline
 from profiler.record.run import InvalidMeasurement
@@ -93,7 +93,12 @@ def join_replay(timeline: Timeline, window: tuple[float, float], plain: Referenc
     check_same(plain.events, [event for event, beside in zip(events, is_beside, strict=True) if not beside])
     nodes = iter(zip(plain.owners, plain.reasons, strict=True))
     owners = [(None, "launched beside the graph") if beside else next(nodes) for beside in is_beside]
-    shared = attribute(events, owners, plain.indices, window, {event.correlation for event in events})
+    # Branches of a graph run side by side, whatever stream CUPTI names: only kernels of a single stream cannot overlap.
+    is_serial = len({event.stream for event in plain.events}) == 1
+    faults = {i: why for i, why in impossible(events).items() if is_serial or not events[i].end_s > events[i].start_s}
+    inside = {event.correlation for event in events}
+    faults |= late(events, window, inside)
+    shared = attribute(events, owners, plain.indices, window, inside, faults)
     kernels = sum(event.kind == "kernel" for event in events)
     return DeviceJoin(
         ops=shared.ops,
@@ -105,7 +110,9 @@ def join_replay(timeline: Timeline, window: tuple[float, float], plain: Referenc
         memory_operations=len(events) - kernels,
         memory_launches=len(events) - kernels,
         skewed=tuple(event for event in events if event.start_s < launch.start_s - CLOCK_SKEW_S),
-        late_s=shared.end_s - window[1],
+        impossible=shared.impossible,
+        broken=timeline.broken_in(window),
+        late_s=late_s(events, window, inside),
         events=tuple(events),
         owners=tuple(owner for owner, _ in owners),
     )

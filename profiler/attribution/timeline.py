@@ -4,6 +4,9 @@ Host and device events share one clock and one origin, the first event of the se
 host are kept, calls that give the device work, and kernels, copies and memsets; Python frames, flows, device-side
 annotations, synchronisation and calls that launch nothing are left out.
 
+An event whose time, name or ids cannot be true (a time that is no finite number, a host event that ends before it
+starts, a name that is not UTF-8) is kept apart in `Timeline.broken` with the reason, so that a pass can name it.
+
 Kineto writes two lines to stderr at each start of the profiler unless `QUIET` is in the environment before torch
 is imported (it is read when libkineto is loaded; level 6 is above its highest, USDT).
 
@@ -13,6 +16,7 @@ Example: ``read_timeline("trace.json").device[0].name``
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -50,6 +54,9 @@ _DEVICE: dict[str, Literal["kernel", "memcpy", "memset"]] = {
     "kernel": "kernel", "gpu_memcpy": "memcpy", "gpu_memset": "memset",
 }  # fmt: skip
 _KEPT = frozenset([*_HOST, *_APIS, *_DEVICE])
+
+_LONGEST_NS = 2**63
+"""Times beyond the 64-bit nanoseconds that CUPTI stamps with (CUpti_ActivityKernel) are no times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +105,31 @@ class DeviceEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class BrokenEvent:
+    """An event of the trace that cannot be true."""
+
+    name: str
+    reason: str
+    """The reason, as the end of a sentence: "its duration is nan"."""
+    on_device: bool
+    start_s: float | None = None
+    """Its start on the timeline's clock; None where that itself is not known."""
+    correlation: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Timeline:
     """One profiler session; each list is sorted by start, enclosing events first."""
 
     host: tuple[HostEvent, ...]
     launches: tuple[Launch, ...]
     device: tuple[DeviceEvent, ...]
+    broken: tuple[BrokenEvent, ...] = ()
+    """Events of the trace that are in none of the other lists, in the order of the file."""
+
+    def broken_in(self, window: tuple[float, float]) -> tuple[BrokenEvent, ...]:
+        """The broken events that may belong to a pass: those that begin in its window, or whose start is not known."""
+        return tuple(e for e in self.broken if e.start_s is None or window[0] <= e.start_s <= window[1])
 
 
 def read_timeline(trace: Path | str | Mapping[str, Any]) -> Timeline:
@@ -114,33 +140,90 @@ def read_timeline(trace: Path | str | Mapping[str, Any]) -> Timeline:
     data = trace if isinstance(trace, Mapping) else _load(Path(trace))
     if not isinstance(data, Mapping) or not isinstance(data.get("traceEvents"), list):
         raise ValueError("not a torch profiler trace: no list 'traceEvents'; export one with prof.export_chrome_trace")
-    events = [e for e in data["traceEvents"] if e.get("ph") == "X" and e.get("cat") in _KEPT]
-    if not events:
-        return Timeline((), (), ())
-    try:
-        times = [(_ns(e["ts"]), _ns(e["dur"])) for e in events]
-    except KeyError as missing:
-        raise ValueError(f"a trace event has no {missing}; was the file cut off?") from None
-    zero = min(start for start, _ in times)
-    spans = [((start - zero) * 1e-9, (start + duration - zero) * 1e-9) for start, duration in times]
-    timed = list(zip(events, spans, strict=True))
+    whole = (e for e in data["traceEvents"] if isinstance(e, Mapping) and e.get("ph") == "X")
+    events = [e for e in whole if isinstance(e.get("cat"), str) and e["cat"] in _KEPT]
+    for event in events:
+        if missing := [key for key in ("ts", "dur") if key not in event]:
+            raise ValueError(f"a trace event has no {missing[0]!r}; was the file cut off?")
+    starts = [_ns(event["ts"]) for event in events]
+    zero = min((start for start in starts if start is not None), default=0)
+    timed: list[_Timed] = []
+    broken: list[BrokenEvent] = []
+    for event, start in zip(events, starts, strict=True):
+        duration = _ns(event["dur"])
+        if start is not None and duration is not None and (reason := _fault(event, duration)) is None:
+            timed.append((event, ((start - zero) * 1e-9, (start + duration - zero) * 1e-9)))
+            continue
+        start_s = None if start is None else (start - zero) * 1e-9
+        if start is None:
+            reason = f"its start is {_shown(event['ts'])}"
+        elif duration is None:
+            reason = f"its duration is {_shown(event['dur'])}"
+        broken.append(_broken(event, str(reason), start_s))
     host = (_host(event, *span) for event, span in timed if event["cat"] in _HOST)
     device = (_device(event, *span) for event, span in timed if event["cat"] in _DEVICE)
-    return Timeline(tuple(sorted(host, key=_order)), _launches(timed), tuple(sorted(device, key=_order)))
+    return Timeline(tuple(sorted(host, key=_order)), _launches(timed), tuple(sorted(device, key=_order)), tuple(broken))
+
+
+_Timed = tuple[Mapping[str, Any], tuple[float, float]]
+"""An event as the trace has it, and its start and end in seconds."""
 
 
 def _load(path: Path) -> Any:
     raw = path.read_bytes()
-    text = gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
     try:
+        content = gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
+        # A byte that is not UTF-8 becomes a surrogate, by which `_fault` knows the event that it lies in.
+        text = content.decode("utf-8", errors="surrogateescape")
         # Decimal keeps the nanoseconds of µs since boot, which a float loses after 2^43 µs, 102 days.
         return json.loads(text, parse_float=Decimal)
-    except json.JSONDecodeError as error:
+    except (ValueError, EOFError, OSError, zlib.error, RecursionError) as error:
         raise ValueError(f"{path} is not complete JSON ({error}); export the trace again") from error
 
 
-def _ns(us: float | int | Decimal) -> int:
-    return round(us * 1000)
+def _ns(us: object) -> int | None:
+    """Whole nanoseconds; None where the trace holds no finite number of microseconds."""
+    if isinstance(us, bool) or not isinstance(us, int | float | Decimal):
+        return None
+    return round(us * 1000) if -_LONGEST_NS < us * 1000 < _LONGEST_NS else None
+
+
+def _fault(event: Mapping[str, Any], duration_ns: int) -> str | None:
+    """The reason why an event with finite times cannot be true; None where it can.
+
+    What ran on the device is judged where its pass is known (`profiler.attribution.kernels.impossible`).
+    """
+    if duration_ns < 0 and event["cat"] not in _DEVICE:
+        return f"its duration is {_shown(event['dur'])} µs"
+    if not isinstance(event.get("name"), str):
+        return f"its name is {_shown(event.get('name'))}"
+    if not event["name"].isprintable() and any("\udc80" <= letter <= "\udcff" for letter in event["name"]):
+        return "its name is not UTF-8"
+    try:
+        (_device if event["cat"] in _DEVICE else _host)(event, 0.0, 0.0)
+        _correlation(event)
+    except (TypeError, ValueError, AttributeError, OverflowError, KeyError):
+        return "its thread, stream, device or id is not a number"
+    return None
+
+
+def _broken(event: Mapping[str, Any], reason: str, start_s: float | None) -> BrokenEvent:
+    try:
+        correlation = _correlation(event) or None
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        correlation = None
+    return BrokenEvent(_shown(event.get("name")), reason, event["cat"] in _DEVICE, start_s, correlation)
+
+
+def _shown(value: object) -> str:
+    """A value of the trace in a message: short, and without characters that a terminal would obey."""
+    text = value if isinstance(value, str) else str(value) if isinstance(value, int | float | Decimal) else repr(value)
+    text = text.encode("utf-8", errors="backslashreplace").decode()
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:_SHOWN]
+
+
+_SHOWN = 60
+"""Characters of a value in a message: templates of kernels fill pages."""
 
 
 def _order(event: HostEvent | Launch | DeviceEvent) -> tuple[float, float]:
@@ -171,7 +254,7 @@ def _device(event: Mapping[str, Any], start_s: float, end_s: float) -> DeviceEve
     )  # fmt: skip
 
 
-def _launches(timed: list[tuple[Mapping[str, Any], tuple[float, float]]]) -> tuple[Launch, ...]:
+def _launches(timed: list[_Timed]) -> tuple[Launch, ...]:
     """Calls known to launch, and any other call that shares its correlation with a device event.
 
     A driver call that a runtime call makes may carry the runtime call's correlation: the outer one is kept.

@@ -10,9 +10,11 @@ import atexit
 import errno
 import gc
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -37,6 +39,8 @@ VERBS = {
     "export": ("export", "export", "EXAMPLE"),
     "list": ("look", "list_", "LIST_EXAMPLE"),
     "show": ("look", "show", "SHOW_EXAMPLE"),
+    "models": ("look", "models", "MODELS_EXAMPLE"),
+    "devices": ("look", "devices", "DEVICES_EXAMPLE"),
     "doctor": ("doctor", "doctor", "EXAMPLE"),
 }
 """Verb -> module of `profiler.cli`, its function, and the example that ends its help. The module is imported when the
@@ -45,6 +49,9 @@ verb is named, since some take half a second."""
 GARBAGE_THRESHOLDS = (100_000, 50, 100)
 """Torch, transformers and a traced graph are a million objects that stay. With Python's own thresholds the collector
 visits them again and again, which takes a fifth of the time of `predict`."""
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 160}
+"""Help is as wide as the terminal, up to a line that can still be read."""
 
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException: some versions of typer carry a click of their own."""
@@ -62,6 +69,7 @@ def build(verbs: Iterable[str] = VERBS) -> typer.Typer:
         name="roofcal",
         help="How fast each layer of a model could run here, how fast it does, and where the difference goes.",
         add_completion=False,
+        context_settings=HELP,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
@@ -79,7 +87,7 @@ def build(verbs: Iterable[str] = VERBS) -> typer.Typer:
     for name in verbs:
         module, function, example = VERBS[name]
         verb = import_module(f"profiler.cli.{module}")
-        app.command(name, epilog=getattr(verb, example))(getattr(verb, function))
+        app.command(name, epilog=getattr(verb, example), context_settings=HELP)(getattr(verb, function))
     return app
 
 
@@ -94,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     atexit.register(gc.freeze)  # else the interpreter collects garbage once more at its end: 0.8 s of `predict`
     try:
-        code = _invoke(arguments)
+        with _ended_by_signals():
+            code = _invoke(arguments)
         sys.stdout.flush()
         return code
     except (RequestError, Unreadable) as error:
@@ -104,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CLICK_ERROR as error:
         return _fail(f"error: {error.format_message().rstrip('.')}; see --help", output.REQUEST)  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort) as stop:
-        return _fail(output.interruption(stop), output.INTERRUPTED)
+        return _fail(output.interruption(stop), output.interruption_code(stop))
     except BrokenPipeError:  # nobody reads the output any more
         output.discard_stdout()
         return output.BROKEN_PIPE
@@ -151,6 +160,26 @@ def _invoke(arguments: list[str]) -> int:
     except typer.Exit as end:
         return end.exit_code
     return output.GOOD
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Within it, SIGTERM (Slurm, Kubernetes, timeout) and SIGHUP (a closed terminal) end a verb as Ctrl-C does.
+
+    A signal that the caller handles or ignores, as nohup does, is left to it; threads cannot set handlers.
+    """
+    before: dict[signal.Signals, object] = {}
+    try:
+        for number in output.ENDING_SIGNALS:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, output.end_by_signal)
+    except ValueError:  # not the main thread
+        before.clear()
+    try:
+        yield
+    finally:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _print_version(is_asked: bool) -> None:

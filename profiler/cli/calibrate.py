@@ -14,7 +14,7 @@ from typer import Argument, Option
 
 from profiler.cli.options import AsJson, Results
 from profiler.cli.output import say, show, stdout_to_stderr_if
-from profiler.record.files import write_text
+from profiler.record.files import require_separate, write_text
 from profiler.record.folder import RunFolder, find_run
 from profiler.record.run import MOST_SEED, RequestError, roofcal_version
 from roofline.hardware.load import load_device
@@ -61,6 +61,9 @@ def calibrate(
         paths = [folder.path.resolve() for folder in (*fit_runs, *score_runs)]
         if twice := [path for path in paths if paths.count(path) > 1]:
             raise RequestError(f"{twice[0]} is named twice; a run is either fitted to or scored on, once")
+        stored = [file for path in paths for file in path.iterdir() if file.name != "spec.json"]
+        given = [Path(hardware)] if hardware is not None else []
+        require_separate({"--out": out}, [*stored, *given])
         fitted = chosen(tables(fit_runs), kind or [])
         scored = tables(score_runs) if score_runs else None
         spec = _spec(fit_runs, score_runs, hardware)

@@ -13,7 +13,7 @@ from typer import Argument, Option
 from calibrate.report.document import printable
 from profiler.cli.options import AsJson, Results, one_line, words
 from profiler.cli.output import print_json, say
-from profiler.record.files import RUN_FILE, replacing
+from profiler.record.files import RUN_FILE, replacing, require_file_name, require_separate
 from profiler.record.folder import RunFolder, find_run
 from profiler.record.run import RequestError, roofcal_version
 from roofline.hardware.load import device_names, load_device
@@ -67,8 +67,14 @@ def export(
     folder = (out or Path(f"{source.name}-{form.name}")) if form.folder else (out.parent if out else Path())
     written = []
     main = exported.files[0].path
-    for file in exported.files:
-        name = file.path if form.folder or out is None else file.path.replace(main, out.name, 1)
+    if out is not None:
+        require_file_name(out)
+    if form.folder and folder.exists() and not folder.is_dir():
+        raise RequestError(f"--out {folder} is a file, and --to {form.name} writes a folder; name a folder")
+    names = [f.path if form.folder or out is None else f.path.replace(main, out.name, 1) for f in exported.files]
+    read = [Path(spec), *(Path(spec).iterdir() if Path(spec).is_dir() else ())]
+    require_separate({f"--out ({name})": folder / name for name in names}, read)
+    for name, file in zip(names, exported.files, strict=True):
         with replacing(folder / name) as partial:
             partial.write_bytes(file.content)
         written.append(str(folder / name))

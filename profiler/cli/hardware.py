@@ -15,7 +15,8 @@ from typer import Option
 
 from profiler.cli import options as option
 from profiler.cli import output
-from profiler.cli.measuring import VISITS, calibrate_device, new_run, require_same_machine, set_threads
+from profiler.cli.measuring import VISITS, calibrate_device, look_before, new_run, require_same_machine, set_threads
+from profiler.record.files import make_folder
 from profiler.record.folder import RunFolder
 from profiler.record.run import MOST_MEMORY_GIB, MOST_PROCESSES, RequestError
 from roofline.units import duration
@@ -62,6 +63,7 @@ def hardware(
         ),
     ] = 3,
     threads: option.Threads = None,
+    wait_quiet: option.WaitQuiet = 0.0,
     memory: Annotated[
         float | None,
         Option(
@@ -96,7 +98,7 @@ def hardware(
             _print_plan(steps, sys.stdout if plan and not as_json else sys.stderr)
             if plan:
                 raise typer.Exit(output.GOOD)
-            folder = _new(options, out, name)
+            folder = _new(options, out, name, wait_quiet)
         else:
             folder = _resumed(resume)
             steps = _plan(folder.run.options)
@@ -162,11 +164,12 @@ def _print_plan(plan: "Plan", stream: Any) -> None:
     )
 
 
-def _new(options: dict[str, Any], out: Path, name: str) -> RunFolder:
-    from profiler.devices.environment import collect, findings
+def _new(options: dict[str, Any], out: Path, name: str, wait_s: float) -> RunFolder:
+    from profiler.devices.environment import collect
 
     set_threads(options)
-    all_findings = findings(options["device"], out)
+    make_folder(out)
+    all_findings = look_before(str(options["device"]), out, wait_s)
     # A run of `hardware` records mere notes too, such as that the clock is not locked or that ECC is off.
     notes = tuple(finding.what for finding in all_findings)
     environment = collect(options["device"], all_findings).model_copy(update={"notes": notes})
@@ -199,7 +202,8 @@ def _measure(folder: RunFolder, plan: "Plan") -> "HardwareSpec":
     log = HardwareLog(folder.path)
     device, options = torch.device(plan.device), folder.run.options
     calibrate = bool(options.get("calibrate"))
-    with output.resumable(folder.path, "hardware"), output.progress(plan.total + calibrate) as step:
+    expected_s = None if calibrate else plan.total_s
+    with output.resumable(folder.path, "hardware"), output.progress(plan.total + calibrate, total_s=expected_s) as step:
         characterise(plan, log, step)
         spec = spec_of(log.measurements, folder.run.environment, memory_hierarchy(device))
         folder.write_spec(spec)

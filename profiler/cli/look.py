@@ -1,4 +1,4 @@
-"""`list` and `show`: the runs under a results folder, and one of them on the terminal or as JSON.
+"""`list` and `show`: the runs under a results folder, and one of them; `models` and `devices`: what has a name here.
 
 They need neither the device nor torch.
 """
@@ -15,10 +15,13 @@ from profiler.cli.options import AsJson, Results, measured_spec
 from profiler.record.folder import RunFolder, RunSummary, find_run, list_runs
 from profiler.record.measurement import Measurement
 from profiler.record.run import RequestError
-from roofline.hardware.load import find_device
+from roofline.hardware.load import device_names, find_device, load_device
 from roofline.hardware.spec import HardwareSpec, spec_kind
+from roofline.units import magnitude
 
 LIST_EXAMPLE = "Example:  python -m profiler list --results results"
+MODELS_EXAMPLE = "Example:  python -m profiler models"
+DEVICES_EXAMPLE = "Example:  python -m profiler devices --json"
 SHOW_EXAMPLE = "Example:  python -m profiler show last"
 
 
@@ -44,6 +47,61 @@ def _lines(runs: list[RunSummary]) -> Iterator[str]:
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, state, cells, models in rows:
         yield f"{name:{wide[0]}}  {state:{wide[1]}}  {cells:>{wide[2]}}  {models}"
+
+
+def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    """Lines of columns of even width, the first one to the left, numbers to the right."""
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = (f"{cell:>{width}}" for cell, width in zip(others, wide[1:], strict=True))
+        yield f"{first:{wide[0]}}  {'  '.join(cells)}".rstrip()
+
+
+def models(as_json: AsJson = False) -> None:
+    """List the models of the catalogue.
+
+    They need no download to be priced.
+    """
+    from profiler.models.catalogue import catalogue
+
+    known = catalogue()
+    if as_json:
+        entries = [{"name": name, "repo": entry.repo, "parameters": entry.parameters} for name, entry in known.items()]
+        output.print_json({"models": entries})
+        return
+    rows = [(name, f"{entry.parameters / 1e9:.2f} G", entry.repo) for name, entry in known.items()]
+    for line in _columns([("model", "parameters", "repository"), *rows]):
+        print(line)
+
+
+def devices(as_json: AsJson = False) -> None:
+    """List the devices whose datasheets are known.
+
+    Each has its rate of 16-bit matrix products, its memory and its bandwidth.
+    """
+    rows: list[tuple[str, ...]] = []
+    entries: list[dict[str, object]] = []
+    for name in device_names():
+        sheet = load_device(name).datasheet
+        if sheet is None:
+            continue
+        memory, rates = sheet.levels[-1], {dtype: figure.value for dtype, figure in sheet.matrix.items()}
+        half = rates.get("bfloat16") or rates.get("float16")
+        bytes_per_s = memory.bandwidth.value
+        entries.append(
+            {
+                "name": name,
+                "matrix_flops_per_s": rates,
+                "memory_bytes": memory.capacity_bytes,
+                "memory_bytes_per_s": bytes_per_s,
+            }
+        )
+        rows.append((name, magnitude(half), f"{memory.capacity_bytes / 1e9:.0f} GB", f"{bytes_per_s / 1e9:,.0f} GB/s"))
+    if as_json:
+        output.print_json({"devices": entries})
+        return
+    for line in _columns([("device", "16-bit FLOP/s", "memory", "bandwidth"), *rows]):
+        print(line)
 
 
 def _what(run: RunSummary) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from calibrate.kernels.choose import Demand
+    from profiler.devices.conditions import Finding
 
 PROBE_PART = 1 / 16
 """Share of the device's memory that the operands of one kernel may take."""
@@ -38,6 +40,10 @@ measured may be larger than those of the run: so the range holds their sizes, bu
 
 SECONDS, VISITS = 50.0, 3
 """Seconds of a calibration's kernels, and visits to each that they allow on two quiet cores; --visits takes more."""
+
+LONGEST = 4.0
+"""Longest calibration ÷ those seconds. On a machine so busy that two visits to each kernel take longer, laws of fewer
+kernels are worth more than none."""
 
 DEVICE_S, QUICK_DEVICE_S = 10.0, 5.0
 """Seconds of `measure_device`: the default, and with --quick."""
@@ -79,6 +85,46 @@ def require_same_machine(run: Run) -> None:
     set_threads(run.options)
     if changed := differing(run.environment, collect(str(run.options["device"]))):
         raise RequestError(f"--resume: this run began with {'; '.join(changed)}; resume it there, or start a new run")
+
+
+LOOK_S = 5.0
+"""Seconds between two looks at a busy machine: the kernel itself averages the load over this long (sched/loadavg.h)."""
+
+
+def look_before(
+    device: str,
+    results: Path,
+    wait_s: float = 0.0,
+    *,
+    look: "Callable[[str, Path], tuple[Finding, ...]] | None" = None,
+    now: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> "tuple[Finding, ...]":
+    """Say on stderr what would spoil a measurement that is about to begin, and return all findings.
+
+    While something does that may end by itself, such as other work, this waits, for `wait_s` seconds at most.
+    """
+    if look is None:
+        from profiler.devices.environment import findings
+
+        look = findings
+    began_s = now()
+    problems, is_waiting = look(device, results), False
+    while any(p.passing and p.severity != "note" for p in problems) and now() - began_s < wait_s:
+        if not is_waiting:
+            busy = next(p for p in problems if p.passing)
+            print(f"waiting up to {duration(wait_s)} until this machine is quiet: {busy.what}", file=sys.stderr)
+            is_waiting = True
+        sleep(min(LOOK_S, max(0.0, wait_s - (now() - began_s))))
+        problems = look(device, results)
+    if is_waiting:
+        is_quiet = not any(p.passing and p.severity != "note" for p in problems)
+        end = "it is quiet" if is_quiet else "it is still busy, and the measurement begins"
+        print(f"waited {duration(now() - began_s)}: {end}", file=sys.stderr)
+    for problem in problems:
+        if problem.severity != "note":
+            print(f"{problem.severity}: {problem.what}; {problem.mend}", file=sys.stderr, flush=True)
+    return problems
 
 
 def device_s(quick: bool) -> float:
@@ -152,6 +198,7 @@ def calibrate_device(
     limit_bytes = min(PROBE_BYTES, PROBE_PART * memory_bytes)
     demand = demand_of(folder.run.cells)
     shapes = kernel_shapes(facts, used, limit_bytes, streaming_operators(), demand, quick=quick, seed=seed)
+    seconds = SECONDS * max(1.0, visits / VISITS)
     probed = probe_kernels(
         shapes,
         device,
@@ -162,7 +209,8 @@ def calibrate_device(
         versions=folder.run.environment.versions,
         progress=lambda part, what: step(f"calibration: {what}", part),
         reference=ReferenceProbes(device),
-        seconds=SECONDS * max(1.0, visits / VISITS),
+        seconds=seconds,
+        longest_s=LONGEST * seconds,
     )
     missing |= probed.failed
     if probed.warning is not None:

@@ -44,6 +44,15 @@ Name = Annotated[str, Option(help="Name of the run, as `list` shows it.")]
 Visits = Annotated[
     int, Option(help="How often calibration measures each kernel; use more on a busy machine.", min=1, max=MOST_VISITS)
 ]
+WaitQuiet = Annotated[
+    float,
+    Option(
+        help="Before measuring, wait until other work on this machine ends, for so many seconds at most.",
+        metavar="SECONDS",
+        min=0,
+        max=86400,
+    ),
+]
 Results = Annotated[Path, Option(help="Folder that holds the runs.")]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 """Options that several verbs have."""
@@ -250,17 +259,20 @@ def device(name: str, peaks: str, links: Sequence[str] = ()) -> "Device":
     raise RequestError(f"{name} has no {wanted} peaks; use --peaks auto or another device")
 
 
-def measured_spec(path: Path, environment: Environment) -> HardwareSpec:
-    """The figures and laws of --hardware.
-
-    Raises RequestError, one line, where they are another device's, or nothing in them is measured.
-    """
+def measured_figures(path: Path) -> HardwareSpec:
+    """The figures and laws of --hardware. Raises RequestError, one line, where nothing in them is measured."""
     try:
         spec = load_device(path)
     except ValueError as error:
         raise RequestError(f"--hardware: {error}") from error
     if spec.measured is None:
         raise RequestError(f"--hardware: {path} holds nothing measured; leave it out, or name the spec.json of a run")
+    return spec
+
+
+def measured_spec(path: Path, environment: Environment) -> HardwareSpec:
+    """As `measured_figures`, of this device. Raises RequestError, one line, also where they are another device's."""
+    spec = measured_figures(path)
     if environment.device not in (spec.name, *spec.matches):
         raise RequestError(
             f"--hardware: {path} describes {spec.name}, but this device is {environment.device}; leave it out"

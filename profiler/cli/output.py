@@ -3,7 +3,8 @@
 With ``--json`` stdout has one JSON document and nothing else, whatever a library prints meanwhile. Exit codes:
 
     0 good · 2 the request is wrong · 3 inconclusive · 4 the measurement is invalid · 70 a fault of roofcal
-    130 interrupted (128 + SIGINT) · 141 nobody reads the output any more (128 + SIGPIPE)
+    130 interrupted (128 + SIGINT) · 143, 129 ended by SIGTERM, SIGHUP
+    141 nobody reads the output any more (128 + SIGPIPE)
 
 Example::
 
@@ -16,11 +17,14 @@ Example::
 
 import io
 import json
+import math
 import os
+import signal
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -30,6 +34,7 @@ from rich.text import Text
 
 from calibrate.report.document import printable
 from profiler.record.folder import RunFolder
+from roofline.units import duration
 
 if TYPE_CHECKING:
     from calibrate.report.document import Document
@@ -136,8 +141,9 @@ def show(as_json: bool, document: Callable[[], Any], report: "MakeReport", kept:
 
     render(report(), console())
     if kept is not None:
+        page = kept / "report.html"
         print(file=sys.stderr)
-        say(f"kept in {kept}", sys.stderr)
+        say(f"kept in {page if page.is_file() else kept}", sys.stderr)
 
 
 def write_reports(folder: RunFolder, report: "Document") -> None:
@@ -158,8 +164,25 @@ def stdout_to_stderr_if(as_json: bool) -> Iterator[None]:
         yield
 
 
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a verb as Ctrl-C does."""
+
+
+class Ended(KeyboardInterrupt):
+    """A signal other than Ctrl-C's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def end_by_signal(number: int, frame: object) -> None:
+    """A signal's handler: raise `Ended` where the program is."""
+    raise Ended(number)
+
+
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while a run folder was being written."""
+    """Ctrl-C, or a signal like it, while a run folder was being written."""
 
     def __init__(self, path: Path, verb: str) -> None:
         super().__init__(str(path))
@@ -176,45 +199,110 @@ def resumable(path: Path, verb: str = "run") -> Iterator[None]:
 
 
 def interruption(stop: BaseException) -> str:
-    """The line shown after Ctrl-C."""
+    """The line shown after Ctrl-C or a signal."""
+    cause = stop.__cause__ if isinstance(stop, Interrupted) else stop
+    how = f"ended by {cause}" if isinstance(cause, Ended) else "interrupted"
     if isinstance(stop, Interrupted):
         return (
-            f"interrupted; what was measured is in {stop.path}; "
+            f"{how}; what was measured is in {stop.path}; "
             f"continue with: python -m profiler {stop.verb} --resume {stop.path}"
         )
-    return "interrupted"
+    return how
+
+
+def interruption_code(stop: BaseException) -> int:
+    """128 + the number of the signal, as a shell has it."""
+    cause = stop.__cause__ if isinstance(stop, Interrupted) else stop
+    return 128 + cause.number if isinstance(cause, Ended) else INTERRUPTED
+
+
+LINES_S = 10.0
+"""Seconds between two lines of progress at least, where there is no terminal: a log is read, not watched."""
 
 
 @contextmanager
-def progress(total: int, stream: TextIO | None = None) -> Iterator[Step]:
-    """Show progress through `total` units of work: a bar on a terminal, else a line for each unit."""
+def progress(
+    total: int, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic, total_s: float | None = None
+) -> Iterator[Step]:
+    """Show progress through `total` units of work, which only goes up, and about the time that is left.
+
+    On a terminal it is a bar, else a line for each unit, at most one in `LINES_S`. `total_s`: the estimated seconds of
+    all units, by which the time left is told until enough of them is done.
+    """
     stream = stream or sys.stderr
+    course = _Course(total, now, total_s)
     if stream.isatty():
-        with _bar(total, stream) as step:
+        with _bar(total, stream, course) as step:
             yield step
     else:
-        yield _lines(total, stream)
+        yield _lines(total, stream, course)
 
 
-def _lines(total: int, stream: TextIO) -> Step:
-    """Print a line as each unit begins, and as its text changes up to the colon; after that comes detail."""
-    last = (-1, "")
+class _Course:
+    """How much is done, and how long the rest takes."""
+
+    def __init__(self, total: int, now: Callable[[], float], total_s: float | None) -> None:
+        self._total, self._now, self._total_s = total, now, total_s
+        self._began_s = now()
+        self.done = 0.0
+
+    def at(self, done: float) -> float:
+        """Note what is done, which never falls; return it."""
+        self.done = max(self.done, min(done, float(self._total)))
+        return self.done
+
+    def now(self) -> float:
+        """Seconds on its clock."""
+        return self._now()
+
+    def left(self) -> str:
+        """About the time left, for people; "" while nothing tells it.
+
+        The estimate counts less the more is done, since the pace so far says more and more about the rest, and not at
+        all once its time is over.
+        """
+        spent_s, part = self._now() - self._began_s, self.done / self._total if self._total else 1.0
+        is_overdue = self._total_s is None or spent_s >= self._total_s
+        estimates = [] if is_overdue else [(1 - part, (self._total_s or 0.0) - spent_s)]
+        if part >= SMALLEST_PART:
+            estimates.append((part, spent_s * (1 - part) / part))
+        weight = sum(share for share, _ in estimates)
+        if not weight:
+            return ""
+        return f"about {duration(sum(share * left_s for share, left_s in estimates) / weight)} left"
+
+
+PULSE_S = 60.0
+"""Seconds after which a line comes although no other unit has begun: a log that stands still looks like a hang."""
+SMALLEST_PART = 0.02
+"""Part of the work after which its pace tells the time left: less of it is mostly preparation."""
+
+
+def _lines(total: int, stream: TextIO, course: _Course) -> Step:
+    """Print a line as a unit begins, or as its text changes up to the colon; after that comes detail."""
+    last, printed_s = (-1, ""), -math.inf
 
     def step(text: str, done: float) -> None:
-        nonlocal last
-        about = (min(int(done), total - 1), text.partition(":")[0])
-        if about != last:
-            last = about
-            say(f"[{about[0] + 1}/{total}] {text}", stream)
+        nonlocal last, printed_s
+        about = (min(int(course.at(done)), total - 1), text.partition(":")[0])
+        now_s = course.now()
+        if now_s - printed_s < LINES_S or (about == last and now_s - printed_s < PULSE_S):
+            return
+        last, printed_s = about, now_s
+        left = course.left()
+        with suppress(OSError):  # a log that cannot be written is worth less than the measurement
+            say(f"[{about[0] + 1}/{total}] {text}" + (f" ({left})" if left else ""), stream)
             stream.flush()
 
     return step
 
 
 @contextmanager
-def _bar(total: int, stream: TextIO) -> Iterator[Step]:
+def _bar(total: int, stream: TextIO, course: _Course) -> Iterator[Step]:
     columns = (BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
-    text = TextColumn("{task.description}", markup=False)
-    with Progress(*columns, text, console=Console(file=stream, width=_width(stream)), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda what, done: bar.update(task, description=printable(what), completed=done)
+    left, text = TextColumn("{task.fields[left]}"), TextColumn("{task.description}", markup=False)
+    with Progress(*columns, left, text, console=Console(file=stream, width=_width(stream)), transient=True) as bar:
+        task = bar.add_task("", total=total, left="")
+        yield lambda what, done: bar.update(
+            task, description=printable(what), completed=course.at(done), left=course.left()
+        )

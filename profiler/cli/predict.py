@@ -15,7 +15,7 @@ from typer import Argument, Option
 from profiler.cli import options as option
 from profiler.cli.output import print_wrapped, show, stdout_to_stderr_if
 from profiler.models.apart import MODULE_S, trace_apart
-from profiler.record.files import replacing, requested
+from profiler.record.files import replacing, requested, require_separate, write_text
 from profiler.record.run import RequestError
 from roofline.graph.op import OpGraph
 from roofline.hardware.load import device_names
@@ -120,6 +120,8 @@ def predict(
     if not memory_utilisation > 0:
         raise RequestError(f"--memory-utilisation is a share of the memory above 0, as 0.9; not {memory_utilisation:g}")
     overhead_bytes = option.size_bytes("--overhead", overhead)
+    read = [Path(name) for name in (graph, hardware, decode_hardware) if name is not None]
+    require_separate({"--csv": csv, "--html": html, "--save-graph": save_graph}, read)
     tracing = {"dtype": dtype, "attn": attn, "experts": experts, "cache": cache}
     subject = _Subject(model, module, graph, trust_remote_code, tracing, module_seconds)
     if model is None and (vain := written & {"--attn", "--experts", "--cache", "--trust-remote-code"}):
@@ -255,7 +257,7 @@ class _Subject:
             raise RequestError("--save-graph saves the graphs of a model; name one")
         from profiler.models.graphs import stored_graphs
 
-        _save(path, stored_graphs(self._model[0]).model_dump_json())
+        write_text(path, stored_graphs(self._model[0]).model_dump_json())
 
     @cached_property
     def _model(self) -> tuple[Any, list[str]]:
@@ -286,12 +288,7 @@ def _write(prediction: Prediction, on: Device, csv: Path | None, html: Path | No
         from calibrate.report.html import render
         from calibrate.report.prediction import prediction_document
 
-        _save(html, render(prediction_document(prediction, on.peaks)))
-
-
-def _save(path: Path, text: str) -> None:
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        write_text(html, render(prediction_document(prediction, on.peaks)))
 
 
 def _show(prediction: Prediction, as_json: bool) -> None:

@@ -4,6 +4,7 @@ Wiring only: options become a plan, `profiler.job` measures its cells, `calibrat
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,13 +21,16 @@ from profiler.cli.measuring import (
     describe_times,
     device_s,
     estimate,
+    look_before,
     measure_device,
     new_run,
     require_same_machine,
     set_threads,
 )
+from profiler.record.files import make_folder
 from profiler.record.folder import RunFolder
 from profiler.record.run import LONGEST_S, MOST_SEED, Mode, RequestError
+from roofline.dtypes import MODEL_DTYPES
 from roofline.units import duration
 
 EXAMPLE = """
@@ -85,6 +89,7 @@ def run(
     ] = None,
     seed: Annotated[int, Option(help="Seed of the weights, the tokens and the calibration.", min=0, max=MOST_SEED)] = 0,
     threads: option.Threads = None,
+    wait_quiet: option.WaitQuiet = 0.0,
     out: option.Out = Path("results"),
     name: option.Name = "run",
     resume: Annotated[
@@ -96,7 +101,7 @@ def run(
     if resume is not None:
         if models:
             raise RequestError("--resume continues with the models of its run; name none, or start a new run")
-        folder, done = _resumed(resume, seconds)
+        folder, done = _resumed(resume, seconds, wait_quiet)
     else:
         options = {
             "device": device,
@@ -108,25 +113,31 @@ def run(
             "threads": threads,
             "trust_remote_code": trust_remote_code,
         }
+        lengths = {  # all options are checked before torch is loaded, which takes seconds
+            "phases": option.words("--phase", phase, ("prefill", "decode", "chunk")),
+            "prompts": option.distinct("--prompt", prompt),
+            "contexts": option.distinct("--context", context),
+            "batches": option.distinct("--batch", batch),
+            "dtypes": option.words("--dtype", ",".join(option.dtypes(dtype)), MODEL_DTYPES) if dtype else (),
+        }
+        ways = {
+            "cache": option.words("--cache", cache, ("dynamic", "static"))[0],
+            "weights": option.words("--weights", weights, ("random", "pretrained"))[0],
+        }
+        if hardware is not None:
+            option.measured_figures(hardware)
         from profiler.job import Choices, Shapes
 
-        shapes = Shapes(
-            phases=option.words("--phase", phase, ("prefill", "decode", "chunk")),  # type: ignore[arg-type]
-            prompts=option.distinct("--prompt", prompt),
-            contexts=option.distinct("--context", context),
-            batches=option.distinct("--batch", batch),
-            dtypes=option.dtypes(dtype) if dtype else (),
-        )
+        shapes = Shapes(**lengths)  # type: ignore[arg-type]
         choices = Choices(
             attn=attn,
             experts=experts,
-            cache=option.words("--cache", cache, ("dynamic", "static"))[0],
             layers=layers,
-            weights=option.words("--weights", weights, ("random", "pretrained"))[0],  # type: ignore[arg-type]
             trust_remote_code=trust_remote_code,
             mode=MODES[compiled, cuda_graph],
+            **ways,  # type: ignore[arg-type]
         )
-        folder, done = _new(models or [], shapes, choices, options, out, name, hardware), frozenset()
+        folder, done = _new(models or [], shapes, choices, options, out, name, hardware, wait_quiet), frozenset()
     spent = Spent(folder.run.spent_s)
     with folder:
         with output.stdout_to_stderr_if(as_json):
@@ -135,7 +146,14 @@ def run(
 
 
 def _new(
-    models: list[str], shapes: Any, choices: Any, options: dict[str, Any], out: Path, name: str, hardware: Path | None
+    models: list[str],
+    shapes: Any,
+    choices: Any,
+    options: dict[str, Any],
+    out: Path,
+    name: str,
+    hardware: Path | None,
+    wait_s: float,
 ) -> RunFolder:
     """The folder of a new run whose plan has been checked."""
     from profiler.devices.backend import parse_device
@@ -145,15 +163,17 @@ def _new(
     set_threads(options)
     device = parse_device(options["device"])
     cells = plan(models, device, shapes, choices)
-    run = new_run(name, collect(device), cells, options | {"device": str(device)})
-    spec = None if hardware is None else option.measured_spec(hardware, run.environment)
+    spec = None if hardware is None else option.measured_spec(hardware, collect(device, ()))
+    make_folder(out)
+    problems = look_before(str(device), out, wait_s)
+    run = new_run(name, collect(device, problems), cells, options | {"device": str(device)})
     folder = RunFolder.create(out, run)
     if spec is not None:
         folder.write_spec(spec)
     return folder
 
 
-def _resumed(path: Path, seconds: float | None) -> tuple[RunFolder, frozenset[str]]:
+def _resumed(path: Path, seconds: float | None, wait_s: float) -> tuple[RunFolder, frozenset[str]]:
     """The folder of a run that began on this machine with this software, and the cells that need no other measurement.
 
     `seconds` of passes for each cell replace those of the run, unless None.
@@ -165,6 +185,7 @@ def _resumed(path: Path, seconds: float | None) -> tuple[RunFolder, frozenset[st
     run.require_options("seconds", "quick", "seed", "trust_remote_code")
     folder, _ = RunFolder.open_for_resume(path)
     try:
+        look_before(str(run.options["device"]), path, wait_s)
         if seconds is not None:
             folder.note(options={**folder.run.options, "seconds": seconds})
         return folder, sound(folder)
@@ -203,21 +224,38 @@ def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
     added = {part: folder.run.spent_s.get(part, 0.0) + expected.get(part, 0.0) for part in PARTS}
     folder.note(estimated_s={part: seconds for part, seconds in added.items() if seconds})
     try:
-        with output.resumable(folder.path), output.progress(1 + len(left)) as step:
+        with output.resumable(folder.path), output.progress(1 + len(left), total_s=sum(expected.values())) as step:
+            device_part = _part(expected, "device") if calibrate else 1.0
             if spec is None:
                 with spent.on("device"):
-                    measure_device(folder, job.device, quick=quick, step=step)
+                    measure_device(
+                        folder, job.device, quick=quick, step=lambda text, part: step(text, device_part * part)
+                    )
             if calibrate:
                 dtypes = {cell.workload.dtype for cell in folder.run.cells}
                 visits = int(options.get("visits") or VISITS)
                 with spent.on("calibration"):
-                    calibrate_device(folder, job.device, dtypes, quick=quick, visits=visits, seed=job.seed, step=step)
+                    calibrate_device(
+                        folder,
+                        job.device,
+                        dtypes,
+                        quick=quick,
+                        visits=visits,
+                        seed=job.seed,
+                        step=lambda text, part: step(text, device_part + (1 - device_part) * part),
+                    )
             with spent.on("passes"):
                 measure_cells(folder, done, job, step)
     finally:
         folder.note(spent_s=spent.parts)
     with spent.on("report"):
         folder.finish()
+
+
+def _part(expected: Mapping[str, float], part: str) -> float:
+    """A part's share of the time for the device and its calibration, which are one unit of progress."""
+    seconds = {name: expected.get(name, 0.0) for name in ("device", "calibration")}
+    return seconds[part] / max(sum(seconds.values()), 1e-9)
 
 
 def _show(folder: RunFolder, as_json: bool, spent: Spent) -> int:

@@ -215,7 +215,8 @@ class Cuda(Backend):
         if gpu is None:
             return properties.name, None, versions
         uuid = f"GPU-{properties.uuid}" if gpu.mig else gpu.uuid  # under MIG, the slice that torch sees
-        return gpu.name, uuid, {**versions, "driver": gpu.driver}
+        driver = {} if gpu.driver is None else {"driver": gpu.driver}
+        return gpu.name or properties.name, uuid, versions | driver
 
     def device_name(self, device: torch.device) -> str:
         return str(torch.cuda.get_device_name(device))

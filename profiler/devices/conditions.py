@@ -158,13 +158,19 @@ class Finding(Record):
     """The reason why the condition matters, in one line."""
     mend: str
     """The remedy, in one line."""
+    passing: bool = False
+    """Whether it may end by itself, so that waiting helps."""
+
+
+PASSING = frozenset({"other work", "steal", "swapping", "foreign, busy", "hot"})
+"""Conditions that may end by themselves."""
 
 
 def finding(name: str, what: str, severity: Severity | None = None, **words: object) -> Finding:
     """The finding of a row of `CONDITIONS`, of its own severity where none is given; `words` fill in its texts."""
     row = CONDITIONS[name]
     why, mend = row.why.format(**words), row.mend.format(**words)
-    return Finding(severity=severity or row.severity, what=what, why=why, mend=mend)
+    return Finding(severity=severity or row.severity, what=what, why=why, mend=mend, passing=name in PASSING)
 
 
 def _label(name: str, what: str, share: float, severity: Severity | None = None) -> Label:

@@ -118,7 +118,8 @@ def gpu_findings(gpu: GpuReading, own_context: bool = False, own_bytes: int = 0)
 
 
 def _gpu_use(gpu: GpuReading, own_context: bool, own_bytes: int) -> Iterable[Finding]:
-    foreign, used = gpu.foreign(own_context), gpu.memory_used_bytes - own_bytes
+    foreign = gpu.foreign(own_context)
+    used = None if gpu.memory_used_bytes is None else gpu.memory_used_bytes - own_bytes
     if foreign and not gpu.mig:
         busy, names = gpu.utilization or 0.0, ", ".join(process.label for process in foreign)
         what = f"{len(foreign)} other process(es) on the GPU ({names})"
@@ -126,8 +127,9 @@ def _gpu_use(gpu: GpuReading, own_context: bool, own_bytes: int) -> Iterable[Fin
         yield finding("foreign, busy", used_by) if busy else finding("foreign, idle", what)
     if gpu.mig:
         yield finding("mig", "MIG is on")
-    elif used > MEMORY_MARGIN_BYTES:
-        what = f"{used / 2**30:.1f} of {gpu.memory_bytes / 2**30:.1f} GiB of the GPU's memory are in use"
+    elif used is not None and used > MEMORY_MARGIN_BYTES:
+        whole = "" if gpu.memory_bytes is None else f" of {gpu.memory_bytes / 2**30:.1f}"
+        what = f"{used / 2**30:.1f}{whole} GiB of the GPU's memory are in use"
         yield finding("memory in use", what)
     if gpu.compute_mode is not None and gpu.compute_mode != "default":
         name = "prohibited" if gpu.compute_mode == "prohibited" else "exclusive"

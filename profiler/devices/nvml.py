@@ -73,18 +73,19 @@ class Gpu:
         return GpuState(**self._state(ask), unread=tuple(ask.unread))
 
     def read(self) -> GpuReading:
-        """Everything. Raises NvmlMissing where the driver does not even name the GPU."""
-        try:
-            return self._read(_Questions(self._gpu))
-        except pynvml.NVMLError as error:
-            raise self._refused(error) from error
+        """Read everything. Raises NvmlMissing where the driver refuses every figure of the GPU."""
+        ask = _Questions(self._gpu)
+        reading = self._read(ask)
+        if not ask.answered:
+            raise self._refused(ask.unread[0])
+        return reading
 
-    def _refused(self, error: pynvml.NVMLError) -> NvmlMissing:
+    def _refused(self, error: object) -> NvmlMissing:
         return NvmlMissing(f"NVML does not read the GPU at {self._address}: {error}")
 
     def _state(self, ask: "_Questions") -> dict[str, Any]:
         return {
-            "processes": ask("processes", self._processes),
+            "processes": self._processes(ask),
             "sm_clock_hz": ask("sm clock", pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM, unit=MHZ),
             "memory_clock_hz": ask("memory clock", pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_MEM, unit=MHZ),
             "event_reasons": ask("event reasons", pynvml.nvmlDeviceGetCurrentClocksEventReasons),
@@ -94,8 +95,7 @@ class Gpu:
         }
 
     def _read(self, ask: "_Questions") -> GpuReading:
-        gpu = self._gpu
-        memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
+        memory = ask("memory", pynvml.nvmlDeviceGetMemoryInfo)
         uncorrected = (pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC)
         slowdown = pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
         max_clock = pynvml.nvmlDeviceGetMaxClockInfo
@@ -114,23 +114,27 @@ class Gpu:
             "power_default_w": ask("default power limit", pynvml.nvmlDeviceGetPowerManagementDefaultLimit, unit=MILLI),
         }
         return GpuReading(
-            name=_text(pynvml.nvmlDeviceGetName(gpu)),
-            uuid=_text(pynvml.nvmlDeviceGetUUID(gpu)),
-            driver=_text(pynvml.nvmlSystemGetDriverVersion()),
-            memory_bytes=int(memory.total),
-            memory_used_bytes=int(memory.used),
-            unread=tuple(ask.unread),
+            name=ask("name", lambda gpu: _text(pynvml.nvmlDeviceGetName(gpu))),
+            uuid=ask("uuid", lambda gpu: _text(pynvml.nvmlDeviceGetUUID(gpu))),
+            driver=ask.system("driver version", lambda: _text(pynvml.nvmlSystemGetDriverVersion())),
+            memory_bytes=None if memory is None else int(memory.total),
+            memory_used_bytes=None if memory is None else int(memory.used),
             **figures,
+            unread=tuple(ask.unread),
         )
 
-    def _processes(self, gpu: Any) -> tuple[GpuProcess, ...]:
-        """Compute and graphics contexts, without this process."""
-        running = [
-            *pynvml.nvmlDeviceGetComputeRunningProcesses(gpu),
-            *pynvml.nvmlDeviceGetGraphicsRunningProcesses(gpu),
-        ]
+    def _processes(self, ask: "_Questions") -> tuple[GpuProcess, ...] | None:
+        """Compute and graphics contexts, without this process; None where the driver lists neither."""
+        lists = (
+            ask("compute processes", pynvml.nvmlDeviceGetComputeRunningProcesses),
+            ask("graphics processes", pynvml.nvmlDeviceGetGraphicsRunningProcesses),
+        )
+        if all(running is None for running in lists):
+            ask.unread[-2:] = ["processes" + ask.unread[-1].removeprefix("graphics processes")]  # one figure
+            return None
+        running = [process for processes in lists for process in processes or ()]
         memory = {process.pid: process.usedGpuMemory for process in running if process.pid != os.getpid()}
-        busy = self._utilization(gpu) if memory else {}
+        busy = self._utilization(self._gpu) if memory else {}
         return tuple(
             GpuProcess(
                 pid=pid,
@@ -160,14 +164,23 @@ class _Questions:
     def __init__(self, gpu: Any) -> None:
         self._gpu = gpu
         self.unread: list[str] = []
+        self.answered = 0
+        """Figures of the GPU that the driver gave."""
 
     def __call__(self, name: str, call: Callable[..., Any], *of: int, unit: float | None = None) -> Any:
+        value = self.system(name, lambda: call(self._gpu, *of))
+        self.answered += value is not None
+        return value if unit is None or value is None else value * unit
+
+    def system(self, name: str, call: Callable[[], Any]) -> Any:
+        """A figure of the driver itself, which does not show that the GPU answers."""
         try:
-            value = call(self._gpu, *of)
+            return call()
         except pynvml.NVMLError as error:
             self.unread.append(f"{name}: {error}")
-            return None
-        return value if unit is None else value * unit
+        except (AttributeError, TypeError, ValueError) as error:  # a binding or a driver that lacks the call
+            self.unread.append(f"{name}: {type(error).__name__}: {error}")
+        return None
 
 
 def read_gpu(pci_bus_id: str) -> GpuReading:

@@ -76,11 +76,12 @@ class GpuState(Record):
 class GpuReading(GpuState):
     """One look at all of a GPU."""
 
-    name: str
-    uuid: str
-    driver: str
-    memory_bytes: int
-    memory_used_bytes: int
+    name: str | None = None
+    uuid: str | None = None
+    driver: str | None = None
+    memory_bytes: int | None = None
+    """None where the driver does not state it, as on a device that shares the host's memory."""
+    memory_used_bytes: int | None = None
     utilization: float | None = None
     """Fraction of the driver's last sampling period in which a kernel ran."""
     mig: bool | None = None

@@ -76,11 +76,14 @@ def probe_kernels(
     progress: Progress = lambda part, what: None,
     reference: ReferenceProbes | None = None,
     seconds: float = math.inf,
+    longest_s: float = math.inf,
     now: Callable[[], float] = time.monotonic,
     watch: Watch | None = None,
     read: Callable[[], GpuReading | None] | None = None,
 ) -> Probing:
     """Measure all shapes in `visits`, of which those after the second are left out where `seconds` are spent.
+
+    After `longest_s` no visit begins: what was measured by then is the table, and the rest is in `Probing.failed`.
 
     Args: `limit_bytes`, of the operands of one group; `cache_bytes`, of the last-level cache; `eager`, dtypes in which
     whole passes are measured too, and the device's peak of products in each, FLOP/s; `reference`, probes that are timed
@@ -125,6 +128,7 @@ def probe_kernels(
             take,
             visits=visits,
             seconds=seconds,
+            longest_s=longest_s,
             on_cpu=backend.is_host,
             watch=open_watch,
             read=read or partial(backend.reading, device),

@@ -29,7 +29,7 @@ from profiler.record.measurement import (
     Unit,
 )
 from profiler.timing.clocks import ABOVE, Clock, clock_for, too_short
-from profiler.timing.engine import Case, Setting, judge, measure
+from profiler.timing.engine import Case, Setting, judge, measure, mode_labels
 from profiler.timing.stopping import Rules
 
 MEMORY_PART = 1 / 8
@@ -147,6 +147,7 @@ class Bench:
         samples = timed.samples
         sample_s = samples.median_s * samples.repeats
         more = flags(timed.cache, sample_s, timed.floor_s, used.name, self.cache_reason)
+        more += mode_labels(samples.times_s)
         verdict = judge(samples.windows, before, self.read(), on_cpu=self.backend.is_host, more=more)
         return Measurement(
             benchmark=benchmark,

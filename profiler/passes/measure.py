@@ -31,7 +31,7 @@ from profiler.passes.samples import PassTimes, Sample, collect
 from profiler.record.measurement import WarmUp
 from profiler.record.run import Cell, CellResult, InvalidMeasurement, RequestError
 from profiler.timing.clocks import HostNow, event_cost_s
-from profiler.timing.engine import judge, sample_rounds, warm_up
+from profiler.timing.engine import judge, mode_labels, sample_rounds, warm_up
 from profiler.timing.stopping import Rules
 from profiler.timing.turns import ReferenceProbes
 from roofline.graph.op import Kind, OpGraph
@@ -150,7 +150,8 @@ def _measure(
         if on_meta is None or whole is None:
             raise RequestError(f"--layers cannot scale {cell.model} up: {(explained or why)[0]}; leave --layers out")
         graph = scale(graph, on_meta, whole)
-    verdict = judge(times.windows, before, backend.reading(device), on_cpu=backend.is_host)
+    more = mode_labels(times.wall_s)
+    verdict = judge(times.windows, before, backend.reading(device), on_cpu=backend.is_host, more=more)
     is_invalid = verdict.status == "invalid"  # how busy the host was is judged with the noise, in calibrate.passes
     result = CellResult(
         cell=cell,

@@ -202,6 +202,12 @@ def collect(
 
 
 def _executed(timeline: Timeline, window: HostEvent, expected: Sequence[Key], within: str | None = None) -> Executed:
+    """The operators that a pass ran. Raises InvalidMeasurement where host events of the trace cannot be true."""
+    if broken := [e for e in timeline.broken_in((window.start_s, window.end_s)) if not e.on_device]:
+        raise InvalidMeasurement(
+            f"{len(broken)} host events of the trace cannot be read (the first: {broken[0].name}, {broken[0].reason}): "
+            "profile again"
+        )
     names = frozenset(name for _, name in expected)
     return executed(timeline.host, names=names, window=(window.start_s, window.end_s), tid=window.tid, within=within)
 

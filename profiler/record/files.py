@@ -1,13 +1,17 @@
 """Files of a run's folder: written atomically, validated when they are read, with one writer at a time.
 
-A file is written under another name and renamed, so that no reader sees half of one. A record of a newer roofcal is
+A file is written under another name and renamed, so that no reader sees half of one: links are followed, modes kept,
+and what is no regular file (a device, a pipe) is written through. A record of a newer roofcal is
 refused by its `schema_version`, before its unknown fields are. A `Journal` puts each line on the disk before the next.
 A `Lock` ends with its process, even if that is killed.
 """
 
+import errno
 import fcntl
 import json
 import os
+import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +32,8 @@ KERNELS, HARDWARE = "kernels.parquet", "hardware.parquet"
 HARDWARE_JOURNAL = "hardware.jsonl"
 MOST_JOURNAL_BYTES = 512 << 20
 """Bytes of a journal: a cell with 2,000 operations and 300 samples of each has some 20 MB."""
+MOST_LINKS = 40
+"""Links that are followed, as by Linux itself (path_resolution(7))."""
 KERNELS_MEND = "restore it, or import it again: python -m profiler import"
 
 
@@ -35,22 +41,134 @@ KERNELS_MEND = "restore it, or import it again: python -m profiler import"
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a name to write to; if the block succeeds, the file durably replaces `path` in one step.
 
-    Raises RequestError where the disk refuses.
+    A link is followed, the mode of an existing file is kept, and a device, a pipe or a file that cannot be renamed over
+    (one in a folder that cannot be written, or mounted by itself) is written through. Raises RequestError where the
+    disk refuses, for a folder, and for no name at all.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
+        target, is_through = _target(path)
+        if is_through:
+            with tempfile.TemporaryDirectory() as folder:
+                whole = Path(folder) / "whole"
+                yield whole
+                _write_through(target, whole.read_bytes())
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            _create(partial, stat.S_IMODE(target.stat().st_mode) if target.exists() else None)
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            partial.replace(target)
+            sync_folder(target.parent)
+        finally:
+            with suppress(OSError):  # the folder itself may be what could not be made
+                partial.unlink()
     except OSError as error:
         why = error.strerror or error
         raise RequestError(f"cannot write {path}: {why}; free some space or choose another folder") from error
+
+
+def _target(path: Path) -> tuple[Path, bool]:
+    """The file that a path leads to, and whether it has to be written through."""
+    require_file_name(path)
+    real = path
+    for _ in range(MOST_LINKS):
+        # What lies there is the kernel's: /dev/stdout leads to /proc/self/fd/1, whose own target is no path.
+        absolute = Path(os.path.abspath(real))  # noqa: PTH100 - `resolve` would follow the links
+        if absolute.is_relative_to("/proc") or (
+            absolute.is_relative_to("/dev") and not absolute.is_relative_to("/dev/shm")
+        ):
+            return real, True
+        if not real.is_symlink():
+            break
+        real = real.parent / real.readlink()
+    else:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    if not real.exists():
+        return real, False
+    if real.is_dir():
+        raise RequestError(f"cannot write {path}: it is a folder; name a file")
+    if not os.access(real, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    cannot_rename = not os.access(real.parent, os.W_OK) or real.is_mount()
+    return real, not real.is_file() or cannot_rename
+
+
+def require_file_name(path: Path) -> None:
+    """Raise RequestError for a path that names no file: the empty one, a folder's, one that ends in "..", a control
+    character."""
+    if path.name in ("", "..") or str(path) == ".":
+        raise RequestError(f"cannot write {str(path)!r}: it names no file; give a file's name")
+    if not str(path).isprintable():
+        raise RequestError(f"cannot write {str(path)!r}: the name holds a control character; choose another name")
+
+
+def _create(partial: Path, mode: int | None) -> None:
+    """Create an empty file of a mode, or of the default one, so that its content is never readable by more people."""
+    with suppress(FileNotFoundError):
+        partial.unlink()  # of a process that was killed
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    descriptor = os.open(partial, flags, 0o666 if mode is None else 0o600)
+    try:
+        if mode is not None:
+            os.fchmod(descriptor, mode)
     finally:
-        with suppress(OSError):  # the folder itself may be what could not be made
-            partial.unlink()
+        os.close(descriptor)
+
+
+def _write_through(target: Path, content: bytes) -> None:
+    """Write to what is not replaced: from the start of a regular file, behind what a redirected output holds."""
+    is_own = not stat.S_ISREG(target.stat().st_mode) or target.is_relative_to("/proc") or target.is_relative_to("/dev")
+    with target.open("ab" if is_own else "wb", buffering=0) as file:
+        while content:
+            content = content[file.write(content) :]
+        with suppress(OSError):  # a pipe or a device has nothing to be made durable
+            os.fsync(file.fileno())
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none. Raises RequestError where it cannot be made, or written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise RequestError(f"cannot write results under {path}: {error.strerror}; choose another folder") from error
+
+
+def require_separate(outputs: Mapping[str, Path | None], inputs: Iterable[Path] = ()) -> None:
+    """Raise RequestError where an output would overwrite an input or another output, also through a link.
+
+    Args: option -> the file that it writes, None where it is not given; the files that are read.
+    """
+    seen: dict[tuple[object, ...], str] = {_identity(path): f"{path}, which is read" for path in inputs}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        require_file_name(path)
+        identity = _identity(path)
+        if (other := seen.get(identity)) is not None and not _is_special(path):
+            raise RequestError(f"{option} {path} would overwrite {other}; name another file")
+        seen[identity] = f"what {option} writes"
+
+
+def _identity(path: Path) -> tuple[object, ...]:
+    """What two names of one file have in common."""
+    try:
+        status = path.stat()
+    except OSError:
+        return (os.path.realpath(path),)
+    return status.st_dev, status.st_ino
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a path leads to a device or a pipe, which several outputs may be written to."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode) and not stat.S_ISDIR(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def write_text(path: Path, text: str) -> None:

@@ -22,7 +22,7 @@ from profiler.devices.watch import GpuReading, Watch
 from profiler.record.measurement import CacheSource, CacheState, Label, State, Status, WarmUp, Window
 from profiler.timing.cache_state import Rotation, copies, state_of
 from profiler.timing.clocks import Call, Clock, floor_s
-from profiler.timing.stopping import Reason, Rules, Stopping
+from profiler.timing.stopping import Modes, Reason, Rules, Stopping, median_interval, modes
 from roofline.units import whole_percent
 
 WARM_UP_PART = 0.25
@@ -88,6 +88,16 @@ class Samples:
     @property
     def median_s(self) -> float:
         return statistics.median(self.times_s)
+
+    @property
+    def modes(self) -> Modes | None:
+        """The two modes that the times fall into; None where they may as well have one."""
+        return modes(self.times_s)
+
+    @property
+    def interval_s(self) -> tuple[float, float]:
+        """The 90 % interval of the median, which covers both modes where there are two; (0, inf) of too few times."""
+        return median_interval(self.times_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +289,17 @@ class Verdict:
             return None
         invalidating = [label.what for label in self.labels if label.severity == "invalidates"]
         return "; ".join(invalidating) or f"other work took {whole_percent(self.other_work or 0)} of the host's cores"
+
+
+def mode_labels(times_s: Sequence[float]) -> tuple[Label, ...]:
+    """At most one label, of times that fall into two modes."""
+    if (two := modes(times_s)) is None:
+        return ()
+    what = (
+        f"the samples fall into two modes, {two.low_s * 1e6:.3g} µs ({two.low_share:.0%}) and "
+        f"{two.high_s * 1e6:.3g} µs ({1 - two.low_share:.0%}): the median may be either, the time is between them"
+    )
+    return (Label(severity="warns", what=what, share=min(two.low_share, 1 - two.low_share)),)
 
 
 def judge(

@@ -139,6 +139,7 @@ def take_turns(
     *,
     visits: int,
     seconds: float = math.inf,
+    longest_s: float = math.inf,
     on_cpu: bool,
     watch: Watch,
     read: Callable[[], GpuReading | None] = lambda: None,
@@ -148,7 +149,8 @@ def take_turns(
     """Visit everything in turn until each has `visits` sound visits, with all others in between.
 
     A visit that was disturbed is repeated at the end of its round, `TRIES` times the visits at most. After `seconds`
-    nothing is begun that has had `FEWEST_VISITS`.
+    nothing is begun that has had `FEWEST_VISITS`, and after `longest_s` nothing at all: what was visited once then
+    counts as it is, and what was not visited has failed with TimeoutError.
 
     Args: `take` makes one visit, and runs what it times through its `Watched`; `read` gives the GPU as the driver
     describes it, around each visit; `progress` is called with the number of visits before each.
@@ -159,7 +161,7 @@ def take_turns(
 
     def is_open(name: str) -> bool:
         tries = len(turns.visits[name])
-        if name in turns.failed or sound[name] >= visits or tries >= TRIES * visits:
+        if name in turns.failed or sound[name] >= visits or tries >= TRIES * visits or now() - began > longest_s:
             return False
         return tries < min(visits, FEWEST_VISITS) or now() - began <= seconds
 
@@ -179,6 +181,9 @@ def take_turns(
         verdict = judge(windows, before, turns.after, on_cpu=on_cpu, most_other_work=BUSY_SHARE)
         turns.visits[name].append(Visit(result, windows, verdict))
         sound[name] += turns.visits[name][-1].is_sound
+    for name in names:
+        if not turns.visits[name] and name not in turns.failed:
+            turns.failed[name] = TimeoutError(f"not reached within {longest_s:.0f} s")
     return turns
 
 

@@ -64,10 +64,10 @@ def test_narrow_consoles_lose_columns_in_order_and_keep_path_and_time() -> None:
 
     every = {column.header for column in LAYER_COLUMNS if "terminal" in column.views}
     assert all(word in header(160) for word in every)
-    wide = ("time", "share", "ideal", "predicted", "efficiency", "bound", "FLOP/s", "bytes/s")
+    wide = ("time", "ideal", "predicted", "error", "efficiency", "FLOP/s", "bytes/s")
     for case in (document("gpu"), document("cpu"), one(samples.gpu_calibrated())):
         assert all(word in header(120, case) for word in wide), case.title
-    shown = {100: ("predicted",), 90: ("bound",), 80: ("±", "efficiency"), 47: ("time",)}
+    shown = {100: ("predicted", "error"), 80: ("time", "predicted", "error"), 47: ("time",)}
     for width, words in shown.items():
         assert all(word in header(width) for word in words), width
     assert "per repeat" not in header(100)

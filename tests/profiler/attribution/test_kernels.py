@@ -262,3 +262,64 @@ def test_refuses_what_is_no_interval() -> None:
         shares(np.array([1.0]), np.array([1.5, 2.0]))
     with pytest.raises(ValueError, match="within the window"):
         idle(np.array([1.0]), np.array([2.0]), (1.5, 3.0))
+
+
+def test_times_that_cannot_be_true_are_named_and_out_of_the_sum() -> None:
+    _, whole = joined()
+    kernels = [i for i, e in enumerate(recorded()["traceEvents"]) if e.get("cat") == "kernel"]
+    changes: dict[str, Callable[[dict[str, Any]], object]] = {
+        "too long": lambda e: e.update(dur=e["dur"] + 60),
+        "no duration": lambda e: e.update(dur=0),
+        "negative": lambda e: e.update(dur=-e["dur"]),
+        "NaN": lambda e: e.update(dur=float("nan")),
+        "infinite": lambda e: e.update(dur=float("inf")),
+        "text": lambda e: e.update(dur="60"),
+        "true": lambda e: e.update(dur=True),
+        "nothing": lambda e: e.update(dur=None),
+        "start of text": lambda e: e.update(ts="now"),
+        "endless": lambda e: e.update(ts=10**400),
+        "name": lambda e: e.update(name="k\udcff"),
+        "stream": lambda e: e["args"].update(stream="seven"),
+        "correlation": lambda e: e["args"].update(correlation=[1]),
+        "no arguments": lambda e: e.update(args=3),
+    }
+    for what, change in changes.items():
+        for at in kernels:
+
+            def spoil(events: list[dict[str, Any]], at: int = at, change: Any = change) -> list[dict[str, Any]]:
+                change(events[at])
+                return events
+
+            name = str(recorded()["traceEvents"][at]["name"])
+            _, done = joined(spoil)
+            problems = check(done)
+            assert any(name[:40] in p or "k\\udcff" in p for p in problems), (what, at, problems)
+            assert done.device_s < whole.device_s + 1e-12, (what, at)
+            assert done.device_s > whole.device_s - 30e-6, (what, at, "only the event's own time is lost")
+            assert done.wall_s == pytest.approx(whole.wall_s), (what, at)
+            closes(done)
+
+
+def test_a_programmatic_launch_may_begin_but_not_end_before_the_kernel_ahead_of_it() -> None:
+    def events(name: str, first_dur: float) -> dict[str, Any]:
+        common = {"ph": "X", "pid": 1, "tid": 1}
+        spans = [("kernel", "a", 10.0, first_dur, 1), ("kernel", "b", 20.0, 10.0, 2)]
+        calls = [("cuda_runtime", "cudaLaunchKernel", 1.0, 1.0, 1), ("cuda_runtime", name, 3.0, 1.0, 2)]
+        return {
+            "traceEvents": [
+                {**common, "cat": cat, "name": n, "ts": ts, "dur": dur,
+                 "args": {"correlation": c, "stream": 7, "device": 0}}
+                for cat, n, ts, dur, c in (*calls, *spans)
+            ]
+        }  # fmt: skip
+
+    cases = {
+        ("cudaLaunchKernel", 10.5): (0, 20e-6),  # within the step of the GPU's timer
+        ("cudaLaunchKernel", 15.0): (1, 10e-6),
+        ("cudaLaunchKernelExC_v11060", 15.0): (0, 20e-6),
+        ("cudaLaunchKernelExC_v11060", 25.0): (1, 10e-6),
+    }
+    for (name, duration), (count, busy_s) in cases.items():
+        done = join(read_timeline(events(name, duration)), (0.0, 100e-6), [])
+        assert len(done.impossible) == count and len(check(done)) == count, (name, duration)
+        assert done.device_s == pytest.approx(busy_s), (name, duration)

@@ -130,3 +130,33 @@ def test_bad_files_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'dur'"):
         read_timeline({"traceEvents": [broken]})
     assert read_timeline({"traceEvents": []}) == Timeline((), (), ())
+
+
+def test_a_file_that_is_not_utf_8_keeps_all_events_but_those_that_are_damaged(tmp_path: Path) -> None:
+    names = ["aten::mm", "aten::BAD", "aten::add"]
+    events = [event("cpu_op", name, at, 2.0) for name, at in zip(names, (1.0, 5.0, 9.0), strict=True)]
+    file = tmp_path / "trace.json"
+    file.write_bytes(json.dumps({"traceEvents": events}).encode().replace(b"BAD", b"\xff\xfe"))
+    timeline = read_timeline(file)
+    assert [e.name for e in timeline.host] == ["aten::mm", "aten::add"]
+    (broken,) = timeline.broken
+    assert broken.name == "aten::\\udcff\\udcfe" and broken.reason == "its name is not UTF-8"
+    packed = gzip.compress(CUDA.read_bytes())
+    for what, content in {
+        "cut archive": packed[:500],
+        "damaged archive": packed[:200] + bytes(200) + packed[400:],
+        "nested": b"[" * 200_000,
+        "5,000 digits": b'{"traceEvents": [' + b"1" * 5000 + b"]}",
+    }.items():
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match="export the trace again") as refused:
+            read_timeline(file)
+        assert "\n" not in str(refused.value), what
+
+
+def test_a_host_event_that_ends_before_it_starts_is_kept_apart_and_named() -> None:
+    events = [event("cpu_op", "aten::mm", 1.0, 2.0), event("cpu_op", "aten::add", 5.0, -1.0), 7, {"ph": "X"}]
+    timeline = read_timeline({"traceEvents": events})
+    assert [e.name for e in timeline.host] == ["aten::mm"]
+    assert [(e.name, e.reason) for e in timeline.broken] == [("aten::add", "its duration is -1.0 µs")]
+    assert timeline.broken_in((0.0, 1e-6)) == () and timeline.broken_in((0.0, 5e-6)) == timeline.broken

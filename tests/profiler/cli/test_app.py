@@ -111,7 +111,8 @@ def test_nobody_reading_the_output_is_quiet(tmp_path: Path, unbuffered: str) -> 
 
 
 @pytest.mark.starts_product
-def test_ctrl_c_while_a_run_is_written_says_how_to_go_on() -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_while_a_run_is_written_says_how_to_go_on(number: int, code: int) -> None:
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
@@ -128,9 +129,9 @@ def test_ctrl_c_while_a_run_is_written_says_how_to_go_on() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         _, err = child.communicate()
-    assert child.returncode == output.INTERRUPTED
+    assert child.returncode == code
     assert "continue with: python -m profiler run --resume results/a/b" in err
     assert "Traceback" not in err
 
@@ -241,3 +242,28 @@ def test_a_verb_imports_no_other_verb() -> None:
 def test_verbs_can_be_built_once_more() -> None:
     assert build() is not build()
     assert [len(build(verbs).registered_commands) for verbs in (VERBS, ["list"])] == [len(VERBS), 1]
+
+
+def test_options_are_checked_before_torch_is_loaded(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from profiler.cli.app import main\n"
+        "for more in (['--phase', 'foo'], ['--prompt', 'x'], ['--dtype', 'int3'], ['--weights', 'none'],\n"
+        "             ['--cache', 'x'], ['--batch', '0'], ['--hardware', '/nowhere.json']):\n"
+        f"    assert main(['run', 'gpt2', '--out', {str(tmp_path)!r}, *more]) == 2, more\n"
+        "    assert 'torch' not in sys.modules, more\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stderr.count("\n") == 7 and list(tmp_path.iterdir()) == []
+
+
+def test_help_has_a_short_name_and_the_terminals_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["-h"], ["list", "-h"], ["run", "-h"]):
+        widths = {}
+        for columns in (60, 130):
+            monkeypatch.setenv("COLUMNS", str(columns))
+            assert main(arguments) == 0, arguments
+            widths[columns] = max(len(line) for line in capsys.readouterr().out.splitlines() if "profiler" not in line)
+        assert widths[60] <= 60 and widths[130] > 80, (arguments, widths)

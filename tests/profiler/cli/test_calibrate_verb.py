@@ -94,3 +94,21 @@ def test_a_run_named_twice_and_one_without_kernels(
         path = folder.path
     assert main(["calibrate", str(path)]) == 2
     assert "holds no measured kernels" in capsys.readouterr().err
+
+
+def test_a_spec_never_overwrites_the_runs_own_tables(run_path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    table = Path(run_path) / "kernels.parquet"
+    before = table.read_bytes()
+    link = Path(run_path).parent / "link"
+    link.symlink_to(table)
+    for name, said in (
+        (str(table), "would overwrite"),
+        (str(link), "would overwrite"),
+        (f"{run_path}/run.json", "would overwrite"),
+        ("", "names no file"),
+        (run_path, "is a folder"),
+    ):
+        assert main(["calibrate", run_path, "--points", "40", "--out", name]) == 2, name
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1, (name, err)
+    assert table.read_bytes() == before

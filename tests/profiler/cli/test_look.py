@@ -289,3 +289,16 @@ def test_a_damaged_characterisation_is_one_line(
     assert main(["show", str(path.parent)]) == 2
     err = capsys.readouterr().err
     assert str(path) in err and err.count("\n") == 1
+
+
+def test_models_and_devices_are_listed_as_tables_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, name, words in (
+        ("devices", "nvidia-h100-sxm", ("989 T", "3,35")),
+        ("models", "llama-3.1-8b", ("8.03 G", "meta-llama/")),
+    ):
+        assert main([verb]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.split()[0] == name]
+        assert all(word in line for word in words), line
+        assert main([verb, "--json"]) == 0
+        names = [entry["name"] for entry in json.loads(capsys.readouterr().out)[verb]]
+        assert name in names and len(names) == len(set(names))

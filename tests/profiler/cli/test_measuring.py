@@ -1,10 +1,12 @@
 """The estimate of a run, and what its parts took by a clock that the test moves."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from profiler.cli.measuring import Costs, Spent, describe_times, estimate
+from profiler.cli.measuring import Costs, Spent, describe_times, estimate, look_before
+from profiler.devices.conditions import Finding, finding
 from profiler.record.run import Cell, Run
 from roofline.workload import Workload
 
@@ -73,3 +75,31 @@ def test_time_goes_to_the_part_that_is_on_also_where_it_fails() -> None:
     with spent.on("device"):
         now[0] += 1
     assert spent.parts == {"passes": 12.0, "device": 4.0}
+
+
+def test_what_spoils_a_measurement_is_said_before_it_and_waited_for_so_long(capsys: pytest.CaptureFixture[str]) -> None:
+    busy = finding("other work", "other work takes 1.50 of 2 cores", "invalidates")
+    governor, note = finding("governor", "the governor is powersave"), finding("boost", "boost is on")
+
+    def looked(quiet_at_s: float, wait_s: float) -> tuple[float, str]:
+        clock = [0.0]
+
+        def look(device: str, results: Path) -> tuple[Finding, ...]:
+            return (governor, note) if clock[0] >= quiet_at_s else (busy, governor, note)
+
+        def sleep(seconds: float) -> None:
+            clock[0] += seconds
+
+        look_before("cpu", Path(), wait_s, look=look, now=lambda: clock[0], sleep=sleep)
+        return clock[0], capsys.readouterr().err
+
+    waited, said = looked(quiet_at_s=12, wait_s=60)
+    assert waited == 15 and "waiting up to 60 s until this machine is quiet: other work takes 1.50" in said
+    assert "waited 15 s: it is quiet\nwarns: the governor is powersave; " in said and "boost" not in said
+    waited, said = looked(quiet_at_s=1e9, wait_s=12)
+    assert (
+        waited == 12 and "it is still busy" in said and "\ninvalidates: other work takes 1.50 of 2 cores; stop" in said
+    )
+    waited, said = looked(quiet_at_s=1e9, wait_s=0)
+    assert waited == 0 and said.startswith("invalidates: other work takes") and "wait" not in said.split("\n")[1]
+    assert looked(quiet_at_s=0, wait_s=60)[0] == 0

@@ -208,3 +208,19 @@ def test_a_place_that_cannot_be_written(
 def test_the_paper_knows_no_such_model(model: str, folders: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     line = refused([folders[model], *ON, "--accounting", "paper", "--prompt", "32"], capsys)
     assert "use the default accounting" in line
+
+
+def test_outputs_that_overwrite_each_other_or_an_input_are_refused(saved: str, tmp_path: Path, capsys: Any) -> None:
+    ask = ["predict", "--graph", saved, "--hardware", "nvidia-h100-sxm"]
+    same, before = str(tmp_path / "x"), Path(saved).read_bytes()
+    for more, said in (
+        (["--csv", same, "--html", same], "would overwrite what --csv writes"),
+        (["--csv", saved], "which is read"),
+        (["--html", ""], "names no file"),
+        (["--csv", "/dev/full"], "No space left"),
+    ):
+        assert main([*ask, *more]) == 2, more
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1, (more, err)
+    assert not Path(same).exists() and Path(saved).read_bytes() == before
+    assert main([*ask, "--csv", "/dev/null", "--html", "/dev/null"]) == 0

@@ -98,6 +98,28 @@ def test_a_driver_that_is_lost_leaves_a_state_in_which_nothing_is_known(driver: 
     assert len(state.unread) == len(GpuState.model_fields) - 1
 
 
+def test_each_figure_that_the_driver_refuses_loses_only_itself(
+    driver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Gpu(ADDRESS) as gpu:
+        whole = dict(gpu.read())
+    errors = (pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED), AttributeError("no such function"))
+    for name in [*ANSWERS, "nvmlSystemGetDriverVersion"]:
+        for error in errors:
+            if name in ANSWERS:
+                driver[name] = error
+            else:
+                monkeypatch.setattr(pynvml, name, lambda error=error: (_ for _ in ()).throw(error))
+            with Gpu(ADDRESS) as gpu:
+                reading = dict(gpu.read())
+            lost = {key for key in whole if reading[key] != whole[key]} - {"unread"}
+            pairs = {"nvmlDeviceGetMemoryInfo": 2, "nvmlDeviceGetClockInfo": 2, "nvmlDeviceGetMaxClockInfo": 2}
+            assert len(lost) == (0 if "RunningProcesses" in name else pairs.get(name, 1)), (name, lost)
+            assert all(reading[key] is None for key in lost), name
+            assert reading["unread"] and str(error) in reading["unread"][0], name
+        driver.update(ANSWERS)
+
+
 def test_what_other_processes_do_is_counted_since_the_last_look(driver: dict[str, Any]) -> None:
     asked: list[int] = []
     samples = [(7, 100, 30), (7, 200, 50), (8, 150, 0)]

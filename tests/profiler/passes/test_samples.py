@@ -8,7 +8,7 @@ from paper_gpu import PaperGpu, launch, with_host_events
 from tiny import tiny
 
 from profiler.attribution.operations import PASS, SequenceMismatch, executed, only_ran, passes
-from profiler.attribution.timeline import HostEvent, Timeline, read_timeline
+from profiler.attribution.timeline import BrokenEvent, HostEvent, Timeline, read_timeline
 from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
 from profiler.models.trace import trace
@@ -207,3 +207,16 @@ def test_events_within_operations_and_between_them_are_counted() -> None:
     found = sample(Timeline(host, (), ()), window, ["aten::linear", "aten::add"], by_kernels=False)
     assert found.nested == (2, 0)  # t and mm
     assert found.between == (2, 1)  # view and linear itself; add itself
+
+
+def test_a_host_event_that_cannot_be_true_makes_no_times() -> None:
+    window = HostEvent(PASS, 0.0, 9.0, 1, None)
+    whole = Timeline((window, HostEvent("aten::linear", 1.0, 2.0, 1, None)), (), ())
+    broken = BrokenEvent("aten::add", "its duration is -1.0 µs", on_device=False, start_s=3.0)
+    for at, is_refused in ((3.0, True), (None, True), (12.0, False)):
+        timeline = replace(whole, broken=(replace(broken, start_s=at),))
+        if is_refused:
+            with pytest.raises(InvalidMeasurement, match="aten::add, its duration is -1"):
+                sample(timeline, window, ["aten::linear"], by_kernels=False)
+        else:
+            assert sample(timeline, window, ["aten::linear"], by_kernels=False).device_s == [1.0]

@@ -1,13 +1,15 @@
 import errno
 import json
+import os
 import resource
+import stat
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.record.files import Journal, Lock, read_record, replacing, write_text
+from profiler.record.files import Journal, Lock, read_record, replacing, require_separate, write_text
 from profiler.record.run import RUN_SCHEMA, Cell, CellResult, InvalidMeasurement, OpTimes, RequestError, Run
 from roofline.workload import Workload
 
@@ -172,3 +174,65 @@ def test_a_file_system_without_locks_is_refused_in_one_line(tmp_path: Path, monk
     monkeypatch.setattr("profiler.record.files.fcntl.flock", flock)
     with pytest.raises(RequestError, match=r"cannot lock .*No locks available; choose another file system"):
         Lock(tmp_path / ".lock")
+
+
+def test_links_are_followed_modes_kept_and_special_files_written_through(tmp_path: Path) -> None:
+    real, link, dangling = tmp_path / "real", tmp_path / "link", tmp_path / "dangling"
+    real.write_text("old")
+    real.chmod(0o600)
+    link.symlink_to("real")
+    dangling.symlink_to("new")
+    write_text(link, "1")
+    write_text(dangling, "2")
+    assert link.is_symlink() and real.read_text() == "1" and stat.S_IMODE(real.stat().st_mode) == 0o600
+    assert dangling.is_symlink() and (tmp_path / "new").read_text() == "2"
+    write_text(Path(os.devnull), "3")
+    assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(fifo, "4")
+    assert os.read(reader, 9) == b"4" and stat.S_ISFIFO(fifo.stat().st_mode)
+    os.close(reader)
+    null = tmp_path / "null"
+    null.symlink_to(os.devnull)
+    write_text(null, "5")
+    assert null.is_symlink() and sorted(p.name for p in tmp_path.iterdir() if "partial" in p.name) == []
+    log = tmp_path / "log"
+    with log.open("wb", buffering=0) as out:
+        out.write(b"before ")
+        write_text(Path(f"/proc/self/fd/{out.fileno()}"), "after")
+    assert log.read_text() == "before after"
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    cases = {
+        "": "names no file",
+        str(tmp_path): "is a folder",
+        str(tmp_path / "a" / ".."): "names no file",
+        str(tmp_path / "a\x1b[31m"): "control character",
+        str(loop): "symbolic links",
+        str(tmp_path / ("n" * 5000)): "name too long",
+        "/dev/full": "No space left",
+    }
+    for name, why in cases.items():
+        with pytest.raises(RequestError, match=f"(?i){why}") as refused:
+            write_text(Path(name), "text")
+        assert "\x1b" not in str(refused.value), name
+
+
+def test_an_output_that_is_an_input_or_another_output_is_refused(tmp_path: Path) -> None:
+    table, link, hard = tmp_path / "kernels.parquet", tmp_path / "link", tmp_path / "hard"
+    table.write_text("kept")
+    link.symlink_to(table)
+    hard.hardlink_to(table)
+    for name in (table, link, hard, tmp_path / "." / "kernels.parquet"):
+        with pytest.raises(RequestError, match=r"--out .* would overwrite .*which is read; name another file"):
+            require_separate({"--out": name}, [table])
+    new = tmp_path / "new"
+    with pytest.raises(RequestError, match=r"--html .* would overwrite what --csv writes"):
+        require_separate({"--csv": new, "--html": tmp_path / "x" / ".." / "new"})
+    require_separate({"--csv": Path(os.devnull), "--html": Path(os.devnull)})
+    require_separate({"--csv": new, "--html": None}, [table])

@@ -155,3 +155,19 @@ def test_a_visit_is_called_busy_where_a_pass_is() -> None:
     for other_cores, is_sound in ((share - 0.01, True), (share + 0.01, False)):
         turns = Machine().visit([QUIET.model_copy(update={"other_cores": other_cores})], names="a", visits=1)
         assert turns.visits["a"][0].is_sound is is_sound
+
+
+def test_on_a_machine_that_is_far_too_slow_the_time_still_ends_and_what_was_visited_counts() -> None:
+    clock = [0.0]
+
+    def take(name: str, watched: Watched) -> str:
+        clock[0] += 100.0
+        return name
+
+    turns = take_turns(
+        ["a", "b", "c", "d"], take, visits=3, seconds=50, longest_s=250, on_cpu=False, watch=Plays(),
+        now=lambda: clock[0],
+    )  # fmt: skip
+    assert clock[0] == 300, "the visit that is under way ends"
+    assert [len(turns.counted(name)) for name in "abcd"] == [1, 1, 1, 0]
+    assert str(turns.failed["d"]) == "not reached within 250 s" and len(turns.failed) == 1

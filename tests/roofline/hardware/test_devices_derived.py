@@ -79,8 +79,8 @@ def peak(name, dtype):
     return None if figure is None else figure.value
 
 
-RESTRICTED = {"nvidia-h20"}
-"""Sold with fewer matrix FLOP/s than its units do, for export rules."""
+RESTRICTED = {"nvidia-h20", "nvidia-b300"}
+"""Sold with fewer matrix FLOP/s than its units do, for export rules; stated at a lower clock than the highest."""
 
 
 def clock(name):

@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -215,3 +216,12 @@ def test_eight_bits_slower_than_sixteen_are_refused(write):
     place = "datasheet.matrix.float8_e4m3fn.value"
     line = f"FILE: {place}: 5e+14 is slower than float16 (9.894e+14); is float16 a sparse figure?"
     assert refusal(write(changed(place, 500e12))).startswith(line)
+
+
+def test_the_smallest_device_file_of_the_docs_is_read(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "hardware.md").read_text(encoding="utf-8")
+    block = text.partition("```json\n")[2].partition("```")[0]
+    file = tmp_path / "my-device.json"
+    file.write_text(block)
+    sheet = load_device(file).datasheet
+    assert sheet is not None and sheet.matrix["bfloat16"].value == 400e12 and sheet.levels[-1].capacity_bytes == 80e9
