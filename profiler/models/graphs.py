@@ -20,6 +20,7 @@ from profiler.devices.backend import CUDA
 from profiler.models.attention import attention_modules
 from profiler.models.build import DEFAULT, build_meta, context_limit, implementations
 from profiler.models.catalogue import first_line
+from profiler.models.faults import fault
 from profiler.models.inputs import PassInputs, prepare
 from profiler.models.resolve import layer_count, resolve, truncate
 from profiler.models.trace import trace
@@ -51,6 +52,9 @@ LENGTHS, BATCHES = (64, 96, 160, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 819
 """Workloads of a stored file: each regime is fitted to them, and checked at the longest."""
 
 EMPTY = (None, None)
+
+OVERFLOWS = ("overflow", "too large", "negative dimension", "storage size", "numel")
+"""Parts of torch's errors on sizes beyond its 64-bit integers."""
 
 Change = Callable[[OpGraph], OpGraph]
 Signature = tuple[tuple[object, ...], ...]
@@ -138,9 +142,10 @@ class ModelGraphs:
         ran, before = self._prefill
         first = {"query_tokens": workload.context_tokens, "context_tokens": 0, "logits": "last"}
         continues = workload.context_tokens > 0 and ran == workload.model_copy(update=first)
-        inputs = prepare(self.model, workload, cache=self.tracing.cache, after=before if continues else None)
         options = {**implementations(self.model), "cache": self.tracing.cache}
-        graph = trace(self.model, inputs, workload, name=self.name, target=self.tracing.target, options=options)
+        with _traceable(self, workload):
+            inputs = prepare(self.model, workload, cache=self.tracing.cache, after=before if continues else None)
+            graph = trace(self.model, inputs, workload, name=self.name, target=self.tracing.target, options=options)
         reusable = workload.context_tokens == 0 and self.tracing.cache == "dynamic"
         self._prefill = (workload, inputs) if reusable else EMPTY
         return graph
@@ -181,27 +186,28 @@ def model_source(graphs: ModelGraphs, changes: Sequence[Change], form: Form) -> 
     made = graphs.changed((*changes, fused) if form == "fused" else changes)
 
     def whole(workload: Workload) -> OpGraph:
-        with _traceable(graphs.name, workload):
-            if workload.query_tokens > 1 and made.runs_by_token:  # an exact trace would have operations for each token
-                return made.family.cover([workload])[0].graph.at(workload)
-            return made.whole(workload)
-
-    def folded(workload: Workload) -> OpGraph:
-        with _traceable(graphs.name, workload):
-            return made.folded(workload)
+        if workload.query_tokens > 1 and made.runs_by_token:  # an exact trace would have operations for each token
+            return made.family.cover([workload])[0].graph.at(workload)
+        return made.whole(workload)
 
     parameters = sum(parameter.numel() for parameter in made.model.parameters())
-    return Source(graphs.name, parameters, whole, family=lambda: replace(made.family, trace=folded))
+    return Source(graphs.name, parameters, whole, family=lambda: made.family)
 
 
 @contextmanager
-def _traceable(name: str, workload: Workload) -> Iterator[None]:
-    """Turn the errors of torch in a model's forward on `meta`, such as sizes that overflow, into a RequestError."""
+def _traceable(graphs: ModelGraphs, workload: Workload) -> Iterator[None]:
+    """Turn any error of a model's forward on `meta`, such as of sizes that overflow, into a RequestError."""
     try:
         yield
-    except (RuntimeError, NotImplementedError) as error:
-        why = f"{name} cannot be traced at {workload.key} ({first_line(error)})"
-        raise RequestError(f"{why}; ask for fewer tokens, or another --attn or --experts") from error
+    except RequestError:
+        raise
+    except Exception as error:  # a forward may raise anything on a config that it cannot take
+        why = f"{graphs.name} cannot be traced at {workload.key} ({first_line(error)})"
+        if any(sign in str(error) for sign in OVERFLOWS):
+            raise RequestError(f"{why}; ask for fewer tokens") from error
+        if (cause := fault(graphs.config)) is not None:
+            raise RequestError(f"{graphs.name}: {cause}") from error
+        raise RequestError(f"{why}; try another --attn, --experts or --cache") from error
 
 
 def length_notes(graphs: ModelGraphs, longest: int) -> list[str]:

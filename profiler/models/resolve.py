@@ -24,17 +24,14 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import PretrainedConfig
 
 from profiler.models.catalogue import catalogue, config_of, find, first_line, quiet
+from profiler.models.config import read_config
 from profiler.record.run import RequestError
 
 HUB_TIMEOUT_S = 3.0
 """Longest wait for an answer of the hub before a download is tried; the hub client itself retries for 23 s."""
-
-IGNORES_IS_DECODER = frozenset({"gpt_neox", "gpt_neox_japanese"})
-"""Types whose config has `is_decoder` (False unless set) though the model is causal in any case."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +66,8 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> ResolvedModel:
     else:
         source, location = "hub", name
         raw = _read(_download(name))
-    config = _config(name, location, raw, trust_remote_code)
-    _check_causal(name, config, raw, trust_remote_code)
-    return ResolvedModel(name, config, source, location, _unquantise(config))
+    config, notes = read_config(name, location, raw, trust_remote_code=trust_remote_code)
+    return ResolvedModel(name, config, source, location, notes)
 
 
 def hub_reachable() -> bool:
@@ -131,56 +127,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
         raise RequestError(f"{path} has no model_type, so it is not the config of a transformers model")
     return raw
-
-
-def _config(name: str, location: str, raw: dict[str, Any], trust_remote_code: bool) -> PretrainedConfig:
-    own_code = raw["model_type"] not in CONFIG_MAPPING and "AutoConfig" in raw.get("auto_map", {})
-    if own_code and not trust_remote_code:
-        raise _needs_code(name)
-    if raw["model_type"] not in CONFIG_MAPPING and not own_code:
-        raise RequestError(
-            f"{name}: this transformers does not know model_type {raw['model_type']!r}; update transformers"
-        )
-    try:
-        with quiet():
-            if own_code:
-                return AutoConfig.from_pretrained(location, trust_remote_code=True)
-            fields = {key: value for key, value in raw.items() if key != "model_type"}
-            config = AutoConfig.for_model(raw["model_type"], **fields)
-    except Exception as error:  # a config class may raise anything on fields that it cannot take
-        raise RequestError(f"{name}: transformers refuses this config.json ({first_line(error)}); repair it") from error
-    config._name_or_path = location
-    return config
-
-
-def _check_causal(name: str, config: PretrainedConfig, raw: dict[str, Any], trust_remote_code: bool) -> None:
-    """Raise RequestError unless `transformers`, or the repository's code, has a causal LM for this config."""
-    if "AutoModelForCausalLM" in raw.get("auto_map", {}) and raw["model_type"] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        if not trust_remote_code:
-            raise _needs_code(name)
-        return
-    architectures = raw.get("architectures") or []
-    classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(raw["model_type"], ())
-    classes = (classes,) if isinstance(classes, str) else tuple(classes)
-    is_encoder = raw["model_type"] not in IGNORES_IS_DECODER and getattr(config, "is_decoder", True) is False
-    other = architectures and not set(architectures) & set(classes)
-    if not classes or other or is_encoder or getattr(config, "is_encoder_decoder", False):
-        what = ", ".join(architectures) or raw["model_type"]
-        raise RequestError(f"{name} is not a causal language model ({what}); name a decoder such as llama-3.1-8b")
-
-
-def _unquantise(config: PretrainedConfig) -> tuple[str, ...]:
-    """Replace quantised weights by weights of the requested dtype; return a note about that."""
-    stored = getattr(config, "quantization_config", None)
-    if not stored:
-        return ()
-    delattr(config, "quantization_config")
-    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
-    return (f"stored as {method or 'quantised'}; taken in the dtype that is asked for",)
-
-
-def _needs_code(name: str) -> RequestError:
-    return RequestError(f"{name} needs Python code from its repository; read that code, then add --trust-remote-code")
 
 
 NOT_PER_LAYER = frozenset({"architectures", "bos_token_id", "eos_token_id", "pad_token_id", "time_step_limit"})
