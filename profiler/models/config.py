@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import (
 
 from profiler.models.catalogue import first_line, quiet
 from profiler.models.faults import check_fields, fault
+from profiler.models.quantisation import FIELDS as QUANTISED_FIELDS
 from profiler.record.run import RequestError
 
 IGNORES_IS_DECODER = frozenset({"gpt_neox", "gpt_neox_japanese"})
@@ -39,9 +40,6 @@ IMPLEMENTATIONS = frozenset({
 
 DTYPES = ("dtype", "torch_dtype")
 """The field with the type of the stored weights, in new and in old files."""
-
-QUANTISATION = ("quantization_config", "compression_config", "quantization")
-"""Fields that say how the weights are stored; `checkpoint` reads them."""
 
 AutoClass = Any
 """One of the Auto classes of `transformers`."""
@@ -88,7 +86,7 @@ def _cleaned(name: str, fields: dict[str, Any], notes: list[str]) -> dict[str, A
 def _cleaned_parts(name: str, fields: dict[str, Any], depth: int) -> dict[str, Any]:
     kept = {}
     for key, value in fields.items():
-        if key in IMPLEMENTATIONS or (key in QUANTISATION and (depth == 0 or isinstance(value, dict))):
+        if key in IMPLEMENTATIONS or (key in QUANTISED_FIELDS and (depth == 0 or isinstance(value, dict))):
             continue
         if key in DTYPES:
             if (checked := _dtype(name, key, value)) is not None:

@@ -11,6 +11,7 @@ import json
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,7 @@ from transformers import PretrainedConfig
 
 from profiler.models.catalogue import catalogue, config_of, find, first_line, quiet
 from profiler.models.config import read_config
+from profiler.models.quantisation import METHOD_OF_FILE, SIDE_FILES, method_of, settings_in
 from profiler.record.run import RequestError
 
 HUB_TIMEOUT_S = 3.0
@@ -46,6 +48,15 @@ class ResolvedModel:
     """Folder or hub id that holds the pretrained weights."""
     notes: tuple[str, ...] = ()
     """Remarks on the config for readers of results."""
+    quantisation: Mapping[str, Any] | None = None
+    """The settings by which the stored weights are quantised; the config itself is without them."""
+
+    @property
+    def notes_in_full(self) -> tuple[str, ...]:
+        """The remarks where weights are made in one dtype, whatever the checkpoint stores."""
+        if self.quantisation is None:
+            return self.notes
+        return (*self.notes, f"stored as {method_of(self.quantisation)}; taken in the dtype that is asked for")
 
 
 def resolve(name: str, *, trust_remote_code: bool = False) -> ResolvedModel:
@@ -53,7 +64,8 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> ResolvedModel:
     known = find(name)
     if known is not None:
         entry = catalogue()[known]
-        return ResolvedModel(known, config_of(known), "catalogue", entry.repo, (entry.note,) if entry.note else ())
+        note = (entry.note,) if entry.note else ()
+        return ResolvedModel(known, config_of(known), "catalogue", entry.repo, note, settings_in(entry.config))
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -67,7 +79,7 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> ResolvedModel:
         source, location = "hub", name
         raw = _read(_download(name))
     config, notes = read_config(name, location, raw, trust_remote_code=trust_remote_code)
-    return ResolvedModel(name, config, source, location, notes)
+    return ResolvedModel(name, config, source, location, notes, settings_in(raw) or _beside(source, location))
 
 
 def hub_reachable() -> bool:
@@ -117,16 +129,44 @@ def _download(name: str) -> Path:
     raise RequestError(f"{unknown}, not in the hub's cache, and {why}; use a catalogue name or a folder")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _beside(source: str, location: str) -> Mapping[str, Any] | None:
+    """The quantisation settings in a file of their own beside `config.json`; None where there is none."""
+    for file in SIDE_FILES:
+        path = Path(location) / file if source == "folder" else _stored_beside(location, file)
+        if path is not None and path.is_file():
+            settings = _json(path)
+            if not isinstance(settings, dict):
+                raise RequestError(f"{path} holds no object of settings; repair it or remove it")
+            return {"quant_method": METHOD_OF_FILE[file], **settings}
+    return None
+
+
+def _stored_beside(location: str, file: str) -> Path | None:
+    """A file of a hub repository, from the hub or from its cache; None where it has none of that name."""
     try:
-        raw = json.loads(path.read_text("utf-8"))
+        if hub_reachable():
+            with quiet():
+                return Path(hf_hub_download(location, file, etag_timeout=HUB_TIMEOUT_S))
+    except (HfHubHTTPError, EntryNotFoundError, OSError):
+        return None
+    cached = try_to_load_from_cache(location, file)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    raw = _json(path)
+    if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
+        raise RequestError(f"{path} has no model_type, so it is not the config of a transformers model")
+    return raw
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} is not valid JSON ({first_line(error)}); repair it or download it again") from error
     except OSError as error:
         raise RequestError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
-        raise RequestError(f"{path} has no model_type, so it is not the config of a transformers model")
-    return raw
 
 
 NOT_PER_LAYER = frozenset({"architectures", "bos_token_id", "eos_token_id", "pad_token_id", "time_step_limit"})
@@ -134,8 +174,11 @@ NOT_PER_LAYER = frozenset({"architectures", "bos_token_id", "eos_token_id", "pad
 
 
 def layer_count(config: PretrainedConfig) -> int:
-    """Repeated layers of the decoder."""
-    return int(config.get_text_config(decoder=True).num_hidden_layers)
+    """Repeated layers of the decoder. Raises RequestError where its config has no number of them."""
+    try:
+        return int(config.get_text_config(decoder=True).num_hidden_layers)
+    except (AttributeError, TypeError) as error:
+        raise RequestError(f"the config of {config.model_type} has no number of layers; name a decoder") from error
 
 
 def truncate(config: PretrainedConfig, layers: int) -> PretrainedConfig:

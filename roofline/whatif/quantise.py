@@ -95,7 +95,11 @@ class Weight(NamedTuple):
 
     name: str
     """Path of the parameter; of a head that is tied to the embedding, the embedding's."""
-    role: Literal["linear", "experts", "router", "head", "embedding"]
+    role: "Role"
+
+
+Role = Literal["linear", "experts", "router", "head", "embedding", "tied"]
+"""Part of a model that a weight belongs to; "tied" is a head and the embedding in one."""
 
 
 Choose = Callable[[Weight], Scheme | None]
@@ -174,16 +178,16 @@ def as_stored(
         kv_bits: of keys and values, where the checkpoint has scales for them; a pass without any is left as it is.
     Raises: ValueError for weights that are quantised already.
     """
-    schemes: dict[int, Scheme] = {}
+    roles: dict[int, Role] = {}
     for i, op in enumerate(graph.ops):
         linear = linear_of(graph, i)
         tensor = linear.matrix.tensor if linear else _table(graph, op)
-        if tensor is None or tensor in schemes:
-            continue
-        weight = Weight(graph.tensors[tensor].name or "", _role(graph, op))
-        own = element_bits(op.dtype)
-        if (scheme := choose(weight)) is not None and scheme.bits < own:
-            schemes[tensor] = scheme
+        if tensor is not None:
+            role = _role(op)
+            roles[tensor] = "tied" if roles.get(tensor, role) != role else role
+    own = element_bits(graph.workload.dtype)
+    chosen = {tensor: choose(Weight(graph.tensors[tensor].name or "", role)) for tensor, role in roles.items()}
+    schemes = {tensor: scheme for tensor, scheme in chosen.items() if scheme is not None and scheme.bits < own}
     graph = _stored(graph, schemes, said)
     if kv_bits is None or kv_bits >= element_bits(graph.workload.dtype) or not any(map(holds_tokens, graph.tensors)):
         return graph
@@ -198,7 +202,7 @@ def _table(graph: OpGraph, op: Op) -> int | None:
     return weights[0].tensor if weights else None
 
 
-def _role(graph: OpGraph, op: Op) -> Literal["linear", "experts", "router", "head", "embedding"]:
+def _role(op: Op) -> Role:
     if op.kind is Kind.EMBEDDING:
         return "embedding"
     if op.kind is Kind.GROUPED_MATMUL or ".experts" in op.path:
