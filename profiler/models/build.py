@@ -242,7 +242,25 @@ def _construct(config: PretrainedConfig, dtype: torch.dtype, attn: str, experts:
     options = _implementation_options(config, attn, experts)
     with quiet():
         auto = auto_class(config) or AutoModelForCausalLM
-        return auto.from_config(copy.deepcopy(config), dtype=dtype, trust_remote_code=trusted, **options)
+        made = auto.from_config(copy.deepcopy(config), dtype=dtype, trust_remote_code=trusted, **options)
+        return made if auto is AutoModelForCausalLM else _language_alone(made)
+
+
+def _language_alone(model: PreTrainedModel) -> PreTrainedModel:
+    """A multimodal model without the towers and projectors that a pass over token ids leaves out."""
+    language, head = model.get_decoder(), model.get_output_embeddings()
+    kept = {id(part) for part in (language, head) if part is not None}
+    if language is None or language is model:
+        return model
+    around: list[nn.Module] = [model]
+    for outer in around:
+        for name, part in list(outer.named_children()):
+            holds = {id(module) for module in part.modules()} & kept
+            if not holds and next(part.parameters(), None) is not None:
+                setattr(outer, name, None)
+            elif holds and id(part) not in kept:
+                around.append(part)
+    return model
 
 
 def _implementation_options(config: PretrainedConfig, attn: str, experts: str) -> dict[str, str]:

@@ -156,9 +156,10 @@ def _heads(get: Get) -> str | None:
     if not isinstance(heads, int) or heads < 1:
         return None
     if isinstance(kv_heads, int) and kv_heads > 0 and heads % kv_heads:
-        return f"num_attention_heads in config.json is {heads}, which {kv_heads} num_key_value_heads do not divide; repair it"
+        said = f"num_key_value_heads in config.json is {kv_heads}"
+        return f"{said}, which does not divide the {heads} of num_attention_heads; repair it"
     if isinstance(hidden, int) and get("head_dim") is None and hidden % heads:
-        return f"hidden_size in config.json is {hidden}, which {heads} num_attention_heads do not divide; repair it"
+        return f"hidden_size in config.json is {hidden}, which num_attention_heads {heads} does not divide; repair it"
     return None
 
 

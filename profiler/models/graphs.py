@@ -56,8 +56,8 @@ LENGTHS, BATCHES = (64, 96, 160, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 819
 
 EMPTY = (None, None)
 
-SHARDING = frozenset({"tensor_parallel", "expert_parallel"})
-"""What-ifs that come before the bits of a checkpoint."""
+AFTER_BITS = frozenset({"quantise", "unfuse_attention", "pipeline_stage", "offload", "send_kv"})
+"""What-ifs that come after the bits of a checkpoint: all others change or divide the model that is stored in them."""
 
 OVERFLOWS = ("overflow", "too large", "negative dimension", "storage size", "numel")
 """Parts of torch's errors on sizes beyond its 64-bit integers."""
@@ -209,7 +209,7 @@ def model_source(
 
     Args: `runs` says whether the device multiplies in a type; None: in every type.
     """
-    before = _sharded(changes)
+    before = _before_bits(changes)
     stored = () if graphs.checkpoint is None else (replace(graphs.checkpoint, **({"runs": runs} if runs else {})),)
     every = (*changes[:before], *stored, *changes[before:])
     made = graphs.changed((*every, fused) if form == "fused" else every)
@@ -223,10 +223,10 @@ def model_source(
     return Source(graphs.name, parameters, whole, family=lambda: made.family)
 
 
-def _sharded(changes: Sequence[Change]) -> int:
-    """Number of changes up to the last that finds shards, which it does from the dataflow before inputs are narrow."""
-    last = [i for i, change in enumerate(changes) if isinstance(change, WhatIf) and change.name in SHARDING]
-    return last[-1] + 1 if last else 0
+def _before_bits(changes: Sequence[Change]) -> int:
+    """Number of changes before the first that comes after the bits of a checkpoint."""
+    after = (i for i, change in enumerate(changes) if not isinstance(change, WhatIf) or change.name in AFTER_BITS)
+    return next(after, len(changes))
 
 
 @contextmanager

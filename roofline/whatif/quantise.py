@@ -232,7 +232,10 @@ def _stored(graph: OpGraph, schemes: Mapping[int, Scheme], options: Mapping[str,
     targets = {i: linear for i, linear in linears.items() if linear.matrix.tensor in schemes}
     for linear in targets.values():
         if "weight_bits" in linear.op.dims:
-            raise ValueError(f"the weights of {linear.op.path} have {linear.bits:g} bits already; give them once")
+            raise ValueError(
+                f"the weights of {linear.op.path} have {linear.bits:g} bits already; give them once, "
+                "with --bits-of-checkpoint no if the checkpoint has them"
+            )
         rewriting.store(linear.matrix.tensor, schemes[linear.matrix.tensor], linear.elements, linear.op.dims["k"],
                         linear.is_sparse)  # fmt: skip
     for i, op in enumerate(graph.ops):
