@@ -13,7 +13,8 @@ from fnmatch import fnmatchcase
 from functools import cache
 
 from roofline.graph.op import OpGraph
-from roofline.whatif.quantise import Scheme, Weight, as_stored
+from roofline.whatif.quantise import as_stored
+from roofline.whatif.scheme import Scheme, Weight
 
 DECODER = frozenset({"linear", "experts"})
 """Roles of the weights that a method quantises unless its settings say otherwise."""

@@ -12,7 +12,8 @@ from typing import Any
 
 from profiler.models.checkpoint import ALL, DECODER, Checkpoint, Rule
 from profiler.record.run import RequestError
-from roofline.whatif.quantise import ARITHMETIC, Format, Scheme
+from roofline.whatif.quantise import ARITHMETIC, Format
+from roofline.whatif.scheme import Scheme
 
 Settings = Mapping[str, Any]
 

@@ -15,9 +15,7 @@ embeddings and the head. A weight that is used twice (a head tied to the embeddi
 Attention itself stays in the type of the model. Bits equal to the model's own change nothing.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from roofline.dtypes import element_bits
@@ -27,15 +25,13 @@ from roofline.graph.edit import Edit, access, changed
 from roofline.graph.linear import ROUTERS, Linear, described, linear_layers, linear_of, matrix_bytes, turned_back_flops
 from roofline.graph.op import Access, Bytes, Kind, Op, OpGraph, layer_of
 from roofline.whatif.kv_cache import KV_BITS, QUANTISE_FLOPS, holds_tokens, quantise_kv, quantising
+from roofline.whatif.presets import PRESETS
+from roofline.whatif.scheme import Choose, Role, Scheme, Weight
 
 Format = Literal["int", "float"]
 
 WEIGHT_BITS: dict[Format, tuple[int, ...]] = {"int": (2, 3, 4, 5, 6, 8, 16, 32), "float": (4, 6, 8, 16, 32)}
 """Bits of a stored weight; 16 and 32 are plain floating point, without scales."""
-
-UNIT_GROUP = 32
-"""Longest group whose scales a matrix unit takes: 32 of the MX formats (OCP Microscaling Formats v1.0, 5.2), 16 of
-NVFP4 (PTX ISA 8.7, `tcgen05.mma` with block scaling)."""
 
 ROUND_FLOPS = 2
 """FLOPs for an element of an input whose scale is known before: division, rounding."""
@@ -51,60 +47,6 @@ ARITHMETIC: dict[tuple[Format, int, int], str] = {
 """Type of the product by format, bits of weights and bits of activations: the combinations that have kernels."""
 
 
-@dataclass(frozen=True)
-class Scheme:
-    """How the weights of one layer are stored, and its inputs turned into fewer bits."""
-
-    bits: int
-    """Bits of a stored weight, without its share of scales."""
-    group: int = 128
-    """Weights along k that share a scale; -1 is a whole column, 0 the whole matrix."""
-    scale_bits: float = 16
-    """Bits of all that is stored beside each group but for its zero point: scales, and scales of scales."""
-    zero_point_bits: float = 0
-    columns: int = 1
-    """Columns that share a scale: 128 where it is one of a block of 128 × 128."""
-    activations: int | None = None
-    """Bits of the inputs; None leaves them as they are."""
-    dtype: str | None = None
-    """Type of the product; None is that of the model."""
-    activation_group: int = -1
-    """Elements of a token that share a scale; -1 is a whole token, 0 a scale that is known before the pass."""
-    activation_scale_bits: float = 16
-
-    def groups(self, k: int) -> int:
-        """Scales of one column."""
-        return 1 if self.group < 1 else math.ceil(k / self.group)
-
-    def scales(self, elements: float, k: int) -> float:
-        """Scales of a matrix of so many elements with columns of length k."""
-        return 1 if self.group == 0 else math.ceil(elements / k / self.columns) * self.groups(k)
-
-    def input_scales(self, k: int) -> int:
-        """Scales of one token of an input of width k."""
-        return 0 if self.activation_group == 0 else 1 if self.activation_group < 0 else -(-k // self.activation_group)
-
-    @property
-    def unit_scales(self) -> bool:
-        """Whether the matrix unit takes the scales of groups itself, as those of block formats (MXFP4, NVFP4) do."""
-        return self.activations is not None and self.group == self.activation_group and 0 < self.group <= UNIT_GROUP
-
-
-class Weight(NamedTuple):
-    """One weight of a graph, by which its scheme is chosen."""
-
-    name: str
-    """Path of the parameter; of a head that is tied to the embedding, the embedding's."""
-    role: "Role"
-
-
-Role = Literal["linear", "experts", "router", "head", "embedding", "tied"]
-"""Part of a model that a weight belongs to; "tied" is a head and the embedding in one."""
-
-
-Choose = Callable[[Weight], Scheme | None]
-
-
 def quantise(
     graph: OpGraph,
     *,
@@ -116,6 +58,7 @@ def quantise(
     scale_bits: int = 16,
     zero_point_bits: int = 0,
     weight_format: Format = "int",
+    preset: str = "",
 ) -> OpGraph:
     """The same pass with fewer bits a weight, an activation, or a cached key and value; an empty option leaves it.
 
@@ -124,9 +67,16 @@ def quantise(
         group: weights along k that share a scale; −1 is one scale a column.
         scale_bits, zero_point_bits: of each scale (weights, tokens, keys and values), of each weight zero point.
         weight_format: "int", or "float" (fp8 e4m3, fp4 e2m1): of activations too.
+        preset: a named way to store all weights, instead of all above but kv: awq, fp8_block, Q4_K_M, others.
     Raises: ValueError for bits that are in no table, more than the graph's own, or quantised already.
     """
     own = element_bits(graph.workload.dtype)
+    if preset:
+        if preset not in PRESETS:
+            raise ValueError(f"quantise preset {preset!r} is unknown; use one of {', '.join(PRESETS)}")
+        if weights is not None or activations is not None or where:
+            raise ValueError(f"quantise preset {preset} says which weights have which bits; leave the others out")
+        graph = as_stored(graph, PRESETS[preset](graph), {"weights": preset})
     bits, narrow = _checked(own, weights, activations, weight_format)
     if group < 1 and group != -1:
         raise ValueError(f"a group of {group} weights: use 1 or more, or -1 for whole columns")
@@ -179,14 +129,19 @@ def as_stored(
     Raises: ValueError for weights that are quantised already.
     """
     roles: dict[int, Role] = {}
+    lengths: dict[int, int] = {}
     for i, op in enumerate(graph.ops):
         linear = linear_of(graph, i)
         tensor = linear.matrix.tensor if linear else _table(graph, op)
         if tensor is not None:
             role = _role(op)
+            lengths[tensor] = linear.op.dims["k"] if linear else op.dims.get("width", 0)
             roles[tensor] = "tied" if roles.get(tensor, role) != role else role
     own = element_bits(graph.workload.dtype)
-    chosen = {tensor: choose(Weight(graph.tensors[tensor].name or "", role)) for tensor, role in roles.items()}
+    chosen = {
+        tensor: choose(Weight(graph.tensors[tensor].name or "", role, lengths[tensor]))
+        for tensor, role in roles.items()
+    }
     schemes = {tensor: scheme for tensor, scheme in chosen.items() if scheme is not None and scheme.bits < own}
     graph = _stored(graph, schemes, said)
     if kv_bits is None or kv_bits >= element_bits(graph.workload.dtype) or not any(map(holds_tokens, graph.tensors)):
