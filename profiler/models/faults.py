@@ -17,7 +17,7 @@ from profiler.record.run import RequestError
 
 SIZE = re.compile(
     r"(?:^|_)(?:size|dim|layers?|heads?|experts?|rank|embd|positions?|position_embeddings|topk|top_k|kernel|groups?|inner|ff|"
-    r"window|depth|blocks?|model|state|channels|tok)$"
+    r"window|depth|blocks?|model|state|channels|tok|step)$"
 )
 """Ends of the names of fields that hold a size or a number of parts."""
 
@@ -28,7 +28,8 @@ VITAL = frozenset({
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "max_position_embeddings", "intermediate_size", "moe_intermediate_size", "d_model", "d_ff", "d_kv", "n_embd",
     "n_layer", "n_layers", "n_head", "n_heads", "n_positions", "num_layers", "num_heads", "ffn_dim", "decoder_layers",
-    "decoder_attention_heads", "decoder_ffn_dim", "state_size", "conv_kernel", "patch_size", "depth",
+    "decoder_attention_heads", "decoder_ffn_dim", "state_size", "conv_kernel", "patch_size", "depth", "chunk_size",
+    "n_groups", "n_inner", "decoder_sparse_step", "mamba_d_conv", "mamba_d_state", "mamba_chunk_size",
 })  # fmt: skip
 """Sizes that no model can have as 0."""
 
@@ -40,6 +41,9 @@ MOST: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r""), 2**24),
 )
 """Largest value by the end of a name, the first that fits: some times those of the largest public models."""
+
+LARGEST = 10**18
+"""Settings of rotary embeddings are below, and so within the 64-bit numbers of torch."""
 
 DEEPEST = 4
 """Levels of nested configs that are checked; public files have three (an omni model's thinker, its text)."""
@@ -63,6 +67,12 @@ def check_fields(name: str, fields: Mapping[str, Any]) -> None:
                 f"{name}: {path} in config.json is {shown}; use a whole number from {max(least, 0)} to {most}"
             )
 
+    get = _reader(fields)
+    theta = get("rope_theta")
+    why = _chosen(get) if get("num_experts_per_tok") == 0 else _theta(theta) if isinstance(theta, int | float) else None
+    if why is not None:
+        raise RequestError(f"{name}: {why}")
+
 
 def _sizes(fields: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     """(path, value) of each field with the name of a size and a number, in nested configs too."""
@@ -82,10 +92,11 @@ def fault(config: PretrainedConfig | Mapping[str, Any], error: BaseException | N
     Args: `error` is what was raised: a field that it names is given as the last resort.
     """
     get = _reader(config)
-    for look in (_vital, _activation, _rope, _padding, _heads, _experts):
-        if (why := look(get)) is not None:
-            return why
-    return _named(config, error) if error is not None else None
+    known = (why for look in (_vital, _activation, _rope, _padding, _heads, _chosen) if (why := look(get)) is not None)
+    why = next(known, None) or (_named(config, error) if error is not None else None)
+    for key, own in getattr(config, "attribute_map", {}).items() if why is not None else ():
+        why = re.sub(rf"\b{key}\b", own, why)  # the name of the field in the file
+    return why
 
 
 def _reader(config: PretrainedConfig | Mapping[str, Any]) -> Get:
@@ -97,7 +108,14 @@ def _reader(config: PretrainedConfig | Mapping[str, Any]) -> Get:
 
 
 def _vital(get: Get) -> str | None:
-    for key in ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "num_key_value_heads"):
+    for key in (
+        "hidden_size",
+        "num_hidden_layers",
+        "vocab_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    ):
         value = get(key)
         if isinstance(value, str | list | dict):
             said = f"a {type(value).__name__}" if not isinstance(value, str) else repr(value)
@@ -120,7 +138,10 @@ def _rope(get: Get) -> str | None:
             continue
         if not isinstance(value, dict):
             return f'{key} in config.json is {value!r:.60}; use an object, as {{"rope_type": "default"}}, or null'
-        parts = [part for part in value.values() if isinstance(part, dict)] or [value]
+        by_kind = [
+            part for part in value.values() if isinstance(part, dict) and ("rope_type" in part or "type" in part)
+        ]
+        parts = by_kind or [value]
         for part in parts:
             kind = part.get("rope_type", part.get("type", "default"))
             if kind not in ("default", "mrope", "dynamic", *ROPE_INIT_FUNCTIONS):
@@ -141,7 +162,7 @@ def _theta(theta: Any) -> str | None:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < LARGEST
 
 
 def _padding(get: Get) -> str | None:
@@ -158,12 +179,15 @@ def _heads(get: Get) -> str | None:
     if isinstance(kv_heads, int) and kv_heads > 0 and heads % kv_heads:
         said = f"num_key_value_heads in config.json is {kv_heads}"
         return f"{said}, which does not divide the {heads} of num_attention_heads; repair it"
-    if isinstance(hidden, int) and get("head_dim") is None and hidden % heads:
+    head_dim = get("head_dim")
+    if isinstance(head_dim, int) and head_dim % 2:
+        return f"head_dim in config.json is {head_dim}; use an even number, which rotary embeddings need"
+    if isinstance(hidden, int) and head_dim is None and hidden % heads:
         return f"hidden_size in config.json is {hidden}, which num_attention_heads {heads} does not divide; repair it"
     return None
 
 
-def _experts(get: Get) -> str | None:
+def _chosen(get: Get) -> str | None:
     counts = ("num_experts", "num_local_experts", "n_routed_experts")
     experts = next((value for key in counts if isinstance(value := get(key), int) and value > 0), None)
     chosen = get("num_experts_per_tok")
@@ -173,11 +197,23 @@ def _experts(get: Get) -> str | None:
 
 
 def _named(config: PretrainedConfig | Mapping[str, Any], error: BaseException) -> str | None:
-    """A field whose name the text of an error contains, with its value."""
-    fields = config.to_dict() if isinstance(config, PretrainedConfig) else dict(config)
-    kind, reason = fields.get("model_type", "this model"), first_line(error)
-    words = set(re.findall(r"[a-z][a-z_0-9]+", str(error)))
+    """A field that the text of an error names, or that has the value which it complains of, with that value."""
+    fields = config.get_text_config(decoder=True).to_dict() if isinstance(config, PretrainedConfig) else dict(config)
+    text, reason = str(error), first_line(error)
+    words = {word.lower() for word in re.findall(r"[A-Za-z_0-9]+", text)}
+    spaced = text.lower().replace("`", "")
+
+    def is_blamed(key: str, value: Any) -> bool:
+        if "_" not in key or isinstance(value, dict):
+            return False
+        if key in words or key.replace("_", " ") in spaced:
+            return True
+        if "by zero" in text or isinstance(error, ZeroDivisionError):
+            return type(value) is int and value == 0 and key != "chunk_size_feed_forward"
+        return "NoneType" in text and value is None and key in VITAL
+
     for key, value in fields.items():
-        if key in words and "_" in key and not isinstance(value, dict):
-            return f"{key} in config.json is {str(value)[:60]}, which {kind} cannot take ({reason}); repair it"
+        if is_blamed(key, value):
+            shown = "null" if value is None else str(value)[:60]
+            return f"{key} in config.json is {shown}, which this model cannot take ({reason}); repair it"
     return None

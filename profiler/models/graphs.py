@@ -240,7 +240,7 @@ def _traceable(graphs: ModelGraphs, workload: Workload) -> Iterator[None]:
         why = f"{graphs.name} cannot be traced at {workload.key} ({first_line(error)})"
         if any(sign in str(error) for sign in OVERFLOWS):
             raise RequestError(f"{why}; ask for fewer tokens") from error
-        if (cause := fault(graphs.config)) is not None:
+        if (cause := fault(graphs.config, error)) is not None:
             raise RequestError(f"{graphs.name}: {cause}") from error
         raise RequestError(f"{why}; try another --attn, --experts or --cache") from error
 

@@ -20,8 +20,9 @@ Settings = Mapping[str, Any]
 PARTS = ("text_config", "language_config", "llm_config", "thinker_config")
 """Nested configs that may hold the settings."""
 
-FIELDS = ("quantization_config", "compression_config", "quantization")
-"""Fields of `config.json` with the settings: of most tools, of old compressed-tensors, of MLX."""
+FIELDS = ("quantization", "quantization_config", "compression_config")
+"""Fields of `config.json` with the settings: of MLX, which repeats them in the next, of most tools, of old
+compressed-tensors."""
 
 METHOD_OF_FILE = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 """Files beside `config.json` with the settings -> method: ModelOpt, AutoGPTQ, AutoAWQ."""
@@ -56,10 +57,10 @@ def read_bits(name: str, settings: Settings) -> Checkpoint | None:
     method = method_of(settings)
     if isinstance(inner := settings.get("quantization"), dict):  # ModelOpt's own file
         settings = inner
-    reader = METHODS.get(method.replace("_", "-"), _plain if _bits(settings) else None)
-    if reader is None:
-        return None
+    reader = METHODS.get(method.replace("_", "-"), _plain)
     try:
+        if reader is _plain and _bits(settings) is None:
+            return None
         return reader(method, settings)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
