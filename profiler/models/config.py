@@ -180,9 +180,14 @@ def _check_causal(name: str, config: PretrainedConfig, raw: Mapping[str, Any], t
         if not trust_remote_code:
             raise _needs_code(name)
         return
+    what = ", ".join(raw.get("architectures") or []) or raw["model_type"]
+    if getattr(config, "is_encoder_decoder", False):
+        raise RequestError(
+            f"{name} is not a causal language model alone but an encoder with a decoder ({what}); "
+            "give it as a module, with --module"
+        )
     is_encoder = config.model_type not in IGNORES_IS_DECODER and getattr(config, "is_decoder", True) is False
-    if auto is None or is_encoder or getattr(config, "is_encoder_decoder", False):
-        what = ", ".join(raw.get("architectures") or []) or raw["model_type"]
+    if auto is None or is_encoder:
         raise RequestError(f"{name} is not a causal language model ({what}); name a decoder such as llama-3.1-8b")
 
 

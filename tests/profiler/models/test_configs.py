@@ -90,6 +90,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown type": ({"model_type": "llama9"}, "update transformers"),
     "code of its own": ({"model_type": "own", "auto_map": {"AutoConfig": "a.B"}}, "--trust-remote-code"),
     "an encoder": ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "name a decoder"),
+    "an encoder with a decoder": ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "--module"),
     "a negative size": (LLAMA | {"hidden_size": -1024}, "hidden_size in config.json is -1024"),
     "no layers": (LLAMA | {"num_hidden_layers": 0}, "num_hidden_layers in config.json is 0"),
     "very many layers": (LLAMA | {"num_hidden_layers": 10**9}, "num_hidden_layers in config.json is 1000000000"),
