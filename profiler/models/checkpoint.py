@@ -100,7 +100,7 @@ def _names(weight: Weight) -> tuple[str, ...]:
     if weight.role in ("head", "tied"):
         paths.append("lm_head")
     paths += [path.replace(".mlp.", ".block_sparse_moe.") for path in paths if ".mlp." in path]
-    names = {}
+    names: dict[str, None] = {}
     for path in paths:
         bare = path
         while start := next((prefix for prefix in PREFIXES if bare.startswith(prefix)), None):

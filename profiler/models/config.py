@@ -84,7 +84,7 @@ def _cleaned(name: str, fields: dict[str, Any], notes: list[str]) -> dict[str, A
 
 
 def _cleaned_parts(name: str, fields: dict[str, Any], depth: int) -> dict[str, Any]:
-    kept = {}
+    kept: dict[str, Any] = {}
     for key, value in fields.items():
         if key in IMPLEMENTATIONS or (key in QUANTISED_FIELDS and (depth == 0 or isinstance(value, dict))):
             continue

@@ -94,7 +94,9 @@ def fault(config: PretrainedConfig | Mapping[str, Any], error: BaseException | N
     get = _reader(config)
     known = (why for look in (_vital, _activation, _rope, _padding, _heads, _chosen) if (why := look(get)) is not None)
     why = next(known, None) or (_named(config, error) if error is not None else None)
-    for key, own in getattr(config, "attribute_map", {}).items() if why is not None else ():
+    if why is None:
+        return None
+    for key, own in getattr(config, "attribute_map", {}).items():
         why = re.sub(rf"\b{key}\b", own, why)  # the name of the field in the file
     return why
 

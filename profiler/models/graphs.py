@@ -210,7 +210,10 @@ def model_source(
     Args: `runs` says whether the device multiplies in a type; None: in every type.
     """
     before = _before_bits(changes)
-    stored = () if graphs.checkpoint is None else (replace(graphs.checkpoint, **({"runs": runs} if runs else {})),)
+    checkpoint = graphs.checkpoint
+    if checkpoint is not None and runs is not None:
+        checkpoint = replace(checkpoint, runs=runs)
+    stored = () if checkpoint is None else (checkpoint,)
     every = (*changes[:before], *stored, *changes[before:])
     made = graphs.changed((*every, fused) if form == "fused" else every)
 

@@ -226,7 +226,7 @@ def _tensors(weights: Settings, inputs: Settings | None, stored: str) -> Scheme 
     form: Format = "float" if weights.get("type") == "float" else "int"
     strategy = weights.get("strategy") or ("group" if weights.get("group_size") else "channel")
     narrow = _bits(inputs) if inputs else None
-    static = bool(inputs) and inputs.get("dynamic") is False
+    static = inputs is not None and inputs.get("dynamic") is False
     if (bits == 4 and form == "float") or "mxfp8" in stored:
         group = _group(weights, 16)
         return _scheme(bits, group, scale=8, form=form, inputs=narrow, input_group=group)
@@ -353,7 +353,7 @@ def _digits(text: Any) -> int:
 def _torchao(method: str, settings: Settings) -> Checkpoint:
     """torchao: a config by its class, or by its old name in words, for all layers or for named ones."""
     kind = settings.get("quant_type")
-    inner = kind.get("default", kind) if isinstance(kind, dict) else {"_type": str(kind), "_data": settings}
+    inner: Settings = kind.get("default", kind) if isinstance(kind, dict) else {"_type": str(kind), "_data": settings}
     own = settings.get("quant_type_kwargs") or {}
     roles = DECODER | {"head", "embedding", "tied"} if settings.get("include_input_output_embeddings") else DECODER
     named = inner.get("_data", {}).get("module_fqn_to_config") or inner.get("_data", {}).get("fqn_to_config")
@@ -421,7 +421,8 @@ def _quark(method: str, settings: Settings) -> Checkpoint:
         inputs = inputs[0] if isinstance(inputs, list) else inputs
         if not weight:
             return None
-        bits, form = _digits(weight["dtype"]), "float" if "fp" in weight["dtype"] else "int"
+        bits = _digits(weight["dtype"])
+        form: Format = "float" if "fp" in weight["dtype"] else "int"
         narrow = _digits(inputs["dtype"]) if inputs else None
         group = {"per_tensor": 0, "per_channel": -1}.get(weight.get("qscheme"), _group(weight, 32))
         in_groups = group if 0 < group <= 32 else -1

@@ -197,7 +197,8 @@ def _stored(graph: OpGraph, schemes: Mapping[int, Scheme], options: Mapping[str,
         if i in targets:
             rewriting.linear(targets[i])
         elif any(a.tensor in schemes for a in op.reads):  # an embedding, or a copy
-            if (table := _table(graph, op)) in schemes:
+            table = _table(graph, op)
+            if table is not None and table in schemes:
                 elements = graph.tensors[table].storage_bytes * 8 / element_bits(op.dtype)
                 rewriting.store(table, schemes[table], elements, op.dims["width"], is_sparse=False)
             reads, flops = rewriting.weight_reads(op)
