@@ -131,8 +131,9 @@ def _download(name: str) -> Path:
 
 def _beside(source: str, location: str) -> Mapping[str, Any] | None:
     """The quantisation settings in a file of their own beside `config.json`; None where there is none."""
+    online = source == "hub" and hub_reachable()
     for file in SIDE_FILES:
-        path = Path(location) / file if source == "folder" else _stored_beside(location, file)
+        path = Path(location) / file if source == "folder" else _of_hub(location, file, online)
         if path is not None and path.is_file():
             settings = _json(path)
             if not isinstance(settings, dict):
@@ -141,16 +142,16 @@ def _beside(source: str, location: str) -> Mapping[str, Any] | None:
     return None
 
 
-def _stored_beside(location: str, file: str) -> Path | None:
+def _of_hub(location: str, file: str, online: bool) -> Path | None:
     """A file of a hub repository, from the hub or from its cache; None where it has none of that name."""
+    cached = try_to_load_from_cache(location, file)
+    if isinstance(cached, str):
+        return Path(cached)
     try:
-        if hub_reachable():
-            with quiet():
-                return Path(hf_hub_download(location, file, etag_timeout=HUB_TIMEOUT_S))
+        with quiet():
+            return Path(hf_hub_download(location, file, etag_timeout=HUB_TIMEOUT_S)) if online else None
     except (HfHubHTTPError, EntryNotFoundError, OSError):
         return None
-    cached = try_to_load_from_cache(location, file)
-    return Path(cached) if isinstance(cached, str) else None
 
 
 def _read(path: Path) -> dict[str, Any]:
