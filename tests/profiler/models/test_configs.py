@@ -70,7 +70,8 @@ PRICED: dict[str, dict[str, Any]] = {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 256}},
     "null where a default is": LLAMA | {"rope_scaling": None, "pad_token_id": None, "head_dim": None},
-    "Mistral with kinds of layers": TINY["mistral"] | {"head_dim": 8, "layer_types": ["full_attention", "sliding_attention"]},
+    "Mistral with kinds of layers": TINY["mistral"] | {
+        "head_dim": 8, "layer_types": ["full_attention", "sliding_attention"]},
     "mxfp4": TINY["gpt_oss"] | {
         "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}},
     "awq": LLAMA | {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True}},
