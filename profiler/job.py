@@ -124,7 +124,7 @@ def _load(cell: Cell, job: Job) -> Loaded:
         seed=job.seed,
         trust_remote_code=job.trust_remote_code,
     )
-    return Loaded(name=cell.model, model=model, meta=meta, whole=whole, notes=resolved.notes)
+    return Loaded(name=cell.model, model=model, meta=meta, whole=whole, notes=resolved.notes_in_full)
 
 
 def planned_weight_bytes(cells: Sequence[Cell], job: Job) -> dict[Cell, float]:

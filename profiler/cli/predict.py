@@ -101,6 +101,9 @@ def predict(
     graph: Annotated[Path | None, Option(help="A graph file instead of a model; no torch is needed.")] = None,
     save_graph: Annotated[Path | None, Option(help="Write the model's graphs to a file for --graph.")] = None,
     trust_remote_code: option.TrustRemoteCode = False,
+    bits_of_checkpoint: Annotated[
+        str, Option(help="Whether weights have the bits of a quantised checkpoint: yes, or no (all in --dtype).")
+    ] = "yes",
     csv: Annotated[
         Path | None, Option(help="Write CSV: a row for each operation, or for each workload of a sweep.")
     ] = None,
@@ -123,8 +126,10 @@ def predict(
     read = [Path(name) for name in (graph, hardware, decode_hardware) if name is not None]
     require_separate({"--csv": csv, "--html": html, "--save-graph": save_graph}, read)
     tracing = {"dtype": dtype, "attn": attn, "experts": experts, "cache": cache}
-    subject = _Subject(model, module, graph, trust_remote_code, tracing, module_seconds)
-    if model is None and (vain := written & {"--attn", "--experts", "--cache", "--trust-remote-code"}):
+    stored_bits = option.words("--bits-of-checkpoint", bits_of_checkpoint, ("yes", "no"))[0] == "yes"
+    subject = _Subject(model, module, graph, trust_remote_code, tracing, stored_bits, module_seconds)
+    of_model = {"--attn", "--experts", "--cache", "--trust-remote-code", "--bits-of-checkpoint"}
+    if model is None and (vain := written & of_model):
         raise RequestError(f"{option.listed(vain)} says how MODEL is traced; leave it out without a MODEL")
     if hardware is None and save_graph is None:
         raise RequestError("name a device with --hardware (--hardware list lists them), or give its JSON file")
@@ -156,7 +161,7 @@ def predict(
                 if decode_hardware:  # send_kv belongs to the prefill
                     decode_on = option.device(decode_hardware, peaks, link or ())
                     kept = option.linked([change for change in asked if change.name != "send_kv"], decode_on)
-                    decode = subject.source(kept, shape), decode_on
+                    decode = subject.source(kept, shape, decode_on), decode_on
                     decode_stages = stages_of(kept) if requests else []
                 stages = stages_of(changes) if requests else []
                 if "--micro-batches" in written and not stages:
@@ -172,14 +177,14 @@ def predict(
                     memory_utilisation=memory_utilisation,
                     overhead_bytes=overhead_bytes,
                     decode=decode,
-                    pipeline=tuple(subject.source(stage, shape) for stage in stages),
-                    decode_pipeline=tuple(subject.source(stage, shape) for stage in decode_stages),
+                    pipeline=tuple(subject.source(stage, shape, on) for stage in stages),
+                    decode_pipeline=tuple(subject.source(stage, shape, decode_on) for stage in decode_stages),
                     micro_batches=micro_batches,
-                    speculation=_speculation(subject, draft, speculate, acceptance, shape) if draft else None,
+                    speculation=_speculation(subject, draft, speculate, acceptance, shape, on) if draft else None,
                 )
-                notes = subject.notes(_longest(question))
+                notes = subject.notes(_longest(question), on)
                 try:
-                    prediction = answer(subject.source(changes, shape), question, on, shape, notes)
+                    prediction = answer(subject.source(changes, shape, on), question, on, shape, notes)
                 except (ArithmeticError, LookupError) as error:
                     if subject.file is None:
                         raise
@@ -210,13 +215,14 @@ class _Subject:
         graph: Path | None,
         trust: bool,
         tracing: dict[str, Any],
+        stored_bits: bool,
         module_s: float = MODULE_S,
     ) -> None:
         named = [name for name, value in (("MODEL", model), ("--module", module), ("--graph", graph)) if value]
         if len(named) != 1:
             raise RequestError(f"name one of MODEL, --module, --graph; got {' and '.join(named) or 'none'}")
         self.model, self.module, self.file = model, module, graph
-        self.trust, self.tracing, self.module_s = trust, tracing, module_s
+        self.trust, self.tracing, self.stored_bits, self.module_s = trust, tracing, stored_bits, module_s
         with requested():
             self.stored = read_graphs(graph) if graph is not None else None
 
@@ -234,23 +240,23 @@ class _Subject:
             return self.stored.regimes[0].graph.template.workload.dtype if self.stored.regimes else None
         return self.only[0].dtype if self.only else None
 
-    def source(self, changes: Sequence[WhatIf], form: Form) -> Source:
+    def source(self, changes: Sequence[WhatIf], form: Form, on: Device) -> Source:
         if self.stored is not None:
             return source(self.stored, changes, form)
         if self.module is not None:
             return source(self._traced_module, changes, form)
         from profiler.models.graphs import model_source
 
-        return model_source(self._model[0], changes, form)
+        return model_source(self._model[0], changes, form, on.peaks.matrix.__contains__)
 
-    def notes(self, longest: int) -> list[str]:
-        """Notes on the model, where the longest sequence has so many tokens."""
+    def notes(self, longest: int, on: Device) -> list[str]:
+        """Notes on the model and its stored bits, where the longest sequence has so many tokens."""
         if self.model is None:
             return []
-        from profiler.models.graphs import length_notes
+        from profiler.models.graphs import length_notes, stored_notes
 
         graphs, notes = self._model
-        return [*notes, *length_notes(graphs, longest)]
+        return [*notes, *stored_notes(graphs, on.peaks.matrix.__contains__), *length_notes(graphs, longest)]
 
     def save(self, path: Path) -> None:
         if self.model is None:
@@ -266,16 +272,17 @@ class _Subject:
         from profiler.models.graphs import Tracing, model_graphs
 
         silence()
-        return model_graphs(str(self.model), Tracing(**self.tracing), trust_remote_code=self.trust)
+        tracing = Tracing(**self.tracing)
+        return model_graphs(str(self.model), tracing, trust_remote_code=self.trust, stored_bits=self.stored_bits)
 
     @cached_property
     def _traced_module(self) -> OpGraph:
         return trace_apart(str(self.module), self.module_s)
 
 
-def _speculation(subject: _Subject, draft: str, tokens: int, acceptance: float, form: Form) -> Speculation:
-    model = _Subject(draft, None, None, subject.trust, subject.tracing)
-    return Speculation(model.source((), form), tokens, acceptance)
+def _speculation(subject: _Subject, draft: str, tokens: int, acceptance: float, form: Form, on: Device) -> Speculation:
+    model = _Subject(draft, None, None, subject.trust, subject.tracing, subject.stored_bits)
+    return Speculation(model.source((), form, on), tokens, acceptance)
 
 
 def _write(prediction: Prediction, on: Device, csv: Path | None, html: Path | None) -> None:
@@ -310,7 +317,7 @@ def _paper(
         raise RequestError("--accounting paper takes one --prompt, one --batch and --bits WEIGHTS,ACTIVATIONS,KV")
     first = subject.only[0] if subject.only else lengths.workloads(("prefill",))[0]
     with stdout_to_stderr_if(as_json):
-        shape = paper_shape(subject.source((), "executed").whole(first))
+        shape = paper_shape(subject.source((), "executed", on).whole(first))
     weight, activation, cache = bits if len(bits) == 3 else bits * 3
     (batch,), (prompt,) = lengths.batches, lengths.prompts
     table = paper_table(shape, on.peaks, batch, prompt, weight, activation, cache, use_flash=flash)

@@ -22,6 +22,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from profiler.devices.backend import backend_of, parse_device
 from profiler.models.catalogue import first_line, quiet
+from profiler.models.config import auto_class
+from profiler.models.faults import fault
 from profiler.models.resolve import hub_reachable, truncate
 from profiler.record.run import RequestError
 from roofline.dtypes import MODEL_DTYPES
@@ -221,7 +223,17 @@ def _from_config(config: PretrainedConfig, dtype: torch.dtype, attn: str, expert
         if attn != DEFAULT and working:
             kind = type(config).__name__.removesuffix("Config")
             raise RequestError(f"--attn {attn} is not available for {kind} here; use {' or '.join(working)}") from error
-        raise RequestError(f"transformers cannot build this config ({first_line(error)}); repair it") from error
+        raise _unbuildable(config, error) from error
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a model class may raise anything on a config that it cannot take
+        raise _unbuildable(config, error) from error
+
+
+def _unbuildable(config: PretrainedConfig, error: Exception) -> RequestError:
+    return RequestError(
+        fault(config, error) or f"transformers cannot build this config ({first_line(error)}); repair it"
+    )
 
 
 def _construct(config: PretrainedConfig, dtype: torch.dtype, attn: str, experts: str) -> Any:
@@ -229,9 +241,26 @@ def _construct(config: PretrainedConfig, dtype: torch.dtype, attn: str, experts:
     trusted = type(config).__module__.startswith("transformers_modules.")
     options = _implementation_options(config, attn, experts)
     with quiet():
-        return AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=dtype, trust_remote_code=trusted, **options
-        )
+        auto = auto_class(config) or AutoModelForCausalLM
+        made = auto.from_config(copy.deepcopy(config), dtype=dtype, trust_remote_code=trusted, **options)
+        return made if auto is AutoModelForCausalLM else _language_alone(made)
+
+
+def _language_alone(model: PreTrainedModel) -> PreTrainedModel:
+    """A multimodal model without the towers and projectors that a pass over token ids leaves out."""
+    language, head = model.get_decoder(), model.get_output_embeddings()
+    kept = {id(part) for part in (language, head) if part is not None}
+    if language is None or language is model:
+        return model
+    around: list[nn.Module] = [model]
+    for outer in around:
+        for name, part in list(outer.named_children()):
+            holds = {id(module) for module in part.modules()} & kept
+            if not holds and next(part.parameters(), None) is not None:
+                setattr(outer, name, None)
+            elif holds and id(part) not in kept:
+                around.append(part)
+    return model
 
 
 def _implementation_options(config: PretrainedConfig, attn: str, experts: str) -> dict[str, str]:
@@ -261,10 +290,10 @@ def _check_experts(config: PretrainedConfig, experts: str) -> None:
 
 
 def _model_class_sets_experts(config: PretrainedConfig) -> bool:
-    mapping = AutoModelForCausalLM._model_mapping
-    if type(config) not in mapping:
+    auto = auto_class(config)
+    if auto is None:
         return False
-    classes = mapping[type(config)]
+    classes = auto._model_mapping[type(config)]
     classes = classes if isinstance(classes, tuple) else (classes,)
     return all(model_class._can_set_experts_implementation() for model_class in classes)
 
@@ -285,14 +314,18 @@ def _pretrained(
             stored, _ = PretrainedConfig.get_config_dict(name, local_files_only=offline)
             if stored.get("quantization_config"):
                 raise RequestError(f"the weights of {name} are stored quantised; use --weights random")
-            return AutoModelForCausalLM.from_pretrained(
-                name,
-                config=copy.deepcopy(config),
-                dtype=dtype,
-                local_files_only=offline,
-                trust_remote_code=trust_remote_code,
-                **_implementation_options(config, attn, experts),
-            ).to(device)
+            return (
+                (auto_class(config) or AutoModelForCausalLM)
+                .from_pretrained(
+                    name,
+                    config=copy.deepcopy(config),
+                    dtype=dtype,
+                    local_files_only=offline,
+                    trust_remote_code=trust_remote_code,
+                    **_implementation_options(config, attn, experts),
+                )
+                .to(device)
+            )
     except OSError as error:
         why = f"the weights of {name} are not available ({first_line(error)})"
         raise RequestError(f"{why}; use --weights random") from error

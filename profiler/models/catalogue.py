@@ -52,7 +52,7 @@ def find(name: str) -> str | None:
 
 def config_of(name: str) -> PretrainedConfig:
     """A new config of a catalogue name. Raises KeyError if there is none of that name."""
-    fields = dict(catalogue()[name].config)
+    fields = {key: value for key, value in catalogue()[name].config.items() if key != "quantization_config"}
     with quiet():
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
 

@@ -21,7 +21,10 @@ from profiler.devices.backend import CUDA
 from profiler.models.attention import attention_modules
 from profiler.models.build import DEFAULT, build_meta, context_limit, implementations
 from profiler.models.catalogue import first_line
+from profiler.models.checkpoint import Checkpoint
+from profiler.models.faults import fault
 from profiler.models.inputs import PassInputs, prepare
+from profiler.models.quantisation import method_of, read_bits
 from profiler.models.resolve import layer_count, resolve, truncate
 from profiler.models.trace import trace
 from profiler.record.run import RequestError
@@ -30,6 +33,7 @@ from roofline.graph.fold import fold
 from roofline.graph.op import Op, OpGraph, layer_of
 from roofline.sweep.family import FEW, Family, Form, Source, StoredGraphs, StoredRegime, Trace
 from roofline.sweep.regimes import Regime, regime_of
+from roofline.whatif.registry import WhatIf
 from roofline.workload import Logits, Workload
 
 MORE_LAYERS = range(2, 7)
@@ -52,6 +56,12 @@ LENGTHS, BATCHES = (64, 96, 160, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 819
 """Workloads of a stored file: each regime is fitted to them, and checked at the longest."""
 
 EMPTY = (None, None)
+
+AFTER_BITS = frozenset({"quantise", "unfuse_attention", "pipeline_stage", "offload", "send_kv"})
+"""What-ifs that come after the bits of a checkpoint: all others change or divide the model that is stored in them."""
+
+OVERFLOWS = ("overflow", "too large", "negative dimension", "storage size", "numel")
+"""Parts of torch's errors on sizes beyond its 64-bit integers."""
 
 Change = Callable[[OpGraph], OpGraph]
 Signature = tuple[tuple[object, ...], ...]
@@ -80,6 +90,8 @@ class ModelGraphs:
     config: PretrainedConfig
     name: str
     tracing: Tracing
+    checkpoint: Checkpoint | None = None
+    """The bits of the stored weights; None leaves them in the dtype of the trace."""
     _prefill: tuple[Workload | None, PassInputs | None] = EMPTY
     """The last pass, if it was a prefill: a decode after it can use its filled cache."""
     _small: dict[int, "ModelGraphs"] = field(default_factory=dict)
@@ -89,7 +101,7 @@ class ModelGraphs:
     def changed(self, changes: Sequence[Change], is_ideal: bool = False) -> "ModelGraphs":
         """The same model with these changes instead of its own."""
         tracing = replace(self.tracing, changes=changes, is_ideal=is_ideal)
-        return ModelGraphs(self.config, self.name, tracing, _unchanged=self._unchanged or self)
+        return ModelGraphs(self.config, self.name, tracing, self.checkpoint, _unchanged=self._unchanged or self)
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -141,9 +153,9 @@ class ModelGraphs:
         ran, before = self._prefill
         first = {"query_tokens": workload.context_tokens, "context_tokens": 0, "logits": "last"}
         continues = workload.context_tokens > 0 and ran == workload.model_copy(update=first)
-        inputs = prepare(self.model, workload, cache=self.tracing.cache, after=before if continues else None)
         options = {**implementations(self.model), "cache": self.tracing.cache}
-        with _mended(self.model) if self.tracing.is_ideal else nullcontext():
+        with _traceable(self, workload), _mended(self.model) if self.tracing.is_ideal else nullcontext():
+            inputs = prepare(self.model, workload, cache=self.tracing.cache, after=before if continues else None)
             graph = trace(self.model, inputs, workload, name=self.name, target=self.tracing.target, options=options)
         reusable = workload.context_tokens == 0 and self.tracing.cache == "dynamic"
         self._prefill = (workload, inputs) if reusable else EMPTY
@@ -219,38 +231,74 @@ def _layers_with_each_kind(config: PretrainedConfig) -> int:
     return max(kinds.index(kind) + 1 for kind in set(kinds))
 
 
-def model_graphs(name: str, tracing: Tracing, *, trust_remote_code: bool = False) -> tuple[ModelGraphs, list[str]]:
-    """The graphs of a model, and the notes on its config. Raises RequestError where there is no such model."""
+def model_graphs(
+    name: str, tracing: Tracing, *, trust_remote_code: bool = False, stored_bits: bool = True
+) -> tuple[ModelGraphs, list[str]]:
+    """The graphs of a model, and the notes on its config.
+
+    Args: `stored_bits` says whether weights have the bits of the checkpoint, where it is quantised.
+    Raises: RequestError where there is no such model.
+    """
     model = resolve(name, trust_remote_code=trust_remote_code)
-    return ModelGraphs(model.config, name, tracing), list(model.notes)
+    if not stored_bits or model.quantisation is None:
+        return ModelGraphs(model.config, name, tracing), list(model.notes_in_full)
+    checkpoint = read_bits(name, model.quantisation)
+    if checkpoint is None:
+        method = method_of(model.quantisation)
+        unknown = f"stored as {method}, whose bits are not known here; taken in the dtype that is asked for"
+        return ModelGraphs(model.config, name, tracing), [*model.notes, unknown]
+    return ModelGraphs(model.config, name, tracing, checkpoint), list(model.notes)
 
 
-def model_source(graphs: ModelGraphs, changes: Sequence[Change], form: Form) -> Source:
-    """A model as a source of graphs, with what-ifs in order and fusion as the last change."""
-    made = graphs.changed((*changes, fused), is_ideal=True) if form == "fused" else graphs.changed(changes)
+def model_source(
+    graphs: ModelGraphs, changes: Sequence[Change], form: Form, runs: Callable[[str], bool] | None = None
+) -> Source:
+    """A model as a source of graphs, with its checkpoint's bits, what-ifs in order and fusion as the last change.
+
+    Args: `runs` says whether the device multiplies in a type; None: in every type.
+    """
+    before = _before_bits(changes)
+    checkpoint = graphs.checkpoint
+    if checkpoint is not None and runs is not None:
+        checkpoint = replace(checkpoint, runs=runs)
+    stored = () if checkpoint is None else (checkpoint,)
+    every = (*changes[:before], *stored, *changes[before:])
+    made = graphs.changed((*every, fused), is_ideal=True) if form == "fused" else graphs.changed(every)
 
     def whole(workload: Workload) -> OpGraph:
-        with _traceable(graphs.name, workload):
-            if workload.query_tokens > 1 and made.runs_by_token:  # an exact trace would have operations for each token
-                return made.family.cover([workload])[0].graph.at(workload)
-            return made.whole(workload)
-
-    def folded(workload: Workload) -> OpGraph:
-        with _traceable(graphs.name, workload):
-            return made.folded(workload)
+        if workload.query_tokens > 1 and made.runs_by_token:  # an exact trace would have operations for each token
+            return made.family.cover([workload])[0].graph.at(workload)
+        return made.whole(workload)
 
     parameters = sum(parameter.numel() for parameter in made.model.parameters())
-    return Source(graphs.name, parameters, whole, family=lambda: replace(made.family, trace=folded))
+    return Source(graphs.name, parameters, whole, family=lambda: made.family)
+
+
+def _before_bits(changes: Sequence[Change]) -> int:
+    """Number of changes before the first that comes after the bits of a checkpoint."""
+    after = (i for i, change in enumerate(changes) if not isinstance(change, WhatIf) or change.name in AFTER_BITS)
+    return next(after, len(changes))
 
 
 @contextmanager
-def _traceable(name: str, workload: Workload) -> Iterator[None]:
-    """Turn the errors of torch in a model's forward on `meta`, such as sizes that overflow, into a RequestError."""
+def _traceable(graphs: ModelGraphs, workload: Workload) -> Iterator[None]:
+    """Turn any error of a model's forward on `meta`, such as of sizes that overflow, into a RequestError."""
     try:
         yield
-    except (RuntimeError, NotImplementedError) as error:
-        why = f"{name} cannot be traced at {workload.key} ({first_line(error)})"
-        raise RequestError(f"{why}; ask for fewer tokens, or another --attn or --experts") from error
+    except RequestError:
+        raise
+    except Exception as error:  # a forward may raise anything on a config that it cannot take
+        why = f"{graphs.name} cannot be traced at {workload.key} ({first_line(error)})"
+        if any(sign in str(error) for sign in OVERFLOWS):
+            raise RequestError(f"{why}; ask for fewer tokens") from error
+        if (cause := fault(graphs.config, error)) is not None:
+            raise RequestError(f"{graphs.name}: {cause}") from error
+        raise RequestError(f"{why}; try another --attn, --experts or --cache") from error
+
+
+def stored_notes(graphs: ModelGraphs, runs: Callable[[str], bool]) -> list[str]:
+    """A note on the bits of a quantised checkpoint, on a device that multiplies in the types for which `runs` holds."""
+    return [] if graphs.checkpoint is None else [replace(graphs.checkpoint, runs=runs).note]
 
 
 def length_notes(graphs: ModelGraphs, longest: int) -> list[str]:

@@ -7,11 +7,10 @@ A missing model is a `RequestError` of one line; an unreachable hub is noticed w
 
 import copy
 import difflib
-import re
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,10 +24,11 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import PretrainedConfig
 
 from profiler.models.catalogue import catalogue, config_of, find, first_line, quiet
+from profiler.models.config import read_config
+from profiler.models.quantisation import METHOD_OF_FILE, SIDE_FILES, method_of, settings_in
 from profiler.record.files import requested
 from profiler.record.run import RequestError
 from roofline import reading
@@ -36,9 +36,6 @@ from roofline.reading import parse_json, read_bytes
 
 HUB_TIMEOUT_S = 3.0
 """Longest wait for an answer of the hub before a download is tried; the hub client itself retries for 23 s."""
-
-IGNORES_IS_DECODER = frozenset({"gpt_neox", "gpt_neox_japanese"})
-"""Types whose config has `is_decoder` (False unless set) though the model is causal in any case."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,15 @@ class ResolvedModel:
     """Folder or hub id that holds the pretrained weights."""
     notes: tuple[str, ...] = ()
     """Remarks on the config for readers of results."""
+    quantisation: Mapping[str, Any] | None = None
+    """The settings by which the stored weights are quantised; the config itself is without them."""
+
+    @property
+    def notes_in_full(self) -> tuple[str, ...]:
+        """The remarks where weights are made in one dtype, whatever the checkpoint stores."""
+        if self.quantisation is None:
+            return self.notes
+        return (*self.notes, f"stored as {method_of(self.quantisation)}; taken in the dtype that is asked for")
 
 
 def resolve(name: str, *, trust_remote_code: bool = False) -> ResolvedModel:
@@ -60,7 +66,8 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> ResolvedModel:
     known = find(name)
     if known is not None:
         entry = catalogue()[known]
-        return ResolvedModel(known, config_of(known), "catalogue", entry.repo, (entry.note,) if entry.note else ())
+        note = (entry.note,) if entry.note else ()
+        return ResolvedModel(known, config_of(known), "catalogue", entry.repo, note, settings_in(entry.config))
     try:
         path = Path(name).expanduser()
     except RuntimeError as error:
@@ -77,9 +84,8 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> ResolvedModel:
     else:
         source, location = "hub", name
         raw = _read(_download(name))
-    config = _config(name, location, raw, trust_remote_code)
-    _check_causal(name, config, raw, trust_remote_code)
-    return ResolvedModel(name, config, source, location, _unquantise(config))
+    config, notes = read_config(name, location, raw, trust_remote_code=trust_remote_code)
+    return ResolvedModel(name, config, source, location, notes, settings_in(raw) or _beside(source, location))
 
 
 def hub_reachable() -> bool:
@@ -129,95 +135,49 @@ def _download(name: str) -> Path:
     raise RequestError(f"{unknown}, not in the hub's cache, and {why}; use a catalogue name or a folder")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    with requested():
-        text = read_bytes(path, MOST_CONFIG_BYTES, "check its permissions")
+def _beside(source: str, location: str) -> Mapping[str, Any] | None:
+    """The quantisation settings in a file of their own beside `config.json`; None where there is none."""
+    online = source == "hub" and hub_reachable()
+    for file in SIDE_FILES:
+        path = Path(location) / file if source == "folder" else _of_hub(location, file, online)
+        if path is not None and path.is_file():
+            settings = _json(path)
+            if not isinstance(settings, dict):
+                raise RequestError(f"{path} holds no object of settings; repair it or remove it")
+            return {"quant_method": METHOD_OF_FILE[file], **settings}
+    return None
+
+
+def _of_hub(location: str, file: str, online: bool) -> Path | None:
+    """A file of a hub repository, from the hub or from its cache; None where it has none of that name."""
+    cached = try_to_load_from_cache(location, file)
+    if isinstance(cached, str):
+        return Path(cached)
     try:
-        raw = parse_json(text, finite=False, foreign=True)
-    except ValueError as error:
-        raise RequestError(f"{path} is not valid JSON ({first_line(error)}); repair it or download it again") from error
+        with quiet():
+            return Path(hf_hub_download(location, file, etag_timeout=HUB_TIMEOUT_S)) if online else None
+    except (HfHubHTTPError, EntryNotFoundError, OSError):
+        return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    raw = _json(path)
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
         raise RequestError(f"{path} has no model_type, so it is not the config of a transformers model")
-    if problem := next(_impossible(raw), None):
-        raise RequestError(f"{path}: {problem}; correct it")
     return raw
 
 
 MOST_CONFIG_BYTES = 16 << 20
 """Bytes of config.json; the largest list which layers are not quantised, in some 100 kB."""
-MOST = (
-    (re.compile(r"(layers?|blocks)$"), 2_000),  # the deepest public models have some 200
-    (re.compile(r"experts$"), 1 << 20),  # "Mixture of a million experts", arXiv 2407.04153
-    (re.compile(r"^(hidden_size|n_embd|d_model|intermediate_size|n_inner|d_ff|ffn_dim|vocab_size|head_dim)$"), 1 << 24),
-    (re.compile(r"heads$|^n_head$"), 1 << 16),
-)
-"""Names of sizes, and ten times the most that any model has: beyond, a build takes hours or all memory."""
-POSITIVE = ("hidden_size", "n_embd", "d_model", "vocab_size", "num_hidden_layers", "n_layer", "n_layers", "num_layers")
-PLACES = ("", "text_config.")
-"""Where these sizes are the decoder's; a part that is left out may state 0."""
 
 
-def _impossible(config: Any, place: str = "") -> Iterator[str]:
-    """Sizes of a config, of its parts too, that no model has, each in a few words."""
-    for name, value in config.items() if isinstance(config, dict) else ():
-        if isinstance(value, dict):
-            yield from _impossible(value, f"{place}{name}.")
-        is_number = isinstance(value, int | float)
-        if name in POSITIVE and value is not None and place in PLACES and not (type(value) is int and value > 0):
-            yield f"{place}{name} is {value!r:.60}, not a whole number from 1"
-        for names, most in MOST:
-            if is_number and names.search(name) and not value <= most:
-                yield f"{place}{name} is {value!r:.60}, and no model has more than {most}"
-
-
-def _config(name: str, location: str, raw: dict[str, Any], trust_remote_code: bool) -> PretrainedConfig:
-    own_code = raw["model_type"] not in CONFIG_MAPPING and "AutoConfig" in raw.get("auto_map", {})
-    if own_code and not trust_remote_code:
-        raise _needs_code(name)
-    if raw["model_type"] not in CONFIG_MAPPING and not own_code:
-        raise RequestError(
-            f"{name}: this transformers does not know model_type {raw['model_type']!r}; update transformers"
-        )
+def _json(path: Path) -> Any:
+    with requested():
+        text = read_bytes(path, MOST_CONFIG_BYTES, "check its permissions")
     try:
-        with quiet():
-            if own_code:
-                return AutoConfig.from_pretrained(location, trust_remote_code=True)
-            fields = {key: value for key, value in raw.items() if key != "model_type"}
-            config = AutoConfig.for_model(raw["model_type"], **fields)
-    except Exception as error:  # a config class may raise anything on fields that it cannot take
-        raise RequestError(f"{name}: transformers refuses this config.json ({first_line(error)}); repair it") from error
-    config._name_or_path = location
-    return config
-
-
-def _check_causal(name: str, config: PretrainedConfig, raw: dict[str, Any], trust_remote_code: bool) -> None:
-    """Raise RequestError unless `transformers`, or the repository's code, has a causal LM for this config."""
-    if "AutoModelForCausalLM" in raw.get("auto_map", {}) and raw["model_type"] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        if not trust_remote_code:
-            raise _needs_code(name)
-        return
-    architectures = raw.get("architectures") or []
-    classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(raw["model_type"], ())
-    classes = (classes,) if isinstance(classes, str) else tuple(classes)
-    is_encoder = raw["model_type"] not in IGNORES_IS_DECODER and getattr(config, "is_decoder", True) is False
-    other = architectures and not set(architectures) & set(classes)
-    if not classes or other or is_encoder or getattr(config, "is_encoder_decoder", False):
-        what = ", ".join(architectures) or raw["model_type"]
-        raise RequestError(f"{name} is not a causal language model ({what}); name a decoder such as llama-3.1-8b")
-
-
-def _unquantise(config: PretrainedConfig) -> tuple[str, ...]:
-    """Replace quantised weights by weights of the requested dtype; return a note about that."""
-    stored = getattr(config, "quantization_config", None)
-    if not stored:
-        return ()
-    delattr(config, "quantization_config")
-    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
-    return (f"stored as {method or 'quantised'}; taken in the dtype that is asked for",)
-
-
-def _needs_code(name: str) -> RequestError:
-    return RequestError(f"{name} needs Python code from its repository; read that code, then add --trust-remote-code")
+        return parse_json(text, finite=False, foreign=True)
+    except ValueError as error:
+        raise RequestError(f"{path} is not valid JSON ({first_line(error)}); repair it or download it again") from error
 
 
 NOT_PER_LAYER = frozenset({"architectures", "bos_token_id", "eos_token_id", "pad_token_id", "time_step_limit"})
@@ -225,8 +185,11 @@ NOT_PER_LAYER = frozenset({"architectures", "bos_token_id", "eos_token_id", "pad
 
 
 def layer_count(config: PretrainedConfig) -> int:
-    """Repeated layers of the decoder."""
-    return int(config.get_text_config(decoder=True).num_hidden_layers)
+    """Repeated layers of the decoder. Raises RequestError where its config has no number of them."""
+    try:
+        return int(config.get_text_config(decoder=True).num_hidden_layers)
+    except (AttributeError, TypeError) as error:
+        raise RequestError(f"the config of {config.model_type} has no number of layers; name a decoder") from error
 
 
 def truncate(config: PretrainedConfig, layers: int) -> PretrainedConfig:

@@ -258,7 +258,7 @@ def test_sizes_that_torch_cannot_count_are_one_line() -> None:
         pytest.raises(
             RequestError, match=r"llama cannot be traced at prefill-b1-q12-c0-bfloat16 .*ask for fewer"
         ) as said,
-        _traceable("llama", workload(1, 12, 0)),
+        _traceable(models("llama"), workload(1, 12, 0)),
     ):
         torch.empty((2**40, 2**40), device="meta")
     assert "\n" not in str(said.value)
