@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
+from profiler.record.folder import RunFolder, find_run
 from profiler.record.run import Environment, RequestError
 from roofline.dtypes import MODEL_DTYPES
-from roofline.hardware.load import load_device
-from roofline.hardware.spec import HardwareSpec
+from roofline.hardware.load import device_names, load_device
+from roofline.hardware.spec import HardwareSpec, Peaks, doubted, implausible
 from roofline.workload import Logits, Workload
 
 if TYPE_CHECKING:  # `predict` alone uses these
@@ -39,6 +40,9 @@ Threads = Annotated[int | None, Option(help="CPU threads of an operation. Defaul
 Out = Annotated[Path, Option(help="Folder in which the run's folder is made.")]
 Name = Annotated[str, Option(help="Name of the run, as `list` shows it.")]
 Visits = Annotated[int, Option(help="How often calibration measures each kernel; use more on a busy machine.", min=1)]
+Hardware = Annotated[
+    str | None, Option(help="A device's name ('list' lists them), its JSON file, a run's folder or name, or 'last'.")
+]
 Results = Annotated[Path, Option(help="Folder that holds the runs.")]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 """Options that several verbs have."""
@@ -159,36 +163,65 @@ def what_ifs(texts: Sequence[str]) -> "list[WhatIf]":
     return changes
 
 
-def device(name: str, peaks: str) -> "Device":
-    """A device and its peaks or laws; "auto" takes measured peaks where there are any."""
+def find_hardware(name: str, results: Path) -> tuple[HardwareSpec, RunFolder | None]:
+    """The spec that `name` stands for, and the run that it lies in, if any.
+
+    A name is a device's, a JSON file, a run's folder, the end of its name, or "last", in this order. Raises
+    RequestError, one line, where it is none of them, or a run has no spec yet.
+    """
+    path, run = Path(name), None
+    if name not in device_names():
+        is_end = any(folder.as_posix().endswith(name.rstrip("/")) for folder in Path(results).glob("*/*/"))
+        if name == "last" or path.is_dir() or (path.suffix != ".json" and is_end):
+            run = find_run(str(path), results)
+        elif path.name == "spec.json" and (path.parent / "run.json").exists():
+            run = RunFolder.open(path.parent)
+    if run is None:
+        with one_line():
+            return load_device(path if path.suffix == ".json" else name), None
+    if (spec := run.read_spec()) is None:
+        raise RequestError(f"{run.path} has no spec yet; finish it: python -m profiler hardware --resume {run.path}")
+    return spec, run
+
+
+def device(name: str, peaks: str, results: Path) -> "Device":
+    """A device and its peaks or laws: "auto" takes laws, else measured peaks, else the datasheet's."""
     from roofline.predict.question import CALIBRATED, Device
 
-    with one_line():
-        spec = load_device(name)
+    spec, _ = find_hardware(name, results)
     wanted = words("--peaks", peaks, ("auto", "datasheet", "measured", CALIBRATED))[0]
     if wanted == CALIBRATED and not spec.calibrated:
         raise RequestError(f"{name} has no calibrated laws; calibrate it, or use --peaks auto")
+    if wanted == "auto" and spec.calibrated:
+        wanted = CALIBRATED
     known = {"measured": spec.measured, "datasheet": spec.datasheet}
     for origin in (wanted,) if wanted in known else known:
         if (peaks_of := known[origin]) is not None:
-            return Device(spec, peaks_of, CALIBRATED if wanted == CALIBRATED else origin)
+            priced_by = CALIBRATED if wanted == CALIBRATED else origin
+            return Device(spec, peaks_of, priced_by, tuple(device_notes(spec, peaks_of, priced_by == CALIBRATED)))
     raise RequestError(f"{name} has no {wanted} peaks; use --peaks auto or another device")
 
 
-def measured_spec(path: Path, environment: Environment) -> HardwareSpec:
+def device_notes(spec: HardwareSpec, peaks: Peaks, with_laws: bool) -> list[str]:
+    """What limits the worth of the figures that price, a sentence each."""
+    from roofline.price_by_law import law_notes
+
+    doubts = doubted(peaks) | implausible(peaks)
+    notes = [f"{spec.name}: the figure of {name} is doubted: {why}" for name, why in doubts.items()]
+    return [*notes, *(law_notes(spec) if with_laws else ())]
+
+
+def measured_spec(name: str, environment: Environment, results: Path) -> HardwareSpec:
     """The figures and laws of --hardware.
 
     Raises RequestError, one line, where they are another device's, or nothing in them is measured.
     """
-    try:
-        spec = load_device(path)
-    except ValueError as error:
-        raise RequestError(f"--hardware: {error}") from error
+    spec, _ = find_hardware(name, results)
     if spec.measured is None:
-        raise RequestError(f"--hardware: {path} holds nothing measured; leave it out, or name the spec.json of a run")
+        raise RequestError(f"--hardware: {name} holds nothing measured; leave it out, or name the spec.json of a run")
     if environment.device not in (spec.name, *spec.matches):
         raise RequestError(
-            f"--hardware: {path} describes {spec.name}, but this device is {environment.device}; leave it out"
+            f"--hardware: {name} describes {spec.name}, but this device is {environment.device}; leave it out"
         )
     return spec
 

@@ -75,7 +75,7 @@ def run(
     ] = True,
     visits: option.Visits = VISITS,
     hardware: Annotated[
-        Path | None, Option(help="This device's spec.json from an earlier run; it is not measured again.")
+        str | None, Option(help="Figures of this device from an earlier run: its spec.json, its name, or 'last'.")
     ] = None,
     seed: Annotated[int, Option(help="Seed of the weights, the tokens and the calibration.")] = 0,
     threads: option.Threads = None,
@@ -129,7 +129,7 @@ def run(
 
 
 def _new(
-    models: list[str], shapes: Any, choices: Any, options: dict[str, Any], out: Path, name: str, hardware: Path | None
+    models: list[str], shapes: Any, choices: Any, options: dict[str, Any], out: Path, name: str, hardware: str | None
 ) -> RunFolder:
     """The folder of a new run whose plan has been checked."""
     from profiler.devices.backend import parse_device
@@ -140,7 +140,7 @@ def _new(
     device = parse_device(options["device"])
     cells = plan(models, device, shapes, choices)
     run = new_run(name, collect(device), cells, options | {"device": str(device)})
-    spec = None if hardware is None else option.measured_spec(hardware, run.environment)
+    spec = None if hardware is None else option.measured_spec(hardware, run.environment, out)
     folder = RunFolder.create(out, run)
     if spec is not None:
         folder.write_spec(spec)
