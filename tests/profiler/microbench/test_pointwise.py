@@ -55,7 +55,7 @@ def test_a_sum_near_nothing_is_held_against_its_terms() -> None:
 
 
 def test_a_long_sum_one_after_another_agrees_and_a_lost_part_of_it_does_not() -> None:
-    for length in (1 << 10, 1 << 16, 1 << 22):
+    for length in (1 << 10, 1 << 14, 1 << 18):
         terms = torch.randn(length, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
         for name, values in (("sum", terms), ("squares", terms**2)):
             exact = values.sum().reshape(1)
