@@ -225,7 +225,7 @@ def law_prices(prepared: Prepared, spec: HardwareSpec, otherwise: Floats, *, wit
     outside, number = np.zeros(len(otherwise), dtype=bool), np.full(len(otherwise), -1)
     low_s, high_s = np.full((2, len(otherwise)), np.nan)
     prices = LawPrices(time_s, priced, outside, number, low_s, high_s)
-    known = {(law.kind, law.dtype): i for i, law in enumerate(spec.calibrated)}
+    known = {(law.kind, law.dtype): i for i, law in enumerate(spec.calibrated) if law.is_usable}
     if not known:
         return prices
     facts = facts_of(spec)
@@ -242,6 +242,32 @@ def law_prices(prepared: Prepared, spec: HardwareSpec, otherwise: Floats, *, wit
         if with_intervals:
             low_s[places], high_s[places] = law.interval(dims, facts)
     return prices
+
+
+def combined(law: NDArray[np.int_], widths: Floats) -> float:
+    """Half the interval of a total: operations of one law are off together, since they share its constants, and the
+    laws independently. `widths`, in the total's unit, is 0 for operations without a law."""
+    return float(np.linalg.norm(np.bincount(law + 1, weights=widths)))
+
+
+def total_interval(prices: LawPrices, count: Floats) -> tuple[float, float]:
+    """Ends of the 90 % interval of a pass's total in seconds; operations without a law add their price as it is."""
+    total = float(prices.time_s @ count)
+    below, above = (
+        combined(prices.law, np.where(prices.by_law, np.abs(end_s - prices.time_s) * count, 0.0))
+        for end_s in (prices.low_s, prices.high_s)
+    )
+    return max(total - below, 0.0), total + above
+
+
+def law_notes(spec: HardwareSpec) -> list[str]:
+    """A sentence for each law of the spec that is not used, and why."""
+    return [
+        f"the law of {law.kind} {law.dtype} is off by {100 * law.unseen:.0f} % on kernels that it was not fitted to "
+        "and is not used; its operations have the roofline's price: calibrate again on a quieter machine"
+        for law in spec.calibrated
+        if not law.is_usable and law.unseen is not None and law.kind != HOST_GAP
+    ]
 
 
 def host_gap_s(graph: OpGraph, spec: HardwareSpec) -> Floats | None:

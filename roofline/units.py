@@ -32,6 +32,8 @@ def _prefixed(
     power = min(max(math.floor(math.log10(rounded) / 3 + 1e-9), lowest), highest)
     number = rounded / 1000.0**power
     decimals = _decimals(number, most=digits + 2, digits=digits)
+    if number < 0.5 * 10.0**-decimals:  # less than the smallest figure that is printed
+        return f"0 {unit}".rstrip()
     return f"{_sign(value, signed)}{number:.{decimals}f} {_PREFIXES[power]}{unit}".rstrip()
 
 
@@ -81,7 +83,7 @@ def binary(value: float | None) -> str:
 
 
 def percent(value: float | None, signed: bool = False) -> str:
-    """A fraction as a percentage: 0.873 is "87.3 %"."""
+    """A fraction as a percentage: 0.873 is "87.3 %"; as a factor from ten on: 149.0 is "149×"."""
     if value is None:
         return UNKNOWN
     _finite(value)
@@ -90,6 +92,8 @@ def percent(value: float | None, signed: bool = False) -> str:
         return "0 %"
     if abs(value) < 1e-4:  # the digits are noise in any measurement, so only the bound is printed
         return f"{sign}<0.01 %"
+    if abs(value) >= 10:
+        return f"{sign}{abs(value):.3g}×"
     number = 100 * float(f"{abs(value):.2e}")
     return f"{sign}{number:.{_decimals(number, most=2)}f} %"
 
@@ -116,6 +120,8 @@ def plus_minus(low: float | None, high: float | None, of: float) -> str:
     _finite(share)
     if 0 < share < 0.01:
         return "<0.01 %"
+    if share >= 1000:
+        return percent(share / 100)
     return f"{share:.0f} %" if share >= 99.5 or share == 0 else f"{share:.2g} %"
 
 

@@ -181,7 +181,8 @@ def _figure(figure: Characteristic, where: str) -> Figure:
     if figure.value is None:
         raise ValueError(f"{figure.name} has no value")
     source = f"measured: {figure.name}; {figure.conditions}; {where}"
-    return Figure(value=figure.value, low=figure.low, high=figure.high, source=source)
+    doubt = (figure.reason or "measured beside other work") if figure.status == "inconclusive" else None
+    return Figure(value=figure.value, low=figure.low, high=figure.high, source=source, doubt=doubt)
 
 
 def _level(level: Level) -> Characteristic:

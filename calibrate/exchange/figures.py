@@ -23,9 +23,11 @@ import pandas as pd
 
 from calibrate.exchange.op_tables import LawPrice, Price, RooflinePrice
 from profiler.record.folder import RunFolder
-from roofline.hardware.spec import Figure, HardwareSpec, Level, Link, Peaks
+from roofline.hardware.spec import Figure, HardwareSpec, Level, Link, Peaks, doubted, far_below
+from roofline.price_by_law import law_notes
 
-Origin = Literal["measured", "datasheet"]
+Origin = Literal["measured", "datasheet", "calibrated"]
+"""Peaks that were measured, or that the datasheet has; "calibrated": laws price kernels, peaks are measured."""
 
 BETWEEN = ("nvlink", "infinity-fabric", "ici", "neuronlink", "pcie")
 """Links between the devices of one node, best first; devices without a link of their own use PCIe."""
@@ -33,6 +35,7 @@ FP8 = ("float8_e4m3fn", "float8_e4m3fnuz")
 VALID = {
     "measured": "rates of the fastest large calls on cold operands; small kernels and fixed costs are not in them",
     "datasheet": "dense peaks of the datasheet, which no kernel reaches",
+    "calibrated": "times of kernels by laws fitted to measurements; rates are those of the fastest large calls",
 }
 SIDECAR = ".provenance.json"
 
@@ -73,6 +76,12 @@ class Source:
         return f"{self.spec.name}-roofcal-{self.origin}"
 
     @property
+    def doubts(self) -> dict[str, str]:
+        """Figures and laws that may not be the device's, and why."""
+        laws = law_notes(self.spec) if self.origin == "calibrated" else []
+        return doubted(self.peaks) | far_below(self.peaks) | {f"law {i}": note for i, note in enumerate(laws, 1)}
+
+    @property
     def main(self) -> Level:
         """Main memory."""
         return self.peaks.levels[-1]
@@ -90,22 +99,36 @@ class Source:
 
 
 def source_of(
-    spec: HardwareSpec, origin: Origin | None, *, version: str, now: datetime, taken: Taken | None = None
+    spec: HardwareSpec,
+    origin: Origin | None,
+    *,
+    version: str,
+    now: datetime,
+    taken: Taken | None = None,
+    has_times: bool = True,
 ) -> Source:
-    """The figures to export: measured peaks, or the datasheet's where `origin` says so; neither replaces the other.
+    """What to export; `has_times`: the format has times of kernels, which laws price.
 
-    Kernels are priced by the spec's calibrated laws, by the roofline where it has none. Raises ValueError, one line,
-    where the spec has no such peaks.
+    Without an `origin` that is the spec's laws where the format has times, else measured peaks. Raises ValueError, one
+    line, where the spec has no such laws or peaks: other ones are never taken in silence.
     """
+    if origin is None:
+        origin = "calibrated" if spec.calibrated and has_times else "measured"
+    if origin == "calibrated" and not has_times:
+        raise ValueError("this format has no times of kernels that laws could price; leave --peaks calibrated out")
+    if origin == "calibrated" and not spec.calibrated:
+        raise ValueError(f"{spec.name} has no calibrated laws; calibrate it, or leave --peaks calibrated out")
     if origin == "datasheet":
         peaks, advice = spec.datasheet, "leave --peaks datasheet out"
+    elif origin == "calibrated":
+        peaks, advice = spec.measured or spec.datasheet, "name the device in its spec"
     else:
-        origin, peaks = "measured", spec.measured
+        peaks = spec.measured
         advice = "export its datasheet with --peaks datasheet, or measure it: python -m profiler hardware"
     if peaks is None:
         raise ValueError(f"{spec.name} has no {origin} peaks; {advice}")
     roofline = RooflinePrice(peaks)
-    price = LawPrice(spec, roofline) if spec.calibrated else roofline
+    price = LawPrice(spec, roofline) if origin == "calibrated" else roofline
     return Source(spec, peaks, origin, price, version, now, taken or Taken())
 
 
@@ -235,6 +258,7 @@ class Ledger:
             "folded": folded,
             "figures": self._figures,
             "left_out": self.left_out or None,
+            "doubts": self._source.doubts or None,
         }
         return {name: value for name, value in entries.items() if value is not None}
 

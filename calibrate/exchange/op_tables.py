@@ -84,7 +84,7 @@ class LawPrice:
 
     def __init__(self, spec: HardwareSpec, otherwise: Price) -> None:
         """Raises ValueError, one line: the spec lacks facts that its laws need."""
-        self._laws = {(law.kind, law.dtype): law for law in spec.calibrated}
+        self._laws = {(law.kind, law.dtype): law for law in spec.calibrated if law.is_usable}
         self._facts = facts_of(spec)
         self._otherwise = otherwise
         named = ", ".join(sorted({kind for kind, _ in self._laws}))

@@ -18,7 +18,15 @@ from roofline.graph.op import OpGraph
 from roofline.hardware.spec import HardwareSpec, Peaks
 from roofline.host import pass_wall_s
 from roofline.laws.fitted import PROBES, LevelRatio
-from roofline.price_by_law import LawPrices, host_gap_interval, host_gap_s, least_gap_s, level_factors, ratio_of
+from roofline.price_by_law import (
+    LawPrices,
+    combined,
+    host_gap_interval,
+    host_gap_s,
+    least_gap_s,
+    level_factors,
+    ratio_of,
+)
 
 Array = NDArray[np.float64]
 Ends = tuple[float, float]
@@ -84,7 +92,7 @@ class Predicted:
             for end_s in (self.low_s, self.high_s)
         )
         halves = [
-            np.hypot(np.linalg.norm(np.bincount(self.law[rows] + 1, weights=widths)), probes)
+            np.hypot(combined(self.law[rows], widths), probes)
             for widths, probes in zip((below, above), self._level_halves(count, rows), strict=True)
         ]
         return max(total - float(halves[0]), 0.0), total + float(halves[1])

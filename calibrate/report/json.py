@@ -27,9 +27,11 @@ from roofline.record import Record
 MATRIX = ("_proj", "_matmul", "lm_head", "fused_attention")
 """Names of the paper's rows that are products; LLM-Viewer itself does not tell them from the others."""
 
-TOTAL = ("count", "matrix_flops", "vector_flops", "bytes", "link_bytes", "time_s", "wall_s", "tokens_per_s", "missing")
+BY_LAW = ("low_s", "high_s", "without_law", "beyond_law")
+TOTAL = ("count", "matrix_flops", "vector_flops", "bytes", "link_bytes", "time_s", *BY_LAW, "wall_s", "tokens_per_s",
+         "missing")  # fmt: skip
 WORK = ("matrix_flops", "vector_flops", "bytes", "link_bytes", "time_s", "bound", "intensity")
-OP = ("path", "name", "kind", "count", "dtype", *WORK, "dims", "also")
+OP = ("path", "name", "kind", "count", "dtype", *WORK, "source", "low_s", "high_s", "dims", "also")
 """Fields of a pass and of an operation, in the order of the document."""
 
 By = Literal["kind", "op", "workload"]
@@ -280,12 +282,13 @@ def _rows(prediction: Prediction, by: By) -> Iterator[dict[str, Any]]:
         elif by == "kind":
             for row in kind_rows(step):
                 about = {"path": row.path, "kind": row.kind, "count": row.count, "op_dtype": row.dtype}
-                yield start | about | _work(row, step) | {"bound": row.bound}
+                yield start | about | _work(row, step) | {"bound": row.bound, "source": row.source}
         else:
             for op in step.ops:
                 about = {"path": op.path, "name": op.name, "kind": op.kind.value, "count": op.count}
                 dims = " ".join(f"{name}={value}" for name, value in op.dims.items())
-                end = {"bound": op.bound, "dims": dims, "also": "; ".join(op.also)}
+                ends = {"source": op.source, "low_s": op.low_s, "high_s": op.high_s}
+                end = {"bound": op.bound, **ends, "dims": dims, "also": "; ".join(op.also)}
                 yield start | about | {"op_dtype": op.dtype} | _work(op, step) | end
 
 
@@ -295,6 +298,7 @@ def _csv_pass(step: PassPrediction) -> dict[str, Any]:
     return {
         "operations": step.count,
         **work,
+        **{name: getattr(step, name) for name in BY_LAW},
         "wall_s": step.wall_s,
         "tokens_per_s": step.tokens_per_s,
         **{f"{name}_memory_bytes": value for name, value in step.memory.model_dump().items()},

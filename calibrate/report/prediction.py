@@ -10,10 +10,16 @@ from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lin
 from calibrate.report.prediction_rows import CLASSES, KindRow, bound_shares, kind_rows, pass_title, phase, total_row
 from roofline.hardware.spec import Peaks
 from roofline.paper.table import PaperPhase, PaperResult, PaperRow
-from roofline.predict.passes import PassPrediction, Prediction, RequestPrediction
+from roofline.predict.passes import ROOFLINE, PassPrediction, Prediction, RequestPrediction
 from roofline.units import UNKNOWN, dtype, magnitude, number, percent, precise, seconds, size
 
 FORM = {"fused": "the ideal graph (fused wherever possible)", "executed": "the graph as transformers executes it"}
+
+PRICES = {"calibrated": "by calibrated laws, and measured peaks where there is no law"}
+"""How times are found, where that is not by the peaks of one origin."""
+
+UNPRICED = 0.1
+"""Share of a pass's time without a law above which its headline says so first."""
 
 SWEEP_ROWS = 200
 """Workloads that a terminal shows at most."""
@@ -49,6 +55,7 @@ KIND_COLUMNS: tuple[Column[KindRow], ...] = (
     Column("FLOP/s", lambda row: figure(row.flops_per_s, magnitude), drop=10),
     Column("link", lambda row: figure(row.link_bytes, size), drop=8),
     Column("bound", lambda row: row.bound or (UNKNOWN if row.kind else ""), words=True, drop=4),
+    Column("priced by", lambda row: row.source, words=True, drop=12),
 )
 
 CLASS_COLUMNS: tuple[Column[KindRow], ...] = tuple(
@@ -69,6 +76,8 @@ SWEEP_COLUMNS: tuple[Column[tuple[int, PassPrediction]], ...] = (
     Column("query", lambda i: _sizes(i[1], "query_tokens"), drop=5),
     Column("context", lambda i: _sizes(i[1], "context_tokens"), drop=2),
     Column("time", lambda i: Cell(seconds(i[1].time_s), i[1].time_s, bad=i[1].time_s is None), strong=True),
+    Column("90 %", lambda i: between(i[1].low_s, i[1].high_s), words=True, optional=True, drop=8),
+    Column("without law", lambda i: figure(i[1].without_law, percent), optional=True, drop=9),
     Column("tokens/s", lambda i: figure(i[1].tokens_per_s, magnitude), drop=3),
     Column("FLOPs", lambda i: figure(i[1].matrix_flops + i[1].vector_flops, magnitude), drop=7),
     Column("traffic", lambda i: figure(i[1].bytes.total, size), drop=6),
@@ -84,6 +93,13 @@ REQUEST_COLUMNS: tuple[Column[RequestPrediction], ...] = (
     Column("TTFT", lambda request: figure(request.ttft_s)),
     Column("TPOT", lambda request: figure(request.tpot_s)),
     Column("end to end", lambda request: figure(request.end_to_end_s), drop=2),
+    Column(
+        "90 %",
+        lambda request: between(*request.intervals.get("end_to_end_s", (None, None))),
+        words=True,
+        optional=True,
+        drop=7,
+    ),
     Column("tokens/s", lambda request: figure(request.tokens_per_s, magnitude), drop=4),
     Column("memory", lambda request: figure(request.peak_bytes, size), drop=6),
     Column("fits", lambda request: _fits(request.fits), words=True, drop=1),
@@ -199,6 +215,7 @@ def _layers(rows: Sequence[KindRow], whole_s: float | None) -> tuple[document.Ta
     """The tables without columns that say the same in every row: a single dtype, unused links, traffic of no byte."""
     dull = {"dtype"} if len({row.dtype for row in rows if row.dtype}) < 2 else set()
     dull |= set() if any(row.link_bytes for row in rows) else {"link"}
+    dull |= set() if any(row.source != ROOFLINE for row in rows) else {"priced by"}
     used = [
         column for name, column in zip(CLASSES, CLASS_COLUMNS, strict=True) if any(getattr(r.bytes, name) for r in rows)
     ]
@@ -248,7 +265,8 @@ def summary(prediction: Prediction) -> tuple[str, ...]:
     """The question that the prediction answers, in a few sentences."""
     form = FORM.get(prediction.form, prediction.form)
     memory = f"{size(prediction.capacity_bytes)} of memory"
-    lines = [f"{magnitude(prediction.parameters)} parameters; {form}, at {prediction.peaks} peaks; {memory}"]
+    prices = PRICES.get(prediction.peaks, f"at {prediction.peaks} peaks")
+    lines = [f"{magnitude(prediction.parameters)} parameters; {form}, {prices}; {memory}"]
     if prediction.options:
         lines.append("options: " + ", ".join(f"{name} {value}" for name, value in prediction.options.items()))
     requests = []
@@ -281,13 +299,26 @@ def headline(step: PassPrediction, prediction: Prediction) -> str:
     if step.time_s is None:
         parts = [f"time {UNKNOWN}: no {prediction.peaks} peak for {', '.join(step.missing) or 'some of its work'}"]
     else:
-        parts = [f"{seconds(step.time_s)}, {prediction_rows.rate(step.tokens_per_s)}"]
+        interval = f" (90 %: {ends})" if (ends := between(step.low_s, step.high_s)) else ""
+        parts = [f"{seconds(step.time_s)}{interval}, {prediction_rows.rate(step.tokens_per_s)}"]
+    if step.without_law is not None:
+        words = f"{percent(step.without_law)} of the time has no law and is the roofline's"
+        parts.insert(0 if step.without_law > UNPRICED else 1, words)
     if step.wall_s is not None:
         parts.append(f"{seconds(step.wall_s)} with the host")
     if waits := bounds(step):
         parts.append(f"share of time bound by {waits}")
     parts.append(f"memory {size(step.memory.peak)} of {size(prediction.capacity_bytes)}")
     return "; ".join(parts)
+
+
+def between(low_s: float | None, high_s: float | None) -> str:
+    """ "71.2 to 95.0 ms"; "" without an interval."""
+    if low_s is None or high_s is None:
+        return ""
+    low, high = seconds(low_s), seconds(high_s)
+    same = low.partition(" ")[2] == high.partition(" ")[2]
+    return f"{low.partition(' ')[0]} to {high}" if same else f"{low} to {high}"
 
 
 def bounds(step: PassPrediction) -> str:

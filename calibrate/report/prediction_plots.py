@@ -34,7 +34,7 @@ def roofline_chart(step: PassPrediction, prediction: Prediction, peaks: Peaks) -
         Point(row.kind, row.intensity or 0.0, row.flops_per_s or 0.0, row.share or 0.0, _hover(row)) for row in rows
     ]
     dtypes = tuple(dict.fromkeys([step.workloads[0].dtype, *(row.dtype for row in rows if row.matrix_flops > 0)]))
-    origin = "achieved" if prediction.peaks == "measured" else "datasheet"
+    origin = "datasheet" if prediction.peaks == "datasheet" else "achieved"
     return roofline_figure(places, {origin: peaks}, dtypes, title="attainable FLOP/s")
 
 

@@ -35,6 +35,8 @@ class KindRow(Record):
     vector_flops: float
     bytes: Traffic
     link_bytes: float
+    source: str = ""
+    """Origin of its time: "roofline", "law of matmul bfloat16"; several are joined by " + "."""
     names: tuple[str, ...] = ()
     """Names of the operators, each once."""
     also: tuple[str, ...] = ()
@@ -122,8 +124,9 @@ def _row(key: tuple[str, str, str, str], ops: Sequence[OpPrediction], whole_s: f
     members = (words.rpartition(" ") for op in ops for words in op.also)  # "path kind"
     also = {layer_kind(member) + space + what: None for member, space, what in members}
     names = {op.name: None for op in ops}
+    source = " + ".join(dict.fromkeys(op.source for op in ops))
     about = {"path": path, "kind": kind, "dtype": type_, "bound": bound, "names": tuple(names), "also": tuple(also)}
-    return KindRow(**about, **_sums(ops, whole_s))
+    return KindRow(**about, source=source, **_sums(ops, whole_s))
 
 
 def _sums(parts: Sequence[KindRow] | Sequence[OpPrediction], whole_s: float | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The report of a run: the device and, for each pass, where its time goes, its layers and whether its sums close."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -163,6 +164,12 @@ def warnings(report: PassReport) -> tuple[str, ...]:
             f"! {ABOVE_ONE} in {len(marked)} of {len(report.layers)} layer kinds (most: {worst.label} "
             f"{worst.kind}, {percent(worst.efficiency)}): a wrong count, a wrong peak or a warm cache"
         )
+    if above := [row for row in rows.layer_rows(report) if row.ideal_above_predicted]:
+        worst = max(above, key=lambda row: (row.ideal_s or 0.0) - (row.predicted_s or 0.0))
+        sentences.append(
+            f"the ideal time is above the predicted one in {len(above)} of {len(report.layers)} layer kinds (most: "
+            f"{worst.label} {worst.kind}): kernels in caches beat the {report.ideal_peaks} peaks, or a law is off there"
+        )
     return tuple(sentences)
 
 
@@ -226,7 +233,7 @@ LAYER_COLUMNS: tuple[Column[LayerRow], ...] = (
     Column("time", lambda row: figure(row.time_s), strong=True, drop=1),
     Column("±", lambda row: _half(row.time_s_low, row.time_s_high, row.time_s), drop=6),
     Column("share", lambda row: Cell(percent(row.share), row.share, fill=row.share if row.kind else None), drop=15),
-    Column("ideal", lambda row: figure(row.ideal_s), drop=7),
+    Column("ideal", lambda row: replace(figure(row.ideal_s), bad=row.ideal_above_predicted), drop=7),
     Column("predicted", lambda row: figure(row.predicted_s), drop=2),
     Column("predicted ±", lambda row: _half(row.predicted_s_low, row.predicted_s_high, row.predicted_s), drop=12),
     Column("error", lambda row: _error(row.predicted_s, row.time_s), drop=3),

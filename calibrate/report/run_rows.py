@@ -80,6 +80,13 @@ class LayerRow(Record):
         return self.efficiency is not None and self.efficiency > 1
 
     @property
+    def ideal_above_predicted(self) -> bool:
+        """Whether the lower bound is above the prediction by more than what is printed of either."""
+        return None not in (self.ideal_s, self.predicted_s) and (self.ideal_s or 0.0) > 1.005 * (
+            self.predicted_s or 0.0
+        )
+
+    @property
     def flops_per_s(self) -> float | None:
         return self.flops / self.time_s if self.time_s > 0 else None
 

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from profiler.cli.options import AsJson, Results
+from profiler.cli.options import AsJson, Results, find_hardware
 from profiler.cli.output import say, show, stdout_to_stderr_if
 from profiler.record.files import require_separate, write_text
 from profiler.record.folder import RunFolder, find_run
 from profiler.record.run import MOST_SEED, RequestError, roofcal_version
-from roofline.hardware.load import load_device
 from roofline.hardware.spec import HardwareSpec
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def calibrate(
     ] = None,
     kind: Annotated[list[str] | None, Option(help="Fit only this kind of kernels, as matmul; repeatable.")] = None,
     hardware: Annotated[
-        str | None, Option(metavar="NAME|FILE", help="The device, where the runs do not describe it.")
+        str | None, Option(help="The device, where the runs do not describe it: a name, a JSON file, or a run.")
     ] = None,
     out: Annotated[Path | None, Option(help="Spec to write. Default: spec.json of the first run.")] = None,
     results: Results = Path("results"),
@@ -66,7 +65,7 @@ def calibrate(
         require_separate({"--out": out}, [*stored, *given])
         fitted = chosen(tables(fit_runs), kind or [])
         scored = tables(score_runs) if score_runs else None
-        spec = _spec(fit_runs, score_runs, hardware)
+        spec = _spec(fit_runs, score_runs, hardware, results)
         try:
             facts = facts_of(spec)
         except ValueError as error:
@@ -80,16 +79,15 @@ def calibrate(
     show(as_json, lambda: calibration_json(path, calibration), lambda: calibration_document(calibration), kept=path)
 
 
-def _spec(fit_runs: Sequence[RunFolder], score_runs: Sequence[RunFolder], hardware: str | None) -> HardwareSpec:
+def _spec(
+    fit_runs: Sequence[RunFolder], score_runs: Sequence[RunFolder], hardware: str | None, results: Path
+) -> HardwareSpec:
     """The device of all runs. Raises RequestError where they are of several devices, or nothing describes it."""
     devices = {folder.run.environment.device for folder in (*fit_runs, *score_runs)}
     if len(devices) > 1:
         raise RequestError(f"the runs are of {' and '.join(sorted(devices))}; calibrate each device by itself")
     if hardware is not None:
-        try:
-            return load_device(hardware)
-        except ValueError as error:
-            raise RequestError(f"--hardware: {error}") from error
+        return find_hardware(hardware, results)[0]
     spec = fit_runs[0].read_spec()
     if spec is None or (spec.datasheet is None and spec.measured is None):
         raise RequestError(

@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 from typer import Argument, Option
 
 from calibrate.report.document import printable
-from profiler.cli.options import AsJson, Results, one_line, words
+from profiler.cli.options import AsJson, Results, find_hardware, one_line, words
 from profiler.cli.output import print_json, say
-from profiler.record.files import RUN_FILE, replacing, require_file_name, require_separate
-from profiler.record.folder import RunFolder, find_run
+from profiler.record.files import replacing, require_file_name, require_separate
 from profiler.record.run import RequestError, roofcal_version
-from roofline.hardware.load import device_names, load_device
-from roofline.hardware.spec import HardwareSpec
-from roofline.reading import entry
+from roofline.hardware.spec import doubted
 
 if TYPE_CHECKING:
-    from calibrate.exchange.figures import Origin, Taken
+    from calibrate.exchange.figures import Origin
 
 EXAMPLE = """
 Examples:\n
@@ -39,12 +36,18 @@ def export(
     out: Annotated[
         Path | None, Option(help="File to write; a folder for formats of many files. Default: named after the device.")
     ] = None,
-    peaks: Annotated[str | None, Option(help="Figures to write: measured (the default) or datasheet.")] = None,
+    peaks: Annotated[
+        str | None,
+        Option(
+            help="Figures to write: calibrated (the default where laws price the format's times), measured, datasheet."
+        ),
+    ] = None,
+    force: Annotated[bool, Option("--force", help="Export figures that were measured beside other work too.")] = False,
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:
     """Write a device's figures as another tool's hardware file."""
-    from calibrate.exchange.figures import source_of
+    from calibrate.exchange.figures import source_of, taken_of
     from calibrate.exchange.formats import EXPORTS, export_format
 
     if to == "list":
@@ -59,10 +62,21 @@ def export(
     form = export_format(to)
     if spec is None:
         raise RequestError("name a SPEC: a device, its JSON file, or a run's folder")
-    origin = None if peaks is None else cast("Origin", words("--peaks", peaks, ("measured", "datasheet"))[0])
-    device, taken = _read(spec, results)
+    origin = (
+        None if peaks is None else cast("Origin", words("--peaks", peaks, ("measured", "datasheet", "calibrated"))[0])
+    )
+    device, run = find_hardware(spec, results)
+    taken = None if run is None else taken_of(run)
     with one_line():
-        source = source_of(device, origin, version=roofcal_version(), now=datetime.now(UTC), taken=taken)
+        source = source_of(
+            device, origin, version=roofcal_version(), now=datetime.now(UTC), taken=taken, has_times=form.folder
+        )
+        if (doubts := doubted(source.peaks)) and not force:
+            name, why = next(iter(doubts.items()))
+            raise RequestError(
+                f"{len(doubts)} figures of {device.name} are doubted, as {name}: {why}; measure again on a quiet "
+                "machine, or add --force to export them with that note"
+            )
         exported = form.write(source)
     folder = (out or Path(f"{source.name}-{form.name}")) if form.folder else (out.parent if out else Path())
     written = []
@@ -92,28 +106,3 @@ def export(
     for field, why in exported.left_out.items():
         say(f"left out: {field}: {why}", sys.stderr)
     print(printable(f"{folder}: {len(written)} files" if form.folder else written[0]))
-
-
-def _folders(results: Path) -> list[Path]:
-    return list(results.glob("*/*/")) if entry(results) == "folder" else []
-
-
-def _read(name: str, results: Path) -> "tuple[HardwareSpec, Taken | None]":
-    """The spec, and how it was measured where it lies in a run."""
-    from calibrate.exchange.figures import taken_of
-
-    path = Path(name)
-    run: RunFolder | None = None
-    if name not in device_names():
-        is_end = any(folder.as_posix().endswith(name.rstrip("/")) for folder in _folders(results))
-        if name == "last" or entry(path) == "folder" or (path.suffix != ".json" and is_end):
-            run = find_run(name, results)
-        elif path.name == "spec.json" and entry(path.parent / RUN_FILE) is not None:
-            run = RunFolder.open(path.parent)
-    if run is None:
-        with one_line():
-            return load_device(name), None
-    spec = run.read_spec()
-    if spec is None:
-        raise RequestError(f"{run.path} has no spec yet; finish it: python -m profiler hardware --resume {run.path}")
-    return spec, taken_of(run)

@@ -120,7 +120,7 @@ def _what(run: RunSummary) -> str:
 def show(
     run: Annotated[str, Argument(metavar="RUN", help="A run's folder, the end of its name, or 'last'.")],
     hardware: Annotated[
-        Path | None, Option(help="Predict with this spec.json, such as a later calibration's, not the run's own.")
+        str | None, Option(help="Predict with these figures instead of the run's own: a spec.json, a run, or 'last'.")
     ] = None,
     results: Results = Path("results"),
     as_json: AsJson = False,
@@ -135,14 +135,14 @@ def show(
     elif content == "hardware":
         _show_hardware(folder, as_json)
     else:
-        _show_passes(folder, hardware, as_json)
+        _show_passes(folder, hardware, results, as_json)
 
 
-def _show_passes(folder: RunFolder, hardware: Path | None, as_json: bool) -> None:
+def _show_passes(folder: RunFolder, hardware: str | None, results: Path, as_json: bool) -> None:
     from calibrate.passes.reports import document, load, load_spec
     from calibrate.report.run import run_document
 
-    spec = load_spec(folder) if hardware is None else measured_spec(hardware, folder.run.environment)
+    spec = load_spec(folder) if hardware is None else measured_spec(hardware, folder.run.environment, results)
     reports, failed = load(folder, spec)
     output.show(
         as_json, lambda: document(folder, reports, failed), lambda: run_document(reports, folder.run, spec, failed)

@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
+from profiler.record.files import RUN_FILE
+from profiler.record.folder import RunFolder, find_run
 from profiler.record.run import MOST_THREADS, MOST_VISITS, Environment, RequestError
 from roofline.dtypes import MODEL_DTYPES, dtype_named
-from roofline.hardware.load import implausible, load_device
-from roofline.hardware.spec import Figure, HardwareSpec, Link, Peaks
+from roofline.hardware.load import device_names, implausible, load_device
+from roofline.hardware.spec import Figure, HardwareSpec, Link, Peaks, doubted, far_below
+from roofline.reading import entry
 from roofline.workload import Logits, Workload
 
 if TYPE_CHECKING:  # `predict` alone uses these
@@ -52,6 +55,9 @@ WaitQuiet = Annotated[
         min=0,
         max=86400,
     ),
+]
+Hardware = Annotated[
+    str | None, Option(help="A device's name ('list' lists them), its JSON file, a run's folder or name, or 'last'.")
 ]
 Results = Annotated[Path, Option(help="Folder that holds the runs.")]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
@@ -243,39 +249,70 @@ def linked(changes: "Sequence[WhatIf]", on: "Device") -> "list[WhatIf]":
         return with_own_links(changes, on.peaks, on.spec.name)
 
 
-def device(name: str, peaks: str, links: Sequence[str] = ()) -> "Device":
-    """A device and its peaks or laws, with links by hand; "auto" takes measured peaks where there are any."""
+def find_hardware(name: str, results: Path) -> tuple[HardwareSpec, RunFolder | None]:
+    """The spec that `name` stands for, and the run that it lies in, if any.
+
+    A name is a device's, a JSON file, a run's folder, the end of its name, or "last", in this order. Raises
+    RequestError, one line, where it is none of them, or a run has no spec yet.
+    """
+    path, run = Path(name), None
+    if name not in device_names():
+        folders = Path(results).glob("*/*/") if entry(Path(results)) == "folder" else ()
+        is_end = any(folder.as_posix().endswith(name.rstrip("/")) for folder in folders)
+        if name == "last" or entry(path) == "folder" or (path.suffix != ".json" and is_end):
+            run = find_run(str(path), results)
+        elif path.name == "spec.json" and entry(path.parent / RUN_FILE) is not None:
+            run = RunFolder.open(path.parent)
+    if run is None:
+        with one_line():
+            return load_device(path if path.suffix == ".json" else name), None
+    if (spec := run.read_spec()) is None:
+        raise RequestError(f"{run.path} has no spec yet; finish it: python -m profiler hardware --resume {run.path}")
+    return spec, run
+
+
+def device(name: str, peaks: str, results: Path, links: Sequence[str] = ()) -> "Device":
+    """A device, its peaks or laws, and links by hand; "auto" takes laws, else measured peaks, else the datasheet."""
     from roofline.predict.question import CALIBRATED, Device
 
-    with one_line():
-        spec = load_device(name)
+    spec, _ = find_hardware(name, results)
     wanted = words("--peaks", peaks, ("auto", "datasheet", "measured", CALIBRATED))[0]
     if wanted == CALIBRATED and not spec.calibrated:
         raise RequestError(f"{name} has no calibrated laws; calibrate it, or use --peaks auto")
+    if wanted == "auto" and spec.calibrated:
+        wanted = CALIBRATED
     known = {"measured": spec.measured, "datasheet": spec.datasheet}
     for origin in (wanted,) if wanted in known else known:
         if (peaks_of := known[origin]) is not None:
-            return Device(spec, with_links(peaks_of, links), CALIBRATED if wanted == CALIBRATED else origin)
+            priced_by = CALIBRATED if wanted == CALIBRATED else origin
+            notes = tuple(device_notes(spec, peaks_of, priced_by == CALIBRATED))
+            return Device(spec, with_links(peaks_of, links), priced_by, notes)
     raise RequestError(f"{name} has no {wanted} peaks; use --peaks auto or another device")
 
 
-def measured_figures(path: Path) -> HardwareSpec:
+def device_notes(spec: HardwareSpec, peaks: Peaks, with_laws: bool) -> list[str]:
+    """What limits the worth of the figures that price, a sentence each."""
+    from roofline.price_by_law import law_notes
+
+    doubts = doubted(peaks) | far_below(peaks)
+    notes = [f"{spec.name}: the figure of {name} is doubted: {why}" for name, why in doubts.items()]
+    return [*notes, *(law_notes(spec) if with_laws else ())]
+
+
+def measured_figures(name: str, results: Path) -> HardwareSpec:
     """The figures and laws of --hardware. Raises RequestError, one line, where nothing in them is measured."""
-    try:
-        spec = load_device(path)
-    except ValueError as error:
-        raise RequestError(f"--hardware: {error}") from error
+    spec, _ = find_hardware(name, results)
     if spec.measured is None:
-        raise RequestError(f"--hardware: {path} holds nothing measured; leave it out, or name the spec.json of a run")
+        raise RequestError(f"--hardware: {name} holds nothing measured; leave it out, or name the spec.json of a run")
     return spec
 
 
-def measured_spec(path: Path, environment: Environment) -> HardwareSpec:
+def measured_spec(name: str, environment: Environment, results: Path) -> HardwareSpec:
     """As `measured_figures`, of this device. Raises RequestError, one line, also where they are another device's."""
-    spec = measured_figures(path)
+    spec = measured_figures(name, results)
     if environment.device not in (spec.name, *spec.matches):
         raise RequestError(
-            f"--hardware: {path} describes {spec.name}, but this device is {environment.device}; leave it out"
+            f"--hardware: {name} describes {spec.name}, but this device is {environment.device}; leave it out"
         )
     return spec
 

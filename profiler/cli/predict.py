@@ -38,11 +38,10 @@ python -m profiler predict llama-2-7b --hardware nvidia-rtx-a6000 --accounting p
 def predict(
     invocation: typer.Context,
     model: Annotated[str | None, Argument(metavar="MODEL", help=option.MODEL)] = None,
-    hardware: Annotated[
-        str | None, Option(help="A device's name, its JSON file, or a run's spec.json; 'list' lists the names.")
-    ] = None,
+    hardware: option.Hardware = None,
     peaks: Annotated[
-        str, Option(help="Price with: datasheet or measured peaks, calibrated laws, or auto (measured if any).")
+        str,
+        Option(help="Price with: datasheet or measured peaks, calibrated laws, or auto (laws if any, else measured)."),
     ] = "auto",
     phase: option.Phases = "prefill,decode",
     prompt: option.Prompts = "2048",
@@ -57,8 +56,12 @@ def predict(
     output: Annotated[str | None, Option(help="Predict whole requests with so many output tokens, as 128,256.")] = None,
     dtype: Annotated[str, Option(help="Dtype of weights and activations.")] = "bfloat16",
     form: Annotated[
-        str, Option(help="Graph to price: fused (ideal kernels), or executed (as transformers runs it).")
-    ] = "fused",
+        str,
+        Option(
+            help="Graph to price: fused (ideal kernels), executed (as transformers runs it), or auto (executed where "
+            "laws of single operators price it)."
+        ),
+    ] = "auto",
     what_if: Annotated[
         list[str] | None, Option(help="A change, as quantise:weights=4; repeat for several; 'list' lists them.")
     ] = None,
@@ -104,6 +107,7 @@ def predict(
     bits_of_checkpoint: Annotated[
         str, Option(help="Whether weights have the bits of a quantised checkpoint: yes, or no (all in --dtype).")
     ] = "yes",
+    results: option.Results = Path("results"),
     csv: Annotated[
         Path | None, Option(help="Write CSV: a row for each operation, or for each workload of a sweep.")
     ] = None,
@@ -133,9 +137,9 @@ def predict(
         raise RequestError(f"{option.listed(vain)} says how MODEL is traced; leave it out without a MODEL")
     if hardware is None and save_graph is None:
         raise RequestError("name a device with --hardware (--hardware list lists them), or give its JSON file")
-    on = None if hardware is None else option.device(hardware, peaks, link or ())
+    on = None if hardware is None else option.device(hardware, peaks, results, link or ())
     is_paper = option.words("--accounting", accounting, ("roofcal", "paper"))[0] == "paper"
-    shape: Form = "fused" if option.words("--form", form, ("fused", "executed"))[0] == "fused" else "executed"
+    shape = _form(option.words("--form", form, ("auto", "fused", "executed"))[0], on)
     asked = option.what_ifs(what_if or ())
     changes = option.linked(asked, on) if on is not None else asked
     if shape == "fused" and any(change.name == "unfuse_attention" for change in changes):
@@ -159,7 +163,7 @@ def predict(
             if not is_paper:
                 decode, decode_stages = None, []
                 if decode_hardware:  # send_kv belongs to the prefill
-                    decode_on = option.device(decode_hardware, peaks, link or ())
+                    decode_on = option.device(decode_hardware, peaks, results, link or ())
                     kept = option.linked([change for change in asked if change.name != "send_kv"], decode_on)
                     decode = subject.source(kept, shape, decode_on), decode_on
                     decode_stages = stages_of(kept) if requests else []
@@ -196,6 +200,13 @@ def predict(
             _paper(subject, on, lengths, option.numbers("--bits", bits), flash, as_json)
         else:
             _show(prediction, as_json)
+
+
+def _form(word: str, on: Device | None) -> Form:
+    """The graph to price; "auto" is the one that the device's prices are for."""
+    if word == "auto":
+        return on.form if on is not None else "fused"
+    return "fused" if word == "fused" else "executed"
 
 
 def _longest(question: Question) -> int:

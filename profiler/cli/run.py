@@ -85,7 +85,7 @@ def run(
     ] = True,
     visits: option.Visits = VISITS,
     hardware: Annotated[
-        Path | None, Option(help="This device's spec.json from an earlier run; it is not measured again.")
+        str | None, Option(help="Figures of this device from an earlier run: its spec.json, its name, or 'last'.")
     ] = None,
     seed: Annotated[int, Option(help="Seed of the weights, the tokens and the calibration.", min=0, max=MOST_SEED)] = 0,
     threads: option.Threads = None,
@@ -125,7 +125,7 @@ def run(
             "weights": option.words("--weights", weights, ("random", "pretrained"))[0],
         }
         if hardware is not None:
-            option.measured_figures(hardware)
+            option.measured_figures(hardware, out)
         from profiler.job import Choices, Shapes
 
         shapes = Shapes(**lengths)  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ def _new(
     options: dict[str, Any],
     out: Path,
     name: str,
-    hardware: Path | None,
+    hardware: str | None,
     wait_s: float,
 ) -> RunFolder:
     """The folder of a new run whose plan has been checked."""
@@ -163,7 +163,7 @@ def _new(
     set_threads(options)
     device = parse_device(options["device"])
     cells = plan(models, device, shapes, choices)
-    spec = None if hardware is None else option.measured_spec(hardware, collect(device, ()))
+    spec = None if hardware is None else option.measured_spec(hardware, collect(device, ()), out)
     make_folder(out)
     problems = look_before(str(device), out, wait_s)
     run = new_run(name, collect(device, problems), cells, options | {"device": str(device)})

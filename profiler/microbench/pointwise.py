@@ -125,7 +125,8 @@ def _in_cache(operation: Operation, kind: torch.dtype, rows: int, device: torch.
         return x, y
 
     def check(operands: tuple[Tensor, Tensor], result: object) -> None:
-        _agree(result, operation(*(t.double() for t in operands)), kind)
+        exact = operation(*(t.double() for t in operands))
+        _agree(result, exact, kind, terms=operands[0].numel() // max(1, exact.numel()))
 
     return Case(make, lambda operands: operation(*operands), 2 * rows * WIDTH * kind.itemsize, check)
 
@@ -142,19 +143,21 @@ def _streamed(
     def check(operands: tuple[Tensor, ...], result: object) -> None:
         exact = call(*(t[-1:].double() for t in operands))  # one row stands for all: each is computed alike
         written = result[-1:] if isinstance(result, Tensor) else None
-        sums = isinstance(exact, Tensor) and exact.numel() < LONGEST_ROW
-        _agree(written, exact, kind, least=math.sqrt(LONGEST_ROW) if sums else 1.0)
+        _agree(written, exact, kind, terms=LONGEST_ROW // exact.numel() if isinstance(exact, Tensor) else 1)
 
     return Case(make, lambda operands: call(*operands), 2 * rows * LONGEST_ROW * kind.itemsize, check)
 
 
-def _agree(written: object, exact: object, kind: torch.dtype, least: float = 1.0) -> None:
-    """Raise ArithmeticError where they differ. `least` is the size of the intermediate values that are rounded: √n for
-    a sum of n terms of size 1, whose result may happen to be near 0."""
+def _agree(written: object, exact: object, kind: torch.dtype, terms: int = 1) -> None:
+    """Raise ArithmeticError where they differ by more than rounding does.
+
+    A result that sums n `terms` of size 1 one after another is off by some √n roundings of the type that adds, float32
+    or wider (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019), each of a sum of size √n, even if it ends near 0.
+    """
     if not isinstance(written, Tensor) or not isinstance(exact, Tensor):
         raise ArithmeticError("the operation gave no tensor")
     worst = float((written.double() - exact.double()).abs().max())
     scale = float(exact.abs().max())
-    # a few roundings of the type, and of sums of a row in float32
-    if not worst <= 8 * torch.finfo(kind).eps * max(scale, least):
+    adds = min(torch.finfo(kind).eps, torch.finfo(torch.float32).eps) if terms > 1 else 0.0
+    if not worst <= 8 * (torch.finfo(kind).eps + math.sqrt(terms) * adds) * max(scale, math.sqrt(terms)):
         raise ArithmeticError(f"the {kind} result differs by {worst:g} of {scale:g} from float64")

@@ -11,12 +11,17 @@ from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
+from roofline.dtypes import BITS
 from roofline.laws.fitted import FittedLaw, ReferenceLevel
 from roofline.laws.law import Facts
 from roofline.record import Record
 
-SPEC_SCHEMA = 3
-"""Version of the record: 1 is without laws, 2 without times of the reference probes."""
+SPEC_SCHEMA = 4
+"""Version of the record: 1 is without laws, 2 without times of the reference probes, 3 without doubts of figures."""
+WIDE = 2.0
+"""Factor between a figure and an end of its interval from which it is doubted."""
+APART = 10.0
+"""Factor by which the rate of a narrower dtype may lie below that of a wider one; beyond it, one of them is doubted."""
 
 
 class Figure(Record):
@@ -28,6 +33,8 @@ class Figure(Record):
     low: float | None = None
     """Lower end of a 90 % interval, where it was measured."""
     high: float | None = None
+    doubt: str | None = None
+    """Why it may not be the device's, where it was measured beside other work."""
 
 
 class Level(Record):
@@ -200,6 +207,43 @@ class HardwareSpec(Record):
 
 def _twice(names: Sequence[str]) -> str | None:
     return next((name for name in names if names.count(name) > 1), None)
+
+
+def figures_of(peaks: Peaks) -> dict[str, Figure]:
+    """Every figure of the peaks by its name: "matrix bfloat16", "HBM", "link nvlink", "host"."""
+    named = {f"matrix {dtype}": figure for dtype, figure in peaks.matrix.items()}
+    named |= {f"vector {dtype}": figure for dtype, figure in peaks.vector.items()}
+    named |= {level.name: level.bandwidth for level in peaks.levels}
+    named |= {f"link {name}": link.bandwidth for name, link in peaks.links.items()}
+    return named | ({"host": peaks.host_s_per_op} if peaks.host_s_per_op else {})
+
+
+def doubted(peaks: Peaks) -> dict[str, str]:
+    """The figures that may not be the device's, by name, and why: measured beside other work, or with an interval that
+    reaches to half or twice the figure."""
+    doubts = {}
+    for name, figure in figures_of(peaks).items():
+        low, high = figure.low or figure.value, figure.high or figure.value
+        if figure.doubt is not None:
+            doubts[name] = figure.doubt
+        elif figure.value > WIDE * low or high > WIDE * figure.value:
+            doubts[name] = (
+                f"its measurements lie between {low / figure.value:.2g} and {high / figure.value:.2g} times it"
+            )
+    return doubts
+
+
+def far_below(peaks: Peaks) -> dict[str, str]:
+    """Rates far below that of a wider dtype, and why they are suspect: narrower types are slower only if emulated."""
+    doubts = {}
+    for what, rates in (("matrix", peaks.matrix), ("vector", peaks.vector)):
+        for dtype, figure in rates.items():
+            wider = [other for other in rates if BITS.get(other, 0) > BITS.get(dtype, 0)]
+            slowest = min(wider, key=lambda other: rates[other].value, default=None)
+            if slowest is not None and rates[slowest].value > APART * figure.value:
+                times = rates[slowest].value / figure.value
+                doubts[f"{what} {dtype}"] = f"it is {times:.0f} times below that of {slowest}: emulated, or disturbed"
+    return doubts
 
 
 OUTWARD = ("nvlink", "infinity-fabric", "ici", "neuronlink")

@@ -32,6 +32,9 @@ DRIFT = 0.1
 """Standard deviation of log time that each doubling beyond the fitted sizes adds to the law."""
 Z90 = 1.6449
 """Normal quantile of a 90 % interval."""
+WORST = 1.0
+"""Mean error on held-out kernels above which a law prices nothing: a lower bound, such as the roofline, is never off by
+more than 100 % of the measured time."""
 
 
 class Estimate(Record):
@@ -204,6 +207,11 @@ class FittedLaw(Record):
     def values(self) -> dict[str, float]:
         """Constants by name."""
         return {constant.name: constant.value for constant in self.constants}
+
+    @property
+    def is_usable(self) -> bool:
+        """False where the law predicts held-out kernels worse than any lower bound would."""
+        return self.unseen is None or self.unseen <= WORST
 
     @property
     def undetermined(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Records of a prediction, and how each pass gets its: exact passes with all their operations, sweeps with totals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -9,14 +10,17 @@ from roofline.graph.memory import Footprint, footprint
 from roofline.graph.op import Kind, Op, OpGraph, Role, Traffic
 from roofline.hardware.spec import HardwareSpec, Peaks
 from roofline.host import known, pass_wall_s
+from roofline.laws.law import Floats
 from roofline.price import Prepared, missing_peaks, price
-from roofline.price_by_law import host_gap_s, law_prices
+from roofline.price_by_law import LawPrices, host_gap_s, law_prices, total_interval
 from roofline.record import Record
 from roofline.sweep.family import Piece
 from roofline.sweep.price import memory_pieces, price_pieces
 from roofline.workload import Workload
 
 _SUMMED = ("matrix_flops", "vector_flops", "link_bytes")
+ROOFLINE = "roofline"
+"""Source of a time that no law gives."""
 
 
 class OpPrediction(Record):
@@ -35,6 +39,11 @@ class OpPrediction(Record):
     """None where a peak that it needs is not known."""
     bound: str
     """ "matrix", "vector", a memory level, a link; "" where the time is not known."""
+    source: str = ROOFLINE
+    """The origin of its time: "roofline", "law of matmul bfloat16", or "law of ... beyond its sizes"."""
+    low_s: float | None = None
+    """Lower end of the 90 % interval of its time; None without a law."""
+    high_s: float | None = None
     dims: dict[str, int] = {}
     also: tuple[str, ...] = ()
     """Other work of a fused kernel."""
@@ -68,6 +77,14 @@ class PassPrediction(Record):
     link_bytes: float = 0
     time_s: float | None
     """Sum over the operations; None where a peak that one needs is not known."""
+    low_s: float | None = None
+    """Lower end of the 90 % interval of that sum, in which operations without a law count as the roofline prices them;
+    None without laws."""
+    high_s: float | None = None
+    without_law: float | None = None
+    """Share of the time that no law prices; None where no laws were asked for."""
+    beyond_law: float | None = None
+    """Share of the time that laws price beyond the sizes that they were fitted on."""
     missing: tuple[str, ...] = ()
     """Needed peaks that are not known."""
     wall_s: float | None = None
@@ -99,6 +116,8 @@ class RequestPrediction(Record):
     peak_bytes: float
     """Most memory of any pass, a draft model's included; of the device that decodes, where that is another."""
     fits: bool | None
+    intervals: dict[str, tuple[float, float]] = {}
+    """Ends of the 90 % interval of each time above, by the field's name; empty without laws."""
 
 
 class Prediction(Record):
@@ -107,7 +126,7 @@ class Prediction(Record):
     model: str
     hardware: str
     peaks: str
-    """Origin of the peaks: "datasheet" or "measured"."""
+    """Origin of the times: "datasheet" or "measured" peaks, or "calibrated" laws."""
     form: str
     """ "fused": the ideal graph; "executed": as `transformers` runs it."""
     parameters: int
@@ -162,12 +181,16 @@ def predict_pass(
     prepared = Prepared(graph)
     priced = price(prepared, peaks)
     gap_s = host_gap_s(graph, spec) if with_laws else None
-    time_s = law_prices(prepared, spec, priced.time_s).time_s if with_laws else priced.time_s
+    laws = law_prices(prepared, spec, priced.time_s, with_intervals=True) if with_laws else None
+    time_s = priced.time_s if laws is None else laws.time_s
+    sources = [{}] * len(graph.ops) if laws is None else _sources(laws, spec)
     ops = tuple(
-        _op_prediction(op, traffic, seconds, bound)
-        for op, traffic, seconds, bound in zip(graph.ops, graph.traffic, time_s.tolist(), priced.bound, strict=True)
+        _op_prediction(op, traffic, seconds, bound, source)
+        for op, traffic, seconds, bound, source in zip(
+            graph.ops, graph.traffic, time_s.tolist(), priced.bound, sources, strict=True
+        )
     )
-    count = np.array([op.count for op in graph.ops])
+    count = np.array([op.count for op in graph.ops], dtype=float)
     needed = memory or footprint(graph)
     return PassPrediction(
         workloads=tuple(workloads) or (graph.workload,),
@@ -177,6 +200,7 @@ def predict_pass(
         **{name: sum(getattr(op, name) for op in ops) for name in _SUMMED},
         bytes=Traffic(**{name: sum((getattr(op.bytes, name) for op in ops), 0.0) for name in Traffic.model_fields}),
         time_s=known(float(time_s @ count)),
+        **({} if laws is None else _by_law(laws, count)),
         missing=missing_peaks(graph.ops, peaks),
         wall_s=pass_wall_s(time_s, count, spec, peaks, gap_s, with_laws=with_laws),
         memory=needed,
@@ -202,13 +226,48 @@ def predict_sweep(pieces: Sequence[Piece], workloads: Sequence[Workload], peaks:
     ]
 
 
-def _op_prediction(op: Op, traffic: Traffic, seconds: float, bound: str) -> OpPrediction:
+def predict_sweep_by_laws(
+    pieces: Sequence[Piece], workloads: Sequence[Workload], spec: HardwareSpec, peaks: Peaks
+) -> list[PassPrediction]:
+    """Totals of one pass of each workload by the laws of `spec`, in their order."""
+    memory, passes = memory_pieces(pieces, workloads), {}
+    for piece in pieces:
+        for i in piece.index.tolist():
+            graph = piece.graph.at(workloads[i])
+            step = predict_pass(graph, spec, peaks, [workloads[i]], memory.footprint(i), with_laws=True)
+            passes[i] = step.model_copy(update={"ops": (), "tensor_roles": ()})
+    return [passes[i] for i in range(len(workloads))]
+
+
+def _by_law(laws: LawPrices, count: Floats) -> dict[str, float | None]:
+    """The interval of a pass, and the shares of its time without a law and beyond the laws' sizes."""
+    whole, (low, high) = laws.time_s * count, total_interval(laws, count)
+    total = float(whole.sum())
+    shares = (float(whole[rows].sum()) / total if total > 0 else None for rows in (~laws.by_law, laws.outside))
+    without, beyond = (None if share is None else known(share) for share in shares)
+    return {"low_s": known(low), "high_s": known(high), "without_law": without, "beyond_law": beyond}
+
+
+def _sources(laws: LawPrices, spec: HardwareSpec) -> list[dict[str, Any]]:
+    """The source of each operation's time, and the ends of the interval of one execution."""
+    names = [f"law of {law.kind} {law.dtype}" for law in spec.calibrated]
+    rows = zip(laws.law.tolist(), laws.outside.tolist(), laws.low_s.tolist(), laws.high_s.tolist(), strict=True)
+    return [
+        {"source": names[law] + (" beyond its sizes" if outside else ""), "low_s": low, "high_s": high}
+        if law >= 0
+        else {}
+        for law, outside, low, high in rows
+    ]
+
+
+def _op_prediction(op: Op, traffic: Traffic, seconds: float, bound: str, source: Mapping[str, Any]) -> OpPrediction:
     totals = {name: getattr(op, name) * op.count for name in _SUMMED}
     return OpPrediction.model_construct(  # of a validated operation
         **{name: getattr(op, name) for name in ("path", "name", "kind", "count", "dtype", "dims", "also")} | totals,
         bytes=Traffic.model_construct(**{name: getattr(traffic, name) * op.count for name in Traffic.model_fields}),
         time_s=known(seconds * op.count),
         bound=bound,
+        **{name: value * op.count if name != "source" else value for name, value in source.items()},
         reads=tuple(dict.fromkeys(a.tensor for a in op.reads)),
         writes=tuple(dict.fromkeys(a.tensor for a in op.writes)),
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from roofline.graph.memory import Footprint, largest
 from roofline.graph.mixed_batch import mix
 from roofline.hardware.spec import HardwareSpec, Peaks
+from roofline.laws.kinds import KINDS
 from roofline.predict.passes import (
     PassPrediction,
     Prediction,
@@ -18,6 +19,7 @@ from roofline.predict.passes import (
     capacity_bytes,
     predict_pass,
     predict_sweep,
+    predict_sweep_by_laws,
 )
 from roofline.predict.requests import Draft, Passes, Pipeline, request
 from roofline.sweep.family import FEW, Family, Form, Piece, Source
@@ -52,10 +54,19 @@ class Device:
     origin: str
     """ "datasheet" or "measured"; "calibrated": the spec's laws, and measured peaks for what they do not describe."""
 
+    notes: tuple[str, ...] = ()
+    """What limits the worth of its figures, a sentence each."""
+
     @property
     def with_laws(self) -> bool:
         """Whether laws price operations."""
         return self.origin == CALIBRATED
+
+    @property
+    def form(self) -> Form:
+        """The graph that its prices are for: laws of single operators are those of the model as it is executed."""
+        operators = any(law.kind in KINDS and KINDS[law.kind].op_kinds for law in self.spec.calibrated)
+        return "executed" if self.with_laws and operators else "fused"
 
 
 @dataclass(frozen=True)
@@ -98,17 +109,19 @@ class Question:
 
 def answer(source: Source, question: Question, device: Device, form: Form, notes: Sequence[str] = ()) -> Prediction:
     """The whole answer. Raises: ValueError where a graph cannot be had or changed as the question says."""
-    if device.with_laws and form == "fused":
-        raise ValueError("calibrated laws price what is executed; add --form executed, or use --peaks measured")
     first, cached = (next((w for w in question.workloads if w.context_tokens >= least), None) for least in (0, 1))
     if question.largest and first is None:
         raise ValueError("the largest that fits is searched from a workload's lengths; ask without --mix")
     work = _Work(source, device)
-    exact = question.exact if question.exact is not None else device.with_laws or len(question.workloads) <= EXACT
+    exact = question.exact if question.exact is not None else len(question.workloads) <= EXACT
     passes: list[PassPrediction] = []
     options: dict[str, str] = {}
     if question.workloads and not exact:
-        passes += predict_sweep(work.pieces(question.workloads), question.workloads, device.peaks)
+        pieces = work.pieces(question.workloads)
+        if device.with_laws:
+            passes += predict_sweep_by_laws(pieces, question.workloads, device.spec, device.peaks)
+        else:
+            passes += predict_sweep(pieces, question.workloads, device.peaks)
         options |= work.options
     for parts in (*([workload] for workload in question.workloads if exact), *question.mixes):
         graph = mix([source.whole(part) for part in parts])
@@ -139,7 +152,7 @@ def answer(source: Source, question: Question, device: Device, form: Form, notes
         largest_context=largest_context,
         cache_tokens=cache_tokens,
         budget_bytes=budget if question.largest else None,
-        notes=(*notes, *work.notes),
+        notes=(*notes, *device.notes, *work.notes),
     )
 
 
@@ -165,34 +178,34 @@ class _Work:
         self.options |= pieces[0].graph.template.options
         return pieces
 
-    def seconds(self, workload: Workload) -> float:
+    def seconds(self, workload: Workload) -> NDArray[np.float64]:
         if self.device.with_laws:
             return self._law_s(workload)
-        return float(price_pieces(self.pieces([workload]), [workload], self._peaks).time_s[0])
+        return _exactly(price_pieces(self.pieces([workload]), [workload], self._peaks).time_s)[:, 0]
 
     def growing_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
-        """Seconds of a pass at each of `contexts`: shape (contexts,)."""
         parts = [self._stretch_s(like, stretch) for stretch in _stretches(like, contexts, self._family.windows)]
-        return np.concatenate([np.zeros(0), *parts])
+        return np.concatenate([np.zeros((3, 0)), *parts], axis=1)
 
-    def _law_s(self, workload: Workload) -> float:
+    def _law_s(self, workload: Workload) -> NDArray[np.float64]:
         graph = self.pieces([workload])[0].graph.at(workload)
-        time_s = predict_pass(graph, self.device.spec, self._peaks, with_laws=True).time_s
-        return np.nan if time_s is None else time_s
+        step = predict_pass(graph, self.device.spec, self._peaks, with_laws=True)
+        return np.array([step.time_s, step.low_s, step.high_s], dtype=float)  # None becomes NaN
 
     def _stretch_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
         places = _spread(len(contexts))
         probes = [_at(like, contexts[i]) for i in places]
         if self.device.with_laws:  # smooth in the context: interpolated between as many passes as fit a graph
-            return np.interp(np.arange(len(contexts)), places, [self._law_s(probe) for probe in probes])
+            ends = np.stack([self._law_s(probe) for probe in probes], axis=1)
+            return np.stack([np.interp(np.arange(len(contexts)), places, row) for row in ends])
         pieces = self.pieces(probes)
         if len(pieces) > 1:  # nothing describes the whole stretch
             workloads = [_at(like, context) for context in contexts]
-            return price_pieces(self.pieces(workloads), workloads, self._peaks).time_s
+            return _exactly(price_pieces(self.pieces(workloads), workloads, self._peaks).time_s)
         growing = np.arange(contexts.start, contexts.stop, dtype=float)
         sweep = Sweep(np.full_like(growing, like.batch), np.full_like(growing, like.query_tokens), growing)
         blocks = (sweep.take(np.arange(i, min(i + BLOCK, len(sweep)))) for i in range(0, len(sweep), BLOCK))
-        return np.concatenate([price_sweep(pieces[0].graph, block, self._peaks).time_s for block in blocks])
+        return _exactly(np.concatenate([price_sweep(pieces[0].graph, block, self._peaks).time_s for block in blocks]))
 
     def memory(self, workload: Workload) -> Footprint:
         return self._memory(self.pieces([workload])[0], workload)
@@ -244,6 +257,11 @@ class _Work:
         if most == limit:
             self.notes.append(f"the search for the largest {field} ended at {limit}: more may fit")
         return most
+
+
+def _exactly(time_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Times without an interval, shape (3, passes)."""
+    return np.stack([time_s, *np.full((2, len(time_s)), np.nan)])
 
 
 def _at(like: Workload, context: int) -> Workload:

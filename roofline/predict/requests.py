@@ -33,11 +33,12 @@ class Passes(Protocol):
     capacity_bytes: float
     """Of one device."""
 
-    def seconds(self, workload: Workload) -> float:
-        """Seconds of one pass; NaN where a peak that it needs is not known."""
+    def seconds(self, workload: Workload) -> NDArray[np.float64]:
+        """Seconds of one pass, and the ends of their 90 % interval: shape (3,). NaN where a peak that it needs is not
+        known, or where there is no interval."""
 
     def growing_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
-        """Seconds of a pass at each of `contexts`, all else as in `like`: shape (contexts,)."""
+        """The same of a pass at each of `contexts`, all else as in `like`: shape (3, contexts)."""
 
     def memory(self, workload: Workload) -> Footprint:
         """Memory of one pass."""
@@ -114,13 +115,17 @@ def request(
     prefill = Workload(batch=batch, query_tokens=prompt, context_tokens=0, dtype=dtype)
     step = Workload(batch=batch, query_tokens=1, context_tokens=prompt, dtype=dtype)
     decoder, contexts = decode or passes, range(prompt, prompt + output - 1)
-    ttft = passes.seconds(prefill) + (draft.passes.seconds(prefill) if draft else 0.0)
+    ttft = passes.seconds(prefill) + (draft.passes.seconds(prefill) if draft else 0.0)  # (time, low, high)
     if draft is None or not contexts:
         step_s = decoder.growing_s(step, contexts)
     else:
         drafted = draft.tokens * draft.passes.growing_s(step, contexts)
         step_s = (drafted + decoder.growing_s(_verify(step, draft), contexts)) / draft.tokens_per_pass
-    decoding = float(step_s.sum())
+    decoding = step_s.sum(axis=1)  # laws are off together in all steps: ends add up
+    times = {"ttft_s": ttft, "end_to_end_s": ttft + decoding}
+    if contexts:
+        times["tpot_s"] = decoding / len(contexts)
+    whole = float(times["end_to_end_s"][0])
     last = step.model_copy(update={"context_tokens": prompt + output - 2}) if output > 1 else prefill
     at_first = _together(passes, draft if decode is None else None, prefill)
     at_last = _together(decoder, draft, last)
@@ -128,10 +133,12 @@ def request(
         batch=batch,
         prompt_tokens=prompt,
         output_tokens=output,
-        ttft_s=known(ttft),
-        tpot_s=known(decoding / len(step_s)) if len(step_s) else None,
-        end_to_end_s=known(ttft + decoding),
-        tokens_per_s=known(batch * output / (ttft + decoding)),
+        **{
+            name: known(float(times[name][0])) if name in times else None
+            for name in ("ttft_s", "tpot_s", "end_to_end_s")
+        },
+        intervals={name: (float(row[1]), float(row[2])) for name, row in times.items() if np.isfinite(row).all()},
+        tokens_per_s=known(batch * output / whole),
         peak_bytes=at_last if decode else max(at_first, at_last),
         fits=at_first <= passes.capacity_bytes and at_last <= decoder.capacity_bytes,
     )

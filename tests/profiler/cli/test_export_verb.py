@@ -116,3 +116,34 @@ def test_no_torch_is_loaded(here: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_doubted_figure_is_exported_only_by_force_and_with_its_doubt(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((run / "spec.json").read_text())
+    content["measured"]["levels"][-1]["bandwidth"]["doubt"] = "measured beside other work"
+    wide = next(iter(content["measured"]["matrix"].values()))
+    wide |= {"low": wide["value"] * 0.07, "high": wide["value"] * 15.1}
+    (run / "spec.json").write_text(json.dumps(content))
+    arguments = ["export", "last", "--to", "genz", "--out", "figures.py"]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "2 figures" in said and "--force" in said and said.count("\n") == 1
+    assert not Path("figures.py").exists()
+    assert main([*arguments, "--force"]) == 0
+    written = Path("figures.py").read_text()
+    assert "measured beside other work" in written and "between 0.07 and 15 times" in written
+    capsys.readouterr()
+    assert main(["predict", "llama-3.1-8b", "--hardware", "last", "--phase", "decode", "--json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert sum("is doubted" in note for note in notes) == 2
+
+
+def test_hardware_is_found_by_any_of_its_names(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("last", str(run), run.name, str(run / "spec.json"))
+    found = set()
+    for name in names:
+        assert main(["predict", "gpt2", "--hardware", name, "--phase", "decode", "--json"]) == 0, name
+        found.add(json.loads(capsys.readouterr().out)["workloads"][0]["total"]["time_s"])
+    assert len(found) == 1

@@ -289,8 +289,11 @@ def test_a_run_calibrates_the_device_and_the_next_one_can_use_its_spec(
     assert predicted["peaks"] == "calibrated"
     for one, told in zip(document["passes"], predicted["workloads"], strict=True):
         assert told["total"]["time_s"] == pytest.approx(one["predicted_busy_calibrated_s"], rel=1e-6)
-    assert main([*arguments, "--peaks", "calibrated"]) == 2
-    assert "--form executed" in capsys.readouterr().err
+    assert main([*arguments, "--results", str(folder.path.parents[1]), "--json"]) == 0  # laws of operators: the default
+    assert json.loads(capsys.readouterr().out) == predicted
+    for step in predicted["workloads"]:
+        assert step["total"]["low_s"] < step["total"]["time_s"] < step["total"]["high_s"]
+        assert step["total"]["without_law"] < 0.1
     request = [*arguments, "--peaks", "calibrated", "--form", "executed", "--output", "9", "--json"]
     assert main(request) == 0
     (asked,) = json.loads(capsys.readouterr().out)["requests"]

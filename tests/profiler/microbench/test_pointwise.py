@@ -1,5 +1,6 @@
 """Pointwise and row-wise work: counted FLOPs, bytes, given and fresh outputs, all against float64."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,9 +49,21 @@ def test_a_wrong_result_is_noticed() -> None:
 
 def test_a_sum_near_nothing_is_held_against_its_terms() -> None:
     exact = torch.tensor([0.38], dtype=torch.float64)
-    pointwise._agree(exact.float() + 2.7e-6, exact, torch.float32, least=64.0)  # 4096 terms: 64 roundings of 6e-8
+    pointwise._agree(exact.float() + 2.7e-6, exact, torch.float32, terms=4096)  # 64 roundings of 6e-8
     with pytest.raises(ArithmeticError, match="differs"):
         pointwise._agree(exact.float() + 2.7e-6, exact, torch.float32)
+
+
+def test_a_long_sum_one_after_another_agrees_and_a_lost_part_of_it_does_not() -> None:
+    for length in (1 << 10, 1 << 14, 1 << 18):
+        terms = torch.randn(length, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
+        for name, values in (("sum", terms), ("squares", terms**2)):
+            exact = values.sum().reshape(1)
+            added = torch.from_numpy(np.cumsum(values.float().numpy(), dtype=np.float32)[-1:].copy())
+            pointwise._agree(added, exact, torch.float32, terms=length)
+            with pytest.raises(ArithmeticError, match="differs"):
+                lost = values[: length // 2].sum().reshape(1) if name == "squares" else exact + 100 * length**0.5
+                pointwise._agree(lost.float(), exact, torch.float32, terms=length)
 
 
 def test_the_polynomial_does_the_steps_that_are_counted() -> None:

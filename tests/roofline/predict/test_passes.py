@@ -2,12 +2,16 @@
 
 import json
 
+import numpy as np
+import pytest
+from calibrated_laws import at_priors
 from graphs import GraphBuilder, peaks
 
 from roofline.graph.memory import Footprint
 from roofline.graph.op import OpGraph
-from roofline.hardware.spec import HardwareSpec
+from roofline.hardware.spec import HardwareSpec, facts_of
 from roofline.predict.passes import predict_pass
+from roofline.price_by_law import law_notes
 from roofline.workload import Workload
 
 
@@ -64,3 +68,42 @@ def test_workloads_of_a_mixed_step_are_its_parts() -> None:
     parts = tuple(Workload(batch=b, query_tokens=1, context_tokens=4, dtype="float32") for b in (2, 3))
     found = predict_pass(small(), spec(), peaks(), parts)
     assert found.workloads == parts and found.tokens_per_s == 1.0
+
+
+def test_a_pass_by_laws_has_sources_an_interval_and_the_share_without_a_law() -> None:
+    b = GraphBuilder()
+    b.op("pointwise", reads={"x": 400}, writes={"y": 400}, vector=100, count=2, elements=100)
+    b.op("pointwise", reads={"y": 4000}, writes={"z": 4000}, vector=1000, elements=1000)
+    b.op("norm", reads={"z": 400}, writes={"u": 400}, vector=100, elements=100)
+    b.op("other", reads={"u": 30}, writes={"v": 30}, vector=3)
+    facts = facts_of(spec())
+    laws = [at_priors("pointwise", "float32", facts, bytes_read=(1, 1000)), at_priors("norm", "float32", facts)]
+    known = spec().model_copy(update={"calibrated": tuple(laws)})
+    found = predict_pass(b.graph(), known, peaks(), with_laws=True)
+    first, second, norm, other = found.ops
+    assert [op.source for op in found.ops] == [
+        "law of pointwise float32", "law of pointwise float32 beyond its sizes", "law of norm float32", "roofline",
+    ]  # fmt: skip
+    assert (other.low_s, other.high_s) == (None, None)
+    assert norm.high_s == pytest.approx(norm.time_s * np.exp(0.1))  # the width of these laws is 0.1
+    assert first.low_s == pytest.approx(first.time_s * np.exp(-0.1))
+    together = first.high_s + second.high_s - first.time_s - second.time_s  # one law: off together
+    assert found.high_s == pytest.approx(found.time_s + np.hypot(together, norm.high_s - norm.time_s))
+    assert found.low_s < found.time_s
+    assert found.without_law == pytest.approx(other.time_s / found.time_s)
+    assert found.beyond_law == pytest.approx(second.time_s / found.time_s)
+    plain = predict_pass(b.graph(), known, peaks())
+    assert {op.source for op in plain.ops} == {"roofline"}
+    assert (plain.low_s, plain.high_s, plain.without_law) == (None, None, None)
+
+
+def test_a_law_that_is_off_by_more_than_any_bound_prices_nothing() -> None:
+    b = GraphBuilder()
+    b.op("pointwise", reads={"x": 400}, writes={"y": 400}, vector=100, elements=100)
+    law = at_priors("pointwise", "float32", facts_of(spec()))
+    for unseen, source in ((0.99, "law of pointwise float32"), (7.58, "roofline")):
+        known = spec().model_copy(update={"calibrated": (law.model_copy(update={"unseen": unseen}),)})
+        (op,) = predict_pass(b.graph(), known, peaks(), with_laws=True).ops
+        assert op.source == source
+        assert [note for note in law_notes(known) if "off by 758 %" in note] == law_notes(known)
+        assert bool(law_notes(known)) == (source == "roofline")

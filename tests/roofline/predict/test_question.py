@@ -4,13 +4,14 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+from calibrated_laws import at_priors
 from graphs import figure, peaks
 from tiny import tiny
 
 from profiler.models.graphs import ModelGraphs, Tracing, model_source
 from roofline.graph.memory import footprint
-from roofline.hardware.spec import HardwareSpec, Link, Peaks
-from roofline.predict.question import PROBES, Device, Question, Speculation, answer
+from roofline.hardware.spec import HardwareSpec, Link, Peaks, facts_of
+from roofline.predict.question import CALIBRATED, PROBES, Device, Question, Speculation, answer
 from roofline.price import price
 from roofline.sweep.family import Source
 from roofline.whatif.registry import parse
@@ -103,6 +104,27 @@ def test_sweeps_passes_searches_and_requests_agree_under_what_ifs() -> None:
         # a cache that keeps one token in two is as long after an odd as after an even one
         rel = 1e-3 if "compress" in change else 1e-9
         assert served.end_to_end_s == pytest.approx(sum(one.time_s or 0 for one in passes), rel=rel), (name, change)
+
+
+def test_a_sweep_by_laws_is_its_exact_passes_in_either_form() -> None:
+    rates = device(LEVELS)
+    laws = tuple(at_priors(kind, "bfloat16", facts_of(rates.spec)) for kind in ("matmul", "pointwise", "norm"))
+    on = replace(rates, spec=rates.spec.model_copy(update={"calibrated": laws}), origin=CALIBRATED)
+    assert on.form == "executed" and replace(on, origin="datasheet").form == "fused"
+    products = rates.spec.model_copy(update={"calibrated": laws[:1]})
+    assert replace(on, spec=products).form == "fused"  # tables of a serving engine: its kernels are fused
+    asked = tuple(workload(b, q, c) for b in (1, 3) for q, c in ((24, 0), (1, 20), (5, 30), (1, 47)))
+    for form in ("executed", "fused"):
+        subject = model_source(ModelGraphs(tiny("mistral"), "mistral", Tracing("bfloat16")), (), form)
+        swept = answer(subject, Question(workloads=asked), on, form).passes
+        exact = answer(subject, Question(workloads=asked, exact=True), on, form).passes
+        for few, all_ in zip(swept, exact, strict=True):
+            assert not few.ops and all_.ops
+            for name in ("time_s", "low_s", "high_s", "without_law"):
+                assert getattr(few, name) == pytest.approx(getattr(all_, name), rel=5e-3, abs=1e-6), (
+                    form,
+                    name,
+                )  # alike layers are priced as one
 
 
 @pytest.mark.parametrize("levels", [ONE_LEVEL, LEVELS], ids=["one level", "three levels"])

@@ -19,11 +19,15 @@ class Linear:
     def __init__(self, scale: float = 1.0, capacity_bytes: float = 1e9, weights: float = 100.0, work: int = 7) -> None:
         self.scale, self.capacity_bytes, self.weights, self.work = scale, capacity_bytes, weights, work
 
-    def seconds(self, workload: Workload) -> float:
+    def pass_s(self, workload: Workload) -> float:
         return self.scale * workload.batch * (1 + 2 * workload.query_tokens + 3 * workload.context_tokens)
 
+    def seconds(self, workload: Workload) -> NDArray[np.float64]:
+        return self.pass_s(workload) * np.array([1, 0.75, 1.5])
+
     def growing_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
-        return np.array([self.seconds(like.model_copy(update={"context_tokens": c})) for c in contexts])
+        each = [self.seconds(like.model_copy(update={"context_tokens": c})) for c in contexts]
+        return np.array(each).reshape(-1, 3).T
 
     def memory(self, workload: Workload) -> Footprint:
         cache = float(workload.batch * (workload.query_tokens + workload.context_tokens))
@@ -35,7 +39,7 @@ class Linear:
 def steps(device: Linear, batch: int, prompt: int, output: int, query: int = 1) -> float:
     total = 0.0
     for generated in range(1, output):
-        total += device.seconds(
+        total += device.pass_s(
             Workload(batch=batch, query_tokens=query, context_tokens=prompt + generated - 1, dtype="bfloat16")
         )
     return total
@@ -48,6 +52,9 @@ def test_sum_over_the_steps(batch: int, prompt: int, output: int) -> None:
     assert found.ttft_s == batch * (1 + 2 * prompt)
     assert found.end_to_end_s == pytest.approx(found.ttft_s + decoding, rel=1e-12)
     assert found.tokens_per_s == pytest.approx(batch * output / found.end_to_end_s)
+    for name, ends in found.intervals.items():  # passes are off together
+        assert ends == pytest.approx((0.75 * getattr(found, name), 1.5 * getattr(found, name))), name
+    assert set(found.intervals) == {"ttft_s", "end_to_end_s"} | ({"tpot_s"} if output > 1 else set())
     if output == 1:
         assert found.tpot_s is None
     else:
