@@ -158,6 +158,8 @@ def _identity(path: Path) -> tuple[object, ...]:
     """What two names of one file have in common."""
     try:
         status = path.stat()
+    except ValueError:  # no file has such a name, as one with a null byte
+        return (str(path),)
     except OSError:
         return (os.path.realpath(path),)
     return status.st_dev, status.st_ino
