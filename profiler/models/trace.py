@@ -279,7 +279,7 @@ class _Recorder(Remembered):
         reads, writes = touched(func, args, kwargs, out, work.routing)
         if name == "index":
             reads = [(t, size * self.share_of_rows(t, args[1])) for t, size in reads]
-        elif work.kind is Kind.MATMUL:
+        elif work.kind in (Kind.MATMUL, Kind.POINTWISE):  # the matrices and the biases
             reads = [(t, size * self.share_of_expert(t)) for t, size in reads]
         self.append(f"aten::{name}", work, list(tensors((*args, *kwargs.values()))) or involved, reads, writes)
 

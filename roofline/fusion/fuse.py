@@ -3,8 +3,9 @@
 Each executed operation goes to exactly one group, greedily in order of execution. Anchors (`ANCHORS`) start a group;
 any other operation joins the latest of the groups it depends on, or starts one. Such an anchorless group moves into the
 one group with an anchor that alone uses it (a cast, a mask), or before a later one that it does not depend on (1 + the
-gain of a norm behind a matmul). Avoidable copies are taken out before (`dataflow`); attention in pieces, or behind
-expanded latents, is one operation (`attention`). Operations join only across equal counts: a group has one count.
+gain of a norm behind a matmul). Before that, dense experts are made to run only the tokens that choose them
+(`experts`), avoidable copies are taken out (`dataflow`), and attention in pieces, or behind expanded latents, is made
+one operation (`attention`). Operations join only across equal counts: a group has one count.
 
 The groups, in order, are a valid schedule. Proof: groups are numbered as they are made, and each operation is put
 in a group whose number is at least that of every group it depends on (reads after writes, writes after reads and
@@ -22,6 +23,7 @@ from collections.abc import Iterable, Sequence
 
 from roofline.fusion.absorb_mla import Attention
 from roofline.fusion.attention import find_attention
+from roofline.fusion.experts import routed
 from roofline.graph.dataflow import Accesses, Dataflow, Sizes, ideal_accesses
 from roofline.graph.op import ANCHORS, Access, Kind, Op, OpGraph, sizes_by_tensor
 
@@ -39,6 +41,7 @@ class Group(Op):
 def fused(graph: OpGraph) -> OpGraph:
     """The ideal graph as a graph of its own: an operation a group, over the same tensors of unknown lifetime."""
     fields = Op.model_fields
+    graph = routed(graph)
     ops = tuple(Op.model_construct(**{name: getattr(group, name) for name in fields}) for group in fuse(graph))
     tensors = tuple(
         tensor if tensor.held is None else tensor.model_copy(update={"held": None}) for tensor in graph.tensors
@@ -48,6 +51,7 @@ def fused(graph: OpGraph) -> OpGraph:
 
 def fuse(graph: OpGraph) -> tuple[Group, ...]:
     """The ideal graph, in an order that can run. Every operation of `graph` is in exactly one group."""
+    graph = routed(graph)
     flow = Dataflow(graph)
     accesses = ideal_accesses(graph, flow)
     attentions = {attention.members[-1]: attention for attention in find_attention(graph, flow, accesses)}
