@@ -106,6 +106,36 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": _DENSE | _LATENT | {"model_type": "deepseek_v2", "topk_method": "greedy", "num_hidden_layers": 2},
     "deepseek_v3": _DENSE | _LATENT | {"model_type": "deepseek_v3", "num_hidden_layers": 3},
+    "deepseek_v32": _DENSE
+    | _LATENT
+    | {"model_type": "deepseek_v32", "num_hidden_layers": 2, "index_topk": 6, "index_n_heads": 2, "index_head_dim": 8},
+    "llama4_text": _DENSE
+    | {
+        "model_type": "llama4_text",
+        "head_dim": 8,
+        "intermediate_size_mlp": 48,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 1,
+    },
+    "jetmoe": _DENSE
+    | {
+        "model_type": "jetmoe",
+        "num_key_value_heads": 4,
+        "kv_channels": 8,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+    "dbrx": {
+        "model_type": "dbrx",
+        "vocab_size": 128,
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 256,
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 16, "moe_top_k": 4, "hidden_size": 32},
+    },
     "gpt_oss": _DENSE
     | {
         "model_type": "gpt_oss",

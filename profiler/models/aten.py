@@ -9,7 +9,7 @@ Example: ``work_of(torch.ops.aten.mm.default, (a, b), out).matrix_flops == 2 * m
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -74,8 +74,43 @@ def _bmm(args: tuple[Any, ...], out: Tensor, bias: bool = False) -> Work:
     return _matmul(a.shape[0], a.shape[1], b.shape[2], a.shape[2], bias)
 
 
-def _vector_product(args: tuple[Any, ...], out: Tensor) -> Work:
-    return _matmul(1, max(1, out.numel()), 1, args[1].shape[0])
+def _packed_mm(args: tuple[Any, ...], out: Tensor) -> Work:
+    """A product with a matrix whose layout in memory hides its sizes, as that of int4 weights does."""
+    rows = args[0]
+    return _matmul(1, rows.numel() // max(1, rows.shape[-1]), out.shape[-1], rows.shape[-1])
+
+
+def _vector_product(args: tuple[Any, ...], out: Tensor, bias: bool = False) -> Work:
+    return _matmul(1, max(1, out.numel()), 1, args[1].shape[0], bias)
+
+
+def _outer_product(args: tuple[Any, ...], out: Tensor) -> Work:
+    """`addr`: a sum with the product of a column and a row."""
+    return _matmul(1, args[1].shape[0], args[2].shape[0], 1, bias=True)
+
+
+def _trilinear(args: tuple[Any, ...], out: Tensor) -> Work:
+    """`nn.Bilinear`: x·W·y over shapes that are made alike by new dimensions, of which some are summed.
+
+    Torch multiplies the first two operands, and the result with the third as a batched product, for each index of one
+    dimension (`_trilinear` in `aten/src/ATen/native/Linear.cpp`): a multiply-add for each element of the whole shape.
+    """
+    shapes = []
+    for operand, new in zip(args[:3], args[3:6], strict=True):
+        shape = list(operand.shape)
+        for dim in sorted(new):
+            shape.insert(dim, 1)
+        shapes.append(shape)
+    whole = math.prod(max(sizes) for sizes in zip(*shapes, strict=True))
+    n, results = out.shape[-1], max(1, out.numel())
+    return _matmul(1, results // max(1, n), n, whole // results)
+
+
+def _distances(args: tuple[Any, ...], out: Tensor) -> Work:
+    """Distances between the rows of two matrices: a product for ‖x‖² − 2 x·y + ‖y‖², three additions and a root."""
+    width = args[0].shape[-1]
+    product = _matmul(out.numel() // max(1, math.prod(out.shape[-2:])), out.shape[-2], out.shape[-1], width)
+    return replace(product, vector_flops=float(3 * out.numel() + 2 * (args[0].numel() + args[1].numel())))
 
 
 def _linear(args: tuple[Any, ...], out: Tensor) -> Work:
@@ -107,6 +142,31 @@ def _embedding(args: tuple[Any, ...], out: Tensor) -> Work:
     return Work(Kind.EMBEDDING, {"rows": args[1].numel(), "width": args[0].shape[-1]})
 
 
+def _fourier(args: tuple[Any, ...], out: Tensor) -> Work:
+    """5 N log2 N for a complex transform of N points, half of that for a real one: the FFTW benchmark's convention."""
+    points = max(args[0].numel(), out.numel())
+    length = math.prod(max(args[0].shape[dim], out.shape[dim]) for dim in args[1])
+    each = 5.0 if args[0].is_complex() and out.is_complex() else 2.5
+    return Work(Kind.OTHER, {"elements": out.numel()}, 0, each * points * math.log2(max(2, length)))
+
+
+def _factorised(multiply_adds: float) -> Callable[[tuple[Any, ...], Tensor], Work]:
+    """A factorisation or an inverse of n × n matrices: so many n³ multiply-adds (Golub and Van Loan, "Matrix
+    Computations", 4th edition, sections 3.2, 4.2)."""
+
+    def work(args: tuple[Any, ...], out: Tensor) -> Work:
+        return Work(Kind.OTHER, {"elements": out.numel()}, 0, 2 * multiply_adds * args[0].numel() * args[0].shape[-1])
+
+    return work
+
+
+def _chosen(args: tuple[Any, ...], out: Tensor) -> Work:
+    """`topk` along a dimension: of how many elements it chooses how many."""
+    elements, dim = args[0].numel(), args[2] if len(args) > 2 else -1
+    of = args[0].shape[dim] if args[0].dim() else 1
+    return Work(Kind.REDUCTION, {"elements": elements, "of": of, "chosen": int(args[1])}, 0, float(elements))
+
+
 def _triangular(args: tuple[Any, ...], out: Tensor) -> Work:
     """A triangular solve: row i of n takes i multiply-adds and a division, n² FLOPs for each column."""
     return Work(Kind.OTHER, {"elements": out.numel()}, 0, float(out.numel() * args[0].shape[-1]))
@@ -119,24 +179,42 @@ def _rows(
     return dict.fromkeys(names.split(), Operator(kind, flops, counted, touches))
 
 
+GROUPED = frozenset({"_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2"})
+"""Operators that multiply each row by the matrix of its group."""
+
 _POINTWISE, _REDUCTION, _COPY = Kind.POINTWISE, Kind.REDUCTION, Kind.COPY
 
 OPERATORS: Mapping[str, Operator] = {
     # Products: by definition.
     "mm": Operator(Kind.MATMUL, work=_mm),
-    "_scaled_mm": Operator(Kind.MATMUL, work=_mm),
-    "_int_mm": Operator(Kind.MATMUL, work=_mm),
+    **dict.fromkeys(("_scaled_mm", "_scaled_mm_v2", "_int_mm"), Operator(Kind.MATMUL, work=_mm)),
     "addmm": Operator(Kind.MATMUL, work=lambda args, out: _mm(args[1:], out, bias=True)),
     "bmm": Operator(Kind.MATMUL, work=_bmm),
     "baddbmm": Operator(Kind.MATMUL, work=lambda args, out: _bmm(args[1:], out, bias=True)),
-    "mv": Operator(Kind.MATMUL, work=_vector_product),
-    "dot": Operator(Kind.MATMUL, work=_vector_product),
+    "addbmm": Operator(
+        Kind.MATMUL, work=lambda args, out: replace(_bmm(args[1:], out), vector_flops=float(out.numel()))
+    ),
+    "_addmm_activation": Operator(Kind.MATMUL, work=lambda args, out: _mm(args[1:], out, bias=True)),
+    "addmv": Operator(Kind.MATMUL, work=lambda args, out: _vector_product(args[1:], out, bias=True)),
+    "addr": Operator(Kind.MATMUL, work=_outer_product),
+    "_trilinear": Operator(Kind.MATMUL, work=_trilinear),
+    **dict.fromkeys(("_cdist_forward", "_euclidean_dist"), Operator(Kind.MATMUL, work=_distances)),
+    **dict.fromkeys(("mv", "dot", "vdot"), Operator(Kind.MATMUL, work=_vector_product)),
+    **dict.fromkeys(
+        ("_weight_int8pack_mm", "_weight_int4pack_mm", "_weight_int4pack_mm_for_cpu", "_dyn_quant_matmul_4bit"),
+        Operator(Kind.MATMUL, work=_packed_mm),
+    ),
     "linear": Operator(Kind.MATMUL, work=_linear),
-    "_grouped_mm": Operator(Kind.GROUPED_MATMUL, work=_grouped_mm),
+    **dict.fromkeys(GROUPED, Operator(Kind.GROUPED_MATMUL, work=_grouped_mm)),
     "convolution": Operator(Kind.CONV, work=_convolution),
     "_convolution": Operator(Kind.CONV, work=_convolution),
     "embedding": Operator(Kind.EMBEDDING, touches="rows of the first", work=_embedding),
+    "_embedding_bag": Operator(Kind.EMBEDDING, touches="rows of the first", work=_embedding),
     "linalg_solve_triangular": Operator(Kind.OTHER, work=_triangular),
+    **dict.fromkeys(("_fft_c2c", "_fft_r2c", "_fft_c2r"), Operator(Kind.OTHER, work=_fourier)),
+    **dict.fromkeys(("linalg_cholesky_ex", "cholesky"), Operator(Kind.OTHER, work=_factorised(1 / 6))),
+    "linalg_lu_factor_ex": Operator(Kind.OTHER, work=_factorised(1 / 3)),
+    "linalg_inv_ex": Operator(Kind.OTHER, work=_factorised(1)),
     # One arithmetic operation or comparison an element, by definition.
     **_rows("add sub rsub mul div neg abs maximum minimum reciprocal floor_divide remainder fmod", _POINTWISE, 1),
     **_rows("relu exp exp2 expm1 log log1p cos sin sqrt rsqrt tanh erf erfinv pow square sign", _POINTWISE, 1),
@@ -167,7 +245,8 @@ OPERATORS: Mapping[str, Operator] = {
     **_rows("var var_mean std std_mean", _REDUCTION, 4, "input"),  # mean, subtract, square, sum; a root an output
     "logsumexp": Operator(_REDUCTION, 4, "input"),  # max, subtract, exp, add
     # Counted as one comparison an element: a radix sort compares nothing, and its passes are bound by their bytes.
-    **_rows("sort topk argsort kthvalue _unique2 unique_consecutive", _REDUCTION, 1, "input"),
+    **_rows("sort argsort kthvalue _unique2 unique_consecutive", _REDUCTION, 1, "input"),
+    "topk": Operator(_REDUCTION, work=_chosen),
     # Rows of a source are added to some of a tensor's: one addition for each element of the source.
     **_rows(
         "index_add_ index_add scatter_add_ scatter_add scatter_reduce scatter_reduce_",
@@ -186,6 +265,7 @@ OPERATORS: Mapping[str, Operator] = {
     # No device work, though the schema does not mark these as views. `where` calls `scalar_tensor` for its scalars:
     # what that does there is part of `where`.
     **_rows("empty empty_like empty_strided new_empty new_empty_strided resize_ set_ scalar_tensor", None),
+    **_rows("unsafe_split unsafe_split_with_sizes unsafe_chunk transpose_ t_ unsqueeze_ squeeze_ as_strided_", None),
     **_rows("_unsafe_view _reshape_alias detach alias lift lift_fresh", None),
     **_rows("is_same_size sym_size sym_stride sym_numel sym_storage_offset", None),
 }  # fmt: skip
@@ -232,7 +312,9 @@ def work_of(func: OpOverload, args: tuple[Any, ...], out: Any, kwargs: Mapping[s
         is_pointwise = torch.Tag.pointwise in func.tags  # one result for each element
         return Work(Kind.POINTWISE if is_pointwise else Kind.OTHER, {"elements": elements}, counted=False)
     if row.work is not None:
-        return row.work(args, results[0])
+        work = row.work(args, results[0])
+        # a complex multiply-add is four real ones
+        return replace(work, matrix_flops=4 * work.matrix_flops) if results[0].is_complex() else work
     operands = [t for t in args if isinstance(t, Tensor)]
     if operands and row.counted != "output":
         elements = operands[0 if row.counted == "input" else -1].numel()
@@ -244,16 +326,18 @@ Touched = list[tuple[Tensor, Bytes]]
 
 
 def touched(
-    func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, *, experts_per_token: int
+    func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, routing: Routing | None = None
 ) -> tuple[Touched, Touched]:
-    """The tensors that a call reads, and those that it writes.
+    """The tensors that a call reads, and those that it writes; a call without any result element touches none.
 
-    `experts_per_token` is used for grouped products without real routing.
+    `routing` is that of a grouped product whose offsets are not real.
     """
     name = name_of(func)
     row = operator(name)
     touches = row.touches if row else "all"
     inputs, outputs = list(tensors((*args, *kwargs.values()))), list(tensors((out,)))
+    if outputs and not any(t.numel() for t in outputs):
+        return [], []
     written = [args[i] for i in _written_arguments(func) if i < len(args) and isinstance(args[i], Tensor)]
     reads: Touched = [] if touches == "shape" else [(t, distinct_bytes(t)) for t in inputs]
     if touches == "rows of the first" and reads:
@@ -261,9 +345,8 @@ def touched(
         reads[0] = (inputs[0], min(reads[0][1], moved))
     if touches in ("overwrites", "overwrites rows"):
         reads = [read for read in reads if read[0] is not args[0]]
-    if name == "_grouped_mm" and inputs[1].dim() == 3:
-        chosen = routing_of(args, kwargs, experts_per_token)
-        hit = chosen.hit if chosen else _real_hit(args, kwargs)
+    if name in GROUPED and args[0].dim() == 2 and args[1].dim() == 3:
+        hit = routing.hit if routing else _real_hit(func, args, kwargs)
         reads[1] = (inputs[1], distinct_bytes(inputs[1]) * hit / inputs[1].shape[0])
     if written and touches in ("overwrites rows", "adds to rows"):
         changed = max((distinct_bytes(t) // t.element_size() for t in inputs[1:]), default=0)
@@ -282,22 +365,23 @@ def _written_arguments(func: OpOverload) -> tuple[int, ...]:
     return tuple(i for i, alias in aliases if alias is not None and alias.is_write)
 
 
-def routing_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], per_token: int) -> Routing | None:
-    """The assumed routing of a grouped product (rows, (experts, k, n), offsets); None where the offsets are real."""
-    (rows, matrices), offsets = args[:2], _offsets(args, kwargs)
-    if matrices.dim() != 3 or (isinstance(offsets, Tensor) and offsets.device.type != "meta"):
-        return None
-    return Routing(experts=matrices.shape[0], per_token=per_token, tokens=rows.shape[0] / per_token)
+def has_real_routing(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether it is known which matrices a grouped product uses: a whole batch, or those whose rows' ends have data."""
+    offsets = argument(func, args, kwargs, "offs")
+    batched = args[0].dim() == 3 or args[1].dim() != 3
+    return batched or (isinstance(offsets, Tensor) and offsets.device.type != "meta")
 
 
-def _real_hit(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+def _real_hit(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """Number of experts that have rows; the offsets are the ends of each expert's rows."""
-    ends = _offsets(args, kwargs).flatten()
+    ends = argument(func, args, kwargs, "offs").flatten()
     return int((torch.diff(ends, prepend=ends.new_zeros(1)) > 0).sum())
 
 
-def _offsets(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    return kwargs.get("offs", args[2] if len(args) > 2 else None)
+def argument(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> Any:
+    """The argument of that name, however the call passes it; None where the call leaves it out."""
+    at = next((i for i, argument in enumerate(func._schema.arguments) if argument.name == name), len(args))
+    return kwargs.get(name, args[at] if at < len(args) else None)
 
 
 def distinct_bytes(tensor: Tensor) -> int:

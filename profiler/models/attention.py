@@ -10,15 +10,47 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from profiler.models.aten import FLOPS_PER_ELEMENT, Work, tensors
+from profiler.models.aten import FLOPS_PER_ELEMENT, Work, name_of, tensors
+from profiler.models.meta import known
 from roofline.graph.op import AttentionModule, Kind, attention_pairs
 from roofline.workload import Workload
 
 NAME = "aten::scaled_dot_product_attention"
 """The profiler's name of the operation."""
+
+
+CALLS = frozenset({
+    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+})  # fmt: skip
+"""Operators that `scaled_dot_product_attention` chooses from, and that a module may call itself."""
+
+PACKED_CALLS = frozenset({"_flash_attention_forward", "_efficient_attention_forward", "_cudnn_attention_forward"})
+"""Operators whose tensors are (batch, tokens, heads, head dim), or packed (tokens, heads, head dim)."""
+
+
+def named_operands(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of an operator of `CALLS` or `PACKED_CALLS` as those of `scaled_dot_product_attention`.
+
+    Packed sequences count as equally long: each query of one sees the keys of the longest.
+    """
+    given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | dict(kwargs)
+    named = {name: given[name] for name in ("query", "key", "value")}
+    named["attn_mask"] = given.get("attn_mask", given.get("attn_bias", given.get("bias")))
+    named["is_causal"] = bool(given.get("is_causal", given.get("custom_mask_type")))
+    if name_of(func) in CALLS:
+        return named
+    for name in ("query", "key", "value"):
+        tensor, longest = named[name], given.get("max_q" if name == "query" else "max_k", given.get("max_seqlen_q"))
+        if tensor.dim() == 3 and longest and tensor.shape[0] % longest == 0:
+            tensor = tensor.unflatten(0, (-1, longest))
+        named[name] = tensor.transpose(-2, -3)
+    return named
 
 
 def operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor | None, bool]:
@@ -60,12 +92,14 @@ def unmasked_pairs(
 ) -> tuple[int, bool, int | None]:
     """Unmasked pairs of a head, whether the attention is causal, and its window in tokens."""
     length, kv = query.shape[-2], key.shape[-2]
-    if is_causal:
-        return attention_pairs(length, 0, True, None), True, None
+    if is_causal:  # torch's mask starts at the upper left: the first query sees one key, and the last ones see all
+        return attention_pairs(length, 0, True, kv), True, None
     if mask is None:
         return length * kv, False, None
-    if mask.device.type != "meta" and mask.dtype == torch.bool:
-        allowed = mask.expand(*query.shape[:-3], mask.shape[-3] if mask.dim() > 2 else 1, length, kv)
+    values = known(mask) if spec is None or mask.device.type != "meta" else None
+    if values is not None and (values.dtype == torch.bool or spec is None):
+        seen_by_all = values if values.dtype == torch.bool else values > torch.finfo(values.dtype).min
+        allowed = seen_by_all.expand(*query.shape[:-3], mask.shape[-3] if mask.dim() > 2 else 1, length, kv)
         seen = round(allowed.float().sum().item() / math.prod(allowed.shape[:-2]))
         return seen, spec.causal if spec else False, spec.window if spec else None
     if spec is not None and spec.causal:
@@ -148,18 +182,3 @@ def heads(model: nn.Module) -> tuple[int, int] | None:
     if not isinstance(query, int):
         return None
     return query, shared if isinstance(shared, int) else query
-
-
-EXPERTS_PER_TOKEN = (
-    "num_experts_per_tok", "numexperts_per_token", "experts_per_token", "moe_topk", "moe_top_k", "top_k_experts",
-)  # fmt: skip
-"""Names in `transformers` configs of the number of experts that a token chooses."""
-
-
-def experts_per_token(model: nn.Module) -> int:
-    """Number of experts that a token chooses, from the model's config; 1 without experts."""
-    config: Any = getattr(model, "config", None)
-    if config is not None and hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    values = (getattr(config, name, None) for name in EXPERTS_PER_TOKEN)
-    return next((value for value in values if isinstance(value, int) and value > 0), 1)

@@ -3,12 +3,13 @@
 - Values: a mask of ones, positions and token ids do not depend on the weights. `known_values` computes them beside the
   `meta` tensors, by the same calls on small CPU tensors, so that a model may read ``mask.all()`` or the positions that
   are true. Values that depend on weights stay unknown, and reading them raises torch's own error.
-- Routing: the experts that tokens choose (`topk` along the last dimension) are taken in turn, so that a model which
-  runs expert by expert runs with a balanced load, the assumption of `predict`.
+- Routing: the experts that tokens choose (`topk` along the last dimension) are taken in turn, evenly over all of them
+  (`balanced`), so that a model which runs expert by expert runs with a balanced load.
 - Shapes: the layout of the result is computed once for identical ATen calls (`run_or_shape`). Torch computes most of
   them in Python, which takes half of the time of a trace, and the layers of a model repeat the same calls.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -162,7 +163,16 @@ def _learn(out: Any, values: Any) -> None:
 def _assume_balanced(chosen: Tensor, args: Any) -> None:
     dim = args[2] if len(args) > 2 else -1
     if chosen.numel() <= LARGEST and chosen.dim() and dim % chosen.dim() == chosen.dim() - 1:
-        know(chosen, torch.arange(chosen.numel()).view(chosen.shape) % args[0].shape[-1])
+        know(chosen, balanced(chosen.numel(), args[0].shape[-1]).view(chosen.shape))
+
+
+def balanced(choices: int, of: int) -> Tensor:
+    """So many numbers below `of`, each again only after all others; any number of them lies evenly over the range.
+
+    Multiples of a step near the golden section of the range, the most even sequence of multiples there is.
+    """
+    step = next(s for s in range(round(of * (math.sqrt(5) - 1) / 2) or 1, of + 2) if math.gcd(s, of) == 1)
+    return torch.arange(choices) * step % of
 
 
 def _forget(func: Any, args: Any) -> None:

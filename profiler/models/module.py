@@ -21,6 +21,7 @@ from profiler.devices.backend import CUDA
 from profiler.models.apart import GRAPH, REFUSAL
 from profiler.models.aten import tensors
 from profiler.models.catalogue import first_line
+from profiler.models.meta import known_values
 from profiler.models.trace import trace
 from profiler.record.run import RequestError
 from roofline.graph.op import OpGraph
@@ -68,7 +69,7 @@ def trace_module(spec: str, target: str = CUDA.type) -> OpGraph:
     """
     factory = _factory(spec)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), known_values():  # a mask says which pairs attention computes
             module, example = _made(spec, factory)
         return _traced(spec, module, example, target)
     except (RequestError, RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError):

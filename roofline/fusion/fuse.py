@@ -3,9 +3,10 @@
 Each executed operation goes to exactly one group, greedily in order of execution. Anchors (`ANCHORS`) start a group;
 any other operation joins the latest of the groups it depends on, or starts one. Such an anchorless group moves into the
 one group with an anchor that alone uses it (a cast, a mask), or before a later one that it does not depend on (1 + the
-gain of a norm behind a matmul). Avoidable copies are taken out before (`dataflow`); attention in pieces, or behind
-expanded latents, is one operation (`attention`), and so is a recurrence (`recurrence`). Operations join only across
-equal counts: a group has one count.
+gain of a norm behind a matmul). Before that, dense experts are made to run only the tokens that choose them
+(`experts`), avoidable copies are taken out (`dataflow`); attention in pieces, or behind expanded latents, is one
+operation (`attention`), and so is a recurrence (`recurrence`). Operations join only across equal counts: a group has
+one count.
 
 The groups, in order, are a valid schedule. Proof: groups are numbered as they are made, and each operation is put
 in a group whose number is at least that of every group it depends on (reads after writes, writes after reads and
@@ -24,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from roofline.fusion.absorb_mla import Attention
 from roofline.fusion.attention import find_attention
+from roofline.fusion.experts import routed
 from roofline.fusion.recurrence import Links, Recurrence, find_recurrences, order
 from roofline.graph.dataflow import Accesses, Dataflow, Sizes, ideal_accesses
 from roofline.graph.edit import access, changed, rebuilt, whole
@@ -48,6 +50,7 @@ def fused(graph: OpGraph) -> OpGraph:
     Of keys and values in a window the cache keeps a window; the others are an activation, gone after the attention.
     """
     fields = Op.model_fields
+    graph = routed(graph)
     groups = fuse(graph)
     ops = [
         Op.model_construct(**{name: getattr(group, name) for name in fields})
@@ -84,6 +87,7 @@ def _parted(accesses: Iterable[Access], rests: Mapping[int, Access]) -> tuple[Ac
 
 def fuse(graph: OpGraph) -> tuple[Group, ...]:
     """The ideal graph, in an order that can run. Every operation of `graph` is in exactly one group."""
+    graph = routed(graph)
     flow = Dataflow(graph)
     accesses = ideal_accesses(graph, flow)
     attentions = find_attention(graph, flow, accesses)

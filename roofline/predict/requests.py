@@ -51,13 +51,15 @@ class Pipeline:
         self.stages, self.micro_batches = stages, micro_batches
         self.capacity_bytes = stages[0].capacity_bytes
 
-    def seconds(self, workload: Workload) -> float:
-        stage_s = [stage.seconds(self._micro(workload)) for stage in self.stages]
-        return float(np.sum(stage_s) + (self.micro_batches - 1) * np.max(stage_s))
+    def seconds(self, workload: Workload) -> NDArray[np.float64]:
+        stage_s = np.stack([stage.seconds(self._micro(workload)) for stage in self.stages])
+        times: NDArray[np.float64] = stage_s.sum(axis=0) + (self.micro_batches - 1) * stage_s.max(axis=0)
+        return times
 
     def growing_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
         stage_s = np.stack([stage.growing_s(self._micro(like), contexts) for stage in self.stages])
-        return np.maximum(stage_s.sum(axis=0), self.micro_batches * stage_s.max(axis=0))
+        times: NDArray[np.float64] = np.maximum(stage_s.sum(axis=0), self.micro_batches * stage_s.max(axis=0))
+        return times
 
     def memory(self, workload: Workload) -> Footprint:
         """Memory of the stage that needs most: the cache of the whole batch, activations of one micro-batch."""

@@ -23,8 +23,8 @@ from roofline.graph import linear as names
 from roofline.graph.dataflow import Dataflow
 from roofline.graph.edit import Edit, access, changed
 from roofline.graph.linear import ROUTERS, Linear, described, linear_layers, linear_of, matrix_bytes, turned_back_flops
-from roofline.graph.op import Access, Bytes, Kind, Op, OpGraph, layer_of
-from roofline.whatif.kv_cache import KV_BITS, QUANTISE_FLOPS, holds_tokens, quantise_kv, quantising
+from roofline.graph.op import Access, Bytes, Kind, Op, OpGraph, holds_tokens, layer_of
+from roofline.whatif.kv_cache import KV_BITS, QUANTISE_FLOPS, quantise_kv, quantising
 from roofline.whatif.presets import PRESETS
 from roofline.whatif.scheme import Choose, Role, Scheme, Weight
 
