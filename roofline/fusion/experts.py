@@ -40,8 +40,8 @@ def routed(graph: OpGraph) -> OpGraph:
     shares: dict[int, float] = {}  # by tensor with a row for each pair of token and expert
     within: dict[int, float] = {}  # by operation on such tensors
     for product in products:
-        for i, tensors in _same_rows(flow, product.index):
-            shares |= dict.fromkeys(tensors, product.share)
+        for i, numbers in _same_rows(flow, product.index):
+            shares |= dict.fromkeys(numbers, product.share)
             within[i] = product.share
     ops = list(graph.ops)
     for i, share in within.items():
