@@ -279,7 +279,7 @@ class _Recorder(Remembered):
         reads, writes = touched(func, args, kwargs, out, work.routing)
         if name == "index":
             reads = [(t, size * self.share_of_rows(t, args[1])) for t, size in reads]
-        elif work.kind in (Kind.MATMUL, Kind.POINTWISE):  # the matrices and the biases
+        elif work.kind is Kind.MATMUL:
             reads = [(t, size * self.share_of_expert(t)) for t, size in reads]
         self.append(f"aten::{name}", work, list(tensors((*args, *kwargs.values()))) or involved, reads, writes)
 
@@ -321,9 +321,12 @@ class _Recorder(Remembered):
         return choice.hit(int(experts)) / choice.hit_in_turn(int(experts))
 
     def share_of_rows(self, tensor: Tensor, indices: Any) -> float:
-        """The same for the weights of the chosen experts, gathered for each choice of each token."""
+        """The same for the matrices of the chosen experts, gathered for each choice of each token.
+
+        Biases are left as they are: so small, and the sizes of a grouped product's stay polynomials for a sweep.
+        """
         shape, numbers = self.shape_of_weight(tensor), next(tensors(indices), None)
-        choice = self.choice(self.path[-1], shape[0]) if shape and len(shape) > 1 else None
+        choice = self.choice(self.path[-1], shape[0]) if shape and len(shape) > 2 else None
         chosen = choice.tokens * choice.chosen if choice else 0
         if shape is None or choice is None or numbers is None or numbers.numel() != chosen:
             return 1

@@ -54,6 +54,7 @@ def test_the_document_has_the_keys_of_the_design() -> None:
         "model", "hardware", "accounting", "peaks", "form", "parameters", "options", "capacity_bytes", "workloads",
         "requests", "memory", "largest_batch", "largest_context", "cache_tokens",
         "budget_bytes", "notes",
+        "micro_batches", "acceptance", "pipeline_stages", "draft", "speculate", "decode_hardware",
     }  # fmt: skip
     step = found["workloads"][0]
     assert {key: step[key] for key in ("batch", "query_tokens", "context_tokens", "dtype", "phase")} == {

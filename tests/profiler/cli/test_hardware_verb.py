@@ -51,7 +51,7 @@ BAD = (
     (["--only", "memry"], "--only memry is not measured on cpu; use memory, caches"),
     (["--only", "transfer"], "--only transfer is not measured on cpu"),
     (["--memory", "-1"], "--memory takes a size in GiB above 0, as 4; not -1"),
-    (["--memory", "nan"], "--memory takes a size in GiB above 0, as 4; not nan"),
+    (["--memory", "nan"], "nan is no finite number"),
     (["--processes", "0"], "Invalid value for '--processes'"),
     (["--threads", "0"], "Invalid value for '--threads'"),
     (["--device", "cuda:99"], "--device cuda:99"),

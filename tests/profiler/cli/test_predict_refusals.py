@@ -45,7 +45,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--mix", "0x1@4"], "--mix takes"),
         (["--mix", "1x1@-4"], "--mix takes"),
         (["--phase", "training"], "--phase takes prefill, decode, chunk; not 'training'"),
-        (["--form", "ideal"], "--form takes fused, executed"),
+        (["--form", "ideal"], "--form takes auto, fused, executed"),
         (["--accounting", "mine"], "--accounting takes roofcal, paper"),
         (["--peaks", "best"], "--peaks takes auto, datasheet, measured"),
         (["--peaks", "measured"], "has no measured peaks; use --peaks auto"),

@@ -341,7 +341,7 @@ def test_what_does_not_fit_fails_and_the_rest_goes_on(
     [
         (["gpt3"], "nearest: gpt2"),
         (["no/such-model"], "not in the catalogue"),
-        (["gpt2", "--dtype", "float8"], "use float64, float32, bfloat16, float16"),
+        (["gpt2", "--dtype", "float8"], "--dtype takes float64, float32, bfloat16, float16"),
         (["gpt2", "--prompt", "4096"], "beyond the 1024"),
         (["gpt2", "--prompt", "many"], "whole numbers"),
         (["gpt2", "--batch", "0"], "from 1"),

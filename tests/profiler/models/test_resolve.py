@@ -252,20 +252,20 @@ def test_the_first_layers_compute_the_same() -> None:
 
 def test_sizes_that_no_model_has_are_refused_before_anything_is_built(tmp_path: Path) -> None:
     for name, value, why in (
-        ("num_hidden_layers", 10**9, "num_hidden_layers is 1000000000, and no model has more than 2000"),
-        ("num_hidden_layers", 0, "num_hidden_layers is 0, not a whole number from 1"),
-        ("num_hidden_layers", True, "num_hidden_layers is True, not a whole number from 1"),
-        ("num_hidden_layers", 2.5, "num_hidden_layers is 2.5, not a whole number from 1"),
-        ("hidden_size", -64, "hidden_size is -64, not a whole number from 1"),
-        ("hidden_size", "64", "hidden_size is '64', not a whole number from 1"),
-        ("hidden_size", 10**15, "no model has more than 16777216"),
-        ("vocab_size", 0, "vocab_size is 0, not a whole number from 1"),
-        ("vocab_size", 10**30, "vocab_size is 1000000000000000000000000000000, and no model"),
-        ("intermediate_size", 10**12, "no model has more than 16777216"),
-        ("num_attention_heads", 10**9, "no model has more than 65536"),
-        ("num_local_experts", 10**9, "no model has more than 1048576"),
-        ("text_config", {"num_hidden_layers": -1}, "text_config.num_hidden_layers is -1"),
-        ("vision_config", {"num_layers": 10**9}, "vision_config.num_layers is 1000000000"),
+        ("num_hidden_layers", 10**9, "num_hidden_layers in config.json is 1000000000"),
+        ("num_hidden_layers", 0, "num_hidden_layers in config.json is 0"),
+        ("num_hidden_layers", True, "num_hidden_layers in config.json is True"),
+        ("num_hidden_layers", 2.5, "num_hidden_layers in config.json is 2.5"),
+        ("hidden_size", -64, "hidden_size in config.json is -64"),
+        ("hidden_size", "64", "hidden_size"),
+        ("hidden_size", 10**15, "to 16777216"),
+        ("vocab_size", 0, "vocab_size in config.json is 0"),
+        ("vocab_size", 10**30, "vocab_size in config.json is a number of 31 digits"),
+        ("intermediate_size", 10**12, "to 16777216"),
+        ("num_attention_heads", 10**9, "to 65536"),
+        ("num_local_experts", 10**9, "to 4096"),
+        ("text_config", {"num_hidden_layers": -1}, "text_config.num_hidden_layers in config.json is -1"),
+        ("vision_config", {"num_layers": 10**9}, "vision_config.num_layers in config.json is 1000000000"),
     ):
         assert why in refusal(folder(tmp_path, LLAMA | {name: value})), (name, value)
     for text in (
