@@ -114,8 +114,9 @@ def test_nobody_reading_the_output_is_quiet(tmp_path: Path, unbuffered: str) -> 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_while_a_run_is_written_says_how_to_go_on(number: int, code: int) -> None:
     program = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
         "from pathlib import Path\n"
+        f"signal.signal({number}, {'signal.default_int_handler' if number == signal.SIGINT else 'signal.SIG_DFL'})\n"
         "from profiler.cli import app, doctor\n"
         "from profiler.cli.output import resumable\n"
         "def verb():\n"
