@@ -23,8 +23,37 @@ from transformers.models.auto.modeling_auto import (
 
 from profiler.models.catalogue import first_line, quiet
 from profiler.models.faults import check_fields, fault
-from profiler.models.quantisation import FIELDS as QUANTISED_FIELDS
 from profiler.record.run import RequestError
+
+Settings = Mapping[str, Any]
+
+PARTS = ("text_config", "language_config", "llm_config", "thinker_config")
+"""Nested configs that may hold the settings."""
+
+FIELDS = ("quantization", "quantization_config", "compression_config")
+"""Fields of `config.json` with the settings: of MLX, which repeats them in the next, of most tools, of old
+compressed-tensors."""
+
+METHOD_OF_FILE = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Files beside `config.json` with the settings -> method: ModelOpt, AutoGPTQ, AutoAWQ."""
+
+SIDE_FILES = tuple(METHOD_OF_FILE)
+
+OWN_FIELDS = {
+    "load_in_4bit": "bitsandbytes",
+    "load_in_8bit": "bitsandbytes",
+    "_load_in_4bit": "bitsandbytes",
+    "w_bit": "awq",
+    "zero_point": "awq",
+    "desc_act": "gptq",
+    "sym": "gptq",
+    "config_groups": "compressed-tensors",
+    "quantization": "modelopt",
+    "quant_algo": "modelopt",
+    "weight_block_size": "fp8",
+    "quant_type": "torchao",
+}
+"""Fields by which settings without `quant_method` are known."""
 
 IGNORES_IS_DECODER = frozenset({"gpt_neox", "gpt_neox_japanese"})
 """Types whose config has `is_decoder` (False unless set) though the model is causal in any case."""
@@ -86,7 +115,7 @@ def _cleaned(name: str, fields: dict[str, Any], notes: list[str]) -> dict[str, A
 def _cleaned_parts(name: str, fields: dict[str, Any], depth: int) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for key, value in fields.items():
-        if key in IMPLEMENTATIONS or (key in QUANTISED_FIELDS and (depth == 0 or isinstance(value, dict))):
+        if key in IMPLEMENTATIONS or (key in FIELDS and (depth == 0 or isinstance(value, dict))):
             continue
         if key in DTYPES:
             if (checked := _dtype(name, key, value)) is not None:
@@ -205,3 +234,22 @@ def _named_otherwise(config: PretrainedConfig, fields: Mapping[str, Any]) -> lis
 
 def _needs_code(name: str) -> RequestError:
     return RequestError(f"{name} needs Python code from its repository; read that code, then add --trust-remote-code")
+
+
+def settings_in(raw: Settings) -> Settings | None:
+    """The quantisation settings in the fields of a `config.json`, of its own or its language part's; None without."""
+    for fields in (raw, *(raw[part] for part in PARTS if isinstance(raw.get(part), dict))):
+        for name in FIELDS:
+            if isinstance(value := fields.get(name), dict) and value:
+                return {"quant_method": "mlx", **value} if name == "quantization" else value
+    return None
+
+
+def method_of(settings: Settings) -> str:
+    """The name of the method; by the fields that only it has where the settings do not say."""
+    if isinstance(method := settings.get("quant_method"), str):
+        return method.lower()
+    for key, method in OWN_FIELDS.items():
+        if key in settings:
+            return method
+    return "unknown"

@@ -22,9 +22,10 @@ from profiler.models.attention import attention_modules
 from profiler.models.build import DEFAULT, build_meta, context_limit, implementations
 from profiler.models.catalogue import first_line
 from profiler.models.checkpoint import Checkpoint
+from profiler.models.config import method_of
 from profiler.models.faults import fault
 from profiler.models.inputs import PassInputs, prepare
-from profiler.models.quantisation import method_of, read_bits
+from profiler.models.quantisation import read_bits
 from profiler.models.resolve import layer_count, resolve, truncate
 from profiler.models.trace import trace
 from profiler.record.run import RequestError

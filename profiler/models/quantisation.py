@@ -6,47 +6,15 @@ inputs where the product runs in fewer too.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from profiler.models.checkpoint import ALL, DECODER, Checkpoint, Rule
+from profiler.models.config import Settings, method_of
 from profiler.record.run import RequestError
 from roofline.whatif.quantise import ARITHMETIC, Format
 from roofline.whatif.scheme import Scheme
-
-Settings = Mapping[str, Any]
-
-PARTS = ("text_config", "language_config", "llm_config", "thinker_config")
-"""Nested configs that may hold the settings."""
-
-FIELDS = ("quantization", "quantization_config", "compression_config")
-"""Fields of `config.json` with the settings: of MLX, which repeats them in the next, of most tools, of old
-compressed-tensors."""
-
-METHOD_OF_FILE = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
-"""Files beside `config.json` with the settings -> method: ModelOpt, AutoGPTQ, AutoAWQ."""
-
-SIDE_FILES = tuple(METHOD_OF_FILE)
-
-
-def settings_in(raw: Settings) -> Settings | None:
-    """The quantisation settings in the fields of a `config.json`, of its own or its language part's; None without."""
-    for fields in (raw, *(raw[part] for part in PARTS if isinstance(raw.get(part), dict))):
-        for name in FIELDS:
-            if isinstance(value := fields.get(name), dict) and value:
-                return {"quant_method": "mlx", **value} if name == "quantization" else value
-    return None
-
-
-def method_of(settings: Settings) -> str:
-    """The name of the method; by the fields that only it has where the settings do not say."""
-    if isinstance(method := settings.get("quant_method"), str):
-        return method.lower()
-    for key, method in OWN_FIELDS.items():
-        if key in settings:
-            return method
-    return "unknown"
 
 
 def read_bits(name: str, settings: Settings) -> Checkpoint | None:
@@ -463,19 +431,3 @@ METHODS: dict[str, Callable[[str, Settings], Checkpoint]] = {
     "exl3": _plain,
 }
 """How the settings of each method are read, by `quant_method` with - for _."""
-
-OWN_FIELDS = {
-    "load_in_4bit": "bitsandbytes",
-    "load_in_8bit": "bitsandbytes",
-    "_load_in_4bit": "bitsandbytes",
-    "w_bit": "awq",
-    "zero_point": "awq",
-    "desc_act": "gptq",
-    "sym": "gptq",
-    "config_groups": "compressed-tensors",
-    "quantization": "modelopt",
-    "quant_algo": "modelopt",
-    "weight_block_size": "fp8",
-    "quant_type": "torchao",
-}
-"""Fields by which settings without `quant_method` are known."""

@@ -27,8 +27,7 @@ from huggingface_hub.errors import (
 from transformers import PretrainedConfig
 
 from profiler.models.catalogue import catalogue, config_of, find, first_line, quiet
-from profiler.models.config import read_config
-from profiler.models.quantisation import METHOD_OF_FILE, SIDE_FILES, method_of, settings_in
+from profiler.models.config import METHOD_OF_FILE, SIDE_FILES, method_of, read_config, settings_in
 from profiler.record.files import requested
 from profiler.record.run import RequestError
 from roofline import reading

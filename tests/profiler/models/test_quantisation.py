@@ -12,8 +12,9 @@ from whatif_graphs import check, stored, traced
 from profiler.cli.app import main
 from profiler.models.catalogue import config_of
 from profiler.models.checkpoint import Checkpoint
+from profiler.models.config import settings_in
 from profiler.models.graphs import ModelGraphs, Tracing
-from profiler.models.quantisation import read_bits, settings_in
+from profiler.models.quantisation import read_bits
 from profiler.record.run import RequestError
 from roofline.graph.op import OpGraph
 from roofline.workload import Workload
