@@ -35,7 +35,7 @@ LONGEST_REASON = 200
 """Characters of a library's message that an error repeats."""
 
 DAMAGED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What Python raises where content is not of the form that the code which takes it apart expects."""
+"""Errors of Python where content is not of the form that the code which takes it apart expects."""
 
 _CONSPICUOUS = re.compile(r"[0-9]{19}|[eE]\+?[0-9]{3}")
 """Digits of a number that may lie beyond `BEYOND` or the range of floats; texts may have them too."""
@@ -50,7 +50,7 @@ Entry = Literal["file", "folder", "special"]
 
 
 def entry(path: str | Path) -> Entry | None:
-    """What there is at a path, links followed; None where there is nothing, or nothing can be.
+    """The kind of thing at a path, links followed; None where there is nothing, or nothing can be.
 
     Unlike `Path.exists` it raises nothing for names that are too long, loops of links, and folders that are closed.
     """

@@ -1,4 +1,4 @@
-"""What one forward pass is asked to do: how many sequences, how many new tokens, how many already cached.
+"""The size of one forward pass: how many sequences, how many new tokens, how many already cached.
 
 Example: ``Workload(batch=1, query_tokens=1, context_tokens=512, dtype="bfloat16").phase == "decode"``
 """

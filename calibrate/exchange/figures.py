@@ -107,7 +107,7 @@ def source_of(
     taken: Taken | None = None,
     has_times: bool = True,
 ) -> Source:
-    """What to export; `has_times`: the format has times of kernels, which laws price.
+    """Everything that an exporter reads; `has_times`: the format has times of kernels, which laws price.
 
     Without an `origin` that is the spec's laws where the format has times, else measured peaks. Raises ValueError, one
     line, where the spec has no such laws or peaks: other ones are never taken in silence.

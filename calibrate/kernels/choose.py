@@ -142,7 +142,7 @@ def _centres(placed: Floats, count: int, generator: np.random.Generator) -> Floa
 
 
 def design_within(law: Law, dims: Dims, facts: Facts, dtype: str, points: int, seconds: float, seed: int = 0) -> Rows:
-    """As `design`, with as many of `points` rows (at least one) as run once each in about `seconds`."""
+    """The kernels of `design`, with as many of `points` rows (at least one) as run once each in about `seconds`."""
     priors = {constant.name: constant.prior for constant in law.constants(facts, dtype)}
     time_s = law.time_s(dims, facts, dtype, priors)
     fits = partial(design, law, dims, facts, dtype, seed=seed)

@@ -1,4 +1,4 @@
-"""What the report of a run shows, as rows of data: layers, terms of the waterfall, and checks.
+"""The content of a run's report as rows of data: layers, terms of the waterfall, and checks.
 
 Times are seconds in total over a pass, shares are fractions of the wall time. Rows of layers add up to the busy time,
 rows of the waterfall to the wall time; what is not known is None.

@@ -135,7 +135,7 @@ def _needed(widths: dict[int, int]) -> int:
 
 
 def _bar(cell: Cell, room: int) -> str:
-    """From its start to its end; one that goes backwards is drawn light."""
+    """A bar from its start to its end; one that goes backwards is drawn light."""
     if cell.span is None:
         return ""
     start, end = cell.span

@@ -291,7 +291,7 @@ def device(name: str, peaks: str, results: Path, links: Sequence[str] = ()) -> "
 
 
 def device_notes(spec: HardwareSpec, peaks: Peaks, with_laws: bool) -> list[str]:
-    """What limits the worth of the figures that price, a sentence each."""
+    """Limits of the worth of the figures that price, a sentence each."""
     from roofline.price_by_law import law_notes
 
     doubts = doubted(peaks) | far_below(peaks)
@@ -308,7 +308,7 @@ def measured_figures(name: str, results: Path) -> HardwareSpec:
 
 
 def measured_spec(name: str, environment: Environment, results: Path) -> HardwareSpec:
-    """As `measured_figures`, of this device. Raises RequestError, one line, also where they are another device's."""
+    """The figures of --hardware, if they are this device's. Raises RequestError, one line, where they are not."""
     spec = measured_figures(name, results)
     if environment.device not in (spec.name, *spec.matches):
         raise RequestError(

@@ -239,7 +239,7 @@ def progress(
 
 
 class _Course:
-    """How much is done, and how long the rest takes."""
+    """The part of the work that is done, and the time that the rest takes."""
 
     def __init__(self, total: int, now: Callable[[], float], total_s: float | None) -> None:
         self._total, self._now, self._total_s = total, now, total_s

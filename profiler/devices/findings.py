@@ -228,7 +228,7 @@ def variable_findings(
 
 
 def disk_findings(free_bytes: int, folder: str) -> tuple[Finding, ...]:
-    """At most one finding, about the free space under the folder of results."""
+    """A finding where there is little space under the folder of results, else none."""
     if free_bytes >= DISK_WARN_BYTES:
         return ()
     return (finding("disk", f"{free_bytes / 2**20:.0f} MiB are free for results under {folder}"),)

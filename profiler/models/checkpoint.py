@@ -42,7 +42,7 @@ class Checkpoint:
 
     method: str
     scheme: Scheme | None = None
-    """Of the weights that no rule matches."""
+    """The scheme of the weights that no rule matches."""
     roles: frozenset[str] = DECODER
     rules: tuple[Rule, ...] = ()
     """The first that matches a weight decides."""

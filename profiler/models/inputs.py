@@ -50,7 +50,7 @@ class PassInputs:
     max_cache_len: int | None = None
     """Tokens that a static cache attends over; None for a dynamic one."""
     _returned: "State | None" = None
-    """What a prefill without a cache of `transformers` returned for the next pass."""
+    """The outputs of a prefill without a cache of `transformers` that the next pass takes."""
 
     def __post_init__(self) -> None:
         self._undo = snapshot(self._cache) if self._cache is not None else None
@@ -170,7 +170,7 @@ def _without_cache(
 
 
 def _returned_states(model: nn.Module, out: Any) -> dict[str, Any]:
-    """What a pass returns under names that the next pass takes."""
+    """The outputs of a pass under names that the next pass takes."""
     accepted = inspect.signature(model.forward).parameters
     returned = dict(out) if isinstance(out, Mapping) else {}
     return {name: value for name, value in returned.items() if name in accepted and value is not None}

@@ -155,7 +155,7 @@ def require_separate(outputs: Mapping[str, Path | None], inputs: Iterable[Path] 
 
 
 def _identity(path: Path) -> tuple[object, ...]:
-    """What two names of one file have in common."""
+    """A key that is the same for all names of one file."""
     try:
         status = path.stat()
     except ValueError:  # no file has such a name, as one with a null byte

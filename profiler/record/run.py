@@ -218,7 +218,7 @@ class CellResult(Record):
 
 
 class TableSum(Record):
-    """What a finished run remembers of one of its tables, so that no row is lost unnoticed."""
+    """Rows and checksum of one table of a finished run, so that no row is lost unnoticed."""
 
     rows: int = Field(ge=0)
     sha256: str
@@ -239,7 +239,7 @@ class Allowed:
     """Whether null is a value."""
 
     def problem(self, value: Option) -> str | None:
-        """Why a value cannot be the option's; None where it can."""
+        """The reason why a value cannot be the option's; None where it can."""
         if value is None and self.optional:
             return None
         kinds = self.kind if isinstance(self.kind, tuple) else (self.kind,)

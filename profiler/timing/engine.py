@@ -292,7 +292,7 @@ class Verdict:
 
 
 def mode_labels(times_s: Sequence[float]) -> tuple[Label, ...]:
-    """At most one label, of times that fall into two modes."""
+    """A label where the times fall into two modes, else none."""
     if (two := modes(times_s)) is None:
         return ()
     what = (

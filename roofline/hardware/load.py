@@ -31,7 +31,7 @@ class Problem(NamedTuple):
     field: str
     """Path of the field: "datasheet.matrix.bfloat16.value"."""
     what: str
-    """Why the field cannot be right, and what to do."""
+    """The reason why the field cannot be right, and what to do."""
 
 
 def device_names() -> tuple[str, ...]:
@@ -126,7 +126,7 @@ def _record(annotation: Any) -> type[Record] | None:
 
 
 def _problems(spec: HardwareSpec) -> Iterable[Problem]:
-    """What a device file lacks, and `impossible` figures."""
+    """Figures that a device file lacks, and `impossible` ones."""
     if spec.datasheet is None and spec.measured is None:
         yield Problem("datasheet", f"missing, and so is measured; a device needs one of them: {SEE}")
     yield from impossible(spec)

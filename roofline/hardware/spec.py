@@ -34,7 +34,7 @@ class Figure(Record):
     """Lower end of a 90 % interval, where it was measured."""
     high: float | None = None
     doubt: str | None = None
-    """Why it may not be the device's, where it was measured beside other work."""
+    """The reason why it may not be the device's, as other work beside the measurement."""
 
 
 class Level(Record):
@@ -147,7 +147,7 @@ class Characteristic(Record):
     datasheet: float | None = None
     """The datasheet's figure for the same, in the same unit."""
     reason: str | None = None
-    """Why there is no value, in one line."""
+    """The reason why there is no value, in one line."""
 
 
 DeviceKind = Literal["cuda", "cpu", "other"]

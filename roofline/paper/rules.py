@@ -1,4 +1,4 @@
-"""What each operation of a layer does in the accounting of arXiv 2402.16363: operations, and bytes by class.
+"""The work of each operation of a layer in the accounting of arXiv 2402.16363: operations, and bytes by class.
 
 The rules are those of LLM-Viewer (`model_analyzer.py`), the paper's tool, kept as they are where they are wrong:
 docs/accounting.md says where and why. With T tokens in all sequences of the pass, a context of S, and sizes of the

@@ -55,7 +55,7 @@ class Device:
     """ "datasheet" or "measured"; "calibrated": the spec's laws, and measured peaks for what they do not describe."""
 
     notes: tuple[str, ...] = ()
-    """What limits the worth of its figures, a sentence each."""
+    """Limits of the worth of its figures, a sentence each."""
 
     @property
     def with_laws(self) -> bool:

@@ -28,10 +28,10 @@ from roofline.workload import Workload
 
 
 class Passes(Protocol):
-    """What a request needs of a model on a device, or on the devices of a pipeline."""
+    """The methods that a request needs of a model on a device, or on the devices of a pipeline."""
 
     capacity_bytes: float
-    """Of one device."""
+    """Bytes of memory of one device."""
 
     def seconds(self, workload: Workload) -> NDArray[np.float64]:
         """Seconds of one pass, and the ends of their 90 % interval: shape (3,). NaN where a peak that it needs is not

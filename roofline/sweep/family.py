@@ -245,7 +245,7 @@ class StoredGraphs(Record):
 
 
 def read_graphs(path: Path) -> OpGraph | StoredGraphs:
-    """What a file holds: one graph, or the graphs of a model. Raises Unreadable where it holds neither."""
+    """The content of a file: one graph, or the graphs of a model. Raises Unreadable where it holds neither."""
     mend = "save it again with --save-graph"
     try:
         content = parse_json(read_bytes(path, MOST_GRAPH_BYTES, mend), finite=False)

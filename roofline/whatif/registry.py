@@ -100,7 +100,7 @@ def help_text(name: str) -> str:
 
 
 def _described(doc: str) -> dict[str, str]:
-    """What a docstring says of each argument."""
+    """The words of a docstring for each argument."""
     described: dict[str, str] = {}
     name = ""
     for line in doc.partition("Args:\n")[2].splitlines():

@@ -34,8 +34,8 @@ def tensor_parallel(graph: OpGraph, degree: int, link: str = "nvlink") -> OpGrap
 
 
 def sharded(graph: OpGraph, degree: int, link: str, experts: Mapping[int, tuple[float, Routing]]) -> OpGraph:
-    """As `tensor_parallel`, but the products of `experts`, by operation, keep whole experts: the rank's share of all
-    rows, and its routing."""
+    """The same as `tensor_parallel`, but the products of `experts`, by operation, keep whole experts: the share of all
+    rows that the rank has, and its routing."""
     if checked_ranks(OPTION, degree) == 1:
         return graph
     if OPTION in graph.options:
