@@ -21,6 +21,7 @@ from torch import nn
 
 from profiler.devices.backend import PerDevice, backend_of, free_bytes
 from profiler.devices.conditions import REASONS
+from profiler.devices.host import waited_s
 from profiler.devices.watch import GpuReading, Watch
 from profiler.record.measurement import Label, Window
 from profiler.timing.clocks import Clock, HostClock, clock_for
@@ -191,6 +192,12 @@ def take_turns(
 STRETCH_S = 0.012
 """Seconds of one probe's calls: several time slices, so that other work on the cores takes its share as it does of a
 pass."""
+CONTENDED = 0.1
+"""Share of a stretch that threads waited for a core, above which other work disturbs it: a barrier of threads of which
+one has lost its core is then most of a short stretch. Beside one busy loop on two cores a product took seven times as
+long in 12 ms, and 2.7 times in 0.25 s, as did a pass of a second."""
+CONTENDED_S = 0.25
+"""Seconds of a stretch that is disturbed so: some tens of time slices."""
 STREAM_BYTES = PerDevice(host=256 << 20, accelerator=1 << 30)
 """Read by the stream: several times what caches hold for one process. On a CPU which pages it lies on moves a stream of
 64 MiB by a factor of two from one allocation to the next; a matrix of 256 MiB, by a twentieth."""
@@ -214,8 +221,15 @@ class ReferenceProbes:
     bfloat16 matrix-vector products 1.2 and float32 ones 1.0.
     """
 
-    def __init__(self, device: torch.device, clock: Clock | None = None, dtypes: Iterable[str] = ("float32",)) -> None:
-        """`clock`: of the device's work; tests inject one. `dtypes`: floating-point ones."""
+    def __init__(
+        self,
+        device: torch.device,
+        clock: Clock | None = None,
+        dtypes: Iterable[str] = ("float32",),
+        waited: Callable[[], float] = waited_s,
+    ) -> None:
+        """`clock`, of the device's work, and `waited`, seconds that this process has waited for cores: tests inject
+        them. `dtypes`: floating-point ones."""
         device_clock = clock or clock_for(device)
         backend = backend_of(device)
         stream_bytes = int(min(STREAM_BYTES.of(device), STREAM_PART * free_bytes(device)))
@@ -235,6 +249,7 @@ class ReferenceProbes:
                 self._calls[probe_in(probe, name)] = (call, device_clock)
         self._calls["host"] = (host, clock or HostClock())
         self._repeats: dict[str, int] = {}
+        self._waited = waited
 
     def time(self) -> dict[str, float]:
         """Seconds of one call of each probe now, by name: "memory.float32", "product.float32", "host"."""
@@ -244,8 +259,12 @@ class ReferenceProbes:
                 if name not in self._repeats:
                     clock.time(call, 1)  # the first call allocates and chooses a kernel
                     self._repeats[name] = max(1, round(STRETCH_S / max(clock.time(call, 1), 1e-9)))
-                repeats = self._repeats[name]
-                seconds[name] = clock.time(call, repeats) / repeats
+                repeats, before = self._repeats[name], self._waited()
+                stretch_s = clock.time(call, repeats)
+                if self._waited() - before > CONTENDED * stretch_s:
+                    repeats = max(1, round(CONTENDED_S * repeats / stretch_s))
+                    stretch_s = clock.time(call, repeats)
+                seconds[name] = stretch_s / repeats
         return seconds
 
 
@@ -264,9 +283,10 @@ def _on_cores(kept: torch.Tensor, dtype: torch.dtype) -> tuple[Callable[[], obje
     """A matrix-vector product with all of a stream, and products with a part of it after the other. All dtypes read the
     same bytes, of which two of 16 bits make a float32 of 1."""
     stream = kept.view(dtype).view(-1, DEPTH)
-    vector, rows = torch.ones(DEPTH, dtype=dtype), torch.randn(ROWS, DEPTH).to(dtype)
+    vector, rows = torch.ones(1, DEPTH, dtype=dtype), torch.randn(ROWS, DEPTH).to(dtype)
     parts = itertools.cycle(stream.split(min(DEPTH, len(stream)))[: max(1, len(stream) // DEPTH)])
-    return lambda: torch.mv(stream, vector), lambda: torch.nn.functional.linear(rows, next(parts))
+    linear = torch.nn.functional.linear
+    return lambda: linear(vector, stream), lambda: linear(rows, next(parts))
 
 
 class _Add(nn.Module):

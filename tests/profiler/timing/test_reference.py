@@ -7,7 +7,7 @@ import torch
 
 from profiler.devices.backend import PerDevice
 from profiler.timing import turns as reference
-from profiler.timing.turns import STRETCH_S, ReferenceProbes
+from profiler.timing.turns import CONTENDED_S, STRETCH_S, ReferenceProbes
 
 CPU = torch.device("cpu")
 DTYPES = ("float32", "bfloat16")
@@ -39,7 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_probe_is_the_mean_of_a_stretch_that_is_as_long_the_next_time() -> None:
     clock = Steady(STRETCH_S / 4)
-    probes = ReferenceProbes(CPU, clock, DTYPES)
+    probes = ReferenceProbes(CPU, clock, DTYPES, waited=lambda: 0.0)
     assert probes.time() == pytest.approx(dict.fromkeys(NAMES, STRETCH_S / 4))
     assert clock.repeats == [1, 1, 4] * len(NAMES)  # a first call, what one takes, the stretch
     clock.call_s *= 10  # the machine is slower now: the same work, ten times as long
@@ -49,8 +49,20 @@ def test_each_probe_is_the_mean_of_a_stretch_that_is_as_long_the_next_time() -> 
 
 def test_a_call_that_is_longer_than_a_stretch_is_timed_once() -> None:
     clock = Steady(10 * STRETCH_S)
-    ReferenceProbes(CPU, clock).time()
+    ReferenceProbes(CPU, clock, waited=lambda: 0.0).time()
     assert set(clock.repeats) == {1}
+
+
+def test_a_stretch_in_which_threads_wait_for_a_core_is_repeated_for_longer() -> None:
+    clock, waited = Steady(STRETCH_S / 4), iter(range(1000))
+    contended = ReferenceProbes(CPU, clock, ("float32",), waited=lambda: float(next(waited)))
+    assert contended.time() == pytest.approx(
+        dict.fromkeys(("memory.float32", "product.float32", "host"), STRETCH_S / 4)
+    )
+    assert clock.repeats == [1, 1, 4, round(CONTENDED_S / (STRETCH_S / 4))] * 3
+    quiet = Steady(STRETCH_S / 4)
+    ReferenceProbes(CPU, quiet, ("float32",), waited=lambda: 1.0).time()
+    assert quiet.repeats == [1, 1, 4] * 3
 
 
 @pytest.mark.parametrize("free", [0, 1 << 10, 1 << 40])
