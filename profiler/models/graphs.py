@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from profiler.devices.backend import CUDA
-from profiler.models.attention import attention_modules
+from profiler.models.attention import attention_modules, budgets
 from profiler.models.build import DEFAULT, build_meta, context_limit, implementations
 from profiler.models.catalogue import first_line
 from profiler.models.checkpoint import Checkpoint
@@ -139,7 +139,7 @@ class ModelGraphs:
         """Graphs for many workloads."""
         decoder = self.config.get_text_config(decoder=True)
         chunks = {value for key, value in vars(decoder).items() if "chunk" in key and isinstance(value, int)}
-        windows = {module.window for module in attention_modules(self.model) if module.window}
+        windows = {module.window for module in attention_modules(self.model) if module.window} | budgets(self.model)
         by_token = self.runs_by_token
         return Family(
             trace=self.folded,

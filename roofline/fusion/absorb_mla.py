@@ -21,6 +21,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from roofline.dtypes import element_bits
+from roofline.fusion.sparse import Choice, Chosen
 from roofline.graph.dataflow import Accesses, Dataflow
 from roofline.graph.linear import LORA_ADD, QUANTISE, linear_of, turned_back_flops
 from roofline.graph.op import PRODUCTS, Kind, Op, OpGraph
@@ -45,6 +46,10 @@ class Attention:
     """Tokens whose keys each query may meet, as they lie in memory."""
     window: int | None
     """Tokens that a later query can still see, where the module says so; None is all."""
+    choice: Choice | None = None
+    """The index that chooses its keys."""
+    chosen: Chosen | None = None
+    """What it does with the chosen keys alone."""
 
 
 def absorbed(graph: OpGraph, flow: Dataflow, accesses: Accesses, attention: Attention) -> Attention | None:

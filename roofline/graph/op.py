@@ -113,12 +113,13 @@ class Tensor(Record):
 
 
 KEYS, VALUES = "keys", "values"
-"""Ends of the names of the cache's tensors that grow with the tokens: the attributes of the cache's layers."""
+"""Ends of the names of the cache's tensors that grow with the tokens: the attributes of the cache's layers, of which
+those of an index are `indexer_keys` or `idx_keys`."""
 
 
 def holds_tokens(tensor: Tensor) -> bool:
     """Whether a tensor is keys or values of tokens, not another state of the cache."""
-    return tensor.role == "kv" and (tensor.name or "").endswith((f".{KEYS}", f".{VALUES}"))
+    return tensor.role == "kv" and (tensor.name or "").endswith((f".{KEYS}", f".{VALUES}", f"_{KEYS}"))
 
 
 class Access(Record):
