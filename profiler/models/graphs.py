@@ -327,12 +327,13 @@ def stored_graphs(graphs: ModelGraphs) -> StoredGraphs:
     stored: list[StoredRegime] = []
     for form in ("executed", "fused"):
         family = model_source(graphs, (), form).family()
-        by_regime: dict[Regime, StoredRegime] = {}
+        by_side: dict[tuple[Regime, bool], StoredRegime] = {}
         for piece in family.cover(workloads):
             regime = regime_of(workloads[int(piece.index[0])], family.windows)
             if regime is not None and len(piece.graph.monomials) > 1:
-                by_regime.setdefault(regime, StoredRegime(form=form, regime=regime, graph=piece.graph))
-        stored += by_regime.values()
+                side = (piece.graph.template.lead or 0) > 0
+                by_side.setdefault((regime, side), StoredRegime(form=form, regime=regime, graph=piece.graph))
+        stored += by_side.values()
     parameters = sum(parameter.numel() for parameter in graphs.model.parameters())
     return StoredGraphs(model=graphs.name, parameters=parameters, windows=family.windows, regimes=tuple(stored))
 

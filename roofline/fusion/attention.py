@@ -17,9 +17,7 @@ from roofline.graph.dataflow import Accesses, Dataflow
 from roofline.graph.op import ANCHORS, AttentionModule, Kind, Op, OpGraph, attention_pairs
 
 
-def find_attention(
-    graph: OpGraph, flow: Dataflow, accesses: Accesses, over_chosen: bool = False
-) -> list[Attention]:
+def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses, over_chosen: bool = False) -> list[Attention]:
     """Every attention of the graph, none sharing an operation with another.
 
     Args: `over_chosen` says whether keys that an index does not choose are left out; else its mask is an operand.
@@ -40,18 +38,19 @@ def find_attention(
             module = modules.get(op.path)
             attention = _of_chosen(graph, attention, choice, module is not None and module.causal, over_chosen)
         over_latents = absorbed(graph, flow, accesses, attention)
-        if over_latents is not None and is_closed(graph, flow, over_latents.members):
+        if over_latents is not None and not is_closed(graph, flow, over_latents.members):
+            over_latents = None
+        if over_latents is not None and (over_latents.lead or 0) > 0:
             attention = over_latents
         else:
             attention = _with_copies(graph, flow, attention)
+            attention = replace(attention, lead=over_latents.lead if over_latents is not None else None)
         taken |= set(attention.members)
         attentions.append(attention)
     return attentions
 
 
-def _of_chosen(
-    graph: OpGraph, attention: Attention, choice: Choice, causal: bool, over_chosen: bool
-) -> Attention:
+def _of_chosen(graph: OpGraph, attention: Attention, choice: Choice, causal: bool, over_chosen: bool) -> Attention:
     """The attention whose masks an index made: over the chosen keys alone, or with these masks among its operands."""
     if not over_chosen:
         return replace(attention, masks=attention.masks - choice.masks)
@@ -117,7 +116,7 @@ def _with_copies(graph: OpGraph, flow: Dataflow, attention: Attention) -> Attent
     members = tuple(sorted(inside | copies))
     if not copies or not is_closed(graph, flow, members):
         return attention
-    vector = attention.vector_flops + sum(graph.ops[i].vector_flops for i in copies)
+    vector = attention.vector_flops + attention.kept * sum(graph.ops[i].vector_flops for i in copies)
     return replace(attention, members=members, vector_flops=vector)
 
 

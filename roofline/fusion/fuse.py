@@ -43,6 +43,8 @@ class Group(Op):
     """Indices of the executed operations, in order."""
     window: tuple[int, int] | None = None
     """Tokens of the keys and values it reads that a later query can still see, and all of them; None: it sees all."""
+    lead: float | None = None
+    """`Attention.lead`."""
 
 
 def fused(graph: OpGraph) -> OpGraph:
@@ -71,7 +73,8 @@ def fused(graph: OpGraph) -> OpGraph:
                 tensors.append(Tensor(id=len(tensors), storage_bytes=rests[a.tensor].bytes, role="activation"))
     if rests:
         ops = [changed(op, reads=_parted(op.reads, rests), writes=_parted(op.writes, rests)) for op in ops]
-    return rebuilt(graph, ops=tuple(ops), tensors=tuple(tensors))
+    lead = min((group.lead for group in groups if group.lead is not None), key=abs, default=None)
+    return rebuilt(graph, ops=tuple(ops), tensors=tuple(tensors), lead=lead)
 
 
 def _parted(accesses: Iterable[Access], rests: Mapping[int, Access]) -> tuple[Access, ...]:
@@ -343,6 +346,7 @@ def _group(
         "beside": ways.pop() if len(ways) == 1 else None,  # None where transfers do not agree
         "also": tuple(dict.fromkeys(f"{graph.ops[i].path} {graph.ops[i].kind}" for i in ops if i != main)),
     }
+    described["lead"] = attention.lead if attention is not None else None
     if attention is not None and attention.window and attention.keys > attention.window:
         described["window"] = (attention.window, attention.keys)
     return Group.model_construct(**described, ops=tuple(ops))  # of validated operations

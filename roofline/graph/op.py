@@ -217,6 +217,9 @@ class OpGraph(Record):
     """All weights of the whole model where folding has left some out of `tensors`; None: those in `tensors`."""
     heads: tuple[int, int] | None = None
     """(query, key-value) heads of the config; None where it names none."""
+    lead: float | None = None
+    """Of an ideal graph: matrix FLOPs by which the closest of its choices between two forms was decided, below 0 where
+    latents stay expanded (`roofline.fusion.absorb_mla`); None without such a choice."""
 
     @model_validator(mode="after")
     def _tensors_exist(self) -> "OpGraph":
