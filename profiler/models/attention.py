@@ -168,6 +168,16 @@ def attention_modules(model: nn.Module) -> Iterator[AttentionModule]:
         yield AttentionModule(path=path, causal=bool(module.is_causal), window=window)
 
 
+BUDGETS = ("index_topk", "token_budget", "keep_window_size")
+"""Attributes of modules that choose keys: the most tokens that a query attends to."""
+
+
+def budgets(model: nn.Module) -> set[int]:
+    """Tokens that an index chooses for a query, of each module with one: where a context has fewer, all are chosen."""
+    found = (getattr(module, name, None) for module in model.modules() for name in BUDGETS)
+    return {tokens for tokens in found if isinstance(tokens, int) and tokens > 1}
+
+
 def heads(model: nn.Module) -> tuple[int, int] | None:
     """(query, key-value) heads of the decoder's config; None where it names none."""
     config: Any = getattr(model, "config", None)

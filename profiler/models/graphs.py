@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from profiler.devices.backend import CUDA
-from profiler.models.attention import attention_modules
+from profiler.models.attention import attention_modules, budgets
 from profiler.models.build import DEFAULT, build_meta, context_limit, implementations
 from profiler.models.catalogue import first_line
 from profiler.models.checkpoint import Checkpoint
@@ -139,7 +139,7 @@ class ModelGraphs:
         """Graphs for many workloads."""
         decoder = self.config.get_text_config(decoder=True)
         chunks = {value for key, value in vars(decoder).items() if "chunk" in key and isinstance(value, int)}
-        windows = {module.window for module in attention_modules(self.model) if module.window}
+        windows = {module.window for module in attention_modules(self.model) if module.window} | budgets(self.model)
         by_token = self.runs_by_token
         return Family(
             trace=self.folded,
@@ -327,12 +327,13 @@ def stored_graphs(graphs: ModelGraphs) -> StoredGraphs:
     stored: list[StoredRegime] = []
     for form in ("executed", "fused"):
         family = model_source(graphs, (), form).family()
-        by_regime: dict[Regime, StoredRegime] = {}
+        by_side: dict[tuple[Regime, bool], StoredRegime] = {}
         for piece in family.cover(workloads):
             regime = regime_of(workloads[int(piece.index[0])], family.windows)
             if regime is not None and len(piece.graph.monomials) > 1:
-                by_regime.setdefault(regime, StoredRegime(form=form, regime=regime, graph=piece.graph))
-        stored += by_regime.values()
+                side = (piece.graph.template.lead or 0) > 0
+                by_side.setdefault((regime, side), StoredRegime(form=form, regime=regime, graph=piece.graph))
+        stored += by_side.values()
     parameters = sum(parameter.numel() for parameter in graphs.model.parameters())
     return StoredGraphs(model=graphs.name, parameters=parameters, windows=family.windows, regimes=tuple(stored))
 

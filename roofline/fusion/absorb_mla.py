@@ -21,6 +21,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from roofline.dtypes import element_bits
+from roofline.fusion.sparse import Choice, Chosen
 from roofline.graph.dataflow import Accesses, Dataflow
 from roofline.graph.linear import LORA_ADD, QUANTISE, linear_of, turned_back_flops
 from roofline.graph.op import PRODUCTS, Kind, Op, OpGraph
@@ -45,10 +46,21 @@ class Attention:
     """Tokens whose keys each query may meet, as they lie in memory."""
     window: int | None
     """Tokens that a later query can still see, where the module says so; None is all."""
+    choice: Choice | None = None
+    """The index that chooses its keys."""
+    chosen: Chosen | None = None
+    """What it does with the chosen keys alone."""
+    lead: float | None = None
+    """Matrix FLOPs that absorbing saves, below 0 where expanding saves them; None where there is no such choice."""
+
+    @property
+    def kept(self) -> float:
+        """Share of the cached tokens that it reads."""
+        return self.chosen.kept if self.chosen is not None else 1.0
 
 
 def absorbed(graph: OpGraph, flow: Dataflow, accesses: Accesses, attention: Attention) -> Attention | None:
-    """The cheapest attention over latents; None where there are none, or expanding them is cheaper."""
+    """The cheapest attention over latents, which need not be cheaper than to expand them; None where there are none."""
     expansion = _Walk(graph, flow, accesses, frozenset(attention.members)).expansion()
     if expansion is None or not attention.heads or attention.heads % graph.workload.batch:
         return None
@@ -65,11 +77,15 @@ def absorbed(graph: OpGraph, flow: Dataflow, accesses: Accesses, attention: Atte
         op.matrix_flops if op.dtype == dtype else op.matrix_flops * element_bits(op.dtype) / bits for op in expanding
     )
     matrix, vector = min(_ways(graph, branches, attention, nope))
-    if matrix >= executed:
-        return None
-    vector += sum(graph.ops[i].vector_flops for i in expansion.copies)
+    vector += attention.kept * sum(graph.ops[i].vector_flops for i in expansion.copies)
     members = tuple(sorted({*attention.members, *expansion.copies, *expansion.members}))
-    return replace(attention, members=members, matrix_flops=matrix, vector_flops=attention.vector_flops + vector)
+    return replace(
+        attention,
+        members=members,
+        matrix_flops=matrix,
+        vector_flops=attention.vector_flops + vector,
+        lead=executed - matrix,
+    )
 
 
 @dataclass(frozen=True)
@@ -98,7 +114,7 @@ def _ways(graph: OpGraph, branches: Sequence[_Branch], sizes: Attention, nope: i
     def scaled(products: Iterable[int]) -> float:
         return sum(_scaling(graph, i, graph.workload.batch * sizes.query) for i in products)
 
-    turned = max(turned_back_flops(graph, graph.ops[i]) for branch in branches for i in branch.ops)
+    turned = sizes.kept * max(turned_back_flops(graph, graph.ops[i]) for branch in branches for i in branch.ops)
     added = (len(branches) - 1) * queries * (latent + sizes.value_dim)
     matrix = each_width * (2 * latent + rope)
     matrix += sum(_projections(graph, branch, 0, queries, made) for branch in branches)

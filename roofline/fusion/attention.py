@@ -5,18 +5,24 @@
   are those of the unmasked pairs, where the module says that it is causal or windowed.
 - Latent (MLA): the expansion of cached latents to keys and values of every head is absorbed into query and output
   where that needs fewer FLOPs (`absorb_mla`).
+- Sparse: attention over all keys, with a mask that an index made, becomes one over the chosen keys (`sparse`).
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from roofline.fusion.absorb_mla import Attention, absorbed
+from roofline.fusion.sparse import Choice, choice_of, chosen, has_choices
 from roofline.graph.dataflow import Accesses, Dataflow
 from roofline.graph.op import ANCHORS, AttentionModule, Kind, Op, OpGraph, attention_pairs
 
 
-def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses) -> list[Attention]:
-    """Every attention of the graph, none sharing an operation with another."""
+def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses, over_chosen: bool = False) -> list[Attention]:
+    """Every attention of the graph, none sharing an operation with another.
+
+    Args: `over_chosen` says whether keys that an index does not choose are left out; else its mask is an operand.
+    """
+    may_choose = has_choices(graph)
     modules = {module.path: module for module in graph.attention_modules}
     attentions: list[Attention] = []
     taken: set[int] = set()
@@ -28,14 +34,35 @@ def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses) -> list[A
             attention = _fused(graph, flow, accesses, i, modules.get(op.path))
         if attention is None or taken & set(attention.members):
             continue
+        if may_choose and (choice := choice_of(graph, flow, attention.members, attention.keys)) is not None:
+            module = modules.get(op.path)
+            attention = _of_chosen(graph, attention, choice, module is not None and module.causal, over_chosen)
         over_latents = absorbed(graph, flow, accesses, attention)
-        if over_latents is not None and _is_closed(graph, flow, over_latents.members):
+        if over_latents is not None and not is_closed(graph, flow, over_latents.members):
+            over_latents = None
+        if over_latents is not None and (over_latents.lead or 0) > 0:
             attention = over_latents
         else:
             attention = _with_copies(graph, flow, attention)
+            attention = replace(attention, lead=over_latents.lead if over_latents is not None else None)
         taken |= set(attention.members)
         attentions.append(attention)
     return attentions
+
+
+def _of_chosen(graph: OpGraph, attention: Attention, choice: Choice, causal: bool, over_chosen: bool) -> Attention:
+    """The attention whose masks an index made: over the chosen keys alone, or with these masks among its operands."""
+    if not over_chosen:
+        return replace(attention, masks=attention.masks - choice.masks)
+    few = chosen(graph, choice, attention.keys, causal)
+    return replace(
+        attention,
+        matrix_flops=attention.matrix_flops * few.share,
+        vector_flops=attention.vector_flops * few.share,
+        masks=attention.masks | choice.masks,
+        choice=choice,
+        chosen=few,
+    )
 
 
 def _fused(graph: OpGraph, flow: Dataflow, accesses: Accesses, index: int, module: AttentionModule | None) -> Attention:
@@ -87,9 +114,9 @@ def _with_copies(graph: OpGraph, flow: Dataflow, attention: Attention) -> Attent
     while outer := {i for i in copies if not _comes_from_cache(graph, flow, i, copies)}:
         copies -= outer
     members = tuple(sorted(inside | copies))
-    if not copies or not _is_closed(graph, flow, members):
+    if not copies or not is_closed(graph, flow, members):
         return attention
-    vector = attention.vector_flops + sum(graph.ops[i].vector_flops for i in copies)
+    vector = attention.vector_flops + attention.kept * sum(graph.ops[i].vector_flops for i in copies)
     return replace(attention, members=members, vector_flops=vector)
 
 
@@ -120,7 +147,7 @@ def _unfused(
     # inputs of the softmax that do not come from the scores, such as a mask made here, stay outside
     between = {i for i in between if _derives(graph, flow, i, first, between)}
     members = sorted({first, last, *between})
-    if not _is_closed(graph, flow, members):
+    if not is_closed(graph, flow, members):
         return None
     qk, pv = graph.ops[first], graph.ops[last]
     rectangle = qk.dims.get("b", 1) * qk.dims.get("m", 0) * qk.dims.get("n", 0)
@@ -220,7 +247,7 @@ def _derives(graph: OpGraph, flow: Dataflow, op: int, source: int, between: set[
     return False
 
 
-def _is_closed(graph: OpGraph, flow: Dataflow, members: Sequence[int]) -> bool:
+def is_closed(graph: OpGraph, flow: Dataflow, members: Sequence[int]) -> bool:
     """Whether the members can run together, at the place of the last.
 
     Others must read results of the last only, nobody may change their operands in between, and all must stand for the

@@ -5,7 +5,7 @@ any other operation joins the latest of the groups it depends on, or starts one.
 one group with an anchor that alone uses it (a cast, a mask), or before a later one that it does not depend on (1 + the
 gain of a norm behind a matmul). Before that, dense experts are made to run only the tokens that choose them
 (`experts`), avoidable copies are taken out (`dataflow`); attention in pieces, or behind expanded latents, is one
-operation (`attention`), and so is a recurrence (`recurrence`). Operations join only across equal counts: a group has
+operation (`attention`), so is an index that chooses keys (`sparse`), and so is a recurrence (`recurrence`). Operations join only across equal counts: a group has
 one count.
 
 The groups, in order, are a valid schedule. Proof: groups are numbered as they are made, and each operation is put
@@ -24,9 +24,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from roofline.fusion.absorb_mla import Attention
-from roofline.fusion.attention import find_attention
+from roofline.fusion.attention import find_attention, is_closed
 from roofline.fusion.experts import routed
 from roofline.fusion.recurrence import Links, Recurrence, find_recurrences, order
+from roofline.fusion.sparse import Chosen, Index, find_index
 from roofline.graph.dataflow import Accesses, Dataflow, Sizes, ideal_accesses
 from roofline.graph.edit import access, changed, rebuilt, whole
 from roofline.graph.op import ANCHORS, Access, Kind, Op, OpGraph, Tensor, holds_tokens, sizes_by_tensor
@@ -42,6 +43,8 @@ class Group(Op):
     """Indices of the executed operations, in order."""
     window: tuple[int, int] | None = None
     """Tokens of the keys and values it reads that a later query can still see, and all of them; None: it sees all."""
+    lead: float | None = None
+    """`Attention.lead`."""
 
 
 def fused(graph: OpGraph) -> OpGraph:
@@ -70,7 +73,8 @@ def fused(graph: OpGraph) -> OpGraph:
                 tensors.append(Tensor(id=len(tensors), storage_bytes=rests[a.tensor].bytes, role="activation"))
     if rests:
         ops = [changed(op, reads=_parted(op.reads, rests), writes=_parted(op.writes, rests)) for op in ops]
-    return rebuilt(graph, ops=tuple(ops), tensors=tuple(tensors))
+    lead = min((group.lead for group in groups if group.lead is not None), key=abs, default=None)
+    return rebuilt(graph, ops=tuple(ops), tensors=tuple(tensors), lead=lead)
 
 
 def _parted(accesses: Iterable[Access], rests: Mapping[int, Access]) -> tuple[Access, ...]:
@@ -90,15 +94,22 @@ def fuse(graph: OpGraph) -> tuple[Group, ...]:
     graph = routed(graph)
     flow = Dataflow(graph)
     accesses = ideal_accesses(graph, flow)
-    attentions = find_attention(graph, flow, accesses)
+    attentions = find_attention(graph, flow, accesses, over_chosen=True)
+    indexes = _indexes(flow, accesses, attentions)
     links = Links(graph, flow)
-    recurrences = find_recurrences(links, {i for attention in attentions for i in attention.members})
-    kernels: list[Merged] = [*attentions, *recurrences]
+    recurrences = find_recurrences(links, {i for kernel in (*attentions, *indexes) for i in kernel.members})
+    kernels: list[Merged] = [*attentions, *indexes, *recurrences]
     merged = {kernel.members[-1]: kernel for kernel in kernels}
     reads = list(accesses.reads)
-    for attention in attentions:  # it knows which pairs are unmasked, so it does not read its mask
-        for i in attention.members:
-            reads[i] = {tensor: size for tensor, size in reads[i].items() if tensor not in attention.masks}
+    for kernel in (*attentions, *indexes):  # it knows which pairs are unmasked, so it does not read its mask
+        for i in kernel.members:
+            reads[i] = {tensor: size for tensor, size in reads[i].items() if tensor not in kernel.masks}
+    for attention in attentions:
+        if attention.choice is not None and attention.chosen is not None:
+            for i in attention.members:
+                reads[i] = _of_chosen(graph, reads[i], attention.chosen)
+            numbers = attention.choice.numbers
+            reads[attention.members[-1]][numbers] = graph.tensors[numbers].storage_bytes
     writes = list(accesses.writes)
     unused = _unused(flow, reads, writes)
     for i in unused:
@@ -112,6 +123,26 @@ def fuse(graph: OpGraph) -> tuple[Group, ...]:
         _group(flow, accesses, readers, unused, ops, next((merged[i] for i in ops if i in merged), None))
         for ops in _Grouping(graph, flow, merged).groups(order(links, recurrences))
     )
+
+
+def _indexes(flow: Dataflow, accesses: Accesses, attentions: Sequence[Attention]) -> list[Index]:
+    """The kernels that choose keys for the attentions; several attentions may share one."""
+    modules = {module.path: module for module in flow.graph.attention_modules}
+    causal: dict[int, bool] = {}
+    for attention in attentions:
+        if attention.choice is not None:
+            module = modules.get(flow.graph.ops[attention.members[-1]].path)
+            causal.setdefault(attention.choice.op, module is not None and module.causal)
+    found = (find_index(flow, accesses, choice, is_causal) for choice, is_causal in causal.items())
+    return [index for index in found if index is not None and is_closed(flow.graph, flow, index.members)]
+
+
+def _of_chosen(graph: OpGraph, sizes: Sizes, chosen: Chosen) -> Sizes:
+    """What an attention reads of each tensor where it reads the chosen keys and values of the cache alone."""
+    return {
+        tensor: size * chosen.kept if chosen.kept < 1 and holds_tokens(graph.tensors[tensor]) else size
+        for tensor, size in sizes.items()
+    }
 
 
 SCALAR_BYTES = 8
@@ -147,7 +178,7 @@ def _unused(flow: Dataflow, reads: Sequence[Sizes], writes: Sequence[Sizes]) -> 
     return unused
 
 
-Merged = Attention | Recurrence
+Merged = Attention | Index | Recurrence
 """Operations that one kernel replaces."""
 
 
@@ -293,6 +324,10 @@ def _group(
         described |= {"kind": Kind.ATTENTION, "dims": {"heads": attention.heads, **sizes}}
     if isinstance(merged, Recurrence):
         described |= {"kind": Kind.SCAN, "dims": {}, "dtype": graph.workload.dtype}
+    if isinstance(merged, Index):
+        described |= {"dtype": merged.dtype}
+    if attention is not None and attention.chosen is not None and "kv" in described["dims"]:
+        described["dims"] = described["dims"] | {"kv": attention.chosen.tokens, "pairs": attention.chosen.pairs}
     inside = set(merged.members) if merged is not None else set()
     rest = [i for i in ops if i not in inside and i not in unused]
     ways = {graph.ops[i].beside for i in ops if graph.ops[i].link}
@@ -311,6 +346,7 @@ def _group(
         "beside": ways.pop() if len(ways) == 1 else None,  # None where transfers do not agree
         "also": tuple(dict.fromkeys(f"{graph.ops[i].path} {graph.ops[i].kind}" for i in ops if i != main)),
     }
+    described["lead"] = attention.lead if attention is not None else None
     if attention is not None and attention.window and attention.keys > attention.window:
         described["window"] = (attention.window, attention.keys)
     return Group.model_construct(**described, ops=tuple(ops))  # of validated operations

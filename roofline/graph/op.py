@@ -113,12 +113,13 @@ class Tensor(Record):
 
 
 KEYS, VALUES = "keys", "values"
-"""Ends of the names of the cache's tensors that grow with the tokens: the attributes of the cache's layers."""
+"""Ends of the names of the cache's tensors that grow with the tokens: the attributes of the cache's layers, of which
+those of an index are `indexer_keys` or `idx_keys`."""
 
 
 def holds_tokens(tensor: Tensor) -> bool:
     """Whether a tensor is keys or values of tokens, not another state of the cache."""
-    return tensor.role == "kv" and (tensor.name or "").endswith((f".{KEYS}", f".{VALUES}"))
+    return tensor.role == "kv" and (tensor.name or "").endswith((f".{KEYS}", f".{VALUES}", f"_{KEYS}"))
 
 
 class Access(Record):
@@ -216,6 +217,9 @@ class OpGraph(Record):
     """All weights of the whole model where folding has left some out of `tensors`; None: those in `tensors`."""
     heads: tuple[int, int] | None = None
     """(query, key-value) heads of the config; None where it names none."""
+    lead: float | None = None
+    """Of an ideal graph: matrix FLOPs by which the closest of its choices between two forms was decided, below 0 where
+    latents stay expanded (`roofline.fusion.absorb_mla`); None without such a choice."""
 
     @model_validator(mode="after")
     def _tensors_exist(self) -> "OpGraph":

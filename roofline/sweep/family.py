@@ -51,6 +51,14 @@ class Piece:
     """Positions in the list of workloads that was asked for."""
 
 
+class _Sides(Exception):
+    """Workloads lie on both sides of a choice of the ideal form; `parts` are those of each."""
+
+    def __init__(self, parts: list[list[int]]) -> None:
+        super().__init__("the ideal form is another in some workloads")
+        self.parts = parts
+
+
 @dataclass(eq=False)
 class Family:
     """The graphs of one model under one set of options."""
@@ -89,17 +97,21 @@ class Family:
         if regime is None or len({workloads[i] for i in index}) <= self.few:
             return self._alone(workloads, index)
         nearest = min(workloads[i].query_tokens for i in index), min(workloads[i].context_tokens for i in index)
+        least = min((workloads[i] for i in index), key=lambda w: (_tokens(w), w.batch))
+        starts = dict.fromkeys((nearest, (least.query_tokens, least.context_tokens)))
         chunks = self.chunks if regime.phase != "decode" else ()
         why = ""
-        for chunk, start in [(1, (0, 0)), *((chunk, (0, 0)) for chunk in chunks), (1, nearest)]:
+        for chunk, start in [(1, (0, 0)), *((chunk, (0, 0)) for chunk in chunks), *((1, start) for start in starts)]:
             parts: dict[bool, list[int]] = defaultdict(list)  # whether the last chunk is full: it needs no padding
             for i in index:
                 parts[chunk > 1 and workloads[i].query_tokens % chunk == 0].append(i)
             try:
                 return [
-                    Piece(self._fitted(regime, [workloads[i] for i in part], chunk, filled, start), np.array(part))
+                    Piece(self._fitted(regime, workloads, part, chunk, filled, start), np.array(part))
                     for filled, part in parts.items()
                 ]
+            except _Sides as sides:
+                return [piece for part in sides.parts for piece in self._pieces(regime, workloads, part)]
             except Mismatch as mismatch:
                 why = why or str(mismatch)
         ordered = sorted(index, key=lambda i: (_tokens(workloads[i]), i))
@@ -111,9 +123,20 @@ class Family:
         return self._pieces(regime, workloads, ordered[:half]) + self._pieces(regime, workloads, ordered[half:])
 
     def _fitted(
-        self, regime: Regime, some: Sequence[Workload], chunk: int, filled: bool, start: tuple[int, int]
+        self,
+        regime: Regime,
+        workloads: Sequence[Workload],
+        index: list[int],
+        chunk: int,
+        filled: bool,
+        start: tuple[int, int],
     ) -> ParametricGraph:
-        """A graph fitted to small samples that is right for the longest, the shortest and the widest of `some`."""
+        """A graph fitted to small samples that is right for the longest, the shortest and the widest of `workloads` at
+        `index`.
+
+        Raises: _Sides where the ideal form is another in some of them.
+        """
+        some = [workloads[i] for i in index]
         points = samples(regime, self.windows, some[0].dtype, chunk=chunk, filled=filled, start=start)
         if points is None:
             raise Mismatch(f"no room between the windows {self.windows} for samples")
@@ -125,6 +148,9 @@ class Family:
         trace = self._sampler(largest)
         counted = chunk > 1 and not filled
         graph = fit([trace(point) for point in points], monomials(regime, counted), chunk=chunk if counted else 1)
+        here = graph.describes(Sweep.of(some))
+        if here.any() and not here.all():
+            raise _Sides([[index[int(i)] for i in np.flatnonzero(side)] for side in (here, ~here)])
         for check in (self._whole(largest), *map(trace, short)):
             if unlike := graph.differs(check):
                 raise Mismatch(unlike)
@@ -194,7 +220,8 @@ def _scaled(trace: Trace, small: OpGraph, whole: OpGraph) -> Trace:
             op.model_copy(update={"path": b.path, "also": b.also, "count": op.count * b.count / a.count})
             for op, a, b in zip(graph.ops, small.ops, whole.ops, strict=True)
         )
-        return whole.model_copy(update={"workload": workload, "ops": ops, "tensors": graph.tensors})
+        made = {"workload": workload, "ops": ops, "tensors": graph.tensors, "lead": graph.lead}
+        return whole.model_copy(update=made)
 
     return scaled
 
@@ -232,13 +259,15 @@ class StoredGraphs(Record):
                 f"the graph file does not describe {workload.key}, on the edge of a sliding window ({windows} tokens); "
                 "ask for a few tokens more, or name the model"
             )
-        graph = next((s.graph for s in self.regimes if s.form == form and s.regime == regime), None)
+        sweep = Sweep.of([workload])
+        stored = [s.graph for s in self.regimes if s.form == form and s.regime == regime]
+        graph = next((graph for graph in stored if graph.describes(sweep).all()), None)
         if graph is None:
             raise ValueError(f"the graph file does not describe {workload.key}; save it again from the model")
         saved = graph.template.workload.dtype
         if saved != workload.dtype:
             raise ValueError(f"the graph file was saved in {saved}, not in {workload.dtype}; use --dtype {saved}")
-        sizes = graph.sizes(Sweep.of([workload]))
+        sizes = graph.sizes(sweep)
         if not np.isfinite(sizes).all() or (sizes < 0).any():
             raise ValueError(f"the graph file has sizes below 0 or beyond any number at {workload.key}; save it again")
         return graph.at(workload)

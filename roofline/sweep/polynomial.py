@@ -72,6 +72,8 @@ class ParametricGraph(Record):
     """Distinct ones: a coefficient for each monomial."""
     index: tuple[int, ...]
     """Polynomial of each size, in the order of `sizes_of`."""
+    lead: tuple[float, ...] | None = None
+    """Coefficients of `OpGraph.lead`, which has one sign in all workloads that the graph describes."""
     checked: tuple[Workload, ...] = ()
     """Workloads whose own traces agree with the polynomials."""
 
@@ -83,6 +85,8 @@ class ParametricGraph(Record):
             raise ValueError(f"a polynomial needs {len(self.monomials)} coefficients, one for each monomial")
         if any(not 0 <= number < len(self.polynomials) for number in self.index):
             raise ValueError(f"a size names a polynomial from 0 to {len(self.polynomials) - 1}")
+        if self.lead is not None and len(self.lead) != len(self.monomials):
+            raise ValueError(f"the lead needs {len(self.monomials)} coefficients, one for each monomial")
         if len(self.index) != (sizes := len(sizes_of(self.template))):
             raise ValueError(f"{len(self.index)} polynomials for {sizes} sizes")
         return self
@@ -101,6 +105,12 @@ class ParametricGraph(Record):
                 column = column * factor
             columns.append(column)
         return np.stack(columns, axis=1)
+
+    def describes(self, sweep: Sweep) -> NDArray[np.bool_]:
+        """Whether each workload is on this graph's side where the ideal form chooses between two: shape (workloads,)."""
+        if self.lead is None:
+            return np.ones(len(sweep), dtype=bool)
+        return (self.basis(sweep) @ np.array(self.lead) > 0) == ((self.template.lead or 0) > 0)
 
     @cached_property
     def storage(self) -> Floats:
@@ -161,6 +171,8 @@ class ParametricGraph(Record):
         """How a folded graph, traced at its own workload, is not what this one says; None if it is the same."""
         if unlike := _unlike(self.template, graph):
             return unlike
+        if not self.describes(Sweep.of([graph.workload])).all():
+            return f"{graph.workload.key}: the other of two ideal forms is less work"
         fitted, traced = np.array(sizes_of(self.at(graph.workload))), np.array(sizes_of(graph))
         wrong = np.flatnonzero(~np.isclose(fitted, traced, rtol=TOLERANCE, atol=TOLERANCE))
         return f"{graph.workload.key}: {len(wrong)} sizes are not polynomials of those sampled" if len(wrong) else None
@@ -243,8 +255,16 @@ def fit(samples: Sequence[OpGraph], monomials: Sequence[Exponents], *, chunk: in
         return numbers[column]
 
     index = tuple(number(column) for column in map(tuple, values.T.tolist()))
+    lead = None
+    if template.lead is not None:
+        lead = polynomials[number(tuple(sample.lead or 0.0 for sample in samples))]
     return ParametricGraph(
-        template=template, chunk=chunk, monomials=tuple(monomials), polynomials=tuple(polynomials), index=index
+        template=template,
+        chunk=chunk,
+        monomials=tuple(monomials),
+        polynomials=tuple(polynomials),
+        index=index,
+        lead=lead,
     )
 
 
@@ -300,6 +320,8 @@ def _unlike(first: OpGraph, other: OpGraph) -> str | None:
     for a, b in zip(first.ops, other.ops, strict=True):
         if _structure(a) != _structure(b):
             return f"{a.path} {a.name} at {first.workload.key} is {b.path} {b.name} at {other.workload.key}"
+    if (first.lead is None) != (other.lead is None) or ((first.lead or 0) > 0) != ((other.lead or 0) > 0):
+        return f"another of two ideal forms is less work at {first.workload.key} than at {other.workload.key}"
     if [t.role for t in first.tensors] != [t.role for t in other.tensors]:
         return f"other tensors at {first.workload.key} than at {other.workload.key}"
     return None

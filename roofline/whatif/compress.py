@@ -154,7 +154,8 @@ class _Shrink:
 
 
 def _elements(op: Op, factor: float) -> dict[str, int]:
-    return {"elements": round(op.dims["elements"] * factor)} if "elements" in op.dims else {}
+    dims = {name: round(op.dims[name] * factor) for name in ("elements", "of") if name in op.dims}
+    return dims | ({"chosen": min(op.dims["chosen"], dims["of"])} if "of" in dims else {})
 
 
 def _scaled(accesses: Sequence[Access], factors: Sequence[float]) -> tuple[Access, ...]:
