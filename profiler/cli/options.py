@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
+from profiler.cli.help import hardware_names, model_names
 from profiler.record.files import RUN_FILE
 from profiler.record.folder import RunFolder, find_run
 from profiler.record.run import MOST_THREADS, MOST_VISITS, Environment, RequestError
@@ -57,14 +58,20 @@ WaitQuiet = Annotated[
     ),
 ]
 Hardware = Annotated[
-    str | None, Option(help="A device's name ('list' lists them), its JSON file, a run's folder or name, or 'last'.")
+    str | None,
+    Option(
+        help="A device's name ('list' lists them), its JSON file, a run's folder or name, or 'last'.",
+        autocompletion=hardware_names,
+    ),
 ]
 Results = Annotated[Path, Option(help="Folder that holds the runs.")]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 """Options that several verbs have."""
 
-MODEL = "Name in the catalogue, folder with config.json, or hub id."
-"""Help of the argument that names a model."""
+MODEL = Argument(
+    metavar="MODEL", help="Name in the catalogue, folder with config.json, or hub id.", autocompletion=model_names
+)
+"""The argument that names a model."""
 
 MOST_TOKENS = 2**40
 """Batch × tokens must be below, so that sizes in bytes stay within the 64-bit integers that torch counts in."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
 from profiler.cli import options as option
 from profiler.cli.output import print_wrapped, show, stdout_to_stderr_if
@@ -37,7 +37,7 @@ python -m profiler predict llama-2-7b --hardware nvidia-rtx-a6000 --accounting p
 
 def predict(
     invocation: typer.Context,
-    model: Annotated[str | None, Argument(metavar="MODEL", help=option.MODEL)] = None,
+    model: Annotated[str | None, option.MODEL] = None,
     hardware: option.Hardware = None,
     peaks: Annotated[
         str,
