@@ -28,9 +28,9 @@ _8, _16 = ("float8_e4m3fn", "bfloat16"), ("bfloat16",)
 _4 = ("float4_e2m1fn_x2", *_8)
 
 DTYPES = (
-    Dtype("float64", 64, "fp64"),
-    Dtype("float32", 32, "fp32"),
-    Dtype("tfloat32", 32),  # stored as float32
+    Dtype("float64", 64, "fp64", aliases=("fp64", "double")),
+    Dtype("float32", 32, "fp32", aliases=("fp32", "float")),
+    Dtype("tfloat32", 32, aliases=("tf32",)),  # stored as float32
     Dtype("float16", 16, "fp16", aliases=("fp16", "half")),
     Dtype("bfloat16", 16, "bf16", aliases=("bf16",)),
     Dtype("float8_e4m3fn", 8, "fp8 e4m3", aliases=("fp8", "fp8_e4m3"), arithmetic=_8),

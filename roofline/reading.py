@@ -12,6 +12,7 @@ import math
 import os
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -217,3 +218,30 @@ def one_line(error: BaseException) -> str:
     else:
         message = f"no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
     return " ".join(message.split())[:LONGEST_REASON]
+
+
+MOST_PROBLEMS = 20
+"""Problems of one file that an error names."""
+
+
+def problems_in(error: ValidationError) -> list[str]:
+    """Every wrong field of a record and why it is wrong."""
+    problems = []
+    for problem in error.errors(include_url=False):
+        place = ".".join(map(str, problem["loc"])) or "the whole"
+        words = " ".join(problem["msg"].removeprefix("Value error, ").split())
+        value = problem["input"]
+        if problem["type"] == "extra_forbidden":
+            words = "unknown field; leave it out or correct its name"
+        shown = f" (it is {value!r:.60})" if isinstance(value, str | int | float | bool | None) else ""
+        problems.append(f"{place}: {words[:LONGEST_REASON]}{'' if problem['type'] == 'value_error' else shown}")
+    return problems
+
+
+def together(problems: Sequence[str]) -> str:
+    """Problems in one line, numbered where there are several."""
+    if len(problems) == 1:
+        return problems[0]
+    listed = "; ".join(f"({i}) {problem}" for i, problem in enumerate(problems[:MOST_PROBLEMS], start=1))
+    more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+    return f"{len(problems)} problems: {listed}{more}"

@@ -110,7 +110,7 @@ def _parquet(content: bytes) -> pd.DataFrame:
             is_kind(kind) for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
         ):
             raise ValueError(f"column {column.name:.60} holds {kind}; a table has numbers and texts alone")
-    return table.to_pandas(ignore_metadata=True)
+    return table.to_pandas(ignore_metadata=True, use_threads=False)
 
 
 PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}

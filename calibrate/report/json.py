@@ -213,7 +213,7 @@ def kernels_json(folder: RunFolder, kernels: Kernels) -> dict[str, Any]:
 
 def kernel_kinds(kernels: Kernels) -> list[dict[str, Any]]:
     """Rows, groups and seconds of each kind and dtype."""
-    frame = kernels.table.select(["kind", "dtype", "group", "time_s"]).to_pandas()
+    frame = kernels.table.select(["kind", "dtype", "group", "time_s"]).to_pandas(use_threads=False)
     kinds = frame.groupby(["kind", "dtype"], as_index=False).agg(
         rows=("time_s", "size"),
         groups=("group", "nunique"),
@@ -257,16 +257,17 @@ def _scores(scores: Score) -> dict[str, Any]:
     return {"scored": content.pop("rows"), **content}
 
 
-def write_csv(prediction: Prediction, file: TextIO, by: By = "kind") -> None:
-    """Write the table with its header; open a file on disk with ``newline=""``.
+def write_csv(predictions: Sequence[Prediction], file: TextIO, by: By = "kind") -> None:
+    """Write the table of one or several predictions with its header; open a file on disk with ``newline=""``.
 
     Raises: ValueError for another `by`, or by kind or operation where no pass of the prediction (a sweep) has any.
     """
     if by not in get_args(By):
         raise ValueError(f"no table by {by!r}; use {', '.join(get_args(By))}")
-    if by != "workload" and prediction.passes and not any(step.ops for step in prediction.passes):
+    passes = [step for prediction in predictions for step in prediction.passes]
+    if by != "workload" and passes and not any(step.ops for step in passes):
         raise ValueError(f"a sweep keeps no operations to list by {by}; use by workload, or fewer workloads")
-    rows = list(_rows(prediction, by))
+    rows = [row for prediction in predictions for row in _rows(prediction, by)]
     writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["model", "hardware"])
     writer.writeheader()
     writer.writerows(rows)

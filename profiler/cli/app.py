@@ -25,6 +25,7 @@ import typer
 
 from profiler.attribution.timeline import QUIET
 from profiler.cli import output
+from profiler.cli.help import Grouped, asked_to_complete
 from profiler.record.run import InvalidMeasurement, RequestError, roofcal_version
 from roofline.reading import Unreadable, one_line
 
@@ -56,6 +57,9 @@ HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 160}
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException: some versions of typer carry a click of their own."""
 
+PROGRAM = "roofcal"
+COMPLETION = ("--install-completion", "--show-completion")
+
 DEBUG = "--debug"
 """It may stand anywhere on the command line."""
 
@@ -68,7 +72,6 @@ def build(verbs: Iterable[str] = VERBS) -> typer.Typer:
     app = typer.Typer(
         name="roofcal",
         help="How fast each layer of a model could run here, how fast it does, and where the difference goes.",
-        add_completion=False,
         context_settings=HELP,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
@@ -87,13 +90,17 @@ def build(verbs: Iterable[str] = VERBS) -> typer.Typer:
     for name in verbs:
         module, function, example = VERBS[name]
         verb = import_module(f"profiler.cli.{module}")
-        app.command(name, epilog=getattr(verb, example), context_settings=HELP)(getattr(verb, function))
+        settings = {"cls": Grouped, "epilog": getattr(verb, example), "context_settings": HELP}
+        app.command(name, **settings)(getattr(verb, function))
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code. `arguments` are those after the program's name."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if (words := asked_to_complete()) is not None:
+        named = [word for word in words[:-1] if word in VERBS][:1]
+        return int(typer.main.get_command(build(named or VERBS))(prog_name=PROGRAM, standalone_mode=False) or 0)
     debug = DEBUG in arguments
     arguments = [argument for argument in arguments if argument != DEBUG] or ["--help"]
     if not output.open_streams():
@@ -152,7 +159,9 @@ def _invoke(arguments: list[str]) -> int:
         near = get_close_matches(verb, VERBS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(VERBS)}"
         raise RequestError(f"no command {verb!r:.60}; {hint}")
-    program = "roofcal" if sys.argv and Path(sys.argv[0]).stem == "roofcal" else "python -m profiler"
+    is_called_so = bool(sys.argv) and Path(sys.argv[0]).stem == PROGRAM
+    completes = any(argument in COMPLETION for argument in arguments)  # there is no completion of "python -m profiler"
+    program = PROGRAM if is_called_so or completes else "python -m profiler"
     command = typer.main.get_command(build(arguments[:1] if verb in VERBS else VERBS))
     try:
         with command.make_context(program, arguments) as context:

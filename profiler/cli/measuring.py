@@ -175,6 +175,7 @@ def calibrate_device(
     from calibrate.kernels.score import fit_measured, stored_laws
     from profiler.devices.backend import free_bytes
     from profiler.kernels.family import streaming_operators
+    from profiler.kernels.journal import FILE, VisitJournal
     from profiler.kernels.table import probe_kernels
     from profiler.record.kernel_table import write_kernels
     from profiler.timing.turns import ReferenceProbes
@@ -199,6 +200,9 @@ def calibrate_device(
     demand = demand_of(folder.run.cells)
     shapes = kernel_shapes(facts, used, limit_bytes, streaming_operators(), demand, quick=quick, seed=seed)
     seconds = SECONDS * max(1.0, visits / VISITS)
+    journal = VisitJournal(folder.path / FILE)
+    if journal.lines:
+        say(f"calibration: goes on after the {len(journal.lines)} visits of {journal.path}", sys.stderr)
     probed = probe_kernels(
         shapes,
         device,
@@ -211,6 +215,7 @@ def calibrate_device(
         reference=ReferenceProbes(device, dtypes=used),
         seconds=seconds,
         longest_s=LONGEST * seconds,
+        journal=journal,
     )
     missing |= probed.failed
     if probed.warning is not None:
@@ -219,6 +224,7 @@ def calibrate_device(
     if probed.table is None:
         return _kept(folder, spec, missing)
     write_kernels(folder.path, probed.table)
+    journal.remove()
     step("calibration: laws", 0.9)
     laws = fit_measured(observations(probed.table), facts, seed)
     provenance = Provenance(

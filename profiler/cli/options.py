@@ -11,12 +11,14 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar, get_args
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
+from profiler.cli.help import hardware_names, model_names
 from profiler.record.files import RUN_FILE
 from profiler.record.folder import RunFolder, find_run
 from profiler.record.run import MOST_THREADS, MOST_VISITS, Environment, RequestError
@@ -57,14 +59,28 @@ WaitQuiet = Annotated[
     ),
 ]
 Hardware = Annotated[
-    str | None, Option(help="A device's name ('list' lists them), its JSON file, a run's folder or name, or 'last'.")
+    str | None,
+    Option(
+        help="A device's name ('list' lists them), its JSON file, a run's folder or name, or 'last'.",
+        autocompletion=hardware_names,
+    ),
+]
+HardwareList = Annotated[
+    str | None,
+    Option(
+        help="A device's name ('list' lists them), its JSON file, a run's folder or name, or 'last'; several with "
+        "commas are shown side by side.",
+        autocompletion=hardware_names,
+    ),
 ]
 Results = Annotated[Path, Option(help="Folder that holds the runs.")]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 """Options that several verbs have."""
 
-MODEL = "Name in the catalogue, folder with config.json, or hub id."
-"""Help of the argument that names a model."""
+MODEL = Argument(
+    metavar="MODEL", help="Name in the catalogue, folder with config.json, or hub id.", autocompletion=model_names
+)
+"""The argument that names a model."""
 
 MOST_TOKENS = 2**40
 """Batch × tokens must be below, so that sizes in bytes stay within the 64-bit integers that torch counts in."""
@@ -126,10 +142,13 @@ def numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
 
 def words(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
     """Known words separated by commas, each kept once."""
-    for word in text.split(","):
+    parts = [word.strip() for word in text.split(",")]
+    for word in parts:
         if word not in known:
-            raise RequestError(f"{option} takes {', '.join(known)}; not {word!r:.60}")
-    return tuple(dict.fromkeys(text.split(",")))
+            near = get_close_matches(word, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise RequestError(f"{option} takes {', '.join(known)}; not {word!r:.60}{hint}")
+    return tuple(dict.fromkeys(parts))
 
 
 def distinct(option: str, text: str) -> tuple[int, ...]:
@@ -186,6 +205,46 @@ class Lengths:
         return tuple(itertools.product(self.batches, self.prompts, outputs))
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a model."""
+
+    LISTS: ClassVar = ("workloads", "mixes", "requests")
+    dtype: str
+    workloads: tuple[Workload, ...]
+    mixes: tuple[tuple[Workload, ...], ...] = ()
+    requests: tuple[tuple[int, int, int], ...] = ()
+    """(batch, prompt tokens, output tokens)."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The texts of the options that choose passes and requests."""
+
+    phase: str = "prefill,decode"
+    prompt: str = "2048"
+    context: str = "2048"
+    batch: str = "1"
+    logits: str = "last"
+    mix: tuple[str, ...] = ()
+    output: str | None = None
+
+    def lengths(self, dtype: str) -> Lengths:
+        """The sizes as numbers. Raises RequestError for an option that is none."""
+        scope: Logits = "all" if words("--logits", self.logits, get_args(Logits))[0] == "all" else "last"
+        texts = {"--prompt": self.prompt, "--context": self.context, "--batch": self.batch}
+        prompts, contexts, batches = (distinct(name, text) for name, text in texts.items())
+        return Lengths(prompts, contexts, batches, dtype, scope)
+
+    def asked(self, dtype: str) -> Asked:
+        """All passes and requests. Raises RequestError as `lengths` does."""
+        lengths = self.lengths(dtype)
+        workloads = lengths.workloads(words("--phase", self.phase, ("prefill", "decode", "chunk")))
+        mixes = tuple(mixed(text, dtype) for text in self.mix)
+        requests = lengths.requests(distinct("--output", self.output)) if self.output is not None else ()
+        return Asked(dtype, workloads, mixes, requests)
+
+
 def workload(batch: int, query: int, context: int, dtype: str, logits: Logits = "last") -> Workload:
     """A workload. Raises RequestError for a size that no memory holds, or a dtype that no model is built in."""
     if batch * (query + context) >= MOST_TOKENS:
@@ -209,6 +268,18 @@ def what_ifs(texts: Sequence[str]) -> "list[WhatIf]":
 
     with one_line():
         return ordered([parse(text) for text in texts])
+
+
+def hardware_list(text: str | None) -> list[str]:
+    """The devices of --hardware, each once; a file whose name has a comma is one device."""
+    if text is None:
+        return []
+    parts = [text] if entry(text) is not None else [part.strip() for part in text.split(",")]
+    if "" in parts:
+        raise RequestError(
+            f"--hardware takes devices separated by commas, as nvidia-h100-sxm,amd-mi300x; not {text!r:.60}"
+        )
+    return list(dict.fromkeys(parts))
 
 
 def link(text: str) -> tuple[str, float, float | None]:

@@ -4,16 +4,18 @@ Wiring only: options become workloads, what-ifs and a device, which `roofline.pr
 no torch is loaded.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
 from profiler.cli import options as option
-from profiler.cli.output import print_wrapped, show, stdout_to_stderr_if
+from profiler.cli.output import INCONCLUSIVE, print_wrapped, show, stdout_to_stderr_if
 from profiler.models.apart import MODULE_S, trace_apart
 from profiler.record.files import replacing, requested, require_separate, write_text
 from profiler.record.run import RequestError
@@ -24,21 +26,32 @@ from roofline.predict.question import Device, Question, Speculation, answer
 from roofline.reading import one_line
 from roofline.sweep.family import Form, Source, StoredGraphs, read_graphs, source
 from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text, stages_of
-from roofline.workload import Logits, Workload
+from roofline.workload import Workload
+
+if TYPE_CHECKING:
+    from calibrate.report.document import Document
 
 EXAMPLE = """
 Examples:\n
 python -m profiler predict llama-3.1-8b --hardware nvidia-h100-sxm\n
 python -m profiler predict llama-3.1-70b --hardware nvidia-h100-sxm --what-if quantise:weights=4\n
 python -m profiler predict qwen3-8b --hardware nvidia-l40s --batch 1,2,4,8,16,32,64 --output 256 --html qwen3.html\n
+python -m profiler predict llama-3.1-8b --hardware nvidia-h100-sxm,nvidia-l40s,amd-mi300x --phase decode --batch 1,16\n
+python -m profiler predict --file plan.yaml --csv plan.csv\n
 python -m profiler predict llama-2-7b --hardware nvidia-rtx-a6000 --accounting paper
 """
 
 
+OF_ONE_MODEL = frozenset(
+    {"--module", "--module-seconds", "--graph", "--save-graph", "--mix", "--output", "--accounting"}
+)
+"""Options that mean nothing to a file of models and workloads, beside `option.SIZES`."""
+
+
 def predict(
     invocation: typer.Context,
-    model: Annotated[str | None, Argument(metavar="MODEL", help=option.MODEL)] = None,
-    hardware: option.Hardware = None,
+    model: Annotated[str | None, option.MODEL] = None,
+    hardware: option.HardwareList = None,
     peaks: Annotated[
         str,
         Option(help="Price with: datasheet or measured peaks, calibrated laws, or auto (laws if any, else measured)."),
@@ -102,6 +115,10 @@ def predict(
         float, Option(help="Most seconds of --module.", min=1, max=86400, callback=option.finite)
     ] = MODULE_S,
     graph: Annotated[Path | None, Option(help="A graph file instead of a model; no torch is needed.")] = None,
+    file: Annotated[
+        Path | None,
+        Option(help="A YAML file of models, workloads and devices instead of MODEL (docs/predict.md has an example)."),
+    ] = None,
     save_graph: Annotated[Path | None, Option(help="Write the model's graphs to a file for --graph.")] = None,
     trust_remote_code: option.TrustRemoteCode = False,
     bits_of_checkpoint: Annotated[
@@ -127,85 +144,155 @@ def predict(
     if not memory_utilisation > 0:
         raise RequestError(f"--memory-utilisation is a share of the memory above 0, as 0.9; not {memory_utilisation:g}")
     overhead_bytes = option.size_bytes("--overhead", overhead)
-    read = [Path(name) for name in (graph, hardware, decode_hardware) if name is not None]
-    require_separate({"--csv": csv, "--html": html, "--save-graph": save_graph}, read)
+    if file is not None and (
+        vain := written & (OF_ONE_MODEL | option.SIZES) or ({"MODEL"} if model is not None else set())
+    ):
+        raise RequestError(f"{option.listed(vain)}: --file says that for each of its models; leave it out")
     tracing = {"dtype": dtype, "attn": attn, "experts": experts, "cache": cache}
     stored_bits = option.words("--bits-of-checkpoint", bits_of_checkpoint, ("yes", "no"))[0] == "yes"
-    subject = _Subject(model, module, graph, trust_remote_code, tracing, stored_bits, module_seconds)
-    of_model = {"--attn", "--experts", "--cache", "--trust-remote-code", "--bits-of-checkpoint"}
-    if model is None and (vain := written & of_model):
-        raise RequestError(f"{option.listed(vain)} says how MODEL is traced; leave it out without a MODEL")
-    if hardware is None and save_graph is None:
-        raise RequestError("name a device with --hardware (--hardware list lists them), or give its JSON file")
-    on = None if hardware is None else option.device(hardware, peaks, results, link or ())
-    is_paper = option.words("--accounting", accounting, ("roofcal", "paper"))[0] == "paper"
-    shape = _form(option.words("--form", form, ("auto", "fused", "executed"))[0], on)
     asked = option.what_ifs(what_if or ())
-    changes = option.linked(asked, on) if on is not None else asked
-    if shape == "fused" and any(change.name == "unfuse_attention" for change in changes):
-        raise RequestError("--form fused undoes what-if unfuse_attention; add --form executed")
-    dtype = dtype if "--dtype" in written else subject.dtype or dtype
-    scope: Logits = "all" if option.words("--logits", logits, get_args(Logits))[0] == "all" else "last"
-    texts = {"--prompt": prompt, "--context": context, "--batch": batch}
-    prompts, contexts, batches = (option.distinct(name, text) for name, text in texts.items())
-    lengths = option.Lengths(prompts, contexts, batches, dtype, scope)
-    workloads = lengths.workloads(option.words("--phase", phase, ("prefill", "decode", "chunk")))
-    mixes = tuple(option.mixed(text, dtype) for text in mix or ())
-    requests = lengths.requests(option.distinct("--output", output)) if output is not None else ()
-    if not written & option.SIZES:
-        workloads = subject.only or (() if mixes else workloads)
+    sizes = option.Sizes(phase, prompt, context, batch, logits, tuple(mix or ()), output)
+    names, cases = option.hardware_list(hardware), []
+    if file is not None:
+        from profiler.cli.plan import read_plan
+
+        plan = read_plan(file, results)
+        names = names or list(plan.hardware)
+        for each in plan.models:
+            own = option.dtype(each.dtype or dtype)
+            subject = Subject(each.name, None, None, trust_remote_code, tracing | {"dtype": own}, stored_bits)
+            changes = option.what_ifs(list(dict.fromkeys([*(what_if or ()), *each.what_if])))
+            cases.append(Case(subject, changes, plan.asked(own)))
+    else:
+        subject = Subject(model, module, graph, trust_remote_code, tracing, stored_bits, module_seconds)
+        of_model = {"--attn", "--experts", "--cache", "--trust-remote-code", "--bits-of-checkpoint"}
+        if model is None and (vain := written & of_model):
+            raise RequestError(f"{option.listed(vain)} says how MODEL is traced; leave it out without a MODEL")
+    read = [Path(name) for name in (graph, file, *names, decode_hardware) if name is not None]
+    require_separate({"--csv": csv, "--html": html, "--save-graph": save_graph}, read)
+    if not names and save_graph is None:
+        raise RequestError("name a device with --hardware (--hardware list lists them), or give its JSON file")
+    devices = [option.device(name, peaks, results, link or ()) for name in names]
+    is_paper = option.words("--accounting", accounting, ("roofcal", "paper"))[0] == "paper"
+    if is_paper and len(devices) > 1:
+        raise RequestError("--accounting paper takes one device; name one with --hardware")
+    form = option.words("--form", form, ("auto", "fused", "executed"))[0]
+    for shape in [_form(form, on) for on in devices]:
+        for changes in [case.changes for case in cases] or [asked]:
+            if shape == "fused" and any(change.name == "unfuse_attention" for change in changes):
+                raise RequestError("--form fused undoes what-if unfuse_attention; add --form executed")
+    if file is None:
+        what_is_asked = sizes.asked(dtype if "--dtype" in written else subject.dtype or dtype)
+        if not written & option.SIZES:
+            only = subject.only or (() if what_is_asked.mixes else what_is_asked.workloads)
+            what_is_asked = replace(what_is_asked, workloads=only)
+        cases.append(Case(subject, asked, what_is_asked))
+    how = _How(
+        form=form,
+        device=lambda name: option.device(name, peaks, results, link or ()),
+        decode_hardware=decode_hardware,
+        micro_batches=micro_batches if "--micro-batches" in written else None,
+        speculation=(draft, speculate, acceptance) if draft else None,
+        question=Question(largest=largest, memory_utilisation=memory_utilisation, overhead_bytes=overhead_bytes),
+    )
+    failed: dict[str, str] = {}
+    predictions: list[Predicted] = []
     with option.one_line():
         with stdout_to_stderr_if(as_json):
             if save_graph is not None:
-                subject.save(save_graph)
-            if on is None:
+                cases[0].subject.save(save_graph)
+            if not devices:
                 return
             if not is_paper:
-                decode, decode_stages = None, []
-                if decode_hardware:  # send_kv belongs to the prefill
-                    decode_on = option.device(decode_hardware, peaks, results, link or ())
-                    kept = option.linked([change for change in asked if change.name != "send_kv"], decode_on)
-                    decode = subject.source(kept, shape, decode_on), decode_on
-                    decode_stages = stages_of(kept) if requests else []
-                stages = stages_of(changes) if requests else []
-                if "--micro-batches" in written and not stages:
-                    raise RequestError(
-                        "--micro-batches changes nothing without a pipeline; add --what-if pipeline_stage:stages=4"
-                    )
-                question = Question(
-                    workloads=workloads,
-                    mixes=mixes,
-                    requests=requests,
-                    dtype=dtype,
-                    largest=largest,
-                    memory_utilisation=memory_utilisation,
-                    overhead_bytes=overhead_bytes,
-                    decode=decode,
-                    pipeline=tuple(subject.source(stage, shape, on) for stage in stages),
-                    decode_pipeline=tuple(subject.source(stage, shape, decode_on) for stage in decode_stages),
-                    micro_batches=micro_batches,
-                    speculation=_speculation(subject, draft, speculate, acceptance, shape, on) if draft else None,
-                )
-                notes = subject.notes(_longest(question), on)
-                try:
-                    prediction = answer(subject.source(changes, shape, on), question, on, shape, notes)
-                except (ArithmeticError, LookupError) as error:
-                    if subject.file is None:
-                        raise
-                    raise RequestError(
-                        f"{subject.file} lacks what prices are made from ({one_line(error)}); save it again"
-                    ) from error
-                _write(prediction, on, csv, html)
+                is_alone = len(cases) * len(devices) == 1
+                for case, on in itertools.product(cases, devices):
+                    try:
+                        predictions.append((case, on, _predicted(case, on, how)))
+                    except (RequestError, ValueError) as error:
+                        if is_alone:
+                            raise
+                        failed[f"{case.subject.name} on {on.spec.name}"] = one_line(error)
+                if not predictions:
+                    raise RequestError("; ".join(f"{name}: {why}" for name, why in failed.items()))
+                _write(predictions, failed, csv, html)
         if is_paper:
-            _paper(subject, on, lengths, option.numbers("--bits", bits), flash, as_json)
+            _paper(
+                subject, devices[0], sizes.lengths(what_is_asked.dtype), option.numbers("--bits", bits), flash, as_json
+            )
         else:
-            _show(prediction, as_json)
+            _show(predictions, failed, as_json)
+    if failed:
+        raise typer.Exit(INCONCLUSIVE)
 
 
-def _form(word: str, on: Device | None) -> Form:
+@dataclass(frozen=True)
+class Case:
+    """One model, how it is changed, and what is asked of it."""
+
+    subject: "Subject"
+    changes: "list[WhatIf]"
+    asked: option.Asked
+
+
+Predicted = tuple[Case, Device, Prediction]
+
+
+@dataclass(frozen=True)
+class _How:
+    """What is the same for all models and devices of a prediction."""
+
+    form: str
+    device: Callable[[str], Device]
+    """Finds the device of a name."""
+    decode_hardware: str | None
+    micro_batches: int | None
+    """None where it is not asked for."""
+    speculation: tuple[str, int, float] | None
+    """Draft model, tokens that it drafts, and how often one is accepted."""
+    question: Question
+    """Without passes and requests."""
+
+
+def _predicted(case: Case, on: Device, how: _How) -> Prediction:
+    """The prediction of one model on one device. Raises RequestError or ValueError where it cannot be made."""
+    subject, requests = case.subject, case.asked.requests
+    shape, changes = _form(how.form, on), option.linked(case.changes, on)
+    decode, decode_stages = None, []
+    if how.decode_hardware:  # send_kv belongs to the prefill
+        decode_on = how.device(how.decode_hardware)
+        kept = option.linked([change for change in case.changes if change.name != "send_kv"], decode_on)
+        decode = subject.source(kept, shape, decode_on), decode_on
+        decode_stages = stages_of(kept) if requests else []
+    stages = stages_of(changes) if requests else []
+    if how.micro_batches is not None and not stages:
+        raise RequestError("--micro-batches changes nothing without a pipeline; add --what-if pipeline_stage:stages=4")
+    question = replace(
+        how.question,
+        workloads=case.asked.workloads,
+        mixes=case.asked.mixes,
+        requests=requests,
+        dtype=case.asked.dtype,
+        decode=decode,
+        pipeline=tuple(subject.source(stage, shape, on) for stage in stages),
+        decode_pipeline=tuple(subject.source(stage, shape, decode_on) for stage in decode_stages),
+        micro_batches=how.micro_batches or 1,
+        speculation=_speculation(subject, *how.speculation, shape, on) if how.speculation else None,
+    )
+    notes = subject.notes(_longest(question), on)
+    try:
+        return answer(subject.source(changes, shape, on), question, on, shape, notes)
+    except (ArithmeticError, LookupError) as error:
+        if subject.file is None:
+            raise
+        raise RequestError(
+            f"{subject.file} lacks what prices are made from ({one_line(error)}); save it again"
+        ) from error
+
+
+def _form(word: str, on: Device) -> Form:
     """The graph to price; "auto" is the one that the device's prices are for."""
     if word == "auto":
-        return on.form if on is not None else "fused"
+        return on.form
     return "fused" if word == "fused" else "executed"
 
 
@@ -216,7 +303,7 @@ def _longest(question: Question) -> int:
     return max((*lengths, *(prompt + output for _, prompt, output in question.requests)), default=0)
 
 
-class _Subject:
+class Subject:
     """The subject of a prediction: a model, a module, or a file of graphs."""
 
     def __init__(
@@ -236,6 +323,11 @@ class _Subject:
         self.trust, self.tracing, self.stored_bits, self.module_s = trust, tracing, stored_bits, module_s
         with requested():
             self.stored = read_graphs(graph) if graph is not None else None
+
+    @property
+    def name(self) -> str:
+        """Its name for people."""
+        return str(self.model or self.module or self.file)
 
     @property
     def only(self) -> tuple[Workload, ...]:
@@ -291,33 +383,50 @@ class _Subject:
         return trace_apart(str(self.module), self.module_s)
 
 
-def _speculation(subject: _Subject, draft: str, tokens: int, acceptance: float, form: Form, on: Device) -> Speculation:
-    model = _Subject(draft, None, None, subject.trust, subject.tracing, subject.stored_bits)
+def _speculation(subject: Subject, draft: str, tokens: int, acceptance: float, form: Form, on: Device) -> Speculation:
+    model = Subject(draft, None, None, subject.trust, subject.tracing, subject.stored_bits)
     return Speculation(model.source((), form, on), tokens, acceptance)
 
 
-def _write(prediction: Prediction, on: Device, csv: Path | None, html: Path | None) -> None:
+def _write(predictions: Sequence[Predicted], failed: Mapping[str, str], csv: Path | None, html: Path | None) -> None:
     if csv is not None:
         from calibrate.report.json import write_csv
 
+        whole = [prediction for _, _, prediction in predictions]
+        by_op = len(whole) == 1 and any(step.ops for step in whole[0].passes)
         with replacing(csv) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-            write_csv(prediction, file, by="op" if any(step.ops for step in prediction.passes) else "workload")
+            write_csv(whole, file, by="op" if by_op else "workload")
     if html is not None:
         from calibrate.report.html import render
+
+        write_text(html, render(_document(predictions, failed, page=True)))
+
+
+def _document(predictions: Sequence[Predicted], failed: Mapping[str, str], page: bool = False) -> "Document":
+    """The report of one prediction, or of several side by side; a page has the peaks for its plots."""
+    if len(predictions) == 1 and not failed:
         from calibrate.report.prediction import prediction_document
 
-        write_text(html, render(prediction_document(prediction, on.peaks)))
+        _, on, prediction = predictions[0]
+        return prediction_document(prediction, on.peaks if page else None)
+    from calibrate.report.side_by_side import side_by_side
+
+    cases = itertools.groupby(predictions, lambda predicted: id(predicted[0]))
+    return side_by_side([[prediction for _, _, prediction in of] for _, of in cases], failed)
 
 
-def _show(prediction: Prediction, as_json: bool) -> None:
+def _show(predictions: Sequence[Predicted], failed: Mapping[str, str], as_json: bool) -> None:
     from calibrate.report.json import prediction_json
-    from calibrate.report.prediction import prediction_document
 
-    show(as_json, lambda: prediction_json(prediction), lambda: prediction_document(prediction))
+    def document() -> dict[str, Any]:
+        whole = [prediction_json(prediction) for _, _, prediction in predictions]
+        return whole[0] if len(whole) == 1 and not failed else {"predictions": whole, "failed": dict(failed)}
+
+    show(as_json, document, lambda: _document(predictions, failed))
 
 
 def _paper(
-    subject: _Subject, on: Device, lengths: option.Lengths, bits: tuple[int, ...], flash: bool, as_json: bool
+    subject: Subject, on: Device, lengths: option.Lengths, bits: tuple[int, ...], flash: bool, as_json: bool
 ) -> None:
     from calibrate.report.json import paper_json
     from calibrate.report.prediction import paper_document
@@ -332,5 +441,5 @@ def _paper(
     weight, activation, cache = bits if len(bits) == 3 else bits * 3
     (batch,), (prompt,) = lengths.batches, lengths.prompts
     table = paper_table(shape, on.peaks, batch, prompt, weight, activation, cache, use_flash=flash)
-    about = (table, subject.model or str(subject.file or subject.module), on.spec.name)
+    about = (table, subject.name, on.spec.name)
     show(as_json, lambda: paper_json(*about), lambda: paper_document(*about))

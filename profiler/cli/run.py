@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
 from profiler.cli import options as option
 from profiler.cli import output
@@ -55,7 +55,7 @@ MODES: dict[tuple[bool, bool], Mode] = {
 
 
 def run(
-    models: Annotated[list[str] | None, Argument(metavar="MODEL", help=option.MODEL)] = None,
+    models: Annotated[list[str] | None, option.MODEL] = None,
     device: option.DeviceName = "auto",
     dtype: Annotated[str | None, Option(help="Dtypes of weights and activations, as bfloat16,float32.")] = None,
     phase: option.Phases = "prefill,decode",

@@ -8,7 +8,7 @@ Example: ``InModelKernels(torch.device("cpu"), "float32", cache_bytes=32e6, flop
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,16 +88,29 @@ class InModelKernels:
         Raises `InvalidMeasurement` and `SequenceMismatch` as profiling does.
         """
         taken: list[list[Sample]] = []
+        for runner, graph in self._runners():
+            with torch.no_grad():
+                taken.append(samples(runner, [op.name for op in graph.ops], PASSES, watched)[1:])
+        return taken
+
+    def prepare(self) -> None:
+        """Trace the passes, the first time."""
+        if not self._graphs:
+            for _ in self._runners():
+                pass
+
+    def _runners(self) -> Iterator[tuple[Runner, OpGraph]]:
+        """Each pass in turn with its graph, which is traced the first time."""
+        number = 0
         for width, layers in widths(self._dtype, self._cache_bytes):
             step = Step(self._device, self._dtype, width, layers)
             for prompt in prompts_of(step, self._flops_per_s):
                 runner = Runner(_Pass(step, prompt), NoInputs(), self._device)
-                with torch.no_grad():
-                    if len(self._graphs) == len(taken):
+                if len(self._graphs) == number:
+                    with torch.no_grad():
                         self._graphs.append(_traced(runner, prompt, self._dtype))
-                    names = [op.name for op in self._graphs[len(taken)].ops]
-                    taken.append(samples(runner, names, PASSES, watched)[1:])
-        return taken
+                yield runner, self._graphs[number]
+                number += 1
 
     def passes(self, visits: Iterable[Sequence[Sequence[Sample]]]) -> list[InModel]:
         """The passes of these visits together."""

@@ -21,6 +21,7 @@ from profiler.attribution.operations import passes
 from profiler.devices.backend import backend_of
 from profiler.kernels.eager import Operands, Run
 from profiler.kernels.family import family_of
+from profiler.kernels.journal import Made
 from profiler.microbench.bench import reason
 from profiler.models.meta import know
 from profiler.models.trace import trace
@@ -147,7 +148,11 @@ class Kernel(nn.Module):
         if turns >= self.turns:
             return self
         held = min(self.held, turns // (2 * ROUNDS))
-        return Kernel(self.shape, self._run, self._sets()[: max(held, 1, turns - held * ROUNDS)], held)
+        return self.cut(max(held, 1, turns - held * ROUNDS), held)
+
+    def cut(self, sets: int, held: int) -> "Kernel":
+        """The same kernel on its first `sets` of operands, of which `held` take turns again."""
+        return Kernel(self.shape, self._run, self._sets()[:sets], held)
 
     def on_meta(self) -> "Kernel":
         """The same kernel on tensors without memory, to be traced; those of indices keep their values."""
@@ -307,11 +312,16 @@ class ProbedKernels:
     """Kernels that are measured in one profiled session, over several visits."""
 
     def __init__(
-        self, shapes: Sequence[KernelShape], device: torch.device, rotated_bytes: int, arena: Arena | None = None
+        self,
+        shapes: Sequence[KernelShape],
+        device: torch.device,
+        rotated_bytes: int,
+        arena: Arena | None = None,
+        made: Made | None = None,
     ) -> None:
-        """Operands are taken from `arena`, allocated without one."""
-        self.shapes = tuple(shapes)
-        """The kernels' shapes; after the first visit, only shapes that the device can run."""
+        """Operands are taken from `arena`, allocated without one; `made`: how an earlier process made the kernels."""
+        self.asked = self.shapes = tuple(shapes)
+        """The kernels' shapes; `shapes`, after the first visit, only shapes that the device can run."""
         self.failed: dict[str, str] = {}
         """Reasons why kernels are not measured, by operator and dtype."""
         self._device, self._rotated_bytes = device, rotated_bytes
@@ -322,31 +332,55 @@ class ProbedKernels:
         """Shape that each operation of the graph belongs to; None for the sweeps."""
         self.held: tuple[int, ...] = ()
         """Sets of operands of each shape that took turns again."""
+        self.made = made
+        """How the kernels were made: by an earlier process, or at the first visit."""
+
+    def prepare(self) -> Probe:
+        """Make the kernels and, the first time, trace them. Raises RuntimeError where none of them can run."""
+        probe = self._probe or self._made()
+        if self._device.type == "cpu":  # operands out of an arena are kept, as no others are needed in between
+            self._probe = probe
+        if self.graph is None:
+            self.graph = traced(probe, self.shapes[0].dtype, backend_of(self._device).type)
+            self.owners = tuple(int(op.path.split(".")[1]) if op.path else None for op in self.graph.ops)
+        return probe
 
     def visit(self, watched: Watched) -> list[list[float]]:
         """Seconds of each operation in each of `PASSES` passes; the first visit traces them.
 
         Raises `InvalidMeasurement` and `SequenceMismatch` as profiling does, and torch's own errors.
         """
-        probe = self._probe or self._made()
-        if self._device.type == "cpu":  # operands out of an arena are kept, as no others are needed in between
-            self._probe = probe
-        runner = Runner(probe, NoInputs(), self._device)
-        if self.graph is None:
-            self.graph = traced(probe, self.shapes[0].dtype, runner.backend.type)
-            self.owners = tuple(int(op.path.split(".")[1]) if op.path else None for op in self.graph.ops)
+        runner = Runner(self.prepare(), NoInputs(), self._device)
+        assert self.graph is not None
         with torch.no_grad():
             taken = samples(runner, [op.name for op in self.graph.ops], PASSES, watched)
         return [sample.device_s for sample in taken]
 
     def _made(self) -> Probe:
-        kernels, failed = checked_kernels(self.shapes, self._device, self._rotated_bytes, self._arena)
-        self.failed |= {f"kernel.{shape.op}.{shape.dtype}": why for shape, why in failed}
-        if not kernels:
-            raise RuntimeError(f"none of them can run, the last: {failed[-1][1]}")
+        if self.made is not None and self.graph is None:
+            kernels = self._made_again(self.made)
+            self.failed |= self.made.failed
+        else:
+            kernels, failed = checked_kernels(self.shapes, self._device, self._rotated_bytes, self._arena)
+            self.failed |= {f"kernel.{shape.op}.{shape.dtype}": why for shape, why in failed}
+            if not kernels:
+                raise RuntimeError(f"none of them can run, the last: {failed[-1][1]}")
+            places = {id(shape): place for place, shape in enumerate(self.asked)}
+            how = [(places[id(kernel.shape)], kernel.sets, kernel.held) for kernel in kernels]
+            self.made = Made(kernels=tuple(how), failed=self.failed)
         self.shapes = tuple(kernel.shape for kernel in kernels)
         self.held = tuple(kernel.held for kernel in kernels)
         return Probe(kernels, self._rotated_bytes, self._device)
+
+    def _made_again(self, made: Made) -> list[Kernel]:
+        """The kernels of an earlier process, on as many sets of operands. Raises RuntimeError if one does not run."""
+        kernels = []
+        for place, sets, held in made.kernels:
+            with torch.device(self._device), torch.no_grad():
+                kernel = kernel_of(self.asked[place], self._arena, self._rotated_bytes).cut(sets, held)
+                kernel.check(kernel.first()[0])
+            kernels.append(kernel)
+        return kernels
 
 
 def traced(probe: Probe, dtype: str, kind: str) -> OpGraph:

@@ -31,12 +31,14 @@ from profiler.devices.backend import backend_of
 from profiler.devices.watch import GpuReading, Watch
 from profiler.kernels.family import family_of
 from profiler.kernels.in_model import InModel, InModelKernels
+from profiler.kernels.journal import Line, Made, Times, VisitJournal, key_of, visit_of
 from profiler.kernels.measure import ROUNDS, Arena, ProbedKernels, Storage, operand_bytes, sets_of
 from profiler.microbench.bench import reason
+from profiler.passes.samples import Sample
 from profiler.record.kernel_table import COLUMNS, DIMS, Kernels, Source
 from profiler.record.measurement import middle_mean
 from profiler.timing.cache_state import PAST
-from profiler.timing.turns import ReferenceProbes, Turns, Watched, take_turns
+from profiler.timing.turns import ReferenceProbes, Turns, Visit, Watched, take_turns
 from roofline.laws.kinds import HOST_GAP, OPERATOR, KernelShape, kind_of
 from roofline.price import Prepared
 from roofline.price_by_law import LawInput, gap_dims, law_inputs
@@ -80,6 +82,7 @@ def probe_kernels(
     now: Callable[[], float] = time.monotonic,
     watch: Watch | None = None,
     read: Callable[[], GpuReading | None] | None = None,
+    journal: VisitJournal | None = None,
 ) -> Probing:
     """Measure all shapes in `visits`, of which those after the second are left out where `seconds` are spent.
 
@@ -87,7 +90,8 @@ def probe_kernels(
 
     Args: `limit_bytes`, of the operands of one group; `cache_bytes`, of the last-level cache; `eager`, dtypes in which
     whole passes are measured too, and the device's peak of products in each, FLOP/s; `reference`, probes that are timed
-    before each visit; `watch` and `read`, of the device's conditions, its own where there is none.
+    before each visit; `watch` and `read`, of the device's conditions, its own where there is none; `journal`, which
+    keeps each visit, and whose visits of an earlier process need not be made again.
     """
     rotated = round(min(PAST * cache_bytes, limit_bytes))  # with little memory, as far past the cache as it allows
     failed: dict[str, str] = {}
@@ -105,15 +109,30 @@ def probe_kernels(
         f"eager.{dtype}": InModelKernels(device, dtype, cache_bytes, flops_per_s)
         for dtype, flops_per_s in eager.items()
     }
-    groups = {
-        f"kernels.{i}": ProbedKernels(batch, device, rotated, arenas[batch[0].dtype])
-        for i, batch in enumerate(_batches(known, most, rotated))
-    }
+    state: dict[str, object] = {"device": str(device), "cache_bytes": cache_bytes, "rotated_bytes": rotated}
+    keys = {f"eager.{dtype}": key_of((), **state, dtype=dtype, flops_per_s=peak) for dtype, peak in eager.items()}
+    lines = {name: journal.of(key) if journal is not None else [] for name, key in keys.items()}
+    groups: dict[str, ProbedKernels] = {}
+    for i, batch in enumerate(_batches(known, most, rotated)):
+        name, key = f"kernels.{i}", key_of(batch, **state)
+        keys[name], lines[name] = key, journal.of(key) if journal is not None else []
+        made = next((line.made for line in lines[name]), None)
+        groups[name] = ProbedKernels(batch, device, rotated, arenas[batch[0].dtype], made)
     levels: dict[str, list[float]] = {}
-    whole = visits * (len(models) + len(groups))
+    for line in (line for taken in lines.values() for line in taken):
+        for probe, probe_s in line.reference.items():
+            levels.setdefault(probe, []).append(probe_s)
+    earlier = {
+        name: [visit_of(line, _decoded(line.result, name in models)) for line in of] for name, of in lines.items()
+    }
+    done = sum(min(visits, len(taken)) for taken in earlier.values())
+    whole = max(1, visits * (len(models) + len(groups)) - done)
+    beside: dict[str, float] = {}
 
     def take(name: str, watched: Watched) -> Any:
-        for probe, probe_s in (reference.time() if reference is not None else {}).items():
+        beside.clear()
+        beside.update(reference.time() if reference is not None else {})
+        for probe, probe_s in beside.items():
             levels.setdefault(probe, []).append(probe_s)
         try:
             return models[name].visit(watched) if name in models else groups[name].visit(watched)
@@ -121,6 +140,14 @@ def probe_kernels(
             if name in models:
                 gc.collect()  # a model's modules refer to each other
             backend.release_memory()
+
+    def keep(name: str, visit: Visit[Any]) -> None:
+        if journal is not None:
+            made = (groups[name].made if name in groups else None) or Made()
+            result, status = _encoded(visit.result, name in models), visit.verdict.status
+            journal.keep(
+                Line(key=keys[name], result=result, windows=visit.windows, status=status, made=made, reference=beside)
+            )
 
     with closing(watch or backend.watch(device)) as open_watch:
         turns: Turns[Any] = take_turns(
@@ -134,6 +161,8 @@ def probe_kernels(
             read=read or partial(backend.reading, device),
             now=now,
             progress=lambda taken: progress(min(1.0, taken / whole), f"visit {taken + 1} of {max(whole, taken + 1)}"),
+            earlier=earlier,
+            keep=keep,
         )
     progress(1.0, "kernels")
     failed |= {name: why for group in groups.values() for name, why in group.failed.items()}
@@ -147,7 +176,13 @@ def probe_kernels(
         if not results:
             if taken:
                 failed[name] = f"refused, in every visit: {taken[-1].verdict.reason}"
-        elif name in models:
+            continue
+        try:
+            (models[name] if name in models else groups[name]).prepare()  # all its visits may be an earlier process's
+        except (RuntimeError, MemoryError, ValueError, ArithmeticError) as error:
+            failed[name] = f"its earlier visits are of no use: {reason(error)}"
+            continue
+        if name in models:
             rows += [row for each in models[name].passes(results) for row in in_model_rows(each, cache_bytes)]
         else:
             passes = [times_s for visit in results for times_s in visit]
@@ -171,6 +206,27 @@ def probe_kernels(
         labels=turns.labels(),
     )
     return Probing(Kernels(pa.Table.from_pylist(rows, schema=COLUMNS), (source,)), failed, levels, warning)
+
+
+def _encoded(result: Any, is_model: bool) -> Times:
+    """What a visit returned, as the journal has it: of models the times of operations and gaps by turns."""
+    if is_model:
+        return tuple(
+            tuple(tuple(times) for sample in samples for times in (sample.device_s, sample.gap_s)) for samples in result
+        )
+    return (tuple(map(tuple, result)),)
+
+
+def _decoded(times: Times, is_model: bool) -> Any:
+    if is_model:
+        return [
+            [
+                Sample(list(device_s), list(gap_s), 0.0, 0.0, (), (), 0.0)
+                for device_s, gap_s in zip(*[iter(of)] * 2, strict=True)
+            ]
+            for of in times
+        ]
+    return [list(passes) for of in times for passes in of]
 
 
 def _arenas(shapes: Sequence[KernelShape], device: torch.device, size_bytes: int) -> dict[str, Arena]:

@@ -151,7 +151,7 @@ class Kernels:
 
     def counts(self) -> dict[tuple[str, str], int]:
         """Rows by kind and dtype, the most frequent first."""
-        grouped = self.table.group_by(["kind", "dtype"]).aggregate([([], "count_all")]).to_pylist()
+        grouped = self.table.group_by(["kind", "dtype"], use_threads=False).aggregate([([], "count_all")]).to_pylist()
         ordered = sorted(grouped, key=lambda row: (-row["count_all"], row["kind"], row["dtype"]))
         return {(row["kind"], row["dtype"]): row["count_all"] for row in ordered}
 

@@ -28,6 +28,10 @@ MOST_ROWS, MOST_COLUMNS, MOST_CHUNKS = 20_000_000, 10_000, 1_000_000
 """Rows of a table, its columns, and its columns × groups of rows; AIConfigurator's largest table has 600,000 rows."""
 MOST_DECODED = 1 << 30
 """Bytes that a table may take in memory."""
+ALONE = {"pre_buffer": False}
+"""Read by the calling thread alone, as `use_threads=False` decodes. A thread of Arrow's pool that gives back bytes of
+Python while the interpreter ends is ended within C++, which aborts the process: a verb that fails right after reading
+a table would now and then exit with SIGABRT. A run's tables are read in milliseconds."""
 
 
 def schema(*groups: tuple[str, Any]) -> pa.Schema:
@@ -87,7 +91,7 @@ class Table:
     def _opened(self, folder: Path) -> Iterator[Any]:
         """The file with its rows unread, as many as run.json counts."""
         content = read_bytes(folder / self.file, MOST_BYTES, self.mend)
-        with pq.ParquetFile(pa.BufferReader(content)) as file:
+        with pq.ParquetFile(pa.BufferReader(content), **ALONE) as file:
             kept, rows = sums(folder).get(self.file), file.metadata.num_rows
             if kept is not None and kept.rows != rows:
                 raise ValueError(f"it has {rows} rows, and run.json counts {kept.rows}")
@@ -132,7 +136,7 @@ def sum_of(path: Path) -> TableSum:
     """Rows and checksum of a table that has just been written. Raises RequestError where it cannot be read."""
     with requested():
         content = read_bytes(path, MOST_BYTES)
-    with pq.ParquetFile(pa.BufferReader(content)) as file:
+    with pq.ParquetFile(pa.BufferReader(content), **ALONE) as file:
         return TableSum(rows=file.metadata.num_rows, sha256=hashlib.sha256(content).hexdigest())
 
 
@@ -142,7 +146,7 @@ def read_parquet(content: bytes) -> Any:
     Raises ValueError or Arrow's errors for a file that is none, and for one that states more rows, or decodes to more
     bytes, than memory should be given for.
     """
-    with pq.ParquetFile(pa.BufferReader(content)) as file:
+    with pq.ParquetFile(pa.BufferReader(content), **ALONE) as file:
         about = file.metadata
         if not 0 <= about.num_rows <= MOST_ROWS or about.num_columns > MOST_COLUMNS:
             raise ValueError(f"{about.num_rows:,} rows of {about.num_columns:,} columns are more than any table has")
@@ -162,12 +166,12 @@ def read_parquet(content: bytes) -> Any:
         if least > MOST_DECODED:
             raise ValueError(f"it unpacks to {least:,} bytes, more than any table has")
         if most <= MOST_DECODED:
-            return file.read()
-    folded = pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts).read()
+            return file.read(use_threads=False)
+    folded = pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts, **ALONE).read(use_threads=False)
     decoded = sum(_text_bytes(chunk) for column in folded.columns for chunk in column.chunks)
     if decoded > MOST_DECODED:
         raise ValueError(f"its texts unpack to {decoded:,} bytes, more than any table has")
-    return pq.ParquetFile(pa.BufferReader(content)).read()
+    return pq.ParquetFile(pa.BufferReader(content), **ALONE).read(use_threads=False)
 
 
 def _text_bytes(array: Any) -> int:

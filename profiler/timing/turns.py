@@ -12,8 +12,9 @@ Example: ``take_turns(["a", "b"], measure_one, visits=3, seconds=45, on_cpu=True
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Generic, TypeVar
 
 import torch
@@ -147,6 +148,8 @@ def take_turns(
     read: Callable[[], GpuReading | None] = lambda: None,
     now: Callable[[], float] = time.monotonic,
     progress: Callable[[int], None] = lambda taken: None,
+    earlier: Mapping[str, Sequence[Visit[T]]] = MappingProxyType({}),
+    keep: Callable[[str, Visit[T]], None] = lambda name, visit: None,
 ) -> Turns[T]:
     """Visit everything in turn until each has `visits` sound visits, with all others in between.
 
@@ -155,15 +158,17 @@ def take_turns(
     counts as it is, and what was not visited has failed with TimeoutError.
 
     Args: `take` makes one visit, and runs what it times through its `Watched`; `read` gives the GPU as the driver
-    describes it, around each visit; `progress` is called with the number of visits before each.
+    describes it, around each visit; `progress` is called with the number of visits before each; `earlier` visits, of a
+    process that was ended, count like those made here; `keep` is given each visit as soon as it is judged.
     """
-    turns: Turns[T] = Turns({name: [] for name in names}, on_cpu)
-    sound = dict.fromkeys(names, 0)
+    turns: Turns[T] = Turns({name: list(earlier.get(name, ())) for name in names}, on_cpu)
+    sound = {name: sum(visit.is_sound for visit in taken) for name, taken in turns.visits.items()}
     began, count = now(), 0
 
     def is_open(name: str) -> bool:
         tries = len(turns.visits[name])
-        if name in turns.failed or sound[name] >= visits or tries >= TRIES * visits or now() - began > longest_s:
+        most = TRIES * visits + len(earlier.get(name, ()))
+        if name in turns.failed or sound[name] >= visits or tries >= most or now() - began > longest_s:
             return False
         return tries < min(visits, FEWEST_VISITS) or now() - began <= seconds
 
@@ -182,6 +187,7 @@ def take_turns(
         windows, turns.after = tuple(watched.windows), read()
         verdict = judge(windows, before, turns.after, on_cpu=on_cpu, most_other_work=BUSY_SHARE)
         turns.visits[name].append(Visit(result, windows, verdict))
+        keep(name, turns.visits[name][-1])
         sound[name] += turns.visits[name][-1].is_sound
     for name in names:
         if not turns.visits[name] and name not in turns.failed:

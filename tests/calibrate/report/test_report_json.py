@@ -36,7 +36,7 @@ def unknown() -> Prediction:
 
 def table(prediction: Prediction, by: By) -> list[dict[str, str]]:
     file = io.StringIO(newline="")
-    write_csv(prediction, file, by=by)
+    write_csv([prediction], file, by=by)
     return list(csv.DictReader(io.StringIO(file.getvalue())))
 
 

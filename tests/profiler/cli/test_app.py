@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -7,9 +8,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import typer
 
 from profiler.cli import doctor, output
 from profiler.cli.app import VERBS, build, main
+from profiler.cli.help import GROUPS, OTHER
 from profiler.record.run import InvalidMeasurement, RequestError
 
 
@@ -268,3 +271,42 @@ def test_help_has_a_short_name_and_the_terminals_width(
             assert main(arguments) == 0, arguments
             widths[columns] = max(len(line) for line in capsys.readouterr().out.splitlines() if "profiler" not in line)
         assert widths[60] <= 60 and widths[130] > 80, (arguments, widths)
+
+
+def test_help_has_each_option_once_in_a_group_and_examples_that_can_be_copied(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for verb in ("run", "hardware", "predict", "calibrate", "show"):
+        assert main([verb, "-h"]) == 0
+        text = capsys.readouterr().out
+        options, examples = text.split("Example", 1)
+        parameters = typer.main.get_command(build([verb, "list"])).commands[verb].params  # type: ignore[attr-defined]
+        titles = [line[:-1] for line in options.splitlines() if line.endswith(":") and not line.startswith(" ")]
+        assert [title for title in titles if title != "Arguments"] == [
+            title for title in (*GROUPS, OTHER) if title in titles
+        ], titles
+        for name in (name for p in parameters for name in p.opts if name.startswith("--")):
+            assert len(re.findall(rf"^  (-h, )?{name}\b(?!-)", options, re.MULTILINE)) == 1, name
+        commands = re.sub(r" \\\n +", " ", examples).splitlines()[1:]
+        assert commands and all(line.startswith("  python -m profiler ") for line in commands), commands
+        assert not [line for line in examples.splitlines() if len(line) > 80]
+
+
+def test_a_shell_completes_verbs_options_models_and_devices_of_a_list(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_ROOFCAL_COMPLETE", "complete_bash")
+    for words, offered, not_offered in (
+        ("roofcal pre", "predict", "run"),
+        ("roofcal predict --memory-u", "--memory-utilisation", "--json"),
+        ("roofcal predict llama-3.1-7", "llama-3.1-70b", "llama-3.1-8b"),
+        ("roofcal predict --hardware nvidia-l4,nvidia-h2", "nvidia-l4,nvidia-h20", "nvidia-l4"),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        with pytest.raises(SystemExit) as end:
+            main([])
+        assert end.value.code == 0
+        lines = capsys.readouterr().out.split("\n")
+        assert offered in lines and not_offered not in lines, (words, lines)
