@@ -3,7 +3,7 @@
 A side holds rows, each a kernel, a layer or a pass under one key, with one time for each process that measured it.
 Verdicts:
 
-    slower, faster   different at a false discovery rate of `LEVEL` over the whole comparison, and by more than the tolerance
+    slower, faster   different at a false discovery rate of `LEVEL` over all rows, and by more than the tolerance
     same             the whole interval lies within the tolerance
     ambiguous        neither: too few replicates, or too noisy ones
     incomparable     measured under other conditions, so that a difference says nothing about the code
@@ -224,9 +224,9 @@ def _compared(
             groups.setdefault((len(old.seconds), len(now.seconds)), []).append(index)
     order, parts = [], []
     for counts, members in groups.items():
-        logs = [np.log(np.array([side[i].seconds for i in members], dtype=float)) for side in (base, new)]
+        before, after = (np.log(np.array([side[i].seconds for i in members], dtype=float)) for side in (base, new))
         lone = min(counts) < 2
-        parts.append(single(*logs, spread) if lone and spread is not None else unpaired(*logs))
+        parts.append(single(before, after, spread) if lone and spread is not None else unpaired(before, after))
         order += members
     if not parts:
         return [done[index] for index in sorted(done)]
@@ -268,7 +268,7 @@ def _require_unique(side: Side) -> None:
 
 
 def merged(name: str, sides: Iterable[Side]) -> Side:
-    """Several runs as one side, each a further process of its rows. Raises RequestError where their conditions differ."""
+    """Several runs as one side, each a further process of its rows. Raises RequestError where conditions differ."""
     sides = list(sides)
     first = sides[0]
     rows: dict[Key, list[Row]] = {}

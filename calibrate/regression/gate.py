@@ -3,7 +3,8 @@ side; never by one draw alone.
 
 1. Both arms run the base (A/A). From those pairs follow the gate's rate of false alarms on this machine, and the
    smallest slowdown of each kernel that the budget finds.
-2. Pairs of base and new are drawn until a kernel is settled: it shows no sign of being slower, or it is a candidate.
+2. Pairs of base and new are drawn until a kernel is settled: it is not slower by more than the tolerance, or it is a
+   candidate, or twice the pairs were drawn.
 3. Candidates are drawn again later in processes of their own, with twice the pairs. Only these pairs, which had no part
    in the choice, decide. Nothing is red unless a false discovery rate of `RED` says so, so that among gates of
    unchanged code at most that share is red, however often step 2 looked at its pairs.
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from scipy.stats import false_discovery_control
 
-from calibrate.regression.compare import Comparison, Verdict, judge
+from calibrate.regression.compare import COVERED, Comparison, judge
 from calibrate.regression.statistics import LEAST_ROWS, TRIM, Array, Estimates, joined, moderated, paired
 
 SCREEN = 0.02
@@ -41,8 +42,6 @@ FIRST = 0.6
 """Share of the pairs after which the first look is taken."""
 FOUND = 0.95
 """Probability with which the smallest detectable slowdown is found."""
-RESAMPLED = 200_000
-"""Kernels × gates that are resampled for the rate of false alarms: a few seconds."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,15 @@ class Plan:
     """What a gate may spend, and what it has to tell."""
 
     pairs: int = 10
-    """Pairs of processes for a kernel that is not settled before."""
+    """Pairs of processes for a kernel that is not settled before; twice as many where they leave it open."""
     confirming: int = 20
     """Further pairs for a candidate."""
     tolerance: float = 0.03
     """Relative slowdown that has to be found: a kernel too noisy for it is said to be so."""
     least: float = 0.005
     """Relative slowdown that is not called one, however certain."""
+    resampled: int = 1000
+    """Gates that the self-test resamples for the rate of false alarms; a thousand take seconds."""
 
 
 @dataclass(frozen=True)
@@ -146,16 +147,16 @@ def run_gate(
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     first = min(max(round(FIRST * plan.pairs), 2), plan.pairs)
     waiting = names
-    for count in (first, plan.pairs - first):
-        if count and waiting:
-            more = sampler.draw(waiting, count)
-            drawn += count
-            failed.update(more.failed)
-            for name in waiting:
-                times[name] += more.pairs.get(name, ())
-            names = [name for name in names if name not in failed]
-            signs = estimate([times[name] for name in names]).p_slower()
-            waiting = [name for name, p in zip(names, signs, strict=True) if p < SETTLED and name in waiting]
+    for count, settled in ((first, SETTLED), (plan.pairs - first, SCREEN), (plan.pairs, SCREEN)):
+        if not count or not waiting:
+            continue
+        more = sampler.draw(waiting, count)
+        drawn += count
+        failed.update(more.failed)
+        for name in waiting:
+            times[name] += more.pairs.get(name, ())
+        names = [name for name in names if name not in failed]
+        waiting = _waiting(names, waiting, times, settled, plan)
     screened = estimate([times[name] for name in names])
     candidates = [name for name, p in zip(names, screened.p_slower(), strict=True) if p < SCREEN]
     again: dict[str, Sequence[tuple[float, float]]] = {}
@@ -172,13 +173,28 @@ def run_gate(
     return Outcome(tuple(rows), test, plan, tuple(candidates), drawn)
 
 
+def _waiting(
+    names: Sequence[str],
+    before: Sequence[str],
+    times: Mapping[str, Sequence[tuple[float, float]]],
+    settled: float,
+    plan: Plan,
+) -> list[str]:
+    """Kernels that need more pairs: at the first look all that may be slower, later those that nobody can tell."""
+    known = estimate([times[name] for name in names])
+    p, above = known.p_slower(), known.value + known.half(COVERED)
+    is_open = above > math.log1p(plan.tolerance)
+    more = (p < settled) | is_open if settled == SETTLED else (p >= settled) & is_open
+    return [name for name, wants in zip(names, more, strict=True) if wants and name in before]
+
+
 def estimate(times: Sequence[Sequence[tuple[float, float]]]) -> Estimates:
     """Log ratios of kernels from their pairs, with moderated errors, in the kernels' order."""
     return moderated(_raw(times))
 
 
 def confirmed(screened: Estimates, again: Estimates, least: float) -> NDArray[np.bool_]:
-    """Which candidates are slower by the pairs `again`; `screened` lends its knowledge of the suite's noise, no more."""
+    """Which candidates are slower by the pairs `again`; `screened` lends what it knows of the suite's noise."""
     known = moderated(joined([screened, again]))
     p = known.p_slower()[len(screened.value) :]
     return (false_discovery_control(p) <= RED) & (again.value > math.log1p(least))
@@ -205,13 +221,13 @@ def self_test(own: Mapping[str, Sequence[tuple[float, float]]], plan: Plan, rand
             (later, RED / rivals, np.maximum(freedom, later - 1)),
         )
     ]
-    detectable = np.maximum(np.expm1(np.maximum(*found)), plan.least)
-    gates = min(max(RESAMPLED // len(own), 200), 2000)
+    above_least = math.log1p(plan.least) + deviation / math.sqrt(later) * stdtrit(freedom, each)
+    detectable = np.expm1(np.maximum.reduce([*found, above_least]))
     length = min(len(pairs) for pairs in own.values())
     logs = np.array([[math.log(new / base) for base, new in pairs[:length]] for pairs in own.values()])
-    red = sum(_resampled(logs, deviation, plan, random) for _ in range(gates))
-    spread = float(np.median(deviation)) / math.sqrt(2)  # a difference of two processes
-    return SelfTest(dict(zip(own, map(float, detectable), strict=True)), red, gates, spread)
+    red = sum(_resampled(logs, deviation, plan, random) for _ in range(plan.resampled))
+    spread = float(np.median(known.error)) * math.sqrt(plan.pairs / 2)  # a pair is a difference of two processes
+    return SelfTest(dict(zip(own, map(float, detectable), strict=True)), red, plan.resampled, spread)
 
 
 def _resampled(logs: Array, deviation: Array, plan: Plan, random: np.random.Generator) -> bool:
@@ -266,14 +282,14 @@ def _judged(
     verdicts, p, low, high = judge(estimates, plan.tolerance, plan.least)
     rows = []
     for at, name in enumerate(names):
-        verdict: Verdict = "slower" if name in red else verdicts[at]
-        reason = ""
-        if name not in red and verdict == "slower":
-            limit = math.log1p(plan.tolerance)
-            verdict = "same" if -limit <= low[at] and high[at] <= limit else "ambiguous"
-            reason = "not confirmed by the second draw" if name in again else "no more than noise"
-        elif name not in red and test.detectable[name] > plan.tolerance:
+        verdict, reason = verdicts[at], ""
+        if name in red:
+            verdict = "slower"
+        elif test.detectable[name] > plan.tolerance:
             verdict, reason = "ambiguous", _too_noisy(test.detectable[name])
+        elif verdict != "faster":
+            verdict = "same" if high[at] <= math.log1p(plan.tolerance) else "ambiguous"
+            reason = "the second draw did not confirm that it is slower" if name in again else ""
         base, new = (float(np.median([pair[arm] for pair in final[name]])) for arm in (0, 1))
         rows.append(
             Comparison(

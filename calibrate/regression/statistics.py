@@ -3,8 +3,8 @@
 A replicate is the time of a kernel in one process: samples of one process share its memory layout, clocks and caches,
 so that they say nothing about the next. Times are compared by their logarithms, and a log ratio above 0 is slower.
 
-- One process in a hundred is far off, so that means are trimmed by a fifth at either end and their errors are Yuen's
-  (Biometrika 61(1), 1974), of paired differences Tukey's and McLaughlin's (Sankhya A 25(3), 1963).
+- One process in a hundred is far off, so that means are trimmed by a fifth at either end, with Yuen's errors
+  (Biometrika 61(1), 1974).
 - Ten pairs leave five degrees of freedom. Kernels of a suite are alike in their noise, so their variances are shrunk
   towards a common one as far as they agree (Smyth, Stat. Appl. Genet. Mol. Biol. 3(1), 2004, sections 3 and 6.2).
 
@@ -127,19 +127,6 @@ def moderated(estimates: Estimates) -> Estimates:
         np.where(known, total, estimates.freedom),
         estimates.size,
     )
-
-
-def holm(p: Array, level: float) -> NDArray[np.bool_]:
-    """Which hypotheses are rejected so that any is falsely rejected with a probability of at most `level` (Holm 1979).
-
-    scipy has Benjamini's and Hochberg's control of the share of false discoveries only.
-    """
-    rejected = np.zeros(len(p), dtype=bool)
-    for rank, index in enumerate(np.argsort(p)):
-        if p[index] > level / (len(p) - rank):
-            break
-        rejected[index] = True
-    return rejected
 
 
 def _trimmed(values: Array) -> tuple[Array, Array, float]:
