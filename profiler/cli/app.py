@@ -35,6 +35,7 @@ VERBS = {
     "hardware": ("hardware", "hardware", "EXAMPLE"),
     "predict": ("predict", "predict", "EXAMPLE"),
     "calibrate": ("calibrate", "calibrate", "EXAMPLE"),
+    "compare": ("compare", "compare", "EXAMPLE"),
     "import": ("import_", "import_", "EXAMPLE"),
     "export": ("export", "export", "EXAMPLE"),
     "list": ("look", "list_", "LIST_EXAMPLE"),

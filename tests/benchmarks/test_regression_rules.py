@@ -41,7 +41,7 @@ def five_percent(base: Array, new: Array) -> Array:
 
 
 def hud(base: Array, new: Array) -> Array:
-    """PyTorch's dashboard: above 1.35 × the median of three days (here: three thirds of the base's processes)."""
+    """PyTorch's dashboard: above 1.35 × the median of three days (here: of the base's processes)."""
     return np.asarray(_ratio(base, new) > 1.35)
 
 
@@ -63,7 +63,7 @@ RULES: dict[str, Rule] = {
     "pooled t-test": pooled_t,
     "Mann-Whitney, pooled": mann_whitney,
     "5 % threshold": five_percent,
-    "1.35 × median of three": hud,
+    "1.35 × the median": hud,
     "pyperf": pyperf,
     "nvbench": nvbench,
 }
