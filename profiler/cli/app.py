@@ -36,6 +36,7 @@ VERBS = {
     "predict": ("predict", "predict", "EXAMPLE"),
     "calibrate": ("calibrate", "calibrate", "EXAMPLE"),
     "compare": ("compare", "compare", "EXAMPLE"),
+    "gate": ("gate", "gate", "EXAMPLE"),
     "import": ("import_", "import_", "EXAMPLE"),
     "export": ("export", "export", "EXAMPLE"),
     "list": ("look", "list_", "LIST_EXAMPLE"),
