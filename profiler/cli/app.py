@@ -36,6 +36,8 @@ VERBS = {
     "hardware": ("hardware", "hardware", "EXAMPLE"),
     "predict": ("predict", "predict", "EXAMPLE"),
     "calibrate": ("calibrate", "calibrate", "EXAMPLE"),
+    "compare": ("compare", "compare", "EXAMPLE"),
+    "gate": ("gate", "gate", "EXAMPLE"),
     "import": ("import_", "import_", "EXAMPLE"),
     "export": ("export", "export", "EXAMPLE"),
     "list": ("look", "list_", "LIST_EXAMPLE"),

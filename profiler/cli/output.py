@@ -2,8 +2,8 @@
 
 With ``--json`` stdout has one JSON document and nothing else, whatever a library prints meanwhile. Exit codes:
 
-    0 good · 2 the request is wrong · 3 inconclusive · 4 the measurement is invalid · 70 a fault of roofcal
-    130 interrupted (128 + SIGINT) · 143, 129 ended by SIGTERM, SIGHUP
+    0 good · 1 something is slower · 2 the request is wrong · 3 inconclusive · 4 the measurement is invalid
+    70 a fault of roofcal · 130 interrupted (128 + SIGINT) · 143, 129 ended by SIGTERM, SIGHUP
     141 nobody reads the output any more (128 + SIGPIPE)
 
 Example::
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     MakeReport = Callable[[], Document]
 
-GOOD, REQUEST, INCONCLUSIVE, INVALID = 0, 2, 3, 4
+GOOD, SLOWER, REQUEST, INCONCLUSIVE, INVALID = 0, 1, 2, 3, 4
 FAULT, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
 """sysexits.h has 70 for an internal error; the others are 128 + the number of a signal."""
 
