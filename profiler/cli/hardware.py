@@ -15,7 +15,7 @@ from typer import Option
 
 from profiler.cli import options as option
 from profiler.cli import output
-from profiler.cli.measuring import VISITS, calibrate_device, look_before, new_run, require_same_machine, set_threads
+from profiler.cli.measuring import VISITS, calibrate_device, look_before, new_run, prepare_process, require_same_machine
 from profiler.record.files import make_folder
 from profiler.record.folder import RunFolder
 from profiler.record.run import MOST_MEMORY_GIB, MOST_PROCESSES, RequestError
@@ -167,7 +167,7 @@ def _print_plan(plan: "Plan", stream: Any) -> None:
 def _new(options: dict[str, Any], out: Path, name: str, wait_s: float) -> RunFolder:
     from profiler.devices.environment import collect
 
-    set_threads(options)
+    prepare_process(options)
     make_folder(out)
     all_findings = look_before(str(options["device"]), out, wait_s)
     # A run of `hardware` records mere notes too, such as that the clock is not locked or that ECC is off.

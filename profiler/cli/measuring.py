@@ -52,8 +52,11 @@ DTYPES = ("float32", "bfloat16", "float16")
 """Dtypes that calibration can make kernels in."""
 
 
-def set_threads(options: Mapping[str, Any]) -> None:
-    """Let torch use as many threads as the run asks for."""
+def prepare_process(options: Mapping[str, Any]) -> None:
+    """Let torch use as many threads as the run asks for, and this process keep the memory that it frees."""
+    from profiler.devices.host import keep_freed_memory
+
+    keep_freed_memory()
     if options.get("threads"):
         import torch
 
@@ -82,7 +85,7 @@ def require_same_machine(run: Run) -> None:
     from profiler.devices.environment import collect
 
     run.require_options("device")
-    set_threads(run.options)
+    prepare_process(run.options)
     if changed := differing(run.environment, collect(str(run.options["device"]))):
         raise RequestError(f"--resume: this run began with {'; '.join(changed)}; resume it there, or start a new run")
 

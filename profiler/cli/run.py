@@ -24,8 +24,8 @@ from profiler.cli.measuring import (
     look_before,
     measure_device,
     new_run,
+    prepare_process,
     require_same_machine,
-    set_threads,
 )
 from profiler.record.files import make_folder
 from profiler.record.folder import RunFolder
@@ -160,7 +160,7 @@ def _new(
     from profiler.devices.environment import collect
     from profiler.job import plan
 
-    set_threads(options)
+    prepare_process(options)
     device = parse_device(options["device"])
     cells = plan(models, device, shapes, choices)
     spec = None if hardware is None else option.measured_spec(hardware, collect(device, ()), out)

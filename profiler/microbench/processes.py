@@ -27,6 +27,7 @@ from typing import IO, Any
 
 import torch
 
+from profiler.devices.host import keep_freed_memory
 from profiler.microbench import suite
 from profiler.microbench.bench import Bench, reason
 from profiler.microbench.peak import shape_search
@@ -276,6 +277,7 @@ def main() -> None:
     """Serve one task."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # the prints of libraries must not come between the messages
+    keep_freed_memory()
 
     def tell(message: dict[str, Any]) -> None:
         out.write(json.dumps(message, allow_nan=False) + "\n")

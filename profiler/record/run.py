@@ -19,8 +19,9 @@ from roofline.workload import Workload
 RUN_SCHEMA = 6
 """4 added modes and kernels of several operations; 5 added reference probes, and seconds estimated and spent; 6 added
 rows and checksums of tables."""
-METHOD_VERSION = 2
-"""It is raised whenever the way of timing changes, so that runs are not compared across the change."""
+METHOD_VERSION = 3
+"""It is raised whenever the way of timing changes, so that runs are not compared across the change. 3: a process keeps
+the memory that it frees (`profiler.devices.host.keep_freed_memory`)."""
 
 SAME_VERSIONS = ("torch", "transformers", "cuda", "driver")
 """Software whose version affects measurements."""

@@ -256,3 +256,28 @@ def test_the_time_that_threads_waited_for_a_core(tmp_path: Path) -> None:
     assert waited_s(tmp_path) == 2.5
     assert waited_s(tmp_path / "nowhere") == 0
     assert waited_s() >= 0
+
+
+def test_a_process_keeps_the_memory_that_it_frees() -> None:
+    """Page faults of a process that takes and frees 96 MiB again and again, by the kernel's own count."""
+    counted = """
+import resource, sys
+from profiler.devices.host import keep_freed_memory
+kept = keep_freed_memory() if sys.argv[1] == "keep" else False
+import numpy
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        blocks = [numpy.ones(3 << 20) for _ in range(4)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(int(kept), faults())
+"""
+    keeps, by_default = (
+        subprocess.run([sys.executable, "-c", counted, how], capture_output=True, text=True, check=True).stdout.split()
+        for how in ("keep", "not")
+    )
+    if keeps[0] == "0":
+        pytest.skip("the C library is not glibc")
+    assert int(keeps[1]) < 1000 < int(by_default[1])
