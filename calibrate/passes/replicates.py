@@ -11,7 +11,7 @@ a few rounds give a wide one, and a single round gives none.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,21 +140,29 @@ def levels(
     ratios: dict[str, LevelRatio] = {}
     for probe in PROBES:
         names = [name for name in (probe_in(probe, dtype), probe) if name in calibration and beside_pass.get(name)]
-        ratio = level_ratio(beside_pass[names[0]], calibration[names[0]].seconds) if names else None
-        if ratio is not None:
+        if not names:
+            continue
+        reference = calibration[names[0]]
+        fitted_at_s = reference.seconds if reference.centre_s is None else reference.centre_s
+        if (ratio := level_ratio(beside_pass[names[0]], fitted_at_s)) is not None:
             ratios[probe] = ratio
     return ratios
 
 
-def level_ratio(pass_s: Sequence[float], calibration_s: Sequence[float]) -> LevelRatio | None:
-    """Median of `pass_s` ÷ median of `calibration_s`, shrunk towards 1; None without an interval.
+def level_ratio(pass_s: Sequence[float], calibration_s: Sequence[float] | float) -> LevelRatio | None:
+    """Median of `pass_s` ÷ median of `calibration_s`, shrunk towards 1; None without an interval. A level to which the
+    calibration was brought is one number, and exact.
 
     A ratio that is noise would add that noise to every prediction. It is therefore shrunk as by the non-negative
     garrote (Breiman, Technometrics 37(4), 1995; the positive-part James–Stein estimator of one mean has the same form):
     its logarithm is multiplied by max(0, 1 − (h ÷ log ratio)²), h being half its 90 % interval. (With the standard
     error for h, probes of a noisy host added up to 30 % to a prediction.)
     """
-    log_ratio = difference(median_of(np.log(pass_s)), median_of(np.log(calibration_s)))
+    beside = median_of(np.log(pass_s))
+    if isinstance(calibration_s, float):
+        log_ratio = replace(beside, value=beside.value - math.log(calibration_s))
+    else:
+        log_ratio = difference(beside, median_of(np.log(calibration_s)))
     ends = log_ratio.interval()
     if ends is None:
         return None

@@ -216,6 +216,7 @@ def calibrate_device(
         versions=folder.run.environment.versions,
         progress=lambda part, what: step(f"calibration: {what}", part),
         reference=ReferenceProbes(device, dtypes=used),
+        peaks=spec.measured,
         seconds=seconds,
         longest_s=LONGEST * seconds,
         journal=journal,
@@ -236,7 +237,10 @@ def calibrate_device(
         seed=seed,
         versions={**folder.run.environment.versions, "roofcal": roofcal_version()},
     )
-    levels = {name: ReferenceLevel(seconds=tuple(seconds)) for name, seconds in probed.reference.items()}
+    levels = {
+        name: ReferenceLevel(seconds=tuple(seconds), centre_s=probed.centre_s.get(name))
+        for name, seconds in probed.reference.items()
+    }
     spec = spec.model_copy(update={"calibrated": stored_laws(laws, provenance), "reference": levels})
     return _kept(folder, spec, missing)
 

@@ -336,8 +336,8 @@ def process_times() -> dict[int, tuple[str, float]]:
 
 
 MALLOPT = ((-1, (1 << 31) - 1), (-3, 32 << 20))
-"""Parameters of glibc's mallopt (malloc.h) with their largest values: M_TRIM_THRESHOLD, bytes free at the top of the heap
-above which they go back to the system; M_MMAP_THRESHOLD, bytes from which a block is mapped by itself."""
+"""Parameters of glibc's mallopt (malloc.h) with their largest values: M_TRIM_THRESHOLD, free bytes at the top of the
+heap above which they go back to the system; M_MMAP_THRESHOLD, bytes from which a block is mapped by itself."""
 
 
 def keep_freed_memory() -> bool:

@@ -80,7 +80,7 @@ class InModelKernels:
         """`cache_bytes`, of the last-level cache; `flops_per_s`, the device's peak of products in this dtype."""
         self._device, self._dtype = device, dtype
         self._cache_bytes, self._flops_per_s = cache_bytes, flops_per_s
-        self._graphs: list[OpGraph] = []
+        self.graphs: list[OpGraph] = []
 
     def visit(self, watched: Watched) -> list[list[Sample]]:
         """Samples of each pass; the first visit traces them.
@@ -95,7 +95,7 @@ class InModelKernels:
 
     def prepare(self) -> None:
         """Trace the passes, the first time."""
-        if not self._graphs:
+        if not self.graphs:
             for _ in self._runners():
                 pass
 
@@ -106,17 +106,17 @@ class InModelKernels:
             step = Step(self._device, self._dtype, width, layers)
             for prompt in prompts_of(step, self._flops_per_s):
                 runner = Runner(_Pass(step, prompt), NoInputs(), self._device)
-                if len(self._graphs) == number:
+                if len(self.graphs) == number:
                     with torch.no_grad():
-                        self._graphs.append(_traced(runner, prompt, self._dtype))
-                yield runner, self._graphs[number]
+                        self.graphs.append(_traced(runner, prompt, self._dtype))
+                yield runner, self.graphs[number]
                 number += 1
 
     def passes(self, visits: Iterable[Sequence[Sequence[Sample]]]) -> list[InModel]:
         """The passes of these visits together."""
         return [
             InModel(graph, tuple(sample for visit in taken for sample in visit))
-            for graph, *taken in zip(self._graphs, *visits, strict=True)
+            for graph, *taken in zip(self.graphs, *visits, strict=True)
         ]
 
 

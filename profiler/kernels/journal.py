@@ -47,7 +47,7 @@ class Line(Record):
     status: Status
     made: Made = Made()
     reference: dict[str, float] = {}
-    """Seconds of each reference probe before the visit."""
+    """Seconds of each reference probe beside the visit."""
 
 
 def key_of(shapes: Sequence[KernelShape], **about: object) -> str:
@@ -80,4 +80,4 @@ class VisitJournal:
 
 def visit_of(line: Line, result: T) -> Visit[T]:
     """A visit with its result, as it was judged when it was made."""
-    return Visit(result, line.windows, Verdict(line.status, (), (), None))
+    return Visit(result, line.windows, Verdict(line.status, (), (), None), line.reference)

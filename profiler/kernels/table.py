@@ -32,6 +32,7 @@ from profiler.devices.watch import GpuReading, Watch
 from profiler.kernels.family import family_of
 from profiler.kernels.in_model import InModel, InModelKernels
 from profiler.kernels.journal import Line, Made, Times, VisitJournal, key_of, visit_of
+from profiler.kernels.level import Centre
 from profiler.kernels.measure import ROUNDS, Arena, ProbedKernels, Storage, operand_bytes, sets_of
 from profiler.microbench.bench import reason
 from profiler.passes.samples import Sample
@@ -39,6 +40,7 @@ from profiler.record.kernel_table import COLUMNS, DIMS, Kernels, Source
 from profiler.record.measurement import middle_mean
 from profiler.timing.cache_state import PAST
 from profiler.timing.turns import ReferenceProbes, Turns, Visit, Watched, take_turns
+from roofline.hardware.spec import Peaks
 from roofline.laws.kinds import HOST_GAP, OPERATOR, KernelShape, kind_of
 from roofline.price import Prepared
 from roofline.price_by_law import LawInput, gap_dims, law_inputs
@@ -61,7 +63,9 @@ class Probing:
     failed: dict[str, str]
     """Reasons why groups of kernels or models could not be had."""
     reference: dict[str, list[float]]
-    """Seconds of each reference probe, in the order of time."""
+    """Seconds of each reference probe beside each visit, in the order of time."""
+    centre_s: Mapping[str, float]
+    """Seconds of each probe at the level to which the times of all kernels were brought; empty where they were not."""
     warning: str | None = None
     """The causes that kept the device from its own speed meanwhile, and the remedy, in one line."""
 
@@ -83,6 +87,7 @@ def probe_kernels(
     watch: Watch | None = None,
     read: Callable[[], GpuReading | None] | None = None,
     journal: VisitJournal | None = None,
+    peaks: Peaks | None = None,
 ) -> Probing:
     """Measure all shapes in `visits`, of which those after the second are left out where `seconds` are spent.
 
@@ -90,8 +95,9 @@ def probe_kernels(
 
     Args: `limit_bytes`, of the operands of one group; `cache_bytes`, of the last-level cache; `eager`, dtypes in which
     whole passes are measured too, and the device's peak of products in each, FLOP/s; `reference`, probes that are timed
-    before each visit; `watch` and `read`, of the device's conditions, its own where there is none; `journal`, which
-    keeps each visit, and whose visits of an earlier process need not be made again.
+    beside each visit; `watch` and `read`, of the device's conditions, its own where there is none; `journal`, which
+    keeps each visit, and whose visits of an earlier process need not be made again; `peaks`, achieved ones, by which
+    the times of each visit are brought to one level of the machine (`Centre`).
     """
     rotated = round(min(PAST * cache_bytes, limit_bytes))  # with little memory, as far past the cache as it allows
     failed: dict[str, str] = {}
@@ -119,21 +125,20 @@ def probe_kernels(
         made = next((line.made for line in lines[name]), None)
         groups[name] = ProbedKernels(batch, device, rotated, arenas[batch[0].dtype], made)
     levels: dict[str, list[float]] = {}
-    for line in (line for taken in lines.values() for line in taken):
-        for probe, probe_s in line.reference.items():
+
+    def note_level(reference: Mapping[str, float]) -> None:
+        for probe, probe_s in reference.items():
             levels.setdefault(probe, []).append(probe_s)
+
+    for line in (line for taken in lines.values() for line in taken):
+        note_level(line.reference)
     earlier = {
         name: [visit_of(line, _decoded(line.result, name in models)) for line in of] for name, of in lines.items()
     }
     done = sum(min(visits, len(taken)) for taken in earlier.values())
     whole = max(1, visits * (len(models) + len(groups)) - done)
-    beside: dict[str, float] = {}
 
     def take(name: str, watched: Watched) -> Any:
-        beside.clear()
-        beside.update(reference.time() if reference is not None else {})
-        for probe, probe_s in beside.items():
-            levels.setdefault(probe, []).append(probe_s)
         try:
             return models[name].visit(watched) if name in models else groups[name].visit(watched)
         finally:
@@ -142,12 +147,12 @@ def probe_kernels(
             backend.release_memory()
 
     def keep(name: str, visit: Visit[Any]) -> None:
+        note_level(visit.reference)
         if journal is not None:
             made = (groups[name].made if name in groups else None) or Made()
             result, status = _encoded(visit.result, name in models), visit.verdict.status
-            journal.keep(
-                Line(key=keys[name], result=result, windows=visit.windows, status=status, made=made, reference=beside)
-            )
+            about = {"key": keys[name], "made": made, "reference": dict(visit.reference)}
+            journal.keep(Line(result=result, windows=visit.windows, status=status, **about))
 
     with closing(watch or backend.watch(device)) as open_watch:
         turns: Turns[Any] = take_turns(
@@ -163,7 +168,9 @@ def probe_kernels(
             progress=lambda taken: progress(min(1.0, taken / whole), f"visit {taken + 1} of {max(whole, taken + 1)}"),
             earlier=earlier,
             keep=keep,
+            probe=reference.time if reference is not None else dict,
         )
+    centre = Centre.of(levels, peaks, backend.type)
     progress(1.0, "kernels")
     failed |= {name: why for group in groups.values() for name, why in group.failed.items()}
     for name, error in turns.failed.items():
@@ -172,8 +179,8 @@ def probe_kernels(
         failed[name] = ", ".join([*about, reason(error)])
     rows: list[dict[str, object]] = []
     for name, taken in turns.visits.items():
-        results = [visit.result for visit in turns.counted(name)]
-        if not results:
+        counted = turns.counted(name)
+        if not counted:
             if taken:
                 failed[name] = f"refused, in every visit: {taken[-1].verdict.reason}"
             continue
@@ -183,13 +190,16 @@ def probe_kernels(
             failed[name] = f"its earlier visits are of no use: {reason(error)}"
             continue
         if name in models:
-            rows += [row for each in models[name].passes(results) for row in in_model_rows(each, cache_bytes)]
+            at_centre = [centre.samples(models[name].graphs, visit) for visit in counted]
+            rows += [row for each in models[name].passes(at_centre) for row in in_model_rows(each, cache_bytes)]
         else:
-            passes = [times_s for visit in results for times_s in visit]
+            graph = groups[name].graph
+            assert graph is not None  # `prepare` has traced it
+            passes = [times_s for visit in counted for times_s in centre.passes(graph, visit)]
             rows += _rows(groups[name], passes, cache_bytes, on_cpu=turns.on_cpu)
     warning = turns.warning()
     if not rows:
-        return Probing(None, failed, levels, warning)
+        return Probing(None, failed, levels, centre.seconds, warning)
     for i, row in enumerate(rows):
         row["row"] = i
     requested = json.dumps([asdict(shape) for shape in shapes], sort_keys=True, default=dict)
@@ -205,7 +215,8 @@ def probe_kernels(
         kept=len(rows),
         labels=turns.labels(),
     )
-    return Probing(Kernels(pa.Table.from_pylist(rows, schema=COLUMNS), (source,)), failed, levels, warning)
+    kernels = Kernels(pa.Table.from_pylist(rows, schema=COLUMNS), (source,))
+    return Probing(kernels, failed, levels, centre.seconds, warning)
 
 
 def _encoded(result: Any, is_model: bool) -> Times:

@@ -61,6 +61,8 @@ class Visit(Generic[T]):
     result: T
     windows: tuple[Window, ...]
     verdict: Verdict
+    reference: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of each reference probe beside it, the shorter of those before and after: other work prolongs them."""
 
     @property
     def is_sound(self) -> bool:
@@ -150,6 +152,7 @@ def take_turns(
     progress: Callable[[int], None] = lambda taken: None,
     earlier: Mapping[str, Sequence[Visit[T]]] = MappingProxyType({}),
     keep: Callable[[str, Visit[T]], None] = lambda name, visit: None,
+    probe: Callable[[], dict[str, float]] = dict,
 ) -> Turns[T]:
     """Visit everything in turn until each has `visits` sound visits, with all others in between.
 
@@ -159,7 +162,8 @@ def take_turns(
 
     Args: `take` makes one visit, and runs what it times through its `Watched`; `read` gives the GPU as the driver
     describes it, around each visit; `progress` is called with the number of visits before each; `earlier` visits, of a
-    process that was ended, count like those made here; `keep` is given each visit as soon as it is judged.
+    process that was ended, count like those made here; `keep` is given each visit as soon as it is judged; `probe`
+    times the reference probes, before and after each visit.
     """
     turns: Turns[T] = Turns({name: list(earlier.get(name, ())) for name in names}, on_cpu)
     sound = {name: sum(visit.is_sound for visit in taken) for name, taken in turns.visits.items()}
@@ -180,13 +184,16 @@ def take_turns(
         turns.before = turns.before or before
         watched = Watched(watch)
         try:
+            before_s = probe()
             result = take(name, watched)
+            after_s = probe()
         except (RuntimeError, MemoryError, ValueError, ArithmeticError) as error:
             turns.failed[name] = error
             continue
         windows, turns.after = tuple(watched.windows), read()
         verdict = judge(windows, before, turns.after, on_cpu=on_cpu, most_other_work=BUSY_SHARE)
-        turns.visits[name].append(Visit(result, windows, verdict))
+        reference = {probe: min(seconds, after_s.get(probe, seconds)) for probe, seconds in before_s.items()}
+        turns.visits[name].append(Visit(result, windows, verdict, reference))
         keep(name, turns.visits[name][-1])
         sound[name] += turns.visits[name][-1].is_sound
     for name in names:

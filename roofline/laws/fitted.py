@@ -151,6 +151,9 @@ class ReferenceLevel(Record):
 
     seconds: tuple[float, ...] = Field(min_length=1)
     """One time for each visit, or group of probes, in chronological order."""
+    centre_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Time of the probe at the level to which the times of every visit were brought before laws were fitted to them;
+    None where they were fitted as measured."""
 
 
 class LevelRatio(Record):

@@ -134,3 +134,13 @@ def test_the_probe_of_the_passs_dtype_counts_and_else_the_one_without_a_dtype() 
 def test_equal_times_are_level_1() -> None:
     found = level_ratio((0.01,) * 3, (0.01,) * 3)
     assert found is not None and (found.low, found.ratio, found.high) == (1, 1, 1)
+
+
+def test_a_level_that_laws_were_brought_to_is_exact() -> None:
+    bimodal = ReferenceLevel(seconds=(0.010, 0.010, 0.013, 0.013, 0.010, 0.013))
+    beside = {"product.float32": (0.0130, 0.0131, 0.0129, 0.0130)}
+    as_measured = levels(beside, {"product.float32": bimodal}, "float32")["product"]
+    brought = bimodal.model_copy(update={"centre_s": 0.010})
+    at_centre = levels(beside, {"product.float32": brought}, "float32")["product"]
+    assert as_measured.ratio < 1.15 < 1.28 < at_centre.ratio < 1.32
+    assert at_centre.high - at_centre.low < 0.05
