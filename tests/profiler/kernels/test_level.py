@@ -1,4 +1,4 @@
-"""Visits to a machine that changes its speed, brought to one level; times are made up of the parts that follow probes."""
+"""Visits to a machine of changing speed, brought to one level; times are made of the parts that follow probes."""
 
 import numpy as np
 import pytest
