@@ -84,7 +84,10 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> ResolvedModel:
         source, location = "hub", name
         raw = _read(_download(name))
     config, notes = read_config(name, location, raw, trust_remote_code=trust_remote_code)
-    return ResolvedModel(name, config, source, location, notes, settings_in(raw) or _beside(source, location))
+    settings, unread = settings_in(raw), ()
+    if settings is None:
+        settings, unread = _beside(source, location)
+    return ResolvedModel(name, config, source, location, (*notes, *unread), settings)
 
 
 def hub_reachable() -> bool:
@@ -134,29 +137,43 @@ def _download(name: str) -> Path:
     raise RequestError(f"{unknown}, not in the hub's cache, and {why}; use a catalogue name or a folder")
 
 
-def _beside(source: str, location: str) -> Mapping[str, Any] | None:
-    """The quantisation settings in a file of their own beside `config.json`; None where there is none."""
+def _beside(source: str, location: str) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
+    """The quantisation settings in a file of their own beside `config.json`, None where there is none, and a remark
+    where that cannot be known because the hub did not give such a file."""
     online = source == "hub" and hub_reachable()
+    unread: dict[str, list[str]] = {}  # by reason
     for file in SIDE_FILES:
-        path = Path(location) / file if source == "folder" else _of_hub(location, file, online)
+        path, why = (Path(location) / file, None) if source == "folder" else _of_hub(location, file, online)
+        if why is not None:
+            unread.setdefault(why, []).append(file)
         if path is not None and path.is_file():
             settings = _json(path)
             if not isinstance(settings, dict):
                 raise RequestError(f"{path} holds no object of settings; repair it or remove it")
-            return {"quant_method": METHOD_OF_FILE[file], **settings}
-    return None
+            return {"quant_method": METHOD_OF_FILE[file], **settings}, ()
+    return None, tuple(
+        f"{', '.join(files)} could not be read ({why}); weights are taken in the dtype that is asked for"
+        for why, files in unread.items()
+    )
 
 
-def _of_hub(location: str, file: str, online: bool) -> Path | None:
-    """A file of a hub repository, from the hub or from its cache; None where it has none of that name."""
+def _of_hub(location: str, file: str, online: bool) -> tuple[Path | None, str | None]:
+    """A file of a hub repository, from the hub or from its cache, None where it has none of that name; and the reason
+    where that is not known."""
     cached = try_to_load_from_cache(location, file)
     if isinstance(cached, str):
-        return Path(cached)
+        return Path(cached), None
+    if not online:
+        return None, "not in the hub's cache, and the hub is not reached" if cached is None else None
     try:
         with quiet():
-            return Path(hf_hub_download(location, file, etag_timeout=HUB_TIMEOUT_S)) if online else None
-    except (HfHubHTTPError, EntryNotFoundError, OSError):
-        return None
+            return Path(hf_hub_download(location, file, etag_timeout=HUB_TIMEOUT_S)), None
+    except LocalEntryNotFoundError:  # also of what is no answer: a time-out, an answer without the right headers
+        return None, "the hub did not answer"
+    except EntryNotFoundError:
+        return None, None
+    except (HfHubHTTPError, OSError) as error:
+        return None, first_line(error).rstrip(".")
 
 
 def _read(path: Path) -> dict[str, Any]:
