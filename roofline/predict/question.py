@@ -128,6 +128,7 @@ def answer(source: Source, question: Question, device: Device, form: Form, notes
         passes.append(predict_pass(graph, device.spec, device.peaks, parts, with_laws=device.with_laws))
         options |= graph.options
     requests = tuple(_request(work, question, *sizes) for sizes in question.requests)
+    refused = [sentence for step in passes for sentence in step.refused_laws]
     budget = question.memory_utilisation * work.capacity_bytes - question.overhead_bytes
     largest_batch = work.largest_batch(first, budget) if question.largest and first else None
     largest_context = work.largest_context(cached, budget) if question.largest and cached else None
@@ -152,7 +153,7 @@ def answer(source: Source, question: Question, device: Device, form: Form, notes
         largest_context=largest_context,
         cache_tokens=cache_tokens,
         budget_bytes=budget if question.largest else None,
-        notes=(*notes, *device.notes, *work.notes),
+        notes=(*notes, *device.notes, *dict.fromkeys((*refused, *work.refused_laws)), *work.notes),
     )
 
 
@@ -166,6 +167,7 @@ class _Work:
         self.capacity_bytes = capacity_bytes(device.peaks)
         self.options: dict[str, str] = {}
         self.notes: list[str] = []
+        self.refused_laws: dict[str, None] = {}
 
     @cached_property
     def _family(self) -> Family:
@@ -190,6 +192,7 @@ class _Work:
     def _law_s(self, workload: Workload) -> NDArray[np.float64]:
         graph = self.pieces([workload])[0].graph.at(workload)
         step = predict_pass(graph, self.device.spec, self._peaks, with_laws=True)
+        self.refused_laws |= dict.fromkeys(step.refused_laws)
         return np.array([step.time_s, step.low_s, step.high_s], dtype=float)  # None becomes NaN
 
     def _stretch_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
