@@ -81,7 +81,7 @@ class Tracing:
     changes: Sequence[Change] = ()
     """Applied to each traced graph in order: what-ifs, and fusion as the last."""
     is_ideal: bool = False
-    """Whether errors of `transformers` that multiply the work are mended (`_mended`)."""
+    """Whether errors of `transformers` that multiply the work are mended (`mended`)."""
 
 
 @dataclass(eq=False)
@@ -155,7 +155,7 @@ class ModelGraphs:
         first = {"query_tokens": workload.context_tokens, "context_tokens": 0, "logits": "last"}
         continues = workload.context_tokens > 0 and ran == workload.model_copy(update=first)
         options = {**implementations(self.model), "cache": self.tracing.cache}
-        with _traceable(self, workload), _mended(self.model) if self.tracing.is_ideal else nullcontext():
+        with _traceable(self, workload), mended(self.model) if self.tracing.is_ideal else nullcontext():
             inputs = prepare(self.model, workload, cache=self.tracing.cache, after=before if continues else None)
             graph = trace(self.model, inputs, workload, name=self.name, target=self.tracing.target, options=options)
         reusable = workload.context_tokens == 0 and self.tracing.cache == "dynamic"
@@ -204,7 +204,7 @@ SHIFTS = {"RwkvSelfAttention": 1, "RwkvFeedForward": 0}
 
 
 @contextmanager
-def _mended(model: nn.Module) -> Iterator[None]:
+def mended(model: nn.Module) -> Iterator[None]:
     """Run the modules of `SHIFTS` without their error: with it a step has batch² rows instead of batch."""
     modules = [module for module in model.modules() if type(module).__name__ in SHIFTS]
     for module in modules:
