@@ -253,6 +253,7 @@ def filled_config(model_type: str, fields: Mapping[str, Any]) -> PretrainedConfi
         made = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
         made.config_class = type(config)
         AutoModelForCausalLM.register(type(config), made, exist_ok=True)
+    config.is_encoder_decoder = False  # as the causal class of such a type sets it
     for name, value in nested.items():
         path, _, last = name.rpartition(".")
         owner: Any = config
@@ -503,9 +504,9 @@ def table(rows: list[Row]) -> str:
         "which writes this table. Parameters are those of the whole model. The last column has the fields that a",
         "default config lacks to be a valid model, and `num_hidden_layers` where fewer layers than all were traced.",
         "",
-        "The column \"÷ least\" has what a decode step of the ideal graph does ÷ the least, by figures that use no trace:",
+        'The column "÷ least" has what a decode step of the ideal graph does ÷ the least, by figures that use no trace:',
         "matrix FLOPs ÷ 2 × the parameters that one token passes; recurrent state read and written ÷ its size, where there",
-        "is one; the cache after the step ÷ what the config says. \"–\": nothing is decoded, or cached.",
+        'is one; the cache after the step ÷ what the config says. "–": nothing is decoded, or cached.',
         "",
         "    python -m scripts.check_models --out docs/coverage.md",
         "",

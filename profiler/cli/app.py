@@ -81,7 +81,11 @@ def build(verbs: Iterable[str] = VERBS) -> typer.Typer:
             bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
         ] = False,
         debug: Annotated[
-            bool, typer.Option(DEBUG, help="Print the traceback of a fault of roofcal, and errors that libraries log; after a command too.")
+            bool,
+            typer.Option(
+                DEBUG,
+                help="Print the traceback of a fault of roofcal, and errors that libraries log; after a command too.",
+            ),
         ] = False,
     ) -> None: ...
 

@@ -5,6 +5,7 @@ no torch is loaded.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -23,8 +24,12 @@ from roofline.predict.passes import Prediction
 from roofline.predict.question import Device, Question, Speculation, answer
 from roofline.reading import one_line
 from roofline.sweep.family import Form, Source, StoredGraphs, read_graphs, source
-from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text, stages_of
+from roofline.whatif.draft import DRAFTS
+from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text, ordered, stages_of
 from roofline.workload import Logits, Workload
+
+NOT_OF_IMAGES = option.SIZES - {"--batch"} | {"--mix", "--output", "--largest", "--source", "--experts", "--cache"}
+"""Options of passes over tokens, which a vision tower has not."""
 
 EXAMPLE = """
 Examples:\n
@@ -72,7 +77,15 @@ def predict(
     attn: option.Attention = "default",
     experts: option.Experts = "default",
     cache: option.Cache = "dynamic",
-    draft: Annotated[str | None, Option(help="Draft model of speculative decoding.")] = None,
+    part: Annotated[
+        str, Option(help="Part of a multimodal model: language, or vision (one pass over --batch images).")
+    ] = "language",
+    source: Annotated[
+        int | None, Option(help="Tokens that the encoder of an encoder-decoder has read.", min=1, max=2**20)
+    ] = None,
+    draft: Annotated[
+        str | None, Option(help="Draft of speculative decoding: a model, or mtp or eagle for the model's own.")
+    ] = None,
     speculate: Annotated[int, Option(help="Tokens drafted before each pass.", min=1, max=1024)] = 4,
     acceptance: Annotated[
         float, Option(help="Probability that a drafted token is accepted.", min=0, max=1, callback=option.finite)
@@ -129,10 +142,17 @@ def predict(
     overhead_bytes = option.size_bytes("--overhead", overhead)
     read = [Path(name) for name in (graph, hardware, decode_hardware) if name is not None]
     require_separate({"--csv": csv, "--html": html, "--save-graph": save_graph}, read)
-    tracing = {"dtype": dtype, "attn": attn, "experts": experts, "cache": cache}
+    tracing = {"dtype": dtype, "attn": attn, "experts": experts, "cache": cache, "source": source}
     stored_bits = option.words("--bits-of-checkpoint", bits_of_checkpoint, ("yes", "no"))[0] == "yes"
-    subject = _Subject(model, module, graph, trust_remote_code, tracing, stored_bits, module_seconds)
-    of_model = {"--attn", "--experts", "--cache", "--trust-remote-code", "--bits-of-checkpoint"}
+    images = None
+    if option.words("--part", part, ("language", "vision"))[0] == "vision":
+        if vain := written & NOT_OF_IMAGES:
+            raise RequestError(f"{option.listed(vain)} means nothing to --part vision; leave it out")
+        if len(images_each := option.distinct("--batch", batch)) != 1:
+            raise RequestError("--part vision takes one --batch of images")
+        images = images_each[0]
+    subject = _Subject(model, module, graph, trust_remote_code, tracing, stored_bits, module_seconds, images)
+    of_model = {"--attn", "--experts", "--cache", "--trust-remote-code", "--bits-of-checkpoint", "--source", "--part"}
     if model is None and (vain := written & of_model):
         raise RequestError(f"{option.listed(vain)} says how MODEL is traced; leave it out without a MODEL")
     if hardware is None and save_graph is None:
@@ -152,7 +172,7 @@ def predict(
     workloads = lengths.workloads(option.words("--phase", phase, ("prefill", "decode", "chunk")))
     mixes = tuple(option.mixed(text, dtype) for text in mix or ())
     requests = lengths.requests(option.distinct("--output", output)) if output is not None else ()
-    if not written & option.SIZES:
+    if images is not None or not written & option.SIZES:
         workloads = subject.only or (() if mixes else workloads)
     with option.one_line():
         with stdout_to_stderr_if(as_json):
@@ -184,7 +204,9 @@ def predict(
                     pipeline=tuple(subject.source(stage, shape, on) for stage in stages),
                     decode_pipeline=tuple(subject.source(stage, shape, decode_on) for stage in decode_stages),
                     micro_batches=micro_batches,
-                    speculation=_speculation(subject, draft, speculate, acceptance, shape, on) if draft else None,
+                    speculation=_speculation(subject, draft, speculate, acceptance, shape, on, changes)
+                    if draft
+                    else None,
                 )
                 notes = subject.notes(_longest(question), on)
                 try:
@@ -228,12 +250,15 @@ class _Subject:
         tracing: dict[str, Any],
         stored_bits: bool,
         module_s: float = MODULE_S,
+        images: int | None = None,
     ) -> None:
         named = [name for name, value in (("MODEL", model), ("--module", module), ("--graph", graph)) if value]
         if len(named) != 1:
             raise RequestError(f"name one of MODEL, --module, --graph; got {' and '.join(named) or 'none'}")
         self.model, self.module, self.file = model, module, graph
         self.trust, self.tracing, self.stored_bits, self.module_s = trust, tracing, stored_bits, module_s
+        self.images = images
+        """Images that the vision tower of `model` sees; None: the subject is its language part."""
         with requested():
             self.stored = read_graphs(graph) if graph is not None else None
 
@@ -242,7 +267,7 @@ class _Subject:
         """The workload of a single graph, which has but one; empty for a family of graphs."""
         if isinstance(self.stored, OpGraph):
             return (self.stored.workload,)
-        return (self._traced_module.workload,) if self.module is not None else ()
+        return () if self._traced is None else (self._traced.workload,)
 
     @property
     def dtype(self) -> str | None:
@@ -254,14 +279,16 @@ class _Subject:
     def source(self, changes: Sequence[WhatIf], form: Form, on: Device) -> Source:
         if self.stored is not None:
             return source(self.stored, changes, form)
-        if self.module is not None:
-            return source(self._traced_module, changes, form)
+        if self._traced is not None:
+            return source(self._traced, changes, form)
         from profiler.models.graphs import model_source
 
         return model_source(self._model[0], changes, form, on.peaks.matrix.__contains__)
 
     def notes(self, longest: int, on: Device) -> list[str]:
         """Notes on the model and its stored bits, where the longest sequence has so many tokens."""
+        if self.images is not None:
+            return self._vision[1]
         if self.model is None:
             return []
         from profiler.models.graphs import length_notes, stored_notes
@@ -270,8 +297,8 @@ class _Subject:
         return [*notes, *stored_notes(graphs, on.peaks.matrix.__contains__), *length_notes(graphs, longest)]
 
     def save(self, path: Path) -> None:
-        if self.model is None:
-            raise RequestError("--save-graph saves the graphs of a model; name one")
+        if self.model is None or self.images is not None:
+            raise RequestError("--save-graph saves the graphs of a language model; name one")
         from profiler.models.graphs import stored_graphs
 
         write_text(path, stored_graphs(self._model[0]).model_dump_json())
@@ -287,13 +314,43 @@ class _Subject:
         return model_graphs(str(self.model), tracing, trust_remote_code=self.trust, stored_bits=self.stored_bits)
 
     @cached_property
-    def _traced_module(self) -> OpGraph:
-        return trace_apart(str(self.module), self.module_s)
+    def _vision(self) -> tuple[OpGraph, list[str]]:
+        """One pass of the model's vision tower, and notes on it."""
+        from profiler.models.catalogue import silence
+        from profiler.models.vision import vision_graph
+
+        silence()
+        dtype, attn = self.tracing["dtype"], self.tracing["attn"]
+        return vision_graph(str(self.model), self.images or 1, dtype, attn, trust_remote_code=self.trust)
+
+    @property
+    def _traced(self) -> OpGraph | None:
+        """The graph of a module or a vision tower, of which there is but one; None for other subjects."""
+        if self.images is not None:
+            return self._vision[0]
+        return None if self.module is None else trace_apart(self.module, self.module_s)
 
 
-def _speculation(subject: _Subject, draft: str, tokens: int, acceptance: float, form: Form, on: Device) -> Speculation:
-    model = _Subject(draft, None, None, subject.trust, subject.tracing, subject.stored_bits)
+def _speculation(
+    subject: _Subject,
+    draft: str,
+    tokens: int,
+    acceptance: float,
+    form: Form,
+    on: Device,
+    changes: Sequence[WhatIf],
+) -> Speculation:
+    """A draft model as it is, or the model's own draft with the changes that are not those of its layers."""
+    if draft in DRAFTS:
+        kept = [change for change in changes if change.name not in OF_LAYERS]
+        own = subject.source(ordered([WhatIf("draft_head", {}), *kept]), form, on)
+        return Speculation(replace(own, name=f"the model's own {draft} layer"), tokens, acceptance, is_own=True)
+    model = _Subject(draft, None, None, subject.trust, subject.tracing | {"source": None}, subject.stored_bits)
     return Speculation(model.source((), form, on), tokens, acceptance)
+
+
+OF_LAYERS = frozenset({"remove_layers", "early_exit", "draft_head", "pipeline_stage", "send_kv"})
+"""What-ifs on all layers of a model, which its draft of one layer has not."""
 
 
 def _write(prediction: Prediction, on: Device, csv: Path | None, html: Path | None) -> None:

@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 from transformers import PretrainedConfig
 
 from profiler.models.catalogue import catalogue, config_of, find, first_line, quiet
-from profiler.models.config import METHOD_OF_FILE, SIDE_FILES, method_of, read_config, settings_in
+from profiler.models.config import METHOD_OF_FILE, SIDE_FILES, Part, method_of, read_config, settings_in
 from profiler.record.files import requested
 from profiler.record.run import RequestError
 from roofline import reading
@@ -60,8 +60,14 @@ class ResolvedModel:
         return (*self.notes, f"stored as {method_of(self.quantisation)}; taken in the dtype that is asked for")
 
 
-def resolve(name: str, *, trust_remote_code: bool = False) -> ResolvedModel:
-    """The config of `name`. Raises RequestError if there is none or it is not a causal language model."""
+def resolve(
+    name: str, *, trust_remote_code: bool = False, with_encoder: bool = False, part: Part = "language"
+) -> ResolvedModel:
+    """The config of `name`. Raises RequestError if there is none or it is not a causal language model.
+
+    Args: `with_encoder` says whether an encoder-decoder is accepted, for the sake of its decoder; `part` is that of a
+    multimodal model.
+    """
     known = find(name)
     if known is not None:
         entry = catalogue()[known]
@@ -83,7 +89,9 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> ResolvedModel:
     else:
         source, location = "hub", name
         raw = _read(_download(name))
-    config, notes = read_config(name, location, raw, trust_remote_code=trust_remote_code)
+    config, notes = read_config(
+        name, location, raw, trust_remote_code=trust_remote_code, with_encoder=with_encoder, part=part
+    )
     settings, unread = settings_in(raw), ()
     if settings is None:
         settings, unread = _beside(source, location)
@@ -200,6 +208,10 @@ NOT_PER_LAYER = frozenset({"architectures", "bos_token_id", "eos_token_id", "pad
 """List fields that never hold one value a layer, though they may happen to have as many elements as layers."""
 
 
+DECODER_LAYERS = ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers")
+"""Fields with the layers of the decoder in the config of an encoder-decoder, of which `get_text_config` makes a copy."""
+
+
 def layer_count(config: PretrainedConfig) -> int:
     """Repeated layers of the decoder. Raises RequestError where its config has no number of them."""
     try:
@@ -224,5 +236,10 @@ def truncate(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     for name, value in vars(decoder).items():
         if isinstance(value, list | tuple) and len(value) == total and name not in NOT_PER_LAYER:
             setattr(decoder, name, value[:layers])
+    own = [name for name in DECODER_LAYERS if isinstance(vars(cut).get(name), int)]
+    if getattr(cut, "is_encoder_decoder", False) and own:
+        for name in own:
+            setattr(cut, name, layers)
+        return cut
     decoder.num_hidden_layers = layers
     return cut

@@ -26,6 +26,7 @@ from roofline.sweep.family import FEW, Family, Form, Piece, Source
 from roofline.sweep.polynomial import Sweep
 from roofline.sweep.price import memory_pieces, price_pieces, price_sweep
 from roofline.sweep.regimes import EDGE
+from roofline.whatif.draft import shared_bytes
 from roofline.workload import Workload
 
 EXACT = 6
@@ -76,6 +77,8 @@ class Speculation:
     draft: Source
     tokens: int
     acceptance: float
+    is_own: bool = False
+    """Whether it is a head on the model itself, with the model's embedding and head (`whatif.draft`)."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,10 @@ class _Work:
     def memory(self, workload: Workload) -> Footprint:
         return self._memory(self.pieces([workload])[0], workload)
 
+    def shared_bytes(self, dtype: str) -> float:
+        """Bytes of weights that a model's own draft has in common with the model."""
+        return shared_bytes(self._source.whole(Workload(batch=1, query_tokens=1, context_tokens=0, dtype=dtype)))
+
     def _memory(self, piece: Piece, workload: Workload) -> Footprint:
         return memory_pieces([Piece(piece.graph, np.array([0]))], [workload]).footprint(0)
 
@@ -291,7 +298,8 @@ def _request(work: _Work, question: Question, batch: int, prompt: int, output: i
         decode = _passes(_Work(source, decoding_on), question.decode_pipeline, question.micro_batches)
     if question.speculation is not None:
         drafting = _Work(question.speculation.draft, decoding_on)
-        draft = Draft(drafting, question.speculation.tokens, question.speculation.acceptance)
+        shares = drafting.shared_bytes(question.dtype) if question.speculation.is_own else 0.0
+        draft = Draft(drafting, question.speculation.tokens, question.speculation.acceptance, shares)
     passes = _passes(work, question.pipeline, question.micro_batches)
     return request(passes, batch=batch, prompt=prompt, output=output, dtype=question.dtype, decode=decode, draft=draft)
 
