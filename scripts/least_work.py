@@ -10,7 +10,6 @@ A decode step of one token at least
 is not, and why.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -41,7 +40,31 @@ HEAD_DIM = ("head_dim", "attention_head_dim", "kv_channels")
 HIDDEN = ("hidden_size", "d_model", "n_embd")
 WINDOWS = ("sliding_window", "attention_window_size", "sliding_window_size", "attention_chunk_size")
 
-EXPLAINED: Mapping[str, Mapping[str, str]] = {}
+_INDEX = "the products of an index that chooses keys in a mask are left out with the mask"
+_STATES = "it caches hidden states, and makes keys and values of all of them again in each step"
+
+EXPLAINED: Mapping[str, Mapping[str, str]] = {
+    "cpmant": {"keys": "the cache also holds the 32 tokens of the prompt that comes before each text"},
+    "deepseek_v4": {
+        "products": _INDEX,
+        "state_read": "a step reads the row of its buffer that it needs, and all of it once in 128 steps",
+        "state_written": "a step writes a row of its buffer",
+        "keys": "keys of old tokens are compressed 4 or 128 to 1 outside a window",
+    },
+    "doge": {"products": "experts are chosen by products with two sets of keys, which is more than a router"},
+    "dots3_note": {"keys": "the keys of its index are float32"},
+    "dots3_note_text": {"keys": "the keys of its index are float32"},
+    "hy_v4": {"products": _INDEX},
+    "inkling2_text": {
+        "products": "the product that makes its relative positions is left out with the mask they are in"
+    },
+    "prophetnet": {"products": "three streams run in each step: one of the text, two that predict further tokens"},
+    "qwen4_exp": dict.fromkeys(("state_read", "state_written"), "the row of an index's keys that a step adds"),
+    "qwen4_exp_text": dict.fromkeys(("state_read", "state_written"), "the row of an index's keys that a step adds"),
+    "reformer": {"products": _STATES, "state_written": "it appends a row to what it caches", "keys": _STATES},
+    "xlnet": {"products": _STATES, "state_written": "its memory is that of the step before", "keys": _STATES},
+}
+"""Type -> ratio -> the reason why it is not 1."""
 
 
 def short_windows(config: PretrainedConfig) -> None:

@@ -112,8 +112,8 @@ def read_config(
 
 def auto_class(config: PretrainedConfig, *, with_towers: bool = False) -> AutoClass | None:
     """The Auto class that builds a model which runs on token ids alone, beside the states of an encoder where the
-    config says so; None where `transformers` has none. `with_towers` prefers one that has a multimodal model's towers."""
-    known = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
+    config says so; None where `transformers` has none. `with_towers` prefers one with a multimodal model's towers."""
+    known: tuple[AutoClass, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
     if with_towers:
         known = (*known[1:], AutoModelForCausalLM)
     if getattr(config, "is_encoder_decoder", False):

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from profiler.models.build import build_meta
 
 SOURCE = 512
-"""Tokens of the encoder where its config has no limit of positions: those that T5 was trained with (arXiv 1910.10683)."""
+"""Tokens of the encoder where its config has no limit of positions: T5 was trained with so many (arXiv 1910.10683)."""
 
 
 def has_encoder(config: PretrainedConfig) -> bool:
@@ -33,7 +33,7 @@ def source_tokens(config: PretrainedConfig) -> int:
     return next((limit for limit in limits if isinstance(limit, int) and limit > 0), SOURCE)
 
 
-class Both(EncoderDecoderCache):  # type: ignore[misc]
+class Both(EncoderDecoderCache):
     """The cache of the decoder's own tokens, and behind it that of the encoder's, as one list of layers."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ def decoder_alone(model: PreTrainedModel, source: int) -> PreTrainedModel:
     return model
 
 
-class _Made(BaseModelOutput):  # type: ignore[misc]
+class _Made(BaseModelOutput):
     """The output of an encoder, with what decoders of some models ask of it beside its states."""
 
     attention_mask = None
@@ -82,6 +82,6 @@ def _width(config: PretrainedConfig) -> int:
 
 
 def build_decoder(config: PretrainedConfig, dtype: str, attn: str, experts: str, source: int | None) -> PreTrainedModel:
-    """The model of a config on `meta`: of an encoder-decoder the decoder alone, behind so many tokens of the encoder."""
+    """The model of a config on `meta`: of an encoder-decoder the decoder, behind so many tokens of its encoder."""
     model = build_meta(config, dtype, attn, experts)
     return decoder_alone(model, source or source_tokens(config)) if has_encoder(model.config) else model

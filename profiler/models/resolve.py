@@ -92,9 +92,8 @@ def resolve(
     config, notes = read_config(
         name, location, raw, trust_remote_code=trust_remote_code, with_encoder=with_encoder, part=part
     )
-    settings, unread = settings_in(raw), ()
-    if settings is None:
-        settings, unread = _beside(source, location)
+    inside = settings_in(raw)
+    settings, unread = _beside(source, location) if inside is None else (inside, ())
     return ResolvedModel(name, config, source, location, (*notes, *unread), settings)
 
 
@@ -209,7 +208,7 @@ NOT_PER_LAYER = frozenset({"architectures", "bos_token_id", "eos_token_id", "pad
 
 
 DECODER_LAYERS = ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers")
-"""Fields with the layers of the decoder in the config of an encoder-decoder, of which `get_text_config` makes a copy."""
+"""Fields with the layers of an encoder-decoder's decoder, whose config `get_text_config` makes as a copy."""
 
 
 def layer_count(config: PretrainedConfig) -> int:

@@ -25,7 +25,7 @@ from roofline.workload import Workload
 VISION = ("vision_config", "vision_tower_config", "vision_encoder_config")
 """Fields with the config of a vision tower."""
 SIDE = 448
-"""Pixels of an image's side where a tower takes any size: near the 256 patches of an image that such models begin at."""
+"""Pixels of an image's side where a tower takes any size: 1,024 patches of 14."""
 
 
 def vision_graph(
