@@ -505,7 +505,7 @@ def table(rows: list[Row]) -> str:
         "default config lacks to be a valid model, and `num_hidden_layers` where fewer layers than all were traced.",
         "",
         'The column "÷ least" has what a decode step of the ideal graph does ÷ the least, by figures that use no',
-        "trace: matrix FLOPs ÷ 2 × the parameters that one token passes; recurrent state read, and written, ÷ its size,",
+        "trace: matrix FLOPs ÷ 2 × the parameters that one token passes; recurrent state read and written ÷ its size,",
         'where there is one; the cache after the step ÷ what the config says. "–": nothing is decoded, or cached.',
         "",
         "    python -m scripts.check_models --out docs/coverage.md",

@@ -50,7 +50,8 @@ PRICED: dict[str, dict[str, Any]] = {
     "text without a causal model of its own": {
         "model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"], "text_config": QWEN_VL,
         "vision_config": VISION | {"deepstack_visual_indexes": [0]}},
-    "an unknown wrapper": {"model_type": "internvl_chat", "architectures": ["InternVLChatModel"], "llm_config": LLAMA, "select_layer": -1,
+    "an unknown wrapper": {"model_type": "internvl_chat", "architectures": ["InternVLChatModel"], "llm_config": LLAMA,
+                           "select_layer": -1,
                            "auto_map": {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}},
     "an unknown wrapper of another name": {"model_type": "deepseek_vl_v9", "language_config": LLAMA},
     "an unknown type of a known class": LATENT | {
