@@ -8,7 +8,7 @@ last ran. Times at another level of the machine follow from the resources that e
 """
 
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 
@@ -216,6 +216,8 @@ class LawPrices:
     low_s: Floats
     """Lower end of the law's 90 % interval; NaN without a law or where intervals were not requested."""
     high_s: Floats
+    refused: tuple[int, ...] = ()
+    """Indices of the laws that describe an operation but price none, because of their error."""
 
 
 def law_prices(prepared: Prepared, spec: HardwareSpec, otherwise: Floats, *, with_intervals: bool = False) -> LawPrices:
@@ -224,10 +226,10 @@ def law_prices(prepared: Prepared, spec: HardwareSpec, otherwise: Floats, *, wit
     time_s, priced = np.array(otherwise, dtype=float), np.zeros(len(otherwise), dtype=bool)
     outside, number = np.zeros(len(otherwise), dtype=bool), np.full(len(otherwise), -1)
     low_s, high_s = np.full((2, len(otherwise)), np.nan)
-    prices = LawPrices(time_s, priced, outside, number, low_s, high_s)
     known = {(law.kind, law.dtype): i for i, law in enumerate(spec.calibrated) if law.is_usable}
-    if not known:
-        return prices
+    doubted = {(law.kind, law.dtype): i for i, law in enumerate(spec.calibrated) if _is_refused(law)}
+    if not known and not doubted:
+        return LawPrices(time_s, priced, outside, number, low_s, high_s)
     facts = facts_of(spec)
     inputs = law_inputs(prepared, facts.cache_bytes)
     for key, places in by_law(inputs, known).items():
@@ -241,7 +243,9 @@ def law_prices(prepared: Prepared, spec: HardwareSpec, otherwise: Floats, *, wit
         number[places] = known[key]
         if with_intervals:
             low_s[places], high_s[places] = law.interval(dims, facts)
-    return prices
+    left = [None if priced[place] else row for place, row in enumerate(inputs)]
+    refused = tuple(sorted(doubted[key] for key in by_law(left, doubted)))
+    return LawPrices(time_s, priced, outside, number, low_s, high_s, refused)
 
 
 def combined(law: NDArray[np.int_], widths: Floats) -> float:
@@ -260,14 +264,18 @@ def total_interval(prices: LawPrices, count: Floats) -> tuple[float, float]:
     return max(total - below, 0.0), total + above
 
 
-def law_notes(spec: HardwareSpec) -> list[str]:
-    """A sentence for each law of the spec that is not used, and why."""
+def law_notes(laws: Iterable[FittedLaw]) -> list[str]:
+    """A sentence for each of these laws that is not used, and why."""
     return [
         f"the law of {law.kind} {law.dtype} is off by {100 * law.unseen:.0f} % on kernels that it was not fitted to "
         "and is not used; its operations have the roofline's price: calibrate again on a quieter machine"
-        for law in spec.calibrated
-        if not law.is_usable and law.unseen is not None and law.kind != HOST_GAP
+        for law in laws
+        if _is_refused(law) and law.unseen is not None
     ]
+
+
+def _is_refused(law: FittedLaw) -> bool:
+    return not law.is_usable and law.unseen is not None and law.kind != HOST_GAP
 
 
 def host_gap_s(graph: OpGraph, spec: HardwareSpec) -> Floats | None:

@@ -4,6 +4,9 @@ Each model type is built from its default config on `meta` and traced in prefill
 
 - flops_exact: outside attention, the matrix FLOPs equal those of torch's `FlopCounterMode` on the same pass. Its table
   has no grouped products, so experts run there as batched ones.
+- least: a decode step of the ideal graph multiplies by each weight that a token passes once, of experts by the chosen
+  ones, reads and writes each recurrent state once, and leaves in the cache what the config says of a token
+  (`scripts/least_work.py`, where exceptions are explained type by type).
 - parameters_accounted: no parameter that the trace calls inactive gets a gradient (autograd on `meta`) or goes to any
   torch function in that pass; all others are read by an operation of the trace.
 - The traced model has modules of the same classes as that of the default config, where that one can be built. A
@@ -14,8 +17,8 @@ Each type runs in a process of its own, with limits of time and memory, so that 
 
 Example::
 
-    python scripts/check_models.py --types llama,mixtral
-    python scripts/check_models.py --json --out docs/coverage.md > models.json
+    python -m scripts.check_models --types llama,mixtral
+    python -m scripts.check_models --json --out docs/coverage.md > models.json
 """
 
 import argparse
@@ -48,14 +51,17 @@ from profiler.devices.backend import CUDA
 from profiler.models.attention import operands
 from profiler.models.build import build, build_meta, implementations
 from profiler.models.catalogue import first_line, silence
+from profiler.models.graphs import mended
 from profiler.models.inputs import PassInputs, batched_experts, prepare
 from profiler.models.meta import known_values
 from profiler.models.module import Example
 from profiler.models.resolve import layer_count, truncate
 from profiler.models.trace import Inputs, trace
 from profiler.record.run import RequestError
+from roofline.fusion.fuse import fused
 from roofline.graph.op import Kind
 from roofline.workload import Workload
+from scripts.least_work import EXPLAINED, faults, least_work, short_windows
 
 WORKERS = 2
 """Types that are checked at the same time by default."""
@@ -141,6 +147,7 @@ def _blank(model_type: str, reason: str | None = None) -> Row:
         "traced": False,
         "flops_exact": False,
         "parameters_accounted": False,
+        "least": None,
         "reason": reason,
         "class": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type],
         "attention": None,
@@ -179,6 +186,24 @@ def _cover(model_type: str, row: Row) -> None:
     row["flops_exact"] = all(phase["matrix_flops"] == phase["counted_flops"] for phase in checks)
     row["parameters_accounted"] = all(not phase["used_though_inactive"] for phase in checks)
     row["reason"] = _shortfall(row["phases"])
+    if "none" not in row["phases"]["decode"] and model_type not in DRAFTS:
+        row["least"] = _least(config, row)
+        row["reason"] = row["reason"] or "; ".join(faults(model_type, row["least"])) or None
+
+
+def _least(config: PretrainedConfig, row: Row) -> dict[str, float | None]:
+    """What a decode step of the ideal graph does ÷ the least; see `scripts.least_work`."""
+    short_windows(config)
+    model = build_meta(config, row["dtype"])
+    batch = INNER.get(row["type"], ("", 1))[1]
+    workload = Workload(batch=batch, query_tokens=1, context_tokens=PHASES["decode"][1], dtype=row["dtype"])
+    inputs: Any = prepare(model, workload)
+    if row["type"] in WHOLE_TEXT:
+        inputs = _WholeText(model, inputs, workload)
+    with mended(model):
+        graph = trace(model, inputs, workload, name=row["type"], target=CUDA.type, options={})
+    inputs.restore()
+    return least_work(model, fused(graph), list(inputs.cache_tensors()))
 
 
 def _check_phases(config: PretrainedConfig, row: Row) -> None:
@@ -228,6 +253,7 @@ def filled_config(model_type: str, fields: Mapping[str, Any]) -> PretrainedConfi
         made = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
         made.config_class = type(config)
         AutoModelForCausalLM.register(type(config), made, exist_ok=True)
+    config.is_encoder_decoder = False  # as the causal class of such a type sets it
     for name, value in nested.items():
         path, _, last = name.rpartition(".")
         owner: Any = config
@@ -458,8 +484,9 @@ def _send(pipe: Connection, model_type: str) -> None:
 
 
 def is_good(row: Row) -> bool:
-    """Whether all three checks hold."""
-    return bool(row["traced"] and row["flops_exact"] and row["parameters_accounted"])
+    """Whether all checks hold; a type without a decode step has no least."""
+    exact = row["traced"] and row["flops_exact"] and row["parameters_accounted"]
+    return bool(exact and not (row["least"] and faults(row["type"], row["least"])))
 
 
 def summary(rows: list[Row]) -> str:
@@ -473,12 +500,19 @@ def table(rows: list[Row]) -> str:
         "# Model types",
         "",
         f"Causal language models of transformers {transformers.__version__} from the default config of each type, "
-        f"traced on `meta` (blt: on the CPU). {summary(rows)} pass all three checks of `scripts/check_models.py`,",
+        f"traced on `meta` (blt: on the CPU). {summary(rows)} pass all checks of `scripts/check_models.py`,",
         "which writes this table. Parameters are those of the whole model. The last column has the fields that a",
         "default config lacks to be a valid model, and `num_hidden_layers` where fewer layers than all were traced.",
         "",
-        "| type | parameters | attention | phases | traced | FLOPs exact | parameters accounted | filled, or reason |",
-        "|---|---:|---|---|---|---|---|---|",
+        'The column "÷ least" has what a decode step of the ideal graph does ÷ the least, by figures that use no',
+        "trace: matrix FLOPs ÷ 2 × the parameters that one token passes; recurrent state read and written ÷ its size,",
+        'where there is one; the cache after the step ÷ what the config says. "–": nothing is decoded, or cached.',
+        "",
+        "    python -m scripts.check_models --out docs/coverage.md",
+        "",
+        "| type | parameters | attention | phases | traced | FLOPs exact | parameters accounted | ÷ least | "
+        "filled, or reason |",
+        "|---|---:|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         marks = ["yes" if row[key] else "no" for key in ("traced", "flops_exact", "parameters_accounted")]
@@ -486,9 +520,14 @@ def table(rows: list[Row]) -> str:
         notes = [f"`{name}={value!r}`" for name, value in row["config"].items()]
         notes += [row["reason"]] if row["reason"] else []
         count = f"{row['parameters']:,}" if row["parameters"] else "?"
-        cells = [row["type"], count, row["attention"] or "?", phases, *marks, ", ".join(notes)]
+        notes += [f"{key}: {why}" for key, why in EXPLAINED.get(row["type"], {}).items()]
+        cells = [row["type"], count, row["attention"] or "?", phases, *marks, _ratios(row["least"]), ", ".join(notes)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _ratios(least: Mapping[str, float | None] | None) -> str:
+    return "–" if least is None else " / ".join("–" if ratio is None else f"{ratio:.3f}" for ratio in least.values())
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ class Source:
     @property
     def doubts(self) -> dict[str, str]:
         """Figures and laws that may not be the device's, and why."""
-        laws = law_notes(self.spec) if self.origin == "calibrated" else []
+        laws = law_notes(self.spec.calibrated) if self.origin == "calibrated" else []
         return doubted(self.peaks) | far_below(self.peaks) | {f"law {i}": note for i, note in enumerate(laws, 1)}
 
     @property

@@ -9,6 +9,7 @@ Example: ``main(["list", "--json"])`` returns 0
 import atexit
 import errno
 import gc
+import logging
 import os
 import signal
 import sys
@@ -85,7 +86,11 @@ def build(verbs: Iterable[str] = VERBS) -> typer.Typer:
             bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
         ] = False,
         debug: Annotated[
-            bool, typer.Option(DEBUG, help="Print the traceback of a fault of roofcal; after a command too.")
+            bool,
+            typer.Option(
+                DEBUG,
+                help="Print the traceback of a fault of roofcal, and errors that libraries log; after a command too.",
+            ),
         ] = False,
     ) -> None: ...
 
@@ -104,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         named = [word for word in words[:-1] if word in VERBS][:1]
         return int(typer.main.get_command(build(named or VERBS))(prog_name=PROGRAM, standalone_mode=False) or 0)
     debug = DEBUG in arguments
+    logging.getLogger("roofcal").setLevel(logging.DEBUG if debug else logging.NOTSET)
     arguments = [argument for argument in arguments if argument != DEBUG] or ["--help"]
     if not output.open_streams():
         return _fail("error: stdout is closed; send it to a file, or to /dev/null", output.REQUEST)

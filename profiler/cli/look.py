@@ -17,7 +17,7 @@ from profiler.record.measurement import Measurement
 from profiler.record.run import RequestError
 from roofline.hardware.load import device_names, find_device, load_device
 from roofline.hardware.spec import HardwareSpec, spec_kind
-from roofline.units import magnitude
+from roofline.units import UNKNOWN, magnitude
 
 LIST_EXAMPLE = "Example:  python -m profiler list --results results"
 MODELS_EXAMPLE = "Example:  python -m profiler models"
@@ -39,14 +39,27 @@ def list_(results: Results = Path("results"), as_json: AsJson = False) -> None:
 
 def _lines(runs: list[RunSummary]) -> Iterator[str]:
     """Columns of even width that never wrap, so that a name can be copied, or cut out by other programs."""
-    rows = [("run", "state", "cells", "models")]
+    rows = [("run", "state", "verdict", "cells", "models")]
     for run in runs:
         name = f"{run.path.parent.name}/{run.path.name}"
         cells = "–" if run.state == "unreadable" or run.kind != "passes" else str(run.cells)
-        rows.append((printable(name), run.state, cells, printable(run.why or _what(run))))
+        rows.append((printable(name), run.state, _verdict(run), cells, printable(run.why or _what(run))))
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, state, cells, models in rows:
-        yield f"{name:{wide[0]}}  {state:{wide[1]}}  {cells:>{wide[2]}}  {models}"
+    for name, state, verdict, cells, models in rows:
+        yield f"{name:{wide[0]}}  {state:{wide[1]}}  {verdict:{wide[2]}}  {cells:>{wide[3]}}  {models}"
+
+
+WORST_FIRST = ("invalid", "failed", "inconclusive")
+"""Verdicts of passes that cannot be relied on."""
+
+
+def _verdict(run: RunSummary) -> str:
+    """The worst verdict of a run's cells with their number, "done" where all can be relied on, "–" where none is noted:
+    `show` judges the passes of older runs."""
+    worst = next((verdict for verdict in WORST_FIRST if run.verdicts.get(verdict)), None)
+    if worst is None:
+        return "done" if run.verdicts else UNKNOWN
+    return f"{run.verdicts[worst]} {worst}"
 
 
 def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:

@@ -356,18 +356,15 @@ def device(name: str, peaks: str, results: Path, links: Sequence[str] = ()) -> "
     for origin in (wanted,) if wanted in known else known:
         if (peaks_of := known[origin]) is not None:
             priced_by = CALIBRATED if wanted == CALIBRATED else origin
-            notes = tuple(device_notes(spec, peaks_of, priced_by == CALIBRATED))
+            notes = tuple(device_notes(spec, peaks_of))
             return Device(spec, with_links(peaks_of, links), priced_by, notes)
     raise RequestError(f"{name} has no {wanted} peaks; use --peaks auto or another device")
 
 
-def device_notes(spec: HardwareSpec, peaks: Peaks, with_laws: bool) -> list[str]:
+def device_notes(spec: HardwareSpec, peaks: Peaks) -> list[str]:
     """Limits of the worth of the figures that price, a sentence each."""
-    from roofline.price_by_law import law_notes
-
     doubts = doubted(peaks) | far_below(peaks)
-    notes = [f"{spec.name}: the figure of {name} is doubted: {why}" for name, why in doubts.items()]
-    return [*notes, *(law_notes(spec) if with_laws else ())]
+    return [f"{spec.name}: the figure of {name} is doubted: {why}" for name, why in doubts.items()]
 
 
 def measured_figures(name: str, results: Path) -> HardwareSpec:

@@ -7,7 +7,6 @@ no torch is loaded.
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,20 +15,27 @@ from typer import Option
 
 from profiler.cli import options as option
 from profiler.cli.output import INCONCLUSIVE, print_wrapped, show, stdout_to_stderr_if
-from profiler.models.apart import MODULE_S, trace_apart
-from profiler.record.files import replacing, requested, require_separate, write_text
+from profiler.cli.subject import Subject, speculation
+from profiler.models.apart import MODULE_S
+from profiler.record.files import replacing, require_separate, write_text
 from profiler.record.run import RequestError
-from roofline.graph.op import OpGraph
 from roofline.hardware.load import device_names
 from roofline.predict.passes import Prediction
-from roofline.predict.question import Device, Question, Speculation, answer
+from roofline.predict.question import Device, Question, answer
 from roofline.reading import one_line
-from roofline.sweep.family import Form, Source, StoredGraphs, read_graphs, source
+from roofline.sweep.family import Form
 from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text, stages_of
-from roofline.workload import Workload
 
 if TYPE_CHECKING:
     from calibrate.report.document import Document
+
+NOT_OF_IMAGES = option.SIZES - {"--batch"} | {"--mix", "--output", "--largest", "--source", "--experts", "--cache"}
+"""Options of passes over tokens, which a vision tower has not."""
+
+OF_MODEL = frozenset(
+    {"--attn", "--experts", "--cache", "--trust-remote-code", "--bits-of-checkpoint", "--source", "--part"}
+)
+"""Options that say how MODEL is read and traced."""
 
 EXAMPLE = """
 Examples:\n
@@ -43,7 +49,17 @@ python -m profiler predict llama-2-7b --hardware nvidia-rtx-a6000 --accounting p
 
 
 OF_ONE_MODEL = frozenset(
-    {"--module", "--module-seconds", "--graph", "--save-graph", "--mix", "--output", "--accounting"}
+    {
+        "--module",
+        "--module-seconds",
+        "--graph",
+        "--save-graph",
+        "--mix",
+        "--output",
+        "--accounting",
+        "--part",
+        "--source",
+    }
 )
 """Options that mean nothing to a file of models and workloads, beside `option.SIZES`."""
 
@@ -85,7 +101,15 @@ def predict(
     attn: option.Attention = "default",
     experts: option.Experts = "default",
     cache: option.Cache = "dynamic",
-    draft: Annotated[str | None, Option(help="Draft model of speculative decoding.")] = None,
+    part: Annotated[
+        str, Option(help="Part of a multimodal model: language, or vision (one pass over --batch images).")
+    ] = "language",
+    source: Annotated[
+        int | None, Option(help="Tokens that the encoder of an encoder-decoder has read.", min=1, max=2**20)
+    ] = None,
+    draft: Annotated[
+        str | None, Option(help="Draft of speculative decoding: a model, or mtp or eagle for the model's own.")
+    ] = None,
     speculate: Annotated[int, Option(help="Tokens drafted before each pass.", min=1, max=1024)] = 4,
     acceptance: Annotated[
         float, Option(help="Probability that a drafted token is accepted.", min=0, max=1, callback=option.finite)
@@ -148,10 +172,17 @@ def predict(
         vain := written & (OF_ONE_MODEL | option.SIZES) or ({"MODEL"} if model is not None else set())
     ):
         raise RequestError(f"{option.listed(vain)}: --file says that for each of its models; leave it out")
-    tracing = {"dtype": dtype, "attn": attn, "experts": experts, "cache": cache}
+    tracing = {"dtype": dtype, "attn": attn, "experts": experts, "cache": cache, "source": source}
     stored_bits = option.words("--bits-of-checkpoint", bits_of_checkpoint, ("yes", "no"))[0] == "yes"
     asked = option.what_ifs(what_if or ())
     sizes = option.Sizes(phase, prompt, context, batch, logits, tuple(mix or ()), output)
+    images = None
+    if option.words("--part", part, ("language", "vision"))[0] == "vision":
+        if vain := written & NOT_OF_IMAGES:
+            raise RequestError(f"{option.listed(vain)} means nothing to --part vision; leave it out")
+        if len(images_each := option.distinct("--batch", batch)) != 1:
+            raise RequestError("--part vision takes one --batch of images")
+        images = images_each[0]
     names, cases = option.hardware_list(hardware), []
     if file is not None:
         from profiler.cli.plan import read_plan
@@ -164,9 +195,8 @@ def predict(
             changes = option.what_ifs(list(dict.fromkeys([*(what_if or ()), *each.what_if])))
             cases.append(Case(subject, changes, plan.asked(own)))
     else:
-        subject = Subject(model, module, graph, trust_remote_code, tracing, stored_bits, module_seconds)
-        of_model = {"--attn", "--experts", "--cache", "--trust-remote-code", "--bits-of-checkpoint"}
-        if model is None and (vain := written & of_model):
+        subject = Subject(model, module, graph, trust_remote_code, tracing, stored_bits, module_seconds, images)
+        if model is None and (vain := written & OF_MODEL):
             raise RequestError(f"{option.listed(vain)} says how MODEL is traced; leave it out without a MODEL")
     read = [Path(name) for name in (graph, file, *names, decode_hardware) if name is not None]
     require_separate({"--csv": csv, "--html": html, "--save-graph": save_graph}, read)
@@ -183,7 +213,7 @@ def predict(
                 raise RequestError("--form fused undoes what-if unfuse_attention; add --form executed")
     if file is None:
         what_is_asked = sizes.asked(dtype if "--dtype" in written else subject.dtype or dtype)
-        if not written & option.SIZES:
+        if images is not None or not written & option.SIZES:
             only = subject.only or (() if what_is_asked.mixes else what_is_asked.workloads)
             what_is_asked = replace(what_is_asked, workloads=only)
         cases.append(Case(subject, asked, what_is_asked))
@@ -229,7 +259,7 @@ def predict(
 class Case:
     """One model, how it is changed, and what is asked of it."""
 
-    subject: "Subject"
+    subject: Subject
     changes: "list[WhatIf]"
     asked: option.Asked
 
@@ -276,7 +306,7 @@ def _predicted(case: Case, on: Device, how: _How) -> Prediction:
         pipeline=tuple(subject.source(stage, shape, on) for stage in stages),
         decode_pipeline=tuple(subject.source(stage, shape, decode_on) for stage in decode_stages),
         micro_batches=how.micro_batches or 1,
-        speculation=_speculation(subject, *how.speculation, shape, on) if how.speculation else None,
+        speculation=speculation(subject, *how.speculation, shape, on, changes) if how.speculation else None,
     )
     notes = subject.notes(_longest(question), on)
     try:
@@ -301,91 +331,6 @@ def _longest(question: Question) -> int:
     passes = (*question.workloads, *(part for parts in question.mixes for part in parts))
     lengths = [w.query_tokens + w.context_tokens for w in passes]
     return max((*lengths, *(prompt + output for _, prompt, output in question.requests)), default=0)
-
-
-class Subject:
-    """The subject of a prediction: a model, a module, or a file of graphs."""
-
-    def __init__(
-        self,
-        model: str | None,
-        module: str | None,
-        graph: Path | None,
-        trust: bool,
-        tracing: dict[str, Any],
-        stored_bits: bool,
-        module_s: float = MODULE_S,
-    ) -> None:
-        named = [name for name, value in (("MODEL", model), ("--module", module), ("--graph", graph)) if value]
-        if len(named) != 1:
-            raise RequestError(f"name one of MODEL, --module, --graph; got {' and '.join(named) or 'none'}")
-        self.model, self.module, self.file = model, module, graph
-        self.trust, self.tracing, self.stored_bits, self.module_s = trust, tracing, stored_bits, module_s
-        with requested():
-            self.stored = read_graphs(graph) if graph is not None else None
-
-    @property
-    def name(self) -> str:
-        """Its name for people."""
-        return str(self.model or self.module or self.file)
-
-    @property
-    def only(self) -> tuple[Workload, ...]:
-        """The workload of a single graph, which has but one; empty for a family of graphs."""
-        if isinstance(self.stored, OpGraph):
-            return (self.stored.workload,)
-        return (self._traced_module.workload,) if self.module is not None else ()
-
-    @property
-    def dtype(self) -> str | None:
-        """The dtype of a file's graphs or of a module's weights; None where the options choose it."""
-        if isinstance(self.stored, StoredGraphs):
-            return self.stored.regimes[0].graph.template.workload.dtype if self.stored.regimes else None
-        return self.only[0].dtype if self.only else None
-
-    def source(self, changes: Sequence[WhatIf], form: Form, on: Device) -> Source:
-        if self.stored is not None:
-            return source(self.stored, changes, form)
-        if self.module is not None:
-            return source(self._traced_module, changes, form)
-        from profiler.models.graphs import model_source
-
-        return model_source(self._model[0], changes, form, on.peaks.matrix.__contains__)
-
-    def notes(self, longest: int, on: Device) -> list[str]:
-        """Notes on the model and its stored bits, where the longest sequence has so many tokens."""
-        if self.model is None:
-            return []
-        from profiler.models.graphs import length_notes, stored_notes
-
-        graphs, notes = self._model
-        return [*notes, *stored_notes(graphs, on.peaks.matrix.__contains__), *length_notes(graphs, longest)]
-
-    def save(self, path: Path) -> None:
-        if self.model is None:
-            raise RequestError("--save-graph saves the graphs of a model; name one")
-        from profiler.models.graphs import stored_graphs
-
-        write_text(path, stored_graphs(self._model[0]).model_dump_json())
-
-    @cached_property
-    def _model(self) -> tuple[Any, list[str]]:
-        """The model's graphs, and notes on its config."""
-        from profiler.models.catalogue import silence
-        from profiler.models.graphs import Tracing, model_graphs
-
-        silence()
-        tracing = Tracing(**self.tracing)
-        return model_graphs(str(self.model), tracing, trust_remote_code=self.trust, stored_bits=self.stored_bits)
-
-    @cached_property
-    def _traced_module(self) -> OpGraph:
-        return trace_apart(str(self.module), self.module_s)
-
-
-def _speculation(subject: Subject, draft: str, tokens: int, acceptance: float, form: Form, on: Device) -> Speculation:
-    model = Subject(draft, None, None, subject.trust, subject.tracing, subject.stored_bits)
-    return Speculation(model.source((), form, on), tokens, acceptance)
 
 
 def _write(predictions: Sequence[Predicted], failed: Mapping[str, str], csv: Path | None, html: Path | None) -> None:

@@ -4,6 +4,7 @@ Wiring only: options become a plan, `profiler.job` measures its cells, `calibrat
 """
 
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -267,11 +268,11 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent) -> int:
         (reports, failed), spec = load(folder), load_spec(folder)
         report = run_document(reports, folder.run, spec, failed)
         output.write_reports(folder, report)
-    folder.note(spent_s=spent.parts)
+    verdicts = Counter([*(report.status for report in reports), *(result.status for result in failed)])
+    folder.note(spent_s=spent.parts, verdicts=dict(verdicts))
     output.show(as_json, lambda: document(folder, reports, failed), lambda: report, kept=folder.path)
     estimated = duration(sum(folder.run.estimated_s.values()))
     print(f"took {describe_times(spent.parts, len(folder.run.cells))} (estimated: {estimated})", file=sys.stderr)
     if (next_step := advice(folder, reports)) is not None:
         output.say(next_step, sys.stderr)
-    verdicts = {result.status for result in failed} | {report.status for report in reports}
-    return output.INVALID if "invalid" in verdicts else output.INCONCLUSIVE if verdicts - {"done"} else output.GOOD
+    return output.INVALID if "invalid" in verdicts else output.INCONCLUSIVE if set(verdicts) - {"done"} else output.GOOD

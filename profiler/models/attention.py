@@ -160,8 +160,8 @@ def attention_modules(model: nn.Module) -> Iterator[AttentionModule]:
         if not isinstance(getattr(module, "is_causal", None), bool):
             continue
         config, window = getattr(module, "config", None), None
-        if hasattr(module, "sliding_window"):
-            window = module.sliding_window
+        if hasattr(module, "sliding_window"):  # EXAONE 4 has it in layers that see all keys too
+            window = module.sliding_window if getattr(module, "is_sliding", True) else None
         elif getattr(config, "layer_types", None) is None and getattr(config, "use_sliding_window", True):
             window = getattr(config, "sliding_window", None)
         window = window if isinstance(window, int) else None

@@ -96,11 +96,17 @@ def _check_dtype_runs(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def build_meta(
-    config: PretrainedConfig, dtype: str | torch.dtype, attn: str = DEFAULT, experts: str = DEFAULT
+    config: PretrainedConfig,
+    dtype: str | torch.dtype,
+    attn: str = DEFAULT,
+    experts: str = DEFAULT,
+    *,
+    keep_towers: bool = False,
 ) -> PreTrainedModel:
-    """The model without memory, to be traced. Raises RequestError if it refuses an implementation."""
+    """The model without memory, to be traced; a multimodal one with its towers where these are kept. Raises
+    RequestError if it refuses an implementation."""
     with torch.device("meta"), _parameters_on_meta():  # some are made by `torch.FloatTensor`, which knows only the CPU
-        return _from_config(config, parse_dtype(dtype), attn, experts).eval()
+        return _from_config(config, parse_dtype(dtype), attn, experts, keep_towers).eval()
 
 
 def build(
@@ -209,7 +215,9 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _from_config(config: PretrainedConfig, dtype: torch.dtype, attn: str, experts: str) -> Any:
+def _from_config(
+    config: PretrainedConfig, dtype: torch.dtype, attn: str, experts: str, keep_towers: bool = False
+) -> Any:
     _check_experts(config, experts)
     if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None):
         # transformers 5.17 runs such a model with sdpa and leaves the softcap out; later ones refuse
@@ -217,7 +225,7 @@ def _from_config(config: PretrainedConfig, dtype: torch.dtype, attn: str, expert
             raise RequestError(f"--attn sdpa: it has no softcap, which {config.model_type} needs; use eager")
         attn = "eager" if attn == DEFAULT else attn
     try:
-        return _construct(config, dtype, attn, experts)
+        return _construct(config, dtype, attn, experts, keep_towers)
     except (ValueError, ImportError) as error:
         working = [choice for choice in ATTENTION_CHOICES if choice != attn and _accepts(config, dtype, choice)]
         if attn != DEFAULT and working:
@@ -236,18 +244,19 @@ def _unbuildable(config: PretrainedConfig, error: Exception) -> RequestError:
     )
 
 
-def _construct(config: PretrainedConfig, dtype: torch.dtype, attn: str, experts: str) -> Any:
+def _construct(config: PretrainedConfig, dtype: torch.dtype, attn: str, experts: str, keep_towers: bool = False) -> Any:
     # A config whose class came from a repository was let in by the user's flag when it was resolved.
     trusted = type(config).__module__.startswith("transformers_modules.")
     options = _implementation_options(config, attn, experts)
     with quiet():
-        auto = auto_class(config) or AutoModelForCausalLM
+        auto = auto_class(config, with_towers=keep_towers) or AutoModelForCausalLM
         made = auto.from_config(copy.deepcopy(config), dtype=dtype, trust_remote_code=trusted, **options)
-        return made if auto is AutoModelForCausalLM else _language_alone(made)
+        return made if keep_towers or auto is AutoModelForCausalLM else _language_alone(made)
 
 
 def _language_alone(model: PreTrainedModel) -> PreTrainedModel:
-    """A multimodal model without the towers and projectors that a pass over token ids leaves out."""
+    """A multimodal model without the towers and projectors that a pass over token ids leaves out, an encoder-decoder
+    without its encoder."""
     language, head = model.get_decoder(), model.get_output_embeddings()
     kept = {id(part) for part in (language, head) if part is not None}
     if language is None or language is model:

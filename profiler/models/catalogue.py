@@ -84,18 +84,20 @@ def head_layouts(config: PretrainedConfig) -> tuple[tuple[int, int, int], ...]:
 
 
 LOGGERS = ("transformers", "huggingface_hub")
-"""Loggers whose lines are about training, generation and missing optional packages, which do not matter here."""
+"""Loggers whose lines are about training, generation and missing optional packages, which do not matter here, or go
+with an error that is raised as well, in many lines (a config's repr)."""
 
 
 def silence() -> None:
-    """Drop log lines of `transformers` and the hub client below ERROR for the rest of the process."""
+    """Drop log lines of `transformers` and the hub client for the rest of the process; `--debug` keeps errors."""
+    shown = logging.ERROR if logging.getLogger("roofcal").isEnabledFor(logging.DEBUG) else logging.CRITICAL + 1
     for name in LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(shown)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop log lines below ERROR, and Python warnings, of the libraries that load models."""
+    """Drop log lines, and Python warnings, of the libraries that load models, as `silence` does."""
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

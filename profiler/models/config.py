@@ -6,7 +6,7 @@ class that the file names, if it knows that one, or by the config of the languag
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -15,6 +15,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
     PretrainedConfig,
 )
 from transformers.models.auto.modeling_auto import (
@@ -70,12 +72,20 @@ IMPLEMENTATIONS = frozenset({
 DTYPES = ("dtype", "torch_dtype")
 """The field with the type of the stored weights, in new and in old files."""
 
+Part = Literal["language", "whole"]
+
 AutoClass = Any
 """One of the Auto classes of `transformers`."""
 
 
 def read_config(
-    name: str, location: str, raw: Mapping[str, Any], *, trust_remote_code: bool
+    name: str,
+    location: str,
+    raw: Mapping[str, Any],
+    *,
+    trust_remote_code: bool,
+    with_encoder: bool = False,
+    part: Part = "language",
 ) -> tuple[PretrainedConfig, tuple[str, ...]]:
     """The config of the model to build, and remarks on how the file was read.
 
@@ -83,20 +93,31 @@ def read_config(
         name: of the model, for messages.
         location: the folder or hub id, whose own code is run if `trust_remote_code`.
         raw: the fields of the file.
+        with_encoder: whether an encoder-decoder is accepted, for the sake of its decoder.
+        part: of a multimodal model the language part, or the whole, whatever it is.
     Raises: RequestError, one line, for an unknown type, a field that cannot be used, or a model that is not causal.
     """
     notes: list[str] = []
     fields = _cleaned(name, PretrainedConfig._decode_special_floats(dict(raw)), notes)
     fields = _of_known_type(name, fields, notes, trust_remote_code)
-    config = _language_part(_made(name, location, fields, trust_remote_code))
-    _check_causal(name, config, fields, trust_remote_code)
+    config = _made(name, location, fields, trust_remote_code)
+    if part == "whole":
+        return config, tuple(notes)
+    config = _language_part(config)
+    if not (with_encoder and getattr(config, "is_encoder_decoder", False) and auto_class(config) is not None):
+        _check_causal(name, config, fields, trust_remote_code)
     config._name_or_path = location
     return config, (*notes, *_named_otherwise(config, fields))
 
 
-def auto_class(config: PretrainedConfig) -> AutoClass | None:
-    """The Auto class that builds a model which runs on token ids alone; None where `transformers` has none."""
-    known = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
+def auto_class(config: PretrainedConfig, *, with_towers: bool = False) -> AutoClass | None:
+    """The Auto class that builds a model which runs on token ids alone, beside the states of an encoder where the
+    config says so; None where `transformers` has none. `with_towers` prefers one with a multimodal model's towers."""
+    known: tuple[AutoClass, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
+    if with_towers:
+        known = (*known[1:], AutoModelForCausalLM)
+    if getattr(config, "is_encoder_decoder", False):
+        known = (AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq)
     return next((auto for auto in known if type(config) in auto._model_mapping), None)
 
 
@@ -213,7 +234,7 @@ def _check_causal(name: str, config: PretrainedConfig, raw: Mapping[str, Any], t
     if getattr(config, "is_encoder_decoder", False):
         raise RequestError(
             f"{name} is not a causal language model alone but an encoder with a decoder ({what}); "
-            "give it as a module, with --module"
+            "predict prices its decoder; else give it as a module, with --module"
         )
     is_encoder = config.model_type not in IGNORES_IS_DECODER and getattr(config, "is_decoder", True) is False
     if auto is None or is_encoder:

@@ -21,8 +21,11 @@ SIZE = re.compile(
 )
 """Ends of the names of fields that hold a size or a number of parts."""
 
-NO_SIZE = re.compile(r"(?:_id|_ids|_idx|_index|_type|_types|_multiplier|_factor|_ratio|_embeddings?_type)$|^tie_|^use_")
-"""Names of fields that look like a size and are none."""
+NO_SIZE = re.compile(
+    r"(?:_id|_ids|_idx|_index|_type|_types|_multiplier|_factor|_ratio|_embeddings?_type|feature_layers?|select_layers?)$"
+    r"|^tie_|^use_"
+)
+"""Names of fields that look like a size and are none; a layer whose result goes on is counted from the last, as -2."""
 
 VITAL = frozenset({
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",

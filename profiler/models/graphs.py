@@ -19,10 +19,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from profiler.devices.backend import CUDA
 from profiler.models.attention import attention_modules, budgets
-from profiler.models.build import DEFAULT, build_meta, context_limit, implementations
+from profiler.models.build import DEFAULT, context_limit, implementations
 from profiler.models.catalogue import first_line
 from profiler.models.checkpoint import Checkpoint
 from profiler.models.config import method_of
+from profiler.models.encoder_decoder import build_decoder, has_encoder, source_tokens
 from profiler.models.faults import fault
 from profiler.models.inputs import PassInputs, prepare
 from profiler.models.quantisation import read_bits
@@ -81,7 +82,9 @@ class Tracing:
     changes: Sequence[Change] = ()
     """Applied to each traced graph in order: what-ifs, and fusion as the last."""
     is_ideal: bool = False
-    """Whether errors of `transformers` that multiply the work are mended (`_mended`)."""
+    """Whether errors of `transformers` that multiply the work are mended (`mended`)."""
+    source: int | None = None
+    """Tokens that the encoder of an encoder-decoder has read; None: as many as it takes."""
 
 
 @dataclass(eq=False)
@@ -108,7 +111,8 @@ class ModelGraphs:
     def model(self) -> PreTrainedModel:
         if self._unchanged is not None:
             return self._unchanged.model
-        return build_meta(self.config, self.tracing.dtype, self.tracing.attn, self.tracing.experts)
+        asked = self.tracing
+        return build_decoder(self.config, asked.dtype, asked.attn, asked.experts, asked.source)
 
     def whole(self, workload: Workload) -> OpGraph:
         """The changed graph of a workload, not folded. Raises RequestError where a change cannot be made."""
@@ -155,7 +159,7 @@ class ModelGraphs:
         first = {"query_tokens": workload.context_tokens, "context_tokens": 0, "logits": "last"}
         continues = workload.context_tokens > 0 and ran == workload.model_copy(update=first)
         options = {**implementations(self.model), "cache": self.tracing.cache}
-        with _traceable(self, workload), _mended(self.model) if self.tracing.is_ideal else nullcontext():
+        with _traceable(self, workload), mended(self.model) if self.tracing.is_ideal else nullcontext():
             inputs = prepare(self.model, workload, cache=self.tracing.cache, after=before if continues else None)
             graph = trace(self.model, inputs, workload, name=self.name, target=self.tracing.target, options=options)
         reusable = workload.context_tokens == 0 and self.tracing.cache == "dynamic"
@@ -204,7 +208,7 @@ SHIFTS = {"RwkvSelfAttention": 1, "RwkvFeedForward": 0}
 
 
 @contextmanager
-def _mended(model: nn.Module) -> Iterator[None]:
+def mended(model: nn.Module) -> Iterator[None]:
     """Run the modules of `SHIFTS` without their error: with it a step has batch² rows instead of batch."""
     modules = [module for module in model.modules() if type(module).__name__ in SHIFTS]
     for module in modules:
@@ -240,7 +244,11 @@ def model_graphs(
     Args: `stored_bits` says whether weights have the bits of the checkpoint, where it is quantised.
     Raises: RequestError where there is no such model.
     """
-    model = resolve(name, trust_remote_code=trust_remote_code)
+    model = resolve(name, trust_remote_code=trust_remote_code, with_encoder=True)
+    if has_encoder(model.config):
+        model = replace(model, notes=(*model.notes, _of_encoder(model.config, tracing.source)))
+    elif tracing.source is not None:
+        raise RequestError(f"--source: {name} has no encoder; leave it out")
     if not stored_bits or model.quantisation is None:
         return ModelGraphs(model.config, name, tracing), list(model.notes_in_full)
     checkpoint = read_bits(name, model.quantisation)
@@ -249,6 +257,12 @@ def model_graphs(
         unknown = f"stored as {method}, whose bits are not known here; taken in the dtype that is asked for"
         return ModelGraphs(model.config, name, tracing), [*model.notes, unknown]
     return ModelGraphs(model.config, name, tracing, checkpoint), list(model.notes)
+
+
+def _of_encoder(config: PretrainedConfig, source: int | None) -> str:
+    tokens = source or source_tokens(config)
+    changes = "" if source else "; --source changes their number"
+    return f"the decoder alone, with cross-attention over {tokens} tokens that its encoder has made{changes}"
 
 
 def model_source(

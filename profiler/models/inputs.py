@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel, StaticCache
 
+from profiler.models.encoder_decoder import Both
 from profiler.models.meta import LARGEST, Remembered, know, known_values, with_values_if_asked
 from profiler.record.run import RequestError
 from roofline.workload import Workload
@@ -235,6 +236,8 @@ def batched_experts(model: PreTrainedModel) -> Iterator[None]:
 
 def dynamic_cache(config: PretrainedConfig) -> Cache:
     """A cache with layers of the config's kinds, or with lazily made ones where the config counts encoder layers."""
+    if getattr(config, "is_encoder_decoder", False):
+        return Both()
     decoder = config.get_text_config(decoder=True)
     layers = getattr(decoder, "num_hidden_layers", None)
     if layers is None or getattr(decoder, "decoder_layers", layers) != layers:

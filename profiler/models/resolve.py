@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 from transformers import PretrainedConfig
 
 from profiler.models.catalogue import catalogue, config_of, find, first_line, quiet
-from profiler.models.config import METHOD_OF_FILE, SIDE_FILES, method_of, read_config, settings_in
+from profiler.models.config import METHOD_OF_FILE, SIDE_FILES, Part, method_of, read_config, settings_in
 from profiler.record.files import requested
 from profiler.record.run import RequestError
 from roofline import reading
@@ -60,8 +60,14 @@ class ResolvedModel:
         return (*self.notes, f"stored as {method_of(self.quantisation)}; taken in the dtype that is asked for")
 
 
-def resolve(name: str, *, trust_remote_code: bool = False) -> ResolvedModel:
-    """The config of `name`. Raises RequestError if there is none or it is not a causal language model."""
+def resolve(
+    name: str, *, trust_remote_code: bool = False, with_encoder: bool = False, part: Part = "language"
+) -> ResolvedModel:
+    """The config of `name`. Raises RequestError if there is none or it is not a causal language model.
+
+    Args: `with_encoder` says whether an encoder-decoder is accepted, for the sake of its decoder; `part` is that of a
+    multimodal model.
+    """
     known = find(name)
     if known is not None:
         entry = catalogue()[known]
@@ -83,8 +89,12 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> ResolvedModel:
     else:
         source, location = "hub", name
         raw = _read(_download(name))
-    config, notes = read_config(name, location, raw, trust_remote_code=trust_remote_code)
-    return ResolvedModel(name, config, source, location, notes, settings_in(raw) or _beside(source, location))
+    config, notes = read_config(
+        name, location, raw, trust_remote_code=trust_remote_code, with_encoder=with_encoder, part=part
+    )
+    inside = settings_in(raw)
+    settings, unread = _beside(source, location) if inside is None else (inside, ())
+    return ResolvedModel(name, config, source, location, (*notes, *unread), settings)
 
 
 def hub_reachable() -> bool:
@@ -134,29 +144,43 @@ def _download(name: str) -> Path:
     raise RequestError(f"{unknown}, not in the hub's cache, and {why}; use a catalogue name or a folder")
 
 
-def _beside(source: str, location: str) -> Mapping[str, Any] | None:
-    """The quantisation settings in a file of their own beside `config.json`; None where there is none."""
+def _beside(source: str, location: str) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
+    """The quantisation settings in a file of their own beside `config.json`, None where there is none, and a remark
+    where that cannot be known because the hub did not give such a file."""
     online = source == "hub" and hub_reachable()
+    unread: dict[str, list[str]] = {}  # by reason
     for file in SIDE_FILES:
-        path = Path(location) / file if source == "folder" else _of_hub(location, file, online)
+        path, why = (Path(location) / file, None) if source == "folder" else _of_hub(location, file, online)
+        if why is not None:
+            unread.setdefault(why, []).append(file)
         if path is not None and path.is_file():
             settings = _json(path)
             if not isinstance(settings, dict):
                 raise RequestError(f"{path} holds no object of settings; repair it or remove it")
-            return {"quant_method": METHOD_OF_FILE[file], **settings}
-    return None
+            return {"quant_method": METHOD_OF_FILE[file], **settings}, ()
+    return None, tuple(
+        f"{', '.join(files)} could not be read ({why}); weights are taken in the dtype that is asked for"
+        for why, files in unread.items()
+    )
 
 
-def _of_hub(location: str, file: str, online: bool) -> Path | None:
-    """A file of a hub repository, from the hub or from its cache; None where it has none of that name."""
+def _of_hub(location: str, file: str, online: bool) -> tuple[Path | None, str | None]:
+    """A file of a hub repository, from the hub or from its cache, None where it has none of that name; and the reason
+    where that is not known."""
     cached = try_to_load_from_cache(location, file)
     if isinstance(cached, str):
-        return Path(cached)
+        return Path(cached), None
+    if not online:
+        return None, "not in the hub's cache, and the hub is not reached" if cached is None else None
     try:
         with quiet():
-            return Path(hf_hub_download(location, file, etag_timeout=HUB_TIMEOUT_S)) if online else None
-    except (HfHubHTTPError, EntryNotFoundError, OSError):
-        return None
+            return Path(hf_hub_download(location, file, etag_timeout=HUB_TIMEOUT_S)), None
+    except LocalEntryNotFoundError:  # also of what is no answer: a time-out, an answer without the right headers
+        return None, "the hub did not answer"
+    except EntryNotFoundError:
+        return None, None
+    except (HfHubHTTPError, OSError) as error:
+        return None, first_line(error).rstrip(".")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -183,6 +207,10 @@ NOT_PER_LAYER = frozenset({"architectures", "bos_token_id", "eos_token_id", "pad
 """List fields that never hold one value a layer, though they may happen to have as many elements as layers."""
 
 
+DECODER_LAYERS = ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers")
+"""Fields with the layers of an encoder-decoder's decoder, whose config `get_text_config` makes as a copy."""
+
+
 def layer_count(config: PretrainedConfig) -> int:
     """Repeated layers of the decoder. Raises RequestError where its config has no number of them."""
     try:
@@ -207,5 +235,10 @@ def truncate(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     for name, value in vars(decoder).items():
         if isinstance(value, list | tuple) and len(value) == total and name not in NOT_PER_LAYER:
             setattr(decoder, name, value[:layers])
+    own = [name for name in DECODER_LAYERS if isinstance(vars(cut).get(name), int)]
+    if getattr(cut, "is_encoder_decoder", False) and own:
+        for name in own:
+            setattr(cut, name, layers)
+        return cut
     decoder.num_hidden_layers = layers
     return cut

@@ -106,7 +106,9 @@ class RunFolder:
             if not folder._journal.path.exists():
                 folder._journal.rewrite(map(_line, results))
             folder._write_run(
-                folder.run.model_copy(update={"schema_version": RUN_SCHEMA, "finished": None, "tables": {}})
+                folder.run.model_copy(
+                    update={"schema_version": RUN_SCHEMA, "finished": None, "tables": {}, "verdicts": {}}
+                )
             )
         except BaseException:
             lock.release()
@@ -298,6 +300,8 @@ class RunSummary(Record):
     """Measurements of a characterisation."""
     kernels: dict[str, int] = {}
     """Number of rows of each kind in a table of kernels: "matmul bfloat16" -> 7203."""
+    verdicts: dict[str, int] = {}
+    """Number of cells of each verdict; empty where none was noted."""
 
 
 def list_runs(base: Path) -> list[RunSummary]:
@@ -336,6 +340,7 @@ def _summary(path: Path) -> RunSummary:
         kind=content,
         measurements=measurements,
         kernels=kernels,
+        verdicts=run.verdicts,
     )
 
 

@@ -16,9 +16,9 @@ from profiler.record.measurement import Label, WarmUp, Window
 from roofline.record import Record
 from roofline.workload import Workload
 
-RUN_SCHEMA = 6
+RUN_SCHEMA = 7
 """4 added modes and kernels of several operations; 5 added reference probes, and seconds estimated and spent; 6 added
-rows and checksums of tables."""
+rows and checksums of tables; 7 added verdicts."""
 METHOD_VERSION = 3
 """It is raised whenever the way of timing changes, so that runs are not compared across the change. 3: a process keeps
 the memory that it frees (`profiler.devices.host.keep_freed_memory`)."""
@@ -296,6 +296,8 @@ class Run(Record):
     """Seconds that each part took, summed over resumptions."""
     tables: dict[str, TableSum] = {}
     """Rows and checksum of each parquet file, once the run is finished."""
+    verdicts: dict[str, int] = {}
+    """Number of cells of each verdict ("done", "inconclusive", "invalid", "failed") when the run was last reported."""
 
     @field_validator("options")
     @classmethod

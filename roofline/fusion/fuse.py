@@ -370,12 +370,16 @@ def _outside_reads(flow: Dataflow, accesses: Accesses, ops: list[int]) -> Sizes:
 
 
 def _states_read(accesses: Accesses, writes: Sizes, graph: OpGraph, ops: list[int]) -> Sizes:
-    """Sizes of the states that a recurrence reads: no more than it writes back, however many members read them."""
+    """Sizes of the states that a recurrence reads: no more than it writes back, however many members read them, and
+    none that it has made itself."""
     reads: Sizes = defaultdict(int)
+    made: set[int] = set()
     for i in ops:
         for tensor, size in accesses.reads[i].items():
-            if graph.tensors[tensor].role == "kv" and not holds_tokens(graph.tensors[tensor]):
+            is_state = graph.tensors[tensor].role == "kv" and not holds_tokens(graph.tensors[tensor])
+            if is_state and tensor not in made:
                 reads[tensor] += size
+        made |= accesses.writes[i].keys() - reads.keys()
     return {tensor: min(size, writes.get(tensor) or size) for tensor, size in reads.items()}
 
 

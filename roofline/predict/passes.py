@@ -12,7 +12,7 @@ from roofline.hardware.spec import HardwareSpec, Peaks
 from roofline.host import known, pass_wall_s
 from roofline.laws.law import Floats
 from roofline.price import Prepared, missing_peaks, price
-from roofline.price_by_law import LawPrices, host_gap_s, law_prices, total_interval
+from roofline.price_by_law import LawPrices, host_gap_s, law_notes, law_prices, total_interval
 from roofline.record import Record
 from roofline.sweep.family import Piece
 from roofline.sweep.price import memory_pieces, price_pieces
@@ -85,6 +85,8 @@ class PassPrediction(Record):
     """Share of the time that no law prices; None where no laws were asked for."""
     beyond_law: float | None = None
     """Share of the time that laws price beyond the sizes that they were fitted on."""
+    refused_laws: tuple[str, ...] = ()
+    """A sentence for each law that would price some of its operations, but is not used because of its error."""
     missing: tuple[str, ...] = ()
     """Needed peaks that are not known."""
     wall_s: float | None = None
@@ -201,6 +203,7 @@ def predict_pass(
         bytes=Traffic(**{name: sum((getattr(op.bytes, name) for op in ops), 0.0) for name in Traffic.model_fields}),
         time_s=known(float(time_s @ count)),
         **({} if laws is None else _by_law(laws, count)),
+        refused_laws=() if laws is None else tuple(law_notes(spec.calibrated[i] for i in laws.refused)),
         missing=missing_peaks(graph.ops, peaks),
         wall_s=pass_wall_s(time_s, count, spec, peaks, gap_s, with_laws=with_laws),
         memory=needed,

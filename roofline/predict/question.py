@@ -26,6 +26,7 @@ from roofline.sweep.family import FEW, Family, Form, Piece, Source
 from roofline.sweep.polynomial import Sweep
 from roofline.sweep.price import memory_pieces, price_pieces, price_sweep
 from roofline.sweep.regimes import EDGE
+from roofline.whatif.draft import shared_bytes
 from roofline.workload import Workload
 
 EXACT = 6
@@ -76,6 +77,8 @@ class Speculation:
     draft: Source
     tokens: int
     acceptance: float
+    is_own: bool = False
+    """Whether it is a head on the model itself, with the model's embedding and head (`whatif.draft`)."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ def answer(source: Source, question: Question, device: Device, form: Form, notes
         passes.append(predict_pass(graph, device.spec, device.peaks, parts, with_laws=device.with_laws))
         options |= graph.options
     requests = tuple(_request(work, question, *sizes) for sizes in question.requests)
+    refused = [sentence for step in passes for sentence in step.refused_laws]
     budget = question.memory_utilisation * work.capacity_bytes - question.overhead_bytes
     largest_batch = work.largest_batch(first, budget) if question.largest and first else None
     largest_context = work.largest_context(cached, budget) if question.largest and cached else None
@@ -152,7 +156,7 @@ def answer(source: Source, question: Question, device: Device, form: Form, notes
         largest_context=largest_context,
         cache_tokens=cache_tokens,
         budget_bytes=budget if question.largest else None,
-        notes=(*notes, *device.notes, *work.notes),
+        notes=(*notes, *device.notes, *dict.fromkeys((*refused, *work.refused_laws)), *work.notes),
     )
 
 
@@ -166,6 +170,7 @@ class _Work:
         self.capacity_bytes = capacity_bytes(device.peaks)
         self.options: dict[str, str] = {}
         self.notes: list[str] = []
+        self.refused_laws: dict[str, None] = {}
 
     @cached_property
     def _family(self) -> Family:
@@ -190,6 +195,7 @@ class _Work:
     def _law_s(self, workload: Workload) -> NDArray[np.float64]:
         graph = self.pieces([workload])[0].graph.at(workload)
         step = predict_pass(graph, self.device.spec, self._peaks, with_laws=True)
+        self.refused_laws |= dict.fromkeys(step.refused_laws)
         return np.array([step.time_s, step.low_s, step.high_s], dtype=float)  # None becomes NaN
 
     def _stretch_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
@@ -209,6 +215,10 @@ class _Work:
 
     def memory(self, workload: Workload) -> Footprint:
         return self._memory(self.pieces([workload])[0], workload)
+
+    def shared_bytes(self, dtype: str) -> float:
+        """Bytes of weights that a model's own draft has in common with the model."""
+        return shared_bytes(self._source.whole(Workload(batch=1, query_tokens=1, context_tokens=0, dtype=dtype)))
 
     def _memory(self, piece: Piece, workload: Workload) -> Footprint:
         return memory_pieces([Piece(piece.graph, np.array([0]))], [workload]).footprint(0)
@@ -288,7 +298,8 @@ def _request(work: _Work, question: Question, batch: int, prompt: int, output: i
         decode = _passes(_Work(source, decoding_on), question.decode_pipeline, question.micro_batches)
     if question.speculation is not None:
         drafting = _Work(question.speculation.draft, decoding_on)
-        draft = Draft(drafting, question.speculation.tokens, question.speculation.acceptance)
+        shares = drafting.shared_bytes(question.dtype) if question.speculation.is_own else 0.0
+        draft = Draft(drafting, question.speculation.tokens, question.speculation.acceptance, shares)
     passes = _passes(work, question.pipeline, question.micro_batches)
     return request(passes, batch=batch, prompt=prompt, output=output, dtype=question.dtype, decode=decode, draft=draft)
 

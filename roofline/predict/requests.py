@@ -88,6 +88,8 @@ class Draft:
     """Tokens drafted before each pass of the model."""
     acceptance: float
     """Probability that a drafted token is accepted, given that all before it were."""
+    shared_bytes: float = 0.0
+    """Bytes of its weights that are the model's own."""
 
     @property
     def tokens_per_pass(self) -> float:
@@ -157,4 +159,5 @@ def _together(passes: Passes, draft: Draft | None, workload: Workload) -> float:
     decodes = workload.query_tokens == 1 and workload.context_tokens > 0
     model = passes.memory(_verify(workload, draft) if decodes else workload)
     other = draft.passes.memory(workload)
-    return max(model.peak + other.weights + other.kv_cache, other.peak + model.weights + model.kv_cache)
+    both = max(model.peak + other.weights + other.kv_cache, other.peak + model.weights + model.kv_cache)
+    return both - draft.shared_bytes

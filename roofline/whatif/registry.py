@@ -19,6 +19,7 @@ from roofline.hardware.spec import OUTWARD, Peaks
 from roofline.whatif.attention import fuse_attention, unfuse_attention
 from roofline.whatif.compress import compress_kv
 from roofline.whatif.disaggregate import send_kv
+from roofline.whatif.draft import draft_head
 from roofline.whatif.experts import expert_parallel, skew_experts
 from roofline.whatif.layers import early_exit, remove_layers
 from roofline.whatif.low_rank import lora, low_rank, sparsify_2_4
@@ -30,6 +31,7 @@ from roofline.whatif.tensor_parallel import tensor_parallel
 WHAT_IFS: dict[str, Callable[..., OpGraph]] = {
     "remove_layers": remove_layers,
     "early_exit": early_exit,
+    "draft_head": draft_head,
     "fuse_attention": fuse_attention,
     "skew_experts": skew_experts,
     "compress_kv": compress_kv,
@@ -54,8 +56,11 @@ size (offloaded or sent tensors) comes last.
 REPEATABLE = frozenset({"remove_layers", "low_rank", "sparsify_2_4", "quantise", "lora"})
 """What-ifs that may be written several times, for other layers each time."""
 
-CONTRADICTORY = (("fuse_attention", "unfuse_attention"),)
-"""What-ifs of which each undoes the other."""
+CONTRADICTORY = {
+    ("fuse_attention", "unfuse_attention"): "undo each other",
+    ("draft_head", "pipeline_stage"): "contradict each other: a draft of one layer has no stages",
+}
+"""Pairs of what-ifs that make no sense together, and why."""
 
 PLAIN = {bool: ("true|false", "true or false"), int: (r"[+-]?\d+", "a whole number")}
 """How booleans and integers are written; pydantic alone would also take "no" and "8.0"."""
@@ -159,9 +164,9 @@ def ordered(changes: Sequence[WhatIf]) -> list[WhatIf]:
     Raises: ValueError for two that undo each other, or for a name given twice that makes sense once.
     """
     names = [change.name for change in changes]
-    for pair in CONTRADICTORY:
+    for pair, why in CONTRADICTORY.items():
         if set(pair) <= set(names):
-            raise ValueError(f"what-ifs {' and '.join(pair)} undo each other; leave one out")
+            raise ValueError(f"what-ifs {' and '.join(pair)} {why}; leave one out")
     shared = any(c.name == "expert_parallel" and c.options.get("attention") == "tensor" for c in changes)
     if shared and "tensor_parallel" in names:
         raise ValueError("expert_parallel with attention=tensor divides all layers; leave tensor_parallel out")

@@ -35,7 +35,7 @@ def results(tmp_path: Path, run: Run, result: CellResult, graph: OpGraph, decode
 def test_list_shows_every_run(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--results", str(results)]) == 0
     _, first, second = capsys.readouterr().out.splitlines()
-    assert first.split() == ["example-cpu-2.0-ghz/20260509T101112Z-main", "finished", "2", "example"]
+    assert first.split() == ["example-cpu-2.0-ghz/20260509T101112Z-main", "finished", "–", "2", "example"]
     assert "unreadable" in second and "half-written" in second
 
 
@@ -59,6 +59,23 @@ def test_no_name_of_a_run_moves_the_cursor(
         main([*arguments, "--results", str(tmp_path)])
         shown = "".join(capsys.readouterr())
         assert shown and all(c.isprintable() for line in shown.splitlines() for c in line), (arguments, shown)
+
+
+def test_list_has_the_verdict_of_each_run(
+    tmp_path: Path, run: Run, decode_cell: Cell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verdicts in ({}, {"done": 2}, {"done": 1, "inconclusive": 2}, {"invalid": 1, "failed": 1, "inconclusive": 4}):
+        with RunFolder.create(tmp_path, run) as folder:
+            folder.write_spec(HardwareSpec(name="example", kind="cpu"))
+            folder.append(CellResult(cell=decode_cell, status="failed", reason="out of memory: 3 GB wanted"))
+            folder.finish()
+            folder.note(verdicts=verdicts)
+    assert main(["list", "--results", str(tmp_path)]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    at = head.index("verdict")
+    assert [line[at : at + 14].strip() for line in lines] == ["–", "done", "2 inconclusive", "1 invalid"]
+    assert main(["list", "--results", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][1]["verdicts"] == {"done": 2}
 
 
 def test_list_as_json(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,7 +241,7 @@ def test_list_has_its_measurements_instead_of_cells(characterised: Path, capsys:
     assert main(["list", "--results", str(characterised)]) == 0
     line = capsys.readouterr().out.splitlines()[1]
     count = len(hardware_samples.cpu()[1])
-    assert line.split()[1:] == ["finished", "–", "hardware,", str(count), "measurements"]
+    assert line.split()[1:] == ["finished", "–", "–", "hardware,", str(count), "measurements"]
     assert main(["list", "--results", str(characterised), "--json"]) == 0
     (run,) = json.loads(capsys.readouterr().out)["runs"]
     assert (run["kind"], run["measurements"], run["cells"]) == ("hardware", count, 0)

@@ -142,6 +142,7 @@ WHAT_IF_OF = {
     "compress_kv": ("llama", "compress_kv:ratio=2"),
     "early_exit": ("llama", "early_exit:after_layers=1"),
     "remove_layers": ("llama", "remove_layers:layers=1"),
+    "draft_head": ("llama", "draft_head"),
     "low_rank": ("llama", "low_rank:rank=4"),
     "sparsify_2_4": ("llama", "sparsify_2_4"),
     "lora": ("llama", "lora:rank=4,adapters=2"),

@@ -8,6 +8,7 @@ import torch
 
 from profiler.models.build import build_meta
 from scripts import check_models
+from scripts.least_work import EXPLAINED, faults
 
 KEYS = {"type", "parameters", "traced", "flops_exact", "parameters_accounted", "reason"}
 
@@ -71,6 +72,33 @@ def test_the_check_sees_a_parameter_that_is_used_though_inactive() -> None:
     used = check_models.used_parameters(model, inputs)
     assert "transformer.h.0.mlp.c_fc.weight" in used
     assert not any(name.startswith("spare") for name in used)
+
+
+def test_the_ideal_does_the_least(rows: dict[str, check_models.Row]) -> None:
+    for name in ("llama", "jetmoe", "dbrx"):
+        assert rows[name]["least"] == {
+            "products": pytest.approx(1, abs=1e-3), "state_read": None, "state_written": None, "keys": 1,
+        }  # fmt: skip
+    assert rows["xlm"]["least"] is None
+    assert rows["xlnet"]["least"]["products"] > 2 and "hidden states" in EXPLAINED["xlnet"]["products"]
+    assert "1.000 / – / – / 1.000" in check_models.table([rows["jetmoe"]])
+
+
+def test_an_ideal_that_does_more_than_the_least_is_a_fault(rows: dict[str, check_models.Row]) -> None:
+    least = {"products": 1.004, "state_read": 2.0, "state_written": 1.0, "keys": 0.5}
+    assert faults("minimax", least) == [
+        "ideal products ÷ least is 1.004", "ideal state read ÷ least is 2", "ideal keys ÷ least is 0.5",
+    ]  # fmt: skip
+    assert not check_models.is_good(rows["llama"] | {"least": least})
+    assert faults("xlnet", {"products": 2.8, "state_read": 1.0, "state_written": 0.0, "keys": 0.0}) == []
+
+
+@pytest.mark.parametrize("name", ["minimax", "exaone4"])
+def test_types_whose_ideal_did_too_much_or_kept_too_little(name: str) -> None:
+    """MiniMax's state was read again as the new one; EXAONE 4 has a window in layers that see all keys."""
+    row = check_models.cover(name)
+    assert check_models.is_good(row), row
+    assert {ratio for key, ratio in row["least"].items() if key != "products"} <= {None, 1.0}
 
 
 def test_an_unknown_type_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

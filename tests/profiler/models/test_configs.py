@@ -44,13 +44,14 @@ PRICED: dict[str, dict[str, Any]] = {
         "model_type": "qwen3_5", "architectures": ["Qwen3_5ForConditionalGeneration"], "text_config": QWEN35,
         "vision_config": VISION},
     "Llava": {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "text_config": TEXT,
-              "vision_config": CLIP},
+              "vision_config": CLIP, "vision_feature_layer": -2},
     "Gemma 3": {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"],
                 "text_config": TINY["gemma3"], "vision_config": {"hidden_size": 32, "num_hidden_layers": 1}},
     "text without a causal model of its own": {
         "model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"], "text_config": QWEN_VL,
         "vision_config": VISION | {"deepstack_visual_indexes": [0]}},
     "an unknown wrapper": {"model_type": "internvl_chat", "architectures": ["InternVLChatModel"], "llm_config": LLAMA,
+                           "select_layer": -1,
                            "auto_map": {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}},
     "an unknown wrapper of another name": {"model_type": "deepseek_vl_v9", "language_config": LLAMA},
     "an unknown type of a known class": LATENT | {
@@ -82,6 +83,9 @@ PRICED: dict[str, dict[str, Any]] = {
         "quant_method": "compressed-tensors", "config_groups": {"group_0": INT4}, "ignore": ["lm_head"]}},
     "quantised inside": {"model_type": "llava", "text_config": TEXT | {"quantization_config": GPTQ},
                          "vision_config": CLIP},
+    "an encoder with a decoder": {
+        "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "d_model": 64, "d_ff": 96, "num_layers": 2,
+        "num_heads": 4, "d_kv": 16, "vocab_size": 320, "is_encoder_decoder": True},
     "MLX": LLAMA | {
         "quantization": {"group_size": 32, "bits": 4}, "quantization_config": {"group_size": 32, "bits": 4}},
     "an unknown method": LLAMA | {"quantization_config": {"quant_method": "of-next-year"}},
@@ -91,7 +95,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown type": ({"model_type": "llama9"}, "update transformers"),
     "code of its own": ({"model_type": "own", "auto_map": {"AutoConfig": "a.B"}}, "--trust-remote-code"),
     "an encoder": ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "name a decoder"),
-    "an encoder with a decoder": ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "--module"),
     "a negative size": (LLAMA | {"hidden_size": -1024}, "hidden_size in config.json is -1024"),
     "no layers": (LLAMA | {"num_hidden_layers": 0}, "num_hidden_layers in config.json is 0"),
     "very many layers": (LLAMA | {"num_hidden_layers": 10**9}, "num_hidden_layers in config.json is 1000000000"),

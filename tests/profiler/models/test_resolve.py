@@ -1,6 +1,7 @@
 """What a user may type as a model, and what is said where it cannot be had; models cut to their first layers."""
 
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves the config of acme/tiny, as the hub does."""
+    """Serves the config of acme/tiny, as the hub does, and of acme/half, whose other files it refuses."""
 
     def do_HEAD(self) -> None:
         self.answer(body=False)
@@ -71,15 +72,15 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, *, body: bool) -> None:
-        found = self.path in ("/", "/acme/tiny/resolve/main/config.json")
+        found = self.path in ("/", "/acme/tiny/resolve/main/config.json", "/acme/half/resolve/main/config.json")
         content = json.dumps(LLAMA).encode() if found else b""
-        self.send_response(200 if found else 404)
+        self.send_response(200 if found else 401 if "/acme/half/" in self.path else 404)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("ETag", '"abc"')
         self.send_header("X-Repo-Commit", "0" * 40)
         if not found:
-            gated = "secret" in self.path
-            self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+            kind = "EntryNotFound" if "/acme/tiny/" in self.path else "RepoNotFound"
+            self.send_header("X-Error-Code", "GatedRepo" if "secret" in self.path else kind)
         self.end_headers()
         if body:
             self.wfile.write(content)
@@ -122,6 +123,21 @@ def test_a_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_config_that_speaks_of_odd_tokens_makes_no_noise(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     resolve(folder(tmp_path, LLAMA | {"eos_token_id": 5000}))
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_transformers_logs_beside_an_error_is_not_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [caplog.handler])
+    said = refusal(folder(tmp_path, LLAMA | {"use_return_dict": True}))
+    assert "use_return_dict in config.json is True" in said
+    assert not caplog.records
+    logging.getLogger("roofcal").setLevel(logging.DEBUG)  # as --debug does
+    try:
+        refusal(str(tmp_path))
+    finally:
+        logging.getLogger("roofcal").setLevel(logging.NOTSET)
+    assert "Can't set use_return_dict" in caplog.text
 
 
 def test_quantised_weights_are_taken_in_their_shape(tmp_path: Path) -> None:
@@ -194,6 +210,7 @@ def test_a_hub_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_from_the_hub_then_from_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     found = resolve("acme/tiny")
     assert (found.source, found.location, found.config.hidden_size) == ("hub", "acme/tiny", 64)
+    assert found.notes == ()  # the hub said that it has no other file
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert resolve("acme/tiny").config.hidden_size == 64
     assert "HF_HUB_OFFLINE is set" in refusal("acme/other")
@@ -203,6 +220,15 @@ def test_from_the_hub_then_from_its_cache(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_the_hub_does_not_give() -> None:
     assert "not on the hub" in refusal("acme/other")
     assert "gated" in refusal("acme/secret")
+
+
+@pytest.mark.usefixtures("serving")
+def test_a_file_beside_the_config_that_the_hub_refuses_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    (note,) = resolve("acme/half").notes
+    assert note.startswith("hf_quant_config.json, quantize_config.json, quant_config.json could not be read (401")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (note,) = resolve("acme/half").notes
+    assert "not in the hub's cache" in note
 
 
 @pytest.mark.parametrize("name", TINY)

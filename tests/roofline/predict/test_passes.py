@@ -103,7 +103,20 @@ def test_a_law_that_is_off_by_more_than_any_bound_prices_nothing() -> None:
     law = at_priors("pointwise", "float32", facts_of(spec()))
     for unseen, source in ((0.99, "law of pointwise float32"), (7.58, "roofline")):
         known = spec().model_copy(update={"calibrated": (law.model_copy(update={"unseen": unseen}),)})
-        (op,) = predict_pass(b.graph(), known, peaks(), with_laws=True).ops
-        assert op.source == source
-        assert [note for note in law_notes(known) if "off by 758 %" in note] == law_notes(known)
-        assert bool(law_notes(known)) == (source == "roofline")
+        found = predict_pass(b.graph(), known, peaks(), with_laws=True)
+        assert found.ops[0].source == source
+        assert len(found.refused_laws) == (source == "roofline")
+        assert all("off by 758 %" in sentence for sentence in found.refused_laws)
+        assert tuple(law_notes(known.calibrated)) == found.refused_laws
+
+
+def test_a_law_that_is_off_is_said_only_where_the_pass_has_its_operators() -> None:
+    norm = at_priors("norm", "float32", facts_of(spec())).model_copy(update={"unseen": 7.58})
+    good = at_priors("pointwise", "float32", facts_of(spec()))
+    known = spec().model_copy(update={"calibrated": (good, norm)})
+    b = GraphBuilder()
+    b.op("pointwise", reads={"x": 400}, writes={"y": 400}, vector=100, elements=100)
+    assert predict_pass(b.graph(), known, peaks(), with_laws=True).refused_laws == ()
+    b.op("norm", reads={"y": 400}, writes={"z": 400}, vector=100, elements=100)
+    (sentence,) = predict_pass(b.graph(), known, peaks(), with_laws=True).refused_laws
+    assert sentence.startswith("the law of norm float32 is off by 758 %")

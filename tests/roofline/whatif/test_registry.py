@@ -13,7 +13,7 @@ from roofline.graph.edit import Edit
 from roofline.graph.op import OpGraph
 from roofline.hardware.load import load_device
 from roofline.whatif.quantise import quantise
-from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text, linked, ordered, parse, usage
+from roofline.whatif.registry import CONTRADICTORY, WHAT_IFS, WhatIf, help_text, linked, ordered, parse, usage
 
 
 def graph() -> OpGraph:
@@ -145,6 +145,7 @@ def test_refused_in_one_line() -> None:
 WRITTEN = {
     "remove_layers": ("remove_layers:layers=2",),
     "early_exit": ("early_exit:after_layers=3",),
+    "draft_head": ("draft_head",),
     "fuse_attention": ("fuse_attention",),
     "skew_experts": ("skew_experts:exponent=1",),
     "compress_kv": ("compress_kv:ratio=2",),
@@ -187,8 +188,8 @@ def test_pairs_give_one_graph_in_either_order_or_are_refused() -> None:
             for pair in itertools.product(WRITTEN[one], WRITTEN[other]):
                 if any(is_refused(graph, text) for text in pair):
                     continue
-                if {one, other} == {"fuse_attention", "unfuse_attention"}:
-                    with pytest.raises(ValueError, match="undo each other; leave one out"):
+                if why := CONTRADICTORY.get((one, other)):
+                    with pytest.raises(ValueError, match=f"{why}; leave one out"):
                         made(graph, *pair)
                     continue
                 both = made(graph, *pair)
