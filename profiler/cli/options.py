@@ -152,6 +152,11 @@ def words(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(parts))
 
 
+def listed_apart(texts: Iterable[str]) -> list[str]:
+    """The words of an option that may be repeated, each of which may be a list with commas; each word once."""
+    return list(dict.fromkeys(word.strip() for text in texts for word in text.split(",")))
+
+
 def distinct(option: str, text: str) -> tuple[int, ...]:
     """Whole numbers separated by commas, each kept once."""
     return tuple(dict.fromkeys(numbers(option, text)))
