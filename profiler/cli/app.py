@@ -165,7 +165,7 @@ def _invoke(arguments: list[str]) -> int:
     for name, value in itertools.pairwise([*arguments, "."]):
         option, is_written, inner = name.partition("=")
         if option in PATHS and not (inner if is_written else value).strip():
-            raise RequestError(f"{option} is empty; name a file or a folder, or leave it out")
+            raise RequestError(f"{option} is empty and names no file; give a name, or leave it out")
     is_called_so = bool(sys.argv) and Path(sys.argv[0]).stem == PROGRAM
     completes = any(argument in COMPLETION for argument in arguments)  # there is no completion of "python -m profiler"
     program = PROGRAM if is_called_so or completes else "python -m profiler"

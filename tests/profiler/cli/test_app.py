@@ -319,5 +319,5 @@ def test_an_empty_text_names_no_folder(
     for arguments in (["run", "gpt2", "--out", ""], ["hardware", "--out="], ["list", "--results", " "],
                       ["show", "last", "--csv="], ["import", "vidur", "x.csv", "--out", ""]):  # fmt: skip
         assert main(arguments) == 2
-        assert "is empty; name a file or a folder" in capsys.readouterr().err
+        assert "is empty and names no file" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
