@@ -224,10 +224,24 @@ MOST_PROBLEMS = 20
 """Problems of one file that an error names."""
 
 
+def own_errors(error: ValidationError) -> list[dict[str, Any]]:
+    """Its errors without those that follow from others: a list is too short where an element of it is wrong."""
+    errors: list[dict[str, Any]] = [dict(problem) for problem in error.errors(include_url=False)]
+    places = [problem["loc"] for problem in errors]
+
+    def follows(problem: dict[str, Any]) -> bool:
+        place = problem["loc"]
+        return problem["type"] == "too_short" and any(
+            other != place and other[: len(place)] == place for other in places
+        )
+
+    return [problem for problem in errors if not follows(problem)]
+
+
 def problems_in(error: ValidationError) -> list[str]:
     """Every wrong field of a record and why it is wrong."""
     problems = []
-    for problem in error.errors(include_url=False):
+    for problem in own_errors(error):
         place = ".".join(map(str, problem["loc"])) or "the whole"
         words = " ".join(problem["msg"].removeprefix("Value error, ").split())
         value = problem["input"]

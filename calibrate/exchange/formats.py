@@ -8,7 +8,7 @@ Example: ``import_tables("aiconfigurator", [Path("gemm_perf.parquet")], ImportOp
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -119,26 +119,43 @@ class Imported:
     warnings: tuple[str, ...]
 
 
-def import_tables(format_name: str, files: Sequence[Path], options: ImportOptions) -> Imported:
-    """Read files of one device into one table.
+def import_tables(
+    format_name: str, files: Sequence[Path], options: ImportOptions, found: Collection[Path] = ()
+) -> Imported:
+    """Read files of one device into one table; those of `found`, in a folder, may be other ones, which is a warning.
 
     Raises RequestError, one line, that names the file, what is wrong with it, and what to do.
     """
     importer = import_format(format_name)
     if len({os.path.realpath(path) for path in files}) < len(files):
         raise RequestError("a file is named twice; name each once")
-    read = [(path, *read_table(path)) for path in files]
-    tables = [(path, importer.parse(frame, path, options)) for path, frame, _ in read]
+    read: list[tuple[Path, str]] = []
+    tables: list[tuple[Path, Parsed]] = []
+    others: dict[Path, str] = {}
+    for path in files:
+        try:
+            frame, sha256 = read_table(path)
+            tables.append((path, importer.parse(frame, path, options)))
+            read.append((path, sha256))
+        except RequestError as error:
+            if path not in found:
+                raise
+            others[path] = str(error)
+    if not tables:
+        raise RequestError(
+            f"none of {len(others)} files is a table of {format_name}, the first: {next(iter(others.values()))}"
+        )
     device = device_of([(path, parsed.device) for path, parsed in tables], options.device)
     limits = limits_of(device.spec)
-    frames, sources, warnings = [], [], [*device.warnings]
+    frames, sources = [], []
+    warnings = [*device.warnings, *(f"left out, no table of {format_name}: {why}" for why in others.values())]
     for place, (path, parsed) in enumerate(tables):
         frame, cleaned = clean(parsed, str(path), limits)
         frames.append(frame.assign(source=place))
         sources.append(
             Source(
                 file=str(path),
-                sha256=read[place][2],
+                sha256=read[place][1],
                 format=format_name,
                 unit=parsed.unit,
                 device=parsed.device,

@@ -71,6 +71,26 @@ class Parsed:
     """Maps a rule to the number of rows that the importer itself dropped by it, as for an unknown dtype."""
 
 
+TABLES = (".parquet", ".csv", ".txt", ".csv.gz", ".csv.bz2", ".csv.xz")
+"""Endings of the tables in a folder."""
+MOST_ENTRIES = 20_000
+"""Files and folders that a folder is searched through: AIConfigurator has some 2,000 for all its devices."""
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """The tables in a folder and the folders below it. Raises RequestError where there is none."""
+    tables: list[Path] = []
+    for seen, path in enumerate(folder.rglob("*")):
+        if seen >= MOST_ENTRIES:
+            raise RequestError(f"{folder} holds more than {MOST_ENTRIES:,} files; name a folder of one device's tables")
+        if path.name.endswith(TABLES) and entry(path) == "file":
+            tables.append(path)
+    tables.sort()
+    if not tables:
+        raise RequestError(f"{folder} holds no table (none of {', '.join(TABLES)}); name a folder that does")
+    return tables
+
+
 def read_table(path: Path) -> tuple[pd.DataFrame, str]:
     """Read a parquet file, or CSV under any other ending, packed (.gz, .bz2, .xz) or not.
 

@@ -59,13 +59,14 @@ def run_document(
     parts: list[Part] = [
         Text("" if reports else "No pass has been measured in this run."),
         Text(absent if failed else "", "warning"),
-        _summary(reports, run),
+        replace(_summary(reports, run), views=document.FILES),
         Section("Device", (Facts(environment(run)), *warned, Section("Peaks", (file, *peak_parts(spec))))),
         *passes,
         Section("No result", (table(_FAILED, failed),)),
-        Section("Words", (Facts(tuple(WORDS.items()), "faint"),)),
+        Section("Words", (Facts(tuple(WORDS.items()) if reports else (), "faint"),)),
+        replace(_summary(reports, run), views=document.TERMINAL if len(reports) > 1 else frozenset()),
     ]
-    return Document(f"{run.environment.device}: {run.name}", parts if reports else parts[:-1])
+    return Document(f"{run.environment.device}: {run.name}", parts)
 
 
 def workload_title(workload: Workload) -> str:
@@ -262,6 +263,8 @@ _CHECKS: tuple[Column[rows.Check], ...] = (
 
 
 def _summary(reports: Sequence[PassReport], run: Run) -> Section:
+    """All passes in a table: first in a file, last on a terminal, where the top has scrolled away."""
+
     def every_check(report: PassReport) -> Cell:
         closes = rows.closes(report, run.environment.device_kind)
         return Cell(_HOLDS[closes], bad=not closes)
@@ -279,8 +282,7 @@ def _summary(reports: Sequence[PassReport], run: Run) -> Section:
         Column("error", lambda i: _error(i[1].predicted_wall_s, i[1].wall_s), drop=1),
         Column("every check", lambda i: every_check(i[1]), words=True, drop=8),
     )
-    views = document.EVERYWHERE if len(reports) > 1 else document.FILES
-    return Section("Passes", (table(columns, enumerate(reports)),), views=views)
+    return Section("Passes", (table(columns, enumerate(reports)),))
 
 
 def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> Section:

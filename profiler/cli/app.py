@@ -9,6 +9,7 @@ Example: ``main(["list", "--json"])`` returns 0
 import atexit
 import errno
 import gc
+import itertools
 import logging
 import os
 import signal
@@ -61,6 +62,8 @@ CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException: some versions of typer carry a click of their own."""
 
 PROGRAM = "roofcal"
+PATHS = ("--out", "--csv", "--html", "--save-graph", "--graph", "--file", "--results", "--resume", "--name")
+"""Options that an empty text, as of an unset variable of a shell, must not turn into the current folder."""
 COMPLETION = ("--install-completion", "--show-completion")
 
 DEBUG = "--debug"
@@ -167,6 +170,10 @@ def _invoke(arguments: list[str]) -> int:
         near = get_close_matches(verb, VERBS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(VERBS)}"
         raise RequestError(f"no command {verb!r:.60}; {hint}")
+    for name, value in itertools.pairwise([*arguments, "."]):
+        option, is_written, inner = name.partition("=")
+        if option in PATHS and not (inner if is_written else value).strip():
+            raise RequestError(f"{option} is empty and names no file; give a name, or leave it out")
     is_called_so = bool(sys.argv) and Path(sys.argv[0]).stem == PROGRAM
     completes = any(argument in COMPLETION for argument in arguments)  # there is no completion of "python -m profiler"
     program = PROGRAM if is_called_so or completes else "python -m profiler"

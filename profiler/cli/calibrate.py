@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from profiler.cli.options import AsJson, Results, find_hardware
+from profiler.cli.options import AsJson, Results, find_hardware, listed_apart
 from profiler.cli.output import say, show, stdout_to_stderr_if
 from profiler.record.files import require_separate, write_text
 from profiler.record.folder import RunFolder, find_run
@@ -56,6 +56,7 @@ def calibrate(
     from roofline.hardware.spec import facts_of
 
     with stdout_to_stderr_if(as_json):
+        score, kind = (None if texts is None else listed_apart(texts) for texts in (score, kind))
         fit_runs, score_runs = ([find_run(name, results) for name in names] for names in (runs, score or []))
         paths = [folder.path.resolve() for folder in (*fit_runs, *score_runs)]
         if twice := [path for path in paths if paths.count(path) > 1]:

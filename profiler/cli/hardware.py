@@ -15,8 +15,16 @@ from typer import Option
 
 from profiler.cli import options as option
 from profiler.cli import output
-from profiler.cli.measuring import VISITS, calibrate_device, look_before, new_run, prepare_process, require_same_machine
-from profiler.record.files import make_folder
+from profiler.cli.measuring import (
+    VISITS,
+    calibrate_device,
+    calibration_s,
+    look_before,
+    new_run,
+    prepare_process,
+    require_same_machine,
+)
+from profiler.record.files import make_folder, require_separate
 from profiler.record.folder import RunFolder
 from profiler.record.run import MOST_MEMORY_GIB, MOST_PROCESSES, RequestError
 from roofline.units import duration
@@ -74,12 +82,14 @@ def hardware(
     out: option.Out = Path("results"),
     name: option.Name = "hardware",
     resume: Annotated[Path | None, Option(help="Continue this interrupted run with its own options.")] = None,
+    csv: option.Csv = None,
     as_json: option.AsJson = False,
 ) -> None:
     """Measure this device's bandwidths, peak rates and latencies.
 
     Each figure has its interval and conditions.
     """
+    require_separate({"--csv": csv})
     options = {
         "device": device,
         "dtypes": dtype,
@@ -105,7 +115,7 @@ def hardware(
     with folder:
         with output.stdout_to_stderr_if(as_json):
             spec = _measure(folder, steps)
-        raise typer.Exit(_report(folder, spec, as_json))
+        raise typer.Exit(_report(folder, spec, as_json, csv))
 
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
@@ -202,8 +212,10 @@ def _measure(folder: RunFolder, plan: "Plan") -> "HardwareSpec":
     log = HardwareLog(folder.path)
     device, options = torch.device(plan.device), folder.run.options
     calibrate = bool(options.get("calibrate"))
-    expected_s = None if calibrate else plan.total_s
-    with output.resumable(folder.path, "hardware"), output.progress(plan.total + calibrate, total_s=expected_s) as step:
+    unit_s = [plan.total_s / plan.total] * plan.total
+    if calibrate:
+        unit_s.append(calibration_s(len(plan.dtypes), folder.run.options))
+    with output.resumable(folder.path, "hardware"), output.progress(len(unit_s), unit_s=unit_s) as step:
         characterise(plan, log, step)
         spec = spec_of(log.measurements, folder.run.environment, memory_hierarchy(device))
         folder.write_spec(spec)
@@ -222,7 +234,7 @@ def _measure(folder: RunFolder, plan: "Plan") -> "HardwareSpec":
     return spec
 
 
-def _report(folder: RunFolder, spec: "HardwareSpec", as_json: bool) -> int:
+def _report(folder: RunFolder, spec: "HardwareSpec", as_json: bool, csv: Path | None) -> int:
     """Write and show the reports; return the exit code."""
     from calibrate.report.device import device_document
     from calibrate.report.json import device_json
@@ -232,9 +244,12 @@ def _report(folder: RunFolder, spec: "HardwareSpec", as_json: bool) -> int:
     report = device_document(spec, measurements, folder.run)
     output.write_reports(folder, report)
     spec_path = folder.path / "spec.json"
-    output.show(
-        as_json, lambda: device_json(spec_path, spec, measurements, folder.run), lambda: report, kept=folder.path
-    )
+    figures = device_json(spec_path, spec, measurements, folder.run)
+    output.show(as_json, lambda: figures, lambda: report, kept=folder.path)
+    if csv is not None:
+        from calibrate.report.run_csv import write_figures
+
+        write_figures(csv, figures["figures"])
     states = {figure.status for figure in spec.characteristics}
     without_peaks = spec.measured is None and any(measured.benchmark == "memory" for measured in measurements)
     if "invalid" in states:

@@ -15,6 +15,7 @@ from profiler.cli.output import stdout_to_stderr_if
 from profiler.record.folder import RunFolder
 from profiler.record.run import Environment, RequestError, roofcal_version
 from roofline.hardware.spec import GPU, HardwareSpec
+from roofline.reading import entry
 
 if TYPE_CHECKING:
     from calibrate.exchange.formats import Imported, Importer
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 EXAMPLE = """
 Examples:\n
 python -m profiler import aiconfigurator gemm_perf.parquet context_attention_perf.parquet\n
+python -m profiler import aiconfigurator data/h200_sxm/vllm/0.14.0 --name h200\n
 python -m profiler import vidur mlp.csv --device nvidia-a100-sxm-80gb --json\n
 python -m profiler import llmservingsim layers.csv --device nvidia-h100-sxm --model llama-3.1-8b
 """
@@ -35,7 +37,9 @@ def import_(
     format_name: Annotated[
         str, Argument(metavar="FORMAT", help="Tool that wrote the tables: aiconfigurator, vidur or llmservingsim.")
     ],
-    files: Annotated[list[Path], Argument(metavar="FILE", help="The tool's tables, all of one device.")],
+    files: Annotated[
+        list[Path], Argument(metavar="FILE", help="The tool's tables, or folders of them, all of one device.")
+    ],
     device: Annotated[
         str | None, Option(help="Device of the tables, as nvidia-h100-sxm, where they do not name a known one.")
     ] = None,
@@ -62,8 +66,13 @@ def import_(
     if dtype is not None and dtype not in IMPORTED:
         raise RequestError(f"--dtype {dtype} is not known; use {', '.join(IMPORTED)}")
     with stdout_to_stderr_if(as_json):
+        from calibrate.exchange.tables import tables_in
+
+        inside = [found for path in files if entry(path) == "folder" for found in tables_in(path)]
+        files = [path for path in files if entry(path) != "folder"]
+        files += (path for path in dict.fromkeys(inside) if path not in files)
         options, notes = _options(importer, files, device, model, dtype)
-        imported = import_tables(format_name, files, options)
+        imported = import_tables(format_name, files, options, inside)
         folder = _write(imported, notes, format_name, files, out, name or format_name, options)
     show_kernels(folder, as_json, kept=folder.path)
 

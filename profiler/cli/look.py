@@ -11,7 +11,8 @@ from typer import Argument, Option
 
 from calibrate.report.document import printable
 from profiler.cli import output
-from profiler.cli.options import AsJson, Results, measured_spec
+from profiler.cli.options import AsJson, Csv, Results, measured_spec
+from profiler.record.files import require_separate
 from profiler.record.folder import RunFolder, RunSummary, find_run, list_runs
 from profiler.record.measurement import Measurement
 from profiler.record.run import RequestError
@@ -136,44 +137,54 @@ def show(
         str | None, Option(help="Predict with these figures instead of the run's own: a spec.json, a run, or 'last'.")
     ] = None,
     results: Results = Path("results"),
+    csv: Csv = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a run again: its passes, figures or kernels."""
     folder = find_run(run, results)
+    require_separate({"--csv": csv}, [path for path in folder.path.rglob("*") if path.is_file()])
     content = folder.content
     if hardware is not None and content != "passes":
         raise RequestError(f"--hardware predicts passes, and {folder.path} has none; leave it out")
     if content == "kernels":
-        show_kernels(folder, as_json)
+        show_kernels(folder, as_json, csv=csv)
     elif content == "hardware":
-        _show_hardware(folder, as_json)
+        _show_hardware(folder, as_json, csv)
     else:
-        _show_passes(folder, hardware, results, as_json)
+        _show_passes(folder, hardware, results, as_json, csv)
 
 
-def _show_passes(folder: RunFolder, hardware: str | None, results: Path, as_json: bool) -> None:
+def _show_passes(folder: RunFolder, hardware: str | None, results: Path, as_json: bool, csv: Path | None) -> None:
     from calibrate.passes.reports import document, load, load_spec
     from calibrate.report.run import run_document
 
     spec = load_spec(folder) if hardware is None else measured_spec(hardware, folder.run.environment, results)
     reports, failed = load(folder, spec)
+    if csv is not None:
+        from calibrate.report.run_csv import write_passes
+
+        write_passes(csv, reports, failed)
     output.show(
         as_json, lambda: document(folder, reports, failed), lambda: run_document(reports, folder.run, spec, failed)
     )
 
 
-def show_kernels(folder: RunFolder, as_json: bool, kept: Path | None = None) -> None:
-    """Print a run's table of kernels, and where it is `kept`."""
+def show_kernels(folder: RunFolder, as_json: bool, kept: Path | None = None, csv: Path | None = None) -> None:
+    """Print a run's table of kernels, and where it is `kept`; write it as CSV too."""
     from calibrate.report.json import kernels_json
     from calibrate.report.kernels import kernels_document
     from profiler.record.kernel_table import read_kernels
 
     folder.require_whole()
     kernels = read_kernels(folder.path)
+    if csv is not None:
+        from calibrate.report.run_csv import write_kernels
+
+        write_kernels(csv, kernels)
     output.show(as_json, lambda: kernels_json(folder, kernels), lambda: kernels_document(folder, kernels), kept)
 
 
-def _show_hardware(folder: RunFolder, as_json: bool) -> None:
+def _show_hardware(folder: RunFolder, as_json: bool, csv: Path | None) -> None:
     from calibrate.report.device import device_document
     from calibrate.report.json import device_json
     from profiler.record.hardware_table import read_measurements
@@ -182,10 +193,14 @@ def _show_hardware(folder: RunFolder, as_json: bool) -> None:
     measurements = read_measurements(folder.path)
     kept = folder.read_spec()
     spec = kept or _unfinished_spec(folder, measurements)
-    path = folder.path / "spec.json" if kept else None
+    figures = device_json(folder.path / "spec.json" if kept else None, spec, measurements, folder.run)
+    if csv is not None:
+        from calibrate.report.run_csv import write_figures
+
+        write_figures(csv, figures["figures"])
     output.show(
         as_json,
-        lambda: device_json(path, spec, measurements, folder.run),
+        lambda: figures,
         lambda: device_document(spec, measurements, folder.run),
     )
 

@@ -301,6 +301,13 @@ class Costs:
     """Seconds to write the reports, most of which load what draws plots."""
 
 
+def calibration_s(dtypes: int, options: Mapping[str, Any], costs: Costs = Costs()) -> float:
+    """Seconds of a calibration in so many dtypes, by the run's options."""
+    part = costs.quick if options.get("quick") else 1.0
+    visits = int(options.get("visits") or 1)
+    return dtypes * (part * (costs.start_s + (visits - 1) * costs.visit_s) + costs.laws_s)
+
+
 def estimate(
     run: Run,
     weight_bytes: Mapping[Cell, float],
@@ -316,17 +323,15 @@ def estimate(
     figures, 0 where they are known; `calibrate`, whether laws are to be fitted; `pass_s`, the seconds of one pass.
     """
     options = run.options
-    visits, budget_s = int(options.get("visits") or 1), float(options.get("seconds") or 0)
+    budget_s = float(options.get("seconds") or 0)
     dtypes = {cell.workload.dtype for cell in run.cells}
-    part = costs.quick if options.get("quick") else 1.0
-    kernels_s = part * (costs.start_s + (visits - 1) * costs.visit_s)
     models = {(cell.model, cell.workload.dtype): size for cell, size in weight_bytes.items()}
     passes_s = sum(costs.model_s + size * costs.weights_s_per_byte for size in models.values())
     fewest_s = [costs.fewest_passes * pass_s.get(cell, 0.0) for cell in weight_bytes]
     passes_s += sum(max(budget_s, needed_s) + costs.cell_s for needed_s in fewest_s)
     parts = {
         "device": device_s * costs.device,
-        "calibration": len(dtypes) * (kernels_s + costs.laws_s) if calibrate else 0.0,
+        "calibration": calibration_s(len(dtypes), options, costs) if calibrate else 0.0,
         "passes": passes_s,
         "report": costs.report_s,
     }

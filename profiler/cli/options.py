@@ -74,6 +74,7 @@ HardwareList = Annotated[
     ),
 ]
 Results = Annotated[Path, Option(help="Folder that holds the runs.")]
+Csv = Annotated[Path | None, Option(help="Also write CSV: a row for each layer, figure or kernel.")]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 """Options that several verbs have."""
 
@@ -149,6 +150,11 @@ def words(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise RequestError(f"{option} takes {', '.join(known)}; not {word!r:.60}{hint}")
     return tuple(dict.fromkeys(parts))
+
+
+def listed_apart(texts: Iterable[str]) -> list[str]:
+    """The words of an option that may be repeated, each of which may be a list with commas; each word once."""
+    return list(dict.fromkeys(word.strip() for text in texts for word in text.split(",")))
 
 
 def distinct(option: str, text: str) -> tuple[int, ...]:

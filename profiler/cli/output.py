@@ -23,7 +23,7 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -222,15 +222,18 @@ LINES_S = 10.0
 
 @contextmanager
 def progress(
-    total: int, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic, total_s: float | None = None
+    total: int,
+    stream: TextIO | None = None,
+    now: Callable[[], float] = time.monotonic,
+    unit_s: Sequence[float] | None = None,
 ) -> Iterator[Step]:
     """Show progress through `total` units of work, which only goes up, and about the time that is left.
 
-    On a terminal it is a bar, else a line for each unit, at most one in `LINES_S`. `total_s`: the estimated seconds of
-    all units, by which the time left is told until enough of them is done.
+    On a terminal it is a bar, else a line for each unit, at most one in `LINES_S`. `unit_s`: the estimated seconds of
+    each unit, by which the time left is told until enough of them is done, and how much a unit weighs after that.
     """
     stream = stream or sys.stderr
-    course = _Course(total, now, total_s)
+    course = _Course(total, now, unit_s)
     if stream.isatty():
         with _bar(total, stream, course) as step:
             yield step
@@ -241,8 +244,9 @@ def progress(
 class _Course:
     """The part of the work that is done, and the time that the rest takes."""
 
-    def __init__(self, total: int, now: Callable[[], float], total_s: float | None) -> None:
-        self._total, self._now, self._total_s = total, now, total_s
+    def __init__(self, total: int, now: Callable[[], float], unit_s: Sequence[float] | None) -> None:
+        self._total, self._now, self._unit_s = total, now, unit_s
+        self._total_s = sum(unit_s) if unit_s else None
         self._began_s = now()
         self.done = 0.0
 
@@ -250,6 +254,15 @@ class _Course:
         """Note what is done, which never falls; return it."""
         self.done = max(self.done, min(done, float(self._total)))
         return self.done
+
+    def _part(self) -> float:
+        """The part that is done, by the estimated seconds of the units: they are far from equally long."""
+        if not self._total:
+            return 1.0
+        if not self._unit_s or not self._total_s:
+            return self.done / self._total
+        whole = min(int(self.done), len(self._unit_s) - 1)
+        return (sum(self._unit_s[:whole]) + (self.done - whole) * self._unit_s[whole]) / self._total_s
 
     def now(self) -> float:
         """Seconds on its clock."""
@@ -261,7 +274,7 @@ class _Course:
         The estimate counts less the more is done, since the pace so far says more and more about the rest, and not at
         all once its time is over.
         """
-        spent_s, part = self._now() - self._began_s, self.done / self._total if self._total else 1.0
+        spent_s, part = self._now() - self._began_s, self._part()
         is_overdue = self._total_s is None or spent_s >= self._total_s
         estimates = [] if is_overdue else [(1 - part, (self._total_s or 0.0) - spent_s)]
         if part >= SMALLEST_PART:

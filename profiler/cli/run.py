@@ -28,7 +28,7 @@ from profiler.cli.measuring import (
     prepare_process,
     require_same_machine,
 )
-from profiler.record.files import make_folder
+from profiler.record.files import make_folder, require_separate
 from profiler.record.folder import RunFolder
 from profiler.record.run import LONGEST_S, MOST_SEED, Mode, RequestError
 from roofline.dtypes import MODEL_DTYPES
@@ -39,7 +39,7 @@ Examples:\n
 python -m profiler run\n
 python -m profiler run llama-3.1-8b --prompt 128,2048 --context 1024 --batch 1,16\n
 python -m profiler run llama-3.1-8b --phase decode --cuda-graph\n
-python -m profiler run ./my-model --layers 4 --dtype bfloat16 --json\n
+python -m profiler run ./my-model --layers 4 --dtype bfloat16 --csv layers.csv\n
 python -m profiler run --resume results/DEVICE/RUN
 """
 
@@ -96,9 +96,11 @@ def run(
     resume: Annotated[
         Path | None, Option(help="Continue this run with its own options; only --seconds may differ.")
     ] = None,
+    csv: option.Csv = None,
     as_json: option.AsJson = False,
 ) -> None:
     """Measure how fast each layer runs, and how fast it could run."""
+    require_separate({"--csv": csv}, [Path(hardware)] if hardware is not None else [])
     if resume is not None:
         if models:
             raise RequestError("--resume continues with the models of its run; name none, or start a new run")
@@ -143,7 +145,7 @@ def run(
     with folder:
         with output.stdout_to_stderr_if(as_json):
             _measure(folder, done, spent)
-        raise typer.Exit(_show(folder, as_json, spent))
+        raise typer.Exit(_show(folder, as_json, spent, csv))
 
 
 def _new(
@@ -225,7 +227,11 @@ def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
     added = {part: folder.run.spent_s.get(part, 0.0) + expected.get(part, 0.0) for part in PARTS}
     folder.note(estimated_s={part: seconds for part, seconds in added.items() if seconds})
     try:
-        with output.resumable(folder.path), output.progress(1 + len(left), total_s=sum(expected.values())) as step:
+        unit_s = [
+            expected.get("device", 0.0) + expected.get("calibration", 0.0),
+            *([expected.get("passes", 0.0) / len(left)] * len(left) if left else []),
+        ]
+        with output.resumable(folder.path), output.progress(1 + len(left), unit_s=unit_s) as step:
             device_part = _part(expected, "device") if calibrate else 1.0
             if spec is None:
                 with spent.on("device"):
@@ -259,11 +265,12 @@ def _part(expected: Mapping[str, float], part: str) -> float:
     return seconds[part] / max(sum(seconds.values()), 1e-9)
 
 
-def _show(folder: RunFolder, as_json: bool, spent: Spent) -> int:
+def _show(folder: RunFolder, as_json: bool, spent: Spent, csv: Path | None) -> int:
     """Write and show the reports; return the exit code."""
     with spent.on("report"):
         from calibrate.passes.reports import advice, document, load, load_spec
         from calibrate.report.run import run_document
+        from calibrate.report.run_csv import write_passes
 
         (reports, failed), spec = load(folder), load_spec(folder)
         report = run_document(reports, folder.run, spec, failed)
@@ -275,4 +282,6 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent) -> int:
     print(f"took {describe_times(spent.parts, len(folder.run.cells))} (estimated: {estimated})", file=sys.stderr)
     if (next_step := advice(folder, reports)) is not None:
         output.say(next_step, sys.stderr)
+    if csv is not None:  # last: what cannot be written costs nothing else
+        write_passes(csv, reports, failed)
     return output.INVALID if "invalid" in verdicts else output.INCONCLUSIVE if set(verdicts) - {"done"} else output.GOOD

@@ -1,4 +1,4 @@
-"""Reads a device file, or refuses it in one line that names the field and says what to do.
+"""Reads a device file, or refuses it in one line that names every wrong field and says what to do.
 
 A file is refused for unknown or missing fields, for figures in the wrong unit, and for figures that contradict each
 other. The bounds are so wide that only a wrong unit crosses them: each holds every device and every measurement of one
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from roofline.dtypes import DEVICE_DTYPES
 from roofline.hardware.spec import GPU, SPEC_SCHEMA, Figure, HardwareSpec, Peaks
-from roofline.reading import Unreadable, entry, one_line, parse_json, read_bytes, schema_version
+from roofline.reading import Unreadable, entry, one_line, own_errors, parse_json, read_bytes, schema_version, together
 from roofline.record import Record
 
 DEVICES = Path(__file__).parent.parent / "devices"
@@ -84,15 +84,14 @@ def _read(path: Path) -> HardwareSpec:
     try:
         spec = HardwareSpec.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise Unreadable(f"{path}: {_first_problem(error)}") from error
-    if problem := next(iter(_problems(spec)), None):
-        raise Unreadable(f"{path}: {problem.field}: {problem.what}")
+        raise Unreadable(f"{path}: {together([_problem(one) for one in own_errors(error)])}") from error
+    if problems := [f"{problem.field}: {problem.what}" for problem in _problems(spec)]:
+        raise Unreadable(f"{path}: {together(problems)}")
     return spec
 
 
-def _first_problem(error: ValidationError) -> str:
-    """The first field that is wrong, in one line: its path, what is wrong, what to do."""
-    problem = error.errors(include_url=False)[0]
+def _problem(problem: Mapping[str, Any]) -> str:
+    """A field that is wrong, in one line: its path, what is wrong, what to do."""
     place = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         hint = _hint(str(problem["loc"][-1]), _fields(problem["loc"][:-1]), "known here")

@@ -310,3 +310,14 @@ def test_a_shell_completes_verbs_options_models_and_devices_of_a_list(
         assert end.value.code == 0
         lines = capsys.readouterr().out.split("\n")
         assert offered in lines and not_offered not in lines, (words, lines)
+
+
+def test_an_empty_text_names_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["run", "gpt2", "--out", ""], ["hardware", "--out="], ["list", "--results", " "],
+                      ["show", "last", "--csv="], ["import", "vidur", "x.csv", "--out", ""]):  # fmt: skip
+        assert main(arguments) == 2
+        assert "is empty and names no file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,7 @@ import hardware_samples as samples
 import pytest
 from each import each
 
+from calibrate.exchange.formats import EXPORTS
 from profiler.cli.app import main
 from profiler.record.folder import RunFolder
 from profiler.record.hardware_table import HardwareLog
@@ -147,3 +148,23 @@ def test_hardware_is_found_by_any_of_its_names(run: Path, capsys: pytest.Capture
         assert main(["predict", "gpt2", "--hardware", name, "--phase", "decode", "--json"]) == 0, name
         found.add(json.loads(capsys.readouterr().out)["workloads"][0]["total"]["time_s"])
     assert len(found) == 1
+
+
+def test_all_formats_at_once_are_those_of_each_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "nvidia-h200-sxm", "--to", "all", "--peaks", "datasheet", "--out", "all", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["format"] for one in found["exports"]] + list(found["refused"]) == [form.name for form in EXPORTS]
+    assert len(found["exports"]) >= 5
+    for one in found["exports"]:
+        alone = ["export", "nvidia-h200-sxm", "--to", one["format"], "--peaks", "datasheet", "--out"]
+        is_folder = next(form.folder for form in EXPORTS if form.name == one["format"])
+        start = "all" if not is_folder else f"all/{one['format']}"
+        target = Path("alone") if is_folder else Path("alone") / Path(one["files"][0]).name
+        assert main([*alone, str(target)]) == 0
+        names = {str(Path(file).relative_to(start)) for file in one["files"]}
+        assert all((here / "alone" / name).is_file() and (here / start / name).is_file() for name in names)
+    capsys.readouterr()
+    assert main(["export", "nvidia-h200-sxm", "--to", "genz, blis", "--peaks=datasheet"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert main(["export", "nvidia-h200-sxm", "--to", "genz,vidurr"]) == 2
+    assert "did you mean vidur?" in capsys.readouterr().err

@@ -51,7 +51,8 @@ def test_a_run_like_any_other(table: Path, tmp_path: Path, capsys: pytest.Captur
     [
         (["aiconf", "TABLE"], "did you mean aiconfigurator?"),
         (["aiconfigurator", "nothing.parquet"], "no file nothing.parquet"),
-        (["aiconfigurator", "."], ". is a folder"),
+        (["aiconfigurator", "BARE"], "holds no table (none of .parquet, .csv"),
+        (["aiconfigurator", "FOREIGN"], "none of 1 files is a table of aiconfigurator, the first: "),
         (["aiconfigurator", "DAMAGED"], "is damaged"),
         (["aiconfigurator", "EMPTY"], "is empty"),
         (["aiconfigurator", "TABLE", "TABLE"], "named twice"),
@@ -66,7 +67,11 @@ def test_a_bad_request_is_one_line(
     damaged, empty = tmp_path / "damaged.parquet", tmp_path / "empty.csv"
     damaged.write_bytes(table.read_bytes()[:-50])
     empty.write_text("")
-    given = {"TABLE": str(table), "DAMAGED": str(damaged), "EMPTY": str(empty)}
+    (tmp_path / "bare").mkdir(exist_ok=True)
+    (tmp_path / "foreign").mkdir(exist_ok=True)
+    (tmp_path / "foreign" / "x.csv").write_text("a,b\n1,2\n")
+    folders = {"BARE": str(tmp_path / "bare"), "FOREIGN": str(tmp_path / "foreign")}
+    given = folders | {"TABLE": str(table), "DAMAGED": str(damaged), "EMPTY": str(empty)}
     assert main(["import", *(given.get(word, word) for word in arguments), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
@@ -102,3 +107,20 @@ def test_a_lost_damaged_or_newer_table_is_refused(
     (folder / KERNELS).unlink()
     assert main(["list", "--results", str(out)]) == 0
     assert "unreadable" in capsys.readouterr().out
+
+
+def test_a_folder_is_its_tables_and_what_else_lies_in_it_is_said(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data" / "below"
+    folder.mkdir(parents=True)
+    table.rename(folder / table.name)
+    (tmp_path / "data" / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "data" / "README.md").write_text("no table")
+    arguments = ["import", "aiconfigurator", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--json"]
+    assert main(arguments) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [Path(source["file"]) for source in document["sources"]] == [folder / table.name]
+    assert document["kept"] == 23
+    (left_out,) = [words for words in document["warnings"] if "left out" in words]
+    assert "other.csv" in left_out

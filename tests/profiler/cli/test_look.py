@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import subprocess
@@ -319,3 +320,26 @@ def test_models_and_devices_are_listed_as_tables_and_as_json(capsys: pytest.Capt
         assert main([verb, "--json"]) == 0
         names = [entry["name"] for entry in json.loads(capsys.readouterr().out)[verb]]
         assert name in names and len(names) == len(set(names))
+
+
+def test_a_run_and_a_characterisation_as_csv_hold_what_their_json_does(
+    results: Path, characterised: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for base, name in ((results, "main"), (characterised, "last")):
+        path = tmp_path / f"{name}.csv"
+        assert main(["show", name, "--results", str(base), "--json", "--csv", str(path)]) == 0
+        document, rows = json.loads(capsys.readouterr().out), list(csv.DictReader(path.read_text().splitlines()))
+        if "passes" in document:
+            layers = [layer for one in document["passes"] for layer in one["layers"]]
+            assert [row["reason"] for row in rows[len(layers) :]] == [one["reason"] for one in document["failed"]]
+            assert [float(row["measured_s"]) for row in rows[: len(layers)]] == [
+                layer["measured_s"] for layer in layers
+            ]
+            assert [row["path"] for row in rows[: len(layers)]] == [layer["path"] for layer in layers]
+        else:
+            figures = document["figures"]
+            assert [row["name"] for row in rows] == [figure["name"] for figure in figures]
+            assert [row["value"] for row in rows] == ["" if f["value"] is None else str(f["value"]) for f in figures]
+    kept = next(results.glob("*/*main/measurements.parquet"))
+    assert main(["show", "main", "--results", str(results), "--csv", str(kept)]) == 2
+    assert "would overwrite" in capsys.readouterr().err

@@ -12,7 +12,7 @@ class Terminal(io.StringIO):
 
 def test_piped_it_is_a_line_in_ten_seconds_at_most_and_it_only_goes_up() -> None:
     stream, clock = io.StringIO(), [0.0]
-    with progress(4, stream, now=lambda: clock[0], total_s=80.0) as step:
+    with progress(4, stream, now=lambda: clock[0], unit_s=[20.0] * 4) as step:
         for at, text, done in (
             (0, "weights", 0.0),
             (5, "gpt2: trace", 1.0),  # within ten seconds
@@ -29,6 +29,19 @@ def test_piped_it_is_a_line_in_ten_seconds_at_most_and_it_only_goes_up() -> None
         "[2/4] gpt2: prefill (about 60 s left)",
         "[3/4] gpt2: decode (about 40 s left)",
         "[3/4] gpt2: again, on and on (about 1 min 40 s left)",
+    ]
+
+
+def test_units_weigh_what_they_are_estimated_to_take() -> None:
+    stream, clock = io.StringIO(), [0.0]
+    with progress(3, stream, now=lambda: clock[0], unit_s=[80.0, 10.0, 10.0]) as step:
+        clock[0] = 120.0  # later than all was to take: the pace alone tells
+        step("calibration", 0.5)
+        clock[0] = 240.0
+        step("gpt2: decode", 1.0)
+    assert stream.getvalue().splitlines() == [
+        "[1/3] calibration (about 3 min 0 s left)",
+        "[2/3] gpt2: decode (about 60 s left)",
     ]
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import yaml
 
 from profiler.cli.app import main
+from profiler.cli.plan import read_plan
+from roofline.hardware.load import load_device
 
 DEVICES = ("nvidia-h100-sxm", "nvidia-l40s")
 
@@ -128,3 +131,15 @@ def test_a_plan_refuses_what_it_says_itself(tmp_path: Path, capsys: pytest.Captu
     ):
         assert main(["predict", "--file", str(plan), *arguments]) == 2, arguments
         assert says in capsys.readouterr().err
+
+
+def test_the_examples_of_the_docs_are_read(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "predict.md").read_text()
+    blocks = {kind: re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("yaml", "json")}
+    assert all(blocks.values())
+    for kind, block in blocks.items():
+        (tmp_path / f"x.{kind}").write_text(block[1] if block else "")
+    plan = read_plan(tmp_path / "x.yaml", tmp_path)
+    assert len(plan.models) == 2 and len(plan.asked("bfloat16").workloads) == 3
+    device = load_device(tmp_path / "x.json")
+    assert device.datasheet is not None and device.datasheet.levels[-1].name == "HBM"

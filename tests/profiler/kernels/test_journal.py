@@ -38,7 +38,8 @@ def probed(path: Path, ended_at: int | None = None, eager: bool = False) -> tupl
 
     shapes = (PRODUCT, DECODE, STREAM)
     found = probe_kernels(
-        shapes, CPU, CACHE, limit_bytes=1 << 24, versions={}, watch=Plays(), visits=1 if eager else 3, progress=progress,
+        shapes, CPU, CACHE, limit_bytes=1 << 24, versions={}, watch=Plays(), progress=progress,
+        visits=1 if eager else 3,
         eager={"float32": 1e9} if eager else {}, journal=VisitJournal(path),
     )  # fmt: skip
     return found, begun

@@ -1,6 +1,8 @@
 """Tables that are other than run.json counts, of other types, or larger unpacked than memory should be given for."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -97,3 +99,17 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(parquet, "MOST_ROWS", 4)
     with pytest.raises(ValueError, match="5 rows of 2 columns are more than any table has"):
         read_parquet(content)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux lists them")
+def test_reading_a_table_leaves_no_thread_behind(finished: Path) -> None:
+    """A thread of Arrow that gives back bytes of Python while the interpreter ends aborts the process."""
+    program = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from profiler.record.pass_table import read_results\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        f"read_results(Path({str(finished)!r}))\n"
+        "sys.exit(len(os.listdir('/proc/self/task')) - before)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

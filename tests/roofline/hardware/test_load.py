@@ -1,9 +1,10 @@
-"""A device file that is wrong is refused in one line that names the file, the field, what is wrong and what to do."""
+"""A wrong device file is refused in one line that names the file, every wrong field, why it is wrong and what to do."""
 
 import copy
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def refusal(path):
     line = str(caught.value)
     assert line.startswith(str(path)) or str(path) in line
     assert "\n" not in line and "pydantic" not in line
-    return line.replace(str(path), "FILE")
+    return re.sub(r"[0-9]+ problems: \(1\) ", "", line.replace(str(path), "FILE"))
 
 
 @pytest.fixture
@@ -225,3 +226,18 @@ def test_the_smallest_device_file_of_the_docs_is_read(tmp_path: Path) -> None:
     file.write_text(block)
     sheet = load_device(file).datasheet
     assert sheet is not None and sheet.matrix["bfloat16"].value == 400e12 and sheet.levels[-1].capacity_bytes == 80e9
+
+
+def test_all_that_is_wrong_in_a_device_file_is_said_at_once(write):
+    content = changed("datasheet.matrx", {})
+    content["datasheet"]["matrix"]["bfloat16"]["value"] = "989"
+    del content["datasheet"]["levels"][0]["bandwidth"]["source"]
+    content["extra"] = 1
+    says = refusal(write(content))
+    for words in ("; (4) ", "datasheet.matrix.bfloat16.value", "levels.0.bandwidth.source: missing",
+                  "datasheet.matrx: unknown field; did you mean matrix?", "extra: unknown field"):  # fmt: skip
+        assert words in says, says
+    figures = changed("datasheet.matrix.bfloat16.value", 989.0)
+    figures["datasheet"]["levels"][-1]["capacity_bytes"] = 141.0
+    says = refusal(write(figures))
+    assert "; (2) " in says and "bfloat16" in says and "capacity_bytes" in says
