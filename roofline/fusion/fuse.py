@@ -346,6 +346,7 @@ def _group(
         "beside": ways.pop() if len(ways) == 1 else None,  # None where transfers do not agree
         "also": tuple(dict.fromkeys(f"{graph.ops[i].path} {graph.ops[i].kind}" for i in ops if i != main)),
     }
+    described["counted"] = all(graph.ops[i].counted for i in ops if i not in unused)
     described["lead"] = attention.lead if attention is not None else None
     if attention is not None and attention.window and attention.keys > attention.window:
         described["window"] = (attention.window, attention.keys)
@@ -431,6 +432,7 @@ def kernel_ops(graph: OpGraph, members: Members) -> tuple[Op, ...]:
                 if min(doing[i]) == kernel and (is_kept or any(not doing[r] <= doing[i] for r in readers)):
                     writes[tensor] = writes.get(tensor, 0) + size
         update = {name: sum(getattr(graph.ops[i], name) for i in ops) for name in ("matrix_flops", "vector_flops")}
+        update["counted"] = all(graph.ops[i].counted for i in ops)
         accesses = {"reads": moved_once(graph, reads), "writes": moved_once(graph, writes)}
         kernels.append(main.model_copy(update=update | accesses))
     return tuple(kernels)
