@@ -5,8 +5,8 @@ any other operation joins the latest of the groups it depends on, or starts one.
 one group with an anchor that alone uses it (a cast, a mask), or before a later one that it does not depend on (1 + the
 gain of a norm behind a matmul). Before that, dense experts are made to run only the tokens that choose them
 (`experts`), avoidable copies are taken out (`dataflow`); attention in pieces, or behind expanded latents, is one
-operation (`attention`), so is an index that chooses keys (`sparse`), and so is a recurrence (`recurrence`). Operations join only across equal counts: a group has
-one count.
+operation (`attention`), so is an index that chooses keys (`sparse`), and so is a recurrence (`recurrence`). Operations
+join only across equal counts: a group has one count.
 
 The groups, in order, are a valid schedule. Proof: groups are numbered as they are made, and each operation is put
 in a group whose number is at least that of every group it depends on (reads after writes, writes after reads and
