@@ -17,7 +17,7 @@ from calibrate.passes.replicates import Median, around, by_round, median_by_roun
 from calibrate.passes.table import RUNGS, Array, OpTimesTable, known, layer_kind
 from calibrate.passes.verdict import CERTAIN, doubts, excess_of, judge
 from profiler.record.run import CellResult, Closure
-from roofline.graph.op import OpGraph
+from roofline.graph.op import OpGraph, uncounted_share
 from roofline.hardware.spec import HardwareSpec
 
 UNATTRIBUTED = "(unattributed)"
@@ -99,6 +99,8 @@ def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated
         ran=result.ran,
         differences=result.differences,
         inactive=graph.inactive,
+        uncounted=graph.uncounted,
+        uncounted_share=uncounted_share(graph) if graph.uncounted else 0.0,
         peak_memory_bytes=result.peak_memory_bytes,
         layers=tuple(sorted(layers, key=lambda layer: -layer.measured_s)),
         mode=result.cell.mode,

@@ -146,6 +146,10 @@ class PassReport(Record):
     ran: dict[str, str]
     differences: tuple[str, ...]
     inactive: tuple[str, ...]
+    uncounted: tuple[str, ...] = ()
+    """Operators of the pass whose FLOPs are in no table: ideal and executed rungs have the price of their bytes."""
+    uncounted_share: float = 0.0
+    """Share of the executed bytes that they move."""
     peak_memory_bytes: int | None
     layers: tuple[LayerEfficiency, ...]
     mode: Mode = "eager"

@@ -29,9 +29,9 @@ MATRIX = ("_proj", "_matmul", "lm_head", "fused_attention")
 
 BY_LAW = ("low_s", "high_s", "without_law", "beyond_law")
 TOTAL = ("count", "matrix_flops", "vector_flops", "bytes", "link_bytes", "time_s", *BY_LAW, "wall_s", "tokens_per_s",
-         "missing")  # fmt: skip
+         "missing", "uncounted", "uncounted_share")  # fmt: skip
 WORK = ("matrix_flops", "vector_flops", "bytes", "link_bytes", "time_s", "bound", "intensity")
-OP = ("path", "name", "kind", "count", "dtype", *WORK, "source", "low_s", "high_s", "dims", "also")
+OP = ("path", "name", "kind", "count", "dtype", *WORK, "source", "low_s", "high_s", "dims", "also", "counted")
 """Fields of a pass and of an operation, in the order of the document."""
 
 By = Literal["kind", "op", "workload"]
@@ -289,7 +289,7 @@ def _rows(prediction: Prediction, by: By) -> Iterator[dict[str, Any]]:
                 about = {"path": op.path, "name": op.name, "kind": op.kind.value, "count": op.count}
                 dims = " ".join(f"{name}={value}" for name, value in op.dims.items())
                 ends = {"source": op.source, "low_s": op.low_s, "high_s": op.high_s}
-                end = {"bound": op.bound, **ends, "dims": dims, "also": "; ".join(op.also)}
+                end = {"bound": op.bound, **ends, "dims": dims, "also": "; ".join(op.also), "counted": op.counted}
                 yield start | about | {"op_dtype": op.dtype} | _work(op, step) | end
 
 
@@ -305,6 +305,8 @@ def _csv_pass(step: PassPrediction) -> dict[str, Any]:
         **{f"{name}_memory_bytes": value for name, value in step.memory.model_dump().items()},
         "fits": step.fits,
         "missing_peaks": "; ".join(step.missing),
+        "uncounted": "; ".join(step.uncounted),
+        "uncounted_share": step.uncounted_share,
     }
 
 

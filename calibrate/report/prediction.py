@@ -8,6 +8,7 @@ from typing import Any
 from calibrate.report import document, prediction_rows
 from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
 from calibrate.report.prediction_rows import CLASSES, KindRow, bound_shares, kind_rows, pass_title, phase, total_row
+from calibrate.report.run import uncounted
 from roofline.hardware.spec import Peaks
 from roofline.paper.table import PaperPhase, PaperResult, PaperRow
 from roofline.predict.passes import ROOFLINE, PassPrediction, Prediction, RequestPrediction
@@ -165,6 +166,8 @@ def _workloads(prediction: Prediction) -> Section:
         warned.append(f"! {len(misfits)} of {len(swept)} do not fit; the largest {most}")
     if absent := sorted({name for _, step in swept if step.time_s is None for name in step.missing}):
         warned.append(f"time {UNKNOWN}: no {prediction.peaks} peak for {', '.join(absent)}")
+    names = sorted({name for _, step in swept for name in step.uncounted})
+    warned.append(uncounted(names, max((step.uncounted_share for _, step in swept), default=0.0)))
     parts: tuple[Part, ...] = (
         table(SWEEP_COLUMNS, swept[:SWEEP_ROWS], views=document.TERMINAL),
         Text(more, "faint", views=document.TERMINAL),
@@ -201,6 +204,7 @@ def _pass(i: int, step: PassPrediction, prediction: Prediction, peaks: Peaks | N
     roofline = Figure(f"roofline-{i}", partial(_draw, "roofline_chart", step, prediction, peaks), point)
     parts = (
         Text(headline(step, prediction), "strong"),
+        Text(uncounted(step.uncounted, step.uncounted_share), "warning"),
         Text(misfit(step, prediction), "bad"),
         Text(unknown, "warning"),
         Section("Layer kinds", _layers(rows, step.time_s)),

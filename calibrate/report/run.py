@@ -306,6 +306,7 @@ def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> Section:
         Text(verdict(report), "bad"),
         Text(headline(report), "strong"),
         *(Text(sentence, "warning") for sentence in warnings(report)),
+        Text(uncounted(report.uncounted, report.uncounted_share), "warning"),
         Lines(how),
         Lines(notes(report), tone="faint"),
         Section("Where the wall time goes", where, pair=True),
@@ -323,6 +324,14 @@ def _draw(chart: str, *of: object) -> Any:
     from calibrate.report import pass_plots  # plotly takes long to import, and only pages draw
 
     return getattr(pass_plots, chart)(*of)
+
+
+def uncounted(names: Sequence[str], share: float) -> str:
+    """ "uncounted: foo, 3 % of the bytes moved: ..."; "" where every operator has a FLOP count."""
+    if not names:
+        return ""
+    few = ", ".join(map(document.printable, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"uncounted: {few} ({percent(share)} of the bytes moved); FLOPs not known, priced by bytes alone"
 
 
 def _waterfall(report: PassReport) -> document.Table:

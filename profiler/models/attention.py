@@ -5,17 +5,22 @@ from the attributes of the module around the call.
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.attention.flex_attention as flex
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn.attention.bias import CausalBias, CausalVariant
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from profiler.models.aten import FLOPS_PER_ELEMENT, Work, name_of, tensors
-from profiler.models.meta import known
+from profiler.models.meta import LARGEST, known
 from roofline.graph.op import AttentionModule, Kind, attention_pairs
 from roofline.workload import Workload
 
@@ -34,6 +39,73 @@ PACKED_CALLS = frozenset({"_flash_attention_forward", "_efficient_attention_forw
 """Operators whose tensors are (batch, tokens, heads, head dim), or packed (tokens, heads, head dim)."""
 
 
+LOWER_RIGHT = int(CausalVariant.LOWER_RIGHT)
+LOWER_RIGHT_CALLS = frozenset({"_scaled_dot_product_flash_attention", "_flash_attention_forward"})
+"""Operators whose causal flag puts the last query at the last key (`torch/nn/attention/bias.py`), not the first at the
+first."""
+
+
+def without_bias(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call of `scaled_dot_product_attention`, a causal bias among them as a flag."""
+    query, key, value, mask, _ = operands(args, kwargs)
+    if not isinstance(mask, CausalBias):
+        return args, dict(kwargs)
+    rest = {name: value for name, value in kwargs.items() if name not in OPERANDS}
+    given = {"query": query, "key": key, "value": value, "attn_mask": None, "is_causal": True}
+    return (), rest | given | {"lower_right": mask.variant == CausalVariant.LOWER_RIGHT}
+
+
+@contextmanager
+def seen_by_modes() -> Iterator[None]:
+    """Let the modes that record see every attention of torch.
+
+    Causal biases, which are tensors without elements, are made outside of the modes; `flex_attention` takes tensors on
+    `meta`, and calls its operator as it is instead of compiling it.
+    """
+
+    def make(cls: type[CausalBias], *args: Any) -> CausalBias:
+        with _disable_current_modes():
+            return Tensor.__new__(cls)
+
+    before = flex._validate_device, flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG
+    CausalBias.__new__ = make  # type: ignore[method-assign, assignment]
+    flex._validate_device, flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = (lambda *tensors: None), True
+    try:
+        with warnings.catch_warnings(action="ignore"):  # that it is not compiled
+            yield
+    finally:
+        del CausalBias.__new__
+        flex._validate_device, flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = before
+
+
+def flex_attention(
+    query: Tensor, key: Tensor, value: Tensor, block_mask: tuple[Any, ...], workload: Workload
+) -> tuple[Work, tuple[Tensor, Tensor, Tensor]]:
+    """Work and results of the operator behind `flex_attention`: (out, log-sum-exp, largest scores).
+
+    Pairs are those that the mask function of its last argument lets the first head of the first sequence see; a
+    function that cannot be asked for all pairs at once lets it see all.
+    """
+    length, kv = query.shape[-2], key.shape[-2]
+    pairs = length * kv
+    if pairs <= LARGEST:
+        with _disable_current_modes(), suppress(Exception):  # a user's function may raise anything
+            first = torch.zeros((), dtype=torch.int64)
+            seen = block_mask[-1](first, first, torch.arange(length)[:, None], torch.arange(kv)[None, :])
+            pairs = int(seen.expand(length, kv).sum())
+    whole = work_of_attention((query, key, value), {}, workload, None)
+    share = pairs / whole.dims["pairs"]
+    work = replace(
+        whole,
+        dims=whole.dims | {"pairs": pairs},
+        matrix_flops=whole.matrix_flops * share,
+        vector_flops=whole.vector_flops * share,
+    )
+    shape = query.shape[:-1]
+    sums = (query.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    return work, (query.new_empty((*shape, value.shape[-1])), *sums)  # type: ignore[return-value]
+
+
 def named_operands(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of an operator of `CALLS` or `PACKED_CALLS` as those of `scaled_dot_product_attention`.
 
@@ -43,6 +115,8 @@ def named_operands(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str,
     named = {name: given[name] for name in ("query", "key", "value")}
     named["attn_mask"] = given.get("attn_mask", given.get("attn_bias", given.get("bias")))
     named["is_causal"] = bool(given.get("is_causal", given.get("custom_mask_type")))
+    if named["is_causal"] and (given.get("custom_mask_type") == LOWER_RIGHT or name_of(func) in LOWER_RIGHT_CALLS):
+        named["lower_right"] = True
     if name_of(func) in CALLS:
         return named
     for name in ("query", "key", "value"):
@@ -53,10 +127,13 @@ def named_operands(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str,
     return named
 
 
+OPERANDS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+"""Positional arguments of `scaled_dot_product_attention`."""
+
+
 def operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor | None, bool]:
     """Query, key, value, mask and whether the causal flag is set, however the call passes them."""
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    named = {**dict(zip(names, args, strict=False)), **kwargs}
+    named = {**dict(zip(OPERANDS, args, strict=False)), **kwargs}
     return named["query"], named["key"], named["value"], named.get("attn_mask"), bool(named.get("is_causal"))
 
 
@@ -69,7 +146,7 @@ def work_of_attention(
     """
     query, key, value, mask, is_causal = operands(args, kwargs)
     batch, heads = math.prod(query.shape[:-3]), query.shape[-3] if query.dim() > 2 else 1
-    pairs, causal, window = unmasked_pairs(query, key, mask, is_causal, workload, spec)
+    pairs, causal, window = unmasked_pairs(query, key, mask, is_causal, workload, spec, bool(kwargs.get("lower_right")))
     head_dim, value_dim = query.shape[-1], value.shape[-1]
     dims = {
         "batch": batch,
@@ -88,12 +165,23 @@ def work_of_attention(
 
 
 def unmasked_pairs(
-    query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, workload: Workload, spec: AttentionModule | None
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    workload: Workload,
+    spec: AttentionModule | None,
+    lower_right: bool = False,
 ) -> tuple[int, bool, int | None]:
-    """Unmasked pairs of a head, whether the attention is causal, and its window in tokens."""
+    """Unmasked pairs of a head, whether the attention is causal, and its window in tokens.
+
+    Args: `lower_right` says that the causal flag lets the last query see the last key, not the first the first.
+    """
     length, kv = query.shape[-2], key.shape[-2]
     if is_causal:  # torch's mask starts at the upper left: the first query sees one key, and the last ones see all
-        return attention_pairs(length, 0, True, kv), True, None
+        first = max(0, length - kv) if lower_right else 0  # queries that see no key
+        before = max(0, kv - length) if lower_right else 0
+        return attention_pairs(length - first, before, True, kv), True, None
     if mask is None:
         return length * kv, False, None
     values = known(mask) if spec is None or mask.device.type != "meta" else None

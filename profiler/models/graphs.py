@@ -51,6 +51,12 @@ PROBES = (32, 48)
 LONGEST_CHECK = 192
 """Most query tokens of a trace that checks the fit of a model that runs token by token: 4 times the longer probe."""
 
+CHUNK_PROBES = (2 * DELTA_RULE_CHUNK, 3 * DELTA_RULE_CHUNK)
+"""The same for a model that runs operations chunk by chunk."""
+
+LONGEST_CHUNKED = 12 * DELTA_RULE_CHUNK
+"""Most query tokens of a trace of such a model: above the samples of a fit, which have up to 8 chunks and one begun."""
+
 VERIFIED = 32
 """Most drafted tokens of a verification pass for which a stored file is checked."""
 
@@ -130,12 +136,18 @@ class ModelGraphs:
     @cached_property
     def runs_by_token(self) -> bool:
         """Whether a prefill of more tokens runs more operations."""
-        if self._unchanged is not None:
-            return self._unchanged.runs_by_token
+        return self._unchanged.runs_by_token if self._unchanged is not None else self._loops(PROBES)
+
+    @cached_property
+    def runs_by_chunk(self) -> bool:
+        """Whether a prefill of more chunks runs more operations."""
+        return self._unchanged.runs_by_chunk if self._unchanged is not None else self._loops(CHUNK_PROBES)
+
+    def _loops(self, probes: Sequence[int]) -> bool:
         layers = max(MORE_LAYERS.start, _layers_with_each_kind(self.config))
         small = self._shorter(min(layers, layer_count(self.config)))
         one = Workload(batch=1, query_tokens=1, context_tokens=0, dtype=self.tracing.dtype)
-        sizes = {len(small._traced(one.model_copy(update={"query_tokens": tokens})).ops) for tokens in PROBES}
+        sizes = {len(small._traced(one.model_copy(update={"query_tokens": tokens})).ops) for tokens in probes}
         return len(sizes) > 1
 
     @cached_property
@@ -145,13 +157,14 @@ class ModelGraphs:
         chunks = {value for key, value in vars(decoder).items() if "chunk" in key and isinstance(value, int)}
         windows = {module.window for module in attention_modules(self.model) if module.window} | budgets(self.model)
         by_token = self.runs_by_token
+        by_chunk = not by_token and self.runs_by_chunk
         return Family(
             trace=self.folded,
             smaller=self._smaller,
             windows=tuple(sorted(windows)),
             chunks=tuple(sorted(chunk for chunk in {*chunks, DELTA_RULE_CHUNK} if chunk > 1)),
-            few=0 if by_token else FEW,
-            longest_check=LONGEST_CHECK if by_token else None,
+            few=0 if by_token or by_chunk else FEW,
+            longest_check=LONGEST_CHECK if by_token else LONGEST_CHUNKED if by_chunk else None,
         )
 
     def _traced(self, workload: Workload) -> OpGraph:
@@ -281,7 +294,8 @@ def model_source(
     made = graphs.changed((*every, fused), is_ideal=True) if form == "fused" else graphs.changed(every)
 
     def whole(workload: Workload) -> OpGraph:
-        if workload.query_tokens > 1 and made.runs_by_token:  # an exact trace would have operations for each token
+        query = workload.query_tokens  # an exact trace would have operations for each token, or chunk
+        if (query > 1 and made.runs_by_token) or (query > LONGEST_CHUNKED and made.runs_by_chunk):
             return made.family.cover([workload])[0].graph.at(workload)
         return made.whole(workload)
 

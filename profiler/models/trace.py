@@ -16,8 +16,10 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._higher_order_ops.flex_attention import flex_attention as flex_operator
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from profiler.models.aten import (
     GROUPED,
@@ -36,9 +38,12 @@ from profiler.models.attention import (
     PACKED_CALLS,
     attend,
     attention_modules,
+    flex_attention,
     heads,
     named_operands,
     operands,
+    seen_by_modes,
+    without_bias,
     work_of_attention,
 )
 from profiler.models.meta import Remembered, balanced, run_or_shape, with_values_if_asked
@@ -81,7 +86,7 @@ def trace(
         recorder = _Recorder(model, workload, target)
         recorder.mark_weights()
         recorder.mark_cache(inputs)
-        with torch.no_grad(), entered(model, recorder.inside), values, _Composites(recorder), recorder:
+        with torch.no_grad(), entered(model, recorder.inside), values, seen_by_modes(), _Composites(recorder), recorder:
             inputs.call(model)
         recorder.note_freed(final=True)
         recorder.mark_cache(inputs)
@@ -131,7 +136,7 @@ class _Composites(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             with self.recorder.suspended():
                 out, taken = attend(func, args, kwargs, self.recorder.target)
-                self.recorder.attention(args, kwargs, out, taken)
+                self.recorder.attention(*without_bias(args, kwargs), out, taken)
             return out
         if func is torch.where and len(args) + len(kwargs) == 1:  # the positions that are true: `nonzero` inside
             with self.recorder.suspended():
@@ -371,6 +376,7 @@ class _Recorder(Remembered):
                 reads=read,
                 writes=written,
                 routing=work.routing,
+                counted=work.counted,
             )
         )
 
@@ -411,3 +417,19 @@ class _Recorder(Remembered):
             options=options,
             heads=heads(self.model),
         )
+
+
+@flex_operator.py_impl(_Recorder)
+def _flex(
+    recorder: _Recorder, query: Tensor, key: Tensor, value: Tensor, score_mod: Any, block_mask: Any, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Record the operator behind `flex_attention`, which modes see only by a rule of their own."""
+    inputs = [query, key, value]
+    with recorder.suspended():
+        work, outs = flex_attention(query, key, value, block_mask, recorder.workload)
+        if query.device.type != "meta":
+            with _disable_current_modes():
+                outs = flex_operator(query, key, value, score_mod, block_mask, *rest)
+    recorder.append("flex_attention", work, inputs, [(t, distinct_bytes(t)) for t in inputs],
+                    [(outs[0], distinct_bytes(outs[0]))])  # fmt: skip
+    return outs

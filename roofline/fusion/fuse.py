@@ -5,8 +5,8 @@ any other operation joins the latest of the groups it depends on, or starts one.
 one group with an anchor that alone uses it (a cast, a mask), or before a later one that it does not depend on (1 + the
 gain of a norm behind a matmul). Before that, dense experts are made to run only the tokens that choose them
 (`experts`), avoidable copies are taken out (`dataflow`); attention in pieces, or behind expanded latents, is one
-operation (`attention`), so is an index that chooses keys (`sparse`), and so is a recurrence (`recurrence`). Operations join only across equal counts: a group has
-one count.
+operation (`attention`), so is an index that chooses keys (`sparse`), and so is a recurrence (`recurrence`). Operations
+join only across equal counts: a group has one count.
 
 The groups, in order, are a valid schedule. Proof: groups are numbered as they are made, and each operation is put
 in a group whose number is at least that of every group it depends on (reads after writes, writes after reads and
@@ -346,6 +346,7 @@ def _group(
         "beside": ways.pop() if len(ways) == 1 else None,  # None where transfers do not agree
         "also": tuple(dict.fromkeys(f"{graph.ops[i].path} {graph.ops[i].kind}" for i in ops if i != main)),
     }
+    described["counted"] = all(graph.ops[i].counted for i in ops if i not in unused)
     described["lead"] = attention.lead if attention is not None else None
     if attention is not None and attention.window and attention.keys > attention.window:
         described["window"] = (attention.window, attention.keys)
@@ -435,6 +436,7 @@ def kernel_ops(graph: OpGraph, members: Members) -> tuple[Op, ...]:
                 if min(doing[i]) == kernel and (is_kept or any(not doing[r] <= doing[i] for r in readers)):
                     writes[tensor] = writes.get(tensor, 0) + size
         update = {name: sum(getattr(graph.ops[i], name) for i in ops) for name in ("matrix_flops", "vector_flops")}
+        update["counted"] = all(graph.ops[i].counted for i in ops)
         accesses = {"reads": moved_once(graph, reads), "writes": moved_once(graph, writes)}
         kernels.append(main.model_copy(update=update | accesses))
     return tuple(kernels)

@@ -42,7 +42,8 @@ def _joined(first: OpGraph, other: OpGraph) -> OpGraph:
         ops += [*moved[done:match], _merged(op, moved[match], graph)]
         done = match + 1
     ops += moved[done:]
-    return first.model_copy(update={"ops": tuple(ops), "tensors": tensors})
+    uncounted = tuple(sorted({*first.uncounted, *other.uncounted}))
+    return first.model_copy(update={"ops": tuple(ops), "tensors": tensors, "uncounted": uncounted})
 
 
 def _tensors(first: OpGraph, other: OpGraph) -> tuple[dict[int, int], tuple[Tensor, ...]]:
@@ -95,6 +96,7 @@ def _merged(first: Op, other: Op, graph: OpGraph) -> Op:
     }
     fields |= {
         "messages": max(first.messages, other.messages),
+        "counted": first.counted and other.counted,
         "reads": tuple(Access.model_construct(tensor=t, bytes=size) for t, size in reads.items()),
         "writes": (*first.writes, *other.writes),
         "dims": {name: size + other.dims.get(name, 0) * (name in tokens) for name, size in first.dims.items()},

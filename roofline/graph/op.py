@@ -116,10 +116,14 @@ KEYS, VALUES = "keys", "values"
 """Ends of the names of the cache's tensors that grow with the tokens: the attributes of the cache's layers, of which
 those of an index are `indexer_keys` or `idx_keys`."""
 
+COMPRESSED = "compressed_kv"
+"""Attribute of cache layers that hold an entry for several tokens each (DeepSeek-V4)."""
+
 
 def holds_tokens(tensor: Tensor) -> bool:
     """Whether a tensor is keys or values of tokens, not another state of the cache."""
-    return tensor.role == "kv" and (tensor.name or "").endswith((f".{KEYS}", f".{VALUES}", f"_{KEYS}"))
+    name = tensor.name or ""
+    return tensor.role == "kv" and (name.endswith((f".{KEYS}", f".{VALUES}", f"_{KEYS}")) or f".{COMPRESSED}." in name)
 
 
 class Access(Record):
@@ -178,6 +182,8 @@ class Op(Record):
     """Direction of a transfer that overlaps with all operations of its layer; None: with this operation alone."""
     also: tuple[str, ...] = ()
     """Further members of a fused operation, each once, in order, as "path kind"."""
+    counted: bool = True
+    """False where arithmetic of it, or of a member, is in no table: it has the price of its bytes alone."""
 
 
 class AttentionModule(Record):
@@ -246,6 +252,13 @@ def traffic(tensors: tuple[Tensor, ...], reads: Iterable[Access], writes: Iterab
         role = "kv" if tensors[access.tensor].role == "kv" else "activation"
         total[f"{role}_write"] += access.bytes
     return Traffic(**total)
+
+
+def uncounted_share(graph: OpGraph) -> float:
+    """Share of all bytes moved that operations without a FLOP count move."""
+    moved = [(op.counted, traffic.total * op.count) for op, traffic in zip(graph.ops, graph.traffic, strict=True)]
+    whole = sum(size for _, size in moved)
+    return sum(size for counted, size in moved if not counted) / whole if whole else 0.0
 
 
 def sizes_by_tensor(accesses: Sequence[Access]) -> dict[int, Any]:

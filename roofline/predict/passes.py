@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from roofline.graph.memory import Footprint, footprint
-from roofline.graph.op import Kind, Op, OpGraph, Role, Traffic
+from roofline.graph.op import Kind, Op, OpGraph, Role, Traffic, uncounted_share
 from roofline.hardware.spec import HardwareSpec, Peaks
 from roofline.host import known, pass_wall_s
 from roofline.laws.law import Floats
@@ -15,10 +15,12 @@ from roofline.price import Prepared, missing_peaks, price
 from roofline.price_by_law import LawPrices, host_gap_s, law_notes, law_prices, total_interval
 from roofline.record import Record
 from roofline.sweep.family import Piece
+from roofline.sweep.polynomial import Sweep
 from roofline.sweep.price import memory_pieces, price_pieces
 from roofline.workload import Workload
 
 _SUMMED = ("matrix_flops", "vector_flops", "link_bytes")
+_ABOUT = ("path", "name", "kind", "count", "dtype", "dims", "also", "counted")
 ROOFLINE = "roofline"
 """Source of a time that no law gives."""
 
@@ -47,6 +49,8 @@ class OpPrediction(Record):
     dims: dict[str, int] = {}
     also: tuple[str, ...] = ()
     """Other work of a fused kernel."""
+    counted: bool = True
+    """False where arithmetic of it is in no table, so that its bytes alone price it."""
     reads: tuple[int, ...] = ()
     """Tensors, by number: operations that write and read the same one are connected."""
     writes: tuple[int, ...] = ()
@@ -89,6 +93,10 @@ class PassPrediction(Record):
     """A sentence for each law that would price some of its operations, but is not used because of its error."""
     missing: tuple[str, ...] = ()
     """Needed peaks that are not known."""
+    uncounted: tuple[str, ...] = ()
+    """Operators of the pass whose FLOPs are in no table: they have the price of their bytes."""
+    uncounted_share: float = 0.0
+    """Share of the bytes moved that operations with such arithmetic move."""
     wall_s: float | None = None
     """Time with the host's share, where its cost for an operation is known."""
     memory: Footprint
@@ -205,6 +213,7 @@ def predict_pass(
         **({} if laws is None else _by_law(laws, count)),
         refused_laws=() if laws is None else tuple(law_notes(spec.calibrated[i] for i in laws.refused)),
         missing=missing_peaks(graph.ops, peaks),
+        **({"uncounted": graph.uncounted, "uncounted_share": uncounted_share(graph)} if graph.uncounted else {}),
         wall_s=pass_wall_s(time_s, count, spec, peaks, gap_s, with_laws=with_laws),
         memory=needed,
         fits=needed.peak <= capacity_bytes(peaks),
@@ -215,6 +224,7 @@ def predict_sweep(pieces: Sequence[Piece], workloads: Sequence[Workload], peaks:
     """Totals of one pass of each workload, in their order."""
     swept, memory = price_pieces(pieces, workloads, peaks), memory_pieces(pieces, workloads)
     missing = tuple(sorted({peak for piece in pieces for peak in missing_peaks(piece.graph.template.ops, peaks)}))
+    uncounted = _uncounted(pieces, workloads)
     return [
         PassPrediction(
             workloads=(workload,),
@@ -222,11 +232,27 @@ def predict_sweep(pieces: Sequence[Piece], workloads: Sequence[Workload], peaks:
             bytes=swept.traffic(i),
             time_s=known(swept.time_s[i]),
             missing=missing,
+            **uncounted.get(i, {}),
             memory=memory.footprint(i),
             fits=bool(memory.peak[i] <= capacity_bytes(peaks)),
         )
         for i, workload in enumerate(workloads)
     ]
+
+
+def _uncounted(pieces: Sequence[Piece], workloads: Sequence[Workload]) -> dict[int, dict[str, Any]]:
+    """Operators without a FLOP count and their share of the bytes, by workload; none for those without such."""
+    found: dict[int, dict[str, Any]] = {}
+    for piece in pieces:
+        template = piece.graph.template
+        if template.uncounted:
+            amounts = piece.graph.amounts(Sweep.of([workloads[i] for i in piece.index.tolist()]))
+            moved = sum(amounts[name] for name in Traffic.model_fields) * amounts["count"]
+            which = np.array([not op.counted for op in template.ops])
+            for i, row in zip(piece.index.tolist(), moved, strict=True):
+                share = float(row[which].sum() / row.sum()) if row.sum() else 0.0
+                found[i] = {"uncounted": template.uncounted, "uncounted_share": share}
+    return found
 
 
 def predict_sweep_by_laws(
@@ -266,7 +292,7 @@ def _sources(laws: LawPrices, spec: HardwareSpec) -> list[dict[str, Any]]:
 def _op_prediction(op: Op, traffic: Traffic, seconds: float, bound: str, source: Mapping[str, Any]) -> OpPrediction:
     totals = {name: getattr(op, name) * op.count for name in _SUMMED}
     return OpPrediction.model_construct(  # of a validated operation
-        **{name: getattr(op, name) for name in ("path", "name", "kind", "count", "dtype", "dims", "also")} | totals,
+        **{name: getattr(op, name) for name in _ABOUT} | totals,
         bytes=Traffic.model_construct(**{name: getattr(traffic, name) * op.count for name in Traffic.model_fields}),
         time_s=known(seconds * op.count),
         bound=bound,

@@ -140,7 +140,7 @@ class Family:
         points = samples(regime, self.windows, some[0].dtype, chunk=chunk, filled=filled, start=start)
         if points is None:
             raise Mismatch(f"no room between the windows {self.windows} for samples")
-        largest = self._check(max(some, key=lambda w: (_tokens(w), w.batch)), regime)
+        largest = self._check(max(some, key=lambda w: (_tokens(w), w.batch)), regime, chunk)
         others = [min(some, key=lambda w: (_tokens(w), w.batch))]
         if (widest := max(some, key=lambda w: (w.batch, -_tokens(w)))).batch > largest.batch:
             others.append(widest)
@@ -156,11 +156,12 @@ class Family:
                 raise Mismatch(unlike)
         return graph.model_copy(update={"checked": tuple(dict.fromkeys((largest, *short)))})
 
-    def _check(self, largest: Workload, regime: Regime) -> Workload:
+    def _check(self, largest: Workload, regime: Regime, chunk: int) -> Workload:
         """The workload whose trace a fit must agree with: `largest`, unless its trace takes too long."""
         if self.longest_check is None or largest.query_tokens <= self.longest_check:
             return largest
-        shorter = largest.model_copy(update={"query_tokens": self.longest_check})
+        begun = largest.query_tokens % chunk  # tokens of the last chunk, where it is not full
+        shorter = largest.model_copy(update={"query_tokens": self.longest_check - (chunk - begun if begun else 0)})
         return shorter if regime_of(shorter, self.windows) == regime else largest
 
     def _sampler(self, workload: Workload) -> Trace:

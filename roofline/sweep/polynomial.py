@@ -107,7 +107,7 @@ class ParametricGraph(Record):
         return np.stack(columns, axis=1)
 
     def describes(self, sweep: Sweep) -> NDArray[np.bool_]:
-        """Whether each workload is on this graph's side where the ideal form chooses between two: shape (workloads,)."""
+        """Whether each workload is on this graph's side of the ideal form's choice: shape (workloads,)."""
         if self.lead is None:
             return np.ones(len(sweep), dtype=bool)
         return (self.basis(sweep) @ np.array(self.lead) > 0) == ((self.template.lead or 0) > 0)

@@ -62,11 +62,12 @@ def test_the_document_has_the_keys_of_the_design() -> None:
     }  # fmt: skip
     assert set(step["total"]) == {
         "count", "matrix_flops", "vector_flops", "bytes", "link_bytes", "time_s", "wall_s", "tokens_per_s", "missing",
+        "uncounted", "uncounted_share",
         "low_s", "high_s", "without_law", "beyond_law",
     }  # fmt: skip
     assert set(step["ops"][0]) == {
         "path", "name", "kind", "count", "dtype", "matrix_flops", "vector_flops", "bytes", "link_bytes", "time_s",
-        "bound", "intensity", "dims", "also", "source", "low_s", "high_s",
+        "bound", "intensity", "dims", "also", "source", "low_s", "high_s", "counted",
     }  # fmt: skip
     assert set(step["memory"]) == {"weights", "kv_cache", "activations", "peak"}
     assert set(step["total"]["bytes"]) == set(Traffic.model_fields)

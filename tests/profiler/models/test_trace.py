@@ -9,13 +9,17 @@ from each import each
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from profiler.models.attention import NAME
 from profiler.models.build import build, build_meta
 from profiler.models.inputs import prepare
+from profiler.models.module import Example
 from profiler.models.trace import trace
-from roofline.graph.op import Kind, OpGraph, attention_pairs
+from roofline.graph.op import Kind, OpGraph, attention_pairs, uncounted_share
 from roofline.workload import Workload
 
 FAMILIES = ("llama", "gpt2", "mixtral", "gemma2", "gemma3", "deepseek_v3", "mamba", "qwen3_moe", "gpt_oss", "falcon")
@@ -186,3 +190,34 @@ def test_meta_and_cpu_run_the_same_operations() -> None:
 def test_every_operator_of_the_families_is_in_a_table() -> None:
     for name in FAMILIES:
         assert traced(name, "chunk").uncounted == ()
+
+
+def test_attention_by_other_doors_has_the_pairs_that_it_computes() -> None:
+    """A causal bias that ends at the last key, and `flex_attention` with a mask function."""
+    heads, width, query, keys = 2, 8, 4, 16
+    q, kv = torch.zeros(1, heads, query, width), torch.zeros(1, heads, keys, width)
+    mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, keys, keys, device="cpu")
+
+    class Doors(nn.Module):
+        def forward(self, q: Tensor, kv: Tensor) -> list[Tensor]:
+            biased = F.scaled_dot_product_attention(q, kv, kv, attn_mask=causal_lower_right(query, keys))
+            return [biased, flex_attention(kv, kv, kv, block_mask=mask)]
+
+    graph = trace(
+        Doors(), Example((q, kv), {}), Workload(batch=1, query_tokens=1, context_tokens=0, dtype="float32"),
+        name="doors", target="cpu", options={},
+    )  # fmt: skip
+    pairs = [op.dims["pairs"] for op in graph.ops if op.kind is Kind.ATTENTION]
+    assert pairs == [sum(keys - query + i + 1 for i in range(query)), keys * (keys + 1) // 2]
+
+
+def test_what_an_operator_without_a_count_moves_is_said() -> None:
+    class Special(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.i0(x) @ x
+
+    x = torch.zeros(8, 8, device="meta")
+    work = Workload(batch=1, query_tokens=1, context_tokens=0, dtype="float32")
+    graph = trace(Special(), Example((x,), {}), work, name="special", target="cuda", options={})
+    assert graph.uncounted == ("special_i0",) or graph.uncounted == ("i0",)
+    assert uncounted_share(graph) == pytest.approx(2 / 5)  # two of the five matrices that are read or written
