@@ -6,6 +6,7 @@ FlashAttention: tokens × heads × head_dim, pages of tokens × kv_heads × head
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -101,6 +102,10 @@ def _wide(x: Tensor, d: Dims) -> Tensor:
     return x.double() if pairs(d) * d["heads"] < 1e8 else x.float()
 
 
+def _exact(d: Dims, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return sequence(d, _wide(q, d), _wide(k, d), _wide(v, d), scale)
+
+
 def _kind(d: Dims, dtype: str) -> tuple[str, dict[str, float]] | None:
     """The law's row where all sequences are as long, and nothing bends the scores."""
     if d.get("spread") or d.get("softcap") or dtype not in ELEMENT_BYTES:
@@ -176,7 +181,7 @@ def _contiguous_reference(d: Dims, t: Tensors) -> Tensors:
     return {
         "y": torch.stack(
             [
-                sequence(d, *(_wide(x, d) for x in (t["q"][i], t["keys"][i, :length], t["values"][i, :length])), scale)
+                _exact(d, t["q"][i], t["keys"][i, :length], t["values"][i, :length], scale)
                 for i, length in enumerate(lengths(d))
             ]
         )
@@ -317,15 +322,15 @@ def _varlen(d: Dims, dtype: str, draw: Draw) -> Tensors:
 
 def _varlen_reference(d: Dims, t: Tensors) -> Tensors:
     scale, ends = d["head_dim"] ** -0.5, t["starts"].tolist()
-    parts = [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
-    rows = [sequence(d, *(_wide(t[name][part], d) for name in ("q", "k", "v")), scale) for part in parts]
+    parts = [slice(a, b) for a, b in pairwise(ends)]
+    rows = [_exact(d, t["q"][part], t["k"][part], t["v"][part], scale) for part in parts]
     return {"y": torch.cat(rows)}
 
 
 def _varlen_each(d: Dims, t: Tensors) -> Tensor:
     """One call of torch's attention for each prompt."""
     made, ends = [], t["starts"].tolist()
-    for start, end in zip(ends, ends[1:], strict=False):
+    for start, end in pairwise(ends):
         q, k, v = (t[name][start:end].transpose(0, 1)[None] for name in ("q", "k", "v"))
         grouped = d["heads"] != d["kv_heads"]
         made.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)[0].transpose(0, 1))
@@ -415,7 +420,7 @@ def _paged_reference(d: Dims, t: Tensors) -> Tensors:
     for i, length in enumerate(lengths(d)):
         at = slots(t["table"][i], 0, length)
         k, v = (t[name].to(t["q"].dtype).flatten(0, 1)[at] for name in ("keys", "values"))
-        made.append(sequence(d, *(_wide(x, d) for x in (t["q"][i], k, v)), d["head_dim"] ** -0.5))
+        made.append(_exact(d, t["q"][i], k, v, d["head_dim"] ** -0.5))
     return {"y": torch.stack(made)}
 
 
@@ -434,12 +439,6 @@ def _paged_by_sequence(d: Dims, t: Tensors) -> Tensor:
         k, v = (t[name].flatten(0, 1)[at].to(t["q"].dtype) for name in ("keys", "values"))
         made.append(sequence(d, t["q"][i], k, v, d["head_dim"] ** -0.5))
     return torch.stack(made)
-
-
-def _flash_paged(lib: object, d: Dims, dtype: str, t: Tensors) -> Kernel:
-    if PAGE % 256:
-        raise Unsupported(f"flash-attn needs pages of a multiple of 256 tokens, not {PAGE}")
-    return _flash_attn(lib, d, dtype, t)
 
 
 def _flashinfer_decode(lib: object, d: Dims, dtype: str, t: Tensors) -> Kernel:
@@ -492,8 +491,8 @@ def _in_pages(name: str, dtypes: tuple[str, ...]) -> Family:
             *torch_and_inductor(_gathered),
             Provider("torch by sequence", "torch", lambda d, dtype, t: lambda t: _paged_by_sequence(d, t)),
             in_library("flashinfer-python", "flashinfer", _flashinfer_decode, name="flashinfer", dtypes=dtypes[-2:]),
-            in_library("flash-attn", "flash_attn", _flash_paged, dtypes=FLOATS[1:]),
         ),
+        note="flash-attn has pages of multiples of 256 tokens",
     )
 
 
@@ -522,7 +521,7 @@ def _mla_each(d: Dims, t: Tensors, wide: bool) -> Tensor:
     for i, length in enumerate(lengths(d)):
         rows = t["cache"].flatten(0, 1)[slots(t["table"][i], 0, length)][:, None]
         q, k = (_wide(x, d) if wide else x for x in (t["q"][i], rows))
-        made.append(sequence(d, q, k, k[..., : d["latent"]], MLA_HEAD**-0.5))
+        made.append(sequence({}, q, k, k[..., : d["latent"]], MLA_HEAD**-0.5))
     return torch.stack(made)
 
 
@@ -569,18 +568,9 @@ DECODE_MLA = Family(
     providers=(
         *torch_and_inductor(_mla),
         Provider("torch by sequence", "torch", lambda d, dtype, t: lambda t: _mla_each(d, t, wide=False)),
-        in_library(
-            "sgl-flash-mla",
-            "flash_mla",
-            lambda lib, d, dtype, t: _flash_mla(lib, d, t),
-            dtypes=("bfloat16",),
-        ),
     ),
+    note="flash_mla has pages of 64 tokens: a family of its own would need them",
 )
-
-
-def _flash_mla(lib: object, d: Dims, t: Tensors) -> Kernel:
-    raise Unsupported(f"flash_mla needs pages of 64 tokens, not {PAGE}")
 
 
 FAMILIES = (PREFILL, PREFILL_VARLEN, DECODE, DECODE_PAGED, DECODE_FP8, DECODE_MLA)

@@ -24,7 +24,7 @@ from profiler.kernels.serving.contract import (
     amount,
 )
 from profiler.kernels.serving.products import EPSILON, FLOATS, tolerance
-from profiler.kernels.serving.providers import Function, in_library, torch_and_inductor
+from profiler.kernels.serving.providers import Function, in_library, onnx_kernel, torch_and_inductor
 from roofline.dtypes import ELEMENT_BYTES
 from roofline.laws.work import Work
 
@@ -150,8 +150,6 @@ def _residual_reference(d: Dims, t: Tensors) -> Tensors:
 
 
 def _skip_norm(d: Dims, dtype: str, t: Tensors) -> Kernel:
-    from profiler.kernels.serving.providers import onnx_kernel
-
     rows = torch.empty(1, d["rows"], d["width"])
     run = onnx_kernel(
         "SkipSimplifiedLayerNormalization",
