@@ -1,8 +1,8 @@
 """The kernels of a model's step, and suites: which models, at which points, on how many ranks.
 
-Products, experts, norms, gates, convolutions and sums over ranks are read from the traced graph of the pass, as `predict`
-prices it; heads, latents and states from the config, divided as tensor parallelism divides them. A suite is a JSON file
-of `suites`, or a user's. Equal shapes of several models are one kernel that names all of them.
+Products, experts, norms, gates, convolutions and sums over ranks are read from the traced graph of the pass, as
+`predict` prices it; heads, latents and states from the config, divided as tensor parallelism divides them. A suite is a
+JSON file of `suites`, or a user's. Equal shapes of several models are one kernel that names all of them.
 
 Example: ``kernels([model_step("llama-3.1-8b", workload, tp=2)], "bfloat16")``
 """
@@ -26,9 +26,10 @@ from profiler.models.resolve import resolve
 from profiler.record.files import requested
 from profiler.record.run import RequestError
 from roofline import reading
+from roofline.dtypes import ELEMENT_BYTES
 from roofline.graph.linear import linear_of
 from roofline.graph.op import Kind, Op, OpGraph
-from roofline.reading import record_from
+from roofline.reading import one_line, record_of
 from roofline.record import Record
 from roofline.whatif.registry import WhatIf
 from roofline.workload import Workload
@@ -123,15 +124,15 @@ def suite_named(name: str) -> Suite:
         raise RequestError(f"no suite {name!r} (known: {near}); name one of these, or a JSON file")
     with requested():
         text = reading.read_bytes(path, MOST_SUITE_BYTES, "name a file of a suite")
-        suite = record_from(Suite, text, str(path), "see docs/kernels.md for its fields")
     try:
+        suite = record_of(Suite, text)
         for family in suite.families:
             family_named(family)
         for group in suite.groups:
             for point in group.points:
                 point.workloads(suite.dtype)
     except ValueError as error:
-        raise RequestError(f"{path}: {error}") from error
+        raise RequestError(f"{path} is no suite: {one_line(error)}; repair it") from error
     return suite
 
 
@@ -209,12 +210,15 @@ def _step(model: str, config: PretrainedConfig, graph: OpGraph, tp: int) -> Mode
             routing = op.routing
             row = (routing.experts, round(routing.per_token), round(routing.tokens), op.dims["n"], op.dims["k"])
             grouped[row] = None
-        elif op.kind is Kind.MATMUL and op.dims.get("b", 1) == 1 and linear_of(graph, i) is not None:
+        elif op.kind is Kind.MATMUL and op.dims.get("b", 1) == 1:
             m, n, k = (op.dims[name] for name in "mnk")
             choice = chosen.get(_block(op.path), {})
-            if choice.get("of") == n:
+            expanded = (
+                latent and m > tokens
+            )  # latents of the whole context, which absorbed attention leaves as they are
+            if choice.get("of") == n:  # of a copy of its weights in float32, perhaps
                 routers[m, n, k, choice["chosen"]] = None
-            elif not (latent and m > tokens):  # latents expanded over the context, which absorbed attention does not
+            elif linear_of(graph, i) is not None and not expanded:
                 products[m, n, k] = None
     hidden = int(config.hidden_size)
     return ModelStep(
@@ -262,8 +266,6 @@ def _looks_up(op: Op, tokens: int) -> bool:
 
 
 def _rows_of(op: Op, width: int, workload: Workload) -> int:
-    from roofline.dtypes import ELEMENT_BYTES
-
     return int(op.dims["bytes"] / ELEMENT_BYTES[workload.dtype]) // width
 
 
