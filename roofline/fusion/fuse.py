@@ -96,12 +96,13 @@ def fuse(graph: OpGraph) -> tuple[Group, ...]:
     accesses = ideal_accesses(graph, flow)
     attentions = find_attention(graph, flow, accesses, over_chosen=True)
     indexes = _indexes(flow, accesses, attentions)
+    masked: list[Attention | Index] = [*attentions, *indexes]
     links = Links(graph, flow)
-    recurrences = find_recurrences(links, {i for kernel in (*attentions, *indexes) for i in kernel.members})
-    kernels: list[Merged] = [*attentions, *indexes, *recurrences]
+    recurrences = find_recurrences(links, {i for kernel in masked for i in kernel.members})
+    kernels: list[Merged] = [*masked, *recurrences]
     merged = {kernel.members[-1]: kernel for kernel in kernels}
     reads = list(accesses.reads)
-    for kernel in (*attentions, *indexes):  # it knows which pairs are unmasked, so it does not read its mask
+    for kernel in masked:  # it knows which pairs are unmasked, so it does not read its mask
         for i in kernel.members:
             reads[i] = {tensor: size for tensor, size in reads[i].items() if tensor not in kernel.masks}
     for attention in attentions:
