@@ -90,10 +90,10 @@ def test_an_operand_that_is_a_number_costs_its_making() -> None:
     assert numbers - tensors == pytest.approx([3e-6, 3e-6])
 
 
-@given(doublings=st.floats(0, 27), more=st.floats(0, 4))
-def test_a_longer_stream_never_takes_less(doublings: float, more: float) -> None:
-    one, other = priced(CoreStreaming(), streams(2 ** (doublings + np.array([0.0, more]))))
-    assert other >= one * (1 - 1e-9)
+@pytest.mark.parametrize("operands", [1, 2])
+def test_a_longer_stream_never_takes_less(operands: int) -> None:
+    times = priced(CoreStreaming(), streams(np.geomspace(1, 1e8, 4000), operands))
+    assert (np.diff(times) >= 0).all()
 
 
 SIZES = {"m": 8, "n": 64, "k": 64, "bytes_read": 1e4, "bytes_written": 256, "elements": 64, "kernels": 1, "flops": 1}
