@@ -1,4 +1,4 @@
-"""The laws of general-purpose cores with vector units: products, attention, and the host's time between operations.
+"""The laws of cores with vector units: products, attention, what streams, and the host's time between operations.
 
 They replace the laws of matrix units on large tiles where the device is a CPU (`KernelKind.law_on_cpu`). Loops need
 length to reach their rate, as in Hockney's n½ (Hockney, Jesshope, "Parallel Computers 2", 1988): half of the rate is
@@ -9,9 +9,66 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from roofline.dtypes import ELEMENT_BYTES
 from roofline.laws.law import FETCH, Constant, Dims, Facts, Floats, Values, blend, evicted_code, optional
 from roofline.laws.matmul import peak_of, product_of
 from roofline.laws.work import decode_work, prefill_work
+
+GRAIN = 32768.0
+"""Elements of a kernel up to which one core does all of it: torch shares more among its threads (GRAIN_SIZE of
+aten/src/ATen/TensorIterator.h). Waking them costs about what they save until each has as many."""
+ALONE = 0.5
+"""Power of the number of cores by which fewer of them draw less from main memory: one of two cores draws 0.7 of what
+both do. On two cores of an EPYC 1 fits about as well, and 0 worse."""
+CORE_KNEE = 4.0
+"""Power of (size ÷ capacity) with which a cache is outgrown, as in `roofline.laws.streams`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoreStreaming:
+    """Pointwise operators, norms, embeddings and copies on cores: sizes as `roofline.laws.streams.Streaming` has them.
+
+    ``time = kernels · (launch + number) + fetch · evicted_code + longest share · (bytes / B + elements · element)``
+
+    A small kernel (up to `GRAIN` elements, read and written once) is all one core's, which has its part of the cache's
+    bandwidth and of the vector units; B falls to main memory's as in `Streaming`. A kernel that reads no more than it
+    writes has one operand of full size. In `add` and `mul` the other one then is a number, which torch makes a tensor
+    first (`number`).
+    """
+
+    name: str = "core_pointwise"
+    dims: tuple[str, ...] = ("bytes_read", "bytes_written", "kernels", "elements")
+
+    def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
+        memory = facts.bandwidth_bytes_per_s
+        return (
+            Constant("launch", "s", 1e-8, 1e-3, 2e-6, 0.7, "cost of one kernel without work"),
+            Constant("number", "s", 1e-8, 1e-4, 1e-6, 1.0, "additional cost where an operand is a number"),
+            Constant("memory", "B/s", 0.02 * memory, 1.2 * memory, 0.7 * memory, 0.3, "bandwidth of main memory"),
+            Constant("cache", "B/s", 0.02 * memory, 20 * memory, 2 * memory, 0.7, "bandwidth of the last-level cache"),
+            Constant("resident", "1", 0.05, 2.0, 0.5, 0.4, "part of that cache that holds operands between kernels"),
+            Constant("element", "s", 1e-13, 1e-6, 3e-10 / facts.units, 1.5, "arithmetic of an element on all cores"),
+            FETCH,
+        )
+
+    def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
+        kernels, moved = dims["kernels"], dims["bytes_read"] + dims["bytes_written"]
+        size = (moved / kernels / (values["resident"] * facts.cache_bytes)) ** CORE_KNEE
+        missed = 1 - (1 - size / (size + 1)) * (1 - optional(dims, "cold", moved))
+        longest = facts.units * _longest(dims["elements"] / kernels, GRAIN, facts.units)
+        piece = moved / kernels
+        width = ELEMENT_BYTES.get(dtype, ELEMENT_BYTES["float32"])
+        slower = facts.units * _longest(piece, 2 * width * GRAIN, facts.units) / piece
+        streamed = moved * (missed * slower**ALONE / values["memory"] + (1 - missed) * slower / values["cache"])
+        one_operand = dims["bytes_read"] <= dims["bytes_written"]
+        once = kernels * (values["launch"] + values["number"] * one_operand)
+        once = once + values["fetch"] * evicted_code(dims, facts)
+        return np.asarray(once + streamed + kernels * longest * values["element"])
+
+
+def _longest(work: Floats, grain: float, units: int) -> Floats:
+    """The part of some work that the busiest core does, where up to `grain` is all one core's."""
+    return np.maximum(np.minimum(work, grain), work / units)
 
 
 class CoreMatmul:

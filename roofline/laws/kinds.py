@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from roofline.graph.op import Kind as OpKind
 from roofline.laws.attention import DecodeAttention, PrefillAttention
 from roofline.laws.collective import Collective
-from roofline.laws.cpu import DECODE, CoreAttention, CoreMatmul, HostGap
+from roofline.laws.cpu import DECODE, CoreAttention, CoreMatmul, CoreStreaming, HostGap
 from roofline.laws.eager_modules import MODULES, EagerModules, modules_work
 from roofline.laws.experts import Experts
 from roofline.laws.law import Dims, Facts, Law
@@ -81,6 +81,7 @@ def _streaming(law: Streaming, op_kinds: tuple[OpKind, ...], *operators: str) ->
     return KernelKind(
         law.name,
         law=law,
+        law_on_cpu=CoreStreaming(f"core_{law.name}"),
         work=stream_work,
         sizes=("elements", "bytes_read"),
         group="{rows}x{width}",

@@ -133,7 +133,7 @@ ACTIVATIONS_KEPT = 0.5
 CACHE_SHARPNESS = 4.0
 """Power of (bytes ÷ cache) with which bytes begin to miss; ∞ is an LRU cache that is run through in turn. 2 and 4 do
 alike on the public tables, whose memories are fast beside their caches; 4 is better where memory is slow
-(tests/calibrate/test_unlike_device.py, splits 0 to 2: off by 6.3 %, with 2 by 6.8 %)."""
+(tests/calibrate/kernels/test_correct.py, splits 0 to 2: off by 6.3 %, with 2 by 6.8 %)."""
 BURST_S = 3e-4
 """Loops up to about here run at the burst rate: tables are measured with tens of calls in a row, some 10 ms of work, in
 which a power limit acts. On one H200, 0.1 ms fits worse, and 1 ms worse by time."""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from law_checks import columns
 
-from roofline.laws.cpu import DECODE, CoreAttention, CoreMatmul, HostGap
+from roofline.laws.cpu import DECODE, GRAIN, CoreAttention, CoreMatmul, CoreStreaming, HostGap
 from roofline.laws.kinds import law_for
 from roofline.laws.law import EVICTED_BY, Facts, Law
 from roofline.laws.streams import Matvec, Streaming
@@ -71,11 +71,39 @@ def test_a_matrix_stored_the_other_way_round_has_as_many_streams_as_it_has_rows(
     assert many - few == pytest.approx(9900e-7, rel=1e-3)
 
 
+def streams(elements: np.ndarray, operands: int = 2) -> dict[str, np.ndarray]:
+    moved = {"bytes_read": 4 * operands * elements, "bytes_written": 4 * elements}
+    return columns(len(elements), **moved, elements=elements, kernels=1, cold=0)
+
+
+def test_a_small_stream_is_one_core_s_and_a_large_one_all_cores() -> None:
+    free = {"launch": 0.0, "number": 0.0, "element": 1e-9, "cache": 1e30, "memory": 1e30}
+    few, grain, shared, many = priced(CoreStreaming(), streams(np.array([1e3, GRAIN, 4 * GRAIN, 8 * GRAIN])), **free)
+    assert few == pytest.approx(FACTS.units * 1e3 * 1e-9)
+    assert grain == pytest.approx(shared) == pytest.approx(4 * GRAIN * 1e-9)
+    assert many == pytest.approx(2 * shared)
+
+
+def test_an_operand_that_is_a_number_costs_its_making() -> None:
+    elements = np.array([1.0, 1e3])
+    tensors, numbers = (priced(CoreStreaming(), streams(elements, n), cache=1e30, number=3e-6) for n in (2, 1))
+    assert numbers - tensors == pytest.approx([3e-6, 3e-6])
+
+
+@pytest.mark.parametrize("operands", [1, 2])
+def test_a_longer_stream_never_takes_less(operands: int) -> None:
+    times = priced(CoreStreaming(), streams(np.geomspace(1, 1e8, 4000), operands))
+    assert (np.diff(times) >= 0).all()
+
+
 SIZES = {"m": 8, "n": 64, "k": 64, "bytes_read": 1e4, "bytes_written": 256, "elements": 64, "kernels": 1, "flops": 1}
 HEADS = {"batch": 1, "heads": 8, "kv_heads": 2, "head_dim": 64, "window": 0, "kv_bytes": 4, "query": 1, "kv": 9}
 
 
-@pytest.mark.parametrize("law", [CoreMatmul(), Matvec(), Streaming(), CoreAttention(), CoreAttention(DECODE)])
+ALL = [CoreMatmul(), Matvec(), Streaming(), CoreStreaming(), CoreAttention(), CoreAttention(DECODE)]
+
+
+@pytest.mark.parametrize("law", ALL)
 def test_code_that_others_have_driven_out_is_fetched(law: Law) -> None:
     sizes = SIZES | HEADS | {"context": 8, "cold": 0}
     reach = np.array([0.0, EVICTED_BY * FACTS.cache_bytes, 1e15])
@@ -129,5 +157,7 @@ def test_cores_have_laws_of_their_own_and_other_devices_theirs() -> None:
     for kind, name in (("matmul", "core_matmul"), ("decode_attention", DECODE), ("matmul_row_major", "core_matmul")):
         assert law_for(kind, "float32", FACTS)[0].name == name
         assert law_for(kind, "float32", gpu)[0].name == kind.removesuffix("_row_major")
-    assert law_for("aten::mul", "float32", FACTS)[0].name == "pointwise"
+    assert law_for("aten::mul", "float32", FACTS)[0].name == "core_pointwise"
+    assert law_for("aten::mean", "float32", FACTS)[0].name == "core_norm"
+    assert law_for("aten::mul", "float32", gpu)[0].name == "pointwise"
     assert law_for("matvec_row_major", "float32", FACTS)[0].name == "matvec"

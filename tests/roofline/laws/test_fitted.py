@@ -32,12 +32,16 @@ LESS = {
     "decode_attention": 0.45,
     "experts": 0.5,
     "module": 0.5,
+    "core_pointwise": 0.35,
+    "core_norm": 0.35,
+    "core_embedding": 0.35,
 }
 """By how much a kernel of twice the size may be faster, where a library then goes over to another way of working.
 
 Products: tiles are chosen by time, softly. Scaled ones: rows that fill up the last tile are fetched, and none are left
 over (513 rows take twice the time of 512 on an H200); whole blocks of weights take a fast path. Attention: keys are
-split over idle units once there are more than four blocks. Experts: tiles change with tokens. Other laws: not at all.
+split over idle units once there are more than four blocks. Experts: tiles change with tokens. Streams on cores: where
+bytes read grow alone, past those written, the second operand is no longer a number. Other laws: not at all.
 """
 ROUNDING = 1e-9
 

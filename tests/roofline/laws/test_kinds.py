@@ -87,8 +87,8 @@ def test_the_law_of_a_kind_follows_the_dtype_and_the_device() -> None:
         ("matmul", "int4_wo"): ("matmul", "core_matmul", "bfloat16"),
         ("experts", "nvfp4"): ("experts", "experts", "float8_e4m3fn"),
         ("decode_attention", "bfloat16"): ("decode_attention", "core_decode_attention", "bfloat16"),
-        ("aten::mean", "bfloat16"): ("norm", "norm", "bfloat16"),
-        ("aten::mul", "bfloat16"): ("pointwise", "pointwise", "bfloat16"),
+        ("aten::mean", "bfloat16"): ("norm", "core_norm", "bfloat16"),
+        ("aten::mul", "bfloat16"): ("pointwise", "core_pointwise", "bfloat16"),
     }
     for (kind, dtype), (on_gpu, on_cpu, arithmetic) in asked.items():
         for facts, expected in ((FACTS, on_gpu), (CPU, on_cpu)):
