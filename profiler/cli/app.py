@@ -37,6 +37,7 @@ VERBS = {
     "calibrate": ("calibrate", "calibrate", "EXAMPLE"),
     "compare": ("compare", "compare", "EXAMPLE"),
     "gate": ("gate", "gate", "EXAMPLE"),
+    "history": ("history", "history", "EXAMPLE"),
     "import": ("import_", "import_", "EXAMPLE"),
     "export": ("export", "export", "EXAMPLE"),
     "list": ("look", "list_", "LIST_EXAMPLE"),
