@@ -12,7 +12,7 @@ from profiler.record.hardware_table import HardwareLog
 
 
 def night(base: Path, day: int, factor: float, torch: str) -> None:
-    _, measurements, run = hardware_samples.cpu()
+    spec, measurements, run = hardware_samples.cpu()
     machine = run.environment.model_copy(update={"versions": {"torch": torch, "commit": torch}})
     changes = {"name": "n", "finished": None, "cells": (), "environment": machine,
                "started": f"2026-03-{day:02}T02:00:00+00:00"}  # fmt: skip
@@ -23,6 +23,7 @@ def night(base: Path, day: int, factor: float, torch: str) -> None:
                 slower = factor if one.case == "triad" else 1.0
                 log.append(one.model_copy(update={"samples": tuple(slower * x for x in one.samples)}))
         log.finish(folder.run)
+        folder.write_spec(spec)
         folder.finish()
 
 
