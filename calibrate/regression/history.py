@@ -95,9 +95,10 @@ def common(logs: Array) -> Array:
     logs = logs[~np.isnan(logs).all(axis=1)]
     if len(logs) < LEAST_TOGETHER:
         return shared
-    known = ~np.isnan(logs).all(axis=0)
-    off = logs - np.nanmedian(logs, axis=1, keepdims=True)
-    shared[known] = np.nanmedian(off[:, known], axis=0)
+    gaps = np.isnan(logs)
+    known, middle = ~gaps.all(axis=0), np.nanmedian if gaps.any() else np.median
+    off = logs - middle(logs, axis=1, keepdims=True)
+    shared[known] = middle(off[:, known], axis=0)
     return shared
 
 
