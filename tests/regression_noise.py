@@ -96,3 +96,18 @@ class SimulatedSampler:
         self.asked.append((len(kernels), pairs, against_itself))
         logs = self.machine.pairs(pairs, 0.0 if against_itself else self.slowdown)
         return Drawn({name: [(1.0, float(np.exp(x))) for x in logs[int(name)]] for name in kernels})
+
+
+NIGHTLY = {"iid 0.5 %": (0.005, 0.0, 0.0), "iid 1 %": (0.01, 0.0, 0.0), "AR(0.6), 0.5 %": (0.005, 0.6, 0.0),
+           "iid 0.5 %, walk of 0.1 %": (0.005, 0.0, 0.001)}  # fmt: skip
+"""Name -> standard deviation of a night, correlation of neighbours, and of the walk from night to night."""
+
+
+def nightly(kind: str, kernels: int, nights: int, random: np.random.Generator) -> Array:
+    """Log times around 0, shape (kernels, nights), 1 % of the nights far off."""
+    spread, rho, walk = NIGHTLY[kind]
+    times = random.normal(0, spread, (kernels, nights))
+    for i in range(1, nights):
+        times[:, i] = rho * times[:, i - 1] + np.sqrt(1 - rho**2) * times[:, i]
+    times += np.cumsum(random.normal(0, walk, (kernels, nights)), axis=1)
+    return times + (random.random((kernels, nights)) < 0.01) * random.exponential(0.1, (kernels, nights))

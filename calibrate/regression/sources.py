@@ -138,23 +138,29 @@ def hardware_rows(folder: RunFolder) -> tuple[list[Row], list[Pass]]:
 
 
 def kernel_rows(folder: RunFolder) -> tuple[list[Row], list[Pass]]:
-    """A row for each kernel and size of a table; times of equal kernels are its processes."""
+    """A row for each kernel and size of a table; times of equal kernels are its processes.
+
+    The name of what ran is an outcome, which a release may change, and part of a key only where a table has several.
+    """
     from profiler.record.kernel_table import DIMS, read_kernels
 
     table = read_kernels(folder.path).table
-    columns = {name: table[name].to_pylist() for name in ("kind", "dtype", "op", "kernel", "distribution", *DIMS)}
-    rows: dict[Key, list[float]] = {}
+    columns = {name: table[name].to_pylist() for name in (*KERNEL_FIELDS.values(), "kernel", *DIMS)}
+    rows: dict[Key, dict[str, list[float]]] = {}
     for index, time_s in enumerate(table["time_s"].to_pylist()):
         sizes = (f"{name}={columns[name][index]:g}" for name in DIMS if columns[name][index] is not None)
-        named = (("kernel", "kind"), ("dtype", "dtype"), ("operation", "op"), ("provider", "kernel"))
-        key = (
-            *((field, columns[column][index] or "") for field, column in named),
-            ("shape", " ".join(sizes)),
-            ("distribution", columns["distribution"][index] or ""),
-        )
-        rows.setdefault(key, []).append(time_s)
-    return [Row(key, tuple(times)) for key, times in rows.items()], []
+        named = ((field, columns[column][index] or "") for field, column in KERNEL_FIELDS.items())
+        key = (*named, ("shape", " ".join(sizes)))
+        rows.setdefault(key, {}).setdefault(columns["kernel"][index] or "", []).append(time_s)
+    return [
+        Row(key if len(ran) == 1 else (*key, ("provider", name)), tuple(times))
+        for key, ran in rows.items()
+        for name, times in ran.items()
+    ], []
 
+
+KERNEL_FIELDS = {"kernel": "kind", "dtype": "dtype", "operation": "op", "distribution": "distribution"}
+"""Field of a key -> column of a table of kernels."""
 
 SOURCES: dict[str, Callable[[RunFolder], tuple[list[Row], list[Pass]]]] = {
     "passes": pass_rows,

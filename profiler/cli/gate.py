@@ -69,9 +69,8 @@ def gate(
     files = wanted_files(write)
     plan = Plan(pairs=pairs, confirming=2 * pairs, tolerance=tolerance, least=ignore)
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
-    with output.stdout_to_stderr_if(as_json), sides(base, new, kernels) as (old, now):
-        turns = Turns(old, now, random.Random(seed), seconds, timeout)
-        code = _gate(turns, plan, seed, files, as_json)
+    with sides(base, new, kernels) as (old, now):
+        code = _gate(Turns(old, now, random.Random(seed), seconds, timeout), plan, seed, files, as_json)
     raise typer.Exit(code)
 
 

@@ -4,14 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hardware_samples
+import pyarrow as pa
 import pytest
 import report_samples
 
 from calibrate.passes.pass_report import PassReport, Rungs, waterfall
-from calibrate.regression.compare import compare
+from calibrate.regression.compare import Side, compare
 from calibrate.regression.sources import SOURCES, find_side, moved, side_of
 from profiler.record.folder import RunFolder
 from profiler.record.hardware_table import HardwareLog
+from profiler.record.kernel_table import COLUMNS, Kernels, Source, write_kernels
 from profiler.record.run import Cell, CellResult, RequestError, Run
 from roofline.graph.op import OpGraph
 from roofline.hardware.spec import HardwareSpec
@@ -119,3 +121,28 @@ def test_terms_that_one_side_knows_are_one_term() -> None:
     )
     grown = moved(known, less)[key]
     assert "other terms" in grown and sum(grown.values()) == pytest.approx(0.5)
+
+
+def test_a_kernel_keeps_its_row_when_a_release_runs_another(tmp_path: Path, run: Run) -> None:
+    """A table of one release names flash_attn, the next flash_attn_3: the same rows; two in one table are two rows."""
+
+    def side(name: str, *rows: tuple[float, str, float]) -> Side:
+        same = {"kind": "prefill_attention", "dtype": "bfloat16", "op": "attention", "source": 0}
+        lines = [
+            {**same, "query": size, "kernel": kernel, "time_s": time_s, "row": i}
+            for i, (size, kernel, time_s) in enumerate(rows)
+        ]
+        count = len(rows)
+        source = Source(file="t", sha256="", format="vidur", unit="ms", rows=count, timed=count, kept=count)
+        options = {"format": "vidur"}
+        named = run.model_copy(update={"name": name, "cells": (), "options": options})
+        with RunFolder.create(tmp_path, named) as folder:
+            columns = {field.name: [line.get(field.name) for line in lines] for field in COLUMNS}
+            write_kernels(folder.path, Kernels(pa.table(columns, schema=COLUMNS), (source,)))
+        return side_of([RunFolder.open(folder.path)]).side
+
+    base = side("a", (128, "flash_attn", 1.0), (256, "flash_attn", 2.0))
+    new = side("b", (128, "flash_attn_3", 0.5), (256, "flash_attn_3", 1.5), (256, "flash_attn_4", 1.0))
+    result = compare(base, new, spread=0.01)
+    assert result.counts == {"missing": 1, "faster": 1, "new": 2}
+    assert result.of("faster")[0].ratio == pytest.approx(0.5)

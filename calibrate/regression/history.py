@@ -1,0 +1,180 @@
+"""When did a kernel change, over the nights of one device, and by what.
+
+1. What all rows of a night share is the machine's, and is removed from each of them.
+2. Change points propose: PELT (Killick, Fearnhead, Eckley, JASA 107, 2012; from `ruptures`) over whole series, and for
+   the last nights, which no change point can tell yet, the middle of up to three of them against those before.
+3. A proposal is a change where it is larger than the tolerance, and lasts: `PERSISTS` nights, or a gate between the two
+   versions confirms it. Noise of 1 % a night proposes wrongly now and then, so that only those are certain.
+
+Each change names what else changed between its two sides, and one of four causes: code, method, hardware, noise.
+Example: ``changes(nights, series, common(np.array(list(series.values()))), tolerance=0.01)``
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from calibrate.regression.compare import Key
+from calibrate.regression.statistics import Array
+
+Cause = Literal["code", "method", "hardware", "noise"]
+
+LEAST_TOGETHER = 5
+"""Rows from which on their common movement is the machine's: of fewer, one that changes would move the middle."""
+LEAST_NIGHTS = 6
+"""Nights from which on a series has a noise that can be told from a change."""
+PERSISTS = 3
+"""Nights that a change has to last before it counts without a gate."""
+PENALTY = 3.0
+"""Times variance × log(nights) that a change point has to explain; 2 is the least that is consistent (Yao 1988)."""
+TAIL = 1.4
+"""Standard errors of the last nights' middle that make a proposal: a gate decides, so that misses count more."""
+FAR = 3.0
+"""Standard deviations beyond which a night is held to that distance before a mean is taken (Huber's rule)."""
+HARDWARE = ("device", "device unit", "driver", "clock policy", "threads", "hostname")
+METHOD = ("method version", "roofcal")
+
+
+@dataclass(frozen=True)
+class Night:
+    """One run: when, and with what it measured."""
+
+    name: str
+    started: str
+    """UTC, ISO 8601."""
+    made_of: Mapping[str, str] = field(default_factory=dict)
+    """Conditions and versions: device, driver, torch, commit, …"""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A step of one row, or of all rows together (an empty key)."""
+
+    key: Key
+    at: int
+    """Index of the first night after it."""
+    ratio: float
+    """After ÷ before; above 1 is slower."""
+    nights: tuple[int, int]
+    """Nights on either side that this rests on."""
+    cause: Cause
+    what: tuple[str, ...]
+    """What else changed between its sides: "torch 2.11.0 → 2.13.0"."""
+    lasts: bool
+    """Whether it has lasted `PERSISTS` nights; a younger one waits for a gate or for more nights."""
+    gradual: bool = False
+    """Whether it is a slow drift over the whole series, of which no step is large enough to be seen."""
+
+    @property
+    def name(self) -> str:
+        return " ".join(value for _, value in self.key if value) or "all rows together"
+
+
+def changes(nights: Sequence[Night], series: Mapping[Key, Array], shared: Array, tolerance: float) -> list[Change]:
+    """The changes of rows and of the machine, the machine's first, then the largest first.
+
+    `series` holds log times of shape (nights,), NaN where a night lacks the row; `shared` is `common` of all rows.
+    """
+    found = _of_series((), shared, nights, tolerance)
+    last = len(nights) - 1
+    off = float(shared[-1] - np.median(shared[-LEAST_NIGHTS:-1]))
+    if abs(off) > math.log1p(tolerance) and not any(last - change.at < PERSISTS for change in found):
+        # Of a row, one night far off is an outlier; of all rows together it is a bad night of the machine.
+        found.append(Change((), last, math.exp(off), (last, 1), *_cause((), nights[last - 1], nights[last]), False))
+    for key, logs in series.items():
+        found += _of_series(key, logs - shared, nights, tolerance)
+    return sorted(found, key=lambda change: (change.key != (), -abs(math.log(change.ratio))))
+
+
+def common(logs: Array) -> Array:
+    """Movement that rows of shape (rows, nights) share, shape (nights,), around 0; 0 where there are too few rows."""
+    shared = np.zeros(logs.shape[1])
+    logs = logs[~np.isnan(logs).all(axis=1)]
+    if len(logs) < LEAST_TOGETHER:
+        return shared
+    gaps = np.isnan(logs)
+    known, middle = ~gaps.all(axis=0), np.nanmedian if gaps.any() else np.median
+    off = logs - middle(logs, axis=1, keepdims=True)
+    shared[known] = middle(off[:, known], axis=0)
+    return shared
+
+
+def spread_of(series: Array) -> float:
+    """Standard deviation of a night's noise, from the differences of neighbours, which steps and drifts do not move:
+    1.4826 × their median absolute value ÷ √2."""
+    return 1.4826 * float(np.median(np.abs(np.diff(series)))) / math.sqrt(2) if len(series) > 1 else 0.0
+
+
+def proposals(series: Array, tolerance: float) -> list[int]:
+    """Indices at which a series without gaps may have changed: PELT's, and the start of the last nights."""
+    sigma = spread_of(series)
+    if sigma == 0:
+        return [int(i) + 1 for i in np.flatnonzero(np.abs(np.diff(series)) > math.log1p(tolerance))]
+    import ruptures
+
+    held = _held(series, sigma)
+    pelt = ruptures.KernelCPD(kernel="linear", min_size=PERSISTS).fit(held.reshape(-1, 1))  # PELT with an l2 cost, in C
+    points = [point for point in pelt.predict(pen=PENALTY * sigma**2 * math.log(len(held))) if point < len(held)]
+    last = points[-1] if points else 0
+    for count in range(1, PERSISTS + 1):
+        start = len(held) - count
+        if start - last < PERSISTS:
+            break
+        size = abs(float(held[start:].mean() - held[last:start].mean()))
+        if size > max(TAIL * sigma * math.sqrt(1 / count + 1 / (start - last)), 0.8 * math.log1p(tolerance)):
+            points.append(start)
+            break
+    return points
+
+
+def _held(series: Array, sigma: float) -> Array:
+    """The series with single nights far from their five neighbours held at `FAR` standard deviations."""
+    padded = np.pad(series, 2, mode="reflect")
+    middle = np.median(np.lib.stride_tricks.sliding_window_view(padded, 5), axis=1)
+    return np.clip(series, middle - FAR * sigma, middle + FAR * sigma)
+
+
+def _of_series(key: Key, series: Array, nights: Sequence[Night], tolerance: float) -> list[Change]:
+    present = np.flatnonzero(~np.isnan(series))
+    values = series[present]
+    if len(values) < LEAST_NIGHTS or not np.ptp(values):
+        return []
+    sigma, limit = spread_of(values), math.log1p(tolerance)
+    held = _held(values, sigma) if sigma else values
+    points = proposals(values, tolerance)
+    edges = [0, *points, len(values)]
+    found = []
+    for before, point, after in zip(edges, edges[1:], edges[2:], strict=False):
+        size = float(np.mean(held[point:after]) - np.mean(held[before:point]))
+        if abs(size) <= 0.8 * limit and (after < len(values) or abs(size) <= limit):
+            continue
+        cause, what = _cause(key, nights[present[point - 1]], nights[present[point]])
+        counts = point - before, after - point
+        found.append(Change(key, int(present[point]), math.exp(size), counts, cause, what, min(counts) >= PERSISTS))
+    width = max(len(values) // 5, PERSISTS)
+    drift = float(np.median(values[-width:]) - np.median(values[:width]))
+    certain = 4 * sigma * math.sqrt(2 / width) * math.sqrt(math.pi / 2)
+    if not any(change.lasts for change in found) and len(values) >= 4 * PERSISTS and abs(drift) > max(limit, certain):
+        cause, what = _cause(key, nights[present[0]], nights[present[-1]])
+        sides = (width, width)
+        found.append(Change(key, int(present[-width]), math.exp(drift), sides, cause, what, True, gradual=True))
+    return found
+
+
+def _cause(key: Key, before: Night, after: Night) -> tuple[Cause, tuple[str, ...]]:
+    """The cause of a change between two nights, and what changed between them."""
+    names = sorted(before.made_of.keys() | after.made_of.keys())
+    old, now = before.made_of, after.made_of
+    changed = {name: f"{name} {old.get(name, 'none')} → {now.get(name, 'none')}"
+               for name in names if old.get(name) != now.get(name)}  # fmt: skip
+    what = tuple(changed.values())
+    if any(name in changed for name in METHOD):
+        return "method", what
+    if any(name in changed for name in HARDWARE):
+        return "hardware", what
+    if changed:
+        return "code", what
+    return ("noise" if key else "hardware"), what

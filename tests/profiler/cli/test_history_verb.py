@@ -1,0 +1,64 @@
+"""`history` from the command line, over runs of a device that were stored one by one."""
+
+import json
+from pathlib import Path
+
+import hardware_samples
+import pytest
+
+from profiler.cli.app import main
+from profiler.record.folder import RunFolder
+from profiler.record.hardware_table import HardwareLog
+
+
+def night(base: Path, day: int, factor: float, torch: str) -> None:
+    spec, measurements, run = hardware_samples.cpu()
+    machine = run.environment.model_copy(update={"versions": {"torch": torch, "commit": torch}})
+    changes = {"name": "n", "finished": None, "cells": (), "environment": machine,
+               "started": f"2026-03-{day:02}T02:00:00+00:00"}  # fmt: skip
+    with RunFolder.create(base, run.model_copy(update=changes)) as folder:
+        log = HardwareLog(folder.path)
+        for one in measurements:
+            if one.benchmark == "memory" and one.has_value:
+                slower = factor if one.case == "triad" else 1.0
+                log.append(one.model_copy(update={"samples": tuple(slower * x for x in one.samples)}))
+        log.finish(folder.run)
+        folder.write_spec(spec)
+        folder.finish()
+
+
+@pytest.fixture
+def nights(tmp_path: Path) -> str:
+    for day in range(1, 11):
+        night(tmp_path, day, 1.0 if day < 6 else 1.07, "2.11" if day < 6 else "2.13")
+    return str(tmp_path)
+
+
+def test_a_change_is_dated_and_named(nights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["history", "--results", nights]) == 0
+    shown = capsys.readouterr().out
+    assert "2026-03-06" in shown and "+7" in shown and "torch 2.11 → 2.13" in shown
+    assert "profiler gate 2.11 2.13 --kernels FILE" in shown
+    assert main(["history", "triad", "--results", nights, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    changes = [change for change in document["changes"] if change["key"]]
+    assert changes and all("triad" in change["name"] for change in changes)
+    assert {(change["at"], change["cause"], change["state"]) for change in changes} == {(5, "code", "lasting")}
+    assert [round(change["ratio"], 2) for change in changes] == [1.07] * len(changes)
+    assert len(document["runs"]) == 10
+
+
+def test_refusals(nights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, why in (
+        (["history", "--results", str(tmp_path / "nothing")], "no finished runs"),
+        (["history", "no such kernel", "--results", nights], "no row has"),
+        (["history", "--device", "h200", "--results", nights], "0 devices match"),
+    ):
+        assert main(arguments) == 2
+        assert why in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_few_runs_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    night(tmp_path, 1, 1.0, "2.11")
+    assert main(["history", "--results", str(tmp_path)]) == 0
+    assert "too few" in capsys.readouterr().out
