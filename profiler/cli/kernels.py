@@ -88,7 +88,7 @@ def kernels(
             help="Most memory of a kernel's operands, in GiB. Default: an eighth of what is free.",
             callback=option.finite,
         ),
-    ] = None,  # fmt: skip
+    ] = None,
     hardware: Annotated[
         str | None, Option(help="Peaks and laws of this device: a run, its spec.json, or 'last'.")
     ] = None,
@@ -204,7 +204,6 @@ def _plan(options: dict[str, Any]) -> tuple["Plan", dict[str, Any]]:
 
     from profiler.devices.backend import parse_device
     from profiler.devices.caches import effective_cache
-    from profiler.kernels.serving.registry import Registry
     from profiler.kernels.serving.select import Selection, limit_of, planned
     from profiler.kernels.serving.timing import Task
     from profiler.models.catalogue import silence

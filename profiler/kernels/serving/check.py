@@ -46,7 +46,7 @@ OFFSETS = (0, 1, 3)
 """Elements between the start of a storage and its operand, in turn: none, and two odd numbers."""
 REPEATS = 2
 """Calls that must give the same bits as the second one."""
-GAIN = 0.5
+GAIN = 0.25
 """Part of the tolerance by which all elements together may be off in one direction. Errors of n independent roundings
 leave less than 1/√n of it."""
 FEW = 64
@@ -408,7 +408,7 @@ def _require_unchanged(subject: Subject, dims: Dims, tensors: Tensors, before: M
     for name, tensor in tensors.items():
         now = _storage(tensor, name in subject.changed)
         if not torch.equal(now, before[name]):
-            start = tensor.storage_offset() * tensor.itemsize
+            start = int(tensor.storage_offset()) * tensor.itemsize
             places = (now != before[name]).nonzero().flatten() - start
             inside = bool(((places >= 0) & (places < tensor.numel() * tensor.itemsize)).any())
             what = f"{name} has changed" if inside else f"it writes beyond the end of {name}"

@@ -29,7 +29,7 @@ from profiler.kernels.serving.contract import Dims, Draw, Kernel, NotInstalled, 
 from profiler.kernels.serving.registry import Registry
 from profiler.microbench.bench import Bench
 from profiler.record.measurement import CacheSource, Measurement, State
-from profiler.record.suite_table import Check, KernelId, KernelResult
+from profiler.record.suite_table import Check, CheckStatus, KernelId, KernelResult
 from profiler.timing.cache_state import copies
 from profiler.timing.clocks import GraphClock
 from profiler.timing.engine import Case
@@ -59,7 +59,8 @@ class Task(Record):
     """Time limit of the samples."""
     limit_bytes: int
     """Most memory of all sets of operands."""
-    cache_bytes: int | None = None
+    cache_bytes: int
+    """Size of the last-level cache, which cold operands must exceed."""
     cache_source: CacheSource = "stated"
     cache_reason: str = ""
     threads: int | None = None
@@ -123,7 +124,7 @@ def time_kernel(subject: Subject, task: Task) -> tuple[Measurement | None, Check
     """The kernel's measurement, and the check that it fails meanwhile, if it does."""
     device, dims = subject.device, task.kernel.dims
     touched = max(1, round(float(subject.family.work(dims, subject.dtype).bytes)))
-    state, cache = task.state, task.cache_bytes or 0
+    state, cache = task.state, task.cache_bytes
     if state == "cold" and touched * MOST_SETS < cache and copies(touched, cache, limit_bytes=1 << 62) > MOST_SETS:
         state = "warm"
     cached = EffectiveCache(task.cache_bytes, task.cache_bytes, task.cache_source, task.cache_reason)
@@ -150,8 +151,9 @@ def time_kernel(subject: Subject, task: Task) -> tuple[Measurement | None, Check
     if failed:
         return None, failed[0]
     if measurement.status == "failed":
-        status = "unsupported" if "bytes allowed" in (measurement.reason or "") else "runtime error"
-        return None, Check(status=status, reason=measurement.reason)  # type: ignore[arg-type]
+        too_large = "bytes allowed" in (measurement.reason or "")
+        status: CheckStatus = "unsupported" if too_large else "runtime error"
+        return None, Check(status=status, reason=measurement.reason)
     return measurement, None
 
 
