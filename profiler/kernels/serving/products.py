@@ -257,6 +257,17 @@ def _block_work(d: Dims, dtype: str) -> Work:
     return amount(_flops(d), m * k + n * k + 4 * blocks * (m + ceil(n / BLOCK)) + 2 * m * n)
 
 
+def _inductor_block(d: Dims, dtype: str, t: Tensors) -> Kernel:
+    if d["k"] % BLOCK:
+        raise Unsupported(
+            f"Inductor of torch 2.13 takes wrong scales in the last block where {BLOCK} does not divide k"
+        )
+    return INDUCTOR_BLOCK.bind(d, dtype, t)
+
+
+TORCH_BLOCK, INDUCTOR_BLOCK = torch_and_inductor(_block)
+
+
 def _deep_gemm_block(lib: object, d: Dims, dtype: str, t: Tensors) -> Kernel:
     if d["k"] % BLOCK:
         raise Unsupported(f"deep_gemm needs k that {BLOCK} divides, not {d['k']}")
@@ -278,7 +289,11 @@ LINEAR_FP8_BLOCK = Family(
     shapes=_shapes,
     checks=(*CHECKS[1:3], {"m": 3, "n": 130, "k": 300}, {"m": 33, "n": 200, "k": 256}),
     weights=("weight", "weight_scale"),
-    providers=(*torch_and_inductor(_block), in_library("sgl-deep-gemm", "deep_gemm", _deep_gemm_block)),
+    providers=(
+        TORCH_BLOCK,
+        Provider("inductor", "torch", _inductor_block),
+        in_library("sgl-deep-gemm", "deep_gemm", _deep_gemm_block),
+    ),
     note="torch's blockwise F.scaled_mm is refused on a CPU: it knows no such scaling there",
 )
 

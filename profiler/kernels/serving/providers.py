@@ -93,7 +93,7 @@ def onnx_kernel(
 
     Args: `inputs`, by name in the operator's order, an example of each, None where it is a constant or left out
     (names that are in neither); `constants`, weights packed beforehand; `results`, an example of each output, whose
-    sizes it keeps. Raises Unsupported where onnxruntime refuses the graph.
+    sizes it keeps, under a blank name where it is not wanted. Raises Unsupported where onnxruntime refuses the graph.
     """
     import onnx
     import onnxruntime
@@ -111,12 +111,12 @@ def onnx_kernel(
 
     given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
     places = [name if name in given or name in constants else "" for name in inputs]
-    node = helper.make_node(operator, places, [*results], domain=CONTRIB, **attributes)
+    node = helper.make_node(operator, places, [name.strip() for name in results], domain=CONTRIB, **attributes)
     graph = helper.make_graph(
         [node],
         operator,
         [info(name, tensor) for name, tensor in given.items()],
-        [info(name, tensor) for name, tensor in results.items() if name],
+        [info(name, tensor) for name, tensor in results.items() if name.strip()],
         [numpy_helper.from_array(tensor.contiguous().numpy(), name) for name, tensor in constants.items()],
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
@@ -128,7 +128,7 @@ def onnx_kernel(
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common class but this
         raise Unsupported(f"onnxruntime refuses {operator}: {str(error).splitlines()[0][:200]}") from error
-    names = [name for name in results if name]
+    names = [name for name in results if name.strip()]
 
     def run(operands: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         feeds = {name: operands[name].contiguous().numpy() for name in given}
