@@ -247,6 +247,7 @@ def _be_child(work: Callable[[], dict[str, Any]], inlet: int, outlet: int, said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
         faulthandler.enable(said)
+        faulthandler.dump_traceback_later(25, file=open('/tmp/k2/hang.%d.txt' % os.getpid(),'w'))  # DEBUG
         answer = json.dumps(work(), allow_nan=False).encode() + b"\n"
         while answer:
             answer = answer[os.write(outlet, answer) :]
