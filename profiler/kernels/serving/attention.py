@@ -65,7 +65,7 @@ def first_key(d: Dims, length: int) -> int:
 def attention_tolerance(d: Dims, dtype: str, extra: float = 0.0) -> dict[str, Tolerance]:
     """Probabilities and results are rounded to the dtype; a mean of values of deviation 1 is at most a few."""
     eps = EPSILON[dtype] if dtype in EPSILON else EPSILON["bfloat16"]
-    limit = 2 * eps + extra + 1e-5
+    limit = 4 * eps + extra + 1e-5
     return {"y": Tolerance(limit, 2 * eps + 1e-5, f"scores, probabilities and result rounded to {dtype}; sums in it")}
 
 
