@@ -242,11 +242,15 @@ def _plan(options: dict[str, Any]) -> tuple["Plan", dict[str, Any]]:
 def _registry(selection: "Selection") -> "Registry":
     """The families with the user's files, each of which has been imported in a process of its own before."""
     from profiler.kernels.serving.registry import Registry
-    from profiler.kernels.serving.worker import Nursery
+    from profiler.kernels.serving.worker import Lost, Nursery
 
     for file in selection.files:
         with Nursery() as nursery:
-            if (why := nursery.listed(file)) is not None:
+            try:
+                why = nursery.listed(file)
+            except Lost as lost:
+                why = f"{file}: {lost}"
+            if why is not None:
                 raise RequestError(why)
     return Registry.of(selection.files)
 

@@ -6,8 +6,9 @@ and sizes, without doubles and in an order that does not depend on the machine, 
 Example: ``planned(Selection(suite="smoke", families=("linear",)), Registry.of(()), torch.device("cpu"))``
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,15 +16,19 @@ import torch
 from profiler.devices.backend import free_bytes
 from profiler.kernels.serving.contract import Family, NotInstalled, Provider, Unsupported
 from profiler.kernels.serving.registry import Registry, UserError, unknown
-from profiler.kernels.serving.shapes import Shape, model_shapes, suite_shapes
+from profiler.kernels.serving.shapes import Suite, Wanted, kernels, model_step, suite_named, wanted_of
 from profiler.kernels.serving.timing import Task
 from profiler.microbench.bench import LIMIT_BYTES, MEMORY_PART
 from profiler.record.suite_table import HIGHEST_SIZE, KernelId
+from roofline.dtypes import MODEL_DTYPES
 from roofline.record import Record
 from roofline.units import binary
+from roofline.workload import Workload
 
 BASE = "torch"
 """The provider that a user's kernel stands beside."""
+SMOKE, MODEL_DTYPE = "smoke", "bfloat16"
+"""The suite, and the dtype of models, where none is named."""
 COMPILED = "inductor"
 """The provider that takes seconds to compile."""
 START_S, KERNEL_S, COMPILE_S = 5.0, 0.5, 6.0
@@ -51,6 +56,16 @@ class Selection(Record):
     """The user's kernel files."""
     shard: tuple[int, int] | None = None
     """(number from 1, of how many)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One shape of a family, and the models whose step has it."""
+
+    family: str
+    dtype: str
+    dims: Mapping[str, int]
+    models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,31 +141,48 @@ def _shapes(selection: Selection, registry: Registry) -> Iterator[Shape]:
                 yield Shape(family.name, dtype, dims)
         return
     own = {family for family, _ in registry.listed}
-    wanted = set(selection.families) or (own if own and selection.suite is None and not selection.models else None)
-    shapes: Iterable[Shape]
-    if selection.models:
-        shapes = (
-            shape
-            for model in selection.models
-            for tp in selection.tp
-            for shape in model_shapes(
-                model, tp, selection.phases, selection.batches, selection.prompts, selection.contexts, selection.dtypes
-            )
-        )
-    else:
-        shapes = suite_shapes(selection.suite or "smoke")
+    chosen = set(selection.families) or (own if own and selection.suite is None and not selection.models else None)
     found = set()
-    for shape in shapes:
-        if wanted is None or shape.family in wanted:
-            found.add(shape.family)
-            if not selection.dtypes or shape.dtype in selection.dtypes:
-                yield shape
-    for name in (wanted or set()) - found:  # a family that no model of the suite has
-        if selection.models:
-            continue
+    for wanted in _of_models(selection, registry) if selection.models else wanted_of(suite_of(selection)):
+        if chosen is None or wanted.family.name in chosen:
+            found.add(wanted.family.name)
+            if not selection.dtypes or wanted.dtype in selection.dtypes:
+                yield Shape(wanted.family.name, wanted.dtype, wanted.dims, wanted.models)
+    if selection.models:
+        return
+    for name in sorted((chosen or set()) - found):  # a family that no model of the suite has
         family = registry.family(name)
         dtypes = [dtype for dtype in family.dtypes if not selection.dtypes or dtype in selection.dtypes]
         yield from (Shape(name, dtype, dict(dims)) for dtype in dtypes[:1] for dims in family.checks[-1:])
+
+
+def suite_of(selection: Selection) -> Suite:
+    """The suite of a selection. Raises RequestError, one line, for an unknown one."""
+    return suite_named(selection.suite or SMOKE)
+
+
+def _of_models(selection: Selection, registry: Registry) -> list[Wanted]:
+    """The kernels of the steps of the models that are named, in each dtype that a model can be in."""
+    dtypes = [dtype for dtype in selection.dtypes if dtype in MODEL_DTYPES] or [MODEL_DTYPE]
+    made: list[Wanted] = []
+    for dtype in dtypes:
+        steps = [
+            model_step(model, workload, tp)
+            for model in selection.models
+            for tp in selection.tp
+            for workload in _workloads(selection, dtype)
+        ]
+        made += kernels(steps, dtype, registry.families.values())
+    return made
+
+
+def _workloads(selection: Selection, dtype: str) -> Iterator[Workload]:
+    """Every phase with its lengths and batches: decode adds a token, a prefill has nothing cached."""
+    for phase in selection.phases:
+        queries = (1,) if phase == "decode" else selection.prompts
+        contexts = (0,) if phase == "prefill" else selection.contexts
+        for query, context, batch in itertools.product(queries, contexts, selection.batches):
+            yield Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype)
 
 
 def dims_of(text: str, family: Family) -> dict[str, int]:
@@ -193,7 +225,8 @@ def _providers(selection: Selection, registry: Registry, family: Family) -> Sequ
     own = [name for of, name in registry.listed if of == family.name]
     if own and selection.suite is None and not selection.models:
         return [provider for provider in family.providers if provider.name in (*own, BASE)]
-    return family.providers
+    left_out = () if selection.models or selection.shapes else suite_of(selection).without
+    return [provider for provider in family.providers if provider.name not in left_out]
 
 
 def _fixed(registry: Registry, family: Family, provider: Provider, shape: Shape) -> dict[str, int] | None:

@@ -25,7 +25,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -40,10 +40,15 @@ ALONE = {
 }
 LIST_S = 60.0
 """Seconds that a user's file may take to be imported."""
-GRACE_S = 30.0
-"""Seconds beyond a task's own limit after which its nursery is taken to be lost."""
+GRACE_S = 120.0
+"""Seconds beyond a task's own limit after which its nursery is taken to be lost: importing torch on a busy machine takes
+a minute."""
 MOST_LINES = 1 << 26
 """Bytes of one answer at most."""
+
+
+class Lost(RuntimeError):
+    """A nursery that ended, or says nothing any more: no fault of the kernel that it was to run."""
 
 
 class Nursery:
@@ -63,7 +68,7 @@ class Nursery:
         )
 
     def run(self, task: Task, limit_s: float) -> KernelResult:
-        """The result of a task, whatever becomes of its process."""
+        """The result of a task, whatever becomes of its process. Raises Lost."""
         answer = self._ask({"task": task.model_dump(mode="json"), "limit_s": limit_s}, limit_s + GRACE_S)
         if "result" in answer:
             return KernelResult.model_validate(answer["result"])
@@ -75,11 +80,6 @@ class Nursery:
         why = answer.get("failed")
         return None if why is None else str(why)
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether the process has ended."""
-        return self._process.poll() is not None
-
     def _ask(self, request: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
         with suppress(BrokenPipeError):
@@ -88,7 +88,7 @@ class Nursery:
         line = next(lines(self._process.stdout.fileno(), limit_s), None)
         if line is None:
             self.close()
-            return {"failed": f"the process that starts kernels ended: {self._last_words()}"}
+            raise Lost(f"the process that starts kernels ended: {self._last_words()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -153,18 +153,25 @@ def run_tasks(
         done = (process - 1) * len(tasks) + len(tasks) - len(left)
         if not left:
             continue
-        home = nursery()
-        try:
+        with ExitStack() as homes:
+            home = homes.enter_context(nursery())
             for task in left:
                 step(f"process {process}: {task.kernel.family} {task.kernel.provider}", done)
                 again = {"process": process} if process == 1 else {"process": process, "draws": 0}
-                log.append(home.run(task.model_copy(update=again), limit_s))
+                asked = task.model_copy(update=again)
+                try:
+                    result = home.run(asked, limit_s)
+                except Lost:  # once more, in a new one
+                    homes.close()
+                    home = homes.enter_context(nursery())
+                    try:
+                        result = home.run(asked, limit_s)
+                    except Lost as lost:
+                        homes.close()
+                        home = homes.enter_context(nursery())
+                        result = failed(asked, "runtime error", str(lost))
+                log.append(result)
                 done += 1
-                if home.is_lost:
-                    home.__exit__(None, None, None)
-                    home = nursery()
-        finally:
-            home.__exit__(None, None, None)
 
 
 def _is_wanted(task: Task, process: int, log: SuiteLog) -> bool:
@@ -247,7 +254,6 @@ def _be_child(work: Callable[[], dict[str, Any]], inlet: int, outlet: int, said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
         faulthandler.enable(said)
-        faulthandler.dump_traceback_later(25, file=open('/tmp/k2/hang.%d.txt' % os.getpid(),'w'))  # DEBUG
         answer = json.dumps(work(), allow_nan=False).encode() + b"\n"
         while answer:
             answer = answer[os.write(outlet, answer) :]

@@ -12,7 +12,7 @@ import pytest
 from waiting import until
 
 from profiler.kernels.serving.timing import Task
-from profiler.kernels.serving.worker import Nursery, how_it_ended, run_tasks
+from profiler.kernels.serving.worker import Lost, Nursery, how_it_ended, run_tasks
 from profiler.record.suite_table import KernelId, KernelResult, SuiteLog, read_suite_results
 
 FILE = str(Path(__file__).parents[2] / "data" / "failing_kernels.py")
@@ -70,6 +70,29 @@ def test_results_are_on_disk_at_once_and_never_measured_again(log: SuiteLog, tmp
 
     tasks = [task(f"failing_kernels:{name}") for name in ("crashes", "works")]
     run_tasks(tasks, SuiteLog(log._folder), processes=2, limit_s=LONG_S, nursery=unwanted)
+
+
+def test_a_lost_nursery_is_no_fault_of_the_kernel(log: SuiteLog, tmp_path: Path) -> None:
+    good = next(result for result in log.results if result.check.status == "passed")
+
+    class Lossy(Nursery):
+        def __init__(self, losses: list[bool]) -> None:
+            super().__init__(command=(sys.executable, "-c", "input()"))
+            self._losses = losses
+
+        def run(self, task: Task, limit_s: float) -> KernelResult:
+            if self._losses.pop(0):
+                raise Lost("it is gone")
+            return good.model_copy(update={"kernel": task.kernel})
+
+    once, twice = ([True, False, False], ["passed", "passed"]), ([True, True, False], ["runtime error", "passed"])
+    for losses, statuses in (once, twice):
+        kept = SuiteLog(tmp_path / str(len(statuses[0])))
+        kept._folder.mkdir()
+        tasks = [task("failing_kernels:works"), task("failing_kernels:works", process=2)]
+        tasks[1] = tasks[1].model_copy(update={"kernel": task("torch").kernel})
+        run_tasks(tasks, kept, processes=1, limit_s=LONG_S, nursery=lambda left=losses: Lossy(left))  # type: ignore[misc]
+        assert [result.check.status for result in kept.results] == statuses and not losses
 
 
 def test_a_file_that_cannot_be_imported_is_one_line(tmp_path: Path) -> None:
