@@ -41,8 +41,7 @@ ALONE = {
 LIST_S = 60.0
 """Seconds that a user's file may take to be imported."""
 GRACE_S = 120.0
-"""Seconds beyond a task's own limit after which its nursery is taken to be lost: importing torch on a busy machine takes
-a minute."""
+"""Seconds beyond a task's own limit after which its nursery is lost: importing torch on a busy machine takes a minute."""
 MOST_LINES = 1 << 26
 """Bytes of one answer at most."""
 
