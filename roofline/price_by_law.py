@@ -309,7 +309,8 @@ def waits(prepared: Prepared, peaks: Peaks, kind: str) -> Floats:
     The executed roofline splits an operation's time: bytes of main memory follow the probe "memory"; arithmetic and
     bytes of caches, which depend on the clock of the cores, "product"; on a CPU (`kind`) the fixed cost of an
     operation, the interpreter's and the dispatcher's, "host". The rest (a link, the fixed cost of a GPU's kernel) keeps
-    the calibration's level. A row is 0 where a peak that the operation needs is unknown.
+    the calibration's level. A row is 0 where a peak that the operation needs is unknown. On a CPU the probe "memory" is
+    a product with one row, and so all of these follow it, whatever the roofline says.
     """
     ops = prepared.graph.ops
     if not ops:
@@ -325,6 +326,11 @@ def waits(prepared: Prepared, peaks: Peaks, kind: str) -> Floats:
     cores_s = matrix_s + vector_s + levels_s[:, :-1].sum(axis=1)
     parts = np.stack((levels_s[:, -1], cores_s, np.full(len(ops), fixed)), axis=1)
     whole = parts.sum(axis=1) + link_s
+    if kind == "cpu":
+        rows_of_one = [op.kind == Kind.MATMUL and op.dims.get("m") == 1 and op.dims.get("b", 1) == 1 for op in ops]
+        streamed = np.array(rows_of_one)
+        parts[streamed, 0] += parts[streamed, 1]
+        parts[streamed, 1] = 0.0
     shares = np.divide(parts, whole[:, None], out=np.zeros_like(parts), where=whole[:, None] > 0)
     return np.where(np.isnan(whole)[:, None], 0.0, shares)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from profiler.record.measurement import middle_mean
-from roofline.laws.fitted import LevelRatio, ReferenceLevel
+from roofline.laws.fitted import PROBES, LevelRatio, ReferenceLevel, probe_in
 
 Floats = NDArray[np.float64]
 
@@ -133,16 +133,17 @@ def _independent_share(off: Floats) -> float:
 
 
 def levels(
-    beside_pass: Mapping[str, Sequence[float]], calibration: Mapping[str, ReferenceLevel]
+    beside_pass: Mapping[str, Sequence[float]], calibration: Mapping[str, ReferenceLevel], dtype: str
 ) -> dict[str, LevelRatio]:
-    """The ratio of each probe that ran in both, from seconds of each round and of each visit. A probe with a single
-    time on either side has no interval and is left out."""
-    ratios = {
-        probe: level_ratio(times, calibration[probe].seconds)
-        for probe, times in beside_pass.items()
-        if probe in calibration and times
-    }
-    return {probe: ratio for probe, ratio in ratios.items() if ratio is not None}
+    """The ratio of each of `PROBES` that ran in both, from seconds of each round and of each visit: in the `dtype` of
+    the pass, or without one. A probe with a single time on either side has no interval and is left out."""
+    ratios: dict[str, LevelRatio] = {}
+    for probe in PROBES:
+        names = [name for name in (probe_in(probe, dtype), probe) if name in calibration and beside_pass.get(name)]
+        ratio = level_ratio(beside_pass[names[0]], calibration[names[0]].seconds) if names else None
+        if ratio is not None:
+            ratios[probe] = ratio
+    return ratios
 
 
 def level_ratio(pass_s: Sequence[float], calibration_s: Sequence[float]) -> LevelRatio | None:

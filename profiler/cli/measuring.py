@@ -213,7 +213,7 @@ def calibrate_device(
         limit_bytes=limit_bytes,
         versions=folder.run.environment.versions,
         progress=lambda part, what: step(f"calibration: {what}", part),
-        reference=ReferenceProbes(device),
+        reference=ReferenceProbes(device, dtypes=used),
         seconds=seconds,
         longest_s=LONGEST * seconds,
     )

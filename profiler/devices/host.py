@@ -334,6 +334,15 @@ def process_times() -> dict[int, tuple[str, float]]:
     return {info["pid"]: (info["name"] or "?", sum(info["cpu_times"][:2])) for info in known}
 
 
+def waited_s(proc: Path | None = None) -> float:
+    """Seconds that threads of this process were ready to run and another one had their core, since they began, added
+    up (the second number of /proc/PID/task/TID/schedstat, in ns); 0 where the kernel does not tell."""
+    tasks = (proc or proc_root()) / "self" / "task"
+    texts = [read_text(path) for path in tasks.glob("*/schedstat")]
+    waits = [whole(text.split()[1]) for text in texts if text and len(text.split()) >= 2]
+    return sum(wait for wait in waits if wait is not None) / 1e9
+
+
 def read_host(
     threads: int | None = None,
     interval_s: float = 0.5,

@@ -121,7 +121,7 @@ def _measure(
         from profiler.passes.eager import ReplayRunner
 
         runner = ReplayRunner(plain)
-    probes = ReferenceProbes(device)
+    probes = ReferenceProbes(device, dtypes=[cell.workload.dtype])
 
     def attempt(candidate: OpGraph) -> PassTimes:
         return rounds(runner, candidate, budget_s=budget_s, step=step, watch=watch, probes=probes)

@@ -2,9 +2,9 @@
 
 What changes with time (neighbours of a shared host, a device's heat) then falls on all of them alike. A visit while the
 device was throttled or shared never counts; one on a busy host counts only where too few others remain. In every visit,
-and in every round of a measured pass, run three reference probes: a stream through main memory, a matrix product, and
-small operations issued by the host. The ratio of their times says how much slower the machine is than when its laws
-were fitted.
+and in every round of a measured pass, run reference probes: a stream through main memory and a matrix product in each
+dtype, and small operations issued by the host. The ratio of their times says how much slower the machine is than when
+its laws were fitted.
 
 Example: ``take_turns(["a", "b"], measure_one, visits=3, seconds=45, on_cpu=True, watch=watch).counted("a")``
 """
@@ -21,10 +21,12 @@ from torch import nn
 
 from profiler.devices.backend import PerDevice, backend_of, free_bytes
 from profiler.devices.conditions import REASONS
+from profiler.devices.host import waited_s
 from profiler.devices.watch import GpuReading, Watch
 from profiler.record.measurement import Label, Window
 from profiler.timing.clocks import Clock, HostClock, clock_for
 from profiler.timing.engine import Verdict, judge
+from roofline.laws.fitted import probe_in
 
 FEWEST_VISITS = 2
 """Visits at least, however long they take: a single one could be another process's fault."""
@@ -190,6 +192,12 @@ def take_turns(
 STRETCH_S = 0.012
 """Seconds of one probe's calls: several time slices, so that other work on the cores takes its share as it does of a
 pass."""
+CONTENDED = 0.1
+"""Share of a stretch that threads waited for a core, above which other work disturbs it: a barrier of threads of which
+one has lost its core is then most of a short stretch. Beside one busy loop on two cores a product took seven times as
+long in 12 ms, and 2.7 times in 0.25 s, as did a pass of a second."""
+CONTENDED_S = 0.25
+"""Seconds of a stretch that is disturbed so: some tens of time slices."""
 STREAM_BYTES = PerDevice(host=256 << 20, accelerator=1 << 30)
 """Read by the stream: several times what caches hold for one process. On a CPU which pages it lies on moves a stream of
 64 MiB by a factor of two from one allocation to the next; a matrix of 256 MiB, by a twentieth."""
@@ -198,24 +206,34 @@ STREAM_PART = 1 / 32
 DEPTH = 1024
 """Columns of the matrix on a CPU: a hidden size."""
 PRODUCT_SIZE = 4096
-"""Rows, columns and depth of the bfloat16 product of a GPU: long enough to run at the device's clock."""
+"""Rows, columns and depth of the product of a GPU: long enough to run at the device's clock."""
 ROWS = 128
-"""Rows of the float32 product of a CPU, with `DEPTH` rows of the streamed matrix, other ones each time."""
+"""Rows of the product of a CPU, with `DEPTH` rows of the streamed matrix, other ones each time."""
 HOST_OPERATIONS = 64
 """Small operations, each issued by a module of its own, of one call of the host's probe."""
 
 
 class ReferenceProbes:
-    """The three probes of one device, with their operands."""
+    """The probes of one device, with their operands.
 
-    def __init__(self, device: torch.device, clock: Clock | None = None) -> None:
-        """`clock`: of the device's work; tests inject one."""
+    The stream and the product run in each dtype, since what slows one may not slow another: two cores of a shared EPYC
+    change for seconds to a state in which float32 products take 1.25 times as long, bfloat16 products 1.0 to 1.1,
+    bfloat16 matrix-vector products 1.2 and float32 ones 1.0.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        clock: Clock | None = None,
+        dtypes: Iterable[str] = ("float32",),
+        waited: Callable[[], float] = waited_s,
+    ) -> None:
+        """`clock`, of the device's work, and `waited`, seconds that this process has waited for cores: tests inject
+        them. `dtypes`: floating-point ones."""
         device_clock = clock or clock_for(device)
         backend = backend_of(device)
-        elements = int(min(STREAM_BYTES.of(device), STREAM_PART * free_bytes(device))) // 4
-        fill = torch.ones if backend.is_host else torch.randn  # a GPU's power follows its data, a CPU's little
-        stream = fill(max(1, elements // DEPTH), DEPTH, device=device)
-        calls = _on_cores(stream) if backend.is_host else _on_a_gpu(stream)
+        stream_bytes = int(min(STREAM_BYTES.of(device), STREAM_PART * free_bytes(device)))
+        kept = torch.ones(max(1, stream_bytes // 4 // DEPTH), DEPTH) if backend.is_host else None
         small = torch.zeros(1, device=device)
         steps = nn.Sequential(*(_Add() for _ in range(HOST_OPERATIONS)))
 
@@ -223,39 +241,52 @@ class ReferenceProbes:
             steps(small)
             backend.synchronize(device)
 
-        self._calls: dict[str, tuple[Callable[[], object], Clock]] = {
-            "memory": (calls[0], device_clock),
-            "product": (calls[1], device_clock),
-            "host": (host, clock or HostClock()),
-        }
+        self._calls: dict[str, tuple[Callable[[], object], Clock]] = {}
+        for name in dict.fromkeys(dtypes):
+            dtype = getattr(torch, name)
+            on_device = _on_a_gpu(device, stream_bytes, dtype) if kept is None else _on_cores(kept, dtype)
+            for probe, call in zip(("memory", "product"), on_device, strict=True):
+                self._calls[probe_in(probe, name)] = (call, device_clock)
+        self._calls["host"] = (host, clock or HostClock())
         self._repeats: dict[str, int] = {}
+        self._waited = waited
 
     def time(self) -> dict[str, float]:
-        """Seconds of one call of each of `roofline.laws.fitted.PROBES`, now."""
+        """Seconds of one call of each probe now, by name: "memory.float32", "product.float32", "host"."""
         seconds = {}
         with torch.no_grad():
             for name, (call, clock) in self._calls.items():
                 if name not in self._repeats:
                     clock.time(call, 1)  # the first call allocates and chooses a kernel
                     self._repeats[name] = max(1, round(STRETCH_S / max(clock.time(call, 1), 1e-9)))
-                repeats = self._repeats[name]
-                seconds[name] = clock.time(call, repeats) / repeats
+                repeats, before = self._repeats[name], self._waited()
+                stretch_s = clock.time(call, repeats)
+                if self._waited() - before > CONTENDED * stretch_s:
+                    repeats = max(1, round(CONTENDED_S * repeats / stretch_s))
+                    stretch_s = clock.time(call, repeats)
+                seconds[name] = stretch_s / repeats
         return seconds
 
 
-def _on_a_gpu(stream: torch.Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
-    """A sum over all of it, and a product in the caches."""
+def _on_a_gpu(
+    device: torch.device, stream_bytes: int, dtype: torch.dtype
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A sum over all of a stream, and a product in the caches."""
+    stream = torch.randn(max(1, stream_bytes // dtype.itemsize), device=device, dtype=dtype)  # power follows the data
     size = (PRODUCT_SIZE, PRODUCT_SIZE)
-    rows, weights = (torch.randn(size, device=stream.device, dtype=torch.bfloat16) for _ in range(2))
+    rows, weights = (torch.randn(size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(rows)
     return stream.sum, lambda: torch.mm(rows, weights.T, out=out)
 
 
-def _on_cores(stream: torch.Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
-    """A matrix-vector product with all of it, and products with a part of it after the other."""
-    vector, rows = torch.ones(DEPTH), torch.randn(ROWS, DEPTH)
+def _on_cores(kept: torch.Tensor, dtype: torch.dtype) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A matrix-vector product with all of a stream, and products with a part of it after the other. All dtypes read the
+    same bytes, of which two of 16 bits make a float32 of 1."""
+    stream = kept.view(dtype).view(-1, DEPTH)
+    vector, rows = torch.ones(1, DEPTH, dtype=dtype), torch.randn(ROWS, DEPTH).to(dtype)
     parts = itertools.cycle(stream.split(min(DEPTH, len(stream)))[: max(1, len(stream) // DEPTH)])
-    return lambda: torch.mv(stream, vector), lambda: torch.nn.functional.linear(rows, next(parts))
+    linear = torch.nn.functional.linear
+    return lambda: linear(vector, stream), lambda: linear(rows, next(parts))
 
 
 class _Add(nn.Module):

@@ -140,6 +140,12 @@ matrix product, a host operation. The ratio of their times shows how the machine
 `roofline.price_by_law.level_factors` prices operations by it."""
 
 
+def probe_in(probe: str, dtype: str) -> str:
+    """The name of a probe that runs in a dtype: "product.bfloat16". The host's has none, and in runs from before
+    2026-12 no probe has: a float32 stream and product stood for all dtypes."""
+    return f"{probe}.{dtype}"
+
+
 class ReferenceLevel(Record):
     """Times of one probe while the kernels of a calibration were measured."""
 

@@ -128,6 +128,26 @@ def test_bytes_of_caches_follow_the_product() -> None:
     assert read_again.sum() == pytest.approx(1)
 
 
+def test_a_product_with_one_row_follows_the_stream_on_a_cpu() -> None:
+    b = GraphBuilder(Workload(batch=1, query_tokens=1, context_tokens=8, dtype="float32"))
+    for rows in (1, 2):
+        b.op(
+            "matmul",
+            reads={f"x{rows}": 10},
+            writes={f"y{rows}": 10},
+            matrix=100,
+            path=f"p{rows}",
+            m=rows,
+            n=5,
+            k=10,
+        )
+    on_cpu, on_gpu = (waits(Prepared(b.graph()), PEAKS, kind) for kind in ("cpu", "cuda"))
+    memory, product = PROBES.index("memory"), PROBES.index("product")
+    assert on_cpu[0, product] == 0
+    assert on_cpu[0, memory] == pytest.approx(on_cpu[1, memory] + on_cpu[1, product])
+    assert on_gpu[0].tolist() == on_gpu[1].tolist()
+
+
 def test_an_operation_without_a_peak_keeps_the_calibrations_level() -> None:
     b = GraphBuilder(Workload(batch=1, query_tokens=1, context_tokens=8, dtype="float32"))
     b.op("matmul", reads={"x": 10}, writes={"y": 10}, matrix=100, dtype="bfloat16", path="a")

@@ -114,10 +114,21 @@ def test_probes_that_ran_on_one_side_or_once_have_no_level() -> None:
     found = levels(
         {"memory": (0.012, 0.012, 0.0121), "product": (0.01, 0.01), "host": (0.01,), "disk": ()},
         {"memory": steady, "host": steady, "disk": steady},
+        "float32",
     )
     assert found.keys() == {"memory"}
     assert found["memory"].ratio == pytest.approx(1.2, rel=0.02)
-    assert levels({}, {}) == {}
+    assert levels({}, {}, "float32") == {}
+
+
+def test_the_probe_of_the_passs_dtype_counts_and_else_the_one_without_a_dtype() -> None:
+    steady, slow = (0.01, 0.01, 0.0101), (0.013, 0.013, 0.0131)
+    calibration = {name: ReferenceLevel(seconds=steady) for name in ("product.float32", "product.bfloat16", "memory")}
+    beside = {"product.float32": slow, "product.bfloat16": steady, "memory": slow}
+    assert levels(beside, calibration, "float32")["product"].ratio == pytest.approx(1.3, rel=0.02)
+    assert levels(beside, calibration, "bfloat16")["product"].ratio == pytest.approx(1.0, rel=0.02)
+    assert levels(beside, calibration, "bfloat16").keys() == {"memory", "product"}
+    assert levels(beside, calibration, "float16").keys() == {"memory"}
 
 
 def test_equal_times_are_level_1() -> None:

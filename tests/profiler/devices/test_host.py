@@ -29,6 +29,7 @@ from profiler.devices.host import (
     read_processor,
     total_bytes,
     usable_cpus,
+    waited_s,
 )
 
 
@@ -246,3 +247,12 @@ def test_what_is_free_in_the_older_hierarchy(tmp_path: Path) -> None:
     put(sys_ / "fs/cgroup/memory/docker/abc/memory.stat", f"total_inactive_file {1 << 29}\n")
     (group,) = memory_groups(proc, sys_)
     assert (group.limit_bytes, group.left_bytes) == (2 << 30, 3 << 29)
+
+
+def test_the_time_that_threads_waited_for_a_core(tmp_path: Path) -> None:
+    for task, text in {"1": "5000 2000000000 7\n", "2": "1 500000000 2\n", "3": "nothing\n"}.items():
+        (tmp_path / "self" / "task" / task).mkdir(parents=True)
+        (tmp_path / "self" / "task" / task / "schedstat").write_text(text)
+    assert waited_s(tmp_path) == 2.5
+    assert waited_s(tmp_path / "nowhere") == 0
+    assert waited_s() >= 0
