@@ -19,13 +19,14 @@ from profiler.cli.measuring import look_before, measure_device, new_run, require
 from profiler.record.files import make_folder, require_separate, write_text
 from profiler.record.folder import SUITE_OPTION, RunFolder, find_run, slug
 from profiler.record.run import LONGEST_S, MOST_MEMORY_GIB, MOST_PROCESSES, MOST_SEED, RequestError, differing
+from roofline.hardware.load import find_device
+from roofline.hardware.spec import HardwareSpec, spec_kind
 from roofline.units import duration
 
 if TYPE_CHECKING:
     from profiler.kernels.serving.registry import Registry
     from profiler.kernels.serving.select import Plan, Selection
     from profiler.record.run import Environment
-    from roofline.hardware.spec import HardwareSpec
 
 EXAMPLE = """
 Examples:\n
@@ -273,6 +274,10 @@ def _new(options: dict[str, Any], out: Path, name: str, hardware: str | None, wa
         spec: HardwareSpec | None = option.measured_spec(hardware, environment, out)
     else:
         spec = _known_spec(environment, out)
+    if spec is None and not options["timed"]:  # nothing is measured whose share of the device would be asked for
+        spec = find_device(environment.device) or HardwareSpec(
+            name=environment.device, kind=spec_kind(environment.device_kind)
+        )
     make_folder(out)
     problems = look_before(str(options["device"]), out, wait_s)
     folder = RunFolder.create(out, new_run(name, collect(options["device"], problems), (), options))
@@ -281,7 +286,7 @@ def _new(options: dict[str, Any], out: Path, name: str, hardware: str | None, wa
     return folder
 
 
-def _known_spec(environment: "Environment", out: Path) -> "HardwareSpec | None":
+def _known_spec(environment: "Environment", out: Path) -> HardwareSpec | None:
     """The newest figures of this device, with this software, among earlier runs: calibrated ones first."""
     found: list[tuple[bool, str, Path, HardwareSpec]] = []
     for path in Path(out).glob(f"{slug(environment.device)}/*/spec.json"):
