@@ -78,7 +78,7 @@ class Bound:
     tensors: Tensors
     run: Kernel
     start: dict[str, Tensor] = field(default_factory=dict)
-    """What the provider writes although its family does not ask for it, as it was."""
+    """What the kernel may write, as it was: a state, a cache, a residual that is added in place."""
     mark: dict[str, int] = field(default_factory=dict)
     """A sum over the bits of each operand that must not change."""
 
@@ -188,7 +188,7 @@ def _run(operands: Bound) -> Result:
 
 def make_bound(subject: Subject, dims: Dims, tensors: Tensors) -> Bound:
     """Bind a provider to one set of operands."""
-    start = {name: tensors[name].clone() for name in subject.provider.writes}
+    start = {name: tensors[name].clone() for name in subject.changed}
     run = bound(subject, dims, tensors)
     return Bound(tensors, run, start, _marks(subject, tensors))
 
@@ -196,7 +196,7 @@ def make_bound(subject: Subject, dims: Dims, tensors: Tensors) -> Bound:
 def check_bound(subject: Subject, dims: Dims, operands: Bound, result: Result) -> Compared:
     """Compare what the last call on a set returned, and see that its inputs are as they were. Raises Wrong."""
     tensors = operands.tensors
-    if operands.start:  # what is added to in place again and again is no more what the reference knows
+    if operands.start:  # what each call changes is no more what the reference knows
         refill(tensors, operands.start)
         expected = subject.family.reference(dims, tensors)
         result = operands.run(tensors)

@@ -41,7 +41,7 @@ ALONE = {
 LIST_S = 60.0
 """Seconds that a user's file may take to be imported."""
 GRACE_S = 120.0
-"""Seconds beyond a task's own limit after which its nursery is lost: importing torch on a busy machine takes a minute."""
+"""Seconds beyond a task's own limit after which its nursery is lost: a busy machine imports torch in a minute."""
 MOST_LINES = 1 << 26
 """Bytes of one answer at most."""
 
