@@ -276,6 +276,6 @@ def test_calibrate_fits_laws_to_a_suites_run(tmp_path: Path, capsys: Any) -> Non
     roofline = json.loads(capsys.readouterr().out)
 
     def time_of(document: dict[str, Any]) -> float:
-        return float(document["passes"][0]["time_s"])
+        return float(document["workloads"][0]["total"]["time_s"])
 
     assert time_of(fitted) > 2 * time_of(roofline)
