@@ -85,14 +85,13 @@ class GuardedDraw(Draw):
     """Operands between guards of NaN. Draws of one `seed` have the same whole numbers (lengths, tables, indices), and
     other values with another `turn`."""
 
-    def __init__(self, device: torch.device, seed: int, offset: int = 0, *, turn: int = 0, scale: float = 1.0) -> None:
+    def __init__(self, device: torch.device, seed: int, offset: int = 0, *, turn: int = 0) -> None:
         super().__init__(device, seed, offset)
         self._whole = self._generator
         self._values = torch.Generator().manual_seed((seed + 1) * 1_000_003 + turn)
-        self._scale = scale
 
     def normal(self, *size: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-        return self._of_values(lambda: super(GuardedDraw, self).normal(*size, dtype=dtype, scale=scale * self._scale))
+        return self._of_values(lambda: super(GuardedDraw, self).normal(*size, dtype=dtype, scale=scale))
 
     def uniform(self, low: float, high: float, *size: int, dtype: torch.dtype) -> Tensor:
         return self._of_values(lambda: super(GuardedDraw, self).uniform(low, high, *size, dtype=dtype))
@@ -199,7 +198,7 @@ def check_kernel(
 def _cases(family: Family, dims: Dims | None, draws: int, seed: int) -> Iterator[tuple[bool, Dims, int]]:
     """(whether it is the kernel's own, sizes, number of the draw); the own sizes first, since they may be refused.
 
-    The last draw comes first: its empty memory is poisoned and its values are large.
+    The last draw comes first: its empty memory is poisoned.
     """
     if dims is not None:
         yield True, dims, 1
@@ -221,7 +220,7 @@ class Compared:
 def _draw(subject: Subject, dims: Dims, seed: int, offset: int, *, last: bool, notes: dict[str, None]) -> Compared:
     """Check one draw; where operands at an odd address are refused, the same draw at an even one counts."""
     try:
-        return draw_once(subject, dims, seed, offset, poisons=last, scale=_scale(subject) if last else 1.0)
+        return draw_once(subject, dims, seed, offset, poisons=last)
     except Wrong as wrong:
         if wrong.check.status != "runtime error" or not offset:
             raise
@@ -230,22 +229,15 @@ def _draw(subject: Subject, dims: Dims, seed: int, offset: int, *, last: bool, n
         return found
 
 
-def _scale(subject: Subject) -> float:
-    """How much larger than usual the values of one draw are, as far as the family's formula allows it."""
-    return float(getattr(subject.family, "scale", 1.0))
-
-
-def draw_once(
-    subject: Subject, dims: Dims, seed: int, offset: int = 0, *, poisons: bool = False, scale: float = 1.0
-) -> Compared:
+def draw_once(subject: Subject, dims: Dims, seed: int, offset: int = 0, *, poisons: bool = False) -> Compared:
     """Bind a kernel to one draw of operands and compare four calls. Raises Wrong, Unsupported, NotInstalled.
 
-    `poisons`: memory that Python asks torch for holds NaN; `scale`: of the operands' normal values.
+    `poisons`: memory that Python asks torch for holds NaN.
     """
     family = subject.family
 
     def operands(turn: int) -> Tensors:
-        return family.operands(dims, subject.dtype, GuardedDraw(subject.device, seed, offset, turn=turn, scale=scale))
+        return family.operands(dims, subject.dtype, GuardedDraw(subject.device, seed, offset, turn=turn))
 
     tensors, others = operands(0), operands(1)
     run = bound(subject, dims, tensors)
