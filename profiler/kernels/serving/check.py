@@ -7,7 +7,7 @@ its output has held NaN before, and in one draw what `torch.empty` returns is Na
 compared bit by bit before and after each call. Sizes are the family's small odd ones and the kernel's own.
 
 Beside each element's error the gain is judged, ⟨result, expected⟩ ÷ ⟨expected, expected⟩: rounding errors have either
-sign and leave it near 1, but a scale that is off by half a tolerance everywhere does not.
+sign and leave it near 1, but a scale that is off by a part of the tolerance everywhere does not.
 
 Example: ``check_kernel(Subject(family, provider, "bfloat16", device), {"rows": 8, "width": 4096}).status``
 """
