@@ -36,6 +36,7 @@ os.environ.update(QUIET)  # read when torch is first imported, which verbs do la
 VERBS = {
     "run": ("run", "run", "EXAMPLE"),
     "hardware": ("hardware", "hardware", "EXAMPLE"),
+    "kernels": ("kernels", "kernels", "EXAMPLE"),
     "predict": ("predict", "predict", "EXAMPLE"),
     "calibrate": ("calibrate", "calibrate", "EXAMPLE"),
     "compare": ("compare", "compare", "EXAMPLE"),

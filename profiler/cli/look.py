@@ -126,6 +126,8 @@ def _what(run: RunSummary) -> str:
             kind = what.partition(" ")[0]
             kinds[kind] = kinds.get(kind, 0) + rows
         return "kernels: " + ", ".join(f"{rows} {kind}" for kind, rows in kinds.items())
+    if run.kind == "suite":
+        return f"serving kernels, {run.measurements} result{'' if run.measurements == 1 else 's'}"
     if run.kind == "hardware":
         return f"hardware, {run.measurements} measurement{'' if run.measurements == 1 else 's'}"
     return ", ".join(run.models)
@@ -150,6 +152,10 @@ def show(
         show_kernels(folder, as_json, csv=csv)
     elif content == "hardware":
         _show_hardware(folder, as_json, csv)
+    elif content == "suite":
+        from profiler.cli.kernels import show_suites
+
+        show_suites([folder], as_json, csv)
     else:
         _show_passes(folder, hardware, results, as_json, csv)
 

@@ -135,19 +135,24 @@ def device_s(quick: bool) -> float:
     return QUICK_DEVICE_S if quick else DEVICE_S
 
 
-def measure_device(folder: RunFolder, device: "torch.device", *, quick: bool, step: Step) -> HardwareSpec:
+def measure_device(
+    folder: RunFolder, device: "torch.device", *, quick: bool, step: Step, dtypes: Collection[str] = ()
+) -> HardwareSpec:
     """Measure the device's peaks briefly, and write them with its datasheet, if there is one, as spec.json.
+
+    Products are measured in the dtypes of the run's cells, in `dtypes` as far as they are known, and in float32.
 
     Raises RequestError if the folder cannot be written, or if main memory cannot be measured.
     """
     from calibrate.device.spec import spec_of_peaks
     from profiler.devices.caches import memory_hierarchy
+    from profiler.microbench.matmul import PRODUCTS
     from profiler.microbench.suite import measure_peaks
 
     try:
         measurements = measure_peaks(
             device,
-            sorted({cell.workload.dtype for cell in folder.run.cells} | {"float32"}),
+            sorted({cell.workload.dtype for cell in folder.run.cells} | set(dtypes) & set(PRODUCTS) | {"float32"}),
             budget_s=device_s(quick),
             progress=lambda part, text: step(f"device: {text}", part),
         )

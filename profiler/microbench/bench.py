@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from profiler.devices.backend import Backend, PerDevice, backend_of, free_bytes
-from profiler.devices.caches import effective_cache
+from profiler.devices.caches import EffectiveCache, effective_cache
 from profiler.devices.watch import GpuReading, Watch
 from profiler.record.measurement import (
     FASTEST,
@@ -64,6 +64,8 @@ class Bench:
     """m, n, k of the fastest product of each dtype that was searched."""
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     """Layout of the second operand of that product."""
+    cache: EffectiveCache | None = None
+    """The last-level cache, where another process has found it already."""
     clock: Clock = field(init=False)
     watch: Watch = field(init=False)
     read: Callable[[], GpuReading | None] = field(init=False)
@@ -78,7 +80,7 @@ class Bench:
         self.clock = clock_for(self.device)
         self.watch = self.backend.watch(self.device)
         self.read = partial(self.backend.reading, self.device)
-        cache = effective_cache(self.device)
+        cache = self.cache or effective_cache(self.device)
         self.cache_bytes, self.cache_source, self.cache_reason = cache.bytes, cache.source, cache.reason
         if self.limit_bytes is None:
             self.limit_bytes = int(min(LIMIT_BYTES.of(self.device), MEMORY_PART * free_bytes(self.device)))

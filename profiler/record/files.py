@@ -30,6 +30,7 @@ MEASUREMENTS = "measurements.parquet"
 """A run's table of passes."""
 KERNELS, HARDWARE = "kernels.parquet", "hardware.parquet"
 HARDWARE_JOURNAL = "hardware.jsonl"
+SUITE, SUITE_JOURNAL = "suite.parquet", "suite.jsonl"
 MOST_JOURNAL_BYTES = 512 << 20
 """Bytes of a journal: a cell with 2,000 operations and 300 samples of each has some 20 MB."""
 MOST_LINKS = 40

@@ -7,6 +7,7 @@
     measurements.parquet  the journal's content once the run is finished
     kernels.parquet       kernels measured to calibrate the device, or imported
     hardware.jsonl        measurements of a characterisation; hardware.parquet once it is finished
+    suite.jsonl           results of a suite of serving kernels; suite.parquet once it is finished
     report.md report.html the reports that were shown
 
 The results are in one place at a time: in the journal while it exists, else in the parquet file. `finish` writes the
@@ -37,6 +38,7 @@ from profiler.record.files import (
     KERNELS_MEND,
     MEASUREMENTS,
     RUN_FILE,
+    SUITE,
     Journal,
     Lock,
     read_record,
@@ -51,8 +53,11 @@ from roofline.record import Record
 
 IMPORT_OPTION = "format"
 """Option of a run that imported a table of kernels: the tool that wrote the table."""
-Content = Literal["passes", "hardware", "kernels"]
-"""A run holds passes of models, or measurements of the device instead of cells, or a table of kernels."""
+SUITE_OPTION = "selection"
+"""Option of a run of serving kernels: which of them, as JSON."""
+Content = Literal["passes", "hardware", "suite", "kernels"]
+"""A run holds passes of models, or measurements of the device instead of cells, or serving kernels that were checked
+and timed, or a table of kernels."""
 
 LONGEST_NAME = 200
 """Characters of a file name made from a key; file systems allow 255 bytes with the suffix."""
@@ -194,7 +199,7 @@ class RunFolder:
         results = self.results()
         timed = (result.graph for result in results if result.graph and (result.ops or result.kernels))
         write_results(self.path, self.run, results, {name: self.read_graph(name) for name in timed})
-        tables = [self.path / name for name in (MEASUREMENTS, HARDWARE, KERNELS)]
+        tables = [self.path / name for name in (MEASUREMENTS, HARDWARE, SUITE, KERNELS)]
         sums = {path.name: sum_of(path) for path in tables if path.exists()}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._write_run(self.run.model_copy(update={"finished": now, "tables": sums}))
@@ -224,6 +229,8 @@ class RunFolder:
             return "passes"
         if (self.path / HARDWARE_JOURNAL).exists() or (self.path / HARDWARE).exists():
             return "hardware"
+        if SUITE_OPTION in self.run.options:
+            return "suite"
         if (self.path / KERNELS).exists():
             return "kernels"
         if IMPORT_OPTION in self.run.options:
@@ -297,7 +304,7 @@ class RunSummary(Record):
     models: tuple[str, ...] = ()
     kind: Content = "passes"
     measurements: int = 0
-    """Measurements of a characterisation."""
+    """Measurements of a characterisation, or results of a suite: a kernel in a process each."""
     kernels: dict[str, int] = {}
     """Number of rows of each kind in a table of kernels: "matmul bfloat16" -> 7203."""
     verdicts: dict[str, int] = {}
@@ -322,6 +329,10 @@ def _summary(path: Path) -> RunSummary:
             from profiler.record.hardware_table import count_measurements  # Arrow takes long to load
 
             measurements = count_measurements(path)
+        elif content == "suite":
+            from profiler.record.suite_table import count_suite_results
+
+            measurements = count_suite_results(path)
         elif content == "kernels":
             from profiler.record.kernel_table import count_kernels
 
