@@ -7,8 +7,10 @@ library changes its tile, which is why tokens have the finest grid.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from roofline.laws.law import Floats
 from roofline.serving.engine import Engine
@@ -106,6 +108,38 @@ class Surface:
         launching = max(0.0, self.launch_s - sum(seconds)) if new else 0.0
         return (*seconds, launching, 1.0, batch, self.streams, reduces)
 
+    def each_term(
+        self, batch: Any, keys: Any, new: Any = 0.0, before: Any = 0.0, prompts: Any = 1.0
+    ) -> tuple[Floats, ...]:
+        """The same for many steps at once: numbers or arrays that broadcast against each other, as do the results.
+
+        A grid of tokens × sequences × keys is asked for with arrays of shapes (a, 1, 1), (b, 1) and (c,): then each
+        part is interpolated only over what it depends on.
+        """
+        batch, keys, new, before, prompts = (np.asarray(size, float) for size in (batch, keys, new, before, prompts))
+        own, added = batch / self.spread, new / np.minimum(self.spread, np.maximum(prompts, 1.0))
+        products, moved, reduces = _rows(self._layers, own + added)
+        more_products, more_moved = _rows(self._logits, own + (new > 0))
+        experts = np.interp(batch + new, TOKENS, self._experts_s) if self.experts.parts_s else np.zeros(())
+        decode = np.where(batch > 0, _each_bilinear(BATCHES, KEYS, self._decode_s, own, keys), 0.0)
+        prefill = _each_bilinear(NEW, BEFORE, self._prefill_s, new / np.maximum(prompts, 1.0), before)
+        prefill = np.where(new > 0, np.maximum(1.0, np.ceil(prompts / self.spread)) * prefill, 0.0)
+        seconds = (products + more_products, experts, decode, prefill, moved + more_moved)
+        launching = np.zeros(())
+        if self.launch_s:
+            launching = np.where(new > 0, np.maximum(0.0, self.launch_s - sum(seconds)), 0.0)
+        return (*seconds, launching, np.ones(()), batch, np.asarray(self.streams), reduces)
+
+    def each_s(
+        self, constants: Floats, batch: Any, keys: Any, new: Any = 0.0, before: Any = 0.0, prompts: Any = 1.0
+    ) -> Floats:
+        """Seconds of many steps at once, in the shape to which the sizes broadcast; `constants` as `replay` has them."""
+        shape = np.broadcast_shapes(*(np.shape(size) for size in (batch, keys, new, before, prompts)))
+        total: Floats = np.zeros(())
+        for constant, term in zip(constants, self.each_term(batch, keys, new, before, prompts), strict=True):
+            total = total + constant * term
+        return np.broadcast_to(total, shape)
+
     @property
     def is_whole(self) -> bool:
         """Whether laws of their own price all kernels but a little."""
@@ -124,6 +158,27 @@ def _row(table: Floats, tokens: float) -> list[float]:
     i = int(np.clip(np.searchsorted(TOKENS, tokens) - 1, 0, len(TOKENS) - 2))
     x = max(0.0, (tokens - TOKENS[i]) / (TOKENS[i + 1] - TOKENS[i]))
     return list(table[i] * (1 - x) + table[i + 1] * x)
+
+
+def _rows(table: Floats, tokens: Floats) -> list[Floats]:
+    """The same for many numbers of tokens: an array for each column of the table."""
+    i, x = _place(TOKENS, tokens)
+    return [column[i] + np.diff(column, append=0.0)[i] * x for column in table.T]
+
+
+def _each_bilinear(rows: Floats, columns: Floats, values: Floats, row: Floats, column: Floats) -> Floats:
+    """The same as `_bilinear` for many places."""
+    (i, x), (j, y) = _place(rows, row), _place(columns, column)
+    flat, place = values.ravel(), i * values.shape[1] + j
+    near = flat[place] * (1 - y) + flat[place + 1] * y
+    place = place + values.shape[1]
+    return np.asarray(near * (1 - x) + (flat[place] * (1 - y) + flat[place + 1] * y) * x)
+
+
+def _place(axis: Floats, sizes: Floats) -> tuple[NDArray[np.int_], Floats]:
+    """The interval of an axis in which each size lies, and how far within it: 0 below the axis, above 1 beyond it."""
+    i = np.clip(np.searchsorted(axis, sizes) - 1, 0, len(axis) - 2)
+    return i, np.maximum(0.0, (sizes - axis[i]) / np.diff(axis)[i])
 
 
 def _bilinear(rows: Floats, columns: Floats, values: Floats, row: float, column: float) -> float:

@@ -47,6 +47,29 @@ def test_a_step_is_the_sum_of_what_it_depends_on() -> None:
     assert spread[PRODUCTS] == pytest.approx(STEP_S + TOKEN_S * 25)
 
 
+@pytest.mark.parametrize("spread", [1, 4])
+def test_many_steps_at_once_are_the_steps_one_by_one(spread: int) -> None:
+    """Random surfaces and steps, some without sequences, some without prompts, some beyond the grids."""
+    draw = np.random.default_rng(7)
+
+    def plan(*shape: int) -> Plan:
+        parts = {part: 1e-3 * draw.random(shape) for part in (PRODUCTS, MOVED)}
+        return Plan(shape, parts_s=parts, streams=3.0, reduces=draw.random(shape))
+
+    layers, logits, experts = (plan(len(TOKENS)) for _ in range(3))
+    surface = Surface(layers, logits, experts, plan(len(BATCHES), len(KEYS)), plan(len(NEW), len(BEFORE)), spread, 1e9,
+                      launch_s=2e-3)  # fmt: skip
+    constants = draw.random(len(TERMS))
+    limits = (1500, 2e5, 30_000, 2e5, 9)
+    steps = np.array([[draw.random() * limit * draw.integers(0, 2) for limit in limits] for _ in range(300)])
+    one_by_one = [np.array(surface.terms(*step)) @ constants for step in steps]
+    assert surface.each_s(constants, *steps.T) == pytest.approx(one_by_one, rel=1e-9)
+    batch, keys, new = (steps[:size, i] for i, size in ((0, 5), (1, 6), (2, 7)))
+    grid = surface.each_s(constants, batch[:, None], keys, new[:, None, None])
+    assert grid.shape == (7, 5, 6)
+    assert grid[3, 2, 4] == pytest.approx(np.array(surface.terms(batch[2], keys[4], new[3])) @ constants, rel=1e-9)
+
+
 def test_one_request_alone_takes_its_prompt_and_its_tokens() -> None:
     done = run(Load(1, 1024, 101, waves=1), engine())
     assert done.first_s == pytest.approx([STEP_S + TOKEN_S * 1024])
