@@ -9,7 +9,7 @@ last ran. Times at another level of the machine follow from the resources that e
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 
 import numpy as np
@@ -18,14 +18,22 @@ from numpy.typing import NDArray
 from roofline.caches import Touches, level_bytes
 from roofline.dtypes import ELEMENT_BYTES
 from roofline.graph.op import Kind, Op, OpGraph
-from roofline.hardware.spec import HardwareSpec, Peaks, facts_of
+from roofline.hardware.spec import OUTWARD, HardwareSpec, Peaks, facts_of
+from roofline.laws.expert_loads import expert_loads
 from roofline.laws.fitted import PROBES, FittedLaw, LevelRatio
-from roofline.laws.kinds import BATCHED, GROUPED, HOST_GAP, KINDS, MATVEC, ROW_MAJOR, law_named
+from roofline.laws.kinds import BATCHED, GROUPED, HOST_GAP, KINDS, MATVEC, OWN_ALL_REDUCE, ROW_MAJOR, law_named
 from roofline.laws.law import Floats
+from roofline.laws.work import OPERATIONS
 from roofline.price import Prepared, Rates, roofs
+from roofline.whatif.experts import OPTION as EXPERT_PARALLEL
 
 BATCHED_OPERATORS = ("aten::bmm", "aten::baddbmm")
 """Operators that run other kernels than a single product does, even for a batch of one."""
+COLLECTIVE, EXPERTS = "collective", "experts"
+OF_BYTES = (COLLECTIVE, OWN_ALL_REDUCE)
+"""Kinds besides streaming ones whose time follows bytes, whatever their dtype."""
+SKEWS = np.linspace(0.05, 3.0, 60)
+"""Exponents among which a routing's equal is sought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +44,10 @@ class LawInput:
     """Kinds of the laws that may price it, the most special first."""
     dtype: str
     dims: Mapping[str, float]
+    share: float = 1.0
+    """Part of the law's time that is this operation's: the products of a layer's experts share one law."""
+    instead: "LawInput | None" = None
+    """What prices it where no law of `kinds` is known."""
 
 
 def law_inputs(prepared: Prepared, cache_bytes: float) -> list[LawInput | None]:
@@ -43,7 +55,50 @@ def law_inputs(prepared: Prepared, cache_bytes: float) -> list[LawInput | None]:
     ops = prepared.graph.ops
     cold = cold_shares(prepared.touches, cache_bytes)
     reach = bytes_since_last_run(ops, [operator(op.name) for op in ops])
-    return [law_input_of(op, *states) for op, *states in zip(ops, cold.tolist(), reach.tolist(), strict=True)]
+    inputs = [law_input_of(op, *states) for op, *states in zip(ops, cold.tolist(), reach.tolist(), strict=True)]
+    whole = whole_experts(prepared.graph)
+    return [row and replace(row, instead=whole[i]) if i in whole else row for i, row in enumerate(inputs)]
+
+
+def whole_experts(graph: OpGraph) -> dict[int, LawInput]:
+    """Experts of each layer as one kernel, which the law of that kind prices with the activation between the products
+    and the movement of rows: by the operations of an ideal graph, each with its part of the FLOPs. Operations of the
+    executed graph are priced one by one."""
+    layers: dict[str, list[int]] = {}
+    for i, op in enumerate(graph.ops):
+        if op.kind == Kind.GROUPED_MATMUL and op.routing is not None:
+            layers.setdefault(op.path, []).append(i)
+    if not any(op.also for op in graph.ops):
+        return {}
+    ranks = int(re.match(r"\d+", graph.options.get(EXPERT_PARALLEL, "1"))[0])  # type: ignore[index]
+    weights, found = {tensor.id for tensor in graph.tensors if tensor.role == "weight"}, {}
+    for places in layers.values():
+        first, last = graph.ops[places[0]], graph.ops[places[-1]]
+        flops = sum(graph.ops[i].matrix_flops for i in places)
+        routing, hidden, inner = first.routing, float(first.dims["k"]), float(last.dims["k"])
+        if routing is None or len(places) < 2 or not flops or not routing.tokens:
+            continue
+        read = sum(a.bytes for i in places for a in graph.ops[i].reads if a.tensor in weights)
+        size = sum(graph.ops[i].dims["n"] * graph.ops[i].dims["k"] for i in places)
+        dims = {
+            "tokens": float(routing.tokens), "hidden": hidden, "inner": inner, "tp": 1.0, "ep": float(ranks),
+            "topk": min(routing.per_token * ranks, routing.experts * ranks), "experts": float(routing.experts * ranks),
+            "weight_bits": 8 * read / (routing.hit * size),
+        }  # fmt: skip
+        dims["skew"] = skew_of(dims, routing.hit)
+        for i in places:
+            found[i] = LawInput((EXPERTS,), first.dtype, dims, share=graph.ops[i].matrix_flops / flops)
+    return found
+
+
+def skew_of(dims: Mapping[str, float], hit: float) -> float:
+    """The exponent of the experts' loads (`roofline.laws.expert_loads`) at which as many experts are hit; 0 where more
+    are than any uneven load hits."""
+    sizes = {name: np.full(len(SKEWS), dims[name]) for name in ("tokens", "topk", "experts", "ep")}
+    hits = expert_loads(**sizes, skew=SKEWS).hit
+    if hit >= hits[0]:
+        return 0.0
+    return float(np.interp(-hit, -np.minimum.accumulate(hits), SKEWS))
 
 
 def cold_shares(touches: Touches, cache_bytes: float) -> Floats:
@@ -59,6 +114,8 @@ def cold_shares(touches: Touches, cache_bytes: float) -> Floats:
 def law_input_of(op: Op, cold: float = 0.0, reach: float = 0.0) -> LawInput | None:
     """The input of one operation; None where no law describes it."""
     states = {"cold": cold, "reach": reach}
+    if op.kind == Kind.COLLECTIVE:
+        return _collective(op)
     if op.kind == Kind.GROUPED_MATMUL:
         return _grouped(op, states)
     if op.kind == Kind.MATMUL and (op.dims.get("b", 1) > 1 or op.name in BATCHED_OPERATORS):
@@ -90,6 +147,17 @@ def _grouped(op: Op, states: Mapping[str, float]) -> LawInput:
     return LawInput((GROUPED,), op.dtype, {"batch": hit, "m": max(1.0, m / hit), "n": n, "k": k, **states})
 
 
+def _collective(op: Op) -> LawInput | None:
+    """Collectives between devices of one kind, of any dtype; None over a network or to the host, which the laws' tables
+    do not hold."""
+    name = op.name.partition("::")[2]
+    if op.link not in OUTWARD or name not in OPERATIONS:
+        return None
+    sizes = {"bytes": float(op.dims["bytes"]), "ranks": float(op.dims["ranks"])}
+    kinds = (COLLECTIVE, OWN_ALL_REDUCE) if name == "all_reduce" else (COLLECTIVE,)
+    return LawInput(kinds, op.dtype, {**sizes, "operation": float(OPERATIONS.index(name))})
+
+
 def operator(name: str) -> str:
     """An operator's name without the suffix of its in-place form: "aten::mul_" → "aten::mul"."""
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
@@ -99,7 +167,7 @@ def by_law(
     inputs: Sequence[LawInput | None], known: Mapping[tuple[str, str], object]
 ) -> dict[tuple[str, str], list[int]]:
     """Indices of the operations that each known law, by kind and dtype, prices; others are left out. A streaming
-    operator in a dtype without a law is priced as the same bytes of another dtype."""
+    operator or a collective in a dtype without a law is priced as the same bytes of another dtype."""
     places: dict[tuple[str, str], list[int]] = {}
     for place, law_input in enumerate(inputs):
         if law_input is not None and (key := _law_key(law_input, known)) is not None:
@@ -111,8 +179,15 @@ def _law_key(law_input: LawInput, known: Mapping[tuple[str, str], object]) -> tu
     for kind in law_input.kinds:
         if (kind, law_input.dtype) in known:
             return kind, law_input.dtype
-    streaming = [kind for kind in law_input.kinds if kind in KINDS and KINDS[kind].op_kinds]
-    return next((key for key in known if key[0] in streaming), None)
+    streaming = [kind for kind in law_input.kinds if kind in KINDS and (KINDS[kind].op_kinds or kind in OF_BYTES)]
+    return next((key for kind in streaming for key in known if key[0] == kind), None)
+
+
+def _chosen(law_input: LawInput | None, known: Mapping[tuple[str, str], object]) -> LawInput | None:
+    """The input itself, or the one instead of it where only that has a law."""
+    if law_input is None or law_input.instead is None or _law_key(law_input, known) is not None:
+        return law_input
+    return law_input.instead if _law_key(law_input.instead, known) is not None else law_input
 
 
 def _attention(op: Op, states: Mapping[str, float]) -> LawInput | None:
@@ -231,19 +306,21 @@ def law_prices(prepared: Prepared, spec: HardwareSpec, otherwise: Floats, *, wit
     if not known and not doubted:
         return LawPrices(time_s, priced, outside, number, low_s, high_s)
     facts = facts_of(spec)
-    inputs = law_inputs(prepared, facts.cache_bytes)
+    every = law_inputs(prepared, facts.cache_bytes)
+    inputs = [_chosen(row, known) for row in every]
     for key, places in by_law(inputs, known).items():
         law, rows = spec.calibrated[known[key]], [row for place in places if (row := inputs[place]) is not None]
         names = set.intersection(*(set(row.dims) for row in rows))
         dims = {name: np.array([row.dims[name] for row in rows]) for name in names}
         if (held := law.values.get(HELD, 1.0)) < 1:
             dims["cold"] = cold_shares(prepared.touches, held * facts.cache_bytes)[places]
-        time_s[places] = law.time_s(dims, facts)
+        share = np.array([row.share for row in rows])
+        time_s[places] = share * law.time_s(dims, facts)
         priced[places], outside[places] = True, law.outside(dims)
         number[places] = known[key]
         if with_intervals:
-            low_s[places], high_s[places] = law.interval(dims, facts)
-    left = [None if priced[place] else row for place, row in enumerate(inputs)]
+            low_s[places], high_s[places] = (share * end_s for end_s in law.interval(dims, facts))
+    left = [None if priced[place] else _chosen(row, doubted) for place, row in enumerate(every)]
     refused = tuple(sorted(doubted[key] for key in by_law(left, doubted)))
     return LawPrices(time_s, priced, outside, number, low_s, high_s, refused)
 

@@ -133,7 +133,7 @@ class Surface:
     def each_s(
         self, constants: Floats, batch: Any, keys: Any, new: Any = 0.0, before: Any = 0.0, prompts: Any = 1.0
     ) -> Floats:
-        """Seconds of many steps at once, in the shape to which the sizes broadcast; `constants` as `replay` has them."""
+        """Seconds of many steps at once, in the shape to which the sizes broadcast; `constants` as in `replay`."""
         shape = np.broadcast_shapes(*(np.shape(size) for size in (batch, keys, new, before, prompts)))
         total: Floats = np.zeros(())
         for constant, term in zip(constants, self.each_term(batch, keys, new, before, prompts), strict=True):

@@ -7,9 +7,11 @@ from graphs import GraphBuilder, peaks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roofline.graph.op import OpGraph
-from roofline.hardware.spec import Chip, Figure, HardwareSpec, Level, Peaks, facts_of
+from roofline.graph.op import OpGraph, Routing
+from roofline.hardware.spec import Chip, Figure, HardwareSpec, Level, Link, Peaks, facts_of
+from roofline.laws.expert_loads import expert_loads
 from roofline.laws.fitted import PROBES, FittedLaw, LevelRatio
+from roofline.laws.work import OPERATIONS
 from roofline.price import Prepared
 from roofline.price_by_law import (
     bytes_since_last_run,
@@ -19,8 +21,10 @@ from roofline.price_by_law import (
     least_gap_s,
     level_factors,
     ratio_of,
+    skew_of,
     waits,
 )
+from roofline.whatif.pipeline import all_gather, all_reduce
 from roofline.workload import Workload
 
 
@@ -51,6 +55,85 @@ def graph() -> Prepared:
 
 
 OTHERWISE = np.array([1.0, 2.0, np.nan])
+
+
+def gpu(*kinds: str) -> HardwareSpec:
+    """A device with links to others, and laws of these kinds in float16."""
+    link = Link(bandwidth=figure(1e9))
+    peaks = Peaks(
+        matrix={"float16": figure(1e12)}, vector={"float32": figure(1e11)},
+        levels=(Level(name="HBM", capacity_bytes=1e9, bandwidth=figure(1e10)),),
+        links={"nvlink": link, "network": link},
+    )  # fmt: skip
+    bare = HardwareSpec(name="a", kind="cuda", datasheet=peaks)
+    laws = (at_priors(kind, "float16", facts_of(bare)) for kind in kinds)
+    return bare.model_copy(update={"calibrated": tuple(laws)})
+
+
+@pytest.mark.parametrize("kind", ["collective", "own_all_reduce"])
+def test_a_collective_between_devices_has_its_law_s_time_whatever_the_dtype(kind: str) -> None:
+    builder = GraphBuilder()
+    builder.op("pointwise", reads={"x": 4000}, writes={"y": 4000}, elements=1000)
+    plain = builder.graph()
+    (op,) = plain.ops
+    part, whole = op.reads[0], op.writes[0]
+    ops = (
+        all_reduce(whole, ranks=4, link="nvlink", like=op),
+        all_reduce(whole, ranks=4, link="network", like=op),
+        all_gather(part, whole, ranks=4, link="nvlink", like=op),
+    )
+    spec = gpu(kind)
+    found = law_prices(Prepared(plain.model_copy(update={"ops": ops})), spec, np.ones(3), with_intervals=True)
+    # another network than that of the law's tables; and the engine's own all-reduce gathers nothing
+    assert found.by_law.tolist() == [True, False, kind == "collective"]
+    sizes = {"bytes": 4000.0, "ranks": 4.0, "operation": float(OPERATIONS.index("all_reduce"))}
+    expected = spec.calibrated[0].time_s({name: np.array([size]) for name, size in sizes.items()}, facts_of(spec))
+    assert found.time_s[0] == pytest.approx(expected[0])
+    assert found.low_s[0] < found.time_s[0] < found.high_s[0]
+
+
+def mixture(is_fused: bool, tokens: int = 6) -> Prepared:
+    """The experts of a layer: 8 of 32 × 16, of which a token chooses 2."""
+    builder = GraphBuilder()
+    routing = Routing(experts=8, per_token=2, tokens=tokens)
+    for name, n, k in (("up", 32, 32), ("down", 32, 16)):
+        builder.weight(name, 8 * n * k * 2)
+        builder.op("grouped_matmul", reads={"x": 64, name: routing.hit * n * k * 2}, writes={"y": 64},
+                   path="experts", matrix=2 * 12 * n * k, groups=8, m=12, n=n, k=k)  # fmt: skip
+    graph = builder.graph()
+    update = {"routing": routing, "dtype": "float16", "also": ("experts pointwise",) if is_fused else ()}
+    return Prepared(graph.model_copy(update={"ops": tuple(op.model_copy(update=update) for op in graph.ops)}))
+
+
+def test_the_experts_of_a_layer_share_the_time_of_their_law_where_no_law_knows_their_products() -> None:
+    spec = gpu("experts")
+    found = law_prices(mixture(is_fused=True), spec, np.ones(2))
+    assert found.by_law.all()
+    hit = Routing(experts=8, per_token=2, tokens=6).hit
+    sizes = {"tokens": 6, "hidden": 32, "inner": 16, "topk": 2, "experts": 8, "tp": 1, "ep": 1, "weight_bits": 16}
+    sizes["skew"] = skew_of(sizes, hit)
+    dims = {name: np.array([float(size)]) for name, size in sizes.items()}
+    whole = spec.calibrated[0].time_s(dims, facts_of(spec))[0]
+    assert found.time_s == pytest.approx([whole * 2 / 3, whole / 3])
+    assert not law_prices(mixture(is_fused=False), spec, np.ones(2)).by_law.any()  # whose moves are priced one by one
+    both = law_prices(mixture(is_fused=True), gpu("experts", "grouped_matmul"), np.ones(2))
+    assert both.law.tolist() == [1, 1]
+
+
+@given(st.integers(1, 400), st.sampled_from([(8, 2), (64, 6), (128, 8)]), st.floats(0.3, 1.0))
+def test_a_routing_s_equal_hits_as_many_experts(tokens: int, of: tuple[int, int], share: float) -> None:
+    experts, topk = of
+    sizes = {"tokens": float(tokens), "topk": float(topk), "experts": float(experts), "ep": 1.0}
+
+    def hit(skew: float) -> float:
+        loads = expert_loads(**{name: np.array([size]) for name, size in sizes.items()}, skew=np.array([skew]))
+        return float(loads.hit[0])
+
+    least, most = hit(3.0), hit(0.05)
+    wanted = least + share * (most - least)
+    if most > least * 1.01:
+        assert hit(skew_of(sizes, wanted)) == pytest.approx(wanted, rel=0.1)
+    assert skew_of(sizes, most + 1) == 0
 
 
 def test_without_laws_prices_stay_as_they_are() -> None:
