@@ -32,8 +32,10 @@ BATCHED_OPERATORS = ("aten::bmm", "aten::baddbmm")
 COLLECTIVE, EXPERTS = "collective", "experts"
 OF_BYTES = (COLLECTIVE, OWN_ALL_REDUCE)
 """Kinds besides streaming ones whose time follows bytes, whatever their dtype."""
-SKEWS = np.linspace(0.05, 3.0, 60)
-"""Exponents among which a routing's equal is sought."""
+SKEWS = np.array([0.0, *np.linspace(0.05, 1.2, 24)])
+"""Exponents of experts' loads among which a routing's equal is sought: from even ones to AIConfigurator's steepest."""
+NEAR = 0.25
+"""Most that the number of experts hit may be off for a law to price them; its time follows it about in proportion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +87,21 @@ def whole_experts(graph: OpGraph) -> dict[int, LawInput]:
             "topk": min(routing.per_token * ranks, routing.experts * ranks), "experts": float(routing.experts * ranks),
             "weight_bits": 8 * read / (routing.hit * size),
         }  # fmt: skip
-        dims["skew"] = skew_of(dims, routing.hit)
+        if (skew := skew_of(dims, routing.hit)) is None:
+            continue
+        dims["skew"] = skew
         for i in places:
             found[i] = LawInput((EXPERTS,), first.dtype, dims, share=graph.ops[i].matrix_flops / flops)
     return found
 
 
-def skew_of(dims: Mapping[str, float], hit: float) -> float:
-    """The exponent of the experts' loads (`roofline.laws.expert_loads`) at which as many experts are hit; 0 where more
-    are than any uneven load hits."""
-    sizes = {name: np.full(len(SKEWS), dims[name]) for name in ("tokens", "topk", "experts", "ep")}
-    hits = expert_loads(**sizes, skew=SKEWS).hit
-    if hit >= hits[0]:
-        return 0.0
-    return float(np.interp(-hit, -np.minimum.accumulate(hits), SKEWS))
+def skew_of(dims: Mapping[str, float], hit: float) -> float | None:
+    """The exponent of the experts' loads (`roofline.laws.expert_loads`) at which about as many experts are hit; None
+    where the routing is more uneven than any that the laws' tables hold."""
+    tokens, topk, experts, ep = (np.full(len(SKEWS), dims[name]) for name in ("tokens", "topk", "experts", "ep"))
+    off = np.abs(expert_loads(tokens, topk, experts, ep, SKEWS).hit / hit - 1)
+    nearest = int(np.argmin(off))
+    return float(SKEWS[nearest]) if off[nearest] < NEAR else None
 
 
 def cold_shares(touches: Touches, cache_bytes: float) -> Floats:

@@ -120,20 +120,18 @@ def test_the_experts_of_a_layer_share_the_time_of_their_law_where_no_law_knows_t
     assert both.law.tolist() == [1, 1]
 
 
-@given(st.integers(1, 400), st.sampled_from([(8, 2), (64, 6), (128, 8)]), st.floats(0.3, 1.0))
-def test_a_routing_s_equal_hits_as_many_experts(tokens: int, of: tuple[int, int], share: float) -> None:
-    experts, topk = of
-    sizes = {"tokens": float(tokens), "topk": float(topk), "experts": float(experts), "ep": 1.0}
+@given(st.integers(1, 400), st.sampled_from([(8, 2), (64, 6), (128, 8)]), st.floats(0, 1.2))
+def test_a_routing_s_equal_hits_as_many_experts(tokens: int, of: tuple[int, int], skew: float) -> None:
+    sizes = {"tokens": float(tokens), "topk": float(of[1]), "experts": float(of[0]), "ep": 1.0}
 
     def hit(skew: float) -> float:
-        loads = expert_loads(**{name: np.array([size]) for name, size in sizes.items()}, skew=np.array([skew]))
-        return float(loads.hit[0])
+        rows = (np.array([sizes[name]]) for name in ("tokens", "topk", "experts", "ep"))
+        return float(expert_loads(*rows, np.array([skew])).hit[0])
 
-    least, most = hit(3.0), hit(0.05)
-    wanted = least + share * (most - least)
-    if most > least * 1.01:
-        assert hit(skew_of(sizes, wanted)) == pytest.approx(wanted, rel=0.1)
-    assert skew_of(sizes, most + 1) == 0
+    equal = skew_of(sizes, hit(skew))
+    assert equal is not None
+    assert hit(equal) == pytest.approx(hit(skew), rel=0.05)
+    assert skew_of(sizes, hit(1.2) / 3) is None
 
 
 def test_without_laws_prices_stay_as_they_are() -> None:
