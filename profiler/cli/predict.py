@@ -43,6 +43,7 @@ python -m profiler predict llama-3.1-8b --hardware nvidia-h100-sxm\n
 python -m profiler predict llama-3.1-70b --hardware nvidia-h100-sxm --what-if quantise:weights=4\n
 python -m profiler predict qwen3-8b --hardware nvidia-l40s --batch 1,2,4,8,16,32,64 --output 256 --html qwen3.html\n
 python -m profiler predict llama-3.1-8b --hardware nvidia-h100-sxm,nvidia-l40s,amd-mi300x --phase decode --batch 1,16\n
+python -m profiler predict llama-3.1-70b --engine vllm:0.18.0 --hardware SPEC.json --what-if tensor_parallel:degree=4\n
 python -m profiler predict --file plan.yaml --csv plan.csv\n
 python -m profiler predict llama-2-7b --hardware nvidia-rtx-a6000 --accounting paper
 """
@@ -129,6 +130,10 @@ def predict(
     overhead: Annotated[
         str, Option(help="For --largest: memory of that share that the server needs besides, as 2GiB.")
     ] = "0",
+    engine: Annotated[
+        str | None,
+        Option(help="Price what a serving engine runs: vllm, sglang or trtllm, with a version as vllm:0.18.0."),
+    ] = None,
     accounting: Annotated[str, Option(help="Rules of counting: roofcal, or paper (arXiv 2402.16363).")] = "roofcal",
     bits: Annotated[str, Option(help="For the paper: bits of weights, activations, KV cache.")] = "16,16,16",
     flash: Annotated[bool, Option("--flash", help="For the paper: its fused attention.")] = False,
@@ -184,6 +189,15 @@ def predict(
             raise RequestError("--part vision takes one --batch of images")
         images = images_each[0]
     names, cases = option.hardware_list(hardware), []
+    if engine is not None:
+        from profiler.cli.served import Question as EngineQuestion
+        from profiler.cli.served import predict_served
+
+        if len(names) != 1:
+            raise RequestError("--engine takes one device; name one with --hardware")
+        of_engine = EngineQuestion(engine, model, peaks, asked, sizes.asked("bfloat16"), stored_bits)
+        predict_served(of_engine, option.device(names[0], peaks, results).spec, written, as_json)
+        return
     if file is not None:
         from profiler.cli.plan import read_plan
 

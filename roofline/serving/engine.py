@@ -63,6 +63,8 @@ class Engine(Record):
     constants: dict[str, Prior]
     """By the names of `roofline.serving.surface.TERMS`: seconds of a step, a decoding sequence, a streaming kernel and
     an all-reduce; and of a kernel that the host launches."""
+    compared: tuple[str, ...] = ()
+    """Versions whose measured steps this row was compared with."""
     sources: tuple[str, ...]
 
 
@@ -79,6 +81,29 @@ def engine_named(name: str, version: str = "") -> Engine:
         return rows[0] if version == UNKNOWN else rows[-1]
     fitting = [row for row in rows if (_number(row.since) or ()) <= known]
     return fitting[-1] if fitting else rows[0]
+
+
+def asked_engine(text: str) -> tuple[Engine, list[str]]:
+    """An engine by NAME or NAME:VERSION, and doubts about its description for that version, a sentence each.
+
+    Raises ValueError, one line: an unknown engine, or a version that is no number.
+    """
+    name, colon, version = text.partition(":")
+    engine = engine_named(name, version)
+    since = [row.since or "any version" for row in _rows(name.lower())]
+    if colon and _number(version) is None:
+        raise ValueError(
+            f"--engine {name}: a version is a number, as {name}:{engine.compared[0] if engine.compared else '1.0'}; "
+            f"not {version!r:.40}; described since: {', '.join(since)}"
+        )
+    row = f"the description since {engine.since}" if engine.since else "its only description for that version"
+    known = [number for other in engine.compared if (number := _number(other))]
+    if not colon:
+        return engine, [f"{name} without a version is priced by its newest description"]
+    if not known or not min(known)[:2] <= (_number(version) or ())[:2] <= max(known)[:2]:
+        those = ", ".join(engine.compared) or "none"
+        return engine, [f"{name} {version:.40} is priced by {row}, compared with measured steps of {those} alone"]
+    return engine, []
 
 
 @cache

@@ -81,8 +81,10 @@ class Plan:
     """Number of all-reduces of the engine's own."""
     likened: bool = False
     """A kernel is priced by the law of another kind, whose bytes and FLOPs it shares."""
-    bare: dict[str, float] = field(default_factory=dict)
-    """Seconds of kernels that no law of their own priced, by kind and dtype, summed over the steps."""
+    bare: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Seconds of kernels that no law of their own priced, by part and "kind dtype", summed over the steps."""
+    by_law: dict[tuple[str, str], float] = field(default_factory=dict)
+    """The same of kernels that one priced."""
 
     def add(self, part: str, kind: str, dtype: str, dims: Mapping[str, Any], count: Any) -> None:
         """Plan a kernel of sizes that are arrays or numbers, `count` times."""
@@ -171,8 +173,9 @@ def price(plans: Sequence[Plan], pricer: Prices) -> None:
             size = int(np.prod(plan.shape))
             spent = seconds[start : start + size].reshape(plan.shape) * count
             plan.spend(part, spent)
-            if not own:
-                plan.bare[f"{kind} {dtype}"] = plan.bare.get(f"{kind} {dtype}", 0.0) + float(spent.sum())
+            to = plan.by_law if own else plan.bare
+            place = part, f"{kind} {dtype}"
+            to[place] = to.get(place, 0.0) + float(spent.sum())
             start += size
 
 

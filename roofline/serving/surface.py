@@ -150,7 +150,11 @@ class Surface:
         """Part of all priced seconds that no law of their own priced, by kind and dtype."""
         plans = (self.tokens, self.experts, self.decode, self.prefill)
         total = sum(float(plan.total_s.sum()) for plan in plans)
-        return {name: seconds / total for plan in plans for name, seconds in plan.bare.items()}
+        shares: dict[str, float] = {}
+        for plan in plans:
+            for (_, name), seconds in plan.bare.items():
+                shares[name] = shares.get(name, 0.0) + seconds / total
+        return shares
 
 
 def _row(table: Floats, tokens: float) -> list[float]:
