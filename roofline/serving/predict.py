@@ -223,7 +223,7 @@ def _pass(
     if chunk:
         query, before = np.array(chunk, dtype=float).T
         distinct, counts = np.unique(np.stack([query, before]), axis=1, return_counts=True)
-        plan = plan_prefill(model, scheme, *distinct, pricer)
+        plan = plan_prefill(model, scheme, distinct[0], distinct[1], pricer)
         share = counts / ranks
         plan.kernels = [(part, kind, dtype, dims, count * share) for part, kind, dtype, dims, count in plan.kernels]
         plans.append(plan)
@@ -270,9 +270,9 @@ def requests(
                 f"{surface.most_tokens:.0f} tokens; use more ranks or fewer bits"
             )
         done = replay(surface, Load(batch, prompt, output), constants, engine)
-        medians = (float(np.median(seconds)) for seconds in (done.first_s, done.token_s, done.request_s))
+        first, token, whole = (float(np.median(seconds)) for seconds in (done.first_s, done.token_s, done.request_s))
         rate = batch * output / float(np.mean(done.request_s))  # Little's law
-        found.append(EngineRequest(batch, prompt, output, *medians, tokens_per_s=rate))
+        found.append(EngineRequest(batch, prompt, output, first, token, whole, rate))
     return found
 
 
