@@ -13,8 +13,8 @@ from typer.core import TyperCommand
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Model": (
-        "dtype", "layers", "weights", "attn", "experts", "cache", "compile", "cuda-graph", "part", "source", "bits-of-checkpoint",
-        "trust-remote-code", "module", "module-seconds", "graph", "model",
+        "dtype", "layers", "weights", "attn", "experts", "cache", "compile", "cuda-graph", "part", "source",
+        "bits-of-checkpoint", "trust-remote-code", "module", "module-seconds", "graph", "model", "tp",
     ),
     "Workload": (
         "phase", "prompt", "context", "batch", "logits", "mix", "output", "draft", "speculate", "acceptance", "file",
@@ -31,7 +31,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "points", "kind", "score", "timeout",
     ),
     "Input and output": (
-        "to", "out", "name", "results", "force", "csv", "html", "markdown", "write", "save-graph", "json", "version", "debug", "help",
+        "to", "out", "name", "results", "force", "csv", "html", "markdown", "write", "save-graph", "json",
+        "version", "debug", "help",
         "install-completion", "show-completion",
     ),
 }  # fmt: skip
