@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from roofline.caches import Touches, level_bytes
 from roofline.dtypes import ELEMENT_BYTES
-from roofline.graph.op import Kind, Op, OpGraph
+from roofline.graph.op import EXPERT_PARALLEL, Kind, Op, OpGraph
 from roofline.hardware.spec import OUTWARD, HardwareSpec, Peaks, facts_of
 from roofline.laws.expert_loads import expert_loads
 from roofline.laws.fitted import PROBES, FittedLaw, LevelRatio
@@ -25,7 +25,6 @@ from roofline.laws.kinds import BATCHED, GROUPED, HOST_GAP, KINDS, MATVEC, OWN_A
 from roofline.laws.law import Floats
 from roofline.laws.work import OPERATIONS
 from roofline.price import Prepared, Rates, roofs
-from roofline.whatif.experts import OPTION as EXPERT_PARALLEL
 
 BATCHED_OPERATORS = ("aten::bmm", "aten::baddbmm")
 """Operators that run other kernels than a single product does, even for a batch of one."""

@@ -62,6 +62,9 @@ def experts_hit(experts: int, per_token: float, tokens: ArrayLike, skew: float =
 
 GRAPH_SCHEMA = 2
 
+EXPERT_PARALLEL = "expert_parallel"
+"""Key of `OpGraph.options` whose text begins with the number of ranks that share the experts."""
+
 
 class Kind(StrEnum):
     """The kind of work that an operation does; a law prices one kind."""

@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 
 from roofline.graph.dataflow import GATHERS, Dataflow
 from roofline.graph.edit import Edit, access, changed, redirected
-from roofline.graph.op import ANCHORS, Access, Kind, Op, OpGraph, Routing, chosen_by_a_token
+from roofline.graph.op import ANCHORS, EXPERT_PARALLEL, Access, Kind, Op, OpGraph, Routing, chosen_by_a_token
 from roofline.whatif.checks import checked_ranks, executed
 from roofline.whatif.pipeline import all_to_all
 from roofline.whatif.tensor_parallel import sharded
 
-OPTION, SKEW_OPTION = "expert_parallel", "expert_skew"
+OPTION, SKEW_OPTION = EXPERT_PARALLEL, "expert_skew"
 
 
 def expert_parallel(

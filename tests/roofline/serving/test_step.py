@@ -94,7 +94,7 @@ def test_latent_attention_is_likened_to_another_until_it_is_measured() -> None:
         assert plan.parts_s[DECODE] == pytest.approx(10 * 3e-6)  # attention and two products that unpack
         dims = known.asked[kind, "bfloat16"]
         assert (dims["kv_heads"][0], 2 * dims["head_dim"][0]) == (1, 512 + 64)
-        assert plan.bare == pytest.approx({"batched_matmul bfloat16": 20e-6})
+        assert plan.bare == pytest.approx({(DECODE, "batched_matmul bfloat16"): 20e-6})
     known = Known(LATENT_PREFILL)
     price([plan_prefill(LATENT, Scheme(), np.array([512.0]), np.array([0.0]), known)], known)
     assert known.asked[LATENT_PREFILL, "bfloat16"]["head_dim"] == pytest.approx((192 + 128) / 2)
