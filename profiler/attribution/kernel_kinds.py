@@ -1,0 +1,98 @@
+"""Kinds of kernels by their names, and steps by their annotations: the rules of ``kernel_rules.json``.
+
+The first rule counts whose pattern occurs in the name. A kernel that none knows has the kind of the operator that
+launched it, where the timeline knows it. Each rule states a name that it is for.
+
+Example: ``kind_of("ncclDevKernel_AllReduce_Sum_bf16_RING_LL").kind == "collective"``
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+LONGEST = 2048
+"""Characters of a name that are looked at: templates of kernels fill pages, and say what they are at their beginning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row of the table."""
+
+    kind: str
+    family: str
+    pattern: re.Pattern[str]
+    example: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepForm:
+    """One form of annotations of steps."""
+
+    engine: str
+    pattern: re.Pattern[str]
+    example: str
+
+
+@cache
+def _table() -> dict[str, list[dict[str, str]]]:
+    text = files("profiler.attribution").joinpath("kernel_rules.json").read_text(encoding="utf-8")
+    table: dict[str, list[dict[str, str]]] = json.loads(text)
+    return table
+
+
+@cache
+def kernel_rules() -> tuple[Rule, ...]:
+    return tuple(Rule(r["kind"], r["family"], re.compile(r["pattern"]), r["example"]) for r in _table()["kernels"])
+
+
+@cache
+def operator_rules() -> tuple[Rule, ...]:
+    return tuple(Rule(r["kind"], "by operator", re.compile(r["pattern"]), r["example"]) for r in _table()["operators"])
+
+
+@cache
+def step_forms() -> tuple[StepForm, ...]:
+    return tuple(StepForm(r["engine"], re.compile(r["pattern"]), r["example"]) for r in _table()["steps"])
+
+
+def kind_of(kernel: str, operator: str | None = None) -> Rule | None:
+    """The rule that knows a kernel, or else its operator; None where none does."""
+    return _first("kernels", kernel[:LONGEST]) or (operator and _first("operators", operator[:LONGEST])) or None
+
+
+@cache
+def _first(table: str, name: str) -> Rule | None:
+    rules = kernel_rules() if table == "kernels" else operator_rules()
+    return next((rule for rule in rules if rule.pattern.search(name)), None)
+
+
+_SUMS = re.compile(r"sq(\d+)sk(\d+)sqsq(\d+)sqsk(\d+)")
+_OLD_SUMS = re.compile(r"(\d+)_(\d+)")
+_PAIR = re.compile(r"(\w+)=(\d+)")
+
+
+def step_sizes(name: str) -> dict[str, float] | None:
+    """What a step's annotation states of its work; None where it is no step's.
+
+    Tokens are Σq, context Σkv over the sequences, and `attention` the pairs of a query and a key that causal attention
+    works on, Σq·kv − Σq²/2 + Σq/2 (a query sees the keys up to its own).
+    """
+    for form in step_forms():
+        if (found := form.pattern.search(name[:LONGEST])) is None:
+            continue
+        sizes: dict[str, float] = {}
+        groups = {key: text[:200] for key, text in found.groupdict().items() if text}
+        for part in ("prefill", "decode"):
+            if count := groups.get(f"{part}_sequences"):
+                sizes[f"{part}_sequences"] = float(count[:15])
+            if sums := _SUMS.fullmatch(groups.get(part, "")):
+                q, kv, qq, qkv = (float(number[:18]) for number in sums.groups())
+                sizes |= {f"{part}_tokens": q, f"{part}_context": kv}
+                sizes[f"{part}_attention"] = qkv - qq / 2 + q / 2
+            elif old := _OLD_SUMS.fullmatch(groups.get(part, "")):
+                sizes[f"{part}_tokens"] = float(old[1][:18])
+        sizes |= {key[:20]: float(number[:18]) for key, number in _PAIR.findall(groups.get("facts", ""))}
+        return sizes
+    return None
