@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.attribution.kernel_kinds import kind_of, step_forms, step_sizes
+from profiler.attribution.kernel_kinds import form_of, kind_of, step_forms, step_sizes
 from profiler.attribution.nsys import is_nsys, read_nsys
 from profiler.attribution.timeline import DeviceEvent, HostEvent, Launch, Timeline, read_timeline
 from profiler.record.engine_trace import Closure, KernelRow, ModuleRow, StepRow, StreamRow, TraceRank
@@ -78,12 +78,12 @@ class _Owners:
         self.has_launches = bool(timeline.launches)
         self.modules = timeline.modules
         self.steps, self.source = _steps(timeline)
-        marked = {id(event) for event in timeline.host if step_sizes(event.name) is not None}
+        marked = {id(event) for event in timeline.host if form_of(event.name) is not None}
         self._operators = [event for event in timeline.host if id(event) not in marked]
         self._callers = {event.external_id: event for event in timeline.host if event.external_id is not None}
         points = {(launch.tid, launch.start_s) for launch in timeline.launches}
         points |= {(caller.tid, caller.start_s) for caller in self._callers.values()}
-        self._of: list[dict[tuple[int, float], tuple[int, ...]]] = [
+        self._of: list[dict[_Point, tuple[int, ...]]] = [
             _around(events, points) for events in (self._operators, self.modules, self.steps)
         ]
 
@@ -100,14 +100,16 @@ class _Owners:
         return _Work(event, operator, modules, steps[0] if steps else None, is_inside, is_graph)
 
 
-def _around(
-    events: Sequence[HostEvent], points: Iterable[tuple[int, float]]
-) -> dict[tuple[int, float], tuple[int, ...]]:
+_Point = tuple[int, float]
+"""A thread and a moment in seconds."""
+
+
+def _around(events: Sequence[HostEvent], points: Iterable[_Point]) -> dict[_Point, tuple[int, ...]]:
     """The events of a point's thread that it lies in, from the outermost; at most `DEEPEST`. Events are in order."""
     threads: dict[int, list[int]] = defaultdict(list)
     for i, event in enumerate(events):
         threads[event.tid].append(i)
-    found: dict[tuple[int, float], tuple[int, ...]] = {}
+    found: dict[_Point, tuple[int, ...]] = {}
     by_thread: dict[int, list[float]] = defaultdict(list)
     for tid, at in points:
         if tid in threads:
@@ -128,19 +130,17 @@ def _around(
 
 
 def _steps(timeline: Timeline) -> tuple[list[HostEvent], str]:
-    """Annotations of steps, or calls of the outermost module where there are several, and who wrote them.
+    """Annotations of steps, or calls of the outermost module where there are several, and whose form they have.
 
-    An engine's own forms count before the profiler's; of annotations within each other the outermost counts.
+    The first form of the table counts that occurs; of annotations within each other the outermost.
     """
     found: dict[str, list[HostEvent]] = defaultdict(list)
     for event in timeline.host:
-        if (form := next((f for f in step_forms() if f.pattern.search(event.name[:LONGEST_NAME])), None)) is not None:
+        if (form := form_of(event.name)) is not None:
             found[form.engine].append(event)
-    profiler = step_forms()[-1].engine
-    if engines := [event for engine, events in found.items() if engine != profiler for event in events]:
-        return _outermost(engines), " and ".join(sorted({e for e in found if e != profiler}))
-    if profiler in found:
-        return _outermost(found[profiler]), profiler
+    for form in step_forms():
+        if form.engine in found:
+            return _outermost(found[form.engine]), form.engine
     roots = _outermost(timeline.modules)
     by_class = Counter(_class(event.name) for event in roots)
     longest = max(roots, key=lambda event: event.end_s - event.start_s, default=None)
@@ -208,7 +208,7 @@ def _rank(file: str, device: int, timeline: Timeline, owners: _Owners) -> TraceR
         compute_s=computing,
         exposed_collective_s=on_kernels - computing,
         exposed_memory_s=busy - on_kernels,
-        closure=_closure(kernels, [rule and rule.family for rule in rules]),
+        closure=_closure(kernels, [rule.family if rule is not None else None for rule in rules]),
         kernels=tuple(sorted(rows, key=lambda row: (-row.total_s, row.name))),
         streams=tuple(StreamRow(stream=s, events=len(of), busy_s=_covered(of)) for s, of in streams.items()),
         steps=tuple(steps),
@@ -258,7 +258,7 @@ def _step_rows(owners: _Owners, kernels: Sequence[_Work]) -> tuple[str, list[Ste
     rows = []
     for i, of in sorted(per_step.items()):
         event = owners.steps[i]
-        sizes = step_sizes(event.name) or {}
+        sizes = step_sizes(event.name)
         rows.append(_step_row(event.name, owners.source, sizes, event.end_s - event.start_s, [w.event for w in of]))
     return owners.source, rows, between
 
@@ -277,18 +277,16 @@ def _step_row(
 def period(names: Sequence[str]) -> list[tuple[int, int]]:
     """Where the whole steps of a sequence of kernels begin and end, by its period; empty where it has none.
 
-    The period is the least lag at which `LEAST_MATCH` of the kernels are those of one lag before. A step begins with a
-    kernel that occurs once in it; where that is, and whether all lags of layers are worse, only the sequence tells.
+    The period is the least lag at which `LEAST_MATCH` of the kernels are those of one lag before. A step is cut before
+    a kernel that occurs once in it, so that it may begin in the middle of the engine's.
     """
     numbers: dict[str, int] = {}
     codes = np.array([numbers.setdefault(name, len(numbers)) for name in names[:MOST_PERIOD_KERNELS]], dtype=np.int32)
     best = 0
     for lag in range(1, len(codes) // 2 + 1):
-        if codes[0] == codes[lag] or lag < len(codes) - 1:
-            same = float(np.mean(codes[lag:] == codes[:-lag]))
-            if same >= LEAST_MATCH:
-                best = lag
-                break
+        if float(np.mean(codes[lag:] == codes[:-lag])) >= LEAST_MATCH:
+            best = lag
+            break
     if not best:
         return []
     counts = Counter(names[:best])

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 
 LONGEST = 2048
-"""Characters of a name that are looked at: templates of kernels fill pages, and say what they are at their beginning."""
+"""Characters of a name that are looked at: templates of kernels fill pages, and say at their beginning what they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +44,19 @@ def _table() -> dict[str, list[dict[str, str]]]:
 
 @cache
 def kernel_rules() -> tuple[Rule, ...]:
+    """The rules by names of kernels."""
     return tuple(Rule(r["kind"], r["family"], re.compile(r["pattern"]), r["example"]) for r in _table()["kernels"])
 
 
 @cache
 def operator_rules() -> tuple[Rule, ...]:
+    """The rules by names of operators."""
     return tuple(Rule(r["kind"], "by operator", re.compile(r["pattern"]), r["example"]) for r in _table()["operators"])
 
 
 @cache
 def step_forms() -> tuple[StepForm, ...]:
+    """The forms of annotations, an engine's own before the profiler's."""
     return tuple(StepForm(r["engine"], re.compile(r["pattern"]), r["example"]) for r in _table()["steps"])
 
 
@@ -73,26 +76,27 @@ _OLD_SUMS = re.compile(r"(\d+)_(\d+)")
 _PAIR = re.compile(r"(\w+)=(\d+)")
 
 
-def step_sizes(name: str) -> dict[str, float] | None:
-    """What a step's annotation states of its work; None where it is no step's.
+def form_of(annotation: str) -> StepForm | None:
+    """The form of a step's annotation; None for any other text."""
+    return next((form for form in step_forms() if form.pattern.search(annotation[:LONGEST])), None)
 
-    Tokens are Σq, context Σkv over the sequences, and `attention` the pairs of a query and a key that causal attention
-    works on, Σq·kv − Σq²/2 + Σq/2 (a query sees the keys up to its own).
+
+def step_sizes(annotation: str) -> dict[str, float]:
+    """What a step's annotation states of its work, as sums over the sequences; nothing where it has no known form.
+
+    Tokens are Σq, context is Σkv, and attention counts the pairs of a query and a key that causal attention works on,
+    Σq·kv − Σq²/2 + Σq/2: a query sees the keys up to its own.
     """
-    for form in step_forms():
-        if (found := form.pattern.search(name[:LONGEST])) is None:
-            continue
-        sizes: dict[str, float] = {}
-        groups = {key: text[:200] for key, text in found.groupdict().items() if text}
-        for part in ("prefill", "decode"):
-            if count := groups.get(f"{part}_sequences"):
-                sizes[f"{part}_sequences"] = float(count[:15])
-            if sums := _SUMS.fullmatch(groups.get(part, "")):
-                q, kv, qq, qkv = (float(number[:18]) for number in sums.groups())
-                sizes |= {f"{part}_tokens": q, f"{part}_context": kv}
-                sizes[f"{part}_attention"] = qkv - qq / 2 + q / 2
-            elif old := _OLD_SUMS.fullmatch(groups.get(part, "")):
-                sizes[f"{part}_tokens"] = float(old[1][:18])
-        sizes |= {key[:20]: float(number[:18]) for key, number in _PAIR.findall(groups.get("facts", ""))}
-        return sizes
-    return None
+    form = form_of(annotation)
+    found = form.pattern.search(annotation[:LONGEST]) if form is not None else None
+    groups = {key: text[:200] for key, text in found.groupdict().items() if text} if found is not None else {}
+    sizes: dict[str, float] = {}
+    for part in ("prefill", "decode"):
+        if count := groups.get(f"{part}_sequences"):
+            sizes[f"{part}_sequences"] = float(count[:15])
+        if sums := _SUMS.fullmatch(groups.get(part, "")):
+            q, kv, qq, qkv = (float(number[:18]) for number in sums.groups())
+            sizes |= {f"{part}_tokens": q, f"{part}_context": kv, f"{part}_attention": qkv - qq / 2 + q / 2}
+        elif old := _OLD_SUMS.fullmatch(groups.get(part, "")):
+            sizes[f"{part}_tokens"] = float(old[1][:18])
+    return sizes | {key[:20]: float(number[:18]) for key, number in _PAIR.findall(groups.get("facts", ""))}

@@ -1,7 +1,7 @@
 """What the timeline of a real engine says, as `trace` reports it: kernels, steps, modules, streams and the closure.
 
-Times are seconds of device time, sums of kernels' durations unless a field says otherwise. Nothing is copied from a file
-but names of kernels, operators, modules and steps, and times.
+Times are seconds of device time, sums of kernels' durations unless a field says otherwise. Nothing is copied from a
+file but times and the names of kernels, modules and steps.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class StepRow(Record):
 
     name: str
     source: str
-    """Who wrote the annotation; "modules" or "period" where there is none."""
+    """Form of the annotation; "modules" or "period" where there is none."""
     sizes: Mapping[str, float]
     """What the annotation states of its work; sums over the sequences of the step."""
     host_s: float | None
