@@ -196,6 +196,7 @@ def _rank(file: str, device: int, timeline: Timeline, owners: _Owners) -> TraceR
             KernelRow(
                 name=_short(name), kind=rule.kind if rule else None, family=rule.family if rule else "",
                 calls=len(at), total_s=sum(seconds), median_s=float(np.median(seconds)),
+                outside=sum(not kernels[i].is_inside for i in at),
                 outside_s=sum(kernels[i].seconds for i in at if not kernels[i].is_inside),
             )
         )  # fmt: skip

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 
 LONGEST = 2048
-"""Characters of a name that are looked at: templates of kernels fill pages, and say at their beginning what they are."""
+"""Characters of a name that are looked at: templates of kernels fill pages, and begin with what they are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,9 @@ class KernelRow(Record):
     calls: int
     total_s: float
     median_s: float
+    outside: int
+    """Of `calls`, those that were launched outside the window."""
     outside_s: float
-    """The part of `total_s` that was launched outside the window."""
 
 
 class StreamRow(Record):
