@@ -27,9 +27,7 @@ def main() -> int:
         for file in (sorted(f for f in path.iterdir() if f.suffix in SUFFIXES) if path.is_dir() else [path])
     ]  # fmt: skip
     is_good = True
-    print(
-        "file · device · kernels · time · before the window · in it · classified · attributed · in graphs · unexplained"
-    )
+    print("file · device · kernels · time · before window · in it · classified · attributed · in graphs · unexplained")
     for file in files:
         try:
             ranks = read_ranks(file)

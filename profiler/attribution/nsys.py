@@ -33,8 +33,10 @@ MAGIC = b"SQLite format 3\x00"
 MOST_BYTES = 4 << 30
 MOST_ROWS = 2_000_000
 """Rows of a table that are read: each becomes an object of some 300 bytes."""
-MOST_STEPS = 2_000
-"""Thousands of instructions of SQLite's machine for a row; a hostile file may ask for endless work."""
+MOST_STEPS = 200
+"""Instructions of SQLite's machine for a row, of which a plain one takes some 20; a hostile schema asks for more."""
+LONGEST = 1 << 20
+"""Bytes of a value: the longest names of kernels have some 10 kB."""
 
 _KERNELS, _COPIES, _MEMSETS = (f"CUPTI_ACTIVITY_KIND_{kind}" for kind in ("KERNEL", "MEMCPY", "MEMSET"))
 _CALLS, _RANGES, _TEXTS = "CUPTI_ACTIVITY_KIND_RUNTIME", "NVTX_EVENTS", "StringIds"
@@ -79,6 +81,7 @@ def read_nsys(path: Path) -> Timeline:
 
 
 def _timeline(database: sqlite3.Connection, path: Path) -> Timeline:
+    database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
     database.text_factory = lambda raw: raw.decode("utf-8", errors="replace")
     database.execute("PRAGMA trusted_schema = OFF")
     database.execute("PRAGMA cell_size_check = ON")
