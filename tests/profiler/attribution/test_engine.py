@@ -120,6 +120,25 @@ def test_an_export_of_nsight_systems_as_sql_counts_it() -> None:
         assert rank.closure.attributed == 1 and rank.closure.classified == 1
 
 
+def test_processes_of_one_export_count_their_launches_apart(tmp_path: Path) -> None:
+    made = sqlite3.connect(tmp_path / "two.sqlite")
+    made.execute("CREATE TABLE StringIds(id, value)")
+    made.execute("INSERT INTO StringIds VALUES(1, 'nvjet_a'), (2, 'cudaLaunchKernel_v7000')")
+    made.execute(
+        "CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL"
+        "(start, end, deviceId, streamId, correlationId, globalPid, demangledName, shortName)"
+    )
+    made.execute("CREATE TABLE CUPTI_ACTIVITY_KIND_RUNTIME(start, end, globalTid, correlationId, nameId)")
+    for device, process in enumerate((1 << 24, 2 << 24)):
+        made.execute(f"INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES(50, 90, {device}, 7, 5, {process}, 1, 1)")
+    made.execute(f"INSERT INTO CUPTI_ACTIVITY_KIND_RUNTIME VALUES(10, 20, {(2 << 24) + 77}, 5, 2)")
+    made.commit()
+    made.close()
+    first, second = read_ranks(tmp_path / "two.sqlite")
+    assert (first.closure.outside, second.closure.outside) == (1, 0)
+    assert second.closure.unexplained == 1, "nothing on the host is known but its launch"
+
+
 def test_attention_of_an_annotation_is_the_pairs_that_a_causal_mask_leaves() -> None:
     draw = random.Random(7)
     prefill = [(q, q + draw.randrange(50)) for q in (draw.randrange(1, 40) for _ in range(9))]
