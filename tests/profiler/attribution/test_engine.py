@@ -139,6 +139,31 @@ def test_processes_of_one_export_count_their_launches_apart(tmp_path: Path) -> N
     assert second.closure.unexplained == 1, "nothing on the host is known but its launch"
 
 
+def test_kernels_belong_to_the_step_that_launched_them_whenever_they_run(tmp_path: Path) -> None:
+    names = [f"step[DECODE bs={n} g_sq={n}]" for n in (1, 2, 3)]
+    events: list[dict[str, Any]] = []
+
+    def add(category: str, name: str, start: float, length: float, **ids: int) -> None:
+        events.append({"ph": "X", "cat": category, "name": name, "pid": 1, "tid": 1, "ts": start, "dur": length,
+                       "args": ids})  # fmt: skip
+
+    for n, name in enumerate(names, start=1):
+        add("user_annotation", name, 100.0 * n, 50.0)
+        for k in range(n):  # the device runs one step behind
+            add("cuda_runtime", "cudaLaunchKernel", 100.0 * n + k, 0.5, correlation=10 * n + k)
+            add("kernel", "nvjet_a", 1000.0 * n + 10 * k, 4.0, device=0, stream=7, correlation=10 * n + k)
+    add("cuda_runtime", "cudaLaunchKernel", 180.0, 0.5, correlation=99)
+    add("kernel", "nvjet_b", 5000.0, 3.0, device=0, stream=7, correlation=99)
+    path = tmp_path / "steps.json"
+    path.write_text(json.dumps({"traceEvents": events}), encoding="utf-8")
+    (rank,) = read_ranks(path)
+    assert [(step.name, step.kernels, step.sizes["bs"]) for step in rank.steps] == [
+        (name, n, n) for n, name in enumerate(names, start=1)
+    ]
+    assert [step.span_s for step in rank.steps] == pytest.approx([4e-6, 14e-6, 24e-6])
+    assert rank.between_steps_s == pytest.approx(3e-6)
+
+
 def test_attention_of_an_annotation_is_the_pairs_that_a_causal_mask_leaves() -> None:
     draw = random.Random(7)
     prefill = [(q, q + draw.randrange(50)) for q in (draw.randrange(1, 40) for _ in range(9))]
