@@ -1,8 +1,8 @@
 """Everything the torch profiler saw in one session, read from an exported Chrome trace.
 
 Host and device events share one clock and one origin, the first event of the session. Operators and annotations of the
-host are kept, calls that give the device work, and kernels, copies and memsets; Python frames, flows, device-side
-annotations, synchronisation and calls that launch nothing are left out.
+host are kept, calls of modules, calls that give the device work, and kernels, copies and memsets; other Python frames,
+flows, device-side annotations, synchronisation, calls that launch nothing, and all metadata are left out.
 
 An event whose time, name or ids cannot be true (a time that is no finite number, a host event that ends before it
 starts, a name that is not UTF-8) is kept apart in `Timeline.broken` with the reason, so that a pass can name it.
@@ -13,7 +13,6 @@ is imported (it is read when libkineto is loaded; level 6 is above its highest, 
 Example: ``read_timeline("trace.json").device[0].name``
 """
 
-import gzip
 import json
 import re
 import zlib
@@ -23,25 +22,31 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
+from roofline.reading import Unreadable, read_bytes
+
 QUIET: Mapping[str, str] = {"KINETO_LOG_LEVEL": "6"}
 """Environment that keeps kineto off stderr; its errors are then seen only as missing events, which `check` reports."""
 
 LaunchKind = Literal["kernel", "memory", "graph"]
 
 LAUNCHES: Mapping[str, LaunchKind] = {
-    # CUDA runtime and driver API references, sections "Execution Control", "Memory Management", "Graph Management".
+    # CUDA runtime and driver API references, sections "Execution Control", "Memory Management", "Graph Management", and
+    # the same sections of the HIP runtime API reference.
     **dict.fromkeys(
         ["cudaLaunchKernel", "cudaLaunchKernelExC", "cudaLaunchCooperativeKernel",
-         "cudaLaunchCooperativeKernelMultiDevice", "cuLaunchKernel", "cuLaunchKernelEx", "cuLaunchCooperativeKernel"],
+         "cudaLaunchCooperativeKernelMultiDevice", "cuLaunchKernel", "cuLaunchKernelEx", "cuLaunchCooperativeKernel",
+         "hipLaunchKernel", "hipExtLaunchKernel", "hipModuleLaunchKernel", "hipExtModuleLaunchKernel",
+         "hipLaunchCooperativeKernel"],
         "kernel",
     ),
-    **dict.fromkeys(["cudaGraphLaunch", "cuGraphLaunch"], "graph"),
+    **dict.fromkeys(["cudaGraphLaunch", "cuGraphLaunch", "hipGraphLaunch"], "graph"),
     **dict.fromkeys(
         ["cudaMemcpy", "cudaMemcpyAsync", "cudaMemcpy2D", "cudaMemcpy2DAsync", "cudaMemcpy3D", "cudaMemcpy3DAsync",
          "cudaMemcpyPeer", "cudaMemcpyPeerAsync", "cudaMemcpyToSymbol", "cudaMemcpyToSymbolAsync",
          "cudaMemcpyFromSymbol", "cudaMemcpyFromSymbolAsync", "cudaMemset", "cudaMemsetAsync", "cudaMemset2D",
          "cudaMemset2DAsync", "cuMemcpyAsync", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemcpyDtoDAsync",
-         "cuMemsetD8Async", "cuMemsetD16Async", "cuMemsetD32Async"],
+         "cuMemsetD8Async", "cuMemsetD16Async", "cuMemsetD32Async", "hipMemcpy", "hipMemcpyAsync",
+         "hipMemcpyWithStream", "hipMemset", "hipMemsetAsync"],
         "memory",
     ),
 }  # fmt: skip
@@ -54,9 +59,18 @@ _DEVICE: dict[str, Literal["kernel", "memcpy", "memset"]] = {
     "kernel": "kernel", "gpu_memcpy": "memcpy", "gpu_memset": "memset",
 }  # fmt: skip
 _KEPT = frozenset([*_HOST, *_APIS, *_DEVICE])
+MODULE = "nn.Module: "
+"""Begins the names of Python frames that are calls of modules (torch/autograd/profiler.py, `with_modules`)."""
+
+MOST_PACKED_BYTES = 256 << 20
+MOST_BYTES = 512 << 20
+"""Bytes of a trace file, and of its JSON, which takes about ten times as much memory; a server's steps are some 10 MB
+each."""
 
 _LONGEST_NS = 2**63
 """Times beyond the 64-bit nanoseconds that CUPTI stamps with (CUpti_ActivityKernel) are no times."""
+MOST_MEMBERS = 1024
+"""Parts of a gzip file; kineto writes one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +140,8 @@ class Timeline:
     device: tuple[DeviceEvent, ...]
     broken: tuple[BrokenEvent, ...] = ()
     """Events of the trace that are in none of the other lists, in the order of the file."""
+    modules: tuple[HostEvent, ...] = ()
+    """Calls of modules, named as "Linear_3"; only where the profiler ran with `with_stack` or `with_modules`."""
 
     def broken_in(self, window: tuple[float, float]) -> tuple[BrokenEvent, ...]:
         """The broken events that may belong to a pass: those that begin in its window, or whose start is not known."""
@@ -135,13 +151,14 @@ class Timeline:
 def read_timeline(trace: Path | str | Mapping[str, Any]) -> Timeline:
     """Parse a trace: a file (.json or .json.gz) or its decoded content. Times become seconds from the first event.
 
-    Raises ValueError for what is not a torch profiler trace, and where an event lacks its time.
+    Raises ValueError (Unreadable for files that are no JSON) for what is not a torch profiler trace, and where an event
+    lacks its time.
     """
     data = trace if isinstance(trace, Mapping) else _load(Path(trace))
     if not isinstance(data, Mapping) or not isinstance(data.get("traceEvents"), list):
         raise ValueError("not a torch profiler trace: no list 'traceEvents'; export one with prof.export_chrome_trace")
     whole = (e for e in data["traceEvents"] if isinstance(e, Mapping) and e.get("ph") == "X")
-    events = [e for e in whole if isinstance(e.get("cat"), str) and e["cat"] in _KEPT]
+    events = [e for e in whole if isinstance(e.get("cat"), str) and (e["cat"] in _KEPT or _is_module(e))]
     for event in events:
         if missing := [key for key in ("ts", "dur") if key not in event]:
             raise ValueError(f"a trace event has no {missing[0]!r}; was the file cut off?")
@@ -162,7 +179,14 @@ def read_timeline(trace: Path | str | Mapping[str, Any]) -> Timeline:
         broken.append(_broken(event, str(reason), start_s))
     host = (_host(event, *span) for event, span in timed if event["cat"] in _HOST)
     device = (_device(event, *span) for event, span in timed if event["cat"] in _DEVICE)
-    return Timeline(tuple(sorted(host, key=_order)), _launches(timed), tuple(sorted(device, key=_order)), tuple(broken))
+    modules = (_host(event, *span, skip=len(MODULE)) for event, span in timed if _is_module(event))
+    return Timeline(
+        tuple(sorted(host, key=order)),
+        _launches(timed),
+        tuple(sorted(device, key=order)),
+        tuple(broken),
+        tuple(sorted(modules, key=order)),
+    )
 
 
 _Timed = tuple[Mapping[str, Any], tuple[float, float]]
@@ -170,15 +194,37 @@ _Timed = tuple[Mapping[str, Any], tuple[float, float]]
 
 
 def _load(path: Path) -> Any:
-    raw = path.read_bytes()
+    raw = read_bytes(path, MOST_PACKED_BYTES, "export a shorter session")
+    if not raw.strip():
+        raise Unreadable(f"{path} is empty; export the trace again")
     try:
-        content = gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
+        content = unpacked(raw, MOST_BYTES) if raw.startswith(b"\x1f\x8b") else raw
         # A byte that is not UTF-8 becomes a surrogate, by which `_fault` knows the event that it lies in.
         text = content.decode("utf-8", errors="surrogateescape")
         # Decimal keeps the nanoseconds of µs since boot, which a float loses after 2^43 µs, 102 days.
         return json.loads(text, parse_float=Decimal)
-    except (ValueError, EOFError, OSError, zlib.error, RecursionError) as error:
-        raise ValueError(f"{path} is not complete JSON ({error}); export the trace again") from error
+    except (ValueError, EOFError, zlib.error, RecursionError, ArithmeticError) as error:
+        raise Unreadable(f"{path} is not complete JSON ({error}); export the trace again") from error
+
+
+def unpacked(raw: bytes, most: int) -> bytes:
+    """The content of gzip members one after another. Raises ValueError beyond `most` bytes, EOFError where cut off."""
+    content = bytearray()
+    for _ in range(MOST_MEMBERS):
+        if not raw:
+            return bytes(content)
+        member = zlib.decompressobj(wbits=31)  # 16 + 15: with gzip's header, the largest window
+        content += member.decompress(raw, most + 1 - len(content))
+        if len(content) > most:
+            raise ValueError(f"above {most:,} bytes when unpacked")
+        if not member.eof:
+            raise EOFError("the compressed data end too early")
+        raw = member.unused_data.lstrip(b"\0")  # gzip(1): padding after a member
+    raise ValueError(f"above {MOST_MEMBERS} compressed parts")
+
+
+def _is_module(event: Mapping[str, Any]) -> bool:
+    return event["cat"] == "python_function" and str(event.get("name")).startswith(MODULE)
 
 
 def _ns(us: object) -> int | None:
@@ -226,12 +272,18 @@ _SHOWN = 60
 """Characters of a value in a message: templates of kernels fill pages."""
 
 
-def _order(event: HostEvent | Launch | DeviceEvent) -> tuple[float, float]:
+def base_name(call: str) -> str:
+    """An API call's name without the suffixes of its version and of per-thread streams, as in `LAUNCHES`."""
+    return _SUFFIX.sub("", call)
+
+
+def order(event: HostEvent | Launch | DeviceEvent) -> tuple[float, float]:
+    """Sorts events by start, enclosing ones first."""
     return event.start_s, -event.end_s
 
 
-def _host(event: Mapping[str, Any], start_s: float, end_s: float) -> HostEvent:
-    return HostEvent(str(event["name"]), start_s, end_s, int(event["tid"]), _external(event))
+def _host(event: Mapping[str, Any], start_s: float, end_s: float, skip: int = 0) -> HostEvent:
+    return HostEvent(str(event["name"])[skip:], start_s, end_s, int(event["tid"]), _external(event))
 
 
 def _external(event: Mapping[str, Any]) -> int | None:
@@ -267,11 +319,11 @@ def _launches(timed: list[_Timed]) -> tuple[Launch, ...]:
     for event, span in timed:
         if event["cat"] not in _APIS or (correlation := _correlation(event)) == 0:
             continue
-        kind = LAUNCHES.get(_SUFFIX.sub("", str(event["name"]))) or worked.get(correlation)
+        kind = LAUNCHES.get(base_name(str(event["name"]))) or worked.get(correlation)
         if kind is None:
             continue
         launch = Launch(str(event["name"]), *span, int(event["tid"]), correlation, kind)
         outer = outermost.get(correlation)
-        if outer is None or _order(launch) < _order(outer):
+        if outer is None or order(launch) < order(outer):
             outermost[correlation] = launch
-    return tuple(sorted(outermost.values(), key=_order))
+    return tuple(sorted(outermost.values(), key=order))

@@ -42,6 +42,7 @@ VERBS = {
     "compare": ("compare", "compare", "EXAMPLE"),
     "gate": ("gate", "gate", "EXAMPLE"),
     "history": ("history", "history", "EXAMPLE"),
+    "trace": ("trace", "trace", "EXAMPLE"),
     "import": ("import_", "import_", "EXAMPLE"),
     "export": ("export", "export", "EXAMPLE"),
     "list": ("look", "list_", "LIST_EXAMPLE"),
