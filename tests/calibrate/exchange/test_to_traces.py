@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import report_samples
 from each import each
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -136,6 +136,7 @@ def test_ranges_of_one_depth_never_overlap_and_lie_in_those_above(steps: list[tu
 
 
 @given(st.integers(0, 10**14))
+@example(1001)  # 1.001 × 1000 = 1000.9999999999999
 def test_a_viewer_has_the_same_nanoseconds_whether_it_rounds_or_cuts_off(ns: int) -> None:
     parsed = json.loads(json.dumps(microseconds(ns))) * 1000
     assert int(parsed) == round(parsed) == ns
