@@ -22,6 +22,7 @@ from profiler.record.folder import find_run, slug
 from profiler.record.run import RequestError, roofcal_version
 from roofline.hardware.load import device_names
 from roofline.hardware.spec import doubted
+from roofline.reading import entry
 
 if TYPE_CHECKING:
     from calibrate.exchange.figures import Export, Origin, Source, Taken
@@ -84,7 +85,7 @@ def export(
         None if peaks is None else cast("Origin", words("--peaks", peaks, ("measured", "datasheet", "calibrated"))[0])
     )
     subject = _Subject(spec, results, origin, force)
-    read = [Path(spec), *(Path(spec).iterdir() if Path(spec).is_dir() else ())]
+    read = [Path(spec), *(Path(spec).iterdir() if entry(spec) == "folder" else ())]
     done: list[_Written] = []
     refused: dict[str, str] = {}
     for form in forms:
