@@ -1,5 +1,6 @@
 """The notebook's calls: docs/api.md as it is written, and the command line, which must say the same."""
 
+import importlib.util
 import io
 import json
 import re
@@ -13,6 +14,7 @@ import hardware_samples
 import pandas as pd
 import pytest
 import report_samples
+import yaml
 from each import each
 
 from profiler.api import RequestError, load, predict, price
@@ -147,4 +149,17 @@ def test_runs_are_read_without_torch(run_path: Path) -> None:
         text=True,
         check=False,
     )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_site_has_every_document_and_documents_modules_that_there_are(tmp_path: Path) -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    pages = [page for entry in site["nav"] for page in entry.values()]
+    assert sorted(pages) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    modules = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(modules) > 5 and all((ROOT / f"{name.replace('.', '/')}.py").is_file() for name in modules)
+    if any(importlib.util.find_spec(name) is None for name in ("mkdocs", "mkdocstrings")):
+        return  # an optional extra
+    built = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(built, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
