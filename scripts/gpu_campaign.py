@@ -64,7 +64,7 @@ COMPILE_S = 45.0
 """Seconds to compile the model of a cell."""
 QUICK_LOOK = ("--only", "memory,matmul,vector,host", "--processes", "1")
 """Options of `hardware` in a trial on a CPU."""
-FILES = {"llm-viewer": ".py", "genz": ".py", "llm-analysis": ".json", "blis": ".json"}
+FILES = {"llm-viewer": ".py", "genz": ".py", "llm-analysis": ".json", "blis": ".json", "tracelens-arch": ".json"}
 """Formats of one file that the spec is exported to."""
 FOLDERS = ("aiconfigurator", "infersim")
 """Formats of many files; Vidur's tables are of its own models, and large."""

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Any
 from xml.etree import ElementTree as Xml
 
+from calibrate.exchange.figures import plain
 from calibrate.regression.compare import CONDITIONS, Comparison, Result
 
 LONGEST_BENCHER = 1024
@@ -32,13 +33,13 @@ def junit(result: Result) -> str:
     outcomes = {"slower": "failure", "missing": "failure", "failed": "error", "ambiguous": "skipped",
                 "incomparable": "skipped"}  # fmt: skip
     for row in result.comparisons:
-        case = Xml.Element("testcase", name=_plain(row.name), classname=_plain(row.key[0][1]), time=_decimal(row))
+        case = Xml.Element("testcase", name=plain(row.name), classname=plain(row.key[0][1]), time=_decimal(row))
         outcome = outcomes.get(row.verdict)
         if outcome == "skipped":
-            Xml.SubElement(case, outcome, message=_plain(row.sentence))
+            Xml.SubElement(case, outcome, message=plain(row.sentence))
         elif outcome is not None:
-            told = Xml.SubElement(case, outcome, message=_plain(row.sentence), type=row.verdict)
-            told.text = _plain(row.sentence)
+            told = Xml.SubElement(case, outcome, message=plain(row.sentence), type=row.verdict)
+            told.text = plain(row.sentence)
         if outcome is not None:
             counts[outcome] += 1
         cases.append(case)
@@ -48,9 +49,9 @@ def junit(result: Result) -> str:
         "testsuite",
         package="roofcal",
         id="0",
-        name=_plain(f"{result.base.name} against {result.new.name}"),
+        name=plain(f"{result.base.name} against {result.new.name}"),
         timestamp=_time(result.new.started).strftime("%Y-%m-%dT%H:%M:%S"),
-        hostname=_plain(result.new.hostname or "localhost"),
+        hostname=plain(result.new.hostname or "localhost"),
         tests=str(len(cases)),
         failures=str(counts["failure"]),
         errors=str(counts["error"]),
@@ -59,10 +60,10 @@ def junit(result: Result) -> str:
     )
     properties = Xml.SubElement(suite, "properties")
     for name in CONDITIONS:
-        Xml.SubElement(properties, "property", name=name, value=_plain(result.new.conditions.get(name) or "unknown"))
+        Xml.SubElement(properties, "property", name=name, value=plain(result.new.conditions.get(name) or "unknown"))
     suite.extend(cases)
-    Xml.SubElement(suite, "system-out").text = "\n".join(_plain(f"{r.name}: {r.sentence}") for r in result.comparisons)
-    Xml.SubElement(suite, "system-err").text = "\n".join(map(_plain, result.notes))
+    Xml.SubElement(suite, "system-out").text = "\n".join(plain(f"{r.name}: {r.sentence}") for r in result.comparisons)
+    Xml.SubElement(suite, "system-err").text = "\n".join(map(plain, result.notes))
     Xml.indent(root)
     return Xml.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -91,7 +92,7 @@ def bencher(result: Result) -> str:
             metric = {"value": min(max(metric["value"], metric["lower_value"]), metric["upper_value"])} | {
                 name: metric[name] for name in ("lower_value", "upper_value")
             }
-        out.setdefault(_plain(row.name)[:LONGEST_BENCHER], {})[measure] = metric
+        out.setdefault(plain(row.name)[:LONGEST_BENCHER], {})[measure] = metric
     return _json(out)
 
 
@@ -103,15 +104,15 @@ def hud(result: Result) -> str:
                 "benchmark": {
                     "name": "roofcal",
                     "mode": "inference",
-                    "dtype": _plain(dict(row.key).get("dtype", "")),
+                    "dtype": plain(dict(row.key).get("dtype", "")),
                     "extra_info": {
-                        "device": _plain(result.new.conditions.get("device") or ""),
-                        "arch": _plain(result.new.conditions.get("device") or ""),
+                        "device": plain(result.new.conditions.get("device") or ""),
+                        "arch": plain(result.new.conditions.get("device") or ""),
                         "verdict": row.verdict,
-                        "key": json.dumps({name: _plain(value) for name, value in row.key}),
+                        "key": json.dumps({name: plain(value) for name, value in row.key}),
                     },
                 },
-                "model": {"name": _plain(row.name), "type": _plain(row.key[0][0]), "backend": _provider(row)},
+                "model": {"name": plain(row.name), "type": plain(row.key[0][0]), "backend": _provider(row)},
                 "metric": {
                     "name": f"latency({row.unit})",
                     "benchmark_values": [row.new_s],
@@ -127,10 +128,10 @@ def gha(result: Result) -> str:
     """A list of names with values, smaller is better."""
     out = []
     for row in _measured(result):
-        entry: dict[str, Any] = {"name": _plain(row.name), "unit": row.unit, "value": row.new_s}
+        entry: dict[str, Any] = {"name": plain(row.name), "unit": row.unit, "value": row.new_s}
         if row.low is not None and row.high is not None and row.base_s is not None:
             entry["range"] = f"± {row.base_s * (row.high - row.low) / 2:.3g}"
-        out.append({**entry, "extra": _plain(row.sentence)})
+        out.append({**entry, "extra": plain(row.sentence)})
     return _json(out)
 
 
@@ -139,13 +140,11 @@ def otava(result: Result) -> str:
     rows = _measured(result)
     file = io.StringIO()
     write = csv.writer(file, lineterminator="\n")
-    write.writerow(["time", "commit", *(_plain(row.name).replace(",", ";") for row in rows)])
+    write.writerow(["time", "commit", *(plain(row.name).replace(",", ";") for row in rows)])
     for side, is_new in ((result.base, False), (result.new, True)):
         stamp = _time(side.started).strftime("%Y-%m-%d %H:%M:%S %z")
         commit = side.versions.get("commit", side.name)
-        write.writerow(
-            [stamp, _plain(commit).replace(",", ";"), *(row.new_s if is_new else row.base_s for row in rows)]
-        )
+        write.writerow([stamp, plain(commit).replace(",", ";"), *(row.new_s if is_new else row.base_s for row in rows)])
     return file.getvalue()
 
 
@@ -169,14 +168,9 @@ def _table(rows: list[Comparison]) -> list[str]:
     return [*lines, *(f"| {_cell(row.name)} | {row.verdict} | {_cell(row.sentence)} |" for row in rows), ""]
 
 
-def _plain(text: str) -> str:
-    """One line that XML can hold: no control character, no lone surrogate, no space at its ends; never empty."""
-    return "".join(c if c.isprintable() else "�" for c in " ".join(text.split())) or "unnamed"
-
-
 def _cell(text: str) -> str:
     """A cell of a table in which nothing is HTML, a link, or the cell's end."""
-    escaped = _plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    escaped = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"\\{c}" if c in "\\`*_[]|~#" else c for c in escaped)
 
 
@@ -185,7 +179,7 @@ def _slug(text: str) -> str:
 
 
 def _provider(row: Comparison) -> str:
-    return _plain(dict(row.key).get("provider") or "torch")
+    return plain(dict(row.key).get("provider") or "torch")
 
 
 def _decimal(row: Comparison) -> str:

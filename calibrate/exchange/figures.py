@@ -184,6 +184,11 @@ class Ledger:
                 return self._take(f"matrix {dtype}", "FLOP/s", figure)
         return None
 
+    def vector_or_none(self, dtype: str) -> float | None:
+        """Vector FLOP/s of a dtype, where it is known."""
+        figure = self._source.peaks.vector.get(dtype)
+        return self._take(f"vector {dtype}", "FLOP/s", figure) if figure else None
+
     def bandwidth(self) -> float:
         """Bytes/s of main memory."""
         return self._take(f"bandwidth {self._source.main.name}", "B/s", self._source.main.bandwidth)
@@ -288,6 +293,12 @@ class Export:
     files: tuple[File, ...]
     left_out: dict[str, str]
     """Fields without a figure, as in `Ledger.left_out`."""
+
+
+def plain(text: str) -> str:
+    """One line that XML and JSON can hold: no control character, no lone surrogate, no space at its ends; never
+    empty."""
+    return "".join(c if c.isprintable() else "�" for c in " ".join(text.split())) or "unnamed"
 
 
 def json_text(content: Any) -> str:

@@ -1,4 +1,4 @@
-"""The formats that can be imported and exported; a new format is a file and a row of one of two lists.
+"""The formats that can be imported and exported; a new format is a file and a row of one of three lists.
 
 An imported table is read, translated to roofcal's names and units, cleaned, and kept with its provenance as a run's
 table of kernels.
@@ -24,12 +24,14 @@ from calibrate.exchange import (
     to_aiconfigurator,
     to_infersim,
     to_small,
+    to_traces,
     to_vidur,
 )
 from calibrate.exchange.clean import clean, limits_of
 from calibrate.exchange.figures import Export
 from calibrate.exchange.figures import Source as Exported
 from calibrate.exchange.tables import Device, ImportOptions, Parsed, device_of, read_table
+from calibrate.exchange.to_traces import Traced
 from profiler.record.kernel_table import COLUMNS, Kernels, Source
 from profiler.record.run import RequestError
 
@@ -65,6 +67,20 @@ class Format:
     """Whether the export is several files and its provenance, so that --out is a folder."""
 
 
+@dataclass(frozen=True, slots=True)
+class TraceFormat:
+    """A viewer of timelines, to which the passes of a run are exported."""
+
+    name: str
+    """The name that --to takes."""
+    what: str
+    """Name of the viewers and of the file, in one line."""
+    write: Callable[[Traced], Export]
+    """Makes the files. Raises ValueError, one line, where no pass of the run can be shown."""
+    folder: bool = False
+    """As `Format.folder`."""
+
+
 IMPORTS: list[Importer] = [
     Importer(
         "aiconfigurator",
@@ -83,10 +99,17 @@ EXPORTS: list[Format] = [
     Format("vidur", "Vidur: mlp.csv and attention.csv of its models", to_vidur.write, folder=True),
     Format("infersim", "InferSim: GPU entry (Python) and tables of MFU (CSV)", to_infersim.write, folder=True),
     Format("blis", "BLIS inference-sim: hardware_config.json", to_small.BLIS.write),
+    Format("tracelens-arch", "TraceLens: file of --gpu_arch_json_path (JSON)", to_small.TRACELENS.write),
+]
+
+TRACES: list[TraceFormat] = [
+    TraceFormat("chrome-trace", "Perfetto, chrome://tracing: passes of a run (JSON)", to_traces.chrome_trace),
+    TraceFormat("speedscope", "speedscope: passes of a run as flame graphs (JSON)", to_traces.speedscope),
 ]
 
 
-Entry = TypeVar("Entry", Importer, Format)
+AnyFormat = Format | TraceFormat
+Entry = TypeVar("Entry", Importer, AnyFormat)
 
 
 def import_format(name: str) -> Importer:
@@ -94,9 +117,14 @@ def import_format(name: str) -> Importer:
     return _named(name, IMPORTS, "import")
 
 
-def export_format(name: str) -> Format:
+def export_formats() -> list[AnyFormat]:
+    """All formats that can be exported to, those of devices first."""
+    return [*EXPORTS, *TRACES]
+
+
+def export_format(name: str) -> AnyFormat:
     """The export format of that name. Raises RequestError, one line with the nearest names."""
-    return _named(name, EXPORTS, "export to")
+    return _named(name, export_formats(), "export to")
 
 
 def _named(name: str, entries: Sequence[Entry], purpose: str) -> Entry:

@@ -1,4 +1,4 @@
-"""Tools that describe a device by a few figures: LLM-Viewer, GenZ, llm-analysis and BLIS, each as one `Small`.
+"""Tools that describe a device by a few figures: LLM-Viewer, GenZ, llm-analysis, BLIS, TraceLens, each as one `Small`.
 
 - LLM-Viewer (roofline_model.py): OPs ÷ min(intensity × bandwidth, peak), all SI, without factors. It looks up
   `onchip_buffer` for every model and uses it only as a bound on the block of its fused attention; `INT8` only where
@@ -13,6 +13,8 @@
 - BLIS (sim/latency/roofline.go): `TFlopsPeak`, `TFlopsFP8` × 1e12, `BwPeakTBs` × 1e12, links × 1e9, `MemoryGiB` × 2^30.
   Unknown keys are refused, `_comment` is accepted (hw_config_strict_test.go). Its MFUs multiply the peak; these peaks
   are what is reached already, so that both are 1. A `TFlopsFP8` of 0 means that there is none.
+- TraceLens (PerfModel, "GPU Architecture Specifications"): `mem_bw_gbps` × 1e9 bytes/s and, by unit and precision as
+  "matrix_bf16", `max_achievable_tflops` × 1e12. A precision that is absent has no efficiency in its report.
 
 Example: ``GENZ.write(source).files[0].content``
 """
@@ -108,6 +110,35 @@ def json_comment(source: Source, entry: dict[str, Any], provenance: dict[str, An
     return (File.text(f"{source.name}.hardware_config.json", json_text({source.name: commented_entry})),)
 
 
+PRECISIONS = {"float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8"} | {
+    **dict.fromkeys(FP8, "fp8"),
+    "float4_e2m1fn_x2": "fp4",
+}
+"""Dtypes by TraceLens' names of them (TraceLens/PerfModel/utils.py)."""
+
+
+def tflops(ledger: Ledger) -> dict[str, float]:
+    """Every rate that TraceLens has a name for, in TFLOP/s. Raises ValueError where there is none."""
+    rates: dict[str, float] = {}
+    for dtype, precision in PRECISIONS.items():
+        for unit, take in (("matrix", ledger.matrix_or_none), ("vector", ledger.vector_or_none)):
+            name = f"{unit}_{precision}"
+            if name not in rates and (rate := take(dtype)) is not None:
+                rates[name] = rate / 1e12
+    if not rates:
+        raise ValueError(ledger.refusal("rate of matrix or vector work"))
+    return rates
+
+
+def arch_json(source: Source, entry: dict[str, Any], provenance: dict[str, Any]) -> tuple[File, ...]:
+    """TraceLens' arch file, which may say where its values are from; the whole provenance beside it."""
+    path = f"{source.name}.tracelens.json"
+    reference = f"{provenance['by']}: {source.origin} figures of {source.spec.name}; see {path}.provenance.json"
+    return File.text(path, json_text({"name": source.name, **entry, "_reference": reference})), sidecar(
+        path, provenance
+    )
+
+
 LLM_VIEWER = Small(
     "LLM-Viewer",
     (
@@ -175,4 +206,15 @@ BLIS = Small(
     ),
     json_comment,
     folded="efficiency: mfuPrefill and mfuDecode are 1, the rates are the values",
+)
+
+TRACELENS = Small(
+    "TraceLens",
+    (
+        Field("mem_bw_gbps", Ledger.bandwidth, 1e9),
+        Field("memory_gb", Ledger.capacity, 1e9),
+        Field("max_achievable_tflops", tflops),
+    ),
+    arch_json,
+    folded="efficiency: the {origin} rates are the maximum that TraceLens compares with; no rate stands for another",
 )

@@ -1,13 +1,18 @@
 """The reports of the passes in a run's folder, made without the device and without torch."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from calibrate.passes.efficiency import summarise
 from calibrate.passes.pass_report import PassReport, to_json
+from calibrate.passes.table import OpTimesTable
 from profiler.record.folder import RunFolder
 from profiler.record.run import CellResult, RequestError
+from roofline.graph.op import OpGraph
 from roofline.hardware.spec import HardwareSpec, spec_kind
+
+T = TypeVar("T")
 
 ENVIRONMENT = {"device", "device_kind", "versions", "notes", "threads", "cores"}
 """Fields of run.json's environment that the JSON output repeats."""
@@ -37,8 +42,33 @@ def sound(folder: RunFolder) -> frozenset[str]:
     return frozenset(key for key, report in reports if isinstance(report, PassReport) and report.status == "done")
 
 
+@dataclass(frozen=True, eq=False)
+class MeasuredPass:
+    """A measured cell with the graph that it ran, and each operation's times."""
+
+    result: CellResult
+    graph: OpGraph
+    table: OpTimesTable
+
+
+def load_passes(folder: RunFolder, spec: HardwareSpec | None = None) -> tuple[list[MeasuredPass], list[CellResult]]:
+    """As `load`, but the operations of each pass instead of its report."""
+    used = spec or load_spec(folder)
+    every = [
+        _joined(folder, one, lambda result, graph: MeasuredPass(result, graph, OpTimesTable.of(result, graph, used)))
+        for one in folder.results()
+    ]
+    passes = [each for each in every if isinstance(each, MeasuredPass)]
+    return passes, [each for each in every if isinstance(each, CellResult)]
+
+
 def _report(folder: RunFolder, result: CellResult, spec: HardwareSpec) -> PassReport | CellResult:
     """The cell's report, or the cell with the reason why there is none."""
+    return _joined(folder, result, lambda measured, graph: summarise(measured, graph, spec))
+
+
+def _joined(folder: RunFolder, result: CellResult, join: Callable[[CellResult, OpGraph], T]) -> T | CellResult:
+    """What `join` makes of a measured cell and its graph, or the cell with the reason why there is nothing."""
     measured = result.status != "failed" and bool(result.wall_s) and result.closure is not None
     if not measured or result.graph is None:
         return result
@@ -54,7 +84,7 @@ def _report(folder: RunFolder, result: CellResult, spec: HardwareSpec) -> PassRe
         )
         return result.model_copy(update={"status": "failed", "reason": reason})
     try:
-        return summarise(result, graph, spec)
+        return join(result, graph)
     except ValueError as error:  # operations that were lost, or are those of another graph
         return result.model_copy(update={"status": "failed", "reason": str(error)})
 

@@ -260,6 +260,17 @@ def _scores(scores: Score) -> dict[str, Any]:
 def write_csv(predictions: Sequence[Prediction], file: TextIO, by: By = "kind") -> None:
     """Write the table of one or several predictions with its header; open a file on disk with ``newline=""``.
 
+    Raises ValueError as `rows_by`.
+    """
+    rows = rows_by(by, predictions)
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["model", "hardware"])
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def rows_by(by: By, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """A row for each layer kind, operation or workload of predictions, by the names of the columns.
+
     Raises: ValueError for another `by`, or by kind or operation where no pass of the prediction (a sweep) has any.
     """
     if by not in get_args(By):
@@ -267,10 +278,7 @@ def write_csv(predictions: Sequence[Prediction], file: TextIO, by: By = "kind") 
     passes = [step for prediction in predictions for step in prediction.passes]
     if by != "workload" and passes and not any(step.ops for step in passes):
         raise ValueError(f"a sweep keeps no operations to list by {by}; use by workload, or fewer workloads")
-    rows = [row for prediction in predictions for row in _rows(prediction, by)]
-    writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["model", "hardware"])
-    writer.writeheader()
-    writer.writerows(rows)
+    return [row for prediction in predictions for row in _rows(prediction, by)]
 
 
 def _rows(prediction: Prediction, by: By) -> Iterator[dict[str, Any]]:

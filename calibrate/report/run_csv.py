@@ -27,7 +27,7 @@ FIGURE = ("name", "dtype", "value", "unit", "low", "high", "datasheet", "datashe
 
 def write_passes(path: Path, reports: Sequence[PassReport], failed: Sequence[CellResult]) -> None:
     """Write a run's passes, those that have no result at the end. Raises RequestError where the disk refuses."""
-    _write(path, (*PASS, *LAYER), _layers(reports, failed))
+    _write(path, (*PASS, *LAYER), layer_rows(reports, failed))
 
 
 def write_figures(path: Path, figures: Iterable[Mapping[str, Any]]) -> None:
@@ -41,7 +41,8 @@ def write_kernels(path: Path, kernels: Kernels) -> None:
     _write(path, table.column_names, table.to_pylist())
 
 
-def _layers(reports: Sequence[PassReport], failed: Sequence[CellResult]) -> Iterator[dict[str, Any]]:
+def layer_rows(reports: Sequence[PassReport], failed: Sequence[CellResult]) -> Iterator[dict[str, Any]]:
+    """A row for each layer kind of each pass, by names of `PASS` and `LAYER`; what is not known is absent or None."""
     for report in reports:
         start = _about(report.model, report.workload) | {
             name: getattr(report, name) for name in PASS if name not in ("model", *Workload.model_fields, "phase")

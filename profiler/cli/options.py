@@ -350,9 +350,14 @@ def find_hardware(name: str, results: Path) -> tuple[HardwareSpec, RunFolder | N
 
 def device(name: str, peaks: str, results: Path, links: Sequence[str] = ()) -> "Device":
     """A device, its peaks or laws, and links by hand; "auto" takes laws, else measured peaks, else the datasheet."""
+    spec, _ = find_hardware(name, results)
+    return device_of(spec, name, peaks, links)
+
+
+def device_of(spec: HardwareSpec, name: str, peaks: str, links: Sequence[str] = ()) -> "Device":
+    """As `device`, but of a spec; `name` is that of errors."""
     from roofline.predict.question import CALIBRATED, Device
 
-    spec, _ = find_hardware(name, results)
     wanted = words("--peaks", peaks, ("auto", "datasheet", "measured", CALIBRATED))[0]
     if wanted == CALIBRATED and not spec.calibrated:
         raise RequestError(f"{name} has no calibrated laws; calibrate it, or use --peaks auto")

@@ -6,7 +6,7 @@ no torch is loaded.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -231,7 +231,7 @@ def predict(
             only = subject.only or (() if what_is_asked.mixes else what_is_asked.workloads)
             what_is_asked = replace(what_is_asked, workloads=only)
         cases.append(Case(subject, asked, what_is_asked))
-    how = _How(
+    how = How(
         form=form,
         device=lambda name: option.device(name, peaks, results, link or ()),
         decode_hardware=decode_hardware,
@@ -251,7 +251,7 @@ def predict(
                 is_alone = len(cases) * len(devices) == 1
                 for case, on in itertools.product(cases, devices):
                     try:
-                        predictions.append((case, on, _predicted(case, on, how)))
+                        predictions.append((case, on, predicted(case, on, how)))
                     except (RequestError, ValueError) as error:
                         if is_alone:
                             raise
@@ -282,22 +282,22 @@ Predicted = tuple[Case, Device, Prediction]
 
 
 @dataclass(frozen=True)
-class _How:
+class How:
     """What is the same for all models and devices of a prediction."""
 
     form: str
     device: Callable[[str], Device]
     """Finds the device of a name."""
-    decode_hardware: str | None
-    micro_batches: int | None
+    decode_hardware: str | None = None
+    micro_batches: int | None = None
     """None where it is not asked for."""
-    speculation: tuple[str, int, float] | None
+    speculation: tuple[str, int, float] | None = None
     """Draft model, tokens that it drafts, and how often one is accepted."""
-    question: Question
+    question: Question = field(default_factory=Question)
     """Without passes and requests."""
 
 
-def _predicted(case: Case, on: Device, how: _How) -> Prediction:
+def predicted(case: Case, on: Device, how: How) -> Prediction:
     """The prediction of one model on one device. Raises RequestError or ValueError where it cannot be made."""
     subject, requests = case.subject, case.asked.requests
     shape, changes = _form(how.form, on), option.linked(case.changes, on)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrate.exchange.figures import Export
-from calibrate.exchange.to_small import BLIS, GENZ, LLM_ANALYSIS, LLM_VIEWER
+from calibrate.exchange.to_small import BLIS, GENZ, LLM_ANALYSIS, LLM_VIEWER, TRACELENS
 from roofline.hardware.spec import Level, Peaks
 
 NAME = "example-77-roofcal-measured"
@@ -204,3 +204,30 @@ def test_blis_is_strict_and_has_the_links() -> None:
         "IntraNodeBwGBps",
         "InterNodeBwGBps",
     }
+
+
+# TraceLens: PerfModel, get_max_achievable_tflops: "{matrix or vector}_{precision}" of the arch file
+
+
+def tracelens_seconds(arch: dict[str, Any], operations: float, accessed: float, unit: str, precision: str) -> float:
+    most = arch["max_achievable_tflops"][f"{unit}_{precision}"] * 1e12
+    return max(operations / most, accessed / (arch["mem_bw_gbps"] * 1e9))
+
+
+@given(RATE, BANDWIDTH, CAPACITY, st.integers(1, 8192))
+def test_tracelens_has_the_roofline_that_we_have(flops: float, bandwidth: float, capacity: float, tokens: int) -> None:
+    peaks = with_rates(flops, bandwidth, capacity)
+    arch = json.loads(TRACELENS.write(samples.source(peaks)).files[0].content)
+    assert (arch["name"], arch["memory_gb"]) == (NAME, pytest.approx(capacity / 1e9))
+    operations, accessed = 2.0 * tokens * 4096 * 11008, 2.0 * (4096 * 11008 + tokens * (4096 + 11008))
+    expected = samples.seconds(peaks, operations, accessed)
+    assert tracelens_seconds(arch, operations, accessed, "matrix", "bf16") == pytest.approx(expected, rel=EXACT)
+
+
+def test_tracelens_has_each_rate_under_its_own_name_and_no_other() -> None:
+    arch = json.loads(TRACELENS.write(samples.source()).files[0].content)
+    rates = {"matrix_bf16": 701.3, "matrix_fp16": 689.7, "matrix_fp8": 1301.9, "matrix_int8": 1299.1}
+    assert arch["max_achievable_tflops"] == pytest.approx(rates | {"vector_fp32": 51.7})
+    assert arch["_reference"].startswith("roofcal 9.8.7: measured figures of example-77")
+    with pytest.raises(ValueError, match="no measured rate of matrix or vector work, which TraceLens needs"):
+        TRACELENS.write(samples.source(samples.peaks(matrix={}, vector={})))

@@ -97,7 +97,7 @@ def test_list_names_the_formats(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--to", "list"]) == 0
     assert "genz " in capsys.readouterr().out
     assert main(["export", "--to", "list", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["formats"]) == 7
+    assert len(json.loads(capsys.readouterr().out)["formats"]) == 10
 
 
 def test_no_torch_is_loaded(here: Path) -> None:
