@@ -51,8 +51,8 @@ from profiler.devices.backend import CUDA
 from profiler.models.attention import operands
 from profiler.models.build import build, build_meta, implementations
 from profiler.models.catalogue import first_line, silence
-from profiler.models.graphs import mended
 from profiler.models.inputs import PassInputs, batched_experts, prepare
+from profiler.models.mended import mended
 from profiler.models.meta import known_values
 from profiler.models.module import Example
 from profiler.models.resolve import layer_count, truncate

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel, StaticCache
 
 from profiler.models.encoder_decoder import Both
+from profiler.models.mended import IN_CONTEXT, mended
 from profiler.models.meta import LARGEST, Remembered, know, known_values, with_values_if_asked
 from profiler.record.run import RequestError
 from roofline.workload import Workload
@@ -210,7 +211,7 @@ def _prefilled(model: PreTrainedModel, cache_name: str, empty: Callable[[], Cach
             model(**{"input_ids": ids, cache_name: new, "use_cache": True, **keep})
         return new
 
-    with batched_experts(model):
+    with batched_experts(model), mended(model, IN_CONTEXT):
         cache = with_values_if_asked(filled, lambda: None)
     if not any(True for layer in cache.layers for _ in nested_tensors("", vars(layer))):
         raise RequestError(

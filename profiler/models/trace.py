@@ -296,7 +296,8 @@ class _Recorder(Remembered):
         choice = self.choice(self.path[-1], experts)
         tokens = choice.tokens if choice else self.workload.batch * self.workload.query_tokens
         tokens = tokens if rows >= tokens else rows
-        real = experts / choice.of if choice else 1  # others that are chosen have no weights
+        all_have_rows = choice is not None and rows == choice.tokens * choice.chosen
+        real = experts / choice.of if choice and all_have_rows else 1  # others that are chosen have no weights
         return Routing(experts=experts, per_token=rows / tokens * real, tokens=tokens)
 
     def choice(self, path: str, experts: int) -> "_Choice | None":
