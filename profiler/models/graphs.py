@@ -25,7 +25,7 @@ from profiler.models.config import method_of
 from profiler.models.encoder_decoder import build_decoder, has_encoder, source_tokens
 from profiler.models.faults import fault
 from profiler.models.inputs import PassInputs, prepare
-from profiler.models.mended import mended
+from profiler.models.mended import IDEAL, mended
 from profiler.models.quantisation import read_bits
 from profiler.models.resolve import layer_count, resolve, truncate
 from profiler.models.trace import trace
@@ -136,12 +136,21 @@ class ModelGraphs:
     @cached_property
     def runs_by_token(self) -> bool:
         """Whether a prefill of more tokens runs more operations."""
-        return self._unchanged.runs_by_token if self._unchanged is not None else self._loops(PROBES)
+        if self._unchanged is not None and not self._is_mended:
+            return self._unchanged.runs_by_token
+        return self._loops(PROBES)
 
     @cached_property
     def runs_by_chunk(self) -> bool:
         """Whether a prefill of more chunks runs more operations."""
-        return self._unchanged.runs_by_chunk if self._unchanged is not None else self._loops(CHUNK_PROBES)
+        return (
+            self._loops(CHUNK_PROBES) if self._unchanged is None or self._is_mended else self._unchanged.runs_by_chunk
+        )
+
+    @property
+    def _is_mended(self) -> bool:
+        """Whether modules run by a mend, which may have no loop where their own code has one."""
+        return self.tracing.is_ideal and any(type(module).__name__ in IDEAL for module in self.model.modules())
 
     def _loops(self, probes: Sequence[int]) -> bool:
         layers = max(MORE_LAYERS.start, _layers_with_each_kind(self.config))

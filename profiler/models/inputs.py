@@ -323,6 +323,31 @@ def _real(value: Any, device: torch.device, generator: torch.Generator, name: st
     return made if device.type == "meta" else made.normal_(generator=generator)
 
 
+Attributes = dict[tuple[str, str], Tensor]
+"""Tensors by the path of their module and their name in it."""
+
+
+def attributes(model: nn.Module) -> Attributes:
+    """Floating tensors that modules keep as plain attributes, neither parameters nor buffers."""
+    return {
+        (path, name): value
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+
+
+def states(before: Attributes, after: Attributes, batch: int) -> Iterator[tuple[str, str, Tensor]]:
+    """(path, attribute, tensor) of the states that modules keep themselves, before a pass and after it, as
+    RecurrentGemma's do: a row for each sequence, and new ones in each pass."""
+    for (path, name), new in after.items():
+        old = before.get((path, name))
+        if old is not new and new.dim() and new.shape[0] == batch:
+            yield path, name, new
+            if old is not None and old.shape == new.shape:
+                yield path, name, old
+
+
 def nested_tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     """(path, tensor) of each tensor in nested lists and dicts; `name` starts the paths."""
     if isinstance(value, Tensor):
