@@ -173,3 +173,31 @@ def test_experts_without_weights_cost_nothing_and_a_long_loop_over_experts_is_tr
     monkeypatch.setattr("profiler.models.graphs.PROBES", (1, 2))
     ideal = graphs.changed((), is_ideal=True)
     assert graphs.runs_by_token and not ideal.runs_by_token  # the loop runs over those that are hit
+
+
+QWEN4 = {
+    "model_type": "qwen4_exp_text", "vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "head_dim": 8,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["linear_attention", "indexed_attention"],
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+    "hc_lowrank": 8, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
+    "indexer_compress_ratio": 4,
+}  # fmt: skip
+
+
+def test_a_context_filled_without_loops_leaves_the_same_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the mask of its prefill, which Qwen4's index reads query by query, has more values than are kept."""
+    for fields in (LONGCAT, QWEN4):
+        config = dict(fields)
+        made = AutoConfig.for_model(config.pop("model_type"), **config)
+        what = Workload(batch=2, query_tokens=1, context_tokens=20, dtype="bfloat16")
+
+        def decode(made: Any = made, what: Workload = what) -> OpGraph:
+            return ModelGraphs(made, "model", Tracing("bfloat16")).whole(what)
+
+        with monkeypatch.context() as without:
+            without.setattr("profiler.models.inputs.IN_CONTEXT", {})
+            by_loops = decode()
+        with monkeypatch.context() as fewer:
+            fewer.setattr("profiler.models.meta.LARGEST", 20 * 20)
+            assert decode() == by_loops
