@@ -38,7 +38,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PROFILER = (sys.executable, "-m", "profiler")
-MODULE = {"nvidia-ml-py": "pynvml"}
+MODULE = {"nvidia-ml-py": "pynvml", "pyyaml": "yaml"}
 """Package -> its module, where that has another name."""
 
 RESERVE_S = 15.0

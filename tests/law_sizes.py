@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from roofline.laws.collective import Collective
 from roofline.laws.eager_modules import MODULES
 from roofline.laws.kinds import BATCHED, GROUPED
 from roofline.laws.law import Law
@@ -30,6 +31,8 @@ def family(law: Law) -> str:
         return "many"
     if law.name.endswith(("matmul", "attention")):
         return "matmul" if law.name.endswith("matmul") else "attention"
+    if isinstance(law, Collective):
+        return "collective"
     return "streaming" if "bytes_read" in law.dims else law.name
 
 

@@ -1,4 +1,5 @@
-"""Imports AIConfigurator's tables `<op>_perf.parquet`, and their older form as CSV: GEMM, attention, MoE, NCCL; ms.
+"""Imports AIConfigurator's tables `<op>_perf.parquet`, and their older form as CSV: GEMM, attention, MoE, NCCL
+and engines' own all-reduces, latent attention; ms.
 
 Its collectors write sizes so: context attention is `isl` new tokens after `step` cached ones; generation is one new
 token after `isl + step - 1`; a `window_size` of 0, or no such column, means no window; `message_size` of a collective
@@ -17,6 +18,7 @@ import pandas as pd
 from calibrate.exchange.tables import ImportOptions, Parsed, complete, numbers, require, without, words
 from profiler.record.run import RequestError
 from roofline.dtypes import BITS, dtype_named
+from roofline.laws.kinds import LATENT_DECODE, LATENT_PREFILL, OWN_ALL_REDUCE
 
 UNIT, SECONDS = "ms", 1e-3
 COMMON = ("framework", "version", "device", "op_name", "kernel_source", "latency")
@@ -60,7 +62,7 @@ def parse(frame: pd.DataFrame, path: Path, options: ImportOptions) -> Parsed:
     """
     require(frame, ("op_name", "latency"), path, "an AIConfigurator table")
     operations = words(frame["op_name"])
-    family = _family(operations, path)
+    family = _family(operations, set(frame.columns), path)
     columns = (*COMMON, family.dtype, *family.sizes.values(), *family.others)
     require(frame, columns, path, f"an AIConfigurator {family.name} table")
     dropped: dict[str, int] = {}
@@ -99,8 +101,11 @@ def parse(frame: pd.DataFrame, path: Path, options: ImportOptions) -> Parsed:
     )
 
 
-def _family(operations: pd.Series, path: Path) -> Family:
+def _family(operations: pd.Series, columns: set[str], path: Path) -> Family:
+    """The family of a table's operations; of several that share them, the one whose dtype the table states."""
     families = [family for family in FAMILIES if operations.isin(family.operations).any()]
+    if len(families) > 1 and len({family.dtype for family in families}) > 1:
+        families = [family for family in families if family.dtype in columns] or families[:1]
     if len(families) == 1:
         return families[0]
     if families:
@@ -174,6 +179,38 @@ def _nccl(rows: pd.DataFrame, table: pd.DataFrame, dropped: dict[str, int]) -> p
     )
 
 
+def _own_all_reduce(rows: pd.DataFrame, table: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
+    """An engine's own all-reduce; calls outside of a captured graph hold the host's time."""
+    rows = without(rows, rows["kernel"].str.endswith("_eager"), "timed outside of a captured graph", dropped)
+    return _nccl(rows, table.loc[rows.index], dropped).assign(kind=OWN_ALL_REDUCE)
+
+
+def _latent(rows: pd.DataFrame, table: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
+    """DeepSeek's latent attention, the only one that the tool times: 512 + 64 cached elements a token, keys of 192 and
+    values of 128 for a prompt. `num_heads` are a rank's; older tables have those of all ranks in every row."""
+    cached = words(table["kv_cache_dtype"]).map(dtype_named)
+    rows = without(rows, cached.isna(), UNKNOWN_DTYPE, dropped)
+    table = table.loc[rows.index]
+    isl, step = numbers(table["isl"]), numbers(table["step"])
+    prefill = rows["op"].isin(LATENT_CONTEXT).to_numpy()
+    heads = rows["heads"]
+    if "tp_size" in table and heads.nunique() == 1 and table["tp_size"].nunique() > 1:
+        heads = heads / numbers(table["tp_size"])
+    return rows.assign(
+        heads=heads,
+        kv_heads=np.where(prefill, heads, 1.0),
+        head_dim=np.where(prefill, (192 + 128) / 2, (512 + 64) / 2),
+        query=np.where(prefill, isl, 1.0),
+        context=np.where(prefill, step, isl + step - 1),
+        kv=isl + step,
+        window=0.0,
+        kv_bytes=cached[rows.index].map(BITS).astype(float) / 8,
+        kind=np.where(prefill, LATENT_PREFILL, LATENT_DECODE),
+    )
+
+
+LATENT_CONTEXT, LATENT_GENERATION = ("mla_context", "context_mla"), ("mla_generation", "generation_mla")
+"""Operations of latent attention, as collectors of several versions name them."""
 _HEADS = {"batch": "batch_size", "heads": "num_heads", "kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
 _EXPERTS = {"tokens": "num_tokens", "hidden": "hidden_size", "inner": "inter_size", "topk": "topk",
             "experts": "num_experts", "tp": "moe_tp_size", "ep": "moe_ep_size"}  # fmt: skip
@@ -206,5 +243,23 @@ FAMILIES = (
         ("message_size",),
         {"": "op", "ranks": "ranks"},
         _nccl,
+    ),
+    Family(
+        "own all-reduce",
+        ("all_reduce",),
+        "allreduce_dtype",
+        {"ranks": "num_gpus"},
+        ("message_size",),
+        {"": "op", "ranks": "ranks"},
+        _own_all_reduce,
+    ),
+    Family(
+        "latent attention",
+        (*LATENT_CONTEXT, *LATENT_GENERATION),
+        "mla_dtype",
+        {"batch": "batch_size", "heads": "num_heads"},
+        ("isl", "kv_cache_dtype", "step"),
+        {"heads": "heads"},
+        _latent,
     ),
 )

@@ -13,8 +13,8 @@ from typer.core import TyperCommand
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Model": (
-        "dtype", "layers", "weights", "attn", "experts", "cache", "compile", "cuda-graph", "part", "bits-of-checkpoint",
-        "trust-remote-code", "module", "module-seconds", "graph", "model",
+        "dtype", "layers", "weights", "attn", "experts", "cache", "compile", "cuda-graph", "part", "source",
+        "bits-of-checkpoint", "trust-remote-code", "module", "module-seconds", "graph", "model", "tp",
     ),
     "Workload": (
         "phase", "prompt", "context", "batch", "logits", "mix", "output", "draft", "speculate", "acceptance", "file",
@@ -22,12 +22,17 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Device": ("device", "hardware", "peaks", "link", "decode-hardware", "engine", "threads", "memory"),
     "Changes and rules of counting": ("what-if", "micro-batches", "form", "accounting", "bits", "flash"),
+    "Kernels": (
+        "suite", "family", "provider", "shape", "kernels", "shard", "merge", "list", "check-only", "draws",
+    ),
+    "Verdict": ("tolerance", "ignore", "spread", "allow", "pairs"),
     "Measurement": (
         "quick", "only", "plan", "seconds", "processes", "calibrate", "visits", "seed", "wait-quiet", "resume",
-        "points", "kind", "score",
+        "points", "kind", "score", "timeout",
     ),
     "Input and output": (
-        "to", "out", "name", "results", "force", "csv", "html", "save-graph", "json", "version", "debug", "help",
+        "to", "out", "name", "results", "force", "csv", "html", "markdown", "write", "save-graph", "json",
+        "version", "debug", "help",
         "install-completion", "show-completion",
     ),
 }  # fmt: skip

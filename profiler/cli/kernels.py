@@ -40,7 +40,7 @@ python -m profiler kernels --merge RUN --merge RUN\n
 python -m profiler kernels --resume results/DEVICE/RUN
 """
 
-SECONDS, PROCESSES, DRAWS = 0.3, 3, 2
+SECONDS, PROCESSES, DRAWS = 0.25, 3, 2
 """Seconds of samples of a kernel in each process, fresh processes, and draws of the check."""
 TIMEOUT_S = 120.0
 """Seconds that a kernel may take in one process, compilation included."""

@@ -338,3 +338,15 @@ def _decode_once_s(
     once = values["fixed"] * np.where(narrow, values["narrow"], 1.0) + np.where(copied, values["regroup"], 0.0)
     once = once + values["sequence"] * batch + 2 * ELEMENT * outputs / values["ride"]
     return np.asarray(once + np.where(captured, values["idle"] * (batch + outputs / COMBINED), 0.0))
+
+
+class LatentPrefillAttention(PrefillAttention):
+    """Prompts of multi-head latent attention, unpacked; the head dim is the mean of keys' and values'."""
+
+    name = "latent_prefill_attention"
+
+
+class LatentDecodeAttention(DecodeAttention):
+    """Decoding with one latent vector that is key and value of all heads: the head dim is half of what is cached."""
+
+    name = "latent_decode_attention"

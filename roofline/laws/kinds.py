@@ -9,8 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from roofline.graph.op import Kind as OpKind
-from roofline.laws.attention import DecodeAttention, PrefillAttention
-from roofline.laws.collective import Collective
+from roofline.laws.attention import (
+    DecodeAttention,
+    LatentDecodeAttention,
+    LatentPrefillAttention,
+    PrefillAttention,
+)
+from roofline.laws.collective import Collective, OwnAllReduce
 from roofline.laws.cpu import DECODE, CoreAttention, CoreMatmul, CoreStreaming, HostGap
 from roofline.laws.eager_modules import MODULES, EagerModules, modules_work
 from roofline.laws.experts import Experts
@@ -32,6 +37,11 @@ from roofline.laws.work import (
 MATVEC, BATCHED, GROUPED, POINTWISE, HOST_GAP = "matvec", "batched_matmul", "grouped_matmul", "pointwise", "host_gap"
 """Names of kinds: products with one row; products of activations with each other in one call; the experts of a mixture;
 streaming operators that have no row of their own; the host's time between two operations."""
+OWN_ALL_REDUCE = "own_all_reduce"
+"""All-reduce of a serving engine's own, in a captured graph, beside those of a library of collectives."""
+LATENT_PREFILL, LATENT_DECODE = "latent_prefill_attention", "latent_decode_attention"
+"""Multi-head latent attention: prompts with unpacked keys and values, whose head dim is the mean of both; decoding with
+one latent vector for all heads, whose head dim is half of what is cached for a token."""
 ROW_MAJOR = "_row_major"
 """Suffix of the kinds of products whose weights are stored as k × n: the same law with constants of their own."""
 OPERATOR = "aten::"
@@ -150,6 +160,19 @@ KINDS: dict[str, KernelKind] = {
             work=collective_work,
             sizes=("ranks", "per_node", "bytes"),
             category=("operation", OPERATIONS),
+        ),
+        KernelKind(
+            OWN_ALL_REDUCE,
+            law=OwnAllReduce(),
+            work=collective_work,
+            sizes=("ranks", "bytes"),
+            category=("operation", OPERATIONS),
+        ),
+        KernelKind(
+            LATENT_PREFILL, law=LatentPrefillAttention(), work=prefill_work, sizes=_ATTENTION_SIZES, group=_HEADS_GROUP
+        ),
+        KernelKind(
+            LATENT_DECODE, law=LatentDecodeAttention(), work=decode_work, sizes=_ATTENTION_SIZES, group=_HEADS_GROUP
         ),
         KernelKind(
             "module",

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from profiler.devices.backend import CPU, CUDA
 from roofline.dtypes import ARITHMETIC
 from roofline.laws.work import Work
 from roofline.workload import Workload
@@ -27,6 +28,8 @@ Tensors = dict[str, Tensor]
 Result = Tensor | tuple[Tensor, ...] | None
 Kernel = Callable[[Tensors], Result]
 """What is timed: takes the operands that it was bound to."""
+EVERYWHERE = (CPU.type, CUDA.type)
+"""Kinds of devices of what torch alone runs."""
 SENTINEL = -(1 << 30)
 """What whole numbers hold that a kernel must not read or has not written, as far as their type can hold it."""
 
@@ -125,7 +128,7 @@ class Provider:
     for each set. Raises Unsupported."""
     modules: tuple[str, ...] = ()
     """Modules that must be importable, without importing them."""
-    devices: tuple[str, ...] = ("cpu", "cuda")
+    devices: tuple[str, ...] = EVERYWHERE
     """Kinds of devices it runs on."""
     dtypes: tuple[str, ...] = ()
     """Dtypes of the family that it has; empty: all."""

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from profiler.kernels.serving.contract import Dims, Kernel, Provider, Result, Tensors, Unsupported
+from profiler.devices.backend import CUDA
+from profiler.kernels.serving.contract import EVERYWHERE, Dims, Kernel, Provider, Result, Tensors, Unsupported
 
 Function = Callable[[Dims, Tensors], Result]
 """A kernel before its sizes are bound."""
 Sizes = tuple[tuple[str, int], ...]
 
 
-def torch_and_inductor(function: Function, devices: tuple[str, ...] = ("cpu", "cuda")) -> tuple[Provider, Provider]:
+def torch_and_inductor(function: Function, devices: tuple[str, ...] = EVERYWHERE) -> tuple[Provider, Provider]:
     """The function as torch runs it, and as Inductor compiles it."""
     return (
         Provider("torch", "torch", lambda dims, dtype, operands: lambda t: function(dims, t), devices=devices),
@@ -59,7 +60,7 @@ def in_library(
     bind: Callable[[Any, Dims, str, Tensors], Kernel],
     *,
     name: str | None = None,
-    devices: tuple[str, ...] = ("cuda",),
+    devices: tuple[str, ...] = (CUDA.type,),
     dtypes: tuple[str, ...] = (),
     writes: tuple[str, ...] = (),
 ) -> Provider:

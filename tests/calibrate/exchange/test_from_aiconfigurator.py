@@ -126,3 +126,32 @@ def test_unknown_rows_among_known_ones_are_counted(tmp_path: Path) -> None:
     frame = pd.concat([samples.gemm(), samples.gemm(gemm_dtype="posit8").head(3), samples.gemm(op_name="mla").head(2)])
     (source,) = imported(frame, tmp_path).kernels.sources
     assert source.cleaned == {"unknown operation": 2, "unknown dtype": 3} and source.kept == 24
+
+
+def test_an_engines_own_all_reduce_is_a_kind_of_its_own(tmp_path: Path) -> None:
+    about = {**samples.COMMON, "op_name": "all_reduce", "allreduce_dtype": "half", "num_gpus": 4}
+    sources = ("vLLM_custom_graph", "vLLM_custom_graph", "vLLM_custom_eager")
+    rows = [
+        {**about, "kernel_source": source, "message_size": size, "latency": latency}
+        for source, size, latency in zip(sources, (1024, 65536, 1024), (0.006, 0.009, 0.05), strict=True)
+    ]
+    table = observations(imported(pd.DataFrame(rows), tmp_path).kernels)["own_all_reduce", "float16"]
+    assert table.dims["bytes"].tolist() == [2048, 131072]  # elements of two bytes; what the host launched is left out
+    assert table.time_s.tolist() == [6e-6, 9e-6]
+
+
+def test_latent_attention_reads_one_vector_for_all_heads(tmp_path: Path) -> None:
+    about = {**samples.COMMON, "kernel_source": "flashmla", "mla_dtype": "bfloat16", "kv_cache_dtype": "bfloat16"}
+    about |= {"op_name": "mla_generation", "batch_size": 8, "isl": 1, "latency": 0.03}
+    shapes = [{"num_heads": heads, "tp_size": 128 // heads, "step": 4095} for heads in (16, 128)]
+    table = observations(imported(pd.DataFrame([about | shape for shape in shapes]), tmp_path).kernels)
+    decode = table["latent_decode_attention", "bfloat16"]
+    assert decode.dims["heads"].tolist() == [16, 128]
+    assert decode.dims["kv_heads"].tolist() == [1, 1]
+    assert (decode.dims["head_dim"] * 2).tolist() == [576, 576]
+    assert decode.dims["kv"].tolist() == [4096, 4096]
+    # tables of an earlier collector name the heads of all ranks in every row
+    older = pd.DataFrame([about | {"num_heads": 128, "tp_size": ranks, "step": 4095} for ranks in (1, 8)])
+    (tmp_path / "older").mkdir()
+    table = observations(imported(older, tmp_path / "older").kernels)
+    assert table["latent_decode_attention", "bfloat16"].dims["heads"].tolist() == [128, 16]

@@ -47,7 +47,7 @@ always finds the run at work, whenever it comes."""
 
 
 BAD = (
-    (["--dtype", "fp32"], "--dtype fp32: products are not measured in it; use float64, float32"),
+    (["--dtype", "fp6"], "--dtype fp6: products are not measured in it; use float64, float32"),
     (["--only", "memry"], "--only memry is not measured on cpu; use memory, caches"),
     (["--only", "transfer"], "--only transfer is not measured on cpu"),
     (["--memory", "-1"], "--memory takes a size in GiB above 0, as 4; not -1"),

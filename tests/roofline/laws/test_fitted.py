@@ -30,6 +30,8 @@ LESS = {
     "block_scaled_matmul": 0.35,
     "prefill_attention": 0.75,
     "decode_attention": 0.45,
+    "latent_prefill_attention": 0.75,
+    "latent_decode_attention": 0.45,
     "experts": 0.5,
     "module": 0.5,
     "core_pointwise": 0.35,
@@ -60,7 +62,7 @@ def asked(law: Law) -> Iterator[tuple[str, Facts, str]]:
         for dtype in facts.matrix_flops_per_s:
             if family(law) in ("matmul", "many", "module") and dtype not in ELEMENT_BYTES:
                 continue
-            if law.name != "collective" or facts.link_bytes_per_s is not None:
+            if family(law) != "collective" or facts.link_bytes_per_s is not None:
                 yield name, facts, dtype
 
 

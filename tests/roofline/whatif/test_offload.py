@@ -88,11 +88,11 @@ def test_a_sweep_of_chunks_is_its_exact_passes(name: str, form: Form) -> None:
         for b in (1, 3)
         for q, c in ((20, 90), (90, 20), (50, 50), (33, 70))
     ]
+    wholes, pieces = [made.whole(work) for work in works], made.family().cover(works)
     for slow in (1e-3, 1.0, 1e3):
         device = linked_peaks().model_copy(update={"links": {"pcie": Link(bandwidth=figure(slow))}})
-        swept = price_pieces(made.family().cover(works), works, device)
-        for i, work in enumerate(works):
-            whole = made.whole(work)
+        swept = price_pieces(pieces, works, device)
+        for i, whole in enumerate(wholes):
             time_s = price(whole, device).time_s @ [op.count for op in whole.ops]
             assert swept.link_bytes[i] == pytest.approx(link_bytes(whole), rel=1e-12)
             assert swept.time_s[i] == pytest.approx(time_s, rel=1e-9)

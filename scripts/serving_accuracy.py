@@ -1,0 +1,370 @@
+"""Predicted times of serving engines beside measured ones, for models whose rows were not fitted to.
+
+    python scripts/serving_accuracy.py SILICON.csv TABLES… [--fit-rows 30] [--json]
+
+SILICON.csv has a row for each measured run (`calibrate.serving.silicon`). TABLES are kernel tables of its devices in
+AIConfigurator's layout, files or folders that are searched for `*_perf.parquet`. For each device, laws are fitted to
+the tables; each model is traced and taken as its engine runs it; the constants of an engine are fitted to at most
+--fit-rows rows of other models on that engine, and the model's own rows are predicted. Beside them stand the datasheet
+roofline, the four-constant roofline and interpolation in the tables, on the same graph, replay and rows.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibrate.exchange.formats import import_tables
+from calibrate.exchange.tables import ImportOptions
+from calibrate.kernels.fit import Observations, observations
+from calibrate.serving.baselines import DatasheetPricer, FourConstantPricer, InterpolatingPricer
+from calibrate.serving.device_laws import Key, Source, Tables
+from calibrate.serving.engine_time import MODEL_SPREAD, EngineTime, chosen_rows, fit_engine, interval
+from calibrate.serving.silicon import Case, case_of, read_rows, scheme_of
+from profiler.models.served import native_dtypes, served_model, served_name
+from profiler.record.run import RequestError
+from roofline.hardware.load import load_device
+from roofline.laws.kinds import LATENT_DECODE, LATENT_PREFILL, OWN_ALL_REDUCE
+from roofline.laws.law import Floats
+from roofline.serving.engine import engine_named
+from roofline.serving.replay import Load, Replayed, replay
+from roofline.serving.shape import Served
+from roofline.serving.step import Pricer
+from roofline.serving.surface import SECONDS, TERMS, Asked, Surface, surfaces
+
+ENOUGH = 9
+"""Rows of other models on the same version of an engine from which no other version is needed."""
+OURS, DATASHEET = "ours", "datasheet"
+QUEUEING = 0.7
+"""Standard deviation of the logarithm of a time to the first token: under load it is mostly queueing behind prompts
+that arrive together, which the columns do not tell."""
+
+
+def say(text: str) -> None:
+    """A remark for the user, apart from the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def read_tables(paths: Sequence[Path]) -> dict[str, Tables]:
+    """Tables by the name of their device file."""
+    files: list[Path] = []
+    for path in paths:
+        files += sorted(path.rglob("*_perf.parquet")) + sorted(path.rglob("*_perf.txt")) if path.is_dir() else [path]
+    if not files:
+        raise RequestError("no *_perf.parquet under the tables; name AIConfigurator's files or their folder")
+    found: dict[str, Tables] = {}
+    for file in files:
+        try:
+            read = import_tables("aiconfigurator", [file], ImportOptions())
+        except RequestError as error:
+            say(f"left out: {error}")
+            continue
+        if read.device.spec is None:
+            say(f"left out: {file}: no device file describes {read.device.name}")
+            continue
+        tables = found.setdefault(read.device.spec.name, Tables(read.device.spec))
+        versions = [f"{name} {version}" for source in read.kernels.sources for name, version in source.versions.items()]
+        framework, _, version = (versions or ["unknown "])[0].partition(" ")
+        numbers = tuple(int(part) for part in re.findall(r"\d+", version.split(",")[-1])[:4])
+        tables.of.setdefault((framework.lower(), numbers), {}).update(observations(read.kernels))
+    if not found:
+        raise RequestError("no table could be read; see above")
+    return found
+
+
+def device_for(system: str, tables: Mapping[str, Tables]) -> Tables:
+    """The tables of a row's device. Raises ValueError: none."""
+    plain = re.sub(r"[^a-z0-9]+", "-", system.lower())
+    names = [plain, f"nvidia-{plain}", f"nvidia-{plain.removesuffix('-sxm')}"]
+    for name in names:
+        if name in tables:
+            return tables[name]
+    for name in names:
+        try:
+            spec = load_device(name)
+        except ValueError:
+            continue
+        if spec.name in tables:
+            return tables[spec.name]
+    raise ValueError(f"no tables of {system!r:.40}; there are tables of {', '.join(sorted(tables))}")
+
+
+def asked_for(case: Case, tables: Tables) -> Asked:
+    """What a row asks to be priced. Raises ValueError, one line."""
+    engine = engine_named(case.engine, case.version)
+    found = known_model(case.model, case.ranks)
+    if isinstance(found, str):
+        raise ValueError(found)
+    model, native = found
+    scheme = scheme_of(case, engine, native)
+    return model, engine, replace(scheme, experts=tables.same_bits("experts", scheme.experts)), case.parallel
+
+
+@cache
+def known_model(model: str, ranks: int) -> tuple[Served, tuple[str, str] | None] | str:
+    """One rank of a model and its checkpoint's dtypes, or why there is none: asked once, since a hub may be asked."""
+    try:
+        name = served_name(model)
+        return served_model(name, ranks), native_dtypes(name)
+    except RequestError as error:
+        return str(error)
+
+
+def wanted_kinds(asked: Sequence[Asked]) -> list[tuple[str, str]]:
+    """Kinds and dtypes of kernels that these need."""
+    kinds: dict[tuple[str, str], None] = {}
+    for model, _, scheme, _ in asked:
+        for kind in ("matmul", "prefill_attention", "decode_attention"):
+            kinds[kind, "bfloat16"] = None
+        kinds["matmul", scheme.layer] = None
+        if model.experts:
+            kinds["experts", scheme.experts] = None
+        if model.ranks > 1:
+            kinds["collective", "float16"] = kinds[OWN_ALL_REDUCE, "float16"] = None
+        if any(attention.latent for attention in model.attentions):
+            for kind in ("batched_matmul", LATENT_PREFILL, LATENT_DECODE):
+                kinds[kind, "bfloat16"] = None
+    return list(kinds)
+
+
+def by_laws(tables: Tables, found: Mapping[Key, Observations], sources: Sequence[Source]) -> Pricer:
+    """The fitted laws of the chosen tables."""
+    laws, notes = tables.laws(sources)
+    for note in notes:
+        say(f"no law: {note}")
+    return Pricer(laws, tables.facts())
+
+
+PRICERS: dict[str, Callable[[Tables, Mapping[Key, Observations], Sequence[Source]], Any]] = {
+    OURS: by_laws,
+    DATASHEET: lambda tables, found, sources: DatasheetPricer(tables.facts()),
+    "four-constant": lambda tables, found, sources: FourConstantPricer(found, tables.facts()),
+    "interpolation": lambda tables, found, sources: InterpolatingPricer(found, tables.facts()),
+}
+
+
+@dataclass
+class Method:
+    """One way of pricing kernels, with what it predicts for all cases."""
+
+    name: str
+    cases: Mapping[int, Case]
+    asked: Mapping[int, Asked]
+    tables: Mapping[int, Tables]
+    surface: dict[int, Surface] = field(default_factory=dict)
+    foreign: dict[int, bool] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+    fits: list[str] = field(default_factory=list)
+    _replayed: dict[tuple[int, Load, bytes], Replayed] = field(default_factory=dict)
+
+    def predictions(self, fit_rows: int) -> dict[int, dict[str, float]]:
+        """Seconds of every case that could be priced, with the ends of their intervals."""
+        self._price()
+        groups: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
+        for i in self.surface:
+            case = self.cases[i]
+            groups[case.engine, case.version, self._model(i), case.system].append(i)
+        return {i: found for places in groups.values() for i, found in self._group(places, fit_rows).items()}
+
+    def _price(self) -> None:
+        """Surfaces of all cases; those of one device and engine are priced together."""
+        together: dict[tuple[int, str], list[int]] = defaultdict(list)
+        for i, case in self.cases.items():
+            together[id(self.tables[i]), case.engine].append(i)
+        for places in together.values():
+            own = self.tables[places[0]]
+            found, foreign, sources = own.chosen(
+                self.cases[places[0]].engine, wanted_kinds([self.asked[i] for i in places])
+            )
+            distinct: dict[Any, list[int]] = defaultdict(list)
+            for i in places:
+                model, engine, scheme, parallel = self.asked[i]
+                distinct[model.model, model.ranks, engine.since, scheme, parallel].append(i)
+                self.foreign[i] = foreign
+            memory = own.spec.datasheet.levels[-1].capacity_bytes if own.spec.datasheet else None
+            try:
+                pricer = PRICERS[self.name](own, found, sources)
+                asked = [self.asked[rows[0]] for rows in distinct.values()]
+                made = surfaces(asked, pricer, memory or np.inf)
+            except (ValueError, KeyError) as error:
+                self.reasons.update(dict.fromkeys(places, f"{own.spec.name}: {error}"))
+                continue
+            for rows, surface in zip(distinct.values(), made, strict=True):
+                self.surface.update(dict.fromkeys(rows, surface))
+
+    def _group(self, places: Sequence[int], fit_rows: int) -> dict[int, dict[str, float]]:
+        """The rows of one model on one engine, version and device."""
+        here = places[0]
+        law = EngineTime(self.asked[here][1], foreign=self.foreign[here])
+        facts = self.tables[here].facts()
+        if self.name == DATASHEET:
+            constants, deviation = np.where(np.isin(TERMS, SECONDS), 1.0, 0.0), MODEL_SPREAD
+        else:
+            picked = self._picked(here, fit_rows)
+            start = law.priors(facts)
+            terms = [self._replay(i, start).token * law.as_here(self.asked[i][1]) for i in picked]
+            measured = np.array([self.cases[i].tpot_s for i in picked], dtype=float)
+            models = [self._model(i) for i in picked]
+            fitted = fit_engine(law, np.array(terms).reshape(-1, len(TERMS)), measured, models, facts)
+            constants, deviation = fitted.constants, fitted.deviation
+            self.fits.append(self._described(here, models, constants, deviation))
+        found = {}
+        for i in places:
+            done = self._replay(i, constants)
+            seconds = {"ttft": float(np.median(done.first_s)), "tpot": float(np.median(done.token_s))}
+            for name, width in (("ttft", max(QUEUEING, deviation)), ("tpot", deviation)):
+                low, high = interval(np.array(seconds[name]), width)
+                seconds |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+            found[i] = seconds
+        return found
+
+    def _picked(self, here: int, fit_rows: int) -> list[int]:
+        """Rows of other models on the same engine to fit to: those that laws price as a whole where there are enough,
+        and among them those of the same version."""
+        others = [
+            i
+            for i in self.surface
+            if self.cases[i].engine == self.cases[here].engine
+            and self._model(i) != self._model(here)
+            and self.cases[i].tpot_s
+        ]
+        for better in (
+            [i for i in others if self.surface[i].is_whole],
+            [i for i in others if self.surface[i].is_whole and self.cases[i].version == self.cases[here].version],
+        ):
+            others = better if len(better) >= ENOUGH else others
+        if not others or not fit_rows:
+            return []
+        loads = [self.cases[i].load for i in others]
+        terms = [
+            self.surface[i].terms(load.concurrency, load.prompt_tokens + load.output_tokens / 2)
+            for i, load in zip(others, loads, strict=True)
+        ]
+        return [others[row] for row in chosen_rows(np.array(terms), [self._model(i) for i in others], fit_rows)]
+
+    def _replay(self, i: int, constants: Floats) -> Replayed:
+        key = (id(self.surface[i]), self.cases[i].load, constants.tobytes())
+        if key not in self._replayed:
+            self._replayed[key] = replay(self.surface[i], self.cases[i].load, constants, self.asked[i][1])
+        return self._replayed[key]
+
+    def _model(self, i: int) -> str:
+        return self.asked[i][0].model
+
+    def _described(self, here: int, models: Sequence[str], constants: Floats, deviation: float) -> str:
+        case, those = self.cases[here], ", ".join(sorted(set(models))) or "no other model"
+        values = ", ".join(f"{name} {value:.3g}" for name, value in zip(TERMS, constants, strict=True))
+        kernels = "other engines' kernels, " if self.foreign[here] else ""
+        return (
+            f"{case.engine} {case.version} for {self._model(here)} on {case.system}: {kernels}{len(models)} rows of "
+            f"{those}: {values}; ± {100 * deviation:.0f} %"
+        )
+
+
+def errors(predicted: Mapping[int, Mapping[str, float]], cases: Mapping[int, Case], what: str) -> Floats:
+    """Relative errors of the rows that have a measured and a predicted time."""
+    measured = {i: getattr(case, f"{what}_s") for i, case in cases.items()}
+    return np.array([predicted[i][what] / measured[i] - 1 for i in cases if measured[i] and i in predicted])
+
+
+def summary(name: str, off: Floats, covered: float | None = None) -> str:
+    """A line of the printed table."""
+    if not len(off):
+        return f"{name:36} {0:5}"
+    within = "" if covered is None else f" {100 * covered:9.1f}"
+    size = np.abs(off)
+    return (
+        f"{name:36} {len(off):5} {100 * size.mean():8.1f} {100 * np.median(size):8.1f} {100 * off.mean():+8.1f}{within}"
+    )
+
+
+def document(rows: Sequence[Mapping[str, str]], ours: Mapping[int, Mapping[str, float]],
+             reasons: Mapping[int, str]) -> list[dict[str, Any]]:  # fmt: skip
+    """Each row with its predictions in milliseconds, or the reason why there are none."""
+    found: list[dict[str, Any]] = []
+    for i, row in enumerate(rows):
+        if i not in ours:
+            found.append({**row, "reason": reasons.get(i, "not priced")})
+            continue
+        times = {}
+        for name, seconds in ours[i].items():
+            what, _, end = name.partition("_")
+            times[f"predicted_{what}_ms" + (f"_{end}" if end else "")] = 1e3 * seconds
+        found.append({**row, **times})
+    return found
+
+
+def main() -> int:
+    """Print the table, or JSON; the exit code is 2 where the files cannot be read."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("silicon", type=Path, help="CSV file of measured serving times")
+    parser.add_argument("tables", type=Path, nargs="+", help="kernel tables, files or folders")
+    parser.add_argument("--fit-rows", type=int, default=30, help="most rows of other models for an engine's constants")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="JSON on stdout")
+    parser.add_argument("--only-ours", action="store_true", help="leave out the simpler ways")
+    options = parser.parse_args()
+    if options.fit_rows < 0:
+        say(f"--fit-rows is {options.fit_rows}; use 0 or more")
+        return 2
+    try:
+        rows, known = read_rows(options.silicon), read_tables(options.tables)
+    except RequestError as error:
+        say(str(error))
+        return 2
+    cases, asked, tables, reasons = dict[int, Case](), dict[int, Asked](), dict[int, Tables](), dict[int, str]()
+    for i, row in enumerate(rows):
+        try:
+            case = case_of(i, row)
+            own = device_for(case.system, known)
+            tables[i], asked[i], cases[i] = own, asked_for(case, own), case
+        except ValueError as error:
+            reasons[i] = str(error)
+    methods = [
+        Method(name, cases, asked, tables)
+        for name in PRICERS
+        if name == OURS or not (options.only_ours or options.as_json)
+    ]
+    results = {method.name: method.predictions(options.fit_rows) for method in methods}
+    ours = results[OURS]
+    reasons |= methods[0].reasons
+    for reason in sorted(set(reasons.values())):
+        say(f"without a prediction: {reason}")
+    if options.as_json:
+        found = {"rows": document(rows, ours, reasons), "constants": methods[0].fits}
+        print(json.dumps(found, indent=1))
+        return 0
+    print_table(cases, asked, results, methods[0].fits)
+    print(f"{len(rows) - len(ours)} of {len(rows)} rows without a prediction")
+    return 0
+
+
+def print_table(cases: Mapping[int, Case], asked: Mapping[int, Asked],
+                results: Mapping[str, Mapping[int, Mapping[str, float]]], fits: Sequence[str]) -> None:  # fmt: skip
+    """Errors of all ways of pricing, and ours by engine, model and ranks."""
+    for line in fits:
+        print(line)
+    print(f"\n{'% of measured, not fitted on':36} {'rows':>5} {'mean':>8} {'median':>8} {'bias':>8} {'in 90 %':>9}")
+    ours = results[OURS]
+    for what in ("tpot", "ttft"):
+        measured = {i: time_s for i, case in cases.items() if (time_s := getattr(case, f"{what}_s")) and i in ours}
+        inside = [ours[i][f"{what}_low"] <= time_s <= ours[i][f"{what}_high"] for i, time_s in measured.items()]
+        for method, predicted in results.items():
+            covered = float(np.mean(inside)) if method == OURS and inside else None
+            print(summary(f"{what} {method}", errors(predicted, cases, what), covered))
+    parts: dict[tuple[str, ...], dict[int, Case]] = defaultdict(dict)
+    for i, case in cases.items():
+        parts[case.system, case.engine, asked[i][0].model, f"tp{case.ranks}"][i] = case
+    for name, those in sorted(parts.items()):
+        print(summary("  tpot " + " ".join(name), errors(ours, those, "tpot")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
