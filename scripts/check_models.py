@@ -51,8 +51,8 @@ from profiler.devices.backend import CUDA
 from profiler.models.attention import operands
 from profiler.models.build import build, build_meta, implementations
 from profiler.models.catalogue import first_line, silence
-from profiler.models.graphs import mended
-from profiler.models.inputs import PassInputs, batched_experts, prepare
+from profiler.models.inputs import PassInputs, attributes, batched_experts, prepare
+from profiler.models.mended import mended
 from profiler.models.meta import known_values
 from profiler.models.module import Example
 from profiler.models.resolve import layer_count, truncate
@@ -200,10 +200,13 @@ def _least(config: PretrainedConfig, row: Row) -> dict[str, float | None]:
     inputs: Any = prepare(model, workload)
     if row["type"] in WHOLE_TEXT:
         inputs = _WholeText(model, inputs, workload)
+    before = attributes(model)
     with mended(model):
         graph = trace(model, inputs, workload, name=row["type"], target=CUDA.type, options={})
     inputs.restore()
-    return least_work(model, fused(graph), list(inputs.cache_tensors()))
+    after = attributes(model)
+    kept = [(0, name, before[path, name]) for path, name in before if after[path, name] is not before[path, name]]
+    return least_work(model, fused(graph), [*inputs.cache_tensors(), *kept])
 
 
 def _check_phases(config: PretrainedConfig, row: Row) -> None:

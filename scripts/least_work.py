@@ -61,6 +61,10 @@ EXPLAINED: Mapping[str, Mapping[str, str]] = {
     "prophetnet": {"products": "three streams run in each step: one of the text, two that predict further tokens"},
     "qwen4_exp": dict.fromkeys(("state_read", "state_written"), "the row of an index's keys that a step adds"),
     "qwen4_exp_text": dict.fromkeys(("state_read", "state_written"), "the row of an index's keys that a step adds"),
+    "recurrent_gemma": {
+        "state_written": "a step writes a column of its convolution's window",
+        "keys": "the window of its convolution is held with the column that has left it",
+    },
     "reformer": {"products": _STATES, "state_written": "it appends a row to what it caches", "keys": _STATES},
     "xlnet": {"products": _STATES, "state_written": "its memory is that of the step before", "keys": _STATES},
 }

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, get_args
+from typing import get_args
 
-from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from profiler.devices.backend import CUDA
@@ -26,6 +25,7 @@ from profiler.models.config import method_of
 from profiler.models.encoder_decoder import build_decoder, has_encoder, source_tokens
 from profiler.models.faults import fault
 from profiler.models.inputs import PassInputs, prepare
+from profiler.models.mended import IDEAL, mended
 from profiler.models.quantisation import read_bits
 from profiler.models.resolve import layer_count, resolve, truncate
 from profiler.models.trace import trace
@@ -136,12 +136,21 @@ class ModelGraphs:
     @cached_property
     def runs_by_token(self) -> bool:
         """Whether a prefill of more tokens runs more operations."""
-        return self._unchanged.runs_by_token if self._unchanged is not None else self._loops(PROBES)
+        if self._unchanged is not None and not self._is_mended:
+            return self._unchanged.runs_by_token
+        return self._loops(PROBES)
 
     @cached_property
     def runs_by_chunk(self) -> bool:
         """Whether a prefill of more chunks runs more operations."""
-        return self._unchanged.runs_by_chunk if self._unchanged is not None else self._loops(CHUNK_PROBES)
+        return (
+            self._loops(CHUNK_PROBES) if self._unchanged is None or self._is_mended else self._unchanged.runs_by_chunk
+        )
+
+    @property
+    def _is_mended(self) -> bool:
+        """Whether modules run by a mend, which may have no loop where their own code has one."""
+        return self.tracing.is_ideal and any(type(module).__name__ in IDEAL for module in self.model.modules())
 
     def _loops(self, probes: Sequence[int]) -> bool:
         layers = max(MORE_LAYERS.start, _layers_with_each_kind(self.config))
@@ -198,49 +207,6 @@ class ModelGraphs:
             else:
                 self._small[layers] = ModelGraphs(truncate(self.config, layers), self.name, self.tracing)
         return self._small[layers]
-
-
-class _Shift:
-    """RWKV's states of the last token, of which a layer's is (batch, 1, width) as its new token is.
-
-    `transformers` takes (batch, width), which adds each sequence's state to the tokens of all sequences.
-    """
-
-    def __init__(self, states: Tensor) -> None:
-        self.states = states
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return self.states[index].unsqueeze(1)
-
-    def __setitem__(self, index: Any, value: Tensor) -> None:
-        self.states[index] = value
-
-
-SHIFTS = {"RwkvSelfAttention": 1, "RwkvFeedForward": 0}
-"""Classes of modules that mix the sequences of a batch in decode, and the place in their states of the last token's."""
-
-
-@contextmanager
-def mended(model: nn.Module) -> Iterator[None]:
-    """Run the modules of `SHIFTS` without their error: with it a step has batch² rows instead of batch."""
-    modules = [module for module in model.modules() if type(module).__name__ in SHIFTS]
-    for module in modules:
-        at, forward = SHIFTS[type(module).__name__], module.forward
-
-        def apart(
-            hidden: Tensor, state: Any = None, *, _at: int = at, _forward: Any = forward, **kwargs: Any
-        ) -> tuple[Tensor, Any]:
-            if state is None or hidden.size(1) > 1:
-                return _forward(hidden, state=state, **kwargs)
-            parts = [_Shift(part) if i == _at else part for i, part in enumerate(state)]
-            return _forward(hidden, state=parts, **kwargs)[0], state
-
-        module.forward = apart
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.forward
 
 
 def _layers_with_each_kind(config: PretrainedConfig) -> int:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel, StaticCache
 
 from profiler.models.encoder_decoder import Both
+from profiler.models.mended import IN_CONTEXT, mended
 from profiler.models.meta import LARGEST, Remembered, know, known_values, with_values_if_asked
 from profiler.record.run import RequestError
 from roofline.workload import Workload
@@ -210,7 +211,7 @@ def _prefilled(model: PreTrainedModel, cache_name: str, empty: Callable[[], Cach
             model(**{"input_ids": ids, cache_name: new, "use_cache": True, **keep})
         return new
 
-    with batched_experts(model):
+    with batched_experts(model), mended(model, IN_CONTEXT):
         cache = with_values_if_asked(filled, lambda: None)
     if not any(True for layer in cache.layers for _ in nested_tensors("", vars(layer))):
         raise RequestError(
@@ -320,6 +321,31 @@ def _real(value: Any, device: torch.device, generator: torch.Generator, name: st
         raise RequestError(f"the cache keeps counts in {name}, which roofcal cannot fill; use --cache dynamic")
     made = torch.empty(value.shape, dtype=value.dtype, device=device)
     return made if device.type == "meta" else made.normal_(generator=generator)
+
+
+Attributes = dict[tuple[str, str], Tensor]
+"""Tensors by the path of their module and their name in it."""
+
+
+def attributes(model: nn.Module) -> Attributes:
+    """Floating tensors that modules keep as plain attributes, neither parameters nor buffers."""
+    return {
+        (path, name): value
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+
+
+def states(before: Attributes, after: Attributes, batch: int) -> Iterator[tuple[str, str, Tensor]]:
+    """(path, attribute, tensor) of the states that modules keep themselves, before a pass and after it, as
+    RecurrentGemma's do: a row for each sequence, and new ones in each pass."""
+    for (path, name), new in after.items():
+        old = before.get((path, name))
+        if old is not new and new.dim() and new.shape[0] == batch:
+            yield path, name, new
+            if old is not None and old.shape == new.shape:
+                yield path, name, old
 
 
 def nested_tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

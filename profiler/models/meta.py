@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -26,7 +27,8 @@ from profiler.models.aten import tensors
 T = TypeVar("T")
 
 LARGEST = 2**22
-"""Elements of the largest tensor whose values are kept: the padding mask of 128 sequences of 32,768 tokens."""
+"""Elements of the largest tensor whose values are kept: the padding mask of 128 sequences of 32,768 tokens. A larger
+one-hot of known numbers is kept as a sparse tensor: a loop over experts reads which of them are hit, and by whom."""
 
 _values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 """Values of `meta` tensors that are alive; those of a view share the memory of its base's."""
@@ -48,8 +50,9 @@ PLAIN = (int, float, bool, complex, str, torch.dtype, torch.device, torch.layout
 
 def know(tensor: Tensor, values: Tensor) -> Tensor:
     """Remember the values of a tensor, a CPU tensor of the same shape, unless there are too many; return the tensor."""
-    if tensor.device.type == "meta" and values.numel() <= LARGEST:
-        _values[tensor] = values
+    small = values.numel() <= LARGEST
+    if tensor.device.type == "meta" and (small or values.is_sparse):
+        _values[tensor] = values.to_dense() if small and values.is_sparse else values
     return tensor
 
 
@@ -90,7 +93,15 @@ class _Literals(TorchFunctionMode):
         out = func(*args, **kwargs)
         if func in (torch.tensor, torch.as_tensor) and out.device.type == "meta" and next(tensors(args), None) is None:
             know(out, func(*args, **{**kwargs, "device": "cpu"}))
+        if func is one_hot and out.numel() > LARGEST and (numbers := known(args[0])) is not None:
+            know(out, _sparse_one_hot(numbers, out.shape[-1]))
         return out
+
+
+def _sparse_one_hot(numbers: Tensor, classes: int) -> Tensor:
+    where = torch.stack([*torch.unravel_index(torch.arange(numbers.numel()), numbers.shape), numbers.flatten()])
+    ones, shape = torch.ones(numbers.numel(), dtype=torch.long), (*numbers.shape, classes)
+    return torch.sparse_coo_tensor(where, ones, shape, check_invariants=False, is_coalesced=True)
 
 
 class _Values(TorchDispatchMode):
@@ -179,9 +190,12 @@ def _forget(func: Any, args: Any) -> None:
     """Drop the values of all views of what a call with unknown operands has written."""
     for argument, operand in zip(func._schema.arguments if func._schema.is_mutable else (), args, strict=False):
         values = _values.get(operand) if isinstance(operand, Tensor) else None
-        if values is not None and argument.alias_info is not None and argument.alias_info.is_write:
+        written = argument.alias_info is not None and argument.alias_info.is_write
+        if values is not None and written and values.is_sparse:
+            del _values[operand]
+        elif values is not None and written:
             memory = values.untyped_storage().data_ptr()
-            for view in [key for key, value in _values.items() if value.untyped_storage().data_ptr() == memory]:
+            for view in [k for k, v in _values.items() if not v.is_sparse and v.untyped_storage().data_ptr() == memory]:
                 del _values[view]
 
 

@@ -46,8 +46,9 @@ from profiler.models.attention import (
     without_bias,
     work_of_attention,
 )
+from profiler.models.inputs import Attributes, attributes, states
 from profiler.models.meta import Remembered, balanced, run_or_shape, with_values_if_asked
-from roofline.graph.op import Access, Bytes, Kind, Op, OpGraph, Routing, experts_hit
+from roofline.graph.op import Access, Bytes, Kind, Op, OpGraph, Routing, experts_hit, layer_of
 from roofline.graph.op import Tensor as TensorRecord
 from roofline.workload import Workload
 
@@ -86,10 +87,12 @@ def trace(
         recorder = _Recorder(model, workload, target)
         recorder.mark_weights()
         recorder.mark_cache(inputs)
+        before = attributes(model)
         with torch.no_grad(), entered(model, recorder.inside), values, seen_by_modes(), _Composites(recorder), recorder:
             inputs.call(model)
         recorder.note_freed(final=True)
         recorder.mark_cache(inputs)
+        recorder.mark_states(before, attributes(model))
         return recorder.graph(name, options=dict(options))
 
     return with_values_if_asked(recorded, inputs.restore)
@@ -255,6 +258,15 @@ class _Recorder(Remembered):
             self.roles.setdefault(number, ("kv", f"{layer}.{attribute}"))
             self.cached.add(number)
 
+    def mark_states(self, before: Attributes, after: Attributes) -> None:
+        for path, attribute, tensor in states(before, after, self.workload.batch):
+            if tensor.untyped_storage()._cdata not in self.ids:
+                continue  # not of this pass
+            number, place = self.storage(tensor), layer_of(path)
+            self.roles.setdefault(number, ("kv", f"{place.layer if place else 0}.{attribute}"))
+            if tensor is after[path, attribute]:
+                self.cached.add(number)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not self.recording or is_metadata(func):
@@ -296,7 +308,8 @@ class _Recorder(Remembered):
         choice = self.choice(self.path[-1], experts)
         tokens = choice.tokens if choice else self.workload.batch * self.workload.query_tokens
         tokens = tokens if rows >= tokens else rows
-        real = experts / choice.of if choice else 1  # others that are chosen have no weights
+        all_have_rows = choice is not None and rows == choice.tokens * choice.chosen
+        real = experts / choice.of if choice and all_have_rows else 1  # others that are chosen have no weights
         return Routing(experts=experts, per_token=rows / tokens * real, tokens=tokens)
 
     def choice(self, path: str, experts: int) -> "_Choice | None":

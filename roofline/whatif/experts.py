@@ -11,6 +11,9 @@ sum comes back (DeepSeek-V3, arXiv 2412.19437, section 3.2.2). With tensor-paral
 else among them (`tensor_parallel`); each has all tokens of the batch already, works on those of its experts, and the
 all-reduce behind the layer adds up what they made.
 
+Experts that run densely, every token through each one, become those that run the tokens that choose them alone
+(`roofline.fusion.experts`): that is what there is to send, and to skew.
+
 Under uniform routing a rank gets as many rows as it sends, for a `degree`-th of the
 experts. Under skew the graph is that of the most loaded rank, experts being dealt out round robin from the most popular
 on; the experts it touches are those of Zipf's law among its own, with the same exponent.
@@ -23,6 +26,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from roofline.fusion.experts import routed
 from roofline.graph.dataflow import GATHERS, Dataflow
 from roofline.graph.edit import Edit, access, changed, redirected
 from roofline.graph.op import ANCHORS, EXPERT_PARALLEL, Access, Kind, Op, OpGraph, Routing, chosen_by_a_token
@@ -49,6 +53,7 @@ def expert_parallel(
         return graph
     if OPTION in executed(graph, OPTION).options:
         raise ValueError(f"the experts are spread already ({graph.options[OPTION]}); give one degree")
+    graph = routed(graph)
     modules: dict[str, list[int]] = defaultdict(list)
     for i, op in enumerate(graph.ops):
         if op.routing is not None:
@@ -219,6 +224,7 @@ def skew_experts(graph: OpGraph, exponent: float) -> OpGraph:
     """
     if not isfinite(exponent) or exponent < 0:
         raise ValueError(f"the skew of experts is {exponent}; use 0 (uniform) or a positive exponent of Zipf's law")
+    graph = routed(graph)
     routings = {i: op.routing for i, op in enumerate(graph.ops) if op.routing}
     if not routings:
         raise ValueError("no product of the graph has an assumed choice of experts to skew; use a mixture of experts")

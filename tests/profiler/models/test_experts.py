@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from profiler.models.build import build_meta
+from profiler.models.graphs import ModelGraphs, Tracing, model_source
 from profiler.models.inputs import prepare
 from profiler.models.meta import balanced
 from profiler.models.module import Example
@@ -143,3 +144,60 @@ def test_balanced_choices_are_even_wherever_they_stop() -> None:
             assert counts.max() - counts.min() <= 1
     first = balanced(12 * 8, 768)
     assert 60 <= int((first < 512).sum()) <= 68  # two thirds of 96
+
+
+LONGCAT = {  # 8 experts of 12 have weights, a token chooses 3
+    "model_type": "longcat_flash", "vocab_size": 128, "hidden_size": 32, "ffn_hidden_size": 48, "num_layers": 1,
+    "num_attention_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
+    "v_head_dim": 8, "head_dim": 4, "expert_ffn_hidden_size": 16, "moe_topk": 3, "n_routed_experts": 8,
+    "zero_expert_num": 4, "max_position_embeddings": 4096,
+}  # fmt: skip
+
+
+def test_experts_without_weights_cost_nothing_and_a_long_loop_over_experts_is_traced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The one-hot of 40 tokens is larger than what is kept whole; 8 ÷ 12 of the choices have a product."""
+    monkeypatch.setattr("profiler.models.meta.LARGEST", 40 * 12)
+    config = dict(LONGCAT)
+    graphs = ModelGraphs(AutoConfig.for_model(config.pop("model_type"), **config), "longcat", Tracing("bfloat16"))
+    one = 3 * 32 * 16  # elements of an expert
+    for batch in (4, 40):  # every expert is chosen equally often in the traces
+        what = Workload(batch=batch, query_tokens=1, context_tokens=12, dtype="bfloat16")
+        for form in ("executed", "fused"):
+            graph = model_source(graphs, (), form).whole(what)
+            wanted = 8 * (1 - (1 - 3 / 12) ** batch) * one * 2
+            assert bytes_of(graph, ".experts.") == pytest.approx(wanted), (form, batch)
+            flops = sum(op.matrix_flops * op.count for op in graph.ops if op.path.endswith(".experts"))
+            assert flops == batch * 3 * 8 / 12 * 2 * one, (form, batch)
+    monkeypatch.setattr("profiler.models.graphs.PROBES", (1, 2))
+    ideal = graphs.changed((), is_ideal=True)
+    assert graphs.runs_by_token and not ideal.runs_by_token  # the loop runs over those that are hit
+
+
+QWEN4 = {
+    "model_type": "qwen4_exp_text", "vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "head_dim": 8,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["linear_attention", "indexed_attention"],
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+    "hc_lowrank": 8, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
+    "indexer_compress_ratio": 4,
+}  # fmt: skip
+
+
+def test_a_context_filled_without_loops_leaves_the_same_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the mask of its prefill, which Qwen4's index reads query by query, has more values than are kept."""
+    for fields in (LONGCAT, QWEN4):
+        config = dict(fields)
+        made = AutoConfig.for_model(config.pop("model_type"), **config)
+        what = Workload(batch=2, query_tokens=1, context_tokens=20, dtype="bfloat16")
+
+        def decode(made: Any = made, what: Workload = what) -> OpGraph:
+            return ModelGraphs(made, "model", Tracing("bfloat16")).whole(what)
+
+        with monkeypatch.context() as without:
+            without.setattr("profiler.models.inputs.IN_CONTEXT", {})
+            by_loops = decode()
+        with monkeypatch.context() as fewer:
+            fewer.setattr("profiler.models.meta.LARGEST", 20 * 20)
+            assert decode() == by_loops

@@ -73,6 +73,22 @@ def test_a_decode_step_reads_each_state_once_and_writes_it_once() -> None:
         assert max(tokens) <= max(BATCH * 2 * 300, largest / 2), name
 
 
+def test_states_that_modules_keep_themselves_are_part_of_the_cache() -> None:
+    """RecurrentGemma: two recurrent layers of 32 channels with a state in float32 and a window of 3 tokens in bfloat16,
+    then one layer of keys and values in one head of 8, over 8 tokens at most."""
+    sizes = {"num_hidden_layers": 3, "num_key_value_heads": 1, "head_dim": 8, "lru_width": 32, "sliding_window": 8}
+    config = AutoConfig.for_model("recurrent_gemma", **_DENSE | sizes)
+    made = ModelGraphs(config, "recurrent_gemma", Tracing(dtype="bfloat16"))
+    state, window, keys = BATCH * 2 * 32 * 4, BATCH * 2 * 32 * 2, BATCH * 8 * 2 * 8 * 2  # window: of one token
+    for form in ("executed", "fused"):
+        graph = model_source(made, (), form).whole(workload(BATCH, 1, 40))
+        assert footprint(graph).kv_cache == keys + state + 4 * window, form  # a step leaves a view of 4 tokens
+        _, read, written = state_bytes(graph)
+        if form == "fused":
+            assert (read, written) == (state + 3 * window, state + window)
+    assert footprint(fused(made.whole(workload(BATCH, 12, 0)))).kv_cache == keys + state + 3 * window
+
+
 def test_the_step_of_a_large_batch_costs_no_more_rows_than_it_has_tokens() -> None:
     for name in RECURRENT:
         for op in ideal(name, workload(BATCH, 1, 40)).ops:

@@ -9,11 +9,17 @@ from each import each
 from graphs import GraphBuilder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny
 from whatif_graphs import PHASES, check_rank, collectives, flops, stored, traced
 
+from profiler.models.build import build_meta
+from profiler.models.inputs import prepare
+from profiler.models.trace import trace
+from roofline.fusion.experts import routed
 from roofline.graph.op import Kind, OpGraph, Routing, chosen_by_a_token
 from roofline.whatif.experts import expert_parallel, ranks_reached, skew_experts
 from roofline.whatif.tensor_parallel import tensor_parallel
+from roofline.workload import Workload
 
 FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss")
 
@@ -212,3 +218,23 @@ def test_bad_requests_are_refused() -> None:
         skew_experts(traced("mixtral", "decode"), -1)
     with pytest.raises(ValueError, match="use a mixture of experts"):
         skew_experts(traced("llama", "decode"), 1)
+
+
+def test_experts_that_run_densely_are_sharded_and_tokens_sent() -> None:
+    """Llama 4 multiplies all tokens by all experts; a rank of 4 has 2 of its 8, of which a token chooses one."""
+    config = tiny("llama4_text")
+    model = build_meta(config, "bfloat16")
+    what = Workload(batch=6, query_tokens=1, context_tokens=12, dtype="bfloat16")
+    graph = trace(model, prepare(model, what), what, name="llama4", target="cuda", options={})
+    for form in (graph, routed(graph)):
+        rank = expert_parallel(form, 4, link="network")
+        check_rank(rank)
+        experts = 2 * 8 * 3 * 32 * 48 * 2  # layers × experts × elements × bytes
+        assert stored(graph, "weight") - stored(rank, "weight") == experts * 3 / 4
+        assert [op.link_bytes for op in collectives(rank, "all_to_all")] == pytest.approx([6 * 32 * 2 * 3 / 4] * 4)
+        products = grouped(rank)
+        assert [op.dims["m"] for op in products] == [6] * 4  # as many rows arrive as go
+        hit = 2 * (1 - (1 - 1 / 8) ** 24)  # of the tokens of all ranks
+        assert [op.reads[1].bytes for op in products] == pytest.approx([hit * n * 32 * 48 * 2 for n in (2, 1)] * 2)
+    skewed = grouped(skew_experts(graph, 1.0))[0].routing
+    assert (skewed.experts, skewed.per_token, skewed.tokens, skewed.skew) == (8, 1, 6, 1.0)
