@@ -18,13 +18,19 @@ EXAMPLE = """
 Examples:\n
 python -m profiler compare last-week last --tolerance 0.02\n
 python -m profiler compare nights/monday nights/tuesday --write junit=junit.xml --write markdown=summary.md\n
-Exit codes: 0 nothing is slower, 1 something is slower, 3 nothing could be told, 4 something failed or is missing
+Exit codes:\n
+0 nothing is slower\n
+1 something is slower\n
+2 the request is wrong\n
+3 nothing could be told\n
+4 something failed or is missing
 """
 
 Write = Annotated[
     list[str] | None,
     Option(
-        "--write", help="FORMAT=FILE, as junit=out.xml; formats: junit, markdown, bencher, hud, gha, otava. Repeatable."
+        "--write",
+        help="Write FORMAT=FILE, as junit=out.xml; repeatable. Formats: junit, markdown, bencher, hud, gha, otava.",
     ),
 ]
 Tolerance = Annotated[
@@ -34,17 +40,17 @@ Tolerance = Annotated[
 
 def compare(
     base: Annotated[str, Argument(metavar="BASE", help="A run, runs joined by commas, or a folder of runs.")],
-    new: Annotated[str, Argument(metavar="NEW", help="The same of the new side.")],
+    new: Annotated[str, Argument(metavar="NEW", help="The new side, given in the same way.")],
     tolerance: Tolerance = 0.01,
     spread: Annotated[
         float | None,
         Option(
-            help="How much a process differs from the next, as 0.005: judges rows that one process measured.",
+            help="Relative difference between processes, as 0.005; with it, rows of a single process are judged too.",
             min=0, max=1, callback=finite,
         ),
     ] = None,
     allow: Annotated[
-        bool, Option("--allow", help="Show runs of other devices, drivers or methods side by side, as incomparable.")
+        bool, Option("--allow", help="Also show runs of different devices, drivers or methods, marked incomparable.")
     ] = False,
     write: Write = None,
     results: Results = Path("results"),
@@ -52,7 +58,7 @@ def compare(
 ) -> None:  # fmt: skip
     """Say what got slower, and where the difference went.
 
-    Each run is one process of its side.
+    Each run counts as one process of its side.
     """
     from calibrate.regression.compare import compare as compared
     from calibrate.regression.sources import find_side, moved

@@ -45,7 +45,8 @@ def export(
         str | None, Argument(metavar="SPEC", help="A device's name, its JSON file, a run's folder, or 'last'.")
     ] = None,
     to: Annotated[
-        str | None, Option(help="Formats to write, as genz,vidur; 'list' lists them, 'all' writes all of a device's.")
+        str | None,
+        Option(help="Formats to write, as genz,vidur; 'list' lists them, 'all' writes all formats of a device."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -54,10 +55,12 @@ def export(
     peaks: Annotated[
         str | None,
         Option(
-            help="Figures to write: calibrated (the default where laws price the format's times), measured, datasheet."
+            help="Figures to write: datasheet, measured, or calibrated (default where laws price the format's times)."
         ),
     ] = None,
-    force: Annotated[bool, Option("--force", help="Export figures that were measured beside other work too.")] = False,
+    force: Annotated[
+        bool, Option("--force", help="Export figures even if they were measured beside other work.")
+    ] = False,
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:

@@ -26,8 +26,12 @@ Examples:\n
 python -m profiler gate old.py new.py\n
 python -m profiler gate main HEAD --kernels bench.py --write junit=gate.xml\n
 python -m profiler gate envs/torch-2.11/bin/python envs/torch-2.13/bin/python --kernels bench.py\n
-Exit codes: 0 nothing is slower, 1 a kernel is slower, confirmed in fresh processes, 2 the request is wrong, 3 the
-machine is too noisy for the tolerance, 4 a kernel fails or is missing
+Exit codes:\n
+0 nothing is slower\n
+1 a kernel is slower, confirmed in fresh processes\n
+2 the request is wrong\n
+3 the machine is too noisy for the tolerance\n
+4 a kernel fails or is missing
 """
 
 
@@ -35,30 +39,30 @@ def gate(
     base: Annotated[
         str, Argument(metavar="BASE", help="A file of kernels, an interpreter, a source tree, or a commit.")
     ],
-    new: Annotated[str, Argument(metavar="NEW", help="The same of the new side.")],
+    new: Annotated[str, Argument(metavar="NEW", help="The new side, given in the same way.")],
     kernels: Annotated[
         Path | None, Option(help="File of kernels that both sides run: functions kernel_NAME() without arguments.")
     ] = None,
-    pairs: Annotated[int, Option(help="Pairs of fresh processes for a kernel.", min=4, max=1000)] = 10,
+    pairs: Annotated[int, Option(help="Pairs of fresh processes for each kernel.", min=4, max=1000)] = 10,
     tolerance: Annotated[
-        float, Option(help="Slowdown that has to be found, as 0.03 for 3 %.", min=0.001, max=1, callback=finite)
+        float, Option(help="Slowdown that must be found, as 0.03 for 3 %.", min=0.001, max=1, callback=finite)
     ] = 0.03,
     ignore: Annotated[
         float, Option(help="Slowdown that does not matter, however certain.", min=0, max=1, callback=finite)
     ] = 0.005,
     seconds: Annotated[
-        float, Option(help="Seconds that a process times each kernel for.", min=0.001, max=3600, callback=finite)
+        float, Option(help="Seconds for which a process times each kernel.", min=0.001, max=3600, callback=finite)
     ] = 0.2,
     timeout: Annotated[
         float, Option(help="Seconds that one process may take in all.", min=1, max=86400, callback=finite)
     ] = TIMEOUT_S,
     seed: Annotated[
-        int | None, Option(help="Seed of the order of measuring. Default: another one each time.", min=0, max=MOST_SEED)
+        int | None, Option(help="Seed of the order of measuring. Default: a new one each time.", min=0, max=MOST_SEED)
     ] = None,
     write: Write = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether a kernel got slower, measured in turns.
+    """Say whether a kernel got slower between two versions, which run in turns.
 
     The machine is tested against itself first. What looks slower is measured again in fresh processes before it counts.
     """

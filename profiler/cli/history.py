@@ -23,15 +23,18 @@ python -m profiler history attention --device h200 --tolerance 0.02 --json
 
 
 def history(
-    kernel: Annotated[str, Argument(metavar="[KERNEL]", help="Rows whose name has this text. Default: all rows.")] = "",
-    device: Annotated[str | None, Option(help="Part of the device's name, where there are runs of several.")] = None,
+    kernel: Annotated[str, Argument(metavar="KERNEL", help="Only rows whose name has this text.")] = "",
+    device: Annotated[
+        str | None, Option(help="Part of the device's name, if there are runs of several devices.")
+    ] = None,
     tolerance: Tolerance = 0.01,
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:
-    """List when kernels changed over all runs of a device.
+    """List when kernels changed, over all runs of a device.
 
-    What all rows share is told as the machine's. `gate` between the versions of both sides confirms a change.
+    A change that all rows share is attributed to the machine. To confirm another one, run `gate` between the versions
+    before and after it.
     """
     import numpy as np
 

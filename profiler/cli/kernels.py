@@ -49,8 +49,10 @@ DEVICE_PART = 1.0
 
 
 def kernels(
-    suite: Annotated[str | None, Option(help="A suite: smoke, serving, full, or a JSON file. Default: smoke.")] = None,
-    model: Annotated[str | None, Option(help="The kernels of these models' steps, as llama-3.1-8b,qwen3-8b.")] = None,
+    suite: Annotated[
+        str | None, Option(help="Suite of shapes: smoke (default), serving, full, or a JSON file.")
+    ] = None,
+    model: Annotated[str | None, Option(help="Take the shapes of these models, as llama-3.1-8b,qwen3-8b.")] = None,
     tp: Annotated[str, Option(help="Ranks that share each matrix of --model, as 1,2.")] = "1",
     phase: Annotated[str, Option(help="Phases of --model: prefill, decode, chunk.")] = "decode",
     batch: option.Batches = "1,8,64",
@@ -60,13 +62,15 @@ def kernels(
     provider: Annotated[str | None, Option(help="Only these providers, as torch,inductor.")] = None,
     dtype: Annotated[str | None, Option(help="Only these dtypes, as bfloat16,int8.")] = None,
     shape: Annotated[
-        list[str] | None, Option(help="One shape of the one --family, as m=8,n=4096,k=4096; repeatable.")
+        list[str] | None, Option(help="A shape of the one --family, as m=8,n=4096,k=4096; repeatable.")
     ] = None,
     kernels: Annotated[
         list[str] | None,
         Option("--kernels", metavar="FILE", help="Your kernels: a Python file or a FlashInfer-Bench solution."),
     ] = None,
-    shard: Annotated[str | None, Option(help="Only a part of the kernels, as 1/4: the first of four parts.")] = None,
+    shard: Annotated[
+        str | None, Option(help="Run only a part of the kernels, as 1/4: the first of four parts.")
+    ] = None,
     device: option.DeviceName = "auto",
     processes: Annotated[
         int, Option(help="Fresh processes of each kernel; intervals need three.", min=1, max=MOST_PROCESSES)
@@ -79,14 +83,16 @@ def kernels(
         float,
         Option(help="Seconds that a kernel may take in one process.", min=1, max=LONGEST_S, callback=option.finite),
     ] = TIMEOUT_S,
-    draws: Annotated[int, Option(help="Draws of each small shape of the check.", min=1, max=1000)] = DRAWS,
+    draws: Annotated[
+        int, Option(help="Random draws of operands for each small shape of the check.", min=1, max=1000)
+    ] = DRAWS,
     seed: Annotated[int, Option(help="Seed of the operands.", min=0, max=MOST_SEED)] = 0,
-    check_only: Annotated[bool, Option("--check-only", help="Compare with the reference, and time nothing.")] = False,
-    cache: Annotated[str, Option(help="Operands come from main memory (cold) or from a cache (warm).")] = "cold",
+    check_only: Annotated[bool, Option("--check-only", help="Only check the kernels; do not time them.")] = False,
+    cache: Annotated[str, Option(help="Where the operands lie: cold (in main memory) or warm (in a cache).")] = "cold",
     memory: Annotated[
         float | None,
         Option(
-            help="Most memory of a kernel's operands, in GiB. Default: an eighth of what is free.",
+            help="Most memory for a kernel's operands, in GiB. Default: an eighth of what is free.",
             callback=option.finite,
         ),
     ] = None,
@@ -97,7 +103,8 @@ def kernels(
     wait_quiet: option.WaitQuiet = 0.0,
     list_only: Annotated[bool, Option("--list", help="Print what would run and how long it takes, then stop.")] = False,
     merge: Annotated[
-        list[str] | None, Option(metavar="RUN", help="Measure nothing; show these runs as one, as shards; repeatable.")
+        list[str] | None,
+        Option(metavar="RUN", help="Measure nothing; report these runs, such as shards, as one; repeatable."),
     ] = None,
     out: option.Out = Path("results"),
     name: option.Name = "kernels",
@@ -108,7 +115,8 @@ def kernels(
 ) -> None:
     """Check and time serving kernels at the shapes of real models.
 
-    Each kernel runs in processes of its own. Exit code 4: a kernel is wrong or failed.
+    Each kernel runs in processes of its own. Exit code 3: other work disturbed the times; 4: a kernel is wrong or
+    failed.
     """
     require_separate({"--csv": csv, "--markdown": markdown}, [Path(file) for file in kernels or []])
     if merge:

@@ -52,7 +52,7 @@ Visits = Annotated[
 WaitQuiet = Annotated[
     float,
     Option(
-        help="Before measuring, wait until other work on this machine ends, for so many seconds at most.",
+        help="Before measuring, wait at most this long for other work on this machine to end.",
         metavar="SECONDS",
         min=0,
         max=86400,

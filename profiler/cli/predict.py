@@ -83,7 +83,9 @@ def predict(
     mix: Annotated[
         list[str] | None, Option(help="One step of a mixed batch: SEQUENCESxNEW@CACHED,…, as 1x512@0,32x1@1024.")
     ] = None,
-    output: Annotated[str | None, Option(help="Predict whole requests with so many output tokens, as 128,256.")] = None,
+    output: Annotated[
+        str | None, Option(help="Predict whole requests with this many output tokens, as 128,256.")
+    ] = None,
     dtype: Annotated[str, Option(help="Dtype of weights and activations.")] = "bfloat16",
     form: Annotated[
         str,
@@ -93,11 +95,11 @@ def predict(
         ),
     ] = "auto",
     what_if: Annotated[
-        list[str] | None, Option(help="A change, as quantise:weights=4; repeat for several; 'list' lists them.")
+        list[str] | None, Option(help="A change of the model, as quantise:weights=4; repeatable; 'list' lists all.")
     ] = None,
     link: Annotated[
         list[str] | None,
-        Option(help="A link of the device by hand: NAME=BYTES_PER_S,SECONDS of a message, as network=50e9,5e-6."),
+        Option(help="Set a link of the device: NAME=BYTES_PER_S,SECONDS (its latency), as network=50e9,5e-6."),
     ] = None,
     attn: option.Attention = "default",
     experts: option.Experts = "default",
@@ -128,20 +130,20 @@ def predict(
         float, Option(help="For --largest: share of the memory that the server takes, as 0.9.", max=1)
     ] = 1.0,
     overhead: Annotated[
-        str, Option(help="For --largest: memory of that share that the server needs besides, as 2GiB.")
+        str, Option(help="For --largest: memory of that share that the model cannot use, as 2GiB.")
     ] = "0",
     engine: Annotated[
         str | None,
         Option(help="Price what a serving engine runs: vllm, sglang or trtllm, with a version as vllm:0.18.0."),
     ] = None,
     accounting: Annotated[str, Option(help="Rules of counting: roofcal, or paper (arXiv 2402.16363).")] = "roofcal",
-    bits: Annotated[str, Option(help="For the paper: bits of weights, activations, KV cache.")] = "16,16,16",
-    flash: Annotated[bool, Option("--flash", help="For the paper: its fused attention.")] = False,
+    bits: Annotated[str, Option(help="For --accounting paper: bits of weights, activations, KV cache.")] = "16,16,16",
+    flash: Annotated[bool, Option("--flash", help="For --accounting paper: its fused attention.")] = False,
     module: Annotated[
         str | None, Option(help="Any nn.Module: package.module:factory, which returns (module, example inputs).")
     ] = None,
     module_seconds: Annotated[
-        float, Option(help="Most seconds of --module.", min=1, max=86400, callback=option.finite)
+        float, Option(help="Most seconds that --module may take.", min=1, max=86400, callback=option.finite)
     ] = MODULE_S,
     graph: Annotated[Path | None, Option(help="A graph file instead of a model; no torch is needed.")] = None,
     file: Annotated[
@@ -157,7 +159,7 @@ def predict(
     csv: Annotated[
         Path | None, Option(help="Write CSV: a row for each operation, or for each workload of a sweep.")
     ] = None,
-    html: Annotated[Path | None, Option(help="Write a page with tables and plots.")] = None,
+    html: Annotated[Path | None, Option(help="Write an HTML page with tables and plots.")] = None,
     as_json: option.AsJson = False,
 ) -> None:
     """Predict time and memory of each layer on a device.

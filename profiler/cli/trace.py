@@ -13,7 +13,8 @@ EXAMPLE = """
 Examples:\n
 python -m profiler trace rank0.pt.trace.json.gz rank1.pt.trace.json.gz --csv kernels.csv\n
 python -m profiler trace report.sqlite --json > report.json\n
-The second file is what "nsys export --type sqlite report.nsys-rep" writes.
+To make report.sqlite:\n
+nsys export --type sqlite report.nsys-rep
 """
 
 
@@ -23,12 +24,12 @@ def trace(
         Argument(metavar="FILE", help="Traces of torch.profiler (.json, .gz) or exports of Nsight Systems (.sqlite)."),
     ],
     csv: Annotated[Path | None, Option(help="Also write CSV: a row for each kernel.")] = None,
-    html: Annotated[Path | None, Option(help="Also write a page with all rows of all tables.")] = None,
+    html: Annotated[Path | None, Option(help="Also write an HTML page with all rows of all tables.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what kernels a timeline of an engine holds, in which steps and modules, and what remains unexplained.
+    """Show which kernels ran in an engine's timeline, in which steps and modules, and what remains unexplained.
 
-    Several files are several ranks. Metadata of a file is never copied.
+    Give one file for each rank. The metadata of a file is never copied.
     """
     require_separate({"--csv": csv, "--html": html}, files)
     from calibrate.report.engine_trace import trace_document, trace_json, write_trace_csv
