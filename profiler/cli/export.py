@@ -64,7 +64,7 @@ def export(
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:
-    """Write a device's figures as another tool's hardware file, or a run's passes as traces."""
+    """Write a device's figures for other tools, or a run's passes as traces."""
     from calibrate.exchange.formats import EXPORTS, TraceFormat, export_format, export_formats
 
     known = export_formats()

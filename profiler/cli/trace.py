@@ -27,9 +27,9 @@ def trace(
     html: Annotated[Path | None, Option(help="Also write an HTML page with all rows of all tables.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show which kernels ran in an engine's timeline, in which steps and modules, and what remains unexplained.
+    """Show which kernels ran in an engine's timeline, in which steps and modules.
 
-    Give one file for each rank. The metadata of a file is never copied.
+    It also shows what remains unexplained. Give one file for each rank. The metadata of a file is never copied.
     """
     require_separate({"--csv": csv, "--html": html}, files)
     from calibrate.report.engine_trace import trace_document, trace_json, write_trace_csv
