@@ -95,7 +95,7 @@ def build(verbs: Iterable[str] = VERBS) -> typer.Typer:
             bool,
             typer.Option(
                 DEBUG,
-                help="Print the traceback of a fault of roofcal, and what libraries log. It may stand after the command.",
+                help="Print the traceback of a fault of roofcal, and what libraries log; also after the command.",
             ),
         ] = False,
     ) -> None: ...
