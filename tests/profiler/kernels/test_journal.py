@@ -60,9 +60,11 @@ def test_a_killed_calibration_keeps_its_visits_and_makes_only_those_that_lack(ea
     with path.open("ab") as file:
         file.write(b'{"key":"half a li')  # as kill -9 leaves it
     again, rest = probed(path, eager=eager)
-    assert len(rest) == 1 and keys(again) == keys(whole) and again.failed == whole.failed == {}
+    # how many sets of operands a kernel has, and so whether some are warm, follows from its time
+    assert len(rest) == 1 and {key[0] for key in keys(again)} == {key[0] for key in keys(whole)}
+    assert again.failed == whole.failed == {}
     third, none = probed(path, eager=eager)
-    assert none == [] and keys(third) == keys(whole)
+    assert none == [] and keys(third) == keys(again)
     assert again.table is not None and third.table is not None
     assert third.table.table["time_s"] == again.table.table["time_s"]
 
