@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tiny import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +28,7 @@ print(json.dumps([code, sorted(file for file in files if not file.endswith("__in
 """
 
 
+@pytest.mark.starts_product
 def test_the_main_job_passes_through_few_files(tmp_path: Path) -> None:
     config = tiny("llama")
     config.save_pretrained(tmp_path / "model")

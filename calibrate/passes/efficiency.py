@@ -7,13 +7,14 @@ root of the sum of both squares, as they are independent.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from calibrate.passes.pass_report import LayerEfficiency, PassReport, Rungs, Waterfall, term_ending_at, waterfall
 from calibrate.passes.predicted import Ends, Wall, executed_wall, predicted_wall
-from calibrate.passes.replicates import Median, around, by_round, median_by_round, median_of
+from calibrate.passes.replicates import Median, around, by_round, error_within, median_by_round, median_of
 from calibrate.passes.table import RUNGS, Array, OpTimesTable, known, layer_kind
 from calibrate.passes.verdict import CERTAIN, doubts, excess_of, judge
 from profiler.record.run import CellResult, Closure
@@ -45,6 +46,7 @@ def summarise(result: CellResult, graph: OpGraph, spec: HardwareSpec, calibrated
     if len(lost_by_round_s) == len(busys_s):
         busys_s = busys_s + lost_by_round_s
     wall = median_of(by_round(result.wall_s, rounds) * scale)
+    wall = replace(wall, error=max(wall.error, error_within(result.wall_s, rounds) * scale))
     busy_s = float((table.measured_s * table.count).sum()) + lost_s
     idle_s = wall.value - busy_s
     rungs = Rungs(**{name: table.total(name) for name in RUNGS}, measured=busy_s)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from profiler.record.measurement import middle_mean
-from roofline.laws.fitted import PROBES, LevelRatio, ReferenceLevel, probe_in
+from roofline.laws.fitted import PROBES, LevelRatio, ReferenceLevel, probe_of
 
 Floats = NDArray[np.float64]
 
@@ -135,16 +135,21 @@ def _independent_share(off: Floats) -> float:
 def levels(
     beside_pass: Mapping[str, Sequence[float]], calibration: Mapping[str, ReferenceLevel], dtype: str
 ) -> dict[str, LevelRatio]:
-    """The ratio of each of `PROBES` that ran in both, from seconds of each round and of each visit: in the `dtype` of
-    the pass, or without one. A probe with a single time on either side has no interval and is left out."""
+    """The ratio of each of `PROBES` that ran in both, from seconds before and after each round and of each visit: in
+    the `dtype` of the pass, or without one. Where the calibration was brought to one level, by the shorter of the times
+    before and after each visit, a round counts by the shorter of its two as well. A probe with a single time on either
+    side has no interval and is left out."""
     ratios: dict[str, LevelRatio] = {}
     for probe in PROBES:
-        names = [name for name in (probe_in(probe, dtype), probe) if name in calibration and beside_pass.get(name)]
-        if not names:
+        name = probe_of(probe, dtype, calibration, beside_pass)
+        if name is None or not beside_pass[name]:
             continue
-        reference = calibration[names[0]]
-        fitted_at_s = reference.seconds if reference.centre_s is None else reference.centre_s
-        if (ratio := level_ratio(beside_pass[names[0]], fitted_at_s)) is not None:
+        reference, seconds = calibration[name], beside_pass[name]
+        if reference.centre_s is None:
+            ratio = level_ratio(seconds, reference.seconds)
+        else:
+            ratio = level_ratio([min(seconds[i : i + 2]) for i in range(0, len(seconds), 2)], reference.centre_s)
+        if ratio is not None:
             ratios[probe] = ratio
     return ratios
 

@@ -19,7 +19,7 @@ from profiler.passes.samples import Sample
 from profiler.timing.turns import Visit
 from roofline.graph.op import OpGraph
 from roofline.hardware.spec import Peaks
-from roofline.laws.fitted import PROBES, LevelRatio, probe_in
+from roofline.laws.fitted import PROBES, LevelRatio, probe_of
 from roofline.price import Prepared
 from roofline.price_by_law import level_factors, ratio_of, waits
 
@@ -74,8 +74,8 @@ class Centre:
         """Readings ÷ centre by probe: the probe in the graph's dtype, or else the one without a dtype."""
         ratios = {}
         for probe in PROBES:
-            names = [probe_in(probe, graph.workload.dtype), probe]
-            for name in [name for name in names if name in reference and name in self.seconds][:1]:
+            name = probe_of(probe, graph.workload.dtype, reference, self.seconds)
+            if name is not None:
                 ratio = reference[name] / self.seconds[name]
                 ratios[probe] = LevelRatio(ratio=ratio, low=ratio, high=ratio)
         return ratios

@@ -6,7 +6,7 @@ two doublings, to nothing beyond five), their time stays within `roofline.laws.w
 their interval starts from that of the nearest fitted sizes and widens with the distance.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Self
 
 import numpy as np
@@ -144,6 +144,12 @@ def probe_in(probe: str, dtype: str) -> str:
     """The name of a probe that runs in a dtype: "product.bfloat16". The host's has none, and in runs from before
     2026-12 no probe has: a float32 stream and product stood for all dtypes."""
     return f"{probe}.{dtype}"
+
+
+def probe_of(probe: str, dtype: str, *places: Container[str]) -> str | None:
+    """The name under which a probe is in all of these places: the probe in a dtype, or else the one without a dtype."""
+    names = (probe_in(probe, dtype), probe)
+    return next((name for name in names if all(name in place for place in places)), None)
 
 
 class ReferenceLevel(Record):

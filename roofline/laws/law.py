@@ -100,7 +100,7 @@ EVICTED_BY = 0.5
 LRU cache, less in a shared or hashed one."""
 EVICTION_SHARPNESS = 2.0
 """Power of (bytes ÷ capacity) with which the evicted share grows."""
-FETCH = Constant("fetch", "s", 1e-9, 4e-5, 5e-6, 1.0, "additional cost where code and tables come from main memory")
+FETCH = Constant("fetch", "s", 1e-9, 4e-5, 1e-6, 1.5, "additional cost where code and tables come from main memory")
 """At most the time in which an instruction cache of 32 KiB is filled from main memory, 512 lines one after another at
 80 ns each. Without that bound a single slow kernel of a calibration made it 400 µs, and six operators of a model 2 to 7
 times too long; of operators that were measured often enough, the constant is 1 to 30 µs on an EPYC."""

@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 
 from profiler.devices.backend import BACKENDS, PerDevice, backend_of
+from profiler.devices.host import keep_freed_memory
 from profiler.microbench.bench import reason
 from profiler.microbench.collectives.cases import CASES, Operands, Ranks, repeats_limit, whole
 from profiler.microbench.collectives.lockstep import SAMPLE_S, Phase, Together, lockstep_clock, measure
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str]) -> None:
     options = settings(arguments)
     if options.lifeline is not None:
         hold(options.lifeline)
+    keep_freed_memory()
     local = int(os.environ["LOCAL_RANK"])
     device = torch.device(options.device) if backend_of(options.device).is_host else torch.device(options.device, local)
     backend_of(device).make_current(device)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from calibrate.passes.efficiency import summarise
 from calibrate.passes.pass_report import TERMS, PassReport, Rungs, to_json, waterfall
-from calibrate.passes.replicates import median_of
+from calibrate.passes.replicates import error_within, median_of
 from calibrate.passes.table import layer_kind
 from profiler.record.measurement import Window
 from profiler.record.run import Cell, CellResult, Closure, OpTimes
@@ -202,6 +202,12 @@ def test_the_round_is_what_is_repeated():
     assert report.waterfall_high[name] == pytest.approx(report.waterfall.merged[name] + report.busy_s_high - 17)
     add = row(report, "layers.*", "pointwise")
     assert add.measured_s_low == add.measured_s == add.measured_s_high == 4
+
+
+def test_rounds_that_agree_by_chance_have_the_interval_of_their_passes():
+    walls = (16.0, 20.0, 24.0, 20.0, 16.0, 24.0, 24.0, 20.0, 16.0)  # each round's mean is 20
+    report = summarise(in_rounds(3, walls, ((5.0,) * 9, (7.0,) * 9, (4.0,) * 9)), two_matmuls_and_an_add(), SPEC)
+    assert report.wall_s_high - report.wall_s > error_within(walls, 3) > 1
 
 
 def test_one_round_has_no_interval():

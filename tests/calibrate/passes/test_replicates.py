@@ -131,6 +131,13 @@ def test_the_probe_of_the_passs_dtype_counts_and_else_the_one_without_a_dtype() 
     assert levels(beside, calibration, "float16").keys() == {"memory"}
 
 
+def test_a_round_counts_by_the_shorter_of_its_probes_where_visits_did() -> None:
+    beside = {"product": (0.012, 0.015, 0.02, 0.012, 0.0121, 0.0120)}  # before and after each of three rounds
+    brought = ReferenceLevel(seconds=(0.01, 0.02), centre_s=0.01)
+    assert levels(beside, {"product": brought}, "float32")["product"].ratio == pytest.approx(1.2, rel=1e-6)
+    assert levels(beside, {"product": brought}, "float32")["product"].high == pytest.approx(1.2, rel=1e-6)
+
+
 def test_equal_times_are_level_1() -> None:
     found = level_ratio((0.01,) * 3, (0.01,) * 3)
     assert found is not None and (found.low, found.ratio, found.high) == (1, 1, 1)
@@ -138,7 +145,7 @@ def test_equal_times_are_level_1() -> None:
 
 def test_a_level_that_laws_were_brought_to_is_exact() -> None:
     bimodal = ReferenceLevel(seconds=(0.010, 0.010, 0.013, 0.013, 0.010, 0.013))
-    beside = {"product.float32": (0.0130, 0.0131, 0.0129, 0.0130)}
+    beside = {"product.float32": (0.0130, 0.0131, 0.0129, 0.0130) * 2}  # before and after each of four rounds
     as_measured = levels(beside, {"product.float32": bimodal}, "float32")["product"]
     brought = bimodal.model_copy(update={"centre_s": 0.010})
     at_centre = levels(beside, {"product.float32": brought}, "float32")["product"]

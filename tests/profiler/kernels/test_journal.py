@@ -22,6 +22,13 @@ DECODE = KernelShape(
 STREAM = KernelShape("aten::silu", "float32", "aten::silu", {"rows": 4, "width": 64})
 
 
+@pytest.fixture(autouse=True)
+def any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loaded machine does not cut the sets of operands, on which the rows of the table depend."""
+    monkeypatch.setattr(measure, "LONGEST_S", 1e3)
+    monkeypatch.setattr(measure, "LONGEST_STREAM_S", 1e3)
+
+
 class Killed(BaseException):
     """As a signal is, no error that a calibration handles."""
 
@@ -60,11 +67,9 @@ def test_a_killed_calibration_keeps_its_visits_and_makes_only_those_that_lack(ea
     with path.open("ab") as file:
         file.write(b'{"key":"half a li')  # as kill -9 leaves it
     again, rest = probed(path, eager=eager)
-    # how many sets of operands a kernel has, and so whether some are warm, follows from its time
-    assert len(rest) == 1 and {key[0] for key in keys(again)} == {key[0] for key in keys(whole)}
-    assert again.failed == whole.failed == {}
+    assert len(rest) == 1 and keys(again) == keys(whole) and again.failed == whole.failed == {}
     third, none = probed(path, eager=eager)
-    assert none == [] and keys(third) == keys(again)
+    assert none == [] and keys(third) == keys(whole)
     assert again.table is not None and third.table is not None
     assert third.table.table["time_s"] == again.table.table["time_s"]
 

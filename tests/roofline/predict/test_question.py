@@ -121,7 +121,7 @@ def test_a_sweep_by_laws_is_its_exact_passes_in_either_form() -> None:
         for few, all_ in zip(swept, exact, strict=True):
             assert not few.ops and all_.ops
             for name in ("time_s", "low_s", "high_s", "without_law"):
-                assert getattr(few, name) == pytest.approx(getattr(all_, name), rel=1e-2, abs=1e-6), (
+                assert getattr(few, name) == pytest.approx(getattr(all_, name), rel=5e-3, abs=1e-6), (
                     form,
                     name,
                 )  # alike layers are priced as one
