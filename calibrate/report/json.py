@@ -9,9 +9,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_args
+from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args
 
-from calibrate.kernels.score import Calibrated, Calibration, Score
 from calibrate.report.device_rows import Row, ends, groups, one_line
 from calibrate.report.prediction_rows import CLASSES, KindRow, kind_rows, phase
 from profiler.record.folder import RunFolder
@@ -23,6 +22,9 @@ from roofline.hardware.spec import HardwareSpec
 from roofline.paper.table import PaperCosts, PaperPhase, PaperResult, PaperRow
 from roofline.predict.passes import OpPrediction, PassPrediction, Prediction
 from roofline.record import Record
+
+if TYPE_CHECKING:  # it loads pandas and the fits, for which `predict` has no use
+    from calibrate.kernels.score import Calibrated, Calibration, Score
 
 MATRIX = ("_proj", "_matmul", "lm_head", "fused_attention")
 """Names of the paper's rows that are products; LLM-Viewer itself does not tell them from the others."""
@@ -226,7 +228,7 @@ def kernel_kinds(kernels: Kernels) -> list[dict[str, Any]]:
     return records
 
 
-def calibration_json(spec: Path, calibration: Calibration) -> dict[str, Any]:
+def calibration_json(spec: Path, calibration: "Calibration") -> dict[str, Any]:
     """Scores of laws on kernels that they were not fitted to; percentages as fractions."""
     return {
         "spec": str(spec),
@@ -235,7 +237,7 @@ def calibration_json(spec: Path, calibration: Calibration) -> dict[str, Any]:
     }
 
 
-def _calibrated(kind: Calibrated) -> dict[str, Any]:
+def _calibrated(kind: "Calibrated") -> dict[str, Any]:
     return {
         "kind": kind.kind,
         "dtype": kind.dtype,
@@ -252,7 +254,7 @@ def _calibrated(kind: Calibrated) -> dict[str, Any]:
     }
 
 
-def _scores(scores: Score) -> dict[str, Any]:
+def _scores(scores: "Score") -> dict[str, Any]:
     content = asdict(scores)
     return {"scored": content.pop("rows"), **content}
 
