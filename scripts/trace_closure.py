@@ -1,6 +1,9 @@
 """How much of the kernel time of timelines is classified, attributed and unexplained, a line for each device.
 
-    python scripts/trace_closure.py FILE-OR-FOLDER… [--least 0.97]
+    python scripts/trace_closure.py FILE-OR-FOLDER… [--least 0.97] [--hardware SPEC]
+
+With ``--hardware``, a device's name or a spec with laws, each line also has the share of the window's time that has a
+price, predicted ÷ measured time − 1 of what has one, and the median error of the layers.
 
 Exit code 1 where the classified share of any device is below ``--least``.
 """
@@ -9,7 +12,12 @@ import argparse
 from pathlib import Path
 
 from calibrate.report.document import printable
-from profiler.attribution.engine import read_ranks
+from calibrate.report.engine_trace import priced
+from profiler.attribution.engine import Price, read_ranks
+from profiler.attribution.priced import layer_rows
+from profiler.models.recorded import Recorded
+from profiler.record.engine_trace import TraceRank
+from roofline.hardware.load import load_device
 from roofline.reading import Unreadable
 from roofline.units import percent, seconds
 
@@ -21,16 +29,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("--least", type=float, default=0.97)
+    parser.add_argument("--hardware", help="device's name, or spec.json")
     arguments = parser.parse_args()
+    price = None if arguments.hardware is None else pricing(arguments.hardware)
     files = [
         file for path in arguments.paths
         for file in (sorted(f for f in path.iterdir() if f.suffix in SUFFIXES) if path.is_dir() else [path])
     ]  # fmt: skip
     is_good = True
-    print("file · device · kernels · time · before window · in it · classified · attributed · in graphs · unexplained")
+    columns = (
+        "file · device · kernels · time · before window · in it · classified · attributed · in graphs · unexplained"
+    )
+    print(columns + (" · priced · error · median of layers" if price else ""))
     for file in files:
         try:
-            ranks = read_ranks(file)
+            ranks = read_ranks(file, price)
         except Unreadable as error:
             print(printable(f"{file.name} · refused: {error}"))
             is_good = False
@@ -42,10 +55,24 @@ def main() -> int:
             cells = (
                 rank.file, str(rank.device), f"{closure.kernels:,}", seconds(closure.kernel_s), f"{closure.outside:,}",
                 seconds(closure.window_s), percent(closure.classified), percent(closure.attributed), percent(graphs),
-                percent(closure.unexplained),
+                percent(closure.unexplained), *(compared(rank) if price else ()),
             )  # fmt: skip
             print(printable(" · ".join(cells)))
     return 0 if is_good else 1
+
+
+def pricing(hardware: str) -> Price:
+    """Compares the kernels of a device with predictions for this one."""
+    spec = load_device(Path(hardware) if hardware.endswith(".json") else hardware)
+    return lambda kernels: layer_rows(kernels, spec, Recorded())
+
+
+def compared(rank: TraceRank) -> tuple[str, str, str]:
+    """Share of the window with a price, error of its sum, median error of the layers."""
+    priced_s, _, predicted_s, median = priced(rank)
+    whole_s = rank.closure.window_s
+    error = percent(predicted_s / priced_s - 1, signed=True) if priced_s else "–"
+    return percent(priced_s / whole_s if whole_s else 0.0), error, "–" if median is None else percent(median)
 
 
 if __name__ == "__main__":

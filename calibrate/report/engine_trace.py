@@ -2,12 +2,24 @@
 
 import csv
 import re
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TextIO
 
 from calibrate.report.document import Column, Document, Facts, Lines, Part, Section, Text, brief, figure, table
-from profiler.record.engine_trace import Closure, EngineTrace, KernelRow, ModuleRow, StepRow, StreamRow, TraceRank
+from profiler.record.engine_trace import (
+    Closure,
+    EngineTrace,
+    KernelRow,
+    LayerRow,
+    ModuleRow,
+    PartRow,
+    StepRow,
+    StreamRow,
+    TraceRank,
+)
 from roofline.units import percent, seconds
 
 UNKNOWN_KIND = "unknown"
@@ -35,7 +47,7 @@ def trace_document(trace: EngineTrace) -> Document:
     """Each device of each file by itself."""
     parts: list[Part] = []
     for rank in trace.ranks:
-        inside = _rank_parts(rank)
+        inside = _rank_parts(rank, trace)
         parts += inside if len(trace.ranks) == 1 else [Section(_name(rank), inside)]
     return Document("Timeline of " + (_name(trace.ranks[0]) if len(trace.ranks) == 1 else _names(trace)), parts)
 
@@ -49,6 +61,8 @@ def trace_json(trace: EngineTrace) -> dict[str, Any]:
             "window_s": of.closure.window_s, "classified": of.closure.classified,
             "attributed": of.closure.attributed, "unexplained": of.closure.unexplained,
         }  # fmt: skip
+        for name in ("layers", "parts"):
+            rank[name] = [row | {"error": one.error} for row, one in zip(rank[name], getattr(of, name), strict=True)]
         rank["kinds"] = [
             {"kind": kind, "kernels": count, "total_s": total, "share": share}
             for kind, count, total, share in kinds(of)
@@ -77,7 +91,7 @@ def kinds(rank: TraceRank) -> list[tuple[str, int, float, float]]:
     return sorted((row for row in rows if row[1]), key=lambda row: -row[2])
 
 
-def _rank_parts(rank: TraceRank) -> list[Part]:
+def _rank_parts(rank: TraceRank, trace: EngineTrace) -> list[Part]:
     closure = rank.closure
     unknown = [row for row in rank.kernels if row.kind is None]
     parts: list[Part] = [
@@ -95,8 +109,14 @@ def _rank_parts(rank: TraceRank) -> list[Part]:
         between = f", {seconds(rank.between_steps_s)} of kernels between them" if rank.between_steps_s else ""
         title = f"{len(rank.steps)} of {source}{between}"
         parts.append(Section("Steps", (Text(title), *brief(_STEPS, rank.steps[:FEW], rank.steps))))
+    if rank.parts:
+        parts.append(
+            Section(f"Steps, measured against {trace.model} on {trace.hardware}", (table(_PARTS, rank.parts),))
+        )
+    if rank.layers:
+        parts.append(Section(f"Layers, measured against {trace.hardware}", _layer_parts(rank)))
     modules = _by_class(rank.modules)
-    if modules:
+    if modules and not rank.layers:
         columns = _modules(closure.window_s)
         parts.append(Section("Modules", brief(columns, modules[:FEW], modules)))
     columns_of_kernels = _kernels(closure.kernel_s)
@@ -104,6 +124,53 @@ def _rank_parts(rank: TraceRank) -> list[Part]:
     if len(rank.streams) > 1:
         parts.append(Section("Streams", (table(_STREAMS, [(rank, stream) for stream in rank.streams]),)))
     return parts
+
+
+def _layer_parts(rank: TraceRank) -> list[Part]:
+    """How much of the window has a price and how far that is off, before the layers."""
+    priced_s, by_law_s, predicted_s, off = priced(rank)
+    whole_s = rank.closure.window_s
+    words = f"{percent(priced_s / whole_s if whole_s else 0.0)} of the window's kernel time has a price"
+    if predicted_s and priced_s:
+        words += (
+            f": predicted {seconds(predicted_s)}, measured {seconds(priced_s)} "
+            f"({percent(predicted_s / priced_s - 1, signed=True)}); laws give {percent(by_law_s / predicted_s)} of the "
+            "prediction, the datasheet the rest"
+        )
+    lines: list[Part] = [Text(words)]
+    if off is not None:
+        lines.append(Text(f"median error of the layers: {percent(off)}"))
+    return [*lines, *brief(_LAYERS, rank.layers[:FEW], rank.layers)]
+
+
+def priced(rank: TraceRank) -> tuple[float, float, float, float | None]:
+    """Seconds of kernels with a price, of those of the prediction by laws and in all, and the median absolute error of
+    the layers."""
+    of = [row for row in rank.layers if row.predicted_s is not None]
+    errors = [abs(row.error) for row in of if row.error is not None]
+    return (
+        sum(row.measured_s - row.unpriced_s for row in of), sum(row.by_law_s for row in of),
+        sum(row.predicted_s or 0.0 for row in of), statistics.median(errors) if errors else None,
+    )  # fmt: skip
+
+
+_PARTS: tuple[Column[PartRow], ...] = (
+    Column("part", lambda row: row.part, words=True),
+    Column("measured", lambda row: figure(row.measured_s), strong=True),
+    Column("predicted", lambda row: figure(row.predicted_s)),
+    Column("error", lambda row: figure(row.error, partial(percent, signed=True))),
+)
+_LAYERS: tuple[Column[LayerRow], ...] = (
+    Column("layer", lambda row: row.path, code=True),
+    Column("calls", lambda row: f"{row.calls:,}", drop=3),
+    Column("measured", lambda row: figure(row.measured_s), strong=True),
+    Column("no price", lambda row: figure(row.unpriced_s or None), optional=True, drop=2),
+    Column("predicted", lambda row: figure(row.predicted_s)),
+    Column("error", lambda row: figure(row.error, partial(percent, signed=True))),
+    Column("at peaks", lambda row: figure(row.ideal_s), drop=2),
+    Column("bound", lambda row: row.bound, words=True, drop=4),
+    Column("priced by", lambda row: row.source, words=True, drop=1),
+)
 
 
 def _facts(rank: TraceRank) -> list[tuple[str, str]]:

@@ -30,6 +30,8 @@ class EnginePrediction:
     steps: tuple[EngineStep, ...]
     requests: tuple[EngineRequest, ...]
     notes: tuple[str, ...]
+    attentions: float = 0.0
+    """Layers of the model that attend."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Example: ``ranks = read_ranks(Path("vllm-rank0.pt.trace.json.gz"))``
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from profiler.attribution.kernel_kinds import form_of, kind_of, step_forms, step_sizes
 from profiler.attribution.nsys import is_nsys, read_nsys
+from profiler.attribution.priced import Owned, class_of
 from profiler.attribution.timeline import DeviceEvent, HostEvent, Launch, Timeline, read_timeline
-from profiler.record.engine_trace import Closure, KernelRow, ModuleRow, StepRow, StreamRow, TraceRank
+from profiler.record.engine_trace import Closure, KernelRow, LayerRow, ModuleRow, StepRow, StreamRow, TraceRank
 from roofline.reading import Unreadable
 
 LONGEST_NAME = 400
@@ -34,9 +35,14 @@ MOST_PERIOD_KERNELS = 20_000
 """Kernels in which a period is looked for; a step of DeepSeek-V3 has some 3,000."""
 
 
-def read_ranks(path: Path) -> list[TraceRank]:
+Price = Callable[[Sequence[Owned]], tuple[LayerRow, ...]]
+"""Rows of layers for the kernels of a device that lie in the window."""
+
+
+def read_ranks(path: Path, price: Price | None = None) -> list[TraceRank]:
     """Each device of a torch profiler trace (.json, .json.gz) or of an export of Nsight Systems (.sqlite).
 
+    Args: `price` compares the kernels with predictions (`profiler.attribution.priced.layer_rows`).
     Raises Unreadable, one line, for what is neither or holds no kernel.
     """
     try:
@@ -51,7 +57,7 @@ def read_ranks(path: Path) -> list[TraceRank]:
         )
     owners = _Owners(timeline)
     devices = sorted({event.device for event in timeline.device if event.kind == "kernel"})
-    return [_rank(path.name, device, timeline, owners) for device in devices]
+    return [_rank(path.name, device, timeline, owners, price) for device in devices]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +65,18 @@ class _Work:
     """A device event and what it belongs to."""
 
     event: DeviceEvent
-    operator: str | None
+    operators: tuple[HostEvent, ...]
+    """Operators and annotations around its launch, from the outermost."""
     modules: tuple[int, ...]
     """Positions of the calls of modules around its launch, from the outermost."""
     step: int | None
     is_inside: bool
     is_graph: bool
+
+    @property
+    def operator(self) -> str | None:
+        """The name of the innermost operator."""
+        return self.operators[-1].name.split(",")[0] if self.operators else None
 
     @property
     def seconds(self) -> float:
@@ -95,10 +107,10 @@ class _Owners:
         if caller is not None and (point is None or not any(of.get(point) for of in self._of)):
             point = (caller.tid, caller.start_s)
         operators, modules, steps = ((of.get(point, ()) if point else ()) for of in self._of)
-        operator = self._operators[operators[-1]].name.split(",")[0] if operators else None
+        around = tuple(self._operators[i] for i in operators)
         is_inside = launch is not None or caller is not None or not self.has_launches
         is_graph = launch is not None and launch.kind == "graph"
-        return _Work(event, operator, modules, steps[0] if steps else None, is_inside, is_graph)
+        return _Work(event, around, modules, steps[0] if steps else None, is_inside, is_graph)
 
 
 _Point = tuple[int, float]
@@ -143,10 +155,10 @@ def _steps(timeline: Timeline) -> tuple[list[HostEvent], str]:
         if form.engine in found:
             return _outermost(found[form.engine]), form.engine
     roots = _outermost(timeline.modules)
-    by_class = Counter(_class(event.name) for event in roots)
+    by_class = Counter(class_of(event.name) for event in roots)
     longest = max(roots, key=lambda event: event.end_s - event.start_s, default=None)
-    if longest is not None and by_class[_class(longest.name)] > 1:
-        return [event for event in roots if _class(event.name) == _class(longest.name)], "modules"
+    if longest is not None and by_class[class_of(longest.name)] > 1:
+        return [event for event in roots if class_of(event.name) == class_of(longest.name)], "modules"
     return [], ""
 
 
@@ -160,11 +172,7 @@ def _outermost(events: Iterable[HostEvent]) -> list[HostEvent]:
     return kept
 
 
-def _class(module: str) -> str:
-    return module.rpartition("_")[0] if module.rpartition("_")[2].isdigit() else module
-
-
-def _rank(file: str, device: int, timeline: Timeline, owners: _Owners) -> TraceRank:
+def _rank(file: str, device: int, timeline: Timeline, owners: _Owners, price: Price | None) -> TraceRank:
     events = [event for event in timeline.device if event.device == device]
     backward = sum(event.end_s < event.start_s for event in events)
     work = [owners.work(event) for event in events if event.end_s >= event.start_s]
@@ -179,7 +187,7 @@ def _rank(file: str, device: int, timeline: Timeline, owners: _Owners) -> TraceR
     busy = spans(lambda w: True)
     on_kernels = spans(lambda w: w.event.kind == "kernel")
     computing = spans(lambda w: w.event.kind == "kernel" and kinds.get(id(w)) != COLLECTIVE)
-    source, steps, between = _step_rows(owners, [w for w in kernels if w.is_inside])
+    source, steps, between = _step_rows(owners, [w for w in kernels if w.is_inside], kinds)
     left_out = [f"{backward} device events end before they start"] if backward else []
     if timeline.broken:
         first = timeline.broken[0]
@@ -216,8 +224,22 @@ def _rank(file: str, device: int, timeline: Timeline, owners: _Owners) -> TraceR
         steps=tuple(steps),
         between_steps_s=between if source else 0.0,
         modules=_module_rows(owners.modules, [w for w in kernels if w.is_inside]),
+        layers=price(_owned(owners, kernels, kinds)) if price is not None else (),
         left_out=tuple(left_out),
     )
+
+
+def _owned(owners: _Owners, kernels: Sequence[_Work], kinds: Mapping[int, str]) -> list[Owned]:
+    """The kernels of the window with what is around them."""
+    sizes = [step_sizes(event.name) for event in owners.steps]
+    return [
+        Owned(
+            w.seconds, kinds.get(id(w)), w.operators, [owners.modules[i].name[:LONGEST_NAME] for i in w.modules],
+            {} if w.step is None else sizes[w.step],
+        )
+        for w in kernels
+        if w.is_inside
+    ]  # fmt: skip
 
 
 def _closure(kernels: Sequence[_Work], families: Sequence[str | None]) -> Closure:
@@ -240,7 +262,7 @@ def _closure(kernels: Sequence[_Work], families: Sequence[str | None]) -> Closur
     )
 
 
-def _step_rows(owners: _Owners, kernels: Sequence[_Work]) -> tuple[str, list[StepRow], float]:
+def _step_rows(owners: _Owners, kernels: Sequence[_Work], kinds: Mapping[int, str]) -> tuple[str, list[StepRow], float]:
     """Who named the steps, the steps that have kernels, and the time of kernels between them."""
     per_step: dict[int, list[_Work]] = defaultdict(list)
     between = 0.0
@@ -251,28 +273,31 @@ def _step_rows(owners: _Owners, kernels: Sequence[_Work]) -> tuple[str, list[Ste
             per_step[w.step].append(w)
     if not per_step:
         parts = period([w.event.name for w in kernels])
-        rows = [
-            _step_row(f"step {i}", "period", {}, None, [w.event for w in kernels[a:b]])
-            for i, (a, b) in enumerate(parts)
-        ]
+        rows = [_step_row(f"step {i}", "period", {}, None, kernels[a:b], kinds) for i, (a, b) in enumerate(parts)]
         within = sum(row.kernel_s for row in rows)
         return ("period" if parts else ""), rows, sum(w.seconds for w in kernels) - within
     rows = []
     for i, of in sorted(per_step.items()):
         event = owners.steps[i]
         sizes = step_sizes(event.name)
-        rows.append(_step_row(event.name, owners.source, sizes, event.end_s - event.start_s, [w.event for w in of]))
+        rows.append(_step_row(event.name, owners.source, sizes, event.end_s - event.start_s, of, kinds))
     return owners.source, rows, between
 
 
 def _step_row(
-    name: str, source: str, sizes: dict[str, float], host_s: float | None, events: Sequence[DeviceEvent]
+    name: str, source: str, sizes: dict[str, float], host_s: float | None, of: Sequence[_Work], kinds: Mapping[int, str]
 ) -> StepRow:
+    events = [w.event for w in of]
     first = min(event.start_s for event in events)
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    for w in of:
+        if (kind := kinds.get(id(w))) is not None:
+            by_kind[kind].append(w.seconds)
     return StepRow(
         name=_short(name), source=source, sizes=sizes, host_s=host_s, kernels=len(events),
-        kernel_s=sum(event.end_s - event.start_s for event in events), start_s=first,
-        span_s=max(event.end_s for event in events) - first, busy_s=_covered(events),
+        kernel_s=sum(w.seconds for w in of), start_s=first, span_s=max(event.end_s for event in events) - first,
+        busy_s=_covered(events), kinds={kind: sum(seconds) for kind, seconds in by_kind.items()},
+        calls={kind: len(seconds) for kind, seconds in by_kind.items()},
     )  # fmt: skip
 
 

@@ -82,6 +82,8 @@ class HostEvent:
     end_s: float
     tid: int
     external_id: int | None
+    inputs: Mapping[str, Any] | None = None
+    """Arguments of an operator as kineto wrote them ("Input Dims" and its like, with `record_shapes`); unchecked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +285,9 @@ def order(event: HostEvent | Launch | DeviceEvent) -> tuple[float, float]:
 
 
 def _host(event: Mapping[str, Any], start_s: float, end_s: float, skip: int = 0) -> HostEvent:
-    return HostEvent(str(event["name"])[skip:], start_s, end_s, int(event["tid"]), _external(event))
+    args = event.get("args", {})
+    inputs = args if "Input Dims" in args else None
+    return HostEvent(str(event["name"])[skip:], start_s, end_s, int(event["tid"]), _external(event), inputs)
 
 
 def _external(event: Mapping[str, Any]) -> int | None:

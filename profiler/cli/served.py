@@ -5,7 +5,7 @@ and `calibrate.report.served` reports.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from profiler.cli import options as option
@@ -13,10 +13,11 @@ from profiler.cli.output import show, stdout_to_stderr_if
 from profiler.record.run import RequestError
 from roofline.hardware.spec import HardwareSpec, facts_of
 from roofline.serving.engine import Engine, asked_engine
-from roofline.serving.predict import limits, requests, steps
+from roofline.serving.predict import EngineStep, limits, requests, steps
 from roofline.serving.shape import Served
 from roofline.serving.step import Parallel, Pricer, Scheme
 from roofline.whatif.registry import WhatIf
+from roofline.workload import Workload
 
 if TYPE_CHECKING:
     from calibrate.report.served import EnginePrediction
@@ -65,6 +66,18 @@ def predict_served(question: Question, spec: HardwareSpec, written: frozenset[st
     show(as_json, lambda: served_json(prediction), lambda: served_document(prediction))
 
 
+def predicted_steps(
+    question: Question, spec: HardwareSpec, asked: Sequence[Sequence[Workload]]
+) -> tuple[list[EngineStep], int]:
+    """The steps of an engine that do this work, in its order, and the model's number of attention layers. Raises
+    RequestError, one line."""
+    with option.one_line():
+        engine, doubts = asked_engine(question.engine)
+        of = replace(question, asked=option.Asked("bfloat16", (), tuple(tuple(one) for one in asked)))
+        prediction = _predicted(of, engine, spec, doubts)
+        return list(prediction.steps), round(prediction.attentions)
+
+
 def _predicted(question: Question, engine: Engine, spec: HardwareSpec, doubts: list[str]) -> "EnginePrediction":
     from calibrate.report.served import EnginePrediction
     from profiler.models.catalogue import silence
@@ -98,8 +111,9 @@ def _predicted(question: Question, engine: Engine, spec: HardwareSpec, doubts: l
     if not pricer.laws:
         notes.append(f"no law of {spec.name} prices a kernel: all have the datasheet's price; calibrate it")
     return EnginePrediction(
-        question.model, spec.name, engine, scheme, ranks, parallel, tuple(found), tuple(served), tuple(notes)
-    )
+        question.model, spec.name, engine, scheme, ranks, parallel, tuple(found), tuple(served), tuple(notes),
+        sum(attention.count for attention in model.attentions),
+    )  # fmt: skip
 
 
 def _parallel(wanted: Mapping[str, Mapping[str, object]]) -> tuple[int, Parallel]:

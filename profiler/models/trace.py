@@ -84,7 +84,7 @@ def trace(
     """
 
     def recorded(values: AbstractContextManager[None]) -> OpGraph:
-        recorder = _Recorder(model, workload, target)
+        recorder = Recorder(model, workload, target)
         recorder.mark_weights()
         recorder.mark_cache(inputs)
         before = attributes(model)
@@ -130,7 +130,7 @@ def entered(model: nn.Module, enter: Callable[[str], AbstractContextManager[Any]
 class _Composites(TorchFunctionMode):
     """Records as one operation each function that the profiler shows under one name."""
 
-    def __init__(self, recorder: "_Recorder") -> None:
+    def __init__(self, recorder: "Recorder") -> None:
         super().__init__()
         self.recorder = recorder
 
@@ -173,7 +173,7 @@ class _Choice:
         return experts if chosen >= self.of else int((balanced(chosen, self.of) < experts).sum())
 
 
-class _Recorder(Remembered):
+class Recorder(Remembered):
     """Records each call that makes device work, with the storages that it touches and how long they are held."""
 
     def __init__(self, model: nn.Module, workload: Workload, target: str) -> None:
@@ -432,9 +432,9 @@ class _Recorder(Remembered):
         )
 
 
-@flex_operator.py_impl(_Recorder)
+@flex_operator.py_impl(Recorder)
 def _flex(
-    recorder: _Recorder, query: Tensor, key: Tensor, value: Tensor, score_mod: Any, block_mask: Any, *rest: Any
+    recorder: Recorder, query: Tensor, key: Tensor, value: Tensor, score_mod: Any, block_mask: Any, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Record the operator behind `flex_attention`, which modes see only by a rule of their own."""
     inputs = [query, key, value]

@@ -52,6 +52,10 @@ class StepRow(Record):
     span_s: float
     """From the first of its kernels to the end of the last."""
     busy_s: float
+    kinds: Mapping[str, float] = {}
+    """Seconds of its kernels by their kind; those without a known kind are left out."""
+    calls: Mapping[str, int] = {}
+    """Number of its kernels by their kind."""
 
 
 class ModuleRow(Record):
@@ -63,6 +67,50 @@ class ModuleRow(Record):
     own_s: float
     total_s: float
     """With the modules that it called."""
+
+
+class LayerRow(Record):
+    """One kind of layer: its kernels against the prediction of the operators that launched them."""
+
+    path: str
+    """Classes of the modules from the outermost, as "Model/Layer.*/Attention/Linear.2"."""
+    kernels: int
+    calls: int
+    """Operators that were priced."""
+    measured_s: float
+    unpriced_s: float
+    """Of `measured_s`, that of kernels whose operator has no price: no recorded shapes, or one that is not known."""
+    predicted_s: float | None
+    """None where nothing of it has a price, or a peak is not known."""
+    low_s: float | None = None
+    high_s: float | None = None
+    """Ends of the 90 % interval by the laws; None without a law."""
+    ideal_s: float | None
+    """At the peaks of the datasheet, each operand read and written once from main memory."""
+    by_law_s: float
+    """Of `predicted_s`, that by laws; the rest is at the peaks."""
+    bound: str
+    source: str
+    """What priced most of it; empty where nothing did."""
+
+    @property
+    def error(self) -> float | None:
+        """Predicted ÷ measured − 1, of the kernels that have a price."""
+        priced_s = self.measured_s - self.unpriced_s
+        return self.predicted_s / priced_s - 1 if self.predicted_s is not None and priced_s > 0 else None
+
+
+class PartRow(Record):
+    """One part of all steps whose annotation states their sizes, against the prediction of a serving graph."""
+
+    part: str
+    measured_s: float
+    predicted_s: float
+
+    @property
+    def error(self) -> float | None:
+        """Predicted ÷ measured − 1."""
+        return self.predicted_s / self.measured_s - 1 if self.measured_s > 0 else None
 
 
 class Closure(Record):
@@ -129,6 +177,10 @@ class TraceRank(Record):
     between_steps_s: float
     """Kernel time of the window that belongs to no step."""
     modules: tuple[ModuleRow, ...]
+    layers: tuple[LayerRow, ...] = ()
+    """Measured against predicted, where a device was named; the longest first."""
+    parts: tuple[PartRow, ...] = ()
+    """Measured against predicted by the parts of a step, where a model was named."""
     left_out: tuple[str, ...] = ()
     """What the file holds that cannot be true, one line a kind."""
 
@@ -142,4 +194,8 @@ class EngineTrace(Record):
     """All that `trace` reads at once."""
 
     schema_version: int = TRACE_SCHEMA
+    hardware: str | None = None
+    """Name of the spec that priced the layers."""
+    model: str | None = None
+    """The model whose serving graph the steps are compared with."""
     ranks: tuple[TraceRank, ...]

@@ -46,6 +46,42 @@ def test_the_terminal_says_what_lies_before_the_window(capsys: pytest.CaptureFix
     assert "launched before the window" in shown and "40 kernels" in shown and "Qwen2DecoderLayer" in shown
 
 
+def test_layers_and_steps_are_compared_with_a_device(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", QWEN, "--hardware", "nvidia-h100-sxm"]) == 0
+    shown = capsys.readouterr().out
+    assert "Layers, measured against nvidia-h100-sxm" in shown and "has a price" in shown
+    assert main(["trace", GRAPH, "--hardware", "amd-mi300x", "--model", "gpt-oss-20b", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (rank,) = document["ranks"]
+    assert (document["hardware"], document["model"]) == ("amd-mi300x", "gpt-oss-20b")
+    assert {row["part"] for row in rank["parts"]} >= {"experts", "attention", "products with weights"}
+    assert all(set(row) >= {"measured_s", "predicted_s", "error"} for row in (*rank["parts"], *rank["layers"]))
+    measured = sum(row["measured_s"] for row in rank["parts"])
+    assert measured == pytest.approx(sum(sum(step["kinds"].values()) for step in rank["steps"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((GRAPH, "--model", "gpt-oss-20b"), "name one with --hardware"),
+        ((GRAPH, "--hardware", "nvidia-h1000"), "nvidia-h100"),
+        ((GRAPH, "--hardware", "amd-mi300x", "--model", "gpt-oss-21b"), "gpt-oss-20b"),
+        ((GRAPH, "--hardware", "amd-mi300x", "--model", "gpt-oss-20b", "--engine", "vlm"), "vllm"),
+        ((QWEN, "--hardware", "nvidia-h100-sxm", "--model", "qwen3-8b"), "no step states its sizes"),
+        (
+            (GRAPH, "--hardware", "amd-mi300x", "--model", "gpt-oss-20b", "--what-if", "tensor_parallel:degree=7"),
+            "7",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["trace", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err and len(shown.err.strip().splitlines()) <= 2 and shown.out == ""
+
+
 def event(name: str = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL", **changes: Any) -> dict[str, Any]:
     return {"ph": "X", "cat": "kernel", "name": name, "pid": 0, "tid": 7, "ts": 1.5, "dur": 2.0,
             "args": {"device": 0, "stream": 7, "correlation": 3}} | changes  # fmt: skip
