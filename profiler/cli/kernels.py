@@ -16,8 +16,9 @@ from typer import Option
 from profiler.cli import options as option
 from profiler.cli import output
 from profiler.cli.measuring import look_before, measure_device, new_run, prepare_process, require_same_machine
-from profiler.record.files import make_folder, require_separate, write_text
-from profiler.record.folder import SUITE_OPTION, RunFolder, find_run, slug
+from profiler.cli.suite_report import merged, show_suites
+from profiler.record.files import make_folder, require_separate
+from profiler.record.folder import SUITE_OPTION, RunFolder, slug
 from profiler.record.run import LONGEST_S, MOST_MEMORY_GIB, MOST_PROCESSES, MOST_SEED, RequestError, differing
 from roofline.hardware.load import find_device
 from roofline.hardware.spec import HardwareSpec, spec_kind
@@ -44,6 +45,8 @@ SECONDS, PROCESSES, DRAWS = 0.25, 3, 2
 """Seconds of samples of a kernel in each process, fresh processes, and draws of the check."""
 TIMEOUT_S = 120.0
 """Seconds that a kernel may take in one process, compilation included."""
+CHECK_S = 5.0
+"""Seconds of the check for each draw, after which no other small size is taken up."""
 DEVICE_PART = 1.0
 """Units of progress of the device's figures."""
 
@@ -120,7 +123,7 @@ def kernels(
     """
     require_separate({"--csv": csv, "--markdown": markdown}, [Path(file) for file in kernels or []])
     if merge:
-        raise typer.Exit(_merged(merge, out, csv, markdown, as_json))
+        raise typer.Exit(merged(merge, out, csv, markdown, as_json))
     with output.stdout_to_stderr_if(as_json):
         if resume is None:
             with _requests():
@@ -234,6 +237,7 @@ def _plan(options: dict[str, Any]) -> tuple["Plan", dict[str, Any]]:
             device=str(device),
             seed=int(options["seed"]),
             draws=int(options["draws"]),
+            check_s=CHECK_S * int(options["draws"]),
             timed=bool(options["timed"]),
             state=options["cache"],
             seconds=float(options["seconds"]),
@@ -373,56 +377,3 @@ DEVICE_S = 5.0
 """Seconds of the device's figures, as `measure_device` takes with `quick`."""
 PRELOAD = ("torch._inductor.compile_fx",)
 """What Inductor loads when it is first used: seconds in each process."""
-
-
-def _merged(names: Sequence[str], out: Path, csv: Path | None, markdown: Path | None, as_json: bool) -> int:
-    """Show several runs as one. Raises RequestError where their figures cannot stand beside each other."""
-    folders = [find_run(name, out) for name in names]
-    for folder in folders:
-        if folder.content != "suite":
-            raise RequestError(f"{folder.path} is not a run of `kernels`; see: python -m profiler list")
-    first = folders[0].run.environment
-    for folder in folders[1:]:
-        if folder.run.environment.device != first.device:
-            raise RequestError(
-                f"{folder.path} is of {folder.run.environment.device}, and {folders[0].path} of {first.device}; "
-                "merge runs of one kind of device"
-            )
-    return show_suites(folders, as_json, csv, markdown)
-
-
-def show_suites(
-    folders: Sequence[RunFolder],
-    as_json: bool,
-    csv: Path | None = None,
-    markdown: Path | None = None,
-    *,
-    write: bool = False,
-) -> int:
-    """Write and show the reports; return the exit code."""
-    import io
-
-    from calibrate.report import markdown as markdown_of
-    from calibrate.report.suite import suite_document, suite_json, suite_rows, write_suite_csv
-    from profiler.record.suite_table import read_suite_results
-
-    first = folders[0]
-    spec = next((spec for folder in folders if (spec := folder.read_spec()) is not None), None)
-    results = [result for folder in folders for result in read_suite_results(folder.path)]
-    rows = suite_rows(results, spec, str(first.run.options["device"]))
-    report = suite_document(first.run, rows, spec)
-    if write:
-        output.write_reports(first, report)
-    if csv is not None:
-        text = io.StringIO()
-        write_suite_csv(rows, text)
-        write_text(csv, text.getvalue())
-    if markdown is not None:
-        write_text(markdown, markdown_of.render(report))
-    path = ", ".join(str(folder.path) for folder in folders)
-    kept = first.path if write else None
-    output.show(as_json, lambda: suite_json(path, first.run, rows, spec), lambda: report, kept=kept)
-    if any(row.is_wrong for row in rows):
-        return output.INVALID
-    states = {result.measurement.status for result in results if result.measurement is not None}
-    return output.INCONCLUSIVE if states - {"done"} else output.GOOD

@@ -12,6 +12,7 @@ from typer import Argument, Option
 from calibrate.report.document import printable
 from profiler.cli import output
 from profiler.cli.options import AsJson, Csv, Results, measured_spec
+from profiler.cli.suite_report import show_suites
 from profiler.record.files import require_separate
 from profiler.record.folder import RunFolder, RunSummary, find_run, list_runs
 from profiler.record.measurement import Measurement
@@ -153,8 +154,6 @@ def show(
     elif content == "hardware":
         _show_hardware(folder, as_json, csv)
     elif content == "suite":
-        from profiler.cli.kernels import show_suites
-
         show_suites([folder], as_json, csv)
     else:
         _show_passes(folder, hardware, results, as_json, csv)

@@ -31,7 +31,7 @@ Make = Callable[[], tuple[Operands, Operands]]
 
 
 def product(shape: KernelShape, draw: Draw) -> tuple[Run, Make]:
-    """A linear layer on the same activations each time, as they have just been written."""
+    """Return a linear layer on the same activations each time, as they have just been written."""
     m, n, k = (shape.dims[name] for name in ("m", "n", "k"))
     rows = draw((m, k))
     if shape.kind.endswith(ROW_MAJOR):
@@ -45,7 +45,7 @@ def _addmm(rows: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
 
 
 def product_part(shape: KernelShape, operands: Operands, result: Tensor) -> tuple[Tensor, Tensor]:
-    """The first rows and columns of a product as computed, and in float64."""
+    """Return the first rows and columns of a product as computed, and in float64."""
     rows, weights, *bias = operands
     columns = weights.T if shape.kind.endswith(ROW_MAJOR) else weights
     expected = rows[:CHECKED].double() @ columns[:CHECKED].double().T
@@ -55,19 +55,19 @@ def product_part(shape: KernelShape, operands: Operands, result: Tensor) -> tupl
 
 
 def batched(shape: KernelShape, draw: Draw) -> tuple[Run, Make]:
-    """A product for each of a batch."""
+    """Return a product for each of a batch."""
     batch, m, n, k = (shape.dims[name] for name in ("batch", "m", "n", "k"))
     return torch.bmm, lambda: ((draw((batch, m, k)), draw((batch, k, n))), ())
 
 
 def batched_part(shape: KernelShape, operands: Operands, result: Tensor) -> tuple[Tensor, Tensor]:
-    """The first rows and columns of the first product of a batch as computed, and in float64."""
+    """Return the first rows and columns of the first product of a batch as computed, and in float64."""
     first, second = operands
     return result[0, :CHECKED, :CHECKED], first[0, :CHECKED].double() @ second[0, :, :CHECKED].double()
 
 
 def grouped(shape: KernelShape, draw: Draw) -> tuple[Run, Make]:
-    """Experts of the same number of rows each, as `transformers` calls them: weights lie n × k."""
+    """Return experts of the same number of rows each, as `transformers` calls them: weights lie n × k."""
     experts, m, n, k = (shape.dims[name] for name in ("batch", "m", "n", "k"))
     ends = torch.arange(m, (experts + 1) * m, m, dtype=torch.int32)
 
@@ -79,14 +79,14 @@ def grouped(shape: KernelShape, draw: Draw) -> tuple[Run, Make]:
 
 
 def grouped_part(shape: KernelShape, operands: Operands, result: Tensor) -> tuple[Tensor, Tensor]:
-    """The first rows and columns of the first expert as computed, and in float64."""
+    """Return the first rows and columns of the first expert as computed, and in float64."""
     rows, weights = operands
     count = min(CHECKED, shape.dims["m"])
     return result[:count, :CHECKED], rows[:count].double() @ weights[0, :CHECKED].double().T
 
 
 def attention(shape: KernelShape, draw: Draw) -> tuple[Run, Make]:
-    """`scaled_dot_product_attention`, causal where there is more than one query."""
+    """Bind `scaled_dot_product_attention`, causal where there is more than one query."""
     batch, heads, kv_heads, width = (shape.dims[name] for name in ("batch", "heads", "kv_heads", "head_dim"))
     query, kv = shape.dims["query"], shape.dims["kv"]
     run = partial(F.scaled_dot_product_attention, is_causal=query > 1, enable_gqa=heads != kv_heads)
@@ -99,7 +99,7 @@ def attention(shape: KernelShape, draw: Draw) -> tuple[Run, Make]:
 
 
 def attention_part(shape: KernelShape, operands: Operands, result: Tensor) -> tuple[Tensor, Tensor]:
-    """The last query of the first head as computed, and in float64."""
+    """Return the last query of the first head as computed, and in float64."""
     query, kv = shape.dims["query"], shape.dims["kv"]
     seen = query if query > 1 else kv  # a causal mask aligns queries with the first keys
     q, k, v = (x[0, 0].double() for x in operands)
@@ -112,7 +112,7 @@ Streaming = tuple[Run, Callable[[int, int, Draw], tuple[Operands, Operands]]]
 
 
 def _streaming(run: Run, operands: int, *, positive: bool = False) -> Streaming:
-    """An operator of one or two equal operands, the last of them positive where it must be."""
+    """Return an operator of one or two equal operands, the last of them positive where it must be."""
 
     def make(rows: int, width: int, draw: Draw) -> tuple[Operands, Operands]:
         *others, last = (draw((rows, width)) for _ in range(operands))
@@ -182,6 +182,6 @@ STREAMING: dict[str, Streaming] = {
 
 
 def stream(shape: KernelShape, draw: Draw) -> tuple[Run, Make]:
-    """An operator of `STREAMING` on rows × width."""
+    """Return an operator of `STREAMING` on rows × width."""
     run, make = STREAMING[shape.op]
     return run, lambda: make(shape.dims["rows"], shape.dims["width"], draw)

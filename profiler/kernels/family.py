@@ -42,11 +42,11 @@ class KernelFamily:
     """Whether it only streams: such kernels are asked for by rows × width, and small ones run in turn with others."""
 
     def operand_bytes(self, shape: KernelShape) -> int:
-        """Bytes of one set of operands, about."""
+        """Return bytes of one set of operands, about."""
         return _width(shape) * self.operands(shape.dims)
 
     def moved_bytes(self, shape: KernelShape) -> int:
-        """Bytes that one call touches, about: operands and result."""
+        """Return bytes that one call touches, about: operands and result."""
         return self.operand_bytes(shape) + _width(shape) * self.result(shape.dims)
 
     def check(self, shape: KernelShape, operands: Operands, result: Tensor) -> None:
@@ -94,7 +94,7 @@ FAMILIES: tuple[KernelFamily, ...] = (
 
 
 def family_of(op: str) -> KernelFamily:
-    """The family of an operator. Raises ValueError for an operator that none has."""
+    """Return the family of an operator. Raises ValueError for an operator that none has."""
     for family in FAMILIES:
         if op in family.ops:
             return family
@@ -102,5 +102,5 @@ def family_of(op: str) -> KernelFamily:
 
 
 def streaming_operators() -> tuple[str, ...]:
-    """Operators of all families that only stream."""
+    """Return operators of all families that only stream."""
     return tuple(op for family in FAMILIES if family.is_stream for op in family.ops)

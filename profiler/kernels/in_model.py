@@ -49,12 +49,12 @@ class InModel:
 
     @property
     def time_s(self) -> NDArray[np.float64]:
-        """Seconds of each operation."""
+        """Return seconds of each operation."""
         return middle_mean([sample.device_s for sample in self.taken])
 
     @property
     def gap_s(self) -> NDArray[np.float64]:
-        """Seconds of the host before each operation."""
+        """Return seconds of the host before each operation."""
         return middle_mean([sample.gap_s for sample in self.taken])
 
 
@@ -83,7 +83,7 @@ class InModelKernels:
         self.graphs: list[OpGraph] = []
 
     def visit(self, watched: Watched) -> list[list[Sample]]:
-        """Samples of each pass; the first visit traces them.
+        """Return samples of each pass; the first visit traces them.
 
         Raises `InvalidMeasurement` and `SequenceMismatch` as profiling does.
         """
@@ -100,7 +100,7 @@ class InModelKernels:
                 pass
 
     def _runners(self) -> Iterator[tuple[Runner, OpGraph]]:
-        """Each pass in turn with its graph, which is traced the first time."""
+        """Yield each pass in turn with its graph, which is traced the first time."""
         number = 0
         for width, layers in widths(self._dtype, self._cache_bytes):
             step = Step(self._device, self._dtype, width, layers)
@@ -113,7 +113,7 @@ class InModelKernels:
                 number += 1
 
     def passes(self, visits: Iterable[Sequence[Sequence[Sample]]]) -> list[InModel]:
-        """The passes of these visits together."""
+        """Return the passes of these visits together."""
         return [
             InModel(graph, tuple(sample for visit in taken for sample in visit))
             for graph, *taken in zip(self.graphs, *visits, strict=True)
@@ -121,13 +121,13 @@ class InModelKernels:
 
 
 def widths(dtype: str, cache_bytes: float) -> list[tuple[int, int]]:
-    """Width and layers of each model. `cache_bytes`: of the last-level cache."""
+    """Return width and layers of each model. `cache_bytes`: of the last-level cache."""
     itemsize = getattr(torch, dtype).itemsize
     return [(UNIT * max(1, round(math.sqrt(part * cache_bytes / itemsize) / UNIT)), layers) for part, layers in SIZES]
 
 
 def prompts_of(step: Step, flops_per_s: float) -> tuple[int, ...]:
-    """Tokens of the passes of one model: a decode, and the prefills that `flops_per_s` let end within `LONGEST_S`."""
+    """Return tokens of the passes of one model: a decode, and prefills that end within `LONGEST_S` at `flops_per_s`."""
     work = 2 * sum(parameter.numel() for parameter in step.model.parameters())
     return (1, *(prompt for prompt in PROMPTS if work * prompt / flops_per_s <= LONGEST_S))
 

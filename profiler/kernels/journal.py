@@ -30,7 +30,7 @@ Times = tuple[tuple[tuple[float, ...], ...], ...]
 
 
 class Made(Record):
-    """How a group's kernels were made."""
+    """The way a group's kernels were made."""
 
     kernels: tuple[tuple[int, int, int], ...] = ()
     """(place among the group's shapes, sets of operands, sets that take turns again); without those that failed."""
@@ -41,7 +41,7 @@ class Line(Record):
     """One visit of one group of kernels, or of models in one dtype."""
 
     key: str
-    """Of the group's shapes and all that its operations depend on."""
+    """Hash of the group's shapes and of all that its operations depend on."""
     result: Times
     windows: tuple[Window, ...]
     status: Status
@@ -51,7 +51,7 @@ class Line(Record):
 
 
 def key_of(shapes: Sequence[KernelShape], **about: object) -> str:
-    """A key that only the same group has, measured in the same way."""
+    """Return a key that only the same group has, measured in the same way."""
     content = json.dumps([[asdict(shape) for shape in shapes], about], sort_keys=True, default=dict)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -60,13 +60,13 @@ class VisitJournal:
     """The visits of an earlier process, and those of this one."""
 
     def __init__(self, path: Path) -> None:
-        """Raises RequestError where a line is damaged."""
+        """Raise RequestError where a line is damaged."""
         self.path, self._journal = path, Journal(path)
         self._journal.drop_torn_line()
         self.lines = self._journal.read(partial(record_of, Line))
 
     def of(self, key: str) -> list[Line]:
-        """The visits to one group that earlier processes made."""
+        """Return the visits to one group that earlier processes made."""
         return [line for line in self.lines if line.key == key]
 
     def keep(self, line: Line) -> None:
@@ -79,5 +79,5 @@ class VisitJournal:
 
 
 def visit_of(line: Line, result: T) -> Visit[T]:
-    """A visit with its result, as it was judged when it was made."""
+    """Return a visit with its result, as it was judged when it was made."""
     return Visit(result, line.windows, Verdict(line.status, (), (), None), line.reference)

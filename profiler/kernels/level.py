@@ -43,12 +43,12 @@ class Centre:
         return cls(medians, peaks, kind)
 
     def passes(self, graph: OpGraph, visit: Visit[Sequence[Sequence[float]]]) -> list[list[float]]:
-        """Seconds of each operation in each pass of a visit to kernels."""
+        """Return seconds of each operation in each pass of a visit to kernels."""
         factors = self._factors(graph, visit.reference)
         return [np.divide(times_s, factors).tolist() for times_s in visit.result]
 
     def samples(self, graphs: Sequence[OpGraph], visit: Visit[Sequence[Sequence[Sample]]]) -> list[list[Sample]]:
-        """The samples of a visit to models; their gaps are the host's."""
+        """Return the samples of a visit to models; their gaps are the host's."""
         return [
             [
                 replace(
@@ -62,7 +62,7 @@ class Centre:
         ]
 
     def _factors(self, graph: OpGraph, reference: Mapping[str, float]) -> NDArray[np.float64]:
-        """Time of each operation beside these readings ÷ its time at the centre, shape (operations,)."""
+        """Return the time of each operation beside these readings ÷ its time at the centre, shape (operations,)."""
         ratios = self._ratios(graph, reference)
         if self.peaks is None or not ratios:
             return np.ones(len(graph.ops))
@@ -71,7 +71,7 @@ class Centre:
         return level_factors(self._shares[id(graph)][1], ratios)
 
     def _ratios(self, graph: OpGraph, reference: Mapping[str, float]) -> dict[str, LevelRatio]:
-        """Readings ÷ centre by probe: the probe in the graph's dtype, or else the one without a dtype."""
+        """Return readings ÷ centre by probe: the probe in the graph's dtype, or else the one without a dtype."""
         ratios = {}
         for probe in PROBES:
             name = probe_of(probe, graph.workload.dtype, reference, self.seconds)

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from profiler.attribution.operations import passes
 from profiler.devices.backend import backend_of
+from profiler.kernels.arena import Arena
 from profiler.kernels.eager import Operands, Run
 from profiler.kernels.family import family_of
 from profiler.kernels.journal import Made
@@ -57,60 +57,6 @@ LONGEST_CALL_S = 0.15
 """Longest single call."""
 TRIES = 2
 """Further calls of a kernel whose first one says that it takes long."""
-DRAWN = 65_521
-"""Random numbers that a buffer repeats: drawing all of them takes longer than measuring. A prime, so that rows differ.
-"""
-ALIGNED = 64
-"""Bytes: torch's allocator aligns so on a CPU."""
-
-
-class Storage:
-    """Memory of a CPU that arenas of several dtypes share, filled with random numbers.
-
-    Two bfloat16 numbers side by side are a float32 of the size of the second, so both dtypes read the same bytes as
-    values between −0.5 and 0.5; float16 reads them otherwise and has a storage of its own.
-    """
-
-    def __init__(self, size_bytes: int, dtype: torch.dtype) -> None:
-        filled = torch.bfloat16 if dtype == torch.float32 else dtype
-        count = size_bytes // 8 * 8 // filled.itemsize
-        self.buffer: np.ndarray = _filled(count, filled, torch.device("cpu")).view(torch.uint8).numpy()
-
-
-class Arena:
-    """Random operands of one dtype out of one piece of memory: making each anew takes longer than timing it.
-
-    On a CPU operands are windows of a filled storage, one behind the other, round and round, each a tensor storage of
-    its own, so that the tracer takes them for different tensors. That two operands share bytes is seen by no cache as
-    long as the whole buffer lies between them. On a GPU, where memory is filled quickly, each operand is allocated.
-
-    Contract: operands are read, or overwritten with finite values; nobody reads what another operand held.
-    """
-
-    def __init__(self, device: torch.device, dtype: torch.dtype, storage: Storage | None = None) -> None:
-        """Each operand is allocated where there is no storage, or where the storage cannot hold it."""
-        self._device, self.dtype = device, dtype
-        self._buffer = storage.buffer if storage is not None else np.empty(0, np.uint8)
-        self._next = 0
-
-    def take(self, size: tuple[int, ...]) -> Tensor:
-        """An operand of values between −0.5 and 0.5."""
-        count = math.prod(size)
-        needed = count * self.dtype.itemsize
-        if not 0 < needed <= len(self._buffer):
-            return _filled(count, self.dtype, self._device).view(size)
-        start = self._next if self._next + needed <= len(self._buffer) else 0
-        self._next = -(-(start + needed) // ALIGNED) * ALIGNED
-        return torch.from_numpy(self._buffer[start : start + needed]).view(self.dtype).view(size)
-
-
-def _filled(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    filled = torch.empty(count, dtype=dtype, device=device)
-    drawn = torch.rand(min(DRAWN, count), device=device).sub_(0.5).to(dtype)
-    for start in range(0, count, DRAWN):
-        part = filled[start : start + DRAWN]
-        part.copy_(drawn[: len(part)])
-    return filled
 
 
 class Kernel(nn.Module):
@@ -144,18 +90,18 @@ class Kernel(nn.Module):
         family_of(self.shape.op).check(self.shape, (*self._operands[0], *self.weights[0].parameters()), result)
 
     def bounded(self, turns: int) -> "Kernel":
-        """The same kernel with as many turns at most, on fewer sets of operands; it keeps one set at least."""
+        """Return the same kernel with as many turns at most, on fewer sets of operands; it keeps one set at least."""
         if turns >= self.turns:
             return self
         held = min(self.held, turns // (2 * ROUNDS))
         return self.cut(max(held, 1, turns - held * ROUNDS), held)
 
     def cut(self, sets: int, held: int) -> "Kernel":
-        """The same kernel on its first `sets` of operands, of which `held` take turns again."""
+        """Return the same kernel on its first `sets` of operands, of which `held` take turns again."""
         return Kernel(self.shape, self._run, self._sets()[:sets], held)
 
     def on_meta(self) -> "Kernel":
-        """The same kernel on tensors without memory, to be traced; those of indices keep their values."""
+        """Return the same kernel on tensors without memory, to be traced; those of indices keep their values."""
         twins: dict[int, Tensor] = {}
 
         def twin(tensor: Tensor) -> Tensor:
@@ -172,17 +118,17 @@ class Kernel(nn.Module):
 
     @property
     def is_stream(self) -> bool:
-        """Whether it only streams."""
+        """Return whether it only streams."""
         return family_of(self.shape.op).is_stream
 
     @property
     def turns(self) -> int:
-        """Calls of a whole pass."""
+        """Return the calls of a whole pass."""
         return self.sets + self.held * ROUNDS
 
     @property
     def sets(self) -> int:
-        """Sets of operands."""
+        """Return sets of operands."""
         return len(self._operands)
 
     def _sets(self) -> list[tuple[Operands, Operands]]:
@@ -193,7 +139,7 @@ class Kernel(nn.Module):
 
 
 def kernel_of(shape: KernelShape, arena: Arena, rotated_bytes: int = 0) -> Kernel:
-    """A kernel with `sets_of` operands out of `arena`. Raises ValueError for an operator that no family has."""
+    """Return a kernel with `sets_of` operands out of `arena`. Raises ValueError for an operator that no family has."""
     run, make = family_of(shape.op).bind(shape, arena.take)
     count, held_bytes = sets_of(shape, rotated_bytes), HELD_PART * rotated_bytes
     held = min(count, sets_of(shape, held_bytes)) if operand_bytes(shape) <= held_bytes else 0
@@ -201,7 +147,7 @@ def kernel_of(shape: KernelShape, arena: Arena, rotated_bytes: int = 0) -> Kerne
 
 
 def operand_bytes(shape: KernelShape) -> int:
-    """Bytes of one set of a kernel's operands, about. Raises ValueError for an operator that no family has."""
+    """Return bytes of one set of a kernel's operands, about. Raises ValueError for an operator that no family has."""
     return family_of(shape.op).operand_bytes(shape)
 
 
@@ -268,7 +214,7 @@ class _Pace:
         byte."""
 
     def bounded(self, shape: KernelShape, make: Callable[[KernelShape], Kernel]) -> Kernel:
-        """The kernel, checked, with fewer sets of operands where all of them would take longer than `LONGEST_S`.
+        """Return the kernel, checked, with fewer sets of operands where all of them would take longer than `LONGEST_S`.
 
         Raises RuntimeError where one call takes longer than `LONGEST_CALL_S`, as far as smaller ones of its kind tell.
         """
@@ -296,7 +242,7 @@ class _Pace:
 
 
 def _grouped(kernels: Sequence[Kernel], small_bytes: float) -> list[list[Kernel]]:
-    """Small streams with as many turns, `TOGETHER` at a time; all other kernels by themselves."""
+    """Return small streams with as many turns, `TOGETHER` at a time; all other kernels by themselves."""
     small: dict[int, list[Kernel]] = {}
     groups: list[list[Kernel]] = []
     for kernel in kernels:
@@ -333,7 +279,7 @@ class ProbedKernels:
         self.held: tuple[int, ...] = ()
         """Sets of operands of each shape that took turns again."""
         self.made = made
-        """How the kernels were made: by an earlier process, or at the first visit."""
+        """The way the kernels were made: by an earlier process, or at the first visit."""
 
     def prepare(self) -> Probe:
         """Make the kernels and, the first time, trace them. Raises RuntimeError where none of them can run."""
@@ -346,7 +292,7 @@ class ProbedKernels:
         return probe
 
     def visit(self, watched: Watched) -> list[list[float]]:
-        """Seconds of each operation in each of `PASSES` passes; the first visit traces them.
+        """Return seconds of each operation in each of `PASSES` passes; the first visit traces them.
 
         Raises `InvalidMeasurement` and `SequenceMismatch` as profiling does, and torch's own errors.
         """
@@ -373,7 +319,8 @@ class ProbedKernels:
         return Probe(kernels, self._rotated_bytes, self._device)
 
     def _made_again(self, made: Made) -> list[Kernel]:
-        """The kernels of an earlier process, on as many sets of operands. Raises RuntimeError if one does not run."""
+        """Return the kernels of an earlier process, on as many sets of operands. Raises RuntimeError if one does not
+        run."""
         kernels = []
         for place, sets, held in made.kernels:
             with torch.device(self._device), torch.no_grad():
@@ -384,7 +331,7 @@ class ProbedKernels:
 
 
 def traced(probe: Probe, dtype: str, kind: str) -> OpGraph:
-    """The probe's operations, counted as a model's are; on a CPU without running them, which would take long."""
+    """Return the probe's operations, counted as a model's are; on a CPU without running them, which would take long."""
     if kind == "cpu":
         kernels = [kernel.on_meta() for kernel in probe.kernels if isinstance(kernel, Kernel)]
         probe = Probe(kernels, probe.rotated_bytes, torch.device("meta"))
@@ -402,14 +349,14 @@ class NoInputs:
         return model()
 
     def restore(self) -> None:
-        """Nothing was changed."""
+        """Do nothing, for nothing was changed."""
 
     def cache_tensors(self) -> Iterable[tuple[int, str, Tensor]]:
         return ()
 
 
 def samples(runner: Runner, names: Sequence[str], count: int, watched: Watched) -> list[Sample]:
-    """Passes of a profiled session, less what the profiler added to them."""
+    """Return passes of a profiled session, less what the profiler added to them."""
     timeline, _ = runner.session(count, watched=watched)
     event_s = event_cost_s() if not runner.by_kernels else 0.0
     return [sample(timeline, window, names, runner.by_kernels).without(event_s) for window in passes(timeline.host)]

@@ -29,11 +29,12 @@ from numpy.typing import NDArray
 
 from profiler.devices.backend import backend_of
 from profiler.devices.watch import GpuReading, Watch
+from profiler.kernels.arena import Arena, Storage
 from profiler.kernels.family import family_of
 from profiler.kernels.in_model import InModel, InModelKernels
 from profiler.kernels.journal import Line, Made, Times, VisitJournal, key_of, visit_of
 from profiler.kernels.level import Centre
-from profiler.kernels.measure import ROUNDS, Arena, ProbedKernels, Storage, operand_bytes, sets_of
+from profiler.kernels.measure import ROUNDS, ProbedKernels, operand_bytes, sets_of
 from profiler.microbench.bench import reason
 from profiler.passes.samples import Sample
 from profiler.record.kernel_table import COLUMNS, DIMS, Kernels, Source
@@ -220,7 +221,7 @@ def probe_kernels(
 
 
 def _encoded(result: Any, is_model: bool) -> Times:
-    """What a visit returned, as the journal has it: of models the times of operations and gaps by turns."""
+    """Return what a visit returned, as the journal has it: of models the times of operations and gaps by turns."""
     if is_model:
         return tuple(
             tuple(tuple(times) for sample in samples for times in (sample.device_s, sample.gap_s)) for samples in result
@@ -241,7 +242,7 @@ def _decoded(times: Times, is_model: bool) -> Any:
 
 
 def _arenas(shapes: Sequence[KernelShape], device: torch.device, size_bytes: int) -> dict[str, Arena]:
-    """An arena for each dtype; on a CPU all but float16 share one storage."""
+    """Return an arena for each dtype; on a CPU all but float16 share one storage."""
     storages: dict[bool, Storage] = {}
     arenas: dict[str, Arena] = {}
     for name in sorted({shape.dtype for shape in shapes}):
@@ -256,7 +257,7 @@ def _arenas(shapes: Sequence[KernelShape], device: torch.device, size_bytes: int
 def _rows(
     group: ProbedKernels, passes: Sequence[Sequence[float]], cache_bytes: float, *, on_cpu: bool
 ) -> list[dict[str, object]]:
-    """Rows of a group of kernels, from seconds of each operation in each pass."""
+    """Return rows of a group of kernels, from seconds of each operation in each pass."""
     assert group.graph is not None  # a visit has traced it
     calls: dict[tuple[int, str], list[tuple[LawInput, NDArray[np.float64]]]] = {}
     for op, subject, kernel, times_s in zip(
@@ -289,7 +290,7 @@ def _is_wanted(kind: str, is_turn: bool, *, on_cpu: bool) -> bool:
 
 
 def in_model_rows(eager: InModel, cache_bytes: float) -> list[dict[str, object]]:
-    """Operations of a pass and, where the host does not run ahead of the device, the gaps before them.
+    """Return operations of a pass and, where the host does not run ahead of the device, the gaps before them.
 
     Operations of the same sizes that ran about as long ago are one row, and so are gaps in which as many modules are
     left and entered: what is wanted of gaps is their sum, and their mean is far above most of them.
@@ -316,7 +317,7 @@ def in_model_rows(eager: InModel, cache_bytes: float) -> list[dict[str, object]]
 
 
 def _name(subject: LawInput) -> str:
-    """Name of what is held out together when a fit is judged."""
+    """Return the name of what is held out together when a fit is judged."""
     dims = subject.dims
     names = ("elements",) if subject.kinds[0].startswith(OPERATOR) else ("n", "k", "heads", "kv_heads", "head_dim")
     return " ".join(f"{name} {dims[name]:.0f}" for name in names if name in dims)
@@ -339,7 +340,7 @@ def _row(subject: LawInput, op: str, group: str, time_s: float) -> dict[str, obj
 
 
 def _batches(shapes: Sequence[KernelShape], limit_bytes: float, rotated_bytes: int) -> Iterator[list[KernelShape]]:
-    """Groups of one dtype each, as large as memory allows.
+    """Return groups of one dtype each, as large as memory allows.
 
     Their order has no meaning, so that what changes with time is no kernel's in particular.
     """

@@ -1,8 +1,8 @@
 """Attention as servers run it: prefill after a cached prefix, and decode of one or several tokens from a cache.
 
 Lengths differ from sequence to sequence by `spread` percent: work is counted at the lengths there are, not at the
-longest. Beyond its length a sequence's cache is NaN, since a kernel must not read it. Layouts are those of vLLM and
-FlashAttention: tokens × heads × head_dim, pages of tokens × kv_heads × head_dim.
+longest. Beyond its length a sequence's cache is NaN, since a kernel must not read it. Layouts are those of
+FlashAttention: tokens × heads × head_dim. `paged` has the kernels whose cache lies in pages.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,15 +19,15 @@ from profiler.kernels.serving.contract import (
     Kernel,
     ModelStep,
     Provider,
-    Result,
     Tensors,
     Tolerance,
     Unsupported,
     amount,
+    in_own_dtype,
+    points,
 )
 from profiler.kernels.serving.products import EPSILON, FLOATS
-from profiler.kernels.serving.providers import in_library, onnx_kernel, torch_and_inductor
-from profiler.kernels.serving.rows import PAGE
+from profiler.kernels.serving.providers import eager, in_library, onnx_kernel, torch_and_inductor
 from roofline.dtypes import ELEMENT_BYTES
 from roofline.graph.op import attention_pairs
 from roofline.laws.work import Work
@@ -39,44 +39,45 @@ SIZES = ("batch", "query", "kv", "heads", "kv_heads", "head_dim", "window", "sof
 
 
 def lengths(d: Dims) -> list[int]:
-    """Keys of each sequence, its new tokens' among them: from `kv` down to `spread` percent less, in equal steps."""
+    """Return keys of each sequence, its new tokens' among them: from `kv` down to `spread` percent less, in equal
+    steps."""
     batch, least = d["batch"], d["query"]
     fall = d["kv"] * d.get("spread", 0) / 100
     return [max(least, round(d["kv"] - fall * i / max(1, batch - 1))) for i in range(batch)]
 
 
 def pairs(d: Dims) -> int:
-    """Unmasked (query, key) pairs of one head, of all sequences."""
+    """Return unmasked (query, key) pairs of one head, of all sequences."""
     query, window = d["query"], d.get("window") or None
     return sum(attention_pairs(query, length - query, True, window) for length in lengths(d))
 
 
 def keys_read(d: Dims) -> int:
-    """Keys that any query sees, of all sequences."""
+    """Return keys that any query sees, of all sequences."""
     limit = (d.get("window") or d["kv"]) + d["query"] - 1
     return sum(min(length, limit) for length in lengths(d))
 
 
 def first_key(d: Dims, length: int) -> int:
-    """The first key that any query of a sequence sees."""
+    """Return the first key that any query of a sequence sees."""
     return max(0, length - d["query"] - d["window"] + 1) if d.get("window") else 0
 
 
 def attention_tolerance(d: Dims, dtype: str, extra: float = 0.0) -> dict[str, Tolerance]:
-    """Probabilities and results are rounded to the dtype; a mean of values of deviation 1 is at most a few."""
+    """Return limits for roundings of probabilities and results; a mean of values of deviation 1 is at most a few."""
     eps = EPSILON[dtype] if dtype in EPSILON else EPSILON["bfloat16"]
     limit = 4 * eps + extra + 1e-5
     return {"y": Tolerance(limit, 2 * eps + 1e-5, f"scores, probabilities and result rounded to {dtype}; sums in it")}
 
 
 def scores_of(d: Dims, q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Scores of heads × queries × keys, bent where there is a softcap."""
+    """Return scores of heads × queries × keys, bent where there is a softcap."""
     scores = (q @ k.transpose(-1, -2)) * scale
     return scores if not d.get("softcap") else d["softcap"] * torch.tanh(scores / d["softcap"])
 
 
 def sequence(d: Dims, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Causal attention of one sequence in its own precision: query × heads × width, keys × kv_heads × width."""
+    """Return causal attention of one sequence in its own precision: query × heads × width, keys × kv_heads × width."""
     query, length, window = len(q), len(k), d.get("window") or len(k)
     groups = q.shape[1] // k.shape[1]
     step = 1 if query <= BLOCK else BLOCK
@@ -97,17 +98,18 @@ def sequence(d: Dims, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return torch.cat(made)
 
 
-def _wide(x: Tensor, d: Dims) -> Tensor:
-    """In float64, or float32 where there is much of it."""
+def wide(x: Tensor, d: Dims) -> Tensor:
+    """Return the tensor in float64, or in float32 where there are so many pairs that float64 would take minutes."""
     return x.double() if pairs(d) * d["heads"] < 1e8 else x.float()
 
 
-def _exact(d: Dims, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    return sequence(d, _wide(q, d), _wide(k, d), _wide(v, d), scale)
+def exact(d: Dims, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Return `sequence` in the precision of a reference."""
+    return sequence(d, wide(q, d), wide(k, d), wide(v, d), scale)
 
 
-def _kind(d: Dims, dtype: str) -> tuple[str, dict[str, float]] | None:
-    """The law's row where all sequences are as long, and nothing bends the scores."""
+def attention_kind(d: Dims, dtype: str) -> tuple[str, dict[str, float]] | None:
+    """Return the law's row where all sequences are as long, and nothing bends the scores."""
     if d.get("spread") or d.get("softcap") or dtype not in ELEMENT_BYTES:
         return None
     sizes = {name: float(d[name]) for name in ("batch", "heads", "kv_heads", "head_dim", "window", "kv")}
@@ -117,7 +119,8 @@ def _kind(d: Dims, dtype: str) -> tuple[str, dict[str, float]] | None:
     return "prefill_attention", sizes | {"query": float(d["query"]), "context": float(d["kv"] - d["query"])}
 
 
-def _work(d: Dims, dtype: str, tables: float = 0.0) -> Work:
+def attention_work(d: Dims, dtype: str, tables: float = 0.0) -> Work:
+    """Return FLOPs of the unmasked pairs, and bytes of queries, results, visible keys, lengths and `tables`."""
     width, cached = (2, 1) if dtype == "float8_e4m3fn" else (ELEMENT_BYTES[dtype],) * 2
     own = 2 * width * d["batch"] * d["query"] * d["heads"] * d["head_dim"]
     cache = 2 * cached * keys_read(d) * d["kv_heads"] * d["head_dim"]
@@ -135,7 +138,8 @@ MOST_VERIFIED = 32
 """Most new tokens of a sequence for which a kernel of decode is taken: more drafted tokens than any engine verifies."""
 
 
-def _decodes(step: ModelStep) -> Iterable[dict[str, int]]:
+def decodes(step: ModelStep) -> Iterable[dict[str, int]]:
+    """Return the attention of a model's step where it has few new tokens after a context."""
     short = step.workload.context_tokens and step.workload.query_tokens <= MOST_VERIFIED
     return _heads(step) if short else ()
 
@@ -144,18 +148,16 @@ def _prefills(step: ModelStep) -> Iterable[dict[str, int]]:
     return () if step.workload.context_tokens and step.workload.query_tokens <= MOST_VERIFIED else _heads(step)
 
 
-def _checks(*rows: tuple[int, ...]) -> tuple[dict[str, int], ...]:
-    return tuple(dict(zip(SIZES, row, strict=True)) for row in rows)
-
-
-DECODE_CHECKS = _checks(
+DECODE_CHECKS = points(
+    SIZES,
     (1, 1, 1, 4, 1, 64, 0, 0, 0),
     (3, 1, 67, 6, 2, 32, 0, 0, 60),
     (4, 1, 70, 3, 3, 48, 9, 0, 50),
     (2, 5, 41, 4, 2, 64, 0, 0, 40),
     (3, 3, 50, 8, 2, 32, 20, 30, 30),
 )
-PREFILL_CHECKS = _checks(
+PREFILL_CHECKS = points(
+    SIZES,
     (1, 1, 1, 4, 1, 64, 0, 0, 0),
     (2, 33, 33, 6, 2, 32, 0, 0, 0),
     (3, 17, 70, 4, 2, 48, 0, 0, 50),
@@ -165,7 +167,7 @@ PREFILL_CHECKS = _checks(
 
 
 def _contiguous(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    """Queries and caches: batch × query × heads × head_dim, batch × kv × kv_heads × head_dim, and lengths."""
+    """Return queries and caches: batch × query × heads × head_dim, batch × kv × kv_heads × head_dim, and lengths."""
     kind, width = getattr(torch, dtype), d["head_dim"]
     operands = {"q": draw.normal(d["batch"], d["query"], d["heads"], width, dtype=kind)}
     for name in ("keys", "values"):
@@ -181,15 +183,15 @@ def _contiguous_reference(d: Dims, t: Tensors) -> Tensors:
     return {
         "y": torch.stack(
             [
-                _exact(d, t["q"][i], t["keys"][i, :length], t["values"][i, :length], scale)
+                exact(d, t["q"][i], t["keys"][i, :length], t["values"][i, :length], scale)
                 for i, length in enumerate(lengths(d))
             ]
         )
     }
 
 
-def _visible(d: Dims, t: Tensors) -> Tensor:
-    """Whether a query sees a key: batch × 1 × query × kv."""
+def visible(d: Dims, t: Tensors) -> Tensor:
+    """Return whether a query sees a key: batch × 1 × query × kv."""
     device = t["lengths"].device
     own = t["lengths"][:, None] - d["query"] + torch.arange(d["query"], device=device)
     places = torch.arange(d["kv"], device=device)
@@ -197,8 +199,8 @@ def _visible(d: Dims, t: Tensors) -> Tensor:
     return (seen & (places > own[..., None] - d["window"]) if d["window"] else seen)[:, None]
 
 
-def _attend(d: Dims, q: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
-    """Attention of a padded batch: keys that no query sees are set to 0, for 0 · NaN is NaN."""
+def attend(d: Dims, q: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+    """Return attention of a padded batch: keys that no query sees are set to 0, for 0 · NaN is NaN."""
     used = seen.any(-2).transpose(1, 2)[..., None]
     q, k, v = (x.transpose(1, 2) for x in (q, keys.where(used, 0.0), values.where(used, 0.0)))
     if not d["softcap"]:
@@ -210,11 +212,11 @@ def _attend(d: Dims, q: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> T
 
 
 def _decode(d: Dims, t: Tensors) -> Tensor:
-    return _attend(d, t["q"], t["keys"], t["values"], _visible(d, t))
+    return attend(d, t["q"], t["keys"], t["values"], visible(d, t))
 
 
 def _by_sequence(d: Dims, t: Tensors) -> Tensor:
-    """Each sequence by itself, at its own length: reads nothing that is masked."""
+    """Attend in each sequence by itself, at its own length, so that nothing masked is read."""
     scale = d["head_dim"] ** -0.5
     ends = t["lengths"].tolist()
     return torch.stack(
@@ -223,7 +225,7 @@ def _by_sequence(d: Dims, t: Tensors) -> Tensor:
 
 
 def _flash(d: Dims, dtype: str, t: Tensors) -> Kernel:
-    """Torch's flash kernel for equal lengths without a mask: the whole cache, or a whole prompt."""
+    """Bind torch's flash kernel for equal lengths without a mask: the whole cache, or a whole prompt."""
     if d["spread"] or d["softcap"] or d["window"] or d["query"] not in (1, d["kv"]):
         raise Unsupported("the flash kernel of torch has no lengths, softcap, window or prefix without a mask")
     causal, grouped = d["query"] > 1, d["heads"] != d["kv_heads"]
@@ -245,20 +247,29 @@ def _flash_attn(lib: object, d: Dims, dtype: str, t: Tensors) -> Kernel:
 
 
 def _group_query(d: Dims, dtype: str, t: Tensors) -> Kernel:
-    """onnxruntime's GroupQueryAttention of one new token: it appends the last key itself, so that is taken apart."""
+    """Bind onnxruntime's GroupQueryAttention of one new token, whose key it appends itself.
+
+    It keeps caches as batch × kv_heads × kv × head_dim: its time includes the copy of ours into that order.
+    """
     if d["query"] > 1 or d["spread"]:
         raise Unsupported("onnxruntime appends new keys itself: here one token of sequences of equal lengths")
     if d["head_dim"] % 8 or d["kv"] < 2:
         raise Unsupported("GroupQueryAttention needs a head_dim that 8 divides and a cached key")
-    past = {name: t[name][:, :-1].transpose(1, 2).contiguous() for name in ("keys", "values")}
-    new = {name: t[name][:, -1:].flatten(2).contiguous() for name in ("keys", "values")}
-    for cache in past.values():
-        cache.nan_to_num_(0.0)  # before the window
-    sizes = {"seqlens_k": torch.full((d["batch"],), d["kv"] - 1, dtype=torch.int32)}
-    sizes["total"] = torch.tensor([d["kv"]], dtype=torch.int32)
-    operands = {"past_k": past["keys"], "past_v": past["values"], **sizes}
+    fixed = {
+        "seqlens_k": torch.full((d["batch"],), d["kv"] - 1, dtype=torch.int32),
+        "total": torch.tensor([d["kv"]], dtype=torch.int32),
+    }
+
+    def feeds(t: Tensors) -> Tensors:
+        given = {"query": t["q"].flatten(2)}
+        for name in ("keys", "values"):
+            given[name[:-1]] = t[name][:, -1:].flatten(2)
+            past = t[name][:, :-1].transpose(1, 2).contiguous()
+            given[f"past_{name}"] = past.nan_to_num_(0.0) if d["window"] else past  # before the window
+        order = ("query", "key", "value", "past_keys", "past_values")
+        return {name: given[name] for name in order} | fixed
+
     whole = torch.empty(d["batch"], d["kv_heads"], d["kv"], d["head_dim"])
-    flat = t["q"].flatten(2)
     run = onnx_kernel(
         "GroupQueryAttention",
         {
@@ -267,16 +278,15 @@ def _group_query(d: Dims, dtype: str, t: Tensors) -> Kernel:
             "softcap": float(d["softcap"]),
             "local_window_size": d["window"] or -1,
         },
-        {"query": flat, "key": new["keys"], "value": new["values"], **operands},
+        feeds(t),
         {},
-        {"y": flat, "present_k": whole, "present_v": whole},
+        {"y": t["q"].flatten(2), "present_k": whole, "present_v": whole},
     )
-    rest = {"key": new["keys"], "value": new["values"], **operands}
-    return lambda t: run({"query": t["q"].flatten(2), **rest})[0].view(t["q"].shape)
+    return lambda t: run(feeds(t))[0].view(t["q"].shape)
 
 
 TORCH, INDUCTOR = torch_and_inductor(_decode)
-BY_SEQUENCE = Provider("torch by sequence", "torch", lambda d, dtype, t: lambda t: _by_sequence(d, t))
+BY_SEQUENCE = eager("torch by sequence", _by_sequence)
 FLASH = Provider("torch flash", "torch", _flash)
 FLASH_ATTN = in_library("flash-attn", "flash_attn", _flash_attn, dtypes=FLOATS[1:])
 
@@ -289,10 +299,10 @@ def _attention(name: str, shapes: object, checks: tuple[dict[str, int], ...], *o
         operands=_contiguous,
         outputs=("y",),
         reference=_contiguous_reference,
-        returned=lambda dtype: {"y": getattr(torch, dtype)},
+        returned=in_own_dtype("y"),
         tolerance=attention_tolerance,
-        work=_work,
-        kind=_kind,
+        work=attention_work,
+        kind=attention_kind,
         shapes=shapes,  # type: ignore[arg-type]
         checks=checks,
         providers=(TORCH, INDUCTOR, BY_SEQUENCE, FLASH, *own, FLASH_ATTN),
@@ -302,14 +312,14 @@ def _attention(name: str, shapes: object, checks: tuple[dict[str, int], ...], *o
 PREFILL = _attention("prefill_attention", _prefills, PREFILL_CHECKS)
 DECODE = _attention(
     "decode_attention",
-    _decodes,
-    (*DECODE_CHECKS, *_checks((2, 1, 37, 4, 2, 64, 0, 0, 0))),
+    decodes,
+    (*DECODE_CHECKS, *points(SIZES, (2, 1, 37, 4, 2, 64, 0, 0, 0))),
     Provider("onnxruntime", "onnxruntime", _group_query, ("onnx", "onnxruntime"), ("cpu",), ("float32",)),
 )
 
 
 def _varlen(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    """Prompts one after another without padding: tokens × heads × head_dim, and where each begins."""
+    """Return prompts one after another without padding: tokens × heads × head_dim, and where each begins."""
     kind, counts = getattr(torch, dtype), lengths(d)
     tokens = sum(counts)
     return {
@@ -323,12 +333,12 @@ def _varlen(d: Dims, dtype: str, draw: Draw) -> Tensors:
 def _varlen_reference(d: Dims, t: Tensors) -> Tensors:
     scale, ends = d["head_dim"] ** -0.5, t["starts"].tolist()
     parts = [slice(a, b) for a, b in pairwise(ends)]
-    rows = [_exact(d, t["q"][part], t["k"][part], t["v"][part], scale) for part in parts]
+    rows = [exact(d, t["q"][part], t["k"][part], t["v"][part], scale) for part in parts]
     return {"y": torch.cat(rows)}
 
 
 def _varlen_each(d: Dims, t: Tensors) -> Tensor:
-    """One call of torch's attention for each prompt."""
+    """Call torch's attention for each prompt."""
     made, ends = [], t["starts"].tolist()
     for start, end in pairwise(ends):
         q, k, v = (t[name][start:end].transpose(0, 1)[None] for name in ("q", "k", "v"))
@@ -365,212 +375,17 @@ PREFILL_VARLEN = Family(
     operands=lambda d, dtype, draw: _varlen(d | {"query": 1}, dtype, draw),  # type: ignore[operator]
     outputs=("y",),
     reference=lambda d, t: _varlen_reference({**d, "query": 1}, t),
-    returned=lambda dtype: {"y": getattr(torch, dtype)},
+    returned=in_own_dtype("y"),
     tolerance=attention_tolerance,
     work=lambda d, dtype: _varlen_work({**d, "query": 1}, dtype),
     shapes=_varlen_shapes,
-    checks=tuple(
-        dict(zip(VARLEN_SIZES, row, strict=True))
-        for row in ((1, 1, 4, 1, 64, 0), (3, 33, 6, 2, 32, 90), (2, 50, 3, 3, 48, 50))
-    ),
+    checks=points(VARLEN_SIZES, (1, 1, 4, 1, 64, 0), (3, 33, 6, 2, 32, 90), (2, 50, 3, 3, 48, 50)),
     providers=(
-        Provider("torch by sequence", "torch", lambda d, dtype, t: lambda t: _varlen_each(d, t)),
+        eager("torch by sequence", _varlen_each),
         in_library("flash-attn", "flash_attn", _flash_varlen, dtypes=FLOATS[1:]),
     ),
     note="torch.nn.attention.varlen does not run on a CPU",
 )
 
 
-def _tables(d: Dims, draw: Draw) -> tuple[Tensor, Tensor, int]:
-    """Pages of each sequence in a random order (batch × most pages, unused ones far outside), and their number."""
-    counts = [-(-length // PAGE) for length in lengths(d)]
-    order = draw.order(sum(counts) + 1).int()
-    table, start = torch.full((d["batch"], max(counts)), -1, dtype=torch.int32), 0
-    for i, count in enumerate(counts):
-        table[i, :count] = order[start : start + count].cpu()
-        start += count
-    return draw.placed(table), draw.placed(torch.tensor(lengths(d)).int()), sum(counts) + 1
-
-
-def _paged(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    """The caches of `_contiguous` in pages of pages × PAGE × kv_heads × head_dim; all else in them is NaN."""
-    stored = torch.bfloat16 if dtype == "float8_e4m3fn" else getattr(torch, dtype)
-    table, used, pages = _tables(d, draw)
-    operands = {"q": draw.normal(d["batch"], d["query"], d["heads"], d["head_dim"], dtype=stored)}
-    for name in ("keys", "values"):
-        cache = draw.empty(pages, PAGE, d["kv_heads"], d["head_dim"], dtype=getattr(torch, dtype))
-        flat = cache.view(-1, d["kv_heads"], d["head_dim"])
-        for i, length in enumerate(lengths(d)):
-            first = first_key(d, length)
-            rows = draw.normal(length - first, d["kv_heads"], d["head_dim"], dtype=getattr(torch, dtype))
-            bits = torch.uint8 if dtype == "float8_e4m3fn" else rows.dtype
-            flat.view(bits)[slots(table[i], first, length)] = rows.view(bits)
-        operands[name] = cache
-    return operands | {"table": table, "lengths": used}
-
-
-def slots(pages: Tensor, first: int, last: int) -> Tensor:
-    """Places in the flattened cache of a sequence's tokens."""
-    places = torch.arange(first, last, device=pages.device)
-    return pages[places // PAGE].long() * PAGE + places % PAGE
-
-
-def _paged_reference(d: Dims, t: Tensors) -> Tensors:
-    made = []
-    for i, length in enumerate(lengths(d)):
-        at = slots(t["table"][i], 0, length)
-        k, v = (t[name].to(t["q"].dtype).flatten(0, 1)[at] for name in ("keys", "values"))
-        made.append(_exact(d, t["q"][i], k, v, d["head_dim"] ** -0.5))
-    return {"y": torch.stack(made)}
-
-
-def _gathered(d: Dims, t: Tensors) -> Tensor:
-    """The pages of each sequence gathered, then attention of the padded batch."""
-    pages = t["table"].clamp_min(0)
-    k, v = (t[name].to(t["q"].dtype)[pages].flatten(1, 2) for name in ("keys", "values"))
-    seen = _visible({**d, "kv": k.shape[1]}, t)
-    return _attend(d, t["q"], k, v, seen)
-
-
-def _paged_by_sequence(d: Dims, t: Tensors) -> Tensor:
-    made = []
-    for i, length in enumerate(t["lengths"].tolist()):
-        at = slots(t["table"][i], first_key(d, length), length)
-        k, v = (t[name].flatten(0, 1)[at].to(t["q"].dtype) for name in ("keys", "values"))
-        made.append(sequence(d, t["q"][i], k, v, d["head_dim"] ** -0.5))
-    return torch.stack(made)
-
-
-def _flashinfer_decode(lib: object, d: Dims, dtype: str, t: Tensors) -> Kernel:
-    """FlashInfer's wrapper, planned once for a set of lengths as an engine does once a step for all layers."""
-    device, counts = t["q"].device, [-(-length // PAGE) for length in lengths(d)]
-    ends = torch.tensor([0, *counts], dtype=torch.int32).cumsum(0).int().to(device)
-    indices = torch.cat([t["table"][i, :count] for i, count in enumerate(counts)])
-    last = ((t["lengths"] - 1) % PAGE + 1).int()
-    workspace = torch.empty(128 << 20, dtype=torch.uint8, device=device)
-    wrapper = lib.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD")  # type: ignore[attr-defined]
-    starts = torch.arange(d["batch"] + 1, dtype=torch.int32, device=device) * d["query"]
-    wrapper.plan(
-        starts,
-        ends,
-        indices,
-        last,
-        d["heads"],
-        d["kv_heads"],
-        d["head_dim"],
-        PAGE,
-        causal=True,
-        window_left=d["window"] - 1,
-        logits_soft_cap=float(d["softcap"]) or None,
-        q_data_type=t["q"].dtype,
-        kv_data_type=t["keys"].dtype,
-    )
-    return lambda t: wrapper.run(t["q"].flatten(0, 1), (t["keys"], t["values"])).view(t["q"].shape)
-
-
-def _paged_work(d: Dims, dtype: str) -> Work:
-    used = sum(-(-length // PAGE) - first_key(d, length) // PAGE for length in lengths(d))
-    return _work(d, dtype, tables=4 * used - 4 * d["batch"])  # lengths are int32 here
-
-
-def _in_pages(name: str, dtypes: tuple[str, ...]) -> Family:
-    return Family(
-        name=name,
-        sizes=SIZES,
-        dtypes=dtypes,
-        operands=_paged,
-        outputs=("y",),
-        reference=_paged_reference,
-        returned=lambda dtype: {"y": torch.bfloat16 if dtype == "float8_e4m3fn" else getattr(torch, dtype)},
-        tolerance=attention_tolerance,
-        work=_paged_work,
-        kind=_kind,
-        shapes=_decodes,
-        checks=DECODE_CHECKS,
-        providers=(
-            *torch_and_inductor(_gathered),
-            Provider("torch by sequence", "torch", lambda d, dtype, t: lambda t: _paged_by_sequence(d, t)),
-            in_library("flashinfer-python", "flashinfer", _flashinfer_decode, name="flashinfer", dtypes=dtypes[-2:]),
-        ),
-        note="flash-attn has pages of multiples of 256 tokens",
-    )
-
-
-DECODE_PAGED = _in_pages("decode_attention_paged", FLOATS)
-DECODE_FP8 = _in_pages("decode_attention_paged_fp8", ("float8_e4m3fn",))
-
-MLA_SIZES = ("batch", "query", "kv", "heads", "latent", "rotated", "spread")
-MLA_HEAD = 192
-"""Width of a head before its keys are absorbed, which scales scores: 128 + 64 (DeepSeek-V3, arXiv 2412.19437, 4.2)."""
-
-
-def _mla_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    """Absorbed queries, and pages of latents with the rotated key beside each: pages × PAGE × (latent + rotated)."""
-    kind, width = getattr(torch, dtype), d["latent"] + d["rotated"]
-    table, used, pages = _tables(d, draw)
-    cache = draw.empty(pages, PAGE, width, dtype=kind)
-    for i, length in enumerate(lengths(d)):
-        cache.view(-1, width)[slots(table[i], 0, length)] = draw.normal(length, width, dtype=kind)
-    scale = (MLA_HEAD / width) ** 0.5  # scores of a deviation of 1
-    q = draw.normal(d["batch"], d["query"], d["heads"], width, dtype=kind, scale=scale)
-    return {"q": q, "cache": cache, "table": table, "lengths": used}
-
-
-def _mla_each(d: Dims, t: Tensors, wide: bool) -> Tensor:
-    made = []
-    for i, length in enumerate(lengths(d)):
-        rows = t["cache"].flatten(0, 1)[slots(t["table"][i], 0, length)][:, None]
-        q, k = (_wide(x, d) if wide else x for x in (t["q"][i], rows))
-        made.append(sequence({}, q, k, k[..., : d["latent"]], MLA_HEAD**-0.5))
-    return torch.stack(made)
-
-
-def _mla(d: Dims, t: Tensors) -> Result:
-    rows = t["cache"][t["table"].clamp_min(0)].flatten(1, 2)
-    seen = _visible({**d, "kv": rows.shape[1], "window": 0}, t)
-    rows = rows.where(seen.any(-2).transpose(1, 2), 0.0)[:, None]
-    q = t["q"].transpose(1, 2).flatten(1, 2)[:, None]  # all heads share a key: rows of one product
-    mask = seen.expand(-1, d["heads"], -1, -1).flatten(1, 2)[:, None]
-    scores = ((q @ rows.transpose(-1, -2)).float() * MLA_HEAD**-0.5).masked_fill(~mask, float("-inf"))
-    y = scores.softmax(-1).to(rows.dtype) @ rows[..., : d["latent"]]
-    return y.view(d["batch"], d["heads"], d["query"], -1).transpose(1, 2)
-
-
-def _mla_work(d: Dims, dtype: str) -> Work:
-    width, size = d["latent"] + d["rotated"], ELEMENT_BYTES[dtype]
-    own = size * d["batch"] * d["query"] * d["heads"] * (width + d["latent"])
-    pages = sum(-(-length // PAGE) for length in lengths(d))
-    cache = size * sum(lengths(d)) * width + 4 * pages + 4 * d["batch"]
-    return amount(2 * d["heads"] * (width + d["latent"]) * pairs(d), own + cache)
-
-
-def _mla_shapes(step: ModelStep) -> Iterable[dict[str, int]]:
-    for heads, latent, rotated in step.latent if _decodes(step) else ():
-        sizes = {"batch": step.workload.batch, "query": step.workload.query_tokens, "kv": step.kv}
-        yield {**sizes, "heads": heads, "latent": latent, "rotated": rotated, "spread": 0}
-
-
-DECODE_MLA = Family(
-    name="decode_mla_paged",
-    sizes=MLA_SIZES,
-    dtypes=FLOATS,
-    operands=_mla_operands,
-    outputs=("y",),
-    reference=lambda d, t: {"y": _mla_each(d, t, wide=True)},
-    returned=lambda dtype: {"y": getattr(torch, dtype)},
-    tolerance=attention_tolerance,
-    work=_mla_work,
-    shapes=_mla_shapes,
-    checks=tuple(
-        dict(zip(MLA_SIZES, row, strict=True))
-        for row in ((1, 1, 1, 4, 64, 16, 0), (3, 1, 67, 6, 48, 16, 60), (2, 3, 41, 5, 64, 32, 40))
-    ),
-    providers=(
-        *torch_and_inductor(_mla),
-        Provider("torch by sequence", "torch", lambda d, dtype, t: lambda t: _mla_each(d, t, wide=False)),
-    ),
-    note="flash_mla has pages of 64 tokens: a family of its own would need them",
-)
-
-
-FAMILIES = (PREFILL, PREFILL_VARLEN, DECODE, DECODE_PAGED, DECODE_FP8, DECODE_MLA)
+FAMILIES = (PREFILL, PREFILL_VARLEN, DECODE)

@@ -1,10 +1,9 @@
-"""Whether a kernel is right: compared with its family's reference in ways that a wrong kernel cannot pass by luck.
+"""Decides whether a kernel is right: compares it with its family's reference so that no wrong kernel passes by luck.
 
 A kernel is bound and called four times for each set of sizes. The second call finds other values at the same addresses,
 as in a server, so that a result that is kept, or right only the first time, is seen; the third and fourth repeat it, so
-that a race is seen. Operands lie between guards of NaN, in some draws at odd addresses; memory that a kernel gets for
-its output has held NaN before, and in one draw what `torch.empty` returns is NaN. Whole storages, guards included, are
-compared bit by bit before and after each call. Sizes are the family's small odd ones and the kernel's own.
+that a race is seen. `guards` says how accesses beyond the operands and unwritten results are seen. Sizes are the
+family's small odd ones and the kernel's own.
 
 Beside each element's error the gain is judged, ⟨result, expected⟩ ÷ ⟨expected, expected⟩: rounding errors have either
 sign and leave it near 1, but a scale that is off by a part of the tolerance everywhere does not.
@@ -15,7 +14,7 @@ Example: ``check_kernel(Subject(family, provider, "bfloat16", device), {"rows": 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,6 @@ from torch import Tensor
 from profiler.devices.backend import backend_of
 from profiler.kernels.serving.contract import (
     Dims,
-    Draw,
     Family,
     Kernel,
     NotInstalled,
@@ -34,14 +32,20 @@ from profiler.kernels.serving.contract import (
     Tensors,
     Tolerance,
     Unsupported,
-    poisoned,
+)
+from profiler.kernels.serving.guards import (
+    GuardedDraw,
+    bits,
+    change_of,
+    poison_allocator,
+    poisoned_empties,
+    refill,
+    storages,
 )
 from profiler.microbench.bench import reason
 from profiler.record.suite_table import Check, CheckStatus
 from roofline.reading import one_line
 
-GUARD = 64
-"""Elements of NaN behind each operand: more than a vector register of any device holds."""
 OFFSETS = (0, 1, 3)
 """Elements between the start of a storage and its operand, in turn: none, and two odd numbers."""
 REPEATS = 2
@@ -51,9 +55,6 @@ GAIN = 0.25
 leave less than 1/√n of it."""
 FEW = 64
 """Elements below which a gain says no more than its elements."""
-POISONS = 4
-"""Blocks of each output's size that are filled with NaN and freed before a call; allocators hand them out again."""
-MOST_POISON_BYTES = 1 << 26
 COMPILERS = ("torch._dynamo", "torch._inductor", "triton", "torch.utils.cpp_extension")
 """Modules whose errors say that a kernel could not be compiled."""
 
@@ -68,7 +69,7 @@ class Wrong(ArithmeticError):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is checked: a provider of a family, in a dtype on a device."""
+    """One thing to check: a provider of a family, in a dtype on a device."""
 
     family: Family
     provider: Provider
@@ -77,74 +78,8 @@ class Subject:
 
     @property
     def changed(self) -> tuple[str, ...]:
-        """Operands that may be written."""
+        """Return the operands that may be written."""
         return (*self.family.mutates, *self.provider.writes)
-
-
-class GuardedDraw(Draw):
-    """Operands between guards of NaN. Draws of one `seed` have the same whole numbers (lengths, tables, indices), and
-    other values with another `turn`."""
-
-    def __init__(self, device: torch.device, seed: int, offset: int = 0, *, turn: int = 0) -> None:
-        super().__init__(device, seed, offset)
-        self._whole = self._generator
-        self._values = torch.Generator().manual_seed((seed + 1) * 1_000_003 + turn)
-
-    def normal(self, *size: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-        return self._of_values(lambda: super(GuardedDraw, self).normal(*size, dtype=dtype, scale=scale))
-
-    def uniform(self, low: float, high: float, *size: int, dtype: torch.dtype) -> Tensor:
-        return self._of_values(lambda: super(GuardedDraw, self).uniform(low, high, *size, dtype=dtype))
-
-    def _of_values(self, draw: Any) -> Tensor:
-        self._generator = self._values
-        try:
-            result: Tensor = draw()
-            return result
-        finally:
-            self._generator = self._whole
-
-    def placed(self, values: Tensor) -> Tensor:
-        storage = poisoned((self.offset + values.numel() + GUARD,), values.dtype).to(self.device)
-        result = storage[self.offset : self.offset + values.numel()].view(values.shape)
-        result.copy_(values)
-        return result
-
-
-EMPTIES: tuple[tuple[Any, str], ...] = (
-    *((torch, name) for name in ("empty", "empty_like", "empty_strided")),
-    *((Tensor, name) for name in ("new_empty", "new_empty_strided")),
-)
-"""What gives memory without a value."""
-
-
-@contextmanager
-def poisoned_empties() -> Iterator[None]:
-    """Within it, memory that Python asks torch for without a value holds NaN."""
-    before = [getattr(owner, name) for owner, name in EMPTIES]
-
-    def filling(get: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def filled(*args: Any, **kwargs: Any) -> Tensor:
-            result = get(*args, **kwargs)
-            poison(result)
-            return result
-
-        return filled
-
-    try:
-        for (owner, name), get in zip(EMPTIES, before, strict=True):
-            setattr(owner, name, filling(get))
-        yield
-    finally:
-        for (owner, name), get in zip(EMPTIES, before, strict=True):
-            setattr(owner, name, get)
-
-
-def poison(tensor: Tensor) -> None:
-    """Fill a tensor with NaN, or with the sentinel of its type."""
-    if tensor.numel():
-        fill = poisoned((1,), tensor.dtype) if tensor.dtype != torch.bool else torch.ones(1, dtype=torch.bool)
-        tensor.copy_(fill.to(tensor.device).expand(tensor.shape))
 
 
 def check_kernel(
@@ -196,7 +131,8 @@ def check_kernel(
 
 
 def _cases(family: Family, dims: Dims | None, draws: int, seed: int) -> Iterator[tuple[bool, Dims, int]]:
-    """(whether it is the kernel's own, sizes, number of the draw); the own sizes first, since they may be refused.
+    """Yield (whether it is the kernel's own, sizes, number of the draw); the own sizes first, since they may be
+    refused.
 
     The last draw comes first: its empty memory is poisoned.
     """
@@ -210,7 +146,7 @@ def _cases(family: Family, dims: Dims | None, draws: int, seed: int) -> Iterator
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """How far the outputs of one draw were off, in tolerances, and where."""
+    """The largest error of the outputs of one draw, in tolerances, and its place."""
 
     compared: int
     worst: float
@@ -240,11 +176,15 @@ def draw_once(subject: Subject, dims: Dims, seed: int, offset: int = 0, *, poiso
         return family.operands(dims, subject.dtype, GuardedDraw(subject.device, seed, offset, turn=turn))
 
     tensors, others = operands(0), operands(1)
+    before = storages(tensors, subject.changed)
     run = bound(subject, dims, tensors)
-    found = [compare(subject, dims, tensors, run, poisons=poisons)]
-    refill(tensors, {name: other for name, other in others.items() if name not in family.weights})
+    _require_unchanged(subject, dims, tensors, before)
+    found = [compare(subject, dims, tensors, run, before, poisons=poisons)]
+    fresh = {name: other for name, other in others.items() if name not in family.weights}
+    refill(tensors, fresh)
+    before |= storages({name: tensors[name] for name in fresh}, subject.changed)
     start = {name: tensors[name].clone() for name in subject.changed}
-    found.append(compare(subject, dims, tensors, run, poisons=poisons))
+    found.append(compare(subject, dims, tensors, run, before, poisons=poisons))
     second: dict[str, Tensor] | None = None
     for call in range(1 + REPEATS):
         refill(tensors, start)
@@ -252,27 +192,25 @@ def draw_once(subject: Subject, dims: Dims, seed: int, offset: int = 0, *, poiso
         if second is None:
             second = outputs
         for name, output in outputs.items():
-            if not torch.equal(_bits(output), _bits(second[name])):
+            if not torch.equal(bits(output), bits(second[name])):
                 raise _wrong("non-deterministic", dims, f"{name} differs between calls {call + 1} and {call + 2}")
     worst = max(found, key=lambda each: each.worst)
     return Compared(len(found), worst.worst, worst.where)
 
 
 def bound(subject: Subject, dims: Dims, tensors: Tensors) -> Kernel:
-    """The provider's kernel for these operands. Raises Unsupported, NotInstalled, and Wrong for any other error."""
-    before = _storages(subject, tensors)
+    """Return the provider's kernel for these operands. Raises Unsupported, NotInstalled, and Wrong for any other
+    error."""
     try:
-        run = subject.provider.bind(dims, subject.dtype, tensors)
+        return subject.provider.bind(dims, subject.dtype, tensors)
     except (Unsupported, NotImplementedError, NotInstalled):
         raise
     except Exception as error:
         raise _wrong("compile error", dims, reason(error)) from error
-    _require_unchanged(subject, dims, tensors, before)
-    return run
 
 
 def called(subject: Subject, dims: Dims, tensors: Tensors, run: Kernel, *, poisons: bool = False) -> Tensors:
-    """The outputs of one call by name. Raises Wrong for one that is missing or whatever the kernel raises."""
+    """Return the outputs of one call by name. Raises Wrong for one that is missing or whatever the kernel raises."""
     try:
         with poisoned_empties() if poisons else nullcontext():
             result = run(tensors)
@@ -286,7 +224,8 @@ def called(subject: Subject, dims: Dims, tensors: Tensors, run: Kernel, *, poiso
 
 
 def outputs_of(subject: Subject, dims: Dims, tensors: Tensors, result: Result) -> Tensors:
-    """What a kernel returned and wrote, by the names of the family's outputs. Raises Wrong where something lacks."""
+    """Return what a kernel returned and wrote, by the names of the family's outputs. Raises Wrong where something
+    lacks."""
     family = subject.family
     names = [name for name in family.outputs if name not in family.mutates]
     parts: Sequence[Any] = (result,) if isinstance(result, Tensor) else tuple(result or ())
@@ -296,11 +235,15 @@ def outputs_of(subject: Subject, dims: Dims, tensors: Tensors, result: Result) -
     return {**dict(zip(names, parts, strict=True)), **{name: tensors[name] for name in family.mutates}}
 
 
-def compare(subject: Subject, dims: Dims, tensors: Tensors, run: Kernel, *, poisons: bool = False) -> Compared:
-    """Call a kernel once and compare all that it returned and all that it must not touch. Raises Wrong."""
+def compare(
+    subject: Subject, dims: Dims, tensors: Tensors, run: Kernel, before: Mapping[str, Tensor], *, poisons: bool = False
+) -> Compared:
+    """Call a kernel once and compare all that it returned, and with `before` all that it must not touch. Raises Wrong.
+
+    `before`: the storages of the operands.
+    """
     expected = subject.family.reference(dims, tensors)
-    before = _storages(subject, tensors)
-    _poison_allocator(subject, dims, expected)
+    poison_allocator(expected, subject.family.returned(subject.dtype), subject.device)
     outputs = called(subject, dims, tensors, run, poisons=poisons)
     found = judge_outputs(subject, dims, outputs, expected)
     _require_unchanged(subject, dims, tensors, before)
@@ -342,7 +285,7 @@ def judge_outputs(subject: Subject, dims: Dims, outputs: Tensors, expected: Tens
 
 
 def _off(name: str, output: Tensor, wanted: Tensor, tolerance: Tolerance) -> tuple[float, str]:
-    """The largest error ÷ tolerance, and the element that has it, in words."""
+    """Return the largest error ÷ tolerance, and the element that has it, in words."""
     excess = tolerance.excess(output, wanted).flatten()
     place = int(torch.where(excess.isnan(), math.inf, excess).argmax())
     at, rest = [], place
@@ -356,7 +299,7 @@ def _off(name: str, output: Tensor, wanted: Tensor, tolerance: Tolerance) -> tup
 
 
 def _gain(output: Tensor, wanted: Tensor, tolerance: Tolerance) -> float | None:
-    """⟨result, expected⟩ ÷ ⟨expected, expected⟩ where it is off by more than rounding explains, else None."""
+    """Return ⟨result, expected⟩ ÷ ⟨expected, expected⟩ where it is off by more than rounding explains, else None."""
     result, expected = output.double().flatten(), wanted.double().flatten()
     both = result.isfinite() & expected.isfinite()
     result, expected = result[both], expected[both]
@@ -371,51 +314,9 @@ def _times(off: float) -> str:
     return f"{off:.3g} times" if math.isfinite(off) else "beyond"
 
 
-def refill(tensors: Tensors, values: Mapping[str, Tensor]) -> None:
-    """Write values to the operands of these names, where they lie."""
-    for name, value in values.items():
-        tensors[name].copy_(value)
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor's elements, so that NaN equals itself."""
-    return tensor.detach().contiguous().flatten().view(torch.uint8)
-
-
-def _storages(subject: Subject, tensors: Tensors) -> dict[str, Tensor]:
-    """A copy of each storage, its guards included; operands that may be written count as zeros."""
-    return {name: _storage(tensor, name in subject.changed).clone() for name, tensor in tensors.items()}
-
-
-def _storage(tensor: Tensor, may_change: bool) -> Tensor:
-    """The bytes of the storage; where the operand may change, they count as zeros."""
-    whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
-    if may_change:
-        whole = whole.clone()
-        whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).zero_()
-    return whole.view(torch.uint8)
-
-
 def _require_unchanged(subject: Subject, dims: Dims, tensors: Tensors, before: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        now = _storage(tensor, name in subject.changed)
-        if not torch.equal(now, before[name]):
-            start = int(tensor.storage_offset()) * tensor.itemsize
-            places = (now != before[name]).nonzero().flatten() - start
-            inside = bool(((places >= 0) & (places < tensor.numel() * tensor.itemsize)).any())
-            what = f"{name} has changed" if inside else f"it writes beyond the end of {name}"
-            raise _wrong("writes its input", dims, what)
-
-
-def _poison_allocator(subject: Subject, dims: Dims, expected: Tensors) -> None:
-    """Leave NaN in memory of the outputs' sizes, which allocators hand out again without clearing it."""
-    del dims
-    types = subject.family.returned(subject.dtype)
-    for name, wanted in expected.items():
-        if wanted.numel() * types[name].itemsize <= MOST_POISON_BYTES:
-            blocks = [torch.empty(wanted.shape, dtype=types[name], device=subject.device) for _ in range(POISONS)]
-            for block in blocks:
-                poison(block)
+    if (what := change_of(tensors, before, subject.changed)) is not None:
+        raise _wrong("writes its input", dims, what)
 
 
 def _shown(dims: Dims) -> str:

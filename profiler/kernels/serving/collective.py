@@ -21,6 +21,8 @@ from profiler.kernels.serving.contract import (
     Tensors,
     Unsupported,
     amount,
+    in_own_dtype,
+    points,
 )
 from profiler.kernels.serving.products import FLOATS, tolerance
 from profiler.kernels.serving.rows import EPS
@@ -28,7 +30,7 @@ from roofline.dtypes import ELEMENT_BYTES
 from roofline.laws.work import OPERATIONS, Work, factor
 
 SIZES = ("rows", "width", "ranks")
-CHECKS = tuple({"rows": rows, "width": width, "ranks": 2} for rows, width in ((1, 64), (7, 33), (17, 96)))
+CHECKS = points(SIZES, (1, 64, 2), (7, 33, 2), (17, 96, 2))
 
 
 def _rank() -> int:
@@ -36,7 +38,7 @@ def _rank() -> int:
 
 
 def _operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    """This rank's part. `parts` has those of all ranks, for the reference alone; a kernel has no use for it."""
+    """Return this rank's part. `parts` has those of all ranks, for the reference alone; a kernel has no use for it."""
     kind = getattr(torch, dtype)
     parts = draw.normal(d["ranks"], d["rows"], d["width"], dtype=kind)
     return {"x": draw.placed(parts[_rank() % d["ranks"]]), "parts": parts}
@@ -79,7 +81,7 @@ def _norm_reference(d: Dims, t: Tensors) -> Tensors:
 
 
 def _sent(d: Dims, dtype: str) -> float:
-    """Bytes that the busiest rank of a ring sends (`roofline.laws.work.RINGS`)."""
+    """Return bytes that the busiest rank of a ring sends (`roofline.laws.work.RINGS`)."""
     return ELEMENT_BYTES[dtype] * d["rows"] * d["width"] * factor("all_reduce", d["ranks"])
 
 
@@ -99,7 +101,7 @@ def _norm_work(d: Dims, dtype: str) -> Work:
 
 
 def _shapes(step: ModelStep) -> Iterable[dict[str, int]]:
-    return ({"rows": rows, "width": width, "ranks": step.tp} for rows, width in step.reduced)
+    return points(SIZES, *((*rows, step.tp) for rows in step.reduced))
 
 
 ALL_REDUCE = Family(
@@ -109,7 +111,7 @@ ALL_REDUCE = Family(
     operands=_operands,
     outputs=("y",),
     reference=lambda d, t: {"y": t["parts"].double().sum(0)},
-    returned=lambda dtype: {"y": getattr(torch, dtype)},
+    returned=in_own_dtype("y"),
     tolerance=lambda d, dtype: {"y": tolerance(dtype, 2 * d["ranks"], d["ranks"])},
     work=lambda d, dtype: amount(0, 2 * ELEMENT_BYTES[dtype] * d["rows"] * d["width"], _sent(d, dtype)),
     kind=_kind,
@@ -126,7 +128,7 @@ ALL_REDUCE_NORM = Family(
     operands=_norm_operands,
     outputs=("y", "total"),
     reference=_norm_reference,
-    returned=lambda dtype: dict.fromkeys(("y", "total"), getattr(torch, dtype)),
+    returned=in_own_dtype("y", "total"),
     tolerance=lambda d, dtype: dict.fromkeys(("y", "total"), tolerance(dtype, 8, d["width"])),
     work=_norm_work,
     shapes=lambda step: (shape for shape in _shapes(step) if shape["width"] == step.hidden),

@@ -1,4 +1,4 @@
-"""What a serving kernel is: its operands, reference, tolerance, work, shapes and providers, all as one row.
+"""Describes a serving kernel: its operands, reference, tolerance, work, shapes and providers, all as one row.
 
 A family is one row of `profiler.kernels.serving.families.FAMILIES`, a provider one row of its family's `providers`. A
 kernel takes its operands by name and returns its outputs in the order of `Family.outputs`, less those that it writes in
@@ -10,7 +10,7 @@ Example: ``family.reference(dims, family.operands(dims, "bfloat16", Draw(torch.d
 import importlib.metadata
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,11 +27,11 @@ Dims = Mapping[str, int]
 Tensors = dict[str, Tensor]
 Result = Tensor | tuple[Tensor, ...] | None
 Kernel = Callable[[Tensors], Result]
-"""What is timed: takes the operands that it was bound to."""
+"""The function that is timed: it takes the operands that it was bound to."""
 EVERYWHERE = (CPU.type, CUDA.type)
 """Kinds of devices of what torch alone runs."""
 SENTINEL = -(1 << 30)
-"""What whole numbers hold that a kernel must not read or has not written, as far as their type can hold it."""
+"""The value of whole numbers that a kernel must not read or has not written, as far as their type can hold it."""
 
 
 class Unsupported(Exception):
@@ -43,52 +43,64 @@ class NotInstalled(Exception):
 
 
 class Draw:
-    """Makes operands on a device from a seed; each storage begins `offset` elements before its operand.
+    """Makes operands on a device from a seed; each storage begins `offset` elements before its operand and ends
+    `guard` elements behind it. Both hold poison.
 
     With an odd offset a kernel that expects aligned operands is seen. Two draws of one seed make equal operands.
     """
+
+    guard = 0
 
     def __init__(self, device: torch.device, seed: int, offset: int = 0) -> None:
         self.device, self.offset = device, offset
         self._generator = torch.Generator().manual_seed(seed)
 
     def normal(self, *size: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-        """Normal of mean 0 and deviation `scale`, rounded to `dtype`."""
+        """Draw normal numbers of mean 0 and deviation `scale`, rounded to `dtype`."""
         return self.placed((torch.randn(size, generator=self._generator) * scale).to(dtype))
 
     def uniform(self, low: float, high: float, *size: int, dtype: torch.dtype) -> Tensor:
         return self.placed((torch.rand(size, generator=self._generator) * (high - low) + low).to(dtype))
 
     def integers(self, low: int, high: int, *size: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        """Whole numbers, `low` included and `high` not."""
+        """Draw whole numbers, `low` included and `high` not."""
         return self.placed(torch.randint(low, high, size, generator=self._generator).to(dtype))
 
     def order(self, count: int) -> Tensor:
-        """The numbers below `count` in a random order."""
+        """Return the numbers below `count` in a random order."""
         return self.placed(torch.randperm(count, generator=self._generator))
 
     def empty(self, *size: int, dtype: torch.dtype) -> Tensor:
-        """A tensor to be written, poisoned: NaN, or `SENTINEL` as far as the type holds it."""
-        return self.placed(poisoned(size, dtype))
+        """Return a tensor to be written, poisoned: NaN, or `SENTINEL` as far as the type holds it."""
+        count = math.prod(size)
+        return poisoned((self.offset + count + self.guard,), dtype, self.device)[self.offset :][:count].view(size)
 
     def placed(self, values: Tensor) -> Tensor:
-        """The values on the device, at the offset in a storage of their own."""
-        storage = torch.empty(values.numel() + self.offset, dtype=values.dtype, device=self.device)
-        result = storage[self.offset :].view(values.shape)
+        """Copy the values to the device, at the offset in a storage of their own."""
+        count = values.numel()
+        storage = torch.empty(self.offset + count + self.guard, dtype=values.dtype, device=self.device)
+        for rest in (storage[: self.offset], storage[self.offset + count :]):
+            rest.fill_(poison_of(values.dtype))
+        result = storage[self.offset :][:count].view(values.shape)
         result.copy_(values)
         return result
 
 
-def poisoned(size: Iterable[int], dtype: torch.dtype) -> Tensor:
-    """A tensor of NaN, or of the whole number nearest to `SENTINEL`."""
-    if dtype.is_floating_point:
-        return torch.full(tuple(size), math.nan).to(dtype)
-    return torch.full(tuple(size), max(SENTINEL, torch.iinfo(dtype).min), dtype=dtype)
+def poison_of(dtype: torch.dtype) -> float:
+    """Return NaN, or the whole number nearest to `SENTINEL`, for booleans 1."""
+    if dtype == torch.bool:
+        return 1
+    return math.nan if dtype.is_floating_point else max(SENTINEL, torch.iinfo(dtype).min)
+
+
+def poisoned(size: Iterable[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """Return a tensor that holds `poison_of` its dtype everywhere."""
+    return torch.full(tuple(size), poison_of(dtype), dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far an output may be from the reference: `share` of its elements within absolute + relative · |reference|."""
+    """The limits of an output: `share` of its elements are off by at most absolute + relative · |reference|."""
 
     absolute: float
     relative: float
@@ -100,13 +112,14 @@ class Tolerance:
     elements to the neighbour, but not most."""
 
     def excess(self, result: Tensor, expected: Tensor) -> Tensor:
-        """Error ÷ limit of each element; NaN where only one of them is NaN, 0 where both are or both are equal."""
+        """Return the error ÷ limit of each element; NaN where only one of them is NaN, 0 where both are or both are
+        equal."""
         off, wanted = result.double(), expected.double()
         ratio = (off - wanted).abs() / (self.absolute + self.relative * wanted.abs()).clamp_min(1e-300)
         return torch.where((off == wanted) | (off.isnan() & wanted.isnan()), 0.0, ratio)
 
     def accepts(self, result: Tensor, expected: Tensor) -> bool:
-        """Whether a result of the reference's shape is right."""
+        """Return whether a result of the reference's shape is right."""
         if not result.numel():
             return True
         within = (self.excess(result, expected) <= 1).double().mean()
@@ -140,7 +153,7 @@ class Provider:
 
     @property
     def version(self) -> str:
-        """The version of its package. Raises NotInstalled."""
+        """Return the version of its package. Raises NotInstalled."""
         try:
             return importlib.metadata.version(self.package)
         except importlib.metadata.PackageNotFoundError:
@@ -212,12 +225,12 @@ class ModelStep:
 
     @property
     def tokens(self) -> int:
-        """New tokens of all sequences."""
+        """Return new tokens of all sequences."""
         return self.workload.batch * self.workload.query_tokens
 
     @property
     def kv(self) -> int:
-        """Keys of a sequence, those of its new tokens included."""
+        """Return keys of a sequence, those of its new tokens included."""
         return self.workload.context_tokens + self.workload.query_tokens
 
 
@@ -233,7 +246,7 @@ class Family:
     sizes: tuple[str, ...]
     """Names of the sizes of a shape."""
     dtypes: tuple[str, ...]
-    """As `roofline.dtypes` names them: what the products compute, or what the rows are in."""
+    """Dtypes that `roofline.dtypes` names: those of the products, or of the rows."""
     operands: Callable[[Dims, str, Draw], Tensors]
     """Operands by name; what lies beyond a valid range is NaN or `SENTINEL`, since a kernel must not read it."""
     outputs: tuple[str, ...]
@@ -263,20 +276,35 @@ class Family:
     ranks: int = 1
     """Processes that run it together, at least: 2 for a collective."""
     note: str = ""
-    """What the family leaves out, and why."""
+    """The reason why something is left out of the family."""
 
     def provider(self, name: str) -> Provider:
-        """Raises KeyError: it has none of that name."""
+        """Return the provider of that name. Raises KeyError."""
         return {provider.name: provider for provider in self.providers}[name]
 
 
+def points(names: Sequence[str], *rows: tuple[int, ...]) -> tuple[dict[str, int], ...]:
+    """Return the sizes of each row by name."""
+    return tuple(dict(zip(names, row, strict=True)) for row in rows)
+
+
+def in_own_dtype(*names: str) -> Callable[[str], dict[str, torch.dtype]]:
+    """Return `Family.returned` of outputs that are in the family's dtype."""
+    return lambda dtype: dict.fromkeys(names, getattr(torch, dtype))
+
+
+def widened(operands: Tensors) -> Tensors:
+    """Return the operands for a reference: all but whole numbers in float64."""
+    return {name: x.double() if x.is_floating_point() else x for name, x in operands.items()}
+
+
 def torch_dtype(dtype: str) -> torch.dtype:
-    """Torch's dtype of the rows that a kernel in `dtype` takes: bfloat16 beside weights of 8 and 4 bits."""
+    """Return torch's dtype of the rows that a kernel in `dtype` takes: bfloat16 beside weights of 8 and 4 bits."""
     name = ARITHMETIC.get(dtype, (dtype,))[-1]
     result: torch.dtype = getattr(torch, name)
     return result
 
 
 def amount(flops: float, moved_bytes: float, link_bytes: float = 0.0) -> Work:
-    """The work of one kernel: FLOPs of products, compulsory bytes, and bytes that the busiest rank sends."""
+    """Return the work of one kernel: FLOPs of products, compulsory bytes, and bytes that the busiest rank sends."""
     return Work(np.asarray(float(flops)), np.asarray(float(moved_bytes)), np.asarray(float(link_bytes)))

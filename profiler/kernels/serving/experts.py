@@ -25,9 +25,12 @@ from profiler.kernels.serving.contract import (
     Tolerance,
     Unsupported,
     amount,
+    in_own_dtype,
+    points,
+    widened,
 )
 from profiler.kernels.serving.products import FLOATS, tolerance
-from profiler.kernels.serving.providers import in_library, torch_and_inductor
+from profiler.kernels.serving.providers import eager, in_library, torch_and_inductor
 from roofline.dtypes import ELEMENT_BYTES
 from roofline.graph.op import chosen_by_a_token
 from roofline.laws.work import Work
@@ -41,7 +44,7 @@ def _drawn(tokens: int, topk: int, experts: int, skew: int) -> Tensor:
 
 
 def routing(d: Dims) -> Tensor:
-    """The experts of each token, tokens × topk: different ones, the same for the same sizes."""
+    """Return the experts of each token, tokens × topk: different ones, the same for the same sizes."""
     return _drawn(d["tokens"], d["topk"], d["experts"], d["skew"])
 
 
@@ -50,7 +53,7 @@ def _hit(d: Dims) -> Tensor:
 
 
 def _weights_of(d: Dims, draw: Draw, n: int, k: int, dtype: torch.dtype) -> Tensor:
-    """Weights of experts × n × k of which only those that some row goes to are numbers."""
+    """Return weights of experts × n × k of which only those that some row goes to are numbers."""
     weights, hit = draw.empty(d["experts"], n, k, dtype=dtype), _hit(d)
     weights[hit.to(draw.device)] = draw.normal(len(hit), n, k, dtype=dtype, scale=k**-0.5)
     return weights
@@ -64,7 +67,7 @@ def _counts(d: Dims) -> Tensor:
 
 
 def _grouped_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    """Rows sorted by expert, and the end of each expert's rows."""
+    """Return rows sorted by expert, and the end of each expert's rows."""
     kind, rows = getattr(torch, dtype), d["tokens"] * d["topk"]
     return {
         "x": draw.normal(rows, d["k"], dtype=kind),
@@ -77,7 +80,7 @@ def _each_expert(x: Tensor, weight: Tensor, ends: list[int]) -> Tensor:
     result, start = x.new_empty(len(x), weight.shape[1]), 0
     for expert, end in enumerate(ends):
         if end > start:
-            result[start:end] = x[start:end] @ weight[expert].T
+            result[start:end] = x[start:end] @ weight[expert].T.to(x.dtype)
         start = end
     return result
 
@@ -87,7 +90,7 @@ def _grouped(d: Dims, t: Tensors) -> Tensor:
 
 
 def _grouped_reference(d: Dims, t: Tensors) -> Tensors:
-    return {"y": _each_expert(t["x"].double(), t["weight"].double(), t["ends"].tolist())}
+    return {"y": _each_expert(t["x"].double(), t["weight"], t["ends"].tolist())}
 
 
 def _check_strides(d: Dims, t: Tensors, *widths: int) -> None:
@@ -126,9 +129,7 @@ SKEWS = (0, 100)
 
 
 def _grouped_shapes(step: ModelStep) -> Iterable[dict[str, int]]:
-    for experts, topk, tokens, n, k in step.grouped:
-        for skew in SKEWS:
-            yield dict(zip(GROUPED_SIZES, (experts, topk, tokens, n, k, skew), strict=True))
+    return points(GROUPED_SIZES, *((*group, skew) for group in step.grouped for skew in SKEWS))
 
 
 GROUPED = Family(
@@ -138,18 +139,17 @@ GROUPED = Family(
     operands=_grouped_operands,
     outputs=("y",),
     reference=_grouped_reference,
-    returned=lambda dtype: {"y": getattr(torch, dtype)},
+    returned=in_own_dtype("y"),
     tolerance=lambda d, dtype: {"y": tolerance(dtype, 2, d["k"])},
     work=_grouped_work,
     kind=_grouped_kind,
     shapes=_grouped_shapes,
-    checks=tuple(
-        dict(zip(GROUPED_SIZES, row, strict=True))
-        for row in ((4, 1, 1, 48, 64, 0), (8, 2, 7, 40, 72, 100), (5, 3, 33, 33, 57, 0), (16, 4, 9, 24, 136, 100))
+    checks=points(
+        GROUPED_SIZES, (4, 1, 1, 48, 64, 0), (8, 2, 7, 40, 72, 100), (5, 3, 33, 33, 57, 0), (16, 4, 9, 24, 136, 100)
     ),
     weights=("weight",),
     providers=(
-        Provider("torch by expert", "torch", lambda d, dtype, t: lambda t: _grouped(d, t)),
+        eager("torch by expert", _grouped),
         Provider("torch.grouped_mm", "torch", _grouped_mm),
     ),
     note="Inductor takes no loop whose bounds are data; torch.compile of grouped_mm calls the same kernel",
@@ -159,7 +159,7 @@ EXPERT_SIZES = ("tokens", "experts", "topk", "hidden", "inner", "skew")
 
 
 def _expert_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    """Rows, experts' weights (gate above up in `up`), and the experts of each token with their shares."""
+    """Return rows, experts' weights (gate above up in `up`), and the experts of each token with their shares."""
     kind = getattr(torch, dtype)
     shares = draw.uniform(0.1, 1.0, d["tokens"], d["topk"], dtype=torch.float32)
     return {
@@ -172,13 +172,14 @@ def _expert_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
 
 
 def _layer(d: Dims, t: Tensors, shares: Tensor) -> Tensor:
-    """Each expert's rows through its three matrices, added up in the shares' dtype."""
+    """Run each expert's rows through its three matrices; results are added up in the shares' dtype."""
     result = torch.zeros(d["tokens"], d["hidden"], dtype=shares.dtype, device=shares.device)
     for expert in range(d["experts"]):
         tokens, places = (t["ids"] == expert).nonzero(as_tuple=True)
         if len(tokens):
-            gate, up = (t["x"][tokens] @ t["up"][expert].T).chunk(2, -1)
-            rows = (F.silu(gate) * up) @ t["down"][expert].T
+            x = t["x"][tokens]
+            gate, up = (x @ t["up"][expert].T.to(x.dtype)).chunk(2, -1)
+            rows = (F.silu(gate) * up) @ t["down"][expert].T.to(x.dtype)
             result.index_add_(0, tokens, rows.to(shares.dtype) * shares[tokens, places, None])
     return result
 
@@ -188,12 +189,11 @@ def _by_expert(d: Dims, t: Tensors) -> Tensor:
 
 
 def _layer_reference(d: Dims, t: Tensors) -> Tensors:
-    wide = {name: operand.double() if operand.is_floating_point() else operand for name, operand in t.items()}
-    return {"y": _layer(d, wide, wide["shares"])}
+    return {"y": _layer(d, t | widened({name: t[name] for name in ("x", "shares")}), t["shares"].double())}
 
 
 def _sorted_layer(d: Dims, dtype: str, t: Tensors) -> Kernel:
-    """Rows sorted by expert, two grouped products, and the sum of each token's rows."""
+    """Bind rows sorted by expert, two grouped products, and the sum of each token's rows."""
     _check_strides(d, t, d["hidden"], d["inner"])
 
     def run(t: Tensors) -> Tensor:
@@ -228,10 +228,9 @@ def _layer_kind(d: Dims, dtype: str) -> tuple[str, dict[str, float]]:
 
 
 def _layer_shapes(step: ModelStep) -> Iterable[dict[str, int]]:
-    for experts, topk, tokens, n, k in step.grouped:
-        if n == step.hidden:  # the second product: hidden × inner
-            for skew in SKEWS:
-                yield dict(zip(EXPERT_SIZES, (tokens, experts, topk, n, k, skew), strict=True))
+    second = [group for group in step.grouped if group[3] == step.hidden]  # of hidden × inner
+    rows = [(tokens, experts, topk, n, k, skew) for experts, topk, tokens, n, k in second for skew in SKEWS]
+    return points(EXPERT_SIZES, *rows)
 
 
 EXPERTS = Family(
@@ -241,18 +240,17 @@ EXPERTS = Family(
     operands=_expert_operands,
     outputs=("y",),
     reference=_layer_reference,
-    returned=lambda dtype: {"y": getattr(torch, dtype)},
+    returned=in_own_dtype("y"),
     tolerance=lambda d, dtype: {"y": tolerance(dtype, 5, d["hidden"] + d["inner"])},
     work=_layer_work,
     kind=_layer_kind,
     shapes=_layer_shapes,
-    checks=tuple(
-        dict(zip(EXPERT_SIZES, row, strict=True))
-        for row in ((1, 4, 1, 64, 48, 0), (7, 8, 2, 40, 24, 100), (33, 5, 3, 57, 33, 0), (9, 16, 4, 72, 136, 100))
+    checks=points(
+        EXPERT_SIZES, (1, 4, 1, 64, 48, 0), (7, 8, 2, 40, 24, 100), (33, 5, 3, 57, 33, 0), (9, 16, 4, 72, 136, 100)
     ),
     weights=("up", "down"),
     providers=(
-        Provider("torch by expert", "torch", lambda d, dtype, t: lambda t: _by_expert(d, t)),
+        eager("torch by expert", _by_expert),
         Provider("torch.grouped_mm", "torch", _sorted_layer),
         in_library(
             "vllm", "vllm.model_executor.layers.fused_moe", _vllm_experts, dtypes=FLOATS[1:], name="vllm fused_experts"
@@ -263,7 +261,7 @@ EXPERTS = Family(
 
 
 def _logits(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    """Logits of which no two in a row are within 1e-3, so that the order of the largest is certain."""
+    """Return logits of which no two in a row are within 1e-3, so that the order of the largest is certain."""
     rows = [draw.order(d["experts"]) for _ in range(d["rows"])]
     grid = torch.stack(rows).double() * (6.0 / d["experts"]) - 3
     jitter = draw.uniform(-0.2, 0.2, d["rows"], d["experts"], dtype=torch.float64) * (6.0 / d["experts"])
@@ -311,7 +309,7 @@ TOPK_SOFTMAX = Family(
     },
     work=lambda d, dtype: amount(0, 4 * d["rows"] * d["experts"] + 8 * d["rows"] * d["topk"]),
     shapes=lambda step: ({"rows": m, "experts": n, "topk": topk} for m, n, _, topk in step.routers),
-    checks=tuple({"rows": r, "experts": e, "topk": k} for r, e, k in ((1, 8, 2), (7, 60, 4), (33, 257, 8))),
+    checks=points(("rows", "experts", "topk"), (1, 8, 2), (7, 60, 4), (33, 257, 8)),
     providers=(*torch_and_inductor(_topk_softmax), in_library("vllm", "vllm._custom_ops", _vllm_topk)),
 )
 

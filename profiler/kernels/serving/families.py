@@ -5,14 +5,28 @@ Example: ``family_named("rms_norm").provider("inductor")``
 
 from difflib import get_close_matches
 
-from profiler.kernels.serving import attention, collective, experts, products, recurrent, rows, sampling
+from profiler.kernels.serving import (
+    attention,
+    caches,
+    collective,
+    experts,
+    paged,
+    products,
+    recurrent,
+    rows,
+    sampling,
+    weight_only,
+)
 from profiler.kernels.serving.contract import Family, NotInstalled
 
 FAMILIES: list[Family] = [
     *products.FAMILIES,
+    *weight_only.FAMILIES,
     *experts.FAMILIES,
     *attention.FAMILIES,
+    *paged.FAMILIES,
     *rows.FAMILIES,
+    *caches.FAMILIES,
     *recurrent.FAMILIES,
     *sampling.FAMILIES,
     *collective.FAMILIES,
@@ -21,7 +35,7 @@ FAMILIES: list[Family] = [
 
 
 def family_named(name: str) -> Family:
-    """Raises ValueError, one line with the nearest names: there is no such family."""
+    """Return the family. Raises ValueError, one line with the nearest names."""
     known = {family.name: family for family in FAMILIES}
     if name not in known:
         raise ValueError(f"no kernel family {name!r}; {_nearest(name, list(known))}")
@@ -36,7 +50,7 @@ def check_provider(name: str) -> None:
 
 
 def versions() -> dict[str, str | None]:
-    """Each package that some provider needs, with its version; None: not installed."""
+    """Return each package that some provider needs, with its version; None: not installed."""
     found: dict[str, str | None] = {}
     for provider in (provider for family in FAMILIES for provider in family.providers):
         try:

@@ -1,4 +1,4 @@
-"""What families' providers have in common: plain torch, Inductor, onnxruntime's contrib operators, imports when bound.
+"""Parts that families' providers have in common: plain torch, Inductor, onnxruntime, imports of other libraries.
 
 A kernel is a function of sizes and operands. `torch_and_inductor` makes two providers of one: as torch runs it
 operation by operation, and as `torch.compile` fuses it. Libraries for one kind of device are imported when a kernel is
@@ -24,13 +24,18 @@ Sizes = tuple[tuple[str, int], ...]
 
 
 def torch_and_inductor(function: Function, devices: tuple[str, ...] = EVERYWHERE) -> tuple[Provider, Provider]:
-    """The function as torch runs it, and as Inductor compiles it."""
+    """Return the function as torch runs it, and as Inductor compiles it."""
     return (
         Provider("torch", "torch", lambda dims, dtype, operands: lambda t: function(dims, t), devices=devices),
         Provider(
             "inductor", "torch", lambda dims, dtype, operands: _compiled(function, dims, operands), devices=devices
         ),
     )
+
+
+def eager(name: str, function: Function) -> Provider:
+    """Return the function as torch runs it, under a name of its own."""
+    return Provider(name, "torch", lambda dims, dtype, operands: lambda t: function(dims, t))
 
 
 def _compiled(function: Function, dims: Dims, operands: Tensors) -> Kernel:
@@ -64,7 +69,7 @@ def in_library(
     dtypes: tuple[str, ...] = (),
     writes: tuple[str, ...] = (),
 ) -> Provider:
-    """A provider in a module of another package, which `bind` gets; 16-byte operands, as vector loads need.
+    """Return a provider in a module of another package, which `bind` gets; 16-byte operands, as vector loads need.
 
     Raises Unsupported when bound where the module, or what `bind` wants of it, is not as this version expects.
     """
@@ -90,7 +95,7 @@ def onnx_kernel(
     constants: Mapping[str, Tensor],
     results: Mapping[str, Tensor],
 ) -> Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]]:
-    """One contrib operator as a session on the host, with as many threads as torch has.
+    """Return one contrib operator as a session on the host, with as many threads as torch has.
 
     Args: `inputs`, by name in the operator's order, an example of each, None where it is a constant or left out
     (names that are in neither); `constants`, weights packed beforehand; `results`, an example of each output, whose

@@ -10,7 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from profiler.kernels.serving.contract import Dims, Draw, Family, ModelStep, Tensors, amount
+from profiler.kernels.serving.contract import (
+    Dims,
+    Draw,
+    Family,
+    ModelStep,
+    Tensors,
+    amount,
+    in_own_dtype,
+    points,
+    widened,
+)
 from profiler.kernels.serving.products import FLOATS, tolerance
 from profiler.kernels.serving.providers import torch_and_inductor
 from roofline.dtypes import ELEMENT_BYTES
@@ -20,7 +30,7 @@ CONV_SIZES = ("batch", "tokens", "channels", "taps")
 
 
 def _conv_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    """Tokens × channels of each sequence, and the last inputs before them, channels × taps − 1."""
+    """Return tokens × channels of each sequence, and the last inputs before them, channels × taps − 1."""
     kind, history = getattr(torch, dtype), d["taps"] - 1
     return {
         "x": draw.normal(d["batch"], d["tokens"], d["channels"], dtype=kind),
@@ -31,7 +41,7 @@ def _conv_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
 
 
 def _conv_parts(d: Dims, t: Tensors) -> tuple[Tensor, Tensor]:
-    """The result, tokens × channels after SiLU, and the new state."""
+    """Return the result, tokens × channels after SiLU, and the new state."""
     inputs = torch.cat((t["state"], t["x"].transpose(1, 2)), -1)
     result = F.conv1d(inputs, t["weight"][:, None], t["bias"], groups=d["channels"])
     return F.silu(result).transpose(1, 2), inputs[..., inputs.shape[-1] - d["taps"] + 1 :]
@@ -44,7 +54,7 @@ def _conv(d: Dims, t: Tensors) -> Tensor:
 
 
 def _conv_reference(d: Dims, t: Tensors) -> Tensors:
-    result, state = _conv_parts(d, {name: operand.double() for name, operand in t.items()})
+    result, state = _conv_parts(d, widened(t))
     return {"y": result, "state": state}
 
 
@@ -55,9 +65,8 @@ def _conv_work(d: Dims, dtype: str) -> Work:
 
 
 def _conv_shapes(step: ModelStep) -> Iterable[dict[str, int]]:
-    for channels, taps in step.convolutions:
-        row = (step.workload.batch, step.workload.query_tokens, channels, taps)
-        yield dict(zip(CONV_SIZES, row, strict=True))
+    rows = [(step.workload.batch, step.workload.query_tokens, *convolution) for convolution in step.convolutions]
+    return points(CONV_SIZES, *rows)
 
 
 CAUSAL_CONV = Family(
@@ -67,23 +76,75 @@ CAUSAL_CONV = Family(
     operands=_conv_operands,
     outputs=("y", "state"),
     reference=_conv_reference,
-    returned=lambda dtype: dict.fromkeys(("y", "state"), getattr(torch, dtype)),
+    returned=in_own_dtype("y", "state"),
     tolerance=lambda d, dtype: {"y": tolerance(dtype, 5, d["taps"]), "state": tolerance(dtype, 0, 1)},
     work=_conv_work,
     shapes=_conv_shapes,
-    checks=tuple(
-        dict(zip(CONV_SIZES, row, strict=True)) for row in ((1, 1, 64, 4), (3, 1, 33, 4), (2, 37, 19, 4), (1, 2, 48, 3))
-    ),
+    checks=points(CONV_SIZES, (1, 1, 64, 4), (3, 1, 33, 4), (2, 37, 19, 4), (1, 2, 48, 3)),
     mutates=("state",),
     weights=("weight", "bias"),
     providers=torch_and_inductor(_conv),
 )
 
+Steps = Callable[[Dims, Tensors, Tensor], tuple[Tensor, Tensor]]
+"""The rows of all tokens and the last state, of operands and the first state, in its dtype."""
+MOST_STEPS = 32
+"""Most tokens of a sequence that are run one after another."""
+
+
+def _stateful(
+    name: str,
+    sizes: tuple[str, ...],
+    operands: Callable[[Dims, str, Draw], Tensors],
+    steps: Steps,
+    work: Callable[[Dims, str], Work],
+    heads_of: Callable[[ModelStep], Iterable[tuple[int, int, int]]],
+    roundings: int,
+    terms: str,
+) -> Family:
+    """Return a family that updates a state token by token; a result sums as many terms a token as the size `terms`
+    says."""
+
+    def run(d: Dims, t: Tensors) -> Tensor:
+        result, state = steps(d, t, t["state"])
+        t["state"].copy_(state)
+        return result.to(next(iter(t.values())).dtype)  # the first operand's: queries or inputs
+
+    def reference(d: Dims, t: Tensors) -> Tensors:
+        result, state = steps(d, t, t["state"].double())
+        return {"y": result, "state": state}
+
+    def shapes(step: ModelStep) -> Iterable[dict[str, int]]:
+        pass_of = (step.workload.batch, step.workload.query_tokens)
+        return points(sizes, *((*pass_of, *heads) for heads in heads_of(step) if pass_of[1] <= MOST_STEPS))
+
+    return Family(
+        name=name,
+        sizes=sizes,
+        dtypes=FLOATS,
+        operands=operands,
+        outputs=("y", "state"),
+        reference=reference,
+        returned=lambda dtype: {"y": getattr(torch, dtype), "state": torch.float32},
+        tolerance=lambda d, dtype: {
+            "y": tolerance(dtype, roundings, d[terms] * d["tokens"]),
+            "state": tolerance("float32", 64, d[terms] * d["tokens"]),
+        },
+        work=work,
+        shapes=shapes,
+        checks=points(sizes, (1, 1, 2, 64, 64), (3, 1, 5, 33, 40), (2, 7, 3, 16, 24)),
+        mutates=("state",),
+        providers=torch_and_inductor(run),
+        note="a prompt is run token by token, which takes minutes: only steps of few tokens are taken from models",
+    )
+
+
 DELTA_SIZES = ("batch", "tokens", "heads", "key_dim", "value_dim")
 
 
 def _delta_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    """Queries and keys of length 1, values, decay (log, ≤ 0) and write strength of each head; states in float32."""
+    """Return queries and keys of length 1, values, decay (log, ≤ 0) and write strength of each head; states in
+    float32."""
     kind, rows = getattr(torch, dtype), (d["batch"], d["tokens"], d["heads"])
     unit = d["key_dim"] ** -0.5
     return {
@@ -97,7 +158,7 @@ def _delta_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
 
 
 def _delta_steps(d: Dims, t: Tensors, state: Tensor) -> tuple[Tensor, Tensor]:
-    """S ← e^g S;  S ← S + k ⊗ β (v − Sᵀk);  y = Sᵀq (Gated DeltaNet, arXiv 2412.06464, equation 10)."""
+    """Run S ← e^g S; S ← S + k ⊗ β (v − Sᵀk); y = Sᵀq (Gated DeltaNet, arXiv 2412.06464, equation 10)."""
     made = []
     for i in range(d["tokens"]):
         q, k, v = (t[name][:, i].to(state.dtype)[:, :, None] for name in ("q", "k", "v"))
@@ -108,20 +169,6 @@ def _delta_steps(d: Dims, t: Tensors, state: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(made, 1), state
 
 
-def _delta(d: Dims, t: Tensors) -> Tensor:
-    result, state = _delta_steps(d, t, t["state"])
-    t["state"].copy_(state)
-    return result.to(t["v"].dtype)
-
-
-def _stepped(steps: Callable[[Dims, Tensors, Tensor], tuple[Tensor, Tensor]]) -> Callable[[Dims, Tensors], Tensors]:
-    def reference(d: Dims, t: Tensors) -> Tensors:
-        result, state = steps(d, t, t["state"].double())
-        return {"y": result, "state": state}
-
-    return reference
-
-
 def _delta_work(d: Dims, dtype: str) -> Work:
     rows, size = d["batch"] * d["tokens"] * d["heads"], ELEMENT_BYTES[dtype]
     states = 2 * 4 * d["batch"] * d["heads"] * d["key_dim"] * d["value_dim"]
@@ -129,48 +176,23 @@ def _delta_work(d: Dims, dtype: str) -> Work:
     return amount(6 * rows * d["key_dim"] * d["value_dim"], moved)
 
 
-def _step_shapes(name: str, sizes: tuple[str, ...]) -> Callable[[ModelStep], Iterable[dict[str, int]]]:
-    """Decode steps alone: token by token a prompt would take minutes, and its graph grows with it."""
-
-    def shapes(step: ModelStep) -> Iterable[dict[str, int]]:
-        for heads in getattr(step, name) if step.workload.query_tokens <= MOST_STEPS else ():
-            yield dict(zip(sizes, (step.workload.batch, step.workload.query_tokens, *heads), strict=True))
-
-    return shapes
-
-
-MOST_STEPS = 32
-"""Most tokens of a sequence that are run one after another."""
-STATES = "a prompt is run token by token; only steps of few tokens are taken from models"
-
-
-DELTA_RULE = Family(
-    name="gated_delta_rule",
-    sizes=DELTA_SIZES,
-    dtypes=FLOATS,
-    operands=_delta_operands,
-    outputs=("y", "state"),
-    reference=_stepped(_delta_steps),
-    returned=lambda dtype: {"y": getattr(torch, dtype), "state": torch.float32},
-    tolerance=lambda d, dtype: {
-        "y": tolerance(dtype, 6, d["key_dim"] * d["tokens"]),
-        "state": tolerance("float32", 64, d["key_dim"] * d["tokens"]),
-    },
-    work=_delta_work,
-    shapes=_step_shapes("delta_rules", DELTA_SIZES),
-    checks=tuple(
-        dict(zip(DELTA_SIZES, row, strict=True)) for row in ((1, 1, 2, 64, 64), (3, 1, 5, 33, 40), (2, 7, 3, 16, 24))
-    ),
-    mutates=("state",),
-    providers=torch_and_inductor(_delta),
-    note=STATES,
+DELTA_RULE = _stateful(
+    "gated_delta_rule",
+    DELTA_SIZES,
+    _delta_operands,
+    _delta_steps,
+    _delta_work,
+    lambda step: step.delta_rules,
+    6,
+    "key_dim",
 )
 
 SPACE_SIZES = ("batch", "tokens", "heads", "head_dim", "state_dim")
 
 
 def _space_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    """Inputs, steps and decays (log, ≤ 0) of each head, input and output maps that all heads share (one group)."""
+    """Return inputs, steps and decays (log, ≤ 0) of each head, input and output maps that all heads share (one
+    group)."""
     kind, rows = getattr(torch, dtype), (d["batch"], d["tokens"])
     return {
         "x": draw.normal(*rows, d["heads"], d["head_dim"], dtype=kind),
@@ -184,7 +206,7 @@ def _space_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
 
 
 def _space_steps(d: Dims, t: Tensors, state: Tensor) -> tuple[Tensor, Tensor]:
-    """h ← e^(Δ·a) h + (Δ·x) ⊗ b;  y = h·c + D x (Mamba-2, arXiv 2405.21060, section 2, scalar a for each head)."""
+    """Run h ← e^(Δ·a) h + (Δ·x) ⊗ b; y = h·c + D x (Mamba-2, arXiv 2405.21060, section 2, scalar a for each head)."""
     made, kind = [], state.dtype
     for i in range(d["tokens"]):
         x, step = t["x"][:, i].to(kind), t["step"][:, i].to(kind)
@@ -192,12 +214,6 @@ def _space_steps(d: Dims, t: Tensors, state: Tensor) -> tuple[Tensor, Tensor]:
         state = state * (step * t["rate"].to(kind)).exp()[..., None, None] + (x * step[..., None])[..., None] @ b
         made.append((state @ c.transpose(-1, -2))[..., 0] + t["skip"].to(kind)[:, None] * x)
     return torch.stack(made, 1), state
-
-
-def _space(d: Dims, t: Tensors) -> Tensor:
-    result, state = _space_steps(d, t, t["state"])
-    t["state"].copy_(state)
-    return result.to(t["x"].dtype)
 
 
 def _space_work(d: Dims, dtype: str) -> Work:
@@ -208,26 +224,15 @@ def _space_work(d: Dims, dtype: str) -> Work:
     return amount(flops, moved + 2 * 4 * states + 8 * d["heads"])
 
 
-STATE_SPACE = Family(
-    name="state_space_scan",
-    sizes=SPACE_SIZES,
-    dtypes=FLOATS,
-    operands=_space_operands,
-    outputs=("y", "state"),
-    reference=_stepped(_space_steps),
-    returned=lambda dtype: {"y": getattr(torch, dtype), "state": torch.float32},
-    tolerance=lambda d, dtype: {
-        "y": tolerance(dtype, 8, d["state_dim"] * d["tokens"]),
-        "state": tolerance("float32", 64, d["state_dim"] * d["tokens"]),
-    },
-    work=_space_work,
-    shapes=_step_shapes("state_spaces", SPACE_SIZES),
-    checks=tuple(
-        dict(zip(SPACE_SIZES, row, strict=True)) for row in ((1, 1, 2, 64, 64), (3, 1, 5, 33, 40), (2, 7, 3, 16, 24))
-    ),
-    mutates=("state",),
-    providers=torch_and_inductor(_space),
-    note=STATES,
+STATE_SPACE = _stateful(
+    "state_space_scan",
+    SPACE_SIZES,
+    _space_operands,
+    _space_steps,
+    _space_work,
+    lambda step: step.state_spaces,
+    8,
+    "state_dim",
 )
 
 FAMILIES = (CAUSAL_CONV, DELTA_RULE, STATE_SPACE)

@@ -45,10 +45,10 @@ class UserError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """How solutions of one kind of FlashInfer-Bench definition are joined to a family."""
+    """The family and sizes of one kind of FlashInfer-Bench definition."""
 
     pattern: re.Pattern[str]
-    """Of the definition's name; its groups are the sizes that the name fixes."""
+    """Pattern of the definition's name; its groups are the sizes that the name fixes."""
     family: str
     dtype: str
     inputs: tuple[str, ...]
@@ -85,7 +85,7 @@ class Registry:
 
     @classmethod
     def of(cls, files: Iterable[str] = ()) -> "Registry":
-        """The list with the kernels of these files. Raises UserError for a file that cannot be used."""
+        """Return the list with the kernels of these files. Raises UserError for a file that cannot be used."""
         families = {family.name: family for family in FAMILIES}
         listed: dict[tuple[str, str], tuple[str, Listed]] = {}
         for file in files:
@@ -106,13 +106,13 @@ class Registry:
         return cls(families, listed)
 
     def family(self, name: str) -> Family:
-        """Raises UserError with the nearest names."""
+        """Return the family. Raises UserError with the nearest names."""
         if name not in self.families:
             raise UserError(unknown("kernel family", name, self.families))
         return self.families[name]
 
     def find(self, kernel: KernelId) -> tuple[Family, Provider]:
-        """The family and provider of a kernel. Raises UserError for names that nothing has."""
+        """Return the family and provider of a kernel. Raises UserError for names that nothing has."""
         family = self.family(kernel.family)
         for provider in family.providers:
             if provider.name == kernel.provider:
@@ -120,12 +120,12 @@ class Registry:
         raise UserError(unknown(f"provider of {family.name}", kernel.provider, _names(family)))
 
     def file_of(self, family: str, provider: str) -> str | None:
-        """The user's file that a provider is from."""
+        """Return the user's file that a provider is from."""
         return self.listed.get((family, provider), (None, None))[0]
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """One line for a name that nothing has, with the nearest names."""
+    """Return one line for a name that nothing has, with the nearest names."""
     known = list(dict.fromkeys(known))
     near = get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"
@@ -137,7 +137,7 @@ def _names(family: Family) -> list[str]:
 
 
 def kernels_of(file: str, families: Mapping[str, Family]) -> list[tuple[Listed, Provider]]:
-    """The kernels of a file. Raises UserError, one line, for a file that cannot be used."""
+    """Return the kernels of a file. Raises UserError, one line, for a file that cannot be used."""
     path = Path(file)
     if path.suffix == ".json":
         return [_solution(path, families)]
@@ -164,7 +164,7 @@ def kernels_of(file: str, families: Mapping[str, Family]) -> list[tuple[Listed, 
 
 
 def _own_families(file: str) -> list[Family]:
-    """Families that a file of Python defines."""
+    """Return families that a file of Python defines."""
     if Path(file).suffix == ".json":
         return []
     families = list(getattr(_module(Path(file)), "FAMILIES", ()))
@@ -208,7 +208,8 @@ def _functions(module: ModuleType) -> list[Callable[..., Any]]:
 
 
 def provider_of(name: str, function: Callable[..., Any], family: Family, file: str) -> Provider:
-    """A provider that calls a user's function. Raises UserError for a parameter that the family does not have."""
+    """Return a provider that calls a user's function. Raises UserError for a parameter that the family does not
+    have."""
     taken = parameters(function)
     plain = {*family.sizes, *family.constants, "dtype"}
     if asked := [name for name in taken or () if name not in plain]:
@@ -231,7 +232,7 @@ def provider_of(name: str, function: Callable[..., Any], family: Family, file: s
 
 
 def parameters(function: Callable[..., Any]) -> tuple[str, ...] | None:
-    """Names of a function's parameters, less those with defaults; None where it takes any or does not say."""
+    """Return names of a function's parameters, less those with defaults; None where it takes any or does not say."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -247,7 +248,7 @@ def parameters(function: Callable[..., Any]) -> tuple[str, ...] | None:
 
 
 def _solution(path: Path, families: Mapping[str, Family]) -> tuple[Listed, Provider]:
-    """The kernel of a FlashInfer-Bench solution (docs/flashinfer-trace/solution.mdx in its repository)."""
+    """Return the kernel of a FlashInfer-Bench solution (docs/flashinfer-trace/solution.mdx in its repository)."""
     try:
         content = parse_json(read_bytes(path, MOST_BYTES))
         name, wanted, spec, sources = (content[key] for key in ("name", "definition", "spec", "sources"))
@@ -294,7 +295,7 @@ _UNPACKED: dict[str, Path] = {}
 
 
 def _entry(files: Mapping[str, str], file: str, function: str) -> Callable[..., Any]:
-    """The function of unpacked sources; whatever loading them raises is the kernel's compile error."""
+    """Return the function of unpacked sources; whatever loading them raises is the kernel's compile error."""
     key = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     if key not in _UNPACKED:
         folder = Path(tempfile.mkdtemp(prefix="roofcal-solution-"))

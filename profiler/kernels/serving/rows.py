@@ -1,4 +1,4 @@
-"""Kernels that work on rows: norms, activations, their quantisation, rotary positions, appending to the KV cache.
+"""Kernels that work on rows: norms, gated activations, their quantisation, and the embedding.
 
 They have no products: their FLOPs are 0 and their roofline is their traffic. What a fused kernel saves over its parts
 is the traffic between them.
@@ -22,6 +22,9 @@ from profiler.kernels.serving.contract import (
     Tensors,
     Tolerance,
     amount,
+    in_own_dtype,
+    points,
+    widened,
 )
 from profiler.kernels.serving.products import EPSILON, FLOATS, tolerance
 from profiler.kernels.serving.providers import Function, in_library, onnx_kernel, torch_and_inductor
@@ -32,11 +35,9 @@ EPS = 1e-6
 """Added to the mean of squares in a norm."""
 INT8_MOST, FP8_MOST = 127.0, 448.0
 """Largest number of int8 without −128, and of e4m3 (OCP 8-bit floating point, 2023)."""
-ROPE_BASE = 10000.0
-"""Base of the rotary frequencies (RoFormer, arXiv 2104.09864, section 3.2.2)."""
-ROW_CHECKS = tuple({"rows": rows, "width": width} for rows, width in ((1, 64), (7, 33), (3, 1000), (65, 96)))
-PAGE = 16
-"""Tokens of a page of the cache, vLLM's default."""
+SIZES = ("rows", "width")
+ROW_CHECKS = points(SIZES, (1, 64), (7, 33), (3, 1000), (65, 96))
+EXACT = Tolerance(0.0, 0.0, "a copy is exact")
 
 
 class Streamed(TypedDict):
@@ -47,8 +48,8 @@ class Streamed(TypedDict):
 
 
 def streamed(moved: Callable[[Dims, float], tuple[float, float]], name: str = "norm") -> Streamed:
-    """Work and law input of a kernel that streams; `moved` is (bytes read, bytes written) of sizes and an element's
-    bytes, and `name` the row of `roofline.laws.kinds`."""
+    """Return work and law input of a kernel that streams; `moved` is (bytes read, bytes written) of sizes and an
+    element's bytes, and `name` the row of `roofline.laws.kinds`."""
 
     def work(d: Dims, dtype: str) -> Work:
         return amount(0, sum(moved(d, ELEMENT_BYTES[dtype])))
@@ -73,10 +74,6 @@ def _gates(name: str) -> Callable[[ModelStep], Iterable[dict[str, int]]]:
     return lambda step: ({"rows": rows, "width": width} for family, rows, width in step.gates if family == name)
 
 
-def _same(*names: str) -> Callable[[str], dict[str, torch.dtype]]:
-    return lambda dtype: dict.fromkeys(names, getattr(torch, dtype))
-
-
 def _norm_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
     kind = getattr(torch, dtype)
     rows, weight = (d["rows"], d["width"]), draw.uniform(0.5, 1.5, d["width"], dtype=kind)
@@ -88,7 +85,7 @@ def _rms_norm(d: Dims, t: Tensors) -> Tensor:
 
 
 def _normed(x: Tensor, weight: Tensor) -> Tensor:
-    """RMSNorm in x's dtype, float64 in a reference."""
+    """Return the RMSNorm in x's dtype, float64 in a reference."""
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS) * weight.to(x.dtype)
 
 
@@ -103,12 +100,12 @@ def _flashinfer_norm(lib: object, d: Dims, dtype: str, t: Tensors) -> Kernel:
 
 RMS_NORM = Family(
     name="rms_norm",
-    sizes=("rows", "width"),
+    sizes=SIZES,
     dtypes=FLOATS,
     operands=_norm_operands,
     outputs=("y",),
     reference=lambda d, t: {"y": _normed(t["x"].double(), t["weight"])},
-    returned=_same("y"),
+    returned=in_own_dtype("y"),
     tolerance=lambda d, dtype: {"y": _norm_tolerance(d, dtype)},
     **streamed(lambda d, b: (b * (_area(d) + d["width"]), b * _area(d))),
     shapes=_norms("rms_norm"),
@@ -178,12 +175,12 @@ def _in_place_norm(lib: object, d: Dims, dtype: str, t: Tensors) -> Kernel:
 
 RMS_NORM_RESIDUAL = Family(
     name="rms_norm_residual",
-    sizes=("rows", "width"),
+    sizes=SIZES,
     dtypes=FLOATS,
     operands=_residual_operands,
     outputs=("y", "total"),
     reference=_residual_reference,
-    returned=_same("y", "total"),
+    returned=in_own_dtype("y", "total"),
     tolerance=lambda d, dtype: {"y": _norm_tolerance(d, dtype), "total": tolerance(dtype, 2, 1)},
     **streamed(lambda d, b: (b * (2 * _area(d) + d["width"]), 2 * b * _area(d))),
     shapes=lambda step: (s for s in _norms("rms_norm")(step) if s["width"] == step.hidden),
@@ -205,14 +202,14 @@ def _layer_norm_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
 
 LAYER_NORM = Family(
     name="layer_norm",
-    sizes=("rows", "width"),
+    sizes=SIZES,
     dtypes=FLOATS,
     operands=_layer_norm_operands,
     outputs=("y",),
     reference=lambda d, t: {
         "y": F.layer_norm(t["x"].double(), (d["width"],), t["weight"].double(), t["bias"].double(), EPS)
     },
-    returned=_same("y"),
+    returned=in_own_dtype("y"),
     tolerance=lambda d, dtype: {"y": tolerance(dtype, 5, d["width"])},
     **streamed(lambda d, b: (b * (_area(d) + 2 * d["width"]), b * _area(d))),
     shapes=_norms("layer_norm"),
@@ -226,7 +223,7 @@ STEP = "one step of the number format where a value lies between two, and in mos
 
 
 def _quantised(rows: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows in 8 bits and the scale of each, rows × 1: its largest magnitude ÷ the largest number."""
+    """Return rows in 8 bits and the scale of each, rows × 1: its largest magnitude ÷ the largest number."""
     most = INT8_MOST if kind == torch.int8 else FP8_MOST
     scale = rows.abs().amax(-1, keepdim=True).clamp_min(1e-10) / most
     shares = rows / scale
@@ -255,17 +252,17 @@ def _quantiser(
     shapes: Callable[[ModelStep], Iterable[dict[str, int]]],
     roundings: float,
 ) -> Family:
-    """A family that turns rows into 8 bits with a scale for each row, after `before`."""
+    """Return a family that turns rows into 8 bits with a scale for each row, after `before`."""
 
     def function(d: Dims, t: Tensors) -> Result:
         return _quantised(before(d, {name: operand.float() for name, operand in t.items()}), kind)
 
     def reference(d: Dims, t: Tensors) -> Tensors:
-        return _quantised_reference(before(d, {name: operand.double() for name, operand in t.items()}), kind)
+        return _quantised_reference(before(d, widened(t)), kind)
 
     return Family(
         name=f"{name}_{'int8' if kind == torch.int8 else 'fp8'}",
-        sizes=("rows", "width"),
+        sizes=SIZES,
         dtypes=FLOATS,
         operands=operands,
         outputs=("q", "scale"),
@@ -320,12 +317,12 @@ QUANTISERS = tuple(
 def _gated(name: str, function: Function, *own: Provider) -> Family:
     return Family(
         name=name,
-        sizes=("rows", "width"),
+        sizes=SIZES,
         dtypes=FLOATS,
         operands=_gate_operands,
         outputs=("y",),
         reference=lambda d, t: {"y": function(d, {"x": t["x"].double()})},  # type: ignore[dict-item]
-        returned=_same("y"),
+        returned=in_own_dtype("y"),
         tolerance=lambda d, dtype: {"y": tolerance(dtype, 4, 1)},
         **streamed(lambda d, b: (2 * b * _area(d), b * _area(d)), "pointwise"),
         shapes=_gates(name),
@@ -347,231 +344,10 @@ def _flashinfer_gate(function: str) -> Provider:
 SWIGLU = _gated("swiglu", _swiglu, _flashinfer_gate("silu_and_mul"))
 GEGLU = _gated("geglu", _geglu, _flashinfer_gate("gelu_tanh_and_mul"))
 
-ROPE_CHECKS = tuple(
-    {"tokens": tokens, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
-    for tokens, heads, kv_heads, head_dim in ((1, 4, 1, 64), (7, 6, 2, 32), (19, 3, 3, 80))
-)
-
-
-def _rope_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    kind, width = getattr(torch, dtype), d["head_dim"]
-    return {
-        "q": draw.normal(d["tokens"], d["heads"], width, dtype=kind),
-        "k": draw.normal(d["tokens"], d["kv_heads"], width, dtype=kind),
-        "angles": _angles(d, draw),
-    }
-
-
-def _angles(d: Dims, draw: Draw) -> Tensor:
-    """Cosines, then sines of each token's angles, float32 tokens × head_dim, as engines keep them for each position."""
-    half = d["head_dim"] // 2
-    frequencies = ROPE_BASE ** (-torch.arange(half, dtype=torch.float64) / half)
-    positions = draw.integers(0, 4096, d["tokens"]).cpu()
-    turns = positions[:, None] * frequencies
-    return draw.placed(torch.cat((turns.cos(), turns.sin()), -1).float())
-
-
-def _rotated(x: Tensor, angles: Tensor) -> Tensor:
-    """Each half of a head turned against the other (the form of NeoX and Llama checkpoints), in the angles' dtype."""
-    cos, sin = angles[:, None].chunk(2, -1)
-    first, second = x.to(angles.dtype).chunk(2, -1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
-
-
-def _rope(d: Dims, t: Tensors) -> Result:
-    q, k = (_rotated(t[name], t["angles"]).to(t[name].dtype) for name in ("q", "k"))
-    return q, k
-
-
-def _heads_of(d: Dims) -> int:
-    return d["tokens"] * (d["heads"] + d["kv_heads"]) * d["head_dim"]
-
-
-def _kv_of(d: Dims) -> int:
-    return d["tokens"] * d["kv_heads"] * d["head_dim"]
-
-
-def _rope_shapes(step: ModelStep) -> Iterable[dict[str, int]]:
-    for a in step.attention if step.rotary else ():
-        yield {"tokens": step.tokens, "heads": a.heads, "kv_heads": a.kv_heads, "head_dim": a.head_dim}
-
-
-ROPE = Family(
-    name="rope",
-    sizes=("tokens", "heads", "kv_heads", "head_dim"),
-    dtypes=FLOATS,
-    operands=_rope_operands,
-    outputs=("q_rotated", "k_rotated"),
-    reference=lambda d, t: {f"{name}_rotated": _rotated(t[name].double(), t["angles"].double()) for name in ("q", "k")},
-    returned=_same("q_rotated", "k_rotated"),
-    tolerance=lambda d, dtype: dict.fromkeys(("q_rotated", "k_rotated"), tolerance(dtype, 3, 2)),
-    **streamed(lambda d, b: (b * _heads_of(d) + 4 * d["tokens"] * d["head_dim"], b * _heads_of(d)), "pointwise"),
-    shapes=_rope_shapes,
-    checks=ROPE_CHECKS,
-    providers=torch_and_inductor(_rope),
-)
-
-
-def _caches(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    """A paged cache of four times as many slots as are written, and the slots of the new tokens in a random order."""
-    pages = -(-4 * d["tokens"] // PAGE)
-    size = (pages, PAGE, d["kv_heads"], d["head_dim"])
-    return {
-        "keys": draw.empty(*size, dtype=getattr(torch, dtype)),
-        "values": draw.empty(*size, dtype=getattr(torch, dtype)),
-        "slots": draw.placed(draw.order(pages * PAGE)[: d["tokens"]]),
-    }
-
-
-def _append_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    new = (d["tokens"], d["kv_heads"], d["head_dim"])
-    k, v = (draw.normal(*new, dtype=getattr(torch, dtype)) for _ in range(2))
-    return {"k": k, "v": v, **_caches(d, dtype, draw)}
-
-
-def _store(d: Dims, keys: Tensor, slots: Tensor, new: Tensor) -> None:
-    keys.view(-1, d["kv_heads"], d["head_dim"]).index_copy_(0, slots, new)
-
-
-def _append(d: Dims, t: Tensors) -> None:
-    for cache, new in (("keys", "k"), ("values", "v")):
-        _store(d, t[cache], t["slots"], t[new])
-
-
-def _append_reference(d: Dims, t: Tensors) -> Tensors:
-    made = {name: t[name].double() for name in ("keys", "values")}
-    for cache, new in (("keys", "k"), ("values", "v")):
-        _store(d, made[cache], t["slots"], t[new].double())
-    return made
-
-
-EXACT = Tolerance(0.0, 0.0, "a copy is exact")
-
-
-def _slot_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    """Caches of batch × capacity, of which each sequence has another length."""
-    kind, new = getattr(torch, dtype), (d["batch"], d["query"], d["kv_heads"], d["head_dim"])
-    size = (d["batch"], d["capacity"], d["kv_heads"], d["head_dim"])
-    return {
-        **{name: draw.normal(*new, dtype=kind) for name in ("k", "v")},
-        **{name: draw.empty(*size, dtype=kind) for name in ("keys", "values")},
-        "lengths": draw.integers(0, d["capacity"] - d["query"] + 1, d["batch"]),
-    }
-
-
-def _slots_of(d: Dims, t: Tensors) -> Tensor:
-    """Places of the new tokens: batch × query × kv_heads × head_dim."""
-    places = t["lengths"][:, None] + torch.arange(d["query"], device=t["lengths"].device)
-    return places[..., None, None].expand(t["k"].shape)
-
-
-def _append_contiguous(d: Dims, t: Tensors) -> None:
-    for cache, new in (("keys", "k"), ("values", "v")):
-        t[cache].scatter_(1, _slots_of(d, t), t[new])
-
-
-def _contiguous_reference(d: Dims, t: Tensors) -> Tensors:
-    return {
-        cache: t[cache].double().scatter(1, _slots_of(d, t), t[new].double())
-        for cache, new in (("keys", "k"), ("values", "v"))
-    }
-
-
-def _new_kv(d: Dims) -> int:
-    return 2 * d["batch"] * d["query"] * d["kv_heads"] * d["head_dim"]
-
-
-KV_APPEND = Family(
-    name="kv_append",
-    sizes=("batch", "query", "capacity", "kv_heads", "head_dim"),
-    dtypes=FLOATS,
-    operands=_slot_operands,
-    outputs=("keys", "values"),
-    reference=_contiguous_reference,
-    returned=_same("keys", "values"),
-    tolerance=lambda d, dtype: {"keys": EXACT, "values": EXACT},
-    **streamed(lambda d, b: (b * _new_kv(d) + 8 * d["batch"], b * _new_kv(d)), "pointwise"),
-    shapes=lambda step: (
-        {
-            "batch": step.workload.batch,
-            "query": step.workload.query_tokens,
-            "capacity": step.kv,
-            "kv_heads": a.kv_heads,
-            "head_dim": a.head_dim,
-        }
-        for a in step.attention
-    ),
-    checks=tuple(
-        {"batch": b, "query": q, "capacity": c, "kv_heads": h, "head_dim": w}
-        for b, q, c, h, w in ((1, 1, 9, 1, 64), (3, 2, 17, 2, 33), (5, 7, 40, 3, 16))
-    ),
-    mutates=("keys", "values"),
-    providers=torch_and_inductor(_append_contiguous),
-)
-KV_APPEND_PAGED = Family(
-    name="kv_append_paged",
-    sizes=("tokens", "kv_heads", "head_dim"),
-    dtypes=FLOATS,
-    operands=_append_operands,
-    outputs=("keys", "values"),
-    reference=_append_reference,
-    returned=_same("keys", "values"),
-    tolerance=lambda d, dtype: {"keys": EXACT, "values": EXACT},
-    **streamed(lambda d, b: (2 * b * _kv_of(d) + 8 * d["tokens"], 2 * b * _kv_of(d)), "pointwise"),
-    shapes=lambda step: (
-        {"tokens": step.tokens, "kv_heads": a.kv_heads, "head_dim": a.head_dim} for a in step.attention
-    ),
-    checks=tuple({"tokens": n, "kv_heads": h, "head_dim": w} for n, h, w in ((1, 1, 64), (7, 2, 33), (37, 3, 16))),
-    mutates=("keys", "values"),
-    providers=torch_and_inductor(_append),
-)
-
-
-def _rope_append_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    v = draw.normal(d["tokens"], d["kv_heads"], d["head_dim"], dtype=getattr(torch, dtype))
-    return {**_rope_operands(d, dtype, draw), "v": v, **_caches(d, dtype, draw)}
-
-
-def _rope_append(d: Dims, t: Tensors) -> Tensor:
-    _store(d, t["keys"], t["slots"], _rotated(t["k"], t["angles"]).to(t["k"].dtype))
-    _store(d, t["values"], t["slots"], t["v"])
-    return _rotated(t["q"], t["angles"]).to(t["q"].dtype)
-
-
-def _rope_append_reference(d: Dims, t: Tensors) -> Tensors:
-    angles = t["angles"].double()
-    made = _append_reference(d, t | {"k": _rotated(t["k"].double(), angles)})
-    return {"q_rotated": _rotated(t["q"].double(), angles), **made}
-
-
-ROPE_KV_APPEND = Family(
-    name="rope_kv_append",
-    sizes=("tokens", "heads", "kv_heads", "head_dim"),
-    dtypes=FLOATS,
-    operands=_rope_append_operands,
-    outputs=("q_rotated", "keys", "values"),
-    reference=_rope_append_reference,
-    returned=_same("q_rotated", "keys", "values"),
-    tolerance=lambda d, dtype: {
-        **dict.fromkeys(("q_rotated", "keys"), tolerance(dtype, 3, 2)),
-        "values": EXACT,
-    },
-    **streamed(
-        lambda d, b: (
-            b * (_heads_of(d) + _kv_of(d)) + 4 * d["tokens"] * d["head_dim"] + 8 * d["tokens"],
-            b * (_heads_of(d) + _kv_of(d)),
-        ),
-        "pointwise",
-    ),
-    shapes=_rope_shapes,
-    checks=ROPE_CHECKS,
-    mutates=("keys", "values"),
-    providers=torch_and_inductor(_rope_append),
-)
-
 
 def _embedding_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    """A table of which the rows that are not looked up are NaN, and different ids while there are enough rows."""
+    """Return a table of which the rows that are not looked up are NaN, and different ids while there are enough
+    rows."""
     kind = getattr(torch, dtype)
     ids = draw.order(d["vocabulary"]).repeat(-(-d["rows"] // d["vocabulary"]))[: d["rows"]]
     table = draw.empty(d["vocabulary"], d["width"], dtype=kind)
@@ -591,14 +367,14 @@ EMBEDDING = Family(
     dtypes=FLOATS,
     operands=_embedding_operands,
     outputs=("y",),
-    reference=lambda d, t: {"y": t["table"].double()[t["ids"]]},
-    returned=_same("y"),
+    reference=lambda d, t: {"y": t["table"][t["ids"]].double()},
+    returned=in_own_dtype("y"),
     tolerance=lambda d, dtype: {"y": EXACT},
     **streamed(_looked_up, "embedding"),
     shapes=lambda step: (
         {"rows": rows, "width": width, "vocabulary": step.vocabulary} for rows, width in step.embeddings
     ),
-    checks=tuple({"rows": r, "width": w, "vocabulary": v} for r, w, v in ((1, 64, 7), (7, 33, 100), (65, 48, 40))),
+    checks=points((*SIZES, "vocabulary"), (1, 64, 7), (7, 33, 100), (65, 48, 40)),
     weights=("table",),
     providers=torch_and_inductor(lambda d, t: F.embedding(t["ids"], t["table"])),
 )
@@ -610,9 +386,5 @@ FAMILIES = (
     *QUANTISERS,
     SWIGLU,
     GEGLU,
-    ROPE,
-    ROPE_KV_APPEND,
-    KV_APPEND,
-    KV_APPEND_PAGED,
     EMBEDDING,
 )

@@ -15,16 +15,19 @@ from profiler.kernels.serving.contract import (
     Draw,
     Family,
     ModelStep,
-    Provider,
     Tensors,
     Tolerance,
     amount,
+    in_own_dtype,
+    points,
+    widened,
 )
 from profiler.kernels.serving.products import FLOATS, tolerance
-from profiler.kernels.serving.providers import torch_and_inductor
+from profiler.kernels.serving.providers import eager, torch_and_inductor
 from roofline.dtypes import ELEMENT_BYTES
 from roofline.laws.work import Work
 
+CHECKS = points(("rows", "vocabulary"), (1, 100), (5, 1013), (17, 333))
 AHEAD = 1.01
 """By which factor the winner of a row leads."""
 CHOICE = {"token": Tolerance(0.0, 0.0, "operands are drawn so that the winner is certain")}
@@ -47,7 +50,7 @@ def _top_k(t: Tensors, logits: Tensor) -> Tensor:
 
 
 def _top_p(t: Tensors, logits: Tensor) -> Tensor:
-    """Of the tokens by falling probability, those before which less than p has been reached."""
+    """Keep, of the tokens by falling probability, those before which less than p has been reached."""
     ranked, order = logits.sort(-1, descending=True)
     shares = ranked.softmax(-1)
     before = shares.cumsum(-1) - shares
@@ -88,7 +91,7 @@ def _sampler(name: str, kept: Kept, extra_bytes: int) -> Family:
         tolerance=lambda d, dtype: CHOICE,
         work=lambda d, dtype: amount(0, 8 * d["rows"] * d["vocabulary"] + (12 + extra_bytes) * d["rows"]),
         shapes=_sampled,
-        checks=tuple({"rows": r, "vocabulary": v} for r, v in ((1, 100), (5, 1013), (17, 333))),
+        checks=CHECKS,
         providers=torch_and_inductor(lambda d, t: _scores(t, kept, torch.float32).argmax(-1)),
         note="FlashInfer's samplers draw their own noise, so that their tokens cannot be compared",
     )
@@ -99,7 +102,7 @@ def _sampled(step: ModelStep) -> Iterable[dict[str, int]]:
 
 
 def _greedy_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    """Logits with one largest, which is not the first of equal ones."""
+    """Return logits with one largest, which is not the first of equal ones."""
     logits = draw.normal(d["rows"], d["vocabulary"], dtype=getattr(torch, dtype))
     winner = draw.integers(0, d["vocabulary"], d["rows"], 1)
     return {"logits": logits.scatter_(-1, winner, logits.amax(-1, keepdim=True) + 1)}
@@ -116,17 +119,17 @@ GREEDY = Family(
     tolerance=lambda d, dtype: CHOICE,
     work=lambda d, dtype: amount(0, ELEMENT_BYTES[dtype] * d["rows"] * d["vocabulary"] + 8 * d["rows"]),
     shapes=_sampled,
-    checks=tuple({"rows": r, "vocabulary": v} for r, v in ((1, 100), (5, 1013), (17, 333))),
+    checks=CHECKS,
     providers=torch_and_inductor(lambda d, t: t["logits"].argmax(-1)),
 )
 
 LORA_SIZES = ("rows", "width", "rank", "adapters")
 RANK, ADAPTERS = 16, 8
-"""Of the adapters that a suite serves: PEFT's examples and S-LoRA's (arXiv 2311.03285) take ranks of 8 to 64."""
+"""Rank and number of a suite's adapters: PEFT's examples and S-LoRA's (arXiv 2311.03285) take ranks of 8 to 64."""
 
 
 def _adapter_of(d: Dims) -> Tensor:
-    """Adapters take turns over the rows, as many as there are rows."""
+    """Return the adapter of each row: they take turns."""
     return torch.arange(d["rows"]) % d["adapters"]
 
 
@@ -144,12 +147,12 @@ def _lora_operands(shrinks: bool) -> Callable[[Dims, str, Draw], Tensors]:
 
 
 def _adapted(x: Tensor, weight: Tensor, adapter: Tensor) -> Tensor:
-    """Each row by its adapter's matrix."""
+    """Multiply each row with its adapter's matrix."""
     return torch.bmm(weight[adapter], x[:, :, None])[..., 0]
 
 
 def _adapters_in_turn(d: Dims, t: Tensors) -> Tensor:
-    """One product for each adapter, over its rows."""
+    """Multiply the rows of each adapter in one product."""
     n = t["weight"].shape[1]
     result = t["x"].new_empty(d["rows"], n)
     for adapter in range(min(d["rows"], d["adapters"])):
@@ -178,28 +181,20 @@ def _lora_shapes(step: ModelStep) -> Iterable[dict[str, int]]:
 
 
 def _lora_family(name: str, shrinks: bool) -> Family:
-    wide: Callable[[Tensors], Tensors] = lambda t: {  # noqa: E731 - a line of its own below
-        key: value.double() if value.is_floating_point() else value for key, value in t.items()
-    }
     return Family(
         name=name,
         sizes=LORA_SIZES,
         dtypes=FLOATS,
         operands=_lora_operands(shrinks),
         outputs=("y",),
-        reference=lambda d, t: {"y": _lora(d, wide(t))},
-        returned=lambda dtype: {"y": getattr(torch, dtype)},
+        reference=lambda d, t: {"y": _lora(d, widened(t))},
+        returned=in_own_dtype("y"),
         tolerance=lambda d, dtype: {"y": tolerance(dtype, 4, d["width"])},
         work=_lora_work(shrinks),
         shapes=_lora_shapes,
-        checks=tuple(
-            dict(zip(LORA_SIZES, row, strict=True)) for row in ((1, 64, 8, 3), (7, 33, 5, 3), (33, 100, 16, 40))
-        ),
+        checks=points(LORA_SIZES, (1, 64, 8, 3), (7, 33, 5, 3), (33, 100, 16, 40)),
         weights=("weight",),
-        providers=(
-            *torch_and_inductor(_lora),
-            Provider("torch by adapter", "torch", lambda d, dtype, t: lambda t: _adapters_in_turn(d, t)),
-        ),
+        providers=(*torch_and_inductor(_lora), eager("torch by adapter", _adapters_in_turn)),
     )
 
 

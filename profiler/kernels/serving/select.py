@@ -1,4 +1,4 @@
-"""Which kernels a command asks for: those of a suite, of a model's step, of a shape, or of the user's files.
+"""Chooses the kernels that a command asks for: those of a suite, of a model's step, of a shape, or of the user's files.
 
 A selection is what the command line says; `planned` makes a list of kernels of it, each a family, a provider, a dtype
 and sizes, without doubles and in an order that does not depend on the machine, so that shards do not overlap.
@@ -37,7 +37,7 @@ calls, its share of the check), and of compiling one with Inductor, on two quiet
 
 
 class Selection(Record):
-    """What a command asks for, as a run keeps it for `--resume`."""
+    """The kernels that a command asks for, which a run keeps for `--resume`."""
 
     suite: str | None = None
     """Name of a suite, or its file."""
@@ -48,7 +48,7 @@ class Selection(Record):
     prompts: tuple[int, ...] = (128,)
     contexts: tuple[int, ...] = (1024,)
     shapes: tuple[str, ...] = ()
-    """As "m=8,n=4096,k=4096", of the one family that is named."""
+    """Shapes of the one family that is named: "m=8,n=4096,k=4096"."""
     families: tuple[str, ...] = ()
     providers: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class Plan:
 
     @property
     def uses_compiler(self) -> bool:
-        """Whether children should share an imported compiler."""
+        """Return whether children should share an imported compiler."""
         return any(task.kernel.provider == COMPILED for task in self.tasks)
 
 
@@ -89,8 +89,8 @@ def planned(
     processes: int,
     template: Task,
 ) -> Plan:
-    """The plan of a selection. Raises UserError, one line, for an unknown name and for an explicit shape that does not
-    fit the memory; a suite's kernel that does not fit is "unsupported" when it runs.
+    """Return the plan of a selection. Raises UserError, one line, for an unknown name and for an explicit shape that
+    does not fit the memory; a suite's kernel that does not fit is "unsupported" when it runs.
 
     `template`: a task whose kernel is replaced.
     """
@@ -125,12 +125,12 @@ def planned(
 
 
 def limit_of(device: torch.device) -> int:
-    """Bytes that the operands of one kernel may take by default."""
+    """Return bytes that the operands of one kernel may take by default."""
     return int(min(LIMIT_BYTES.of(device), MEMORY_PART * free_bytes(device)))
 
 
 def _shapes(selection: Selection, registry: Registry) -> Iterator[Shape]:
-    """The shapes asked for, of the families and dtypes asked for."""
+    """Return the shapes asked for, of the families and dtypes asked for."""
     if selection.shapes:
         if len(selection.families) != 1:
             raise UserError("--shape is of one family; name it with --family")
@@ -157,12 +157,12 @@ def _shapes(selection: Selection, registry: Registry) -> Iterator[Shape]:
 
 
 def suite_of(selection: Selection) -> Suite:
-    """The suite of a selection. Raises RequestError, one line, for an unknown one."""
+    """Return the suite of a selection. Raises RequestError, one line, for an unknown one."""
     return suite_named(selection.suite or SMOKE)
 
 
 def _of_models(selection: Selection, registry: Registry) -> list[Wanted]:
-    """The kernels of the steps of the models that are named, in each dtype that a model can be in."""
+    """Return the kernels of the steps of the models that are named, in each dtype that a model can be in."""
     dtypes = [dtype for dtype in selection.dtypes if dtype in MODEL_DTYPES] or [MODEL_DTYPE]
     made: list[Wanted] = []
     for dtype in dtypes:
@@ -177,7 +177,7 @@ def _of_models(selection: Selection, registry: Registry) -> list[Wanted]:
 
 
 def _workloads(selection: Selection, dtype: str) -> Iterator[Workload]:
-    """Every phase with its lengths and batches: decode adds a token, a prefill has nothing cached."""
+    """Yield every phase with its lengths and batches: decode adds a token, a prefill has nothing cached."""
     for phase in selection.phases:
         queries = (1,) if phase == "decode" else selection.prompts
         contexts = (0,) if phase == "prefill" else selection.contexts
@@ -186,7 +186,7 @@ def _workloads(selection: Selection, dtype: str) -> Iterator[Workload]:
 
 
 def dims_of(text: str, family: Family) -> dict[str, int]:
-    """Sizes from "m=8,n=4096,k=4096", all of a family's. Raises UserError."""
+    """Return sizes from "m=8,n=4096,k=4096", all of a family's. Raises UserError."""
     dims: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = part.strip().partition("=")
@@ -201,7 +201,7 @@ def dims_of(text: str, family: Family) -> dict[str, int]:
 
 
 def shard_of(text: str) -> tuple[int, int]:
-    """(1, 2) of "1/2". Raises UserError for anything that is no part of a whole."""
+    """Return (1, 2) for "1/2". Raises UserError for anything that is no part of a whole."""
     number, slash, count = text.partition("/")
     if not (slash and number.isascii() and count.isascii() and number.isdigit() and count.isdigit()):
         raise UserError(f"--shard takes a number of how many, as 1/4; not {text!r:.40}")
@@ -230,7 +230,7 @@ def _providers(selection: Selection, registry: Registry, family: Family) -> Sequ
 
 
 def _fixed(registry: Registry, family: Family, provider: Provider, shape: Shape) -> dict[str, int] | None:
-    """The shape's sizes as a provider of a user's file takes them; None where it is made for others."""
+    """Return the shape's sizes as a provider of a user's file takes them; None where it is made for others."""
     dims = {name: int(shape.dims[name]) for name in family.sizes}
     entry = registry.listed.get((family.name, provider.name))
     if entry is None:
@@ -253,7 +253,7 @@ def _require_memory(tasks: Iterable[Task], registry: Registry, limit_bytes: int)
 
 
 def _seconds(tasks: Sequence[Task], registry: Registry, device: torch.device, processes: int) -> float:
-    """About how long the tasks take."""
+    """Return the seconds that the tasks take, about."""
     total = processes * START_S
     for task in tasks:
         _, provider = registry.find(task.kernel)

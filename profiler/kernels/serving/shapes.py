@@ -61,7 +61,7 @@ class Point(Record):
     """New tokens of a sequence: 1 in decode, the drafted ones and one more in verify, the prompt in prefill."""
 
     def workloads(self, dtype: str) -> list[Workload]:
-        """Raises ValueError: a decode without context, or of several tokens."""
+        """Return the passes. Raises ValueError: a decode without context, or of several tokens."""
         if self.phase != "prefill" and min(self.context) < 1:
             raise ValueError(f"{self.phase} needs a context of at least 1 token")
         if self.phase == "decode" and self.query != 1:
@@ -81,21 +81,23 @@ class Group(Record):
     tp: tuple[int, ...] = (1,)
     """Ranks of tensor parallelism."""
     points: tuple[Point, ...] = Field(min_length=1)
+    families: tuple[str, ...] = ()
+    """Families that these models are for; empty: all that their steps have."""
 
 
 class Suite(Record):
-    """What is measured by one name."""
+    """The kernels that one name stands for."""
 
     title: str
     dtype: str = "bfloat16"
-    """Of the passes; a family without it has its own."""
+    """Dtype of the passes; a family without it has its own."""
     groups: tuple[Group, ...] = Field(min_length=1)
     families: tuple[str, ...] = ()
     """Families by name; empty: all."""
     without: tuple[str, ...] = ()
     """Providers that are left out."""
     shapes_of_a_family: int = Field(default=0, ge=0)
-    """Most shapes of a family, those with the least traffic first; 0: all."""
+    """Most shapes of a family, those in the middle by their traffic; 0: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +112,13 @@ class Wanted:
 
     @property
     def key(self) -> str:
-        """Unique among kernels, the same in every run."""
+        """Return a name that is unique among kernels, the same in every run."""
         sizes = "-".join(f"{name}{self.dims[name]}" for name in self.family.sizes)
         return f"{self.family.name}-{self.dtype}-{sizes}"
 
 
 def suite_named(name: str) -> Suite:
-    """A suite of this package by name, or of a file. Raises RequestError, one line."""
+    """Return a suite of this package by name, or of a file. Raises RequestError, one line."""
     known = {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
     path = known.get(name, Path(name))
     if name not in known and (not name.endswith(".json") or reading.entry(path) is None):
@@ -126,7 +128,7 @@ def suite_named(name: str) -> Suite:
         text = reading.read_bytes(path, MOST_SUITE_BYTES, "name a file of a suite")
     try:
         suite = record_of(Suite, text)
-        for family in suite.families:
+        for family in (*suite.families, *(name for group in suite.groups for name in group.families)):
             family_named(family)
         for group in suite.groups:
             for point in group.points:
@@ -137,30 +139,30 @@ def suite_named(name: str) -> Suite:
 
 
 def wanted_of(suite: Suite) -> list[Wanted]:
-    """The kernels of a suite, families in their order. Raises RequestError for an unknown model, or one that its ranks
-    cannot divide."""
+    """Return the kernels of a suite, families in their order. Raises RequestError for an unknown model, or one that its
+    ranks cannot divide."""
     steps = [
-        model_step(model, workload, tp)
+        (group, model_step(model, workload, tp))
         for group in suite.groups
         for model in group.models
         for tp in group.tp
         for point in group.points
         for workload in point.workloads(suite.dtype)
     ]
-    chosen = [family for family in FAMILIES if not suite.families or family.name in suite.families]
-    made = kernels(steps, suite.dtype, chosen)
-    if not (most := suite.shapes_of_a_family):
-        return made
-    kept: list[Wanted] = []
-    for family in chosen:
-        own = [each for each in made if each.family is family]
-        own.sort(key=lambda each: float(each.family.work(each.dims, each.dtype).bytes))
-        kept += own[:most]
-    return kept
+    made: list[Wanted] = []
+    for family in (family for family in FAMILIES if not suite.families or family.name in suite.families):
+        of_family = [step for group, step in steps if not group.families or family.name in group.families]
+        own = kernels(of_family, suite.dtype, [family])
+        if most := suite.shapes_of_a_family:
+            own.sort(key=lambda each: float(each.family.work(each.dims, each.dtype).bytes))
+            first = max(0, len(own) - most) // 2
+            own = own[first : first + most]
+        made += own
+    return made
 
 
 def kernels(steps: Sequence[ModelStep], dtype: str, families: Iterable[Family] | None = None) -> list[Wanted]:
-    """The kernels of all steps, equal shapes once; families without the dtype in each of their own."""
+    """Return the kernels of all steps, equal shapes once; families without the dtype in each of their own."""
     made: list[Wanted] = []
     for family in FAMILIES if families is None else families:
         users: dict[tuple[int, ...], dict[str, None]] = {}
@@ -177,13 +179,13 @@ def kernels(steps: Sequence[ModelStep], dtype: str, families: Iterable[Family] |
 
 
 def _own(family: Family) -> tuple[str, ...]:
-    """The dtypes of a family that no model has: 8 and 4 bits, or float32 where it is the only one."""
+    """Return the dtypes of a family that no model has: 8 and 4 bits, or float32 where it is the only one."""
     return family.dtypes
 
 
 def model_step(model: str, workload: Workload, tp: int = 1) -> ModelStep:
-    """The shapes of one pass of a model on one of `tp` ranks. Raises RequestError, one line, as `resolve` and the
-    division of the graph do."""
+    """Return the shapes of one pass of a model on one of `tp` ranks. Raises RequestError, one line, as `resolve` and
+    the division of the graph do."""
     config, graphs = _graphs(model, workload.dtype, tp)
     return _step(model, config, graphs.folded(workload), tp)
 
@@ -256,7 +258,7 @@ def _unique(rows: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def _block(path: str) -> str:
-    """The block of a router's module: gpt-oss's and Mixtral's choose outside of it, Qwen's inside."""
+    """Return the block of a router's module: gpt-oss's and Mixtral's choose outside of it, Qwen's inside."""
     parent, _, name = path.rpartition(".")
     return parent if name in ("gate", "router", "shared_expert_gate") else path
 
@@ -277,7 +279,7 @@ def _latent(config: PretrainedConfig, tp: int) -> tuple[tuple[int, int, int], ..
 
 
 def _attention(config: PretrainedConfig, graph: OpGraph, tp: int) -> tuple[AttentionShape, ...]:
-    """Head layouts of a rank, with each window of the model's layers."""
+    """Return head layouts of a rank, with each window of the model's layers."""
     windows = dict.fromkeys(module.window or 0 for module in graph.attention_modules) or {0: None}
     softcap = round(getattr(config, "attn_logit_softcapping", None) or 0)
     if not graph.attention_modules:
@@ -290,7 +292,7 @@ def _attention(config: PretrainedConfig, graph: OpGraph, tp: int) -> tuple[Atten
 
 
 def _norms(graph: OpGraph, hidden: int, workload: Workload) -> Iterable[tuple[str, int, int]]:
-    """Norms by the operators inside them: an RMSNorm has one reciprocal root a row."""
+    """Yield norms by the operators inside them: an RMSNorm has one reciprocal root a row."""
     rows = {op.path: op.dims["elements"] for op in graph.ops if op.name == "aten::rsqrt" and op.dims.get("elements")}
     for op in graph.ops:
         elements = op.dims.get("elements", 0)
@@ -301,7 +303,7 @@ def _norms(graph: OpGraph, hidden: int, workload: Workload) -> Iterable[tuple[st
 
 
 def _gates(graph: OpGraph) -> Iterable[tuple[str, int, int]]:
-    """Activations that are multiplied with another half of the same size, in the module or the one around it."""
+    """Yield activations that are multiplied with another half of the same size, in the module or the one around it."""
     products = [
         (op.path, op.dims["m"], op.dims["n"])
         for op in graph.ops
@@ -320,6 +322,7 @@ def _gates(graph: OpGraph) -> Iterable[tuple[str, int, int]]:
 
 
 def _of_config(config: PretrainedConfig, names: Sequence[tuple[str, str, str]]) -> tuple[tuple[int, int, int], ...]:
-    """Sizes that a config names; a rank of tensor parallelism keeps states whole, as `tensor_parallel_plan` does."""
+    """Return sizes that a config names; a rank of tensor parallelism keeps states whole, as `tensor_parallel_plan`
+    does."""
     found = [tuple(getattr(config, name, None) for name in fields) for fields in names]
     return tuple((int(a), int(b), int(c)) for a, b, c in found if a and b and c)

@@ -23,9 +23,9 @@ from profiler.kernels.serving.check import (
     check_kernel,
     judge_outputs,
     outputs_of,
-    refill,
 )
 from profiler.kernels.serving.contract import Dims, Draw, Kernel, NotInstalled, Result, Tensors, Unsupported
+from profiler.kernels.serving.guards import refill
 from profiler.kernels.serving.registry import Registry
 from profiler.microbench.bench import Bench
 from profiler.record.measurement import CacheSource, Measurement, State
@@ -34,6 +34,7 @@ from profiler.timing.cache_state import copies
 from profiler.timing.clocks import GraphClock
 from profiler.timing.engine import Case
 from roofline.record import Record
+from roofline.units import binary
 
 MOST_SETS = 512
 """Sets of operands of one kernel at most: with 32 MiB of cache, kernels below 100 kB are timed warm."""
@@ -43,7 +44,7 @@ NOT_CAPTURABLE = "NotCapturable"
 
 
 class Task(Record):
-    """What one process does: a kernel, and how it is checked and timed."""
+    """The work of one process: a kernel, and how it is checked and timed."""
 
     kernel: KernelId
     process: int
@@ -78,7 +79,7 @@ class Bound:
     tensors: Tensors
     run: Kernel
     start: dict[str, Tensor] = field(default_factory=dict)
-    """What the kernel may write, as it was: a state, a cache, a residual that is added in place."""
+    """The operands that the kernel may write, before it ran: a state, a cache, a residual that is added in place."""
     mark: dict[str, int] = field(default_factory=dict)
     """A sum over the bits of each operand that must not change."""
 
@@ -108,6 +109,9 @@ def run_kernel(task: Task, registry: Registry) -> KernelResult:
         return result.model_copy(update={"check": Check(status="not installed", reason=str(absent))})
     except Unsupported as unable:
         return result.model_copy(update={"check": Check(status="unsupported", reason=str(unable))})
+    if (needed := float(work.bytes)) > task.limit_bytes:
+        why = f"its operands are {binary(needed)}, and {binary(task.limit_bytes)} may be used; see --memory"
+        return result.model_copy(update={"check": Check(status="unsupported", reason=why)})
     began = time.monotonic()
     check, timed = Check(status="passed"), None
     with torch.no_grad():
@@ -121,7 +125,7 @@ def run_kernel(task: Task, registry: Registry) -> KernelResult:
 
 
 def time_kernel(subject: Subject, task: Task) -> tuple[Measurement | None, Check | None]:
-    """The kernel's measurement, and the check that it fails meanwhile, if it does."""
+    """Return the kernel's measurement, and the check that it fails meanwhile, if it does."""
     device, dims = subject.device, task.kernel.dims
     touched = max(1, round(float(subject.family.work(dims, subject.dtype).bytes)))
     state, cache = task.state, task.cache_bytes
@@ -158,7 +162,7 @@ def time_kernel(subject: Subject, task: Task) -> tuple[Measurement | None, Check
 
 
 def _case(subject: Subject, dims: Dims, touched: int, seed: int, failed: list[Check]) -> Case[Bound]:
-    """The kernel as the engine takes it; a check that it fails is added to `failed`."""
+    """Return the kernel as the engine takes it; a check that it fails is added to `failed`."""
     made = 0
 
     def make() -> Bound:
@@ -188,9 +192,8 @@ def _run(operands: Bound) -> Result:
 
 def make_bound(subject: Subject, dims: Dims, tensors: Tensors) -> Bound:
     """Bind a provider to one set of operands."""
-    start = {name: tensors[name].clone() for name in subject.changed}
-    run = bound(subject, dims, tensors)
-    return Bound(tensors, run, start, _marks(subject, tensors))
+    start, marks = {name: tensors[name].clone() for name in subject.changed}, _marks(subject, tensors)
+    return Bound(tensors, bound(subject, dims, tensors), start, marks)
 
 
 def check_bound(subject: Subject, dims: Dims, operands: Bound, result: Result) -> Compared:
@@ -213,6 +216,6 @@ def _marks(subject: Subject, tensors: Tensors) -> dict[str, int]:
 
 
 def _mark(tensor: Tensor) -> int:
-    """A sum over the tensor's bits, as whole numbers as wide as its elements."""
+    """Return a sum over the tensor's bits, as whole numbers as wide as its elements."""
     width = {1: torch.int8, 2: torch.int16, 4: torch.int32}.get(tensor.itemsize, torch.int64)
     return int(tensor.detach().contiguous().view(width).sum(dtype=torch.int64))

@@ -68,14 +68,14 @@ class Nursery:
         )
 
     def run(self, task: Task, limit_s: float) -> KernelResult:
-        """The result of a task, whatever becomes of its process. Raises Lost."""
+        """Return the result of a task, whatever becomes of its process. Raises Lost."""
         answer = self._ask({"task": task.model_dump(mode="json"), "limit_s": limit_s}, limit_s + GRACE_S)
         if "result" in answer:
             return KernelResult.model_validate(answer["result"])
         return failed(task, answer.get("status", "runtime error"), str(answer.get("failed")))
 
     def listed(self, file: str) -> str | None:
-        """The reason why a user's file cannot be used, found in a process of its own; None where it can."""
+        """Return the reason why a user's file cannot be used, found in a process of its own; None where it can."""
         answer = self._ask({"file": file, "limit_s": LIST_S}, LIST_S + GRACE_S)
         why = answer.get("failed")
         return None if why is None else str(why)
@@ -119,7 +119,7 @@ class Nursery:
 
 
 def failed(task: Task, status: CheckStatus, why: str) -> KernelResult:
-    """The result of a task whose process gave none."""
+    """Return the result of a task whose process gave none."""
     return KernelResult(
         kernel=task.kernel,
         process=task.process,
@@ -182,7 +182,7 @@ def _is_wanted(task: Task, process: int, log: SuiteLog) -> bool:
 
 
 def lines(descriptor: int, limit_s: float | None = None) -> Iterator[bytes]:
-    """Whole lines as they come, until the end or `limit_s` without any byte."""
+    """Yield whole lines as they come, until the end or `limit_s` without any byte."""
     rest = b""
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
@@ -195,7 +195,7 @@ def lines(descriptor: int, limit_s: float | None = None) -> Iterator[bytes]:
 
 
 def in_child(work: Callable[[], dict[str, Any]], limit_s: float, parent: int) -> dict[str, Any]:
-    """What `work` gives in a forked process, or how that process ended.
+    """Return what `work` gives in a forked process, or how that process ended.
 
     `parent`: a descriptor that becomes readable when nobody waits for the result any more.
     """
@@ -227,7 +227,7 @@ def in_child(work: Callable[[], dict[str, Any]], limit_s: float, parent: int) ->
 
 
 def _read_all(inlet: int, limit_s: float, parent: int) -> tuple[bytes, bool]:
-    """What a child writes, and whether it closed its end by itself."""
+    """Return what a child writes, and whether it closed its end by itself."""
     content, until = b"", time.monotonic() + limit_s
     with selectors.DefaultSelector() as selector:
         selector.register(inlet, selectors.EVENT_READ)
@@ -245,7 +245,7 @@ def _read_all(inlet: int, limit_s: float, parent: int) -> tuple[bytes, bool]:
 
 
 def _be_child(work: Callable[[], dict[str, Any]], inlet: int, outlet: int, said: IO[bytes]) -> None:
-    """In a forked process: do the work, write its answer, and end without any of the parent's own endings."""
+    """Do the work in a forked process, write its answer, and end without any of the parent's own endings."""
     code = 1
     try:
         os.setpgid(0, 0)
@@ -266,7 +266,7 @@ def _be_child(work: Callable[[], dict[str, Any]], inlet: int, outlet: int, said:
 
 
 def how_it_ended(code: int, said: bytes) -> str:
-    """How a process ended without a result, in one line."""
+    """Return how a process ended without a result, in one line."""
     if code < 0:
         hint = " (out of memory?)" if -code == signal.SIGKILL else ""
         return f"its process was ended by {signal.Signals(-code).name}{hint}"

@@ -4,18 +4,16 @@ import pytest
 import torch
 from watches import Plays
 
+from profiler.kernels.arena import ALIGNED, Arena, Storage
 from profiler.kernels.eager import STREAMING
 from profiler.kernels.family import family_of
 from profiler.kernels.measure import (
-    ALIGNED,
     MOST_SETS,
     PASSES,
-    Arena,
     Kernel,
     NoInputs,
     Probe,
     ProbedKernels,
-    Storage,
     checked_kernels,
     kernel_of,
     operand_bytes,
