@@ -59,7 +59,7 @@ from profiler.models.resolve import layer_count, truncate
 from profiler.models.trace import Inputs, trace
 from profiler.record.run import RequestError
 from roofline.fusion.fuse import fused
-from roofline.graph.op import Kind
+from roofline.graph.op import Kind, layer_of
 from roofline.workload import Workload
 from scripts.least_work import EXPLAINED, faults, least_work, short_windows
 
@@ -205,7 +205,11 @@ def _least(config: PretrainedConfig, row: Row) -> dict[str, float | None]:
         graph = trace(model, inputs, workload, name=row["type"], target=CUDA.type, options={})
     inputs.restore()
     after = attributes(model)
-    kept = [(0, name, before[path, name]) for path, name in before if after[path, name] is not before[path, name]]
+    kept = [
+        (place.layer if (place := layer_of(path)) else 0, name, old)
+        for (path, name), old in before.items()
+        if after[path, name] is not old
+    ]
     return least_work(model, fused(graph), [*inputs.cache_tensors(), *kept])
 
 
@@ -489,7 +493,7 @@ def _send(pipe: Connection, model_type: str) -> None:
 def is_good(row: Row) -> bool:
     """Whether all checks hold; a type without a decode step has no least."""
     exact = row["traced"] and row["flops_exact"] and row["parameters_accounted"]
-    return bool(exact and not (row["least"] and faults(row["type"], row["least"])))
+    return bool(exact and row["reason"] is None and not (row["least"] and faults(row["type"], row["least"])))
 
 
 def summary(rows: list[Row]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from roofline.graph.memory import footprint
-from roofline.graph.op import Kind, OpGraph, holds_tokens
+from roofline.graph.op import COMPRESSED, KEYS, VALUES, Kind, OpGraph
 
 WITHIN = 0.003
 """Largest distance from 1 of the products that is no fault: an absorbed latent scores in its own width (0.2 %)."""
@@ -27,6 +27,8 @@ brings the token in, one that reads it out, and the delta rule's prediction."""
 WINDOW = 8
 """Tokens of the windows of a checked config, fewer than the decode step has."""
 
+TOKENS = (KEYS, VALUES)
+"""Ends of the names of what a cache keeps of every token."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 CHOSEN = (
     "num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k", "top_k", "num_experts_per_token", "top_k_experts",
@@ -40,27 +42,14 @@ HEAD_DIM = ("head_dim", "attention_head_dim", "kv_channels")
 HIDDEN = ("hidden_size", "d_model", "n_embd")
 WINDOWS = ("sliding_window", "attention_window_size", "sliding_window_size", "attention_chunk_size")
 
-_INDEX = "the products of an index that chooses keys in a mask are left out with the mask"
 _STATES = "it caches hidden states, and makes keys and values of all of them again in each step"
 
 EXPLAINED: Mapping[str, Mapping[str, str]] = {
     "cpmant": {"keys": "the cache also holds the 32 tokens of the prompt that comes before each text"},
-    "deepseek_v4": {
-        "products": _INDEX,
-        "state_read": "a step reads the row of its buffer that it needs, and all of it once in 128 steps",
-        "state_written": "a step writes a row of its buffer",
-        "keys": "keys of old tokens are compressed 4 or 128 to 1 outside a window",
-    },
     "doge": {"products": "experts are chosen by products with two sets of keys, which is more than a router"},
     "dots3_note": {"keys": "the keys of its index are float32"},
     "dots3_note_text": {"keys": "the keys of its index are float32"},
-    "hy_v4": {"products": _INDEX},
-    "inkling2_text": {
-        "products": "the product that makes its relative positions is left out with the mask they are in"
-    },
     "prophetnet": {"products": "three streams run in each step: one of the text, two that predict further tokens"},
-    "qwen4_exp": dict.fromkeys(("state_read", "state_written"), "the row of an index's keys that a step adds"),
-    "qwen4_exp_text": dict.fromkeys(("state_read", "state_written"), "the row of an index's keys that a step adds"),
     "recurrent_gemma": {
         "state_written": "a step writes a column of its convolution's window",
         "keys": "the window of its convolution is held with the column that has left it",
@@ -69,6 +58,10 @@ EXPLAINED: Mapping[str, Mapping[str, str]] = {
     "xlnet": {"products": _STATES, "state_written": "its memory is that of the step before", "keys": _STATES},
 }
 """Type -> ratio -> the reason why it is not 1."""
+
+BUFFERS = ("buffer_", "overlap_")
+"""Beginnings of the names of what a cache keeps of tokens until they make an entry: a step adds to it, and reads it
+when it is full."""
 
 
 def short_windows(config: PretrainedConfig) -> None:
@@ -86,9 +79,13 @@ def least_work(
 
     Args: `cache` has (layer, attribute, tensor) of the cache before the step.
     """
-    config, states = model.config, [tensor for _, name, tensor in cache if not name.endswith(("keys", "values"))]
-    elements = sum(state.numel() for state in states)
-    size = sum(state.numel() * state.element_size() for state in states)
+    config, tokens = model.config, graph.workload.context_tokens + graph.workload.query_tokens
+    cached = {f"{layer}.{name}": tensor for layer, name, tensor in cache}
+    buffers = {name for name in cached if name.partition(".")[2].startswith(BUFFERS)}
+    entries = {name for name in cached if f".{COMPRESSED}." in name}
+    states = {name: t for name, t in cached.items() if name not in buffers | entries and not name.endswith(TOKENS)}
+    elements = sum(state.numel() for state in states.values())
+    size = sum(state.nbytes for state in states.values())
     floor = 2.0 * sum(_passed(model, config, frozenset(graph.inactive)))
     flops = sum(op.matrix_flops * op.count for op in graph.ops) - _scores(graph)
     flops -= min(max(0.0, flops - floor), PER_STATE * elements)
@@ -97,18 +94,23 @@ def least_work(
             a.bytes * op.count
             for op in graph.ops
             for a in getattr(op, which)
-            if graph.tensors[a.tensor].role == "kv" and not holds_tokens(graph.tensors[a.tensor])
+            if graph.tensors[a.tensor].role == "kv" and graph.tensors[a.tensor].name in states
         )
         for which in ("reads", "writes")
     }
-    tokens = graph.workload.context_tokens + graph.workload.query_tokens
     keys = sum(_cached(config, tokens)) * (2 if graph.workload.dtype == "bfloat16" else 4)
     return {
         "products": flops / floor,
         "state_read": moved["reads"] / size if size else None,
         "state_written": moved["writes"] / size if size else None,
-        "keys": (footprint(graph).kv_cache - size) / keys if keys else None,
+        "keys": (footprint(graph).kv_cache - size - _last(graph, buffers)) / keys if keys else None,
     }
+
+
+def _last(graph: OpGraph, names: Iterable[str]) -> float:
+    """Return the bytes of these parts of the cache after the step."""
+    size = {tensor.name: tensor.storage_bytes for tensor in graph.tensors if tensor.role == "kv"}
+    return sum(size[name] for name in names)
 
 
 def faults(name: str, ratios: Mapping[str, float | None]) -> list[str]:
@@ -177,13 +179,14 @@ def _cached(config: PretrainedConfig, tokens: int) -> Iterator[float]:
     window = _field(config, WINDOWS)
     layers = getattr(decoder, "per_layer_config", None) or ()
     for layer, kind in _kinds(decoder):
-        sees_all = not (kind == "" or any(word in kind for word in ("sliding", "local", "chunk")))
+        sees_all = not (kind == "" or any(word in kind for word in ("sliding", "local", "chunk", "compressed")))
         if kind == "" and getattr(decoder, "use_sliding_window", True) is False:
             sees_all = True
         held = tokens if sees_all or window is None else min(tokens, window)
         own = layers[layer] if layer < len(layers) else decoder
         yield held * OWN.get(decoder.model_type, _width)(own, kind)
-        yield tokens * _indexed(decoder, kind, layer)
+        rate = (getattr(decoder, "compress_rates", None) or {}).get(kind, 1)  # tokens for an entry beside a window
+        yield tokens // rate * (_indexed(decoder, kind, layer) + (decoder.head_dim if rate > 1 else 0))
 
 
 def _kinds(decoder: Any) -> list[tuple[int, str]]:
@@ -219,7 +222,7 @@ def _width(decoder: Any, kind: str) -> float:
 
 def _indexed(decoder: Any, kind: str, layer: int) -> int:
     """Elements of a token's key of an index for sparse attention; "shared" layers use the one of a layer below."""
-    has_index = "index" in kind or not getattr(decoder, "layer_types", None)
+    has_index = "index" in kind or "sparse" in kind or not getattr(decoder, "layer_types", None)
     kinds = getattr(decoder, "indexer_types", None)
     if not has_index or (kinds and kinds[layer] == "shared"):
         return 0
@@ -235,6 +238,7 @@ def _sliding_heads(decoder: Any, kind: str) -> float:
 
 
 OWN: Mapping[str, Callable[[Any, str], float]] = {
+    "deepseek_v4": lambda layer, kind: float(layer.head_dim),  # one head, whose keys are its values too
     "mimo_v2_flash": lambda layer, kind: _width(layer, kind) * (2 if "sliding" in kind else 1),  # twice the heads
     "inkling2_text": _sliding_heads,
     "inkling_text": _sliding_heads,

@@ -280,8 +280,10 @@ class State:
 
 
 def materialise(layer: Any, device: torch.device, generator: torch.Generator, context: int) -> None:
-    """Move a `meta` cache layer to `device` with random values, holding `context` tokens."""
+    """Move a `meta` cache layer to `device` with random values, holding `context` tokens; what it holds under two names
+    stays one tensor."""
     counts = _counters(layer, context)
+    made: dict[int, Tensor] = {}
     for name, value in vars(layer).items():
         if name in counts:
             value = counts[name]
@@ -290,7 +292,7 @@ def materialise(layer: Any, device: torch.device, generator: torch.Generator, co
         elif name == "device":
             value = device
         else:
-            value = _real(value, device, generator, f"{type(layer).__name__}.{name}")
+            value = _real(value, device, generator, f"{type(layer).__name__}.{name}", made)
         setattr(layer, name, value)
 
 
@@ -307,20 +309,23 @@ def _counters(layer: Any, context: int) -> dict[str, int]:
     return counts
 
 
-def _real(value: Any, device: torch.device, generator: torch.Generator, name: str) -> Any:
-    """`value` with each `meta` tensor in it made on `device`: normal with deviation 1."""
+def _real(value: Any, device: torch.device, generator: torch.Generator, name: str, made: dict[int, Tensor]) -> Any:
+    """Return `value` with each `meta` tensor in it made on `device`, normal with deviation 1; `made` has those by the
+    identity of the `meta` tensor."""
     if isinstance(value, dict):
-        return {key: _real(part, device, generator, name) for key, part in value.items()}
+        return {key: _real(part, device, generator, name, made) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_real(part, device, generator, name) for part in value)
+        return type(value)(_real(part, device, generator, name, made) for part in value)
     if not isinstance(value, Tensor) or value.device.type != "meta":
         return value
     if not value.is_floating_point():
         if device.type == "meta":
             return value
         raise RequestError(f"the cache keeps counts in {name}, which roofcal cannot fill; use --cache dynamic")
-    made = torch.empty(value.shape, dtype=value.dtype, device=device)
-    return made if device.type == "meta" else made.normal_(generator=generator)
+    if id(value) not in made:
+        real = torch.empty(value.shape, dtype=value.dtype, device=device)
+        made[id(value)] = real if device.type == "meta" else real.normal_(generator=generator)
+    return made[id(value)]
 
 
 Attributes = dict[tuple[str, str], Tensor]

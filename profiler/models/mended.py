@@ -1,4 +1,4 @@
-"""Modules of `transformers` whose code does more than what is asked for, with a forward that does just that.
+"""Modules of `transformers` whose code does or keeps more than what is asked for, with a forward that does just that.
 
 `mended` is for the ideal form, `in_context` for the prefill that fills the cache of a traced pass, of which nothing but
 the shapes of the cache is used.
@@ -75,7 +75,21 @@ def _keys_of_index(
     return mask.new_empty(mask.shape, dtype=torch.bool)
 
 
+def _leftovers_alone(
+    _: nn.Module, forward: Forward, hidden: Tensor, residual: Tensor, positions: Tensor, cache: Any, layer: int
+) -> Any:
+    """DeepSeek-V4's compressors, which keep the tokens that fill no entry yet as a view of the projections of all."""
+    out = forward(hidden, residual, positions, cache, layer)
+    for buffers in (cache.layers[layer].buffer_kv, cache.layers[layer].buffer_gate) if cache is not None else ():
+        for name, kept in buffers.items():
+            if kept is not None and kept.untyped_storage().nbytes() > kept.nbytes:
+                buffers[name] = kept.clone()
+    return out
+
+
 IDEAL: Mapping[str, Mend] = {
+    "DeepseekV4CSACompressor": _leftovers_alone,
+    "DeepseekV4HCACompressor": _leftovers_alone,
     "RwkvSelfAttention": _sequences_apart(1),
     "RwkvFeedForward": _sequences_apart(0),
     "LongcatFlashExperts": _grouped,

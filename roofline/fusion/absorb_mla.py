@@ -46,6 +46,8 @@ class Attention:
     """Tokens whose keys each query may meet, as they lie in memory."""
     window: int | None
     """Tokens that a later query can still see, where the module says so; None is all."""
+    entries: int = 0
+    """Those of the keys that stand for several tokens each; no window hides them."""
     choice: Choice | None = None
     """The index that chooses its keys."""
     chosen: Chosen | None = None
@@ -237,7 +239,7 @@ class _Walk:
 
     def _is_linear(self, op: Op) -> bool:
         if op.kind in PRODUCTS:
-            return any(self._graph.tensors[access.tensor].role == "weight" for access in op.reads)
+            return self._graph.has_weight(op)
         return self._is_copy(op) or (op.name in (QUANTISE, LORA_ADD) and self._stays_out_of_cache(op))
 
     def _is_copy(self, op: Op) -> bool:

@@ -6,15 +6,17 @@
 - Latent (MLA): the expansion of cached latents to keys and values of every head is absorbed into query and output
   where that needs fewer FLOPs (`absorb_mla`).
 - Sparse: attention over all keys, with a mask that an index made, becomes one over the chosen keys (`sparse`).
+- Shared scores: attentions with the same queries and keys become one with all their values side by side, so that the
+  scores are computed once (differential attention, arXiv 2410.05258, where sdpa runs once for each half of the values).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import replace
 
 from roofline.fusion.absorb_mla import Attention, absorbed
-from roofline.fusion.sparse import Choice, choice_of, chosen, has_choices
+from roofline.fusion.sparse import Choice, choice_of, chosen, entries_of, entry_pairs, has_choices
 from roofline.graph.dataflow import Accesses, Dataflow
-from roofline.graph.op import ANCHORS, AttentionModule, Kind, Op, OpGraph, attention_pairs
+from roofline.graph.op import ANCHORS, Access, AttentionModule, Kind, Op, OpGraph, attention_pairs
 
 
 def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses, over_chosen: bool = False) -> list[Attention]:
@@ -34,9 +36,9 @@ def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses, over_chos
             attention = _fused(graph, flow, accesses, i, modules.get(op.path))
         if attention is None or taken & set(attention.members):
             continue
-        if may_choose and (choice := choice_of(graph, flow, attention.members, attention.keys)) is not None:
-            module = modules.get(op.path)
-            attention = _of_chosen(graph, attention, choice, module is not None and module.causal, over_chosen)
+        choice = may_choose and choice_of(graph, flow, attention.members, attention.keys, attention.entries)
+        if choice:
+            attention = _of_chosen(graph, attention, choice, modules.get(op.path), over_chosen)
         over_latents = absorbed(graph, flow, accesses, attention)
         if over_latents is not None and not is_closed(graph, flow, over_latents.members):
             over_latents = None
@@ -47,14 +49,54 @@ def find_attention(graph: OpGraph, flow: Dataflow, accesses: Accesses, over_chos
             attention = replace(attention, lead=over_latents.lead if over_latents is not None else None)
         taken |= set(attention.members)
         attentions.append(attention)
-    return attentions
+    return _with_shared_scores(graph, flow, attentions)
 
 
-def _of_chosen(graph: OpGraph, attention: Attention, choice: Choice, causal: bool, over_chosen: bool) -> Attention:
+def _with_shared_scores(graph: OpGraph, flow: Dataflow, attentions: Sequence[Attention]) -> list[Attention]:
+    """The attentions, of which those with the same queries, keys and masks are one over all their values."""
+    by_scores: dict[tuple[object, ...], list[Attention]] = {}
+    for attention in attentions:
+        first = next(i for i in attention.members if graph.ops[i].kind in ANCHORS)
+        operands = [_whole_source(graph, flow, first, access) for access in graph.ops[first].reads[:2]]
+        scores = (*operands, attention.masks) if None not in operands else attention.members
+        by_scores.setdefault((graph.ops[first].path, scores), []).append(attention)
+    made = []
+    for group in by_scores.values():
+        members = tuple(sorted({i for attention in group for i in attention.members}))
+        if len(group) == 1 or not is_closed(graph, flow, members, {attention.members[-1] for attention in group}):
+            made += group
+            continue
+        one = group[0]
+        shared = one.matrix_flops * one.head_dim / (one.head_dim + one.value_dim)
+        made.append(
+            replace(
+                one,
+                members=members,
+                matrix_flops=sum(attention.matrix_flops for attention in group) - (len(group) - 1) * shared,
+                vector_flops=max(attention.vector_flops for attention in group),
+                value_dim=sum(attention.value_dim for attention in group),
+            )
+        )
+    return made
+
+
+def _whole_source(graph: OpGraph, flow: Dataflow, index: int, access: Access) -> int | None:
+    """Return the tensor that an operation reads, through copies of it; None where it reads a part."""
+    while access.bytes == graph.tensors[access.tensor].storage_bytes:
+        producer = flow.producer(index, access.tensor)
+        if producer is None or graph.ops[producer].kind is not Kind.COPY or len(graph.ops[producer].reads) != 1:
+            return access.tensor
+        index, access = producer, graph.ops[producer].reads[0]
+    return None
+
+
+def _of_chosen(
+    graph: OpGraph, attention: Attention, choice: Choice, module: AttentionModule | None, over_chosen: bool
+) -> Attention:
     """The attention whose masks an index made: over the chosen keys alone, or with these masks among its operands."""
     if not over_chosen:
         return replace(attention, masks=attention.masks - choice.masks)
-    few = chosen(graph, choice, attention.keys, causal)
+    few = chosen(graph, choice, attention.keys, attention.entries, module)
     return replace(
         attention,
         matrix_flops=attention.matrix_flops * few.share,
@@ -91,6 +133,7 @@ def _fused(graph: OpGraph, flow: Dataflow, accesses: Accesses, index: int, modul
         value_dim=op.dims.get("value_dim", op.dims.get("head_dim", 0)),
         keys=op.dims.get("kv", 0),
         window=module.window if module else None,
+        entries=entries_of(graph, flow, index, op.dims.get("kv", 0)),
     )
 
 
@@ -150,8 +193,9 @@ def _unfused(
     if not is_closed(graph, flow, members):
         return None
     qk, pv = graph.ops[first], graph.ops[last]
+    entries = entries_of(graph, flow, first, qk.dims.get("n", 0))
     rectangle = qk.dims.get("b", 1) * qk.dims.get("m", 0) * qk.dims.get("n", 0)
-    masked = _masked_scores(graph, qk, module)
+    masked = _masked_scores(graph, qk, module, entries)
     inside = set(members)
     masks = {
         t
@@ -179,12 +223,13 @@ def _unfused(
         value_dim=pv.dims.get("n", 0),
         keys=qk.dims.get("n", 0),
         window=module.window if module else None,
+        entries=entries,
     )
 
 
-def _masked_scores(graph: OpGraph, qk: Op, module: AttentionModule | None) -> int:
+def _masked_scores(graph: OpGraph, qk: Op, module: AttentionModule | None, entries: int) -> int:
     """Scores of all heads that are executed but masked, where the module says what it masks."""
-    query, executed_kv, rows = graph.workload.query_tokens, qk.dims.get("n", 0), qk.dims.get("m", 0)
+    query, executed_kv, rows = graph.workload.query_tokens, qk.dims.get("n", 0) - entries, qk.dims.get("m", 0)
     if module is None or not executed_kv or rows % query:
         return 0
     context, window = graph.workload.context_tokens, module.window
@@ -193,7 +238,10 @@ def _masked_scores(graph: OpGraph, qk: Op, module: AttentionModule | None) -> in
     if 0 <= executed_kv - query < cached:  # of the cached tokens some are dropped, and their pairs in proportion
         own = min(pairs, attention_pairs(query, 0, module.causal, window))
         pairs = round(own + (pairs - own) * (executed_kv - query) / cached)
-    return max(0, query * executed_kv - pairs) * qk.dims.get("b", 1) * (rows // query)
+    masked = max(0, query * executed_kv - pairs)
+    if entries:
+        masked += query * entries - entry_pairs(graph, entries, module.causal)
+    return masked * qk.dims.get("b", 1) * (rows // query)
 
 
 def _without(flops: float, elements: int, masked: int) -> float:
@@ -229,7 +277,7 @@ def _walk(
 
 def is_activation_product(graph: OpGraph, op: Op) -> bool:
     """Whether an operation multiplies activations, or keys and values, without any weight."""
-    return op.kind is Kind.MATMUL and all(graph.tensors[a.tensor].role != "weight" for a in op.reads)
+    return op.kind is Kind.MATMUL and not graph.has_weight(op)
 
 
 def _derives(graph: OpGraph, flow: Dataflow, op: int, source: int, between: set[int]) -> bool:
@@ -247,11 +295,11 @@ def _derives(graph: OpGraph, flow: Dataflow, op: int, source: int, between: set[
     return False
 
 
-def is_closed(graph: OpGraph, flow: Dataflow, members: Sequence[int]) -> bool:
+def is_closed(graph: OpGraph, flow: Dataflow, members: Sequence[int], ends: Set[int] = frozenset()) -> bool:
     """Whether the members can run together, at the place of the last.
 
-    Others must read results of the last only, nobody may change their operands in between, and all must stand for the
-    same number of layers.
+    Others must read results of the last only, or of `ends` after it, nobody may change their operands in between, and
+    all must stand for the same number of layers.
     """
     inside, last = set(members), members[-1]
     if len({graph.ops[i].count for i in members}) != 1:
@@ -259,7 +307,7 @@ def is_closed(graph: OpGraph, flow: Dataflow, members: Sequence[int]) -> bool:
     for i in members:
         for access in graph.ops[i].writes:
             readers = {r for r in flow.readers[access.tensor] if r > i} - inside
-            if i != last and readers:
+            if readers and min(readers) < last if i in ends else readers and i != last:
                 return False
         for access in (*graph.ops[i].reads, *graph.ops[i].writes):
             if any(i < writer < last and writer not in inside for writer in flow.writers[access.tensor]):

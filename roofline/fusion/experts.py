@@ -64,7 +64,7 @@ def _dense_products(graph: OpGraph) -> Iterator[_Dense]:
             choices.append(op)
         if op.kind is not Kind.MATMUL or op.dims.get("b", 1) == 1 or not choices:
             continue
-        reads_weight = any(graph.tensors[a.tensor].role == "weight" for a in op.reads)
+        reads_weight = graph.has_weight(op)
         choice = next((c for c in reversed(choices) if _in_block(op.path, c.path)), None)
         if choice is None or not reads_weight or op.dims["b"] != choice.dims["of"]:
             continue

@@ -1,19 +1,10 @@
 """The ideal graph of an executed graph: its operations and traffic if everything that can be fused were.
 
-Each executed operation goes to exactly one group, greedily in order of execution. Anchors (`ANCHORS`) start a group;
-any other operation joins the latest of the groups it depends on, or starts one. Such an anchorless group moves into the
-one group with an anchor that alone uses it (a cast, a mask), or before a later one that it does not depend on (1 + the
-gain of a norm behind a matmul). Before that, dense experts are made to run only the tokens that choose them
-(`experts`), avoidable copies are taken out (`dataflow`); attention in pieces, or behind expanded latents, is one
-operation (`attention`), so is an index that chooses keys (`sparse`), and so is a recurrence (`recurrence`). Operations
-join only across equal counts: a group has one count.
-
-The groups, in order, are a valid schedule. Proof: groups are numbered as they are made, and each operation is put
-in a group whose number is at least that of every group it depends on (reads after writes, writes after reads and
-writes): an anchor's is new, so the highest; another's is the maximum of those groups, or new. The operations of a fused
-attention are placed when its last one comes, in a new group; none but its last is read by outsiders, and none of their
-operands is changed in between. An anchorless group is moved into a newer group only if that is its only successor, and
-into an older one only if that is no older than any group it depends on.
+Before operations are grouped (`grouping`), dense experts are made to run only the tokens that choose them (`experts`),
+avoidable copies are taken out (`dataflow`); attention in pieces, or behind expanded latents, is one operation
+(`attention`), so is an index that chooses keys (`sparse`), and so is a recurrence (`recurrence`). An attention reads no
+mask, since it knows which pairs are unmasked; of a mask that holds numbers learned from the tokens (relative positions)
+it reads what the products behind it make.
 
 A group reads each tensor from outside once. It writes what is read outside it, the cache, and what nobody reads:
 an output of the model, unless it is a by-product beside another result that is read (the mean of a norm).
@@ -26,11 +17,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from roofline.fusion.absorb_mla import Attention
 from roofline.fusion.attention import find_attention, is_closed
 from roofline.fusion.experts import routed
+from roofline.fusion.grouping import Grouping, Merged
 from roofline.fusion.recurrence import Links, Recurrence, find_recurrences, order
 from roofline.fusion.sparse import Chosen, Index, find_index
 from roofline.graph.dataflow import Accesses, Dataflow, Sizes, ideal_accesses
 from roofline.graph.edit import access, changed, rebuilt, whole
-from roofline.graph.op import ANCHORS, Access, Kind, Op, OpGraph, Tensor, holds_tokens, sizes_by_tensor
+from roofline.graph.op import (
+    ANCHORS,
+    PRODUCTS,
+    Access,
+    Kind,
+    Op,
+    OpGraph,
+    Tensor,
+    holds_tokens,
+    is_compressed,
+    sizes_by_tensor,
+)
 
 
 class Group(Op):
@@ -66,7 +69,7 @@ def fused(graph: OpGraph) -> OpGraph:
         window, keys = group.window or (1, 1)
         for a in group.reads if window < keys else ():
             tensor = tensors[a.tensor]
-            if holds_tokens(tensor) and a.tensor not in rests:
+            if holds_tokens(tensor) and not is_compressed(tensor) and a.tensor not in rests:
                 kept = whole(tensor.storage_bytes * window / keys)
                 rests[a.tensor] = access(len(tensors), tensor.storage_bytes - kept)
                 tensors[a.tensor] = tensor.model_copy(update={"storage_bytes": kept})
@@ -103,8 +106,10 @@ def fuse(graph: OpGraph) -> tuple[Group, ...]:
     merged = {kernel.members[-1]: kernel for kernel in kernels}
     reads = list(accesses.reads)
     for kernel in masked:  # it knows which pairs are unmasked, so it does not read its mask
+        learned = _behind_masks(flow, kernel) if isinstance(kernel, Attention) else {}
         for i in kernel.members:
-            reads[i] = {tensor: size for tensor, size in reads[i].items() if tensor not in kernel.masks}
+            if kernel.masks & reads[i].keys():
+                reads[i] = learned | {tensor: size for tensor, size in reads[i].items() if tensor not in kernel.masks}
     for attention in attentions:
         if attention.choice is not None and attention.chosen is not None:
             for i in attention.members:
@@ -122,7 +127,7 @@ def fuse(graph: OpGraph) -> tuple[Group, ...]:
             readers[tensor].append(i)
     return tuple(
         _group(flow, accesses, readers, unused, ops, next((merged[i] for i in ops if i in merged), None))
-        for ops in _Grouping(graph, flow, merged).groups(order(links, recurrences))
+        for ops in Grouping(graph, flow, merged).groups(order(links, recurrences))
     )
 
 
@@ -138,12 +143,30 @@ def _indexes(flow: Dataflow, accesses: Accesses, attentions: Sequence[Attention]
     return [index for index in found if index is not None and is_closed(flow.graph, flow, index.members)]
 
 
+def _behind_masks(flow: Dataflow, attention: Attention) -> Sizes:
+    """Return the results of products with weights from which the masks of an attention follow, such as its relative
+    positions; those of an index that chooses its keys are read by the index."""
+    graph = flow.graph
+    chosen = attention.choice.masks if attention.choice is not None else frozenset()
+    todo = [(i, t) for i in attention.members for t in attention.masks - chosen]
+    found: Sizes = {}
+    seen: set[int] = set()
+    while todo:
+        producer = flow.producer(*todo.pop())
+        if producer is None or producer in seen or producer in attention.members:
+            continue
+        seen.add(producer)
+        op = graph.ops[producer]
+        if op.kind in PRODUCTS and graph.has_weight(op):
+            found |= sizes_by_tensor(op.writes)
+        else:
+            todo += [(producer, access.tensor) for access in op.reads]
+    return found
+
+
 def _of_chosen(graph: OpGraph, sizes: Sizes, chosen: Chosen) -> Sizes:
     """What an attention reads of each tensor where it reads the chosen keys and values of the cache alone."""
-    return {
-        tensor: size * chosen.kept if chosen.kept < 1 and holds_tokens(graph.tensors[tensor]) else size
-        for tensor, size in sizes.items()
-    }
+    return {tensor: size * chosen.kept if chosen.reads(graph, tensor) else size for tensor, size in sizes.items()}
 
 
 SCALAR_BYTES = 8
@@ -179,127 +202,6 @@ def _unused(flow: Dataflow, reads: Sequence[Sizes], writes: Sequence[Sizes]) -> 
     return unused
 
 
-Merged = Attention | Index | Recurrence
-"""Operations that one kernel replaces."""
-
-
-class _Grouping:
-    """Assigns operations to numbered groups, one operation after another."""
-
-    def __init__(self, graph: OpGraph, flow: Dataflow, merged: dict[int, Merged]) -> None:
-        self._graph, self._flow, self._merged = graph, flow, merged
-        self._deferred = {i for kernel in merged.values() for i in kernel.members[:-1]}
-        self._scans = {i for i, kernel in merged.items() if isinstance(kernel, Recurrence)}
-        self._members: list[list[int]] = []
-        self._group_of: dict[int, int] = {}
-        self._last_write = [-1] * len(graph.tensors)
-        self._last_touch = [-1] * len(graph.tensors)
-
-    def groups(self, order: Iterable[int]) -> list[list[int]]:
-        for i in order:
-            op = self._graph.ops[i]
-            if i in self._deferred:
-                continue
-            if i in self._merged or op.kind in ANCHORS:
-                self._place(list(self._merged[i].members) if i in self._merged else [i], None)
-                continue
-            latest = self._latest_dependency(i)
-            while latest is not None and self._moves_back(latest, i):
-                latest = self._latest_dependency(i)
-            joins = latest is not None and self._count(latest) == op.count
-            self._place([i], latest if joins else None)
-        return [sorted(ops) for ops in self._members if ops]
-
-    def _latest_dependency(self, op: int) -> int | None:
-        """Highest group that the operation reads from, or must not overtake."""
-        executed = self._graph.ops[op]
-        groups = [self._last_write[a.tensor] for a in executed.reads]
-        groups += [self._last_touch[a.tensor] for a in executed.writes]
-        return max((group for group in groups if group >= 0), default=None)
-
-    def _count(self, group: int) -> float:
-        return self._graph.ops[self._members[group][0]].count
-
-    def _place(self, ops: list[int], group: int | None) -> None:
-        if group is None:
-            group = len(self._members)
-            self._members.append([])
-        self._move(ops, group)
-        if self._has_anchor(group):
-            self._take_in_loose_groups(group, ops)
-
-    def _move(self, ops: list[int], group: int) -> None:
-        self._members[group] += ops
-        for i in ops:
-            self._group_of[i] = group
-            for accesses, writes in ((self._graph.ops[i].reads, False), (self._graph.ops[i].writes, True)):
-                for tensor in (touched.tensor for touched in accesses):
-                    self._last_touch[tensor] = max(self._last_touch[tensor], group)
-                    if writes:
-                        self._last_write[tensor] = max(self._last_write[tensor], group)
-
-    def _has_anchor(self, group: int) -> bool:
-        return any(self._graph.ops[i].kind in ANCHORS or i in self._scans for i in self._members[group])
-
-    def _moves_back(self, loose: int, op: int) -> bool:
-        """Move an anchorless group that only `op` uses into the older group with an anchor that `op` also needs.
-
-        So `op`, and what follows it, can join that anchor. Returns whether there is such a group.
-        """
-        if not self._only_feeds(loose, {op}, self._graph.ops[op].count):
-            return False
-        inside = self._members[loose]
-        target = max(self._dependencies(op) - {loose}, default=-1)
-        own = {group for i in inside for group in self._dependencies(i)} - {loose}
-        if target < max(own, default=-1) or target < 0 or self._count(target) != self._count(loose):
-            return False
-        if not self._has_anchor(target):
-            return False
-        self._members[loose] = []
-        self._members[target] += inside
-        self._group_of |= dict.fromkeys(inside, target)
-        for tensor in {a.tensor for i in inside for a in (*self._graph.ops[i].reads, *self._graph.ops[i].writes)}:
-            writers = [self._group_of[i] for i in self._flow.writers[tensor] if i in self._group_of]
-            readers = [self._group_of[i] for i in self._flow.readers[tensor] if i in self._group_of]
-            self._last_write[tensor] = max(writers, default=-1)
-            self._last_touch[tensor] = max((*writers, *readers), default=-1)
-        return True
-
-    def _dependencies(self, op: int) -> set[int]:
-        """Groups of the placed operations that come before `op` and that it must not overtake."""
-        executed = self._graph.ops[op]
-        before = {w for a in (*executed.reads, *executed.writes) for w in self._flow.writers[a.tensor]}
-        before |= {r for a in executed.writes for r in self._flow.readers[a.tensor]}
-        return {self._group_of[i] for i in before if i < op and i in self._group_of}
-
-    def _take_in_loose_groups(self, group: int, ops: Iterable[int]) -> None:
-        """Move in the anchorless groups that feed nothing but this one, starting from what `ops` of it read."""
-        todo = list(ops)
-        while todo:
-            for read in self._graph.ops[todo.pop()].reads:
-                loose = self._last_write[read.tensor]
-                if loose in (-1, group) or not self._only_feeds(loose, self._members[group], self._count(group)):
-                    continue
-                moved, self._members[loose] = self._members[loose], []
-                self._move(moved, group)
-                todo += moved
-
-    def _only_feeds(self, loose: int, users: Iterable[int], count: float) -> bool:
-        """Whether a group has no anchor and no successor, of any dependency, but `users`, which have that count."""
-        ops = self._members[loose]
-        if not ops or self._count(loose) != count or self._has_anchor(loose):
-            return False
-        inside = {*ops, *users}
-        for i in ops:
-            op = self._graph.ops[i]
-            readers = {r for a in op.writes for r in self._flow.readers[a.tensor] if r > i}
-            if not readers or not readers <= inside:
-                return False
-            if any(w > i and w not in inside for a in (*op.reads, *op.writes) for w in self._flow.writers[a.tensor]):
-                return False
-        return True
-
-
 def _group(
     flow: Dataflow,
     accesses: Accesses,
@@ -323,6 +225,8 @@ def _group(
     if attention is not None and described["kind"] is not Kind.ATTENTION:
         sizes = {"query": attention.query, "head_dim": attention.head_dim, "value_dim": attention.value_dim}
         described |= {"kind": Kind.ATTENTION, "dims": {"heads": attention.heads, **sizes}}
+    if sum(graph.ops[i].kind is Kind.ATTENTION for i in attends) > 1 and attention is not None:
+        described["dims"] = described["dims"] | {"value_dim": attention.value_dim}
     if isinstance(merged, Recurrence):
         described |= {"kind": Kind.SCAN, "dims": {}, "dtype": graph.workload.dtype}
     if isinstance(merged, Index):
@@ -349,8 +253,9 @@ def _group(
     }
     described["counted"] = all(graph.ops[i].counted for i in ops if i not in unused)
     described["lead"] = attention.lead if attention is not None else None
-    if attention is not None and attention.window and attention.keys > attention.window:
-        described["window"] = (attention.window, attention.keys)
+    tokens = attention.keys - attention.entries if attention is not None else 0
+    if attention is not None and attention.window and tokens > attention.window:
+        described["window"] = (attention.window, tokens)
     return Group.model_construct(**described, ops=tuple(ops))  # of validated operations
 
 

@@ -65,7 +65,7 @@ def find_recurrences(links: "Links", others: Iterable[int]) -> list[Recurrence]:
         if seed & taken or not any(graph.ops[i].writes for i in seed):
             continue
         members = _around(links, path, seed, taken)
-        kinds = {graph.ops[i].kind for i in members}
+        kinds = {graph.ops[i].kind for i in members if not _is_weighted(graph, graph.ops[i])}
         if kinds <= {Kind.COPY} or kinds & {Kind.SOFTMAX, Kind.ATTENTION}:  # an append, or attention over a cache
             continue
         taken.update(members)
@@ -118,8 +118,12 @@ def _is_border(graph: OpGraph, op: Op) -> bool:
     """Whether an operation is a kernel of its own beside any recurrence: one with a weight, or what crosses a link."""
     if op.kind not in ANCHORS or op.kind is Kind.OTHER:
         return False
-    is_product = op.kind in (*PRODUCTS, Kind.CONV)
-    return not is_product or any(graph.tensors[access.tensor].role == "weight" for access in op.reads)
+    return op.kind not in (*PRODUCTS, Kind.CONV) or graph.has_weight(op)
+
+
+def _is_weighted(graph: OpGraph, op: Op) -> bool:
+    """Return whether an operation is a product with a weight, which may write to the cache."""
+    return op.kind in PRODUCTS and graph.has_weight(op)
 
 
 def _around(links: Links, path: str, seed: set[int], taken: set[int]) -> tuple[int, ...]:

@@ -7,7 +7,8 @@ A choice is the `topk` from which the mask of an attention follows by copies and
 the pairs and the vector work are those of min(visible, chosen) keys a query, as in a window of so many tokens. It reads
 the numbers of the chosen keys instead of the mask, and of keys and values in the cache as many as one query chooses:
 the floor where a pass has several queries, which may all choose the same. A choice among blocks of tokens chooses all
-tokens of a block.
+tokens of a block. A choice among compressed entries, which stand for several tokens each beside a window of single ones
+(DeepSeek-V4), leaves the window as it is.
 
 The index itself scores all keys that a query may see: every key in its cache is read once. Its products, with what lies
 between them and the choice, are one kernel that stores no scores and knows the mask. Where its operands were widened
@@ -20,7 +21,7 @@ from typing import NamedTuple
 
 from roofline.dtypes import BITS, element_bits
 from roofline.graph.dataflow import Accesses, Dataflow
-from roofline.graph.op import PRODUCTS, Kind, Op, OpGraph, attention_pairs, holds_tokens
+from roofline.graph.op import PRODUCTS, AttentionModule, Kind, Op, OpGraph, attention_pairs, holds_tokens, is_compressed
 
 
 class Choice(NamedTuple):
@@ -61,7 +62,13 @@ class Chosen:
     share: float
     """Pairs ÷ those without the choice."""
     kept: float
-    """Share of the cached tokens that is read."""
+    """Share of the cached tokens that is read, or of the compressed entries where it chooses among those."""
+    of_entries: bool = False
+
+    def reads(self, graph: OpGraph, tensor: int) -> bool:
+        """Return whether it reads the chosen part of a tensor alone."""
+        cached = graph.tensors[tensor]
+        return self.kept < 1 and (is_compressed(cached) if self.of_entries else holds_tokens(cached))
 
 
 def has_choices(graph: OpGraph) -> bool:
@@ -69,8 +76,30 @@ def has_choices(graph: OpGraph) -> bool:
     return any("chosen" in op.dims for op in graph.ops)
 
 
-def choice_of(graph: OpGraph, flow: Dataflow, members: Sequence[int], keys: int) -> Choice | None:
-    """The choice of which the masks of an attention over `keys` are made; None where it sees all keys."""
+def entries_of(graph: OpGraph, flow: Dataflow, index: int, keys: int) -> int:
+    """Return how many of an operation's `keys` are compressed entries, which lie behind those of single tokens."""
+    for access in graph.ops[index].reads:
+        producer = flow.producer(index, access.tensor)
+        while producer is not None and graph.ops[producer].kind is Kind.COPY:
+            parts = graph.ops[producer].reads
+            if few := sum(a.bytes for a in parts if is_compressed(graph.tensors[a.tensor])):
+                return round(keys * few / sum(a.bytes for a in parts))
+            producer = flow.producer(producer, parts[0].tensor) if len(parts) == 1 else None
+    return 0
+
+
+def entry_pairs(graph: OpGraph, entries: int, causal: bool, most: int | None = None) -> int:
+    """Return the pairs of a query and a compressed entry of tokens that it may see, `most` of them a query."""
+    query, context = graph.workload.query_tokens, graph.workload.context_tokens
+    tokens = context + query
+    window = round(most * tokens / entries) if most is not None and most < entries else None
+    pairs = attention_pairs(query, context, True, window) if causal else query * (window or tokens)
+    return round(pairs * entries / tokens)
+
+
+def choice_of(graph: OpGraph, flow: Dataflow, members: Sequence[int], keys: int, entries: int) -> Choice | None:
+    """The choice of which the masks of an attention over `keys` are made, of which `entries` stand for several tokens;
+    None where it sees all keys."""
     found: dict[int, Choice] = {}
     for i in members:
         for access in graph.ops[i].reads:
@@ -78,7 +107,7 @@ def choice_of(graph: OpGraph, flow: Dataflow, members: Sequence[int], keys: int)
             if producer is None or producer in members or graph.tensors[access.tensor].role != "activation":
                 continue
             way = _way_to_choice(graph, flow, producer)
-            if way is not None and (block := _block(graph, way, keys)):
+            if way is not None and (block := _block(graph, way, keys, entries)):
                 before = found.get(way[0])
                 masks = before.masks if before else frozenset()
                 found[way[0]] = Choice(way[0], masks | {access.tensor}, _numbers(graph, way), block)
@@ -107,11 +136,11 @@ def _way_to_choice(graph: OpGraph, flow: Dataflow, index: int) -> tuple[int, ...
     return None
 
 
-def _block(graph: OpGraph, way: Sequence[int], keys: int) -> int:
+def _block(graph: OpGraph, way: Sequence[int], keys: int, entries: int) -> int:
     """Tokens that each of what is chosen from stands for; 0 where it is no choice of keys."""
     choice = graph.ops[way[0]]
     of, elements = choice.dims["of"], choice.dims["elements"]
-    if of == keys:
+    if of in (keys, entries):
         return 1
     for op in (graph.ops[i] for i in way):
         block, rest = divmod(op.dims.get("elements", 0), elements)
@@ -132,11 +161,18 @@ def _numbers(graph: OpGraph, way: Sequence[int]) -> int:
     return numbers.tensor
 
 
-def chosen(graph: OpGraph, choice: Choice, keys: int, causal: bool) -> Chosen:
+def chosen(graph: OpGraph, choice: Choice, keys: int, entries: int, module: AttentionModule | None) -> Chosen:
     """What an attention over `keys` does with a choice; where all are chosen, that is all it did before."""
-    query = graph.workload.query_tokens
-    tokens = min(keys, graph.ops[choice.op].dims["chosen"] * choice.block)
-    before = max(0, min(graph.workload.context_tokens, keys - query))
+    query, context = graph.workload.query_tokens, graph.workload.context_tokens
+    causal, window = (module.causal, module.window) if module is not None else (False, None)
+    most = graph.ops[choice.op].dims["chosen"] * choice.block
+    if entries:
+        single, most = attention_pairs(query, context, causal, window), min(most, entries)
+        pairs = single + entry_pairs(graph, entries, causal, most)
+        share = pairs / (single + entry_pairs(graph, entries, causal))
+        return Chosen(min(keys - entries, window or keys) + most, pairs, share, most / entries, of_entries=True)
+    tokens = min(keys, most)
+    before = max(0, min(context, keys - query))
     every = attention_pairs(query, before, causal, None)
     pairs = attention_pairs(query, before, causal, tokens) if causal else query * tokens
     return Chosen(tokens, pairs, min(1.0, pairs / every), tokens / keys)
@@ -154,7 +190,7 @@ def find_index(flow: Dataflow, accesses: Accesses, choice: int, causal: bool) ->
             if producer is None or producer in way or not f"{graph.ops[producer].path}.".startswith(f"{place}."):
                 continue
             op = graph.ops[producer]
-            if op.kind in PRODUCTS and any(graph.tensors[a.tensor].role == "weight" for a in op.reads):
+            if op.kind in PRODUCTS and graph.has_weight(op):
                 continue
             if op.kind in (*PRODUCTS, Kind.POINTWISE, Kind.COPY, Kind.REDUCTION, Kind.SOFTMAX):
                 way.add(producer)

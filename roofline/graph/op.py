@@ -125,8 +125,13 @@ COMPRESSED = "compressed_kv"
 
 def holds_tokens(tensor: Tensor) -> bool:
     """Whether a tensor is keys or values of tokens, not another state of the cache."""
-    name = tensor.name or ""
-    return tensor.role == "kv" and (name.endswith((f".{KEYS}", f".{VALUES}", f"_{KEYS}")) or f".{COMPRESSED}." in name)
+    is_keys = (tensor.name or "").endswith((f".{KEYS}", f".{VALUES}", f"_{KEYS}"))
+    return tensor.role == "kv" and (is_keys or is_compressed(tensor))
+
+
+def is_compressed(tensor: Tensor) -> bool:
+    """Return whether a tensor is cached entries that stand for several tokens each."""
+    return tensor.role == "kv" and f".{COMPRESSED}." in (tensor.name or "")
 
 
 class Access(Record):
@@ -244,6 +249,10 @@ class OpGraph(Record):
     def traffic(self) -> tuple[Traffic, ...]:
         """Traffic of each operation, one execution."""
         return tuple(traffic(self.tensors, op.reads, op.writes) for op in self.ops)
+
+    def has_weight(self, op: Op) -> bool:
+        """Return whether an operation reads a weight."""
+        return any(self.tensors[access.tensor].role == "weight" for access in op.reads)
 
 
 def traffic(tensors: tuple[Tensor, ...], reads: Iterable[Access], writes: Iterable[Access]) -> Traffic:

@@ -218,6 +218,41 @@ def figures_of(peaks: Peaks) -> dict[str, Figure]:
     return named | ({"host": peaks.host_s_per_op} if peaks.host_s_per_op else {})
 
 
+def at_ends(peaks: Peaks) -> tuple[Peaks, Peaks] | None:
+    """Return the peaks with all figures at the fast ends of their 90 % intervals, and at the slow ends; None where no
+    figure has an interval. Times at both bound those at any peaks between, since a roofline falls with each rate."""
+    figures = list(figures_of(peaks).values())
+    if all(figure.low is None and figure.high is None for figure in figures):
+        return None
+
+    def moved(figure: Figure, end: Literal["low", "high"]) -> Figure:
+        return figure.model_copy(update={"value": getattr(figure, end) or figure.value})
+
+    def all_at(rate: Literal["low", "high"], time: Literal["low", "high"]) -> Peaks:
+        host = peaks.host_s_per_op
+        return peaks.model_copy(
+            update={
+                "matrix": {dtype: moved(figure, rate) for dtype, figure in peaks.matrix.items()},
+                "vector": {dtype: moved(figure, rate) for dtype, figure in peaks.vector.items()},
+                "levels": tuple(
+                    level.model_copy(update={"bandwidth": moved(level.bandwidth, rate)}) for level in peaks.levels
+                ),
+                "links": {
+                    name: link.model_copy(
+                        update={
+                            "bandwidth": moved(link.bandwidth, rate),
+                            "latency_s": moved(link.latency_s, time) if link.latency_s else None,
+                        }
+                    )
+                    for name, link in peaks.links.items()
+                },
+                "host_s_per_op": moved(host, time) if host else None,
+            }
+        )
+
+    return all_at("high", "low"), all_at("low", "high")
+
+
 def doubted(peaks: Peaks) -> dict[str, str]:
     """The figures that may not be the device's, by name, and why: measured beside other work, or with an interval that
     reaches to half or twice the figure."""

@@ -85,7 +85,7 @@ def _layers(graph: OpGraph) -> tuple[list[_Layer], list[Op]]:
     layers: dict[tuple[str, int], _Layer] = defaultdict(_Layer)
     outside: list[Op] = []
     for op in graph.ops:
-        if op.kind != Kind.MATMUL or not any(graph.tensors[a.tensor].role == "weight" for a in op.reads):
+        if op.kind != Kind.MATMUL or not graph.has_weight(op):
             continue
         place = layer_of(op.path)
         if place is None:

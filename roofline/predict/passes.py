@@ -8,7 +8,7 @@ from pydantic import Field
 
 from roofline.graph.memory import Footprint, footprint
 from roofline.graph.op import Kind, Op, OpGraph, Role, Traffic, uncounted_share
-from roofline.hardware.spec import HardwareSpec, Peaks
+from roofline.hardware.spec import HardwareSpec, Peaks, at_ends
 from roofline.host import known, pass_wall_s
 from roofline.laws.law import Floats
 from roofline.price import Prepared, missing_peaks, price
@@ -44,7 +44,7 @@ class OpPrediction(Record):
     source: str = ROOFLINE
     """The origin of its time: "roofline", "law of matmul bfloat16", or "law of ... beyond its sizes"."""
     low_s: float | None = None
-    """Lower end of the 90 % interval of its time; None without a law."""
+    """Lower end of the 90 % interval of its time; None without a law, or an interval of the peaks that price it."""
     high_s: float | None = None
     dims: dict[str, int] = {}
     also: tuple[str, ...] = ()
@@ -82,8 +82,8 @@ class PassPrediction(Record):
     time_s: float | None
     """Sum over the operations; None where a peak that one needs is not known."""
     low_s: float | None = None
-    """Lower end of the 90 % interval of that sum, in which operations without a law count as the roofline prices them;
-    None without laws."""
+    """Lower end of the 90 % interval of that sum, in which operations without a law count as the roofline prices them.
+    Without laws: the sum with all peaks at the fast ends of their intervals; None where they have none."""
     high_s: float | None = None
     without_law: float | None = None
     """Share of the time that no law prices; None where no laws were asked for."""
@@ -127,7 +127,7 @@ class RequestPrediction(Record):
     """Most memory of any pass, a draft model's included; of the device that decodes, where that is another."""
     fits: bool | None
     intervals: dict[str, tuple[float, float]] = {}
-    """Ends of the 90 % interval of each time above, by the field's name; empty without laws."""
+    """Ends of the 90 % interval of each time above, by the field's name; empty without laws and measured peaks."""
 
 
 class Prediction(Record):
@@ -193,7 +193,8 @@ def predict_pass(
     gap_s = host_gap_s(graph, spec) if with_laws else None
     laws = law_prices(prepared, spec, priced.time_s, with_intervals=True) if with_laws else None
     time_s = priced.time_s if laws is None else laws.time_s
-    sources = [{}] * len(graph.ops) if laws is None else _sources(laws, spec)
+    ends_s = [price(prepared, end).time_s for end in at_ends(peaks) or ()] if laws is None else []
+    sources = _between(len(graph.ops), ends_s) if laws is None else _sources(laws, spec)
     ops = tuple(
         _op_prediction(op, traffic, seconds, bound, source)
         for op, traffic, seconds, bound, source in zip(
@@ -210,7 +211,7 @@ def predict_pass(
         **{name: sum(getattr(op, name) for op in ops) for name in _SUMMED},
         bytes=Traffic(**{name: sum((getattr(op.bytes, name) for op in ops), 0.0) for name in Traffic.model_fields}),
         time_s=known(float(time_s @ count)),
-        **({} if laws is None else _by_law(laws, count)),
+        **(_ends([float(end @ count) for end in ends_s]) if laws is None else _by_law(laws, count)),
         refused_laws=() if laws is None else tuple(law_notes(spec.calibrated[i] for i in laws.refused)),
         missing=missing_peaks(graph.ops, peaks),
         **({"uncounted": graph.uncounted, "uncounted_share": uncounted_share(graph)} if graph.uncounted else {}),
@@ -225,12 +226,14 @@ def predict_sweep(pieces: Sequence[Piece], workloads: Sequence[Workload], peaks:
     swept, memory = price_pieces(pieces, workloads, peaks), memory_pieces(pieces, workloads)
     missing = tuple(sorted({peak for piece in pieces for peak in missing_peaks(piece.graph.template.ops, peaks)}))
     uncounted = _uncounted(pieces, workloads)
+    ends = [price_pieces(pieces, workloads, end).time_s for end in at_ends(peaks) or ()]
     return [
         PassPrediction(
             workloads=(workload,),
             **{name: float(getattr(swept, name)[i]) for name in ("count", *_SUMMED)},
             bytes=swept.traffic(i),
             time_s=known(swept.time_s[i]),
+            **_ends([float(end[i]) for end in ends]),
             missing=missing,
             **uncounted.get(i, {}),
             memory=memory.footprint(i),
@@ -275,6 +278,19 @@ def _by_law(laws: LawPrices, count: Floats) -> dict[str, float | None]:
     shares = (float(whole[rows].sum()) / total if total > 0 else None for rows in (~laws.by_law, laws.outside))
     without, beyond = (None if share is None else known(share) for share in shares)
     return {"low_s": known(low), "high_s": known(high), "without_law": without, "beyond_law": beyond}
+
+
+def _ends(times_s: Sequence[float]) -> dict[str, float | None]:
+    """Return the fields of an interval from its two ends; none without ends."""
+    return dict(zip(("low_s", "high_s"), map(known, times_s), strict=False))
+
+
+def _between(ops: int, ends_s: Sequence[Floats]) -> list[dict[str, Any]]:
+    """Return the same for each of `ops` operations, of one execution; none where its time is not known."""
+    if not ends_s:
+        return [{}] * ops
+    rows = zip(*(end.tolist() for end in ends_s), strict=True)
+    return [{"low_s": low, "high_s": high} if np.isfinite(low) else {} for low, high in rows]
 
 
 def _sources(laws: LawPrices, spec: HardwareSpec) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Answers a question about one model on one device: passes, mixed steps, sweeps, requests, and what fits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from roofline.graph.memory import Footprint, largest
 from roofline.graph.mixed_batch import mix
-from roofline.hardware.spec import HardwareSpec, Peaks
+from roofline.hardware.spec import HardwareSpec, Peaks, at_ends
 from roofline.laws.kinds import KINDS
 from roofline.predict.passes import (
     PassPrediction,
@@ -166,7 +166,7 @@ class _Work:
     def __init__(self, source: Source, device: Device) -> None:
         self.device = device
         self._source = source
-        self._peaks = device.peaks
+        self._peaks = (device.peaks, *(at_ends(device.peaks) or ()))
         self.capacity_bytes = capacity_bytes(device.peaks)
         self.options: dict[str, str] = {}
         self.notes: list[str] = []
@@ -186,7 +186,8 @@ class _Work:
     def seconds(self, workload: Workload) -> NDArray[np.float64]:
         if self.device.with_laws:
             return self._law_s(workload)
-        return _exactly(price_pieces(self.pieces([workload]), [workload], self._peaks).time_s)[:, 0]
+        pieces = self.pieces([workload])
+        return self._at_peaks(lambda peaks: price_pieces(pieces, [workload], peaks).time_s)[:, 0]
 
     def growing_s(self, like: Workload, contexts: range) -> NDArray[np.float64]:
         parts = [self._stretch_s(like, stretch) for stretch in _stretches(like, contexts, self._family.windows)]
@@ -194,7 +195,7 @@ class _Work:
 
     def _law_s(self, workload: Workload) -> NDArray[np.float64]:
         graph = self.pieces([workload])[0].graph.at(workload)
-        step = predict_pass(graph, self.device.spec, self._peaks, with_laws=True)
+        step = predict_pass(graph, self.device.spec, self.device.peaks, with_laws=True)
         self.refused_laws |= dict.fromkeys(step.refused_laws)
         return np.array([step.time_s, step.low_s, step.high_s], dtype=float)  # None becomes NaN
 
@@ -207,11 +208,20 @@ class _Work:
         pieces = self.pieces(probes)
         if len(pieces) > 1:  # nothing describes the whole stretch
             workloads = [_at(like, context) for context in contexts]
-            return _exactly(price_pieces(self.pieces(workloads), workloads, self._peaks).time_s)
+            each = self.pieces(workloads)
+            return self._at_peaks(lambda peaks: price_pieces(each, workloads, peaks).time_s)
         growing = np.arange(contexts.start, contexts.stop, dtype=float)
         sweep = Sweep(np.full_like(growing, like.batch), np.full_like(growing, like.query_tokens), growing)
-        blocks = (sweep.take(np.arange(i, min(i + BLOCK, len(sweep)))) for i in range(0, len(sweep), BLOCK))
-        return _exactly(np.concatenate([price_sweep(pieces[0].graph, block, self._peaks).time_s for block in blocks]))
+        blocks = [sweep.take(np.arange(i, min(i + BLOCK, len(sweep)))) for i in range(0, len(sweep), BLOCK)]
+        return self._at_peaks(
+            lambda peaks: np.concatenate([price_sweep(pieces[0].graph, block, peaks).time_s for block in blocks])
+        )
+
+    def _at_peaks(self, seconds: Callable[[Peaks], NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Return times, and the ends of their 90 % interval by those of the peaks, NaN where these have none: shape
+        (3, passes)."""
+        rows = [seconds(peaks) for peaks in self._peaks]
+        return np.stack([*rows, *[np.full_like(rows[0], np.nan)] * (3 - len(rows))])
 
     def memory(self, workload: Workload) -> Footprint:
         return self._memory(self.pieces([workload])[0], workload)
@@ -267,11 +277,6 @@ class _Work:
         if most == limit:
             self.notes.append(f"the search for the largest {field} ended at {limit}: more may fit")
         return most
-
-
-def _exactly(time_s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Times without an interval, shape (3, passes)."""
-    return np.stack([time_s, *np.full((2, len(time_s)), np.nan)])
 
 
 def _at(like: Workload, context: int) -> Workload:

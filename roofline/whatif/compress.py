@@ -137,7 +137,7 @@ class _Shrink:
         """Cached tokens are rows beside a weight, columns of the scores, and what the values are summed over."""
         factor = min(factors)
         smaller = [f for f in factors if f < 1]
-        has_weight = any(self.graph.tensors[a.tensor].role == "weight" for a in op.reads)
+        has_weight = self.graph.has_weight(op)
         side = "m" if has_weight else "k" if len(smaller) > 1 else "n"
         dims = {side: round(op.dims[side] * factor)} if side in op.dims else {}
         return factor, factors, 1.0 if side == "k" else factor, dims

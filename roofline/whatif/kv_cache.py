@@ -120,7 +120,7 @@ def _width(graph: OpGraph, op: Op, name: str, moved_bytes: float) -> float | Non
     is_key, dims = name.endswith(KEYS), op.dims
     if op.kind is Kind.ATTENTION:
         width, tokens = dims.get("head_dim" if is_key else "value_dim"), dims.get("kv")
-    elif any(graph.tensors[a.tensor].role == "weight" for a in op.reads):
+    elif graph.has_weight(op):
         width, tokens = dims.get("k"), None
     else:
         width, tokens = (dims.get("k"), dims.get("n")) if is_key else (dims.get("n"), dims.get("k"))

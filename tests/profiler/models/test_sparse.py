@@ -9,6 +9,7 @@ from tiny import TINY
 from transformers import AutoConfig
 
 from profiler.models.graphs import ModelGraphs, Tracing, model_source
+from roofline.graph.memory import footprint
 from roofline.graph.op import Kind, Op, OpGraph
 from roofline.sweep.family import Source
 from roofline.sweep.polynomial import Sweep
@@ -21,6 +22,8 @@ INDEX = {"index_topk": KEPT, "index_n_heads": INDEX_HEADS, "index_head_dim": IND
 
 def source(model_type: str, attn: str = "default", changes: Sequence[WhatIf] = (), **fields: Any) -> Source:
     config = TINY["deepseek_v3"] | INDEX | fields | {"model_type": model_type}
+    if model_type == "diffllama":
+        config = TINY["llama"] | {"num_hidden_layers": 3, "model_type": model_type}
     if model_type == "deepseek_v3":
         config = {name: value for name, value in config.items() if name not in INDEX}
     made = AutoConfig.for_model(config.pop("model_type"), **config)
@@ -39,7 +42,7 @@ def attentions(graph: OpGraph) -> list[tuple[Op, float]]:
 def indexes(graph: OpGraph) -> list[tuple[Op, float]]:
     """The kernels that score cached keys."""
     pairs = zip(graph.ops, graph.traffic, strict=True)
-    return [(op, traffic.kv_read) for op, traffic in pairs if op.path.endswith(".indexer") and traffic.kv_read]
+    return [(op, traffic.kv_read) for op, traffic in pairs if ".indexer" in op.path and traffic.kv_read]
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
@@ -117,3 +120,56 @@ def test_chunk_sweeps_of_latents_take_the_form_of_least_work_in_each_workload() 
             sides.append((graph.lead or 0) > 0)
             assert swept == pytest.approx(sum(op.matrix_flops * op.count for op in graph.ops), rel=1e-9)
     assert len(set(sides)) == 2  # some absorb the expansion, some do not
+
+
+WINDOW, RATES, HEAD, TOPK = 16, (4, 32), 16, 6
+COMPRESSED = {
+    "vocab_size": 128, "hidden_size": 32, "moe_intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 1, "head_dim": HEAD, "q_lora_rank": 16, "num_experts_per_tok": 2, "n_routed_experts": 4,
+    "sliding_window": WINDOW, "o_groups": 2, "o_lora_rank": 16, "index_n_heads": 4, "index_head_dim": 8,
+    "index_topk": TOPK, "max_position_embeddings": 4096, "partial_rotary_factor": 0.25,
+    "layer_types": ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"],
+    "mlp_layer_types": ["moe"] * 3,
+    "compress_rates": {"compressed_sparse_attention": RATES[0], "heavily_compressed_attention": RATES[1]},
+}  # fmt: skip
+
+
+def compressed(work: Workload) -> OpGraph:
+    made = AutoConfig.for_model("deepseek_v4", **COMPRESSED)
+    return model_source(ModelGraphs(made, "deepseek_v4", Tracing(dtype="bfloat16")), (), "fused").whole(work)
+
+
+def test_compressed_entries_are_chosen_beside_a_window() -> None:
+    """DeepSeek-V4: a query sees its window, and of the entries of older tokens the chosen ones, or all."""
+    graph = compressed(decode(200))  # one token more than fills an entry
+    seen = [WINDOW, WINDOW + TOPK, WINDOW + 200 // RATES[1]]
+    assert [read for _, read in attentions(graph)] == pytest.approx([BATCH * keys * HEAD * 2 for keys in seen])
+    flops = [2 * BATCH * HEADS * keys * 2 * HEAD for keys in seen]
+    assert [op.matrix_flops for op, _ in attentions(graph)] == pytest.approx(flops)
+    (scored,) = (read for op, read in indexes(graph) if "scorer" in op.path)
+    assert scored == BATCH * 200 // RATES[0] * INDEX_WIDTH * 2
+    assert not [op for op in graph.ops if op.kind is Kind.SCAN]
+
+
+def test_a_prefill_sees_entries_of_tokens_before_it_and_keeps_no_more_than_they_need() -> None:
+    tokens = 192  # of which each fills whole entries
+    graph = compressed(Workload(batch=BATCH, query_tokens=tokens, context_tokens=0, dtype="bfloat16"))
+    single = sum(min(i + 1, WINDOW) for i in range(tokens))
+    chosen = sum(min((i + 1) / RATES[0], TOPK) for i in range(tokens))
+    every = sum((i + 1) / RATES[1] for i in range(tokens))
+    flops = [2 * BATCH * HEADS * (single + pairs) * 2 * HEAD for pairs in (0, chosen, every)]
+    assert [op.matrix_flops for op, _ in attentions(graph)] == pytest.approx(flops, rel=1e-2)
+    entries = [0, tokens // RATES[0] * (HEAD + INDEX_WIDTH), tokens // RATES[1] * HEAD]
+    overlap = 2 * RATES[0] * (HEAD + INDEX_WIDTH)  # the last whole entry's tokens and gates
+    values = tokens * HEAD  # of the layer without entries, whose copies of its keys nothing reads
+    assert footprint(graph).kv_cache == 2 * BATCH * (3 * WINDOW * HEAD + sum(entries) + overlap + values)
+
+
+def test_halves_of_the_values_share_the_scores() -> None:
+    """DiffLlama calls sdpa for each half of the values, and once over all where it is eager: one price."""
+    graphs = [source("diffllama", attn).whole(decode(200)) for attn in ("sdpa", "eager")]
+    for graph in graphs:
+        width, keys = 32 // HEADS, 201
+        scores_and_values = 2 * BATCH * HEADS * keys * (width + 2 * width)
+        assert [op.matrix_flops for op, _ in attentions(graph)] == [scores_and_values] * 3
+        assert [read for _, read in attentions(graph)] == [2 * BATCH * 2 * keys * width * 2] * 3

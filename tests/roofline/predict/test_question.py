@@ -269,3 +269,31 @@ def test_tokens_of_cache_are_what_is_left_of_the_servers_share_by_the_bytes_of_a
         assert found.largest_batch is not None and found.largest_batch * 21 <= found.cache_tokens + 21, limits
     state = answer(source("mamba"), Question(workloads=(workload(1, 1, 9),), largest=True), memory(1e8), "fused")
     assert state.cache_tokens is None  # a state does not grow with tokens
+
+
+def test_measured_peaks_give_passes_sweeps_and_requests_the_interval_of_their_figures() -> None:
+    """Where every rate may be twice as high, or 1.25 times lower, so is every time half, or 1.25 times as long."""
+
+    def spread(part: object) -> object:
+        if isinstance(part, dict) and "value" in part:
+            return part | {"low": part["value"] / 1.25, "high": part["value"] * 2}
+        return {key: spread(value) for key, value in part.items()} if isinstance(part, dict) else (
+            [spread(one) for one in part] if isinstance(part, list) else part
+        )  # fmt: skip
+
+    plain = device((("L2", 1e5, 4e12), ("HBM", 1e9, 1e12)))
+    wide = of(Peaks.model_validate(spread(plain.peaks.model_dump(mode="json", exclude_none=True))))
+    asked = Question(
+        workloads=(workload(1, 1, 12), workload(2, 9, 0)), requests=((1, 9, 30),), dtype="bfloat16", exact=True
+    )
+    found = source("llama")
+    for exact in (True, False):
+        certain, said = (answer(found, replace(asked, exact=exact), on, "fused") for on in (plain, wide))
+        for one, other in zip(certain.passes, said.passes, strict=True):
+            assert (one.time_s, one.low_s, one.high_s) == (other.time_s, None, None)
+            assert (other.low_s, other.high_s) == pytest.approx((one.time_s / 2, 1.25 * one.time_s))
+            assert all(op.low_s and op.low_s < op.time_s < op.high_s for op in other.ops)
+        (before,), (after,) = certain.requests, said.requests
+        assert not before.intervals
+        assert after.intervals["ttft_s"] == pytest.approx((before.ttft_s / 2, 1.25 * before.ttft_s))
+        assert after.intervals["tpot_s"] == pytest.approx((before.tpot_s / 2, 1.25 * before.tpot_s))
