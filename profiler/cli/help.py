@@ -20,12 +20,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "phase", "prompt", "context", "batch", "logits", "mix", "output", "draft", "speculate", "acceptance", "file",
         "largest", "memory-utilisation", "overhead",
     ),
-    "Device": ("device", "hardware", "peaks", "link", "decode-hardware", "engine", "threads", "memory"),
+    "Device": ("device", "hardware", "peaks", "link", "decode-hardware", "engine", "threads", "memory", "tp"),
+    "Search": ("find", "over", "cost"),
     "Changes and rules of counting": ("what-if", "micro-batches", "form", "accounting", "bits", "flash"),
     "Kernels": (
         "suite", "family", "provider", "shape", "kernels", "shard", "merge", "list", "check-only", "draws",
     ),
-    "Verdict": ("tolerance", "ignore", "spread", "allow", "pairs"),
+    "Verdict": ("tolerance", "ignore", "spread", "allow", "pairs", "confirm", "between"),
     "Measurement": (
         "quick", "only", "plan", "seconds", "processes", "calibrate", "visits", "seed", "wait-quiet", "resume",
         "points", "kind", "score", "timeout",
