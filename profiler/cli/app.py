@@ -26,6 +26,7 @@ from typing import Annotated
 import typer
 
 from profiler.attribution.timeline import QUIET
+from profiler.campaign.execute import end_with_parent
 from profiler.cli import output
 from profiler.cli.help import Grouped, asked_to_complete
 from profiler.record.run import InvalidMeasurement, RequestError, roofcal_version
@@ -43,6 +44,7 @@ VERBS = {
     "gate": ("gate", "gate", "EXAMPLE"),
     "history": ("history", "history", "EXAMPLE"),
     "trace": ("trace", "trace", "EXAMPLE"),
+    "campaign": ("campaign", "campaign", "EXAMPLE"),
     "import": ("import_", "import_", "EXAMPLE"),
     "export": ("export", "export", "EXAMPLE"),
     "list": ("look", "list_", "LIST_EXAMPLE"),
@@ -65,7 +67,7 @@ CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException: some versions of typer carry a click of their own."""
 
 PROGRAM = "roofcal"
-PATHS = ("--out", "--csv", "--html", "--save-graph", "--graph", "--file", "--results", "--resume", "--name")
+PATHS = ("--out", "--csv", "--html", "--save-graph", "--graph", "--file", "--results", "--resume", "--name", "--keep")
 """Options that an empty text, as of an unset variable of a shell, must not turn into the current folder."""
 COMPLETION = ("--install-completion", "--show-completion")
 
@@ -111,6 +113,7 @@ def build(verbs: Iterable[str] = VERBS) -> typer.Typer:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code. `arguments` are those after the program's name."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    end_with_parent()
     if (words := asked_to_complete()) is not None:
         named = [word for word in words[:-1] if word in VERBS][:1]
         return int(typer.main.get_command(build(named or VERBS))(prog_name=PROGRAM, standalone_mode=False) or 0)

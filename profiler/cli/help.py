@@ -26,13 +26,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Kernels": (
         "suite", "family", "provider", "shape", "kernels", "shard", "merge", "list", "check-only", "draws",
     ),
+    "Shards": ("gpu", "shards", "set", "minutes"),
     "Verdict": ("tolerance", "ignore", "spread", "allow", "pairs", "confirm", "between"),
     "Measurement": (
         "quick", "only", "plan", "seconds", "processes", "calibrate", "visits", "seed", "wait-quiet", "resume",
         "points", "kind", "score", "timeout",
     ),
     "Input and output": (
-        "to", "out", "name", "results", "force", "csv", "html", "markdown", "write", "save-graph", "json",
+        "to", "out", "name", "results", "force", "csv", "html", "markdown", "write", "save-graph", "keep", "json",
         "version", "debug", "help",
         "install-completion", "show-completion",
     ),

@@ -184,7 +184,7 @@ def _selection(
     shard: str | None,
 ) -> "Selection":
     """The selection that the options state. Raises RequestError for options that exclude each other."""
-    from profiler.kernels.serving.select import Selection, shard_of
+    from profiler.kernels.serving.select import Selection
 
     ways = {"--suite": suite, "--model": model, "--shape": shapes}
     if len(named := [way for way, given in ways.items() if given]) > 1:
@@ -202,7 +202,7 @@ def _selection(
         providers=_names(provider),
         dtypes=option.dtypes(dtype) if dtype else (),
         files=tuple(str(Path(file).absolute()) for file in files or ()),
-        shard=shard_of(shard) if shard is not None else None,
+        shard=option.shard_of(shard) if shard is not None else None,
     )
 
 

@@ -141,6 +141,16 @@ def numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
     return values
 
 
+def shard_of(text: str) -> tuple[int, int]:
+    """(1, 2) of "1/2". Raises RequestError for anything that is no part of a whole."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isascii() and count.isascii() and number.isdigit() and count.isdigit()):
+        raise RequestError(f"--shard takes a number of how many, as 1/4; not {text!r:.40}")
+    if len(count) > 6 or not 1 <= int(number) <= int(count):
+        raise RequestError(f"--shard {text:.40}: the number goes from 1 to the number of shards, as 1/4")
+    return int(number), int(count)
+
+
 def words(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
     """Known words separated by commas, each kept once."""
     parts = [word.strip() for word in text.split(",")]

@@ -14,45 +14,21 @@ All that is wrong in it is said at once, each with its place in the file, before
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import yaml
-from pydantic import AfterValidator, BeforeValidator, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo, field_validator
 from pydantic import model_validator as checks_model
 
 from profiler.cli import options as option
+from profiler.record.plan_file import Texts, listed, named, not_empty, read_plan_file
 from profiler.record.run import RequestError
 from roofline.dtypes import MODEL_DTYPES
-from roofline.reading import DAMAGED, Unreadable, entry, one_line, problems_in, read_bytes, together
+from roofline.reading import Unreadable, entry
 from roofline.record import Record
 
-MOST_BYTES = 1 << 20
-"""Bytes of a plan: thousands of models and workloads."""
 MOST_CASES = 10_000
 """Most models × devices of a plan."""
 MEND = "docs/predict.md has an example"
-
-
-def _texts(value: Any) -> Any:
-    """The text of an option from what YAML makes of it: 16, "16,64", [16, 64]."""
-    parts = value if isinstance(value, list) else [value]
-    if not parts or any(isinstance(part, bool) or not isinstance(part, int | str) for part in parts):
-        raise ValueError(f"give a whole number, a word, or a list of them; not {value!r:.60}")
-    return ",".join(map(str, parts))
-
-
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _not_empty(value: Any) -> Any:
-    if not isinstance(value, list) or not value:
-        raise ValueError("give a list of at least one")
-    return value
-
-
-def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
 
 
 def _refusing(check: Callable[[str], object]) -> Callable[[str], str]:
@@ -81,7 +57,6 @@ def _dtype(name: str) -> str:
     return option.words("dtype", option.dtype(name), MODEL_DTYPES)[0]
 
 
-Text = Annotated[str, BeforeValidator(_texts)]
 Change = Annotated[str, AfterValidator(_refusing(lambda text: option.what_ifs([text])))]
 
 
@@ -89,7 +64,7 @@ class PlannedModel(Record):
     """A model, and what is changed of it."""
 
     name: Annotated[str, AfterValidator(_refusing(_model_name))]
-    what_if: Annotated[tuple[Change, ...], BeforeValidator(_listed)] = ()
+    what_if: Annotated[tuple[Change, ...], BeforeValidator(listed)] = ()
     dtype: Annotated[str, AfterValidator(_refusing(_dtype))] | None = None
 
     @checks_model(mode="after")
@@ -101,13 +76,13 @@ class PlannedModel(Record):
 class PlannedWorkload(Record):
     """Passes, or whole requests where it has an output; each number may be a list."""
 
-    phase: Text | None = None
-    prompt: Text = "2048"
-    context: Text = "2048"
-    batch: Text = "1"
+    phase: Texts | None = None
+    prompt: Texts = "2048"
+    context: Texts = "2048"
+    batch: Texts = "1"
     logits: str = "last"
-    mix: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
-    output: Text | None = None
+    mix: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+    output: Texts | None = None
 
     @checks_model(mode="after")
     def _is_possible(self) -> "PlannedWorkload":
@@ -126,9 +101,9 @@ class PlannedWorkload(Record):
 class Plan(Record):
     """Models × workloads × devices."""
 
-    models: Annotated[tuple[Annotated[PlannedModel, BeforeValidator(_named)], ...], BeforeValidator(_not_empty)]
-    workloads: Annotated[tuple[PlannedWorkload, ...], BeforeValidator(_not_empty)] = (PlannedWorkload(),)
-    hardware: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    models: Annotated[tuple[Annotated[PlannedModel, BeforeValidator(named)], ...], BeforeValidator(not_empty)]
+    workloads: Annotated[tuple[PlannedWorkload, ...], BeforeValidator(not_empty)] = (PlannedWorkload(),)
+    hardware: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
 
     @field_validator("hardware")
     @classmethod
@@ -150,38 +125,12 @@ class Plan(Record):
         return option.Asked(dtype, *map(tuple, joined))
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses what makes a small file grow without end, and a key that stands twice."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
-            raise yaml.YAMLError(f"the key {twice!r:.60} stands twice in one place")
-        return super().construct_mapping(node, deep)
-
-
 def read_plan(path: Path, results: Path) -> Plan:
     """The plan in a file; `results` holds the runs that it may name.
 
     Raises RequestError, one line with all that is wrong.
     """
-    try:
-        content = yaml.load(read_bytes(path, MOST_BYTES, MEND).decode("utf-8"), _Loader)
-    except Unreadable as error:
-        raise RequestError(str(error)) from error
-    except (yaml.YAMLError, *DAMAGED) as error:
-        raise RequestError(f"{path} is not valid YAML ({one_line(error)}); {MEND}") from error
-    if not isinstance(content, dict):
-        raise RequestError(f"{path} holds {type(content).__name__}, not models and workloads by name; {MEND}")
-    try:
-        plan = Plan.model_validate(content, context=results)
-    except ValidationError as error:
-        raise RequestError(f"{path}: {together(problems_in(error))}; {MEND}") from error
+    plan = read_plan_file(path, Plan, MEND, results)
     if (cases := len(plan.models) * max(1, len(plan.hardware))) > MOST_CASES:
         raise RequestError(f"{path} asks for {cases} models × devices; use at most {MOST_CASES}")
     return plan

@@ -189,6 +189,18 @@ def read_gpu(pci_bus_id: str) -> GpuReading:
         return gpu.read()
 
 
+def gpu_uuids() -> list[str]:
+    """UUIDs of the GPUs of this host, in the driver's order. Raises NvmlMissing where the driver cannot be asked."""
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        uuids = [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise NvmlMissing(f"NVML cannot be used: {error}") from error
+    return uuids
+
+
 def gpu_watch(pci_bus_id: str) -> GpuWatch:
     """The watch of the GPU at a PCI address. Without NVML its figures are None and `unread` says why, once asked."""
     try:

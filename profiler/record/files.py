@@ -286,8 +286,12 @@ def encoded(content: Mapping[str, Any], about: str) -> bytes:
         raise InvalidMeasurement(f"{about}: a measured figure is not a finite number") from error
 
 
+class LockHeld(RequestError):
+    """Another process holds a lock."""
+
+
 class Lock:
-    """A lock on `path` from construction until `release`. Raises RequestError where another process holds it.
+    """A lock on `path` from construction until `release`. Raises LockHeld where another process holds it.
 
     Unlike filelock, it removes its file when it is released, and it fails where a file system has no such locks
     instead of using a soft one, which would outlive a process that is killed.
@@ -308,7 +312,7 @@ class Lock:
             except BlockingIOError as error:
                 holder = os.read(descriptor, 32).decode(errors="replace").strip() or "another process"
                 os.close(descriptor)
-                raise RequestError(
+                raise LockHeld(
                     f"{self.path.parent} is being written by process {holder}; wait until it ends"
                 ) from error
             except OSError as error:
@@ -329,6 +333,14 @@ class Lock:
             return self.path.stat().st_ino == os.fstat(descriptor).st_ino
         except FileNotFoundError:
             return False
+
+    @property
+    def descriptor(self) -> int:
+        """The open file: a child that inherits it holds the lock too, until both have ended. Raises RuntimeError once
+        it is released."""
+        if self._descriptor is None:
+            raise RuntimeError(f"{self.path} has been released")
+        return self._descriptor
 
     def release(self) -> None:
         """Let the next process write; further calls do nothing."""

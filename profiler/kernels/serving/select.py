@@ -200,16 +200,6 @@ def dims_of(text: str, family: Family) -> dict[str, int]:
     return {name: dims[name] for name in family.sizes}
 
 
-def shard_of(text: str) -> tuple[int, int]:
-    """Return (1, 2) for "1/2". Raises UserError for anything that is no part of a whole."""
-    number, slash, count = text.partition("/")
-    if not (slash and number.isascii() and count.isascii() and number.isdigit() and count.isdigit()):
-        raise UserError(f"--shard takes a number of how many, as 1/4; not {text!r:.40}")
-    if len(count) > 6 or not 1 <= int(number) <= int(count):
-        raise UserError(f"--shard {text:.40}: the number goes from 1 to the number of shards, as 1/4")
-    return int(number), int(count)
-
-
 def _require_providers(selection: Selection, registry: Registry) -> None:
     families = [registry.family(name) for name in selection.families] or list(registry.families.values())
     known = [provider.name for family in families for provider in family.providers]
