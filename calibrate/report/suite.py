@@ -7,6 +7,7 @@ import csv
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TextIO
 
 from calibrate.report.document import (
@@ -14,8 +15,10 @@ from calibrate.report.document import (
     TERMINAL,
     Cell,
     Column,
+    Detail,
     Document,
     Facts,
+    Figure,
     Lines,
     Part,
     Section,
@@ -27,6 +30,8 @@ from calibrate.report.suite_rows import SuiteRow, peaks_of
 from profiler.record.run import Run
 from roofline.hardware.spec import HardwareSpec
 from roofline.units import in_unit, number, percent, plus_minus, seconds
+
+CLICK = "A point is a kernel; click it for its times and the command that repeats it."
 
 
 def _time(row: SuiteRow) -> Cell:
@@ -140,11 +145,15 @@ def suite_document(run: Run, rows: Sequence[SuiteRow], spec: HardwareSpec | None
             absent[what] = absent.get(what, 0) + 1
     counted = f"{number(passed)} kernels passed, {number(len(wrong))} wrong or failed"
     left = f", {number(sum(absent.values()))} not run" if absent else ""
+    plots = [
+        Figure(f"suite-{name}", partial(_draw, name, rows, spec), note)
+        for name, note in (("families", CLICK), ("roofline", ""))
+    ]
     parts: list[Part] = [
         Text(f"{counted}{left}", "bad" if wrong else "strong"),
         Text(_shares_of(spec)),
         Lines([f"{row.kernel.key}: {row.status}: {row.reason}" for row in wrong], "Wrong or failed", tone="bad"),
-        Section("Families", (table(_FAMILIES, family_rows(rows)), Facts(tuple(_WORDS.items()), "faint"))),
+        Section("Families", (*plots, table(_FAMILIES, family_rows(rows)), Facts(tuple(_WORDS.items()), "faint"))),
     ]
     families: dict[str, list[SuiteRow]] = {}
     for row in rows:
@@ -156,7 +165,12 @@ def suite_document(run: Run, rows: Sequence[SuiteRow], spec: HardwareSpec | None
             for label in row.labels[:1]:
                 marks.setdefault(label, []).append(f"{row.kernel.provider} {row.kernel.dtype} {row.kernel.shape}")
         lines = [f"{label}: {_some(which)}" for label, which in marks.items()]
-        parts.append(Section(family, (table(_COLUMNS, alike), Lines(lines, "Conditions", tone="warning"))))
+        parts.append(
+            Section(
+                family,
+                (table(_COLUMNS, alike, details=list(map(_detail, alike))), Lines(lines, "Conditions", tone="warning")),
+            )
+        )
     if untimed := [row for row in rows if row.status == "passed" and row.time_s is None]:
         parts.append(Section("Checked, not timed", (Lines([row.kernel.key for row in untimed]),)))
     parts.append(Section("Not run", (Lines([_times(what, count) for what, count in absent.items()], tone="faint"),)))
@@ -166,6 +180,30 @@ def suite_document(run: Run, rows: Sequence[SuiteRow], spec: HardwareSpec | None
     versions = {name: version for row in rows for name, version in (row.versions or {}).items()}
     parts.append(Facts((("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),), "faint"))
     return Document(f"{run.environment.device}: serving kernels", parts)
+
+
+def _draw(chart: str, rows: Sequence[SuiteRow], spec: HardwareSpec | None) -> Any:
+    from calibrate.report import suite_plots  # plotly takes long to import, and only pages draw
+
+    return getattr(suite_plots, chart)(rows, spec)
+
+
+def _detail(row: SuiteRow) -> Detail:
+    """What a page shows of one kernel after a click."""
+    half = plus_minus(row.low_s, row.high_s, row.time_s) if row.time_s else ""
+    roofline = f"{seconds(row.roofline_s)} ({row.bound}), {percent(row.share)} of the time" if row.roofline_s else ""
+    facts = {
+        "status": f"{row.status}: {row.reason}" if row.reason else row.status,
+        "time": f"{seconds(row.time_s)} ± {half}" if row.time_s else "",
+        "processes": ", ".join(map(seconds, row.replicates)),
+        "roofline": roofline,
+        "predicted": seconds(row.predicted_s) if row.predicted_s else "",
+        "caches": row.cache or "",
+        "of models": ", ".join(row.models),
+        "conditions": "; ".join(row.labels),
+    }
+    shown = tuple((name, words) for name, words in facts.items() if words)
+    return Detail(row.kernel.key, row.kernel.key, shown, command=row.command)
 
 
 def _some(which: Sequence[str]) -> str:

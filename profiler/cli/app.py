@@ -47,6 +47,7 @@ VERBS = {
     "campaign": ("campaign", "campaign", "EXAMPLE"),
     "import": ("import_", "import_", "EXAMPLE"),
     "export": ("export", "export", "EXAMPLE"),
+    "report": ("report", "report", "EXAMPLE"),
     "list": ("look", "list_", "LIST_EXAMPLE"),
     "show": ("look", "show", "SHOW_EXAMPLE"),
     "models": ("look", "models", "MODELS_EXAMPLE"),
