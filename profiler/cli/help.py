@@ -31,7 +31,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "points", "kind", "score", "timeout",
     ),
     "Input and output": (
-        "to", "out", "name", "results", "force", "csv", "html", "markdown", "write", "save-graph", "json",
+        "to", "out", "name", "results", "force", "csv", "html", "markdown", "write", "save-graph", "json", "port",
         "version", "debug", "help",
         "install-completion", "show-completion",
     ),
