@@ -121,7 +121,7 @@ def prediction_document(prediction: Prediction, peaks: Peaks | None = None) -> D
         _workloads(prediction),
         Section("Requests", (table(REQUEST_COLUMNS, prediction.requests), *late_misfits)),
         *_sweep_plots(prediction),
-        *(_pass(i, step, prediction, peaks) for i, step in detailed),
+        *(pass_section(i, step, prediction, peaks) for i, step in detailed),
         Section("Words", (Facts(tuple(WORDS.items()) if detailed else ()),), views=document.FILES),
     ]
     return Document(f"{prediction.model} on {prediction.hardware}", parts)
@@ -192,7 +192,8 @@ def _sweep_plots(prediction: Prediction) -> list[Section]:
     ]
 
 
-def _pass(i: int, step: PassPrediction, prediction: Prediction, peaks: Peaks | None) -> Section:
+def pass_section(i: int, step: PassPrediction, prediction: Prediction, peaks: Peaks | None) -> Section:
+    """One pass with its layer kinds, memory, roofline and blocks; `i` tells it from other passes of a document."""
     rows = kind_rows(step)
     absent = sum(not row.on_roofline for row in rows)
     note = f"; {absent} without FLOPs, bytes or a known time have no place on it" if absent else ""

@@ -4,7 +4,8 @@ Predicted points lie on the roof that bounds them. What is not known is not draw
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import plotly.graph_objects as go
 
@@ -47,14 +48,7 @@ def batch_throughput(prediction: Prediction) -> go.Figure | None:
 def length_latency(prediction: Prediction) -> go.Figure | None:
     """Seconds over the length of the prompt or the context, a line for each batch."""
 
-    def line(step: PassPrediction) -> str:
-        w = step.workloads[0]
-        return f"{w.phase}{f' {w.query_tokens}' if w.phase == 'chunk' else ''}, batch {w.batch}"
-
-    def length(step: PassPrediction) -> float:
-        return step.workloads[0].context_tokens or step.workloads[0].query_tokens
-
-    lengths = _series(_single(prediction), line, length)
+    lengths = _series(_single(prediction), _line_of_batch, _length)
     title = "prompt or context, tokens"
     return _lines(lengths, title, "time of the pass", lambda step: step.time_s or 0.0) if lengths else None
 
@@ -63,6 +57,37 @@ def latency_throughput(prediction: Prediction) -> go.Figure | None:
     """Throughput over latency, memory as colour, where there are workloads enough."""
     steps = _single(prediction)
     return _cloud(steps) if len(steps) >= 3 else None
+
+
+def compared(
+    named: Mapping[str, Prediction], over: Literal["batch", "length"], quantity: Literal["tokens/s", "time", "memory"]
+) -> go.Figure | None:
+    """A quantity of passes over their batch or their length, a line for each phase of each prediction.
+
+    Args: predictions by the name that stands before their lines, "" for none.
+    Returns: None where no line has two points; memory has the device's capacity as a line too.
+    """
+    series: Series = {}
+    for name, prediction in named.items():
+        if over == "batch":
+            lines = _series(_single(prediction), _line_of_lengths, lambda step: step.workloads[0].batch)
+        else:
+            lines = _series(_single(prediction), _line_of_batch, _length)
+        if quantity == "memory":  # the KV cache grows alike in all phases
+            lines = {key: places for key, places in lines.items() if key.startswith("decode")} or lines
+        series |= {f"{name}{key}": places for key, places in lines.items()}
+    if not series:
+        return None
+    x_title = "batch" if over == "batch" else "prompt or context, tokens"
+    if quantity == "tokens/s":
+        return _lines(series, x_title, "tokens/s", lambda step: step.tokens_per_s or 0.0)
+    if quantity == "time":
+        return _lines(series, x_title, "time of the pass", lambda step: step.time_s or 0.0)
+    figure = _lines(series, x_title, "memory", lambda step: step.memory.peak)
+    ends = [min(ticks := [x for places in series.values() for x, _ in places]), max(ticks)]
+    for held in dict.fromkeys(prediction.capacity_bytes for prediction in named.values()):
+        theme.line(figure, f"capacity {size(held)}", ends, [held, held], theme.RED)
+    return figure
 
 
 def _single(prediction: Prediction) -> list[PassPrediction]:
@@ -91,6 +116,15 @@ def _line_of_lengths(step: PassPrediction) -> str:
     return f"{w.phase}, {lengths.get(w.phase, f'{w.query_tokens} after {w.context_tokens}')}"
 
 
+def _line_of_batch(step: PassPrediction) -> str:
+    w = step.workloads[0]
+    return f"{w.phase}{f' {w.query_tokens}' if w.phase == 'chunk' else ''}, batch {w.batch}"
+
+
+def _length(step: PassPrediction) -> float:
+    return step.workloads[0].context_tokens or step.workloads[0].query_tokens
+
+
 def _lines(series: Series, x_title: str, y_title: str, value: Callable[[PassPrediction], float]) -> go.Figure:
     """A line for each series on two logarithmic axes; workloads that do not fit are hollow."""
     figure = theme.style(go.Figure(), x_title, y_title, height=460, showlegend=True)
@@ -103,7 +137,8 @@ def _lines(series: Series, x_title: str, y_title: str, value: Callable[[PassPred
         }
         x, y = [x for x, _ in places], [value(step) for step in steps]
         theme.points(figure, name, x, y, [_about(step) for step in steps], i, marker=marker)
-    show = seconds if y_title.startswith("time") else magnitude
+    shown: dict[str, Callable[[float], str]] = {"time of the pass": seconds, "memory": size}
+    show = shown.get(y_title, magnitude)
     every = [step for places in series.values() for _, step in places]
     theme.log_axis(figure, "y", [value(step) for step in every], show)
     _hollow_in_legend(figure, every)

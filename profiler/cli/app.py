@@ -48,6 +48,7 @@ VERBS = {
     "import": ("import_", "import_", "EXAMPLE"),
     "export": ("export", "export", "EXAMPLE"),
     "report": ("report", "report", "EXAMPLE"),
+    "view": ("view", "view", "EXAMPLE"),
     "list": ("look", "list_", "LIST_EXAMPLE"),
     "show": ("look", "show", "SHOW_EXAMPLE"),
     "models": ("look", "models", "MODELS_EXAMPLE"),

@@ -34,6 +34,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Input and output": (
         "to", "out", "name", "results", "force", "csv", "html", "markdown", "write", "save-graph", "keep", "json",
+        "port",
         "version", "debug", "help",
         "install-completion", "show-completion",
     ),
