@@ -16,7 +16,7 @@ from typing import Any
 from calibrate.passes.pass_report import PassReport
 from calibrate.passes.reports import load
 from profiler.cli import options as option
-from profiler.cli.predict import Case, How, predicted
+from profiler.cli.cases import Case, How, predicted
 from profiler.cli.subject import Subject
 from profiler.cli.viewer.state import Setting
 from profiler.record.folder import RunFolder, RunSummary, list_runs

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from calibrate.report import run, run_rows
+from calibrate.report import run, run_layers, run_rows
 from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Table, Text, figure
 from calibrate.report.document import table as table_of
 from calibrate.report.prediction import bounds, misfit, pass_section, summary
@@ -195,7 +195,7 @@ def _measured(key: str, before: str, measured: Measured, answer: Answer) -> Sect
         Facts(facts),
         Figure(f"waterfall-{key}", partial(_draw, "pass_plots", "waterfall_chart", report)),
         Figure(f"layers-{key}", partial(_draw, "pass_plots", "layer_chart", report)),
-        table_of(run.LAYER_COLUMNS, rows, run_rows.busy_row(report)),
+        table_of(run_layers.LAYER_COLUMNS, rows, run_rows.busy_row(report)),
     )
     return Section(f"{before}Measured: {run.title(report)}", parts, name=f"measured-{key}")
 
