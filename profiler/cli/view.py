@@ -3,6 +3,7 @@
 Wiring only: `profiler.cli.viewer` has the page, and what it answers.
 """
 
+import json
 import logging
 import os
 import socket
@@ -13,6 +14,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+from profiler.cli.options import AsJson
 from profiler.cli.output import say
 from profiler.record.files import RUN_FILE
 from profiler.record.folder import RunFolder
@@ -35,6 +37,7 @@ def view(
         Argument(help="Folder that holds runs, or one run, whose devices and measured passes the page offers."),
     ] = Path("results"),
     port: Annotated[int, Option(help="Port of the page; 0 takes one that is free.", min=0, max=65535)] = 8050,
+    as_json: AsJson = False,
 ) -> None:
     """Choose model, device and workload in a browser, and see each prediction at once.
 
@@ -55,11 +58,11 @@ def view(
         why = os.strerror(error.errno) if error.errno else str(error)
         raise RequestError(f"port {port} cannot be used ({why}); choose another with --port") from error
     with listening:
-        _serve(listening, folder, run)
+        _serve(listening, folder, run, as_json)
 
 
-def _serve(listening: socket.socket, folder: Path, run: RunFolder | None) -> None:
-    """Serve until a signal comes."""
+def _serve(listening: socket.socket, folder: Path, run: RunFolder | None, as_json: bool) -> None:
+    """Serve until a signal comes; with `as_json` the page's address is one document on stdout."""
     from werkzeug.serving import make_server
 
     from profiler.cli.viewer.answers import Answers
@@ -71,6 +74,9 @@ def _serve(listening: socket.socket, folder: Path, run: RunFolder | None) -> Non
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would print a line for each request
     port = listening.getsockname()[1]
     server = make_server(LOOPBACK, port, application(answers).server, threaded=True, fd=listening.fileno())
-    say(f"the page is at http://{LOOPBACK}:{port}/{first}; Ctrl-C stops it")
+    url = f"http://{LOOPBACK}:{port}/{first}"
+    if as_json:
+        print(json.dumps({"url": url}), flush=True)
+    say(f"the page is at {url}; Ctrl-C stops it")
     server.serve_forever()  # until Ctrl-C, or another signal that ends a verb
     say("stopped")
