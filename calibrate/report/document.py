@@ -99,6 +99,32 @@ class Column(Generic[Row]):
 
 
 @dataclass(frozen=True)
+class Detail:
+    """What a page shows of one row after a click on the row, or on a mark of a figure whose id is the `key`."""
+
+    key: str
+    """Unique in the section that holds the table."""
+    title: str
+    facts: Sequence[tuple[str, str]] = ()
+    bars: Sequence[tuple[str, float, str]] = ()
+    """Name, signed length and text of each bar; a bar starts where the one before it ends."""
+    names: Sequence[str] = ()
+    """Names of the kernels that ran it."""
+    command: str = ""
+    """The command that measures it again."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that a page can fold into one."""
+
+    cells: Sequence[Cell]
+    """The row that stands for them."""
+    rows: Sequence[int]
+    """Their places in the table."""
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows of cells under their columns; `total` is the last row, apart from the others."""
 
@@ -106,17 +132,23 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     total: Sequence[Cell] | None = None
     views: frozenset[View] = EVERYWHERE
+    details: Sequence[Detail] = ()
+    """One for each row, or none."""
+    groups: Sequence[Group] = ()
 
     def __post_init__(self) -> None:
-        for row in (*self.rows, *([self.total] if self.total else [])):
+        for row in (*self.rows, *([self.total] if self.total else []), *(group.cells for group in self.groups)):
             if len(row) != len(self.columns):
                 raise ValueError(f"a row has {len(row)} cells, the table has {len(self.columns)} columns")
+        if self.details and len(self.details) != len(self.rows):
+            raise ValueError(f"{len(self.details)} details for {len(self.rows)} rows; each row needs one")
 
     def select(self, keep: Sequence[int]) -> "Table":
         """The table with these columns only."""
         rows = [[row[i] for i in keep] for row in self.rows]
         total = [self.total[i] for i in keep] if self.total else None
-        return Table([self.columns[i] for i in keep], rows, total, self.views)
+        groups = [replace(group, cells=[group.cells[i] for i in keep]) for group in self.groups]
+        return replace(self, columns=[self.columns[i] for i in keep], rows=rows, total=total, groups=groups)
 
 
 @dataclass(frozen=True)
@@ -159,16 +191,26 @@ class Document:
 
 
 def table(
-    columns: Iterable[Column[Row]], rows: Iterable[Row], total: Row | None = None, views: frozenset[View] = EVERYWHERE
+    columns: Iterable[Column[Row]],
+    rows: Iterable[Row],
+    total: Row | None = None,
+    views: frozenset[View] = EVERYWHERE,
+    *,
+    details: Sequence[Detail] = (),
+    groups: Iterable[tuple[Row, Sequence[int]]] = (),
 ) -> Table:
-    """The cells of `rows`, without the optional columns that say nothing."""
+    """The cells of `rows`, without the optional columns that say nothing.
+
+    `groups`: each with the row that stands for it, and the places of its rows.
+    """
     columns, rows = tuple(columns), tuple(rows)
     cells = [[_cell(column, row) for column in columns] for row in rows]
     keep = [
         i for i, column in enumerate(columns) if not column.optional or {row[i].text for row in cells} - {"", UNKNOWN}
     ]
     last = None if total is None else [_cell(column, total) for column in columns]
-    return Table(columns, cells, last, views).select(keep)
+    folded = [Group([_cell(column, sum_) for column in columns], members) for sum_, members in groups]
+    return Table(columns, cells, last, views, details, folded).select(keep)
 
 
 def figure(value: float | None, show: Callable[[float | None], str] = seconds) -> Cell:
@@ -177,13 +219,20 @@ def figure(value: float | None, show: Callable[[float | None], str] = seconds) -
 
 
 def brief(
-    columns: Iterable[Column[Row]], few: Sequence[Row], rows: Sequence[Row], total: Row | None = None
+    columns: Iterable[Column[Row]],
+    few: Sequence[Row],
+    rows: Sequence[Row],
+    total: Row | None = None,
+    *,
+    details: Sequence[Detail] = (),
+    groups: Sequence[tuple[Row, Sequence[int]]] = (),
 ) -> tuple[Table, ...]:
-    """A table of which a terminal shows `few` rows, and a file all of them."""
+    """A table of which a terminal shows `few` rows, and a file all of them; `details` and `groups` as `table`."""
     columns = tuple(columns)
     if list(few) == list(rows):
-        return (table(columns, rows, total),)
-    return table(columns, few, total, TERMINAL), table(columns, rows, total, FILES)
+        return (table(columns, rows, total, details=details, groups=groups),)
+    whole = table(columns, rows, total, FILES, details=details, groups=groups)
+    return table(columns, few, total, TERMINAL), whole
 
 
 def shown(parts: Iterable[Part], view: View) -> Iterator[Part]:

@@ -60,7 +60,7 @@ def test_a_new_section_is_shown_in_every_view() -> None:
         assert "nothing to say" not in text, view
     page = as_page(document)
     assert {"heat", "thermals"} <= set(page.ids)
-    assert page.text.count("Plotly.newPlot(") == 1 and "A note." in page.words
+    assert page.plots == 1 and "A note." in page.words
     assert "Over time" not in on_terminal(document), "a section without a part is left out"
 
 
@@ -124,7 +124,7 @@ def test_hostile_names_are_text_everywhere() -> None:
 
 def test_a_figure_that_has_nothing_to_draw_is_left_out_with_its_section() -> None:
     page = as_page(Document("t", (Section("Empty", (Figure("f", lambda: None),)), Text("words"))))
-    assert "Empty" not in page.words and "plotly" not in page.text
+    assert "Empty" not in page.words and "plotly.js v" not in page.text
     svg = as_page(Document("t", (Section("Drawn", (Figure("f", lambda: "<svg></svg>"),)),)))
     assert "svg" in svg.tags and "Drawn" in svg.words
 
