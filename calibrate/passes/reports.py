@@ -62,6 +62,15 @@ def load_passes(folder: RunFolder, spec: HardwareSpec | None = None) -> tuple[li
     return passes, [each for each in every if isinstance(each, CellResult)]
 
 
+def load_measured(
+    folder: RunFolder, spec: HardwareSpec | None = None
+) -> tuple[list[PassReport], list[MeasuredPass], list[CellResult]]:
+    """As `load`, with the operations of each report beside it."""
+    used = spec or load_spec(folder)
+    passes, failed = load_passes(folder, used)
+    return [summarise(each.result, each.graph, used) for each in passes], passes, failed
+
+
 def _report(folder: RunFolder, result: CellResult, spec: HardwareSpec) -> PassReport | CellResult:
     """The cell's report, or the cell with the reason why there is none."""
     return _joined(folder, result, lambda measured, graph: summarise(measured, graph, spec))

@@ -20,6 +20,13 @@ MOST_NODES = 28
 Part = Literal["operation", "feed", "before", "after"]
 
 
+class RanOperation(OpPrediction):
+    """An operation that was also measured."""
+
+    measured_s: float
+    """Total seconds of its executions."""
+
+
 @dataclass(frozen=True)
 class Node:
     """An operation of the block, a run of small ones, an operation outside that feeds it, or an end of the layer."""
@@ -33,7 +40,7 @@ class Node:
     layers: float = 1
     """Number of layers over which the operations' amounts are summed."""
     share: float | None = None
-    """The share of the block's time; None outside it, and where a time is not known."""
+    """The share of the block's time, measured where it was measured; None outside it, and where it is not known."""
 
     @property
     def flops(self) -> float:
@@ -49,6 +56,11 @@ class Node:
     @property
     def time_s(self) -> float | None:
         return _time(self.ops, self.layers)
+
+    @property
+    def measured_s(self) -> float | None:
+        """Measured seconds of one layer; None where the operations were not measured."""
+        return _measured(self.ops, self.layers)
 
     @property
     def bound(self) -> str:
@@ -70,8 +82,13 @@ class Block:
 
     @property
     def time_s(self) -> float | None:
-        """Seconds of one layer."""
+        """Predicted seconds of one layer."""
         return known_sum(node.time_s for node in self.nodes if node.part == "operation")
+
+    @property
+    def measured_s(self) -> float | None:
+        """Measured seconds of one layer; None where it was not measured."""
+        return known_sum(node.measured_s for node in self.nodes if node.part == "operation")
 
     def shortcuts(self) -> frozenset[tuple[int, int]]:
         """Edges around other operations: what they carry also takes a longer way. Residuals are among them."""
@@ -104,7 +121,7 @@ def _block(step: PassPrediction, members: Sequence[int], layers: float) -> Block
     runs = _runs(step.ops, members) if len(members) > MOST_NODES else [[i] for i in members]
     place = layer_of(step.ops[members[0]].path)
     held = _repeats(step.ops, members)
-    whole = _time([step.ops[i] for i in members], held)
+    whole = _spent([step.ops[i] for i in members], held)
     inside = [_node("operation", [step.ops[i] for i in run], held, whole) for run in runs]
     wiring = _Wiring(step, members)
     home = {i: n for n, run in enumerate(runs) for i in run}
@@ -208,14 +225,13 @@ def _runs(ops: Sequence[OpPrediction], members: Sequence[int]) -> list[list[int]
 def _node(part: Part, ops: Sequence[OpPrediction], layers: float, whole_s: float | None) -> Node:
     path = ops[0].path
     title = _inner(path) if part == "operation" else path
-    time_s = _time(ops, layers)
     return Node(
         part=part,
         title=title or ("(layer)" if part == "operation" and layer_of(path) else "(model)"),
         kind=ops[0].kind.value if len(ops) == 1 else f"{len(ops)} operations",
         ops=tuple(ops),
         layers=layers,
-        share=ratio(time_s, whole_s),
+        share=ratio(_spent(ops, layers), whole_s),
     )
 
 
@@ -227,6 +243,17 @@ def _repeats(ops: Sequence[OpPrediction], members: Sequence[int]) -> float:
 def _inner(path: str) -> str:
     place = layer_of(path)
     return (place.inner or "") if place else path
+
+
+def _spent(ops: Sequence[OpPrediction], layers: float) -> float | None:
+    """Measured seconds, or predicted ones where nothing was measured."""
+    measured_s = _measured(ops, layers)
+    return _time(ops, layers) if measured_s is None else measured_s
+
+
+def _measured(ops: Sequence[OpPrediction], layers: float) -> float | None:
+    times_s = [op.measured_s for op in ops if isinstance(op, RanOperation)]
+    return sum(times_s) / layers if times_s and len(times_s) == len(ops) else None
 
 
 def _time(ops: Iterable[OpPrediction], layers: float) -> float | None:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from calibrate.passes.table import layer_kind
 from calibrate.report.block import Block, Node, blocks
 from calibrate.report.document import printable
+from calibrate.report.run_rows import key_of
 from calibrate.report.terminal import shortened
 from calibrate.report.theme import KIND
 from roofline.graph.op import ANCHORS
@@ -60,7 +61,10 @@ def drawings(step: PassPrediction, name: str) -> str | None:
     for n, block in enumerate(blocks(step)):
         name_ = f"<code>{escape(block.path)}</code>" if block.path else "the model"
         alike = f", one of {number(block.layers)} alike" if block.layers > 1 else ""
-        parts.append(f"<p><b>{name_}</b>{alike}: {seconds(block.time_s)} a layer; the numbers are of one layer.</p>")
+        times = seconds(block.time_s)
+        if block.measured_s is not None:
+            times = f"{seconds(block.measured_s)} measured, {times} predicted"
+        parts.append(f"<p><b>{name_}</b>{alike}: {times} a layer; the numbers are of one layer.</p>")
         parts.append(svg(block, f"{name}-{n}"))
     return LEGEND + "".join(parts) if parts else None
 
@@ -87,7 +91,7 @@ def svg(block: Block, name: str) -> str:
 
 
 def _height(node: Node) -> float:
-    return 12 + LINE * (4 + bool(_marks(node))) if node.ops else 26.0
+    return 12 + LINE * (len(_lines(node)) + bool(_marks(node))) if node.ops else 26.0
 
 
 def _box(node: Node, places: Layout, i: int) -> str:
@@ -106,7 +110,8 @@ def _box(node: Node, places: Layout, i: int) -> str:
         for n, (kind, text) in enumerate(_lines(node))
     )
     return (
-        f"{start}{outside}><title>{escape(_hover(node))}</title>"
+        f'{start}{outside} data-key="{escape(key_of(node.ops[0].path, node.ops[0].kind.value))}">'
+        f"<title>{escape(_hover(node))}</title>"
         f'{rect} rx="5" fill="#ffffff" stroke="#b8c0cc"/>'
         f'<rect x="1" y="1" width="{max(filled - 2, 0):.1f}" height="{high - 2:g}" rx="4" fill="#e3ebf7"/>'
         f'<rect width="5" height="{high:g}" rx="2" fill="{KIND.get(node.ops[0].kind.value, "#000000")}"/>'
@@ -116,13 +121,17 @@ def _box(node: Node, places: Layout, i: int) -> str:
 
 def _lines(node: Node) -> list[tuple[str, str]]:
     """(class, text) of each line; small operations show their operator, for many of those have one kind and path."""
-    time = seconds(node.time_s) + (f" ({percent(node.share)})" if node.share is not None else "")
+    measured_s = node.measured_s
+    share = f" ({percent(node.share)})" if node.share is not None else ""
+    time = seconds(node.time_s if measured_s is None else measured_s) + share
+    priced = [("numbers", f"predicted {seconds(node.time_s)}")] if measured_s is not None else []
     intensity = magnitude(node.flops / node.bytes.total) if node.bytes.total else UNKNOWN
     operator = node.ops[0].name.rpartition("::")[2]
     small = len(node.ops) == 1 and node.ops[0].kind not in ANCHORS and len(operator) <= OPERATOR
     return [
         ("name", shortened([printable(node.title)], TITLE)[0]),
         ("numbers", f"{printable(operator) if small else node.kind} · {time}"),
+        *priced,
         ("numbers", f"{flops(node.flops)} · {size(node.bytes.total)}"),
         ("numbers", f"{intensity} FLOP/B · bound: {printable(node.bound) or UNKNOWN}"),
     ]
@@ -137,7 +146,7 @@ def _marks(node: Node) -> list[tuple[str, str]]:
 
 
 def _chips(node: Node) -> str:
-    parts, x, y = [], 12.0, 6 + 4 * LINE
+    parts, x, y = [], 12.0, 6 + len(_lines(node)) * LINE
     for text, colour in _marks(node):
         wide = 6.4 * len(text) + 8
         parts.append(

@@ -1,16 +1,33 @@
 """The report of a comparison, and its JSON; the terminal, a Markdown summary and a page render the same document."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from calibrate.regression.compare import CONDITIONS, COVERED, Comparison, Key, Result, Verdict
-from calibrate.report.document import Column, Document, Facts, Lines, Part, Section, Text, figure, table
+from calibrate.report.document import Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
 from roofline.units import percent, precise, seconds, whole_percent
 
+FOREST = "The rows that changed most; a whisker is the interval, the band the tolerance."
 COMPARISON_SCHEMA = 1
 """Version of the JSON document; keys are only ever added."""
 URGENT: tuple[Verdict, ...] = ("slower", "failed", "missing")
 """Verdicts that nobody may overlook."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The wall time of one pass in one run, in seconds, with the ends of its interval."""
+
+    run: str
+    title: str
+    wall_s: float
+    low_s: float | None
+    high_s: float | None
+    started: str
+    """Date and time of the run, ISO 8601."""
+
 
 _COLUMNS: tuple[Column[Comparison], ...] = (
     Column("name", lambda row: row.name, code=True),
@@ -35,7 +52,7 @@ def comparison_document(
         Text(counts, "bad" if urgent else "strong"),
         Lines([f"{row.name}: {row.sentence}" for row in urgent], tone="bad"),
         Facts([*facts, *_facts(result)]),
-        Section("Rows", (table(_COLUMNS, result.comparisons),)),
+        Section("Rows", (Figure("ratios", partial(_draw, result), FOREST), table(_COLUMNS, result.comparisons))),
     ]
     falls = {key: terms for key, terms in (moved or {}).items() if terms}
     for key, terms in falls.items():
@@ -49,6 +66,12 @@ def comparison_document(
         parts.append(Section(f"Where the difference went: {name}", (table(columns, rows, total),)))
     parts.append(Lines([f"note: {note}" for note in result.notes], tone="warning"))
     return Document(f"{result.base.name} against {result.new.name}", parts)
+
+
+def _draw(result: Result) -> Any:
+    from calibrate.report.comparison_plots import forest  # plotly takes long to import, and only pages draw
+
+    return forest(result)
 
 
 def comparison_json(result: Result, moved: Mapping[Key, Mapping[str, float]] | None = None) -> dict[str, Any]:

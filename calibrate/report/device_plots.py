@@ -52,6 +52,7 @@ def curve(of: Characterisation) -> go.Figure | None:
     for i, (kernel, line) in enumerate(lines.items()):
         hover = [theme.plain(f"{kernel} {binary(x)}: {bytes_per_s(y)}") for x, y in line]
         theme.points(figure, kernel, [x for x, _ in line], [y for _, y in line], hover, i)
+        _intervals(figure, kernel, of.rows("curve"), i)
     sizes, rates = zip(*(point for line in lines.values() for point in line), strict=True)
     theme.log_axis(figure, "x", sizes, binary, base=2)
     theme.log_axis(figure, "y", rates, bytes_per_s)
@@ -67,6 +68,16 @@ def curve(of: Characterisation) -> go.Figure | None:
     for level, (x, text, paint, dash) in enumerate(sorted(mark for mark in marks if low <= mark[0] <= high)):
         theme.upright(figure, x, text, paint, dash, level % 4)
     return figure
+
+
+def _intervals(figure: go.Figure, kernel: str, rows: Sequence[Row], i: int) -> None:
+    """Add the 90 % intervals over fresh processes of one kernel's points, where there are any."""
+    some = [row for row in rows if row.series == kernel and row.size_bytes and row.figure.value]
+    if (whiskers := _errors(some)) is None:
+        return
+    x, y = [row.size_bytes for row in some], [row.figure.value for row in some]
+    look: dict[str, Any] = {"mode": "markers", "marker": {"size": 1, "color": theme.colour(i)}, "hoverinfo": "skip"}
+    figure.add_scatter(name=f"{kernel}, 90 %", x=x, y=y, error_y=whiskers, showlegend=False, **look)
 
 
 def capacities(spec: HardwareSpec, measurements: Sequence[Measurement]) -> tuple[tuple[str, float], ...]:
@@ -104,7 +115,9 @@ def skinny(of: Characterisation) -> go.Figure | None:
             f"{flops_per_s(row.flops_per_s)}, {bytes_per_s(row.bytes_per_s)}, roofline {percent(row.of_roofline)}"
             for m, row in points
         ]
-        theme.points(figure, dtype(kind), [m for m, _ in points], [row.figure.value for _, row in points], hover, i)
+        whiskers = _errors([row for _, row in points])
+        x, y = [m for m, _ in points], [row.figure.value for _, row in points]
+        theme.points(figure, dtype(kind), x, y, hover, i, error_y=whiskers)
         bound = [(m, row.roofline_s) for m, row in points if row.roofline_s is not None]
         if bound:
             ms, times_s = zip(*bound, strict=True)

@@ -109,7 +109,7 @@ class Detail:
     bars: Sequence[tuple[str, float, str]] = ()
     """Name, signed length and text of each bar; a bar starts where the one before it ends."""
     names: Sequence[str] = ()
-    """Names of the kernels that ran it."""
+    """The kernels that ran it, or the operations that are in it."""
     command: str = ""
     """The command that measures it again."""
 

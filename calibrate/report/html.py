@@ -98,7 +98,9 @@ def _within(table: Table) -> Iterator[Part]:
         replace(group, rows=kept) for group in table.groups if (kept := [row for row in group.rows if row < MOST_ROWS])
     ]
     yield replace(table, rows=table.rows[:MOST_ROWS], details=table.details[:MOST_ROWS], groups=groups)
-    yield Text(f"The first {MOST_ROWS:,} of {len(table.rows):,} rows; `show RUN --csv FILE` writes all of them.", "faint")
+    yield Text(
+        f"The first {MOST_ROWS:,} of {len(table.rows):,} rows; `show RUN --csv FILE` writes all of them.", "faint"
+    )
 
 
 def _details(details: Iterable[Detail]) -> Markup:

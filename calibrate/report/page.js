@@ -160,7 +160,7 @@ function addressOf(element, key) {
   for (let at = element.closest('[id]'); at; at = at.parentElement?.closest('[id]')) {
     if (details.has(`${at.id}/${key}`)) return `${at.id}/${key}`;
   }
-  return null;
+  return [...details.keys()].find((address) => address.endsWith(`/${key}`));  // of a table in another section
 }
 
 function pick(address) {
@@ -191,7 +191,7 @@ function open() {
   if (of.bars.length) panel.append(make('h4', {}, 'Where its time goes'), fall(of.bars));
   if (of.names.length) {
     const items = of.names.map((name) => make('li', { title: name }, make('code', {}, brief(name, 240))));
-    panel.append(make('h4', {}, of.names.length > 1 ? `Its ${of.names.length} kernels` : 'Its kernel'), make('ol', {}, ...items));
+    panel.append(make('h4', {}, 'Its operations and kernels'), make('ol', {}, ...items));
   }
   if (of.command) {
     const copy = make('button', { type: 'button' }, 'Copy');
@@ -239,9 +239,12 @@ function narrow({ data, layout }) {
   for (const note of layout.annotations ?? []) {  // labels right of the plot
     if (note.xref === 'paper' && note.x > 1) Object.assign(note, { x: 1, xanchor: 'right', yanchor: 'bottom', bgcolor: 'transparent' });
   }
+  for (const trace of data) {  // beside a bar there is room for its time alone
+    if (trace.type === 'bar' && trace.orientation === 'h') trace.text = trace.text?.map((words) => words.split('  (')[0]);
+  }
   const names = [...new Set(data.flatMap((trace) => trace.orientation === 'h' || trace.type === 'heatmap' ? trace.y : []))];
   if (names.some((name) => `${name}`.length > 18)) {
-    const short = names.map((name) => name.length > 18 ? `…${name.slice(-17)}` : name);
+    const short = names.map((name) => name.length > 20 ? `…${name.slice(-19)}` : name);
     layout.yaxis = { ...layout.yaxis, tickvals: names, ticktext: short, tickfont: { ...layout.yaxis?.tickfont, size: 10 } };
   }
 }

@@ -15,7 +15,7 @@ from calibrate.report import run_rows
 from calibrate.report.run_rows import LayerRow, meaning
 from calibrate.report.terminal import shortened
 from calibrate.report.theme import DARK, GREEN, HOVER, KIND, LIGHT, plain, points, style
-from roofline.hardware.spec import HardwareSpec, Peaks
+from roofline.hardware.spec import Figure, HardwareSpec, Peaks
 from roofline.units import bytes_per_s, dtype, flops_per_s, magnitude, number, percent, seconds
 
 TERM = {
@@ -27,7 +27,8 @@ TERM = {
     "residual": "#c8553d",
     "idle": "#8d99ae",
 }
-ROOF = {"achieved": DARK, "datasheet": "#9aa5b8"}
+ROOF = {"achieved": DARK, "datasheet": "#9aa5b8", "calibrated": "#b5838d"}
+DASH = {"achieved": "solid", "datasheet": "dash", "calibrated": "dot"}
 MARK = "#d00000"
 """Colours: of terms, of roofs by what they come from, and of an efficiency above 1."""
 LABEL = 56
@@ -54,6 +55,8 @@ class Point:
     """Share of the time, drawn as the area of the point."""
     hover: str
     """Lines of markup."""
+    key: str = ""
+    """Id of the mark; a page opens the details of the row with this key."""
 
 
 def waterfall_chart(report: PassReport) -> go.Figure:
@@ -96,7 +99,8 @@ def layer_chart(report: PassReport) -> go.Figure:
         ("predicted", [row.predicted_s for row in rows], "#6d9dc5", 0.5),
         ("ideal", [row.ideal_s for row in rows], TERM["ideal"], 0.2),
     )
-    about = {"orientation": "h", "customdata": [_hover(row) for row in rows], "hovertemplate": HOVER}
+    keys = [row.key for row in rows]
+    about = {"orientation": "h", "ids": keys, "customdata": [_hover(row) for row in rows], "hovertemplate": HOVER}
     bars = [
         go.Bar(name=name, y=labels, x=values, width=width, marker={"color": colour}, **about)
         for name, values, colour, width in series
@@ -119,10 +123,11 @@ def roofline_chart(report: PassReport, spec: HardwareSpec) -> go.Figure:
     """Achieved FLOP/s over FLOPs per byte, both logarithmic; a point a layer kind, its area the share of the wall."""
     rows = on_roofline(report)
     places = [
-        Point(row.kind, row.flops / row.bytes, row.flops_per_s or 0.0, max(row.share or 0.0, 0.0), _hover(row))
+        Point(row.kind, row.flops / row.bytes, row.flops_per_s or 0.0, max(row.share or 0.0, 0.0), _hover(row), row.key)
         for row in rows
     ]
-    origins = {"achieved": spec.measured, "datasheet": spec.datasheet}
+    calibrated = calibrated_peaks(spec, report.workload.dtype)
+    origins = {"achieved": spec.measured, "datasheet": spec.datasheet, "calibrated": calibrated}
     known = {name: peaks for name, peaks in origins.items() if peaks is not None}
     figure = roofline_figure(places, known, (report.workload.dtype,))
     _mark_above_one(figure, rows)
@@ -142,7 +147,8 @@ def roofline_figure(
         sizes = [7 + 30 * math.sqrt(point.share) for point in some]
         look = {"color": KIND.get(kind, "#000000"), "opacity": 0.75, "line": {"color": "#ffffff", "width": 1}}
         x, y = [point.intensity for point in some], [point.flops_per_s for point in some]
-        points(figure, kind, x, y, [point.hover for point in some], marker={**look, "size": sizes}, mode="markers")
+        hover, keys = [point.hover for point in some], [point.key for point in some]
+        points(figure, kind, x, y, hover, marker={**look, "size": sizes}, mode="markers", ids=keys)
     if known:
         add_labels(figure, next(iter(known.values())), matrix_dtypes, y_range, PLOT)
     margin = {"r": 190 if known else 20, "t": 10, "b": 120}
@@ -150,6 +156,28 @@ def roofline_figure(
     figure.update_xaxes(type="log", range=[math.log10(end) for end in x_range], exponentformat="power", dtick=1)
     figure.update_yaxes(type="log", range=[math.log10(end) for end in y_range], tickformat="~s", dtick=1)
     return figure
+
+
+def calibrated_peaks(spec: HardwareSpec, dtype: str) -> Peaks | None:
+    """The peaks in the law of this dtype's matrix products: the rate, and the bandwidth of memory and of the cache.
+
+    Constants that the measured kernels do not determine are left out; None where nothing is left.
+    """
+    known = spec.measured or spec.datasheet
+    law = next((law for law in spec.calibrated if (law.kind, law.dtype) == ("matmul", dtype)), None)
+    if known is None or law is None or not law.is_usable:
+        return None
+    found = {one.name: Figure(value=one.value, source="calibrated") for one in law.constants if one.determined}
+    places = {"cache": known.levels[:-1][-1:], "memory": known.levels[-1:]}
+    levels = [
+        level.model_copy(update={"bandwidth": found[name]})
+        for name in places
+        for level in places[name]
+        if name in found
+    ]
+    if not levels or "rate" not in found:
+        return None
+    return Peaks(matrix={dtype: found["rate"]}, vector={}, levels=tuple(levels))
 
 
 def _mark_above_one(figure: go.Figure, rows: Sequence[LayerRow]) -> None:
@@ -217,7 +245,7 @@ def add_lines(
     lines += [
         (f"{name} {flops_per_s(rate)}", [rate / fastest, x_range[1]], [rate, rate]) for name, rate in rates.items()
     ]
-    look = {"color": ROOF[origin], "width": 1.6, "dash": "solid" if origin == "achieved" else "dash"}
+    look = {"color": ROOF[origin], "width": 1.6, "dash": DASH[origin]}
     about = {"name": f"{origin} peaks", "legendgroup": origin, "mode": "lines", "line": look}
     for i, (label, x, y) in enumerate(lines):
         hover = f"{origin}: {label}<extra></extra>"

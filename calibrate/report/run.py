@@ -5,17 +5,20 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from calibrate.passes.pass_report import FusedKernel, PassReport
+from calibrate.passes.pass_report import PassReport
 from calibrate.passes.replicates import MIDDLE
+from calibrate.passes.reports import MeasuredPass
 from calibrate.report import document
 from calibrate.report import run_rows as rows
+from calibrate.report.depth import depth_sections
 from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
 from calibrate.report.peaks import peak_parts
-from calibrate.report.run_rows import LayerRow, TermRow, meaning
+from calibrate.report.run_layers import compiled_kernels, error, half, layer_tables, layer_terms
+from calibrate.report.run_rows import TermRow, meaning
 from profiler.record.run import CellResult, Mode, Run
 from roofline import units
 from roofline.hardware.spec import HardwareSpec
-from roofline.units import UNKNOWN, dtype, magnitude, number, percent, plus_minus, ratio, seconds, size
+from roofline.units import UNKNOWN, dtype, percent, plus_minus, seconds, size
 from roofline.workload import Workload
 
 WORDS = {
@@ -38,8 +41,6 @@ WORDS = {
 
 ABOVE_ONE = "efficiency above 1"
 """Begins the footnote of the mark "!"; a report whose own warnings have it does not get a second one."""
-MOST_KERNELS = 20
-"""Compiled kernels that a terminal shows at most."""
 MODES: dict[Mode, str] = {
     "eager": "",
     "compile": ", compiled",
@@ -49,22 +50,33 @@ MODES: dict[Mode, str] = {
 
 
 def run_document(
-    reports: Sequence[PassReport], run: Run, spec: HardwareSpec, failed: Sequence[CellResult] = ()
+    reports: Sequence[PassReport],
+    run: Run,
+    spec: HardwareSpec,
+    failed: Sequence[CellResult] = (),
+    measured: Sequence[MeasuredPass] = (),
+    first: int = 0,
 ) -> Document:
-    """The report of a whole run."""
+    """The report of a whole run.
+
+    `measured`: the operations of each report, for the figures of a page. `first`: number of the first pass in its page.
+    """
     warned = (Text(note, "warning") for note in run.environment.notes)
     file = Text(f"Device file: {spec.name}", "faint", views=document.FILES)
-    passes = [_pass(i, report, run, spec) for i, report in enumerate(reports)]
+    of: Sequence[MeasuredPass | None] = measured or [None] * len(reports)
+    passes = [_pass(first + i, report, run, spec, of[i]) for i, report in enumerate(reports)]
     absent = f"{_count(len(failed), 'pass', 'passes')} gave no result; the reasons stand under “No result”"
     parts: list[Part] = [
         Text("" if reports else "No pass has been measured in this run."),
         Text(absent if failed else "", "warning"),
-        replace(_summary(reports, run), views=document.FILES),
+        Text(soundness(reports), "strong" if all(r.status == "done" for r in reports) else "bad", document.FILES),
+        Text(about(reports, run), views=document.FILES),
+        replace(_summary(reports, run, first), views=document.FILES),
         Section("Device", (Facts(environment(run)), *warned, Section("Peaks", (file, *peak_parts(spec))))),
         *passes,
         Section("No result", (table(_FAILED, failed),)),
         Section("Words", (Facts(tuple(WORDS.items()) if reports else (), "faint"),)),
-        replace(_summary(reports, run), views=document.TERMINAL if len(reports) > 1 else frozenset()),
+        replace(_summary(reports, run, first), views=document.TERMINAL if len(reports) > 1 else frozenset()),
     ]
     return Document(f"{run.environment.device}: {run.name}", parts)
 
@@ -83,6 +95,28 @@ def title(report: PassReport) -> str:
 def verdict(report: PassReport) -> str:
     """ "inconclusive: single passes vary by ± 40 %"; "" for a sound pass."""
     return "" if report.status == "done" else f"{report.status}: {report.reason or 'no reason was recorded'}"
+
+
+def soundness(reports: Sequence[PassReport]) -> str:
+    """The verdict on all passes, in a sentence; "" without passes."""
+    if not reports:
+        return ""
+    doubtful = [report for report in reports if report.status != "done"]
+    if not doubtful:
+        return "The only pass is sound" if len(reports) == 1 else f"All {len(reports)} passes are sound"
+    kinds = ", ".join(f"{sum(r.status == s for r in doubtful)} {s}" for s in sorted({r.status for r in doubtful}))
+    return f"{len(doubtful)} of {_count(len(reports), 'pass', 'passes')} cannot be relied on: {kinds}"
+
+
+def about(reports: Sequence[PassReport], run: Run) -> str:
+    """What was measured on what, and when, in a sentence."""
+    machine = run.environment
+    models = ", ".join(dict.fromkeys(report.model for report in reports))
+    dtypes = ", ".join(dict.fromkeys(dtype(report.workload.dtype) for report in reports))
+    host = f", {_count(machine.threads, 'thread')}" if machine.is_host and machine.threads else ""
+    torch = f", torch {machine.versions['torch']}" if "torch" in machine.versions else ""
+    what = f"{models} in {dtypes}" if reports else "Nothing"
+    return f"{what} measured on {machine.device}{host}{torch}, {run.started[:10]}"
 
 
 def headline(report: PassReport) -> str:
@@ -208,44 +242,6 @@ def environment(run: Run) -> tuple[tuple[str, str], ...]:
     return tuple((name, words) for name, words in facts.items() if words)
 
 
-def _repeat(row: LayerRow) -> Cell:
-    if row.median_s is None:
-        return Cell("")
-    spread = "" if row.spread_s is None or not row.median_s else f" ± {percent(row.spread_s / row.median_s)}"
-    return Cell(seconds(row.median_s) + spread, row.median_s)
-
-
-def _half(low: float | None, high: float | None, of: float | None) -> Cell:
-    return Cell(plus_minus(low, high, of or 0.0), rows.half_width(low, high))
-
-
-def _error(predicted_s: float | None, measured_s: float | None) -> Cell:
-    """Predicted less measured time, as a share of the measured one."""
-    if predicted_s is None or not measured_s:
-        return Cell(UNKNOWN)
-    error = predicted_s / measured_s - 1
-    return Cell(percent(error, signed=True), error)
-
-
-LAYER_COLUMNS: tuple[Column[LayerRow], ...] = (
-    Column("layer kind", lambda row: row.label, code=True),
-    Column("kind", lambda row: row.kind, words=True, drop=4),
-    Column("×", lambda row: figure(row.count, number), drop=11),
-    Column("time", lambda row: figure(row.time_s), strong=True, drop=1),
-    Column("±", lambda row: _half(row.time_s_low, row.time_s_high, row.time_s), drop=6),
-    Column("share", lambda row: Cell(percent(row.share), row.share, fill=row.share if row.kind else None), drop=15),
-    Column("ideal", lambda row: replace(figure(row.ideal_s), bad=row.ideal_above_predicted), drop=7),
-    Column("predicted", lambda row: figure(row.predicted_s), drop=2),
-    Column("predicted ±", lambda row: _half(row.predicted_s_low, row.predicted_s_high, row.predicted_s), drop=12),
-    Column("error", lambda row: _error(row.predicted_s, row.time_s), drop=3),
-    Column("efficiency", lambda row: Cell(rows.efficiency(row), row.efficiency, bad=row.above_one), drop=5),
-    Column("bound", lambda row: row.bound, words=True, drop=14),
-    Column("FLOP/s", lambda row: figure(row.flops_per_s, magnitude), drop=10),
-    Column("bytes/s", lambda row: figure(row.bytes_per_s, magnitude), drop=9),
-    Column("per repeat", _repeat, drop=13),
-    Column("kernels", lambda row: ", ".join(row.kernels), wraps=True, optional=True, views=document.FILES),
-)
-
 _FAILED: tuple[Column[CellResult], ...] = (
     Column("pass", lambda r: f"{r.cell.model} {workload_title(r.cell.workload)} ({_options(r)})", wraps=True),
     Column("status", lambda result: Cell(result.status, bad=True), words=True),
@@ -262,7 +258,7 @@ _CHECKS: tuple[Column[rows.Check], ...] = (
 )
 
 
-def _summary(reports: Sequence[PassReport], run: Run) -> Section:
+def _summary(reports: Sequence[PassReport], run: Run, first: int) -> Section:
     """All passes in a table: first in a file, last on a terminal, where the top has scrolled away."""
 
     def every_check(report: PassReport) -> Cell:
@@ -273,24 +269,24 @@ def _summary(reports: Sequence[PassReport], run: Run) -> Section:
         Column("pass", lambda i: Cell(title(i[1]), target=f"pass-{i[0]}"), wraps=True),
         Column("status", lambda i: Cell(i[1].status, bad=i[1].status != "done", hover=verdict(i[1])), words=True),
         Column("wall", lambda i: figure(i[1].wall_s), strong=True),
-        Column("±", lambda i: _half(i[1].wall_s_low, i[1].wall_s_high, i[1].wall_s), drop=5),
+        Column("±", lambda i: half(i[1].wall_s_low, i[1].wall_s_high, i[1].wall_s), drop=5),
         Column("busy", lambda i: figure(i[1].busy_s), drop=4),
         Column("ideal", lambda i: figure(rows.ideal_total_s(i[1])), drop=3),
         Column("at peaks", lambda i: i[1].ideal_peaks or UNKNOWN, words=True, drop=7),
         Column("predicted busy", lambda i: figure(i[1].predicted_busy_s), drop=6),
         Column("predicted wall", lambda i: figure(i[1].predicted_wall_s), drop=2),
-        Column("error", lambda i: _error(i[1].predicted_wall_s, i[1].wall_s), drop=1),
+        Column("error", lambda i: error(i[1].predicted_wall_s, i[1].wall_s), drop=1),
         Column("every check", lambda i: every_check(i[1]), words=True, drop=8),
     )
-    return Section("Passes", (table(columns, enumerate(reports)),))
+    return Section("Passes", (table(columns, enumerate(reports, first)),))
 
 
-def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> Section:
+def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec, measured: MeasuredPass | None) -> Section:
     how = (ideal_uses(report, spec), predicted(report), *level(report), compared(report))
     checks = rows.closure(report, run.environment.device_kind)
     implied = (Text(f"{check.name}: {check.implies}", "warning") for check in checks if check.implies)
-    all_rows, busy = rows.layer_rows(report), rows.busy_row(report)
-    layers = document.brief(LAYER_COLUMNS, rows.fold(all_rows, report.wall_s), all_rows, busy)
+    all_rows = rows.layer_rows(report)
+    layers = layer_tables(report, measured)
     differences = f"{_count(len(report.differences), 'difference')} between the planned graph and what the device ran"
     inactive = f"{_count(len(report.inactive), 'parameter')} that this phase does not read"
     waterfall = Figure(f"waterfall-{i}", partial(_draw, "waterfall_chart", report))
@@ -312,8 +308,9 @@ def _pass(i: int, report: PassReport, run: Run, spec: HardwareSpec) -> Section:
         Section("Where the wall time goes", where, pair=True),
         Section("Roofline", (roofline,)),
         Section("Layer kinds", (bars, *layers)),
-        _compiled(report),
-        Section("Where the time of each layer kind goes", (_layer_terms(report),), folded=True, views=document.FILES),
+        *(depth_sections(i, measured, spec) if measured else ()),
+        compiled_kernels(report),
+        Section("Where the time of each layer kind goes", (layer_terms(report),), folded=True, views=document.FILES),
         Lines(report.differences, differences, "faint"),
         Lines(report.inactive, inactive, "faint"),
     )
@@ -354,35 +351,6 @@ def _waterfall(report: PassReport) -> document.Table:
         Column("what it is", meaning, wraps=True, views=document.FILES),
     )
     return table(columns, terms, wall)
-
-
-def _layer_terms(report: PassReport) -> document.Table:
-    labels, lines = rows.layer_terms(report)
-    columns: list[Column[Any]] = [
-        Column("layer kind", lambda line: line[0], code=True),
-        Column("kind", lambda line: line[1], words=True),
-    ]
-    columns += [
-        Column(label, lambda line, i=i: Cell(seconds(line[2][i], signed=True), line[2][i]))  # type: ignore[misc]
-        for i, label in enumerate(labels)
-    ]
-    return table(columns, lines)
-
-
-def _compiled(report: PassReport) -> Section:
-    """The kernels of a compiled pass: which modules each came from, and what it took."""
-    columns: tuple[Column[FusedKernel], ...] = (
-        Column("kernel", lambda kernel: kernel.name, code=True),
-        Column("from", lambda kernel: rows.fold_modules(kernel.modules), code=True),
-        Column("×", lambda kernel: figure(kernel.count, number), drop=2),
-        Column("time", lambda kernel: figure(kernel.measured_s), strong=True),
-        Column("share", lambda kernel: figure(ratio(kernel.measured_s, report.wall_s), percent), drop=1),
-        Column("roofline", lambda kernel: figure(kernel.predicted_s), drop=3),
-    )
-    few = [
-        kernel for kernel in report.kernels[:MOST_KERNELS] if kernel.measured_s >= rows.SMALLEST_SHARE * report.wall_s
-    ]
-    return Section("Compiled kernels", document.brief(columns, few, report.kernels))
 
 
 def _with_half(value: float, low: float | None, high: float | None, what: str = "") -> str:

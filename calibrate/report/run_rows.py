@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from calibrate.passes.pass_report import TERMS as RUNG_TERMS
 from calibrate.passes.pass_report import LayerEfficiency, PassReport, Waterfall
+from calibrate.passes.table import layer_kind
 from calibrate.passes.verdict import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_EXCESS, SPANS_WITHIN
 from roofline.record import Record
 from roofline.units import UNKNOWN, known_sum, percent, plus_minus, ratio, seconds
@@ -39,6 +40,11 @@ BARS = 40
 """Most layer kinds in the bar chart of a page, whose table has them all."""
 CLOSES_WITHIN = 1e-6
 """Relative: sums of the same doubles in another order differ by far less."""
+
+
+def key_of(path: str, kind: str) -> str:
+    """The id of a layer kind's row, and of its mark in every figure: a click on the one leads to the other."""
+    return f"{layer_kind(path)} {kind}"
 
 
 def label(term: str) -> str:
@@ -97,6 +103,11 @@ class LayerRow(Record):
     @property
     def label(self) -> str:
         return self.path or "(model)"
+
+    @property
+    def key(self) -> str:
+        """Name of its row and of its mark in every figure."""
+        return key_of(self.path, self.kind)
 
 
 class TermRow(Record):

@@ -1,4 +1,4 @@
-"""The results of a suite of serving kernels: rows with intervals and shares of the device, as a report, JSON and CSV.
+"""The results of a suite of serving kernels: rows with intervals and shares of the device, and their report.
 
 The unit of an interval is a fresh process. A share is the roofline's time ÷ the measured time, by the peaks that the
 device reaches where they were measured, else by its datasheet. Nothing is hidden: a cold row that beats its roofline is
@@ -7,12 +7,12 @@ marked, and so is one whose predicted time its own calibration saw.
 Example: ``suite_document(folder.run, suite_rows(results, spec), spec)``
 """
 
-import csv
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TextIO
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +22,10 @@ from calibrate.report.document import (
     TERMINAL,
     Cell,
     Column,
+    Detail,
     Document,
     Facts,
+    Figure,
     Lines,
     Part,
     Section,
@@ -37,6 +39,7 @@ from roofline.hardware.spec import HardwareSpec, Peaks, facts_of
 from roofline.laws.work import arithmetic
 from roofline.units import in_unit, number, percent, plus_minus, seconds
 
+CLICK = "A point is a kernel; click it for its times and the command that repeats it."
 COLD_ABOVE = 1.0
 """Share of the roofline that a cold kernel cannot exceed."""
 
@@ -346,11 +349,15 @@ def suite_document(run: Run, rows: Sequence[SuiteRow], spec: HardwareSpec | None
             absent[what] = absent.get(what, 0) + 1
     counted = f"{number(passed)} kernels passed, {number(len(wrong))} wrong or failed"
     left = f", {number(sum(absent.values()))} not run" if absent else ""
+    plots = [
+        Figure(f"suite-{name}", partial(_draw, name, rows, spec), note)
+        for name, note in (("families", CLICK), ("roofline", ""))
+    ]
     parts: list[Part] = [
         Text(f"{counted}{left}", "bad" if wrong else "strong"),
         Text(_shares_of(spec)),
         Lines([f"{row.kernel.key}: {row.status}: {row.reason}" for row in wrong], "Wrong or failed", tone="bad"),
-        Section("Families", (table(_FAMILIES, family_rows(rows)), Facts(tuple(_WORDS.items()), "faint"))),
+        Section("Families", (*plots, table(_FAMILIES, family_rows(rows)), Facts(tuple(_WORDS.items()), "faint"))),
     ]
     families: dict[str, list[SuiteRow]] = {}
     for row in rows:
@@ -362,7 +369,12 @@ def suite_document(run: Run, rows: Sequence[SuiteRow], spec: HardwareSpec | None
             for label in row.labels[:1]:
                 marks.setdefault(label, []).append(f"{row.kernel.provider} {row.kernel.dtype} {row.kernel.shape}")
         lines = [f"{label}: {_some(which)}" for label, which in marks.items()]
-        parts.append(Section(family, (table(_COLUMNS, alike), Lines(lines, "Conditions", tone="warning"))))
+        parts.append(
+            Section(
+                family,
+                (table(_COLUMNS, alike, details=list(map(_detail, alike))), Lines(lines, "Conditions", tone="warning")),
+            )
+        )
     if untimed := [row for row in rows if row.status == "passed" and row.time_s is None]:
         parts.append(Section("Checked, not timed", (Lines([row.kernel.key for row in untimed]),)))
     parts.append(Section("Not run", (Lines([_times(what, count) for what, count in absent.items()], tone="faint"),)))
@@ -372,6 +384,30 @@ def suite_document(run: Run, rows: Sequence[SuiteRow], spec: HardwareSpec | None
     versions = {name: version for row in rows for name, version in (row.versions or {}).items()}
     parts.append(Facts((("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),), "faint"))
     return Document(f"{run.environment.device}: serving kernels", parts)
+
+
+def _draw(chart: str, rows: Sequence[SuiteRow], spec: HardwareSpec | None) -> Any:
+    from calibrate.report import suite_plots  # plotly takes long to import, and only pages draw
+
+    return getattr(suite_plots, chart)(rows, spec)
+
+
+def _detail(row: SuiteRow) -> Detail:
+    """What a page shows of one kernel after a click."""
+    half = plus_minus(row.low_s, row.high_s, row.time_s) if row.time_s else ""
+    roofline = f"{seconds(row.roofline_s)} ({row.bound}), {percent(row.share)} of the time" if row.roofline_s else ""
+    facts = {
+        "status": f"{row.status}: {row.reason}" if row.reason else row.status,
+        "time": f"{seconds(row.time_s)} ± {half}" if row.time_s else "",
+        "processes": ", ".join(map(seconds, row.replicates)),
+        "roofline": roofline,
+        "predicted": seconds(row.predicted_s) if row.predicted_s else "",
+        "caches": row.cache or "",
+        "of models": ", ".join(row.models),
+        "conditions": "; ".join(row.labels),
+    }
+    shown = tuple((name, words) for name, words in facts.items() if words)
+    return Detail(row.kernel.key, row.kernel.key, shown, command=row.command)
 
 
 def _some(which: Sequence[str]) -> str:
@@ -389,91 +425,3 @@ def _shares_of(spec: HardwareSpec | None) -> str:
     origin = "peaks measured on this device" if spec.measured is not None else f"the datasheet of {spec.name}"
     rates = ", ".join(f"{name} {in_unit(rate.value, 'FLOP/s')}" for name, rate in peaks.matrix.items())
     return f"roofline: {origin}: {rates}; memory {in_unit(peaks.levels[-1].bandwidth.value, 'B/s')}"
-
-
-def suite_json(path: str, run: Run, rows: Sequence[SuiteRow], spec: HardwareSpec | None) -> dict[str, Any]:
-    """All rows, with the figures of each process."""
-    peaks = peaks_of(spec) if spec is not None else None
-    return {
-        "run": path,
-        "device": run.environment.device,
-        "started": run.started,
-        "finished": run.finished,
-        "versions": dict(run.environment.versions),
-        "warnings": list(run.environment.notes),
-        "peaks": None
-        if peaks is None or spec is None
-        else {
-            "source": "measured" if spec.measured is not None else "datasheet",
-            "matrix_flops_per_s": {name: rate.value for name, rate in peaks.matrix.items()},
-            "memory_bytes_per_s": peaks.levels[-1].bandwidth.value,
-        },
-        "families": [_plain_family(row) for row in family_rows(rows)],
-        "rows": [_plain(row) for row in rows],
-    }
-
-
-def _plain(row: SuiteRow) -> dict[str, Any]:
-    return {
-        "family": row.kernel.family,
-        "provider": row.kernel.provider,
-        "dtype": row.kernel.dtype,
-        "dims": dict(row.kernel.dims),
-        "status": row.status,
-        "reason": row.reason,
-        "time_s": row.time_s,
-        "low_s": row.low_s,
-        "high_s": row.high_s,
-        "replicates_s": list(row.replicates),
-        "variation": row.variation,
-        "flops": row.flops,
-        "bytes": row.bytes,
-        "flops_per_s": row.flops_per_s,
-        "bytes_per_s": row.bytes_per_s,
-        "roofline_s": row.roofline_s,
-        "bound": row.bound,
-        "share": row.share,
-        "predicted_s": row.predicted_s,
-        "predicted_interval_s": list(row.predicted) if row.predicted else None,
-        "predicted_ratio": row.ratio,
-        "cache": row.cache,
-        "best": row.best == "best",
-        "tied": row.best == "tied",
-        "labels": list(row.labels),
-        "worst_error": row.worst,
-        "tolerance": row.tolerance,
-        "models": list(row.models),
-        "versions": dict(row.versions or {}),
-        "command": row.command,
-    }
-
-
-def _plain_family(row: FamilyRow) -> dict[str, Any]:
-    return {
-        "family": row.family,
-        "shapes": row.kernels,
-        "right": row.right,
-        "wrong": row.wrong,
-        "time_s": row.time_s,
-        "roofline_s": row.roofline_s,
-        "predicted_s": row.predicted_s,
-        "predicted_time_s": row.priced_s,
-        "spread": row.spread,
-        "most_spread": row.most,
-    }
-
-
-def write_suite_csv(rows: Sequence[SuiteRow], file: TextIO) -> None:
-    """One line a kernel; lists are joined by spaces."""
-    writer = csv.writer(file, lineterminator="\n")
-    plain = [_plain(row) | {"dims": row.kernel.shape} for row in rows]
-    names = list(_plain(rows[0])) if rows else ["family"]
-    writer.writerow(names)
-    for row in plain:
-        writer.writerow([_csv(row[name]) for name in names])
-
-
-def _csv(value: Any) -> Any:
-    if isinstance(value, dict):
-        return " ".join(f"{name}={part}" for name, part in value.items())
-    return " ".join(map(str, value)) if isinstance(value, list) else "" if value is None else value

@@ -40,6 +40,8 @@ TEMPLATE = go.layout.Template(
 
 TICKS = 14
 """Most ticks of a logarithmic axis; of more, every second or third power is named."""
+LONGEST = 160
+"""Characters of a name in a label."""
 STEPS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0))
 """Ticks within a power of ten, from coarse to fine."""
 HOVER = "%{customdata}<extra></extra>"
@@ -122,5 +124,6 @@ def short(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Names may hold what plotly reads as markup."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Names may hold what plotly reads as markup, and more characters than a label has room for."""
+    shown = text if len(text) <= LONGEST else f"{text[: LONGEST * 2 // 3]}…{text[-(LONGEST // 3) :]}"
+    return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

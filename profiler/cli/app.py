@@ -45,6 +45,7 @@ VERBS = {
     "trace": ("trace", "trace", "EXAMPLE"),
     "import": ("import_", "import_", "EXAMPLE"),
     "export": ("export", "export", "EXAMPLE"),
+    "report": ("report", "report", "EXAMPLE"),
     "list": ("look", "list_", "LIST_EXAMPLE"),
     "show": ("look", "show", "SHOW_EXAMPLE"),
     "models": ("look", "models", "MODELS_EXAMPLE"),

@@ -14,10 +14,8 @@ from profiler.cli import output
 from profiler.cli.options import AsJson, Csv, Results, measured_spec
 from profiler.record.files import require_separate
 from profiler.record.folder import RunFolder, RunSummary, find_run, list_runs
-from profiler.record.measurement import Measurement
 from profiler.record.run import RequestError
-from roofline.hardware.load import device_names, find_device, load_device
-from roofline.hardware.spec import HardwareSpec, spec_kind
+from roofline.hardware.load import device_names, load_device
 from roofline.units import UNKNOWN, magnitude
 
 LIST_EXAMPLE = "Example:  python -m profiler list --results results"
@@ -193,12 +191,13 @@ def show_kernels(folder: RunFolder, as_json: bool, kept: Path | None = None, csv
 def _show_hardware(folder: RunFolder, as_json: bool, csv: Path | None) -> None:
     from calibrate.report.device import device_document
     from calibrate.report.json import device_json
+    from calibrate.report.runs import unfinished_spec
     from profiler.record.hardware_table import read_measurements
 
     folder.require_whole()
     measurements = read_measurements(folder.path)
     kept = folder.read_spec()
-    spec = kept or _unfinished_spec(folder, measurements)
+    spec = kept or unfinished_spec(folder, measurements)
     figures = device_json(folder.path / "spec.json" if kept else None, spec, measurements, folder.run)
     if csv is not None:
         from calibrate.report.run_csv import write_figures
@@ -209,14 +208,3 @@ def _show_hardware(folder: RunFolder, as_json: bool, csv: Path | None) -> None:
         lambda: figures,
         lambda: device_document(spec, measurements, folder.run),
     )
-
-
-def _unfinished_spec(folder: RunFolder, measurements: list[Measurement]) -> HardwareSpec:
-    """The figures that an unfinished run of `hardware` has so far, without fits and peaks."""
-    from calibrate.device.figures import characteristics, with_datasheet
-
-    machine = folder.run.environment
-    device = find_device(machine.device) or HardwareSpec(name=machine.device, kind=spec_kind(machine.device_kind))
-    threads = machine.threads if machine.device_kind == "cpu" else None
-    figures = with_datasheet(characteristics(measurements, threads), device.datasheet)
-    return device.model_copy(update={"characteristics": figures, "uuid": machine.device_uuid})

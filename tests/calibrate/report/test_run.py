@@ -10,7 +10,8 @@ from report_views import as_markdown, as_page, every_view, on_terminal
 from calibrate.passes.pass_report import PassReport
 from calibrate.report import pass_plots, run_rows
 from calibrate.report.document import Document
-from calibrate.report.run import LAYER_COLUMNS, headline, run_document, verdict
+from calibrate.report.run import headline, run_document, verdict
+from calibrate.report.run_layers import LAYER_COLUMNS
 from profiler.record.run import Run
 from roofline.hardware.spec import HardwareSpec
 

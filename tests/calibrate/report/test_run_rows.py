@@ -5,7 +5,7 @@ import report_samples as samples
 from calibrated_laws import at_priors
 
 from calibrate.passes.pass_report import Rungs
-from calibrate.report import peaks, run, run_rows
+from calibrate.report import peaks, run, run_layers, run_rows
 from roofline import units
 from roofline.hardware.load import load_device
 from roofline.hardware.spec import facts_of
@@ -116,7 +116,7 @@ def test_layers_that_do_not_add_up_are_said() -> None:
 
 def test_efficiency_above_one_is_marked_and_explained() -> None:
     report = samples.gpu()
-    cell = next(column for column in run.LAYER_COLUMNS if column.header == "efficiency").cell
+    cell = next(column for column in run_layers.LAYER_COLUMNS if column.header == "efficiency").cell
     marked = [row for row in run_rows.layer_rows(report) if cell(row).bad]
     assert [row.path for row in marked] == ["model.layers.*.post_attention_layernorm"]
     assert sum("warm cache" in sentence for sentence in run.warnings(report)) == 1
@@ -204,7 +204,7 @@ def test_intervals_are_shown_as_half_their_width() -> None:
     assert shown == pytest.approx([0.01 * report.wall_s] * 3)
     assert halves[("shape_loss",)] is None
     row = run_rows.layer_rows(report)[0]
-    cells = {column.header: getattr(column.cell(row), "text", "") for column in run.LAYER_COLUMNS}
+    cells = {column.header: getattr(column.cell(row), "text", "") for column in run_layers.LAYER_COLUMNS}
     assert (cells["±"], cells["predicted ±"]) == ("3 %", "10 %")
     assert run_rows.total_row([row, row], report.wall_s, "2 others").time_s_low is None
     assert run.headline(report).startswith(f"{units.seconds(report.wall_s)} wall ± 1.2 %, ")

@@ -1,0 +1,132 @@
+"""How well the laws of a run predict its own kernels: residuals, coverage of the intervals, and errors held out.
+
+The kernels are those that the laws were fitted to, so that residuals show where a law bends, not how accurate it is;
+the error on kernels that a fit had not seen stands beside them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from calibrate.kernels.fit import Observations, observations
+from calibrate.kernels.score import Interval, Score, scores
+from calibrate.report.document import FILES, Column, Figure, Section, Text, figure, table
+from profiler.record.folder import RunFolder
+from profiler.record.kernel_table import has_kernels, read_kernels
+from roofline.hardware.spec import HardwareSpec, facts_of
+from roofline.laws.fitted import FittedLaw
+from roofline.laws.kinds import OPERATOR
+from roofline.laws.law import Floats
+from roofline.units import binary, number, percent, seconds
+
+SEEN = "The laws were fitted to these kernels; “held out” is the mean error on kernels that a fit had not seen."
+NOTE = (
+    "A point is a kernel; within the dotted lines predictions are off by at most a quarter. Hover for its sizes; a "
+    "whisker is the law's 90 % interval, drawn where there are few kernels."
+)
+QUARTER = 0.25
+WHISKERS = 80
+"""Kernels up to which their intervals are drawn: more hide the points."""
+
+
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """The kernels of one kind and dtype with their predictions."""
+
+    law: FittedLaw
+    kernels: Observations
+    predicted_s: Floats
+    interval: Interval
+
+    @property
+    def score(self) -> Score:
+        return scores(self.predicted_s, self.kernels.time_s, self.interval)
+
+
+def calibration_sections(folder: RunFolder, spec: HardwareSpec) -> tuple[Section, ...]:
+    """The section on a run's calibration; nothing where the run holds no kernels or no laws."""
+    if not spec.calibrated or not has_kernels(folder.path):
+        return ()
+    found = residuals(observations(read_kernels(folder.path)), spec)
+    columns: tuple[Column[Residuals], ...] = (
+        Column("kind", lambda row: row.law.kind, words=True),
+        Column("dtype", lambda row: row.law.dtype, words=True),
+        Column("kernels", lambda row: figure(row.score.rows, number)),
+        Column("held out", lambda row: figure(row.law.unseen, percent), strong=True),
+        Column("mean error", lambda row: figure(row.score.mape, percent)),
+        Column("bias", lambda row: figure(row.score.bias, partial(percent, signed=True))),
+        Column("in 90 %", lambda row: figure(row.score.coverage, percent)),
+    )
+    plot = Figure("residuals", partial(_draw, found), NOTE)
+    return (Section("Calibration", (Text(SEEN, "faint"), plot, table(columns, found)), "calibration", views=FILES),)
+
+
+def residuals(tables: dict[tuple[str, str], Observations], spec: HardwareSpec) -> list[Residuals]:
+    """The kernels of each law, the largest table first; laws whose sizes the table lacks are left out."""
+    facts = facts_of(spec)
+    found = []
+    for law in spec.calibrated:
+        kernels = tables.get((law.kind, law.dtype))
+        if kernels is None:
+            continue
+        try:
+            found.append(Residuals(law, kernels, law.time_s(kernels.dims, facts), law.interval(kernels.dims, facts)))
+        except (ValueError, KeyError):  # a table of another roofcal, without a size that the law needs
+            continue
+    return sorted(found, key=lambda row: -len(row.kernels))
+
+
+def _draw(found: Sequence[Residuals]) -> Any:
+    import plotly.graph_objects as go  # takes long to import, and only pages draw
+
+    from calibrate.report import theme
+
+    if not found:
+        return None
+    chart = theme.style(go.Figure(), "measured time", "predicted ÷ measured − 1", height=480, showlegend=True)
+    every = [time_s for row in found for time_s in row.kernels.time_s.tolist()]
+    groups: dict[str, list[Residuals]] = {}
+    for row in found:
+        name = "streaming operators" if row.law.kind.startswith(OPERATOR) else row.law.kind.replace("_", " ")
+        groups.setdefault(name, []).append(row)
+    for i, (name, rows) in enumerate(groups.items()):
+        x, y, hover, above, below = [], [], [], [], []
+        for row in rows:
+            time_s, predicted_s = row.kernels.time_s, row.predicted_s
+            x += time_s.tolist()
+            y += (predicted_s / time_s - 1).tolist()
+            above += ((row.interval[1] - predicted_s) / time_s).tolist()
+            below += ((predicted_s - row.interval[0]) / time_s).tolist()
+            hover += [_about(row, n) for n in range(len(row.kernels))]
+        whiskers = {
+            "type": "data",
+            "symmetric": False,
+            "array": above,
+            "arrayminus": below,
+            "thickness": 0.8,
+            "width": 0,
+        }
+        shown = {"error_y": whiskers} if len(every) <= WHISKERS else {}
+        marker = {"size": 6, "opacity": 0.7}
+        theme.points(chart, name, x, y, hover, i, marker=marker, mode="markers", **shown)
+    theme.log_axis(chart, "x", every, seconds)
+    for share in (-QUARTER, QUARTER):
+        chart.add_hline(y=share, line={"color": theme.GREY, "width": 1, "dash": "dot"})
+    chart.update_yaxes(tickformat="+.0%", range=[-1.05, 1.55])
+    return chart
+
+
+def _about(row: Residuals, n: int) -> str:
+    from calibrate.report.theme import plain
+
+    sizes = ", ".join(
+        f"{name} {binary(float(size[n])) if name == 'bytes' else number(float(size[n]))}"
+        for name, size in row.kernels.dims.items()
+    )
+    times = (row.kernels.time_s, row.predicted_s, *row.interval)
+    measured, predicted, low, high = (seconds(float(time_s[n])) for time_s in times)
+    return (
+        f"<b>{plain(row.law.kind)}</b> {plain(row.law.dtype)}: {plain(sizes)}<br>"
+        f"measured {measured}, predicted {predicted} (90 %: {low} to {high})"
+    )
