@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -9,6 +11,10 @@ from hypothesis import HealthCheck, settings
 from profiler.record.run import Cell, CellResult, Closure, Environment, OpTimes, Run
 from roofline.graph.op import Access, Kind, Op, OpGraph, Tensor
 from roofline.workload import Workload
+
+if TYPE_CHECKING:
+    from browser import Opened
+    from playwright.sync_api import Browser
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Read when torch loads, here and in processes that tests start: threads of several workers, which wait for each other
@@ -34,6 +40,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in wanting:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    """One Chromium for all tests of a process."""
+    from browser import started
+
+    with started() as running:
+        yield running
+
+
+@pytest.fixture
+def opened(browser: "Browser") -> "Iterator[Opened]":
+    """Opens files in a browser without a network."""
+    from browser import offline
+
+    with offline(browser) as opens:
+        yield opens
 
 
 @pytest.fixture
