@@ -1,7 +1,6 @@
 """The report of a comparison, and its JSON; the terminal, a Markdown summary and a page render the same document."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,19 +13,6 @@ COMPARISON_SCHEMA = 1
 """Version of the JSON document; keys are only ever added."""
 URGENT: tuple[Verdict, ...] = ("slower", "failed", "missing")
 """Verdicts that nobody may overlook."""
-
-
-@dataclass(frozen=True)
-class Bar:
-    """The wall time of one pass in one run, in seconds, with the ends of its interval."""
-
-    run: str
-    title: str
-    wall_s: float
-    low_s: float | None
-    high_s: float | None
-    started: str
-    """Date and time of the run, ISO 8601."""
 
 
 _COLUMNS: tuple[Column[Comparison], ...] = (

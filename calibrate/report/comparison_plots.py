@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from calibrate.passes.pass_report import PassReport
 from calibrate.regression.compare import Key, Result
 from calibrate.regression.history import Change, Night
 from calibrate.regression.statistics import Array
 from calibrate.report import theme
-from calibrate.report.comparison import Bar
 from calibrate.report.terminal import shortened
 from roofline.units import seconds
 
@@ -19,6 +19,10 @@ MOST, SERIES = 40, 12
 """Rows of a picture of ratios, those that changed most, and lines of a history."""
 LABEL = 60
 """Characters of a row's label."""
+
+
+Ran = tuple[str, str, str, PassReport]
+"""Name of a run, its start in ISO 8601, the title of one of its passes, and the report."""
 
 
 def forest(result: Result) -> go.Figure | None:
@@ -80,47 +84,48 @@ def history(nights: Sequence[Night], series: Mapping[Key, Array], changes: Seque
     return figure
 
 
-def walls(bars: Sequence[Bar]) -> go.Figure | None:
+def walls(passes: Sequence[Ran]) -> go.Figure | None:
     """The wall time of each pass, a bar for each run, relative to the first run that has the pass."""
-    if not bars:
+    if not passes:
         return None
-    first = {bar.title: bar.wall_s for bar in reversed(bars)}
+    first = {title: report.wall_s for _, _, title, report in reversed(passes)}
     figure = theme.style(go.Figure(), "", "wall ÷ that of the first run", barmode="group", showlegend=True)
-    for i, run in enumerate(dict.fromkeys(bar.run for bar in bars)):
-        some = [bar for bar in bars if bar.run == run]
-        ends = [(_share(bar.high_s, bar.wall_s, first[bar.title]), _share(bar.wall_s, bar.low_s, first[bar.title]))
-                for bar in some]  # fmt: skip
+    for i, run in enumerate(dict.fromkeys(name for name, *_ in passes)):
+        titles, reports = zip(*((title, report) for name, _, title, report in passes if name == run), strict=True)
         figure.add_bar(
             name=theme.plain(run),
-            x=[theme.plain(bar.title) for bar in some],
-            y=[bar.wall_s / first[bar.title] for bar in some],
-            text=[seconds(bar.wall_s) for bar in some],
+            x=list(map(theme.plain, titles)),
+            y=[report.wall_s / first[title] for title, report in zip(titles, reports, strict=True)],
+            text=[seconds(report.wall_s) for report in reports],
             marker={"color": theme.colour(i)},
-            error_y={"type": "data", "symmetric": False, "array": [high for high, _ in ends],
-                     "arrayminus": [low for _, low in ends], "thickness": 1.2},
+            error_y=_whiskers(reports, [first[title] for title in titles]),
             hovertemplate="%{x}, " + theme.plain(run) + ": %{text} (%{y:.2f}×)<extra></extra>",
-        )  # fmt: skip
+        )
     figure.update_yaxes(ticksuffix="×", rangemode="tozero")
     return figure
 
 
-def _share(more: float | None, less: float | None, whole: float) -> float | None:
-    return None if more is None or less is None else (more - less) / whole
-
-
-def over_time(bars: Sequence[Bar]) -> go.Figure | None:
+def over_time(passes: Sequence[Ran]) -> go.Figure | None:
     """The wall time of each pass over the dates of its runs; None below three dates."""
-    if len({bar.started for bar in bars}) < 3:
+    if len({started for _, started, *_ in passes}) < 3:
         return None
     figure = theme.style(go.Figure(), "", "wall time", showlegend=True)
-    for i, title in enumerate(dict.fromkeys(bar.title for bar in bars)):
-        some = sorted((bar for bar in bars if bar.title == title), key=lambda bar: bar.started)
-        hover = [theme.plain(f"{bar.run}, {title}: {seconds(bar.wall_s)}") for bar in some]
-        x, y = [bar.started for bar in some], [bar.wall_s for bar in some]
-        whiskers = {
-            "type": "data", "symmetric": False, "array": [_less(bar.high_s, bar.wall_s) for bar in some],
-            "arrayminus": [_less(bar.wall_s, bar.low_s) for bar in some],
-        }  # fmt: skip
-        theme.points(figure, title, x, y, hover, i, error_y=whiskers)
-    theme.log_axis(figure, "y", [bar.wall_s for bar in bars], seconds)
+    for i, title in enumerate(dict.fromkeys(title for *_, title, _ in passes)):
+        some = sorted((one for one in passes if one[2] == title), key=lambda one: one[1])
+        hover = [theme.plain(f"{name}, {title}: {seconds(report.wall_s)}") for name, _, _, report in some]
+        reports = [report for *_, report in some]
+        x, y = [started for _, started, *_ in some], [report.wall_s for report in reports]
+        theme.points(figure, title, x, y, hover, i, error_y=_whiskers(reports, [1.0] * len(reports)))
+    theme.log_axis(figure, "y", [report.wall_s for *_, report in passes], seconds)
     return figure
+
+
+def _whiskers(reports: Sequence[PassReport], whole: Sequence[float]) -> dict[str, object]:
+    """Error bars to the ends of the wall times' intervals, which are divided by `whole`."""
+    bars: dict[str, object] = {"type": "data", "symmetric": False, "thickness": 1.2}
+    for side, ends in (
+        ("array", [_less(report.wall_s_high, report.wall_s) for report in reports]),
+        ("arrayminus", [_less(report.wall_s, report.wall_s_low) for report in reports]),
+    ):
+        bars[side] = [None if end is None else end / of for end, of in zip(ends, whole, strict=True)]
+    return bars

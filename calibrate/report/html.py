@@ -23,12 +23,12 @@ HERE = Path(__file__).parent
 TEMPLATE, STYLE, SCRIPT = "page.html.j2", "page.css", "page.js"
 PLOT = 'class="plot"'
 """Marks the element of a plot."""
-NAME, SENTENCE = 120, 1500
+NAME, SENTENCE = 120, 600
 """Characters of a name in a cell or a title, and of a sentence, that are shown; the whole is in the element's title."""
 MOST_ROWS = 2000
 """Rows of a table in a page: 16 columns of so many take 2 MB, and a page should be small enough to send."""
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Characters that are no part of HTML."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that are no part of HTML, and those that turn the direction of the text after them."""
 
 
 def render(document: Document) -> str:

@@ -12,7 +12,7 @@ const DARK = {              // colour of the light plots -> its counterpart on a
   '#9aa5b8': '#7e8ca5', '#1f77b4': '#5aa9e6', '#d62728': '#ff6b6b', '#2a7f62': '#4fb892', '#7f7f7f': '#a9a9a9',
   '#8c564b': '#c08a7e', '#d00000': '#ff7070', '#9467bd': '#b595d8',
 };
-const CONTROL = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g;
+const CONTROL = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g;
 
 const state = new URLSearchParams();
 const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];

@@ -13,14 +13,15 @@ from calibrate.passes.pass_report import PassReport
 from calibrate.passes.reports import load_measured, load_spec
 from calibrate.regression.compare import compare
 from calibrate.regression.sources import SOURCES, moved, side_of
-from calibrate.report.comparison import Bar, comparison_document
+from calibrate.report.comparison import comparison_document
 from calibrate.report.device import device_document
 from calibrate.report.document import Cell, Column, Document, Figure, Part, Section, Table, Text, figure, table
 from calibrate.report.kernels import kernels_document
 from calibrate.report.residuals import calibration_sections
 from calibrate.report.run import run_document, title
 from calibrate.report.run_layers import half
-from calibrate.report.suite import suite_document, suite_rows
+from calibrate.report.suite import suite_document
+from calibrate.report.suite_rows import suite_rows
 from profiler.record.folder import RunFolder
 from profiler.record.measurement import Measurement
 from profiler.record.run import RequestError
@@ -68,6 +69,13 @@ def unfinished_spec(folder: RunFolder, measurements: Sequence[Measurement]) -> H
     return device.model_copy(update={"characteristics": figures, "uuid": machine.device_uuid})
 
 
+def with_calibration(document: Document, folder: RunFolder, spec: HardwareSpec) -> Document:
+    """The document of a run with the section on its calibration, where it has one, before the explanation of words."""
+    titles = [part.title if isinstance(part, Section) else "" for part in document.parts]
+    at = titles.index("Words") if "Words" in titles else len(titles)
+    return replace(document, parts=(*document.parts[:at], *calibration_sections(folder, spec), *document.parts[at:]))
+
+
 def _passes(folder: RunFolder, first: int) -> Reported:
     spec = load_spec(folder)
     reports, measured, failed = load_measured(folder, spec)
@@ -78,7 +86,7 @@ def _passes(folder: RunFolder, first: int) -> Reported:
             raise RequestError(f"no pass of {folder.path} gave a result ({why:.200}); {again}")
         raise RequestError(f"{folder.path} holds no samples yet; {again}")
     document = run_document(reports, folder.run, spec, failed, measured, first)
-    return Reported(folder, _with(document, calibration_sections(folder, spec), before="Words"), reports)
+    return Reported(folder, with_calibration(document, folder, spec), reports)
 
 
 def _hardware(folder: RunFolder, first: int) -> Reported:
@@ -88,8 +96,7 @@ def _hardware(folder: RunFolder, first: int) -> Reported:
     if not any(measurement.samples for measurement in measurements):
         raise RequestError(f"{folder.path} holds no samples; measure the device again: python -m profiler hardware")
     spec = folder.read_spec() or unfinished_spec(folder, measurements)
-    document = device_document(spec, measurements, folder.run)
-    return Reported(folder, _with(document, calibration_sections(folder, spec), before="Words"))
+    return Reported(folder, with_calibration(device_document(spec, measurements, folder.run), folder, spec))
 
 
 def _suite(folder: RunFolder, first: int) -> Reported:
@@ -108,8 +115,8 @@ def _kernels(folder: RunFolder, first: int) -> Reported:
     kernels, spec = read_kernels(folder.path), folder.read_spec()
     if not len(kernels):
         raise RequestError(f"{folder.path} holds no kernels; import its table again: python -m profiler import --help")
-    sections = calibration_sections(folder, spec) if spec is not None else ()
-    return Reported(folder, _with(kernels_document(folder, kernels), sections))
+    document = kernels_document(folder, kernels)
+    return Reported(folder, document if spec is None else with_calibration(document, folder, spec))
 
 
 CONTENTS: dict[str, Callable[[RunFolder, int], Reported]] = {
@@ -119,13 +126,6 @@ CONTENTS: dict[str, Callable[[RunFolder, int], Reported]] = {
     "kernels": _kernels,
 }
 """Content of a run's folder -> its document; the number is that of its first pass in the page."""
-
-
-def _with(document: Document, sections: Sequence[Section], before: str = "") -> Document:
-    """The document with more sections, before the one of that title or at its end."""
-    titles = [part.title if isinstance(part, Section) else "" for part in document.parts]
-    at = titles.index(before) if before in titles else len(titles)
-    return replace(document, parts=(*document.parts[:at], *sections, *document.parts[at:]))
 
 
 def renamed(parts: Sequence[Part], prefix: str) -> tuple[Part, ...]:
@@ -204,19 +204,15 @@ def _beside(found: Sequence[Reported]) -> tuple[Section, ...]:
         Column("ideal", lambda row: figure(row.report.rungs.ideal or row.report.rungs.achieved)),
         Column("predicted wall", lambda row: figure(row.report.predicted_wall_s)),
     )
-    bars = [
-        Bar(row.run, title(row.report), row.report.wall_s, row.report.wall_s_low, row.report.wall_s_high, started)
-        for row in rows
-        for started in (next(one.folder.run.started for one in found if one.name == row.run),)
-    ]
-    pictures = tuple(Figure(name, partial(_draw, name, bars)) for name in ("walls", "over_time"))
+    passes = [(one.name, one.folder.run.started, title(report), report) for one in found for report in one.passes]
+    pictures = tuple(Figure(name, partial(_draw, name, passes)) for name in ("walls", "over_time"))
     return (Section("Side by side", (*pictures, table(columns, rows))),) if rows else ()
 
 
-def _draw(chart: str, bars: Sequence[Bar]) -> Any:
-    from calibrate.report import comparison_plots
+def _draw(chart: str, passes: Sequence[tuple[str, str, str, PassReport]]) -> Any:
+    from calibrate.report import comparison_plots  # plotly takes long to import, and only pages draw
 
-    return getattr(comparison_plots, chart)(bars)
+    return getattr(comparison_plots, chart)(passes)
 
 
 def _compared(base: Reported, new: Reported) -> Section | None:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from calibrate.report import theme
 from calibrate.report.pass_plots import Point, roofline_figure
-from calibrate.report.suite import SuiteRow
+from calibrate.report.suite_rows import SuiteRow
 from roofline.hardware.spec import HardwareSpec
 from roofline.laws.work import arithmetic
 from roofline.units import bytes_per_s, flops_per_s, percent, plus_minus, seconds

@@ -238,10 +238,11 @@ def _report(folder: RunFolder, spec: "HardwareSpec", as_json: bool, csv: Path | 
     """Write and show the reports; return the exit code."""
     from calibrate.report.device import device_document
     from calibrate.report.json import device_json
+    from calibrate.report.runs import with_calibration
     from profiler.record.hardware_table import read_measurements
 
     measurements = read_measurements(folder.path)
-    report = device_document(spec, measurements, folder.run)
+    report = with_calibration(device_document(spec, measurements, folder.run), folder, spec)
     output.write_reports(folder, report)
     spec_path = folder.path / "spec.json"
     figures = device_json(spec_path, spec, measurements, folder.run)

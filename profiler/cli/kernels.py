@@ -403,8 +403,8 @@ def show_suites(
     import io
 
     from calibrate.report import markdown as markdown_of
-    from calibrate.report.suite import suite_document, suite_rows
-    from calibrate.report.suite_json import suite_json, write_suite_csv
+    from calibrate.report.suite import suite_document, suite_json, write_suite_csv
+    from calibrate.report.suite_rows import suite_rows
     from profiler.record.suite_table import read_suite_results
 
     first = folders[0]

@@ -268,12 +268,14 @@ def _part(expected: Mapping[str, float], part: str) -> float:
 def _show(folder: RunFolder, as_json: bool, spent: Spent, csv: Path | None) -> int:
     """Write and show the reports; return the exit code."""
     with spent.on("report"):
-        from calibrate.passes.reports import advice, document, load, load_spec
+        from calibrate.passes.reports import advice, document, load_measured, load_spec
         from calibrate.report.run import run_document
         from calibrate.report.run_csv import write_passes
+        from calibrate.report.runs import with_calibration
 
-        (reports, failed), spec = load(folder), load_spec(folder)
-        report = run_document(reports, folder.run, spec, failed)
+        spec = load_spec(folder)
+        reports, measured, failed = load_measured(folder, spec)
+        report = with_calibration(run_document(reports, folder.run, spec, failed, measured), folder, spec)
         output.write_reports(folder, report)
     verdicts = Counter([*(report.status for report in reports), *(result.status for result in failed)])
     folder.note(spent_s=spent.parts, verdicts=dict(verdicts))

@@ -15,8 +15,8 @@ from suite_samples import SPREAD, replicated, result
 
 from calibrate.device.figures import interval
 from calibrate.report import html, markdown
-from calibrate.report.suite import family_rows, suite_document, suite_rows
-from calibrate.report.suite_json import suite_json, write_suite_csv
+from calibrate.report.suite import family_rows, suite_document, suite_json, write_suite_csv
+from calibrate.report.suite_rows import suite_rows
 from profiler.record.measurement import Label
 from roofline.hardware.spec import facts_of
 

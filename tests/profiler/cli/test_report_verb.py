@@ -24,10 +24,8 @@ def page_of(path: Path) -> Page:
     return page
 
 
-def test_a_run_is_written_beside_its_figures(
-    tmp_path: Path, run: Run, cell: Cell, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = stored(tmp_path, run, cell)
+def test_a_run_is_written_beside_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = stored(tmp_path)
     before = {path.name: path.read_bytes() for path in folder.path.glob("*.*")}
     assert main(["report", "last", "--results", str(tmp_path)]) == 0
     assert str(folder.path / "report.html") in capsys.readouterr().out
@@ -47,11 +45,8 @@ def test_every_kind_that_show_reads(tmp_path: Path, name: str) -> None:
     page_of(out)
 
 
-def test_several_runs_stand_side_by_side(
-    tmp_path: Path, run: Run, cell: Cell, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = [run.model_copy(update={"name": name}) for name in ("old", "new")]
-    paths = [str(stored(tmp_path, one, cell, slower=slower).path) for one, slower in zip(runs, (1.0, 1.5), strict=True)]
+def test_several_runs_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [str(stored(tmp_path, name=name, slower=slower).path) for name, slower in (("old", 1.0), ("new", 1.5))]
     assert main(["report", *paths]) == 2
     assert "--out runs.html" in capsys.readouterr().err
     out = tmp_path / "runs.html"
@@ -83,7 +78,7 @@ def test_what_cannot_be_shown_is_refused_in_a_line(
     (newer / "run.json").write_text(text.replace(f'"schema_version": {run.schema_version}', '"schema_version": 999'))
     nothing = tmp_path / "nothing"
     nothing.mkdir()
-    good = stored(tmp_path, run, cell).path
+    good = stored(tmp_path).path
     for arguments, why in (
         ([empty], "holds no samples"),
         ([failed], "out of memory: 93 GB"),
