@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, CDPSession, Locator, Page, Route, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 HANGS_MS = 120_000
 """Milliseconds after which nothing more is to be expected; a busy machine takes ten seconds to read plotly.js."""
 Opened = Callable[..., Page]
-__all__ = ["Browser", "Locator", "Opened", "Page", "chromium", "draw", "offline", "started"]
+__all__ = ["Browser", "CDPSession", "Locator", "Opened", "Page", "chromium", "draw", "offline", "started"]
 
 
 def chromium() -> str | None:

@@ -3,7 +3,7 @@
 // details. What the reader chose stands in the address, so that a copied link shows the same:
 // "#metric=predicted&t2.sort=3-&t2.find=mlp&pick=pass-0/lm_head matmul".
 
-const FIRST_ROWS = 300;     // rows of a table that are laid out at first: more make sorting slow
+const FIRST_ROWS = 100;     // rows of a table that are laid out at first: more make sorting slow
 const MANY_POINTS = 2000;   // points from which WebGL draws faster than SVG
 const NARROW = 560;         // pixels of a plot below which long labels would leave it no room
 const DARK = {              // colour of the light plots -> its counterpart on a dark page

@@ -20,14 +20,14 @@ PAGE = "report.html"
 
 
 def report(
-    runs: Annotated[list[str], Argument(metavar="RUN...", help="Runs: a folder, the end of a name, or 'last'.")],
+    runs: Annotated[list[str], Argument(metavar="RUN", help="Runs: a folder, the end of a name, or 'last'.")],
     out: Annotated[
         Path | None, Option(help="File to write. Default: report.html in the run's folder; several runs need a name.")
     ] = None,
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:
-    """Write runs as one interactive page, which opens offline and can be sent to others.
+    """Write runs as one interactive page that opens offline.
 
     Several runs stand side by side, each compared with the first.
     """
