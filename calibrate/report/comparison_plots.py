@@ -53,7 +53,9 @@ def forest(result: Result) -> go.Figure | None:
         )
     figure.add_vrect(-result.tolerance, result.tolerance, fillcolor=theme.GREY, opacity=0.18, line_width=0)
     figure.update_layout(legend_y=1, legend_yanchor="bottom", margin_t=50, showlegend=True)
-    figure.update_xaxes(tickformat="+.0%")
+    ends_of = [abs(end - 1) for row in known for end in (row.low, row.ratio, row.high) if end is not None]
+    widest = 1.1 * max(3 * result.tolerance, *ends_of)
+    figure.update_xaxes(tickformat="+.2~%", range=[-widest, widest])
     figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=labels, tickvals=labels)
     return figure
 
@@ -97,6 +99,8 @@ def walls(passes: Sequence[Ran]) -> go.Figure | None:
             x=list(map(theme.plain, titles)),
             y=[report.wall_s / first[title] for title, report in zip(titles, reports, strict=True)],
             text=[seconds(report.wall_s) for report in reports],
+            textposition="inside",
+            insidetextanchor="middle",
             marker={"color": theme.colour(i)},
             error_y=_whiskers(reports, [first[title] for title in titles]),
             hovertemplate="%{x}, " + theme.plain(run) + ": %{text} (%{y:.2f}×)<extra></extra>",
@@ -122,7 +126,7 @@ def over_time(passes: Sequence[Ran]) -> go.Figure | None:
 
 def _whiskers(reports: Sequence[PassReport], whole: Sequence[float]) -> dict[str, object]:
     """Error bars to the ends of the wall times' intervals, which are divided by `whole`."""
-    bars: dict[str, object] = {"type": "data", "symmetric": False, "thickness": 1.2}
+    bars: dict[str, object] = {"type": "data", "symmetric": False, "thickness": 1.4, "color": theme.FAINT}
     for side, ends in (
         ("array", [_less(report.wall_s_high, report.wall_s) for report in reports]),
         ("arrayminus", [_less(report.wall_s, report.wall_s_low) for report in reports]),

@@ -21,8 +21,8 @@ from roofline.units import UNKNOWN, binary, dtype, in_unit, magnitude, megahertz
 
 PLOTS = (
     ("curve", "Bandwidth over the working set",
-     "The same operands again and again; black: plateaus, red: knees (the capacity that a level shows), dotted: "
-     "capacities as stated."),
+     "The same operands again and again; lines without points: plateaus, red: knees (the capacity that a level shows), "
+     "dotted: capacities as stated."),
     ("skinny", "Products of few rows",
      "Dashed: the time at the measured main-memory bandwidth and the measured burst peak."),
     ("peaks", "Matrix products: burst and sustained",

@@ -367,4 +367,11 @@ def _errors(rows: Sequence[Row]) -> dict[str, object] | None:
         return None
     above = [None if high is None else high - value for _, high, value in known]
     below = [None if low is None else value - low for low, _, value in known]
-    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1.2}
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": above,
+        "arrayminus": below,
+        "thickness": 1.2,
+        "color": theme.FAINT,
+    }

@@ -239,6 +239,17 @@ function narrow({ data, layout }) {
   for (const note of layout.annotations ?? []) {  // labels right of the plot
     if (note.xref === 'paper' && note.x > 1) Object.assign(note, { x: 1, xanchor: 'right', yanchor: 'bottom', bgcolor: 'transparent' });
   }
+  for (const name of Object.keys(layout).filter((one) => /^[xy]axis/.test(one) && layout[one].title)) {
+    layout[name].title.font = { ...layout[name].title.font, size: 11 };
+  }
+  const axes = Object.keys(layout).filter((name) => /^xaxis/.test(name));
+  if (axes.length > 1 && (layout.legend?.y ?? 0) < 0) {  // several plots in a row: their labels stand upright
+    axes.forEach((name) => { layout[name] = { ...layout[name], tickangle: -90, tickfont: { size: 10 } }; });
+    Object.keys(layout).filter((name) => /^yaxis\d/.test(name)).forEach((name) => { layout[name].showticklabels = false; });
+    layout.legend = { ...layout.legend, y: -0.3 };
+    layout.margin.b = 130;
+    for (const trace of data) if (trace.marker?.symbol === 'line-ew') trace.marker.size = 18;
+  }
   for (const trace of data) {  // beside a bar there is room for its time alone
     if (trace.type === 'bar' && trace.orientation === 'h') trace.text = trace.text?.map((words) => words.split('  (')[0]);
   }

@@ -14,6 +14,8 @@ from calibrate.report.run_rows import LayerRow
 from profiler.record.run import Cell as PassCell
 from roofline.units import UNKNOWN, magnitude, number, percent, plus_minus, ratio, seconds
 
+USUAL = {"attn": "default", "experts": "default", "cache": "dynamic", "weights": "random"}
+"""What `run` does where an option is not given."""
 MOST_KERNELS = 20
 """Compiled kernels that a terminal shows at most."""
 
@@ -76,8 +78,8 @@ def command_of(cell: PassCell) -> str:
     sizes = {"prefill": [("--prompt", asked.query_tokens)], "decode": [("--context", asked.context_tokens)]}
     both = [("--prompt", asked.query_tokens), ("--context", asked.context_tokens)]
     options: list[tuple[str, object]] = [("--phase", asked.phase), ("--batch", asked.batch)]
-    options += [*sizes.get(asked.phase, both), ("--dtype", asked.dtype), ("--attn", cell.attn)]
-    options += [("--experts", cell.experts), ("--cache", cell.cache), ("--weights", cell.weights)]
+    options += [*sizes.get(asked.phase, both), ("--dtype", asked.dtype)]
+    options += [(f"--{name}", getattr(cell, name)) for name, usual in USUAL.items() if getattr(cell, name) != usual]
     options += [("--layers", cell.layers)] if cell.layers else []
     words = [cell.model, *(str(word) for option in options for word in option)]
     words += ["--compile"] * cell.is_compiled + ["--cuda-graph"] * cell.is_graph

@@ -51,7 +51,7 @@ def report_document(folders: Sequence[RunFolder]) -> Document:
     if len(found) == 1:
         return found[0].document
     runs = Section("Runs", (table(_RUNS, enumerate(found)),))
-    parts: list[Part] = [Text(_verdict(found), "strong"), runs, *_beside(found)]
+    parts: list[Part] = [_verdict(found), runs, *_beside(found)]
     parts += [part for other in found[1:] if (part := _compared(found[0], other)) is not None]
     parts += [
         Section(f"{one.name}: {one.document.title}", renamed(one.document.parts, f"run-{i}-"), name=f"run-{i}")
@@ -162,14 +162,15 @@ def _verdicts(one: Reported) -> list[str]:
     return [f"{count} {status}" for status, count in counts.items()]
 
 
-def _verdict(found: Sequence[Reported]) -> str:
+def _verdict(found: Sequence[Reported]) -> Text:
     doubtful = sum(report.status != "done" for one in found for report in one.passes)
     passes = sum(len(one.passes) for one in found)
     devices = len({one.folder.run.environment.device for one in found})
     sound = "; all passes are sound" if passes else ""
     if doubtful:
         sound = f"; {doubtful} of {passes} passes cannot be relied on"
-    return f"{len(found)} runs on {devices} device{'s' if devices > 1 else ''}{sound}"
+    words = f"{len(found)} runs on {devices} device{'s' if devices > 1 else ''}{sound}"
+    return Text(words, "bad" if doubtful else "strong")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, TextIO
 
 from calibrate.report.document import (
-    FILES,
     TERMINAL,
     Cell,
     Column,
@@ -53,7 +52,7 @@ _COLUMNS: tuple[Column[SuiteRow], ...] = (
     Column("÷ measured", lambda row: f"{row.ratio:.2f}" if row.ratio else "", optional=True, drop=2),
     Column("caches", lambda row: row.cache or "", optional=True, drop=8),
     Column("", lambda row: row.best, words=True, optional=True, drop=1),
-    Column("repeat", lambda row: row.command, code=True, views=FILES),
+    Column("repeat", lambda row: row.command, code=True, views=frozenset({"markdown"})),
 )
 
 
