@@ -14,7 +14,7 @@ import json
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -28,14 +28,14 @@ from calibrate.kernels.fit import Observations, observations
 from calibrate.serving.baselines import DatasheetPricer, FourConstantPricer, InterpolatingPricer
 from calibrate.serving.device_laws import Key, Source, Tables
 from calibrate.serving.engine_time import MODEL_SPREAD, EngineTime, chosen_rows, fit_engine, interval
+from calibrate.serving.servers import started
 from calibrate.serving.silicon import Case, case_of, read_rows, scheme_of
 from profiler.models.served import native_dtypes, served_model, served_name
 from profiler.record.run import RequestError
 from roofline.hardware.load import load_device
 from roofline.laws.kinds import LATENT_DECODE, LATENT_PREFILL, OWN_ALL_REDUCE
 from roofline.laws.law import Floats
-from roofline.serving.engine import engine_named
-from roofline.serving.replay import Load, Replayed, replay
+from roofline.serving.replay import Drafts, Replayed, replay
 from roofline.serving.shape import Served
 from roofline.serving.step import Pricer
 from roofline.serving.surface import SECONDS, TERMS, Asked, Surface, surfaces
@@ -97,15 +97,16 @@ def device_for(system: str, tables: Mapping[str, Tables]) -> Tables:
     raise ValueError(f"no tables of {system!r:.40}; there are tables of {', '.join(sorted(tables))}")
 
 
-def asked_for(case: Case, tables: Tables) -> Asked:
+def asked_for(case: Case, tables: Tables) -> tuple[Asked, Drafts | None]:
     """What a row asks to be priced. Raises ValueError, one line."""
-    engine = engine_named(case.engine, case.version)
     found = known_model(case.model, case.ranks)
     if isinstance(found, str):
         raise ValueError(found)
     model, native = found
-    scheme = scheme_of(case, engine, native)
-    return model, engine, replace(scheme, experts=tables.same_bits("experts", scheme.experts)), case.parallel
+    how = started(case, model.model, sum(attention.count for attention in model.attentions))
+    scheme = scheme_of(case, how.engine, native)
+    scheme = replace(scheme, experts=tables.same_bits("experts", scheme.experts))
+    return (model, how.engine, scheme, how.parallel), how.drafts
 
 
 @cache
@@ -135,19 +136,21 @@ def wanted_kinds(asked: Sequence[Asked]) -> list[tuple[str, str]]:
     return list(kinds)
 
 
-def by_laws(tables: Tables, found: Mapping[Key, Observations], sources: Sequence[Source]) -> Pricer:
+def by_laws(
+    tables: Tables, found: Mapping[Key, Observations], sources: Sequence[Source], foreign: Collection[str]
+) -> Pricer:
     """The fitted laws of the chosen tables."""
     laws, notes = tables.laws(sources)
     for note in notes:
         say(f"no law: {note}")
-    return Pricer(laws, tables.facts())
+    return Pricer(laws, tables.facts(), foreign)
 
 
-PRICERS: dict[str, Callable[[Tables, Mapping[Key, Observations], Sequence[Source]], Any]] = {
+PRICERS: dict[str, Callable[[Tables, Mapping[Key, Observations], Sequence[Source], Collection[str]], Any]] = {
     OURS: by_laws,
-    DATASHEET: lambda tables, found, sources: DatasheetPricer(tables.facts()),
-    "four-constant": lambda tables, found, sources: FourConstantPricer(found, tables.facts()),
-    "interpolation": lambda tables, found, sources: InterpolatingPricer(found, tables.facts()),
+    DATASHEET: lambda tables, found, *_: DatasheetPricer(tables.facts()),
+    "four-constant": lambda tables, found, *_: FourConstantPricer(found, tables.facts()),
+    "interpolation": lambda tables, found, *_: InterpolatingPricer(found, tables.facts()),
 }
 
 
@@ -159,11 +162,12 @@ class Method:
     cases: Mapping[int, Case]
     asked: Mapping[int, Asked]
     tables: Mapping[int, Tables]
+    drafts: Mapping[int, Drafts | None]
     surface: dict[int, Surface] = field(default_factory=dict)
     foreign: dict[int, bool] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     fits: list[str] = field(default_factory=list)
-    _replayed: dict[tuple[int, Load, bytes], Replayed] = field(default_factory=dict)
+    _replayed: dict[tuple[object, ...], Replayed] = field(default_factory=dict)
 
     def predictions(self, fit_rows: int) -> dict[int, dict[str, float]]:
         """Seconds of every case that could be priced, with the ends of their intervals."""
@@ -188,10 +192,10 @@ class Method:
             for i in places:
                 model, engine, scheme, parallel = self.asked[i]
                 distinct[model.model, model.ranks, engine.since, scheme, parallel].append(i)
-                self.foreign[i] = foreign
+                self.foreign[i] = bool(foreign)
             memory = own.spec.datasheet.levels[-1].capacity_bytes if own.spec.datasheet else None
             try:
-                pricer = PRICERS[self.name](own, found, sources)
+                pricer = PRICERS[self.name](own, found, sources, foreign)
                 asked = [self.asked[rows[0]] for rows in distinct.values()]
                 made = surfaces(asked, pricer, memory or np.inf)
             except (ValueError, KeyError) as error:
@@ -219,7 +223,7 @@ class Method:
         found = {}
         for i in places:
             done = self._replay(i, constants)
-            seconds = {"ttft": float(np.median(done.first_s)), "tpot": float(np.median(done.token_s))}
+            seconds = {"ttft": float(np.mean(done.first_s)), "tpot": float(np.median(done.token_s))}
             for name, width in (("ttft", max(QUEUEING, deviation)), ("tpot", deviation)):
                 low, high = interval(np.array(seconds[name]), width)
                 seconds |= {f"{name}_low": float(low), f"{name}_high": float(high)}
@@ -251,9 +255,10 @@ class Method:
         return [others[row] for row in chosen_rows(np.array(terms), [self._model(i) for i in others], fit_rows)]
 
     def _replay(self, i: int, constants: Floats) -> Replayed:
-        key = (id(self.surface[i]), self.cases[i].load, constants.tobytes())
+        load, engine, drafts = self.cases[i].load, self.asked[i][1], self.drafts[i]
+        key = (id(self.surface[i]), load, engine.chunk_tokens, drafts, constants.tobytes())
         if key not in self._replayed:
-            self._replayed[key] = replay(self.surface[i], self.cases[i].load, constants, self.asked[i][1])
+            self._replayed[key] = replay(self.surface[i], load, constants, engine, drafts)
         return self._replayed[key]
 
     def _model(self, i: int) -> str:
@@ -320,15 +325,17 @@ def main() -> int:
         say(str(error))
         return 2
     cases, asked, tables, reasons = dict[int, Case](), dict[int, Asked](), dict[int, Tables](), dict[int, str]()
+    drafts = dict[int, Drafts | None]()
     for i, row in enumerate(rows):
         try:
             case = case_of(i, row)
             own = device_for(case.system, known)
-            tables[i], asked[i], cases[i] = own, asked_for(case, own), case
+            asked[i], drafts[i] = asked_for(case, own)
+            tables[i], cases[i] = own, case
         except ValueError as error:
             reasons[i] = str(error)
     methods = [
-        Method(name, cases, asked, tables)
+        Method(name, cases, asked, tables, drafts)
         for name in PRICERS
         if name == OURS or not (options.only_ours or options.as_json)
     ]

@@ -238,6 +238,8 @@ def _pricing(
         return np.asarray(law.time_s(observations.dims, facts, observations.dtype, columns))
 
     tried = priors + TRIED * spreads * np.stack([np.linspace(-1, 1, len(priors)) * turn for turn in (0, 1, -1)])
+    # a share below nothing has no meaning, and laws may take its root
+    tried = np.clip(tried, *np.array([(_inner(c, c.low), _inner(c, c.high)) for c in constants]).T)
     expected = one_by_one(tried)
     try:
         at_once = together(tried)

@@ -48,12 +48,12 @@ class Tables:
         alike = [name for name in there if BITS.get(name) == BITS.get(dtype)]
         return dtype if dtype in there or not alike else alike[0]
 
-    def chosen(self, engine: str, wanted: Iterable[Key]) -> tuple[dict[Key, Observations], bool, list[Source]]:
-        """Tables for an engine, and whether products or attention are another engine's."""
+    def chosen(self, engine: str, wanted: Iterable[Key]) -> tuple[dict[Key, Observations], set[str], list[Source]]:
+        """Tables for an engine, and the kinds of kernels that are another engine's."""
         ranked = sorted(self.of, key=lambda source: (source[0] == engine, source[1]), reverse=True)
         found: dict[Key, Observations] = {}
         sources = []
-        foreign = False
+        foreign = set[str]()
         for kind, dtype in wanted:
             options = [(source, key) for source in ranked for key in self.of[source] if key[0] == kind]
             if not options:
@@ -69,7 +69,8 @@ class Tables:
             )
             found[key] = self.of[source][key]
             sources.append((source, key))
-            foreign |= kind not in COLLECTIVES and source[0] != engine
+            if kind not in COLLECTIVES and source[0] != engine:
+                foreign.add(kind)
         return found, foreign, sources
 
     def laws(self, sources: Iterable[Source], seed: int = 0) -> tuple[dict[Key, FittedLaw], list[str]]:

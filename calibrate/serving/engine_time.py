@@ -8,26 +8,27 @@ faster or slower as a whole, which is said as a constant with its interval and n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from calibrate.kernels.fit import Fitted, Observations, fit
+from calibrate.kernels.fit import NOISE, Fitted, Observations, fit
 from roofline.laws.fitted import Z90
 from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 from roofline.serving.engine import Engine
 from roofline.serving.step import DECODE, EXPERTS, MOVED, PARTS, PREFILL, PRODUCTS
-from roofline.serving.surface import LAUNCHING, SECONDS, TERMS
+from roofline.serving.surface import LAUNCHING, PROMPTS, SECONDS, TERMS
 
-OWN_SPREAD = {PRODUCTS: 0.05, EXPERTS: 0.08, DECODE: 0.08, PREFILL: 0.1, MOVED: 0.2, LAUNCHING: 0.3}
+OWN_SPREAD = {PRODUCTS: 0.05, EXPERTS: 0.08, DECODE: 0.08, PREFILL: 0.1, MOVED: 0.2, PROMPTS: 0.3, LAUNCHING: 0.3}
 """Standard deviation of the logarithm of each part's constant where the engine's own kernels were measured: the laws'
 errors on unseen shapes (3 to 8 %), which one model's shapes share."""
 FOREIGN = 2.0
 """Factor on these where the kernels are another engine's: products come from the same libraries, attention and experts
 do not."""
-SHARED = 0.5
-"""Factor on the spreads of priors beside fitted rows: rows of one model are off together, so that 30 rows say as much
-as a quarter of them would if they were independent."""
+CARRIED = (0.25, 0.5)
+"""Factors on the spreads of priors that are tried where rows of several models tell how far the constants of some hold
+for another."""
 MODEL_SPREAD, MODEL_COUNT = 0.11, 2.0
 """Expected standard deviation of log predicted ÷ measured over rows of an unseen model, and the number of models that
 this expectation counts as."""
@@ -40,11 +41,13 @@ class EngineTime:
 
     engine: Engine
     foreign: bool = False
+    shared: float = 1.0
+    """Factor on the spreads of priors beside fitted rows, since rows of one model are off together."""
     name: str = "engine_time"
     dims: tuple[str, ...] = TERMS
 
     def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
-        wide = SHARED * (FOREIGN if self.foreign else 1.0)
+        wide = self.shared * (FOREIGN if self.foreign else 1.0)
         parts = [
             Constant(
                 part, "1", 0.1, 10.0, 1.0, wide * OWN_SPREAD[part], f"time of {part} ÷ that of the tables' kernels"
@@ -52,8 +55,9 @@ class EngineTime:
             for part in SECONDS
         ]
         own = [
-            Constant(name, "s", prior.value / 100, prior.value * 30, prior.value, SHARED * prior.spread, f"of a {name}")
-            for name, prior in ((name, self.engine.constants[name]) for name in TERMS[len(SECONDS) :])
+            Constant(name, "s", value / 100, value * 30, value, self.shared * spread, f"of a {name}")
+            for name in TERMS[len(SECONDS) :]
+            for value, spread in ((self.engine.constants[name].value, self.engine.constants[name].spread),)
         ]
         return (*parts, *own)
 
@@ -85,15 +89,28 @@ def fit_engine(law: EngineTime, terms: Floats, measured_s: Floats, models: Seque
     spread = MODEL_SPREAD * (1.5 if law.foreign else 1.0)
     if len(measured_s) < FEWEST_ROWS:
         return FittedEngine(law.priors(facts), None, 2 * spread)
+    names, of = sorted(set(models)), np.array(models, dtype=np.str_)
     dims = {name: terms[:, i] for i, name in enumerate(TERMS)}
-    seen = Observations("engine_time", "", dims, measured_s, np.array(models, dtype=np.str_))
-    fitted = fit(law, seen, facts)
+    seen = Observations("engine_time", "", dims, measured_s, of)
+
+    def fitted_to(rows: NDArray[np.bool_], shared: float) -> Fitted:
+        return fit(replace(law, shared=shared), seen.take(rows), facts)
+
+    def off(fitted: Fitted) -> Floats:
+        return np.log(terms @ np.array([fitted.values[name] for name in TERMS]) / measured_s)
+
+    # All rows of a model say as much of another as one row that is off by `spread`, unless another model's rows show
+    # that its constants hold there.
+    shared = NOISE / (spread * float(np.sqrt(len(measured_s) / len(names))))
+    if len(names) > 1:
+        shared = min(
+            (shared, *CARRIED),
+            key=lambda share: sum(np.abs(off(fitted_to(of != name, share))[of == name]).mean() for name in names),
+        )
+    fitted = fitted_to(np.ones(len(of), dtype=bool), shared)
+    squares = [float(np.mean(off(fitted)[of == name] ** 2)) for name in names]
+    total = MODEL_COUNT * spread**2 + sum(squares)
     constants = np.array([fitted.values[name] for name in TERMS])
-    off = np.log(terms @ constants / measured_s)
-    names = sorted(set(models))
-    squares = [float(np.mean(off[seen.group == name] ** 2)) for name in names]
-    # Fitted rows are nearer than unseen ones: their mean square is doubled, as cross-validation of these files shows.
-    total = MODEL_COUNT * spread**2 + 2 * sum(squares)
     return FittedEngine(constants, fitted, float(np.sqrt(total / (MODEL_COUNT + len(names)))))
 
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from profiler.record.files import requested
 from profiler.record.run import RequestError
@@ -26,11 +27,12 @@ from roofline.serving.step import Parallel, Scheme
 NEEDED = ("backend", "model_path", "system", "isl", "osl", "concurrency")
 MEASURED = {"ttft": "silicon_ttft_ms", "tpot": "silicon_tpot_ms"}
 MOST_BYTES = 64 << 20
-LEAST_LENGTH, INFERENCEMAX = 0.8, 1024
-"""Shortest ÷ longest length of InferenceMAX's runs, whose benchmark is asked for ``--random-range-ratio 0.8`` and for
-lengths of whole 1,024 tokens; other runs of these files are genai-perf's, whose lengths are all alike."""
-WAVES = 4
-"""Requests of a replay ÷ concurrency: the first wave is left out."""
+INFERENCEMAX = 1024
+"""Lengths of InferenceMAX's runs are whole multiples of this; other runs of these files are genai-perf's, whose lengths
+are all alike."""
+LIKE_INFERENCEMAX: dict[str, Any] = {"least": 0.8, "waves": 10, "steady": False}
+"""How InferenceMAX sends its requests (benchmarks/benchmark_lib.sh and its callers): ``--random-range-ratio 0.8``,
+``--num-prompts`` ten times ``--max-concurrency``, ``--request-rate inf``, so that the first prompts arrive together."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Case:
     load: Load
     ttft_s: float | None
     tpot_s: float | None
+
+    @property
+    def is_inferencemax(self) -> bool:
+        """Whether the run's lengths are those of that benchmark."""
+        return _is_inferencemax(self.load.prompt_tokens, self.load.output_tokens)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -94,8 +101,7 @@ def case_of(place: int, row: Mapping[str, str]) -> Case:
             max(1, math.ceil(_whole(row, "concurrency", None) / stages)),
             prompt,
             output,
-            1.0 if prompt % INFERENCEMAX or output % INFERENCEMAX else LEAST_LENGTH,
-            WAVES,
+            **(LIKE_INFERENCEMAX if _is_inferencemax(prompt, output) else {}),
         ),
         ttft_s=_milliseconds(row.get(MEASURED["ttft"], "")),
         tpot_s=_milliseconds(row.get(MEASURED["tpot"], "")),
@@ -110,6 +116,10 @@ def scheme_of(case: Case, engine: Engine, native: tuple[str, str] | None) -> Sch
         experts = native[1]
         layer = native[0] if BITS.get(layer, 16) <= BITS[native[0]] else layer
     return Scheme(layer, experts, engine.cache_bits.get(layer, 16) / 8)
+
+
+def _is_inferencemax(prompt: int, output: int) -> bool:
+    return prompt % INFERENCEMAX == output % INFERENCEMAX == 0
 
 
 def _whole(row: Mapping[str, str], name: str, default: int | None = 1) -> int:

@@ -254,7 +254,7 @@ def predict(
         if vain := written & IN_VAIN:
             raise RequestError(f"{option.listed(vain)} means nothing to --workloads; leave it out")
         own = dtype if "--dtype" in written else subject.dtype or dtype
-        shapes = {_form(form, on) for on in devices}
+        shapes = {form_on(form, on) for on in devices}
         if len(shapes) != 1:
             raise RequestError("these devices price different graphs; name one with --form")
         with option.one_line():

@@ -16,6 +16,7 @@ import numpy as np
 
 from roofline.laws.law import Floats
 from roofline.serving.engine import Engine
+from roofline.serving.step import DECODE
 from roofline.serving.surface import TERMS, Surface
 
 
@@ -30,8 +31,22 @@ class Load:
     """Shortest length ÷ longest: lengths are uniform between them (`--random-range-ratio` of the common benchmarks);
     1 where all are equal."""
     waves: int = 4
-    """Requests ÷ concurrency; of several, the first has outputs of any length, as requests in flight do, and is left
-    out of the results."""
+    """Requests ÷ concurrency."""
+    steady: bool = True
+    """The first of several waves has outputs of any length, as requests in flight do, and is left out of the results;
+    otherwise all clients send their first request at once, as benchmarks do, and every request counts."""
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """Speculative decoding: a step verifies some drafted tokens of each sequence, which it has drafted before."""
+
+    tokens: int
+    """Drafts of a sequence that a step verifies."""
+    accepted: float
+    """Tokens that a sequence gains in a step, on average; 1 where no draft is accepted."""
+    cost: float
+    """Time of all drafts ÷ a pass of the model with a token of each sequence."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,19 +67,21 @@ class Replayed:
     """Length of the replay."""
 
 
-def replay(surface: Surface, load: Load, constants: Floats, engine: Engine, seed: int = 0) -> Replayed:
+def replay(
+    surface: Surface, load: Load, constants: Floats, engine: Engine, drafts: Drafts | None = None, seed: int = 0
+) -> Replayed:
     """Replay a load; deterministic for a seed.
 
     Args: `constants` has the seconds of one of each of `TERMS`, about 1 for those that are seconds.
     """
     requests = _Requests.drawn(load, seed)
-    run = _Run(surface, engine, requests, load.concurrency)
+    run = _Run(surface, engine, requests, load.concurrency, drafts or Drafts(0, 1.0, 0.0))
     while run.waiting or run.running:
         if run.admits():
             run.prompts_step()
         else:
             run.decode_steps()
-    skipped = load.concurrency if load.waves > 1 else 0
+    skipped = load.concurrency if load.steady and load.waves > 1 else 0
     kept = list(range(skipped, len(requests.prompts)))
     to_first = np.array([run.first[i] - run.sent[i] for i in kept]) @ constants
     a_token = np.array([(run.last[i] - run.first[i]) / max(requests.outputs[i] - 1, 1) for i in kept])
@@ -91,7 +108,7 @@ class _Requests:
 
         prompts = lengths(load.prompt_tokens, round(load.least * load.prompt_tokens), count)
         outputs = lengths(load.output_tokens, round(load.least * load.output_tokens), count)
-        if load.waves > 1:
+        if load.steady and load.waves > 1:
             outputs[: load.concurrency] = lengths(load.output_tokens, 1, load.concurrency)
         return cls(prompts, outputs)
 
@@ -104,6 +121,7 @@ class _Run:
     engine: Engine
     requests: _Requests
     concurrency: int
+    drafts: Drafts
     now: Floats = field(default_factory=lambda: np.zeros(len(TERMS)))
     sent: dict[int, Floats] = field(default_factory=dict)
     first: dict[int, Floats] = field(default_factory=dict)
@@ -158,7 +176,7 @@ class _Run:
         for i in ended:
             self.first[i] = self.now.copy()
             self.keys += self.requests.prompts[i] + 1
-            heapq.heappush(self.running, (self.steps + self.requests.outputs[i] - 1, i))
+            heapq.heappush(self.running, (self.steps + round((self.requests.outputs[i] - 1) / self.drafts.accepted), i))
         self._finish()
 
     def decode_steps(self) -> None:
@@ -172,12 +190,22 @@ class _Run:
         self._finish()
 
     def _spend(self, times: int, batch: int, new: int, before: int, prompts: int) -> None:
-        keys = self.keys / batch + times / 2 if batch else 0.0
-        self.now = self.now + times * np.array(self.surface.terms(batch, keys, new, before, max(prompts, 1)))
+        keys = self.keys / batch + times * self.drafts.accepted / 2 if batch else 0.0
+        self.now = self.now + times * self._terms(batch, keys, new, before, max(prompts, 1))
+
+    def _terms(self, batch: int, keys: float, new: int, before: int, prompts: int) -> Floats:
+        """A step that verifies drafts has their tokens too, but each sequence's keys are read once."""
+        terms = np.array(self.surface.terms(batch, keys, new, before, prompts))
+        if not self.drafts.tokens or not batch:
+            return terms
+        wide = np.array(self.surface.terms(batch * (1 + self.drafts.tokens), keys, new, before, prompts))
+        once = np.isin(TERMS, (DECODE, "sequence"))
+        alone = np.array(self.surface.terms(batch, keys)) * ~np.isin(TERMS, ("step", "sequence"))
+        return np.where(once, terms, wide) + self.drafts.cost * alone
 
     def _decoded(self, times: int) -> None:
         self.steps += times
-        self.keys += times * len(self.running)
+        self.keys += times * self.drafts.accepted * len(self.running)
 
     def _finish(self) -> None:
         while self.running and self.running[0][0] <= self.steps:

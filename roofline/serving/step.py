@@ -12,7 +12,7 @@ tells its part of the time.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,6 +35,8 @@ STREAMED = 0.8
 """Part of the memory's bandwidth that streaming kernels reach: streams of all known devices reach 0.75 to 0.95."""
 LINKED = 0.75
 """Part of a link's bandwidth that an engine's own all-reduce reaches."""
+USUAL_HEAD = 128.0
+"""Head dim of which kernel tables have the most rows."""
 SKEW = 1.2
 """Exponent of the experts' loads where no routing is known: AIConfigurator's "power_law_1.2"."""
 PRODUCTS, EXPERTS, DECODE, PREFILL, MOVED = "products", "experts", "decode_attention", "prefill_attention", "moved"
@@ -44,6 +46,10 @@ MEASURED_APART = {"host": 1e-9, "row_s": 1e-12, "convert": 1e18}
 """Constants of products in 8 bits that are not the product's: the host's work for a call that is timed by itself, which
 a captured graph does not wait for, and the conversion of activations, which engines do in a kernel of their own or in
 the one before. Values at which their time vanishes."""
+
+OTHERS_OWN = {"experts": {"parallel": 1e-8}, "decode_attention": {"fixed": CALL_S}}
+"""Constants of kernels that belong to the engine whose kernels were measured, and their values for another engine:
+launches that prepare experts on several ranks, and what a call of attention launches beside its kernel."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +115,12 @@ class Prices(Protocol):
 
 
 class Pricer:
-    """Laws of one device by (kind, dtype)."""
+    """Laws of one device by (kind, dtype); those of the `foreign` kinds were fitted to another engine's kernels."""
 
-    def __init__(self, laws: Mapping[tuple[str, str], FittedLaw], facts: Facts) -> None:
+    def __init__(self, laws: Mapping[tuple[str, str], FittedLaw], facts: Facts, foreign: Collection[str] = ()) -> None:
         self.laws = {key: law for key, law in laws.items() if law.is_usable}
         self.facts = facts
+        self._apart = {kind: values for kind, values in OTHERS_OWN.items() if kind in foreign}
 
     def prices(self, kind: str) -> bool:
         """Whether there is a law of that kind, of any dtype."""
@@ -134,11 +141,12 @@ class Pricer:
     def _of_law(self, law: FittedLaw, dims: Dims) -> Floats:
         """Seconds by a law, less what is not the kernel's own time (`MEASURED_APART`)."""
         time_s = law.time_s(dims, self.facts)
-        apart = {name: value for name, value in MEASURED_APART.items() if name in law.values}
+        known = MEASURED_APART | self._apart.get(law.kind, {})
+        apart = {name: value for name, value in known.items() if name in law.values}
         if not apart:
             return time_s
         plain = self.laws.get((law.kind, "bfloat16"))
-        if plain is not None and "fixed" in plain.values:
+        if law.kind not in self._apart and plain is not None and "fixed" in plain.values:
             apart["fixed"] = min(law.values["fixed"], plain.values["fixed"])
         formula = law_named(law.law)
         whole, part = (
@@ -223,8 +231,13 @@ def plan_decode(model: Served, scheme: Scheme, batch: Floats, keys: Floats, pric
             "head_dim": attention.head_dim,
         }  # fmt: skip
         if attention.latent:
+            width = (attention.latent + attention.rope) / 2
             # The latent vector is key and value of one head for all; keys that carry the position are read beside it.
-            sizes |= {"kv_heads": 1, "head_dim": (attention.latent + attention.rope) / 2}
+            # Heads of usual width with as many cached bytes stand in for it where it has no law: those of a law are
+            # fitted to no head of that width, whose output would not fit into registers.
+            sizes |= {"kv_heads": 1, "head_dim": width}
+            if not pricer.prices(LATENT_DECODE):
+                sizes |= {"kv_heads": width / USUAL_HEAD, "head_dim": USUAL_HEAD}
             unpack = ((attention.latent, attention.head_dim - attention.rope), (attention.value_dim, attention.latent))
             for n, k in unpack:
                 product = {"batch": attention.heads, "m": np.maximum(batch, 1.0), "n": n, "k": k}

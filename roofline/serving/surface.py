@@ -13,31 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roofline.laws.law import Floats
+from roofline.serving import step
 from roofline.serving.engine import Engine
 from roofline.serving.shape import Served
-from roofline.serving.step import (
-    MOVED,
-    PARTS,
-    PRODUCTS,
-    Parallel,
-    Plan,
-    Prices,
-    Scheme,
-    cache_bytes,
-    plan_decode,
-    plan_experts,
-    plan_prefill,
-    plan_tokens,
-    price,
-    weight_bytes,
-)
+from roofline.serving.step import MOVED, PARTS, PRODUCTS, Parallel, Plan, Prices, Scheme
 
 Asked = tuple[Served, Engine, Scheme, Parallel]
-LAUNCHING = "launching"
-SECONDS = (*PARTS, LAUNCHING)
+PROMPTS, LAUNCHING = "prompts", "launching"
+SECONDS = (*PARTS, PROMPTS, LAUNCHING)
 TERMS = (*SECONDS, "step", "sequence", "stream", "reduce")
-"""What a step consists of: seconds of its parts and those in which the device waits for launches; and numbers of steps,
-decoding sequences, streaming kernels and all-reduces of the engine's own."""
+"""What a step consists of: seconds of its parts, those that the tokens of prompts add to its products and experts, and
+those in which the device waits for launches; and numbers of steps, decoding sequences, streaming kernels and
+all-reduces of the engine's own."""
 FOR_CACHE = 0.87
 """Part of a device's memory for weights and caches: engines take 0.9 by default, of which activations need some."""
 LITTLE = 0.1
@@ -96,15 +83,19 @@ class Surface:
         """What a step of the whole group consists of, in the order of `TERMS`: `batch` decoding sequences with `keys`
         each, and `new` tokens, of `prompts` prompts that have `before` cached ones each."""
         own, added = batch / self.spread, new / min(self.spread, max(prompts, 1.0))
-        products, moved, reduces = _row(self._layers, own + added)
+        together, moved, reduces = _row(self._layers, own + added)
         more_products, more_moved = _row(self._logits, own + (1.0 if new else 0.0))
-        experts = float(np.interp(batch + new, TOKENS, self._experts_s)) if self.experts.parts_s else 0.0
+        products = _row(self._layers, own)[0] if new else together
+        experts = float(np.interp(batch, TOKENS, self._experts_s)) if self.experts.parts_s else 0.0
+        prompts_s = together - products
+        if new and self.experts.parts_s:
+            prompts_s += float(np.interp(batch + new, TOKENS, self._experts_s)) - experts
         decode = _bilinear(BATCHES, KEYS, self._decode_s, own, keys) if batch else 0.0
         prefill = 0.0
         if new:
             each = max(1.0, np.ceil(prompts / self.spread))
             prefill = each * _bilinear(NEW, BEFORE, self._prefill_s, new / max(prompts, 1.0), before)
-        seconds = (products + more_products, experts, decode, prefill, moved + more_moved)
+        seconds = (products + more_products, experts, decode, prefill, moved + more_moved, prompts_s)
         launching = max(0.0, self.launch_s - sum(seconds)) if new else 0.0
         return (*seconds, launching, 1.0, batch, self.streams, reduces)
 
@@ -118,13 +109,17 @@ class Surface:
         """
         batch, keys, new, before, prompts = (np.asarray(size, float) for size in (batch, keys, new, before, prompts))
         own, added = batch / self.spread, new / np.minimum(self.spread, np.maximum(prompts, 1.0))
-        products, moved, reduces = _rows(self._layers, own + added)
+        together, moved, reduces = _rows(self._layers, own + added)
         more_products, more_moved = _rows(self._logits, own + (new > 0))
-        experts = np.interp(batch + new, TOKENS, self._experts_s) if self.experts.parts_s else np.zeros(())
+        products, experts = _rows(self._layers[:, :1], own)[0], np.zeros(())
+        prompts_s = np.where(new > 0, together - products, 0.0)
+        if self.experts.parts_s:
+            experts = np.interp(batch, TOKENS, self._experts_s)
+            prompts_s = prompts_s + np.where(new > 0, np.interp(batch + new, TOKENS, self._experts_s) - experts, 0.0)
         decode = np.where(batch > 0, _each_bilinear(BATCHES, KEYS, self._decode_s, own, keys), 0.0)
         prefill = _each_bilinear(NEW, BEFORE, self._prefill_s, new / np.maximum(prompts, 1.0), before)
         prefill = np.where(new > 0, np.maximum(1.0, np.ceil(prompts / self.spread)) * prefill, 0.0)
-        seconds = (products + more_products, experts, decode, prefill, moved + more_moved)
+        seconds = (products + more_products, experts, decode, prefill, moved + more_moved, prompts_s)
         launching = np.zeros(())
         if self.launch_s:
             launching = np.where(new > 0, np.maximum(0.0, self.launch_s - sum(seconds)), 0.0)
@@ -203,18 +198,18 @@ def surfaces(asked: Sequence[Asked], pricer: Prices, memory_bytes: float) -> lis
     made = []
     for model, engine, scheme, parallel in asked:
         plans = (
-            plan_tokens(model, engine, scheme, parallel, TOKENS, np.ones_like(TOKENS), pricer),
-            plan_tokens(model, engine, scheme, parallel, TOKENS, TOKENS, pricer),
-            plan_experts(model, scheme, parallel, TOKENS),
-            plan_decode(model, scheme, batch, keys, pricer),
-            plan_prefill(model, scheme, new, before, pricer),
+            step.plan_tokens(model, engine, scheme, parallel, TOKENS, np.ones_like(TOKENS), pricer),
+            step.plan_tokens(model, engine, scheme, parallel, TOKENS, TOKENS, pricer),
+            step.plan_experts(model, scheme, parallel, TOKENS),
+            step.plan_decode(model, scheme, batch, keys, pricer),
+            step.plan_prefill(model, scheme, new, before, pricer),
         )
-        free = FOR_CACHE * memory_bytes - weight_bytes(model, scheme, parallel)
-        a_token = cache_bytes(model, scheme, LONG) / LONG
+        free = FOR_CACHE * memory_bytes - step.weight_bytes(model, scheme, parallel)
+        a_token = step.cache_bytes(model, scheme, LONG) / LONG
         most = parallel.attention_dp * max(free, 0.0) / a_token if a_token else np.inf
         launch_s = 0.0 if engine.captures_prompts else kernels(model, engine) * engine.constants["launch"].value
         made.append((plans, parallel.attention_dp, float(most), launch_s))
-    price([plan for plans, *_ in made for plan in plans], pricer)
+    step.price([plan for plans, *_ in made for plan in plans], pricer)
     return [Surface(*plans, spread, most, launch_s) for plans, spread, most, launch_s in made]
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from roofline.serving.engine import Engine, engine_named, engine_names
-from roofline.serving.replay import Load, Replayed, replay
+from roofline.serving.replay import Drafts, Load, Replayed, replay
 from roofline.serving.step import DECODE, EXPERTS, MOVED, PREFILL, PRODUCTS, Plan
-from roofline.serving.surface import BATCHES, BEFORE, KEYS, NEW, SECONDS, TERMS, TOKENS, Surface
+from roofline.serving.surface import BATCHES, BEFORE, KEYS, NEW, PROMPTS, SECONDS, TERMS, TOKENS, Surface
 
 STEP_S, TOKEN_S, KEY_S = 5e-3, 2e-5, 1e-9
 """Seconds of a step, of each token in it, and of each key that a sequence reads."""
@@ -39,7 +39,8 @@ def run(load: Load, how: Engine, surface: Surface | None = None, constants: np.n
 
 def test_a_step_is_the_sum_of_what_it_depends_on() -> None:
     terms = dict(zip(TERMS, made().terms(100, 3000, 500, 0, 1), strict=True))
-    assert terms[PRODUCTS] == pytest.approx(STEP_S + TOKEN_S * 600)
+    assert terms[PRODUCTS] == pytest.approx(STEP_S + TOKEN_S * 100)
+    assert terms[PRODUCTS] + terms[PROMPTS] == pytest.approx(STEP_S + TOKEN_S * 600)
     assert terms[DECODE] == pytest.approx(KEY_S * 100 * 3000)
     assert (terms[EXPERTS], terms[PREFILL], terms[MOVED]) == (0, 0, 0)
     assert (terms["step"], terms["sequence"]) == (1, 100)
@@ -119,6 +120,25 @@ def test_a_full_cache_makes_requests_wait_and_not_tokens() -> None:
     assert np.median(full.first_s) > 10 * np.median(free.first_s)
     assert np.median(full.token_s) < np.median(free.token_s)
     assert full.answered == free.answered
+
+
+def test_clients_that_begin_together_wait_for_each_others_prompts() -> None:
+    """One prompt a pass: the last of the first wave waits for all passes; every request counts."""
+    load = Load(8, 1024, 400, waves=6, steady=False)
+    done = run(load, engine(mixes=False, chunk_tokens=1024))
+    assert len(done.first_s) == 8 * 6
+    a_pass = STEP_S + TOKEN_S * 1024
+    assert done.first_s[:8] == pytest.approx(a_pass * np.arange(1, 9))
+
+
+def test_drafts_make_steps_longer_and_fewer() -> None:
+    load, constants = Load(1, 1024, 101, waves=1), ONES + np.where(np.array(TERMS) == "step", 1e-3, 0)
+    plain, drafted = (replay(made(), load, constants, engine(), drafts) for drafts in (None, Drafts(3, 2.5, 0.05)))
+    alone_s = STEP_S + TOKEN_S + KEY_S * (1025 + 50)
+    assert plain.token_s == pytest.approx([alone_s + 1e-3], rel=1e-3)
+    # four tokens are verified, keys are read once, and drafting is a twentieth of a pass without the host's time
+    assert drafted.token_s == pytest.approx([(alone_s + 3 * TOKEN_S + 1e-3 + 0.05 * alone_s) / 2.5], rel=1e-3)
+    assert drafted.first_s == pytest.approx(plain.first_s)
 
 
 def test_longer_prompts_run_in_chunks() -> None:
