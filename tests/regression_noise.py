@@ -92,7 +92,7 @@ class SimulatedSampler:
     def names(self) -> list[str]:
         return [str(i) for i in range(self.machine.kernels)]
 
-    def draw(self, kernels: Sequence[str], pairs: int, against_itself: bool = False) -> Drawn:
+    def draw(self, kernels: Sequence[str], pairs: int, against_itself: bool = False, again: bool = False) -> Drawn:
         self.asked.append((len(kernels), pairs, against_itself))
         logs = self.machine.pairs(pairs, 0.0 if against_itself else self.slowdown)
         return Drawn({name: [(1.0, float(np.exp(x))) for x in logs[int(name)]] for name in kernels})

@@ -75,7 +75,7 @@ class Side:
     conditions: Mapping[str, str | None] = field(default_factory=dict)
     """Of `CONDITIONS`; what is not known is None."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Software and commit, which name the cause of a difference."""
+    """Software, commit and observed clocks, which name the cause of a difference."""
     hostname: str = ""
     started: str = ""
     """UTC, ISO 8601."""

@@ -73,8 +73,9 @@ class Drawn:
 class Sampler(Protocol):
     """Runs pairs of processes."""
 
-    def draw(self, kernels: Sequence[str], pairs: int, against_itself: bool = False) -> Drawn:
-        """Time these kernels in so many pairs of fresh processes; both arms run the base if `against_itself`."""
+    def draw(self, kernels: Sequence[str], pairs: int, against_itself: bool = False, again: bool = False) -> Drawn:
+        """Time these kernels in so many pairs of fresh processes; both arms run the base if `against_itself`, and a
+        second device runs what is drawn `again` where there is one."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def run_gate(
     again: dict[str, Sequence[tuple[float, float]]] = {}
     if candidates:
         say(f"{len(candidates)} of {len(names)} kernels may be slower and are drawn again")
-        more = sampler.draw(candidates, plan.confirming)
+        more = sampler.draw(candidates, plan.confirming, again=True)
         drawn += plan.confirming
         failed.update(more.failed)
         again = {name: more.pairs[name] for name in candidates if name not in failed}

@@ -12,15 +12,16 @@ Example: ``changes(nights, series, common(np.array(list(series.values()))), tole
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
-from calibrate.regression.compare import Key
+from calibrate.regression.compare import Comparison, Key
 from calibrate.regression.statistics import Array
 
 Cause = Literal["code", "method", "hardware", "noise"]
+Gated = Literal["confirmed", "refuted", "undecided"]
 
 LEAST_TOGETHER = 5
 """Rows from which on their common movement is the machine's: of fewer, one that changes would move the middle."""
@@ -36,6 +37,10 @@ FAR = 3.0
 """Standard deviations beyond which a night is held to that distance before a mean is taken (Huber's rule)."""
 HARDWARE = ("device", "device unit", "driver", "clock policy", "threads", "hostname")
 METHOD = ("method version", "roofcal")
+CLOCKS = {"SM clock": "sm_clock_hz", "memory clock": "memory_clock_hz", "CPU clock": "cpu_clock_hz"}
+"""Clocks that were observed while a run measured -> the field of a window. They differ from night to night."""
+CLOCK_MOVED = 0.02
+"""Relative difference of two clocks from which one has changed, as in the labels of a measurement."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,45 @@ class Change:
     """Whether it has lasted `PERSISTS` nights; a younger one waits for a gate or for more nights."""
     gradual: bool = False
     """Whether it is a slow drift over the whole series, of which no step is large enough to be seen."""
+    gated: Gated | None = None
+    """What a gate between the versions of its two sides said; None where there was none."""
 
     @property
     def name(self) -> str:
         return " ".join(value for _, value in self.key if value) or "all rows together"
+
+
+def versions_of(change: Change, nights: Sequence[Night]) -> tuple[str, str] | None:
+    """The commits on either side of a step; None where the runs state none that git knows, or the same one."""
+    before, after = (nights[at].made_of.get("commit", "") for at in (change.at - 1, change.at))
+    known = before and after and not before.endswith("-dirty") and not after.endswith("-dirty")
+    return (before, after) if known and before != after and not change.gradual else None
+
+
+def gated(change: Change, comparisons: Sequence[Comparison], tolerance: float) -> Change:
+    """The change with what a gate between its versions found.
+
+    A row belongs to the gate's kernel whose name it has, the longest where there are several, or to the only one; all
+    rows together have the median ratio of the gate's kernels. It is confirmed by a kernel that is slower or faster, as
+    it is, and refuted by one whose interval lies within the tolerance or on the other side.
+    """
+    if not change.key:
+        ratios = [row.ratio for row in comparisons if row.ratio is not None and row.verdict != "ambiguous"]
+        size = math.log(float(np.median(ratios))) if ratios else 0.0
+        as_found = size * math.log(change.ratio) > 0 and abs(size) > math.log1p(tolerance)
+        return replace(change, gated="undecided" if not ratios else "confirmed" if as_found else "refuted")
+    name = f" {_words(change.name)} "
+    alike = [row for row in comparisons if f" {_words(row.name)} " in name]
+    row = max(alike, key=lambda row: len(row.name)) if alike else comparisons[0] if len(comparisons) == 1 else None
+    if row is None or row.verdict not in ("slower", "faster", "same"):
+        return replace(change, gated="undecided")
+    return replace(
+        change, gated="confirmed" if row.verdict == ("slower" if change.ratio > 1 else "faster") else "refuted"
+    )
+
+
+def _words(name: str) -> str:
+    return " ".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
 def changes(nights: Sequence[Night], series: Mapping[Key, Array], shared: Array, tolerance: float) -> list[Change]:
@@ -83,7 +123,9 @@ def changes(nights: Sequence[Night], series: Mapping[Key, Array], shared: Array,
     off = float(shared[-1] - np.median(shared[-LEAST_NIGHTS:-1]))
     if abs(off) > math.log1p(tolerance) and not any(last - change.at < PERSISTS for change in found):
         # Of a row, one night far off is an outlier; of all rows together it is a bad night of the machine.
-        found.append(Change((), last, math.exp(off), (last, 1), *_cause((), nights[last - 1], nights[last]), False))
+        found.append(
+            Change((), last, math.exp(off), (last, 1), *_cause((), off, nights[last - 1], nights[last]), False)
+        )
     for key, logs in series.items():
         found += _of_series(key, logs - shared, nights, tolerance)
     return sorted(found, key=lambda change: (change.key != (), -abs(math.log(change.ratio))))
@@ -151,30 +193,41 @@ def _of_series(key: Key, series: Array, nights: Sequence[Night], tolerance: floa
         size = float(np.mean(held[point:after]) - np.mean(held[before:point]))
         if abs(size) <= 0.8 * limit and (after < len(values) or abs(size) <= limit):
             continue
-        cause, what = _cause(key, nights[present[point - 1]], nights[present[point]])
+        cause, what = _cause(key, size, nights[present[point - 1]], nights[present[point]])
         counts = point - before, after - point
         found.append(Change(key, int(present[point]), math.exp(size), counts, cause, what, min(counts) >= PERSISTS))
     width = max(len(values) // 5, PERSISTS)
     drift = float(np.median(values[-width:]) - np.median(values[:width]))
     certain = 4 * sigma * math.sqrt(2 / width) * math.sqrt(math.pi / 2)
     if not any(change.lasts for change in found) and len(values) >= 4 * PERSISTS and abs(drift) > max(limit, certain):
-        cause, what = _cause(key, nights[present[0]], nights[present[-1]])
+        cause, what = _cause(key, drift, nights[present[0]], nights[present[-1]])
         sides = (width, width)
         found.append(Change(key, int(present[-width]), math.exp(drift), sides, cause, what, True, gradual=True))
     return found
 
 
-def _cause(key: Key, before: Night, after: Night) -> tuple[Cause, tuple[str, ...]]:
-    """The cause of a change between two nights, and what changed between them."""
+def _cause(key: Key, size: float, before: Night, after: Night) -> tuple[Cause, tuple[str, ...]]:
+    """The cause of a change of the log time by `size` between two nights, and what changed between them.
+
+    A clock that moved is the cause where it explains at least half of the size; else it is only named.
+    """
     names = sorted(before.made_of.keys() | after.made_of.keys())
     old, now = before.made_of, after.made_of
-    changed = {name: f"{name} {old.get(name, 'none')} → {now.get(name, 'none')}"
-               for name in names if old.get(name) != now.get(name)}  # fmt: skip
+    slowed = {name: _slowed(old[name], now[name]) for name in CLOCKS if name in old and name in now}
+    changed = {name: f"{name} {old.get(name, 'none')} → {now.get(name, 'none')}" for name in names
+               if old.get(name) != now.get(name) and abs(slowed.get(name, 1.0)) > CLOCK_MOVED}  # fmt: skip
     what = tuple(changed.values())
     if any(name in changed for name in METHOD):
         return "method", what
     if any(name in changed for name in HARDWARE):
         return "hardware", what
-    if changed:
+    if any(name in changed and by / size >= 0.5 for name, by in slowed.items()):
+        return "hardware", what
+    if any(name not in CLOCKS for name in changed):
         return "code", what
     return ("noise" if key else "hardware"), what
+
+
+def _slowed(before: str, after: str) -> float:
+    """Log ratio of two clocks, "1980 MHz", positive where the later one is slower."""
+    return math.log(float(before.split()[0]) / float(after.split()[0]))

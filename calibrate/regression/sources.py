@@ -7,13 +7,15 @@ are `Side.conditions` and `Side.versions`. Example: ``side_of([RunFolder.open(pa
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from calibrate.passes.pass_report import PassReport, Waterfall
 from calibrate.passes.reports import load
 from calibrate.regression.compare import Key, Row, Side, merged
+from calibrate.regression.history import CLOCKS
 from profiler.record.files import RUN_FILE
 from profiler.record.folder import RunFolder, find_run
-from profiler.record.measurement import RATES, Measurement, grouped
+from profiler.record.measurement import RATES, Measurement, Window, grouped
 from profiler.record.run import RequestError
 from roofline.reading import entry
 
@@ -23,6 +25,8 @@ MOST_RUNS = 10_000
 
 Pass = tuple[Key, PassReport]
 """The key of a pass's row, and its report."""
+Found = tuple[list[Row], list[Pass], list[Window]]
+"""The rows of a run, the reports of its passes, and the stretches of time in which it measured."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,14 @@ def side_of(folders: Sequence[RunFolder]) -> Loaded:
     passes: list[Pass] = []
     for folder in folders:
         folder.require_whole()
-        rows, own = source(folder)
+        rows, own, windows = source(folder)
         passes += own
         sides.append(
             Side(
                 folder.path.name,
                 tuple(rows),
                 conditions(folder),
-                folder.run.environment.versions,
+                {**folder.run.environment.versions, **observed_clocks(windows)},
                 folder.run.environment.hostname,
                 folder.run.started,
             )
@@ -77,25 +81,35 @@ def find_side(names: str, results: Path) -> Loaded:
 
 
 def conditions(folder: RunFolder) -> dict[str, str | None]:
-    """What has to be alike for times to be compared; the clock policy is what the run's options state."""
+    """What has to be alike for times to be compared."""
     run = folder.run
     machine = run.environment
-    clocks = run.options.get("clocks")
     return {
         "device": machine.device,
         "device unit": machine.device_uuid,
         "driver": machine.versions.get("driver"),
-        "clock policy": None if clocks is None else str(clocks),
+        "clock policy": machine.clocks,
         "threads": str(machine.threads) if machine.is_host else None,
         "method version": str(run.method_version),
     }
 
 
-def pass_rows(folder: RunFolder) -> tuple[list[Row], list[Pass]]:
+def observed_clocks(windows: Iterable[Window]) -> dict[str, str]:
+    """Median clocks while samples were taken, as "1980 MHz"; without those that were not read."""
+    windows = tuple(windows)
+    medians = {}
+    for name, field in CLOCKS.items():
+        if read := [value for window in windows if (value := getattr(window, field)) is not None]:
+            medians[name] = f"{median(read) / 1e6:.0f} MHz"
+    return medians
+
+
+def pass_rows(folder: RunFolder) -> Found:
     """A row for each pass, and one for each layer of it."""
     reports, failed = load(folder)
     lost = {result.cell.key: result for result in failed}
-    cells = [result.cell.key for result in folder.results()]
+    results = folder.results()
+    cells = [result.cell.key for result in results]
     measured = dict(zip((cell for cell in cells if cell not in lost), reports, strict=True))
     rows, passes = [], []
     for cell in cells:
@@ -114,15 +128,15 @@ def pass_rows(folder: RunFolder) -> tuple[list[Row], list[Pass]]:
                 path = layer.path or "the model"
                 rows.append(Row((*key, ("layer", path), ("kind", layer.kind)), (layer.measured_s,), layer.efficiency))
         passes.append((key, report))
-    return rows, passes
+    return rows, passes, [window for result in results for window in result.windows]
 
 
-def hardware_rows(folder: RunFolder) -> tuple[list[Row], list[Pass]]:
+def hardware_rows(folder: RunFolder) -> Found:
     """A row for each figure, with one value for each fresh process; rates are inverted, so that more is slower."""
     from profiler.record.hardware_table import read_measurements
 
-    rows = []
-    for (benchmark, case, dtype, threads), alike in grouped(read_measurements(folder.path)).items():
+    rows, measurements = [], read_measurements(folder.path)
+    for (benchmark, case, dtype, threads), alike in grouped(measurements).items():
         key = (
             ("benchmark", benchmark),
             ("case", case),
@@ -134,10 +148,10 @@ def hardware_rows(folder: RunFolder) -> tuple[list[Row], list[Pass]]:
         unit = alike[0].unit
         why = next((m.reason for m in alike if m.reason), "it has no result") if not times else None
         rows.append(Row(key, times, unit=f"s/{unit.removesuffix('/s')}" if unit in RATES else unit, failed=why))
-    return rows, []
+    return rows, [], [window for measurement in measurements for window in measurement.windows]
 
 
-def kernel_rows(folder: RunFolder) -> tuple[list[Row], list[Pass]]:
+def kernel_rows(folder: RunFolder) -> Found:
     """A row for each kernel and size of a table; times of equal kernels are its processes.
 
     The name of what ran is an outcome, which a release may change, and part of a key only where a table has several.
@@ -152,22 +166,26 @@ def kernel_rows(folder: RunFolder) -> tuple[list[Row], list[Pass]]:
         named = ((field, columns[column][index] or "") for field, column in KERNEL_FIELDS.items())
         key = (*named, ("shape", " ".join(sizes)))
         rows.setdefault(key, {}).setdefault(columns["kernel"][index] or "", []).append(time_s)
-    return [
-        Row(key if len(ran) == 1 else (*key, ("provider", name)), tuple(times))
-        for key, ran in rows.items()
-        for name, times in ran.items()
-    ], []
+    return (
+        [
+            Row(key if len(ran) == 1 else (*key, ("provider", name)), tuple(times))
+            for key, ran in rows.items()
+            for name, times in ran.items()
+        ],
+        [],
+        [],
+    )
 
 
 KERNEL_FIELDS = {"kernel": "kind", "dtype": "dtype", "operation": "op", "distribution": "distribution"}
 """Field of a key -> column of a table of kernels."""
 
-SOURCES: dict[str, Callable[[RunFolder], tuple[list[Row], list[Pass]]]] = {
+SOURCES: dict[str, Callable[[RunFolder], Found]] = {
     "passes": pass_rows,
     "hardware": hardware_rows,
     "kernels": kernel_rows,
 }
-"""Content of a run's folder -> its rows, and the reports of its passes."""
+"""Content of a run's folder -> what it holds."""
 
 
 def moved(base: Iterable[Pass], new: Iterable[Pass]) -> dict[Key, dict[str, float]]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from calibrate.regression.compare import Key
-from calibrate.regression.history import LEAST_NIGHTS, Change, Night
+from calibrate.regression.history import LEAST_NIGHTS, Change, Night, versions_of
 from calibrate.regression.statistics import Array
 from calibrate.report.document import Column, Document, Facts, Lines, Part, Section, Text, figure, table
 from roofline.units import percent
@@ -68,6 +68,7 @@ def history_json(
                 "cause": change.cause,
                 "what": list(change.what),
                 "state": state(change),
+                "gate": change.gated,
                 "runs": list(change.nights),
             }
             for change in changes
@@ -77,18 +78,16 @@ def history_json(
 
 
 def state(change: Change) -> str:
-    """ "gradual": a drift; "lasting"; "open": too young to count before a gate has confirmed it."""
+    """What a gate said of it, else "gradual" (a drift), "lasting", or "open" (too young to count without a gate)."""
+    if change.gated in ("confirmed", "refuted"):
+        return change.gated
     return "gradual" if change.gradual else "lasting" if change.lasts else "open"
 
 
 def confirmations(nights: Sequence[Night], changes: Sequence[Change]) -> list[str]:
     """The commands that measure the commits of both sides against each other, where runs state them."""
-    commands = []
-    for change in changes:
-        before, after = (nights[at].made_of.get("commit") for at in (change.at - 1, change.at))
-        if before and after and before != after and not change.gradual:
-            commands.append(f"python -m profiler gate {before} {after} --kernels FILE")
-    return list(dict.fromkeys(commands))
+    sides = [versions_of(change, nights) for change in changes if change.gated is None]
+    return [f"python -m profiler gate {pair[0]} {pair[1]} --kernels FILE" for pair in dict.fromkeys(sides) if pair]
 
 
 def _signed(value: float | None) -> str:

@@ -18,8 +18,8 @@ from profiler.gate.arms import TIMEOUT_S, Turns, sides
 from profiler.record.run import MOST_SEED, RequestError
 
 if TYPE_CHECKING:
-    from calibrate.regression.compare import Comparison
-    from calibrate.regression.gate import Drawn, Plan, SelfTest
+    from calibrate.regression.compare import Comparison, Result
+    from calibrate.regression.gate import Drawn, Outcome, Plan, SelfTest
 
 EXAMPLE = """
 Examples:\n
@@ -84,17 +84,19 @@ class _Sampler:
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
 
-    def draw(self, kernels: Sequence[str], pairs: int, against_itself: bool = False) -> "Drawn":
+    def draw(self, kernels: Sequence[str], pairs: int, against_itself: bool = False, again: bool = False) -> "Drawn":
         from calibrate.regression.gate import Drawn
 
-        return Drawn(*self._turns.draw(kernels, pairs, against_itself))
+        return Drawn(*self._turns.draw(kernels, pairs, against_itself, again))
 
 
-def _gate(turns: Turns, plan: "Plan", seed: int, files: dict[str, Path], as_json: bool) -> int:
-    """List, measure, judge and print; the exit code."""
+def measured(turns: Turns, plan: "Plan", seed: int) -> tuple["Result", "Outcome"]:
+    """List the kernels of both sides, measure them in turns and judge them; what the gate says goes to stderr.
+
+    Raises RequestError where the sides share no kernel, or none of the base runs.
+    """
     from calibrate.regression.compare import VERDICTS, Comparison, Result, Side
     from calibrate.regression.gate import run_gate
-    from calibrate.report.comparison import comparison_document, comparison_json
 
     old, now = turns.list(turns.base), turns.list(turns.new)
     both = [name for name in old.found if name in now.found]
@@ -111,27 +113,35 @@ def _gate(turns: Turns, plan: "Plan", seed: int, files: dict[str, Path], as_json
     rows = sorted((*outcome.comparisons, *lone), key=lambda row: (VERDICTS.index(row.verdict), row.name))
     started = datetime.now(UTC).isoformat(timespec="seconds")
     base, new = (
-        Side(arm.name, (), versions=listed.versions, started=started)
+        Side(arm.name, (), versions=listed.versions | ({"commit": arm.commit} if arm.commit else {}), started=started)
         for arm, listed in ((turns.base, old), (turns.new, now))
     )
     ratios = [row.ratio for row in rows if row.ratio is not None]
-    result = Result(base, new, tuple(rows), plan.tolerance, float(np.median(ratios)) if ratios else None)
+    return Result(base, new, tuple(rows), plan.tolerance, float(np.median(ratios)) if ratios else None), outcome
+
+
+def _gate(turns: Turns, plan: "Plan", seed: int, files: dict[str, Path], as_json: bool) -> int:
+    """Measure, judge and print; the exit code."""
+    from calibrate.report.comparison import comparison_document, comparison_json
+
+    result, outcome = measured(turns, plan, seed)
     write_files(files, result)
-    test = outcome.self_test
+    test, code = outcome.self_test, _code(outcome.exit_code, result.comparisons)
     output.show(
         as_json,
         lambda: {
             **comparison_json(result),
-            "exit_code": _code(outcome.exit_code, rows),
+            "exit_code": code,
             "seed": seed,
             "processes": turns.processes,
             "pairs": outcome.drawn,
             "drawn_again": list(outcome.candidates),
+            "second_device": turns.second,
             "self_test": _self_test(test),
         },
         lambda: comparison_document(result, facts=_facts(test, turns, outcome.candidates)),
     )
-    return _code(outcome.exit_code, rows)
+    return code
 
 
 def _code(code: int, rows: "Sequence[Comparison]") -> int:
@@ -159,5 +169,8 @@ def _facts(test: "SelfTest", turns: Turns, candidates: Sequence[str]) -> tuple[t
         ("process to process", percent(test.spread)),
         ("smallest slowdown found", found),
         ("false alarms", f"{test.red} of {test.gates} resampled gates"),
-        ("drawn again", ", ".join(candidates) or "none"),
+        (
+            "drawn again",
+            (", ".join(candidates) or "none") + (" (on a second GPU)" if candidates and turns.second else ""),
+        ),
     )

@@ -25,7 +25,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Kernels": (
         "suite", "family", "provider", "shape", "kernels", "shard", "merge", "list", "check-only", "draws",
     ),
-    "Verdict": ("tolerance", "ignore", "spread", "allow", "pairs"),
+    "Verdict": ("tolerance", "ignore", "spread", "allow", "pairs", "confirm", "between"),
     "Measurement": (
         "quick", "only", "plan", "seconds", "processes", "calibrate", "visits", "seed", "wait-quiet", "resume",
         "points", "kind", "score", "timeout",

@@ -1,24 +1,36 @@
 """`history`: when kernels of a device changed over all its runs, and by what. Wiring only; no torch, no device."""
 
+import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
 from typer import Argument, Option
 
 from profiler.cli import output
 from profiler.cli.compare import Tolerance
+from profiler.cli.gate import measured
 from profiler.cli.options import AsJson, Results
+from profiler.gate.arms import Turns, sides
 from profiler.record.folder import RunFolder
 from profiler.record.run import RequestError
 
 if TYPE_CHECKING:
     from calibrate.regression.compare import Side
+    from calibrate.regression.history import Change, Night
 
 EXAMPLE = """
 Examples:\n
 python -m profiler history --results nights\n
-python -m profiler history attention --device h200 --tolerance 0.02 --json
+python -m profiler history attention --device h200 --tolerance 0.02 --json\n
+python -m profiler history --results nights --confirm bench.py\n
+Exit codes with --confirm:\n
+0 no slowdown is confirmed\n
+1 a slowdown is confirmed\n
+2 the request is wrong\n
+3 a change could not be decided
 """
 
 
@@ -28,15 +40,31 @@ def history(
         str | None, Option(help="Part of the device's name, if there are runs of several devices.")
     ] = None,
     tolerance: Tolerance = 0.01,
+    confirm: Annotated[
+        Path | None,
+        Option(
+            metavar="KERNELS",
+            help="File of kernels, as for gate: run gate between the versions before and after each change.",
+        ),
+    ] = None,
+    between: Annotated[
+        str | None,
+        Option(
+            metavar="BASE,NEW",
+            help="The two versions for --confirm, as gate takes them. Default: the commits that the runs state.",
+        ),
+    ] = None,
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:
     """List when kernels changed, over all runs of a device.
 
-    A change that all rows share is attributed to the machine. To confirm another one, run `gate` between the versions
-    before and after it.
+    A change that all rows share is attributed to the machine. With --confirm, the versions before and after each change
+    run in turns on this machine, as gate does, which confirms or refutes it.
     """
     import numpy as np
+
+    pair = _pair(between, confirm)
 
     from calibrate.regression.history import LEAST_NIGHTS, changes, common
     from calibrate.regression.store import read, refresh
@@ -52,14 +80,59 @@ def history(
             raise RequestError(f"no row has {kernel!r:.60} in its name; leave it out to see all {len(stored.series)}")
         shared = common(np.array(list(stored.series.values())))
         found = changes(stored.nights, wanted, shared, tolerance) if len(stored.nights) >= LEAST_NIGHTS else []
+        if confirm is not None:
+            found = _gated(found, stored.nights, confirm, pair, tolerance)
     output.show(
         as_json,
         lambda: history_json(stored.nights, wanted, shared, found, tolerance),
         lambda: history_document(stored.nights, wanted, found, tolerance),
     )
+    if confirm is not None and any(change.gated == "confirmed" and change.ratio > 1 for change in found):
+        raise typer.Exit(output.SLOWER)
+    if confirm is not None and any(change.gated in (None, "undecided") for change in found):
+        raise typer.Exit(output.INCONCLUSIVE)
 
 
 def _rows(folder: RunFolder) -> "Side":
     from calibrate.regression.sources import side_of
 
     return side_of([folder]).side
+
+
+def _pair(between: str | None, confirm: Path | None) -> tuple[str, str] | None:
+    """The two versions of --between."""
+    if between is None:
+        return None
+    if confirm is None:
+        raise RequestError("--between is for --confirm; name a file of kernels with --confirm")
+    base, comma, new = between.partition(",")
+    if not (base and comma and new):
+        raise RequestError(f"--between takes BASE,NEW, two versions as gate takes them; not {between!r:.60}")
+    return base, new
+
+
+def _gated(
+    found: "list[Change]", nights: "Sequence[Night]", kernels: Path, pair: tuple[str, str] | None, tolerance: float
+) -> "list[Change]":
+    """The changes with what gates say of them, one gate for each pair of versions."""
+    from calibrate.regression.gate import Plan
+    from calibrate.regression.history import gated, versions_of
+
+    sides_of = [pair or versions_of(change, nights) for change in found]
+    plan = Plan(tolerance=max(tolerance, Plan.least * 2))
+    results = {}
+    for base, new in dict.fromkeys(one for one in sides_of if one):
+        output.say(f"gate {base} {new}", sys.stderr)
+        seed = random.SystemRandom().randrange(1 << 32)
+        try:
+            with sides(base, new, kernels) as (old, now):
+                results[base, new] = measured(Turns(old, now, random.Random(seed)), plan, seed)[0].comparisons
+        except RequestError as error:
+            output.say(f"gate {base} {new} is left out: {error}", sys.stderr)
+    if found and not results:
+        raise RequestError(
+            "nothing could be confirmed: no run states its commit; name the versions with --between"
+            if not any(sides_of) else "nothing could be confirmed; see the reasons above"
+        )  # fmt: skip
+    return [gated(change, results[one], tolerance) if one in results else change
+            for change, one in zip(found, sides_of, strict=True)]  # fmt: skip

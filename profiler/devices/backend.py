@@ -17,7 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from profiler.devices import host
-from profiler.devices.conditions import Finding, finding
+from profiler.devices.conditions import APPLICATION_CLOCKS, Finding, finding
 from profiler.devices.findings import CPU_VARIABLES, CUDA_VARIABLES, Variable, gpu_findings
 from profiler.devices.watch import GpuReading, HostWatch, Watch
 from profiler.record.run import RequestError
@@ -154,6 +154,10 @@ class Backend:
         """Torch's mode of float32 products: "ieee", "tf32", …, "none" where it is not set."""
         return "none"
 
+    def clock_settings(self, device: torch.device) -> str | None:
+        """Settings that govern the device's clocks, as a run records them; None where none can be read."""
+        return None
+
     def watch(self, device: torch.device) -> Watch:
         """Watches the device and the host while samples are taken."""
         return HostWatch()
@@ -177,6 +181,13 @@ class Cpu(Backend):
     def device_name(self, device: torch.device) -> str:
         name = host.parse_cpu_name(host.read_text(host.proc_root() / "cpuinfo") or "")
         return name or platform.processor() or platform.machine()
+
+    def clock_settings(self, device: torch.device) -> str | None:
+        cpus = host.usable_cpus()
+        governors, boost = host.read_governors(cpus), host.read_processor(cpus).boost
+        told = [f"governor {' and '.join(governors)}"] if governors else []
+        told += [] if boost is None else [f"boost {'on' if boost else 'off'}"]
+        return ", ".join(told) or None
 
     def why_not_compiled(self) -> str | None:
         from torch._inductor.cpp_builder import get_cpp_compiler
@@ -299,6 +310,14 @@ class Cuda(Backend):
 
     def fp32_precision(self) -> str:
         return str(torch.backends.cuda.matmul.fp32_precision)
+
+    def clock_settings(self, device: torch.device) -> str | None:
+        gpu = self.reading(device)
+        if gpu is None:
+            return None
+        told = [] if gpu.power_limit_w is None else [f"power limit {gpu.power_limit_w:.0f} W"]
+        told += ["application clocks"] if (gpu.event_reasons or 0) & APPLICATION_CLOCKS else []
+        return ", ".join(told) or None
 
     def watch(self, device: torch.device) -> Watch:
         from profiler.devices.nvml import gpu_watch

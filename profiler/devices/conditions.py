@@ -134,14 +134,14 @@ class Reason(NamedTuple):
     mend: str
 
 
-POWER_CAP = 0x04
+POWER_CAP, APPLICATION_CLOCKS = 0x04, 0x02
 REASONS: tuple[Reason, ...] = (
     Reason(POWER_CAP, "the power cap holds the clock down", "warns", "raise it: nvidia-smi -pl WATTS"),
     Reason(0x08, "hardware slowdown (heat, power brake or supply)", "invalidates", "check cooling and power supply"),
     Reason(0x20, "the driver slows the clock for heat", "invalidates", HEAT),
     Reason(0x40, "hardware thermal slowdown", "invalidates", HEAT),
     Reason(0x80, "the power brake is asserted", "invalidates", "check the power supply"),
-    Reason(0x02, "an application clock is set", "note", "reset it: nvidia-smi -rac"),
+    Reason(APPLICATION_CLOCKS, "an application clock is set", "note", "reset it: nvidia-smi -rac"),
     Reason(0x10, "sync boost ties the clock to other GPUs", "warns", "take this GPU out of its sync boost group"),
 )
 """A power cap is how a GPU works at its limit, so it takes nothing away. Heat and a power brake make a time another

@@ -9,6 +9,7 @@ Example: ``collect("cpu").device``, ``[finding.what for finding in findings("cpu
 import os
 import platform
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from roofline.reading import entry
 
 RECORDED = ("torch", "transformers", "numpy", "triton", "flash-attn", "flashinfer-python", "nvidia-ml-py")
 """Distributions whose version can change a time; those not installed are left out."""
+GIT_S = 10.0
+"""Seconds that git may take to compare a working tree with its commit; without an answer the run has no commit."""
 
 
 def collect(device: str | torch.device, known: Sequence[Finding] | None = None) -> Environment:
@@ -52,7 +55,8 @@ def collect(device: str | torch.device, known: Sequence[Finding] | None = None) 
         hostname=platform.node(),
         os=platform.platform(),
         python=platform.python_version(),
-        versions={**versions(), **extra},
+        clocks=backend.clock_settings(chosen),
+        versions={**versions(), **extra, **({"commit": found} if (found := commit()) else {})},
         notes=tuple(
             finding.what for finding in (findings(device) if known is None else known) if finding.severity != "note"
         ),
@@ -63,6 +67,17 @@ def versions() -> dict[str, str]:
     """Installed versions of roofcal and of what can change a time; torch's with its build, as in 2.11.0+cu130."""
     known = {name: version for name in (DISTRIBUTION, *RECORDED) if (version := installed(name)) is not None}
     return {**known, "torch": str(torch.__version__)}
+
+
+def commit(folder: Path = Path()) -> str | None:
+    """The commit of the git repository that holds this folder, with "-dirty" where a file that git tracks has changed;
+    None where there is no repository, no commit or no git."""
+    command = ["git", "-c", "core.fsmonitor=false", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=GIT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def findings(

@@ -150,6 +150,12 @@ def read_processor(cpus: Sequence[int], proc: Path | None = None, sys: Path | No
     )
 
 
+def read_governors(cpus: Sequence[int], sys: Path | None = None) -> tuple[str, ...]:
+    """Distinct frequency governors of these CPU numbers; () where there are none. `sys`: None for that of this host."""
+    policies = [(sys or sys_root()) / f"devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor" for cpu in cpus]
+    return tuple(sorted({governor for policy in policies if (governor := read_text(policy))}))
+
+
 # Memory and control groups
 
 
@@ -408,7 +414,6 @@ def read_host(
         figures["cpu_quota_cores"], figures["memory_limit_bytes"] = read_limits(built_proc, built_sys)
     except OSError:
         unread[str(built_sys / "fs/cgroup")] = None
-    policies = [built_sys / f"devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor" for cpu in cpus]
     return HostReading.model_validate(
         {
             **figures,
@@ -416,7 +421,7 @@ def read_host(
             "host_cores": max(os.cpu_count() or 1, len(cpus)),
             "threads": threads,
             "busiest": _busiest(spent, spent_after, elapsed_s),
-            "governors": tuple(sorted({governor for policy in policies if (governor := read_text(policy))})),
+            "governors": read_governors(cpus, built_sys),
             "processor": read_processor(cpus, built_proc, built_sys),
             "unread": tuple(unread),
         }

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,8 @@ from roofline.reading import MOST_BYTES, entry, read_bytes
 WORKER = Path(__file__).with_name("worker.py")
 TIMEOUT_S = 600.0
 """Seconds that one process may take, for all of its kernels."""
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""The variable that says which GPUs a process sees, for CUDA and for ROCm."""
 Pairs = dict[str, list[tuple[float, float]]]
 
 
@@ -40,6 +42,7 @@ class Arm:
     """The file of kernels."""
     tree: Path | None = None
     """Folder that is the working directory of its processes, and first among their modules."""
+    commit: str | None = None
 
 
 @dataclass
@@ -50,6 +53,8 @@ class Sample:
     failed: dict[str, str] = field(default_factory=dict)
     found: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    devices: tuple[str, ...] = ()
+    """Names of the GPUs that its process may use."""
 
 
 @contextmanager
@@ -78,18 +83,27 @@ class Turns:
         self._seconds, self._timeout_s = seconds, timeout_s
         self.processes = 0
         """Processes that were started."""
+        self.second: str | None = None
+        """CUDA's name of a second GPU like the first, which draws again; None where there is none, or after no `list`.
+        """
 
     def list(self, arm: Arm) -> Sample:
         """The names of an arm's kernels. Raises RequestError where its file cannot be run at all."""
         sample = self._run(arm, None)
+        if len(sample.devices) > 1 and sample.devices[1] == sample.devices[0]:
+            visible = os.environ.get(VISIBLE, "").split(",")
+            self.second = visible[1].strip() if len(visible) > 1 else "1"
         if why := sample.failed.get(""):
             raise RequestError(f"{arm.name}: {arm.file} cannot be run by {arm.interpreter} ({why}); mend it first")
         return sample
 
-    def draw(self, kernels: Sequence[str], pairs: int, against_itself: bool = False) -> tuple[Pairs, dict[str, str]]:
+    def draw(
+        self, kernels: Sequence[str], pairs: int, against_itself: bool = False, again: bool = False
+    ) -> tuple[Pairs, dict[str, str]]:
         """(base, new) seconds of each kernel in each pair, and the kernels that failed with the reason.
 
-        A kernel that failed once is not run again. Both arms are the base if `against_itself`.
+        A kernel that failed once is not run again. Both arms are the base if `against_itself`. Pairs that are drawn
+        `again` run on the second GPU where there is one.
         """
         times: Pairs = {name: [] for name in kernels}
         failed: dict[str, str] = {}
@@ -103,7 +117,8 @@ class Turns:
             self._random.shuffle(names)
             found: dict[int, dict[str, float]] = {}
             for which in order:
-                sample = self.sample(arms[which], [name for name in names if name not in failed])
+                wanted = [name for name in names if name not in failed]
+                sample = self.sample(arms[which], wanted, self.second if again else None)
                 found[which] = sample.seconds
                 label = "base" if which == 0 or against_itself else "new"
                 failed.update({name: f"{label}: {why}" for name, why in sample.failed.items()})
@@ -112,11 +127,12 @@ class Turns:
                     times[name].append((found[0][name], found[1][name]))
         return {name: values for name, values in times.items() if name not in failed}, failed
 
-    def sample(self, arm: Arm, kernels: Sequence[str]) -> Sample:
-        """Times of these kernels in one fresh process, or in a few where one of them ends its process."""
+    def sample(self, arm: Arm, kernels: Sequence[str], device: str | None = None) -> Sample:
+        """Times of these kernels in one fresh process, or in a few where one of them ends its process; `device`: CUDA's
+        name of the only GPU that it sees."""
         whole, waiting = Sample(), list(kernels)
         while waiting:
-            part = self._run(arm, waiting)
+            part = self._run(arm, waiting, device)
             whole.seconds |= part.seconds
             whole.failed |= part.failed
             if why := part.failed.get(""):
@@ -125,7 +141,7 @@ class Turns:
             waiting = [name for name in waiting if name not in done]
         return whole
 
-    def _run(self, arm: Arm, kernels: Sequence[str] | None) -> Sample:
+    def _run(self, arm: Arm, kernels: Sequence[str] | None, device: str | None = None) -> Sample:
         """One process. The key "" of `failed` is a process that came to nothing."""
         self.processes += 1
         with tempfile.TemporaryDirectory(prefix="roofcal-gate-") as folder:
@@ -136,7 +152,8 @@ class Turns:
             }  # fmt: skip
             request.write_text(json.dumps(asked), encoding="utf-8")
             command = [arm.interpreter, str(WORKER), str(request), str(results)]
-            why = _process(command, arm.tree, self._timeout_s, Path(folder) / "errors")
+            variables = None if device is None else {**os.environ, VISIBLE: device}
+            why = _process(command, arm.tree, self._timeout_s, Path(folder) / "errors", variables)
             return _read(results, kernels, why)
 
 
@@ -153,6 +170,7 @@ def _read(results: Path, kernels: Sequence[str] | None, why: str) -> Sample:
             sample.failed[""] = told["broken"]
         elif "found" in told:
             sample.found, sample.versions = tuple(told["found"]), told["versions"]
+            sample.devices = tuple(told["devices"])
         elif "starts" in told:
             running = told["starts"]
         elif "failed" in told:
@@ -168,12 +186,14 @@ def _read(results: Path, kernels: Sequence[str] | None, why: str) -> Sample:
     return sample
 
 
-def _process(command: Sequence[str], cwd: Path | None, timeout_s: float, errors: Path) -> str:
+def _process(
+    command: Sequence[str], cwd: Path | None, timeout_s: float, errors: Path, variables: Mapping[str, str] | None
+) -> str:
     """Run a process and all that it starts to their end; why it ended, "" where it ended well."""
     with errors.open("wb") as stderr:  # a file: a pipe would be waited for as long as any grandchild lives
         try:
             process = subprocess.Popen(
-                command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
+                command, cwd=cwd, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
                 start_new_session=True,
             )  # fmt: skip
         except OSError as error:
@@ -221,7 +241,7 @@ def _arm(text: str, kernels: Path | None, tree: Path, made: list[Path]) -> Arm:
     if _git("worktree", "add", "--detach", str(tree), commit) is None:
         raise RequestError(f"git cannot check out {text!r:.60} beside the repository; see: git worktree list")
     made.append(tree)
-    return Arm(f"{text} ({commit[:10]})" if text != commit else text[:10], sys.executable, file, tree)
+    return Arm(f"{text} ({commit[:10]})" if text != commit else text[:10], sys.executable, file, tree, commit)
 
 
 def _git(*arguments: str) -> str | None:

@@ -43,6 +43,7 @@ def _main(request_file: str, results_file: str) -> None:
         tell(
             found=sorted(functions),
             versions={"python": sys.version.split()[0], **({"torch": str(torch.__version__)} if torch else {})},
+            devices=_devices() if request["kernels"] is None else [],
         )
         for name in request["kernels"] or ():
             tell(starts=name)
@@ -101,6 +102,14 @@ def _wait():  # type: ignore[no-untyped-def]
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.synchronize
     return lambda: None
+
+
+def _devices() -> list:
+    """Names of the GPUs that this process may use, in order; none where its file does not use torch."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def _line(error: BaseException) -> str:

@@ -16,9 +16,9 @@ from profiler.record.measurement import Label, WarmUp, Window
 from roofline.record import Record
 from roofline.workload import Workload
 
-RUN_SCHEMA = 7
+RUN_SCHEMA = 8
 """4 added modes and kernels of several operations; 5 added reference probes, and seconds estimated and spent; 6 added
-rows and checksums of tables; 7 added verdicts."""
+rows and checksums of tables; 7 added verdicts; 8 added what governs the clocks."""
 METHOD_VERSION = 3
 """It is raised whenever the way of timing changes, so that runs are not compared across the change. 3: a process keeps
 the memory that it frees (`profiler.devices.host.keep_freed_memory`)."""
@@ -60,8 +60,11 @@ class Environment(Record):
     hostname: str
     os: str
     python: str
+    clocks: str | None = None
+    """Settings that govern the device's clocks: "governor performance, boost off", "power limit 700 W"."""
     versions: dict[str, str]
-    """Versions of torch, transformers, CUDA, the driver, roofcal, …"""
+    """Versions of torch, transformers, CUDA, the driver, roofcal, …; "commit" is that of the repository in which the
+    run was started, with "-dirty" where its files were changed."""
     notes: tuple[str, ...] = ()
     """Conditions of the machine that may spoil a measurement, as `doctor` reports them."""
 

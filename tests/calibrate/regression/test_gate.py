@@ -42,7 +42,7 @@ def test_unchanged_kernels_are_not_red() -> None:
 class LuckyOnce(SimulatedSampler):
     """The first session with the new side slows kernel 0 down, as a burst of other work does; later ones do not."""
 
-    def draw(self, kernels: Sequence[str], pairs: int, against_itself: bool = False) -> Drawn:
+    def draw(self, kernels: Sequence[str], pairs: int, against_itself: bool = False, again: bool = False) -> Drawn:
         before = [asked for asked in self.asked if not asked[2]]
         drawn = super().draw(kernels, pairs, against_itself)
         if against_itself or len(before) > 1:
@@ -66,7 +66,7 @@ def test_a_noisy_machine_is_said_so_and_measures_no_further() -> None:
 
 
 class Breaking(SimulatedSampler):
-    def draw(self, kernels: Sequence[str], pairs: int, against_itself: bool = False) -> Drawn:
+    def draw(self, kernels: Sequence[str], pairs: int, against_itself: bool = False, again: bool = False) -> Drawn:
         drawn = super().draw(kernels, pairs, against_itself)
         fails = {"0": "base: no module named torch"} if against_itself else {"1": "new: it crashed (SIGSEGV)"}
         return Drawn(

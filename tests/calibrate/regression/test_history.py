@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from regression_noise import nightly
 
-from calibrate.regression.compare import Key
-from calibrate.regression.history import Change, Night, changes, common
+from calibrate.regression.compare import Comparison, Key, Verdict
+from calibrate.regression.history import Change, Night, changes, common, gated
 from calibrate.regression.statistics import Array
 
 
@@ -48,6 +48,42 @@ def test_the_four_causes(later: dict[str, tuple[int, str]], cause: str) -> None:
     logs = quiet()
     logs[7, 25:] += 0.05
     assert [change.cause for change in found(logs, nights(40, **later)) if change.name == "7"] == [cause]
+
+
+@pytest.mark.parametrize(
+    ("clock", "cause", "what"),
+    [("1890 MHz", "hardware", ("SM clock 1980 MHz → 1890 MHz", "commit a → b")),
+     ("2080 MHz", "code", ("SM clock 1980 MHz → 2080 MHz", "commit a → b")), ("1975 MHz", "code", ("commit a → b",))],
+)  # fmt: skip
+def test_a_clock_is_the_cause_where_it_explains_the_change(clock: str, cause: str, what: tuple[str, ...]) -> None:
+    logs = quiet()
+    logs[7, 25:] += 0.05
+    runs = [Night(night.name, night.started, {**night.made_of, "SM clock": clock if i >= 25 else "1980 MHz"})
+            for i, night in enumerate(nights(40, commit=(25, "b")))]  # fmt: skip
+    assert [(change.cause, change.what) for change in found(logs, runs) if change.name == "7"] == [(cause, what)]
+
+
+def test_a_gate_confirms_or_refutes_the_kernel_of_the_same_name() -> None:
+    def row(name: str, verdict: Verdict, ratio: float | None = 1.0) -> Comparison:
+        return Comparison((("kernel", name),), verdict, ratio=ratio)
+
+    def said(name: str, ratio: float, *rows: Comparison) -> str | None:
+        key = (("kernel", name), ("shape", "8×4096")) if name else ()
+        return gated(Change(key, 5, ratio, (5, 5), "code", (), True), rows, 0.01).gated
+
+    slower, same = row("rms_norm", "slower", 1.06), row("norm", "same")
+    assert said("rms norm", 1.05, slower, same) == "confirmed", "the longest name that fits"
+    assert said("rms_norm", 0.95, slower, same) == "refuted", "it is slower, not faster"
+    assert said("layer norm", 1.05, slower, same) == "refuted"
+    assert said("softmax", 1.05, slower, same) == "undecided"
+    assert said("softmax", 1.05, slower) == "confirmed", "the only kernel of the file stands for all"
+    assert said("softmax", 0.95, row("x", "faster", 0.94)) == "confirmed"
+    assert (
+        said("softmax", 1.05, row("x", "ambiguous")) == said("softmax", 1.05, row("x", "failed", None)) == "undecided"
+    )
+    broad = [row(str(i), "slower" if i else "same", 1.08 if i else 1.0) for i in range(4)]
+    assert said("", 1.08, *broad) == "confirmed" and said("", 1.08, same) == "refuted"
+    assert said("", 1.08, row("x", "failed", None)) == "undecided"
 
 
 def test_a_night_in_which_everything_slows_blames_the_machine() -> None:

@@ -48,11 +48,46 @@ def test_a_change_is_dated_and_named(nights: str, capsys: pytest.CaptureFixture[
     assert len(document["runs"]) == 10
 
 
+KERNELS = """
+import random, time
+from level import LEVEL
+now, noise = 0.0, random.SystemRandom().gauss(1, 0.002)
+time.perf_counter = lambda: now
+def take(seconds):
+    global now
+    now += seconds * noise
+def kernel_triad(): take(1e-3 * LEVEL)
+"""
+
+
+def test_changes_are_confirmed_by_a_gate_between_their_versions(
+    nights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernels = tmp_path / "bench.py"
+    kernels.write_text(KERNELS)
+    for tree, level in (("old", 1.0), ("new", 1.07)):
+        (tmp_path / tree).mkdir()
+        (tmp_path / tree / "level.py").write_text(f"LEVEL = {level}")
+    asked = ["history", "triad", "--results", nights, "--confirm", str(kernels)]
+    old, new = tmp_path / "old", tmp_path / "new"
+    assert main([*asked, "--between", f"{old},{new}"]) == 1
+    shown = capsys.readouterr().out
+    assert "confirmed" in shown and "lasting" not in shown and "profiler gate" not in shown
+    assert main([*asked, "--between", f"{old},{old}", "--json"]) == 0
+    changes = json.loads(capsys.readouterr().out)["changes"]
+    assert {change["gate"] for change in changes} == {"refuted"} == {change["state"] for change in changes}
+    assert main(asked) == 2, "the runs' commits are not of this repository"
+    told = capsys.readouterr().err
+    assert "gate 2.11 2.13 is left out" in told and "nothing could be confirmed" in told.splitlines()[-1]
+
+
 def test_refusals(nights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, why in (
         (["history", "--results", str(tmp_path / "nothing")], "no finished runs"),
         (["history", "no such kernel", "--results", nights], "no row has"),
         (["history", "--device", "h200", "--results", nights], "0 devices match"),
+        (["history", "--between", "a,b", "--results", nights], "--between is for --confirm"),
+        (["history", "--between", "a", "--confirm", "b.py", "--results", nights], "--between takes BASE,NEW"),
     ):
         assert main(arguments) == 2
         assert why in capsys.readouterr().err.splitlines()[-1]

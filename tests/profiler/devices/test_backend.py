@@ -13,6 +13,7 @@ from profiler.devices import backend as module
 from profiler.devices.backend import BACKENDS, CPU, CUDA, PerDevice, backend_of, parse_device
 from profiler.devices.caches import cache_capacities, main_capacity
 from profiler.devices.environment import collect
+from profiler.devices.watch import GpuReading
 from profiler.microbench import memory
 from profiler.microbench.bench import Bench
 from profiler.microbench.host_cost import launch
@@ -91,6 +92,23 @@ def test_work_beside_the_current_stream_begins_after_it_and_is_waited_for(monkey
         with side:
             steps.append("second")
     assert steps == ["side waits for main", "first", "on side", "second", "main waits for side"]
+
+
+def test_settings_of_the_clocks_are_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, text in (("cpu0/cpufreq/scaling_governor", "powersave\n"), ("intel_pstate/no_turbo", "1\n")):
+        file = tmp_path / "sys/devices/system/cpu" / name
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    monkeypatch.setenv("ROOFCAL_PRETEND_HOST", str(tmp_path))
+    assert collect("cpu", ()).clocks == "governor powersave, boost off"
+    for reading, text in (
+        (GpuReading(power_limit_w=650.0, event_reasons=0x02), "power limit 650 W, application clocks"),
+        (GpuReading(power_limit_w=700.0), "power limit 700 W"),
+        (GpuReading(), None),
+        (None, None),
+    ):
+        monkeypatch.setattr(CUDA, "reading", lambda device, reading=reading: reading)
+        assert CUDA.clock_settings(torch.device("cuda")) == text
 
 
 def test_memory_of_a_device_that_is_gone_is_not_released(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import torch
 from profiler.devices import environment
 from profiler.devices.backend import CPU, CUDA
 from profiler.devices.conditions import Finding
-from profiler.devices.environment import collect, findings
+from profiler.devices.environment import collect, commit, findings
 from profiler.devices.nvml import NvmlMissing, read_gpu
 
 
@@ -20,6 +21,30 @@ def test_the_cpu_is_described() -> None:
     assert described.versions["torch"] == torch.__version__
     assert described.memory_bytes > 1 << 28
     assert described.notes == ("it is noisy",)
+
+
+def git(folder: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_the_commit_of_the_measured_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "commit" not in collect("cpu", ()).versions, "no repository"
+    git(tmp_path, "init")
+    assert commit() is None, "no commit yet"
+    (tmp_path / "kernel.py").write_text("a")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "a")
+    git(tmp_path, "tag", "v1")
+    known = collect("cpu", ()).versions["commit"]
+    assert len(known) == 40 and int(known, 16)
+    (tmp_path / "new.py").write_text("a file that git does not track")
+    assert commit() == known
+    (tmp_path / "kernel.py").write_text("b")
+    assert commit() == f"{known}-dirty"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit() is None, "no git"
 
 
 def test_findings_come_worst_first_and_name_a_remedy(tmp_path: Path) -> None:

@@ -52,6 +52,36 @@ def test_sides_take_turns_in_processes_of_their_own(tmp_path: Path) -> None:
     assert [line.split()[0] for line in diary.read_text().splitlines()] == ["base"] * 4
 
 
+GPUS = """
+import sys, types
+cuda = types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: False, device_count=lambda: 2,
+                             get_device_name=lambda i: {names}[i])
+sys.modules["torch"] = types.SimpleNamespace(cuda=cuda, __version__="0")
+print(os.environ.get("CUDA_VISIBLE_DEVICES"), file=diary, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "visible", "second"),
+    [(["H200", "H200"], "", "1"), (["H200", "H200"], "3,5", "5"), (["H200", "T4"], "", None)],
+)
+def test_a_second_gpu_of_the_same_kind_draws_again(
+    names: list[str], visible: str, second: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    base, new, diary = files(tmp_path)
+    for path in (base, new):
+        write(Path(path), Path(path).read_text() + GPUS.format(names=names))
+    run = turns(tmp_path, base, new)
+    assert run.list(run.base).devices == tuple(names) and run.second == second
+    for again in (False, True):
+        diary.write_text("")
+        pairs, failed = run.draw(["a"], 1, again=again)
+        assert not failed and len(pairs["a"]) == 1
+        seen = {line for line in diary.read_text().split("\n")[1::2] if line}
+        assert seen == ({second} if again and second else {visible} if visible else set())
+
+
 CRASHES = """
 def kernel_dies(): os.kill(os.getpid(), signal.SIGSEGV)
 def kernel_leaves(): os._exit(7)
