@@ -65,7 +65,7 @@ def predict(
 
     from calibrate.report.json import rows_by
     from profiler.cli import options
-    from profiler.cli.predict import Case, How, predicted
+    from profiler.cli.cases import Case, How, predicted
     from profiler.cli.subject import Subject
 
     is_graph = str(model).endswith(".json")

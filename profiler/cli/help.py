@@ -21,6 +21,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "largest", "memory-utilisation", "overhead",
     ),
     "Device": ("device", "hardware", "peaks", "link", "decode-hardware", "engine", "threads", "memory"),
+    "Search": ("find", "over", "cost"),
     "Changes and rules of counting": ("what-if", "micro-batches", "form", "accounting", "bits", "flash"),
     "Kernels": (
         "suite", "family", "provider", "shape", "kernels", "shard", "merge", "list", "check-only", "draws",

@@ -420,6 +420,7 @@ def refuse_in_vain(written: frozenset[str], accounting: str) -> None:
         ("--output", ("--draft", "--decode-hardware", "--micro-batches")),
         ("--draft", ("--speculate", "--acceptance")),
         ("--largest", ("--memory-utilisation", "--overhead")),
+        ("--find", ("--over", "--cost")),
     )
     for option, dependants in needed:
         if option not in written and (vain := written.intersection(dependants)):

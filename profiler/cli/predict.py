@@ -5,8 +5,8 @@ no torch is loaded.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,17 +14,16 @@ import typer
 from typer import Option
 
 from profiler.cli import options as option
+from profiler.cli.cases import Case, How, Predicted, form_on, predicted
 from profiler.cli.output import INCONCLUSIVE, print_wrapped, show, stdout_to_stderr_if
-from profiler.cli.subject import Subject, speculation
+from profiler.cli.subject import Subject
 from profiler.models.apart import MODULE_S
 from profiler.record.files import replacing, require_separate, write_text
 from profiler.record.run import RequestError
 from roofline.hardware.load import device_names
-from roofline.predict.passes import Prediction
-from roofline.predict.question import Device, Question, answer
+from roofline.predict.question import Device, Question
 from roofline.reading import one_line
-from roofline.sweep.family import Form
-from roofline.whatif.registry import WHAT_IFS, WhatIf, help_text, stages_of
+from roofline.whatif.registry import WHAT_IFS, help_text
 
 if TYPE_CHECKING:
     from calibrate.report.document import Document
@@ -44,6 +43,7 @@ python -m profiler predict llama-3.1-70b --hardware nvidia-h100-sxm --what-if qu
 python -m profiler predict qwen3-8b --hardware nvidia-l40s --batch 1,2,4,8,16,32,64 --output 256 --html qwen3.html\n
 python -m profiler predict llama-3.1-8b --hardware nvidia-h100-sxm,nvidia-l40s,amd-mi300x --phase decode --batch 1,16\n
 python -m profiler predict llama-3.1-70b --engine vllm:0.18.0 --hardware SPEC.json --what-if tensor_parallel:degree=4\n
+python -m profiler predict llama-3.1-70b --hardware nvidia-h100-sxm,amd-mi300x --find ttft=500ms,tpot=30ms\n
 python -m profiler predict --file plan.yaml --csv plan.csv\n
 python -m profiler predict llama-2-7b --hardware nvidia-rtx-a6000 --accounting paper
 """
@@ -136,6 +136,17 @@ def predict(
         str | None,
         Option(help="Price what a serving engine runs: vllm, sglang or trtllm, with a version as vllm:0.18.0."),
     ] = None,
+    find: Annotated[
+        str | None,
+        Option(help="Find the configurations with the most tokens/s within these times, as ttft=500ms,tpot=30ms."),
+    ] = None,
+    over: Annotated[
+        list[str] | None,
+        Option(help="For --find: values of tp, pp, ep, batch or dtype, as tp=1,2,4,8; repeatable."),
+    ] = None,
+    cost: Annotated[
+        list[str] | None, Option(help="For --find: cost of a device for an hour, as nvidia-h100-sxm=2.5; repeatable.")
+    ] = None,
     accounting: Annotated[str, Option(help="Rules of counting: roofcal, or paper (arXiv 2402.16363).")] = "roofcal",
     bits: Annotated[str, Option(help="For --accounting paper: bits of weights, activations, KV cache.")] = "16,16,16",
     flash: Annotated[bool, Option("--flash", help="For --accounting paper: its fused attention.")] = False,
@@ -171,6 +182,16 @@ def predict(
         return
     written = option.written_options(invocation)
     option.refuse_in_vain(written, accounting)
+    if find is not None:
+        from profiler.cli.find import Question as FindQuestion
+        from profiler.cli.find import predict_found
+
+        of_find = FindQuestion(
+            find, over or (), cost or (), engine, model, option.hardware_list(hardware), prompt, output, peaks,
+            option.words("--bits-of-checkpoint", bits_of_checkpoint, ("yes", "no"))[0] == "yes", results, html, csv,
+        )  # fmt: skip
+        predict_found(of_find, written, as_json)
+        return
     dtype = option.dtype(dtype)
     if not memory_utilisation > 0:
         raise RequestError(f"--memory-utilisation is a share of the memory above 0, as 0.9; not {memory_utilisation:g}")
@@ -223,7 +244,7 @@ def predict(
     if is_paper and len(devices) > 1:
         raise RequestError("--accounting paper takes one device; name one with --hardware")
     form = option.words("--form", form, ("auto", "fused", "executed"))[0]
-    for shape in [_form(form, on) for on in devices]:
+    for shape in [form_on(form, on) for on in devices]:
         for changes in [case.changes for case in cases] or [asked]:
             if shape == "fused" and any(change.name == "unfuse_attention" for change in changes):
                 raise RequestError("--form fused undoes what-if unfuse_attention; add --form executed")
@@ -269,84 +290,6 @@ def predict(
             _show(predictions, failed, as_json)
     if failed:
         raise typer.Exit(INCONCLUSIVE)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One model, how it is changed, and what is asked of it."""
-
-    subject: Subject
-    changes: "list[WhatIf]"
-    asked: option.Asked
-
-
-Predicted = tuple[Case, Device, Prediction]
-
-
-@dataclass(frozen=True)
-class How:
-    """What is the same for all models and devices of a prediction."""
-
-    form: str
-    device: Callable[[str], Device]
-    """Finds the device of a name."""
-    decode_hardware: str | None = None
-    micro_batches: int | None = None
-    """None where it is not asked for."""
-    speculation: tuple[str, int, float] | None = None
-    """Draft model, tokens that it drafts, and how often one is accepted."""
-    question: Question = field(default_factory=Question)
-    """Without passes and requests."""
-
-
-def predicted(case: Case, on: Device, how: How) -> Prediction:
-    """The prediction of one model on one device. Raises RequestError or ValueError where it cannot be made."""
-    subject, requests = case.subject, case.asked.requests
-    shape, changes = _form(how.form, on), option.linked(case.changes, on)
-    decode, decode_stages = None, []
-    if how.decode_hardware:  # send_kv belongs to the prefill
-        decode_on = how.device(how.decode_hardware)
-        kept = option.linked([change for change in case.changes if change.name != "send_kv"], decode_on)
-        decode = subject.source(kept, shape, decode_on), decode_on
-        decode_stages = stages_of(kept) if requests else []
-    stages = stages_of(changes) if requests else []
-    if how.micro_batches is not None and not stages:
-        raise RequestError("--micro-batches changes nothing without a pipeline; add --what-if pipeline_stage:stages=4")
-    question = replace(
-        how.question,
-        workloads=case.asked.workloads,
-        mixes=case.asked.mixes,
-        requests=requests,
-        dtype=case.asked.dtype,
-        decode=decode,
-        pipeline=tuple(subject.source(stage, shape, on) for stage in stages),
-        decode_pipeline=tuple(subject.source(stage, shape, decode_on) for stage in decode_stages),
-        micro_batches=how.micro_batches or 1,
-        speculation=speculation(subject, *how.speculation, shape, on, changes) if how.speculation else None,
-    )
-    notes = subject.notes(_longest(question), on)
-    try:
-        return answer(subject.source(changes, shape, on), question, on, shape, notes)
-    except (ArithmeticError, LookupError) as error:
-        if subject.file is None:
-            raise
-        raise RequestError(
-            f"{subject.file} lacks what prices are made from ({one_line(error)}); save it again"
-        ) from error
-
-
-def _form(word: str, on: Device) -> Form:
-    """The graph to price; "auto" is the one that the device's prices are for."""
-    if word == "auto":
-        return on.form
-    return "fused" if word == "fused" else "executed"
-
-
-def _longest(question: Question) -> int:
-    """Tokens of the longest sequence."""
-    passes = (*question.workloads, *(part for parts in question.mixes for part in parts))
-    lengths = [w.query_tokens + w.context_tokens for w in passes]
-    return max((*lengths, *(prompt + output for _, prompt, output in question.requests)), default=0)
 
 
 def _write(predictions: Sequence[Predicted], failed: Mapping[str, str], csv: Path | None, html: Path | None) -> None:

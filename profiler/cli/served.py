@@ -13,6 +13,7 @@ from profiler.cli.output import show, stdout_to_stderr_if
 from profiler.record.run import RequestError
 from roofline.hardware.spec import HardwareSpec, facts_of
 from roofline.serving.engine import Engine, asked_engine
+from roofline.serving.find import check_experts
 from roofline.serving.predict import EngineStep, limits, requests, steps
 from roofline.serving.shape import Served
 from roofline.serving.step import Parallel, Pricer, Scheme
@@ -96,7 +97,7 @@ def _predicted(question: Question, engine: Engine, spec: HardwareSpec, doubts: l
     silence()
     name = served_name(question.model)
     model = served_model(name, ranks)
-    _check_experts(model, parallel)
+    check_experts(model, parallel.moe_ep)
     native = native_dtypes(name) if question.stored_bits else None
     quantised = [change.options for change in question.changes if change.name == "quantise"]
     scheme = _scheme(quantised, engine, native)
@@ -134,17 +135,6 @@ def _parallel(wanted: Mapping[str, Mapping[str, object]]) -> tuple[int, Parallel
     if spread % ranks:
         raise RequestError(f"expert_parallel of {spread} does not divide into groups of {ranks} ranks; use a multiple")
     return ranks, Parallel(attention_dp=spread // ranks, moe_ep=spread)
-
-
-def _check_experts(model: Served, parallel: Parallel) -> None:
-    if parallel.moe_ep == 1:
-        return
-    if not model.experts:
-        raise RequestError(f"{model.model} has no experts to spread; use tensor_parallel")
-    for experts in model.experts:
-        if experts.experts % parallel.moe_ep:
-            fits = ", ".join(str(n) for n in range(1, experts.experts + 1) if experts.experts % n == 0)
-            raise RequestError(f"{experts.experts} experts do not divide by {parallel.moe_ep} ranks; use one of {fits}")
 
 
 def _scheme(quantised: Sequence[Mapping[str, object]], engine: Engine, native: tuple[str, str] | None) -> Scheme:
