@@ -25,13 +25,18 @@ if TYPE_CHECKING:
 EXAMPLE = """
 Examples:\n
 python -m profiler calibrate last --points 200\n
+python -m profiler calibrate concurrency-*.json --engine vllm:0.19.0 --hardware SPEC.json --out here.json\n
 python -m profiler calibrate h200-gemm --score h200-other-shapes --points 200 --seed 1 --json
 """
 
 
 def calibrate(
     runs: Annotated[
-        list[str], Argument(metavar="RUN", help="Runs of one device; the laws are fitted to their kernels.")
+        list[str],
+        Argument(
+            metavar="RUN",
+            help="Runs of one device; the laws are fitted to their kernels. With --engine: results or timelines.",
+        ),
     ],
     points: Annotated[int | None, Option(min=1, help="Most kernels of each kind and dtype to fit to.")] = None,
     seed: Annotated[int, Option(min=0, max=MOST_SEED, help="Seed of the split into groups and of the fit.")] = 0,
@@ -42,7 +47,23 @@ def calibrate(
     hardware: Annotated[
         str | None, Option(help="The device, where the runs do not describe it: a name, a JSON file, or a run.")
     ] = None,
-    out: Annotated[Path | None, Option(help="Spec to write. Default: spec.json of the first run.")] = None,
+    engine: Annotated[
+        str | None,
+        Option(
+            help="Fit this serving engine's own time, as vllm:0.19.0, to results of vllm bench serve, or to timelines."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, Option(metavar="NAME", help="For --engine: the model. Default: what the results state.")
+    ] = None,
+    tp: Annotated[
+        int | None,
+        Option(help="For --engine: ranks that divide it. Default: what the results state, or 1.", min=1, max=1024),
+    ] = None,
+    dtype: Annotated[str | None, Option(help="For --engine: dtype of the weights. Default: the checkpoint's.")] = None,
+    out: Annotated[
+        Path | None, Option(help="Spec to write. Default: spec.json of the first run; with --engine, engine.json.")
+    ] = None,
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:
@@ -50,6 +71,15 @@ def calibrate(
 
     The score is on kernels that the fit has not seen.
     """
+    if engine is not None:
+        from profiler.cli.calibrate_engine import Question, calibrate_engine
+
+        if points is not None or score or kind:
+            raise RequestError("--points, --score and --kind are about kernels; leave them out with --engine")
+        calibrate_engine(Question(runs, engine, model, tp, dtype, hardware, out, results), as_json)
+        return
+    if model is not None or tp is not None or dtype is not None:
+        raise RequestError("--model, --tp and --dtype describe a server; add --engine")
     from calibrate.kernels.score import calibrate_tables, calibrated_spec, chosen, tables
     from calibrate.report.json import calibration_json
     from calibrate.report.kernels import calibration_document

@@ -20,7 +20,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "phase", "prompt", "context", "batch", "logits", "mix", "output", "draft", "speculate", "acceptance", "file",
         "largest", "memory-utilisation", "overhead",
     ),
-    "Device": ("device", "hardware", "peaks", "link", "decode-hardware", "engine", "threads", "memory"),
+    "Device": ("device", "hardware", "peaks", "link", "decode-hardware", "engine", "threads", "memory", "tp"),
     "Search": ("find", "over", "cost"),
     "Changes and rules of counting": ("what-if", "micro-batches", "form", "accounting", "bits", "flash"),
     "Kernels": (

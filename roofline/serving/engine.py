@@ -63,6 +63,9 @@ class Engine(Record):
     constants: dict[str, Prior]
     """By the names of `roofline.serving.surface.TERMS`: seconds of a step, a decoding sequence, a streaming kernel and
     an all-reduce; and of a kernel that the host launches."""
+    factors: dict[str, Prior] = {}
+    """By the parts of a step (`roofline.serving.step.PARTS`): time of the engine's kernels ÷ that by the device's laws,
+    where it was fitted to a server's times (`calibrate --engine`); 1 for those left out."""
     compared: tuple[str, ...] = ()
     """Versions whose measured steps this row was compared with."""
     sources: tuple[str, ...]
@@ -84,10 +87,13 @@ def engine_named(name: str, version: str = "") -> Engine:
 
 
 def asked_engine(text: str) -> tuple[Engine, list[str]]:
-    """An engine by NAME or NAME:VERSION, and doubts about its description for that version, a sentence each.
+    """An engine by NAME or NAME:VERSION or a file that `calibrate --engine` wrote, and doubts about its description for
+    that version, a sentence each.
 
-    Raises ValueError, one line: an unknown engine, or a version that is no number.
+    Raises ValueError, one line: an unknown engine, a version that is no number, or a file that cannot be read.
     """
+    if text.endswith(".json"):
+        return _read(Path(text), "write it again: python -m profiler calibrate --engine")[-1], []
     name, colon, version = text.partition(":")
     engine = engine_named(name, version)
     since = [row.since or "any version" for row in _rows(name.lower())]
@@ -110,11 +116,22 @@ def asked_engine(text: str) -> tuple[Engine, list[str]]:
 def _rows(name: str) -> tuple[Engine, ...]:
     if name not in engine_names():
         raise ValueError(f"no engine {name!r:.60}; known: {', '.join(engine_names())}")
-    path = FOLDER / f"{name}.json"
+    return _read(FOLDER / f"{name}.json", "install roofcal again")
+
+
+def _read(path: Path, mend: str) -> tuple[Engine, ...]:
+    """The rows of an engine's file. Raises ValueError, one line, where it is damaged."""
+    content = read_bytes(path, mend=mend)
     try:
-        return tuple(Engine.model_validate(row) for row in parse_json(read_bytes(path, mend="install roofcal again")))
+        rows = parse_json(content)
+        read = tuple(Engine.model_validate(row) for row in rows) if isinstance(rows, list) else ()
     except ValidationError as error:
-        raise ValueError(f"{path} is damaged ({error.error_count()} fields); install roofcal again") from error
+        raise ValueError(f"{path} is damaged ({error.error_count()} fields); {mend}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); {mend}") from error
+    if not read:
+        raise ValueError(f"{path} describes no engine; {mend}")
+    return read
 
 
 def _number(version: str) -> tuple[int, ...] | None:

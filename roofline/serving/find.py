@@ -18,6 +18,7 @@ from roofline.hardware.spec import Link
 from roofline.laws.fitted import Z90
 from roofline.laws.law import Floats
 from roofline.serving.engine import Engine
+from roofline.serving.predict import engine_constants
 from roofline.serving.replay import Load, replay
 from roofline.serving.shape import ELEMENT, Served
 from roofline.serving.step import MOVED, Parallel, Plan, Pricer, Scheme, cache_bytes, weight_bytes
@@ -208,7 +209,7 @@ def search(
     left_out: Counter[str] = Counter()
     offers: list[tuple[Offer, Surface]] = []
     bare: dict[str, float] = {}
-    constants: Floats = np.array([1.0 if name in SECONDS else engine.constants[name].value for name in TERMS])
+    constants = engine_constants(engine)
     batches = np.array(degrees.batch, dtype=float)
     for seller in sellers:
         places = list(_places(model_of, layers, schemes, seller, degrees, left_out))

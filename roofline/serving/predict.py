@@ -121,6 +121,12 @@ class EngineRequest:
     """Output of all requests ÷ time."""
 
 
+def engine_constants(engine: Engine) -> Floats:
+    """Seconds of one of each of `TERMS`, and factors on those that are seconds."""
+    factors = {name: prior.value for name, prior in engine.factors.items()}
+    return np.array([factors.get(name, 1.0) if name in SECONDS else engine.constants[name].value for name in TERMS])
+
+
 def steps(
     model: Served, engine: Engine, scheme: Scheme, parallel: Parallel,
     asked: Sequence[Sequence[Workload]], pricer: Prices,
@@ -159,6 +165,7 @@ def steps(
         counts = times.setdefault(id(step), dict.fromkeys(OWN, 0.0))
         before = step.kernels_s
         for plan in plans:
+            _scale(plan, engine)
             _add(step, plan)
         step.passes += 1
         counts["step"] += 1
@@ -230,6 +237,15 @@ def _pass(
     return plans
 
 
+def _scale(plan: Plan, engine: Engine) -> None:
+    """Multiply the seconds of parts for which the engine has a factor."""
+    for part, factor in engine.factors.items():
+        if part in plan.parts_s:
+            plan.parts_s[part] = plan.parts_s[part] * factor.value
+        for spent in (plan.by_law, plan.bare):
+            spent.update({place: factor.value * seconds for place, seconds in spent.items() if place[0] == part})
+
+
 def _add(step: EngineStep, plan: Plan) -> None:
     for part, seconds in plan.parts_s.items():
         whole = float(np.sum(seconds))
@@ -260,8 +276,7 @@ def requests(
     Raises ValueError where not even one fits beside the weights, or for more than an engine holds.
     """
     (surface,) = surfaces([(model, engine, scheme, parallel)], pricer, memory_bytes)
-    constants: Floats = np.array([1.0 if name in SECONDS else engine.constants[name].value for name in TERMS])
-    found = []
+    constants, found = engine_constants(engine), []
     for batch, prompt, output in asked:
         _check_number(batch)
         if prompt + output > surface.most_tokens:
