@@ -31,6 +31,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from pydantic import ValidationError
+
 from profiler.record.files import (
     HARDWARE,
     HARDWARE_JOURNAL,
@@ -44,6 +46,7 @@ from profiler.record.files import (
     read_record,
     write_text,
 )
+from profiler.record.index import Index, folders_in
 from profiler.record.run import RUN_SCHEMA, Cell, CellResult, RequestError, Run
 from roofline.graph.op import GRAPH_SCHEMA, OpGraph
 from roofline.hardware.load import impossible
@@ -315,8 +318,18 @@ def list_runs(base: Path) -> list[RunSummary]:
     """Every run under ``base/<device>/``, the oldest first; none where `base` does not exist."""
     if entry(base) != "folder":
         return []
-    folders = [path for path in Path(base).glob("*/*/") if path.is_dir() and not path.name.startswith(".")]
-    return [_summary(path) for path in sorted(folders, key=lambda path: (path.name, path.parent.name))]
+    paths = [Path(base, device, run) for device in folders_in(base) for run in folders_in(f"{base}/{device}")]
+    index, runs = Index(Path(base)), list[RunSummary]()
+    for path in sorted(paths, key=lambda path: (path.name, path.parent.name)):
+        try:
+            summary = RunSummary.model_validate({**(index.find(path) or {}), "path": path})
+        except ValidationError:  # it is not known
+            summary = _summary(path)
+            if summary.state == "finished":
+                index.keep(path, summary.model_dump(mode="json", exclude={"path"}))
+        runs.append(summary)
+    index.write()
+    return runs
 
 
 def _summary(path: Path) -> RunSummary:

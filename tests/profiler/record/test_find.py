@@ -1,7 +1,10 @@
+import errno
+import json
 from pathlib import Path
 
 import pytest
 
+from profiler.record import folder, index
 from profiler.record.folder import RunFolder, find_run, list_runs
 from profiler.record.run import RequestError, Run
 from roofline.hardware.spec import HardwareSpec
@@ -40,6 +43,43 @@ def test_a_finished_run_that_lost_a_file_is_unreadable(results: Path, name: str)
     summary = list_runs(results)[0]
     assert summary.state == "unreadable"
     assert f"{name} is missing from a finished run; restore it" in str(summary.why)
+
+
+INDEXES = [
+    "", "{", "[]", "null", '{"schema_version": 2, "runs": {}}', '{"schema_version": 1}',
+    '{"schema_version": 1, "runs": {"example-cpu-2.0-ghz/20260509T101112Z-main": 5}}',
+    '{"schema_version": 1, "runs": [1, 2]}', '{"schema_version": 1, "runs": {"a/b": ["", {"state": 7}]}}',
+]  # fmt: skip
+
+
+def test_an_index_spares_opening_runs_and_never_changes_what_is_said(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "WORTH_KEEPING", 1)
+    device = results / "example-cpu-2.0-ghz"
+    plain = list_runs(results)
+    file = results / index.INDEX
+    assert set(json.loads(file.read_text())["runs"]) == {"example-cpu-2.0-ghz/20260509T101112Z-main"}
+    opened: list[Path] = []
+    summary = folder._summary
+    monkeypatch.setattr(folder, "_summary", lambda path: opened.append(path) or summary(path))
+    assert list_runs(results) == plain and len(opened) == 3, "only a finished run is known"
+    for content in INDEXES:
+        file.write_text(content)
+        assert list_runs(results) == plain
+    tampered = json.loads(file.read_text())
+    tampered["runs"]["example-cpu-2.0-ghz/20260509T101112Z-main"][1]["cells"] = "many"
+    file.write_text(json.dumps(tampered))
+    assert list_runs(results) == plain
+    (device / "20260509T101112Z-main" / "spec.json").unlink()
+    assert list_runs(results)[0].state == "unreadable", "a run that lost a file is looked at again"
+    file.unlink()
+    monkeypatch.setattr(index, "write_text", full_disk)
+    assert len(list_runs(results)) == 4, "a folder that cannot be written is listed all the same"
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_no_results_folder_has_no_runs(tmp_path: Path) -> None:
