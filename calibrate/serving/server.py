@@ -93,8 +93,8 @@ def fit_server(engine: Engine, seen: Sequence[Seen], facts: Facts, foreign: bool
     """
     if len(seen) < FEWEST_ROWS:
         raise RequestError(
-            f"{len(seen)} times say nothing about an engine's constants; give at least {FEWEST_ROWS}, as results at "
-            "several numbers of requests in flight"
+            f"{len(seen)} measured times say nothing about an engine's constants; give at least {FEWEST_ROWS}, as "
+            "results at several numbers of requests in flight"
         )
     law = EngineTime(engine, foreign)
     terms, measured = np.array([one.terms for one in seen]), np.array([one.time_s for one in seen])
