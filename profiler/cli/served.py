@@ -15,7 +15,6 @@ from roofline.hardware.spec import HardwareSpec, facts_of
 from roofline.serving.engine import Engine, asked_engine
 from roofline.serving.find import check_experts
 from roofline.serving.predict import EngineStep, limits, requests, steps
-from roofline.serving.shape import Served
 from roofline.serving.step import Parallel, Pricer, Scheme
 from roofline.whatif.registry import WhatIf
 from roofline.workload import Workload
