@@ -32,12 +32,14 @@ from profiler.record.files import Lock, make_folder, replacing
 from profiler.record.folder import RunFolder, list_runs
 from profiler.record.parquet import schema
 from profiler.record.run import RequestError
-from roofline.reading import entry, one_line
+from roofline.reading import entry, one_line, parse_json
 
 STORE, STORE_SCHEMA = ".rows", 1
 PREFIX = f"rows-v{STORE_SCHEMA}-"
 MOST_FILES = 64
 """Files after which they become one: opening a file takes about a millisecond."""
+AT_ONCE = 250
+"""Runs whose rows are written at once: what is written is not lost where the rest is interrupted."""
 COLUMNS = schema(
     ("run device started name key made_of unit", pa.string()),
     ("run_id key_id", pa.int64()),
@@ -70,16 +72,19 @@ def refresh(results: Path, rows_of: Callable[[RunFolder], Side], say: Callable[[
     make_folder(base)
     lock = Lock(base / ".lock")
     try:
-        sides = []
-        for run in lacking:
-            try:
-                sides.append((f"{run.path.parent.name}/{run.path.name}", rows_of(RunFolder.open(run.path))))
-            except RequestError as error:
-                say(f"{run.path} is left out: {error}")
-        add(base, sides)
+        added = 0
+        for first in range(0, len(lacking), AT_ONCE):
+            sides = []
+            for run in lacking[first : first + AT_ONCE]:
+                try:
+                    sides.append((f"{run.path.parent.name}/{run.path.name}", rows_of(RunFolder.open(run.path))))
+                except RequestError as error:
+                    say(f"{run.path} is left out: {error}")
+            add(base, sides)
+            added += len(sides)
     finally:
         lock.release()
-    return len(sides)
+    return added
 
 
 def add(base: Path, sides: Iterable[tuple[str, Side]]) -> None:
@@ -133,10 +138,22 @@ def read(results: Path | str, device: str | None = None) -> Stored:
     key_order = np.array(sorted(range(len(keys)), key=lambda i: keys[i][0]))
     at_run = run_order[np.searchsorted(np.array([runs[i][0] for i in run_order]), columns["run_id"])]
     at_key = key_order[np.searchsorted(np.array([keys[i][0] for i in key_order]), columns["key_id"])]
+    middle = np.ma.filled(columns["middle"], np.nan)
+    if not (np.isfinite(middle) & (middle > 0)).all():
+        raise RequestError(f"{where} holds a time that is not positive; {MEND}")
     logs = np.full((len(keys), len(runs)), np.nan)
-    logs[at_key, at_run] = np.log(columns["middle"])
-    nights = tuple(Night(run, started, json.loads(made_of)) for _, run, started, made_of in runs)
-    return Stored(nights, {tuple(map(tuple, json.loads(key))): row for (_, key), row in zip(keys, logs, strict=True)})
+    logs[at_key, at_run] = np.log(middle)
+    try:
+        nights = tuple(Night(str(run), str(started), _texts(made_of)) for _, run, started, made_of in runs)
+        rows = [tuple((str(name), str(value)) for name, value in parse_json(key)) for _, key in keys]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RequestError(f"{where} names a run or a kernel by what is no JSON of texts; {MEND}") from error
+    return Stored(nights, dict(zip(rows, logs, strict=True)))
+
+
+def _texts(text: str) -> dict[str, str]:
+    """The names and values of a JSON object."""
+    return {str(name): str(value) for name, value in parse_json(text).items()}
 
 
 def _known(base: Path) -> set[int]:

@@ -58,6 +58,10 @@ def found_document(title: str, found: Search, notes: Sequence[str]) -> Document:
     best = sorted(firsts.values(), key=lambda offer: -offer.per_device)[:BEST]
     words = "the best batch of each way to divide the model; tokens/s of each device"
     parts.append(Section("Most tokens for each device", (Text(words, "faint"), table(COLUMNS, best))))
+    of_devices = {offer.place.device: offer for offer in reversed(found.meeting)}
+    if len(dict.fromkeys(offer.place.device for offer in found.estimates)) > 1 and of_devices:
+        each = sorted(of_devices.values(), key=lambda offer: -offer.per_device)
+        parts.append(Section("The best on each device that meets the target", (table(COLUMNS, each),)))
     if (cheap := found.best_for_cost) is not None:
         parts.append(Section("Most tokens for the cost", (table(COLUMNS, [cheap]),)))
     words = "no other configuration has both more tokens for each device and a shorter time between tokens"
@@ -86,7 +90,7 @@ def _named(offer: Offer) -> str:
 
 
 def _span(ends: tuple[float, float]) -> str:
-    return f"{magnitude(ends[0])}–{magnitude(ends[1])}"
+    return f"{magnitude(ends[0])} to {magnitude(ends[1])}"
 
 
 def _cost(offer: Offer) -> Cell:

@@ -26,7 +26,7 @@ class _Row:
 
     @property
     def interval(self) -> str:
-        return f"{self.show(self.estimate.low)} to {self.show(self.estimate.high)}" if self.estimate.determined else ""
+        return f"{self.show(self.estimate.low)} to {self.show(self.estimate.high)}"
 
 
 COLUMNS: tuple[Column[_Row], ...] = (
@@ -50,7 +50,8 @@ def server_document(path: Path, fitted: FittedServer, notes: list[str]) -> Docum
         ("expected of other models", f"± {percent(fitted.fit.deviation)} (one standard deviation)"),
         ("written to", str(path)),
     ]
-    undetermined = f"not determined by these times: {', '.join(open_ones)}; they keep what was expected"
+    which = "all of them" if len(open_ones) == len(rows) else ", ".join(open_ones)
+    undetermined = f"not determined by these times alone: {which}; what was expected of them weighs more"
     return Document(
         f"Constants of {fitted.engine.name}",
         (

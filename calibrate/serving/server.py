@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibrate.serving.engine_time import FEWEST_ROWS, EngineTime, FittedEngine, fit_engine
+from calibrate.serving.engine_time import FEWEST_ROWS, OWN_SPREAD, EngineTime, FittedEngine, fit_engine
 from profiler.record.run import RequestError
 from roofline.laws.fitted import Z90, Estimate
 from roofline.laws.law import Facts, Floats
@@ -16,6 +16,8 @@ from roofline.serving.engine import Engine, Prior
 from roofline.serving.step import PARTS
 from roofline.serving.surface import LAUNCHING, TERMS
 
+STAYED = 1e-3
+"""Logarithm by which a constant moves that has stayed where it was expected."""
 LEAST_SPREAD = 0.02
 """Least standard deviation of the logarithm of a fitted constant: times of one server repeat no better."""
 
@@ -60,19 +62,23 @@ class FittedServer:
         return np.array([float(one.terms @ constants) / one.time_s - 1 for one in self.seen])
 
     def described(self, source: str) -> Engine:
-        """The engine with what was fitted; constants that were not determined keep their priors."""
+        """The engine with the constants as they fit together. One that the times do not determine moves little, and its
+        spread stays what was expected."""
         constants, factors = dict(self.engine.constants), dict(self.engine.factors)
-        for estimate in self.estimates:
-            if not estimate.determined:
+        for estimate, prior in zip(self.estimates, self.priors, strict=True):
+            if not estimate.determined and abs(np.log(estimate.value / prior)) < STAYED:
                 continue
             spread = max(float(np.log(estimate.high / estimate.low)) / (2 * Z90), LEAST_SPREAD)
-            if estimate.name in PARTS:
-                factors[estimate.name] = Prior(value=estimate.value, spread=spread, source=source)
-            elif estimate.name == LAUNCHING:
-                value = self.engine.constants["launch"].value * estimate.value
-                constants["launch"] = Prior(value=value, spread=spread, source=source)
-            else:
-                constants[estimate.name] = Prior(value=estimate.value, spread=spread, source=source)
+            name, value = estimate.name, estimate.value
+            if name in PARTS:
+                spread = spread if estimate.determined else OWN_SPREAD[name]
+                factors[name] = Prior(value=value, spread=spread, source=source)
+                continue
+            name = "launch" if name == LAUNCHING else name
+            if name == "launch":
+                value *= constants[name].value
+            spread = spread if estimate.determined else constants[name].spread
+            constants[name] = Prior(value=value, spread=spread, source=source)
         return self.engine.model_copy(update={"constants": constants, "factors": factors})
 
 
@@ -87,8 +93,8 @@ def fit_server(engine: Engine, seen: Sequence[Seen], facts: Facts, foreign: bool
     """
     if len(seen) < FEWEST_ROWS:
         raise RequestError(
-            f"{len(seen)} times say nothing about an engine's constants; give at least {FEWEST_ROWS}, as results at "
-            "several numbers of requests in flight"
+            f"{len(seen)} measured times say nothing about an engine's constants; give at least {FEWEST_ROWS}, as "
+            "results at several numbers of requests in flight"
         )
     law = EngineTime(engine, foreign)
     terms, measured = np.array([one.terms for one in seen]), np.array([one.time_s for one in seen])

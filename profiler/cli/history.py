@@ -71,10 +71,11 @@ def history(
     from calibrate.report.history import history_document, history_json
 
     with output.stdout_to_stderr_if(as_json):
-        added = refresh(results, _rows, lambda line: output.say(line, sys.stderr))
-        if added > 1:
-            output.say(f"{added} runs are new", sys.stderr)
-        stored = read(results, device)
+        if (store := _object_store(results)) is None:
+            added = refresh(results, _rows, lambda line: output.say(line, sys.stderr))
+            if added > 1:
+                output.say(f"{added} runs are new", sys.stderr)
+        stored = read(store or results, device)
         wanted = {key: row for key, row in stored.series.items() if kernel in " ".join(value for _, value in key)}
         if not wanted:
             raise RequestError(f"no row has {kernel!r:.60} in its name; leave it out to see all {len(stored.series)}")
@@ -91,6 +92,13 @@ def history(
         raise typer.Exit(output.SLOWER)
     if confirm is not None and any(change.gated in (None, "undecided") for change in found):
         raise typer.Exit(output.INCONCLUSIVE)
+
+
+def _object_store(results: Path) -> str | None:
+    """The address of an object store, as s3://bucket/results, whose double slash a path has lost; None for a folder."""
+    scheme, colon, rest = str(results).partition(":/")
+    slashes = "///" if scheme == "file" else "//"  # a file has no host
+    return f"{scheme}:{slashes}{rest.lstrip('/')}" if colon and scheme.isalnum() and len(scheme) > 1 else None
 
 
 def _rows(folder: RunFolder) -> "Side":

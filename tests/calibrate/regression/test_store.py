@@ -1,8 +1,11 @@
 """The store of rows: made from runs, added to by one process, refused where it is damaged."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from calibrate.regression.compare import Row, Side
@@ -106,3 +109,52 @@ def test_a_damaged_file_is_refused_and_says_what_to_do(tmp_path: Path, damage: o
     with pytest.raises(RequestError, match="delete it; the rows are made again") as refusal:
         read(tmp_path)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_full_disk_harms_nothing_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tmp_path / STORE
+    base.mkdir()
+    add(base, [("d/0", side(0))])
+    there = {file: file.read_bytes() for file in base.iterdir()}
+
+    def full(table: object, path: Path, **_: object) -> None:
+        path.write_bytes(b"PAR1, and no more")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(RequestError, match="No space left on device"):
+        patched.setattr(pq, "write_table", full)
+        add(base, [("d/1", side(1))])
+    assert {file: file.read_bytes() for file in base.iterdir()} == there
+    add(base, [("d/1", side(1))])
+    assert [night.name for night in read(tmp_path).nights] == ["d/0", "d/1"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("key", "{", "no JSON of texts"), ("key", "[1]", "no JSON of texts"), ("key", None, "no JSON of texts"),
+        ("made_of", "[]", "no JSON of texts"), ("middle", -1.0, "not positive"),
+        ("middle", float("nan"), "not positive"),
+        ("middle", None, "not positive"),
+    ],
+)  # fmt: skip
+def test_a_tampered_file_is_refused(tmp_path: Path, column: str, value: object, words: str) -> None:
+    base = tmp_path / STORE
+    base.mkdir()
+    add(base, [("d/0", side(0))])
+    (file,) = base.glob(f"{PREFIX}*")
+    table = pq.read_table(file)
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, pa.array([value], table.schema.field(column).type)), file)
+    with pytest.raises(RequestError, match=f"{words}.*; delete it") as refusal:
+        read(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_object_stores_address_is_read_by_duckdb(tmp_path: Path) -> None:
+    base = tmp_path / STORE
+    base.mkdir()
+    add(base, [("d/0", side(0)), ("d/1", side(1))])
+    assert [night.name for night in read(f"file://{tmp_path}").nights] == ["d/0", "d/1"]
+    with pytest.raises(RequestError, match="cannot read file://"):
+        read(f"file://{tmp_path}/nowhere")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from roofline.serving.surface import TERMS, surfaces
 
 ON = ("--hardware", "nvidia-h100-sxm")
 ENGINE = "vllm:0.18.0"
+TIMELINE = Path(__file__).parents[2] / "data" / "timelines" / "vllm_decode_graph.json.gz"
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def test_the_report_says_what_is_not_determined(
     out = tmp_path / "here.json"
     assert main(["calibrate", *results(6e-3, 80e-6), "--engine", ENGINE, *ON, "--out", str(out)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "not determined by these times: " in shown and "starts of the engine's own all-reduces" in shown
+    assert "not determined by these times alone: " in shown and "starts of the engine's own all-reduces" in shown
     assert "host: a step" in shown and "no law of nvidia-h100-sxm" in shown
 
 
@@ -146,6 +148,17 @@ def test_requests_in_flight_are_read_or_follow_from_littles_law(tmp_path: Path) 
     path.write_bytes(gzip.compress(path.read_bytes()))
     with pytest.raises(RequestError, match="no JSON of a benchmark"):
         read_bench(path)
+
+
+def test_steps_of_timelines_are_fitted_to(tmp_path: Path, model: str) -> None:
+    files = [tmp_path / f"{number}.json.gz" for number in range(4)]
+    for file in files:
+        shutil.copy(TIMELINE, file)
+    asked = ["calibrate", *map(str, files), "--engine", ENGINE, *ON, "--out", str(tmp_path / "here.json"), "--json"]
+    assert main(asked) == 2, "a timeline does not name its model"
+    assert main([*asked, "--model", model]) == 0
+    engine, _ = asked_engine(str(tmp_path / "here.json"))
+    assert engine.constants["step"].value > engine_named("vllm", "0.18.0").constants["step"].value
 
 
 def test_steps_of_a_timeline_last_until_the_next_one() -> None:

@@ -93,6 +93,15 @@ def test_refusals(nights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert why in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_an_object_store_is_read_and_never_written(nights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["history", "triad", "--results", nights, "--json"]) == 0
+    known = capsys.readouterr().out
+    assert main(["history", "triad", "--results", f"file://{nights}", "--json"]) == 0
+    assert capsys.readouterr().out == known
+    assert main(["history", "--results", f"file://{nights}/nowhere"]) == 2
+    assert "cannot read file:///" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_few_runs_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     night(tmp_path, 1, 1.0, "2.11")
     assert main(["history", "--results", str(tmp_path)]) == 0
