@@ -16,7 +16,7 @@ from calibrate.report.document import PAGE, Figure, Section
 from calibrate.report.run_rows import key_of
 from roofline.graph.op import layer_of
 from roofline.hardware.spec import HardwareSpec
-from roofline.units import UNKNOWN, percent, seconds
+from roofline.units import UNKNOWN, percent, seconds, shortened
 
 Array = NDArray[np.float64]
 
@@ -45,7 +45,6 @@ def depth_chart(measured: MeasuredPass) -> Any:
     import plotly.graph_objects as go  # takes long to import, and only pages draw
 
     from calibrate.report import theme
-    from calibrate.report.terminal import shortened
 
     rows, layers, cells = _grid(measured)
     if len(layers) < 2:
