@@ -12,11 +12,13 @@ from calibrate.report import run_rows as rows
 from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
 from calibrate.report.peaks import peak_parts
 from calibrate.report.run_rows import LayerRow, TermRow, meaning
-from profiler.record.run import CellResult, Mode, Run
+from calibrate.report.scenarios import scenario_sections
+from calibrate.report.titles import step_title, title
+from calibrate.scenarios.scenario import Answer
+from profiler.record.run import CellResult, Run
 from roofline import units
 from roofline.hardware.spec import HardwareSpec
-from roofline.units import UNKNOWN, dtype, magnitude, number, percent, plus_minus, ratio, seconds, size
-from roofline.workload import Workload
+from roofline.units import UNKNOWN, magnitude, number, percent, plus_minus, ratio, seconds, size
 
 WORDS = {
     "pass": "b: sequences, q: new tokens of each, ctx: cached tokens of each",
@@ -40,44 +42,35 @@ ABOVE_ONE = "efficiency above 1"
 """Begins the footnote of the mark "!"; a report whose own warnings have it does not get a second one."""
 MOST_KERNELS = 20
 """Compiled kernels that a terminal shows at most."""
-MODES: dict[Mode, str] = {
-    "eager": "",
-    "compile": ", compiled",
-    "cuda-graph": ", CUDA graph",
-    "compile-cuda-graph": ", compiled in a CUDA graph",
-}
 
 
 def run_document(
-    reports: Sequence[PassReport], run: Run, spec: HardwareSpec, failed: Sequence[CellResult] = ()
+    reports: Sequence[PassReport],
+    run: Run,
+    spec: HardwareSpec,
+    failed: Sequence[CellResult] = (),
+    answers: Sequence[Answer] = (),
 ) -> Document:
-    """The report of a whole run."""
+    """The report of a whole run; with `answers` of scenarios, a terminal has these and no passes one by one."""
     warned = (Text(note, "warning") for note in run.environment.notes)
     file = Text(f"Device file: {spec.name}", "faint", views=document.FILES)
-    passes = [_pass(i, report, run, spec) for i, report in enumerate(reports)]
+    one_by_one = document.FILES if answers else document.EVERYWHERE
+    passes = [replace(_pass(i, report, run, spec), views=one_by_one) for i, report in enumerate(reports)]
+    scenarios = scenario_sections(answers)
     absent = f"{_count(len(failed), 'pass', 'passes')} gave no result; the reasons stand under “No result”"
     parts: list[Part] = [
         Text("" if reports else "No pass has been measured in this run."),
         Text(absent if failed else "", "warning"),
+        *(replace(section, views=document.FILES) for section in scenarios),
         replace(_summary(reports, run), views=document.FILES),
         Section("Device", (Facts(environment(run)), *warned, Section("Peaks", (file, *peak_parts(spec))))),
         *passes,
         Section("No result", (table(_FAILED, failed),)),
-        Section("Words", (Facts(tuple(WORDS.items()) if reports else (), "faint"),)),
+        Section("Words", (Facts(tuple(WORDS.items()) if reports else (), "faint"),), views=one_by_one),
         replace(_summary(reports, run), views=document.TERMINAL if len(reports) > 1 else frozenset()),
+        *(replace(section, views=document.TERMINAL) for section in scenarios),
     ]
     return Document(f"{run.environment.device}: {run.name}", parts)
-
-
-def workload_title(workload: Workload) -> str:
-    """ "decode b1 q1 ctx 512 bf16"."""
-    tokens = f"b{workload.batch} q{workload.query_tokens} ctx {workload.context_tokens}"
-    return f"{workload.phase} {tokens} {dtype(workload.dtype)}"
-
-
-def title(report: PassReport) -> str:
-    """ "llama-3.1-8b decode b1 q1 ctx 512 bf16", with how it ran where that was not eagerly."""
-    return f"{report.model} {workload_title(report.workload)}{MODES[report.mode]}"
 
 
 def verdict(report: PassReport) -> str:
@@ -247,7 +240,7 @@ LAYER_COLUMNS: tuple[Column[LayerRow], ...] = (
 )
 
 _FAILED: tuple[Column[CellResult], ...] = (
-    Column("pass", lambda r: f"{r.cell.model} {workload_title(r.cell.workload)} ({_options(r)})", wraps=True),
+    Column("pass", lambda r: f"{r.cell.model} {_step(r)} ({_options(r)})", wraps=True),
     Column("status", lambda result: Cell(result.status, bad=True), words=True),
     Column("reason", lambda result: result.reason or "no reason was recorded", wraps=True),
 )
@@ -393,6 +386,10 @@ def _with_half(value: float, low: float | None, high: float | None, what: str = 
 
 def _count(count: int, one: str, many: str = "") -> str:
     return f"{count} {one}" if count == 1 else f"{count} {many or one + 's'}"
+
+
+def _step(result: CellResult) -> str:
+    return step_title(result.cell.workload, result.cell.beside, result.cell.change)
 
 
 def _options(result: CellResult) -> str:
