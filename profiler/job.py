@@ -11,7 +11,7 @@ Example::
 """
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,15 +23,18 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from profiler.devices.backend import PerDevice, backend_of, free_bytes
-from profiler.models.build import build, build_meta, check_request, require_weights
-from profiler.models.inputs import prepare
-from profiler.models.resolve import ResolvedModel, resolve, truncate
+from profiler.models.build import build, build_meta, check_request, context_limit, require_weights
+from profiler.models.changed import change_model, changed_config, model_change, parsed
+from profiler.models.mixed import MIXED
+from profiler.models.resolve import ResolvedModel, layer_count, resolve, truncate
 from profiler.models.trace import trace
-from profiler.passes.measure import Loaded, measure_cell, reason
+from profiler.passes.fresh import fresh_times
+from profiler.passes.measure import Loaded, measure_cell, prepared, reason
 from profiler.record.folder import RunFolder
-from profiler.record.run import Cell, CellResult, InvalidMeasurement, Mode, RequestError
+from profiler.record.run import Cell, CellResult, InvalidMeasurement, Mode, ModelFacts, RequestError
 from profiler.timing.clocks import clock_for
-from roofline.graph.op import OpGraph
+from roofline.graph.memory import footprint
+from roofline.graph.op import Kind, OpGraph
 from roofline.workload import Phase, Workload
 
 RATED = (128, 1024, 1024)
@@ -77,6 +80,8 @@ def measure_cells(folder: RunFolder, done: frozenset[str], job: Job, step: Step 
                 seed=job.seed,
                 step=partial(_within, step, cell, begun),
             )
+            if cell.change and parsed(cell.change)[0] == "fresh":
+                result = _with_fresh(result, job)
             if graph is not None:
                 result = result.model_copy(update={"graph": folder.write_graph(cell, graph)})
             try:
@@ -88,28 +93,43 @@ def measure_cells(folder: RunFolder, done: frozenset[str], job: Job, step: Step 
         backend_of(job.device).release_memory()  # else the next model finds no memory free
 
 
+def _with_fresh(result: CellResult, job: Job) -> CellResult:
+    """The result with the times of new processes, or the reason why there are none."""
+    count = parsed(result.cell.change)[1]["processes"]
+    try:
+        times = fresh_times(
+            result.cell, job.device, processes=count, seed=job.seed, trust_remote_code=job.trust_remote_code
+        )
+    except InvalidMeasurement as error:
+        return result.model_copy(update={"status": "invalid", "reason": str(error)})
+    return result.model_copy(update={"fresh": times})
+
+
 def _within(step: Step, cell: Cell, done: int, text: str, part: float) -> None:
     step(f"{cell.model} {cell.workload.key}: {text}", done + part)
 
 
 def _by_model(cells: list[Cell]) -> Iterator[list[Cell]]:
     """Groups of cells that can use the same loaded model, in the order of the run."""
-
-    def model(cell: Cell) -> tuple[object, ...]:
-        return (cell.model, cell.workload.dtype, cell.attn, cell.experts, cell.layers, cell.weights)
-
-    for _, group in groupby(cells, key=model):
+    for _, group in groupby(cells, key=_model_key):
         yield list(group)
+
+
+def _model_key(cell: Cell) -> tuple[object, ...]:
+    attn = MIXED if cell.beside else cell.attn
+    return (cell.model, cell.workload.dtype, attn, cell.experts, cell.layers, cell.weights, model_change(cell.change))
 
 
 def _load(cell: Cell, job: Job) -> Loaded:
     """The cell's model on the device. Raises RequestError, or MemoryError where it cannot fit."""
     resolved = resolve(cell.model, trust_remote_code=job.trust_remote_code)
     whole_config = resolved.config
+    if cell.change:
+        whole_config = changed_config(whole_config, cell.change)
     config = truncate(whole_config, cell.layers) if cell.layers else whole_config
-    dtype = getattr(torch, cell.workload.dtype)
-    meta = build_meta(config, dtype, cell.attn, cell.experts)
-    whole = meta if config is whole_config else build_meta(whole_config, dtype, cell.attn, cell.experts)
+    dtype, attn = getattr(torch, cell.workload.dtype), MIXED if cell.beside else cell.attn
+    meta = build_meta(config, dtype, attn, cell.experts)
+    whole = meta if config is whole_config else build_meta(whole_config, dtype, attn, cell.experts)
     needed, free = weight_bytes(meta), free_bytes(job.device)
     if needed > free:
         raise MemoryError(f"{cell.model} needs {needed / 1e9:.1f} GB for its weights, {free / 1e9:.1f} GB are free")
@@ -117,13 +137,15 @@ def _load(cell: Cell, job: Job) -> Loaded:
         config,
         job.device,
         dtype,
-        cell.attn,
+        attn,
         cell.experts,
         weights=cell.weights,
         name=resolved.location,
         seed=job.seed,
         trust_remote_code=job.trust_remote_code,
     )
+    for each in (meta, model):
+        change_model(each, cell.change)
     return Loaded(name=cell.model, model=model, meta=meta, whole=whole, notes=resolved.notes_in_full)
 
 
@@ -241,6 +263,69 @@ def plan(models: Sequence[str], device: torch.device, shapes: Shapes, choices: C
     return tuple(dict.fromkeys(cells))
 
 
+class CellCheck:
+    """What can be measured of one model in one dtype: its facts, and a check of each cell before anything is."""
+
+    def __init__(self, resolved: ResolvedModel, dtype: str, device: torch.device, choices: Choices) -> None:
+        """Raises RequestError where the model cannot be built, or its weights do not fit."""
+        options = asdict(choices) | {"layers": None}
+        del options["trust_remote_code"]
+        self.config, self.device = resolved.config, device
+        one = Workload(batch=1, query_tokens=1, context_tokens=0, dtype=dtype)
+        self.like = Cell(model=resolved.name, workload=one, **options)
+        self._meta = build_meta(resolved.config, dtype, choices.attn, choices.experts)
+        self._ways = {choices.attn}
+        if choices.weights == "pretrained":
+            require_weights(resolved.location)
+        self._weights, self._free = weight_bytes(self._meta), free_bytes(device)
+        self._require(0.0)
+        cached = Workload(batch=1, query_tokens=1, context_tokens=15, dtype=dtype)
+        try:
+            graph, keeps = trace_cell(self.like.model_copy(update={"workload": cached}), self._meta), True
+        except RequestError:
+            graph, keeps = trace_cell(self.like, self._meta), False
+        held = footprint(graph).kv_cache if keeps else 0.0
+        self._token_bytes = held / (cached.context_tokens + 1)
+        experts = (op.dims.get("groups", 0) for op in graph.ops if op.kind is Kind.GROUPED_MATMUL)
+        self.facts = ModelFacts(
+            layers=layer_count(resolved.config),
+            experts=max(experts, default=0),
+            keeps_cache=keeps,
+            longest=context_limit(resolved.config),
+        )
+
+    def check(self, cell: Cell) -> None:
+        """Raise RequestError, one line, for what the device, the model or its memory does not allow."""
+        tokens = 0
+        for workload in filter(None, (cell.workload, cell.beside)):
+            check_request(self.config, device=self.device, dtype=workload.dtype, workload=workload)
+            tokens += workload.batch * (workload.query_tokens + workload.context_tokens)
+        changed_config(self.config, cell.change)
+        copies = 2.0 if cell.change.startswith("load") else 1.0
+        self._require(copies * tokens * self._token_bytes)
+        way = MIXED if cell.beside else cell.attn
+        if way not in self._ways:
+            meta = build_meta(self.config, cell.workload.dtype, way, cell.experts)
+            if cell.beside:
+                prepared(meta, meta, cell, torch.device("meta"), 0)
+            self._ways.add(way)
+
+    def _require(self, cache_bytes: float) -> None:
+        if self._weights + cache_bytes > self._free:
+            raise RequestError(
+                f"{self.like.model} needs {(self._weights + cache_bytes) / 1e9:.1f} GB for weights, keys and values, "
+                f"{self._free / 1e9:.1f} GB are free; use fewer tokens or sequences, or a smaller model"
+            )
+
+
+def in_groups(cells: Iterable[Cell]) -> tuple[Cell, ...]:
+    """Return each cell once, those that run the same model one after another."""
+    groups: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in dict.fromkeys(cells):
+        groups.setdefault(_model_key(cell), []).append(cell)
+    return tuple(cell for group in groups.values() for cell in group)
+
+
 def check_mode(mode: Mode, device: torch.device) -> None:
     """Raise RequestError where passes cannot run so here: CUDA graphs are of CUDA; inductor needs a compiler."""
     if mode.endswith("cuda-graph") and not backend_of(device).captures_graphs:
@@ -262,14 +347,21 @@ def _check_model(
 
     whole = build_meta(resolved.config, workloads[0].dtype, choices.attn, choices.experts)
     for workload in workloads:
-        part, everything = (_traced(model, workload, choices.cache) for model in (meta, whole))
+        part, everything = (_traced(model, workload, choices) for model in (meta, whole))
         if part is not None and everything is not None:
             scale(part, part, everything)
 
 
-def _traced(model: PreTrainedModel, workload: Workload, cache: str) -> OpGraph | None:
+def _traced(model: PreTrainedModel, workload: Workload, choices: Choices) -> OpGraph | None:
     """The graph on `meta`; None where only the device can tell, which is then asked."""
+    cell = Cell(model="", workload=workload, attn=choices.attn, experts=choices.experts, cache=choices.cache)
     try:
-        return trace(model, prepare(model, workload, cache=cache), workload, name="", target="cpu", options={})
+        return trace_cell(cell, model)
     except Exception:  # noqa: BLE001 - which error says so differs from model to model; the cell will tell
         return None
+
+
+def trace_cell(cell: Cell, meta: PreTrainedModel) -> OpGraph:
+    """Return the graph of a cell's pass on `meta`. Raises RequestError as `prepare` does, and what a model raises."""
+    module, inputs = prepared(meta, meta, cell, torch.device("meta"), 0)
+    return trace(module, inputs, cell.workload, name="", target="cpu", options={})

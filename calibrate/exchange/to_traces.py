@@ -294,7 +294,9 @@ def _predicted_s(table: OpTimesTable) -> Array | None:
 def _title(one: MeasuredPass) -> str:
     layers = one.graph.layers
     only = f", {layers[0]} of {layers[1]} layers" if layers else ""
-    return f"{one.result.cell.model} {one.result.cell.workload.key}{only}"
+    cell = one.result.cell
+    more = [cell.change, f"beside {cell.beside.key}" if cell.beside else ""]
+    return ", ".join(filter(None, (f"{cell.model} {cell.workload.key}", *more))) + only
 
 
 def _why(result: CellResult) -> str:

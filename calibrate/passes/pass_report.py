@@ -174,6 +174,12 @@ class PassReport(Record):
     """Ends of its 99 % interval, compared within rounds; a pass contradicts itself if all of it is above a
     tolerance."""
     excess_high: float | None = None
+    cell: str = ""
+    """Key of the measured cell."""
+    change: str = ""
+    """What was done to the model before it ran, as `Cell.change`."""
+    beside: Workload | None = None
+    """Sequences of another kind in the same step."""
 
 
 def waterfall(rungs: Rungs, idle_s: float) -> Waterfall:

@@ -9,7 +9,7 @@ from typing import Any
 
 from calibrate.passes.table import layer_kind
 from calibrate.report.document import printable
-from calibrate.report.run import workload_title
+from calibrate.report.titles import workload_title
 from roofline.graph.op import Traffic
 from roofline.predict.passes import OpPrediction, PassPrediction
 from roofline.record import Record

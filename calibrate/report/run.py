@@ -15,11 +15,13 @@ from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lin
 from calibrate.report.peaks import peak_parts
 from calibrate.report.run_layers import compiled_kernels, error, half, layer_tables, layer_terms
 from calibrate.report.run_rows import TermRow, meaning
-from profiler.record.run import CellResult, Mode, Run
+from calibrate.report.scenarios import scenario_sections
+from calibrate.report.titles import step_title, title
+from calibrate.scenarios.scenario import Answer
+from profiler.record.run import CellResult, Run
 from roofline import units
 from roofline.hardware.spec import HardwareSpec
-from roofline.units import UNKNOWN, dtype, percent, plus_minus, seconds, size
-from roofline.workload import Workload
+from roofline.units import UNKNOWN, percent, plus_minus, seconds, size
 
 WORDS = {
     "pass": "b: sequences, q: new tokens of each, ctx: cached tokens of each",
@@ -41,12 +43,6 @@ WORDS = {
 
 ABOVE_ONE = "efficiency above 1"
 """Begins the footnote of the mark "!"; a report whose own warnings have it does not get a second one."""
-MODES: dict[Mode, str] = {
-    "eager": "",
-    "compile": ", compiled",
-    "cuda-graph": ", CUDA graph",
-    "compile-cuda-graph": ", compiled in a CUDA graph",
-}
 
 
 def run_document(
@@ -56,40 +52,34 @@ def run_document(
     failed: Sequence[CellResult] = (),
     measured: Sequence[MeasuredPass] = (),
     first: int = 0,
+    answers: Sequence[Answer] = (),
 ) -> Document:
-    """The report of a whole run.
+    """The report of a whole run; with `answers` of scenarios, a terminal has these and no passes one by one.
 
     `measured`: the operations of each report, for the figures of a page. `first`: number of the first pass in its page.
     """
     warned = (Text(note, "warning") for note in run.environment.notes)
     file = Text(f"Device file: {spec.name}", "faint", views=document.FILES)
     of: Sequence[MeasuredPass | None] = measured or [None] * len(reports)
-    passes = [_pass(first + i, report, run, spec, of[i]) for i, report in enumerate(reports)]
+    one_by_one = document.FILES if answers else document.EVERYWHERE
+    passes = [replace(_pass(first + i, report, run, spec, of[i]), views=one_by_one) for i, report in enumerate(reports)]
+    scenarios = scenario_sections(answers)
     absent = f"{_count(len(failed), 'pass', 'passes')} gave no result; the reasons stand under “No result”"
     parts: list[Part] = [
         Text("" if reports else "No pass has been measured in this run."),
         Text(absent if failed else "", "warning"),
         Text(soundness(reports), "strong" if all(r.status == "done" for r in reports) else "bad", document.FILES),
         Text(about(reports, run), views=document.FILES),
+        *(replace(section, views=document.FILES) for section in scenarios),
         replace(_summary(reports, run, first), views=document.FILES),
         Section("Device", (Facts(environment(run)), *warned, Section("Peaks", (file, *peak_parts(spec))))),
         *passes,
         Section("No result", (table(_FAILED, failed),)),
-        Section("Words", (Facts(tuple(WORDS.items()) if reports else (), "faint"),)),
+        Section("Words", (Facts(tuple(WORDS.items()) if reports else (), "faint"),), views=one_by_one),
         replace(_summary(reports, run, first), views=document.TERMINAL if len(reports) > 1 else frozenset()),
+        *(replace(section, views=document.TERMINAL) for section in scenarios),
     ]
     return Document(f"{run.environment.device}: {run.name}", parts)
-
-
-def workload_title(workload: Workload) -> str:
-    """ "decode b1 q1 ctx 512 bf16"."""
-    tokens = f"b{workload.batch} q{workload.query_tokens} ctx {workload.context_tokens}"
-    return f"{workload.phase} {tokens} {dtype(workload.dtype)}"
-
-
-def title(report: PassReport) -> str:
-    """ "llama-3.1-8b decode b1 q1 ctx 512 bf16", with how it ran where that was not eagerly."""
-    return f"{report.model} {workload_title(report.workload)}{MODES[report.mode]}"
 
 
 def verdict(report: PassReport) -> str:
@@ -243,7 +233,7 @@ def environment(run: Run) -> tuple[tuple[str, str], ...]:
 
 
 _FAILED: tuple[Column[CellResult], ...] = (
-    Column("pass", lambda r: f"{r.cell.model} {workload_title(r.cell.workload)} ({_options(r)})", wraps=True),
+    Column("pass", lambda r: f"{r.cell.model} {_step(r)} ({_options(r)})", wraps=True),
     Column("status", lambda result: Cell(result.status, bad=True), words=True),
     Column("reason", lambda result: result.reason or "no reason was recorded", wraps=True),
 )
@@ -361,6 +351,10 @@ def _with_half(value: float, low: float | None, high: float | None, what: str = 
 
 def _count(count: int, one: str, many: str = "") -> str:
     return f"{count} {one}" if count == 1 else f"{count} {many or one + 's'}"
+
+
+def _step(result: CellResult) -> str:
+    return step_title(result.cell.workload, result.cell.beside, result.cell.change)
 
 
 def _options(result: CellResult) -> str:

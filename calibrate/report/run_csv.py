@@ -22,6 +22,8 @@ LAYER = ("path", "kind", "count", "measured_s", "measured_s_low", "measured_s_hi
          "vector_flops", "bytes", "kernels")  # fmt: skip
 FIGURE = ("name", "dtype", "value", "unit", "low", "high", "datasheet", "datasheet_at_clock", "typical", "variation",
           "replicates", "reason", "labels", "conditions")  # fmt: skip
+STEP = ("model", "dtype", "mode", "prefill_sequences", "prefill_tokens", "prefill_context", "decode_sequences",
+        "decode_context", "all_logits", "measured_s", "low_s", "high_s", "predicted_s", "status")  # fmt: skip
 """Columns in their order."""
 
 
@@ -33,6 +35,36 @@ def write_passes(path: Path, reports: Sequence[PassReport], failed: Sequence[Cel
 def write_figures(path: Path, figures: Iterable[Mapping[str, Any]]) -> None:
     """Write a device's figures, as `calibrate.report.json.device_json` lists them."""
     _write(path, FIGURE, ({name: _cell(figure.get(name)) for name in FIGURE} for figure in figures))
+
+
+def write_steps(path: Path, reports: Sequence[PassReport]) -> None:
+    """Write a step-time table, as simulators of serving engines take it: a row for each pass of the model as it is.
+
+    A step has sequences with new tokens of a prompt, sequences that decode one token each, or both; times are seconds.
+    """
+    _write(path, STEP, (_step(report) for report in reports if not report.change and report.status != "invalid"))
+
+
+def _step(report: PassReport) -> dict[str, Any]:
+    parts = [part for part in (report.workload, report.beside) if part is not None]
+    decoding = next((part for part in parts if part.phase == "decode"), None)
+    prefill = next((part for part in parts if part.phase != "decode"), None)
+    return {
+        "model": report.model,
+        "dtype": report.workload.dtype,
+        "mode": report.mode,
+        "prefill_sequences": prefill.batch if prefill else 0,
+        "prefill_tokens": prefill.query_tokens if prefill else 0,
+        "prefill_context": prefill.context_tokens if prefill else 0,
+        "decode_sequences": decoding.batch if decoding else 0,
+        "decode_context": decoding.context_tokens if decoding else 0,
+        "all_logits": int(report.workload.logits == "all"),
+        "measured_s": report.wall_s,
+        "low_s": report.wall_s_low,
+        "high_s": report.wall_s_high,
+        "predicted_s": report.predicted_wall_s,
+        "status": report.status,
+    }
 
 
 def write_kernels(path: Path, kernels: Kernels) -> None:

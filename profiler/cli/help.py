@@ -17,8 +17,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "bits-of-checkpoint", "trust-remote-code", "module", "module-seconds", "graph", "model", "tp",
     ),
     "Workload": (
-        "phase", "prompt", "context", "batch", "logits", "mix", "output", "draft", "speculate", "acceptance", "file",
-        "workloads", "largest", "memory-utilisation", "overhead",
+        "scenario", "phase", "prompt", "context", "batch", "logits", "mix", "output", "draft", "speculate",
+        "acceptance", "file", "workloads", "largest", "memory-utilisation", "overhead",
     ),
     "Device": ("device", "hardware", "peaks", "link", "decode-hardware", "engine", "threads", "memory", "tp"),
     "Search": ("find", "over", "cost"),

@@ -160,6 +160,8 @@ def show(
 def _show_passes(folder: RunFolder, hardware: str | None, results: Path, as_json: bool, csv: Path | None) -> None:
     from calibrate.passes.reports import document, load, load_spec
     from calibrate.report.run import run_document
+    from calibrate.report.scenarios import scenarios_json
+    from calibrate.scenarios.registry import answers
 
     spec = load_spec(folder) if hardware is None else measured_spec(hardware, folder.run.environment, results)
     reports, failed = load(folder, spec)
@@ -167,8 +169,11 @@ def _show_passes(folder: RunFolder, hardware: str | None, results: Path, as_json
         from calibrate.report.run_csv import write_passes
 
         write_passes(csv, reports, failed)
+    answered = answers(folder, reports, failed, spec)
     output.show(
-        as_json, lambda: document(folder, reports, failed), lambda: run_document(reports, folder.run, spec, failed)
+        as_json,
+        lambda: document(folder, reports, failed) | scenarios_json(answered),
+        lambda: run_document(reports, folder.run, spec, failed, answered),
     )
 
 

@@ -5,7 +5,7 @@ Wiring only: options become a plan, `profiler.job` measures its cells, `calibrat
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,9 +28,10 @@ from profiler.cli.measuring import (
     prepare_process,
     require_same_machine,
 )
+from profiler.cli.scenarios import LIST, named, plan_scenarios, print_list
 from profiler.record.files import make_folder, require_separate
 from profiler.record.folder import RunFolder
-from profiler.record.run import LONGEST_S, MOST_SEED, Mode, RequestError
+from profiler.record.run import LONGEST_S, MOST_SEED, Mode, PlannedScenario, RequestError
 from roofline.dtypes import MODEL_DTYPES
 from roofline.units import duration
 
@@ -40,12 +41,15 @@ python -m profiler run\n
 python -m profiler run llama-3.1-8b --prompt 128,2048 --context 1024 --batch 1,16\n
 python -m profiler run llama-3.1-8b --phase decode --cuda-graph\n
 python -m profiler run ./my-model --layers 4 --dtype bfloat16 --csv layers.csv\n
+python -m profiler run llama-3.1-8b --scenario verify --scenario prefix:prompt=4096\n
 python -m profiler run --resume results/DEVICE/RUN
 """
 
 SECONDS, QUICK_SECONDS = 6.0, 3.0
 """Seconds of passes for each cell: the default, and with --quick."""
 
+STEPS = "steps.csv"
+"""File in the folder of a run with scenarios: its step-time table."""
 MODES: dict[tuple[bool, bool], Mode] = {
     (False, False): "eager",
     (False, True): "cuda-graph",
@@ -56,6 +60,7 @@ MODES: dict[tuple[bool, bool], Mode] = {
 
 
 def run(
+    invocation: typer.Context,
     models: Annotated[list[str] | None, option.MODEL] = None,
     device: option.DeviceName = "auto",
     dtype: Annotated[str | None, Option(help="Dtypes of weights and activations, as bfloat16,float32.")] = None,
@@ -64,6 +69,13 @@ def run(
     context: option.Contexts = "128",
     batch: option.Batches = "1",
     layers: Annotated[int | None, Option(help="Run only the first N repeated layers, and scale up.")] = None,
+    scenario: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME[:OPTION=VALUE,…]",
+            help="Measure a serving technique instead of these passes; repeatable; 'list' lists them, 'all' runs all.",
+        ),
+    ] = None,
     attn: option.Attention = "default",
     experts: option.Experts = "default",
     cache: option.Cache = "dynamic",
@@ -100,10 +112,15 @@ def run(
     as_json: option.AsJson = False,
 ) -> None:
     """Measure how fast each layer runs, and how fast it could run."""
+    if scenario == [LIST]:
+        print_list(as_json)
+        return
     require_separate({"--csv": csv}, [Path(hardware)] if hardware is not None else [])
     if resume is not None:
         if models:
             raise RequestError("--resume continues with the models of its run; name none, or start a new run")
+        if scenario:
+            raise RequestError("--resume continues with the scenarios of its run; name none, or start a new run")
         folder, done = _resumed(resume, seconds, wait_quiet)
     else:
         options = {
@@ -129,6 +146,7 @@ def run(
         }
         if hardware is not None:
             option.measured_figures(hardware, out)
+        scenarios = named(scenario, option.written_options(invocation)) if scenario else []
         from profiler.job import Choices, Shapes
 
         shapes = Shapes(**lengths)  # type: ignore[arg-type]
@@ -140,7 +158,10 @@ def run(
             mode=MODES[compiled, cuda_graph],
             **ways,  # type: ignore[arg-type]
         )
-        folder, done = _new(models or [], shapes, choices, options, out, name, hardware, wait_quiet), frozenset()
+        folder, done = (
+            _new(models or [], shapes, choices, scenarios, options, out, name, hardware, wait_quiet),
+            frozenset(),
+        )
     spent = Spent(folder.run.spent_s)
     with folder:
         with output.stdout_to_stderr_if(as_json):
@@ -152,6 +173,7 @@ def _new(
     models: list[str],
     shapes: Any,
     choices: Any,
+    scenarios: Sequence[tuple[str, Any]],
     options: dict[str, Any],
     out: Path,
     name: str,
@@ -165,12 +187,16 @@ def _new(
 
     prepare_process(options)
     device = parse_device(options["device"])
-    cells = plan(models, device, shapes, choices)
+    planned: tuple[PlannedScenario, ...] = ()
+    if scenarios:
+        cells, planned = plan_scenarios(models, device, shapes.dtypes, choices, scenarios)
+    else:
+        cells = plan(models, device, shapes, choices)
     spec = None if hardware is None else option.measured_spec(hardware, collect(device, ()), out)
     make_folder(out)
     problems = look_before(str(device), out, wait_s)
     run = new_run(name, collect(device, problems), cells, options | {"device": str(device)})
-    folder = RunFolder.create(out, run)
+    folder = RunFolder.create(out, run.model_copy(update={"scenarios": planned}))
     if spec is not None:
         folder.write_spec(spec)
     return folder
@@ -270,20 +296,33 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent, csv: Path | None) -> i
     with spent.on("report"):
         from calibrate.passes.reports import advice, document, load_measured, load_spec
         from calibrate.report.run import run_document
-        from calibrate.report.run_csv import write_passes
+        from calibrate.report.run_csv import write_passes, write_steps
         from calibrate.report.runs import with_calibration
+        from calibrate.report.scenarios import scenarios_json
+        from calibrate.scenarios.registry import answers
 
         spec = load_spec(folder)
         reports, measured, failed = load_measured(folder, spec)
-        report = with_calibration(run_document(reports, folder.run, spec, failed, measured), folder, spec)
+        answered = answers(folder, reports, failed, spec)
+        report = run_document(reports, folder.run, spec, failed, measured, answers=answered)
+        report = with_calibration(report, folder, spec)
         output.write_reports(folder, report)
+        if answered:
+            write_steps(folder.path / STEPS, reports)
     verdicts = Counter([*(report.status for report in reports), *(result.status for result in failed)])
     folder.note(spent_s=spent.parts, verdicts=dict(verdicts))
-    output.show(as_json, lambda: document(folder, reports, failed), lambda: report, kept=folder.path)
+    output.show(
+        as_json,
+        lambda: document(folder, reports, failed) | scenarios_json(answered),
+        lambda: report,
+        kept=folder.path,
+    )
     estimated = duration(sum(folder.run.estimated_s.values()))
     print(f"took {describe_times(spent.parts, len(folder.run.cells))} (estimated: {estimated})", file=sys.stderr)
     if (next_step := advice(folder, reports)) is not None:
         output.say(next_step, sys.stderr)
     if csv is not None:  # last: what cannot be written costs nothing else
         write_passes(csv, reports, failed)
+    if any(one.refused is not None for one in folder.run.scenarios):
+        return output.REQUEST
     return output.INVALID if "invalid" in verdicts else output.INCONCLUSIVE if set(verdicts) - {"done"} else output.GOOD

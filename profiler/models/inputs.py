@@ -126,7 +126,7 @@ def prepare(
     cache_name = next((name for name in ("past_key_values", "cache_params") if takes_cache(meta_model, name)), None)
     generator = torch.Generator("cpu" if where.type == "meta" else where).manual_seed(seed)
     tokens: dict[str, Any] = {
-        "input_ids": _token_ids(meta_model, workload.batch, workload.query_tokens, where, generator)
+        "input_ids": token_ids(meta_model, workload.batch, workload.query_tokens, where, generator)
     }
     if workload.query_tokens > 1 and workload.logits == "last" and "logits_to_keep" in accepted:
         tokens["logits_to_keep"] = 1
@@ -144,7 +144,7 @@ def prepare(
         return PassInputs(tokens, cache_name, empty, None, length)
     filled = after.cache if after is not None else None
     if filled is None:
-        filled = _prefilled(meta_model, cache_name, empty, workload)
+        filled = prefilled(meta_model, cache_name, empty, workload)
     for layer in filled.layers:
         materialise(layer, where, generator, workload.context_tokens)
     return PassInputs(tokens, cache_name, None, filled, length)
@@ -158,7 +158,7 @@ def _without_cache(
         return PassInputs(tokens)
     accepted = inspect.signature(model.forward).parameters
     with torch.no_grad(), known_values():
-        ids = _token_ids(model, workload.batch, workload.context_tokens, torch.device("meta"), torch.Generator())
+        ids = token_ids(model, workload.batch, workload.context_tokens, torch.device("meta"), torch.Generator())
         out = model(input_ids=ids, **{name: True for name in ("use_cache", "use_mems") if name in accepted})
     states = _returned_states(model, out)
     if not states:
@@ -183,7 +183,7 @@ def max_cache_len(workload: Workload) -> int:
     return -(-(workload.context_tokens + workload.query_tokens) // MASK_ALIGNMENT) * MASK_ALIGNMENT
 
 
-def _token_ids(
+def token_ids(
     model: PreTrainedModel, batch: int, tokens: int, device: torch.device, generator: torch.Generator
 ) -> Tensor:
     """Random ids; on `meta` their values are known, unless there are too many, since some models branch on them."""
@@ -196,13 +196,13 @@ def _token_ids(
 
 
 @torch.no_grad()
-def _prefilled(model: PreTrainedModel, cache_name: str, empty: Callable[[], Cache], workload: Workload) -> Cache:
+def prefilled(model: PreTrainedModel, cache_name: str, empty: Callable[[], Cache], workload: Workload) -> Cache:
     """A `meta` cache after a prefill of the context."""
     cache = empty()
     tokens = workload.context_tokens
     if cache.layers and not any(hasattr(layer, "get_seq_length") for layer in cache.layers):
         tokens = min(tokens, STATE_PREFILL_TOKENS)
-    ids = _token_ids(model, workload.batch, tokens, torch.device("meta"), torch.Generator())
+    ids = token_ids(model, workload.batch, tokens, torch.device("meta"), torch.Generator())
     keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
     def filled(values: AbstractContextManager[None]) -> Cache:

@@ -18,13 +18,16 @@ from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from profiler.attribution.operations import SequenceMismatch, differences, sequence
 from profiler.devices.backend import backend_of, free_bytes
 from profiler.devices.watch import Watch
 from profiler.models.build import implementations
+from profiler.models.changed import loads
 from profiler.models.inputs import PassInputs, prepare
+from profiler.models.mixed import prepare_mixed
 from profiler.models.trace import trace
 from profiler.passes.eager import Runner
 from profiler.passes.samples import PassTimes, Sample, collect
@@ -98,14 +101,14 @@ def _measure(
 ) -> tuple[CellResult, OpGraph]:
     options = {"attn": cell.attn, "experts": cell.experts, "cache": cell.cache}
 
-    def traced(model: PreTrainedModel, inputs: PassInputs) -> OpGraph:
+    def traced(model: nn.Module, inputs: PassInputs) -> OpGraph:
         return trace(model, inputs, cell.workload, name=cell.model, target=device.type, options=options)
 
     step("trace", 0)
     on_meta, explained = _trace_on_meta(traced, loaded.meta, cell, seed)
     if on_meta is not None:
         _check_memory(on_meta, device)
-    inputs = prepare(loaded.meta, cell.workload, cache=cell.cache, device=device, seed=seed)
+    model, inputs = prepared(loaded.model, loaded.meta, cell, device, seed)
     backend = backend_of(device)
     backend.reset_peak_memory(device)
     before = backend.reading(device)
@@ -113,9 +116,9 @@ def _measure(
         from profiler.passes.compiled import CompiledRunner
 
         step("compile", 0.05)
-        plain: Runner = CompiledRunner(loaded.model, inputs, device)
+        plain: Runner = CompiledRunner(model, inputs, device)
     else:
-        plain = Runner(loaded.model, inputs, device)
+        plain = Runner(model, inputs, device)
     runner = plain
     if cell.is_graph:
         from profiler.passes.eager import ReplayRunner
@@ -132,14 +135,14 @@ def _measure(
             times = attempt(on_meta)
     if graph is None or times is None:
         step("trace on the device", 0.15)
-        graph = traced(loaded.model, inputs)
+        graph = traced(model, inputs)
         inputs.restore()
         if on_meta is not None:
             explained = differences(sequence(on_meta), sequence(graph))
         times = attempt(graph)
     elif any(op.kind == Kind.GROUPED_MATMUL for op in graph.ops):
         step("routing of the experts", 0.9)
-        exact = traced(loaded.model, inputs)  # counts the experts that are hit
+        exact = traced(model, inputs)  # counts the experts that are hit
         graph = exact if sequence(exact) == sequence(graph) else graph
         inputs.restore()
     if loaded.whole is not loaded.meta:
@@ -168,12 +171,21 @@ def _measure(
     return result, graph
 
 
+def prepared(
+    model: PreTrainedModel, meta: PreTrainedModel, cell: Cell, device: torch.device, seed: int
+) -> tuple[nn.Module, PassInputs]:
+    """The module that runs in a pass of a cell, and its inputs on the device. Raises RequestError as `prepare` does."""
+    if cell.beside is not None:
+        return model, prepare_mixed(meta, cell.workload, cell.beside, device=device, seed=seed)
+    return loads(model, prepare(meta, cell.workload, cache=cell.cache, device=device, seed=seed), cell.change)
+
+
 def _trace_on_meta(
-    traced: Callable[[PreTrainedModel, PassInputs], OpGraph], model: PreTrainedModel, cell: Cell, seed: int
+    traced: Callable[[nn.Module, PassInputs], OpGraph], model: PreTrainedModel, cell: Cell, seed: int
 ) -> tuple[OpGraph | None, tuple[str, ...]]:
     """The graph, or why there is none: what a model decides on data cannot be known without it."""
     try:
-        return traced(model, prepare(model, cell.workload, cache=cell.cache, device="meta", seed=seed)), ()
+        return traced(*prepared(model, model, cell, torch.device("meta"), seed)), ()
     except Exception as error:  # noqa: BLE001 - which error says so differs from model to model
         return None, (f"traced on the device: on meta the model fails with {first_line(error)}",)
 

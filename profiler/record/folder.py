@@ -8,7 +8,7 @@
     kernels.parquet       kernels measured to calibrate the device, or imported
     hardware.jsonl        measurements of a characterisation; hardware.parquet once it is finished
     suite.jsonl           results of a suite of serving kernels; suite.parquet once it is finished
-    report.md report.html the reports that were shown
+    report.md report.html the reports that were shown; steps.csv of a run with scenarios
 
 The results are in one place at a time: in the journal while it exists, else in the parquet file. `finish` writes the
 parquet file, marks the run finished and removes the journal, in this order; a kill between two steps loses nothing.

@@ -8,7 +8,7 @@ import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -18,7 +18,8 @@ from roofline.workload import Workload
 
 RUN_SCHEMA = 8
 """4 added modes and kernels of several operations; 5 added reference probes, and seconds estimated and spent; 6 added
-rows and checksums of tables; 7 added verdicts; 8 added what governs the clocks."""
+rows and checksums of tables; 7 added verdicts; 8 added what governs the clocks, scenarios, changes of a model, and
+mixed steps."""
 METHOD_VERSION = 3
 """It is raised whenever the way of timing changes, so that runs are not compared across the change. 3: a process keeps
 the memory that it frees (`profiler.devices.host.keep_freed_memory`)."""
@@ -100,6 +101,10 @@ class Cell(Record):
     """Number of repeated layers that run; None for all."""
     weights: Literal["random", "pretrained"] = "random"
     mode: Mode = "eager"
+    change: str = ""
+    """What is done to the model before it runs, as "early_exit:after_layers=6" (`profiler.models.changed`)."""
+    beside: Workload | None = None
+    """Sequences of another kind in the same step: those that decode beside the chunk of a prompt."""
 
     @property
     def is_compiled(self) -> bool:
@@ -116,7 +121,9 @@ class Cell(Record):
         layers = f"l{self.layers}" if self.layers else ""
         options = (self.experts, "default"), (self.cache, "dynamic"), (layers, ""), (self.weights, "random")
         chosen = [value for value, default in (*options, (self.mode, "eager")) if value != default]
-        return "-".join([model, self.workload.key, self.attn, *chosen])
+        change = "".join(c if c.isalnum() else "_" for c in self.change)
+        beside = f"beside-{self.beside.key}" if self.beside else ""
+        return "-".join([model, self.workload.key, self.attn, *chosen, *filter(None, (change, beside))])
 
 
 class OpTimes(Record):
@@ -210,6 +217,9 @@ class CellResult(Record):
     """Share of the usable host cores that other processes and the hypervisor took meanwhile; None where unknown."""
     reference: dict[str, tuple[float, ...]] = {}
     """Seconds of each reference probe (`laws.fitted.PROBES`) before and after each round of passes, in order."""
+    fresh: dict[str, tuple[float, ...]] = {}
+    """Seconds in processes that had not run the model before, one sample each: "weights", "first pass", "second
+    pass"."""
 
     @property
     def rounds(self) -> int:
@@ -219,6 +229,33 @@ class CellResult(Record):
         if rounds and not any(count % rounds for count in passes):
             return rounds
         return len(self.wall_s)
+
+
+class ModelFacts(Record):
+    """What a scenario has to know of a model to choose its passes."""
+
+    layers: int = Field(ge=1)
+    """Repeated layers."""
+    experts: int = 0
+    """Experts of a layer that has the most; 0 for a dense model."""
+    keeps_cache: bool = True
+    """Whether a pass can continue another one."""
+    longest: int | None = None
+    """Tokens that the model was made for; None without a limit."""
+
+
+class PlannedScenario(Record):
+    """A scenario of one model in one dtype: its cells, or the reason why it was refused."""
+
+    name: str
+    options: dict[str, Any] = {}
+    """The options that were written."""
+    model: str
+    dtype: str
+    facts: ModelFacts | None = None
+    cells: tuple[str, ...] = ()
+    """Keys of its cells, in the order of its steps."""
+    refused: str | None = None
 
 
 class TableSum(Record):
@@ -290,6 +327,7 @@ class Run(Record):
     command: tuple[str, ...]
     environment: Environment
     cells: tuple[Cell, ...]
+    scenarios: tuple[PlannedScenario, ...] = ()
     options: dict[str, Option] = {}
     finished: str | None = None
     """UTC; None while the run goes on or was interrupted."""

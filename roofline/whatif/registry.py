@@ -5,14 +5,9 @@ An option `link` that is not written is the device's own (`linked`). A what-if i
 graph and of options with types, which returns a graph or raises ValueError; a new one is its file and a row here.
 """
 
-import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any
 
 from roofline.graph.op import OpGraph
 from roofline.hardware.spec import OUTWARD, Peaks
@@ -27,6 +22,7 @@ from roofline.whatif.offload import offload
 from roofline.whatif.pipeline import pipeline_stage
 from roofline.whatif.quantise import quantise
 from roofline.whatif.tensor_parallel import tensor_parallel
+from roofline.written import Written
 
 WHAT_IFS: dict[str, Callable[..., OpGraph]] = {
     "remove_layers": remove_layers,
@@ -62,9 +58,6 @@ CONTRADICTORY = {
 }
 """Pairs of what-ifs that make no sense together, and why."""
 
-PLAIN = {bool: ("true|false", "true or false"), int: (r"[+-]?\d+", "a whole number")}
-"""How booleans and integers are written; pydantic alone would also take "no" and "8.0"."""
-
 
 @dataclass(frozen=True)
 class WhatIf:
@@ -85,77 +78,22 @@ TO_HOST = ("nvlink-c2c", "pcie")
 """The same for the memory of the host."""
 
 
+_WRITTEN = Written("what-if", WHAT_IFS, {LINK: "the device's own"})
+
+
 def usage(name: str) -> str:
     """The form of a what-if, with its defaults: "tensor_parallel:degree=,link="."""
-    options = ",".join(f"{p.name}={'' if p.name == LINK else _written(p.default)}" for p in _parameters(name).values())
-    return f"{name}:{options}" if options else name
+    return _WRITTEN.usage(name)
 
 
 def help_text(name: str) -> str:
     """The form of a what-if, its summary, and a line for each option with its values."""
-    doc = inspect.getdoc(WHAT_IFS[name]) or ""
-    lines = [usage(name), f"    {doc.partition(chr(10))[0]}"]
-    described, types = _described(doc), get_type_hints(WHAT_IFS[name])
-    for option, parameter in _parameters(name).items():
-        default = parameter.default
-        without = "" if default in (None, ()) else f"; {_written(default)} if not given"
-        end = "; the device's own if not given" if option == LINK else "" if default is parameter.empty else without
-        lines.append(f"      {option}: {described.get(option, '')} ({_values(types[option])}{end})")
-    return "\n".join(lines)
-
-
-def _described(doc: str) -> dict[str, str]:
-    """The words of a docstring for each argument."""
-    described: dict[str, str] = {}
-    name = ""
-    for line in doc.partition("Args:\n")[2].splitlines():
-        if not line.startswith("    "):
-            break
-        if not line.startswith("     ") and ": " in line:
-            name, _, text = line.strip().partition(": ")
-            described[name] = text.rstrip(".")
-        else:
-            described[name] = f"{described[name]} {line.strip()}".rstrip(".")
-    return described
-
-
-def _values(kind: Any) -> str:
-    """The values of a type, in words."""
-    if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
-    if get_origin(kind) is Sequence:
-        return f"{_values(get_args(kind)[0])}, several with | between them"
-    kinds = [k for k in get_args(kind) if k is not type(None)] or [kind]
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kinds[0]]
+    return _WRITTEN.help_text(name)
 
 
 def parse(text: str) -> WhatIf:
-    """Read one what-if.
-
-    Raises: ValueError, one line, for an unknown what-if or option, a value of the wrong type, an option that is given
-        twice, or one without a default that is not given.
-    """
-    name, _, rest = text.partition(":")
-    if name not in WHAT_IFS:
-        near = get_close_matches(name, WHAT_IFS, n=3, cutoff=0.6)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(WHAT_IFS)}"
-        raise ValueError(f"no what-if {name!r}; {hint}")
-    parameters, types = _parameters(name), get_type_hints(WHAT_IFS[name])
-    options: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
-        option, equals, value = part.partition("=")
-        if option not in parameters or not equals:
-            raise ValueError(f"what-if {text!r}: {part!r} is not one of its options; write {usage(name)}")
-        if option in options:
-            raise ValueError(f"what-if {text!r}: {option} is given twice; give it once")
-        try:
-            options[option] = _value(types[option], value)
-        except ValueError as error:
-            raise ValueError(f"what-if {name}: {option}={value!r} should be {error}; write {usage(name)}") from None
-    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
-    if missing:
-        raise ValueError(f"what-if {text!r} needs {', '.join(missing)}; write {usage(name)}")
-    return WhatIf(name, options)
+    """Read one what-if. Raises ValueError as `Written.parse` does."""
+    return WhatIf(*_WRITTEN.parse(text))
 
 
 def ordered(changes: Sequence[WhatIf]) -> list[WhatIf]:
@@ -188,7 +126,7 @@ def linked(changes: Sequence[WhatIf], peaks: Peaks, device: str) -> list[WhatIf]
     for change in changes:
         ranks = change.options.get("degree", change.options.get("stages", 2))
         joined = ranks if "degree" in change.options else 2  # a stage has one neighbour
-        if LINK not in _parameters(change.name) or ranks < 2:
+        if LINK not in _WRITTEN.parameters(change.name) or ranks < 2:
             out.append(change)
             continue
         fits = {name: link.bytes_per_s(joined) is not None for name, link in peaks.links.items()}
@@ -217,28 +155,3 @@ def stages_of(changes: Sequence[WhatIf]) -> list[list[WhatIf]]:
         [WhatIf(c.name, {**c.options, "stage": i}) if c.name == "pipeline_stage" else c for c in changes]
         for i in range(stages if stages > 1 else 0)
     ]
-
-
-def _parameters(name: str) -> dict[str, inspect.Parameter]:
-    """The options of a what-if: all parameters of its function but the graph."""
-    return dict(list(inspect.signature(WHAT_IFS[name]).parameters.items())[1:])
-
-
-def _value(kind: Any, text: str) -> Any:
-    """A value of this type from its text. Raises ValueError, which says what should stand there."""
-    items = tuple(text.split("|")) if get_origin(kind) is Sequence else (text,)
-    for plain, (pattern, wanted) in PLAIN.items():
-        if plain in (kind, *get_args(kind)) and not all(re.fullmatch(pattern, item) for item in items):
-            raise ValueError(wanted)
-    try:
-        return TypeAdapter(kind).validate_python(items if get_origin(kind) is Sequence else text)
-    except ValidationError as error:
-        raise ValueError(error.errors()[0]["msg"].removeprefix("Input should be ").partition(", unable")[0]) from None
-
-
-def _written(default: Any) -> str:
-    if default is inspect.Parameter.empty or default is None:
-        return ""
-    if isinstance(default, bool):
-        return str(default).lower()
-    return "|".join(map(str, default)) if isinstance(default, tuple) else str(default)
