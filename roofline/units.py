@@ -1,4 +1,4 @@
-"""How a number is printed: SI prefixes, three significant digits, and "–" for what is not known.
+"""How a number is printed: SI prefixes, three significant digits, and "–" for what is not known; how a name is cut.
 
 Values come in SI units (seconds, bytes, FLOPs, fractions) and become text here and nowhere else.
 A number that is not finite is a mistake upstream and raises ValueError.
@@ -7,7 +7,7 @@ Example: ``seconds(0.0821) == "82.1 ms"``, ``bytes_per_s(4.8e12) == "4.80 TB/s"`
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
 from roofline.dtypes import SHORT
@@ -172,3 +172,43 @@ def _sign(value: float, signed: bool) -> str:
 def _finite(value: float) -> None:
     if not math.isfinite(value):
         raise ValueError(f"{value} is not a figure to show: use None for what is not known")
+
+
+Cut = tuple[str, str]
+"""The parts of a name before and after the "…"."""
+MOST_PARTS = 64
+"""Parts of a path beyond which it is no module's, and is cut anywhere."""
+
+
+def shortened(paths: Sequence[str], width: int) -> list[str]:
+    """Module paths of at most `width` characters, cut in the middle, at dots where possible, none that could be
+    another's: ``shortened(["model.layers.*.self_attn.q_proj"], 23) == ["model…self_attn.q_proj"]``.
+
+    Only where `width` is too small to tell two paths apart do they look alike. It is the one way in which a name is cut
+    for a reader: on the terminal, in pages, in plots.
+    """
+    chosen = {path: path if len(path) <= width else _cut(path, set(paths), width) for path in paths}
+    return [chosen[path] for path in paths]
+
+
+def _cut(path: str, paths: Collection[str], width: int) -> str:
+    cuts = [cut for cut in (*_at_dots(path), *_anywhere(path, width)) if len("…".join(cut)) <= width]
+    sure = (cut for cut in cuts if sum(other.startswith(cut[0]) and other.endswith(cut[1]) for other in paths) == 1)
+    return "…".join(next(sure, cuts[0]))
+
+
+def _at_dots(path: str) -> list[Cut]:
+    """Whole parts of a path, the best first: its start and more than one part of its end, as long as possible."""
+    parts = path.split(".")
+    if len(parts) > MOST_PARTS:
+        return []
+    cuts = [(parts[:i], parts[-j:]) for i in range(len(parts)) for j in range(1, len(parts) - i)]
+    cuts.sort(key=lambda cut: (bool(cut[0]), cut[1][0] != "*", len(cut[1]) > 1, sum(map(len, cut[0] + cut[1]))))
+    return [(".".join(start), ".".join(end)) for start, end in reversed(cuts)]
+
+
+def _anywhere(path: str, width: int) -> list[Cut]:
+    """Cuts within a word that fill the width, those with a third of it at the start first."""
+    kept = max(width - 1, 0)
+    heads = sorted(range(kept + 1), key=lambda head: abs(head - kept // 3))
+    return [(path[:head], path[len(path) - (kept - head) :]) for head in heads]

@@ -13,11 +13,10 @@ from calibrate.passes.table import layer_kind
 from calibrate.report.block import Block, Node, blocks
 from calibrate.report.document import printable
 from calibrate.report.run_rows import key_of
-from calibrate.report.terminal import shortened
 from calibrate.report.theme import KIND
 from roofline.graph.op import ANCHORS
 from roofline.predict.passes import PassPrediction
-from roofline.units import UNKNOWN, dtype, flops, flops_per_s, magnitude, number, percent, seconds, size
+from roofline.units import UNKNOWN, dtype, flops, flops_per_s, magnitude, number, percent, seconds, shortened, size
 
 WIDTH, MARGIN, LINE = 224.0, 10.0, 15.0
 """Pixels of a box, around the graph, and of a line of text."""

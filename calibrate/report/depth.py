@@ -45,7 +45,7 @@ def depth_chart(measured: MeasuredPass) -> Any:
     import plotly.graph_objects as go  # takes long to import, and only pages draw
 
     from calibrate.report import theme
-    from calibrate.report.terminal import shortened
+    from roofline.units import shortened
 
     rows, layers, cells = _grid(measured)
     if len(layers) < 2:

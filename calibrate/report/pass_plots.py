@@ -13,10 +13,9 @@ import plotly.graph_objects as go
 from calibrate.passes.pass_report import PassReport
 from calibrate.report import run_rows
 from calibrate.report.run_rows import LayerRow, meaning
-from calibrate.report.terminal import shortened
 from calibrate.report.theme import DARK, GREEN, HOVER, KIND, LIGHT, plain, points, style
 from roofline.hardware.spec import Figure, HardwareSpec, Peaks
-from roofline.units import bytes_per_s, dtype, flops_per_s, magnitude, number, percent, seconds
+from roofline.units import bytes_per_s, dtype, flops_per_s, magnitude, number, percent, seconds, shortened
 
 TERM = {
     "ideal": GREEN,

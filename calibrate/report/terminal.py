@@ -6,7 +6,7 @@ colour, so that a report can be piped.
 
 import re
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.table import Table as Grid
 from rich.text import Text as Words
 
 from calibrate.report.document import Cell, Document, Facts, Lines, Part, Section, Table, Text, Tone, printable, shown
-from roofline.units import aligned
+from roofline.units import aligned, shortened
 
 GAP, NARROWEST, NARROWEST_BAR, WIDEST_BAR = 2, 20, 8, 40
 """Characters between two columns, of a column of words below which another column goes, and of a bar."""
@@ -142,38 +142,3 @@ def _bar(cell: Cell, room: int) -> str:
     left, right = sorted((round(start * room), round(end * room)))
     left = min(left, room - 1)
     return " " * left + ("░" if end < start else "█") * (max(right - left, 1) if end != start else 0)
-
-
-Cut = tuple[str, str]
-"""The parts of a name before and after the "…"."""
-
-
-def shortened(paths: Sequence[str], width: int) -> list[str]:
-    """Module paths of at most `width` characters, cut in the middle, at dots where possible, none that could be
-    another's: ``shortened(["model.layers.*.self_attn.q_proj"], 23) == ["model…self_attn.q_proj"]``.
-
-    Only where `width` is too small to tell two paths apart do they look alike.
-    """
-    chosen = {path: path if len(path) <= width else _cut(path, set(paths), width) for path in paths}
-    return [chosen[path] for path in paths]
-
-
-def _cut(path: str, paths: Collection[str], width: int) -> str:
-    cuts = [cut for cut in (*_at_dots(path), *_anywhere(path, width)) if len("…".join(cut)) <= width]
-    sure = (cut for cut in cuts if sum(other.startswith(cut[0]) and other.endswith(cut[1]) for other in paths) == 1)
-    return "…".join(next(sure, cuts[0]))
-
-
-def _at_dots(path: str) -> list[Cut]:
-    """Whole parts of a path, the best first: its start and more than one part of its end, as long as possible."""
-    parts = path.split(".")
-    cuts = [(parts[:i], parts[-j:]) for i in range(len(parts)) for j in range(1, len(parts) - i)]
-    cuts.sort(key=lambda cut: (bool(cut[0]), cut[1][0] != "*", len(cut[1]) > 1, sum(map(len, cut[0] + cut[1]))))
-    return [(".".join(start), ".".join(end)) for start, end in reversed(cuts)]
-
-
-def _anywhere(path: str, width: int) -> list[Cut]:
-    """Cuts within a word that fill the width, those with a third of it at the start first."""
-    kept = max(width - 1, 0)
-    heads = sorted(range(kept + 1), key=lambda head: abs(head - kept // 3))
-    return [(path[:head], path[len(path) - (kept - head) :]) for head in heads]

@@ -34,7 +34,7 @@ from rich.text import Text
 
 from calibrate.report.document import printable
 from profiler.record.folder import RunFolder
-from roofline.units import duration
+from roofline.units import duration, shortened
 
 if TYPE_CHECKING:
     from calibrate.report.document import Document
@@ -86,8 +86,8 @@ def _width(stream: TextIO) -> int:
 
 def say(text: str, stream: TextIO | None = None) -> None:
     """Print one line, without control characters, which a name may hold and no terminal may obey."""
-    words = (word if len(word) <= LONGEST_WORD else f"{word[:99]}…{word[-99:]}" for word in printable(text).split(" "))
-    print(" ".join(words), file=stream or sys.stdout, flush=stream is sys.stderr)
+    words = printable(text).split(" ")
+    print(" ".join(shortened(words, LONGEST_WORD)), file=stream or sys.stdout, flush=stream is sys.stderr)
 
 
 def open_streams() -> bool:

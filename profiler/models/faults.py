@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from transformers import PretrainedConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -55,8 +55,9 @@ Get = Callable[[str], Any]
 
 
 def check_fields(name: str, fields: Mapping[str, Any]) -> None:
-    """Raise RequestError, one line, for a size that is no whole number, negative, zero where no model is, or absurd."""
-    for path, value in _sizes(fields):
+    """Raise RequestError, one line, for a size that is no whole number, negative, zero where no model is, or absurd,
+    unless the type itself has it by default, as -1 for a chunk of all frames."""
+    for path, value in _sizes(fields, _class_of(fields, None)):
         key = path.rpartition(".")[2]
         most = next(limit for pattern, limit in MOST if pattern.search(key))
         least = 1 if key in VITAL else 0 if "window" not in key and "size" not in key else -1  # -1: no window, no size
@@ -77,12 +78,20 @@ def check_fields(name: str, fields: Mapping[str, Any]) -> None:
         raise RequestError(f"{name}: {why}")
 
 
-def _sizes(fields: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """(path, value) of each field with the name of a size and a number, in nested configs too."""
+def _class_of(fields: Mapping[str, Any], otherwise: Any) -> Any:
+    """Return the config class of the fields' own type, where `transformers` knows it."""
+    kind = fields.get("model_type")
+    return CONFIG_MAPPING[kind] if isinstance(kind, str) and kind in CONFIG_MAPPING else otherwise
+
+
+def _sizes(fields: Mapping[str, Any], made: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield (path, value) of each field with the name of a size and a number that is not the default of `made`, the
+    config class; in nested configs too."""
     for key, value in fields.items():
         if isinstance(value, dict) and depth < DEEPEST and key.endswith(("config", "encoder", "decoder")):
-            yield from _sizes(value, f"{prefix}{key}.", depth + 1)
-        elif SIZE.search(key) and not NO_SIZE.search(key):
+            inner = _class_of(value, getattr(made, "sub_configs", {}).get(key))
+            yield from _sizes(value, inner, f"{prefix}{key}.", depth + 1)
+        elif SIZE.search(key) and not NO_SIZE.search(key) and value != getattr(made, key, None):
             if isinstance(value, bool | int | float):
                 yield f"{prefix}{key}", value
             elif isinstance(value, list) and len(value) > 0 and all(type(part) is int for part in value):

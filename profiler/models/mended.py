@@ -87,7 +87,27 @@ def _leftovers_alone(
     return out
 
 
+def _whole_pools(index: Any, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+    """GLM-5-Next's index without padded tokens, which it would find by values that it keeps in its cache."""
+
+    def pooled(packed_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        width, pool = index.head_dim, index.index_kpool
+        pools = packed_states.shape[1] // pool
+        whole = packed_states[:, : pools * pool].unflatten(1, (pools, pool))
+        shares = (whole[..., width : 2 * width].float() + index.index_kpool_compress_ape.float()).softmax(dim=2)
+        numbers = torch.arange(pools * pool, device=whole.device).view(1, pools, pool).expand(len(whole), -1, -1)
+        keys = (shares.to(whole.dtype) * whole[..., :width]).sum(dim=2)
+        return keys, numbers, numbers.new_ones(numbers.shape[:2], dtype=torch.bool)
+
+    index.get_pooled_states = pooled
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        del index.get_pooled_states
+
+
 IDEAL: Mapping[str, Mend] = {
+    "Glm5NextTextIndexer": _whole_pools,
     "DeepseekV4CSACompressor": _leftovers_alone,
     "DeepseekV4HCACompressor": _leftovers_alone,
     "RwkvSelfAttention": _sequences_apart(1),
@@ -97,6 +117,7 @@ IDEAL: Mapping[str, Mend] = {
 """Class of a module -> what it runs where the model is traced for the ideal form."""
 
 IN_CONTEXT: Mapping[str, Mend] = {
+    "Glm5NextTextIndexer": _whole_pools,
     "LongcatFlashExperts": _grouped,
     "Qwen4ExpTextQSAIndexer": _keys_of_index,
 }

@@ -15,6 +15,7 @@ between them and the choice, are one kernel that stores no scores and knows the 
 before the product, it multiplies what they were widened from: the products are the same, and are added up in float32.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -140,12 +141,13 @@ def _block(graph: OpGraph, way: Sequence[int], keys: int, entries: int) -> int:
     """Tokens that each of what is chosen from stands for; 0 where it is no choice of keys."""
     choice = graph.ops[way[0]]
     of, elements = choice.dims["of"], choice.dims["elements"]
+    numbers = elements // of * choice.dims["chosen"]  # as many are chosen
     if of in (keys, entries):
         return 1
-    for op in (graph.ops[i] for i in way):
-        block, rest = divmod(op.dims.get("elements", 0), elements)
-        if block > 1:
-            return block if not rest and 0 <= of * block - keys < block else 0
+    for op, before in itertools.product((graph.ops[i] for i in way), (elements, numbers)):
+        block, rest = divmod(op.dims.get("elements", 0), before)
+        if block > 1 and not rest and abs(of * block - keys) < block:
+            return block
     return 0
 
 
@@ -171,7 +173,8 @@ def chosen(graph: OpGraph, choice: Choice, keys: int, entries: int, module: Atte
         pairs = single + entry_pairs(graph, entries, causal, most)
         share = pairs / (single + entry_pairs(graph, entries, causal))
         return Chosen(min(keys - entries, window or keys) + most, pairs, share, most / entries, of_entries=True)
-    tokens = min(keys, most)
+    blocks = graph.ops[choice.op].dims["of"] * choice.block
+    tokens = min(keys, most + max(0, keys - blocks))  # with those that fill no block yet
     before = max(0, min(context, keys - query))
     every = attention_pairs(query, before, causal, None)
     pairs = attention_pairs(query, before, causal, tokens) if causal else query * tokens

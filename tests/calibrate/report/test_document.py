@@ -23,7 +23,8 @@ from calibrate.report.document import (
     figure,
     table,
 )
-from calibrate.report.terminal import NARROWEST, shortened
+from calibrate.report.terminal import NARROWEST
+from roofline.units import shortened
 
 HOSTILE = "<script>alert(1)</script>|[red]x[/]\x1b[31m\n`*"
 ROWS = [(f"model.layers.*.mlp.{name}_proj", seconds) for name, seconds in (("up", 1e-3), ("down", 25e-6))]

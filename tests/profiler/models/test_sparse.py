@@ -173,3 +173,20 @@ def test_halves_of_the_values_share_the_scores() -> None:
         scores_and_values = 2 * BATCH * HEADS * keys * (width + 2 * width)
         assert [op.matrix_flops for op, _ in attentions(graph)] == [scores_and_values] * 3
         assert [read for _, read in attentions(graph)] == [2 * BATCH * 2 * keys * width * 2] * 3
+
+
+def test_pools_of_tokens_are_chosen_where_the_numbers_are_spread_out() -> None:
+    """GLM-5-Next scores pools of tokens, and its numbers of tokens are made of those of the chosen pools."""
+    pool, keys = 4, 203  # the last pool lacks a token
+    config = TINY["deepseek_v3"] | INDEX | {
+        "num_hidden_layers": 4, "n_routed_experts": 4, "n_group": 1, "index_kpool": pool, "linear_head_dim": 8,
+        "linear_num_heads": 4, "hc_mult": 2, "pad_token_id": None, "qk_rope_head_dim": 0,
+        "model_type": "glm5_next_text",
+    }  # fmt: skip
+    made = AutoConfig.for_model("glm5_next", text_config=config)
+    work = decode(keys - 1)
+    graph = model_source(ModelGraphs(made, "glm5_next", Tracing(dtype="bfloat16")), (), "fused").whole(work)
+    seen = KEPT + keys % pool
+    assert [(op.dims["pairs"], read) for op, read in attentions(graph)] == [
+        (seen, pytest.approx(BATCH * seen * RANK * 2))
+    ]
