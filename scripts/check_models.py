@@ -37,31 +37,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import transformers
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from profiler.devices.backend import CUDA
-from profiler.models.attention import operands
 from profiler.models.build import build, build_meta, implementations
 from profiler.models.catalogue import first_line, silence
-from profiler.models.inputs import PassInputs, attributes, batched_experts, prepare
+from profiler.models.inputs import attributes, prepare
 from profiler.models.mended import mended
-from profiler.models.meta import known_values
 from profiler.models.module import Example
-from profiler.models.resolve import layer_count, truncate
-from profiler.models.trace import Inputs, trace
+from profiler.models.resolve import layer_count
+from profiler.models.trace import trace
 from profiler.record.run import RequestError
 from roofline.fusion.fuse import fused
 from roofline.graph.op import Kind, layer_of
 from roofline.workload import Workload
 from scripts.least_work import EXPLAINED, faults, least_work, short_windows
+from scripts.model_configs import FILLED, INNER, classes_of, filled_config, shrunk
+from scripts.model_oracles import WholeText, counted_flops, draft_inputs, used_parameters
 
 WORKERS = 2
 """Types that are checked at the same time by default."""
@@ -71,44 +65,6 @@ TIME_LIMIT_S, MEMORY_LIMIT = 480, 12 * 2**30
 BATCH = 2
 PHASES = {"prefill": (12, 0), "decode": (1, 12), "chunk": (4, 12)}
 """(query, context) tokens."""
-
-LAYERS = (4, 6, 8, 12, 16, 24)
-"""Numbers of layers to try; the first that keeps every class of modules and every kind of layer is traced."""
-
-_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
-_WIDTH = {"head_dim": 128}  # hidden size ÷ heads; the default is None, which the rotary embedding cannot take
-
-_INDEXER = {
-    "indexer_n_heads": 4,
-    "indexer_kv_heads": 1,
-    "indexer_head_dim": 256,
-    "indexer_budget": 2048,
-    "indexer_compress_ratio": 4,
-}
-
-FILLED: Mapping[str, Mapping[str, Any]] = {
-    "bamba": {"attn_layer_indices": [3, 9]},  # none is None, and the cache wants an attention layer
-    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
-    "dbrx": {"attn_config.rope_theta": 10_000.0, "attn_config.clip_qkv": 8},
-    "deepseek_v2": {"num_experts_per_tok": 6},
-    "dots1": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
-    "granitemoehybrid": {"layer_types": ["mamba", "mamba", "mamba", "attention"] * 8},  # only mamba: see bamba
-    "hunyuan_v1_dense": _WIDTH,
-    "hunyuan_v1_moe": _WIDTH,
-    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
-    "ministral": _WIDTH,
-    "nemotron": {"num_key_value_heads": 48},
-    "qwen4_exp": {f"text_config.{name}": value for name, value in _INDEXER.items()},
-    "qwen4_exp_text": _INDEXER,
-    "reformer": {"is_decoder": True},
-    "xmod": {"default_language": "en_XX"},
-}
-"""Fields that a default config lacks to be a valid model; values that are a choice come from the model's paper or
-published config."""
-
-INNER = {"musicgen": ("decoder", 4), "musicgen_melody": ("decoder", 4)}
-"""Type -> nested config of the causal model, where it is no text config, and rows of token ids, one for a codebook."""
 
 ON_CPU = {
     "blt": {  # a model's entropies give the lengths of its patches
@@ -163,14 +119,14 @@ def _cover(model_type: str, row: Row) -> None:
     whole = filled_config(model_type, filled)
     model = build_meta(whole, "bfloat16")
     row["parameters"] = sum(parameter.numel() for parameter in model.parameters())  # tied ones once
-    needed = _classes(model)
+    needed = classes_of(model)
     with suppress(Exception):  # the default config may be no valid model
-        needed |= _classes(build_meta(AutoConfig.for_model(model_type), "bfloat16")) if filled else set()
+        needed |= classes_of(build_meta(AutoConfig.for_model(model_type), "bfloat16")) if filled else set()
     if model_type in ON_CPU:
         _check_on_cpu(row, {**filled, **ON_CPU[model_type]}, needed)
     for config in (shrunk(whole, needed), whole) if model_type not in ON_CPU else ():
         row["config"] = {**filled, **({} if config is whole else {"num_hidden_layers": layer_count(config)})}
-        missing = needed - _classes(build_meta(config, "bfloat16"))
+        missing = needed - classes_of(build_meta(config, "bfloat16"))
         if missing:
             row["reason"] = f"the filled config lost modules: {', '.join(sorted(missing))}"
             return
@@ -199,7 +155,7 @@ def _least(config: PretrainedConfig, row: Row) -> dict[str, float | None]:
     workload = Workload(batch=batch, query_tokens=1, context_tokens=PHASES["decode"][1], dtype=row["dtype"])
     inputs: Any = prepare(model, workload)
     if row["type"] in WHOLE_TEXT:
-        inputs = _WholeText(model, inputs, workload)
+        inputs = WholeText(model, inputs, workload)
     before = attributes(model)
     with mended(model):
         graph = trace(model, inputs, workload, name=row["type"], target=CUDA.type, options={})
@@ -238,7 +194,7 @@ def _check_phases(config: PretrainedConfig, row: Row) -> None:
 def _check_on_cpu(row: Row, fields: Mapping[str, Any], needed: set[str]) -> None:
     config = filled_config(row["type"], fields)
     row["config"], row["dtype"] = dict(fields), "float32"
-    missing = needed - _classes(build_meta(config, "float32"))
+    missing = needed - classes_of(build_meta(config, "float32"))
     if missing:
         raise ValueError(f"the shrunk config lost modules: {', '.join(sorted(missing))}")
     model = build(config, "cpu", "float32")
@@ -251,50 +207,6 @@ def _check_on_cpu(row: Row, fields: Mapping[str, Any], needed: set[str]) -> None
     row["phases"]["decode"] = {"none": "its cache is filled by a prefill on meta, which this type has not"}
 
 
-def filled_config(model_type: str, fields: Mapping[str, Any]) -> PretrainedConfig:
-    """The default config with fields filled in; a dot in a name leads into a nested config."""
-    nested = {name: value for name, value in fields.items() if "." in name}
-    config = AutoConfig.for_model(model_type, **{name: fields[name] for name in fields if name not in nested})
-    if model_type in INNER:
-        config = getattr(config, INNER[model_type][0])
-        made = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
-        made.config_class = type(config)
-        AutoModelForCausalLM.register(type(config), made, exist_ok=True)
-    config.is_encoder_decoder = False  # as the causal class of such a type sets it
-    for name, value in nested.items():
-        path, _, last = name.rpartition(".")
-        owner: Any = config
-        for part in path.split("."):
-            owner = getattr(owner, part)
-        setattr(owner, last, value)
-    return config
-
-
-def shrunk(config: PretrainedConfig, needed: set[str]) -> PretrainedConfig:
-    """`config` with the fewest layers that keep the module classes `needed` and all kinds of layers, else itself."""
-    for layers in LAYERS:
-        try:
-            fewer = truncate(config, layers)
-            if hasattr(fewer, "num_blocks"):  # xLSTM's own name for its layers
-                fewer.num_blocks = layers
-            kept = _classes(build_meta(fewer, "bfloat16"))
-        except Exception:  # noqa: BLE001 - a config may refuse to have fewer layers
-            continue
-        if needed <= kept and _kinds(fewer) == _kinds(config):
-            return fewer
-    return config
-
-
-def _kinds(config: PretrainedConfig) -> set[str]:
-    decoder = config.get_text_config(decoder=True)
-    names = ("layer_types", "mlp_layer_types", "layers_block_type", "block_types", "attn_layers")
-    return {f"{name} {kind}" for name in names for kind in (getattr(decoder, name, None) or ())}
-
-
-def _classes(model: nn.Module) -> set[str]:
-    return {type(module).__name__ for module in model.modules()}
-
-
 def check(model: PreTrainedModel, name: str, phase: str, dtype: str) -> Row:
     """A pass of a phase on `meta`, with its oracles."""
     query, context = PHASES[phase]
@@ -302,7 +214,7 @@ def check(model: PreTrainedModel, name: str, phase: str, dtype: str) -> Row:
     workload = Workload(batch=batch, query_tokens=query, context_tokens=context, dtype=dtype)
     inputs: Any = draft_inputs(model, workload) if name in DRAFTS else prepare(model, workload)
     if name in WHOLE_TEXT and context:
-        inputs = _WholeText(model, inputs, workload)
+        inputs = WholeText(model, inputs, workload)
     return examined(model, inputs, workload, name, CUDA.type)
 
 
@@ -321,92 +233,6 @@ def examined(model: PreTrainedModel, inputs: Any, workload: Workload, name: str,
         "used_though_inactive": sorted(used & set(graph.inactive)),
         "uncounted": list(graph.uncounted),
     }
-
-
-class _WholeText:
-    """A pass that also has the ids of its context."""
-
-    def __init__(self, model: PreTrainedModel, inputs: PassInputs, workload: Workload) -> None:
-        tokens = workload.context_tokens + workload.query_tokens
-        whole = workload.model_copy(update={"query_tokens": tokens, "context_tokens": 0})
-        self.ids = prepare(model, whole).kwargs()["input_ids"]
-        self.cache_tensors, self.restore, self.kwargs = inputs.cache_tensors, inputs.restore, inputs.kwargs
-
-    def call(self, model: nn.Module) -> Any:
-        return model(**{**self.kwargs(), "input_ids": self.ids})
-
-
-def draft_inputs(model: PreTrainedModel, workload: Workload) -> Example:
-    """Inputs of a draft model: states of the large model's last layer, and keys and values of its last layers."""
-    text = model.config.get_text_config()
-    shape = (workload.batch, workload.query_tokens)
-    shared = {}
-    for layer in model.model.layers:
-        heads = text.num_attention_heads // layer.self_attn.num_key_value_groups
-        size = (workload.batch, heads, workload.context_tokens + workload.query_tokens, layer.self_attn.head_dim)
-        keys = torch.empty(size, dtype=model.dtype, device="meta")
-        shared[text.layer_types[layer.self_attn.layer_idx]] = (keys, torch.empty_like(keys))
-    states = torch.empty((*shape, 2 * model.config.backbone_hidden_size), dtype=model.dtype, device="meta")
-    positions = torch.zeros(shape, dtype=torch.long, device="meta")
-    return Example((), {"inputs_embeds": states, "position_ids": positions, "shared_kv_states": shared})
-
-
-def counted_flops(model: PreTrainedModel, inputs: Inputs) -> int:
-    """FLOPs that `FlopCounterMode` counts without `scaled_dot_product_attention`."""
-    model.requires_grad_(False)  # the counter hooks tensors that require a gradient, even where there is no graph
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), batched_experts(model), known_values(), _NoAttention(), counter:
-        inputs.call(model)
-    return int(counter.get_total_flops())
-
-
-class _NoAttention(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            query, _, value, *_ = operands(args, kwargs)
-            if query.device.type == "cpu":  # later work may depend on the values
-                with _disable_current_modes():
-                    return func(*args, **kwargs)
-            return query.new_zeros(*query.shape[:-1], value.shape[-1])
-        return func(*args, **kwargs)
-
-
-def used_parameters(model: PreTrainedModel, inputs: Inputs) -> set[str]:
-    """Parameters that get a gradient, or go to a torch function, in one pass."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    handed = _Handed()
-    with torch.enable_grad(), batched_experts(model), known_values(), handed:
-        out = inputs.call(model)
-    return {names[key] for key in (handed.seen | _differentiated(out)) if key in names}
-
-
-def _differentiated(out: Any) -> set[int]:
-    """Leaves of the autograd graph of a result, which `backward` would give a gradient."""
-    todo = [leaf.grad_fn for leaf in tree_leaves(dict(out)) if isinstance(leaf, Tensor)]
-    seen: set[Any] = set()
-    while todo:
-        node = todo.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            todo += [following for following, _ in node.next_functions]
-    return {id(node.variable) for node in seen if hasattr(node, "variable")}
-
-
-class _Handed(TorchFunctionMode):
-    """Notes the parameters that torch functions get; reading an attribute does not count."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[int] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") not in ("__get__", "size", "dim", "numel", "stride", "is_floating_point"):
-            self.seen.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, nn.Parameter))
-        return func(*args, **kwargs)
 
 
 def _shortfall(phases: Mapping[str, Row]) -> str | None:

@@ -10,8 +10,7 @@ from calibrate.regression.compare import Key, Result
 from calibrate.regression.history import Change, Night
 from calibrate.regression.statistics import Array
 from calibrate.report import theme
-from roofline.units import shortened
-from roofline.units import seconds
+from roofline.units import seconds, shortened
 
 VERDICT = {"slower": theme.RED, "faster": theme.GREEN, "same": theme.GREY, "ambiguous": "#e3b23c"}
 """Colours of verdicts; those of all others are grey."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from profiler.cli import options as option
 from profiler.cli.output import show, stdout_to_stderr_if
+from profiler.cli.vain import listed
 from profiler.record.files import replacing, require_separate, write_text
 from profiler.record.run import RequestError
 from roofline.dtypes import BITS
@@ -65,7 +66,7 @@ def predict_found(asked: Question, written: frozenset[str], as_json: bool) -> No
     from profiler.models.served import native_dtypes, served_model, served_name
 
     if vain := written - TAKEN:
-        raise RequestError(f"{option.listed(vain)} means nothing to --find; leave it out, or leave --find out")
+        raise RequestError(f"{listed(vain)} means nothing to --find; leave it out, or leave --find out")
     if asked.model is None:
         raise RequestError("--find searches for a model; name one")
     if not asked.hardware:

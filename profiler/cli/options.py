@@ -1,14 +1,12 @@
 """Turns the texts of options into numbers, words, workloads, devices and what-ifs; an error is one line.
 
-An option that would change nothing is an error too: it is never ignored in silence.
-
 Example: ``Lengths(prompts=(128,), contexts=(1024,), batches=(1,), dtype="bfloat16").workloads("decode")``
 """
 
 import itertools
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -100,13 +98,6 @@ SIZES = frozenset({"--phase", "--prompt", "--context", "--batch", "--logits"})
 
 SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?$", re.IGNORECASE)
 """A size with its unit: 2GiB is 2 × 2³⁰ bytes, 2GB 2 × 10⁹."""
-
-OF_PAPER = frozenset({"--bits", "--flash"})
-NOT_OF_PAPER = frozenset({
-    "--what-if", "--mix", "--output", "--draft", "--decode-hardware", "--micro-batches", "--link", "--largest",
-    "--memory-utilisation", "--overhead", "--csv", "--html", "--form", "--phase", "--context", "--logits",
-})  # fmt: skip
-"""Options of one accounting that mean nothing to the other."""
 
 
 def finite(value: float | None) -> float | None:
@@ -404,34 +395,3 @@ def measured_spec(name: str, environment: Environment, results: Path) -> Hardwar
             f"--hardware: {name} describes {spec.name}, but this device is {environment.device}; leave it out"
         )
     return spec
-
-
-def written_options(invocation: typer.Context) -> frozenset[str]:
-    """The options that the command line has, without those left at their defaults."""
-    sources = {name: invocation.get_parameter_source(name) for name in invocation.params}
-    written = (name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
-    return frozenset(f"--{name.replace('_', '-')}" for name in written)
-
-
-def listed(options: Iterable[str]) -> str:
-    """Options in the words of a sentence."""
-    return ", ".join(sorted(options))
-
-
-def refuse_in_vain(written: frozenset[str], accounting: str) -> None:
-    """Raise RequestError for an option that would change nothing."""
-    if accounting == "paper" and (vain := written & NOT_OF_PAPER):
-        raise RequestError(f"--accounting paper has no {listed(vain)}; leave it out, or use --accounting roofcal")
-    if accounting != "paper" and (vain := written & OF_PAPER):
-        raise RequestError(
-            f"{listed(vain)} needs --accounting paper; add it, or use a what-if, as --what-if quantise:weights=4"
-        )
-    needed: tuple[tuple[str, Collection[str]], ...] = (
-        ("--output", ("--draft", "--decode-hardware", "--micro-batches")),
-        ("--draft", ("--speculate", "--acceptance")),
-        ("--largest", ("--memory-utilisation", "--overhead")),
-        ("--find", ("--over", "--cost")),
-    )
-    for option, dependants in needed:
-        if option not in written and (vain := written.intersection(dependants)):
-            raise RequestError(f"{listed(vain)} changes nothing without {option}; add {option}")

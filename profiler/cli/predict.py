@@ -17,6 +17,7 @@ from profiler.cli import options as option
 from profiler.cli.cases import Case, How, Predicted, form_on, predicted
 from profiler.cli.output import INCONCLUSIVE, print_wrapped, show, stdout_to_stderr_if
 from profiler.cli.subject import Subject
+from profiler.cli.vain import NOT_OF_IMAGES, OF_MODEL, OF_ONE_MODEL, listed, refuse_in_vain, written_options
 from profiler.models.apart import MODULE_S
 from profiler.record.files import replacing, require_separate, write_text
 from profiler.record.run import RequestError
@@ -27,14 +28,6 @@ from roofline.whatif.registry import WHAT_IFS, help_text
 
 if TYPE_CHECKING:
     from calibrate.report.document import Document
-
-NOT_OF_IMAGES = option.SIZES - {"--batch"} | {"--mix", "--output", "--largest", "--source", "--experts", "--cache"}
-"""Options of passes over tokens, which a vision tower has not."""
-
-OF_MODEL = frozenset(
-    {"--attn", "--experts", "--cache", "--trust-remote-code", "--bits-of-checkpoint", "--source", "--part"}
-)
-"""Options that say how MODEL is read and traced."""
 
 EXAMPLE = """
 Examples:\n
@@ -47,22 +40,6 @@ python -m profiler predict llama-3.1-70b --hardware nvidia-h100-sxm,amd-mi300x -
 python -m profiler predict --file plan.yaml --csv plan.csv\n
 python -m profiler predict llama-2-7b --hardware nvidia-rtx-a6000 --accounting paper
 """
-
-
-OF_ONE_MODEL = frozenset(
-    {
-        "--module",
-        "--module-seconds",
-        "--graph",
-        "--save-graph",
-        "--mix",
-        "--output",
-        "--accounting",
-        "--part",
-        "--source",
-    }
-)
-"""Options that mean nothing to a file of models and workloads, beside `option.SIZES`."""
 
 
 def predict(
@@ -180,8 +157,8 @@ def predict(
     if hardware == "list" or what_if == ["list"]:
         print_wrapped("\n".join(device_names() if hardware == "list" else map(help_text, WHAT_IFS)))
         return
-    written = option.written_options(invocation)
-    option.refuse_in_vain(written, accounting)
+    written = written_options(invocation)
+    refuse_in_vain(written, accounting)
     if find is not None:
         from profiler.cli.find import Question as FindQuestion
         from profiler.cli.find import predict_found
@@ -199,7 +176,7 @@ def predict(
     if file is not None and (
         vain := written & (OF_ONE_MODEL | option.SIZES) or ({"MODEL"} if model is not None else set())
     ):
-        raise RequestError(f"{option.listed(vain)}: --file says that for each of its models; leave it out")
+        raise RequestError(f"{listed(vain)}: --file says that for each of its models; leave it out")
     tracing = {"dtype": dtype, "attn": attn, "experts": experts, "cache": cache, "source": source}
     stored_bits = option.words("--bits-of-checkpoint", bits_of_checkpoint, ("yes", "no"))[0] == "yes"
     asked = option.what_ifs(what_if or ())
@@ -207,7 +184,7 @@ def predict(
     images = None
     if option.words("--part", part, ("language", "vision"))[0] == "vision":
         if vain := written & NOT_OF_IMAGES:
-            raise RequestError(f"{option.listed(vain)} means nothing to --part vision; leave it out")
+            raise RequestError(f"{listed(vain)} means nothing to --part vision; leave it out")
         if len(images_each := option.distinct("--batch", batch)) != 1:
             raise RequestError("--part vision takes one --batch of images")
         images = images_each[0]
@@ -234,7 +211,7 @@ def predict(
     else:
         subject = Subject(model, module, graph, trust_remote_code, tracing, stored_bits, module_seconds, images)
         if model is None and (vain := written & OF_MODEL):
-            raise RequestError(f"{option.listed(vain)} says how MODEL is traced; leave it out without a MODEL")
+            raise RequestError(f"{listed(vain)} says how MODEL is traced; leave it out without a MODEL")
     read = [Path(name) for name in (graph, file, *names, decode_hardware) if name is not None]
     require_separate({"--csv": csv, "--html": html, "--save-graph": save_graph}, read)
     if not names and save_graph is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from profiler.cli import options as option
 from profiler.cli.output import show, stdout_to_stderr_if
+from profiler.cli.vain import listed
 from profiler.record.run import RequestError
 from roofline.hardware.spec import HardwareSpec, facts_of
 from roofline.serving.engine import Engine, asked_engine
@@ -55,7 +56,7 @@ class Question:
 def predict_served(question: Question, spec: HardwareSpec, written: frozenset[str], as_json: bool) -> None:
     """Print the prediction. Raises RequestError, one line, for what an engine does not do."""
     if vain := written - TAKEN:
-        raise RequestError(f"{option.listed(vain)} means nothing to --engine; leave it out, or leave --engine out")
+        raise RequestError(f"{listed(vain)} means nothing to --engine; leave it out, or leave --engine out")
     with option.one_line():
         engine, doubts = asked_engine(question.engine)
         with stdout_to_stderr_if(as_json):

@@ -6,14 +6,15 @@ inputs where the product runs in fewer too.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from profiler.models.checkpoint import ALL, DECODER, Checkpoint, Rule
 from profiler.models.config import Settings, method_of
+from profiler.models.quantised_fields import bits_of, digits_of, group_of, kept_of, mean_bits_of, scheme_of, whole_of
 from profiler.record.run import RequestError
-from roofline.whatif.quantise import ARITHMETIC, Format
+from roofline.whatif.quantise import Format
 from roofline.whatif.scheme import Scheme
 
 
@@ -27,7 +28,7 @@ def read_bits(name: str, settings: Settings) -> Checkpoint | None:
         settings = inner
     reader = METHODS.get(method.replace("_", "-"), _plain)
     try:
-        if reader is _plain and _bits(settings) is None:
+        if reader is _plain and bits_of(settings) is None:
             return None
         return reader(method, settings)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -38,105 +39,48 @@ def read_bits(name: str, settings: Settings) -> Checkpoint | None:
         ) from error
 
 
-def _whole(settings: Settings, key: str, default: int, least: int = 1, most: int = 2**20) -> int:
-    value = settings.get(key)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{key} is {value!r}, not a whole number from {least}")
-    return value
-
-
-def _group(settings: Settings, default: int, key: str = "group_size") -> int:
-    """Weights that share a scale; -1 for whole columns."""
-    value = _whole(settings, key, default, least=-1)
-    return -1 if value == 0 else value
-
-
-def _bits(settings: Settings) -> int | None:
-    """Whole bits of a weight."""
-    bits = _mean_bits(settings)
-    return None if bits is None else int(bits)
-
-
-def _mean_bits(settings: Settings) -> float | None:
-    keys = ("bits", "w_bit", "nbits", "weight_bits", "num_bits")
-    value = next((settings[key] for key in keys if settings.get(key) is not None), None)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 32:
-        raise ValueError(f"bits is {value!r}, not a number from 1 to 32")
-    return value
-
-
-def _kept(settings: Settings, *keys: str) -> tuple[Rule, ...]:
-    """Rules for the modules that the settings leave as they are."""
-    rules = []
-    for key in keys or ("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules", "skip_modules"):
-        names = settings.get(key) or ()
-        if isinstance(names, str):
-            names = (names,)
-        if not isinstance(names, Sequence) or not all(isinstance(part, str) for part in names):
-            raise ValueError(f"{key} is no list of module names")
-        rules += [Rule(part, None) for part in names]
-    return tuple(rules)
-
-
-def _scheme(
-    bits: int, group: int, *, scale: float = 16, zero: float = 0, form: Format = "int", inputs: int | None = None,
-    columns: int = 1, input_group: int = -1,
-) -> Scheme | None:  # fmt: skip
-    """A scheme of stored weights; None for 16 bits and more. Inputs stay wide where no kernel takes them narrow."""
-    if bits >= 16:
-        return None
-    dtype = ARITHMETIC.get((form, bits, inputs)) if inputs and inputs < 16 else None
-    return Scheme(
-        bits, group, scale, zero, columns, activations=inputs if dtype else None, dtype=dtype,
-        activation_group=input_group, activation_scale_bits=8 if 0 < input_group <= 32 else 32,
-    )  # fmt: skip
-
-
 def _plain(method: str, settings: Settings) -> Checkpoint:
     """Weights in groups with one scale each: HQQ, HIGGS, EXL2, and methods that are only known by their bits."""
-    group = _group(settings, 128)
-    bits = _mean_bits(settings) or 16
+    group = group_of(settings, 128)
+    bits = mean_bits_of(settings) or 16
     mixed = bits % 1 * group  # EXL2 mixes bits, of which it gives the mean
-    return Checkpoint(method, _scheme(int(bits), group, scale=mixed or 16), rules=_kept(settings))
+    return Checkpoint(method, scheme_of(int(bits), group, scale=mixed or 16), rules=kept_of(settings))
 
 
 def _awq(method: str, settings: Settings) -> Checkpoint:
     """AWQ: integers with a 16-bit scale, and a zero point of the weights' own bits, for each group."""
-    bits = _bits(settings) or 4
-    group = _group(settings, 128, "q_group_size" if "q_group_size" in settings else "group_size")
+    bits = bits_of(settings) or 4
+    group = group_of(settings, 128, "q_group_size" if "q_group_size" in settings else "group_size")
     zero = bits if settings.get("zero_point", True) else 0
-    return Checkpoint(method, _scheme(bits, group, zero=zero), rules=_kept(settings))
+    return Checkpoint(method, scheme_of(bits, group, zero=zero), rules=kept_of(settings))
 
 
 def _gptq(method: str, settings: Settings) -> Checkpoint:
     """GPTQ and AutoRound: as AWQ, zero points stored even where all are the same; `dynamic` has rules by layer."""
-    bits, group = _bits(settings) or 4, _group(settings, 128)
+    bits, group = bits_of(settings) or 4, group_of(settings, 128)
     rules: list[Rule] = []
     for pattern, own in (settings.get("dynamic") or settings.get("extra_config") or {}).items():
-        of_layer = _bits(own) if isinstance(own, dict) else None
-        size = _group(own, group) if isinstance(own, dict) else group
+        of_layer = bits_of(own) if isinstance(own, dict) else None
+        size = group_of(own, group) if isinstance(own, dict) else group
         skipped = pattern.startswith("-:") or (not of_layer and not own)
-        scheme = None if skipped else _scheme(of_layer or bits, size, zero=of_layer or bits)
+        scheme = None if skipped else scheme_of(of_layer or bits, size, zero=of_layer or bits)
         stem = pattern[2:] if pattern.startswith(("-:", "+:")) else pattern
         rules.append(Rule(f"re:{stem}" if "dynamic" in settings else stem, scheme))
     roles = DECODER | {"head", "tied"} if settings.get("lm_head") is True else DECODER
-    return Checkpoint(method, _scheme(bits, group, zero=bits), roles, (*rules, *_kept(settings)))
+    return Checkpoint(method, scheme_of(bits, group, zero=bits), roles, (*rules, *kept_of(settings)))
 
 
 def _bitsandbytes(method: str, settings: Settings) -> Checkpoint:
     """NF4 or FP4 in blocks of 64 with fp32 scales, or 8-bit scales of blocks of 256 scales (QLoRA, arXiv 2305.14314);
     LLM.int8() (arXiv 2208.07339) multiplies 8-bit inputs."""
-    rules = _kept(settings, "llm_int8_skip_modules", "modules_to_not_convert")
+    rules = kept_of(settings, "llm_int8_skip_modules", "modules_to_not_convert")
     if settings.get("load_in_8bit") or settings.get("_load_in_8bit"):
-        return Checkpoint("bitsandbytes int8", _scheme(8, -1, scale=32, inputs=8), rules=rules)
+        return Checkpoint("bitsandbytes int8", scheme_of(8, -1, scale=32, inputs=8), rules=rules)
     if not (settings.get("load_in_4bit") or settings.get("_load_in_4bit")):
         raise ValueError("neither load_in_8bit nor load_in_4bit is true")
     scale = 8 + 32 / 256 if settings.get("bnb_4bit_use_double_quant") else 32
     kind = settings.get("bnb_4bit_quant_type") or "fp4"
-    return Checkpoint(f"bitsandbytes {kind}", _scheme(4, 64, scale=scale, form="float"), rules=rules)
+    return Checkpoint(f"bitsandbytes {kind}", scheme_of(4, 64, scale=scale, form="float"), rules=rules)
 
 
 def _fp8(method: str, settings: Settings) -> Checkpoint:
@@ -145,24 +89,24 @@ def _fp8(method: str, settings: Settings) -> Checkpoint:
     block = settings.get("weight_block_size")
     if block:
         columns, group = (int(side) for side in block)
-        scheme = _scheme(8, group, scale=32, form="float", inputs=8, columns=columns, input_group=group)
+        scheme = scheme_of(8, group, scale=32, form="float", inputs=8, columns=columns, input_group=group)
     else:
-        scheme = _scheme(8, 0, scale=32, form="float", inputs=8, input_group=0 if static else -1)
-    return Checkpoint(method, scheme, rules=_kept(settings))
+        scheme = scheme_of(8, 0, scale=32, form="float", inputs=8, input_group=0 if static else -1)
+    return Checkpoint(method, scheme, rules=kept_of(settings))
 
 
 def _fbgemm_fp8(method: str, settings: Settings) -> Checkpoint:
     """Float8 with a scale a column and inputs with a scale a token."""
-    return Checkpoint(method, _scheme(8, -1, scale=32, form="float", inputs=8), rules=_kept(settings))
+    return Checkpoint(method, scheme_of(8, -1, scale=32, form="float", inputs=8), rules=kept_of(settings))
 
 
-MXFP4 = _scheme(4, 32, scale=8, form="float")
+MXFP4 = scheme_of(4, 32, scale=8, form="float")
 """4-bit floats with an 8-bit exponent for each 32 (OCP Microscaling Formats v1.0)."""
 
 
 def _mxfp4(method: str, settings: Settings) -> Checkpoint:
     """MXFP4 of gpt-oss: experts alone."""
-    return Checkpoint(method, MXFP4, frozenset({"experts"}), _kept(settings))
+    return Checkpoint(method, MXFP4, frozenset({"experts"}), kept_of(settings))
 
 
 def _compressed(method: str, settings: Settings) -> Checkpoint:
@@ -179,7 +123,7 @@ def _compressed(method: str, settings: Settings) -> Checkpoint:
             else:
                 rules.append(Rule(target, scheme))
     kv = settings.get("kv_cache_scheme") or {}
-    return Checkpoint(method, default, roles, (*_kept(settings), *rules), _bits(kv))
+    return Checkpoint(method, default, roles, (*kept_of(settings), *rules), bits_of(kv))
 
 
 CLASSES = {"Linear": DECODER, "Embedding": frozenset({"embedding"})}
@@ -188,47 +132,47 @@ CLASSES = {"Linear": DECODER, "Embedding": frozenset({"embedding"})}
 
 def _tensors(weights: Settings, inputs: Settings | None, stored: str) -> Scheme | None:
     """A scheme from the arguments of compressed-tensors for weights and inputs."""
-    bits = _bits(weights)
+    bits = bits_of(weights)
     if bits is None:
         return None
     form: Format = "float" if weights.get("type") == "float" else "int"
     strategy = weights.get("strategy") or ("group" if weights.get("group_size") else "channel")
-    narrow = _bits(inputs) if inputs else None
+    narrow = bits_of(inputs) if inputs else None
     static = inputs is not None and inputs.get("dynamic") is False
     if (bits == 4 and form == "float") or "mxfp8" in stored:
-        group = _group(weights, 16)
-        return _scheme(bits, group, scale=8, form=form, inputs=narrow, input_group=group)
+        group = group_of(weights, 16)
+        return scheme_of(bits, group, scale=8, form=form, inputs=narrow, input_group=group)
     zero = bits if weights.get("symmetric") is False else 0
     if strategy == "block" and (block := weights.get("block_structure")):
         columns, group = (int(side) for side in block)
-        return _scheme(bits, group, form=form, inputs=narrow, columns=columns, input_group=group)
-    group = {"tensor": 0, "channel": -1}.get(strategy, _group(weights, 128))
-    return _scheme(bits, group, zero=zero, form=form, inputs=narrow, input_group=0 if static else -1)
+        return scheme_of(bits, group, form=form, inputs=narrow, columns=columns, input_group=group)
+    group = {"tensor": 0, "channel": -1}.get(strategy, group_of(weights, 128))
+    return scheme_of(bits, group, zero=zero, form=form, inputs=narrow, input_group=0 if static else -1)
 
 
-NVFP4 = _scheme(4, 16, scale=8, form="float")
+NVFP4 = scheme_of(4, 16, scale=8, form="float")
 """4-bit floats with an fp8 scale for each 16."""
 
 ALGORITHMS: dict[str, Scheme | None] = {
-    "fp8": _scheme(8, 0, scale=32, form="float", inputs=8, input_group=0),
-    "fp8-per-channel-per-token": _scheme(8, -1, scale=32, form="float", inputs=8),
-    "fp8-pb-wo": _scheme(8, 128, scale=32, form="float", columns=128),
-    "fp8-pb-real": _scheme(8, 128, scale=32, form="float", inputs=8, columns=128, input_group=128),
-    "mxfp8": _scheme(8, 32, scale=8, form="float", inputs=8, input_group=32),
-    "nvfp4": _scheme(4, 16, scale=8, form="float", inputs=4, input_group=16),
-    "nvfp4-awq": _scheme(4, 16, scale=8, form="float", inputs=4, input_group=16),
+    "fp8": scheme_of(8, 0, scale=32, form="float", inputs=8, input_group=0),
+    "fp8-per-channel-per-token": scheme_of(8, -1, scale=32, form="float", inputs=8),
+    "fp8-pb-wo": scheme_of(8, 128, scale=32, form="float", columns=128),
+    "fp8-pb-real": scheme_of(8, 128, scale=32, form="float", inputs=8, columns=128, input_group=128),
+    "mxfp8": scheme_of(8, 32, scale=8, form="float", inputs=8, input_group=32),
+    "nvfp4": scheme_of(4, 16, scale=8, form="float", inputs=4, input_group=16),
+    "nvfp4-awq": scheme_of(4, 16, scale=8, form="float", inputs=4, input_group=16),
     "w4a16-nvfp4": NVFP4,
-    "w4a8-nvfp4-fp8": _scheme(4, 16, scale=8, form="float", inputs=8, input_group=0),
-    "w4a8-mxfp4-fp8": _scheme(4, 32, scale=8, form="float", inputs=8, input_group=0),
-    "mxfp4": _scheme(4, 32, scale=8, form="float", inputs=4, input_group=32),
-    "w4a16-awq": _scheme(4, 128),
-    "int4-awq": _scheme(4, 128),
+    "w4a8-nvfp4-fp8": scheme_of(4, 16, scale=8, form="float", inputs=8, input_group=0),
+    "w4a8-mxfp4-fp8": scheme_of(4, 32, scale=8, form="float", inputs=8, input_group=0),
+    "mxfp4": scheme_of(4, 32, scale=8, form="float", inputs=4, input_group=32),
+    "w4a16-awq": scheme_of(4, 128),
+    "int4-awq": scheme_of(4, 128),
     "w4a8-awq": Scheme(4, 128, activations=8, dtype="float8_e4m3fn", activation_group=0),
-    "w8a16": _scheme(8, -1),
-    "int8-wo": _scheme(8, -1),
-    "int8-sq": _scheme(8, -1, inputs=8, input_group=0),
-    "w8a8-sq-per-channel": _scheme(8, -1, inputs=8, input_group=0),
-    "w8a8-sq-per-channel-per-token-plugin": _scheme(8, -1, inputs=8),
+    "w8a16": scheme_of(8, -1),
+    "int8-wo": scheme_of(8, -1),
+    "int8-sq": scheme_of(8, -1, inputs=8, input_group=0),
+    "w8a8-sq-per-channel": scheme_of(8, -1, inputs=8, input_group=0),
+    "w8a8-sq-per-channel-per-token-plugin": scheme_of(8, -1, inputs=8),
 }
 """Schemes by ModelOpt's names (modelopt/torch/export, `QUANTIZATION_*`), with - for _."""
 
@@ -240,7 +184,7 @@ def _modelopt(method: str, settings: Settings) -> Checkpoint:
     algorithm = settings.get("quant_algo")
     kv_name = settings.get("kv_cache_quant_algo")
     scheme_of_kv = settings.get("kv_cache_scheme")
-    kv = KV_ALGORITHMS.get(_key(kv_name)) if kv_name else _bits(scheme_of_kv) if scheme_of_kv else None
+    kv = KV_ALGORITHMS.get(_key(kv_name)) if kv_name else bits_of(scheme_of_kv) if scheme_of_kv else None
     if algorithm is None and settings.get("config_groups"):
         return replace(_compressed(method, settings), kv_bits=kv)
     if algorithm is None:
@@ -249,7 +193,7 @@ def _modelopt(method: str, settings: Settings) -> Checkpoint:
     rules = [Rule(layer, _algorithm(own)) for layer, own in layers.items()]
     mixed = _key(algorithm) == "mixed-precision"
     default = None if mixed else _algorithm(settings)
-    return Checkpoint(f"{method} {algorithm}", default, rules=(*_kept(settings), *rules), kv_bits=kv)
+    return Checkpoint(f"{method} {algorithm}", default, rules=(*kept_of(settings), *rules), kv_bits=kv)
 
 
 def _key(name: Any) -> str:
@@ -265,18 +209,18 @@ def _algorithm(settings: Settings) -> Scheme | None:
     scheme = ALGORITHMS[_key(name)]
     if scheme is None or scheme.group < 1 or not settings.get("group_size"):
         return scheme
-    return replace(scheme, group=_group(settings, scheme.group))
+    return replace(scheme, group=group_of(settings, scheme.group))
 
 
 def _mlx(method: str, settings: Settings) -> Checkpoint:
     """MLX: every linear layer and embedding, a 16-bit scale and bias a group; modes of block floats have no biases."""
 
     def scheme(own: Settings) -> Scheme | None:
-        mode, bits = own.get("mode", settings.get("mode", "affine")), _bits(own) or _bits(settings) or 4
-        group = _group(own, _group(settings, 64))
+        mode, bits = own.get("mode", settings.get("mode", "affine")), bits_of(own) or bits_of(settings) or 4
+        group = group_of(own, group_of(settings, 64))
         if mode == "affine":
-            return _scheme(bits, group, scale=16, zero=16)
-        return _scheme(bits, group, scale=8, form="float")
+            return scheme_of(bits, group, scale=16, zero=16)
+        return scheme_of(bits, group, scale=8, form="float")
 
     plain = ("bits", "group_size", "mode", "quant_method", "linear_class", "quantize_input", "quantize_output")
     rules = []
@@ -292,30 +236,23 @@ def _hqq(method: str, settings: Settings) -> Checkpoint:
 
     def scheme(own: Settings) -> Scheme | None:
         own = own.get("weight_quant_params") or own
-        return _scheme(_bits(own) or 4, _group(own, 64), scale=16, zero=16)
+        return scheme_of(bits_of(own) or 4, group_of(own, 64), scale=16, zero=16)
 
-    if "weight_quant_params" in inner or _bits(inner):
-        return Checkpoint(method, scheme(inner), rules=_kept(settings))
+    if "weight_quant_params" in inner or bits_of(inner):
+        return Checkpoint(method, scheme(inner), rules=kept_of(settings))
     rules = tuple(Rule(name, scheme(own)) for name, own in inner.items() if isinstance(own, dict))
-    return Checkpoint(method, rules=(*_kept(settings), *rules))
+    return Checkpoint(method, rules=(*kept_of(settings), *rules))
 
 
 def _quanto(method: str, settings: Settings) -> Checkpoint:
     """Quanto: weights of a named type, 8 bits by column, fewer in groups of 128 with a shift."""
     weights, inputs = settings.get("weights") or "int8", settings.get("activations")
-    bits = _digits(weights)
-    narrow = _digits(inputs) if inputs else None
+    bits = digits_of(weights)
+    narrow = digits_of(inputs) if inputs else None
     form: Format = "float" if "float" in weights else "int"
-    by_column = _scheme(8, -1, form=form, inputs=narrow, input_group=0)
-    scheme = by_column if bits == 8 else _scheme(bits, 128, zero=16)
-    return Checkpoint(method, scheme, rules=_kept(settings))
-
-
-def _digits(text: Any) -> int:
-    match = re.search(r"\d+", str(text))
-    if match is None:
-        raise ValueError(f"{text!r} names no number of bits")
-    return int(match[0])
+    by_column = scheme_of(8, -1, form=form, inputs=narrow, input_group=0)
+    scheme = by_column if bits == 8 else scheme_of(bits, 128, zero=16)
+    return Checkpoint(method, scheme, rules=kept_of(settings))
 
 
 def _torchao(method: str, settings: Settings) -> Checkpoint:
@@ -326,26 +263,26 @@ def _torchao(method: str, settings: Settings) -> Checkpoint:
     roles = DECODER | {"head", "embedding", "tied"} if settings.get("include_input_output_embeddings") else DECODER
     named = inner.get("_data", {}).get("module_fqn_to_config") or inner.get("_data", {}).get("fqn_to_config")
     if named is None:
-        return Checkpoint(method, _torchao_scheme(inner, own), roles, _kept(settings))
+        return Checkpoint(method, _torchao_scheme(inner, own), roles, kept_of(settings))
     rules = [Rule(path, _torchao_scheme(part, {}) if part else None) for path, part in named.items()]
     default = next((rule.scheme for rule in rules if rule.pattern == "_default"), None)
-    return Checkpoint(method, default, roles, (*_kept(settings), *(r for r in rules if r.pattern != "_default")))
+    return Checkpoint(method, default, roles, (*kept_of(settings), *(r for r in rules if r.pattern != "_default")))
 
 
 def _torchao_scheme(config: Settings, own: Settings) -> Scheme | None:
     name = re.sub(r"[^a-z0-9]", "", str(config.get("_type", "")).lower()).removesuffix("config")
     data = {**(config.get("_data") or {}), **own}
-    group = _group(data, 128) if data.get("group_size") else 128
+    group = group_of(data, 128) if data.get("group_size") else 128
     if "int4weightonly" in name or "intxweightonly" in name:
-        return _scheme(4, group, scale=16, zero=16)
+        return scheme_of(4, group, scale=16, zero=16)
     schemes = {
-        "int8weightonly": _scheme(8, -1),
-        "int8dynamicactivationint8weight": _scheme(8, -1, inputs=8),
-        "int8dynamicactivationint4weight": _scheme(4, data.get("group_size") or 32, inputs=8),
-        "int8dynamicactivationintxweight": _scheme(4, data.get("group_size") or 32, inputs=8),
-        "float8weightonly": _scheme(8, -1, form="float"),
-        "float8dynamicactivationfloat8weight": _scheme(8, -1, scale=32, form="float", inputs=8),
-        "float8staticactivationfloat8weight": _scheme(8, 0, scale=32, form="float", inputs=8, input_group=0),
+        "int8weightonly": scheme_of(8, -1),
+        "int8dynamicactivationint8weight": scheme_of(8, -1, inputs=8),
+        "int8dynamicactivationint4weight": scheme_of(4, data.get("group_size") or 32, inputs=8),
+        "int8dynamicactivationintxweight": scheme_of(4, data.get("group_size") or 32, inputs=8),
+        "float8weightonly": scheme_of(8, -1, form="float"),
+        "float8dynamicactivationfloat8weight": scheme_of(8, -1, scale=32, form="float", inputs=8),
+        "float8staticactivationfloat8weight": scheme_of(8, 0, scale=32, form="float", inputs=8, input_group=0),
         "float8dynamicactivationint4weight": Scheme(4, 128, activations=8, dtype="float8_e4m3fn"),
         "nvfp4inference": ALGORITHMS["nvfp4"],
         "nvfp4dynamicactivationnvfp4weight": ALGORITHMS["nvfp4"],
@@ -358,26 +295,26 @@ def _torchao_scheme(config: Settings, own: Settings) -> Scheme | None:
 
 def _eetq(method: str, settings: Settings) -> Checkpoint:
     """EETQ: 8-bit weights by column."""
-    return Checkpoint(method, _scheme(8, -1), rules=_kept(settings))
+    return Checkpoint(method, scheme_of(8, -1), rules=kept_of(settings))
 
 
 def _bitnet(method: str, settings: Settings) -> Checkpoint:
     """BitNet (arXiv 2402.17764): ternary weights, four in a byte, a scale a matrix, and inputs of 8 bits."""
     scheme = Scheme(2, 0, activations=8, dtype="int8")
-    return Checkpoint(method, scheme, rules=_kept(settings))
+    return Checkpoint(method, scheme, rules=kept_of(settings))
 
 
 def _aqlm(method: str, settings: Settings) -> Checkpoint:
     """AQLM (arXiv 2401.06118): codes of a few codebooks for each group, and a scale a column."""
-    codes = _whole(settings, "num_codebooks", 1) * _whole(settings, "nbits_per_codebook", 16)
-    bits = max(1, codes // _whole(settings, "in_group_size", 8))
-    return Checkpoint(method, _scheme(bits, -1), rules=_kept(settings, "linear_weights_not_to_quantize"))
+    codes = whole_of(settings, "num_codebooks", 1) * whole_of(settings, "nbits_per_codebook", 16)
+    bits = max(1, codes // whole_of(settings, "in_group_size", 8))
+    return Checkpoint(method, scheme_of(bits, -1), rules=kept_of(settings, "linear_weights_not_to_quantize"))
 
 
 def _fp_quant(method: str, settings: Settings) -> Checkpoint:
     """FP-Quant: MXFP4 or NVFP4 of weights and inputs."""
     kind = str(settings.get("forward_dtype") or "nvfp4")
-    return Checkpoint(method, ALGORITHMS["mxfp4" if "mx" in kind else "nvfp4"], rules=_kept(settings))
+    return Checkpoint(method, ALGORITHMS["mxfp4" if "mx" in kind else "nvfp4"], rules=kept_of(settings))
 
 
 def _quark(method: str, settings: Settings) -> Checkpoint:
@@ -389,17 +326,17 @@ def _quark(method: str, settings: Settings) -> Checkpoint:
         inputs = inputs[0] if isinstance(inputs, list) else inputs
         if not weight:
             return None
-        bits = _digits(weight["dtype"])
+        bits = digits_of(weight["dtype"])
         form: Format = "float" if "fp" in weight["dtype"] else "int"
-        narrow = _digits(inputs["dtype"]) if inputs else None
-        group = {"per_tensor": 0, "per_channel": -1}.get(weight.get("qscheme"), _group(weight, 32))
+        narrow = digits_of(inputs["dtype"]) if inputs else None
+        group = {"per_tensor": 0, "per_channel": -1}.get(weight.get("qscheme"), group_of(weight, 32))
         in_groups = group if 0 < group <= 32 else -1
         scale = 8 if weight.get("scale_format") == "e8m0" else 16
-        return _scheme(bits, group, scale=scale, form=form, inputs=narrow, input_group=in_groups)
+        return scheme_of(bits, group, scale=scale, form=form, inputs=narrow, input_group=in_groups)
 
     rules = [Rule(path, scheme(own)) for path, own in (settings.get("layer_quant_config") or {}).items()]
     return Checkpoint(
-        method, scheme(settings.get("global_quant_config") or {}), rules=(*_kept(settings, "exclude"), *rules)
+        method, scheme(settings.get("global_quant_config") or {}), rules=(*kept_of(settings, "exclude"), *rules)
     )
 
 

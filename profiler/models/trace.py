@@ -5,12 +5,10 @@ masks and strides, and is used where `meta` cannot know them. `scaled_dot_produc
 the device implements it. Never time a pass that is being traced.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import wraps
-from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -46,9 +44,10 @@ from profiler.models.attention import (
     without_bias,
     work_of_attention,
 )
+from profiler.models.choices import Choice, Choices
 from profiler.models.inputs import Attributes, attributes, states
-from profiler.models.meta import Remembered, balanced, run_or_shape, with_values_if_asked
-from roofline.graph.op import Access, Bytes, Kind, Op, OpGraph, Routing, experts_hit, layer_of
+from profiler.models.meta import Remembered, run_or_shape, with_values_if_asked
+from roofline.graph.op import Access, Bytes, Kind, Op, OpGraph, layer_of
 from roofline.graph.op import Tensor as TensorRecord
 from roofline.workload import Workload
 
@@ -149,30 +148,6 @@ class _Composites(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """A `topk` of a pass."""
-
-    path: str
-    of: int
-    chosen: int
-    tokens: int
-
-    @property
-    def block(self) -> str:
-        """The module around the one that chooses, which holds the experts too; itself where that is a layer's block."""
-        return self.path.rpartition(".")[0]
-
-    def hit(self, experts: int) -> float:
-        """Expected distinct ones of the first `experts` that all tokens choose at random."""
-        return float(experts_hit(experts, experts * self.chosen / self.of, self.tokens))
-
-    def hit_in_turn(self, experts: int) -> int:
-        """Distinct ones of the first `experts` that `balanced` choices hit."""
-        chosen = self.tokens * self.chosen
-        return experts if chosen >= self.of else int((balanced(chosen, self.of) < experts).sum())
-
-
 class Recorder(Remembered):
     """Records each call that makes device work, with the storages that it touches and how long they are held."""
 
@@ -198,9 +173,9 @@ class Recorder(Remembered):
         self.roles: dict[int, tuple[str, str | None]] = {}
         self.read: set[int] = set()
         self.specs = {spec.path: spec for spec in attention_modules(model)}
-        self.choices: list[_Choice] = []
         self.shapes: dict[int, tuple[int, ...]] = {}  # of the storages of weights
-        self.lists = {path: len(module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+        tokens = workload.batch * workload.query_tokens
+        self.choices = Choices(model, tokens, self.shapes, self.storage)
 
     @contextmanager
     def inside(self, path: str) -> Iterator[None]:
@@ -288,73 +263,17 @@ class Recorder(Remembered):
         work = work_of(func, args, out, kwargs)
         if name == "topk":
             tokens = work.dims["elements"] // work.dims["of"]
-            self.choices.append(_Choice(self.path[-1], work.dims["of"], work.dims["chosen"], tokens))
+            self.choices.made.append(Choice(self.path[-1], work.dims["of"], work.dims["chosen"], tokens))
         if not work.counted:
             self.uncounted.add(name)
         if name in GROUPED and not has_real_routing(func, args, kwargs):
-            work = replace(work, routing=self.routing(args[0].shape[0], args[1].shape[0]))
+            work = replace(work, routing=self.choices.routing(self.path[-1], args[0].shape[0], args[1].shape[0]))
         reads, writes = touched(func, args, kwargs, out, work.routing)
         if name == "index":
-            reads = [(t, size * self.share_of_rows(t, args[1])) for t, size in reads]
+            reads = [(t, size * self.choices.share_of_rows(self.path[-1], t, args[1])) for t, size in reads]
         elif work.kind is Kind.MATMUL:
-            reads = [(t, size * self.share_of_expert(t)) for t, size in reads]
+            reads = [(t, size * self.choices.share_of_expert(self.path[-1], t)) for t, size in reads]
         self.append(f"aten::{name}", work, list(tensors((*args, *kwargs.values()))) or involved, reads, writes)
-
-    def routing(self, rows: int, experts: int) -> Routing:
-        """The assumed routing of a product of `rows` rows, of which each token has one for each expert it chooses.
-
-        Without a choice in the block around it, the rows are those of all tokens of the pass.
-        """
-        choice = self.choice(self.path[-1], experts)
-        tokens = choice.tokens if choice else self.workload.batch * self.workload.query_tokens
-        tokens = tokens if rows >= tokens else rows
-        all_have_rows = choice is not None and rows == choice.tokens * choice.chosen
-        real = experts / choice.of if choice and all_have_rows else 1  # others that are chosen have no weights
-        return Routing(experts=experts, per_token=rows / tokens * real, tokens=tokens)
-
-    def choice(self, path: str, experts: int) -> "_Choice | None":
-        """The last choice among at least so many experts in the block around a module."""
-        for choice in reversed(self.choices):
-            if choice.of >= experts and f"{path}.".startswith(f"{choice.block}." if choice.block else ""):
-                return choice
-        return None
-
-    def share_of_expert(self, tensor: Tensor) -> float:
-        """Expected number of hit experts ÷ those that are hit in this trace, where a tensor has the weights of one.
-
-        On `meta` the load is balanced, which hits as many experts as it can. An expert's weights are a slice of a
-        parameter, or those of a module in a list. It is 1 for all other tensors.
-        """
-        shape = self.shape_of_weight(tensor)
-        if shape is None or not tensor.numel():
-            return 1
-        place, experts = self.path[-1], math.prod(shape) / tensor.numel()
-        if experts == 1:
-            parents = accumulate(place.split("."), "{}.{}".format)
-            place = next((path for path in reversed([*parents]) if path in self.lists), "")
-            experts = self.lists.get(place, 0)
-        choice = self.choice(place, int(experts)) if experts > 1 else None
-        if choice is None or not (experts == choice.of or (len(shape) == 3 and experts == shape[0])):
-            return 1
-        return choice.hit(int(experts)) / choice.hit_in_turn(int(experts))
-
-    def share_of_rows(self, tensor: Tensor, indices: Any) -> float:
-        """The same for the matrices of the chosen experts, gathered for each choice of each token.
-
-        Biases are left as they are: so small, and the sizes of a grouped product's stay polynomials for a sweep.
-        """
-        shape, numbers = self.shape_of_weight(tensor), next(tensors(indices), None)
-        choice = self.choice(self.path[-1], shape[0]) if shape and len(shape) > 2 else None
-        chosen = choice.tokens * choice.chosen if choice else 0
-        if shape is None or choice is None or numbers is None or numbers.numel() != chosen:
-            return 1
-        return choice.hit(shape[0]) / min(shape[0], chosen)
-
-    def shape_of_weight(self, tensor: Tensor) -> tuple[int, ...] | None:
-        """Shape of the parameter on `meta` that a tensor is a part of; None for other tensors, and where none chose."""
-        if not self.choices or tensor.device.type != "meta":
-            return None
-        return self.shapes.get(self.storage(tensor))
 
     def attention(self, args: Any, kwargs: Any, out: Tensor, taken: int, name: str = NAME) -> None:
         spec = next((self.specs[path] for path in reversed(self.path) if path in self.specs), None)
