@@ -93,7 +93,7 @@ class Surface:
     def terms(
         self, batch: float, keys: float, new: float = 0.0, before: float = 0.0, prompts: float = 1.0
     ) -> tuple[float, ...]:
-        """Return the parts of a step of the whole group, in the order of `TERMS`: `batch` decoding sequences with `keys`
+        """Return the parts of a step of the whole group, in the order of `TERMS`: `batch` decoding sequences, `keys`
         each, and `new` tokens, of `prompts` prompts that have `before` cached ones each."""
         own, added = batch / self.spread, new / min(self.spread, max(prompts, 1.0))
         products, moved, reduces = _row(self._layers, own + added)
