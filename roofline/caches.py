@@ -106,7 +106,7 @@ def most(one: Amount, other: Amount) -> Any:
 
 
 def _some(condition: Any) -> bool:
-    """Whether the condition holds for any workload."""
+    """Return whether the condition holds for any workload."""
     return bool(condition.any()) if isinstance(condition, np.ndarray) else bool(condition)
 
 

@@ -162,7 +162,7 @@ class Rates:
 
     @property
     def have_choice(self) -> NDArray[np.bool_]:
-        """Which operations have more than one way over their link: shape (operations,)."""
+        """Return which operations have more than one way over their link: shape (operations,)."""
         differ = (self.link_s != self.link_s[0]) | (self.message_s != self.message_s[0])
         return np.asarray((differ & ~np.isnan(self.link_s)).any(axis=0))
 
@@ -308,7 +308,7 @@ class Overlaps:
         return cls(tuple(layers))
 
     def members(self, operations: int) -> NDArray[np.bool_]:
-        """Which operations have a time that depends on others: shape (operations,)."""
+        """Return which operations have a time that depends on others: shape (operations,)."""
         out = np.zeros(operations, dtype=bool)
         for layer in self.layers:
             out[layer.members] = True

@@ -225,7 +225,7 @@ MOST_PROBLEMS = 20
 
 
 def own_errors(error: ValidationError) -> list[dict[str, Any]]:
-    """Its errors without those that follow from others: a list is too short where an element of it is wrong."""
+    """Return its errors without those that follow from others: a list is too short where an element of it is wrong."""
     errors: list[dict[str, Any]] = [dict(problem) for problem in error.errors(include_url=False)]
     places = [problem["loc"] for problem in errors]
 

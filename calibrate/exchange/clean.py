@@ -178,7 +178,7 @@ def unit_steps(ratios: Floats) -> int:
 
 
 def _without_repeats(frame: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
-    """One row for each shape, in the order in which shapes first occur."""
+    """Return one row for each shape, in the order in which shapes first occur."""
     shape = [*(name for name in TEXTS if name != "group"), *DIMS]
     again, exact = frame.duplicated(shape), frame.duplicated([*shape, "time_s"])
     if not again.any():

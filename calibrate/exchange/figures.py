@@ -236,7 +236,7 @@ class Ledger:
         self.left_out[field] = why
 
     def refusal(self, what: str) -> str:
-        """One line that says which figure the tool needs and the source lacks."""
+        """Return one line that says which figure the tool needs and the source lacks."""
         return f"{self._source.spec.name} has no {self._source.origin} {what}, which {self._tool} needs; measure it"
 
     def provenance(self, folded: str, valid: str | None = None, priced: bool = False) -> dict[str, Any]:
@@ -296,7 +296,7 @@ class Export:
 
 
 def plain(text: str) -> str:
-    """One line that XML and JSON can hold: no control character, no lone surrogate, no space at its ends; never
+    """Return one line that XML and JSON can hold: no control character, no lone surrogate, no space at its ends; never
     empty."""
     return "".join(c if c.isprintable() else "�" for c in " ".join(text.split())) or "unnamed"
 

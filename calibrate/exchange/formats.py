@@ -118,7 +118,7 @@ def import_format(name: str) -> Importer:
 
 
 def export_formats() -> list[AnyFormat]:
-    """All formats that can be exported to, those of devices first."""
+    """Return all formats that can be exported to, those of devices first."""
     return [*EXPORTS, *TRACES]
 
 

@@ -133,7 +133,7 @@ def _shared(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def _last_within(paths: Sequence[tuple[str, ...]]) -> list[list[int]]:
-    """For each operation and module around it, the last operation before that module is left."""
+    """Return, for each operation and module around it, the last operation before that module is left."""
     out: list[list[int]] = [[] for _ in paths]
     for i in reversed(range(len(paths))):
         after = i + 1 if i + 1 < len(paths) else i
@@ -156,7 +156,7 @@ def lanes(one: MeasuredPass) -> dict[str, list[Range]]:
 
 
 def chrome_trace(traced: Traced) -> Export:
-    """One file for Perfetto: a process for each pass, a thread for each lane. Raises ValueError as `_shown`."""
+    """Return one file for Perfetto: a process for each pass, a thread for each lane. Raises ValueError as `_shown`."""
     shown, left_out = _shown(traced)
     events: list[dict[str, Any]] = []
     for pid, (one, found) in enumerate(shown, 1):
@@ -182,7 +182,7 @@ def chrome_trace(traced: Traced) -> Export:
 
 
 def speedscope(traced: Traced) -> Export:
-    """One file for speedscope: a profile for each lane of each pass. Raises ValueError as `_shown`."""
+    """Return one file for speedscope: a profile for each lane of each pass. Raises ValueError as `_shown`."""
     shown, left_out = _shown(traced)
     frames: dict[str, int] = {}
     profiles = []
@@ -265,7 +265,7 @@ def _opened_and_closed(every: Sequence[Range]) -> Iterator[tuple[str, Range, int
 
 
 def _args(ops: Sequence[Op], table: OpTimesTable, predicted_s: Array | None) -> list[dict[str, Any]]:
-    """What a viewer shows beside each operation, in SI units as the names say."""
+    """Return what a viewer shows beside each operation, in SI units as the names say."""
     every = []
     for i, op in enumerate(ops):
         about: dict[str, Any] = {

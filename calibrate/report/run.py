@@ -21,7 +21,7 @@ from calibrate.scenarios.scenario import Answer
 from profiler.record.run import CellResult, Run
 from roofline import units
 from roofline.hardware.spec import HardwareSpec
-from roofline.units import UNKNOWN, percent, plus_minus, seconds, size
+from roofline.units import UNKNOWN, dtype, percent, plus_minus, seconds, size
 
 WORDS = {
     "pass": "b: sequences, q: new tokens of each, ctx: cached tokens of each",

@@ -18,10 +18,11 @@ from calibrate.report.device import device_document
 from calibrate.report.document import Cell, Column, Document, Figure, Part, Section, Table, Text, figure, table
 from calibrate.report.kernels import kernels_document
 from calibrate.report.residuals import calibration_sections
-from calibrate.report.run import run_document, title
+from calibrate.report.run import run_document
 from calibrate.report.run_layers import half
 from calibrate.report.suite import suite_document
 from calibrate.report.suite_rows import suite_rows
+from calibrate.report.titles import title
 from profiler.record.folder import RunFolder
 from profiler.record.measurement import Measurement
 from profiler.record.run import RequestError

@@ -173,7 +173,7 @@ def _show_passes(folder: RunFolder, hardware: str | None, results: Path, as_json
     output.show(
         as_json,
         lambda: document(folder, reports, failed) | scenarios_json(answered),
-        lambda: run_document(reports, folder.run, spec, failed, answered),
+        lambda: run_document(reports, folder.run, spec, failed, answers=answered),
     )
 
 

@@ -244,7 +244,7 @@ class Sizes:
         return Lengths(prompts, contexts, batches, dtype, scope)
 
     def asked(self, dtype: str) -> Asked:
-        """All passes and requests. Raises RequestError as `lengths` does."""
+        """Return all passes and requests. Raises RequestError as `lengths` does."""
         lengths = self.lengths(dtype)
         workloads = lengths.workloads(words("--phase", self.phase, ("prefill", "decode", "chunk")))
         mixes = tuple(mixed(text, dtype) for text in self.mix)

@@ -90,7 +90,7 @@ class PlannedWorkload(Record):
         return self
 
     def asked(self, dtype: str) -> option.Asked:
-        """Its passes and requests. Raises RequestError for sizes that are none."""
+        """Return its passes and requests. Raises RequestError for sizes that are none."""
         phase = self.phase or option.Sizes.phase
         sizes = option.Sizes(phase, self.prompt, self.context, self.batch, self.logits, self.mix, self.output)
         asked = sizes.asked(dtype)
@@ -119,7 +119,7 @@ class Plan(Record):
         return tuple(dict.fromkeys(names))
 
     def asked(self, dtype: str) -> option.Asked:
-        """All passes and requests of the file, each once."""
+        """Return all passes and requests of the file, each once."""
         parts = [workload.asked(dtype) for workload in self.workloads]
         joined = (dict.fromkeys(one for part in parts for one in getattr(part, name)) for name in option.Asked.LISTS)
         return option.Asked(dtype, *map(tuple, joined))

@@ -29,6 +29,7 @@ from profiler.cli.measuring import (
     require_same_machine,
 )
 from profiler.cli.scenarios import LIST, named, plan_scenarios, print_list
+from profiler.cli.vain import written_options
 from profiler.record.files import make_folder, require_separate
 from profiler.record.folder import RunFolder
 from profiler.record.run import LONGEST_S, MOST_SEED, Mode, PlannedScenario, RequestError
@@ -146,7 +147,7 @@ def run(
         }
         if hardware is not None:
             option.measured_figures(hardware, out)
-        scenarios = named(scenario, option.written_options(invocation)) if scenario else []
+        scenarios = named(scenario, written_options(invocation)) if scenario else []
         from profiler.job import Choices, Shapes
 
         shapes = Shapes(**lengths)  # type: ignore[arg-type]

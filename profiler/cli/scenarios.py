@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from profiler.cli import output
-from profiler.cli.options import listed
+from profiler.cli.vain import listed
 from profiler.record.run import Cell, PlannedScenario, RequestError
 
 if TYPE_CHECKING:

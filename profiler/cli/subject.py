@@ -46,7 +46,7 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """Its name for people."""
+        """Return its name for people."""
         return str(self.model or self.module or self.file)
 
     @property
@@ -102,7 +102,7 @@ class Subject:
 
     @cached_property
     def _vision(self) -> tuple[OpGraph, list[str]]:
-        """One pass of the model's vision tower, and notes on it."""
+        """Return one pass of the model's vision tower, and notes on it."""
         from profiler.models.catalogue import silence
         from profiler.models.vision import vision_graph
 

@@ -130,7 +130,7 @@ def _grouped_mm(args: tuple[Any, ...], out: Tensor) -> Work:
 
 
 def _convolution(args: tuple[Any, ...], out: Tensor) -> Work:
-    """Each output element (transposed: input element) is a dot product over (channels ÷ groups) × kernel."""
+    """Return each output element (transposed: input element) is a dot product over (channels ÷ groups) × kernel."""
     x, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
     window = math.prod(weight.shape[1:])
     dims = {"batch": x.shape[0], "in": x.shape[1], "out": out.shape[1], "groups": groups, "window": window}
@@ -291,7 +291,7 @@ def operator(name: str) -> Operator | None:
 
 @cache
 def is_metadata(func: OpOverload) -> bool:
-    """Whether a call makes no device work: a view, or an allocation."""
+    """Return whether a call makes no device work: a view, or an allocation."""
     return func.is_view or name_of(func) in NO_WORK
 
 
@@ -366,7 +366,7 @@ def _written_arguments(func: OpOverload) -> tuple[int, ...]:
 
 
 def has_real_routing(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether it is known which matrices a grouped product uses: a whole batch, or those whose rows' ends have data."""
+    """Return whether it is known which matrices a grouped product uses: all, or those whose rows' ends have data."""
     offsets = argument(func, args, kwargs, "offs")
     batched = args[0].dim() == 3 or args[1].dim() != 3
     return batched or (isinstance(offsets, Tensor) and offsets.device.type != "meta")
@@ -392,7 +392,7 @@ def distinct_bytes(tensor: Tensor) -> int:
 
 
 def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """All tensors in arguments, those in lists included."""
+    """Yield all tensors in arguments, those in lists included."""
     for value in values:
         if isinstance(value, Tensor):
             yield value

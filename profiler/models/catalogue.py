@@ -37,7 +37,7 @@ class Entry(Record):
 
 @cache
 def catalogue() -> dict[str, Entry]:
-    """All entries by name, lower case, in the order of the file."""
+    """Return all entries by name, lower case, in the order of the file."""
     return {name: Entry.model_validate(entry) for name, entry in json.loads(FILE.read_text("utf-8")).items()}
 
 

@@ -21,7 +21,7 @@ SOURCE = 512
 
 
 def has_encoder(config: PretrainedConfig) -> bool:
-    """Whether a model of this config has an encoder whose states its decoder attends to."""
+    """Return whether a model of this config has an encoder whose states its decoder attends to."""
     return bool(getattr(config, "is_encoder_decoder", False))
 
 

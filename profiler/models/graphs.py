@@ -135,21 +135,21 @@ class ModelGraphs:
 
     @cached_property
     def runs_by_token(self) -> bool:
-        """Whether a prefill of more tokens runs more operations."""
+        """Return whether a prefill of more tokens runs more operations."""
         if self._unchanged is not None and not self._is_mended:
             return self._unchanged.runs_by_token
         return self._loops(PROBES)
 
     @cached_property
     def runs_by_chunk(self) -> bool:
-        """Whether a prefill of more chunks runs more operations."""
+        """Return whether a prefill of more chunks runs more operations."""
         return (
             self._loops(CHUNK_PROBES) if self._unchanged is None or self._is_mended else self._unchanged.runs_by_chunk
         )
 
     @property
     def _is_mended(self) -> bool:
-        """Whether modules run by a mend, which may have no loop where their own code has one."""
+        """Return whether modules run by a mend, which may have no loop where their own code has one."""
         return self.tracing.is_ideal and any(type(module).__name__ in IDEAL for module in self.model.modules())
 
     def _loops(self, probes: Sequence[int]) -> bool:

@@ -247,7 +247,7 @@ def dynamic_cache(config: PretrainedConfig) -> Cache:
 
 
 def takes_cache(model: PreTrainedModel, name: str) -> bool:
-    """Whether an argument of `forward` is a cache of `transformers` and not of a class of this model only."""
+    """Return whether an argument of `forward` is a cache of `transformers` and not of a class of this model only."""
     if name not in inspect.signature(model.forward).parameters:
         return False
     for module in (model, model.base_model):

@@ -244,7 +244,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _makes_memory(func: Any) -> bool:
-    """Whether the operator is torch's own, writes no operand, and returns one tensor that shares no memory."""
+    """Return whether the operator is torch's own, writes no operand, and returns one tensor that shares no memory."""
     schema = func._schema
     return (
         func.namespace == "aten"
@@ -256,7 +256,7 @@ def _makes_memory(func: Any) -> bool:
 
 
 def _call(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """All that the result of a call on `meta` tensors depends on, as a key; None where that is unknown."""
+    """Return all that the result of a call on `meta` tensors depends on, as a key; None where that is unknown."""
     key: list[Any] = [func]
     if not _describe(args, key) or (kwargs and not _describe(kwargs.items(), key)):
         return None

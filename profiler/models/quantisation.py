@@ -19,7 +19,7 @@ from roofline.whatif.scheme import Scheme
 
 
 def read_bits(name: str, settings: Settings) -> Checkpoint | None:
-    """How a checkpoint is stored; None where its method is not known, or the settings leave all as it was.
+    """Return how a checkpoint is stored; None where its method is not known, or the settings leave all as it was.
 
     Raises: RequestError, one line, for settings that cannot be read.
     """

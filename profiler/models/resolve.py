@@ -98,7 +98,7 @@ def resolve(
 
 
 def hub_reachable() -> bool:
-    """Whether the hub answers; one try within HUB_TIMEOUT_S. False where HF_HUB_OFFLINE is set."""
+    """Return whether the hub answers; one try within HUB_TIMEOUT_S. False where HF_HUB_OFFLINE is set."""
     if constants.is_offline_mode():
         return False
     try:

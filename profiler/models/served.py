@@ -42,7 +42,7 @@ def _traced(name: str) -> tuple[OpGraph, dict[int, float]]:
 
 
 def _kinds(model: nn.Module) -> dict[int, tuple[object, ...]]:
-    """What tells layers apart, by layer: shapes of weights, and the mask."""
+    """Return what tells layers apart, by layer: shapes of weights, and the mask."""
     shapes: dict[int, list[object]] = {}
     for path, weight in model.named_parameters():
         if place := layer_of(path):
@@ -55,7 +55,7 @@ def _kinds(model: nn.Module) -> dict[int, tuple[object, ...]]:
 
 @cache
 def served_model(name: str, ranks: int = 1) -> Served:
-    """One of `ranks` ranks of a model. Raises RequestError: no such model, or heads that do not divide."""
+    """Return one of `ranks` ranks of a model. Raises RequestError: no such model, or heads that do not divide."""
     graph, layers = _traced(name)
     try:
         rank = tensor_parallel(graph, ranks)

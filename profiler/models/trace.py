@@ -313,7 +313,7 @@ class Recorder(Remembered):
         )
 
     def accesses(self, touched: Iterable[tuple[Tensor, Bytes]], since: int = -1) -> tuple[Access, ...]:
-        """One access for each view; equal views of a storage count once."""
+        """Return one access for each view; equal views of a storage count once."""
         seen: dict[tuple[int, int, tuple[int, ...], tuple[int, ...]], Access] = {}
         for tensor, size in touched:
             number = self.storage(tensor, since)

@@ -31,7 +31,7 @@ SIDE = 448
 def vision_graph(
     name: str, batch: int, dtype: str, attn: str = DEFAULT, *, trust_remote_code: bool = False
 ) -> tuple[OpGraph, list[str]]:
-    """One pass of the vision tower over `batch` images, and remarks for readers.
+    """Return one pass of the vision tower over `batch` images, and remarks for readers.
 
     Raises: RequestError, one line, where the model has no vision tower, or it cannot be traced without an image.
     """

@@ -167,7 +167,7 @@ def _identity(path: Path) -> tuple[object, ...]:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether a path leads to a device or a pipe, which several outputs may be written to."""
+    """Return whether a path leads to a device or a pipe, which several outputs may be written to."""
     try:
         return not stat.S_ISREG(path.stat().st_mode) and not stat.S_ISDIR(path.stat().st_mode)
     except OSError:
@@ -234,7 +234,7 @@ class Journal:
             raise RequestError(f"cannot write {self.path}: {error.strerror}; what came before it is kept") from error
 
     def read(self, decode: Callable[[bytes], T]) -> list[T]:
-        """All whole lines, decoded, in the order in which they were written; none where there is no file.
+        """Return all whole lines, decoded, in the order in which they were written; none where there is no file.
 
         Raises RequestError, which names the line, where `decode` raises one of `DAMAGED`.
         """
@@ -250,7 +250,7 @@ class Journal:
         return decoded
 
     def lines(self) -> list[bytes]:
-        """All whole lines as they are, none where there is no file. Raises RequestError where it cannot be read."""
+        """Return all whole lines as they are, none without a file. Raises RequestError where it cannot be read."""
         return self._content().split(b"\n")[:-1]
 
     def drop_torn_line(self) -> None:

@@ -125,7 +125,7 @@ def count_measurements(folder: Path) -> int:
 
 
 def read_measurements(folder: Path) -> list[Measurement]:
-    """All measurements of a characterisation, in the order they were taken; none where the folder holds none.
+    """Return all measurements of a characterisation, in the order they were taken; none where the folder holds none.
 
     Nothing is changed, so that a characterisation can be read while it runs. Raises RequestError for a file that is
     damaged, not roofcal's, or from a newer roofcal.

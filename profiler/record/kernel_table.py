@@ -157,7 +157,7 @@ class Kernels:
 
 
 def has_kernels(folder: Path) -> bool:
-    """Whether a run's folder holds a table of kernels."""
+    """Return whether a run's folder holds a table of kernels."""
     return (folder / KERNELS).exists()
 
 

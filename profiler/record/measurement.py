@@ -166,7 +166,7 @@ class Measurement(Record):
 
     @property
     def has_value(self) -> bool:
-        """Whether its samples describe the device; those from a busy host are a bound."""
+        """Return whether its samples describe the device; those from a busy host are a bound."""
         return self.status in ("done", "inconclusive")
 
     def value(self, quantile: float | None = None) -> float:

@@ -71,7 +71,7 @@ class Environment(Record):
 
     @property
     def is_host(self) -> bool:
-        """Whether the device is the processors of the host."""
+        """Return whether the device is the processors of the host."""
         return self.device_kind == "cpu"
 
 

@@ -82,7 +82,7 @@ class KernelId(Record):
 
     @property
     def key(self) -> str:
-        """One line that identifies it."""
+        """Return one line that identifies it."""
         return f"{self.family} {self.provider} {self.dtype} {self.shape}"
 
 
@@ -185,7 +185,7 @@ class SuiteLog:
 
 
 def read_suite_results(folder: Path) -> list[KernelResult]:
-    """All results of a suite's run; none where the folder holds none.
+    """Return all results of a suite's run; none where the folder holds none.
 
     Nothing is changed, so that a suite can be read while it runs. Raises RequestError for a file that is damaged, not
     roofcal's, or from a newer roofcal.
@@ -256,7 +256,7 @@ def _center(alike: Sequence[KernelResult]) -> float:
 
 
 def _group(kind: str, sizes: Mapping[str, float], kernel: KernelId) -> str:
-    """What is held out together when a fit is scored: the kind's own group, else the shape."""
+    """Return what is held out together when a fit is scored: the kind's own group, else the shape."""
     try:
         return KINDS[kind].group.format_map({name: round(size) for name, size in sizes.items()}) or kernel.shape
     except KeyError:

@@ -208,7 +208,7 @@ class _Walk:
         return before
 
     def _comes_from_cache(self, index: int) -> bool:
-        """Whether an operation, and all before it up to the cache, is one that can be absorbed."""
+        """Return whether an operation, and all before it up to the cache, is one that can be absorbed."""
         if index not in self._known:
             sources = self._sources(index)
             linear = self._is_linear(self._graph.ops[index]) and bool(sources)

@@ -115,7 +115,7 @@ def _fused(graph: OpGraph, flow: Dataflow, accesses: Accesses, index: int, modul
     pairs = queries * op.dims.get("kv", 0)
 
     def is_mask(tensor: int) -> bool:
-        """Whether a tensor has numbers for each pair, and neither the module nor its children make it."""
+        """Return whether a tensor has numbers for each pair, and neither the module nor its children make it."""
         producer = flow.producer(index, tensor)
         made_by = graph.ops[producer].path if producer is not None else ""
         outside = graph.tensors[tensor].role == "activation" and not f"{made_by}.".startswith(f"{op.path}.")
@@ -164,7 +164,7 @@ def _with_copies(graph: OpGraph, flow: Dataflow, attention: Attention) -> Attent
 
 
 def _comes_from_cache(graph: OpGraph, flow: Dataflow, copy: int, copies: set[int]) -> bool:
-    """Whether a copy reads the cache, or another of the copies."""
+    """Return whether a copy reads the cache, or another of the copies."""
     reads = [access.tensor for access in graph.ops[copy].reads]
     return any(graph.tensors[t].role == "kv" or flow.producer(copy, t) in copies for t in reads)
 
@@ -206,7 +206,7 @@ def _unfused(
     masks = masks if module else set()
 
     def is_free(op: Op) -> bool:
-        """Whether it only scales the scores, which the query can carry, or adds a mask that the kernel knows."""
+        """Return whether it only scales the scores, which the query can carry, or adds a mask that the kernel knows."""
         reads = {access.tensor for access in op.reads}
         return op.kind is Kind.POINTWISE and ((op.name == "aten::mul" and len(reads) == 1) or bool(reads & masks))
 
@@ -276,12 +276,12 @@ def _walk(
 
 
 def is_activation_product(graph: OpGraph, op: Op) -> bool:
-    """Whether an operation multiplies activations, or keys and values, without any weight."""
+    """Return whether an operation multiplies activations, or keys and values, without any weight."""
     return op.kind is Kind.MATMUL and not graph.has_weight(op)
 
 
 def _derives(graph: OpGraph, flow: Dataflow, op: int, source: int, between: set[int]) -> bool:
-    """Whether an operation reads, over others of `between`, what `source` made."""
+    """Return whether an operation reads, over others of `between`, what `source` made."""
     todo, seen = [op], {op}
     while todo:
         i = todo.pop()
@@ -296,7 +296,7 @@ def _derives(graph: OpGraph, flow: Dataflow, op: int, source: int, between: set[
 
 
 def is_closed(graph: OpGraph, flow: Dataflow, members: Sequence[int], ends: Set[int] = frozenset()) -> bool:
-    """Whether the members can run together, at the place of the last.
+    """Return whether the members can run together, at the place of the last.
 
     Others must read results of the last only, or of `ends` after it, nobody may change their operands in between, and
     all must stand for the same number of layers.

@@ -74,7 +74,7 @@ def _dense_products(graph: OpGraph) -> Iterator[_Dense]:
 
 
 def _in_block(path: str, router: str) -> bool:
-    """Whether a module lies in the block of a router: in the module around it."""
+    """Return whether a module lies in the block of a router: in the module around it."""
     block = router.rpartition(".")[0]
     return not block or f"{path}.".startswith(f"{block}.")
 

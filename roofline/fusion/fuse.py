@@ -165,7 +165,7 @@ def _behind_masks(flow: Dataflow, attention: Attention) -> Sizes:
 
 
 def _of_chosen(graph: OpGraph, sizes: Sizes, chosen: Chosen) -> Sizes:
-    """What an attention reads of each tensor where it reads the chosen keys and values of the cache alone."""
+    """Return what an attention reads of each tensor where it reads the chosen keys and values of the cache alone."""
     return {tensor: size * chosen.kept if chosen.reads(graph, tensor) else size for tensor, size in sizes.items()}
 
 

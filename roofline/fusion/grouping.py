@@ -128,7 +128,7 @@ class Grouping:
                 todo += moved
 
     def _only_feeds(self, loose: int, users: Iterable[int], count: float) -> bool:
-        """Whether a group has no anchor and no successor, of any dependency, but `users`, which have that count."""
+        """Return whether a group has no anchor and no successor but `users`, which have that count."""
         ops = self._members[loose]
         if not ops or self._count(loose) != count or self._has_anchor(loose):
             return False

@@ -115,7 +115,7 @@ def _is_inside(op: Op, path: str) -> bool:
 
 
 def _is_border(graph: OpGraph, op: Op) -> bool:
-    """Whether an operation is a kernel of its own beside any recurrence: one with a weight, or what crosses a link."""
+    """Return whether an operation is a kernel beside any recurrence: one with a weight, or what crosses a link."""
     if op.kind not in ANCHORS or op.kind is Kind.OTHER:
         return False
     return op.kind not in (*PRODUCTS, Kind.CONV) or graph.has_weight(op)
@@ -237,13 +237,13 @@ class _Cost:
 
     @property
     def _has_products(self) -> bool:
-        """Whether anything is summed over the state or the tokens: a convolution has a window instead."""
+        """Return whether anything is summed over the state or the tokens: a convolution has a window instead."""
         ops = [self.graph.ops[i] for i in self.members]
         return all(op.kind is not Kind.CONV for op in ops) and any(op.kind in (*PRODUCTS, Kind.REDUCTION) for op in ops)
 
     @property
     def _runs_by_token(self) -> bool:
-        """Whether the state, or the part of each head, takes a step for every token: no form in chunks is known."""
+        """Return whether the state, or each head's part, takes a step for every token: no form in chunks is known."""
         state, tokens = self._state, self.graph.workload.query_tokens
         steps = Counter(
             (op.name, _elements(op))
@@ -271,7 +271,7 @@ class _Cost:
         return most
 
     def _carries(self, index: int) -> bool:
-        """Whether an operation makes a state out of a state, element by element."""
+        """Return whether an operation makes a state out of a state, element by element."""
         op = self.graph.ops[index]
         return op.kind in (Kind.POINTWISE, Kind.COPY) and _elements(op) == self._state
 

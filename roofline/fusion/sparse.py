@@ -73,7 +73,7 @@ class Chosen:
 
 
 def has_choices(graph: OpGraph) -> bool:
-    """Whether anything is chosen in the pass: experts by a router, or keys by an index."""
+    """Return whether anything is chosen in the pass: experts by a router, or keys by an index."""
     return any("chosen" in op.dims for op in graph.ops)
 
 
@@ -164,7 +164,7 @@ def _numbers(graph: OpGraph, way: Sequence[int]) -> int:
 
 
 def chosen(graph: OpGraph, choice: Choice, keys: int, entries: int, module: AttentionModule | None) -> Chosen:
-    """What an attention over `keys` does with a choice; where all are chosen, that is all it did before."""
+    """Return what an attention over `keys` does with a choice; where all are chosen, that is all it did before."""
     query, context = graph.workload.query_tokens, graph.workload.context_tokens
     causal, window = (module.causal, module.window) if module is not None else (False, None)
     most = graph.ops[choice.op].dims["chosen"] * choice.block

@@ -41,7 +41,7 @@ class Dataflow:
         return writers[before - 1] if before else None
 
     def written_between(self, tensor: int, after: int, before: int) -> bool:
-        """Whether an operation strictly between two others writes the tensor."""
+        """Return whether an operation strictly between two others writes the tensor."""
         writers = self.writers[tensor]
         return bisect_right(writers, before - 1) > bisect_right(writers, after)
 
@@ -127,7 +127,7 @@ def _movement_source(flow: Dataflow, reads: list[Sizes], writes: list[Sizes], op
 
 
 def _reads_through(flow: Dataflow, source: int, copy: int, consumer: int, target: int, reads: list[Sizes]) -> bool:
-    """Whether a consumer of the copy can read the source instead: an anchor or a further copy, source unchanged.
+    """Return whether a consumer of the copy can read the source instead: an anchor or a further copy, source unchanged.
 
     Rows of what is in memory anyway can be picked by any consumer.
     """

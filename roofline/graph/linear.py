@@ -142,7 +142,7 @@ def linear_of(graph: OpGraph, index: int) -> Linear | None:
 
 
 def is_side(graph: OpGraph, access: Access) -> bool:
-    """Whether an access is to scales or zero points."""
+    """Return whether an access is to scales or zero points."""
     return (graph.tensors[access.tensor].name or "").endswith((SCALES, ZEROS))
 
 

@@ -195,7 +195,7 @@ def _survivors(tensors: Iterable[Tensor], touched: Sequence[Sequence[_Touch]], e
 
 
 def _repeats(graph: OpGraph, tensor: Tensor, touched: Sequence[_Touch]) -> float:
-    """How many tensors of the whole model one of a folded graph stands for: never less than itself."""
+    """Return how many tensors of the whole model one of a folded graph stands for: never less than itself."""
     if touched:
         return max(1, min(graph.ops[touch.op].count for touch in touched))
     module = tensor.name if tensor.role == "weight" else None

@@ -124,7 +124,7 @@ COMPRESSED = "compressed_kv"
 
 
 def holds_tokens(tensor: Tensor) -> bool:
-    """Whether a tensor is keys or values of tokens, not another state of the cache."""
+    """Return whether a tensor is keys or values of tokens, not another state of the cache."""
     is_keys = (tensor.name or "").endswith((f".{KEYS}", f".{VALUES}", f"_{KEYS}"))
     return tensor.role == "kv" and (is_keys or is_compressed(tensor))
 

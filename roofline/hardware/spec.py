@@ -187,7 +187,7 @@ class HardwareSpec(Record):
 
     @property
     def has_queue(self) -> bool:
-        """Whether the host issues work ahead of the device, through a queue: on all devices but a CPU."""
+        """Return whether the host issues work ahead of the device, through a queue: on all devices but a CPU."""
         return self.kind != "cpu"
 
     @field_validator("calibrated")

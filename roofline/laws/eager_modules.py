@@ -26,7 +26,7 @@ def _product(rows: Floats, columns: Floats, depth: Floats) -> Operation:
 
 
 def _stream(elements: Floats, read: float, written: float, **more: float) -> Operation:
-    """One kernel, by bytes read and written per element, with one FLOP per element."""
+    """Return one kernel, by bytes read and written per element, with one FLOP per element."""
     dims = {
         "bytes_read": elements * read,
         "bytes_written": elements * written,
@@ -66,8 +66,8 @@ def _rope(d: Dims) -> list[Operation]:
 
 
 def _attention(d: Dims) -> list[Operation]:
-    """One fused kernel without a window, with keys in the activations' width. A kernel with a mask multiplies all
-    pairs, seen or not: as many as causal attention has after half as many tokens more. (Only so does the rate of
+    """Return one fused kernel without a window, with keys in the activations' width. A kernel with a mask multiplies
+    all pairs, seen or not: as many as causal attention has after half as many tokens more. (Only so does the rate of
     Llama-3.1-8B on an H100 come out as that of FlashAttention there.)"""
     ones = np.ones_like(d["tokens"])
     sizes = {

@@ -200,7 +200,7 @@ def kind_of(name: str) -> KernelKind:
 
 
 def laws() -> dict[str, Law]:
-    """All laws by name."""
+    """Return all laws by name."""
     return {law.name: law for row in KINDS.values() for law in row.laws}
 
 

@@ -132,7 +132,7 @@ def doublings(size: Floats) -> Floats:
 
 
 def _evenness(size: Floats) -> Floats:
-    """How often 2 divides a size, at most `EVEN`; 0 for a size that is not whole."""
+    """Return how often 2 divides a size, at most `EVEN`; 0 for a size that is not whole."""
     whole = np.where(size < 1, 2**EVEN, size).astype(np.int64)
     even = np.minimum(np.log2(whole & -whole), EVEN)
     return np.asarray(np.where(size == np.floor(size), even, 0.0))

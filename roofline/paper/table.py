@@ -144,7 +144,7 @@ def paper_table(
 
 
 def _row(work: Work, count: int, bandwidth: float, peak: float) -> PaperRow:
-    """One line of the table. The order of the arithmetic is LLM-Viewer's, so that every digit agrees."""
+    """Return one line of the table. The order of the arithmetic is LLM-Viewer's, so that every digit agrees."""
     access = work.load_weight + work.load_act + work.store_act + work.load_kv_cache + work.store_kv_cache
     intensity = work.OPs / access
     memory = intensity < peak / bandwidth

@@ -183,7 +183,7 @@ def predict_pass(
     *,
     with_laws: bool = False,
 ) -> PassPrediction:
-    """One pass of `graph` at `peaks`, which are of `spec`.
+    """Return one pass of `graph` at `peaks`, which are of `spec`.
 
     Args: the workloads of a mixed step, where that is not the graph's own; its memory, where that is known better;
         `with_laws`, whether calibrated laws of `spec` price the operations that they describe: `graph` is as executed.

@@ -60,7 +60,7 @@ class Device:
 
     @property
     def with_laws(self) -> bool:
-        """Whether laws price operations."""
+        """Return whether laws price operations."""
         return self.origin == CALIBRATED
 
     @property

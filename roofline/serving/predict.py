@@ -131,7 +131,7 @@ def steps(
     model: Served, engine: Engine, scheme: Scheme, parallel: Parallel,
     asked: Sequence[Sequence[Workload]], pricer: Prices,
 ) -> list[EngineStep]:  # fmt: skip
-    """Each of `asked` is one workload, or several that arrive together; batches are of all ranks of the group.
+    """Return each of `asked` is one workload, or several that arrive together; batches are of all ranks of the group.
 
     Raises ValueError for more sequences than an engine holds.
     """

@@ -146,7 +146,7 @@ class _Run:
             self._send()
 
     def admits(self) -> bool:
-        """Whether the next step runs prompts."""
+        """Return whether the next step runs prompts."""
         if not self.waiting:
             return False
         if not self.running:
@@ -155,8 +155,8 @@ class _Run:
         return not few and self._fits(self.waiting[-1], 0.0)
 
     def prompts_step(self) -> None:
-        """One step with as many tokens of waiting prompts as a chunk holds, and with the decoding sequences where the
-        engine mixes."""
+        """Return one step with as many tokens of waiting prompts as a chunk holds, and with the decoding sequences
+        where the engine mixes."""
         batch = len(self.running) if self.engine.mixes else 0
         room = max(1, self.engine.chunk_tokens * self.surface.spread - batch)
         taken, prompts, before, ended = 0, 0, self.begun, list[int]()

@@ -123,7 +123,7 @@ class Pricer:
         self._apart = {kind: values for kind, values in OTHERS_OWN.items() if kind in foreign}
 
     def prices(self, kind: str) -> bool:
-        """Whether there is a law of that kind, of any dtype."""
+        """Return whether there is a law of that kind, of any dtype."""
         return any(name == kind for name, _ in self.laws)
 
     def time_s(self, kind: str, dtype: str, dims: Dims) -> tuple[Floats, bool]:
@@ -190,7 +190,7 @@ def price(plans: Sequence[Plan], pricer: Prices) -> None:
 def plan_tokens(
     model: Served, engine: Engine, scheme: Scheme, parallel: Parallel, tokens: Floats, rows: Floats, pricer: Prices
 ) -> Plan:
-    """All but attention and experts: `tokens` of a rank go through the layers, and `rows` of them give logits."""
+    """Return all but attention and experts: `tokens` of a rank go through the layers, `rows` of them give logits."""
     plan, facts = Plan(tokens.shape), pricer.facts
     tokens, rows = np.maximum(tokens, 1.0), np.maximum(rows, 1.0)
     for product in model.products:

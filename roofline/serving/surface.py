@@ -80,7 +80,7 @@ class Surface:
     def terms(
         self, batch: float, keys: float, new: float = 0.0, before: float = 0.0, prompts: float = 1.0
     ) -> tuple[float, ...]:
-        """What a step of the whole group consists of, in the order of `TERMS`: `batch` decoding sequences with `keys`
+        """Return the parts of a step of the whole group, in the order of `TERMS`: `batch` decoding sequences, `keys`
         each, and `new` tokens, of `prompts` prompts that have `before` cached ones each."""
         own, added = batch / self.spread, new / min(self.spread, max(prompts, 1.0))
         together, moved, reduces = _row(self._layers, own + added)
@@ -137,7 +137,7 @@ class Surface:
 
     @property
     def is_whole(self) -> bool:
-        """Whether laws of their own price all kernels but a little."""
+        """Return whether laws of their own price all kernels but a little."""
         return not (self.decode.likened or self.prefill.likened) and sum(self.bare.values()) < LITTLE
 
     @property

@@ -107,7 +107,7 @@ class ParametricGraph(Record):
         return np.stack(columns, axis=1)
 
     def describes(self, sweep: Sweep) -> NDArray[np.bool_]:
-        """Whether each workload is on this graph's side of the ideal form's choice: shape (workloads,)."""
+        """Return whether each workload is on this graph's side of the ideal form's choice: shape (workloads,)."""
         if self.lead is None:
             return np.ones(len(sweep), dtype=bool)
         return (self.basis(sweep) @ np.array(self.lead) > 0) == ((self.template.lead or 0) > 0)
@@ -168,7 +168,7 @@ class ParametricGraph(Record):
         return self.columns.amounts(self.basis(sweep), np.arange(len(self.template.ops)))
 
     def differs(self, graph: OpGraph) -> str | None:
-        """How a folded graph, traced at its own workload, is not what this one says; None if it is the same."""
+        """Return how a folded graph, traced at its own workload, is not what this one says; None if it is the same."""
         if unlike := _unlike(self.template, graph):
             return unlike
         if not self.describes(Sweep.of([graph.workload])).all():
@@ -314,7 +314,7 @@ def places(graph: OpGraph) -> Iterator[Places]:
 
 
 def _unlike(first: OpGraph, other: OpGraph) -> str | None:
-    """How the structures of two graphs differ; None if only sizes do."""
+    """Return how the structures of two graphs differ; None if only sizes do."""
     if len(first.ops) != len(other.ops):
         return f"{len(first.ops)} operations at {first.workload.key}, {len(other.ops)} at {other.workload.key}"
     for a, b in zip(first.ops, other.ops, strict=True):

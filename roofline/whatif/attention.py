@@ -184,8 +184,8 @@ class _Pieces:
         )  # fmt: skip
 
     def _is_left_out(self, op: Op) -> bool:
-        """Whether an operation adds a mask that the fused kernel does not need, or only multiplies the scores by a
-        constant, which a fused softmax has in its exponent."""
+        """Return whether an operation adds a mask that the fused kernel does not need, or only multiplies the scores by
+        a constant, which a fused softmax has in its exponent."""
         masks = op.kind is not Kind.SOFTMAX and any(a.tensor in self.masks for a in op.reads)
         only_scores = [a.tensor for a in op.reads] == [a.tensor for a in self.qk.writes]
         return masks or (only_scores and op.kind is Kind.POINTWISE and op.vector_flops == op.dims.get("elements"))

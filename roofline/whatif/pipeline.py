@@ -72,7 +72,7 @@ OPTION = "pipeline_stage"
 
 
 def pipeline_stage(graph: OpGraph, stages: int, stage: int = 0, link: str = "nvlink") -> OpGraph:
-    """One stage of a pipeline of devices, and what it sends on; whole requests go through all stages.
+    """Return one stage of a pipeline of devices, and what it sends on; whole requests go through all stages.
 
     Args:
         stages: number of devices, each with an equal share of the layers; 1 changes nothing.

@@ -118,7 +118,7 @@ LAYERS_OF_70B = 80
 
 
 def _all_layers(scheme: Scheme, graph: OpGraph) -> Choose:
-    """One scheme for the linear layers and experts inside repeated layers."""
+    """Return one scheme for the linear layers and experts inside repeated layers."""
     return lambda weight: scheme if weight.role in ("linear", "experts") else None
 
 

@@ -45,7 +45,7 @@ class Scheme:
 
     @property
     def unit_scales(self) -> bool:
-        """Whether the matrix unit takes the scales of groups itself, as those of block formats (MXFP4, NVFP4) do."""
+        """Return whether the matrix unit takes the scales of groups itself, as for block formats (MXFP4, NVFP4)."""
         return self.activations is not None and self.group == self.activation_group and 0 < self.group <= UNIT_GROUP
 
 

@@ -23,7 +23,7 @@ WHOLE_OPTION = "tensor_parallel_whole"
 
 
 def tensor_parallel(graph: OpGraph, degree: int, link: str = "nvlink") -> OpGraph:
-    """One rank of tensor parallelism: its share of every layer, and the all-reduces between them.
+    """Return one rank of tensor parallelism: its share of every layer, and the all-reduces between them.
 
     Args:
         degree: number of ranks; 1 changes nothing.

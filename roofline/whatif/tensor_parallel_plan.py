@@ -91,7 +91,7 @@ class _Pass:
         return state
 
     def _is_static(self, op: Op) -> bool:
-        """Whether an operation works on weights alone, even if at rows that the tokens pick."""
+        """Return whether an operation works on weights alone, even if at rows that the tokens pick."""
         read = [a.tensor for a in (op.reads[:1] if op.name in GATHERS else op.reads)]
         fixed = bool(read) and self.static.issuperset(read) and op.kind not in PRODUCTS | {Kind.EMBEDDING}
         return fixed and not any(a.tensor in self.states for a in op.writes)
@@ -162,7 +162,7 @@ class _Pass:
         self.plan.shares[i] = Shares(reads, [share] * len(op.writes), share, share)
 
     def _can_contract(self, op: Op, x: Access, state: State) -> bool:
-        """Whether a product can divide its input: all of a rank's part, in equal shares, and worked on since.
+        """Return whether a product can divide its input: all of a rank's part, in equal shares, and worked on since.
 
         Two products in a row are a bottleneck (a low rank, an adapter): the first one stays whole.
         """

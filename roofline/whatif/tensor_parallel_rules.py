@@ -87,7 +87,7 @@ class Labels:
         return max(1 / self.degree, 1 / kv_heads)
 
     def is_mixed(self, tensor: int) -> bool:
-        """Whether a tensor holds queries with keys and values, of which a rank has different shares."""
+        """Return whether a tensor holds queries with keys and values, of which a rank has different shares."""
         labels = self.of(tensor)
         return min(labels, default=0) < 0 < max(labels, default=0) and self.kv_share(max(labels)) > 1 / self.degree
 
@@ -153,7 +153,7 @@ def _attention_in_pieces(graph: OpGraph, static: Collection[int]) -> dict[int, i
 
 
 def _repeats(op: Op) -> int:
-    """How often a copy repeats each element of its only operand."""
+    """Return how often a copy repeats each element of its only operand."""
     if op.kind is not Kind.COPY or len(op.reads) != 1 or not op.dims.get("elements") or op.dtype not in DTYPE_BITS:
         return 1  # other types, integers, hold no heads
     elements = op.dims["elements"] * DTYPE_BITS[op.dtype] / 8 / op.reads[0].bytes  # too many if these are quantised
@@ -174,7 +174,7 @@ ORDERED = frozenset({
 
 
 def is_linear(op: Op, states: Sequence[State], static: Collection[int], blank: Collection[int]) -> bool:
-    """Whether the sum over ranks of its partial operands can be taken behind it."""
+    """Return whether the sum over ranks of its partial operands can be taken behind it."""
     partial = [bool(state.sums) for state in states]
     if any(state.share < 1 for state in states):
         return False
@@ -192,7 +192,7 @@ def is_linear(op: Op, states: Sequence[State], static: Collection[int], blank: C
 
 
 def is_featurewise(op: Op, states: Sequence[State], static: Collection[int], labels: Labels) -> bool:
-    """Whether divided operands can be worked on without the features that other ranks have."""
+    """Return whether divided operands can be worked on without the features that other ranks have."""
     divided = [(a, s) for a, s in zip(op.reads, states, strict=True) if s.share < 1]
     if not divided:
         return True

@@ -18,7 +18,7 @@ from dash.development.base_component import Component
 from flask import Response, abort, request
 
 from calibrate.report.json import prediction_json, write_csv
-from calibrate.report.run import workload_title
+from calibrate.report.titles import workload_title
 from profiler.cli.viewer import page
 from profiler.cli.viewer.answers import Answers
 from profiler.cli.viewer.seen import document

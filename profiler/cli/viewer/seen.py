@@ -13,6 +13,7 @@ from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lin
 from calibrate.report.document import table as table_of
 from calibrate.report.prediction import bounds, misfit, pass_section, summary
 from calibrate.report.prediction_rows import kind_rows
+from calibrate.report.titles import title, workload_title
 from profiler.cli.viewer.answers import Answer, Measured
 from roofline.predict.passes import PassPrediction, RequestPrediction
 from roofline.units import UNKNOWN, known_sum, magnitude, percent, ratio, seconds, size
@@ -94,7 +95,7 @@ def _quantities(answers: Sequence[Answer]) -> Iterable[_Quantity]:
     full = of_pass(lambda step: step.fits is False)
     yield _Quantity("model", tuple(answer.prediction.model for answer in answers))
     yield _Quantity("device", tuple(answer.prediction.hardware for answer in answers))
-    yield _Quantity("pass", of_pass(lambda step: run.workload_title(step.workloads[0])))
+    yield _Quantity("pass", of_pass(lambda step: workload_title(step.workloads[0])))
     yield _Quantity("time of the pass", of_pass(lambda step: step.time_s))
     if any(step.wall_s is not None for step in passes):
         yield _Quantity("wall time of the pass", of_pass(lambda step: step.wall_s))
@@ -130,13 +131,13 @@ def _notes(names: Sequence[str], answers: Sequence[Answer]) -> Iterable[Part]:
 
 
 def _curves(names: Sequence[str], answers: Sequence[Answer]) -> Iterable[Section]:
-    for figure_name, title, over, quantity in CURVES:
+    for figure_name, heading, over, quantity in CURVES:
         swept = {
             f"{name}: " if name else "": answer.batches if over == "batch" else answer.lengths
             for name, answer in zip(names, answers, strict=True)
         }
         draw = partial(_draw, "prediction_plots", "compared", swept, over, quantity)
-        yield Section(title, (Figure(figure_name, draw),))
+        yield Section(heading, (Figure(figure_name, draw),))
 
 
 def _layers(answers: Sequence[Answer]) -> tuple[Part, ...]:
@@ -197,7 +198,7 @@ def _measured(key: str, before: str, measured: Measured, answer: Answer) -> Sect
         Figure(f"layers-{key}", partial(_draw, "pass_plots", "layer_chart", report)),
         table_of(run_layers.LAYER_COLUMNS, rows, run_rows.busy_row(report)),
     )
-    return Section(f"{before}Measured: {run.title(report)}", parts, name=f"measured-{key}")
+    return Section(f"{before}Measured: {title(report)}", parts, name=f"measured-{key}")
 
 
 def _draw(module: str, chart: str, *of: object) -> Any:
