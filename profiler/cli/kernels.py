@@ -248,8 +248,13 @@ def _plan(options: dict[str, Any]) -> tuple["Plan", dict[str, Any]]:
             threads=torch.get_num_threads(),
             files=selection.files,
         )
-        plan = planned(selection, registry, device, processes=int(options["processes"]), template=template)
+        plan = planned(selection, registry, device, processes=_processes(options), template=template)
     return plan, options | {"device": str(device)}
+
+
+def _processes(options: dict[str, Any]) -> int:
+    """Return the fresh processes of each kernel: a check alone needs one."""
+    return int(options["processes"]) if options["timed"] else 1
 
 
 def _registry(selection: "Selection") -> "Registry":
@@ -338,7 +343,7 @@ def _measure(folder: RunFolder, plan: "Plan") -> None:
     from profiler.record.suite_table import SuiteLog, law_kernels
 
     options, spec = folder.run.options, folder.read_spec()
-    processes = int(options["processes"] or 1)
+    processes = _processes(options)
     device_s = 0.0 if spec is not None or not options["timed"] else 2 * DEVICE_S
     expected_s = plan.seconds + device_s
     print(f"{len(plan.tasks)} kernels: this takes about {duration(expected_s)}", file=sys.stderr, flush=True)

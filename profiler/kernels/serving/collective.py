@@ -25,7 +25,7 @@ from profiler.kernels.serving.contract import (
     points,
 )
 from profiler.kernels.serving.products import FLOATS, tolerance
-from profiler.kernels.serving.rows import EPS
+from profiler.kernels.serving.row_libraries import EPS
 from roofline.dtypes import ELEMENT_BYTES
 from roofline.laws.work import OPERATIONS, Work, factor
 

@@ -150,7 +150,7 @@ GROUPED = Family(
     weights=("weight",),
     providers=(
         eager("torch by expert", _grouped),
-        Provider("torch.grouped_mm", "torch", _grouped_mm),
+        Provider("torch.grouped_mm", "torch", _grouped_mm, alignment_bytes=16),
     ),
     note="Inductor takes no loop whose bounds are data; torch.compile of grouped_mm calls the same kernel",
 )
@@ -251,7 +251,7 @@ EXPERTS = Family(
     weights=("up", "down"),
     providers=(
         eager("torch by expert", _by_expert),
-        Provider("torch.grouped_mm", "torch", _sorted_layer),
+        Provider("torch.grouped_mm", "torch", _sorted_layer, alignment_bytes=16),
         in_library(
             "vllm", "vllm.model_executor.layers.fused_moe", _vllm_experts, dtypes=FLOATS[1:], name="vllm fused_experts"
         ),

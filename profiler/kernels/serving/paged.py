@@ -33,6 +33,7 @@ from profiler.kernels.serving.contract import (
     ModelStep,
     Result,
     Tensors,
+    Unsupported,
     amount,
     in_own_dtype,
     points,
@@ -42,14 +43,14 @@ from profiler.kernels.serving.providers import eager, in_library, torch_and_indu
 from roofline.dtypes import ELEMENT_BYTES
 from roofline.laws.work import Work
 
-PAGE = 16
-"""Tokens of a page of the cache, vLLM's default."""
+PAGE, MLA_PAGE = 16, 64
+"""Tokens of a page of the cache: vLLM's default, and what FlashMLA needs."""
 
 
-def _tables(d: Dims, draw: Draw) -> tuple[Tensor, Tensor, int]:
+def _tables(d: Dims, draw: Draw, page: int = PAGE) -> tuple[Tensor, Tensor, int]:
     """Return pages of each sequence in a random order (batch × most pages, unused ones far outside), and their
     number."""
-    counts = [-(-length // PAGE) for length in lengths(d)]
+    counts = [-(-length // page) for length in lengths(d)]
     order = draw.order(sum(counts) + 1).int()
     table, start = torch.full((d["batch"], max(counts)), -1, dtype=torch.int32), 0
     for i, count in enumerate(counts):
@@ -75,10 +76,10 @@ def _paged(d: Dims, dtype: str, draw: Draw) -> Tensors:
     return operands | {"table": table, "lengths": used}
 
 
-def slots(pages: Tensor, first: int, last: int) -> Tensor:
+def slots(pages: Tensor, first: int, last: int, page: int = PAGE) -> Tensor:
     """Return places in the flattened cache of a sequence's tokens."""
     places = torch.arange(first, last, device=pages.device)
-    return pages[places // PAGE].long() * PAGE + places % PAGE
+    return pages[places // page].long() * page + places % page
 
 
 def _paged_reference(d: Dims, t: Tensors) -> Tensors:
@@ -171,13 +172,12 @@ MLA_HEAD = 192
 
 
 def _mla_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    """Return absorbed queries, and pages of latents with the rotated key beside each: pages × PAGE × (latent +
-    rotated)."""
+    """Return absorbed queries, and pages of latents, each beside its rotated key: pages × MLA_PAGE × their width."""
     kind, width = getattr(torch, dtype), d["latent"] + d["rotated"]
-    table, used, pages = _tables(d, draw)
-    cache = draw.empty(pages, PAGE, width, dtype=kind)
+    table, used, pages = _tables(d, draw, MLA_PAGE)
+    cache = draw.empty(pages, MLA_PAGE, width, dtype=kind)
     for i, length in enumerate(lengths(d)):
-        cache.view(-1, width)[slots(table[i], 0, length)] = draw.normal(length, width, dtype=kind)
+        cache.view(-1, width)[slots(table[i], 0, length, MLA_PAGE)] = draw.normal(length, width, dtype=kind)
     scale = (MLA_HEAD / width) ** 0.5  # scores of a deviation of 1
     q = draw.normal(d["batch"], d["query"], d["heads"], width, dtype=kind, scale=scale)
     return {"q": q, "cache": cache, "table": table, "lengths": used}
@@ -186,7 +186,7 @@ def _mla_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
 def _mla_each(d: Dims, t: Tensors, in_wide: bool) -> Tensor:
     made = []
     for i, length in enumerate(lengths(d)):
-        rows = t["cache"].flatten(0, 1)[slots(t["table"][i], 0, length)][:, None]
+        rows = t["cache"].flatten(0, 1)[slots(t["table"][i], 0, length, MLA_PAGE)][:, None]
         q, k = (wide(x, d) if in_wide else x for x in (t["q"][i], rows))
         made.append(sequence({}, q, k, k[..., : d["latent"]], MLA_HEAD**-0.5))
     return torch.stack(made)
@@ -203,10 +203,20 @@ def _mla(d: Dims, t: Tensors) -> Result:
     return y.view(d["batch"], d["heads"], d["query"], -1).transpose(1, 2)
 
 
+def _flash_mla(lib: object, d: Dims, dtype: str, t: Tensors) -> Kernel:
+    """Bind FlashMLA's dense kernel; its first call plans the split for these lengths."""
+    if (d["latent"], d["rotated"]) != (512, 64):
+        raise Unsupported(f"flash_mla has latents of 512 + 64, not of {d['latent']} + {d['rotated']}")
+    attend = lib.flash_mla_with_kvcache  # type: ignore[attr-defined]
+    plan, table = lib.get_mla_metadata()[0], t["table"].clamp_min(0)  # type: ignore[attr-defined]
+    options = {"softmax_scale": MLA_HEAD**-0.5, "causal": True, "use_legacy": True}
+    return lambda t: attend(t["q"], t["cache"][:, :, None], table, t["lengths"], 512, plan, **options)[0]
+
+
 def _mla_work(d: Dims, dtype: str) -> Work:
     width, size = d["latent"] + d["rotated"], ELEMENT_BYTES[dtype]
     own = size * d["batch"] * d["query"] * d["heads"] * (width + d["latent"])
-    pages = sum(-(-length // PAGE) for length in lengths(d))
+    pages = sum(-(-length // MLA_PAGE) for length in lengths(d))
     cache = size * sum(lengths(d)) * width + 4 * pages + 4 * d["batch"]
     return amount(2 * d["heads"] * (width + d["latent"]) * pairs(d), own + cache)
 
@@ -232,8 +242,8 @@ DECODE_MLA = Family(
     providers=(
         *torch_and_inductor(_mla),
         eager("torch by sequence", lambda d, t: _mla_each(d, t, in_wide=False)),
+        in_library("sgl-flash-mla", "flash_mla", _flash_mla, dtypes=("bfloat16",)),
     ),
-    note="flash_mla has pages of 64 tokens: a family of its own would need them",
 )
 
 FAMILIES = (DECODE_PAGED, DECODE_FP8, DECODE_MLA)

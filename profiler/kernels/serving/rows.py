@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from profiler.kernels.serving import row_libraries as libraries
 from profiler.kernels.serving.contract import (
     Dims,
     Draw,
@@ -27,12 +28,11 @@ from profiler.kernels.serving.contract import (
     widened,
 )
 from profiler.kernels.serving.products import EPSILON, FLOATS, tolerance
-from profiler.kernels.serving.providers import Function, in_library, onnx_kernel, torch_and_inductor
+from profiler.kernels.serving.providers import Function, onnx_kernel, torch_and_inductor
+from profiler.kernels.serving.row_libraries import EPS
 from roofline.dtypes import ELEMENT_BYTES
 from roofline.laws.work import Work
 
-EPS = 1e-6
-"""Added to the mean of squares in a norm."""
 INT8_MOST, FP8_MOST = 127.0, 448.0
 """Largest number of int8 without −128, and of e4m3 (OCP 8-bit floating point, 2023)."""
 SIZES = ("rows", "width")
@@ -93,11 +93,6 @@ def _norm_tolerance(d: Dims, dtype: str) -> Tolerance:
     return tolerance(dtype, 4, d["width"])
 
 
-def _flashinfer_norm(lib: object, d: Dims, dtype: str, t: Tensors) -> Kernel:
-    norm = lib.rmsnorm  # type: ignore[attr-defined]
-    return lambda t: norm(t["x"], t["weight"], EPS)
-
-
 RMS_NORM = Family(
     name="rms_norm",
     sizes=SIZES,
@@ -119,13 +114,7 @@ RMS_NORM = Family(
             "torch",
             lambda d, dtype, t: lambda t: torch.ops.aten._fused_rms_norm(t["x"], [d["width"]], t["weight"], EPS)[0],
         ),
-        in_library("flashinfer-python", "flashinfer", _flashinfer_norm, name="flashinfer", dtypes=FLOATS[1:]),
-        in_library(
-            "liger-kernel",
-            "liger_kernel.ops.rms_norm",
-            lambda lib, d, dtype, t: lambda t: lib.LigerRMSNormFunction.apply(t["x"], t["weight"], EPS),
-            name="liger",
-        ),
+        *libraries.NORMS,
     ),
 )
 
@@ -163,16 +152,6 @@ def _skip_norm(d: Dims, dtype: str, t: Tensors) -> Kernel:
     return kernel
 
 
-def _in_place_norm(lib: object, d: Dims, dtype: str, t: Tensors) -> Kernel:
-    norm = lib.fused_add_rmsnorm  # type: ignore[attr-defined]
-
-    def kernel(t: Tensors) -> Result:
-        norm(t["x"], t["residual"], t["weight"], EPS)
-        return t["x"], t["residual"]
-
-    return kernel
-
-
 RMS_NORM_RESIDUAL = Family(
     name="rms_norm_residual",
     sizes=SIZES,
@@ -190,8 +169,7 @@ RMS_NORM_RESIDUAL = Family(
     providers=(
         *torch_and_inductor(_rms_norm_residual),
         Provider("onnxruntime", "onnxruntime", _skip_norm, ("onnx", "onnxruntime"), ("cpu",), ("float32",)),
-        in_library("flashinfer-python", "flashinfer", _in_place_norm, name="flashinfer", writes=("x", "residual")),
-        in_library("sglang-kernel", "sgl_kernel", _in_place_norm, writes=("x", "residual")),
+        *libraries.NORMS_RESIDUAL,
     ),
 )
 
@@ -331,18 +309,8 @@ def _gated(name: str, function: Function, *own: Provider) -> Family:
     )
 
 
-def _flashinfer_gate(function: str) -> Provider:
-    return in_library(
-        "flashinfer-python",
-        "flashinfer",
-        lambda lib, d, dtype, t: lambda t: getattr(lib, function)(t["x"]),
-        name="flashinfer",
-        dtypes=FLOATS[1:],
-    )
-
-
-SWIGLU = _gated("swiglu", _swiglu, _flashinfer_gate("silu_and_mul"))
-GEGLU = _gated("geglu", _geglu, _flashinfer_gate("gelu_tanh_and_mul"))
+SWIGLU = _gated("swiglu", _swiglu, *libraries.SWIGLU)
+GEGLU = _gated("geglu", _geglu, *libraries.GEGLU)
 
 
 def _embedding_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:

@@ -33,11 +33,13 @@ from profiler.record.suite_table import Check, CheckStatus, KernelId, KernelResu
 from profiler.timing.cache_state import copies
 from profiler.timing.clocks import GraphClock
 from profiler.timing.engine import Case
+from roofline.reading import one_line
 from roofline.record import Record
 from roofline.units import binary
 
 MOST_SETS = 512
-"""Sets of operands of one kernel at most: with 32 MiB of cache, kernels below 100 kB are timed warm."""
+"""Sets of operands of one kernel at most: with 32 MiB of cache, kernels below 100 kB are timed warm. So are kernels
+whose sets would not fit the memory: a call that looks rows up touches a small part of its table."""
 LATER = "after timing: "
 """Begins the reason of a kernel that was right before it was timed."""
 NOT_CAPTURABLE = "NotCapturable"
@@ -129,12 +131,20 @@ def time_kernel(subject: Subject, task: Task) -> tuple[Measurement | None, Check
     device, dims = subject.device, task.kernel.dims
     touched = max(1, round(float(subject.family.work(dims, subject.dtype).bytes)))
     state, cache = task.state, task.cache_bytes
-    if state == "cold" and touched * MOST_SETS < cache and copies(touched, cache, limit_bytes=1 << 62) > MOST_SETS:
+    failed: list[Check] = []
+    try:
+        first = _made(subject, dims, task.seed + task.process)
+    except Wrong as wrong:
+        return None, wrong.check
+    except (Unsupported, NotImplementedError) as unable:
+        return None, Check(status="unsupported", reason=one_line(unable))
+    held = sum(tensor.untyped_storage().nbytes() for tensor in first.tensors.values())
+    sets = copies(touched, cache, limit_bytes=1 << 62) if state == "cold" else 1
+    if sets > MOST_SETS or sets * held > task.limit_bytes:  # rows of a large table, experts that few rows go to
         state = "warm"
     cached = EffectiveCache(task.cache_bytes, task.cache_bytes, task.cache_source, task.cache_reason)
     bench = Bench(device, task.seconds, process=task.process, limit_bytes=task.limit_bytes, cache=cached)
-    failed: list[Check] = []
-    case = _case(subject, dims, touched, task.seed + task.process, failed)
+    case = _case(subject, dims, touched, task.seed + task.process, first, failed)
 
     def timed(clock: GraphClock | None) -> Measurement:
         return bench.time(
@@ -161,17 +171,18 @@ def time_kernel(subject: Subject, task: Task) -> tuple[Measurement | None, Check
     return measurement, None
 
 
-def _case(subject: Subject, dims: Dims, touched: int, seed: int, failed: list[Check]) -> Case[Bound]:
+def _made(subject: Subject, dims: Dims, seed: int) -> Bound:
+    return make_bound(subject, dims, subject.family.operands(dims, subject.dtype, Draw(subject.device, seed)))
+
+
+def _case(subject: Subject, dims: Dims, touched: int, seed: int, first: Bound, failed: list[Check]) -> Case[Bound]:
     """Return the kernel as the engine takes it; a check that it fails is added to `failed`."""
-    made = 0
+    spare, made, checks = [first], 0, 0
 
     def make() -> Bound:
         nonlocal made
-        tensors = subject.family.operands(dims, subject.dtype, Draw(subject.device, seed + 1009 * made))
         made += 1
-        return make_bound(subject, dims, tensors)
-
-    checks = 0
+        return spare.pop() if spare else _made(subject, dims, seed + 1009 * made)
 
     def check(operands: Bound, result: object) -> None:
         nonlocal checks

@@ -88,7 +88,7 @@ LINEAR_INT8_WEIGHTS = Family(
     checks=CHECKS,
     providers=(
         *torch_and_inductor(_int8_weights),
-        Provider("torch._weight_int8pack_mm", "torch", _int8_pack, devices=("cpu",)),
+        Provider("torch._weight_int8pack_mm", "torch", _int8_pack, devices=("cpu",), alignment_bytes=64),
         _n_bits(8, 0),
     ),
 )

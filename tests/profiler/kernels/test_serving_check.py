@@ -1,5 +1,9 @@
 """The check catches kernels that are wrong in ways that real ones have been, and calls none wrong that is right."""
 
+import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +145,42 @@ def test_a_kernel_that_needs_even_addresses_is_right_with_a_note() -> None:
 
     check = own("rms_norm", run)
     assert check.status == "passed" and any("odd addresses" in note for note in check.notes)
+
+
+@pytest.mark.parametrize(
+    ("family", "provider", "dims"),
+    [
+        ("linear_int8_weights", "torch._weight_int8pack_mm", {"m": 2, "n": 32, "k": 64}),
+        ("grouped_product", "torch.grouped_mm", {"experts": 2, "topk": 1, "tokens": 3, "n": 16, "k": 16, "skew": 0}),
+    ],
+)
+def test_kernels_that_need_aligned_operands_run_at_their_own_sizes(
+    family: str, provider: str, dims: dict[str, int]
+) -> None:
+    chosen = REGISTRY.family(family)
+    subject = Subject(chosen, chosen.provider(provider), "bfloat16" if family == "grouped_product" else "int8_wo", CPU)
+    with torch.no_grad():
+        check = check_kernel(subject, dims, draws=1)
+    assert check.status == "passed" and check.compared >= 2, check.reason
+
+
+def test_kernels_in_triton_are_right_by_its_interpreter() -> None:
+    """In a process of its own, since Triton looks for the interpreter when it is first imported."""
+    pytest.importorskip("triton")
+    code = """
+        from dataclasses import replace
+        import torch
+        from profiler.kernels.serving.check import Subject, check_kernel
+        from profiler.kernels.serving.families import family_named
+        for name in ("rms_norm", "rms_norm_residual", "swiglu"):
+            family = family_named(name)
+            provider = replace(family.provider("triton"), devices=("cpu",))
+            with torch.no_grad():
+                check = check_kernel(Subject(family, provider, "bfloat16", torch.device("cpu")), None, draws=1)
+            assert check.status == "passed", check.reason
+    """
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=environment)
 
 
 def test_a_slow_compiler_leaves_sizes_out_and_says_so() -> None:

@@ -11,7 +11,8 @@ import psutil
 import pytest
 from waiting import until
 
-from profiler.kernels.serving.timing import Task
+from profiler.kernels.serving.registry import Registry
+from profiler.kernels.serving.timing import Task, run_kernel
 from profiler.kernels.serving.worker import Lost, Nursery, how_it_ended, run_tasks
 from profiler.record.suite_table import KernelId, KernelResult, SuiteLog, read_suite_results
 
@@ -93,6 +94,23 @@ def test_a_lost_nursery_is_no_fault_of_the_kernel(log: SuiteLog, tmp_path: Path)
         tasks[1] = tasks[1].model_copy(update={"kernel": task("torch").kernel})
         run_tasks(tasks, kept, processes=1, limit_s=LONG_S, nursery=lambda left=losses: Lossy(left))  # type: ignore[misc]
         assert [result.check.status for result in kept.results] == statuses and not losses
+
+
+def test_a_kernel_of_a_suite_that_does_not_fit_is_unsupported() -> None:
+    result = run_kernel(task("torch", limit_bytes=1000, files=()), Registry.of(()))
+    assert result.check.status == "unsupported" and result.measurement is None
+    assert result.check.reason == "its operands are 2.25 KiB, and 1000 B may be used; see --memory"
+
+
+def test_kernels_that_touch_a_small_part_of_a_large_table_are_timed_warm() -> None:
+    kernel = KernelId(
+        family="embedding", provider="torch", dtype="float32", dims={"rows": 64, "width": 64, "vocabulary": 4096}
+    )
+    few = task("torch", kernel=kernel, files=(), draws=0, limit_bytes=8 << 20)
+    for limit_bytes, state in ((8 << 20, "warm"), (256 << 20, "cold")):
+        result = run_kernel(few.model_copy(update={"limit_bytes": limit_bytes}), Registry.of(()))
+        assert result.measurement is not None and result.measurement.cache is not None, result.check.reason
+        assert result.measurement.cache.declared == state
 
 
 def test_a_file_that_cannot_be_imported_is_one_line(tmp_path: Path) -> None:

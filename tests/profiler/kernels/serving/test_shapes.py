@@ -74,6 +74,20 @@ def test_the_smoke_suite_has_every_family_that_one_process_runs() -> None:
     assert largest < 1 << 30
 
 
+def test_a_group_adds_the_families_that_it_names_and_the_middle_shape_is_kept(tmp_path: Path) -> None:
+    decode = {"phase": "decode", "batch": [1, 2, 4], "context": [64]}
+    groups = [
+        {"models": ["gpt2"], "points": [decode], "families": ["layer_norm"]},
+        {"models": ["smollm2-135m"], "points": [decode], "families": ["rms_norm"]},
+    ]
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"title": "mine", "groups": groups, "shapes_of_a_family": 1}))
+    assert [each.key for each in wanted_of(suite_named(str(own)))] == [
+        "rms_norm-bfloat16-rows2-width576",
+        "layer_norm-bfloat16-rows2-width768",
+    ]
+
+
 def test_suites_are_files_of_this_package_or_of_a_user(tmp_path: Path) -> None:
     for name in ("smoke", "serving", "full"):
         assert suite_named(name).groups
@@ -85,6 +99,7 @@ def test_suites_are_files_of_this_package_or_of_a_user(tmp_path: Path) -> None:
     for wrong, message in (
         ({**content, "families": ["layernorm"]}, "no kernel family 'layernorm'; nearest: layer_norm"),
         ({**content, "groups": []}, "groups"),
+        ({**content, "groups": [{**content["groups"][0], "families": ["rope_"]}]}, "no kernel family 'rope_'"),  # type: ignore[dict-item, index]
         ({**content, "colour": 1}, "colour"),
         ({**content, "groups": [{"models": ["gpt2"], "points": [{**point, "context": [0]}]}]}, "needs a context"),
     ):
