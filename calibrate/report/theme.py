@@ -51,10 +51,9 @@ HOVER = "%{customdata}<extra></extra>"
 def style(figure: go.Figure, x_title: str = "", y_title: str = "", **layout: Any) -> go.Figure:
     """The figure with titles at its axes; `layout` replaces what the template says."""
     figure.update_layout(template=TEMPLATE, **layout)
-    if x_title:
-        figure.update_xaxes(title_text=x_title)
-    if y_title:
-        figure.update_yaxes(title_text=y_title)
+    for axes, title in ((figure.select_xaxes, x_title), (figure.select_yaxes, y_title)):
+        for axis in axes() if title else ():
+            axis.title.text = title
     return figure
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, Literal
 
 from calibrate.passes.pass_report import PassReport
 from calibrate.passes.reports import load
@@ -26,6 +26,7 @@ from roofline.sweep.family import Form, Source
 from roofline.sweep.kept import kept
 from roofline.whatif.registry import WhatIf
 
+Over = Literal["batch", "length"]
 BATCHES = tuple(2**i for i in range(10))
 LENGTHS = tuple(2**i for i in range(8, 18))
 """Sequences and tokens that the curves go through: a serving engine's usual batches, today's contexts."""
@@ -61,6 +62,13 @@ class Measured:
 
 
 @dataclass(frozen=True, eq=False)
+class Swept:
+    """Prefill and decode over a range; one object as long as the question is the same, so that a plot of it is kept."""
+
+    prediction: Prediction
+
+
+@dataclass(frozen=True, eq=False)
 class Answer:
     """The predictions of one setting, and the passes that were measured at its workload."""
 
@@ -68,10 +76,10 @@ class Answer:
     device: Device
     prediction: Prediction
     """Its pass, with operations, and its requests."""
-    batches: Prediction
-    """Prefill and decode over `BATCHES`."""
-    lengths: Prediction
-    """Prefill and decode over `LENGTHS`."""
+    batches: Swept
+    """Over `BATCHES`."""
+    lengths: Swept
+    """Over `LENGTHS`."""
     measured: tuple[Measured, ...]
     elsewhere: tuple[Setting, ...]
     """Settings of other measured passes of the model on the device."""
@@ -85,6 +93,7 @@ class Answers:
         self._lock = RLock()  # a model is traced in one thread, for torch and transformers keep global state
         self._subject = lru_cache(MODELS)(KeptSubject)
         self._answer = lru_cache(ANSWERS)(self._make_answer)
+        self._swept = lru_cache(ANSWERS)(self._sweep)
         self._reports = lru_cache(RUNS)(self._read_reports)
 
     @cached_property
@@ -97,6 +106,7 @@ class Answers:
             self.__dict__.pop("_runs", None)
             self._reports.cache_clear()
             self._answer.cache_clear()
+            self._swept.cache_clear()
 
     @property
     def specs(self) -> dict[str, str]:
@@ -133,24 +143,26 @@ class Answers:
     def _make_answer(self, setting: Setting) -> Answer:
         subject = self._subject(setting.model, setting.dtype)
         device = option.device(setting.hardware, setting.peaks, self.results)
-        asked, more = setting.asked(), Question(exact=False)
-
-        def swept(**lengths: tuple[int, ...]) -> Prediction:
-            sizes: dict[str, Any] = {"prompts": (int(setting.prompt),), "contexts": (int(setting.context),)}
-            sizes |= {"batches": (int(setting.batch),)} | lengths
-            workloads = option.Lengths(**sizes, dtype=setting.dtype).workloads(("prefill", "decode"))
-            return self._predicted(subject, setting, option.Asked(setting.dtype, workloads), more)
-
         measured, elsewhere = self._measured(setting, device)
         return Answer(
             setting=setting,
             device=device,
-            prediction=self._predicted(subject, setting, asked, Question()),
-            batches=swept(batches=BATCHES),
-            lengths=swept(prompts=LENGTHS, contexts=LENGTHS),
+            prediction=self._predicted(subject, setting, setting.asked(), Question()),
+            batches=self._swept(replace(setting, phase="decode", output="1", batch="1"), "batch"),
+            lengths=self._swept(replace(setting, phase="decode", output="1", prompt="1", context="1"), "length"),
             measured=measured,
             elsewhere=elsewhere,
         )
+
+    def _sweep(self, setting: Setting, over: Over) -> Swept:
+        """Prefill and decode of the setting over the batch or the length."""
+        sizes: dict[str, Any] = {"prompts": (int(setting.prompt),), "contexts": (int(setting.context),)}
+        sizes |= {"batches": (int(setting.batch),)}
+        sizes |= {"batches": BATCHES} if over == "batch" else {"prompts": LENGTHS, "contexts": LENGTHS}
+        workloads = option.Lengths(**sizes, dtype=setting.dtype).workloads(("prefill", "decode"))
+        subject = self._subject(setting.model, setting.dtype)
+        asked = option.Asked(setting.dtype, workloads)
+        return Swept(self._predicted(subject, setting, asked, Question(exact=False)))
 
     def _predicted(self, subject: Subject, setting: Setting, asked: option.Asked, question: Question) -> Prediction:
         device = option.device(setting.hardware, setting.peaks, self.results)

@@ -5,7 +5,7 @@ Example: ``html.render(document([answers.answer(setting)]))`` is the page that "
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, lru_cache, partial
 from typing import Any, Literal
 
 from calibrate.report import run, run_layers, run_rows
@@ -14,7 +14,7 @@ from calibrate.report.document import table as table_of
 from calibrate.report.prediction import bounds, misfit, pass_section, summary
 from calibrate.report.prediction_rows import kind_rows
 from calibrate.report.titles import title, workload_title
-from profiler.cli.viewer.answers import Answer, Measured
+from profiler.cli.viewer.answers import Answer, Measured, Over, Swept
 from roofline.predict.passes import PassPrediction, RequestPrediction
 from roofline.units import UNKNOWN, known_sum, magnitude, percent, ratio, seconds, size
 
@@ -25,7 +25,10 @@ FOLDED = (
     "another peak where a layer frees late"
 )
 """How memory of an executed graph is found here."""
-CURVES: tuple[tuple[str, str, Literal["batch", "length"], Literal["tokens/s", "time", "memory"]], ...] = (
+Quantity = Literal["tokens/s", "time", "memory"]
+PLOTS = 64
+"""Most plots that are kept: drawing one takes longer than the arithmetic behind it."""
+CURVES: tuple[tuple[str, str, Over, Quantity], ...] = (
     ("throughput", "Throughput over batch", "batch", "tokens/s"),
     ("latency", "TTFT (prefill) and TPOT (decode) over batch", "batch", "time"),
     ("memory", "Memory over batch", "batch", "memory"),
@@ -35,7 +38,7 @@ CURVES: tuple[tuple[str, str, Literal["batch", "length"], Literal["tokens/s", "t
 
 
 @dataclass(frozen=True)
-class _Quantity:
+class _Line:
     """A row of the result: a value for each setting."""
 
     name: str
@@ -62,7 +65,7 @@ def document(answers: Sequence[Answer]) -> Document:
         Section("Result", (result(answers), *_notes(names, answers)), name="result"),
         Section("Curves", tuple(_curves(names, answers)), name="curves"),
     ]
-    each = [tuple(_of_one(i, name, answer)) for i, (name, answer) in enumerate(zip(names, answers, strict=True))]
+    each = [_of_one(i, name, answer) for i, (name, answer) in enumerate(zip(names, answers, strict=True))]
     if len(answers) > 1:
         parts.append(Section("Layer kinds, A and B", _layers(answers), name="layers"))
         parts.append(Section("Side by side", (Section("", [Section("", of) for of in each], pair=True),)))
@@ -75,13 +78,13 @@ def document(answers: Sequence[Answer]) -> Document:
 def result(answers: Sequence[Answer]) -> Table:
     """The figures of each setting, and how the second compares with the first."""
     names = SIDES if len(answers) > 1 else ("predicted",)
-    columns: list[Column[_Quantity]] = [Column("", lambda row: row.name, words=True)]
+    columns: list[Column[_Line]] = [Column("", lambda row: row.name, words=True)]
     columns += [Column(name, lambda row, i=i: row.cell(i), strong=True) for i, name in enumerate(names)]  # type: ignore[misc]
     columns += [Column("B ÷ A", lambda row: row.ratio)] if len(answers) > 1 else []
     return table_of(columns, _quantities(answers))
 
 
-def _quantities(answers: Sequence[Answer]) -> Iterable[_Quantity]:
+def _quantities(answers: Sequence[Answer]) -> Iterable[_Line]:
     passes = [answer.prediction.passes[0] for answer in answers]
     requests = [answer.prediction.requests[0] for answer in answers]
     capacities = [answer.prediction.capacity_bytes for answer in answers]
@@ -93,30 +96,30 @@ def _quantities(answers: Sequence[Answer]) -> Iterable[_Quantity]:
         return tuple(map(get, requests))
 
     full = of_pass(lambda step: step.fits is False)
-    yield _Quantity("model", tuple(answer.prediction.model for answer in answers))
-    yield _Quantity("device", tuple(answer.prediction.hardware for answer in answers))
-    yield _Quantity("pass", of_pass(lambda step: workload_title(step.workloads[0])))
-    yield _Quantity("time of the pass", of_pass(lambda step: step.time_s))
+    yield _Line("model", tuple(answer.prediction.model for answer in answers))
+    yield _Line("device", tuple(answer.prediction.hardware for answer in answers))
+    yield _Line("pass", of_pass(lambda step: workload_title(step.workloads[0])))
+    yield _Line("time of the pass", of_pass(lambda step: step.time_s))
     if any(step.wall_s is not None for step in passes):
-        yield _Quantity("wall time of the pass", of_pass(lambda step: step.wall_s))
+        yield _Line("wall time of the pass", of_pass(lambda step: step.wall_s))
     if any(answer.measured for answer in answers):
         reports = [answer.measured[-1].report if answer.measured else None for answer in answers]
-        yield _Quantity("measured time", tuple(report.busy_s if report else None for report in reports))
-        yield _Quantity("measured wall time", tuple(report.wall_s if report else None for report in reports))
-    yield _Quantity("tokens/s of the pass", of_pass(lambda step: step.tokens_per_s), magnitude)
-    yield _Quantity("waits for", of_pass(bounds))
-    yield _Quantity("FLOPs", of_pass(lambda step: step.matrix_flops + step.vector_flops), magnitude)
-    yield _Quantity("memory traffic", of_pass(lambda step: step.bytes.total), size)
-    yield _Quantity("weights", of_pass(lambda step: step.memory.weights), size)
-    yield _Quantity("KV cache", of_pass(lambda step: step.memory.kv_cache), size)
-    yield _Quantity("activations", of_pass(lambda step: step.memory.activations), size)
-    yield _Quantity("memory, peak", of_pass(lambda step: step.memory.peak), size, full)
+        yield _Line("measured time", tuple(report.busy_s if report else None for report in reports))
+        yield _Line("measured wall time", tuple(report.wall_s if report else None for report in reports))
+    yield _Line("tokens/s of the pass", of_pass(lambda step: step.tokens_per_s), magnitude)
+    yield _Line("waits for", of_pass(bounds))
+    yield _Line("FLOPs", of_pass(lambda step: step.matrix_flops + step.vector_flops), magnitude)
+    yield _Line("memory traffic", of_pass(lambda step: step.bytes.total), size)
+    yield _Line("weights", of_pass(lambda step: step.memory.weights), size)
+    yield _Line("KV cache", of_pass(lambda step: step.memory.kv_cache), size)
+    yield _Line("activations", of_pass(lambda step: step.memory.activations), size)
+    yield _Line("memory, peak", of_pass(lambda step: step.memory.peak), size, full)
     shares = tuple(ratio(step.memory.peak, capacity) for step, capacity in zip(passes, capacities, strict=True))
-    yield _Quantity("of the device's memory", shares, percent, full)
-    yield _Quantity("TTFT of a request", of_request(lambda request: request.ttft_s))
-    yield _Quantity("TPOT of a request", of_request(lambda request: request.tpot_s))
-    yield _Quantity("request, end to end", of_request(lambda request: request.end_to_end_s))
-    yield _Quantity("tokens/s of requests", of_request(lambda request: request.tokens_per_s), magnitude)
+    yield _Line("of the device's memory", shares, percent, full)
+    yield _Line("TTFT of a request", of_request(lambda request: request.ttft_s))
+    yield _Line("TPOT of a request", of_request(lambda request: request.tpot_s))
+    yield _Line("request, end to end", of_request(lambda request: request.end_to_end_s))
+    yield _Line("tokens/s of requests", of_request(lambda request: request.tokens_per_s), magnitude)
 
 
 def _notes(names: Sequence[str], answers: Sequence[Answer]) -> Iterable[Part]:
@@ -132,11 +135,11 @@ def _notes(names: Sequence[str], answers: Sequence[Answer]) -> Iterable[Part]:
 
 def _curves(names: Sequence[str], answers: Sequence[Answer]) -> Iterable[Section]:
     for figure_name, heading, over, quantity in CURVES:
-        swept = {
-            f"{name}: " if name else "": answer.batches if over == "batch" else answer.lengths
+        swept = tuple(
+            (f"{name}: " if name else "", answer.batches if over == "batch" else answer.lengths)
             for name, answer in zip(names, answers, strict=True)
-        }
-        draw = partial(_draw, "prediction_plots", "compared", swept, over, quantity)
+        )
+        draw = partial(_curve, swept, over, quantity)
         yield Section(heading, (Figure(figure_name, draw),))
 
 
@@ -171,7 +174,24 @@ def _ratio(first: float | None, second: float | None) -> Cell:
     return Cell(f"{second / first:.3g}×", second / first) if first and second is not None else Cell("")
 
 
-def _of_one(i: int, name: str, answer: Answer) -> Iterable[Part]:
+@lru_cache(PLOTS)
+def _curve(named: tuple[tuple[str, Swept], ...], over: Over, quantity: Quantity) -> Any:
+    return _draw("prediction_plots", "compared", {name: swept.prediction for name, swept in named}, over, quantity)
+
+
+@lru_cache(PLOTS)
+def _of_one(i: int, name: str, answer: Answer) -> tuple[Part, ...]:
+    """The measured passes and the prediction of one setting; each figure of it is drawn once."""
+    return tuple(map(_drawn_once, _sections(i, name, answer)))
+
+
+def _drawn_once(part: Part) -> Part:
+    if isinstance(part, Section):
+        return replace(part, parts=tuple(map(_drawn_once, part.parts)))
+    return replace(part, draw=cache(part.draw)) if isinstance(part, Figure) else part
+
+
+def _sections(i: int, name: str, answer: Answer) -> Iterable[Section]:
     before = f"{name}: " if name else ""
     for n, measured in enumerate(answer.measured):
         yield _measured(f"{i}-{n}", before, measured, answer)
