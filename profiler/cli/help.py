@@ -32,7 +32,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Input and output": (
         "to", "out", "name", "results", "force", "csv", "html", "markdown", "write", "save-graph", "json", "port",
-        "version", "debug", "help",
+        "version", "quiet", "verbose", "debug", "help",
         "install-completion", "show-completion",
     ),
 }  # fmt: skip
