@@ -122,7 +122,7 @@ def _draw(plot: str, of: Characterisation) -> Any:
     return getattr(device_plots, plot)(of)
 
 
-def _group(of: Characterisation, group: Group) -> Section:
+def _group(whole: Characterisation, group: Group) -> Section:
     """A group as a terminal shows it, series as one row or a sentence, and as files have it, every figure in a row."""
     failed = [
         f"no {name(row)} {kind_of(row.figure)}".strip()
@@ -149,7 +149,7 @@ def _group(of: Characterisation, group: Group) -> Section:
         f"{group.title[0].upper()}{group.title[1:]}",
         (
             table(columns, lines, views=document.TERMINAL),
-            *([_curve(of)] if group.title == CURVE else []),
+            *([_curve(whole)] if group.title == CURVE else []),
             Lines((*_how(rows), *sentences), tone="faint", views=document.TERMINAL),
             Lines(_notes(shown), tone="warning", views=document.TERMINAL),
             Lines(failed, tone="bad", views=document.TERMINAL),

@@ -28,4 +28,6 @@ def test_a_change_without_a_trace(tmp_path: Path) -> None:
             view = read("batch=16&" * ("b." in query or "context" in query) + query.format(i=i))
             to_json(page.components(document([answers.answer(setting) for setting in view])))
             took_ms.append(1000 * (time.process_time() - began_s))
-        print(f"{name}: median {statistics.median(took_ms[1:]):.0f} ms of CPU time; the first, with traces, {took_ms[0]:.0f}")
+        print(
+            f"{name}: {statistics.median(took_ms[1:]):.0f} ms of CPU time; the first, with traces: {took_ms[0]:.0f} ms"
+        )
