@@ -17,8 +17,22 @@ from calibrate.report.peaks import peak_parts
 from profiler.record.measurement import FASTEST, Measurement, Window
 from profiler.record.run import Run
 from roofline.hardware.spec import HardwareSpec
-from roofline.units import UNKNOWN, binary, dtype, in_unit, magnitude, megahertz, number, percent, seconds, size
+from roofline.units import (
+    UNKNOWN,
+    binary,
+    bytes_per_s,
+    dtype,
+    in_unit,
+    magnitude,
+    megahertz,
+    number,
+    percent,
+    seconds,
+    size,
+)
 
+CURVE = "working-set curve"
+"""Title of the group of figures that follow from that curve."""
 PLOTS = (
     ("curve", "Bandwidth over the working set",
      "The same operands again and again; lines without points: plateaus, red: knees (the capacity that a level shows), "
@@ -95,7 +109,7 @@ def device_document(spec: HardwareSpec, measurements: Sequence[Measurement], run
         *(Text(note, "warning") for note in run.environment.notes),
         Section("Device and conditions", (Facts(facts(spec, measurements, run)),)),
         Section("Plots", plots),
-        Section("Figures", [_group(group) for group in of.groups]),
+        Section("Figures", [_group(of, group) for group in of.groups]),
         Section("Peaks that price operations", peak_parts(spec)),
         Section("Words", (Facts(needed, "faint"),)),
     ]
@@ -108,7 +122,7 @@ def _draw(plot: str, of: Characterisation) -> Any:
     return getattr(device_plots, plot)(of)
 
 
-def _group(group: Group) -> Section:
+def _group(whole: Characterisation, group: Group) -> Section:
     """A group as a terminal shows it, series as one row or a sentence, and as files have it, every figure in a row."""
     failed = [
         f"no {name(row)} {kind_of(row.figure)}".strip()
@@ -135,12 +149,32 @@ def _group(group: Group) -> Section:
         f"{group.title[0].upper()}{group.title[1:]}",
         (
             table(columns, lines, views=document.TERMINAL),
+            *([_curve(whole)] if group.title == CURVE else []),
             Lines((*_how(rows), *sentences), tone="faint", views=document.TERMINAL),
             Lines(_notes(shown), tone="warning", views=document.TERMINAL),
             Lines(failed, tone="bad", views=document.TERMINAL),
             table(columns, [Line(row, name(row)) for row in group.rows], views=document.FILES),
         ),
     )
+
+
+def _curve(of: Characterisation) -> document.Table:
+    """The bandwidth of the kernel with most working sets over them, as bars: the median of all processes."""
+    rates: dict[str, dict[float, list[float]]] = {}
+    for measurement in of.measurements:
+        if measurement.benchmark == "curve" and measurement.status == "done":
+            kernel, working_set = device_rows.place(measurement)
+            if working_set:
+                rates.setdefault(kernel, {}).setdefault(working_set, []).append(measurement.value())
+    kernel = max(rates, key=lambda name: len(rates[name]), default="")
+    points = [(place, statistics.median(values)) for place, values in sorted(rates.get(kernel, {}).items())]
+    most = max((rate for _, rate in points), default=0.0)
+    columns: tuple[Column[tuple[float, float]], ...] = (
+        Column("working set", lambda point: Cell(binary(point[0]), point[0])),
+        Column(kernel, lambda point: Cell(bytes_per_s(point[1]), point[1]), strong=True),
+        Column("", lambda point: Cell("", span=(0.0, point[1] / most)), bar=True),
+    )
+    return table(columns, points, views=document.TERMINAL)
 
 
 def _columns(title: str, beside: str) -> tuple[Column[Line], ...]:

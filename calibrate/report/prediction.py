@@ -12,7 +12,7 @@ from calibrate.report.run import uncounted
 from roofline.hardware.spec import Peaks
 from roofline.paper.table import PaperPhase, PaperResult, PaperRow
 from roofline.predict.passes import ROOFLINE, PassPrediction, Prediction, RequestPrediction
-from roofline.units import UNKNOWN, dtype, magnitude, number, percent, precise, seconds, size
+from roofline.units import UNKNOWN, dtype, magnitude, number, percent, precise, ratio, seconds, size
 
 FORM = {"fused": "the ideal graph (fused wherever possible)", "executed": "the graph as transformers executes it"}
 
@@ -168,13 +168,27 @@ def _workloads(prediction: Prediction) -> Section:
         warned.append(f"time {UNKNOWN}: no {prediction.peaks} peak for {', '.join(absent)}")
     names = sorted({name for _, step in swept for name in step.uncounted})
     warned.append(uncounted(names, max((step.uncounted_share for _, step in swept), default=0.0)))
+    shown = swept[:SWEEP_ROWS]
     parts: tuple[Part, ...] = (
-        table(SWEEP_COLUMNS, swept[:SWEEP_ROWS], views=document.TERMINAL),
+        table((*SWEEP_COLUMNS, _rate_bar(shown)), shown, views=document.TERMINAL),
         Text(more, "faint", views=document.TERMINAL),
         table(SWEEP_COLUMNS, every, views=document.FILES),
         *(Text(words, "warning") for words in warned),
     )
     return Section(f"{len(every)} workloads" if len(every) > 1 else "Workload", parts)
+
+
+def _rate_bar(swept: Sequence[tuple[int, PassPrediction]]) -> Column[tuple[int, PassPrediction]]:
+    """Tokens a second as bars, of which the longest is the largest of the phase."""
+    most: dict[str, float] = {}
+    for _, step in swept:
+        most[phase(step)] = max(most.get(phase(step), 0.0), step.tokens_per_s or 0.0)
+
+    def bar(i: tuple[int, PassPrediction]) -> Cell:
+        share = ratio(i[1].tokens_per_s, most[phase(i[1])])
+        return Cell("", span=None if share is None else (0.0, share))
+
+    return Column("tokens/s of the phase", bar, bar=True)
 
 
 def _sweep_plots(prediction: Prediction) -> list[Section]:

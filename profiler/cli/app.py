@@ -85,8 +85,8 @@ PATHS = (
 """Options that an empty text, as of an unset variable of a shell, must not turn into the current folder."""
 COMPLETION = ("--install-completion", "--show-completion")
 
-DEBUG = "--debug"
-"""It may stand anywhere on the command line."""
+DEBUG, LOUDNESS = "--debug", {"--quiet": output.QUIET, "--verbose": output.VERBOSE}
+"""They may stand anywhere on the command line."""
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 """A full disk, a spent quota, a failing disk or a closed terminal: no fault of roofcal."""
@@ -114,6 +114,13 @@ def build(verbs: Iterable[str] = VERBS) -> typer.Typer:
                 help="Print the traceback of a fault of roofcal, and what libraries log; also after the command.",
             ),
         ] = False,
+        quiet: Annotated[
+            bool,
+            typer.Option("--quiet", help="Print no progress and no remarks, only warnings; also after the command."),
+        ] = False,
+        verbose: Annotated[
+            bool, typer.Option("--verbose", help="Print a line for each step of the work; also after the command.")
+        ] = False,
     ) -> None: ...
 
     for name in verbs:
@@ -133,13 +140,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(typer.main.get_command(build(named or VERBS))(prog_name=PROGRAM, standalone_mode=False) or 0)
     debug = DEBUG in arguments
     logging.getLogger("roofcal").setLevel(logging.DEBUG if debug else logging.NOTSET)
-    arguments = [argument for argument in arguments if argument != DEBUG] or ["--help"]
+    loudness = {LOUDNESS[argument] for argument in arguments if argument in LOUDNESS}
+    output.set_volume(sum(loudness))
+    arguments = [argument for argument in arguments if argument != DEBUG and argument not in LOUDNESS] or ["--help"]
     if not output.open_streams():
         return _fail("error: stdout is closed; send it to a file, or to /dev/null", output.REQUEST)
     output.replace_unencodable()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     atexit.register(_leave_garbage)
     try:
+        if len(loudness) > 1:
+            raise RequestError("--quiet and --verbose contradict each other; leave one out")
         with _ended_by_signals():
             code = _invoke(arguments)
         sys.stdout.flush()

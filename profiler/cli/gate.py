@@ -1,7 +1,6 @@
 """`gate`: whether a kernel got slower between two versions of its code, measured here and now in turns. Wiring only."""
 
 import random
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,9 +101,7 @@ def measured(turns: Turns, plan: "Plan", seed: int) -> tuple["Result", "Outcome"
     both = [name for name in old.found if name in now.found]
     if not both:
         raise RequestError(f"{turns.base.name} and {turns.new.name} share no kernel; name the functions alike")
-    outcome = run_gate(
-        _Sampler(turns), both, plan, np.random.default_rng(seed), lambda line: output.say(line, sys.stderr)
-    )
+    outcome = run_gate(_Sampler(turns), both, plan, np.random.default_rng(seed), output.remark)
     broken = [row for row in outcome.comparisons if row.verdict == "failed" and row.reason.startswith("base: ")]
     if len(broken) == len(both):
         raise RequestError(f"no kernel of the base runs, as {broken[0].name}: {broken[0].reason}; mend the base first")

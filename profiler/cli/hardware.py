@@ -4,9 +4,8 @@ Wiring only: options become a plan, `profiler.microbench.processes` runs it, `ca
 the measurements, `calibrate.report.device` reports them.
 """
 
-import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,7 +104,7 @@ def hardware(
         if resume is None:
             options = _checked(options)
             steps = _plan(options)
-            _print_plan(steps, sys.stdout if plan and not as_json else sys.stderr)
+            _print_plan(steps, print if plan and not as_json else output.remark)
             if plan:
                 raise typer.Exit(output.GOOD)
             folder = _new(options, out, name, wait_quiet)
@@ -159,19 +158,15 @@ def _plan(options: Mapping[str, Any]) -> "Plan":
     )
 
 
-def _print_plan(plan: "Plan", stream: Any) -> None:
+def _print_plan(plan: "Plan", show: Callable[[str], None]) -> None:
     """Print the parts and about how long they take."""
     from profiler.microbench import suite
 
     known = {part.name: part.what for part in suite.PARTS}
     for part, count in Counter(part for stage in plan.stages for part in stage.parts).items():
         what = known.get(part, "search for the fastest shape of the products of each dtype")
-        print(f"{part:18} {count:2} × {plan.seconds(part):4.0f} s  {what}", file=stream)
-    print(
-        f"{plan.device}, {', '.join(plan.dtypes)}: {len(plan.stages)} fresh processes, about {duration(plan.total_s)}",
-        file=stream,
-        flush=True,
-    )
+        show(f"{part:18} {count:2} × {plan.seconds(part):4.0f} s  {what}")
+    show(f"{plan.device}, {', '.join(plan.dtypes)}: {len(plan.stages)} fresh processes, about {duration(plan.total_s)}")
 
 
 def _new(options: dict[str, Any], out: Path, name: str, wait_s: float) -> RunFolder:
@@ -212,10 +207,13 @@ def _measure(folder: RunFolder, plan: "Plan") -> "HardwareSpec":
     log = HardwareLog(folder.path)
     device, options = torch.device(plan.device), folder.run.options
     calibrate = bool(options.get("calibrate"))
-    unit_s = [plan.total_s / plan.total] * plan.total
+    unit_s = [*plan.unit_s]
     if calibrate:
         unit_s.append(calibration_s(len(plan.dtypes), folder.run.options))
-    with output.resumable(folder.path, "hardware"), output.progress(len(unit_s), unit_s=unit_s) as step:
+    with (
+        output.resumable(folder.path, "hardware"),
+        output.progress(len(unit_s), unit_s=unit_s, before=len(log.done)) as step,
+    ):
         characterise(plan, log, step)
         spec = spec_of(log.measurements, folder.run.environment, memory_hierarchy(device))
         folder.write_spec(spec)

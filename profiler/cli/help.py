@@ -34,8 +34,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Input and output": (
         "to", "out", "name", "results", "force", "csv", "html", "markdown", "write", "save-graph", "keep", "json",
-        "port",
-        "version", "debug", "help",
+        "port", "version", "quiet", "verbose", "debug", "help",
         "install-completion", "show-completion",
     ),
 }  # fmt: skip

@@ -74,7 +74,7 @@ def history(
         if (store := _object_store(results)) is None:
             added = refresh(results, _rows, lambda line: output.say(line, sys.stderr))
             if added > 1:
-                output.say(f"{added} runs are new", sys.stderr)
+                output.remark(f"{added} runs are new")
         stored = read(store or results, device)
         wanted = {key: row for key, row in stored.series.items() if kernel in " ".join(value for _, value in key)}
         if not wanted:

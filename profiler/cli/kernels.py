@@ -346,7 +346,7 @@ def _measure(folder: RunFolder, plan: "Plan") -> None:
     processes = _processes(options)
     device_s = 0.0 if spec is not None or not options["timed"] else 2 * DEVICE_S
     expected_s = plan.seconds + device_s
-    print(f"{len(plan.tasks)} kernels: this takes about {duration(expected_s)}", file=sys.stderr, flush=True)
+    output.remark(f"{len(plan.tasks)} kernels: this takes about {duration(expected_s)}")
     folder.note(estimated_s={"kernels": plan.seconds, **({"device": device_s} if device_s else {})})
     log = SuiteLog(folder.path)
     total = len(plan.tasks) * processes

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from profiler.cli.output import Step, say
+from profiler.cli.output import Step, remark, say
 from profiler.record.folder import RunFolder
 from profiler.record.run import Cell, Environment, RequestError, Run, differing, roofcal_version
 from roofline.hardware.spec import HardwareSpec
@@ -116,14 +116,14 @@ def look_before(
     while any(p.passing and p.severity != "note" for p in problems) and now() - began_s < wait_s:
         if not is_waiting:
             busy = next(p for p in problems if p.passing)
-            print(f"waiting up to {duration(wait_s)} until this machine is quiet: {busy.what}", file=sys.stderr)
+            remark(f"waiting up to {duration(wait_s)} until this machine is quiet: {busy.what}")
             is_waiting = True
         sleep(min(LOOK_S, max(0.0, wait_s - (now() - began_s))))
         problems = look(device, results)
     if is_waiting:
         is_quiet = not any(p.passing and p.severity != "note" for p in problems)
         end = "it is quiet" if is_quiet else "it is still busy, and the measurement begins"
-        print(f"waited {duration(now() - began_s)}: {end}", file=sys.stderr)
+        remark(f"waited {duration(now() - began_s)}: {end}")
     for problem in problems:
         if problem.severity != "note":
             print(f"{problem.severity}: {problem.what}; {problem.mend}", file=sys.stderr, flush=True)
@@ -210,7 +210,7 @@ def calibrate_device(
     seconds = SECONDS * max(1.0, visits / VISITS)
     journal = VisitJournal(folder.path / FILE)
     if journal.lines:
-        say(f"calibration: goes on after the {len(journal.lines)} visits of {journal.path}", sys.stderr)
+        remark(f"calibration: goes on after the {len(journal.lines)} visits of {journal.path}")
     probed = probe_kernels(
         shapes,
         device,

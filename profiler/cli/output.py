@@ -140,7 +140,7 @@ def show(as_json: bool, document: Callable[[], Any], report: "MakeReport", kept:
     from calibrate.report.terminal import render
 
     render(report(), console())
-    if kept is not None:
+    if kept is not None and _volume > QUIET:
         page = kept / "report.html"
         print(file=sys.stderr)
         say(f"kept in {page if page.is_file() else kept}", sys.stderr)
@@ -216,6 +216,25 @@ def interruption_code(stop: BaseException) -> int:
     return 128 + cause.number if isinstance(cause, Ended) else INTERRUPTED
 
 
+QUIET, NORMAL, VERBOSE = -1, 0, 1
+_volume = NORMAL
+
+
+def set_volume(volume: int) -> None:
+    """Choose what the verbs say while they work.
+
+    `QUIET` leaves out progress and remarks, but no warning; `VERBOSE` prints a line for each step of the work.
+    """
+    global _volume
+    _volume = volume
+
+
+def remark(text: str) -> None:
+    """Print a line on stderr that nobody needs to act on; nothing with --quiet."""
+    if _volume > QUIET:
+        say(text, sys.stderr)
+
+
 LINES_S = 10.0
 """Seconds between two lines of progress at least, where there is no terminal: a log is read, not watched."""
 
@@ -226,15 +245,20 @@ def progress(
     stream: TextIO | None = None,
     now: Callable[[], float] = time.monotonic,
     unit_s: Sequence[float] | None = None,
+    before: int = 0,
 ) -> Iterator[Step]:
     """Show progress through `total` units of work, which only goes up, and about the time that is left.
 
-    On a terminal it is a bar, else a line for each unit, at most one in `LINES_S`. `unit_s`: the estimated seconds of
+    On a terminal it is a bar, else a line for each unit, at most one in `LINES_S`; with `VERBOSE` it is a line for
+    each change of the text, with `QUIET` nothing. `unit_s`: the estimated seconds of
     each unit, by which the time left is told until enough of them is done, and how much a unit weighs after that.
+    `before`: the units that an earlier process has done, whose pace says nothing.
     """
     stream = stream or sys.stderr
-    course = _Course(total, now, unit_s)
-    if stream.isatty():
+    course = _Course(total, now, unit_s, before)
+    if _volume == QUIET:
+        yield lambda text, done: None
+    elif stream.isatty() and _volume < VERBOSE:
         with _bar(total, stream, course) as step:
             yield step
     else:
@@ -244,11 +268,11 @@ def progress(
 class _Course:
     """The part of the work that is done, and the time that the rest takes."""
 
-    def __init__(self, total: int, now: Callable[[], float], unit_s: Sequence[float] | None) -> None:
-        self._total, self._now, self._unit_s = total, now, unit_s
-        self._total_s = sum(unit_s) if unit_s else None
+    def __init__(self, total: int, now: Callable[[], float], unit_s: Sequence[float] | None, before: int = 0) -> None:
+        self._total, self._now, self._unit_s, self._before = total, now, unit_s, min(before, total)
+        self._total_s = sum(unit_s[before:]) if unit_s else None
         self._began_s = now()
-        self.done = 0.0
+        self.done = float(self._before)
 
     def at(self, done: float) -> float:
         """Note what is done, which never falls; return it."""
@@ -256,13 +280,14 @@ class _Course:
         return self.done
 
     def _part(self) -> float:
-        """The part that is done, by the estimated seconds of the units: they are far from equally long."""
-        if not self._total:
+        """The part of this process's work that is done, by the units' estimated seconds: they differ much in length."""
+        if self._total == self._before:
             return 1.0
         if not self._unit_s or not self._total_s:
-            return self.done / self._total
+            return (self.done - self._before) / (self._total - self._before)
         whole = min(int(self.done), len(self._unit_s) - 1)
-        return (sum(self._unit_s[:whole]) + (self.done - whole) * self._unit_s[whole]) / self._total_s
+        done_s = sum(self._unit_s[self._before : whole]) + (self.done - whole) * self._unit_s[whole]
+        return done_s / self._total_s
 
     def now(self) -> float:
         """Seconds on its clock."""
@@ -271,14 +296,15 @@ class _Course:
     def left(self) -> str:
         """About the time left, for people; "" while nothing tells it.
 
-        The estimate counts less the more is done, since the pace so far says more and more about the rest, and not at
-        all once its time is over.
+        The estimate counts less the more is done, and not at all once its time is over or a tenth is done: a machine
+        that is slower than the estimate's is so in all that follows.
         """
         spent_s, part = self._now() - self._began_s, self._part()
+        trust = min(part / PACE_PART, 1.0)
         is_overdue = self._total_s is None or spent_s >= self._total_s
-        estimates = [] if is_overdue else [(1 - part, (self._total_s or 0.0) - spent_s)]
+        estimates = [] if is_overdue or trust == 1 else [(1 - trust, (self._total_s or 0.0) - spent_s)]
         if part >= SMALLEST_PART:
-            estimates.append((part, spent_s * (1 - part) / part))
+            estimates.append((trust, spent_s * (1 - part) / part))
         weight = sum(share for share, _ in estimates)
         if not weight:
             return ""
@@ -287,6 +313,8 @@ class _Course:
 
 PULSE_S = 60.0
 """Seconds after which a line comes although no other unit has begun: a log that stands still looks like a hang."""
+PACE_PART = 0.1
+"""Part of the work after which its pace alone tells the time left."""
 SMALLEST_PART = 0.02
 """Part of the work after which its pace tells the time left: less of it is mostly preparation."""
 
@@ -299,7 +327,7 @@ def _lines(total: int, stream: TextIO, course: _Course) -> Step:
         nonlocal last, printed_s
         about = (min(int(course.at(done)), total - 1), text.partition(":")[0])
         now_s = course.now()
-        if now_s - printed_s < LINES_S or (about == last and now_s - printed_s < PULSE_S):
+        if _volume < VERBOSE and (now_s - printed_s < LINES_S or (about == last and now_s - printed_s < PULSE_S)):
             return
         last, printed_s = about, now_s
         left = course.left()

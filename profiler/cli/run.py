@@ -250,7 +250,7 @@ def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
         calibrate=calibrate,
         pass_s=planned_pass_s(weights, job.device),
     )
-    print(f"this takes about {describe_times(expected, len(left))}", file=sys.stderr, flush=True)
+    output.remark(f"this takes about {describe_times(expected, len(left))}")
     added = {part: folder.run.spent_s.get(part, 0.0) + expected.get(part, 0.0) for part in PARTS}
     folder.note(estimated_s={part: seconds for part, seconds in added.items() if seconds})
     try:
@@ -319,7 +319,7 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent, csv: Path | None) -> i
         kept=folder.path,
     )
     estimated = duration(sum(folder.run.estimated_s.values()))
-    print(f"took {describe_times(spent.parts, len(folder.run.cells))} (estimated: {estimated})", file=sys.stderr)
+    output.remark(f"took {describe_times(spent.parts, len(folder.run.cells))} (estimated: {estimated})")
     if (next_step := advice(folder, reports)) is not None:
         output.say(next_step, sys.stderr)
     if csv is not None:  # last: what cannot be written costs nothing else

@@ -82,9 +82,18 @@ class Plan:
         return suite.named(part).seconds[self.quick]
 
     @property
+    def unit_s(self) -> tuple[float, ...]:
+        """Estimated seconds of each part of all processes, in order; the first of each has the process's start."""
+        return tuple(
+            self.seconds(part) + (START_S if i == 0 else 0.0)
+            for stage in self.stages
+            for i, part in enumerate(stage.parts)
+        )
+
+    @property
     def total_s(self) -> float:
         """Estimated seconds of all parts, with the start of each process."""
-        return sum(START_S + sum(self.seconds(part) for part in stage.parts) for stage in self.stages)
+        return sum(self.unit_s)
 
 
 class Task(Record):
