@@ -69,7 +69,19 @@ CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException: some versions of typer carry a click of their own."""
 
 PROGRAM = "roofcal"
-PATHS = ("--out", "--csv", "--html", "--save-graph", "--graph", "--file", "--results", "--resume", "--name", "--keep")
+PATHS = (
+    "--out",
+    "--csv",
+    "--html",
+    "--save-graph",
+    "--graph",
+    "--file",
+    "--results",
+    "--resume",
+    "--name",
+    "--keep",
+    "--workloads",
+)
 """Options that an empty text, as of an unset variable of a shell, must not turn into the current folder."""
 COMPLETION = ("--install-completion", "--show-completion")
 

@@ -105,7 +105,7 @@ def calibrate(
             say(f"{spec.name} lacks figures that laws need; assumed: {', '.join(facts.assumed)}", sys.stderr)
         calibration = calibrate_tables(fitted, scored, facts, points, seed)
         path = out or fit_runs[0].path / "spec.json"
-        calibrated = calibrated_spec(spec, calibration, _provenance(fit_runs, seed))
+        calibrated = calibrated_spec(spec, calibration, provenance(fit_runs, seed))
         write_text(path, calibrated.model_dump_json(indent=1) + "\n")
     show(as_json, lambda: calibration_json(path, calibration), lambda: calibration_document(calibration), kept=path)
 
@@ -127,7 +127,8 @@ def _spec(
     return spec
 
 
-def _provenance(folders: Sequence[RunFolder], seed: int) -> "Provenance":
+def provenance(folders: Sequence[RunFolder], seed: int) -> "Provenance":
+    """The runs, files and versions that laws come from."""
     from profiler.record.kernel_table import read_kernels
     from roofline.laws.fitted import Provenance
 

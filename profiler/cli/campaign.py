@@ -15,12 +15,14 @@ from typer import Argument, Option
 
 from profiler.cli import options as option
 from profiler.cli import output
-from profiler.record.campaign import Merged, keep_files, merged, read_shards, run_files
-from profiler.record.files import write_text
+from profiler.record.campaign import RUNS, Merged, keep_files, merged, read_shards, run_files
+from profiler.record.files import KERNELS, write_text
+from profiler.record.folder import RunFolder, list_runs, slug
 from profiler.record.run import RequestError
 
 if TYPE_CHECKING:
     from calibrate.report.document import Document
+    from roofline.hardware.spec import HardwareSpec
 
 EXAMPLE = """
 Examples:\n
@@ -30,7 +32,8 @@ python -m profiler campaign gpu --engine local --shards 4 --out /shared/campaign
 python -m profiler campaign gpu --engine slurm --shards 40 --set slurm_partition=h200 --out /shared/campaign\n
 python -m profiler campaign gpu --engine kubernetes --shards 8 --set image=IMAGE --set claim=CLAIM > job.yaml\n
 python -m profiler campaign status /shared/campaign\n
-python -m profiler campaign collect /shared/campaign --keep results/nvidia-h200
+python -m profiler campaign collect /shared/campaign --keep results/nvidia-h200\n
+python -m profiler campaign fleet /shared/campaign /shared/campaign-of-may --keep specs
 """
 
 MOST_SHARDS = 10_000
@@ -40,10 +43,10 @@ KUBERNETES = "kubernetes"
 def campaign(
     what: Annotated[
         str,
-        Argument(metavar="PLAN|status|collect", help="A plan (a YAML file; gpu and cpu are shipped), or what to do."),
+        Argument(metavar="PLAN|status|collect|fleet", help="A plan (a YAML file; gpu and cpu are shipped), or a verb."),
     ],
     folders: Annotated[
-        list[Path] | None, Argument(metavar="FOLDER", help="For status and collect: folders of campaigns.")
+        list[Path] | None, Argument(metavar="FOLDER", help="For status, collect and fleet: folders of campaigns.")
     ] = None,
     shard: Annotated[
         str | None,
@@ -67,9 +70,7 @@ def campaign(
     out: Annotated[Path, Option(help="Folder of the campaign, new or to continue; hosts share it.")] = Path(
         "results/campaign"
     ),
-    keep: Annotated[
-        Path | None, Option(help="For collect: write README.md, summary.json, reports and specs to this folder.")
-    ] = None,
+    keep: Annotated[Path | None, Option(help="For collect and fleet: write reports and specs to this folder.")] = None,
     as_json: option.AsJson = False,
 ) -> None:
     """Measure many models and suites on many devices, by one plan.
@@ -79,6 +80,7 @@ def campaign(
     verbs: dict[str, Callable[[list[Path]], int]] = {
         "status": lambda named: _status(named, as_json),
         "collect": lambda named: collect(named, keep, as_json),
+        "fleet": lambda named: fleet(named, keep, as_json),
     }
     if what in verbs:
         if shard or engine or gpu or values:
@@ -170,3 +172,52 @@ def collect(folders: list[Path], keep: Path | None, as_json: bool) -> int:
             output.say(f"{name} is left out of {keep}: it is too large", sys.stderr)
     output.show(as_json, document, report, kept=keep)
     return output.GOOD if whole.is_whole else output.INCONCLUSIVE
+
+
+TOLERANCE = 0.01
+"""Change of a row that an upgrade has to make, as in `history`."""
+
+
+def fleet(folders: list[Path], keep: Path | None, as_json: bool) -> int:
+    """Compare the units of each device model, show what it reaches, and write a spec of each; return the exit code."""
+    from calibrate.fleet.outliers import outliers
+    from calibrate.fleet.units import by_device, model_spec, unit_of
+    from calibrate.fleet.upgrades import upgrades_of
+    from calibrate.report.fleet import DeviceFleet, fleet_document, fleet_json
+
+    found = [run for base in folders for run in list_runs(base / RUNS if (base / RUNS).is_dir() else base)]
+    for run in found:
+        if run.state == "unreadable":
+            output.say(f"{run.path} is left out: {run.why}", sys.stderr)
+    opened = [RunFolder.open(run.path) for run in found if run.state == "finished" and run.kind == "hardware"]
+    if not opened:
+        raise RequestError(f"no finished run of hardware under {', '.join(map(str, folders))}")
+    fleets = []
+    for device, runs in by_device(opened).items():
+        units = [unit_of(run) for run in runs]
+        unlike = outliers(units)
+        out = {outlier.unit.name for outlier in unlike if outlier.is_certain}
+        alike = [run for run, unit in zip(runs, units, strict=True) if unit.name not in out]
+        specs = [spec for run in alike if (spec := run.read_spec()) is not None]
+        spec = model_spec(specs, _laws(alike) if keep is not None else None)
+        every = [run for run in opened if run.run.environment.device == device]
+        fleets.append(DeviceFleet(device, units, unlike, spec, upgrades_of(every, TOLERANCE)))
+        if keep is not None:
+            write_text(keep / f"{slug(device)}.spec.json", spec.model_dump_json(indent=1) + "\n")
+    output.show(as_json, lambda: fleet_json(fleets), lambda: fleet_document(fleets), kept=keep)
+    return output.GOOD if not any(one.is_certain for each in fleets for one in each.outliers) else output.SLOWER
+
+
+def _laws(runs: "list[RunFolder]") -> "HardwareSpec | None":
+    """A spec with laws fitted to the kernels of all runs together; None where none of them was calibrated."""
+    from calibrate.kernels.score import calibrate_tables, calibrated_spec, tables
+    from profiler.cli.calibrate import provenance
+    from roofline.hardware.spec import facts_of
+
+    measured = [run for run in runs if (run.path / KERNELS).exists()]
+    spec = measured[0].read_spec() if measured else None
+    if spec is None:
+        return None
+    with option.one_line():
+        calibration = calibrate_tables(tables(measured), None, facts_of(spec), None, 0)
+    return calibrated_spec(spec, calibration, provenance(measured, 0))

@@ -18,7 +18,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Workload": (
         "phase", "prompt", "context", "batch", "logits", "mix", "output", "draft", "speculate", "acceptance", "file",
-        "largest", "memory-utilisation", "overhead",
+        "workloads", "largest", "memory-utilisation", "overhead",
     ),
     "Device": ("device", "hardware", "peaks", "link", "decode-hardware", "engine", "threads", "memory", "tp"),
     "Search": ("find", "over", "cost"),

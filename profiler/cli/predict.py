@@ -166,6 +166,14 @@ def predict(
     bits_of_checkpoint: Annotated[
         str, Option(help="Whether weights have the bits of a quantised checkpoint: yes, or no (all in --dtype).")
     ] = "yes",
+    workloads: Annotated[
+        Path | None,
+        Option(help="A parquet file with columns batch, query_tokens, context_tokens instead of sizes; needs --out."),
+    ] = None,
+    shard: Annotated[
+        str | None, Option(help="Price only a part of --workloads, as 1/4.", rich_help_panel="Workload")
+    ] = None,
+    out: Annotated[Path | None, Option(help="Parquet file for the times of --workloads.")] = None,
     results: option.Results = Path("results"),
     csv: Annotated[
         Path | None, Option(help="Write CSV: a row for each operation, or for each workload of a sweep.")
@@ -240,6 +248,20 @@ def predict(
     if not names and save_graph is None:
         raise RequestError("name a device with --hardware (--hardware list lists them), or give its JSON file")
     devices = [option.device(name, peaks, results, link or ()) for name in names]
+    if workloads is not None:
+        from profiler.cli.stream import IN_VAIN, predict_stream
+
+        if vain := written & IN_VAIN:
+            raise RequestError(f"{option.listed(vain)} means nothing to --workloads; leave it out")
+        own = dtype if "--dtype" in written else subject.dtype or dtype
+        shapes = {_form(form, on) for on in devices}
+        if len(shapes) != 1:
+            raise RequestError("these devices price different graphs; name one with --form")
+        with option.one_line():
+            predict_stream(workloads, out, shard, subject, own, asked, devices, shapes.pop())
+        return
+    if vain := written & {"--shard", "--out"}:
+        raise RequestError(f"{option.listed(vain)} means nothing without --workloads; leave it out")
     is_paper = option.words("--accounting", accounting, ("roofcal", "paper"))[0] == "paper"
     if is_paper and len(devices) > 1:
         raise RequestError("--accounting paper takes one device; name one with --hardware")

@@ -87,15 +87,21 @@ def price_sweep(graph: ParametricGraph, sweep: Sweep, peaks: Peaks) -> Swept:
     basis = graph.basis(sweep)
     summed = Summed.of(graph, peaks)
     amounts = graph.columns.amounts(basis, summed.others)
-    if len(peaks.levels) == 1:
-        ops = [graph.template.ops[i] for i in summed.others]
-        moved = sum((amounts[name] for name in CLASSES), np.zeros(()))[..., None]
-        time_s = summed.time_s(basis) + _pass_s(ops, amounts, moved, peaks)
-    else:
-        time_s = _pass_s(graph.template.ops, graph.amounts(sweep), in_situ(graph, sweep, peaks), peaks)
+    time_s = time_sweep(graph, sweep, peaks, summed, basis, amounts)
     totals = {name: _total(amounts[name], amounts["count"]) for name in _TOTALS}
     totals["count"] = amounts["count"].sum(axis=1)
     return Swept(time_s=time_s, **{name: basis @ summed.totals[name] + amount for name, amount in totals.items()})
+
+
+def time_sweep(
+    graph: ParametricGraph, sweep: Sweep, peaks: Peaks, summed: "Summed", basis: Floats, amounts: Amounts
+) -> Floats:
+    """Seconds of every workload: shape (workloads,). `basis` is `graph.basis`, `amounts` those of `summed.others`."""
+    if len(peaks.levels) > 1:
+        return _pass_s(graph.template.ops, graph.amounts(sweep), in_situ(graph, sweep, peaks), peaks)
+    ops = [graph.template.ops[i] for i in summed.others]
+    moved = sum((amounts[name] for name in CLASSES), np.zeros(()))[..., None]
+    return summed.time_s(basis) + _pass_s(ops, amounts, moved, peaks)
 
 
 def _pass_s(ops: Sequence[Op], amounts: Amounts, level_bytes: Floats, peaks: Peaks) -> Floats:

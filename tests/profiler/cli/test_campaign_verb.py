@@ -7,12 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hardware_samples
 import pytest
 from campaigns import RUN, Machine, passed, plan, suite
 from each import each
 from waiting import LAST_RESORT_S, until
 
 from profiler.cli.app import main
+from profiler.record.folder import RunFolder
+from profiler.record.hardware_table import HardwareLog
+from roofline.hardware.spec import HardwareSpec
 from scripts import gpu_campaign
 
 ROOT = Path(__file__).parents[3]
@@ -109,6 +113,46 @@ def test_a_cell_that_failed_is_there_with_its_reason(tmp_path: Path, capsys: pyt
     found = document(capsys, "collect", str(tmp_path))
     assert [row["status"] for row in found["passes"]] == ["done", "failed"]
     assert found["passes"][1]["reason"] == why
+
+
+def hardware_of(base: Path, unit: int, scale: float) -> None:
+    """A finished run of `hardware` of one unit, whose memory is so much faster than the others'."""
+    spec, measurements, run = hardware_samples.cpu()
+    machine = run.environment.model_copy(update={"device_uuid": f"GPU-{unit}", "hostname": f"node{unit}"})
+    figures = []
+    for at, figure in enumerate(spec.characteristics):
+        factor = 1 + 0.001 * ((unit * 7 + at * 3) % 11)
+        factor *= scale if figure.name.startswith("memory.") else 1.0
+        value = None if figure.value is None else factor * figure.value
+        figures.append(figure.model_copy(update={"value": value, "low": None, "high": None}))
+    fresh = {"environment": machine, "name": f"unit{unit}", "finished": None, "cells": ()}
+    with RunFolder.create(base, run.model_copy(update=fresh)) as folder:
+        log = HardwareLog(folder.path)
+        for measurement in measurements:
+            log.append(measurement)
+        log.finish(folder.run)
+        folder.write_spec(spec.model_copy(update={"characteristics": tuple(figures)}))
+        folder.finish()
+
+
+def test_a_unit_that_is_not_like_its_sisters_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for unit in range(9):
+        hardware_of(tmp_path / "runs", unit, 0.6 if unit == 4 else 1.0)
+    keep = tmp_path / "keep"
+    code, shown, _ = said(capsys, "fleet", str(tmp_path), "--keep", str(keep))
+    assert code == 1 and "9 units: 1 differ from their sisters" in shown and "slow memory" in shown
+    (device,) = document(capsys, "fleet", str(tmp_path))["devices"]
+    (found,) = [outlier for outlier in device["outliers"] if outlier["differs"]]
+    assert found["unit"] == "GPU-4" and found["hostname"] == "node4"
+    assert all(figure["ratio"] == pytest.approx(0.6, rel=0.02) for figure in found["figures"])
+    assert {figure["units"] for figure in device["figures"]} == {8}, "the spec is of those that are alike"
+    (spec,) = keep.glob("*.spec.json")
+    assert HardwareSpec.model_validate_json(spec.read_text()).uuid is None
+
+
+def test_a_folder_without_runs_of_hardware_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, shown, told = said(capsys, "fleet", str(tmp_path))
+    assert code == 2 and not shown and "no finished run of hardware" in told and told.count("\n") == 1
 
 
 @each(
