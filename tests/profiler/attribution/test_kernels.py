@@ -13,6 +13,7 @@ from timelines import CUDA, executed, recorded
 
 from profiler.attribution.kernels import EDGE_S, DeviceJoin, OpSpan, check, idle, join, shares
 from profiler.attribution.timeline import Timeline, read_timeline
+from scripts.trace_closure import operators
 
 
 def joined(
@@ -323,3 +324,37 @@ def test_a_programmatic_launch_may_begin_but_not_end_before_the_kernel_ahead_of_
         done = join(read_timeline(events(name, duration)), (0.0, 100e-6), [])
         assert len(done.impossible) == count and len(check(done)) == count, (name, duration)
         assert done.device_s == pytest.approx(busy_s), (name, duration)
+
+
+def of_real(name: str) -> tuple[Timeline, DeviceJoin]:
+    timeline = read_timeline(CUDA.with_name(name))
+    return timeline, join(timeline, *operators(timeline))
+
+
+def test_a_real_eager_pass_joins_whole_without_the_kernels_of_the_step_before() -> None:
+    timeline, done = of_real("h100_eager_qwen.json.gz")
+    launched = {launch.correlation for launch in timeline.launches}
+    lost = [event for event in timeline.device if event.correlation not in launched]
+    assert len(lost) == 40, "whose launches lie before the recording"
+    assert done.kernels + done.memory_operations == len(timeline.device) - len(lost)
+    assert done.unattributed == () and check(done) == []
+    assert sum(op.device_s for op in done.ops) == pytest.approx(done.device_s, rel=1e-9)
+    inside = [event for event in timeline.device if event.correlation in launched]
+    starts, ends = (np.array([getattr(event, end) for event in inside]) for end in ("start_s", "end_s"))
+    assert done.device_s == pytest.approx(union_s(starts, ends), rel=1e-9)
+    closes(done)
+
+
+def test_kernels_of_an_engine_s_own_operators_are_left_and_said() -> None:
+    timeline, done = of_real("sglang_prefill.json.gz")
+    names = {event.name for event in timeline.host}
+    told = {event.reason for event in done.unattributed} - {"launched by no operation"}
+    assert told and all(reason.endswith("which is no traced operation") for reason in told)
+    assert {reason.removeprefix("launched by ").partition(",")[0] for reason in told} <= names
+    assert 0.85 < sum(op.device_s for op in done.ops) / done.device_s < 0.9
+    closes(done)
+
+
+def test_a_real_graph_launch_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 CUDA graph launches in the pass: one launch stands for many kernels"):
+        of_real("vllm_decode_graph.json.gz")
