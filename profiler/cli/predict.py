@@ -231,7 +231,8 @@ def predict(
         if vain := written & IN_VAIN:
             raise RequestError(f"{listed(vain)} means nothing to --workloads; leave it out")
         own = dtype if "--dtype" in written else subject.dtype or dtype
-        shapes = {form_on(form, on) for on in devices}
+        word = option.words("--form", form, ("auto", "fused", "executed"))[0]
+        shapes = {form_on(word, on) for on in devices}
         if len(shapes) != 1:
             raise RequestError("these devices price different graphs; name one with --form")
         with option.one_line():
