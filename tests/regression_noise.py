@@ -19,19 +19,23 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Noise:
+    """Standard deviations of log times, and what shapes them.
+
+    `drift` is that of the walk between the first and the last process of a session, `within` that of a sample within a
+    process, which is autocorrelated as the machine's own noise is, and `uneven` that of the logarithm of a kernel's own
+    `spread`: 0 where all kernels are equally noisy. A share of `outliers` is slower by an exponential size, whose mean
+    is `outlier`.
+    """
+
     spread: float = 0.005
     drift: float = 0.01
-    """Standard deviation of the walk between the first and the last process of a session."""
     machine: float = 0.002
     autocorrelation: float = 0.6
     outliers: float = 0.01
     outlier: float = 0.10
-    """Mean size of an outlier, which is exponential and always slower."""
     boot: float = 0.01
     within: float = 0.004
-    """Standard deviation of a sample within a process, autocorrelated as well."""
     uneven: float = 0.0
-    """Standard deviation of the logarithm of a kernel's own spread: 0 where all kernels are equally noisy."""
 
 
 @dataclass

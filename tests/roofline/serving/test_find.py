@@ -20,6 +20,11 @@ DEGREES = Degrees((1, 2, 3), (1, 2, 5), (1, 4), (1, 4, 16, 64))
 LOOSE = Target(512, 64, 10.0, 1.0)
 
 
+@pytest.fixture(autouse=True)
+def few_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find, "REPLAYED", 24)
+
+
 def model(ranks: int, experts: bool = True) -> Served:
     """A model of 8 heads of which each rank has a part."""
     if 8 % ranks:
@@ -47,7 +52,7 @@ def searched(target: Target, *sellers: Seller, degrees: Degrees = DEGREES) -> Se
 
 
 def test_every_configuration_is_counted_once() -> None:
-    found = searched(LOOSE, seller(), seller("nvidia-l40s"), seller("nvidia-a100-sxm-80gb", memory=25e9))
+    found = searched(LOOSE, seller(), seller("nvidia-l40s"), seller("nvidia-a100-sxm-80gb", memory=10e9))
     assert found.asked == 3 * 2 * 3 * 3 * 2 * 4 == len(found.estimates) + sum(found.left_out.values())
     said = "\n".join(reason for reason, count in found.left_out.items() if count)
     for words in ("8 heads do not divide by 3", "32 layers do not divide by 5", "nvidia-l40s has no link", "weights do",
@@ -100,6 +105,8 @@ def test_stages_hold_more_and_send_between_them() -> None:
     )
     assert 1 < two.tpot_s / one.tpot_s < 1.05, "a group of as many sequences goes through as many layers"
     assert 1.9 < two.tokens_per_s / one.tokens_per_s < 2
+    small = searched(LOOSE, seller(memory=20e9), degrees=Degrees((1,), (1, 2), (1,), (4,))).estimates
+    assert {offer.place.stages for offer in small if offer.place.dtype == "bfloat16"} == {2}
 
 
 def test_ranks_that_share_experts() -> None:

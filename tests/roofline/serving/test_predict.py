@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from law_checks import FACTS
 
 from roofline.serving.engine import asked_engine, engine_named
-from roofline.serving.predict import MOST_SEQUENCES, OWN, EngineStep, _chunks, requests, steps
+from roofline.serving.predict import MOST_SEQUENCES, OWN, EngineStep, _chunks, engine_constants, requests, steps
 from roofline.serving.shape import Attention, Collective, Product, Served, Stream
-from roofline.serving.step import PREFILL, Parallel, Pricer, Scheme
+from roofline.serving.step import PREFILL, PRODUCTS, Parallel, Pricer, Scheme
 from roofline.serving.surface import SECONDS, TERMS, surfaces
 from roofline.workload import Workload
 
@@ -57,6 +57,18 @@ def test_parts_and_the_engine_s_own_time_add_up_and_what_no_law_priced_is_told()
     assert found.host_s == pytest.approx(3e-4 + 32 * 1e-5)  # by the constants of its file
     low, high = found.interval_s
     assert low < found.time_s < high
+
+
+def test_factors_of_a_fitted_engine_multiply_their_parts() -> None:
+    engine = engine_named("vllm")
+    prior = engine.constants["step"].model_copy(update={"value": 1.5})
+    fitted = engine.model_copy(update={"factors": {PRODUCTS: prior}})
+    plain = step("vllm", workload(32, 1, 2047))
+    (found,) = steps(DENSE, fitted, Scheme(), Parallel(moe_tp=4), [[workload(32, 1, 2047)]], PRICER)
+    assert found.parts_s == pytest.approx(plain.parts_s | {PRODUCTS: 1.5 * plain.parts_s[PRODUCTS]})
+    assert found.by_law["matmul bfloat16"] == pytest.approx(1.5 * plain.by_law["matmul bfloat16"])
+    assert found.by_law["collective float16"] == plain.by_law["collective float16"]
+    assert engine_constants(fitted)[TERMS.index(PRODUCTS)] == 1.5 and engine_constants(engine)[0] == 1.0
 
 
 def test_an_engine_that_does_not_mix_runs_prompts_in_a_pass_of_their_own() -> None:
