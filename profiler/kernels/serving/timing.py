@@ -140,7 +140,8 @@ def time_kernel(subject: Subject, task: Task) -> tuple[Measurement | None, Check
         return None, Check(status="unsupported", reason=one_line(unable))
     held = sum(tensor.untyped_storage().nbytes() for tensor in first.tensors.values())
     sets = copies(touched, cache, limit_bytes=1 << 62) if state == "cold" else 1
-    if sets > MOST_SETS or sets * held > task.limit_bytes:  # rows of a large table, experts that few rows go to
+    too_many = sets > MOST_SETS and touched * MOST_SETS < cache
+    if too_many or sets * held > task.limit_bytes:  # rows of a large table, experts that few rows go to
         state = "warm"
     cached = EffectiveCache(task.cache_bytes, task.cache_bytes, task.cache_source, task.cache_reason)
     bench = Bench(device, task.seconds, process=task.process, limit_bytes=task.limit_bytes, cache=cached)
