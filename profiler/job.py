@@ -264,7 +264,7 @@ def plan(models: Sequence[str], device: torch.device, shapes: Shapes, choices: C
 
 
 class CellCheck:
-    """What can be measured of one model in one dtype: its facts, and a check of each cell before anything is."""
+    """The model in one dtype, ready to be measured: its facts, and a check of each cell before anything is."""
 
     def __init__(self, resolved: ResolvedModel, dtype: str, device: torch.device, choices: Choices) -> None:
         """Raises RequestError where the model cannot be built, or its weights do not fit."""

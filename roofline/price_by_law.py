@@ -48,7 +48,7 @@ class LawInput:
     share: float = 1.0
     """Part of the law's time that is this operation's: the products of a layer's experts share one law."""
     instead: "LawInput | None" = None
-    """What prices it where no law of `kinds` is known."""
+    """The kind whose law prices it where no law of `kinds` is known."""
 
 
 def law_inputs(prepared: Prepared, cache_bytes: float) -> list[LawInput | None]:

@@ -148,7 +148,7 @@ def _cover(model_type: str, row: Row) -> None:
 
 
 def _least(config: PretrainedConfig, row: Row) -> dict[str, float | None]:
-    """What a decode step of the ideal graph does ÷ the least; see `scripts.least_work`."""
+    """Return what a decode step of the ideal graph does ÷ the least; see `scripts.least_work`."""
     short_windows(config)
     model = build_meta(config, row["dtype"])
     batch = INNER.get(row["type"], ("", 1))[1]

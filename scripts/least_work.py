@@ -75,7 +75,7 @@ def short_windows(config: PretrainedConfig) -> None:
 def least_work(
     model: PreTrainedModel, graph: OpGraph, cache: Iterable[tuple[int, str, Tensor]]
 ) -> dict[str, float | None]:
-    """What the ideal `graph` of a decode step of one sequence does ÷ the least; None where a model has no such part.
+    """Return what the ideal `graph` of one sequence's decode step does ÷ the least; None where a model has no such part.
 
     Args: `cache` has (layer, attribute, tensor) of the cache before the step.
     """

@@ -45,7 +45,7 @@ BURSTS = (
 
 
 def gate(base: Path, new: Path, pairs: int, seconds: float) -> dict[str, Any]:
-    """What one gate said, and what the machine was like."""
+    """Verdict of one gate, and the state of the machine."""
     began, out = time.monotonic(), io.StringIO()
     asked = ["gate", str(base), str(new), "--json", "--pairs", str(pairs), "--seconds", str(seconds)]
     with redirect_stdout(out), redirect_stderr(io.StringIO()):

@@ -1,4 +1,4 @@
-"""What a pass does by torch's own counters, and inputs of passes that need more than token ids.
+"""Counts what a pass does by torch's own counters, and makes inputs of passes that need more than token ids.
 
 `counted_flops` and `used_parameters` run the pass under torch's `FlopCounterMode`, and with autograd.
 """

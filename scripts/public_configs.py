@@ -50,7 +50,7 @@ class Public:
     is_new: bool = False
     """Whether the file is in the form of transformers 5."""
     refused: str = ""
-    """What the refusal says, of a file that is not priced."""
+    """Words of the refusal, for a file that is not priced."""
 
     def write(self, folder: Path) -> None:
         """Write `config.json` and what stands beside it."""

@@ -98,7 +98,7 @@ def device_for(system: str, tables: Mapping[str, Tables]) -> Tables:
 
 
 def asked_for(case: Case, tables: Tables) -> tuple[Asked, Drafts | None]:
-    """What a row asks to be priced. Raises ValueError, one line."""
+    """Return what a row asks to be priced. Raises ValueError, one line."""
     found = known_model(case.model, case.ranks)
     if isinstance(found, str):
         raise ValueError(found)

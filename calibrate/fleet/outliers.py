@@ -75,7 +75,7 @@ class Off:
     name: str
     value: float
     median: float
-    """Of the fleet."""
+    """Middle of the fleet."""
     unit: str
     distance: float
     """Spreads between the figure and the median, with a sign."""

@@ -1,4 +1,4 @@
-"""What an upgrade of driver or torch did over a fleet: each unit is compared with itself, before and after.
+"""Compares a fleet before and after an upgrade of driver or torch: each unit is compared with itself, before and after.
 
 A unit's own speed cancels, so that units that were never measured before the upgrade, or only after it, say nothing.
 Example: ``upgrades(stored.nights, stored.series, ("driver", "torch"))``

@@ -177,7 +177,7 @@ class PassReport(Record):
     cell: str = ""
     """Key of the measured cell."""
     change: str = ""
-    """What was done to the model before it ran, as `Cell.change`."""
+    """Change of the model before it ran, as `Cell.change`."""
     beside: Workload | None = None
     """Sequences of another kind in the same step."""
 

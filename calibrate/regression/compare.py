@@ -42,7 +42,7 @@ TOLERANCE = 0.01
 """A smaller change counts as none, unless another tolerance is asked for; pyperf's rule has the same."""
 
 CONDITIONS = ("device", "device unit", "driver", "clock policy", "threads", "method version")
-"""What has to be the same on both sides for a difference to be about the code."""
+"""Conditions that have to be the same on both sides for a difference to be about the code."""
 
 Key = tuple[tuple[str, str], ...]
 

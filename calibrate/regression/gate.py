@@ -46,7 +46,7 @@ FOUND = 0.95
 
 @dataclass(frozen=True)
 class Plan:
-    """What a gate may spend, and what it has to tell."""
+    """Limits on what a gate may spend, and the slowdown that it has to tell."""
 
     pairs: int = 10
     """Pairs of processes for a kernel that is not settled before; twice as many where they leave it open."""
@@ -80,7 +80,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What this machine's noise lets the gate tell."""
+    """Slowdowns that this machine's noise lets the gate tell."""
 
     detectable: Mapping[str, float]
     """Kernel -> relative slowdown that is found with a probability of `FOUND`."""
@@ -105,7 +105,7 @@ class SelfTest:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a gate found."""
+    """Findings of a gate."""
 
     comparisons: tuple[Comparison, ...]
     self_test: SelfTest
@@ -202,7 +202,7 @@ def confirmed(screened: Estimates, again: Estimates, least: float) -> NDArray[np
 
 
 def self_test(own: Mapping[str, Sequence[tuple[float, float]]], plan: Plan, random: np.random.Generator) -> SelfTest:
-    """What follows from A/A pairs: the smallest slowdown that is found, and how often unchanged kernels are red.
+    """Return what follows from A/A pairs: the smallest slowdown that is found, and how often unchanged kernels are red.
 
     Gates are resampled from the pairs themselves, in random order and with the arms exchanged at random, as both arms
     ran the same code; pairs are drawn for all kernels together, as they share the machine's state.

@@ -67,13 +67,13 @@ class Change:
     """Nights on either side that this rests on."""
     cause: Cause
     what: tuple[str, ...]
-    """What else changed between its sides: "torch 2.11.0 → 2.13.0"."""
+    """Other things that changed between its sides: "torch 2.11.0 → 2.13.0"."""
     lasts: bool
     """Whether it has lasted `PERSISTS` nights; a younger one waits for a gate or for more nights."""
     gradual: bool = False
     """Whether it is a slow drift over the whole series, of which no step is large enough to be seen."""
     gated: Gated | None = None
-    """What a gate between the versions of its two sides said; None where there was none."""
+    """Verdict of a gate between the versions of its two sides; None where there was none."""
 
     @property
     def name(self) -> str:

@@ -81,7 +81,7 @@ def find_side(names: str, results: Path) -> Loaded:
 
 
 def conditions(folder: RunFolder) -> dict[str, str | None]:
-    """What has to be alike for times to be compared."""
+    """Return what has to be alike for times to be compared."""
     run = folder.run
     machine = run.environment
     return {

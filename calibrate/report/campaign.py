@@ -55,7 +55,7 @@ def status_json(merged: Merged, now: datetime) -> dict[str, Any]:
 
 
 def collected_document(merged: Merged, runs: Mapping[str, Mapping[str, Any]], scores: Sequence[Any] = ()) -> Document:
-    """What a campaign has measured: conditions, parts, held-out kernels, and predicted against measured times.
+    """Return the report of a campaign: conditions, parts, held-out kernels, and predicted against measured times.
 
     Args: run.json of each part that has one; `kinds` of the part "held-out", as `calibrate --json` has them.
     """

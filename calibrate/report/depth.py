@@ -1,4 +1,4 @@
-"""What a page shows of a measured pass from its operations: each layer over the model's depth, and the block's graph.
+"""Builds a page's view of a measured pass from its operations: each layer over the model's depth, and the block's graph.
 
 Example: ``depth_chart(passes[0])``, with `passes` from `calibrate.passes.reports.load_measured`
 """

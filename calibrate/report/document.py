@@ -100,7 +100,7 @@ class Column(Generic[Row]):
 
 @dataclass(frozen=True)
 class Detail:
-    """What a page shows of one row after a click on the row, or on a mark of a figure whose id is the `key`."""
+    """Facts that a page shows of one row after a click on the row, or on a mark of a figure whose id is the `key`."""
 
     key: str
     """Unique in the section that holds the table."""

@@ -22,7 +22,7 @@ class DeviceFleet:
     units: Sequence[Unit]
     outliers: Sequence[Outlier]
     spec: HardwareSpec
-    """Of the model, from the units that are alike."""
+    """Value of the model, from the units that are alike."""
     upgrades: Sequence[Upgrade]
 
 

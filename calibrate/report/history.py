@@ -86,7 +86,7 @@ def history_json(
 
 
 def state(change: Change) -> str:
-    """What a gate said of it, else "gradual" (a drift), "lasting", or "open" (too young to count without a gate)."""
+    """Return the gate's word, else "gradual" (a drift), "lasting", or "open" (too young to count without a gate)."""
     if change.gated in ("confirmed", "refuted"):
         return change.gated
     return "gradual" if change.gradual else "lasting" if change.lasts else "open"

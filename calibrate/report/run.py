@@ -99,7 +99,7 @@ def soundness(reports: Sequence[PassReport]) -> str:
 
 
 def about(reports: Sequence[PassReport], run: Run) -> str:
-    """What was measured on what, and when, in a sentence."""
+    """Say what was measured on what, and when, in a sentence."""
     machine = run.environment
     models = ", ".join(dict.fromkeys(report.model for report in reports))
     dtypes = ", ".join(dict.fromkeys(dtype(report.workload.dtype) for report in reports))

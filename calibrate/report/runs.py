@@ -218,7 +218,7 @@ def _draw(chart: str, passes: Sequence[tuple[str, str, str, PassReport]]) -> Any
 
 
 def _compared(base: Reported, new: Reported) -> Section | None:
-    """What got slower from the first run to another; None where they share nothing."""
+    """Show what got slower from the first run to another; None where they share nothing."""
     if base.folder.content != new.folder.content or base.folder.content not in SOURCES:
         return None
     before, after = side_of([base.folder]), side_of([new.folder])

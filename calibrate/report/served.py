@@ -111,7 +111,7 @@ def _rows(step: EngineStep) -> Iterator[_Row]:
 
 
 def _sources(step: EngineStep, part: str) -> str:
-    """What priced a part: laws by kind and dtype, the nearest law, the datasheet for bytes alone."""
+    """Name what priced a part: laws by kind and dtype, the nearest law, the datasheet for bytes alone."""
     spent = step.sources[part]
     return ", ".join(sorted(spent, key=lambda name: -spent[name]))
 

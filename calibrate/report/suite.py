@@ -188,7 +188,7 @@ def _draw(chart: str, rows: Sequence[SuiteRow], spec: HardwareSpec | None) -> An
 
 
 def _detail(row: SuiteRow) -> Detail:
-    """What a page shows of one kernel after a click."""
+    """Return what a page shows of one kernel after a click."""
     half = plus_minus(row.low_s, row.high_s, row.time_s) if row.time_s else ""
     roofline = f"{seconds(row.roofline_s)} ({row.bound}), {percent(row.share)} of the time" if row.roofline_s else ""
     facts = {

@@ -43,7 +43,7 @@ class SuiteRow:
     bytes: float | None = None
     roofline_s: float | None = None
     bound: str | None = None
-    """What the roofline waits for: "compute" or "memory"."""
+    """The limit of the roofline: "compute" or "memory"."""
     predicted_s: float | None = None
     """By the calibrated law of its kind."""
     predicted: tuple[float, float] | None = None
@@ -52,7 +52,7 @@ class SuiteRow:
     best: str = ""
     """"best" for the fastest provider of a kernel, "tied" where its interval holds the fastest's time."""
     labels: tuple[str, ...] = ()
-    """What has to be known of its conditions, marks first."""
+    """Remarks on its conditions, marks first."""
     worst: float | None = None
     """Largest error ÷ tolerance."""
     tolerance: str | None = None

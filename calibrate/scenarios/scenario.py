@@ -32,7 +32,7 @@ class Step(NamedTuple):
     """Sequences that decode in the same step."""
     decoding_context: int = 0
     change: str = ""
-    """What is done to the model, as `Cell.change`."""
+    """Change of the model, as `Cell.change`."""
     attn: str = ""
     """Attention implementation; that of the run if empty."""
 

@@ -38,7 +38,7 @@ class Tables:
     _fitted: dict[Source, FittedLaw | str] = field(default_factory=dict)
 
     def facts(self) -> Facts:
-        """What laws know of the device."""
+        """Return the figures of the device that laws need."""
         return facts_of(self.spec)
 
     def same_bits(self, kind: str, dtype: str) -> str:

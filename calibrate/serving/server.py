@@ -28,7 +28,7 @@ class Seen:
 
     name: str
     terms: Floats
-    """What it consists of, in the order of `TERMS`."""
+    """Terms of it, in the order of `TERMS`."""
     time_s: float
 
 

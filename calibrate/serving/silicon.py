@@ -109,7 +109,7 @@ def case_of(place: int, row: Mapping[str, str]) -> Case:
 
 
 def scheme_of(case: Case, engine: Engine, native: tuple[str, str] | None) -> Scheme:
-    """What runs: a checkpoint that is published in as many bits as the row says keeps its own scheme, and one whose
+    """Return what runs: a checkpoint published in as many bits as the row says keeps its own scheme, and one whose
     layers are not quantised keeps those."""
     layer, experts = case.layer, case.experts
     if native is not None and BITS.get(experts, 16) <= BITS[native[1]]:

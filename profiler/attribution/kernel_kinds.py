@@ -82,7 +82,7 @@ def form_of(annotation: str) -> StepForm | None:
 
 
 def step_sizes(annotation: str) -> dict[str, float]:
-    """What a step's annotation states of its work, as sums over the sequences; nothing where it has no known form.
+    """Read what a step's annotation states of its work, as sums over the sequences; nothing where it has no known form.
 
     Tokens are Σq, context is Σkv, and attention counts the pairs of a query and a key that causal attention works on,
     Σq·kv − Σq²/2 + Σq/2: a query sees the keys up to its own.

@@ -33,7 +33,7 @@ START_S = 2e-6
 
 
 class Operations(Protocol):
-    """What makes operations of recorded operators: `profiler.models.recorded.Recorded`."""
+    """Makes operations of recorded operators, as `profiler.models.recorded.Recorded` does."""
 
     def add(
         self, operator: str, inputs: Mapping[str, Any], path: str, kind: str | None, step: Mapping[str, float]

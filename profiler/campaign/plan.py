@@ -192,7 +192,7 @@ def _part(value: Any) -> Any:
 
 
 class CampaignPlan(Record):
-    """What is measured, on every device together, and the time of each."""
+    """Return the parts that are measured, on every device together, and the time of each."""
 
     device: str = "cuda"
     """Device of a shard: cuda (one GPU, the shard's own) or cpu."""

@@ -30,7 +30,7 @@ Predicted = tuple[Case, Device, Prediction]
 
 @dataclass(frozen=True)
 class How:
-    """What is the same for all models and devices of a prediction."""
+    """Options that are the same for all models and devices of a prediction."""
 
     form: str
     device: Callable[[str], Device]

@@ -130,7 +130,7 @@ def export(
 
 
 class _Subject:
-    """What is exported: a device's figures, and the passes of a run; each is read once, when a format wants it."""
+    """Source of an export: a device's figures and a run's passes; each is read once, when a format wants it."""
 
     def __init__(self, name: str, results: Path, origin: "Origin | None", force: bool) -> None:
         self._name, self._results, self._origin, self._force = name, results, origin, force

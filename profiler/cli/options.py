@@ -214,7 +214,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of a model."""
+    """The passes and requests that are asked of a model."""
 
     LISTS: ClassVar = ("workloads", "mixes", "requests")
     dtype: str

@@ -42,7 +42,7 @@ SCHEMES: dict[tuple[tuple[str, object], ...], str] = {
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, as `predict` has read it."""
+    """A question to an engine, as `predict` has read it."""
 
     engine: str
     model: str | None

@@ -75,7 +75,7 @@ def trace(
 
 
 def _price(hardware: str, results: Path) -> "tuple[Price, str]":
-    """What compares the kernels of a device with predictions, and the name of the spec. Raises RequestError, one line,
+    """Return what compares a device's kernels with predictions, and the spec's name. Raises RequestError, one line,
     for an unknown device."""
     spec, _ = find_hardware(hardware, results)
     if spec.datasheet is None and spec.measured is None:

@@ -47,7 +47,7 @@ class Arm:
 
 @dataclass
 class Sample:
-    """What one process found."""
+    """Findings of one process."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -158,7 +158,7 @@ class Turns:
 
 
 def _read(results: Path, kernels: Sequence[str] | None, why: str) -> Sample:
-    """What a process wrote, with the kernel at which it ended."""
+    """Return what a process wrote, with the kernel at which it ended."""
     sample, running = Sample(), None
     lines = read_bytes(results, MOST_BYTES).splitlines() if entry(results) == "file" else []
     for line in lines:

@@ -93,12 +93,12 @@ class ShardRecord(Record):
 
     @property
     def name(self) -> str:
-        """As people write it: "1/3"."""
+        """Return it as people write it: "1/3"."""
         return f"{self.shard}/{self.shards}"
 
     @property
     def is_of(self) -> tuple[str, int, str, int]:
-        """What all shards of a campaign have in common."""
+        """Return what all shards of a campaign have in common."""
         return (self.plan_sha256, self.shards, self.roofcal, self.method_version)
 
     def differs(self, other: "ShardRecord") -> str | None:

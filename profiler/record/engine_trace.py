@@ -1,4 +1,4 @@
-"""What the timeline of a real engine says, as `trace` reports it: kernels, steps, modules, streams and the closure.
+"""Records of a real engine's timeline, as `trace` reports it: kernels, steps, modules, streams and the closure.
 
 Times are seconds of device time, sums of kernels' durations unless a field says otherwise. Nothing is copied from a
 file but times and the names of kernels, modules and steps.
@@ -43,7 +43,7 @@ class StepRow(Record):
     source: str
     """Form of the annotation; "modules" or "period" where there is none."""
     sizes: Mapping[str, float]
-    """What the annotation states of its work; sums over the sequences of the step."""
+    """Sizes that the annotation states; sums over the sequences of the step."""
     host_s: float | None
     """Length of the annotation on the host."""
     kernels: int
@@ -91,7 +91,7 @@ class LayerRow(Record):
     """Of `predicted_s`, that by laws; the rest is at the peaks."""
     bound: str
     source: str
-    """What priced most of it; empty where nothing did."""
+    """Origin of most of its price; empty where it has none."""
 
     @property
     def error(self) -> float | None:
@@ -182,7 +182,7 @@ class TraceRank(Record):
     parts: tuple[PartRow, ...] = ()
     """Measured against predicted by the parts of a step, where a model was named."""
     left_out: tuple[str, ...] = ()
-    """What the file holds that cannot be true, one line a kind."""
+    """Contents of the file that cannot be true, one line a kind."""
 
     @property
     def idle(self) -> float:

@@ -25,7 +25,7 @@ WORTH_KEEPING = 200
 
 
 class Index:
-    """What is known of the runs under a folder of results."""
+    """Knowledge of the runs under a folder of results."""
 
     def __init__(self, base: Path) -> None:
         """Read the index; one that is missing, damaged or newer knows nothing."""
@@ -38,7 +38,7 @@ class Index:
                 self._known = {name: (stamp, dict(about)) for name, (stamp, about) in document["runs"].items()}
 
     def find(self, run: Path) -> Mapping[str, Any] | None:
-        """What is known of a run, None where it is not or has changed since."""
+        """Return what is known of a run, None where it is not or has changed since."""
         stamp, about = self._known.get(_name(run), ("", {}))
         if not stamp or stamp != _stamp(run):
             return None
@@ -69,7 +69,7 @@ def _name(run: Path) -> str:
 
 
 def _stamp(run: Path) -> str:
-    """What changes when a run does; "" where it cannot be told."""
+    """Return what changes when a run does; "" where it cannot be told."""
     try:
         folder, file = run.stat(), (run / RUN_FILE).stat()
     except OSError:

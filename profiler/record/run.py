@@ -102,7 +102,7 @@ class Cell(Record):
     weights: Literal["random", "pretrained"] = "random"
     mode: Mode = "eager"
     change: str = ""
-    """What is done to the model before it runs, as "early_exit:after_layers=6" (`profiler.models.changed`)."""
+    """Change of the model before it runs, as "early_exit:after_layers=6" (`profiler.models.changed`)."""
     beside: Workload | None = None
     """Sequences of another kind in the same step: those that decode beside the chunk of a prompt."""
 
@@ -232,7 +232,7 @@ class CellResult(Record):
 
 
 class ModelFacts(Record):
-    """What a scenario has to know of a model to choose its passes."""
+    """Facts that a scenario needs of a model to choose its passes."""
 
     layers: int = Field(ge=1)
     """Repeated layers."""

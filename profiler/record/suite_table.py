@@ -87,7 +87,7 @@ class KernelId(Record):
 
 
 class Check(Record):
-    """What the comparison with the reference found."""
+    """Finding of the comparison with the reference."""
 
     status: CheckStatus
     reason: str | None = None
@@ -99,7 +99,7 @@ class Check(Record):
     compared: int = Field(default=0, ge=0)
     """Calls whose outputs were compared."""
     notes: tuple[str, ...] = ()
-    """What the check could not do, as operands at odd addresses that the kernel refuses."""
+    """Steps that the check left out, as operands at odd addresses that the kernel refuses."""
 
 
 class KernelResult(Record):

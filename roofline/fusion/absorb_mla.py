@@ -51,7 +51,7 @@ class Attention:
     choice: Choice | None = None
     """The index that chooses its keys."""
     chosen: Chosen | None = None
-    """What it does with the chosen keys alone."""
+    """Return what it does with the chosen keys alone."""
     lead: float | None = None
     """Matrix FLOPs that absorbing saves, below 0 where expanding saves them; None where there is no such choice."""
 

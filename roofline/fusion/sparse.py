@@ -54,7 +54,7 @@ class Index:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What an attention reads and does instead of all keys."""
+    """Keys that an attention reads and works on instead of all."""
 
     tokens: int
     """Most keys that a query sees."""

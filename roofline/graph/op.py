@@ -232,7 +232,7 @@ class OpGraph(Record):
     heads: tuple[int, int] | None = None
     """(query, key-value) heads of the config; None where it names none."""
     lead: float | None = None
-    """Of an ideal graph: matrix FLOPs by which the closest of its choices between two forms was decided, below 0 where
+    """Matrix FLOPs by which the closest choice between two forms of an ideal graph was decided, below 0 where
     latents stay expanded (`roofline.fusion.absorb_mla`); None without such a choice."""
 
     @model_validator(mode="after")

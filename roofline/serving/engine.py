@@ -1,4 +1,4 @@
-"""What a serving engine does with a model: data, a file per engine in `roofline/engines`, a row per range of versions.
+"""Describes how a serving engine runs a model: a file per engine in `roofline/engines`, a row per range of versions.
 
 A row says which kernels the engine joins, how it batches, and the priors of its own time: what the host and the launch
 of kernels cost a step, which no kernel table holds. `calibrate.serving` fits these few constants to measured steps.
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent.parent / "engines"
 
 
 class Prior(Record):
-    """What is expected of one constant before anything is measured."""
+    """The expectation of one constant before anything is measured."""
 
     value: float = Field(gt=0)
     spread: float = Field(gt=0)

@@ -90,7 +90,7 @@ class Place:
 
     @property
     def kernels(self) -> tuple[str, int, int]:
-        """What its kernels depend on: stages run the same ones."""
+        """Return what its kernels depend on: stages run the same ones."""
         return self.dtype, self.tensor, self.experts
 
 

@@ -22,7 +22,7 @@ Asked = tuple[Served, Engine, Scheme, Parallel]
 PROMPTS, LAUNCHING = "prompts", "launching"
 SECONDS = (*PARTS, PROMPTS, LAUNCHING)
 TERMS = (*SECONDS, "step", "sequence", "stream", "reduce")
-"""What a step consists of: seconds of its parts, those that the tokens of prompts add to its products and experts, and
+"""Terms of a step: seconds of its parts, those that the tokens of prompts add to its products and experts, and
 those in which the device waits for launches; and numbers of steps, decoding sequences, streaming kernels and
 all-reduces of the engine's own."""
 FOR_CACHE = 0.87

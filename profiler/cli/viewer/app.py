@@ -54,7 +54,7 @@ POLICY = (
     "default-src 'self'; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
-"""What the page may load and run: its own files and the inline scripts of Dash; plotly writes inline styles."""
+"""Content that the page may load and run: its own files and the inline scripts of Dash; plotly writes inline styles."""
 
 
 def application(answers: Answers) -> Dash:
@@ -158,7 +158,7 @@ def _let_type(app: Dash, side: str, name: str) -> None:
 
 
 def _suggestions(name: str, more: Iterable[str] = ()) -> list[str]:
-    """What a list offers: a dropdown forgets a value that is not among its options."""
+    """Return what a list offers: a dropdown forgets a value that is not among its options."""
     return list(dict.fromkeys([*more, *(catalogue() if name == "model" else WHAT_IFS)]))
 
 

@@ -1,4 +1,4 @@
-"""What a viewer shows as a `Document`, with the parts of the reports of `predict` and `run`: one setting, or two.
+"""Builds the viewer's `Document`, with the parts of the reports of `predict` and `run`: one setting, or two.
 
 Example: ``html.render(document([answers.answer(setting)]))`` is the page that "report" exports
 """

@@ -1,4 +1,4 @@
-"""What the viewer shows: one or two settings, to and from an address, and as commands of `predict`.
+"""Holds what the viewer shows: one or two settings, to and from an address, and as commands of `predict`.
 
 A setting is a question for `predict`, so its fields are options of that command and are checked as those are. The query
 of an address has the fields of the first setting that are not at their defaults, and those of the second that differ
