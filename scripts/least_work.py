@@ -75,7 +75,7 @@ def short_windows(config: PretrainedConfig) -> None:
 def least_work(
     model: PreTrainedModel, graph: OpGraph, cache: Iterable[tuple[int, str, Tensor]]
 ) -> dict[str, float | None]:
-    """Return what the ideal `graph` of one sequence's decode step does ÷ the least; None where a model has no such part.
+    """Return what the ideal `graph` of one sequence's decode step does ÷ the least; None without such a part.
 
     Args: `cache` has (layer, attribute, tensor) of the cache before the step.
     """

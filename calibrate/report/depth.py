@@ -1,4 +1,4 @@
-"""Builds a page's view of a measured pass from its operations: each layer over the model's depth, and the block's graph.
+"""Shows a measured pass from its operations: each layer over the model's depth, and the block's graph.
 
 Example: ``depth_chart(passes[0])``, with `passes` from `calibrate.passes.reports.load_measured`
 """
