@@ -13,7 +13,7 @@ from roofline.serving.predict import OWN_NAMES, PART_NAMES
 from roofline.serving.surface import LAUNCHING, TERMS
 from roofline.units import number, percent, seconds
 
-NAMES = {**PART_NAMES, **OWN_NAMES, LAUNCHING: OWN_NAMES["launch"]}
+NAMES = {name: name for name in TERMS} | PART_NAMES | OWN_NAMES | {LAUNCHING: OWN_NAMES["launch"]}
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibrate.serving.engine_time import FEWEST_ROWS, OWN_SPREAD, EngineTime, FittedEngine, fit_engine
+from calibrate.kernels.fit import Observations, fit
+from calibrate.serving.engine_time import (
+    FEWEST_ROWS,
+    MODEL_COUNT,
+    MODEL_SPREAD,
+    OWN_SPREAD,
+    EngineTime,
+    FittedEngine,
+)
 from profiler.record.run import RequestError
 from roofline.laws.fitted import Z90, Estimate
 from roofline.laws.law import Facts, Floats
 from roofline.serving.engine import Engine, Prior
-from roofline.serving.step import PARTS
-from roofline.serving.surface import LAUNCHING, TERMS
+from roofline.serving.surface import LAUNCHING, SECONDS, TERMS
 
+SHARED = 0.5
+"""Factor on the spreads of priors beside the times of one server: they are for this very server, but are off together,
+so that 30 of them say as much as a quarter of them would if they were independent."""
 STAYED = 1e-3
 """Logarithm by which a constant moves that has stayed where it was expected."""
 LEAST_SPREAD = 0.02
@@ -70,7 +80,7 @@ class FittedServer:
                 continue
             spread = max(float(np.log(estimate.high / estimate.low)) / (2 * Z90), LEAST_SPREAD)
             name, value = estimate.name, estimate.value
-            if name in PARTS:
+            if name in SECONDS and name != LAUNCHING:
                 spread = spread if estimate.determined else OWN_SPREAD[name]
                 factors[name] = Prior(value=value, spread=spread, source=source)
                 continue
@@ -96,7 +106,11 @@ def fit_server(engine: Engine, seen: Sequence[Seen], facts: Facts, foreign: bool
             f"{len(seen)} measured times say nothing about an engine's constants; give at least {FEWEST_ROWS}, as "
             "results at several numbers of requests in flight"
         )
-    law = EngineTime(engine, foreign)
+    law = EngineTime(engine, foreign, SHARED)
     terms, measured = np.array([one.terms for one in seen]), np.array([one.time_s for one in seen])
-    fitted = fit_engine(law, terms, measured, [engine.name] * len(seen), facts)
-    return FittedServer(engine, law, tuple(seen), fitted, law.priors(facts))
+    dims = {name: terms[:, i] for i, name in enumerate(TERMS)}
+    found = fit(law, Observations("engine_time", "", dims, measured, np.full(len(seen), engine.name)), facts)
+    constants = np.array([found.values[name] for name in TERMS])
+    squares = float(np.mean(np.log(terms @ constants / measured) ** 2))
+    deviation = float(np.sqrt((MODEL_COUNT * MODEL_SPREAD**2 + squares) / (MODEL_COUNT + 1)))
+    return FittedServer(engine, law, tuple(seen), FittedEngine(constants, found, deviation), law.priors(facts))
