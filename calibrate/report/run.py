@@ -16,7 +16,7 @@ from calibrate.report.peaks import peak_parts
 from calibrate.report.run_layers import compiled_kernels, error, half, layer_tables, layer_terms
 from calibrate.report.run_rows import TermRow, meaning
 from calibrate.report.scenarios import scenario_sections
-from calibrate.report.titles import step_title, title
+from calibrate.report.titles import cell_title, title
 from calibrate.scenarios.scenario import Answer
 from profiler.record.run import CellResult, Run
 from roofline import units
@@ -233,7 +233,7 @@ def environment(run: Run) -> tuple[tuple[str, str], ...]:
 
 
 _FAILED: tuple[Column[CellResult], ...] = (
-    Column("pass", lambda r: f"{r.cell.model} {_step(r)} ({_options(r)})", wraps=True),
+    Column("pass", lambda result: cell_title(result.cell), wraps=True),
     Column("status", lambda result: Cell(result.status, bad=True), words=True),
     Column("reason", lambda result: result.reason or "no reason was recorded", wraps=True),
 )
@@ -351,17 +351,6 @@ def _with_half(value: float, low: float | None, high: float | None, what: str = 
 
 def _count(count: int, one: str, many: str = "") -> str:
     return f"{count} {one}" if count == 1 else f"{count} {many or one + 's'}"
-
-
-def _step(result: CellResult) -> str:
-    return step_title(result.cell.workload, result.cell.beside, result.cell.change)
-
-
-def _options(result: CellResult) -> str:
-    cell = result.cell
-    layers = [f"{cell.layers} layers"] if cell.layers else []
-    mode = [cell.mode] if cell.mode != "eager" else []
-    return ", ".join([f"attention {cell.attn}", f"experts {cell.experts}", f"cache {cell.cache}", *layers, *mode])
 
 
 def _against(value: float | None, ends: tuple[float | None, float | None], truth: float) -> str:

@@ -81,7 +81,7 @@ class Offload:
         base = measured.wall(self._base)
         rows = [Row(0, base, "copy, then run")]
         rows += [Row(share, measured.wall(self._offloaded(share)), "copy, then run") for share in self.share]
-        loads = [Row(share, measured.wall(self._load(share)), "the copy alone") for share in self.share]
+        loads = [Row(share, measured.load(self._load(share)), "the copy alone") for share in self.share]
         hidden = [Row(row.x, derived(max, base, row.quantity), "copy beside the layers, at best") for row in loads]
         note = f"With {self.context} cached tokens. At best the longer of step and copy hides the other."
         yield Curve("decode step with offloaded weights", "part of the layers", "s", [*rows, *loads, *hidden], note)
@@ -90,7 +90,7 @@ class Offload:
             for row in (*rows[1:], *hidden)
         ]
         yield Curve("decode step ÷ all on the device", "part of the layers", "×", slower, "Weights offloaded.")
-        cache = measured.wall(self._load_kv)
+        cache = measured.load(self._load_kv)
         together = [
             Row("on the device", base),
             Row("copy, then run", derived(lambda a, b: a + b, base, cache)),
@@ -140,7 +140,7 @@ class Adapters:
         yield Curve("decode step", "rank", "s", rows, f"{self.batch} sequences, {self.context} cached tokens.")
         more = [Row(row.x, derived(lambda a, b: a / b, row.quantity, base), row.series) for row in rows[1:]]
         yield Curve("decode step ÷ without adapters", "rank", "×", more, "Not merged into the weights.")
-        loads = [Row(rank, measured.wall(self._load(rank))) for rank in self.rank]
+        loads = [Row(rank, measured.load(self._load(rank))) for rank in self.rank]
         yield Curve("loading an adapter from the host's memory", "rank", "s", loads, "Both factors of all layers.")
         steps = [Row(row.x, derived(lambda a, b: a / b, row.quantity, base)) for row in loads]
         yield Curve("loading an adapter ÷ decode step", "rank", "×", steps, "Steps that one swap costs.")

@@ -159,13 +159,13 @@ class Prefix:
         even, loads = [], []
         for cached in self._cached():
             rest, load = self._rest(cached), load_kv(cached)
-            if (kv_bytes := kv_bytes_of(measured, load)) is None:
+            if (kv_bytes := measured.loaded_bytes(load)) is None:
                 continue
             spare = derived(lambda all_of_it, part: all_of_it - part, whole, measured.wall(rest))
             note = size(kv_bytes)
             needed = derived(lambda seconds, of=kv_bytes: of / seconds, spare)
             even.append(Row(cached, needed if (needed.measured or 1.0) > 0 else Quantity(), note=note))
-            loads.append(Row(cached, measured.wall(load), "load from the host's memory", note))
+            loads.append(Row(cached, measured.load(load), "load from the host's memory", note))
             loads.append(Row(cached, spare, "compute again", note))
         yield Curve(
             "load or compute the prefix",
@@ -195,14 +195,6 @@ def load_kv(tokens: int) -> Step:
     return Step(1, tokens, change=LOAD_KV)
 
 
-def kv_bytes_of(measured: Measured, load: Step) -> float | None:
-    """Bytes that such a step brings; None where it has no result."""
-    if load not in measured.passes:
-        return None
-    graph = measured.passes[load].graph
-    return float(sum(op.count * sum(write.bytes for write in op.writes) for op in graph.ops))
-
-
 @dataclass(frozen=True)
 class Disaggregate:
     """How many bytes of keys and values does a prompt leave, and how long do they take over each link?
@@ -226,10 +218,10 @@ class Disaggregate:
         sent, token, share = [], [], []
         for prompt in self.prompt:
             load = load_kv(prompt)
-            if (kv_bytes := kv_bytes_of(measured, load)) is None:
+            if (kv_bytes := measured.loaded_bytes(load)) is None:
                 continue
             sent.append(Row(prompt, Quantity(kv_bytes, 0.0)))
-            ways = {"host's memory": measured.wall(load)}
+            ways = {"host's memory": measured.load(load)}
             for name, link in measured.links.items():
                 latency_s = link.latency_s.value if link.latency_s else 0.0
                 ways[name] = Quantity(predicted=kv_bytes / link.bandwidth.value + latency_s)

@@ -6,7 +6,7 @@ their steps and yields curves, and sentences about them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -100,6 +100,22 @@ class Measured:
     def wall(self, step: Step) -> Quantity:
         """Seconds of a pass; unknown where it has no result."""
         return self.passes[step].wall if step in self.passes else UNKNOWN
+
+    def load(self, step: Step) -> Quantity:
+        """Seconds of a pass that only loads; on a device with a link to its host the link's time is predicted."""
+        found = self.wall(step)
+        link, size = self.links.get("pcie"), self.loaded_bytes(step)
+        if found.predicted is not None or link is None or size is None:
+            return found
+        latency_s = link.latency_s.value if link.latency_s else 0.0
+        return replace(found, predicted=size / link.bandwidth.value + latency_s)
+
+    def loaded_bytes(self, step: Step) -> float | None:
+        """Bytes that such a pass brings; None where it has no result."""
+        if step not in self.passes:
+            return None
+        graph = self.passes[step].graph
+        return float(sum(op.count * sum(write.bytes for write in op.writes) for op in graph.ops))
 
     def ratio(self, step: Step, to: Step) -> Quantity:
         """Time of a pass ÷ time of another."""

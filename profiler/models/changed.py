@@ -22,9 +22,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 from profiler.devices.backend import backend_of
 from profiler.models.resolve import layer_count, truncate
 from profiler.record.run import RequestError
-from roofline.graph.op import layer_of
+from roofline.graph.op import Kind, OpGraph, layer_of
 from roofline.written import Written
 
+TO_HOST = "pcie"
+"""Name of the link to the host in the devices' files (`Peaks.links`)."""
 What = Literal["kv", "weights", "adapter"]
 ADAPTER_WEIGHT = 1e-3
 """Value of all weights of adapters: so small that the logits stay finite; times do not depend on it."""
@@ -130,6 +132,25 @@ def _loaded(model: PreTrainedModel, inputs: Any, what: What, share: float, rank:
             weight = linear.weight
             yield weight.new_zeros(rank, linear.in_features)
             yield weight.new_zeros(linear.out_features, rank)
+
+
+def over_link(graph: OpGraph, change: str) -> OpGraph:
+    """Return the graph of a device that is not the host: what a change copies in crosses the link to the host.
+
+    In a trace on `meta` it is a copy within the device, whose bandwidth is another.
+    """
+    if not change or parsed(change)[0] not in ("load", "offload"):
+        return graph
+    roles = [tensor.role for tensor in graph.tensors]
+    is_load = parsed(change)[0] == "load"
+    ops = []
+    for op in graph.ops:
+        if op.name == "aten::copy_" and (is_load or all(roles[write.tensor] == "weight" for write in op.writes)):
+            size = round(sum(write.bytes for write in op.writes))
+            crosses = {"link": TO_HOST, "link_bytes": size, "messages": 1, "dims": {"bytes": size, "ranks": 2}}
+            op = op.model_copy(update={"kind": Kind.TRANSFER, "reads": (), **crosses})
+        ops.append(op)
+    return graph.model_copy(update={"ops": tuple(ops)})
 
 
 class Loads(nn.Module):

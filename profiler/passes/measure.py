@@ -25,7 +25,7 @@ from profiler.attribution.operations import SequenceMismatch, differences, seque
 from profiler.devices.backend import backend_of, free_bytes
 from profiler.devices.watch import Watch
 from profiler.models.build import implementations
-from profiler.models.changed import loads
+from profiler.models.changed import loads, over_link
 from profiler.models.inputs import PassInputs, prepare
 from profiler.models.mixed import prepare_mixed
 from profiler.models.trace import trace
@@ -102,7 +102,8 @@ def _measure(
     options = {"attn": cell.attn, "experts": cell.experts, "cache": cell.cache}
 
     def traced(model: nn.Module, inputs: PassInputs) -> OpGraph:
-        return trace(model, inputs, cell.workload, name=cell.model, target=device.type, options=options)
+        graph = trace(model, inputs, cell.workload, name=cell.model, target=device.type, options=options)
+        return graph if backend_of(device).is_host else over_link(graph, cell.change)
 
     step("trace", 0)
     on_meta, explained = _trace_on_meta(traced, loaded.meta, cell, seed)

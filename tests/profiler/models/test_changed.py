@@ -9,11 +9,21 @@ from transformers import DynamicCache
 
 from profiler.job import trace_cell
 from profiler.models.build import build, build_meta
-from profiler.models.changed import CHANGES, change_model, changed_config, loads, model_change, parsed
+from profiler.models.changed import (
+    CHANGES,
+    change_model,
+    changed_config,
+    loads,
+    model_change,
+    over_link,
+    parsed,
+)
 from profiler.models.inputs import prepare
 from profiler.models.mixed import MIXED, prepare_mixed
 from profiler.record.run import Cell, RequestError
 from roofline.graph.op import OpGraph
+from roofline.hardware.load import load_device
+from roofline.predict.passes import predict_pass
 from roofline.workload import Workload
 
 
@@ -88,6 +98,23 @@ def test_offloaded_weights_are_copied_before_each_use() -> None:
     for share, layers in ((0.5, 1), (1.0, 2)):
         copies = [op for op in graph(f"offload:weights={share:g}").ops if op.name == "aten::copy_"]
         assert sum(write.bytes for op in copies for write in op.writes) == layers * weights
+
+
+def test_what_a_gpu_copies_in_crosses_its_link_to_the_host() -> None:
+    device = load_device("nvidia-h100-sxm")
+    for change in ("offload:weights=1", "load:what=weights"):
+        here = graph(change)
+        moved = over_link(here, change)
+        crossing = [op for op in moved.ops if op.link]
+        assert [op.name for op in moved.ops] == [op.name for op in here.ops]
+        assert {op.name for op in crossing} == {"aten::copy_"}
+        size = sum(op.link_bytes for op in crossing)
+        assert size == sum(p.numel() * 4 for p in build_meta(tiny("llama"), "float32").model.layers.parameters())
+        priced = predict_pass(moved, device, device.datasheet)
+        time_s = sum(op.time_s for op in priced.ops if op.link_bytes)
+        pcie = device.datasheet.links["pcie"]
+        assert time_s == pytest.approx(size / pcie.bandwidth.value + len(crossing) * pcie.latency_s.value)
+    assert over_link(here, "lora:rank=1") is here
 
 
 @torch.no_grad()
