@@ -35,6 +35,7 @@ from profiler.record.run import RequestError
 from roofline.hardware.load import load_device
 from roofline.laws.kinds import LATENT_DECODE, LATENT_PREFILL, OWN_ALL_REDUCE
 from roofline.laws.law import Floats
+from roofline.serving.engine import Engine
 from roofline.serving.replay import Drafts, Replayed, replay
 from roofline.serving.shape import Served
 from roofline.serving.step import Pricer
@@ -137,16 +138,20 @@ def wanted_kinds(asked: Sequence[Asked]) -> list[tuple[str, str]]:
 
 
 def by_laws(
-    tables: Tables, found: Mapping[Key, Observations], sources: Sequence[Source], foreign: Collection[str]
+    tables: Tables,
+    found: Mapping[Key, Observations],
+    sources: Sequence[Source],
+    foreign: Collection[str],
+    engine: Engine,
 ) -> Pricer:
     """The fitted laws of the chosen tables."""
     laws, notes = tables.laws(sources)
     for note in notes:
         say(f"no law: {note}")
-    return Pricer(laws, tables.facts(), foreign)
+    return Pricer(laws, tables.facts(), foreign, engine.by_main_library)
 
 
-PRICERS: dict[str, Callable[[Tables, Mapping[Key, Observations], Sequence[Source], Collection[str]], Any]] = {
+PRICERS: dict[str, Callable[[Tables, Mapping[Key, Observations], Sequence[Source], Collection[str], Engine], Any]] = {
     OURS: by_laws,
     DATASHEET: lambda tables, found, *_: DatasheetPricer(tables.facts()),
     "four-constant": lambda tables, found, *_: FourConstantPricer(found, tables.facts()),
@@ -195,7 +200,7 @@ class Method:
                 self.foreign[i] = bool(foreign)
             memory = own.spec.datasheet.levels[-1].capacity_bytes if own.spec.datasheet else None
             try:
-                pricer = PRICERS[self.name](own, found, sources, foreign)
+                pricer = PRICERS[self.name](own, found, sources, foreign, self.asked[places[0]][1])
                 asked = [self.asked[rows[0]] for rows in distinct.values()]
                 made = surfaces(asked, pricer, memory or np.inf)
             except (ValueError, KeyError) as error:

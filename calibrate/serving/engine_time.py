@@ -29,7 +29,7 @@ do not."""
 CARRIED = (0.25, 0.5)
 """Factors on the spreads of priors that are tried where rows of several models tell how far the constants of some hold
 for another."""
-MODEL_SPREAD, MODEL_COUNT = 0.11, 2.0
+MODEL_SPREAD, MODEL_COUNT = 0.1, 2.0
 """Expected standard deviation of log predicted ÷ measured over rows of an unseen model, and the number of models that
 this expectation counts as."""
 FEWEST_ROWS = 4

@@ -45,10 +45,15 @@ class Engine(Record):
     "attention" are those beside each attention (rotary embedding, write of the cache), "latent" beside multi-head
     latent attention, "quantise" those that convert the input of a product in 8 bits or fewer by a kernel of their own,
     "experts" beside a layer's experts."""
+    by_main_library: tuple[str, ...] = ()
+    """dtypes of narrow products that the library of 16-bit products runs, cuBLASLt."""
     fuses_all_reduce: bool
     """An all-reduce does the residual and the norm behind it."""
     all_reduce_bytes: int = Field(ge=0)
     """Largest buffer that goes through the engine's own all-reduce; above it through the library of collectives."""
+    one_shot_tokens: int = Field(default=0, ge=0)
+    """Most tokens whose own all-reduce is one exchange, in which each rank sends its whole buffer to every other; of
+    more tokens it is a scatter and a gather."""
     exchange: Literal["all_to_all", "all_gather"]
     """How tokens reach the ranks of their experts where each rank has sequences of its own."""
     captures_prompts: bool

@@ -115,12 +115,22 @@ class Prices(Protocol):
 
 
 class Pricer:
-    """Laws of one device by (kind, dtype); those of the `foreign` kinds were fitted to another engine's kernels."""
+    """Laws of one device by (kind, dtype); those of the `foreign` kinds were fitted to another engine's kernels.
 
-    def __init__(self, laws: Mapping[tuple[str, str], FittedLaw], facts: Facts, foreign: Collection[str] = ()) -> None:
+    Products of the dtypes `by_main_library` then take as long as 16-bit ones of as many bytes, of half the depth.
+    """
+
+    def __init__(
+        self,
+        laws: Mapping[tuple[str, str], FittedLaw],
+        facts: Facts,
+        foreign: Collection[str] = (),
+        by_main_library: Collection[str] = (),
+    ) -> None:
         self.laws = {key: law for key, law in laws.items() if law.is_usable}
         self.facts = facts
         self._apart = {kind: values for kind, values in OTHERS_OWN.items() if kind in foreign}
+        self._halved = frozenset(by_main_library if "matmul" in foreign else ())
 
     def prices(self, kind: str) -> bool:
         """Return whether there is a law of that kind, of any dtype."""
@@ -128,6 +138,9 @@ class Pricer:
 
     def time_s(self, kind: str, dtype: str, dims: Dims) -> tuple[Floats, bool]:
         """Seconds of each kernel, and whether a law of its own priced them."""
+        main = self.laws.get((kind, "bfloat16"))
+        if kind == "matmul" and dtype in self._halved and main is not None:
+            return self._of_law(main, {**dims, "k": dims["k"] / 2}), False
         law = self.laws.get((kind, dtype))
         if law is not None:
             return self._of_law(law, dims), True
@@ -314,7 +327,8 @@ def _collectives(
     for collective in model.collectives if n > 1 else ():
         size = collective.token_bytes * (rows if collective.where == "head" else tokens)
         own = (size <= engine.all_reduce_bytes) & (collective.operation == "all_reduce")
-        moved = np.minimum(n - 1, 2 * (n - 1) / n) * size / (LINKED * link)
+        at_once = tokens <= engine.one_shot_tokens
+        moved = np.where(at_once, n - 1, np.minimum(n - 1, 2 * (n - 1) / n)) * size / (LINKED * link)
         dims = {"bytes": size, "ranks": n, "operation": OPERATIONS.index(collective.operation)}
         if measured:
             plan.add(MOVED, OWN_ALL_REDUCE, "float16", dims, collective.count * own)

@@ -14,6 +14,7 @@ from roofline.serving.step import (
     CALL_S,
     DECODE,
     EXPERTS,
+    LINKED,
     MOVED,
     PRODUCTS,
     Parallel,
@@ -138,3 +139,26 @@ def test_what_an_engine_launches_beside_its_kernels_is_not_anothers() -> None:
     )
     assert own[0] - other[0] == pytest.approx(law.values["fixed"] - CALL_S)
     assert own[1] and other[1]
+
+
+def test_one_exchange_of_few_tokens_sends_more_bytes_than_two() -> None:
+    """Four ranks: each sends its buffer to three others, or 3/4 of it twice."""
+
+    def moved_s(one_shot_tokens: int) -> np.ndarray:
+        engine = engine_named("trtllm").model_copy(update={"one_shot_tokens": one_shot_tokens})
+        return plan_tokens(DENSE, engine, Scheme(), Parallel(), M[:2], M[:2], Known()).parts_s[MOVED]
+
+    link = FACTS.link_bytes_per_s or np.inf
+    more = (3 - 1.5) * 64 * 2048 * M[0] / (LINKED * link)
+    assert moved_s(16) - moved_s(0) == pytest.approx([more, 0])
+
+
+def test_narrow_products_of_the_main_library_take_as_long_as_wide_ones_of_as_many_bytes() -> None:
+    laws = {("matmul", dtype): at_priors("matmul", dtype, FACTS) for dtype in ("bfloat16", "float8_e4m3fn")}
+    dims = {name: np.array([size]) for name, size in {"m": 8.0, "n": 4096.0, "k": 8192.0}.items()}
+    half = dims | {"k": dims["k"] / 2}
+    wide, own = (Pricer(laws, FACTS, (), ("float8_e4m3fn",)).time_s("matmul", dtype, sizes)
+                 for dtype, sizes in (("bfloat16", half), ("float8_e4m3fn", dims)))  # fmt: skip
+    likened = Pricer(laws, FACTS, ("matmul",), ("float8_e4m3fn",)).time_s("matmul", "float8_e4m3fn", dims)
+    assert likened[0] == pytest.approx(wide[0]) and not likened[1]
+    assert own[0] != pytest.approx(wide[0]) and own[1]
