@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from profiler.cli.options import AsJson
-from profiler.cli.output import say
+from profiler.cli import options as option
+from profiler.cli.output import remark
 from profiler.record.files import RUN_FILE
 from profiler.record.folder import RunFolder
 from profiler.record.run import RequestError
@@ -37,7 +37,7 @@ def view(
         Argument(help="Folder that holds runs, or one run, whose devices and measured passes the page offers."),
     ] = Path("results"),
     port: Annotated[int, Option(help="Port of the page; 0 takes one that is free.", min=0, max=65535)] = 8050,
-    as_json: AsJson = False,
+    as_json: option.AsJson = False,
 ) -> None:
     """Choose model, device and workload in a browser, and see each prediction at once.
 
@@ -62,7 +62,7 @@ def view(
 
 
 def _serve(listening: socket.socket, folder: Path, run: RunFolder | None, as_json: bool) -> None:
-    """Serve until a signal comes; with `as_json` the page's address is one document on stdout."""
+    """Serve until a signal comes; with `as_json` the address is the one document on stdout."""
     from werkzeug.serving import make_server
 
     from profiler.cli.viewer.answers import Answers
@@ -74,9 +74,10 @@ def _serve(listening: socket.socket, folder: Path, run: RunFolder | None, as_jso
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would print a line for each request
     port = listening.getsockname()[1]
     server = make_server(LOOPBACK, port, application(answers).server, threaded=True, fd=listening.fileno())
-    url = f"http://{LOOPBACK}:{port}/{first}"
+    address = f"http://{LOOPBACK}:{port}/{first}"
     if as_json:
-        print(json.dumps({"url": url}), flush=True)
-    say(f"the page is at {url}; Ctrl-C stops it")
+        print(json.dumps({"url": address}), flush=True)
+    else:
+        print(f"the page is at {address}; Ctrl-C stops it", flush=True)
     server.serve_forever()  # until Ctrl-C, or another signal that ends a verb
-    say("stopped")
+    remark("stopped")

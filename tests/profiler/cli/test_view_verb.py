@@ -33,7 +33,7 @@ def viewer(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         try:
             assert run.stdout is not None and run.stderr is not None
             line = run.stdout.readline()
-            address = re.search(r"http://127\.0\.0\.1:\d+/[^;]*", line)
+            address = re.search(r'http://127\.0\.0\.1:\d+/[^;"]*', line)
             assert address, line + run.stderr.read()
             yield run, address[0]
         finally:
@@ -115,7 +115,7 @@ def test_a_browser_chooses_compares_shares_exports_and_leaves(llama: str, tmp_pa
         browser.close()
         code, out, err = ended(run, signal.SIGTERM)
     assert told == []
-    assert (code, out.strip(), err) == (0, "stopped", "")
+    assert (code, out, err) == (0, "", "stopped\n")
 
 
 def at_home(url: str) -> bool:
@@ -124,8 +124,8 @@ def at_home(url: str) -> bool:
 
 @pytest.mark.starts_product
 def test_ctrl_c_stops_it(tmp_path: Path) -> None:
-    with viewer(str(tmp_path)) as (run, _):
-        assert ended(run, signal.SIGINT) == (0, "stopped\n", "")
+    with viewer(str(tmp_path), "--json") as (run, _):
+        assert ended(run, signal.SIGINT) == (0, "", "stopped\n")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
