@@ -10,10 +10,10 @@ from calibrate.report.document import Column, Document, Facts, Lines, Section, T
 from calibrate.serving.server import FittedServer
 from roofline.laws.fitted import Estimate
 from roofline.serving.predict import OWN_NAMES, PART_NAMES
-from roofline.serving.surface import LAUNCHING, TERMS
+from roofline.serving.surface import LAUNCHING, PROMPTS, TERMS
 from roofline.units import number, percent, seconds
 
-NAMES = {name: name for name in TERMS} | PART_NAMES | OWN_NAMES | {LAUNCHING: OWN_NAMES["launch"]}
+NAMES = PART_NAMES | OWN_NAMES | {PROMPTS: "tokens of prompts: products, experts", LAUNCHING: OWN_NAMES["launch"]}
 
 
 @dataclass(frozen=True)
