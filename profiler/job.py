@@ -28,7 +28,6 @@ from profiler.models.changed import change_model, changed_config, model_change, 
 from profiler.models.mixed import MIXED
 from profiler.models.resolve import ResolvedModel, layer_count, resolve, truncate
 from profiler.models.trace import trace
-from profiler.passes.fresh import fresh_times
 from profiler.passes.measure import Loaded, measure_cell, prepared, reason
 from profiler.record.folder import RunFolder
 from profiler.record.run import Cell, CellResult, InvalidMeasurement, Mode, ModelFacts, RequestError
@@ -97,6 +96,8 @@ def _with_fresh(result: CellResult, job: Job) -> CellResult:
     """The result with the times of new processes, or the reason why there are none."""
     count = parsed(result.cell.change)[1]["processes"]
     try:
+        from profiler.passes.fresh import fresh_times
+
         times = fresh_times(
             result.cell, job.device, processes=count, seed=job.seed, trust_remote_code=job.trust_remote_code
         )

@@ -5,13 +5,13 @@ the error on kernels that a fit had not seen stands beside them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from calibrate.kernels.fit import Observations, observations
 from calibrate.kernels.score import Interval, Score, scores
-from calibrate.report.document import FILES, Column, Figure, Section, Text, figure, table
+from calibrate.report.document import FILES, Column, Document, Figure, Section, Text, figure, table
 from profiler.record.folder import RunFolder
 from profiler.record.kernel_table import has_kernels, read_kernels
 from roofline.hardware.spec import HardwareSpec, facts_of
@@ -130,3 +130,10 @@ def _about(row: Residuals, n: int) -> str:
         f"<b>{plain(row.law.kind)}</b> {plain(row.law.dtype)}: {plain(sizes)}<br>"
         f"measured {measured}, predicted {predicted} (90 %: {low} to {high})"
     )
+
+
+def with_calibration(document: Document, folder: RunFolder, spec: HardwareSpec) -> Document:
+    """The document of a run with the section on its calibration, where it has one, before the explanation of words."""
+    titles = [part.title if isinstance(part, Section) else "" for part in document.parts]
+    at = titles.index("Words") if "Words" in titles else len(titles)
+    return replace(document, parts=(*document.parts[:at], *calibration_sections(folder, spec), *document.parts[at:]))

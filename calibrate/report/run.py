@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from calibrate.passes.pass_report import PassReport
 from calibrate.passes.replicates import MIDDLE
@@ -15,13 +15,14 @@ from calibrate.report.document import Cell, Column, Document, Facts, Figure, Lin
 from calibrate.report.peaks import peak_parts
 from calibrate.report.run_layers import compiled_kernels, error, half, layer_tables, layer_terms
 from calibrate.report.run_rows import TermRow, meaning
-from calibrate.report.scenarios import scenario_sections
 from calibrate.report.titles import cell_title, title
-from calibrate.scenarios.scenario import Answer
 from profiler.record.run import CellResult, Run
 from roofline import units
 from roofline.hardware.spec import HardwareSpec
 from roofline.units import UNKNOWN, dtype, percent, plus_minus, seconds, size
+
+if TYPE_CHECKING:
+    from calibrate.scenarios.scenario import Answer
 
 WORDS = {
     "pass": "b: sequences, q: new tokens of each, ctx: cached tokens of each",
@@ -52,7 +53,7 @@ def run_document(
     failed: Sequence[CellResult] = (),
     measured: Sequence[MeasuredPass] = (),
     first: int = 0,
-    answers: Sequence[Answer] = (),
+    answers: "Sequence[Answer]" = (),
 ) -> Document:
     """The report of a whole run; with `answers` of scenarios, a terminal has these and no passes one by one.
 
@@ -63,7 +64,11 @@ def run_document(
     of: Sequence[MeasuredPass | None] = measured or [None] * len(reports)
     one_by_one = document.FILES if answers else document.EVERYWHERE
     passes = [replace(_pass(first + i, report, run, spec, of[i]), views=one_by_one) for i, report in enumerate(reports)]
-    scenarios = scenario_sections(answers)
+    scenarios: Sequence[Section] = ()
+    if answers:
+        from calibrate.report.scenarios import scenario_sections
+
+        scenarios = scenario_sections(answers)
     absent = f"{_count(len(failed), 'pass', 'passes')} gave no result; the reasons stand under “No result”"
     parts: list[Part] = [
         Text("" if reports else "No pass has been measured in this run."),

@@ -17,7 +17,7 @@ from calibrate.report.comparison import comparison_document
 from calibrate.report.device import device_document
 from calibrate.report.document import Cell, Column, Document, Figure, Part, Section, Table, Text, figure, table
 from calibrate.report.kernels import kernels_document
-from calibrate.report.residuals import calibration_sections
+from calibrate.report.residuals import with_calibration
 from calibrate.report.run import run_document
 from calibrate.report.run_layers import half
 from calibrate.report.suite import suite_document
@@ -68,13 +68,6 @@ def unfinished_spec(folder: RunFolder, measurements: Sequence[Measurement]) -> H
     threads = machine.threads if machine.device_kind == "cpu" else None
     figures = with_datasheet(characteristics(list(measurements), threads), device.datasheet)
     return device.model_copy(update={"characteristics": figures, "uuid": machine.device_uuid})
-
-
-def with_calibration(document: Document, folder: RunFolder, spec: HardwareSpec) -> Document:
-    """The document of a run with the section on its calibration, where it has one, before the explanation of words."""
-    titles = [part.title if isinstance(part, Section) else "" for part in document.parts]
-    at = titles.index("Words") if "Words" in titles else len(titles)
-    return replace(document, parts=(*document.parts[:at], *calibration_sections(folder, spec), *document.parts[at:]))
 
 
 def _passes(folder: RunFolder, first: int) -> Reported:

@@ -236,7 +236,7 @@ def _report(folder: RunFolder, spec: "HardwareSpec", as_json: bool, csv: Path | 
     """Write and show the reports; return the exit code."""
     from calibrate.report.device import device_document
     from calibrate.report.json import device_json
-    from calibrate.report.runs import with_calibration
+    from calibrate.report.residuals import with_calibration
     from profiler.record.hardware_table import read_measurements
 
     measurements = read_measurements(folder.path)

@@ -160,8 +160,7 @@ def show(
 def _show_passes(folder: RunFolder, hardware: str | None, results: Path, as_json: bool, csv: Path | None) -> None:
     from calibrate.passes.reports import document, load, load_spec
     from calibrate.report.run import run_document
-    from calibrate.report.scenarios import scenarios_json
-    from calibrate.scenarios.registry import answers
+    from profiler.cli.run import answers_of
 
     spec = load_spec(folder) if hardware is None else measured_spec(hardware, folder.run.environment, results)
     reports, failed = load(folder, spec)
@@ -169,10 +168,10 @@ def _show_passes(folder: RunFolder, hardware: str | None, results: Path, as_json
         from calibrate.report.run_csv import write_passes
 
         write_passes(csv, reports, failed)
-    answered = answers(folder, reports, failed, spec)
+    answered, told = answers_of(folder, reports, failed, spec)
     output.show(
         as_json,
-        lambda: document(folder, reports, failed) | scenarios_json(answered),
+        lambda: document(folder, reports, failed) | told,
         lambda: run_document(reports, folder.run, spec, failed, answers=answered),
     )
 

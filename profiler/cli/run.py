@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
@@ -28,13 +28,17 @@ from profiler.cli.measuring import (
     prepare_process,
     require_same_machine,
 )
-from profiler.cli.scenarios import LIST, named, plan_scenarios, print_list
-from profiler.cli.vain import written_options
 from profiler.record.files import make_folder, require_separate
 from profiler.record.folder import RunFolder
 from profiler.record.run import LONGEST_S, MOST_SEED, Mode, PlannedScenario, RequestError
 from roofline.dtypes import MODEL_DTYPES
 from roofline.units import duration
+
+if TYPE_CHECKING:
+    from calibrate.passes.pass_report import PassReport
+    from calibrate.scenarios.scenario import Answer
+    from profiler.record.run import CellResult
+    from roofline.hardware.spec import HardwareSpec
 
 EXAMPLE = """
 Examples:\n
@@ -113,7 +117,9 @@ def run(
     as_json: option.AsJson = False,
 ) -> None:
     """Measure how fast each layer runs, and how fast it could run."""
-    if scenario == [LIST]:
+    if scenario == ["list"]:
+        from profiler.cli.scenarios import print_list
+
         print_list(as_json)
         return
     require_separate({"--csv": csv}, [Path(hardware)] if hardware is not None else [])
@@ -147,7 +153,12 @@ def run(
         }
         if hardware is not None:
             option.measured_figures(hardware, out)
-        scenarios = named(scenario, written_options(invocation)) if scenario else []
+        scenarios: Sequence[tuple[str, Any]] = ()
+        if scenario:
+            from profiler.cli.scenarios import named
+            from profiler.cli.vain import written_options
+
+            scenarios = named(scenario, written_options(invocation))
         from profiler.job import Choices, Shapes
 
         shapes = Shapes(**lengths)  # type: ignore[arg-type]
@@ -190,6 +201,8 @@ def _new(
     device = parse_device(options["device"])
     planned: tuple[PlannedScenario, ...] = ()
     if scenarios:
+        from profiler.cli.scenarios import plan_scenarios
+
         cells, planned = plan_scenarios(models, device, shapes.dtypes, choices, scenarios)
     else:
         cells = plan(models, device, shapes, choices)
@@ -292,21 +305,34 @@ def _part(expected: Mapping[str, float], part: str) -> float:
     return seconds[part] / max(sum(seconds.values()), 1e-9)
 
 
+def answers_of(
+    folder: RunFolder, reports: "Sequence[PassReport]", failed: "Sequence[CellResult]", spec: "HardwareSpec"
+) -> "tuple[Sequence[Answer], dict[str, Any]]":
+    """The answers of a run's scenarios, and their part of the JSON document; nothing for a run without scenarios."""
+    if not folder.run.scenarios:
+        return (), {}
+    from calibrate.report.scenarios import scenarios_json
+    from calibrate.scenarios.registry import answers
+
+    found = answers(folder, reports, failed, spec)
+    return found, scenarios_json(found)
+
+
 def _show(folder: RunFolder, as_json: bool, spent: Spent, csv: Path | None) -> int:
     """Write and show the reports; return the exit code."""
     with spent.on("report"):
         from calibrate.passes.reports import advice, document, load_measured, load_spec
         from calibrate.report.run import run_document
         from calibrate.report.run_csv import write_passes, write_steps
-        from calibrate.report.runs import with_calibration
-        from calibrate.report.scenarios import scenarios_json
-        from calibrate.scenarios.registry import answers
 
         spec = load_spec(folder)
         reports, measured, failed = load_measured(folder, spec)
-        answered = answers(folder, reports, failed, spec)
+        answered, told = answers_of(folder, reports, failed, spec)
         report = run_document(reports, folder.run, spec, failed, measured, answers=answered)
-        report = with_calibration(report, folder, spec)
+        if spec.calibrated:
+            from calibrate.report.residuals import with_calibration
+
+            report = with_calibration(report, folder, spec)
         output.write_reports(folder, report)
         if answered:
             write_steps(folder.path / STEPS, reports)
@@ -314,7 +340,7 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent, csv: Path | None) -> i
     folder.note(spent_s=spent.parts, verdicts=dict(verdicts))
     output.show(
         as_json,
-        lambda: document(folder, reports, failed) | scenarios_json(answered),
+        lambda: document(folder, reports, failed) | told,
         lambda: report,
         kept=folder.path,
     )

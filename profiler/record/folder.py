@@ -46,7 +46,6 @@ from profiler.record.files import (
     read_record,
     write_text,
 )
-from profiler.record.index import Index, folders_in
 from profiler.record.run import RUN_SCHEMA, Cell, CellResult, RequestError, Run
 from roofline.graph.op import GRAPH_SCHEMA, OpGraph
 from roofline.hardware.load import impossible
@@ -318,6 +317,8 @@ def list_runs(base: Path) -> list[RunSummary]:
     """Every run under ``base/<device>/``, the oldest first; none where `base` does not exist."""
     if entry(base) != "folder":
         return []
+    from profiler.record.index import Index, folders_in
+
     paths = [Path(base, device, run) for device in folders_in(base) for run in folders_in(f"{base}/{device}")]
     index, runs = Index(Path(base)), list[RunSummary]()
     for path in sorted(paths, key=lambda path: (path.name, path.parent.name)):
