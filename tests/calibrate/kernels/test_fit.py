@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from made_up_kernels import FACTS, TRUTH, Simple, kernels
 
-from calibrate.kernels.fit import fit
-from roofline.laws.law import Constant
+from calibrate.kernels.fit import Observations, fit
+from roofline.laws.law import Constant, Dims, Facts, Floats, Values
 from roofline.laws.matmul import Matmul, ScaledMatmul
 
 
@@ -131,3 +131,25 @@ def test_a_library_that_does_more_does_not_make_main_memory_slow(seed):
     time_s = (law.time_s(dims, facts, dtype, truth) + more_s) * np.exp(noise)
     seen = replace(kernels(groups=12, rows=10), dtype=dtype, dims=dims, time_s=time_s)
     assert fit(law, seen, facts, seed).values["memory"] > 0.6 * facts.bandwidth_bytes_per_s
+
+
+class Rooted:
+    """A law that takes the root of a share whose prior is its lower bound."""
+
+    name = "rooted"
+    dims = ("n",)
+
+    def constants(self, facts: Facts, dtype: str) -> tuple[Constant, ...]:
+        return (
+            Constant("share", "1", 0.0, 1.0, 0.0, 0.3, "a share", False),
+            Constant("rate", "1/s", 1e3, 1e9, 1e6, 1.0, "rows in a second"),
+        )
+
+    def time_s(self, dims: Dims, facts: Facts, dtype: str, values: Values) -> Floats:
+        return np.asarray(dims["n"] / values["rate"] * (1 + np.sqrt(values["share"])))
+
+
+def test_constants_are_never_tried_beyond_their_bounds() -> None:
+    n = np.array([1.0, 2.0, 4.0, 8.0])
+    seen = Observations("rooted", "bfloat16", {"n": n}, n / 2e6, np.array(["a"] * 4))
+    assert fit(Rooted(), seen, FACTS).values["rate"] == pytest.approx(2e6, rel=0.3)  # a warning would be an error

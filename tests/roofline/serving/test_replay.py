@@ -129,6 +129,7 @@ def test_clients_that_begin_together_wait_for_each_others_prompts() -> None:
     assert len(done.first_s) == 8 * 6
     a_pass = STEP_S + TOKEN_S * 1024
     assert done.first_s[:8] == pytest.approx(a_pass * np.arange(1, 9))
+    assert done.request_s[:8].min() > 399 * STEP_S  # none is cut short
 
 
 def test_drafts_make_steps_longer_and_fewer() -> None:
