@@ -24,7 +24,7 @@ from roofline.serving.shape import ELEMENT, Served
 from roofline.serving.step import MOVED, Parallel, Plan, Pricer, Scheme, cache_bytes, weight_bytes
 from roofline.serving.surface import FOR_CACHE, LONG, SECONDS, TERMS, TOKENS, Surface, surfaces
 
-LAW_SPREAD = 0.11
+LAW_SPREAD = 0.10
 """Standard deviation of log predicted ÷ measured time between tokens of an unseen model, where laws price the kernels
 (docs/serving.md)."""
 BARE_SPREAD = 0.5
