@@ -11,6 +11,7 @@ from calibrate.passes.pass_report import TERMS as RUNG_TERMS
 from calibrate.passes.pass_report import LayerEfficiency, PassReport, Waterfall
 from calibrate.passes.table import layer_kind
 from calibrate.passes.verdict import INSTRUMENTED_WITHIN, LEAST_ATTRIBUTED, MOST_EXCESS, SPANS_WITHIN
+from calibrate.report.document import printable
 from roofline.record import Record
 from roofline.units import UNKNOWN, known_sum, percent, plus_minus, ratio, seconds
 
@@ -44,7 +45,7 @@ CLOSES_WITHIN = 1e-6
 
 def key_of(path: str, kind: str) -> str:
     """The id of a layer kind's row, and of its mark in every figure: a click on the one leads to the other."""
-    return f"{layer_kind(path)} {kind}"
+    return printable(f"{layer_kind(path)} {kind}")
 
 
 def label(term: str) -> str:
