@@ -16,10 +16,11 @@ from calibrate.regression.history import Night
 from calibrate.regression.sources import side_of
 from calibrate.regression.statistics import Array
 from profiler.record.folder import RunFolder
+from profiler.record.run import SAME_VERSIONS
 
 LEAST_UNITS = 3
 """Units that have to be measured on both sides, so that their ratios have an interval."""
-UPGRADED = ("driver", "cuda", "torch", "transformers", "roofcal")
+UPGRADED = (*SAME_VERSIONS, "roofcal")
 RATE = 0.05
 """False discovery rate over the rows of one upgrade."""
 

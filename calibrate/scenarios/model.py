@@ -12,7 +12,7 @@ from profiler.record.run import ModelFacts
 
 @dataclass(frozen=True)
 class Attention:
-    """Tells what fused attention saves against attention in single operations, in time and in bytes.
+    """What does fused attention save against attention in single operations, in time and in bytes?
 
     Args:
         prompt: tokens of a prefill.
@@ -42,7 +42,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Offload:
-    """Tells what a decode step costs whose weights, or keys and values, lie in the memory of the host.
+    """What does a decode step cost whose weights, or keys and values, lie in the memory of the host?
 
     Each offloaded layer's weights are copied to the device before the layer runs (FlexGen, arXiv 2303.06865). A copy
     that goes on beside the layers hides in the longer of both times.
@@ -102,7 +102,7 @@ class Offload:
 
 @dataclass(frozen=True)
 class Adapters:
-    """Tells what LoRA adapters add to a decode step, and how long it takes to load one.
+    """What do LoRA adapters add to a decode step, and how long does it take to load one?
 
     Args:
         rank: widths of the adapters, which are beside every linear layer of the repeated ones.

@@ -75,7 +75,7 @@ def _sequences(count: int) -> str:
 
 @dataclass(frozen=True)
 class Chunked:
-    """Tells what a prompt costs in chunks, and how long each keeps other sequences waiting.
+    """What does a prompt cost in chunks, and how long does each keep other sequences waiting?
 
     Args:
         prompt: tokens of the prompt.
@@ -126,7 +126,7 @@ class Chunked:
 
 @dataclass(frozen=True)
 class Prefix:
-    """Tells what a prompt costs whose beginning is cached, and whether loading that cache is faster than computing it.
+    """What does a prompt cost whose beginning is cached, and is loading that cache faster than computing it again?
 
     Args:
         prompt: tokens of the prompt.

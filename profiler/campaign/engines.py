@@ -19,6 +19,7 @@ from profiler.campaign.shard import ShardRun, chosen_gpu
 from profiler.record.files import make_folder
 from profiler.record.folder import slug
 from profiler.record.run import RequestError
+from roofline.hardware.spec import GPU
 
 ROOT = Path(__file__).parents[2]
 JOBS = "jobs"
@@ -60,7 +61,7 @@ def run_shard(job: ShardJob, **how: Any) -> str:
 
     name, plan = read_plan(job.plan)
     uuid = None
-    if plan.device == "cuda":
+    if plan.device == GPU:
         uuid = chosen_gpu(job.gpu, job.shard, host_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
     elif job.gpu is not None:
         raise RequestError(f"the plan {name} measures a CPU; leave --gpu out")
@@ -112,7 +113,7 @@ def on_this_host(jobs: Jobs, options: Mapping[str, str], say: Say) -> list[str]:
     """
     submitit = _extra("submitit", "slurm")
     todo = jobs.all()
-    if jobs.read().device == "cuda":
+    if jobs.read().device == GPU:
         uuids, visible = host_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
         todo = [replace(job, gpu=chosen_gpu(None, job.shard, uuids, visible)) for job in todo]
     executor = submitit.LocalExecutor(folder=_folder(jobs))
@@ -141,7 +142,7 @@ def on_slurm(jobs: Jobs, options: Mapping[str, str], say: Say) -> list[str]:
     except RuntimeError as error:
         raise RequestError(f"SLURM cannot be used here ({error}); --engine local runs on this host") from error
     usual = {"name": f"roofcal-{slug(Path(jobs.plan).stem)}", "timeout_min": jobs.timeout_min(), "nodes": 1,
-             "gpus_per_node": int(jobs.read().device == "cuda"), "slurm_array_parallelism": jobs.shards}  # fmt: skip
+             "gpus_per_node": int(jobs.read().device == GPU), "slurm_array_parallelism": jobs.shards}  # fmt: skip
     executor.update_parameters(**{**usual, **_values(options)})
     with _importable():
         submitted = executor.map_array(ShardJob.__call__, jobs.all())
@@ -159,7 +160,7 @@ def on_ray(jobs: Jobs, options: Mapping[str, str], say: Say) -> list[str]:
     with _importable():
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR, **_values(options))
     try:
-        needs = {"num_gpus": 1} if jobs.read().device == "cuda" else {"num_cpus": 1}
+        needs = {"num_gpus": 1} if jobs.read().device == GPU else {"num_cpus": 1}
         remote = ray.remote(max_retries=TRIES, scheduling_strategy="SPREAD", **needs)(run_shard)
         tasks = {remote.remote(job): job for job in jobs.all()}
         say(f"{len(tasks)} shards run on Ray")
@@ -181,7 +182,7 @@ NEEDED = {"image": "a container image with roofcal", "claim": "a persistent volu
 def kubernetes_manifest(jobs: Jobs, options: Mapping[str, str]) -> str:
     """Return the manifest of a Job for `kubectl apply -f -`. Raises RequestError where a value lacks or is unknown."""
     template = Template((Path(__file__).parent / "templates" / "kubernetes.yaml").read_text(encoding="utf-8"))
-    is_gpu = jobs.read().device == "cuda"
+    is_gpu = jobs.read().device == GPU
     values = {
         "name": f"roofcal-{slug(Path(jobs.plan).stem)}".replace(".", "-"), "shards": str(jobs.shards),
         "parallel": str(jobs.shards), "plan": jobs.plan, "mount": "/results", "out": f"/results/{jobs.out.name}",

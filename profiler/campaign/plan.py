@@ -26,6 +26,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from profiler.record.plan_file import Texts, listed, named, not_empty, read_plan_file
 from profiler.record.run import Mode, RequestError
+from roofline.hardware.spec import GPU
 from roofline.reading import entry
 from roofline.record import Record
 
@@ -194,7 +195,7 @@ def _part(value: Any) -> Any:
 class CampaignPlan(Record):
     """Return the parts that are measured, on every device together, and the time of each."""
 
-    device: str = "cuda"
+    device: str = GPU
     """Device of a shard: cuda (one GPU, the shard's own) or cpu."""
     minutes: float = Field(gt=0, le=7 * 24 * 60)
     """Time of each device."""
@@ -206,7 +207,7 @@ class CampaignPlan(Record):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        if self.device not in ("cuda", "cpu"):
+        if self.device not in (GPU, "cpu"):
             raise ValueError(f"device is cuda or cpu, not {self.device!r:.40}; a shard has one GPU, by its UUID")
         known = [model.name for model in self.models]
         for row in self.parts:

@@ -22,6 +22,7 @@ from torch import nn
 from profiler.models.aten import FLOPS_PER_ELEMENT, distinct_bytes
 from profiler.models.trace import Recorder
 from roofline.graph.op import Access, Kind, Op, OpGraph
+from roofline.hardware.spec import GPU
 from roofline.workload import Workload
 
 DTYPES = {
@@ -53,7 +54,7 @@ class Recorded:
 
     def __init__(self) -> None:
         workload = Workload(batch=1, query_tokens=1, context_tokens=0, dtype="bfloat16")  # of no operator's meaning
-        self._recorder = Recorder(nn.Identity(), workload, "cuda")
+        self._recorder = Recorder(nn.Identity(), workload, GPU)
         self._floating = torch.float32
 
     def add(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
@@ -20,8 +21,8 @@ from profiler.cli.app import main
 from profiler.record.folder import RunFolder
 from profiler.record.run import Run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+if TYPE_CHECKING:
+    from browser import Browser
 
 
 @contextmanager
@@ -47,17 +48,16 @@ def ended(run: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str,
 
 
 @pytest.mark.starts_product
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on PATH")
-def test_a_browser_chooses_compares_shares_exports_and_leaves(llama: str, tmp_path: Path) -> None:
-    from playwright.sync_api import expect, sync_playwright
+def test_a_browser_chooses_compares_shares_exports_and_leaves(llama: str, tmp_path: Path, browser: "Browser") -> None:
+    from playwright.sync_api import expect
 
     hostile = tmp_path / '"><img src=x onerror=alert(1)>'
     shutil.copytree(llama, hostile)
     told: list[str] = []
     expect.set_options(timeout=60_000)
-    with viewer(str(tmp_path)) as (run, address), sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_context(accept_downloads=True).new_page()
+    with viewer(str(tmp_path)) as (run, address):
+        context = browser.new_context(accept_downloads=True)
+        page = context.new_page()
         page.on("console", lambda message: told.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: told.append(str(error)))
         page.on("dialog", lambda dialog: told.append(f"a name ran as code: {dialog.message}"))
@@ -112,7 +112,7 @@ def test_a_browser_chooses_compares_shares_exports_and_leaves(llama: str, tmp_pa
         page.goto(f"{address}?context=64&model={hostile}".replace("#", "%23"))
         expect(result).to_contain_text("<img src=x onerror=alert(1)>")
         assert page.locator("#seen img").count() == 0
-        browser.close()
+        context.close()
         code, out, err = ended(run, signal.SIGTERM)
     assert told == []
     assert (code, out, err) == (0, "", "stopped\n")
