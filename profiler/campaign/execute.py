@@ -12,14 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from profiler.record.files import PARENT
+
 ROOT = Path(__file__).parents[2]
 """Folder of the packages, so that commands import the same ones."""
 GRACE_S = 10.0
 """Seconds from an interruption, after which a command writes what it has, until it is killed."""
 PR_SET_PDEATHSIG = 1
 """Of <linux/prctl.h>."""
-PARENT = "ROOFCAL_ENDS_WITH"
-"""Environment variable with the process that a command must not outlive."""
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from typing import Annotated
 import typer
 
 from profiler.attribution.timeline import QUIET
-from profiler.campaign.execute import end_with_parent
 from profiler.cli import output
 from profiler.cli.help import Grouped, asked_to_complete
+from profiler.record.files import PARENT
 from profiler.record.run import InvalidMeasurement, RequestError, roofcal_version
 from roofline.reading import Unreadable, one_line
 
@@ -134,7 +134,10 @@ def build(verbs: Iterable[str] = VERBS) -> typer.Typer:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code. `arguments` are those after the program's name."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    end_with_parent()
+    if PARENT in os.environ:
+        from profiler.campaign.execute import end_with_parent
+
+        end_with_parent()
     if (words := asked_to_complete()) is not None:
         named = [word for word in words[:-1] if word in VERBS][:1]
         return int(typer.main.get_command(build(named or VERBS))(prog_name=PROGRAM, standalone_mode=False) or 0)

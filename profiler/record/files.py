@@ -31,6 +31,8 @@ MEASUREMENTS = "measurements.parquet"
 KERNELS, HARDWARE = "kernels.parquet", "hardware.parquet"
 HARDWARE_JOURNAL = "hardware.jsonl"
 SUITE, SUITE_JOURNAL = "suite.parquet", "suite.jsonl"
+PARENT = "ROOFCAL_ENDS_WITH"
+"""Environment variable with the process that a command, and so its run, must not outlive."""
 MOST_JOURNAL_BYTES = 512 << 20
 """Bytes of a journal: a cell with 2,000 operations and 300 samples of each has some 20 MB."""
 MOST_LINKS = 40
