@@ -23,6 +23,7 @@ from calibrate.report.run_layers import half
 from calibrate.report.suite import suite_document
 from calibrate.report.suite_rows import suite_rows
 from calibrate.report.titles import title
+from calibrate.scenarios.registry import answers
 from profiler.record.folder import RunFolder
 from profiler.record.measurement import Measurement
 from profiler.record.run import RequestError
@@ -79,7 +80,8 @@ def _passes(folder: RunFolder, first: int) -> Reported:
             why = " ".join((failed[0].reason or "no reason was recorded").split())
             raise RequestError(f"no pass of {folder.path} gave a result ({why:.200}); {again}")
         raise RequestError(f"{folder.path} holds no samples yet; {again}")
-    document = run_document(reports, folder.run, spec, failed, measured, first)
+    answered = answers(folder, reports, failed, spec) if folder.run.scenarios else ()
+    document = run_document(reports, folder.run, spec, failed, measured, first, answered)
     return Reported(folder, with_calibration(document, folder, spec), reports)
 
 

@@ -57,6 +57,12 @@ def keys(found: Probing) -> list[tuple[object, ...]]:
     return [(row["op"], row["group"], row["m"], row["reach"]) for row in found.table.table.to_pylist()]
 
 
+def same(found: Probing, whole: Probing) -> None:
+    """Both have the same kernels; how much a pass touches between two of them follows from its number of repeats."""
+    assert [key[:3] for key in keys(found)] == [key[:3] for key in keys(whole)]
+    assert [key[3] for key in keys(found)] == pytest.approx([key[3] for key in keys(whole)], rel=0.1)
+
+
 @pytest.mark.parametrize("eager", [False, True])
 def test_a_killed_calibration_keeps_its_visits_and_makes_only_those_that_lack(eager: bool, tmp_path: Path) -> None:
     whole, begun = probed(tmp_path / "whole", eager=eager)
@@ -67,9 +73,11 @@ def test_a_killed_calibration_keeps_its_visits_and_makes_only_those_that_lack(ea
     with path.open("ab") as file:
         file.write(b'{"key":"half a li')  # as kill -9 leaves it
     again, rest = probed(path, eager=eager)
-    assert len(rest) == 1 and keys(again) == keys(whole) and again.failed == whole.failed == {}
+    assert len(rest) == 1 and again.failed == whole.failed == {}
+    same(again, whole)
     third, none = probed(path, eager=eager)
-    assert none == [] and keys(third) == keys(whole)
+    assert none == []
+    same(third, whole)
     assert again.table is not None and third.table is not None
     assert third.table.table["time_s"] == again.table.table["time_s"]
 
