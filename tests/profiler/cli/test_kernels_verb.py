@@ -144,10 +144,12 @@ def test_shards_do_not_overlap_and_are_merged_by_naming_them(out: Path, tmp_path
     assert len(whole) >= 2 and sorted([*parts[0], *parts[1]]) == sorted(whole)
     shapes = ("rows=2,width=64", "rows=3,width=64")
     both = [word for shape in shapes for word in ("--shape", shape)]
+    with device_run(tmp_path) as folder:
+        folder.finish()
     for i in (1, 2):
         arguments = ["kernels", "--family", "rms_norm", "--provider", "torch", *both, "--shard", f"{i}/2"]
         assert main([*arguments, *QUICK, "--check-only", "--processes", "1", "--out", str(tmp_path)]) == 0
-    runs = sorted(tmp_path.glob("*/*"))
+    runs = sorted(tmp_path.glob("*/*-kernels"))
     capsys.readouterr()
     assert main(["kernels", "--merge", str(runs[0]), "--merge", str(runs[1]), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
@@ -172,6 +174,8 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(
     )
     arguments = ["kernels", *SHAPE, *QUICK, "--kernels", str(user), "--check-only", "--processes", "1"]
     arguments += ["--seed", str(seed_with_the_held_kernel_later()), "--out", str(tmp_path / "results")]
+    with device_run(tmp_path / "results") as made:
+        made.finish()
     child = subprocess.Popen(
         [sys.executable, "-m", "profiler", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
