@@ -53,10 +53,13 @@ def predict(
         model: a name of the catalogue, a folder with config.json, a hub id, or a file of graphs (.json) that
             ``predict --save-graph`` wrote.
         hardware: one device or several.
-        phase, prompt, context, batch: the passes, each combination once. Prefill and chunk take `prompt` new tokens,
-            decode and chunk follow `context` cached ones.
+        phase: one or several of prefill, decode, chunk; each combination of it and the sizes is a pass.
+        prompt: new tokens of prefill and chunk.
+        context: cached tokens that decode and chunk follow.
+        batch: sequences.
         what_if: changes of the model, as "quantise:weights=4".
-        peaks, form: what prices, and which graph: "auto" takes laws, else measured peaks, else the datasheet.
+        peaks: what prices: "auto" takes laws, else measured peaks, else the datasheet.
+        form: which graph is priced, as the option of ``predict``.
         by: a row for each layer kind, each operation, or each pass. More than 6 passes are a sweep, by "workload" only.
     Returns: the columns of ``predict --csv``.
     Raises: RequestError.

@@ -185,8 +185,10 @@ def predict_pass(
 ) -> PassPrediction:
     """Return one pass of `graph` at `peaks`, which are of `spec`.
 
-    Args: the workloads of a mixed step, where that is not the graph's own; its memory, where that is known better;
-        `with_laws`, whether calibrated laws of `spec` price the operations that they describe: `graph` is as executed.
+    Args:
+        workloads: those of a mixed step, where they are not the graph's own.
+        memory: where it is known better than the graph tells it.
+        with_laws: whether calibrated laws of `spec` price the operations that they describe; `graph` is as executed.
     """
     prepared = Prepared(graph)
     priced = price(prepared, peaks)
