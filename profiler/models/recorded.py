@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from profiler.models.aten import FLOPS_PER_ELEMENT, distinct_bytes
+from profiler.models.aten import FLOPS_PER_ELEMENT, distinct_bytes, tensors
 from profiler.models.trace import Recorder
 from roofline.graph.op import Access, Kind, Op, OpGraph
 from roofline.hardware.spec import GPU
@@ -95,7 +95,8 @@ class Recorded:
         return False
 
     def _arguments(self, schema: Any, inputs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        """Arguments by position and by name. Raises ValueError where the recorded ones are not those of the schema."""
+        """Arguments by position and by name. Raises ValueError where the recorded ones are not those of the schema, and
+        where none is a tensor: the call would not be one on `meta`, but run here with what a file of others says."""
         dims, types = _list(inputs, "Input Dims"), _list(inputs, "Input type")
         strides, scalars = (_list(inputs, name) or [[]] * len(dims) for name in ("Input Strides", "Concrete Inputs"))
         wanted = schema.arguments
@@ -123,6 +124,8 @@ class Recorded:
                 named[argument.name] = value
             else:
                 given.append(value)
+        if not any(True for _ in tensors((*given, *named.values()))):
+            raise ValueError("no tensor")
         return given, named
 
     def _tensors(self, dims: Any, strides: Any, type_: str, is_list: bool, is_index: bool) -> Any:
@@ -234,8 +237,8 @@ def _scalar(text: Any, type_: str) -> Any:
         return None
     if "Device" in type_:
         return torch.device("meta")
-    if "str" in type_:
-        return text
+    if "str" in type_:  # "tanh" of GELU, "sum": words, and no name of a file
+        return text if text.isalnum() else None
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -115,6 +115,16 @@ def test_arguments_that_no_call_has_give_nothing(dims: Any, types: Any, scalars:
     assert operations("aten::no_such_operator", dims, types, Concrete_Inputs=scalars) == []
 
 
+def test_operators_without_a_tensor_are_not_run(tmp_path: Any) -> None:
+    """They would run on the host, with the arguments that a file of others has: a file's name, a size, a seed."""
+    target, seed = tmp_path / "written", torch.initial_seed()
+    scalars = [str(target), "True", "64", "6", "", "", ""]
+    kinds = ["", "Scalar", "Scalar", "Scalar", "", "", ""]
+    assert operations("aten::from_file", [[]] * 7, kinds, Concrete_Inputs=scalars, Input_Strides=[[]] * 7) == []
+    assert operations("aten::manual_seed", [[]], ["Scalar"], Concrete_Inputs=[str(seed + 1)]) == []
+    assert not target.exists() and torch.initial_seed() == seed
+
+
 def test_traffic_has_its_classes() -> None:
     (op,) = operations("aten::mm", [[2, 3], [3, 2]], ["float"] * 2)
     recorded = Recorded()
