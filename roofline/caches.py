@@ -14,7 +14,7 @@ distance of every weight and KV operand across the end of such a run of steps, b
 next layer reuses at once. Sizes may be arrays of shape (workloads,), for many workloads of one graph at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -221,3 +221,33 @@ def _hidden_bytes(steps: Sequence[Op], long_lived: Sequence[bool]) -> list[Any]:
                     largest[access.tensor] = most(largest.get(access.tensor, 0), access.bytes)
         out[last] = most(0.0, count - 1) * sum(largest.values())
     return out
+
+
+def bytes_since_last_run(
+    ops: Sequence[Op], code: Sequence[Hashable], counted: Callable[[Op], bool] = lambda op: True
+) -> NDArray[np.float64]:
+    """Bytes that `counted` operations touch between each operation and the one before it that ran the same `code`.
+
+    They evict code and tables from the caches: a norm runs longer in a model whose layers are larger than the
+    last-level cache. Passes repeat, and the second one counts. Neighbours with the same count above 1 are a block of
+    layers that repeats; its operations have the mean over the repetitions.
+    """
+    touched = [float(counted(op) and sum(access.bytes for access in (*op.reads, *op.writes))) for op in ops]
+    since = np.zeros(len(ops))
+    last: dict[Hashable, float] = {}
+    now = 0.0
+    for _ in range(2):  # passes
+        for count, block in groupby(range(len(ops)), lambda i: ops[i].count):
+            rows = list(block)
+            since[rows] = 0.0
+            size = sum(touched[i] for i in rows)
+            for weight in (1.0,) if count == 1 else (1 / count, 1 - 1 / count):  # the first repetition, all others
+                for i in rows:
+                    since[i] += weight * (now - last.get(code[i], now))
+                    now += touched[i]
+                    last[code[i]] = now
+            if count > 1:  # on to the last repetition
+                now += (count - 2) * size
+                for key in {code[i] for i in rows}:
+                    last[key] += (count - 2) * size
+    return since

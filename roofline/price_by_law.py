@@ -1,4 +1,4 @@
-"""T3: the operations of an executed graph priced with the calibrated laws of a device, and the host's gaps before them.
+"""T3: the operations of an executed graph priced with the calibrated laws of a device.
 
 The most special law of the spec prices each operation: that of its operator ("aten::mul"), else that of its kind of
 streaming ("pointwise"); a product with one row is a matrix-vector product, another kernel in every library. Operations
@@ -8,20 +8,19 @@ last ran. Times at another level of the machine follow from the resources that e
 """
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, takewhile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roofline.caches import Touches, level_bytes
+from roofline.caches import Touches, bytes_since_last_run, level_bytes
 from roofline.dtypes import ELEMENT_BYTES
 from roofline.graph.op import EXPERT_PARALLEL, Kind, Op, OpGraph
 from roofline.hardware.spec import OUTWARD, HardwareSpec, Peaks, facts_of
-from roofline.laws.expert_loads import expert_loads
+from roofline.laws.experts import expert_loads
 from roofline.laws.fitted import PROBES, FittedLaw, LevelRatio
-from roofline.laws.kinds import BATCHED, GROUPED, HOST_GAP, KINDS, MATVEC, OWN_ALL_REDUCE, ROW_MAJOR, law_named
+from roofline.laws.kinds import BATCHED, GROUPED, HOST_GAP, KINDS, MATVEC, OWN_ALL_REDUCE, ROW_MAJOR
 from roofline.laws.law import Floats
 from roofline.laws.work import OPERATIONS
 from roofline.price import Prepared, Rates, roofs
@@ -95,7 +94,7 @@ def whole_experts(graph: OpGraph) -> dict[int, LawInput]:
 
 
 def skew_of(dims: Mapping[str, float], hit: float) -> float | None:
-    """The exponent of the experts' loads (`roofline.laws.expert_loads`) at which about as many experts are hit; None
+    """The exponent of the experts' loads (`roofline.laws.experts`) at which about as many experts are hit; None
     where the routing is more uneven than any that the laws' tables hold."""
     tokens, topk, experts, ep = (np.full(len(SKEWS), dims[name]) for name in ("tokens", "topk", "experts", "ep"))
     off = np.abs(expert_loads(tokens, topk, experts, ep, SKEWS).hit / hit - 1)
@@ -220,60 +219,6 @@ def _streamed(op: Op) -> dict[str, float]:
     }
 
 
-def bytes_since_last_run(
-    ops: Sequence[Op], code: Sequence[Hashable], counted: Callable[[Op], bool] = lambda op: True
-) -> Floats:
-    """Bytes that `counted` operations touch between each operation and the one before it that ran the same `code`.
-
-    They evict code and tables from the caches: a norm runs longer in a model whose layers are larger than the
-    last-level cache. Passes repeat, and the second one counts. Neighbours with the same count above 1 are a block of
-    layers that repeats; its operations have the mean over the repetitions.
-    """
-    touched = [float(counted(op) and sum(access.bytes for access in (*op.reads, *op.writes))) for op in ops]
-    since = np.zeros(len(ops))
-    last: dict[Hashable, float] = {}
-    now = 0.0
-    for _ in range(2):  # passes
-        for count, block in groupby(range(len(ops)), lambda i: ops[i].count):
-            rows = list(block)
-            since[rows] = 0.0
-            size = sum(touched[i] for i in rows)
-            for weight in (1.0,) if count == 1 else (1 / count, 1 - 1 / count):  # the first repetition, all others
-                for i in rows:
-                    since[i] += weight * (now - last.get(code[i], now))
-                    now += touched[i]
-                    last[code[i]] = now
-            if count > 1:  # on to the last repetition
-                now += (count - 2) * size
-                for key in {code[i] for i in rows}:
-                    last[key] += (count - 2) * size
-    return since
-
-
-def gap_dims(ops: Sequence[Op]) -> dict[str, Floats]:
-    """Sizes of the gap before each operation as `HostGap` has them, shape (operations,). "modules" counts modules that
-    have operations of their own or below them."""
-    modules = np.zeros(len(ops))
-    before: list[str] = []
-    for i, op in enumerate(ops):
-        path = op.path.split(".") if op.path else []
-        shared = list(takewhile(lambda names: names[0] == names[1], zip(path, before, strict=False)))
-        modules[i] = len(path) + len(before) - 2 * len(shared)
-        before = path
-    # Lines of the model's code are alike in all layers.
-    lines = [(re.sub(r"\d+", "#", op.path), op.name) for op in ops]
-    return {
-        "modules": modules,
-        "reach": bytes_since_last_run(ops, lines, lambda op: not _is_streamed(op)),
-        "streamed": bytes_since_last_run(ops, lines, _is_streamed),
-    }
-
-
-def _is_streamed(op: Op) -> bool:
-    """True for a product with one row, which reads its matrix once."""
-    return op.kind == Kind.MATMUL and op.dims["m"] == 1
-
-
 HELD = "resident"
 """Constant of the laws that determine which part of the last-level cache holds operands between kernels."""
 
@@ -355,39 +300,6 @@ def law_notes(laws: Iterable[FittedLaw]) -> list[str]:
 
 def _is_refused(law: FittedLaw) -> bool:
     return not law.is_usable and law.unseen is not None and law.kind != HOST_GAP
-
-
-def host_gap_s(graph: OpGraph, spec: HardwareSpec) -> Floats | None:
-    """Seconds of the host before each operation, by the law for the pass's dtype or another; None without a law."""
-    law = _law_for(graph, spec)
-    return None if law is None else law.time_s(gap_dims(graph.ops), facts_of(spec))
-
-
-def host_gap_interval(graph: OpGraph, spec: HardwareSpec) -> tuple[Floats, Floats] | None:
-    """Ends of the 90 % interval of each gap in seconds; None without a law."""
-    law = _law_for(graph, spec)
-    return None if law is None else law.interval(gap_dims(graph.ops), facts_of(spec))
-
-
-def _law_for(graph: OpGraph, spec: HardwareSpec) -> FittedLaw | None:
-    laws = {law.dtype: law for law in _laws(spec)} if spec.calibrated else {}
-    if not laws or not graph.ops:
-        return None
-    return laws.get(graph.workload.dtype, next(iter(laws.values())))
-
-
-def _laws(spec: HardwareSpec) -> list[FittedLaw]:
-    """The spec's laws of gaps; older specs have other constants, and then the host's cost of an operation is used."""
-    names = {constant.name for constant in law_named(HOST_GAP).constants(facts_of(spec), "")}
-    return [law for law in spec.calibrated if law.kind == HOST_GAP and set(law.values) == names]
-
-
-def least_gap_s(spec: HardwareSpec, kernels: int) -> Floats | None:
-    """Seconds before each kernel of a compiled pass, shape (kernels,): no module is entered, and the loop that calls
-    the kernels stays in the caches. None without a law or kernels."""
-    law = next(iter(_laws(spec)), None) if spec.calibrated else None
-    nothing = dict.fromkeys(law_named(HOST_GAP).dims, np.zeros(kernels))
-    return None if law is None or not kernels else law.time_s(nothing, facts_of(spec))
 
 
 def waits(prepared: Prepared, peaks: Peaks, kind: str) -> Floats:

@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from roofline.laws.collective import Collective
 from roofline.laws.eager_modules import MODULES
 from roofline.laws.kinds import BATCHED, GROUPED
 from roofline.laws.law import Law
+from roofline.laws.streams import Collective
 from roofline.laws.work import OPERATIONS
 
 Floats = NDArray[np.float64]

@@ -1,26 +1,23 @@
-"""The levels of a device's memory hierarchy and the capacity of each, from measured bandwidths.
+"""The levels of a device's memory that a curve of bandwidth over working set shows: its plateaus and knees.
 
-`ladder` takes bandwidths on working sets for each stated cache. The last-level cache may be shared with other tenants,
-so its capacity is twice the largest working set that still shows its bandwidth. `plateaus` and `knees` read levels off
-a curve of bandwidth over working set, which is flat while a level holds all of it. The curve, in logarithms, is cut
-into plateaus (a constant), slopes (a line) and lone points such that the squared residuals over the noise plus a price
-for every piece are least: optimal segmentation by dynamic programming (Bellman 1961; Jackson et al., IEEE Signal
-Processing Letters 12, 2005) of a Potts functional with the price of the Bayesian information criterion, ln n for each
-fitted constant and each cut. Plateaus less than `DISTINCT` apart are one level; a level over less than an octave or at
-fewer than three sizes is not seen.
+The curve is flat while a level holds all of the working set. In logarithms, it is cut into plateaus (a constant),
+slopes (a line) and lone points such that the squared residuals over the noise plus a price for every piece are least:
+optimal segmentation by dynamic programming (Bellman 1961; Jackson et al., IEEE Signal Processing Letters 12, 2005) of a
+Potts functional with the price of the Bayesian information criterion, ln n for each fitted constant and each cut.
+Plateaus less than `DISTINCT` apart are one level; a level over less than an octave or at fewer than three sizes is not
+seen.
 """
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from profiler.record.measurement import DISTINCT, Capacity
-from roofline.units import whole_percent
+from profiler.record.measurement import DISTINCT
 
 OCTAVES = 2.0
 """Octaves of working set within which one level gives way to the next."""
@@ -36,61 +33,6 @@ WITHIN = 1.5
 """Deviations of the noise from a plateau's level within which a neighbouring size is on it: 13 % of the sizes on it are
 missed, and 7 % of those whose rate has fallen by twice as much are taken for one on it."""
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """The bandwidth of a kernel on a working set."""
-
-    kernel: str
-    working_set_bytes: int
-    bytes_per_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredLevel:
-    """A level of the memory hierarchy with the rate of its fastest kernel."""
-
-    name: str
-    capacity_bytes: int
-    """Capacity for this process, at most what the system states."""
-    stated_bytes: int
-    best: Reached
-
-
-def ladder(
-    main: MeasuredLevel, caches: Mapping[Capacity, Sequence[Reached]]
-) -> tuple[tuple[MeasuredLevel, ...], dict[str, str]]:
-    """Main memory and, outwards from it, each cache (given from the smallest) that is distinctly faster. The second
-    result is the reason of each level that was merged into the next or has no figure."""
-    kept = [main]
-    reasons: dict[str, str] = {}
-    for cache in reversed(list(caches)):
-        if not caches[cache]:
-            reasons[cache.name] = "no kernel has a result on it"
-            continue
-        outer = kept[0]
-        level = shown(cache, caches[cache], outer.best.bytes_per_s)
-        if level is None:
-            reached = max(kernel.bytes_per_s for kernel in caches[cache])
-            how = "slower than" if reached < outer.best.bytes_per_s else f"not {whole_percent(DISTINCT - 1)} above"
-            reasons[cache.name] = (
-                f"merged into {outer.name}: {reached / 1e9:.1f} GB/s is {how} {outer.best.bytes_per_s / 1e9:.1f} GB/s"
-            )
-        else:
-            kept.insert(0, level)
-    return tuple(kept), reasons
-
-
-def shown(cache: Capacity, kernels: Sequence[Reached], outer_bytes_per_s: float) -> MeasuredLevel | None:
-    """The cache with the largest working set that is about as fast as the fastest; None if it is not distinct."""
-    fastest = max(kernel.bytes_per_s for kernel in kernels)
-    if fastest < DISTINCT * outer_bytes_per_s:
-        return None
-    least = max(fastest / DISTINCT, DISTINCT * outer_bytes_per_s)
-    fast = [kernel for kernel in kernels if kernel.bytes_per_s >= least]
-    chosen = max(fast, key=lambda kernel: (kernel.working_set_bytes, kernel.bytes_per_s))
-    return MeasuredLevel(cache.name, min(cache.bytes, 2 * chosen.working_set_bytes), cache.bytes, chosen)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,17 +16,9 @@ from numpy.typing import NDArray
 from profiler.record.run import Mode
 from roofline.graph.op import OpGraph
 from roofline.hardware.spec import HardwareSpec, Peaks
-from roofline.host import pass_wall_s
+from roofline.host import host_gap_interval, host_gap_s, least_gap_s, pass_wall_s
 from roofline.laws.fitted import PROBES, LevelRatio
-from roofline.price_by_law import (
-    LawPrices,
-    combined,
-    host_gap_interval,
-    host_gap_s,
-    least_gap_s,
-    level_factors,
-    ratio_of,
-)
+from roofline.price_by_law import LawPrices, combined, level_factors, ratio_of
 
 Array = NDArray[np.float64]
 Ends = tuple[float, float]

@@ -16,8 +16,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from profiler.attribution.kernels import CLOCK_SKEW_S, DeviceJoin, attribute, impossible, late, late_s, runs_in
+from profiler.attribution.kernels import CLOCK_SKEW_S, DeviceJoin, runs_in
 from profiler.attribution.operations import in_place_or_not
+from profiler.attribution.shares import attribute, impossible, late, late_s
 from profiler.attribution.timeline import DeviceEvent, Timeline
 from profiler.record.run import InvalidMeasurement
 

@@ -144,10 +144,10 @@ def measure_device(
 
     Raises RequestError if the folder cannot be written, or if main memory cannot be measured.
     """
-    from calibrate.device.spec import spec_of_peaks
+    from calibrate.device.peaks import spec_of_peaks
     from profiler.devices.caches import memory_hierarchy
     from profiler.microbench.matmul import PRODUCTS
-    from profiler.microbench.suite import measure_peaks
+    from profiler.microbench.short import measure_peaks
 
     try:
         measurements = measure_peaks(

@@ -1,6 +1,6 @@
 """`run`: measure the device, profile the models, predict, and report.
 
-Wiring only: options become a plan, `profiler.job` measures its cells, `calibrate` reports them.
+Wiring only: options become a plan, `profiler.passes.job` measures its cells, `calibrate` reports them.
 """
 
 import sys
@@ -159,7 +159,7 @@ def run(
             from profiler.cli.vain import written_options
 
             scenarios = named(scenario, written_options(invocation))
-        from profiler.job import Choices, Shapes
+        from profiler.passes.job import Choices, Shapes
 
         shapes = Shapes(**lengths)  # type: ignore[arg-type]
         choices = Choices(
@@ -195,7 +195,7 @@ def _new(
     """The folder of a new run whose plan has been checked."""
     from profiler.devices.backend import parse_device
     from profiler.devices.environment import collect
-    from profiler.job import plan
+    from profiler.passes.job import plan
 
     prepare_process(options)
     device = parse_device(options["device"])
@@ -240,8 +240,8 @@ def _resumed(path: Path, seconds: float | None, wait_s: float) -> tuple[RunFolde
 def _measure(folder: RunFolder, done: frozenset[str], spent: Spent) -> None:
     import torch
 
-    from profiler.job import Job, measure_cells, planned_pass_s, planned_weight_bytes
     from profiler.models.catalogue import silence
+    from profiler.passes.job import Job, measure_cells, planned_pass_s, planned_weight_bytes
 
     silence()
     options = folder.run.options
@@ -323,7 +323,6 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent, csv: Path | None) -> i
     with spent.on("report"):
         from calibrate.passes.reports import advice, document, load_measured, load_spec
         from calibrate.report.run import run_document
-        from calibrate.report.run_csv import write_passes, write_steps
 
         spec = load_spec(folder)
         reports, measured, failed = load_measured(folder, spec)
@@ -335,6 +334,8 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent, csv: Path | None) -> i
             report = with_calibration(report, folder, spec)
         output.write_reports(folder, report)
         if answered:
+            from calibrate.report.run_csv import write_steps
+
             write_steps(folder.path / STEPS, reports)
     verdicts = Counter([*(report.status for report in reports), *(result.status for result in failed)])
     folder.note(spent_s=spent.parts, verdicts=dict(verdicts))
@@ -349,6 +350,8 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent, csv: Path | None) -> i
     if (next_step := advice(folder, reports)) is not None:
         output.say(next_step, sys.stderr)
     if csv is not None:  # last: what cannot be written costs nothing else
+        from calibrate.report.run_csv import write_passes
+
         write_passes(csv, reports, failed)
     if any(one.refused is not None for one in folder.run.scenarios):
         return output.REQUEST

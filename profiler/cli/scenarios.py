@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from calibrate.scenarios.scenario import Scenario
-    from profiler.job import Choices
+    from profiler.passes.job import Choices
 
 EVERY, LIST = "all", "list"
 CHOSEN = frozenset({"--phase", "--prompt", "--context", "--batch", "--layers", "--compile"})
@@ -63,8 +63,8 @@ def plan_scenarios(
     """
     from calibrate.scenarios.registry import steps_of
     from calibrate.scenarios.scenario import options_of
-    from profiler.job import DEFAULT_DTYPES, DEFAULT_MODEL, CellCheck, check_mode, in_groups
     from profiler.models.resolve import resolve
+    from profiler.passes.job import DEFAULT_DTYPES, DEFAULT_MODEL, CellCheck, check_mode, in_groups
 
     check_mode(choices.mode, device)
     cells: list[Cell] = []

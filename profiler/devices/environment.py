@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
+from profiler.devices.activity import read_host
 from profiler.devices.backend import backend_of, parse_device
 from profiler.devices.conditions import ORDER, Finding
 from profiler.devices.findings import (
@@ -27,7 +28,7 @@ from profiler.devices.findings import (
     variable_findings,
     version_findings,
 )
-from profiler.devices.host import read_host, usable_cpus
+from profiler.devices.host import usable_cpus
 from profiler.record.run import Environment
 from roofline.reading import entry
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from profiler.devices.activity import HostReading
 from profiler.devices.conditions import (
     OTHERS_INVALIDATE,
     OTHERS_WARN,
@@ -25,7 +26,6 @@ from profiler.devices.conditions import (
     finding,
     graded,
 )
-from profiler.devices.host import HostReading
 from profiler.devices.watch import GpuReading
 from profiler.record.measurement import Severity
 from roofline.units import percent, whole_percent

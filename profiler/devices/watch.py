@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
-from profiler.devices.host import CpuTimes, parse_clock_hz, parse_cpu_times, read_processor, usable_cpus
+from profiler.devices.activity import CpuTimes, parse_cpu_times
+from profiler.devices.host import parse_clock_hz, read_processor, usable_cpus
 from profiler.record.measurement import Window
 from roofline.record import Record
 

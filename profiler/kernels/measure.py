@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from profiler.attribution.operations import passes
 from profiler.devices.backend import backend_of
-from profiler.kernels.arena import Arena
-from profiler.kernels.eager import Operands, Run
-from profiler.kernels.family import family_of
+from profiler.kernels.family import Arena, Operands, Run, family_of
 from profiler.kernels.journal import Made
 from profiler.microbench.bench import reason
 from profiler.models.meta import know

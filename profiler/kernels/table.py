@@ -29,8 +29,7 @@ from numpy.typing import NDArray
 
 from profiler.devices.backend import backend_of
 from profiler.devices.watch import GpuReading, Watch
-from profiler.kernels.arena import Arena, Storage
-from profiler.kernels.family import family_of
+from profiler.kernels.family import Arena, Storage, family_of
 from profiler.kernels.in_model import InModel, InModelKernels
 from profiler.kernels.journal import Line, Made, Times, VisitJournal, key_of, visit_of
 from profiler.kernels.level import Centre
@@ -42,9 +41,10 @@ from profiler.record.measurement import middle_mean
 from profiler.timing.cache_state import PAST
 from profiler.timing.turns import ReferenceProbes, Turns, Visit, Watched, take_turns
 from roofline.hardware.spec import Peaks
+from roofline.host import gap_dims
 from roofline.laws.kinds import HOST_GAP, OPERATOR, KernelShape, kind_of
 from roofline.price import Prepared
-from roofline.price_by_law import LawInput, gap_dims, law_inputs
+from roofline.price_by_law import LawInput, law_inputs
 
 STATES = ("cold", "reach", "streamed")
 """Sizes that are no kernel's own, but of when it ran."""

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel, StaticCache
 
-from profiler.models.encoder_decoder import Both
 from profiler.models.mended import IN_CONTEXT, mended
 from profiler.models.meta import LARGEST, Remembered, know, known_values, with_values_if_asked
 from profiler.record.run import RequestError
@@ -238,6 +237,8 @@ def batched_experts(model: PreTrainedModel) -> Iterator[None]:
 def dynamic_cache(config: PretrainedConfig) -> Cache:
     """A cache with layers of the config's kinds, or with lazily made ones where the config counts encoder layers."""
     if getattr(config, "is_encoder_decoder", False):
+        from profiler.models.encoder_decoder import Both
+
         return Both()
     decoder = config.get_text_config(decoder=True)
     layers = getattr(decoder, "num_hidden_layers", None)

@@ -14,14 +14,13 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 from torch._C._profiler import _RecordFunctionFast
 
 from profiler.attribution.operations import PASS, passes
-from profiler.attribution.replayed import Reference
 from profiler.attribution.timeline import Timeline, read_timeline
 from profiler.devices.backend import Graph, backend_of
 from profiler.models.trace import PREFIX, entered
@@ -29,6 +28,9 @@ from profiler.passes.samples import PassTimes, Sample, check_sequence, plain_pas
 from profiler.record.run import InvalidMeasurement
 from profiler.timing.clocks import SETTLING_LAUNCHES, capture, recorded
 from roofline.graph.op import OpGraph
+
+if TYPE_CHECKING:
+    from profiler.attribution.replayed import Reference
 
 
 class Repeatable(Protocol):

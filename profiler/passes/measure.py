@@ -25,9 +25,7 @@ from profiler.attribution.operations import SequenceMismatch, differences, seque
 from profiler.devices.backend import backend_of, free_bytes
 from profiler.devices.watch import Watch
 from profiler.models.build import implementations
-from profiler.models.changed import loads, over_link
 from profiler.models.inputs import PassInputs, prepare
-from profiler.models.mixed import prepare_mixed
 from profiler.models.trace import trace
 from profiler.passes.eager import Runner
 from profiler.passes.samples import PassTimes, Sample, collect
@@ -103,7 +101,11 @@ def _measure(
 
     def traced(model: nn.Module, inputs: PassInputs) -> OpGraph:
         graph = trace(model, inputs, cell.workload, name=cell.model, target=device.type, options=options)
-        return graph if backend_of(device).is_host else over_link(graph, cell.change)
+        if not cell.change or backend_of(device).is_host:
+            return graph
+        from profiler.models.changed import over_link
+
+        return over_link(graph, cell.change)
 
     step("trace", 0)
     on_meta, explained = _trace_on_meta(traced, loaded.meta, cell, seed)
@@ -177,8 +179,15 @@ def prepared(
 ) -> tuple[nn.Module, PassInputs]:
     """The module that runs in a pass of a cell, and its inputs on the device. Raises RequestError as `prepare` does."""
     if cell.beside is not None:
+        from profiler.models.mixed import prepare_mixed
+
         return model, prepare_mixed(meta, cell.workload, cell.beside, device=device, seed=seed)
-    return loads(model, prepare(meta, cell.workload, cache=cell.cache, device=device, seed=seed), cell.change)
+    inputs = prepare(meta, cell.workload, cache=cell.cache, device=device, seed=seed)
+    if not cell.change:
+        return model, inputs
+    from profiler.models.changed import loads
+
+    return loads(model, inputs, cell.change)
 
 
 def _trace_on_meta(

@@ -15,6 +15,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,11 +32,13 @@ from profiler.attribution.operations import (
     passes,
     sequence,
 )
-from profiler.attribution.replayed import Reference, join_replay, reference
 from profiler.attribution.timeline import HostEvent, Timeline
 from profiler.record.measurement import WarmUp, Window
 from profiler.record.run import Closure, InvalidMeasurement, KernelTimes, OpTimes
 from roofline.graph.op import Kind, OpGraph
+
+if TYPE_CHECKING:
+    from profiler.attribution.replayed import Reference
 
 FROM_HOST = "Memcpy HtoD"
 """Prefix of kineto's names of copies from the host to the device (CuptiStrings.cpp)."""
@@ -139,13 +142,17 @@ def called(timeline: Timeline, window: HostEvent, names: Sequence[str]) -> tuple
     return tuple(in_place_or_not(op.name) for op in _executed(timeline, window, _keys(names), COMPILED).ops)
 
 
-def plain_pass(timeline: Timeline, window: HostEvent, names: Sequence[str], within: str | None = None) -> Reference:
+def plain_pass(timeline: Timeline, window: HostEvent, names: Sequence[str], within: str | None = None) -> "Reference":
     """A pass on CUDA as the reference of its replays, whose operations must be `names` in order."""
+    from profiler.attribution.replayed import reference
+
     return reference(_device_pass(timeline, window, _keys(names), within)[1])
 
 
-def replay_sample(timeline: Timeline, window: HostEvent, plain: Reference) -> Sample:
+def replay_sample(timeline: Timeline, window: HostEvent, plain: "Reference") -> Sample:
     """Times of one replay of a CUDA graph. Raises GraphMismatch where it is not the plain pass."""
+    from profiler.attribution.replayed import join_replay
+
     joined = join_replay(timeline, (window.start_s, window.end_s), plain)
     if problems := check(joined):
         raise InvalidMeasurement("; ".join(problems))

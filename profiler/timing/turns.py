@@ -20,9 +20,9 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
+from profiler.devices.activity import waited_s
 from profiler.devices.backend import PerDevice, backend_of, free_bytes
 from profiler.devices.conditions import REASONS
-from profiler.devices.host import waited_s
 from profiler.devices.watch import GpuReading, Watch
 from profiler.record.measurement import Label, Window
 from profiler.timing.clocks import Clock, HostClock, clock_for

@@ -15,13 +15,12 @@ from roofline.laws.attention import (
     LatentPrefillAttention,
     PrefillAttention,
 )
-from roofline.laws.collective import Collective, OwnAllReduce
 from roofline.laws.cpu import DECODE, CoreAttention, CoreMatmul, CoreStreaming, HostGap
 from roofline.laws.eager_modules import MODULES, EagerModules, modules_work
 from roofline.laws.experts import Experts
 from roofline.laws.law import Dims, Facts, Law
 from roofline.laws.matmul import BatchedMatmul, BlockScaledMatmul, Matmul, ScaledMatmul
-from roofline.laws.streams import Matvec, Streaming
+from roofline.laws.streams import Collective, Matvec, OwnAllReduce, Streaming
 from roofline.laws.work import (
     OPERATIONS,
     Work,

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from roofline.dtypes import ARITHMETIC, BITS
-from roofline.laws.expert_loads import expert_loads
+from roofline.laws.experts import expert_loads
 from roofline.laws.law import Dims, Facts, Floats
 from roofline.record import Record
 

@@ -1,7 +1,7 @@
 """Records of a prediction, and how each pass gets its: exact passes with all their operations, sweeps with totals."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
@@ -9,15 +9,15 @@ from pydantic import Field
 from roofline.graph.memory import Footprint, footprint
 from roofline.graph.op import Kind, Op, OpGraph, Role, Traffic, uncounted_share
 from roofline.hardware.spec import HardwareSpec, Peaks, at_ends
-from roofline.host import known, pass_wall_s
+from roofline.host import host_gap_s, known, pass_wall_s
 from roofline.laws.law import Floats
 from roofline.price import Prepared, missing_peaks, price
-from roofline.price_by_law import LawPrices, host_gap_s, law_notes, law_prices, total_interval
+from roofline.price_by_law import LawPrices, law_notes, law_prices, total_interval
 from roofline.record import Record
-from roofline.sweep.family import Piece
-from roofline.sweep.polynomial import Sweep
-from roofline.sweep.price import memory_pieces, price_pieces
 from roofline.workload import Workload
+
+if TYPE_CHECKING:
+    from roofline.sweep.family import Piece
 
 _SUMMED = ("matrix_flops", "vector_flops", "link_bytes")
 _ABOUT = ("path", "name", "kind", "count", "dtype", "dims", "also", "counted")
@@ -223,8 +223,10 @@ def predict_pass(
     )
 
 
-def predict_sweep(pieces: Sequence[Piece], workloads: Sequence[Workload], peaks: Peaks) -> list[PassPrediction]:
+def predict_sweep(pieces: "Sequence[Piece]", workloads: Sequence[Workload], peaks: Peaks) -> list[PassPrediction]:
     """Totals of one pass of each workload, in their order."""
+    from roofline.sweep.price import memory_pieces, price_pieces
+
     swept, memory = price_pieces(pieces, workloads, peaks), memory_pieces(pieces, workloads)
     missing = tuple(sorted({peak for piece in pieces for peak in missing_peaks(piece.graph.template.ops, peaks)}))
     uncounted = _uncounted(pieces, workloads)
@@ -245,8 +247,10 @@ def predict_sweep(pieces: Sequence[Piece], workloads: Sequence[Workload], peaks:
     ]
 
 
-def _uncounted(pieces: Sequence[Piece], workloads: Sequence[Workload]) -> dict[int, dict[str, Any]]:
+def _uncounted(pieces: "Sequence[Piece]", workloads: Sequence[Workload]) -> dict[int, dict[str, Any]]:
     """Operators without a FLOP count and their share of the bytes, by workload; none for those without such."""
+    from roofline.sweep.polynomial import Sweep
+
     found: dict[int, dict[str, Any]] = {}
     for piece in pieces:
         template = piece.graph.template
@@ -261,9 +265,11 @@ def _uncounted(pieces: Sequence[Piece], workloads: Sequence[Workload]) -> dict[i
 
 
 def predict_sweep_by_laws(
-    pieces: Sequence[Piece], workloads: Sequence[Workload], spec: HardwareSpec, peaks: Peaks
+    pieces: "Sequence[Piece]", workloads: Sequence[Workload], spec: HardwareSpec, peaks: Peaks
 ) -> list[PassPrediction]:
     """Totals of one pass of each workload by the laws of `spec`, in their order."""
+    from roofline.sweep.price import memory_pieces
+
     memory, passes = memory_pieces(pieces, workloads), {}
     for piece in pieces:
         for i in piece.index.tolist():

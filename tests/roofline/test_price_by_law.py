@@ -7,23 +7,15 @@ from graphs import GraphBuilder, peaks
 from hypothesis import given
 from hypothesis import strategies as st
 
+from roofline.caches import bytes_since_last_run
 from roofline.graph.op import OpGraph, Routing
 from roofline.hardware.spec import Chip, Figure, HardwareSpec, Level, Link, Peaks, facts_of
-from roofline.laws.expert_loads import expert_loads
+from roofline.host import gap_dims, host_gap_s, least_gap_s
+from roofline.laws.experts import expert_loads
 from roofline.laws.fitted import PROBES, FittedLaw, LevelRatio
 from roofline.laws.work import OPERATIONS
 from roofline.price import Prepared
-from roofline.price_by_law import (
-    bytes_since_last_run,
-    gap_dims,
-    host_gap_s,
-    law_prices,
-    least_gap_s,
-    level_factors,
-    ratio_of,
-    skew_of,
-    waits,
-)
+from roofline.price_by_law import law_prices, level_factors, ratio_of, skew_of, waits
 from roofline.whatif.pipeline import all_gather, all_reduce
 from roofline.workload import Workload
 

@@ -7,7 +7,7 @@ import pytest
 from microbench_samples import CAP, characterised, lost, measured, replicated
 
 from calibrate.device.figures import characteristic, characteristics, datasheet_value, name_of, with_datasheet
-from calibrate.device.spec import peaks_of
+from calibrate.device.peaks import peaks_of
 from profiler.record.measurement import Capacity, MemoryHierarchy, grouped
 from profiler.record.run import Environment
 from roofline.hardware.load import load_device

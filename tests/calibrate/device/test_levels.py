@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibrate.device.levels import MeasuredLevel, Plateau, Reached, knees, ladder, noise, plateaus, shown
+from calibrate.device.levels import Plateau, knees, noise, plateaus
+from calibrate.device.peaks import MeasuredLevel, Reached, ladder, shown
 from profiler.record.measurement import DISTINCT, Capacity
 
 SEEDS = 500

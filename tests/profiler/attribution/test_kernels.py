@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from intervals import union_s
 from timelines import CUDA, executed, recorded
 
-from profiler.attribution.kernels import EDGE_S, DeviceJoin, OpSpan, check, idle, join, shares
+from profiler.attribution.kernels import DeviceJoin, OpSpan, check, join
+from profiler.attribution.shares import EDGE_S, idle, shares
 from profiler.attribution.timeline import Timeline, read_timeline
 from scripts.trace_closure import operators
 

@@ -1,8 +1,9 @@
 """Each thing that spoils a machine at rest is one finding, by rules over recorded readings."""
 
+from profiler.devices.activity import HostReading, Process
 from profiler.devices.conditions import CONDITIONS, REASONS, worst
 from profiler.devices.findings import gpu_findings, host_findings
-from profiler.devices.host import HostReading, Process, Processor
+from profiler.devices.host import Processor
 from profiler.devices.watch import GpuProcess, GpuReading
 from profiler.record.measurement import Label
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from waiting import until
 
-from profiler.devices import host
+from profiler.devices import activity
+from profiler.devices.activity import parse_cpu_times, parse_swap_pages, process_times, read_host, waited_s
 from profiler.devices.host import (
     Processor,
     free_bytes,
@@ -17,19 +18,14 @@ from profiler.devices.host import (
     parse_chosen,
     parse_clock_hz,
     parse_cpu_name,
-    parse_cpu_times,
     parse_flags,
     parse_kib,
     parse_memory_limit,
     parse_quota,
-    parse_swap_pages,
-    process_times,
-    read_host,
     read_limits,
     read_processor,
     total_bytes,
     usable_cpus,
-    waited_s,
 )
 
 
@@ -74,8 +70,8 @@ def test_counters() -> None:
 def test_a_look_at_recorded_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proc, sys_ = tmp_path / "proc", tmp_path / "sys"
     clock, own = iter([10.0, 11.0]), iter([3.0, 3.25])
-    monkeypatch.setattr(host.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(host.time, "process_time", lambda: next(own))
+    monkeypatch.setattr(activity.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(activity.time, "process_time", lambda: next(own))
     ticks = os.sysconf("SC_CLK_TCK")
     put(proc / "stat", "cpu  0 0 0 0 0 0 0 0 0 0\n")
     put(proc / "vmstat", "pswpin 1\npswpout 1\n")

@@ -11,6 +11,7 @@ from pretended_hosts import GIB, HOSTS, MIB, Host, pretend
 
 from profiler.devices import caches as effective_module
 from profiler.devices import host as host_memory
+from profiler.devices.activity import read_host
 from profiler.devices.caches import (
     TRUSTED_BYTES,
     cache_capacities,
@@ -22,7 +23,7 @@ from profiler.devices.caches import (
     read_cpu_caches,
 )
 from profiler.devices.environment import collect, findings
-from profiler.devices.host import parse_cpu_list, read_host, read_processor, usable_cpus
+from profiler.devices.host import parse_cpu_list, read_processor, usable_cpus
 from profiler.microbench import memory, pointwise
 from profiler.microbench.bench import Bench
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from nvml_sequences import Clock, play, quiet_host, sequence
 
+from profiler.devices.activity import process_times
 from profiler.devices.backend import CPU, CUDA
-from profiler.devices.host import process_times
 from profiler.devices.nvml import NvmlMissing
 from profiler.devices.watch import CLOCKED_CPUS, GpuProcess, GpuState, GpuWatch, HostWatch
 from profiler.record.measurement import Window

@@ -5,8 +5,7 @@ import torch
 from watches import Plays
 
 from profiler.kernels import family
-from profiler.kernels.eager import Draw, Make, Operands, Run
-from profiler.kernels.family import FAMILIES, KernelFamily, family_of, streaming_operators
+from profiler.kernels.family import FAMILIES, Draw, KernelFamily, Make, Operands, Run, family_of, streaming_operators
 from profiler.kernels.table import probe_kernels
 from roofline.laws.kinds import KernelShape
 

@@ -12,7 +12,7 @@ from profiler.kernels.in_model import InModel, InModelKernels, prompts_of, width
 from profiler.kernels.table import in_model_rows, probe_kernels
 from profiler.microbench.host_cost import Step
 from profiler.timing.turns import Watched
-from roofline.price_by_law import gap_dims
+from roofline.host import gap_dims
 
 CPU = torch.device("cpu")
 CACHE = 64 * 64 * 4 * 16.0

@@ -4,9 +4,7 @@ import pytest
 import torch
 from watches import Plays
 
-from profiler.kernels.arena import ALIGNED, Arena, Storage
-from profiler.kernels.eager import STREAMING
-from profiler.kernels.family import family_of
+from profiler.kernels.family import ALIGNED, STREAMING, Arena, Storage, family_of
 from profiler.kernels.measure import (
     MOST_SETS,
     PASSES,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slow_products import TWO_CORES, SlowProducts
 
-from profiler.microbench import peak, suite
+from profiler.microbench import peak, short
 from profiler.microbench.bench import Bench
 from profiler.microbench.matmul import Shape, flops
 from profiler.microbench.peak import CALLS, LADDER, Grid, Rate, climb, search
@@ -22,7 +22,7 @@ def bench() -> Bench:
     return Bench(CPU, budget_s=0.02, quick=True)
 
 
-SHAPES = suite.SHAPES.host
+SHAPES = short.SHAPES.host
 
 
 def test_the_budget_holds_however_slow_a_type_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,12 @@ import torch
 from microbench_samples import lost, measured
 from slow_products import TWO_CORES, SlowProducts
 
-from calibrate.device.spec import spec_of_peaks
+from calibrate.device.peaks import spec_of_peaks
 from profiler.devices.backend import PerDevice
 from profiler.devices.caches import cache_capacities, memory_hierarchy
 from profiler.devices.environment import collect
 from profiler.microbench import suite
-from profiler.microbench.suite import measure_peaks
+from profiler.microbench.short import measure_peaks
 from profiler.record.measurement import Measurement
 from roofline.hardware.spec import Peaks
 

@@ -10,7 +10,6 @@ from each import each
 from tiny import TINY, tiny
 from transformers import AutoModelForCausalLM
 
-from profiler.job import Choices, Shapes, plan
 from profiler.models.build import (
     build,
     build_meta,
@@ -22,6 +21,7 @@ from profiler.models.build import (
     require_weights,
 )
 from profiler.models.resolve import resolve
+from profiler.passes.job import Choices, Shapes, plan
 from profiler.record.run import RequestError
 from roofline.dtypes import MODEL_DTYPES
 from roofline.workload import Workload

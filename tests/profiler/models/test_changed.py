@@ -7,7 +7,6 @@ import torch
 from tiny import TINY, layered, tiny
 from transformers import DynamicCache
 
-from profiler.job import trace_cell
 from profiler.models.build import build, build_meta
 from profiler.models.changed import (
     CHANGES,
@@ -20,6 +19,7 @@ from profiler.models.changed import (
 )
 from profiler.models.inputs import prepare
 from profiler.models.mixed import MIXED, prepare_mixed
+from profiler.passes.job import trace_cell
 from profiler.record.run import Cell, RequestError
 from roofline.graph.op import OpGraph
 from roofline.hardware.load import load_device

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from profiler.devices.backend import parse_device
-from profiler.job import Choices, Shapes, check_mode, plan
+from profiler.passes.job import Choices, Shapes, check_mode, plan
 from profiler.record.run import RequestError
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from law_checks import FACTS, columns, fitted_to, one_by_one, price
 
-from roofline.laws.collective import Collective
+from roofline.laws.streams import Collective
 from roofline.laws.work import OPERATIONS, factor, sent_bytes
 
 COLLECTIVE = Collective()
@@ -54,7 +54,7 @@ def test_ranks_on_several_nodes_wait_for_the_network() -> None:
 
 
 def test_it_takes_the_faster_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("roofline.laws.collective.SHARPNESS", 30.0)
+    monkeypatch.setattr("roofline.laws.streams.OF_PROTOCOLS", 30.0)
     dims = columns(41, bytes=SIZES, ranks=4, operation=1)
     worked = (0.75 + 0.4 / 4) * SIZES
     latency = 5e-6 + 3e-6

@@ -4,8 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from law_checks import FACTS, columns, fitted_to, one_by_one, price
 
-from roofline.laws.expert_loads import expert_loads
-from roofline.laws.experts import Experts
+from roofline.laws.experts import Experts, expert_loads
 from roofline.laws.work import experts_work
 
 EXPERTS = Experts()

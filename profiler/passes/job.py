@@ -24,8 +24,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from profiler.devices.backend import PerDevice, backend_of, free_bytes
 from profiler.models.build import build, build_meta, check_request, context_limit, require_weights
-from profiler.models.changed import change_model, changed_config, model_change, parsed
-from profiler.models.mixed import MIXED
 from profiler.models.resolve import ResolvedModel, layer_count, resolve, truncate
 from profiler.models.trace import trace
 from profiler.passes.measure import Loaded, measure_cell, prepared, reason
@@ -79,7 +77,7 @@ def measure_cells(folder: RunFolder, done: frozenset[str], job: Job, step: Step 
                 seed=job.seed,
                 step=partial(_within, step, cell, begun),
             )
-            if cell.change and parsed(cell.change)[0] == "fresh":
+            if cell.change:
                 result = _with_fresh(result, job)
             if graph is not None:
                 result = result.model_copy(update={"graph": folder.write_graph(cell, graph)})
@@ -93,14 +91,16 @@ def measure_cells(folder: RunFolder, done: frozenset[str], job: Job, step: Step 
 
 
 def _with_fresh(result: CellResult, job: Job) -> CellResult:
-    """The result with the times of new processes, or the reason why there are none."""
-    count = parsed(result.cell.change)[1]["processes"]
-    try:
-        from profiler.passes.fresh import fresh_times
+    """The result with the times of new processes where the change asks for them, or the reason why there are none."""
+    from profiler.models.changed import parsed
 
-        times = fresh_times(
-            result.cell, job.device, processes=count, seed=job.seed, trust_remote_code=job.trust_remote_code
-        )
+    name, options = parsed(result.cell.change)
+    if name != "fresh":
+        return result
+    from profiler.passes.fresh import fresh_times
+
+    try:
+        times = fresh_times(result.cell, job.device, seed=job.seed, trust_remote_code=job.trust_remote_code, **options)
     except InvalidMeasurement as error:
         return result.model_copy(update={"status": "invalid", "reason": str(error)})
     return result.model_copy(update={"fresh": times})
@@ -117,8 +117,21 @@ def _by_model(cells: list[Cell]) -> Iterator[list[Cell]]:
 
 
 def _model_key(cell: Cell) -> tuple[object, ...]:
-    attn = MIXED if cell.beside else cell.attn
-    return (cell.model, cell.workload.dtype, attn, cell.experts, cell.layers, cell.weights, model_change(cell.change))
+    change = ""
+    if cell.change:
+        from profiler.models.changed import model_change
+
+        change = model_change(cell.change)
+    return (cell.model, cell.workload.dtype, _attention(cell), cell.experts, cell.layers, cell.weights, change)
+
+
+def _attention(cell: Cell) -> str:
+    """The attention implementation of the cell's model: a mixed step has its own."""
+    if cell.beside is None:
+        return cell.attn
+    from profiler.models.mixed import MIXED
+
+    return MIXED
 
 
 def _load(cell: Cell, job: Job) -> Loaded:
@@ -126,9 +139,11 @@ def _load(cell: Cell, job: Job) -> Loaded:
     resolved = resolve(cell.model, trust_remote_code=job.trust_remote_code)
     whole_config = resolved.config
     if cell.change:
+        from profiler.models.changed import change_model, changed_config
+
         whole_config = changed_config(whole_config, cell.change)
     config = truncate(whole_config, cell.layers) if cell.layers else whole_config
-    dtype, attn = getattr(torch, cell.workload.dtype), MIXED if cell.beside else cell.attn
+    dtype, attn = getattr(torch, cell.workload.dtype), _attention(cell)
     meta = build_meta(config, dtype, attn, cell.experts)
     whole = meta if config is whole_config else build_meta(whole_config, dtype, attn, cell.experts)
     needed, free = weight_bytes(meta), free_bytes(job.device)
@@ -145,8 +160,9 @@ def _load(cell: Cell, job: Job) -> Loaded:
         seed=job.seed,
         trust_remote_code=job.trust_remote_code,
     )
-    for each in (meta, model):
-        change_model(each, cell.change)
+    if cell.change:
+        for each in (meta, model):
+            change_model(each, cell.change)
     return Loaded(name=cell.model, model=model, meta=meta, whole=whole, notes=resolved.notes_in_full)
 
 
@@ -301,10 +317,13 @@ class CellCheck:
         for workload in filter(None, (cell.workload, cell.beside)):
             check_request(self.config, device=self.device, dtype=workload.dtype, workload=workload)
             tokens += workload.batch * (workload.query_tokens + workload.context_tokens)
-        changed_config(self.config, cell.change)
+        if cell.change:
+            from profiler.models.changed import changed_config
+
+            changed_config(self.config, cell.change)
         copies = 2.0 if cell.change.startswith("load") else 1.0
         self._require(copies * tokens * self._token_bytes)
-        way = MIXED if cell.beside else cell.attn
+        way = _attention(cell)
         if way not in self._ways:
             meta = build_meta(self.config, cell.workload.dtype, way, cell.experts)
             if cell.beside:
