@@ -184,10 +184,9 @@ class Cpu(Backend):
 
     def clock_settings(self, device: torch.device) -> str | None:
         cpus = host.usable_cpus()
-        governors, boost = host.read_governors(cpus), host.read_processor(cpus).boost
-        told = [f"governor {' and '.join(governors)}"] if governors else []
-        told += [] if boost is None else [f"boost {'on' if boost else 'off'}"]
-        return ", ".join(told) or None
+        governors, boost = " and ".join(host.read_governors(cpus)), host.read_processor(cpus).boost
+        told = (governors and f"governor {governors}", {None: "", True: "boost on", False: "boost off"}[boost])
+        return ", ".join(filter(None, told)) or None
 
     def why_not_compiled(self) -> str | None:
         from torch._inductor.cpp_builder import get_cpp_compiler
@@ -327,10 +326,9 @@ class Cuda(Backend):
     def reading(self, device: torch.device) -> GpuReading | None:
         from profiler.devices.nvml import NvmlMissing, read_gpu
 
-        try:
+        with suppress(NvmlMissing):  # `findings` says so
             return read_gpu(pci_bus_id(device))
-        except NvmlMissing:  # `findings` says so
-            return None
+        return None
 
     def findings(self, device: torch.device) -> Sequence[Finding]:
         from profiler.devices.nvml import NvmlMissing, read_gpu
@@ -358,9 +356,8 @@ BACKENDS: list[Backend] = [CUDA, CPU]
 def backend_of(device: torch.device | str) -> Backend:
     """The backend of a device or of a kind of device. Raises ValueError for a kind that is not in `BACKENDS`."""
     kind = device.type if isinstance(device, torch.device) else device.partition(":")[0]
-    for backend in BACKENDS:
-        if backend.type == kind:
-            return backend
+    if (found := next((backend for backend in BACKENDS if backend.type == kind), None)) is not None:
+        return found
     known = " or ".join(sorted(backend.type for backend in BACKENDS))
     raise ValueError(f"no backend for device type {kind!r}; use {known}")
 

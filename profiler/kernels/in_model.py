@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from profiler.kernels.measure import NoInputs, samples
+from profiler.kernels.measure import samples
 from profiler.microbench.host_cost import CONTEXT, Step
-from profiler.models.trace import trace
+from profiler.models.trace import NoInputs, trace
 from profiler.passes.eager import Runner
 from profiler.passes.samples import Sample
 from profiler.record.measurement import middle_mean

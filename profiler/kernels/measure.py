@@ -10,8 +10,7 @@ Example: ``ProbedKernels(shapes, device, rotated_bytes=64 << 20).visit(watched)`
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from profiler.kernels.family import Arena, Operands, Run, family_of
 from profiler.kernels.journal import Made
 from profiler.microbench.bench import reason
 from profiler.models.meta import know
-from profiler.models.trace import trace
+from profiler.models.trace import NoInputs, trace
 from profiler.passes.eager import Runner
 from profiler.passes.samples import Sample, sample
 from profiler.timing.clocks import event_cost_s
@@ -335,22 +334,6 @@ def traced(probe: Probe, dtype: str, kind: str) -> OpGraph:
         probe = Probe(kernels, probe.rotated_bytes, torch.device("meta"))
     workload = Workload(batch=1, query_tokens=1, context_tokens=0, dtype=dtype)
     return trace(probe, NoInputs(), workload, name="probe", target=kind, options={})
-
-
-class NoInputs:
-    """The inputs of a module that has its operands inside: none."""
-
-    def kwargs(self) -> dict[str, Any]:
-        return {}
-
-    def call(self, model: nn.Module) -> Any:
-        return model()
-
-    def restore(self) -> None:
-        """Do nothing, for nothing was changed."""
-
-    def cache_tensors(self) -> Iterable[tuple[int, str, Tensor]]:
-        return ()
 
 
 def samples(runner: Runner, names: Sequence[str], count: int, watched: Watched) -> list[Sample]:

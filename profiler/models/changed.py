@@ -21,6 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from profiler.devices.backend import backend_of
 from profiler.models.resolve import layer_count, truncate
+from profiler.models.trace import NoInputs
 from profiler.record.run import RequestError
 from roofline.graph.op import Kind, OpGraph, layer_of
 from roofline.written import Written
@@ -167,25 +168,6 @@ class Loads(nn.Module):
         for here, there in self.pairs:
             here.copy_(there, non_blocking=True)
         return SimpleNamespace(logits=self.pairs[0][0])
-
-
-class NoInputs:
-    """The inputs and state of a pass that has none."""
-
-    def kwargs(self) -> dict[str, Any]:
-        return {}
-
-    def call(self, model: nn.Module) -> Any:
-        return model()
-
-    def restore(self) -> None:
-        """Nothing was changed that the next pass does not change alike."""
-
-    def cache_tensors(self) -> Iterator[tuple[int, str, Tensor]]:
-        return iter(())
-
-    def cache_classes(self) -> str:
-        return ""
 
 
 class WithAdapters(nn.Module):

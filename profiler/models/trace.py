@@ -365,3 +365,22 @@ def _flex(
     recorder.append("flex_attention", work, inputs, [(t, distinct_bytes(t)) for t in inputs],
                     [(outs[0], distinct_bytes(outs[0]))])  # fmt: skip
     return outs
+
+
+class NoInputs:
+    """The inputs of a module that has its operands inside: none."""
+
+    def kwargs(self) -> dict[str, Any]:
+        return {}
+
+    def call(self, model: nn.Module) -> Any:
+        return model()
+
+    def restore(self) -> None:
+        """Do nothing: what a pass changes, the next one changes alike."""
+
+    def cache_tensors(self) -> Iterator[tuple[int, str, Tensor]]:
+        return iter(())
+
+    def cache_classes(self) -> str:
+        return ""

@@ -9,7 +9,6 @@ from profiler.kernels.measure import (
     MOST_SETS,
     PASSES,
     Kernel,
-    NoInputs,
     Probe,
     ProbedKernels,
     checked_kernels,
@@ -18,7 +17,7 @@ from profiler.kernels.measure import (
     traced,
 )
 from profiler.kernels.table import probe_kernels
-from profiler.models.trace import trace
+from profiler.models.trace import NoInputs, trace
 from profiler.timing.turns import Watched
 from roofline.laws.kinds import KernelShape
 

@@ -12,7 +12,7 @@ from calibrate.device.peaks import spec_of_peaks
 from profiler.devices.backend import PerDevice
 from profiler.devices.caches import cache_capacities, memory_hierarchy
 from profiler.devices.environment import collect
-from profiler.microbench import suite
+from profiler.microbench import short
 from profiler.microbench.short import measure_peaks
 from profiler.record.measurement import Measurement
 from roofline.hardware.spec import Peaks
@@ -26,7 +26,7 @@ Found = tuple[Peaks, dict[str, str], list[tuple[float, str]]]
 def found() -> Found:
     told: list[tuple[float, str]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(suite, "SHAPES", PerDevice(((256, 256, 256), (512, 256, 256)), ()))
+        patch.setattr(short, "SHAPES", PerDevice(((256, 256, 256), (512, 256, 256)), ()))
         measurements = measure_peaks(
             "cpu", ["float32", "tfloat32"], budget_s=1.0, limit_bytes=192 * MIB,
             progress=lambda part, what: told.append((part, what)),
@@ -79,13 +79,13 @@ def test_a_figure_is_what_an_undisturbed_machine_reaches() -> None:
     for seed in range(3):
         chance = random.Random(seed)
         visits = [visit(0, 1e-3, 0.0), visit(1, 1e-3, 0.5), visit(2, 1e-3, 0.2)]  # the first one shared the machine
-        (merged,) = suite.together(visits)
+        (merged,) = short.together(visits)
         assert len(merged.samples) == 120 and merged.value() == pytest.approx(1e9, rel=0.02), seed
 
 
 def test_what_no_visit_could_have_keeps_its_reason() -> None:
     failed = [lost("matmul", "burst", f"reason {i}", process=i) for i in range(3)]
-    assert [one.reason for one in suite.together(failed)] == ["reason 2"]
+    assert [one.reason for one in short.together(failed)] == ["reason 2"]
 
 
 def test_the_best_shape_over_all_visits_is_the_burst() -> None:
@@ -95,14 +95,14 @@ def test_the_best_shape_over_all_visits_is_the_burst() -> None:
     found = [product(256, 9e9, 0), product(512, 8e9, 0), product(256, 7e9, 1), product(512, 10e9, 1)]
     other = measured("memory", "copy", 1e9)
     left_out = {"float32": "1024×1024×1024 (18 s a call)"}
-    burst, kept = suite.with_bursts(suite.together([*found, other]), left_out)
+    burst, kept = short.with_bursts(short.together([*found, other]), left_out)
     assert burst.case == "burst" and burst.value() == pytest.approx(10e9) and kept.benchmark == "memory"
     assert burst.parameters["not tried"] == left_out["float32"] and "not tried" not in kept.parameters
 
 
 def test_later_visits_time_what_came_near_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     paper = SlowProducts(monkeypatch, {**TWO_CORES, ("bfloat16", "k×n"): 14e9, ("float32", "k×n"): 120e9})
-    products = suite.Products({})
+    products = short.Products({})
     bench = paper.bench(dtypes=("float32", "bfloat16"))
     first = list(products.visit(bench, 4.0))
     middle_s, first_calls = paper.clock.at_s, len(paper.calls)
@@ -115,11 +115,11 @@ def test_later_visits_time_what_came_near_the_fastest(monkeypatch: pytest.Monkey
 
 def test_three_visits_end_within_their_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     paper = SlowProducts(monkeypatch, TWO_CORES)
-    products = suite.Products({})
+    products = short.Products({})
     bench = paper.bench(dtypes=("float32", "bfloat16", "int8"))
-    found = [one for _ in range(3) for one in products.visit(bench, 15 * suite.SHARES["matmul"][0] / 3)]
-    assert paper.clock.at_s <= 1.5 * 15 * suite.SHARES["matmul"][0]
-    kept = suite.with_bursts(suite.together(found), products.left_out)
+    found = [one for _ in range(3) for one in products.visit(bench, 15 * short.SHARES["matmul"][0] / 3)]
+    assert paper.clock.at_s <= 1.5 * 15 * short.SHARES["matmul"][0]
+    kept = short.with_bursts(short.together(found), products.left_out)
     rates = {one.dtype: one.value() for one in kept if one.has_value}
     assert rates == {"float32": pytest.approx(150e9), "bfloat16": pytest.approx(20e9)}
     assert next(one.reason for one in kept if one.dtype == "int8") == "NotImplementedError: no int8 product"
