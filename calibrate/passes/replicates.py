@@ -133,43 +133,43 @@ def _independent_share(off: Floats) -> float:
 
 
 def levels(
-    beside_pass: Mapping[str, Sequence[float]], calibration: Mapping[str, ReferenceLevel], dtype: str
+    beside_pass: Mapping[str, Sequence[float]], calibration: Mapping[str, ReferenceLevel], dtype: str, rounds: int
 ) -> dict[str, LevelRatio]:
-    """The ratio of each of `PROBES` that ran in both, from seconds before and after each round and of each visit: in
-    the `dtype` of the pass, or without one. Where the calibration was brought to one level, by the shorter of the times
-    before and after each visit, a round counts by the shorter of its two as well. A probe with a single time on either
-    side has no interval and is left out."""
+    """The ratio of each of `PROBES` that ran in both, from seconds within each of the `rounds` of a pass and of each
+    visit: in the `dtype` of the pass, or without one. A round counts by the mean of its times, as its passes do. A
+    probe with a single round or visit on either side has no interval and is left out."""
     ratios: dict[str, LevelRatio] = {}
     for probe in PROBES:
         name = probe_of(probe, dtype, calibration, beside_pass)
         if name is None or not beside_pass[name]:
             continue
-        reference, seconds = calibration[name], beside_pass[name]
-        if reference.centre_s is None:
-            ratio = level_ratio(seconds, reference.seconds)
-        else:
-            ratio = level_ratio([min(seconds[i : i + 2]) for i in range(0, len(seconds), 2)], reference.centre_s)
+        reference = calibration[name]
+        ratio = level_ratio(by_round(beside_pass[name], rounds), reference.seconds, reference.centre_s)
         if ratio is not None:
             ratios[probe] = ratio
     return ratios
 
 
-def level_ratio(pass_s: Sequence[float], calibration_s: Sequence[float] | float) -> LevelRatio | None:
-    """Median of `pass_s` ÷ median of `calibration_s`, shrunk towards 1; None without an interval. A level to which the
-    calibration was brought is one number, and exact.
+def level_ratio(
+    pass_s: Sequence[float] | Floats, calibration_s: Sequence[float], centre_s: float | None = None
+) -> LevelRatio | None:
+    """Median of `pass_s` ÷ median of `calibration_s`, shrunk towards 1; None without an interval. With `centre_s`, the
+    level to which the calibration was brought, ÷ that number, which is exact.
 
-    A ratio that is noise would add that noise to every prediction. It is therefore shrunk as by the non-negative
-    garrote (Breiman, Technometrics 37(4), 1995; the positive-part James–Stein estimator of one mean has the same form):
-    its logarithm is multiplied by max(0, 1 − (h ÷ log ratio)²), h being half its 90 % interval. (With the standard
-    error for h, probes of a noisy host added up to 30 % to a prediction.)
+    A ratio that is noise would add that noise to every prediction. Its logarithm x, known to a standard error e, is
+    therefore multiplied by t² ÷ (t² + e²), the posterior mean of a normal level whose standard deviation before the
+    pass was t (empirical Bayes; Efron and Morris, JASA 68(341), 1973). t is what the machine is seen to do: the
+    standard deviation of the calibration's own readings, or x itself less its noise, √(x² − e²), where that is more.
     """
-    beside = median_of(np.log(pass_s))
-    if isinstance(calibration_s, float):
-        log_ratio = replace(beside, value=beside.value - math.log(calibration_s))
-    else:
-        log_ratio = difference(beside, median_of(np.log(calibration_s)))
+    readings = np.log(calibration_s)
+    beside, during = median_of(np.log(pass_s)), median_of(readings)
+    log_ratio = (
+        difference(beside, during) if centre_s is None else replace(beside, value=beside.value - math.log(centre_s))
+    )
     ends = log_ratio.interval()
     if ends is None:
         return None
-    kept = 1 - (log_ratio.half() / log_ratio.value) ** 2 if log_ratio.value != 0 else 0.0
-    return LevelRatio(ratio=math.exp(log_ratio.value * max(kept, 0.0)), low=math.exp(ends[0]), high=math.exp(ends[1]))
+    noise = log_ratio.error**2
+    plausible = max(float(np.var(readings)), log_ratio.value**2 - noise)
+    kept = plausible / (plausible + noise) if noise > 0 else 1.0
+    return LevelRatio(ratio=math.exp(log_ratio.value * kept), low=math.exp(ends[0]), high=math.exp(ends[1]))

@@ -192,7 +192,9 @@ def _predicted(
     if spec.measured is None or np.isnan(time_s).any():
         return None
     shares = waits(prepared, spec.measured, spec.kind)
-    return Predicted.of(time_s, laws, shares, levels(result.reference, spec.reference, result.cell.workload.dtype))
+    return Predicted.of(
+        time_s, laws, shares, levels(result.reference, spec.reference, result.cell.workload.dtype, result.rounds)
+    )
 
 
 def _by_law(graph: OpGraph, members: Sequence[Sequence[int]], spec: HardwareSpec, otherwise: Array) -> Array:

@@ -253,7 +253,7 @@ def rounds(
     """Samples of one pass for each operation of `graph`, within about `budget_s` seconds.
 
     A pass of which three rounds of `PASSES` do not fit the budget has fewer of them in a round, at least one.
-    `probes`: timed before and after each round.
+    `probes`: timed before, between and after the plain and the profiled passes of each round.
 
     Raises: SequenceMismatch if the device runs other operations than `graph`; InvalidMeasurement if the samples
     cannot be trusted; torch's own errors, out of memory among them.
@@ -288,6 +288,7 @@ def rounds(
             if runner.settles:
                 runner.once()
             plain = [runner.once() for _ in range(in_a_row)]
+            read_level()
             taken, walls = _twice(lambda: runner.profiled(in_a_row))
             read_level()
             if not runner.by_kernels:

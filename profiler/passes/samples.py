@@ -68,7 +68,7 @@ class PassTimes:
     windows: tuple[Window, ...] = ()
     """One for each round of passes."""
     reference: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """Seconds of each reference probe before and after each round."""
+    """Seconds of each reference probe: before, between and after the plain and the profiled passes of each round."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,10 @@ RUN_SCHEMA = 8
 """4 added modes and kernels of several operations; 5 added reference probes, and seconds estimated and spent; 6 added
 rows and checksums of tables; 7 added verdicts; 8 added what governs the clocks, scenarios, changes of a model, and
 mixed steps."""
-METHOD_VERSION = 3
+METHOD_VERSION = 4
 """It is raised whenever the way of timing changes, so that runs are not compared across the change. 3: a process keeps
-the memory that it frees (`profiler.devices.host.keep_freed_memory`)."""
+the memory that it frees (`profiler.devices.host.keep_freed_memory`). 4: reference probes run three times in a round,
+and the mean of their times counts, of rounds and of visits."""
 
 SAME_VERSIONS = ("torch", "transformers", "cuda", "driver")
 """Software whose version affects measurements."""
@@ -216,7 +217,7 @@ class CellResult(Record):
     other_work: float | None = None
     """Share of the usable host cores that other processes and the hypervisor took meanwhile; None where unknown."""
     reference: dict[str, tuple[float, ...]] = {}
-    """Seconds of each reference probe (`laws.fitted.PROBES`) before and after each round of passes, in order."""
+    """Seconds of each reference probe (`laws.fitted.PROBES`) in each round of passes, equally many, in order."""
     fresh: dict[str, tuple[float, ...]] = {}
     """Seconds in processes that had not run the model before, one sample each: "weights", "first pass", "second
     pass"."""

@@ -62,7 +62,7 @@ class Visit(Generic[T]):
     windows: tuple[Window, ...]
     verdict: Verdict
     reference: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of each reference probe beside it, the shorter of those before and after: other work prolongs them."""
+    """Seconds of each reference probe beside it, the mean of those before and after, as a round of a pass has them."""
 
     @property
     def is_sound(self) -> bool:
@@ -192,7 +192,7 @@ def take_turns(
             continue
         windows, turns.after = tuple(watched.windows), read()
         verdict = judge(windows, before, turns.after, on_cpu=on_cpu, most_other_work=BUSY_SHARE)
-        reference = {probe: min(seconds, after_s.get(probe, seconds)) for probe, seconds in before_s.items()}
+        reference = {probe: (seconds + after_s.get(probe, seconds)) / 2 for probe, seconds in before_s.items()}
         turns.visits[name].append(Visit(result, windows, verdict, reference))
         keep(name, turns.visits[name][-1])
         sound[name] += turns.visits[name][-1].is_sound

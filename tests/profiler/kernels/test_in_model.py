@@ -82,7 +82,7 @@ def test_a_table_of_visits_has_the_rows_of_one_and_a_disturbed_one_is_repeated(m
         watch=Plays([BUSY, BUSY]),
     )
     assert probed.failed == {}
-    assert probed.reference == {"memory": [1.0, 3.0, 5.0]}  # the shorter of two for each visit
+    assert probed.reference == {"memory": [1.5, 3.5, 5.5]}  # the mean of two for each visit
     assert probed.centre_s == {}  # without peaks nothing is known of what an operation waits for
     assert probed.table is not None
     assert len(probed.table) == len([row for each in both for row in in_model_rows(each, CACHE)])
