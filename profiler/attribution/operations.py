@@ -16,9 +16,10 @@ import torch
 
 from profiler.attribution.timeline import HostEvent
 from profiler.models.aten import NO_WORK
-from profiler.models.trace import PREFIX
 from roofline.graph.op import OpGraph
 
+PREFIX = "roofcal:"
+"""Prefix of the names of the ranges around modules, which no operator or module of a user has."""
 PASS = "roofcal-pass"
 """Name of the range around each profiled pass."""
 COMPILED = "roofcal-compiled"

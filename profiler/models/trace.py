@@ -51,9 +51,6 @@ from roofline.graph.op import Access, Bytes, Kind, Op, OpGraph, layer_of
 from roofline.graph.op import Tensor as TensorRecord
 from roofline.workload import Workload
 
-PREFIX = "roofcal:"
-"""Prefix of the names of roofcal's profiler ranges, which no operator or module of a user has."""
-
 OLD, OLD_EVERY = 128, 32
 """A storage that is alive for 128 operations (a cache, a table of positions) is checked only after every 32nd."""
 

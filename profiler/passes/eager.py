@@ -20,10 +20,10 @@ import torch
 from torch import nn
 from torch._C._profiler import _RecordFunctionFast
 
-from profiler.attribution.operations import PASS, passes
+from profiler.attribution.operations import PASS, PREFIX, passes
 from profiler.attribution.timeline import Timeline, read_timeline
 from profiler.devices.backend import Graph, backend_of
-from profiler.models.trace import PREFIX, entered
+from profiler.models.trace import entered
 from profiler.passes.samples import PassTimes, Sample, check_sequence, plain_pass, replay_sample, sample
 from profiler.record.run import InvalidMeasurement
 from profiler.timing.clocks import SETTLING_LAUNCHES, capture, recorded

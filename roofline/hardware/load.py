@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -46,7 +47,7 @@ def load_device(name_or_path: str | Path) -> HardwareSpec:
     """
     name, names = str(name_or_path), device_names()
     if name in names:
-        return _read(DEVICES / f"{name}.json")
+        return _shipped(DEVICES / f"{name}.json")
     path = Path(name_or_path)
     if path.suffix == ".json" or os.sep in name or entry(name) is not None:
         return _read(path)
@@ -65,7 +66,14 @@ def _near(name: str, names: tuple[str, ...]) -> tuple[str, ...]:
 
 def find_device(driver_name: str) -> HardwareSpec | None:
     """The device file whose `matches` holds the driver's name, exactly; None where no file describes it."""
-    return next((spec for spec in map(load_device, device_names()) if driver_name in spec.matches), None)
+    specs = (_shipped(DEVICES / f"{name}.json") for name in device_names())
+    return next((spec for spec in specs if driver_name in spec.matches), None)
+
+
+@cache
+def _shipped(path: Path) -> HardwareSpec:
+    """A file of `roofline/devices`, read once: it does not change while the process runs."""
+    return _read(path)
 
 
 def _read(path: Path) -> HardwareSpec:

@@ -6,9 +6,9 @@ from torch import nn
 from torch._C._profiler import _RecordFunctionFast
 from torch.profiler import ProfilerActivity, profile
 
-from profiler.attribution.operations import PASS, differences, executed, passes, touches_data
+from profiler.attribution.operations import PASS, PREFIX, differences, executed, passes, touches_data
 from profiler.attribution.timeline import HostEvent, read_timeline
-from profiler.models.trace import PREFIX, entered
+from profiler.models.trace import entered
 
 
 def event(name: str, start: float, end: float, tid: int = 1) -> HostEvent:

@@ -14,7 +14,7 @@ from profiler.models.graphs import ModelGraphs, Tracing, model_source
 from roofline.fusion.fuse import fused
 from roofline.graph.op import OpGraph
 from roofline.hardware.spec import Link
-from roofline.price import price
+from roofline.price import Prepared, price
 from roofline.sweep.family import Form
 from roofline.sweep.price import price_pieces
 from roofline.whatif.offload import KV_BUFFERS, WEIGHT_BUFFERS, offload
@@ -88,13 +88,13 @@ def test_a_sweep_of_chunks_is_its_exact_passes(name: str, form: Form) -> None:
         for b in (1, 3)
         for q, c in ((20, 90), (90, 20), (50, 50), (33, 70))
     ]
-    wholes, pieces = [made.whole(work) for work in works], made.family().cover(works)
+    wholes, pieces = [Prepared(made.whole(work)) for work in works], made.family().cover(works)
     for slow in (1e-3, 1.0, 1e3):
         device = linked_peaks().model_copy(update={"links": {"pcie": Link(bandwidth=figure(slow))}})
         swept = price_pieces(pieces, works, device)
         for i, whole in enumerate(wholes):
-            time_s = price(whole, device).time_s @ [op.count for op in whole.ops]
-            assert swept.link_bytes[i] == pytest.approx(link_bytes(whole), rel=1e-12)
+            time_s = price(whole, device).time_s @ [op.count for op in whole.graph.ops]
+            assert swept.link_bytes[i] == pytest.approx(link_bytes(whole.graph), rel=1e-12)
             assert swept.time_s[i] == pytest.approx(time_s, rel=1e-9)
 
 
