@@ -62,6 +62,9 @@ WORKERS = 2
 TIME_LIMIT_S, MEMORY_LIMIT = 480, 12 * 2**30
 """Seconds and bytes of address space for one type; most take a second or two on an idle core."""
 
+PRELOADED = ["scripts.least_work", "scripts.model_oracles", "profiler.models.build", "profiler.models.trace"]
+"""What each process needs, loaded once: a main module that `python -m` runs is not."""
+
 BATCH = 2
 PHASES = {"prefill": (12, 0), "decode": (1, 12), "chunk": (4, 12)}
 """(query, context) tokens."""
@@ -292,6 +295,7 @@ def cover_all(types: list[str], workers: int) -> list[Row]:
 
 def _cover_apart(model_type: str) -> Row:
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(theirs, model_type), daemon=True)
     process.start()

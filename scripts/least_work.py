@@ -158,7 +158,13 @@ def _passed(model: nn.Module, config: PretrainedConfig, unused: frozenset[str]) 
                 padding = parameter.shape[0] / experts if stacked and experts else 1.0
                 yield parameter.numel() * share / padding
             else:
-                yield float(parameter.numel())
+                yield float(parameter.numel()) * _runs(path, config)
+
+
+def _runs(path: str, config: PretrainedConfig) -> int:
+    """How often a step runs a module: HRM's low stack in each low cycle of a high one, its high stack in each high."""
+    high, low = getattr(config, "H_cycles", 1), getattr(config, "L_cycles", 1)
+    return high * low if ".L_module." in path else high if ".H_module." in path else 1
 
 
 def _scores(graph: OpGraph) -> float:
@@ -191,6 +197,11 @@ def _cached(config: PretrainedConfig, tokens: int) -> Iterator[float]:
 
 def _kinds(decoder: Any) -> list[tuple[int, str]]:
     """(layer, kind) of the layers that cache keys; the kind is "" where the config tells none apart."""
+    own = (_field(decoder, LAYERS) or 0) - (getattr(decoder, "num_kv_shared_layers", 0) or 0)
+    return [(layer, kind) for layer, kind in _attending(decoder) if layer < own]  # the last layers share others' keys
+
+
+def _attending(decoder: Any) -> list[tuple[int, str]]:
     layers = range(_field(decoder, LAYERS) or 0)
     for name in KINDS:
         kinds = getattr(decoder, name, None)

@@ -74,10 +74,10 @@ def _bmm(args: tuple[Any, ...], out: Tensor, bias: bool = False) -> Work:
     return _matmul(a.shape[0], a.shape[1], b.shape[2], a.shape[2], bias)
 
 
-def _packed_mm(args: tuple[Any, ...], out: Tensor) -> Work:
-    """A product with a matrix whose layout in memory hides its sizes, as that of int4 weights does."""
-    rows = args[0]
-    return _matmul(1, rows.numel() // max(1, rows.shape[-1]), out.shape[-1], rows.shape[-1])
+def _packed_mm(args: tuple[Any, ...], out: Tensor, bias: bool = False) -> Work:
+    """A product with a matrix whose layout in memory may hide its sizes, as that of int4 weights does."""
+    width = args[0].shape[-1]
+    return _matmul(1, args[0].numel() // max(1, width), out.shape[-1], width, bias)
 
 
 def _vector_product(args: tuple[Any, ...], out: Tensor, bias: bool = False) -> Work:
@@ -107,26 +107,24 @@ def _trilinear(args: tuple[Any, ...], out: Tensor) -> Work:
 
 
 def _distances(args: tuple[Any, ...], out: Tensor) -> Work:
-    """Distances between the rows of two matrices: a product for ‖x‖² − 2 x·y + ‖y‖², three additions and a root."""
+    """Distances between rows: ‖x‖² − 2 x·y + ‖y‖², three additions and a root; else |x − y|, power, sum."""
     width = args[0].shape[-1]
+    if len(args) > 2 and args[2] != 2:
+        return Work(Kind.REDUCTION, {"elements": out.numel()}, 0, 4.0 * out.numel() * width)
     product = _matmul(out.numel() // max(1, math.prod(out.shape[-2:])), out.shape[-2], out.shape[-1], width)
     return replace(product, vector_flops=float(3 * out.numel() + 2 * (args[0].numel() + args[1].numel())))
 
 
 def _linear(args: tuple[Any, ...], out: Tensor) -> Work:
-    x, weight = args[:2]
-    has_bias = len(args) > 2 and args[2] is not None
-    return _matmul(1, x.numel() // x.shape[-1], weight.shape[0], weight.shape[1], has_bias)
+    return _packed_mm(args, out, bias=len(args) > 2 and args[2] is not None)
 
 
 def _grouped_mm(args: tuple[Any, ...], out: Tensor) -> Work:
     """The product of each row of `a`, sorted by group, with the group's matrix; `b` is (groups, k, n)."""
     a, b = args[:2]
-    if a.dim() == 3 or b.dim() == 2:
-        dims = {"groups": max(a.shape[0], 1), "m": out.shape[-2], "n": b.shape[-1], "k": a.shape[-1]}
-        return Work(Kind.GROUPED_MATMUL, dims, 2.0 * out.numel() * a.shape[-1])
-    dims = {"groups": b.shape[0], "m": a.shape[0], "n": b.shape[2], "k": a.shape[1]}
-    return Work(Kind.GROUPED_MATMUL, dims, 2.0 * a.shape[0] * b.shape[2] * a.shape[1])
+    groups = max(a.shape[0], 1) if a.dim() == 3 or b.dim() == 2 else b.shape[0]
+    dims = {"groups": groups, "m": out.shape[-2], "n": b.shape[-1], "k": a.shape[-1]}
+    return Work(Kind.GROUPED_MATMUL, dims, 2.0 * out.numel() * a.shape[-1])
 
 
 def _convolution(args: tuple[Any, ...], out: Tensor) -> Work:
@@ -139,7 +137,9 @@ def _convolution(args: tuple[Any, ...], out: Tensor) -> Work:
 
 
 def _embedding(args: tuple[Any, ...], out: Tensor) -> Work:
-    return Work(Kind.EMBEDDING, {"rows": args[1].numel(), "width": args[0].shape[-1]})
+    rows, width = args[1].numel(), args[0].shape[-1]
+    sums = rows * width if out.numel() < rows * width else 0  # in bags: an addition for each element
+    return Work(Kind.EMBEDDING, {"rows": rows, "width": width}, 0, float(sums))
 
 
 def _fourier(args: tuple[Any, ...], out: Tensor) -> Work:
@@ -182,19 +182,20 @@ def _rows(
 GROUPED = frozenset({"_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2"})
 """Operators that multiply each row by the matrix of its group."""
 
+BAGS = ("_embedding_bag", "_embedding_bag_forward_only")
+
 _POINTWISE, _REDUCTION, _COPY = Kind.POINTWISE, Kind.REDUCTION, Kind.COPY
 
 OPERATORS: Mapping[str, Operator] = {
     # Products: by definition.
-    "mm": Operator(Kind.MATMUL, work=_mm),
-    **dict.fromkeys(("_scaled_mm", "_scaled_mm_v2", "_int_mm"), Operator(Kind.MATMUL, work=_mm)),
+    **dict.fromkeys(("mm", "_scaled_mm", "_scaled_mm_v2", "_int_mm"), Operator(Kind.MATMUL, work=_mm)),
     "addmm": Operator(Kind.MATMUL, work=lambda args, out: _mm(args[1:], out, bias=True)),
+    "_addmm_activation": Operator(Kind.MATMUL, work=lambda args, out: _mm(args[1:], out, bias=True)),
     "bmm": Operator(Kind.MATMUL, work=_bmm),
     "baddbmm": Operator(Kind.MATMUL, work=lambda args, out: _bmm(args[1:], out, bias=True)),
     "addbmm": Operator(
         Kind.MATMUL, work=lambda args, out: replace(_bmm(args[1:], out), vector_flops=float(out.numel()))
     ),
-    "_addmm_activation": Operator(Kind.MATMUL, work=lambda args, out: _mm(args[1:], out, bias=True)),
     "addmv": Operator(Kind.MATMUL, work=lambda args, out: _vector_product(args[1:], out, bias=True)),
     "addr": Operator(Kind.MATMUL, work=_outer_product),
     "_trilinear": Operator(Kind.MATMUL, work=_trilinear),
@@ -206,10 +207,8 @@ OPERATORS: Mapping[str, Operator] = {
     ),
     "linear": Operator(Kind.MATMUL, work=_linear),
     **dict.fromkeys(GROUPED, Operator(Kind.GROUPED_MATMUL, work=_grouped_mm)),
-    "convolution": Operator(Kind.CONV, work=_convolution),
-    "_convolution": Operator(Kind.CONV, work=_convolution),
-    "embedding": Operator(Kind.EMBEDDING, touches="rows of the first", work=_embedding),
-    "_embedding_bag": Operator(Kind.EMBEDDING, touches="rows of the first", work=_embedding),
+    **dict.fromkeys(("convolution", "_convolution"), Operator(Kind.CONV, work=_convolution)),
+    **dict.fromkeys(("embedding", *BAGS), Operator(Kind.EMBEDDING, touches="rows of the first", work=_embedding)),
     "linalg_solve_triangular": Operator(Kind.OTHER, work=_triangular),
     **dict.fromkeys(("_fft_c2c", "_fft_r2c", "_fft_c2r"), Operator(Kind.OTHER, work=_fourier)),
     **dict.fromkeys(("linalg_cholesky_ex", "cholesky"), Operator(Kind.OTHER, work=_factorised(1 / 6))),
@@ -254,7 +253,7 @@ OPERATORS: Mapping[str, Operator] = {
     ),
     # Data that is moved or set.
     **_rows("clone _to_copy contiguous _copy_from cat stack where masked_fill masked_fill_ masked_scatter", _COPY),
-    **_rows("index_put scatter slice_scatter select_scatter put_ resolve_conj", _COPY),
+    **_rows("index_put scatter slice_scatter select_scatter put_ resolve_conj reflection_pad1d", _COPY),
     **_rows("roll flip repeat repeat_interleave expand_copy permute_copy unfold_copy im2col", _COPY),
     **_rows("tril triu tril_ triu_ tril_indices triu_indices constant_pad_nd pad one_hot nonzero", _COPY),
     **_rows("zeros ones full eye arange linspace randn rand _local_scalar_dense", _COPY),
@@ -266,7 +265,7 @@ OPERATORS: Mapping[str, Operator] = {
     # what that does there is part of `where`.
     **_rows("empty empty_like empty_strided new_empty new_empty_strided resize_ set_ scalar_tensor", None),
     **_rows("unsafe_split unsafe_split_with_sizes unsafe_chunk transpose_ t_ unsqueeze_ squeeze_ as_strided_", None),
-    **_rows("_unsafe_view _reshape_alias detach alias lift lift_fresh", None),
+    **_rows("_unsafe_view _reshape_alias detach alias lift lift_fresh _linalg_check_errors", None),
     **_rows("is_same_size sym_size sym_stride sym_numel sym_storage_offset", None),
 }  # fmt: skip
 """Operators by name, without namespace and overload; an in-place one (`add_`) without a row has that of the other."""
@@ -341,7 +340,8 @@ def touched(
     written = [args[i] for i in _written_arguments(func) if i < len(args) and isinstance(args[i], Tensor)]
     reads: Touched = [] if touches == "shape" else [(t, distinct_bytes(t)) for t in inputs]
     if touches == "rows of the first" and reads:
-        moved = max((t.numel() * t.element_size() for t in outputs), default=0)
+        rows = args[1].numel() * args[0].shape[-1] * args[0].element_size() if name in BAGS else 0
+        moved = max(rows, *(t.numel() * t.element_size() for t in outputs))
         reads[0] = (inputs[0], min(reads[0][1], moved))
     if touches in ("overwrites", "overwrites rows"):
         reads = [read for read in reads if read[0] is not args[0]]

@@ -261,7 +261,10 @@ def settings_in(raw: Settings) -> Settings | None:
     """The quantisation settings in the fields of a `config.json`, of its own or its language part's; None without."""
     for fields in (raw, *(raw[part] for part in PARTS if isinstance(raw.get(part), dict))):
         for name in FIELDS:
-            if isinstance(value := fields.get(name), dict) and value:
+            value = fields.get(name)
+            if value is not None and not isinstance(value, dict):
+                raise RequestError(f"{name} in config.json is {value!r:.40}; use an object, or leave it out")
+            if value:
                 return {"quant_method": "mlx", **value} if name == "quantization" else value
     return None
 

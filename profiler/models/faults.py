@@ -6,6 +6,7 @@ All else is left to `transformers`, whose errors seldom name a field: `fault` fi
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
@@ -116,7 +117,13 @@ def fault(config: PretrainedConfig | Mapping[str, Any], error: BaseException | N
 def _reader(config: PretrainedConfig | Mapping[str, Any]) -> Get:
     if isinstance(config, PretrainedConfig):
         decoder = config.get_text_config(decoder=True)
-        return lambda key: getattr(decoder, key, None)
+
+        def get(key: str) -> Any:
+            with suppress(Exception):  # of layers that differ, transformers gives no field of the whole
+                return getattr(decoder, key, None)
+            return None
+
+        return get
     inner = config.get("text_config")
     return (inner if isinstance(inner, dict) else config).get
 

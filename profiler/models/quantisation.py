@@ -12,7 +12,16 @@ from typing import Any
 
 from profiler.models.checkpoint import ALL, DECODER, Checkpoint, Rule
 from profiler.models.config import Settings, method_of
-from profiler.models.quantised_fields import bits_of, digits_of, group_of, kept_of, mean_bits_of, scheme_of, whole_of
+from profiler.models.quantised_fields import (
+    bits_of,
+    block_of,
+    digits_of,
+    group_of,
+    kept_of,
+    mean_bits_of,
+    scheme_of,
+    whole_of,
+)
 from profiler.record.run import RequestError
 from roofline.whatif.quantise import Format
 from roofline.whatif.scheme import Scheme
@@ -86,9 +95,8 @@ def _bitsandbytes(method: str, settings: Settings) -> Checkpoint:
 def _fp8(method: str, settings: Settings) -> Checkpoint:
     """Float8 with a scale a matrix, or a block with inputs in groups as long (DeepSeek-V3, arXiv 2412.19437, 3.3.2)."""
     static = settings.get("activation_scheme") == "static"
-    block = settings.get("weight_block_size")
-    if block:
-        columns, group = (int(side) for side in block)
+    if block := block_of(settings, "weight_block_size"):
+        columns, group = block
         scheme = scheme_of(8, group, scale=32, form="float", inputs=8, columns=columns, input_group=group)
     else:
         scheme = scheme_of(8, 0, scale=32, form="float", inputs=8, input_group=0 if static else -1)
@@ -143,8 +151,8 @@ def _tensors(weights: Settings, inputs: Settings | None, stored: str) -> Scheme 
         group = group_of(weights, 16)
         return scheme_of(bits, group, scale=8, form=form, inputs=narrow, input_group=group)
     zero = bits if weights.get("symmetric") is False else 0
-    if strategy == "block" and (block := weights.get("block_structure")):
-        columns, group = (int(side) for side in block)
+    if strategy == "block" and (block := block_of(weights, "block_structure")):
+        columns, group = block
         return scheme_of(bits, group, form=form, inputs=narrow, columns=columns, input_group=group)
     group = {"tensor": 0, "channel": -1}.get(strategy, group_of(weights, 128))
     return scheme_of(bits, group, zero=zero, form=form, inputs=narrow, input_group=0 if static else -1)
@@ -225,7 +233,7 @@ def _mlx(method: str, settings: Settings) -> Checkpoint:
     plain = ("bits", "group_size", "mode", "quant_method", "linear_class", "quantize_input", "quantize_output")
     rules = []
     for path, own in settings.items():
-        if path not in plain and isinstance(own, bool | dict) and "." in path:
+        if path not in plain and isinstance(own, bool | dict):
             rules.append(Rule(path, scheme(own) if isinstance(own, dict) else scheme(settings) if own else None))
     return Checkpoint(method, scheme(settings), ALL, tuple(rules))
 

@@ -42,6 +42,16 @@ def mean_bits_of(settings: Settings) -> float | None:
     return value
 
 
+def block_of(settings: Settings, key: str) -> tuple[int, int] | None:
+    """Return the rows and columns of the block that shares a scale; None where the settings name none."""
+    sides = settings.get(key)
+    if not sides:
+        return None
+    if not isinstance(sides, Sequence) or len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"{key} is {sides!r}, not two whole numbers from 1")
+    return sides[0], sides[1]
+
+
 def kept_of(settings: Settings, *keys: str) -> tuple[Rule, ...]:
     """Return rules for the modules that the settings leave as they are."""
     rules = []

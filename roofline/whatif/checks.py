@@ -48,6 +48,18 @@ def cache_writes(graph: OpGraph) -> list[CacheWrite]:
     return writes
 
 
+def kept_of(graph: OpGraph, write: CacheWrite, spare: int = 0) -> Bytes:
+    """Bytes of a write that remain in the cache after the pass: of a layer with a window, the last tokens of it.
+
+    Args: `spare` is how many of the window's tokens are not needed any more.
+    """
+    op, tokens = graph.ops[write.op], graph.workload.query_tokens
+    window = next((module.window for module in graph.attention_modules if module.path == op.path), None)
+    if window is None or op.kind is not Kind.COPY:  # a state of a recurrent layer, which no copy writes, remains whole
+        return write.bytes
+    return write.bytes * min(tokens, window - spare) / tokens
+
+
 def workspaces(graph: OpGraph) -> dict[int, int]:
     """The one operation that takes the memory of each tensor that nothing touches, and gives it back."""
     touched = {a.tensor for op in graph.ops for a in (*op.reads, *op.writes)}

@@ -10,8 +10,8 @@ from collections.abc import Hashable
 from typing import Literal
 
 from roofline.graph.edit import Edit, access
-from roofline.graph.op import Kind, OpGraph, layer_key
-from roofline.whatif.checks import CacheWrite, cache_writes
+from roofline.graph.op import OpGraph, layer_key
+from roofline.whatif.checks import CacheWrite, cache_writes, kept_of
 from roofline.whatif.pipeline import transfer
 
 OPTION = "send_kv"
@@ -33,8 +33,6 @@ def send_kv(graph: OpGraph, link: str = "nvlink", by_layer: bool = True, overlap
     added = cache_writes(graph)
     if not added:
         raise ValueError("the pass keeps no keys and values, so there is nothing to send")
-    windows = {module.path: module.window for module in graph.attention_modules}
-    tokens = graph.workload.query_tokens
     layers: dict[Hashable, list[CacheWrite]] = defaultdict(list)
     for write in added:
         layers[layer_key(graph.ops[write.op].path) if by_layer else ""].append(write)
@@ -44,11 +42,9 @@ def send_kv(graph: OpGraph, link: str = "nvlink", by_layer: bool = True, overlap
         parts: dict[int, float] = {}
         size = 0.0
         for write in layer:
-            op = graph.ops[write.op]
-            window = windows.get(op.path)
-            part = write.bytes * min(tokens, window - 1) / tokens if window and op.kind is Kind.COPY else write.bytes
+            part = kept_of(graph, write, spare=1)
             parts[write.tensor] = part  # of a tensor that is written again, the last
-            size += part * (1 if by_layer else op.count)
+            size += part * (1 if by_layer else graph.ops[write.op].count)
         reads = tuple(access(tensor, part) for tensor, part in parts.items())
         like = graph.ops[last] if by_layer else graph.ops[last].model_copy(update={"count": 1, "path": ""})
         beside: Literal["out"] | None = "out" if by_layer and overlap else None

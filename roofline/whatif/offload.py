@@ -15,7 +15,7 @@ from typing import Literal
 
 from roofline.graph.edit import Edit, changed, whole
 from roofline.graph.op import Op, OpGraph, Role, layer_key
-from roofline.whatif.checks import cache_writes, checked_share
+from roofline.whatif.checks import cache_writes, checked_share, kept_of
 from roofline.whatif.pipeline import transfer
 
 OPTION = "offload"
@@ -72,7 +72,7 @@ def _crossing(graph: OpGraph, weights: float, kv: float) -> tuple[list[float], l
         for a in op.writes:
             on_device[a.tensor] += a.bytes
     for write in cache_writes(graph):
-        stored[write.op] += kv * write.bytes
+        stored[write.op] += kv * kept_of(graph, write)
     return fetched, stored
 
 

@@ -108,6 +108,20 @@ def test_gelu_by_tanh_has_a_row_of_its_own() -> None:
         assert (op.name, op.kind, op.vector_flops) == ("aten::gelu", Kind.POINTWISE, flops * 32), how
 
 
+def test_bags_of_rows_are_read_and_summed() -> None:
+    graph = traced(lambda gain, table, at: nn.functional.embedding_bag(at, table), table=torch.ones(100, 4),
+                   at=torch.zeros(2, 3, dtype=torch.long))  # fmt: skip
+    (bag,) = (op for op in graph.ops if op.kind is Kind.EMBEDDING)
+    assert (bag.vector_flops, bag.reads[0].bytes) == (2 * 3 * 4, 2 * 3 * 4 * 4)
+
+
+def test_a_product_helps_distances_in_the_second_norm_alone() -> None:
+    x, y, aten = torch.ones(8, 64), torch.ones(9, 64), torch.ops.aten
+    second, first = (work_of(aten._cdist_forward.default, (x, y, p, None), torch.ones(8, 9)) for p in (2.0, 1.0))
+    assert (second.matrix_flops, first.matrix_flops) == (2 * 8 * 9 * 64, 0)
+    assert first.vector_flops == 4 * 8 * 9 * 64
+
+
 def test_flops_are_counted_on_results_operands_or_sources() -> None:
     x, rows, aten = torch.ones(4, 8), torch.ones(2, 8), torch.ops.aten
     total = work_of(aten.sum.dim_IntList, (x, [1]), torch.ones(4))

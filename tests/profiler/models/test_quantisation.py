@@ -115,6 +115,9 @@ RULES: dict[str, tuple[dict[str, Any], str, int | None]] = {
         "quantized_layers": {"model.layers.0.mlp.up_proj": {"quant_algo": "FP8"}}}, "model.layers.1.mlp.up_proj", None),
     "MLX's own bits of a layer": ({"quant_method": "mlx", "bits": 4, "group_size": 32,
         "model.layers.0.mlp.up_proj": {"bits": 8, "group_size": 32}}, "model.layers.0.mlp.up_proj", 8),
+    "MLX's head alone": ({"quant_method": "mlx", "bits": 4, "group_size": 32, "lm_head": {"bits": 8, "group_size": 32}},
+                        "lm_head", 8),
+    "MLX's head that stays": ({"quant_method": "mlx", "bits": 4, "group_size": 32, "lm_head": False}, "lm_head", None),
     "MLX's layer that stays": ({"quant_method": "mlx", "bits": 4, "group_size": 32, "lm_head": False,
         "model.layers.0.mlp.up_proj": False}, "model.layers.0.mlp.up_proj", None),
     "the head": ({"quant_method": "mlx", "bits": 4, "group_size": 32}, "lm_head", 4),
@@ -197,6 +200,8 @@ def test_settings_are_found_where_tools_write_them() -> None:
     both = {"bits": 4, "group_size": 64}
     assert settings_in({"quantization_config": both, "quantization": both}) == {"quant_method": "mlx", **both}
     assert settings_in({"quantization_config": None}) is settings_in({}) is None
+    with pytest.raises(RequestError, match="quantization_config in"):
+        settings_in({"quantization_config": [1, 2]})
 
 
 @each(
@@ -208,7 +213,9 @@ def test_settings_are_found_where_tools_write_them() -> None:
         ({"quant_method": "compressed-tensors"}, "config_groups"),
         ({"quant_method": "modelopt", "quant_algo": "FP3"}, "quant_algo 'FP3' is unknown"),
         ({"quant_method": "torchao", "quant_type": "int1"}, "quant_type"),
-        ({"quant_method": "fp8", "weight_block_size": 128}, "cannot be read"),
+        ({"quant_method": "fp8", "weight_block_size": 128}, "weight_block_size is 128, not two whole numbers"),
+        ({"quant_method": "fp8", "weight_block_size": [0, 0]}, "weight_block_size is [0, 0]"),
+        ({"quant_method": "fp8", "weight_block_size": [128]}, "weight_block_size is [128]"),
     ],
 )
 def test_settings_that_cannot_be_read_are_one_line(settings: dict[str, Any], said: str) -> None:

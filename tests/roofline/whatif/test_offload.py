@@ -143,6 +143,12 @@ def test_a_prefill_writes_its_cache_back_and_fetches_nothing() -> None:
     assert sum(op.link_bytes for op in transfers(apart, "store")) == 2 * 12 * 2 * 2 * 2 * 8 * 2
 
 
+def test_of_a_window_only_what_the_cache_keeps_goes_back() -> None:
+    sent = [op.link_bytes for op in transfers(offload(traced("gemma3", "prefill"), kv=1.0, overlap=False), "store")]
+    token = 2 * 8 * 2  # of keys or of values: batch, width, bytes; a window of 8 in three layers of four
+    assert sent == [length * token for length in (8, 8, 8, 8, 12, 12, 8, 8)]
+
+
 def test_an_operation_that_has_another_link_gets_a_transfer_before_it() -> None:
     shard = tensor_parallel(traced("llama", "decode"), 2, link="nvlink")
     host = offload(shard, weights=1.0, link="pcie")
