@@ -107,6 +107,8 @@ class ModelGraphs:
     _small: dict[int, "ModelGraphs"] = field(default_factory=dict)
     _unchanged: "ModelGraphs | None" = None
     """The same model with other changes, which shares all that does not depend on them."""
+    _last: tuple[Workload | None, OpGraph | None] = EMPTY
+    """The last traced graph, which the same model with other changes asks for again."""
 
     def changed(self, changes: Sequence[Change], is_ideal: bool = False) -> "ModelGraphs":
         """The same model with these changes instead of its own."""
@@ -119,6 +121,22 @@ class ModelGraphs:
             return self._unchanged.model
         asked = self.tracing
         return build_decoder(self.config, asked.dtype, asked.attn, asked.experts, asked.source)
+
+    def of_each_kind(self) -> "ModelGraphs":
+        """The first layers of the model, up to one beyond the last of a new kind: their passes have all of its shapes.
+
+        Layers are of one kind if their modules have the same classes, parameters' shapes and settings.
+        """
+        kinds: dict[tuple[str, int], list[object]] = defaultdict(list)
+        for path, module in self.model.named_modules():
+            if place := layer_of(path):
+                settings = [(name, x) for name, x in sorted(vars(module).items()) if _is_setting(name, x)]
+                shapes = [(name, each.shape) for name, each in module.named_parameters(recurse=False)]
+                kinds[place.prefix, place.layer].append((place.inner, type(module), settings, shapes))
+        first: dict[str, int] = {}
+        for (prefix, layer), modules in kinds.items():
+            first.setdefault(f"{prefix} {modules}", layer)
+        return self._shorter(min(max(first.values(), default=0) + MORE_LAYERS.start, layer_count(self.config)))
 
     def whole(self, workload: Workload) -> OpGraph:
         """The changed graph of a workload, not folded. Raises RequestError where a change cannot be made."""
@@ -177,6 +195,11 @@ class ModelGraphs:
         )
 
     def _traced(self, workload: Workload) -> OpGraph:
+        if self._unchanged is not None and not self.tracing.is_ideal:
+            return self._unchanged._traced(workload)
+        asked, graph = self._last
+        if asked == workload and graph is not None:
+            return graph
         ran, before = self._prefill
         first = {"query_tokens": workload.context_tokens, "context_tokens": 0, "logits": "last"}
         continues = workload.context_tokens > 0 and ran == workload.model_copy(update=first)
@@ -186,6 +209,7 @@ class ModelGraphs:
             graph = trace(self.model, inputs, workload, name=self.name, target=self.tracing.target, options=options)
         reusable = workload.context_tokens == 0 and self.tracing.cache == "dynamic"
         self._prefill = (workload, inputs) if reusable else EMPTY
+        self._last = (workload, graph)
         return graph
 
     def _smaller(self, whole: OpGraph) -> Iterator[Trace]:
@@ -207,6 +231,11 @@ class ModelGraphs:
             else:
                 self._small[layers] = ModelGraphs(truncate(self.config, layers), self.name, self.tracing)
         return self._small[layers]
+
+
+def _is_setting(name: str, value: object) -> bool:
+    """Return whether an attribute of a module may change its shapes: not its place among the layers."""
+    return isinstance(value, int | str | None) and not (name.startswith("_") or "idx" in name or "index" in name)
 
 
 def _layers_with_each_kind(config: PretrainedConfig) -> int:
