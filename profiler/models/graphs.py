@@ -107,8 +107,6 @@ class ModelGraphs:
     _small: dict[int, "ModelGraphs"] = field(default_factory=dict)
     _unchanged: "ModelGraphs | None" = None
     """The same model with other changes, which shares all that does not depend on them."""
-    _last: tuple[Workload | None, OpGraph | None] = EMPTY
-    """The last traced graph, which the same model with other changes asks for again."""
 
     def changed(self, changes: Sequence[Change], is_ideal: bool = False) -> "ModelGraphs":
         """The same model with these changes instead of its own."""
@@ -195,11 +193,6 @@ class ModelGraphs:
         )
 
     def _traced(self, workload: Workload) -> OpGraph:
-        if self._unchanged is not None and not self.tracing.is_ideal:
-            return self._unchanged._traced(workload)
-        asked, graph = self._last
-        if asked == workload and graph is not None:
-            return graph
         ran, before = self._prefill
         first = {"query_tokens": workload.context_tokens, "context_tokens": 0, "logits": "last"}
         continues = workload.context_tokens > 0 and ran == workload.model_copy(update=first)
@@ -209,7 +202,6 @@ class ModelGraphs:
             graph = trace(self.model, inputs, workload, name=self.name, target=self.tracing.target, options=options)
         reusable = workload.context_tokens == 0 and self.tracing.cache == "dynamic"
         self._prefill = (workload, inputs) if reusable else EMPTY
-        self._last = (workload, graph)
         return graph
 
     def _smaller(self, whole: OpGraph) -> Iterator[Trace]:

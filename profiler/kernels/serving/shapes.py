@@ -195,23 +195,28 @@ def model_step(model: str, workload: Workload, tp: int = 1) -> ModelStep:
 
 
 @lru_cache(maxsize=16)
-def _graphs(model: str, dtype: str) -> tuple[PretrainedConfig, ModelGraphs]:
+def _source(model: str, dtype: str) -> tuple[PretrainedConfig, Source]:
     config = resolve(model).config
-    return config.get_text_config(decoder=True), ModelGraphs(config, model, Tracing(dtype=dtype)).of_each_kind()
+    graphs = ModelGraphs(config, model, Tracing(dtype=dtype)).of_each_kind()
+    return config.get_text_config(decoder=True), model_source(graphs, (), "executed")
 
 
-@lru_cache(maxsize=64)
-def _source(model: str, dtype: str, tp: int) -> Source:
-    if tp < 1:
-        raise RequestError(f"--tp {tp} is no number of ranks; use 1 or more")
-    changes = (WhatIf("tensor_parallel", {"degree": tp, "link": LINK}),) if tp > 1 else ()
-    return model_source(_graphs(model, dtype)[1], changes, "executed")
+@lru_cache(maxsize=8)
+def _pass(model: str, workload: Workload) -> OpGraph:
+    return _source(model, workload.dtype)[1].whole(workload)
 
 
 @lru_cache(maxsize=1024)
 def _step(model: str, workload: Workload, tp: int) -> ModelStep:
-    config, _ = _graphs(model, workload.dtype)
-    graph = _source(model, workload.dtype, tp).whole(workload)
+    config, _ = _source(model, workload.dtype)
+    if tp < 1:
+        raise RequestError(f"--tp {tp} is no number of ranks; use 1 or more")
+    graph = _pass(model, workload)
+    if tp > 1:
+        try:
+            graph = WhatIf("tensor_parallel", {"degree": tp, "link": LINK})(graph)
+        except ValueError as error:
+            raise RequestError(f"{model}: {error}") from error
     tokens = workload.batch * workload.query_tokens
     chosen = {_block(op.path): op.dims for op in graph.ops if op.name == "aten::topk" and "chosen" in op.dims}
     products: dict[tuple[int, int, int], None] = {}
