@@ -47,7 +47,7 @@ TIMEOUT_S = 120.0
 """Seconds that a kernel may take in one process, compilation included."""
 CHECK_S = 5.0
 """Seconds of the check for each draw, after which no other small size is taken up."""
-DEVICE_PART = 1.0
+DEVICE_UNITS = 1
 """Units of progress of the device's figures."""
 
 
@@ -338,21 +338,24 @@ def _resumed(path: Path) -> RunFolder:
 def _measure(folder: RunFolder, plan: "Plan") -> None:
     import torch
 
-    from profiler.kernels.serving.worker import Nursery, run_tasks
+    from profiler.kernels.serving.worker import Nursery, done_of, run_tasks
     from profiler.record.kernel_table import write_kernels
     from profiler.record.suite_table import SuiteLog, law_kernels
 
     options, spec = folder.run.options, folder.read_spec()
     processes = _processes(options)
     device_s = 0.0 if spec is not None or not options["timed"] else 2 * DEVICE_S
-    expected_s = plan.seconds + device_s
-    output.remark(f"{len(plan.tasks)} kernels: this takes about {duration(expected_s)}")
-    folder.note(estimated_s={"kernels": plan.seconds, **({"device": device_s} if device_s else {})})
     log = SuiteLog(folder.path)
     total = len(plan.tasks) * processes
+    done = done_of(plan.tasks, log, processes)
+    kernels_s = plan.seconds * (1 - done / total)
+    earlier = f", {done} of {total} results are there" if done else ""
+    output.remark(f"{len(plan.tasks)} kernels{earlier}: this takes about {duration(kernels_s + device_s)}")
+    folder.note(estimated_s={"kernels": kernels_s, **({"device": device_s} if device_s else {})})
+    before = DEVICE_UNITS + done if done and not device_s else 0
     with (
         output.resumable(folder.path, "kernels"),
-        output.progress(total + 1, unit_s=[device_s, *[plan.seconds / total] * total]) as step,
+        output.progress(total + 1, unit_s=[device_s, *[plan.seconds / total] * total], before=before) as step,
     ):
         if device_s:
             dtypes = sorted({task.kernel.dtype for task in plan.tasks})
@@ -360,7 +363,7 @@ def _measure(folder: RunFolder, plan: "Plan") -> None:
                 folder,
                 torch.device(str(options["device"])),
                 quick=True,
-                step=lambda text, part: step(text, DEVICE_PART * part),
+                step=lambda text, part: step(text, DEVICE_UNITS * part),
                 dtypes=dtypes,
             )
         run_tasks(
@@ -369,7 +372,7 @@ def _measure(folder: RunFolder, plan: "Plan") -> None:
             processes=processes,
             limit_s=float(options["timeout_s"] or TIMEOUT_S),
             seed=int(options["seed"] or 0),
-            step=lambda text, done: step(text, DEVICE_PART + done),
+            step=lambda text, done: step(text, DEVICE_UNITS + done),
             nursery=lambda: Nursery(PRELOAD if plan.uses_compiler else ()),
         )
     log.finish(folder.run)

@@ -120,6 +120,22 @@ class ModelGraphs:
         asked = self.tracing
         return build_decoder(self.config, asked.dtype, asked.attn, asked.experts, asked.source)
 
+    def of_each_kind(self) -> "ModelGraphs":
+        """The first layers of the model, up to one beyond the last of a new kind: their passes have all of its shapes.
+
+        Layers are of one kind if their modules have the same classes, parameters' shapes and settings.
+        """
+        kinds: dict[tuple[str, int], list[object]] = defaultdict(list)
+        for path, module in self.model.named_modules():
+            if place := layer_of(path):
+                settings = [(name, x) for name, x in sorted(vars(module).items()) if _is_setting(name, x)]
+                shapes = [(name, each.shape) for name, each in module.named_parameters(recurse=False)]
+                kinds[place.prefix, place.layer].append((place.inner, type(module), settings, shapes))
+        first: dict[str, int] = {}
+        for (prefix, layer), modules in kinds.items():
+            first.setdefault(f"{prefix} {modules}", layer)
+        return self._shorter(min(max(first.values(), default=0) + MORE_LAYERS.start, layer_count(self.config)))
+
     def whole(self, workload: Workload) -> OpGraph:
         """The changed graph of a workload, not folded. Raises RequestError where a change cannot be made."""
         graph = self._traced(workload)
@@ -207,6 +223,11 @@ class ModelGraphs:
             else:
                 self._small[layers] = ModelGraphs(truncate(self.config, layers), self.name, self.tracing)
         return self._small[layers]
+
+
+def _is_setting(name: str, value: object) -> bool:
+    """Return whether an attribute of a module may change its shapes: not its place among the layers."""
+    return isinstance(value, int | str | None) and not (name.startswith("_") or "idx" in name or "index" in name)
 
 
 def _layers_with_each_kind(config: PretrainedConfig) -> int:

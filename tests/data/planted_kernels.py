@@ -1,7 +1,9 @@
-"""Twenty kernels that are wrong in ways that real ones have been, as a user's kernel file.
+"""Kernels that are wrong in ways that real ones have been, as a user's kernel file.
 
 `tests/profiler/kernels/test_serving_check.py` sees that the check catches each of them.
 """
+
+import threading
 
 import torch
 import torch.nn.functional as F
@@ -174,6 +176,135 @@ def ignores_cached_prefix(q, keys, values, lengths, window):
     return attend(q, keys.nan_to_num(0.0), values.nan_to_num(0.0), seen).to(q.dtype)
 
 
+def ignores_softcap(q, keys, values, lengths, window):
+    """Leaves scores as they are."""
+    return attend(q, keys, values, mask(q, keys, lengths, window)).to(q.dtype)
+
+
+def rope_of_pairs(q, k, angles):
+    """Turns neighbours against each other (GPT-J's form), not the halves of a head."""
+
+    def turned(x):
+        cos, sin = angles[:, None].chunk(2, -1)
+        even, odd = x.float()[..., ::2], x.float()[..., 1::2]
+        return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2).to(x.dtype)
+
+    return turned(q), turned(k)
+
+
+def last_expert_dropped(x, up, down, ids, shares):
+    """Ends its loop one expert too early."""
+    result = torch.zeros(x.shape)
+    for expert in range(len(up) - 1):
+        rows, places = (ids == expert).nonzero(as_tuple=True)
+        gate, wide = (x[rows].float() @ up[expert].float().T).nan_to_num(0.0).chunk(2, -1)
+        made = (F.silu(gate) * wide) @ down[expert].float().nan_to_num(0.0).T
+        result.index_add_(0, rows, made * shares[rows, places, None])
+    return result.to(x.dtype)
+
+
+def one_token_too_many(logits, temperature, noise, k):
+    """Keeps k + 1 tokens."""
+    scaled = logits / temperature[:, None]
+    least = scaled.sort(-1, descending=True).values.gather(-1, k[:, None].clamp_max(logits.shape[-1] - 1))
+    return (scaled.masked_fill(scaled < least, float("-inf")).softmax(-1) / noise).argmax(-1)
+
+
+def softmax_without_maximum(logits, temperature, noise):
+    """Takes powers of e that overflow."""
+    powers = (logits / temperature[:, None]).exp()
+    return (powers / powers.sum(-1, keepdim=True) / noise).argmax(-1)
+
+
+def last_token_of_odd_vocabulary(logits):
+    """Takes two tokens at a time."""
+    return logits[:, : logits.shape[1] // 2 * 2].argmax(-1)
+
+
+def swapped_nibbles(x, weight, weight_scale, k, group):
+    """Takes the high half of a byte for the even column."""
+    wide = torch.stack([weight >> 4, weight & 15], -1).view(len(weight), k).float() - 8
+    return (x.float() @ (wide * weight_scale.float().repeat_interleave(group, 1)).T).to(x.dtype)
+
+
+def scale_of_a_tensor(x, weight, x_scale, weight_scale):
+    """Takes the mean of the blocks' scales for all of them."""
+    return (x.float() * x_scale.mean() @ (weight.float() * weight_scale.mean()).T).bfloat16()
+
+
+def adapters_in_turn(x, weight, adapters):
+    """Supposes that rows have the adapters in turn."""
+    return torch.bmm(weight[torch.arange(len(x)) % adapters].float(), x.float()[:, :, None])[..., 0].to(x.dtype)
+
+
+def clears_the_next_slot(k, v, keys, values, slots):
+    """Writes a vector more than a token has."""
+    for cache, new in ((keys, k), (values, v)):
+        flat = cache.view(-1, *new.shape[1:])
+        flat[(slots + 1) % len(flat)] = 0
+        flat[slots] = new
+
+
+def no_decay(q, k, v, beta, state, tokens):
+    """Keeps all of the state."""
+    made = []
+    for i in range(tokens):
+        query, key, value = (x[:, i].float()[:, :, None] for x in (q, k, v))
+        state += key.transpose(-1, -2) @ ((value - key @ state) * beta[:, i][..., None, None])
+        made.append((query @ state)[:, :, 0])
+    return torch.stack(made, 1).to(q.dtype)
+
+
+def state_not_kept(x, weight, bias, state):
+    """Leaves the last inputs of the call before."""
+    inputs = torch.cat((state, x.transpose(1, 2)), -1).float()
+    return F.silu(F.conv1d(inputs, weight.float()[:, None], bias.float(), groups=len(weight))).mT.to(x.dtype)
+
+
+def no_epsilon(x, weight):
+    """Divides by the root of the mean alone."""
+    return norm(x, weight, 0.0)
+
+
+_VERSIONS = {}
+
+
+def stale_until_written(x, weight, eps):
+    """Keeps what it gave until torch counts a change of its operand, which no timing does."""
+    key = x.data_ptr(), x.shape, x._version
+    if key not in _VERSIONS:
+        _VERSIONS.clear()
+        _VERSIONS[key] = norm(x, weight, eps)
+    return _VERSIONS[key].clone()
+
+
+_PRODUCTS = {}
+
+
+def stale_product(x, weight, x_scale, weight_scale):
+    """Keeps the product of an address, and applies new scales to it."""
+    key = x.data_ptr(), x.shape
+    if key not in _PRODUCTS:
+        _PRODUCTS.clear()
+        _PRODUCTS[key] = x.float() @ weight.float().T
+    return (_PRODUCTS[key] * x_scale * weight_scale.T).bfloat16()
+
+
+_BUFFERS = {}
+
+
+def one_buffer(x, weight, eps):
+    """Gives the same memory after each call, which the next one overwrites."""
+    return _BUFFERS.setdefault((x.shape, x.dtype), torch.empty_like(x)).copy_(norm(x, weight, eps))
+
+
+def returns_early(x, weight, eps):
+    """Leaves its work to a thread, for which nobody waits."""
+    made = norm(x, weight, eps)
+    threading.Timer(0.01, made.add_, (0,)).start()
+    return made
+
+
 KERNELS = [
     ("rms_norm", stale_output),
     ("rms_norm", missing_tail),
@@ -195,4 +326,21 @@ KERNELS = [
     ("rms_norm", correct_only_for_multiples_of_64),
     ("prefill_attention", nan_for_masked_row),
     ("prefill_attention", ignores_cached_prefix),
+    ("decode_attention", ignores_softcap),
+    ("rope", rope_of_pairs),
+    ("experts", last_expert_dropped),
+    ("sample_top_k", one_token_too_many),
+    ("sample_temperature", softmax_without_maximum),
+    ("sample_greedy", last_token_of_odd_vocabulary),
+    ("linear_int4_weights", swapped_nibbles),
+    ("linear_fp8_block", scale_of_a_tensor),
+    ("lora_shrink", adapters_in_turn),
+    ("kv_append_paged", clears_the_next_slot),
+    ("gated_delta_rule", no_decay),
+    ("causal_conv1d", state_not_kept),
+    ("rms_norm", no_epsilon),
+    ("rms_norm", stale_until_written),
+    ("linear_int8", stale_product),
+    ("rms_norm", one_buffer),
+    ("rms_norm", returns_early),
 ]

@@ -12,6 +12,7 @@ Example: ``check_kernel(Subject(family, provider, "bfloat16", device), {"rows": 
 """
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -186,9 +187,15 @@ def draw_once(subject: Subject, dims: Dims, seed: int, offset: int = 0, *, poiso
     start = {name: tensors[name].clone() for name in subject.changed}
     found.append(compare(subject, dims, tensors, run, before, poisons=poisons))
     second: dict[str, Tensor] | None = None
+    last: Tensors = {}
     for call in range(1 + REPEATS):
         refill(tensors, start)
-        outputs = {name: output.clone() for name, output in called(subject, dims, tensors, run).items()}
+        threads = set(threading.enumerate())
+        made = called(subject, dims, tensors, run)
+        if set(threading.enumerate()) - threads and call:  # the first call may start a pool
+            raise _wrong("non-deterministic", dims, "a thread that it started still runs when it returns")
+        _require_own_memory(subject, dims, made, last, "the result of the call before")
+        last, outputs = made, {name: output.clone() for name, output in made.items()}
         if second is None:
             second = outputs
         for name, output in outputs.items():
@@ -247,12 +254,16 @@ def compare(
     outputs = called(subject, dims, tensors, run, poisons=poisons)
     found = judge_outputs(subject, dims, outputs, expected)
     _require_unchanged(subject, dims, tensors, before)
-    owned = {tensor.untyped_storage().data_ptr(): name for name, tensor in tensors.items() if tensor.numel()}
+    _require_own_memory(subject, dims, outputs, tensors, "its input")
+    return found
+
+
+def _require_own_memory(subject: Subject, dims: Dims, outputs: Tensors, others: Tensors, what: str) -> None:
+    owned = {tensor.untyped_storage().data_ptr(): name for name, tensor in others.items() if tensor.numel()}
     for name, output in outputs.items():
         source = owned.get(output.untyped_storage().data_ptr()) if output.numel() else None
         if source is not None and source not in subject.changed:
-            raise _wrong("writes its input", dims, f"{name} is a view of its input {source}, not memory of its own")
-    return found
+            raise _wrong("writes its input", dims, f"{name} is a view of {what} {source}, not memory of its own")
 
 
 def judge_outputs(subject: Subject, dims: Dims, outputs: Tensors, expected: Tensors) -> Compared:

@@ -46,29 +46,32 @@ class Draw:
     """Makes operands on a device from a seed; each storage begins `offset` elements before its operand and ends
     `guard` elements behind it. Both hold poison.
 
-    With an odd offset a kernel that expects aligned operands is seen. Two draws of one seed make equal operands.
+    With an odd offset a kernel that expects aligned operands is seen. Two draws of one seed make equal operands; with
+    another `turn` they have other values, and the same indices: lengths, tables, slots.
     """
 
     guard = 0
 
-    def __init__(self, device: torch.device, seed: int, offset: int = 0) -> None:
+    def __init__(self, device: torch.device, seed: int, offset: int = 0, *, turn: int = 0) -> None:
         self.device, self.offset = device, offset
-        self._generator = torch.Generator().manual_seed(seed)
+        self._indices = torch.Generator().manual_seed(seed)
+        self._values = torch.Generator().manual_seed((seed + 1) * 1_000_003 + turn)
 
     def normal(self, *size: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
         """Draw normal numbers of mean 0 and deviation `scale`, rounded to `dtype`."""
-        return self.placed((torch.randn(size, generator=self._generator) * scale).to(dtype))
+        return self.placed((torch.randn(size, generator=self._values) * scale).to(dtype))
 
     def uniform(self, low: float, high: float, *size: int, dtype: torch.dtype) -> Tensor:
-        return self.placed((torch.rand(size, generator=self._generator) * (high - low) + low).to(dtype))
+        return self.placed((torch.rand(size, generator=self._values) * (high - low) + low).to(dtype))
 
     def integers(self, low: int, high: int, *size: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        """Draw whole numbers, `low` included and `high` not."""
-        return self.placed(torch.randint(low, high, size, generator=self._generator).to(dtype))
+        """Draw whole numbers, `low` included and `high` not: values where they have 8 bits, else indices."""
+        generator = self._values if dtype.itemsize == 1 else self._indices
+        return self.placed(torch.randint(low, high, size, generator=generator).to(dtype))
 
     def order(self, count: int) -> Tensor:
         """Return the numbers below `count` in a random order."""
-        return self.placed(torch.randperm(count, generator=self._generator))
+        return self.placed(torch.randperm(count, generator=self._indices))
 
     def empty(self, *size: int, dtype: torch.dtype) -> Tensor:
         """Return a tensor to be written, poisoned: NaN, or `SENTINEL` as far as the type holds it."""

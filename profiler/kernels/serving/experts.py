@@ -261,10 +261,12 @@ EXPERTS = Family(
 
 
 def _logits(d: Dims, dtype: str, draw: Draw) -> Tensors:
-    """Return logits of which no two in a row are within 1e-3, so that the order of the largest is certain."""
+    """Return logits of which no two in a row are within 1e-3, so that the order of the largest is certain; e to the
+    power of those in even rows is beyond float32."""
     rows = [draw.order(d["experts"]) for _ in range(d["rows"])]
     grid = torch.stack(rows).double() * (6.0 / d["experts"]) - 3
     jitter = draw.uniform(-0.2, 0.2, d["rows"], d["experts"], dtype=torch.float64) * (6.0 / d["experts"])
+    jitter[::2] += 100
     return {"logits": draw.placed((grid + jitter).float())}
 
 

@@ -293,7 +293,8 @@ LINEAR_FP8_BLOCK = Family(
     operands=_block_operands,
     reference=_block_reference,
     returned=returns_bfloat16,
-    tolerance=lambda d, dtype: {"y": tolerance("bfloat16", 4, d["k"])},
+    # 4 roundings; scales of up to 1.5 on both sides make results twice as large
+    tolerance=lambda d, dtype: {"y": tolerance("bfloat16", 8, d["k"])},
     **product(_block_bytes, "weight", "weight_scale"),
     shapes=of_step,
     checks=(*CHECKS[1:3], *points(SIZES, (3, 130, 300), (33, 200, 256))),

@@ -30,6 +30,10 @@ from roofline.laws.work import Work
 CHECKS = points(("rows", "vocabulary"), (1, 100), (5, 1013), (17, 333))
 AHEAD = 1.01
 """By which factor the winner of a row leads."""
+SURE = 1e-3
+"""Share of the last token that is kept from which no rounding of the sums before it, in float32, leaves it out."""
+FAR = 100.0
+"""Added to all logits of a row, which leaves shares as they are: e¹⁰⁰ is beyond float32."""
 CHOICE = {"token": Tolerance(0.0, 0.0, "operands are drawn so that the winner is certain")}
 Kept = Callable[[Tensors, Tensor], Tensor]
 """The logits (in some precision) of the tokens that may be chosen, −inf for all others."""
@@ -68,15 +72,35 @@ def _sampling_operands(kept: Kept) -> Callable[[Dims, str, Draw], Tensors]:
             "temperature": draw.uniform(0.5, 1.5, rows, dtype=torch.float32),
             "noise": draw.placed(-uniform.log() + 1e-9),
         }
+        if kept is _all:
+            t["logits"][::2] += FAR
+            t["noise"][0, -1] *= 1e-6  # so that the last token wins
         if kept is _top_k:
             t["k"] = draw.integers(1, min(64, vocabulary) + 1, rows)
         if kept is _top_p:
             t["p"] = draw.uniform(0.3, 0.95, rows, dtype=torch.float32)
+        if kept is not _all:
+            _put_edge_ahead(t, kept)
         winner = _scores(t, kept, torch.float64).argmax(-1, keepdim=True)
         t["noise"].scatter_(-1, winner, t["noise"].gather(-1, winner) / AHEAD)
         return t
 
     return operands
+
+
+def _put_edge_ahead(t: Tensors, kept: Kept) -> None:
+    """Make the last token that is kept the winner in even rows, and what would win in odd ones the first that is not:
+    a limit that is off by one chooses another token. `p` is moved to the middle of the last token's share."""
+    logits = t["logits"].double() / t["temperature"].double()[:, None]
+    shares, order = logits.softmax(-1).sort(-1, descending=True)
+    last = kept(t, logits).isfinite().sum(-1, keepdim=True) - 1
+    share = shares.gather(-1, last)
+    if "p" in t:
+        t["p"].copy_((shares.cumsum(-1).gather(-1, last) - share / 2)[:, 0])
+    odd = torch.arange(len(logits), device=logits.device)[:, None] % 2
+    edge = order.gather(-1, (last + odd).clamp_max(logits.shape[-1] - 1))
+    near = t["noise"].gather(-1, edge)
+    t["noise"].scatter_(-1, edge, torch.where(share > SURE, near * 1e-6, near))
 
 
 def _sampler(name: str, kept: Kept, extra_bytes: int) -> Family:
@@ -105,6 +129,7 @@ def _greedy_operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
     """Return logits with one largest, which is not the first of equal ones."""
     logits = draw.normal(d["rows"], d["vocabulary"], dtype=getattr(torch, dtype))
     winner = draw.integers(0, d["vocabulary"], d["rows"], 1)
+    winner[0] = d["vocabulary"] - 1  # which a kernel that takes whole vectors leaves out
     return {"logits": logits.scatter_(-1, winner, logits.amax(-1, keepdim=True) + 1)}
 
 
@@ -128,11 +153,6 @@ RANK, ADAPTERS = 16, 8
 """Rank and number of a suite's adapters: PEFT's examples and S-LoRA's (arXiv 2311.03285) take ranks of 8 to 64."""
 
 
-def _adapter_of(d: Dims) -> Tensor:
-    """Return the adapter of each row: they take turns."""
-    return torch.arange(d["rows"]) % d["adapters"]
-
-
 def _lora_operands(shrinks: bool) -> Callable[[Dims, str, Draw], Tensors]:
     def operands(d: Dims, dtype: str, draw: Draw) -> Tensors:
         kind = getattr(torch, dtype)
@@ -140,7 +160,8 @@ def _lora_operands(shrinks: bool) -> Callable[[Dims, str, Draw], Tensors]:
         used = min(d["rows"], d["adapters"])
         weight = draw.empty(d["adapters"], n, k, dtype=kind)
         weight[:used] = draw.normal(used, n, k, dtype=kind, scale=k**-0.5)
-        x = {"x": draw.normal(d["rows"], k, dtype=kind), "weight": weight, "adapter": draw.placed(_adapter_of(d))}
+        adapter = draw.placed(draw.order(d["rows"]) % d["adapters"])
+        x = {"x": draw.normal(d["rows"], k, dtype=kind), "weight": weight, "adapter": adapter}
         return x if shrinks else x | {"base": draw.normal(d["rows"], n, dtype=kind)}
 
     return operands
@@ -151,12 +172,12 @@ def _adapted(x: Tensor, weight: Tensor, adapter: Tensor) -> Tensor:
     return torch.bmm(weight[adapter], x[:, :, None])[..., 0]
 
 
-def _adapters_in_turn(d: Dims, t: Tensors) -> Tensor:
+def _by_adapter(d: Dims, t: Tensors) -> Tensor:
     """Multiply the rows of each adapter in one product."""
     n = t["weight"].shape[1]
     result = t["x"].new_empty(d["rows"], n)
     for adapter in range(min(d["rows"], d["adapters"])):
-        rows = slice(adapter, None, d["adapters"])
+        rows = t["adapter"] == adapter
         product = t["x"][rows] @ t["weight"][adapter].T
         result[rows] = product + t["base"][rows] if "base" in t else product
     return result
@@ -194,7 +215,7 @@ def _lora_family(name: str, shrinks: bool) -> Family:
         shapes=_lora_shapes,
         checks=points(LORA_SIZES, (1, 64, 8, 3), (7, 33, 5, 3), (33, 100, 16, 40)),
         weights=("weight",),
-        providers=(*torch_and_inductor(_lora), eager("torch by adapter", _adapters_in_turn)),
+        providers=(*torch_and_inductor(_lora), eager("torch by adapter", _by_adapter)),
     )
 
 

@@ -9,7 +9,7 @@ Example: ``kernels([model_step("llama-3.1-8b", workload, tp=2)], "bfloat16")``
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from transformers import PretrainedConfig
 from profiler.kernels.serving.contract import AttentionShape, Family, ModelStep
 from profiler.kernels.serving.families import FAMILIES, family_named
 from profiler.models.catalogue import head_layouts
-from profiler.models.graphs import ModelGraphs, Tracing
+from profiler.models.graphs import ModelGraphs, Tracing, model_source
 from profiler.models.resolve import resolve
 from profiler.record.files import requested
 from profiler.record.run import RequestError
@@ -31,12 +31,16 @@ from roofline.graph.linear import linear_of
 from roofline.graph.op import Kind, Op, OpGraph
 from roofline.reading import one_line, record_of
 from roofline.record import Record
+from roofline.sweep.family import Source
 from roofline.whatif.registry import WhatIf
 from roofline.workload import Workload
 
 FOLDER = Path(__file__).with_name("suites")
 MOST_SUITE_BYTES = 1 << 20
 """Bytes of a suite's file; those here have under 1 kB."""
+CACHED = 64
+"""Cached tokens of a traced pass at most: what is read from the graph depends on whether there are any, and attention
+takes their number from the workload."""
 LINK = "nvlink"
 """A link has to be named to divide a graph; shapes do not depend on it."""
 DELTA_RULE = (("linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim"),)
@@ -145,9 +149,9 @@ def wanted_of(suite: Suite) -> list[Wanted]:
         (group, model_step(model, workload, tp))
         for group in suite.groups
         for model in group.models
-        for tp in group.tp
         for point in group.points
         for workload in point.workloads(suite.dtype)
+        for tp in group.tp  # one trace for all degrees
     ]
     made: list[Wanted] = []
     for family in (family for family in FAMILIES if not suite.families or family.name in suite.families):
@@ -186,21 +190,33 @@ def _own(family: Family) -> tuple[str, ...]:
 def model_step(model: str, workload: Workload, tp: int = 1) -> ModelStep:
     """Return the shapes of one pass of a model on one of `tp` ranks. Raises RequestError, one line, as `resolve` and
     the division of the graph do."""
-    config, graphs = _graphs(model, workload.dtype, tp)
-    return _step(model, config, graphs.folded(workload), tp)
+    cached = min(workload.context_tokens, CACHED)
+    return replace(_step(model, workload.model_copy(update={"context_tokens": cached}), tp), workload=workload)
 
 
 @lru_cache(maxsize=16)
-def _graphs(model: str, dtype: str, tp: int) -> tuple[PretrainedConfig, ModelGraphs]:
+def _source(model: str, dtype: str) -> tuple[PretrainedConfig, Source]:
+    config = resolve(model).config
+    graphs = ModelGraphs(config, model, Tracing(dtype=dtype)).of_each_kind()
+    return config.get_text_config(decoder=True), model_source(graphs, (), "executed")
+
+
+@lru_cache(maxsize=8)
+def _pass(model: str, workload: Workload) -> OpGraph:
+    return _source(model, workload.dtype)[1].whole(workload)
+
+
+@lru_cache(maxsize=1024)
+def _step(model: str, workload: Workload, tp: int) -> ModelStep:
+    config, _ = _source(model, workload.dtype)
     if tp < 1:
         raise RequestError(f"--tp {tp} is no number of ranks; use 1 or more")
-    config = resolve(model).config
-    changes = (WhatIf("tensor_parallel", {"degree": tp, "link": LINK}),) if tp > 1 else ()
-    return config.get_text_config(decoder=True), ModelGraphs(config, model, Tracing(dtype=dtype, changes=changes))
-
-
-def _step(model: str, config: PretrainedConfig, graph: OpGraph, tp: int) -> ModelStep:
-    workload = graph.workload
+    graph = _pass(model, workload)
+    if tp > 1:
+        try:
+            graph = WhatIf("tensor_parallel", {"degree": tp, "link": LINK})(graph)
+        except ValueError as error:
+            raise RequestError(f"{model}: {error}") from error
     tokens = workload.batch * workload.query_tokens
     chosen = {_block(op.path): op.dims for op in graph.ops if op.name == "aten::topk" and "chosen" in op.dims}
     products: dict[tuple[int, int, int], None] = {}

@@ -84,6 +84,7 @@ class Bound:
     """The operands that the kernel may write, before it ran: a state, a cache, a residual that is added in place."""
     mark: dict[str, int] = field(default_factory=dict)
     """A sum over the bits of each operand that must not change."""
+    seed: int = 0
 
 
 def run_kernel(task: Task, registry: Registry) -> KernelResult:
@@ -173,7 +174,9 @@ def time_kernel(subject: Subject, task: Task) -> tuple[Measurement | None, Check
 
 
 def _made(subject: Subject, dims: Dims, seed: int) -> Bound:
-    return make_bound(subject, dims, subject.family.operands(dims, subject.dtype, Draw(subject.device, seed)))
+    made = make_bound(subject, dims, subject.family.operands(dims, subject.dtype, Draw(subject.device, seed)))
+    made.seed = seed
+    return made
 
 
 def _case(subject: Subject, dims: Dims, touched: int, seed: int, first: Bound, failed: list[Check]) -> Case[Bound]:
@@ -190,6 +193,8 @@ def _case(subject: Subject, dims: Dims, touched: int, seed: int, first: Bound, f
         checks += 1
         try:
             check_bound(subject, dims, operands, result)  # type: ignore[arg-type]
+            if checks > 1:
+                check_renewed(subject, dims, operands)
         except Wrong as wrong:
             before = LATER if checks > 1 else ""
             failed.append(wrong.check.model_copy(update={"reason": f"{before}{wrong.check.reason}"}))
@@ -221,6 +226,17 @@ def check_bound(subject: Subject, dims: Dims, operands: Bound, result: Result) -
     if changed := [name for name, mark in _marks(subject, tensors).items() if mark != operands.mark[name]]:
         raise Wrong(Check(status="writes its input", reason=f"{changed[0]} has changed"))
     return judge_outputs(subject, dims, outputs_of(subject, dims, tensors, result), expected)
+
+
+def check_renewed(subject: Subject, dims: Dims, operands: Bound) -> Compared:
+    """Compare a call on other values at the same addresses: a kernel that keeps its results after some calls gives old
+    ones. Raises Wrong."""
+    other = subject.family.operands(dims, subject.dtype, Draw(subject.device, operands.seed, turn=1))
+    kept = (*subject.family.weights, *subject.changed)
+    refill(operands.tensors, {name: value for name, value in other.items() if name not in kept})
+    operands.mark = _marks(subject, operands.tensors)
+    refill(operands.tensors, operands.start)
+    return check_bound(subject, dims, operands, operands.run(operands.tensors))
 
 
 def _marks(subject: Subject, tensors: Tensors) -> dict[str, int]:

@@ -145,12 +145,12 @@ def run_tasks(
     own `process` is ignored; after the first process a kernel's own sizes alone are compared again. Raises RequestError
     where the log cannot be written.
     """
-    tasks, done = list(tasks), 0.0
+    tasks = list(tasks)
+    done = done_of(tasks, log, processes)
     for process in range(1, processes + 1):
         order = list(tasks)
         random.Random((seed << 8) + process).shuffle(order)
         left = [task for task in order if _is_wanted(task, process, log)]
-        done = (process - 1) * len(tasks) + len(tasks) - len(left)
         if not left:
             continue
         with ExitStack() as homes:
@@ -171,7 +171,12 @@ def run_tasks(
                         home = homes.enter_context(nursery())
                         result = failed(asked, "runtime error", str(lost))
                 log.append(result)
-                done += 1
+                done += 1 if result.check.status == "passed" else processes - process + 1
+
+
+def done_of(tasks: Sequence[Task], log: SuiteLog, processes: int) -> int:
+    """Return how many results of kernels × processes the log has, or are not wanted since an earlier one failed."""
+    return sum(not _is_wanted(task, process, log) for task in tasks for process in range(1, processes + 1))
 
 
 def _is_wanted(task: Task, process: int, log: SuiteLog) -> bool:
@@ -278,12 +283,15 @@ def serve(inlet: int, tell: Callable[[dict[str, Any]], None], preload: Sequence[
     """Answer requests until the input ends; `preload` names modules that most of them need."""
     import torch  # children share what is loaded here
 
+    from profiler.kernels.serving.guards import originals, replaced
     from profiler.kernels.serving.registry import Registry, UserError
     from profiler.kernels.serving.timing import run_kernel
 
     for name in preload:
         with suppress(Exception):
             importlib.import_module(name)
+
+    before = originals()
 
     def work(request: dict[str, Any]) -> dict[str, Any]:
         if "file" in request:
@@ -295,7 +303,10 @@ def serve(inlet: int, tell: Callable[[dict[str, Any]], None], preload: Sequence[
         task = Task.model_validate(request["task"])
         if task.threads is not None:
             torch.set_num_threads(task.threads)
-        return {"result": run_kernel(task, Registry.of(task.files)).model_dump(mode="json")}
+        result = run_kernel(task, Registry.of(task.files))
+        if (name := replaced(before)) is not None:
+            return {"failed": f"it replaced {name}, by which it is checked and timed"}
+        return {"result": result.model_dump(mode="json")}
 
     for line in lines(inlet):
         request = json.loads(line)

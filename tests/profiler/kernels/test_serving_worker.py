@@ -17,6 +17,7 @@ from profiler.kernels.serving.worker import Lost, Nursery, how_it_ended, run_tas
 from profiler.record.suite_table import KernelId, KernelResult, SuiteLog, read_suite_results
 
 FILE = str(Path(__file__).parents[2] / "data" / "failing_kernels.py")
+DECEIVE = ("makes_its_clock_slow", "stops_working")
 LONG_S, SHORT_S = 300.0, 2.0
 """Limits of kernels that end by themselves, and of those that never do."""
 
@@ -32,7 +33,7 @@ def task(name: str, **more: object) -> Task:
 def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuiteLog]:
     """All failing kernels and the right one, twice, in two nurseries."""
     log = SuiteLog(tmp_path_factory.mktemp("suite"))
-    for names, limit_s in ((("crashes", "exits", "asks", "works"), LONG_S), (("hangs", "starts"), SHORT_S)):
+    for names, limit_s in ((("crashes", "exits", "asks", *DECEIVE, "works"), LONG_S), (("hangs", "starts"), SHORT_S)):
         run_tasks([task(f"failing_kernels:{name}") for name in names], log, processes=2, limit_s=limit_s)
     yield log
 
@@ -50,6 +51,12 @@ def test_a_failing_kernel_costs_itself_alone(log: SuiteLog) -> None:
     for name in ("hangs", "starts"):
         assert [result.check.status for result in of(log, name)] == ["timeout"]
         assert "no result within 2 s" in (of(log, name)[0].check.reason or "")
+
+
+def test_a_kernel_that_deceives_its_process_is_caught(log: SuiteLog) -> None:
+    slow, stopped = (of(log, name)[0].check for name in DECEIVE)
+    assert slow.status == "runtime error" and "replaced time.perf_counter_ns" in (slow.reason or "")
+    assert stopped.status == "wrong numbers" and (stopped.reason or "").startswith("after timing: ")
 
 
 def test_the_others_are_checked_and_timed(log: SuiteLog) -> None:

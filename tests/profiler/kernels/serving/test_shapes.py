@@ -7,10 +7,11 @@ import pytest
 
 from profiler.kernels.serving.families import FAMILIES, family_named
 from profiler.kernels.serving.shapes import Point, Suite, kernels, model_step, suite_named, wanted_of
-from profiler.models.graphs import ModelGraphs, Tracing
-from profiler.models.resolve import resolve
+from profiler.models.graphs import Tracing, model_graphs, model_source
 from profiler.record.run import RequestError
+from roofline.graph.linear import linear_of
 from roofline.graph.op import Kind
+from roofline.whatif.registry import WhatIf
 from roofline.workload import Workload
 
 DECODE = Workload(batch=8, query_tokens=1, context_tokens=1024, dtype="bfloat16")
@@ -34,12 +35,27 @@ def test_a_decode_step_of_llama_on_two_ranks() -> None:
         assert made[absent] == [], absent
 
 
-def test_products_are_those_of_the_traced_graph() -> None:
-    config = resolve("gpt2").config
-    graph = ModelGraphs(config, "gpt2", Tracing(dtype="bfloat16")).whole(DECODE)
-    traced = {tuple(op.dims[name] for name in "mnk") for op in graph.ops if op.kind is Kind.MATMUL}
-    assert {tuple(row) for row in model_step("gpt2", DECODE).products} == traced
-    assert model_step("gpt2", DECODE).norms == (("layer_norm", 8, 768),)
+@pytest.mark.parametrize(
+    ("model", "tp"), [("gpt2", 1), ("gpt-oss-20b", 2), ("deepseek-v2-lite", 2), ("granite-4.0-h-small", 1)]
+)
+def test_products_are_those_that_predict_prices(model: str, tp: int) -> None:
+    """Of all layers, at the whole context: a dense model, experts, latent attention, and state spaces."""
+    graphs, _ = model_graphs(model, Tracing(dtype="bfloat16"))
+    changes = [WhatIf("tensor_parallel", {"degree": tp, "link": "nvlink"})] if tp > 1 else []
+    graph = model_source(graphs, changes, "executed").whole(DECODE)
+    weighted = [op for i, op in enumerate(graph.ops) if op.kind is Kind.MATMUL and linear_of(graph, i) is not None]
+    products = {tuple(op.dims[name] for name in "mnk") for op in weighted}
+    expanded = {row for row in products if row[0] > DECODE.batch}  # latents, which absorbed attention does not expand
+    step = model_step(model, DECODE, tp)
+    assert {*step.products, *(router[:3] for router in step.routers)} >= products - expanded
+    assert {*step.products} <= products and bool(expanded) == bool(step.latent)
+    grouped = [op for op in graph.ops if op.kind is Kind.GROUPED_MATMUL and op.routing is not None]
+    assert {row[3:] for row in step.grouped} == {(op.dims["n"], op.dims["k"]) for op in grouped}
+    assert {a.window for a in step.attention} == {
+        module.window or 0 for module in graph.attention_modules
+    } or step.latent
+    if model == "gpt2":
+        assert step.norms == (("layer_norm", 8, 768),)
 
 
 def test_experts_latents_windows_and_states() -> None:
