@@ -236,8 +236,8 @@ def self_test(own: Mapping[str, Sequence[tuple[float, float]]], plan: Plan, rand
 
 
 def _detectable(known: Estimates, plan: Plan, pairs: int) -> Array:
-    """Relative slowdown of each kernel that so many pairs, and as many for each confirming one as in `plan`, find with a
-    probability of `FOUND`; `known` is of A/A pairs."""
+    """Relative slowdown of each kernel that is found with a probability of `FOUND` in so many pairs, and in as many
+    confirming ones for each as in `plan`; `known` is of A/A pairs."""
     deviation = known.error * np.sqrt(known.size)
     size, later = (n - 2 * int(TRIM * n) for n in (pairs, pairs * plan.confirming // plan.pairs))
     rivals = 1 + SCREEN * len(deviation)
@@ -371,6 +371,6 @@ def _sentence(test: SelfTest, noisy: Sequence[str], plan: Plan) -> str:
     )
     if not noisy:
         return line
-    most = max((pairs or math.inf for pairs in test.needed.values()))
+    most = max(pairs or math.inf for pairs in test.needed.values())
     budget = _budget(None if math.isinf(most) else int(most), plan)
     return f"{line}; {len(noisy)} kernels are too noisy for {percent(plan.tolerance)}: {budget} in all of them"

@@ -135,7 +135,7 @@ def common(logs: Array) -> Array:
     """Movement that rows of shape (rows, nights) share, shape (nights,), around 0; 0 where there are too few rows."""
     gaps = np.isnan(logs)
     rows, known = ~gaps.all(axis=1), ~gaps.all(axis=0)
-    shared = np.zeros(len(known))
+    shared = np.zeros(logs.shape[1])
     if np.count_nonzero(rows) < LEAST_TOGETHER:
         return shared
     if gaps.any():
@@ -157,8 +157,8 @@ def change_points(values: Array, penalty: float, least: int) -> list[int]:
     """Starts of all segments but the first that make the squares about the segments' means, and a penalty for each
     change, the smallest; segments have at least `least` values.
 
-    Optimal partitioning (Jackson et al., IEEE Signal Processing Letters 12(2), 2005), an exact O(n²): the same points as
-    ``ruptures.KernelCPD(kernel="linear")``, whose import takes longer than this does for thousands of values.
+    Optimal partitioning (Jackson et al., IEEE Signal Processing Letters 12(2), 2005): exact, in O(n²). To import
+    `ruptures`, whose ``KernelCPD(kernel="linear")`` seeks the same, takes longer than this for thousands of values.
     """
     count = len(values)
     total = np.concatenate(([0.0], np.cumsum(values - values.mean())))
