@@ -83,7 +83,7 @@ def refresh(results: Path, rows_of: Callable[[RunFolder], Side], say: Callable[[
                 except RequestError as error:
                     say(f"{path} is left out: {error}")
             add(base, sides)
-            added += len(sides)
+            added += sum(any(row.seconds for row in side.rows) for _, side in sides)
     finally:
         lock.release()
     return added
