@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from scipy.stats import false_discovery_control
 
 from calibrate.regression.statistics import Array, Estimates, joined, moderated, single, unpaired
 from profiler.record.run import RequestError
@@ -193,6 +192,8 @@ def judge(
 ) -> tuple[list[Verdict], Array, Array, Array]:
     """Verdict, adjusted p, and the ends of the log ratio's interval, for each kernel of a suite. A change of less than
     `least` (None: the tolerance) is neither slower nor faster."""
+    from scipy.stats import false_discovery_control  # it takes longer to load than a history to make
+
     p = false_discovery_control(estimates.p_different()) if len(estimates.value) else np.empty(0)
     half = estimates.half(COVERED)
     low, high = estimates.value - half, estimates.value + half

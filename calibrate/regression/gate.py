@@ -18,6 +18,7 @@ Example::
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -42,6 +43,10 @@ FIRST = 0.6
 """Share of the pairs after which the first look is taken."""
 FOUND = 0.95
 """Probability with which the smallest detectable slowdown is found."""
+
+
+MOST_PAIRS = 1000
+"""Pairs that a gate may have: some hours of processes."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,9 @@ class SelfTest:
     """All resampled gates."""
     spread: float
     """Median over kernels of the standard deviation of a time from process to process, relative."""
+    needed: Mapping[str, int | None] = field(default_factory=dict)
+    """Kernel that is too noisy for the tolerance -> the fewest pairs with which it would not be; None: no `MOST_PAIRS`.
+    """
 
     @property
     def rate_below(self) -> float:
@@ -143,7 +151,7 @@ def run_gate(
     drawn = plan.pairs
     if len(noisy) == len(names):
         rows = [_failed(name, why) for name, why in failed.items()]
-        rows += [_noisy(name, test.detectable[name], plan) for name in names]
+        rows += [Comparison((("kernel", name),), "ambiguous", _too_noisy(name, test, plan)) for name in names]
         return Outcome(tuple(rows), test, plan, drawn=drawn)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     first = min(max(round(FIRST * plan.pairs), 2), plan.pairs)
@@ -195,9 +203,16 @@ def estimate(times: Sequence[Sequence[tuple[float, float]]]) -> Estimates:
 
 
 def confirmed(screened: Estimates, again: Estimates, least: float) -> NDArray[np.bool_]:
-    """Which candidates are slower by the pairs `again`; `screened` lends what it knows of the suite's noise."""
+    """Which candidates are slower by the pairs `again`.
+
+    `screened` lends what it knows of each kernel's noise. But the later pairs may have met other work, and a candidate
+    may have become one by too small an error, so that the candidates' own variances, pooled, have to say the same.
+    """
     known = moderated(joined([screened, again]))
-    p = known.p_slower()[len(screened.value) :]
+    error, p = known.error[len(screened.value) :], known.p_slower()[len(screened.value) :]
+    noisier = np.mean((again.error / np.maximum(error, np.finfo(float).tiny)) ** 2)
+    freedom = np.full(len(error), again.freedom.sum())
+    p = np.maximum(p, Estimates(again.value, error * math.sqrt(noisier), freedom, again.size).p_slower())
     return (false_discovery_control(p) <= RED) & (again.value > math.log1p(least))
 
 
@@ -210,25 +225,40 @@ def self_test(own: Mapping[str, Sequence[tuple[float, float]]], plan: Plan, rand
     if not own:
         return SelfTest({}, 0, 0, 0.0)
     known = moderated(_raw(list(own.values())))
+    detectable = _detectable(known, plan, plan.pairs)
+    needed = {name: _needed(known, at, plan) for at, name in enumerate(own) if detectable[at] > plan.tolerance}
     deviation = known.error * np.sqrt(known.size)
-    size, later = (count - 2 * int(TRIM * count) for count in (plan.pairs, plan.confirming))
-    rivals = 1 + SCREEN * len(own)
-    each = (1 + FOUND) / 2
-    freedom = np.minimum(known.freedom, 1e9)
-    found = [
-        deviation / math.sqrt(count) * (stdtrit(own_freedom, 1 - p) + stdtrit(own_freedom, each))
-        for count, p, own_freedom in (
-            (size, SCREEN, freedom),
-            (later, RED / rivals, np.maximum(freedom, later - 1)),
-        )
-    ]
-    above_least = math.log1p(plan.least) + deviation / math.sqrt(later) * stdtrit(freedom, each)
-    detectable = np.expm1(np.maximum.reduce([*found, above_least]))
     length = min(len(pairs) for pairs in own.values())
     logs = np.array([[math.log(new / base) for base, new in pairs[:length]] for pairs in own.values()])
     red = sum(_resampled(logs, deviation, plan, random) for _ in range(plan.resampled))
     spread = float(np.median(known.error)) * math.sqrt(plan.pairs / 2)  # a pair is a difference of two processes
-    return SelfTest(dict(zip(own, map(float, detectable), strict=True)), red, plan.resampled, spread)
+    return SelfTest(dict(zip(own, map(float, detectable), strict=True)), red, plan.resampled, spread, needed)
+
+
+def _detectable(known: Estimates, plan: Plan, pairs: int) -> Array:
+    """Relative slowdown of each kernel that is found with a probability of `FOUND` in so many pairs, and in as many
+    confirming ones for each as in `plan`; `known` is of A/A pairs."""
+    deviation = known.error * np.sqrt(known.size)
+    size, later = (n - 2 * int(TRIM * n) for n in (pairs, pairs * plan.confirming // plan.pairs))
+    rivals = 1 + SCREEN * len(deviation)
+    each = (1 + FOUND) / 2
+    freedom = np.minimum(known.freedom + np.maximum(size - known.size, 0), 1e9)  # more pairs know their noise better
+    found = [
+        deviation / math.sqrt(count) * (stdtrit(own_freedom, 1 - p) + stdtrit(own_freedom, each))
+        for count, p, own_freedom in (
+            (size, SCREEN, freedom),
+            (later, RED / rivals, np.minimum(np.maximum(freedom, later - 1), rivals * (later - 1))),
+        )
+    ]
+    above_least = math.log1p(plan.least) + deviation / math.sqrt(later) * stdtrit(freedom, each)
+    return np.asarray(np.expm1(np.maximum.reduce([*found, above_least])))
+
+
+def _needed(known: Estimates, kernel: int, plan: Plan) -> int | None:
+    """The fewest pairs that find a slowdown of the tolerance in this kernel; None where `MOST_PAIRS` do not."""
+    budgets = range(plan.pairs, MOST_PAIRS + 1)
+    at = bisect_left(budgets, True, key=lambda pairs: bool(_detectable(known, plan, pairs)[kernel] <= plan.tolerance))
+    return budgets[at] if at < len(budgets) else None
 
 
 def _resampled(logs: Array, deviation: Array, plan: Plan, random: np.random.Generator) -> bool:
@@ -287,7 +317,7 @@ def _judged(
         if name in red:
             verdict = "slower"
         elif test.detectable[name] > plan.tolerance:
-            verdict, reason = "ambiguous", _too_noisy(test.detectable[name])
+            verdict, reason = "ambiguous", _too_noisy(name, test, plan)
         elif verdict != "faster":
             verdict = "same" if high[at] <= math.log1p(plan.tolerance) else "ambiguous"
             reason = "the second draw did not confirm that it is slower" if name in again else ""
@@ -313,14 +343,18 @@ def _failed(name: str, why: str) -> Comparison:
     return Comparison((("kernel", name),), "failed", why)
 
 
-def _noisy(name: str, detectable: float, plan: Plan) -> Comparison:
-    return Comparison((("kernel", name),), "ambiguous", _too_noisy(detectable))
-
-
-def _too_noisy(detectable: float) -> str:
+def _too_noisy(name: str, test: SelfTest, plan: Plan) -> str:
     from roofline.units import percent
 
-    return f"too noisy here: slowdowns below {percent(detectable)} may be missed"
+    told = f"too noisy here: slowdowns below {percent(test.detectable[name])} may be missed"
+    return f"{told}; {_budget(test.needed[name], plan)}"
+
+
+def _budget(pairs: int | None, plan: Plan) -> str:
+    from roofline.units import percent
+
+    asked = percent(plan.tolerance)
+    return f"--pairs {pairs} would find {asked}" if pairs else f"not even {MOST_PAIRS:,} pairs would find {asked}"
 
 
 def _sentence(test: SelfTest, noisy: Sequence[str], plan: Plan) -> str:
@@ -335,4 +369,8 @@ def _sentence(test: SelfTest, noisy: Sequence[str], plan: Plan) -> str:
         f"{percent(FOUND)} of gates; {test.red} of {test.gates:,} resampled gates of unchanged kernels were red "
         f"(at most {percent(test.rate_below)})"
     )
-    return f"{line}; {len(noisy)} kernels are too noisy for {percent(plan.tolerance)}" if noisy else line
+    if not noisy:
+        return line
+    most = max(pairs or math.inf for pairs in test.needed.values())
+    budget = _budget(None if math.isinf(most) else int(most), plan)
+    return f"{line}; {len(noisy)} kernels are too noisy for {percent(plan.tolerance)}: {budget} in all of them"

@@ -29,7 +29,7 @@ from calibrate.regression.compare import Key, Side
 from calibrate.regression.history import Night
 from calibrate.regression.statistics import Array
 from profiler.record.files import Lock, make_folder, replacing
-from profiler.record.folder import RunFolder, list_runs
+from profiler.record.folder import RunFolder, run_paths
 from profiler.record.parquet import schema
 from profiler.record.run import RequestError
 from roofline.reading import entry, one_line, parse_json
@@ -63,10 +63,10 @@ def refresh(results: Path, rows_of: Callable[[RunFolder], Side], say: Callable[[
 
     Raises RequestError where the store cannot be written or another process adds to it.
     """
-    runs = [run for run in list_runs(results) if run.state == "finished"]
     base = results / STORE
     known = _known(base)
-    lacking = [run for run in runs if _identity(f"{run.path.parent.name}/{run.path.name}") not in known]
+    named = {f"{path.parent.name}/{path.name}": path for path in run_paths(results)}
+    lacking = [(name, path) for name, path in named.items() if _identity(name) not in known]
     if not lacking:
         return 0
     make_folder(base)
@@ -75,13 +75,15 @@ def refresh(results: Path, rows_of: Callable[[RunFolder], Side], say: Callable[[
         added = 0
         for first in range(0, len(lacking), AT_ONCE):
             sides = []
-            for run in lacking[first : first + AT_ONCE]:
+            for name, path in lacking[first : first + AT_ONCE]:
                 try:
-                    sides.append((f"{run.path.parent.name}/{run.path.name}", rows_of(RunFolder.open(run.path))))
+                    folder = RunFolder.open(path)
+                    if folder.run.finished:
+                        sides.append((name, rows_of(folder)))
                 except RequestError as error:
-                    say(f"{run.path} is left out: {error}")
+                    say(f"{path} is left out: {error}")
             add(base, sides)
-            added += len(sides)
+            added += sum(any(row.seconds for row in side.rows) for _, side in sides)
     finally:
         lock.release()
     return added
@@ -141,14 +143,15 @@ def read(results: Path | str, device: str | None = None) -> Stored:
     middle = np.ma.filled(columns["middle"], np.nan)
     if not (np.isfinite(middle) & (middle > 0)).all():
         raise RequestError(f"{where} holds a time that is not positive; {MEND}")
-    logs = np.full((len(keys), len(runs)), np.nan)
-    logs[at_key, at_run] = np.log(middle)
+    logs = np.full((len(runs), len(keys)), np.nan)  # a run's rows lie together in the file
+    logs[at_run, at_key] = np.log(middle)
     try:
-        nights = tuple(Night(str(run), str(started), _texts(made_of)) for _, run, started, made_of in runs)
+        texts = {made_of: _texts(made_of) for made_of in {row[3] for row in runs}}  # most runs have those of the last
+        nights = tuple(Night(str(run), str(started), texts[made_of]) for _, run, started, made_of in runs)
         rows = [tuple((str(name), str(value)) for name, value in parse_json(key)) for _, key in keys]
     except (ValueError, TypeError, AttributeError) as error:
         raise RequestError(f"{where} names a run or a kernel by what is no JSON of texts; {MEND}") from error
-    return Stored(nights, dict(zip(rows, logs, strict=True)))
+    return Stored(nights, dict(zip(rows, np.ascontiguousarray(logs.T), strict=True)))
 
 
 def _texts(text: str) -> dict[str, str]:

@@ -150,6 +150,7 @@ def _self_test(test: "SelfTest") -> dict[str, object]:
     return {
         "spread": test.spread,
         "detectable": dict(test.detectable),
+        "pairs_needed": dict(test.needed),
         "resampled_gates": test.gates,
         "red": test.red,
         "red_rate_below": test.rate_below,

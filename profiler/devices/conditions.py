@@ -102,6 +102,8 @@ CONDITIONS: Mapping[str, Condition] = {
                          "compare only with runs without it; nvidia-smi -e 1 turns it on after a reset"),
     "memory errors": Condition("invalidates", "results may be wrong, and the device is failing",
                                "reset or replace the GPU"),
+    "remapped": Condition("note", "spare rows stand for rows that failed, and more may follow",
+                          "compare its memory with that of its sisters: campaign fleet"),
     "clock": Condition("note", "times follow the clock, which is free to move",
                        "to compare runs closely, hold it: nvidia-smi -lgc MHZ"),
     "persistence": Condition("note", "the first call waits until the driver has loaded", "nvidia-smi -pm 1"),

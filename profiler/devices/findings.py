@@ -141,6 +141,8 @@ def _gpu_state(gpu: GpuReading) -> Iterable[Finding]:
         yield finding("ecc off", "ECC is off")
     if gpu.ecc_uncorrected:
         yield finding("memory errors", f"{gpu.ecc_uncorrected} uncorrected memory errors since the driver was loaded")
+    if gpu.remapped_rows:
+        yield finding("remapped", f"{gpu.remapped_rows} rows of the memory are remapped")
     for bit, what, severity, mend in REASONS:
         if (gpu.event_reasons or 0) & bit:
             yield Finding(severity=severity, what=what, why=SLOWER, mend=mend)

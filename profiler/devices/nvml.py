@@ -105,6 +105,7 @@ class Gpu:
             "mig": ask("mig", lambda gpu: bool(pynvml.nvmlDeviceGetMigMode(gpu)[0])),
             "ecc": ask("ecc", lambda gpu: bool(pynvml.nvmlDeviceGetEccMode(gpu)[0])),
             "ecc_uncorrected": ask("ecc errors", pynvml.nvmlDeviceGetTotalEccErrors, *uncorrected),
+            "remapped_rows": ask("remapped rows", lambda gpu: sum(pynvml.nvmlDeviceGetRemappedRows(gpu)[:2])),
             "compute_mode": ask("compute mode", lambda gpu: COMPUTE_MODES.get(pynvml.nvmlDeviceGetComputeMode(gpu))),
             "sm_clock_max_hz": ask("sm clock max", max_clock, pynvml.NVML_CLOCK_SM, unit=MHZ),
             "memory_clock_max_hz": ask("memory clock max", max_clock, pynvml.NVML_CLOCK_MEM, unit=MHZ),

@@ -89,6 +89,8 @@ class GpuReading(GpuState):
     ecc: bool | None = None
     ecc_uncorrected: int | None = None
     """Uncorrected memory errors since the driver was loaded."""
+    remapped_rows: int | None = None
+    """Rows of memory that spare ones stand for, after errors that were corrected or not."""
     compute_mode: ComputeMode | None = None
     """The processes that may create contexts."""
     sm_clock_max_hz: float | None = None

@@ -313,15 +313,25 @@ class RunSummary(Record):
     """Number of cells of each verdict; empty where none was noted."""
 
 
-def list_runs(base: Path) -> list[RunSummary]:
-    """Every run under ``base/<device>/``, the oldest first; none where `base` does not exist."""
+def run_paths(base: Path) -> list[Path]:
+    """The folders ``base/<device>/<run>``, the oldest first; none where `base` does not exist."""
     if entry(base) != "folder":
         return []
-    from profiler.record.index import Index, folders_in
+    from profiler.record.index import folders_in
 
     paths = [Path(base, device, run) for device in folders_in(base) for run in folders_in(f"{base}/{device}")]
+    return sorted(paths, key=lambda path: (path.name, path.parent.name))
+
+
+def list_runs(base: Path) -> list[RunSummary]:
+    """Every run under ``base/<device>/``, the oldest first; none where `base` does not exist."""
+    paths = run_paths(base)
+    if not paths:
+        return []
+    from profiler.record.index import Index
+
     index, runs = Index(Path(base)), list[RunSummary]()
-    for path in sorted(paths, key=lambda path: (path.name, path.parent.name)):
+    for path in paths:
         try:
             summary = RunSummary.model_validate({**(index.find(path) or {}), "path": path})
         except ValidationError:  # it is not known

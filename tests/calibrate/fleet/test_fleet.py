@@ -12,6 +12,10 @@ from calibrate.fleet.outliers import LEAST, Measured, Unit, causes, outliers, si
 from calibrate.fleet.units import model_spec
 from calibrate.fleet.upgrades import upgrades
 from calibrate.regression.history import Night
+from profiler.devices.conditions import REASONS, device_labels
+from profiler.devices.findings import gpu_findings
+from profiler.devices.watch import GpuReading
+from profiler.record.measurement import Window
 from profiler.record.run import RequestError
 from roofline.hardware.spec import HardwareSpec
 
@@ -37,7 +41,7 @@ def test_a_fleet_of_alike_units_has_no_bad_one() -> None:
         (SLOW_MEMORY, (), "slow memory"),
         (SLOW_CLOCK, (), "low clocks: power, heat or a clock limit"),
         (SLOW_CLOCK, ("power cap in 83 % of the time",), "power or heat holds it back"),
-        (SLOW_MEMORY, ("3 uncorrected ECC errors",), "ECC errors or lost memory"),
+        (SLOW_MEMORY, ("3 uncorrected memory errors since the driver was loaded",), "ECC errors or lost memory"),
         (BAD_LINK, (), "a bad or narrow link"),
         ((("launch.", "host."), 2.0), (), "a slow or busy host"),
         ((("memory.", "matmul."), 0.8), (), "not known"),
@@ -49,6 +53,20 @@ def test_the_likely_cause_is_named(fault: Fault, remarks: tuple[str, ...], cause
     assert found[0].unit.name == "GPU-5" and found[0].is_certain and found[0].cause == cause
     assert {off.name.partition(".")[0] + "." for off in found[0].figures if abs(off.distance) > 6} == set(fault[0])
     assert all(off.ratio == pytest.approx(fault[1], rel=0.1) for off in found[0].figures if abs(off.distance) > 6)
+
+
+def test_causes_follow_from_what_measurements_remark() -> None:
+    """Each remark that a cause needs is one that `hardware` writes, and a driver that tells nothing is no cause."""
+    bad = GpuReading(ecc=False, ecc_uncorrected=2, remapped_rows=1, power_limit_w=500, power_default_w=700)
+    notes = [found.what for found in gpu_findings(bad)]
+    window = Window(start_s=0, duration_s=1, samples=1)
+    held = window.model_copy(update={"event_reasons": sum({reason.bit for reason in REASONS})})
+    labels = device_labels([held], bad, bad.model_copy(update={"ecc_uncorrected": 3}))
+    texts = [*notes, *(label.what for label in labels)]
+    for cause in causes():
+        assert all(any(word in text for text in texts) for word in cause.remarks), cause.cause
+    unseen = [label.what for label in device_labels([window], GpuReading(), GpuReading())]
+    assert unseen and not any(word in text for text in unseen for cause in causes() for word in cause.remarks)
 
 
 def test_a_small_fleet_names_a_unit_that_is_far_off_and_less_than_five_none() -> None:

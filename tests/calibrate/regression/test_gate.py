@@ -65,6 +65,42 @@ def test_a_noisy_machine_is_said_so_and_measures_no_further() -> None:
     assert all("too noisy here" in row.reason for row in outcome.comparisons)
 
 
+def test_it_says_which_budget_would_find_the_tolerance() -> None:
+    """With the pairs that a noisy machine asks for, its kernels are no longer too noisy."""
+    plan = Plan(resampled=0, tolerance=0.02)
+    outcome = gate(SimulatedSampler(machine(12, spread=0.02)), plan=plan)
+    needed = list(outcome.self_test.needed.values())
+    assert len(needed) == 12 and all(pairs and 20 < pairs < 200 for pairs in needed)
+    assert f"--pairs {needed[0]} would find 2.00 %" in outcome.comparisons[0].reason
+    pairs = max(filter(None, needed))
+    own = machine(12, 2, spread=0.02).pairs(pairs)
+    drawn = {str(i): [(1.0, float(np.exp(x))) for x in row] for i, row in enumerate(own)}
+    larger = Plan(pairs=pairs, confirming=2 * pairs, resampled=0, tolerance=0.02)
+    assert max(self_test(drawn, larger, np.random.default_rng(2)).detectable.values()) < 0.022
+    hopeless = gate(SimulatedSampler(machine(2, spread=2.0)), plan=plan)
+    assert "not even 1,000 pairs would find 2.00 %" in hopeless.comparisons[0].reason
+
+
+class Busier(SimulatedSampler):
+    """Other work begins after the first session: later processes differ four times as much."""
+
+    def draw(self, kernels: Sequence[str], pairs: int, against_itself: bool = False, again: bool = False) -> Drawn:
+        own = self.machine.own
+        self.machine.own = own * (4 if again else 1)
+        drawn = super().draw(kernels, pairs, against_itself)
+        self.machine.own = own
+        return drawn
+
+
+def test_other_work_that_begins_before_the_second_draw_is_no_slowdown() -> None:
+    """With the noise of the first session alone, 1 of 30 such gates is red."""
+    random = np.random.default_rng(3)
+    for _ in range(40):
+        sampler = Busier(Machine(200, random))
+        outcome = run_gate(sampler, sampler.names, Plan(resampled=0), random)
+        assert outcome.exit_code != 1
+
+
 class Breaking(SimulatedSampler):
     def draw(self, kernels: Sequence[str], pairs: int, against_itself: bool = False, again: bool = False) -> Drawn:
         drawn = super().draw(kernels, pairs, against_itself)

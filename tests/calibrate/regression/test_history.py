@@ -4,10 +4,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from each import each
 from regression_noise import nightly
 
 from calibrate.regression.compare import Comparison, Key, Verdict
-from calibrate.regression.history import Change, Night, changes, common, gated
+from calibrate.regression.history import Change, Night, change_points, changes, common, gated
 from calibrate.regression.statistics import Array
 
 
@@ -139,3 +140,24 @@ def test_outliers_are_no_changes() -> None:
     logs = nightly("iid 0.5 %", 100, 60, np.random.default_rng(3))
     lasting = [change for change in found(logs, nights(60)) if change.lasts]
     assert len(lasting) <= 5
+
+
+@each("seed", range(12))
+def test_change_points_are_those_of_ruptures_or_better(seed: int) -> None:
+    ruptures = pytest.importorskip("ruptures")
+    random = np.random.default_rng(seed)
+    steps = np.repeat(random.normal(0, 3, 6), random.integers(1, 40, 6))
+    values = steps + random.normal(0, 1, len(steps))
+
+    def cost(points: list[int], penalty: float) -> float:
+        parts = np.split(values, points)
+        return penalty * len(points) + sum(float(((part - part.mean()) ** 2).sum()) for part in parts)
+
+    for least, penalty in ((1, 2.0), (3, 12.0), (3, 0.5)):
+        theirs = (
+            ruptures.KernelCPD(kernel="linear", min_size=least).fit(values.reshape(-1, 1)).predict(pen=penalty)[:-1]
+        )
+        own = change_points(values, penalty, least)
+        assert min(np.diff([0, *own, len(values)])) >= least
+        assert cost(own, penalty) <= cost(theirs, penalty) + 1e-9, "it prunes by a rule that is exact for least = 1"
+        assert own == theirs or penalty < 1

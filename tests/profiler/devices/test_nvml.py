@@ -25,6 +25,7 @@ ANSWERS = {
     "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=150 << 30, used=1 << 30),
     "nvmlDeviceGetMigMode": [0, 0],
     "nvmlDeviceGetEccMode": [1, 1],
+    "nvmlDeviceGetRemappedRows": (1, 2, 0, 0),
     "nvmlDeviceGetTotalEccErrors": {pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED: 0},
     "nvmlDeviceGetComputeMode": 3,
     "nvmlDeviceGetPersistenceMode": 1,
