@@ -32,10 +32,13 @@ from calibrate.serving.servers import started
 from calibrate.serving.silicon import Case, case_of, read_rows, scheme_of
 from profiler.models.served import native_dtypes, served_model, served_name
 from profiler.record.run import RequestError
-from roofline.hardware.load import load_device
+from roofline.hardware.load import device_names, load_device
+from roofline.hardware.spec import HardwareSpec
 from roofline.laws.kinds import LATENT_DECODE, LATENT_PREFILL, OWN_ALL_REDUCE
 from roofline.laws.law import Floats
+from roofline.reading import one_line
 from roofline.serving.engine import Engine
+from roofline.serving.find import BARE_SPREAD
 from roofline.serving.replay import Drafts, Replayed, replay
 from roofline.serving.shape import Served
 from roofline.serving.step import Pricer
@@ -44,6 +47,8 @@ from roofline.serving.surface import SECONDS, TERMS, Asked, Surface, surfaces
 ENOUGH = 9
 """Rows of other models on the same version of an engine from which no other version is needed."""
 OURS, DATASHEET = "ours", "datasheet"
+FORM_FACTOR = {"sxm", "nvidia", "pcie"}
+"""Words of a system's name that do not tell its chip."""
 QUEUEING = 0.7
 """Standard deviation of the logarithm of a time to the first token: under load it is mostly queueing behind prompts
 that arrive together, which the columns do not tell."""
@@ -62,39 +67,51 @@ def read_tables(paths: Sequence[Path]) -> dict[str, Tables]:
     if not files:
         raise RequestError("no *_perf.parquet under the tables; name AIConfigurator's files or their folder")
     found: dict[str, Tables] = {}
+    left = defaultdict[str, list[Path]](list)
     for file in files:
         try:
             read = import_tables("aiconfigurator", [file], ImportOptions())
         except RequestError as error:
-            say(f"left out: {error}")
+            left[str(error).removeprefix(f"{file}: ").partition("; there are")[0]].append(file)
             continue
-        if read.device.spec is None:
-            say(f"left out: {file}: no device file describes {read.device.name}")
+        spec = read.device.spec or next((known for part in file.parts[::-1] if (known := device_named(part))), None)
+        if spec is None:
+            left[f"no device file describes {read.device.name}"].append(file)
             continue
-        tables = found.setdefault(read.device.spec.name, Tables(read.device.spec))
+        tables = found.setdefault(spec.name, Tables(spec))
         versions = [f"{name} {version}" for source in read.kernels.sources for name, version in source.versions.items()]
         framework, _, version = (versions or ["unknown "])[0].partition(" ")
         numbers = tuple(int(part) for part in re.findall(r"\d+", version.split(",")[-1])[:4])
         tables.of.setdefault((framework.lower(), numbers), {}).update(observations(read.kernels))
+    for why, those in left.items():
+        say(f"left out, {len(those)} tables ({', '.join(sorted({file.name for file in those}))}): {why}")
     if not found:
         raise RequestError("no table could be read; see above")
     return found
 
 
+def device_named(system: str) -> HardwareSpec | None:
+    """The device that AIConfigurator calls "h100_sxm", "gb200" or "a100_sxm"; of several, the one of most memory."""
+    asked = set(re.findall(r"[a-z0-9]+", system.lower()))
+    named = [spec for name in device_names() if asked & set(name.split("-")) and (spec := load_device(name))]
+    fitting = [spec for spec in named if asked - FORM_FACTOR <= set(spec.name.split("-"))]
+    exact = [spec for spec in fitting if asked <= set(spec.name.split("-"))]
+    return max(exact or fitting, key=memory_bytes, default=None) if asked - FORM_FACTOR else None
+
+
+def memory_bytes(spec: HardwareSpec) -> float:
+    """Bytes of a device's main memory; infinite where they are not known."""
+    return (spec.datasheet.levels[-1].capacity_bytes if spec.datasheet else None) or np.inf
+
+
 def device_for(system: str, tables: Mapping[str, Tables]) -> Tables:
     """The tables of a row's device. Raises ValueError: none."""
-    plain = re.sub(r"[^a-z0-9]+", "-", system.lower())
-    names = [plain, f"nvidia-{plain}", f"nvidia-{plain.removesuffix('-sxm')}"]
-    for name in names:
-        if name in tables:
-            return tables[name]
-    for name in names:
-        try:
-            spec = load_device(name)
-        except ValueError:
-            continue
-        if spec.name in tables:
-            return tables[spec.name]
+    words = set(re.findall(r"[a-z0-9]+", system.lower())) - FORM_FACTOR
+    own = [table for name, table in tables.items() if words and words <= set(name.split("-"))]
+    if len(own) > 1 and (spec := device_named(system)) and spec.name in tables:
+        return tables[spec.name]
+    if own:
+        return own[0]
     raise ValueError(f"no tables of {system!r:.40}; there are tables of {', '.join(sorted(tables))}")
 
 
@@ -107,7 +124,10 @@ def asked_for(case: Case, tables: Tables) -> tuple[Asked, Drafts | None]:
     how = started(case, model.model, sum(attention.count for attention in model.attentions))
     scheme = scheme_of(case, how.engine, native)
     scheme = replace(scheme, experts=tables.same_bits("experts", scheme.experts))
-    return (model, how.engine, scheme, how.parallel), how.drafts
+    parallel, ranks = how.parallel, model.ranks * how.parallel.attention_dp
+    if model.experts and parallel.moe_tp * parallel.moe_ep < ranks:  # left empty in the file
+        parallel = replace(parallel, moe_tp=max(1, ranks // parallel.moe_ep))
+    return (model, how.engine, scheme, parallel), how.drafts
 
 
 @cache
@@ -116,8 +136,8 @@ def known_model(model: str, ranks: int) -> tuple[Served, tuple[str, str] | None]
     try:
         name = served_name(model)
         return served_model(name, ranks), native_dtypes(name)
-    except RequestError as error:
-        return str(error)
+    except (RequestError, ValueError, KeyError, RuntimeError, ImportError, OSError) as error:
+        return f"{model} on {ranks} ranks: {one_line(error)}"
 
 
 def wanted_kinds(asked: Sequence[Asked]) -> list[tuple[str, str]]:
@@ -170,6 +190,8 @@ class Method:
     drafts: Mapping[int, Drafts | None]
     surface: dict[int, Surface] = field(default_factory=dict)
     foreign: dict[int, bool] = field(default_factory=dict)
+    without: dict[int, float] = field(default_factory=dict)
+    """Share of the kernels' time of kinds that no table holds."""
     reasons: dict[int, str] = field(default_factory=dict)
     fits: list[str] = field(default_factory=list)
     _replayed: dict[tuple[object, ...], Replayed] = field(default_factory=dict)
@@ -198,16 +220,24 @@ class Method:
                 model, engine, scheme, parallel = self.asked[i]
                 distinct[model.model, model.ranks, engine.since, scheme, parallel].append(i)
                 self.foreign[i] = bool(foreign)
-            memory = own.spec.datasheet.levels[-1].capacity_bytes if own.spec.datasheet else None
-            try:
-                pricer = PRICERS[self.name](own, found, sources, foreign, self.asked[places[0]][1])
-                asked = [self.asked[rows[0]] for rows in distinct.values()]
-                made = surfaces(asked, pricer, memory or np.inf)
-            except (ValueError, KeyError) as error:
-                self.reasons.update(dict.fromkeys(places, f"{own.spec.name}: {error}"))
-                continue
-            for rows, surface in zip(distinct.values(), made, strict=True):
-                self.surface.update(dict.fromkeys(rows, surface))
+            pricer = PRICERS[self.name](own, found, sources, foreign, self.asked[places[0]][1])
+            self._surfaces(list(distinct.values()), pricer, own.spec)
+
+    def _surfaces(self, groups: Sequence[Sequence[int]], pricer: Any, spec: HardwareSpec) -> None:
+        """Surfaces of groups of rows that share one; where some cannot be priced, the others are priced apart."""
+        try:
+            made = surfaces([self.asked[rows[0]] for rows in groups], pricer, memory_bytes(spec))
+        except (ValueError, KeyError) as error:
+            if len(groups) == 1:
+                self.reasons.update(dict.fromkeys(groups[0], f"{spec.name}: {error}"))
+                return
+            for rows in groups:
+                self._surfaces([rows], pricer, spec)
+            return
+        for rows, surface in zip(groups, made, strict=True):
+            lacking = [share for name, share in surface.bare.items() if not pricer.prices(name.partition(" ")[0])]
+            self.surface.update(dict.fromkeys(rows, surface))
+            self.without.update(dict.fromkeys(rows, sum(lacking)))
 
     def _group(self, places: Sequence[int], fit_rows: int) -> dict[int, dict[str, float]]:
         """The rows of one model on one engine, version and device."""
@@ -229,7 +259,8 @@ class Method:
         for i in places:
             done = self._replay(i, constants)
             seconds = {"ttft": float(np.mean(done.first_s)), "tpot": float(np.median(done.token_s))}
-            for name, width in (("ttft", max(QUEUEING, deviation)), ("tpot", deviation)):
+            spread = float(np.hypot(deviation, BARE_SPREAD * self.without[i]))
+            for name, width in (("ttft", max(QUEUEING, spread)), ("tpot", spread)):
                 low, high = interval(np.array(seconds[name]), width)
                 seconds |= {f"{name}_low": float(low), f"{name}_high": float(high)}
             found[i] = seconds

@@ -119,3 +119,20 @@ def test_what_cannot_be_read_is_refused_in_one_line(
         assert serving_accuracy.main() == 2
         printed = capsys.readouterr()
         assert says in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
+@pytest.mark.parametrize(
+    ("system", "device"),
+    [
+        ("h100_sxm", "nvidia-h100-sxm"),
+        ("b200_sxm", "nvidia-b200"),
+        ("gb200", "nvidia-gb200"),
+        ("a100_sxm", "nvidia-a100-sxm-80gb"),
+        ("l40s", "nvidia-l40s"),
+        ("sxm", None),
+        ("b60", None),
+    ],
+)
+def test_names_of_systems_are_those_of_devices(system: str, device: str | None) -> None:
+    found = serving_accuracy.device_named(system)
+    assert (found.name if found else None) == device

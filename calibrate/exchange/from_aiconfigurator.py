@@ -18,7 +18,7 @@ import pandas as pd
 from calibrate.exchange.tables import ImportOptions, Parsed, complete, numbers, require, without, words
 from profiler.record.run import RequestError
 from roofline.dtypes import BITS, dtype_named
-from roofline.laws.kinds import LATENT_DECODE, LATENT_PREFILL, OWN_ALL_REDUCE
+from roofline.laws.kinds import BATCHED, LATENT_DECODE, LATENT_PREFILL, OWN_ALL_REDUCE
 
 UNIT, SECONDS = "ms", 1e-3
 COMMON = ("framework", "version", "device", "op_name", "kernel_source", "latency")
@@ -63,6 +63,8 @@ def parse(frame: pd.DataFrame, path: Path, options: ImportOptions) -> Parsed:
     require(frame, ("op_name", "latency"), path, "an AIConfigurator table")
     operations = words(frame["op_name"])
     family = _family(operations, set(frame.columns), path)
+    if "num_heads" in family.sizes.values() and "num_heads" not in frame and "tp_size" in frame:
+        frame = frame.assign(num_heads=LATENT_HEADS / numbers(frame["tp_size"]))
     columns = (*COMMON, family.dtype, *family.sizes.values(), *family.others)
     require(frame, columns, path, f"an AIConfigurator {family.name} table")
     dropped: dict[str, int] = {}
@@ -185,6 +187,13 @@ def _own_all_reduce(rows: pd.DataFrame, table: pd.DataFrame, dropped: dict[str, 
     return _nccl(rows, table.loc[rows.index], dropped).assign(kind=OWN_ALL_REDUCE)
 
 
+def _latent_products(rows: pd.DataFrame, table: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
+    """Products of each head with its part of DeepSeek's projection: before attention its 128 elements become 512,
+    behind it 512 become 128."""
+    before = rows["op"] == "mla_gen_pre"
+    return rows.assign(n=np.where(before, 512.0, 128.0), k=np.where(before, 128.0, 512.0), kind=BATCHED)
+
+
 def _latent(rows: pd.DataFrame, table: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
     """DeepSeek's latent attention, the only one that the tool times: 512 + 64 cached elements a token, keys of 192 and
     values of 128 for a prompt. `num_heads` are a rank's; older tables have those of all ranks in every row."""
@@ -209,6 +218,8 @@ def _latent(rows: pd.DataFrame, table: pd.DataFrame, dropped: dict[str, int]) ->
     )
 
 
+LATENT_HEADS = 128
+"""Heads of DeepSeek-V3 on all ranks, in old tables that state the number of ranks alone."""
 LATENT_CONTEXT, LATENT_GENERATION = ("mla_context", "context_mla"), ("mla_generation", "generation_mla")
 """Operations of latent attention, as collectors of several versions name them."""
 _HEADS = {"batch": "batch_size", "heads": "num_heads", "kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
@@ -261,5 +272,14 @@ FAMILIES = (
         ("isl", "kv_cache_dtype", "step"),
         {"heads": "heads"},
         _latent,
+    ),
+    Family(
+        "latent products",
+        ("mla_gen_pre", "mla_gen_post"),
+        "bmm_dtype",
+        {"batch": "num_heads", "m": "num_tokens"},
+        (),
+        {"n": "n", "k": "k"},
+        _latent_products,
     ),
 )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from calibrate.report.document import Column, Document, Facts, Lines, Section, Text, figure, table
-from calibrate.serving.server import FittedServer
+from calibrate.serving.from_results import FittedServer
 from roofline.laws.fitted import Estimate
 from roofline.serving.predict import OWN_NAMES, PART_NAMES
 from roofline.serving.surface import LAUNCHING, PROMPTS, TERMS

@@ -19,6 +19,8 @@ from roofline.laws.law import Facts
 POINTS = 600
 """Kernels that a law is fitted to."""
 FOLDS = 3
+ENOUGH_ROWS = 200
+"""Kernels of a table that is preferred to larger ones, since newer or the engine's own; 200 determine any law."""
 COLLECTIVES = ("collective", OWN_ALL_REDUCE)
 """Kinds whose kernels engines share."""
 Key = tuple[str, str]
@@ -58,6 +60,8 @@ class Tables:
             options = [(source, key) for source in ranked for key in self.of[source] if key[0] == kind]
             if not options:
                 continue
+            enough = min(ENOUGH_ROWS, max(len(self.of[source][key]) for source, key in options))
+            options = [(source, key) for source, key in options if len(self.of[source][key]) >= enough]
             # the engine's own table of this dtype, another engine's of this dtype, then the nearest dtype
             source, key = min(
                 options,

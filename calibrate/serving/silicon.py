@@ -11,6 +11,7 @@ ranks so, with the same measured times (its rule is that ranks × data-parallel 
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,7 @@ def scheme_of(case: Case, engine: Engine, native: tuple[str, str] | None) -> Sch
     """Return what runs: a checkpoint published in as many bits as the row says keeps its own scheme, and one whose
     layers are not quantised keeps those."""
     layer, experts = case.layer, case.experts
-    if native is not None and BITS.get(experts, 16) <= BITS[native[1]]:
+    if native is not None and BITS.get(experts, 16) == BITS[native[1]]:
         experts = native[1]
         layer = native[0] if BITS.get(layer, 16) <= BITS[native[0]] else layer
     return Scheme(layer, experts, engine.cache_bits.get(layer, 16) / 8)
@@ -140,10 +141,20 @@ def _whole(row: Mapping[str, str], name: str, default: int | None = 1) -> int:
 def _dtype(text: str) -> str:
     if not text.strip() or text.strip().lower() in ("nan", "none"):
         return "bfloat16"
-    found = dtype_named(text)
+    found = dtype_named(text) or _of_bits(text)
     if found is None:
         raise ValueError(f"quantisation {text!r:.40} is not known; known: {', '.join(sorted(BITS))}")
     return "bfloat16" if found == "float16" else found
+
+
+def _of_bits(text: str) -> str | None:
+    """A scheme of as many bits as an unknown label states: "w4a16_nvfp4" (of weights), "fp8_per_tensor" (of both)."""
+    weights = re.search(r"w(\d+)a(\d+)", text.lower())
+    bits = re.search(r"(?<!\d)(4|8|16)(?!\d)", text)
+    if weights:
+        return {("4", "16"): "int4_wo", ("8", "16"): "int8_wo", ("4", "8"): "w4afp8", ("8", "8"): "float8_e4m3fn",
+                ("4", "4"): "nvfp4"}.get((weights[1], weights[2]))  # fmt: skip
+    return {"4": "nvfp4", "8": "float8_e4m3fn", "16": "bfloat16"}[bits[1]] if bits else None
 
 
 def _milliseconds(text: str) -> float | None:

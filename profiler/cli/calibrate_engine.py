@@ -40,7 +40,7 @@ def calibrate_engine(asked: Question, as_json: bool) -> None:
     """Fit, write and print. Raises RequestError, one line, for files that cannot be read or say too little."""
     from calibrate.report.server import server_document, server_json
     from calibrate.serving.bench import BenchStep, read_bench, steps_of
-    from calibrate.serving.server import Seen, fit_server
+    from calibrate.serving.from_results import Seen, fit_server
     from profiler.attribution.engine import read_ranks
     from profiler.models.catalogue import silence
     from profiler.models.served import native_dtypes, served_model, served_name

@@ -71,9 +71,19 @@ NATIVE = {
 }
 """dtypes of layers and experts in the published checkpoints of a model type, by their `quantization_config`: MXFP4 for
 the experts alone, and float8 with a scale for each block of 128 × 128."""
-OTHER_NAMES = {"deepseek-r1": "deepseek-v3", "llama-3.3-70b": "llama-3.1-70b", "llama-3-70b": "llama-3.1-70b"}
-"""Models with the shapes of another one."""
-SUFFIXES = re.compile(r"-(instruct|it|chat|hf|base|fp8|fp4|nvfp4|mxfp4|bf16|awq|gptq|\d{4}|v\d+(\.\d+)*|thinking)$")
+OTHER_NAMES = {
+    **dict.fromkeys(("deepseek-r1", "deepseek-v3.1", "deepseek-v3.1-terminus"), "deepseek-v3"),
+    **dict.fromkeys(("llama-3.3-70b", "llama-3-70b"), "llama-3.1-70b"),
+    "llama-3-8b": "llama-3.1-8b",
+    "kimi-k2.5": "kimi-k2",
+    **dict.fromkeys(("minimax-m2", "minimax-m2.1", "minimax-m2.7"), "minimax-m2.5"),
+    **dict.fromkeys(("glm-5.1",), "glm-5"),
+}
+"""Models with the shapes of another one, of their text layers."""
+SUFFIXES = re.compile(
+    r"-(instruct|it|chat|hf|base|fp8|fp4|int4|nvfp4|mxfp4|bf16|awq|gptq|dynamic|block|static|pertensor|kv|\d{4}|"
+    r"v\d+(\.\d+)*|thinking|\d+b-\d+e)$"
+)
 """Ends of a hub name that do not change the shapes."""
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from roofline.dtypes import ELEMENT_BYTES
+from roofline.dtypes import BITS
 from roofline.laws.law import FETCH, Constant, Dims, Facts, Floats, Values, blend, evicted_code, optional
 from roofline.laws.work import OUTPUT_BYTES
 
@@ -186,10 +186,10 @@ def peak_of(facts: Facts, dtype: str) -> float:
 
 def product_of(dims: Dims, dtype: str) -> Product:
     """Sizes as a product. Raises ValueError for a dtype whose size is not known."""
-    if dtype not in ELEMENT_BYTES:
-        raise ValueError(f"size of {dtype} is not known; known: {', '.join(ELEMENT_BYTES)}")
+    if dtype not in BITS:
+        raise ValueError(f"size of {dtype} is not known; known: {', '.join(BITS)}")
     m, n, k = (np.asarray(dims[name], dtype=float) for name in ("m", "n", "k"))
-    return Product(m, n, k, ELEMENT_BYTES[dtype], optional(dims, "cold", m))
+    return Product(m, n, k, BITS[dtype] / 8, optional(dims, "cold", m))
 
 
 def traffic_s(product: Product, facts: Facts, values: Values) -> Floats:

@@ -51,6 +51,9 @@ def test_hub_names_of_one_shape_are_one_model() -> None:
     assert served_name("meta-llama/Llama-3.1-8B-Instruct") == "llama-3.1-8b"
     assert served_name("deepseek-ai/DeepSeek-R1-0528") == "deepseek-v3"
     assert served_name("nvidia/Llama-3.3-70B-Instruct-FP8") == "llama-3.1-70b"
+    assert served_name("nvidia/Kimi-K2.5-NVFP4") == "kimi-k2"
+    assert served_name("meta-llama/Llama-4-Scout-17B-16E-Instruct") == "llama-4-scout"
+    assert served_name("Qwen/Qwen3-32B-FP8-Static-PerTensor") == "qwen3-32b"
     assert served_name("somebody/unheard-of-7b") == "somebody/unheard-of-7b"
     assert native_dtypes("gpt-oss-120b") == ("bfloat16", "w4a16_mxfp4")
     assert native_dtypes("llama-3.1-8b") is None
