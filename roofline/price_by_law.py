@@ -216,6 +216,7 @@ def _streamed(op: Op) -> dict[str, float]:
         "elements": float(op.dims.get("elements") or op.dims.get("n") or written),
         "flops": op.vector_flops + op.matrix_flops,
         "gathered": float(op.kind == Kind.EMBEDDING),
+        "strided": float(op.dims.get("strided", 0)),
     }
 
 

@@ -23,8 +23,9 @@ from profiler.record.folder import RunFolder
 from profiler.record.kernel_table import has_kernels, read_kernels
 from profiler.record.run import RequestError
 from roofline.hardware.spec import SPEC_SCHEMA, HardwareSpec
-from roofline.laws.fitted import FittedLaw, Provenance
-from roofline.laws.kinds import OPERATOR, kind_of, law_for, work_of
+from roofline.laws.eager_modules import EagerModules, operations_of
+from roofline.laws.fitted import Z90, Extent, FittedLaw, Provenance
+from roofline.laws.kinds import OPERATOR, kind_of, law_for, law_named, work_of
 from roofline.laws.law import Dims, Facts, Floats, FourConstant
 from roofline.laws.work import Work, datasheet_s, weight_bytes
 
@@ -151,10 +152,34 @@ def calibrate_tables(fitted: Tables, scored: Tables | None, facts: Facts, points
 
 
 def calibrated_spec(spec: HardwareSpec, calibration: Calibration, provenance: Provenance) -> HardwareSpec:
-    """The spec with the new laws; they replace earlier ones of the same kind and dtype."""
+    """The spec with the new laws; they replace earlier ones of the same kind and dtype. Where whole modules were timed
+    and kernels of a kind were not, the constants of the modules' law are that kind's."""
     new = stored_laws([calibrated.law for calibrated in calibration.fitted], provenance)
-    laws = {(law.kind, law.dtype): law for law in (*spec.calibrated, *new)}
+    parts = [part for law in new for part in parts_of(law)]
+    laws = {(law.kind, law.dtype): law for law in (*parts, *spec.calibrated, *new)}
     return spec.model_copy(update={"schema_version": SPEC_SCHEMA, "calibrated": tuple(laws.values())})
+
+
+def parts_of(law: FittedLaw) -> tuple[FittedLaw, ...]:
+    """The laws that a law of whole modules sums; none of another law.
+
+    Each has its share of the constants, the sum's scatter as its interval, and no correction, which is of the sum. A
+    kind has none where the times of modules leave most of its constants at their priors.
+    """
+    whole, found = law_named(law.law), []
+    if not isinstance(whole, EagerModules) or law.correction is None:
+        return ()
+    for kind, sizes in operations_of(law.correction.dims).items():
+        own = [c for c in law.constants if c.name.startswith(f"{kind}.")]
+        if 2 * sum(c.determined for c in own) < len(own):
+            continue
+        kept = {
+            "kind": kind, "law": kind, "correction": None, "unseen": None, "width": Z90 * law.scale,
+            "constants": tuple(c.model_copy(update={"name": c.name.removeprefix(f"{kind}.")}) for c in own),
+            "domain": {n: Extent(low=sizes[n].min(), high=sizes[n].max()) for n in whole.laws[kind].dims},
+        }  # fmt: skip
+        found.append(law.model_copy(update=kept))
+    return tuple(found)
 
 
 def calibrate_kind(

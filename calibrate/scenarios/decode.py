@@ -19,7 +19,7 @@ def tokens_per_pass(drafted: int, acceptance: float) -> float:
 
 @dataclass(frozen=True)
 class Verify:
-    """How much longer is a pass that verifies drafted tokens than a decode step, and which acceptance repays it?
+    """It measures passes that verify drafted tokens against a decode step, and the acceptance that repays them.
 
     The draft is the model's own first layers (self-speculation, LayerSkip, arXiv 2404.16710).
 
@@ -102,7 +102,7 @@ def leave_after(layers: int) -> str:
 
 @dataclass(frozen=True)
 class Length:
-    """How does the time of a decode step grow with the context, and what is it worth to know a request's length?
+    """It measures the time of a decode step by its context, and what it is worth to know a request's length.
 
     A scheduler that knows lengths runs the shortest request first (as with predicted ones, arXiv 2408.15792). Beside
     first come, first served, the mean wait in a queue of equal priority falls by E[min(S, S')] ÷ E[S], where S and S'
@@ -167,7 +167,7 @@ def _expected(by_length: Sequence[float], stops: float) -> float:
 
 @dataclass(frozen=True)
 class EarlyExit:
-    """How much faster is a decode step that leaves after some of the layers?
+    """It measures the time of a decode step that leaves after some of the layers.
 
     The decision to leave, and keys and values of the layers that are left out, are not counted (CALM, arXiv
     2207.07061).
@@ -215,7 +215,7 @@ class EarlyExit:
 
 @dataclass(frozen=True)
 class Experts:
-    """How many distinct experts does a batch hit, and does their time follow them?
+    """It measures the distinct experts that a batch hits, and the time of their products.
 
     Args:
         batch: sequences that decode.

@@ -12,7 +12,7 @@ from profiler.record.run import ModelFacts
 
 @dataclass(frozen=True)
 class Attention:
-    """What does fused attention save against attention in single operations, in time and in bytes?
+    """It measures the time and bytes that fused attention saves against attention in single operations.
 
     Args:
         prompt: tokens of a prefill.
@@ -42,7 +42,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Offload:
-    """What does a decode step cost whose weights, or keys and values, lie in the memory of the host?
+    """It measures the time of a decode step whose weights, or keys and values, lie in the memory of the host.
 
     Each offloaded layer's weights are copied to the device before the layer runs (FlexGen, arXiv 2303.06865). A copy
     that goes on beside the layers hides in the longer of both times.
@@ -102,7 +102,7 @@ class Offload:
 
 @dataclass(frozen=True)
 class Adapters:
-    """What do LoRA adapters add to a decode step, and how long does it take to load one?
+    """It measures the time that LoRA adapters add to a decode step, and the time to load one.
 
     Args:
         rank: widths of the adapters, which are beside every linear layer of the repeated ones.
@@ -148,7 +148,7 @@ class Adapters:
 
 @dataclass(frozen=True)
 class ColdStart:
-    """How long does a new process take to have the weights, and for its first pass?
+    """It measures the time until a new process has the weights, and of its first pass.
 
     Args:
         prompt: tokens of the pass.
@@ -185,7 +185,7 @@ class ColdStart:
 
 @dataclass(frozen=True)
 class Energy:
-    """How many joules does a token take, where the device tells its energy?
+    """It measures the joules of a token, where the device tells its energy.
 
     Args:
         prompt: tokens of a prefill.

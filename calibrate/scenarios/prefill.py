@@ -15,7 +15,7 @@ MOST_CHUNKS = 4
 
 @dataclass(frozen=True)
 class Mixed:
-    """How long is a step that runs a chunk of a prompt beside decoding sequences?
+    """It measures the time of a step that runs a chunk of a prompt beside decoding sequences.
 
     The tokens of both go through each product with weights at once; attention runs for each sequence (Orca, OSDI 2022;
     Sarathi-Serve, arXiv 2403.02310).
@@ -75,7 +75,7 @@ def _sequences(count: int) -> str:
 
 @dataclass(frozen=True)
 class Chunked:
-    """What does a prompt cost in chunks, and how long does each keep other sequences waiting?
+    """It measures the time of a prompt in chunks, and how long each keeps other sequences waiting.
 
     Args:
         prompt: tokens of the prompt.
@@ -126,7 +126,7 @@ class Chunked:
 
 @dataclass(frozen=True)
 class Prefix:
-    """What does a prompt cost whose beginning is cached, and is loading that cache faster than computing it again?
+    """It measures a prompt whose beginning is cached, and whether to load that cache or to compute it again.
 
     Args:
         prompt: tokens of the prompt.
@@ -197,7 +197,7 @@ def load_kv(tokens: int) -> Step:
 
 @dataclass(frozen=True)
 class Disaggregate:
-    """How many bytes of keys and values does a prompt leave, and how long do they take over each link?
+    """It measures the bytes of keys and values that a prompt leaves, and their time over each link.
 
     Prefill and decode on different devices (DistServe, arXiv 2401.09670; Splitwise, arXiv 2311.18677) pay if the
     transfer is short beside the prefill.

@@ -29,7 +29,7 @@ OUTSIDE = "(no module)"
 UNPRICED = ""
 ESTIMATE = "estimate of a stream"
 START_S = 2e-6
-"""Seconds before a streaming kernel moves bytes: the prior of `roofline/engines`, to which steps of servers agree."""
+"""Seconds before a kernel works: the prior of `roofline/engines`, to which steps of servers agree."""
 
 
 class Operations(Protocol):
@@ -115,10 +115,12 @@ def _call_of(kernel: Owned, path: str, calls: dict[int, "_Call | None"], operati
 
 
 def _estimated(op: OpPrediction) -> OpPrediction:
-    """An operation without a law that waits for memory starts first, and reaches a part of the bandwidth, as the
+    """An operation without a law starts first, and one that waits for memory reaches a part of the bandwidth, as the
     streaming kernels of a serving graph do (`roofline.serving.step`)."""
-    if op.source != ROOFLINE or op.kind in ANCHORS - {Kind.EMBEDDING} or op.time_s is None:
+    if op.source != ROOFLINE or op.time_s is None:
         return op
+    if op.kind in ANCHORS - {Kind.EMBEDDING}:
+        return op.model_copy(update={"time_s": START_S * op.count + op.time_s})
     return op.model_copy(update={"time_s": START_S * op.count + op.time_s / STREAMED, "source": ESTIMATE})
 
 

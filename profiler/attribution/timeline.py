@@ -157,6 +157,8 @@ def read_timeline(trace: Path | str | Mapping[str, Any]) -> Timeline:
     lacks its time.
     """
     data = trace if isinstance(trace, Mapping) else _load(Path(trace))
+    if isinstance(data, list):  # "JSON Array Format" of Chrome's Trace Event Format
+        data = {"traceEvents": data}
     if not isinstance(data, Mapping) or not isinstance(data.get("traceEvents"), list):
         raise ValueError("not a torch profiler trace: no list 'traceEvents'; export one with prof.export_chrome_trace")
     whole = (e for e in data["traceEvents"] if isinstance(e, Mapping) and e.get("ph") == "X")

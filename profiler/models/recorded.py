@@ -13,7 +13,7 @@ Example: ``Recorded().add("aten::mm", {"Input Dims": [[8, 16], [16, 4]], "Input 
 
 import ast
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,10 +87,12 @@ class Recorded:
                 given, named = self._arguments(schema, inputs)
                 call = getattr(getattr(torch.ops.aten, base), schema.overload_name or "default")
                 with torch.no_grad(), self._recorder:
-                    call(*given, **named)
+                    out = call(*given, **named)
             except (ValueError, TypeError, AttributeError, RuntimeError, IndexError, NotImplementedError):
                 del self._recorder.ops[before:]  # another overload, or nothing that has a shape
                 continue
+            if not _is_vectorised(tensors((out, *given, *named.values()))):
+                self._recorder.ops[before:] = [_one_by_one(op) for op in self._recorder.ops[before:]]
             return len(self._recorder.ops) > before
         return False
 
@@ -214,6 +216,25 @@ class Recorded:
                 reads=tuple(reads), writes=(Access(tensor=out, bytes=written),) if written else (), counted=counted,
             )
         )  # fmt: skip
+
+
+def _is_vectorised(operands: Iterable[torch.Tensor]) -> bool:
+    """Whether one load or store takes several elements: of the output, the first operand, and operands that lie as it
+    does, without a conversion but to a narrower type (torch's CUDALoops.cuh, and Copy.cu for conversions)."""
+    arrays = [tensor for tensor in operands if tensor.dim()]
+    return all(
+        one.shape == arrays[0].shape and one.stride() == arrays[0].stride()
+        and one.numel() * one.itemsize == one.untyped_storage().nbytes()
+        and (one.dtype == arrays[0].dtype or one.itemsize > arrays[0].itemsize)
+        for one in arrays
+    )  # fmt: skip
+
+
+def _one_by_one(op: Op) -> Op:
+    """The operation with the dim by which the law of streams knows that elements are addressed one by one."""
+    if op.kind not in (Kind.POINTWISE, Kind.COPY):
+        return op
+    return op.model_copy(update={"dims": op.dims | {"strided": 1}})
 
 
 def _list(inputs: Mapping[str, Any], name: str) -> list[Any]:

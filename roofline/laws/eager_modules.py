@@ -38,17 +38,19 @@ def _stream(elements: Floats, read: float, written: float, **more: float) -> Ope
 
 
 def _norm(d: Dims) -> list[Operation]:
-    """The eight kernels of a norm: to float32, square, mean, + ε, rsqrt, scale, back, weight; two of them are tiny."""
+    """The eight kernels of a norm: to float32, square, mean, + ε, rsqrt, scale, back, weight; two of them are tiny.
+
+    Kernels that convert to float32, or that broadcast an operand, take elements one by one (torch's `Loops.cuh`)."""
     elements = d["tokens"] * d["hidden"]
     return [
-        _stream(elements, NARROW, WIDE),
+        _stream(elements, NARROW, WIDE, strided=1.0),
         _stream(elements, WIDE, WIDE),
         _stream(elements, WIDE, 0.0, reductions=1.0),
         _stream(d["tokens"], WIDE, WIDE),
         _stream(d["tokens"], WIDE, WIDE),
-        _stream(elements, WIDE, WIDE),
+        _stream(elements, WIDE, WIDE, strided=1.0),
         _stream(elements, WIDE, NARROW),
-        _stream(elements, NARROW, NARROW),
+        _stream(elements, NARROW, NARROW, strided=1.0),
     ]
 
 
@@ -167,6 +169,11 @@ def _by_kind(dims: Dims) -> dict[str, list[tuple[NDArray[np.int_], Dims]]]:
             for kind, sized in operations(module, sizes):
                 parts.setdefault(kind, []).append((rows, sized))
     return parts
+
+
+def operations_of(dims: Dims) -> dict[str, Dims]:
+    """Sizes of all operations of modules, by the kind of their law."""
+    return {kind: _together([sized for _, sized in parts]) for kind, parts in _by_kind(dims).items()}
 
 
 def _together(parts: list[Dims]) -> Dims:

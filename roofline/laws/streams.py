@@ -3,8 +3,9 @@
 Pointwise operators, norms, embeddings and copies (`Streaming`) take
 ``time = kernels·launch + fetch·evicted_code + reductions·reduce + max_soft(bytes / B(kernel bytes), flops / vector)``
 where B falls from the cache's bandwidth to the memory's as one kernel's bytes outgrow the part of the last level that
-keeps them between kernels. Strided, reduced and gathered bytes are slower by a factor each. One eager operation can be
-many kernels (an RMSNorm is eight). A product with one row (`Matvec`) streams its matrix and reuses nothing of it.
+keeps them between kernels. Reduced and gathered bytes are slower by a factor each. Where no vector load takes several
+elements (strided, broadcast or converted operands), each costs instructions of the vector units. One eager operation
+can be many kernels (an RMSNorm is eight). A product with one row (`Matvec`) streams its matrix and reuses nothing.
 """
 
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Streaming:
             Constant("memory", "B/s", 0.02 * memory, 1.2 * memory, 0.85 * memory, 0.2, "bandwidth of main memory"),
             Constant("cache", "B/s", 0.1 * memory, 20 * memory, 1.5 * memory, 0.5, "bandwidth of the last-level cache"),
             Constant("resident", "1", 0.05, 2.0, 0.8, 0.4, "part of that cache that holds operands between kernels"),
-            Constant("strided", "1", 1.0, 16.0, 2.0, 0.4, "slowdown of bytes that are not contiguous"),
+            Constant("address", "1", 1.0, 400.0, 60.0, 0.5, "instructions for an element that is addressed on its own"),
             Constant("reduced", "1", 0.5, 16.0, 2.0, 0.5, "slowdown of bytes that are reduced, row by row"),
             Constant("gathered", "1", 1.0, 32.0, 3.0, 0.7, "slowdown of rows looked up by index"),
             Constant("vector", "FLOP/s", 1e-3 * vector, vector, 0.3 * vector, 1.0, "arithmetic of the vector units"),
@@ -52,13 +53,16 @@ class Streaming:
         held = values["resident"] * facts.cache_bytes
         size = (moved / kernels / held) ** KNEE
         missed = 1 - (1 - size / (size + 1)) * (1 - optional(dims, "cold", moved))
-        slower = 1 + (values["strided"] - 1) * optional(dims, "strided", moved)
-        slower = slower * (1 + (values["gathered"] - 1) * optional(dims, "gathered", moved))
+        slower = 1 + (values["gathered"] - 1) * optional(dims, "gathered", moved)
         slower = slower * (1 + (values["reduced"] - 1) * np.minimum(reductions / kernels, 1.0))
         streamed = moved * slower * (missed / values["memory"] + (1 - missed) / values["cache"])
         fixed = kernels * values["launch"] + values["fetch"] * evicted_code(dims, facts)
         fixed = fixed + reductions * values["reduce"]
-        return np.asarray(fixed + blend(streamed, dims["flops"] / values["vector"], SHARPNESS))
+        # A lane starts one instruction a cycle, and the peak counts two FLOPs of each.
+        addressed = (
+            values["address"] * optional(dims, "strided", moved) * dims["elements"] * 2 / facts.vector_flops_per_s
+        )
+        return np.asarray(fixed + blend(streamed, dims["flops"] / values["vector"] + addressed, SHARPNESS))
 
 
 MATRIX_KNEE = 2.0

@@ -127,7 +127,7 @@ def test_an_answer_has_the_passes_that_are_known() -> None:
 
 def test_each_scenario_says_what_it_answers_and_what_its_options_are() -> None:
     for name in SCENARIOS:
-        assert question(name).endswith("?"), name
+        assert question(name).startswith("It measures ") and question(name).endswith("."), name
         _, _, *lines = WRITTEN.help_text(name).split("\n")
         assert all(len(line.strip().partition(": ")[2].partition(" (")[0]) > 8 for line in lines), name
 

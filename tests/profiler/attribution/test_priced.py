@@ -29,7 +29,8 @@ def test_layers_of_an_eager_prefill() -> None:
     assert H100.datasheet is not None
     peak = H100.datasheet.matrix["bfloat16"].value
     assert up.calls and up.ideal_s == pytest.approx(up.calls * 2 * 16 * 559 * 1024 * 2816 / peak, rel=1e-6)
-    assert up.predicted_s == up.ideal_s and up.source == "roofline" and up.bound == "matrix"
+    started = up.ideal_s + up.calls * 2e-6
+    assert up.predicted_s == pytest.approx(started) and up.source == "roofline" and up.bound == "matrix"
     norm = rows["Qwen2Model/Qwen2DecoderLayer.*/Qwen2RMSNorm.1"]
     assert norm.ideal_s is not None and norm.predicted_s == pytest.approx(norm.ideal_s / 0.8 + norm.calls * 2e-6)
     assert up.error is not None and -0.5 < up.error < 0  # no H100 is faster than its datasheet

@@ -33,6 +33,11 @@ def inside(timeline: Timeline, outer: str, inner: str) -> bool:
     return all(a.start_s <= e.start_s and e.end_s <= a.end_s for e in timeline.host if e.name == inner)
 
 
+def test_a_bare_array_of_events_is_the_same_timeline(tmp_path: Path) -> None:
+    (tmp_path / "array.json").write_text(json.dumps(json.loads(CUDA.read_text())["traceEvents"]))
+    assert read_timeline(tmp_path / "array.json") == read_timeline(CUDA)
+
+
 def test_a_live_cpu_session(exported: Path) -> None:
     timeline = read_timeline(exported)
     names = [e.name for e in timeline.host]

@@ -66,7 +66,19 @@ def test_modules_of_another_model_are_predicted(tmp_path: Path, capsys: pytest.C
     (kind,) = found["kinds"]
     assert (kind["kind"], kind["points"], kind["scored"]) == ("module", 120, 15 * 4 * 2)
     assert kind["mape"] < 0.08 < kind["four_constant_mape"]
-    (law,) = load_device(found["spec"]).calibrated
+    *parts, law = load_device(found["spec"]).calibrated
+    part = {part.kind: part for part in parts}
+    prior = {c.name: c.prior for c in law_named("pointwise").constants(facts_of(load_device(DEVICE)), "bfloat16")}
+    assert part["pointwise"].values["launch"] == pytest.approx(1.6 * prior["launch"], rel=0.15)
+    product = {"m": np.array([500.0]), "n": np.array([2048.0]), "k": np.array([2048.0])}
+    module = {
+        "module": np.array([list(MODULES).index("o_proj")], dtype=float),
+        "context": np.zeros(1),
+        "tp": np.ones(1),
+    }
+    module |= {name: np.array([float(size)]) for name, size in SMALL.items()} | {"tokens": np.array([500.0])}
+    facts = facts_of(load_device(DEVICE))
+    assert part["matmul"].time_s(product, facts) == pytest.approx(law.time_s(module, facts), rel=0.15)
     assert (law.kind, law.law, law.domain["hidden"].high) == ("module", "module", SMALL["hidden"])
     dims = {
         name: np.full(1, float({"tokens": 64, "context": 0, "tp": 1}.get(name, OTHER.get(name, 0))))

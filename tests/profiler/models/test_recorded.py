@@ -131,3 +131,23 @@ def test_traffic_has_its_classes() -> None:
     recorded.add("aten::mm", {"Input Dims": [[2, 3], [3, 2]], "Input type": ["float"] * 2}, "", None, {})
     (traffic,) = recorded.graph("test").traffic
     assert isinstance(traffic, Traffic) and traffic.activation_read + traffic.activation_write == moved(op)
+
+
+@pytest.mark.parametrize(
+    ("operator", "dims", "strides", "types", "scalars", "single"),
+    [
+        ("aten::mul", [[8, 4], [8, 4]], [[4, 1], [4, 1]], ["float"] * 2, ["", ""], False),
+        ("aten::mul", [[8, 4], [8, 4]], [[1, 8], [1, 8]], ["float"] * 2, ["", ""], False),
+        ("aten::mul", [[8, 4], [8, 4]], [[4, 1], [1, 8]], ["float"] * 2, ["", ""], True),
+        ("aten::mul", [[8, 4], [8, 1]], [[4, 1], [1, 1]], ["float"] * 2, ["", ""], True),
+        ("aten::neg", [[8, 4]], [[8, 1]], ["c10::BFloat16"], [""], True),
+        ("aten::copy_", [[8, 4], [8, 4], []], [[4, 1], [4, 1], []], ["float", "c10::BFloat16", "Scalar"],
+         ["", "", "False"], True),
+        ("aten::copy_", [[8, 4], [8, 4], []], [[4, 1], [4, 1], []], ["c10::BFloat16", "float", "Scalar"],
+         ["", "", "False"], False),
+        ("aten::mm", [[8, 4], [4, 2]], [[4, 1], [1, 4]], ["float"] * 2, ["", ""], False),
+    ],
+)  # fmt: skip
+def test_operands_that_no_vector_load_takes_are_marked(operator, dims, strides, types, scalars, single) -> None:
+    (op,) = operations(operator, dims, types, Input_Strides=strides, Concrete_Inputs=scalars)
+    assert op.dims.get("strided", 0) == single

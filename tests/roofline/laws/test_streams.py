@@ -35,12 +35,21 @@ def test_many_kernels_pay_a_launch_each_and_reductions_more() -> None:
     assert price(NORM, sizes(tiny, reductions=1), reduce=5e-6) - one == pytest.approx(5e-6, rel=1e-3)
 
 
-def test_gathered_strided_and_reduced_bytes_are_slower() -> None:
+def test_gathered_and_reduced_bytes_are_slower() -> None:
     big = np.array([1e10])
     plain = price(EMBEDDING, sizes(big))
     assert price(EMBEDDING, sizes(big, gathered=1), gathered=4.0) == pytest.approx(4 * plain, rel=0.01)
-    assert price(EMBEDDING, sizes(big, strided=1), strided=2.0) == pytest.approx(2 * plain, rel=0.01)
     assert price(EMBEDDING, sizes(big, reductions=1), reduced=5.0) == pytest.approx(5 * plain, rel=0.01)
+
+
+def test_elements_that_no_vector_load_takes_cost_instructions_whatever_their_width() -> None:
+    """600 instructions, two FLOPs of the peak each, outlast the bytes of 10¹⁰ elements of 16 and of 32 bits."""
+    big = np.array([1e10])
+    wide = sizes(big, strided=1) | {"bytes_read": 4 * big, "bytes_written": 4 * big}
+    expected = 600 * 2 * 1e10 / FACTS.vector_flops_per_s
+    for dims in (sizes(big, strided=1), wide):
+        assert price(POINTWISE, dims, address=600.0) == pytest.approx(expected, rel=0.02)
+    assert price(POINTWISE, sizes(big), address=600.0) < expected / 3
 
 
 def test_columns_are_priced_as_each_alone() -> None:
@@ -55,4 +64,4 @@ def test_constants_are_those_of_a_device_with_a_cache() -> None:
     expected = {"launch": 4e-6, "memory": 2e12, "cache": 7e12, "resident": 25e6 / FACTS.cache_bytes}
     assert {name: found.values[name] for name in expected} == pytest.approx(expected, rel=0.2)
     assert found.values["memory"] == pytest.approx(2e12, rel=0.03)
-    assert {"gathered", "strided", "reduce"} <= set(found.undetermined)
+    assert {"gathered", "address", "reduce"} <= set(found.undetermined)
