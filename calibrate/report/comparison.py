@@ -1,11 +1,24 @@
 """The report of a comparison, and its JSON; the terminal, a Markdown summary and a page render the same document."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from calibrate.regression.compare import CONDITIONS, COVERED, Comparison, Key, Result, Verdict
-from calibrate.report.document import Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
+from calibrate.report.document import (
+    Cell,
+    Column,
+    Document,
+    Facts,
+    Figure,
+    Lines,
+    Part,
+    Section,
+    Text,
+    chart,
+    figure,
+    table,
+)
+from calibrate.report.run_rows import label
 from roofline.units import percent, precise, seconds, whole_percent
 
 FOREST = "The rows that changed most; a whisker is the interval, the band the tolerance."
@@ -17,7 +30,7 @@ URGENT: tuple[Verdict, ...] = ("slower", "failed", "missing")
 
 _COLUMNS: tuple[Column[Comparison], ...] = (
     Column("name", lambda row: row.name, code=True),
-    Column("verdict", lambda row: row.verdict, words=True),
+    Column("verdict", lambda row: Cell(row.verdict, bad=row.verdict in URGENT), words=True),
     Column("base", lambda row: figure(row.base_s, lambda value: _cost(value, row.unit)), drop=2),
     Column("new", lambda row: figure(row.new_s, lambda value: _cost(value, row.unit)), drop=3),
     Column("change", lambda row: figure(None if row.ratio is None else row.ratio - 1, _signed), strong=True),
@@ -38,12 +51,15 @@ def comparison_document(
         Text(counts, "bad" if urgent else "strong"),
         Lines([f"{row.name}: {row.sentence}" for row in urgent], tone="bad"),
         Facts([*facts, *_facts(result)]),
-        Section("Rows", (Figure("ratios", partial(_draw, result), FOREST), table(_COLUMNS, result.comparisons))),
+        Section(
+            "Rows",
+            (Figure("ratios", chart("comparison_plots.forest", result), FOREST), table(_COLUMNS, result.comparisons)),
+        ),
     ]
     falls = {key: terms for key, terms in (moved or {}).items() if terms}
     for key, terms in falls.items():
         columns = (
-            Column[tuple[str, float]]("term", lambda term: term[0].replace("_", " "), words=True),
+            Column[tuple[str, float]]("term", lambda term: " + ".join(map(label, term[0].split("+"))), words=True),
             Column[tuple[str, float]]("grew by", lambda term: figure(term[1], _seconds), strong=True),
         )
         rows = sorted(terms.items(), key=lambda term: -abs(term[1]))
@@ -52,12 +68,6 @@ def comparison_document(
         parts.append(Section(f"Where the difference went: {name}", (table(columns, rows, total),)))
     parts.append(Lines([f"note: {note}" for note in result.notes], tone="warning"))
     return Document(f"{result.base.name} against {result.new.name}", parts)
-
-
-def _draw(result: Result) -> Any:
-    from calibrate.report.comparison_plots import forest  # plotly takes long to import, and only pages draw
-
-    return forest(result)
 
 
 def comparison_json(result: Result, moved: Mapping[Key, Mapping[str, float]] | None = None) -> dict[str, Any]:

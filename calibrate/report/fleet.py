@@ -6,9 +6,9 @@ from typing import Any
 
 from calibrate.fleet.outliers import LEAST, Off, Outlier, Unit
 from calibrate.fleet.upgrades import Upgrade
-from calibrate.report.document import Cell, Column, Document, Part, Section, Text, figure, table
+from calibrate.report.document import Cell, Column, Document, Part, Section, Text, brief, figure, table
 from roofline.hardware.spec import Characteristic, HardwareSpec
-from roofline.units import in_unit, percent
+from roofline.units import MINUS, in_unit, percent
 
 FLEET_SCHEMA = 1
 """Version of the JSON document; keys are only ever added."""
@@ -77,25 +77,28 @@ def _device(fleet: DeviceFleet) -> list[Part]:
     if len(fleet.units) < LEAST:
         told = f"{len(fleet.units)} units are too few to tell which is unlike the others; {LEAST} are needed"
     else:
-        told = f"{len(fleet.units)} units: {certain} differ from their sisters, {doubtful} may"
+        told = f"{len(fleet.units)} units; unlike their sisters: {certain} for certain, {doubtful} perhaps"
+    few = [one for one in fleet.spec.characteristics if not one.name.startswith(("curve.", "cache."))]
     rows = [(found, off) for found in fleet.outliers for off in found.figures or (None,)]
     return [
         Text(told, "strong"),
         Section("Units that are not like their sisters", (table(_OFF, rows),)),
         Section("Upgrades, each unit compared with itself", (table(_UPGRADES, fleet.upgrades),)),
-        Section("What the device model reaches", (table(_FIGURES, fleet.spec.characteristics),)),
+        Section("What the device model reaches", brief(_FIGURES, few, fleet.spec.characteristics)),
     ]
 
 
 _OFF: tuple[Column[tuple[Outlier, Off | None]], ...] = (
     Column("unit", lambda row: row[0].unit.name, code=True),
     Column("host", lambda row: row[0].unit.hostname, words=True, drop=2),
-    Column("verdict", lambda row: Cell("differs" if row[0].is_certain else "may", bad=row[0].is_certain), words=True),
+    Column(
+        "verdict", lambda row: Cell("differs" if row[0].is_certain else "may differ", bad=row[0].is_certain), words=True
+    ),
     Column("figure", lambda row: row[1].name if row[1] else "", words=True),
     Column("here", lambda row: in_unit(row[1].value, row[1].unit) if row[1] else "", drop=3),
     Column("fleet", lambda row: in_unit(row[1].median, row[1].unit) if row[1] else "", drop=3),
     Column("off", lambda row: percent(row[1].ratio - 1, signed=True) if row[1] else "", strong=True),
-    Column("spreads", lambda row: f"{row[1].distance:+.1f}" if row[1] else "", drop=4),
+    Column("spreads", lambda row: f"{row[1].distance:+.1f}".replace("-", MINUS) if row[1] else "", drop=4),
     Column("likely cause", lambda row: row[0].cause, wraps=True),
 )
 _UPGRADES: tuple[Column[Upgrade], ...] = (

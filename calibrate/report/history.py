@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from calibrate.regression.compare import Key
 from calibrate.regression.history import LEAST_NIGHTS, Change, Night, versions_of
 from calibrate.regression.statistics import Array
-from calibrate.report.document import Column, Document, Facts, Figure, Lines, Part, Section, Text, figure, table
+from calibrate.report.document import Column, Document, Facts, Figure, Lines, Part, Section, Text, chart, figure, table
 from roofline.units import percent
 
 NOTE = "The rows that changed, at most twelve of them; a cross marks the first run after a change."
@@ -40,17 +39,17 @@ def history_document(
             "strong",
         ),
         Facts([("tolerance", percent(tolerance))]),
-        Section("Changes", (Figure("history", partial(_draw, nights, series, changes), NOTE), table(columns, changes))),
+        Section(
+            "Changes",
+            (
+                Figure("history", chart("comparison_plots.history", nights, series, changes), NOTE),
+                table(columns, changes),
+            ),
+        ),
         Lines(confirmations(nights, changes), "Confirm what is open"),
     ]
     device = nights[-1].made_of.get("device", "this device") if nights else "no runs"
     return Document(f"History of {device}", parts)
-
-
-def _draw(nights: Sequence[Night], series: Mapping[Key, Array], changes: Sequence[Change]) -> Any:
-    from calibrate.report.comparison_plots import history  # plotly takes long to import, and only pages draw
-
-    return history(nights, series, changes)
 
 
 def history_json(

@@ -323,7 +323,6 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent, csv: Path | None) -> i
     with spent.on("report"):
         from calibrate.passes.reports import advice, document, load_measured, load_spec
         from calibrate.report.run import run_document
-        from calibrate.report.run_csv import write_passes, write_steps
 
         spec = load_spec(folder)
         reports, measured, failed = load_measured(folder, spec)
@@ -335,6 +334,8 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent, csv: Path | None) -> i
             report = with_calibration(report, folder, spec)
         output.write_reports(folder, report)
         if answered:
+            from calibrate.report.run_csv import write_steps
+
             write_steps(folder.path / STEPS, reports)
     verdicts = Counter([*(report.status for report in reports), *(result.status for result in failed)])
     folder.note(spent_s=spent.parts, verdicts=dict(verdicts))
@@ -349,6 +350,8 @@ def _show(folder: RunFolder, as_json: bool, spent: Spent, csv: Path | None) -> i
     if (next_step := advice(folder, reports)) is not None:
         output.say(next_step, sys.stderr)
     if csv is not None:  # last: what cannot be written costs nothing else
+        from calibrate.report.run_csv import write_passes
+
         write_passes(csv, reports, failed)
     if any(one.refused is not None for one in folder.run.scenarios):
         return output.REQUEST
