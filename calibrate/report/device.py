@@ -24,7 +24,7 @@ from calibrate.report.document import (
     figure,
     table,
 )
-from calibrate.report.peaks import peak_parts
+from calibrate.report.run_tables import peak_parts
 from profiler.record.measurement import FASTEST, Measurement, Window
 from profiler.record.run import Run
 from roofline.hardware.spec import HardwareSpec

@@ -65,8 +65,8 @@ def calibration_sections(folder: RunFolder, spec: HardwareSpec) -> tuple[Section
         Column("in 90 %", lambda row: figure(row.score.coverage, percent)),
     )
     plot = Figure("residuals", partial(_draw, found), NOTE)
-    roofline = Figure("calibration-roofline", partial(_draw_roofline, found, spec), ON_ROOFLINE)
-    parts = (Text(SEEN, "faint"), plot, roofline, table(columns, found))
+    places = Figure("calibration-roofline", partial(roofline, found, spec), ON_ROOFLINE)
+    parts = (Text(SEEN, "faint"), plot, places, table(columns, found))
     return (Section("Calibration", parts, "calibration", views=FILES),)
 
 
@@ -125,7 +125,8 @@ def _draw(found: Sequence[Residuals]) -> Any:
     return chart
 
 
-def _draw_roofline(found: Sequence[Residuals], spec: HardwareSpec) -> Any:
+def roofline(found: Sequence[Residuals], spec: HardwareSpec) -> Any:
+    """The kernels under the device's roofs by their compulsory work; None without a kernel whose work is counted."""
     from calibrate.report import pass_plots
 
     places: list[pass_plots.Point] = []

@@ -24,9 +24,8 @@ from calibrate.report.document import (
     figure,
     table,
 )
-from calibrate.report.peaks import peak_parts
-from calibrate.report.run_layers import compiled_kernels, error, half, layer_tables, layer_terms
 from calibrate.report.run_rows import TermRow, meaning
+from calibrate.report.run_tables import compiled_kernels, error, half, layer_tables, layer_terms, peak_parts
 from calibrate.report.titles import cell_title, title
 from profiler.record.run import CellResult, Run
 from roofline import units

@@ -18,7 +18,7 @@ from calibrate.report.document import Cell, Column, Document, Figure, Part, Sect
 from calibrate.report.kernels import kernels_document
 from calibrate.report.residuals import with_calibration
 from calibrate.report.run import run_document
-from calibrate.report.run_layers import half
+from calibrate.report.run_tables import half
 from calibrate.report.suite import suite_document
 from calibrate.report.suite_rows import suite_rows
 from calibrate.report.titles import title

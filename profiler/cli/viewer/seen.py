@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from typing import Any, Literal
 
-from calibrate.report import run, run_layers, run_rows
+from calibrate.report import run, run_rows, run_tables
 from calibrate.report.document import (
     Cell,
     Column,
@@ -229,6 +229,6 @@ def _measured(key: str, before: str, measured: Measured, answer: Answer) -> Sect
         Facts(facts),
         Figure(f"waterfall-{key}", chart("pass_plots.waterfall_chart", report)),
         Figure(f"layers-{key}", chart("pass_plots.layer_chart", report)),
-        table_of(run_layers.LAYER_COLUMNS, rows, run_rows.busy_row(report)),
+        table_of(run_tables.LAYER_COLUMNS, rows, run_rows.busy_row(report)),
     )
     return Section(f"{before}Measured: {title(report)}", parts, name=f"measured-{key}")

@@ -11,7 +11,7 @@ from calibrate.passes.pass_report import PassReport
 from calibrate.report import pass_plots, run_rows
 from calibrate.report.document import Document
 from calibrate.report.run import headline, run_document, verdict
-from calibrate.report.run_layers import LAYER_COLUMNS
+from calibrate.report.run_tables import LAYER_COLUMNS
 from profiler.record.run import Run
 from roofline.hardware.spec import HardwareSpec
 
