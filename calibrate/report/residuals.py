@@ -29,9 +29,11 @@ NOTE = (
 )
 ON_ROOFLINE = (
     "A point is a kernel of the calibration; those of kinds whose work is not counted, as gaps of the host, have no "
-    "place on it. Above a roof: operands that a cache held."
+    "place on it, and of many, evenly chosen ones are drawn. Above a roof: operands that a cache held."
 )
 QUARTER = 0.25
+DRAWN = 2000
+"""Most kernels on the roofline, as many as a table of a page has rows."""
 WHISKERS = 80
 """Kernels up to which their intervals are drawn: more hide the points."""
 
@@ -130,6 +132,7 @@ def roofline(found: Sequence[Residuals], spec: HardwareSpec) -> Any:
     from calibrate.report import pass_plots
 
     places: list[pass_plots.Point] = []
+    every = max(1, -(-sum(len(row.kernels) for row in found) // DRAWN))
     for row in found:
         try:
             work = work_of(row.law.kind, row.kernels.dims, row.law.dtype)
@@ -140,7 +143,7 @@ def roofline(found: Sequence[Residuals], spec: HardwareSpec) -> Any:
         places += [
             pass_plots.Point(kind, flops / moved, flops / time_s, 0.0, _about(row, n))
             for n, (flops, moved, time_s) in enumerate(zip(*(size.tolist() for size in sizes), strict=True))
-            if flops > 0 and moved > 0
+            if n % every == 0 and flops > 0 and moved > 0
         ]
     if not places:
         return None
